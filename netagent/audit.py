@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-
 from _json import (
     encode_basestring_ascii as quote,
 )  # `json` imports `re`: 5 ms of start-up for a decoder unused here
@@ -63,10 +62,12 @@ class Audit:
         self._read_head()
 
     def _open(self) -> int:
-        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        os.fchmod(file, 0o644)  # whatever the umask: everybody may read it, nobody else may write
+        return file
 
     def _read_head(self) -> None:
-        """Go on with the chain of the last whole line; an unfinished one, of a crash in mid-write, is cut off and noted."""
+        """Go on with the chain of the last whole line; an unfinished one, of a crash in mid-write, is cut off."""
         try:
             with open(self._path, "rb") as file:
                 size = os.fstat(file.fileno()).st_size
@@ -115,10 +116,10 @@ class Audit:
             if written:
                 os.ftruncate(self._file, size)
             raise
-        self.sequence, self.head = self.sequence + 1, digest
         if len(line) > _JOURNAL_LINE:
             entry = {**entry, "ops": len(entry.get("ops", ())), "prev": self.head, "hash": digest}
             line = (to_json({**first, **entry}) + "\n").encode()
+        self.sequence, self.head = self.sequence + 1, digest
         sys.stderr.buffer.write(line)
         sys.stderr.flush()
 

@@ -1,4 +1,4 @@
-"""What netagent must remember beyond its own death: how to take back the open transaction, and which addresses are ours.
+"""What netagent must remember beyond its own death: the way back of the open transaction, and whose addresses are ours.
 
 Routes, rules and (from Linux 5.18) addresses carry our protocol number, so the kernel itself remembers those; the
 ledger says the rest. It lies in the runtime directory, which goes at a reboot, exactly when the addresses go.

@@ -109,7 +109,7 @@ class View:
         self._link_reasons: dict[int, tuple[str, str | None] | None] = {}
 
     def owns(self, address: dict[str, Any]) -> bool:
-        """Whether netagent put the address there: IFA_PROTO says so, or the ledger where the kernel has no IFA_PROTO."""
+        """Whether netagent put the address there: IFA_PROTO says so, or the ledger where the kernel has none."""
         if self.knows_protocol:
             return bool(address["protocol"] == PROTOCOL)
         return (address["link"], address["address"]) in self._owned

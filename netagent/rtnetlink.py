@@ -1,6 +1,6 @@
 """The four rtnetlink messages that netagent sends, the four dumps that it reads, and the socket for both.
 
-Packed by hand: pyroute2 would cost 24 MB and 0.3 s of start-up in the privileged process. Names and layouts are those of
+Packed by hand: pyroute2 would cost 24 MB and 0.3 s of start-up in the privileged process. Names and layouts are of
 linux/netlink.h, linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h and linux/fib_rules.h; tests hold every message
 byte for byte against pyroute2's encoder. What comes out of a dump has the keys of the operations in `protocol`.
 """
@@ -167,7 +167,7 @@ def parse_link(message: memoryview) -> dict[str, Any]:
 
 
 def parse_address(message: memoryview) -> dict[str, Any]:
-    """{link, address, prefix, flags, protocol}; protocol is None where the kernel knows no IFA_PROTO or none was set."""
+    """{link, address, prefix, flags, protocol}; protocol is None where no IFA_PROTO was set or known."""
     _, prefix, flags, _, index = IFADDRMSG.unpack_from(message)
     found = _attributes(message, IFADDRMSG.size)
     return {

@@ -1,7 +1,7 @@
 """What netagent gives up before it reads the first byte from anybody.
 
-Started as root (no systemd), it makes its own directories and becomes its user with CAP_NET_ADMIN; started by systemd it
-is that already. Either way it goes on only when the kernel says that CAP_NET_ADMIN is all that is left.
+Started as root (no systemd), it makes its own directories and becomes its user with CAP_NET_ADMIN; started by
+systemd it is that already. Either way it goes on only when the kernel says that CAP_NET_ADMIN is all that is left.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _verify() -> None:
     has, uids = int(status["CapPrm"], 16), status["Uid"].split()
     if has != _NET_ADMIN_ONLY or int(status["CapEff"], 16) != has:
         raise SystemExit(
-            f"cloud-network-netagent: has the capabilities {has:#x}, wants CAP_NET_ADMIN ({_NET_ADMIN_ONLY:#x}) and no other. "
+            f"cloud-network-netagent: has the capabilities {has:#x}, wants only CAP_NET_ADMIN ({_NET_ADMIN_ONLY:#x}). "
             f"Start it as root, or as {USER} with AmbientCapabilities=CAP_NET_ADMIN."
         )
     if "0" in uids:

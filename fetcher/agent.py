@@ -1,0 +1,139 @@
+"""The fetcher's end of the wire: a plan becomes requests to netagent, and its answers a verdict.
+
+Requests and answers are those of netagent/protocol.py. A plan that is larger than a request may be goes in several,
+in its own order, each applied and confirmed before the next.
+"""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cloud_network.fetcher.objects import Address, Route
+from cloud_network.fetcher.plan import Change, LinkMtu, LinkUp, Plan, Verb
+from cloud_network.netagent import protocol
+
+_ANSWER_SECONDS = 30.0
+_FAMILY = {4: 2, 6: 10}  # AF_INET, AF_INET6
+
+
+class AgentError(Exception):
+    """netagent could not be reached, or hung up: nothing, or nothing that lasts, was changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """netagent's last word on a plan: applied, confirmed, refused or rolled back."""
+
+    verdict: str
+    request: str
+    ops: int
+    reason: str | None = None
+
+
+def to_wire(change: Change) -> protocol.Op:
+    """One change as netagent reads it."""
+    what, add = change.what, change.verb is Verb.ADD
+    if isinstance(what, LinkUp):
+        return {"op": "link_up", "link": what.ifindex}
+    if isinstance(what, LinkMtu):
+        return {"op": "link_mtu", "link": what.ifindex, "mtu": what.mtu}
+    if isinstance(what, Address):
+        op: protocol.Op = {"link": what.ifindex, "address": what.address.packed, "prefix": what.prefix}
+        return {"op": "address_add", **op, "route": what.connected} if add else {"op": "address_remove", **op}
+    if isinstance(what, Route):
+        return {
+            "op": "route_replace" if add else "route_remove",
+            "table": what.table,
+            "link": what.ifindex,
+            "destination": what.destination.network_address.packed,
+            "prefix": what.destination.prefixlen,
+            "gateway": what.gateway.packed if what.gateway is not None else None,
+        }
+    return {
+        "op": "rule_add" if add else "rule_remove",
+        "priority": what.priority,
+        "family": _FAMILY[what.version],
+        "selector": what.selector.network_address.packed if what.selector is not None else None,
+        "prefix": what.selector.prefixlen if what.selector is not None else 0,
+        "to": what.to,
+        "table": what.table,
+        "suppress": what.suppress,
+    }
+
+
+class Agent:
+    """A connection to netagent for the length of one plan."""
+
+    def __init__(self, path: str = protocol.SOCKET) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(_ANSWER_SECONDS)
+        try:
+            self._socket.connect(path)
+            answer = self._ask({"request": "hello", "version": protocol.VERSION})
+        except OSError as error:
+            self.close()
+            raise AgentError(f"{path}: {error.strerror or error}; is cloud-network-netagent running?") from None
+        if answer["verdict"] != "ok":
+            self.close()
+            raise AgentError(f"netagent speaks version {answer.get('version')} of the protocol, we {protocol.VERSION}")
+
+    def __enter__(self) -> Agent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up; what was applied and not confirmed is undone by netagent."""
+        self._socket.close()
+
+    def carry_out(self, plan: Plan, confirm_within: float, still_well: Callable[[], bool]) -> Verdict:
+        """Have `plan` applied; confirmed when `still_well` says so after the change, else rolled back."""
+        ops = [to_wire(change) for change in plan]
+        verdict = Verdict("confirmed", "", 0)
+        for start in range(0, len(ops), protocol.MAX_OPS):
+            part = ops[start : start + protocol.MAX_OPS]
+            verdict = self._one(part, max(1, round(confirm_within)), still_well)
+            if verdict.verdict != "confirmed":
+                break
+        return verdict
+
+    def _one(self, ops: list[protocol.Op], confirm_within: int, still_well: Callable[[], bool]) -> Verdict:
+        request = uuid.uuid4().hex[:16]
+        answer = self._ask({"request": "apply", "id": request, "ops": ops, "confirm_within": confirm_within})
+        if answer["verdict"] != "applied":
+            return Verdict(answer["verdict"], request, len(ops), _reason(answer, ops))
+        if not still_well():
+            self._ask({"request": "rollback", "id": request})
+            return Verdict("rolled back", request, len(ops), "the metadata server did not answer after the change")
+        answer = self._ask({"request": "confirm", "id": request})
+        return Verdict(answer["verdict"], request, len(ops), answer.get("reason"))
+
+    def _ask(self, message: protocol.Message) -> protocol.Message:
+        try:
+            self._socket.sendall(protocol.encode(message))
+            (size,) = protocol.HEADER.unpack(self._exactly(protocol.HEADER.size))
+            return protocol.decode(self._exactly(min(size, protocol.MAX_FRAME)))
+        except (OSError, protocol.Malformed) as error:
+            raise AgentError(f"netagent: {error}") from None
+
+    def _exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            chunk = self._socket.recv(size - len(data))
+            if not chunk:
+                raise AgentError("netagent hung up in the middle of an answer")
+            data += chunk
+        return data
+
+
+def _reason(answer: protocol.Message, ops: list[protocol.Op]) -> str:
+    """Why, at which operation, and what an operator may set to allow it."""
+    position: Any = answer.get("position")
+    where = f"operation {position} ({ops[position]['op']}): " if isinstance(position, int) else ""
+    allow = f"; to allow it: {answer['allow']}" if answer.get("allow") else ""
+    return f"{where}{answer.get('reason', 'no reason given')}{allow}"

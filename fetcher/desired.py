@@ -1,0 +1,130 @@
+"""Instance, Config and the host's links → what the kernel shall hold. Pure.
+
+Per link with table T = RouteTableBase + ifindex, and for each of its addresses, rules in three steps:
+  1. from ADDRESS lookup T suppress_prefixlength 0      own subnets and the siblings' are decided here
+  2. lookup main suppress_prefixlength 0                what is more specific in main wins over our default routes
+  3. from ADDRESS lookup T                              everything else leaves by the link that owns its source
+T holds the link's own subnets on link, every sibling's subnets by this link's gateway, and a default route. Without
+the siblings' subnets a neighbour in one subnet could not reach an address in another: the reply would take the
+connected route of the neighbour's subnet, with a source that the cloud drops there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from ipaddress import ip_network
+
+from cloud_network.fetcher.config import Config, Prefixes, Rules
+from cloud_network.fetcher.model import Instance, Interface, IPAddress, IPNetwork
+from cloud_network.fetcher.objects import Actual, Address, Desired, Link, Route, Rule, Wish
+
+TABLE_MAIN, TABLE_LOCAL = 254, 255  # linux/rtnetlink.h
+STEP = 10  # between the priorities of two steps: room for an operator's own rules
+_DEFAULT_PREFIXES = {"gcp": Prefixes.LOCAL}  # as Google's agent does; elsewhere as amazon-ec2-net-utils does
+
+
+def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
+    """What the kernel shall hold for `instance` on this host."""
+    found = match_links(instance, config, actual.links)
+    unknown = tuple(interface.mac for interface in instance.interfaces if interface.mac not in found)
+    pairs = [
+        (interface, found[interface.mac])
+        for interface in sorted(instance.interfaces, key=_order)
+        if interface.mac in found and found[interface.mac].name not in config.exclude
+    ]
+    wishes, addresses, routes, rules = [], list[Address](), list[Route](), list[Rule]()
+    taken = _foreign_subnets(actual, {link.ifindex for _, link in pairs})
+    for interface, link in pairs:
+        wishes.append(Wish(link.ifindex, interface.mtu))
+        own = [address for address in interface.addresses if not _left_to_others(address.ip, config)]
+        addresses += _addresses(link, own, taken)
+        taken += interface.subnets
+        prefixes = config.prefixes or _DEFAULT_PREFIXES.get(instance.provider, Prefixes.ROUTE)
+        ranges = interface.ranges if prefixes is not Prefixes.IGNORE else ()
+        if prefixes is Prefixes.LOCAL:
+            routes += [Route(TABLE_LOCAL, link.ifindex, network, None) for network in ranges]
+        if len(instance.interfaces) > 1 or link.name in config.supplementary:
+            siblings = [subnet for other in instance.interfaces if other is not interface for subnet in other.subnets]
+            routes += _table(interface, link, siblings, config, actual)
+            selectors = [ip_network(address.ip) for address in own] + list(ranges)
+            rules += _rules(selectors, link, config)
+    for version in sorted({rule.version for rule in rules}):
+        rules.append(Rule(config.rule_priority + STEP, version, None, TABLE_MAIN, suppress=True))
+    return Desired(tuple(wishes), tuple(addresses), tuple(dict.fromkeys(routes)), tuple(dict.fromkeys(rules)), unknown)
+
+
+def match_links(instance: Instance, config: Config, links: Iterable[Link]) -> dict[str, Link]:
+    """{MAC: link}: by MAC alone, and never a link of a kind that no cloud attaches (a VLAN has its parent's MAC)."""
+    macs = {interface.mac for interface in instance.interfaces}
+    return {
+        link.mac: link for link in links if link.mac in macs and (link.kind is None or link.kind in config.allow_kinds)
+    }
+
+
+def _order(interface: Interface) -> tuple[int, str]:
+    """The primary first: in a subnet that two interfaces share, it keeps the connected route."""
+    return (interface.device_number if interface.device_number is not None else 1 << 16, interface.mac)
+
+
+def _left_to_others(address: IPAddress, config: Config) -> bool:
+    return any(address.version == net.version and address in net for net in config.exclude_addresses)
+
+
+def _foreign_subnets(actual: Actual, ours: set[int]) -> list[IPNetwork]:
+    """Subnets of links that are not the cloud's: a connected route of ours must not shadow theirs."""
+    return [
+        ip_network((kernel.address.address, kernel.address.prefix), strict=False)
+        for (ifindex, _), kernel in actual.addresses.items()
+        if ifindex not in ours
+    ]
+
+
+def _addresses(link: Link, own: Iterable[object], taken: list[IPNetwork]) -> Iterator[Address]:
+    """The first IPv4 address of a subnet carries its prefix length; siblings are /32, so they outlive the first."""
+    carried: set[IPNetwork] = set()
+    for interface in own:
+        address, network = interface.ip, interface.network  # type: ignore[attr-defined]
+        if address.version == 6:
+            yield Address(link.ifindex, address, 128, connected=False)
+        elif network in carried:
+            yield Address(link.ifindex, address, 32, connected=False)
+        else:
+            carried.add(network)
+            shared = any(network.version == other.version and network.overlaps(other) for other in taken)
+            yield Address(link.ifindex, address, network.prefixlen, connected=not shared)
+
+
+def _table(
+    interface: Interface, link: Link, siblings: Iterable[IPNetwork], config: Config, actual: Actual
+) -> Iterator[Route]:
+    table = config.route_table_base + link.ifindex
+    for subnet in interface.subnets:
+        yield Route(table, link.ifindex, subnet, None)
+    for version, everything in ((4, ip_network("0.0.0.0/0")), (6, ip_network("::/0"))):
+        if not any(address.version == version for address in interface.addresses):
+            continue
+        gateway = _gateway(interface, link, version, actual)
+        if gateway is None:
+            continue
+        link_local = gateway.version == 6 and gateway.is_link_local
+        if not link_local and not any(gateway.version == net.version and gateway in net for net in interface.subnets):
+            yield Route(table, link.ifindex, ip_network(gateway), None)  # a /32 subnet mask: the gateway is on link
+        for subnet in siblings:
+            if subnet.version == version and subnet not in interface.subnets:
+                yield Route(table, link.ifindex, subnet, gateway)
+        yield Route(table, link.ifindex, everything, gateway)
+
+
+def _gateway(interface: Interface, link: Link, version: int, actual: Actual) -> IPAddress | None:
+    """The metadata's or the cloud's convention; else what DHCP or a router set on this very link."""
+    known = (*interface.gateways, *actual.gateways.get(link.ifindex, ()))
+    return next((gateway for gateway in known if gateway.version == version), None)
+
+
+def _rules(selectors: Iterable[IPNetwork], link: Link, config: Config) -> Iterator[Rule]:
+    first, table = config.rule_priority, config.route_table_base + link.ifindex
+    for selector in selectors:
+        yield Rule(first, selector.version, selector, table, suppress=True)
+        yield Rule(first + 2 * STEP, selector.version, selector, table, suppress=False)
+        if config.rules is Rules.ORIGINAL:  # never matched: a local address is decided by the local table first
+            yield Rule(first + 2 * STEP, selector.version, selector, table, suppress=False, to=True)

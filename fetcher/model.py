@@ -1,0 +1,111 @@
+"""What a cloud says of an instance, validated and frozen: the same for every provider."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_address,
+    ip_interface,
+    ip_network,
+)
+from typing import Any
+
+IPAddress = IPv4Address | IPv6Address
+IPInterface = IPv4Interface | IPv6Interface
+IPNetwork = IPv4Network | IPv6Network
+
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+
+
+class MetadataError(Exception):
+    """The metadata could not be had, or is not what the cloud documents. Nothing may be removed on its account.
+
+    `kind` groups errors for the metrics (timeout, status, invalid …); the text names the path in the document.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def invalid(path: str, value: object, accepted: str) -> MetadataError:
+    """The error for a value at `path` of the document that is not what is `accepted` there."""
+    shown = repr(value)
+    return MetadataError("invalid", f"{path}: {shown if len(shown) <= 60 else shown[:57] + '…'} is not {accepted}")
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """One network interface, as the cloud's control plane knows it."""
+
+    mac: str  # 02:00:00:00:00:01
+    addresses: tuple[IPInterface, ...]  # private, in the metadata's order, each with its subnet's prefix length
+    subnets: tuple[IPNetwork, ...]
+    gateways: tuple[IPAddress, ...] = ()  # the cloud's own word or its documented convention; at most one a family
+    device_number: int | None = None
+    ranges: tuple[IPNetwork, ...] = ()  # delegated whole: never expanded into addresses
+    public: tuple[IPAddress, ...] = ()  # for display; the cloud translates them
+    mtu: int | None = None
+    document: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)  # as the provider says it
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """Everything that one read of the metadata said. Equal when the network part is equal."""
+
+    provider: str
+    interfaces: tuple[Interface, ...]
+    problems: tuple[str, ...] = ()  # what was wrong with interfaces that are therefore not listed
+    system: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
+    identity: Mapping[str, bytes] = field(default_factory=dict, hash=False, compare=False)
+
+    @property
+    def complete(self) -> bool:
+        """Whether this read may serve as proof that something is no longer there."""
+        return not self.problems
+
+
+def parse_mac(path: str, text: str) -> str:
+    """A MAC address in lower case with colons."""
+    mac = text.strip().lower()
+    if not _MAC.fullmatch(mac):
+        raise invalid(path, text, "a MAC address")
+    return mac
+
+
+def parse_address(path: str, text: str) -> IPAddress:
+    """An address that a host can have."""
+    try:
+        address = ip_address(text.strip())
+    except ValueError:
+        raise invalid(path, text, "an IP address") from None
+    if address.is_loopback or address.is_multicast or address.is_unspecified or int(address) == 2**32 - 1:
+        raise invalid(path, text, "an address that an interface can have")
+    return address
+
+
+def parse_network(path: str, text: str) -> IPNetwork:
+    """A prefix without host bits."""
+    try:
+        network = ip_network(text.strip())
+    except ValueError:
+        raise invalid(path, text, "a prefix such as 10.0.1.0/24") from None
+    if network.prefixlen < 8 or network.is_loopback or network.is_multicast:
+        raise invalid(path, text, "a prefix that an interface can have")
+    return network
+
+
+def place(path: str, address: IPAddress, subnets: tuple[IPNetwork, ...]) -> IPInterface:
+    """The address with the prefix length of its subnet; an error when it lies in none of them."""
+    for subnet in subnets:
+        if address.version == subnet.version and address in subnet:
+            return ip_interface(f"{address}/{subnet.prefixlen}")
+    raise invalid(path, str(address), "inside " + (" or ".join(map(str, subnets)) or "any subnet of its interface"))

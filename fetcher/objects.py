@@ -1,0 +1,89 @@
+"""The kernel's objects as values: what `kernel` reads, `desired` wants and `plan` compares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cloud_network.fetcher.model import IPAddress, IPNetwork
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network interface of this host."""
+
+    ifindex: int
+    name: str
+    mac: str
+    up: bool
+    mtu: int
+    kind: str | None  # rtnetlink's: bridge, veth, vlan …; None for hardware and for what a cloud attaches
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An address on a link. `connected`: the kernel shall make the connected route of its prefix."""
+
+    ifindex: int
+    address: IPAddress
+    prefix: int
+    connected: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route in a table; on link when there is no gateway, of type local in table 255."""
+
+    table: int
+    ifindex: int
+    destination: IPNetwork
+    gateway: IPAddress | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """`from SELECTOR lookup TABLE`, or `to SELECTOR`; without a selector it matches everything of its family."""
+
+    priority: int
+    version: int  # 4 or 6
+    selector: IPNetwork | None
+    table: int
+    suppress: bool  # suppress_prefixlength 0: a default route found there does not count
+    to: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Actual:
+    """What the kernel holds now, as far as it concerns us."""
+
+    links: tuple[Link, ...]
+    addresses: dict[tuple[int, IPAddress], KernelAddress]
+    routes: frozenset[Route]  # with our protocol number
+    rules: frozenset[Rule]  # with our protocol number
+    gateways: dict[int, tuple[IPAddress, ...]]  # of default routes that DHCP or a router set, by ifindex
+
+
+@dataclass(frozen=True, slots=True)
+class KernelAddress:
+    """An address as the kernel has it."""
+
+    address: Address
+    owned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How a link shall be: up, and with this MTU where the metadata gives one."""
+
+    ifindex: int
+    mtu: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """Everything of ours that the kernel shall hold."""
+
+    wishes: tuple[Wish, ...]
+    addresses: tuple[Address, ...]
+    routes: tuple[Route, ...]  # in the order in which they can be added: on-link ones first
+    rules: tuple[Rule, ...]
+    unknown_macs: tuple[str, ...]  # named by the metadata, and no link here has them

@@ -1,0 +1,124 @@
+"""Desired and Actual → the changes between them, in the order in which they can be made. Pure.
+
+Only what is ours is ever removed, and only when the caller says that the metadata proves it gone. An address that is
+already on its link satisfies a wish whoever put it there and with whatever prefix length, and is left as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from cloud_network.fetcher.model import IPNetwork
+from cloud_network.fetcher.objects import Actual, Address, Desired, Link, Route, Rule
+
+_TABLES = {254: "main", 255: "local"}
+
+
+class Verb(Enum):
+    """What to do with an object."""
+
+    ADD = "add"
+    REMOVE = "remove"
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    """Set a link up."""
+
+    ifindex: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkMtu:
+    """Set a link's MTU, in bytes."""
+
+    ifindex: int
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One operation for netagent. A route is replaced where it exists; a link is only ever set up or given an MTU."""
+
+    verb: Verb
+    what: LinkUp | LinkMtu | Address | Route | Rule
+
+
+Plan = tuple[Change, ...]
+
+
+def plan(desired: Desired, actual: Actual, *, may_remove: bool, excluded: frozenset[int] = frozenset()) -> Plan:
+    """The changes that make `actual` what `desired` says; links in `excluded` (by ifindex) are left as they are."""
+    changes: list[Change] = []
+    if may_remove:
+        changes += _removals(desired, actual, excluded)
+    changes += _links(desired, actual)
+    for address in desired.addresses:
+        if (address.ifindex, address.address) not in actual.addresses:
+            changes.append(Change(Verb.ADD, address))
+    changes += [Change(Verb.ADD, route) for route in desired.routes if route not in actual.routes]
+    changes += [Change(Verb.ADD, rule) for rule in desired.rules if rule not in actual.rules]
+    return tuple(changes)
+
+
+def _links(desired: Desired, actual: Actual) -> Iterator[Change]:
+    links = {link.ifindex: link for link in actual.links}
+    for wish in desired.wishes:
+        link = links[wish.ifindex]
+        if wish.mtu is not None and link.mtu != wish.mtu:
+            yield Change(Verb.ADD, LinkMtu(wish.ifindex, wish.mtu))
+        if not link.up:
+            yield Change(Verb.ADD, LinkUp(wish.ifindex))
+
+
+def _removals(desired: Desired, actual: Actual, excluded: frozenset[int]) -> Iterator[Change]:
+    """Rules before routes before addresses: nothing may point at what is gone."""
+    rules = set(desired.rules)
+    for rule in sorted(actual.rules - rules, key=str):
+        yield Change(Verb.REMOVE, rule)
+    places = {(route.table, route.destination) for route in desired.routes}
+    for route in sorted(actual.routes - set(desired.routes), key=str):
+        if (route.table, route.destination) not in places and route.ifindex not in excluded:
+            yield Change(Verb.REMOVE, route)  # one that changes is replaced in place
+    wanted = {(address.ifindex, address.address) for address in desired.addresses}
+    for place, kernel in actual.addresses.items():
+        if kernel.owned and place not in wanted and kernel.address.ifindex not in excluded:
+            yield Change(Verb.REMOVE, kernel.address)
+
+
+def in_ip_syntax(change: Change, links: dict[int, Link]) -> str:
+    """The change as the `ip` command that would make it."""
+    what = change.what
+    verb = "add" if change.verb is Verb.ADD else "del"
+    if isinstance(what, LinkUp):
+        return f"ip link set {_name(what.ifindex, links)} up"
+    if isinstance(what, LinkMtu):
+        return f"ip link set {_name(what.ifindex, links)} mtu {what.mtu}"
+    if isinstance(what, Address):
+        flag = " noprefixroute" if change.verb is Verb.ADD and not what.connected else ""
+        return f"ip address {verb} {what.address}/{what.prefix} dev {_name(what.ifindex, links)}{flag}"
+    if isinstance(what, Route):
+        verb = "replace" if change.verb is Verb.ADD else "del"
+        kind = "local " if what.table == 255 else ""
+        via = f" via {what.gateway}" if what.gateway is not None else ""
+        family = " -6" if what.destination.version == 6 else ""
+        table = _TABLES.get(what.table, what.table)
+        device = _name(what.ifindex, links)
+        return f"ip{family} route {verb} {kind}{_short(what.destination)}{via} dev {device} table {table} proto 209"
+    family = " -6" if what.version == 6 else ""
+    selector = "from all" if what.selector is None else f"{'to' if what.to else 'from'} {_short(what.selector)}"
+    suppress = " suppress_prefixlength 0" if what.suppress else ""
+    table = _TABLES.get(what.table, what.table)
+    return f"ip{family} rule {verb} pref {what.priority} {selector} lookup {table}{suppress} protocol 209"
+
+
+def _name(ifindex: int, links: dict[int, Link]) -> str:
+    return links[ifindex].name if ifindex in links else f"if{ifindex}"
+
+
+def _short(network: IPNetwork) -> str:
+    if network.prefixlen == 0:
+        return "default"
+    return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)

@@ -1,0 +1,248 @@
+"""Amazon EC2: the instance metadata service, version 2.
+
+Sources: "Use the Instance Metadata Service to access instance metadata" and "Instance metadata categories" in the
+Amazon EC2 User Guide (docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-instance-metadata-service.html and
+…/ec2-instance-metadata.html#instancemetadata-data-categories); the first address of a subnet is the VPC router's:
+"Subnet CIDR blocks" in the Amazon VPC User Guide (docs.aws.amazon.com/vpc/latest/userguide/subnet-sizing.html).
+
+EC2 answers 404 both for 'there is none' and for 'not now', so only the directory listing says what an interface has.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import replace
+from typing import Any
+
+from cloud_network.fetcher.client import Client, Response
+from cloud_network.fetcher.model import (
+    Instance,
+    Interface,
+    IPNetwork,
+    MetadataError,
+    invalid,
+    parse_address,
+    parse_mac,
+    parse_network,
+    place,
+)
+
+NAME = "aws"
+ENDPOINT = "169.254.169.254"
+_META = "/latest/meta-data/"
+_MACS = "network/interfaces/macs/"
+_IDENTITY = "/latest/dynamic/instance-identity/"
+_TOKEN_TTL = 21600  # seconds, the longest that EC2 grants
+_KEY = re.compile(r"[A-Za-z0-9._:=+@-]+/?")
+
+# What the network is made of; the rest of an interface is only shown.
+_NETWORK_KEYS = (
+    "device-number", "local-ipv4s", "subnet-ipv4-cidr-block", "ipv6s", "subnet-ipv6-cidr-blocks", "ipv4-prefix",
+    "ipv6-prefix", "public-ipv4s",
+)  # fmt: skip
+_SHOWN_KEYS = (
+    "interface-id", "local-hostname", "owner-id", "public-hostname", "security-group-ids", "security-groups",
+    "subnet-id", "vpc-id", "vpc-ipv4-cidr-block", "vpc-ipv4-cidr-blocks",
+)  # fmt: skip
+_SYSTEM_KEYS = (
+    "ami-id", "instance-id", "instance-type", "hostname", "placement/availability-zone",
+    "placement/availability-zone-id", "placement/region", "services/domain", "services/partition", "ami-launch-index",
+    "block-device-mapping/ami", "block-device-mapping/root", "public-hostname", "local-hostname", "instance-action",
+    "instance-life-cycle", "profile", "public-ipv4", "reservation-id", "security-groups", "public-keys/0/openssh-key",
+)  # fmt: skip
+_IDENTITY_KEYS = ("document", "pkcs7", "signature", "rsa2048")
+
+
+def matches(dmi: dict[str, str]) -> bool:
+    """Nitro says so in the vendor, Xen in the BIOS version ("Identify EC2 Linux instances", EC2 User Guide)."""
+    return dmi.get("sys_vendor") == "Amazon EC2" or "amazon" in dmi.get("bios_version", "").lower()
+
+
+class Aws:
+    """A Provider. Holds the session token and the facts that do not change from one refresh to the next."""
+
+    name = NAME
+
+    def __init__(self, client: Client | None = None) -> None:
+        self.client = client or Client(ENDPOINT)
+        self.unread = False
+        self._token: str | None = None
+        self._token_expires = 0.0
+        self._facts: dict[str, str] = {}  # path → text; "" where there is none
+        self._last: Instance | None = None
+
+    def fetch(self) -> Instance:
+        """See Provider. At most 5 + 12 requests an interface; facts that find no room wait for the next pass."""
+        began = self.client.requests
+        macs = [parse_mac(_MACS, line.rstrip("/")) for line in self._listing(_MACS) if line.endswith("/")]
+        if not macs:
+            raise MetadataError("invalid", f"{_MACS}: names no interface; every instance has one")
+        trees: dict[str, dict[str, str]] = {}
+        interfaces: list[Interface] = []
+        problems: list[str] = []
+        for mac in macs:
+            try:
+                trees[mac] = self._tree(mac)
+                interfaces.append(_interface(mac, trees[mac]))
+            except MetadataError as error:
+                if error.kind not in ("invalid", "changed"):
+                    raise
+                problems.append(str(error))
+        _check_once(interfaces)
+        instance = Instance(NAME, tuple(interfaces), tuple(problems))
+        if instance != self._last:
+            self._facts.clear()  # a public address, a name or a security group may have changed with it
+            self._last = instance
+        self._read_facts(macs, began + 5 + 12 * len(macs))
+        return self._with_facts(instance, trees)
+
+    def answers(self) -> bool:
+        """See Provider."""
+        try:
+            return self._get(_META).status == 200
+        except MetadataError:
+            return False
+
+    def credentials(self) -> dict[str, Any]:
+        """The role's credentials and the instance's own, as EC2 gives them: JSON documents by their path."""
+        found: dict[str, Any] = {}
+        for directory in ("iam/security-credentials/", "identity-credentials/ec2/security-credentials/"):
+            answer = self._get(_META + directory)
+            if answer.status == 200:
+                for name in answer.text(directory).split():
+                    found[directory + name] = self._get(_META + directory + name).text(directory + name)
+        return found
+
+    # Reading
+
+    def _get(self, path: str) -> Response:
+        for _ in range(2):
+            token = self._token_now()
+            answer = self.client.request("GET", path, {"X-aws-ec2-metadata-token": token} if token else None)
+            if answer.status != 401:
+                break
+            self._token, self._token_expires = None, 0.0  # expired or forgotten by the server: once more with a new one
+        return answer
+
+    def _token_now(self) -> str | None:
+        """A session token; None where there is only version 1, which 404 or 405 say and nothing else does."""
+        if time.monotonic() < self._token_expires:
+            return self._token
+        answer = self.client.request(
+            "PUT", "/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_TTL)}
+        )
+        if answer.status in (404, 405):
+            self._token = None
+        elif answer.status == 200 and re.fullmatch(rb"[\x21-\x7e]{1,512}", answer.body):
+            self._token = answer.body.decode()
+        elif answer.status == 200:
+            raise MetadataError("invalid", "/latest/api/token: the answer is not a token")
+        else:
+            raise MetadataError("status", f"/latest/api/token: HTTP {answer.status}")
+        self._token_expires = time.monotonic() + _TOKEN_TTL * 0.9
+        return self._token
+
+    def _leaf(self, path: str) -> str:
+        answer = self._get(_META + path)
+        if answer.status == 404:
+            raise MetadataError("changed", f"{path}: listed, and yet not there; the tree changed while it was read")
+        if answer.status != 200:
+            raise MetadataError("status", f"{path}: HTTP {answer.status}")
+        return answer.text(path)
+
+    def _listing(self, path: str) -> list[str]:
+        lines = self._leaf(path).split("\n")
+        for line in lines:
+            if line and not _KEY.fullmatch(line):
+                raise invalid(path, line, "a name in a directory listing")
+        return [line for line in lines if line]
+
+    def _tree(self, mac: str) -> dict[str, str]:
+        directory = f"{_MACS}{mac}/"
+        listed = {line.rstrip("/") for line in self._listing(directory)}
+        if "mac" not in listed:
+            raise MetadataError("invalid", f"{directory}: the listing is not an interface's: it has no 'mac'")
+        return {"mac": mac} | {key: self._leaf(directory + key) for key in _NETWORK_KEYS if key in listed}
+
+    def _read_facts(self, macs: list[str], limit: int) -> None:
+        """What is only shown: read once, as far as the allowance goes; a failure costs nothing but the fact."""
+        wanted = [_META + key for key in _SYSTEM_KEYS] + [_IDENTITY + key for key in _IDENTITY_KEYS]
+        wanted += [f"{_META}{_MACS}{mac}/{key}" for mac in macs for key in _SHOWN_KEYS]
+        unread = [path for path in wanted if path not in self._facts]
+        self.unread = False
+        for path in unread:
+            if self.client.requests >= limit:
+                self.unread = True
+                return
+            try:
+                answer = self._get(path)
+                if answer.status not in (200, 404):
+                    return
+                self._facts[path] = answer.text(path) if answer.status == 200 else ""
+            except MetadataError:
+                return
+
+    def _with_facts(self, instance: Instance, trees: dict[str, dict[str, str]]) -> Instance:
+        facts = self._facts
+        interfaces = []
+        for interface in instance.interfaces:
+            shown = {key: facts.get(f"{_META}{_MACS}{interface.mac}/{key}", "") for key in _SHOWN_KEYS}
+            document = trees[interface.mac] | {key: text for key, text in shown.items() if text}
+            interfaces.append(replace(interface, document=document))
+        system: dict[str, Any] = {}
+        for key in _SYSTEM_KEYS:
+            if text := facts.get(_META + key):
+                *directories, leaf = key.split("/")
+                node = system
+                for directory in directories:
+                    node = node.setdefault(directory, {})
+                node[leaf] = text
+        primary = min(interfaces, key=lambda each: each.device_number or 0, default=None)
+        if primary is not None:
+            system |= {"mac": primary.mac, "local-ipv4": str(primary.addresses[0].ip) if primary.addresses else ""}
+        identity = {key: facts[_IDENTITY + key].encode() for key in _IDENTITY_KEYS if facts.get(_IDENTITY + key)}
+        return Instance(NAME, tuple(interfaces), instance.problems, system, identity)
+
+
+def _interface(mac: str, tree: dict[str, str]) -> Interface:
+    """The texts below one MAC, validated."""
+    where = f"{_MACS}{mac}/"
+
+    def lines(key: str) -> list[str]:
+        return [line for line in tree.get(key, "").split("\n") if line]
+
+    def networks(key: str) -> tuple[IPNetwork, ...]:
+        return tuple(parse_network(where + key, line) for line in lines(key))
+
+    number = tree.get("device-number", "")
+    if number and not (number.isascii() and number.isdecimal() and len(number) < 6):
+        raise invalid(where + "device-number", number, "a whole number")
+    subnets = networks("subnet-ipv4-cidr-block") + networks("subnet-ipv6-cidr-blocks")
+    addresses = [
+        place(where + key, parse_address(where + key, line), subnets)
+        for key in ("local-ipv4s", "ipv6s")
+        for line in lines(key)
+    ]
+    if not addresses:
+        raise MetadataError("invalid", f"{where}: no address; every interface has one")
+    return Interface(
+        mac=mac,
+        addresses=tuple(dict.fromkeys(addresses)),
+        subnets=subnets,
+        gateways=tuple(subnet.network_address + 1 for subnet in subnets if subnet.version == 4),
+        device_number=int(number) if number else None,
+        ranges=networks("ipv4-prefix") + networks("ipv6-prefix"),
+        public=tuple(parse_address(where + "public-ipv4s", line) for line in lines("public-ipv4s")),
+    )
+
+
+def _check_once(interfaces: list[Interface]) -> None:
+    """An address that two interfaces have was moved while the tree was read."""
+    owner: dict[object, str] = {}
+    for interface in interfaces:
+        for address in interface.addresses:
+            other = owner.setdefault(address.ip, interface.mac)
+            if other != interface.mac:
+                text = f"{address.ip} is on {other} and on {interface.mac}; the tree changed while it was read"
+                raise MetadataError("changed", text)

@@ -1,0 +1,80 @@
+"""What the fetcher believes, as status.json says it (docs/status.schema.json). Pure."""
+
+from __future__ import annotations
+
+from cloud_network.fetcher.config import Config
+from cloud_network.fetcher.desired import match_links
+from cloud_network.fetcher.model import Instance, Interface
+from cloud_network.fetcher.objects import Actual, Desired, Link
+from cloud_network.fetcher.plan import Change, Plan, in_ip_syntax
+from cloud_network.fetcher.status import AddressStatus, LinkStatus
+
+
+def link_statuses(
+    instance: Instance, config: Config, actual: Actual, desired: Desired, plan: Plan
+) -> dict[str, LinkStatus]:
+    """{ifindex: status} for every link that the metadata names and the host has; `plan` is what is still to do."""
+    names = {link.ifindex: link for link in actual.links}
+    found = match_links(instance, config, actual.links)
+    statuses = {}
+    for interface in instance.interfaces:
+        link = found.get(interface.mac)
+        if link is not None:
+            statuses[str(link.ifindex)] = _link_status(interface, link, config, actual, desired, plan, names)
+    return statuses
+
+
+def _link_status(
+    interface: Interface,
+    link: Link,
+    config: Config,
+    actual: Actual,
+    desired: Desired,
+    plan: Plan,
+    names: dict[int, Link],
+) -> LinkStatus:
+    table = config.route_table_base + link.ifindex
+    addresses = [address for address in desired.addresses if address.ifindex == link.ifindex]
+    routes = [route for route in desired.routes if route.ifindex == link.ifindex]
+    rules = [rule for rule in desired.rules if rule.table == table]
+    present = sum((link.ifindex, address.address) in actual.addresses for address in addresses)
+    present += sum(route in actual.routes for route in routes) + sum(rule in actual.rules for rule in rules)
+    drift = [in_ip_syntax(change, names) for change in plan if _concerns(change, link.ifindex, table)]
+    excluded = link.name in config.exclude
+    return {
+        "name": link.name,
+        "mac": link.mac,
+        "ifindex": link.ifindex,
+        "device_number": interface.device_number,
+        "state": "excluded" if excluded else "drift" if drift else "ok",
+        "mtu": link.mtu,
+        "table": table if any(route.table == table for route in routes) else None,
+        "gateways": list(
+            dict.fromkeys(str(route.gateway) for route in routes if route.gateway and route.destination.prefixlen == 0)
+        ),
+        "subnets": [str(subnet) for subnet in interface.subnets],
+        "addresses": _address_statuses(interface, link, actual),
+        "desired": len(addresses) + len(routes) + len(rules),
+        "actual": present,
+        "drift": drift,
+    }
+
+
+def _address_statuses(interface: Interface, link: Link, actual: Actual) -> list[AddressStatus]:
+    statuses: list[AddressStatus] = []
+    for position, address in enumerate(interface.addresses):
+        kernel = actual.addresses.get((link.ifindex, address.ip))
+        statuses.append(
+            {
+                "address": str(address.ip),
+                "prefix_length": address.network.prefixlen,
+                "public": [str(public) for public in interface.public] if position == 0 else [],
+                "present": kernel is not None,
+                "owned": kernel is not None and kernel.owned,
+            }
+        )
+    return statuses
+
+
+def _concerns(change: Change, ifindex: int, table: int) -> bool:
+    return getattr(change.what, "ifindex", None) == ifindex or getattr(change.what, "table", None) == table
