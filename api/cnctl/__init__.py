@@ -1,0 +1,1 @@
+"""`cnctl`: a file a command; `main` picks one and imports only that."""

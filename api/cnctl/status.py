@@ -1,0 +1,102 @@
+"""`cnctl status`: is my network right? On one screen, what is wrong first."""
+
+from __future__ import annotations
+
+import time
+
+from cloud_network.api import freshness
+from cloud_network.api.cnctl import layout
+from cloud_network.api.cnctl.failure import OK, WRONG
+from cloud_network.api.cnctl.network import links
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from cloud_network.api.cnctl.layout import Row
+    from cloud_network.api.cnctl.source import Source
+    from cloud_network.fetcher.status import LinkStatus, Status
+
+RED, GREEN, YELLOW = 31, 32, 33
+COLOURS = {"ok": GREEN, "excluded": GREEN, "starting": YELLOW, "degraded": YELLOW, "drift": YELLOW}
+DRIFT_LINES = 5
+"""Of a link's differences; the rest are counted."""
+
+
+def run(arguments: argparse.Namespace, source: Source) -> int:
+    """Print the summary; WRONG unless all is well and known to be so."""
+    status, now = source.status(), time.time()
+    stale = freshness.stale(status, now)
+    if arguments.json:
+        layout.show_json(status)
+    else:
+        limit = layout.columns()
+        print(layout.coloured(_verdict(status, stale), RED if stale else COLOURS.get(status["state"], RED)))
+        print(layout.rows(_facts(status, now), 9, limit))
+        if status["links"]:
+            print()
+            print("\n".join(_table(links(status))))
+    return OK if status["state"] == "ok" and not stale else WRONG
+
+
+def _verdict(status: Status, stale: bool) -> str:
+    found = links(status)
+    count = f"{len(found)} link{'' if len(found) == 1 else 's'}"
+    right = sum(link["actual"] for link in found)
+    wanted = sum(link["desired"] for link in found)
+    parts = f"{count}, {right} of {wanted} addresses, routes and rules in place"
+    return f"{layout.safe(status['state'])}{', but out of date' if stale else ''}: {parts}"
+
+
+def _facts(status: Status, now: float) -> Iterator[Row]:
+    fetched, netagent, error = status["fetched_at"], status["netagent"], status["last_error"]
+    yield "Provider", status["provider"]
+    yield (
+        "Metadata",
+        f"read {_ago(fetched, now)}, every {status['refresh_timer']:g} s, generation {status['generation']}"
+        if fetched
+        else "never read yet",
+    )
+    said = f"{netagent['verdict']}, {netagent['ops']} changes"
+    said += f", {_ago(netagent['at'], now)}" if netagent["at"] else ""
+    yield "Netagent", said + (f": {netagent['reason']}" if netagent["reason"] else "")
+    if error:
+        yield "Error", f"{error['kind']}, {_ago(error['at'], now)}: {error['message']}"
+    if status["unknown_macs"]:
+        yield "Not here", ["the metadata names links that this host lacks:", *status["unknown_macs"]]
+
+
+def _ago(at: str, now: float) -> str:
+    seconds = max(0.0, freshness.age(at, now))
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def _table(found: list[LinkStatus]) -> Iterator[str]:
+    head = ("LINK", "STATE", "ADDRESSES", "TABLE", "MTU", "GATEWAY")
+    cells = [tuple(layout.safe(cell) for cell in _cells(link)) for link in found]
+    widths = [max(len(row[column]) for row in (head, *cells)) for column in range(len(head))]
+    for row, link in zip((head, *cells), (None, *found), strict=True):
+        texts = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        if link:
+            texts[1] = layout.coloured(texts[1], COLOURS.get(link["state"], RED))
+        yield "  ".join(texts).rstrip()
+        for line in link["drift"][:DRIFT_LINES] if link else ():
+            yield f"  {layout.safe(line)}"
+        if link and len(link["drift"]) > DRIFT_LINES:
+            yield f"  … and {len(link['drift']) - DRIFT_LINES} more: cnctl status --json"
+
+
+def _cells(link: LinkStatus) -> tuple[str, ...]:
+    present = sum(address["present"] for address in link["addresses"])
+    return (
+        link["name"],
+        link["state"],
+        f"{present}/{len(link['addresses'])}",
+        str(link["table"] or "-"),
+        str(link["mtu"]),
+        " ".join(link["gateways"]) or "-",
+    )

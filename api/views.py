@@ -1,0 +1,170 @@
+"""What each route answers, from state files alone: a file's bytes as they are, or made from some of them once."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from cloud_network.api import freshness
+from cloud_network.api.bodies import Body, Kept, body
+from cloud_network.api.problem import Problem
+from cloud_network.fetcher.state import IDENTITY_PARTS, StateDirectory, StateError
+from cloud_network.fetcher.status import LinkStatus, Status
+
+T = TypeVar("T")
+
+
+class Views:
+    """The state directory as response bodies. Every method raises Problem(503) while there is nothing to show."""
+
+    def __init__(self, state: StateDirectory):
+        self._state = state
+        self._system = Kept(lambda: [state.system_path], _present(body))
+        self._status = Kept(lambda: [state.status_path], _present(_parsed))
+        self._links = Kept(lambda: [state.status_path], _present(_links))
+        self._network = Kept(lambda: [state.link_path(index) for index in state.link_indexes()], _network)
+        self._identity = {
+            part: Kept(self._identity_path(part), _present(_object_or_text if part == "document" else _text))
+            for part in IDENTITY_PARTS
+        }
+
+    def system(self) -> Body:
+        """What the metadata says of the instance, as the provider puts it."""
+        return self._needed(self._system, self._state.system_path)
+
+    def network(self) -> Body:
+        """The links' metadata by MAC address, as the Go original answers."""
+        self._needed(self._status, self._state.status_path)
+        return self._kept(self._network)
+
+    def status(self) -> Body:
+        """What the fetcher believes."""
+        return self._needed(self._status, self._state.status_path)[1]
+
+    def links(self) -> Body:
+        """Every link's part of the status, by ifindex."""
+        return self._needed(self._links, self._state.status_path)[""]
+
+    def link(self, name: str) -> Body:
+        """One link's part of the status, by the link's name."""
+        links = self._needed(self._links, self._state.status_path)
+        if not name or name not in links:
+            known = ", ".join(sorted(filter(None, links))) or "none"
+            raise Problem(404, f"The metadata names no link {name!r} of this host; it names: {known}.")
+        return links[name]
+
+    def identity(self, part: str) -> Body:
+        """One part of the signed identity document."""
+        if part not in self._identity:
+            raise Problem(404, f"There is no part {part!r}; there are: {', '.join(IDENTITY_PARTS)}.")
+        status, _ = self._needed(self._status, self._state.status_path)
+        if not status["provider"]:
+            raise Problem(503, "The cloud is not known yet. See: cnctl status.", {"Retry-After": "5"})
+        found = self._kept(self._identity[part])
+        if found is None:
+            raise Problem(404, f"{status['provider']} gave no {part} of an identity document to this instance.")
+        return found
+
+    def health(self) -> Body:
+        """Say 'ok' or 'degraded' with 200; anything worse is a 503 problem that says why."""
+        status, _ = self._needed(self._status, self._state.status_path)
+        stale = freshness.stale(status, time.time())
+        known: dict[str, object] = {
+            "state": status["state"],
+            "stale": stale,
+            "generation": status["generation"],
+            "fetched_at": status["fetched_at"],
+        }
+        if status["state"] in ("ok", "degraded") and not stale:
+            return body(json.dumps(known).encode() + b"\n")
+        error = status["last_error"]
+        reason = f" Last error, at {error['at']}: {error['message']}." if error else ""
+        age = "the metadata is out of date" if stale else "the metadata is current"
+        raise Problem(503, f"State is {status['state']} and {age}.{reason} See cnctl status.", more=known)
+
+    def _identity_path(self, part: str) -> Callable[[], list[str]]:
+        def paths() -> list[str]:
+            status, _ = self._needed(self._status, self._state.status_path)
+            return [self._state.identity_path(status["provider"], part)]
+
+        return paths
+
+    def _kept(self, kept: Kept[T]) -> T:
+        try:
+            return kept.get()
+        except OSError as error:
+            raise _unreadable(f"{error.filename}: {error.strerror}") from error
+        except StateError as error:
+            raise _unreadable(str(error)) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _unreadable(f"{self._state.path}: {type(error).__name__}: {error}") from error
+
+    def _needed(self, kept: Kept[T | None], path: str) -> T:
+        found = self._kept(kept)
+        if found is None:
+            raise Problem(
+                503,
+                f"There is no {path} yet: the fetcher writes it after the first complete answer of the metadata "
+                "server. Check that it runs: systemctl status cloud-network-fetcher; and what it says: "
+                "journalctl -u cloud-network-fetcher.",
+                {"Retry-After": "5"},
+            )
+        return found
+
+
+def _unreadable(reason: str) -> Problem:
+    return Problem(
+        503,
+        f"The state cannot be read: {reason}. Have it written again: sudo cnctl refresh.",
+        {"Retry-After": "5"},
+    )
+
+
+def _encode(value: object) -> Body:
+    return body(json.dumps(value, separators=(",", ":")).encode() + b"\n")
+
+
+def _parsed(content: bytes) -> tuple[Status, Body]:
+    return _status(content), body(content)
+
+
+def _status(content: bytes) -> Status:
+    status: Status = json.loads(content)
+    if missing := Status.__required_keys__ - status.keys():
+        raise ValueError(f"status.json lacks {', '.join(sorted(missing))}")
+    return status
+
+
+def _links(content: bytes) -> dict[str, Body]:
+    """Every link by its name, and the list of all under ""."""
+    status = _status(content)
+    links: list[LinkStatus] = sorted(status["links"].values(), key=lambda link: link["ifindex"])
+    listed = {
+        "generation": status["generation"],
+        "fetched_at": status["fetched_at"],
+        "links": links,
+    }
+    return {"": _encode(listed), **{link["name"]: _encode(link) for link in links}}
+
+
+def _network(files: list[bytes | None]) -> Body:
+    documents: list[dict[str, Any]] = [json.loads(content) for content in files if content is not None]
+    return _encode({document["mac"]: document for document in documents})
+
+
+def _object_or_text(content: bytes) -> Body:
+    """The identity document: an object where the cloud's is one."""
+    try:
+        return _encode(json.loads(content))
+    except ValueError:
+        return _text(content)
+
+
+def _text(content: bytes) -> Body:
+    """The other parts of the identity: a JSON string, as the Go original answers."""
+    return _encode(content.decode(errors="replace"))
+
+
+def _present(make: Callable[[bytes], T]) -> Callable[[list[bytes | None]], T | None]:
+    """Make it of one file's content; None while there is no file."""
+    return lambda files: None if files[0] is None else make(files[0])
