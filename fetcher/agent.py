@@ -10,14 +10,16 @@ import socket
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import Any
 
+from cloud_network.fetcher.model import IPNetwork
 from cloud_network.fetcher.objects import Address, Route
 from cloud_network.fetcher.plan import Change, LinkMtu, LinkUp, Plan, Verb
 from cloud_network.netagent import protocol
 
 _ANSWER_SECONDS = 30.0
-_FAMILY = {4: 2, 6: 10}  # AF_INET, AF_INET6
+_EVERYTHING: dict[int, IPNetwork] = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
 
 class AgentError(Exception):
@@ -49,16 +51,16 @@ def to_wire(change: Change) -> protocol.Op:
             "op": "route_replace" if add else "route_remove",
             "table": what.table,
             "link": what.ifindex,
-            "destination": what.destination.network_address.packed,
+            "address": what.destination.network_address.packed,
             "prefix": what.destination.prefixlen,
             "gateway": what.gateway.packed if what.gateway is not None else None,
         }
+    selector = what.selector or _EVERYTHING[what.version]
     return {
         "op": "rule_add" if add else "rule_remove",
         "priority": what.priority,
-        "family": _FAMILY[what.version],
-        "selector": what.selector.network_address.packed if what.selector is not None else None,
-        "prefix": what.selector.prefixlen if what.selector is not None else 0,
+        "address": selector.network_address.packed,
+        "prefix": selector.prefixlen,
         "to": what.to,
         "table": what.table,
         "suppress": what.suppress,

@@ -11,9 +11,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from _json import (
-    encode_basestring_ascii as quote,
-)  # `json` imports `re`: 5 ms of start-up for a decoder unused here
+
+# `json` imports `re`: 5 ms of start-up for a decoder that is not used here.
+from _json import encode_basestring_ascii as quote
 
 from .protocol import text
 
@@ -24,6 +24,7 @@ except ImportError:  # Python 3.12 and later
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 GENESIS = "0" * 64
@@ -34,20 +35,18 @@ _MAX_FILE, _KEPT = 16 << 20, 8  # a rotated-out file's size in bytes, and how ma
 
 def to_json(value: Any) -> str:
     """Compact JSON of what a line is made of; packed addresses become text."""
-    if value is None:
-        return "null"
-    if value is True or value is False:
-        return "true" if value else "false"
-    kind = type(value)
-    if kind is str:
-        return quote(value)
-    if kind is int:
-        return str(value)
-    if kind is bytes:
-        return f'"{text(value)}"' if len(value) in (4, 16) else f'"{value.hex()}"'
-    if kind is dict:
-        return "{" + ",".join([f"{quote(str(key))}:{to_json(entry)}" for key, entry in value.items()]) + "}"
-    return "[" + ",".join([to_json(entry) for entry in value]) + "]"
+    return _JSON[type(value)](value)
+
+
+_JSON: dict[type, Callable[[Any], str]] = {
+    type(None): lambda _: "null",
+    bool: lambda value: "true" if value else "false",
+    int: str,
+    str: quote,
+    bytes: lambda value: f'"{text(value)}"' if len(value) in (4, 16) else f'"{value.hex()}"',
+    list: lambda value: "[" + ",".join([to_json(entry) for entry in value]) + "]",
+    dict: lambda value: "{" + ",".join([f"{quote(str(key))}:{to_json(value[key])}" for key in value]) + "}",
+}
 
 
 class Audit:

@@ -36,17 +36,16 @@ class Ledger:
 
     def open(self, request: str, undo: list[Op]) -> None:
         """Remember how to take `request` back, before the kernel is touched."""
-        self.request, self.undo = request, undo
-        self._write()
+        self._write(request, undo, self.owned)
 
     def close(self, owned: Owned) -> None:
         """The transaction is over, one way or the other."""
-        self.request, self.undo, self.owned = None, [], owned
-        self._write()
+        self._write(None, [], owned)
 
-    def _write(self) -> None:
-        kept = {"request": self.request, "undo": self.undo, "owned": list(self.owned)}
+    def _write(self, request: str | None, undo: list[Op], owned: Owned) -> None:
+        kept = {"request": request, "undo": undo, "owned": list(owned)}
         temporary = self._path + ".new"
         with open(temporary, "wb") as file:
             file.write(msgpack.packb(kept))
         os.replace(temporary, self._path)
+        self.request, self.undo, self.owned = request, undo, owned

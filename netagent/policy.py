@@ -1,31 +1,37 @@
 """What netagent refuses. Pure: operations and what the kernel says go in, the way back or a Refusal comes out.
 
-Nothing that a request says of the host is believed: which links there are and of what kind, which addresses
-and gateways somebody already has, and whose a route is, all come from the kernel (`View`). Operations are
-checked in order, and each may build on the ones before it: an address of this request may be the source of a
-rule of this request. docs/policy.md has the same as a table.
+Nothing that a request says of the host is believed: which links there are and of what kind, which addresses and
+gateways somebody already has, and whose a route is, all come from the kernel (`View`). Operations are checked in
+order, and each may build on the ones before it: an address of this request may be the source of a rule of this
+request. docs/policy.md has the same as a table.
 """
 
 from __future__ import annotations
 
+from _socket import AF_INET, AF_INET6, inet_pton
+
 from .protocol import BAND, PROTOCOL, TABLE_LOCAL, TABLE_MAIN, text
+from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_SECONDARY, parse_default
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from .ledger import Owned
     from .protocol import Op
+    from .rtnetlink import Found, Kernel
+    from .settings import Settings
 
     Network = tuple[int, int, int]  # bytes of the family, network as a number, number of host bits
 
 
 class Refusal(Exception):
-    """An operation that may not be done: its position, why not, and what an operator could set to allow it."""
+    """An operation that may not be done: why not, what an operator could set to allow it, and its position."""
 
-    def __init__(self, position: int, reason: str, allow: str | None = None) -> None:
+    def __init__(self, reason: str, allow: str | None = None) -> None:
         super().__init__(reason)
-        self.position, self.reason, self.allow = position, reason, allow
+        self.reason, self.allow, self.position = reason, allow, 0
 
 
 def network(packed: bytes, prefix: int) -> Network:
@@ -41,307 +47,280 @@ def contains(outer: Network, inner: Network) -> bool:
 
 def parse_network(value: str) -> Network:
     """`10.0.0.0/8` as a network; ValueError for what is none."""
-    from _socket import AF_INET, AF_INET6, inet_pton
-
     address, _, prefix = value.partition("/")
     try:
         packed = inet_pton(AF_INET6 if ":" in address else AF_INET, address)
-    except OSError:
+        length = int(prefix or len(packed) * 8)
+    except (OSError, ValueError):
         raise ValueError(f"{value!r} is not an address or prefix") from None
-    length = int(prefix) if prefix else len(packed) * 8
     if not 0 <= length <= len(packed) * 8:
         raise ValueError(f"{value!r}: the prefix length is not 0..{len(packed) * 8}")
     return network(packed, length)
 
 
 ALLOWED = tuple(map(parse_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")))
-# Never an address of a link, whatever AllowAddresses= says: unspecified, loopback, link-local (the metadata
-# servers live there), multicast, reserved and broadcast; IPv4 in IPv6; and the metadata servers elsewhere:
-# Alibaba's, Azure's wire server, Oracle's, AWS's and GCP's over IPv6.
-NEVER = tuple(
-    (parse_network(prefix), why)
-    for prefix, why in (
-        ("0.0.0.0/8", "unspecified (RFC 1122)"),
-        ("127.0.0.0/8", "loopback"),
-        ("169.254.0.0/16", "link-local, where metadata servers live"),
-        ("224.0.0.0/4", "multicast"),
-        ("240.0.0.0/4", "reserved or broadcast"),
-        ("100.100.100.200", "a metadata server's"),
-        ("168.63.129.16", "a metadata server's"),
-        ("192.0.0.192", "a metadata server's"),
-        ("::/96", "unspecified or loopback"),
-        ("::ffff:0:0/96", "an IPv4 address in IPv6"),
-        ("fe80::/10", "link-local"),
-        ("ff00::/8", "multicast"),
-        ("fd00:ec2::254", "a metadata server's"),
-        ("fd20:ce::254", "a metadata server's"),
-    )
+LINK_LOCAL = parse_network("fe80::/10")
+# Never an address of a link, whatever AllowAddresses= says: unspecified, loopback, link-local, multicast, reserved and
+# broadcast; IPv4 in IPv6; and the metadata servers outside link-local: Alibaba's, Azure's wire server, Oracle's, and
+# over IPv6 AWS's and GCP's.
+NEVER = (
+    LINK_LOCAL,
+    *map(parse_network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")),
+    *map(parse_network, ("::/96", "::ffff:0:0/96", "ff00::/8")),
+    *map(parse_network, ("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254")),
 )
-_SHORTEST = {4: 8, 16: 32}  # no connected route is shorter: it would draw in other people's networks
+_SHORTEST = {4: 8, 16: 32}  # no network that is claimed is larger: it would draw in other people's
 
 
 class View:
-    """What the kernel says now, read when first asked for, and what this request has added to it so far."""
+    """What the kernel says now, and what this request has added to it so far."""
 
-    def __init__(self, kernel: Any, settings: Any, owned: frozenset[tuple[int, bytes]] = frozenset()) -> None:
+    def __init__(self, kernel: Kernel, settings: Settings, owned: Owned) -> None:
         self.kernel, self.settings, self._owned = kernel, settings, owned
         self.links = {found["link"]: found for found in kernel.links()}
-        self.addresses: dict[tuple[int, bytes], dict[str, Any]] = {}
-        self.subnets: dict[int, list[Network]] = {}  # on link, by link
-        self.learned: dict[int, list[Network]] = {}  # from DHCP, a router or an operator, by link
-        self._routes: dict[int, dict[tuple[bytes, int], dict[str, Any]]] = {}
+        self.addresses: dict[tuple[int, bytes], Found] = {}
+        self.holders: dict[bytes, int] = {}  # a link that has the address
+        self.subnets: dict[int, set[Network]] = {}  # on link, by link
+        self.claims: dict[
+            int, set[Network]
+        ] = {}  # by link: what it may claim because DHCP, a router or an operator did
+        self.gateways = {*settings.resolvers, *(found["gateway"] for found in kernel.routes(None, parse_default))}
+        self._routes: dict[int, dict[tuple[bytes, int], Found]] = {}
         self._rules: set[tuple[Any, ...]] | None = None
+        self._refusals: dict[int, Refusal | None] = {}
+        self._checked: dict[int, set[Network]] = {}
         found = kernel.addresses()
-        self.knows_protocol = any(address["protocol"] is not None for address in found)
+        self._tagged = any(address["protocol"] is not None for address in found)  # the kernel knows IFA_PROTO
         for address in found:
             self.add_address(address)
             if not self.owns(address) and address["prefix"] < len(address["address"]) * 8:
-                self.learned.setdefault(address["link"], []).append(network(address["address"], address["prefix"]))
-        self.gateways = {*settings.resolvers, *kernel.gateways()}
+                self._claim(address)
         for route in kernel.routes(TABLE_MAIN):
             if route["gateway"] is not None:
                 self.gateways.add(route["gateway"])
             elif route["protocol"] != PROTOCOL and route["prefix"]:
-                net = network(route["destination"], route["prefix"])
-                self.subnets.setdefault(route["link"], []).append(net)
+                self.subnets.setdefault(route["link"], set()).add(network(route["address"], route["prefix"]))
                 if route["protocol"] in (9, 16):  # RTPROT_RA, RTPROT_DHCP
-                    self.learned.setdefault(route["link"], []).append(net)
-        self._link_reasons: dict[int, tuple[str, str | None] | None] = {}
+                    self._claim(route)
+        self.gateways.discard(None)
 
-    def owns(self, address: dict[str, Any]) -> bool:
+    def _claim(self, found: Found) -> None:
+        self.claims.setdefault(found["link"], set()).add(network(found["address"], found["prefix"]))
+
+    def owns(self, address: Found) -> bool:
         """Whether netagent put the address there: IFA_PROTO says so, or the ledger where the kernel has none."""
-        if self.knows_protocol:
+        if self._tagged:
             return bool(address["protocol"] == PROTOCOL)
         return (address["link"], address["address"]) in self._owned
 
-    def add_address(self, address: dict[str, Any]) -> None:
+    def add_address(self, address: Found) -> None:
         """From here on the link has this address."""
         self.addresses[address["link"], address["address"]] = address
-        self.subnets.setdefault(address["link"], []).append(network(address["address"], address["prefix"]))
+        self.holders[address["address"]] = address["link"]
+        self.subnets.setdefault(address["link"], set()).add(network(address["address"], address["prefix"]))
 
-    def routes(self, table: int) -> dict[tuple[bytes, int], dict[str, Any]]:
-        """{(destination, prefix): route} of a table, the preferred one where several metrics differ."""
+    def routes(self, table: int) -> dict[tuple[bytes, int], Found]:
+        """{(address, prefix): route} of a table, the preferred one where several metrics differ."""
         if table not in self._routes:
-            self._routes[table] = {}
-            for route in sorted(self.kernel.routes(table), key=lambda route: route["metric"], reverse=True):
-                self._routes[table][route["destination"], route["prefix"]] = route
+            found = sorted(self.kernel.routes(table), key=lambda route: -int(route["metric"]))
+            self._routes[table] = {(route["address"], route["prefix"]): route for route in found}
         return self._routes[table]
 
-    def has_rule(self, op: Op) -> bool:
-        """Whether the kernel has exactly this rule with our protocol number."""
+    def rules(self) -> set[tuple[Any, ...]]:
+        """The rules that carry our protocol number."""
         if self._rules is None:
             self._rules = {rule_key(rule) for rule in self.kernel.rules() if rule["protocol"] == PROTOCOL}
-        return rule_key(op) in self._rules
+        return self._rules
 
-    def refuse_link(self, index: int) -> tuple[str, str | None] | None:
-        """Why nothing may be done to this link, and what would allow it; None if something may."""
-        if index not in self._link_reasons:
-            self._link_reasons[index] = self._judge_link(index)
-        return self._link_reasons[index]
+    def check_link(self, index: int) -> None:
+        """Refusal when nothing may be done to this link."""
+        if index not in self._refusals:
+            self._refusals[index] = self._judge_link(index)
+        refusal = self._refusals[index]
+        if refusal is not None:
+            raise refusal
 
-    def _judge_link(self, index: int) -> tuple[str, str | None] | None:
+    def _judge_link(self, index: int) -> Refusal | None:
         link = self.links.get(index)
         if link is None:
-            return f"there is no link {index}", None
+            return Refusal(f"there is no link {index}")
         name, kind = link["name"], link["kind"]
         if link["loopback"]:
-            return f"{name} is the loopback link", None
+            return Refusal(f"{name} is the loopback link")
         if name in self.settings.exclude:
-            return f"{name} is excluded", f"[Network] Exclude= without {name}"
+            return Refusal(f"{name} is excluded", f"[Network] Exclude= without {name}")
         if kind is not None and kind not in self.settings.allow_kinds:
-            return f"{name} is of kind {kind}, no interface of a cloud", f'[Netagent] AllowKinds="{kind}"'
+            return Refusal(f"{name} is of kind {kind}, no interface of a cloud", f'[Netagent] AllowKinds="{kind}"')
         return None
 
     def other_link_has(self, index: int, net: Network) -> bytes | None:
         """An address inside `net` that another link has; or None."""
-        for link, packed in self.addresses:
-            if link != index and len(packed) == net[0] and int.from_bytes(packed) >> net[2] << net[2] == net[1]:
-                return packed
-        return None
+        if not net[2]:
+            packed = net[1].to_bytes(net[0])
+            return packed if self.holders.get(packed, index) != index else None
+        return next((packed for packed in _inside(net, self.holders) if self.holders[packed] != index), None)
+
+    def has_range(self, index: int, net: Network) -> bool:
+        """Whether `net` is a part of a subnet of the link, or a range that our local route gives it."""
+        if any(net[2] and subnet[2] > net[2] and contains(subnet, net) for subnet in self.subnets.get(index, ())):
+            return True
+        routes = self.routes(TABLE_LOCAL).items()
+        ours = (network(*key) for key, route in routes if route["protocol"] == PROTOCOL and route["link"] == index)
+        return any(contains(local, net) for local in ours)
+
+    def check_claim(self, index: int, net: Network, shown: str) -> None:
+        """Refusal when a link may not claim an address, or all of a network: it is or could be somebody else's."""
+        checked = self._checked.setdefault(index, set())
+        if any(contains(claim, net) for claim in checked):
+            return
+        if not any(contains(claim, net) for claim in self.claims.get(index, ())):
+            if net[0] * 8 - net[2] < _SHORTEST[net[0]]:
+                raise Refusal(f"{shown}: prefixes shorter than /{_SHORTEST[net[0]]} are nobody's")
+            if not any(contains(allowed, net) for allowed in self.settings.allow_addresses):
+                allow = f'[Netagent] AllowAddresses="{shown}"'
+                raise Refusal(f"{shown} is neither private nor of a network that link {index} learned", allow)
+        for never in NEVER:
+            if contains(never, net) or contains(net, never):
+                raise Refusal(f"{shown}: loopback, link-local, multicast, reserved or a metadata server's")
+        if net[2]:
+            checked.add(net)  # its addresses need not be looked at one by one
 
 
-def rule_key(rule: dict[str, Any]) -> tuple[Any, ...]:
+def _inside(net: Network, packed: Any) -> Any:
+    """Those of `packed` addresses that lie in `net`."""
+    return (one for one in packed if len(one) == net[0] and int.from_bytes(one) >> net[2] << net[2] == net[1])
+
+
+def rule_key(rule: Found) -> tuple[Any, ...]:
     """What makes two rules the same rule."""
-    return (
-        rule["priority"], rule["family"], rule["selector"], rule["prefix"], rule["to"], rule["table"], rule["suppress"]
-    )  # fmt: skip
+    return tuple([rule[key] for key in ("priority", "address", "prefix", "to", "table", "suppress")])
 
 
-def _check_claim(position: int, net: Network, packed: bytes, index: int, view: View) -> None:
-    """The part that addresses, ranges and on-link routes share: never somebody else's, and allowed."""
-    for never, why in NEVER:
-        if contains(never, net) or contains(net, never):
-            raise Refusal(position, f"{text(packed)} is {why}")
-    if any(contains(claim, net) for claim in view.settings.allow_addresses):
-        return
-    if not any(contains(claim, net) for claim in view.learned.get(index, ())):
-        shown = f"{text(packed)}/{net[0] * 8 - net[2]}"
-        raise Refusal(
-            position,
-            f"{shown} is neither private nor of a network the link learned",
-            f'[Netagent] AllowAddresses="{shown}"',
-        )
-
-
-def _check_taken(position: int, net: Network, what: str, view: View) -> None:
-    """Refuse what covers a gateway's or resolver's address."""
-    for taken in view.gateways:
-        if len(taken) == net[0] and int.from_bytes(taken) >> net[2] << net[2] == net[1]:
-            raise Refusal(position, f"{what} is or covers {text(taken)}, a gateway's or resolver's address")
-
-
-def _link_up(position: int, op: Op, view: View) -> Op:
+def _link_up(op: Op, view: View) -> Op:
     if view.links[op["link"]]["up"]:
-        raise Refusal(position, "the link is already up")
+        raise Refusal("the link is already up")
     return {"op": "link_down", "link": op["link"]}
 
 
-def _link_mtu(position: int, op: Op, view: View) -> Op:
+def _link_mtu(op: Op, view: View) -> Op:
     if op["mtu"] < 1280 and any(link == op["link"] and len(packed) == 16 for link, packed in view.addresses):
-        raise Refusal(position, "an MTU below 1280 would take the link's IPv6 addresses away (RFC 8200, section 5)")
+        raise Refusal("an MTU below 1280 would take the link's IPv6 addresses away (RFC 8200, section 5)")
     return {**op, "mtu": view.links[op["link"]]["mtu"]}
 
 
-def _address_add(position: int, op: Op, view: View) -> Op:
+def _address_add(op: Op, view: View) -> Op:
     index, packed, prefix = op["link"], op["address"], op["prefix"]
-    bits = len(packed) * 8
-    single = network(packed, bits)
-    if prefix < _SHORTEST[len(packed)]:
-        raise Refusal(position, f"prefix length {prefix} is not {_SHORTEST[len(packed)]}..{bits}")
-    _check_claim(position, single, packed, index, view)
-    _check_taken(position, single, text(packed), view)
-    if (index, packed) in view.addresses:
-        raise Refusal(position, f"the link has {text(packed)} already")
-    other = view.other_link_has(index, single)
-    if other is not None:
-        raise Refusal(position, f"another link has {text(packed)}")
-    net = network(packed, prefix)
-    if len(packed) == 4 and prefix < 31 and single[1] - net[1] in (0, (1 << net[2]) - 1):
-        raise Refusal(position, f"{text(packed)}/{prefix} is the network's or broadcast address of its subnet")
-    if op["route"] and prefix < bits:
-        _check_claim(position, net, packed, index, view)
+    single, net = network(packed, len(packed) * 8), network(packed, prefix)
+    if op["route"] and net[2]:
+        view.check_claim(index, net, f"{text(packed)}/{prefix}")
         other = view.other_link_has(index, net)
         if other is not None:
-            raise Refusal(
-                position,
-                f"the connected route of {text(packed)}/{prefix} would take over {text(other)} of another link",
-            )
+            raise Refusal(f"its connected route {text(packed)}/{prefix} would take over {text(other)} of another link")
+    view.check_claim(index, single, text(packed))
+    if prefix < _SHORTEST[len(packed)]:
+        raise Refusal(f"prefix length {prefix} is not {_SHORTEST[len(packed)]}..{len(packed) * 8}")
+    if packed in view.gateways:
+        raise Refusal(f"{text(packed)} is a gateway's or resolver's address")
+    if packed in view.holders:
+        raise Refusal(f"link {view.holders[packed]} has {text(packed)} already")
+    if len(packed) == 4 and net[2] > 1 and single[1] - net[1] in (0, (1 << net[2]) - 1):
+        raise Refusal(f"{text(packed)}/{prefix} is the network's or broadcast address of its subnet")
     view.add_address({"link": index, "address": packed, "prefix": prefix, "flags": 0, "protocol": PROTOCOL})
     return {"op": "address_remove", "link": index, "address": packed, "prefix": prefix}
 
 
-def _address_remove(position: int, op: Op, view: View) -> Op:
-    address = view.addresses.get((op["link"], op["address"]))
+def _address_remove(op: Op, view: View) -> Op:
+    index, packed = op["link"], op["address"]
+    address = view.addresses.get((index, packed))
     if address is None or address["prefix"] != op["prefix"]:
-        raise Refusal(position, f"the link has no {text(op['address'])}/{op['prefix']}")
+        raise Refusal(f"the link has no {text(packed)}/{op['prefix']}")
     if not view.owns(address):
-        raise Refusal(position, f"{text(op['address'])} is not ours to remove")
-    net = network(op["address"], op["prefix"])
-    if net[2] and not address["flags"] & 1:  # IFA_F_SECONDARY: without promote_secondaries they go with their primary
-        for (link, packed), other in view.addresses.items():
-            if (
-                link == op["link"]
-                and other["flags"] & 1
-                and network(packed, other["prefix"]) == net
-                and not view.owns(other)
-            ):
-                raise Refusal(position, f"{text(packed)}, which is not ours, may go with {text(op['address'])}")
-    del view.addresses[op["link"], op["address"]]
-    return {**op, "op": "address_add", "route": not address["flags"] & 0x200}  # IFA_F_NOPREFIXROUTE
-
-
-def _check_table(position: int, op: Op, view: View) -> None:
-    table = view.settings.table_base + op["link"]
-    if op["table"] not in (table, TABLE_LOCAL):
-        raise Refusal(position, f"table {op['table']} is not the link's own, {table}")
-
-
-def _route_replace(position: int, op: Op, view: View) -> Op:
-    _check_table(position, op, view)
-    index, packed, gateway = op["link"], op["destination"], op["gateway"]
+        raise Refusal(f"{text(packed)} is not ours to remove")
     net = network(packed, op["prefix"])
+    if net[2] and not address["flags"] & IFA_F_SECONDARY:  # its secondaries may go with it, if promote_secondaries is 0
+        for (link, other), found in view.addresses.items():
+            same = link == index and found["flags"] & IFA_F_SECONDARY and network(other, found["prefix"]) == net
+            if same and not view.owns(found):
+                raise Refusal(f"{text(other)}, which is not ours, may go with {text(packed)}")
+    del view.addresses[index, packed], view.holders[packed]
+    return {**op, "op": "address_add", "route": not address["flags"] & IFA_F_NOPREFIXROUTE}
+
+
+def _route_at(op: Op, view: View) -> Found | None:
+    """The route that an operation would replace or remove, in a table where it may."""
+    if op["table"] not in (view.settings.table_base + op["link"], TABLE_LOCAL):
+        raise Refusal(f"table {op['table']} is not the link's own, {view.settings.table_base + op['link']}")
+    found = view.routes(op["table"]).get((op["address"], op["prefix"]))
+    if found is not None and found["protocol"] != PROTOCOL:
+        raise Refusal(f"the route to {text(op['address'])}/{op['prefix']} in table {op['table']} is not ours")
+    return found
+
+
+def _route_replace(op: Op, view: View) -> Op:
+    index, packed, prefix, gateway = op["link"], op["address"], op["prefix"], op["gateway"]
+    existing, net, local = _route_at(op, view), network(packed, prefix), op["table"] == TABLE_LOCAL
+    shown = f"{text(packed)}/{prefix}"
     if net[1] != int.from_bytes(packed):
-        raise Refusal(position, f"{text(packed)}/{op['prefix']} has host bits set")
-    existing = view.routes(op["table"]).get((packed, op["prefix"]))
-    if existing is not None and existing["protocol"] != PROTOCOL:
-        raise Refusal(position, f"table {op['table']} has a route to {text(packed)}/{op['prefix']} that is not ours")
-    subnets = view.subnets.setdefault(index, [])
-    if gateway is not None:
-        if op["table"] == TABLE_LOCAL:
-            raise Refusal(position, "a local route has no gateway")
+        raise Refusal(f"{shown} has host bits set")
+    on_link = view.subnets.setdefault(index, set())
+    if gateway is None and (local or not any(contains(subnet, net) for subnet in on_link)):
+        view.check_claim(index, net, shown)
+        taken = view.other_link_has(index, net) or (next(_inside(net, view.gateways), None) if local else None)
+        if taken is not None:
+            raise Refusal(f"{shown} covers {text(taken)}, which is a gateway's, a resolver's or another link's")
+        if not local:
+            on_link.add(net)
+    elif gateway is not None:
         single = network(gateway, len(gateway) * 8)
-        link_local = gateway[0] == 0xFE and gateway[1] & 0xC0 == 0x80 and len(gateway) == 16
-        if not link_local and not any(contains(subnet, single) for subnet in subnets + _on_link(view, op)):
-            raise Refusal(position, f"gateway {text(gateway)} is not on link {index}")
-        if (index, gateway) in view.addresses:
-            raise Refusal(position, f"gateway {text(gateway)} is this host's own address")
+        if not any(contains(subnet, single) for subnet in on_link) and not contains(LINK_LOCAL, single):
+            on_link |= {network(*key) for key, route in view.routes(op["table"]).items() if route["gateway"] is None}
+            if not any(contains(subnet, single) for subnet in on_link):
+                raise Refusal(f"gateway {text(gateway)} is not on link {index}")
+        if local or gateway in view.holders:
+            raise Refusal("a local route has no gateway" if local else f"gateway {text(gateway)} is this host's own")
         view.gateways.add(gateway)
-    elif not any(contains(subnet, net) for subnet in subnets) or op["table"] == TABLE_LOCAL:
-        if op["prefix"] < _SHORTEST[len(packed)]:
-            raise Refusal(position, f"prefix length {op['prefix']} is not {_SHORTEST[len(packed)]}..{len(packed) * 8}")
-        _check_claim(position, net, packed, index, view)
-        other = view.other_link_has(index, net)
-        if other is not None:
-            raise Refusal(position, f"{text(packed)}/{op['prefix']} covers {text(other)} of another link")
-        if op["table"] == TABLE_LOCAL:
-            _check_taken(position, net, f"{text(packed)}/{op['prefix']}", view)
-    view.routes(op["table"])[packed, op["prefix"]] = {**op, "protocol": PROTOCOL, "metric": 0}
+    view.routes(op["table"])[packed, prefix] = {**op, "protocol": PROTOCOL}
     if existing is None:
         return {**op, "op": "route_remove"}
     return {**op, "link": existing["link"], "gateway": existing["gateway"]}
 
 
-def _on_link(view: View, op: Op) -> list[Network]:
-    """The destinations that the link's table, or an earlier operation, reaches without a gateway."""
-    return [
-        network(packed, prefix)
-        for (packed, prefix), route in view.routes(op["table"]).items()
-        if route["gateway"] is None and route["link"] == op["link"]
-    ]
-
-
-def _route_remove(position: int, op: Op, view: View) -> Op:
-    _check_table(position, op, view)
-    existing = view.routes(op["table"]).get((op["destination"], op["prefix"]))
+def _route_remove(op: Op, view: View) -> Op:
+    existing = _route_at(op, view)
     if existing is None or existing["link"] != op["link"]:
-        raise Refusal(position, f"table {op['table']} has no such route to {text(op['destination'])}/{op['prefix']}")
-    if existing["protocol"] != PROTOCOL:
-        raise Refusal(position, f"the route to {text(op['destination'])}/{op['prefix']} is not ours to remove")
-    del view.routes(op["table"])[op["destination"], op["prefix"]]
+        raise Refusal(f"table {op['table']} has no such route to {text(op['address'])}/{op['prefix']}")
+    del view.routes(op["table"])[op["address"], op["prefix"]]
     return {**op, "op": "route_replace", "gateway": existing["gateway"]}
 
 
-def _rule_add(position: int, op: Op, view: View) -> Op:
-    low = view.settings.priority
+def _rule_add(op: Op, view: View) -> Op:
+    low, packed, index = view.settings.priority, op["address"], op["table"] - view.settings.table_base
     if not low <= op["priority"] < low + BAND:
-        raise Refusal(position, f"priority {op['priority']} is not {low}..{low + BAND - 1}")
-    selector = op["selector"]
-    if selector is None:
+        raise Refusal(f"priority {op['priority']} is not {low}..{low + BAND - 1}")
+    if not op["prefix"]:
         if op["table"] != TABLE_MAIN or not op["suppress"] or op["to"]:
-            raise Refusal(position, "a rule without a source may only look up main with suppress_prefixlength 0")
+            raise Refusal("a rule without a source may only look up main with suppress_prefixlength 0")
     else:
-        index = op["table"] - view.settings.table_base
-        refused = view.refuse_link(index)
-        if refused is not None:
-            raise Refusal(position, f"table {op['table']} is no link's: {refused[0]}", refused[1])
-        if (index, selector) not in view.addresses or op["prefix"] != len(selector) * 8:
-            net = network(selector, op["prefix"])
-            subnets = view.subnets.get(index, ())
-            if not any(subnet[2] and contains(subnet, net) for subnet in subnets) or view.other_link_has(index, net):
-                raise Refusal(position, f"{text(selector)}/{op['prefix']} is no address or range of link {index}")
-    if view.has_rule(op):
-        raise Refusal(position, "there is such a rule already")
+        view.check_link(index)
+        net = network(packed, op["prefix"])
+        mine = view.holders.get(packed) == index and not net[2]
+        if not mine and (not view.has_range(index, net) or view.other_link_has(index, net) is not None):
+            raise Refusal(f"{text(packed)}/{op['prefix']} is no address or range of link {index}")
+    if rule_key(op) in view.rules():
+        raise Refusal("there is such a rule already")
+    view.rules().add(rule_key(op))
     return {**op, "op": "rule_remove"}
 
 
-def _rule_remove(position: int, op: Op, view: View) -> Op:
-    if not view.has_rule(op):
-        raise Refusal(position, "there is no such rule of ours")
+def _rule_remove(op: Op, view: View) -> Op:
+    if rule_key(op) not in view.rules():
+        raise Refusal("there is no such rule of ours")
+    view.rules().remove(rule_key(op))
     return {**op, "op": "rule_add"}
 
 
 # Each answers with the operation that takes the checked one back.
-CHECKS: dict[str, Callable[[int, Op, View], Op]] = {
+CHECKS: dict[str, Callable[[Op, View], Op]] = {
     "link_up": _link_up,
     "link_mtu": _link_mtu,
     "address_add": _address_add,
@@ -357,9 +336,11 @@ def check(ops: list[Op], view: View) -> list[Op]:
     """The way back of each operation; Refusal for the first that may not be done. Nothing is touched here."""
     undo = []
     for position, op in enumerate(ops):
-        if "link" in op:
-            refused = view.refuse_link(op["link"])
-            if refused is not None:
-                raise Refusal(position, *refused)
-        undo.append(CHECKS[op["op"]](position, op, view))
+        try:
+            if "link" in op:
+                view.check_link(op["link"])
+            undo.append(CHECKS[op["op"]](op, view))
+        except Refusal as refusal:
+            refusal.position = position
+            raise
     return undo

@@ -1,7 +1,7 @@
 """What an operator has set for netagent, read straight from the operator's file: never from the fetcher.
 
-The file is the fetcher's (cloud-network.toml(5)); its one-line `Key = value` subset of TOML is small enough to
-read here. A line that is not understood is an error: netagent would rather not start than guess what it may do.
+The file is the fetcher's (cloud-network.toml(5)); its one-line `Key = value` subset of TOML is small enough to read
+here. A line that is not understood is an error: netagent would rather not start than guess what it may do.
 """
 
 from __future__ import annotations
@@ -9,30 +9,24 @@ from __future__ import annotations
 from .policy import ALLOWED, parse_network
 from .protocol import BAND
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from .policy import Network
-
 PATH = "/etc/cloud-network/cloud-network.toml"
-RESOLV_CONF = "/etc/resolv.conf"
 
 
 class Settings:
-    """The keys that concern netagent, at their defaults."""
+    """The keys that concern netagent, at their defaults; and the resolvers that nobody may take over."""
 
     def __init__(self) -> None:
-        self.table_base = 9999
-        self.priority = 31000
+        self.table_base, self.priority = 9999, 31000
         self.exclude: frozenset[str] = frozenset()
         self.allow_kinds: frozenset[str] = frozenset()
-        self.allow_addresses: tuple[Network, ...] = ALLOWED
+        self.allow_addresses = ALLOWED
         self.audit_failure = "refuse"
         self.resolvers: frozenset[bytes] = frozenset()
 
-    def set(self, section: str, key: str, value: str) -> None:
+    def take(self, section: str, key: str, value: str) -> None:
         """Take one key of the file; ValueError says what is accepted. Other keys are the fetcher's to judge."""
         if (section, key) == ("Network", "RouteTableBase"):
-            self.table_base = _whole(value, 256, 2**31 - 2**20)
+            self.table_base = _whole(value, 256, 2**30)
         elif (section, key) == ("Network", "RulePriority"):
             self.priority = _whole(value, 1, 32766 - BAND)
         elif (section, key) == ("Network", "Exclude"):
@@ -40,7 +34,7 @@ class Settings:
         elif (section, key) == ("Netagent", "AllowKinds"):
             self.allow_kinds = frozenset(value.split())
         elif (section, key) == ("Netagent", "AllowAddresses"):
-            self.allow_addresses = ALLOWED + tuple(parse_network(word) for word in value.split())
+            self.allow_addresses = ALLOWED + tuple(map(parse_network, value.split()))
         elif (section, key) == ("Netagent", "AuditFailure"):
             if value not in ("refuse", "continue"):
                 raise ValueError("accepted: refuse, continue")
@@ -48,74 +42,57 @@ class Settings:
 
 
 def _whole(value: str, low: int, high: int) -> int:
-    if not value.isdecimal() or not low <= int(value) <= high:
+    if not (value.isascii() and value.isdecimal()) or not low <= int(value) <= high:
         raise ValueError(f"accepted: a whole number in {low}..{high}")
     return int(value)
 
 
 def _value(line: str) -> str:
-    """The value of `Key = value`: a whole number, 'literal' or "basic" string, and perhaps a comment."""
+    """The value of `Key = value`: a whole number, 'text' or "text", and perhaps a comment behind it."""
     quote = line[:1]
     if quote not in ("'", '"'):
-        word = line.partition("#")[0].strip()
-        if not word.lstrip("+-").replace("_", "").isalnum():
-            raise ValueError('accepted: "text" or a whole number')
-        return word
-    found, position = "", 1
-    while position < len(line) and line[position] != quote:
-        if quote == '"' and line[position] == "\\":
-            position += 1
-            if line[position : position + 1] not in ("\\", '"'):
-                raise ValueError('accepted escapes: \\\\ and \\"')
-        found += line[position : position + 1]
-        position += 1
-    rest = line[position + 1 :].strip()
-    if position >= len(line) or (rest and not rest.startswith("#")):
-        raise ValueError(f"the string does not end with {quote}, or something follows it")
-    return found
+        return line.partition("#")[0].strip()
+    plain = line if quote == "'" else line.replace('\\"', "\0\0").replace("\\\\", "\0\1")
+    end = plain.find(quote, 1)
+    rest = plain[end + 1 :].strip()
+    if end < 0 or ("\\" in plain[:end] and quote == '"') or (rest and not rest.startswith("#")):
+        raise ValueError(f'accepted: {quote}text{quote}, with no escapes but \\" and \\\\')
+    return plain[1:end].replace("\0\0", '"').replace("\0\1", "\\")
 
 
 def load(path: str = PATH) -> Settings:
     """The settings of the file, or the defaults where there is none; SystemExit names file, line and reason."""
-    settings = Settings()
-    section = ""
+    settings, section = Settings(), ""
     try:
         with open(path, encoding="utf-8") as file:
-            lines = file.read().splitlines()
+            lines = file.read().replace("\r\n", "\n").split("\n")
     except FileNotFoundError:
         return settings
-    for number, line in enumerate(lines, 1):
-        line = line.strip()
-        if not line or line.startswith("#"):
-            continue
+    for number, line in enumerate(map(str.strip, lines), 1):
         try:
+            key, equals, value = line.partition("=")
             if line.startswith("["):
                 section, closed, rest = line[1:].partition("]")
-                section = section.strip()
-                if not closed or not section.isalpha() or (rest.strip() and not rest.strip().startswith("#")):
-                    raise ValueError("accepted: [System], [Network], [Netagent]")
-                continue
-            key, equals, value = line.partition("=")
-            if not equals or not key.strip().isalpha():
-                raise ValueError("accepted: Key = value")
-            settings.set(section, key.strip(), _value(value.strip()))
+                if not closed or rest.strip()[:1] not in ("", "#"):
+                    raise ValueError("accepted: [Section]")
+            elif line and not line.startswith("#"):
+                if not equals or not key.strip().replace("_", "").replace("-", "").isalnum():
+                    raise ValueError("accepted: Key = value")
+                settings.take(section, key.strip(), _value(value.strip()))
         except ValueError as error:
             raise SystemExit(f"cloud-network-netagent: {path}:{number}: {line}: {error}") from None
     return settings
 
 
-def resolvers(path: str = RESOLV_CONF) -> frozenset[bytes]:
-    """The packed addresses of resolv.conf's name servers: nobody's to take over."""
-    from _socket import AF_INET, AF_INET6, inet_pton
-
-    found = set()
+def resolvers(path: str = "/etc/resolv.conf") -> frozenset[bytes]:
+    """The packed addresses of the host's name servers."""
+    found = []
     try:
         with open(path, errors="replace") as file:
-            for line in file:
-                words = line.split()
+            for words in map(str.split, file):
                 if len(words) > 1 and words[0] == "nameserver":
-                    address = words[1].partition("%")[0]
-                    found.add(inet_pton(AF_INET6 if ":" in address else AF_INET, address))
-    except OSError:  # none, or one with an address that is none
+                    net = parse_network(words[1].partition("%")[0])
+                    found.append(net[1].to_bytes(net[0]))
+    except (OSError, ValueError):  # no such file, or an address that is none: what was found is what there is
         pass
     return frozenset(found)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from errno import EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT, ESRCH
 
-from .protocol import PROTOCOL
+from .protocol import OPS, PROTOCOL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,11 +48,9 @@ class Transaction:
 
     def undo(self) -> list[tuple[Op, int | None]]:
         """Take back what the ledger says is open; what could not be, with its errno (normally nothing)."""
-        ours = {
-            (address["link"], address["address"])
-            for address in self._kernel.addresses()
-            if address["protocol"] in (PROTOCOL, None)
-        }
+        addresses = self._kernel.addresses()
+        tagged = any(address["protocol"] is not None for address in addresses)  # the kernel knows IFA_PROTO
+        ours = {(each["link"], each["address"]) for each in addresses if not tagged or each["protocol"] == PROTOCOL}
         ops = [op for op in self._ledger.undo if op["op"] != "address_remove" or (op["link"], op["address"]) in ours]
         results = self._kernel.change(ops, stop=False)
         self._ledger.close(self._ledger.owned)
@@ -71,19 +69,7 @@ class Transaction:
 
 def owned_ops(kernel: Kernel, view: View) -> list[Op]:
     """Everything of ours, as the operations that remove it: rules, then routes, then addresses."""
-    ops: list[Op] = []
-    for rule in kernel.rules():
-        if rule["protocol"] == PROTOCOL:
-            del rule["protocol"]
-            ops.append({"op": "rule_remove", **rule})
-    for route in kernel.our_routes():
-        ops.append(
-            {
-                "op": "route_remove",
-                **{key: route[key] for key in ("table", "link", "destination", "prefix", "gateway")},
-            }
-        )
-    for address in view.addresses.values():
-        if view.owns(address):
-            ops.append({"op": "address_remove", **{key: address[key] for key in ("link", "address", "prefix")}})
-    return ops
+    rules = [("rule_remove", rule) for rule in kernel.rules() if rule["protocol"] == PROTOCOL]
+    routes = [("route_remove", route) for route in kernel.routes(None)]
+    owned = [("address_remove", address) for address in view.addresses.values() if view.owns(address)]
+    return [{"op": op, **{key: found[key] for key in OPS[op]}} for op, found in rules + routes + owned]
