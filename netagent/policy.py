@@ -81,10 +81,10 @@ class View:
         self.addresses: dict[tuple[int, bytes], Found] = {}
         self.holders: dict[bytes, int] = {}  # a link that has the address
         self.subnets: dict[int, set[Network]] = {}  # on link, by link
-        self.claims: dict[
-            int, set[Network]
-        ] = {}  # by link: what it may claim because DHCP, a router or an operator did
-        self.gateways = {*settings.resolvers, *(found["gateway"] for found in kernel.routes(None, parse_default))}
+        self.claims: dict[int, set[Network]] = {}  # what a link may claim: DHCP, a router or an operator did
+        self.gateways: dict[bytes, set[int]] = {resolver: set() for resolver in settings.resolvers}
+        for route in kernel.routes(None, parse_default):
+            self.add_gateway(route["gateway"], route["link"])
         self._routes: dict[int, dict[tuple[bytes, int], Found]] = {}
         self._rules: set[tuple[Any, ...]] | None = None
         self._refusals: dict[int, Refusal | None] = {}
@@ -96,13 +96,11 @@ class View:
             if not self.owns(address) and address["prefix"] < len(address["address"]) * 8:
                 self._claim(address)
         for route in kernel.routes(TABLE_MAIN):
-            if route["gateway"] is not None:
-                self.gateways.add(route["gateway"])
-            elif route["protocol"] != PROTOCOL and route["prefix"]:
+            self.add_gateway(route["gateway"], route["link"])
+            if route["gateway"] is None and route["protocol"] != PROTOCOL and route["prefix"]:
                 self.subnets.setdefault(route["link"], set()).add(network(route["address"], route["prefix"]))
                 if route["protocol"] in (9, 16):  # RTPROT_RA, RTPROT_DHCP
                     self._claim(route)
-        self.gateways.discard(None)
 
     def _claim(self, found: Found) -> None:
         self.claims.setdefault(found["link"], set()).add(network(found["address"], found["prefix"]))
@@ -118,6 +116,11 @@ class View:
         self.addresses[address["link"], address["address"]] = address
         self.holders[address["address"]] = address["link"]
         self.subnets.setdefault(address["link"], set()).add(network(address["address"], address["prefix"]))
+
+    def add_gateway(self, gateway: bytes | None, link: int) -> None:
+        """From here on a route leaves by this gateway of the link."""
+        if gateway is not None:
+            self.gateways.setdefault(gateway, set()).add(link)
 
     def routes(self, table: int) -> dict[tuple[bytes, int], Found]:
         """{(address, prefix): route} of a table, the preferred one where several metrics differ."""
@@ -173,15 +176,14 @@ class View:
         checked = self._checked.setdefault(index, set())
         if any(contains(claim, net) for claim in checked):
             return
-        if not any(contains(claim, net) for claim in self.claims.get(index, ())):
-            if net[0] * 8 - net[2] < _SHORTEST[net[0]]:
-                raise Refusal(f"{shown}: prefixes shorter than /{_SHORTEST[net[0]]} are nobody's")
-            if not any(contains(allowed, net) for allowed in self.settings.allow_addresses):
-                allow = f'[Netagent] AllowAddresses="{shown}"'
-                raise Refusal(f"{shown} is neither private nor of a network that link {index} learned", allow)
+        if net[0] * 8 - net[2] < _SHORTEST[net[0]]:
+            raise Refusal(f"{shown}: prefixes shorter than /{_SHORTEST[net[0]]} are nobody's")
         for never in NEVER:
             if contains(never, net) or contains(net, never):
                 raise Refusal(f"{shown}: loopback, link-local, multicast, reserved or a metadata server's")
+        if not any(contains(own, net) for own in (*self.settings.allow_addresses, *self.claims.get(index, ()))):
+            allow = f'[Netagent] AllowAddresses="{shown}"'
+            raise Refusal(f"{shown} is neither private nor of a network that link {index} learned", allow)
         if net[2]:
             checked.add(net)  # its addresses need not be looked at one by one
 
@@ -265,7 +267,8 @@ def _route_replace(op: Op, view: View) -> Op:
     on_link = view.subnets.setdefault(index, set())
     if gateway is None and (local or not any(contains(subnet, net) for subnet in on_link)):
         view.check_claim(index, net, shown)
-        taken = view.other_link_has(index, net) or (next(_inside(net, view.gateways), None) if local else None)
+        others = (gateway for gateway in _inside(net, view.gateways) if local or index not in view.gateways[gateway])
+        taken = view.other_link_has(index, net) or next(others, None)
         if taken is not None:
             raise Refusal(f"{shown} covers {text(taken)}, which is a gateway's, a resolver's or another link's")
         if not local:
@@ -278,7 +281,7 @@ def _route_replace(op: Op, view: View) -> Op:
                 raise Refusal(f"gateway {text(gateway)} is not on link {index}")
         if local or gateway in view.holders:
             raise Refusal("a local route has no gateway" if local else f"gateway {text(gateway)} is this host's own")
-        view.gateways.add(gateway)
+        view.add_gateway(gateway, index)
     view.routes(op["table"])[packed, prefix] = {**op, "protocol": PROTOCOL}
     if existing is None:
         return {**op, "op": "route_remove"}

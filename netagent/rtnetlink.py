@@ -163,8 +163,8 @@ def parse_route(message: bytes) -> Found:
 
 
 def parse_default(message: bytes) -> Found:
-    """The gateway of a default route; other routes are not even unpacked."""
-    return {"gateway": None if message[1] else _attributes(message, RTMSG.size).get(RTA_GATEWAY)}
+    """Of a default route; other routes are not even unpacked, and have no gateway here."""
+    return {"gateway": None, "link": 0} if message[1] else parse_route(message)
 
 
 def parse_rule(message: bytes) -> Found:

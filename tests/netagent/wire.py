@@ -1,0 +1,104 @@
+"""A client that says to netagent whatever a test wants, well formed or not."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import msgpack
+from cloud_network.netagent import protocol
+
+from tests.lab import Lab
+
+_LEASE = re.compile(r"(valid|preferred)_lft \d+sec")  # DHCP's counts down
+CONFIG = '[Netagent]\nAllowKinds = "veth"\n'
+AUDIT = "/var/log/cloud-network/audit.log"
+
+
+def packed(address: str) -> bytes:
+    return ip_address(address).packed
+
+
+class Wire:
+    """A connection as root, from outside the instance."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(10)
+        self.socket.connect(str(lab.path(protocol.SOCKET)))
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def raw(self, body: bytes) -> dict[str, Any]:
+        """Send a frame with this body; the answer."""
+        self.socket.sendall(protocol.HEADER.pack(len(body)) + body)
+        return self.answer()
+
+    def answer(self) -> dict[str, Any]:
+        (size,) = protocol.HEADER.unpack(self._exactly(4))
+        return dict(msgpack.unpackb(self._exactly(size)))
+
+    def _exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            chunk = self.socket.recv(size - len(data))
+            if not chunk:
+                raise ConnectionError("netagent hung up")
+            data += chunk
+        return data
+
+    def ask(self, **message: Any) -> dict[str, Any]:
+        return self.raw(msgpack.packb(message))
+
+    def apply(self, *ops: dict[str, Any], confirm_within: int = 0, request: str = "test") -> dict[str, Any]:
+        return self.ask(request="apply", id=request, ops=list(ops), confirm_within=confirm_within)
+
+
+def address(link: int, text: str, op: str = "address_add") -> dict[str, Any]:
+    """`10.0.1.5/24` on a link, with its connected route."""
+    host, _, length = text.partition("/")
+    shown = {"op": op, "link": link, "address": packed(host), "prefix": int(length or 32)}
+    return {**shown, "route": True} if op == "address_add" else shown
+
+
+def route(link: int, text: str, via: str | None = None, table: int | None = None, op: str = "route_replace") -> Any:
+    host, _, length = text.partition("/")
+    where = {"op": op, "table": table or 9999 + link, "link": link}
+    return {**where, "address": packed(host), "prefix": int(length), "gateway": packed(via) if via else None}
+
+
+def rule(text: str, table: int, priority: int = 31000, op: str = "rule_add", **more: bool) -> dict[str, Any]:
+    host, _, length = text.partition("/")
+    where = {"op": op, "address": packed(host), "prefix": int(length or 32), "table": table, "priority": priority}
+    return {**where, "to": False, "suppress": False, **more}
+
+
+def kernel_state(lab: Lab) -> dict[str, str]:
+    """Everything that netagent could change, as `ip` prints it."""
+    commands = {
+        "links": "ip -o link",
+        "addresses": "ip -o address",
+        "routes": "ip route show table all",
+        "routes6": "ip -6 route show table all",
+        "rules": "ip rule",
+        "rules6": "ip -6 rule",
+    }
+    state = {name: lab.run(argv.split()).stdout for name, argv in commands.items()}
+    return {name: _LEASE.sub("", text) for name, text in state.items()}
+
+
+def audit_lines(lab: Lab) -> list[dict[str, Any]]:
+    path: Path = lab.path(AUDIT)
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def ifindex(lab: Lab, name: str) -> int:
+    return int(json.loads(lab.run(["ip", "-j", "link", "show", "dev", name]).stdout)[0]["ifindex"])
