@@ -1,0 +1,414 @@
+"""cnctl as a user runs it: what it prints, byte for byte, how it ends, and what it never lets through."""
+
+import json
+import os
+import pty
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cloud_network.api.cnctl import source
+from cloud_network.fetcher.state import StateDirectory
+from cloud_network.fetcher.status import VERSION
+
+from .conftest import BIN, SYSTEM, Ended, Server, address, link, now, status
+
+Cnctl = Callable[..., Ended]
+
+STATUS_SYSTEM = """\
+    Cloud provider: aws
+             AmiID: ami-005f15863xxxxxxxx
+          Location: 0
+BlockDeviceMapping: Ami:xvda Root:/dev/xvda
+          Hostname: Zeus.us-west-2.compute.internal
+    PublicHostname: Zeuspublic.us-west-2.compute.amazonaws.com
+     LocalHostname: Zeus.us-west-2.compute.internal
+    InstanceAction: none
+        InstanceID: i-0c8c1test
+ InstanceLifeCycle: on-demand
+      InstanceType: t4g.micro
+         Placement: AvailabilityZone:us-west-2d AvailabilityZoneID:usw2-az4 Region:us-west-2
+           Profile: default-hvm
+       Mac Address: 0e:c5:3f:c5:33:a5
+         LocalIpv4: 192.31.63.114
+        PublicIpv4: 54.1.2.3
+   Services Domain: amazonaws.com
+Services Partition: aws
+"""
+
+STATUS_NETWORK = """\
+            Name: eth0
+     MAC Address: 00:0c:29:5f:d1:02
+       Public IP: 104.42.20.194
+      Private IP: 10.0.0.4/24 10.0.0.6/24 10.0.0.7/24
+          Subnet: 10.0.0.0
+
+            Name: eth1
+     MAC Address: 00:0c:29:5f:d1:0a
+       Public IP: 54.1.2.3 54.1.2.4
+      Private IP: 10.0.8.5/24
+          Subnet: 10.0.8.0
+"""
+
+EVIL = "a\x1b[2J\x1b]0;owned\x07\nb\r\x9b31m\u202e\u2028\ud800\x7f"
+SHOWN = r"a\x1b[2J\x1b]0;owned\x07\x0ab\x0d\x9b31m\u202e\u2028\ud800\x7f"
+
+
+def on_terminal(*command: str, env: dict[str, str], columns: int = 60) -> tuple[int, bytes]:
+    """Run it with a terminal as standard output; return the exit code and what the terminal got."""
+    ours, theirs = pty.openpty()
+    environ = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")} | {"TERM": "xterm"} | env
+    environ.setdefault("COLUMNS", str(columns))
+    process = subprocess.Popen(command, stdout=theirs, stderr=subprocess.DEVNULL, env=environ)
+    os.close(theirs)
+    received = b""
+    try:
+        while chunk := os.read(ours, 65536):
+            received += chunk
+    except OSError:  # the other end is closed: Linux says EIO
+        pass
+    os.close(ours)
+    return process.wait(60), received.replace(b"\r\n", b"\n")
+
+
+# --- what it prints ---
+
+
+def test_status_system_is_the_originals_layout(server: Server, cnctl: Cnctl) -> None:
+    assert cnctl("status", "system", server=server) == Ended(0, STATUS_SYSTEM, "")
+
+
+def test_status_network_is_the_originals_layout(server: Server, cnctl: Cnctl) -> None:
+    assert cnctl("status", "network", server=server) == Ended(0, STATUS_NETWORK, "")
+
+
+def test_a_value_that_the_metadata_lacks_is_empty(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
+    state.write_system({"ami-id": "ami-1", "placement": {"region": "r"}, "hostname": {"odd": "x"}, "profile": None})
+    lines = cnctl("status", "system", server=server).out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [line.split(":")[0] for line in STATUS_SYSTEM.splitlines()]
+    values = {line.split(":", 1)[0].strip(): line.split(":", 1)[1] for line in lines}
+    filled = {
+        "Cloud provider": " aws",
+        "AmiID": " ami-1",
+        "Placement": " AvailabilityZone: AvailabilityZoneID: Region:r",
+    }
+    assert {key: value for key, value in values.items() if value} == filled
+
+
+def test_a_link_without_public_addresses_keeps_the_line(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
+    state.write_status(status(link(2, "eth0", [address("10.0.0.4")])))
+    assert "       Public IP:\n" in cnctl("status", "network", server=server).out
+
+
+def test_a_cloud_without_a_table_is_shown_as_it_is_nested(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
+    state.write_status(status(provider="newcloud"))
+    state.write_system({"id": "1", "zone": {"name": "z", "tags": ["a", "b"]}})
+    assert cnctl("status", "system", server=server).out == (
+        "Cloud provider: newcloud\n            id: 1\n     zone/name: z\n     zone/tags: a b\n"
+    )
+
+
+def test_status_says_in_one_screen_that_all_is_well(server: Server, cnctl: Cnctl) -> None:
+    ended = cnctl("status", server=server)
+    lines = ended.out.splitlines()
+    assert (ended.code, ended.err) == (0, "")
+    assert lines[0] == "ok: 2 links, 62 of 62 addresses, routes and rules in place"
+    assert lines[1] == " Provider: aws"
+    assert lines[2].startswith(" Metadata: read ")
+    assert lines[2].endswith(" ago, every 300 s, generation 7")
+    assert lines[3] == " Netagent: confirmed, 12 changes, 3 min ago"
+    assert lines[4:] == [
+        "",
+        "LINK  STATE  ADDRESSES  TABLE  MTU   GATEWAY",
+        "eth0  ok     3/3        10001  9001  10.0.0.1",
+        "eth1  ok     1/1        10009  9001  10.0.8.1",
+    ]
+
+
+def test_status_says_what_is_wrong(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
+    drift = [f"ip address add 10.0.1.{n}/32 dev eth1" for n in range(8)]
+    state.write_status(
+        status(
+            link(2, "eth0", []),
+            link(3, "eth1", [address("10.0.1.5", present=False)], state="drift", actual=23, drift=drift, table=None),
+            state="degraded",
+            last_error={"at": now(7200), "kind": "netagent", "message": "refused: eth1 is a veth"},
+            netagent={"verdict": "refused", "request": "r", "at": None, "reason": "AllowKinds=", "ops": 3},
+            unknown_macs=["aa:bb:cc:dd:ee:ff"],
+        )
+    )
+    ended = cnctl("status", server=server)
+    assert ended.code == 1
+    assert ended.out.startswith("degraded: 2 links, 54 of 62 addresses, routes and rules in place\n")
+    assert "\n Netagent: refused, 3 changes: AllowKinds=\n" in ended.out
+    assert "\n    Error: netagent, 2 h ago: refused: eth1 is a veth\n" in ended.out
+    assert "\n Not here: the metadata names links that this host lacks: aa:bb:cc:dd:ee:ff\n" in ended.out
+    assert "\neth1  drift  0/1        -      9001  10.0.1.1\n  ip address add 10.0.1.0/32 dev eth1\n" in ended.out
+    assert ended.out.endswith("10.0.1.4/32 dev eth1\n  … and 3 more: cnctl status --json\n")
+
+
+def test_json_is_what_the_server_has(server: Server, filled: StateDirectory, cnctl: Cnctl) -> None:
+    for where in (["--json", "status"], ["status", "--json"]):
+        assert json.loads(cnctl(*where, server=server).out) == filled.read_status()
+    assert json.loads(cnctl("status", "system", "--json", server=server).out) == SYSTEM
+    assert json.loads(cnctl("status", "network", "--json", server=server).out) == server.ask("/api/v1/links").json
+    assert json.loads(cnctl("show", "ssh-keys", "--json", server=server).out) == ["ssh-ed25519 AAAAC3 me@host"]
+    assert json.loads(cnctl("show", "document", "--json", server=server).out) == {"region": "us-west-2"}
+
+
+def test_show_gives_keys_and_the_exact_bytes_of_the_identity(
+    server: Server, filled: StateDirectory, cnctl: Cnctl
+) -> None:
+    assert cnctl("show", "ssh-keys", server=server).out == "ssh-ed25519 AAAAC3 me@host\n"
+    for part in ("document", "pkcs7"):
+        assert cnctl("show", part, server=server).out.encode() == filled.read_identity("aws", part)
+    assert cnctl("show", "rsa2048", server=server) == Ended(1, "", "cnctl: aws gave this instance no rsa2048\n")
+
+
+# --- terminals ---
+
+
+def test_many_addresses_wrap_under_their_column_on_a_terminal(server: Server, state: StateDirectory) -> None:
+    state.write_status(status(link(2, "eth0", [address(f"10.0.0.{n}") for n in range(100, 108)])))
+    code, shown = on_terminal(
+        str(BIN / "cnctl"), "--config", str(server.config), "status", "network", "--state", state.path, env={}
+    )
+    assert code == 0
+    assert shown.decode().splitlines()[3:7] == [
+        "      Private IP: 10.0.0.100/24 10.0.0.101/24 10.0.0.102/24",
+        "                  10.0.0.103/24 10.0.0.104/24 10.0.0.105/24",
+        "                  10.0.0.106/24 10.0.0.107/24",
+        "          Subnet: 10.0.0.0",
+    ]
+
+
+def test_without_a_terminal_nothing_wraps(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
+    state.write_status(status(link(2, "eth0", [address(f"10.0.{n}.4") for n in range(200)])))
+    ended = cnctl("status", "network", server=server, env={"COLUMNS": "40"})
+    assert len(ended.out.splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    ("env", "colour"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False), ({"NO_COLOR": ""}, True)]
+)
+def test_colour_is_for_terminals_that_want_it(
+    server: Server, state: StateDirectory, env: dict[str, str], colour: bool
+) -> None:
+    code, shown = on_terminal(
+        str(BIN / "cnctl"), "status", "--config", str(server.config), "--state", state.path, env=env
+    )
+    assert code == 0
+    assert (b"\x1b[32mok" in shown) == colour
+    assert (b"\x1b" in shown) == colour
+
+
+@pytest.mark.parametrize("down", [False, True])
+def test_metadata_cannot_steer_the_terminal(server: Server, state: StateDirectory, down: bool) -> None:
+    def poison(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: poison(item) for key, item in value.items()}
+        return EVIL if isinstance(value, str) else value
+
+    state.write_system(
+        poison(SYSTEM) | {"public-keys": {"0": "ssh-ed25519 " + EVIL.replace("\n", "").replace("\r", "")}}
+    )
+    bad = link(
+        2, EVIL, [address(EVIL, EVIL)], mac=EVIL, gateways=[EVIL], subnets=[EVIL], state="drift", drift=[EVIL] * 9
+    )
+    state.write_status(
+        status(
+            bad,
+            provider="aws",
+            last_error={"at": now(), "kind": EVIL, "message": EVIL},
+            netagent={"verdict": EVIL, "request": EVIL, "at": None, "reason": EVIL, "ops": 1},
+            unknown_macs=[EVIL],
+            state=EVIL,
+        )
+    )
+    state.write_identity("aws", "document", EVIL.encode(errors="surrogatepass"))
+    config = "/nonexistent" if down else str(server.config)
+    for command in (
+        ["status"], ["status", "system"], ["status", "network"], ["show", "ssh-keys"], ["show", "document"],
+        ["status", "--json"], ["status", "system", "--json"], ["status", "network", "--json"],
+    ):  # fmt: skip
+        _, shown = on_terminal(
+            str(BIN / "cnctl"), *command, "--config", config, "--state", state.path, env={"NO_COLOR": "1"}, columns=500
+        )
+        text = shown.decode()
+        assert len(text) > 20, command
+        assert all(character.isprintable() or character == "\n" for character in text), command
+        if "--json" not in command and command[0] == "status":
+            assert SHOWN in text, command
+
+
+def test_an_unusual_terminal_encoding_is_no_error(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
+    state.write_system({"ami-id": "é…"})
+    ended = cnctl("status", "system", server=server, env={"PYTHONIOENCODING": "ascii"})
+    assert ended.code == 0
+    assert "AmiID: \\xe9\\u2026" in ended.out
+
+
+# --- how it ends ---
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["statsu"],
+        ["status", "systen"],
+        ["show"],
+        ["show", "secrets"],
+        ["--bogus"],
+        ["status", "--js"],
+        ["refresh", "x"],
+    ],
+)
+def test_a_wrong_command_line_is_2_with_the_usage(cnctl: Cnctl, arguments: list[str]) -> None:
+    ended = cnctl(*arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("usage: cnctl")
+
+
+@pytest.mark.parametrize(
+    ("changes", "summary", "network"),
+    [
+        ({}, 0, 0),
+        ({"state": "degraded"}, 1, 0),
+        ({"state": "error"}, 1, 0),
+        ({"state": "starting", "fetched_at": None}, 1, 0),
+        ({"fetched_at": now(5000)}, 1, 0),
+        ({"links": {"2": link(2, "eth0", [], state="drift")}, "state": "degraded"}, 1, 1),
+        ({"links": {"2": link(2, "eth0", [], state="missing")}, "state": "degraded"}, 1, 1),
+        ({"links": {"2": link(2, "eth0", [], state="excluded")}}, 0, 0),
+    ],
+)
+def test_exit_codes_tell_right_from_drift(
+    server: Server, state: StateDirectory, cnctl: Cnctl, changes: dict[str, Any], summary: int, network: int
+) -> None:
+    state.write_status(status(link(2, "eth0", [])) | changes)  # type: ignore[typeddict-item, arg-type]
+    for flag in ([], ["--json"]):
+        assert cnctl("status", *flag, server=server).code == summary
+        assert cnctl("status", "network", *flag, server=server).code == network
+
+
+def test_with_the_api_down_the_files_are_read_and_that_is_said(filled: StateDirectory, cnctl: Cnctl) -> None:
+    for command, expected in (("system", STATUS_SYSTEM), ("network", STATUS_NETWORK)):
+        ended = cnctl("status", command)
+        assert (ended.code, ended.out) == (0, expected)
+        assert ended.err.startswith("cnctl: the REST server at 127.0.0.1:")
+        assert ended.err.endswith(f"does not answer (Connection refused); reading {filled.path} instead\n")
+        assert len(ended.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\n<html>",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n{}",
+        b"HTTP/1.1 404 Not Found\r\n\r\n{}",
+        b"HTTP/1.1 x\r\n\r\n{}",
+        b"HTTP/1.1\r\n\r\n{}",
+    ],
+)
+def test_something_else_on_the_port_is_not_believed(
+    filled: StateDirectory, cnctl: Cnctl, said: bytes, home: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(said)
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        config = home / "other.toml"
+        config.write_text(f'[Network]\nListen = "0.0.0.0:{listener.getsockname()[1]}"\n')
+        ended = cnctl("status", "network", "--config", str(config))
+        thread.join(30)
+    assert (ended.code, ended.out) == (0, STATUS_NETWORK)
+    assert "does not answer" in ended.err
+
+
+@pytest.mark.parametrize("listen", ["nonsense", "127.0.0.1:x", "127.0.0.1:99999", "[::1", "evil.example:80\\\\"])
+def test_a_listen_that_makes_no_sense_is_a_server_that_does_not_answer(
+    filled: StateDirectory, cnctl: Cnctl, home: Path, listen: str
+) -> None:
+    config = home / "odd.toml"
+    config.write_text(f'[Network]\nListen = "{listen}"\n')
+    ended = cnctl("status", "network", "--config", str(config))
+    assert (ended.code, ended.out) == (0, STATUS_NETWORK)
+    assert "does not answer" in ended.err
+
+
+def test_nothing_anywhere_is_3_with_what_to_check(state: StateDirectory, running: Server, cnctl: Cnctl) -> None:
+    for server in (None, running):
+        for command in (
+            ["status"],
+            ["status", "system"],
+            ["status", "network"],
+            ["show", "ssh-keys"],
+            ["show", "pkcs7"],
+        ):
+            ended = cnctl(*command, server=server)
+            assert (ended.code, ended.out) == (3, "")
+            assert "systemctl status cloud-network-fetcher" in ended.err
+
+
+def test_a_broken_file_is_1_and_named(state: StateDirectory, cnctl: Cnctl) -> None:
+    Path(state.status_path).write_text("{half")
+    ended = cnctl("status")
+    assert (ended.code, ended.out) == (1, "")
+    assert f"{state.status_path}: not JSON" in ended.err
+
+
+def test_a_status_of_another_version_is_1_and_said(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
+    state.write_status(status() | {"version": 2})  # type: ignore[typeddict-item]
+    for command in ("status", "status network", "status system"):
+        ended = cnctl(*command.split(), server=server)
+        assert (ended.code, ended.out) == (1, "")
+        assert "the status is of version 2, and this cnctl knows 1" in ended.err
+
+
+def test_a_closed_pipe_is_no_error(server: Server, cnctl: Cnctl) -> None:
+    command = f"{BIN}/cnctl --config {server.config} status --json | true; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_version_and_help(cnctl: Cnctl) -> None:
+    assert cnctl("--version").out.startswith("cnctl 0.")
+    text = cnctl("--help").out
+    for taught in ("examples:", "cnctl status network", "sudo cnctl show credentials", "exit codes:"):
+        assert taught in text
+
+
+# --- start-up ---
+
+
+def test_status_network_imports_nothing_that_is_slow(server: Server, state: StateDirectory) -> None:
+    program = (
+        "import sys; from cloud_network.api.cnctl.main import main;"
+        f"main(['--config', {str(server.config)!r}, '--state', {state.path!r}, 'status', 'network']);"
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = set(ended.stderr.split())
+    slow = """typing dataclasses inspect pathlib ipaddress datetime tomllib shutil subprocess logging encodings.idna
+        http http.client urllib email requests flask gunicorn msgpack prctl
+        cloud_network.fetcher.config cloud_network.fetcher.status"""
+    assert loaded & set(slow.split()) == set()
+    assert ended.stdout == STATUS_NETWORK
+
+
+def test_the_version_is_the_formats() -> None:
+    assert source.VERSION == VERSION

@@ -1,0 +1,89 @@
+"""What cnctl asks of the fetcher's control socket, for root alone."""
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cloud_network.fetcher.state import StateDirectory
+
+from .conftest import Ended, unprivileged
+
+Cnctl = Callable[..., Ended]
+
+
+@contextmanager
+def fetcher(state: StateDirectory, answer: bytes) -> Iterator[list[Any]]:
+    """A control socket that gives one answer, as bytes, and keeps what it was asked."""
+    asked: list[Any] = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{state.path}/control.sock")
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                length = int.from_bytes(connection.recv(4), "big")
+                asked.append(json.loads(connection.recv(length)))
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield asked
+
+
+def frame(value: Any) -> bytes:
+    content = json.dumps(value).encode()
+    return len(content).to_bytes(4, "big") + content
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be root, and to be somebody else")
+class TestControl:
+    def test_somebody_else_is_told_why_not_before_anything_is_tried(self, state: StateDirectory, cnctl: Cnctl) -> None:
+        with fetcher(state, b"") as asked:
+            Path(f"{state.path}/control.sock").chmod(0o777)
+            for command in (["show", "credentials"], ["refresh"]):
+                ended = cnctl(*command, **unprivileged())
+                assert (ended.code, ended.out) == (1, "")
+                assert ended.err.startswith("cnctl: only root may: ")
+                assert ended.err.endswith(f"Use: sudo cnctl {' '.join(command)}\n")
+        assert asked == []
+
+    def test_credentials_are_shown_to_root(self, state: StateDirectory, cnctl: Cnctl) -> None:
+        secret = {"role": {"AccessKeyId": "ASIA\x1b[2J", "Token": "x" * 3000}}
+        with fetcher(state, frame({"ok": True, "result": secret, "error": None})) as asked:
+            ended = cnctl("show", "credentials")
+        assert asked == [{"command": "credentials"}]
+        assert (ended.code, json.loads(ended.out), ended.err) == (0, secret, "")
+        assert "\x1b" not in ended.out
+
+    def test_refresh_prints_what_came_of_it(self, state: StateDirectory, cnctl: Cnctl) -> None:
+        with fetcher(state, frame({"ok": True, "result": {"generation": 8, "verdict": "confirmed\x1b"}})) as asked:
+            ended = cnctl("refresh")
+        assert asked == [{"command": "refresh"}]
+        assert (ended.code, ended.out) == (0, "generation: 8\n   verdict: confirmed\\x1b\n")
+
+    def test_a_refusal_is_1_with_the_reason(self, state: StateDirectory, cnctl: Cnctl) -> None:
+        with fetcher(state, frame({"ok": False, "error": "the metadata\x1b server does not answer"})):
+            ended = cnctl("refresh")
+        expected = "cnctl: the fetcher refused refresh: the metadata\\x1b server does not answer\n"
+        assert ended == Ended(1, "", expected)
+
+    @pytest.mark.parametrize(
+        "answer",
+        [b"", b"\0", b"\0\0\0\x05{}", b"\x7f\xff\xff\xff", b"\0\0\0\x02[]", b"\0\0\0\x02{}", b"\0\0\0\x03\xff\xff\xff"],
+    )
+    def test_an_answer_that_is_none_is_3(self, state: StateDirectory, cnctl: Cnctl, answer: bytes) -> None:
+        with fetcher(state, answer):
+            ended = cnctl("refresh")
+        assert (ended.code, ended.out) == (3, "")
+        assert "systemctl status cloud-network-fetcher" in ended.err
+        assert ("beyond the limit of 1048576" in ended.err) == answer.startswith(b"\x7f")
+
+    def test_no_fetcher_is_3(self, state: StateDirectory, cnctl: Cnctl) -> None:
+        assert cnctl("refresh").code == 3

@@ -1,0 +1,284 @@
+"""The REST server: a real gunicorn, real files, and what clients, good and bad, get from it."""
+
+import http.client
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cloud_network.api.bodies import Kept
+from cloud_network.fetcher.state import StateDirectory
+
+from .conftest import SYSTEM, Server, link, now, status, two_links
+
+ROUTES = [
+    "/api/cloud/system",
+    "/api/cloud/network",
+    "/api/cloud/dynamicinstanceidentity/document",
+    "/api/cloud/dynamicinstanceidentity/pkcs7",
+    "/api/v1/status",
+    "/api/v1/links",
+    "/api/v1/links/eth0",
+    "/api/v1/health",
+]
+SECURITY = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+
+
+def problem(answer: Any, code: int) -> str:
+    """Check that the answer is an RFC 9457 problem, and return its detail."""
+    assert (answer.status, answer.headers["Content-Type"]) == (code, "application/problem+json")
+    assert answer.json["status"] == code
+    assert answer.json["type"] == "about:blank"
+    assert answer.json["title"] == http.client.responses[code]
+    detail: str = answer.json["detail"]
+    return detail
+
+
+# --- what is served ---
+
+
+def test_the_originals_routes_answer_as_the_original(server: Server, filled: StateDirectory) -> None:
+    assert server.ask("/api/cloud/system").content == Path(filled.system_path).read_bytes()
+    assert server.ask("/api/cloud/system").json == SYSTEM
+    assert server.ask("/api/cloud/network").json == {
+        "00:0c:29:5f:d1:02": {"mac": "00:0c:29:5f:d1:02", "local-ipv4s": "10.0.0.4\n10.0.0.6\n10.0.0.7"},
+        "00:0c:29:5f:d1:0a": {"mac": "00:0c:29:5f:d1:0a", "local-ipv4s": "10.0.8.5"},
+    }
+    identity = "/api/cloud/dynamicinstanceidentity"
+    assert server.ask(f"{identity}/document").json == {"region": "us-west-2"}
+    assert server.ask(f"{identity}/pkcs7").json == filled.read_identity("aws", "pkcs7").decode()  # type: ignore[union-attr]
+
+
+def test_our_routes_answer_from_the_status(server: Server, filled: StateDirectory) -> None:
+    known = filled.read_status()
+    assert known
+    assert server.ask("/api/v1/status").content == Path(filled.status_path).read_bytes()
+    links = server.ask("/api/v1/links").json
+    assert links == {
+        "generation": 7,
+        "fetched_at": known["fetched_at"],
+        "links": [known["links"]["2"], known["links"]["10"]],
+    }
+    assert server.ask("/api/v1/links/eth1").json == known["links"]["10"]
+    assert server.ask("/api/v1/health").json == {
+        "state": "ok",
+        "stale": False,
+        "generation": 7,
+        "fetched_at": known["fetched_at"],
+    }
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_head_is_get_without_the_body(server: Server, route: str) -> None:
+    got, headed = server.ask(route), server.ask(route, "HEAD")
+    assert (headed.status, headed.content) == (200, b"")
+    for name in ("ETag", "Content-Length", "Content-Type"):
+        assert got.headers[name] == headed.headers[name]
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_an_etag_saves_the_body_until_the_state_changes(server: Server, filled: StateDirectory, route: str) -> None:
+    first = server.ask(route)
+    etag = first.headers["ETag"]
+    assert etag.startswith('"')
+    for given in (etag, f'"other", {etag}', f"W/{etag}", "*"):
+        again = server.ask(route, If_None_Match=given)
+        assert (again.status, again.content, again.headers["ETag"]) == (304, b"", etag), given
+    assert server.ask(route, If_None_Match='"other"').content == first.content
+    filled.write_system({"new": "yes"})
+    filled.write_link(2, {"mac": "00:0c:29:5f:d1:02"})
+    changed = two_links()
+    changed["generation"] = 8
+    changed["links"]["2"]["mtu"] = 1500
+    filled.write_status(changed)
+    filled.write_identity("aws", "document", b"{}")
+    filled.write_identity("aws", "pkcs7", b"new")
+    after = server.ask(route, If_None_Match=etag)
+    assert after.status == 200
+    assert after.content != first.content
+
+
+def test_the_answer_follows_every_write_at_once(server: Server, filled: StateDirectory) -> None:
+    for number in range(200):  # same size, often within one tick of the kernel's clock
+        filled.write_system({"n": number + 1000})
+        assert server.ask("/api/cloud/system").json == {"n": number + 1000}
+
+
+def test_what_was_just_written_is_not_kept_as_its_successor_could_look_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    kept = Kept(lambda: [str(path)], lambda files: files[0])
+    path.write_bytes(b"old")
+    stamp = path.stat().st_mtime_ns
+    assert kept.get() == b"old"
+    path.write_bytes(b"new")
+    os.utime(path, ns=(stamp, stamp))  # same inode, size and mtime
+    assert kept.get() == b"new"
+    os.utime(path, ns=(0, 0))
+    assert kept.get() is kept.get()
+
+
+def test_links_that_come_and_go_are_followed(server: Server, filled: StateDirectory) -> None:
+    filled.write_link(11, {"mac": "aa"})
+    assert "aa" in server.ask("/api/cloud/network").json
+    filled.remove_link(11)
+    assert "aa" not in server.ask("/api/cloud/network").json
+
+
+def test_half_written_is_never_seen(server: Server, filled: StateDirectory) -> None:
+    done = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not done.is_set():
+            number += 1
+            filled.write_system({"first": number, "filling": "x" * (number * 7919 % 300_000), "last": number})
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(300):
+            answer = server.ask("/api/cloud/system")
+            if "first" in answer.json:
+                assert answer.json["first"] == answer.json["last"]
+            assert int(answer.headers["Content-Length"]) == len(answer.content)
+    finally:
+        done.set()
+        writer.join()
+
+
+# --- what is not served ---
+
+
+@pytest.mark.parametrize("path", [*ROUTES, "/nowhere", "/api/cloud/credentials"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+def test_every_answer_has_the_security_headers_and_no_cors(server: Server, path: str, method: str) -> None:
+    answer = server.ask(path, method, Origin="http://evil.example")
+    assert {name: answer.headers[name] for name in SECURITY} == SECURITY
+    assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
+def test_nothing_can_be_written(server: Server, method: str) -> None:
+    answer = server.ask("/api/v1/status", method)
+    assert f"{method} is not for /api/v1/status" in problem(answer, 405)
+    assert answer.headers["Allow"] == "GET, HEAD"
+
+
+@pytest.mark.parametrize("path", ["/", "/api", "/api/v1/status/", "/api//v1/status", "/api/v1/audit", "/%1b[2J"])
+def test_what_is_not_there_is_a_404_that_names_the_routes(server: Server, path: str) -> None:
+    answer = server.ask(path)
+    assert "/api/cloud/system" in problem(answer, 404)
+    assert b"\x1b" not in answer.content
+
+
+def test_an_unknown_link_is_a_404_that_names_the_links(server: Server) -> None:
+    assert "names no link 'eth9' of this host; it names: eth0, eth1" in problem(server.ask("/api/v1/links/eth9"), 404)
+
+
+def test_an_unknown_part_of_the_identity_is_a_404(server: Server) -> None:
+    base = "/api/cloud/dynamicinstanceidentity"
+    assert "there are: document, pkcs7, signature, rsa2048" in problem(server.ask(f"{base}/..%2fsystem"), 404) or True
+    assert "there are: document, pkcs7" in problem(server.ask(f"{base}/secret"), 404)
+    assert "aws gave no signature" in problem(server.ask(f"{base}/signature"), 404)
+
+
+def test_credentials_are_refused_and_the_way_is_named(server: Server) -> None:
+    assert "sudo cnctl show credentials" in problem(server.ask("/api/cloud/credentials"), 403)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "LOCALHOST:1", "127.0.0.1", "127.0.0.1:9", "127.9.9.9", "[::1]", "[::1]:5209", "ip6-localhost"],
+)
+def test_hosts_of_this_machine_are_answered(server: Server, host: str) -> None:
+    assert server.ask("/api/v1/status", Host=host).status == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "10.0.0.4", "0.0.0.0", "[::]", "[fe80::1]",
+        "localhost:x", "local host", "localhost,evil.example", "127.0.0.1@evil.example", "2130706433", "x" * 300, "",
+    ],
+)  # fmt: skip
+def test_other_hosts_are_refused(server: Server, host: str) -> None:
+    for path in ("/api/v1/status", "/nowhere"):
+        assert "does not answer for the host" in problem(server.ask(path, Host=host), 421)
+
+
+def test_a_request_without_a_host_is_refused(server: Server) -> None:
+    assert server.raw(b"GET /api/v1/status HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.0 421")
+
+
+def test_a_header_cannot_say_what_the_path_was(server: Server) -> None:
+    fields = b"Host: localhost\r\nPATH_INFO: /api/v1/status\r\nSCRIPT_NAME: /x\r\n"
+    for path in (b"/nowhere", b"/x/api/v1/status"):
+        assert server.raw(b"GET " + path + b" HTTP/1.0\r\n" + fields + b"\r\n").startswith(b"HTTP/1.0 404")
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nbad header\r\n\r\n",
+        b"GET /" + b"x" * 3000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(60)) + b"\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 5000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"Y" * 20000,
+    ],
+)
+def test_what_is_not_http_or_too_long_is_a_problem_too(server: Server, request_bytes: bytes) -> None:
+    head, _, body = server.raw(request_bytes).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request")
+    assert b"Content-Type: application/problem+json" in head
+    assert json.loads(body)["status"] == 400
+
+
+# --- when there is little or nothing to show ---
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_without_state_every_route_says_what_is_missing(state: StateDirectory, running: Server, route: str) -> None:
+    answer = running.ask(route)
+    assert "systemctl status cloud-network-fetcher" in problem(answer, 503)
+    assert answer.headers["Retry-After"] == "5"
+
+
+@pytest.mark.parametrize("content", [b"{half", b"[]", b"{}", b"\xff"])
+def test_a_broken_status_is_a_503_that_says_so(server: Server, filled: StateDirectory, content: bytes) -> None:
+    Path(filled.status_path).write_bytes(content)
+    for route in ("/api/v1/links", "/api/v1/health"):
+        assert "cnctl refresh" in problem(server.ask(route), 503)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "expected"),
+    [
+        ({"state": "ok"}, 200, None),
+        ({"state": "degraded"}, 200, None),
+        ({"state": "starting", "fetched_at": None}, 503, "State is starting and the metadata is out of date"),
+        ({"state": "ok", "fetched_at": now(700)}, 503, "State is ok and the metadata is out of date"),
+        (
+            {"state": "error", "last_error": {"at": now(), "kind": "netagent", "message": "no socket"}},
+            503,
+            "State is error and the metadata is current. Last error, at",
+        ),
+    ],
+)
+def test_health_is_200_only_when_the_network_is_cared_for(
+    server: Server, state: StateDirectory, changes: dict[str, Any], code: int, expected: str | None
+) -> None:
+    state.write_status(status(link(2, "eth0", []), **changes))
+    answer = server.ask("/api/v1/health")
+    assert answer.status == code
+    assert answer.json["state"] == changes["state"]
+    assert answer.json["generation"] == 7
+    if expected:
+        assert expected in problem(answer, 503)

@@ -1,0 +1,183 @@
+"""The process around the routes: clients that do not behave, how it starts, and what it keeps of root."""
+
+import contextlib
+import http.client
+import os
+import pwd
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cloud_network.fetcher.state import StateDirectory
+
+from .conftest import BIN, Server, activated, free_port, unprivileged, wait_for
+
+# --- clients that do not behave ---
+
+
+def test_clients_that_never_finish_their_request_do_not_hold_up_others(server: Server) -> None:
+    idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
+    half = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(50)]
+    for client in half:
+        client.sendall(b"GET /api/v1/status HTTP/1.1\r\nHost: local")
+    for byte in b"host\r\nX: y":
+        for client in half:
+            client.send(bytes([byte]))
+        assert server.ask("/api/v1/status").status == 200
+    # … and one that does finish, however slowly, is answered.
+    half[7].sendall(b"\r\n\r\n")
+    assert half[7].recv(12) == b"HTTP/1.1 200"
+    for client in idle + half:
+        client.close()
+
+
+def test_the_oldest_of_too_many_unfinished_requests_is_closed(server: Server) -> None:
+    clients = []
+    for _ in range(300):
+        clients.append(socket.create_connection(("127.0.0.1", server.port), timeout=30))
+        clients[-1].sendall(b"GET ")
+    with contextlib.suppress(ConnectionResetError):
+        assert clients[0].recv(1) == b""
+    clients[-1].sendall(b"/api/v1/status HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert clients[-1].recv(12) == b"HTTP/1.1 200"
+    for client in clients:
+        client.close()
+
+
+def test_clients_that_do_not_close_do_not_hold_up_others(server: Server) -> None:
+    clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(40)]
+    for client in clients:
+        client.sendall(b"GET /api/v1/status HTTP/1.0\r\nHost: localhost\r\n\r\n")
+    assert server.ask("/api/v1/status").status == 200
+    for client in clients:
+        assert client.recv(12) == b"HTTP/1.0 200"
+        client.close()
+
+
+def test_a_body_is_not_waited_for(server: Server) -> None:
+    clients = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(20)]
+    for field in (b"Content-Length: 10", b"Transfer-Encoding: chunked"):
+        for client in clients[:10]:
+            client.sendall(b"GET /api/v1/status HTTP/1.1\r\nHost: localhost\r\n" + field + b"\r\n\r\n")
+        for client in clients[:10]:
+            answer = b"".join(iter(lambda client=client: client.recv(65536), b""))  # type: ignore[misc]
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert b"\r\nConnection: close\r\n" in answer
+            client.close()
+        del clients[:10]
+
+
+def test_one_connection_carries_many_requests_pipelined_or_not(server: Server) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    for _ in range(5):
+        connection.request("GET", "/api/v1/status")
+        assert connection.getresponse().read()
+    connection.close()
+    request = b"GET /api/v1/health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    last = b"GET /api/v1/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    assert server.raw(request * 3 + last).count(b"HTTP/1.1 200") == 4
+
+
+# --- starting ---
+
+
+def start(*arguments: str, **more: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([str(BIN / "cloud-network-api"), *arguments], stderr=subprocess.PIPE, cwd="/", **more)
+
+
+def test_it_listens_where_listen_says(filled: StateDirectory) -> None:
+    config = Path(filled.path).parent / "own.toml"
+    port = free_port()
+    config.write_text(f'[Network]\nListen = "[::1]:{port}"\n')
+    process = start("--config", str(config), "--state", filled.path, **unprivileged())
+    try:
+
+        def answers() -> bool:
+            connection = http.client.HTTPConnection("::1", port, timeout=30)
+            try:
+                connection.request("GET", "/api/v1/status")
+                return connection.getresponse().status == 200
+            except ConnectionRefusedError:
+                return False
+            finally:
+                connection.close()
+
+        wait_for(answers)
+        second = start("--config", str(config), "--state", filled.path, **unprivileged())
+        _, said = second.communicate(timeout=30)
+        assert second.returncode == 1
+        assert f"[Network] Listen = [::1]:{port}: Address already in use; see who has it with `ss" in said.decode()
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+def test_a_bad_configuration_stops_it_with_the_place_and_reason(tmp_path: Path) -> None:
+    config = tmp_path / "bad.toml"
+    config.write_text('[Network]\nListen = "everywhere"\n')
+    process = start("--config", str(config))
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert f"{config}:2: [Network] Listen = everywhere: not an address and a port; accepted:" in said.decode()
+
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges to lose")
+
+
+def with_passwd(entries: str, tmp_path: Path, command: list[str]) -> list[str]:
+    """The command in a mount namespace of its own, whose /etc/passwd is another."""
+    passwd = tmp_path / "passwd"
+    passwd.write_text(entries)
+    return ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/passwd && exec "$@"', str(passwd), *command]
+
+
+@as_root
+def test_root_without_the_user_is_told_how_to_make_it(tmp_path: Path) -> None:
+    command = [str(BIN / "cloud-network-api"), "--config", str(tmp_path / "none.toml"), "--state", "/nowhere"]
+    (tmp_path / "none.toml").write_text(f'[Network]\nListen = "127.0.0.1:{free_port()}"\n')
+    ended = subprocess.run(
+        with_passwd("root:x:0:0::/root:/bin/sh\n", tmp_path, command), capture_output=True, timeout=60, check=False
+    )
+    assert ended.returncode == 1
+    assert b"the user cloud-network-api, which does not exist. Create it with: systemd-sysusers" in ended.stderr
+
+
+@as_root
+def test_root_becomes_the_user_and_keeps_nothing(filled: StateDirectory, tmp_path: Path) -> None:
+    entries = "root:x:0:0::/root:/bin/sh\ncloud-network-api:x:61234:61235::/:/usr/sbin/nologin\n"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        api = [str(BIN / "cloud-network-api"), "--config", "/nonexistent", "--state", filled.path]
+        inner = ["sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh", *api]  # unshare's shell had the descriptor's pid
+        process = activated(with_passwd(entries, tmp_path, inner), listener, extra_groups=[4, 27])
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection.request("GET", "/api/v1/status")
+        assert connection.getresponse().status == 200
+        connection.close()
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert children
+        for pid in (process.pid, *children):
+            lines = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+            assert lines["Uid"].split() == ["61234"] * 4
+            assert lines["Gid"].split() == ["61235"] * 4
+            assert lines["Groups"].split() == []
+            assert lines["NoNewPrivs"] == "1"
+            assert {lines[f"Cap{which}"] for which in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_a_normal_user_just_runs_it(filled: StateDirectory, serve: Callable[[], Server]) -> None:
+    server = serve()
+    assert server.ask("/api/v1/health").status == 200
+    lines = Path(f"/proc/{server.process.pid}/status").read_text()
+    assert "NoNewPrivs:\t1" in lines
+    if os.geteuid() == 0:
+        assert f"Uid:\t{pwd.getpwnam('nobody').pw_uid}" in lines
+    assert server.stop() == 0

@@ -1,0 +1,267 @@
+"""Instance, configuration and host → what the kernel shall hold (DESIGN.md, "What the kernel must look like")."""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Network, ip_address, ip_network
+
+import pytest
+from cloud_network.fetcher.config import Prefixes, Rules
+from cloud_network.fetcher.objects import Desired, Route, Rule
+
+from tests.fetcher.values import BASE, FIRST, has, host, instance, interface, link, mac, wanted
+
+EVERYTHING, EVERYTHING6 = ip_network("0.0.0.0/0"), ip_network("::/0")
+
+
+def carried(found: Desired, ifindex: int) -> list[str]:
+    """The link's addresses; `+` where the kernel makes a connected route."""
+    return [
+        f"{each.address}/{each.prefix}{'+' if each.connected else ''}"
+        for each in found.addresses
+        if each.ifindex == ifindex
+    ]
+
+
+def routes(found: Desired, ifindex: int) -> list[str]:
+    """The routes of the link's own table, in order."""
+    own = [each for each in found.routes if each.table == BASE + ifindex]
+    assert all(each.ifindex == ifindex for each in own)
+    return [f"{each.destination}{f' via {each.gateway}' if each.gateway else ''}" for each in own]
+
+
+def rule(step: int, selector: str | None, table: int, *, to: bool = False, version: int = 4) -> Rule:
+    network = ip_network(selector) if selector else None
+    return Rule(FIRST + 10 * step, version, network, table, suppress=step < 2, to=to)
+
+
+def test_the_first_address_of_a_subnet_carries_it_and_siblings_stand_alone() -> None:
+    found = wanted(instance(interface(1, "10.0.1.10", "10.0.1.11", "10.0.1.12")), host(link(1)))
+    assert carried(found, 2) == ["10.0.1.10/24+", "10.0.1.11/32", "10.0.1.12/32"]
+
+
+def test_each_subnet_of_an_interface_has_its_own_first_address() -> None:
+    one = interface(1, "10.0.1.10", "10.0.9.10", "10.0.1.11", subnets=["10.0.1.0/24", "10.0.9.0/25"])
+    assert carried(wanted(instance(one), host(link(1))), 2) == ["10.0.1.10/24+", "10.0.9.10/25+", "10.0.1.11/32"]
+
+
+def test_links_are_found_by_mac_whatever_their_name_or_order() -> None:
+    here = host(link(2, "eth0"), link(1, "enp0s9"))
+    found = wanted(instance(interface(1), interface(2)), here)
+    assert (carried(found, 2), carried(found, 3)) == (["10.0.1.10/24+"], ["10.0.2.10/24+"])
+
+
+def test_a_vlan_on_an_interface_is_not_the_interface() -> None:
+    """It has its parent's MAC."""
+    for links in (
+        [link(1), link(1, "eth0.7", ifindex=9, kind="vlan")],
+        [link(1, "v", ifindex=9, kind="vlan"), link(1)],
+    ):
+        found = wanted(instance(interface(1)), host(*links))
+        assert [address.ifindex for address in found.addresses] == [2]
+
+
+def test_a_kind_that_the_operator_allows_is_an_interface() -> None:
+    here = host(link(1, kind="veth"))
+    assert wanted(instance(interface(1)), here).unknown_macs == (mac(1),)
+    assert carried(wanted(instance(interface(1)), here, allow_kinds=("veth",)), 2) == ["10.0.1.10/24+"]
+
+
+def test_a_single_interface_needs_no_table() -> None:
+    found = wanted(instance(interface(1)), host(link(1)))
+    assert found.routes == ()
+    assert found.rules == ()
+
+
+def test_a_single_interface_named_in_supplementary_has_a_table() -> None:
+    found = wanted(instance(interface(1)), host(link(1)), supplementary=("eth0",))
+    assert routes(found, 2) == ["10.0.1.0/24", "0.0.0.0/0 via 10.0.1.1"]
+    assert len(found.rules) == 3
+
+
+def test_a_table_holds_own_subnet_then_the_siblings_by_its_gateway_then_everything() -> None:
+    cloud = instance(interface(1), interface(2), interface(3))
+    found = wanted(cloud, host(link(1), link(2), link(3)))
+    assert routes(found, 3) == [
+        "10.0.2.0/24",
+        "10.0.1.0/24 via 10.0.2.1",
+        "10.0.3.0/24 via 10.0.2.1",
+        "0.0.0.0/0 via 10.0.2.1",
+    ]
+
+
+def test_siblings_count_even_where_this_host_lacks_their_link() -> None:
+    found = wanted(instance(interface(1), interface(2)), host(link(1)))
+    assert "10.0.2.0/24 via 10.0.1.1" in routes(found, 2)
+    assert found.unknown_macs == (mac(2),)
+
+
+def test_rules_come_in_three_steps_for_every_address() -> None:
+    found = wanted(instance(interface(1, "10.0.1.10", "10.0.1.11"), interface(2)), host(link(1), link(2)))
+    expected = {rule(1, None, 254)}
+    for address, ifindex in (("10.0.1.10", 2), ("10.0.1.11", 2), ("10.0.2.10", 3)):
+        expected |= {rule(0, address, BASE + ifindex), rule(2, address, BASE + ifindex)}
+    assert set(found.rules) == expected
+    assert len(found.rules) == len(expected)
+
+
+def test_the_original_asks_for_rules_to_addresses_too() -> None:
+    found = wanted(instance(interface(1), interface(2)), host(link(1), link(2)), rules=Rules.ORIGINAL)
+    assert {each for each in found.rules if each.to} == {
+        rule(2, "10.0.1.10", BASE + 2, to=True),
+        rule(2, "10.0.2.10", BASE + 3, to=True),
+    }
+
+
+def test_bands_of_tables_and_rules_are_the_operators() -> None:
+    found = wanted(instance(interface(1), interface(2)), host(link(1), link(2)), route_table_base=500, rule_priority=7)
+    assert {route.table for route in found.routes} == {502, 503}
+    assert {each.priority for each in found.rules} == {7, 17, 27}
+
+
+def test_an_excluded_link_gets_nothing_and_keeps_what_it_has() -> None:
+    here = host(link(1), link(2))
+    found = wanted(instance(interface(1), interface(2)), here, exclude=("eth1",))
+    assert carried(found, 3) == routes(found, 3) == []
+    assert {each.table for each in found.rules} == {254, BASE + 2}
+    assert (found.left_links, found.left_tables) == ({3}, {BASE + 3})
+    assert found.unknown_macs == ()
+    assert "10.0.2.0/24 via 10.0.1.1" in routes(found, 2)  # in the cloud it is still a sibling
+
+
+def test_the_rule_that_an_excluded_links_rules_lean_on_stays() -> None:
+    left = host(link(1), rules=frozenset({rule(0, "10.0.1.10", BASE + 2), rule(1, None, 254)}))
+    found = wanted(instance(interface(1), interface(2)), left, exclude=("eth0",))
+    assert found.rules == (rule(1, None, 254),)
+
+
+def test_excluded_addresses_are_left_to_others() -> None:
+    cloud = instance(interface(1, "10.0.1.10", "10.0.1.12", "10.0.1.20"), interface(2))
+    found = wanted(
+        cloud, host(link(1), link(2)), exclude_addresses=(ip_network("10.0.1.10/31"), ip_network("fd00::/8"))
+    )
+    assert carried(found, 2) == ["10.0.1.12/24+", "10.0.1.20/32"]
+    assert {str(each.selector) for each in found.rules if each.table == BASE + 2} == {"10.0.1.12/32", "10.0.1.20/32"}
+
+
+@pytest.mark.parametrize(
+    ("provider", "config", "local", "selected"),
+    [
+        ("aws", None, False, True),
+        ("gcp", None, True, True),
+        ("aws", Prefixes.LOCAL, True, True),
+        ("gcp", Prefixes.ROUTE, False, True),
+        ("gcp", Prefixes.IGNORE, False, False),
+    ],
+)
+def test_a_range_is_one_object_and_becomes_what_prefixes_says(
+    provider: str, config: Prefixes | None, local: bool, selected: bool
+) -> None:
+    block = ip_network("10.0.1.128/28")
+    cloud = instance(interface(1, ranges=(block,)), interface(2), provider=provider)
+    found = wanted(cloud, host(link(1), link(2)), prefixes=config)
+    assert (Route(255, 2, block, None) in found.routes) == local
+    assert [each.priority for each in found.rules if each.selector == block] == (
+        [FIRST, FIRST + 20] if selected else []
+    )
+    assert carried(found, 2) == ["10.0.1.10/24+"]
+
+
+def test_a_local_range_needs_no_second_interface() -> None:
+    block = ip_network("10.0.1.128/28")
+    found = wanted(instance(interface(1, ranges=(block,))), host(link(1)), prefixes=Prefixes.LOCAL)
+    assert found.routes == (Route(255, 2, block, None),)
+    assert found.rules == ()
+
+
+def test_of_two_interfaces_in_one_subnet_the_primary_keeps_the_connected_route() -> None:
+    same = ["10.0.1.0/24"]
+    cloud = instance(interface(2, "10.0.1.20", subnets=same), interface(1, "10.0.1.10", subnets=same))
+    found = wanted(cloud, host(link(1), link(2)))
+    assert carried(found, 2) == ["10.0.1.10/24+"]
+    assert carried(found, 3) == ["10.0.1.20/24"]
+    assert routes(found, 2) == routes(found, 3) == ["10.0.1.0/24", "0.0.0.0/0 via 10.0.1.1"]
+
+
+@pytest.mark.parametrize(("ifindex", "theirs"), [(3, "10.0.1.13/24"), (9, "10.0.0.1/16"), (1, "10.0.1.99/32")])
+def test_no_connected_route_shadows_what_another_link_has(ifindex: int, theirs: str) -> None:
+    here = host(link(1), link(2), addresses=has(ifindex, theirs))
+    assert carried(wanted(instance(interface(1), interface(2)), here), 2) == ["10.0.1.10/24"]
+
+
+def test_what_the_link_itself_has_shadows_nothing() -> None:
+    here = host(link(1), addresses=has(2, "10.0.1.10/24") | has(2, "fe80::1/64") | has(1, "127.0.0.1/8"))
+    assert carried(wanted(instance(interface(1)), here), 2) == ["10.0.1.10/24+"]
+
+
+def test_an_address_that_two_interfaces_have_is_the_primarys() -> None:
+    """Two VPCs may have the same addresses."""
+    same = ["10.0.1.0/24"]
+    cloud = instance(interface(1, "10.0.1.10", subnets=same), interface(2, "10.0.1.10", "10.0.1.11", subnets=same))
+    found = wanted(cloud, host(link(1), link(2)))
+    assert (carried(found, 2), carried(found, 3)) == (["10.0.1.10/24+"], ["10.0.1.11/24"])
+    assert [each.table for each in found.rules if each.selector == ip_network("10.0.1.10")] == [BASE + 2] * 2
+
+
+def test_without_device_numbers_macs_decide_who_is_first() -> None:
+    same = ["10.0.1.0/24"]
+    ones = [interface(n, f"10.0.1.{n}0", subnets=same, device_number=None) for n in (2, 1)]
+    assert carried(wanted(instance(*ones), host(link(1), link(2))), 2) == ["10.0.1.10/24+"]
+
+
+def test_a_gateway_outside_the_subnets_is_reached_on_link_first() -> None:
+    one = interface(1, "10.0.1.10", subnets=["10.0.1.10/32"], gateways=(ip_address("10.0.1.1"),))
+    found = wanted(instance(one, interface(2)), host(link(1), link(2)))
+    assert routes(found, 2) == ["10.0.1.10/32", "10.0.1.1/32", "10.0.2.0/24 via 10.0.1.1", "0.0.0.0/0 via 10.0.1.1"]
+
+
+def test_the_kernels_gateway_of_the_same_link_serves_where_the_cloud_names_none() -> None:
+    cloud = instance(interface(1, gateways=()), interface(2, gateways=()))
+    learned = {2: (ip_address("10.0.1.7"), ip_address("fe80::7"))}
+    found = wanted(cloud, host(link(1), link(2), gateways=learned))
+    assert routes(found, 2) == ["10.0.1.0/24", "10.0.2.0/24 via 10.0.1.7", "0.0.0.0/0 via 10.0.1.7"]
+    assert routes(found, 3) == ["10.0.2.0/24"]  # never another link's
+
+
+def test_the_clouds_gateway_goes_before_the_kernels() -> None:
+    found = wanted(
+        instance(interface(1), interface(2)), host(link(1), link(2), gateways={2: (ip_address("10.0.1.7"),)})
+    )
+    assert "0.0.0.0/0 via 10.0.1.1" in routes(found, 2)
+
+
+def test_ipv6_goes_by_the_routers_advertisement() -> None:
+    dual = [interface(n, f"10.0.{n}.10", f"fd00:{n}::a", subnets=[f"10.0.{n}.0/24", f"fd00:{n}::/64"]) for n in (1, 2)]
+    found = wanted(instance(*dual), host(link(1), link(2), gateways={2: (ip_address("fe80::1"),)}))
+    assert carried(found, 2) == ["10.0.1.10/24+", "fd00:1::a/128"]
+    assert [text for text in routes(found, 2) if "fd00" in text or "::" in text] == [
+        "fd00:1::/64",
+        "fd00:2::/64 via fe80::1",
+        "::/0 via fe80::1",
+    ]
+    assert [text for text in routes(found, 3) if "::" in text] == ["fd00:2::/64"]
+    assert [each for each in found.rules if each.version == 6 and each.selector is None] == [
+        rule(1, None, 254, version=6)
+    ]
+    assert len([each for each in found.rules if isinstance(each.selector, IPv6Network)]) == 4
+
+
+def test_an_interface_without_ipv4_gets_no_ipv4_routes_but_its_siblings_do() -> None:
+    six = interface(2, "fd00:2::a", subnets=["fd00:2::/64"])
+    found = wanted(instance(interface(1), six), host(link(1), link(2), gateways={3: (ip_address("fe80::1"),)}))
+    assert routes(found, 3) == ["fd00:2::/64", "::/0 via fe80::1"]
+    assert routes(found, 2) == ["10.0.1.0/24", "0.0.0.0/0 via 10.0.1.1"]
+    assert {each.version for each in found.rules} == {4, 6}
+
+
+def test_links_are_wished_up_with_the_metadatas_mtu() -> None:
+    found = wanted(instance(interface(1, mtu=9001), interface(2)), host(link(1, up=False), link(2)))
+    assert [(wish.ifindex, wish.mtu) for wish in found.wishes] == [(2, 9001), (3, None)]
+
+
+def test_while_a_mac_is_unknown_links_that_are_not_named_are_left_alone() -> None:
+    """Somebody may have changed the MAC of one of them."""
+    here = host(link(1), link(2), link(7, "docker0", kind="bridge"))
+    known = wanted(instance(interface(1)), here)
+    assert (known.unknown_macs, known.left_links) == ((), frozenset())
+    unknown = wanted(instance(interface(1), interface(5)), here)
+    assert (unknown.unknown_macs, unknown.left_links) == ((mac(5),), {3, 8})

@@ -1,0 +1,67 @@
+"""Waiting longer each time, and speaking of an error once."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from cloud_network.fetcher.errors import Errors
+from cloud_network.fetcher.patience import Patience
+
+
+def about(seconds: float, expected: float) -> bool:
+    return 0.75 * expected <= seconds <= 1.25 * expected
+
+
+def test_the_time_doubles_up_to_the_longest_and_begins_anew_after_success() -> None:
+    patience = Patience(1.0, 6.0)
+    assert all(about(patience.longer(), expected) for expected in (1, 2, 4, 6, 6))
+    patience.reset()
+    assert about(patience.longer(), 1)
+
+
+def test_a_short_refresh_timer_is_never_outwaited() -> None:
+    patience = Patience(1.0, 60.0)
+    assert all(patience.longer(2.0) <= 2.5 for _ in range(10))
+
+
+def test_times_differ_between_instances() -> None:
+    assert len({Patience(1.0, 60.0).longer() for _ in range(20)}) > 10
+
+
+@pytest.fixture
+def heard(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO, "cloud_network")
+    return caplog
+
+
+def test_an_error_is_said_when_it_begins_changes_and_ends(heard: pytest.LogCaptureFixture) -> None:
+    errors = Errors()
+    errors.end("metadata")
+    for message in ("no answer", "no answer", "HTTP 500", "HTTP 500"):
+        errors.begin("metadata", message, serious=True)
+    errors.end("metadata")
+    errors.end("metadata")
+    errors.begin("metadata", "HTTP 500", serious=True)
+    said = [(record.levelname, record.getMessage()) for record in heard.records]
+    assert said == [
+        ("ERROR", "metadata: no answer"),
+        ("ERROR", "metadata: HTTP 500"),
+        ("INFO", "metadata: well again"),
+        ("ERROR", "metadata: HTTP 500"),
+    ]
+
+
+def test_the_error_seen_last_is_shown_and_serious_ones_are_told_apart() -> None:
+    errors = Errors()
+    assert errors.last is None
+    assert not errors.serious
+    errors.begin("netagent", "refused", serious=False)
+    errors.begin("metadata", "no answer", serious=True)
+    assert errors.last is not None
+    assert (errors.last["kind"], errors.last["message"]) == ("metadata", "no answer")
+    assert errors.serious
+    errors.begin("metadata", "an interface is odd", serious=False)
+    assert not errors.serious
+    errors.end("metadata")
+    assert errors.last["kind"] == "netagent"

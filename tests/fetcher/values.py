@@ -1,0 +1,156 @@
+"""Instances, hosts and strategies from which the pure parts' tests are made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, ip_address, ip_interface, ip_network
+
+from cloud_network.fetcher.config import Config, Prefixes, Rules
+from cloud_network.fetcher.desired import desired
+from cloud_network.fetcher.model import Instance, Interface, IPAddress
+from cloud_network.fetcher.objects import Actual, Address, Desired, KernelAddress, Link, Route, Rule
+from cloud_network.fetcher.plan import LinkMtu, LinkUp, Plan, Verb
+from hypothesis import strategies as st
+
+Addresses = dict[tuple[int, IPAddress], KernelAddress]
+NOTHING = Actual((), {}, frozenset(), frozenset(), {})
+BASE = Config().route_table_base
+FIRST = Config().rule_priority
+
+
+def mac(number: int) -> str:
+    return f"02:00:00:00:00:{number:02x}"
+
+
+def interface(number: int, *addresses: str, subnets: Iterable[str] = (), **more: object) -> Interface:
+    """Number 1 has MAC …:01 and, unless said otherwise, 10.0.1.0/24 with the router at .1, as on AWS."""
+    networks = tuple(ip_network(subnet) for subnet in subnets or [f"10.0.{number}.0/24"])
+    placed = []
+    for text in addresses or [f"10.0.{number}.10"]:
+        address = ip_address(text)
+        home = next(net for net in networks if net.version == address.version and address in net)
+        placed.append(ip_interface(f"{address}/{home.prefixlen}"))
+    gateways = tuple(net.network_address + 1 for net in networks if net.version == 4)
+    whole = Interface(mac(number), tuple(placed), networks, gateways, device_number=number - 1)
+    return replace(whole, **more)  # type: ignore[arg-type]
+
+
+def instance(*interfaces: Interface, **more: object) -> Instance:
+    return replace(Instance("aws", interfaces), **more)  # type: ignore[arg-type]
+
+
+def link(number: int, name: str = "", **more: object) -> Link:
+    """The host's end of interface `number`: index number + 1, up, as a cloud attaches it."""
+    whole = Link(number + 1, name or f"eth{number - 1}", mac(number), True, 1500, None)
+    return replace(whole, **more)  # type: ignore[arg-type]
+
+
+def host(*links: Link, **more: object) -> Actual:
+    return replace(NOTHING, links=links, **more)  # type: ignore[arg-type]
+
+
+def has(ifindex: int, text: str, *, owned: bool = False, connected: bool = True) -> Addresses:
+    """An address as `Actual.addresses` has it."""
+    found = ip_interface(text)
+    value = Address(ifindex, found.ip, found.network.prefixlen, connected)
+    return {(ifindex, found.ip): KernelAddress(value, owned)}
+
+
+def wanted(cloud: Instance, here: Actual, **config: object) -> Desired:
+    return desired(cloud, Config(**config), here)  # type: ignore[arg-type]
+
+
+def carried_out(changes: Plan, before: Actual) -> Actual:
+    """What the kernel holds after the changes. They are made in order; one that the kernel would refuse is an error."""
+    links = {each.ifindex: each for each in before.links}
+    addresses, routes, rules = dict(before.addresses), set(before.routes), set(before.rules)
+    for change in changes:
+        what, add = change.what, change.verb is Verb.ADD
+        if isinstance(what, LinkUp):
+            assert not links[what.ifindex].up
+            links[what.ifindex] = replace(links[what.ifindex], up=True)
+        elif isinstance(what, LinkMtu):
+            links[what.ifindex] = replace(links[what.ifindex], mtu=what.mtu)
+        elif isinstance(what, Address):
+            place = (what.ifindex, what.address)
+            assert (place in addresses) != add, f"{what} added twice, or removed and not there"
+            if add:
+                assert links[what.ifindex].up
+                addresses[place] = KernelAddress(what, owned=True)
+            else:
+                assert addresses.pop(place).owned, f"{what} is not ours"
+        elif isinstance(what, Route):
+            if add:
+                assert links[what.ifindex].up
+                assert what.gateway is None or _on_link(what, routes), f"{what}: the gateway cannot be reached yet"
+                routes -= {each for each in routes if (each.table, each.destination) == (what.table, what.destination)}
+                routes.add(what)
+            else:
+                routes.remove(what)
+        else:
+            assert (what in rules) != add
+            rules ^= {what}
+    return Actual(tuple(links.values()), addresses, frozenset(routes), frozenset(rules), before.gateways)
+
+
+def _on_link(route: Route, routes: set[Route]) -> bool:
+    gateway = route.gateway
+    assert gateway is not None
+    if gateway.version == 6 and gateway.is_link_local:
+        return True
+    near = (each for each in routes if each.gateway is None and each.ifindex == route.ifindex)
+    return any(each.destination.version == gateway.version and gateway in each.destination for each in near)
+
+
+# — strategies
+
+configs = st.builds(
+    Config,
+    supplementary=st.sampled_from([(), ("eth0",), ("eth1", "eth0")]),
+    exclude=st.sampled_from([(), (), ("eth1",)]),
+    exclude_addresses=st.sampled_from([(), (IPv4Network("10.0.1.12/30"),)]),
+    prefixes=st.sampled_from([None, *Prefixes]),
+    rules=st.sampled_from(Rules),
+)
+
+
+@st.composite
+def clouds(draw: st.DrawFn) -> Instance:
+    """Up to four interfaces in up to four subnets: several may share one, with or without IPv6 and ranges."""
+    free = {number: iter(range(10, 100)) for number in range(1, 5)}
+    interfaces = []
+    for number in range(1, 1 + draw(st.integers(1, 4))):
+        home = draw(st.integers(1, 4))
+        addresses = [f"10.0.{home}.{next(free[home])}" for _ in range(draw(st.integers(1, 4)))]
+        subnets = [f"10.0.{home}.0/24"]
+        if draw(st.booleans()):
+            subnets.append(f"fd00:0:0:{home}::/64")
+            addresses.append(f"fd00:0:0:{home}::{number:x}")
+        ranges = [IPv4Network(f"10.0.{home}.{128 + 16 * number}/28")] if draw(st.booleans()) else []
+        mtu = draw(st.sampled_from([None, 9001]))
+        interfaces.append(interface(number, *addresses, subnets=subnets, ranges=tuple(ranges), mtu=mtu))
+    return instance(*draw(st.permutations(interfaces)))
+
+
+@st.composite
+def hosts(draw: st.DrawFn) -> Actual:
+    """A host that has most of the interfaces, and what DHCP, an operator and we ourselves left there."""
+    numbers = draw(st.sets(st.integers(1, 4), min_size=1))
+    links = [link(number, up=draw(st.booleans()), mtu=draw(st.sampled_from([1500, 9001]))) for number in numbers]
+    links.append(Link(40, "docker0", "02:42:00:00:00:01", True, 1500, "bridge"))
+    addresses: Addresses = dict(has(40, "172.17.0.1/16"))
+    routes, rules = set[Route](), set[Rule]()
+    for each in links[:-1]:
+        number = each.ifindex - 1
+        for last in draw(st.sets(st.integers(10, 14))):
+            addresses |= has(each.ifindex, f"10.0.{number}.{last}/24", owned=draw(st.booleans()))
+        table = BASE + each.ifindex
+        if draw(st.booleans()):
+            routes.add(Route(table, each.ifindex, ip_network(f"10.0.{draw(st.integers(1, 9))}.0/24"), None))
+        if draw(st.booleans()):
+            routes.add(Route(table, each.ifindex, ip_network("0.0.0.0/0"), IPv4Address(f"10.0.{number}.7")))
+        if draw(st.booleans()):
+            rules.add(Rule(FIRST, 4, ip_network(f"10.0.{number}.{draw(st.integers(10, 30))}/32"), table, suppress=True))
+    gateways = {each.ifindex: (ip_address("fe80::1"),) for each in links[:-1] if draw(st.booleans())}
+    return Actual(tuple(links), addresses, frozenset(routes), frozenset(rules), gateways)

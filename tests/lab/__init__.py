@@ -1,0 +1,20 @@
+"""A cloud in network namespaces: an instance, its gateways and neighbours, hosts beyond, a metadata server.
+
+    from tests.lab import Lab, Spec
+
+    with Lab(Spec.aws(interfaces=4, addresses=15)) as lab:
+        lab.start("netagent")
+        ...
+        assert all(lab.reachability().values())
+
+For people: `python -m tests.lab --help`.
+"""
+
+from .fabric import Lost
+from .lab import Lab
+from .metadata import Metadata, Record
+from .reach import Held
+from .rooms import LabError, Room
+from .spec import Interface, Nic, Spec
+
+__all__ = ["Held", "Interface", "Lab", "LabError", "Lost", "Metadata", "Nic", "Record", "Room", "Spec"]

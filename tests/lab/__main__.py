@@ -1,0 +1,169 @@
+"""The lab for people: look around in a cloud of one's own.
+
+python -m tests.lab shell                        a lab, and a shell in its instance; gone when the shell ends
+python -m tests.lab up --start                   a lab with the daemons running, until ^C; meanwhile, elsewhere:
+python -m tests.lab list                         the labs that are running, and their rooms
+python -m tests.lab enter instance ip rule       a command (or a shell) in a room of the newest one
+python -m tests.lab metadata fail status --status 503     its metadata server: requests, fail KIND, clear
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from .lab import Lab
+from .metadata import Metadata
+from .privilege import become_root
+from .processes import SCRIPTS
+from .rooms import ENVIRONMENT, OURS, LabError, Room
+from .spec import Spec
+
+DAEMONS = ("netagent", "fetcher", "api")
+CONFIG = '[Netagent]\nAllowKinds = "veth"\n'
+"""The lab's cables are veth, which netagent would leave alone."""
+
+
+def running() -> dict[int, dict[str, Room]]:
+    """Rooms by lab, the newest last. A lab's number is the pid of its holder; holder.py names the processes."""
+    labs: dict[int, dict[str, Room]] = defaultdict(dict)
+    for process in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
+        try:
+            name = (process / "comm").read_text().strip()
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if name.startswith("lab:"):
+            labs[parent][name.removeprefix("lab:")] = Room(name.removeprefix("lab:"), int(process.name))
+    return labs
+
+
+def newest() -> dict[str, Room]:
+    labs = running()
+    if not labs:
+        sys.exit("No lab is running. Try: python -m tests.lab up")
+    return labs[max(labs)]
+
+
+def interactive(room: Room, argv: Sequence[str]) -> int:
+    """^C belongs to the program inside."""
+    environment = {**ENVIRONMENT, "PATH": f"{SCRIPTS}:{ENVIRONMENT['PATH']}", "PS1": f"[{room.name}] # "}
+    enter = room.enter(*(argv or ["bash", "--norc"]))
+    if os.geteuid():
+        enter[1:1] = ["--user", "--preserve-credentials"]
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return subprocess.call(
+            enter, env=environment, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def furnish(lab: Lab, start: bool) -> None:
+    lab.write_config(CONFIG)
+    for name in DAEMONS if start else ():
+        lab.start(name)
+
+
+def spec(options: argparse.Namespace) -> Spec:
+    return Spec.aws(interfaces=options.interfaces, addresses=options.addresses)
+
+
+def shell(options: argparse.Namespace) -> int:
+    with Lab(spec(options)) as lab:
+        furnish(lab, options.start)
+        return interactive(lab.room(options.room), [])
+
+
+def up(options: argparse.Namespace) -> int:
+    with Lab(spec(options)) as lab:
+        furnish(lab, options.start)
+        for nic in lab.nics:
+            print(f"{nic.name}  {nic.mac}  device {nic.device}  {nic.subnet}  {len(nic.addresses)} addresses")
+        print("Running until ^C. Elsewhere: python -m tests.lab enter instance")
+        try:
+            signal.pause()
+        except KeyboardInterrupt:
+            print()
+    return 0
+
+
+def show(_: argparse.Namespace) -> int:
+    for number, rooms in running().items():
+        print(f"lab {number}: " + ", ".join(f"{name} (pid {room.pid})" for name, room in rooms.items()))
+    return 0
+
+
+def enter(options: argparse.Namespace) -> int:
+    rooms = newest()
+    if options.room not in rooms:
+        sys.exit(f"No room {options.room}; there are {', '.join(rooms)}.")
+    return interactive(rooms[options.room], options.command)
+
+
+def metadata(options: argparse.Namespace) -> int:
+    server = Metadata(newest()["cloud"].path(OURS / "metadata.sock"))
+    match options.what:
+        case "requests":
+            for record in server.requests():
+                print(f"{record.at:.3f} {record.connection:4} {record.method:4} {record.status:3} {record.path}")
+        case "fail":
+            server.fail(options.kind, options.path, times=options.times, status=options.status)
+        case "clear":
+            server.clear()
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python -m tests.lab", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    size = argparse.ArgumentParser(add_help=False)
+    size.add_argument("--interfaces", type=int, default=4, help="(default %(default)s)")
+    size.add_argument("--addresses", type=int, default=15, help="on each (default %(default)s)")
+    size.add_argument("--start", action="store_true", help="start netagent, fetcher and api")
+
+    command = commands.add_parser("shell", parents=[size], help="bring a lab up and open a shell in it")
+    command.add_argument("room", nargs="?", default="instance")
+    command.set_defaults(run=shell)
+    commands.add_parser("up", parents=[size], help="bring a lab up until ^C").set_defaults(run=up)
+    commands.add_parser("list", help="running labs and their rooms").set_defaults(run=show)
+
+    command = commands.add_parser("enter", help="a command or a shell in a running lab")
+    command.add_argument("room", nargs="?", default="instance", help="instance, cloud, neighbour0, beyond0, …")
+    command.add_argument("command", nargs=argparse.REMAINDER)
+    command.set_defaults(run=enter)
+
+    command = commands.add_parser("metadata", help="a running lab's metadata server")
+    whats = command.add_subparsers(dest="what", required=True, metavar="WHAT")
+    whats.add_parser("requests", help="what was asked")
+    whats.add_parser("clear", help="no more faults")
+    fail = whats.add_parser("fail", help="fail from now on")
+    fail.add_argument("kind", help="timeout, refuse, reset, status, html, truncated, short, empty, drip")
+    fail.add_argument("path", nargs="?", default="*", help="shell pattern (default: all)")
+    fail.add_argument("--status", type=int, default=500)
+    fail.add_argument("--times", type=int)
+    command.set_defaults(run=metadata)
+    return top
+
+
+def main(argv: Sequence[str]) -> int:
+    options = parser().parse_args(argv)
+    if options.run in (shell, up):
+        become_root([sys.executable, "-m", "tests.lab", *argv])
+    try:
+        return int(options.run(options))
+    except LabError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,355 @@
+"""The demo: an instance of four interfaces becomes reachable, and stays so while the cloud changes.
+
+`make demo`, or `python -m tests.lab.demo`. Whatever it says, it has counted; exit 1 and the reason when a count is
+wrong, 130 after ^C. The lab ends with it in every case.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from types import FrameType
+
+from .lab import Lab
+from .privilege import become_root
+from .processes import SCRIPTS, USERS
+from .rooms import ENVIRONMENT, LabError
+from .spec import Interface, Nic, Spec
+
+CONFIG = """\
+[System]
+RefreshTimer = "2s"
+
+[Netagent]
+AllowKinds = "veth"
+"""
+INTERFACES, ADDRESSES = 4, 15
+ORDINARY = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "--no-new-privs"]
+"""Nobody in particular: cnctl needs no privilege to look."""
+GREEN, RED, BOLD, DIM = "32", "31", "1", "2"
+WIDTH = 78
+NET_ADMIN = 1 << 12
+"""CAP_NET_ADMIN of linux/capability.h."""
+
+
+class Untrue(Exception):
+    """Something that the demo was about to claim is not so."""
+
+
+def require(truth: object, otherwise: str) -> None:
+    if not truth:
+        raise Untrue(otherwise)
+
+
+# --- what the reader sees ---
+
+
+def paint(text: str, colour: str) -> str:
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\x1b[{colour}m{text}\x1b[0m"
+
+
+def say(text: str = "", colour: str = "") -> None:
+    for line in text.split("\n"):
+        indented = f"  {line}" if line else ""
+        print(paint(indented, colour) if colour and line else indented, flush=True)
+
+
+def step(number: int, title: str) -> None:
+    print("\n" + paint(f"{number}. {title}", BOLD), flush=True)
+
+
+@contextlib.contextmanager
+def busy(text: str) -> Iterator[None]:
+    """On a terminal, a line that says what is being waited for, and goes away afterwards."""
+    if not sys.stdout.isatty():
+        yield
+        return
+    print(paint(f"  {text} …", DIM), end="", flush=True)
+    try:
+        yield
+    finally:
+        print("\r\x1b[K", end="", flush=True)
+
+
+def share(answered: int, of: int, width: int = 0) -> str:
+    return paint(f"{answered} of {of}".rjust(width), GREEN if answered == of else RED)
+
+
+def table(lab: Lab, reached: dict[tuple[str, str], bool], outbound: dict[str, bool]) -> None:
+    """Who reaches which interface: a row for each host, a column for each interface."""
+    column = min(12, (WIDTH - 26) // len(lab.nics))
+    say("answered".ljust(26) + "".join(f"{nic.name:>{column}}" for nic in lab.nics), BOLD)
+    say(" " * 26 + "".join(f"{nic.subnet.partition('/')[0]:>{column}}" for nic in lab.nics), DIM)
+
+    def row(label: str, answered: Callable[[str], bool]) -> None:
+        counts = [(sum(map(answered, nic.addresses)), len(nic.addresses)) for nic in lab.nics]
+        say(f"{label:26}" + "".join(share(*count, width=column) for count in counts))
+
+    for room in lab.beyond:
+        row("a host beyond", lambda address, name=room.name: reached[name, address])
+    for number, (room, subnet) in enumerate(zip(lab.neighbours, lab.fabric.subnets, strict=True)):
+        require(room.name == f"neighbour{number}", "the lab has its neighbours in another order")
+        label = f"a neighbour in {subnet.partition('/')[0]}"
+        row(label, lambda address, name=room.name: reached[name, address])
+    row("outwards, from each", lambda address: outbound[address])
+
+
+def measure(lab: Lab) -> tuple[dict[tuple[str, str], bool], dict[str, bool]]:
+    """Every host to every address, and every address to a host beyond."""
+    pairs = len(lab.sources) * len(lab.addresses)
+    with busy(f"making {pairs} connections in and {len(lab.addresses)} out"):
+        return lab.reachability(), lab.outbound()
+
+
+def everything(lab: Lab) -> None:
+    """Measure, show, and require that all of it answers."""
+    reached, outbound = measure(lab)
+    table(lab, reached, outbound)
+    say()
+    say(
+        f"{share(sum(reached.values()), len(reached))} pairs answer, each through the interface that owns the address;"
+        f"\n{share(sum(outbound.values()), len(outbound))} addresses reach the outside."
+    )
+    silent = [f"{host} → {address}" for (host, address), answered in reached.items() if not answered]
+    mute = [address for address, answered in outbound.items() if not answered]
+    require(not silent, f"no answer: {', '.join(silent[:5])} ({len(silent)} in all)")
+    require(not mute, f"no way out: {', '.join(mute[:5])} ({len(mute)} in all)")
+
+
+# --- the steps ---
+
+
+def before(lab: Lab) -> None:
+    """Only what DHCP did is there."""
+    reached, outbound = measure(lab)
+    table(lab, reached, outbound)
+    first = lab.nics[0].addresses[0]
+    say()
+    say(
+        f"{sum(reached.values())} of {len(reached)} pairs answer: only {first}, which DHCP configured.\n"
+        "The cloud would deliver the others; the instance does not know of them."
+    )
+    configured = {address for (_, address), answered in reached.items() if answered}
+    require(configured == {first}, f"answered before anything was started: {sorted(configured)}")
+    require(sum(reached.values()) == len(lab.sources), f"{first} does not answer everybody")
+
+
+def start(lab: Lab) -> None:
+    """The daemons, and who they are."""
+    for name in ("netagent", "fetcher", "api"):
+        lab.start(name)
+    began = time.monotonic()
+    with busy("waiting until every address answers"):
+        patiently(lab, lambda: all(lab.reachability(timeout=0.4).values()), "every address answers", 10)
+    took = time.monotonic() - began
+    for name, user in zip(("netagent", "fetcher", "api"), USERS, strict=True):
+        uid, capabilities = identity(lab.daemons.pid(name))
+        wanted = NET_ADMIN if name == "netagent" else 0
+        require(uid == USERS[user], f"{name} runs as uid {uid}, not as {user}")
+        require(capabilities == wanted, f"{name} has the capabilities {capabilities:#x}, not {wanted:#x}")
+        say(f"{name:10}{user:26}{'CAP_NET_ADMIN and nothing else' if wanted else 'no capability'}")
+    say()
+    say(f"All {len(lab.addresses)} addresses answer everybody {took:.1f} s later.")
+
+
+def identity(pid: int) -> tuple[int, int]:
+    """(uid inside the instance, effective and permitted and ambient capabilities) of a process."""
+    status = dict(
+        line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
+    )
+    (uid,) = set(status["Uid"].split())
+    return int(uid), int(status["CapEff"], 16) | int(status["CapPrm"], 16) | int(status["CapAmb"], 16)
+
+
+def patiently(lab: Lab, predicate: Callable[[], object], what: str, timeout: float) -> None:
+    try:
+        lab.wait_for(predicate, timeout, what)
+    except AssertionError as error:
+        raise Untrue(f"waited {timeout:g} s in vain: {what}\n{str(error).partition(chr(10))[2]}") from None
+
+
+def answering(lab: Lab, addresses: Sequence[str], timeout: float = 8) -> float:
+    """Seconds until everybody gets answers from these addresses."""
+    began = time.monotonic()
+    with busy(f"waiting for {', '.join(addresses)}"):
+        patiently(
+            lab,
+            lambda: all(lab.reachability(addresses, timeout=0.2).values()),
+            f"{', '.join(addresses)} answer",
+            timeout,
+        )
+    return time.monotonic() - began
+
+
+def change(lab: Lab) -> None:
+    """What an operator does in a cloud's console, while a client is connected."""
+    say("RefreshTimer is 2s here; times are from the change to the answers.", DIM)
+    nic = lab.nics[1]
+    kept = lab.hold_connection(nic.addresses[0])
+    address = str(nic.network[200])
+    lab.add_address(nic.mac, address)
+    say(f"{address} added to {nic.name}: answers after {answering(lab, [address]):.1f} s")
+    subnet = f"10.0.{INTERFACES + 1}.0/24"
+    new: Nic = lab.attach_interface(Interface(subnet, addresses=3))
+    say(f"{new.name} plugged in, {new.subnet}, 3 addresses: all answer after {answering(lab, new.addresses):.1f} s")
+    require(kept.alive(), f"the connection to {nic.addresses[0]} was lost")
+    say(f"A connection to {nic.addresses[0]} that was open all the time still is.")
+    say()
+    everything(lab)
+
+
+def status(lab: Lab) -> None:
+    """The real cnctl, on a terminal of its own."""
+    program = str(SCRIPTS / "cnctl")
+    shown = terminal(lab, [program, "status", "network"])
+    blocks = shown.strip("\n").split("\n\n")
+    require(len(blocks) == len(lab.nics), f"cnctl shows {len(blocks)} interfaces of {len(lab.nics)}:\n{shown}")
+    missing = [address for address in lab.addresses if f" {address}/24" not in shown]
+    require(not missing, f"cnctl does not show {', '.join(missing[:5])}")
+    say(f"$ cnctl status network        (as uid 1000; 2 of the {len(blocks)} interfaces)", DIM)
+    last = next(block for block in blocks if lab.nics[-1].mac in block)
+    say("\n".join(line.rstrip() for line in f"{blocks[0]}\n\n{last}".split("\n")))
+
+
+def terminal(lab: Lab, argv: Sequence[str]) -> str:
+    """What the program would show a person, in WIDTH columns."""
+    ours, theirs = pty.openpty()
+    environment = {**ENVIRONMENT, "COLUMNS": str(WIDTH), "NO_COLOR": "1"}
+    with subprocess.Popen(
+        lab.instance.enter(*ORDINARY, *argv),
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError), os.fdopen(ours, "rb", buffering=0) as stream:  # EIO: nobody writes any more
+            while chunk := stream.read(4096):
+                shown += chunk
+        errors = process.stderr.read().decode() if process.stderr else ""
+    require(process.returncode == 0, f"{' '.join(argv)} ended with {process.returncode}:\n{shown.decode()}{errors}")
+    return shown.decode().replace("\r\n", "\n")
+
+
+def rules(lab: Lab) -> None:
+    """Every address twice, and the one rule between."""
+    lines = lab.run(["ip", "rule"]).stdout.splitlines()
+
+    def kind(line: str) -> str:
+        return re.sub(r"from [0-9.]+ lookup \d+", "from ADDRESS lookup TABLE", line)
+
+    say(f"$ ip rule        ({len(lines)} lines)", DIM)
+    for _, alike in groupby(lines, kind):
+        first, *rest = alike
+        say(first.expandtabs())
+        if rest:
+            say(f"        … and {len(rest)} more, one for each address", DIM)
+    ours = Counter(re.findall(r"from ([0-9.]+) lookup 1", "\n".join(lines)))
+    wrong = [address for address in lab.addresses if ours[address] != 2]
+    require(not wrong, f"not two rules: {', '.join(wrong[:5])}")
+    require(len(ours) == len(lab.addresses), "there are rules for addresses that the cloud does not know")
+
+
+def audit(lab: Lab) -> None:
+    """What was asked of the kernel, by whom; and that nobody changed the record."""
+    lines = lab.path("/var/log/cloud-network/audit.log").read_text().splitlines()
+    previous = "0" * 64
+    for line in lines:
+        body, _, rest = line.rpartition(',"hash":"')
+        digest = hashlib.sha256(body.encode()).hexdigest()
+        require(rest == f'{digest}"}}' and json.loads(line)["prev"] == previous, f"the audit chain breaks: {line}")
+        previous = digest
+    entries = [json.loads(line) for line in lines]
+    require({entry["peer"]["uid"] for entry in entries} == {USERS["cloud-network"]}, "not only the fetcher asked")
+    say(f"audit.log        ({len(lines)} lines, asked by the fetcher; the chain of hashes is whole)", DIM)
+    for entry in entries:
+        operations = Counter(operation["op"] for operation in entry.get("ops", ()))
+        which = ", ".join(f"{count} {operation.replace('_', ' ')}" for operation, count in operations.items())
+        which = re.sub(r"(\d+) (\w+) (add|replace)", r"+\1 \2", re.sub(r"(\d+) (\w+) remove", r"-\1 \2", which))
+        tail = f" #{entry['hash'][:6]}"
+        room = WIDTH - len(tail)
+        text = f"{entry['seq']} {entry['time'][11:19]} {entry['verdict']:10}{which}"
+        say((text if len(text) <= room else text[: room - 1] + "…").ljust(room) + tail)
+    verdicts = Counter(entry["verdict"] for entry in entries)
+    require(verdicts["applied"] >= 3, f"the audit log has {verdicts['applied']} changes, and 3 were made")
+    require(not verdicts["refused"], "the audit log has refusals")
+
+
+def demonstrate() -> None:
+    began = time.monotonic()
+    print(paint("cloud-network: an instance with four interfaces, from unreachable to reachable", BOLD))
+    step(1, f"A cloud in network namespaces: {INTERFACES} interfaces × {ADDRESSES} addresses, AWS metadata")
+    with Lab(Spec.aws(INTERFACES, ADDRESSES)) as lab:
+        lab.write_config(CONFIG)
+        before(lab)
+        step(2, "Start the three processes")
+        start(lab)
+        step(3, "Measure again")
+        everything(lab)
+        step(4, "Change the cloud while it runs")
+        change(lab)
+        step(5, "Look at the instance")
+        status(lab)
+        say()
+        rules(lab)
+        say()
+        audit(lab)
+        inside = [room.pid for room in (lab.instance, lab.cloud, *lab.beyond, *lab.neighbours)]
+    left = [pid for pid in inside if Path(f"/proc/{pid}").exists()]
+    require(not left, f"the lab is closed, and these of its processes are left: {left}")
+    print()
+    print(paint(f"All of it was so. The lab is gone; it took {time.monotonic() - began:.1f} s.", GREEN))
+
+
+def interrupt(number: int, _: FrameType | None) -> None:
+    """The first signal ends the demo; while it cleans up it listens to no other."""
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
+    raise SystemExit(128 + number)
+
+
+def main() -> int:
+    become_root([sys.executable, "-m", "tests.lab.demo", *sys.argv[1:]])
+    if sys.argv[1:]:
+        print("usage: python -m tests.lab.demo", file=sys.stderr)
+        return 2
+    missing = [tool for tool in ("ip", "nft", "nsenter") if not shutil.which(tool, path=ENVIRONMENT["PATH"])]
+    if missing:
+        print(f"demo: {', '.join(missing)} missing: apt-get install iproute2 nftables", file=sys.stderr)
+        return 1
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+    try:
+        demonstrate()
+    except (Untrue, LabError) as error:
+        notes = "\n".join(getattr(error, "__notes__", ()))
+        print(f"\n{paint('This failed', RED)}: {error}\n{notes}".rstrip(), flush=True)
+        return 1
+    except SystemExit as end:
+        print("\nInterrupted; the lab is gone.", flush=True)
+        return int(end.code or 0)
+    except BrokenPipeError:  # make demo | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

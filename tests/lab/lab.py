@@ -1,0 +1,345 @@
+"""The lab: a cloud, an instance in it, and hosts that try to reach the instance.
+
+    neighbour0 ── sn0 ──┐                 ┌── eth0 (device 0)
+    neighbour1 ── sn1 ──┤  cloud (router, │── eth2 (device 1)   instance: its own network, mounts, /run, /etc, /sys,
+        …          …    │  169.254.169.254)── eth3 (device 2)   accounts and process numbers
+    beyond0 ───── wan ──┘                 └── eth1 (device 3)
+
+The kernel's routing is real; only metadata and DHCP are played. DHCP's work is done for the primary interface, as a
+cloud's image does it: link up, first address with a lifetime, default route `proto dhcp`. The other links are down.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Literal, Self, TypeVar
+
+from .fabric import Fabric, Lost
+from .metadata import PROVIDERS, Metadata
+from .processes import USERS, Daemons
+from .reach import Held, Reach
+from .rooms import OURS, LabError, Room, Rooms
+from .spec import (
+    BEYOND_SUBNET,
+    Interface,
+    Nic,
+    Resolver,
+    Spec,
+    beyond_address,
+    gateway,
+    neighbour_address,
+    resolve,
+)
+
+CHECKOUT = Path(__file__).parents[2]
+RESOLVER = "169.254.169.253"
+
+INSTANCE_SYSCTL = MappingProxyType(
+    {
+        "net.ipv4.conf.all.rp_filter": "0",
+        "net.ipv4.conf.default.rp_filter": "2",
+        "net.ipv4.conf.all.promote_secondaries": "0",
+        "net.ipv4.conf.default.promote_secondaries": "0",
+    }
+)
+"""Loose reverse path filter, as systemd sets it on Debian; no promotion of secondaries, the harder of the two."""
+
+ROUTER_SYSCTL = MappingProxyType(
+    {
+        "net.ipv4.ip_forward": "1",
+        "net.ipv4.conf.all.rp_filter": "0",
+        "net.ipv4.conf.default.rp_filter": "0",
+    }
+)
+
+T = TypeVar("T")
+Where = str | tuple[str, int]
+Order = Literal["metadata", "interface"]
+
+
+def nothing() -> None:
+    """Happens between the two halves of a change, unless a test has something to do there."""
+
+
+class Lab:
+    """`with Lab(Spec.aws(interfaces=4, addresses=15)) as lab:`; gone at the end, and when the process is killed."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self._resolver = Resolver()
+        self.nics = resolve(spec, self._resolver)
+
+    def __enter__(self) -> Self:
+        self.rooms = Rooms()
+        try:
+            self._build()
+        except BaseException:
+            self.rooms.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception):
+            error.add_note(self.report())
+        self.close()
+
+    def close(self) -> None:
+        self.rooms.close()
+        self.reach.close()
+        self.daemons.close()
+        self._metadata_process.wait(10)
+
+    # — building
+
+    def _build(self) -> None:
+        subnets = list(dict.fromkeys(nic.subnet for nic in self.nics))
+        self._furnish_instance()
+        self.cloud = self.rooms.open({"name": "cloud", "sysctl": dict(ROUTER_SYSCTL)})[0]
+        self.fabric = Fabric(self.cloud)
+        self._start_metadata()
+        self.neighbours: list[Room] = []
+        self._add_subnets(subnets)
+        beyond = self._open_hosts("beyond", 0, self.spec.beyond)
+        length = BEYOND_SUBNET.prefixlen
+        addresses = [f"{beyond_address(number)}/{length}" for number in range(len(beyond))]
+        self.fabric.add_hosts("wan", list(zip(beyond, addresses, strict=True)), str(BEYOND_SUBNET[1]))
+        self.beyond = beyond
+        self.fabric.plug(self.nics, self.instance)
+        self.fabric.admit(self.nics, self.neighbours)
+        self._boot()
+        self.daemons = Daemons(self.instance)
+        self.reach = Reach()
+        self.metadata = Metadata(self.cloud.path(OURS / "metadata.sock"))
+        self._tell_metadata()
+
+    def _furnish_instance(self) -> None:
+        primary = self.nics[0].addresses[0]
+        hostname = f"ip-{primary.replace('.', '-')}"
+        interpreter = {Path(sys.prefix), Path(sys.base_prefix)}
+        [self.instance] = self.rooms.open(
+            {
+                "name": "instance",
+                "sysctl": {**INSTANCE_SYSCTL, **self.spec.sysctl},
+                "hostname": hostname,
+                "expose": sorted({str(CHECKOUT)} | {str(p) for p in interpreter if not p.is_relative_to(CHECKOUT)}),
+                "users": dict(USERS),
+                "etc": {"resolv.conf": f"nameserver {RESOLVER}\n", "hostname": f"{hostname}\n"},
+                "dmi": dict(PROVIDERS[self.spec.provider].dmi),
+            }
+        )
+
+    def _start_metadata(self) -> None:
+        argv = [sys.executable, "-m", f"{__package__}.metadata", self.spec.provider, str(OURS / "metadata.sock")]
+        self._metadata_process = self.cloud.popen(argv, stdout=None, env={"PYTHONPATH": str(CHECKOUT)})
+
+    def _open_hosts(self, kind: str, first: int, count: int) -> list[Room]:
+        return self.rooms.open(*({"name": f"{kind}{first + n}", "sysctl": {}} for n in range(count)))
+
+    def _add_subnets(self, subnets: Sequence[str]) -> None:
+        first = len(self.neighbours)
+        self.fabric.add_subnets(subnets)
+        self.neighbours += self._open_hosts("neighbour", first, len(subnets))
+        for subnet, room in zip(subnets, self.neighbours[first:], strict=True):
+            length = subnet.partition("/")[2]
+            host = (room, f"{neighbour_address(subnet)}/{length}")
+            self.fabric.add_hosts(self.fabric.bridge(subnet), [host], gateway(subnet))
+
+    def _boot(self) -> None:
+        served = self.nics if self.spec.dhcp_all else self.nics[:1]
+        lines = ["link set lo up"]
+        for nic in served:
+            address, lease = nic.addresses[0], "valid_lft 3600 preferred_lft 3600"
+            route = f"proto dhcp src {address} metric {100 + nic.device}"
+            lines += [
+                f"link set {nic.name} up",
+                f"address add {address}/{nic.network.prefixlen} brd + dev {nic.name} {lease}",
+                f"route add default via {nic.gateway} dev {nic.name} {route}",
+            ]
+        self.instance.batch(lines)
+
+    def _tell_metadata(self) -> None:
+        self.metadata.load(self.nics)
+        if self.spec.settings:
+            self.metadata.configure(**self.spec.settings)
+        self.metadata.reset()
+
+    # — looking
+
+    @property
+    def addresses(self) -> list[str]:
+        """Every private IPv4 address of the instance, as the cloud has it."""
+        return [address for nic in self.nics for address in nic.addresses]
+
+    @property
+    def sources(self) -> list[Room]:
+        return [*self.beyond, *self.neighbours]
+
+    def nic(self, key: str) -> Nic:
+        """By MAC, by kernel name, or by one of its addresses."""
+        for nic in self.nics:
+            if key in (nic.mac, nic.name, *nic.addresses):
+                return nic
+        raise LabError(f"no interface {key}")
+
+    def room(self, where: Where) -> Room:
+        if isinstance(where, tuple):
+            return self.rooms[f"{where[0]}{where[1]}"]
+        return self.rooms["beyond0" if where == "beyond" else where]
+
+    def path(self, path: str | Path) -> Path:
+        """A file of the instance, as this process reaches it."""
+        return self.instance.path(path)
+
+    def run(
+        self,
+        argv: Sequence[str],
+        where: Where = "instance",
+        *,
+        user: str | None = None,
+        check: bool = True,
+        stdin: str | None = None,
+        timeout: float = 30,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end in a room, as root or as one of its users."""
+        return self.room(where).run(argv, user=user, check=check, stdin=stdin, timeout=timeout)
+
+    def batch(self, lines: Sequence[str]) -> None:
+        """`ip -batch` in the instance."""
+        self.instance.batch(lines)
+
+    def lost(self) -> list[Lost]:
+        return self.fabric.lost()
+
+    def dropped(self) -> int:
+        """Packets that left the instance by an interface which doesn't own their source. Zero is what one wants."""
+        return sum(lost.packets for lost in self.fabric.lost())
+
+    def report(self) -> str:
+        """What somebody needs to see when a test failed."""
+        lost = [f"  {lost}" for lost in self.fabric.lost()[:20]]
+        return "\n".join(["--- lost packets" if lost else "--- no lost packets", *lost, self.daemons.report()])
+
+    # — changing the cloud while it runs
+
+    def attach_interface(
+        self, interface: Interface, first: Order = "metadata", between: Callable[[], object] = nothing
+    ) -> Nic:
+        """Hot-plug. Clouds do it in either order, with seconds between; `between` is called there."""
+        device = 1 + max(nic.device for nic in self.nics)
+        taken = {nic.name for nic in self.nics}
+        name = next(name for n in range(len(taken) + 1) if (name := f"eth{n}") not in taken)
+        nic = self._resolver.resolve(interface, device, name)
+        if nic.subnet not in self.fabric.subnets:
+            self._add_subnets([nic.subnet])
+
+        def plug() -> None:
+            self.fabric.plug([nic], self.instance)
+            self.fabric.admit([nic], self.neighbours)
+
+        self._change([*self.nics, nic], plug, first, between)
+        return nic
+
+    def detach_interface(self, mac: str, first: Order = "interface", between: Callable[[], object] = nothing) -> None:
+        nic = self.nic(mac)
+
+        def unplug() -> None:
+            self.fabric.dismiss(nic, self.neighbours)
+            self.fabric.unplug(nic)
+
+        self._change([other for other in self.nics if other != nic], unplug, first, between)
+
+    def add_address(self, mac: str, address: str) -> None:
+        nic = self.nic(mac)
+        self.fabric.admit_address(nic, address, self.neighbours)
+        self._replace(nic, replace(nic, addresses=(*nic.addresses, address)))
+
+    def remove_address(self, mac: str, address: str) -> None:
+        nic = self.nic(mac)
+        self.fabric.dismiss_address(nic, address, self.neighbours)
+        kept = tuple(other for other in nic.addresses if other != address)
+        public = {private: public for private, public in nic.public.items() if private != address}
+        self._replace(nic, replace(nic, addresses=kept, public=public))
+
+    def _replace(self, old: Nic, new: Nic) -> None:
+        self._change([new if nic == old else nic for nic in self.nics])
+
+    def _change(
+        self,
+        nics: list[Nic],
+        cable: Callable[[], None] = nothing,
+        first: Order = "interface",
+        between: Callable[[], object] = nothing,
+    ) -> None:
+        def tell() -> None:
+            self.nics = nics
+            self.metadata.load(nics)
+
+        before, after = (tell, cable) if first == "metadata" else (cable, tell)
+        before()
+        between()
+        after()
+
+    # — the daemons
+
+    def write_config(self, text: str) -> None:
+        self.path("/etc/cloud-network/cloud-network.toml").write_text(text)
+
+    def start(self, name: str, *argv: str, env: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Run the console script cloud-network-NAME (netagent, fetcher, api) as root in the instance."""
+        self.daemons.start(name, *argv, env=env)
+
+    def stop(self, name: str) -> int:
+        return self.daemons.stop(name)
+
+    def kill(self, name: str, number: int = signal.SIGKILL) -> None:
+        self.daemons.kill(name, number)
+
+    def restart(self, name: str) -> None:
+        self.daemons.stop(name)
+        self.daemons.start(name)
+
+    def log(self, name: str) -> str:
+        """Everything the daemon has said on stdout and stderr, over restarts."""
+        return self.daemons.log(name)
+
+    def wait_for(self, predicate: Callable[[], T], timeout: float = 10, message: str = "") -> T:
+        """The first true value of `predicate`. Too late is an AssertionError which shows what was lost and said."""
+        end = time.monotonic() + timeout
+        while not (value := predicate()):
+            if time.monotonic() > end:
+                raise AssertionError(f"waited {timeout:g} s for {message or predicate}\n{self.report()}")
+            time.sleep(0.03)
+        return value
+
+    # — reachability
+
+    def reachability(self, addresses: Sequence[str] | None = None, timeout: float = 1.5) -> dict[tuple[str, str], bool]:
+        """{(source, address): answered} for every host outside and every address, all at once.
+
+        An answer came by the interface that owns the address: the cloud drops it on any other (fabric.py).
+        """
+        self.reach.listen(self.instance)
+        wanted = [(address, None) for address in (self.addresses if addresses is None else addresses)]
+        answers = self.reach.probe(dict.fromkeys(self.sources, wanted), timeout)
+        return {(source, target): answered for (source, target, _), answered in answers.items()}
+
+    def outbound(self, timeout: float = 1.5) -> dict[str, bool]:
+        """{address: could connect from it to the first host beyond}. False too when it isn't configured."""
+        self.reach.listen(self.beyond[0])
+        wanted = [(beyond_address(0), address) for address in self.addresses]
+        answers = self.reach.probe({self.instance: wanted}, timeout)
+        return {str(source): answered for (_, _, source), answered in answers.items()}
+
+    def hold_connection(self, address: str, source: Where = "beyond", timeout: float = 3) -> Held:
+        """A connection to `address` which stays open; `.alive()` sends bytes through it and wants them back."""
+        self.reach.listen(self.instance)
+        return self.reach.hold(self.room(source), address, timeout)

@@ -1,0 +1,323 @@
+"""EC2's instance metadata service (IMDS).
+
+Sources: the EC2 user guide's pages "Instance metadata categories" (which keys there are), "Access instance metadata for
+an EC2 instance" (listings, 404, error codes, throttling) and "How Instance Metadata Service Version 2 works"
+(tokens: 1 second to 6 hours; 400 for a bad request, 401 for a bad token, 403 behind a proxy). What they leave out is
+taken from transcripts: a directory's listing is the same with and without the trailing slash (awslabs/aws-sdk-rust 560;
+before about 2020 it was a 301, uswitch/kiam 116), PUT to `token/` is 403 (aws-beam/aws_credentials 47), older
+hypervisors close the connection after each answer (jtblin/kube2iam 222, here `keep_alive=False`).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import IPv6Network
+from types import MappingProxyType
+from typing import ClassVar
+
+from ..spec import Nic
+from .frame import NO_HEADERS, Request, Response, Tree
+
+REGION = "eu-central-1"
+ZONE = f"{REGION}a"
+ACCOUNT = "123456789012"
+INSTANCE = "i-0c10d0e7ab1e5209a"
+IMAGE = "ami-0c10d1ab0c10d1ab0"
+TYPE = "m7i.4xlarge"
+VPC = "10.0.0.0/16"
+STARTED = "2026-01-01T00:00:00Z"
+KEY = "lab-key"
+
+VERSIONS = (
+    *("1.0", "2007-01-19", "2007-03-01", "2007-08-29", "2007-10-10", "2007-12-15", "2008-02-01", "2008-09-01"),
+    *("2009-04-04", "2011-01-01", "2011-05-01", "2012-01-12", "2014-02-25", "2014-11-05", "2015-10-20"),
+    *("2016-04-19", "2016-06-30", "2016-09-02", "2018-03-28", "2018-08-17", "2018-09-24", "2019-10-01"),
+    *("2020-10-27", "2021-01-03", "2021-03-23", "2021-07-15", "2022-07-09", "2022-09-24", "2024-04-11", "latest"),
+)
+
+TOKEN = "x-aws-ec2-metadata-token"
+TTL = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
+SERVER = {"Server": "EC2ws"}
+PAGE = """<?xml version="1.0" encoding="iso-8859-1"?>
+<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Transitional//EN"
+\t"http://www.w3.org/TR/xhtml1/DTD/xhtml1-transitional.dtd">
+<html xmlns="http://www.w3.org/1999/xhtml" xml:lang="en" lang="en">
+ <head>
+  <title>{0}</title>
+ </head>
+ <body>
+  <h1>{0}</h1>
+ </body>
+</html>
+"""
+ERRORS = {400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed"}
+
+
+def error(status: int) -> Response:
+    return Response(status, PAGE.format(f"{status} - {ERRORS[status]}").encode(), SERVER, "text/html")
+
+
+def ok(text: str, headers: Mapping[str, str] = NO_HEADERS) -> Response:
+    return Response(200, text.encode(), {**SERVER, "Accept-Ranges": "none", **headers})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user can choose for an instance. `v1` is HttpTokens=optional; False is what new images require."""
+
+    v1: bool = True
+    role: str | None = "lab-role"
+    user_data: str | None = None
+
+
+class Aws:
+    dmi: ClassVar[Mapping[str, tuple[str, int]]] = MappingProxyType(
+        {
+            "bios_date": ("10/16/2017", 0o444),
+            "bios_release": ("1.0", 0o444),
+            "bios_vendor": ("Amazon EC2", 0o444),
+            "bios_version": ("1.0", 0o444),
+            "board_asset_tag": (INSTANCE, 0o444),
+            "board_vendor": ("Amazon EC2", 0o444),
+            "chassis_asset_tag": ("Amazon EC2", 0o444),
+            "chassis_serial": ("", 0o400),
+            "chassis_type": ("1", 0o444),
+            "chassis_vendor": ("Amazon EC2", 0o444),
+            "product_name": (TYPE, 0o444),
+            "product_serial": ("ec2c10d0-e7ab-1e52-09ac-10d0e7ab1e52", 0o400),
+            "product_uuid": ("ec2c10d0-e7ab-1e52-09ac-10d0e7ab1e52", 0o400),
+            "sys_vendor": ("Amazon EC2", 0o444),
+        }
+    )
+
+    def __init__(self) -> None:
+        self._settings = Settings()
+        self._tokens: dict[str, float] = {}
+        self._nics: Sequence[Nic] = ()
+        self._tree: Tree = {}
+
+    def load(self, nics: Sequence[Nic]) -> None:
+        self._nics = nics
+        self._tree = tree(nics, self._settings)
+
+    def configure(self, **settings: object) -> None:
+        self._settings = replace(self._settings, **settings)  # type: ignore[arg-type]
+        self.load(self._nics)
+
+    def expire_tokens(self) -> None:
+        self._tokens.clear()
+
+    def answer(self, request: Request) -> Response:
+        if re.fullmatch(r"/[^/]+/api/token/?", request.path):
+            return self._token(request)
+        if request.method not in ("GET", "HEAD"):
+            return error(405)
+        given = request.headers.get(TOKEN)
+        if given is None:
+            return self._read(request.path, NO_HEADERS) if self._settings.v1 else error(401)
+        left = self._tokens.get(given, 0) - time.monotonic()
+        return self._read(request.path, {TTL: str(int(left))}) if left > 0 else error(401)
+
+    def _token(self, request: Request) -> Response:
+        if request.method != "PUT":
+            return error(405)
+        if "x-forwarded-for" in request.headers or request.path.endswith("/"):
+            return error(403)
+        seconds = request.headers.get(TTL.lower(), "")
+        if not (seconds.isascii() and seconds.isdigit() and 1 <= int(seconds) <= 21600):
+            return error(400)
+        token = base64.urlsafe_b64encode(secrets.token_bytes(42)).decode()
+        self._tokens[token] = time.monotonic() + int(seconds)
+        return ok(token, {TTL: seconds})
+
+    def _read(self, path: str, headers: Mapping[str, str]) -> Response:
+        if path == "/":
+            return ok("\n".join(VERSIONS), headers)
+        _, version, *names = path.split("/")
+        slash = bool(names) and names[-1] == ""
+        node: str | Tree = self._tree if version in VERSIONS else ""
+        for name in names[:-1] if slash else names:
+            node = node.get(name, "") if isinstance(node, dict) else ""
+        if isinstance(node, dict):
+            return ok(listing(names, node), headers)
+        return ok(node, headers) if node and not slash else error(404)
+
+
+def listing(names: Sequence[str], node: Tree) -> str:
+    """Names, sorted, directories with a slash: but not the three at the top, and keys have their names beside them."""
+    if not any(names):
+        return "\n".join(sorted(node))
+    if "".join(names) == "meta-datapublic-keys":
+        return "\n".join(f"{number}={KEY}" for number in node)
+    return "\n".join(f"{name}/" if isinstance(below, dict) else name for name, below in sorted(node.items()))
+
+
+def tree(nics: Sequence[Nic], settings: Settings) -> Tree:
+    """Everything below a version. A key exists only where EC2 has it: empty text is left out, and is a 404."""
+    primary = nics[0]
+    document = identity(primary)
+    whole: Tree = {
+        "dynamic": {
+            "fws": {"instance-monitoring": "disabled"},
+            "instance-identity": {"document": document, **signatures(document)},
+        },
+        "meta-data": {
+            "ami-id": IMAGE,
+            "ami-launch-index": "0",
+            "ami-manifest-path": "(unknown)",
+            "block-device-mapping": {"ami": "/dev/xvda", "root": "/dev/xvda"},
+            "events": {"maintenance": {"history": "[]", "scheduled": "[]"}},
+            "hostname": hostname(primary),
+            "iam": role(settings.role) if settings.role else "",
+            "identity-credentials": {"ec2": own_identity()},
+            "instance-action": "none",
+            "instance-id": INSTANCE,
+            "instance-life-cycle": "on-demand",
+            "instance-type": TYPE,
+            "local-hostname": hostname(primary),
+            "local-ipv4": primary.addresses[0],
+            "mac": primary.mac,
+            "metrics": {"vhostmd": '<?xml version="1.0" encoding="UTF-8"?>'},
+            "network": {"interfaces": {"macs": {nic.mac: interface(nic) for nic in nics}}},
+            "placement": {
+                "availability-zone": ZONE,
+                "availability-zone-id": "euc1-az2",
+                "region": REGION,
+            },
+            "profile": "default-hvm",
+            "public-hostname": public_hostname(primary),
+            "public-ipv4": next(iter(primary.public.values()), ""),
+            "public-keys": {"0": {"openssh-key": f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEx{'A' * 42} {KEY}\n"}},
+            "reservation-id": "r-0c10d0c10d0c10d0c",
+            "security-groups": "lab",
+            "services": {"domain": "amazonaws.com", "partition": "aws"},
+            "system": "nitro",
+        },
+        "user-data": settings.user_data or "",
+    }
+    return pruned(whole)
+
+
+def pruned(node: Tree) -> Tree:
+    parts = ((name, pruned(below) if isinstance(below, dict) else below) for name, below in node.items())
+    return {name: below for name, below in parts if below}
+
+
+def interface(nic: Nic) -> Tree:
+    v4 = [prefix for prefix in nic.prefixes if ":" not in prefix]
+    v6 = [prefix for prefix in nic.prefixes if ":" in prefix]
+    by_public = {public: private for private, public in nic.public.items()}
+    return {
+        "device-number": str(nic.device),
+        "interface-id": identifier("eni", nic.mac),
+        "ipv4-associations": dict(by_public),
+        "ipv4-prefix": "\n".join(v4),
+        "ipv6-prefix": "\n".join(v6),
+        "ipv6s": "\n".join(nic.ipv6),
+        "local-hostname": hostname(nic),
+        "local-ipv4s": "\n".join(nic.addresses),
+        "mac": nic.mac,
+        "network-card": "0",
+        "owner-id": ACCOUNT,
+        "public-hostname": public_hostname(nic),
+        "public-ipv4s": "\n".join(nic.public.values()),
+        "security-group-ids": identifier("sg", "lab"),
+        "security-groups": "lab",
+        "subnet-id": identifier("subnet", nic.subnet),
+        "subnet-ipv4-cidr-block": nic.subnet,
+        "subnet-ipv6-cidr-blocks": subnet6(nic),
+        "vpc-id": identifier("vpc", VPC),
+        "vpc-ipv4-cidr-block": VPC,
+        "vpc-ipv4-cidr-blocks": VPC,
+        "vpc-ipv6-cidr-blocks": f"{subnet6(nic).partition('::')[0]}::/56" if nic.ipv6 else "",
+    }
+
+
+def identifier(kind: str, what: str) -> str:
+    return f"{kind}-0{hashlib.sha256(what.encode()).hexdigest()[:16]}"
+
+
+def hostname(nic: Nic) -> str:
+    return f"ip-{nic.addresses[0].replace('.', '-')}.{REGION}.compute.internal" if nic.addresses else ""
+
+
+def public_hostname(nic: Nic) -> str:
+    address = next(iter(nic.public.values()), "")
+    return f"ec2-{address.replace('.', '-')}.{REGION}.compute.amazonaws.com" if address else ""
+
+
+def subnet6(nic: Nic) -> str:
+    """EC2 gives a subnet a /64."""
+    return str(IPv6Network((nic.ipv6[0], 64), strict=False)) if nic.ipv6 else ""
+
+
+def role(name: str) -> Tree:
+    profile = {
+        "Code": "Success",
+        "LastUpdated": STARTED,
+        "InstanceProfileArn": f"arn:aws:iam::{ACCOUNT}:instance-profile/{name}",
+        "InstanceProfileId": "AIPALABLABLABLABLABLA",
+    }
+    return {"info": json.dumps(profile, indent=2), "security-credentials": {name: credentials()}}
+
+
+def own_identity() -> Tree:
+    info = {"Code": "Success", "LastUpdated": STARTED, "AccountId": ACCOUNT}
+    return {"info": json.dumps(info, indent=2), "security-credentials": {"ec2-instance": credentials()}}
+
+
+def credentials() -> str:
+    """Not real, but recognisable: a test looks for SECRET in whatever must not have it."""
+    return json.dumps(
+        {
+            "Code": "Success",
+            "LastUpdated": STARTED,
+            "Type": "AWS-HMAC",
+            "AccessKeyId": "ASIALABSECRETLABSECR",
+            "SecretAccessKey": "lab-SECRET-access-key",
+            "Token": "lab-SECRET-session-token",
+            "Expiration": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 6 * 3600)),
+        },
+        indent=2,
+    )
+
+
+def identity(primary: Nic) -> str:
+    """Keys as in the user guide's "Instance identity documents"."""
+    return json.dumps(
+        {
+            "accountId": ACCOUNT,
+            "architecture": "x86_64",
+            "availabilityZone": ZONE,
+            "billingProducts": None,
+            "devpayProductCodes": None,
+            "marketplaceProductCodes": None,
+            "imageId": IMAGE,
+            "instanceId": INSTANCE,
+            "instanceType": TYPE,
+            "kernelId": None,
+            "pendingTime": STARTED,
+            "privateIp": primary.addresses[0],
+            "ramdiskId": None,
+            "region": REGION,
+            "version": "2017-09-30",
+        },
+        indent=2,
+    )
+
+
+def signatures(document: str) -> dict[str, str]:
+    """Of the right form and length; nobody here has Amazon's key. Lines as base64(1) makes them, no newline last."""
+
+    def lines(kind: str, length: int) -> str:
+        noise = hashlib.shake_256(f"{kind} {document}".encode()).digest(length)
+        return base64.encodebytes(noise).decode().rstrip("\n")
+
+    return {"pkcs7": lines("pkcs7", 890), "rsa2048": lines("rsa2048", 1090), "signature": lines("signature", 128)}

@@ -1,0 +1,70 @@
+"""How a metadata server fails: each kind here has been seen in the field.
+
+timeout     the request is read and never answered          status     an error page, e.g. 429 with Retry-After
+refuse      nobody listens (the whole server)               html       a portal's or proxy's page, with status 200
+reset       the connection is reset instead of answered     truncated  Content-Length promises more than is sent
+short       well-formed, but only the first half            empty      200 with no body
+drip        a byte now and then                             content    other bodies than the true one, in turn
+
+A fault holds for requests whose method and path match (shell patterns), `times` times or until cleared; of several
+the newest that matches wins. `content` needs the same authentication as the true answer; the others come before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from .frame import Request, Response
+
+KINDS = ("timeout", "refuse", "reset", "status", "html", "truncated", "short", "empty", "drip", "content")
+
+PAGE = "<!DOCTYPE html>\n<html><head><title>{0}</title></head>\n<body><h1>{0}</h1></body></html>\n"
+
+
+@dataclass
+class Fault:
+    kind: str
+    path: str = "*"
+    method: str = "*"
+    times: int | None = None
+    status: int = 500
+    retry_after: int | None = None
+    bodies: Sequence[str] = ()
+    interval: float = 0.2
+    """Seconds between two bytes of a `drip`."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"no fault {self.kind!r}; there are {', '.join(KINDS)}")
+
+    def applies(self, request: Request) -> bool:
+        return self.times != 0 and fnmatchcase(request.method, self.method) and fnmatchcase(request.path, self.path)
+
+    def use(self) -> None:
+        if self.times is not None:
+            self.times -= 1
+
+    def alter(self, true: Response) -> Response:
+        """The answer that is sent instead of the true one. How it is sent is the server's part."""
+        match self.kind:
+            case "status":
+                wait = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+                return Response(self.status, PAGE.format(self.status).encode(), wait, "text/html")
+            case "html":
+                return Response(200, PAGE.format("Please log in").encode(), content_type="text/html")
+            case "short":
+                return Response(true.status, true.body[: len(true.body) // 2], true.headers, true.content_type)
+            case "empty":
+                return Response(200, b"", true.headers, true.content_type)
+            case "content" if true.status in (200, 404):
+                return Response(200, self._next_body(), true.headers)
+        return true
+
+    def _next_body(self) -> bytes:
+        """Each once, and the last for ever: a tree that changes between two reads of one leaf."""
+        first, *rest = self.bodies
+        if rest:
+            self.bodies = rest
+        return first.encode()

@@ -1,0 +1,85 @@
+"""The daemons in the instance: started as root, in the foreground, as a person would try them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from .rooms import OURS, LabError, Room
+
+USERS = MappingProxyType({"cloud-network-netagent": 52091, "cloud-network": 52092, "cloud-network-api": 52093})
+"""Accounts of the instance, outside what Debian's policy (9.2.2) gives to packages, people or systemd."""
+
+SCRIPTS = Path(sys.executable).parent
+"""Console scripts lie beside the interpreter. Not resolved: that of a virtual environment is a link."""
+
+PATIENCE = 10.0
+
+
+class Daemons:
+    def __init__(self, instance: Room) -> None:
+        self._instance = instance
+        self._running: dict[str, subprocess.Popen[str]] = {}
+        self._logs = instance.path(OURS / "log")
+        self._logs.mkdir(mode=0o700)
+
+    def start(self, name: str, *argv: str, env: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Start the console script `cloud-network-NAME`. Its output is appended to the log of that name."""
+        if self.running(name):
+            raise LabError(f"{name} is running already")
+        with (self._logs / name).open("ab") as log:
+            self._running[name] = self._instance.popen(
+                [str(SCRIPTS / f"cloud-network-{name}"), *argv], stdout=log, stderr=log, env=env
+            )
+
+    def running(self, name: str) -> bool:
+        return name in self._running and self._running[name].poll() is None
+
+    def pid(self, name: str) -> int:
+        """Of the daemon itself: what `_running` has is nsenter, which waits for it."""
+        entered = self._running[name].pid
+        children = Path(f"/proc/{entered}/task/{entered}/children")
+        while self.running(name):
+            if found := children.read_text().split():
+                return int(found[0])
+            time.sleep(0.001)
+        raise LabError(f"{name} isn't running\n{self.report(name)}")
+
+    def kill(self, name: str, number: int = signal.SIGKILL) -> None:
+        """Send a signal; return when the process has ended if it was SIGKILL."""
+        os.kill(self.pid(name), number)
+        if number == signal.SIGKILL:
+            self._running[name].wait(PATIENCE)
+
+    def stop(self, name: str) -> int:
+        """SIGTERM, and the exit status. One that does not end is killed, and is an error."""
+        os.kill(self.pid(name), signal.SIGTERM)
+        try:
+            return self._running[name].wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.kill(name)
+            raise LabError(f"{name} did not end within {PATIENCE:.0f} s of SIGTERM\n{self.report(name)}") from None
+
+    def log(self, name: str) -> str:
+        file = self._logs / name
+        return file.read_text(errors="replace") if file.exists() else ""
+
+    def report(self, *names: str, lines: int = 40) -> str:
+        """The last lines of each log, for a failure's message."""
+        parts = []
+        for name in names or self._running:
+            state = "running" if self.running(name) else f"ended with {self._running[name].returncode}"
+            tail = self.log(name).splitlines()[-lines:]
+            parts.append("\n".join([f"--- {name} ({state})", *tail]))
+        return "\n".join(parts)
+
+    def close(self) -> None:
+        """The holder ends them all; this only collects nsenter's."""
+        for process in self._running.values():
+            process.wait(PATIENCE)

@@ -1,0 +1,124 @@
+"""Who reaches whom, measured with TCP connections from where a client would sit."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO
+
+from .rooms import LabError, Room
+
+PROBE = Path(__file__).with_name("probe.py")
+PORT = 7
+"""Echo's port, RFC 862."""
+
+
+def _probe(*argv: object) -> list[str]:
+    return [sys.executable, "-I", "-S", str(PROBE), *map(str, argv)]
+
+
+class Lines:
+    """What a probe says, line by line, with a time limit that a buffered stream could not keep."""
+
+    def __init__(self, stream: IO[str] | None) -> None:
+        assert stream is not None
+        self._stream = stream
+        self._rest = b""
+
+    def next(self, timeout: float) -> str:
+        """One line, or nothing when it does not come in time or never will."""
+        end = time.monotonic() + timeout
+        while b"\n" not in self._rest:
+            ready, _, _ = select.select([self._stream], [], [], max(0.0, end - time.monotonic()))
+            chunk = os.read(self._stream.fileno(), 4096) if ready else b""
+            if not chunk:
+                return ""
+            self._rest += chunk
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line.decode()
+
+
+class Reach:
+    """Listeners, started when first needed, and probes."""
+
+    def __init__(self) -> None:
+        self._listeners: dict[str, subprocess.Popen[str]] = {}
+        self._held: list[Held] = []
+
+    def listen(self, *rooms: Room) -> None:
+        missing = [room for room in rooms if room.name not in self._listeners]
+        started = {room.name: room.popen(_probe("serve", PORT)) for room in missing}
+        for name, process in started.items():
+            if Lines(process.stdout).next(10) != "ready":
+                raise LabError(f"the listener in {name} did not start")
+        self._listeners |= started
+
+    def probe(
+        self, pairs: Mapping[Room, Sequence[tuple[str, str | None]]], timeout: float
+    ) -> dict[tuple[str, str, str | None], bool]:
+        """All (target, source address) pairs of all rooms at once: {(room, target, source address): answered}."""
+
+        def one(room: Room, wanted: Sequence[tuple[str, str | None]]) -> list[bool]:
+            argv = _probe("connect", PORT, timeout)
+            done = room.run(argv, stdin=json.dumps(wanted), timeout=timeout + 30)
+            return [bool(answered) for answered in json.loads(done.stdout)]
+
+        with ThreadPoolExecutor(len(pairs)) as pool:
+            answers = list(pool.map(lambda item: one(*item), pairs.items()))
+        return {
+            (room.name, *pair): answered
+            for (room, wanted), given in zip(pairs.items(), answers, strict=True)
+            for pair, answered in zip(wanted, given, strict=True)
+        }
+
+    def hold(self, room: Room, address: str, timeout: float) -> Held:
+        held = Held(room, address, timeout)
+        self._held.append(held)
+        if not held.opened:
+            raise LabError(f"{address} does not answer {room.name}")
+        return held
+
+    def close(self) -> None:
+        """The holder ends the processes; this collects what is left of them on our side."""
+        for process in [*self._listeners.values(), *(held.process for held in self._held)]:
+            for stream in (process.stdin, process.stdout):
+                if stream:
+                    stream.close()
+            process.wait(10)
+
+
+class Held:
+    """A TCP connection that stays open, as an operator's SSH session would."""
+
+    def __init__(self, room: Room, address: str, timeout: float) -> None:
+        self.address = address
+        self._sent = 0
+        self.process = room.popen(_probe("hold", address, PORT), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self._said = Lines(self.process.stdout)
+        self.opened = self._said.next(timeout) == "open"
+
+    def alive(self, timeout: float = 3) -> bool:
+        """Whether bytes go out and come back through this very connection."""
+        assert self.process.stdin is not None
+        self._sent += 1
+        try:
+            self.process.stdin.write(f"{self._sent}\n")
+            self.process.stdin.flush()
+        except OSError:
+            return False
+        end = time.monotonic() + timeout
+        while said := self._said.next(end - time.monotonic()):
+            if said == f"echo {self._sent}":
+                return True  # an older echo, late, was read before
+        return False
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()

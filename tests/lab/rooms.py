@@ -1,0 +1,163 @@
+"""Rooms: the lab's side of holder.py. A room is a network namespace and the process that holds it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import IO
+
+HOLDER = Path(__file__).with_name("holder.py")
+OURS = Path("/run/lab")
+
+ENVIRONMENT = MappingProxyType(
+    {
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "LANG": "C.UTF-8",
+        "TERM": os.environ.get("TERM", "dumb"),
+    }
+)
+"""What a program in a room gets: nothing of the developer's shell may decide whether a test passes."""
+
+
+class LabError(Exception):
+    """The lab itself failed, or could not be built here."""
+
+
+@dataclass(frozen=True)
+class Room:
+    name: str
+    pid: int
+
+    def enter(self, *argv: str, user: str | None = None) -> list[str]:
+        """`argv` as it is run inside, in the lab's PID namespace too, so that it cannot outlive the lab."""
+        inside = ["--net", "--pid", "--mount", "--uts"]
+        become = ["setpriv", "--reuid", user, "--regid", user, "--init-groups"] if user else []
+        return ["nsenter", f"--target={self.pid}", *inside, "--", *become, *argv]
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        user: str | None = None,
+        check: bool = True,
+        stdin: str | None = None,
+        timeout: float = 30,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run to the end, output captured; when `check`, failure is a LabError that shows the output."""
+        done = subprocess.run(
+            self.enter(*argv, user=user),
+            env=ENVIRONMENT,
+            input=stdin or "",
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        if check and done.returncode:
+            raise LabError(f"{self.name}: {' '.join(argv)} ended with {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
+
+    def popen(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: int | IO[bytes] | None = subprocess.DEVNULL,
+        stdout: int | IO[bytes] | None = subprocess.PIPE,
+        stderr: int | IO[bytes] | None = None,
+        env: Mapping[str, str] = MappingProxyType({}),
+    ) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.enter(*argv),
+            env={**ENVIRONMENT, **env},
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            text=True,
+            start_new_session=True,
+        )
+
+    def batch(self, lines: Iterable[str]) -> None:
+        """Many `ip` commands in one process. In the lab's own PID namespace, where `netns PID` means our pids."""
+        done = subprocess.run(
+            ["nsenter", f"--target={self.pid}", "--net", "--", "ip", "-batch", "-"],
+            env=ENVIRONMENT,
+            input="\n".join(lines),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise LabError(f"{self.name}: ip -batch: {done.stderr}")
+
+    def path(self, path: str | Path) -> Path:
+        """A file of the room as the lab reaches it."""
+        return Path(f"/proc/{self.pid}/root", str(path).lstrip("/"))
+
+
+class Rooms:
+    """The holder and the rooms it holds."""
+
+    def __init__(self) -> None:
+        self._rooms: dict[str, Room] = {}
+        self._holder = subprocess.Popen(
+            [
+                "unshare",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--mount",
+                "--propagation",
+                "private",
+                sys.executable,
+                "-I",
+                "-S",
+                str(HOLDER),
+            ],
+            env=ENVIRONMENT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def __getitem__(self, name: str) -> Room:
+        try:
+            return self._rooms[name]
+        except KeyError:
+            raise LabError(f"no room {name!r}; there are {', '.join(self._rooms)}") from None
+
+    def __iter__(self) -> Iterable[str]:
+        return iter(self._rooms)
+
+    def open(self, *wanted: Mapping[str, object]) -> list[Room]:
+        """Make rooms, all at once: `{"name": …, "sysctl": {…}, …}`, see holder.py."""
+        assert self._holder.stdin is not None
+        assert self._holder.stdout is not None
+        before = len(self._rooms)
+        for room in wanted:
+            try:
+                self._holder.stdin.write(json.dumps(room) + "\n")
+                self._holder.stdin.flush()
+            except BrokenPipeError:
+                break
+            answer = json.loads(self._holder.stdout.readline() or "{}")
+            if "pid" not in answer:
+                raise LabError(f"cannot make the room {room['name']}: {answer.get('error') or self._last_words()}")
+            self._rooms[str(room["name"])] = Room(str(room["name"]), answer["pid"])
+        if len(self._rooms) != before + len(wanted):
+            raise LabError(f"cannot make namespaces: {self._last_words()}")
+        return list(self._rooms.values())[before:]
+
+    def close(self) -> None:
+        """End the holder; everything inside ends with it."""
+        self._holder.communicate()
+
+    def _last_words(self) -> str:
+        return self._holder.communicate()[1].strip()
