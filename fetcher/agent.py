@@ -81,7 +81,7 @@ class Agent:
             raise AgentError(f"{path}: {error.strerror or error}; is cloud-network-netagent running?") from None
         if answer["verdict"] != "ok":
             self.close()
-            raise AgentError(f"netagent speaks version {answer.get('version')} of the protocol, we {protocol.VERSION}")
+            raise AgentError(f"it speaks version {answer.get('version')} of the protocol, we {protocol.VERSION}")
 
     def __enter__(self) -> Agent:
         return self
@@ -121,14 +121,14 @@ class Agent:
             (size,) = protocol.HEADER.unpack(self._exactly(protocol.HEADER.size))
             return protocol.decode(self._exactly(min(size, protocol.MAX_FRAME)))
         except (OSError, protocol.Malformed) as error:
-            raise AgentError(f"netagent: {error}") from None
+            raise AgentError(f"it went away: {error}") from None
 
     def _exactly(self, size: int) -> bytes:
         data = b""
         while len(data) < size:
             chunk = self._socket.recv(size - len(data))
             if not chunk:
-                raise AgentError("netagent hung up in the middle of an answer")
+                raise AgentError("it hung up in the middle of an answer")
             data += chunk
         return data
 

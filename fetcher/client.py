@@ -1,22 +1,29 @@
 """One connection to a metadata server: pinned to its address, bounded in time and size, never proxied or redirected.
 
-Everything that can go wrong is a MetadataError of a kind: `unreachable`, `timeout`, `status`, `truncated`, `too large`.
+What can go wrong is a MetadataError of a kind: `unreachable`, `timeout`, `truncated`, `too large`, `invalid`.
 """
 
 from __future__ import annotations
 
+import math
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any
 
 import requests
 from cloud_network.fetcher.model import MetadataError
 from requests.adapters import HTTPAdapter
-from urllib3.exceptions import HTTPError, IncompleteRead, ReadTimeoutError
+from urllib3 import HTTPConnectionPool, HTTPResponse
+from urllib3.connection import HTTPConnection
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 MAX_BODY = 1 << 20  # bytes; GCP's whole document for a large instance is a few hundred KiB
 _CONNECT, _READ, _WHOLE = 2.0, 5.0, 10.0  # seconds: to connect, between two reads, for a whole answer
 _CHUNK = 1 << 16
+_PAGE = (b"<!doctype html", b"<html")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +35,48 @@ class Response:
     headers: Mapping[str, str]
 
     def text(self, path: str) -> str:
-        """The body as text; MetadataError when it is none."""
+        """The body as text; MetadataError when it is none, or a page that a proxy or portal put in its place."""
+        if self.body.lstrip()[:20].lower().startswith(_PAGE):
+            raise MetadataError("invalid", f"{path}: the answer is an HTML page, not metadata")
         try:
             return self.body.decode()
         except UnicodeDecodeError:
             raise MetadataError("invalid", f"{path}: the answer is not UTF-8 text") from None
+
+
+class _Socket(socket.socket):
+    """Waits no longer than until `deadline`, however the bytes of head and body drip in."""
+
+    deadline = math.inf
+
+    def recv_into(self, *arguments: Any) -> int:
+        """See socket.recv_into: http.client reads by nothing else."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self.settimeout(min(left, _READ))
+        return super().recv_into(*arguments)
+
+
+class _Connection(HTTPConnection):
+    def _new_conn(self) -> socket.socket:
+        plain = super()._new_conn()
+        return _Socket(plain.family, plain.type, plain.proto, fileno=plain.detach())
+
+    def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # urllib3's own says so too
+        if isinstance(self.sock, _Socket):
+            self.sock.deadline = time.monotonic() + _WHOLE
+        return super().getresponse()
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _Adapter(HTTPAdapter):
+    def init_poolmanager(self, *arguments: Any, **more: Any) -> None:
+        super().init_poolmanager(*arguments, **more)
+        self.poolmanager.pool_classes_by_scheme = {"http": _Pool}
 
 
 class Client:
@@ -44,43 +88,35 @@ class Client:
         self._session = requests.Session()
         self._session.trust_env = False  # no proxy, no .netrc: the address is link-local, nobody else may see the token
         self._session.headers.update({"User-Agent": "cloud-network", "Accept-Encoding": "identity"})
-        self._session.mount("http://", HTTPAdapter(pool_connections=1, pool_maxsize=1))
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
+        self._session.mount("http://", _Adapter(pool_connections=1, pool_maxsize=1))
 
     def request(self, method: str, path: str, headers: Mapping[str, str] | None = None) -> Response:
         """The answer, whatever its status; MetadataError when none arrived whole."""
         self.requests += 1
         url = f"http://{self.endpoint}{path}"
-        began = time.monotonic()
         try:
             with self._session.request(
                 method, url, headers=headers, timeout=(_CONNECT, _READ), allow_redirects=False, stream=True
             ) as response:
-                body = self._body(response, path, began + _WHOLE)
-                return Response(response.status_code, body, response.headers)
+                return Response(response.status_code, self._body(response, path), response.headers)
         except requests.Timeout:
             raise MetadataError("timeout", f"{method} {url}: no answer in time") from None
         except requests.RequestException as error:
             raise MetadataError("unreachable", f"{method} {url}: {_shortly(error)}") from None
 
-    def _body(self, response: requests.Response, path: str, deadline: float) -> bytes:
-        """Read what is there as it comes: a server that drips does not get more time than one that does not."""
+    def _body(self, response: requests.Response, path: str) -> bytes:
+        """All of it: urllib3 raises when fewer bytes arrive than Content-Length or the chunks promise."""
         body = bytearray()
         try:
             while chunk := response.raw.read1(_CHUNK):
                 body += chunk
                 if len(body) > MAX_BODY:
                     raise MetadataError("too large", f"{path}: the answer is longer than {MAX_BODY} bytes")
-                if time.monotonic() > deadline:
-                    raise MetadataError("timeout", f"{path}: the answer was not whole after {_WHOLE:.0f} s")
         except ReadTimeoutError:
-            raise MetadataError("timeout", f"{path}: the answer stopped in the middle") from None
-        except IncompleteRead:
-            raise MetadataError("truncated", f"{path}: the answer ended early, after {len(body)} bytes") from None
+            raise MetadataError("timeout", f"{path}: the answer was not whole in time") from None
         except HTTPError as error:
-            raise MetadataError("truncated", f"{path}: {_shortly(error)}") from None
-        length = response.headers.get("Content-Length", "")
-        if length.isdecimal() and int(length) != len(body):
-            raise MetadataError("truncated", f"{path}: {len(body)} of {length} bytes arrived")
+            raise MetadataError("truncated", f"{path}: after {len(body)} bytes: {_shortly(error)}") from None
         return bytes(body)
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,20 +57,33 @@ class Control:
         if uid != 0:
             return {"ok": False, "error": f"only root may ask for this; you are uid {uid}: use sudo"}
         try:
-            (size,) = _LENGTH.unpack(client.recv(_LENGTH.size, socket.MSG_WAITALL))
+            until = time.monotonic() + _SECONDS
+            (size,) = _LENGTH.unpack(_exactly(client, _LENGTH.size, until))
             if size > _MAX_REQUEST:
                 return {"ok": False, "error": f"a request of {size} bytes; at most {_MAX_REQUEST} are accepted"}
-            request = json.loads(client.recv(size, socket.MSG_WAITALL))
-            command = request["command"]
-        except (ValueError, KeyError, TypeError, struct.error):
+            command = json.loads(_exactly(client, size, until))["command"]
+        except (OSError, ValueError, KeyError, TypeError):
             return {"ok": False, "error": 'not a request; accepted: {"command": "' + '"|"'.join(self._commands) + '"}'}
-        if command not in self._commands:
+        if not isinstance(command, str) or command not in self._commands:
             return {"ok": False, "error": f"{command!r:.40} is not a command; accepted: {', '.join(self._commands)}"}
         log.info("control: uid %d asks for %s", uid, command)
         try:
             return {"ok": True, "result": self._commands[command]()}
         except Exception as error:  # noqa: BLE001  # whatever it is, root asked and is told; the loop goes on
             return {"ok": False, "error": str(error)}
+
+
+def _exactly(client: socket.socket, size: int, until: float) -> bytes:
+    """So many bytes, however slowly they come; OSError when they are not there in time."""
+    data = b""
+    while len(data) < size:
+        client.settimeout(max(0.001, until - time.monotonic()))
+        chunk = client.recv(size - len(data))
+        if not chunk or time.monotonic() > until:
+            raise TimeoutError
+        data += chunk
+    client.settimeout(_SECONDS)
+    return data
 
 
 def remove_socket(path: Path = SOCKET) -> None:

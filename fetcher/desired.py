@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from ipaddress import ip_network
 
 from cloud_network.fetcher.config import Config, Prefixes, Rules
-from cloud_network.fetcher.model import Instance, Interface, IPAddress, IPNetwork
+from cloud_network.fetcher.model import Instance, Interface, IPAddress, IPInterface, IPNetwork
 from cloud_network.fetcher.objects import Actual, Address, Desired, Link, Route, Rule, Wish
 
 TABLE_MAIN, TABLE_LOCAL = 254, 255  # linux/rtnetlink.h
@@ -32,13 +32,14 @@ def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
         for interface in sorted(instance.interfaces, key=_order)
         if interface.mac in found and found[interface.mac].name not in config.exclude
     ]
+    left = _left_alone(config, actual, {link.ifindex for _, link in pairs}, unknown)
+    left_tables = frozenset(config.route_table_base + ifindex for ifindex in left)
     wishes, addresses, routes, rules = [], list[Address](), list[Route](), list[Rule]()
-    taken = _foreign_subnets(actual, {link.ifindex for _, link in pairs})
     for interface, link in pairs:
         wishes.append(Wish(link.ifindex, interface.mtu))
-        own = [address for address in interface.addresses if not _left_to_others(address.ip, config)]
-        addresses += _addresses(link, own, taken)
-        taken += interface.subnets
+        taken = {address.address for address in addresses}
+        own = [each for each in interface.addresses if each.ip not in taken and not _left_to_others(each.ip, config)]
+        addresses += _addresses(link, own, _others(link, actual, addresses))
         prefixes = config.prefixes or _DEFAULT_PREFIXES.get(instance.provider, Prefixes.ROUTE)
         ranges = interface.ranges if prefixes is not Prefixes.IGNORE else ()
         if prefixes is Prefixes.LOCAL:
@@ -48,9 +49,26 @@ def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
             routes += _table(interface, link, siblings, config, actual)
             selectors = [ip_network(address.ip) for address in own] + list(ranges)
             rules += _rules(selectors, link, config)
-    for version in sorted({rule.version for rule in rules}):
+    for version in sorted(
+        {rule.version for rule in (*rules, *actual.rules) if rule in rules or rule.table in left_tables}
+    ):
         rules.append(Rule(config.rule_priority + STEP, version, None, TABLE_MAIN, suppress=True))
-    return Desired(tuple(wishes), tuple(addresses), tuple(dict.fromkeys(routes)), tuple(dict.fromkeys(rules)), unknown)
+    return Desired(
+        wishes=tuple(wishes),
+        addresses=tuple(addresses),
+        routes=tuple(dict.fromkeys(routes)),
+        rules=tuple(dict.fromkeys(rules)),
+        unknown_macs=unknown,
+        left_links=left,
+        left_tables=left_tables,
+    )
+
+
+def _left_alone(config: Config, actual: Actual, ours: set[int], unknown: tuple[str, ...]) -> frozenset[int]:
+    """Links that Exclude= names; and while a MAC is unknown, every link that is not named: it may be the one meant."""
+    return frozenset(
+        link.ifindex for link in actual.links if link.name in config.exclude or (unknown and link.ifindex not in ours)
+    )
 
 
 def match_links(instance: Instance, config: Config, links: Iterable[Link]) -> dict[str, Link]:
@@ -70,27 +88,24 @@ def _left_to_others(address: IPAddress, config: Config) -> bool:
     return any(address.version == net.version and address in net for net in config.exclude_addresses)
 
 
-def _foreign_subnets(actual: Actual, ours: set[int]) -> list[IPNetwork]:
-    """Subnets of links that are not the cloud's: a connected route of ours must not shadow theirs."""
-    return [
-        ip_network((kernel.address.address, kernel.address.prefix), strict=False)
-        for (ifindex, _), kernel in actual.addresses.items()
-        if ifindex not in ours
-    ]
+def _others(link: Link, actual: Actual, desired: Iterable[Address]) -> set[IPNetwork]:
+    """The networks in which other links have or shall have addresses: a connected route may not shadow them."""
+    have = (kernel.address for (ifindex, _), kernel in actual.addresses.items() if ifindex != link.ifindex)
+    return {ip_network((address.address, address.prefix), strict=False) for address in (*have, *desired)}
 
 
-def _addresses(link: Link, own: Iterable[object], taken: list[IPNetwork]) -> Iterator[Address]:
+def _addresses(link: Link, own: Iterable[IPInterface], others: set[IPNetwork]) -> Iterator[Address]:
     """The first IPv4 address of a subnet carries its prefix length; siblings are /32, so they outlive the first."""
     carried: set[IPNetwork] = set()
     for interface in own:
-        address, network = interface.ip, interface.network  # type: ignore[attr-defined]
+        address, network = interface.ip, interface.network
         if address.version == 6:
             yield Address(link.ifindex, address, 128, connected=False)
         elif network in carried:
             yield Address(link.ifindex, address, 32, connected=False)
         else:
             carried.add(network)
-            shared = any(network.version == other.version and network.overlaps(other) for other in taken)
+            shared = any(other.version == 4 and network.overlaps(other) for other in others)
             yield Address(link.ifindex, address, network.prefixlen, connected=not shared)
 
 

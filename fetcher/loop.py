@@ -9,6 +9,7 @@ import selectors
 import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from cloud_network.fetcher.state import StateDirectory
 logger = logging.getLogger(__name__)
 
 RUNTIME = Path("/run/cloud-network")
-_SETTLE = 0.05  # seconds that a burst of kernel events is given to end
+_LONGEST_SLEEP = 3600.0  # seconds; a selector takes no infinity
 
 
 class Loop:
@@ -44,30 +45,29 @@ class Loop:
         self._selector.register(self._events.fileno(), selectors.EVENT_READ, self._on_kernel)
         self._selector.register(self._control.fileno(), selectors.EVENT_READ, self._control.serve)
         self._selector.register(self._wake, selectors.EVENT_READ, self._on_signal)
-        self._due = time.monotonic()
         self._stop = False
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT. The network stays as it is."""
-        ready = False
+        reconciler, ready = self._reconciler, False
         while not self._stop:
-            if time.monotonic() >= self._due:
-                self._due = time.monotonic() + self._reconciler.refresh()
+            now = time.monotonic()
+            if now >= reconciler.refresh_due:
+                _attempt(reconciler.refresh)
                 if not ready:
                     notify("READY=1")
                     ready = True
-            for key, _ in self._selector.select(max(0.0, self._due - time.monotonic())):
-                key.data()
+            elif now >= reconciler.compare_due:
+                _attempt(reconciler.converge)
+            due = min(reconciler.refresh_due, reconciler.compare_due) - time.monotonic()
+            for key, _ in self._selector.select(min(max(0.0, due), _LONGEST_SLEEP)):
+                _attempt(key.data)
         notify("STOPPING=1")
         remove_socket()
 
     def _on_kernel(self) -> None:
-        if not self._events.drain():
-            return
-        time.sleep(_SETTLE)
-        self._events.drain()
-        if not self._reconciler.converge() or self._reconciler.chasing:
-            self._due = min(self._due, time.monotonic() + 1.0)
+        if self._events.drain():
+            self._reconciler.noticed()
 
     def _on_signal(self) -> None:
         numbers = self._wake.recv(64)
@@ -83,13 +83,21 @@ class Loop:
             logger.error("%s; going on with the configuration from before", error)
             return
         log.set_up(config.log_level, config.log_format)
-        self._reconciler.config = config
         logger.info("configuration read again from %s", self._config_path)
-        self._due = time.monotonic()
+        self._reconciler.reconfigure(config)
 
     def _refresh_now(self) -> dict[str, Any]:
-        self._due = time.monotonic() + self._reconciler.refresh()
-        return {"state": self._reconciler.state.read_status()}
+        status = self._reconciler.refresh_now()
+        error = status["last_error"]
+        return {"state": status["state"]} | ({"error": f"{error['kind']}: {error['message']}"} if error else {})
+
+
+def _attempt(step: Callable[[], object]) -> None:
+    """Whatever goes wrong in one step, the loop goes on; a pass has set the time of its next try before it began."""
+    try:
+        step()
+    except Exception:
+        logger.exception("unexpected; it will be tried again")
 
 
 def notify(message: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -16,13 +16,15 @@ from ipaddress import (
     ip_interface,
     ip_network,
 )
-from typing import Any
+from typing import Any, NamedTuple
 
 IPAddress = IPv4Address | IPv6Address
 IPInterface = IPv4Interface | IPv6Interface
 IPNetwork = IPv4Network | IPv6Network
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_SHORTEST = {4: 8, 6: 32}  # no subnet or range of an instance is larger
+_THIS_NETWORK = IPv4Network("0.0.0.0/8")
 
 
 class MetadataError(Exception):
@@ -57,13 +59,20 @@ class Interface:
     document: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)  # as the provider says it
 
 
+class Problem(NamedTuple):
+    """What was wrong with one interface, which is therefore not listed."""
+
+    mac: str
+    text: str
+
+
 @dataclass(frozen=True, slots=True)
 class Instance:
     """Everything that one read of the metadata said. Equal when the network part is equal."""
 
     provider: str
     interfaces: tuple[Interface, ...]
-    problems: tuple[str, ...] = ()  # what was wrong with interfaces that are therefore not listed
+    problems: tuple[Problem, ...] = ()
     system: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
     identity: Mapping[str, bytes] = field(default_factory=dict, hash=False, compare=False)
 
@@ -71,6 +80,12 @@ class Instance:
     def complete(self) -> bool:
         """Whether this read may serve as proof that something is no longer there."""
         return not self.problems
+
+    def with_what_was_known(self, before: Instance | None) -> Instance:
+        """Interfaces that could not be read this time stay as they were."""
+        unread = {problem.mac for problem in self.problems}
+        kept = tuple(interface for interface in before.interfaces if interface.mac in unread) if before else ()
+        return replace(self, interfaces=self.interfaces + kept)
 
 
 def parse_mac(path: str, text: str) -> str:
@@ -87,7 +102,11 @@ def parse_address(path: str, text: str) -> IPAddress:
         address = ip_address(text.strip())
     except ValueError:
         raise invalid(path, text, "an IP address") from None
-    if address.is_loopback or address.is_multicast or address.is_unspecified or int(address) == 2**32 - 1:
+    if address.version == 6:
+        nobodys = address.scope_id is not None or address.ipv4_mapped is not None
+    else:
+        nobodys = address.is_reserved or address in _THIS_NETWORK
+    if nobodys or address.is_loopback or address.is_multicast or address.is_unspecified:
         raise invalid(path, text, "an address that an interface can have")
     return address
 
@@ -98,14 +117,16 @@ def parse_network(path: str, text: str) -> IPNetwork:
         network = ip_network(text.strip())
     except ValueError:
         raise invalid(path, text, "a prefix such as 10.0.1.0/24") from None
-    if network.prefixlen < 8 or network.is_loopback or network.is_multicast:
+    if network.prefixlen < _SHORTEST[network.version] or network.is_loopback or network.is_multicast:
         raise invalid(path, text, "a prefix that an interface can have")
     return network
 
 
 def place(path: str, address: IPAddress, subnets: tuple[IPNetwork, ...]) -> IPInterface:
-    """The address with the prefix length of its subnet; an error when it lies in none of them."""
+    """The address with the prefix length of its subnet; an error when no host in any of them can have it."""
     for subnet in subnets:
         if address.version == subnet.version and address in subnet:
+            if subnet.version == 4 and subnet.prefixlen < 31 and address in (subnet[0], subnet[-1]):
+                raise invalid(path, str(address), f"a host's: it is the network's or broadcast address of {subnet}")
             return ip_interface(f"{address}/{subnet.prefixlen}")
     raise invalid(path, str(address), "inside " + (" or ".join(map(str, subnets)) or "any subnet of its interface"))

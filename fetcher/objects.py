@@ -87,3 +87,5 @@ class Desired:
     routes: tuple[Route, ...]  # in the order in which they can be added: on-link ones first
     rules: tuple[Rule, ...]
     unknown_macs: tuple[str, ...]  # named by the metadata, and no link here has them
+    left_links: frozenset[int] = frozenset()  # ifindexes of links that are left as they are …
+    left_tables: frozenset[int] = frozenset()  # … and their tables

@@ -49,11 +49,11 @@ class Change:
 Plan = tuple[Change, ...]
 
 
-def plan(desired: Desired, actual: Actual, *, may_remove: bool, excluded: frozenset[int] = frozenset()) -> Plan:
-    """The changes that make `actual` what `desired` says; links in `excluded` (by ifindex) are left as they are."""
+def plan(desired: Desired, actual: Actual, *, may_remove: bool) -> Plan:
+    """The changes that make `actual` what `desired` says."""
     changes: list[Change] = []
     if may_remove:
-        changes += _removals(desired, actual, excluded)
+        changes += _removals(desired, actual)
     changes += _links(desired, actual)
     for address in desired.addresses:
         if (address.ifindex, address.address) not in actual.addresses:
@@ -73,18 +73,18 @@ def _links(desired: Desired, actual: Actual) -> Iterator[Change]:
             yield Change(Verb.ADD, LinkUp(wish.ifindex))
 
 
-def _removals(desired: Desired, actual: Actual, excluded: frozenset[int]) -> Iterator[Change]:
+def _removals(desired: Desired, actual: Actual) -> Iterator[Change]:
     """Rules before routes before addresses: nothing may point at what is gone."""
-    rules = set(desired.rules)
-    for rule in sorted(actual.rules - rules, key=str):
-        yield Change(Verb.REMOVE, rule)
+    for rule in sorted(actual.rules - set(desired.rules), key=str):
+        if rule.table not in desired.left_tables:
+            yield Change(Verb.REMOVE, rule)
     places = {(route.table, route.destination) for route in desired.routes}
     for route in sorted(actual.routes - set(desired.routes), key=str):
-        if (route.table, route.destination) not in places and route.ifindex not in excluded:
+        if (route.table, route.destination) not in places and route.ifindex not in desired.left_links:
             yield Change(Verb.REMOVE, route)  # one that changes is replaced in place
     wanted = {(address.ifindex, address.address) for address in desired.addresses}
     for place, kernel in actual.addresses.items():
-        if kernel.owned and place not in wanted and kernel.address.ifindex not in excluded:
+        if kernel.owned and place not in wanted and kernel.address.ifindex not in desired.left_links:
             yield Change(Verb.REMOVE, kernel.address)
 
 

@@ -1,213 +1,257 @@
 """One pass: read the metadata, compare with the kernel, have netagent make the difference, write down what is known.
 
 Whatever fails is logged, kept in status.json and tried again; what was known before stays in force, and nothing is
-removed on account of a failure. A read that would take something away is only believed when a second one agrees.
+removed on account of a failure. A read that would take something away is only believed when the next one agrees.
+A step that ends unexpectedly is due again: the time for that is set before it begins.
 """
 
 from __future__ import annotations
 
 import logging
-import random
+import math
 import time
-from datetime import UTC, datetime
-from typing import Literal
 
 from cloud_network.fetcher import kernel, report
 from cloud_network.fetcher.agent import Agent, AgentError
 from cloud_network.fetcher.config import Config
-from cloud_network.fetcher.desired import desired, match_links
+from cloud_network.fetcher.desired import desired
+from cloud_network.fetcher.errors import Errors, now
 from cloud_network.fetcher.model import Instance, MetadataError
 from cloud_network.fetcher.objects import Actual, Desired
+from cloud_network.fetcher.patience import Patience
 from cloud_network.fetcher.plan import Plan, Verb, in_ip_syntax, plan
 from cloud_network.fetcher.providers import Provider
+from cloud_network.fetcher.publish import Publisher
 from cloud_network.fetcher.state import StateDirectory
-from cloud_network.fetcher.status import VERSION, LastError, NetagentStatus, Status
+from cloud_network.fetcher.status import NetagentStatus, Status
 
 logger = logging.getLogger(__name__)
 
-_FIRST_RETRY, _LONGEST_RETRY = 1.0, 60.0  # seconds; doubled each time, with jitter
-_SHORTLY = 1.0  # seconds until the next pass when facts are left to read or the metadata lags behind
+_SHORTLY = 1.0  # seconds until the next read when facts are left to read or a removal waits for its proof
 _CHASE = 30.0  # seconds for which metadata may lag behind an interface before it is left to the timer
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+_SETTLE = 0.05  # seconds that a burst of kernel events is given to end …
+_PACE = 0.5  # … and between two looks at the kernel on their account
+_LONGEST_RETRY = 60.0
+_NETAGENT_AWAY = 5.0  # a restart takes less, and asking costs nothing
+_FORGET = 120.0  # a plan that comes up again after so long is a new one
 
 
 class Reconciler:
-    """What is known between two passes."""
+    """What is known between two passes, and when the next ones are due (in time.monotonic's seconds)."""
 
     def __init__(self, config: Config, provider: Provider, state: StateDirectory) -> None:
-        self.config, self.provider, self.state = config, provider, state
-        self.instance: Instance | None = None
-        self._written: Instance | None = None
-        self._failures = 0
-        self.unlisted: set[int] = set()
-        self._chase_until = 0.0
-        previous = state.read_status()
-        self._generation = previous["generation"] if previous else 0
-        self._fetched_at: str | None = None
-        self._attempted_at: str | None = None
-        self._requests = 0
-        self._last_error: LastError | None = None
-        self._healthy = False
-        self._netagent: NetagentStatus = {"verdict": "none", "request": None, "at": None, "reason": None, "ops": 0}
+        self.provider = provider
+        self.refresh_due, self.compare_due = 0.0, math.inf
+        self._config = config
+        self._errors = Errors()
+        self._publisher = Publisher(state, provider.name)
+        self._instance: Instance | None = None
+        self._unproven: Instance | None = None  # a read that would take something away, and waits for a second one
+        self._read_retry = Patience(_SHORTLY, _LONGEST_RETRY)
+        self._plan_retry = Patience(_SHORTLY, _LONGEST_RETRY)
+        self._tried: Plan = ()
+        self._tried_at, self._try_again = -math.inf, -math.inf
+        self._compared_at = -math.inf
+        self._unlisted: set[int] = set()
+        self._chase_from = -math.inf
+        self._unknown: tuple[str, ...] = ()
 
-    def refresh(self) -> float:
-        """Read the metadata and converge; seconds until it should be done again."""
-        self._attempted_at = _now()
+    # What wakes us
+
+    def noticed(self) -> None:
+        """The kernel has changed: compare soon, but let a burst end first, and do not let a storm keep us busy."""
+        self.compare_due = min(self.compare_due, max(time.monotonic() + _SETTLE, self._compared_at + _PACE))
+
+    def reconfigure(self, config: Config) -> None:
+        """Go on with another configuration, at once."""
+        self._config = config
+        self._hurry()
+        self.refresh_due = 0.0
+
+    def refresh_now(self) -> Status:
+        """As asked for: refresh, with the second read that a removal needs, and whatever was put off; the status."""
+        self._hurry()
+        self.refresh()
+        if self._unproven is not None:
+            self.refresh()
+        return self._publisher.status
+
+    def _hurry(self) -> None:
+        self._read_retry.reset()
+        self._plan_retry.reset()
+        self._tried = ()
+
+    # The two passes
+
+    def refresh(self) -> None:
+        """Read the metadata and converge."""
+        self.refresh_due = time.monotonic() + self._read_retry.longer(self._config.refresh_timer)
+        self._publisher.status["attempted_at"] = now()
         before = self.provider.client.requests
         try:
-            instance = self.provider.fetch()
-            if self._would_remove(instance) and self.provider.fetch() != instance:
-                raise MetadataError(
-                    "changed", "two reads in a row differ: the metadata is changing, nothing is removed"
-                )
+            instance = self.provider.fetch().with_what_was_known(self._instance)
         except MetadataError as error:
-            self._requests = self.provider.client.requests - before
-            self._failed("metadata", f"{error} (kept: the state of {self._fetched_at or 'before'})")
+            kept = self._publisher.status["fetched_at"]
+            message = f"{error}; nothing is removed" + (f", the state of {kept} is kept" if kept else "")
+            self._errors.begin("metadata", message, serious=True)
             self._write_status()
-            return self._retry_in()
-        self._requests = self.provider.client.requests - before
-        self._fetched_at = _now()
-        if instance != self.instance:
-            self._generation += 1
-        for problem in instance.problems:
-            logger.error("metadata: %s; this interface is left as it is, and nothing is removed", problem)
-        self.instance = instance
-        if not self.converge():
-            return self._retry_in()
-        self._failures = 0
-        return _SHORTLY if self.provider.unread or self.chasing else self.config.refresh_timer
+            return
+        finally:
+            self._publisher.status["metadata_requests"] = self.provider.client.requests - before
+        if instance != self._unproven and self._takes_away(instance):
+            logger.info("metadata: it no longer lists what it did; it is read again before anything is removed")
+            self._unproven = instance
+            self._write_status()
+            return
+        self._accept(instance)
+        self._converge(fresh=True)
 
-    def converge(self) -> bool:
-        """Make the kernel agree with the metadata that is known; whether it does now."""
-        if self.instance is None:
-            return False
+    def converge(self) -> None:
+        """Make the kernel agree with the metadata that is known."""
+        self._converge(fresh=False)
+
+    def _accept(self, instance: Instance) -> None:
+        self._unproven = None
+        self._instance = instance
+        self._publisher.status["fetched_at"] = now()
+        if instance.problems:
+            texts = "; ".join(problem.text for problem in instance.problems)
+            text = f"{texts}; what is of such an interface stays as it is, and nothing is removed"
+            self._errors.begin("metadata", text, serious=False)
+            return
+        self._errors.end("metadata")
+        self._read_retry.reset()
+        seconds = _SHORTLY if self.provider.unread else self._config.refresh_timer
+        self.refresh_due = time.monotonic() + seconds
+
+    def _converge(self, *, fresh: bool) -> None:
+        self._compared_at = time.monotonic()
+        self.compare_due = self._compared_at + _NETAGENT_AWAY
+        if self._instance is None:
+            self.compare_due = math.inf
+            return
         try:
-            actual, wanted, changes = self._compare(self.instance)
-            if changes:
+            actual, wanted, changes = self._compare(self._instance)
+            if changes and self._may_try(changes) and (fresh or self._metadata_answers()):
                 self._carry_out(changes, actual)
-                actual, wanted, changes = self._compare(self.instance)
+                actual, wanted, changes = self._compare(self._instance)
         except kernel.KernelError as error:
-            self._failed("kernel", str(error))
-            return False
-        except AgentError as error:
-            self._netagent = {"verdict": "unreachable", "request": None, "at": _now(), "reason": str(error), "ops": 0}
-            self._failed("netagent", str(error))
-        self._healthy = not changes and self.instance.complete
-        self._note_unlisted(actual)
-        self._write_links(actual)
+            self._errors.begin("kernel", str(error), serious=True)
+            self._write_status()
+            return
+        self._errors.end("kernel")
+        self.compare_due = math.inf
+        if changes:
+            self.compare_due = max(self._try_again, self._compared_at + _PACE)
+        else:
+            self._errors.end("netagent")
+        self._say_unknown(wanted)
+        self._chase(actual)
+        self._publisher.links(self._instance, self._config, actual)
         self._write_status(actual, wanted, changes)
-        return not changes
-
-    def _note_unlisted(self, actual: Actual) -> None:
-        """Remember links that could be the cloud's and that the metadata does not name (yet: clouds lag by seconds)."""
-        listed = {interface.mac for interface in self.instance.interfaces} if self.instance else set()
-        kinds = (None, *self.config.allow_kinds)
-        unlisted = {link.ifindex for link in actual.links if link.mac and link.mac not in listed and link.kind in kinds}
-        if unlisted - self.unlisted:
-            self._chase_until = time.monotonic() + _CHASE
-        self.unlisted = unlisted
-
-    @property
-    def chasing(self) -> bool:
-        """Whether a link has just appeared that the metadata ought to name soon."""
-        return bool(self.unlisted) and time.monotonic() < self._chase_until
-
-    def plan_now(self) -> list[str]:
-        """What would be changed now, in `ip` syntax."""
-        if self.instance is None:
-            return []
-        actual, _, changes = self._compare(self.instance)
-        links = {link.ifindex: link for link in actual.links}
-        return [in_ip_syntax(change, links) for change in changes]
 
     def _compare(self, instance: Instance) -> tuple[Actual, Desired, Plan]:
         actual = kernel.read()
-        wanted = desired(instance, self.config, actual)
-        excluded = frozenset(link.ifindex for link in actual.links if link.name in self.config.exclude)
-        return actual, wanted, plan(wanted, actual, may_remove=instance.complete, excluded=excluded)
+        wanted = desired(instance, self._config, actual)
+        return actual, wanted, plan(wanted, actual, may_remove=instance.complete)
 
-    def _would_remove(self, instance: Instance) -> bool:
+    def _takes_away(self, instance: Instance) -> bool:
         """Whether this read, if it is true, takes something away: then one read alone is no proof."""
         try:
             _, _, changes = self._compare(instance)
         except kernel.KernelError:
-            return False
+            return False  # then nothing will be done
         return any(change.verb is Verb.REMOVE for change in changes)
+
+    # Changing the kernel
+
+    def _may_try(self, changes: Plan) -> bool:
+        """Whether it is time: a plan that has just been refused, taken back or undone waits longer each time."""
+        at = time.monotonic()
+        if changes == self._tried and at < self._try_again:
+            return False
+        if changes != self._tried or at > self._tried_at + _FORGET:
+            self._plan_retry.reset()
+        self._tried, self._tried_at = changes, at
+        self._try_again = at + self._plan_retry.longer()
+        return True
+
+    def _metadata_answers(self) -> bool:
+        """Without that, nothing that is changed could be confirmed: it would be made and taken back for nothing."""
+        if self.provider.answers():
+            return True
+        text = "the server does not answer; the kernel is put right when it does again"
+        self._errors.begin("metadata", text, serious=True)
+        self.refresh_due = min(self.refresh_due, self._try_again)
+        return False
 
     def _carry_out(self, changes: Plan, actual: Actual) -> None:
         links = {link.ifindex: link for link in actual.links}
         for change in changes:
             logger.debug("change: %s", in_ip_syntax(change, links))
-        with Agent() as agent:
-            verdict = agent.carry_out(changes, self.config.confirm_timeout, self.provider.answers)
-        self._netagent = {
-            "verdict": verdict.verdict,  # type: ignore[typeddict-item]  # netagent's words are the schema's
-            "request": verdict.request,
-            "at": _now(),
-            "reason": verdict.reason,
-            "ops": verdict.ops,
-        }
+        try:
+            with Agent() as agent:
+                verdict = agent.carry_out(changes, self._config.confirm_timeout, self.provider.answers)
+        except AgentError as error:
+            self._note("unreachable", None, str(error), 0)
+            self._errors.begin("netagent", str(error), serious=True)
+            self._try_again = min(self._try_again, time.monotonic() + _NETAGENT_AWAY)
+            return
+        self._note(verdict.verdict, verdict.request, verdict.reason, verdict.ops)
         if verdict.verdict == "confirmed":
             logger.info("netagent: %d changes confirmed (request %s)", len(changes), verdict.request)
-            self._last_error = None
+            self._errors.end("netagent")
         else:
-            self._failed("netagent", f"{verdict.verdict}, request {verdict.request}: {verdict.reason}")
+            self._errors.begin("netagent", f"{verdict.verdict}: {verdict.reason}", serious=False)
 
-    def _failed(self, kind: Literal["metadata", "netagent", "kernel"], message: str) -> None:
-        level = logging.ERROR if self._last_error is None or self._last_error["message"] != message else logging.DEBUG
-        logger.log(level, "%s: %s", kind, message)
-        self._last_error = {"at": _now(), "kind": kind, "message": message}
-        self._healthy = False
+    def _note(self, verdict: str, request: str | None, reason: str | None, ops: int) -> None:
+        said: NetagentStatus = {
+            "verdict": verdict,  # type: ignore[typeddict-item]  # netagent's words are the schema's
+            "request": request,
+            "at": now(),
+            "reason": reason,
+            "ops": ops,
+        }
+        self._publisher.status["netagent"] = said
 
-    def _retry_in(self) -> float:
-        self._failures += 1
-        delay: float = min(_FIRST_RETRY * 2 ** min(self._failures - 1, 10), _LONGEST_RETRY, self.config.refresh_timer)
-        return delay * random.uniform(0.75, 1.25)  # noqa: S311  # jitter, not a secret
+    # Metadata and host that do not (yet) agree on which interfaces there are
+
+    def _say_unknown(self, wanted: Desired) -> None:
+        if wanted.unknown_macs != self._unknown:
+            self._unknown = wanted.unknown_macs
+            for mac in self._unknown:
+                text = "metadata: names the interface %s, and no link here has that MAC; until one does, "
+                logger.warning(text + "links that it does not name are left as they are", mac)
+
+    def _chase(self, actual: Actual) -> None:
+        """A link that the metadata does not name (yet: clouds lag by seconds) is a reason to read it again soon."""
+        listed = {interface.mac for interface in self._instance.interfaces} if self._instance else set()
+        kinds = (None, *self._config.allow_kinds)
+        unlisted = {
+            link.ifindex
+            for link in actual.links
+            if link.mac and link.mac not in listed and link.kind in kinds and link.name not in self._config.exclude
+        }
+        at = time.monotonic()
+        if unlisted - self._unlisted:
+            self._chase_from = at
+        self._unlisted = unlisted
+        if unlisted and at < self._chase_from + _CHASE:
+            self.refresh_due = min(self.refresh_due, at + max(_SHORTLY, (at - self._chase_from) / 2))
 
     # What others read
 
-    def _write_links(self, actual: Actual) -> None:
-        instance = self.instance
-        if instance is None:
-            return
-        found = match_links(instance, self.config, actual.links)
-        documents = {found[each.mac].ifindex: each.document for each in instance.interfaces if each.mac in found}
-        for ifindex in set(self.state.link_indexes()) - set(documents):
-            self.state.remove_link(ifindex)
-        for ifindex, document in documents.items():
-            if self.state.read_link(ifindex) != document:
-                self.state.write_link(ifindex, document)
-        if self._written is None or self._written.system != instance.system:
-            self.state.write_system(instance.system)
-        if self._written is None or self._written.identity != instance.identity:
-            for name, content in instance.identity.items():
-                self.state.write_identity(instance.provider, name, content)
-        self._written = instance
-
     def _write_status(self, actual: Actual | None = None, wanted: Desired | None = None, changes: Plan = ()) -> None:
-        previous = self.state.read_status()
-        links = previous["links"] if previous else {}
-        unknown = previous["unknown_macs"] if previous else []
-        if actual is not None and wanted is not None and self.instance is not None:
-            links = report.link_statuses(self.instance, self.config, actual, wanted, changes)
-            unknown = list(wanted.unknown_macs)
-        healthy = self._healthy and not unknown
-        status: Status = {
-            "version": VERSION,
-            "generation": self._generation,
-            "provider": self.provider.name,
-            "state": "ok" if healthy else "error" if self._fetched_at is None else "degraded",
-            "fetched_at": self._fetched_at,
-            "attempted_at": self._attempted_at,
-            "written_at": _now(),
-            "refresh_timer": self.config.refresh_timer,
-            "last_error": self._last_error,
-            "metadata_requests": self._requests,
-            "netagent": self._netagent,
-            "links": links,
-            "unknown_macs": unknown,
-        }
-        self.state.write_status(status)
+        status = self._publisher.status
+        if actual is not None and wanted is not None and self._instance is not None:
+            status["links"] = report.link_statuses(self._instance, self._config, actual, wanted, changes)
+            status["unknown_macs"] = list(wanted.unknown_macs)
+        if self._errors.serious:
+            status["state"] = "error"
+        elif self._instance is None:
+            status["state"] = "starting"
+        else:
+            status["state"] = "degraded" if changes or self._errors.last or status["unknown_macs"] else "ok"
+        status["last_error"] = self._errors.last
+        status["refresh_timer"] = self._config.refresh_timer
+        self._publisher.publish()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.desired import match_links
 from cloud_network.fetcher.model import Instance, Interface
-from cloud_network.fetcher.objects import Actual, Desired, Link
+from cloud_network.fetcher.objects import Actual, Desired, Link, Rule
 from cloud_network.fetcher.plan import Change, Plan, in_ip_syntax
 from cloud_network.fetcher.status import AddressStatus, LinkStatus
 
@@ -77,4 +77,8 @@ def _address_statuses(interface: Interface, link: Link, actual: Actual) -> list[
 
 
 def _concerns(change: Change, ifindex: int, table: int) -> bool:
-    return getattr(change.what, "ifindex", None) == ifindex or getattr(change.what, "table", None) == table
+    """The rule without a selector concerns every link."""
+    what = change.what
+    if isinstance(what, Rule):
+        return what.selector is None or what.table == table
+    return what.ifindex == ifindex

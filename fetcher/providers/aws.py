@@ -10,8 +10,10 @@ EC2 answers 404 both for 'there is none' and for 'not now', so only the director
 
 from __future__ import annotations
 
+import logging
 import re
 import time
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -21,12 +23,15 @@ from cloud_network.fetcher.model import (
     Interface,
     IPNetwork,
     MetadataError,
+    Problem,
     invalid,
     parse_address,
     parse_mac,
     parse_network,
     place,
 )
+
+logger = logging.getLogger(__name__)
 
 NAME = "aws"
 ENDPOINT = "169.254.169.254"
@@ -35,6 +40,8 @@ _MACS = "network/interfaces/macs/"
 _IDENTITY = "/latest/dynamic/instance-identity/"
 _TOKEN_TTL = 21600  # seconds, the longest that EC2 grants
 _KEY = re.compile(r"[A-Za-z0-9._:=+@-]+/?")
+_FIXED, _EACH = 5, 12  # requests that a refresh may cost, and for each interface …
+_RESERVED = 3  # … of which so many are kept for a new session token and for the look whether the server still answers
 
 # What the network is made of; the rest of an interface is only shown.
 _NETWORK_KEYS = (
@@ -70,17 +77,19 @@ class Aws:
         self._token: str | None = None
         self._token_expires = 0.0
         self._facts: dict[str, str] = {}  # path → text; "" where there is none
+        self._outdated: list[str] = []  # paths of facts that are (again) to be read
         self._last: Instance | None = None
+        self._doubled: list[Interface] = []
 
     def fetch(self) -> Instance:
-        """See Provider. At most 5 + 12 requests an interface; facts that find no room wait for the next pass."""
+        """See Provider. At most 5 + 12 requests an interface; facts that find no room wait for the next refresh."""
         began = self.client.requests
         macs = [parse_mac(_MACS, line.rstrip("/")) for line in self._listing(_MACS) if line.endswith("/")]
         if not macs:
             raise MetadataError("invalid", f"{_MACS}: names no interface; every instance has one")
         trees: dict[str, dict[str, str]] = {}
         interfaces: list[Interface] = []
-        problems: list[str] = []
+        problems: list[Problem] = []
         for mac in macs:
             try:
                 trees[mac] = self._tree(mac)
@@ -88,19 +97,20 @@ class Aws:
             except MetadataError as error:
                 if error.kind not in ("invalid", "changed"):
                     raise
-                problems.append(str(error))
-        _check_once(interfaces)
+                problems.append(Problem(mac, str(error)))
+        self._check_doubled(interfaces)
         instance = Instance(NAME, tuple(interfaces), tuple(problems))
-        if instance != self._last:
-            self._facts.clear()  # a public address, a name or a security group may have changed with it
+        if instance != self._last:  # then a public address, a name or a security group may have changed with it
+            self._outdated = _fact_paths(macs)
             self._last = instance
-        self._read_facts(macs, began + 5 + 12 * len(macs))
+        self._read_facts(began + _FIXED + _EACH * len(macs) - _RESERVED)
         return self._with_facts(instance, trees)
 
     def answers(self) -> bool:
-        """See Provider."""
+        """See Provider. One that is too busy is still there, and the way to it too."""
         try:
-            return self._get(_META).status == 200
+            answer = self._get(_META)
+            return answer.status in (429, 503) or (answer.status == 200 and "instance-id" in answer.text(_META).split())
         except MetadataError:
             return False
 
@@ -108,10 +118,11 @@ class Aws:
         """The role's credentials and the instance's own, as EC2 gives them: JSON documents by their path."""
         found: dict[str, Any] = {}
         for directory in ("iam/security-credentials/", "identity-credentials/ec2/security-credentials/"):
-            answer = self._get(_META + directory)
-            if answer.status == 200:
-                for name in answer.text(directory).split():
-                    found[directory + name] = self._get(_META + directory + name).text(directory + name)
+            try:
+                names = self._listing(directory)
+            except NotThereError:
+                continue  # an instance without a role
+            found |= {directory + name: self._leaf(directory + name) for name in names}
         return found
 
     # Reading
@@ -146,7 +157,7 @@ class Aws:
     def _leaf(self, path: str) -> str:
         answer = self._get(_META + path)
         if answer.status == 404:
-            raise MetadataError("changed", f"{path}: listed, and yet not there; the tree changed while it was read")
+            raise NotThereError("changed", f"{path}: HTTP 404, though it must be there; it is read again")
         if answer.status != 200:
             raise MetadataError("status", f"{path}: HTTP {answer.status}")
         return answer.text(path)
@@ -163,24 +174,44 @@ class Aws:
         listed = {line.rstrip("/") for line in self._listing(directory)}
         if "mac" not in listed:
             raise MetadataError("invalid", f"{directory}: the listing is not an interface's: it has no 'mac'")
-        return {"mac": mac} | {key: self._leaf(directory + key) for key in _NETWORK_KEYS if key in listed}
+        found = {key: self._leaf(directory + key) for key in _NETWORK_KEYS if key in listed}
+        for key, text in found.items():
+            if not text.strip():
+                raise MetadataError("invalid", f"{directory}{key}: is listed, and empty")
+        return {"mac": mac} | found
 
-    def _read_facts(self, macs: list[str], limit: int) -> None:
-        """What is only shown: read once, as far as the allowance goes; a failure costs nothing but the fact."""
-        wanted = [_META + key for key in _SYSTEM_KEYS] + [_IDENTITY + key for key in _IDENTITY_KEYS]
-        wanted += [f"{_META}{_MACS}{mac}/{key}" for mac in macs for key in _SHOWN_KEYS]
-        unread = [path for path in wanted if path not in self._facts]
+    def _check_doubled(self, interfaces: list[Interface]) -> None:
+        """An address on two interfaces was moved while they were read; if the next read says so too, it is so.
+
+        (Two interfaces may be in two VPCs with the same addresses: the first of them then keeps it.)
+        """
+        count = Counter(address.ip for interface in interfaces for address in interface.addresses)
+        doubled = ", ".join(str(address) for address, times in count.items() if times > 1)
+        before, self._doubled = self._doubled, interfaces if doubled else []
+        if doubled and before != interfaces:
+            raise MetadataError("changed", f"{_MACS}: {doubled} on more than one interface; it is read again")
+        if doubled and (self._last is None or list(self._last.interfaces) != interfaces):
+            logger.warning("metadata: %s: %s on more than one interface: only the first has it here", _MACS, doubled)
+
+    def _read_facts(self, limit: int) -> None:
+        """What is only shown, as far as the allowance goes. A failure costs nothing but time: the next refresh goes on.
+
+        A fact that cannot be read goes to the end, so that it stands in no other's way.
+        """
         self.unread = False
-        for path in unread:
+        while self._outdated:
             if self.client.requests >= limit:
                 self.unread = True
                 return
+            path = self._outdated.pop(0)
             try:
                 answer = self._get(path)
                 if answer.status not in (200, 404):
-                    return
+                    raise MetadataError("status", f"{path}: HTTP {answer.status}")
                 self._facts[path] = answer.text(path) if answer.status == 200 else ""
-            except MetadataError:
+            except MetadataError as error:
+                self._outdated.append(path)
+                logger.debug("metadata: %s; it is only shown, and read again with the next refresh", error)
                 return
 
     def _with_facts(self, instance: Instance, trees: dict[str, dict[str, str]]) -> Instance:
@@ -198,11 +229,20 @@ class Aws:
                 for directory in directories:
                     node = node.setdefault(directory, {})
                 node[leaf] = text
-        primary = min(interfaces, key=lambda each: each.device_number or 0, default=None)
+        primary = next((each for each in interfaces if each.device_number == 0), None)
         if primary is not None:
-            system |= {"mac": primary.mac, "local-ipv4": str(primary.addresses[0].ip) if primary.addresses else ""}
+            system |= {"mac": primary.mac, "local-ipv4": str(primary.addresses[0].ip)}
         identity = {key: facts[_IDENTITY + key].encode() for key in _IDENTITY_KEYS if facts.get(_IDENTITY + key)}
-        return Instance(NAME, tuple(interfaces), instance.problems, system, identity)
+        return replace(instance, interfaces=tuple(interfaces), system=system, identity=identity)
+
+
+class NotThereError(MetadataError):
+    """HTTP 404."""
+
+
+def _fact_paths(macs: list[str]) -> list[str]:
+    paths = [_META + key for key in _SYSTEM_KEYS] + [_IDENTITY + key for key in _IDENTITY_KEYS]
+    return paths + [f"{_META}{_MACS}{mac}/{key}" for mac in macs for key in _SHOWN_KEYS]
 
 
 def _interface(mac: str, tree: dict[str, str]) -> Interface:
@@ -226,23 +266,24 @@ def _interface(mac: str, tree: dict[str, str]) -> Interface:
     ]
     if not addresses:
         raise MetadataError("invalid", f"{where}: no address; every interface has one")
+    gateways = tuple(subnet.network_address + 1 for subnet in subnets if subnet.version == 4)
+    for address in addresses:
+        if address.ip in gateways:
+            raise invalid(where + "local-ipv4s", str(address.ip), "a host's: it is the subnet's router's")
+    ranges = networks("ipv4-prefix") + networks("ipv6-prefix")
+    for network in ranges:
+        if not any(_within(network, subnet) for subnet in subnets):
+            raise invalid(where + f"ipv{network.version}-prefix", str(network), "inside a subnet of its interface")
     return Interface(
         mac=mac,
         addresses=tuple(dict.fromkeys(addresses)),
         subnets=subnets,
-        gateways=tuple(subnet.network_address + 1 for subnet in subnets if subnet.version == 4),
+        gateways=gateways,
         device_number=int(number) if number else None,
-        ranges=networks("ipv4-prefix") + networks("ipv6-prefix"),
+        ranges=ranges,
         public=tuple(parse_address(where + "public-ipv4s", line) for line in lines("public-ipv4s")),
     )
 
 
-def _check_once(interfaces: list[Interface]) -> None:
-    """An address that two interfaces have was moved while the tree was read."""
-    owner: dict[object, str] = {}
-    for interface in interfaces:
-        for address in interface.addresses:
-            other = owner.setdefault(address.ip, interface.mac)
-            if other != interface.mac:
-                text = f"{address.ip} is on {other} and on {interface.mac}; the tree changed while it was read"
-                raise MetadataError("changed", text)
+def _within(inner: IPNetwork, outer: IPNetwork) -> bool:
+    return inner.version == outer.version and inner[0] in outer and inner.prefixlen >= outer.prefixlen

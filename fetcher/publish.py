@@ -1,0 +1,96 @@
+"""What is known → the state files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from cloud_network.fetcher.config import Config
+from cloud_network.fetcher.desired import match_links
+from cloud_network.fetcher.errors import now
+from cloud_network.fetcher.model import Instance
+from cloud_network.fetcher.objects import Actual
+from cloud_network.fetcher.state import StateDirectory, StateError
+from cloud_network.fetcher.status import VERSION, Status
+
+logger = logging.getLogger(__name__)
+
+_TIMES = ("at", "fetched_at", "attempted_at", "written_at")
+
+
+class Publisher:
+    """The one that writes to the state directory. `status` is the next status.json, filled in as things happen."""
+
+    def __init__(self, state: StateDirectory, provider: str) -> None:
+        self._state = state
+        self.status = _fresh(provider)
+        before = _previous(state, provider)
+        self._said = _without_times(before)
+        for key in ("generation", "fetched_at", "links", "unknown_macs"):  # still true when a fetcher starts anew
+            self.status[key] = before[key]
+
+    def links(self, instance: Instance, config: Config, actual: Actual) -> None:
+        """The metadata's own words: of the instance, and of each interface that this host has."""
+        state, found = self._state, match_links(instance, config, actual.links)
+        documents = {found[each.mac].ifindex: each.document for each in instance.interfaces if each.mac in found}
+        for ifindex in set(state.link_indexes()) - set(documents):
+            state.remove_link(ifindex)
+        for ifindex, document in documents.items():
+            if _differs(lambda at=ifindex: state.read_link(at), document):  # type: ignore[misc]
+                state.write_link(ifindex, document)
+        if _differs(state.read_system, instance.system):
+            state.write_system(instance.system)
+        for name, content in instance.identity.items():
+            if state.read_identity(instance.provider, name) != content:
+                state.write_identity(instance.provider, name, content)
+
+    def publish(self) -> None:
+        """Write status.json; the generation grows when anything but a time differs from what it said before."""
+        said = _without_times(self.status)
+        self.status["generation"] += said != self._said
+        self.status["written_at"] = now()
+        self._said = said
+        self._state.write_status(self.status)
+
+
+def _differs(read: Callable[[], object], document: object) -> bool:
+    try:
+        return read() != document
+    except StateError:  # not ours any more: written again
+        return True
+
+
+def _fresh(provider: str) -> Status:
+    return {
+        "version": VERSION,
+        "generation": 0,
+        "provider": provider,
+        "state": "starting",
+        "fetched_at": None,
+        "attempted_at": None,
+        "written_at": now(),
+        "refresh_timer": 300.0,
+        "last_error": None,
+        "metadata_requests": 0,
+        "netagent": {"verdict": "none", "request": None, "at": None, "reason": None, "ops": 0},
+        "links": {},
+        "unknown_macs": [],
+    }
+
+
+def _previous(state: StateDirectory, provider: str) -> Status:
+    """The status that a fetcher before this one left; a fresh one when there is none that can be used."""
+    try:
+        before = state.read_status()
+    except StateError as error:
+        logger.warning("%s", error)
+        before = None
+    fresh = _fresh(provider)
+    usable = before is not None and before.keys() == fresh.keys() and before["version"] == VERSION
+    return before if before is not None and usable and before["provider"] == provider else fresh
+
+
+def _without_times(value: object) -> object:
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_times(each) for key, each in value.items() if key not in (*_TIMES, "generation")}
