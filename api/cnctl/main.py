@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 CONFIG = "/etc/cloud-network/cloud-network.toml"
 STATE = "/run/cloud-network"
+AUDIT = "/var/log/cloud-network/audit.log"
 IDENTITY = ("document", "pkcs7", "signature", "rsa2048")
 
 HELP = """\
@@ -30,6 +31,8 @@ examples:
   cnctl status --json | jq .links      the same for programs; --json works everywhere
   cnctl show ssh-keys                  the public keys that the instance was given
   cnctl show document > document.json  the signed identity document, byte for byte
+  cnctl audit --last 5                 what netagent was asked lately, and did
+  cnctl audit --verify                 prove that nobody touched the audit log
   sudo cnctl show credentials          the role's credentials, for root alone
   sudo cnctl refresh                   read the metadata now, and repair what differs
 
@@ -113,6 +116,10 @@ def _parser() -> argparse.ArgumentParser:
         part.set_defaults(module=name)
     show = command("show", "show", "One thing from the metadata, as it is.")
     show.add_argument("what", choices=("ssh-keys", "credentials", *IDENTITY), help="credentials: as root")
+    audit = command("audit", "audit", "What netagent was asked, by whom, and what became of it.")
+    audit.add_argument("--verify", action="store_true", help="prove that no line was changed, dropped or moved")
+    audit.add_argument("--last", type=int, default=20, metavar="N", help="how many lines to show (20)")
+    audit.add_argument("--log", default=AUDIT, metavar="FILE", help=f"default: {AUDIT}")
     command("refresh", "refresh", "Read the metadata now, and repair what differs. As root.")
     return parser
 

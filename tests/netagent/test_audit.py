@@ -1,0 +1,81 @@
+"""`cnctl audit` on a log that the real writer wrote, and on what somebody made of it afterwards."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cloud_network.netagent import audit
+
+Lines = list[str]
+CNCTL = [sys.executable, "-m", "cloud_network.api.cnctl.main", "audit"]
+
+
+def write(path: Path, count: int) -> audit.Audit:
+    log = audit.Audit(str(path))
+    peer = {"pid": 7, "uid": 52092, "gid": 52092, "unit": None}
+    for number in range(count):
+        entry = {"request": "apply", "id": f"r{number}", "verdict": "applied", "ops": [{"op": "link_up", "link": 3}]}
+        log.write({"peer": peer, **entry, "reason": 'a "quoted" \x1b[31m reason'})
+    return log
+
+
+def cnctl(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*CNCTL, "--log", str(path), *arguments], capture_output=True, text=True, check=False)
+
+
+def test_a_log_that_nobody_touched_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    head = write(path, 6).head
+    done = cnctl(path, "--verify")
+    assert (done.returncode, done.stdout) == (0, f"whole: 6 lines, the last is 6, head {head}\n")
+    for line in path.read_text().splitlines():
+        assert json.loads(line)["ops"] == [{"op": "link_up", "link": 3}]
+
+
+def test_the_chain_goes_on_over_rotation_and_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "_MAX_FILE", 900)
+    path = tmp_path / "audit.log"
+    write(path, 4)
+    write(path, 3)
+    assert (tmp_path / "audit.log.3").exists()
+    assert cnctl(path, "--verify").stdout.startswith("whole: 7 lines, the last is 7")
+
+
+@pytest.mark.parametrize(
+    ("tamper", "where", "reason"),
+    [
+        (lambda lines: [*lines[:2], lines[2].replace("52092", "0"), *lines[3:]], 3, "the line was changed"),
+        (lambda lines: [*lines[:2], *lines[3:]], 3, "dropped, added or moved"),
+        (lambda lines: [lines[0], lines[2], lines[1], *lines[3:]], 2, "dropped, added or moved"),
+        (lambda lines: [*lines[:3], lines[2], *lines[3:]], 4, "dropped, added or moved"),
+        (lambda lines: [*lines[:5], lines[5][:40]], 6, "not a whole line"),
+        (lambda lines: [*lines[:2], "{}\n", *lines[3:]], 3, "not a whole line"),
+        (lambda lines: [*lines[:3], "\x00" * 50 + "\n", *lines[4:]], 4, "not a whole line"),
+    ],
+)
+def test_a_line_that_somebody_touched_is_named(
+    tmp_path: Path, tamper: Callable[[Lines], Lines], where: int, reason: str
+) -> None:
+    path = tmp_path / "audit.log"
+    write(path, 6)
+    path.write_text("".join(tamper(path.read_text().splitlines(keepends=True))))
+    done = cnctl(path, "--verify")
+    assert done.returncode == 1
+    assert done.stdout.startswith(f"BROKEN at {path}:{where}: ")
+    assert reason in done.stdout
+
+
+def test_lines_for_a_person_are_safe_on_a_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    write(path, 30)
+    shown = cnctl(path, "--last", "2").stdout.splitlines()
+    assert len(shown) == 2
+    assert "uid 52092" in shown[-1]
+    assert "apply of 1" in shown[-1]
+    assert "\\x1b[31m" in shown[-1]
+    assert cnctl(tmp_path / "none").returncode == 3
