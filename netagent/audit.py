@@ -131,5 +131,5 @@ class Audit:
 
     def reopen(self) -> None:
         """Open the path anew: after a rotation, ours or (SIGHUP) somebody else's."""
-        os.close(self._file)
-        self._file = self._open()
+        before, self._file = self._file, self._open()  # if it cannot be opened, the old one stays
+        os.close(before)

@@ -7,8 +7,11 @@ systemd it is that already. Either way it goes on only when the kernel says that
 from __future__ import annotations
 
 import os
+import sys
 
 import prctl
+
+from . import confine
 
 USER = "cloud-network-netagent"
 _NET_ADMIN_ONLY = 1 << 12  # CAP_NET_ADMIN of linux/capability.h
@@ -35,8 +38,8 @@ def own_directory(path: str, uid: int, gid: int) -> None:
         os.chown(path, uid, gid)
 
 
-def enter(uid: int, gid: int) -> None:
-    """Become (uid, gid) with CAP_NET_ADMIN and no way to more."""
+def enter(uid: int, gid: int, writable: list[str]) -> None:
+    """Become (uid, gid) with CAP_NET_ADMIN and no way to more; write below `writable` and nowhere else."""
     if os.geteuid() == 0:
         prctl.set_keepcaps(True)
         prctl.capbset.limit(prctl.CAP_NET_ADMIN)
@@ -51,6 +54,10 @@ def enter(uid: int, gid: int) -> None:
     prctl.set_dumpable(False)
     os.umask(0o077)
     _verify()
+    confine.limit()
+    if not confine.restrict_files(writable):
+        print(f"{USER}: this kernel has no Landlock; systemd's ProtectSystem= does part of it", file=sys.stderr)
+    confine.restrict_calls()
 
 
 def _verify() -> None:

@@ -278,11 +278,11 @@ class Server:
     def _signal(self, numbers: bytes) -> None:
         self._stop = signal.SIGTERM in numbers or signal.SIGINT in numbers
         if signal.SIGHUP in numbers:
-            self._audit.reopen()
             try:
+                self._audit.reopen()
                 self._settings = operator.load()
-            except SystemExit as error:
-                _say(f"{error}; going on with the settings from before")
+            except (OSError, SystemExit) as error:
+                _say(f"{error}; going on with what was open and set before")
 
 
 def _say(text: str) -> None:
@@ -323,7 +323,7 @@ def main() -> None:
     sandbox.own_directory(runtime, uid, gid)
     sandbox.own_directory(os.path.dirname(AUDIT), uid, gid)
     listener = _listen(SOCKET)
-    sandbox.enter(uid, gid)
+    sandbox.enter(uid, gid, [runtime, os.path.dirname(AUDIT)])
     server = Server(listener, runtime, fetcher_uid, AUDIT)
     _notify(b"READY=1")
     _say("ready")

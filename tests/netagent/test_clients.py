@@ -13,7 +13,7 @@ from cloud_network.netagent import protocol
 
 from tests.lab import Lab
 from tests.netagent.conftest import start
-from tests.netagent.wire import AUDIT, Wire, address, audit_lines, ifindex, kernel_state
+from tests.netagent.wire import AUDIT, CONFIG, Wire, address, audit_lines, ifindex, kernel_state
 
 CONNECT = f"""
 import socket, sys
@@ -133,14 +133,39 @@ def test_the_audit_log_is_one_chain_over_restarts_and_reloads(lab: Lab) -> None:
     assert lab.path(AUDIT).stat().st_mode & 0o777 == 0o644
 
 
-def test_what_cannot_be_logged_is_not_done(lab: Lab, wire: Wire) -> None:
+def full_disk(lab: Lab, config: str) -> None:
+    """Start netagent with an audit log that has no room left."""
+    lab.stop("netagent")
+    lab.write_config(config)
     lab.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", "/var/log/cloud-network"])
-    lab.run(["chown", "cloud-network-netagent:", "/var/log/cloud-network"])
     lab.run(["dd", "if=/dev/zero", "of=/var/log/cloud-network/full", "bs=4k", "count=1"])
-    lab.kill("netagent", 1)
+    start(lab)
+
+
+def test_what_cannot_be_logged_is_not_done(lab: Lab) -> None:
+    full_disk(lab, CONFIG)
     before = kernel_state(lab)
-    answer = wire.apply(address(ifindex(lab, "eth0"), "10.0.2.10/24"))
+    with Wire(lab) as wire:
+        answer = wire.apply(address(ifindex(lab, "eth0"), "10.0.2.10/24"))
     assert answer["verdict"] == "refused"
     assert "No space left" in answer["reason"]
     assert answer["allow"] == '[Netagent] AuditFailure="continue"'
     assert kernel_state(lab) == before
+    lab.path("/var/log/cloud-network/full").unlink()
+    with Wire(lab) as wire:
+        assert wire.apply(address(ifindex(lab, "eth0"), "10.0.2.10/24"))["verdict"] == "applied"
+
+
+def test_unless_the_operator_prefers_it_unlogged(lab: Lab) -> None:
+    full_disk(lab, CONFIG + 'AuditFailure = "continue"\n')
+    with Wire(lab) as wire:
+        assert wire.apply(address(ifindex(lab, "eth0"), "10.0.2.10/24"))["verdict"] == "applied"
+    assert "the audit log cannot be written" in lab.log("netagent")
+
+
+def test_a_reload_that_fails_leaves_netagent_as_it_was(lab: Lab) -> None:
+    lab.write_config("nonsense\n")
+    lab.kill("netagent", 1)
+    lab.wait_for(lambda: "going on with what was open and set before" in lab.log("netagent"))
+    with Wire(lab) as wire:
+        assert wire.apply(address(ifindex(lab, "eth0"), "10.0.2.10/24"))["verdict"] == "applied"
