@@ -46,8 +46,7 @@ FRA_DST, FRA_SRC, FRA_PRIORITY, FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, FRA_PROTOCOL 
 RTN_UNICAST, RTN_LOCAL, FR_ACT_TO_TBL = 1, 2, 1
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST = 0, 253, 254
 SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK = 270, 10, 12
-SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
-_BATCH = 512  # messages a send: their acknowledgements fit the receive buffer, so that none is lost
+_BATCH = 128  # messages a send: their acknowledgements fit the default receive buffer (net.core.rmem_default)
 FAMILIES = (2, 10)  # AF_INET, AF_INET6
 
 
@@ -184,8 +183,6 @@ class Kernel:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
         self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
         self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
-        self._socket.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 1 << 20)
-        self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 21)
         self._socket.bind((0, 0))
         self._sequence = 0
         self._buffer = bytearray(1 << 16)
