@@ -21,7 +21,7 @@ from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 MAX_BODY = 1 << 20  # bytes; GCP's whole document for a large instance is a few hundred KiB
-_CONNECT, _READ, _WHOLE = 2.0, 5.0, 10.0  # seconds: to connect, between two reads, for a whole answer
+_CONNECT, _READ = 2.0, 5.0  # seconds: to connect, and for the next bytes; a whole answer has twice as long
 _CHUNK = 1 << 16
 _PAGE = (b"<!doctype html", b"<html")
 
@@ -45,16 +45,16 @@ class Response:
 
 
 class _Socket(socket.socket):
-    """Waits no longer than until `deadline`, however the bytes of head and body drip in."""
+    """Waits `pause` seconds for the next bytes and no longer than until `deadline`, however head and body drip in."""
 
-    deadline = math.inf
+    pause, deadline = _READ, math.inf
 
     def recv_into(self, *arguments: Any) -> int:
         """See socket.recv_into: http.client reads by nothing else."""
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError
-        self.settimeout(min(left, _READ))
+        self.settimeout(min(left, self.pause))
         return super().recv_into(*arguments)
 
 
@@ -63,9 +63,10 @@ class _Connection(HTTPConnection):
         plain = super()._new_conn()
         return _Socket(plain.family, plain.type, plain.proto, fileno=plain.detach())
 
-    def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # urllib3's own says so too
+    def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # as urllib3's own
         if isinstance(self.sock, _Socket):
-            self.sock.deadline = time.monotonic() + _WHOLE
+            self.sock.pause = self.timeout or _READ  # by now what the request was given for reading
+            self.sock.deadline = time.monotonic() + 2 * self.sock.pause
         return super().getresponse()
 
 
@@ -91,13 +92,15 @@ class Client:
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
         self._session.mount("http://", _Adapter(pool_connections=1, pool_maxsize=1))
 
-    def request(self, method: str, path: str, headers: Mapping[str, str] | None = None) -> Response:
-        """The answer, whatever its status; MetadataError when none arrived whole."""
+    def request(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, seconds: float = _READ
+    ) -> Response:
+        """The answer, whatever its status; MetadataError when none arrived whole, or too slowly."""
         self.requests += 1
         url = f"http://{self.endpoint}{path}"
         try:
             with self._session.request(
-                method, url, headers=headers, timeout=(_CONNECT, _READ), allow_redirects=False, stream=True
+                method, url, headers=headers, timeout=(_CONNECT, seconds), allow_redirects=False, stream=True
             ) as response:
                 return Response(response.status_code, self._body(response, path), response.headers)
         except requests.Timeout:

@@ -46,6 +46,7 @@ class Reconciler:
         self._errors = Errors()
         self._publisher = Publisher(state, provider.name)
         self._instance: Instance | None = None
+        self._unread = False  # whether the last read failed
         self._unproven: Instance | None = None  # a read that would take something away, and waits for a second one
         self._read_retry = Patience(_SHORTLY, _LONGEST_RETRY)
         self._plan_retry = Patience(_SHORTLY, _LONGEST_RETRY)
@@ -94,10 +95,12 @@ class Reconciler:
             kept = self._publisher.status["fetched_at"]
             message = f"{error}; nothing is removed" + (f", the state of {kept} is kept" if kept else "")
             self._errors.begin("metadata", message, serious=True)
+            self._unread = True
             self._write_status()
             return
         finally:
             self._publisher.status["metadata_requests"] = self.provider.client.requests - before
+        self._unread = False
         if instance != self._unproven and self._takes_away(instance):
             logger.info("metadata: it no longer lists what it did; it is read again before anything is removed")
             self._unproven = instance
@@ -132,7 +135,7 @@ class Reconciler:
             return
         try:
             actual, wanted, changes = self._compare(self._instance)
-            if changes and self._may_try(changes) and (fresh or self._metadata_answers()):
+            if changes and self._is_time_for(changes) and self._could_be_confirmed(fresh=fresh):
                 self._carry_out(changes, actual)
                 actual, wanted, changes = self._compare(self._instance)
         except kernel.KernelError as error:
@@ -140,10 +143,8 @@ class Reconciler:
             self._write_status()
             return
         self._errors.end("kernel")
-        self.compare_due = math.inf
-        if changes:
-            self.compare_due = max(self._try_again, self._compared_at + _PACE)
-        else:
+        self.compare_due = self._try_again if changes and self._try_again > self._compared_at else math.inf
+        if not changes:
             self._errors.end("netagent")
         self._say_unknown(wanted)
         self._chase(actual)
@@ -165,27 +166,26 @@ class Reconciler:
 
     # Changing the kernel
 
-    def _may_try(self, changes: Plan) -> bool:
-        """Whether it is time: a plan that has just been refused, taken back or undone waits longer each time."""
-        at = time.monotonic()
-        if changes == self._tried and at < self._try_again:
-            return False
-        if changes != self._tried or at > self._tried_at + _FORGET:
-            self._plan_retry.reset()
-        self._tried, self._tried_at = changes, at
-        self._try_again = at + self._plan_retry.longer()
-        return True
+    def _is_time_for(self, changes: Plan) -> bool:
+        """A plan that has just been refused, taken back or undone waits, longer each time; another one does not."""
+        return changes != self._tried or time.monotonic() >= self._try_again
 
-    def _metadata_answers(self) -> bool:
-        """Without that, nothing that is changed could be confirmed: it would be made and taken back for nothing."""
-        if self.provider.answers():
+    def _could_be_confirmed(self, *, fresh: bool) -> bool:
+        """Not without the metadata server: the change would be made and taken back for nothing.
+
+        If it does not answer, a refresh is due: it says what is wrong, and when it succeeds it makes this change.
+        """
+        if fresh or (not self._unread and self.provider.answers()):
             return True
-        text = "the server does not answer; the kernel is put right when it does again"
-        self._errors.begin("metadata", text, serious=True)
-        self.refresh_due = min(self.refresh_due, self._try_again)
+        if not self._unread:
+            self.refresh_due = 0.0
         return False
 
     def _carry_out(self, changes: Plan, actual: Actual) -> None:
+        at = time.monotonic()
+        if changes != self._tried or at > self._tried_at + _FORGET:
+            self._plan_retry.reset()
+        self._tried, self._tried_at, self._try_again = changes, at, at + self._plan_retry.longer()
         links = {link.ifindex: link for link in actual.links}
         for change in changes:
             logger.debug("change: %s", in_ip_syntax(change, links))
@@ -195,7 +195,7 @@ class Reconciler:
         except AgentError as error:
             self._note("unreachable", None, str(error), 0)
             self._errors.begin("netagent", str(error), serious=True)
-            self._try_again = min(self._try_again, time.monotonic() + _NETAGENT_AWAY)
+            self._try_again = min(self._try_again, at + _NETAGENT_AWAY)
             return
         self._note(verdict.verdict, verdict.request, verdict.reason, verdict.ops)
         if verdict.verdict == "confirmed":

@@ -41,6 +41,7 @@ _IDENTITY = "/latest/dynamic/instance-identity/"
 _TOKEN_TTL = 21600  # seconds, the longest that EC2 grants
 _KEY = re.compile(r"[A-Za-z0-9._:=+@-]+/?")
 _FIXED, _EACH = 5, 12  # requests that a refresh may cost, and for each interface …
+_LOOK = 2.0  # seconds that it may take to see whether the server still answers
 _RESERVED = 3  # … of which so many are kept for a new session token and for the look whether the server still answers
 
 # What the network is made of; the rest of an interface is only shown.
@@ -107,12 +108,18 @@ class Aws:
         return self._with_facts(instance, trees)
 
     def answers(self) -> bool:
-        """See Provider. One that is too busy is still there, and the way to it too."""
-        try:
-            answer = self._get(_META)
-            return answer.status in (429, 503) or (answer.status == 200 and "instance-id" in answer.text(_META).split())
-        except MetadataError:
-            return False
+        """See Provider. One that is too busy is still there, and the way to it too.
+
+        Asked twice: the kept connection may have had an address for its source that is gone; a new one finds its way.
+        """
+        for _ in range(2):
+            try:
+                answer = self._get(_META, _LOOK)
+                busy = answer.status in (429, 503)
+                return busy or (answer.status == 200 and "instance-id" in answer.text(_META).split())
+            except MetadataError:
+                continue
+        return False
 
     def credentials(self) -> dict[str, Any]:
         """The role's credentials and the instance's own, as EC2 gives them: JSON documents by their path."""
@@ -127,10 +134,11 @@ class Aws:
 
     # Reading
 
-    def _get(self, path: str) -> Response:
+    def _get(self, path: str, seconds: float = 5.0) -> Response:
         for _ in range(2):
             token = self._token_now()
-            answer = self.client.request("GET", path, {"X-aws-ec2-metadata-token": token} if token else None)
+            headers = {"X-aws-ec2-metadata-token": token} if token else None
+            answer = self.client.request("GET", path, headers, seconds)
             if answer.status != 401:
                 break
             self._token, self._token_expires = None, 0.0  # expired or forgotten by the server: once more with a new one

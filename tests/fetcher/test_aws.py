@@ -351,6 +351,15 @@ def test_a_busy_server_answers_and_a_portal_does_not(
     assert aws.answers() == expected
 
 
+def test_a_connection_that_has_gone_dead_is_no_proof_that_nobody_answers(cloud: Cloud, aws: Aws) -> None:
+    """Its source address may have been taken away; a new one has another."""
+    settled(aws)
+    cloud.reset()
+    cloud.fail("reset", "/latest/meta-data/", times=1)
+    assert aws.answers()
+    assert cloud.connections() == 1  # new since the reset
+
+
 def test_credentials_are_the_roles_and_the_instances_own(cloud: Cloud, aws: Aws) -> None:
     found = aws.credentials()
     assert set(found) == {

@@ -52,16 +52,28 @@ def test_an_error_is_said_when_it_begins_changes_and_ends(heard: pytest.LogCaptu
     ]
 
 
-def test_the_error_seen_last_is_shown_and_serious_ones_are_told_apart() -> None:
+def test_the_error_seen_last_is_shown() -> None:
     errors = Errors()
     assert errors.last is None
-    assert not errors.serious
     errors.begin("netagent", "refused", serious=False)
     errors.begin("metadata", "no answer", serious=True)
-    assert errors.last is not None
-    assert (errors.last["kind"], errors.last["message"]) == ("metadata", "no answer")
-    assert errors.serious
-    errors.begin("metadata", "an interface is odd", serious=False)
-    assert not errors.serious
+    first = errors.last
     errors.end("metadata")
-    assert errors.last["kind"] == "netagent"
+    second = errors.last
+    assert [(each["kind"], each["message"]) for each in (first, second) if each] == [
+        ("metadata", "no answer"),
+        ("netagent", "refused"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("serious", "then", "expected"), [(True, True, True), (True, False, False), (False, True, True)]
+)
+def test_an_error_is_as_serious_as_it_was_seen_last(serious: bool, then: bool, expected: bool) -> None:
+    errors = Errors()
+    errors.begin("metadata", "a", serious=serious)
+    errors.begin("metadata", "b", serious=then)
+    errors.begin("netagent", "c", serious=False)
+    assert errors.serious == expected
+    errors.end("metadata")
+    assert Errors().serious == errors.serious

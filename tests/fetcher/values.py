@@ -10,7 +10,7 @@ from cloud_network.fetcher.config import Config, Prefixes, Rules
 from cloud_network.fetcher.desired import desired
 from cloud_network.fetcher.model import Instance, Interface, IPAddress
 from cloud_network.fetcher.objects import Actual, Address, Desired, KernelAddress, Link, Route, Rule
-from cloud_network.fetcher.plan import LinkMtu, LinkUp, Plan, Verb
+from cloud_network.fetcher.plan import LinkMtu, LinkUp, Plan, Verb, plan
 from hypothesis import strategies as st
 
 Addresses = dict[tuple[int, IPAddress], KernelAddress]
@@ -59,6 +59,10 @@ def has(ifindex: int, text: str, *, owned: bool = False, connected: bool = True)
 
 def wanted(cloud: Instance, here: Actual, **config: object) -> Desired:
     return desired(cloud, Config(**config), here)  # type: ignore[arg-type]
+
+
+def plan_of(goal: Desired, here: Actual) -> Plan:
+    return plan(goal, here, may_remove=True)
 
 
 def carried_out(changes: Plan, before: Actual) -> Actual:
@@ -152,5 +156,7 @@ def hosts(draw: st.DrawFn) -> Actual:
             routes.add(Route(table, each.ifindex, ip_network("0.0.0.0/0"), IPv4Address(f"10.0.{number}.7")))
         if draw(st.booleans()):
             rules.add(Rule(FIRST, 4, ip_network(f"10.0.{number}.{draw(st.integers(10, 30))}/32"), table, suppress=True))
-    gateways = {each.ifindex: (ip_address("fe80::1"),) for each in links[:-1] if draw(st.booleans())}
+    gateways: dict[int, tuple[IPAddress, ...]] = {
+        each.ifindex: (ip_address("fe80::1"),) for each in links[:-1] if draw(st.booleans())
+    }
     return Actual(tuple(links), addresses, frozenset(routes), frozenset(rules), gateways)

@@ -31,24 +31,27 @@ CONFIG = '[Netagent]\nAllowKinds = "veth"\n'
 
 
 def running() -> dict[int, dict[str, Room]]:
-    """Rooms by lab, the newest last. A lab's number is the pid of its holder; holder.py names the processes."""
+    """Rooms by lab, the newest last, one's own only. A lab's number is its holder's pid; holder.py names processes."""
     labs: dict[int, dict[str, Room]] = defaultdict(dict)
     for process in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
         try:
             name = (process / "comm").read_text().strip()
+            mine = process.stat().st_uid == os.geteuid()
             parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-        if name.startswith("lab:"):
+        if mine and name.startswith("lab:"):
             labs[parent][name.removeprefix("lab:")] = Room(name.removeprefix("lab:"), int(process.name))
     return labs
 
 
-def newest() -> dict[str, Room]:
+def chosen(number: int | None) -> dict[str, Room]:
     labs = running()
     if not labs:
         sys.exit("No lab is running. Try: python -m tests.lab up")
-    return labs[max(labs)]
+    if number is not None and number not in labs:
+        sys.exit(f"No lab {number}; there are {', '.join(map(str, labs))}.")
+    return labs[max(labs) if number is None else number]
 
 
 def interactive(room: Room, argv: Sequence[str]) -> int:
@@ -87,7 +90,9 @@ def up(options: argparse.Namespace) -> int:
         furnish(lab, options.start)
         for nic in lab.nics:
             print(f"{nic.name}  {nic.mac}  device {nic.device}  {nic.subnet}  {len(nic.addresses)} addresses")
-        print("Running until ^C. Elsewhere: python -m tests.lab enter instance")
+        print("Running until ^C. Elsewhere: python -m tests.lab enter instance", flush=True)
+        for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job ignores ^C otherwise
+            signal.signal(number, signal.default_int_handler)
         try:
             signal.pause()
         except KeyboardInterrupt:
@@ -102,14 +107,14 @@ def show(_: argparse.Namespace) -> int:
 
 
 def enter(options: argparse.Namespace) -> int:
-    rooms = newest()
+    rooms = chosen(options.lab)
     if options.room not in rooms:
         sys.exit(f"No room {options.room}; there are {', '.join(rooms)}.")
     return interactive(rooms[options.room], options.command)
 
 
 def metadata(options: argparse.Namespace) -> int:
-    server = Metadata(newest()["cloud"].path(OURS / "metadata.sock"))
+    server = Metadata(chosen(options.lab)["cloud"].path(OURS / "metadata.sock"))
     match options.what:
         case "requests":
             for record in server.requests():
@@ -137,12 +142,14 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("up", parents=[size], help="bring a lab up until ^C").set_defaults(run=up)
     commands.add_parser("list", help="running labs and their rooms").set_defaults(run=show)
 
-    command = commands.add_parser("enter", help="a command or a shell in a running lab")
+    which = argparse.ArgumentParser(add_help=False)
+    which.add_argument("--lab", type=int, help="its number in `list` (default: the newest)")
+    command = commands.add_parser("enter", parents=[which], help="a command or a shell in a running lab")
     command.add_argument("room", nargs="?", default="instance", help="instance, cloud, neighbour0, beyond0, …")
     command.add_argument("command", nargs=argparse.REMAINDER)
     command.set_defaults(run=enter)
 
-    command = commands.add_parser("metadata", help="a running lab's metadata server")
+    command = commands.add_parser("metadata", parents=[which], help="a running lab's metadata server")
     whats = command.add_subparsers(dest="what", required=True, metavar="WHAT")
     whats.add_parser("requests", help="what was asked")
     whats.add_parser("clear", help="no more faults")
@@ -161,7 +168,7 @@ def main(argv: Sequence[str]) -> int:
         become_root([sys.executable, "-m", "tests.lab", *argv])
     try:
         return int(options.run(options))
-    except LabError as error:
+    except (LabError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 

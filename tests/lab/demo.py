@@ -37,6 +37,8 @@ RefreshTimer = "2s"
 AllowKinds = "veth"
 """
 INTERFACES, ADDRESSES = 4, 15
+PATIENCE = 8.0
+"""Seconds for anything that should take two."""
 ORDINARY = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "--no-new-privs"]
 """Nobody in particular: cnctl needs no privilege to look."""
 GREEN, RED, BOLD, DIM = "32", "31", "1", "2"
@@ -155,7 +157,7 @@ def start(lab: Lab) -> None:
         lab.start(name)
     began = time.monotonic()
     with busy("waiting until every address answers"):
-        patiently(lab, lambda: all(lab.reachability(timeout=0.4).values()), "every address answers", 10)
+        patiently(lab, lambda: all(lab.reachability(timeout=0.4).values()), "every address answers", PATIENCE)
     took = time.monotonic() - began
     for name, user in zip(("netagent", "fetcher", "api"), USERS, strict=True):
         uid, capabilities = identity(lab.daemons.pid(name))
@@ -179,11 +181,11 @@ def identity(pid: int) -> tuple[int, int]:
 def patiently(lab: Lab, predicate: Callable[[], object], what: str, timeout: float) -> None:
     try:
         lab.wait_for(predicate, timeout, what)
-    except AssertionError as error:
-        raise Untrue(f"waited {timeout:g} s in vain: {what}\n{str(error).partition(chr(10))[2]}") from None
+    except AssertionError:
+        raise Untrue(f"waited {timeout:g} s in vain: {what}") from None  # the lab adds the logs
 
 
-def answering(lab: Lab, addresses: Sequence[str], timeout: float = 8) -> float:
+def answering(lab: Lab, addresses: Sequence[str]) -> float:
     """Seconds until everybody gets answers from these addresses."""
     began = time.monotonic()
     with busy(f"waiting for {', '.join(addresses)}"):
@@ -191,7 +193,7 @@ def answering(lab: Lab, addresses: Sequence[str], timeout: float = 8) -> float:
             lab,
             lambda: all(lab.reachability(addresses, timeout=0.2).values()),
             f"{', '.join(addresses)} answer",
-            timeout,
+            PATIENCE,
         )
     return time.monotonic() - began
 

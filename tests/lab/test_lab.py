@@ -144,6 +144,17 @@ def test_two_interfaces_in_one_subnet() -> None:
         assert lab.lost() == []
 
 
+def test_nothing_is_delivered_to_an_interface_that_does_not_own_it() -> None:
+    """A host with the wrong MAC for an address: the kernel would answer for its other interface."""
+    with Lab(Spec((Interface("10.0.1.0/24", 1), Interface("10.0.1.0/24", 1)))) as lab:
+        lab.batch(configuration(lab))
+        first, second = lab.nics
+        wrong = f"neigh replace {first.addresses[0]} lladdr {second.mac} dev eth0 nud permanent"
+        lab.neighbours[0].batch([wrong])
+        answers = lab.reachability(timeout=0.5)
+        assert [pair for pair, answer in answers.items() if not answer] == [("neighbour0", first.addresses[0])]
+
+
 def test_dhcp_may_serve_all_interfaces() -> None:
     with Lab(Spec(Spec.aws(interfaces=3, addresses=2).interfaces, dhcp_all=True)) as lab:
         routes = json.loads(lab.run(["ip", "-j", "route", "show", "default"]).stdout)

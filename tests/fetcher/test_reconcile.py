@@ -1,0 +1,81 @@
+"""When the next pass is due. What a pass does is tried in the lab."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import pytest
+from cloud_network.fetcher.client import Client
+from cloud_network.fetcher.config import Config
+from cloud_network.fetcher.providers.aws import Aws
+from cloud_network.fetcher.reconcile import Reconciler
+from cloud_network.fetcher.state import StateDirectory
+
+from tests.fetcher.conftest import Cloud
+
+
+@pytest.fixture
+def reconciler(client: Client, tmp_path: Path) -> Reconciler:
+    state = StateDirectory(tmp_path)
+    state.prepare()
+    return Reconciler(Config(), Aws(client), state)
+
+
+def soon(due: float) -> float:
+    return due - time.monotonic()
+
+
+def test_it_begins_with_a_read_at_once_and_nothing_to_compare(reconciler: Reconciler) -> None:
+    assert reconciler.refresh_due <= time.monotonic()
+    assert reconciler.compare_due == math.inf
+
+
+def test_kernel_events_are_waited_out_but_not_for_ever(reconciler: Reconciler) -> None:
+    """A burst is given a moment to end; events that go on and on do not put the look off."""
+    reconciler.noticed()
+    due = reconciler.compare_due
+    assert 0.0 < soon(due) <= 0.05
+    reconciler.noticed()
+    assert reconciler.compare_due == due
+
+
+def test_events_after_a_look_wait_for_the_pace(reconciler: Reconciler) -> None:
+    reconciler.converge()
+    assert reconciler.compare_due == math.inf  # nothing is known yet
+    reconciler.noticed()
+    assert 0.3 < soon(reconciler.compare_due) <= 0.5
+
+
+def test_failures_to_read_wait_longer_each_time_and_a_success_forgets_them(
+    cloud: Cloud, reconciler: Reconciler
+) -> None:
+    cloud.fail("status", "*", status=500)
+    waits = []
+    for _ in range(4):
+        reconciler.refresh()
+        waits.append(soon(reconciler.refresh_due))
+    assert all(0.7 * expected < wait < 1.3 * expected for wait, expected in zip(waits, (1, 2, 4, 8), strict=True))
+    status = reconciler.refresh_now()
+    assert (status["state"], status["metadata_requests"]) == ("error", 1)
+    assert soon(reconciler.refresh_due) < 1.3  # somebody asked: it begins anew
+
+
+def test_a_step_that_fails_unexpectedly_is_due_again_later_and_not_at_once(
+    reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(reconciler.provider, "fetch", fail)
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            reconciler.refresh()
+    assert soon(reconciler.refresh_due) > 1.0
+
+
+def test_a_new_configuration_is_taken_up_at_once(reconciler: Reconciler) -> None:
+    reconciler.refresh_due = math.inf
+    reconciler.reconfigure(Config(refresh_timer=7.0))
+    assert reconciler.refresh_due <= time.monotonic()

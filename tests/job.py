@@ -1,0 +1,144 @@
+"""The whole job in the lab: start the three daemons, ask the fetcher, look at the kernel, the files and the log."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.lab import Lab, Spec
+
+CONFIG = '[Netagent]\nAllowKinds = "veth"\n'
+DAEMONS = ("netagent", "fetcher", "api")
+MACS = "/latest/meta-data/network/interfaces/macs/"
+OURS = "209"  # the protocol number of routes and rules, as ip shows it
+TIMES = ("valid_life_time", "preferred_life_time", "expires")
+
+Kernel = dict[str, list[dict[str, Any]]]
+
+
+@contextmanager
+def running(spec: Spec, config: str = "", *daemons: str) -> Iterator[Lab]:
+    """A lab whose daemons (all, or those named) have done their work."""
+    with Lab(spec) as lab:
+        lab.write_config(CONFIG + config)
+        for name in daemons or DAEMONS:
+            lab.start(name)
+        settle(lab)
+        yield lab
+
+
+def ask(lab: Lab, command: str) -> dict[str, Any]:
+    """Over the control socket, as root."""
+    body = json.dumps({"command": command}).encode()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(60)
+        client.connect(str(lab.path("/run/cloud-network/control.sock")))
+        client.sendall(struct.pack(">I", len(body)) + body)
+        with client.makefile("rb") as stream:
+            (size,) = struct.unpack(">I", stream.read(4))
+            answer: dict[str, Any] = json.loads(stream.read(size))
+    return answer
+
+
+def cnctl(lab: Lab, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """As a user of the host runs it."""
+    return lab.run([str(Path(sys.executable).with_name("cnctl")), *arguments], user="daemon", check=False)
+
+
+def refresh(lab: Lab) -> str:
+    """Have the metadata read and the kernel compared, now; the state that this ended in."""
+    answer = ask(lab, "refresh")
+    assert answer["ok"], answer
+    return str(answer["result"]["state"])
+
+
+def status(lab: Lab) -> dict[str, Any]:
+    """status.json, {} while there is none."""
+    path = lab.path("/run/cloud-network/status.json")
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def present(lab: Lab) -> set[str]:
+    """The addresses that the kernel has on the links that the metadata names."""
+    names = {nic.name for nic in lab.nics}
+    return {entry["local"] for link in ip(lab, "address") if link["ifname"] in names for entry in link["addr_info"]}
+
+
+def is_settled(lab: Lab) -> bool:
+    """The fetcher says that all is well, and what it says is of the cloud as it is now."""
+    links = status(lab).get("links", {}).values()
+    told = {entry["address"] for link in links for entry in link["addresses"]}
+    return status(lab).get("state") == "ok" and told == {*lab.addresses, *(six for nic in lab.nics for six in nic.ipv6)}
+
+
+def settle(lab: Lab) -> None:
+    lab.wait_for(lambda: is_settled(lab), 20, "the fetcher to be content")
+
+
+def read_all_facts(lab: Lab) -> None:
+    """Facts are read bit by bit: until two refreshes ask for the same, and nothing is left to do on its own account."""
+    before: list[str] = []
+    while True:
+        lab.metadata.reset()
+        refresh(lab)
+        now = lab.metadata.paths()
+        if now == before:
+            return
+        before = now
+
+
+def ip(lab: Lab, *what: str) -> list[dict[str, Any]]:
+    """`ip -j WHAT` in the instance."""
+    return [entry for entry in json.loads(lab.run(["ip", "-j", *what]).stdout or "[]") if entry]
+
+
+def kernel(lab: Lab) -> Kernel:
+    """Addresses, routes and rules, without what changes by itself (times left, and IPv6's own link-local ones)."""
+    addresses = ip(lab, "-d", "address")
+    for link in addresses:
+        link["addr_info"] = [_timeless(entry) for entry in link["addr_info"] if entry.get("scope") != "link"]
+    found = {"address": addresses}
+    for version in ("-4", "-6"):
+        routes = ip(lab, "-d", version, "route", "show", "table", "all")
+        kept = [_timeless(route) for route in routes if not _by_itself(route)]
+        found[f"route{version}"] = sorted(kept, key=str)
+        found[f"rule{version}"] = ip(lab, version, "rule")
+    return found
+
+
+def without_order(found: Kernel) -> tuple[object, object]:
+    """The same kernel: addresses and rules come in the order in which they were added, which matters to nobody."""
+    links = {str(link["ifname"]): (link["flags"], sorted(map(str, link["addr_info"]))) for link in found["address"]}
+    return links, {what: sorted(map(str, entries)) for what, entries in found.items() if what != "address"}
+
+
+def _timeless(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key not in TIMES}
+
+
+def _by_itself(route: dict[str, Any]) -> bool:
+    return str(route["dst"]).startswith(("fe80:", "ff00:")) or (route["dst"] == "anycast")
+
+
+def ours(lab: Lab, what: str) -> list[dict[str, Any]]:
+    """The routes or rules (`route-4`, `rule-6` …) with our protocol number."""
+    return [entry for entry in kernel(lab)[what] if str(entry.get("protocol")) == OURS]
+
+
+def audit(lab: Lab) -> list[dict[str, Any]]:
+    """The audit log's lines."""
+    path = lab.path("/var/log/cloud-network/audit.log")
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def errors(lab: Lab) -> list[str]:
+    """What the fetcher has complained of."""
+    return [line for line in lab.log("fetcher").splitlines() if "level=error" in line or "level=warning" in line]
