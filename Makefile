@@ -1,42 +1,82 @@
 # `make demo` and `make test` do all their own set-up; the other targets are for people who work on the code.
 SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
 VENV := .venv
 BIN := $(VENV)/bin
 # Debian's interpreter: the daemons' users cannot read one that lies below somebody's home.
 PYTHON ?= /usr/bin/python3
-APT := build-essential iproute2 libcap-dev nftables python3-dev python3-venv
+# gcc, python3-dev and libcap-dev build python-prctl; iproute2, nftables and procps are the lab's.
+APT := gcc iproute2 libc6-dev libcap-dev nftables procps python3-dev python3-venv
+# An ordinary user has the lab in a user namespace; uidmap's newuidmap gives it the ids of the daemons.
+ifneq ($(or $(SUDO_UID),$(shell id -u)),0)
+APT += uidmap
+endif
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --no-deps
+# What tools have to say is worth reading when they fail, and then all of it.
+define quietly
+said=$$($(1) 2>&1) || { status=$$?; printf '%s\n' "$$said" >&2; exit $$status; }
+endef
+ROOMS := netagent fetcher fetcher/providers api api/cnctl
+PYTEST_ARGS ?=
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: env ## an instance from unreachable to reachable, in ten seconds
+	@$(BIN)/python -m tests.lab.demo
+
+test: lint ## lint, types, arrows, and all tests
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: env ## ruff, mypy --strict, import-linter
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
 
 env: $(VENV)/.linked ## the virtual environment with everything locked
 
-apt: ## what comes from Debian; installs when root, else says what is missing
-	@missing=$$(for p in $(APT); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
-	if [ -n "$$missing" ]; then \
-	  if [ "$$(id -u)" = 0 ]; then \
-	    echo "installing" $$missing; \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
-	  else echo "Missing Debian packages. Run: sudo apt-get install" $$missing; exit 1; fi; \
-	fi
+# An error of apt or pip stops make, with its text.
+apt:
+	@missing=; for p in $(APT); do \
+	  state=$$(dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null || true); \
+	  [ "$$state" = installed ] || missing="$$missing $$p"; \
+	done; \
+	[ -n "$$missing" ] || exit 0; \
+	if [ "$$(id -u)" != 0 ]; then \
+	  echo "Missing Debian packages. Run: sudo apt-get install$$missing" >&2; exit 1; \
+	fi; \
+	echo "installing$$missing"; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	$(call quietly,apt-get update); \
+	$(call quietly,apt-get install -y --no-install-recommends $$missing)
 
+# Built anew when the lock changes, so that nothing stays that the lock no longer names.
 $(VENV)/.ready: requirements-dev.txt | apt
 	@echo "building the virtual environment in $(VENV) (a minute the first time)"
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.txt 2>&1 | grep -v -e DEPRECATION -e WARNING || true
-	@$(BIN)/python -c 'import msgpack, prctl, pyroute2, requests, flask, gunicorn'
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(call quietly,$(PIP) --require-hashes -r requirements-dev.txt)
+	@$(BIN)/python -c 'import flask, gunicorn, msgpack, prctl, pyroute2, requests'
 	@touch $@
 
-# A strict editable install links file by file (mypy sees it), so a new file asks for new links.
-$(VENV)/.linked: $(VENV)/.ready pyproject.toml netagent fetcher fetcher/providers api api/cnctl
+# A strict editable install links file by file (mypy sees it), so a new file, or one that went, asks for new links.
+$(VENV)/.linked: $(VENV)/.ready pyproject.toml $(ROOMS) | apt
 	@rm -rf build
-	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation --config-settings editable_mode=strict -e . 2>&1 | grep -v -e WARNING || true
-	@$(BIN)/python -c 'import cloud_network.netagent, cloud_network.fetcher, cloud_network.api'
+	@$(call quietly,$(PIP) --no-build-isolation --config-settings editable_mode=strict --editable .)
+	@cd / && $(CURDIR)/$(BIN)/python -c 'import cloud_network.netagent, cloud_network.fetcher, cloud_network.api'
 	@touch $@
 
-lock: ## pin the newest versions, with hashes
-	uv pip compile -q --upgrade --python $(PYTHON) --generate-hashes --no-header --no-emit-index-url -o requirements.txt requirements.in
-	uv pip compile -q --upgrade --python $(PYTHON) --generate-hashes --no-header --no-emit-index-url -o requirements-dev.txt requirements-dev.in
+lock: env ## pin the newest versions of what requirements*.in name, with hashes
+	@command -v uv >/dev/null || { echo "uv is missing. Install it with: pipx install uv" >&2; exit 1; }; \
+	for name in requirements requirements-dev; do \
+	  uv pip compile --quiet --upgrade --python $(PYTHON) --generate-hashes --no-header --no-emit-index-url \
+	    -o $$name.txt $$name.in; \
+	done
 
-.PHONY: help env apt lock
+clean: ## remove all that the other targets made
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: help demo test lint env apt lock clean
