@@ -10,11 +10,17 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from tests.lab.holder import expose_here
 from tests.lab.privilege import UNSHARE, become_root, obstacle
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """An ordinary user's tests run in a user namespace. Where that cannot be, tests with a lab fail and say why."""
+    """An ordinary user's tests run in a user namespace. Where that cannot be, tests with a lab fail and say why.
+
+    As root, a checkout below a directory such as /root is made readable for the daemons' users, for the tests only.
+    """
+    if os.geteuid() == 0:
+        expose_here(Path(__file__).parents[1])
     if os.geteuid() == 0 or obstacle():
         return
     if capture := config.pluginmanager.getplugin("capturemanager"):

@@ -27,16 +27,18 @@ table bridge cloud {
   set lost6 { type ifname . ipv6_addr . ipv6_addr; size 65535; flags dynamic; counter; }
   set misdelivered { type ifname . ipv4_addr; size 65535; flags dynamic; counter; }
 
+  chain owned {
+    iifname . ip saddr @v4_of accept
+    iifname . arp saddr ip @v4_of accept
+    iifname . ip6 saddr @v6_of accept
+    ip6 saddr { ::, fe80::/10 } accept
+  }
   chain from_instance {
     type filter hook prerouting priority -300; policy accept;
     iifname != "vm*" accept
-    iifname . ether saddr != @mac_of drop
-    iifname . ip saddr @v4_of accept
-    iifname . arp saddr ip @v4_of accept
+    iifname . ether saddr @mac_of jump owned
     ether type ip update @lost { iifname . ip saddr . ip daddr } drop
     ether type arp update @lost { iifname . arp saddr ip . arp daddr ip } drop
-    ip6 saddr { ::, fe80::/10 } accept
-    iifname . ip6 saddr @v6_of accept
     ether type ip6 update @lost6 { iifname . ip6 saddr . ip6 daddr } drop
     drop
   }

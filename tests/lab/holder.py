@@ -30,6 +30,7 @@ CLONE_NEWUTS = 0x04000000
 CLONE_NEWNET = 0x40000000
 MS_BIND = 0x1000
 MS_REC = 0x4000
+MS_PRIVATE = 1 << 18
 PR_SET_NAME = 15
 
 OURS = Path("/run/lab")
@@ -67,7 +68,7 @@ def closed_ancestor(path: Path) -> Path | None:
     return next((p for p in reversed(path.parents) if not p.stat().st_mode & 0o001), None)
 
 
-def expose(paths: Sequence[Path]) -> None:
+def expose(paths: Sequence[Path], keep: Path = OURS / "exposed") -> None:
     """Let unprivileged users reach `paths` (checkout, interpreter), and nothing else of what is beside them."""
     for path in paths:
         if path.stat().st_mode & 0o005 != 0o005:
@@ -75,7 +76,7 @@ def expose(paths: Sequence[Path]) -> None:
     hidden = {path: top for path in paths if (top := closed_ancestor(path))}
     kept = {}
     for number, path in enumerate(hidden):
-        kept[path] = OURS / "exposed" / str(number)
+        kept[path] = keep / str(number)
         kept[path].mkdir(parents=True)
         bind(path, kept[path])
     for top in set(hidden.values()):
@@ -83,6 +84,16 @@ def expose(paths: Sequence[Path]) -> None:
     for path, where in kept.items():
         path.mkdir(parents=True, exist_ok=True)
         bind(where, path)
+
+
+def expose_here(path: Path) -> None:
+    """The same for this process and its children, in a mount namespace of their own; nothing where `path` is open."""
+    if closed_ancestor(path):
+        unshare(CLONE_NEWNS)
+        mount("none", Path("/"), flags=MS_REC | MS_PRIVATE)
+        tmpfs(Path("/mnt"))
+        expose([path], Path("/mnt"))
+        os.chdir(path)
 
 
 def replace_etc(users: Mapping[str, int], files: Mapping[str, str]) -> None:

@@ -11,15 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from .rooms import OURS, LabError, Room
+from .rooms import OURS, PATIENCE, LabError, Room
 
 USERS = MappingProxyType({"cloud-network-netagent": 52091, "cloud-network": 52092, "cloud-network-api": 52093})
 """Accounts of the instance, outside what Debian's policy (9.2.2) gives to packages, people or systemd."""
 
 SCRIPTS = Path(sys.executable).parent
 """Console scripts lie beside the interpreter. Not resolved: that of a virtual environment is a link."""
-
-PATIENCE = 10.0
 
 
 class Daemons:

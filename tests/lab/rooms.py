@@ -25,6 +25,9 @@ ENVIRONMENT = MappingProxyType(
 """What a program in a room gets: nothing of the developer's shell may decide whether a test passes."""
 
 
+PATIENCE = 10.0
+
+
 class LabError(Exception):
     """The lab itself failed, or could not be built here."""
 
@@ -157,7 +160,11 @@ class Rooms:
 
     def close(self) -> None:
         """End the holder; everything inside ends with it."""
-        self._holder.communicate()
+        try:
+            self._holder.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._holder.kill()  # --kill-child: the holder too
+            raise LabError(f"the lab did not end by itself within {PATIENCE:.0f} s") from None
 
     def _last_words(self) -> str:
         return self._holder.communicate()[1].strip()

@@ -129,6 +129,7 @@ def test_a_foreign_mac_passes_nothing() -> None:
         assert lab.outbound() == {"10.0.1.10": True}
         lab.batch(["link set eth0 address 02:11:11:11:11:11"])
         assert lab.outbound(timeout=0.5) == {"10.0.1.10": False}
+        assert "10.0.1.10" in {entry.source for entry in lab.lost()}
 
 
 def test_two_interfaces_in_one_subnet() -> None:
