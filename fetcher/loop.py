@@ -84,12 +84,21 @@ class Loop:
             return
         log.set_up(config.log_level, config.log_format)
         logger.info("configuration read again from %s", self._config_path)
+        _say_not_yet(config)
         self._reconciler.reconfigure(config)
 
     def _refresh_now(self) -> dict[str, Any]:
         status = self._reconciler.refresh_now()
         error = status["last_error"]
         return {"state": status["state"]} | ({"error": f"{error['kind']}: {error['message']}"} if error else {})
+
+
+def _say_not_yet(config: configuration.Config) -> None:
+    """Keys that a later version will act upon: whoever sets one must not believe that it does something now."""
+    if config.forwarded_replies is not configuration.ForwardedReplies.OFF:
+        logger.warning('ForwardedReplies="%s" does nothing in this version', config.forwarded_replies.value)
+    if config.purge is not configuration.Purge.NEVER:
+        logger.warning('Purge="%s" does nothing in this version: the network stays', config.purge.value)
 
 
 def _attempt(step: Callable[[], object]) -> None:
@@ -133,6 +142,7 @@ def main() -> None:
         provider = detect(config.provider, read_dmi())
     except DetectionError as error:
         raise SystemExit(f"cloud-network-fetcher: {error}") from None
+    _say_not_yet(config)
     logger.info("cloud: %s, metadata at %s", provider.name, provider.client.endpoint)
     Loop(Reconciler(config, provider, state), arguments.config).run()
 

@@ -208,3 +208,10 @@ def test_cnctl_shows_what_the_kernel_has() -> None:
         assert refused.returncode != 0
         assert "SECRET" not in refused.stdout + refused.stderr
         assert "root" in refused.stderr
+
+
+def test_keys_that_do_nothing_yet_are_said_to_do_nothing() -> None:
+    config = '[Network]\nForwardedReplies = "mark"\nPurge = "on-stop"\n'
+    with running(Spec.aws(interfaces=1, addresses=2), config) as lab:
+        assert 'ForwardedReplies=\\"mark\\" does nothing in this version' in lab.log("fetcher")
+        assert 'Purge=\\"on-stop\\" does nothing in this version' in lab.log("fetcher")
