@@ -146,7 +146,7 @@ class Reconciler:
         self.compare_due = self._try_again if changes and self._try_again > self._compared_at else math.inf
         if not changes:
             self._errors.end("netagent")
-        self._say_unknown(wanted)
+        self._say_unknown(wanted, actual)
         self._chase(actual)
         self._publisher.links(self._instance, self._config, actual)
         self._write_status(actual, wanted, changes)
@@ -216,12 +216,19 @@ class Reconciler:
 
     # Metadata and host that do not (yet) agree on which interfaces there are
 
-    def _say_unknown(self, wanted: Desired) -> None:
-        if wanted.unknown_macs != self._unknown:
-            self._unknown = wanted.unknown_macs
-            for mac in self._unknown:
-                text = "metadata: names the interface %s, and no link here has that MAC; until one does, "
-                logger.warning(text + "links that it does not name are left as they are", mac)
+    def _say_unknown(self, wanted: Desired, actual: Actual) -> None:
+        if wanted.unknown_macs == self._unknown:
+            return
+        self._unknown = wanted.unknown_macs
+        links = {link.mac: link for link in actual.links}
+        for mac in self._unknown:
+            link = links.get(mac)
+            why = "no link here has that MAC"
+            if link is not None:
+                why = f"{link.name} has that MAC and is of kind {link.kind}, which needs "
+                why += f'[Netagent] AllowKinds="{link.kind}"'
+            text = "metadata: names the interface %s, and %s; until then, links that it does not name stay as they are"
+            logger.warning(text, mac, why)
 
     def _chase(self, actual: Actual) -> None:
         """A link that the metadata does not name (yet: clouds lag by seconds) is a reason to read it again soon."""

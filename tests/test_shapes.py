@@ -210,6 +210,16 @@ def test_cnctl_shows_what_the_kernel_has() -> None:
         assert "root" in refused.stderr
 
 
+def test_a_link_of_a_kind_that_is_not_allowed_is_named_with_the_key() -> None:
+    with Lab(Spec.aws(interfaces=1, addresses=2)) as lab:
+        lab.start("netagent")
+        lab.start("fetcher")
+        lab.wait_for(lambda: "AllowKinds" in lab.log("fetcher"))
+        assert 'eth0 has that MAC and is of kind veth, which needs [Netagent] AllowKinds=\\"veth\\"' in lab.log(
+            "fetcher"
+        )
+
+
 def test_keys_that_do_nothing_yet_are_said_to_do_nothing() -> None:
     config = '[Network]\nForwardedReplies = "mark"\nPurge = "on-stop"\n'
     with running(Spec.aws(interfaces=1, addresses=2), config) as lab:
