@@ -1,0 +1,133 @@
+"""A JSON document read with its paths: what is wrong with one is named by where it stands in it.
+
+`Node` is a value and its path. Every method raises MetadataError with that path when the value is not what was asked
+for: `network.interface[1].ipv4.subnet[0].prefix: '240' is not 0..32`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from cloud_network.fetcher.model import (
+    Interface,
+    IPAddress,
+    IPNetwork,
+    MetadataError,
+    Problem,
+    invalid,
+    parse_address,
+    parse_mac,
+    parse_network,
+)
+
+_MOST = 4096  # interfaces, addresses, keys in one place: more is nobody's instance
+_LONGEST = 1 << 16  # characters of one text
+
+
+class Node:
+    """A value of a document, and where it stands."""
+
+    __slots__ = ("path", "value")
+
+    def __init__(self, value: Any, path: str = "") -> None:
+        self.value, self.path = value, path
+
+    def at(self, key: str) -> Node:
+        """What the object has under `key`; it must have it."""
+        found = self.find(key)
+        if found is None:
+            raise MetadataError("invalid", f"{self._below(key)}: missing")
+        return found
+
+    def find(self, key: str) -> Node | None:
+        """What the object has under `key`; None when it has nothing there, or null."""
+        if not isinstance(self.value, dict):
+            raise invalid(self.path or "the document", self.value, "an object")
+        value = self.value.get(key)
+        return None if value is None else Node(value, self._below(key))
+
+    def items(self, key: str | None = None) -> list[Node]:
+        """The entries of a list; of the one under `key`, none when there is no such key."""
+        node = self if key is None else self.find(key)
+        if node is None:
+            return []
+        if not isinstance(node.value, list) or len(node.value) > _MOST:
+            raise invalid(node.path, node.value, f"a list of at most {_MOST}")
+        return [Node(value, f"{node.path}[{at}]") for at, value in enumerate(node.value)]
+
+    def text(self) -> str:
+        """A string that is not empty, nor only white space."""
+        if not isinstance(self.value, str) or not self.value.strip() or len(self.value) > _LONGEST:
+            raise invalid(self.path, self.value, "text")
+        return self.value.strip()
+
+    def number(self, low: int, high: int) -> int:
+        """A whole number in low..high; some clouds write it as text."""
+        value = self.value
+        if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20:
+            value = int(value)
+        if type(value) is not int or not low <= value <= high:
+            raise invalid(self.path, self.value, f"{low}..{high}")
+        return value
+
+    def mac(self) -> str:
+        """A MAC address: with colons, with hyphens, or (Azure) with nothing between."""
+        text = self.text().replace("-", ":")
+        if len(text) == 12 and ":" not in text:
+            text = ":".join(text[at : at + 2] for at in range(0, 12, 2))
+        return parse_mac(self.path, text)
+
+    def address(self, version: int | None = None) -> IPAddress:
+        """An address that a host can have, of IP `version` if that is given."""
+        address = parse_address(self.path, self.text())
+        if version is not None and address.version != version:
+            raise invalid(self.path, self.value, f"an IPv{version} address")
+        return address
+
+    def network(self, version: int | None = None) -> IPNetwork:
+        """A prefix without host bits, such as 10.0.1.0/24; a single address is its own."""
+        network = parse_network(self.path, self.text())
+        if version is not None and network.version != version:
+            raise invalid(self.path, self.value, f"an IPv{version} prefix")
+        return network
+
+    def _below(self, key: str) -> str:
+        return f"{self.path}.{key}" if self.path else key
+
+
+def parse(text: str, what: str) -> Node:
+    """The JSON document that `text` is; `what` names it in the error when it is none."""
+    try:
+        return Node(json.loads(text, parse_constant=_no_constant))
+    except (ValueError, RecursionError) as error:
+        raise MetadataError("invalid", f"{what}: not JSON: {error}") from None
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def each(
+    nodes: Iterable[Node], mac: Callable[[Node], str], make: Callable[[Node, str], Interface]
+) -> tuple[tuple[Interface, ...], tuple[Problem, ...]]:
+    """An Interface of each node, and a Problem for each that is wrong: one bad interface does not stop the others.
+
+    An entry without a MAC that can be read stops all: whose addresses would have to stay could not be told.
+    """
+    interfaces: list[Interface] = []
+    problems: list[Problem] = []
+    seen: set[str] = set()
+    for node in nodes:
+        own = mac(node)
+        if own in seen:
+            raise MetadataError("invalid", f"{node.path}: a second interface with the MAC {own}")
+        seen.add(own)
+        try:
+            interfaces.append(make(node, own))
+        except MetadataError as error:
+            problems.append(Problem(own, str(error)))
+    if not seen:
+        raise MetadataError("invalid", "the document names no interface; every instance has one")
+    return tuple(interfaces), tuple(problems)

@@ -1,0 +1,71 @@
+"""Documents that are not what they should be: the error names the place."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import ip_address, ip_network
+
+import pytest
+from cloud_network.fetcher.model import Interface, MetadataError
+from cloud_network.fetcher.providers.document import Node, each, parse
+
+DOCUMENT = """{"network": {"interface": [
+  {"mac": "000D3AF806EC", "ipv4": {"prefix": "24", "address": "10.1.2.5"}, "nothing": null},
+  {"mac": "00-0d-3a-f8-06-ed", "ipv4": {"prefix": "240", "address": "10.1.2.6"}}]}}"""
+
+
+def test_values_are_read_with_their_types() -> None:
+    first, second = parse(DOCUMENT, "instance").at("network").items("interface")
+    assert (first.at("mac").mac(), second.at("mac").mac()) == ("00:0d:3a:f8:06:ec", "00:0d:3a:f8:06:ed")
+    assert first.at("ipv4").at("prefix").number(0, 32) == 24
+    assert first.at("ipv4").at("address").address(4) == ip_address("10.1.2.5")
+    assert first.find("nothing") is None
+    assert first.items("nothing") == []
+    assert Node("10.1.2.0/24").network(4) == ip_network("10.1.2.0/24")
+
+
+@pytest.mark.parametrize(
+    ("read", "said"),
+    [
+        (
+            lambda root: root.at("network").items("interface")[1].at("ipv4").at("prefix").number(0, 32),
+            "network.interface[1].ipv4.prefix: '240' is not 0..32",
+        ),
+        (lambda root: root.at("compute"), "compute: missing"),
+        (lambda root: root.at("network").items(), "network: "),
+        (lambda root: root.at("network").at("interface").at("mac"), "is not an object"),
+        (lambda root: root.at("network").items("interface")[0].at("mac").number(0, 9), "network.interface[0].mac: "),
+        (lambda root: root.at("network").text(), "network: "),
+        (lambda root: root.at("network").items("interface")[0].at("ipv4").at("address").address(6), "an IPv6 address"),
+        (lambda root: Node(True, "mtu").number(0, 9), "mtu: True is not 0..9"),
+        (lambda root: Node("10.1.2.1/24", "subnet").network(), "subnet: '10.1.2.1/24' is not a prefix"),
+    ],
+)
+def test_a_wrong_value_is_named_by_its_path(read: object, said: str) -> None:
+    with pytest.raises(MetadataError, match=re.escape(said)):
+        read(parse(DOCUMENT, "instance"))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("text", ["", "<html>", "[1", "{'a': 1}", '{"a": NaN}', "[" * 100_000])
+def test_what_is_not_json_is_refused(text: str) -> None:
+    with pytest.raises(MetadataError, match="instance: not JSON"):
+        parse(text, "instance")
+
+
+def _interface(node: Node, mac: str) -> Interface:
+    node.at("ipv4").at("prefix").number(0, 32)
+    return Interface(mac, (), ())
+
+
+def test_one_bad_interface_does_not_stop_the_others() -> None:
+    nodes = parse(DOCUMENT, "instance").at("network").items("interface")
+    interfaces, problems = each(nodes, lambda node: node.at("mac").mac(), _interface)
+    assert [interface.mac for interface in interfaces] == ["00:0d:3a:f8:06:ec"]
+    assert [problem.mac for problem in problems] == ["00:0d:3a:f8:06:ed"]
+    assert "interface[1].ipv4.prefix" in problems[0].text
+
+
+@pytest.mark.parametrize(("nodes", "said"), [([], "names no interface"), ([Node({"mac": "0" * 12})] * 2, "a second")])
+def test_no_interface_and_one_twice_are_errors(nodes: list[Node], said: str) -> None:
+    with pytest.raises(MetadataError, match=said):
+        each(nodes, lambda node: node.at("mac").mac(), _interface)
