@@ -272,7 +272,7 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "Listen": Key("listen", _endpoint, '"ip:port" or "[ipv6]:port", such as "127.0.0.1:5209"'),
         "Supplementary": Key("supplementary", _links, _LINKS),
         "Provider": _one_of("provider", Provider),
-        "RouteTableBase": Key("route_table_base", _integer(256, 4_000_000_000), "256 to 4000000000"),
+        "RouteTableBase": Key("route_table_base", _integer(256, 1_000_000_000), "256 to 1000000000"),
         "RulePriority": Key("rule_priority", _integer(1, MAIN_PRIORITY - RULE_BAND), _BELOW_MAIN),
         "Rules": _one_of("rules", Rules),
         "Exclude": Key("exclude", _links, _LINKS),

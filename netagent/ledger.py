@@ -13,39 +13,25 @@ import msgpack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .protocol import Op
-
-    Owned = frozenset[tuple[int, bytes]]
+    from .shapes import Op, Owned
 
 
 class Ledger:
-    """The open transaction's way back, the addresses that are ours, and the head of the audit chain."""
+    """The request of the open transaction, its way back in the order in which to apply it, and what is ours."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self.request: str | None = None  # of the open transaction
-        self.undo: list[Op] = []  # in the order in which to apply it
+        self.request: str | None = None
+        self.undo: list[Op] = []
         self.owned: Owned = frozenset()
-        try:
+        if os.path.exists(path):
             with open(path, "rb") as file:
-                kept = msgpack.unpackb(file.read(), use_list=True)
-        except FileNotFoundError:
-            return
-        self.request, self.undo = kept["request"], kept["undo"]
-        self.owned = frozenset((link, address) for link, address in kept["owned"])
+                self.request, self.undo, owned = msgpack.unpackb(file.read())
+            self.owned = frozenset(map(tuple, owned))
 
-    def open(self, request: str, undo: list[Op]) -> None:
-        """Remember how to take `request` back, before the kernel is touched."""
-        self._write(request, undo, self.owned)
-
-    def close(self, owned: Owned) -> None:
-        """The transaction is over, one way or the other."""
-        self._write(None, [], owned)
-
-    def _write(self, request: str | None, undo: list[Op], owned: Owned) -> None:
-        kept = {"request": request, "undo": undo, "owned": list(owned)}
-        temporary = self._path + ".new"
-        with open(temporary, "wb") as file:
-            file.write(msgpack.packb(kept))
-        os.replace(temporary, self._path)
+    def write(self, request: str | None, undo: list[Op], owned: Owned) -> None:
+        """Remember this instead; OSError when it cannot be written, and then nothing has changed."""
+        with open(f"{self._path}.new", "wb") as file:
+            file.write(msgpack.packb((request, undo, list(owned))))
+        os.replace(f"{self._path}.new", self._path)
         self.request, self.undo, self.owned = request, undo, owned

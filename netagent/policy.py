@@ -10,20 +10,14 @@ from __future__ import annotations
 
 from _socket import AF_INET, AF_INET6, inet_pton
 
-from .protocol import BAND, PROTOCOL, TABLE_LOCAL, TABLE_MAIN, text
+from .protocol import BAND, OPS, PROTOCOL, TABLE_LOCAL, TABLE_MAIN, text
 from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_SECONDARY, parse_default
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
-    from .ledger import Owned
-    from .protocol import Op
-    from .rtnetlink import Found, Kernel
+    from .rtnetlink import Kernel
     from .settings import Settings
-
-    Network = tuple[int, int, int]  # bytes of the family, network as a number, number of host bits
+    from .shapes import Any, Callable, Found, Iterable, Iterator, Network, Op, Owned
 
 
 class Refusal(Exception):
@@ -78,32 +72,29 @@ class View:
     def __init__(self, kernel: Kernel, settings: Settings, owned: Owned) -> None:
         self.kernel, self.settings, self._owned = kernel, settings, owned
         self.links = {found["link"]: found for found in kernel.links()}
+        self.rules = {rule_key(rule) for rule in kernel.rules() if rule["protocol"] == PROTOCOL}
         self.addresses: dict[tuple[int, bytes], Found] = {}
         self.holders: dict[bytes, int] = {}  # a link that has the address
         self.subnets: dict[int, set[Network]] = {}  # on link, by link
         self.claims: dict[int, set[Network]] = {}  # what a link may claim: DHCP, a router or an operator did
         self.gateways: dict[bytes, set[int]] = {resolver: set() for resolver in settings.resolvers}
+        self._routes: dict[int, dict[tuple[bytes, int], Found]] = {}
+        self._checked: dict[int, set[Network]] = {}
         for route in kernel.routes(None, parse_default):
             self.add_gateway(route["gateway"], route["link"])
-        self._routes: dict[int, dict[tuple[bytes, int], Found]] = {}
-        self._rules: set[tuple[Any, ...]] | None = None
-        self._refusals: dict[int, Refusal | None] = {}
-        self._checked: dict[int, set[Network]] = {}
         found = kernel.addresses()
         self._tagged = any(address["protocol"] is not None for address in found)  # the kernel knows IFA_PROTO
         for address in found:
             self.add_address(address)
             if not self.owns(address) and address["prefix"] < len(address["address"]) * 8:
-                self._claim(address)
+                self.claims.setdefault(address["link"], set()).add(network(address["address"], address["prefix"]))
         for route in kernel.routes(TABLE_MAIN):
             self.add_gateway(route["gateway"], route["link"])
             if route["gateway"] is None and route["protocol"] != PROTOCOL and route["prefix"]:
-                self.subnets.setdefault(route["link"], set()).add(network(route["address"], route["prefix"]))
+                net = network(route["address"], route["prefix"])
+                self.subnets.setdefault(route["link"], set()).add(net)
                 if route["protocol"] in (9, 16):  # RTPROT_RA, RTPROT_DHCP
-                    self._claim(route)
-
-    def _claim(self, found: Found) -> None:
-        self.claims.setdefault(found["link"], set()).add(network(found["address"], found["prefix"]))
+                    self.claims.setdefault(route["link"], set()).add(net)
 
     def owns(self, address: Found) -> bool:
         """Whether netagent put the address there: IFA_PROTO says so, or the ledger where the kernel has none."""
@@ -129,26 +120,12 @@ class View:
             self._routes[table] = {(route["address"], route["prefix"]): route for route in found}
         return self._routes[table]
 
-    def rules(self) -> set[tuple[Any, ...]]:
-        """The rules that carry our protocol number."""
-        if self._rules is None:
-            self._rules = {rule_key(rule) for rule in self.kernel.rules() if rule["protocol"] == PROTOCOL}
-        return self._rules
-
-    def check_link(self, index: int) -> None:
-        """Refusal when nothing may be done to this link."""
-        if index not in self._refusals:
-            self._refusals[index] = self._judge_link(index)
-        refusal = self._refusals[index]
-        if refusal is not None:
-            raise refusal
-
-    def _judge_link(self, index: int) -> Refusal | None:
-        link = self.links.get(index)
-        if link is None:
+    def refusal(self, index: int) -> Refusal | None:
+        """Why nothing may be done to this link; None if something may."""
+        if index not in self.links:
             return Refusal(f"there is no link {index}")
-        name, kind = link["name"], link["kind"]
-        if link["loopback"]:
+        name, kind = self.links[index]["name"], self.links[index]["kind"]
+        if self.links[index]["loopback"]:
             return Refusal(f"{name} is the loopback link")
         if name in self.settings.exclude:
             return Refusal(f"{name} is excluded", f"[Network] Exclude= without {name}")
@@ -158,10 +135,8 @@ class View:
 
     def other_link_has(self, index: int, net: Network) -> bytes | None:
         """An address inside `net` that another link has; or None."""
-        if not net[2]:
-            packed = net[1].to_bytes(net[0])
-            return packed if self.holders.get(packed, index) != index else None
-        return next((packed for packed in _inside(net, self.holders) if self.holders[packed] != index), None)
+        found = _inside(net, self.holders) if net[2] else iter([net[1].to_bytes(net[0])])
+        return next((packed for packed in found if self.holders.get(packed, index) != index), None)
 
     def has_range(self, index: int, net: Network) -> bool:
         """Whether `net` is a part of a subnet of the link, or a range that our local route gives it."""
@@ -178,9 +153,8 @@ class View:
             return
         if net[0] * 8 - net[2] < _SHORTEST[net[0]]:
             raise Refusal(f"{shown}: prefixes shorter than /{_SHORTEST[net[0]]} are nobody's")
-        for never in NEVER:
-            if contains(never, net) or contains(net, never):
-                raise Refusal(f"{shown}: loopback, link-local, multicast, reserved or a metadata server's")
+        if any(contains(never, net) or contains(net, never) for never in NEVER):
+            raise Refusal(f"{shown}: loopback, link-local, multicast, reserved or a metadata server's")
         if not any(contains(own, net) for own in (*self.settings.allow_addresses, *self.claims.get(index, ()))):
             allow = f'[Netagent] AllowAddresses="{shown}"'
             raise Refusal(f"{shown} is neither private nor of a network that link {index} learned", allow)
@@ -188,14 +162,16 @@ class View:
             checked.add(net)  # its addresses need not be looked at one by one
 
 
-def _inside(net: Network, packed: Any) -> Any:
-    """Those of `packed` addresses that lie in `net`."""
+def _inside(net: Network, packed: Iterable[bytes]) -> Iterator[bytes]:
     return (one for one in packed if len(one) == net[0] and int.from_bytes(one) >> net[2] << net[2] == net[1])
 
 
 def rule_key(rule: Found) -> tuple[Any, ...]:
     """What makes two rules the same rule."""
-    return tuple([rule[key] for key in ("priority", "address", "prefix", "to", "table", "suppress")])
+    return tuple([rule[key] for key in OPS["rule_add"]])
+
+
+# One check an operation; each answers with the operation that takes the checked one back.
 
 
 def _link_up(op: Op, view: View) -> Op:
@@ -241,8 +217,8 @@ def _address_remove(op: Op, view: View) -> Op:
     net = network(packed, op["prefix"])
     if net[2] and not address["flags"] & IFA_F_SECONDARY:  # its secondaries may go with it, if promote_secondaries is 0
         for (link, other), found in view.addresses.items():
-            same = link == index and found["flags"] & IFA_F_SECONDARY and network(other, found["prefix"]) == net
-            if same and not view.owns(found):
+            secondary = link == index and found["flags"] & IFA_F_SECONDARY and not view.owns(found)
+            if secondary and network(other, found["prefix"]) == net:
                 raise Refusal(f"{text(other)}, which is not ours, may go with {text(packed)}")
     del view.addresses[index, packed], view.holders[packed]
     return {**op, "op": "address_add", "route": not address["flags"] & IFA_F_NOPREFIXROUTE}
@@ -283,9 +259,7 @@ def _route_replace(op: Op, view: View) -> Op:
             raise Refusal("a local route has no gateway" if local else f"gateway {text(gateway)} is this host's own")
         view.add_gateway(gateway, index)
     view.routes(op["table"])[packed, prefix] = {**op, "protocol": PROTOCOL}
-    if existing is None:
-        return {**op, "op": "route_remove"}
-    return {**op, "link": existing["link"], "gateway": existing["gateway"]}
+    return {**op, **({key: existing[key] for key in ("link", "gateway")} if existing else {"op": "route_remove"})}
 
 
 def _route_remove(op: Op, view: View) -> Op:
@@ -304,35 +278,27 @@ def _rule_add(op: Op, view: View) -> Op:
         if op["table"] != TABLE_MAIN or not op["suppress"] or op["to"]:
             raise Refusal("a rule without a source may only look up main with suppress_prefixlength 0")
     else:
-        view.check_link(index)
+        if refusal := view.refusal(index):
+            raise refusal
         net = network(packed, op["prefix"])
         mine = view.holders.get(packed) == index and not net[2]
         if not mine and (not view.has_range(index, net) or view.other_link_has(index, net) is not None):
             raise Refusal(f"{text(packed)}/{op['prefix']} is no address or range of link {index}")
-    if rule_key(op) in view.rules():
+    if rule_key(op) in view.rules:
         raise Refusal("there is such a rule already")
-    view.rules().add(rule_key(op))
+    view.rules.add(rule_key(op))
     return {**op, "op": "rule_remove"}
 
 
 def _rule_remove(op: Op, view: View) -> Op:
-    if rule_key(op) not in view.rules():
+    if rule_key(op) not in view.rules:
         raise Refusal("there is no such rule of ours")
-    view.rules().remove(rule_key(op))
+    view.rules.remove(rule_key(op))
     return {**op, "op": "rule_add"}
 
 
-# Each answers with the operation that takes the checked one back.
-CHECKS: dict[str, Callable[[Op, View], Op]] = {
-    "link_up": _link_up,
-    "link_mtu": _link_mtu,
-    "address_add": _address_add,
-    "address_remove": _address_remove,
-    "route_replace": _route_replace,
-    "route_remove": _route_remove,
-    "rule_add": _rule_add,
-    "rule_remove": _rule_remove,
-}
+_ORDERED = (_link_up, _link_mtu, _address_add, _address_remove, _route_replace, _route_remove, _rule_add, _rule_remove)
+CHECKS: dict[str, Callable[[Op, View], Op]] = dict(zip(OPS, _ORDERED, strict=True))
 
 
 def check(ops: list[Op], view: View) -> list[Op]:
@@ -340,8 +306,8 @@ def check(ops: list[Op], view: View) -> list[Op]:
     undo = []
     for position, op in enumerate(ops):
         try:
-            if "link" in op:
-                view.check_link(op["link"])
+            if "link" in op and (refused := view.refusal(op["link"])):
+                raise refused
             undo.append(CHECKS[op["op"]](op, view))
         except Refusal as refusal:
             refusal.position = position

@@ -14,10 +14,9 @@ import msgpack
 
 TYPE_CHECKING = False  # `typing` is not imported at run time: it costs more than all of this module
 if TYPE_CHECKING:
-    from typing import Any
-
-    Op = dict[str, Any]
-    Message = dict[str, Any]
+    from .shapes import Any
+    from .shapes import Message as Message
+    from .shapes import Op as Op
 
 VERSION = 1
 SOCKET = "/run/cloud-network-netagent/netagent.sock"
@@ -30,12 +29,10 @@ TABLE_MAIN, TABLE_LOCAL = 254, 255
 BAND = 30  # the three steps of the rules lie in RulePriority .. RulePriority + BAND - 1
 
 # Type of every field, and the bounds of its value (int) or length (others). nil is only ever a route's gateway.
+# An address is a route's destination, or what a rule is `from` (or `to`), with prefix 0 for everything. `route`: that
+# the kernel shall make the connected route. `suppress`: suppress_prefixlength 0. A route in table 255 is of type local.
 FIELDS: dict[str, tuple[Any, int, int]] = {
-    "address": (
-        bytes,
-        4,
-        16,
-    ),  # of a route its destination, of a rule what it is `from` (or `to`); prefix 0 is everything
+    "address": (bytes, 4, 16),
     "confirm_within": (int, 0, 600),  # seconds; 0 asks for no confirmation
     "gateway": (bytes, 4, 16),
     "id": (str, 1, 64),
@@ -44,22 +41,23 @@ FIELDS: dict[str, tuple[Any, int, int]] = {
     "ops": (list, 1, MAX_OPS),
     "prefix": (int, 0, 128),
     "priority": (int, 1, 32765),
-    "route": (bool, 0, 1),  # whether the kernel shall make the connected route of the address's prefix
-    "suppress": (bool, 0, 1),  # suppress_prefixlength 0
-    "table": (int, 1, 2**31 - 1),  # a route in table 255 is of type `local`, any other is unicast
+    "route": (bool, 0, 1),
+    "suppress": (bool, 0, 1),
+    "table": (int, 1, 2**31 - 1),
     "to": (bool, 0, 1),
     "version": (int, 1, 255),
 }
-_ROUTE, _RULE = "table link address prefix gateway", "priority address prefix to table suppress"
+_ROUTE = ["table", "link", "address", "prefix", "gateway"]
+_RULE = ["priority", "address", "prefix", "to", "table", "suppress"]
 OPS = {
     "link_up": ["link"],
     "link_mtu": ["link", "mtu"],
     "address_add": ["link", "address", "prefix", "route"],
     "address_remove": ["link", "address", "prefix"],
-    "route_replace": _ROUTE.split(),
-    "route_remove": _ROUTE.split(),
-    "rule_add": _RULE.split(),
-    "rule_remove": _RULE.split(),
+    "route_replace": _ROUTE,
+    "route_remove": _ROUTE,
+    "rule_add": _RULE,
+    "rule_remove": _RULE,
 }
 REQUESTS = {
     "hello": ["version"],
@@ -127,9 +125,8 @@ def _fits(key: str, value: Any) -> bool:
     wanted, low, high = FIELDS[key]
     if type(value) is not wanted:
         return value is None and key == "gateway"
-    if wanted is bytes:
-        return len(value) in (4, 16)
-    return bool(low <= (value if wanted in (int, bool) else len(value)) <= high)
+    size = value if wanted in (int, bool) else len(value)
+    return bool(low <= size <= high) and (wanted is not bytes or size in (4, 16))
 
 
 def text(packed: bytes) -> str:

@@ -15,12 +15,7 @@ from .protocol import PROTOCOL, TABLE_LOCAL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import Any
-
-    from .protocol import Op
-
-    Found = dict[str, Any]
+    from .shapes import Callable, Found, Iterator, Op, Packed
 
 NLMSGHDR = Struct("=IHHII")  # struct nlmsghdr: len, type, flags, seq, pid
 RTATTR = Struct("=HH")  # struct rtattr: len, type
@@ -55,17 +50,17 @@ def _packed(kind: int, address: bytes) -> bytes:
 
 
 def _family(address: bytes) -> int:
-    return 2 if len(address) == 4 else 10
+    return FAMILIES[len(address) == 16]
 
 
-def link(op: Op) -> tuple[int, int, bytes]:
+def link(op: Op) -> Packed:
     """RTM_NEWLINK, struct ifinfomsg: set or clear IFF_UP, or set IFLA_MTU."""
     if "mtu" in op:
         return RTM_NEWLINK, 0, IFINFOMSG.pack(0, 0, op["link"], 0, 0) + _U32.pack(8, IFLA_MTU, op["mtu"])
     return RTM_NEWLINK, 0, IFINFOMSG.pack(0, 0, op["link"], IFF_UP if op["op"] == "link_up" else 0, IFF_UP)
 
 
-def address(op: Op) -> tuple[int, int, bytes]:
+def address(op: Op) -> Packed:
     """RTM_NEWADDR or RTM_DELADDR, struct ifaddrmsg. NODAD: the cloud assigned it, nobody else can have it."""
     packed = op["address"]
     body = IFADDRMSG.pack(_family(packed), op["prefix"], 0, 0, op["link"])
@@ -73,14 +68,11 @@ def address(op: Op) -> tuple[int, int, bytes]:
     if op["op"] == "address_remove":
         return RTM_DELADDR, 0, body
     flags = (0 if op["route"] else IFA_F_NOPREFIXROUTE) | (IFA_F_NODAD if len(packed) == 16 else 0)
-    return (
-        RTM_NEWADDR,
-        NLM_F_CREATE | NLM_F_EXCL,
-        body + _U32.pack(8, IFA_FLAGS, flags) + _U8.pack(5, IFA_PROTO, PROTOCOL),
-    )
+    body += _U32.pack(8, IFA_FLAGS, flags) + _U8.pack(5, IFA_PROTO, PROTOCOL)
+    return RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, body
 
 
-def route(op: Op) -> tuple[int, int, bytes]:
+def route(op: Op) -> Packed:
     """RTM_NEWROUTE or RTM_DELROUTE, struct rtmsg. The kernel deletes a route only if its protocol is ours."""
     packed, gateway, table = op["address"], op["gateway"], op["table"]
     scope = RT_SCOPE_HOST if table == TABLE_LOCAL else RT_SCOPE_LINK if gateway is None else RT_SCOPE_UNIVERSE
@@ -88,30 +80,23 @@ def route(op: Op) -> tuple[int, int, bytes]:
     body = RTMSG.pack(_family(packed), op["prefix"], 0, 0, 0, PROTOCOL, scope, kind, 0) + _packed(RTA_DST, packed)
     body += _U32.pack(8, RTA_OIF, op["link"]) + (b"" if gateway is None else _packed(RTA_GATEWAY, gateway))
     body += _U32.pack(8, RTA_TABLE, table)
-    if op["op"] == "route_remove":
-        return RTM_DELROUTE, 0, body
-    return RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body
+    remove = op["op"] == "route_remove"
+    return (RTM_DELROUTE, 0, body) if remove else (RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body)
 
 
-def rule(op: Op) -> tuple[int, int, bytes]:
+def rule(op: Op) -> Packed:
     """RTM_NEWRULE or RTM_DELRULE, struct fib_rule_hdr. The kernel deletes a rule only if its protocol is ours."""
     packed, prefix, to = op["address"], op["prefix"], op["to"]
-    lengths = (prefix, 0) if to else (0, prefix)
-    body = FIB_RULE_HDR.pack(_family(packed), *lengths, 0, 0, 0, 0, FR_ACT_TO_TBL, 0)
-    body += (_packed(FRA_DST if to else FRA_SRC, packed) if prefix else b"") + _U32.pack(
-        8, FRA_PRIORITY, op["priority"]
-    )
+    body = FIB_RULE_HDR.pack(_family(packed), *((prefix, 0) if to else (0, prefix)), 0, 0, 0, 0, FR_ACT_TO_TBL, 0)
+    body += _packed(FRA_DST if to else FRA_SRC, packed) if prefix else b""
+    body += _U32.pack(8, FRA_PRIORITY, op["priority"])
     body += (_U32.pack(8, FRA_SUPPRESS_PREFIXLEN, 0) if op["suppress"] else b"") + _U32.pack(8, FRA_TABLE, op["table"])
     body += _U8.pack(5, FRA_PROTOCOL, PROTOCOL)
     return (RTM_DELRULE, 0, body) if op["op"] == "rule_remove" else (RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, body)
 
 
-MESSAGES: dict[str, Callable[[Op], tuple[int, int, bytes]]] = {
-    "link": link,  # link_up, link_mtu, and link_down, which no request can ask for: only taking link_up back does
-    "address": address,
-    "route": route,
-    "rule": rule,
-}
+# link: link_up, link_mtu, and link_down, which no request can ask for: only taking link_up back does.
+MESSAGES: dict[str, Callable[[Op], Packed]] = {"link": link, "address": address, "route": route, "rule": rule}
 
 
 def _attributes(message: bytes, offset: int) -> dict[int, bytes]:
@@ -129,18 +114,17 @@ def _number(packed: bytes | None, default: int = 0) -> int:
     return default if packed is None else int.from_bytes(packed, "little")
 
 
+def _name(packed: bytes | None) -> str | None:
+    return packed and packed.rstrip(b"\0").decode(errors="replace")  # type: ignore[return-value]  # None or a name
+
+
 def parse_link(message: bytes) -> Found:
     """{link, up, loopback, name, mtu, kind}; kind is None for what has no rtnetlink kind, as a cloud's own has none."""
     _, _, index, flags, _ = IFINFOMSG.unpack_from(message)
     found = _attributes(message, IFINFOMSG.size)
-    kind = _attributes(found.get(IFLA_LINKINFO, b""), 0).get(IFLA_INFO_KIND)
-    name = found[IFLA_IFNAME].rstrip(b"\0").decode(errors="replace")
-    shown = {"link": index, "name": name, "mtu": _number(found.get(IFLA_MTU)), "up": bool(flags & IFF_UP)}
-    return {
-        **shown,
-        "loopback": bool(flags & IFF_LOOPBACK),
-        "kind": kind and kind.rstrip(b"\0").decode(errors="replace"),
-    }
+    shown = {"link": index, "name": _name(found[IFLA_IFNAME]), "mtu": _number(found.get(IFLA_MTU))}
+    shown |= {"up": bool(flags & IFF_UP), "loopback": bool(flags & IFF_LOOPBACK)}
+    return {**shown, "kind": _name(_attributes(found.get(IFLA_LINKINFO, b""), 0).get(IFLA_INFO_KIND))}
 
 
 def parse_address(message: bytes) -> Found:
@@ -216,19 +200,19 @@ class Kernel:
 
     def addresses(self) -> list[Found]:
         """Every IPv4 and IPv6 address."""
-        headers = [IFADDRMSG.pack(family, 0, 0, 0, 0) for family in FAMILIES]
-        return [found for header in headers for found in self._dump(RTM_GETADDR, header, parse_address)]
+        header = IFADDRMSG.pack(0, 0, 0, 0, 0)[1:]
+        return [each for one in FAMILIES for each in self._dump(RTM_GETADDR, bytes([one]) + header, parse_address)]
 
     def rules(self) -> list[Found]:
         """Every IPv4 and IPv6 rule."""
-        headers = [FIB_RULE_HDR.pack(family, 0, 0, 0, 0, 0, 0, 0, 0) for family in FAMILIES]
-        return [found for header in headers for found in self._dump(RTM_GETRULE, header, parse_rule)]
+        header = FIB_RULE_HDR.pack(0, *bytes(8))[1:]
+        return [each for one in FAMILIES for each in self._dump(RTM_GETRULE, bytes([one]) + header, parse_rule)]
 
     def routes(self, table: int | None, parse: Callable[[bytes], Found] = parse_route) -> list[Found]:
         """The routes of one table, or with None those of all tables that carry our protocol number."""
         protocol, attribute = (PROTOCOL, b"") if table is None else (0, _U32.pack(8, RTA_TABLE, table))
-        headers = [RTMSG.pack(family, 0, 0, 0, 0, protocol, 0, 0, 0) + attribute for family in FAMILIES]
-        return [found for header in headers for found in self._dump(RTM_GETROUTE, header, parse)]
+        header = RTMSG.pack(0, 0, 0, 0, 0, protocol, 0, 0, 0)[1:] + attribute
+        return [each for one in FAMILIES for each in self._dump(RTM_GETROUTE, bytes([one]) + header, parse)]
 
     def change(self, ops: list[Op], *, stop: bool = True) -> list[int | None]:
         """Hand `ops` to the kernel in order; an errno each, 0 for done, None for not tried or not known.
@@ -238,16 +222,14 @@ class Kernel:
         """
         results: list[int | None] = [None] * len(ops)
         for start in range(0, len(ops), _BATCH):
-            first = self._sequence + 1
-            messages = []
-            for op in ops[start : start + _BATCH]:
-                self._sequence += 1
+            first, batch = self._sequence + 1, b""
+            for self._sequence, op in enumerate(ops[start : start + _BATCH], first):
                 kind, flags, body = MESSAGES[op["op"].partition("_")[0]](op)
                 header = NLMSGHDR.pack(16 + len(body), kind, NLM_F_REQUEST | NLM_F_ACK | flags, self._sequence, 0)
-                messages.append(header + body)
+                batch += header + body
             try:
-                self._socket.send(b"".join(messages))
-                waiting = len(messages)
+                self._socket.send(batch)
+                waiting = self._sequence - first + 1
                 while waiting:
                     self._receive()
                     _, answer, _, sequence, _, error = _ACK.unpack_from(self._buffer)

@@ -14,7 +14,8 @@ import prctl
 from . import confine
 
 USER = "cloud-network-netagent"
-_NET_ADMIN_ONLY = 1 << 12  # CAP_NET_ADMIN of linux/capability.h
+_NET_ADMIN = 1 << 12  # CAP_NET_ADMIN of linux/capability.h
+_SECUREBITS = 0b101111  # linux/securebits.h: noroot and no_setuid_fixup on, keep_caps off, all three locked
 
 
 def user_id(name: str) -> tuple[int, int]:
@@ -22,13 +23,10 @@ def user_id(name: str) -> tuple[int, int]:
     import pwd
 
     try:
-        entry = pwd.getpwnam(name)
+        return pwd.getpwnam(name)[2:4]
     except KeyError:
-        raise SystemExit(
-            f"cloud-network-netagent: there is no user {name}. Create it with "
-            f"`systemd-sysusers cloud-network.conf` or `useradd --system --no-create-home {name}`."
-        ) from None
-    return entry.pw_uid, entry.pw_gid
+        how = f"Create it with `systemd-sysusers cloud-network.conf` or `useradd --system --no-create-home {name}`."
+        raise SystemExit(f"{USER}: there is no user {name}. {how}") from None
 
 
 def own_directory(path: str, uid: int, gid: int) -> None:
@@ -41,33 +39,33 @@ def own_directory(path: str, uid: int, gid: int) -> None:
 def enter(uid: int, gid: int, writable: list[str]) -> None:
     """Become (uid, gid) with CAP_NET_ADMIN and no way to more; write below `writable` and nowhere else."""
     if os.geteuid() == 0:
-        prctl.set_keepcaps(True)
+        prctl.set_securebits(_SECUREBITS)
         prctl.capbset.limit(prctl.CAP_NET_ADMIN)
         os.setgroups([])
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
+    prctl.cap_inheritable.limit()  # and with it the ambient set
     prctl.cap_effective.limit(prctl.CAP_NET_ADMIN)
-    prctl.cap_inheritable.limit()
     prctl.cap_permitted.limit(prctl.CAP_NET_ADMIN)
     prctl.cap_effective.net_admin = True
     prctl.set_no_new_privs(True)
     prctl.set_dumpable(False)
     os.umask(0o077)
-    _verify()
+    _verify(str(uid), str(gid))
     confine.limit()
     if not confine.restrict_files(writable):
         print(f"{USER}: this kernel has no Landlock; systemd's ProtectSystem= does part of it", file=sys.stderr)
     confine.restrict_calls()
 
 
-def _verify() -> None:
+def _verify(uid: str, gid: str) -> None:
+    """SystemExit unless the kernel says that all is given up; it names what is too much and how to start without."""
     with open("/proc/thread-self/status") as file:
         status = dict(line.rstrip("\n").split(":\t", 1) for line in file)
-    has, uids = int(status["CapPrm"], 16), status["Uid"].split()
-    if has != _NET_ADMIN_ONLY or int(status["CapEff"], 16) != has:
-        raise SystemExit(
-            f"cloud-network-netagent: has the capabilities {has:#x}, wants only CAP_NET_ADMIN ({_NET_ADMIN_ONLY:#x}). "
-            f"Start it as root, or as {USER} with AmbientCapabilities=CAP_NET_ADMIN."
-        )
-    if "0" in uids:
-        raise SystemExit(f"cloud-network-netagent: still root. Start it as root or as {USER}, not in between.")
+    how = f"Start it as root; or as {USER} with AmbientCapabilities= and CapabilityBoundingSet=CAP_NET_ADMIN"
+    for key in ("CapPrm", "CapEff", "CapBnd"):
+        if int(status[key], 16) != _NET_ADMIN:
+            raise SystemExit(f"{USER}: {key} is {status[key]}, not CAP_NET_ADMIN alone ({_NET_ADMIN:x}). {how}.")
+    if {*status["Uid"].split(), *status["Gid"].split(), *status["Groups"].split()} - {uid, gid}:
+        has = ", ".join(f"{key} {status[key]!r}" for key in ("Uid", "Gid", "Groups"))
+        raise SystemExit(f"{USER}: has {has}; wanted only uid {uid} and gid {gid}. {how}.")

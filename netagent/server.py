@@ -1,6 +1,8 @@
 """The socket, the loop, and the one table of what a client can ask for.
 
-Single-threaded: one request is answered before the next is read, so there is never more than one change under way.
+One thread, one client at a time: a connection is served until it ends or falls silent, and the next one waits. So an
+open transaction is always that of the client who is connected, and there is never more than one change under way.
+What a client can make netagent do, hold or write down is bounded: requests, time, memory, audit lines.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import os
 import select
 import sys
 import time
+from errno import EIO
 from struct import Struct
 
 from . import policy, sandbox, transaction
@@ -22,88 +25,84 @@ from .rtnetlink import Kernel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
-    from .protocol import Message, Op
+    from .shapes import Any, Callable, Message
 
 FETCHER = "cloud-network"
 AUDIT = "/var/log/cloud-network/audit.log"
 UCRED = Struct("=iII")  # struct ucred of linux/socket.h: pid, uid, gid
-_MAX_CONNECTIONS = 4
-_FRAME_SECONDS = 5.0  # a frame that has begun must be whole by then
-_ANSWER_SECONDS = 1.0  # who does not read its answer is dropped
+_FRAME_SECONDS = 5.0  # a frame that has begun must be whole by then, and who falls silent so long is let go
+_IDLE_SECONDS = 60.0  # netagent leaves after so long without a client, if systemd started it and will start it again
+_ANSWER_SECONDS = 1.0  # who does not read its answer is let go
+_OPS_A_TOKEN = 64  # a request costs one token, and one more for so many operations
+
+
+class Bucket:
+    """A token bucket: `rate` tokens a second come in, and at most `size` stay."""
+
+    def __init__(self, rate: float, size: float) -> None:
+        self._rate, self._size, self._left, self._at = rate, size, size, time.monotonic()
+
+    def take(self, tokens: int = 1) -> bool:
+        """Whether there were so many; then they are gone."""
+        now = time.monotonic()
+        self._left, self._at = min(self._size, self._left + (now - self._at) * self._rate), now
+        enough = self._left >= tokens
+        self._left -= tokens if enough else 0
+        return enough
 
 
 class Client:
-    """One connection: who it is, and what of its next frame has arrived."""
+    """Who is at the other end, as the kernel says."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self.socket, self.fd = sock, sock.fileno()
-        self.pid, self.uid, self.gid = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
-        self.unit: str | None = None  # the systemd unit, where /proc shows us the peer
-        try:
-            with open(f"/proc/{self.pid}/cgroup") as file:
-                self.unit = file.read().strip().rpartition("/")[2][:80] or None
-        except OSError:
-            pass
-        self.buffer = bytearray()
-        self.deadline: float | None = None  # of the frame that has begun
+        self.socket = sock
+        pid, uid, gid = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
+        unit = _proc(f"{pid}/cgroup").strip().rpartition("/")[2][:80] or None  # systemd's, if /proc shows it
+        self.peer = {"pid": pid, "uid": uid, "gid": gid, "unit": unit}
+        sock.settimeout(_ANSWER_SECONDS)
 
-    def read(self) -> bool:
-        """Take what has arrived; False when the client hung up."""
-        data = self.socket.recv(1 << 16)
-        if data and self.deadline is None:
-            self.deadline = time.monotonic() + _FRAME_SECONDS
-        self.buffer += data
-        return bool(data)
-
-    def frame(self) -> bytes | None:
-        """The next whole frame's body, or None; Malformed for one that is too large."""
-        (size,) = HEADER.unpack_from(self.buffer) if len(self.buffer) >= HEADER.size else (MAX_FRAME,)
-        if size > MAX_FRAME:
-            raise Malformed(f"a frame of {size} bytes: the limit is {MAX_FRAME}")
-        end = HEADER.size + size
-        if len(self.buffer) < end:
-            return None
-        body = bytes(self.buffer[HEADER.size : end])
-        del self.buffer[:end]
-        self.deadline = time.monotonic() + _FRAME_SECONDS if self.buffer else None
-        return body
+    def refusal(self, fetcher_uid: int) -> str | None:
+        """Why it may not even ask; None if it may. (Root of a user namespace that root made still has uid 0.)"""
+        if self.peer["uid"] not in (fetcher_uid, 0):
+            return f"uid {self.peer['uid']} may not connect"
+        if self.peer["uid"] == 0 and _proc(f"{self.peer['pid']}/uid_map") not in {_proc("self/uid_map")} - {""}:
+            return "root of another user namespace may not connect"
+        return None
 
 
 class Server:
     """The state of the one loop."""
 
-    def __init__(self, listener: socket.socket, runtime: str, fetcher_uid: int, log: str) -> None:
+    def __init__(self, runtime: str, log: str) -> None:
         self._settings = operator.load()
         self._kernel, self._audit = Kernel(), Audit(log)
         self._ledger = Ledger(os.path.join(runtime, "ledger"))
         self._transaction = transaction.Transaction(self._kernel, self._ledger)
-        self._listener, self._fetcher_uid = listener, fetcher_uid
-        self._poll = select.poll()
-        self._poll.register(listener, select.POLLIN)
-        self._clients: dict[int, Client] = {}
-        self._owner: Client | None = None  # of the open transaction,
-        self._ops: list[Op] = []  # its operations,
-        self._deadline = 0.0  # and when it is taken back unless it has been confirmed
-        self._stop = False
+        self._client: Client | None = None
+        self._deadline = 0.0  # when the open transaction is taken back unless it has been confirmed
+        self._requests, self._complaints = Bucket(20, 400), Bucket(1, 100)
+        self._unlogged = 0  # refusals for which the log had no patience left
         # What a client may ask for: all of it.
-        self._handlers: dict[str, Callable[[Client, Message], Message]] = {
-            "hello": lambda _, message: {
-                "verdict": "ok" if message["version"] == VERSION else "refused",
-                "version": VERSION,
-            },
+        self._handlers: dict[str, Callable[[Message], Message]] = {
+            "hello": self._hello,
             "apply": self._apply,
-            "confirm": self._confirm,
-            "rollback": self._rollback,
+            "confirm": self._end,
+            "rollback": self._end,
             "flush": self._flush,
             "status": self._status,
         }
+        self._stop = False
+        self._signals, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(write)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)  # the number arrives in the pipe
         if self._ledger.request is not None:
             self._roll_back("netagent ended before the change was confirmed")
 
-    def _status(self, client: Client, message: Message) -> Message:
+    def _hello(self, message: Message) -> Message:
+        return {"verdict": "ok" if message["version"] == VERSION else "refused", "version": VERSION}
+
+    def _status(self, message: Message) -> Message:
         audit = self._audit
         return {"verdict": "ok", "open": self._ledger.request, "sequence": audit.sequence, "head": audit.head}
 
@@ -111,87 +110,71 @@ class Server:
         self._settings.resolvers = operator.resolvers()
         return policy.View(self._kernel, self._settings, self._ledger.owned)
 
-    def _apply(self, client: Client, message: Message) -> Message:
+    def _apply(self, message: Message) -> Message:
         if self._ledger.request is not None:
-            return self._refuse(client, message, f"the transaction {self._ledger.request} is still open")
+            return self._refuse(message, f"the transaction {self._ledger.request} is still open")
+        ops, within, began = message["ops"], message["confirm_within"], time.monotonic()
         try:
-            undo = policy.check(message["ops"], self._view())
+            undo = policy.check(ops, self._view())
         except policy.Refusal as refusal:
             more = {"allow": refusal.allow} if refusal.allow else {}
-            return self._refuse(client, message, refusal.reason, position=refusal.position, **more)
-        return self._change(client, message, message["ops"], undo, message["confirm_within"])
-
-    def _flush(self, client: Client, message: Message) -> Message:
-        if self._ledger.request is not None:
-            self._roll_back("a flush was asked for", client)
-        view = self._view()
-        ops, undo = [], []
-        for op in transaction.owned_ops(self._kernel, view):
-            try:
-                undo += policy.check([op], view)
-                ops.append(op)
-            except policy.Refusal as refusal:  # on an excluded link, or taking somebody else's along
-                self._refuse(client, {**message, "ops": [op]}, refusal.reason)
-        return self._change(client, message, ops, undo, 0)
-
-    def _change(self, client: Client, message: Message, ops: list[Op], undo: list[Op], within: int) -> Message:
-        began = time.monotonic()
-        try:
-            outcome = self._transaction.apply(message["id"], ops, undo)
-        except OSError as error:  # the ledger could not be written: the kernel has not been touched
-            return self._refuse(client, message, f"the ledger cannot be written: {error}")
-        answer: Message = {"verdict": "applied" if outcome.failed is None else "rolled back", "done": len(ops)}
-        if outcome.failed is not None:
-            errno = outcome.results[outcome.failed]
-            reason = os.strerror(errno) if errno else "the kernel could not be asked"
-            answer |= {"done": 0, "position": outcome.failed, "errno": errno, "reason": reason}
-        if outcome.not_undone:
-            answer["not_undone"] = [{**op, "errno": errno} for op, errno in outcome.not_undone]
-        entry = {"request": message["request"], "id": message["id"], **answer, "confirm_within": within}
-        entry["duration_us"] = int((time.monotonic() - began) * 1e6)
-        entry["ops"] = [{**op, "errno": errno} for op, errno in zip(ops, outcome.results, strict=True)]
-        try:
-            self._log(client, entry)
-        except OSError as error:
-            self._transaction.undo()
-            reason = f"the audit log cannot be written: {error}"
-            return {"verdict": "refused", "reason": reason, "allow": '[Netagent] AuditFailure="continue"'}
-        if outcome.failed is None and within:
-            self._owner, self._ops, self._deadline = client, ops, began + within
-        elif outcome.failed is None:
-            self._transaction.commit(ops)
+            return self._refuse(message, refusal.reason, position=refusal.position, **more)
+        errnos, stayed = self._transaction.apply(message["id"], ops, undo)
+        answer: Message = {"verdict": "applied", "done": len(ops)}
+        failed = next((at for at, errno in enumerate(errnos) if errno != 0), None)
+        if failed is not None:
+            reason = os.strerror(errnos[failed] or EIO) if errnos[failed] else "the kernel could not be asked"
+            answer = {
+                "verdict": "rolled back",
+                "done": 0,
+                "position": failed,
+                "errno": errnos[failed],
+                "reason": reason,
+            }
+        answer |= {"not_undone": stayed} if stayed else {}
+        duration = int((time.monotonic() - began) * 1e6)
+        done = [{**op, "errno": errno} for op, errno in zip(ops, errnos, strict=True)]
+        self._log({**message, **answer, "duration_us": duration, "ops": done})
+        if failed is None and not within:
+            self._transaction.commit()
+        self._deadline = began + within
         return answer
 
-    def _confirm(self, client: Client, message: Message) -> Message:
-        if self._owner is not client or self._ledger.request != message["id"]:
-            return self._refuse(client, message, "this client has no such open transaction")
-        self._log(client, {**message, "verdict": "confirmed"})
-        self._transaction.commit(self._ops)
-        self._owner = None
+    def _flush(self, message: Message) -> Message:
+        if self._ledger.request is not None:
+            self._roll_back("a flush was asked for")
+        return self._apply({**message, "ops": transaction.owned_ops(self._kernel, self._view()), "confirm_within": 0})
+
+    def _end(self, message: Message) -> Message:
+        if self._ledger.request != message["id"]:
+            return self._refuse(message, "there is no such open transaction")
+        if message["request"] == "rollback":
+            self._roll_back("asked for")
+            return {"verdict": "rolled back"}
+        self._log({**message, "verdict": "confirmed"})
+        self._transaction.commit()
         return {"verdict": "confirmed"}
 
-    def _rollback(self, client: Client, message: Message) -> Message:
-        if self._owner is not client or self._ledger.request != message["id"]:
-            return self._refuse(client, message, "this client has no such open transaction")
-        self._roll_back("asked for", client)
-        return {"verdict": "rolled back"}
+    def _roll_back(self, reason: str) -> None:
+        entry = {"request": "rollback", "id": self._ledger.request, "verdict": "rolled back", "reason": reason}
+        stayed = self._transaction.undo()
+        self._log(entry | ({"not_undone": stayed} if stayed else {}), must=False)
 
-    def _refuse(self, client: Client, message: Message, reason: str, **more: Any) -> Message:
+    def _refuse(self, message: Message, reason: str, **more: Any) -> Message:
+        """Refuse, and write it down; a flood of refusals is counted in the next line that is written."""
         answer = {"verdict": "refused", "reason": reason, **more}
-        self._log(client, {**message, **answer})
+        if self._complaints.take():
+            self._log({**message, **answer}, must=False)
+        else:
+            self._unlogged += 1
         return answer
 
-    def _roll_back(self, reason: str, client: Client | None = None) -> None:
-        entry: dict[str, Any] = {"request": "rollback", "id": self._ledger.request, "verdict": "rolled back"}
-        self._owner = None
-        stayed = [{**op, "errno": errno} for op, errno in self._transaction.undo()]
-        self._log(client, {**entry, "reason": reason, **({"not_undone": stayed} if stayed else {})}, must=False)
-
-    def _log(self, client: Client | None, entry: dict[str, Any], *, must: bool = True) -> None:
+    def _log(self, entry: dict[str, Any], *, must: bool = True) -> None:
         """Write an audit line; OSError if it cannot be, and it `must`, and AuditFailure= says that this matters."""
-        peer = {"pid": client.pid, "uid": client.uid, "gid": client.gid, "unit": client.unit} if client else None
+        more = {"refusals_not_logged": self._unlogged} if self._unlogged else {}
         try:
-            self._audit.write({"peer": peer, **entry})
+            self._audit.write({"peer": self._client and self._client.peer, **entry, **more})
+            self._unlogged = 0
         except OSError as error:
             _say(f"the audit log cannot be written: {error}")
             if must and self._settings.audit_failure == "refuse":
@@ -199,81 +182,85 @@ class Server:
 
     # The loop.
 
-    def _accept(self) -> None:
-        fd, _ = self._listener._accept()  # type: ignore[attr-defined]  # what socket.accept() wraps
-        client = Client(socket.socket(fileno=fd))
-        client.socket.settimeout(_ANSWER_SECONDS)
-        reason = None
-        if client.uid not in (self._fetcher_uid, 0):
-            reason = f"uid {client.uid} may not connect"
-        elif len(self._clients) >= _MAX_CONNECTIONS:
-            reason = f"{_MAX_CONNECTIONS} clients are connected already"
-        if reason is not None:
-            self._log(client, {"request": "connect", "verdict": "refused", "reason": reason}, must=False)
-            client.socket.close()
-            return
-        self._clients[fd] = client
-        self._poll.register(fd, select.POLLIN)
+    def run(self, listener: socket.socket, fetcher_uid: int, idle: float) -> None:
+        """Serve until SIGTERM or SIGINT, or until nobody comes for `idle` seconds."""
+        while self._wait(listener, idle):
+            sock = socket.socket(fileno=listener._accept()[0])  # type: ignore[attr-defined]  # socket.accept()'s core
+            self._client = Client(sock)
+            refusal = self._client.refusal(fetcher_uid)
+            if refusal:
+                self._refuse({"request": "connect"}, refusal)
+            else:
+                self._serve(sock)
+            if self._ledger.request is not None:
+                self._roll_back(
+                    "netagent was told to stop" if self._stop else "the client went away before it confirmed"
+                )
+            sock.close()
+            self._client = None
 
-    def _drop(self, client: Client, last_word: bytes = b"") -> None:
-        self._poll.unregister(client.fd)
-        del self._clients[client.fd]
+    def _serve(self, sock: socket.socket) -> None:
         try:
-            if last_word:
-                client.socket.sendall(last_word)
-        except OSError as error:
-            _say(f"client {client.pid}: {error}")
-        client.socket.close()
-        if self._owner is client:
-            self._roll_back("the client went away before it confirmed", client)
-
-    def _serve(self, client: Client) -> None:
-        try:
-            if not client.read():
-                self._drop(client)
-                return
-            while (body := client.frame()) is not None:
-                message = decode(body)
-                check_request(message)
-                client.socket.sendall(encode(self._handlers[message["request"]](client, message)))
+            while (message := self._next(sock)) and _send(sock, self._handle(message)):
+                pass
         except Malformed as error:
-            self._log(client, {"request": None, "verdict": "refused", "reason": str(error)}, must=False)
-            self._drop(client, encode({"verdict": "refused", "reason": str(error)}))
-        except OSError as error:
-            _say(f"client {client.pid}: {error}")
-            self._drop(client)
+            _send(sock, self._refuse({"request": None}, str(error)))
 
-    def _expire(self) -> float:
-        """Do what is due; milliseconds until something else will be, or -1."""
-        now = time.monotonic()
-        if self._owner is not None and now >= self._deadline:
-            self._roll_back("not confirmed in time", self._owner)
-        for client in list(self._clients.values()):
-            if client.deadline is not None and now >= client.deadline:
-                reason = "a frame did not arrive in time"
-                self._log(client, {"request": None, "verdict": "refused", "reason": reason}, must=False)
-                self._drop(client)
-        due = [client.deadline for client in self._clients.values() if client.deadline is not None]
-        due += [self._deadline] if self._owner is not None else []
-        return max(0.0, min(due) - now) * 1000 + 1 if due else -1
+    def _handle(self, message: Message) -> Message:
+        try:
+            return self._handlers[message["request"]](message)
+        except OSError as error:  # the audit log or the ledger cannot be written, or the kernel not be read
+            if self._ledger.request is not None:
+                self._roll_back(str(error))
+            return self._refuse(message, str(error), allow='[Netagent] AuditFailure="continue"')
 
-    def run(self) -> None:
-        """Serve until SIGTERM or SIGINT; SIGHUP reads the settings and opens the audit log anew."""
-        read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(write)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda *_: None)  # the number arrives in the pipe
-        self._poll.register(read, select.POLLIN)
+    def _next(self, sock: socket.socket) -> Message | None:
+        """The client's next request; None when it hung up, fell silent, or we are to stop."""
+        while not self._wait(sock, self._deadline - time.monotonic() if self._ledger.request else _FRAME_SECONDS):
+            if self._stop or self._ledger.request is None:
+                return None
+            self._roll_back("not confirmed in time")
+        end = time.monotonic() + _FRAME_SECONDS
+        head = self._receive(sock, HEADER.size, end)
+        if not head:
+            return None
+        (size,) = HEADER.unpack(head)
+        if size > MAX_FRAME:
+            raise Malformed(f"a frame of {size} bytes: the limit is {MAX_FRAME}")
+        message = decode(self._receive(sock, size, end))
+        check_request(message)
+        if not self._requests.take(1 + len(message.get("ops", ())) // _OPS_A_TOKEN):
+            raise Malformed(f"too many requests: 20 a second, and one less for each {_OPS_A_TOKEN} operations")
+        return message
+
+    def _receive(self, sock: socket.socket, size: int, end: float) -> bytes:
+        data = b""
+        while len(data) < size:
+            if not self._wait(sock, end - time.monotonic()):
+                raise Malformed("a frame did not arrive in time")
+            try:
+                chunk = sock.recv(size - len(data))
+            except OSError:
+                chunk = b""
+            if not chunk:
+                return chunk  # what it had begun to say is nothing
+            data += chunk
+        return data
+
+    def _wait(self, sock: socket.socket, seconds: float) -> bool:
+        """Whether there is something to read in time; signals are seen to meanwhile, and SIGTERM ends the wait."""
+        end = time.monotonic() + seconds
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        poll.register(self._signals, select.POLLIN)
         while not self._stop:
-            for fd, _ in self._poll.poll(self._expire()):
-                if fd == self._listener.fileno():
-                    self._accept()
-                elif fd in self._clients:
-                    self._serve(self._clients[fd])
-                elif fd == read:
-                    self._signal(os.read(read, 64))
-        if self._ledger.request is not None:
-            self._roll_back("netagent was told to stop")
+            left = end - time.monotonic()
+            ready = [fd for fd, _ in poll.poll(min(max(0.0, left), 3600.0) * 1000)]
+            if self._signals in ready:
+                self._signal(os.read(self._signals, 64))
+            elif ready or left <= 0:
+                return bool(ready)
+        return False
 
     def _signal(self, numbers: bytes) -> None:
         self._stop = signal.SIGTERM in numbers or signal.SIGINT in numbers
@@ -289,17 +276,36 @@ def _say(text: str) -> None:
     print(f"cloud-network-netagent: {text}", file=sys.stderr, flush=True)
 
 
-def _listen(path: str) -> socket.socket:
-    """The socket that systemd passed, or our own at `path`. Anyone may connect: who it is decides, and is logged."""
+def _send(sock: socket.socket, answer: Message) -> bool:
+    """Whether the client took its answer."""
+    try:
+        sock.sendall(encode(answer))
+    except OSError as error:
+        _say(f"the client does not take its answer: {error}")
+        return False
+    return True
+
+
+def _proc(path: str) -> str:
+    """A file of /proc; nothing where it cannot be read."""
+    try:
+        with open(f"/proc/{path}") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _listen(path: str) -> tuple[socket.socket, float]:
+    """The socket that systemd passed, or our own at `path`; and how long to wait for a client before leaving."""
     if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
-        return socket.socket(fileno=3)
+        return socket.socket(fileno=3), _IDLE_SECONDS
     if os.path.exists(path):
         os.unlink(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     listener.bind(path)
     os.chmod(path, 0o666)  # noqa: S103  # a refusal is audited, so strangers must get as far as that
-    listener.listen(8)
-    return listener
+    listener.listen(128)
+    return listener, float("inf")
 
 
 def _notify(state: bytes) -> None:
@@ -319,13 +325,13 @@ def main() -> None:
         raise SystemExit(0 if asked else 2)
     uid, gid = sandbox.user_id(sandbox.USER)
     fetcher_uid, _ = sandbox.user_id(FETCHER)
-    runtime = os.path.dirname(SOCKET)
-    sandbox.own_directory(runtime, uid, gid)
-    sandbox.own_directory(os.path.dirname(AUDIT), uid, gid)
-    listener = _listen(SOCKET)
-    sandbox.enter(uid, gid, [runtime, os.path.dirname(AUDIT)])
-    server = Server(listener, runtime, fetcher_uid, AUDIT)
+    runtime, logs = os.path.dirname(SOCKET), os.path.dirname(AUDIT)
+    for directory in (runtime, logs):
+        sandbox.own_directory(directory, uid, gid)
+    listener, idle = _listen(SOCKET)
+    sandbox.enter(uid, gid, [runtime, logs])
+    server = Server(runtime, AUDIT)
     _notify(b"READY=1")
     _say("ready")
-    server.run()
+    server.run(listener, fetcher_uid, idle)
     _notify(b"STOPPING=1")

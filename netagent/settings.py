@@ -9,78 +9,87 @@ from __future__ import annotations
 from .policy import ALLOWED, parse_network
 from .protocol import BAND
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .shapes import Any, Callable, Network
+
 PATH = "/etc/cloud-network/cloud-network.toml"
+_FORM = "accepted: [Section], Key = \"text\", Key = 'text' or Key = 123, without \\, each on its line and once"
 
 
 class Settings:
     """The keys that concern netagent, at their defaults; and the resolvers that nobody may take over."""
 
-    def __init__(self) -> None:
-        self.table_base, self.priority = 9999, 31000
-        self.exclude: frozenset[str] = frozenset()
-        self.allow_kinds: frozenset[str] = frozenset()
-        self.allow_addresses = ALLOWED
-        self.audit_failure = "refuse"
-        self.resolvers: frozenset[bytes] = frozenset()
-
-    def take(self, section: str, key: str, value: str) -> None:
-        """Take one key of the file; ValueError says what is accepted. Other keys are the fetcher's to judge."""
-        if (section, key) == ("Network", "RouteTableBase"):
-            self.table_base = _whole(value, 256, 2**30)
-        elif (section, key) == ("Network", "RulePriority"):
-            self.priority = _whole(value, 1, 32766 - BAND)
-        elif (section, key) == ("Network", "Exclude"):
-            self.exclude = frozenset(value.split())
-        elif (section, key) == ("Netagent", "AllowKinds"):
-            self.allow_kinds = frozenset(value.split())
-        elif (section, key) == ("Netagent", "AllowAddresses"):
-            self.allow_addresses = ALLOWED + tuple(map(parse_network, value.split()))
-        elif (section, key) == ("Netagent", "AuditFailure"):
-            if value not in ("refuse", "continue"):
-                raise ValueError("accepted: refuse, continue")
-            self.audit_failure = value
+    table_base, priority, audit_failure = 9999, 31000, "refuse"
+    exclude: frozenset[str] = frozenset()
+    allow_kinds: frozenset[str] = frozenset()
+    allow_addresses: tuple[Network, ...] = ALLOWED
+    resolvers: frozenset[bytes] = frozenset()
 
 
 def _whole(value: str, low: int, high: int) -> int:
-    if not (value.isascii() and value.isdecimal()) or not low <= int(value) <= high:
+    if not low <= int(value) <= high:
         raise ValueError(f"accepted: a whole number in {low}..{high}")
     return int(value)
 
 
+def _failure(value: str) -> str:
+    if value not in ("refuse", "continue"):
+        raise ValueError("accepted: refuse, continue")
+    return value
+
+
+# Other keys are the fetcher's to judge.
+_KEYS: dict[tuple[str, str], tuple[str, Callable[[str], Any]]] = {
+    ("Network", "RouteTableBase"): ("table_base", lambda value: _whole(value, 256, 10**9)),
+    ("Network", "RulePriority"): ("priority", lambda value: _whole(value, 1, 32766 - BAND)),
+    ("Network", "Exclude"): ("exclude", lambda value: frozenset(value.split())),
+    ("Netagent", "AllowKinds"): ("allow_kinds", lambda value: frozenset(value.split())),
+    ("Netagent", "AllowAddresses"): (
+        "allow_addresses",
+        lambda value: ALLOWED + tuple(map(parse_network, value.split())),
+    ),
+    ("Netagent", "AuditFailure"): ("audit_failure", _failure),
+}
+
+
+def _until(end: str, line: str) -> str:
+    """What stands before `end`; behind it nothing may stand but a comment."""
+    value, closed, rest = line.partition(end)
+    if not closed or "\\" in value or rest.strip()[:1] not in ("", "#"):
+        raise ValueError(_FORM)
+    return value
+
+
 def _value(line: str) -> str:
-    """The value of `Key = value`: a whole number, 'text' or "text", and perhaps a comment behind it."""
-    quote = line[:1]
-    if quote not in ("'", '"'):
-        return line.partition("#")[0].strip()
-    plain = line if quote == "'" else line.replace('\\"', "\0\0").replace("\\\\", "\0\1")
-    end = plain.find(quote, 1)
-    rest = plain[end + 1 :].strip()
-    if end < 0 or ("\\" in plain[:end] and quote == '"') or (rest and not rest.startswith("#")):
-        raise ValueError(f'accepted: {quote}text{quote}, with no escapes but \\" and \\\\')
-    return plain[1:end].replace("\0\0", '"').replace("\0\1", "\\")
+    if line[:1] in ("'", '"'):
+        return _until(line[0], line[1:])
+    number = line.partition("#")[0].strip()
+    if not (number.isascii() and number.isdecimal() and len(number) < 19):
+        raise ValueError(_FORM)
+    return number
 
 
 def load(path: str = PATH) -> Settings:
     """The settings of the file, or the defaults where there is none; SystemExit names file, line and reason."""
-    settings, section = Settings(), ""
+    settings, section, number, line, seen = Settings(), "", 0, "", set()
     try:
         with open(path, encoding="utf-8") as file:
-            lines = file.read().replace("\r\n", "\n").split("\n")
+            for number, line in enumerate(map(str.strip, file), 1):  # noqa: B007  # for the error
+                key, _, value = map(str.strip, line.partition("="))
+                if line[:1] == "[":
+                    section, key = _until("]", line[1:]), ""
+                if line[:1] in ("", "#", "["):
+                    continue
+                if (section, key) in seen:
+                    raise ValueError(_FORM)
+                seen.add((section, key))
+                name, read = _KEYS.get((section, key), ("other", str))
+                setattr(settings, name, read(_value(value)))
     except FileNotFoundError:
-        return settings
-    for number, line in enumerate(map(str.strip, lines), 1):
-        try:
-            key, equals, value = line.partition("=")
-            if line.startswith("["):
-                section, closed, rest = line[1:].partition("]")
-                if not closed or rest.strip()[:1] not in ("", "#"):
-                    raise ValueError("accepted: [Section]")
-            elif line and not line.startswith("#"):
-                if not equals or not key.strip().replace("_", "").replace("-", "").isalnum():
-                    raise ValueError("accepted: Key = value")
-                settings.take(section, key.strip(), _value(value.strip()))
-        except ValueError as error:
-            raise SystemExit(f"cloud-network-netagent: {path}:{number}: {line}: {error}") from None
+        pass
+    except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError
+        raise SystemExit(f"cloud-network-netagent: {path}:{number}: {line!r:.80}: {error}") from None
     return settings
 
 

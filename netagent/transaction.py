@@ -15,19 +15,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .ledger import Ledger
     from .policy import View
-    from .protocol import Op
     from .rtnetlink import Kernel
+    from .shapes import Op
+
+    Errnos = list[int | None]  # 0 for done, None for not tried or not known
+    Stayed = list[Op]  # with their errno
 
 _ALREADY_SO = (0, ENOENT, ESRCH, EADDRNOTAVAIL, EEXIST, ENODEV)
-
-
-class Outcome:
-    """What became of a batch: an errno an operation (None: not tried), and of those taken back what stayed."""
-
-    def __init__(self, results: list[int | None]) -> None:
-        self.results = results
-        self.failed = next((at for at, errno in enumerate(results) if errno != 0), None)
-        self.not_undone: list[tuple[Op, int | None]] = []
 
 
 class Transaction:
@@ -35,41 +29,48 @@ class Transaction:
 
     def __init__(self, kernel: Kernel, ledger: Ledger) -> None:
         self._kernel, self._ledger = kernel, ledger
+        self._ops: list[Op] = []
 
-    def apply(self, request: str, ops: list[Op], undo: list[Op]) -> Outcome:
-        """Do `ops`, each taken back by the one at its place in `undo`; all is undone if one fails."""
-        self._ledger.open(request, undo[::-1])
-        outcome = Outcome(self._kernel.change(ops))
-        if outcome.failed is not None:
-            done = [way_back for errno, way_back in zip(outcome.results, undo, strict=True) if errno in (0, None)]
-            self._ledger.undo = done[::-1]
-            outcome.not_undone = self.undo()
-        return outcome
+    def apply(self, request: str, ops: list[Op], undo: list[Op]) -> tuple[Errnos, Stayed]:
+        """Do `ops`, each taken back by the one at its place in `undo`. An errno each, and if one failed, so that
+        all was taken back, what stayed (normally nothing). OSError: no ledger, and the kernel was not touched."""
+        self._ledger.write(request, undo[::-1], self._ledger.owned)
+        self._ops, errnos = ops, self._kernel.change(ops)
+        if not any(errno != 0 for errno in errnos):
+            return errnos, []
+        self._ledger.undo = [back for errno, back in zip(errnos, undo, strict=True) if errno in (0, None)][::-1]
+        return errnos, self.undo()
 
-    def undo(self) -> list[tuple[Op, int | None]]:
+    def undo(self) -> Stayed:
         """Take back what the ledger says is open; what could not be, with its errno (normally nothing)."""
         addresses = self._kernel.addresses()
         tagged = any(address["protocol"] is not None for address in addresses)  # the kernel knows IFA_PROTO
         ours = {(each["link"], each["address"]) for each in addresses if not tagged or each["protocol"] == PROTOCOL}
         ops = [op for op in self._ledger.undo if op["op"] != "address_remove" or (op["link"], op["address"]) in ours]
-        results = self._kernel.change(ops, stop=False)
-        self._ledger.close(self._ledger.owned)
-        return [(op, errno) for op, errno in zip(ops, results, strict=True) if errno not in _ALREADY_SO]
+        errnos = self._kernel.change(ops, stop=False)
+        try:
+            self._ledger.write(None, [], self._ledger.owned)
+        except OSError:  # to take back once more, at the next start, does no harm
+            self._ledger.request = None
+        return [{**op, "errno": errno} for op, errno in zip(ops, errnos, strict=True) if errno not in _ALREADY_SO]
 
-    def commit(self, ops: list[Op]) -> None:
+    def commit(self) -> None:
         """It stays: nothing to take back any more."""
         owned = set(self._ledger.owned)
-        for op in ops:
+        for op in self._ops:
             if op["op"] == "address_add":
                 owned.add((op["link"], op["address"]))
             elif op["op"] == "address_remove":
                 owned.discard((op["link"], op["address"]))
-        self._ledger.close(frozenset(owned))
+        self._ledger.write(None, [], frozenset(owned))
 
 
 def owned_ops(kernel: Kernel, view: View) -> list[Op]:
-    """Everything of ours, as the operations that remove it: rules, then routes, then addresses."""
+    """Everything of ours where we may act, as the operations that remove it: rules, then routes, then addresses."""
     rules = [("rule_remove", rule) for rule in kernel.rules() if rule["protocol"] == PROTOCOL]
     routes = [("route_remove", route) for route in kernel.routes(None)]
     owned = [("address_remove", address) for address in view.addresses.values() if view.owns(address)]
-    return [{"op": op, **{key: found[key] for key in OPS[op]}} for op, found in rules + routes + owned]
+    ours = [
+        (op, found) for op, found in rules + routes + owned if "link" not in found or not view.refusal(found["link"])
+    ]
+    return [{"op": op, **{key: found[key] for key in OPS[op]}} for op, found in ours]

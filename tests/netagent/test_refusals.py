@@ -164,12 +164,23 @@ def test_the_named_key_does_allow_it(lab: Lab) -> None:
     assert "Exclude=" in excluded["allow"]
 
 
-def test_a_mistake_in_the_configuration_keeps_netagent_from_starting(lab: Lab) -> None:
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("AllowKinds = [veth]", "accepted: [Section], Key = "),
+        ('AuditFailure = "sometimes"', "accepted: refuse, continue"),
+        ('AllowAddresses = "10.0.0.0/64"', "the prefix length is not 0..32"),
+        ('AllowKinds = "veth"\nAllowKinds = "bridge"', "each on its line and once"),
+    ],
+)
+def test_a_mistake_in_the_configuration_keeps_netagent_from_starting(lab: Lab, line: str, said: str) -> None:
     lab.stop("netagent")
-    lab.write_config("[Netagent]\nAllowKinds = [veth]\nAuditFailure = sometimes\n")
+    lab.write_config(f"[Netagent]\n{line}\n")
     lab.start("netagent")
     lab.wait_for(lambda: not lab.daemons.running("netagent"))
-    assert "cloud-network.toml:3: AuditFailure = sometimes: accepted: refuse, continue" in lab.log("netagent")
+    number = 2 + line.count("\n")
+    assert f"/etc/cloud-network/cloud-network.toml:{number}: {line.splitlines()[-1]!r}: " in lab.log("netagent")
+    assert said in lab.log("netagent")
 
 
 def test_what_the_wire_does_not_know_is_refused(shared_lab: Lab) -> None:

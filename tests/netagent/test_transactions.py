@@ -92,11 +92,12 @@ def test_taken_back_when_netagent_ends(lab: Lab, wire: Wire, how: signal.Signals
 def test_only_one_is_open_and_only_its_client_decides(lab: Lab, wire: Wire) -> None:
     open_change(lab, wire)
     with Wire(lab) as other:
-        assert "still open" in other.apply(address(ifindex(lab, "eth0"), "10.0.2.12"))["reason"]
-        assert other.ask(request="confirm", id="open")["verdict"] == "refused"
-        assert other.ask(request="rollback", id="open")["verdict"] == "refused"
-    assert wire.ask(request="confirm", id="another")["verdict"] == "refused"
-    assert wire.ask(request="confirm", id="open")["verdict"] == "confirmed"
+        other.send(request="confirm", id="open")  # netagent reads it when the one before is gone
+        assert "still open" in wire.apply(address(ifindex(lab, "eth0"), "10.0.2.12"))["reason"]
+        assert wire.ask(request="confirm", id="another")["verdict"] == "refused"
+        assert wire.ask(request="confirm", id="open")["verdict"] == "confirmed"
+        wire.close()
+        assert other.answer()["reason"] == "there is no such open transaction"
 
 
 def test_one_that_the_kernel_refuses_undoes_all(lab: Lab, wire: Wire) -> None:
@@ -123,7 +124,7 @@ def test_a_replaced_route_comes_back_as_it_was(lab: Lab, wire: Wire) -> None:
     assert kernel_state(lab)["rules"] == before["rules"]
 
 
-def test_a_flush_takes_away_what_is_ours_and_nothing_else(lab: Lab, wire: Wire) -> None:
+def test_a_flush_takes_away_what_is_ours_and_nothing_else(lab: Lab) -> None:
     lab.batch(
         [
             "address add 10.0.2.50/32 dev eth0",
@@ -134,8 +135,9 @@ def test_a_flush_takes_away_what_is_ours_and_nothing_else(lab: Lab, wire: Wire) 
     lab.wait_for(lambda: answers(lab))
     before = kernel_state(lab)
     ops = [op for op in change(lab) if op["op"] != "link_mtu"]
-    assert wire.apply(*ops)["verdict"] == "applied"
-    answer = wire.ask(request="flush", id="flush")
+    with Wire(lab) as wire:
+        assert wire.apply(*ops)["verdict"] == "applied"
+        answer = wire.ask(request="flush", id="flush")
     assert (answer["verdict"], answer["done"]) == ("applied", len(ops))
     assert kernel_state(lab) == before
 
