@@ -3,7 +3,7 @@
 A line is `{"seq": …, …, "prev": "…", "hash": "…"}`. `hash` is the SHA-256 of everything before `,"hash"` in the line,
 `prev` among it, so a line that was changed, dropped or moved breaks the chain where it happened. The file is opened for
 appending and never rewritten; a rotation renames it, and the new file's first line goes on with the chain.
-The journal gets the same line, without the operations where they would make it longer than a journal line may be.
+The journal gets the same line (journald.conf(5) LineMax= says where it breaks a long one).
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 GENESIS = "0" * 64
 _TAIL = 2 << 20  # bytes: more than the longest line
-_JOURNAL_LINE = 16384
 _MAX_FILE, _KEPT = 16 << 20, 8  # a rotated-out file's size in bytes, and how many of them are kept
 
 
@@ -56,8 +55,7 @@ class Audit:
             if last:
                 self.sequence, self.head = int(last[len(b'{"seq":') :].partition(b",")[0]), last[-66:-2].decode("ascii")
         except (OSError, ValueError) as error:
-            text = f"cloud-network-netagent: {path}: {error}; move it away to begin a new chain"
-            raise SystemExit(text) from None
+            raise SystemExit(f"cloud-network-netagent: {path}: {error}; move it away for a new chain") from None
 
     def _open(self) -> int:
         file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -80,8 +78,12 @@ class Audit:
         """Append one line; OSError when it did not get there whole, and then none of it did."""
         now = time.time_ns()
         stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now // 10**9))}.{now // 1000 % 10**6:06}Z"
-        first = {"seq": self.sequence + 1, "time": stamp, "monotonic_us": time.monotonic_ns() // 1000}
-        first["boot"] = self._boot
+        first = {
+            "seq": self.sequence + 1,
+            "time": stamp,
+            "monotonic_us": time.monotonic_ns() // 1000,
+            "boot": self._boot,
+        }
         body = to_json({**first, **entry, "prev": self.head})[:-1]
         digest = sha256(body.encode()).hexdigest()
         line = f'{body},"hash":"{digest}"}}\n'.encode()
@@ -89,18 +91,9 @@ class Audit:
         if size and size + len(line) > _MAX_FILE:
             self._rotate()
             size = 0
-        written = 0
-        try:
-            written = os.write(self._file, line)
-            if written != len(line):
-                raise OSError(ENOSPC, "No space left on device")  # a short write means just this
-        except OSError:
-            if written:
-                os.ftruncate(self._file, size)
-            raise
-        if len(line) > _JOURNAL_LINE:
-            short = {**first, **entry, "ops": len(entry.get("ops", ())), "prev": self.head, "hash": digest}
-            line = f"{to_json(short)}\n".encode()
+        if os.write(self._file, line) != len(line):
+            os.ftruncate(self._file, size)
+            raise OSError(ENOSPC, "No space left on device")  # a short write means just this
         self.sequence, self.head = self.sequence + 1, digest
         sys.stderr.buffer.write(line)
         sys.stderr.flush()

@@ -18,9 +18,10 @@ ALLOWED = {
     "newfstatat": (262, 79), "fstat": (5, 80), "getdents64": (217, 61), "readlink": (89, -1), "readlinkat": (267, 78),
     "ftruncate": (77, 46), "fchmod": (91, 52), "rename": (82, -1), "renameat": (264, 38), "renameat2": (316, 276),
     "ioctl": (16, 29), "fcntl": (72, 25),  # O_NONBLOCK, and whether a file is a terminal
-    "poll": (7, -1), "ppoll": (271, 73), "pipe2": (293, 59), "accept4": (288, 242), "getsockopt": (55, 209),  # the loop
-    "getsockname": (51, 204), "recvfrom": (45, 207), "sendto": (44, 206), "connect": (42, 203), "bind": (49, 200),
-    "setsockopt": (54, 208), "recvmsg": (47, 212), "sendmsg": (46, 211),
+    "poll": (7, -1), "ppoll": (271, 73), "select": (23, -1), "pselect6": (270, 72), "pipe2": (293, 59),  # the loop
+    "accept4": (288, 242), "getsockopt": (55, 209), "getsockname": (51, 204), "recvfrom": (45, 207),
+    "sendto": (44, 206), "connect": (42, 203), "bind": (49, 200), "setsockopt": (54, 208), "recvmsg": (47, 212),
+    "sendmsg": (46, 211),
     "brk": (12, 214), "mmap": (9, 222), "munmap": (11, 215), "mremap": (25, 216), "madvise": (28, 233),  # memory
     "futex": (202, 98), "clock_gettime": (228, 113), "clock_nanosleep": (230, 115), "getrandom": (318, 278),
     "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "restart_syscall": (219, 128),

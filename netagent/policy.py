@@ -21,11 +21,9 @@ if TYPE_CHECKING:
 
 
 class Refusal(Exception):
-    """An operation that may not be done: why not, what an operator could set to allow it, and its position."""
+    """Why an operation may not be done and, if an operator could allow it, what to set; and its position."""
 
-    def __init__(self, reason: str, allow: str | None = None) -> None:
-        super().__init__(reason)
-        self.reason, self.allow, self.position = reason, allow, 0
+    position = 0
 
 
 def network(packed: bytes, prefix: int) -> Network:
@@ -36,7 +34,12 @@ def network(packed: bytes, prefix: int) -> Network:
 
 def contains(outer: Network, inner: Network) -> bool:
     """Whether every address of `inner` is one of `outer`."""
-    return outer[0] == inner[0] and outer[2] >= inner[2] and inner[1] >> outer[2] << outer[2] == outer[1]
+    return outer[2] >= inner[2] and overlap(outer, inner)
+
+
+def overlap(one: Network, other: Network) -> bool:
+    """Whether they have an address in common."""
+    return one[0] == other[0] and not (one[1] ^ other[1]) >> max(one[2], other[2])
 
 
 def parse_network(value: str) -> Network:
@@ -45,11 +48,11 @@ def parse_network(value: str) -> Network:
     try:
         packed = inet_pton(AF_INET6 if ":" in address else AF_INET, address)
         length = int(prefix or len(packed) * 8)
+        if length not in range(len(packed) * 8 + 1):
+            raise ValueError
+        return network(packed, length)
     except (OSError, ValueError):
         raise ValueError(f"{value!r} is not an address or prefix") from None
-    if not 0 <= length <= len(packed) * 8:
-        raise ValueError(f"{value!r}: the prefix length is not 0..{len(packed) * 8}")
-    return network(packed, length)
 
 
 ALLOWED = tuple(map(parse_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")))
@@ -69,7 +72,7 @@ _SHORTEST = {4: 8, 16: 32}  # no network that is claimed is larger: it would dra
 class View:
     """What the kernel says now, and what this request has added to it so far."""
 
-    def __init__(self, kernel: Kernel, settings: Settings, owned: Owned) -> None:
+    def __init__(self, kernel: Kernel, settings: Settings, resolvers: frozenset[bytes], owned: Owned) -> None:
         self.kernel, self.settings, self._owned = kernel, settings, owned
         self.links = {found["link"]: found for found in kernel.links()}
         self.rules = {rule_key(rule) for rule in kernel.rules() if rule["protocol"] == PROTOCOL}
@@ -77,9 +80,8 @@ class View:
         self.holders: dict[bytes, int] = {}  # a link that has the address
         self.subnets: dict[int, set[Network]] = {}  # on link, by link
         self.claims: dict[int, set[Network]] = {}  # what a link may claim: DHCP, a router or an operator did
-        self.gateways: dict[bytes, set[int]] = {resolver: set() for resolver in settings.resolvers}
+        self.gateways: dict[bytes, set[int]] = {resolver: set() for resolver in resolvers}
         self._routes: dict[int, dict[tuple[bytes, int], Found]] = {}
-        self._checked: dict[int, set[Network]] = {}
         for route in kernel.routes(None, parse_default):
             self.add_gateway(route["gateway"], route["link"])
         found = kernel.addresses()
@@ -148,18 +150,13 @@ class View:
 
     def check_claim(self, index: int, net: Network, shown: str) -> None:
         """Refusal when a link may not claim an address, or all of a network: it is or could be somebody else's."""
-        checked = self._checked.setdefault(index, set())
-        if any(contains(claim, net) for claim in checked):
-            return
         if net[0] * 8 - net[2] < _SHORTEST[net[0]]:
             raise Refusal(f"{shown}: prefixes shorter than /{_SHORTEST[net[0]]} are nobody's")
-        if any(contains(never, net) or contains(net, never) for never in NEVER):
+        if any(overlap(never, net) for never in NEVER):
             raise Refusal(f"{shown}: loopback, link-local, multicast, reserved or a metadata server's")
         if not any(contains(own, net) for own in (*self.settings.allow_addresses, *self.claims.get(index, ()))):
             allow = f'[Netagent] AllowAddresses="{shown}"'
             raise Refusal(f"{shown} is neither private nor of a network that link {index} learned", allow)
-        if net[2]:
-            checked.add(net)  # its addresses need not be looked at one by one
 
 
 def _inside(net: Network, packed: Iterable[bytes]) -> Iterator[bytes]:
@@ -188,22 +185,18 @@ def _link_mtu(op: Op, view: View) -> Op:
 
 def _address_add(op: Op, view: View) -> Op:
     index, packed, prefix = op["link"], op["address"], op["prefix"]
-    single, net = network(packed, len(packed) * 8), network(packed, prefix)
-    if op["route"] and net[2]:
-        view.check_claim(index, net, f"{text(packed)}/{prefix}")
-        other = view.other_link_has(index, net)
-        if other is not None:
-            raise Refusal(f"its connected route {text(packed)}/{prefix} would take over {text(other)} of another link")
-    view.check_claim(index, single, text(packed))
-    if prefix < _SHORTEST[len(packed)]:
-        raise Refusal(f"prefix length {prefix} is not {_SHORTEST[len(packed)]}..{len(packed) * 8}")
+    net, shown = network(packed, prefix), f"{text(packed)}/{prefix}"
+    view.check_claim(index, net, shown)
+    other = view.other_link_has(index, net) if op["route"] and net[2] else None
+    if other is not None:
+        raise Refusal(f"its connected route {shown} would take over {text(other)} of another link")
     if packed in view.gateways:
         raise Refusal(f"{text(packed)} is a gateway's or resolver's address")
     if packed in view.holders:
         raise Refusal(f"link {view.holders[packed]} has {text(packed)} already")
-    if len(packed) == 4 and net[2] > 1 and single[1] - net[1] in (0, (1 << net[2]) - 1):
-        raise Refusal(f"{text(packed)}/{prefix} is the network's or broadcast address of its subnet")
-    view.add_address({"link": index, "address": packed, "prefix": prefix, "flags": 0, "protocol": PROTOCOL})
+    if len(packed) == 4 and net[2] > 1 and int.from_bytes(packed) - net[1] in (0, (1 << net[2]) - 1):
+        raise Refusal(f"{shown} is the network's or broadcast address of its subnet")
+    view.add_address({**op, "flags": 0, "protocol": PROTOCOL})
     return {"op": "address_remove", "link": index, "address": packed, "prefix": prefix}
 
 

@@ -43,6 +43,7 @@ RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST = 0, 253, 254
 SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK = 270, 10, 12
 _BATCH = 128  # messages a send: their acknowledgements fit the default receive buffer (net.core.rmem_default)
 FAMILIES = (2, 10)  # AF_INET, AF_INET6
+_ANY = {2: bytes(4), 10: bytes(16)}
 
 
 def _packed(kind: int, address: bytes) -> bytes:
@@ -122,27 +123,42 @@ def parse_link(message: bytes) -> Found:
     """{link, up, loopback, name, mtu, kind}; kind is None for what has no rtnetlink kind, as a cloud's own has none."""
     _, _, index, flags, _ = IFINFOMSG.unpack_from(message)
     found = _attributes(message, IFINFOMSG.size)
-    shown = {"link": index, "name": _name(found[IFLA_IFNAME]), "mtu": _number(found.get(IFLA_MTU))}
-    shown |= {"up": bool(flags & IFF_UP), "loopback": bool(flags & IFF_LOOPBACK)}
-    return {**shown, "kind": _name(_attributes(found.get(IFLA_LINKINFO, b""), 0).get(IFLA_INFO_KIND))}
+    return {
+        "link": index,
+        "up": bool(flags & IFF_UP),
+        "loopback": bool(flags & IFF_LOOPBACK),
+        "name": _name(found[IFLA_IFNAME]),
+        "mtu": _number(found.get(IFLA_MTU)),
+        "kind": _name(_attributes(found.get(IFLA_LINKINFO, b""), 0).get(IFLA_INFO_KIND)),
+    }
 
 
 def parse_address(message: bytes) -> Found:
     """{link, address, prefix, flags, protocol}; protocol is None where no IFA_PROTO was set or known."""
     _, prefix, flags, _, index = IFADDRMSG.unpack_from(message)
     found = _attributes(message, IFADDRMSG.size)
-    shown = {"link": index, "address": found.get(IFA_LOCAL) or found[IFA_ADDRESS], "prefix": prefix}
-    return {**shown, "flags": _number(found.get(IFA_FLAGS), flags), "protocol": found.get(IFA_PROTO, (None,))[0]}
+    return {
+        "link": index,
+        "address": found.get(IFA_LOCAL) or found[IFA_ADDRESS],
+        "prefix": prefix,
+        "flags": _number(found.get(IFA_FLAGS), flags),
+        "protocol": found.get(IFA_PROTO, (None,))[0],
+    }
 
 
 def parse_route(message: bytes) -> Found:
     """{table, link, address, prefix, gateway, protocol, metric}; link is 0 for what has no single one."""
     family, prefix, _, _, table, protocol, _, _, _ = RTMSG.unpack_from(message)
     found = _attributes(message, RTMSG.size)
-    anywhere = bytes(4 if family == 2 else 16)
-    shown = {"table": _number(found.get(RTA_TABLE), table), "link": _number(found.get(RTA_OIF)), "prefix": prefix}
-    shown |= {"address": found.get(RTA_DST, anywhere), "gateway": found.get(RTA_GATEWAY)}
-    return {**shown, "protocol": protocol, "metric": _number(found.get(RTA_PRIORITY))}
+    return {
+        "table": _number(found.get(RTA_TABLE), table),
+        "link": _number(found.get(RTA_OIF)),
+        "address": found.get(RTA_DST, _ANY[family]),
+        "prefix": prefix,
+        "gateway": found.get(RTA_GATEWAY),
+        "protocol": protocol,
+        "metric": _number(found.get(RTA_PRIORITY)),
+    }
 
 
 def parse_default(message: bytes) -> Found:
@@ -154,10 +170,15 @@ def parse_rule(message: bytes) -> Found:
     """The keys of rule_add, and protocol."""
     family, to, source, _, table, _, _, _, _ = FIB_RULE_HDR.unpack_from(message)
     found = _attributes(message, FIB_RULE_HDR.size)
-    packed = found.get(FRA_SRC) or found.get(FRA_DST) or bytes(4 if family == 2 else 16)
-    shown = {"priority": _number(found.get(FRA_PRIORITY)), "address": packed, "prefix": source or to, "to": to > 0}
-    shown |= {"table": _number(found.get(FRA_TABLE), table), "suppress": found.get(FRA_SUPPRESS_PREFIXLEN) == bytes(4)}
-    return {**shown, "protocol": _number(found.get(FRA_PROTOCOL))}
+    return {
+        "priority": _number(found.get(FRA_PRIORITY)),
+        "address": found.get(FRA_SRC) or found.get(FRA_DST) or _ANY.get(family, b""),
+        "prefix": source or to,
+        "to": to > 0,
+        "table": _number(found.get(FRA_TABLE), table),
+        "suppress": found.get(FRA_SUPPRESS_PREFIXLEN) == bytes(4),
+        "protocol": _number(found.get(FRA_PROTOCOL)),
+    }
 
 
 class Kernel:

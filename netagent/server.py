@@ -13,7 +13,6 @@ import os
 import select
 import sys
 import time
-from errno import EIO
 from struct import Struct
 
 from . import policy, sandbox, transaction
@@ -25,7 +24,7 @@ from .rtnetlink import Kernel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .shapes import Any, Callable, Message
+    from .shapes import Any, Message
 
 FETCHER = "cloud-network"
 AUDIT = "/var/log/cloud-network/audit.log"
@@ -45,29 +44,25 @@ class Bucket:
     def take(self, tokens: int = 1) -> bool:
         """Whether there were so many; then they are gone."""
         now = time.monotonic()
-        self._left, self._at = min(self._size, self._left + (now - self._at) * self._rate), now
-        enough = self._left >= tokens
-        self._left -= tokens if enough else 0
-        return enough
+        left = min(self._size, self._left + (now - self._at) * self._rate)
+        self._left, self._at = left - tokens if left >= tokens else left, now
+        return left >= tokens
 
 
-class Client:
-    """Who is at the other end, as the kernel says."""
+def _peer(sock: socket.socket) -> Message:
+    """Who is at the other end, as the kernel says, and systemd's unit where /proc shows it."""
+    pid, uid, gid = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
+    unit = _proc(f"{pid}/cgroup").strip().rpartition("/")[2][:80] or None
+    return {"pid": pid, "uid": uid, "gid": gid, "unit": unit}
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.socket = sock
-        pid, uid, gid = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
-        unit = _proc(f"{pid}/cgroup").strip().rpartition("/")[2][:80] or None  # systemd's, if /proc shows it
-        self.peer = {"pid": pid, "uid": uid, "gid": gid, "unit": unit}
-        sock.settimeout(_ANSWER_SECONDS)
 
-    def refusal(self, fetcher_uid: int) -> str | None:
-        """Why it may not even ask; None if it may. (Root of a user namespace that root made still has uid 0.)"""
-        if self.peer["uid"] not in (fetcher_uid, 0):
-            return f"uid {self.peer['uid']} may not connect"
-        if self.peer["uid"] == 0 and _proc(f"{self.peer['pid']}/uid_map") not in {_proc("self/uid_map")} - {""}:
-            return "root of another user namespace may not connect"
-        return None
+def _stranger(peer: Message, fetcher_uid: int) -> str | None:
+    """Why it may not even ask; None if it may. (Root of a user namespace that root made still has uid 0.)"""
+    if peer["uid"] not in (fetcher_uid, 0):
+        return f"uid {peer['uid']} may not connect"
+    if peer["uid"] == 0 and _proc(f"{peer['pid']}/uid_map") not in {_proc("self/uid_map")} - {""}:
+        return "root of another user namespace may not connect"
+    return None
 
 
 class Server:
@@ -78,19 +73,10 @@ class Server:
         self._kernel, self._audit = Kernel(), Audit(log)
         self._ledger = Ledger(os.path.join(runtime, "ledger"))
         self._transaction = transaction.Transaction(self._kernel, self._ledger)
-        self._client: Client | None = None
+        self._peer: Message | None = None
         self._deadline = 0.0  # when the open transaction is taken back unless it has been confirmed
         self._requests, self._complaints = Bucket(20, 400), Bucket(1, 100)
         self._unlogged = 0  # refusals for which the log had no patience left
-        # What a client may ask for: all of it.
-        self._handlers: dict[str, Callable[[Message], Message]] = {
-            "hello": self._hello,
-            "apply": self._apply,
-            "confirm": self._end,
-            "rollback": self._end,
-            "flush": self._flush,
-            "status": self._status,
-        }
         self._stop = False
         self._signals, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(write)
@@ -99,66 +85,69 @@ class Server:
         if self._ledger.request is not None:
             self._roll_back("netagent ended before the change was confirmed")
 
-    def _hello(self, message: Message) -> Message:
+    def _handle(self, message: Message) -> Message:
+        """Do one of protocol.REQUESTS: each has its method, and there is nothing else that a client can ask for."""
+        if message["request"] in ("confirm", "rollback") and message["id"] != self._ledger.request:
+            return self._refuse(message, "there is no such open transaction")
+        try:
+            answer: Message = getattr(self, f"_on_{message['request']}")(message)
+            return answer
+        except OSError as error:  # the audit log or the ledger cannot be written, or the kernel not be read
+            if self._ledger.request is not None:
+                self._roll_back(str(error))
+            return self._refuse(message, str(error), allow='[Netagent] AuditFailure="continue"')
+
+    def _on_hello(self, message: Message) -> Message:
         return {"verdict": "ok" if message["version"] == VERSION else "refused", "version": VERSION}
 
-    def _status(self, message: Message) -> Message:
+    def _on_status(self, message: Message) -> Message:
         audit = self._audit
         return {"verdict": "ok", "open": self._ledger.request, "sequence": audit.sequence, "head": audit.head}
 
     def _view(self) -> policy.View:
-        self._settings.resolvers = operator.resolvers()
-        return policy.View(self._kernel, self._settings, self._ledger.owned)
+        return policy.View(self._kernel, self._settings, operator.resolvers(), self._ledger.owned)
 
-    def _apply(self, message: Message) -> Message:
+    def _on_apply(self, message: Message) -> Message:
         if self._ledger.request is not None:
             return self._refuse(message, f"the transaction {self._ledger.request} is still open")
         ops, within, began = message["ops"], message["confirm_within"], time.monotonic()
         try:
             undo = policy.check(ops, self._view())
         except policy.Refusal as refusal:
-            more = {"allow": refusal.allow} if refusal.allow else {}
-            return self._refuse(message, refusal.reason, position=refusal.position, **more)
+            reason, *allow = refusal.args
+            return self._refuse(message, reason, position=refusal.position, **dict(zip(["allow"], allow, strict=False)))
         errnos, stayed = self._transaction.apply(message["id"], ops, undo)
         answer: Message = {"verdict": "applied", "done": len(ops)}
         failed = next((at for at, errno in enumerate(errnos) if errno != 0), None)
         if failed is not None:
-            reason = os.strerror(errnos[failed] or EIO) if errnos[failed] else "the kernel could not be asked"
-            answer = {
-                "verdict": "rolled back",
-                "done": 0,
-                "position": failed,
-                "errno": errnos[failed],
-                "reason": reason,
-            }
-        answer |= {"not_undone": stayed} if stayed else {}
-        duration = int((time.monotonic() - began) * 1e6)
+            reason = os.strerror(errnos[failed] or 0) if errnos[failed] else "the kernel could not be asked"
+            answer = {"verdict": "rolled back", "done": 0, "reason": reason, "not_undone": stayed}
+            answer |= {"position": failed, "errno": errnos[failed]}
         done = [{**op, "errno": errno} for op, errno in zip(ops, errnos, strict=True)]
-        self._log({**message, **answer, "duration_us": duration, "ops": done})
+        self._log({**message, **answer, "duration_us": int((time.monotonic() - began) * 1e6), "ops": done})
         if failed is None and not within:
             self._transaction.commit()
         self._deadline = began + within
         return answer
 
-    def _flush(self, message: Message) -> Message:
+    def _on_flush(self, message: Message) -> Message:
         if self._ledger.request is not None:
             self._roll_back("a flush was asked for")
-        return self._apply({**message, "ops": transaction.owned_ops(self._kernel, self._view()), "confirm_within": 0})
+        owned = transaction.owned_ops(self._kernel, self._view())
+        return self._on_apply({**message, "ops": owned, "confirm_within": 0})
 
-    def _end(self, message: Message) -> Message:
-        if self._ledger.request != message["id"]:
-            return self._refuse(message, "there is no such open transaction")
-        if message["request"] == "rollback":
-            self._roll_back("asked for")
-            return {"verdict": "rolled back"}
+    def _on_confirm(self, message: Message) -> Message:
         self._log({**message, "verdict": "confirmed"})
         self._transaction.commit()
         return {"verdict": "confirmed"}
 
+    def _on_rollback(self, message: Message) -> Message:
+        self._roll_back("asked for")
+        return {"verdict": "rolled back"}
+
     def _roll_back(self, reason: str) -> None:
         entry = {"request": "rollback", "id": self._ledger.request, "verdict": "rolled back", "reason": reason}
-        stayed = self._transaction.undo()
-        self._log(entry | ({"not_undone": stayed} if stayed else {}), must=False)
+        self._log({**entry, "not_undone": self._transaction.undo()}, must=False)
 
     def _refuse(self, message: Message, reason: str, **more: Any) -> Message:
         """Refuse, and write it down; a flood of refusals is counted in the next line that is written."""
@@ -173,7 +162,7 @@ class Server:
         """Write an audit line; OSError if it cannot be, and it `must`, and AuditFailure= says that this matters."""
         more = {"refusals_not_logged": self._unlogged} if self._unlogged else {}
         try:
-            self._audit.write({"peer": self._client and self._client.peer, **entry, **more})
+            self._audit.write({"peer": self._peer, **entry, **more})
             self._unlogged = 0
         except OSError as error:
             _say(f"the audit log cannot be written: {error}")
@@ -186,51 +175,45 @@ class Server:
         """Serve until SIGTERM or SIGINT, or until nobody comes for `idle` seconds."""
         while self._wait(listener, idle):
             sock = socket.socket(fileno=listener._accept()[0])  # type: ignore[attr-defined]  # socket.accept()'s core
-            self._client = Client(sock)
-            refusal = self._client.refusal(fetcher_uid)
-            if refusal:
-                self._refuse({"request": "connect"}, refusal)
+            sock.settimeout(_ANSWER_SECONDS)
+            self._peer = _peer(sock)
+            if reason := _stranger(self._peer, fetcher_uid):
+                self._refuse({"request": "connect"}, reason)
             else:
                 self._serve(sock)
             if self._ledger.request is not None:
-                self._roll_back(
-                    "netagent was told to stop" if self._stop else "the client went away before it confirmed"
-                )
+                self._roll_back("netagent was told to stop" if self._stop else "the client went away unconfirmed")
             sock.close()
-            self._client = None
+            self._peer = None
 
     def _serve(self, sock: socket.socket) -> None:
+        going = True
         try:
-            while (message := self._next(sock)) and _send(sock, self._handle(message)):
-                pass
-        except Malformed as error:
-            _send(sock, self._refuse({"request": None}, str(error)))
-
-    def _handle(self, message: Message) -> Message:
-        try:
-            return self._handlers[message["request"]](message)
-        except OSError as error:  # the audit log or the ledger cannot be written, or the kernel not be read
-            if self._ledger.request is not None:
-                self._roll_back(str(error))
-            return self._refuse(message, str(error), allow='[Netagent] AuditFailure="continue"')
+            while going and (message := self._next(sock)):
+                going = "malformed" not in message
+                sock.sendall(
+                    encode(self._handle(message) if going else self._refuse({"request": None}, message["malformed"]))
+                )
+        except OSError:
+            pass  # it hung up, or does not take its answer
 
     def _next(self, sock: socket.socket) -> Message | None:
-        """The client's next request; None when it hung up, fell silent, or we are to stop."""
+        """The client's next request, or what is wrong with it; None when it hung up, fell silent, or we are to stop."""
         while not self._wait(sock, self._deadline - time.monotonic() if self._ledger.request else _FRAME_SECONDS):
             if self._stop or self._ledger.request is None:
                 return None
             self._roll_back("not confirmed in time")
         end = time.monotonic() + _FRAME_SECONDS
-        head = self._receive(sock, HEADER.size, end)
-        if not head:
-            return None
-        (size,) = HEADER.unpack(head)
-        if size > MAX_FRAME:
-            raise Malformed(f"a frame of {size} bytes: the limit is {MAX_FRAME}")
-        message = decode(self._receive(sock, size, end))
-        check_request(message)
-        if not self._requests.take(1 + len(message.get("ops", ())) // _OPS_A_TOKEN):
-            raise Malformed(f"too many requests: 20 a second, and one less for each {_OPS_A_TOKEN} operations")
+        try:
+            (size,) = HEADER.unpack(self._receive(sock, HEADER.size, end))
+            if size > MAX_FRAME:
+                raise Malformed(f"a frame of {size} bytes: the limit is {MAX_FRAME}")
+            message = decode(self._receive(sock, size, end))
+            check_request(message)
+            if not self._requests.take(1 + len(message.get("ops", ())) // _OPS_A_TOKEN):
+                raise Malformed(f"too many requests: 20 a second, and one less for each {_OPS_A_TOKEN} operations")
+        except Malformed as error:
+            return {"malformed": str(error)}
         return message
 
     def _receive(self, sock: socket.socket, size: int, end: float) -> bytes:
@@ -238,27 +221,21 @@ class Server:
         while len(data) < size:
             if not self._wait(sock, end - time.monotonic()):
                 raise Malformed("a frame did not arrive in time")
-            try:
-                chunk = sock.recv(size - len(data))
-            except OSError:
-                chunk = b""
+            chunk = sock.recv(size - len(data))
             if not chunk:
-                return chunk  # what it had begun to say is nothing
+                raise ConnectionError("hung up")
             data += chunk
         return data
 
     def _wait(self, sock: socket.socket, seconds: float) -> bool:
         """Whether there is something to read in time; signals are seen to meanwhile, and SIGTERM ends the wait."""
         end = time.monotonic() + seconds
-        poll = select.poll()
-        poll.register(sock, select.POLLIN)
-        poll.register(self._signals, select.POLLIN)
         while not self._stop:
-            left = end - time.monotonic()
-            ready = [fd for fd, _ in poll.poll(min(max(0.0, left), 3600.0) * 1000)]
+            left = min(max(0.0, end - time.monotonic()), 3600.0)
+            ready, _, _ = select.select([sock.fileno(), self._signals], [], [], left)
             if self._signals in ready:
                 self._signal(os.read(self._signals, 64))
-            elif ready or left <= 0:
+            elif ready or not left:
                 return bool(ready)
         return False
 
@@ -274,16 +251,6 @@ class Server:
 
 def _say(text: str) -> None:
     print(f"cloud-network-netagent: {text}", file=sys.stderr, flush=True)
-
-
-def _send(sock: socket.socket, answer: Message) -> bool:
-    """Whether the client took its answer."""
-    try:
-        sock.sendall(encode(answer))
-    except OSError as error:
-        _say(f"the client does not take its answer: {error}")
-        return False
-    return True
 
 
 def _proc(path: str) -> str:

@@ -18,13 +18,12 @@ _FORM = "accepted: [Section], Key = \"text\", Key = 'text' or Key = 123, without
 
 
 class Settings:
-    """The keys that concern netagent, at their defaults; and the resolvers that nobody may take over."""
+    """The keys that concern netagent, at their defaults."""
 
     table_base, priority, audit_failure = 9999, 31000, "refuse"
     exclude: frozenset[str] = frozenset()
     allow_kinds: frozenset[str] = frozenset()
     allow_addresses: tuple[Network, ...] = ALLOWED
-    resolvers: frozenset[bytes] = frozenset()
 
 
 def _whole(value: str, low: int, high: int) -> int:
@@ -78,14 +77,13 @@ def load(path: str = PATH) -> Settings:
             for number, line in enumerate(map(str.strip, file), 1):  # noqa: B007  # for the error
                 key, _, value = map(str.strip, line.partition("="))
                 if line[:1] == "[":
-                    section, key = _until("]", line[1:]), ""
-                if line[:1] in ("", "#", "["):
-                    continue
-                if (section, key) in seen:
+                    section = _until("]", line[1:])
+                elif line and line[0] != "#" and (section, key) not in seen:
+                    name, read = _KEYS.get((section, key), ("other", str))
+                    setattr(settings, name, read(_value(value)))
+                    seen.add((section, key))
+                elif line and line[0] != "#":
                     raise ValueError(_FORM)
-                seen.add((section, key))
-                name, read = _KEYS.get((section, key), ("other", str))
-                setattr(settings, name, read(_value(value)))
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError

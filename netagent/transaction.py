@@ -56,13 +56,9 @@ class Transaction:
 
     def commit(self) -> None:
         """It stays: nothing to take back any more."""
-        owned = set(self._ledger.owned)
-        for op in self._ops:
-            if op["op"] == "address_add":
-                owned.add((op["link"], op["address"]))
-            elif op["op"] == "address_remove":
-                owned.discard((op["link"], op["address"]))
-        self._ledger.write(None, [], frozenset(owned))
+        added = {(op["link"], op["address"]) for op in self._ops if op["op"] == "address_add"}
+        removed = {(op["link"], op["address"]) for op in self._ops if op["op"] == "address_remove"}
+        self._ledger.write(None, [], (self._ledger.owned - removed) | added)
 
 
 def owned_ops(kernel: Kernel, view: View) -> list[Op]:

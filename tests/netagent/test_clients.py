@@ -100,7 +100,7 @@ def test_a_flood_of_requests_is_refused_and_the_log_counts_what_it_leaves_out(la
     size = lab.path(AUDIT).stat().st_size
     refused = 0
     with Wire(lab) as wire:
-        for _ in range(500):
+        for _ in range(5000):
             answer = wire.ask(request="confirm", id="none")
             if "too many requests" in answer["reason"]:
                 break
@@ -108,18 +108,20 @@ def test_a_flood_of_requests_is_refused_and_the_log_counts_what_it_leaves_out(la
         assert "too many requests: 20 a second" in answer["reason"]
         with pytest.raises(ConnectionError):
             wire.answer()
-    assert 400 <= refused < 500
+    assert refused >= 400
 
-    def counted() -> bool:
+    def has_counted() -> bool:
         with Wire(lab) as wire:
             wire.ask(request="confirm", id="none")
         return "refusals_not_logged" in audit_lines(lab)[-1]
 
-    lab.wait_for(counted)
+    lab.wait_for(has_counted)
     lines = audit_lines(lab)
-    assert len([line for line in lines if line["verdict"] == "refused"]) < 150
-    assert sum(line.get("refusals_not_logged", 0) for line in lines) > 250
-    assert lab.path(AUDIT).stat().st_size - size < 150 * 500
+    written = len([line for line in lines if line["verdict"] == "refused"])
+    counted = sum(line.get("refusals_not_logged", 0) for line in lines)
+    assert written < refused / 2
+    assert written + counted >= refused
+    assert lab.path(AUDIT).stat().st_size - size < written * 500
 
 
 def chain(lines: list[str]) -> None:

@@ -1,0 +1,109 @@
+"""How netagent is started: with what it wants, with too much, and by a listening socket of systemd's kind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.lab import Lab
+from tests.netagent.conftest import answers, start
+from tests.netagent.wire import AUDIT, CONFIG, Wire, address, audit_lines, ifindex
+
+NETAGENT = str(Path(sys.executable).parent / "cloud-network-netagent")
+USER = "cloud-network-netagent"
+ACTIVATE = """
+import os, socket, sys
+listener = socket.socket(socket.AF_UNIX)
+os.makedirs(os.path.dirname(sys.argv[1]), exist_ok=True)
+if os.path.exists(sys.argv[1]):
+    os.unlink(sys.argv[1])
+listener.bind(sys.argv[1])
+os.chmod(sys.argv[1], 0o666)
+listener.listen()
+os.dup2(listener.fileno(), 3)
+os.set_inheritable(3, True)
+os.environ |= {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
+code = "from cloud_network.netagent import server; server._IDLE_SECONDS = 1.0; server.main()"
+os.execv(sys.argv[2], [sys.argv[2], "-c", code])
+"""
+
+
+def started_with(lab: Lab, *setpriv: str) -> subprocess.CompletedProcess[str]:
+    """netagent's end, when it is started by its user and not by root."""
+    for directory in ("/run/cloud-network-netagent", str(Path(AUDIT).parent)):
+        lab.run(["install", "-d", "-o", USER, "-g", USER, directory])
+    lab.run(["rm", "-f", "/run/cloud-network-netagent/netagent.sock"])
+    argv = ["setpriv", "--reuid", USER, "--regid", USER, *setpriv, "--", "timeout", "1", NETAGENT]
+    return lab.run(argv, check=False)
+
+
+@pytest.mark.parametrize(
+    ("setpriv", "said"),
+    [
+        (["--clear-groups"], "CapPrm is 0000000000000000, not CAP_NET_ADMIN alone (1000). Start it as root; or"),
+        (["--clear-groups", *("--inh-caps=+net_admin", "--ambient-caps=+net_admin")], "CapBnd is"),
+        (["--groups=0", *("--inh-caps", "+net_admin"), *("--ambient-caps", "+net_admin")], "CapBnd is"),
+        (
+            ["--groups=0", "--inh-caps=-all,+net_admin", "--ambient-caps=+net_admin", "--bounding-set=-all,+net_admin"],
+            "Groups '0 '",
+        ),
+    ],
+)
+def test_with_other_privilege_it_refuses_to_start_and_says_how_to_start_it(
+    lab: Lab, setpriv: list[str], said: str
+) -> None:
+    lab.stop("netagent")
+    done = started_with(lab, *setpriv)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "AmbientCapabilities= and CapabilityBoundingSet=CAP_NET_ADMIN" in done.stderr
+
+
+def test_with_just_what_it_wants_it_starts(lab: Lab) -> None:
+    lab.stop("netagent")
+    just = ["--inh-caps=-all,+net_admin", "--ambient-caps=+net_admin", "--bounding-set=-all,+net_admin"]
+    done = started_with(lab, "--clear-groups", *just)
+    assert done.returncode == 124  # timeout(1)'s: it was running until then
+    assert done.stderr.splitlines()[0] == "cloud-network-netagent: ready"
+
+
+def test_without_work_it_leaves_when_there_is_somebody_to_start_it_again(lab: Lab) -> None:
+    lab.stop("netagent")
+    socket_path = "/run/cloud-network-netagent/netagent.sock"
+    argv = ["/usr/bin/python3", "-c", ACTIVATE, socket_path, sys.executable]
+    process = lab.instance.popen(argv, stderr=subprocess.PIPE)
+    on = ifindex(lab, "eth0")
+    lab.wait_for(lambda: answers(lab))
+    with Wire(lab) as wire:
+        assert wire.apply(address(on, "10.0.2.10/24"), confirm_within=3, request="open")["verdict"] == "applied"
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(2)  # an open transaction is work
+        assert wire.ask(request="confirm", id="open")["verdict"] == "confirmed"
+    assert process.wait(10) == 0
+    assert lab.path(socket_path).is_socket(), "the socket is systemd's and stays"
+    assert "10.0.2.10/24" in lab.run(["ip", "-o", "address"]).stdout
+    assert audit_lines(lab)[-1]["verdict"] == "confirmed"
+
+
+def test_started_by_hand_it_stays(lab: Lab) -> None:
+    lab.stop("netagent")
+    lab.write_config(CONFIG)
+    start(lab)
+    with pytest.raises(AssertionError):
+        lab.wait_for(lambda: not lab.daemons.running("netagent"), timeout=2)
+
+
+def test_what_the_securebits_say() -> None:
+    """Read by the process itself: there is no other way to see them."""
+    code = (
+        "import os, prctl; from cloud_network.netagent import sandbox, confine\n"
+        "confine.limit = lambda: None; confine.restrict_calls = lambda: None\n"
+        "sandbox.enter(65534, 65534, ['/tmp'])\n"
+        "print(prctl.get_securebits(), prctl.get_keepcaps(), os.getresuid())\n"
+        "try: prctl.set_securebits(0)\nexcept OSError as error: print(error.errno)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{0b101111} False (65534, 65534, 65534)\n1\n"
