@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 
 class Refusal(Exception):
-    """Why an operation may not be done and, if an operator could allow it, what to set; and its position."""
-
-    position = 0
+    """Why an operation may not be done and, if an operator could allow it, what to set."""
 
 
 def network(packed: bytes, prefix: int) -> Network:
@@ -71,6 +69,8 @@ _SHORTEST = {4: 8, 16: 32}  # no network that is claimed is larger: it would dra
 
 class View:
     """What the kernel says now, and what this request has added to it so far."""
+
+    position = 0  # of the operation that is being checked
 
     def __init__(self, kernel: Kernel, settings: Settings, resolvers: frozenset[bytes], owned: Owned) -> None:
         self.kernel, self.settings, self._owned = kernel, settings, owned
@@ -297,12 +297,8 @@ CHECKS: dict[str, Callable[[Op, View], Op]] = dict(zip(OPS, _ORDERED, strict=Tru
 def check(ops: list[Op], view: View) -> list[Op]:
     """The way back of each operation; Refusal for the first that may not be done. Nothing is touched here."""
     undo = []
-    for position, op in enumerate(ops):
-        try:
-            if "link" in op and (refused := view.refusal(op["link"])):
-                raise refused
-            undo.append(CHECKS[op["op"]](op, view))
-        except Refusal as refusal:
-            refusal.position = position
-            raise
+    for view.position, op in enumerate(ops):
+        if "link" in op and (refusal := view.refusal(op["link"])):
+            raise refusal
+        undo.append(CHECKS[op["op"]](op, view))
     return undo

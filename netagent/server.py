@@ -95,7 +95,8 @@ class Server:
         except OSError as error:  # the audit log or the ledger cannot be written, or the kernel not be read
             if self._ledger.request is not None:
                 self._roll_back(str(error))
-            return self._refuse(message, str(error), allow='[Netagent] AuditFailure="continue"')
+            allow = {"allow": '[Netagent] AuditFailure="continue"'} if "audit" in str(error) else {}
+            return self._refuse(message, str(error), **allow)
 
     def _on_hello(self, message: Message) -> Message:
         return {"verdict": "ok" if message["version"] == VERSION else "refused", "version": VERSION}
@@ -110,12 +111,12 @@ class Server:
     def _on_apply(self, message: Message) -> Message:
         if self._ledger.request is not None:
             return self._refuse(message, f"the transaction {self._ledger.request} is still open")
-        ops, within, began = message["ops"], message["confirm_within"], time.monotonic()
+        ops, within, began, view = message["ops"], message["confirm_within"], time.monotonic(), self._view()
         try:
-            undo = policy.check(ops, self._view())
+            undo = policy.check(ops, view)
         except policy.Refusal as refusal:
             reason, *allow = refusal.args
-            return self._refuse(message, reason, position=refusal.position, **dict(zip(["allow"], allow, strict=False)))
+            return self._refuse(message, reason, position=view.position, **dict(zip(["allow"], allow, strict=False)))
         errnos, stayed = self._transaction.apply(message["id"], ops, undo)
         answer: Message = {"verdict": "applied", "done": len(ops)}
         failed = next((at for at, errno in enumerate(errnos) if errno != 0), None)
@@ -165,15 +166,16 @@ class Server:
             self._audit.write({"peer": self._peer, **entry, **more})
             self._unlogged = 0
         except OSError as error:
-            _say(f"the audit log cannot be written: {error}")
+            reason = f"the audit log cannot be written: {error}"
+            _say(reason)
             if must and self._settings.audit_failure == "refuse":
-                raise
+                raise OSError(reason) from None
 
     # The loop.
 
     def run(self, listener: socket.socket, fetcher_uid: int, idle: float) -> None:
         """Serve until SIGTERM or SIGINT, or until nobody comes for `idle` seconds."""
-        while self._wait(listener, idle):
+        while self._wait(listener, time.monotonic() + idle):
             sock = socket.socket(fileno=listener._accept()[0])  # type: ignore[attr-defined]  # socket.accept()'s core
             sock.settimeout(_ANSWER_SECONDS)
             self._peer = _peer(sock)
@@ -191,18 +193,20 @@ class Server:
         try:
             while going and (message := self._next(sock)):
                 going = "malformed" not in message
-                sock.sendall(
-                    encode(self._handle(message) if going else self._refuse({"request": None}, message["malformed"]))
-                )
+                answer = self._handle(message) if going else self._refuse({"request": None}, message["malformed"])
+                sock.sendall(encode(answer))
         except OSError:
             pass  # it hung up, or does not take its answer
 
     def _next(self, sock: socket.socket) -> Message | None:
         """The client's next request, or what is wrong with it; None when it hung up, fell silent, or we are to stop."""
-        while not self._wait(sock, self._deadline - time.monotonic() if self._ledger.request else _FRAME_SECONDS):
-            if self._stop or self._ledger.request is None:
-                return None
+        end = self._deadline if self._ledger.request else time.monotonic() + _FRAME_SECONDS
+        heard = self._wait(sock, end)
+        if self._ledger.request is not None and time.monotonic() >= end:  # whatever else it had to say
             self._roll_back("not confirmed in time")
+            return self._next(sock)
+        if not heard:
+            return None
         end = time.monotonic() + _FRAME_SECONDS
         try:
             (size,) = HEADER.unpack(self._receive(sock, HEADER.size, end))
@@ -219,7 +223,7 @@ class Server:
     def _receive(self, sock: socket.socket, size: int, end: float) -> bytes:
         data = b""
         while len(data) < size:
-            if not self._wait(sock, end - time.monotonic()):
+            if not self._wait(sock, end):
                 raise Malformed("a frame did not arrive in time")
             chunk = sock.recv(size - len(data))
             if not chunk:
@@ -227,9 +231,8 @@ class Server:
             data += chunk
         return data
 
-    def _wait(self, sock: socket.socket, seconds: float) -> bool:
-        """Whether there is something to read in time; signals are seen to meanwhile, and SIGTERM ends the wait."""
-        end = time.monotonic() + seconds
+    def _wait(self, sock: socket.socket, end: float) -> bool:
+        """Whether there is something to read by then; signals are seen to meanwhile, and SIGTERM ends the wait."""
         while not self._stop:
             left = min(max(0.0, end - time.monotonic()), 3600.0)
             ready, _, _ = select.select([sock.fileno(), self._signals], [], [], left)

@@ -27,7 +27,7 @@ class Settings:
 
 
 def _whole(value: str, low: int, high: int) -> int:
-    if not low <= int(value) <= high:
+    if not (value.isdecimal() and low <= int(value) <= high):
         raise ValueError(f"accepted: a whole number in {low}..{high}")
     return int(value)
 

@@ -11,7 +11,7 @@ import cloud_network.netagent
 
 ROOM = Path(cloud_network.netagent.__file__).parent
 ONLY_FOR_MYPY = {"shapes"}
-STATEMENTS = 950
+STATEMENTS = 940
 """Statements: how many lines one takes is the formatter's affair. Docstrings and imports for mypy don't count."""
 
 MODULES = {
@@ -38,7 +38,8 @@ def statements(path: Path) -> int:
         for child in ast.iter_child_nodes(node):
             for_mypy = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
             text = isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)
-            if not for_mypy:
+            name = ast.unparse(child) if isinstance(child, (ast.Assign, ast.ImportFrom)) else ""
+            if not for_mypy and name not in ("TYPE_CHECKING = False", "from __future__ import annotations"):
                 total += (isinstance(child, ast.stmt) and not text) + count(child)
         return total
 

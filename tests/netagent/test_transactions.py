@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 
 import pytest
 
@@ -77,6 +78,17 @@ def test_taken_back_when_time_is_up(lab: Lab, wire: Wire) -> None:
     lab.wait_for(lambda: kernel_state(lab) == before)
     assert "in time" in audit_lines(lab)[-1]["reason"]
     assert wire.ask(request="confirm", id="open")["verdict"] == "refused"
+
+
+def test_talking_on_does_not_put_the_time_off(lab: Lab, wire: Wire) -> None:
+    before = kernel_state(lab)
+    answer = wire.apply(*change(lab), confirm_within=1, request="open")
+    assert answer["verdict"] == "applied"
+    began = time.monotonic()
+    while wire.ask(request="status")["open"] == "open":
+        assert time.monotonic() < began + 10
+        time.sleep(0.1)
+    assert kernel_state(lab) == before
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
