@@ -75,7 +75,9 @@ def test_many_addresses_at_once(lab: Lab) -> None:
     assert refresh(lab) == "ok"
     assert set(lab.addresses) <= present(lab)
     assert all(lab.reachability([f"10.0.2.{last}" for last in (100, 120, 139)]).values())
-    assert [line["verdict"] for line in audit(lab)] == ["applied", "confirmed"] * 2
+    verdicts = [line["verdict"] for line in audit(lab)]
+    assert verdicts == ["applied", "confirmed"] * (len(verdicts) // 2)
+    assert len(verdicts) <= 8, "many at once are one change, or a few where a pass fell into the middle"
 
 
 def test_an_address_moves_from_one_interface_to_another(lab: Lab) -> None:
