@@ -99,7 +99,7 @@ def test_what_dhcp_has_set_on_every_interface_is_adopted() -> None:
 
 
 def test_ranges_and_ipv6_are_in_place() -> None:
-    """The lab has no router advertisements, so IPv6 has its addresses and rules, and no default route."""
+    """IPv6 gateways are known when a link that came up has had its router's advertisement: seconds later."""
     both = [
         Interface(f"10.0.{n}.0/24", 2, ipv6=(f"fd00:{n}::a", f"fd00:{n}::b"), prefixes=(f"10.0.{n}.64/28",))
         for n in (1, 2)
@@ -112,7 +112,7 @@ def test_ranges_and_ipv6_are_in_place() -> None:
         assert {rule["src"] for rule in ours(lab, "rule-4")} >= {"10.0.1.64", "10.0.2.64"}
         assert {rule["src"] for rule in ours(lab, "rule-6")} == {"all", *(six for nic in lab.nics for six in nic.ipv6)}
         assert not any("/28" in str(route["dst"]) for route in ours(lab, "route-4"))
-        assert all(lab.reachability().values())
+        lab.wait_for(lambda: all(lab.reachability().values()), message="every address to answer")
 
 
 def test_names_and_order_decide_nothing() -> None:

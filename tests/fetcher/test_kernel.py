@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import sys
 from collections.abc import Iterator
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
 from cloud_network.fetcher.config import Config, Prefixes, Rules
@@ -26,6 +26,9 @@ CONFIG = Config(allow_kinds=("veth",), prefixes=Prefixes.LOCAL, rules=Rules.ORIG
 def lab() -> Iterator[Lab]:
     six = (Interface(f"10.0.{n}.0/24", 3, ipv6=(f"fd00:{n}::a",), prefixes=(f"10.0.{n}.64/28",)) for n in (1, 2, 3))
     with Lab(Spec(tuple(six))) as made:
+        made.batch([f"link set {nic.name} up" for nic in made.nics])
+        learned = ["ip", "-6", "route", "show", "default", "proto", "ra"]
+        made.wait_for(lambda: made.run(learned).stdout.count("fe80::1") == 3, message="every link's router")
         yield made
 
 
@@ -149,7 +152,7 @@ def test_links_addresses_and_learned_gateways_are_read(lab: Lab) -> None:
     assert "lo" not in links
     assert (links["br0"].kind, links["br0"].up) == ("bridge", False)
     assert links["eth0"].mac == lab.nic("eth0").mac
-    assert found.gateways == {links["eth0"].ifindex: (lab.nics[0].network[1],)}  # by DHCP
+    assert found.gateways[links["eth0"].ifindex] == (lab.nics[0].network[1], ip_address("fe80::1"))  # by DHCP and RA
     index = links["br0"].ifindex
     expected = has(index, "172.17.0.1/16") | has(index, "172.17.0.2/32", connected=False)
     assert {place: kernel for place, kernel in found.addresses.items() if place[0] == index} == expected

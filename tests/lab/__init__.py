@@ -10,11 +10,12 @@
 For people: `python -m tests.lab --help`.
 """
 
-from .fabric import Lost
+from .filter import Lost
 from .lab import Lab
 from .metadata import Metadata, Record
+from .nic import Interface, Nic
 from .reach import Held
 from .rooms import LabError, Room
-from .spec import Interface, Nic, Spec
+from .spec import Spec
 
 __all__ = ["Held", "Interface", "Lab", "LabError", "Lost", "Metadata", "Nic", "Record", "Room", "Spec"]

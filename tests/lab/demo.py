@@ -24,10 +24,11 @@ from pathlib import Path
 from types import FrameType
 
 from .lab import Lab
+from .nic import Interface, Nic
 from .privilege import become_root
 from .processes import SCRIPTS, USERS
 from .rooms import ENVIRONMENT, LabError
-from .spec import Interface, Nic, Spec
+from .spec import Spec
 
 CONFIG = """\
 [System]

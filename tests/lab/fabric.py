@@ -1,117 +1,101 @@
-"""The cloud's network: a bridge per subnet, a port per interface, and the filter that makes it a cloud.
+"""The cloud's network: a bridge per subnet, a port per interface, and the filter that makes it a cloud (filter.py).
 
-Real clouds do not learn: they know which address belongs to which interface, drop what claims another source, and
-deliver to the owner only. So here: a `bridge` table keeps the pairs (port, MAC) and (port, address); what comes from a
-port with another source, ARP included, is dropped and counted; what goes to a port that doesn't own the destination
-is dropped as well; hosts know the instance's MACs by permanent neighbour entries. Whoever receives a reply from an
-address therefore knows that it left the instance by the interface that owns the address.
-
-AWS calls it the source/destination check (EC2 user guide, "Elastic network interfaces"); other clouds have the same.
+Hosts and the router know the instance's MACs by permanent neighbour entries, as a cloud does; only the instance asks,
+by ARP and neighbour discovery. A delegated range is routed to its owner, by way of a neighbour entry of its own.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from pathlib import Path
 
+from .convention import Convention
+from .filter import Filter, Lost
+from .nic import Nic
 from .rooms import Room
-from .spec import BEYOND_SUBNET, METADATA_ADDRESS, Nic, gateway
+from .spec import BEYOND_SUBNET, BEYOND_SUBNET6, neighbour_address, neighbour_address6
 
-RULES = """
-table bridge cloud {
-  set mac_of { type ifname . ether_addr; }
-  set v4_of { type ifname . ipv4_addr; }
-  set v6_of { type ifname . ipv6_addr; }
-  set lost { type ifname . ipv4_addr . ipv4_addr; size 65535; flags dynamic; counter; }
-  set lost6 { type ifname . ipv6_addr . ipv6_addr; size 65535; flags dynamic; counter; }
-  set misdelivered { type ifname . ipv4_addr; size 65535; flags dynamic; counter; }
-
-  chain owned {
-    iifname . ip saddr @v4_of accept
-    iifname . arp saddr ip @v4_of accept
-    iifname . ip6 saddr @v6_of accept
-    ip6 saddr { ::, fe80::/10 } accept
-  }
-  chain from_instance {
-    type filter hook prerouting priority -300; policy accept;
-    iifname != "vm*" accept
-    iifname . ether saddr @mac_of jump owned
-    ether type ip update @lost { iifname . ip saddr . ip daddr } drop
-    ether type arp update @lost { iifname . arp saddr ip . arp daddr ip } drop
-    ether type ip6 update @lost6 { iifname . ip6 saddr . ip6 daddr } drop
-    drop
-  }
-  chain to_instance {
-    type filter hook postrouting priority 300; policy accept;
-    oifname != "vm*" accept
-    oifname . ip daddr @v4_of accept
-    oifname . arp daddr ip @v4_of accept
-    ether type ip update @misdelivered { oifname . ip daddr } drop
-    ether type arp drop
-  }
-}
-"""
-"""A request for somebody else's address isn't delivered: a cloud answers ARP itself."""
+ROUTER6 = Path(__file__).with_name("router6.py")
+PATIENCE = 10.0
 
 
-@dataclass(frozen=True)
-class Lost:
-    """Packets that came from an interface with a source which isn't its own (an ARP request counts too)."""
+@dataclass
+class Subnet:
+    """A bridge, and who else is on it."""
 
-    mac: str
-    source: str
-    destination: str
-    packets: int
+    number: int
+    cidr: str
+    router: str
+    neighbour: Room
+    sixes: list[str] = field(default_factory=list)
+
+    @property
+    def bridge(self) -> str:
+        return f"sn{self.number}"
+
+    @property
+    def mac(self) -> str:
+        return f"02:00:00:00:fe:{self.number + 1:02x}"
 
 
 class Fabric:
     """Changes the cloud. It remembers subnets and ports; which interfaces exist is the lab's knowledge."""
 
-    def __init__(self, cloud: Room) -> None:
+    def __init__(self, cloud: Room, convention: Convention) -> None:
         self.cloud = cloud
-        self.subnets: list[str] = []
-        self._owner: dict[str, str] = {}
+        self.convention = convention
+        self.filter = Filter(cloud)
+        self._subnets: dict[str, Subnet] = {}
+        self._router6: subprocess.Popen[str] | None = None
         self.cloud.batch(
             [
                 "link set lo up",
-                f"address add {METADATA_ADDRESS}/32 dev lo",
-                *_bridge("wan", "02:00:00:00:fe:00", f"{BEYOND_SUBNET[1]}/{BEYOND_SUBNET.prefixlen}"),
+                *(f"address add {address} dev lo" for address in convention.endpoints),
+                *_bridge("wan", "02:00:00:00:fe:00", BEYOND_SUBNET[1], BEYOND_SUBNET),
+                *_bridge6("wan", convention.router6, BEYOND_SUBNET6),
             ]
         )
-        self._nft(RULES)
 
-    def add_subnets(self, subnets: Iterable[str]) -> None:
-        lines = []
-        for subnet in subnets:
-            number = len(self.subnets)
-            self.subnets.append(subnet)
-            length = subnet.partition("/")[2]
-            lines += _bridge(f"sn{number}", f"02:00:00:00:fe:{number + 1:02x}", f"{gateway(subnet)}/{length}")
-        self.cloud.batch(lines)
+    @property
+    def subnets(self) -> list[str]:
+        return list(self._subnets)
 
-    def add_hosts(self, bridge: str, hosts: Sequence[tuple[Room, str]], via: str) -> None:
-        """Plug hosts into a bridge; each has one address and a default route."""
-        self.cloud.batch(
-            line
-            for room, _ in hosts
-            for line in (
-                f"link add {room.name} type veth peer name eth0 netns {room.pid}",
-                f"link set {room.name} master {bridge} up",
-            )
-        )
-        for room, address in hosts:
+    def add_beyond(self, hosts: Mapping[Room, tuple[str, str]]) -> None:
+        """Plug in the hosts beyond, each with an address of either family."""
+        self._plug_hosts("wan", list(hosts))
+        for room, (four, six) in hosts.items():
             room.batch(
                 [
-                    "link set lo up",
-                    f"address add {address} dev eth0",
+                    f"address add {four}/{BEYOND_SUBNET.prefixlen} dev eth0",
+                    f"address add {six}/{BEYOND_SUBNET6.prefixlen} dev eth0",
                     "link set eth0 up",
-                    f"route add default via {via}",
+                    f"route add default via {BEYOND_SUBNET[1]}",
+                    f"route add default via {self.convention.router6} dev eth0",
                 ]
             )
 
-    def bridge(self, subnet: str) -> str:
-        return f"sn{self.subnets.index(subnet)}"
+    def add_subnets(self, wanted: Mapping[str, str], neighbours: Sequence[Room]) -> None:
+        """{subnet: its router's address}, with a neighbour for each."""
+        lines = []
+        for (cidr, router), room in zip(wanted.items(), neighbours, strict=True):
+            subnet = self._subnets[cidr] = Subnet(len(self._subnets), cidr, router, room)
+            lines += _bridge(subnet.bridge, subnet.mac, IPv4Address(router), IPv4Network(cidr))
+        self.cloud.batch(lines)
+        for cidr, room in zip(wanted, neighbours, strict=True):
+            subnet = self._subnets[cidr]
+            self._plug_hosts(subnet.bridge, [room])
+            room.batch(
+                [
+                    f"address add {neighbour_address(cidr)}/{IPv4Network(cidr).prefixlen} dev eth0",
+                    "link set eth0 up",
+                    f"route add default via {subnet.router} dev eth0 onlink",
+                ]
+            )
 
     def plug(self, nics: Sequence[Nic], instance: Room) -> None:
         """Cables from the cloud into the instance; the instance's end stays down, as a new interface is."""
@@ -120,67 +104,136 @@ class Fabric:
             peer = f"peer name {nic.name} address {nic.mac} netns {instance.pid}"
             lines += [
                 f"link add {nic.port} type veth {peer}",
-                f"link set {nic.port} master {self.bridge(nic.subnet)} up",
+                f"link set {nic.port} master {self._subnets[nic.subnet].bridge} up",
             ]
-            self._owner[nic.port] = nic.mac
         self.cloud.batch(lines)
 
     def unplug(self, nic: Nic) -> None:
         self.cloud.batch([f"link delete {nic.port}"])
 
-    def admit(self, nics: Sequence[Nic], neighbours: Sequence[Room]) -> None:
-        """These interfaces own these addresses: the filter lets them pass, the hosts know the way."""
-        self._own("add", nics, neighbours, [(nic, address) for nic in nics for address in nic.addresses])
-        self._nft("\n".join(f"add element bridge cloud mac_of {{ {nic.port} . {nic.mac} }}" for nic in nics))
+    def admit(self, nics: Sequence[Nic]) -> None:
+        """These interfaces own what they have: the filter lets it pass, the hosts know the way."""
+        for nic in nics:
+            self._have6(nic)
+        self.filter.interfaces("add", nics)
+        self._know("replace", [(nic, hop) for nic in nics for hop in _hops(nic)])
+        self._own("add", [(nic, what) for nic in nics for what in (*nic.everything, *nic.prefixes)])
 
-    def dismiss(self, nic: Nic, neighbours: Sequence[Room]) -> None:
-        self._own("delete", [nic], neighbours, [(nic, address) for address in nic.addresses])
-        self._nft(f"delete element bridge cloud mac_of {{ {nic.port} . {nic.mac} }}")
+    def dismiss(self, nic: Nic) -> None:
+        self._own("delete", [(nic, what) for what in (*nic.everything, *nic.prefixes)])
+        self._know("delete", [(nic, hop) for hop in _hops(nic)])
+        self.filter.interfaces("delete", [nic])
 
-    def admit_address(self, nic: Nic, address: str, neighbours: Sequence[Room]) -> None:
-        self._own("add", [], neighbours, [(nic, address)])
+    def admit_address(self, nic: Nic, what: str) -> None:
+        """An address, or a range in CIDR notation."""
+        self._have6(nic)
+        self._own("add", [(nic, what)])
 
-    def dismiss_address(self, nic: Nic, address: str, neighbours: Sequence[Room]) -> None:
-        self._own("delete", [], neighbours, [(nic, address)])
+    def dismiss_address(self, nic: Nic, what: str) -> None:
+        self._own("delete", [(nic, what)])
+
+    def advertise(self, subnet: str) -> None:
+        """A router advertisement, now. Hosts that solicit get theirs without."""
+        here = self._subnets[subnet]
+        if not here.sixes:
+            return
+        if self._router6 is None:
+            argv = [sys.executable, "-I", "-S", str(ROUTER6)]
+            self._router6 = self.cloud.popen(argv, stdin=subprocess.PIPE, stdout=None)
+        config = {
+            "bridge": here.bridge,
+            "mac": here.mac,
+            "source": self.convention.router6,
+            "prefixes": here.sixes,
+            "on_link": self.convention.on_link6,
+            "autonomous": self.convention.autonomous6,
+        }
+        assert self._router6.stdin is not None
+        self._router6.stdin.write(json.dumps(config) + "\n")
+        self._router6.stdin.flush()
+
+    def has6(self, room: Room) -> bool:
+        """Whether this host outside has an IPv6 address."""
+        return all(here.sixes for here in self._subnets.values() if here.neighbour == room)
 
     def lost(self) -> list[Lost]:
-        found = json.loads(self.cloud.run(["nft", "-j", "list", "set", "bridge", "cloud", "lost"]).stdout)
-        entries = (entry["elem"] for part in found["nftables"] for entry in part.get("set", {}).get("elem", []))
-        lost = []
-        for entry in entries:
-            port, source, destination = entry["val"]["concat"]
-            lost.append(Lost(self._owner[port], source, destination, entry["counter"]["packets"]))
-        return lost
+        return self.filter.lost()
 
     def forget_lost(self) -> None:
-        self._nft("flush set bridge cloud lost")
+        self.filter.forget_lost()
 
-    def _own(
-        self, verb: str, nics: Sequence[Nic], neighbours: Sequence[Room], pairs: Sequence[tuple[Nic, str]]
-    ) -> None:
-        rules = [f"{verb} element bridge cloud v4_of {{ {nic.port} . {address} }}" for nic, address in pairs]
-        rules += [
-            f"{verb} element bridge cloud v6_of {{ {nic.port} . {address} }}" for nic in nics for address in nic.ipv6
-        ]
-        self._nft("\n".join(rules))
-        known = "replace" if verb == "add" else "delete"
+    def close(self) -> None:
+        """The holder ends the processes; this collects what is left of them."""
+        if self._router6 is not None:
+            assert self._router6.stdin is not None
+            self._router6.stdin.close()
+            self._router6.wait(PATIENCE)
+
+    def _plug_hosts(self, bridge: str, rooms: Sequence[Room]) -> None:
         self.cloud.batch(
-            f"neigh {known} {address} lladdr {nic.mac} dev {self.bridge(nic.subnet)} nud permanent"
-            for nic, address in pairs
+            line
+            for room in rooms
+            for line in (
+                f"link add {room.name} type veth peer name eth0 netns {room.pid}",
+                f"link set {room.name} master {bridge} up",
+            )
         )
-        for number, room in enumerate(neighbours):
-            here = [(nic, address) for nic, address in pairs if nic.subnet == self.subnets[number]]
-            if here:
-                room.batch(f"neigh {known} {address} lladdr {nic.mac} dev eth0 nud permanent" for nic, address in here)
+        for room in rooms:
+            room.batch(["link set lo up"])
 
-    def _nft(self, rules: str) -> None:
-        self.cloud.run(["nft", "-f", "-"], stdin=rules)
+    def _have6(self, nic: Nic) -> None:
+        """The subnet has this interface's /64: on the router, on the neighbour, and in advertisements."""
+        here = self._subnets[nic.subnet]
+        if not nic.network6 or nic.subnet6 in here.sixes:
+            return
+        router, length = self.convention.router6, nic.network6.prefixlen
+        self.cloud.batch(_bridge6(here.bridge, router, nic.network6, first=not here.sixes))
+        lines = [f"address add {neighbour_address6(nic.subnet6)}/{length} dev eth0"]
+        if not here.sixes:
+            lines.append(f"route add default via {router} dev eth0")
+        here.neighbour.batch(lines)
+        here.sixes.append(nic.subnet6)
+        self.advertise(nic.subnet)
+
+    def _own(self, verb: str, pairs: Sequence[tuple[Nic, str]]) -> None:
+        """`add` or `delete` what an interface owns."""
+        self.filter.owners(verb, pairs)
+        change = "replace" if verb == "add" else "delete"
+        self._know(change, [(nic, what) for nic, what in pairs if "/" not in what])
+        routes = [(nic, what, _hops(nic)[":" in what]) for nic, what in pairs if "/" in what]
+        self._everywhere([(nic, f"route {change} {what} via {hop} dev {{}} onlink") for nic, what, hop in routes])
+
+    def _know(self, change: str, pairs: Sequence[tuple[Nic, str]]) -> None:
+        """`replace` or `delete` neighbour entries."""
+        self._everywhere(
+            [(nic, f"neigh {change} {what} lladdr {nic.mac} dev {{}} nud permanent") for nic, what in pairs]
+        )
+
+    def _everywhere(self, lines: Sequence[tuple[Nic, str]]) -> None:
+        """In the router and in the interface's subnet; `{}` is the device there."""
+        self.cloud.batch(line.format(self._subnets[nic.subnet].bridge) for nic, line in lines)
+        for here in self._subnets.values():
+            if local := [line.format("eth0") for nic, line in lines if nic.subnet == here.cidr]:
+                here.neighbour.batch(local)
 
 
-def _bridge(name: str, mac: str, address: str) -> list[str]:
+def _hops(nic: Nic) -> tuple[str, str]:
+    """Next hops that stand for an interface where ranges are routed to it, whatever addresses it has."""
+    return f"169.254.128.{nic.device + 1}", f"fe80::128:{nic.device + 1:x}"
+
+
+def _bridge(name: str, mac: str, router: IPv4Address, subnet: IPv4Network) -> list[str]:
     """A fixed MAC: a bridge otherwise takes that of its ports, and changes it when one goes."""
+    inside = router in subnet
     return [
         f"link add {name} address {mac} type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
-        f"address add {address} dev {name}",
+        f"link set {name} addrgenmode none",
+        f"address add {router}/{subnet.prefixlen if inside else 32} dev {name}",
         f"link set {name} up",
+        *([] if inside else [f"route add {subnet} dev {name}"]),
     ]
+
+
+def _bridge6(name: str, router: str, subnet: IPv6Network, first: bool = True) -> list[str]:
+    link_local = [f"address add {router}/64 dev {name} nodad"] if first else []
+    return [*link_local, f"address add {subnet[1]}/{subnet.prefixlen} dev {name} nodad"]

@@ -7,6 +7,7 @@
 
 The kernel's routing is real; only metadata and DHCP are played. DHCP's work is done for the primary interface, as a
 cloud's image does it: link up, first address with a lifetime, default route `proto dhcp`. The other links are down.
+IPv6 routes come from router advertisements (router6.py). Where a cloud differs, its `Convention` says how.
 """
 
 from __future__ import annotations
@@ -17,26 +18,20 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from ipaddress import IPv6Network
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Literal, Self, TypeVar
 
-from .fabric import Fabric, Lost
+from .boot import boot
+from .fabric import Fabric
+from .filter import Lost
 from .metadata import PROVIDERS, Metadata
+from .nic import Interface, Nic
 from .processes import USERS, Daemons
 from .reach import Held, Reach
 from .rooms import OURS, LabError, Room, Rooms
-from .spec import (
-    BEYOND_SUBNET,
-    Interface,
-    Nic,
-    Resolver,
-    Spec,
-    beyond_address,
-    gateway,
-    neighbour_address,
-    resolve,
-)
+from .spec import Resolver, Spec, beyond_address, beyond_address6, resolve
 
 CHECKOUT = Path(__file__).parents[2]
 RESOLVER = "169.254.169.253"
@@ -56,8 +51,15 @@ ROUTER_SYSCTL = MappingProxyType(
         "net.ipv4.ip_forward": "1",
         "net.ipv4.conf.all.rp_filter": "0",
         "net.ipv4.conf.default.rp_filter": "0",
+        "net.ipv4.conf.all.send_redirects": "0",
+        "net.ipv4.conf.default.send_redirects": "0",
+        "net.ipv6.conf.all.forwarding": "1",
+        "net.ipv6.conf.default.accept_dad": "0",
     }
 )
+
+HOST_SYSCTL = MappingProxyType({"net.ipv6.conf.default.accept_ra": "0", "net.ipv6.conf.default.accept_dad": "0"})
+"""Hosts outside have what the lab gives them. The instance's kernel does as it always does."""
 
 T = TypeVar("T")
 Where = str | tuple[str, int]
@@ -75,6 +77,7 @@ class Lab:
         self.spec = spec
         self._resolver = Resolver()
         self.nics = resolve(spec, self._resolver)
+        self.convention = PROVIDERS[spec.provider].convention
 
     def __enter__(self) -> Self:
         self.rooms = Rooms()
@@ -96,26 +99,24 @@ class Lab:
         self.rooms.close()
         self.reach.close()
         self.daemons.close()
+        self.fabric.close()
         self._metadata_process.wait(10)
 
     # — building
 
     def _build(self) -> None:
-        subnets = list(dict.fromkeys(nic.subnet for nic in self.nics))
         self._furnish_instance()
         self.cloud = self.rooms.open({"name": "cloud", "sysctl": dict(ROUTER_SYSCTL)})[0]
-        self.fabric = Fabric(self.cloud)
+        self.fabric = Fabric(self.cloud, self.convention)
         self._start_metadata()
         self.neighbours: list[Room] = []
-        self._add_subnets(subnets)
-        beyond = self._open_hosts("beyond", 0, self.spec.beyond)
-        length = BEYOND_SUBNET.prefixlen
-        addresses = [f"{beyond_address(number)}/{length}" for number in range(len(beyond))]
-        self.fabric.add_hosts("wan", list(zip(beyond, addresses, strict=True)), str(BEYOND_SUBNET[1]))
-        self.beyond = beyond
+        self._add_subnets(self.nics)
+        self.beyond = self._open_hosts("beyond", 0, self.spec.beyond)
+        self.fabric.add_beyond({room: (beyond_address(n), beyond_address6(n)) for n, room in enumerate(self.beyond)})
         self.fabric.plug(self.nics, self.instance)
-        self.fabric.admit(self.nics, self.neighbours)
-        self._boot()
+        self.fabric.admit(self.nics)
+        served = self.nics if self.spec.dhcp_all or self.convention.all_links else self.nics[:1]
+        boot(self.instance, served, self.fabric)
         self.daemons = Daemons(self.instance)
         self.reach = Reach()
         self.metadata = Metadata(self.cloud.path(OURS / "metadata.sock"))
@@ -142,29 +143,14 @@ class Lab:
         self._metadata_process = self.cloud.popen(argv, stdout=None, env={"PYTHONPATH": str(CHECKOUT)})
 
     def _open_hosts(self, kind: str, first: int, count: int) -> list[Room]:
-        return self.rooms.open(*({"name": f"{kind}{first + n}", "sysctl": {}} for n in range(count)))
+        return self.rooms.open(*({"name": f"{kind}{first + n}", "sysctl": dict(HOST_SYSCTL)} for n in range(count)))
 
-    def _add_subnets(self, subnets: Sequence[str]) -> None:
-        first = len(self.neighbours)
-        self.fabric.add_subnets(subnets)
-        self.neighbours += self._open_hosts("neighbour", first, len(subnets))
-        for subnet, room in zip(subnets, self.neighbours[first:], strict=True):
-            length = subnet.partition("/")[2]
-            host = (room, f"{neighbour_address(subnet)}/{length}")
-            self.fabric.add_hosts(self.fabric.bridge(subnet), [host], gateway(subnet))
-
-    def _boot(self) -> None:
-        served = self.nics if self.spec.dhcp_all else self.nics[:1]
-        lines = ["link set lo up"]
-        for nic in served:
-            address, lease = nic.addresses[0], "valid_lft 3600 preferred_lft 3600"
-            route = f"proto dhcp src {address} metric {100 + nic.device}"
-            lines += [
-                f"link set {nic.name} up",
-                f"address add {address}/{nic.network.prefixlen} brd + dev {nic.name} {lease}",
-                f"route add default via {nic.gateway} dev {nic.name} {route}",
-            ]
-        self.instance.batch(lines)
+    def _add_subnets(self, nics: Sequence[Nic]) -> None:
+        """Those that aren't there yet, each with a neighbour."""
+        wanted = {nic.subnet: nic.gateway for nic in nics if nic.subnet not in self.fabric.subnets}
+        neighbours = self._open_hosts("neighbour", len(self.neighbours), len(wanted))
+        self.fabric.add_subnets(wanted, neighbours)
+        self.neighbours += neighbours
 
     def _tell_metadata(self) -> None:
         self.metadata.load(self.nics)
@@ -180,13 +166,23 @@ class Lab:
         return [address for nic in self.nics for address in nic.addresses]
 
     @property
+    def addresses6(self) -> list[str]:
+        """Every IPv6 address of the instance, as the cloud has it."""
+        return [address for nic in self.nics for address in nic.ipv6]
+
+    @property
+    def samples(self) -> list[str]:
+        """The first and last address of every delegated range."""
+        return [address for nic in self.nics for address in nic.samples]
+
+    @property
     def sources(self) -> list[Room]:
         return [*self.beyond, *self.neighbours]
 
     def nic(self, key: str) -> Nic:
         """By MAC, by kernel name, or by one of its addresses."""
         for nic in self.nics:
-            if key in (nic.mac, nic.name, *nic.addresses):
+            if key in (nic.mac, nic.name, *nic.everything):
                 return nic
         raise LabError(f"no interface {key}")
 
@@ -238,12 +234,11 @@ class Lab:
         taken = {nic.name for nic in self.nics}
         name = next(name for n in range(len(taken) + 1) if (name := f"eth{n}") not in taken)
         nic = self._resolver.resolve(interface, device, name)
-        if nic.subnet not in self.fabric.subnets:
-            self._add_subnets([nic.subnet])
+        self._add_subnets([nic])
 
         def plug() -> None:
             self.fabric.plug([nic], self.instance)
-            self.fabric.admit([nic], self.neighbours)
+            self.fabric.admit([nic])
 
         self._change([*self.nics, nic], plug, first, between)
         return nic
@@ -252,22 +247,41 @@ class Lab:
         nic = self.nic(mac)
 
         def unplug() -> None:
-            self.fabric.dismiss(nic, self.neighbours)
+            self.fabric.dismiss(nic)
             self.fabric.unplug(nic)
 
         self._change([other for other in self.nics if other != nic], unplug, first, between)
 
     def add_address(self, mac: str, address: str) -> None:
+        """Of either family. The first IPv6 address of an interface decides its /64."""
         nic = self.nic(mac)
-        self.fabric.admit_address(nic, address, self.neighbours)
-        self._replace(nic, replace(nic, addresses=(*nic.addresses, address)))
+        if ":" in address:
+            subnet6 = nic.subnet6 or str(IPv6Network((address, 64), strict=False))
+            new = replace(nic, ipv6=(*nic.ipv6, address), subnet6=subnet6)
+        else:
+            new = replace(nic, addresses=(*nic.addresses, address))
+        self.fabric.admit_address(new, address)
+        self._replace(nic, new)
 
     def remove_address(self, mac: str, address: str) -> None:
         nic = self.nic(mac)
-        self.fabric.dismiss_address(nic, address, self.neighbours)
-        kept = tuple(other for other in nic.addresses if other != address)
+        self.fabric.dismiss_address(nic, address)
+        left = tuple(other for other in nic.addresses if other != address)
+        left6 = tuple(other for other in nic.ipv6 if other != address)
         public = {private: public for private, public in nic.public.items() if private != address}
-        self._replace(nic, replace(nic, addresses=kept, public=public))
+        self._replace(nic, replace(nic, addresses=left, ipv6=left6, public=public))
+
+    def add_range(self, mac: str, prefix: str) -> None:
+        """A delegated block or alias range, in CIDR notation."""
+        nic = self.nic(mac)
+        new = replace(nic, prefixes=(*nic.prefixes, prefix))
+        self.fabric.admit_address(new, prefix)
+        self._replace(nic, new)
+
+    def remove_range(self, mac: str, prefix: str) -> None:
+        nic = self.nic(mac)
+        self.fabric.dismiss_address(nic, prefix)
+        self._replace(nic, replace(nic, prefixes=tuple(other for other in nic.prefixes if other != prefix)))
 
     def _replace(self, old: Nic, new: Nic) -> None:
         self._change([new if nic == old else nic for nic in self.nics])
@@ -325,17 +339,23 @@ class Lab:
     def reachability(self, addresses: Sequence[str] | None = None, timeout: float = 1.5) -> dict[tuple[str, str], bool]:
         """{(source, address): answered} for every host outside and every address, all at once.
 
-        An answer came by the interface that owns the address: the cloud drops it on any other (fabric.py).
+        An answer came by the interface that owns the address: the cloud drops it on any other (filter.py). Without
+        `addresses` they are all of the instance's, of either family, but none of ranges. A neighbour in a subnet
+        without IPv6 isn't asked to reach IPv6 addresses.
         """
         self.reach.listen(self.instance)
-        wanted = [(address, None) for address in (self.addresses if addresses is None else addresses)]
-        answers = self.reach.probe(dict.fromkeys(self.sources, wanted), timeout)
+        wanted = [*self.addresses, *self.addresses6] if addresses is None else addresses
+        four = [(address, None) for address in wanted if ":" not in address]
+        six = [(address, None) for address in wanted if ":" in address]
+        sources = {room: [*four, *(six if self.fabric.has6(room) else [])] for room in self.sources}
+        answers = self.reach.probe(sources, timeout)
         return {(source, target): answered for (source, target, _), answered in answers.items()}
 
-    def outbound(self, timeout: float = 1.5) -> dict[str, bool]:
+    def outbound(self, timeout: float = 1.5, addresses: Sequence[str] | None = None) -> dict[str, bool]:
         """{address: could connect from it to the first host beyond}. False too when it isn't configured."""
         self.reach.listen(self.beyond[0])
-        wanted = [(beyond_address(0), address) for address in self.addresses]
+        sources = [*self.addresses, *self.addresses6] if addresses is None else addresses
+        wanted = [(beyond_address6(0) if ":" in source else beyond_address(0), source) for source in sources]
         answers = self.reach.probe({self.instance: wanted}, timeout)
         return {str(source): answered for (_, _, source), answered in answers.items()}
 

@@ -1,39 +1,24 @@
-"""What a lab is made of: written by a test, resolved once, then only read.
-
-`Interface` and `Spec` say what somebody wants; `Nic` is what the lab made of it (MAC, kernel name, addresses).
-The same `Nic` goes to the cloud's filter and to the metadata server, so that the two cannot disagree by accident.
-"""
+"""What a lab is made of: written by a test, resolved once, then only read."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from itertools import islice
 
-METADATA_ADDRESS = "169.254.169.254"
+from .convention import subnet6
+from .metadata.providers import PROVIDERS
+from .nic import Interface, Nic, gateway, neighbour_address, neighbour_address6
+
+__all__ = ["Interface", "Nic", "Resolver", "Spec", "gateway", "neighbour_address", "neighbour_address6", "resolve"]
+
 BEYOND_SUBNET = IPv4Network("198.51.100.0/24")
+BEYOND_SUBNET6 = IPv6Network("2001:db8:ffff::/64")
 PUBLIC_SUBNET = IPv4Network("203.0.113.0/24")
 FIRST_HOST = 10
 """The first address an instance gets in a subnet: clouds keep the lowest for gateway, resolver and themselves."""
-
-
-@dataclass(frozen=True)
-class Interface:
-    """One interface as a user would order it.
-
-    `addresses` is a number or the private addresses themselves, the primary one first. `public` is the number of
-    them (from the first) that have a public address, or those public addresses. `prefixes` are delegated blocks.
-    """
-
-    subnet: str
-    addresses: int | tuple[str, ...] = 1
-    public: int | tuple[str, ...] = 0
-    ipv6: tuple[str, ...] = ()
-    prefixes: tuple[str, ...] = ()
-    name: str | None = None
-    mac: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,50 +36,22 @@ class Spec:
     @classmethod
     def aws(cls, interfaces: int = 4, addresses: int = 15, public: int = 0, **settings: object) -> Spec:
         """The usual lab: every interface in a subnet of its own, 10.0.1.0/24 and so on."""
-        each = (Interface(f"10.0.{n}.0/24", addresses, public) for n in range(1, interfaces + 1))
-        return cls(tuple(each), settings=settings)
-
-
-@dataclass(frozen=True)
-class Nic:
-    """One interface as it is: plain strings, so that it travels to the metadata server as JSON."""
-
-    device: int
-    name: str
-    mac: str
-    subnet: str
-    addresses: tuple[str, ...]
-    public: Mapping[str, str]
-    ipv6: tuple[str, ...] = ()
-    prefixes: tuple[str, ...] = ()
-
-    @property
-    def network(self) -> IPv4Network:
-        return IPv4Network(self.subnet)
-
-    @property
-    def gateway(self) -> str:
-        return gateway(self.subnet)
-
-    @property
-    def port(self) -> str:
-        """The cloud's end of the cable."""
-        return f"vm{self.device}"
+        return cls(PROVIDERS["aws"].convention.order(interfaces, addresses, 0, public, 0), settings=settings)
 
     @classmethod
-    def from_json(cls, value: Mapping[str, object]) -> Nic:
-        tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
-        return cls(**tuples)  # type: ignore[arg-type]  # the other end is `asdict(nic)`
-
-
-def gateway(subnet: str) -> str:
-    """AWS's and Azure's convention: the first address after the subnet's own."""
-    return str(IPv4Network(subnet)[1])
-
-
-def neighbour_address(subnet: str) -> str:
-    """Another host in the subnet, well above the instance's addresses."""
-    return str(IPv4Network(subnet)[-6])
+    def cloud(
+        cls,
+        name: str,
+        interfaces: int = 4,
+        addresses: int = 15,
+        ipv6: int = 0,
+        public: int = 0,
+        prefixes: int = 0,
+        **settings: object,
+    ) -> Spec:
+        """The same on any cloud, each number for every interface, and no more of anything than this cloud has."""
+        ordered = PROVIDERS[name].convention.order(interfaces, addresses, ipv6, public, prefixes)
+        return cls(ordered, provider=name, settings=settings)
 
 
 def names(count: int) -> list[str]:
@@ -117,17 +74,16 @@ class Resolver:
     """Gives out addresses, so that a later interface never gets one that was given before."""
 
     def __init__(self) -> None:
-        self._private: set[str] = set()
+        self._given: set[str] = set()
         self._public = iter(PUBLIC_SUBNET.hosts())
+        self._subnets6: dict[str, str] = {}
 
     def resolve(self, interface: Interface, device: int, name: str) -> Nic:
-        addresses = interface.addresses
-        if isinstance(addresses, int):
-            addresses = tuple(islice(self._free(interface.subnet), addresses))
-        self._private.update(addresses)
+        addresses = self._addresses(interface.addresses, IPv4Network(interface.subnet))
         public = interface.public
         if isinstance(public, int):
             public = tuple(str(address) for address in islice(self._public, public))
+        six = self._subnet6(interface)
         return Nic(
             device=device,
             name=interface.name or name,
@@ -135,14 +91,28 @@ class Resolver:
             subnet=interface.subnet,
             addresses=addresses,
             public=dict(zip(addresses, public, strict=False)),
-            ipv6=interface.ipv6,
+            ipv6=self._addresses(interface.ipv6, IPv6Network(six)) if interface.ipv6 else (),
             prefixes=interface.prefixes,
+            subnet6=six if interface.ipv6 or any(":" in prefix for prefix in interface.prefixes) else "",
+            router=interface.gateway or "",
         )
 
-    def _free(self, subnet: str) -> Sequence[str]:
-        network = IPv4Network(subnet)
-        hosts = (str(network[n]) for n in range(FIRST_HOST, network.num_addresses - FIRST_HOST))
-        return [host for host in hosts if host not in self._private]
+    def _addresses(self, wanted: int | tuple[str, ...], network: IPv4Network | IPv6Network) -> tuple[str, ...]:
+        found = tuple(islice(self._free(network), wanted)) if isinstance(wanted, int) else wanted
+        self._given.update(found)
+        return found
+
+    def _free(self, network: IPv4Network | IPv6Network) -> Iterator[str]:
+        end = min(network.num_addresses, 1 << 16) - FIRST_HOST
+        hosts = (str(network[n]) for n in range(FIRST_HOST, end))
+        return (host for host in hosts if host not in self._given)
+
+    def _subnet6(self, interface: Interface) -> str:
+        """As ordered; that of the address that was; or the next one, the same for every interface of a subnet."""
+        given = interface.subnet6
+        if isinstance(interface.ipv6, tuple) and interface.ipv6:
+            given = given or str(IPv6Network((interface.ipv6[0], 64), strict=False))
+        return given or self._subnets6.setdefault(interface.subnet, subnet6(0x100 + len(self._subnets6)))
 
 
 def resolve(spec: Spec, resolver: Resolver) -> list[Nic]:
@@ -152,3 +122,7 @@ def resolve(spec: Spec, resolver: Resolver) -> list[Nic]:
 
 def beyond_address(number: int) -> str:
     return str(IPv4Address(int(BEYOND_SUBNET[FIRST_HOST]) + number))
+
+
+def beyond_address6(number: int) -> str:
+    return str(IPv6Address(int(BEYOND_SUBNET6[FIRST_HOST]) + number))

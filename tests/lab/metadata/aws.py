@@ -18,11 +18,11 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv6Network
 from types import MappingProxyType
 from typing import ClassVar
 
-from ..spec import Nic
+from ..convention import Convention
+from ..nic import Nic
 from .frame import NO_HEADERS, Request, Response, Tree
 
 REGION = "eu-central-1"
@@ -96,6 +96,8 @@ class Aws:
             "sys_vendor": ("Amazon EC2", 0o444),
         }
     )
+
+    convention: ClassVar[Convention] = Convention(endpoints=("169.254.169.254", "fd00:ec2::254"), ranges=(4, 6))
 
     def __init__(self) -> None:
         self._settings = Settings()
@@ -211,15 +213,13 @@ def pruned(node: Tree) -> Tree:
 
 
 def interface(nic: Nic) -> Tree:
-    v4 = [prefix for prefix in nic.prefixes if ":" not in prefix]
-    v6 = [prefix for prefix in nic.prefixes if ":" in prefix]
     by_public = {public: private for private, public in nic.public.items()}
     return {
         "device-number": str(nic.device),
         "interface-id": identifier("eni", nic.mac),
         "ipv4-associations": dict(by_public),
-        "ipv4-prefix": "\n".join(v4),
-        "ipv6-prefix": "\n".join(v6),
+        "ipv4-prefix": "\n".join(nic.ranges4),
+        "ipv6-prefix": "\n".join(nic.ranges6),
         "ipv6s": "\n".join(nic.ipv6),
         "local-hostname": hostname(nic),
         "local-ipv4s": "\n".join(nic.addresses),
@@ -232,11 +232,11 @@ def interface(nic: Nic) -> Tree:
         "security-groups": "lab",
         "subnet-id": identifier("subnet", nic.subnet),
         "subnet-ipv4-cidr-block": nic.subnet,
-        "subnet-ipv6-cidr-blocks": subnet6(nic),
+        "subnet-ipv6-cidr-blocks": nic.subnet6,
         "vpc-id": identifier("vpc", VPC),
         "vpc-ipv4-cidr-block": VPC,
         "vpc-ipv4-cidr-blocks": VPC,
-        "vpc-ipv6-cidr-blocks": f"{subnet6(nic).partition('::')[0]}::/56" if nic.ipv6 else "",
+        "vpc-ipv6-cidr-blocks": str(nic.network6.supernet(new_prefix=56)) if nic.network6 else "",
     }
 
 
@@ -251,11 +251,6 @@ def hostname(nic: Nic) -> str:
 def public_hostname(nic: Nic) -> str:
     address = next(iter(nic.public.values()), "")
     return f"ec2-{address.replace('.', '-')}.{REGION}.compute.amazonaws.com" if address else ""
-
-
-def subnet6(nic: Nic) -> str:
-    """EC2 gives a subnet a /64."""
-    return str(IPv6Network((nic.ipv6[0], 64), strict=False)) if nic.ipv6 else ""
 
 
 def role(name: str) -> Tree:

@@ -9,18 +9,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..spec import Nic
+from ..nic import Nic
 
 
 @dataclass(frozen=True)
 class Record:
-    """A request that arrived. `status` is 0 when nothing was answered."""
+    """A request that was dealt with. `status` is 0 when nothing was answered."""
 
     at: float
     connection: int
     method: str
     path: str
     status: int
+    query: str = ""
 
 
 class Metadata:
@@ -32,7 +33,7 @@ class Metadata:
         self._ask("load", nics=[asdict(nic) for nic in nics])
 
     def configure(self, **settings: object) -> None:
-        """The provider's settings (metadata/<provider>.py), or `keep_alive=False` for any."""
+        """The provider's settings (metadata/<provider>.py), or for any `keep_alive=False`, `listen=(address, …)`."""
         self._ask("configure", settings=settings)
 
     def expire_tokens(self) -> None:
@@ -81,6 +82,10 @@ class Metadata:
     def connections(self) -> int:
         """TCP connections accepted since the last `reset`."""
         return int(self._ask("connections"))
+
+    def waiting(self) -> int:
+        """Requests that are kept until something changes (long polls)."""
+        return int(self._ask("waiting"))
 
     def reset(self) -> None:
         """Forget requests and connections (not faults)."""

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar, Protocol
+from urllib.parse import parse_qsl
 
-from ..spec import Nic
+from ..convention import Convention
+from ..nic import Nic
 
 Headers = Mapping[str, str]
 NO_HEADERS: Headers = MappingProxyType({})
@@ -22,6 +24,13 @@ class Request:
     path: str
     headers: Headers = field(default_factory=dict)
     query: str = ""
+    waited: bool = False
+    """Asked again because the time that the provider wanted to wait is over."""
+
+    @property
+    def parameters(self) -> Mapping[str, str]:
+        """The query's, the last of each name."""
+        return dict(parse_qsl(self.query, keep_blank_values=True))
 
 
 @dataclass(frozen=True)
@@ -32,11 +41,21 @@ class Response:
     content_type: str = "text/plain"
 
 
+@dataclass(frozen=True)
+class Wait:
+    """Instead of a response: ask again at the next change, or after so many seconds with `waited`."""
+
+    seconds: float
+
+
 class Provider(Protocol):
     """One cloud's metadata: a pure function of the interfaces, the settings, and the tokens it gave out."""
 
     dmi: ClassVar[Mapping[str, tuple[str, int]]]
     """/sys/class/dmi/id on this cloud: file name → (content, mode)."""
+
+    convention: ClassVar[Convention]
+    """Where its server listens, and how its network treats an instance."""
 
     def load(self, nics: Sequence[Nic]) -> None:
         """From now on these are the instance's interfaces."""
@@ -47,6 +66,6 @@ class Provider(Protocol):
     def expire_tokens(self) -> None:
         """Whatever was handed out to authenticate requests is void."""
 
-    def answer(self, request: Request) -> Response:
+    def answer(self, request: Request) -> Response | Wait:
         """Answer one request."""
         ...

@@ -13,16 +13,17 @@ import socket
 import struct
 import time
 from contextlib import suppress
+from dataclasses import replace
 from email.utils import formatdate
 from http import HTTPStatus
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from ..spec import METADATA_ADDRESS, Nic
+from ..nic import Nic
 from .client import Record
 from .faults import Fault
-from .frame import Provider, Request, Response
+from .frame import Provider, Request, Response, Wait
 
 IDLE = 60.0
 MAX_HEAD = 16384
@@ -39,6 +40,9 @@ class Server:
         self.faults: list[Fault] = []
         self.records: list[Record] = []
         self.accepted = 0
+        self.addresses = provider.convention.endpoints
+        self.held = 0
+        self._changed = asyncio.Event()
         self._numbers = count(1)
         self._open: set[asyncio.StreamWriter] = set()
         self._waiting = asyncio.Event()
@@ -53,7 +57,15 @@ class Server:
 
     async def listen(self) -> None:
         if self._listener is None:
-            self._listener = await asyncio.start_server(self.client, METADATA_ADDRESS, 80, limit=MAX_HEAD)
+            self._listener = await asyncio.start_server(self.client, self.addresses, 80, limit=MAX_HEAD)
+
+    def _close(self) -> None:
+        """Nobody listens any more, and what is open is reset."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        for writer in self._open:
+            writer.transport.abort()
 
     async def client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         number = next(self._numbers)
@@ -87,13 +99,13 @@ class Server:
     async def _serve(self, request: Request, writer: asyncio.StreamWriter, number: int, last: bool) -> None:
         fault = next((fault for fault in reversed(self.faults) if fault.applies(request)), None)
         kind = fault.kind if fault else ""
-        response = self.provider.answer(request)
+        response = await self._answer(request)
         if fault:
             fault.use()
             response = fault.alter(response)
         unanswered = kind in ("timeout", "reset")
         status = 0 if unanswered else response.status
-        self.records.append(Record(time.time(), number, request.method, request.path, status))
+        self.records.append(Record(time.time(), number, request.method, request.path, status, request.query))
         if kind == "timeout":
             await self._waiting.wait()
             raise Hangup
@@ -104,6 +116,25 @@ class Server:
         await self._body(response.body if request.method != "HEAD" else b"", writer, fault)
         if last:
             raise Hangup
+
+    async def _answer(self, request: Request) -> Response:
+        """The provider's answer, when it has one."""
+        end = None
+        while isinstance(response := self.provider.answer(request), Wait):
+            end = time.monotonic() + response.seconds if end is None else end
+            self.held += 1
+            try:
+                await asyncio.wait_for(self._changed.wait(), end - time.monotonic())
+            except TimeoutError:
+                request = replace(request, waited=True)
+            finally:
+                self.held -= 1
+        return response
+
+    def _change(self) -> None:
+        """Wake those who wait; who comes later waits for the next change."""
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _head(self, response: Response, last: bool) -> bytes:
         fields = {
@@ -157,21 +188,24 @@ class Server:
 
     async def do_load(self, nics: list[dict[str, Any]]) -> None:
         self.provider.load([Nic.from_json(nic) for nic in nics])
+        self._change()
 
     async def do_configure(self, settings: dict[str, object]) -> None:
         self.keep_alive = bool(settings.pop("keep_alive", self.keep_alive))
+        if "listen" in settings:
+            self.addresses = tuple(settings.pop("listen"))  # type: ignore[arg-type]  # a list, from JSON
+            self._close()
+            await self.listen()
         self.provider.configure(**settings)
+        self._change()
 
     async def do_expire_tokens(self) -> None:
         self.provider.expire_tokens()
 
     async def do_fail(self, fault: dict[str, Any]) -> None:
         self.faults.append(Fault(**fault))
-        if self.faults[-1].kind == "refuse" and self._listener is not None:
-            self._listener.close()
-            self._listener = None
-            for writer in self._open:
-                writer.transport.abort()
+        if self.faults[-1].kind == "refuse":
+            self._close()
 
     async def do_clear(self) -> None:
         self.faults.clear()
@@ -184,6 +218,9 @@ class Server:
 
     async def do_connections(self) -> int:
         return self.accepted
+
+    async def do_waiting(self) -> int:
+        return self.held
 
     async def do_reset(self) -> None:
         self.records.clear()

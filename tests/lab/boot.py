@@ -1,0 +1,60 @@
+"""What a cloud's image has done by the time that somebody can log in; of IPv6 the kernel does its own part itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from ipaddress import ip_address, ip_interface
+
+from .convention import Convention
+from .fabric import Fabric
+from .nic import Nic
+from .rooms import PATIENCE, LabError, Room
+
+
+def boot(instance: Room, served: Sequence[Nic], fabric: Fabric) -> None:
+    """Configure loopback and the interfaces that the image serves; the others stay down."""
+    six = [nic for nic in served if nic.ipv6]
+    with without_dad(instance, six):
+        instance.batch(["link set lo up", *(line for nic in served for line in lines(nic, fabric.convention))])
+    for nic in six:
+        fabric.advertise(nic.subnet)
+        wait_for_router(instance, nic)
+
+
+def lines(nic: Nic, convention: Convention) -> Iterator[str]:
+    """One interface's configuration, for ip(8)."""
+    first, length = nic.addresses[0], convention.mask or nic.network.prefixlen
+    leased = "valid_lft 3600 preferred_lft 3600" if convention.protocol == "dhcp" else ""
+    route = f"proto {convention.protocol} src {first} metric {100 + nic.device}"
+    yield f"link set {nic.name} mtu {convention.mtu} up"
+    yield f"address add {first}/{length} brd + dev {nic.name} {leased}"
+    if ip_address(nic.gateway) not in ip_interface(f"{first}/{length}").network:
+        yield f"route add {nic.gateway} dev {nic.name} scope link {route}"
+    yield f"route add default via {nic.gateway} dev {nic.name} {route}"
+    if nic.ipv6:  # DHCPv6 has no prefix length: that is the router's to say (RFC 8415, 21.6)
+        yield f"address add {nic.ipv6[0]}/128 dev {nic.name} {leased} nodad"
+
+
+@contextmanager
+def without_dad(instance: Room, nics: Sequence[Nic]) -> Iterator[None]:
+    """Duplicate address detection takes a second, in which nothing is sent: an instance has long had it."""
+
+    def set_to(value: int) -> None:
+        for nic in nics:
+            instance.run(["tee", f"/proc/sys/net/ipv6/conf/{nic.name}/accept_dad"], stdin=str(value))
+
+    set_to(0)
+    yield
+    set_to(1)
+
+
+def wait_for_router(instance: Room, nic: Nic) -> None:
+    """Until the kernel has understood the advertisement."""
+    show = ["ip", "-6", "route", "show", "default", "proto", "ra", "dev", nic.name]
+    end = time.monotonic() + PATIENCE
+    while not instance.run(show).stdout:
+        if time.monotonic() > end:
+            raise LabError(f"{nic.name} has learned no default route from router advertisements")
+        time.sleep(0.01)

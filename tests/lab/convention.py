@@ -1,0 +1,71 @@
+"""What a cloud's network does to an instance, apart from metadata: each behaviour in metadata/ states its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Network
+
+from .nic import Interface
+
+RANGES = 128
+"""The first delegated address in a subnet, above the single ones."""
+
+
+@dataclass(frozen=True)
+class Convention:
+    """Where the metadata server is, what the image configures at boot, what the router says, and what can be ordered.
+
+    `protocol` is the boot-time route's: `dhcp`, or `static` where cloud-init writes the configuration. `mask` is the
+    prefix length that the primary address gets when it isn't the subnet's: with 32 the gateway's route is on link.
+    `first` is the primary interface where it is of another sort than the others: with a public address on it, say.
+    """
+
+    endpoints: tuple[str, ...] = ("169.254.169.254",)
+    protocol: str = "dhcp"
+    mask: int | None = None
+    mtu: int = 1500
+    all_links: bool = False
+    """Whether the image configures every interface's first address, not only the primary's."""
+
+    router6: str = "fe80::1"
+    on_link6: bool = True
+    """RFC 4861, 4.6.2: the advertised prefix has the L flag. Without it neighbours are reached by the router."""
+    autonomous6: bool = False
+    """The A flag: hosts make an address of their own (SLAAC)."""
+
+    first: Interface | None = None
+    most_interfaces: int = 64
+    most_addresses: int = 64
+    most_ipv6: int = 64
+    ranges: tuple[int, ...] = ()
+    """The families of which the cloud delegates ranges: 4, 6."""
+
+    def order(self, interfaces: int, addresses: int, ipv6: int, public: int, prefixes: int) -> tuple[Interface, ...]:
+        """The interfaces of `Spec.cloud`: no more of anything than the cloud has."""
+        usual = [
+            Interface(
+                f"10.0.{n}.0/24",
+                min(addresses, self.most_addresses),
+                public=public,
+                ipv6=min(ipv6, self.most_ipv6),
+                prefixes=self._ranges(n, prefixes),
+                subnet6=subnet6(n),
+            )
+            for n in range(1, min(interfaces, self.most_interfaces) + 1)
+        ]
+        if self.first:
+            usual[:1] = [replace(self.first, ipv6=min(ipv6, self.most_ipv6), subnet6=subnet6(1))]
+        return tuple(usual)
+
+    def _ranges(self, number: int, count: int) -> tuple[str, ...]:
+        """A /28 as AWS and Alibaba delegate them, and a /80 of IPv6."""
+        four, six = IPv4Network(f"10.0.{number}.0/24"), subnet6(number).removesuffix("::/64")
+        wanted = {
+            4: [f"{four[RANGES + 16 * n]}/28" for n in range(count)],
+            6: [f"{six}:{n + 1:x}::/80" for n in range(count)],
+        }
+        return tuple(prefix for family in self.ranges for prefix in wanted[family])
+
+
+def subnet6(number: int) -> str:
+    return f"2001:db8:0:{number:x}::/64"

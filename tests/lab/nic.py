@@ -1,0 +1,103 @@
+"""One interface: as somebody orders it (`Interface`), and as the lab made it (`Nic`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
+
+
+@dataclass(frozen=True)
+class Interface:
+    """One interface as a user would order it.
+
+    `addresses` is a number or the private addresses themselves, the primary one first; `ipv6` likewise. `public` is the
+    number of them (from the first) that have a public address, or those public addresses. `prefixes` are delegated
+    blocks or alias ranges. `subnet6` is the subnet's /64, else the one that the lab gives it or that of the first
+    address; `gateway` the router's address where it is not the convention's, possibly outside the subnet.
+    """
+
+    subnet: str
+    addresses: int | tuple[str, ...] = 1
+    public: int | tuple[str, ...] = 0
+    ipv6: int | tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ()
+    name: str | None = None
+    mac: str | None = None
+    subnet6: str | None = None
+    gateway: str | None = None
+
+
+@dataclass(frozen=True)
+class Nic:
+    """One interface as it is: plain strings, so that it travels to the metadata server as JSON.
+
+    The same value goes to the cloud's filter and to the metadata, so that the two cannot disagree by accident.
+    """
+
+    device: int
+    name: str
+    mac: str
+    subnet: str
+    addresses: tuple[str, ...]
+    public: Mapping[str, str]
+    ipv6: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ()
+    subnet6: str = ""
+    router: str = ""
+
+    @property
+    def network(self) -> IPv4Network:
+        return IPv4Network(self.subnet)
+
+    @property
+    def network6(self) -> IPv6Network | None:
+        return IPv6Network(self.subnet6) if self.subnet6 else None
+
+    @property
+    def gateway(self) -> str:
+        return self.router or gateway(self.subnet)
+
+    @property
+    def port(self) -> str:
+        """The cloud's end of the cable."""
+        return f"vm{self.device}"
+
+    @property
+    def everything(self) -> tuple[str, ...]:
+        """Its addresses of both families."""
+        return (*self.addresses, *self.ipv6)
+
+    @property
+    def ranges4(self) -> list[str]:
+        return [prefix for prefix in self.prefixes if ":" not in prefix]
+
+    @property
+    def ranges6(self) -> list[str]:
+        return [prefix for prefix in self.prefixes if ":" in prefix]
+
+    @property
+    def samples(self) -> Iterator[str]:
+        """The first and the last address of every range: none is ever tried whole."""
+        for prefix in self.prefixes:
+            network = ip_network(prefix)
+            yield from dict.fromkeys((str(network[0]), str(network[-1])))
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, object]) -> Nic:
+        tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        return cls(**tuples)  # type: ignore[arg-type]  # the other end is `asdict(nic)`
+
+
+def gateway(subnet: str) -> str:
+    """Most clouds' convention: the first address after the subnet's own."""
+    return str(IPv4Network(subnet)[1])
+
+
+def neighbour_address(subnet: str) -> str:
+    """Another host in the subnet, well above the instance's addresses."""
+    return str(IPv4Network(subnet)[-6])
+
+
+def neighbour_address6(subnet6: str) -> str:
+    return str(IPv6Network(subnet6)[0xFFFA])
