@@ -27,6 +27,9 @@ class Convention:
     all_links: bool = False
     """Whether the image configures every interface's first address, not only the primary's."""
 
+    gateway: int = 1
+    """Which address of a subnet is the router's."""
+    gateway6: int = 1
     router6: str = "fe80::1"
     on_link6: bool = True
     """RFC 4861, 4.6.2: the advertised prefix has the L flag. Without it neighbours are reached by the router."""

@@ -57,7 +57,7 @@ class Fabric:
                 "link set lo up",
                 *(f"address add {address} dev lo" for address in convention.endpoints),
                 *_bridge("wan", "02:00:00:00:fe:00", BEYOND_SUBNET[1], BEYOND_SUBNET),
-                *_bridge6("wan", convention.router6, BEYOND_SUBNET6),
+                *_bridge6("wan", convention, BEYOND_SUBNET6),
             ]
         )
 
@@ -186,11 +186,10 @@ class Fabric:
         here = self._subnets[nic.subnet]
         if not nic.network6 or nic.subnet6 in here.sixes:
             return
-        router, length = self.convention.router6, nic.network6.prefixlen
-        self.cloud.batch(_bridge6(here.bridge, router, nic.network6, first=not here.sixes))
-        lines = [f"address add {neighbour_address6(nic.subnet6)}/{length} dev eth0"]
+        self.cloud.batch(_bridge6(here.bridge, self.convention, nic.network6, first=not here.sixes))
+        lines = [f"address add {neighbour_address6(nic.subnet6)}/{nic.network6.prefixlen} dev eth0"]
         if not here.sixes:
-            lines.append(f"route add default via {router} dev eth0")
+            lines.append(f"route add default via {self.convention.router6} dev eth0")
         here.neighbour.batch(lines)
         here.sixes.append(nic.subnet6)
         self.advertise(nic.subnet)
@@ -234,6 +233,7 @@ def _bridge(name: str, mac: str, router: IPv4Address, subnet: IPv4Network) -> li
     ]
 
 
-def _bridge6(name: str, router: str, subnet: IPv6Network, first: bool = True) -> list[str]:
-    link_local = [f"address add {router}/64 dev {name} nodad"] if first else []
-    return [*link_local, f"address add {subnet[1]}/{subnet.prefixlen} dev {name} nodad"]
+def _bridge6(name: str, convention: Convention, subnet: IPv6Network, first: bool = True) -> list[str]:
+    """The router's link-local address, which is the hosts' gateway, and one in the subnet."""
+    link_local = [f"address add {convention.router6}/64 dev {name} nodad"] if first else []
+    return [*link_local, f"address add {subnet[convention.gateway6]}/{subnet.prefixlen} dev {name} nodad"]

@@ -75,9 +75,9 @@ class Lab:
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        self._resolver = Resolver()
-        self.nics = resolve(spec, self._resolver)
         self.convention = PROVIDERS[spec.provider].convention
+        self._resolver = Resolver(self.convention.gateway)
+        self.nics = resolve(spec, self._resolver)
 
     def __enter__(self) -> Self:
         self.rooms = Rooms()

@@ -56,7 +56,7 @@ class Nic:
 
     @property
     def gateway(self) -> str:
-        return self.router or gateway(self.subnet)
+        return self.router or str(self.network[1])
 
     @property
     def port(self) -> str:
@@ -87,11 +87,6 @@ class Nic:
     def from_json(cls, value: Mapping[str, object]) -> Nic:
         tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
         return cls(**tuples)  # type: ignore[arg-type]  # the other end is `asdict(nic)`
-
-
-def gateway(subnet: str) -> str:
-    """Most clouds' convention: the first address after the subnet's own."""
-    return str(IPv4Network(subnet)[1])
 
 
 def neighbour_address(subnet: str) -> str:

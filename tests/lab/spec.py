@@ -10,9 +10,9 @@ from itertools import islice
 
 from .convention import subnet6
 from .metadata.providers import PROVIDERS
-from .nic import Interface, Nic, gateway, neighbour_address, neighbour_address6
+from .nic import Interface, Nic, neighbour_address, neighbour_address6
 
-__all__ = ["Interface", "Nic", "Resolver", "Spec", "gateway", "neighbour_address", "neighbour_address6", "resolve"]
+__all__ = ["Interface", "Nic", "Resolver", "Spec", "neighbour_address", "neighbour_address6", "resolve"]
 
 BEYOND_SUBNET = IPv4Network("198.51.100.0/24")
 BEYOND_SUBNET6 = IPv6Network("2001:db8:ffff::/64")
@@ -73,7 +73,8 @@ def mac(subnet: str, device: int) -> str:
 class Resolver:
     """Gives out addresses, so that a later interface never gets one that was given before."""
 
-    def __init__(self) -> None:
+    def __init__(self, gateway: int = 1) -> None:
+        self._gateway = gateway
         self._given: set[str] = set()
         self._public = iter(PUBLIC_SUBNET.hosts())
         self._subnets6: dict[str, str] = {}
@@ -94,7 +95,7 @@ class Resolver:
             ipv6=self._addresses(interface.ipv6, IPv6Network(six)) if interface.ipv6 else (),
             prefixes=interface.prefixes,
             subnet6=six if interface.ipv6 or any(":" in prefix for prefix in interface.prefixes) else "",
-            router=interface.gateway or "",
+            router=interface.gateway or str(IPv4Network(interface.subnet)[self._gateway]),
         )
 
     def _addresses(self, wanted: int | tuple[str, ...], network: IPv4Network | IPv6Network) -> tuple[str, ...]:

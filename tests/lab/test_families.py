@@ -48,7 +48,8 @@ def test_the_kernel_learns_prefix_and_default_route_by_itself() -> None:
 
 def test_without_ipv6_nothing_is_advertised() -> None:
     with Lab(Spec.aws(interfaces=1, addresses=1)) as lab:
-        lab.run(["ping", "-c1", "-W2", "-6", "ff02::2%eth0"], check=False)
+        link_local = ["ip", "-6", "address", "show", "eth0", "scope", "link"]
+        lab.wait_for(lambda: "tentative" not in lab.run(link_local).stdout, message="the first solicitation")
         assert default6(lab) == {}
         assert lab.addresses6 == []
 

@@ -14,15 +14,14 @@ import base64
 import hashlib
 import json
 import re
-import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from dataclasses import dataclass
 from typing import ClassVar
 
 from ..convention import Convention
 from ..nic import Nic
+from .behaviour import Behaviour, Dmi, dmi, find, lifetime, listing, pruned
 from .frame import NO_HEADERS, Request, Response, Tree
 
 REGION = "eu-central-1"
@@ -77,44 +76,27 @@ class Settings:
     user_data: str | None = None
 
 
-class Aws:
-    dmi: ClassVar[Mapping[str, tuple[str, int]]] = MappingProxyType(
-        {
-            "bios_date": ("10/16/2017", 0o444),
-            "bios_release": ("1.0", 0o444),
-            "bios_vendor": ("Amazon EC2", 0o444),
-            "bios_version": ("1.0", 0o444),
-            "board_asset_tag": (INSTANCE, 0o444),
-            "board_vendor": ("Amazon EC2", 0o444),
-            "chassis_asset_tag": ("Amazon EC2", 0o444),
-            "chassis_serial": ("", 0o400),
-            "chassis_type": ("1", 0o444),
-            "chassis_vendor": ("Amazon EC2", 0o444),
-            "product_name": (TYPE, 0o444),
-            "product_serial": ("ec2c10d0-e7ab-1e52-09ac-10d0e7ab1e52", 0o400),
-            "product_uuid": ("ec2c10d0-e7ab-1e52-09ac-10d0e7ab1e52", 0o400),
-            "sys_vendor": ("Amazon EC2", 0o444),
-        }
+class Aws(Behaviour[Settings]):
+    dmi: ClassVar[Dmi] = dmi(
+        bios_date="10/16/2017",
+        bios_release="1.0",
+        bios_vendor="Amazon EC2",
+        bios_version="1.0",
+        board_asset_tag=INSTANCE,
+        board_vendor="Amazon EC2",
+        chassis_asset_tag="Amazon EC2",
+        chassis_serial="",
+        chassis_type="1",
+        chassis_vendor="Amazon EC2",
+        product_name=TYPE,
+        product_serial="ec2c10d0-e7ab-1e52-09ac-10d0e7ab1e52",
+        product_uuid="ec2c10d0-e7ab-1e52-09ac-10d0e7ab1e52",
+        sys_vendor="Amazon EC2",
     )
-
     convention: ClassVar[Convention] = Convention(endpoints=("169.254.169.254", "fd00:ec2::254"), ranges=(4, 6))
 
     def __init__(self) -> None:
-        self._settings = Settings()
-        self._tokens: dict[str, float] = {}
-        self._nics: Sequence[Nic] = ()
-        self._tree: Tree = {}
-
-    def load(self, nics: Sequence[Nic]) -> None:
-        self._nics = nics
-        self._tree = tree(nics, self._settings)
-
-    def configure(self, **settings: object) -> None:
-        self._settings = replace(self._settings, **settings)  # type: ignore[arg-type]
-        self.load(self._nics)
-
-    def expire_tokens(self) -> None:
-        self._tokens.clear()
+        super().__init__(Settings())
 
     def answer(self, request: Request) -> Response:
         if re.fullmatch(r"/[^/]+/api/token/?", request.path):
@@ -123,8 +105,8 @@ class Aws:
             return error(405)
         given = request.headers.get(TOKEN)
         if given is None:
-            return self._read(request.path, NO_HEADERS) if self._settings.v1 else error(401)
-        left = self._tokens.get(given, 0) - time.monotonic()
+            return self._read(request.path, NO_HEADERS) if self.settings.v1 else error(401)
+        left = self.tokens.left(given)
         return self._read(request.path, {TTL: str(int(left))}) if left > 0 else error(401)
 
     def _token(self, request: Request) -> Response:
@@ -132,33 +114,28 @@ class Aws:
             return error(405)
         if "x-forwarded-for" in request.headers or request.path.endswith("/"):
             return error(403)
-        seconds = request.headers.get(TTL.lower(), "")
-        if not (seconds.isascii() and seconds.isdigit() and 1 <= int(seconds) <= 21600):
+        seconds = lifetime(request.headers.get(TTL.lower()))
+        if seconds is None:
             return error(400)
-        token = base64.urlsafe_b64encode(secrets.token_bytes(42)).decode()
-        self._tokens[token] = time.monotonic() + int(seconds)
-        return ok(token, {TTL: seconds})
+        return ok(self.tokens.grant(seconds), {TTL: str(seconds)})
 
     def _read(self, path: str, headers: Mapping[str, str]) -> Response:
         if path == "/":
             return ok("\n".join(VERSIONS), headers)
-        _, version, *names = path.split("/")
-        slash = bool(names) and names[-1] == ""
-        node: str | Tree = self._tree if version in VERSIONS else ""
-        for name in names[:-1] if slash else names:
-            node = node.get(name, "") if isinstance(node, dict) else ""
-        if isinstance(node, dict):
-            return ok(listing(names, node), headers)
-        return ok(node, headers) if node and not slash else error(404)
+        found = find(dict.fromkeys(VERSIONS, tree(self.nics, self.settings)), path)
+        if isinstance(found, dict):
+            return ok(listed(path, found), headers)
+        return error(404) if found is None else ok(found, headers)
 
 
-def listing(names: Sequence[str], node: Tree) -> str:
-    """Names, sorted, directories with a slash: but not the three at the top, and keys have their names beside them."""
-    if not any(names):
-        return "\n".join(sorted(node))
-    if "".join(names) == "meta-datapublic-keys":
-        return "\n".join(f"{number}={KEY}" for number in node)
-    return "\n".join(f"{name}/" if isinstance(below, dict) else name for name, below in sorted(node.items()))
+def listed(path: str, node: Tree) -> str:
+    """As usual: but the directories at the top have no slash, and keys have their names beside them."""
+    match path.strip("/").split("/"):
+        case [_]:
+            return "\n".join(sorted(node))
+        case [_, "meta-data", "public-keys"]:
+            return "\n".join(f"{number}={KEY}" for number in node)
+    return listing(node)
 
 
 def tree(nics: Sequence[Nic], settings: Settings) -> Tree:
@@ -205,11 +182,6 @@ def tree(nics: Sequence[Nic], settings: Settings) -> Tree:
         "user-data": settings.user_data or "",
     }
     return pruned(whole)
-
-
-def pruned(node: Tree) -> Tree:
-    parts = ((name, pruned(below) if isinstance(below, dict) else below) for name, below in node.items())
-    return {name: below for name, below in parts if below}
 
 
 def interface(nic: Nic) -> Tree:

@@ -43,9 +43,10 @@ class Response:
 
 @dataclass(frozen=True)
 class Wait:
-    """Instead of a response: ask again at the next change, or after so many seconds with `waited`."""
+    """Instead of a response: ask `again` at the next change, or after so many seconds with `waited`."""
 
     seconds: float
+    again: Request
 
 
 class Provider(Protocol):

@@ -121,6 +121,7 @@ class Server:
         """The provider's answer, when it has one."""
         end = None
         while isinstance(response := self.provider.answer(request), Wait):
+            request = response.again
             end = time.monotonic() + response.seconds if end is None else end
             self.held += 1
             try:

@@ -1,0 +1,121 @@
+"""What the clouds' behaviours share: state, tokens, answers in JSON, and trees of text."""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Generic, TypeVar
+
+from ..convention import Convention
+from ..nic import Nic
+from .frame import NO_HEADERS, Headers, Response, Tree
+
+Dmi = Mapping[str, tuple[str, int]]
+
+LONGEST = 21600
+"""Seconds: six hours, for a token of AWS, Alibaba and others alike."""
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """A cloud without anything to choose."""
+
+
+S = TypeVar("S")
+
+
+class Behaviour(Generic[S]):
+    """A provider (frame.py) but for `answer`: the interfaces and the settings as they are now."""
+
+    dmi: ClassVar[Dmi]
+    convention: ClassVar[Convention] = Convention()
+    settings: S
+
+    def __init__(self, settings: S) -> None:
+        self.settings = settings
+        self.nics: Sequence[Nic] = ()
+        self.tokens = Tokens()
+
+    def load(self, nics: Sequence[Nic]) -> None:
+        self.nics = nics
+
+    def configure(self, **settings: object) -> None:
+        self.settings = replace(self.settings, **settings)  # type: ignore[type-var]  # always a dataclass
+
+    def expire_tokens(self) -> None:
+        self.tokens.expire()
+
+
+class Tokens:
+    """What was handed out, and until when."""
+
+    def __init__(self) -> None:
+        self._ends: dict[str, float] = {}
+
+    def grant(self, seconds: float) -> str:
+        token = base64.urlsafe_b64encode(secrets.token_bytes(42)).decode()
+        self._ends[token] = time.monotonic() + seconds
+        return token
+
+    def left(self, token: str) -> float:
+        """Seconds; not more than 0 when it isn't valid (any more)."""
+        return self._ends.get(token, 0) - time.monotonic()
+
+    def expire(self) -> None:
+        self._ends.clear()
+
+
+def lifetime(text: str | None) -> int | None:
+    """The seconds that a request for a token names, where they are allowed."""
+    valid = text is not None and text.isascii() and text.isdigit() and 1 <= int(text) <= LONGEST
+    return int(text) if text is not None and valid else None
+
+
+def dmi(**entries: str) -> Dmi:
+    """Modes as drivers/firmware/dmi-id.c has them: serial numbers and the UUID are for root only."""
+    return {
+        name: (text, 0o400 if name.endswith(("_serial", "_uuid")) else 0o444) for name, text in sorted(entries.items())
+    }
+
+
+def answer(value: object, headers: Headers = NO_HEADERS, status: int = 200) -> Response:
+    """In JSON."""
+    return Response(status, json.dumps(value, indent=2).encode(), headers, "application/json")
+
+
+def pick(value: object, names: Sequence[str]) -> object:
+    """The part of a document that a path names, indices included; LookupError when there is none."""
+    for name in names:
+        if isinstance(value, list) and name.isascii() and name.isdigit():
+            value = value[int(name)]
+        elif isinstance(value, dict):
+            value = value[name]
+        else:
+            raise LookupError(name)
+    return value
+
+
+def pruned(node: Tree) -> Tree:
+    """Without empty text and empty directories: where a cloud has nothing to say, it has no key."""
+    parts = ((name, pruned(below) if isinstance(below, dict) else below) for name, below in node.items())
+    return {name: below for name, below in parts if below}
+
+
+def find(tree: Tree, path: str) -> str | Tree | None:
+    """What is at `path` of a tree of text: a leaf, a directory (a slash at the end is allowed), or nothing."""
+    node: str | Tree = tree
+    for name in filter(None, path.split("/")):
+        below = node.get(name) if isinstance(node, dict) else None
+        if below is None:
+            return None
+        node = below
+    return None if isinstance(node, str) and path.endswith("/") else node
+
+
+def listing(node: Tree) -> str:
+    """One name a line, sorted, directories with a slash."""
+    return "\n".join(f"{name}/" if isinstance(below, dict) else name for name, below in sorted(node.items()))
