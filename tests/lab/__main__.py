@@ -1,6 +1,7 @@
 """The lab for people: look around in a cloud of one's own.
 
 python -m tests.lab shell                        a lab, and a shell in its instance; gone when the shell ends
+python -m tests.lab shell --cloud gcp --ipv6 1   as Google's
 python -m tests.lab up --start                   a lab with the daemons running, until ^C; meanwhile, elsewhere:
 python -m tests.lab list                         the labs that are running, and their rooms
 python -m tests.lab enter instance ip rule       a command (or a shell) in a room of the newest one
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .lab import Lab
-from .metadata import Metadata
+from .metadata import PROVIDERS, Metadata
 from .privilege import become_root
 from .processes import SCRIPTS
 from .rooms import ENVIRONMENT, OURS, LabError, Room
@@ -76,7 +77,7 @@ def furnish(lab: Lab, start: bool) -> None:
 
 
 def spec(options: argparse.Namespace) -> Spec:
-    return Spec.aws(interfaces=options.interfaces, addresses=options.addresses)
+    return Spec.cloud(options.cloud, options.interfaces, options.addresses, options.ipv6)
 
 
 def shell(options: argparse.Namespace) -> int:
@@ -89,7 +90,7 @@ def up(options: argparse.Namespace) -> int:
     with Lab(spec(options)) as lab:
         furnish(lab, options.start)
         for nic in lab.nics:
-            print(f"{nic.name}  {nic.mac}  device {nic.device}  {nic.subnet}  {len(nic.addresses)} addresses")
+            print(f"{nic.name}  {nic.mac}  device {nic.device}  {nic.subnet}  {len(nic.everything)} addresses")
         print("Running until ^C. Elsewhere: python -m tests.lab enter instance", flush=True)
         for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job ignores ^C otherwise
             signal.signal(number, signal.default_int_handler)
@@ -134,6 +135,8 @@ def parser() -> argparse.ArgumentParser:
     size = argparse.ArgumentParser(add_help=False)
     size.add_argument("--interfaces", type=int, default=4, help="(default %(default)s)")
     size.add_argument("--addresses", type=int, default=15, help="on each (default %(default)s)")
+    size.add_argument("--ipv6", type=int, default=0, help="addresses of IPv6 on each (default %(default)s)")
+    size.add_argument("--cloud", choices=PROVIDERS, default="aws", help="which one to be (default %(default)s)")
     size.add_argument("--start", action="store_true", help="start netagent, fetcher and api")
 
     command = commands.add_parser("shell", parents=[size], help="bring a lab up and open a shell in it")

@@ -33,6 +33,8 @@ def lines(nic: Nic, convention: Convention) -> Iterator[str]:
     if ip_address(nic.gateway) not in ip_interface(f"{first}/{length}").network:
         yield f"route add {nic.gateway} dev {nic.name} scope link {route}"
     yield f"route add default via {nic.gateway} dev {nic.name} {route}"
+    if nic.anchor:
+        yield f"address add {nic.anchor} brd + dev {nic.name}"
     if nic.ipv6:  # DHCPv6 has no prefix length: that is the router's to say (RFC 8415, 21.6)
         yield f"address add {nic.ipv6[0]}/128 dev {nic.name} {leased} nodad"
 

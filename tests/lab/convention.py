@@ -17,7 +17,8 @@ class Convention:
 
     `protocol` is the boot-time route's: `dhcp`, or `static` where cloud-init writes the configuration. `mask` is the
     prefix length that the primary address gets when it isn't the subnet's: with 32 the gateway's route is on link.
-    `first` is the primary interface where it is of another sort than the others: with a public address on it, say.
+    `first` is the primary interface where it is of another sort than the others, with public addresses on it; its
+    numbers are what it has at most.
     """
 
     endpoints: tuple[str, ...] = ("169.254.169.254",)
@@ -57,8 +58,14 @@ class Convention:
             for n in range(1, min(interfaces, self.most_interfaces) + 1)
         ]
         if self.first:
-            usual[:1] = [replace(self.first, ipv6=min(ipv6, self.most_ipv6), subnet6=subnet6(1))]
+            usual[:1] = [self._first(self.first, addresses, ipv6)]
         return tuple(usual)
+
+    def _first(self, most: Interface, addresses: int, ipv6: int) -> Interface:
+        assert isinstance(most.addresses, int)
+        assert isinstance(most.ipv6, int)
+        addresses, ipv6 = min(addresses, most.addresses), min(ipv6, most.ipv6)
+        return replace(most, addresses=addresses, ipv6=ipv6, subnet6=subnet6(1))
 
     def _ranges(self, number: int, count: int) -> tuple[str, ...]:
         """A /28 as AWS and Alibaba delegate them, and a /80 of IPv6."""

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 from pathlib import Path
 
 from .convention import Convention
@@ -115,6 +115,10 @@ class Fabric:
         """These interfaces own what they have: the filter lets it pass, the hosts know the way."""
         for nic in nics:
             self._have6(nic)
+            if nic.anchor:
+                subnet = IPv4Interface(nic.anchor).network
+                router = f"{subnet[1]}/{subnet.prefixlen}"
+                self.cloud.batch([f"address add {router} dev {self._subnets[nic.subnet].bridge}"])
         self.filter.interfaces("add", nics)
         self._know("replace", [(nic, hop) for nic in nics for hop in _hops(nic)])
         self._own("add", [(nic, what) for nic in nics for what in (*nic.everything, *nic.prefixes)])

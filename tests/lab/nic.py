@@ -14,7 +14,8 @@ class Interface:
     `addresses` is a number or the private addresses themselves, the primary one first; `ipv6` likewise. `public` is the
     number of them (from the first) that have a public address, or those public addresses. `prefixes` are delegated
     blocks or alias ranges. `subnet6` is the subnet's /64, else the one that the lab gives it or that of the first
-    address; `gateway` the router's address where it is not the convention's, possibly outside the subnet.
+    address; `gateway` the router's address where it is not the convention's, possibly outside the subnet. `anchor` is
+    DigitalOcean's: a further address of a subnet of its own, with its length.
     """
 
     subnet: str
@@ -26,6 +27,7 @@ class Interface:
     mac: str | None = None
     subnet6: str | None = None
     gateway: str | None = None
+    anchor: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Nic:
     prefixes: tuple[str, ...] = ()
     subnet6: str = ""
     router: str = ""
+    anchor: str = ""
 
     @property
     def network(self) -> IPv4Network:
@@ -65,8 +68,8 @@ class Nic:
 
     @property
     def everything(self) -> tuple[str, ...]:
-        """Its addresses of both families."""
-        return (*self.addresses, *self.ipv6)
+        """Its addresses of both families, and the anchor's."""
+        return (*self.addresses, *self.ipv6, *([self.anchor.partition("/")[0]] if self.anchor else []))
 
     @property
     def ranges4(self) -> list[str]:

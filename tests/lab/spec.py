@@ -96,6 +96,7 @@ class Resolver:
             prefixes=interface.prefixes,
             subnet6=six if interface.ipv6 or any(":" in prefix for prefix in interface.prefixes) else "",
             router=interface.gateway or str(IPv4Network(interface.subnet)[self._gateway]),
+            anchor=interface.anchor or "",
         )
 
     def _addresses(self, wanted: int | tuple[str, ...], network: IPv4Network | IPv6Network) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ class Request:
     path: str
     headers: Headers = field(default_factory=dict)
     query: str = ""
+    body: bytes = b""
     waited: bool = False
     """Asked again because the time that the provider wanted to wait is over."""
 

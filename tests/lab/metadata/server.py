@@ -91,10 +91,10 @@ class Server:
             raise Hangup from None
         fields = (line.partition(":") for line in lines if line)
         headers = {name.strip().lower(): value.strip() for name, _, value in fields}
-        await reader.readexactly(int(headers.get("content-length", "0")))
+        body = await reader.readexactly(int(headers.get("content-length", "0")))
         path, _, query = target.partition("?")
         asked = headers.get("connection", "keep-alive" if version == "HTTP/1.1" else "close").lower()
-        return Request(method, path, headers, query), asked == "close"
+        return Request(method, path, headers, query, body), asked == "close"
 
     async def _serve(self, request: Request, writer: asyncio.StreamWriter, number: int, last: bool) -> None:
         fault = next((fault for fault in reversed(self.faults) if fault.applies(request)), None)
