@@ -90,16 +90,36 @@ def test_an_ipv6_source_of_another_interface_is_dropped_and_counted() -> None:
 
 
 def test_ipv6_is_not_delivered_to_an_interface_that_does_not_own_it() -> None:
+    """A host with the wrong MAC for an address: the kernel would answer for its other interface."""
+    with Lab(Spec((Interface("10.0.1.0/24", 1, ipv6=1), Interface("10.0.1.0/24", 1, ipv6=1)))) as lab:
+        configure(lab)
+        first, second = lab.nics
+        assert all(lab.reachability([*first.ipv6, *second.ipv6]).values())
+        wrong = f"neigh replace {first.ipv6[0]} lladdr {second.mac} dev eth0 nud permanent"
+        lab.neighbours[0].batch([wrong])
+        answers = lab.reachability([*first.ipv6, *second.ipv6], timeout=0.5)
+        assert [pair for pair, answer in answers.items() if not answer] == [("neighbour0", first.ipv6[0])]
+
+
+def test_an_ipv6_address_is_added_and_removed_while_running() -> None:
     with Lab(Spec.cloud("aws", interfaces=1, addresses=1, ipv6=1)) as lab:
         [nic] = lab.nics
-        lab.batch([f"address add 2001:db8:0:1::99/128 dev {nic.name} nodad"])
-        known = f"neigh replace 2001:db8:0:1::99 lladdr {nic.mac} dev eth0 nud permanent"
-        lab.neighbours[0].batch([known])
-        assert not lab.reachability(["2001:db8:0:1::99"], 0.5)["neighbour0", "2001:db8:0:1::99"]
-        lab.add_address(nic.mac, "2001:db8:0:1::99")
-        assert all(lab.reachability(["2001:db8:0:1::99"]).values())
-        lab.remove_address(nic.mac, "2001:db8:0:1::99")
-        assert not any(lab.reachability(["2001:db8:0:1::99"], 0.5).values())
+        new = "2001:db8:0:1::99"
+        lab.batch([f"address add {new}/128 dev {nic.name} nodad"])
+        assert not any(lab.reachability([new], 0.5).values())
+        lab.add_address(nic.mac, new)
+        assert all(lab.reachability([new]).values())
+        lab.remove_address(nic.mac, new)
+        assert not any(lab.reachability([new], 0.5).values())
+
+
+def test_where_no_prefix_is_on_link_neighbours_are_reached_by_the_router() -> None:
+    """And the router does not redirect (RFC 4861, 8), as no cloud's does."""
+    with Lab(Spec.cloud("azure", interfaces=1, addresses=1, ipv6=1)) as lab:
+        [nic] = lab.nics
+        assert all(lab.reachability(nic.ipv6).values())
+        there = lab.run(["ip", "-6", "route", "get", "2001:db8:0:1::fffa"]).stdout
+        assert f"via {lab.convention.router6}" in there
 
 
 def test_ipv6_may_come_to_a_subnet_later() -> None:
