@@ -118,11 +118,14 @@ def test_where_no_prefix_is_on_link_neighbours_are_reached_by_the_router() -> No
     with Lab(Spec.cloud("azure", interfaces=1, addresses=1, ipv6=1)) as lab:
         [nic] = lab.nics
 
-        def redirects() -> int:
-            counters = lab.run(["cat", "/proc/net/snmp6"], where="cloud").stdout.split()
-            return int(counters[counters.index("Icmp6OutRedirects") + 1])
+        def redirects(which: str, room: str) -> int:
+            counters = lab.run(["cat", "/proc/net/snmp6"], where=room).stdout.split()
+            return int(counters[counters.index(f"Icmp6{which}Redirects") + 1])
 
-        lab.wait_for(lambda: all(lab.reachability(nic.ipv6).values()) and redirects() > 3, message="redirects to drop")
+        lab.wait_for(
+            lambda: all(lab.reachability(nic.ipv6).values()) and redirects("Out", "cloud") > 3, message="redirects"
+        )
+        assert redirects("In", "instance") == 0
         there = lab.run(["ip", "-6", "route", "get", "2001:db8:0:1::fffa"]).stdout
         assert f"via {lab.convention.router6}" in there
 
