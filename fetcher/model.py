@@ -75,11 +75,12 @@ class Instance:
     problems: tuple[Problem, ...] = ()
     system: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
     identity: Mapping[str, bytes] = field(default_factory=dict, hash=False, compare=False)
+    stale: bool = False  # from a source that may be older than what it describes, such as a config drive
 
     @property
     def complete(self) -> bool:
         """Whether this read may serve as proof that something is no longer there."""
-        return not self.problems
+        return not self.problems and not self.stale
 
     def with_what_was_known(self, before: Instance | None) -> Instance:
         """Interfaces that could not be read this time stay as they were."""

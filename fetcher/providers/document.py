@@ -7,7 +7,8 @@ for: `network.interface[1].ipv4.subnet[0].prefix: '240' is not 0..32`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from ipaddress import ip_address
 from typing import Any
 
 from cloud_network.fetcher.model import (
@@ -48,6 +49,16 @@ class Node:
         value = self.value.get(key)
         return None if value is None else Node(value, self._below(key))
 
+    def given(self, key: str) -> Node | None:
+        """As find, but an empty text, or Oracle's "<null>", is nothing too."""
+        found = self.find(key)
+        return None if found is None or found.value in ("", "<null>") else found
+
+    def pick(self, *keys: str) -> dict[str, Any]:
+        """What the object has under these keys, as it stands: facts that are only shown."""
+        value = self.value if isinstance(self.value, dict) else {}
+        return {key: value[key] for key in keys if value.get(key) is not None}
+
     def items(self, key: str | None = None) -> list[Node]:
         """The entries of a list; of the one under `key`, none when there is no such key."""
         node = self if key is None else self.find(key)
@@ -85,6 +96,21 @@ class Node:
         if version is not None and address.version != version:
             raise invalid(self.path, self.value, f"an IPv{version} address")
         return address
+
+    def length(self, version: int) -> int:
+        """A prefix length: as such, or as the mask that it makes."""
+        bits = {4: 32, 6: 128}[version]
+        text = str(self.value)
+        if not any(mark in text for mark in ".:"):
+            return self.number(0, bits)
+        try:
+            mask = ip_address(self.text())
+        except ValueError:
+            raise invalid(self.path, self.value, "a subnet mask") from None
+        ones = int(mask).bit_count()
+        if mask.version != version or int(mask) != ((1 << ones) - 1) << (bits - ones):
+            raise invalid(self.path, self.value, f"a mask of an IPv{version} subnet")
+        return ones
 
     def network(self, version: int | None = None) -> IPNetwork:
         """A prefix without host bits, such as 10.0.1.0/24; a single address is its own."""
@@ -131,3 +157,15 @@ def each(
     if not seen:
         raise MetadataError("invalid", "the document names no interface; every instance has one")
     return tuple(interfaces), tuple(problems)
+
+
+def texts(value: Any) -> list[str]:
+    """The lines of every text in `value`: ssh keys come as a text, as lines of one, or as a list. Only shown."""
+    return [line.strip() for text in _texts(value) for line in text.splitlines() if line.strip()]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        yield from (each for each in value if isinstance(each, str))
