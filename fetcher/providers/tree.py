@@ -78,8 +78,6 @@ class TreeProvider:
         """See Provider."""
         began = self.client.requests
         names = [line.rstrip("/") for line in self.listing(MACS)]
-        if not names:
-            raise MetadataError("invalid", f"{MACS}: names no interface; every instance has one")
         self._primary = self._primary or self.leaf("mac").strip()
         trees: dict[str, Leaves] = {}
         problems: list[Problem] = []
@@ -91,7 +89,7 @@ class TreeProvider:
                 if error.kind not in ("invalid", "changed"):
                     raise
                 problems.append(Problem(mac, str(error)))
-        found = self.instance(trees, self._primary)
+        found = self.instance(trees, self._primary) if trees or not problems else Instance(self.name, ())
         found = replace(found, problems=(*found.problems, *problems))
         self._check_doubled(found.interfaces)
         if found != self._last:
@@ -240,6 +238,8 @@ def assembled(name: str, macs: Mapping[str, Leaves], make: Callable[[str, str, L
             interfaces.append(make(mac, f"{MACS}{written}/", leaves))
         except MetadataError as error:
             problems.append(Problem(mac, str(error)))
+    if not seen:
+        raise MetadataError("invalid", f"{MACS}: names no interface; every instance has one")
     return Instance(name, tuple(interfaces), tuple(problems))
 
 

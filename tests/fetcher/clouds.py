@@ -113,7 +113,7 @@ def _ips(below: Mapping[str, Any]) -> dict[str, Any]:
     flat = dict(below)
     ips = flat.get("local-ipv4s")
     if isinstance(ips, dict):
-        first = ips.get(flat.get("primary-local-ipv4"))
+        first = ips.get(str(flat.get("primary-local-ipv4")))
         flat |= {"local-ipv4s": "\n".join(ips)} | {
             key: first.get(key, "") if isinstance(first, dict) else "" for key in ("gateway", "subnet-mask")
         }

@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 from cloud_network.fetcher.model import Interface, MetadataError
-from cloud_network.fetcher.providers.document import Node, each, parse
+from cloud_network.fetcher.providers.document import Node, each, parse, texts
 
 DOCUMENT = """{"network": {"interface": [
   {"mac": "000D3AF806EC", "ipv4": {"prefix": "24", "address": "10.1.2.5"}, "nothing": null},
@@ -46,7 +46,54 @@ def test_a_wrong_value_is_named_by_its_path(read: object, said: str) -> None:
         read(parse(DOCUMENT, "instance"))  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("text", ["", "<html>", "[1", "{'a': 1}", '{"a": NaN}', "[" * 100_000])
+@pytest.mark.parametrize(
+    ("value", "version", "length"),
+    [
+        ("255.255.252.0", 4, 22),
+        ("0.0.0.0", 4, 0),
+        ("24", 4, 24),
+        (24, 4, 24),
+        ("ffff:ffff:ffff::", 6, 48),
+        ("::", 6, 0),
+        ("127", 6, 127),
+    ],
+)
+def test_a_mask_is_a_prefix_length_too(value: object, version: int, length: int) -> None:
+    assert Node(value, "mask").length(version) == length
+
+
+@pytest.mark.parametrize(
+    ("value", "version"),
+    [
+        ("255.0.255.0", 4),
+        ("0.0.0.255", 4),
+        ("33", 4),
+        (-1, 4),
+        ("ffff::", 4),
+        ("255.255.255.0", 6),
+        (None, 4),
+        ("x", 4),
+    ],
+)
+def test_what_is_no_mask_is_refused_by_its_path(value: object, version: int) -> None:
+    with pytest.raises(MetadataError, match=r"^mask: "):
+        Node(value, "mask").length(version)
+
+
+def test_an_empty_text_is_not_given_and_facts_are_picked() -> None:
+    node = Node({"empty": "", "null": None, "there": "x", "oracle": "<null>", "secret": "x"})
+    assert [node.given(key) is None for key in ("empty", "null", "there", "oracle", "none")] == [1, 1, 0, 1, 1]
+    assert node.pick("there", "null", "none") == {"there": "x"}
+    assert Node(["no object"]).pick("there") == {}
+
+
+def test_the_lines_of_texts() -> None:
+    assert texts("a\n\n b \n") == ["a", "b"]
+    assert texts(["a", 1, None, "b\nc", ["d"]]) == ["a", "b", "c"]
+    assert texts(None) == texts({"a": "b"}) == []
+
+
+@pytest.mark.parametrize("text", ["", "<html>", "[1", "{'a': 1}", '{"a": NaN}', '{"a": 1e999}', "[" * 100_000])
 def test_what_is_not_json_is_refused(text: str) -> None:
     with pytest.raises(MetadataError, match="instance: not JSON"):
         parse(text, "instance")

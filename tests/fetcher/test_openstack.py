@@ -1,0 +1,153 @@
+"""network_data.json, from the service or the config drive → Instance."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cloud_network.fetcher.client import Client
+from cloud_network.fetcher.model import Instance, MetadataError
+from cloud_network.fetcher.providers.document import Node
+from cloud_network.fetcher.providers.openstack import Openstack, instance, matches, mounted
+
+from tests.fetcher.clouds import CLOUDS, payload
+from tests.fetcher.site import Site
+
+
+def made(name: str) -> Instance:
+    return instance(Node(payload("openstack", name)["network"]))
+
+
+def test_a_port_is_read_whole() -> None:
+    (one,) = made("one").interfaces
+    assert ([str(address) for address in one.addresses], one.mtu) == (["10.192.35.66/22"], 1450)
+    assert (one.subnets, one.gateways) == ((ip_network("10.192.32.0/22"),), (ip_address("10.192.35.254"),))
+    assert one.document["networks"][0]["routes"][1]["network"] == "192.168.0.0"
+    assert [len(each.addresses) for each in made("many").interfaces] == [15] * 4
+
+
+def test_what_dhcp_serves_has_no_address_here() -> None:
+    first, second = made("dhcp").interfaces
+    assert (first.addresses, first.mtu, second.addresses) == ((), None, ())
+    assert made("dhcp").complete
+    (mixed,) = made("ipv6").interfaces
+    assert [str(address) for address in mixed.addresses] == ["2604:1380:9:19::520c/64"]
+    assert mixed.gateways == (ip_address("2604:1380:9:19::1"),)
+
+
+def test_bonds_and_vlans_are_named_as_such_and_their_members_left_alone() -> None:
+    found = made("bonds")
+    assert [each.mac for each in found.interfaces] == ["fa:16:3e:60:32:01"]
+    assert [problem.text for problem in found.problems] == [
+        "links[0].type: a bond, which is not configured yet",
+        "links[4].type: a vlan, which is not configured yet",
+    ]
+    # a VLAN mostly has its parent's MAC: its problem may not keep what was known of the parent
+    assert found.with_what_was_known(found).interfaces == found.interfaces
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"netmask": "255.0.255.0"}, "networks[0].netmask: '255.0.255.0' is not a mask"),
+        ({"ip_address": "2604::1"}, "networks[0].ip_address: '2604::1' is not an IPv4"),
+        ({"ip_address": "10.192.35.66/33"}, "networks[0].ip_address: '33' is not 0..32"),
+        ({"ip_address": None}, "networks[0].ip_address: missing"),
+        ({"type": "carrier pigeon"}, "networks[0].type: 'carrier pigeon' is neither"),
+        (
+            {"routes": [{"network": "0.0.0.0", "netmask": "0.0.0.0", "gateway": "x"}]},
+            "routes[0].gateway: 'x' is not an",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named_by_its_path(change: dict[str, Any], said: str) -> None:
+    document = deepcopy(payload("openstack", "one")["network"])
+    document["networks"][0] |= change
+    (problem,) = instance(Node(document)).problems
+    assert said in problem.text
+
+
+def test_a_network_of_no_link_is_refused() -> None:
+    document = deepcopy(payload("openstack", "one")["network"])
+    document["networks"][0]["link"] = "nobody"
+    with pytest.raises(MetadataError, match=r"networks\[0\]\.link: 'nobody' is no link"):
+        instance(Node(document))
+
+
+# — the config drive
+
+
+@pytest.fixture
+def drive(tmp_path: Path) -> Path:
+    """A file system with the label config-2, mounted in a place with a space in its name."""
+    device, place = tmp_path / "sr0", tmp_path / "the drive"
+    device.touch()
+    (tmp_path / "config-2").symlink_to(device)
+    where = place / "openstack" / "latest"
+    where.mkdir(parents=True)
+    whole = payload("openstack", "one")
+    (where / "network_data.json").write_text(json.dumps(whole["network"]))
+    (where / "meta_data.json").write_text(json.dumps(whole["meta"]))
+    escaped = str(place).replace(" ", "\\040")
+    (tmp_path / "mounts").write_text(f"proc /proc proc rw 0 0\n{device} {escaped} iso9660 ro 0 0\n")
+    return tmp_path
+
+
+def on(drive: Path, client: Client) -> Openstack:
+    return Openstack(client, (drive / "config-2",), drive / "mounts")
+
+
+@pytest.fixture
+def nobody() -> Client:
+    site = Site()
+    site.close()
+    return Client(site.endpoint)
+
+
+def test_the_drive_is_read_where_there_is_no_service_and_proves_nothing_gone(drive: Path, nobody: Client) -> None:
+    provider = on(drive, nobody)
+    found = provider.fetch()
+    assert found.interfaces == CLOUDS["openstack"].made(payload("openstack", "one")).interfaces
+    assert (found.complete, found.problems) == (False, ())
+    assert found.system["public-keys"]
+    assert provider.answers()
+
+
+def test_the_service_goes_first_and_once_it_has_answered_the_drive_is_not_asked(drive: Path) -> None:
+    site = Site()
+    CLOUDS["openstack"].serve(site, payload("openstack", "many"))
+    client = Client(site.endpoint)
+    provider = on(drive, client)
+    assert len(provider.fetch().interfaces) == 4
+    assert provider.fetch().complete
+    site.statuses = dict.fromkeys(site.texts, 500)
+    with pytest.raises(MetadataError, match="HTTP 500"):
+        provider.fetch()
+    assert not provider.answers()
+    site.close()
+    client.close()
+
+
+def test_neither_is_an_error_that_says_so(tmp_path: Path, nobody: Client) -> None:
+    with pytest.raises(MetadataError, match=r"no config drive .* is mounted"):
+        Openstack(nobody, (tmp_path / "config-2",), tmp_path / "mounts").fetch()
+
+
+def test_a_broken_drive_is_an_error(drive: Path, nobody: Client) -> None:
+    (drive / "the drive/openstack/latest/network_data.json").write_bytes(b"\xff")
+    with pytest.raises(MetadataError, match=r"network_data\.json"):
+        on(drive, nobody).fetch()
+    assert mounted((drive / "none",), drive / "mounts") is None
+
+
+@pytest.mark.parametrize(
+    "dmi",
+    [{"product_name": "OpenStack Nova"}, {"product_name": "OpenStack Compute"}, {"chassis_asset_tag": "HUAWEICLOUD"}],
+)
+def test_it_is_known_by_its_product_or_its_asset_tag(dmi: dict[str, str]) -> None:
+    assert matches(dmi)
+    assert not matches({"product_name": "KVM"})
