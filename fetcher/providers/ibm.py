@@ -11,6 +11,7 @@ subnet and gateway are what DHCP has set on the link.
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -71,10 +72,13 @@ class Ibm(JsonProvider):
             answer = self.client.request("PUT", _TOKEN, {"Metadata-Flavor": "ibm", "Accept": "application/json"})
             if answer.status not in (200, 201):
                 raise MetadataError("status", f"{_TOKEN}: HTTP {answer.status}")
-            granted = parse(answer.text(_TOKEN), _TOKEN)
-            token = granted.at("access_token").text()
-            if not token.isascii() or not token.isprintable() or " " in token:
-                raise MetadataError("invalid", f"{_TOKEN}: the answer is not a token")
+            try:
+                granted = parse(answer.text(_TOKEN), _TOKEN)
+                token = granted.at("access_token").text()
+            except MetadataError:
+                token = ""
+            if not re.fullmatch(r"[\x21-\x7e]+", token):
+                raise MetadataError("invalid", f"{_TOKEN}: the answer is not a token")  # and is not shown
             lives = granted.find("expires_in")
             self._token = token
             self._token_expires = time.monotonic() + 0.9 * (lives.number(5, 3600) if lives else _TTL)

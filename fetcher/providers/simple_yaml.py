@@ -23,6 +23,8 @@ _WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
 
 def parse(text: str, what: str) -> Node:
     """The document that `text` is; `what` names it in the error when it is none."""
+    if text.strip() == "[]":
+        return Node([])
     reader = _Reader(text.split("\n"), what)
     found = reader.block(0, 0) if reader.peek() else None
     if reader.peek():
