@@ -7,13 +7,16 @@ Per link with table T = RouteTableBase + ifindex, and for each of its addresses,
 T holds the link's own subnets on link, every sibling's subnets by this link's gateway, and a default route. Without
 the siblings' subnets a neighbour in one subnet could not reach an address in another: the reply would take the
 connected route of the neighbour's subnet, with a source that the cloud drops there.
+What netagent would refuse (`allowed`) is left out and named: a refusal is of the whole request.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from ipaddress import ip_network
 
+from cloud_network.fetcher.allowed import Allowed, within
 from cloud_network.fetcher.config import Config, Prefixes, Rules
 from cloud_network.fetcher.model import Instance, Interface, IPAddress, IPInterface, IPNetwork
 from cloud_network.fetcher.objects import Actual, Address, Desired, Link, Route, Rule, Wish
@@ -35,19 +38,37 @@ def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
     left = _left_alone(config, actual, {link.ifindex for _, link in pairs}, unknown)
     left_tables = frozenset(config.route_table_base + ifindex for ifindex in left)
     wishes, addresses, routes, rules = [], list[Address](), list[Route](), list[Rule]()
+    allowed, withheld = Allowed(config, actual, left), dict[str, None]()
+    prefixes = config.prefixes or _DEFAULT_PREFIXES.get(instance.provider, Prefixes.ROUTE)
+    given = set[IPNetwork]()  # a forwarded address may be named for several interfaces
     for interface, link in pairs:
         wishes.append(Wish(link.ifindex, interface.mtu))
         taken = {address.address for address in addresses}
         own = [each for each in interface.addresses if each.ip not in taken and not _left_to_others(each.ip, config)]
-        addresses += _addresses(link, own, _others(link, actual, addresses))
-        prefixes = config.prefixes or _DEFAULT_PREFIXES.get(instance.provider, Prefixes.ROUTE)
-        ranges = interface.ranges if prefixes is not Prefixes.IGNORE else ()
+        against = {each: allowed.against(link, ip_network(each.ip)) for each in own}
+        own = [each for each in own if against[each] is None]
+        addresses += _addresses(interface, link, own, _others(link, actual, addresses), allowed)
+        has_table = len(instance.interfaces) > 1 or link.name in config.supplementary
+        ranges = list[IPNetwork]()
+        if prefixes is Prefixes.LOCAL or (prefixes is Prefixes.ROUTE and has_table):
+            there = {rule.selector for rule in actual.rules if rule.table == config.route_table_base + link.ifindex}
+            there |= {route.destination for route in actual.routes if route.ifindex == link.ifindex}
+            why = {
+                network: None if network in there else _against(network, interface, link, prefixes, allowed)
+                for network in interface.ranges
+                if network not in given
+            }
+            ranges = [network for network, reason in why.items() if reason is None]
+            given |= set(ranges)
+            withheld |= dict.fromkeys(reason for reason in why.values() if reason)
+        withheld |= dict.fromkeys(reason for reason in against.values() if reason)
         if prefixes is Prefixes.LOCAL:
-            routes += [Route(TABLE_LOCAL, link.ifindex, network, None) for network in ranges]
-        if len(instance.interfaces) > 1 or link.name in config.supplementary:
+            others = [network for network in ranges if network in actual.local]  # Google's agent's, or an address
+            routes += [Route(TABLE_LOCAL, link.ifindex, network, None) for network in ranges if network not in others]
+        if has_table:
             siblings = [subnet for other in instance.interfaces if other is not interface for subnet in other.subnets]
-            routes += _table(interface, link, siblings, config, actual)
-            selectors = [ip_network(address.ip) for address in own] + list(ranges)
+            routes += _table(interface, link, siblings, config, actual, allowed)
+            selectors = [ip_network(address.ip) for address in own] + ranges
             rules += _rules(selectors, link, config)
     for version in sorted(
         {rule.version for rule in (*rules, *actual.rules) if rule in rules or rule.table in left_tables}
@@ -61,6 +82,7 @@ def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
         unknown_macs=unknown,
         left_links=left,
         left_tables=left_tables,
+        withheld=tuple(withheld),
     )
 
 
@@ -72,16 +94,27 @@ def _left_alone(config: Config, actual: Actual, ours: set[int], unknown: tuple[s
 
 
 def match_links(instance: Instance, config: Config, links: Iterable[Link]) -> dict[str, Link]:
-    """{MAC: link}: by MAC alone, and never a link of a kind that no cloud attaches (a VLAN has its parent's MAC)."""
+    """{MAC: link}: by MAC alone, and never a link of a kind that no cloud attaches (a VLAN has its parent's MAC).
+
+    A part of another link with the same MAC is not it either: Azure's accelerated networking has a VF below each
+    synthetic interface, virtio's failover a primary and a standby, a bond its members. When two are left (a VF that is
+    not yet a part), neither is taken.
+    """
     macs = {interface.mac for interface in instance.interfaces}
-    return {
-        link.mac: link for link in links if link.mac in macs and (link.kind is None or link.kind in config.allow_kinds)
-    }
+    links = [link for link in links if link.mac in macs]
+    of = {link.ifindex: link.mac for link in links}
+    found = defaultdict[str, list[Link]](list)
+    for link in links:
+        part = link.master is not None and of.get(link.master) == link.mac
+        if not part and (link.kind is None or link.kind in config.allow_kinds):
+            found[link.mac].append(link)
+    return {mac: candidates[0] for mac, candidates in found.items() if len(candidates) == 1}
 
 
-def _order(interface: Interface) -> tuple[int, str]:
+def _order(interface: Interface) -> tuple[int, int, str]:
     """The primary first: in a subnet that two interfaces share, it keeps the connected route."""
-    return (interface.device_number if interface.device_number is not None else 1 << 16, interface.mac)
+    number = interface.device_number if interface.device_number is not None else 1 << 16
+    return (number, interface.network_card, interface.mac)
 
 
 def _left_to_others(address: IPAddress, config: Config) -> bool:
@@ -94,26 +127,54 @@ def _others(link: Link, actual: Actual, desired: Iterable[Address]) -> set[IPNet
     return {ip_network((address.address, address.prefix), strict=False) for address in (*have, *desired)}
 
 
-def _addresses(link: Link, own: Iterable[IPInterface], others: set[IPNetwork]) -> Iterator[Address]:
+def _addresses(
+    interface: Interface, link: Link, own: Iterable[IPInterface], others: set[IPNetwork], allowed: Allowed
+) -> Iterator[Address]:
     """The first IPv4 address of a subnet carries its prefix length; siblings are /32, so they outlive the first."""
     carried: set[IPNetwork] = set()
-    for interface in own:
-        address, network = interface.ip, interface.network
+    for each in own:
+        address, network = each.ip, each.network
         if address.version == 6:
             yield Address(link.ifindex, address, 128, connected=False)
-        elif network in carried:
+        elif interface.routed or network in carried:
             yield Address(link.ifindex, address, 32, connected=False)
         else:
             carried.add(network)
             shared = any(other.version == 4 and network.overlaps(other) for other in others)
-            yield Address(link.ifindex, address, network.prefixlen, connected=not shared)
+            connected = not shared and allowed.may_claim(link, network)
+            yield Address(link.ifindex, address, network.prefixlen, connected)
+
+
+def _against(network: IPNetwork, interface: Interface, link: Link, prefixes: Prefixes, allowed: Allowed) -> str | None:
+    """Why nothing can be made of a range; None if something can."""
+    reason = allowed.against(link, network)
+    single = network.prefixlen == network.max_prefixlen
+    if reason is not None or prefixes is Prefixes.LOCAL:
+        return reason
+    homes = (subnet for subnet in interface.subnets if not interface.routed)
+    if not single and any(within(network, home) and network != home for home in homes):
+        return None
+    return f'{network} of {link.name}: a source rule alone needs a range of its subnet; [Network] Prefixes="local"?'
 
 
 def _table(
-    interface: Interface, link: Link, siblings: Iterable[IPNetwork], config: Config, actual: Actual
+    interface: Interface,
+    link: Link,
+    siblings: Iterable[IPNetwork],
+    config: Config,
+    actual: Actual,
+    allowed: Allowed,
 ) -> Iterator[Route]:
     table = config.route_table_base + link.ifindex
-    for subnet in interface.subnets:
+    there = {route.destination for route in actual.routes if route.table == table}
+
+    def is_on(network: IPNetwork) -> bool:
+        return network in there or allowed.is_on(link, network)
+
+    near = [subnet for subnet in interface.subnets if not interface.routed and is_on(subnet)]
+    far = [subnet for subnet in interface.subnets if interface.routed and subnet.prefixlen < subnet.max_prefixlen]
+    far += [subnet for subnet in siblings if subnet not in interface.subnets]
+    for subnet in near:
         yield Route(table, link.ifindex, subnet, None)
     for version, everything in ((4, ip_network("0.0.0.0/0")), (6, ip_network("::/0"))):
         if not any(address.version == version for address in interface.addresses):
@@ -121,11 +182,13 @@ def _table(
         gateway = _gateway(interface, link, version, actual)
         if gateway is None:
             continue
-        link_local = gateway.version == 6 and gateway.is_link_local
-        if not link_local and not any(gateway.version == net.version and gateway in net for net in interface.subnets):
-            yield Route(table, link.ifindex, ip_network(gateway), None)  # a /32 subnet mask: the gateway is on link
-        for subnet in siblings:
-            if subnet.version == version and subnet not in interface.subnets:
+        single = ip_network(gateway)
+        if not (gateway.version == 6 and gateway.is_link_local) and not any(within(single, net) for net in near):
+            if not is_on(single):
+                continue
+            yield Route(table, link.ifindex, single, None)  # a /32 subnet mask: the gateway is on link
+        for subnet in far:
+            if subnet.version == version:
                 yield Route(table, link.ifindex, subnet, gateway)
         yield Route(table, link.ifindex, everything, gateway)
 

@@ -1,50 +1,83 @@
 """Which cloud this is, by what the firmware says; Provider= overrides.
 
-Source: /sys/class/dmi/id of the kernel's dmi-id driver (drivers/firmware/dmi-id.c); each provider's module names the
-page of its cloud that says what stands there.
+Source: /sys/class/dmi/id of the kernel's dmi-id driver (drivers/firmware/dmi-id.c) and /sys/hypervisor/uuid of Xen's;
+each provider's module names the page of its cloud that says what stands there. Where the firmware says nothing, some
+clouds document a sign of their metadata server that no other has: `probe` looks for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 from cloud_network.fetcher.config import Provider as Choice
-from cloud_network.fetcher.providers import Provider, aws
+from cloud_network.fetcher.providers import Provider
 
-DMI = Path("/sys/class/dmi/id")
+DMI, HYPERVISOR = Path("/sys/class/dmi/id"), Path("/sys/hypervisor/uuid")
 _FIELDS = ("sys_vendor", "product_name", "product_version", "bios_vendor", "bios_version", "chassis_asset_tag")
+_PACKAGE = "cloud_network.fetcher.providers."
 
-_PROVIDERS: dict[str, tuple[Callable[[dict[str, str]], bool], Callable[[], Provider]]] = {
-    aws.NAME: (aws.matches, aws.Aws),
-}
+CLOUDS = (
+    "aws",
+    "azure",
+    "gcp",
+    "oracle",
+    "alibaba",
+    "digitalocean",
+    "openstack",
+    "hetzner",
+    "vultr",
+    "scaleway",
+    "ibm",
+    "tencent",
+)
+"""Modules of `providers`: the class in each is named like it, with a capital."""
 
 
 class DetectionError(Exception):
     """No cloud, or more than one, fits what was seen; the text says what that was and what to set."""
 
 
-def read_dmi(directory: Path = DMI) -> dict[str, str]:
+def read_dmi(directory: Path = DMI, hypervisor: Path = HYPERVISOR) -> dict[str, str]:
     """The fields that every user may read; absent ones are left out."""
     found = {}
-    for name in _FIELDS:
+    for name, path in [*((name, directory / name) for name in _FIELDS), ("hypervisor_uuid", hypervisor)]:
         try:
-            found[name] = (directory / name).read_text(errors="replace").strip()
+            found[name] = path.read_text(errors="replace").strip()
         except OSError:
             continue
     return found
 
 
 def detect(choice: Choice, dmi: dict[str, str]) -> Provider:
-    """The provider that Provider= names, or the one that the firmware does."""
-    supported = ", ".join(_PROVIDERS)
+    """The provider that Provider= names, or the one that the firmware does, or the one whose server shows its sign."""
+    supported = [name for name in CLOUDS if find_spec(_PACKAGE + name)]
     if choice is not Choice.AUTO:
-        if choice.value not in _PROVIDERS:
-            raise DetectionError(f'Provider="{choice.value}" is not supported yet; supported: {supported}')
-        return _PROVIDERS[choice.value][1]()
-    fitting = [name for name, (matches, _) in _PROVIDERS.items() if matches(dmi)]
+        if choice.value not in supported:
+            raise DetectionError(f'Provider="{choice.value}" is not supported yet; supported: {", ".join(supported)}')
+        return _provider(_module(choice.value))
+    modules = [_module(name) for name in supported]
+    fitting = [module for module in modules if module.matches(dmi)]
+    probed = [module for module in modules if hasattr(module, "probe")] if not fitting else []
+    fitting = fitting or [module for module in probed if module.probe()]
     if len(fitting) == 1:
-        return _PROVIDERS[fitting[0]][1]()
+        return _provider(fitting[0])
     seen = ", ".join(f"{name}={value!r}" for name, value in dmi.items()) or f"nothing in {DMI}"
-    which = "no known cloud" if not fitting else "more than one cloud: " + ", ".join(fitting)
-    raise DetectionError(f"{which} by {seen}. Set [Network] Provider= in the configuration; supported: {supported}")
+    if probed:
+        names = ", ".join(module.NAME for module in probed)
+        seen += f" and by the signs of the metadata servers of {names}"
+    which = "no known cloud" if not fitting else "more than one cloud: " + ", ".join(each.NAME for each in fitting)
+    raise DetectionError(
+        f"{which} by {seen}. Set [Network] Provider= in the configuration; supported: {', '.join(supported)}"
+    )
+
+
+def _module(name: str) -> ModuleType:
+    return import_module(_PACKAGE + name)
+
+
+def _provider(module: ModuleType) -> Provider:
+    made: Provider = getattr(module, module.NAME.capitalize())()
+    return made

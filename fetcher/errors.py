@@ -8,7 +8,7 @@ from typing import Literal
 
 from cloud_network.fetcher.status import LastError
 
-Kind = Literal["metadata", "netagent", "kernel"]
+Kind = Literal["metadata", "netagent", "kernel", "config"]
 
 logger = logging.getLogger(__name__)
 

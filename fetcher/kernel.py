@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from cloud_network.fetcher.model import IPAddress
+from cloud_network.fetcher.model import IPAddress, IPNetwork
 from cloud_network.fetcher.objects import Actual, Address, KernelAddress, Link, Route, Rule
 from cloud_network.netagent.protocol import PROTOCOL
 from pyroute2 import IPRoute
@@ -44,6 +44,13 @@ def read() -> Actual:
         routes=frozenset(_route(message) for message in routes if message["proto"] == PROTOCOL and _plain(message)),
         rules=frozenset(_rule(message) for message in rules if message.get("FRA_PROTOCOL") == PROTOCOL),
         gateways=_gateways(routes),
+        learned=_learned(routes),
+        local={
+            route.destination: route.ifindex
+            for message in routes
+            if message["proto"] != PROTOCOL and message["type"] == _RTN_LOCAL and message["table"] == 255
+            for route in [_route(message)]
+        },
     )
 
 
@@ -70,6 +77,7 @@ def _link(message: Any) -> Link:
         up=bool(message["flags"] & _IFF_UP),
         mtu=message.get("IFLA_MTU"),
         kind=info.get("IFLA_INFO_KIND") if info else None,
+        master=message.get("IFLA_MASTER"),
     )
 
 
@@ -117,4 +125,15 @@ def _gateways(routes: Iterable[Any]) -> dict[int, tuple[IPAddress, ...]]:
         gateway, ifindex = message.get("RTA_GATEWAY"), message.get("RTA_OIF")
         if message["dst_len"] == 0 and message["table"] == 254 and message["proto"] in _LEARNED and gateway and ifindex:
             found[ifindex] = (*found.get(ifindex, ()), ip_address(gateway))
+    return found
+
+
+def _learned(routes: Iterable[Any]) -> dict[int, frozenset[IPNetwork]]:
+    """The networks that DHCP or a router says are on link, by the link: an address of theirs is the link's to have."""
+    found: dict[int, frozenset[IPNetwork]] = {}
+    for message in routes:
+        on_link = message["table"] == 254 and message["dst_len"] and not message.get("RTA_GATEWAY") and _plain(message)
+        if on_link and message["proto"] in _LEARNED:
+            route = _route(message)
+            found[route.ifindex] = found.get(route.ifindex, frozenset()) | {route.destination}
     return found

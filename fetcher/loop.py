@@ -1,4 +1,4 @@
-"""The one loop of the fetcher: it wakes on a timer, on the kernel's notifications, on a command and on a signal."""
+"""The one loop of the fetcher: it wakes on a timer, on a change in kernel or cloud, on a command and on a signal."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from cloud_network.fetcher import log, privileges
 from cloud_network.fetcher.control import Control, remove_socket
 from cloud_network.fetcher.detect import DetectionError, detect, read_dmi
 from cloud_network.fetcher.events import KernelEvents
+from cloud_network.fetcher.providers import Waiting
 from cloud_network.fetcher.reconcile import Reconciler
 from cloud_network.fetcher.state import StateDirectory
+from cloud_network.fetcher.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,9 @@ class Loop:
         self._selector.register(self._events.fileno(), selectors.EVENT_READ, self._on_kernel)
         self._selector.register(self._control.fileno(), selectors.EVENT_READ, self._control.serve)
         self._selector.register(self._wake, selectors.EVENT_READ, self._on_signal)
+        self._watch = Watch(reconciler.provider) if isinstance(reconciler.provider, Waiting) else None
+        if self._watch is not None:
+            self._selector.register(self._watch.fileno(), selectors.EVENT_READ, self._on_change)
         self._stop = False
 
     def run(self) -> None:
@@ -68,6 +73,11 @@ class Loop:
     def _on_kernel(self) -> None:
         if self._events.drain():
             self._reconciler.noticed()
+
+    def _on_change(self) -> None:
+        if self._watch is not None:
+            self._watch.drain()
+            self._reconciler.changed()
 
     def _on_signal(self) -> None:
         numbers = self._wake.recv(64)

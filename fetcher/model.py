@@ -31,11 +31,12 @@ class MetadataError(Exception):
     """The metadata could not be had, or is not what the cloud documents. Nothing may be removed on its account.
 
     `kind` groups errors for the metrics (timeout, status, invalid …); the text names the path in the document.
+    `retry_after`: the seconds for which the server asks to be left in peace.
     """
 
-    def __init__(self, kind: str, message: str) -> None:
+    def __init__(self, kind: str, message: str, retry_after: float = 0.0) -> None:
         super().__init__(message)
-        self.kind = kind
+        self.kind, self.retry_after = kind, retry_after
 
 
 def invalid(path: str, value: object, accepted: str) -> MetadataError:
@@ -53,6 +54,8 @@ class Interface:
     subnets: tuple[IPNetwork, ...]
     gateways: tuple[IPAddress, ...] = ()  # the cloud's own word or its documented convention; at most one a family
     device_number: int | None = None
+    network_card: int = 0  # AWS: device numbers count anew on each card
+    routed: bool = False  # GCP: nothing but the gateway is on link, the rest of the subnets lies behind it
     ranges: tuple[IPNetwork, ...] = ()  # delegated whole: never expanded into addresses
     public: tuple[IPAddress, ...] = ()  # for display; the cloud translates them
     mtu: int | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cloud_network.fetcher.model import IPAddress, IPNetwork
 
@@ -17,6 +17,7 @@ class Link:
     up: bool
     mtu: int
     kind: str | None  # rtnetlink's: bridge, veth, vlan …; None for hardware and for what a cloud attaches
+    master: int | None = None  # ifindex of the link that it is a part of: a bond, a bridge, Azure's synthetic interface
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,8 @@ class Actual:
     routes: frozenset[Route]  # with our protocol number
     rules: frozenset[Rule]  # with our protocol number
     gateways: dict[int, tuple[IPAddress, ...]]  # of default routes that DHCP or a router set, by ifindex
+    learned: dict[int, frozenset[IPNetwork]] = field(default_factory=dict)  # on-link routes that DHCP or a router set
+    local: dict[IPNetwork, int] = field(default_factory=dict)  # what others have in table local, and on which link
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,3 +92,4 @@ class Desired:
     unknown_macs: tuple[str, ...]  # named by the metadata, and no link here has them
     left_links: frozenset[int] = frozenset()  # ifindexes of links that are left as they are …
     left_tables: frozenset[int] = frozenset()  # … and their tables
+    withheld: tuple[str, ...] = ()  # what netagent would refuse, and so is not asked of it: each with the key to set

@@ -34,6 +34,7 @@ _PACE = 0.5  # … and between two looks at the kernel on their account
 _LONGEST_RETRY = 60.0
 _NETAGENT_AWAY = 5.0  # a restart takes less, and asking costs nothing
 _FORGET = 120.0  # a plan that comes up again after so long is a new one
+_SHOWN = 5  # addresses that are left out and are named; a whole block of them fits on no line
 
 
 class Reconciler:
@@ -43,10 +44,12 @@ class Reconciler:
         self.provider = provider
         self.refresh_due, self.compare_due = 0.0, math.inf
         self._config = config
+        provider.client.kinds = config.allow_kinds
         self._errors = Errors()
         self._publisher = Publisher(state, provider.name)
         self._instance: Instance | None = None
         self._unread = False  # whether the last read failed
+        self._read_at = self._put_off = -math.inf  # the last read began; the server does not want to be asked until …
         self._unproven: Instance | None = None  # a read that would take something away, and waits for a second one
         self._read_retry = Patience(_SHORTLY, _LONGEST_RETRY)
         self._plan_retry = Patience(_SHORTLY, _LONGEST_RETRY)
@@ -63,9 +66,14 @@ class Reconciler:
         """The kernel has changed: compare soon, but let a burst end first, and do not let a storm keep us busy."""
         self.compare_due = min(self.compare_due, max(time.monotonic() + _SETTLE, self._compared_at + _PACE))
 
+    def changed(self) -> None:
+        """The metadata has changed, or may have: read it now, unless it was this very moment, or asked for peace."""
+        self.refresh_due = min(self.refresh_due, max(time.monotonic(), self._read_at + _PACE, self._put_off))
+
     def reconfigure(self, config: Config) -> None:
         """Go on with another configuration, at once."""
         self._config = config
+        self.provider.client.kinds = config.allow_kinds
         self._hurry()
         self.refresh_due = 0.0
 
@@ -86,7 +94,8 @@ class Reconciler:
 
     def refresh(self) -> None:
         """Read the metadata and converge."""
-        self.refresh_due = time.monotonic() + self._read_retry.longer(self._config.refresh_timer)
+        self._read_at = time.monotonic()
+        self.refresh_due = self._read_at + self._read_retry.longer(self._config.refresh_timer)
         self._publisher.status["attempted_at"] = now()
         before = self.provider.client.requests
         try:
@@ -95,6 +104,9 @@ class Reconciler:
             kept = self._publisher.status["fetched_at"]
             message = f"{error}; nothing is removed" + (f", the state of {kept} is kept" if kept else "")
             self._errors.begin("metadata", message, serious=True)
+            asked = min(error.retry_after, max(_LONGEST_RETRY, self._config.refresh_timer))
+            self._put_off = time.monotonic() + asked
+            self.refresh_due = max(self.refresh_due, self._put_off)
             self._unread = True
             self._write_status()
             return
@@ -146,6 +158,7 @@ class Reconciler:
         self.compare_due = self._try_again if changes and self._try_again > self._compared_at else math.inf
         if not changes:
             self._errors.end("netagent")
+        self._say_withheld(wanted)
         self._say_unknown(wanted, actual)
         self._chase(actual)
         self._publisher.links(self._instance, self._config, actual)
@@ -214,19 +227,29 @@ class Reconciler:
         }
         self._publisher.status["netagent"] = said
 
+    def _say_withheld(self, wanted: Desired) -> None:
+        if not wanted.withheld:
+            self._errors.end("config")
+            return
+        shown, more = wanted.withheld[:_SHOWN], len(wanted.withheld) - _SHOWN
+        text = "left out: " + "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
+        self._errors.begin("config", text, serious=False)
+
     # Metadata and host that do not (yet) agree on which interfaces there are
 
     def _say_unknown(self, wanted: Desired, actual: Actual) -> None:
         if wanted.unknown_macs == self._unknown:
             return
         self._unknown = wanted.unknown_macs
-        links = {link.mac: link for link in actual.links}
         for mac in self._unknown:
-            link = links.get(mac)
+            links = [link for link in actual.links if link.mac == mac]
+            kind = next((link for link in links if link.kind not in (None, *self._config.allow_kinds)), None)
             why = "no link here has that MAC"
-            if link is not None:
-                why = f"{link.name} has that MAC and is of kind {link.kind}, which needs "
-                why += f'[Netagent] AllowKinds="{link.kind}"'
+            if kind is not None:
+                why = f"{kind.name} has that MAC and is of kind {kind.kind}, which needs "
+                why += f'[Netagent] AllowKinds="{kind.kind}"'
+            elif links:
+                why = " and ".join(link.name for link in links) + " have that MAC"
             text = "metadata: names the interface %s, and %s; until then, links that it does not name stay as they are"
             logger.warning(text, mac, why)
 
@@ -243,7 +266,7 @@ class Reconciler:
         if unlisted - self._unlisted:
             self._chase_from = at
         self._unlisted = unlisted
-        if unlisted and at < self._chase_from + _CHASE:
+        if unlisted and not self._unread and at < self._chase_from + _CHASE:
             self.refresh_due = min(self.refresh_due, at + max(_SHORTLY, (at - self._chase_from) / 2))
 
     # What others read

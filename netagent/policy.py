@@ -141,12 +141,12 @@ class View:
         return next((packed for packed in found if self.holders.get(packed, index) != index), None)
 
     def has_range(self, index: int, net: Network) -> bool:
-        """Whether `net` is a part of a subnet of the link, or a range that our local route gives it."""
+        """Whether `net` is a part of a subnet of the link, or a range that a local route gives it, whoever's it is."""
         if any(net[2] and subnet[2] > net[2] and contains(subnet, net) for subnet in self.subnets.get(index, ())):
             return True
         routes = self.routes(TABLE_LOCAL).items()
-        ours = (network(*key) for key, route in routes if route["protocol"] == PROTOCOL and route["link"] == index)
-        return any(contains(local, net) for local in ours)
+        given = (network(*key) for key, route in routes if route["link"] == index)
+        return any(contains(local, net) for local in given)
 
     def check_claim(self, index: int, net: Network, shown: str) -> None:
         """Refusal when a link may not claim an address, or all of a network: it is or could be somebody else's."""

@@ -1,8 +1,14 @@
-"""One module a cloud; each reads, none decides. A module has a class that is a Provider, listed in `detect`."""
+"""One module a cloud; each reads, none decides. `detect` finds a module by its name, and in it
+
+- NAME, the cloud's name as Provider= has it, and ENDPOINT, the address of its metadata server;
+- `matches(dmi)`: whether the firmware says that this is the cloud;
+- `probe()`, only where the firmware is not enough: whether the cloud's documented sign is there;
+- the class named like the cloud (`Aws`), a Provider.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from cloud_network.fetcher.client import Client
 from cloud_network.fetcher.model import Instance
@@ -25,4 +31,16 @@ class Provider(Protocol):
 
     def credentials(self) -> dict[str, Any]:
         """The secrets that the metadata server has for this instance; for root only, and never kept."""
+        ...
+
+
+@runtime_checkable
+class Waiting(Protocol):
+    """What a Provider offers besides, when its cloud says at once that something has changed."""
+
+    def wait(self) -> bool:
+        """Block until the metadata differ from what `fetch` last read (True), or for about a minute (False).
+
+        Called in a thread of its own: it has a connection of its own. MetadataError as from `fetch`.
+        """
         ...

@@ -158,7 +158,7 @@ class Aws:
         elif answer.status == 200:
             raise MetadataError("invalid", "/latest/api/token: the answer is not a token")
         else:
-            raise MetadataError("status", f"/latest/api/token: HTTP {answer.status}")
+            raise answer.error("/latest/api/token")
         self._token_expires = time.monotonic() + _TOKEN_TTL * 0.9
         return self._token
 
@@ -167,7 +167,7 @@ class Aws:
         if answer.status == 404:
             raise NotThereError("changed", f"{path}: HTTP 404, though it must be there; it is read again")
         if answer.status != 200:
-            raise MetadataError("status", f"{path}: HTTP {answer.status}")
+            raise answer.error(path)
         return answer.text(path)
 
     def _listing(self, path: str) -> list[str]:

@@ -143,6 +143,14 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
+def _finite(text: str) -> float:
+    """A number that fits; 1e999 would become infinity, which no state file can hold."""
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text} is too large")
+    return number
+
+
 def each(
     nodes: Iterable[Node], mac: Callable[[Node], str], make: Callable[[Node, str], Interface]
 ) -> tuple[tuple[Interface, ...], tuple[Problem, ...]]:

@@ -105,7 +105,7 @@ def test_an_address_that_is_there_satisfies_whoever_put_it_there_and_with_whatev
 
 
 def test_the_same_address_on_another_link_does_not_satisfy() -> None:
-    here = host(link(1), link(2), addresses=has(3, "10.0.1.10/24"))
+    here = host(link(1), link(2), addresses=has(3, "10.0.1.10/24", owned=True))
     assert ("add", "Address") in changes_of(instance(interface(1)), here)
 
 

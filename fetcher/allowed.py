@@ -1,0 +1,83 @@
+"""What netagent will not refuse, so that one address that it would refuse does not stop the others.
+
+netagent refuses a request whole. It decides by netagent/policy.py and asks the kernel itself; this is the same
+judgement of the same facts, made before and only to leave things out: it allows nothing. A test holds the two together.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+
+from cloud_network.fetcher.config import Config
+from cloud_network.fetcher.model import IPAddress, IPNetwork
+from cloud_network.fetcher.objects import Actual, Link
+
+_SHORTEST = {4: 8, 6: 32}
+NEVER = tuple(
+    ip_network(text)
+    for text in (
+        *("fe80::/10", "0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3"),
+        *("::/96", "::ffff:0:0/96", "ff00::/8"),
+        *("100.100.100.200/32", "168.63.129.16/32", "192.0.0.192/32", "fd00:ec2::254/128", "fd20:ce::254/128"),
+    )
+)
+"""No link's, whatever AllowAddresses= says: loopback, link-local, multicast, reserved, and the metadata servers'."""
+
+
+def within(inner: IPNetwork, outer: IPNetwork) -> bool:
+    """Whether every address of `inner` is one of `outer`."""
+    return inner.version == outer.version and inner.prefixlen >= outer.prefixlen and inner[0] in outer
+
+
+class Allowed:
+    """What the operator and the kernel allow on this host."""
+
+    def __init__(self, config: Config, actual: Actual, left: frozenset[int]) -> None:
+        self._allow = config.allow_addresses
+        self._learned = {ifindex: set(networks) for ifindex, networks in actual.learned.items()}
+        self._subnets = {ifindex: set(networks) for ifindex, networks in actual.learned.items()}
+        self._holders: dict[IPAddress, tuple[int, bool]] = {}  # by which link, and whether it will be taken from it
+        self._local = actual.local
+        self._names = {link.ifindex: link.name for link in actual.links}
+        for (ifindex, address), kernel in actual.addresses.items():
+            self._holders[address] = (ifindex, kernel.owned and ifindex not in left)
+            network = ip_network((address, kernel.address.prefix), strict=False)
+            self._subnets.setdefault(ifindex, set()).add(network)
+            if not kernel.owned and network.prefixlen < network.max_prefixlen:
+                self._learned.setdefault(ifindex, set()).add(network)
+
+    def may_claim(self, link: Link, network: IPNetwork) -> bool:
+        """Whether the link may have all of `network`."""
+        if network.prefixlen < _SHORTEST[network.version]:
+            return False
+        if any(within(network, never) or within(never, network) for never in NEVER):
+            return False
+        return any(within(network, own) for own in (*self._allow, *self._learned.get(link.ifindex, ())))
+
+    def is_on(self, link: Link, network: IPNetwork) -> bool:
+        """Whether `network` is a part of a subnet that the kernel has on the link, or may become one."""
+        return self.may_claim(link, network) or any(
+            within(network, subnet) for subnet in self._subnets.get(link.ifindex, ())
+        )
+
+    def against(self, link: Link, network: IPNetwork) -> str | None:
+        """Why the link may not have this address or range; None if it may."""
+        shown = str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
+        for address, (ifindex, goes) in self._holders.items():
+            if ifindex != link.ifindex and not goes and address.version == network.version and address in network:
+                return f"{shown} of {link.name}: {self._name(ifindex)} has {address}"
+        single = network.prefixlen == network.max_prefixlen
+        holder, goes = self._holders.get(network.network_address, (None, False)) if single else (None, False)
+        if link.ifindex in (holder, self._local.get(network)):
+            return None  # it is there already
+        if network in self._local and not goes:
+            return f"{shown} of {link.name}: table local has it for {self._name(self._local[network])}"
+        if self.may_claim(link, network):
+            return None
+        if any(within(network, never) or within(never, network) for never in NEVER):
+            return f"{shown} of {link.name}: no link's address"
+        key = f'[Netagent] AllowAddresses="{shown}"'
+        return f"{shown} of {link.name}: neither private nor of a network that the link learned; to allow it: {key}"
+
+    def _name(self, ifindex: int) -> str:
+        return self._names.get(ifindex, f"link {ifindex}")
