@@ -6,6 +6,11 @@ Amazon EC2 User Guide (docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-i
 "Subnet CIDR blocks" in the Amazon VPC User Guide (docs.aws.amazon.com/vpc/latest/userguide/subnet-sizing.html).
 
 EC2 answers 404 both for 'there is none' and for 'not now', so only the directory listing says what an interface has.
+
+Interfaces that a container network plugin manages are named in Exclude=: amazon-vpc-cni-k8s marks them by tags of the
+network interface (node.k8s.amazonaws.com/instance_id, …/no_manage), and the metadata have only the instance's own tags
+("Instance metadata categories", tags/instance/); EKS's images, too, choose by the host's own settings and not by a mark
+(awslabs/amazon-eks-ami pull request 1738).
 """
 
 from __future__ import annotations
@@ -34,7 +39,7 @@ from cloud_network.fetcher.model import (
 logger = logging.getLogger(__name__)
 
 NAME = "aws"
-ENDPOINT = "169.254.169.254"
+ENDPOINT, ENDPOINT6 = "169.254.169.254", "[fd00:ec2::254]"  # the second on Nitro, where it has been switched on
 _META = "/latest/meta-data/"
 _MACS = "network/interfaces/macs/"
 _IDENTITY = "/latest/dynamic/instance-identity/"
@@ -46,12 +51,12 @@ _RESERVED = 3  # … of which so many are kept for a new session token and for t
 
 # What the network is made of; the rest of an interface is only shown.
 _NETWORK_KEYS = (
-    "device-number", "local-ipv4s", "subnet-ipv4-cidr-block", "ipv6s", "subnet-ipv6-cidr-blocks", "ipv4-prefix",
-    "ipv6-prefix", "public-ipv4s",
+    "device-number", "network-card", "local-ipv4s", "subnet-ipv4-cidr-block", "ipv6s", "subnet-ipv6-cidr-blocks",
+    "ipv4-prefix", "ipv6-prefix", "public-ipv4s",
 )  # fmt: skip
 _SHOWN_KEYS = (
     "interface-id", "local-hostname", "owner-id", "public-hostname", "security-group-ids", "security-groups",
-    "subnet-id", "vpc-id", "vpc-ipv4-cidr-block", "vpc-ipv4-cidr-blocks",
+    "subnet-id", "vpc-id", "vpc-ipv4-cidr-block", "vpc-ipv4-cidr-blocks", "vpc-ipv6-cidr-blocks",
 )  # fmt: skip
 _SYSTEM_KEYS = (
     "ami-id", "instance-id", "instance-type", "hostname", "placement/availability-zone",
@@ -73,7 +78,7 @@ class Aws:
     name = NAME
 
     def __init__(self, client: Client | None = None) -> None:
-        self.client = client or Client(ENDPOINT)
+        self.client = client or Client(ENDPOINT, ENDPOINT6)
         self.unread = False
         self._token: str | None = None
         self._token_expires = 0.0
@@ -237,7 +242,7 @@ class Aws:
                 for directory in directories:
                     node = node.setdefault(directory, {})
                 node[leaf] = text
-        primary = next((each for each in interfaces if each.device_number == 0), None)
+        primary = next((each for each in interfaces if (each.device_number, each.network_card) == (0, 0)), None)
         if primary is not None:
             system |= {"mac": primary.mac, "local-ipv4": str(primary.addresses[0].ip)}
         identity = {key: facts[_IDENTITY + key].encode() for key in _IDENTITY_KEYS if facts.get(_IDENTITY + key)}
@@ -263,9 +268,12 @@ def _interface(mac: str, tree: dict[str, str]) -> Interface:
     def networks(key: str) -> tuple[IPNetwork, ...]:
         return tuple(parse_network(where + key, line) for line in lines(key))
 
-    number = tree.get("device-number", "")
-    if number and not (number.isascii() and number.isdecimal() and len(number) < 6):
-        raise invalid(where + "device-number", number, "a whole number")
+    def number(key: str) -> int | None:
+        text = tree.get(key, "")
+        if text and not (text.isascii() and text.isdecimal() and len(text) < 6):
+            raise invalid(where + key, text, "a whole number")
+        return int(text) if text else None
+
     subnets = networks("subnet-ipv4-cidr-block") + networks("subnet-ipv6-cidr-blocks")
     addresses = [
         place(where + key, parse_address(where + key, line), subnets)
@@ -287,7 +295,8 @@ def _interface(mac: str, tree: dict[str, str]) -> Interface:
         addresses=tuple(dict.fromkeys(addresses)),
         subnets=subnets,
         gateways=gateways,
-        device_number=int(number) if number else None,
+        device_number=number("device-number"),
+        network_card=number("network-card") or 0,
         ranges=ranges,
         public=tuple(parse_address(where + "public-ipv4s", line) for line in lines("public-ipv4s")),
     )

@@ -139,7 +139,7 @@ def _system(root: Node) -> dict[str, Any]:
     """Facts of `compute`: all but what a user has put there for programs (userData, customData)."""
     compute = root.value.get("compute")
     if not isinstance(compute, dict):
-        return {}
+        compute = {}
     keys = compute.get("publicKeys")
     found = {key: value for key, value in compute.items() if not key.lower().endswith("data") and key != "publicKeys"}
     texts = [key.get("keyData") for key in keys if isinstance(key, dict)] if isinstance(keys, list) else []

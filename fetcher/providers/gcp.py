@@ -43,7 +43,7 @@ _FACTS = (
     "name", "partnerAttributes", "physicalHostTopology", "preempted", "scheduling", "tags", "zone",
 )  # fmt: skip  # of these none can be a secret: attributes and serviceAccounts can
 _PROJECT = ("projectId", "numericProjectId")
-_ACCOUNT = re.compile(r"[A-Za-z0-9@._-]+/")
+_ACCOUNT = re.compile(r"[A-Za-z0-9][A-Za-z0-9@._-]*/")
 
 
 def matches(dmi: dict[str, str]) -> bool:

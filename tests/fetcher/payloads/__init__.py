@@ -1,0 +1,60 @@
+"""What metadata servers answer, a directory a cloud; README.md says where each is from.
+
+Every *.json there is read by the cloud's function in READERS, by test_mutations.py and by whoever likes. A file whose
+name begins with `broken` has something wrong with it: one interface, or all. Texts with SECRET in them may never get
+into what is shown.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from cloud_network.fetcher.model import Instance, MetadataError, Problem, parse_mac
+from cloud_network.fetcher.providers import azure, gcp
+from cloud_network.fetcher.providers.aws import _interface
+from cloud_network.fetcher.providers.document import parse
+
+HERE = Path(__file__).parent
+
+
+def _aws(text: str) -> Instance:
+    """EC2 has no document: {MAC: {leaf: its text}}, as Aws.fetch collects it."""
+    interfaces, problems = [], []
+    trees = parse(text, "aws").value
+    if not isinstance(trees, dict) or not trees:
+        raise MetadataError("invalid", "no interfaces")
+    for name, tree in trees.items():
+        mac = parse_mac("macs/", name)
+        leaves = {key: str(leaf) for key, leaf in tree.items()} if isinstance(tree, dict) else {}
+        try:
+            interfaces.append(_interface(mac, {"mac": mac} | leaves))
+        except MetadataError as error:
+            problems.append(Problem(mac, str(error)))
+    return Instance("aws", tuple(interfaces), tuple(problems), {"public-keys": []})
+
+
+READERS: Mapping[str, Callable[[str], Instance]] = {
+    "aws": _aws,
+    "azure": lambda text: azure.instance(parse(text, "azure")),
+    "gcp": lambda text: gcp.instance(parse(text, "gcp")),
+}
+"""Cloud → what makes an Instance of a payload's text. A new cloud adds its line."""
+
+
+def payloads(cloud: str) -> list[Path]:
+    """The cloud's files."""
+    found = sorted((HERE / cloud).glob("*.json"))
+    assert found, f"{HERE / cloud} has no payload"
+    return found
+
+
+def load(cloud: str, name: str) -> Instance:
+    """What the cloud's reader makes of `name`.json."""
+    return READERS[cloud]((HERE / cloud / f"{name}.json").read_text())
+
+
+def document(cloud: str, name: str) -> object:
+    """`name`.json itself."""
+    return json.loads((HERE / cloud / f"{name}.json").read_text())
