@@ -5,8 +5,8 @@ from __future__ import annotations
 from ipaddress import IPv6Network, ip_address, ip_network
 
 import pytest
-from cloud_network.fetcher.config import Prefixes, Rules
-from cloud_network.fetcher.objects import Desired, Route, Rule
+from cloud_network.fetcher.config import Config, Prefixes, Rules
+from cloud_network.fetcher.objects import Actual, Desired, Route, Rule
 
 from tests.fetcher.values import BASE, FIRST, has, host, instance, interface, link, mac, wanted
 
@@ -265,3 +265,157 @@ def test_while_a_mac_is_unknown_links_that_are_not_named_are_left_alone() -> Non
     assert (known.unknown_macs, known.left_links) == ((), frozenset())
     unknown = wanted(instance(interface(1), interface(5)), here)
     assert (list(unknown.unknown_macs), set(unknown.left_links)) == ([mac(5)], {3, 8})
+
+
+# Links that share a MAC
+
+
+def test_the_parts_of_a_link_with_the_same_mac_are_not_it() -> None:
+    """Azure: a VF (mlx5) below the synthetic interface (hv_netvsc), neither with a kind."""
+    synthetic, vf = link(1), link(1, "enP1s1", ifindex=9, master=2)
+    for links in ((synthetic, vf), (vf, synthetic)):
+        found = wanted(instance(interface(1)), host(*links))
+        assert carried(found, 2) == ["10.0.1.10/24+"]
+        assert carried(found, 9) == []
+        assert found.unknown_macs == ()
+
+
+def test_a_part_of_something_else_is_still_the_interface() -> None:
+    """A VRF has a MAC of its own."""
+    here = host(link(1, master=7), link(6, "vrf0", kind="vrf", mac="02:00:00:00:00:99"))
+    assert carried(wanted(instance(interface(1)), here), 2) == ["10.0.1.10/24+"]
+
+
+def test_of_two_links_with_one_mac_neither_is_taken() -> None:
+    """A VF comes some milliseconds before it becomes a part of the synthetic interface."""
+    here = host(link(1), link(1, "enP1s1", ifindex=9))
+    found = wanted(instance(interface(1)), here)
+    assert found.addresses == ()
+    assert found.unknown_macs == (mac(1),)
+    assert found.left_links == {2, 9}
+
+
+# Interfaces of which only the gateway is on link
+
+
+def test_behind_the_gateway_lie_the_own_subnet_and_the_siblings() -> None:
+    ones = [interface(n, f"10.0.{n}.10", routed=True) for n in (1, 2)]
+    found = wanted(instance(*ones, provider="gcp"), host(link(1), link(2)))
+    assert routes(found, 2) == [
+        "10.0.1.1/32",
+        "10.0.1.0/24 via 10.0.1.1",
+        "10.0.2.0/24 via 10.0.1.1",
+        "0.0.0.0/0 via 10.0.1.1",
+    ]
+    assert carried(found, 2) == ["10.0.1.10/32"]
+
+
+# What netagent would refuse
+
+PUBLIC = ip_network("203.0.113.7/32")
+
+
+def forwarded(*ranges: str, here: Actual | None = None, **config: object) -> Desired:
+    """An interface with these ranges on GCP, where they become local routes."""
+    one = interface(1, ranges=tuple(map(ip_network, ranges)))
+    return wanted(instance(one, provider="gcp"), here or host(link(1)), **config)
+
+
+def test_an_address_that_netagent_would_refuse_does_not_stop_the_others() -> None:
+    one = interface(1, "10.0.1.10", "198.18.0.7", subnets=["10.0.1.0/24", "198.18.0.0/24"])
+    found = wanted(instance(one, interface(2)), host(link(1), link(2)))
+    assert carried(found, 2) == ["10.0.1.10/24+"]
+    [text] = found.withheld
+    assert "198.18.0.7 of eth0" in text
+    assert '[Netagent] AllowAddresses="198.18.0.7"' in text
+    assert not [each for each in found.rules if each.selector == ip_network("198.18.0.7")]
+    assert "198.18.0.0/24" not in routes(found, 2)
+
+
+def test_an_address_that_the_operator_allows_or_dhcp_gave_or_a_router_named_is_not_withheld() -> None:
+    one = interface(1, "198.18.0.7", subnets=["198.18.0.0/24"])
+    allowed = (*Config().allow_addresses, ip_network("198.18.0.0/24"))
+    assert carried(wanted(instance(one), host(link(1)), allow_addresses=allowed), 2) == ["198.18.0.7/24+"]
+    there = host(link(1), addresses=has(2, "198.18.0.7/24"))
+    neighbour = host(link(1), addresses=has(2, "198.18.0.9/24"))
+    learned = host(link(1), learned={2: frozenset({ip_network("198.18.0.0/24")})})
+    for here in (there, neighbour, learned):
+        assert carried(wanted(instance(one), here), 2) == ["198.18.0.7/24+"]
+    only_this = (*Config().allow_addresses, ip_network("198.18.0.7"))
+    assert carried(wanted(instance(one), host(link(1)), allow_addresses=only_this), 2) == ["198.18.0.7/24"]
+
+
+def test_what_we_gave_a_link_ourselves_proves_nothing() -> None:
+    one = interface(1, "198.18.0.7", subnets=["198.18.0.0/24"])
+    assert wanted(instance(one), host(link(1), addresses=has(2, "198.18.0.9/24", owned=True))).withheld
+
+
+def test_an_address_that_a_bridge_or_an_operators_link_has_is_not_asked_for() -> None:
+    here = host(link(1), link(7, "br0", kind="bridge"), addresses=has(8, "10.0.1.10/24"))
+    found = wanted(instance(interface(1, "10.0.1.10", "10.0.1.11")), here)
+    assert [address.split("/")[0] for address in carried(found, 2)] == ["10.0.1.11"]
+    assert found.withheld == ("10.0.1.10 of eth0: br0 has 10.0.1.10",)
+
+
+def test_a_forwarded_public_address_is_named_with_the_key_and_the_aliases_stay() -> None:
+    found = forwarded("203.0.113.7/32", "10.64.0.0/24")
+    assert [str(route.destination) for route in found.routes] == ["10.64.0.0/24"]
+    [text] = found.withheld
+    assert 'AllowAddresses="203.0.113.7"' in text
+    allowed = forwarded("203.0.113.7/32", allow_addresses=(*Config().allow_addresses, PUBLIC))
+    assert [route.destination for route in allowed.routes] == [PUBLIC]
+    assert allowed.withheld == ()
+
+
+def test_metadata_servers_are_no_links_whatever_is_allowed() -> None:
+    everything = (ip_network("0.0.0.0/1"), ip_network("128.0.0.0/1"))
+    found = forwarded("100.100.100.200/32", "169.254.169.254/32", allow_addresses=everything)
+    assert found.routes == ()
+    assert len(found.withheld) == 2
+    assert "AllowAddresses" not in "".join(found.withheld)
+
+
+def test_a_range_that_others_have_made_local_on_this_link_is_adopted_and_elsewhere_withheld() -> None:
+    """Google's guest agent writes the same routes, with its own protocol; an alias may be an address already."""
+    alias = ip_network("10.64.0.0/24")
+    assert forwarded(str(alias), here=host(link(1), local={alias: 2})).routes == ()
+    assert forwarded(str(alias), here=host(link(1), local={alias: 2})).withheld == ()
+    elsewhere = forwarded(str(alias), here=host(link(1), link(5, "eth9"), local={alias: 6}))
+    assert elsewhere.routes == ()
+    assert elsewhere.withheld == ("10.64.0.0/24 of eth0: table local has it for eth9",)
+
+
+def test_a_range_in_which_another_link_has_an_address_is_withheld_until_we_have_it() -> None:
+    bridge = has(8, "10.64.0.1/24")
+    here = host(link(1), link(7, "docker0", kind="bridge"), addresses=bridge)
+    found = forwarded("10.64.0.0/24", here=here)
+    assert found.withheld == ("10.64.0.0/24 of eth0: docker0 has 10.64.0.1",)
+    ours = Route(255, 2, ip_network("10.64.0.0/24"), None)
+    again = forwarded("10.64.0.0/24", here=host(*here.links, addresses=bridge, routes=frozenset({ours})))
+    assert again.routes == (ours,)  # a container comes later: nothing is taken away for it
+
+
+def test_a_forwarded_address_of_two_interfaces_is_the_primarys() -> None:
+    ones = [interface(n, ranges=(ip_network("10.64.0.7/32"),)) for n in (1, 2)]
+    found = wanted(instance(*ones, provider="gcp"), host(link(1), link(2)))
+    assert [route.ifindex for route in found.routes if route.table == 255] == [2]
+
+
+def test_a_range_outside_the_subnets_cannot_have_rules_alone() -> None:
+    ones = [interface(1, ranges=(ip_network("10.64.0.0/24"), ip_network("10.0.1.16/28"))), interface(2)]
+    found = wanted(instance(*ones), host(link(1), link(2)), prefixes=Prefixes.ROUTE)
+    assert {str(each.selector) for each in found.rules if each.table == BASE + 2} == {"10.0.1.10/32", "10.0.1.16/28"}
+    [text] = found.withheld
+    assert '[Network] Prefixes="local"' in text
+
+
+def test_a_gateway_that_may_not_be_put_on_link_is_not_used() -> None:
+    one = interface(1, "10.0.1.10", subnets=["10.0.1.10/32"], gateways=(ip_address("198.18.0.1"),))
+    assert routes(wanted(instance(one, interface(2)), host(link(1), link(2))), 2) == ["10.0.1.10/32"]
+
+
+def test_two_network_cards_have_device_numbers_of_their_own() -> None:
+    same = ["10.0.1.0/24"]
+    ones = [interface(n, f"10.0.1.{n}0", subnets=same, device_number=1, network_card=3 - n) for n in (1, 2)]
+    found = wanted(instance(*ones), host(link(1), link(2)))
+    assert (carried(found, 2), carried(found, 3)) == (["10.0.1.10/24"], ["10.0.1.20/24+"])
