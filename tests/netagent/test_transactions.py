@@ -60,6 +60,14 @@ def test_confirmed_stays(lab: Lab, wire: Wire) -> None:
     assert "local 10.77.0.0/24 dev eth0 proto 209" in lab.run(["ip", "route", "show", "table", "local"]).stdout
 
 
+def test_a_range_that_somebody_else_made_local_may_have_rules(lab: Lab, wire: Wire) -> None:
+    """Google's guest agent writes the local routes of alias ranges before we come."""
+    on = ifindex(lab, "eth0")
+    lab.batch(["route add local 10.77.0.0/24 dev eth0 table local proto 66"])
+    assert wire.apply(rule("10.77.0.0/24", 9999 + on))["verdict"] != "refused"
+    assert wire.apply(rule("10.77.0.0/24", 9999 + ifindex(lab, "eth1")))["verdict"] == "refused"
+
+
 def test_taken_back_when_asked(lab: Lab, wire: Wire) -> None:
     before = open_change(lab, wire)
     assert wire.ask(request="rollback", id="open") == {"verdict": "rolled back"}
