@@ -32,6 +32,8 @@ def ways(address: IPAddress, kinds: tuple[str, ...]) -> list[str]:
     except (NetlinkError, OSError):
         return []
     found = [""] if usual in links and _is_no_tunnel(links[usual]) else []
+    if found and links[usual]["ifi_type"] == _ARPHRD_LOOPBACK:
+        return found  # an address of this host is nowhere else
     return found + [
         link.get("IFLA_IFNAME")
         for index, link in sorted(links.items())

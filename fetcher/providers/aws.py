@@ -68,8 +68,9 @@ _IDENTITY_KEYS = ("document", "pkcs7", "signature", "rsa2048")
 
 
 def matches(dmi: dict[str, str]) -> bool:
-    """Nitro says so in the vendor, Xen in the BIOS version ("Identify EC2 Linux instances", EC2 User Guide)."""
-    return dmi.get("sys_vendor") == "Amazon EC2" or "amazon" in dmi.get("bios_version", "").lower()
+    """Nitro names the vendor, Xen the BIOS version or hypervisor UUID ("Detect whether a host is an EC2 instance")."""
+    xen = "amazon" in dmi.get("bios_version", "").lower() or dmi.get("hypervisor_uuid", "").lower().startswith("ec2")
+    return dmi.get("sys_vendor") == "Amazon EC2" or xen
 
 
 class Aws:

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,60 @@ def test_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         endpoint = f"127.0.0.1:{listener.getsockname()[1]}"
     assert kind(Client(endpoint), META, "Connection refused") == "unreachable"
+
+
+def test_an_ipv6_endpoint_stands_in_brackets() -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
+        endpoint = f"[::1]:{listener.getsockname()[1]}"
+        threading.Thread(target=_answer_once, args=(listener,), daemon=True).start()
+        assert Client(endpoint).request("GET", META).body == b"ok"
+
+
+def _answer_once(listener: socket.socket) -> None:
+    connection, _ = listener.accept()
+    with connection:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+
+def test_a_second_endpoint_serves_while_the_first_cannot_be_reached(cloud: Cloud) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        nobody = f"127.0.0.1:{listener.getsockname()[1]}"
+    client = Client(nobody, cloud.endpoint)
+    for _ in range(2):
+        assert client.request("GET", META).status == 200
+    assert client.endpoint == cloud.endpoint
+    assert cloud.connections() == 1
+    both = Client(nobody, "127.0.0.1:9")
+    assert kind(both, META, nobody, "Connection refused") == "unreachable"
+    assert both.endpoint == nobody
+
+
+def test_one_that_can_be_reached_and_answers_badly_is_not_changed_for_another(cloud: Cloud) -> None:
+    cloud.fail("reset", times=1)
+    client = Client(cloud.endpoint, "127.0.0.1:9")
+    assert kind(client, META) == "unreachable"
+    assert client.request("GET", META).status == 200
+
+
+def test_a_name_is_no_endpoint() -> None:
+    with pytest.raises(ValueError, match=r"metadata\.google\.internal"):
+        Client("metadata.google.internal").request("GET", "/")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("17", 17.0), (" 3 ", 3.0), ("", 0.0), ("soon", 0.0), ("-1", 0.0), ("9" * 40, 999999999.0)],
+)
+def test_retry_after_is_seconds(text: str, seconds: float) -> None:
+    error = Response(503, b"", {"Retry-After": text}).error("p")
+    assert (error.kind, str(error), error.retry_after) == ("status", "p: HTTP 503", seconds)
+
+
+def test_retry_after_may_be_a_date() -> None:
+    later = formatdate(time.time() + 60, usegmt=True)
+    assert 50 < Response(503, b"", {"Retry-After": later}).error("p").retry_after <= 60
+    assert Response(503, b"", {"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT"}).error("p").retry_after == 0
 
 
 def test_chunks_are_put_together(serve: Serve) -> None:

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from cloud_network.fetcher.config import Provider
-from cloud_network.fetcher.detect import DetectionError, detect, read_dmi
+from cloud_network.fetcher.detect import CLOUDS, DetectionError, detect, read_dmi
+from cloud_network.fetcher.providers import gcp
+
+from tests.fetcher.metadata import Answer, Server
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by a test, on whatever cloud it runs: a port of loopback where nobody listens."""
+    for cloud in CLOUDS:
+        if find_spec(f"cloud_network.fetcher.providers.{cloud}"):
+            module = import_module(f"cloud_network.fetcher.providers.{cloud}")
+            if hasattr(module, "probe"):
+                monkeypatch.setattr(module, "ENDPOINT", "127.0.0.1:9")
 
 
 @pytest.mark.parametrize(
@@ -37,9 +54,70 @@ def test_a_cloud_that_is_not_supported_yet_is_named() -> None:
         detect(Provider.VULTR, {})
 
 
+@pytest.mark.parametrize("cloud", [name for name in CLOUDS if find_spec(f"cloud_network.fetcher.providers.{name}")])
+def test_every_cloud_keeps_the_shape(cloud: str) -> None:
+    found = detect(Provider(cloud), {})
+    assert found.name == cloud
+    module = import_module(f"cloud_network.fetcher.providers.{cloud}")
+    assert found.client.endpoint == module.ENDPOINT
+    assert not module.matches({})
+    assert not module.matches({"sys_vendor": "QEMU", "product_name": "Standard PC (Q35 + ICH9, 2009)"})
+    assert "http" in module.__doc__ or ".com" in module.__doc__, "the module names its cloud's documentation"
+
+
+def test_every_choice_of_the_configuration_is_a_cloud_and_the_other_way_round() -> None:
+    assert set(CLOUDS) == {choice.value for choice in Provider} - {"auto"}
+
+
+@pytest.mark.parametrize(
+    ("dmi", "cloud"),
+    [
+        ({"sys_vendor": "Microsoft Corporation", "chassis_asset_tag": "7783-7084-3265-9085-8269-3286-77"}, "azure"),
+        ({"sys_vendor": "Google", "product_name": "Google Compute Engine"}, "gcp"),
+        ({"sys_vendor": "Xen", "hypervisor_uuid": "ec2e1916-9099-7caf-fd21-012345abcdef"}, "aws"),
+    ],
+)
+def test_clouds_are_told_by_their_firmware(dmi: dict[str, str], cloud: str) -> None:
+    assert detect(Provider.AUTO, dmi).name == cloud
+
+
+def test_two_clouds_are_one_too_many() -> None:
+    both = {"sys_vendor": "Amazon EC2", "product_name": "Google Compute Engine"}
+    with pytest.raises(DetectionError, match="more than one cloud: aws, gcp by sys_vendor="):
+        detect(Provider.AUTO, both)
+
+
+@pytest.mark.parametrize(("header", "known"), [("Google", True), ("Other", False)])
+def test_where_the_firmware_is_silent_the_servers_sign_is_looked_for(
+    monkeypatch: pytest.MonkeyPatch, header: str, known: bool
+) -> None:
+    server = Server(lambda _: Answer(200, "", {"Metadata-Flavor": header}))
+    monkeypatch.setattr(gcp, "ENDPOINT", server.client.endpoint)
+    if known:
+        assert detect(Provider.AUTO, {}).name == "gcp"
+    else:
+        with pytest.raises(DetectionError, match=r"and by the signs of the metadata servers of .*gcp"):
+            detect(Provider.AUTO, {})
+    assert detect(Provider.AUTO, {"sys_vendor": "Amazon EC2"}).name == "aws"
+    assert len(server.asked) == 1  # where the firmware speaks nobody is asked
+    server.close()
+
+
+def test_only_the_chosen_cloud_is_loaded() -> None:
+    code = "from cloud_network.fetcher.detect import detect; from cloud_network.fetcher.config import Provider as P; "
+    code += "import sys; detect(P.AZURE, {}); print([m for m in sys.modules if m.startswith(%r)])"
+    prefix = "cloud_network.fetcher.providers."
+    shown = subprocess.run([sys.executable, "-c", code % prefix], capture_output=True, text=True, check=True).stdout
+    assert "azure" in shown
+    assert "gcp" not in shown
+    assert "aws" not in shown
+
+
 def test_fields_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "sys_vendor").write_text("Amazon EC2\n")
     (tmp_path / "product_name").write_bytes(b"\xff\n")
     (tmp_path / "bios_version").mkdir()
-    assert read_dmi(tmp_path) == {"sys_vendor": "Amazon EC2", "product_name": "\ufffd"}
-    assert read_dmi(tmp_path / "none") == {}
+    nowhere = tmp_path / "none"
+    assert read_dmi(tmp_path, nowhere) == {"sys_vendor": "Amazon EC2", "product_name": "\ufffd"}
+    (tmp_path / "uuid").write_text("ec2e1916\n")
+    assert read_dmi(nowhere, tmp_path / "uuid") == {"hypervisor_uuid": "ec2e1916"}

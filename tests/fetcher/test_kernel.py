@@ -5,11 +5,12 @@ from __future__ import annotations
 import pickle
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
 from cloud_network.fetcher.config import Config, Prefixes, Rules
-from cloud_network.fetcher.desired import desired
+from cloud_network.fetcher.desired import desired, match_links
 from cloud_network.fetcher.model import Instance
 from cloud_network.fetcher.objects import Actual, Desired, Route, Rule
 from cloud_network.fetcher.plan import in_ip_syntax, plan
@@ -135,6 +136,42 @@ def test_every_kind_of_route_and_rule_comes_back_as_it_is(lab: Lab) -> None:
         (6, "fd00::/64", True)
     }
     assert Rule(31020, 4, ip_network("10.9.0.0/16"), 70000, suppress=False) in found.rules
+    for line in lines:
+        lab.run(["ip", *line.replace(" add ", " del ").split()])
+
+
+def test_the_part_of_a_link_with_the_same_mac_is_told_from_it(lab: Lab) -> None:
+    """As Azure's VF below the synthetic interface; here a bridge takes the MAC of its first port."""
+    nic = lab.nic("eth1")
+    lab.batch([f"link add up0 address {nic.mac} type bridge", "link set eth1 master up0"])
+    actual = read(lab)
+    links = {link.name: link for link in actual.links}
+    assert (links["eth1"].master, links["up0"].mac) == (links["up0"].ifindex, nic.mac)
+    both = replace(CONFIG, allow_kinds=("veth", "bridge"))
+    assert match_links(cloud(lab), both, actual.links)[nic.mac].name == "up0"
+    assert nic.mac not in match_links(cloud(lab), CONFIG, actual.links)
+    lab.batch(["link delete up0"])
+    assert match_links(cloud(lab), both, read(lab).links)[nic.mac].name == "eth1"
+
+
+def test_what_dhcp_and_routers_say_is_on_link_and_what_others_made_local_is_read(lab: Lab) -> None:
+    lines = [
+        "route add 198.18.0.0/24 dev eth0 proto dhcp",
+        "-6 route add 2001:db8::/64 dev eth0 proto ra",
+        "route add 198.18.1.0/24 dev eth0",
+        "route add 198.18.2.0/24 via 10.0.1.1 proto dhcp",
+        "route add local 10.64.0.0/24 dev eth0 table local proto 66",
+        "route add local 10.65.0.0/24 dev eth0 table local proto 209",
+    ]
+    for line in lines:
+        lab.run(["ip", *line.split()])
+    found = read(lab)
+    eth0 = next(link.ifindex for link in found.links if link.name == "eth0")
+    assert found.learned == {eth0: {ip_network("198.18.0.0/24"), ip_network("2001:db8::/64")}}
+    assert found.local[ip_network("10.64.0.0/24")] == eth0
+    assert found.local[ip_network(lab.nics[0].addresses[0])] == eth0
+    assert ip_network("10.65.0.0/24") not in found.local
+    assert ip_network("10.0.1.255") not in found.local
     for line in lines:
         lab.run(["ip", *line.replace(" add ", " del ").split()])
 

@@ -62,6 +62,27 @@ def test_failures_to_read_wait_longer_each_time_and_a_success_forgets_them(
     assert soon(reconciler.refresh_due) < 1.3  # somebody asked: it begins anew
 
 
+@pytest.mark.parametrize(("asked", "least", "most"), [(20, 20, 21), (7200, 300, 301), (0, 0.7, 1.3)])
+def test_a_server_that_asks_for_peace_is_left_in_peace_within_reason(
+    cloud: Cloud, reconciler: Reconciler, asked: int, least: float, most: float
+) -> None:
+    cloud.fail("status", "*", status=429, retry_after=asked)
+    reconciler.refresh()
+    assert least - 0.1 < soon(reconciler.refresh_due) < most
+    due = reconciler.refresh_due
+    reconciler.changed()
+    assert reconciler.refresh_due == due if asked else soon(reconciler.refresh_due) <= 0.5
+
+
+def test_a_change_of_the_metadata_is_read_at_once_but_not_all_the_time(reconciler: Reconciler) -> None:
+    reconciler.refresh_due = math.inf
+    reconciler.changed()
+    assert soon(reconciler.refresh_due) <= 0
+    reconciler.refresh()
+    reconciler.changed()
+    assert 0.2 < soon(reconciler.refresh_due) <= 0.5
+
+
 def test_a_step_that_fails_unexpectedly_is_due_again_later_and_not_at_once(
     reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,104 @@
+"""How the metadata server is reached from a host whose routing leads elsewhere: in the lab, as the fetcher's user."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.lab import Lab, Spec
+
+SERVER = "169.254.169.254"
+WAYS = """
+import json, sys; from ipaddress import ip_address; from cloud_network.fetcher.ways import ways
+print(json.dumps(ways(ip_address(sys.argv[1]), ("veth", "tun", "bridge"))))
+"""
+ASK = """
+from cloud_network.fetcher.client import Client; from cloud_network.fetcher.model import MetadataError
+client = Client("169.254.169.254"); client.kinds = ("veth",)
+try:
+    print(client.request("GET", "/latest/meta-data/instance-id").status, client._way)
+    client.close()
+    print(client.request("GET", "/latest/meta-data/instance-id").status, client._way)
+except MetadataError as error:
+    print(error.kind, error)
+"""
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """eth1 is the primary; eth0, the secondary, is up and has no address."""
+    with Lab(Spec.aws(interfaces=2, addresses=1)) as made:
+        made.batch(["link set eth0 up"])
+        yield made
+
+
+@contextmanager
+def with_(lab: Lab, *lines: str) -> Iterator[None]:
+    """`ip` in the instance; each line is undone afterwards."""
+    for line in lines:
+        lab.run(["ip", *line.split()])
+    try:
+        yield
+    finally:
+        for line in reversed(lines):
+            if " add " in line:
+                undo = line.replace(" add ", " del ").split(" type ")[0] if "link add" in line else line
+                lab.run(["ip", *undo.replace(" add ", " del ").split()])
+
+
+def python(lab: Lab, code: str, *arguments: str) -> str:
+    return lab.run([sys.executable, "-c", code, *arguments], user="cloud-network").stdout.strip()
+
+
+def found(lab: Lab, address: str = SERVER) -> list[str]:
+    ways: list[str] = json.loads(python(lab, WAYS, address))
+    return ways
+
+
+def test_the_hosts_routing_comes_first_and_then_the_clouds_other_links(lab: Lab) -> None:
+    assert found(lab) == ["", "eth0"]
+    assert python(lab, ASK).split() == ["200", "200"]
+
+
+def test_without_a_route_the_clouds_links_are_what_is_left(lab: Lab) -> None:
+    assert sorted(found(lab, "fd00:ec2::254")) == ["eth0", "eth1"]
+
+
+@pytest.mark.parametrize("kind", ["tun", "tap"])
+def test_nothing_goes_into_a_tunnel_and_the_server_is_asked_beside_it(lab: Lab, kind: str) -> None:
+    """A VPN with a default route: a split one would lead the request into it."""
+    with with_(lab, f"tuntap add tun0 mode {kind}", "link set tun0 up", f"route add {SERVER}/32 dev tun0"):
+        assert sorted(found(lab)) == ["eth0", "eth1"]
+        before = sent(lab)
+        assert python(lab, ASK).split() == ["200", "eth1"] * 2
+        assert sent(lab) == before
+
+
+def sent(lab: Lab) -> int:
+    [link] = json.loads(lab.run(["ip", "-j", "-s", "link", "show", "dev", "tun0"]).stdout)
+    return int(link["stats64"]["tx"]["packets"])
+
+
+def test_a_default_route_by_a_link_that_does_not_lead_there_is_gone_round_and_remembered(lab: Lab) -> None:
+    with with_(lab, f"route add {SERVER}/32 dev eth0"):
+        assert found(lab) == ["", "eth1"]
+        lab.metadata.reset()
+        assert python(lab, ASK).split() == ["200", "eth1"] * 2
+        assert lab.metadata.connections() == 2
+
+
+def test_a_part_of_a_bridge_and_a_link_that_is_down_are_no_ways(lab: Lab) -> None:
+    with with_(lab, "link add br0 type bridge", "link set eth0 master br0"):
+        assert found(lab) == [""]
+    lab.batch(["link set eth0 nomaster", "link set eth0 down"])
+    assert found(lab) == [""]
+    lab.batch(["link set eth0 up"])
+
+
+def test_no_way_at_all_is_said(lab: Lab) -> None:
+    lab.batch(["link set eth1 down", "link set eth0 down"])
+    assert python(lab, ASK).startswith("unreachable GET http://169.254.169.254/latest/meta-data/instance-id: no route")
