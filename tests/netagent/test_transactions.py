@@ -68,6 +68,23 @@ def test_a_range_that_somebody_else_made_local_may_have_rules(lab: Lab, wire: Wi
     assert wire.apply(rule("10.77.0.0/24", 9999 + ifindex(lab, "eth1")))["verdict"] == "refused"
 
 
+def test_a_prefix_that_the_kernel_heard_from_the_router_is_the_links(lab: Lab, wire: Wire) -> None:
+    """As the kernel writes it from an advertisement: protocol `kernel`, and it expires."""
+    on, other = ifindex(lab, "eth0"), ifindex(lab, "eth1")
+    heard = {**address(on, "2001:db8:5::a/128"), "route": False}
+    assert wire.apply(heard)["verdict"] == "refused"
+    lab.run(
+        [
+            "ip",
+            *["-6", "route", "add", "2001:db8:5::/64", "dev", "eth0", "proto", "kernel", "metric", "256"],
+            "expires",
+            "3600",
+        ]
+    )
+    assert wire.apply({**heard, "link": other})["verdict"] == "refused"
+    assert wire.apply(heard)["verdict"] != "refused"
+
+
 def test_taken_back_when_asked(lab: Lab, wire: Wire) -> None:
     before = open_change(lab, wire)
     assert wire.ask(request="rollback", id="open") == {"verdict": "rolled back"}
