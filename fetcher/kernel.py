@@ -19,6 +19,7 @@ from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 _IFF_UP, _IFF_LOOPBACK = 1, 8
 _IFA_F_NOPREFIXROUTE = 0x200
 _LEARNED = {9, 16}  # RTPROT_RA, RTPROT_DHCP
+_KERNEL = 2  # RTPROT_KERNEL: of IPv6 a prefix that the kernel itself heard from a router (addrconf_prefix_rcv)
 _RTN_UNICAST, _RTN_LOCAL = 1, 2
 _ANYWHERE = {2: "0.0.0.0", 10: "::"}  # noqa: S104  # destinations: nothing is bound
 _DUMP_TRIES = 5
@@ -133,7 +134,7 @@ def _learned(routes: Iterable[Any]) -> dict[int, frozenset[IPNetwork]]:
     found: dict[int, frozenset[IPNetwork]] = {}
     for message in routes:
         on_link = message["table"] == 254 and message["dst_len"] and not message.get("RTA_GATEWAY") and _plain(message)
-        if on_link and message["proto"] in _LEARNED:
+        if on_link and (message["proto"] in _LEARNED or (message["proto"] == _KERNEL and message["family"] == 10)):
             route = _route(message)
             found[route.ifindex] = found.get(route.ifindex, frozenset()) | {route.destination}
     return found

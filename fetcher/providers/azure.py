@@ -34,7 +34,7 @@ from cloud_network.fetcher.providers.document import Node, each, parse
 NAME = "azure"
 ENDPOINT = "169.254.169.254"
 _ASSET_TAG = "7783-7084-3265-9085-8269-3286-77"  # "MSFT AZURE VM" in ASCII
-_VERSION = "2023-07-01"  # the newest that all regions have; older ones serve as well
+_VERSION = "2025-04-07"  # the newest; a region that has not got it yet offers others
 _HEADERS = {"Metadata": "true"}
 _INSTANCE, _ATTESTED = "/metadata/instance", "/metadata/attested/document"
 _TOKEN = "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https%3A%2F%2Fmanagement.azure.com%2F"  # noqa: S105

@@ -34,6 +34,8 @@ class Kernel:
     def routes(self, *_: object) -> list[dict[str, object]]:
         return []
 
+    rules = routes
+
     def addresses(self) -> list[dict[str, object]]:
         return [
             {

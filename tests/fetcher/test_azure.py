@@ -120,7 +120,7 @@ def test_a_refresh_is_one_request_and_the_signed_document_comes_with_the_first(s
     assert found.identity == {"pkcs7": b"TUlJRUV3WUpLb1o="}
     server.asked.clear()
     assert provider.fetch() == found
-    assert server.paths == ["/metadata/instance?api-version=2023-07-01"]
+    assert server.paths == ["/metadata/instance?api-version=2025-04-07"]
     assert server.asked[0].headers["metadata"] == "true"
     assert provider.fetch().identity == found.identity
 
