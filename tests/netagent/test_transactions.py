@@ -73,14 +73,8 @@ def test_a_prefix_that_the_kernel_heard_from_the_router_is_the_links(lab: Lab, w
     on, other = ifindex(lab, "eth0"), ifindex(lab, "eth1")
     heard = {**address(on, "2001:db8:5::a/128"), "route": False}
     assert wire.apply(heard)["verdict"] == "refused"
-    lab.run(
-        [
-            "ip",
-            *["-6", "route", "add", "2001:db8:5::/64", "dev", "eth0", "proto", "kernel", "metric", "256"],
-            "expires",
-            "3600",
-        ]
-    )
+    route6 = ["ip", "-6", "route", "add", "2001:db8:5::/64", "dev", "eth0"]
+    lab.run([*route6, "proto", "kernel", "metric", "256", "expires", "3600"])
     assert wire.apply({**heard, "link": other})["verdict"] == "refused"
     assert wire.apply(heard)["verdict"] != "refused"
 
