@@ -95,7 +95,7 @@ class View:
             if route["gateway"] is None and route["protocol"] != PROTOCOL and route["prefix"]:
                 net = network(route["address"], route["prefix"])
                 self.subnets.setdefault(route["link"], set()).add(net)
-                # RTPROT_RA, RTPROT_DHCP; of IPv6 RTPROT_KERNEL too, where the kernel itself hears the router (else it is
+                # RTPROT_RA, RTPROT_DHCP; of IPv6 RTPROT_KERNEL too: the kernel itself heard the router (or else it is
                 # of an address with a prefix, and netagent gives none but what is allowed)
                 if route["protocol"] in (9, 16) or (route["protocol"] == 2 and net[0] == 16):
                     self.claims.setdefault(route["link"], set()).add(net)
