@@ -132,13 +132,6 @@ def parse(text: str, what: str) -> Node:
         raise MetadataError("invalid", f"{what}: not JSON: {error}") from None
 
 
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text[:20]} is too large a number")
-    return number
-
-
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 

@@ -59,7 +59,7 @@ def test_nobodys_addresses_are_the_same() -> None:
 def test_both_judge_alike(address: object, length: int) -> None:
     at = ip_address(address)  # type: ignore[arg-type]
     network = ip_network((at, min(length, at.max_prefixlen)), strict=False)
-    view = policy.View(Kernel(), Settings(), frozenset())  # type: ignore[arg-type]
+    view = policy.View(Kernel(), Settings(), frozenset(), frozenset())  # type: ignore[arg-type]
     try:
         view.check_claim(2, policy.network(network.network_address.packed, network.prefixlen), str(network))
         verdict = True
