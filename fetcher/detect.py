@@ -8,7 +8,6 @@ clouds document a sign of their metadata server that no other has: `probe` looks
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -19,20 +18,7 @@ DMI, HYPERVISOR = Path("/sys/class/dmi/id"), Path("/sys/hypervisor/uuid")
 _FIELDS = ("sys_vendor", "product_name", "product_version", "bios_vendor", "bios_version", "chassis_asset_tag")
 _PACKAGE = "cloud_network.fetcher.providers."
 
-CLOUDS = (
-    "aws",
-    "azure",
-    "gcp",
-    "oracle",
-    "alibaba",
-    "digitalocean",
-    "openstack",
-    "hetzner",
-    "vultr",
-    "scaleway",
-    "ibm",
-    "tencent",
-)
+CLOUDS = tuple(choice.value for choice in Choice if choice is not Choice.AUTO)
 """Modules of `providers`: the class in each is named like it, with a capital."""
 
 
@@ -53,12 +39,9 @@ def read_dmi(directory: Path = DMI, hypervisor: Path = HYPERVISOR) -> dict[str, 
 
 def detect(choice: Choice, dmi: dict[str, str]) -> Provider:
     """The provider that Provider= names, or the one that the firmware does, or the one whose server shows its sign."""
-    supported = [name for name in CLOUDS if find_spec(_PACKAGE + name)]
     if choice is not Choice.AUTO:
-        if choice.value not in supported:
-            raise DetectionError(f'Provider="{choice.value}" is not supported yet; supported: {", ".join(supported)}')
         return _provider(_module(choice.value))
-    modules = [_module(name) for name in supported]
+    modules = [_module(name) for name in CLOUDS]
     fitting = [module for module in modules if module.matches(dmi)]
     probed = [module for module in modules if hasattr(module, "probe")] if not fitting else []
     fitting = fitting or [module for module in probed if module.probe()]
@@ -69,9 +52,8 @@ def detect(choice: Choice, dmi: dict[str, str]) -> Provider:
         names = ", ".join(module.NAME for module in probed)
         seen += f" and by the signs of the metadata servers of {names}"
     which = "no known cloud" if not fitting else "more than one cloud: " + ", ".join(each.NAME for each in fitting)
-    raise DetectionError(
-        f"{which} by {seen}. Set [Network] Provider= in the configuration; supported: {', '.join(supported)}"
-    )
+    known = ", ".join(CLOUDS)
+    raise DetectionError(f"{which} by {seen}. Set [Network] Provider= in the configuration; supported: {known}")
 
 
 def _module(name: str) -> ModuleType:

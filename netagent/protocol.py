@@ -83,9 +83,17 @@ def encode(message: Message) -> bytes:
 
 def decode(body: bytes) -> Message:
     """The map in a frame's body, with every size bounded before anything is made of it."""
+    left: dict[Any, int] = {list: 1, dict: MAX_OPS + 1}
+
+    def count(value: Any) -> Any:
+        left[type(value)] -= 1
+        if left[type(value)] < 0:
+            raise ValueError("more lists or maps than any request has")
+        return value
+
     limits = {"max_str_len": 1024, "max_bin_len": 16, "max_array_len": MAX_OPS, "max_map_len": 16, "max_ext_len": 0}
     try:
-        message = msgpack.unpackb(body, strict_map_key=True, **limits)
+        message = msgpack.unpackb(body, strict_map_key=True, list_hook=count, object_hook=count, **limits)
     except (ValueError, msgpack.UnpackException) as error:  # UnicodeDecodeError is a ValueError
         raise Malformed(f"not msgpack: {str(error)[:120] or type(error).__name__}") from None
     if type(message) is not dict:

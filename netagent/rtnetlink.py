@@ -185,12 +185,17 @@ class Kernel:
     """One rtnetlink socket: dumps, and batches of changes with an acknowledgement each."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+        self._sequence = 0
+        self._buffer = bytearray(1 << 16)
+        self._connect()
+
+    def _connect(self) -> None:
+        # rtnetlink has answered when send() returns: what is not there to be read then was lost and never comes
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        self._socket = socket.socket(socket.AF_NETLINK, kind, 0)
         self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
         self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
         self._socket.bind((0, 0))
-        self._sequence = 0
-        self._buffer = bytearray(1 << 16)
 
     def _receive(self) -> int:
         length = self._socket.recv_into(self._buffer, 0, socket.MSG_TRUNC)
@@ -198,7 +203,14 @@ class Kernel:
             raise OSError(ENOBUFS, "a netlink datagram larger than the buffer")
         return length
 
-    def _dump(self, request: int, header: bytes, parse: Callable[[bytes], Found]) -> Iterator[Found]:
+    def _dump(self, request: int, header: bytes, parse: Callable[[bytes], Found]) -> list[Found]:
+        try:
+            return list(self._answers(request, header, parse))
+        except OSError:  # an answer was lost, perhaps one before this: once more with nothing left over
+            self._connect()
+            return list(self._answers(request, header, parse))
+
+    def _answers(self, request: int, header: bytes, parse: Callable[[bytes], Found]) -> Iterator[Found]:
         self._sequence += 1
         size = NLMSGHDR.size + len(header)
         self._socket.send(NLMSGHDR.pack(size, request, NLM_F_REQUEST | NLM_F_DUMP, self._sequence, 0) + header)
@@ -217,7 +229,7 @@ class Kernel:
 
     def links(self) -> list[Found]:
         """Every link of the namespace."""
-        return list(self._dump(RTM_GETLINK, IFINFOMSG.pack(0, 0, 0, 0, 0), parse_link))
+        return self._dump(RTM_GETLINK, IFINFOMSG.pack(0, 0, 0, 0, 0), parse_link)
 
     def addresses(self) -> list[Found]:
         """Every IPv4 and IPv6 address."""

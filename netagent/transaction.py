@@ -47,12 +47,14 @@ class Transaction:
         tagged = any(address["protocol"] is not None for address in addresses)  # the kernel knows IFA_PROTO
         ours = {(each["link"], each["address"]) for each in addresses if not tagged or each["protocol"] == PROTOCOL}
         ops = [op for op in self._ledger.undo if op["op"] != "address_remove" or (op["link"], op["address"]) in ours]
-        errnos = self._kernel.change(ops, stop=False)
+        for _ in range(3):  # what is not known to be taken back is tried again; twice does no harm
+            errnos = self._kernel.change(ops, stop=False)
+            ops = [{**op, "errno": errno} for op, errno in zip(ops, errnos, strict=True) if errno not in _ALREADY_SO]
         try:
             self._ledger.write(None, [], self._ledger.owned)
         except OSError:  # to take back once more, at the next start, does no harm
             self._ledger.request = None
-        return [{**op, "errno": errno} for op, errno in zip(ops, errnos, strict=True) if errno not in _ALREADY_SO]
+        return ops
 
     def commit(self) -> None:
         """It stays: nothing to take back any more."""

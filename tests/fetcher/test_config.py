@@ -128,7 +128,7 @@ def test_durations_are_gos(tmp_path: Path, text: str, seconds: float) -> None:
         ("Network", 'Exclude = "sixteen-letters-"', "cannot be the name of a link"),
         ("Network", 'Provider = "awz"', "unknown value (did you mean aws?); accepted: auto, aws"),
         ("Network", 'Provider = "AWS"', "did you mean aws?"),
-        ("Network", 'RouteTableBase = "x"', "not a whole number; accepted: 256 to 4000000000"),
+        ("Network", 'RouteTableBase = "x"', "not a whole number; accepted: 256 to 1000000000"),
         ("Network", "RouteTableBase = 255", "too small"),
         ("Network", "RulePriority = 32737", "too large; accepted: 1 to 32736"),
         ("Network", "RulePriority = 0", "too small"),

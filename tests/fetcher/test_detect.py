@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,10 +20,9 @@ from tests.fetcher.metadata import Answer, Server
 def nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not by a test, on whatever cloud it runs: a port of loopback where nobody listens."""
     for cloud in CLOUDS:
-        if find_spec(f"cloud_network.fetcher.providers.{cloud}"):
-            module = import_module(f"cloud_network.fetcher.providers.{cloud}")
-            if hasattr(module, "probe"):
-                monkeypatch.setattr(module, "ENDPOINT", "127.0.0.1:9")
+        module = import_module(f"cloud_network.fetcher.providers.{cloud}")
+        if hasattr(module, "probe"):
+            monkeypatch.setattr(module, "ENDPOINT", "127.0.0.1:9")
 
 
 @pytest.mark.parametrize(
@@ -49,12 +48,7 @@ def test_the_configuration_overrides_the_firmware() -> None:
     assert detect(Provider.AWS, {"sys_vendor": "QEMU"}).name == "aws"
 
 
-def test_a_cloud_that_is_not_supported_yet_is_named() -> None:
-    with pytest.raises(DetectionError, match=r'Provider="vultr" is not supported yet; supported: aws'):
-        detect(Provider.VULTR, {})
-
-
-@pytest.mark.parametrize("cloud", [name for name in CLOUDS if find_spec(f"cloud_network.fetcher.providers.{name}")])
+@pytest.mark.parametrize("cloud", CLOUDS)
 def test_every_cloud_keeps_the_shape(cloud: str) -> None:
     found = detect(Provider(cloud), {})
     assert found.name == cloud
@@ -62,7 +56,7 @@ def test_every_cloud_keeps_the_shape(cloud: str) -> None:
     assert found.client.endpoint == module.ENDPOINT
     assert not module.matches({})
     assert not module.matches({"sys_vendor": "QEMU", "product_name": "Standard PC (Q35 + ICH9, 2009)"})
-    assert "http" in module.__doc__ or ".com" in module.__doc__, "the module names its cloud's documentation"
+    assert re.search(r"\w\.(com|org|net|io|cloud)/\w", module.__doc__ or ""), "it names its cloud's documentation"
 
 
 def test_every_choice_of_the_configuration_is_a_cloud_and_the_other_way_round() -> None:
