@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 # Debian's interpreter: the daemons' users cannot read one that lies below somebody's home.
 PYTHON ?= /usr/bin/python3
 # gcc, python3-dev and libcap-dev build python-prctl; curl, iproute2, nftables and procps are the lab's.
-APT := curl gcc iproute2 libc6-dev libcap-dev nftables procps python3-dev python3-venv
+# strace makes system calls of netagent fail (tests/netagent/test_faults.py).
+APT := curl gcc iproute2 libc6-dev libcap-dev nftables procps python3-dev python3-venv strace
 # An ordinary user has the lab in a user namespace; uidmap's newuidmap gives it the ids of the daemons.
 ifneq ($(or $(SUDO_UID),$(shell id -u)),0)
 APT += uidmap

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -73,6 +74,8 @@ def play(bench: Bench, phase: Phase, what: str, *, kill: bool) -> None:
     assert found, "nothing was tried"
     wrong, tried = [], 0
     for point in found:
+        if len(wrong) > 3 and not EVERY:
+            break  # it takes time to get out of
         for fault in [KILL] if kill else point.errors if EVERY or point.call != "recvfrom" else point.errors[:1]:
             tried += 1
             wrong += [f"{point}, {fault}: {each}" for each in bench.attempt(phase, point, fault)]
@@ -81,8 +84,14 @@ def play(bench: Bench, phase: Phase, what: str, *, kill: bool) -> None:
     chain(bench.lab.path(AUDIT).read_text().splitlines())
 
 
-@pytest.mark.parametrize("what", ["client", "resolvers", "dump", "ledger", "batch", "audit", "journal"])
-@pytest.mark.parametrize("phase", [APPLY, OPEN], ids=str)
+@pytest.mark.parametrize(
+    ("phase", "what"),
+    [
+        *((APPLY, what) for what in ("client", "resolvers", "dump", "ledger", "batch", "audit", "journal")),
+        *((OPEN, what) for what in ("client", "ledger", "batch", "audit", "journal")),
+    ],
+    ids=str,
+)
 def test_a_change_that_is_killed_is_made_whole_or_not_at_all(bench: Bench, phase: Phase, what: str) -> None:
     play(bench, phase, what, kill=True)
 
@@ -140,9 +149,17 @@ def test_what_is_taken_back_is_taken_back_whole(bench: Bench, phase: Phase, what
 @pytest.mark.parametrize("what", [known("dump", DIES), known("ledger", DIES)])
 def test_what_is_not_confirmed_in_time_is_taken_back_whole(bench: Bench, what: str) -> None:
     found = [point for point in chosen(bench.record(EXPIRY), what) if point.call in ("sendto", "rename")]
-    wrong = [f"{point}: {each}" for point in found[:2] for each in bench.attempt(EXPIRY, point, point.errors[0])]
+    wrong = [f"{point}: {each}" for point in found[:1] for each in bench.attempt(EXPIRY, point, point.errors[0])]
     assert found
     assert not wrong, "\n".join(wrong)
+
+
+def go_on(lab: Lab) -> None:
+    """Wake netagent, which has stopped, and nsenter(1), which follows its child's example and wakes it again."""
+    parent = re.search(r"^PPid:\s+(\d+)", Path(f"/proc/{lab.daemons.pid('netagent')}/status").read_text(), re.MULTILINE)
+    assert parent
+    lab.wait_for(lambda: "State:\tT" in Path(f"/proc/{parent[1]}/status").read_text())
+    os.kill(int(parent[1]), signal.SIGCONT)
 
 
 @contextmanager
@@ -207,7 +224,7 @@ def test_a_link_that_goes_in_mid_change_takes_the_rest_of_the_change_along(bench
         lab.wait_for(lambda: "stopped by SIGSTOP" in trace.so_far())
         assert "10.0.2.100" in bench.state()["addresses"]
         lab.cloud.batch([f"link delete {lab.nic('eth1').port}"])
-        lab.kill("netagent", signal.SIGCONT)
+        go_on(lab)
         answer = wire.answer()
     assert (answer["verdict"], answer["reason"]) == ("rolled back", "No such device")
     assert without(bench.state(), "eth1") == without(bench.old, "eth1")
