@@ -19,9 +19,8 @@ import pytest
 from cloud_network.netagent import protocol
 
 from tests.lab import Lab, Spec
-from tests.netagent.faults_bench import APPLY, CONFIRM, EXPIRY, GONE, OPEN, ROLLBACK, Bench, Phase, State
+from tests.netagent.faults_bench import APPLY, CONFIRM, EXPIRY, GONE, OPEN, ROLLBACK, Bench, Phase, State, whole
 from tests.netagent.faults_trace import KILL, Point, points
-from tests.netagent.test_clients import chain
 from tests.netagent.wire import AUDIT, CONFIG, Wire, address, ifindex
 
 EVERY = bool(os.environ.get("CLOUD_NETWORK_EXHAUSTIVE"))
@@ -81,7 +80,6 @@ def play(bench: Bench, phase: Phase, what: str, *, kill: bool) -> None:
             wrong += [f"{point}, {fault}: {each}" for each in bench.attempt(phase, point, fault)]
     assert tried
     assert not wrong, "\n".join(wrong)
-    chain(bench.lab.path(AUDIT).read_text().splitlines())
 
 
 @pytest.mark.parametrize(
@@ -229,7 +227,7 @@ def test_a_link_that_goes_in_mid_change_takes_the_rest_of_the_change_along(bench
     assert (answer["verdict"], answer["reason"]) == ("rolled back", "No such device")
     assert without(bench.state(), "eth1") == without(bench.old, "eth1")
     assert bench.last_of("going") == "rolled back"
-    chain(lab.path(AUDIT).read_text().splitlines())
+    whole(lab)
 
 
 def test_a_log_that_is_full_in_mid_line_has_none_of_it_and_neither_has_the_kernel(bench_to_break: Bench) -> None:
@@ -255,4 +253,9 @@ def test_killed_while_it_takes_back_what_was_open_the_next_one_does(bench: Bench
     for point in kept:
         request, _ = bench.recover(point)
         assert bench.judge(OPEN, None, request) == [], str(point)
-    chain(bench.lab.path(AUDIT).read_text().splitlines())
+
+
+def test_the_log_of_all_this_is_one_chain(bench: Bench) -> None:
+    """The last test of this file, for all that came before."""
+    bench.record(APPLY)
+    whole(bench.lab)

@@ -1,0 +1,206 @@
+"""A process with somebody's uid that tries everything on netagent. Run in the lab's instance, as a program of its own.
+
+Prints one JSON object: what was tried, and `allowed` or the errno's name. Standard library only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import resource
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from typing import Any
+
+RUNTIME, LOGS = "/run/cloud-network-netagent", "/var/log/cloud-network"
+SOCKET, LEDGER, AUDIT = f"{RUNTIME}/netagent.sock", f"{RUNTIME}/ledger", f"{LOGS}/audit.log"
+LIBC = ctypes.CDLL(None, use_errno=True)
+# asm/unistd_64.h and asm-generic/unistd.h
+CALLS = {
+    "x86_64": {
+        "process_vm_readv": 310,
+        "process_vm_writev": 311,
+        "kcmp": 312,
+        "perf_event_open": 298,
+        "move_pages": 279,
+    },
+    "aarch64": {
+        "process_vm_readv": 270,
+        "process_vm_writev": 271,
+        "kcmp": 272,
+        "perf_event_open": 241,
+        "move_pages": 239,
+    },
+}[os.uname().machine]
+CALLS |= {"pidfd_send_signal": 424, "pidfd_getfd": 438, "process_madvise": 440}
+PTRACE_ATTACH, PTRACE_SEIZE = 16, 0x4206
+MS_BIND, MADV_PAGEOUT = 0x1000, 21
+Tries = dict[str, tuple[Any, ...]]  # a function and its arguments
+
+
+def netagent() -> int:
+    """Its pid, as the kernel tells whoever connects."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(SOCKET)
+        peer = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int(struct.unpack("=iII", peer)[0])
+
+
+def call(name: str, *arguments: object) -> None:
+    """All as long: what is passed on the stack would have garbage in its upper half."""
+    check(LIBC.syscall(CALLS[name], *(ctypes.c_long(each) if type(each) is int else each for each in arguments)))
+
+
+def check(result: int) -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def ptrace(request: int, pid: int) -> None:
+    check(LIBC.ptrace(request, pid, 0, 0))
+
+
+def vector() -> ctypes.Array[ctypes.c_char]:
+    """struct iovec of 16 bytes, at the address of itself."""
+    vector = ctypes.create_string_buffer(16)
+    struct.pack_into("@PN", vector, 0, ctypes.addressof(vector), 16)
+    return vector
+
+
+def use(path: str, flags: int = os.O_RDONLY, data: bytes = b"") -> None:
+    """Open a file and read a byte of it, or write some."""
+    descriptor = os.open(path, flags)
+    try:
+        os.write(descriptor, data) if data else os.read(descriptor, 1)
+    finally:
+        os.close(descriptor)
+
+
+def enter(namespace: str) -> None:
+    check(LIBC.setns(os.open(namespace, os.O_RDONLY), 0))
+
+
+def cover(path: str, source: str) -> None:
+    check(LIBC.mount(source.encode(), path.encode(), None, MS_BIND, None))
+
+
+def bind(path: str) -> None:
+    socket.socket(socket.AF_UNIX).bind(path)
+
+
+def lease(path: str) -> None:
+    fcntl.fcntl(os.open(path, os.O_RDONLY), fcntl.F_SETLEASE, fcntl.F_RDLCK)
+
+
+def of_the_process(pid: int) -> Tries:
+    """Signals, ptrace, memory, limits, scheduling."""
+    proc, here, descriptor = f"/proc/{pid}", vector(), os.pidfd_open(pid)
+    tries: Tries = {f"kill {number}": (os.kill, pid, number) for number in range(65)}
+    for name in ("mem", "environ", "maps", "smaps", "auxv", "stack", "syscall", "io", "pagemap", "personality", "fd/0"):
+        tries[f"read {name}"] = (use, f"{proc}/{name}")
+    for name in ("mem", "oom_score_adj", "clear_refs", "coredump_filter", "timerslack_ns", "comm", "uid_map", "fd/2"):
+        tries[f"write {name}"] = (use, f"{proc}/{name}", os.O_WRONLY, b"0")
+    for name in ("cwd", "root", "exe", "ns/net", "ns/user", "fd/0"):
+        tries[f"readlink {name}"] = (os.readlink, f"{proc}/{name}")
+    return tries | {
+        "list fd": (os.listdir, f"{proc}/fd"),
+        "list map_files": (os.listdir, f"{proc}/map_files"),
+        "ptrace attach": (ptrace, PTRACE_ATTACH, pid),
+        "ptrace seize": (ptrace, PTRACE_SEIZE, pid),
+        "process_vm_readv": (call, "process_vm_readv", pid, here, 1, here, 1, 0),
+        "process_vm_writev": (call, "process_vm_writev", pid, here, 1, here, 1, 0),
+        "pidfd_send_signal": (call, "pidfd_send_signal", descriptor, 9, None, 0),
+        "pidfd_getfd": (call, "pidfd_getfd", descriptor, 4, 0),
+        "process_madvise": (call, "process_madvise", descriptor, here, 1, MADV_PAGEOUT, 0),
+        "kcmp": (call, "kcmp", pid, os.getpid(), 0, 0, 0),
+        "move_pages": (call, "move_pages", pid, 0, None, None, None, 0),
+        "prlimit, read": (resource.prlimit, pid, resource.RLIMIT_NOFILE),
+        "prlimit, set": (resource.prlimit, pid, resource.RLIMIT_NOFILE, (0, 0)),
+        "renice": (os.setpriority, os.PRIO_PROCESS, pid, 19),
+        "affinity": (os.sched_setaffinity, pid, {0}),
+        "scheduler": (os.sched_setscheduler, pid, os.SCHED_IDLE, os.sched_param(0)),
+        "setpgid": (os.setpgid, pid, pid),
+        "setns": (enter, f"{proc}/ns/net"),
+    }
+
+
+def of_the_files() -> Tries:
+    """The audit log, the ledger, the socket, and the directories they lie in."""
+    tries: Tries = {}
+    for path in (AUDIT, f"{AUDIT}.1", LEDGER, SOCKET):
+        if path != SOCKET:
+            for flag in ("O_WRONLY", "O_RDWR", "O_APPEND", "O_TRUNC", "O_CREAT"):
+                tries[f"open {path} {flag}"] = (os.open, path, os.O_WRONLY | getattr(os, flag))
+            tries[f"truncate {path}"] = (os.truncate, path, 0)
+        tries |= {
+            f"rename {path}": (os.rename, path, f"{path}.gone"),
+            f"replace {path}": (os.rename, mine(path), path),
+            f"unlink {path}": (os.unlink, path),
+            f"chmod {path}": (os.chmod, path, 0o777),
+            f"chown {path}": (os.chown, path, os.getuid(), -1),
+            f"utime {path}": (os.utime, path, (0, 0)),
+            f"link {path}": (os.link, path, f"{mine(path)}.link"),
+            f"xattr {path}": (os.setxattr, path, "user.x", b"x"),
+            f"mount over {path}": (cover, path, mine(path)),
+        }
+    for directory in (RUNTIME, LOGS):
+        tries |= {
+            f"create in {directory}": (os.open, f"{directory}/x", os.O_CREAT),
+            f"symlink in {directory}": (os.symlink, "/etc", f"{directory}/x"),
+            f"ledger.new in {directory}": (os.mkfifo, f"{directory}/ledger.new"),
+            f"rename {directory}": (os.rename, directory, f"{directory}.gone"),
+            f"chmod {directory}": (os.chmod, directory, 0o777),
+        }
+    return tries | {
+        "read ledger": (os.open, LEDGER, os.O_RDONLY),
+        "bind over the socket": (bind, SOCKET),
+        "lease of the log": (lease, AUDIT),
+    }
+
+
+def mine(path: str) -> str:
+    """A file of one's own, on the same file system as `path` (the test has made the directory)."""
+    own = f"/{'/'.join(path.split('/')[1:-2])}/attacker/{os.getpid()}"
+    os.close(os.open(own, os.O_CREAT))
+    return own
+
+
+def connect() -> str:
+    """`allowed` when netagent answers a request for its status."""
+    body = b"\x81\xa7request\xa6status"
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(5)
+        client.connect(SOCKET)
+        try:
+            client.sendall(struct.pack(">I", len(body)) + body)
+            return "allowed" if client.recv(100) else "hung up"
+        except OSError as error:
+            return errno.errorcode[error.errno or 0]
+
+
+def outcome(what: Callable[..., object], *arguments: Any) -> str:
+    try:
+        what(*arguments)
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    except ValueError as error:  # resource.prlimit's EPERM
+        return str(error)
+    return "allowed"
+
+
+def main() -> None:
+    said = {"uid": str(os.getuid()), "connect": connect()}
+    if "connect" not in sys.argv[1:]:
+        for name, what in {**of_the_files(), **of_the_process(netagent())}.items():
+            said[name] = outcome(*what)
+    print(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,437 @@
+"""What somebody tries who has become the fetcher, or anybody else, or root of a user namespace; and that none works."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cloud_network.netagent import protocol
+
+from tests.lab import Lab, Spec
+from tests.lab.processes import USERS
+from tests.netagent.conftest import start
+from tests.netagent.faults_bench import whole
+from tests.netagent.wire import AUDIT, CONFIG, Wire, address, audit_lines, ifindex, kernel_state
+
+ATTACKER = Path(__file__).with_name("faults_attacker.py")
+FETCHER = USERS["cloud-network"]
+MEMORY = 64 << 10  # KiB
+MAX_FILE, FILES = 16 << 20, 9
+
+
+def become(uid: int) -> list[str]:
+    return ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+
+
+NAMESPACE = ["unshare", "--user", "--map-root-user"]
+WHO = {
+    "the fetcher": become(FETCHER),
+    "the api": become(USERS["cloud-network-api"]),
+    "nobody": become(65534),
+    "root of the fetcher's user namespace": [*become(FETCHER), *NAMESPACE],
+    "root of nobody's user namespace": [*become(65534), *NAMESPACE],
+    "root of one in nobody's user namespace": [*become(65534), *NAMESPACE, *NAMESPACE],
+}
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(Spec.aws(interfaces=2, addresses=2)) as lab:
+        lab.write_config(CONFIG)
+        lab.batch(["link set eth0 up"])
+        for directory in ("/run/attacker", "/var/log/attacker"):
+            lab.path(directory).mkdir()
+            lab.path(directory).chmod(0o777)
+        start(lab)
+        with Wire(lab) as wire:
+            assert wire.apply(address(ifindex(lab, "eth0"), "10.0.2.10/24"))["verdict"] == "applied"
+        yield lab
+
+
+class As(Wire):
+    """A connection of somebody else: SO_PEERCRED is of the moment of connect(2)."""
+
+    def __init__(self, lab: Lab, uid: int = FETCHER) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        place = os.open(lab.path(protocol.SOCKET), os.O_PATH)  # only root gets there through /proc/PID/root
+        os.setegid(uid)
+        os.seteuid(uid)
+        try:
+            self.socket.connect(f"/proc/self/fd/{place}")
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
+            os.close(place)
+        self.socket.settimeout(10)
+
+
+@pytest.fixture(autouse=True)
+def is_as_before(lab: Lab) -> Iterator[None]:
+    """After every attack netagent, begun anew for it, is the same process, serves, and has changed nothing."""
+    lab.stop("netagent")
+    start(lab)
+    before, pid = kernel_state(lab), lab.daemons.pid("netagent")
+    yield
+    assert lab.daemons.pid("netagent") == pid
+    lab.wait_for(lambda: serves(lab))
+    assert kernel_state(lab) == before
+
+
+def serves(lab: Lab) -> bool:
+    try:
+        with Wire(lab) as wire:
+            return wire.ask(request="status")["verdict"] == "ok"
+    except OSError:
+        return False
+
+
+def attack(lab: Lab, who: Sequence[str], *arguments: str) -> dict[str, str]:
+    """What the attacker says: {what was tried: how it ended}."""
+    done = lab.run([*who, "/usr/bin/python3", str(ATTACKER), *arguments], timeout=60)
+    said: dict[str, str] = json.loads(done.stdout)
+    return said
+
+
+# — the process, its files and its socket
+
+
+@pytest.mark.parametrize("who", WHO)
+def test_nobody_reaches_the_process_or_its_files(lab: Lab, who: str) -> None:
+    lines = lab.path(AUDIT).read_text()
+    rotated = lab.path(f"{AUDIT}.1")
+    rotated.touch()
+    stats = [
+        lab.path(path).stat() for path in (AUDIT, f"{AUDIT}.1", protocol.SOCKET, f"{Path(protocol.SOCKET).parent}")
+    ]
+    limits = Path(f"/proc/{lab.daemons.pid('netagent')}/limits").read_text()
+    said = attack(lab, WHO[who])
+    rotated.unlink()
+    uid = int(said.pop("uid"))
+    answered = said.pop("connect")
+    assert len(said) > 150
+    assert (said.pop("bind over the socket"), said.pop("setpgid")) in {("EADDRINUSE", "ESRCH"), ("EADDRINUSE", "EPERM")}
+    assert {name: how for name, how in said.items() if how not in ("EPERM", "EACCES")} == {}
+    after = lab.path(AUDIT).read_text()
+    assert after.startswith(lines)
+    assert uid in (0, *(each for each in (FETCHER, USERS["cloud-network-api"], 65534)))
+    assert [lab.path(path).stat().st_mode for path in (AUDIT, protocol.SOCKET)] == [stats[0].st_mode, stats[2].st_mode]
+    assert Path(f"/proc/{lab.daemons.pid('netagent')}/limits").read_text() == limits
+    refused = [line for line in audit_lines(lab)[len(lines.splitlines()) :] if line["verdict"] == "refused"]
+    if "fetcher" in who:
+        assert (answered, refused) == ("allowed", [])
+    else:
+        assert answered in ("hung up", "EPIPE", "ECONNRESET")
+        assert {line["request"] for line in refused} == {"connect"}
+        assert {line["reason"] for line in refused} == {
+            f"uid {line['peer']['uid']} may not connect" for line in refused
+        }
+    whole(lab)
+
+
+@pytest.mark.parametrize("uid", [65534, USERS["cloud-network-api"], USERS["cloud-network-netagent"], FETCHER + 1000])
+def test_another_user_is_hung_up_on_and_that_is_written_down(lab: Lab, uid: int) -> None:
+    lines = len(audit_lines(lab))
+    with As(lab, uid) as wire, pytest.raises(OSError, match=r"hung up|Broken pipe|reset"):
+        wire.ask(request="status")
+    (line,) = audit_lines(lab)[lines:]
+    assert (line["request"], line["verdict"], line["reason"]) == ("connect", "refused", f"uid {uid} may not connect")
+
+
+ENTER = """
+import ctypes, os, sys
+if ctypes.CDLL(None).unshare(0x10000000):
+    sys.exit("no user namespace")
+sys.stdin.readline()
+os.setgid(0)
+os.setuid(0)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+def mapped(lab: Lab, who: Sequence[str], table: str, *then: str) -> dict[str, str]:
+    """Attack as uid 0 of a user namespace with this uid_map, written from outside by root as newuidmap(1) does."""
+    inside = [*who, "/usr/bin/python3", "-c", ENTER, *then, "/usr/bin/python3", str(ATTACKER)]
+    child = lab.instance.popen([*inside, "connect"], stdin=subprocess.PIPE)
+    assert child.stdin
+    assert child.stdout
+    outer = Path("/proc/self/ns/user").readlink()
+
+    def pid() -> int:
+        children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+        return int(children[0]) if children and Path(f"/proc/{children[0]}/ns/user").readlink() != outer else 0
+
+    found = lab.wait_for(pid)
+    for kind in ("uid_map", "gid_map"):
+        Path(f"/proc/{found}/{kind}").write_text(table)
+    out, _ = child.communicate("go\n", timeout=20)
+    said: dict[str, str] = json.loads(out)
+    return said
+
+
+STRANGERS = {
+    "nobody is root": (65534, "0 65534 1\n"),
+    "with a range of subordinate uids": (65534, "0 65534 1\n1 60000 1000\n"),
+    "a subordinate uid is root": (65534, "0 60000 1000\n"),
+    "the api is root, beside the fetcher": (52093, f"0 52093 1\n{FETCHER} {FETCHER} 1\n"),
+    "root is somewhere else": (65534, "0 60000 1\n1 0 1\n"),
+}
+
+
+@pytest.mark.parametrize("nested", [[], NAMESPACE], ids=["", "nested"])
+@pytest.mark.parametrize("how", STRANGERS)
+def test_a_strangers_root_of_a_user_namespace_is_a_stranger(lab: Lab, how: str, nested: list[str]) -> None:
+    uid, table = STRANGERS[how]
+    lines = len(audit_lines(lab))
+    said = mapped(lab, become(uid), table, *nested)
+    assert said["uid"] == "0"
+    assert said["connect"] in ("hung up", "EPIPE", "ECONNRESET")
+    (line,) = audit_lines(lab)[lines:]
+    assert (line["request"], line["verdict"]) == ("connect", "refused")
+    assert line["peer"]["uid"] == int(table.split()[1])
+
+
+# As many as this process knows: an ordinary user's tests run in a user namespace themselves.
+HERE = sum(int(line.split()[2]) for line in Path("/proc/self/uid_map").read_text().splitlines())
+ROOTS = {
+    "uid 0 alone": "0 0 1\n",
+    "uid 0 and a range": "0 0 1\n1 60000 1000\n",
+    "every uid, as a container without a mapping of its own": f"0 0 {HERE}\n",
+}
+
+
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="uid 0 is believed to be root, without a look at its user namespace"
+)
+@pytest.mark.parametrize("nested", [[], NAMESPACE], ids=["", "nested"])
+@pytest.mark.parametrize("how", ROOTS)
+def test_root_of_another_user_namespace_is_not_root(lab: Lab, how: str, nested: list[str]) -> None:
+    """It is uid 0 for SO_PEERCRED too, but has no privilege over what is netagent's."""
+    lines = len(audit_lines(lab))
+    said = mapped(lab, [], ROOTS[how], *nested)
+    assert said["connect"] != "allowed"
+    (line,) = audit_lines(lab)[lines:]
+    assert (line["request"], line["verdict"]) == ("connect", "refused")
+
+
+def test_the_fetcher_is_the_fetcher_in_any_user_namespace(lab: Lab) -> None:
+    """Who maps the fetcher's uid has been given it: by the kernel's rule (user_namespaces(7)) it is the fetcher."""
+    assert mapped(lab, become(FETCHER), f"0 {FETCHER} 1\n")["connect"] == "allowed"
+
+
+# — memory
+
+
+def memory(lab: Lab) -> int:
+    """The most that netagent has had, in KiB."""
+    found = re.search(r"^VmHWM:\s+(\d+)", Path(f"/proc/{lab.daemons.pid('netagent')}/status").read_text(), re.MULTILINE)
+    assert found
+    return int(found[1])
+
+
+def many(each: bytes) -> bytes:
+    """A whole frame's body of arrays, as long as netagent allows, of the same small thing."""
+    inner = b"\xdc" + struct.pack(">H", protocol.MAX_OPS) + each * protocol.MAX_OPS
+    count = (protocol.MAX_FRAME - 3) // len(inner)
+    return b"\xdc" + struct.pack(">H", count) + inner * count
+
+
+TOO_MUCH = "a frame of 1 MiB becomes a million objects of 72 bytes: 84 MiB, which stay with netagent"
+BODIES = {
+    "nested arrays": b"\x91" * protocol.MAX_FRAME,
+    "nested maps": b"\x81\xa1a" * (protocol.MAX_FRAME // 3),
+    "a promise of an array": b"\xdd\xff\xff\xff\xff" + bytes(1000),
+    "numbers": many(b"\xcd\x01\x00"),
+    "floats": many(b"\xcb" + bytes(8)),
+    "strings": many(b"\xa2ab"),
+    "bytes": many(b"\xc4\x02ab"),
+    "empty maps": many(b"\x80"),
+    "empty arrays": many(b"\x90"),
+    "arrays of one": many(b"\x91\x90"),
+    "maps of one": many(b"\x81\xa1a\x80"),
+}
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param(name, marks=pytest.mark.xfail(strict=True, raises=AssertionError, reason=TOO_MUCH))
+        if name in ("empty maps", "empty arrays", "arrays of one", "maps of one")
+        else name
+        for name in BODIES
+    ],
+)
+def test_a_frame_that_unpacks_to_much_does_not_fill_the_memory(lab: Lab, what: str) -> None:
+    for _ in range(3):
+        with As(lab) as wire:
+            assert wire.raw(BODIES[what])["verdict"] == "refused"
+    assert memory(lab) < MEMORY
+
+
+def test_frames_that_are_never_whole_do_not_fill_the_memory(lab: Lab) -> None:
+    """Four clients are as many as there may be; the others are turned away while these wait for their time to end."""
+    waiting = [As(lab) for _ in range(4)]
+    for wire in waiting:
+        wire.socket.sendall(protocol.HEADER.pack(protocol.MAX_FRAME) + bytes(protocol.MAX_FRAME - 1))
+    for _ in range(50):
+        with As(lab) as wire, pytest.raises(OSError, match=r"hung up|Broken pipe|reset"):
+            wire.raw(b"")
+    for wire in waiting:
+        assert wire.socket.recv(1) == b""  # in time
+    assert memory(lab) < MEMORY
+
+
+def test_many_requests_at_once_do_not_fill_the_memory(lab: Lab) -> None:
+    """More than netagent answers: its answers are not read, so they cannot be sent."""
+    request = protocol.encode({"request": "status"})
+    with As(lab) as wire:
+        wire.socket.settimeout(3)
+        with pytest.raises(OSError, match=r"Broken pipe|reset|timed out"):
+            wire.socket.sendall(request * 200_000)
+    assert memory(lab) < MEMORY
+
+
+# — the log
+
+
+def test_a_flood_of_refusals_fills_no_more_of_the_disk_than_the_rotation_allows(lab: Lab) -> None:
+    """Eight files of 16 MiB are there before: what is added pushes the oldest out."""
+    log, uid = lab.path(AUDIT), USERS["cloud-network-netagent"]
+    files = [log.with_name(f"audit.log.{number}") for number in range(1, FILES)]
+    for file in files:
+        with file.open("wb") as made:
+            made.truncate(MAX_FILE)
+        os.chown(file, uid, uid)
+    first = log.stat().st_ino
+    op = {"op": "route_remove", "table": 10002, "link": 1, "address": bytes(16), "prefix": 0, "gateway": bytes(16)}
+    frame = protocol.encode({"request": "apply", "id": "x" * 64, "ops": [op] * 4096, "confirm_within": 0})
+    with As(lab) as wire:
+        for _ in range(100):
+            wire.socket.sendall(frame)
+            assert wire.answer()["verdict"] == "refused"
+            if files[1].exists() and files[1].stat().st_ino == first:
+                break  # it has been moved on twice
+    found = sorted(log.parent.iterdir())
+    assert found == sorted([log, *files])
+    assert files[1].stat().st_ino == first
+    assert all(0 < file.stat().st_size <= MAX_FILE for file in found)
+    assert sum(file.stat().st_size for file in found) <= FILES * MAX_FILE
+    lines = [line for file in (files[1], files[0], log) for line in file.read_text().splitlines()]
+    numbers = [int(line[len('{"seq":') :].partition(",")[0]) for line in lines]
+    assert numbers == list(range(1, len(lines) + 1))
+    for file in files:
+        file.unlink()
+    log.write_text("")  # for the tests that come; the lab is not the place for a rule that nobody may do this
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="every connect of a stranger is a line of its own")
+def test_strangers_that_connect_again_and_again_do_not_fill_the_log(lab: Lab) -> None:
+    before = len(audit_lines(lab))
+    for _ in range(1000):
+        with As(lab, 65534):
+            pass
+    lab.wait_for(lambda: serves(lab))
+    lines = audit_lines(lab)[before:]
+    assert lines
+    assert len(lines) < 200
+
+
+FORGERY = ',"hash":"' + "0" * 9 + '"}\n{"seq":1,"x":"'
+NASTY = [
+    FORGERY,
+    "\n",
+    '"',
+    "\\",
+    '\\"}',
+    "\r\n<3>netagent: applied",
+    "\x1b[2J\x1b]0;title\x07",
+    "\x00\x01\x7f\x9b31m",
+    "\u2028\u2029\u202e\ufeff",
+    "\U0001f600",
+    "%s%n{}$(reboot)`id`",
+]
+
+
+@pytest.mark.parametrize("where", ["id", "key", "request", "op"])
+def test_no_text_of_a_client_forges_a_line_or_reaches_a_terminal(lab: Lab, where: str) -> None:
+    said, lines = len(lab.log("netagent")), len(audit_lines(lab))
+    make: dict[str, Callable[[str], dict[str, Any]]] = {
+        "id": lambda text: {"request": "rollback", "id": text[:64]},
+        "key": lambda text: {"request": "status", text: 1},
+        "request": lambda text: {"request": text},
+        "op": lambda text: {"request": "apply", "id": text[:64], "ops": [{"op": text}], "confirm_within": 0},
+    }
+    for text in NASTY:
+        with As(lab) as wire:
+            assert wire.ask(**make[where](text))["verdict"] == "refused"
+    raw = lab.path(AUDIT).read_bytes()
+    assert set(raw) <= {10, *range(32, 127)}
+    added = audit_lines(lab)[lines:]
+    assert [line["verdict"] for line in added] == ["refused"] * len(NASTY)
+    if where == "id":
+        assert [line["id"] for line in added] == [text[:64] for text in NASTY]
+    journal = lab.log("netagent")[said:]
+    assert set(journal.encode()) <= {10, *range(32, 127)}
+    for line in journal.splitlines():
+        assert line.startswith("cloud-network-netagent: ") or json.loads(line)["verdict"] == "refused"
+    whole(lab)
+    cnctl = [sys.executable, "-m", "cloud_network.api.cnctl.main", "audit", "--log", str(lab.path(AUDIT))]
+    shown = subprocess.run(cnctl, capture_output=True, check=True).stdout
+    assert len(shown.splitlines()) == len(audit_lines(lab)[-len(shown.splitlines()) :])
+    assert all(character.isprintable() for character in shown.decode() if character != "\n")
+
+
+def test_the_fetcher_is_served_while_a_stranger_connects_without_end(lab: Lab) -> None:
+    flood = f"import socket\nwhile True:\n s = socket.socket(socket.AF_UNIX); s.connect({protocol.SOCKET!r}); s.close()"
+    child = lab.instance.popen([*become(65534), "/usr/bin/python3", "-c", flood])
+    lines = len(audit_lines(lab))
+    lab.wait_for(lambda: len(audit_lines(lab)) > lines)
+    for _ in range(20):
+        with As(lab) as wire:
+            assert wire.ask(request="status")["verdict"] == "ok"
+    assert child.poll() is None
+    child.terminate()
+    child.communicate(timeout=10)
+
+
+# — replay
+
+
+def test_what_has_been_recorded_and_is_sent_again_does_nothing(lab: Lab) -> None:
+    """The same bytes on another connection of the fetcher, while the change is open, confirmed and gone."""
+    link, before = ifindex(lab, "eth0"), kernel_state(lab)
+    add = protocol.encode({"request": "apply", "id": "one", "ops": [address(link, "10.0.2.77")], "confirm_within": 60})
+    confirm = protocol.encode({"request": "confirm", "id": "one"})
+    rollback = protocol.encode({"request": "rollback", "id": "one"})
+
+    def send(wire: Wire, frame: bytes) -> str:
+        wire.socket.sendall(frame)
+        return str(wire.answer()["verdict"])
+
+    with As(lab) as first:
+        assert send(first, add) == "applied"
+        opened = kernel_state(lab)
+        for uid in (FETCHER, 0):
+            with As(lab, uid) as other:
+                assert [send(other, frame) for frame in (add, confirm, rollback)] == ["refused"] * 3
+        assert kernel_state(lab) == opened
+        assert send(first, confirm) == "confirmed"
+        for wire in (first, As(lab)):
+            assert [send(wire, frame) for frame in (add, confirm, rollback)] == ["refused"] * 3
+        assert kernel_state(lab) == opened
+        gone = {"request": "apply", "id": "two", "ops": [address(link, "10.0.2.77/32", "address_remove")]}
+        remove = protocol.encode({**gone, "confirm_within": 0})
+        assert [send(first, frame) for frame in (remove, remove)] == ["applied", "refused"]
+        assert send(first, add) == "applied"
+    lab.wait_for(lambda: kernel_state(lab) == before)
+    with As(lab) as late:
+        assert [send(late, frame) for frame in (confirm, rollback)] == ["refused"] * 2
+    whole(lab)
