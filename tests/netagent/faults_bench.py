@@ -61,20 +61,18 @@ ROLLBACK = Phase(
 )
 
 
-def hang_up(bench: Bench, wire: Wire, request: str) -> Answer:
-    """Go without a word, and wait until netagent has written that down."""
-    wire.socket.close()
+def wait(bench: Bench, wire: Wire, request: str) -> None:
+    """Do nothing, until netagent has lost its patience and written that down."""
     bench.lab.wait_for(lambda: not bench.running or bench.last_of(request) == "rolled back" or bench.faulted(), 10)
+
+
+def hang_up(bench: Bench, wire: Wire, request: str) -> None:
+    """Go without a word."""
+    wire.socket.close()
+    wait(bench, wire, request)
 
 
 GONE = Phase("the client goes", 60, hang_up, True, None, ())
-
-
-def wait(bench: Bench, wire: Wire, request: str) -> Answer:
-    """Do nothing, until netagent has lost its patience."""
-    bench.lab.wait_for(lambda: not bench.running or bench.last_of(request) == "rolled back" or bench.faulted(), 10)
-
-
 EXPIRY = Phase("time is up", 1, wait, True, None, ())
 
 
@@ -135,7 +133,7 @@ class Bench:
         """Whether netagent asks the kernel, and answers."""
         with Wire(self.lab) as wire:
             try:
-                return wire.apply(address(ifindex(self.lab, "eth0"), "8.8.8.8"))["verdict"] == "refused"
+                return bool(wire.apply(address(ifindex(self.lab, "eth0"), "8.8.8.8"))["verdict"] == "refused")
             except OSError:
                 return False
 

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -21,19 +20,13 @@ from tests.lab import Lab, Spec
 from tests.lab.processes import USERS
 from tests.netagent.conftest import start
 from tests.netagent.faults_bench import whole
+from tests.netagent.faults_who import ATTACKER, FETCHER, NAMESPACE, As, become, mapped
 from tests.netagent.wire import AUDIT, CONFIG, Wire, address, audit_lines, ifindex, kernel_state
 
-ATTACKER = Path(__file__).with_name("faults_attacker.py")
-FETCHER = USERS["cloud-network"]
 MEMORY = 64 << 10  # KiB
 MAX_FILE, FILES = 16 << 20, 9
 
 
-def become(uid: int) -> list[str]:
-    return ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
-
-
-NAMESPACE = ["unshare", "--user", "--map-root-user"]
 WHO = {
     "the fetcher": become(FETCHER),
     "the api": become(USERS["cloud-network-api"]),
@@ -58,23 +51,6 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
-class As(Wire):
-    """A connection of somebody else: SO_PEERCRED is of the moment of connect(2)."""
-
-    def __init__(self, lab: Lab, uid: int = FETCHER) -> None:
-        self.socket = socket.socket(socket.AF_UNIX)
-        place = os.open(lab.path(protocol.SOCKET), os.O_PATH)  # only root gets there through /proc/PID/root
-        os.setegid(uid)
-        os.seteuid(uid)
-        try:
-            self.socket.connect(f"/proc/self/fd/{place}")
-        finally:
-            os.seteuid(0)
-            os.setegid(0)
-            os.close(place)
-        self.socket.settimeout(10)
-
-
 @pytest.fixture(autouse=True)
 def is_as_before(lab: Lab) -> Iterator[None]:
     """After every attack netagent, begun anew for it, is the same process, serves, and has changed nothing."""
@@ -90,7 +66,7 @@ def is_as_before(lab: Lab) -> Iterator[None]:
 def serves(lab: Lab) -> bool:
     try:
         with Wire(lab) as wire:
-            return wire.ask(request="status")["verdict"] == "ok"
+            return bool(wire.ask(request="status")["verdict"] == "ok")
     except OSError:
         return False
 
@@ -145,37 +121,6 @@ def test_another_user_is_hung_up_on_and_that_is_written_down(lab: Lab, uid: int)
         wire.ask(request="status")
     (line,) = audit_lines(lab)[lines:]
     assert (line["request"], line["verdict"], line["reason"]) == ("connect", "refused", f"uid {uid} may not connect")
-
-
-ENTER = """
-import ctypes, os, sys
-if ctypes.CDLL(None).unshare(0x10000000):
-    sys.exit("no user namespace")
-sys.stdin.readline()
-os.setgid(0)
-os.setuid(0)
-os.execvp(sys.argv[1], sys.argv[1:])
-"""
-
-
-def mapped(lab: Lab, who: Sequence[str], table: str, *then: str) -> dict[str, str]:
-    """Attack as uid 0 of a user namespace with this uid_map, written from outside by root as newuidmap(1) does."""
-    inside = [*who, "/usr/bin/python3", "-c", ENTER, *then, "/usr/bin/python3", str(ATTACKER)]
-    child = lab.instance.popen([*inside, "connect"], stdin=subprocess.PIPE)
-    assert child.stdin
-    assert child.stdout
-    outer = Path("/proc/self/ns/user").readlink()
-
-    def pid() -> int:
-        children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
-        return int(children[0]) if children and Path(f"/proc/{children[0]}/ns/user").readlink() != outer else 0
-
-    found = lab.wait_for(pid)
-    for kind in ("uid_map", "gid_map"):
-        Path(f"/proc/{found}/{kind}").write_text(table)
-    out, _ = child.communicate("go\n", timeout=20)
-    said: dict[str, str] = json.loads(out)
-    return said
 
 
 STRANGERS = {
@@ -283,8 +228,8 @@ def test_frames_that_are_never_whole_do_not_fill_the_memory(lab: Lab) -> None:
     for wire in waiting:
         wire.socket.sendall(protocol.HEADER.pack(protocol.MAX_FRAME) + bytes(protocol.MAX_FRAME - 1))
     for _ in range(50):
-        with As(lab) as wire, pytest.raises(OSError, match=r"hung up|Broken pipe|reset"):
-            wire.raw(b"")
+        with As(lab) as another, pytest.raises(OSError, match=r"hung up|Broken pipe|reset"):
+            another.raw(b"")
     for wire in waiting:
         assert wire.socket.recv(1) == b""  # in time
     assert memory(lab) < MEMORY

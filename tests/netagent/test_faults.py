@@ -71,7 +71,8 @@ def play(bench: Bench, phase: Phase, what: str, *, kill: bool) -> None:
     """Fails with a line for every point at which something went wrong."""
     found = chosen(bench.record(phase), what)
     assert found, "nothing was tried"
-    wrong, tried = [], 0
+    wrong: list[str] = []
+    tried = 0
     for point in found:
         if len(wrong) > 3 and not EVERY:
             break  # it takes time to get out of
