@@ -40,6 +40,7 @@ CALLS = {
 CALLS |= {"pidfd_send_signal": 424, "pidfd_getfd": 438, "process_madvise": 440}
 PTRACE_ATTACH, PTRACE_SEIZE = 16, 0x4206
 MS_BIND, MADV_PAGEOUT = 0x1000, 21
+INSIDE = ("read", "list", "write mem", "write fd", "ptrace", "process_", "pidfd_getfd", "kcmp")
 Tries = dict[str, tuple[Any, ...]]  # a function and its arguments
 
 
@@ -197,7 +198,12 @@ def outcome(what: Callable[..., object], *arguments: Any) -> str:
 def main() -> None:
     said = {"uid": str(os.getuid()), "connect": connect()}
     if "connect" not in sys.argv[1:]:
-        for name, what in {**of_the_files(), **of_the_process(netagent())}.items():
+        tries = of_the_process(netagent())
+        if "inside" in sys.argv[1:]:  # only what shows or changes the inside of the process
+            tries = {name: what for name, what in tries.items() if name.startswith(INSIDE)}
+        else:
+            tries |= of_the_files()
+        for name, what in tries.items():
             said[name] = outcome(*what)
     print(json.dumps(said))
 

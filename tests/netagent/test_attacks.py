@@ -114,6 +114,15 @@ def test_nobody_reaches_the_process_or_its_files(lab: Lab, who: str) -> None:
     whole(lab)
 
 
+def test_even_a_process_like_it_does_not_see_its_inside(lab: Lab) -> None:
+    """The same user and the same capability: what keeps it out is that netagent is not dumpable (ptrace(2))."""
+    capability = ["--inh-caps=+net_admin", "--ambient-caps=+net_admin"]
+    said = attack(lab, [*become(USERS["cloud-network-netagent"]), *capability], "inside")
+    assert (said.pop("uid"), said.pop("connect") != "allowed") == (str(USERS["cloud-network-netagent"]), True)
+    assert len(said) > 25
+    assert {name: how for name, how in said.items() if how not in ("EPERM", "EACCES")} == {}
+
+
 @pytest.mark.parametrize("uid", [65534, USERS["cloud-network-api"], USERS["cloud-network-netagent"], FETCHER + 1000])
 def test_another_user_is_hung_up_on_and_that_is_written_down(lab: Lab, uid: int) -> None:
     lines = len(audit_lines(lab))
@@ -238,10 +247,8 @@ def test_frames_that_are_never_whole_do_not_fill_the_memory(lab: Lab) -> None:
 def test_many_requests_at_once_do_not_fill_the_memory(lab: Lab) -> None:
     """More than netagent answers: its answers are not read, so they cannot be sent."""
     request = protocol.encode({"request": "status"})
-    with As(lab) as wire:
-        wire.socket.settimeout(3)
-        with pytest.raises(OSError, match=r"Broken pipe|reset|timed out"):
-            wire.socket.sendall(request * 200_000)
+    with As(lab) as wire, pytest.raises(OSError, match=r"Broken pipe|reset"):
+        wire.socket.sendall(request * 200_000)
     assert memory(lab) < MEMORY
 
 
