@@ -57,7 +57,12 @@ CONFIRM = Phase(
     "confirm", 60, lambda _, wire, request: wire.ask(request="confirm", id=request), True, "confirmed", ("refused",)
 )
 ROLLBACK = Phase(
-    "rollback", 60, lambda _, wire, request: wire.ask(request="rollback", id=request), True, None, ("rolled back",)
+    "rollback",
+    60,
+    lambda _, wire, request: wire.ask(request="rollback", id=request),
+    True,
+    None,
+    ("rolled back", "refused"),
 )
 
 
@@ -278,8 +283,8 @@ class Bench:
 
     def reset(self) -> None:
         """Back to the old state, however far from it."""
-        if not self.running or self._open() is not None:
-            self.lab.kill("netagent")
+        if self.requests % 10 == 0 or not self._at_rest():
+            self.lab.kill("netagent")  # it would count the requests of so many tries, too
             self.start()
         state = self.state()
         if state == self.old:
@@ -292,10 +297,12 @@ class Bench:
                 assert wire.apply(*self.there)["verdict"] == "applied"
         assert self.state() == self.old, self.between(self.state())
 
-    def _open(self) -> str | None:
-        with Wire(self.lab) as wire:
-            found: str | None = wire.ask(request="status")["open"]
-        return found
+    def _at_rest(self) -> bool:
+        try:
+            with Wire(self.lab) as wire:
+                return wire.ask(request="status")["open"] is None
+        except OSError:
+            return False
 
 
 def comparable(state: State) -> State:

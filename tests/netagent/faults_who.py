@@ -49,6 +49,9 @@ class As(Wire):
             os.close(place)
         self.socket.settimeout(10)
 
+    def close(self) -> None:
+        self.socket.close()
+
 
 def mapped(lab: Lab, who: Sequence[str], table: str, *then: str) -> dict[str, str]:
     """Attack as uid 0 of a user namespace with this uid_map, written from outside by root as newuidmap(1) does."""
