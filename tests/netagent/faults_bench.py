@@ -17,6 +17,7 @@ from tests.lab.processes import SCRIPTS
 from tests.lab.rooms import ENVIRONMENT
 from tests.netagent.conftest import start
 from tests.netagent.faults_trace import KILL, Point, Trace, points
+from tests.netagent.faults_who import As
 from tests.netagent.wire import AUDIT, Wire, address, ifindex, kernel_state, route, rule
 
 Answer = dict[str, Any] | None
@@ -91,13 +92,15 @@ class Bench:
     back: Ops = field(default_factory=list)
     there: Ops = field(default_factory=list)
     requests: int = 0
+    link: int = 0
 
     def __post_init__(self) -> None:
         self.lab.batch(FOREIGN)
-        self.start()
-        self._plan(ifindex(self.lab, "eth0"), ifindex(self.lab, "eth1"))
+        start(self.lab)
+        self.link = ifindex(self.lab, "eth0")
+        self._plan(self.link, ifindex(self.lab, "eth1"))
         self.old = self.state()
-        with Wire(self.lab) as wire:
+        with As(self.lab) as wire:
             assert wire.apply(*self.forth)["verdict"] == "applied"
             self.new = self.state()
             assert wire.apply(*self.back)["verdict"] == "applied"
@@ -108,7 +111,7 @@ class Bench:
         hosts = range(11, 33)
         self.there = [address(a, "10.0.2.10/24"), _single(a, "10.0.2.90"), route(a, "10.9.0.0/16", "10.0.2.1")]
         self.there += [rule("10.0.2.90", 9999 + a)]
-        with Wire(self.lab) as wire:
+        with As(self.lab) as wire:
             assert wire.apply(*self.there)["verdict"] == "applied"
         for link, net, gateway in ((a, "10.0.2", "10.0.2.1"), (b, "10.0.1", "10.0.1.1")):
             table = 9999 + link
@@ -131,16 +134,16 @@ class Bench:
 
     def start(self) -> None:
         """Start netagent; after its first dump the kernel makes datagrams as large as its buffer allows."""
-        start(self.lab)
-        assert self._refuses()
+        self.lab.start("netagent")
+        self.lab.wait_for(self._refuses)
 
     def _refuses(self) -> bool:
         """Whether netagent asks the kernel, and answers."""
-        with Wire(self.lab) as wire:
-            try:
-                return bool(wire.apply(address(ifindex(self.lab, "eth0"), "8.8.8.8"))["verdict"] == "refused")
-            except OSError:
-                return False
+        try:
+            with As(self.lab) as wire:
+                return bool(wire.apply(address(self.link, "8.8.8.8"))["verdict"] == "refused")
+        except OSError:
+            return False
 
     # — looking
 
@@ -185,7 +188,7 @@ class Bench:
         return Trace(self.lab.daemons.pid("netagent"), self.scratch / "trace", *faults)
 
     def _play(self, phase: Phase, request: str, *faults: str) -> tuple[Trace, Answer]:
-        with Wire(self.lab) as wire:
+        with As(self.lab) as wire:
             if phase.opened:
                 assert wire.apply(*self.forth, confirm_within=phase.within, request=request)["verdict"] == "applied"
             else:
@@ -211,7 +214,7 @@ class Bench:
     def _died(self) -> bool:
         """Whether netagent is no more; if so, it is started again."""
         try:
-            with Wire(self.lab) as wire:
+            with As(self.lab) as wire:
                 wire.ask(request="status")
         except OSError:
             self.lab.wait_for(lambda: not self.running, 5, "netagent to serve or to end")
@@ -224,7 +227,7 @@ class Bench:
         wrong = []
         verdict = answer["verdict"] if answer else None
         try:
-            with Wire(self.lab) as wire:
+            with As(self.lab) as wire:
                 self.lab.wait_for(lambda: wire.ask(request="status")["open"] is None, 1, "nothing to be open")
         except AssertionError:
             wrong.append("a transaction stays open, so nobody is served")
@@ -256,7 +259,7 @@ class Bench:
         The request's id, and the calls from where the ledger is read.
         """
         request, out = self.name(), self.scratch / "recovery"
-        with Wire(self.lab) as wire:
+        with As(self.lab) as wire:
             assert wire.apply(*self.forth, confirm_within=60, request=request)["verdict"] == "applied"
             self.lab.kill("netagent")
         calls = "trace=sendto,recvfrom,openat,write,rename,ftruncate"
@@ -289,7 +292,7 @@ class Bench:
         state = self.state()
         if state == self.old:
             return
-        with Wire(self.lab) as wire:
+        with As(self.lab) as wire:
             if state == self.new:
                 assert wire.apply(*self.back)["verdict"] == "applied"
             else:
@@ -299,7 +302,7 @@ class Bench:
 
     def _at_rest(self) -> bool:
         try:
-            with Wire(self.lab) as wire:
+            with As(self.lab) as wire:
                 return wire.ask(request="status")["open"] is None
         except OSError:
             return False

@@ -21,7 +21,8 @@ from cloud_network.netagent import protocol
 from tests.lab import Lab, Spec
 from tests.netagent.faults_bench import APPLY, CONFIRM, EXPIRY, GONE, OPEN, ROLLBACK, Bench, Phase, State, whole
 from tests.netagent.faults_trace import KILL, Point, points
-from tests.netagent.wire import AUDIT, CONFIG, Wire, address, ifindex
+from tests.netagent.faults_who import As
+from tests.netagent.wire import AUDIT, CONFIG, address, ifindex
 
 EVERY = bool(os.environ.get("CLOUD_NETWORK_EXHAUSTIVE"))
 BATCH = 128
@@ -30,7 +31,7 @@ PIDFD_GETFD = 438  # the same on every architecture: asm-generic/unistd.h
 
 # What netagent does not do yet.
 DIES = "an error while a change is taken back ends netagent (the next one takes it back)"
-HALF = "a dump that fails while a change is taken back: 'the ledger cannot be written', and half of it stays"
+HALF = "netagent waits for ever for an acknowledgement that the kernel could not keep, or half of the change stays"
 ONCE = "a batch of the way back that could not be sent is not sent again, and forgotten: a state in between stays"
 OPEN_FOR_EVER = "a ledger or dump that fails leaves the transaction open: nobody is served until netagent is restarted"
 
@@ -98,11 +99,11 @@ def test_a_change_that_is_killed_is_made_whole_or_not_at_all(bench: Bench, phase
     [
         "client",
         "resolvers",
-        known("dump", BUSY),
-        known("ledger", OPEN_FOR_EVER),
+        "dump",
+        "ledger",
         "batch",
         "audit",
-        known("journal", SAID),
+        "journal",
     ],
 )
 def test_a_change_in_which_a_call_fails_is_made_whole_or_not_at_all(bench: Bench, what: str) -> None:
@@ -187,15 +188,19 @@ def without(state: State, link: str) -> State:
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason=HALF)
 def test_acknowledgements_that_the_kernel_loses_take_the_change_back(bench: Bench) -> None:
     """A receive buffer that is too small, for real: the kernel drops acknowledgements and says ENOBUFS (netlink(7))."""
-    with receive_buffer(bench.lab.daemons.pid("netagent"), 1):
-        with Wire(bench.lab) as wire:
-            try:
-                answer = wire.apply(*bench.forth, request="lost")
-            except OSError:
-                answer = None
-        wrong = bench.judge(APPLY, answer, "lost")
+    with receive_buffer(bench.lab.daemons.pid("netagent"), 1), As(bench.lab) as wire:
+        wire.socket.settimeout(3)
+        try:
+            answer = wire.apply(*bench.forth, request="lost")
+        except OSError:
+            answer = None
+    if answer is None:
+        bench.lab.kill("netagent")
+        bench.start()
+    wrong = bench.judge(APPLY, answer, "lost")
     bench.reset()
-    assert answer is None or answer["verdict"] != "applied"
+    assert answer is not None, "netagent waits for ever"
+    assert answer["verdict"] != "applied"
     assert not wrong, "\n".join(wrong)
 
 
@@ -212,11 +217,11 @@ def test_a_link_that_goes_in_mid_change_takes_the_rest_of_the_change_along(bench
     one, other = ifindex(lab, "eth0"), ifindex(lab, "eth1")
     ops = [{**address(one, f"10.0.2.{host}"), "route": False} for host in range(100, 180)]
     ops += [{**address(other, f"10.0.1.{host}"), "route": False} for host in range(100, 180)]
-    with Wire(lab) as wire, bench.trace() as trace:
+    with As(lab) as wire, bench.trace() as trace:
         assert wire.apply(*ops, confirm_within=60)["verdict"] == "applied"
         wire.ask(request="rollback", id="test")
     sends = [point for point in points(trace.text.splitlines()) if (point.call, point.what) == ("sendto", "batch")]
-    with Wire(lab) as wire, bench.trace(f"inject=sendto:signal=STOP:when={sends[0].nth}") as trace:
+    with As(lab) as wire, bench.trace(f"inject=sendto:signal=STOP:when={sends[0].nth}") as trace:
         wire.socket.sendall(protocol.encode({"request": "apply", "id": "going", "ops": ops, "confirm_within": 0}))
         lab.wait_for(lambda: "stopped by SIGSTOP" in trace.so_far())
         assert "10.0.2.100" in bench.state()["addresses"]
@@ -235,13 +240,16 @@ def test_a_log_that_is_full_in_mid_line_has_none_of_it_and_neither_has_the_kerne
     lab.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", "/var/log/cloud-network"])
     bench.start()
     before = lab.path(AUDIT).read_text()
-    with Wire(lab) as wire, bench.trace() as trace:
+    with As(lab) as wire, bench.trace() as trace:
         answer = wire.apply(*bench.forth, request="full")
     assert "ftruncate(" in trace.text  # a part of the line got there
     assert answer["verdict"] == "refused"
     assert "No space left" in answer["reason"]
     assert bench.state() == bench.old
-    assert lab.path(AUDIT).read_text() == before
+    after = lab.path(AUDIT).read_text()
+    assert after.startswith(before)
+    assert '"applied"' not in after[len(before) :]
+    whole(lab)
 
 
 def test_killed_while_it_takes_back_what_was_open_the_next_one_does(bench: Bench) -> None:
