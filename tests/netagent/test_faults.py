@@ -33,7 +33,7 @@ PIDFD_GETFD = 438  # the same on every architecture: asm-generic/unistd.h
 DIES = "an error while a change is taken back ends netagent (the next one takes it back)"
 HALF = "netagent waits for ever for an acknowledgement that the kernel could not keep, or half of the change stays"
 ONCE = "a batch of the way back that could not be sent is not sent again, and forgotten: a state in between stays"
-OPEN_FOR_EVER = "a ledger or dump that fails leaves the transaction open: nobody is served until netagent is restarted"
+OPEN_FOR_EVER = "a dump that fails while a change is taken back leaves it as it is, or ends netagent"
 
 
 def known(what: object, reason: str) -> object:
