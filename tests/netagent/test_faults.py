@@ -29,18 +29,6 @@ BATCH = 128
 LIBC = ctypes.CDLL(None, use_errno=True)
 PIDFD_GETFD = 438  # the same on every architecture: asm-generic/unistd.h
 
-# What netagent does not do yet.
-DIES = "an error while a change is taken back ends netagent (the next one takes it back)"
-HALF = "netagent waits for ever for an acknowledgement that the kernel could not keep, or half of the change stays"
-ONCE = "a batch of the way back that could not be sent is not sent again, and forgotten: a state in between stays"
-OPEN_FOR_EVER = "a dump that fails while a change is taken back leaves it as it is, or ends netagent"
-
-
-def known(what: object, reason: str) -> object:
-    """A parameter (or several) with which a test fails for this reason."""
-    each = what if isinstance(what, tuple) else (what,)
-    return pytest.param(*each, marks=pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason))
-
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
@@ -126,15 +114,15 @@ def test_what_is_taken_back_is_taken_back_whole_by_the_next_netagent(bench: Benc
     ("phase", "what"),
     [
         (ROLLBACK, "client"),
-        known((ROLLBACK, "dump"), OPEN_FOR_EVER),
+        (ROLLBACK, "dump"),
         (ROLLBACK, "ledger"),
-        known((ROLLBACK, "batch"), ONCE),
+        (ROLLBACK, "batch"),
         (ROLLBACK, "audit"),
         (ROLLBACK, "journal"),
         (GONE, "client"),
-        known((GONE, "dump"), DIES),
+        (GONE, "dump"),
         (GONE, "ledger"),
-        known((GONE, "batch"), ONCE),
+        (GONE, "batch"),
         (GONE, "audit"),
         (GONE, "journal"),
     ],
@@ -144,7 +132,7 @@ def test_what_is_taken_back_is_taken_back_whole(bench: Bench, phase: Phase, what
     play(bench, phase, what, kill=False)
 
 
-@pytest.mark.parametrize("what", [known("dump", DIES), "ledger"])
+@pytest.mark.parametrize("what", ["dump", "ledger"])
 def test_what_is_not_confirmed_in_time_is_taken_back_whole(bench: Bench, what: str) -> None:
     found = [point for point in chosen(bench.record(EXPIRY), what) if point.call in ("sendto", "rename")]
     wrong = [f"{point}: {each}" for point in found[:1] for each in bench.attempt(EXPIRY, point, point.errors[0])]
@@ -185,7 +173,6 @@ def without(state: State, link: str) -> State:
     return {key: "\n".join(line for line in text.splitlines() if link not in line) for key, text in state.items()}
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason=HALF)
 def test_acknowledgements_that_the_kernel_loses_take_the_change_back(bench: Bench) -> None:
     """A receive buffer that is too small, for real: the kernel drops acknowledgements and says ENOBUFS (netlink(7))."""
     with receive_buffer(bench.lab.daemons.pid("netagent"), 1), As(bench.lab) as wire:
