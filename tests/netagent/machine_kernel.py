@@ -13,12 +13,40 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any, NamedTuple
 
 from tests.lab import Lab
+from tests.netagent.wire import CONFIG, ifindex
 
 Address = IPv4Address | IPv6Address
 OURS, MAIN, LOCAL, BASE, PRIORITIES = 209, 254, 255, 9999, range(31000, 31030)
 _TABLES = {"main": MAIN, "local": LOCAL, "default": 253}
 # Where the host itself goes without a source of ours: the gateway, a resolver, a container, an operator's, the world.
 PROBES = ("10.0.1.1", "10.0.1.77", "172.17.0.9", "192.168.77.7", "8.8.8.8", "169.254.169.254", "10.66.0.1")
+
+FOREIGN = [
+    "link set eth0 up",
+    "link add docker0 type bridge",
+    "address add 172.17.0.1/16 dev docker0",
+    "link set docker0 up",
+    "link add spare type veth peer name spare1",
+    "address change 10.0.1.10/24 brd + dev eth1 valid_lft 86400 preferred_lft 86400",
+    "address add 10.0.2.50/32 dev eth0",
+    "address add fd00:2::50/128 dev eth0 nodad",
+    "route add 192.168.77.0/24 via 10.0.1.1",
+    "route add default via 10.0.1.1 table 100",
+    "route add local 10.55.0.0/24 dev eth1 table local",
+    "rule add pref 31005 from 10.9.9.9 lookup main",
+    "rule add pref 31000 from 10.9.9.8 lookup 100",
+]
+FOREIGN6 = ["route add fd00:9::/64 dev eth1 metric 7", "rule add pref 31010 from fd00:9::/64 lookup 100"]
+
+
+def furnish(lab: Lab) -> None:
+    """What belongs to others and stays: DHCP's, an operator's, a container's; and a spare link that is down."""
+    lab.write_config(CONFIG)
+    lab.path("/etc/resolv.conf").write_text("nameserver 10.0.2.2\nnameserver fd00::53\n")
+    lab.batch(FOREIGN)
+    lab.batch([f"route add 10.66.0.0/24 via 10.0.1.1 table {9999 + ifindex(lab, 'eth1')} proto static"])
+    for line in FOREIGN6:
+        lab.run(["ip", "-6", *line.split()])
 
 
 class Held(NamedTuple):

@@ -34,7 +34,7 @@ from tests.lab import Lab, Spec
 from tests.lab.processes import SCRIPTS
 from tests.lab.rooms import OURS
 from tests.netagent.conftest import start
-from tests.netagent.machine_kernel import Snapshot, dangers, ours, predict, snapshot
+from tests.netagent.machine_kernel import FOREIGN, Snapshot, dangers, furnish, ours, predict, snapshot
 from tests.netagent.machine_ops import VALUES, nearly, operations, plan, removals
 from tests.netagent.wire import AUDIT, CONFIG, Wire, ifindex
 
@@ -51,23 +51,6 @@ SETTINGS = settings(
 )
 LINKS = ("eth0", "eth1", "spare", "docker0", "lo")
 SEATS = st.integers(0, 2)  # three clients
-FOREIGN = [
-    "link set eth0 up",
-    "link add docker0 type bridge",
-    "address add 172.17.0.1/16 dev docker0",
-    "link set docker0 up",
-    "link add spare type veth peer name spare1",
-    "address change 10.0.1.10/24 brd + dev eth1 valid_lft 86400 preferred_lft 86400",
-    "address add 10.0.2.50/32 dev eth0",
-    "address add fd00:2::50/128 dev eth0 nodad",
-    "route add 192.168.77.0/24 via 10.0.1.1",
-    "route add default via 10.0.1.1 table 100",
-    "route add local 10.55.0.0/24 dev eth1 table local",
-    "rule add pref 31005 from 10.9.9.9 lookup main",
-    "rule add pref 31000 from 10.9.9.8 lookup 100",
-]
-FOREIGN6 = ["route add fd00:9::/64 dev eth1 metric 7", "rule add pref 31010 from fd00:9::/64 lookup 100"]
-
 BY_HAND = """
 for family in -4 -6; do
   ip $family route flush table all proto 209
@@ -439,12 +422,7 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
 @pytest.fixture
 def world() -> Iterator[World]:
     with Lab(Spec.aws(interfaces=2, addresses=2)) as lab:
-        lab.write_config(CONFIG)
-        lab.path("/etc/resolv.conf").write_text("nameserver 10.0.2.2\nnameserver fd00::53\n")
-        lab.batch(FOREIGN)
-        lab.batch([f"route add 10.66.0.0/24 via 10.0.1.1 table {9999 + ifindex(lab, 'eth1')} proto static"])
-        for line in FOREIGN6:
-            lab.run(["ip", "-6", *line.split()])
+        furnish(lab)
         start(lab)
         world = World(lab)
         yield world
