@@ -141,7 +141,7 @@ def fuzz_rtnetlink(data: bytes) -> None:
     parse = [*PARSERS.values()][data[0] % len(PARSERS)] if data else rtnetlink.parse_link
     try:
         found = parse(data[1:])
-    except (struct.error, KeyError) as error:
+    except (struct.error, LookupError) as error:
         SEEN[type(error).__name__] += 1
         return
     SEEN["parsed"] += 1

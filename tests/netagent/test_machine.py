@@ -44,7 +44,7 @@ SETTINGS = settings(
     max_examples=EXAMPLES or 20,
     stateful_step_count=40 if EXAMPLES else 30,
     derandomize=not EXAMPLES,
-    phases=tuple(Phase) if EXAMPLES else PHASES,
+    phases=tuple(Phase) if EXAMPLES and not os.environ.get("NOSHRINK") else PHASES,
     print_blob=True,
     deadline=None,
     suppress_health_check=list(HealthCheck),
@@ -56,9 +56,12 @@ for family in -4 -6; do
   ip $family route flush table all proto 209
   while ip $family rule del proto 209; do :; done
 done
-for link in eth0 eth1; do
+for link in eth0 eth1 spare; do
   ip -o address show dev $link scope global | while read -r _ _ _ address _; do
-    case $address in 10.0.1.10/24|10.0.2.50/32|fd00:2::50/128) ;; *) ip address del $address dev $link;; esac
+    case $address in
+      10.0.1.10/24|10.0.2.50/32|10.0.3.50/32|fd00:2::50/128) ;;
+      *) ip address del $address dev $link;;
+    esac
   done
 done
 """
@@ -117,7 +120,6 @@ class World:
         self.lab.batch([*lines, "link set spare down"])
         if snapshot(self.lab) != self.begin:
             self.lab.run(["sh", "-c", BY_HAND], check=False)
-            self.lab.batch(["address flush dev spare"])
             for line in FOREIGN[5:]:
                 self.lab.run(["ip", *line.split()], check=False)
 
