@@ -97,6 +97,23 @@ SETTINGS.resolvers = frozenset({bytes((10, 0, 2, 2)), bytes.fromhex("fd00" + "0"
 NOTHING = Snapshot(dict.fromkeys(NAMES.values(), (True, 1500)), *[frozenset()] * 3, *[()] * 3, frozenset(), ())  # type: ignore[arg-type]
 
 
+def _target(op: protocol.Op) -> tuple[Any, ...]:
+    """What an operation removes or replaces."""
+    if op["op"] == "address_remove":
+        return op["link"], op["address"]
+    return (op["table"], op["address"], op["prefix"]) if op["op"].startswith("route") else ()
+
+
+FOREIGN = {
+    *((found["link"], found["address"]) for found in KERNEL.addresses() if found["protocol"] != protocol.PROTOCOL),
+    *(
+        (found["table"], found["address"], found["prefix"])
+        for found in map(rtnetlink.parse_route, recorded("route"))
+        if found["protocol"] != protocol.PROTOCOL
+    ),
+}
+
+
 def _hold(true: bool, said: str) -> None:
     assert true, said
 
@@ -132,6 +149,7 @@ def fuzz_policy(data: bytes) -> None:
     for op in undo:
         if op["op"] != "link_down":
             protocol.check_request({**message, "ops": [op]})
+    assert not [op for op in ops if _target(op) in FOREIGN], ops
     assert dangers(predict(NOTHING, ops, NAMES), NAMES) == [], ops
     SEEN["accepted"] += 1
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from tests.netagent.test_refusals import ATTACKS, Links
 from tests.netagent.wire import address, packed, route, rule
 
 Op = dict[str, Any]
@@ -104,6 +105,28 @@ def operations(index: dict[str, int]) -> st.SearchStrategy[Op]:
     )
     valid = st.one_of(*map(good, (ETH0, ETH0, ETH1, SPARE)))
     return st.one_of(valid, valid, valid, valid, hostile)
+
+
+def attacks(index: dict[str, int]) -> list[list[Op]]:
+    """Requests that are after what is somebody else's: those of test_refusals, and of what is foreign here."""
+    on = Links(index[ETH1], index[ETH0], index[BRIDGE])
+    one, other, table = index[ETH1], index[ETH0], 9999 + index[ETH1]
+    thefts = [
+        address(other, "10.0.2.50/32", "address_remove"),
+        address(other, "fd00:2::50/128", "address_remove"),
+        address(index[SPARE], "10.0.3.50/32", "address_remove"),
+        *(route(one, "10.66.0.0/24", via, table) for via in ("10.0.1.1", "10.0.1.2", None)),
+        *(route(one, "10.55.0.0/24", table=255, op=f"route_{op}") for op in ("replace", "remove")),
+        route(one, "10.66.0.0/24", "10.0.1.1", table, "route_remove"),
+        route(other, "10.66.0.0/24", "10.0.2.1", table),
+        rule("10.9.9.9", 254, 31005, "rule_remove"),
+        rule("10.9.9.8", 100, 31000, "rule_remove"),
+        *(address(link, "10.0.1.1/32") for link in (one, other, index[SPARE])),
+        address(other, "10.0.2.2/32"),
+        address(other, "fd00::53/128"),
+        route(index[SPARE], "10.0.1.0/24", table=255),
+    ]
+    return [*(ops(on) for ops, _ in ATTACKS.values()), *([op] for op in thefts)]
 
 
 def nearly(op: Op, how: int, value: Any) -> Op:

@@ -33,7 +33,7 @@ def test_taking_back_brings_the_second_address_of_a_subnet_back_too(lab: Lab, wi
 
 @known
 def test_an_operators_route_stays_when_the_only_address_of_its_link_is_taken_back(lab: Lab, wire: Wire) -> None:
-    """The kernel removes a link's IPv4 routes with its last IPv4 address (fib_disable_ip of net/ipv4/fib_frontend.c)."""
+    """The kernel removes a link's IPv4 routes with its last IPv4 address (fib_disable_ip, fib_frontend.c)."""
     lab.batch(["route add 192.168.9.0/24 dev eth0"])
     lab.wait_for(lambda: answers(lab))
     on = ifindex(lab, "eth0")

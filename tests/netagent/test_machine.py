@@ -35,7 +35,7 @@ from tests.lab.processes import SCRIPTS
 from tests.lab.rooms import OURS
 from tests.netagent.conftest import start
 from tests.netagent.machine_kernel import FOREIGN, Snapshot, dangers, furnish, ours, predict, snapshot
-from tests.netagent.machine_ops import VALUES, nearly, operations, plan, removals
+from tests.netagent.machine_ops import VALUES, attacks, nearly, operations, plan, removals
 from tests.netagent.wire import AUDIT, CONFIG, Wire, ifindex
 
 EXAMPLES = int(os.environ.get("MACHINE_EXAMPLES", "0"))
@@ -224,6 +224,12 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
         @rule(seat=SEATS, ops=kinds, seconds=within)
         def applies(self, seat: int, ops: list[Any], seconds: int) -> None:
             self.apply(seat, ops, seconds)
+
+        @precondition(lambda self: self.owner is None)
+        @rule(seat=SEATS, requests=st.lists(st.sampled_from(attacks(world.index)), min_size=4, max_size=12))
+        def attacks(self, seat: int, requests: list[list[Any]]) -> None:
+            for ops in requests:
+                self.apply(seat, ops, 0)
 
         @rule(seat=SEATS, first=st.integers(0, 40), count=st.integers(1, 8), seconds=within, data=st.data())
         def removes(self, seat: int, first: int, count: int, seconds: int, data: st.DataObject) -> None:
