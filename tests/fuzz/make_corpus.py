@@ -18,7 +18,7 @@ import msgpack
 from tests.lab import Lab, Spec
 from tests.netagent.conftest import start
 from tests.netagent.machine_kernel import furnish
-from tests.netagent.machine_ops import plan, removals
+from tests.netagent.machine_ops import attacks, plan, removals
 from tests.netagent.wire import Wire, address, ifindex, route, rule
 
 HERE = Path(__file__).parent
@@ -95,8 +95,9 @@ def main() -> None:
         route(on, "10.9.0.0/16", "10.0.2.1"),
     ]
     messages = [*requests(done), *applies(more), *applies(done[:1] + more[-2:])]
+    messages += [{"request": "apply", "id": "1", "ops": ops, "confirm_within": 0} for ops in attacks(index)]
     frames = [msgpack.packb(message) for message in messages]
-    write(HERE / "corpus" / "protocol", [*frames, *BROKEN])
+    write(HERE / "corpus" / "protocol", [*frames[:20], *BROKEN])
     write(HERE / "corpus" / "policy", [frame for frame, said in zip(frames, messages, strict=True) if "ops" in said])
     some = {kind: [*recorded(kind)][:12] for kind in KINDS}
     write(HERE / "corpus" / "rtnetlink", [bytes((at,)) + one for at, kind in enumerate(KINDS) for one in some[kind]])

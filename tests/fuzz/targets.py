@@ -94,7 +94,8 @@ NAMES: dict[int, str] = {found["link"]: found["name"] for found in KERNEL.links(
 SETTINGS = Settings()
 SETTINGS.allow_kinds = frozenset({"veth"})
 SETTINGS.resolvers = frozenset({bytes((10, 0, 2, 2)), bytes.fromhex("fd00" + "0" * 26 + "53")})
-NOTHING = Snapshot(dict.fromkeys(NAMES.values(), (True, 1500)), *[frozenset()] * 3, *[()] * 3, frozenset(), ())  # type: ignore[arg-type]
+NONE: frozenset[Any] = frozenset()
+NOTHING = Snapshot(dict.fromkeys(NAMES.values(), (True, 1500)), NONE, NONE, NONE, (), (), (), NONE, ())
 
 
 def _target(op: protocol.Op) -> tuple[Any, ...]:

@@ -125,6 +125,9 @@ def attacks(index: dict[str, int]) -> list[list[Op]]:
         address(other, "10.0.2.2/32"),
         address(other, "fd00::53/128"),
         route(index[SPARE], "10.0.1.0/24", table=255),
+        address(other, "10.0.2.10/33"),
+        route(other, "10.9.0.0/33", "10.0.2.1"),
+        rule("10.0.2.10/33", 9999 + other),
     ]
     return [*(ops(on) for ops, _ in ATTACKS.values()), *([op] for op in thefts)]
 

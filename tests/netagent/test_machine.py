@@ -14,6 +14,8 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -70,7 +72,7 @@ done
 class Log:
     """A file that grows: what was written since it was last asked for."""
 
-    def __init__(self, path: Any) -> None:
+    def __init__(self, path: Path) -> None:
         self._path, self._at = path, 0
 
     def new(self) -> str:
@@ -226,6 +228,16 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
             self.apply(seat, ops, seconds)
 
         @precondition(lambda self: self.owner is None)
+        @rule(seat=SEATS, mtu=st.sampled_from((1300, 1400, 1500)), ops=formed)
+        def leaves_one_open_that_others_want(self, seat: int, mtu: int, ops: list[Any]) -> None:
+            self.apply(seat, [{"op": "link_mtu", "link": world.index["eth0"], "mtu": mtu}], 60)
+            assert self.owner
+            other = self.wire((seat + 1) % 3)
+            for request in ("confirm", "rollback"):
+                assert asked(other, request=request, id=self.owner[1])["verdict"] == "refused"
+            assert "still open" in asked(other, **apply("x", ops))["reason"]
+
+        @precondition(lambda self: self.owner is None)
         @rule(seat=SEATS, requests=st.lists(st.sampled_from(attacks(world.index)), min_size=4, max_size=12))
         def attacks(self, seat: int, requests: list[list[Any]]) -> None:
             for ops in requests:
@@ -275,8 +287,7 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
             assert answer["verdict"] == "applied", answer
             if self.owner:
                 self.taken_back()
-            nothing = dict.fromkeys(("addresses", "routes", "rules"), frozenset())
-            self.expected = Snapshot(**{**vars(self.expected), **nothing})
+            self.expected = replace(self.expected, addresses=frozenset(), routes=frozenset(), rules=frozenset())
             self.made = []
 
         @rule(seat=SEATS)
