@@ -116,7 +116,7 @@ class World:
 
     def reset(self) -> None:
         """The kernel as in the beginning, for the next example: netagent is asked, then it is done by hand."""
-        with Wire(self.lab) as wire:
+        with connected(self.lab) as wire:
             asked(wire, request="flush", id="reset")
         lines = [f"link set {name} mtu {self.begin.links[name][1]}" for name in LINKS]
         self.lab.batch([*lines, "link set spare down"])
@@ -131,6 +131,23 @@ def asked(wire: Wire, **message: Any) -> dict[str, Any]:
     while "too many requests" in (answer := wire.ask(**message)).get("reason", ""):
         time.sleep(0.1)
     return answer
+
+
+def connected(lab: Lab) -> Wire:
+    """A client that netagent serves. One that has just gone may count until netagent has noticed: there are four."""
+
+    def wire() -> Wire | None:
+        client = Wire(lab)
+        try:
+            assert asked(client, request="hello", version=1) == {"verdict": "ok", "version": 1}
+        except ConnectionError:
+            client.socket.close()
+            return None
+        return client
+
+    client = lab.wait_for(wire)
+    assert client
+    return client
 
 
 def apply(name: str, ops: list[Any], seconds: int = 0) -> dict[str, Any]:
@@ -174,8 +191,7 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
 
         def wire(self, seat: int) -> Wire:
             if seat not in self.wires:
-                self.wires[seat] = Wire(lab)
-                assert asked(self.wires[seat], request="hello", version=1) == {"verdict": "ok", "version": 1}
+                self.wires[seat] = connected(lab)
             return self.wires[seat]
 
         def message(self, ops: list[Any], seconds: int) -> dict[str, Any]:
@@ -193,7 +209,7 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
 
         def settle(self) -> None:
             """Wait until netagent has noticed."""
-            with Wire(lab) as wire:
+            with connected(lab) as wire:
                 lab.wait_for(lambda: asked(wire, request="status")["open"] is None)
 
         def outcome(self, seat: int, message: dict[str, Any], answer: dict[str, Any]) -> None:
@@ -329,7 +345,7 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
             frame, wire = protocol.encode({"request": "status"}), self.wire(seat)
             at = 1 + cut % (len(frame) - 1)
             wire.socket.sendall(frame[:at])
-            with Wire(lab) as other:
+            with connected(lab) as other:
                 assert asked(other, request="status")["verdict"] == "ok"
             if finishes:
                 wire.socket.sendall(frame[at:])
