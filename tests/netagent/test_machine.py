@@ -166,7 +166,7 @@ def malformed(message: dict[str, Any]) -> str:
 def machine(world: World) -> type[RuleBasedStateMachine]:
     """The machine of this world."""
     lab, some = world.lab, st.lists(operations(world.index), min_size=1, max_size=6)
-    whole = plan(world.index)
+    whole, hostile = plan(world.index), attacks(world.index)
     cuts = st.tuples(st.sampled_from((0, 0, 0, 1, 2, 4, 8)), st.integers(1, 14))
     kinds = st.one_of(some, some, cuts.map(lambda cut: whole[cut[0] : sum(cut)]))
     formed = kinds.filter(lambda ops: not malformed(apply("x", ops)))
@@ -254,10 +254,10 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
             assert "still open" in asked(other, **apply("x", ops))["reason"]
 
         @precondition(lambda self: self.owner is None)
-        @rule(seat=SEATS, requests=st.lists(st.sampled_from(attacks(world.index)), min_size=4, max_size=12))
-        def attacks(self, seat: int, requests: list[list[Any]]) -> None:
-            for ops in requests:
-                self.apply(seat, ops, 0)
+        @rule(seat=SEATS, requests=st.lists(st.integers(0, len(hostile) - 1), min_size=4, max_size=12))
+        def attacks(self, seat: int, requests: list[int]) -> None:
+            for number in requests:
+                self.apply(seat, hostile[number], 0)
 
         @rule(seat=SEATS, first=st.integers(0, 40), count=st.integers(1, 8), seconds=within, data=st.data())
         def removes(self, seat: int, first: int, count: int, seconds: int, data: st.DataObject) -> None:
