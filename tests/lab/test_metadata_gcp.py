@@ -122,6 +122,12 @@ def test_a_long_poll_answers_at_once_when_the_etag_is_old_and_at_its_end(lab: La
     assert "timeout_sec=1" in record.query
 
 
+def test_a_fault_may_be_of_the_long_poll_alone(lab: Lab) -> None:
+    lab.metadata.fail("status", "*wait_for_change=true*", status=503)
+    assert get(lab, f"{WATCH}0").status == 503
+    assert get(lab, f"{ROOT}/?recursive=true").status == 200
+
+
 def test_without_an_etag_a_long_poll_waits_for_the_next_change(lab: Lab) -> None:
     waiting = Waiting(lambda: get(lab, f"{NICS}?recursive=true&wait_for_change=true"))
     lab.wait_for(lambda: lab.metadata.waiting() == 1, message="the poll")

@@ -6,8 +6,9 @@ reset       the connection is reset instead of answered     truncated  Content-L
 short       well-formed, but only the first half            empty      200 with no body
 drip        a byte now and then                             content    other bodies than the true one, in turn
 
-A fault holds for requests whose method and path match (shell patterns), `times` times or until cleared; of several
-the newest that matches wins. `content` needs the same authentication as the true answer; the others come before it.
+A fault holds for requests whose method and path match (shell patterns; the path with or without its query), `times`
+times or until cleared; of several the newest that matches wins. `content` needs the same authentication as the true
+answer; the others come before it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class Fault:
             raise ValueError(f"no fault {self.kind!r}; there are {', '.join(KINDS)}")
 
     def applies(self, request: Request) -> bool:
-        return self.times != 0 and fnmatchcase(request.method, self.method) and fnmatchcase(request.path, self.path)
+        asked = (request.path, f"{request.path}?{request.query}")
+        matches = any(fnmatchcase(target, self.path) for target in asked)
+        return self.times != 0 and matches and fnmatchcase(request.method, self.method)
 
     def use(self) -> None:
         if self.times is not None:
