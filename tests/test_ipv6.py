@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.job import CONFIG, running
 from tests.lab import Lab, Spec
 
@@ -20,11 +18,6 @@ def test_every_address_of_both_families_is_reached() -> None:
         assert lab.lost() == []
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="netagent takes only routes of RTPROT_RA and RTPROT_DHCP for learned; the kernel's own of an advertised "
-    "prefix is RTPROT_KERNEL, and a link that is down has learned nothing: the whole request is refused",
-)
 def test_global_addresses_need_no_configuration() -> None:
     with Lab(Spec.cloud("aws", interfaces=2, addresses=2, ipv6=2)) as lab:
         lab.write_config(CONFIG)

@@ -15,10 +15,12 @@ def test_a_fresh_instance(name: str) -> None:
         first = lab.nics[0]
         served = lab.nics if lab.convention.all_links else [first]
         ready = [address for nic in served for address in (nic.addresses[0], *nic.ipv6[:1])]
-        own = ("beyond0", "neighbour0")
-        answers = lab.reachability([first.addresses[0], *first.ipv6[:1]])
-        assert [pair for pair, answer in answers.items() if pair[0] in own and not answer] == []
-        assert all(lab.outbound(addresses=ready[: 1 + bool(first.ipv6)]).values())
+        reached = [first.addresses[0], *first.ipv6[:1]]
+        if lab.convention.all_links:  # of three routers that advertise themselves, the kernel may take any
+            del reached[1:]
+        answers = lab.reachability(reached)
+        assert [pair for pair, answer in answers.items() if pair[0] in ("beyond0", "neighbour0") and not answer] == []
+        assert all(lab.outbound(addresses=reached).values())
         if not lab.convention.all_links:  # with all up and one table, replies to the siblings' subnets are lost
             assert lab.lost() == []
         for address in lab.convention.endpoints:
