@@ -7,7 +7,6 @@ for: `network.interface[1].ipv4.subnet[0].prefix: '240' is not 0..32`.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_address
 from typing import Any
@@ -127,7 +126,7 @@ class Node:
 def parse(text: str, what: str) -> Node:
     """The JSON document that `text` is; `what` names it in the error when it is none."""
     try:
-        return Node(json.loads(text, parse_constant=_no_constant, parse_float=_finite))
+        return Node(json.loads(text, parse_constant=_no_constant))
     except (ValueError, RecursionError) as error:
         raise MetadataError("invalid", f"{what}: not JSON: {error}") from None
 

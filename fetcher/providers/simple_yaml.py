@@ -37,8 +37,8 @@ class _Reader:
         self.lines, self.what, self.at = lines, what, 0
 
     def wrong(self, why: str) -> MetadataError:
-        line = self.lines[self.at].strip() if self.at < len(self.lines) else "the end"
-        return MetadataError("invalid", f"{self.what}: line {self.at + 1}: {line[:60]!r} {why}")
+        """Names the line and does not show it: the document has vendor data, and errors are for everybody to read."""
+        return MetadataError("invalid", f"{self.what}: line {self.at + 1} {why}")
 
     def peek(self) -> tuple[int, str] | None:
         """Indent and text of the next line that says something."""

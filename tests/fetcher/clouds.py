@@ -40,14 +40,11 @@ class Cloud(NamedTuple):
 
 
 def payload(cloud: str, name: str) -> Any:
-    if cloud == "hetzner":
-        parts = ("metadata", "private-networks")
-        return {part: (PAYLOADS / cloud / f"{name}.{part}.yaml").read_text() for part in parts}
     return json.loads((PAYLOADS / cloud / f"{name}.json").read_text())
 
 
 def payloads(cloud: str) -> list[str]:
-    return sorted({path.name.partition(".")[0] for path in (PAYLOADS / cloud).iterdir()} - {"README"})
+    return sorted(path.stem for path in (PAYLOADS / cloud).glob("*.json"))
 
 
 def _nodes(value: Any, *keys: str) -> list[Node]:
@@ -68,9 +65,15 @@ def _oracle(site: Site, value: Any) -> None:
     _json(vnics="/opc/v2/vnics/", instance="/opc/v2/instance/")(site, value)
 
 
+def _lines(value: Any, key: str) -> str:
+    """A YAML document, which stands in the payload line by line."""
+    lines = value.get(key) if isinstance(value, dict) else None
+    return "\n".join(str(line) for line in lines) if isinstance(lines, list) else str(lines)
+
+
 def _hetzner(site: Site, value: Any) -> None:
-    site.texts["/hetzner/v1/metadata"] = value["metadata"]
-    site.texts["/hetzner/v1/metadata/private-networks"] = value["private-networks"]
+    site.texts["/hetzner/v1/metadata"] = _lines(value, "metadata")
+    site.texts["/hetzner/v1/metadata/private-networks"] = _lines(value, "private-networks")
     site.texts["/hetzner/v1/metadata/instance-id"] = "42"
 
 
@@ -137,7 +140,9 @@ CLOUDS: Mapping[str, Cloud] = MappingProxyType(
         "hetzner": Cloud(
             hetzner.Hetzner,
             _hetzner,
-            lambda v: hetzner.instance(*(simple_yaml.parse(v[key], key) for key in ("metadata", "private-networks"))),
+            lambda v: hetzner.instance(
+                *(simple_yaml.parse(_lines(v, key), key) for key in ("metadata", "private-networks"))
+            ),
             2,
         ),
         "vultr": Cloud(vultr.Vultr, _json(whole="/v1.json"), lambda v: vultr.instance(Node(v)), 1),

@@ -143,7 +143,7 @@ def test_a_refresh_has_an_allowance_and_facts_wait_for_the_next(site: Site, alib
 
 def test_the_roles_credentials_are_read_on_request(site: Site, alibaba: Alibaba) -> None:
     path = "ram/security-credentials/lab-role"
-    assert alibaba.credentials() == {path: '{"AccessKeySecret": "secret"}'}
+    assert alibaba.credentials() == {path: '{"AccessKeySecret": "SECRET"}'}
     site.statuses[f"{META}ram/security-credentials/"] = 404
     assert alibaba.credentials() == {}
 

@@ -13,7 +13,8 @@ from tests.fetcher.clouds import CLOUDS, payload
 
 def made(name: str, old: str = "", new: str = "") -> Instance:
     """With `old` replaced in both documents."""
-    return CLOUDS["hetzner"].made({key: text.replace(old, new) for key, text in payload("hetzner", name).items()})
+    documents = payload("hetzner", name)
+    return CLOUDS["hetzner"].made({key: [line.replace(old, new) for line in documents[key]] for key in documents})
 
 
 def test_a_server_is_read_whole() -> None:
@@ -30,7 +31,7 @@ def test_no_private_network_and_no_public_one() -> None:
     assert [each.mac for each in made("one").interfaces] == ["96:00:00:08:19:da"]
     assert [each.mac for each in made("sparse").interfaces] == ["86:00:00:2a:7d:e0"]
     with pytest.raises(MetadataError, match="names no interface"):
-        CLOUDS["hetzner"].made({"metadata": "hostname: x\n", "private-networks": "[]\n"})
+        CLOUDS["hetzner"].made({"metadata": ["hostname: x"], "private-networks": ["[]"]})
 
 
 @pytest.mark.parametrize(

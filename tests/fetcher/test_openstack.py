@@ -40,7 +40,7 @@ def test_what_dhcp_serves_has_no_address_here() -> None:
 
 
 def test_bonds_and_vlans_are_named_as_such_and_their_members_left_alone() -> None:
-    found = made("bonds")
+    found = made("broken-bonds")
     assert [each.mac for each in found.interfaces] == ["fa:16:3e:60:32:01"]
     assert [problem.text for problem in found.problems] == [
         "links[0].type: a bond, which is not configured yet",

@@ -94,7 +94,7 @@ def test_it_is_asked_at_its_address_by_its_name() -> None:
 
 
 def test_the_roles_credentials_are_read_on_request(tencent: Tencent) -> None:
-    assert tencent.credentials() == {"cam/security-credentials/lab-role": '{"TmpSecretKey": "secret"}'}
+    assert tencent.credentials() == {"cam/security-credentials/lab-role": '{"TmpSecretKey": "SECRET"}'}
 
 
 def test_it_is_known_by_its_vendor() -> None:
