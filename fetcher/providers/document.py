@@ -7,6 +7,7 @@ for: `network.interface[1].ipv4.subnet[0].prefix: '240' is not 0..32`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_address
 from typing import Any

@@ -4,8 +4,8 @@ Sources: "Server Metadata" (docs.hetzner.cloud/reference/cloud#description/serve
 /hetzner/v1/metadata/private-networks whole; /hetzner/v1/metadata with its network-config: cloud-init's
 tests/unittests/sources/test_hetzner.py; "What are Hetzner Cloud Networks?" (docs.hetzner.com/cloud/networks/faq).
 
-A private network is layer 3: every address stands alone (/32), and all else in the network is behind its gateway. The
-public IPv4 address is the first interface's own, by DHCP; IPv6 is as network-config has it.
+A private network is layer 3: on the link is nothing but the gateway, and all of the network is behind it. The public
+IPv4 address is the first interface's own, by DHCP; IPv6 is as network-config has it.
 """
 
 from __future__ import annotations
@@ -75,12 +75,13 @@ def _public(node: Node, mac: str, number: int, ipv4: Node | None) -> Interface:
 
 
 def _private(node: Node, mac: str) -> Interface:
-    parts = Parts(mac, node.path)
+    parts = Parts(mac, node.path, routed=True)
     subnet = node.at("subnet").network(4)
     for address in (node.at("ip"), *node.items("alias_ips")):
         place(address.path, address.address(4), (subnet,))
-        parts.address(address, 32)
-    parts.gateway(node.at("gateway"), 4, outside=True)
+        parts.address(address, subnet.prefixlen)
+    parts.subnets = [node.at("network").network(4)]
+    parts.gateway(node.at("gateway"), 4)
     return parts.interface(node.value, node.at("interface_num").number(0, 4096))
 
 

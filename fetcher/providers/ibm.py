@@ -71,7 +71,7 @@ class Ibm(JsonProvider):
         if time.monotonic() >= self._token_expires:
             answer = self.client.request("PUT", _TOKEN, {"Metadata-Flavor": "ibm", "Accept": "application/json"})
             if answer.status not in (200, 201):
-                raise MetadataError("status", f"{_TOKEN}: HTTP {answer.status}")
+                raise answer.error(_TOKEN)
             try:
                 granted = parse(answer.text(_TOKEN), _TOKEN)
                 token = granted.at("access_token").text()

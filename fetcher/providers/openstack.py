@@ -1,6 +1,6 @@
 """OpenStack: Nova's network_data.json, from the metadata service or from the config drive.
 
-Sources: "Metadata" and "Config drives" of Nova's user guide (docs.openstack.org/nova/latest/user/metadata.html,
+Sources: "Metadata" and "Config drives" of Nova's user guide (https://docs.openstack.org/nova/latest/user/metadata.html,
 …/user/config-drive.html), the JSON schema of network_data.json that the first page offers, and nova/virt/netutils.py,
 which writes it. Nova names the first IPv4 and the first IPv6 address of a port, and none where Neutron serves DHCP:
 there the addresses come from DHCP and router advertisements, and the port is listed here without any.
@@ -121,7 +121,7 @@ def instance(network: Node, facts: Node | None = None) -> Instance:
     if plain or not links:
         made = each(plain, lambda link: link.at("ethernet_mac_address").mac(), interface)
     problems = made[1] + tuple(_not_yet(link) for link in (*bonds, *vlans))
-    return Instance(NAME, made[0], problems, system=_system(facts) if facts else {})
+    return Instance(NAME, made[0], problems, system=_system(facts) if facts else {"public-keys": []})
 
 
 def _not_yet(link: Node) -> Problem:

@@ -62,7 +62,7 @@ def instance(vnics: Node, facts: Node | None = None) -> Instance:
         return _interface(node, mac, nodes.index(node))
 
     interfaces, problems = each(nodes, lambda node: node.at("macAddr").mac(), vnic)
-    return Instance(NAME, interfaces, problems, system=_system(facts) if facts else {})
+    return Instance(NAME, interfaces, problems, system=_system(facts) if facts else {"public-keys": []})
 
 
 def _interface(node: Node, mac: str, number: int) -> Interface:

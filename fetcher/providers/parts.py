@@ -34,6 +34,7 @@ class Parts:
     ranges: list[IPNetwork] = field(default_factory=list)
     public: list[IPAddress] = field(default_factory=list)
     mtu: int | None = None
+    routed: bool = False
 
     def address(self, node: Node, length: int | None = None) -> None:
         """One of the interface's own: in a subnet that is known, or in the one that its prefix length makes."""
@@ -89,7 +90,8 @@ class Parts:
             ranges=tuple(dict.fromkeys(self.ranges)),
             public=tuple(dict.fromkeys(self.public)),
             mtu=self.mtu,
-            document={"mac": self.mac} | dict(document),
+            routed=self.routed,
+            document={"mac": self.mac} | dict(document) | {"mac": self.mac},  # first, and spelt alike on all clouds
         )
 
 

@@ -60,7 +60,7 @@ class JsonProvider:
         """The document at `path`; MetadataError unless it is there."""
         answer = self._ask(path, _READ)
         if answer.status != 200:
-            raise MetadataError("status", f"{path}: HTTP {answer.status}")
+            raise answer.error(path)
         return answer.text(path)
 
     def facts(self, network: Node, *paths: str) -> dict[str, Node]:

@@ -128,7 +128,7 @@ class TreeProvider:
         if answer.status == 404:
             raise Gone("changed", f"{path}: HTTP 404, though it must be there; it is read again")
         if answer.status != 200:
-            raise MetadataError("status", f"{path}: HTTP {answer.status}")
+            raise answer.error(path)
         return answer.text(path)
 
     def listing(self, path: str) -> list[str]:
@@ -170,7 +170,7 @@ class TreeProvider:
         elif answer.status == 200:
             raise MetadataError("invalid", f"{session.path}: the answer is not a token")
         else:
-            raise MetadataError("status", f"{session.path}: HTTP {answer.status}")
+            raise answer.error(session.path)
         self._token_expires = time.monotonic() + session.ttl * 0.9
         return self._token
 
@@ -195,7 +195,7 @@ class TreeProvider:
             try:
                 answer = self._get(path)
                 if answer.status not in (200, 404):
-                    raise MetadataError("status", f"{path}: HTTP {answer.status}")
+                    raise answer.error(path)
                 self._facts[path] = answer.text(path) if answer.status == 200 else ""
             except MetadataError as error:
                 self._outdated.append(path)
@@ -240,7 +240,7 @@ def assembled(name: str, macs: Mapping[str, Leaves], make: Callable[[str, str, L
             problems.append(Problem(mac, str(error)))
     if not seen:
         raise MetadataError("invalid", f"{MACS}: names no interface; every instance has one")
-    return Instance(name, tuple(interfaces), tuple(problems))
+    return Instance(name, tuple(interfaces), tuple(problems), system={"public-keys": []})
 
 
 def words(where: str, leaves: Leaves, key: str) -> list[Node]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 from cloud_network.fetcher.model import Instance, MetadataError
@@ -22,7 +22,8 @@ def test_a_server_is_read_whole() -> None:
     assert (public.mac, private.mac) == ("96:00:00:08:19:da", "86:00:00:2a:7d:e0")
     assert [str(address) for address in public.addresses] == ["1.2.3.4/32", "2a01:4f8:beef:beef::1/64"]
     assert public.gateways == (ip_address("fe80::1"),)
-    assert [str(address) for address in private.addresses] == [f"10.0.0.{at}/32" for at in range(2, 17)]
+    assert [str(address) for address in private.addresses] == [f"10.0.0.{at}/24" for at in range(2, 17)]
+    assert (private.subnets, private.routed) == ((ip_network("10.0.0.0/16"),), True)  # all behind the gateway
     assert (private.gateways, private.device_number) == ((ip_address("10.0.0.1"),), 1)
     assert private.document["network_name"] == "nw-test0"
 
@@ -41,6 +42,7 @@ def test_no_private_network_and_no_public_one() -> None:
         ("10.0.0.4]", "10.0.0.400]", "[0].alias_ips[1]: '10.0.0.400' is not an IP"),
         ("subnet: 10.0.0.0/24", "subnet: 10.0.0.0", "[0].ip"),
         ("gateway: 10.0.0.1", "gateway: x", "[0].gateway: 'x' is not an IP"),
+        ("gateway: 10.0.0.1", "gateway: 8.8.8.8", "[0].gateway: '8.8.8.8' is not inside"),
         ("interface_num: 1", "interface_num: one", "[0].interface_num: 'one' is not 0..4096"),
         ("beef::1/64", "beef::1/640", "network-config.config[0].subnets[1].address: '640' is not 0..128"),
         ("public-ipv4: 1.2.3.4", "public-ipv4: 1.2.3", "public-ipv4: '1.2.3' is not an IP"),

@@ -21,7 +21,7 @@ from cloud_network.fetcher.state import StateDirectory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fetcher.payloads import READERS, load, payloads
+from tests.fetcher.payloads import BARE, FEW, NO_IPV6, READERS, load, payloads
 from tests.fetcher.values import NOTHING, carried_out
 
 EVERY = [(cloud, path) for cloud in READERS for path in payloads(cloud)]
@@ -112,7 +112,7 @@ def host(instance: Instance) -> Actual:
 def test_a_whole_payload_is_read_whole_and_without_secrets(cloud: str, path: Path) -> None:
     found = READERS[cloud](path.read_text())
     assert (found.provider, found.problems) == (cloud, ())
-    assert all(interface.addresses for interface in found.interfaces)
+    assert cloud in BARE or all(interface.addresses for interface in found.interfaces)
     assert isinstance(found.system["public-keys"], list)
     shown = json.dumps([dict(found.system), [dict(interface.document) for interface in found.interfaces]])
     assert "SECRET" not in shown + repr(found.identity)
@@ -125,8 +125,9 @@ def test_the_payloads_say_of_every_shape_what_there_is(cloud: str) -> None:
     assert len(load(cloud, "one").interfaces) == 1
     many = load(cloud, "many").interfaces
     assert len(many) >= 3
-    assert all(len(each.addresses) + len(each.ranges) >= 15 for each in many)
-    assert any(address.version == 6 for each in load(cloud, "ipv6").interfaces for address in each.addresses)
+    assert cloud in FEW or all(len(each.addresses) + len(each.ranges) >= 15 for each in many)
+    if cloud not in NO_IPV6:
+        assert any(address.version == 6 for each in load(cloud, "ipv6").interfaces for address in each.addresses)
     assert load(cloud, "sparse").interfaces
 
 
@@ -169,5 +170,5 @@ def test_a_mutilated_document_is_read_or_refused(cloud: str, path: Path, data: s
     except MetadataError:
         return
     json.dumps([dict(found.system), *(dict(interface.document) for interface in found.interfaces)], allow_nan=False)
-    assert all(interface.addresses for interface in found.interfaces)
+    assert cloud in BARE or all(interface.addresses for interface in found.interfaces)
     host(found)

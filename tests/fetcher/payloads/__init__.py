@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from cloud_network.fetcher.model import Instance, MetadataError, Problem, parse_mac
 from cloud_network.fetcher.providers import azure, gcp
 from cloud_network.fetcher.providers.aws import _interface
 from cloud_network.fetcher.providers.document import parse
+
+from tests.fetcher.clouds import CLOUDS
 
 HERE = Path(__file__).parent
 
@@ -35,12 +38,24 @@ def _aws(text: str) -> Instance:
     return Instance("aws", tuple(interfaces), tuple(problems), {"public-keys": []})
 
 
+def _made(cloud: str, text: str) -> Instance:
+    return CLOUDS[cloud].made(parse(text, cloud).value)
+
+
 READERS: Mapping[str, Callable[[str], Instance]] = {
     "aws": _aws,
     "azure": lambda text: azure.instance(parse(text, "azure")),
     "gcp": lambda text: gcp.instance(parse(text, "gcp")),
+    **{name: partial(_made, name) for name in CLOUDS},
 }
 """Cloud → what makes an Instance of a payload's text. A new cloud adds its line."""
+
+BARE = frozenset({"openstack", "scaleway", "vultr"})
+"""Of these, metadata may name an interface and leave its addresses to DHCP."""
+FEW = frozenset({"digitalocean", "hetzner", "scaleway", "vultr"})
+"""Of these, not every interface can have many addresses, or the metadata do not name them."""
+NO_IPV6 = frozenset({"ibm", "tencent"})
+"""Of these, the metadata have no IPv6 addresses."""
 
 
 def payloads(cloud: str) -> list[Path]:
