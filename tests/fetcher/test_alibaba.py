@@ -68,7 +68,8 @@ def test_a_netmask_will_do_where_there_is_no_block() -> None:
 @pytest.mark.parametrize(
     ("key", "text", "said"),
     [
-        ("private-ipv4s", '["192.168.1.10", "192.168', "private-ipv4s: "),
+        ("private-ipv4s", '["192.168.1.10", "192.168.1.1', "private-ipv4s: "),
+        ("private-ipv4s", '"192.168.1.10"]', "is not a whole list"),
         ("private-ipv4s", '["192.168.2.10"]', "private-ipv4s: '192.168.2.10' is not inside 192.168.1.0/24"),
         ("private-ipv4s", "[2408::1]", "private-ipv4s: '2408::1' is not an IPv4 address"),
         ("ipv6s", "[192.168.1.10]", "ipv6s: '192.168.1.10' is not an IPv6 address"),
@@ -93,7 +94,11 @@ def test_a_leaf_that_is_not_listed_is_not_there_and_one_that_is_must_be(site: Si
     site.statuses[f"{MACS}{MAC}/ipv6s"] = 404
     found = alibaba.fetch()
     assert (found.complete, found.problems[0].mac) == (False, MAC)
+    assert "ipv6s: HTTP 404" in found.problems[0].text
     assert found.with_what_was_known(before).interfaces[-1] == before.interfaces[0]
+    site.statuses.clear()
+    site.texts[f"{MACS}{MAC}/ipv6s"] = "\n"
+    assert "ipv6s: is listed, and empty" in alibaba.fetch().problems[0].text
 
 
 def test_the_token_is_asked_for_once_and_shown_every_time(site: Site, alibaba: Alibaba) -> None:
