@@ -1,0 +1,59 @@
+"""The lab's metadata servers, which others wrote after the same documentation, read by the providers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from importlib import import_module
+from ipaddress import ip_address
+
+import pytest
+from cloud_network.fetcher.client import Client
+
+from tests.fetcher.clouds import CLOUDS
+from tests.lab import Spec
+from tests.lab.metadata.providers import PROVIDERS
+from tests.lab.metadata.server import Server
+from tests.lab.spec import Resolver, resolve
+
+DHCP = {"scaleway": "names no public MAC and no private address"}
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    found = asyncio.new_event_loop()
+    thread = threading.Thread(target=found.run_forever)
+    thread.start()
+    yield found
+    found.call_soon_threadsafe(found.stop)
+    thread.join()
+    found.close()
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_all_that_the_labs_cloud_has_is_read(loop: asyncio.AbstractEventLoop, cloud: str) -> None:
+    server = PROVIDERS[cloud]()
+    nics = resolve(Spec.cloud(cloud, 4, 15, 2), Resolver())
+    server.load(nics)
+    started = asyncio.run_coroutine_threadsafe(asyncio.start_server(Server(server).client, "127.0.0.1", 0), loop)
+    listener = started.result(10)
+    port = listener.sockets[0].getsockname()[1]
+    client = Client(f"127.0.0.1:{port}")
+    try:
+        found = CLOUDS[cloud].provider(client).fetch()
+        has = {nic.mac: {ip_address(text) for text in (*nic.addresses, *nic.ipv6)} for nic in nics}
+        if cloud in DHCP:
+            has = {nic.mac: set() for nic in nics[1:]}
+        got = {interface.mac: {address.ip for address in interface.addresses} for interface in found.interfaces}
+        assert found.problems == ()
+        assert set(got) == set(has)
+        assert all(has[mac] <= got[mac] for mac in has)
+        module = import_module(f"cloud_network.fetcher.providers.{cloud}")
+        dmi = {name: content for name, (content, _) in server.dmi.items()}
+        assert module.matches(dmi)
+        others = [each for each in PROVIDERS if each != cloud]
+        assert not [each for each in others if import_module(f"cloud_network.fetcher.providers.{each}").matches(dmi)]
+    finally:
+        client.close()
+        loop.call_soon_threadsafe(listener.close)
