@@ -27,7 +27,8 @@ from cloud_network.fetcher.status import NetagentStatus, Status
 
 logger = logging.getLogger(__name__)
 
-_SHORTLY = 1.0  # seconds until the next read when facts are left to read or a removal waits for its proof
+_SHORTLY = 1.0  # seconds until the next read when facts are left to read, or the last one failed …
+_PROOF = 0.4  # … and when a removal waits for its proof
 _CHASE = 30.0  # seconds for which metadata may lag behind an interface before it is left to the timer
 _SETTLE = 0.05  # seconds that a burst of kernel events is given to end …
 _PACE = 0.5  # … and between two looks at the kernel on their account
@@ -115,6 +116,8 @@ class Reconciler:
         self._unread = False
         if instance != self._unproven and self._takes_away(instance):
             logger.info("metadata: it no longer lists what it did; it is read again before anything is removed")
+            if self._unproven is None:  # the first such read; if they go on to differ, patience grows
+                self.refresh_due = min(self.refresh_due, self._read_at + _PROOF)
             self._unproven = instance
             self._write_status()
             return

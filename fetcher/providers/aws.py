@@ -51,7 +51,7 @@ _RESERVED = 3  # … of which so many are kept for a new session token and for t
 
 # What the network is made of; the rest of an interface is only shown.
 _NETWORK_KEYS = (
-    "device-number", "network-card", "local-ipv4s", "subnet-ipv4-cidr-block", "ipv6s", "subnet-ipv6-cidr-blocks",
+    "device-number", "local-ipv4s", "subnet-ipv4-cidr-block", "ipv6s", "subnet-ipv6-cidr-blocks",
     "ipv4-prefix", "ipv6-prefix", "public-ipv4s",
 )  # fmt: skip
 _SHOWN_KEYS = (
@@ -85,6 +85,8 @@ class Aws:
         self._token_expires = 0.0
         self._facts: dict[str, str] = {}  # path → text; "" where there is none
         self._outdated: list[str] = []  # paths of facts that are (again) to be read
+        self._cards: dict[str, str] = {}  # MAC → its network-card, which stays while the interface is attached
+        self._listed: dict[str, set[str]] = {}  # MAC → what its directory has
         self._last: Instance | None = None
         self._doubled: list[Interface] = []
 
@@ -94,6 +96,8 @@ class Aws:
         macs = [parse_mac(_MACS, line.rstrip("/")) for line in self._listing(_MACS) if line.endswith("/")]
         if not macs:
             raise MetadataError("invalid", f"{_MACS}: names no interface; every instance has one")
+        self._cards = {mac: self._cards[mac] for mac in macs if mac in self._cards}
+        self._listed = {}
         trees: dict[str, dict[str, str]] = {}
         interfaces: list[Interface] = []
         problems: list[Problem] = []
@@ -108,7 +112,7 @@ class Aws:
         self._check_doubled(interfaces)
         instance = Instance(NAME, tuple(interfaces), tuple(problems))
         if instance != self._last:  # then a public address, a name or a security group may have changed with it
-            self._outdated = _fact_paths(macs)
+            self._outdated = self._fact_paths(macs)
             self._last = instance
         self._read_facts(began + _FIXED + _EACH * len(macs) - _RESERVED)
         return self._with_facts(instance, trees)
@@ -188,10 +192,13 @@ class Aws:
         listed = {line.rstrip("/") for line in self._listing(directory)}
         if "mac" not in listed:
             raise MetadataError("invalid", f"{directory}: the listing is not an interface's: it has no 'mac'")
+        self._listed[mac] = listed
         found = {key: self._leaf(directory + key) for key in _NETWORK_KEYS if key in listed}
         for key, text in found.items():
             if not text.strip():
                 raise MetadataError("invalid", f"{directory}{key}: is listed, and empty")
+        if "network-card" in listed:
+            found["network-card"] = self._cards[mac] = self._cards.get(mac) or self._leaf(directory + "network-card")
         return {"mac": mac} | found
 
     def _check_doubled(self, interfaces: list[Interface]) -> None:
@@ -206,6 +213,11 @@ class Aws:
             raise MetadataError("changed", f"{_MACS}: {doubled} on more than one interface; it is read again")
         if doubled and (self._last is None or list(self._last.interfaces) != interfaces):
             logger.warning("metadata: %s: %s on more than one interface: only the first has it here", _MACS, doubled)
+
+    def _fact_paths(self, macs: list[str]) -> list[str]:
+        paths = [_META + key for key in _SYSTEM_KEYS] + [_IDENTITY + key for key in _IDENTITY_KEYS]
+        own = ((mac, key) for mac in macs for key in _SHOWN_KEYS if key in self._listed.get(mac, ()))
+        return paths + [f"{_META}{_MACS}{mac}/{key}" for mac, key in own]
 
     def _read_facts(self, limit: int) -> None:
         """What is only shown, as far as the allowance goes. A failure costs nothing but time: the next refresh goes on.
@@ -232,7 +244,8 @@ class Aws:
         facts = self._facts
         interfaces = []
         for interface in instance.interfaces:
-            shown = {key: facts.get(f"{_META}{_MACS}{interface.mac}/{key}", "") for key in _SHOWN_KEYS}
+            keys = (key for key in _SHOWN_KEYS if key in self._listed[interface.mac])
+            shown = {key: facts.get(f"{_META}{_MACS}{interface.mac}/{key}", "") for key in keys}
             document = trees[interface.mac] | {key: text for key, text in shown.items() if text}
             interfaces.append(replace(interface, document=document))
         system: dict[str, Any] = {}
@@ -252,11 +265,6 @@ class Aws:
 
 class NotThereError(MetadataError):
     """HTTP 404."""
-
-
-def _fact_paths(macs: list[str]) -> list[str]:
-    paths = [_META + key for key in _SYSTEM_KEYS] + [_IDENTITY + key for key in _IDENTITY_KEYS]
-    return paths + [f"{_META}{_MACS}{mac}/{key}" for mac in macs for key in _SHOWN_KEYS]
 
 
 def _interface(mac: str, tree: dict[str, str]) -> Interface:

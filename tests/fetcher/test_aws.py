@@ -388,3 +388,22 @@ def test_secrets_are_no_part_of_what_is_kept(cloud: Cloud, aws: Aws) -> None:
     cloud.reset()
     settled(aws)
     assert not any(word in record.path for record in cloud.requests() for word in ("credentials", "user-data", "iam"))
+
+
+def test_a_fact_that_is_no_longer_listed_is_no_longer_shown(cloud: Cloud, aws: Aws) -> None:
+    assert "public-hostname" in settled(aws).interfaces[0].document
+    cloud.load(Interface("10.0.1.0/24", 3), Interface("10.0.2.0/24", 3))
+    assert "public-hostname" not in settled(aws).interfaces[0].document
+
+
+def test_the_network_card_tells_the_primary_and_is_read_once(cloud: Cloud, aws: Aws) -> None:
+    for _ in range(3):
+        assert [each.network_card for each in aws.fetch().interfaces] == [0, 0]
+    assert sum(record.path.endswith("/network-card") for record in cloud.requests()) == 2
+    assert _interface("02:00:00:00:00:01", TREE | {"network-card": "3"}).network_card == 3
+    with pytest.raises(MetadataError, match="network-card: '-1' is not a whole number"):
+        _interface("02:00:00:00:00:01", TREE | {"network-card": "-1"})
+
+
+def test_the_ipv6_endpoint_serves_where_the_ipv4_one_cannot_be_reached() -> None:
+    assert [*Aws().client._endpoints] == ["169.254.169.254", "[fd00:ec2::254]"]
