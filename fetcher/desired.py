@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from ipaddress import ip_network
 
 from cloud_network.fetcher.allowed import Allowed, within
@@ -40,6 +41,7 @@ def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
     wishes, addresses, routes, rules = [], list[Address](), list[Route](), list[Rule]()
     allowed, withheld = Allowed(config, actual, left), dict[str, None]()
     prefixes = config.prefixes or _DEFAULT_PREFIXES.get(instance.provider, Prefixes.ROUTE)
+    subnets = {each.mac: _subnets(each, found.get(each.mac), actual) for each in instance.interfaces}
     given = set[IPNetwork]()  # a forwarded address may be named for several interfaces
     for interface, link in pairs:
         wishes.append(Wish(link.ifindex, interface.mtu))
@@ -66,8 +68,10 @@ def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
             others = [network for network in ranges if network in actual.local]  # Google's agent's, or an address
             routes += [Route(TABLE_LOCAL, link.ifindex, network, None) for network in ranges if network not in others]
         if has_table:
-            siblings = [subnet for other in instance.interfaces if other is not interface for subnet in other.subnets]
-            routes += _table(interface, link, siblings, config, actual, allowed)
+            siblings = [subnet for mac, others in subnets.items() if mac != interface.mac for subnet in others]
+            routes += _table(
+                replace(interface, subnets=subnets[interface.mac]), link, siblings, config, actual, allowed
+            )
             selectors = [ip_network(address.ip) for address in own] + ranges
             rules += _rules(selectors, link, config)
     for version in sorted(
@@ -125,6 +129,17 @@ def _others(link: Link, actual: Actual, desired: Iterable[Address]) -> set[IPNet
     """The networks in which other links have or shall have addresses: a connected route may not shadow them."""
     have = (kernel.address for (ifindex, _), kernel in actual.addresses.items() if ifindex != link.ifindex)
     return {ip_network((address.address, address.prefix), strict=False) for address in (*have, *desired)}
+
+
+def _subnets(interface: Interface, link: Link | None, actual: Actual) -> tuple[IPNetwork, ...]:
+    """The metadata's; where they give an address without one (IBM), what DHCP has set with that address."""
+    found = dict.fromkeys(interface.subnets)
+    for each in interface.addresses:
+        kernel = actual.addresses.get((link.ifindex, each.ip)) if link is not None else None
+        alone = each.version == 4 and each.network.prefixlen == each.max_prefixlen and not interface.routed
+        if alone and kernel is not None and not kernel.owned and kernel.address.prefix < each.max_prefixlen:
+            found[ip_network((each.ip, kernel.address.prefix), strict=False)] = None
+    return tuple(found)
 
 
 def _addresses(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv6Network, ip_address, ip_network
 
 import pytest
@@ -419,3 +420,20 @@ def test_two_network_cards_have_device_numbers_of_their_own() -> None:
     ones = [interface(n, f"10.0.1.{n}0", subnets=same, device_number=1, network_card=3 - n) for n in (1, 2)]
     found = wanted(instance(*ones), host(link(1), link(2)))
     assert (carried(found, 2), carried(found, 3)) == (["10.0.1.10/24"], ["10.0.1.20/24+"])
+
+
+def test_a_subnet_that_the_metadata_do_not_name_is_what_dhcp_has_set() -> None:
+    """IBM names addresses alone."""
+    ones = [interface(n, f"10.0.{n}.10", subnets=[f"10.0.{n}.10/32"], gateways=()) for n in (1, 2)]
+    leased = has(2, "10.0.1.10/24") | has(3, "10.0.2.10/24")
+    learned = {2: (ip_address("10.0.1.1"),), 3: (ip_address("10.0.2.1"),)}
+    found = wanted(instance(*ones), host(link(1), link(2), addresses=leased, gateways=learned))
+    assert routes(found, 2) == [
+        "10.0.1.10/32",
+        "10.0.1.0/24",
+        "10.0.2.10/32 via 10.0.1.1",
+        "10.0.2.0/24 via 10.0.1.1",
+        "0.0.0.0/0 via 10.0.1.1",
+    ]
+    ours = {place: replace(kernel, owned=True) for place, kernel in leased.items()}
+    assert "10.0.1.0/24" not in routes(wanted(instance(*ones), host(link(1), link(2), addresses=ours)), 2)

@@ -1,0 +1,100 @@
+"""The main job on every cloud: four interfaces with fifteen addresses each, or as many as the cloud has; IPv6 too."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from tests.job import CONFIG, audit, cnctl, ip, refresh, status
+from tests.lab import Lab, Spec
+from tests.lab.metadata.providers import PROVIDERS
+
+# The lab's IPv6 is of RFC 3849, neither private nor ULA, and on most clouds no router says that it is on link.
+ALLOW = 'AllowAddresses = "2001:db8::/32"\n'
+
+
+def local(lab: Lab) -> set[str]:
+    """What the instance takes for its own: addresses, and the ranges that are local routes."""
+    routes = [route for family in ("-4", "-6") for route in ip(lab, family, "route", "show", "table", "local")]
+    return {str(route["dst"]) for route in routes if route.get("type") == "local"}
+
+
+BY_DHCP = {"ibm", "scaleway"}
+"""Whose metadata have no subnets, gateways or addresses of further interfaces: their images ask DHCP on each."""
+
+
+def promised(lab: Lab) -> list[str]:
+    """What can be reached by what the metadata say."""
+    first = lab.nics[0]
+    if lab.spec.provider == "scaleway":  # the lab's document has neither the MAC of the first nor addresses of others
+        return [first.addresses[0]]
+    if lab.spec.provider == "vultr":  # private networks without a router
+        return [*first.addresses, *first.ipv6]
+    return [*lab.addresses, *lab.addresses6]
+
+
+def lost(lab: Lab) -> list[str]:
+    """The addresses that somebody could not reach."""
+    return sorted({target for (_, target), answered in lab.reachability(promised(lab)).items() if not answered})
+
+
+@pytest.mark.parametrize("cloud", PROVIDERS)
+def test_every_address_of_every_interface_is_reachable(cloud: str) -> None:
+    with Lab(replace(Spec.cloud(cloud, 4, 15, ipv6=2, public=1), dhcp_all=cloud in BY_DHCP)) as lab:
+        lab.write_config(CONFIG + ALLOW)
+        lab.start("netagent")
+        lab.start("fetcher")
+        wanted = {*promised(lab), *(() if cloud == "scaleway" else lab.addresses)}
+        lab.wait_for(lambda: wanted <= local(lab), 20, f"{cloud}: the addresses")
+        lab.wait_for(lambda: not lost(lab), 30, f"{cloud}: an answer of every address, once routers have been heard")
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, f"{cloud}: the fetcher to be content")
+        assert status(lab)["provider"] == cloud
+        assert "refused" not in {line["verdict"] for line in audit(lab)}
+        before = len(audit(lab))
+        assert refresh(lab) == "ok"
+        assert len(audit(lab)) == before, "a second pass has nothing to do"
+        shown = [path.read_text() for path in lab.path("/run/cloud-network").rglob("*") if path.is_file()]
+        assert "SECRET" not in "".join(shown)
+        assert lab.nics[-1].mac in json.dumps(status(lab)["links"])
+
+
+@pytest.mark.parametrize("cloud", ["azure", "gcp"])
+def test_the_refresh_of_an_unchanged_instance_costs_one_request(cloud: str) -> None:
+    with Lab(Spec.cloud(cloud, 2, 3)) as lab:
+        lab.write_config(CONFIG)
+        lab.start("netagent")
+        lab.start("fetcher")
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be content")
+        refresh(lab)
+        assert (refresh(lab), status(lab)["metadata_requests"]) == ("ok", 1)
+
+
+def test_gcp_tells_of_a_change_by_itself() -> None:
+    """RefreshTimer= is far away: nothing but the answer to wait_for_change brings the change here."""
+    with Lab(Spec.cloud("gcp", 2, 3)) as lab:
+        lab.write_config('[System]\nRefreshTimer = "24h"\n' + CONFIG)
+        lab.start("netagent")
+        lab.start("fetcher")
+        lab.wait_for(lambda: set(lab.addresses) <= local(lab), 20, "the addresses")
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be content")
+        nic = lab.nics[1]
+        lab.add_address(nic.mac, "10.0.2.77")
+        lab.wait_for(lambda: "10.0.2.77" in local(lab), 10, "the new address")
+        lab.remove_address(nic.mac, nic.addresses[2])
+        lab.wait_for(lambda: nic.addresses[2] not in local(lab), 10, "the old address to go")
+        assert not lost(lab)
+
+
+@pytest.mark.parametrize("cloud", ["azure", "gcp"])
+def test_ranges_and_what_is_public(cloud: str) -> None:
+    """GCP's alias ranges become local routes; a forwarded address that is public is named and withheld."""
+    with Lab(Spec.cloud(cloud, 2, 2, prefixes=1, public=1)) as lab:
+        lab.write_config(CONFIG)
+        lab.start("netagent")
+        lab.start("fetcher")
+        ranges = {prefix for nic in lab.nics for prefix in nic.prefixes if ":" not in prefix}
+        lab.wait_for(lambda: ({*lab.addresses} | ranges) <= local(lab), 20, "addresses and ranges")
+        assert cnctl(lab, "status", "network").returncode == 0
+        assert "refused" not in {line["verdict"] for line in audit(lab)}
