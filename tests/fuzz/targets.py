@@ -93,7 +93,7 @@ KERNEL = Once()
 NAMES: dict[int, str] = {found["link"]: found["name"] for found in KERNEL.links()}
 SETTINGS = Settings()
 SETTINGS.allow_kinds = frozenset({"veth"})
-SETTINGS.resolvers = frozenset({bytes((10, 0, 2, 2)), bytes.fromhex("fd00" + "0" * 26 + "53")})
+RESOLVERS = frozenset({bytes((10, 0, 2, 2)), bytes.fromhex("fd00" + "0" * 26 + "53")})
 NONE: frozenset[Any] = frozenset()
 NOTHING = Snapshot(dict.fromkeys(NAMES.values(), (True, 1500)), NONE, NONE, NONE, (), (), (), NONE, ())
 
@@ -140,11 +140,12 @@ def fuzz_policy(data: bytes) -> None:
     if message is None or message["request"] != "apply":
         return
     ops = message["ops"]
+    view = policy.View(KERNEL, SETTINGS, RESOLVERS, frozenset())  # type: ignore[arg-type]
     try:
-        undo = policy.check(ops, policy.View(KERNEL, SETTINGS, frozenset()))  # type: ignore[arg-type]
+        undo = policy.check(ops, view)
     except policy.Refusal as refusal:
         SEEN["refused"] += 1
-        _hold(0 <= refusal.position < len(ops) and bool(refusal.reason), repr(refusal))
+        _hold(0 <= view.position < len(ops) and bool(refusal.args[0]), repr(refusal))
         return
     assert len(undo) == len(ops)
     for op in undo:

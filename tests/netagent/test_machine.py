@@ -43,7 +43,7 @@ from tests.netagent.wire import AUDIT, CONFIG, Wire, ifindex
 EXAMPLES = int(os.environ.get("MACHINE_EXAMPLES", "0"))
 PHASES = (Phase.explicit, Phase.generate)
 SETTINGS = settings(
-    max_examples=EXAMPLES or 20,
+    max_examples=EXAMPLES or 16,
     stateful_step_count=40 if EXAMPLES else 30,
     derandomize=not EXAMPLES,
     phases=tuple(Phase) if EXAMPLES and not os.environ.get("NOSHRINK") else PHASES,
@@ -52,7 +52,6 @@ SETTINGS = settings(
     suppress_health_check=list(HealthCheck),
 )
 LINKS = ("eth0", "eth1", "spare", "docker0", "lo")
-SEATS = st.integers(0, 2)  # three clients
 BY_HAND = """
 for family in -4 -6; do
   ip $family route flush table all proto 209
@@ -97,6 +96,7 @@ class World:
         self.head = "0" * 64
         self.sequence = 0
         self.tally: dict[str, int] = {}
+        self.left, self.at = 300.0, time.monotonic()
         self.begin = snapshot(lab)
 
     def entries(self) -> list[dict[str, Any]]:
@@ -110,44 +110,38 @@ class World:
             found.append(entry)
         return found
 
+    def connected(self) -> Wire:
+        """A client, once netagent has served it: it serves one at a time."""
+        wire = Wire(self.lab)
+        assert self.asked(wire, request="hello", version=1) == {"verdict": "ok", "version": 1}
+        return wire
+
+    def asked(self, wire: Wire, **message: Any) -> dict[str, Any]:
+        self.pace()
+        return wire.ask(**message)
+
+    def pace(self) -> None:
+        """No faster than netagent lets a client be: 20 requests a second, of which 400 may be saved up."""
+        self.left = min(350.0, self.left + (time.monotonic() - self.at) * 15) - 1
+        self.at = time.monotonic()
+        if self.left < 0:
+            time.sleep(-self.left / 15)
+
     def restart(self) -> None:
         start(self.lab)
         self.pid = self.lab.daemons.pid("netagent")
+        self.left = 350.0
 
     def reset(self) -> None:
         """The kernel as in the beginning, for the next example: netagent is asked, then it is done by hand."""
-        with connected(self.lab) as wire:
-            asked(wire, request="flush", id="reset")
+        with self.connected() as wire:
+            self.asked(wire, request="flush", id="reset")
         lines = [f"link set {name} mtu {self.begin.links[name][1]}" for name in LINKS]
         self.lab.batch([*lines, "link set spare down"])
         if snapshot(self.lab) != self.begin:
             self.lab.run(["sh", "-c", BY_HAND], check=False)
             for line in FOREIGN[5:]:
                 self.lab.run(["ip", *line.split()], check=False)
-
-
-def asked(wire: Wire, **message: Any) -> dict[str, Any]:
-    """Ask, and again if that was too often."""
-    while "too many requests" in (answer := wire.ask(**message)).get("reason", ""):
-        time.sleep(0.1)
-    return answer
-
-
-def connected(lab: Lab) -> Wire:
-    """A client that netagent serves. One that has just gone may count until netagent has noticed: there are four."""
-
-    def wire() -> Wire | None:
-        client = Wire(lab)
-        try:
-            assert asked(client, request="hello", version=1) == {"verdict": "ok", "version": 1}
-        except ConnectionError:
-            client.socket.close()
-            return None
-        return client
-
-    client = lab.wait_for(wire)
-    assert client
-    return client
 
 
 def apply(name: str, ops: list[Any], seconds: int = 0) -> dict[str, Any]:
@@ -175,8 +169,8 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
     class Machine(RuleBasedStateMachine):
         def __init__(self) -> None:
             super().__init__()
-            self.wires: dict[int, Wire] = {}
-            self.owner: tuple[int, str] | None = None  # whose transaction is open
+            self.client: Wire | None = None
+            self.open: str | None = None  # the client's transaction
             self.before: Snapshot = world.begin  # before the open one
             self.made: list[dict[str, Any]] = []
             self.expired = 0
@@ -189,208 +183,205 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
 
         # — the model
 
-        def wire(self, seat: int) -> Wire:
-            if seat not in self.wires:
-                self.wires[seat] = connected(lab)
-            return self.wires[seat]
+        @property
+        def wire(self) -> Wire:
+            if self.client is None:
+                self.client = world.connected()
+            return self.client
 
         def message(self, ops: list[Any], seconds: int) -> dict[str, Any]:
             return apply(f"m{next(world.numbers)}", ops, seconds)
 
-        def gone(self, seat: int) -> None:
+        def gone(self, *, said: bool = False) -> None:
             """The connection ended, and with it what it had not confirmed."""
-            self.wires.pop(seat).socket.close()
-            if self.owner and self.owner[0] == seat:
+            if self.client is not None:
+                self.client.close()
+                self.client = None
+            if self.open or said:
+                with world.connected() as another:  # it is served after all that was said before
+                    assert world.asked(another, request="status")["open"] is None
+            if self.open:
                 self.taken_back()
 
         def taken_back(self) -> None:
-            self.owner, self.expected = None, self.before
-            self.settle()
+            self.open, self.expected = None, self.before
 
-        def settle(self) -> None:
-            """Wait until netagent has noticed."""
-            with connected(lab) as wire:
-                lab.wait_for(lambda: asked(wire, request="status")["open"] is None)
-
-        def outcome(self, seat: int, message: dict[str, Any], answer: dict[str, Any]) -> None:
+        def outcome(self, message: dict[str, Any], answer: dict[str, Any]) -> None:
             """Take note of an apply's answer."""
             world.tally[answer["verdict"]] = world.tally.get(answer["verdict"], 0) + 1
             if answer["verdict"] != "applied":
                 assert answer["verdict"] in ("refused", "rolled back"), answer
-                assert "not_undone" not in answer, answer
+                assert not answer.get("not_undone"), answer
                 return
-            assert self.owner is None, "two open at once"
+            assert self.open is None, "two open at once"
             self.before = self.expected
             self.expected = predict(self.expected, message["ops"], world.names)
             self.made += message["ops"]
             if message["confirm_within"]:
-                self.owner = seat, message["id"]
+                self.open = message["id"]
 
-        def apply(self, seat: int, ops: list[Any], seconds: int) -> None:
+        def apply(self, ops: list[Any], seconds: int) -> None:
             message = self.message(ops, seconds)
-            wire = self.wire(seat)
-            answer = asked(wire, **message)
+            wire = self.wire
+            answer = world.asked(wire, **message)
             if reason := malformed(message):
                 assert answer == {"verdict": "refused", "reason": reason}
                 assert wire.socket.recv(1) == b""
-                self.gone(seat)
+                self.gone()
             else:
-                self.outcome(seat, message, answer)
+                self.outcome(message, answer)
 
         # — what may happen
 
-        @rule(seat=SEATS, ops=kinds, seconds=within)
-        def applies(self, seat: int, ops: list[Any], seconds: int) -> None:
-            self.apply(seat, ops, seconds)
+        @rule(ops=kinds, seconds=within)
+        def applies(self, ops: list[Any], seconds: int) -> None:
+            self.apply(ops, seconds)
 
-        @precondition(lambda self: self.owner is None)
-        @rule(seat=SEATS, mtu=st.sampled_from((1300, 1400, 1500)), ops=formed)
-        def leaves_one_open_that_others_want(self, seat: int, mtu: int, ops: list[Any]) -> None:
-            self.apply(seat, [{"op": "link_mtu", "link": world.index["eth0"], "mtu": mtu}], 60)
-            assert self.owner
-            other = self.wire((seat + 1) % 3)
-            for request in ("confirm", "rollback"):
-                assert asked(other, request=request, id=self.owner[1])["verdict"] == "refused"
-            assert "still open" in asked(other, **apply("x", ops))["reason"]
+        @precondition(lambda self: self.open is None)
+        @rule(mtu=st.sampled_from((1300, 1400, 1500)), ops=formed, request=st.sampled_from(("confirm", "rollback")))
+        def leaves_one_open_that_another_wants(self, mtu: int, ops: list[Any], request: str) -> None:
+            self.apply([{"op": "link_mtu", "link": world.index["eth0"], "mtu": mtu}], 60)
+            assert self.open
+            with Wire(lab) as other:  # which has to wait, and then there is none any more
+                other.send(request=request, id=self.open)
+                assert world.asked(self.wire, request="status")["open"] == self.open
+                assert "still open" in world.asked(self.wire, **apply("x", ops))["reason"]
+                self.client.close()  # type: ignore[union-attr]
+                assert other.answer()["verdict"] == "refused"
+            self.gone()
 
-        @precondition(lambda self: self.owner is None)
-        @rule(seat=SEATS, requests=st.lists(st.integers(0, len(hostile) - 1), min_size=4, max_size=12))
-        def attacks(self, seat: int, requests: list[int]) -> None:
+        @precondition(lambda self: self.open is None)
+        @rule(requests=st.lists(st.integers(0, len(hostile) - 1), min_size=4, max_size=12))
+        def attacks(self, requests: list[int]) -> None:
             for number in requests:
-                self.apply(seat, hostile[number], 0)
+                self.apply(hostile[number], 0)
 
-        @rule(seat=SEATS, first=st.integers(0, 40), count=st.integers(1, 8), seconds=within, data=st.data())
-        def removes(self, seat: int, first: int, count: int, seconds: int, data: st.DataObject) -> None:
+        @rule(first=st.integers(0, 40), count=st.integers(1, 8), seconds=within, data=st.data())
+        def removes(self, first: int, count: int, seconds: int, data: st.DataObject) -> None:
             """What was made, and something more perhaps."""
             gone = removals(self.made)[first % (len(self.made) + 1) :][:count]
-            self.apply(seat, gone + data.draw(st.one_of(st.just([]), some)) or whole[:1], seconds)
+            self.apply(gone + data.draw(st.one_of(st.just([]), some)) or whole[:1], seconds)
 
-        @rule(seat=SEATS, ops=kinds, how=st.integers(0, 1000), value=VALUES)
-        def applies_what_is_nearly_valid(self, seat: int, ops: list[Any], how: int, value: Any) -> None:
+        @rule(ops=kinds, how=st.integers(0, 1000), value=VALUES)
+        def applies_what_is_nearly_valid(self, ops: list[Any], how: int, value: Any) -> None:
             at = how % len(ops)
-            self.apply(seat, [*ops[:at], nearly(ops[at], how // 8, value), *ops[at + 1 :]], 0)
+            self.apply([*ops[:at], nearly(ops[at], how // 8, value), *ops[at + 1 :]], 0)
 
-        @rule(seat=SEATS, another=st.booleans())
-        def confirms(self, seat: int, another: bool) -> None:
-            may = self.owner is not None and self.owner[0] == seat and not another
-            name = self.owner[1] if self.owner and not another else "another"
-            answer = asked(self.wire(seat), request="confirm", id=name)
+        @rule(another=st.booleans())
+        def confirms(self, another: bool) -> None:
+            may = self.open is not None and not another
+            name = self.open if self.open and not another else "another"
+            answer = world.asked(self.wire, request="confirm", id=name)
             assert answer["verdict"] == ("confirmed" if may else "refused")
             if may:
-                self.owner = None
+                self.open = None
 
-        @rule(seat=SEATS, another=st.booleans())
-        def rolls_back(self, seat: int, another: bool) -> None:
-            may = self.owner is not None and self.owner[0] == seat and not another
-            name = self.owner[1] if self.owner and not another else "another"
-            answer = asked(self.wire(seat), request="rollback", id=name)
+        @rule(another=st.booleans())
+        def rolls_back(self, another: bool) -> None:
+            may = self.open is not None and not another
+            name = self.open if self.open and not another else "another"
+            answer = world.asked(self.wire, request="rollback", id=name)
             assert answer["verdict"] == ("rolled back" if may else "refused")
             if may:
                 self.taken_back()
 
-        @precondition(lambda self: self.owner is None and self.expired < 1)
-        @rule(seat=SEATS, ops=kinds)
-        def lets_time_run_out(self, seat: int, ops: list[Any]) -> None:
-            self.apply(seat, ops, 1)
-            if self.owner:
+        @precondition(lambda self: self.open is None and self.expired < 1)
+        @rule(ops=kinds)
+        def lets_time_run_out(self, ops: list[Any]) -> None:
+            self.apply(ops, 1)
+            if self.open:
                 self.expired += 1
                 self.taken_back()
-                assert asked(self.wire(seat), request="confirm", id="late")["verdict"] == "refused"
+                lab.wait_for(lambda: ours(snapshot(lab, self.before.addresses)) == ours(self.before))
+                assert world.asked(self.wire, request="confirm", id="late")["verdict"] == "refused"
 
-        @rule(seat=SEATS)
-        def flushes(self, seat: int) -> None:
-            answer = asked(self.wire(seat), request="flush", id="flush")
+        @rule()
+        def flushes(self) -> None:
+            answer = world.asked(self.wire, request="flush", id="flush")
             assert answer["verdict"] == "applied", answer
-            if self.owner:
+            if self.open:
                 self.taken_back()
             self.expected = replace(self.expected, addresses=frozenset(), routes=frozenset(), rules=frozenset())
             self.made = []
 
-        @rule(seat=SEATS)
-        def asks_for_status(self, seat: int) -> None:
-            answer = asked(self.wire(seat), request="status")
-            assert answer["open"] == (self.owner[1] if self.owner else None)
+        @rule()
+        def asks_for_status(self) -> None:
+            answer = world.asked(self.wire, request="status")
+            assert answer["open"] == self.open
             world.entries()
             assert (answer["sequence"], answer["head"]) == (world.sequence, world.head)
 
-        @precondition(lambda self: self.wires)
-        @rule(seat=SEATS)
-        def hangs_up(self, seat: int) -> None:
-            if seat in self.wires:
-                self.gone(seat)
+        @precondition(lambda self: self.client)
+        @rule()
+        def hangs_up(self) -> None:
+            self.gone()
 
-        @rule(seat=SEATS, ops=formed, seconds=within)
-        def hangs_up_before_the_answer(self, seat: int, ops: list[Any], seconds: int) -> None:
-            message = self.message(ops, seconds)
-            self.wire(seat).socket.sendall(protocol.encode(message))
-            busy = self.owner is not None
-            self.wires.pop(seat).socket.close()
-            found: list[dict[str, Any]] = []
+        @rule(ops=formed, seconds=within)
+        def hangs_up_before_the_answer(self, ops: list[Any], seconds: int) -> None:
+            """What was asked is done all the same, and stays if it asked for no confirmation."""
+            world.pace()
+            self.wire.socket.sendall(protocol.encode(self.message(ops, seconds)))
+            busy = self.open
+            self.gone(said=True)
+            if not busy and not seconds:
+                self.as_it_turned_out(ops)
 
-            def logged() -> bool:
-                found.extend(each for each in world.entries() if each.get("id") == message["id"])
-                return bool(found)
+        def as_it_turned_out(self, ops: list[Any]) -> None:
+            """Whole or not at all; which, only the kernel knows."""
+            done = predict(self.expected, ops, world.names)
+            if ours(snapshot(lab, done.addresses)) == ours(done):
+                self.expected = done
+                self.made += ops
 
-            lab.wait_for(logged)
-            if busy and self.owner and self.owner[0] == seat:
-                assert found[0]["verdict"] == "refused"
-                self.taken_back()
-            else:
-                self.outcome(seat, message, found[0])
-                if self.owner and self.owner[0] == seat:
-                    self.taken_back()
-
-        @rule(seat=SEATS, cut=st.integers(0, 1000), finishes=st.booleans())
-        def sends_half_a_frame(self, seat: int, cut: int, finishes: bool) -> None:
-            frame, wire = protocol.encode({"request": "status"}), self.wire(seat)
+        @rule(cut=st.integers(0, 1000), finishes=st.booleans())
+        def sends_half_a_frame(self, cut: int, finishes: bool) -> None:
+            frame, wire = protocol.encode({"request": "status"}), self.wire
             at = 1 + cut % (len(frame) - 1)
             wire.socket.sendall(frame[:at])
-            with connected(lab) as other:
-                assert asked(other, request="status")["verdict"] == "ok"
             if finishes:
+                world.pace()
                 wire.socket.sendall(frame[at:])
                 assert wire.answer()["verdict"] in ("ok", "refused")
             else:
-                self.gone(seat)
+                self.gone()
 
         @rule(
-            seat=SEATS,
             body=st.one_of(
                 st.binary(max_size=60), VALUES.map(msgpack.packb), st.binary(max_size=9).map(lambda b: b"\x83" + b)
             ),
         )
-        def sends_garbage(self, seat: int, body: bytes) -> None:
-            answer = self.wire(seat).raw(body)
+        def sends_garbage(self, body: bytes) -> None:
+            answer = self.wire.raw(body)
             assert answer["verdict"] == "refused"
-            if "too many requests" not in answer["reason"]:
-                assert self.wires[seat].socket.recv(1) == b""
-                self.gone(seat)
+            assert self.wire.socket.recv(1) == b""
+            self.gone()
 
-        @precondition(lambda self: self.owner is None)
+        @precondition(lambda self: self.open is None)
         @rule(one=formed, two=formed, seconds=within, other=within)
         def two_at_once(self, one: list[Any], two: list[Any], seconds: int, other: int) -> None:
-            """Both have sent before either has an answer. The audit log says whose turn was first."""
-            sent = {0: self.message(one, seconds), 1: self.message(two, other)}
-            wires = [self.wire(seat) for seat in sent]
-            for seat, message in sent.items():
-                wires[seat].socket.sendall(protocol.encode(message))
-            answers = {message["id"]: (seat, message, wires[seat].answer()) for seat, message in sent.items()}
-            turns = [entry["id"] for entry in world.entries() if entry.get("id") in answers]
-            assert sorted(turns) == sorted(answers)
-            for turn in turns:
-                self.outcome(*answers[turn])
+            """Both have sent before either has an answer; the second has its when the first has gone."""
+            first, second = self.message(one, seconds), self.message(two, other)
+            wire = self.wire
+            with Wire(lab) as waiting:
+                waiting.send(**second)
+                self.outcome(first, world.asked(wire, **first))
+                wire.close()
+                if self.open:
+                    self.taken_back()
+                world.pace()
+                self.client = waiting
+                self.outcome(second, waiting.answer())
+                self.gone()
 
-        @precondition(lambda self: self.owner is None)
-        @rule(seat=SEATS, ops=formed, seconds=within)
-        def is_killed_at_work(self, seat: int, ops: list[Any], seconds: int) -> None:
+        @precondition(lambda self: self.open is None)
+        @rule(ops=formed, seconds=within)
+        def is_killed_at_work(self, ops: list[Any], seconds: int) -> None:
             """Whole or not at all, and gone if it was not confirmed; which, only the kernel knows."""
-            message = self.message(ops, seconds)
-            self.wire(seat).socket.sendall(protocol.encode(message))
+            world.pace()
+            self.wire.socket.sendall(protocol.encode(self.message(ops, seconds)))
             self.end(signal.SIGKILL)
-            done = predict(self.expected, ops, world.names)
-            if not seconds and ours(snapshot(lab, done.addresses)) == ours(done):
-                self.expected = done
-                self.made += ops
+            if not seconds:
+                self.as_it_turned_out(ops)
 
         @rule(how=st.sampled_from((signal.SIGKILL, signal.SIGTERM)))
         def ends_and_is_started(self, how: signal.Signals) -> None:
@@ -399,12 +390,8 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
         def end(self, how: signal.Signals) -> None:
             lab.kill("netagent", how)
             lab.wait_for(lambda: not lab.daemons.running("netagent"))
-            for wire in self.wires.values():
-                wire.socket.close()
-            self.wires.clear()
             world.restart()
-            if self.owner:
-                self.taken_back()
+            self.gone()
 
         @rule(sense=st.booleans())
         def reads_its_settings_anew(self, sense: bool) -> None:
@@ -443,8 +430,8 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
             world.entries()
 
         def teardown(self) -> None:
-            for wire in self.wires.values():
-                wire.socket.close()
+            if self.client is not None:
+                self.client.close()
             if lab.daemons.running("netagent"):
                 done = lab.run([str(SCRIPTS / "cnctl"), "audit", "--verify"], check=False)
                 assert done.returncode == 0, done.stdout + done.stderr
