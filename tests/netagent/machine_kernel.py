@@ -187,7 +187,7 @@ def ours(state: Snapshot) -> tuple[object, ...]:
 
 # Nobody's to have, whoever asks: DHCP's, a router's, the resolver's, the metadata servers', the container bridge's.
 FORBIDDEN = [
-    *map(ip_network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "172.17.0.0/16")),
+    *map(ip_network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "172.17.0.1")),
     *map(
         ip_network, ("10.0.1.1", "10.0.1.10", "10.0.2.2", "10.0.2.50", "10.0.3.50", "100.100.100.200", "168.63.129.16")
     ),

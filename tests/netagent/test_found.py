@@ -1,4 +1,4 @@
-"""What the state machine found, each by itself: the kernel removes more than it was asked to."""
+"""What the state machine and the fuzzer found, each by itself; mostly the kernel removes more than it was asked to."""
 
 from __future__ import annotations
 
@@ -61,3 +61,10 @@ def test_an_mtu_that_ipv6_cannot_have_leaves_ipv6_routes(lab: Lab, wire: Wire) -
     before = kernel_state(lab)["routes6"]
     answer = wire.apply({"op": "link_mtu", "link": ifindex(lab, "spare"), "mtu": 576})
     assert "fd00:9::/64" in kernel_state(lab)["routes6"], (answer, before)
+
+
+@known
+def test_a_containers_address_is_not_taken_over(lab: Lab, wire: Wire) -> None:
+    """Found by fuzzing: on a cloud's link it would draw in what the host sends to the container behind the bridge."""
+    lab.batch(["link add docker0 type bridge", "address add 172.17.0.1/16 dev docker0", "link set docker0 up"])
+    assert wire.apply(address(ifindex(lab, "eth0"), "172.17.0.33/32"))["verdict"] == "refused"

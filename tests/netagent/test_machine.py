@@ -292,8 +292,12 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
             if self.open:
                 self.expired += 1
                 self.taken_back()
-                lab.wait_for(lambda: ours(snapshot(lab, self.before.addresses)) == ours(self.before))
+                lab.wait_for(self.nothing_is_left)
                 assert world.asked(self.wire, request="confirm", id="late")["verdict"] == "refused"
+
+        def nothing_is_left(self) -> bool:
+            now = snapshot(lab, self.before.addresses)
+            return ours(now) == ours(self.before) and now.foreign_addresses == self.before.foreign_addresses
 
         @rule()
         def flushes(self) -> None:
