@@ -68,3 +68,13 @@ def test_a_containers_address_is_not_taken_over(lab: Lab, wire: Wire) -> None:
     """Found by fuzzing: on a cloud's link it would draw in what the host sends to the container behind the bridge."""
     lab.batch(["link add docker0 type bridge", "address add 172.17.0.1/16 dev docker0", "link set docker0 up"])
     assert wire.apply(address(ifindex(lab, "eth0"), "172.17.0.33/32"))["verdict"] == "refused"
+
+
+@known
+def test_nothing_is_left_when_the_route_that_was_to_be_replaced_failed(lab: Lab, wire: Wire) -> None:
+    """The way back of the second is to put the first there again, which the kernel never took: that link is down."""
+    lab.batch(["link add spare type veth peer name spare1"])
+    first, second = (route(ifindex(lab, name), "fd00:7::/80", table=255) for name in ("spare", "eth0"))
+    before = kernel_state(lab)
+    assert wire.apply(first, second)["verdict"] == "rolled back"
+    assert kernel_state(lab) == before
