@@ -121,7 +121,8 @@ def parse_network(path: str, text: str) -> IPNetwork:
         network = ip_network(text.strip())
     except ValueError:
         raise invalid(path, text, "a prefix such as 10.0.1.0/24") from None
-    if network.prefixlen < _SHORTEST[network.version] or network.is_loopback or network.is_multicast:
+    nobodys = network.is_loopback or network.is_multicast or (network.version == 4 and network.is_reserved)
+    if network.prefixlen < _SHORTEST[network.version] or nobodys:
         raise invalid(path, text, "a prefix that an interface can have")
     return network
 

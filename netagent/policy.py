@@ -84,12 +84,19 @@ class View:
         self._routes: dict[int, dict[tuple[bytes, int], Found]] = {}
         for route in kernel.routes(None, parse_default):
             self.add_gateway(route["gateway"], route["link"])
+        self.rivals: set[Network] = (
+            set()
+        )  # subnets of links that are none of the cloud's: a container bridge's, a VPN's
         found = kernel.addresses()
         self._tagged = any(address["protocol"] is not None for address in found)  # the kernel knows IFA_PROTO
         for address in found:
             self.add_address(address)
             if not self.owns(address) and address["prefix"] < len(address["address"]) * 8:
-                self.claims.setdefault(address["link"], set()).add(network(address["address"], address["prefix"]))
+                net = network(address["address"], address["prefix"])
+                self.claims.setdefault(address["link"], set()).add(net)
+                kind = self.links.get(address["link"], {}).get("kind")
+                if kind not in (None, *settings.allow_kinds) and not contains(LINK_LOCAL, net):
+                    self.rivals.add(net)
         for route in kernel.routes(TABLE_MAIN):
             self.add_gateway(route["gateway"], route["link"])
             if route["gateway"] is None and route["protocol"] != PROTOCOL and route["prefix"]:
@@ -156,9 +163,14 @@ class View:
             raise Refusal(f"{shown}: prefixes shorter than /{_SHORTEST[net[0]]} are nobody's")
         if any(overlap(never, net) for never in NEVER):
             raise Refusal(f"{shown}: loopback, link-local, multicast, reserved or a metadata server's")
-        if not any(contains(own, net) for own in (*self.settings.allow_addresses, *self.claims.get(index, ()))):
-            allow = f'[Netagent] AllowAddresses="{shown}"'
+        explicit = (*self.claims.get(index, ()), *self.settings.allow_addresses[len(ALLOWED) :])
+        if any(contains(own, net) for own in explicit):
+            return
+        allow = f'[Netagent] AllowAddresses="{shown}"'
+        if not any(contains(own, net) for own in ALLOWED):
             raise Refusal(f"{shown} is neither private nor of a network that link {index} learned", allow)
+        if any(overlap(rival, net) for rival in self.rivals):
+            raise Refusal(f"{shown} is of a subnet of a link that is no interface of the cloud", allow)
 
 
 def _inside(net: Network, packed: Iterable[bytes]) -> Iterator[bytes]:
@@ -180,8 +192,8 @@ def _link_up(op: Op, view: View) -> Op:
 
 
 def _link_mtu(op: Op, view: View) -> Op:
-    if op["mtu"] < 1280 and any(link == op["link"] and len(packed) == 16 for link, packed in view.addresses):
-        raise Refusal("an MTU below 1280 would take the link's IPv6 addresses away (RFC 8200, section 5)")
+    if op["mtu"] < 1280:
+        raise Refusal("an MTU below 1280 takes IPv6 off the link (RFC 8200, section 5)")
     return {**op, "mtu": view.links[op["link"]]["mtu"]}
 
 
@@ -212,9 +224,9 @@ def _address_remove(op: Op, view: View) -> Op:
     net = network(packed, op["prefix"])
     if net[2] and not address["flags"] & IFA_F_SECONDARY:  # its secondaries may go with it, if promote_secondaries is 0
         for (link, other), found in view.addresses.items():
-            secondary = link == index and found["flags"] & IFA_F_SECONDARY and not view.owns(found)
+            secondary = link == index and found["flags"] & IFA_F_SECONDARY
             if secondary and network(other, found["prefix"]) == net:
-                raise Refusal(f"{text(other)}, which is not ours, may go with {text(packed)}")
+                raise Refusal(f"{text(other)} may go with {text(packed)}")
     del view.addresses[index, packed], view.holders[packed]
     return {**op, "op": "address_add", "route": not address["flags"] & IFA_F_NOPREFIXROUTE}
 
@@ -233,6 +245,8 @@ def _route_replace(op: Op, view: View) -> Op:
     index, packed, prefix, gateway = op["link"], op["address"], op["prefix"], op["gateway"]
     existing, net, local = _route_at(op, view), network(packed, prefix), op["table"] == TABLE_LOCAL
     shown = f"{text(packed)}/{prefix}"
+    if existing and "op" in existing:  # if the first failed, there would be no way back from the second
+        raise Refusal(f"the route to {shown} twice in one request")
     if net[1] != int.from_bytes(packed):
         raise Refusal(f"{shown} has host bits set")
     on_link = view.subnets.setdefault(index, set())

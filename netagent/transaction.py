@@ -64,10 +64,10 @@ class Transaction:
 
 
 def owned_ops(kernel: Kernel, view: View) -> list[Op]:
-    """Everything of ours where we may act, as the operations that remove it: rules, then routes, then addresses."""
+    """Everything of ours where we may act, as the operations that remove it: what was added last goes first."""
     rules = [("rule_remove", rule) for rule in kernel.rules() if rule["protocol"] == PROTOCOL]
     routes = [("route_remove", route) for route in kernel.routes(None)]
-    owned = [("address_remove", address) for address in view.addresses.values() if view.owns(address)]
+    owned = [("address_remove", each) for each in reversed(view.addresses.values()) if view.owns(each)]
     ours = [
         (op, found) for op, found in rules + routes + owned if "link" not in found or not view.refusal(found["link"])
     ]

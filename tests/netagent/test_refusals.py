@@ -36,7 +36,7 @@ ATTACKS: dict[str, tuple[Callable[[Links], Ops], str]] = {
     "a public address": (lambda on: [address(on.secondary, "8.8.8.8")], "neither private"),
     "a public network": (lambda on: [address(on.secondary, "203.0.113.5/24")], "neither private"),
     "another link's address": (lambda on: [address(on.secondary, "10.0.1.10")], "already"),
-    "the bridge's address": (lambda on: [address(on.secondary, "172.17.0.1")], "already"),
+    "the bridge's address": (lambda on: [address(on.secondary, "172.17.0.1")], "no interface of the cloud"),
     "loopback": (lambda on: [address(on.secondary, "127.0.0.2")], "loopback"),
     "multicast": (lambda on: [address(on.secondary, "224.0.0.1")], "multicast"),
     "broadcast": (lambda on: [address(on.secondary, "255.255.255.255")], "reserved"),
