@@ -62,11 +62,12 @@ class Allowed:
 
     def against(self, link: Link, network: IPNetwork) -> str | None:
         """Why the link may not have this address or range; None if it may."""
-        shown = str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
-        for address, (ifindex, goes) in self._holders.items():
+        single = network.prefixlen == network.max_prefixlen
+        shown = str(network.network_address) if single else str(network)
+        for address in (network.network_address,) if single else self._holders:
+            ifindex, goes = self._holders.get(address, (link.ifindex, False))
             if ifindex != link.ifindex and not goes and address.version == network.version and address in network:
                 return f"{shown} of {link.name}: {self._name(ifindex)} has {address}"
-        single = network.prefixlen == network.max_prefixlen
         holder, goes = self._holders.get(network.network_address, (None, False)) if single else (None, False)
         if link.ifindex in (holder, self._local.get(network)):
             return None  # it is there already

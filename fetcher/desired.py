@@ -74,9 +74,8 @@ def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
             )
             selectors = [ip_network(address.ip) for address in own] + ranges
             rules += _rules(selectors, link, config)
-    for version in sorted(
-        {rule.version for rule in (*rules, *actual.rules) if rule in rules or rule.table in left_tables}
-    ):
+    left_rules = (rule for rule in actual.rules if rule.table in left_tables)
+    for version in sorted({rule.version for rule in (*rules, *left_rules)}):
         rules.append(Rule(config.rule_priority + STEP, version, None, TABLE_MAIN, suppress=True))
     return Desired(
         wishes=tuple(wishes),
