@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from ipaddress import ip_network
+from typing import NamedTuple
 
 from cloud_network.fetcher.allowed import Allowed, within
 from cloud_network.fetcher.config import Config, Prefixes, Rules
@@ -42,6 +43,7 @@ def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
     allowed, withheld = Allowed(config, actual, left), dict[str, None]()
     prefixes = config.prefixes or _DEFAULT_PREFIXES.get(instance.provider, Prefixes.ROUTE)
     subnets = {each.mac: _subnets(each, found.get(each.mac), actual) for each in instance.interfaces}
+    held = [_Held.of(kernel.address) for kernel in actual.addresses.values()]
     given = set[IPNetwork]()  # a forwarded address may be named for several interfaces
     for interface, link in pairs:
         wishes.append(Wish(link.ifindex, interface.mtu))
@@ -49,7 +51,9 @@ def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
         own = [each for each in interface.addresses if each.ip not in taken and not _left_to_others(each.ip, config)]
         against = {each: allowed.against(link, ip_network(each.ip)) for each in own}
         own = [each for each in own if against[each] is None]
-        addresses += _addresses(interface, link, own, _others(link, actual, addresses), allowed)
+        mine = list(_addresses(interface, link, own, held, allowed))
+        held += [_Held.of(address) for address in mine]
+        addresses += mine
         has_table = len(instance.interfaces) > 1 or link.name in config.supplementary
         ranges = list[IPNetwork]()
         if prefixes is Prefixes.LOCAL or (prefixes is Prefixes.ROUTE and has_table):
@@ -124,10 +128,29 @@ def _left_to_others(address: IPAddress, config: Config) -> bool:
     return any(address.version == net.version and address in net for net in config.exclude_addresses)
 
 
-def _others(link: Link, actual: Actual, desired: Iterable[Address]) -> set[IPNetwork]:
-    """The networks in which other links have or shall have addresses: a connected route may not shadow them."""
-    have = (kernel.address for (ifindex, _), kernel in actual.addresses.items() if ifindex != link.ifindex)
-    return {ip_network((address.address, address.prefix), strict=False) for address in (*have, *desired)}
+class _Held(NamedTuple):
+    """The network of an address that a link has or shall have, as numbers: thousands are compared."""
+
+    ifindex: int
+    version: int
+    first: int
+    last: int
+
+    @classmethod
+    def of(cls, address: Address) -> _Held:
+        host = address.address.max_prefixlen - address.prefix
+        first = int(address.address) >> host << host
+        return cls(address.ifindex, address.address.version, first, first + (1 << host) - 1)
+
+
+def _shared(link: Link, network: IPNetwork, held: Iterable[_Held]) -> bool:
+    """Whether another link has a part in the network: a connected route may not shadow it."""
+    first, last = int(network.network_address), int(network.broadcast_address)
+    return any(
+        other.first <= last and first <= other.last and other.version == network.version
+        for other in held
+        if other.ifindex != link.ifindex
+    )
 
 
 def _subnets(interface: Interface, link: Link | None, actual: Actual) -> tuple[IPNetwork, ...]:
@@ -142,7 +165,7 @@ def _subnets(interface: Interface, link: Link | None, actual: Actual) -> tuple[I
 
 
 def _addresses(
-    interface: Interface, link: Link, own: Iterable[IPInterface], others: set[IPNetwork], allowed: Allowed
+    interface: Interface, link: Link, own: Iterable[IPInterface], held: Iterable[_Held], allowed: Allowed
 ) -> Iterator[Address]:
     """The first IPv4 address of a subnet carries its prefix length; siblings are /32, so they outlive the first."""
     carried: set[IPNetwork] = set()
@@ -154,8 +177,7 @@ def _addresses(
             yield Address(link.ifindex, address, 32, connected=False)
         else:
             carried.add(network)
-            shared = any(other.version == 4 and network.overlaps(other) for other in others)
-            connected = not shared and allowed.may_claim(link, network)
+            connected = not _shared(link, network, held) and allowed.may_claim(link, network)
             yield Address(link.ifindex, address, network.prefixlen, connected)
 
 

@@ -38,6 +38,9 @@ _FORGET = 120.0  # a plan that comes up again after so long is a new one
 _SHOWN = 5  # addresses that are left out and are named; a whole block of them fits on no line
 
 
+Compared = tuple[Actual, Desired, Plan]
+
+
 class Reconciler:
     """What is known between two passes, and when the next ones are due (in time.monotonic's seconds)."""
 
@@ -114,7 +117,8 @@ class Reconciler:
         finally:
             self._publisher.status["metadata_requests"] = self.provider.client.requests - before
         self._unread = False
-        if instance != self._unproven and self._takes_away(instance):
+        compared = self._look(instance)
+        if instance != self._unproven and compared is not None and _takes_away(compared[2]):
             logger.info("metadata: it no longer lists what it did; it is read again before anything is removed")
             if self._unproven is None:  # the first such read; if they go on to differ, patience grows
                 self.refresh_due = min(self.refresh_due, self._read_at + _PROOF)
@@ -122,11 +126,11 @@ class Reconciler:
             self._write_status()
             return
         self._accept(instance)
-        self._converge(fresh=True)
+        self._converge(compared)
 
     def converge(self) -> None:
         """Make the kernel agree with the metadata that is known."""
-        self._converge(fresh=False)
+        self._converge(None)
 
     def _accept(self, instance: Instance) -> None:
         self._unproven = None
@@ -142,15 +146,16 @@ class Reconciler:
         seconds = _SHORTLY if self.provider.unread else self._config.refresh_timer
         self.refresh_due = time.monotonic() + seconds
 
-    def _converge(self, *, fresh: bool) -> None:
+    def _converge(self, compared: Compared | None) -> None:
+        """Make the difference that was just found, after a read of the metadata; else look for one first."""
         self._compared_at = time.monotonic()
         self.compare_due = self._compared_at + _NETAGENT_AWAY
         if self._instance is None:
             self.compare_due = math.inf
             return
         try:
-            actual, wanted, changes = self._compare(self._instance)
-            if changes and self._is_time_for(changes) and self._could_be_confirmed(fresh=fresh):
+            actual, wanted, changes = compared or self._compare(self._instance)
+            if changes and self._is_time_for(changes) and self._could_be_confirmed(fresh=compared is not None):
                 self._carry_out(changes, actual)
                 actual, wanted, changes = self._compare(self._instance)
         except kernel.KernelError as error:
@@ -167,18 +172,17 @@ class Reconciler:
         self._publisher.links(self._instance, self._config, actual)
         self._write_status(actual, wanted, changes)
 
-    def _compare(self, instance: Instance) -> tuple[Actual, Desired, Plan]:
+    def _compare(self, instance: Instance) -> Compared:
         actual = kernel.read()
         wanted = desired(instance, self._config, actual)
         return actual, wanted, plan(wanted, actual, may_remove=instance.complete)
 
-    def _takes_away(self, instance: Instance) -> bool:
-        """Whether this read, if it is true, takes something away: then one read alone is no proof."""
+    def _look(self, instance: Instance) -> Compared | None:
+        """What a read of the metadata, if it is true, changes; None when the kernel cannot be read."""
         try:
-            _, _, changes = self._compare(instance)
+            return self._compare(instance)
         except kernel.KernelError:
-            return False  # then nothing will be done
-        return any(change.verb is Verb.REMOVE for change in changes)
+            return None  # converging says so
 
     # Changing the kernel
 
@@ -288,3 +292,8 @@ class Reconciler:
         status["last_error"] = self._errors.last
         status["refresh_timer"] = self._config.refresh_timer
         self._publisher.publish()
+
+
+def _takes_away(changes: Plan) -> bool:
+    """Whether something goes: then one read alone is no proof."""
+    return any(change.verb is Verb.REMOVE for change in changes)
