@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ipaddress import ip_network
 
-from cloud_network.fetcher.config import Config
+from cloud_network.fetcher.config import PRIVATE, Config
 from cloud_network.fetcher.model import IPAddress, IPNetwork
 from cloud_network.fetcher.objects import Actual, Link
 
@@ -33,7 +33,10 @@ class Allowed:
     """What the operator and the kernel allow on this host."""
 
     def __init__(self, config: Config, actual: Actual, left: frozenset[int]) -> None:
-        self._allow = config.allow_addresses
+        self._allow = config.allow_addresses[len(PRIVATE) :]
+        clouds = (None, *config.allow_kinds)
+        others = {link.ifindex for link in actual.links if link.kind not in clouds}  # a container bridge, a VPN …
+        self._rivals = set[IPNetwork]()  # … whose subnets are not the cloud's to give addresses of
         self._learned = {ifindex: set(networks) for ifindex, networks in actual.learned.items()}
         self._subnets = {ifindex: set(networks) for ifindex, networks in actual.learned.items()}
         self._holders: dict[IPAddress, tuple[int, bool]] = {}  # by which link, and whether it will be taken from it
@@ -45,6 +48,8 @@ class Allowed:
             self._subnets.setdefault(ifindex, set()).add(network)
             if not kernel.owned and network.prefixlen < network.max_prefixlen:
                 self._learned.setdefault(ifindex, set()).add(network)
+                if ifindex in others:
+                    self._rivals.add(network)
 
     def may_claim(self, link: Link, network: IPNetwork) -> bool:
         """Whether the link may have all of `network`."""
@@ -52,7 +57,10 @@ class Allowed:
             return False
         if any(within(network, never) or within(never, network) for never in NEVER):
             return False
-        return any(within(network, own) for own in (*self._allow, *self._learned.get(link.ifindex, ())))
+        if any(within(network, own) for own in (*self._allow, *self._learned.get(link.ifindex, ()))):
+            return True
+        private = any(within(network, own) for own in PRIVATE)
+        return private and not any(within(network, rival) or within(rival, network) for rival in self._rivals)
 
     def is_on(self, link: Link, network: IPNetwork) -> bool:
         """Whether `network` is a part of a subnet that the kernel has on the link, or may become one."""
@@ -78,7 +86,8 @@ class Allowed:
         if any(within(network, never) or within(never, network) for never in NEVER):
             return f"{shown} of {link.name}: no link's address"
         key = f'[Netagent] AllowAddresses="{shown}"'
-        return f"{shown} of {link.name}: neither private nor of a network that the link learned; to allow it: {key}"
+        why = "neither private nor of a network that the link learned, or of a subnet of a link that is not the cloud's"
+        return f"{shown} of {link.name}: {why}; to allow it: {key}"
 
     def _name(self, ifindex: int) -> str:
         return self._names.get(ifindex, f"link {ifindex}")

@@ -17,19 +17,27 @@ from tests.fetcher.values import has, host, link
 ANYWHERE = st.one_of(
     st.ip_addresses(),
     st.ip_addresses(network="10.0.0.0/7"),
+    st.ip_addresses(network="10.16.0.0/15"),
     st.ip_addresses(network="100.64.0.0/10"),
     st.ip_addresses(network="203.0.113.0/24"),
     st.ip_addresses(network="fc00::/7"),
     st.sampled_from([net.network_address for net in NEVER]),
 )
-HOST = host(link(1), addresses=has(2, "203.0.113.9/25") | has(2, "198.51.100.1/24", owned=True))
+HOST = host(
+    link(1),
+    link(2, "docker0", kind="bridge"),
+    addresses=has(2, "203.0.113.9/25") | has(2, "198.51.100.1/24", owned=True) | has(3, "10.17.0.1/16"),
+)
 
 
 class Kernel:
     """What netagent reads, with the same content as HOST."""
 
     def links(self) -> list[dict[str, object]]:
-        return []
+        return [
+            {"link": each.ifindex, "name": each.name, "kind": each.kind, "up": True, "loopback": False, "mtu": 1500}
+            for each in HOST.links
+        ]
 
     def routes(self, *_: object) -> list[dict[str, object]]:
         return []

@@ -351,11 +351,21 @@ def test_what_we_gave_a_link_ourselves_proves_nothing() -> None:
     assert wanted(instance(one), host(link(1), addresses=has(2, "198.18.0.9/24", owned=True))).withheld
 
 
-def test_an_address_that_a_bridge_or_an_operators_link_has_is_not_asked_for() -> None:
-    here = host(link(1), link(7, "br0", kind="bridge"), addresses=has(8, "10.0.1.10/24"))
+def test_an_address_that_an_operators_link_has_is_not_asked_for() -> None:
+    here = host(link(1), link(7), addresses=has(8, "10.0.1.10/32"))
     found = wanted(instance(interface(1, "10.0.1.10", "10.0.1.11")), here)
     assert [address.split("/")[0] for address in carried(found, 2)] == ["10.0.1.11"]
-    assert found.withheld == ("10.0.1.10 of eth0: br0 has 10.0.1.10",)
+    assert found.withheld == ("10.0.1.10 of eth0: eth6 has 10.0.1.10",)
+
+
+def test_addresses_of_a_bridges_subnet_are_the_bridges_unless_the_operator_or_dhcp_says_otherwise() -> None:
+    one, bridge = interface(1, "10.0.1.10", "10.0.1.11"), link(7, "br0", kind="bridge")
+    here = host(link(1), bridge, addresses=has(8, "10.0.1.1/24"))
+    assert ["not the cloud's" in reason for reason in wanted(instance(one), here).withheld] == [True, True]
+    allowed = (*Config().allow_addresses, ip_network("10.0.1.0/24"))
+    assert not wanted(instance(one), here, allow_addresses=allowed).withheld
+    there = host(link(1), bridge, addresses=has(8, "10.0.1.1/24") | has(2, "10.0.1.10/24"))
+    assert not wanted(instance(one), there).withheld
 
 
 def test_a_forwarded_public_address_is_named_with_the_key_and_the_aliases_stay() -> None:
