@@ -71,3 +71,4 @@ class Status(TypedDict):
     netagent: NetagentStatus
     links: dict[str, LinkStatus]
     unknown_macs: list[str]
+    notices: list[str]  # what the metadata have and this version does not configure: a VLAN, a bond
