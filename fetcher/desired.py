@@ -212,9 +212,6 @@ def _table(
     far += [subnet for subnet in siblings if subnet not in interface.subnets]
     for subnet in near:
         yield Route(table, link.ifindex, subnet, None)
-    for destination, by in interface.routes:
-        if any(within(ip_network(by), subnet) for subnet in near):
-            yield Route(table, link.ifindex, destination, by)
     for version, everything in ((4, ip_network("0.0.0.0/0")), (6, ip_network("::/0"))):
         if not any(address.version == version for address in interface.addresses):
             continue

@@ -59,7 +59,6 @@ class Interface:
     ranges: tuple[IPNetwork, ...] = ()  # delegated whole: never expanded into addresses
     public: tuple[IPAddress, ...] = ()  # for display; the cloud translates them
     mtu: int | None = None
-    routes: tuple[tuple[IPNetwork, IPAddress], ...] = ()  # further ones that the cloud names: destination, gateway
     document: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)  # as the provider says it
 
 
@@ -68,7 +67,6 @@ class Problem(NamedTuple):
 
     mac: str
     text: str
-    lasting: bool = False  # of a kind that this version does not configure: it will not be over with the next read
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +83,7 @@ class Instance:
     @property
     def complete(self) -> bool:
         """Whether this read may serve as proof that something is no longer there."""
-        return not self.stale and all(problem.lasting for problem in self.problems)
+        return not self.problems and not self.stale
 
     def with_what_was_known(self, before: Instance | None) -> Instance:
         """Interfaces that could not be read this time stay as they were."""

@@ -26,13 +26,7 @@ class Publisher:
         self.status = _fresh(provider)
         before = _previous(state, provider)
         self._said = _without_times(before)
-        for key in (
-            "generation",
-            "fetched_at",
-            "links",
-            "unknown_macs",
-            "notices",
-        ):  # still true when a fetcher starts anew
+        for key in ("generation", "fetched_at", "links", "unknown_macs"):  # still true when a fetcher starts anew
             self.status[key] = before[key]
 
     def links(self, instance: Instance, config: Config, actual: Actual) -> None:
@@ -81,7 +75,6 @@ def _fresh(provider: str) -> Status:
         "netagent": {"verdict": "none", "request": None, "at": None, "reason": None, "ops": 0},
         "links": {},
         "unknown_macs": [],
-        "notices": [],
     }
 
 

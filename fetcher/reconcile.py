@@ -136,13 +136,8 @@ class Reconciler:
         self._unproven = None
         self._instance = instance
         self._publisher.status["fetched_at"] = now()
-        notices = [problem.text for problem in instance.problems if problem.lasting]
-        for text in notices:
-            if text not in self._publisher.status["notices"]:
-                logger.warning("metadata: %s", text)
-        self._publisher.status["notices"] = notices
-        if wrong := [problem for problem in instance.problems if not problem.lasting]:
-            texts = "; ".join(problem.text for problem in wrong)
+        if instance.problems:
+            texts = "; ".join(problem.text for problem in instance.problems)
             text = f"{texts}; what is of such an interface stays as it is, and nothing is removed"
             self._errors.begin("metadata", text, serious=False)
             return

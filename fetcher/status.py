@@ -71,4 +71,3 @@ class Status(TypedDict):
     netagent: NetagentStatus
     links: dict[str, LinkStatus]
     unknown_macs: list[str]
-    notices: list[str]  # what the metadata have and this version does not configure: a VLAN, a bond

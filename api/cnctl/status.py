@@ -63,8 +63,6 @@ def _facts(status: Status, now: float) -> Iterator[Row]:
     yield "Netagent", said + (f": {netagent['reason']}" if netagent["reason"] else "")
     if error:
         yield "Error", f"{error['kind']}, {_ago(error['at'], now)}: {error['message']}"
-    if status["notices"]:
-        yield "Notice", [*status["notices"]]
     if status["unknown_macs"]:
         yield "Not here", ["the metadata names links that this host lacks:", *status["unknown_macs"]]
 

@@ -162,7 +162,7 @@ def each(
         try:
             interfaces.append(make(node, own))
         except MetadataError as error:
-            problems.append(Problem(own, str(error), lasting=error.kind == "unsupported"))
+            problems.append(Problem(own, str(error)))
     if not seen:
         raise MetadataError("invalid", "the document names no interface; every instance has one")
     return tuple(interfaces), tuple(problems)

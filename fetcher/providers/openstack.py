@@ -127,7 +127,7 @@ def instance(network: Node, facts: Node | None = None) -> Instance:
 def _not_yet(link: Node) -> Problem:
     """Named by its id: the MAC of a bond is a member's, a VLAN's is mostly its parent's, and those are other links."""
     kind = link.at("type").text()
-    return Problem(link.at("id").text(), f"{link.path}.type: a {kind}, which is not configured yet", lasting=True)
+    return Problem(link.at("id").text(), f"{link.path}.type: a {kind}, which is not configured yet")
 
 
 def _interface(link: Node, mac: str, number: int, nets: list[Node]) -> Interface:
@@ -146,8 +146,6 @@ def _interface(link: Node, mac: str, number: int, nets: list[Node]) -> Interface
             for route in net.items("routes"):
                 if route.at("netmask").length(version) == 0:
                     parts.gateway(route.given("gateway"), version, outside=True)
-                elif gateway := route.given("gateway"):
-                    parts.route(route.at("network"), route.at("netmask").length(version), gateway)
     document = {**link.value, "networks": [net.value for net in nets]}
     return parts.interface(document, number, bare=True)
 

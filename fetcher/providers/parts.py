@@ -33,7 +33,6 @@ class Parts:
     gateways: list[IPAddress] = field(default_factory=list)
     ranges: list[IPNetwork] = field(default_factory=list)
     public: list[IPAddress] = field(default_factory=list)
-    routes: list[tuple[IPNetwork, IPAddress]] = field(default_factory=list)
     mtu: int | None = None
     routed: bool = False
 
@@ -70,14 +69,6 @@ class Parts:
             raise invalid(node.path, str(gateway), "inside a subnet of its interface")
         self.gateways.append(gateway)
 
-    def route(self, network: Node, length: int, gateway: Node) -> None:
-        """A further route that the cloud names, by a gateway inside one of the subnets."""
-        destination = parse_network(network.path, f"{network.address()}/{length}")
-        by = gateway.address(destination.version)
-        if not any(by.version == subnet.version and by in subnet for subnet in self.subnets):
-            raise invalid(gateway.path, str(by), "inside a subnet of its interface")
-        self.routes.append((destination, by))
-
     def packets(self, node: Node | None) -> None:
         """The MTU, where the cloud names one."""
         if node is not None:
@@ -99,7 +90,6 @@ class Parts:
             ranges=tuple(dict.fromkeys(self.ranges)),
             public=tuple(dict.fromkeys(self.public)),
             mtu=self.mtu,
-            routes=tuple(dict.fromkeys(self.routes)),
             routed=self.routed,
             document={"mac": self.mac} | dict(document) | {"mac": self.mac},  # first, and spelt alike on all clouds
         )

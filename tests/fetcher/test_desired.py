@@ -447,12 +447,3 @@ def test_a_subnet_that_the_metadata_do_not_name_is_what_dhcp_has_set() -> None:
     ]
     ours = {place: replace(kernel, owned=True) for place, kernel in leased.items()}
     assert "10.0.1.0/24" not in routes(wanted(instance(*ones), host(link(1), link(2), addresses=ours)), 2)
-
-
-def test_a_route_that_the_cloud_names_is_in_the_links_own_table_and_only_by_a_gateway_on_link() -> None:
-    near = (ip_network("192.168.0.0/16"), ip_address("10.0.1.7"))
-    far = (ip_network("172.20.0.0/16"), ip_address("10.0.2.7"))
-    here = host(link(1), link(2))
-    found = wanted(instance(interface(1, routes=(near, far)), interface(2)), here)
-    assert Route(10001, 2, *near) in found.routes
-    assert not [route for route in found.routes if route.destination == far[0]]

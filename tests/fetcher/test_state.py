@@ -46,7 +46,6 @@ STATUS: shapes.Status = {
         }
     },
     "unknown_macs": [],
-    "notices": [],
 }
 
 
