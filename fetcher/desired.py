@@ -4,18 +4,23 @@ Per link with table T = RouteTableBase + ifindex, and for each of its addresses,
   1. from ADDRESS lookup T suppress_prefixlength 0      own subnets and the siblings' are decided here
   2. lookup main suppress_prefixlength 0                what is more specific in main wins over our default routes
   3. from ADDRESS lookup T                              everything else leaves by the link that owns its source
-T holds the link's own subnets on link, every sibling's subnets by this link's gateway, and a default route. Without
-the siblings' subnets a neighbour in one subnet could not reach an address in another: the reply would take the
-connected route of the neighbour's subnet, with a source that the cloud drops there.
+T holds the link's own subnets on link, the metadata's further routes by the gateways that they name, every sibling's
+subnets by this link's gateway, and a default route. Without the siblings' subnets a neighbour in one subnet could not
+reach an address in another: the reply would take the connected route of the neighbour's subnet, with a source that the
+cloud drops there.
+A link without a gateway (Vultr's private networks, IPv6 before the first router advertisement) has its own subnets in
+T and nothing else: what is not for them finds nothing in steps 1 and 3 and goes on to main, as it would without us. The
+wire has no `unreachable`, and an on-link route to a sibling's subnet would be refused, rightly: a network that nothing
+leads out of cannot have asked. Such a link is named in `notices`.
 What netagent would refuse (`allowed`) is left out and named: a refusal is of the whole request.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_interface, ip_network
 from typing import NamedTuple
 
 from cloud_network.fetcher.allowed import Allowed, within
@@ -31,6 +36,7 @@ _DEFAULT_PREFIXES = {"gcp": Prefixes.LOCAL}  # as Google's agent does; elsewhere
 def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
     """What the kernel shall hold for `instance` on this host."""
     found = match_links(instance, config, actual.links)
+    instance = replace(instance, interfaces=tuple(_as_leased(each, found, actual) for each in instance.interfaces))
     unknown = tuple(interface.mac for interface in instance.interfaces if interface.mac not in found)
     pairs = [
         (interface, found[interface.mac])
@@ -42,8 +48,12 @@ def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
     wishes, addresses, routes, rules = [], list[Address](), list[Route](), list[Rule]()
     allowed, withheld = Allowed(config, actual, left), dict[str, None]()
     prefixes = config.prefixes or _DEFAULT_PREFIXES.get(instance.provider, Prefixes.ROUTE)
+    notices = list(instance.notices)
     subnets = {each.mac: _subnets(each, found.get(each.mac), actual) for each in instance.interfaces}
     held = [_Held.of(kernel.address) for kernel in actual.addresses.values()]
+    ours = {address for _, address in actual.addresses} | {
+        each.ip for interface in instance.interfaces for each in interface.addresses
+    }
     given = set[IPNetwork]()  # a forwarded address may be named for several interfaces
     for interface, link in pairs:
         wishes.append(Wish(link.ifindex, interface.mtu))
@@ -73,9 +83,10 @@ def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
             routes += [Route(TABLE_LOCAL, link.ifindex, network, None) for network in ranges if network not in others]
         if has_table:
             siblings = [subnet for mac, others in subnets.items() if mac != interface.mac for subnet in others]
-            routes += _table(
-                replace(interface, subnets=subnets[interface.mac]), link, siblings, config, actual, allowed
-            )
+            ways = tuple(way for way in interface.routes if way[1] not in ours)  # this host is the gateway of others
+            whole = replace(interface, subnets=subnets[interface.mac], routes=ways)
+            routes += _table(whole, link, siblings, config, actual, allowed)
+            notices += _lacking(interface, link, config, routes)
             selectors = [ip_network(address.ip) for address in own] + ranges
             rules += _rules(selectors, link, config)
     left_rules = (rule for rule in actual.rules if rule.table in left_tables)
@@ -89,6 +100,7 @@ def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
         unknown_macs=unknown,
         left_links=left,
         left_tables=left_tables,
+        notices=tuple(notices),
         withheld=tuple(withheld),
     )
 
@@ -153,6 +165,19 @@ def _shared(link: Link, network: IPNetwork, held: Iterable[_Held]) -> bool:
     )
 
 
+def _as_leased(interface: Interface, found: Mapping[str, Link], actual: Actual) -> Interface:
+    """Of an interface that the metadata name by its MAC alone (Scaleway, OpenStack with DHCP), what its link has."""
+    if interface.addresses or interface.mac not in found:
+        return interface
+    leased = [
+        ip_interface((address, kernel.address.prefix))
+        for (ifindex, address), kernel in actual.addresses.items()
+        if ifindex == found[interface.mac].ifindex and not kernel.owned and not address.is_link_local
+    ]
+    networks = [each.network for each in leased if each.network.prefixlen < each.max_prefixlen]
+    return replace(interface, addresses=tuple(leased), subnets=tuple(dict.fromkeys(networks)))
+
+
 def _subnets(interface: Interface, link: Link | None, actual: Actual) -> tuple[IPNetwork, ...]:
     """The metadata's; where they give an address without one (IBM), what DHCP has set with that address."""
     found = dict.fromkeys(interface.subnets)
@@ -210,23 +235,36 @@ def _table(
     near = [subnet for subnet in interface.subnets if not interface.routed and is_on(subnet)]
     far = [subnet for subnet in interface.subnets if interface.routed and subnet.prefixlen < subnet.max_prefixlen]
     far += [subnet for subnet in siblings if subnet not in interface.subnets]
+    versions = {address.version for address in interface.addresses}
+    ways = [way for way in interface.routes if way[0].version in versions]
+    for version in sorted(versions):
+        if gateway := _gateway(interface, link, version, actual):
+            ways += [(subnet, gateway) for subnet in far if subnet.version == version]
+            ways.append((ip_network("0.0.0.0/0" if version == 4 else "::/0"), gateway))
     for subnet in near:
         yield Route(table, link.ifindex, subnet, None)
-    for version, everything in ((4, ip_network("0.0.0.0/0")), (6, ip_network("::/0"))):
-        if not any(address.version == version for address in interface.addresses):
-            continue
-        gateway = _gateway(interface, link, version, actual)
-        if gateway is None:
-            continue
+    by = dict[IPNetwork, IPAddress]()  # one route a destination: the metadata's word goes before what is concluded
+    for destination, gateway in ways:
         single = ip_network(gateway)
+        if destination in by or destination in near:
+            continue
         if not (gateway.version == 6 and gateway.is_link_local) and not any(within(single, net) for net in near):
             if not is_on(single):
                 continue
             yield Route(table, link.ifindex, single, None)  # a /32 subnet mask: the gateway is on link
-        for subnet in far:
-            if subnet.version == version:
-                yield Route(table, link.ifindex, subnet, gateway)
-        yield Route(table, link.ifindex, everything, gateway)
+        by[destination] = gateway
+        yield Route(table, link.ifindex, destination, gateway)
+
+
+def _lacking(interface: Interface, link: Link, config: Config, routes: Iterable[Route]) -> Iterator[str]:
+    """Addresses that cannot answer beyond their own subnet, because no gateway of their link is known."""
+    table = config.route_table_base + link.ifindex
+    has = {route.destination.version for route in routes if route.table == table and route.destination.prefixlen == 0}
+    for version in sorted({address.version for address in interface.addresses} - has):
+        if version == 6:
+            yield f"{link.name}: no router has advertised itself yet: its IPv6 addresses answer their own subnet alone"
+        else:
+            yield f"{link.name}: has no gateway: its IPv4 addresses answer their own subnet alone"
 
 
 def _gateway(interface: Interface, link: Link, version: int, actual: Actual) -> IPAddress | None:

@@ -15,7 +15,10 @@ from cloud_network.fetcher.config import Provider as Choice
 from cloud_network.fetcher.providers import Provider
 
 DMI, HYPERVISOR = Path("/sys/class/dmi/id"), Path("/sys/hypervisor/uuid")
-_FIELDS = ("sys_vendor", "product_name", "product_version", "bios_vendor", "bios_version", "chassis_asset_tag")
+_FIELDS = (
+    *("sys_vendor", "product_name", "product_version", "bios_vendor", "bios_version"),
+    *("chassis_vendor", "chassis_asset_tag"),
+)
 _PACKAGE = "cloud_network.fetcher.providers."
 
 CLOUDS = tuple(choice.value for choice in Choice if choice is not Choice.AUTO)

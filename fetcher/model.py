@@ -56,6 +56,7 @@ class Interface:
     device_number: int | None = None
     network_card: int = 0  # AWS: device numbers count anew on each card
     routed: bool = False  # GCP: nothing but the gateway is on link, the rest of the subnets lies behind it
+    routes: tuple[tuple[IPNetwork, IPAddress], ...] = ()  # what lies behind other gateways: (network, gateway)
     ranges: tuple[IPNetwork, ...] = ()  # delegated whole: never expanded into addresses
     public: tuple[IPAddress, ...] = ()  # for display; the cloud translates them
     mtu: int | None = None
@@ -76,6 +77,7 @@ class Instance:
     provider: str
     interfaces: tuple[Interface, ...]
     problems: tuple[Problem, ...] = ()
+    notices: tuple[str, ...] = ()  # what is understood and not configured: it will stay so, and is nobody's mistake
     system: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
     identity: Mapping[str, bytes] = field(default_factory=dict, hash=False, compare=False)
     stale: bool = False  # from a source that may be older than what it describes, such as a config drive

@@ -92,4 +92,5 @@ class Desired:
     unknown_macs: tuple[str, ...]  # named by the metadata, and no link here has them
     left_links: frozenset[int] = frozenset()  # ifindexes of links that are left as they are …
     left_tables: frozenset[int] = frozenset()  # … and their tables
+    notices: tuple[str, ...] = ()  # what is not as people may expect, and no mistake: named, and nothing waits for it
     withheld: tuple[str, ...] = ()  # what netagent would refuse, and so is not asked of it: each with the key to set

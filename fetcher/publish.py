@@ -75,6 +75,7 @@ def _fresh(provider: str) -> Status:
         "netagent": {"verdict": "none", "request": None, "at": None, "reason": None, "ops": 0},
         "links": {},
         "unknown_macs": [],
+        "notices": [],
     }
 
 

@@ -63,6 +63,7 @@ class Reconciler:
         self._unlisted: set[int] = set()
         self._chase_from = -math.inf
         self._unknown: tuple[str, ...] = ()
+        self._noticed: tuple[str, ...] = ()
 
     # What wakes us
 
@@ -168,6 +169,7 @@ class Reconciler:
             self._errors.end("netagent")
         self._say_withheld(wanted)
         self._say_unknown(wanted, actual)
+        self._say_notices(wanted)
         self._chase(actual)
         self._publisher.links(self._instance, self._config, actual)
         self._write_status(actual, wanted, changes)
@@ -260,6 +262,13 @@ class Reconciler:
             text = "metadata: names the interface %s, and %s; until then, links that it does not name stay as they are"
             logger.warning(text, mac, why)
 
+    def _say_notices(self, wanted: Desired) -> None:
+        """What will stay so, or passes by itself: said once, and no reason to be degraded."""
+        for notice in wanted.notices:
+            if notice not in self._noticed:
+                logger.info("notice: %s", notice)
+        self._noticed = wanted.notices
+
     def _chase(self, actual: Actual) -> None:
         """A link that the metadata does not name (yet: clouds lag by seconds) is a reason to read it again soon."""
         listed = {interface.mac for interface in self._instance.interfaces} if self._instance else set()
@@ -283,6 +292,7 @@ class Reconciler:
         if actual is not None and wanted is not None and self._instance is not None:
             status["links"] = report.link_statuses(self._instance, self._config, actual, wanted, changes)
             status["unknown_macs"] = list(wanted.unknown_macs)
+            status["notices"] = list(wanted.notices)
         if self._errors.serious:
             status["state"] = "error"
         elif self._instance is None:

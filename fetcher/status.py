@@ -71,3 +71,4 @@ class Status(TypedDict):
     netagent: NetagentStatus
     links: dict[str, LinkStatus]
     unknown_macs: list[str]
+    notices: list[str]  # what is not as people may expect, and no mistake

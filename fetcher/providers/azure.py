@@ -129,10 +129,10 @@ def instance(root: Node) -> Instance:
     """What /metadata/instance says."""
     nodes = root.at("network").items("interface")
     order = {node.path: position for position, node in enumerate(nodes)}
-    interfaces, problems = each(
+    found = each(
         nodes, lambda node: node.at("macAddress").mac(), lambda node, mac: _interface(node, mac, order[node.path])
     )
-    return Instance(NAME, interfaces, problems, _system(root))
+    return Instance(NAME, *found, system=_system(root))
 
 
 def _system(root: Node) -> dict[str, Any]:

@@ -51,8 +51,8 @@ def instance(document: Node) -> Instance:
     def interface(node: Node, mac: str) -> Interface:
         return _interface(node, mac, nodes.index(node), reserved if public and node is public[0] else [])
 
-    interfaces, problems = each(nodes, lambda node: node.at("mac").mac(), interface)
-    return Instance(NAME, interfaces, problems, system=_system(document))
+    found = each(nodes, lambda node: node.at("mac").mac(), interface)
+    return Instance(NAME, *found, system=_system(document))
 
 
 def _interface(node: Node, mac: str, number: int, reserved: list[Node]) -> Interface:

@@ -24,8 +24,18 @@ from cloud_network.fetcher.model import (
     parse_network,
 )
 
+Found = tuple[tuple[Interface, ...], tuple[Problem, ...], tuple[str, ...]]
+"""Of an instance: its interfaces, what is wrong with others, and what is understood and not configured."""
+
 _MOST = 4096  # interfaces, addresses, keys in one place: more is nobody's instance
 _LONGEST = 1 << 16  # characters of one text
+
+
+class NotYetError(MetadataError):
+    """This interface is what it should be, of a sort that is not configured: a notice, and no Problem."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__("unsupported", f"{what}, which is not configured yet")
 
 
 class Node:
@@ -144,15 +154,14 @@ def _finite(text: str) -> float:
     return number
 
 
-def each(
-    nodes: Iterable[Node], mac: Callable[[Node], str], make: Callable[[Node, str], Interface]
-) -> tuple[tuple[Interface, ...], tuple[Problem, ...]]:
+def each(nodes: Iterable[Node], mac: Callable[[Node], str], make: Callable[[Node, str], Interface]) -> Found:
     """An Interface of each node, and a Problem for each that is wrong: one bad interface does not stop the others.
 
     An entry without a MAC that can be read stops all: whose addresses would have to stay could not be told.
     """
     interfaces: list[Interface] = []
     problems: list[Problem] = []
+    notices: list[str] = []
     seen: set[str] = set()
     for node in nodes:
         own = mac(node)
@@ -161,11 +170,13 @@ def each(
         seen.add(own)
         try:
             interfaces.append(make(node, own))
+        except NotYetError as notice:
+            notices.append(str(notice))
         except MetadataError as error:
             problems.append(Problem(own, str(error)))
     if not seen:
         raise MetadataError("invalid", "the document names no interface; every instance has one")
-    return tuple(interfaces), tuple(problems)
+    return tuple(interfaces), tuple(problems), tuple(notices)
 
 
 def texts(value: Any) -> list[str]:

@@ -134,10 +134,8 @@ def instance(root: Node) -> Instance:
     """What /computeMetadata/v1/?recursive=true says."""
     nodes = root.at("instance").items("networkInterfaces")
     order = {node.path: position for position, node in enumerate(nodes)}
-    interfaces, problems = each(
-        nodes, lambda node: node.at("mac").mac(), lambda node, mac: _interface(node, mac, order[node.path])
-    )
-    return Instance(NAME, interfaces, problems, _system(root.value))
+    found = each(nodes, lambda node: node.at("mac").mac(), lambda node, mac: _interface(node, mac, order[node.path]))
+    return Instance(NAME, *found, system=_system(root.value))
 
 
 def _system(document: dict[str, Any]) -> dict[str, Any]:

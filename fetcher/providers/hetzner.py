@@ -55,8 +55,8 @@ def instance(metadata: Node, private: Node) -> Instance:
         at = public.index(node)
         return _public(node, mac, at, metadata.given("public-ipv4") if at == 0 else None)
 
-    interfaces, problems = each([*public, *networks], lambda node: node.at("mac_address").mac(), interface)
-    return Instance(NAME, interfaces, problems, system=_system(metadata))
+    found = each([*public, *networks], lambda node: node.at("mac_address").mac(), interface)
+    return Instance(NAME, *found, system=_system(metadata))
 
 
 def _public(node: Node, mac: str, number: int, ipv4: Node | None) -> Interface:

@@ -94,8 +94,8 @@ def instance(vnis: Node, facts: Node | None = None, keys: Node | None = None) ->
     def interface(node: Node, mac: str) -> Interface:
         return _interface(node, mac, 0 if node.pick("id").get("id") == primary else nodes.index(node) + 1)
 
-    interfaces, problems = each(nodes, lambda node: node.at("mac_address").mac(), interface)
-    return Instance(NAME, interfaces, problems, system=_system(facts, keys))
+    found = each(nodes, lambda node: node.at("mac_address").mac(), interface)
+    return Instance(NAME, *found, system=_system(facts, keys))
 
 
 def _interface(node: Node, mac: str, number: int) -> Interface:

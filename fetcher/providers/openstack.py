@@ -2,8 +2,9 @@
 
 Sources: "Metadata" and "Config drives" of Nova's user guide (https://docs.openstack.org/nova/latest/user/metadata.html,
 …/user/config-drive.html), the JSON schema of network_data.json that the first page offers, and nova/virt/netutils.py,
-which writes it. Nova names the first IPv4 and the first IPv6 address of a port, and none where Neutron serves DHCP:
-there the addresses come from DHCP and router advertisements, and the port is listed here without any.
+which writes it. A bond or a VLAN is a notice: the link of each stays the operator's. Nova names the first IPv4 and the
+first IPv6 address of a port, and none where Neutron serves DHCP: there the addresses come from DHCP and router
+advertisements, and the port is listed here without any.
 
 The config drive (a file system with the label config-2) is read where it is mounted; this process may not mount. It is
 as old as the boot, so it is asked only when the service has never answered, and what it does not list is not gone.
@@ -16,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from cloud_network.fetcher.client import Client
-from cloud_network.fetcher.model import Instance, Interface, MetadataError, Problem
-from cloud_network.fetcher.providers.document import Node, each, parse, texts
+from cloud_network.fetcher.model import Instance, Interface, MetadataError
+from cloud_network.fetcher.providers.document import Found, Node, NotYetError, each, parse, texts
 from cloud_network.fetcher.providers.parts import Parts
 from cloud_network.fetcher.providers.served import JsonProvider
 
@@ -117,17 +118,17 @@ def instance(network: Node, facts: Node | None = None) -> Instance:
     def interface(link: Node, mac: str) -> Interface:
         return _interface(link, mac, plain.index(link), nets.get(link.at("id").text(), []))
 
-    made: tuple[tuple[Interface, ...], tuple[Problem, ...]] = ((), ())
+    made: Found = ((), (), ())
     if plain or not links:
         made = each(plain, lambda link: link.at("ethernet_mac_address").mac(), interface)
-    problems = made[1] + tuple(_not_yet(link) for link in (*bonds, *vlans))
-    return Instance(NAME, made[0], problems, system=_system(facts) if facts else {"public-keys": []})
+    notices = made[2] + tuple(_not_yet(link) for link in (*bonds, *vlans))
+    return Instance(NAME, *made[:2], notices, system=_system(facts) if facts else {"public-keys": []})
 
 
-def _not_yet(link: Node) -> Problem:
+def _not_yet(link: Node) -> str:
     """Named by its id: the MAC of a bond is a member's, a VLAN's is mostly its parent's, and those are other links."""
-    kind = link.at("type").text()
-    return Problem(link.at("id").text(), f"{link.path}.type: a {kind}, which is not configured yet")
+    kind, name = link.at("type").text(), link.at("id").text()
+    return str(NotYetError(f"{link.path}.type: {name} is a {kind}"))
 
 
 def _interface(link: Node, mac: str, number: int, nets: list[Node]) -> Interface:
@@ -144,8 +145,11 @@ def _interface(link: Node, mac: str, number: int, nets: list[Node]) -> Interface
             version = 4 if kind.startswith("ipv4") else 6
             _place(parts, net, address, version)
             for route in net.items("routes"):
-                if route.at("netmask").length(version) == 0:
-                    parts.gateway(route.given("gateway"), version, outside=True)
+                length, gateway = route.at("netmask").length(version), route.given("gateway")
+                if length == 0:
+                    parts.gateway(gateway, version, outside=True)
+                elif gateway:  # without one it says that the network is on link, which is the subnet's own route
+                    parts.route(route.at("network"), length, gateway)
     document = {**link.value, "networks": [net.value for net in nets]}
     return parts.interface(document, number, bare=True)
 

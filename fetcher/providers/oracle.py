@@ -6,7 +6,8 @@ Sources: "Getting Instance Metadata" (docs.oracle.com/en-us/iaas/Content/Compute
 
 Of IPv4 the metadata names a VNIC's primary address only: secondary private IPs are in Oracle's API and nowhere in
 /opc/v2/vnics/ ("Private IP Addresses", …/managingIPaddresses.htm, has the operator add them by hand); all IPv6
-addresses are there. On bare metal a secondary VNIC is a VLAN on the physical NIC (nicIndex, vlanTag), and no link.
+addresses are there. On bare metal a secondary VNIC is a VLAN on the physical NIC (nicIndex, vlanTag), and no link: it
+is a notice, and the others are configured as if it were not there.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Any
 
-from cloud_network.fetcher.model import Instance, Interface, MetadataError
-from cloud_network.fetcher.providers.document import Node, each, texts
+from cloud_network.fetcher.model import Instance, Interface
+from cloud_network.fetcher.providers.document import Node, NotYetError, each, texts
 from cloud_network.fetcher.providers.parts import Parts
 from cloud_network.fetcher.providers.served import JsonProvider
 
@@ -61,16 +62,14 @@ def instance(vnics: Node, facts: Node | None = None) -> Instance:
     def vnic(node: Node, mac: str) -> Interface:
         return _interface(node, mac, nodes.index(node))
 
-    interfaces, problems = each(nodes, lambda node: node.at("macAddr").mac(), vnic)
-    return Instance(NAME, interfaces, problems, system=_system(facts) if facts else {"public-keys": []})
+    found = each(nodes, lambda node: node.at("macAddr").mac(), vnic)
+    return Instance(NAME, *found, system=_system(facts) if facts else {"public-keys": []})
 
 
 def _interface(node: Node, mac: str, number: int) -> Interface:
     tag = node.find("vlanTag")
     if node.find("nicIndex") and tag and tag.number(0, 4095):
-        raise MetadataError(
-            "unsupported", f"{tag.path}: {tag.value}: a VLAN on a bare metal machine, which is not configured yet"
-        )
+        raise NotYetError(f"{tag.path}: {tag.value}: {mac} is a VLAN on a bare metal machine")
     parts = Parts(mac, node.path)
     for prefix in (node.given("subnetCidrBlock"), node.given("ipv6SubnetCidrBlock")):
         if prefix:

@@ -31,6 +31,7 @@ class Parts:
     addresses: list[IPInterface] = field(default_factory=list)
     subnets: list[IPNetwork] = field(default_factory=list)
     gateways: list[IPAddress] = field(default_factory=list)
+    routes: list[tuple[IPNetwork, IPAddress]] = field(default_factory=list)
     ranges: list[IPNetwork] = field(default_factory=list)
     public: list[IPAddress] = field(default_factory=list)
     mtu: int | None = None
@@ -69,6 +70,15 @@ class Parts:
             raise invalid(node.path, str(gateway), "inside a subnet of its interface")
         self.gateways.append(gateway)
 
+    def route(self, node: Node, length: int, gateway: Node) -> None:
+        """A network that lies behind a gateway of its own. Whether that one is on link, the host's links tell."""
+        network = node.address()
+        try:
+            destination = ip_network((network, length))
+        except ValueError:
+            raise invalid(node.path, f"{network}/{length}", "a network: it has host bits set") from None
+        self.routes.append((destination, gateway.address(network.version)))
+
     def packets(self, node: Node | None) -> None:
         """The MTU, where the cloud names one."""
         if node is not None:
@@ -87,6 +97,7 @@ class Parts:
             subnets=tuple(dict.fromkeys(self.subnets)),
             gateways=tuple(self.gateways),
             device_number=number,
+            routes=tuple(dict.fromkeys(self.routes)),
             ranges=tuple(dict.fromkeys(self.ranges)),
             public=tuple(dict.fromkeys(self.public)),
             mtu=self.mtu,

@@ -53,8 +53,8 @@ def instance(document: Node) -> Instance:
     def interface(node: Node, mac: str) -> Interface:
         return _public(node, mac) if node is document else _private(node, mac, private.index(node) + 1)
 
-    interfaces, problems = each(nodes, lambda node: node.at("mac_address").mac(), interface)
-    return Instance(NAME, interfaces, problems, system=_system(document))
+    found = each(nodes, lambda node: node.at("mac_address").mac(), interface)
+    return Instance(NAME, *found, system=_system(document))
 
 
 def _public(document: Node, mac: str) -> Interface:

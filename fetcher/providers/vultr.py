@@ -45,8 +45,8 @@ def instance(document: Node) -> Instance:
     def interface(node: Node, mac: str) -> Interface:
         return _interface(node, mac, nodes.index(node))
 
-    interfaces, problems = each(nodes, lambda node: node.at("mac").mac(), interface)
-    return Instance(NAME, interfaces, problems, system=_system(document))
+    found = each(nodes, lambda node: node.at("mac").mac(), interface)
+    return Instance(NAME, *found, system=_system(document))
 
 
 def _interface(node: Node, mac: str, number: int) -> Interface:

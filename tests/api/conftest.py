@@ -88,6 +88,7 @@ def status(*links: LinkStatus, **changes: Any) -> Status:
         "netagent": {"verdict": "confirmed", "request": "r1", "at": now(200), "reason": None, "ops": 12},
         "links": {str(link["ifindex"]): link for link in links},
         "unknown_macs": [],
+        "notices": [],
     }
     return found | changes  # type: ignore[return-value]
 

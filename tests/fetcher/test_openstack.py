@@ -42,12 +42,19 @@ def test_what_dhcp_serves_has_no_address_here() -> None:
 def test_bonds_and_vlans_are_named_as_such_and_their_members_left_alone() -> None:
     found = made("broken-bonds")
     assert [each.mac for each in found.interfaces] == ["fa:16:3e:60:32:01"]
-    assert [problem.text for problem in found.problems] == [
-        "links[0].type: a bond, which is not configured yet",
-        "links[4].type: a vlan, which is not configured yet",
+    assert [notice.partition(" is a ")[2] for notice in found.notices] == [
+        "bond, which is not configured yet",
+        "vlan, which is not configured yet",
     ]
-    # a VLAN mostly has its parent's MAC: its problem may not keep what was known of the parent
-    assert found.with_what_was_known(found).interfaces == found.interfaces
+    assert found.notices[0].startswith("links[0].type: ")
+    assert found.complete, "what is not configured stops nothing"
+
+
+def test_routes_by_other_gateways_are_read() -> None:
+    found = made("one").interfaces[0]
+    assert [(str(network), str(gateway)) for network, gateway in found.routes] == [
+        ("192.168.0.0/16", "10.192.35.1"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -61,6 +68,10 @@ def test_bonds_and_vlans_are_named_as_such_and_their_members_left_alone() -> Non
         (
             {"routes": [{"network": "0.0.0.0", "netmask": "0.0.0.0", "gateway": "x"}]},
             "routes[0].gateway: 'x' is not an",
+        ),
+        (
+            {"routes": [{"network": "10.0.0.1", "netmask": "255.0.0.0", "gateway": "10.192.35.254"}]},
+            "routes[0].network: '10.0.0.1/8' is not a network",
         ),
     ],
 )

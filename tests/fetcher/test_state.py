@@ -46,6 +46,7 @@ STATUS: shapes.Status = {
         }
     },
     "unknown_macs": [],
+    "notices": [],
 }
 
 
