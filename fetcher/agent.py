@@ -93,25 +93,25 @@ class Agent:
         """Hang up; what was applied and not confirmed is undone by netagent."""
         self._socket.close()
 
-    def carry_out(self, plan: Plan, confirm_within: float, still_well: Callable[[], bool]) -> Verdict:
-        """Have `plan` applied; confirmed when `still_well` says so after the change, else rolled back."""
+    def carry_out(self, plan: Plan, confirm_within: float, broken: Callable[[], str | None]) -> Verdict:
+        """Have `plan` applied; rolled back if `broken` then says what it has broken, else confirmed."""
         ops = [to_wire(change) for change in plan]
         verdict = Verdict("confirmed", "", 0)
         for start in range(0, len(ops), protocol.MAX_OPS):
             part = ops[start : start + protocol.MAX_OPS]
-            verdict = self._one(part, max(1, round(confirm_within)), still_well)
+            verdict = self._one(part, max(1, round(confirm_within)), broken)
             if verdict.verdict != "confirmed":
                 break
         return verdict
 
-    def _one(self, ops: list[protocol.Op], confirm_within: int, still_well: Callable[[], bool]) -> Verdict:
+    def _one(self, ops: list[protocol.Op], confirm_within: int, broken: Callable[[], str | None]) -> Verdict:
         request = uuid.uuid4().hex[:16]
         answer = self._ask({"request": "apply", "id": request, "ops": ops, "confirm_within": confirm_within})
         if answer["verdict"] != "applied":
             return Verdict(answer["verdict"], request, len(ops), _reason(answer, ops))
-        if not still_well():
+        if (reason := broken()) is not None:
             self._ask({"request": "rollback", "id": request})
-            return Verdict("rolled back", request, len(ops), "the metadata server did not answer after the change")
+            return Verdict("rolled back", request, len(ops), reason)
         answer = self._ask({"request": "confirm", "id": request})
         return Verdict(answer["verdict"], request, len(ops), answer.get("reason"))
 

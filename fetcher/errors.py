@@ -8,14 +8,16 @@ from typing import Literal
 
 from cloud_network.fetcher.status import LastError
 
-Kind = Literal["metadata", "netagent", "kernel", "config"]
+Kind = Literal["metadata", "netagent", "kernel", "config", "conflict"]
+
+RFC3339 = "%Y-%m-%dT%H:%M:%SZ"  # as status.json has times
 
 logger = logging.getLogger(__name__)
 
 
 def now() -> str:
     """RFC 3339, as status.json has it."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.now(UTC).strftime(RFC3339)
 
 
 class Errors:

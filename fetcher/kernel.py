@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -23,6 +24,8 @@ _KERNEL = 2  # RTPROT_KERNEL: of IPv6 a prefix that the kernel itself heard from
 _RTN_UNICAST, _RTN_LOCAL = 1, 2
 _ANYWHERE = {2: "0.0.0.0", 10: "::"}  # noqa: S104  # destinations: nothing is bound
 _DUMP_TRIES = 5
+_NUD_RESOLVED = 0x02 | 0x04 | 0x08 | 0x40 | 0x80  # REACHABLE, STALE, DELAY, NOARP, PERMANENT
+_OTHERS = {0, 253, 254, 255}  # RT_TABLE_UNSPEC, _DEFAULT, _MAIN, _LOCAL
 
 
 class KernelError(Exception):
@@ -52,7 +55,23 @@ def read() -> Actual:
             if message["proto"] != PROTOCOL and message["type"] == _RTN_LOCAL and message["table"] == 255
             for route in [_route(message)]
         },
+        foreign=_foreign(routes),
     )
+
+
+def resolved(neighbours: Iterable[tuple[int, IPAddress]]) -> set[tuple[int, IPAddress]]:
+    """Those of (ifindex, address) that the kernel knows how to reach: RTM_GETNEIGH, linux/neighbour.h."""
+    found = set()
+    try:
+        with IPRoute(strict_check=True) as ipr:
+            for ifindex, address in neighbours:
+                with suppress(NetlinkError):  # ENOENT: there is no entry
+                    (message,) = ipr.neigh("get", dst=str(address), ifindex=ifindex)
+                    if message["state"] & _NUD_RESOLVED:
+                        found.add((ifindex, address))
+    except OSError as error:
+        raise KernelError(f"rtnetlink: {error}") from error
+    return found
 
 
 def _dump(dump: Callable[..., Iterable[Any]], family: int | None = None) -> list[Any]:
@@ -127,6 +146,16 @@ def _gateways(routes: Iterable[Any]) -> dict[int, tuple[IPAddress, ...]]:
         if message["dst_len"] == 0 and message["table"] == 254 and message["proto"] in _LEARNED and gateway and ifindex:
             found[ifindex] = (*found.get(ifindex, ()), ip_address(gateway))
     return found
+
+
+def _foreign(routes: Iterable[Any]) -> dict[tuple[int, IPNetwork], int]:
+    """{(table, destination): protocol} of what others have in tables that have no name."""
+    return {
+        (route.table, route.destination): message["proto"]
+        for message in routes
+        if message["proto"] != PROTOCOL and (message.get("RTA_TABLE") or message["table"]) not in _OTHERS
+        for route in [_route(message)]
+    }
 
 
 def _learned(routes: Iterable[Any]) -> dict[int, frozenset[IPNetwork]]:

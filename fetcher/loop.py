@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
+import math
 import selectors
 import signal
 import socket
@@ -21,21 +21,28 @@ from cloud_network.fetcher.events import KernelEvents
 from cloud_network.fetcher.providers import Waiting
 from cloud_network.fetcher.reconcile import Reconciler
 from cloud_network.fetcher.state import StateDirectory
+from cloud_network.fetcher.systemd import Systemd
 from cloud_network.fetcher.watch import Watch
 
 logger = logging.getLogger(__name__)
 
 RUNTIME = Path("/run/cloud-network")
 _LONGEST_SLEEP = 3600.0  # seconds; a selector takes no infinity
+_READY_AFTER = 60.0  # seconds after which the boot goes on without metadata: units may wait for us; systemd gives 90
 
 
 class Loop:
     """Waits for what comes next and hands it to the reconciler."""
 
-    def __init__(self, reconciler: Reconciler, config_path: Path) -> None:
-        self._reconciler, self._config_path = reconciler, config_path
+    def __init__(self, reconciler: Reconciler, config_path: Path, systemd: Systemd) -> None:
+        self._reconciler, self._config_path, self._systemd = reconciler, config_path, systemd
         self._events = KernelEvents()
-        self._control = Control({"refresh": self._refresh_now, "credentials": reconciler.provider.credentials})
+        self._control = Control(
+            {
+                "refresh": self._refresh_now,
+                "credentials": reconciler.provider.credentials,
+            }
+        )
         self._wake, write = socket.socketpair()
         self._wake.setblocking(False)
         write.setblocking(False)
@@ -54,20 +61,21 @@ class Loop:
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT. The network stays as it is."""
-        reconciler, ready = self._reconciler, False
+        reconciler, systemd, ready_at = self._reconciler, self._systemd, time.monotonic() + _READY_AFTER
         while not self._stop:
+            systemd.alive()
             now = time.monotonic()
             if now >= reconciler.refresh_due:
                 _attempt(reconciler.refresh)
-                if not ready:
-                    notify("READY=1")
-                    ready = True
             elif now >= reconciler.compare_due:
                 _attempt(reconciler.converge)
-            due = min(reconciler.refresh_due, reconciler.compare_due) - time.monotonic()
-            for key, _ in self._selector.select(min(max(0.0, due), _LONGEST_SLEEP)):
+            if ready_at < math.inf and (reconciler.succeeded or time.monotonic() >= ready_at):
+                systemd.ready()
+                ready_at = math.inf
+            due = min(reconciler.refresh_due, reconciler.compare_due, ready_at) - time.monotonic()
+            for key, _ in self._selector.select(min(max(0.0, due), systemd.period, _LONGEST_SLEEP)):
                 _attempt(key.data)
-        notify("STOPPING=1")
+        systemd.stopping()
         remove_socket()
 
     def _on_kernel(self) -> None:
@@ -87,6 +95,14 @@ class Loop:
             self._reload()
 
     def _reload(self) -> None:
+        """The reload is over when the configuration has been tried, or was refused."""
+        reloading = self._systemd.reloading()
+        self._read_configuration()
+        _attempt(self._reconciler.refresh)
+        if reloading:
+            self._systemd.ready()
+
+    def _read_configuration(self) -> None:
         try:
             config = configuration.load(self._config_path)
         except configuration.ConfigError as error:
@@ -119,14 +135,6 @@ def _attempt(step: Callable[[], object]) -> None:
         logger.exception("unexpected; it will be tried again")
 
 
-def notify(message: str) -> None:
-    """sd_notify(3): tell systemd, where there is one."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if path:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
-            notifier.sendto(message.encode(), "\0" + path[1:] if path.startswith("@") else path)
-
-
 def main() -> None:
     """Entry point of cloud-network-fetcher."""
     parser = argparse.ArgumentParser(
@@ -154,7 +162,8 @@ def main() -> None:
         raise SystemExit(f"cloud-network-fetcher: {error}") from None
     _say_not_yet(config)
     logger.info("cloud: %s, metadata at %s", provider.name, provider.client.endpoint)
-    Loop(Reconciler(config, provider, state), arguments.config).run()
+    systemd = Systemd()
+    Loop(Reconciler(config, provider, state, systemd.status), arguments.config, systemd).run()
 
 
 if __name__ == "__main__":

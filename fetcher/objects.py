@@ -63,6 +63,9 @@ class Actual:
     gateways: dict[int, tuple[IPAddress, ...]]  # of default routes that DHCP or a router set, by ifindex
     learned: dict[int, frozenset[IPNetwork]] = field(default_factory=dict)  # on-link routes that DHCP or a router set
     local: dict[IPNetwork, int] = field(default_factory=dict)  # what others have in table local, and on which link
+    foreign: dict[tuple[int, IPNetwork], int] = field(
+        default_factory=dict
+    )  # others' routes in tables of numbers: protocol
 
 
 @dataclass(frozen=True, slots=True)

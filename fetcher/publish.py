@@ -15,7 +15,7 @@ from cloud_network.fetcher.status import VERSION, Status
 
 logger = logging.getLogger(__name__)
 
-_TIMES = ("at", "fetched_at", "attempted_at", "written_at")
+_TIMES = ("at", "fetched_at", "attempted_at", "written_at", "since", "next_at")
 
 
 class Publisher:
@@ -76,6 +76,7 @@ def _fresh(provider: str) -> Status:
         "links": {},
         "unknown_macs": [],
         "notices": [],
+        "fights": [],
     }
 
 
@@ -87,11 +88,14 @@ def _previous(state: StateDirectory, provider: str) -> Status:
         logger.warning("%s", error)
         before = None
     fresh = _fresh(provider)
-    usable = before is not None and before.keys() == fresh.keys() and before["version"] == VERSION
-    return before if before is not None and usable and before["provider"] == provider else fresh
+    if before is None or not Status.__required_keys__ <= before.keys() <= fresh.keys():
+        return fresh
+    return before if before["version"] == VERSION and before["provider"] == provider else fresh
 
 
 def _without_times(value: object) -> object:
+    if isinstance(value, list):
+        return [_without_times(each) for each in value]
     if not isinstance(value, dict):
         return value
     return {key: _without_times(each) for key, each in value.items() if key not in (*_TIMES, "generation")}

@@ -10,16 +10,19 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 
 from cloud_network.fetcher import kernel, report
 from cloud_network.fetcher.agent import Agent, AgentError
 from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.desired import desired
 from cloud_network.fetcher.errors import Errors, now
+from cloud_network.fetcher.fights import Fights
 from cloud_network.fetcher.model import Instance, MetadataError
-from cloud_network.fetcher.objects import Actual, Desired
+from cloud_network.fetcher.objects import Actual, Desired, Link
 from cloud_network.fetcher.patience import Patience
 from cloud_network.fetcher.plan import Plan, Verb, in_ip_syntax, plan
+from cloud_network.fetcher.probe import Gateways
 from cloud_network.fetcher.providers import Provider
 from cloud_network.fetcher.publish import Publisher
 from cloud_network.fetcher.state import StateDirectory
@@ -44,8 +47,13 @@ Compared = tuple[Actual, Desired, Plan]
 class Reconciler:
     """What is known between two passes, and when the next ones are due (in time.monotonic's seconds)."""
 
-    def __init__(self, config: Config, provider: Provider, state: StateDirectory) -> None:
+    def __init__(
+        self, config: Config, provider: Provider, state: StateDirectory, say: Callable[[str], None] = lambda _: None
+    ) -> None:
         self.provider = provider
+        self.succeeded = False  # whether any pass has been through, and left nothing undone that could be done
+        self._say = say  # takes what we are doing, for systemd and whoever asks it
+        self._failed_reads = 0
         self.refresh_due, self.compare_due = 0.0, math.inf
         self._config = config
         provider.client.kinds = config.allow_kinds
@@ -59,6 +67,7 @@ class Reconciler:
         self._plan_retry = Patience(_SHORTLY, _LONGEST_RETRY)
         self._tried: Plan = ()
         self._tried_at, self._try_again = -math.inf, -math.inf
+        self._fights = Fights()
         self._compared_at = -math.inf
         self._unlisted: set[int] = set()
         self._chase_from = -math.inf
@@ -102,6 +111,8 @@ class Reconciler:
         self._read_at = time.monotonic()
         self.refresh_due = self._read_at + self._read_retry.longer(self._config.refresh_timer)
         self._publisher.status["attempted_at"] = now()
+        if self._failed_reads == 0:
+            self._say(f"reading the metadata at {self.provider.client.endpoint}")
         before = self.provider.client.requests
         try:
             instance = self.provider.fetch().with_what_was_known(self._instance)
@@ -113,11 +124,12 @@ class Reconciler:
             self._put_off = time.monotonic() + asked
             self.refresh_due = max(self.refresh_due, self._put_off)
             self._unread = True
+            self._failed_reads += 1
             self._write_status()
             return
         finally:
             self._publisher.status["metadata_requests"] = self.provider.client.requests - before
-        self._unread = False
+        self._unread, self._failed_reads = False, 0
         compared = self._look(instance)
         if instance != self._unproven and compared is not None and _takes_away(compared[2]):
             logger.info("metadata: it no longer lists what it did; it is read again before anything is removed")
@@ -156,17 +168,24 @@ class Reconciler:
             return
         try:
             actual, wanted, changes = compared or self._compare(self._instance)
-            if changes and self._is_time_for(changes) and self._could_be_confirmed(fresh=compared is not None):
-                self._carry_out(changes, actual)
+            now_possible, tried = self._fights.allowed(changes, actual), False
+            fresh = compared is not None
+            if now_possible and self._is_time_for(now_possible) and self._could_be_confirmed(fresh=fresh):
+                self._carry_out(now_possible, wanted, actual)
                 actual, wanted, changes = self._compare(self._instance)
+                now_possible, tried = self._fights.allowed(changes, actual), True
         except kernel.KernelError as error:
             self._errors.begin("kernel", str(error), serious=True)
             self._write_status()
             return
         self._errors.end("kernel")
-        self.compare_due = self._try_again if changes and self._try_again > self._compared_at else math.inf
-        if not changes:
+        self.compare_due = self._fights.due
+        if now_possible and (tried or self._try_again > self._compared_at):
+            self.compare_due = min(self.compare_due, max(self._try_again, self._compared_at + _PACE))
+        if not now_possible:
             self._errors.end("netagent")
+            self.succeeded = True
+        self._say_fights(actual)
         self._say_withheld(wanted)
         self._say_unknown(wanted, actual)
         self._say_notices(wanted)
@@ -203,7 +222,7 @@ class Reconciler:
             self.refresh_due = 0.0
         return False
 
-    def _carry_out(self, changes: Plan, actual: Actual) -> None:
+    def _carry_out(self, changes: Plan, wanted: Desired, actual: Actual) -> None:
         at = time.monotonic()
         if changes != self._tried or at > self._tried_at + _FORGET:
             self._plan_retry.reset()
@@ -211,9 +230,11 @@ class Reconciler:
         links = {link.ifindex: link for link in actual.links}
         for change in changes:
             logger.debug("change: %s", in_ip_syntax(change, links))
+        self._say(f"making {len(changes)} changes, the first: {in_ip_syntax(changes[0], links)}")
+        gateways = Gateways(changes, wanted, actual, self._config.route_table_base)
         try:
             with Agent() as agent:
-                verdict = agent.carry_out(changes, self._config.confirm_timeout, self.provider.answers)
+                verdict = agent.carry_out(changes, self._config.confirm_timeout, lambda: self._broken(gateways, links))
         except AgentError as error:
             self._note("unreachable", None, str(error), 0)
             self._errors.begin("netagent", str(error), serious=True)
@@ -223,8 +244,19 @@ class Reconciler:
         if verdict.verdict == "confirmed":
             logger.info("netagent: %d changes confirmed (request %s)", len(changes), verdict.request)
             self._errors.end("netagent")
+            self._fights.made(changes)
+            self._tried, self._try_again = (), at  # patience is for what fails
         else:
             self._errors.begin("netagent", f"{verdict.verdict}: {verdict.reason}", serious=False)
+
+    def _broken(self, gateways: Gateways, links: dict[int, Link]) -> str | None:
+        """What a change has broken, asked between its making and its confirmation."""
+        if not self.provider.answers():
+            return "the metadata server did not answer after the change"
+        if lost := gateways.cut_off(self._config.confirm_timeout / 3):
+            named = " and ".join(f"{each.address} on {links[each.ifindex].name}" for each in lost)
+            return f"the gateway {named} did not resolve after the change, where one did before"
+        return None
 
     def _note(self, verdict: str, request: str | None, reason: str | None, ops: int) -> None:
         said: NetagentStatus = {
@@ -243,6 +275,19 @@ class Reconciler:
         shown, more = wanted.withheld[:_SHOWN], len(wanted.withheld) - _SHOWN
         text = "left out: " + "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
         self._errors.begin("config", text, serious=False)
+
+    def _say_fights(self, actual: Actual) -> None:
+        fights = self._fights.statuses(actual)
+        self._publisher.status["fights"] = fights
+        if not fights:
+            self._errors.end("conflict")
+            return
+        texts = [f"{each['object']}" + (f" ({each['by']})" if each["by"] else "") for each in fights[:_SHOWN]]
+        more = f"; and {len(fights) - _SHOWN} more" if len(fights) > _SHOWN else ""
+        text = "somebody else undoes, or is in the way of: " + "; ".join(texts) + more
+        self._errors.begin(
+            "conflict", text + "; it is tried less and less often: see fights in status.json", serious=False
+        )
 
     # Metadata and host that do not (yet) agree on which interfaces there are
 
@@ -302,6 +347,7 @@ class Reconciler:
         status["last_error"] = self._errors.last
         status["refresh_timer"] = self._config.refresh_timer
         self._publisher.publish()
+        self._say(report.doing(status, self.provider.client.endpoint, self._failed_reads))
 
 
 def _takes_away(changes: Plan) -> bool:

@@ -7,7 +7,7 @@ from cloud_network.fetcher.desired import match_links
 from cloud_network.fetcher.model import Instance, Interface
 from cloud_network.fetcher.objects import Actual, Desired, Link, Rule
 from cloud_network.fetcher.plan import Change, Plan, in_ip_syntax
-from cloud_network.fetcher.status import AddressStatus, LinkStatus
+from cloud_network.fetcher.status import AddressStatus, LinkStatus, Status
 
 
 def link_statuses(
@@ -22,6 +22,25 @@ def link_statuses(
         if link is not None:
             statuses[str(link.ifindex)] = _link_status(interface, link, config, actual, desired, plan, names)
     return statuses
+
+
+def doing(status: Status, endpoint: str, failed_reads: int) -> str:
+    """What is going on, in a line: systemd's STATUS=."""
+    links, error = status["links"].values(), status["last_error"]
+    addresses = sum(len(link["addresses"]) for link in links)
+    count = f"{len(links)} interface{'' if len(links) == 1 else 's'}, {addresses} addresses"
+    left = sum(len(link["drift"]) for link in links)
+    if failed_reads and error is not None:
+        attempt = f"{error['message']} (attempt {failed_reads})"
+        return (
+            f"waiting for metadata at {endpoint}: {attempt}" if status["fetched_at"] is None else f"{count}; {attempt}"
+        )
+    if status["state"] == "ok":
+        return f"{count}, in agreement"
+    why = f"{error['kind']}: {error['message']}" if error else ""
+    if status["unknown_macs"]:
+        why = why or "not here: " + ", ".join(status["unknown_macs"])
+    return f"{count}, {left} changes to make" + (f"; {why}" if why else "")
 
 
 def _link_status(

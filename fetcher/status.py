@@ -4,7 +4,7 @@ Apart from `state`, so that a process that only reads the files does not pay for
 in UTC ("2026-01-02T03:04:05Z"); addresses and prefixes are text in their canonical form.
 """
 
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 VERSION: Literal[1] = 1
 
@@ -47,11 +47,21 @@ class NetagentStatus(TypedDict):
     ops: int
 
 
+class FightStatus(TypedDict):
+    """A change that is undone by somebody else again and again."""
+
+    object: str  # the change, in `ip` syntax
+    times: int  # that it was made
+    since: str
+    next_at: str | None  # when it is tried again; None while it is in place, or has to wait for somebody to make room
+    by: str | None  # whoever it is, as far as the kernel says
+
+
 class LastError(TypedDict):
     """What went wrong last; it may be over."""
 
     at: str
-    kind: Literal["metadata", "netagent", "kernel", "config"]
+    kind: Literal["metadata", "netagent", "kernel", "config", "conflict"]
     message: str
 
 
@@ -72,3 +82,4 @@ class Status(TypedDict):
     links: dict[str, LinkStatus]
     unknown_macs: list[str]
     notices: list[str]  # what is not as people may expect, and no mistake
+    fights: NotRequired[list[FightStatus]]  # not of fetchers before this key

@@ -1,0 +1,152 @@
+"""Objects that somebody else takes away, or puts back, again and again: repaired at once, then less and less often.
+
+An object that was repaired more often than is tolerated is held back for a time that doubles, and reported by name.
+It is forgotten when it has been left in peace.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from cloud_network.fetcher.errors import RFC3339, now
+from cloud_network.fetcher.objects import Actual, Address, Route, Rule
+from cloud_network.fetcher.patience import Patience
+from cloud_network.fetcher.plan import Change, LinkUp, Plan, Verb, in_ip_syntax
+from cloud_network.fetcher.status import FightStatus
+
+logger = logging.getLogger(__name__)
+
+_TOLERATED = 5  # times that an object is put in place without a pause …
+_FIRST, _LONGEST = 1.0, 300.0  # … and seconds, from the first pause to the longest, after that
+_QUIET = 120.0  # seconds in peace after which an object is forgotten
+# include/uapi/linux/rtnetlink.h, and iproute2's etc/iproute2/rt_protos; the kernel does not say more about who it was
+_PROTOCOLS = {2: "kernel", 3: "boot (ip)", 4: "static (networkd, ip)", 9: "ra", 11: "zebra", 12: "bird", 16: "dhcp"}
+
+
+@dataclass(slots=True)
+class _Record:
+    """What has happened to one change. Times are time.monotonic's."""
+
+    times: int = 0
+    made_at: float = 0.0
+    due: float = 0.0
+    since: str = field(default_factory=now)
+    by: str | None = None
+    patience: Patience = field(default_factory=lambda: Patience(_FIRST, _LONGEST))
+
+
+class Fights:
+    """How often each change was made, and which have to wait."""
+
+    def __init__(self) -> None:
+        self._records: dict[Change, _Record] = {}
+        self._taken: dict[Change, str] = {}  # held back because somebody else's stands in its place
+        self._pauses: dict[Change, float] = {}
+
+    def made(self, plan: Plan) -> None:
+        """These were made and confirmed. What we ourselves take back is nobody's fight."""
+        at = time.monotonic()
+        for change in plan:
+            inverse = Change(Verb.REMOVE if change.verb is Verb.ADD else Verb.ADD, change.what)
+            self._records.pop(inverse, None)
+            record = self._records.setdefault(change, _Record())
+            record.times, record.made_at = record.times + 1, at
+            if record.times >= _TOLERATED:
+                record.due = at + record.patience.longer()
+
+    def allowed(self, plan: Plan, actual: Actual) -> Plan:
+        """What of a plan may be made now: without what is fought over and has to wait, and what needs that."""
+        at = time.monotonic()
+        self._forget(plan, at)
+        self._taken = {change: by for change in plan if (by := _taken(change, actual))}
+        self._pauses = {change: self._records[change].due for change in plan if self._waits(change, at)}
+        for change in plan:
+            record = self._records.get(change)
+            if record is not None and record.times > 1:
+                record.by = self._taken.get(change) or _who(change, actual) or record.by
+        held = {*self._taken, *self._pauses}
+        return tuple(change for change in plan if change not in held and not _needs(change, held))
+
+    @property
+    def due(self) -> float:
+        """When the first of what was held back may be tried again; infinity if nothing waits."""
+        return min(self._pauses.values(), default=float("inf"))
+
+    def statuses(self, actual: Actual) -> list[FightStatus]:
+        """The fights, as status.json has them."""
+        links = {link.ifindex: link for link in actual.links}
+        return [
+            {"object": in_ip_syntax(change, links), "times": times, "since": since, "next_at": next_at, "by": by}
+            for change, times, since, next_at, by in self._fights()
+        ]
+
+    def _fights(self) -> Iterator[tuple[Change, int, str, str | None, str | None]]:
+        for change, record in self._records.items():
+            if record.times >= _TOLERATED:
+                yield change, record.times, record.since, _at(self._pauses.get(change)), record.by
+        for change, by in self._taken.items():
+            if change not in self._records or self._records[change].times < _TOLERATED:
+                record = self._records.get(change) or _Record()
+                yield change, record.times, record.since, None, by
+
+    def _waits(self, change: Change, at: float) -> bool:
+        record = self._records.get(change)
+        return record is not None and at < record.due
+
+    def _forget(self, plan: Plan, at: float) -> None:
+        wanted = set(plan)
+        for change, record in list(self._records.items()):
+            quiet = max(_QUIET, 2 * (record.due - record.made_at))
+            if change not in wanted and at > record.made_at + quiet:
+                del self._records[change]
+
+
+def _at(due: float | None) -> str | None:
+    if due is None:
+        return None
+    return (datetime.now(UTC) + timedelta(seconds=due - time.monotonic())).strftime(RFC3339)
+
+
+def _taken(change: Change, actual: Actual) -> str | None:
+    """Whose route stands where ours shall be: it is not ours to replace, and netagent refuses the whole request."""
+    if change.verb is Verb.REMOVE or not isinstance(change.what, Route):
+        return None
+    place = (change.what.table, change.what.destination)
+    protocol = actual.foreign.get(place)
+    if protocol is None or any((route.table, route.destination) == place for route in actual.routes):
+        return None
+    return f"a route of protocol {_PROTOCOLS.get(protocol, protocol)} in its place"
+
+
+def _who(change: Change, actual: Actual) -> str | None:
+    """Who has it instead, as far as the kernel says."""
+    if change.verb is Verb.ADD and isinstance(change.what, Address):
+        names = {link.ifindex: link.name for link in actual.links}
+        for ifindex, address in actual.addresses:
+            if address == change.what.address and ifindex != change.what.ifindex:
+                return f"{names.get(ifindex, ifindex)} has it"
+    return None
+
+
+def _needs(change: Change, held: set[Change]) -> bool:
+    """Whether a change cannot be made without one that is held back."""
+    if change.verb is Verb.REMOVE:
+        return False
+    return any(other.verb is Verb.ADD and _leans_on(change.what, other.what) for other in held)
+
+
+def _leans_on(what: object, on: object) -> bool:
+    if isinstance(on, LinkUp):
+        return getattr(what, "ifindex", None) == on.ifindex
+    if isinstance(on, Address):
+        if isinstance(what, Rule):
+            return what.selector is not None and what.selector.network_address == on.address
+        single = on.prefix == on.address.max_prefixlen
+        return isinstance(what, Route) and what.ifindex == on.ifindex and what.gateway is not None and not single
+    if isinstance(on, Route) and on.gateway is None and isinstance(what, Route):
+        return what.table == on.table and what.gateway is not None and what.gateway in on.destination
+    return False
