@@ -155,15 +155,15 @@ class Chaos:
     def _foreign_objects(self) -> str:
         """Byte for byte."""
         shown = [
-            self.lab.run(["ip", "-d", *what.split()]).stdout
+            self.lab.run(["ip", *what.split()]).stdout
             for what in (
                 "-4 -o address show dev operator0",
                 "-o link show dev operator0",
                 "-o address show to 192.0.2.55 dev eth0",
-                "route show table 77",
-                "route show table main proto static",
-                "rule show pref 100",
-                "rule show pref 32000",
+                "-d route show table 77",
+                "-d route show table main proto static",
+                "-d rule show pref 100",
+                "-d rule show pref 32000",
             )
         ]
         rules = self.lab.run(["ip", "-d", "rule"]).stdout.splitlines(keepends=True)
