@@ -18,6 +18,7 @@ from cloud_network.fetcher import log, privileges
 from cloud_network.fetcher.control import Control, remove_socket
 from cloud_network.fetcher.detect import DetectionError, detect, read_dmi
 from cloud_network.fetcher.events import KernelEvents
+from cloud_network.fetcher.networkd import Networkd
 from cloud_network.fetcher.providers import Waiting
 from cloud_network.fetcher.reconcile import Reconciler
 from cloud_network.fetcher.state import StateDirectory
@@ -62,10 +63,12 @@ class Loop:
     def run(self) -> None:
         """Until SIGTERM or SIGINT. The network stays as it is."""
         reconciler, systemd, ready_at = self._reconciler, self._systemd, time.monotonic() + _READY_AFTER
+        networkd = Networkd()
         while not self._stop:
             systemd.alive()
             now = time.monotonic()
             if now >= reconciler.refresh_due:
+                _attempt(networkd.warn)
                 _attempt(reconciler.refresh)
             elif now >= reconciler.compare_due:
                 _attempt(reconciler.converge)

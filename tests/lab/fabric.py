@@ -136,6 +136,14 @@ class Fabric:
     def dismiss_address(self, nic: Nic, what: str) -> None:
         self._own("delete", [(nic, what)])
 
+    def bridge(self, subnet: str) -> str:
+        """Where a server of the subnet listens."""
+        return self._subnets[subnet].bridge
+
+    def admit_dhcp(self, nic: Nic) -> None:
+        """DHCP's own addresses pass (RFC 2131, 4.1): 0.0.0.0 asks, and the answer may be a broadcast."""
+        self.filter.owners("add", [(nic, "0.0.0.0"), (nic, "255.255.255.255")])
+
     def advertise(self, subnet: str) -> None:
         """A router advertisement, now. Hosts that solicit get theirs without."""
         here = self._subnets[subnet]

@@ -1,0 +1,80 @@
+"""A DHCP server in the cloud (dnsmasq), and the clients that Debian packages."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.lab import Lab, Nic
+from tests.lab.rooms import OURS
+
+from .programs import Program, need
+
+LEASES = OURS / "dnsmasq.leases"
+HOSTS = OURS / "dnsmasq.hosts"
+T1, T2 = 2, 60
+"""Seconds until a client renews and until it asks anybody: a lease is longer, but no test waits for an hour."""
+
+
+class Server:
+    """Gives each interface one address, as a cloud's does, and renews it as often as it is asked."""
+
+    def __init__(self, lab: Lab, program: Program) -> None:
+        self._lab, self._program = lab, program
+
+    def grants(self) -> int:
+        """How many leases it has granted or renewed."""
+        return self._program.log().count("DHCPACK(")
+
+    def released(self) -> bool:
+        return "DHCPRELEASE(" in self._program.log()
+
+    def give(self, nic: Nic, address: str) -> None:
+        """From the next question on, this address: what was leased before is refused."""
+        _write(self._lab, nic, address)
+        self._program.send(signal.SIGHUP)
+
+    def wait_for_grants(self, count: int, timeout: float = 20) -> None:
+        before = self.grants()
+        self._lab.wait_for(lambda: self.grants() >= before + count, timeout, f"{count} grants of the DHCP server")
+
+
+@contextmanager
+def server(lab: Lab, nic: Nic) -> Iterator[Server]:
+    """Serves the subnet of one interface, which has its first address until told otherwise."""
+    bridge = lab.fabric.bridge(nic.subnet)
+    lab.fabric.admit_dhcp(nic)
+    _write(lab, nic, nic.addresses[0])
+    argv = [
+        need("dnsmasq", "dnsmasq-base"),
+        *("--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--user=root", "--log-facility=-"),
+        *("--pid-file=", "--no-ping", "--dhcp-authoritative", "--log-dhcp", f"--interface={bridge}"),
+        f"--dhcp-range={nic.network.network_address},static,{nic.network.netmask},1h",
+        f"--dhcp-option=3,{nic.gateway}",
+        f"--dhcp-option-force=58,{T1}",
+        f"--dhcp-option-force=59,{T2}",
+        f"--dhcp-leasefile={LEASES}",
+        f"--dhcp-hostsfile={HOSTS}",
+    ]
+    with Program(lab, argv, room=lab.cloud) as program:
+        lab.wait_for(lambda: "started" in program.log(), message="dnsmasq")
+        yield Server(lab, program)
+
+
+def _write(lab: Lab, nic: Nic, address: str) -> None:
+    lab.path(HOSTS).write_text(f"{nic.mac},{address}\n")
+
+
+def dhclient(lab: Lab, nic: Nic) -> Program:
+    """isc-dhcp-client, with Debian's script, but not its hooks: they would write to /etc."""
+    argv = [
+        need("dhclient", "isc-dhcp-client"),
+        *("-4", "-d", "-v", "-cf", "/dev/null", "-lf", "/run/dhclient.leases", "-pf", "/run/dhclient.pid", nic.name),
+    ]
+    return Program(lab, argv)
+
+
+def dhcpcd(lab: Lab, nic: Nic) -> Program:
+    argv = [need("dhcpcd", "dhcpcd-base"), "-4", "-B", "-d", "--noarp", "-f", "/dev/null", nic.name]
+    return Program(lab, argv, private=["/var/lib/dhcpcd"])

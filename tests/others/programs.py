@@ -1,0 +1,98 @@
+"""One program of somebody else's in a room: started as root, its words kept, ended by its own process number."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Self
+
+import pytest
+
+from tests.lab import Lab
+from tests.lab.rooms import OURS, PATIENCE, Room
+
+WAYS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/lib/systemd:/usr/lib/systemd"
+
+
+def need(program: str, package: str) -> str:
+    """Where the program is; a test that needs one which Debian packages, and which is not here, is skipped."""
+    found = shutil.which(program, path=WAYS)
+    if found is None:
+        pytest.skip(f"{program} is not here: apt-get install {package}")
+    return found
+
+
+class Program:
+    """`with Program(lab, argv) as it:`. `private` directories are its own and empty: nothing of the host's changes.
+
+    /sys is read-only for it, as in a container: there is no udev in the lab that a program could wait for.
+    """
+
+    def __init__(
+        self,
+        lab: Lab,
+        argv: Sequence[str],
+        *,
+        room: Room | None = None,
+        private: Sequence[str] = (),
+        env: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self._lab, self._room = lab, room or lab.instance
+        self.name = Path(argv[0]).name
+        self._log = lab.path(OURS / "log" / self.name)
+        steps = [f"mount -t tmpfs tmpfs {directory}" for directory in private]
+        steps += ["mount -o remount,ro,bind /sys"] if room is None else []
+        steps += [f"exec {shlex.join(argv)}"]
+        self._argv, self._env = ["unshare", "--mount", "sh", "-ec", "\n".join(steps)], env
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception):
+            error.add_note("\n".join([f"--- {self.name}", *self.log().splitlines()[-40:]]))
+        if self.running():
+            self.stop()
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = self._room.popen(self._argv, stdout=log, stderr=log, env=self._env)
+
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def pid(self) -> int:
+        """Of the program itself, below nsenter."""
+        assert self._process is not None
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
+        return self._lab.wait_for(lambda: [int(pid) for pid in children.read_text().split()])[0]
+
+    def send(self, number: signal.Signals) -> None:
+        os.kill(self.pid(), number)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """A signal, and the end of it; one that will not end is killed."""
+        assert self._process is not None
+        self.send(number)
+        try:
+            self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.send(signal.SIGKILL)
+            self._process.wait(PATIENCE)
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def log(self) -> str:
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
