@@ -56,7 +56,7 @@ class Networkd(Program):
 
     def wait_until_configured(self) -> None:
         self._lab.wait_for(
-            lambda: all("configured" in self._state(nic) for nic in self._nics), 15, "networkd to have configured"
+            lambda: all(self._state(nic) == "configured" for nic in self._nics), 15, "networkd to have configured"
         )
 
     def reconfigure(self) -> None:
