@@ -85,11 +85,7 @@ def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
             siblings = [subnet for mac, others in subnets.items() if mac != interface.mac for subnet in others]
             ways = tuple(way for way in interface.routes if way[1] not in ours)  # this host is the gateway of others
             whole = replace(interface, subnets=subnets[interface.mac], routes=ways)
-            for route in _table(whole, link, siblings, config, actual, allowed):
-                if route in actual.routes or (route.table, route.destination) not in actual.foreign:
-                    routes.append(route)
-                else:
-                    withheld[f"{route.destination} in table {route.table}: a route of somebody else's is there"] = None
+            routes += _table(whole, link, siblings, config, actual, allowed)
             notices += _lacking(interface, link, config, routes)
             selectors = [ip_network(address.ip) for address in own] + ranges
             rules += _rules(selectors, link, config)
