@@ -29,6 +29,7 @@ from cloud_network.fetcher.model import Instance, Interface, IPAddress, IPInterf
 from cloud_network.fetcher.objects import Actual, Address, Desired, Link, Route, Rule, Wish
 
 TABLE_MAIN, TABLE_LOCAL = 254, 255  # linux/rtnetlink.h
+LEAST_MTU = 1280  # of IPv6, RFC 8200, section 5: netagent sets no smaller one
 STEP = 10  # between the priorities of two steps: room for an operator's own rules
 _DEFAULT_PREFIXES = {"gcp": Prefixes.LOCAL}  # as Google's agent does; elsewhere as amazon-ec2-net-utils does
 
@@ -36,7 +37,7 @@ _DEFAULT_PREFIXES = {"gcp": Prefixes.LOCAL}  # as Google's agent does; elsewhere
 def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
     """What the kernel shall hold for `instance` on this host."""
     found = match_links(instance, config, actual.links)
-    instance = replace(instance, interfaces=tuple(_as_leased(each, found, actual) for each in instance.interfaces))
+    instance = with_what_dhcp_says(instance, found, actual)
     unknown = tuple(interface.mac for interface in instance.interfaces if interface.mac not in found)
     pairs = [
         (interface, found[interface.mac])
@@ -49,14 +50,16 @@ def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
     allowed, withheld = Allowed(config, actual, left), dict[str, None]()
     prefixes = config.prefixes or _DEFAULT_PREFIXES.get(instance.provider, Prefixes.ROUTE)
     notices = list(instance.notices)
-    subnets = {each.mac: _subnets(each, found.get(each.mac), actual) for each in instance.interfaces}
     held = [_Held.of(kernel.address) for kernel in actual.addresses.values()]
     ours = {address for _, address in actual.addresses} | {
         each.ip for interface in instance.interfaces for each in interface.addresses
     }
     given = set[IPNetwork]()  # a forwarded address may be named for several interfaces
     for interface, link in pairs:
-        wishes.append(Wish(link.ifindex, interface.mtu))
+        small = interface.mtu is not None and interface.mtu < LEAST_MTU
+        wishes.append(Wish(link.ifindex, None if small else interface.mtu))
+        if small:
+            notices.append(f"{link.name}: an MTU of {interface.mtu} would take IPv6 off it; it keeps {link.mtu}")
         taken = {address.address for address in addresses}
         own = [each for each in interface.addresses if each.ip not in taken and not _left_to_others(each.ip, config)]
         against = {each: allowed.against(link, ip_network(each.ip)) for each in own}
@@ -82,11 +85,11 @@ def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
             others = [network for network in ranges if network in actual.local]  # Google's agent's, or an address
             routes += [Route(TABLE_LOCAL, link.ifindex, network, None) for network in ranges if network not in others]
         if has_table:
-            siblings = [subnet for mac, others in subnets.items() if mac != interface.mac for subnet in others]
+            siblings = [net for each in instance.interfaces if each.mac != interface.mac for net in each.subnets]
             ways = tuple(way for way in interface.routes if way[1] not in ours)  # this host is the gateway of others
-            whole = replace(interface, subnets=subnets[interface.mac], routes=ways)
+            whole = replace(interface, routes=ways)
             routes += _table(whole, link, siblings, config, actual, allowed)
-            notices += _lacking(interface, link, config, routes)
+            notices += _lacking(interface, link, config, routes, actual)
             selectors = [ip_network(address.ip) for address in own] + ranges
             rules += _rules(selectors, link, config)
     left_rules = (rule for rule in actual.rules if rule.table in left_tables)
@@ -165,28 +168,26 @@ def _shared(link: Link, network: IPNetwork, held: Iterable[_Held]) -> bool:
     )
 
 
-def _as_leased(interface: Interface, found: Mapping[str, Link], actual: Actual) -> Interface:
-    """Of an interface that the metadata name by its MAC alone (Scaleway, OpenStack with DHCP), what its link has."""
-    if interface.addresses or interface.mac not in found:
-        return interface
-    leased = [
-        ip_interface((address, kernel.address.prefix))
-        for (ifindex, address), kernel in actual.addresses.items()
-        if ifindex == found[interface.mac].ifindex and not kernel.owned and not address.is_link_local
+def with_what_dhcp_says(instance: Instance, found: Mapping[str, Link], actual: Actual) -> Instance:
+    """The instance, with what its metadata leave to DHCP: subnets (IBM), or all but the MAC (Scaleway, OpenStack)."""
+    whole = [
+        _leased(each, found[each.mac].ifindex, actual) if each.mac in found else each for each in instance.interfaces
     ]
-    networks = [each.network for each in leased if each.network.prefixlen < each.max_prefixlen]
-    return replace(interface, addresses=tuple(leased), subnets=tuple(dict.fromkeys(networks)))
+    return replace(instance, interfaces=tuple(whole))
 
 
-def _subnets(interface: Interface, link: Link | None, actual: Actual) -> tuple[IPNetwork, ...]:
-    """The metadata's; where they give an address without one (IBM), what DHCP has set with that address."""
-    found = dict.fromkeys(interface.subnets)
-    for each in interface.addresses:
-        kernel = actual.addresses.get((link.ifindex, each.ip)) if link is not None else None
-        alone = each.version == 4 and each.network.prefixlen == each.max_prefixlen and not interface.routed
-        if alone and kernel is not None and not kernel.owned and kernel.address.prefix < each.max_prefixlen:
-            found[ip_network((each.ip, kernel.address.prefix), strict=False)] = None
-    return tuple(found)
+def _leased(interface: Interface, ifindex: int, actual: Actual) -> Interface:
+    held = {
+        address: ip_interface((address, kernel.address.prefix))
+        for (at, address), kernel in actual.addresses.items()
+        if at == ifindex and not kernel.owned and not address.is_link_local
+    }
+    addresses = interface.addresses or tuple(held.values())
+    alone = [each for each in addresses if each.version == 4 and each.network.prefixlen == each.max_prefixlen]
+    known = addresses if not interface.addresses else () if interface.routed else alone
+    networks = [held[each.ip].network for each in known if each.ip in held]
+    subnets = [*interface.subnets, *(network for network in networks if network.prefixlen < network.max_prefixlen)]
+    return replace(interface, addresses=addresses, subnets=tuple(dict.fromkeys(subnets)))
 
 
 def _addresses(
@@ -256,10 +257,13 @@ def _table(
         yield Route(table, link.ifindex, destination, gateway)
 
 
-def _lacking(interface: Interface, link: Link, config: Config, routes: Iterable[Route]) -> Iterator[str]:
+def _lacking(
+    interface: Interface, link: Link, config: Config, routes: Iterable[Route], actual: Actual
+) -> Iterator[str]:
     """Addresses that cannot answer beyond their own subnet, because no gateway of their link is known."""
     table = config.route_table_base + link.ifindex
-    has = {route.destination.version for route in routes if route.table == table and route.destination.prefixlen == 0}
+    there = {(route.table, route.destination) for route in routes} | set(actual.foreign)
+    has = {destination.version for at, destination in there if at == table and destination.prefixlen == 0}
     for version in sorted({address.version for address in interface.addresses} - has):
         if version == 6:
             yield f"{link.name}: no router has advertised itself yet: its IPv6 addresses answer their own subnet alone"

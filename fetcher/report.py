@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cloud_network.fetcher.config import Config
-from cloud_network.fetcher.desired import match_links
+from cloud_network.fetcher.desired import match_links, with_what_dhcp_says
 from cloud_network.fetcher.model import Instance, Interface
 from cloud_network.fetcher.objects import Actual, Desired, Link, Rule
 from cloud_network.fetcher.plan import Change, Plan, in_ip_syntax
@@ -17,7 +17,7 @@ def link_statuses(
     names = {link.ifindex: link for link in actual.links}
     found = match_links(instance, config, actual.links)
     statuses = {}
-    for interface in instance.interfaces:
+    for interface in with_what_dhcp_says(instance, found, actual).interfaces:
         link = found.get(interface.mac)
         if link is not None:
             statuses[str(link.ifindex)] = _link_status(interface, link, config, actual, desired, plan, names)

@@ -65,8 +65,8 @@ def _facts(status: Status, now: float) -> Iterator[Row]:
         yield "Error", f"{error['kind']}, {_ago(error['at'], now)}: {error['message']}"
     if status["unknown_macs"]:
         yield "Not here", ["the metadata names links that this host lacks:", *status["unknown_macs"]]
-    if notices := status.get("notices"):  # a fetcher before this one had none
-        yield "Notice", list(notices)
+    for notice in status.get("notices", ()):  # a fetcher before this one had none
+        yield "Notice", notice.split()
 
 
 def _ago(at: str, now: float) -> str:

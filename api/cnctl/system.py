@@ -1,11 +1,13 @@
 """`cnctl status system`: the instance's own facts, in the Go original's layout.
 
-Each cloud has its own table of key and value; a cloud without one is shown as its metadata is nested.
+AWS has the original's table, with a line for every key; the others have the lines of `facts` that the metadata fill. A
+cloud without either is shown as its metadata is nested.
 """
 
 from __future__ import annotations
 
 from cloud_network.api.cnctl import layout
+from cloud_network.api.cnctl.facts import FACTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,13 +36,17 @@ def run(arguments: argparse.Namespace, source: Source) -> int:
 def rows(provider: str, document: Document) -> list[Row]:
     """Each key of the provider's table with its value, empty where the metadata has none."""
     columns = TABLES.get(provider)
+    if columns is None and provider in FACTS:
+        return [(key, words) for key, *paths in FACTS[provider] if (words := _words(document, paths))]
     if columns is None:
         return list(_flat("", document))
     return [(key, value(document) if callable(value) else _text(document, value)) for key, value in columns]
 
 
 def _at(document: Document, path: str) -> Json:
-    """Return what is at `key/key/…`; None if there is nothing."""
+    """Return what is at `key/key/…`, or under a key that is written so; None if there is nothing."""
+    if path in document:
+        return document[path]
     found: Json = document
     for key in path.split("/"):
         found = found.get(key) if isinstance(found, dict) else None
@@ -52,6 +58,15 @@ def _text(document: Document, path: str) -> str:
     if isinstance(found, list):
         return " ".join(str(item) for item in found)
     return "" if found is None or isinstance(found, dict) else str(found)
+
+
+def _words(document: Document, paths: list[str]) -> list[str]:
+    """Every value that there is; of a `path/` that ends so, what stands after the last slash."""
+    found = []
+    for path in paths:
+        text = _text(document, path.removesuffix("/"))
+        found += (text.rpartition("/")[2] if path.endswith("/") else text).split()
+    return found
 
 
 def _named(**paths: str) -> Callable[[Document], str]:

@@ -2,11 +2,12 @@
 
 Sources: "User data" of the Instances API reference (www.scaleway.com/en/developers/api/instance/user-data) and
 cloud-init's reference of the Scaleway datasource for the server, and Scaleway's own reader of the document
-(scaleway-sdk-go, api/instance/v1/instance_metadata_sdk.go) for its fields.
+(scaleway-sdk-go, api/instance/v1/instance_metadata_sdk.go, type Metadata) for its fields.
 
-The document has the public interface's MAC and its routed addresses (public_ips_v4, public_ips_v6: of several, the
-first comes by DHCP and the others do not), and of each private interface its MAC: their addresses are IPAM's and come
-by DHCP alone, so a private interface is listed here without any.
+The document has the public interface's MAC (`mac_address`; were it missing, the public interface would be left as
+DHCP makes it) and its routed addresses (public_ips_v4, public_ips_v6: of several, the first comes
+by DHCP and the others do not; being public they need AllowAddresses=). Of each private interface it has the MAC: their
+addresses are IPAM's and come by DHCP alone, so a private interface is listed here without any.
 """
 
 from __future__ import annotations

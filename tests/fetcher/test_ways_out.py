@@ -69,3 +69,10 @@ def test_addresses_that_dhcp_alone_knows_get_rules_and_a_table_and_stay_dhcps() 
     assert "10.7.0.0/22 via 10.0.1.1" in table(found, 2), "the sibling's way there"
     added = [each.what for each in plan_of(found, here) if each.verb is Verb.ADD and isinstance(each.what, Address)]
     assert [str(address.address) for address in added] == ["10.0.1.10"]
+
+
+def test_an_mtu_that_netagent_would_refuse_is_left_out_and_named() -> None:
+    found = wanted(instance(interface(1, mtu=1200)), host(link(1)))
+    assert [each.mtu for each in found.wishes] == [None]
+    assert found.notices == ("eth0: an MTU of 1200 would take IPv6 off it; it keeps 1500",)
+    assert [each.mtu for each in wanted(instance(interface(1, mtu=1280)), host(link(1))).wishes] == [1280]

@@ -2,8 +2,9 @@
 
 Sources: "How to use Instance metadata" (scaleway.com/en/docs/instances: 169.254.42.42 and fd00:42::42,
 /conf?format=json) and the type of that document in Scaleway's own SDK (scaleway-sdk-go, api/instance/v1,
-instance_metadata_sdk.go). Public addresses are on the first interface, whose MAC address the document doesn't have:
-/32 each, with a gateway outside. Of private interfaces there are MAC and network, and no addresses: DHCP has them.
+instance_metadata_sdk.go: MACAddress, "mac_address", of the server, and one of each private NIC). Public addresses are
+on the first interface: /32 each, with a gateway outside; the first comes by DHCP, the others are for the image to add.
+Of private interfaces there are MAC and network, and no addresses: DHCP has them.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class Scaleway(Behaviour[Settings]):
             "id": SERVER,
             "name": "lab",
             "hostname": "lab",
+            "mac_address": first.mac,
             "organization": identifier("organization"),
             "project": identifier("project"),
             "commercial_type": "POP2-8C-32G",
