@@ -10,6 +10,7 @@ import pytest
 from tests.job import CONFIG, audit, cnctl, ip, refresh, status
 from tests.lab import Lab, Spec
 from tests.lab.metadata.providers import PROVIDERS
+from tests.lab.nic import neighbour_address
 
 IPV6 = "2001:db8::/32"
 """The lab's IPv6 is of RFC 3849, neither private nor ULA, and on most clouds no router says that it is on link."""
@@ -99,3 +100,39 @@ def test_ranges_and_what_is_public(cloud: str) -> None:
         lab.wait_for(lambda: ({*lab.addresses} | ranges) <= local(lab), 20, "addresses and ranges")
         assert cnctl(lab, "status", "network").returncode == 0
         assert "refused" not in {line["verdict"] for line in audit(lab)}
+
+
+def test_a_destination_behind_an_extra_route_answers() -> None:
+    """A neighbour is the gateway of a network that the cloud's own router knows nothing of."""
+    with Lab(Spec.cloud("openstack", 2, 3)) as lab:
+        lab.write_config(CONFIG)
+        lab.start("netagent")
+        lab.start("fetcher")
+        nic = lab.nics[1]
+        gateway, room = neighbour_address(nic.subnet), lab.neighbours[1]
+        room.batch(["address add 198.51.100.1/32 dev lo"])
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be content")
+        pairs = {room: [(address, "198.51.100.1") for address in nic.addresses]}
+        lab.reach.listen(lab.instance)
+        assert not any(lab.reach.probe(pairs, 1.5).values()), "by the default gateway the replies are lost"
+        lab.metadata.configure(routes=[["198.51.100.0/24", gateway]])
+        assert refresh(lab) == "ok"
+        assert all(lab.reach.probe(pairs, 1.5).values())
+
+
+@pytest.mark.parametrize("kind", ["vlan", "bond"])
+def test_what_is_not_configured_stops_nothing(kind: str) -> None:
+    """It is named in status, where all else is well, and an address of another interface is still removed."""
+    with Lab(Spec.cloud("openstack", 3, 3, links=kind)) as lab:
+        lab.write_config(CONFIG)
+        lab.start("netagent")
+        lab.start("fetcher")
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be content")
+        assert f"is a {kind}, which is not configured yet" in str(status(lab)["notices"])
+        gone = lab.nics[1].addresses[2]
+        assert gone in local(lab)
+        lab.remove_address(lab.nics[1].mac, gone)
+        assert refresh(lab) == "ok"
+        assert gone not in local(lab)
+        said = [line for line in lab.log("fetcher").splitlines() if "which is not configured yet" in line]
+        assert len(said) == 1, "in the log once"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any, ClassVar
 
 from ..convention import Convention
@@ -27,11 +28,15 @@ KEY = f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEx{'A' * 42} lab-key"
 
 @dataclass(frozen=True)
 class Settings:
-    """`dhcp`: the networks say that DHCP has the addresses. `links`: what the last interface is: ovs, vlan or bond."""
+    """`dhcp`: the networks say that DHCP has the addresses. `links`: what the last interface is: ovs, vlan or bond.
+
+    `routes`: the subnets' host routes, (network, gateway) each; Nova lists them with every address of the subnet.
+    """
 
     dhcp: bool = False
     all_addresses: bool = True
     links: str = "ovs"
+    routes: tuple[tuple[str, str], ...] = ()
     user_data: str | None = None
 
 
@@ -108,13 +113,19 @@ class OpenStack(Behaviour[Settings]):
         for address in nic.addresses[:how_many]:
             default = {"network": "0.0.0.0", "netmask": "0.0.0.0", "gateway": nic.gateway}
             mask = str(nic.network.netmask)
-            found.append({**shared, "type": "ipv4", "ip_address": address, "netmask": mask, "routes": [default]})
+            routes = [default, *(route(*each) for each in self.settings.routes if IPv4Address(each[1]) in nic.network)]
+            found.append({**shared, "type": "ipv4", "ip_address": address, "netmask": mask, "routes": routes})
         for address in nic.ipv6[:how_many]:
             assert nic.network6
             default = {"network": "::", "netmask": "::", "gateway": str(nic.network6[1])}
             mask = str(nic.network6.netmask)
             found.append({**shared, "type": "ipv6", "ip_address": address, "netmask": mask, "routes": [default]})
         return found
+
+
+def route(destination: str, gateway: str) -> dict[str, str]:
+    network = IPv4Network(destination)
+    return {"network": str(network.network_address), "netmask": str(network.netmask), "gateway": gateway}
 
 
 def port(nic: Nic) -> str:
