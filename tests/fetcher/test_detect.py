@@ -115,3 +115,21 @@ def test_fields_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
     assert read_dmi(tmp_path, nowhere) == {"sys_vendor": "Amazon EC2", "product_name": "\ufffd"}
     (tmp_path / "uuid").write_text("ec2e1916\n")
     assert read_dmi(nowhere, tmp_path / "uuid") == {"hypervisor_uuid": "ec2e1916"}
+
+
+def test_what_a_cloud_looks_at_is_read(tmp_path: Path) -> None:
+    """IBM's second sign, and whatever `matches` of any cloud asks for."""
+    asked = set[str]()
+
+    class Asking(dict[str, str]):
+        def get(self, key: str, default: str = "") -> str:  # type: ignore[override]
+            asked.add(key)
+            return default
+
+    for cloud in CLOUDS:
+        import_module(f"cloud_network.fetcher.providers.{cloud}").matches(Asking())
+    for name in asked:
+        (tmp_path / name).write_text(f"{name}\n")
+    assert "chassis_vendor" in asked
+    assert read_dmi(tmp_path, tmp_path / "hypervisor_uuid").keys() == asked
+    assert detect(Provider.AUTO, {"chassis_vendor": "IBM:Cloud Compute Server 1.0:bx2-2x8"}).name == "ibm"
