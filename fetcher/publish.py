@@ -15,7 +15,7 @@ from cloud_network.fetcher.status import VERSION, Status
 
 logger = logging.getLogger(__name__)
 
-_TIMES = ("at", "fetched_at", "attempted_at", "written_at", "since", "next_at")
+_TIMES = ("at", "fetched_at", "attempted_at", "written_at", "since", "next_at", "metadata_seconds")
 
 
 class Publisher:
@@ -26,7 +26,7 @@ class Publisher:
         self.status = _fresh(provider)
         before = _previous(state, provider)
         self._said = _without_times(before)
-        for key in ("generation", "fetched_at", "links", "unknown_macs"):  # still true when a fetcher starts anew
+        for key in ("generation", "counters", "fetched_at", "links", "unknown_macs"):  # still true for a new fetcher
             self.status[key] = before[key]
 
     def links(self, instance: Instance, config: Config, actual: Actual) -> None:
@@ -45,7 +45,7 @@ class Publisher:
                 state.write_identity(instance.provider, name, content)
 
     def publish(self) -> None:
-        """Write status.json; the generation grows when anything but a time differs from what it said before."""
+        """Write status.json; the generation grows when anything but a time or a counter differs from before."""
         said = _without_times(self.status)
         self.status["generation"] += said != self._said
         self.status["written_at"] = now()
@@ -72,6 +72,8 @@ def _fresh(provider: str) -> Status:
         "refresh_timer": 300.0,
         "last_error": None,
         "metadata_requests": 0,
+        "metadata_seconds": 0.0,
+        "counters": {"metadata_requests": 0, "metadata_errors": {}, "netagent_requests": {}, "drift_repaired": 0},
         "netagent": {"verdict": "none", "request": None, "at": None, "reason": None, "ops": 0},
         "links": {},
         "unknown_macs": [],
@@ -98,4 +100,4 @@ def _without_times(value: object) -> object:
         return [_without_times(each) for each in value]
     if not isinstance(value, dict):
         return value
-    return {key: _without_times(each) for key, each in value.items() if key not in (*_TIMES, "generation")}
+    return {key: _without_times(each) for key, each in value.items() if key not in (*_TIMES, "generation", "counters")}

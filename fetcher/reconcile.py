@@ -69,6 +69,7 @@ class Reconciler:
         self._tried_at, self._try_again = -math.inf, -math.inf
         self._fights = Fights()
         self._compared_at = -math.inf
+        self._agreed: tuple[Instance, Config] | None = None  # what the kernel last agreed with
         self._unlisted: set[int] = set()
         self._chase_from = -math.inf
         self._unknown: tuple[str, ...] = ()
@@ -120,6 +121,7 @@ class Reconciler:
             kept = self._publisher.status["fetched_at"]
             message = f"{error}; nothing is removed" + (f", the state of {kept} is kept" if kept else "")
             self._errors.begin("metadata", message, serious=True)
+            _count(self._publisher.status["counters"]["metadata_errors"], error.kind)
             asked = min(error.retry_after, max(_LONGEST_RETRY, self._config.refresh_timer))
             self._put_off = time.monotonic() + asked
             self.refresh_due = max(self.refresh_due, self._put_off)
@@ -128,7 +130,10 @@ class Reconciler:
             self._write_status()
             return
         finally:
-            self._publisher.status["metadata_requests"] = self.provider.client.requests - before
+            spent = self.provider.client.requests - before
+            self._publisher.status["metadata_requests"] = spent
+            self._publisher.status["metadata_seconds"] = round(time.monotonic() - self._read_at, 3)
+            self._publisher.status["counters"]["metadata_requests"] += spent
         self._unread, self._failed_reads = False, 0
         compared = self._look(instance)
         if instance != self._unproven and compared is not None and _takes_away(compared[2]):
@@ -185,6 +190,7 @@ class Reconciler:
         if not now_possible:
             self._errors.end("netagent")
             self.succeeded = True
+            self._agreed = self._instance, self._config
         self._say_fights(actual)
         self._say_withheld(wanted)
         self._say_unknown(wanted, actual)
@@ -246,6 +252,8 @@ class Reconciler:
             self._errors.end("netagent")
             self._fights.made(changes)
             self._tried, self._try_again = (), at  # patience is for what fails
+            if self._agreed == (self._instance, self._config):
+                self._publisher.status["counters"]["drift_repaired"] += len(changes)
         else:
             self._errors.begin("netagent", f"{verdict.verdict}: {verdict.reason}", serious=False)
 
@@ -267,6 +275,7 @@ class Reconciler:
             "ops": ops,
         }
         self._publisher.status["netagent"] = said
+        _count(self._publisher.status["counters"]["netagent_requests"], verdict)
 
     def _say_withheld(self, wanted: Desired) -> None:
         if not wanted.withheld:
@@ -353,3 +362,7 @@ class Reconciler:
 def _takes_away(changes: Plan) -> bool:
     """Whether something goes: then one read alone is no proof."""
     return any(change.verb is Verb.REMOVE for change in changes)
+
+
+def _count(counts: dict[str, int], kind: str) -> None:
+    counts[kind] = counts.get(kind, 0) + 1

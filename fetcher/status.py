@@ -65,6 +65,15 @@ class LastError(TypedDict):
     message: str
 
 
+class Counters(TypedDict):
+    """What has happened since status.json was first written for this cloud; each only grows."""
+
+    metadata_requests: int
+    metadata_errors: dict[str, int]  # by MetadataError.kind
+    netagent_requests: dict[str, int]  # by verdict
+    drift_repaired: int  # changes that undid what somebody else did to the kernel
+
+
 class Status(TypedDict):
     """All of status.json."""
 
@@ -78,6 +87,8 @@ class Status(TypedDict):
     refresh_timer: float
     last_error: LastError | None
     metadata_requests: int
+    metadata_seconds: float
+    counters: Counters
     netagent: NetagentStatus
     links: dict[str, LinkStatus]
     unknown_macs: list[str]

@@ -141,7 +141,7 @@ def test_our_own_changes_cause_no_second_change_and_little_work(lab: Lab) -> Non
 @pytest.mark.parametrize("what", ["address", "route", "rule", "link"])
 def test_what_the_host_undoes_is_done_again_at_once(lab: Lab, what: str) -> None:
     """Without a word from the metadata: the kernel says so itself."""
-    before, nic = kernel(lab), lab.nics[2]
+    before, nic, counted = kernel(lab), lab.nics[2], status(lab)["counters"]
     undo = {
         "address": [f"address del {nic.addresses[0]}/24 dev {nic.name}"],
         "route": [f"route del default table {table(lab, nic.name)}"],
@@ -151,3 +151,5 @@ def test_what_the_host_undoes_is_done_again_at_once(lab: Lab, what: str) -> None
     lab.batch(undo)
     lab.wait_for(lambda: without_order(kernel(lab)) == without_order(before), 15, "the kernel to be as before")
     assert all(lab.reachability(nic.addresses).values())
+    lab.wait_for(lambda: status(lab)["counters"]["drift_repaired"] > counted["drift_repaired"], 10, "it to be counted")
+    assert status(lab)["counters"]["netagent_requests"]["confirmed"] > counted["netagent_requests"]["confirmed"]

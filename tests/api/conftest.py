@@ -85,6 +85,13 @@ def status(*links: LinkStatus, **changes: Any) -> Status:
         "refresh_timer": 300.0,
         "last_error": None,
         "metadata_requests": 17,
+        "metadata_seconds": 0.042,
+        "counters": {
+            "metadata_requests": 170,
+            "metadata_errors": {"timeout": 2, "too large": 1},
+            "netagent_requests": {"confirmed": 9, "rolled back": 1},
+            "drift_repaired": 5,
+        },
         "netagent": {"verdict": "confirmed", "request": "r1", "at": now(200), "reason": None, "ops": 12},
         "links": {str(link["ifindex"]): link for link in links},
         "unknown_macs": [],

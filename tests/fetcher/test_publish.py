@@ -50,17 +50,31 @@ def test_the_generation_grows_with_anything_but_a_time(state: StateDirectory) ->
     assert published(state)["generation"] == first + 1
 
 
+def test_the_generation_does_not_grow_with_a_counter(state: StateDirectory) -> None:
+    publisher = Publisher(state, "aws")
+    publisher.publish()
+    first = published(state)
+    publisher.status["counters"]["metadata_requests"] += 1
+    publisher.status["metadata_seconds"] = 0.25
+    publisher.publish()
+    second = published(state)
+    assert second["counters"]["metadata_requests"] == 1
+    assert second["generation"] == first["generation"]
+
+
 def test_a_new_fetcher_goes_on_where_the_old_one_was(state: StateDirectory) -> None:
     old = Publisher(state, "aws")
     old.status["fetched_at"] = "2026-01-02T03:04:05Z"
     old.status["unknown_macs"] = ["02:00:00:00:00:07"]
     old.status["metadata_requests"] = 7
+    old.status["counters"]["drift_repaired"] = 3
     old.publish()
     new = Publisher(state, "aws")
     new.publish()
     found = published(state)
     assert (found["fetched_at"], found["unknown_macs"]) == ("2026-01-02T03:04:05Z", ["02:00:00:00:00:07"])
     assert found["metadata_requests"] == 0
+    assert found["counters"]["drift_repaired"] == 3
     assert found["generation"] == old.status["generation"] + 1
 
 

@@ -62,6 +62,15 @@ def test_failures_to_read_wait_longer_each_time_and_a_success_forgets_them(
     assert soon(reconciler.refresh_due) < 1.3  # somebody asked: it begins anew
 
 
+def test_failed_reads_are_counted_by_kind_and_their_time_is_told(cloud: Cloud, reconciler: Reconciler) -> None:
+    cloud.fail("status", "*", status=500)
+    reconciler.refresh()
+    status = reconciler.refresh_now()
+    assert status["counters"]["metadata_errors"] == {"status": 2}
+    assert status["counters"]["metadata_requests"] == 2
+    assert 0.0 < status["metadata_seconds"] < 60.0
+
+
 @pytest.mark.parametrize(("asked", "least", "most"), [(20, 20, 21), (7200, 300, 301), (0, 0.7, 1.3)])
 def test_a_server_that_asks_for_peace_is_left_in_peace_within_reason(
     cloud: Cloud, reconciler: Reconciler, asked: int, least: float, most: float

@@ -25,6 +25,13 @@ STATUS: shapes.Status = {
     "refresh_timer": 300.0,
     "last_error": {"at": "2026-01-02T03:04:05Z", "kind": "metadata", "message": "timed out"},
     "metadata_requests": 17,
+    "metadata_seconds": 0.042,
+    "counters": {
+        "metadata_requests": 170,
+        "metadata_errors": {"timeout": 2, "too large": 1},
+        "netagent_requests": {"confirmed": 9, "rolled back": 1},
+        "drift_repaired": 5,
+    },
     "netagent": {"verdict": "confirmed", "request": "r1", "at": "2026-01-02T03:04:06Z", "reason": None, "ops": 12},
     "links": {
         "3": {
