@@ -43,7 +43,7 @@ class Kept(Generic[Made]):
         """Make it, or return what was made before. Raises OSError for a file that is there but not readable."""
         paths = self._paths()
         kept = self._kept
-        if kept and kept[0] == paths and kept[1] == [_stamp(path) for path in paths]:
+        if kept and kept[0] == paths and kept[1] == [read_stamp(path) for path in paths]:
             return kept[2]
         files = [_read(path) for path in paths]
         made = self._make([content for _, content in files])
@@ -55,7 +55,8 @@ class Kept(Generic[Made]):
         return made
 
 
-def _stamp(path: str) -> Stamp | None:
+def read_stamp(path: str) -> Stamp | None:
+    """What tells a file from its successor; None when there is no file."""
     try:
         found = Path(path).stat()
     except FileNotFoundError:

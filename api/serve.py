@@ -6,6 +6,7 @@ import socket
 import sys
 from pathlib import Path
 
+from cloud_network.api import audit
 from cloud_network.api.app import create_app
 from cloud_network.api.privileges import PrivilegeError, drop
 from cloud_network.api.worker import PatientWorker
@@ -63,6 +64,7 @@ def main() -> None:
     )
     parser.add_argument("--config", type=Path, default=configuration.PATH, metavar="FILE", help="default: %(default)s")
     parser.add_argument("--state", type=Path, default=state.PATH, metavar="DIRECTORY", help="default: %(default)s")
+    parser.add_argument("--log", default=audit.PATH, metavar="FILE", help="netagent's audit log; default: %(default)s")
     arguments = parser.parse_args()
     try:
         config = configuration.load(arguments.config)
@@ -77,7 +79,7 @@ def main() -> None:
             "everybody who can reach it can read this instance's metadata",
             file=sys.stderr,
         )
-    Server(create_app(state.StateDirectory(arguments.state), config), config, listener).run()
+    Server(create_app(state.StateDirectory(arguments.state), config, arguments.log), config, listener).run()
 
 
 def _activated() -> bool:

@@ -1,12 +1,16 @@
 """What each route answers, from state files alone: a file's bytes as they are, or made from some of them once."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from cloud_network.api import freshness
-from cloud_network.api.bodies import Body, Kept, body
+from cloud_network.api.answers import Audit, Health, Links
+from cloud_network.api.audit import MOST, AuditLog, Tail
+from cloud_network.api.bodies import Body, Kept, Stamp, body
 from cloud_network.api.problem import Problem
 from cloud_network.fetcher.state import IDENTITY_PARTS, StateDirectory, StateError
 from cloud_network.fetcher.status import LinkStatus, Status
@@ -17,8 +21,12 @@ T = TypeVar("T")
 class Views:
     """The state directory as response bodies. Every method raises Problem(503) while there is nothing to show."""
 
-    def __init__(self, state: StateDirectory):
+    def __init__(self, state: StateDirectory, log: AuditLog):
         self._state = state
+        self._log = log
+        self._audit = lru_cache(maxsize=4)(self._make_audit)  # by the log's stamp, which each line changes
+        self._page = lru_cache(maxsize=2)(self._make_page)
+        self._metrics = Kept(lambda: [state.status_path], _present(_metrics))
         self._system = Kept(lambda: [state.system_path], _present(body))
         self._status = Kept(lambda: [state.status_path], _present(_parsed))
         self._links = Kept(lambda: [state.status_path], _present(_links))
@@ -65,18 +73,62 @@ class Views:
             raise Problem(404, f"{status['provider']} gave no {part} of an identity document to this instance.")
         return found
 
+    def metrics(self) -> Body:
+        """The status for Prometheus."""
+        return self._needed(self._metrics, self._state.status_path)
+
+    def audit(self, limit: str = "50") -> Body:
+        """The last lines of the audit log."""
+        if not (limit.isascii() and limit.isdecimal() and len(limit) < 10 and 0 < int(limit) <= MOST):
+            raise Problem(400, f"limit={limit!r} is not a number from 1 to {MOST}.")
+        try:
+            stamp = self._log.stamp()
+            if stamp is not None:
+                return self._audit(stamp, int(limit))
+            reason = "is not there: netagent has not been asked for anything yet"
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror}"
+        raise Problem(503, f"{self._log.path} {reason}. See: systemctl status cloud-network-netagent.")
+
+    def page(self) -> Body:
+        """The state and the last changes, for a browser."""
+        status, known = self._needed(self._status, self._state.status_path)
+        try:
+            stamp = self._log.stamp()
+        except OSError:
+            stamp = None
+        return self._page(known.etag, stamp, freshness.stale(status, time.time()))
+
+    def _make_audit(self, _stamp: Stamp, limit: int) -> Body:
+        tail = self._log.last(limit)
+        answer: Audit = {"log": self._log.path, "broken": tail.broken, "entries": tail.entries}
+        return _encode(answer)
+
+    def _make_page(self, _etag: str, stamp: Stamp | None, stale: bool) -> Body:
+        from cloud_network.api import page
+
+        status, _ = self._needed(self._status, self._state.status_path)
+        tail: Tail | None = None
+        if stamp is not None:
+            with contextlib.suppress(OSError):
+                tail = self._log.last(page.LAST)
+        return body(page.render(status, stale, tail))
+
     def health(self) -> Body:
         """Say 'ok' or 'degraded' with 200; anything worse is a 503 problem that says why."""
         status, _ = self._needed(self._status, self._state.status_path)
         stale = freshness.stale(status, time.time())
-        known: dict[str, object] = {
-            "state": status["state"],
-            "stale": stale,
-            "generation": status["generation"],
-            "fetched_at": status["fetched_at"],
-        }
-        if status["state"] in ("ok", "degraded") and not stale:
-            return body(json.dumps(known).encode() + b"\n")
+        generation, fetched_at = status["generation"], status["fetched_at"]
+        if (status["state"] == "ok" or status["state"] == "degraded") and not stale:
+            well: Health = {
+                "state": status["state"],
+                "stale": False,
+                "generation": generation,
+                "fetched_at": fetched_at,
+            }
+            return _encode(well)
+        known: dict[str, object] = {"state": status["state"], "stale": stale}
+        known |= {"generation": generation, "fetched_at": fetched_at}
         error = status["last_error"]
         reason = f" Last error, at {error['at']}: {error['message']}." if error else ""
         age = "the metadata is out of date" if stale else "the metadata is current"
@@ -139,12 +191,18 @@ def _links(content: bytes) -> dict[str, Body]:
     """Every link by its name, and the list of all under ""."""
     status = _status(content)
     links: list[LinkStatus] = sorted(status["links"].values(), key=lambda link: link["ifindex"])
-    listed = {
+    listed: Links = {
         "generation": status["generation"],
         "fetched_at": status["fetched_at"],
         "links": links,
     }
     return {"": _encode(listed), **{link["name"]: _encode(link) for link in links}}
+
+
+def _metrics(content: bytes) -> Body:
+    from cloud_network.api import metrics  # prometheus-client takes 65 ms to import: not before the first scrape
+
+    return body(metrics.encode(_status(content)))
 
 
 def _network(files: list[bytes | None]) -> Body:

@@ -194,6 +194,7 @@ def serve(home: Path) -> Iterator[Callable[[], Server]]:
             config, log = home / f"{port}.toml", home / f"{port}.log"
             config.write_text(f'[Network]\nListen = "127.0.0.1:{port}"\n')
             command = [str(BIN / "cloud-network-api"), "--config", str(config), "--state", str(home / "run")]
+            command += ["--log", str(home / "audit.log")]
             with log.open("wb") as output:
                 process = activated(command, listener, stderr=output, cwd="/", **unprivileged())
         started.append(Server(port, config, log, process))
