@@ -98,7 +98,7 @@ def _add(app: Flask, route: Route) -> None:
         try:
             answer = _respond(route.view(), route.mimetype)
         except Problem as why:
-            answer = Response(html.render_nothing(why.detail), why.status, why.headers, mimetype=route.mimetype)
+            answer = Response(html.render_nothing(why.detail), why.status, why.headers, content_type=route.mimetype)
         answer.headers.update(html.HEADERS)
         return answer
 

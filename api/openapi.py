@@ -75,6 +75,8 @@ def _get(route: Route, types_used: dict[str, Json]) -> Json:
         found["responses"]["304"] = {"$ref": "#/components/responses/NotModified"}
     for status in (*route.errors, HTTPStatus.MISDIRECTED_REQUEST, HTTPStatus.BAD_REQUEST):
         found["responses"].setdefault(str(int(status)), {"$ref": "#/components/responses/Problem"})
+    if route.mimetype.startswith("text/html"):  # for a person, that there is nothing to show is a page as well
+        found["responses"]["503"] = {"description": "Says what is missing.", "content": {"text/html": {}}}
     if given := route.parameter:
         where = {"in": "path", "required": True} if given.in_path else {"in": "query"}
         found["parameters"] = [{"name": given.name, **where, "description": given.description, "schema": given.schema}]

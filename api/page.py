@@ -57,7 +57,7 @@ def render(status: Status, stale: bool, tail: Tail | None) -> bytes:
     return _page(
         status=status,
         wrong=list(_wrong(status, stale)),
-        links=[(link, _ways(link), _addresses(link), _unfold(link)) for link in links],
+        links=[(link, _ways(link), _addresses(link), _absent(link)) for link in links],
         right=sum(link["actual"] for link in links),
         wanted=sum(link["desired"] for link in links),
         changes=None if tail is None else [_change(entry) for entry in reversed(tail.entries)],
@@ -67,11 +67,13 @@ def render(status: Status, stale: bool, tail: Tail | None) -> bytes:
 
 def render_nothing(why: str) -> bytes:
     """The page while there is no state to show."""
-    return _page(status=None, wrong=[("Nothing is known", why)], links=[], right=0, wanted=0, changes=None, broken=0)
+    return _page(
+        status=None, wrong=[("Nothing is known", why)], links=[], unfolded=0, right=0, wanted=0, changes=None, broken=0
+    )
 
 
 def _page(**what: object) -> bytes:
-    text = _template().render(style=Markup(_STYLE), **what)  # noqa: S704  # our own file
+    text = _template().render(style=Markup(_STYLE), unfolded=OPEN, **what)  # noqa: S704  # our own file
     return text.encode(errors="replace")
 
 
@@ -120,8 +122,9 @@ def _addresses(link: LinkStatus) -> list[Any]:
     return sorted(link["addresses"], key=lambda address: address["present"])
 
 
-def _unfold(link: LinkStatus) -> bool:
-    return len(link["addresses"]) <= OPEN or not all(address["present"] for address in link["addresses"])
+def _absent(link: LinkStatus) -> int:
+    """How many addresses should be there and are not."""
+    return 0 if link["state"] == "excluded" else sum(not address["present"] for address in link["addresses"])
 
 
 def _change(entry: dict[str, Any]) -> Change:

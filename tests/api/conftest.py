@@ -105,6 +105,20 @@ def two_links() -> Status:
     return status(link(10, "eth1", [address("10.0.8.5", "54.1.2.3", "54.1.2.4")]), link(2, "eth0", eth0))
 
 
+def audit_line(seq: int, **changes: Any) -> str:
+    """A line of netagent's audit log."""
+    entry = {
+        "seq": seq,
+        "time": f"2026-01-02T03:04:{seq % 60:02}.123456Z",
+        "peer": {"pid": 7, "uid": 998, "gid": 998, "unit": "cloud-network-fetcher.service"},
+        "request": "apply",
+        "id": f"r{seq}",
+        "ops": [{"op": "address_add", "address": "10.0.0.6"}, {"op": "rule_add"}, {"op": "rule_add"}],
+        "verdict": "applied",
+    }
+    return json.dumps(entry | changes) + "\n"
+
+
 @pytest.fixture(scope="session")
 def home() -> Iterator[Path]:
     """A directory that every user may read (pytest's own are root's alone)."""
@@ -118,6 +132,8 @@ def home() -> Iterator[Path]:
 def state(home: Path) -> StateDirectory:
     """An empty one, always at the same place: the server of the session sees a fetcher that starts afresh."""
     shutil.rmtree(home / "run", ignore_errors=True)
+    for log in home.glob("audit.log*"):
+        log.unlink()
     directory = StateDirectory(home / "run")
     directory.prepare()
     return directory
