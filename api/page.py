@@ -67,9 +67,8 @@ def render(status: Status, stale: bool, tail: Tail | None) -> bytes:
 
 def render_nothing(why: str) -> bytes:
     """The page while there is no state to show."""
-    return _page(
-        status=None, wrong=[("Nothing is known", why)], links=[], unfolded=0, right=0, wanted=0, changes=None, broken=0
-    )
+    wrong = [("Nothing is known", why)]
+    return _page(status=None, wrong=wrong, links=[], right=0, wanted=0, changes=None, broken=0)
 
 
 def _page(**what: object) -> bytes:
