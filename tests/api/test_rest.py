@@ -11,7 +11,7 @@ import pytest
 from cloud_network.api.bodies import Kept
 from cloud_network.fetcher.state import StateDirectory
 
-from .conftest import SYSTEM, Server, link, now, status, two_links
+from .conftest import SYSTEM, Server, audit_line, link, now, status, two_links
 
 ROUTES = [
     "/api/cloud/system",
@@ -282,3 +282,44 @@ def test_health_is_200_only_when_the_network_is_cared_for(
     assert answer.json["generation"] == 7
     if expected:
         assert expected in problem(answer, 503)
+
+
+# --- the audit log ---
+
+
+def test_the_audit_logs_last_lines_are_given_the_newest_last(server: Server, home: Path) -> None:
+    log = home / "audit.log"
+    log.write_text("".join(audit_line(number) for number in range(1, 201)))
+    answer = server.ask("/api/v1/audit").json
+    assert (answer["log"], answer["broken"]) == (str(log), 0)
+    assert [entry["seq"] for entry in answer["entries"]] == list(range(151, 201))
+    assert answer["entries"][-1] == json.loads(audit_line(200))
+    assert [entry["seq"] for entry in server.ask("/api/v1/audit?limit=3").json["entries"]] == [198, 199, 200]
+    assert len(server.ask("/api/v1/audit?limit=1000").json["entries"]) == 200
+    with log.open("a") as file:
+        file.write(audit_line(201))
+    assert server.ask("/api/v1/audit?limit=1").json["entries"][0]["seq"] == 201
+
+
+def test_long_lines_and_a_rotation_are_read_over(server: Server, home: Path) -> None:
+    long = [audit_line(number, reason="x" * 30_000) for number in range(1, 11)]
+    (home / "audit.log.1").write_text("".join(long[:8]))
+    (home / "audit.log").write_text("".join(long[8:]))
+    for limit in (1, 2, 3, 9, 10):
+        entries = server.ask(f"/api/v1/audit?limit={limit}").json["entries"]
+        assert [entry["seq"] for entry in entries] == list(range(11 - limit, 11))
+
+
+def test_a_line_that_is_no_json_object_is_counted_and_left_out(server: Server, home: Path) -> None:
+    (home / "audit.log").write_text(audit_line(1) + "[]\n{half\n" + '{"n": NaN}\n' + audit_line(2) + '{"seq": 3')
+    answer = server.ask("/api/v1/audit").json
+    assert [entry["seq"] for entry in answer["entries"]] == [1, 2]  # the third is still being written
+    assert answer["broken"] == 3
+
+
+def test_without_an_audit_log_it_says_so(server: Server) -> None:
+    assert "audit.log is not there: netagent has not been asked" in problem(server.ask("/api/v1/audit"), 503)
+
+
+def test_a_limit_that_is_none_is_a_400(server: Server) -> None:
+    assert "limit='many' is not a number from 1 to 1000" in problem(server.ask("/api/v1/audit?limit=many"), 400)

@@ -1,0 +1,162 @@
+"""`GET /`: what a person sees, and what hostile metadata can do to it."""
+
+import base64
+import hashlib
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cloud_network.fetcher.state import StateDirectory
+
+from . import browser
+from .conftest import Answer, Server, address, audit_line, link, now, status
+
+HOSTILE = "</style></title><script>document.title='owned'</script><img src=x onerror=document.title='owned'>\"'&{{7*7}}"
+
+
+class Seen(HTMLParser):
+    """The elements with their attributes, and the text, of a page."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.elements: list[tuple[str, frozenset[str]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, frozenset(name for name, _ in attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def seen(answer: Answer, code: int = 200) -> Seen:
+    assert (answer.status, answer.headers["Content-Type"]) == (code, "text/html; charset=utf-8")
+    return Seen(answer.content.decode())
+
+
+def text(answer: Answer, code: int = 200) -> str:
+    return " ".join(seen(answer, code).text.split())
+
+
+def test_when_all_is_well_it_says_so_and_shows_every_link(server: Server, home: Path) -> None:
+    (home / "audit.log").write_text(audit_line(1) + audit_line(2, verdict="refused", reason="not allowed"))
+    said = text(server.ask("/"))
+    assert "✓ The network is right" in said
+    for part in ("eth0", "table 10001", "10.0.0.1", "10.0.0.4/24 public 104.42.20.194", "eth1", "table 10009"):
+        assert part in said
+    assert "2026-01-02T03:04:02 refused apply: 2 × rule add, 1 × address add not allowed" in said
+    assert said.index("03:04:02") < said.index("03:04:01")  # the newest first
+
+
+def test_what_is_wrong_comes_first(server: Server, state: StateDirectory) -> None:
+    two = [address("10.0.0.4"), address("10.0.0.5", present=False)]
+    state.write_status(
+        status(
+            link(2, "eth0", [address("10.0.9.4")]),
+            link(3, "eth1", two, state="drift", drift=["ip address add 10.0.0.5/32 dev eth1"], actual=30),
+            link(4, "eth2", [], state="missing"),
+            state="error",
+            fetched_at=now(4000),
+            last_error={"at": now(), "kind": "metadata", "message": "no answer in time"},
+            netagent={"verdict": "refused", "request": "r", "at": now(), "reason": "outside AllowAddresses=", "ops": 1},
+            unknown_macs=["02:00:00:00:00:07"],
+        )
+    )
+    said = text(server.ask("/"))
+    parts = ["✗ 6 things are wrong", "out of date", "no answer in time", "outside AllowAddresses=", "30 of 31"]
+    parts += ["eth2: the metadata names it", "02:00:00:00:00:07", "1 change needed", "ip address add 10.0.0.5/32"]
+    parts += ["2 addresses, 1 missing", "✗ 10.0.0.5/24", "nothing can leave by it", "10.0.9.4/24"]
+    positions = [said.find(part) for part in parts]
+    assert -1 not in positions
+    assert positions == sorted(positions)
+
+
+def test_it_is_made_anew_when_the_state_or_the_log_changes(server: Server, filled: StateDirectory, home: Path) -> None:
+    assert "no audit log" in text(server.ask("/"))
+    (home / "audit.log").write_text(audit_line(1))
+    assert "03:04:01" in text(server.ask("/"))
+    with (home / "audit.log").open("a") as log:
+        log.write(audit_line(2) + "not json\n")
+    assert "03:04:02" in text(server.ask("/"))
+    assert "1 of the last lines cannot be read" in text(server.ask("/"))
+    filled.write_status(status(link(2, "other", [])))
+    assert "other" in text(server.ask("/"))
+
+
+def test_without_state_it_is_a_page_that_says_why(state: StateDirectory, running: Server) -> None:
+    assert "systemctl status cloud-network-fetcher" in text(running.ask("/"), 503)
+
+
+def test_a_large_instance_is_all_there_and_folded(server: Server, state: StateDirectory) -> None:
+    links = [link(n, f"eth{n}", [address(f"10.{n}.0.{k}") for k in range(4, 54)]) for n in range(2, 17)]
+    state.write_status(status(*links))
+    page = seen(server.ask("/"))
+    assert page.text.count("/24") == 15 * 51  # with each link's subnet
+    folded = [attributes for tag, attributes in page.elements if tag == "details"]
+    assert folded == [frozenset()] * 15
+
+
+def everywhere(hostile: str) -> Any:
+    """A status and a line of the audit log with the text wherever one can be."""
+    where: Any = address(hostile, hostile)
+    changes: Any = {"mac": hostile, "gateways": [hostile], "subnets": [hostile], "drift": [hostile], "state": "drift"}
+    found = status(
+        link(2, hostile, [where, where], **changes),
+        provider=hostile,
+        state="error",
+        last_error={"at": hostile, "kind": hostile, "message": hostile},
+        netagent={"verdict": "refused", "request": hostile, "at": hostile, "reason": hostile, "ops": 1},
+        unknown_macs=[hostile],
+    )
+    peer = {"unit": hostile, "uid": hostile}
+    line = audit_line(
+        1, peer=peer, time=hostile, request=hostile, verdict=hostile, reason=hostile, ops=[{"op": hostile}]
+    )
+    return found, line + audit_line(2, peer=hostile, ops=hostile, reason=[hostile]) + audit_line(3, ops=[hostile])
+
+
+def test_hostile_metadata_is_text(server: Server, state: StateDirectory, home: Path) -> None:
+    pages = []
+    for what in ("x" * len(HOSTILE), HOSTILE):  # of one length: what is long is set smaller
+        found, lines = everywhere(what)
+        state.write_status(found)
+        (home / "audit.log").write_text(lines)
+        pages.append(seen(server.ask("/")))
+    harmless, hostile = pages
+    assert hostile.elements == harmless.elements
+    assert {tag for tag, _ in hostile.elements} & {"script", "img", "iframe", "object", "link", "form"} == set()
+    assert not [name for _, names in hostile.elements for name in names if name.startswith("on") or name == "style"]
+    assert "{{7*7}}" in hostile.text
+
+
+def test_the_policy_allows_the_one_style_sheet_and_nothing_else(server: Server) -> None:
+    answer = server.ask("/")
+    style = re.search(r"<style>(.*)</style>", answer.content.decode(), re.DOTALL)
+    assert style
+    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
+    policy = dict(part.split(" ", 1) for part in answer.headers["Content-Security-Policy"].split("; "))
+    assert policy == {
+        "default-src": "'none'",
+        "style-src": f"'sha256-{digest}'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    assert answer.headers.get_all("Content-Security-Policy") == [answer.headers["Content-Security-Policy"]]
+
+
+@browser.needed
+@pytest.mark.parametrize("what", ["harmless", HOSTILE])
+def test_a_browser_shows_it_and_has_nothing_to_complain_of(
+    server: Server, state: StateDirectory, home: Path, tmp_path: Path, what: str
+) -> None:
+    found, lines = everywhere(what)
+    state.write_status(found)
+    (home / "audit.log").write_text(lines)
+    shown, console = browser.dom(f"http://127.0.0.1:{server.port}/", tmp_path)
+    assert "<title>Wrong · cloud-network</title>" in shown
+    assert shown.count("<svg") == 1
+    assert console == ""
