@@ -1,7 +1,8 @@
 """The REST server: read-only, from the state files, on loopback.
 
     worker.py (gunicorn) → guard.py (Host, headers) → here (routes) → views.py → bodies.py → /run/cloud-network
-                                                          problem.py: every error, as RFC 9457 JSON
+          ↘ shortcut.py (a plain GET) ──────────────────────────────↗
+                                                      problem.py: every error, as RFC 9457 JSON
 
 Nothing here can change anything, and no secret can be had here: the process has no access to any.
 """
@@ -13,6 +14,7 @@ from cloud_network.api import answers, audit, guard, openapi, problem
 from cloud_network.api.bodies import Body, body
 from cloud_network.api.openapi import Parameter, Route
 from cloud_network.api.problem import Problem
+from cloud_network.api.shortcut import Shortcut
 from cloud_network.api.views import Views
 from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.state import IDENTITY_PARTS, StateDirectory
@@ -69,12 +71,14 @@ def create_app(state: StateDirectory, config: Config, log: str = audit.PATH) -> 
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.url_map.merge_slashes = False  # a redirect would be an answer that is no problem JSON
     problem.install(app)
-    guard.install(app, config.listen)
+    allowed = guard.hosts(config.listen)
+    guard.install(app, config.listen, allowed)
     served = routes(Views(state, audit.AuditLog(log)))
     for route in served:
         _add(app, route)
     described = body(json.dumps(openapi.document(served)).encode() + b"\n")
     _add(app, Route("/openapi.json", "This interface, for programs.", lambda: described))
+    app.wsgi_app = Shortcut(app.wsgi_app, served, allowed)  # type: ignore[method-assign]
     return app
 
 

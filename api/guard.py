@@ -7,6 +7,7 @@ changes them.
 """
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from ipaddress import ip_address
 
@@ -27,8 +28,8 @@ HEADERS = {
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9A-Za-z.-]+))(?::[0-9]{1,5})?")
 
 
-def install(app: Flask, listen: Endpoint) -> None:
-    """Refuse strange Host headers before any route, and put HEADERS on every answer, errors too."""
+def hosts(listen: Endpoint) -> Callable[[str], bool]:
+    """Whether a Host header is one of a server that listens there."""
 
     @lru_cache(maxsize=64)
     def allowed(host: str) -> bool:
@@ -44,10 +45,16 @@ def install(app: Flask, listen: Endpoint) -> None:
             return False
         return address.is_loopback or address == listen.address or listen.address.is_unspecified
 
+    return lambda host: len(host) <= 255 and allowed(host)
+
+
+def install(app: Flask, listen: Endpoint, allowed: Callable[[str], bool]) -> None:
+    """Refuse strange Host headers before any route, and put HEADERS on every answer, errors too."""
+
     @app.before_request
     def _host() -> None:
         host = request.environ.get("HTTP_HOST", "")
-        if len(host) > 255 or not allowed(host):
+        if not allowed(host):
             raise Problem(
                 421,
                 f"This server does not answer for the host {host[:255]!r}; ask for http://{listen}/ or localhost.",
