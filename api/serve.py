@@ -65,6 +65,13 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=configuration.PATH, metavar="FILE", help="default: %(default)s")
     parser.add_argument("--state", type=Path, default=state.PATH, metavar="DIRECTORY", help="default: %(default)s")
     parser.add_argument("--log", default=audit.PATH, metavar="FILE", help="netagent's audit log; default: %(default)s")
+    parser.add_argument(
+        "--idle-exit",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="end after so long without a request, when systemd has the socket and starts it again; default: never",
+    )
     arguments = parser.parse_args()
     try:
         config = configuration.load(arguments.config)
@@ -79,6 +86,8 @@ def main() -> None:
             "everybody who can reach it can read this instance's metadata",
             file=sys.stderr,
         )
+    if _activated():  # with a socket of its own, nobody would start it again
+        PatientWorker.idle_exit = arguments.idle_exit
     Server(create_app(state.StateDirectory(arguments.state), config, arguments.log), config, listener).run()
 
 

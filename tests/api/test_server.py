@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from cloud_network.fetcher.state import StateDirectory
 
-from .conftest import BIN, Server, activated, free_port, unprivileged, wait_for
+from .conftest import BIN, Server, activated, audit_line, free_port, unprivileged, wait_for
 
 # --- clients that do not behave ---
 
@@ -68,6 +68,31 @@ def test_a_body_is_not_waited_for(server: Server) -> None:
             assert b"\r\nConnection: close\r\n" in answer
             client.close()
         del clients[:10]
+
+
+def test_clients_that_do_not_read_a_large_answer_do_not_hold_up_others(server: Server, home: Path) -> None:
+    """Three times as many as there are threads, none of which reads; and one of them gets all of it when it does."""
+    (home / "audit.log").write_text("".join(audit_line(n, reason="x" * 15_000) for n in range(1, 201)))
+    request = b"GET /api/v1/audit?limit=200 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    expected = server.ask("/api/v1/audit?limit=200").content
+    assert len(expected) > 3_000_000
+    clients = []
+    for _ in range(24):
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(30)
+        client.connect(("127.0.0.1", server.port))
+        client.sendall(request)
+        clients.append(client)
+    for client in clients:
+        assert client.recv(12, socket.MSG_PEEK | socket.MSG_WAITALL) == b"HTTP/1.1 200"  # each was begun
+    assert server.ask("/api/v1/status").status == 200
+    # A thread that waited for each would have given the first ones up before the last was begun.
+    got = b"".join(iter(lambda: clients[3].recv(1 << 20), b""))
+    assert got.partition(b"\r\n\r\n")[2] == expected
+    for client in clients:
+        client.close()
+    assert server.ask("/api/v1/status").status == 200
 
 
 def test_one_connection_carries_many_requests_pipelined_or_not(server: Server) -> None:
@@ -144,6 +169,34 @@ def test_root_without_the_user_is_told_how_to_make_it(tmp_path: Path) -> None:
     )
     assert ended.returncode == 1
     assert b"the user cloud-network-api, which does not exist. Create it with: systemd-sysusers" in ended.stderr
+
+
+def test_with_systemds_socket_it_ends_when_nobody_asks_and_the_socket_stays(filled: StateDirectory) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        command = [str(BIN / "cloud-network-api"), "--config", "/nonexistent", "--state", filled.path]
+        for _ in range(2):  # the second is started for a request that came while nobody was there
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            connection.request("GET", "/api/v1/status")
+            process = activated([*command, "--idle-exit", "0.5"], listener, cwd="/", **unprivileged())
+            assert connection.getresponse().status == 200
+            assert process.poll() is None  # an open connection is no idleness
+            connection.close()
+            assert process.wait(30) == 0
+
+
+def test_without_systemds_socket_it_stays(filled: StateDirectory, tmp_path: Path) -> None:
+    config = Path(filled.path).parent / "stays.toml"
+    port = free_port()
+    config.write_text(f'[Network]\nListen = "127.0.0.1:{port}"\n')
+    process = start("--config", str(config), "--state", filled.path, "--idle-exit", "0.1", **unprivileged())
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(4)
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+    assert process.returncode == 0
 
 
 @as_root
