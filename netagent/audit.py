@@ -42,13 +42,22 @@ def to_json(value: dict[str, Any]) -> str:
     return "".join(_encode(value, 0))
 
 
+def _boot_id() -> str:
+    """The kernel's random(4) boot_id. ProcSubset=pid hides it, so the unit hands it over: %b of systemd.unit(5)."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
+    except FileNotFoundError:
+        digits = os.environ["BOOT_ID"]
+        return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
 class Audit:
     """The open log and the head of its chain."""
 
     def __init__(self, path: str) -> None:
         self._path, self.sequence, self.head = path, 0, GENESIS
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            self._boot = file.read().strip()
+        self._boot = _boot_id()
         self._file = self._open()
         try:
             last = self._last_line(path) or self._last_line(f"{path}.1")
