@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from typing import Any
 
@@ -34,6 +34,7 @@ class Verdict:
     request: str
     ops: int
     reason: str | None = None
+    position: int | None = None  # in the plan, of the operation that is the reason
 
 
 def to_wire(change: Change) -> protocol.Op:
@@ -101,14 +102,15 @@ class Agent:
             part = ops[start : start + protocol.MAX_OPS]
             verdict = self._one(part, max(1, round(confirm_within)), broken)
             if verdict.verdict != "confirmed":
-                break
+                return verdict if verdict.position is None else replace(verdict, position=start + verdict.position)
         return verdict
 
     def _one(self, ops: list[protocol.Op], confirm_within: int, broken: Callable[[], str | None]) -> Verdict:
         request = uuid.uuid4().hex[:16]
         answer = self._ask({"request": "apply", "id": request, "ops": ops, "confirm_within": confirm_within})
         if answer["verdict"] != "applied":
-            return Verdict(answer["verdict"], request, len(ops), _reason(answer, ops))
+            position = answer.get("position")
+            return Verdict(answer["verdict"], request, len(ops), _reason(answer, ops), position)
         if (reason := broken()) is not None:
             self._ask({"request": "rollback", "id": request})
             return Verdict("rolled back", request, len(ops), reason)

@@ -1,7 +1,8 @@
-"""Objects that somebody else takes away, or puts back, again and again: repaired at once, then less and less often.
+"""What cannot be done, or does not last, is held back and named, so that it does not hold up the rest.
 
-An object that was repaired more often than is tolerated is held back for a time that doubles, and reported by name.
-It is forgotten when it has been left in peace.
+An object that somebody else takes away, or puts back, again and again is repaired at once, then less and less often; it
+is forgotten when it has been left in peace. A change that netagent refuses, which is of the whole request, is left out
+of the next one, and tried again after a time that doubles as well.
 """
 
 from __future__ import annotations
@@ -39,12 +40,20 @@ class _Record:
     patience: Patience = field(default_factory=lambda: Patience(_FIRST, _LONGEST))
 
 
+@dataclass(slots=True)
+class _Refusal:
+    reason: str = ""
+    due: float = 0.0
+    patience: Patience = field(default_factory=lambda: Patience(_FIRST, _LONGEST))
+
+
 class Fights:
     """How often each change was made, and which have to wait."""
 
     def __init__(self) -> None:
         self._records: dict[Change, _Record] = {}
         self._taken: dict[Change, str] = {}  # held back because somebody else's stands in its place
+        self._refused: dict[Change, _Refusal] = {}
         self._pauses: dict[Change, float] = {}
 
     def made(self, plan: Plan) -> None:
@@ -58,12 +67,27 @@ class Fights:
             if record.times >= _TOLERATED:
                 record.due = at + record.patience.longer()
 
+    def refused(self, change: Change, reason: str) -> None:
+        """netagent will not have it."""
+        refusal = self._refused.setdefault(change, _Refusal())
+        refusal.reason, refusal.due = reason, time.monotonic() + refusal.patience.longer()
+
+    def hurry(self) -> None:
+        """Somebody asks, or the configuration is another: what was refused may be allowed now."""
+        self._refused.clear()
+
+    @property
+    def refusal(self) -> str | None:
+        """Why something is left out that netagent refused."""
+        return next((each.reason for each in self._refused.values()), None)
+
     def allowed(self, plan: Plan, actual: Actual) -> Plan:
         """What of a plan may be made now: without what is fought over and has to wait, and what needs that."""
         at = time.monotonic()
         self._forget(plan, at)
         self._taken = {change: by for change in plan if (by := _taken(change, actual))}
-        self._pauses = {change: self._records[change].due for change in plan if self._waits(change, at)}
+        self._refused = {change: self._refused[change] for change in plan if change in self._refused}
+        self._pauses = {change: due for change in plan if (due := self._due(change)) > at}
         for change in plan:
             record = self._records.get(change)
             if record is not None and record.times > 1:
@@ -93,9 +117,9 @@ class Fights:
                 record = self._records.get(change) or _Record()
                 yield change, record.times, record.since, None, by
 
-    def _waits(self, change: Change, at: float) -> bool:
-        record = self._records.get(change)
-        return record is not None and at < record.due
+    def _due(self, change: Change) -> float:
+        record, refusal = self._records.get(change), self._refused.get(change)
+        return max(record.due if record is not None else 0.0, refusal.due if refusal is not None else 0.0)
 
     def _forget(self, plan: Plan, at: float) -> None:
         wanted = set(plan)

@@ -15,13 +15,14 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
 
 from cloud_network.fetcher import kernel
 from cloud_network.fetcher.model import IPAddress
-from cloud_network.fetcher.objects import Actual, Desired, Route, Rule
+from cloud_network.fetcher.objects import Actual, Address, Desired, Route, Rule
 from cloud_network.fetcher.plan import Plan
 
 _DISCARD = 9  # RFC 863: nobody answers, and nobody has to
@@ -52,8 +53,10 @@ class Gateways:
         learned = {Gateway(index, each) for index in links for each in actual.gateways.get(index, ())}
         used = _of(actual.routes, links) | learned
         self._wanted = _of(wanted.routes, links) | learned
-        self._sources = {(each.ifindex, each.address) for each in wanted.addresses}
-        self._before = resolving(used, actual, self._sources, _BEFORE)
+        self._names = {link.ifindex: link.name for link in actual.links}
+        self._addresses = [each for each in wanted.addresses if each.ifindex in links]
+        there = [each for each in self._addresses if (each.ifindex, each.address) in actual.addresses]
+        self._before = resolving(used, self._names, there, _BEFORE)
 
     def cut_off(self, seconds: float) -> list[Gateway]:
         """Those that the change may not have cost, and has; asked after it. KernelError as of `kernel.read`."""
@@ -61,34 +64,35 @@ class Gateways:
         kept = self._wanted & self._before
         served = {gateway.place for gateway in kept}
         needed = kept | {each for each in self._wanted if each.place in had and each.place not in served}
-        if not needed:
-            return []
-        answered = resolving(needed, kernel.read(), self._sources, min(_AFTER, seconds))
-        return sorted(needed - answered, key=str)
+        return sorted(needed - resolving(needed, self._names, self._addresses, min(_AFTER, seconds)), key=str)
 
 
 def resolving(
-    gateways: Iterable[Gateway], actual: Actual, sources: set[tuple[int, IPAddress]], seconds: float
+    gateways: Iterable[Gateway], names: Mapping[int, str], addresses: Iterable[Address], seconds: float
 ) -> frozenset[Gateway]:
     """Those that resolve, or do so within that time. One towards which nothing can be sent does not.
 
-    `sources` are the addresses, each with its link, that the cloud gives us: it drops what comes from another.
+    `names` are the links'. `addresses` are those that the cloud gives us: it drops what comes from another.
     """
-    names = {link.ifindex: link.name for link in actual.links}
+    sources = defaultdict[tuple[int, int], list[Address]](list)
+    for each in addresses:
+        sources[each.ifindex, each.address.version].append(each)
     waiting = {each for each in gateways if each.ifindex in names}
     found, end, again = set[Gateway](), time.monotonic() + seconds, 0.0
-    while True:
+    while waiting:
         at = time.monotonic()
         if at >= again:
             again = at + _AGAIN
-            sent = {each for each in waiting if _send(each, names[each.ifindex], _source(each, actual, sources))}
+            sent = {each for each in waiting if _send(each, names[each.ifindex], _source(each, sources[each.place]))}
         resolved = kernel.resolved([(each.ifindex, each.address) for each in sent & waiting])
         found |= {each for each in sent if (each.ifindex, each.address) in resolved}
         waiting -= found
-        # What cannot be sent now cannot be sent soon: only before a change is there no reason to wait for it.
-        if not waiting or at >= end or (not sent & waiting and seconds <= _BEFORE):
-            return frozenset(found)
-        time.sleep(_LOOK)
+        # What cannot be sent now cannot be sent soon: only after a change is there a reason to wait for it.
+        if at >= end or (not sent & waiting and seconds <= _BEFORE):
+            break
+        if waiting:
+            time.sleep(_LOOK)
+    return frozenset(found)
 
 
 def _of(routes: Iterable[Route], links: set[int]) -> set[Gateway]:
@@ -108,15 +112,12 @@ def _links(plan: Plan, wanted: Desired, table_base: int) -> set[int]:
     return found
 
 
-def _source(gateway: Gateway, actual: Actual, sources: set[tuple[int, IPAddress]]) -> IPAddress | None:
+def _source(gateway: Gateway, own: Sequence[Address]) -> IPAddress | None:
     """An address of the link, of the gateway's subnet where there is one: rules that know a source lead by its link."""
-    own = [
-        found.address
-        for (ifindex, address), found in actual.addresses.items()
-        if (ifindex, address) in sources and Gateway(ifindex, address).place == gateway.place
-    ]
+    if not own:
+        return None
     near = (each for each in own if gateway.address in ip_network((each.address, each.prefix), strict=False))
-    return next(near, own[0]).address if own else None
+    return next(near, own[0]).address
 
 
 def _send(gateway: Gateway, link: str, source: IPAddress | None) -> bool:

@@ -38,6 +38,7 @@ _PACE = 0.5  # … and between two looks at the kernel on their account
 _LONGEST_RETRY = 60.0
 _NETAGENT_AWAY = 5.0  # a restart takes less, and asking costs nothing
 _FORGET = 120.0  # a plan that comes up again after so long is a new one
+_REFUSALS = 5  # changes that netagent refuses, each left out, before the rest waits for the next pass
 _SHOWN = 5  # addresses that are left out and are named; a whole block of them fits on no line
 
 
@@ -103,6 +104,7 @@ class Reconciler:
     def _hurry(self) -> None:
         self._read_retry.reset()
         self._plan_retry.reset()
+        self._fights.hurry()
         self._tried = ()
 
     # The two passes
@@ -173,24 +175,30 @@ class Reconciler:
             return
         try:
             actual, wanted, changes = compared or self._compare(self._instance)
-            now_possible, tried = self._fights.allowed(changes, actual), False
-            fresh = compared is not None
-            if now_possible and self._is_time_for(now_possible) and self._could_be_confirmed(fresh=fresh):
-                self._carry_out(now_possible, wanted, actual)
-                actual, wanted, changes = self._compare(self._instance)
-                now_possible, tried = self._fights.allowed(changes, actual), True
+            possible, tried = self._fights.allowed(changes, actual), False
+            if possible and self._is_time_for(possible) and self._could_be_confirmed(fresh=compared is not None):
+                tried = True
+                for _ in range(_REFUSALS):
+                    refused = self._carry_out(possible, wanted, actual)
+                    actual, wanted, changes = self._compare(self._instance)
+                    possible = self._fights.allowed(changes, actual)
+                    if not refused or not possible:
+                        break
         except kernel.KernelError as error:
             self._errors.begin("kernel", str(error), serious=True)
             self._write_status()
             return
         self._errors.end("kernel")
         self.compare_due = self._fights.due
-        if now_possible and (tried or self._try_again > self._compared_at):
+        if possible and (tried or self._try_again > self._compared_at):
             self.compare_due = min(self.compare_due, max(self._try_again, self._compared_at + _PACE))
-        if not now_possible:
-            self._errors.end("netagent")
+        if not possible:
             self.succeeded = True
             self._agreed = self._instance, self._config
+        if self._fights.refusal is not None:
+            self._errors.begin("netagent", f"refused: {self._fights.refusal}", serious=False)
+        elif not possible:
+            self._errors.end("netagent")
         self._say_fights(actual)
         self._say_withheld(wanted)
         self._say_unknown(wanted, actual)
@@ -228,7 +236,8 @@ class Reconciler:
             self.refresh_due = 0.0
         return False
 
-    def _carry_out(self, changes: Plan, wanted: Desired, actual: Actual) -> None:
+    def _carry_out(self, changes: Plan, wanted: Desired, actual: Actual) -> bool:
+        """Whether one change was refused, so that the others may go without it."""
         at = time.monotonic()
         if changes != self._tried or at > self._tried_at + _FORGET:
             self._plan_retry.reset()
@@ -245,17 +254,22 @@ class Reconciler:
             self._note("unreachable", None, str(error), 0)
             self._errors.begin("netagent", str(error), serious=True)
             self._try_again = min(self._try_again, at + _NETAGENT_AWAY)
-            return
+            return False
         self._note(verdict.verdict, verdict.request, verdict.reason, verdict.ops)
         if verdict.verdict == "confirmed":
             logger.info("netagent: %d changes confirmed (request %s)", len(changes), verdict.request)
-            self._errors.end("netagent")
+            if self._fights.refusal is None:
+                self._errors.end("netagent")
             self._fights.made(changes)
             self._tried, self._try_again = (), at  # patience is for what fails
             if self._agreed == (self._instance, self._config):
                 self._publisher.status["counters"]["drift_repaired"] += len(changes)
         else:
             self._errors.begin("netagent", f"{verdict.verdict}: {verdict.reason}", serious=False)
+        if verdict.verdict == "refused" and verdict.position is not None:
+            self._fights.refused(changes[verdict.position], str(verdict.reason))
+            return True
+        return False
 
     def _broken(self, gateways: Gateways, links: dict[int, Link]) -> str | None:
         """What a change has broken, asked between its making and its confirmation."""

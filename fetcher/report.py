@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from dataclasses import dataclass, field
+
 from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.desired import match_links, with_what_dhcp_says
 from cloud_network.fetcher.model import Instance, Interface
-from cloud_network.fetcher.objects import Actual, Desired, Link, Rule
-from cloud_network.fetcher.plan import Change, Plan, in_ip_syntax
+from cloud_network.fetcher.objects import Actual, Address, Desired, Link, Route, Rule
+from cloud_network.fetcher.plan import Plan, in_ip_syntax
 from cloud_network.fetcher.status import AddressStatus, LinkStatus, Status
 
 
@@ -14,14 +17,46 @@ def link_statuses(
     instance: Instance, config: Config, actual: Actual, desired: Desired, plan: Plan
 ) -> dict[str, LinkStatus]:
     """{ifindex: status} for every link that the metadata names and the host has; `plan` is what is still to do."""
-    names = {link.ifindex: link for link in actual.links}
     found = match_links(instance, config, actual.links)
+    parts = _by_link(desired, plan, actual, config)
     statuses = {}
     for interface in with_what_dhcp_says(instance, found, actual).interfaces:
         link = found.get(interface.mac)
         if link is not None:
-            statuses[str(link.ifindex)] = _link_status(interface, link, config, actual, desired, plan, names)
+            statuses[str(link.ifindex)] = _link_status(interface, link, config, actual, parts[link.ifindex])
     return statuses
+
+
+@dataclass(slots=True)
+class _Part:
+    """What is desired of one link, and what is still to do there, in `ip` syntax."""
+
+    addresses: list[Address] = field(default_factory=list)
+    routes: list[Route] = field(default_factory=list)
+    rules: list[Rule] = field(default_factory=list)
+    drift: list[str] = field(default_factory=list)
+
+
+def _by_link(desired: Desired, plan: Plan, actual: Actual, config: Config) -> defaultdict[int, _Part]:
+    """Each thing is looked at once: there may be ten thousand, on sixty links."""
+    names = {link.ifindex: link for link in actual.links}
+    parts = defaultdict[int, _Part](_Part)
+    for address in desired.addresses:
+        parts[address.ifindex].addresses.append(address)
+    for route in desired.routes:
+        parts[route.ifindex].routes.append(route)
+    for rule in desired.rules:
+        parts[rule.table - config.route_table_base].rules.append(rule)
+    for change in plan:
+        what, text = change.what, in_ip_syntax(change, names)
+        if not isinstance(what, Rule):
+            parts[what.ifindex].drift.append(text)
+        elif what.selector is not None:
+            parts[what.table - config.route_table_base].drift.append(text)
+        else:  # the rule without a selector concerns every link
+            for ifindex in names:
+                parts[ifindex].drift.append(text)
+    return parts
 
 
 def doing(status: Status, endpoint: str, failed_reads: int) -> str:
@@ -43,22 +78,11 @@ def doing(status: Status, endpoint: str, failed_reads: int) -> str:
     return f"{count}, {left} changes to make" + (f"; {why}" if why else "")
 
 
-def _link_status(
-    interface: Interface,
-    link: Link,
-    config: Config,
-    actual: Actual,
-    desired: Desired,
-    plan: Plan,
-    names: dict[int, Link],
-) -> LinkStatus:
+def _link_status(interface: Interface, link: Link, config: Config, actual: Actual, part: _Part) -> LinkStatus:
     table = config.route_table_base + link.ifindex
-    addresses = [address for address in desired.addresses if address.ifindex == link.ifindex]
-    routes = [route for route in desired.routes if route.ifindex == link.ifindex]
-    rules = [rule for rule in desired.rules if rule.table == table]
+    addresses, routes, rules, drift = part.addresses, part.routes, part.rules, part.drift
     present = sum((link.ifindex, address.address) in actual.addresses for address in addresses)
     present += sum(route in actual.routes for route in routes) + sum(rule in actual.rules for rule in rules)
-    drift = [in_ip_syntax(change, names) for change in plan if _concerns(change, link.ifindex, table)]
     excluded = link.name in config.exclude
     return {
         "name": link.name,
@@ -93,11 +117,3 @@ def _address_statuses(interface: Interface, link: Link, actual: Actual) -> list[
             }
         )
     return statuses
-
-
-def _concerns(change: Change, ifindex: int, table: int) -> bool:
-    """The rule without a selector concerns every link."""
-    what = change.what
-    if isinstance(what, Rule):
-        return what.selector is None or what.table == table
-    return what.ifindex == ifindex

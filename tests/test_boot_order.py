@@ -144,8 +144,8 @@ def test_started_before_the_network_is_up(lab: Lab) -> None:
 
 
 def test_a_slow_metadata_server_is_waited_for(lab: Lab) -> None:
-    """A byte every 20 ms."""
-    lab.metadata.fail("drip", interval=0.02)
+    """A byte every 4 ms: seconds for a document."""
+    lab.metadata.fail("drip", interval=0.004)
     lab.start("netagent")
     manager = start_fetcher(lab)
     lab.wait_for(manager.is_ready, 60, "READY=1")

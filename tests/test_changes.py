@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from tests.job import (
+    CONFIG,
     MACS,
     audit,
     errors,
@@ -214,3 +216,61 @@ def test_a_storm_of_kernel_events_is_weathered(lab: Lab) -> None:
     lab.wait_for(lambda: victim.addresses[1] in present(lab), 10, "the repair")
     settle(lab)
     lab.wait_for(lambda: [line["verdict"] for line in audit(lab)] == ["applied", "confirmed"] * 2)
+
+
+def overruns(lab: Lab) -> int:
+    """How often a message for a listener of rtnetlink had no room (proc(5), /proc/net/netlink)."""
+    lines = [line.split() for line in lab.run(["cat", "/proc/net/netlink"]).stdout.splitlines()[1:]]
+    return sum(int(line[8]) for line in lines if line[1] == "0" and int(line[3], 16))
+
+
+def test_what_an_overrun_has_swallowed_is_found_by_looking_at_everything(lab: Lab) -> None:
+    """The fetcher is held while its socket overflows, so that the event that matters is certainly lost."""
+    victim = lab.nics[1]
+    lab.kill("fetcher", signal.SIGSTOP)
+    routes = [f"10.{100 + n // 200}.{n % 200}.0/24" for n in range(2000)]
+    for verb in ("add", "del"):
+        lab.batch([f"route {verb} {route} dev eth0" for route in routes])
+    before = overruns(lab)
+    assert before > 0
+    lab.batch([f"address del {victim.addresses[1]}/32 dev {victim.name}"])
+    assert overruns(lab) > before
+    lab.daemons.resume("fetcher")
+    lab.wait_for(lambda: victim.addresses[1] in present(lab), 10, "the repair")
+    settle(lab)
+
+
+def test_a_link_that_somebody_sets_down_is_up_again_with_all_that_it_had(lab: Lab) -> None:
+    """The kernel takes the routes of a link that goes down; its addresses and rules stay."""
+    before, nic = kernel(lab), lab.nics[1]
+    lab.batch([f"link set {nic.name} down"])
+    lab.wait_for(lambda: without_order(kernel(lab)) == without_order(before), 10, "the kernel to be as before")
+    assert all(lab.reachability().values())
+
+
+def test_a_carrier_that_comes_back_finds_everything_in_place(lab: Lab) -> None:
+    before, nic = kernel(lab), lab.nics[1]
+    lab.run(["ip", "link", "set", nic.port, "down"], "cloud")
+    lab.wait_for(lambda: kernel(lab) != before, 10, "the carrier to be lost")
+    refresh(lab)
+    lab.run(["ip", "link", "set", nic.port, "up"], "cloud")
+    lab.wait_for(lambda: without_order(kernel(lab)) == without_order(before), 10, "the kernel to be as before")
+    assert all(lab.reachability().values())
+    assert "address_remove" not in str(audit(lab))
+
+
+def test_an_mtu_that_somebody_changes_is_the_metadatas_again() -> None:
+    """Where the cloud gives one, as GCP does."""
+    with Lab(Spec.cloud("gcp", interfaces=2, addresses=2)) as lab:
+        lab.write_config(CONFIG)
+        for name in ("netagent", "fetcher"):
+            lab.start(name)
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be content")
+        nic = lab.nics[1]
+
+        def mtu() -> int:
+            return next(int(link["mtu"]) for link in ip(lab, "link") if link["ifname"] == nic.name)
+
+        before = mtu()
+        lab.batch([f"link set {nic.name} mtu {before - 100}"])
+        lab.wait_for(lambda: mtu() == before, 10, "the MTU")

@@ -37,7 +37,7 @@ def give_gateway_its_voice_back(lab: Lab) -> None:
 
 def in_mid_change(lab: Lab, nic: Nic, address: str) -> None:
     """A change that is applied; its confirmation waits for a metadata server that takes seconds to say a few bytes."""
-    lab.metadata.fail("drip", META, interval=0.02)
+    lab.metadata.fail("drip", META, interval=0.004)
     lab.add_address(nic.mac, address)
     lab.kill("fetcher", SIGHUP)
     lab.wait_for(lambda: verdicts(lab)[-1] == "applied", 15, "the change to be applied")

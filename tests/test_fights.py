@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.job import audit, cnctl, errors, ip, ours, present, refresh, running, settle, status
-from tests.lab import Lab, Spec
+from tests.lab import Interface, Lab, Spec
 
 ADVERSARY = """
 import select, subprocess, sys
@@ -136,3 +136,32 @@ def test_an_address_that_somebody_moves_to_another_link_is_not_doubled(lab: Lab)
     lab.add_address(other.mac, "10.0.1.77")
     refresh(lab)
     lab.wait_for(lambda: "10.0.1.77" in present(lab), 20, "what is new elsewhere to come all the same")
+
+
+def without_first_address_nor_routes(lab: Lab) -> None:
+    """Two links in one subnet; the one's first address, which has the subnet's length, goes, and then its routes."""
+    nic = lab.nics[1]
+    lab.attach_interface(Interface(nic.subnet, ("10.0.2.50",)))
+    settle(lab)
+    lab.remove_address(nic.mac, nic.addresses[0])
+    refresh(lab)
+    settle(lab)
+    lab.batch([f"route flush table all proto 209 dev {nic.name}"])
+
+
+def test_what_netagent_refuses_holds_up_nothing_else(lab: Lab) -> None:
+    """A refusal is of the whole request: the next one goes without what was refused."""
+    without_first_address_nor_routes(lab)
+    lab.wait_for(lambda: [line for line in audit(lab) if line["verdict"] == "refused"], 10, "a refusal")
+    lab.add_address(lab.nics[0].mac, "10.0.1.77")
+    refresh(lab)
+    assert "10.0.1.77" in present(lab)
+    assert status(lab)["netagent"]["verdict"] == "confirmed"
+    assert status(lab)["state"] == "degraded"
+    assert "refused" in status(lab)["last_error"]["message"]
+
+
+@pytest.mark.xfail(reason="netagent: with siblings only, a shared subnet is not known to be the link's", strict=True)
+def test_a_route_of_a_shared_subnet_comes_back_when_its_first_address_has_gone(lab: Lab) -> None:
+    without_first_address_nor_routes(lab)
+    assert refresh(lab) == "ok"

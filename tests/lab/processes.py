@@ -55,6 +55,10 @@ class Daemons:
         if number == signal.SIGKILL:
             self._running[name].wait(PATIENCE)
 
+    def resume(self, name: str) -> None:
+        """After SIGSTOP: nsenter has stopped with its child, and wakes it when it is woken (nsenter(1), --pid)."""
+        self._running[name].send_signal(signal.SIGCONT)
+
     def stop(self, name: str) -> int:
         """SIGTERM, and the exit status. One that does not end is killed, and is an error."""
         os.kill(self.pid(name), signal.SIGTERM)
