@@ -37,6 +37,9 @@ lint: env ## ruff, mypy --strict, import-linter
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+man: env ## the man pages, in build/man
+	@$(BIN)/python docs/man build/man
+
 env: $(VENV)/.linked ## the virtual environment with everything locked
 
 # An error of apt or pip stops make, with its text.
@@ -80,4 +83,4 @@ clean: ## remove all that the other targets made
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help demo test lint env apt lock clean
+.PHONY: help demo test lint man env apt lock clean

@@ -105,6 +105,12 @@ class Agent:
                 return verdict if verdict.position is None else replace(verdict, position=start + verdict.position)
         return verdict
 
+    def flush(self) -> Verdict:
+        """Have everything taken away that is owned. It is not confirmed: nothing of ours is left to answer by."""
+        request = uuid.uuid4().hex[:16]
+        answer = self._ask({"request": "flush", "id": request})
+        return Verdict(answer["verdict"], request, answer.get("done", 0), answer.get("reason"))
+
     def _one(self, ops: list[protocol.Op], confirm_within: int, broken: Callable[[], str | None]) -> Verdict:
         request = uuid.uuid4().hex[:16]
         answer = self._ask({"request": "apply", "id": request, "ops": ops, "confirm_within": confirm_within})

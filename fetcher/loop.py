@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cloud_network.fetcher import config as configuration
-from cloud_network.fetcher import log, privileges
+from cloud_network.fetcher import flush, log, privileges
 from cloud_network.fetcher.control import Control, remove_socket
 from cloud_network.fetcher.detect import DetectionError, detect, read_dmi
 from cloud_network.fetcher.events import KernelEvents
@@ -41,6 +41,8 @@ class Loop:
         self._control = Control(
             {
                 "refresh": self._refresh_now,
+                "plan": reconciler.plan_now,
+                "flush": reconciler.flush,
                 "credentials": reconciler.provider.credentials,
             }
         )
@@ -61,7 +63,7 @@ class Loop:
         self._stop = False
 
     def run(self) -> None:
-        """Until SIGTERM or SIGINT. The network stays as it is."""
+        """Until SIGTERM or SIGINT. The network stays as it is, unless Purge= says otherwise."""
         reconciler, systemd, ready_at = self._reconciler, self._systemd, time.monotonic() + _READY_AFTER
         networkd = Networkd()
         while not self._stop:
@@ -79,6 +81,7 @@ class Loop:
             for key, _ in self._selector.select(min(max(0.0, due), systemd.period, _LONGEST_SLEEP)):
                 _attempt(key.data)
         systemd.stopping()
+        _attempt(reconciler.stop)
         remove_socket()
 
     def _on_kernel(self) -> None:
@@ -126,8 +129,6 @@ def _say_not_yet(config: configuration.Config) -> None:
     """Keys that a later version will act upon: whoever sets one must not believe that it does something now."""
     if config.forwarded_replies is not configuration.ForwardedReplies.OFF:
         logger.warning('ForwardedReplies="%s" does nothing in this version', config.forwarded_replies.value)
-    if config.purge is not configuration.Purge.NEVER:
-        logger.warning('Purge="%s" does nothing in this version: the network stays', config.purge.value)
 
 
 def _attempt(step: Callable[[], object]) -> None:
@@ -143,11 +144,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="cloud-network-fetcher",
         description="Reads the cloud's metadata and asks netagent to make the network agree with it.",
-        epilog="Signals: SIGHUP reads the configuration again and refreshes; SIGTERM ends it, the network stays.",
+        epilog="Signals: SIGHUP reads the configuration again and refreshes; SIGTERM ends it: the network stays, "
+        'or with Purge="on-stop" all that it put there goes.',
     )
     parser.add_argument("--config", type=Path, default=configuration.PATH, metavar="FILE", help="default: %(default)s")
     parser.add_argument("--check-config", action="store_true", help="say whether the file is right, and change nothing")
+    parser.add_argument(
+        "--flush", action="store_true", help="as root, while it does not run: take away all that it put into the kernel"
+    )
     arguments = parser.parse_args()
+    if arguments.flush:
+        flush.directly()
+        return
     try:
         config = configuration.load(arguments.config)
     except configuration.ConfigError as error:

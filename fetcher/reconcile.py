@@ -14,16 +14,18 @@ from collections.abc import Callable
 
 from cloud_network.fetcher import kernel, report
 from cloud_network.fetcher.agent import Agent, AgentError
-from cloud_network.fetcher.config import Config
+from cloud_network.fetcher.config import Config, Purge
 from cloud_network.fetcher.desired import desired
 from cloud_network.fetcher.errors import Errors, now
 from cloud_network.fetcher.fights import Fights
+from cloud_network.fetcher.flush import FLUSHED, FlushAnswer, flush_answer
+from cloud_network.fetcher.lookahead import PlanAnswer, look_ahead
 from cloud_network.fetcher.model import Instance, MetadataError
 from cloud_network.fetcher.objects import Actual, Desired, Link
 from cloud_network.fetcher.patience import Patience
 from cloud_network.fetcher.plan import Plan, Verb, in_ip_syntax, plan
 from cloud_network.fetcher.probe import Gateways
-from cloud_network.fetcher.providers import Provider
+from cloud_network.fetcher.providers import Provider, Waiting
 from cloud_network.fetcher.publish import Publisher
 from cloud_network.fetcher.state import StateDirectory
 from cloud_network.fetcher.status import NetagentStatus, Status
@@ -75,6 +77,7 @@ class Reconciler:
         self._chase_from = -math.inf
         self._unknown: tuple[str, ...] = ()
         self._noticed: tuple[str, ...] = ()
+        self._let_go = False  # flushed: nothing is changed until refresh_now
 
     # What wakes us
 
@@ -95,6 +98,7 @@ class Reconciler:
 
     def refresh_now(self) -> Status:
         """As asked for: refresh, with the second read that a removal needs, and whatever was put off; the status."""
+        self._let_go = False
         self._hurry()
         self.refresh()
         if self._unproven is not None:
@@ -106,6 +110,28 @@ class Reconciler:
         self._plan_retry.reset()
         self._fights.hurry()
         self._tried = ()
+
+    def plan_now(self) -> PlanAnswer:
+        """As asked for: what a refresh would change; nothing is changed, and what is read is not kept."""
+        answer = look_ahead(self.provider, self._instance, self._compare, flushed=self._let_go)
+        if isinstance(self.provider, Waiting):
+            self.changed()  # having read it, the provider no longer tells it as news
+        return answer
+
+    def flush(self) -> FlushAnswer:
+        """As asked for, or by Purge=: have netagent take away all that is owned, and leave it so until refresh_now."""
+        with Agent() as agent:
+            verdict = agent.flush()
+        self._note(verdict.verdict, verdict.request, verdict.reason, verdict.ops)
+        answer = flush_answer(verdict)
+        self._let_go = True
+        self.converge()
+        return answer
+
+    def stop(self) -> None:
+        """The last act: what Purge= says."""
+        if self._config.purge is Purge.ON_STOP:
+            logger.info("Purge: %d objects of ours taken away", self.flush()["removed"])
 
     # The two passes
 
@@ -175,7 +201,7 @@ class Reconciler:
             return
         try:
             actual, wanted, changes = compared or self._compare(self._instance)
-            possible, tried = self._fights.allowed(changes, actual), False
+            possible, tried = () if self._let_go else self._fights.allowed(changes, actual), False
             if possible and self._is_time_for(possible) and self._could_be_confirmed(fresh=compared is not None):
                 tried = True
                 for _ in range(_REFUSALS):
@@ -189,13 +215,15 @@ class Reconciler:
             self._write_status()
             return
         self._errors.end("kernel")
-        self.compare_due = self._fights.due
+        self.compare_due = math.inf if self._let_go else self._fights.due
         if possible and (tried or self._try_again > self._compared_at):
             self.compare_due = min(self.compare_due, max(self._try_again, self._compared_at + _PACE))
-        if not possible:
+        if not possible and not self._let_go:
             self.succeeded = True
             self._agreed = self._instance, self._config
-        if self._fights.refusal is not None:
+        if self._let_go:
+            self._errors.begin("netagent", FLUSHED, serious=False)
+        elif self._fights.refusal is not None:
             self._errors.begin("netagent", f"refused: {self._fights.refusal}", serious=False)
         elif not possible:
             self._errors.end("netagent")

@@ -30,6 +30,8 @@ def run(arguments: argparse.Namespace, source: Source) -> int:
         layout.show_json(control.ask(source.files.path, "credentials", "show credentials", why))
     elif arguments.what == "ssh-keys":
         _ssh_keys(arguments, source)
+    elif arguments.what == "project":
+        _project(arguments, source)
     else:
         _identity(arguments, source)
     return 0
@@ -44,6 +46,17 @@ def _ssh_keys(arguments: argparse.Namespace, source: Source) -> None:
         print("\n".join(layout.safe(key) for key in keys))
     else:
         raise Failure(WRONG, "the metadata has no ssh key for this instance")
+
+
+def _project(arguments: argparse.Namespace, source: Source) -> None:
+    """Google's project, as the metadata has it below `project`."""
+    project = source.system().get("project")
+    if not isinstance(project, dict) or not project:
+        raise Failure(WRONG, f"{layout.safe(source.status()['provider'])} has no projects: only Google Cloud does")
+    if arguments.json:
+        layout.show_json(project)
+    else:
+        print(layout.safe(project.get("projectId")))
 
 
 def _texts(value: Json) -> Iterator[str]:

@@ -60,9 +60,9 @@ def _facts(status: Status, now: float) -> Iterator[Row]:
     )
     said = f"{netagent['verdict']}, {netagent['ops']} changes"
     said += f", {_ago(netagent['at'], now)}" if netagent["at"] else ""
-    yield "Netagent", said + (f": {netagent['reason']}" if netagent["reason"] else "")
+    yield "Netagent", (said + (f": {netagent['reason']}" if netagent["reason"] else "")).split(" ")
     if error:
-        yield "Error", f"{error['kind']}, {_ago(error['at'], now)}: {error['message']}"
+        yield "Error", f"{error['kind']}, {_ago(error['at'], now)}: {error['message']}".split(" ")
     if status["unknown_macs"]:
         yield "Not here", ["the metadata names links that this host lacks:", *status["unknown_macs"]]
     for notice in status.get("notices", ()):  # a fetcher before this one had none

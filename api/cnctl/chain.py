@@ -1,0 +1,278 @@
+"""What `cnctl doctor` looks at: one function a link of the chain, which says what is right or raises Broken.
+
+Sources: ip-address(8), ip-rule(8), ip-route(8), ip-neighbour(8) for `-json`; linux/neighbour.h for the states; the
+kernel's Documentation/networking/ip-sysctl.rst for rp_filter (the larger of `all` and the link's counts).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import socket
+import subprocess
+import time
+
+from cloud_network.api.cnctl.failure import WRONG, Failure
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from cloud_network.fetcher.status import LinkStatus
+
+REPAIR = "sudo cnctl refresh"
+SOMEWHERE = {4: "192.0.2.1", 6: "2001:db8::1"}
+"""A client of the documentation's prefixes (RFC 5737, RFC 3849), where no other is given."""
+SMALLEST = {4: 576, 6: 1280}
+"""RFC 791: what every host must take whole; RFC 8200: the least that IPv6 runs over."""
+KNOWN = {"REACHABLE", "STALE", "DELAY", "PROBE", "PERMANENT", "NOARP"}
+PATIENCE = 4.0
+"""Seconds for a neighbour to answer; the kernel asks three times, a second apart."""
+DISCARD = 9
+
+
+class Broken(Exception):
+    """This link of the chain does not hold: what was found, the command that shows it, and what to do."""
+
+    def __init__(self, found: str, look: str, do: str = REPAIR):
+        super().__init__(found)
+        self.found, self.look, self.do = found, look, do
+
+
+class Case:
+    """One address, who wants to reach it, and the link that the metadata gives it to."""
+
+    def __init__(self, address: str, client: str | None, link: LinkStatus, delegated: str | None = None):
+        self.address, self.link, self.dev = address, link, link["name"]
+        self.version = ipaddress.ip_address(address).version
+        self.bits = 32 if self.version == 4 else 128
+        self.flag = f"-{self.version}"
+        self.client = client or SOMEWHERE[self.version]
+        self.delegated = delegated  # the range that the address is one of, where it is
+        self.gateways: list[str] = []  # of the default route that replies take
+
+
+def range_of(address: str, links: list[LinkStatus]) -> tuple[LinkStatus, str] | None:
+    """The link to which a delegated range with this address was given, and the range: our rules and routes say so."""
+    wanted = ipaddress.ip_address(address)
+    flag = f"-{wanted.version}"
+    found = [(route["dst"], "dev", route.get("dev")) for route in _ip(f"ip {flag} route show table local proto 209")]
+    found += [
+        (f"{entry['src']}/{entry.get('srclen', wanted.max_prefixlen)}", "table", entry.get("table"))
+        for entry in _ip(f"ip {flag} rule show")
+        if entry["src"] != "all"
+    ]
+    for network, kind, value in found:
+        if wanted in ipaddress.ip_network(network, strict=False):
+            for link in links:
+                if value == (link["name"] if kind == "dev" else str(link["table"])):
+                    return link, str(ipaddress.ip_network(network, strict=False))
+    return None
+
+
+def interface(case: Case) -> str:
+    """The link is there, managed, up, and has a carrier."""
+    look = f"ip link show dev {case.dev}"
+    if case.link["state"] == "excluded":
+        raise Broken(f"Exclude= names {case.dev}: it is left as it is", look, "take it out of Exclude=")
+    found = _ip(look, missing=f"there is no {case.dev} any more: it was detached, or renamed")[0]
+    if found.get("address", "").lower() != case.link["mac"].lower():
+        raise Broken(f"{case.dev} is another interface now: its MAC is {found.get('address')}", look)
+    if "UP" not in found["flags"]:
+        raise Broken(f"{case.dev} is down", look)
+    if "LOWER_UP" not in found["flags"]:
+        raise Broken(f"{case.dev} is up, but has no carrier", look, "look whether the cloud has it attached")
+    return f"{case.dev} is up, with carrier"
+
+
+def address(case: Case) -> str:
+    """The address is on this link, and usable."""
+    if case.delegated:
+        return f"one of the range {case.delegated}, which {case.dev} has"
+    look = f"ip {case.flag} address show to {case.address}"
+    owners = {link["ifname"]: info for link in _ip(look) for info in link["addr_info"] if info}
+    if not owners:
+        raise Broken(f"no link has {case.address}", look)
+    if case.dev not in owners:
+        other = next(iter(owners))
+        raise Broken(
+            f"it is on {other}, and should be on {case.dev}",
+            look,
+            f"sudo ip address del {case.address}/{owners[other]['prefixlen']} dev {other}; then: {REPAIR}",
+        )
+    for flag in ("dadfailed", "tentative"):
+        if owners[case.dev].get(flag):
+            raise Broken(f"it is on {case.dev}, but {flag}: another host may have it", look, "see `journalctl -k`")
+    more = f", and on {' '.join(name for name in owners if name != case.dev)}" if len(owners) > 1 else ""
+    return f"{case.address}/{owners[case.dev]['prefixlen']} is on {case.dev}{more}"
+
+
+def rule(case: Case) -> str:
+    """The three steps that lead replies from the address to its link's table."""
+    table = case.link["table"]
+    if table is None:
+        return "none needed: the link has no table of its own"
+    look = f"ip {case.flag} rule show"
+    rules = _ip(look)
+    source = case.delegated or case.address
+    own = [entry for entry in rules if _source(entry) == _network(source) and entry.get("table") == str(table)]
+    if not any("suppress_prefixlen" in entry for entry in own):
+        what = f"no rule `from {source} lookup {table} suppress_prefixlength 0`"
+        raise Broken(what, f"{look} from {source}")
+    if not any(entry["src"] == "all" and "suppress_prefixlen" in entry and entry["table"] == "main" for entry in rules):
+        raise Broken("no rule `from all lookup main suppress_prefixlength 0`", f"{look} table main")
+    if all("suppress_prefixlen" in entry for entry in own):
+        raise Broken(f"no rule `from {source} lookup {table}`", f"{look} from {source}")
+    return f"replies from {source} look in table {table}"
+
+
+def _source(entry: dict[str, Any]) -> object:
+    return (
+        None
+        if entry["src"] == "all"
+        else _network(f"{entry['src']}/{entry['srclen']}" if "srclen" in entry else entry["src"])
+    )
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    return ipaddress.ip_network(text, strict=False)
+
+
+def table(case: Case) -> str:
+    """The table has a default route by this link, and replies take it."""
+    name = case.link["table"] or "main"
+    look = f"ip {case.flag} route show table {name}"
+    routes = [route for route in _ip(look) if route.get("dev") == case.dev]
+    defaults = [route for route in routes if route["dst"] == "default"]
+    if not defaults:
+        raise Broken(f"table {name} has no default route by {case.dev}", look)
+    case.gateways = [route["gateway"] for route in defaults if "gateway" in route]
+    if _is_strict(case):  # then rp_filter looks at the way back, and drops the packet before there is a reply
+        return f"table {name}: default by {case.dev}"
+    _way_back(case)
+    return f"table {name}: default by {case.dev}, and replies to {case.client} leave there"
+
+
+def _way_back(case: Case) -> None:
+    if case.delegated and not _ip(f"ip {case.flag} address show to {case.address}") and not _is_local(case.address):
+        return  # containers have it: where their replies go, this host's own routing does not show
+    look = f"ip {case.flag} route get {case.client} from {case.address}"
+    route = _ip(look, missing=f"no route leads from {case.address} to {case.client}")[0]
+    if route.get("dev") != case.dev:
+        by = f"{route.get('dev')} (table {route.get('table', 'main')})"
+        do = "find the rule or the more specific route that decides this: ip rule show; ip route show table main"
+        raise Broken(f"replies to {case.client} leave by {by}, not by {case.dev}", look, do)
+
+
+def _is_local(address: str) -> bool:
+    found = _ip(f"ip route get {address}")
+    return bool(found) and found[0].get("type") == "local"
+
+
+def gateway(case: Case) -> str:
+    """The default route's gateway is the one that the cloud says."""
+    name = case.link["table"] or "main"
+    look = f"ip {case.flag} route show default table {name}"
+    wanted = [text for text in case.link["gateways"] if ipaddress.ip_address(text).version == case.version]
+    if not case.gateways:
+        raise Broken(f"the default route in table {name} has no gateway", look)
+    if wanted and not set(wanted) & set(case.gateways):
+        do = f"sudo ip {case.flag} route del default via {case.gateways[0]} dev {case.dev} table {name}; then: {REPAIR}"
+        raise Broken(f"the gateway is {case.gateways[0]}, and should be {' or '.join(wanted)}", look, do)
+    return case.gateways[0]
+
+
+def neighbour(case: Case) -> str:
+    """The gateway answers ARP or NDP: asked now if it is not known, by a datagram to it from the address."""
+    look = f"ip -s neigh show to {case.gateways[0]} dev {case.dev}"
+    until = time.monotonic() + PATIENCE
+    state, asked = _neighbour(look), False
+    while state is None or not state["state"] or not KNOWN & set(state["state"]):
+        if not asked:
+            _send(case)
+            asked = True
+        elif time.monotonic() > until or (state and "FAILED" in state["state"]):
+            said = state["state"][0] if state and state["state"] else "not known"
+            do = (
+                f"look whether {case.dev} is attached to the right subnet in the cloud; sudo tcpdump -ni {case.dev} arp"
+            )
+            raise Broken(f"{case.gateways[0]} does not answer on {case.dev}: {said}", look, do)
+        time.sleep(0.05)
+        state = _neighbour(look)
+    return f"{case.gateways[0]} is at {state.get('lladdr', '-')} ({state['state'][0].lower()})"
+
+
+def _neighbour(look: str) -> dict[str, Any] | None:
+    return next((entry for entry in _ip(look) if entry), None)
+
+
+def _send(case: Case) -> None:
+    """One empty datagram to the gateway's discard port, from the address; a failure shows in the neighbour's state."""
+    family = socket.AF_INET if case.version == 4 else socket.AF_INET6
+    gateway: tuple[Any, ...] = (case.gateways[0], DISCARD)
+    if case.version == 6:
+        gateway = (*gateway, 0, case.link["ifindex"])
+    with socket.socket(family, socket.SOCK_DGRAM) as sender:
+        with contextlib.suppress(OSError):  # a container's address cannot be ours
+            sender.bind((case.address, 0))
+        with contextlib.suppress(OSError):
+            sender.sendto(b"", gateway)
+
+
+def rp_filter(case: Case) -> str:
+    """What comes in by this link is not dropped for a reverse path that is another."""
+    if case.version == 6:
+        return "IPv6 has none"
+    if not _is_strict(case):
+        return "off or loose"
+    look = f"ip route get {case.address} from {case.client} iif {case.dev}"
+    do = f"sudo sysctl net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.{case.dev}.rp_filter=2 (loose), or mend the way back"
+    what = f"strict: what {case.client} sends to {case.dev} is dropped, as the way back is not by {case.dev}"
+    _ip(look, missing=what, do=do)
+    return f"strict, and the way back to {case.client} is by {case.dev}"
+
+
+def _is_strict(case: Case) -> bool:
+    """For IPv4, and not from this kernel's point of view only: 1 is strict, 2 loose."""
+    if case.version == 6:
+        return False
+    values = []
+    for name in ("all", case.dev):
+        with open(f"/proc/sys/net/ipv4/conf/{name}/rp_filter", encoding="ascii") as file:  # noqa: PTH123
+            values.append(int(file.read()))
+    return max(values) == 1
+
+
+def mtu(case: Case) -> str:
+    """The link's MTU is the one that the cloud says, and no smaller than the protocol needs."""
+    look = f"ip link show dev {case.dev}"
+    is_now = _ip(look)[0]["mtu"]
+    prefix = f"ip link set {case.dev} mtu "
+    wanted = next((int(line[len(prefix) :]) for line in case.link["drift"] if line.startswith(prefix)), None)
+    wanted = wanted or case.link["mtu"]
+    if is_now != wanted:
+        raise Broken(f"{case.dev} has an MTU of {is_now}, and should have {wanted}", look, f"sudo {prefix}{wanted}")
+    if is_now < SMALLEST[case.version]:
+        raise Broken(f"{case.dev} has an MTU of {is_now}; IPv{case.version} needs {SMALLEST[case.version]}", look)
+    return str(is_now)
+
+
+def _ip(command: str, missing: str | None = None, do: str = REPAIR) -> list[dict[str, Any]]:
+    """Run the command with -json. What it refuses is Broken with `missing`, or without that means: nothing found."""
+    try:
+        words = command.split()
+        ended = subprocess.run(["ip", "-json", *words[1:]], capture_output=True, text=True, check=False, timeout=10)
+    except FileNotFoundError:
+        raise Failure(WRONG, "there is no `ip` command: install iproute2") from None
+    except subprocess.TimeoutExpired:
+        raise Failure(WRONG, f"`{command}` does not end") from None
+    if ended.returncode:
+        if missing:
+            raise Broken(missing, command, do)
+        return []
+    try:
+        found = json.loads(ended.stdout or "[]")
+    except ValueError:
+        raise Failure(WRONG, f"`{command}` does not speak JSON: iproute2 is too old") from None
+    return [entry for entry in found if entry]

@@ -1,0 +1,44 @@
+"""Taking away everything that is owned: through the running fetcher, at its end, or by root while it does not run."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TypedDict
+
+from cloud_network.fetcher import control
+from cloud_network.fetcher.agent import Agent, AgentError, Verdict
+
+FLUSHED = "flushed on request: nothing is changed until `cnctl refresh`, or until the service is started again"
+
+
+class FlushAnswer(TypedDict):
+    """What the control socket answers to `flush`."""
+
+    removed: int
+    request: str  # as the audit log has it
+
+
+def flush_answer(verdict: Verdict) -> FlushAnswer:
+    """Of netagent's verdict; AgentError unless all is gone."""
+    if verdict.verdict != "applied":
+        raise AgentError(f"netagent: {verdict.verdict}: {verdict.reason}; nothing was taken away")
+    return {"removed": verdict.ops, "request": verdict.request}
+
+
+def directly() -> None:
+    """Ask netagent ourselves: root's way while no fetcher runs, which would put everything back."""
+    if os.geteuid() != 0:
+        raise SystemExit("cloud-network-fetcher: only root may flush. Use: sudo cloud-network-fetcher --flush")
+    if _runs():
+        raise SystemExit("cloud-network-fetcher: one is running, and would put everything back. Use: sudo cnctl flush")
+    try:
+        with Agent() as agent:
+            print(f"removed {flush_answer(agent.flush())['removed']} addresses, routes and rules")
+    except AgentError as error:
+        raise SystemExit(f"cloud-network-fetcher: {error}") from None
+
+
+def _runs() -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        return client.connect_ex(str(control.SOCKET)) == 0

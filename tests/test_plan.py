@@ -1,0 +1,87 @@
+"""`cnctl plan`: what would be changed, exactly, and nothing is changed by asking."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.job import audit, cnctl, kernel, ours, present, read_all_facts, refresh, running
+from tests.lab import Lab, Spec
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with running(Spec.cloud("aws", interfaces=2, addresses=2, ipv6=1), "", "netagent", "fetcher") as made:
+        yield made
+
+
+def root(lab: Lab, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return lab.run([str(Path(sys.executable).with_name("cnctl")), *arguments], check=False)
+
+
+def plan(lab: Lab) -> dict[str, Any]:
+    ended = root(lab, "plan", "--json")
+    found: dict[str, Any] = json.loads(ended.stdout)
+    assert ended.returncode == (1 if found["changes"] or found["metadata_error"] else 0)
+    return found
+
+
+def test_nothing_to_do_is_0(lab: Lab) -> None:
+    ended = root(lab, "plan")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "nothing to do\n", "")
+
+
+def test_what_the_cloud_changed_is_planned_and_not_done(lab: Lab) -> None:
+    read_all_facts(lab)
+    before, lines = kernel(lab), len(audit(lab))
+    nic = lab.nics[1]
+    gone = nic.addresses[1]
+    lab.add_address(nic.mac, "10.0.2.77")
+    lab.remove_address(nic.mac, gone)
+    found = plan(lab)["changes"]
+    assert f"ip address add 10.0.2.77/32 dev {nic.name} noprefixroute" in found
+    assert f"ip address del {gone}/32 dev {nic.name}" in found
+    assert any(line.startswith("ip rule add pref") and "from 10.0.2.77 lookup" in line for line in found)
+    assert (kernel(lab), len(audit(lab))) == (before, lines)
+    assert refresh(lab) == "ok"
+    assert "10.0.2.77" in present(lab)
+    assert gone not in present(lab)
+    assert plan(lab)["changes"] == []
+
+
+def test_the_commands_do_what_the_fetcher_would_have_done(lab: Lab) -> None:
+    """After a flush the whole plan is typed by hand, as it is printed: then nothing is left to do."""
+    kinds = ("route-4", "route-6", "rule-4", "rule-6")
+    by_us = {what: sorted(map(str, ours(lab, what))) for what in kinds}
+    assert all(by_us.values())
+    assert root(lab, "flush").returncode == 0
+    ended = root(lab, "plan")
+    assert ended.returncode == 1
+    commands = ended.stdout.splitlines()
+    assert len(commands) > 10
+    for command in commands:
+        lab.run(command.split())
+    left = plan(lab)
+    assert (left["changes"], left["flushed"]) == ([], True)
+    for what, entries in by_us.items():
+        assert sorted(map(str, ours(lab, what))) == entries, what
+
+
+def test_metadata_that_cannot_be_read_is_said_and_what_is_known_is_planned(lab: Lab) -> None:
+    lab.metadata.fail("status", status=503)
+    ended = root(lab, "plan")
+    assert ended.returncode == 1
+    assert "the metadata could not be read as a whole" in ended.stderr
+    assert ended.stdout == "nothing to do\n"
+
+
+def test_somebody_else_is_told_why_it_takes_root(lab: Lab) -> None:
+    ended = cnctl(lab, "plan")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("cnctl: only root may: a plan begins with a fresh read of the metadata")
