@@ -40,7 +40,7 @@ def test_what_dhcp_serves_has_no_address_here() -> None:
 
 
 def test_bonds_and_vlans_are_named_as_such_and_their_members_left_alone() -> None:
-    found = made("broken-bonds")
+    found = made("bonds")
     assert [each.mac for each in found.interfaces] == ["fa:16:3e:60:32:01"]
     assert [notice.partition(" is a ")[2] for notice in found.notices] == [
         "bond, which is not configured yet",

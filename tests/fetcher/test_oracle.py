@@ -39,7 +39,7 @@ def test_a_vnic_may_have_ipv6_alone_or_a_prefix_without_an_address() -> None:
 
 
 def test_a_vlan_of_bare_metal_is_named_and_not_configured() -> None:
-    found = made("broken-metal")
+    found = made("metal")
     assert [each.mac for each in found.interfaces] == ["90:e2:ba:d4:f1:68"]
     assert found.notices == (
         "[1].vlanTag: 1: 02:00:17:05:cf:51 is a VLAN on a bare metal machine, which is not configured yet",

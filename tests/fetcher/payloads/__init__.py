@@ -35,7 +35,7 @@ def _aws(text: str) -> Instance:
             interfaces.append(_interface(mac, {"mac": mac} | leaves))
         except MetadataError as error:
             problems.append(Problem(mac, str(error)))
-    return Instance("aws", tuple(interfaces), tuple(problems), {"public-keys": []})
+    return Instance("aws", tuple(interfaces), tuple(problems), system={"public-keys": []})
 
 
 def _made(cloud: str, text: str) -> Instance:
@@ -50,7 +50,7 @@ READERS: Mapping[str, Callable[[str], Instance]] = {
 }
 """Cloud → what makes an Instance of a payload's text. A new cloud adds its line."""
 
-BARE = frozenset({"openstack", "scaleway", "vultr"})
+BARE = frozenset({"hetzner", "openstack", "scaleway", "vultr"})
 """Of these, metadata may name an interface and leave its addresses to DHCP."""
 FEW = frozenset({"digitalocean", "hetzner", "scaleway", "vultr"})
 """Of these, not every interface can have many addresses, or the metadata do not name them."""
