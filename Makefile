@@ -21,9 +21,10 @@ said=$$($(1) 2>&1) || { status=$$?; printf '%s\n' "$$said" >&2; exit $$status; }
 endef
 ROOMS := netagent fetcher fetcher/providers api api/cnctl
 PYTEST_ARGS ?=
+UNITS := cloud-network-fetcher.service cloud-network-netagent.socket cloud-network-api.socket
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: env ## an instance from unreachable to reachable, in ten seconds
 	@$(BIN)/python -m tests.lab.demo
@@ -79,8 +80,30 @@ lock: env ## pin the newest versions of what requirements*.in name, with hashes
 	    -o $$name.txt $$name.in; \
 	done
 
+install: ## install on this machine, or below DESTDIR=, and start
+	@systemd/install "$(DESTDIR)"
+	@[ -n "$(DESTDIR)" ] || { systemd-sysusers cloud-network.conf; systemd-tmpfiles --create cloud-network.conf; }
+	@[ -n "$(DESTDIR)" ] || [ ! -d /run/systemd/system ] || { systemctl daemon-reload; \
+	  systemctl preset cloud-network.target $(UNITS); \
+	  systemctl restart cloud-network-netagent.socket cloud-network-api.socket cloud-network-fetcher.service; \
+	  systemctl start cloud-network.target; }
+
+uninstall: ## take away what install made; the network, the configuration and the log stay
+	@[ -n "$(DESTDIR)" ] || [ ! -d /run/systemd/system ] || \
+	  systemctl disable --now cloud-network.target $(UNITS) cloud-network-netagent.service cloud-network-api.service
+	@rm -rf $(DESTDIR)/usr/lib/cloud-network $(DESTDIR)/usr/share/doc/cloud-network
+	@rm -f $(DESTDIR)/usr/bin/cloud-network-{netagent,fetcher,api} $(DESTDIR)/usr/bin/cnctl
+	@rm -f $(DESTDIR)/usr/lib/systemd/system/cloud-network{.target,-netagent.service,-netagent.socket} \
+	  $(DESTDIR)/usr/lib/systemd/system/cloud-network-{fetcher.service,api.service,api.socket} \
+	  $(DESTDIR)/usr/lib/systemd/system-preset/80-cloud-network.preset \
+	  $(DESTDIR)/usr/lib/systemd/networkd.conf.d/50-cloud-network.conf \
+	  $(DESTDIR)/usr/lib/sysusers.d/cloud-network.conf $(DESTDIR)/usr/lib/tmpfiles.d/cloud-network.conf
+
+boot: env ## boot a Debian with systemd in a lab's cloud, and look at it from inside and outside (as root)
+	@$(BIN)/python -m pytest tests/boot
+
 clean: ## remove all that the other targets made
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help demo test lint man env apt lock clean
+.PHONY: help demo test lint man env apt lock install uninstall boot clean
