@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 from pathlib import Path
@@ -27,13 +28,14 @@ def become_unprivileged(directory: Path, user: str = USER) -> None:
         os.setgroups([])
         os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
         os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
-    prctl.cap_effective.limit()
-    prctl.cap_inheritable.limit()
-    prctl.cap_permitted.limit()
+    with contextlib.suppress(OSError):  # the unit's SystemCallFilter= has no capset(2); what is left is seen below
+        prctl.cap_effective.limit()
+        prctl.cap_inheritable.limit()
+        prctl.cap_permitted.limit()
     prctl.set_no_new_privs(True)
     prctl.set_name("cn-fetcher")
     os.umask(0o022)
     status = Path("/proc/self/status").read_text()
-    left = [line for line in status.splitlines() if line.startswith(("CapPrm", "CapEff")) and int(line.split()[1], 16)]
+    left = [line for line in status.splitlines() if line.startswith(("CapInh", "CapPrm", "CapEff")) and int(line.split()[1], 16)]
     if left:
         raise SystemExit(f"cloud-network-fetcher: still has capabilities ({', '.join(left)}); start it as {user}")

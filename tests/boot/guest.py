@@ -104,7 +104,8 @@ class Guest:
         return 0
 
     def _up(self) -> bool:
-        return self.run("systemctl", "is-system-running", check=False).strip() in ("running", "degraded")
+        """Not is-system-running: that waits for the fetcher, which waits for the metadata server."""
+        return self.run("systemctl", "is-active", "multi-user.target", check=False).strip() == "active"
 
     def close(self) -> None:
         if hasattr(self, "_nspawn"):
