@@ -99,6 +99,9 @@ uninstall: ## take away what install made; the network, the configuration and th
 	  $(DESTDIR)/usr/lib/systemd/networkd.conf.d/50-cloud-network.conf \
 	  $(DESTDIR)/usr/lib/sysusers.d/cloud-network.conf $(DESTDIR)/usr/lib/tmpfiles.d/cloud-network.conf
 
+deb: ## the Debian package, in the directory above (debhelper, libcap-dev)
+	@dpkg-buildpackage --build=binary --no-sign
+
 boot: env ## boot a Debian with systemd in a lab's cloud, and look at it from inside and outside (as root)
 	@$(BIN)/python -m pytest tests/boot
 
@@ -106,4 +109,4 @@ clean: ## remove all that the other targets made
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help demo test lint man env apt lock install uninstall boot clean
+.PHONY: help demo test lint man env apt lock install uninstall deb boot clean

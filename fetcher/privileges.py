@@ -36,6 +36,7 @@ def become_unprivileged(directory: Path, user: str = USER) -> None:
     prctl.set_name("cn-fetcher")
     os.umask(0o022)
     status = Path("/proc/self/status").read_text()
-    left = [line for line in status.splitlines() if line.startswith(("CapInh", "CapPrm", "CapEff")) and int(line.split()[1], 16)]
+    sets = [line for line in status.splitlines() if line.startswith(("CapInh", "CapPrm", "CapEff"))]
+    left = [line for line in sets if int(line.split()[1], 16)]
     if left:
         raise SystemExit(f"cloud-network-fetcher: still has capabilities ({', '.join(left)}); start it as {user}")

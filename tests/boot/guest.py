@@ -99,7 +99,9 @@ class Guest:
             raise AssertionError((self._work / "console").read_text())
         for entry in Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children").read_text().split():
             status = Path(f"/proc/{entry}/status").read_text()
-            if "systemd\n" in status.partition("Umask")[0] and status.partition("NSpid:")[2].split("\n")[0].endswith("\t1"):
+            if "systemd\n" in status.partition("Umask")[0] and status.partition("NSpid:")[2].split("\n")[0].endswith(
+                "\t1"
+            ):
                 return int(entry)
         return 0
 
@@ -152,7 +154,9 @@ class Guest:
             for line in unit.splitlines()
             if not line.startswith(("Type=", "Restart", "ExecReload", "Watchdog", "Requires=", "Wants=", "Also="))
         ]
-        lines = [f"ExecStart=/usr/bin/python3 -c {json.dumps(program)}" if x.startswith("ExecStart=") else x for x in keep]
+        lines = [
+            f"ExecStart=/usr/bin/python3 -c {json.dumps(program)}" if x.startswith("ExecStart=") else x for x in keep
+        ]
         Path(self.root / "run").mkdir(exist_ok=True)
         target = self.root / f"etc/systemd/system/probe-{service}.service"
         target.write_text("\n".join(lines).replace("[Service]", "[Service]\nType=oneshot\nStandardOutput=journal"))

@@ -39,8 +39,10 @@ def main_pid(guest: Guest, service: str) -> int:
 def test_all_addresses_are_reachable_after_boot(guest: Guest) -> None:
     guest.wait_for(lambda: reachable(guest), message="all addresses")
     assert guest.run("systemctl", "is-active", "cloud-network-fetcher.service").strip() == "active"
-    assert "200" in guest.run("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "http://127.0.0.1:5209/api/v1/health")
-    assert guest.run("systemctl", "--failed", "--plain", "--no-legend", "cloud-network*").strip() == ""
+    assert "200" in guest.run(
+        "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "http://127.0.0.1:5209/api/v1/health"
+    )
+    assert guest.run("systemctl", "list-units", "--failed", "--plain", "--no-legend", "cloud-network*").strip() == ""
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -77,7 +79,7 @@ def test_reload_keeps_the_process(guest: Guest) -> None:
 def test_audit_log_is_netagents(guest: Guest) -> None:
     assert guest.run("stat", "-c", "%U %a", "/var/log/cloud-network").strip() == "cloud-network-netagent 755"
     assert guest.run("stat", "-c", "%U", "/var/log/cloud-network/audit.log").strip() == "cloud-network-netagent"
-    for user in ("cloud-network", "cloud-network-api", "nobody"):
+    for user in ("cloud-network", "cloud-network-api", "daemon"):
         said = guest.run("sh", "-c", "echo x >>/var/log/cloud-network/audit.log", user=user, check=False)
         assert "Permission denied" in said
     first = guest.run("head", "-n1", "/var/log/cloud-network/audit.log")
@@ -87,7 +89,7 @@ def test_audit_log_is_netagents(guest: Guest) -> None:
 
 def test_cnctl_as_root_and_as_a_user(guest: Guest) -> None:
     assert guest.run("cnctl", "status", "network")
-    assert guest.run("cnctl", "status", "network", user="nobody") == guest.run("cnctl", "status", "network")
+    assert guest.run("cnctl", "status", "network", user="daemon") == guest.run("cnctl", "status", "network")
     guest.run("cnctl", "refresh")
     assert guest.run("cnctl", "audit", "--verify")
 
@@ -104,9 +106,11 @@ def write(path):
     return tried(lambda: pathlib.Path(path, 'probe').write_text(''))
 print(json.dumps({
     'etc': write('/etc'), 'var': write('/var/lib'), 'usr': write('/usr'), 'home': write('/root'),
-    'run': write('/run/cloud-network'), 'log': write('/var/log/cloud-network'), 'netagent': write('/run/cloud-network-netagent'),
+    'run': write('/run/cloud-network'), 'log': write('/var/log/cloud-network'),
+    'netagent': write('/run/cloud-network-netagent'),
     'others': sorted(set(n for n in os.listdir('/proc') if n.isdecimal()) - {str(os.getpid())}),
-    'inet': tried(lambda: socket.socket(socket.AF_INET)), 'packet': tried(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)),
+    'inet': tried(lambda: socket.socket(socket.AF_INET)),
+    'packet': tried(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)),
     'raw': tried(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)),
     'netlink': tried(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)),
     'unshare': tried(lambda: os.unshare(os.CLONE_NEWNET)) if hasattr(os, 'unshare') else 'none',
@@ -119,7 +123,7 @@ print(json.dumps({
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_what_a_program_in_the_sandbox_can_reach(guest: Guest, service: str) -> None:
-    program = f'exec({PROBE.encode().decode("unicode_escape")!r})'.replace("%", "%%")
+    program = f"exec({PROBE.encode().decode('unicode_escape')!r})".replace("%", "%%")
     found = guest.within(service, program)
     for place in ("etc", "var", "usr", "home"):
         assert found[place] in ("Read-only file system", "Permission denied"), (place, found)
@@ -140,12 +144,16 @@ def test_idle_netagent_leaves_and_memory_is_small(guest: Guest) -> None:
     guest.wait_for(lambda: main_pid(guest, "netagent") == 0, 120, "netagent to leave")
     assert guest.show("cloud-network-netagent.service", "Result") == "success"
     assert guest.show("cloud-network-netagent.socket", "ActiveState") == "active"
-    print(f"PSS without netagent: {guest.memory() / 1e6:.1f} MB; fetcher alone: {guest.memory(['fetcher']) / 1e6:.1f} MB")
+    print(
+        f"PSS without netagent: {guest.memory() / 1e6:.1f} MB; fetcher alone: {guest.memory(['fetcher']) / 1e6:.1f} MB"
+    )
     guest.run("cnctl", "refresh")
     assert reachable(guest)
 
 
 def test_stop_leaves_the_network(guest: Guest) -> None:
-    guest.run("systemctl", "stop", "cloud-network.target", "cloud-network-fetcher.service", "cloud-network-netagent.service")
+    guest.run(
+        "systemctl", "stop", "cloud-network.target", "cloud-network-fetcher.service", "cloud-network-netagent.service"
+    )
     assert main_pid(guest, "fetcher") == 0
     assert reachable(guest)
