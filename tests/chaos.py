@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from tests.job import CONFIG, DAEMONS, MACS, OURS, audit, ip, is_settled, refresh, settle
+from tests.job import CONFIG, DAEMONS, MACS, OURS, audit, ip, is_settled, refresh, settle, status
 from tests.lab import Held, Interface, Lab, LabError, Nic, Spec
 
 TIMER = '[System]\nRefreshTimer = "2s"\n'
@@ -61,6 +61,7 @@ class Chaos:
         self.lab, self.seed, self.events = lab, seed, 0
         self._chance = random.Random(seed)
         self._last = deque[str](maxlen=25)
+        self._halved = False
         primary, second = lab.nics[0], lab.nics[1]
         self._kept = {primary.addresses[0], second.addresses[2]}
         self._safe_links = {primary.mac, second.mac}
@@ -85,6 +86,7 @@ class Chaos:
             self._fault: 4,
             self._fault_once: 2,
             self._wrong_mac: 1,
+            self._half_updated: 3,
             self._clear: 2,
             self._refresh: 2,
         }
@@ -98,6 +100,10 @@ class Chaos:
         except (AssertionError, LabError) as error:
             with suppress(Exception):
                 error.add_note("\n".join(self.differences()))
+                said = status(self.lab)
+                drift = [line for link in said["links"].values() for line in link["drift"]]
+                keys = ("state", "last_error", "netagent", "fights", "unknown_macs")
+                error.add_note("\n".join([*drift, *(f"{key}: {said[key]}" for key in keys)]))
             error.add_note(f"seed {self.seed}, after {self.events} events; the last:\n  " + "\n  ".join(self._last))
             raise
 
@@ -114,6 +120,7 @@ class Chaos:
         """Nobody does anything any more: all is as it should be, in the end."""
         lab = self.lab
         lab.metadata.clear()
+        self._halved = False
         lab.wait_for(lambda: self._is_at_peace() and not self.differences(), SETTLES, "peace")
         foreign = self._foreign_objects()
         assert foreign == self._foreign, f"others' objects were\n{self._foreign}\nand are\n{foreign}"
@@ -323,6 +330,16 @@ class Chaos:
         macs[wrong] = macs[wrong][:-2] + "ff"
         self.lab.metadata.content(MACS, "".join(f"{mac}/\n" for mac in macs))
         return f"metadata: a wrong MAC for device {wrong}"
+
+    def _half_updated(self) -> str | None:
+        """One read of a leaf lacks an address; once, as two reads that agree are believed."""
+        nic = self._nic()
+        if nic is None or self._halved or len(nic.addresses) < 2:
+            return None
+        self._halved = True
+        left = [each for each in nic.addresses if each != self._chance.choice(nic.addresses)]
+        self.lab.metadata.content(f"{MACS}{nic.mac}/local-ipv4s", "\n".join(left), times=1)
+        return f"metadata: {len(nic.addresses) - len(left)} addresses of {nic.name} are missing, once"
 
     def _clear(self) -> str:
         self.lab.metadata.clear()

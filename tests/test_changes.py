@@ -235,9 +235,11 @@ def test_what_an_overrun_has_swallowed_is_found_by_looking_at_everything(lab: La
     assert before > 0
     lab.batch([f"address del {victim.addresses[1]}/32 dev {victim.name}"])
     assert overruns(lab) > before
+    complaints = errors(lab)
     lab.daemons.resume("fetcher")
     lab.wait_for(lambda: victim.addresses[1] in present(lab), 10, "the repair")
     settle(lab)
+    assert errors(lab) == complaints
 
 
 def test_a_link_that_somebody_sets_down_is_up_again_with_all_that_it_had(lab: Lab) -> None:
