@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from math import inf
 
 from cloud_network.fetcher.errors import RFC3339, now
 from cloud_network.fetcher.objects import Actual, Address, Route, Rule
@@ -97,8 +98,16 @@ class Fights:
 
     @property
     def due(self) -> float:
-        """When the first of what was held back may be tried again; infinity if nothing waits."""
-        return min(self._pauses.values(), default=float("inf"))
+        """When the next pause ends: something may be tried again, or was left in peace. Infinity if there is none."""
+        at = time.monotonic()
+        return min(
+            (*self._pauses.values(), *(each.due for each in self._records.values() if each.due > at)), default=inf
+        )
+
+    def taken(self, actual: Actual) -> set[str]:
+        """What cannot be made as long as somebody else's is in its place, in `ip` syntax."""
+        links = {link.ifindex: link for link in actual.links}
+        return {in_ip_syntax(change, links) for change in self._taken}
 
     def statuses(self, actual: Actual) -> list[FightStatus]:
         """The fights, as status.json has them."""
@@ -111,7 +120,7 @@ class Fights:
     def _fights(self) -> Iterator[tuple[Change, int, str, str | None, str | None]]:
         for change, record in self._records.items():
             if record.times >= _TOLERATED:
-                yield change, record.times, record.since, _at(self._pauses.get(change)), record.by
+                yield change, record.times, record.since, _at(record.due), record.by
         for change, by in self._taken.items():
             if change not in self._records or self._records[change].times < _TOLERATED:
                 record = self._records.get(change) or _Record()
@@ -129,10 +138,9 @@ class Fights:
                 del self._records[change]
 
 
-def _at(due: float | None) -> str | None:
-    if due is None:
-        return None
-    return (datetime.now(UTC) + timedelta(seconds=due - time.monotonic())).strftime(RFC3339)
+def _at(due: float) -> str | None:
+    left = due - time.monotonic()
+    return (datetime.now(UTC) + timedelta(seconds=left)).strftime(RFC3339) if left > 0 else None
 
 
 def _taken(change: Change, actual: Actual) -> str | None:

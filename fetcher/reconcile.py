@@ -330,11 +330,12 @@ class Reconciler:
     def _say_fights(self, actual: Actual) -> None:
         fights = self._fights.statuses(actual)
         self._publisher.status["fights"] = fights
-        if not fights:
+        now_on = [each for each in fights if each["next_at"] or each["object"] in self._fights.taken(actual)]
+        if not now_on:
             self._errors.end("conflict")
             return
-        texts = [f"{each['object']}" + (f" ({each['by']})" if each["by"] else "") for each in fights[:_SHOWN]]
-        more = f"; and {len(fights) - _SHOWN} more" if len(fights) > _SHOWN else ""
+        texts = [f"{each['object']}" + (f" ({each['by']})" if each["by"] else "") for each in now_on[:_SHOWN]]
+        more = f"; and {len(now_on) - _SHOWN} more" if len(now_on) > _SHOWN else ""
         text = "somebody else undoes, or is in the way of: " + "; ".join(texts) + more
         self._errors.begin(
             "conflict", text + "; it is tried less and less often: see fights in status.json", serious=False
