@@ -138,15 +138,22 @@ def test_what_a_program_in_the_sandbox_can_reach(guest: Guest, service: str) -> 
     assert set(found["caps"]) == {f"{1 << 12 if service == 'netagent' else 0:016x}"}, found
 
 
-def test_idle_netagent_leaves_and_memory_is_small(guest: Guest) -> None:
-    print(f"PSS with all running: {guest.memory() / 1e6:.1f} MB")
-    assert guest.memory() <= 80e6
+@pytest.mark.xfail(reason="78 MB were measured: fetcher 38, api 36, netagent 5", strict=True)
+def test_memory_of_all(guest: Guest) -> None:
+    guest.run("curl", "-s", "http://127.0.0.1:5209/api/v1/health")
+    guest.run("cnctl", "refresh")
+    assert all(main_pid(guest, service) for service in SERVICES)
+    assert guest.memory() <= 60e6
+
+
+def test_idle_netagent_leaves_and_the_fetcher_is_small(guest: Guest) -> None:
     guest.wait_for(lambda: main_pid(guest, "netagent") == 0, 120, "netagent to leave")
     assert guest.show("cloud-network-netagent.service", "Result") == "success"
     assert guest.show("cloud-network-netagent.socket", "ActiveState") == "active"
     print(
         f"PSS without netagent: {guest.memory() / 1e6:.1f} MB; fetcher alone: {guest.memory(['fetcher']) / 1e6:.1f} MB"
     )
+    assert guest.memory(["fetcher"]) <= 45e6
     guest.run("cnctl", "refresh")
     assert reachable(guest)
 
