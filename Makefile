@@ -14,6 +14,8 @@ APT := curl gcc iproute2 libc6-dev libcap-dev nftables procps python3-dev python
 ifneq ($(or $(SUDO_UID),$(shell id -u)),0)
 APT += uidmap
 endif
+# Other people's programs, for tests/others: 5 MB and 7 s. NetworkManager is 30 MB, and may draw in a newer systemd.
+OTHERS := dbus-daemon dhcpcd-base dnsmasq-base isc-dhcp-client
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --no-deps
 # What tools have to say is worth reading when they fail, and then all of it.
 define quietly
@@ -24,13 +26,18 @@ PYTEST_ARGS ?=
 UNITS := cloud-network-fetcher.service cloud-network-netagent.socket cloud-network-api.socket
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: env ## an instance from unreachable to reachable, in ten seconds
 	@$(BIN)/python -m tests.lab.demo
 
+test: APT += $(OTHERS)
 test: lint ## lint, types, arrows, and all tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-others: APT += $(OTHERS) network-manager systemd
+test-others: env ## beside the real systemd-networkd, NetworkManager, DHCP clients and the like
+	@$(BIN)/python -m pytest tests/others tests/test_coexistence.py $(PYTEST_ARGS)
 
 lint: env ## ruff, mypy --strict, import-linter
 	@$(BIN)/ruff check
@@ -109,4 +116,4 @@ clean: ## remove all that the other targets made
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help demo test lint man env apt lock install uninstall deb boot clean
+.PHONY: help demo test test-others lint man env apt lock install uninstall deb boot clean

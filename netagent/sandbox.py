@@ -66,9 +66,17 @@ def _verify(uid: str, gid: str) -> None:
     with open("/proc/thread-self/status") as file:
         status = dict(line.rstrip("\n").split(":\t", 1) for line in file)
     how = f"Start it as root; or as {USER} with AmbientCapabilities= and CapabilityBoundingSet=CAP_NET_ADMIN"
-    for key in ("CapPrm", "CapEff", "CapBnd"):
-        if int(status[key], 16) != _NET_ADMIN:
-            raise SystemExit(f"{USER}: {key} is {status[key]}, not CAP_NET_ADMIN alone ({_NET_ADMIN:x}). {how}.")
+    for key, wanted in {
+        "CapPrm": _NET_ADMIN,
+        "CapEff": _NET_ADMIN,
+        "CapBnd": _NET_ADMIN,
+        "CapInh": 0,
+        "CapAmb": 0,
+    }.items():
+        if int(status[key], 16) != wanted:
+            raise SystemExit(
+                f"{USER}: {key} is {status[key]}, not {wanted:x} (CAP_NET_ADMIN is {_NET_ADMIN:x}). {how}."
+            )
     if {*status["Uid"].split(), *status["Gid"].split(), *status["Groups"].split()} - {uid, gid}:
         has = ", ".join(f"{key} {status[key]!r}" for key in ("Uid", "Gid", "Groups"))
         raise SystemExit(f"{USER}: has {has}; wanted only uid {uid} and gid {gid}. {how}.")

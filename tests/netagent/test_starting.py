@@ -43,7 +43,7 @@ def started_with(lab: Lab, *setpriv: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("setpriv", "said"),
     [
-        (["--clear-groups"], "CapPrm is 0000000000000000, not CAP_NET_ADMIN alone (1000). Start it as root; or"),
+        (["--clear-groups"], "CapPrm is 0000000000000000, not 1000 (CAP_NET_ADMIN is 1000). Start it as root; or"),
         (["--clear-groups", *("--inh-caps=+net_admin", "--ambient-caps=+net_admin")], "CapBnd is"),
         (["--groups=0", *("--inh-caps", "+net_admin"), *("--ambient-caps", "+net_admin")], "CapBnd is"),
         (

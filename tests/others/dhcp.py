@@ -13,15 +13,15 @@ from .programs import Program, need
 
 LEASES = OURS / "dnsmasq.leases"
 HOSTS = OURS / "dnsmasq.hosts"
-T1, T2 = 2, 60
-"""Seconds until a client renews and until it asks anybody: a lease is longer, but no test waits for an hour."""
+T2 = 4
+"""Seconds until a client asks anybody; dnsmasq has it renew one second before. No test waits for half an hour."""
 
 
 class Server:
     """Gives each interface one address, as a cloud's does, and renews it as often as it is asked."""
 
-    def __init__(self, lab: Lab, program: Program) -> None:
-        self._lab, self._program = lab, program
+    def __init__(self, lab: Lab, program: Program, given: str) -> None:
+        self._lab, self._program, self._given = lab, program, given
 
     def grants(self) -> int:
         """How many leases it has granted or renewed."""
@@ -31,7 +31,8 @@ class Server:
         return "DHCPRELEASE(" in self._program.log()
 
     def give(self, nic: Nic, address: str) -> None:
-        """From the next question on, this address: what was leased before is refused."""
+        """From the next question on, this address: what was leased before is refused. The old one may still ask."""
+        self._lab.fabric.filter.owners("add", [(nic, self._given)])
         _write(self._lab, nic, address)
         self._program.send(signal.SIGHUP)
 
@@ -52,14 +53,13 @@ def server(lab: Lab, nic: Nic) -> Iterator[Server]:
         *("--pid-file=", "--no-ping", "--dhcp-authoritative", "--log-dhcp", f"--interface={bridge}"),
         f"--dhcp-range={nic.network.network_address},static,{nic.network.netmask},1h",
         f"--dhcp-option=3,{nic.gateway}",
-        f"--dhcp-option-force=58,{T1}",
         f"--dhcp-option-force=59,{T2}",
         f"--dhcp-leasefile={LEASES}",
         f"--dhcp-hostsfile={HOSTS}",
     ]
     with Program(lab, argv, room=lab.cloud) as program:
         lab.wait_for(lambda: "started" in program.log(), message="dnsmasq")
-        yield Server(lab, program)
+        yield Server(lab, program, nic.addresses[0])
 
 
 def _write(lab: Lab, nic: Nic, address: str) -> None:

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.lab import Lab, Nic
 from tests.lab.rooms import Room
 
+from .host import own
 from .programs import Program, need
 
 DROP_IN = Path(__file__).parents[2] / "systemd/networkd.conf.d/50-cloud-network.conf"
-
-
-@contextmanager
-def bus(lab: Lab) -> Iterator[Program]:
-    """The system bus. Anybody may own any name: the policies of packages are not what is tried here."""
-    lab.path("/run/dbus").mkdir()
-    config = """<busconfig><type>system</type><listen>unix:path=/run/dbus/system_bus_socket</listen>
-    <auth>EXTERNAL</auth><policy context="default"><allow user="*"/><allow own="*"/>
-    <allow send_type="*"/><allow receive_type="*"/></policy></busconfig>"""
-    lab.path("/run/dbus/lab.conf").write_text(config)
-    argv = [need("dbus-daemon", "dbus-daemon"), "--config-file=/run/dbus/lab.conf", "--nofork", "--nopidfile"]
-    with Program(lab, argv) as program:
-        lab.wait_for(lambda: lab.path("/run/dbus/system_bus_socket").exists(), message="the bus")
-        yield program
 
 
 class Networkd(Program):
@@ -36,8 +22,8 @@ class Networkd(Program):
         super().__init__(lab, argv, env={"SYSTEMD_LOG_LEVEL": "debug"})
         self._instance: Room = lab.instance
         self._nics = nics
-        _own(lab, "/etc/systemd")
-        _own(lab, "/etc/systemd/network")
+        own(lab, "/etc/systemd")
+        own(lab, "/etc/systemd/network")
         for nic in nics:
             text = f"[Match]\nMACAddress={nic.mac}\n[Network]\n{section}\n"
             lab.path(f"/etc/systemd/network/10-{nic.name}.network").write_text(text)
@@ -66,11 +52,3 @@ class Networkd(Program):
     def _state(self, nic: Nic) -> str:
         done = self._instance.run(["networkctl", "--no-pager", "--no-legend", "list", nic.name], check=False)
         return (done.stdout.split() or [""])[-1]
-
-
-def _own(lab: Lab, directory: str) -> None:
-    """A directory of /etc that is empty and the lab's: by itself it would be a link to the host's."""
-    path = lab.path(directory)
-    if path.is_symlink():
-        path.unlink()
-    path.mkdir()

@@ -10,7 +10,8 @@ from tests.job import kernel, ours, present, running, settle, without_order
 from tests.lab import Lab, Spec
 
 from . import dhcp
-from .networkd import DROP_IN, Networkd, bus
+from .host import bus
+from .networkd import DROP_IN, Networkd
 
 CONFIGURED = "configuring -> configured"
 KEEP = "DHCP=ipv4\nKeepConfiguration=static"

@@ -1,0 +1,51 @@
+"""NetworkManager by itself, on the real bus, with its own DHCP client; no polkit: root alone asks it."""
+
+from __future__ import annotations
+
+from tests.lab import Lab, Nic
+
+from .host import own
+from .programs import Program, need
+
+CONFIG = "[main]\nplugins=keyfile\ndhcp=internal\nauth-polkit=false\nno-auto-default=*\n[logging]\nlevel=INFO\n"
+
+
+class NetworkManager(Program):
+    """Has one interface, by DHCP."""
+
+    def __init__(self, lab: Lab, nic: Nic) -> None:
+        argv = [need("NetworkManager", "network-manager"), "--no-daemon"]
+        super().__init__(lab, argv, private=["/var/lib/NetworkManager"])
+        self._nic = nic
+        own(lab, "/etc/NetworkManager")
+        own(lab, "/etc/NetworkManager/system-connections")
+        lab.path("/etc/NetworkManager/NetworkManager.conf").write_text(CONFIG)
+        profile = lab.path("/etc/NetworkManager/system-connections/lease.nmconnection")
+        profile.write_text(
+            f"[connection]\nid=lease\ntype=ethernet\ninterface-name={nic.name}\n"
+            "[ipv4]\nmethod=auto\n[ipv6]\nmethod=ignore\n"
+        )
+        profile.chmod(0o600)
+
+    def start(self) -> None:
+        """It takes an interface that is up for somebody else's until its profile is asked for."""
+        super().start()
+        self._lab.wait_for(lambda: self._state().startswith("100 "), 20, "NetworkManager")
+        if not self.connected():
+            self.up()
+
+    def connected(self) -> bool:
+        """By the profile, and not `connected (externally)`."""
+        return self._state() == "100 (connected)"
+
+    def _state(self) -> str:
+        argv = ["nmcli", "-g", "GENERAL.STATE", "device", "show", self._nic.name]
+        return self._lab.run(argv, check=False).stdout.strip()
+
+    def reapply(self) -> None:
+        """As an operator does who has changed a setting: without taking the interface down."""
+        self._lab.run(["nmcli", "device", "reapply", self._nic.name])
+
+    def up(self) -> None:
+        """The profile once more, from the beginning."""
+        self._lab.run(["nmcli", "connection", "up", "lease"])
