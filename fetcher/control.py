@@ -33,11 +33,13 @@ class Control:
 
     def __init__(self, commands: Commands, path: Path = SOCKET) -> None:
         self._commands = commands
-        path.unlink(missing_ok=True)
+        new = path.with_name(f"{path.name}.new")  # renamed when it listens, so that nobody who finds it is refused
+        new.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        self._socket.bind(str(path))
-        path.chmod(0o666)
+        self._socket.bind(str(new))
+        new.chmod(0o666)
         self._socket.listen(4)
+        new.rename(path)
 
     def fileno(self) -> int:
         """For a selector."""

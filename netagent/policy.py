@@ -253,7 +253,10 @@ def _route_replace(op: Op, view: View) -> Op:
     if gateway is None and (local or not any(contains(subnet, net) for subnet in on_link)):
         view.check_claim(index, net, shown)
         others = (gateway for gateway in _inside(net, view.gateways) if local or index not in view.gateways[gateway])
-        taken = view.other_link_has(index, net) or next(others, None)
+        mine = not local and any(
+            view.holders[each] == index for each in _inside(net, view.holders)
+        )  # in a shared subnet
+        taken = None if mine else view.other_link_has(index, net) or next(others, None)
         if taken is not None:
             raise Refusal(f"{shown} covers {text(taken)}, which is a gateway's, a resolver's or another link's")
         if not local:

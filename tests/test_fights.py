@@ -167,7 +167,6 @@ def test_what_netagent_refuses_holds_up_nothing_else(lab: Lab) -> None:
     assert "refused" in status(lab)["last_error"]["message"]
 
 
-@pytest.mark.xfail(reason="netagent: with siblings only, a shared subnet is not known to be the link's", strict=True)
 def test_a_route_of_a_shared_subnet_comes_back_when_its_first_address_has_gone(lab: Lab) -> None:
     without_first_address_nor_routes(lab)
     assert refresh(lab) == "ok"
