@@ -106,9 +106,9 @@ def _interface(node: Node, mac: str) -> Interface:
 
 def test_one_bad_interface_does_not_stop_the_others() -> None:
     nodes = parse(DOCUMENT, "instance").at("network").items("interface")
-    interfaces, problems = each(nodes, lambda node: node.at("mac").mac(), _interface)
+    interfaces, problems, notices = each(nodes, lambda node: node.at("mac").mac(), _interface)
     assert [interface.mac for interface in interfaces] == ["00:0d:3a:f8:06:ec"]
-    assert [problem.mac for problem in problems] == ["00:0d:3a:f8:06:ed"]
+    assert ([problem.mac for problem in problems], notices) == (["00:0d:3a:f8:06:ed"], ())
     assert "interface[1].ipv4.prefix" in problems[0].text
 
 
