@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
-from typing import Any
 
 from cloud_network.fetcher.model import IPNetwork
 from cloud_network.fetcher.objects import Address, Route
@@ -35,6 +34,7 @@ class Verdict:
     ops: int
     reason: str | None = None
     position: int | None = None  # in the plan, of the operation that is the reason
+    link: int | None = None  # to which nothing at all may be done, if that is the reason
 
 
 def to_wire(change: Change) -> protocol.Op:
@@ -115,8 +115,8 @@ class Agent:
         request = uuid.uuid4().hex[:16]
         answer = self._ask({"request": "apply", "id": request, "ops": ops, "confirm_within": confirm_within})
         if answer["verdict"] != "applied":
-            position = answer.get("position")
-            return Verdict(answer["verdict"], request, len(ops), _reason(answer, ops), position)
+            place = answer.get("position"), answer.get("link")
+            return Verdict(answer["verdict"], request, len(ops), _reason(answer), *place)
         if (reason := broken()) is not None:
             self._ask({"request": "rollback", "id": request})
             return Verdict("rolled back", request, len(ops), reason)
@@ -141,9 +141,7 @@ class Agent:
         return data
 
 
-def _reason(answer: protocol.Message, ops: list[protocol.Op]) -> str:
-    """Why, at which operation, and what an operator may set to allow it."""
-    position: Any = answer.get("position")
-    where = f"operation {position} ({ops[position]['op']}): " if isinstance(position, int) else ""
+def _reason(answer: protocol.Message) -> str:
+    """Why, and what an operator may set to allow it."""
     allow = f"; to allow it: {answer['allow']}" if answer.get("allow") else ""
-    return f"{where}{answer.get('reason', 'no reason given')}{allow}"
+    return f"{answer.get('reason', 'no reason given')}{allow}"

@@ -68,19 +68,21 @@ class Fights:
             if record.times >= _TOLERATED:
                 record.due = at + record.patience.longer()
 
-    def refused(self, change: Change, reason: str) -> None:
-        """netagent will not have it."""
-        refusal = self._refused.setdefault(change, _Refusal())
-        refusal.reason, refusal.due = reason, time.monotonic() + refusal.patience.longer()
+    def refused(self, plan: Plan, reason: str) -> None:
+        """netagent will not have any of these."""
+        at = time.monotonic()
+        for change in plan:
+            refusal = self._refused.setdefault(change, _Refusal())
+            refusal.reason, refusal.due = reason, at + refusal.patience.longer()
 
     def hurry(self) -> None:
         """Somebody asks, or the configuration is another: what was refused may be allowed now."""
         self._refused.clear()
 
     @property
-    def refusal(self) -> str | None:
-        """Why something is left out that netagent refused."""
-        return next((each.reason for each in self._refused.values()), None)
+    def refusals(self) -> list[str]:
+        """Why something is left out that netagent refused, each reason once."""
+        return list(dict.fromkeys(each.reason for each in self._refused.values()))
 
     def allowed(self, plan: Plan, actual: Actual) -> Plan:
         """What of a plan may be made now: without what is fought over and has to wait, and what needs that."""

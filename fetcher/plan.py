@@ -88,6 +88,15 @@ def _removals(desired: Desired, actual: Actual) -> Iterator[Change]:
             yield Change(Verb.REMOVE, kernel.address)
 
 
+def of_link(plan: Plan, ifindex: int, table: int) -> Plan:
+    """What of a plan concerns one link, whose table is `table`."""
+    return tuple(
+        change
+        for change in plan
+        if (change.what.table == table if isinstance(change.what, Rule) else change.what.ifindex == ifindex)
+    )
+
+
 def in_ip_syntax(change: Change, links: dict[int, Link]) -> str:
     """The change as the `ip` command that would make it."""
     what = change.what

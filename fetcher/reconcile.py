@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cloud_network.fetcher import kernel, report
 from cloud_network.fetcher.agent import Agent, AgentError
@@ -23,7 +23,7 @@ from cloud_network.fetcher.lookahead import PlanAnswer, look_ahead
 from cloud_network.fetcher.model import Instance, MetadataError
 from cloud_network.fetcher.objects import Actual, Desired, Link
 from cloud_network.fetcher.patience import Patience
-from cloud_network.fetcher.plan import Plan, Verb, in_ip_syntax, plan
+from cloud_network.fetcher.plan import Plan, Verb, in_ip_syntax, of_link, plan
 from cloud_network.fetcher.probe import Gateways
 from cloud_network.fetcher.providers import Provider, Waiting
 from cloud_network.fetcher.publish import Publisher
@@ -41,7 +41,7 @@ _LONGEST_RETRY = 60.0
 _NETAGENT_AWAY = 5.0  # a restart takes less, and asking costs nothing
 _FORGET = 120.0  # a plan that comes up again after so long is a new one
 _REFUSALS = 5  # changes that netagent refuses, each left out, before the rest waits for the next pass
-_SHOWN = 5  # addresses that are left out and are named; a whole block of them fits on no line
+_SHOWN = 5  # things of one kind that are named; a whole block of them fits on no line
 
 
 Compared = tuple[Actual, Desired, Plan]
@@ -223,8 +223,8 @@ class Reconciler:
             self._agreed = self._instance, self._config
         if self._let_go:
             self._errors.begin("netagent", FLUSHED, serious=False)
-        elif self._fights.refusal is not None:
-            self._errors.begin("netagent", f"refused: {self._fights.refusal}", serious=False)
+        elif refusals := self._fights.refusals:
+            self._errors.begin("netagent", "refused: " + _some(refusals), serious=False)
         elif not possible:
             self._errors.end("netagent")
         self._say_fights(actual)
@@ -286,18 +286,24 @@ class Reconciler:
         self._note(verdict.verdict, verdict.request, verdict.reason, verdict.ops)
         if verdict.verdict == "confirmed":
             logger.info("netagent: %d changes confirmed (request %s)", len(changes), verdict.request)
-            if self._fights.refusal is None:
+            if not self._fights.refusals:
                 self._errors.end("netagent")
             self._fights.made(changes)
             self._tried, self._try_again = (), at  # patience is for what fails
             if self._agreed == (self._instance, self._config):
                 self._publisher.status["counters"]["drift_repaired"] += len(changes)
+            return False
+        at_fault = changes[verdict.position :][:1] if verdict.position is not None else ()
+        reason = ": ".join((*(in_ip_syntax(change, links) for change in at_fault), str(verdict.reason)))
+        if verdict.verdict != "refused" or not at_fault:
+            self._errors.begin("netagent", f"{verdict.verdict}: {reason}", serious=False)
+            return False
+        if verdict.link is None:
+            self._fights.refused(at_fault, reason)
         else:
-            self._errors.begin("netagent", f"{verdict.verdict}: {verdict.reason}", serious=False)
-        if verdict.verdict == "refused" and verdict.position is not None:
-            self._fights.refused(changes[verdict.position], str(verdict.reason))
-            return True
-        return False
+            table = self._config.route_table_base + verdict.link
+            self._fights.refused(of_link(changes, verdict.link, table), str(verdict.reason))
+        return True
 
     def _broken(self, gateways: Gateways, links: dict[int, Link]) -> str | None:
         """What a change has broken, asked between its making and its confirmation."""
@@ -323,9 +329,7 @@ class Reconciler:
         if not wanted.withheld:
             self._errors.end("config")
             return
-        shown, more = wanted.withheld[:_SHOWN], len(wanted.withheld) - _SHOWN
-        text = "left out: " + "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
-        self._errors.begin("config", text, serious=False)
+        self._errors.begin("config", "left out: " + _some(wanted.withheld), serious=False)
 
     def _say_fights(self, actual: Actual) -> None:
         fights = self._fights.statuses(actual)
@@ -334,9 +338,8 @@ class Reconciler:
         if not now_on:
             self._errors.end("conflict")
             return
-        texts = [f"{each['object']}" + (f" ({each['by']})" if each["by"] else "") for each in now_on[:_SHOWN]]
-        more = f"; and {len(now_on) - _SHOWN} more" if len(now_on) > _SHOWN else ""
-        text = "somebody else undoes, or is in the way of: " + "; ".join(texts) + more
+        texts = [f"{each['object']}" + (f" ({each['by']})" if each["by"] else "") for each in now_on]
+        text = "somebody else undoes, or is in the way of: " + _some(texts)
         self._errors.begin(
             "conflict", text + "; it is tried less and less often: see fights in status.json", serious=False
         )
@@ -405,6 +408,11 @@ class Reconciler:
 def _takes_away(changes: Plan) -> bool:
     """Whether something goes: then one read alone is no proof."""
     return any(change.verb is Verb.REMOVE for change in changes)
+
+
+def _some(texts: Sequence[str]) -> str:
+    more = f"; and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return "; ".join(texts[:_SHOWN]) + more
 
 
 def _count(counts: dict[str, int], kind: str) -> None:

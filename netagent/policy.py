@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 
 class Refusal(Exception):
-    """Why an operation may not be done and, if an operator could allow it, what to set."""
+    """Why an operation may not be done; if an operator could allow it, what to set; and the link that nothing may be
+    done to at all, if that is why."""
 
 
 def network(packed: bytes, prefix: int) -> Network:
@@ -134,14 +135,15 @@ class View:
     def refusal(self, index: int) -> Refusal | None:
         """Why nothing may be done to this link; None if something may."""
         if index not in self.links:
-            return Refusal(f"there is no link {index}")
+            return Refusal(f"there is no link {index}", None, index)
         name, kind = self.links[index]["name"], self.links[index]["kind"]
         if self.links[index]["loopback"]:
-            return Refusal(f"{name} is the loopback link")
+            return Refusal(f"{name} is the loopback link", None, index)
         if name in self.settings.exclude:
-            return Refusal(f"{name} is excluded", f"[Network] Exclude= without {name}")
+            return Refusal(f"{name} is excluded", f"[Network] Exclude= without {name}", index)
         if kind is not None and kind not in self.settings.allow_kinds:
-            return Refusal(f"{name} is of kind {kind}, no interface of a cloud", f'[Netagent] AllowKinds="{kind}"')
+            allow = f'[Netagent] AllowKinds="{kind}"'
+            return Refusal(f"{name} is of kind {kind}, no interface of a cloud", allow, index)
         return None
 
     def other_link_has(self, index: int, net: Network) -> bytes | None:

@@ -115,8 +115,9 @@ class Server:
         try:
             undo = policy.check(ops, view)
         except policy.Refusal as refusal:
-            reason, *allow = refusal.args
-            return self._refuse(message, reason, position=view.position, **dict(zip(["allow"], allow, strict=False)))
+            reason, *more = refusal.args
+            named = dict(zip(["allow", "link"], more, strict=False))
+            return self._refuse(message, reason, position=view.position, **named)
         errnos, stayed = self._transaction.apply(message["id"], ops, undo)
         answer: Message = {"verdict": "applied", "done": len(ops)}
         failed = next((at for at, errno in enumerate(errnos) if errno != 0), None)

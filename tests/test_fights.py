@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.job import audit, cnctl, errors, ip, ours, present, refresh, running, settle, status
+from tests.job import CONFIG, audit, cnctl, errors, ip, ours, present, refresh, running, settle, status
 from tests.lab import Interface, Lab, Spec
 
 ADVERSARY = """
@@ -144,7 +144,29 @@ def test_an_address_that_somebody_moves_to_another_link_is_not_doubled(lab: Lab)
     lab.wait_for(lambda: "10.0.1.77" in present(lab), 20, "what is new elsewhere to come all the same")
 
 
-def without_first_address_nor_routes(lab: Lab) -> None:
+def test_what_netagent_refuses_holds_up_nothing_else(lab: Lab) -> None:
+    """A refusal is of the whole request: the next one goes without what was refused. Here: only the fetcher has been
+    told that a public subnet is allowed."""
+    lab.write_config(CONFIG + 'AllowAddresses = "198.51.100.0/24"\n')
+    lab.daemons.kill("fetcher", 1)
+    nic = lab.attach_interface(Interface("198.51.100.0/24", ("198.51.100.7",)))
+    lab.add_address(lab.nics[0].mac, "10.0.1.77")
+    refresh(lab)
+    refused = [line for line in audit(lab) if line["verdict"] == "refused"]
+    assert {line["ops"][line["position"]]["address"] for line in refused} == {"198.51.100.7", "198.51.100.0"}
+    assert "198.51.100.7" not in present(lab)
+    assert "10.0.1.77" in present(lab)
+    assert status(lab)["netagent"]["verdict"] == "confirmed"
+    assert status(lab)["state"] == "degraded"
+    said = status(lab)["last_error"]["message"]
+    assert said.startswith(f"refused: ip address add 198.51.100.7/24 dev {nic.name}: ")
+    assert 'AllowAddresses="198.51.100.7/24"' in said
+    lab.daemons.kill("netagent", 1)
+    lab.wait_for(lambda: "198.51.100.7" in present(lab), 20, "it to be tried again")
+    settle(lab)
+
+
+def test_a_route_of_a_shared_subnet_comes_back_when_its_first_address_has_gone(lab: Lab) -> None:
     """Two links in one subnet; the one's first address, which has the subnet's length, goes, and then its routes."""
     nic = lab.nics[1]
     lab.attach_interface(Interface(nic.subnet, ("10.0.2.50",)))
@@ -153,20 +175,4 @@ def without_first_address_nor_routes(lab: Lab) -> None:
     refresh(lab)
     settle(lab)
     lab.batch([f"route flush table all proto 209 dev {nic.name}"])
-
-
-def test_what_netagent_refuses_holds_up_nothing_else(lab: Lab) -> None:
-    """A refusal is of the whole request: the next one goes without what was refused."""
-    without_first_address_nor_routes(lab)
-    lab.wait_for(lambda: [line for line in audit(lab) if line["verdict"] == "refused"], 10, "a refusal")
-    lab.add_address(lab.nics[0].mac, "10.0.1.77")
-    refresh(lab)
-    assert "10.0.1.77" in present(lab)
-    assert status(lab)["netagent"]["verdict"] == "confirmed"
-    assert status(lab)["state"] == "degraded"
-    assert "refused" in status(lab)["last_error"]["message"]
-
-
-def test_a_route_of_a_shared_subnet_comes_back_when_its_first_address_has_gone(lab: Lab) -> None:
-    without_first_address_nor_routes(lab)
     assert refresh(lab) == "ok"

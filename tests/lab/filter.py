@@ -43,6 +43,7 @@ table bridge cloud {
     type filter hook prerouting priority -300; policy accept;
     iifname != "vm*" accept
     iifname . ether saddr @mac_of jump owned
+    ip6 saddr { ::, fe80::/10 } drop
     ether type ip update @lost { iifname . ip saddr . ip daddr } drop
     ether type arp update @lost { iifname . arp saddr ip . arp daddr ip } drop
     ether type ip6 update @lost6 { iifname . ip6 saddr . ip6 daddr } drop
