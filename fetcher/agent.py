@@ -6,6 +6,7 @@ in its own order, each applied and confirmed before the next.
 
 from __future__ import annotations
 
+import os
 import socket
 import uuid
 from collections.abc import Callable
@@ -76,6 +77,9 @@ class Agent:
         self._socket.settimeout(_ANSWER_SECONDS)
         try:
             self._socket.connect(path)
+            if os.geteuid() == 0:
+                credentials = (socket.SOL_SOCKET, socket.SCM_CREDENTIALS, protocol.ROOT)
+                self._socket.sendmsg([b"\0"], [credentials])
             answer = self._ask({"request": "hello", "version": protocol.VERSION})
         except OSError as error:
             self.close()

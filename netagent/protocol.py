@@ -23,6 +23,8 @@ SOCKET = "/run/cloud-network-netagent/netagent.sock"
 MAX_FRAME = 1 << 20
 MAX_OPS = 4096
 HEADER = Struct(">I")
+UCRED = Struct("=iII")  # struct ucred of linux/socket.h: pid, uid, gid
+ROOT = UCRED.pack(1, 0, 0)  # the SCM_CREDENTIALS that root's first byte, before the first frame, must come with
 
 PROTOCOL = 209  # what routes, rules and addresses of ours carry (RTA_PROTOCOL, FRA_PROTOCOL, IFA_PROTO)
 TABLE_MAIN, TABLE_LOCAL = 254, 255

@@ -13,13 +13,12 @@ import os
 import select
 import sys
 import time
-from struct import Struct
 
 from . import policy, sandbox, transaction
 from . import settings as operator
 from .audit import Audit
 from .ledger import Ledger
-from .protocol import HEADER, MAX_FRAME, SOCKET, VERSION, Malformed, check_request, decode, encode
+from .protocol import HEADER, MAX_FRAME, ROOT, SOCKET, UCRED, VERSION, Malformed, check_request, decode, encode
 from .rtnetlink import Kernel
 
 TYPE_CHECKING = False
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 FETCHER = "cloud-network"
 AUDIT = "/var/log/cloud-network/audit.log"
-UCRED = Struct("=iII")  # struct ucred of linux/socket.h: pid, uid, gid
 _FRAME_SECONDS = 5.0  # a frame that has begun must be whole by then, and who falls silent so long is let go
 _IDLE_SECONDS = 60.0  # netagent leaves after so long without a client, if systemd started it and will start it again
 _ANSWER_SECONDS = 1.0  # who does not read its answer is let go
@@ -54,15 +52,6 @@ def _peer(sock: socket.socket) -> Message:
     pid, uid, gid = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
     unit = _proc(f"{pid}/cgroup").strip().rpartition("/")[2][:80] or None
     return {"pid": pid, "uid": uid, "gid": gid, "unit": unit}
-
-
-def _stranger(peer: Message, fetcher_uid: int) -> str | None:
-    """Why it may not even ask; None if it may. (Root of a user namespace that root made still has uid 0.)"""
-    if peer["uid"] not in (fetcher_uid, 0):
-        return f"uid {peer['uid']} may not connect"
-    if peer["uid"] == 0 and _proc(f"{peer['pid']}/uid_map") not in {_proc("self/uid_map")} - {""}:
-        return "root of another user namespace may not connect"
-    return None
 
 
 class Server:
@@ -180,18 +169,25 @@ class Server:
             sock = socket.socket(fileno=listener._accept()[0])  # type: ignore[attr-defined]  # socket.accept()'s core
             sock.settimeout(_ANSWER_SECONDS)
             self._peer = _peer(sock)
-            if reason := _stranger(self._peer, fetcher_uid):
-                self._refuse({"request": "connect"}, reason)
-            else:
-                self._serve(sock)
+            self._serve(sock, self._peer["uid"], fetcher_uid)
             if self._ledger.request is not None:
                 self._roll_back("netagent was told to stop" if self._stop else "the client went away unconfirmed")
             sock.close()
             self._peer = None
 
-    def _serve(self, sock: socket.socket) -> None:
-        going = True
+    def _is_root(self, sock: socket.socket) -> bool:
+        """Whether uid 0 is root of this host and not a container's: its first byte must come with protocol.ROOT, and
+        the kernel lets nobody without CAP_SYS_ADMIN over our process numbers claim to be process 1 (net/core/scm.c)."""
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        found = sock.recvmsg(1, 64)[1] if self._wait(sock, time.monotonic() + _FRAME_SECONDS) else []
+        return [data for _, _, data in found] == [ROOT]
+
+    def _serve(self, sock: socket.socket, uid: int, fetcher_uid: int) -> None:
         try:
+            going = uid == fetcher_uid or (uid == 0 and self._is_root(sock))
+            if not going:
+                where = "" if uid else " from a container or another user namespace"
+                self._refuse({"request": "connect"}, f"uid {uid} may not connect{where}")
             while going and (message := self._next(sock)):
                 going = "malformed" not in message
                 answer = self._handle(message) if going else self._refuse({"request": None}, message["malformed"])

@@ -173,12 +173,24 @@ def mine(path: str) -> str:
 
 
 def connect() -> str:
-    """`allowed` when netagent answers a request for its status."""
+    """`allowed` when netagent answers a request for its status, with or without a claim to be root's process 1."""
+    said = ""
+    for claim in ((), (os.getpid(), os.getuid(), os.getgid()), (1, 0, 0)):
+        if (answered := ask(claim)) == "allowed":
+            return answered
+        said = said or answered
+    return said
+
+
+def ask(claim: tuple[int, ...]) -> str:
+    """What becomes of a request for netagent's status after a first byte with these SCM_CREDENTIALS, or without one."""
     body = b"\x81\xa7request\xa6status"
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(5)
         client.connect(SOCKET)
         try:
+            if claim:
+                client.sendmsg([b"0"], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, struct.pack("=iII", *claim))])
             client.sendall(struct.pack(">I", len(body)) + body)
             return "allowed" if client.recv(100) else "hung up"
         except OSError as error:

@@ -26,7 +26,7 @@ def packed(address: str) -> bytes:
 
 
 DIAL = f"""
-import array, socket, sys
+import array, os, socket, sys
 ours = socket.socket(fileno=0)
 there = socket.socket(socket.AF_UNIX)
 there.settimeout(10)
@@ -35,6 +35,8 @@ try:
 except OSError as error:
     ours.sendall(str(error.errno).encode())
 else:
+    if not os.getuid():
+        there.sendmsg([b"0"], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, {protocol.ROOT!r})])
     ours.sendmsg([b"0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [there.fileno()]))])
     there.close()
     ours.recv(1)  # the peer that netagent sees lives as long as the connection
