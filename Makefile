@@ -22,7 +22,8 @@ define quietly
 said=$$($(1) 2>&1) || { status=$$?; printf '%s\n' "$$said" >&2; exit $$status; }
 endef
 ROOMS := netagent fetcher fetcher/providers api api/cnctl
-PYTEST_ARGS ?=
+# They mostly wait, so three at once keep two cores busy; a file stays together, for its fixtures.
+PYTEST_ARGS ?= --numprocesses=3 --dist=loadfile
 UNITS := cloud-network-fetcher.service cloud-network-netagent.socket cloud-network-api.socket
 
 help: ## list the targets

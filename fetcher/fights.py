@@ -69,11 +69,11 @@ class Fights:
                 record.due = at + record.patience.longer()
 
     def refused(self, plan: Plan, reason: str) -> None:
-        """netagent will not have any of these."""
-        at = time.monotonic()
-        for change in plan:
-            refusal = self._refused.setdefault(change, _Refusal())
-            refusal.reason, refusal.due = reason, at + refusal.patience.longer()
+        """netagent will not have any of these: they are tried again together."""
+        refusals = [self._refused.setdefault(change, _Refusal()) for change in plan]
+        due = time.monotonic() + max(refusal.patience.longer() for refusal in refusals)
+        for refusal in refusals:
+            refusal.reason, refusal.due = reason, due
 
     def hurry(self) -> None:
         """Somebody asks, or the configuration is another: what was refused may be allowed now."""

@@ -193,8 +193,8 @@ def test_a_refusal_of_netagents_is_shown_with_its_cure_and_not_repeated_in_haste
             lab.wait_for(lambda index=links[nic.name]: len(refusals(lab, index)) >= 2, 10, "two refusals")  # type: ignore[misc]
             first, second, *_ = refusals(lab, links[nic.name])
             assert second - first > 0.7
+        lab.wait_for(lambda: status(lab)["netagent"]["verdict"] == "refused", 10, "the fetcher to have heard of them")
         assert status(lab)["state"] == "degraded"
-        assert status(lab)["netagent"]["verdict"] == "refused"
         assert 'AllowKinds="veth"' in status(lab)["last_error"]["message"]
         assert len([line for line in errors(lab) if "refused" in line]) == 1
         assert any(link["drift"] for link in status(lab)["links"].values())
