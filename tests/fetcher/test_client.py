@@ -211,10 +211,8 @@ def test_redirects_are_not_followed(cloud: Cloud, serve: Serve) -> None:
 @pytest.mark.parametrize("where", [b"//\xff", b"http://[/", b"http://\x00", b"http://a:b/", b""])
 def test_a_redirect_to_nowhere_is_an_answer_or_none(serve: Serve, where: bytes) -> None:
     client = serve(b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: " + where + b"\r\n\r\n")
-    try:
+    with suppress(MetadataError):
         assert client.request("GET", "/x", seconds=0.25).status == 302
-    except MetadataError as error:
-        assert error.kind == "invalid"
 
 
 ANSWERS = [
