@@ -125,6 +125,10 @@ class Client:
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
         self._session.mount("http://", _Adapter(self._connect))
 
+    def another(self) -> Client:
+        """One to the same endpoints, with a connection of its own."""
+        return Client(*self._endpoints)
+
     @property
     def endpoint(self) -> str:
         """Where the next request goes to first."""

@@ -272,8 +272,9 @@ class Aws:
                 node[leaf] = text
         primary = next((each for each in interfaces if (each.device_number, each.network_card) == (0, 0)), None)
         if primary is not None:
-            own = [str(address.ip) for address in primary.addresses if address.version == 4]
-            system |= {"mac": primary.mac} | {"local-ipv4": text for text in own[:1]}
+            system["mac"] = primary.mac
+            if own := [str(address.ip) for address in primary.addresses if address.version == 4]:
+                system["local-ipv4"] = own[0]
         identity = {key: facts[_IDENTITY + key].encode() for key in _IDENTITY_KEYS if facts.get(_IDENTITY + key)}
         return replace(instance, interfaces=tuple(interfaces), system=system, identity=identity)
 

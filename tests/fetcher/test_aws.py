@@ -114,9 +114,8 @@ def test_an_efa_only_interface_is_a_notice_and_stops_nothing(cloud: Cloud, aws: 
     cloud.content(directory, whole.replace("local-ipv4s\n", ""))
     found = aws.fetch()
     assert ([each.device_number for each in found.interfaces], found.complete) == ([0], True)
-    assert found.notices == (
-        f"{directory.removeprefix('/latest/meta-data/')}: no address, as of an EFA-only interface: nothing is configured",
-    )
+    where = directory.removeprefix("/latest/meta-data/")
+    assert found.notices == (f"{where}: no address, as of an EFA-only interface: nothing is configured",)
     assert settled(aws).complete
     cloud.content(directory, "device-number\nmac\n")  # not its whole listing
     [problem] = aws.fetch().problems
