@@ -59,6 +59,14 @@ def test_every_cloud_keeps_the_shape(cloud: str) -> None:
     assert re.search(r"\w\.(com|org|net|io|cloud)/\w", module.__doc__ or ""), "it names its cloud's documentation"
 
 
+def test_the_unit_lets_the_fetcher_reach_every_metadata_server_and_nobody_else() -> None:
+    unit = Path(__file__).parents[2] / "systemd/system/cloud-network-fetcher.service"
+    [allowed] = [line for line in unit.read_text().splitlines() if line.startswith("IPAddressAllow=")]
+    modules = [import_module(f"cloud_network.fetcher.providers.{cloud}") for cloud in CLOUDS]
+    servers = {getattr(module, name).strip("[]") for module in modules for name in vars(module) if "ENDPOINT" in name}
+    assert set(allowed.partition("=")[2].split()) == servers - {"127.0.0.1:9"} | {"169.254.169.254"}
+
+
 def test_every_choice_of_the_configuration_is_a_cloud_and_the_other_way_round() -> None:
     assert set(CLOUDS) == {choice.value for choice in Provider} - {"auto"}
 

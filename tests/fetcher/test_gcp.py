@@ -133,7 +133,13 @@ def test_facts_have_the_project_and_the_keys_and_nothing_of_the_attributes() -> 
     assert found["project"] == {"projectId": "example-project", "numericProjectId": 123456789012}
     assert [key.split()[-1] for key in found["public-keys"]] == ["one", "two", "three"]
     assert all(key.startswith("ssh-ed25519 ") for key in found["public-keys"])
-    assert not found.keys() & {"attributes", "serviceAccounts", "guestAttributes", "networkInterfaces"}
+    assert not found.keys() & {
+        "partnerAttributes",
+        "attributes",
+        "serviceAccounts",
+        "guestAttributes",
+        "networkInterfaces",
+    }
 
 
 def test_an_instance_may_keep_the_projects_keys_out() -> None:
