@@ -42,6 +42,7 @@ def test_an_unknown_machine_is_named_with_what_was_seen_and_what_to_set(dmi: dic
     assert "Provider=" in text
     assert "supported: aws" in text
     assert all(f"{key}={value!r}" in text for key, value in dmi.items())
+    assert dmi or "by the firmware (/sys/class/dmi/id has none of its fields) and by the signs" in text
 
 
 def test_the_configuration_overrides_the_firmware() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import select
+import threading
 import time
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_interface, ip_network
@@ -239,6 +240,28 @@ def test_the_watch_is_readable_after_a_change_and_tries_again_after_a_failure(
     cloud.etag = "e4"
     server.answer = cloud
     readable(watch)
+
+
+class Refusing:
+    """Waiting, at a server that refuses at once: three times by itself, then with a time to come back, then never."""
+
+    def __init__(self) -> None:
+        self.answers = [0.0, 0.0, 0.0, 17.0, 1e9]
+
+    def wait(self) -> bool:
+        if not self.answers:
+            threading.Event().wait()
+        raise MetadataError("status", "HTTP 503", self.answers.pop(0))
+
+
+def test_a_server_that_refuses_is_asked_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not before it said, but never as late as never."""
+    slept = queue.Queue[float]()
+    monkeypatch.setattr("cloud_network.fetcher.watch.time.sleep", slept.put)
+    Watch(Refusing())
+    delays = [slept.get(timeout=20) for _ in range(5)]
+    expected = [0.1, 0.2, 0.4, 17.0, 300.0]
+    assert all(0.75 * about <= delay <= 1.25 * about for delay, about in zip(delays, expected, strict=True)), delays
 
 
 def readable(watch: Watch) -> None:
