@@ -246,9 +246,10 @@ class Refusing:
     """Waiting, at a server that refuses at once: three times by itself, then with a time to come back, then never."""
 
     def __init__(self) -> None:
-        self.answers = [0.0, 0.0, 0.0, 17.0, 1e9]
+        self.answers, self.thread = [0.0, 0.0, 0.0, 17.0, 1e9], 0
 
     def wait(self) -> bool:
+        self.thread = threading.get_ident()
         if not self.answers:
             threading.Event().wait()
         raise MetadataError("status", "HTTP 503", self.answers.pop(0))
@@ -256,9 +257,16 @@ class Refusing:
 
 def test_a_server_that_refuses_is_asked_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """And not before it said, but never as late as never."""
-    slept = queue.Queue[float]()
-    monkeypatch.setattr("cloud_network.fetcher.watch.time.sleep", slept.put)
-    Watch(Refusing())
+    refusing, slept, sleep = Refusing(), queue.Queue[float](), time.sleep
+
+    def note(seconds: float) -> None:
+        if threading.get_ident() == refusing.thread:
+            slept.put(seconds)
+        else:
+            sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", note)
+    Watch(refusing)
     delays = [slept.get(timeout=20) for _ in range(5)]
     expected = [0.1, 0.2, 0.4, 17.0, 300.0]
     assert all(0.75 * about <= delay <= 1.25 * about for delay, about in zip(delays, expected, strict=True)), delays
