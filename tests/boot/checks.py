@@ -14,14 +14,14 @@ from .image import NEWER, TOOLS
 WITHIN = Path(__file__).with_name("within.py").read_text()
 NET_ADMIN = f"{1 << 12:016x}"
 NONE = f"{0:016x}"
-EXPOSURE = {"netagent": 1.1, "fetcher": 1.0, "api": 1.0}
+EXPOSURE = {"netagent": 0.6, "fetcher": 1.0, "api": 1.0}
 OWN = {
     "netagent": ["/run/cloud-network-netagent", "/var/log/cloud-network"],
     "fetcher": ["/run/cloud-network"],
     "api": [],
 }
-PRIVATE = {"/tmp", "/var/tmp", "/dev/shm", "/dev/mqueue"}
-"""Writable too; the first two are the service's alone."""
+PRIVATE = {"/tmp", "/var/tmp", "/dev/mqueue"}
+"""Writable too, and each service has its own (PrivateTmp=, PrivateIPC=)."""
 METADATA = "169.254.169.254"
 AUDIT = "/var/log/cloud-network/audit.log"
 
@@ -73,7 +73,7 @@ class Checks:
         assert found["sysctl"] != "yes"
         assert found["processes"] == []
         sockets = {name for name, verdict in found["sockets"].items() if verdict == "yes"}
-        families = {"netagent": {"rtnetlink", "nfnetlink"}, "api": {"inet", "inet6"}}
+        families: dict[str, set[str]] = {"netagent": set(), "api": {"inet", "inet6"}}
         assert sockets == families.get(service, {"inet", "inet6", "rtnetlink", "nfnetlink"}), found
         if guest.filters or service == "netagent":
             allowed = {"fetcher": METADATA, "api": "127.0.0.1"}.get(service)
@@ -81,9 +81,24 @@ class Checks:
                 assert {p.split()[0] for p, verdict in found[way].items() if verdict == "yes"} <= {allowed}, found
             if allowed:
                 assert "yes" in found["connect"].values(), found
+        assert found["links"] == (["lo"] if service == "netagent" else ["lo", "eth0", "eth1", "eth2"])
         assert found["setuid"] != "yes"
         assert set(found["devices"]) <= {
-            *("core", "fd", "full", "hugepages", "log", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr"),
+            *(
+                "char",
+                "core",
+                "fd",
+                "full",
+                "hugepages",
+                "log",
+                "mqueue",
+                "null",
+                "ptmx",
+                "pts",
+                "random",
+                "shm",
+                "stderr",
+            ),
             *("stdin", "stdout", "tty", "urandom", "zero"),
         }
         assert set(found["capabilities"].values()) == {NET_ADMIN if service == "netagent" else NONE}, found

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> dict[str, object]:
     return {
         "write": writable(),
         "sysctl": tried(lambda: Path("/proc/sys/net/ipv4/ip_forward").write_text("1")),
-        "processes": sorted(int(name) for name in os.listdir("/proc") if name.isdecimal() and int(name) != os.getpid()),
+        "processes": sorted({p.name for p in Path("/proc").iterdir() if p.name.isdecimal()} - {str(os.getpid())}),
         "sockets": {
             "inet": tried(lambda: socket.socket(socket.AF_INET)),
             "inet6": tried(lambda: socket.socket(socket.AF_INET6)),
@@ -63,9 +63,9 @@ def main(argv: list[str]) -> dict[str, object]:
         },
         "connect": {f"{host} {port}": tried(lambda at=(host, port): connect(*at)) for host, port in places},
         "send": {f"{host} {port}": tried(lambda at=(host, port): send(*at)) for host, port in places},
-        "links": [name for _, name in socket.if_nameindex()] if hasattr(socket, "if_nameindex") else [],
+        "links": [name for _, name in socket.if_nameindex()],
         "setuid": tried(lambda: os.setuid(0)),
-        "devices": sorted(os.listdir("/dev")),
+        "devices": sorted(p.name for p in Path("/dev").iterdir()),
         "capabilities": {key: status[key] for key in ("CapEff", "CapPrm", "CapBnd", "CapAmb")},
         "no new privileges": status["NoNewPrivs"],
         "seccomp": status["Seccomp"],
