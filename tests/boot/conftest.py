@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -19,17 +21,14 @@ NEEDED = {
     "mkfs.ext4": "e2fsprogs",
 }
 
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
-def require(**programs: str) -> None:
-    """Skip, naming the packages, where these programs are not; {program: package}."""
+
+def require(programs: Mapping[str, str] = NOTHING) -> None:
+    """Skip, naming the packages, where the programs are not; {program: package}."""
     if os.geteuid() != 0:
         pytest.skip("a boot needs root")
-    wanted = NEEDED | {
-        name.replace("_", "-").replace("qemu-system-x86-64", "qemu-system-x86_64"): package
-        for name, package in programs.items()
-    }
-    missing = {package for program, package in wanted.items() if not shutil.which(program)}
-    if missing:
+    if missing := {package for program, package in {**NEEDED, **programs}.items() if not shutil.which(program)}:
         pytest.skip(f"not here: apt-get install {' '.join(sorted(missing))}")
 
 

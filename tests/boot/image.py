@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -17,7 +19,7 @@ PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "udev", "iproute2", "procps", "python3", "passwd"),
     *("linux-image-cloud-amd64", "initramfs-tools", "zstd"),
 )
-BUILDING = ("debhelper", "gcc", "libc6-dev", "libcap-dev", "python3-dev", "python3-venv", "ca-certificates")
+BUILDING = ("dpkg-dev", "debhelper", "gcc", "libc6-dev", "libcap-dev", "python3-dev", "python3-venv", "ca-certificates")
 """What builds the package where the host is another Debian than the guest."""
 TOOLS = Path("/usr/local/lib/boot")
 """Ours in the guest: the agent, the listener, and what runs in sandboxes."""
@@ -44,12 +46,12 @@ def locked() -> Iterator[None]:
         yield
 
 
-def debian(suite: str, packages: Sequence[str] = PACKAGES) -> Path:
+def debian(suite: str, packages: Sequence[str] = PACKAGES, name: str = "") -> Path:
     """Its files, made once (a minute). Another list of packages is another Debian."""
     with locked():
-        root, names = CACHE / suite, ",".join(packages)
+        root, names = CACHE / (name or suite), ",".join(packages)
         if not root.exists() or (root / "made-of").read_text() != names:
-            part = CACHE / f"{suite}.part"
+            part = root.with_suffix(".part")
             shutil.rmtree(part, ignore_errors=True)
             said("debootstrap", "--variant=minbase", f"--include={names}", suite, part)
             (part / "made-of").write_text(names)
@@ -58,17 +60,33 @@ def debian(suite: str, packages: Sequence[str] = PACKAGES) -> Path:
     return root
 
 
-def build(target: Path) -> Path:
-    """The package of this checkout, as dpkg-buildpackage makes it, in the directory `target`."""
+def build(target: Path, suite: str | None = None) -> Path:
+    """The package of this checkout, as dpkg-buildpackage makes it, in the directory `target`.
+
+    For the host's Debian, or in a container of another one: the package is for one version of Python.
+    """
     source = target / "source"
     source.mkdir(parents=True)
     for path in said("git", "-C", CHECKOUT, "ls-files", "-z").split("\0"):
         if path and (CHECKOUT / path).exists():
             (source / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(CHECKOUT / path, source / path)
-    said("dpkg-buildpackage", "--build=binary", "--no-sign", cwd=source)
+    argv = ["dpkg-buildpackage", "--build=binary", "--no-sign"]
+    if suite:
+        inside = ["sh", "-c", f"cd /build/source && {shlex.join(argv)}"]
+        said(*_container(debian(suite, BUILDING, f"{suite}-building"), target), *inside)
+    else:
+        said(*argv, cwd=source)
     shutil.rmtree(source)
     return next(target.glob("cloud-network_*.deb"))
+
+
+def _container(root: Path, target: Path) -> list[str]:
+    """What runs a command in `root` with `target` at /build, pip's settings and the host's network."""
+    argv = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--pipe", "--ephemeral", f"--directory={root}"]
+    argv += [f"--bind={target}:/build"]
+    argv += [f"--bind-ro={path}" for path in ("/etc/pip.conf", "/etc/ssl/certs", "/opt") if Path(path).exists()]
+    return argv + [f"--setenv={name}={value}" for name, value in os.environ.items() if name.startswith("PIP_")]
 
 
 def newer(package: Path) -> Path:

@@ -92,7 +92,7 @@ class Machine(Guest):
         self.started = time.monotonic()
         self._qemu = self.lab.cloud.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self._port = socket.socket(socket.AF_UNIX)
-        self.wait_for_start(self._connected, 10)
+        self._wait_for_port()
         said_hello = self._answers[0] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
         try:
@@ -100,21 +100,14 @@ class Machine(Guest):
         except queue.Empty:
             raise Failed(f"no word from inside:\n{self._console.read_text(errors='replace')[-4000:]}") from None
 
-    def wait_for_start(self, predicate, timeout: float) -> None:
-        end = time.monotonic() + timeout
-        while not predicate():
+    def _wait_for_port(self) -> None:
+        end = time.monotonic() + 10
+        while self._port.connect_ex(str(self._work / "agent")):
             if self._qemu.poll() is not None or time.monotonic() > end:
                 self._qemu.kill()
                 assert self._qemu.stdout
                 raise Failed(f"QEMU did not start: {self._qemu.stdout.read()}")
             time.sleep(0.05)
-
-    def _connected(self) -> bool:
-        try:
-            self._port.connect(str(self._work / "agent"))
-        except OSError:
-            return False
-        return True
 
     def _listen(self) -> None:
         rest = b""

@@ -20,7 +20,7 @@ SPEC = Spec.cloud("aws", interfaces=3, addresses=4, ipv6=2)
 
 @pytest.fixture(scope="module")
 def guest(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
-    require(qemu_system_x86_64="qemu-system-x86", dnsmasq="dnsmasq-base")
+    require({"qemu-system-x86_64": "qemu-system-x86", "dnsmasq": "dnsmasq-base"})
     work = tmp_path_factory.mktemp("debian12")
     with Lab(SPEC, vacant=True) as lab, server(lab, lab.nics[0]), Machine(lab, "bookworm", package, work) as guest:
         yield guest

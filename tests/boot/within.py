@@ -34,7 +34,7 @@ def send(host: str, port: int) -> None:
 
 
 def writable() -> list[str]:
-    """Directories, no deeper than three, in which a file can be made. /proc and /sys are kernel's: by name below."""
+    """The topmost directories, no deeper than three, in which a file can be made. /proc and /sys are the kernel's."""
     found = []
     for top, below, _ in os.walk("/"):
         depth = top.count("/") if top != "/" else 0
@@ -43,7 +43,15 @@ def writable() -> list[str]:
         if tried(place.touch) == "yes":
             place.unlink()
             found.append(top)
+            below.clear()
     return sorted(found)
+
+
+def links() -> list[str]:
+    try:
+        return [name for _, name in socket.if_nameindex()]
+    except OSError:  # no rtnetlink
+        return []
 
 
 def main(argv: list[str]) -> dict[str, object]:
@@ -63,7 +71,7 @@ def main(argv: list[str]) -> dict[str, object]:
         },
         "connect": {f"{host} {port}": tried(lambda at=(host, port): connect(*at)) for host, port in places},
         "send": {f"{host} {port}": tried(lambda at=(host, port): send(*at)) for host, port in places},
-        "links": [name for _, name in socket.if_nameindex()],
+        "links": links(),
         "setuid": tried(lambda: os.setuid(0)),
         "devices": sorted(p.name for p in Path("/dev").iterdir()),
         "capabilities": {key: status[key] for key in ("CapEff", "CapPrm", "CapBnd", "CapAmb")},
