@@ -45,7 +45,7 @@ def enter(uid: int, gid: int, writable: list[str]) -> None:
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
     try:
-        prctl.cap_inheritable.limit()  # and with it the ambient set
+        prctl.cap_inheritable.limit()
         prctl.cap_effective.limit(prctl.CAP_NET_ADMIN)
         prctl.cap_permitted.limit(prctl.CAP_NET_ADMIN)
         prctl.cap_effective.net_admin = True
@@ -54,8 +54,8 @@ def enter(uid: int, gid: int, writable: list[str]) -> None:
     prctl.set_no_new_privs(True)
     prctl.set_dumpable(False)
     os.umask(0o077)
-    _verify(str(uid), str(gid))
     confine.limit()
+    _verify(str(uid), str(gid))
     if not confine.restrict_files(writable):
         print(f"{USER}: this kernel has no Landlock; systemd's ProtectSystem= does part of it", file=sys.stderr)
     confine.restrict_calls()
@@ -70,13 +70,17 @@ def _verify(uid: str, gid: str) -> None:
         "CapPrm": _NET_ADMIN,
         "CapEff": _NET_ADMIN,
         "CapBnd": _NET_ADMIN,
-        "CapInh": 0,
         "CapAmb": 0,
+        # systemd makes ambient what is inheritable, and leaves no capset to take it back. Without an ambient set, and
+        # with no_new_privs, it is worth nothing to a program that is executed (capabilities(7)).
+        "CapInh": int(status["CapInh"], 16) & _NET_ADMIN,
     }.items():
         if int(status[key], 16) != wanted:
             raise SystemExit(
                 f"{USER}: {key} is {status[key]}, not {wanted:x} (CAP_NET_ADMIN is {_NET_ADMIN:x}). {how}."
             )
     if {*status["Uid"].split(), *status["Gid"].split(), *status["Groups"].split()} - {uid, gid}:
-        has = ", ".join(f"{key} {status[key]!r}" for key in ("Uid", "Gid", "Groups"))
-        raise SystemExit(f"{USER}: has {has}; wanted only uid {uid} and gid {gid}. {how}.")
+        raise SystemExit(
+            f"{USER}: has Uid {status['Uid']!r}, Gid {status['Gid']!r}, Groups {status['Groups']!r}; "
+            f"wanted only uid {uid} and gid {gid}. {how}."
+        )
