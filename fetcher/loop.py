@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 RUNTIME = Path("/run/cloud-network")
 _LONGEST_SLEEP = 3600.0  # seconds; a selector takes no infinity
-_READY_AFTER = 60.0  # seconds after which the boot goes on without metadata: units may wait for us; systemd gives 90
 
 
 class Loop:
@@ -62,9 +61,12 @@ class Loop:
             self._selector.register(self._watch.fileno(), selectors.EVENT_READ, self._on_change)
         self._stop = False
 
-    def run(self) -> None:
-        """Until SIGTERM or SIGINT. The network stays as it is, unless Purge= says otherwise."""
-        reconciler, systemd, ready_at = self._reconciler, self._systemd, time.monotonic() + _READY_AFTER
+    def run(self, ready_timeout: float) -> None:
+        """Until SIGTERM or SIGINT. The network stays as it is, unless Purge= says otherwise.
+
+        systemd hears that we are ready when the first pass succeeded, or after so many seconds.
+        """
+        reconciler, systemd, ready_at = self._reconciler, self._systemd, time.monotonic() + ready_timeout
         networkd = Networkd()
         while not self._stop:
             systemd.alive()
@@ -174,7 +176,7 @@ def main() -> None:
     _say_not_yet(config)
     logger.info("cloud: %s, metadata at %s", provider.name, provider.client.endpoint)
     systemd = Systemd()
-    Loop(Reconciler(config, provider, state, systemd.status), arguments.config, systemd).run()
+    Loop(Reconciler(config, provider, state, systemd.status), arguments.config, systemd).run(config.ready_timeout)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
     from cloud_network.api.cnctl.layout import Row
     from cloud_network.api.cnctl.source import Source
-    from cloud_network.fetcher.status import LinkStatus, Status
+    from cloud_network.fetcher.status import FightStatus, LinkStatus, Status
 
 RED, GREEN, YELLOW = 31, 32, 33
 COLOURS = {"ok": GREEN, "excluded": GREEN, "starting": YELLOW, "degraded": YELLOW, "drift": YELLOW}
 DRIFT_LINES = 5
 """Of a link's differences; the rest are counted."""
+FIGHTS = 3
+"""Changes that somebody else undoes; the rest are counted."""
 
 
 def run(arguments: argparse.Namespace, source: Source) -> int:
@@ -63,10 +65,24 @@ def _facts(status: Status, now: float) -> Iterator[Row]:
     yield "Netagent", (said + (f": {netagent['reason']}" if netagent["reason"] else "")).split(" ")
     if error:
         yield "Error", f"{error['kind']}, {_ago(error['at'], now)}: {error['message']}".split(" ")
+    fights = status.get("fights", [])  # a fetcher before this one had none
+    for fight in fights[:FIGHTS]:
+        yield "Fight", _fight(fight, now).split(" ")
+    if len(fights) > FIGHTS:
+        yield "Fights", f"and {len(fights) - FIGHTS} more: cnctl status --json"
     if status["unknown_macs"]:
         yield "Not here", ["the metadata names links that this host lacks:", *status["unknown_macs"]]
     for notice in status.get("notices", ()):  # a fetcher before this one had none
         yield "Notice", notice.split()
+
+
+def _fight(fight: FightStatus, now: float) -> str:
+    made = (
+        f"made {fight['times']} times since {_ago(fight['since'], now)}, and undone" if fight["times"] else "not made"
+    )
+    who = f": {fight['by']}" if fight["by"] else ""
+    again = f"; again in {max(0.0, -freshness.age(fight['next_at'], now)):.0f} s" if fight["next_at"] else ""
+    return f"{fight['object']}: {made}{who}{again}"
 
 
 def _ago(at: str, now: float) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from cloud_network.api.cnctl import source
 from cloud_network.fetcher.state import StateDirectory
-from cloud_network.fetcher.status import VERSION
+from cloud_network.fetcher.status import VERSION, FightStatus
 
 from .conftest import BIN, SYSTEM, Ended, Server, address, link, now, status
 
@@ -150,6 +151,26 @@ def test_status_says_what_is_wrong(server: Server, state: StateDirectory, cnctl:
     assert "\n Not here: the metadata names links that this host lacks: aa:bb:cc:dd:ee:ff\n" in ended.out
     assert "\neth1  drift  0/1        -      9001  10.0.1.1\n  ip address add 10.0.1.0/32 dev eth1\n" in ended.out
     assert ended.out.endswith("10.0.1.4/32 dev eth1\n  … and 3 more: cnctl status --json\n")
+
+
+def test_status_names_fights_whatever_else_is_wrong(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
+    fights: list[FightStatus] = [
+        {"object": f"ip rule add pref {number}", "times": 7, "since": now(600), "next_at": now(-100), "by": None}
+        for number in range(5)
+    ]
+    fights[1] |= {"next_at": None, "by": "eth7 has it"}
+    fights[2] |= {"next_at": None, "by": "a route in its place", "times": 0}
+    state.write_status(
+        status(state="error", last_error={"at": now(7200), "kind": "metadata", "message": "HTTP 503"}, fights=fights)
+    )
+    lines = re.sub(r"in (9\d|100) s", "in 100 s", cnctl("status", server=server).out).splitlines()
+    assert lines[4:] == [
+        "    Error: metadata, 2 h ago: HTTP 503",
+        "    Fight: ip rule add pref 0: made 7 times since 10 min ago, and undone; again in 100 s",
+        "    Fight: ip rule add pref 1: made 7 times since 10 min ago, and undone: eth7 has it",
+        "    Fight: ip rule add pref 2: not made: a route in its place",
+        "   Fights: and 2 more: cnctl status --json",
+    ]
 
 
 def test_json_is_what_the_server_has(server: Server, filled: StateDirectory, cnctl: Cnctl) -> None:
