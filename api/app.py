@@ -8,6 +8,7 @@ Nothing here can change anything, and no secret can be had here: the process has
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from cloud_network.api import answers, audit, guard, openapi, problem
@@ -16,7 +17,7 @@ from cloud_network.api.openapi import Parameter, Route
 from cloud_network.api.problem import Problem
 from cloud_network.api.shortcut import Shortcut
 from cloud_network.api.views import Views
-from cloud_network.fetcher.config import Config
+from cloud_network.fetcher.config import Endpoint
 from cloud_network.fetcher.state import IDENTITY_PARTS, StateDirectory
 from cloud_network.fetcher.status import LinkStatus, Status
 from flask import Flask, Response, request
@@ -65,14 +66,14 @@ def routes(views: Views) -> list[Route]:
     ]
 
 
-def create_app(state: StateDirectory, config: Config, log: str = audit.PATH) -> Flask:
-    """Build the WSGI application that serves one state directory and one audit log."""
+def create_app(state: StateDirectory, listen: Sequence[Endpoint], log: str = audit.PATH) -> Flask:
+    """Build the WSGI application that serves one state directory and one audit log, and listens there."""
     app = Flask("cloud-network-api", static_folder=None, template_folder=None)
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.url_map.merge_slashes = False  # a redirect would be an answer that is no problem JSON
     problem.install(app)
-    allowed = guard.hosts(config.listen)
-    guard.install(app, config.listen, allowed)
+    allowed = guard.hosts(listen)
+    guard.install(app, listen, allowed)
     served = routes(Views(state, audit.AuditLog(log)))
     for route in served:
         _add(app, route)

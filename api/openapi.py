@@ -14,6 +14,13 @@ from cloud_network.api import answers
 from cloud_network.api.bodies import Body
 
 Json = dict[str, Any]
+ANYWHERE = (
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.REQUEST_URI_TOO_LONG,
+    HTTPStatus.MISDIRECTED_REQUEST,
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+)
+"""What every route answers to a request that is none, or not for this server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +80,7 @@ def _get(route: Route, types_used: dict[str, Json]) -> Json:
         etag = {"ETag": {"description": "Names this body.", "required": True, "schema": {"type": "string"}}}
         found["responses"]["200"] = {"description": route.summary, "headers": etag, "content": content}
         found["responses"]["304"] = {"$ref": "#/components/responses/NotModified"}
-    for status in (*route.errors, HTTPStatus.MISDIRECTED_REQUEST, HTTPStatus.BAD_REQUEST):
+    for status in (*route.errors, *ANYWHERE):
         found["responses"].setdefault(str(int(status)), {"$ref": "#/components/responses/Problem"})
     if route.mimetype.startswith("text/html"):  # for a person, that there is nothing to show is a page as well
         found["responses"]["503"] = {"description": "Says what is missing.", "content": {"text/html": {}}}

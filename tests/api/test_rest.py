@@ -222,23 +222,33 @@ def test_a_header_cannot_say_what_the_path_was(server: Server) -> None:
         assert server.raw(b"GET " + path + b" HTTP/1.0\r\n" + fields + b"\r\n").startswith(b"HTTP/1.0 404")
 
 
+HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
+
+
 @pytest.mark.parametrize(
-    "request_bytes",
+    ("request_bytes", "status"),
     [
-        b"nonsense\r\n\r\n",
-        b"GET / HTTP/9.9\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: localhost\r\nbad header\r\n\r\n",
-        b"GET /" + b"x" * 3000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(60)) + b"\r\n",
-        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 5000 + b"\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"Y" * 20000,
+        (b"nonsense\r\n\r\n", 400),
+        (b"GET / HTTP/9.9\r\n\r\n", 400),
+        (HEAD + b"bad header\r\n\r\n", 400),
+        (HEAD + b"Transfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n", 400),
+        (b"GET /" + b"x" * 3000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 414),
+        (HEAD + b"Expect: the unexpected\r\n\r\n", 417),
+        (HEAD + b"".join(b"X-%d: y\r\n" % n for n in range(60)) + b"\r\n", 431),
+        (HEAD + b"X: " + b"y" * 5000 + b"\r\n\r\n", 431),
+        (HEAD + b"Y" * 20000, 431),
+        (HEAD + b"Transfer-Encoding: nonsense\r\n\r\n", 501),
     ],
 )
-def test_what_is_not_http_or_too_long_is_a_problem_too(server: Server, request_bytes: bytes) -> None:
+def test_what_is_not_http_or_too_long_is_a_problem_too(server: Server, request_bytes: bytes, status: int) -> None:
     head, _, body = server.raw(request_bytes).partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 400 Bad Request")
-    assert b"Content-Type: application/problem+json" in head
-    assert json.loads(body)["status"] == 400
+    phrase = http.client.responses[status]
+    assert head.startswith(f"HTTP/1.1 {status} {phrase}\r\n".encode())
+    fields = dict(line.split(": ", 1) for line in head.decode().splitlines()[1:])
+    assert fields["Content-Type"] == "application/problem+json"
+    assert fields["Connection"] == "close"
+    assert {name: fields[name] for name in SECURITY} == SECURITY
+    assert (json.loads(body)["status"], json.loads(body)["title"]) == (status, phrase)
 
 
 # --- when there is little or nothing to show ---
