@@ -22,7 +22,8 @@ def run(arguments: argparse.Namespace, source: Source) -> int:
     status = source.status()
     found = links(status)
     if arguments.json:
-        layout.show_json({"generation": status["generation"], "fetched_at": status["fetched_at"], "links": found})
+        dates = ("generation", "fetched_at", "stale")
+        layout.show_json({**{key: status[key] for key in dates}, "links": found})  # type: ignore[literal-required]
     elif found:
         limit = layout.columns()
         print("\n\n".join(layout.rows(_rows(link), WIDTH, limit) for link in found))

@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 
+from cloud_network.api import freshness
 from cloud_network.api.cnctl.failure import UNREACHABLE, WRONG, Failure
 from cloud_network.api.cnctl.layout import safe
 from cloud_network.fetcher import keyfile
@@ -19,8 +20,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from cloud_network.api.answers import DatedStatus
     from cloud_network.fetcher.state import Document
-    from cloud_network.fetcher.status import Status
 
 VERSION = 1
 """Of status.json; fetcher/status.py has it too, and costs the import of typing."""
@@ -37,16 +38,19 @@ class Source:
         self._config = config
         self._down = False
 
-    def status(self) -> Status:
-        """Return what the fetcher believes."""
-        found: Status = self._get("/api/v1/status", self.files.status_path, self.files.read_status)
+    def status(self) -> DatedStatus:
+        """Return what the fetcher believes, and whether that is out of date."""
+        found = self._get("/api/v1/status", self.files.status_path, self.files.read_status)
         if found.get("version") != VERSION:
             raise Failure(
                 WRONG,
                 f"the status is of version {safe(found.get('version'))}, and this cnctl knows {VERSION}: it and the "
                 "fetcher are not of one release. Upgrade both; then systemctl restart cloud-network-fetcher",
             )
-        return found
+        if "stale" not in found:  # from the file, or of a server before this key
+            found["stale"] = freshness.stale(found, time.time())
+        dated: DatedStatus = found
+        return dated
 
     def system(self) -> Document:
         """Return what the metadata says of the instance."""

@@ -27,7 +27,7 @@ DRIFT_LINES = 5
 def run(arguments: argparse.Namespace, source: Source) -> int:
     """Print the summary; WRONG unless all is well and known to be so."""
     status, now = source.status(), time.time()
-    stale = freshness.stale(status, now)
+    stale = status["stale"]
     if arguments.json:
         layout.show_json(status)
     else:

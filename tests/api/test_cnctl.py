@@ -153,8 +153,11 @@ def test_status_says_what_is_wrong(server: Server, state: StateDirectory, cnctl:
 
 
 def test_json_is_what_the_server_has(server: Server, filled: StateDirectory, cnctl: Cnctl) -> None:
+    known = filled.read_status()
+    assert known
     for where in (["--json", "status"], ["status", "--json"]):
-        assert json.loads(cnctl(*where, server=server).out) == filled.read_status()
+        assert json.loads(cnctl(*where, server=server).out) == {**known, "stale": False}
+        assert json.loads(cnctl(*where).out) == {**known, "stale": False}, "and so when the server is down"
     assert json.loads(cnctl("status", "system", "--json", server=server).out) == SYSTEM
     assert json.loads(cnctl("status", "network", "--json", server=server).out) == server.ask("/api/v1/links").json
     assert json.loads(cnctl("show", "ssh-keys", "--json", server=server).out) == ["ssh-ed25519 AAAAC3 me@host"]

@@ -11,7 +11,7 @@ import pytest
 from cloud_network.api.bodies import Kept
 from cloud_network.fetcher.state import StateDirectory
 
-from .conftest import SYSTEM, Server, audit_line, link, now, status, two_links
+from .conftest import SYSTEM, Server, audit_line, link, now, status, two_links, wait_for
 
 ROUTES = [
     "/api/cloud/system",
@@ -58,20 +58,47 @@ def test_the_originals_routes_answer_as_the_original(server: Server, filled: Sta
 def test_our_routes_answer_from_the_status(server: Server, filled: StateDirectory) -> None:
     known = filled.read_status()
     assert known
-    assert server.ask("/api/v1/status").content == Path(filled.status_path).read_bytes()
+    assert server.ask("/api/v1/status").json == {**known, "stale": False}
     links = server.ask("/api/v1/links").json
     assert links == {
         "generation": 7,
         "fetched_at": known["fetched_at"],
+        "stale": False,
         "links": [known["links"]["2"], known["links"]["10"]],
     }
-    assert server.ask("/api/v1/links/eth1").json == known["links"]["10"]
+    dates = {"generation": 7, "fetched_at": known["fetched_at"], "stale": False}
+    assert server.ask("/api/v1/links/eth1").json == {**known["links"]["10"], **dates}
     assert server.ask("/api/v1/health").json == {
         "state": "ok",
         "stale": False,
         "generation": 7,
         "fetched_at": known["fetched_at"],
     }
+
+
+def test_every_answer_says_as_of_when_and_whether_that_is_out_of_date(server: Server, filled: StateDirectory) -> None:
+    """In the body where that is ours, in headers where it is the cloud's; and it becomes stale without a write."""
+
+    def dates(route: str) -> tuple[object, ...]:
+        answer = server.ask(route)
+        if route.startswith("/api/v1"):
+            return tuple(answer.json[key] for key in ("generation", "fetched_at", "stale"))
+        generation, at, stale = (
+            answer.headers[f"Cloud-Network-{name}"] for name in ("Generation", "Fetched-At", "Stale")
+        )
+        return int(generation), at, {"true": True, "false": False}[stale]
+
+    at = now(45)  # of two refreshes of 10 s and half a minute, some seconds are left
+    filled.write_status(two_links() | {"fetched_at": at, "refresh_timer": 10.0})  # type: ignore[arg-type]
+    assert {dates(route) for route in ROUTES} == {(7, at, False)}
+    etags = {route: server.ask(route).headers["ETag"] for route in ROUTES}
+    wait_for(lambda: dates("/api/v1/status") == (7, at, True))
+    assert {dates(route) for route in ROUTES} == {(7, at, True)}
+    for route, etag in etags.items():
+        answer = server.ask(route, If_None_Match=etag)
+        assert (answer.status == 304) == route.startswith("/api/cloud")
+        if answer.status == 304:
+            assert answer.headers["Cloud-Network-Stale"] == "true"
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -261,10 +288,13 @@ def test_without_state_every_route_says_what_is_missing(state: StateDirectory, r
     assert answer.headers["Retry-After"] == "5"
 
 
-@pytest.mark.parametrize("content", [b"{half", b"[]", b"{}", b"\xff"])
+BROKEN = json.dumps(status() | {"links": {"2": {"name": "eth0"}}}).encode()
+
+
+@pytest.mark.parametrize("content", [b"{half", b"[]", b"{}", b"\xff", BROKEN])
 def test_a_broken_status_is_a_503_that_says_so(server: Server, filled: StateDirectory, content: bytes) -> None:
     Path(filled.status_path).write_bytes(content)
-    for route in ("/api/v1/links", "/api/v1/health"):
+    for route in ("/api/v1/links", "/api/v1/health", "/api/v1/links/eth0", "/api/cloud/system"):
         assert "cnctl refresh" in problem(server.ask(route), 503)
 
 
