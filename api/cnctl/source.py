@@ -80,6 +80,12 @@ class Source:
         return found
 
 
+def say_if_stale(status: DatedStatus) -> None:
+    """What is shown may not be so any more."""
+    if status["stale"]:
+        note(f"this is out of date: the metadata was last read {status['fetched_at'] or 'never'}. See: cnctl status")
+
+
 def note(text: str) -> None:
     """Say something that is not the answer."""
     print(f"cnctl: {safe(text)}", file=sys.stderr)

@@ -47,12 +47,18 @@ STATUS_NETWORK = """\
        Public IP: 104.42.20.194
       Private IP: 10.0.0.4/24 10.0.0.6/24 10.0.0.7/24
           Subnet: 10.0.0.0
+         Gateway: 10.0.0.1
+             MTU: 9001
+           Table: 10001
 
             Name: eth1
      MAC Address: 00:0c:29:5f:d1:0a
        Public IP: 54.1.2.3 54.1.2.4
       Private IP: 10.0.8.5/24
           Subnet: 10.0.8.0
+         Gateway: 10.0.8.1
+             MTU: 9001
+           Table: 10009
 """
 
 EVIL = "a\x1b[2J\x1b]0;owned\x07\nb\r\x9b31m\u202e\u2028\ud800\x7f"
@@ -83,7 +89,7 @@ def test_status_system_is_the_originals_layout(server: Server, cnctl: Cnctl) -> 
     assert cnctl("status", "system", server=server) == Ended(0, STATUS_SYSTEM, "")
 
 
-def test_status_network_is_the_originals_layout(server: Server, cnctl: Cnctl) -> None:
+def test_status_network_is_the_originals_layout_and_three_lines_more(server: Server, cnctl: Cnctl) -> None:
     assert cnctl("status", "network", server=server) == Ended(0, STATUS_NETWORK, "")
 
 
@@ -193,7 +199,7 @@ def test_many_addresses_wrap_under_their_column_on_a_terminal(server: Server, st
 def test_without_a_terminal_nothing_wraps(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
     state.write_status(status(link(2, "eth0", [address(f"10.0.{n}.4") for n in range(200)])))
     ended = cnctl("status", "network", server=server, env={"COLUMNS": "40"})
-    assert len(ended.out.splitlines()) == 5
+    assert len(ended.out.splitlines()) == 8
 
 
 @pytest.mark.parametrize(
@@ -254,6 +260,42 @@ def test_an_unusual_terminal_encoding_is_no_error(server: Server, state: StateDi
     ended = cnctl("status", "system", server=server, env={"PYTHONIOENCODING": "ascii"})
     assert ended.code == 0
     assert "AmiID: \\xe9\\u2026" in ended.out
+
+
+@pytest.mark.parametrize("down", [False, True])
+def test_what_is_out_of_date_is_never_shown_without_saying_so(
+    server: Server, state: StateDirectory, cnctl: Cnctl, down: bool
+) -> None:
+    state.write_system(SYSTEM)
+    for at in (now(5000), None):
+        state.write_status(status(link(2, "eth0", []), fetched_at=at))
+        for part in ("system", "network"):
+            ended = cnctl("status", part, server=None if down else server)
+            said = f"cnctl: this is out of date: the metadata was last read {at or 'never'}. See: cnctl status\n"
+            assert (ended.code, ended.err.endswith(said)) == (0, True)
+        ended = cnctl("status", server=None if down else server)
+        assert ended.out.startswith("ok, but out of date: 1 link, 31 of 31 addresses")
+        assert json.loads(cnctl("status", "network", "--json", server=None if down else server).out)["stale"] is True
+
+
+def test_a_narrow_terminal_gets_narrow_lines(server: Server, state: StateDirectory) -> None:
+    """Of 50 columns: between words and addresses; what is one word stays whole, to be copied."""
+    gateways = ["10.0.0.1", "fe80::200:17ff:fe00:1"]
+    long = link(2, "eth0", [address(f"2001:db8:0:2::{n:x}") for n in range(16, 26)], gateways=gateways)
+    state.write_status(status(long, last_error={"at": now(), "kind": "netagent", "message": "refused " * 20}))
+    state.write_system({"hostname": "h" * 60, "placement": {"availability-zone": "eu-central-1a", "region": "r" * 9}})
+    for command in (["status"], ["status", "network"], ["status", "system"]):
+        _, shown = on_terminal(
+            *(str(BIN / "cnctl"), *command, "--config", str(server.config), "--state", state.path),
+            env={"NO_COLOR": "1"},
+            columns=50,
+        )
+        lines = shown.decode().splitlines()
+        assert [line for line in lines if len(line) > 50] == (
+            [f"{'Hostname':>18}: {'h' * 60}"] if "system" in command else []
+        )
+        if command == ["status"]:
+            assert lines[-2:] == ["eth0  ok     10/10      10001  9001  10.0.0.1", "  fe80::200:17ff:fe00:1"]
 
 
 # --- how it ends ---
