@@ -36,7 +36,8 @@ class Source:
     def __init__(self, config: str, state: str):
         self.files = StateDirectory(state)
         self._config = config
-        self._down = False
+        self._address = ""
+        self._elsewhere = self._down = False
 
     def status(self) -> DatedStatus:
         """Return what the fetcher believes, and whether that is out of date."""
@@ -58,14 +59,12 @@ class Source:
         return found
 
     def _get(self, route: str, path: str, read: Any) -> Any:
-        if not self._down:
-            address = listening(self._config)
+        while not self._down:
+            self._address = self._address or listening(self._config)
             try:
-                return _answer(*request(address, route))
+                return _answer(*request(self._address, route))
             except (OSError, ValueError, OverflowError, EOFError) as error:
-                self._down = True
-                reason = getattr(error, "strerror", None) or str(error)
-                note(f"the REST server at {address} does not answer ({reason}); reading {self.files.path} instead")
+                self._gone(getattr(error, "strerror", None) or str(error))
         try:
             found = read()
         except StateError as error:
@@ -78,6 +77,19 @@ class Source:
                 "What does it say? journalctl -u cloud-network-fetcher",
             )
         return found
+
+    def _gone(self, reason: str) -> None:
+        """It is not where `Listen=` says: systemd may have it listen elsewhere, or else it is down."""
+        from cloud_network.fetcher import systemd
+
+        there = [] if self._elsewhere else systemd.listening()
+        self._elsewhere = True
+        if there and self._address not in there:
+            note(f"[Network] Listen = {self._address} does not count: systemd listens on {', '.join(there)}")
+            self._address = there[0]
+            return
+        self._down = True
+        note(f"the REST server at {self._address} does not answer ({reason}); reading {self.files.path} instead")
 
 
 def say_if_stale(status: DatedStatus) -> None:

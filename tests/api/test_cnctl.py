@@ -16,7 +16,7 @@ from cloud_network.api.cnctl import source
 from cloud_network.fetcher.state import StateDirectory
 from cloud_network.fetcher.status import VERSION
 
-from .conftest import BIN, SYSTEM, Ended, Server, address, link, now, status
+from .conftest import BIN, SYSTEM, Ended, Server, address, free_port, link, now, status
 
 Cnctl = Callable[..., Ended]
 
@@ -312,6 +312,8 @@ def test_a_narrow_terminal_gets_narrow_lines(server: Server, state: StateDirecto
         ["--bogus"],
         ["status", "--js"],
         ["refresh", "x"],
+        ["audit", "--last", "0"],
+        ["audit", "--last", "-3"],
     ],
 )
 def test_a_wrong_command_line_is_2_with_the_usage(cnctl: Cnctl, arguments: list[str]) -> None:
@@ -349,6 +351,49 @@ def test_with_the_api_down_the_files_are_read_and_that_is_said(filled: StateDire
         assert ended.err.startswith("cnctl: the REST server at 127.0.0.1:")
         assert ended.err.endswith(f"does not answer (Connection refused); reading {filled.path} instead\n")
         assert len(ended.err.splitlines()) == 1
+
+
+SYSTEMCTL = """#!/bin/sh
+[ "$*" = "show --property=ActiveState,Listen cloud-network-api.socket" ] && printf '%s\\n' {}
+"""
+"""As systemd 252 answers."""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a /run of one's own needs root")
+@pytest.mark.parametrize("state_of_it", ["active", "inactive"])
+def test_systemds_socket_is_found_where_listen_does_not_say_it_is(
+    server: Server, cnctl: Cnctl, home: Path, tmp_path: Path, state_of_it: str
+) -> None:
+    """There is a systemd, as sd_booted(3) has it, whose socket is the server's; Listen= names another port."""
+    lines = ("Listen=/run/x.sock (Stream)", f"Listen=127.0.0.1:{server.port} (Stream)", f"ActiveState={state_of_it}")
+    (tmp_path / "systemctl").write_text(SYSTEMCTL.format(" ".join(f"'{line}'" for line in lines)))
+    (tmp_path / "systemctl").chmod(0o755)
+    config = home / "elsewhere.toml"
+    config.write_text(f'[Network]\nListen = "127.0.0.1:{free_port()}"\n')
+    room = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        'mount -t tmpfs none /run && mkdir -p /run/systemd/system && exec "$@"',
+        "sh",
+    ]
+
+    def run(*command: str) -> Ended:
+        environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        ended = subprocess.run(
+            [*room, *command], capture_output=True, text=True, timeout=60, check=False, env=environment
+        )
+        return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+    shown = run(str(BIN / "cnctl"), "--config", str(config), "--state", str(home / "run"), "status", "network")
+    assert (shown.code, shown.out) == (0, STATUS_NETWORK)
+    said = f"does not count: systemd listens on 127.0.0.1:{server.port}"
+    assert (said in shown.err) == (state_of_it == "active")
+    assert ("does not answer" in shown.err) == (state_of_it == "inactive")
+    checked = run(str(BIN / "cloud-network-fetcher"), "--config", str(config), "--check-config")
+    assert (checked.code, checked.out) == (0, f"{config}: right\n")
+    assert (said in checked.err) == (state_of_it == "active")
 
 
 @pytest.mark.parametrize(
