@@ -44,6 +44,7 @@ def _rows(link: LinkStatus) -> list[Row]:
         ("MAC Address", link["mac"]),
         ("Public IP", list(dict.fromkeys(public))),
         ("Private IP", [f"{entry['address']}/{entry['prefix_length']}" for entry in link["addresses"]]),
+        *([("Ranges", ranges)] if (ranges := link.get("ranges")) else []),  # the original has none
         ("Subnet", [subnet.partition("/")[0] for subnet in link["subnets"]]),
         # … and what the original does not show
         ("Gateway", link["gateways"]),
