@@ -8,6 +8,7 @@ import pwd
 import re
 import socket
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 import pytest
 from cloud_network.fetcher.state import StateDirectory
 
-from .conftest import BIN, Server, activated, audit_line, free_port, unprivileged, wait_for
+from bench.rest import CLIENTS, load
+
+from .conftest import BIN, Server, activated, audit_line, free_port, two_links, unprivileged, wait_for
 
 # --- clients that do not behave ---
 
@@ -106,6 +109,30 @@ def test_one_connection_carries_many_requests_pipelined_or_not(server: Server) -
     request = b"GET /api/v1/health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     last = b"GET /api/v1/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     assert server.raw(request * 3 + last).count(b"HTTP/1.1 200") == 4
+
+
+def test_200_clients_at_once_for_ten_seconds_all_get_their_answers(server: Server, filled: StateDirectory) -> None:
+    """While the state changes, and others begin requests that they do not end: no connection breaks, all is 200."""
+    done = threading.Event()
+
+    def write() -> None:
+        while not done.wait(0.05):
+            filled.write_status(two_links())
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
+    try:
+        for client in idle:
+            client.sendall(b"GET /api/v1/status HTTP/1.1\r\nHost: local")
+        found = load(server.port, "/api/v1/status", 10)
+    finally:
+        done.set()
+        writer.join(30)
+        for client in idle:
+            client.close()
+    assert found.failed == 0
+    assert found.rate * 10 > CLIENTS, "each client had its turn"
 
 
 # --- starting ---
