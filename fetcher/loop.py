@@ -8,6 +8,7 @@ import math
 import selectors
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from cloud_network.fetcher.networkd import Networkd
 from cloud_network.fetcher.providers import Waiting
 from cloud_network.fetcher.reconcile import Reconciler
 from cloud_network.fetcher.state import StateDirectory
-from cloud_network.fetcher.systemd import Systemd
+from cloud_network.fetcher.systemd import Systemd, listening
 from cloud_network.fetcher.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -164,6 +165,12 @@ def main() -> None:
         raise SystemExit(f"cloud-network-fetcher: {error}") from None
     if arguments.check_config:
         print(f"{arguments.config}: right")
+        if (there := listening()) and str(config.listen) not in there:
+            print(
+                f"[Network] Listen = {config.listen} does not count: systemd listens on {', '.join(there)}. "
+                "Set Listen= to that, or: systemctl edit cloud-network-api.socket",
+                file=sys.stderr,
+            )
         return
     privileges.become_unprivileged(RUNTIME)
     log.set_up(config.log_level, config.log_format)
