@@ -15,6 +15,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,9 @@ PING = Path(__file__).with_name("inside") / "ping.py"
 ACKNOWLEDGED = 20.0  # milliseconds from validated metadata: issue 9
 TIMER = '[System]\nRefreshTimer = "1s"\n'
 DOCUMENT = "/computeMetadata/v1/"
+
+
+STAGES = ("until the pass begins", "reading the metadata", "validated to acknowledged", "acknowledged to answered")
 
 
 class Stages(NamedTuple):
@@ -71,7 +75,7 @@ def once(lab: Lab, address: str, add: Callable[[], None], first: str) -> Stages:
     read = [at for path, at in asked if at < applied]
     started = max(at for path, at in asked if at < applied and path == first)
     marks = [began, started, read[-1], applied, answered]
-    return Stages(*((till - since) * 1e3 for since, till in zip(marks, marks[1:], strict=False)))
+    return Stages(*((till - since) * 1e3 for since, till in pairwise(marks)))
 
 
 def polling(rounds: int) -> list[Stages]:

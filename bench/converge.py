@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def once(lab: Lab) -> Pass:
     heard = ends[0] - (entries[0]["duration_us"] / 1e6 if entries else 0.0)
     asked = [record for record in lab.metadata.requests() if record.at - wall < heard]
     marks = [began, asked[0].at - wall, asked[-1].at - wall, heard, ends[-1]]
-    first, second, third, fourth = ((till - since) * 1e3 for since, till in zip(marks, marks[1:], strict=False))
+    first, second, third, fourth = ((till - since) * 1e3 for since, till in pairwise(marks))
     changes = [op for entry in entries for op in entry["ops"]]
     return Pass((ends[-1] - began) * 1e3, (first, second, third, fourth), changes, asked)
 

@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.figures import Figure, as_root, figure, keep, ratio
-from tests.job import CONFIG, OURS, audit, ip, is_settled, refresh, running
+from tests.job import OURS, audit, ip, is_settled, refresh, running
 from tests.lab import Interface, Lab, Spec, processes
 
 REPAIR = Path(__file__).with_name("inside") / "repair.py"

@@ -96,7 +96,7 @@ def pss(pid: int) -> float:
 
 
 def processor_time(pid: int) -> float:
-    """Milliseconds that a process and its threads have had a processor (proc_pid_schedstat; the clock is nanoseconds)."""
+    """Milliseconds that a process and its threads have had a processor, by the scheduler's own count."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e6
 

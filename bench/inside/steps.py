@@ -1,4 +1,4 @@
-"""Runs in the instance: the steps of a pass one by one, with their milliseconds as JSON. `python -m bench.inside.steps 7`"""
+"""Runs in the instance, `python -m bench.inside.steps ROUNDS`: the steps of a pass one by one, milliseconds as JSON."""
 
 from __future__ import annotations
 
