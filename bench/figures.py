@@ -33,6 +33,11 @@ class Figure:
         """Whether it is a target's, and above it."""
         return self.bound is not None and self.median > self.bound
 
+    @property
+    def shown(self) -> str:
+        """The median with its unit."""
+        return f"{short(self.median)} {self.unit}".rstrip()
+
     def __str__(self) -> str:
         span = f"({short(self.least)}–{short(self.most)}, {self.rounds} rounds)" if self.rounds > 1 else ""
         target = "" if self.bound is None else f"  at most {self.bound:g}{': MISSED' if self.missed else ''}"
@@ -54,9 +59,9 @@ def figure(name: str, values: Sequence[float], unit: str = "ms", most: float | N
 
 
 def ratio(name: str, ours: Figure, reference: Figure, most: float | None = None) -> Figure:
-    """Ours as a multiple of the reference of the same run; the span is the widest that the rounds of both allow."""
-    spans = ours.median / reference.median, ours.least / reference.most, ours.most / reference.least
-    found = Figure(name, "×", *(round(each, 3) for each in spans), min(ours.rounds, reference.rounds), most)
+    """Ours as a multiple of the reference's median in the same run."""
+    spans = (each / reference.median for each in (ours.median, ours.least, ours.most))
+    found = Figure(name, "×", *(round(each, 3) for each in spans), ours.rounds, most)
     print(found, flush=True)
     return found
 
