@@ -48,6 +48,14 @@ lint: env ## ruff, mypy --strict, import-linter
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+bench: env $(VENV)/.bench ## measure it all beside its references, and draw docs/performance.md (as root; 15 minutes)
+	@$(BIN)/python -m bench $(PARTS)
+
+# matplotlib draws the plots: 60 MB that nothing else needs.
+$(VENV)/.bench: requirements-bench.txt $(VENV)/.ready
+	@$(call quietly,$(PIP) --require-hashes -r requirements-bench.txt)
+	@touch $@
+
 man: env ## the man pages, in build/man
 	@$(BIN)/python docs/man build/man
 
@@ -85,7 +93,7 @@ $(VENV)/.linked: $(VENV)/.ready pyproject.toml $(ROOMS) | apt
 
 lock: env ## pin the newest versions of what requirements*.in name, with hashes
 	@command -v uv >/dev/null || { echo "uv is missing. Install it with: pipx install uv" >&2; exit 1; }; \
-	for name in requirements requirements-dev; do \
+	for name in requirements requirements-dev requirements-bench; do \
 	  uv pip compile --quiet --upgrade --python $(PYTHON) --generate-hashes --no-header --no-emit-index-url \
 	    -o $$name.txt $$name.in; \
 	done
@@ -125,4 +133,4 @@ clean: ## remove all that the other targets made
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help demo test test-others lint man env apt lock install uninstall deb boot clean
+.PHONY: help demo test test-others bench lint man env apt lock install uninstall deb boot clean
