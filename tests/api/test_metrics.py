@@ -123,7 +123,7 @@ RULES = {
         'cloud_network_addresses{link="eth1",state="actual"}': "15x60",
     },
     "CloudNetworkDrift": {'cloud_network_drift{link="eth0"}': "3x60"},
-    "CloudNetworkFight": {"cloud_network_fights": "0x5 1x55"},
+    "CloudNetworkFight": {"cloud_network_fights": "0x10 1x50"},
     "CloudNetworkRollback": {"cloud_network_rollbacks_total": "0x10 1x50"},
     "CloudNetworkRefused": {'cloud_network_netagent_requests_total{verdict="refused"}': "0x10 1x50"},
 }
@@ -177,6 +177,12 @@ def test_the_rules_are_rules_and_all_of_them_are_tried() -> None:
 @pytest.mark.parametrize("name", RULES)
 def test_each_rule_speaks_when_it_should(tmp_path: Path, name: str) -> None:
     tried = unit_test(tmp_path, RULES[name], {name: True})
+    assert tried.returncode == 0, tried.stdout + tried.stderr
+
+
+@debian
+def test_many_repairs_are_a_fight_as_well(tmp_path: Path) -> None:
+    tried = unit_test(tmp_path, {"cloud_network_drift_repaired_total": "0+2x60"}, {"CloudNetworkFight": True})
     assert tried.returncode == 0, tried.stdout + tried.stderr
 
 
