@@ -29,14 +29,23 @@ def _escape(code: int) -> str:
 
 def columns() -> int | None:
     """Width of the terminal; None when the output is none, as lines are then not wrapped: programs read them."""
+    return _size("COLUMNS", 0, 80)
+
+
+def height() -> int | None:
+    """How many lines the terminal has; None when the output is none."""
+    return _size("LINES", 1, 24)
+
+
+def _size(variable: str, which: int, default: int) -> int | None:
     if not sys.stdout.isatty():
         return None
-    if (given := os.environ.get("COLUMNS", "")).isdecimal() and int(given) > 0:
+    if (given := os.environ.get(variable, "")).isdecimal() and int(given) > 0:
         return int(given)
     try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns or 80
+        return os.get_terminal_size(sys.stdout.fileno())[which] or default
     except OSError:
-        return 80
+        return default
 
 
 def rows(table: Iterable[Row], width: int, limit: int | None) -> str:

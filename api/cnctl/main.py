@@ -125,7 +125,9 @@ def parser() -> argparse.ArgumentParser:
         ("--state", "DIRECTORY", f"where the fetcher writes ({STATE})"),
     ):
         common.add_argument(option, metavar=metavar, default=argparse.SUPPRESS, help=what)
-    common.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="for programs")
+    common.add_argument(
+        "--json", action="store_true", default=argparse.SUPPRESS, help="for programs: one JSON value, whose keys stay"
+    )
 
     root = argparse.ArgumentParser(
         prog="cnctl",

@@ -36,11 +36,14 @@ def run(arguments: argparse.Namespace, source: Source) -> int:
         limit = layout.columns()
         state = f"{layout.safe(status['state'])}{', but out of date' if stale else ''}"
         verdict = layout.rows([(state, _verdict(status))], 0, limit)
+        facts = layout.rows(_facts(status, now), 9, limit)
         print(layout.coloured(verdict, RED if stale else COLOURS.get(status["state"], RED)))
-        print(layout.rows(_facts(status, now), 9, limit))
+        print(facts)
         if status["links"]:
             print()
-            print("\n".join(_table(links(status), limit)))
+            screen = layout.height()
+            room = screen - len(verdict.splitlines()) - len(facts.splitlines()) - 4 if screen else None
+            print("\n".join(_fitting(links(status), limit, room)))
     return OK if status["state"] == "ok" and not stale else WRONG
 
 
@@ -92,6 +95,19 @@ def _ago(at: str, now: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit} ago"
     return f"{seconds:.0f} s ago"
+
+
+def _fitting(found: list[LinkStatus], limit: int | None, room: int | None) -> list[str]:
+    """The table; where it would be higher than the room there is, links that are right give way, the last first."""
+    lines = list(_table(found, limit))
+    if room is None or len(lines) <= room:
+        return lines
+    wrong = [link for link in found if link["state"] not in ("ok", "excluded")]
+    right = [link for link in found if link["state"] in ("ok", "excluded")]
+    while right and len(lines) > room:
+        del right[-max(1, (len(lines) - room) // 3) :]  # a row has a few lines at most
+        lines = list(_table(sorted([*wrong, *right], key=lambda link: link["ifindex"]), limit))
+    return [*lines, f"… and {len(found) - len(wrong) - len(right)} links that are right: cnctl status network"]
 
 
 def _table(found: list[LinkStatus], limit: int | None) -> Iterator[str]:

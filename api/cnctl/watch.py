@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import sys
 import time
 
+from cloud_network.api.cnctl import layout
 from cloud_network.api.cnctl.failure import OK, Failure
 from cloud_network.api.cnctl.source import Source
 
@@ -46,7 +46,7 @@ def _frames(run: Run, arguments: argparse.Namespace, state: str, in_place: bool)
         source = Source(arguments.config, state)  # afresh: a server that is down may be back
         if in_place:
             lines = _frame(run, arguments, source).splitlines()
-            height = _height()
+            height = max(3, layout.height() or 24)
             if len(lines) >= height:
                 lines[height - 2 :] = [f"… and {len(lines) - height + 2} more lines"]
             print(HOME + "".join(f"{line}{TO_END_OF_LINE}\n" for line in lines) + TO_END, end="", flush=True)
@@ -74,10 +74,3 @@ class _Frame(io.StringIO):
 
     def fileno(self) -> int:
         return 1
-
-
-def _height() -> int:
-    try:
-        return max(3, os.get_terminal_size(1).lines or 24)
-    except OSError:
-        return 24

@@ -45,6 +45,8 @@ def cnctl() -> Lines:
         for action in positionals(command):
             yield from item(positional(action), action.help or "")
         yield from options(command, {option for action in root._actions for option in action.option_strings})
+    yield from section("JSON")
+    yield from text(words.JSON)
     yield from section("EXIT STATUS")
     yield from items(words.EXIT)
     yield from section("FILES")
@@ -70,6 +72,8 @@ def overview() -> Lines:
     yield from items(words.DAEMONS)
     yield from section("WHAT STAYS AND WHAT GOES")
     yield from text(words.REMOVAL)
+    yield from section("LOG")
+    yield from text(words.LOG)
     yield from section("ENVIRONMENT")
     yield from items({name: words.ENVIRONMENT[name] for name in ENVIRONMENT})
     yield from section("FILES")

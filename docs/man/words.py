@@ -46,6 +46,14 @@ EXIT = {
     "2": "The command line is wrong.",
     "3": "A daemon does not answer, or knows nothing yet.",
 }
+JSON = """\
+With --json, the answer is one JSON value in ASCII. Keys are only added, never renamed or taken away, within a major
+version; /usr/share/doc/cloud-network/json.md has them all. Exit codes are the same, and what is not the answer goes to
+standard error."""
+LOG = """\
+Fetcher and api log to standard error, each event one line as LogFormat= says; netagent writes the lines of its audit
+log. Where standard error is the journal, an entry has PRIORITY=, LOGGER=, CODE_FILE=, CODE_LINE= and CODE_FUNC=, and
+MESSAGE= is the bare message."""
 OVERVIEW = """\
 A cloud gives an instance several network interfaces and several private addresses on each. DHCP configures one
 address on one interface; the rest stay unreachable. cloud-network reads the instance metadata and makes the kernel
@@ -56,7 +64,8 @@ DAEMONS = {
     "It has no capability. SIGHUP reads the configuration again; SIGTERM ends it, and Purge= says what stays.",
     "cloud-network-netagent": "The one process that may change the network: CAP_NET_ADMIN and nothing else. It checks "
     "every request as a whole, applies it in one batch, undoes it unless it is confirmed, and writes it down.",
-    "cloud-network-api": "Shows the state on Listen=, read-only.",
+    "cloud-network-api": "Shows the state on Listen=, read-only. Under systemd, cloud-network-api.socket says where, "
+    "and Listen= has to agree: what differs is told in the log, by --check-config and by cnctl.",
 }
 REMOVAL = """\
 What others put into the kernel is never changed. Routes and rules of cloud-network carry protocol number 209. An

@@ -319,6 +319,23 @@ def test_a_narrow_terminal_gets_narrow_lines(server: Server, state: StateDirecto
             assert lines[-2:] == ["eth0  ok     10/10      10001  9001  10.0.0.1", "  fe80::200:17ff:fe00:1"]
 
 
+def test_status_is_one_screen_however_many_links_there_are(server: Server, state: StateDirectory) -> None:
+    """Of 24 lines: what is wrong is shown, and what is right gives way."""
+    links = [link(n, f"eth{n}", [address(f"10.0.{n}.4")]) for n in range(2, 62)]
+    links[50]["state"], links[50]["drift"] = "drift", [f"ip address add 10.0.52.{n}/32 dev eth52" for n in range(9)]
+    state.write_status(status(*links, state="degraded"))
+    command = (str(BIN / "cnctl"), "status", "--config", str(server.config), "--state", state.path)
+    _, shown = on_terminal(*command, env={"NO_COLOR": "1", "LINES": "24"}, columns=80)
+    lines = shown.decode().splitlines()
+    assert 20 < len(lines) < 24
+    assert [line.split()[0] for line in lines if "drift" in line] == ["eth52"]
+    assert "  … and 4 more: cnctl status --json" in lines
+    count = sum(" ok " in line for line in lines)
+    assert lines[-1] == f"… and {59 - count} links that are right: cnctl status network"
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert sum(" ok " in line for line in ended.stdout.splitlines()) == 59, "a pipe gets all"
+
+
 # --- how it ends ---
 
 

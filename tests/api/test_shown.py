@@ -6,6 +6,7 @@ The lab's own cloud, daemons and kernel. `SHOWN=write pytest tests/api/test_show
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -14,6 +15,7 @@ import subprocess
 import termios
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,6 +80,49 @@ def on_terminal(lab: Lab, command: str, columns: int = 80) -> str:
     os.close(ours)
     code = process.wait(60)
     return f"$ cnctl {command}\n{received.decode()}".replace("\r\n", "\n") + f"[{code}]\n\n"
+
+
+DOCS = Path(__file__).parents[2] / "docs"
+ONLY_SOMETIMES = {"error", "where", "reason", "fights", "ops", "duration_us", "id", "ranges"}
+"""Keys that are there when there is something to say."""
+
+
+def documented() -> dict[str, set[str]]:
+    """{command: the keys of its answer}, as the table of docs/json.md has them."""
+    rows = [line.split("|") for line in (DOCS / "json.md").read_text().splitlines() if line.startswith("| `")]
+    return {command: set(WORD.findall(row[2])) for row in rows for command in re.findall(r"`([a-z0-9 -]+)`", row[1])}
+
+
+WORD = re.compile(r"`([A-Za-z_]+)`")
+
+
+def test_json_has_the_keys_that_are_documented() -> None:
+    """Each of them, and no other."""
+    known = documented()
+    commands = {re.sub(r" \{.*| --last.*", "", command): command for command in COMMANDS}
+    assert known.keys() == commands.keys()
+    with Lab(Spec.cloud("gcp", 2, 2)) as lab:
+        lab.write_config(CONFIG)
+        for name in ("netagent", "fetcher", "api"):
+            lab.start(name)
+        lab.wait_for(lambda: {*lab.addresses} <= local(lab) and status(lab).get("state") == "ok", 20, "all in place")
+
+        def answer(command: str) -> Any:
+            line = commands[command].format(address=lab.nics[-1].addresses[-1]).split()
+            return json.loads(lab.run([str(BIN / "cnctl"), *line, "--json"], check=False).stdout)
+
+        known["status"] |= json.loads((DOCS / "status.schema.json").read_text())["properties"].keys()
+        for command in ("status", "status network", "doctor", "show project", "plan", "refresh", "audit --verify"):
+            found = answer(command)
+            assert found.keys() <= known[command], command
+            assert known[command] - found.keys() <= ONLY_SOMETIMES, command
+        text = (DOCS / "json.md").read_text()
+        step, line = (set(WORD.findall(part.partition("\n\n")[0])) for part in text.split("\n\nA ")[1:])
+        assert all(each.keys() == step - {"doctor"} for each in answer("doctor")["steps"])
+        assert all(each.keys() <= line for each in answer("audit"))
+        assert all(isinstance(key, str) for key in answer("show ssh-keys"))
+        assert {"name", "zone"} <= answer("status system").keys()
+        assert answer("flush").keys() == known["flush"]
 
 
 @pytest.mark.parametrize("cloud", PROVIDERS)
