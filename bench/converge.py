@@ -47,6 +47,7 @@ def line(change: Change, names: dict[int, str]) -> str:
         via = f"via {change['gateway']} " if change["gateway"] else ""
         return f"route replace {prefix} {via}dev {name} table {change['table']} proto 209"
     source = f"from {prefix} " if change["prefix"] else ""
+    source += "iif lo " if change["local"] else ""
     rest = " suppress_prefixlength 0" if change["suppress"] else ""
     source += "iif lo " if change.get("local") else ""
     return f"rule add {source}lookup {change['table']} pref {change['priority']} proto 209{rest}"

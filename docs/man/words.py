@@ -13,7 +13,9 @@ KEYS = {
     "Provider": "Which cloud this is; auto finds out from the firmware.",
     "RouteTableBase": "A link's table has the number of this plus its ifindex.",
     "RulePriority": "The first of the 30 priorities of rules that belong to cloud-network.",
-    "Rules": "original adds the `to ADDRESS` rules of the Go original, which never match but are looked for.",
+    "Rules": "aggregate: one rule for all addresses of a subnet on one link, as far as no other link has any in there. "
+    "address: one for each, which every packet pays for; for hosts that send with their neighbours' addresses. "
+    "original: that, and the `to ADDRESS` rules of the Go original, which never match but are looked for.",
     "Exclude": "Links that are left as they are.",
     "ExcludeAddresses": "Addresses that are left to containers, VRRP or others.",
     "Prefixes": "What a delegated range becomes: a local route, source rules only, or nothing. By default the cloud's "

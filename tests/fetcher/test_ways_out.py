@@ -65,7 +65,7 @@ def test_addresses_that_dhcp_alone_knows_get_rules_and_a_table_and_stay_dhcps() 
     here = host(link(1), link(2), addresses=leased, gateways={3: (ip_address("10.7.0.1"),)})
     found = wanted(instance(interface(1), bare), here)
     assert table(found, 3) == ["10.7.0.0/22", "10.0.1.0/24 via 10.7.0.1", "0.0.0.0/0 via 10.7.0.1"]
-    assert {str(each.selector) for each in found.rules if each.table == BASE + 3} == {"10.7.0.9/32"}
+    assert {str(each.selector) for each in found.rules if each.table == BASE + 3} == {"10.7.0.0/22"}
     assert "10.7.0.0/22 via 10.0.1.1" in table(found, 2), "the sibling's way there"
     added = [each.what for each in plan_of(found, here) if each.verb is Verb.ADD and isinstance(each.what, Address)]
     assert [str(address.address) for address in added] == ["10.0.1.10"]
