@@ -142,13 +142,20 @@ def _attempt(step: Callable[[], object]) -> None:
         logger.exception("unexpected; it will be tried again")
 
 
+def _hopeless(error: Exception) -> SystemExit:
+    """To start again does not help: 78, EX_CONFIG of sysexits.h, which the unit leaves at that."""
+    print(f"cloud-network-fetcher: {error}", file=sys.stderr)
+    return SystemExit(78)
+
+
 def main() -> None:
     """Entry point of cloud-network-fetcher."""
     parser = argparse.ArgumentParser(
         prog="cloud-network-fetcher",
         description="Reads the cloud's metadata and asks netagent to make the network agree with it.",
         epilog="Signals: SIGHUP reads the configuration again and refreshes; SIGTERM ends it: the network stays, "
-        'or with Purge="on-stop" all that it put there goes.',
+        'or with Purge="on-stop" all that it put there goes. Exit status 78: the configuration is wrong, or the cloud '
+        "is none that is known; to start again does not help.",
     )
     parser.add_argument("--config", type=Path, default=configuration.PATH, metavar="FILE", help="default: %(default)s")
     parser.add_argument("--check-config", action="store_true", help="say whether the file is right, and change nothing")
@@ -162,7 +169,7 @@ def main() -> None:
     try:
         config = configuration.load(arguments.config)
     except configuration.ConfigError as error:
-        raise SystemExit(f"cloud-network-fetcher: {error}") from None
+        raise _hopeless(error) from None
     if arguments.check_config:
         print(f"{arguments.config}: right")
         if (there := listening()) and str(config.listen) not in there:
@@ -179,7 +186,7 @@ def main() -> None:
     try:
         provider = detect(config.provider, read_dmi())
     except DetectionError as error:
-        raise SystemExit(f"cloud-network-fetcher: {error}") from None
+        raise _hopeless(error) from None
     _say_not_yet(config)
     logger.info("cloud: %s, metadata at %s", provider.name, provider.client.endpoint)
     systemd = Systemd()
