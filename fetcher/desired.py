@@ -58,7 +58,7 @@ def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
     ours = {address for _, address in actual.addresses} | {
         each.ip for interface in instance.interfaces for each in interface.addresses
     }
-    sources = Sources(_sources(instance, found, config, actual)) if config.rules is Rules.AGGREGATE else None
+    sources = Sources(_sources(instance, found, config, actual, left)) if config.rules is Rules.AGGREGATE else None
     given = set[IPNetwork]()  # a forwarded address may be named for several interfaces
     taken = set[IPAddress]()
     for interface, link in pairs:
@@ -290,14 +290,20 @@ def _gateway(interface: Interface, link: Link, version: int, actual: Actual) -> 
     return next((gateway for gateway in known if gateway.version == version), None)
 
 
-def _sources(instance: Instance, found: Mapping[str, Link], config: Config, actual: Actual) -> Iterator[Held]:
-    """What may be the source of a packet of this host, as the kernel and the metadata say; also of links to come."""
-    for ifindex, address in actual.addresses:
-        yield Held.one(address, ifindex)
+def _sources(
+    instance: Instance, found: Mapping[str, Link], config: Config, actual: Actual, left: frozenset[int]
+) -> Iterator[Held]:
+    """What may be the source of a packet of this host, as the kernel and the metadata say; also of links to come.
+
+    What is ours and the metadata no longer list is taken away before any rule is added.
+    """
+    for (ifindex, address), kernel in actual.addresses.items():
+        if not (kernel.owned and instance.complete and ifindex not in left):
+            yield Held.one(address, ifindex)
     for network, ifindex in actual.local.items():
         yield Held.all_of(network, ifindex)
     for route in actual.routes:
-        if route.table == TABLE_LOCAL:
+        if route.table == TABLE_LOCAL and not (instance.complete and route.ifindex not in left):
             yield Held.all_of(route.destination, route.ifindex)
     for interface in instance.interfaces:
         ifindex = found[interface.mac].ifindex if interface.mac in found else NOBODY

@@ -114,8 +114,8 @@ def test_no_address_is_without_its_rules_while_others_take_their_place(
 ) -> None:
     """Another Rules=, and addresses more or less, of which prefixes change: after each single operation."""
     start = carried_out(plan(desired(cloud, config, before), before, may_remove=True), before)
-    last = cloud.interfaces[-1]
-    fewer = replace(last, addresses=last.addresses[: data.draw(st.integers(0, len(last.addresses)))])
+    final = cloud.interfaces[-1]
+    fewer = replace(final, addresses=final.addresses[: data.draw(st.integers(0, len(final.addresses)))])
     after = replace(cloud, interfaces=(*cloud.interfaces[:-1], fewer))
     for one, other in ((cloud, after), (after, cloud)):
         here = carried_out(plan(desired(one, config, start), start, may_remove=True), start)
@@ -123,7 +123,8 @@ def test_no_address_is_without_its_rules_while_others_take_their_place(
         order = sorted(here.rules, key=str)
         settled = order + [each for each in goal.rules if each not in order]
         stay = [each.address for each in goal.addresses if (each.ifindex, each.address) in here.addresses]
-        wanted = {source: tables([each for each in settled if each in goal.rules], source) for source in stay}
+        last = [each for each in settled if each in goal.rules or each.table in goal.left_tables]
+        wanted = {source: tables(last, source) for source in stay}
         began = {source: tables(order, source) for source in stay}
         for change in plan(goal, here, may_remove=True):
             if isinstance(change.what, Rule):
