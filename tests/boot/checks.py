@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.spec import beyond_address, beyond_address6, neighbour_address
+
 from .guest import SERVICES, Guest
 from .image import NEWER, TOOLS
 
@@ -66,9 +68,9 @@ class Checks:
 
     @pytest.mark.parametrize("service", SERVICES)
     def test_what_a_program_in_the_sandbox_can_reach(self, guest: Guest, service: str) -> None:
-        neighbour = guest.lab.nics[0].addresses[0].rpartition(".")[0] + ".250"
-        guest.lab.reach.listen(guest.lab.neighbours[0])
-        places = [METADATA, "80", neighbour, "7", "127.0.0.1", "7", "198.51.100.10", "7"]
+        neighbour = neighbour_address(guest.lab.nics[0].subnet)
+        guest.lab.reach.listen(guest.lab.neighbours[0], guest.lab.beyond[0])
+        places = [METADATA, "80", neighbour, "7", "127.0.0.1", "7", beyond_address(0), "7", beyond_address6(0), "7"]
         found = guest.within(service, WITHIN, *places)
         assert set(found["write"]) - PRIVATE == set(OWN[service]), found
         assert found["sysctl"] != "yes"
@@ -159,6 +161,13 @@ class Checks:
         first = json.loads(before.splitlines()[0])
         assert first["boot"] == guest.run("cat", "/proc/sys/kernel/random/boot_id").strip()
         assert guest.run("cnctl", "audit", "--verify")
+
+    def test_nothing_that_the_sandbox_refuses_is_needed(self, guest: Guest) -> None:
+        """What a unit's own start, work and reload were refused would be here."""
+        said = guest.journal()
+        assert "level=error" not in "\n".join(x for x in said.splitlines() if "left out" not in x), said[-4000:]
+        assert "Permission denied" not in said
+        assert "Operation not permitted" not in said
 
     def test_the_journal_has_the_audit_too(self, guest: Guest) -> None:
         said = guest.run("journalctl", "-o", "cat", "-u", "cloud-network-netagent.service")

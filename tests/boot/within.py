@@ -24,7 +24,7 @@ def tried(what: Callable[[], object]) -> str:
 
 
 def connect(host: str, port: int) -> None:
-    with socket.create_connection((host, port), timeout=3):
+    with socket.create_connection((host, port), timeout=1.5):
         pass
 
 
