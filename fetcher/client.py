@@ -118,7 +118,7 @@ class Client:
         self._endpoints = deque(endpoints)
         self.kinds: tuple[str, ...] = ()  # rtnetlink's, of links that count as the cloud's: [Netagent] AllowKinds=
         self.requests = 0
-        self._way = ""  # the last that led to the server
+        self.way = ""  # the last that led to the server: a link that was asked by, or "" for the host's routing
         self._session = requests.Session()
         self._session.trust_env = False  # no proxy, no .netrc: the address is link-local, nobody else may see the token
         self._session.headers.update({"User-Agent": "cloud-network", "Accept-Encoding": "identity"})
@@ -168,7 +168,7 @@ class Client:
         """By the way that led there last, or by another; the error is the first one's."""
         first: OSError | None = None
         found = ways(ip_address(host), self.kinds)
-        for way in sorted(found, key=lambda each: each != self._way):
+        for way in sorted(found, key=lambda each: each != self.way):
             plain = _Socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
             try:
                 if way:
@@ -180,7 +180,7 @@ class Client:
                 plain.close()
                 first = first or error
             else:
-                self._way = way
+                self.way = way
                 return plain
         if isinstance(first, TimeoutError):
             raise _NoWayError("timeout", "no answer in time")

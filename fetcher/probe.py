@@ -5,9 +5,9 @@ neighbour discovery, seldom ping. The states are those of linux/neighbour.h; see
 device without privilege since Linux 5.7 (SO_BINDTODEVICE, socket(7)).
 
 The rule: a gateway that resolved before a change and is still in use after it must resolve then, too; and where a
-link's gateway is replaced by another while the old one resolved, the new one must. A gateway that did not resolve
-before never holds a change up: there was nothing to lose, and a change that the cloud wants is never impossible for
-ever, as an old gateway that is really gone stops to resolve.
+link's gateway is replaced by another while the old one resolved, or gets another beside it for the default route of
+our table, the new one must. A gateway that did not resolve before never holds a change up: there was nothing to lose,
+and a change that the cloud wants is never impossible for ever, as an old gateway that is really gone stops to resolve.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class Gateways:
         learned = {Gateway(index, each) for index in links for each in actual.gateways.get(index, ())}
         used = _of(actual.routes, links) | learned
         self._wanted = _of(wanted.routes, links) | learned
+        self._new = _of((route for route in wanted.routes if route.destination.prefixlen == 0), links) - used
         self._names = {link.ifindex: link.name for link in actual.links}
         self._addresses = [each for each in wanted.addresses if each.ifindex in links]
         there = [each for each in self._addresses if (each.ifindex, each.address) in actual.addresses]
@@ -63,7 +64,8 @@ class Gateways:
         had = {gateway.place for gateway in self._before}
         kept = self._wanted & self._before
         served = {gateway.place for gateway in kept}
-        needed = kept | {each for each in self._wanted if each.place in had and each.place not in served}
+        replaced = {each for each in self._wanted if each.place not in served} | self._new
+        needed = kept | {each for each in replaced if each.place in had}
         return sorted(needed - resolving(needed, self._names, self._addresses, min(_AFTER, seconds)), key=str)
 
 

@@ -281,9 +281,12 @@ class Reconciler:
             logger.debug("change: %s", in_ip_syntax(change, links))
         self._say(f"making {len(changes)} changes, the first: {in_ip_syntax(changes[0], links)}")
         gateways = Gateways(changes, wanted, actual, self._config.route_table_base)
+        way = self.provider.client.way
         try:
             with Agent() as agent:
-                verdict = agent.carry_out(changes, self._config.confirm_timeout, lambda: self._broken(gateways, links))
+                verdict = agent.carry_out(
+                    changes, self._config.confirm_timeout, lambda: self._broken(way, gateways, links)
+                )
         except AgentError as error:
             self._note("unreachable", None, str(error), 0)
             self._errors.begin("netagent", str(error), serious=True)
@@ -311,10 +314,18 @@ class Reconciler:
             self._fights.refused(of_link(changes, verdict.link, table), str(verdict.reason))
         return True
 
-    def _broken(self, gateways: Gateways, links: dict[int, Link]) -> str | None:
-        """What a change has broken, asked between its making and its confirmation."""
+    def _broken(self, way: str, gateways: Gateways, links: dict[int, Link]) -> str | None:
+        """What a change has broken, asked between its making and its confirmation. `way`: the client's, before it."""
+        client = self.provider.client
         if not self.provider.answers():
             return "the metadata server did not answer after the change"
+        if client.way != way:
+            text = (
+                f"the metadata server answered by {_by(way)} before the change, and only by {_by(client.way)} after it"
+            )
+            client.close()
+            client.way = way  # it is the first to be tried when that has been taken back
+            return text
         if lost := gateways.cut_off(self._config.confirm_timeout / 3):
             named = " and ".join(f"{each.address} on {links[each.ifindex].name}" for each in lost)
             return f"the gateway {named} did not resolve after the change, where one did before"
@@ -381,6 +392,10 @@ class Reconciler:
         status["refresh_timer"] = self._config.refresh_timer
         self._publisher.publish()
         self._say(report.doing(status, self.provider.client.endpoint, self._failed_reads))
+
+
+def _by(way: str) -> str:
+    return way or "the host's routing"
 
 
 def _takes_away(changes: Plan) -> bool:

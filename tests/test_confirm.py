@@ -7,7 +7,7 @@ from signal import SIGHUP
 
 import pytest
 
-from tests.job import audit, kernel, present, refresh, running, settle, status, without_order
+from tests.job import CONFIG, MACS, audit, kernel, present, refresh, running, settle, status, without_order
 from tests.lab import Lab, Nic, Spec
 
 NEW = "10.0.2.77"
@@ -86,7 +86,7 @@ def test_the_gateway_of_another_link_is_no_reason(lab: Lab) -> None:
 
 
 def test_a_change_that_cuts_the_metadata_server_off_is_taken_back(lab: Lab) -> None:
-    """By the host's own routing: with the new address comes a route of an operator's that leads nowhere."""
+    """It goes away between the two; whether by our doing is not to be seen from here."""
     before = kernel(lab)
     in_mid_change(lab, lab.nics[1], NEW)
     lab.metadata.fail("refuse")
@@ -97,3 +97,33 @@ def test_a_change_that_cuts_the_metadata_server_off_is_taken_back(lab: Lab) -> N
     lab.metadata.clear()
     settle(lab)
     assert NEW in present(lab)
+
+
+@pytest.mark.parametrize(
+    ("route", "reason"),
+    [
+        ([], "the metadata server answered by the host's routing before the change, and only by eth0 after it"),
+        (["route add 169.254.169.254 via 10.0.1.1 dev eth1"], "the gateway 10.0.0.1 on eth1 did not resolve"),
+    ],
+)
+def test_a_change_that_itself_cuts_the_primary_off_is_taken_back(route: list[str], reason: str) -> None:
+    """The metadata are wrong of its subnet, and so of its gateway; the server answers all the same, by another way."""
+    with Lab(Spec.aws(interfaces=2, addresses=2)) as lab:
+        nic = lab.nics[0]
+        assert nic.name == "eth1"
+        lab.batch(route)
+        lab.write_config(CONFIG)
+        before, connection = kernel(lab), lab.hold_connection(nic.addresses[0])
+        lab.metadata.content(f"{MACS}{nic.mac}/subnet-ipv4-cidr-block", "10.0.0.0/16")
+        lab.start("netagent")
+        lab.start("fetcher")
+        lab.wait_for(lambda: len(verdicts(lab)) >= 4, 60, "two tries")
+        lab.stop("fetcher")
+        assert verdicts(lab) == ["applied", "rolled back"] * (len(verdicts(lab)) // 2)
+        assert reason in status(lab)["netagent"]["reason"]
+        assert without_order(kernel(lab)) == without_order(before)
+        assert connection.alive()
+        lab.metadata.clear()
+        lab.start("fetcher")
+        settle(lab)
+        assert all(lab.reachability().values())

@@ -23,9 +23,9 @@ ASK = """
 from cloud_network.fetcher.client import Client; from cloud_network.fetcher.model import MetadataError
 client = Client("169.254.169.254"); client.kinds = ("veth",)
 try:
-    print(client.request("GET", "/latest/meta-data/instance-id").status, client._way)
+    print(client.request("GET", "/latest/meta-data/instance-id").status, client.way)
     client.close()
-    print(client.request("GET", "/latest/meta-data/instance-id").status, client._way)
+    print(client.request("GET", "/latest/meta-data/instance-id").status, client.way)
 except MetadataError as error:
     print(error.kind, error)
 """
