@@ -4,6 +4,9 @@ A datagram is sent towards a gateway, by its link, and then the neighbour entry 
 neighbour discovery, seldom ping. The states are those of linux/neighbour.h; see arp(7). A socket may be bound to a
 device without privilege since Linux 5.7 (SO_BINDTODEVICE, socket(7)).
 
+The units' IPAddressDeny= drops a datagram to a gateway before the kernel asks for its neighbour entry. One to a metadata
+server's address passes, has the same next hop, and dies there (tests/boot, test_a_gateway_is_asked_for_by_…).
+
 The rule: a gateway that resolved before a change and is still in use after it must resolve then, too; and where a
 link's gateway is replaced by another while the old one resolved, or gets another beside it for the default route of
 our table, the new one must. A gateway that did not resolve before never holds a change up: there was nothing to lose,
@@ -25,6 +28,7 @@ from cloud_network.fetcher.model import IPAddress
 from cloud_network.fetcher.objects import Actual, Address, Desired, Route, Rule
 from cloud_network.fetcher.plan import Plan
 
+_LET_OUT = {4: "169.254.169.254", 6: "fd00:ec2::254"}  # IPAddressAllow= of the unit has both on every cloud
 _DISCARD = 9  # RFC 863: nobody answers, and nobody has to
 _AGAIN = 0.5  # seconds until the next datagram: the kernel itself gives up on a neighbour after three
 _LOOK = 0.005  # seconds between two looks at the neighbours
@@ -138,7 +142,12 @@ def _send(gateway: Gateway, link: str, source: IPAddress | None) -> bool:
             if source is not None and not gateway.address.is_link_local:
                 with contextlib.suppress(OSError):  # gone, or still tentative: the kernel chooses
                     sender.bind((str(source), 0))
-            sender.sendto(b"", target if six else target[:2])
+            try:
+                sender.sendto(b"", target if six else target[:2])
+            except PermissionError:
+                with contextlib.suppress(OSError):  # bound already; with a link-local gateway it was not
+                    sender.bind((str(source), 0))
+                sender.sendto(b"", (_LET_OUT[gateway.address.version], _DISCARD))
         except OSError:
             return False
     return True
