@@ -9,11 +9,11 @@ from pathlib import Path
 from cloud_network.api import audit
 from cloud_network.api.app import create_app
 from cloud_network.api.privileges import PrivilegeError, drop
+from cloud_network.api.shortcut import Shortcut
 from cloud_network.api.worker import PatientWorker
 from cloud_network.fetcher import config as configuration
 from cloud_network.fetcher import state
 from cloud_network.fetcher.config import Config, ConfigError, Endpoint, LogLevel
-from flask import Flask
 from gunicorn.app.base import BaseApplication
 
 THREADS = 8
@@ -24,7 +24,7 @@ LEVELS = {LogLevel.TRACE: "debug", LogLevel.FATAL: "critical", LogLevel.PANIC: "
 class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn with our settings and nobody else's: no file, environment or command line of its own is read."""
 
-    def __init__(self, app: Flask, config: Config, listener: socket.socket | None):
+    def __init__(self, app: Shortcut, config: Config, listener: socket.socket | None):
         self._app = app
         self._settings = {
             "bind": f"fd://{listener.detach()}" if listener else str(config.listen),
@@ -51,7 +51,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         for name, value in self._settings.items():
             self.cfg.set(name, value)
 
-    def load(self) -> Flask:
+    def load(self) -> Shortcut:
         """Return the application, built before the first worker is forked."""
         return self._app
 
