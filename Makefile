@@ -81,7 +81,7 @@ $(VENV)/.ready: requirements-dev.txt | apt
 	@echo "building the virtual environment in $(VENV) (a minute the first time)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(call quietly,$(PIP) --require-hashes -r requirements-dev.txt)
-	@$(BIN)/python -c 'import flask, gunicorn, msgpack, prctl, pyroute2, requests'
+	@$(BIN)/python -c 'import flask, gunicorn, msgpack, prctl, pyroute2'
 	@touch $@
 
 # A strict editable install links file by file (mypy sees it), so a new file, or one that went, asks for new links.

@@ -6,14 +6,19 @@ are refused, and addresses must be ones that this server is meant to have. Ports
 changes them.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from ipaddress import ip_address
+from typing import TYPE_CHECKING
 
 from cloud_network.api.problem import Problem
 from cloud_network.fetcher.config import Endpoint
-from flask import Flask, Response, request
+
+if TYPE_CHECKING:
+    from flask import Flask, Response
 
 NAMES = frozenset({"localhost", "ip6-localhost", "ip6-loopback"})
 HEADERS = {
@@ -53,6 +58,7 @@ def hosts(listen: Sequence[Endpoint]) -> Callable[[str], bool]:
 
 def install(app: Flask, listen: Sequence[Endpoint], allowed: Callable[[str], bool]) -> None:
     """Refuse strange Host headers before any route, and put HEADERS on every answer, errors too."""
+    from flask import request
 
     there = " or ".join(f"http://{endpoint}/" for endpoint in listen) or "127.0.0.1"
 

@@ -7,7 +7,6 @@ import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
-from importlib.metadata import version
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from cloud_network.api import answers
@@ -55,6 +54,8 @@ class Route:
 
 def document(routes: Iterable[Route]) -> Json:
     """The OpenAPI document."""
+    from importlib.metadata import version  # zipfile, email and more, for one number
+
     types_used: dict[str, Json] = {}
     problem = _schema(answers.Problem, types_used)
     types_used["Problem"].pop("additionalProperties")

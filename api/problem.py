@@ -1,12 +1,14 @@
 """Every error as RFC 9457 problem JSON: what is wrong, and in `detail` what to do next."""
 
+from __future__ import annotations
+
 import json
 import logging
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flask import Flask, Response, request
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+if TYPE_CHECKING:
+    from flask import Flask, Response
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,8 @@ def encode(status: int, detail: str, **more: object) -> bytes:
 
 def install(app: Flask) -> None:
     """Answer every failure of the application, foreseen or not, with a problem."""
+    from flask import request
+    from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
     @app.errorhandler(Problem)
     def _problem(problem: Problem) -> Response:
@@ -68,5 +72,7 @@ def _routes(app: Flask) -> list[str]:
 
 
 def _respond(status: int, detail: str, headers: dict[str, str] | None = None, **more: Any) -> Response:
+    from flask import Response, request
+
     content = encode(status, detail, instance=request.path, **more)
     return Response(content, status, headers, mimetype=MIMETYPE)

@@ -13,11 +13,11 @@ from typing import Any
 from cloud_network.api import audit
 from cloud_network.api.app import create_app
 from cloud_network.api.privileges import PrivilegeError, drop
+from cloud_network.api.shortcut import Shortcut
 from cloud_network.api.worker import PatientWorker
 from cloud_network.fetcher import config as configuration
 from cloud_network.fetcher import log, state
 from cloud_network.fetcher.config import Config, ConfigError, Endpoint, LogFormat, LogLevel
-from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 
@@ -42,7 +42,7 @@ class Log(Logger):  # type: ignore[misc]  # gunicorn has no types
 class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn with our settings and nobody else's: no file, environment or command line of its own is read."""
 
-    def __init__(self, app: Flask, config: Config, listener: socket.socket | None):
+    def __init__(self, app: Shortcut, config: Config, listener: socket.socket | None):
         self._app = app
         self._settings = {
             "bind": f"fd://{listener.detach()}" if listener else str(config.listen),
@@ -70,7 +70,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         for name, value in self._settings.items():
             self.cfg.set(name, value)
 
-    def load(self) -> Flask:
+    def load(self) -> Shortcut:
         """Return the application, built before the first worker is forked."""
         return self._app
 

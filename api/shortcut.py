@@ -1,8 +1,10 @@
 """In front of Flask: a plain GET of what is made already is answered without the framework, whose half it saves.
 
-Only a 200 to a request without conditions is; everything else goes on to Flask, which decides it anew from the start.
+Only a 200 to a request without conditions is; everything else goes on to Flask, which decides it anew from the start,
+and is not even loaded until there is such a request.
 """
 
+import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -15,10 +17,11 @@ if TYPE_CHECKING:
 
 
 class Shortcut:
-    """A WSGI application around another. `allowed` says which hosts may be asked for."""
+    """A WSGI application around another that `make` makes. `allowed` says which hosts may be asked for."""
 
-    def __init__(self, app: "WSGIApplication", routes: Iterable[Route], allowed: Callable[[str], bool]):
-        self._app = app
+    def __init__(self, make: Callable[[], "WSGIApplication"], routes: Iterable[Route], allowed: Callable[[str], bool]):
+        self._make, self._made = make, threading.Lock()
+        self._app: WSGIApplication | None = None
         self._allowed = allowed
         self._routes = {
             route.path: (route.view, [*HEADERS.items(), ("Content-Type", route.mimetype)])
@@ -40,7 +43,13 @@ class Shortcut:
             try:
                 content, etag, about = view()
             except Problem:
-                return self._app(environ, start_response)
+                return self.behind()(environ, start_response)
             start_response("200 OK", [*headers, *about, ("ETag", etag), ("Content-Length", str(len(content)))])
             return (content,)
-        return self._app(environ, start_response)
+        return self.behind()(environ, start_response)
+
+    def behind(self) -> "WSGIApplication":
+        """The other application, made for the first who needs it."""
+        with self._made:
+            self._app = self._app or self._make()
+        return self._app

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import socket
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
@@ -112,12 +111,12 @@ class Agent:
 
     def flush(self) -> Verdict:
         """Have everything taken away that is owned. It is not confirmed: nothing of ours is left to answer by."""
-        request = uuid.uuid4().hex[:16]
+        request = os.urandom(8).hex()
         answer = self._ask({"request": "flush", "id": request})
         return Verdict(answer["verdict"], request, answer.get("done", 0), answer.get("reason"))
 
     def _one(self, ops: list[protocol.Op], confirm_within: int, broken: Callable[[], str | None]) -> Verdict:
-        request = uuid.uuid4().hex[:16]
+        request = os.urandom(8).hex()
         answer = self._ask({"request": "apply", "id": request, "ops": ops, "confirm_within": confirm_within})
         if answer["verdict"] != "applied":
             place = answer.get("position"), answer.get("link")

@@ -13,24 +13,19 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from functools import partial
-from http.cookiejar import DefaultCookiePolicy
+from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPResponse, IncompleteRead
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
-import requests
 from cloud_network.fetcher.model import MetadataError
 from cloud_network.fetcher.ways import ways
-from requests.adapters import HTTPAdapter
-from urllib3 import HTTPConnectionPool, HTTPResponse
-from urllib3.connection import HTTPConnection
-from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 MAX_BODY = 1 << 20  # bytes; GCP's whole document for a large instance is a few hundred KiB
 _CONNECT, _READ = 2.0, 5.0  # seconds: to connect, and for the next bytes; a whole answer has twice as long
 _CONNECT_ELSEWHERE = 1.0  # by a way that is not the usual one: there may be many
-_CHUNK = 1 << 16
+_MOST = MAX_BODY + (1 << 18)  # bytes of a whole answer: http.client takes heads of any number of lines, and trailers
+_HEADERS = {"User-Agent": "cloud-network", "Accept": "*/*", "Accept-Encoding": "identity"}
 _PAGE = (b"<!doctype html", b"<html")
 
 
@@ -40,7 +35,7 @@ class Response:
 
     status: int
     body: bytes
-    headers: Mapping[str, str]
+    headers: Mapping[str, str] | HTTPMessage
 
     def text(self, path: str) -> str:
         """The body as text; MetadataError when it is none, or a page that a proxy or portal put in its place."""
@@ -57,9 +52,9 @@ class Response:
 
 
 class _Socket(socket.socket):
-    """Waits `pause` seconds for the next bytes and no longer than until `deadline`, however head and body drip in."""
+    """Waits `pause` seconds for the next bytes, until `deadline` and for `room` bytes, however an answer drips in."""
 
-    pause, deadline = _READ, math.inf
+    pause, deadline, room = _READ, math.inf, _MOST
 
     def recv_into(self, *arguments: Any) -> int:
         """See socket.recv_into: http.client reads by nothing else."""
@@ -67,7 +62,22 @@ class _Socket(socket.socket):
         if left <= 0:
             raise TimeoutError
         self.settimeout(min(left, self.pause))
-        return super().recv_into(*arguments)
+        size = super().recv_into(*arguments)
+        self.room -= size
+        if self.room < 0:
+            raise MetadataError("too large", f"the answer is longer than {MAX_BODY} bytes")
+        return size
+
+    def is_quiet(self) -> bool:
+        """Whether a kept connection is still there, and nothing has come that nobody asked for."""
+        self.setblocking(False)
+        try:
+            self.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
 
 
 class _NoWayError(MetadataError):
@@ -75,34 +85,29 @@ class _NoWayError(MetadataError):
 
 
 class _Connection(HTTPConnection):
-    def __init__(self, connect: Callable[[str, int], _Socket], *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
+    """HTTPConnection to one endpoint, by a socket that `connect` finds a way for."""
+
+    sock: _Socket | None
+
+    def __init__(self, endpoint: str, connect: Callable[[str, int], _Socket]) -> None:
+        super().__init__(endpoint, timeout=_CONNECT)
         self._connect = connect
 
-    def _new_conn(self) -> socket.socket:
-        return self._connect(self.host.strip("[]"), self.port or 80)
+    def connect(self) -> None:
+        """See HTTPConnection.connect."""
+        self.sock = self._connect(self.host, self.port)
 
-    def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # as urllib3's own
-        if isinstance(self.sock, _Socket):
-            self.sock.pause = self.timeout or _READ  # by now what the request was given for reading
-            self.sock.deadline = time.monotonic() + 2 * self.sock.pause
-        return super().getresponse()
-
-
-class _Pool(HTTPConnectionPool):
-    def __init__(self, connect: Callable[[str, int], _Socket], *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
-        self.ConnectionCls = partial(_Connection, connect)  # type: ignore[assignment]  # it is only called
-
-
-class _Adapter(HTTPAdapter):
-    def __init__(self, connect: Callable[[str, int], _Socket]) -> None:
-        self._connect = connect
-        super().__init__(pool_connections=1, pool_maxsize=1)
-
-    def init_poolmanager(self, *arguments: Any, **more: Any) -> None:
-        super().init_poolmanager(*arguments, **more)
-        self.poolmanager.pool_classes_by_scheme = {"http": partial(_Pool, self._connect)}
+    def ask(self, method: str, path: str, headers: Mapping[str, str], pause: float) -> HTTPResponse:
+        """Send a request and read the head of its answer."""
+        if self.sock is None or not self.sock.is_quiet():
+            self.close()
+            self.connect()
+        assert self.sock is not None
+        self.sock.settimeout(pause)
+        self.sock.pause, self.sock.deadline, self.sock.room = pause, math.inf, _MOST
+        self.request(method, path, headers=headers)
+        self.sock.deadline = time.monotonic() + 2 * pause
+        return self.getresponse()
 
 
 class Client:
@@ -119,11 +124,7 @@ class Client:
         self.kinds: tuple[str, ...] = ()  # rtnetlink's, of links that count as the cloud's: [Netagent] AllowKinds=
         self.requests = 0
         self.way = ""  # the last that led to the server: a link that was asked by, or "" for the host's routing
-        self._session = requests.Session()
-        self._session.trust_env = False  # no proxy, no .netrc: the address is link-local, nobody else may see the token
-        self._session.headers.update({"User-Agent": "cloud-network", "Accept-Encoding": "identity"})
-        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
-        self._session.mount("http://", _Adapter(self._connect))
+        self._connection: _Connection | None = None
 
     def another(self) -> Client:
         """One to the same endpoints, with a connection of its own."""
@@ -145,24 +146,28 @@ class Client:
                 return self._request(method, path, headers, seconds)
             except _NoWayError as error:
                 nobody = nobody or error
+                self.close()
                 self._endpoints.rotate(-1)
         raise nobody or ValueError("no endpoint")
 
     def _request(self, method: str, path: str, headers: Mapping[str, str] | None, seconds: float) -> Response:
+        """Over the kept connection; one on which anything went wrong is not kept."""
         url = f"http://{self.endpoint}{path}"
+        connection, self._connection = self._connection or _Connection(self.endpoint, self._connect), None
         try:
-            with self._session.request(
-                method, url, headers=headers, timeout=(_CONNECT, seconds), allow_redirects=False, stream=True
-            ) as response:
-                return Response(response.status_code, self._body(response, path), response.headers)
-        except _NoWayError as error:
-            raise _NoWayError(error.kind, f"{method} {url}: {error}") from None
-        except requests.Timeout:
+            answer = connection.ask(method, path, _HEADERS | dict(headers or {}), seconds)
+            response = Response(answer.status, _body(answer, path), answer.headers)
+            self._connection = connection
+        except MetadataError as error:
+            raise type(error)(error.kind, f"{method} {url}: {error}") from None
+        except TimeoutError:
             raise MetadataError("timeout", f"{method} {url}: no answer in time") from None
-        except requests.RequestException as error:
+        except (OSError, HTTPException) as error:
             raise MetadataError("unreachable", f"{method} {url}: {_shortly(error)}") from None
-        except ValueError as error:  # requests reads where a redirect leads to, though it is not followed
-            raise MetadataError("invalid", f"{method} {url}: {_shortly(error)}") from None
+        finally:
+            if self._connection is None:
+                connection.close()
+        return response
 
     def _connect(self, host: str, port: int) -> _Socket:
         """By the way that led there last, or by another; the error is the first one's."""
@@ -186,23 +191,28 @@ class Client:
             raise _NoWayError("timeout", "no answer in time")
         raise _NoWayError("unreachable", str(first or "no route but into a tunnel, and no link of the cloud's is up"))
 
-    def _body(self, response: requests.Response, path: str) -> bytes:
-        """All of it: urllib3 raises when fewer bytes arrive than Content-Length or the chunks promise."""
-        body = bytearray()
-        try:
-            while chunk := response.raw.read1(_CHUNK):
-                body += chunk
-                if len(body) > MAX_BODY:
-                    raise MetadataError("too large", f"{path}: the answer is longer than {MAX_BODY} bytes")
-        except ReadTimeoutError:
-            raise MetadataError("timeout", f"{path}: the answer was not whole in time") from None
-        except HTTPError as error:
-            raise MetadataError("truncated", f"{path}: after {len(body)} bytes: {_shortly(error)}") from None
-        return bytes(body)
-
     def close(self) -> None:
         """Let the connection go: the next request makes a new one."""
-        self._session.close()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _body(answer: HTTPResponse, path: str) -> bytes:
+    """All of it, or MetadataError: http.client says nothing when fewer bytes arrive than Content-Length promises."""
+    try:
+        body = answer.read(MAX_BODY + 1)
+    except TimeoutError:
+        raise MetadataError("timeout", f"{path}: the answer was not whole in time") from None
+    except IncompleteRead as error:
+        raise MetadataError("truncated", f"{path}: after {len(error.partial)} bytes: no end of it") from None
+    except (OSError, HTTPException) as error:
+        raise MetadataError("truncated", f"{path}: {_shortly(error)}") from None
+    if len(body) > MAX_BODY:
+        raise MetadataError("too large", f"{path}: the answer is longer than {MAX_BODY} bytes")
+    if answer.length:
+        raise MetadataError("truncated", f"{path}: after {len(body)} bytes, of {len(body) + answer.length}")
+    return body
 
 
 def _seconds(text: str) -> float:
@@ -216,10 +226,4 @@ def _seconds(text: str) -> float:
 
 
 def _shortly(error: Exception) -> str:
-    """The innermost reason of requests' nested errors."""
-    reason: BaseException = error
-    while (inner := reason.__cause__ or reason.__context__ or getattr(reason, "reason", None)) is not None:
-        if not isinstance(inner, BaseException):
-            break
-        reason = inner
-    return str(reason)[:200] or type(reason).__name__
+    return str(error)[:200] or type(error).__name__

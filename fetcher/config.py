@@ -6,7 +6,6 @@ accepted form that every error about the key names.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -364,6 +363,8 @@ def _unknown(section: str, key: str, text: str) -> str:
 
 
 def _did_you_mean(word: str, known: list[str]) -> str:
+    import difflib  # 0.4 MB, for who makes a mistake
+
     folded = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), folded, n=1)
     return f" (did you mean {folded[close[0]]}?)" if close else ""

@@ -1,170 +1,261 @@
 """rtnetlink → Actual: one dump each of links, addresses, routes and rules. Reads, never writes.
 
-Source: linux/rtnetlink.h, linux/if_addr.h, linux/fib_rules.h, by way of pyroute2.
+Most of a kernel is as it was at the last look, and what was made of a message then is what it makes now.
 """
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterable
-from contextlib import suppress
-from ipaddress import ip_address, ip_network
-from typing import Any
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Generic, NamedTuple, TypeVar
 
+from cloud_network.fetcher import rtnetlink
 from cloud_network.fetcher.model import IPAddress, IPNetwork
 from cloud_network.fetcher.objects import Actual, Address, KernelAddress, Link, Route, Rule
+from cloud_network.fetcher.rtnetlink import Rtnetlink, attributes, number, text
 from cloud_network.netagent.protocol import PROTOCOL
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 
-_IFF_UP, _IFF_LOOPBACK = 1, 8
+_FAMILIES = (2, 10)  # AF_INET, AF_INET6
+_IFF_UP = 1
+ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772  # linux/if_arp.h
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_INFO_KIND = 1, 3, 4, 10, 18, 1
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS, _IFA_PROTO = 1, 2, 8, 11
 _IFA_F_NOPREFIXROUTE = 0x200
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_TABLE = 1, 4, 5, 15
+_FRA_DST, _FRA_SRC, _FRA_IIFNAME, _FRA_PRIORITY = 1, 2, 3, 6
+_FRA_SUPPRESS_PREFIXLEN, _FRA_TABLE, _FRA_PROTOCOL = 14, 15, 21
+_NDA_DST = 1
 _LEARNED = {9, 16}  # RTPROT_RA, RTPROT_DHCP
-_KERNEL = 2  # RTPROT_KERNEL: of IPv6 a prefix that the kernel itself heard from a router (addrconf_prefix_rcv)
+_ON_LINK = {4: _LEARNED, 6: {*_LEARNED, 2}}  # RTPROT_KERNEL: the kernel itself heard of it (addrconf_prefix_rcv)
 _RTN_UNICAST, _RTN_LOCAL = 1, 2
-_ANYWHERE = {2: "0.0.0.0", 10: "::"}  # noqa: S104  # destinations: nothing is bound
-_DUMP_TRIES = 5
+_MAIN, _LOCAL = 254, 255
+_NAMED = {0, 253, _MAIN, _LOCAL}  # RT_TABLE_UNSPEC, _DEFAULT, _MAIN, _LOCAL
 _NUD_RESOLVED = 0x02 | 0x04 | 0x08 | 0x40 | 0x80  # REACHABLE, STALE, DELAY, NOARP, PERMANENT
-_OTHERS = {0, 253, 254, 255}  # RT_TABLE_UNSPEC, _DEFAULT, _MAIN, _LOCAL
+
+T = TypeVar("T")
+Made = TypeVar("Made")
 
 
 class KernelError(Exception):
     """The kernel could not be read."""
 
 
+class LinkRead(NamedTuple):
+    """A link of any kind, and what hardware it is or is like."""
+
+    link: Link
+    hardware: int  # ARPHRD_ETHER …
+
+
+class RouteRead(NamedTuple):
+    """A route of anybody's. Its link is 0 where it has none, or several."""
+
+    route: Route
+    protocol: int
+    kind: int  # RTN_UNICAST, RTN_LOCAL …
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a Route says all of it."""
+        return self.kind in (_RTN_UNICAST, _RTN_LOCAL) and self.route.ifindex != 0
+
+
+class _Kept(Generic[T, Made]):
+    """What messages parse to, and what is made of it all; both are kept for as long as the kernel says the same."""
+
+    def __init__(self, parse: Callable[[bytes], T], make: Callable[[Iterable[T]], Made]) -> None:
+        self._parse, self._make = parse, make
+        self._messages: list[bytes] | None = None
+        self._parsed: dict[bytes, T] = {}
+
+    def of(self, messages: list[bytes]) -> Made:
+        """Of a whole dump."""
+        if messages != self._messages:
+            known = self._parsed
+            self._parsed = {each: known[each] if each in known else self._parse(each) for each in messages}
+            self._made = self._make(self._parsed.values())
+            self._messages = messages
+        return self._made
+
+
 def read() -> Actual:
     """What the kernel of this network namespace holds now."""
     try:
-        with IPRoute(strict_check=True) as ipr:
-            links = _dump(ipr.get_links)
-            addresses = _dump(ipr.get_addr)
-            routes = _dump(ipr.get_routes, 2) + _dump(ipr.get_routes, 10)
-            rules = _dump(ipr.get_rules, 2) + _dump(ipr.get_rules, 10)
-    except (NetlinkError, OSError) as error:
+        with Rtnetlink() as kernel:
+            links = _links(kernel)
+            addresses = kernel.dump(rtnetlink.RTM_GETADDR, rtnetlink.IFADDRMSG.pack(0, 0, 0, 0, 0))
+            header = rtnetlink.RTMSG.pack(0, *bytes(8))[1:]
+            routes = [each for one in _FAMILIES for each in kernel.dump(rtnetlink.RTM_GETROUTE, bytes([one]) + header)]
+            rules = [each for one in _FAMILIES for each in kernel.dump(rtnetlink.RTM_GETRULE, bytes([one]) + header)]
+    except OSError as error:
         raise KernelError(f"rtnetlink: {error}") from error
+    mine, gateways, learned, local, foreign = _routes.of(routes)
     return Actual(
-        links=tuple(_link(message) for message in links if not message["flags"] & _IFF_LOOPBACK),
-        addresses=dict(map(_address, addresses)),
-        routes=frozenset(_route(message) for message in routes if message["proto"] == PROTOCOL and _plain(message)),
-        rules=frozenset(_rule(message) for message in rules if message.get("FRA_PROTOCOL") == PROTOCOL),
-        gateways=_gateways(routes),
-        learned=_learned(routes),
-        local={
-            route.destination: route.ifindex
-            for message in routes
-            if message["proto"] != PROTOCOL and message["type"] == _RTN_LOCAL and message["table"] == 255
-            for route in [_route(message)]
-        },
-        foreign=_foreign(routes),
+        links=tuple(each.link for each in links if each.hardware != ARPHRD_LOOPBACK),
+        addresses=_addresses.of(addresses),
+        routes=mine,
+        rules=_rules.of(rules),
+        gateways=gateways,
+        learned=learned,
+        local=local,
+        foreign=foreign,
     )
+
+
+def links_and_way(address: IPAddress) -> tuple[list[LinkRead], LinkRead | None]:
+    """Every link by rising ifindex, and the one by which the host's routing would have `address`."""
+    family = _FAMILIES[address.version == 6]
+    header = rtnetlink.RTMSG.pack(family, address.max_prefixlen, *bytes(7))
+    try:
+        with Rtnetlink() as kernel:
+            links = {each.link.ifindex: each for each in _links(kernel)}
+            answer = kernel.ask(rtnetlink.RTM_GETROUTE, header + rtnetlink.attribute(_RTA_DST, address.packed))
+    except OSError as error:
+        raise KernelError(f"rtnetlink: {error}") from error
+    usual = links.get(parse_route(answer).route.ifindex) if answer else None  # none: unreachable, or prohibited
+    return [links[index] for index in sorted(links)], usual
 
 
 def resolved(neighbours: Iterable[tuple[int, IPAddress]]) -> set[tuple[int, IPAddress]]:
     """Those of (ifindex, address) that the kernel knows how to reach: RTM_GETNEIGH, linux/neighbour.h."""
     found = set()
     try:
-        with IPRoute(strict_check=True) as ipr:
+        with Rtnetlink() as kernel:
             for ifindex, address in neighbours:
-                with suppress(NetlinkError):  # ENOENT: there is no entry
-                    (message,) = ipr.neigh("get", dst=str(address), ifindex=ifindex)
-                    if message["state"] & _NUD_RESOLVED:
-                        found.add((ifindex, address))
+                header = rtnetlink.NDMSG.pack(_FAMILIES[address.version == 6], ifindex, 0, 0, 0)
+                answer = kernel.ask(rtnetlink.RTM_GETNEIGH, header + rtnetlink.attribute(_NDA_DST, address.packed))
+                if answer and rtnetlink.NDMSG.unpack_from(answer)[2] & _NUD_RESOLVED:
+                    found.add((ifindex, address))
     except OSError as error:
         raise KernelError(f"rtnetlink: {error}") from error
     return found
 
 
-def _dump(dump: Callable[..., Iterable[Any]], family: int | None = None) -> list[Any]:
-    """A whole dump: one that the kernel says was interrupted by a change is taken again."""
-    for attempt in range(_DUMP_TRIES):
-        try:
-            return list(dump() if family is None else dump(family=family))
-        except NetlinkDumpInterrupted:
-            if attempt == _DUMP_TRIES - 1:
-                raise
-        except NetlinkError as error:
-            if error.code != errno.EINTR or attempt == _DUMP_TRIES - 1:
-                raise
-    raise AssertionError("unreachable")
+def _links(kernel: Rtnetlink) -> list[LinkRead]:
+    return list(map(parse_link, kernel.dump(rtnetlink.RTM_GETLINK, rtnetlink.IFINFOMSG.pack(0, 0, 0, 0, 0))))
 
 
-def _link(message: Any) -> Link:
-    info = message.get("IFLA_LINKINFO")
-    return Link(
-        ifindex=message["index"],
-        name=message.get("IFLA_IFNAME"),
-        mac=(message.get("IFLA_ADDRESS") or "").lower(),
-        up=bool(message["flags"] & _IFF_UP),
-        mtu=message.get("IFLA_MTU"),
-        kind=info.get("IFLA_INFO_KIND") if info else None,
-        master=message.get("IFLA_MASTER"),
+# Messages: struct ifinfomsg, ifaddrmsg, rtmsg, fib_rule_hdr, each with its attributes
+
+
+def parse_link(message: bytes) -> LinkRead:
+    """RTM_NEWLINK."""
+    _, hardware, index, flags, _ = rtnetlink.IFINFOMSG.unpack_from(message)
+    found = attributes(message, rtnetlink.IFINFOMSG.size)
+    info = attributes(found.get(_IFLA_LINKINFO, b""), 0)
+    link = Link(
+        ifindex=index,
+        name=text(found[_IFLA_IFNAME]),
+        mac=found.get(_IFLA_ADDRESS, b"").hex(":"),
+        up=bool(flags & _IFF_UP),
+        mtu=number(found.get(_IFLA_MTU)),
+        kind=text(info[_IFLA_INFO_KIND]) if _IFLA_INFO_KIND in info else None,
+        master=number(found[_IFLA_MASTER]) if _IFLA_MASTER in found else None,
     )
+    return LinkRead(link, hardware)
 
 
-def _address(message: Any) -> tuple[tuple[int, IPAddress], KernelAddress]:
-    text = message.get("IFA_LOCAL") or message.get("IFA_ADDRESS")
-    address = ip_address(text.partition("%")[0])
-    flags = message.get("IFA_FLAGS") or message["flags"]
-    value = Address(message["index"], address, message["prefixlen"], connected=not flags & _IFA_F_NOPREFIXROUTE)
-    return (message["index"], address), KernelAddress(value, owned=message.get("IFA_PROTO") == PROTOCOL)
+def parse_address(message: bytes) -> KernelAddress:
+    """RTM_NEWADDR. IFA_LOCAL is the address itself where IFA_ADDRESS is that of a tunnel's other end."""
+    _, prefix, flags, _, index = rtnetlink.IFADDRMSG.unpack_from(message)
+    found = attributes(message, rtnetlink.IFADDRMSG.size)
+    flags = number(found.get(_IFA_FLAGS), flags)
+    address = _address(found.get(_IFA_LOCAL) or found[_IFA_ADDRESS])
+    value = Address(index, address, prefix, connected=not flags & _IFA_F_NOPREFIXROUTE)
+    return KernelAddress(value, owned=number(found.get(_IFA_PROTO)) == PROTOCOL)
 
 
-def _plain(message: Any) -> bool:
-    return message["type"] in (_RTN_UNICAST, _RTN_LOCAL) and message.get("RTA_OIF") is not None
-
-
-def _route(message: Any) -> Route:
-    gateway = message.get("RTA_GATEWAY")
-    return Route(
-        table=message.get("RTA_TABLE") or message["table"],
-        ifindex=message.get("RTA_OIF"),
-        destination=ip_network(f"{message.get('RTA_DST') or _ANYWHERE[message['family']]}/{message['dst_len']}"),
-        gateway=ip_address(gateway) if gateway else None,
+def parse_route(message: bytes) -> RouteRead:
+    """RTM_NEWROUTE."""
+    family, length, _, _, table, protocol, _, kind, _ = rtnetlink.RTMSG.unpack_from(message)
+    found = attributes(message, rtnetlink.RTMSG.size)
+    route = Route(
+        table=number(found.get(_RTA_TABLE), table),
+        ifindex=number(found.get(_RTA_OIF)),
+        destination=_network(family, found.get(_RTA_DST), length),
+        gateway=_address(found[_RTA_GATEWAY]) if _RTA_GATEWAY in found else None,
     )
+    return RouteRead(route, protocol, kind)
 
 
-def _rule(message: Any) -> Rule:
-    source, destination = message.get("FRA_SRC"), message.get("FRA_DST")
+def parse_rule(message: bytes) -> Rule | None:
+    """RTM_NEWRULE; None of one that is not ours."""
+    family, to, source, _, table, _, _, _, _ = rtnetlink.FIB_RULE_HDR.unpack_from(message)
+    found = attributes(message, rtnetlink.FIB_RULE_HDR.size)
+    if number(found.get(_FRA_PROTOCOL)) != PROTOCOL:
+        return None
     selector = None
-    if source or destination:
-        selector = ip_network(f"{source or destination}/{message['src_len'] if source else message['dst_len']}")
+    if source or to:
+        selector = _network(family, found.get(_FRA_SRC if source else _FRA_DST), source or to)
     return Rule(
-        priority=message.get("FRA_PRIORITY") or 0,
-        version=4 if message["family"] == 2 else 6,
+        priority=number(found.get(_FRA_PRIORITY)),
+        version=4 if family == _FAMILIES[0] else 6,
         selector=selector,
-        table=message.get("FRA_TABLE") or message["table"],
-        suppress=message.get("FRA_SUPPRESS_PREFIXLEN") == 0,
-        to=bool(destination and not source),
-        local=message.get("FRA_IIFNAME") == "lo",
+        table=number(found.get(_FRA_TABLE), table),
+        suppress=found.get(_FRA_SUPPRESS_PREFIXLEN) == bytes(4),
+        to=bool(to and not source),
+        local=found.get(_FRA_IIFNAME) == b"lo\0",
     )
 
 
-def _gateways(routes: Iterable[Any]) -> dict[int, tuple[IPAddress, ...]]:
-    """The gateways of main's default routes that DHCP or a router set, by the link they leave by."""
-    found: dict[int, tuple[IPAddress, ...]] = {}
-    for message in routes:
-        gateway, ifindex = message.get("RTA_GATEWAY"), message.get("RTA_OIF")
-        if message["dst_len"] == 0 and message["table"] == 254 and message["proto"] in _LEARNED and gateway and ifindex:
-            found[ifindex] = (*found.get(ifindex, ()), ip_address(gateway))
-    return found
+def _address(packed: bytes) -> IPAddress:
+    return IPv4Address(packed) if len(packed) == 4 else IPv6Address(packed)
 
 
-def _foreign(routes: Iterable[Any]) -> dict[tuple[int, IPNetwork], int]:
-    """{(table, destination): protocol} of what others have in tables that have no name."""
-    return {
-        (route.table, route.destination): message["proto"]
-        for message in routes
-        if message["proto"] != PROTOCOL and (message.get("RTA_TABLE") or message["table"]) not in _OTHERS
-        for route in [_route(message)]
-    }
+def _network(family: int, packed: bytes | None, length: int) -> IPNetwork:
+    """Of what an attribute has; all zeros where it is absent. Somebody's rule may have bits beyond its length."""
+    if family == _FAMILIES[0]:
+        return IPv4Network((packed or bytes(4), length), strict=False)
+    return IPv6Network((packed or bytes(16), length), strict=False)
 
 
-def _learned(routes: Iterable[Any]) -> dict[int, frozenset[IPNetwork]]:
-    """The networks that DHCP or a router says are on link, by the link: an address of theirs is the link's to have."""
-    found: dict[int, frozenset[IPNetwork]] = {}
-    for message in routes:
-        on_link = message["table"] == 254 and message["dst_len"] and not message.get("RTA_GATEWAY") and _plain(message)
-        if on_link and (message["proto"] in _LEARNED or (message["proto"] == _KERNEL and message["family"] == 10)):
-            route = _route(message)
-            found[route.ifindex] = found.get(route.ifindex, frozenset()) | {route.destination}
-    return found
+# Parts of Actual
+
+
+def _by_place(addresses: Iterable[KernelAddress]) -> dict[tuple[int, IPAddress], KernelAddress]:
+    return {(each.address.ifindex, each.address.address): each for each in addresses}
+
+
+def _ours(rules: Iterable[Rule | None]) -> frozenset[Rule]:
+    return frozenset(rule for rule in rules if rule is not None)
+
+
+Routes = tuple[
+    frozenset[Route],
+    dict[int, tuple[IPAddress, ...]],
+    dict[int, frozenset[IPNetwork]],
+    dict[IPNetwork, int],
+    dict[tuple[int, IPNetwork], int],
+]
+
+
+def _sorted(routes: Iterable[RouteRead]) -> Routes:
+    """Ours, gateways, learned, local and foreign, as Actual describes them."""
+    mine = set()
+    gateways: dict[int, tuple[IPAddress, ...]] = {}
+    learned: dict[int, frozenset[IPNetwork]] = {}
+    local: dict[IPNetwork, int] = {}
+    foreign: dict[tuple[int, IPNetwork], int] = {}
+    for each in routes:
+        route, protocol, kind = each
+        destination, index = route.destination, route.ifindex
+        if protocol == PROTOCOL:
+            if each.is_plain:
+                mine.add(route)
+        elif route.table == _MAIN and route.gateway is not None:
+            if protocol in _LEARNED and destination.prefixlen == 0 and index:
+                gateways[index] = (*gateways.get(index, ()), route.gateway)
+        elif route.table == _MAIN:
+            if protocol in _ON_LINK[destination.version] and destination.prefixlen and each.is_plain:
+                learned[index] = learned.get(index, frozenset()) | {destination}
+        elif route.table == _LOCAL:
+            if kind == _RTN_LOCAL:
+                local[destination] = index
+        elif route.table not in _NAMED:
+            foreign[route.table, destination] = protocol
+    return frozenset(mine), gateways, learned, local, foreign
+
+
+_addresses = _Kept(parse_address, _by_place)
+_routes = _Kept(parse_route, _sorted)
+_rules = _Kept(parse_rule, _ours)

@@ -4,8 +4,8 @@ A datagram is sent towards a gateway, by its link, and then the neighbour entry 
 neighbour discovery, seldom ping. The states are those of linux/neighbour.h; see arp(7). A socket may be bound to a
 device without privilege since Linux 5.7 (SO_BINDTODEVICE, socket(7)).
 
-The units' IPAddressDeny= drops a datagram to a gateway before the kernel asks for its neighbour entry. One to a metadata
-server's address passes, has the same next hop, and dies there (tests/boot, test_a_gateway_is_asked_for_by_…).
+The units' IPAddressDeny= drops a datagram to a gateway before the kernel asks for its neighbour entry. One to a
+metadata server's address passes, has the same next hop, and dies there (tests/boot, test_a_gateway_is_asked_for_by_…).
 
 The rule: a gateway that resolved before a change and is still in use after it must resolve then, too; and where a
 link's gateway is replaced by another while the old one resolved, or gets another beside it for the default route of

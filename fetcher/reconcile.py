@@ -166,7 +166,7 @@ class Reconciler:
         finally:
             spent = self.provider.client.requests - before
             self._publisher.status["metadata_requests"] = spent
-            self._publisher.status["metadata_seconds"] = round(time.monotonic() - self._read_at, 3)
+            self._publisher.status["metadata_seconds"] = round(time.monotonic() - self._read_at, 4)
             self._publisher.status["counters"]["metadata_requests"] += spent
         self._unread, self._nobody_at, self._failed_reads = False, math.inf, 0
         compared = self._look(instance)

@@ -35,7 +35,7 @@ def test_every_route_is_described(described: dict[str, Any]) -> None:
 
 
 def create() -> Any:
-    return app.create_app(StateDirectory("/nowhere"), [Config().listen])
+    return app.create_app(StateDirectory("/nowhere"), [Config().listen]).behind()
 
 
 def test_every_schema_is_json_schema(described: dict[str, Any]) -> None:

@@ -200,6 +200,23 @@ def test_the_largest_answer_passes(serve: Serve) -> None:
     assert len(client.request("GET", "/x").body) == MAX_BODY
 
 
+@pytest.mark.parametrize("body", [b"0\r\n", b""], ids=["trailers", "headers"])
+def test_lines_without_end_are_too_large_as_well(serve: Serve, body: bytes) -> None:
+    """Or they would be kept, all of them, for as long as they keep coming."""
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n" + (b"\r\n" if body else b"") + body
+    assert kind(serve(head, *([b"x: y\r\n" * 30000] * 24), b"\r\n")) == ("too large" if body else "unreachable")
+
+
+@pytest.mark.parametrize("more", [b"", b"HTTP/1.1 500 Not asked for\r\nContent-Length: 0\r\n\r\n"])
+def test_a_kept_connection_that_was_closed_or_says_more_than_it_was_asked_is_made_anew(
+    serve: Serve, more: bytes
+) -> None:
+    client = serve(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", more, pause=0.1, times=2)
+    assert client.request("GET", "/x").status == 200
+    time.sleep(0.5)
+    assert client.request("GET", "/x").status == 200
+
+
 def test_redirects_are_not_followed(cloud: Cloud, serve: Serve) -> None:
     client = serve(
         f"HTTP/1.1 302 Found\r\nLocation: http://{cloud.endpoint}{META}\r\nContent-Length: 0\r\n\r\n".encode()
