@@ -14,14 +14,13 @@ import time
 from _json import encode_basestring_ascii, make_encoder  # `json` imports `re`: 5 ms of start-up, for its decoder
 from errno import ENOSPC
 
-from .protocol import text
+from .protocol import TYPE_CHECKING, text
 
 try:
     from _sha256 import sha256  # the C part alone: `hashlib` maps libcrypto, 4 MB of this process
 except ImportError:  # Python 3.12 and later
     from _sha2 import sha256
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .shapes import Any
 
@@ -56,8 +55,7 @@ class Audit:
     """The open log and the head of its chain."""
 
     def __init__(self, path: str) -> None:
-        self._path, self.sequence, self.head = path, 0, GENESIS
-        self._boot = _boot_id()
+        self._path, self._boot, self.sequence, self.head = path, _boot_id(), 0, GENESIS
         self._file = self._open()
         try:
             last = self._last_line(path) or self._last_line(f"{path}.1")
@@ -87,13 +85,8 @@ class Audit:
         """Append one line; OSError when it did not get there whole, and then none of it did."""
         now = time.time_ns()
         stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now // 10**9))}.{now // 1000 % 10**6:06}Z"
-        first = {
-            "seq": self.sequence + 1,
-            "time": stamp,
-            "monotonic_us": time.monotonic_ns() // 1000,
-            "boot": self._boot,
-        }
-        body = to_json({**first, **entry, "prev": self.head})[:-1]
+        when = {"time": stamp, "monotonic_us": time.monotonic_ns() // 1000, "boot": self._boot}
+        body = to_json({"seq": self.sequence + 1, **when, **entry, "prev": self.head})[:-1]
         digest = sha256(body.encode()).hexdigest()
         line = f'{body},"hash":"{digest}"}}\n'.encode()
         size = os.fstat(self._file).st_size
@@ -108,10 +101,10 @@ class Audit:
         sys.stderr.flush()
 
     def _rotate(self) -> None:
-        for number in range(_KEPT - 1, 0, -1):
-            if os.path.exists(f"{self._path}.{number}"):
-                os.replace(f"{self._path}.{number}", f"{self._path}.{number + 1}")
-        os.replace(self._path, f"{self._path}.1")
+        names = [self._path, *(f"{self._path}.{number}" for number in range(1, _KEPT + 1))]
+        gap = next((at for at, name in enumerate(names) if not os.path.exists(name)), _KEPT)
+        for at in range(gap, 0, -1):  # nothing, if the first is gone: no room for a new one when it was renamed
+            os.replace(names[at - 1], names[at])
         self.reopen()
 
     def reopen(self) -> None:

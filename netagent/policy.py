@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from _socket import AF_INET, AF_INET6, inet_pton
 
-from .protocol import BAND, OPS, PROTOCOL, TABLE_LOCAL, TABLE_MAIN, text
+from .protocol import BAND, OPS, PROTOCOL, TABLE_LOCAL, TABLE_MAIN, TYPE_CHECKING, text
 from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_SECONDARY, parse_default
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .rtnetlink import Kernel
     from .settings import Settings

@@ -11,9 +11,8 @@ import _socket as socket  # the part of `socket` in C: the rest costs 3 ms of st
 from errno import ENOBUFS, ENOENT
 from struct import Struct
 
-from .protocol import PROTOCOL, TABLE_LOCAL
+from .protocol import PROTOCOL, TABLE_LOCAL, TYPE_CHECKING
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .shapes import Callable, Found, Iterator, Op, Packed
 

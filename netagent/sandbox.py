@@ -4,8 +4,6 @@ Started as root (no systemd), it makes its own directories and becomes its user 
 systemd it is that already. Either way it goes on only when the kernel says that CAP_NET_ADMIN is all that is left.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 
@@ -30,8 +28,9 @@ def user_id(name: str) -> tuple[int, int]:
 
 
 def own_directory(path: str, uid: int, gid: int) -> None:
-    """A directory that only netagent writes: made and given to it while we are root."""
-    os.makedirs(path, mode=0o755, exist_ok=True)
+    """A directory that only netagent writes, and everybody reads: made and given to it while we are root."""
+    os.umask(0o022)  # whatever root's is
+    os.makedirs(path, exist_ok=True)
     if os.geteuid() == 0:
         os.chown(path, uid, gid)
 
@@ -66,17 +65,11 @@ def _verify(uid: str, gid: str) -> None:
     with open("/proc/thread-self/status") as file:
         status = dict(line.rstrip("\n").split(":\t", 1) for line in file)
     how = f"Start it as root; or as {USER} with AmbientCapabilities= and CapabilityBoundingSet=CAP_NET_ADMIN"
-    for key, wanted in {
-        "CapPrm": _NET_ADMIN,
-        "CapEff": _NET_ADMIN,
-        "CapBnd": _NET_ADMIN,
-        "CapInh": 0,
-        "CapAmb": 0,
-    }.items():
-        if int(status[key], 16) != wanted:
-            raise SystemExit(
-                f"{USER}: {key} is {status[key]}, not {wanted:x} (CAP_NET_ADMIN is {_NET_ADMIN:x}). {how}."
-            )
+    wanted = {"CapPrm": _NET_ADMIN, "CapEff": _NET_ADMIN, "CapBnd": _NET_ADMIN, "CapInh": 0, "CapAmb": 0}
+    for key, only in wanted.items():
+        if int(status[key], 16) != only:
+            is_not = f"{key} is {status[key]}, not {only:x} (CAP_NET_ADMIN is {_NET_ADMIN:x})"
+            raise SystemExit(f"{USER}: {is_not}. {how}.")
     if {*status["Uid"].split(), *status["Gid"].split(), *status["Groups"].split()} - {uid, gid}:
         has = ", ".join(f"{key} {status[key]!r}" for key in ("Uid", "Gid", "Groups"))
         raise SystemExit(f"{USER}: has {has}; wanted only uid {uid} and gid {gid}. {how}.")

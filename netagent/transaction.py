@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from errno import EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT, ESRCH
 
-from .protocol import OPS, PROTOCOL
+from .protocol import OPS, PROTOCOL, TYPE_CHECKING
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .ledger import Ledger
     from .policy import View
@@ -63,12 +62,10 @@ class Transaction:
         self._ledger.write(None, [], (self._ledger.owned - removed) | added)
 
 
-def owned_ops(kernel: Kernel, view: View) -> list[Op]:
+def owned_ops(view: View) -> list[Op]:
     """Everything of ours where we may act, as the operations that remove it: what was added last goes first."""
-    rules = [("rule_remove", rule) for rule in kernel.rules() if rule["protocol"] == PROTOCOL]
-    routes = [("route_remove", route) for route in kernel.routes(None)]
-    owned = [("address_remove", each) for each in reversed(view.addresses.values()) if view.owns(each)]
-    ours = [
-        (op, found) for op, found in rules + routes + owned if "link" not in found or not view.refusal(found["link"])
-    ]
-    return [{"op": op, **{key: found[key] for key in OPS[op]}} for op, found in ours]
+    found = [("rule_remove", rule) for rule in view.kernel.rules() if rule["protocol"] == PROTOCOL]
+    found += [("route_remove", route) for route in view.kernel.routes(None)]
+    found += [("address_remove", each) for each in reversed(view.addresses.values()) if view.owns(each)]
+    ours = [(op, each) for op, each in found if "link" not in each or not view.refusal(each["link"])]
+    return [{"op": op, **{key: each[key] for key in OPS[op]}} for op, each in ours]
