@@ -66,6 +66,7 @@ def to_wire(change: Change) -> protocol.Op:
         "to": what.to,
         "table": what.table,
         "suppress": what.suppress,
+        "local": what.local,
     }
 
 

@@ -73,8 +73,9 @@ class Provider(StrEnum):
 
 
 class Rules(StrEnum):
-    """Rules=: `original` adds the Go original's `to ADDRESS` rules, which never match but are looked for."""
+    """Rules=: one for a subnet where one will do, or for each address; `original` adds the Go original's `to` rules."""
 
+    AGGREGATE = "aggregate"
     ADDRESS = "address"
     ORIGINAL = "original"
 
@@ -137,7 +138,7 @@ class Config:
     provider: Provider = Provider.AUTO
     route_table_base: int = 9999
     rule_priority: int = 31000
-    rules: Rules = Rules.ADDRESS
+    rules: Rules = Rules.AGGREGATE
     exclude: tuple[str, ...] = ()
     exclude_addresses: tuple[Network, ...] = ()
     prefixes: Prefixes | None = None  # None: the cloud's own default

@@ -4,6 +4,9 @@ Per link with table T = RouteTableBase + ifindex, and for each of its addresses,
   1. from ADDRESS lookup T suppress_prefixlength 0      own subnets and the siblings' are decided here
   2. lookup main suppress_prefixlength 0                what is more specific in main wins over our default routes
   3. from ADDRESS lookup T                              everything else leaves by the link that owns its source
+With Rules=aggregate ADDRESS is `PREFIX iif lo`, which stands for all addresses of the link in there, no other link
+having any (`aggregate`); what is forwarded for others in there is not concerned. A prefix lies in a network that T has
+on link: netagent sees no further. Ranges have rules without `iif lo`: containers may own their addresses.
 T holds the link's own subnets on link, the metadata's further routes by the gateways that they name, every sibling's
 subnets by this link's gateway, and a default route. Without the siblings' subnets a neighbour in one subnet could not
 reach an address in another: the reply would take the connected route of the neighbour's subnet, with a source that the
@@ -18,11 +21,12 @@ What netagent would refuse (`allowed`) is left out and named: a refusal is of th
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from ipaddress import ip_interface, ip_network
 from typing import NamedTuple
 
+from cloud_network.fetcher.aggregate import NOBODY, Held, Sources
 from cloud_network.fetcher.allowed import Allowed, within
 from cloud_network.fetcher.config import Config, Prefixes, Rules
 from cloud_network.fetcher.model import Instance, Interface, IPAddress, IPInterface, IPNetwork
@@ -54,6 +58,7 @@ def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
     ours = {address for _, address in actual.addresses} | {
         each.ip for interface in instance.interfaces for each in interface.addresses
     }
+    sources = Sources(_sources(instance, found, config, actual)) if config.rules is Rules.AGGREGATE else None
     given = set[IPNetwork]()  # a forwarded address may be named for several interfaces
     for interface, link in pairs:
         small = interface.mtu is not None and interface.mtu < LEAST_MTU
@@ -88,10 +93,11 @@ def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
             siblings = [net for each in instance.interfaces if each.mac != interface.mac for net in each.subnets]
             ways = tuple(way for way in interface.routes if way[1] not in ours)  # this host is the gateway of others
             whole = replace(interface, routes=ways)
-            routes += _table(whole, link, siblings, config, actual, allowed)
+            table = list(_table(whole, link, siblings, config, actual, allowed))
+            routes += table
             notices += _lacking(interface, link, config, routes, actual)
-            selectors = [ip_network(address.ip) for address in own] + ranges
-            rules += _rules(selectors, link, config)
+            homes = [route.destination for route in table if route.gateway is None]
+            rules += _rules([each.ip for each in own], ranges, homes, link, config, sources)
     left_rules = (rule for rule in actual.rules if rule.table in left_tables)
     for version in sorted({rule.version for rule in (*rules, *left_rules)}):
         rules.append(Rule(config.rule_priority + STEP, version, None, TABLE_MAIN, suppress=True))
@@ -277,10 +283,39 @@ def _gateway(interface: Interface, link: Link, version: int, actual: Actual) -> 
     return next((gateway for gateway in known if gateway.version == version), None)
 
 
-def _rules(selectors: Iterable[IPNetwork], link: Link, config: Config) -> Iterator[Rule]:
+def _sources(instance: Instance, found: Mapping[str, Link], config: Config, actual: Actual) -> Iterator[Held]:
+    """What may be the source of a packet of this host, as the kernel and the metadata say; also of links to come."""
+    for ifindex, address in actual.addresses:
+        yield Held.one(address, ifindex)
+    for network, ifindex in actual.local.items():
+        yield Held.all_of(network, ifindex)
+    for route in actual.routes:
+        if route.table == TABLE_LOCAL:
+            yield Held.all_of(route.destination, route.ifindex)
+    for interface in instance.interfaces:
+        ifindex = found[interface.mac].ifindex if interface.mac in found else NOBODY
+        for own in interface.addresses:
+            yield Held.one(own.ip, ifindex)
+        for network in interface.ranges:
+            yield Held.all_of(network, ifindex)
+    for network in config.exclude_addresses:
+        yield Held.all_of(network, NOBODY)
+
+
+def _rules(
+    own: Collection[IPAddress],
+    ranges: Iterable[IPNetwork],
+    homes: Iterable[IPNetwork],
+    link: Link,
+    config: Config,
+    sources: Sources | None,
+) -> Iterator[Rule]:
     first, table = config.rule_priority, config.route_table_base + link.ifindex
-    for selector in selectors:
-        yield Rule(first, selector.version, selector, table, suppress=True)
-        yield Rule(first + 2 * STEP, selector.version, selector, table, suppress=False)
+    selectors = dict.fromkeys(ranges, False)  # {network: whether it is only for what this host itself sends}
+    for each in sources.aggregate(own, homes, link.ifindex) if sources else map(ip_network, own):
+        selectors.setdefault(each, each.prefixlen < each.max_prefixlen)
+    for selector, local in selectors.items():
+        yield Rule(first, selector.version, selector, table, suppress=True, local=local)
+        yield Rule(first + 2 * STEP, selector.version, selector, table, suppress=False, local=local)
         if config.rules is Rules.ORIGINAL:  # never matched: a local address is decided by the local table first
             yield Rule(first + 2 * STEP, selector.version, selector, table, suppress=False, to=True)

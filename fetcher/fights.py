@@ -96,7 +96,8 @@ class Fights:
             if record is not None and record.times > 1:
                 record.by = self._taken.get(change) or _who(change, actual) or record.by
         held = {*self._taken, *self._pauses}
-        return tuple(change for change in plan if change not in held and not _needs(change, held))
+        left = tuple(change for change in plan if change not in held and not _needs(change, held))
+        return tuple(change for change in left if not _stands_for_nothing(change, left, actual)) if held else left
 
     @property
     def due(self) -> float:
@@ -171,6 +172,16 @@ def _needs(change: Change, held: set[Change]) -> bool:
     if change.verb is Verb.REMOVE:
         return False
     return any(other.verb is Verb.ADD and _leans_on(change.what, other.what) for other in held)
+
+
+def _stands_for_nothing(change: Change, plan: Plan, actual: Actual) -> bool:
+    """Whether it is a rule for a prefix in which nobody has an address, nor gets one by `plan`: netagent refuses it."""
+    rule = change.what
+    if change.verb is Verb.REMOVE or not isinstance(rule, Rule) or not rule.local or rule.selector is None:
+        return False
+    added = (each.what.address for each in plan if each.verb is Verb.ADD and isinstance(each.what, Address))
+    there = (address for _, address in actual.addresses)
+    return not any(each in rule.selector for each in (*added, *there) if each.version == rule.version)
 
 
 def _leans_on(what: object, on: object) -> bool:

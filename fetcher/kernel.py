@@ -135,6 +135,7 @@ def _rule(message: Any) -> Rule:
         table=message.get("FRA_TABLE") or message["table"],
         suppress=message.get("FRA_SUPPRESS_PREFIXLEN") == 0,
         to=bool(destination and not source),
+        local=message.get("FRA_IIFNAME") == "lo",
     )
 
 

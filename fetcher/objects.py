@@ -42,7 +42,10 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`from SELECTOR lookup TABLE`, or `to SELECTOR`; without a selector it matches everything of its family."""
+    """`from SELECTOR lookup TABLE`, or `to SELECTOR`; without a selector it matches everything of its family.
+
+    `local`: only what this host itself sends (`iif lo`), not what it forwards. A prefix around addresses has it.
+    """
 
     priority: int
     version: int  # 4 or 6
@@ -50,6 +53,7 @@ class Rule:
     table: int
     suppress: bool  # suppress_prefixlength 0: a default route found there does not count
     to: bool = False
+    local: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,15 +51,15 @@ Plan = tuple[Change, ...]
 
 def plan(desired: Desired, actual: Actual, *, may_remove: bool) -> Plan:
     """The changes that make `actual` what `desired` says."""
-    changes: list[Change] = []
-    if may_remove:
-        changes += _removals(desired, actual)
+    changes: list[Change] = list(_removals(desired, actual)) if may_remove else []
     changes += _links(desired, actual)
     for address in desired.addresses:
         if (address.ifindex, address.address) not in actual.addresses:
             changes.append(Change(Verb.ADD, address))
     changes += [Change(Verb.ADD, route) for route in desired.routes if route not in actual.routes]
     changes += [Change(Verb.ADD, rule) for rule in desired.rules if rule not in actual.rules]
+    if may_remove:
+        changes += _rules_that_go(desired, actual)
     return tuple(changes)
 
 
@@ -74,10 +74,7 @@ def _links(desired: Desired, actual: Actual) -> Iterator[Change]:
 
 
 def _removals(desired: Desired, actual: Actual) -> Iterator[Change]:
-    """Rules before routes before addresses: nothing may point at what is gone."""
-    for rule in sorted(actual.rules - set(desired.rules), key=str):
-        if rule.table not in desired.left_tables:
-            yield Change(Verb.REMOVE, rule)
+    """Routes before addresses: the kernel takes a link's routes with its last address, and then ours are not there."""
     places = {(route.table, route.destination) for route in desired.routes}
     for route in sorted(actual.routes - set(desired.routes), key=str):
         if (route.table, route.destination) not in places and route.ifindex not in desired.left_links:
@@ -95,6 +92,17 @@ def of_link(plan: Plan, ifindex: int, table: int) -> Plan:
         for change in plan
         if (change.what.table == table if isinstance(change.what, Rule) else change.what.ifindex == ifindex)
     )
+
+
+def _rules_that_go(desired: Desired, actual: Actual) -> Iterator[Change]:
+    """Last of all: others may take their place, and no address of an open connection may be without one meanwhile.
+
+    Until then one that goes comes first, for the kernel asks rules of one number in the order in which they were made;
+    one whose address or table is gone already leads nothing anywhere.
+    """
+    for rule in sorted(actual.rules - set(desired.rules), key=str):
+        if rule.table not in desired.left_tables:
+            yield Change(Verb.REMOVE, rule)
 
 
 def in_ip_syntax(change: Change, links: dict[int, Link]) -> str:
@@ -118,6 +126,7 @@ def in_ip_syntax(change: Change, links: dict[int, Link]) -> str:
         return f"ip{family} route {verb} {kind}{_short(what.destination)}{via} dev {device} table {table} proto 209"
     family = " -6" if what.version == 6 else ""
     selector = "from all" if what.selector is None else f"{'to' if what.to else 'from'} {_short(what.selector)}"
+    selector += " iif lo" if what.local else ""
     suppress = " suppress_prefixlength 0" if what.suppress else ""
     table = _TABLES.get(what.table, what.table)
     return f"ip{family} rule {verb} pref {what.priority} {selector} lookup {table}{suppress} protocol 209"

@@ -75,7 +75,7 @@ class View:
     def __init__(self, kernel: Kernel, settings: Settings, resolvers: frozenset[bytes], owned: Owned) -> None:
         self.kernel, self.settings, self._owned = kernel, settings, owned
         self.links = {found["link"]: found for found in kernel.links()}
-        self.rules = {rule_key(rule) for rule in kernel.rules() if rule["protocol"] == PROTOCOL}
+        self.rules = {key for rule in kernel.rules() if rule["protocol"] == PROTOCOL for key in rule_keys(rule)}
         self.addresses: dict[tuple[int, bytes], Found] = {}
         self.holders: dict[bytes, int] = {}  # a link that has the address
         self.subnets: dict[int, set[Network]] = {}  # on link, by link
@@ -150,13 +150,29 @@ class View:
         found = _inside(net, self.holders) if net[2] else iter([net[1].to_bytes(net[0])])
         return next((packed for packed in found if self.holders.get(packed, index) != index), None)
 
+    def on_link(self, index: int) -> set[Network]:
+        """What is on the link: subnets of its addresses, main's routes, and those of its own table."""
+        routes = self.routes(self.settings.table_base + index).items()
+        near = {network(*key) for key, route in routes if route["gateway"] is None and route["link"] == index}
+        return near | self.subnets.get(index, set())
+
     def has_range(self, index: int, net: Network) -> bool:
-        """Whether `net` is a part of a subnet of the link, or a range that a local route gives it, whoever's it is."""
-        if any(net[2] and subnet[2] > net[2] and contains(subnet, net) for subnet in self.subnets.get(index, ())):
+        """Whether `net` is an address of the link, a part of a subnet of the link, or a range that a local route gives
+        it, whoever's it is; and no other link has an address in it."""
+        if not net[2] and self.holders.get(net[1].to_bytes(net[0])) == index:
             return True
-        routes = self.routes(TABLE_LOCAL).items()
-        given = (network(*key) for key, route in routes if route["link"] == index)
-        return any(contains(local, net) for local in given)
+        given = (network(*key) for key, route in self.routes(TABLE_LOCAL).items() if route["link"] == index)
+        parts = (part for part in self.subnets.get(index, ()) if net[2] and part[2] > net[2])
+        inside = any(contains(part, net) for part in parts) or any(contains(local, net) for local in given)
+        return inside and self.other_link_has(index, net) is None
+
+    def has_sources(self, index: int, net: Network) -> bool:
+        """Whether what this host itself sends from `net` is the link's: `net` is on link there, and in it are addresses
+        of that link alone, or ranges of local routes (those that are the kernel's, protocol 2, say nothing new)."""
+        ranges = ((*key, route["link"]) for key, route in self.routes(TABLE_LOCAL).items() if route["protocol"] != 2)
+        links = {link for packed, prefix, link in ranges if overlap(network(packed, prefix), net)}
+        links |= {self.holders[each] for each in _inside(net, self.holders)}
+        return links == {index} and any(contains(subnet, net) for subnet in self.on_link(index))
 
     def check_claim(self, index: int, net: Network, shown: str) -> None:
         """Refusal when a link may not claim an address, or all of a network: it is or could be somebody else's."""
@@ -175,12 +191,15 @@ class View:
 
 
 def _inside(net: Network, packed: Iterable[bytes]) -> Iterator[bytes]:
-    return (one for one in packed if len(one) == net[0] and int.from_bytes(one) >> net[2] << net[2] == net[1])
+    first, last = net[1].to_bytes(net[0]), (net[1] | (1 << net[2]) - 1).to_bytes(net[0])  # in network order
+    return (one for one in packed if first <= one <= last and len(one) == net[0])
 
 
-def rule_key(rule: Found) -> tuple[Any, ...]:
-    """What makes two rules the same rule."""
-    return tuple([rule[key] for key in OPS["rule_add"]])
+def rule_keys(rule: Found) -> set[tuple[Any, ...]]:
+    """What makes two rules the same rule; and that without its flags: of two that differ in a flag alone the kernel,
+    told to remove the one without it, takes the first. So there are never two."""
+    key = tuple([rule[key] for key in OPS["rule_add"]])
+    return {key, key[:-2]}
 
 
 # One check an operation; each answers with the operation that takes the checked one back.
@@ -264,10 +283,8 @@ def _route_replace(op: Op, view: View) -> Op:
             on_link.add(net)
     elif gateway is not None:
         single = network(gateway, len(gateway) * 8)
-        if not any(contains(subnet, single) for subnet in on_link) and not contains(LINK_LOCAL, single):
-            on_link |= {network(*key) for key, route in view.routes(op["table"]).items() if route["gateway"] is None}
-            if not any(contains(subnet, single) for subnet in on_link):
-                raise Refusal(f"gateway {text(gateway)} is not on link {index}")
+        if not contains(LINK_LOCAL, single) and not any(contains(subnet, single) for subnet in view.on_link(index)):
+            raise Refusal(f"gateway {text(gateway)} is not on link {index}")
         if local or gateway in view.holders:
             raise Refusal("a local route has no gateway" if local else f"gateway {text(gateway)} is this host's own")
         view.add_gateway(gateway, index)
@@ -288,25 +305,24 @@ def _rule_add(op: Op, view: View) -> Op:
     if not low <= op["priority"] < low + BAND:
         raise Refusal(f"priority {op['priority']} is not {low}..{low + BAND - 1}")
     if not op["prefix"]:
-        if op["table"] != TABLE_MAIN or not op["suppress"] or op["to"]:
+        if op["table"] != TABLE_MAIN or not op["suppress"] or op["to"] or op["local"]:
             raise Refusal("a rule without a source may only look up main with suppress_prefixlength 0")
     else:
         if refusal := view.refusal(index):
             raise refusal
-        net = network(packed, op["prefix"])
-        mine = view.holders.get(packed) == index and not net[2]
-        if not mine and (not view.has_range(index, net) or view.other_link_has(index, net) is not None):
+        has = view.has_sources if op["local"] and not op["to"] else view.has_range
+        if not has(index, network(packed, op["prefix"])):
             raise Refusal(f"{text(packed)}/{op['prefix']} is no address or range of link {index}")
-    if rule_key(op) in view.rules:
+    if view.rules & rule_keys(op):
         raise Refusal("there is such a rule already")
-    view.rules.add(rule_key(op))
+    view.rules |= rule_keys(op)
     return {**op, "op": "rule_remove"}
 
 
 def _rule_remove(op: Op, view: View) -> Op:
-    if rule_key(op) not in view.rules:
+    if not rule_keys(op) <= view.rules:
         raise Refusal("there is no such rule of ours")
-    view.rules.remove(rule_key(op))
+    view.rules -= rule_keys(op)
     return {**op, "op": "rule_add"}
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .shapes import Message as Message
     from .shapes import Op as Op
 
-VERSION = 1
+VERSION = 2
 SOCKET = "/run/cloud-network-netagent/netagent.sock"
 MAX_FRAME = 1 << 20
 MAX_OPS = 4096
@@ -32,13 +32,15 @@ BAND = 30  # the three steps of the rules lie in RulePriority .. RulePriority + 
 
 # Type of every field, and the bounds of its value (int) or length (others). nil is only ever a route's gateway.
 # An address is a route's destination, or what a rule is `from` (or `to`), with prefix 0 for everything. `route`: that
-# the kernel shall make the connected route. `suppress`: suppress_prefixlength 0. A route in table 255 is of type local.
+# the kernel shall make the connected route. `suppress`: suppress_prefixlength 0. `local`: what this host itself sends,
+# not what it forwards (`iif lo`). A route in table 255 is of type local.
 FIELDS: dict[str, tuple[Any, int, int]] = {
     "address": (bytes, 4, 16),
     "confirm_within": (int, 0, 600),  # seconds; 0 asks for no confirmation
     "gateway": (bytes, 4, 16),
     "id": (str, 1, 64),
     "link": (int, 1, 2**31 - 1),
+    "local": (bool, 0, 1),
     "mtu": (int, 576, 65535),
     "ops": (list, 1, MAX_OPS),
     "prefix": (int, 0, 128),
@@ -50,7 +52,7 @@ FIELDS: dict[str, tuple[Any, int, int]] = {
     "version": (int, 1, 255),
 }
 _ROUTE = ["table", "link", "address", "prefix", "gateway"]
-_RULE = ["priority", "address", "prefix", "to", "table", "suppress"]
+_RULE = ["priority", "address", "prefix", "to", "table", "suppress", "local"]
 OPS = {
     "link_up": ["link"],
     "link_mtu": ["link", "mtu"],

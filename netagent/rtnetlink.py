@@ -36,7 +36,7 @@ IFA_F_SECONDARY, IFA_F_NODAD, IFA_F_NOPREFIXROUTE = 0x01, 0x02, 0x200
 IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_INFO_KIND = 3, 4, 18, 1
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_PROTO = 1, 2, 8, 11
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE = 1, 4, 5, 6, 15
-FRA_DST, FRA_SRC, FRA_PRIORITY, FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, FRA_PROTOCOL = 1, 2, 6, 14, 15, 21
+FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_PRIORITY, FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, FRA_PROTOCOL = 1, 2, 3, 6, 14, 15, 21
 RTN_UNICAST, RTN_LOCAL, FR_ACT_TO_TBL = 1, 2, 1
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST = 0, 253, 254
 SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK = 270, 10, 12
@@ -89,9 +89,11 @@ def rule(op: Op) -> Packed:
     packed, prefix, to = op["address"], op["prefix"], op["to"]
     body = FIB_RULE_HDR.pack(_family(packed), *((prefix, 0) if to else (0, prefix)), 0, 0, 0, 0, FR_ACT_TO_TBL, 0)
     body += _packed(FRA_DST if to else FRA_SRC, packed) if prefix else b""
+    # A way back that was in the ledger before this version came has no `local`; the last zero is padding.
+    body += RTATTR.pack(7, FRA_IIFNAME) + b"lo\0\0" if op.get("local") else b""
     body += _U32.pack(8, FRA_PRIORITY, op["priority"])
-    body += (_U32.pack(8, FRA_SUPPRESS_PREFIXLEN, 0) if op["suppress"] else b"") + _U32.pack(8, FRA_TABLE, op["table"])
-    body += _U8.pack(5, FRA_PROTOCOL, PROTOCOL)
+    body += _U32.pack(8, FRA_SUPPRESS_PREFIXLEN, 0) if op["suppress"] else b""
+    body += _U32.pack(8, FRA_TABLE, op["table"]) + _U8.pack(5, FRA_PROTOCOL, PROTOCOL)
     return (RTM_DELRULE, 0, body) if op["op"] == "rule_remove" else (RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, body)
 
 
@@ -176,6 +178,7 @@ def parse_rule(message: bytes) -> Found:
         "to": to > 0,
         "table": _number(found.get(FRA_TABLE), table),
         "suppress": found.get(FRA_SUPPRESS_PREFIXLEN) == bytes(4),
+        "local": found.get(FRA_IIFNAME) == b"lo\0",
         "protocol": _number(found.get(FRA_PROTOCOL)),
     }
 

@@ -61,7 +61,7 @@ def range_of(address: str, links: list[LinkStatus]) -> tuple[LinkStatus, str] | 
     found += [
         (f"{entry['src']}/{entry.get('srclen', wanted.max_prefixlen)}", "table", entry.get("table"))
         for entry in _ip(f"ip {flag} rule show")
-        if entry["src"] != "all"
+        if entry["src"] != "all" and "iif" not in entry  # else it stands for addresses, and is no range
     ]
     for network, kind, value in found:
         if wanted in ipaddress.ip_network(network, strict=False):
@@ -116,23 +116,23 @@ def rule(case: Case) -> str:
     look = f"ip {case.flag} rule show"
     rules = _ip(look)
     source = case.delegated or case.address
-    own = [entry for entry in rules if _source(entry) == _network(source) and entry.get("table") == str(table)]
+    own = [entry for entry in rules if entry.get("table") == str(table) and _stands_for(entry, _network(source))]
     if not any("suppress_prefixlen" in entry for entry in own):
-        what = f"no rule `from {source} lookup {table} suppress_prefixlength 0`"
-        raise Broken(what, f"{look} from {source}")
+        what = f"no rule `from {source} lookup {table} suppress_prefixlength 0`, nor for a prefix around it"
+        raise Broken(what, f"{look} table {table}")
     if not any(entry["src"] == "all" and "suppress_prefixlen" in entry and entry["table"] == "main" for entry in rules):
         raise Broken("no rule `from all lookup main suppress_prefixlength 0`", f"{look} table main")
     if all("suppress_prefixlen" in entry for entry in own):
-        raise Broken(f"no rule `from {source} lookup {table}`", f"{look} from {source}")
+        raise Broken(f"no rule `from {source} lookup {table}`, nor for a prefix around it", f"{look} table {table}")
     return f"replies from {source} look in table {table}"
 
 
-def _source(entry: dict[str, Any]) -> object:
-    return (
-        None
-        if entry["src"] == "all"
-        else _network(f"{entry['src']}/{entry['srclen']}" if "srclen" in entry else entry["src"])
-    )
+def _stands_for(entry: dict[str, Any], source: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
+    """Whether the rule is for this source, or for a prefix around it and what this host itself sends."""
+    if entry["src"] == "all":
+        return False
+    own = _network(f"{entry['src']}/{entry['srclen']}" if "srclen" in entry else entry["src"])
+    return own == source or (entry.get("iif") == "lo" and source.subnet_of(own))  # type: ignore[arg-type]
 
 
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:

@@ -132,7 +132,7 @@ def test_durations_are_gos(tmp_path: Path, text: str, seconds: float) -> None:
         ("Network", "RouteTableBase = 255", "too small"),
         ("Network", "RulePriority = 32737", "too large; accepted: 1 to 32736"),
         ("Network", "RulePriority = 0", "too small"),
-        ("Network", 'Rules = "all"', "accepted: address, original"),
+        ("Network", 'Rules = "all"', "accepted: aggregate, address, original"),
         ("Network", 'ExcludeAddresses = "10.0.0.1/8"', "has bits beyond its length; '10.0.0.0/8'?"),
         ("Network", 'ExcludeAddresses = "here"', "'here' is not an address or prefix; accepted: prefixes"),
         ("Network", 'Prefixes = "no"', "accepted: local, route, ignore"),

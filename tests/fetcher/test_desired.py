@@ -97,7 +97,8 @@ def test_siblings_count_even_where_this_host_lacks_their_link() -> None:
 
 
 def test_rules_come_in_three_steps_for_every_address() -> None:
-    found = wanted(instance(interface(1, "10.0.1.10", "10.0.1.11"), interface(2)), host(link(1), link(2)))
+    cloud = instance(interface(1, "10.0.1.10", "10.0.1.11"), interface(2))
+    found = wanted(cloud, host(link(1), link(2)), rules=Rules.ADDRESS)
     expected = {rule(1, None, 254)}
     for address, ifindex in (("10.0.1.10", 2), ("10.0.1.11", 2), ("10.0.2.10", 3)):
         expected |= {rule(0, address, BASE + ifindex), rule(2, address, BASE + ifindex)}
@@ -137,11 +138,14 @@ def test_the_rule_that_an_excluded_links_rules_lean_on_stays() -> None:
 
 def test_excluded_addresses_are_left_to_others() -> None:
     cloud = instance(interface(1, "10.0.1.10", "10.0.1.12", "10.0.1.20"), interface(2))
-    found = wanted(
-        cloud, host(link(1), link(2)), exclude_addresses=(ip_network("10.0.1.10/31"), ip_network("fd00::/8"))
-    )
-    assert carried(found, 2) == ["10.0.1.12/24+", "10.0.1.20/32"]
-    assert {str(each.selector) for each in found.rules if each.table == BASE + 2} == {"10.0.1.12/32", "10.0.1.20/32"}
+    others = (ip_network("10.0.1.10/31"), ip_network("fd00::/8"))
+    for rules, expected in (
+        (Rules.ADDRESS, {"10.0.1.12/32", "10.0.1.20/32"}),
+        (Rules.AGGREGATE, {"10.0.1.12/30", "10.0.1.16/28"}),
+    ):
+        found = wanted(cloud, host(link(1), link(2)), exclude_addresses=others, rules=rules)
+        assert carried(found, 2) == ["10.0.1.12/24+", "10.0.1.20/32"]
+        assert {str(each.selector) for each in found.rules if each.table == BASE + 2} == expected
 
 
 @pytest.mark.parametrize(
@@ -415,7 +419,7 @@ def test_a_forwarded_address_of_two_interfaces_is_the_primarys() -> None:
 def test_a_range_outside_the_subnets_cannot_have_rules_alone() -> None:
     ones = [interface(1, ranges=(ip_network("10.64.0.0/24"), ip_network("10.0.1.16/28"))), interface(2)]
     found = wanted(instance(*ones), host(link(1), link(2)), prefixes=Prefixes.ROUTE)
-    assert {str(each.selector) for each in found.rules if each.table == BASE + 2} == {"10.0.1.10/32", "10.0.1.16/28"}
+    assert {str(each.selector) for each in found.rules if each.table == BASE + 2} == {"10.0.1.0/24", "10.0.1.16/28"}
     [text] = found.withheld
     assert '[Network] Prefixes="local"' in text
 

@@ -52,10 +52,10 @@ def cloud(lab: Lab) -> Instance:
     return instance(*interfaces)
 
 
-def commands(lab: Lab) -> list[str]:
+def commands(lab: Lab, rules: Rules) -> list[str]:
     """What is still to do, in ip's words."""
     actual = read(lab)
-    found = plan(desired(cloud(lab), CONFIG, actual), actual, may_remove=True)
+    found = plan(desired(cloud(lab), replace(CONFIG, rules=rules), actual), actual, may_remove=True)
     links = {link.ifindex: link for link in actual.links}
     return [in_ip_syntax(change, links) for change in found]
 
@@ -66,18 +66,19 @@ def removal(line: str) -> str:
     return line
 
 
-def test_the_real_ip_takes_the_plan_as_it_is_shown_and_then_nothing_is_left_to_do(lab: Lab) -> None:
-    lines = commands(lab)
-    assert {line.removeprefix("ip ").removeprefix("-6 ").split()[0] for line in lines} == {
-        "link", "address", "route", "rule",
-    }  # fmt: skip
+@pytest.mark.parametrize("rules", Rules)
+def test_the_real_ip_takes_the_plan_as_it_is_shown_and_then_nothing_is_left_to_do(lab: Lab, rules: Rules) -> None:
+    lines = commands(lab, rules)
+    kinds = {line.removeprefix("ip ").removeprefix("-6 ").split()[0] for line in lines}
+    assert kinds - {"link"} == {"address", "route", "rule"}
+    assert any(" iif lo " in line for line in lines) == (rules is Rules.AGGREGATE)
     for line in lines:
         lab.run(line.split())
-    assert commands(lab) == []
+    assert commands(lab, rules) == []
     undone = [line for line in lines if " link " not in line]
     for line in reversed(undone):
         lab.run(removal(line).split())
-    assert set(commands(lab)) == set(undone)
+    assert set(commands(lab, rules)) == set(undone)
 
 
 def test_removals_are_shown_as_ip_takes_them_too(lab: Lab) -> None:
@@ -122,6 +123,7 @@ def test_every_kind_of_route_and_rule_comes_back_as_it_is(lab: Lab) -> None:
         "rule add pref 31010 from all lookup main suppress_prefixlength 0 protocol 209",
         "-6 rule add pref 31020 to fd00::/64 lookup 777 protocol 209",
         "rule add pref 31020 from 10.9.0.0/16 lookup 70000 protocol 209",
+        "rule add pref 31020 from 10.8.0.0/16 iif lo lookup 70000 protocol 209",
     ]
     lab.batch(["link set eth0 up", *(line for line in lines if not line.startswith("-6"))])
     for line in lines:
@@ -136,6 +138,7 @@ def test_every_kind_of_route_and_rule_comes_back_as_it_is(lab: Lab) -> None:
         (6, "fd00::/64", True)
     }
     assert Rule(31020, 4, ip_network("10.9.0.0/16"), 70000, suppress=False) in found.rules
+    assert Rule(31020, 4, ip_network("10.8.0.0/16"), 70000, suppress=False, local=True) in found.rules
     for line in lines:
         lab.run(["ip", *line.replace(" add ", " del ").split()])
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import ip_network
+from operator import contains
 
-from cloud_network.fetcher.config import Config
+from cloud_network.fetcher.config import Config, Rules
 from cloud_network.fetcher.desired import desired
-from cloud_network.fetcher.model import Instance
+from cloud_network.fetcher.model import Instance, IPAddress
 from cloud_network.fetcher.objects import Actual, Address, Route, Rule
 from cloud_network.fetcher.plan import Change, LinkMtu, LinkUp, Verb, plan
 from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.fetcher.values import (
     BASE,
@@ -76,7 +78,7 @@ def changes_of(cloud: Instance, here: Actual, **config: object) -> list[tuple[st
     return [(change.verb.value, type(change.what).__name__) for change in found]
 
 
-def test_removals_go_rules_first_and_addresses_last_and_links_come_up_before_what_lies_on_them() -> None:
+def test_rules_go_last_of_all_and_links_come_up_before_what_lies_on_them() -> None:
     table = BASE + 2
     here = host(
         link(1, up=False),
@@ -87,7 +89,6 @@ def test_removals_go_rules_first_and_addresses_last_and_links_come_up_before_wha
     )
     order = list(dict.fromkeys(changes_of(instance(interface(1, mtu=9001), interface(2)), here)))
     assert order == [
-        ("remove", "Rule"),
         ("remove", "Route"),
         ("remove", "Address"),
         ("add", "LinkMtu"),
@@ -95,7 +96,42 @@ def test_removals_go_rules_first_and_addresses_last_and_links_come_up_before_wha
         ("add", "Address"),
         ("add", "Route"),
         ("add", "Rule"),
+        ("remove", "Rule"),
     ]
+
+
+def tables(rules: list[Rule], source: IPAddress) -> list[int]:
+    """Where the first and the last step send what this host sends from there; the kernel asks in order of making."""
+    return [
+        next((each.table for each in rules if each.suppress == first and each.selector and source in each.selector), 0)
+        for first in (True, False)
+    ]
+
+
+@given(clouds(), configs, hosts(), st.sampled_from(Rules), st.data())
+def test_no_address_is_without_its_rules_while_others_take_their_place(
+    cloud: Instance, config: Config, before: Actual, rules: Rules, data: st.DataObject
+) -> None:
+    """Another Rules=, and addresses more or less, of which prefixes change: after each single operation."""
+    start = carried_out(plan(desired(cloud, config, before), before, may_remove=True), before)
+    last = cloud.interfaces[-1]
+    fewer = replace(last, addresses=last.addresses[: data.draw(st.integers(0, len(last.addresses)))])
+    after = replace(cloud, interfaces=(*cloud.interfaces[:-1], fewer))
+    for one, other in ((cloud, after), (after, cloud)):
+        here = carried_out(plan(desired(one, config, start), start, may_remove=True), start)
+        goal = desired(other, replace(config, rules=rules), here)
+        order = sorted(here.rules, key=str)
+        settled = order + [each for each in goal.rules if each not in order]
+        stay = [each.address for each in goal.addresses if (each.ifindex, each.address) in here.addresses]
+        wanted = {source: tables([each for each in settled if each in goal.rules], source) for source in stay}
+        began = {source: tables(order, source) for source in stay}
+        for change in plan(goal, here, may_remove=True):
+            if isinstance(change.what, Rule):
+                (order.append if change.verb is Verb.ADD else order.remove)(change.what)
+                for source in stay:
+                    either = zip(began[source], wanted[source], strict=True)
+                    assert all(map(contains, either, tables(order, source))), change
+        assert wanted == {source: tables(order, source) for source in stay}
 
 
 def test_an_address_that_is_there_satisfies_whoever_put_it_there_and_with_whatever_length() -> None:

@@ -138,8 +138,12 @@ def test_a_link_is_told_with_what_is_there_and_what_is_still_to_do() -> None:
     told = link_statuses(cloud, config, before, goal, plan_of(goal, before))
     assert set(told) == {"2", "3"}
     first = told["2"]
-    assert (first["state"], first["desired"], first["actual"]) == ("drift", 2 + 3 + 4, 1)
+    assert (first["state"], first["desired"], first["actual"]) == ("drift", 2 + 3 + 2, 1)
     assert "ip address add 10.0.1.11/32 dev eth0 noprefixroute" in first["drift"]
+    assert (
+        "ip rule add pref 31000 from 10.0.1.0/24 iif lo lookup 10001 suppress_prefixlength 0 protocol 209"
+        in first["drift"]
+    )
     assert "ip rule add pref 31010 from all lookup main suppress_prefixlength 0 protocol 209" in first["drift"]
     assert not any("eth1" in line for line in first["drift"])
     assert [(each["present"], each["owned"], each["public"]) for each in first["addresses"]] == [

@@ -9,7 +9,7 @@ import json
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any, NamedTuple
 
 from tests.lab import Lab
@@ -73,6 +73,7 @@ class Rule(NamedTuple):
     to: bool
     table: int
     suppress: bool
+    local: bool
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ def _rule(each: dict[str, Any], anywhere: str) -> Rule:
         anywhere if each[side] == "all" else f"{each[side]}/{each.get(length, ip_address(each[side]).max_prefixlen)}"
     )
     table = _TABLES.get(each["table"]) or int(each["table"])
-    return Rule(each["priority"], str(ip_network(network)), side == "dst", table, "suppress_prefixlen" in each)
+    flags = ("suppress_prefixlen" in each, each.get("iif") == "lo")
+    return Rule(each["priority"], str(ip_network(network)), side == "dst", table, *flags)
 
 
 NO_LINK = (False, 0)  # what netagent refuses may name one
@@ -174,7 +176,7 @@ def predict(before: Snapshot, ops: Iterable[dict[str, Any]], names: dict[int, st
                 routes.add(Route(op["table"], link, destination, gateway, kind))
         else:
             network = str(ip_network((op["address"], op["prefix"]), strict=False))
-            rule = Rule(op["priority"], network, op["to"], op["table"], op["suppress"])
+            rule = Rule(op["priority"], network, op["to"], op["table"], op["suppress"], op["local"])
             (rules.add if name == "rule_add" else rules.discard)(rule)
     return replace(
         before, links=links, addresses=frozenset(addresses), routes=frozenset(routes), rules=frozenset(rules)
@@ -196,6 +198,24 @@ FORBIDDEN = [
 PRIVATE = [ip_network(n) for n in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")]
 
 OTHERS = {"eth0": "10.0.1.0/24", "eth1": "10.0.2.0/24"}  # whose gateways are not this link's
+
+
+# What foreign things may be the source of what the host sends, and on which link they are.
+HELD = {
+    "10.0.1.10": "eth1",
+    "10.0.2.50": "eth0",
+    "10.0.3.50": "spare",
+    "172.17.0.1": "docker0",
+    "fd00:2::50": "eth0",
+    "10.55.0.1": "eth1",
+    "127.0.0.1": "lo",
+}
+
+
+def _strangers(network: IPv4Network | IPv6Network) -> set[str]:
+    """Links whose rule for this network would be for another's source, too."""
+    holders = {link for text, link in HELD.items() if ip_address(text) in network}
+    return {link for link in ("eth0", "eth1", "spare") if holders - {link}}
 
 
 def dangers(state: Snapshot, names: dict[int, str]) -> list[str]:
@@ -239,7 +259,7 @@ def dangers(state: Snapshot, names: dict[int, str]) -> list[str]:
         if rule.priority not in PRIORITIES:
             found.append(f"a rule outside the band: {rule}")
         if not network.prefixlen:
-            if rule.table != MAIN or not rule.suppress or rule.to:
+            if rule.table != MAIN or not rule.suppress or rule.to or rule.local:
                 found.append(f"a rule that diverts everything: {rule}")
         elif names.get(rule.table - BASE) not in ("eth0", "eth1", "spare"):
             found.append(f"a rule into a table that is no link's: {rule}")
@@ -249,4 +269,6 @@ def dangers(state: Snapshot, names: dict[int, str]) -> list[str]:
             and network[0] in map(ip_address, ("10.0.1.10", "10.0.1.1"))
         ):
             found.append(f"a rule for another link's source: {rule}")
+        elif network.num_addresses > 1 and names[rule.table - BASE] in _strangers(network):
+            found.append(f"a rule for a prefix in which somebody else has something: {rule}")
     return found

@@ -20,6 +20,7 @@ _OWN = {
 }
 _GATEWAY = {ETH0: ("10.0.2.1", "10.0.2.2"), ETH1: ("10.0.1.1", "10.0.1.2"), SPARE: ("10.0.3.1", "10.0.3.2")}
 _SUBNETS = ("10.0.1.0/24", "10.0.2.0/24", "10.0.3.0/24", "10.9.0.0/16", "0.0.0.0/0", "fd00:2::/64", "fd00:5::/48")
+_PREFIXES = ("10.0.2.0/24", "10.0.2.0/28", "10.0.1.0/24", "10.0.1.8/29", "10.0.3.0/24", "10.0.0.0/16", "fd00:2::/64")
 _RANGES = ("10.77.0.0/24", "10.78.0.0/28", "fd00:7::/80")
 _THEIRS = (
     *("10.0.1.1/32", "10.0.1.10/32", "10.0.2.1/32", "10.0.2.2/32", "10.0.2.50/32", "172.17.0.1/16", "172.17.0.8/32"),
@@ -61,10 +62,17 @@ def operations(index: dict[str, int]) -> st.SearchStrategy[Op]:
         ranges = st.sampled_from(_RANGES).map(lambda to: route(on, to, table=255))
         hosts = own.map(lambda text: text.partition("/")[0] + ("/128" if ":" in text else "/32"))
         sources = st.builds(
-            lambda text, at, to, suppress: rule(text, table, at, to=to, suppress=suppress),
+            lambda text, at, to, suppress, local: rule(text, table, at, to=to, suppress=suppress, local=local),
             st.one_of(hosts, hosts, st.sampled_from(_RANGES)),
             _PRIORITIES,
             either,
+            either,
+            st.sampled_from((False, False, True)),
+        )
+        prefixes = st.builds(
+            lambda text, at, suppress: rule(text, table, at, suppress=suppress, local=True),
+            st.sampled_from(_PREFIXES),
+            _PRIORITIES,
             either,
         )
         main = st.builds(
@@ -72,7 +80,7 @@ def operations(index: dict[str, int]) -> st.SearchStrategy[Op]:
         )
         mtu = st.sampled_from((576, 1280, 1400, 1500, 9001)).map(lambda mtu: {"op": "link_mtu", "link": on, "mtu": mtu})
         up = st.just({"op": "link_up", "link": on})
-        return st.one_of(adds, adds, adds, replaced, replaced, ranges, sources, sources, main, mtu, up)
+        return st.one_of(adds, adds, adds, replaced, replaced, ranges, sources, sources, prefixes, main, mtu, up)
 
     hosts = st.sampled_from([*_THEIRS, *_OWN[ETH0], *_OWN[ETH1], *_SUBNETS])
     links = st.sampled_from([*index.values(), 4711])
@@ -92,11 +100,14 @@ def operations(index: dict[str, int]) -> st.SearchStrategy[Op]:
             removal,
         ),
         st.builds(
-            lambda text, table, at, op, to, suppress: rule(text, table, at, f"rule_{op}", to=to, suppress=suppress),
+            lambda text, table, at, op, to, suppress, local: rule(
+                text, table, at, f"rule_{op}", to=to, suppress=suppress, local=local
+            ),
             hosts,
             tables,
             st.sampled_from((1, 30999, 31000, 31005, 31030, 32765)),
             removal,
+            st.booleans(),
             st.booleans(),
             st.booleans(),
         ),
@@ -155,8 +166,10 @@ def plan(index: dict[str, int]) -> list[Op]:
         route(on, "10.0.1.0/24", "10.0.2.1"),
         route(on, "0.0.0.0/0", "10.0.2.1"),
         route(on, "10.77.0.0/24", table=255),
+        rule("10.0.2.0/24", table, suppress=True, local=True),
         rule("10.0.2.10", table, suppress=True),
         rule("0.0.0.0/0", 254, priority=31010, suppress=True),
+        rule("10.0.2.0/24", table, priority=31020, local=True),
         rule("10.0.2.10", table, priority=31020),
         rule("10.0.2.11", table, priority=31020),
         rule("10.77.0.0/24", table, priority=31020),

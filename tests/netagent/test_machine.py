@@ -112,7 +112,7 @@ class World:
     def connected(self) -> Wire:
         """A client, once netagent has served it: it serves one at a time."""
         wire = Wire(self.lab)
-        assert self.asked(wire, request="hello", version=1) == {"verdict": "ok", "version": 1}
+        assert self.asked(wire, request="hello", version=2) == {"verdict": "ok", "version": 2}
         return wire
 
     def asked(self, wire: Wire, **message: Any) -> dict[str, Any]:

@@ -102,6 +102,60 @@ ATTACKS: dict[str, tuple[Callable[[Links], Ops], str]] = {
     "a neighbour's source": (lambda on: [rule("10.0.1.77", 9999 + on.primary)], "no address or range"),
     "a source that nobody has": (lambda on: [rule("198.51.100.7", 9999 + on.primary)], "no address or range"),
     "a range with another link's address": (lambda on: [rule("10.0.0.0/16", 9999 + on.primary)], "no address or range"),
+    # prefixes that stand for addresses
+    "a prefix in which the link has nothing": (
+        lambda on: [rule("10.0.1.64/26", 9999 + on.primary, local=True)],
+        "no address or range",
+    ),
+    "a prefix with another link's address": (
+        lambda on: [
+            address(on.secondary, "10.0.1.77/32"),
+            route(on.secondary, "10.0.1.0/24"),
+            rule("10.0.1.0/24", 9999 + on.secondary, local=True),
+        ],
+        "no address or range",
+    ),
+    "a prefix around the subnet": (
+        lambda on: [rule("10.0.0.0/23", 9999 + on.primary, local=True)],
+        "no address or range",
+    ),
+    "a prefix in nothing that is on link": (
+        lambda on: [
+            {**address(on.secondary, "10.0.2.10/24"), "prefix": 32},
+            rule("10.0.2.0/24", 9999 + on.secondary, local=True),
+        ],
+        "no address or range",
+    ),
+    "a prefix of all that is forwarded, too": (
+        lambda on: [rule("10.0.1.0/24", 9999 + on.primary)],
+        "no address or range",
+    ),
+    "a prefix that packets go to": (
+        lambda on: [rule("10.0.1.0/24", 9999 + on.primary, local=True, to=True)],
+        "no address or range",
+    ),
+    "all that this host sends": (lambda on: [rule("0.0.0.0/0", 9999 + on.primary, local=True)], "without a source"),
+    "main for all that this host sends": (
+        lambda on: [rule("0.0.0.0/0", 254, suppress=True, local=True)],
+        "without a source",
+    ),
+    "another link's whole subnet": (
+        lambda on: [rule("10.0.1.0/24", 9999 + on.secondary, local=True)],
+        "no address or range",
+    ),
+    "all IPv6 that this host sends": (lambda on: [rule("::/0", 9999 + on.primary, local=True)], "without a source"),
+    "link-local addresses, which every link has": (
+        lambda on: [rule("fe80::/64", 9999 + on.primary, local=True)],
+        "no address or range",
+    ),
+    "two rules of which the kernel may remove the wrong one": (
+        lambda on: [rule("10.0.1.10", 9999 + on.primary), rule("10.0.1.10", 9999 + on.primary, local=True)],
+        "such a rule already",
+    ),
+    "two rules that differ in suppress_prefixlength alone": (
+        lambda on: [rule("10.0.1.10", 9999 + on.primary, suppress=True), rule("10.0.1.10", 9999 + on.primary)],
+        "such a rule already",
+    ),
     "a priority above all": (lambda on: [rule("10.0.1.10", 9999 + on.primary, priority=1)], "priority 1"),
     "a priority below the band": (lambda on: [rule("10.0.1.10", 9999 + on.primary, priority=31030)], "priority 31030"),
     "a rule into table main": (lambda on: [rule("10.0.1.10", 254)], "is no link's|no link"),

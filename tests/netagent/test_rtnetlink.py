@@ -72,13 +72,23 @@ def test_route(data: st.DataObject, link: int, address: bytes, prefix: int, tabl
     assert body == encoded(rtmsg(), header, [*attributes, ("RTA_TABLE", table)])
 
 
-@given(address=packed, prefix=st.integers(0, 32), table=number, priority=number, flags=st.tuples(*[st.booleans()] * 3))
-def test_rule(address: bytes, prefix: int, table: int, priority: int, flags: tuple[bool, bool, bool]) -> None:
-    to, suppress, add = flags
+@given(address=packed, prefix=st.integers(0, 32), table=number, priority=number, flags=st.tuples(*[st.booleans()] * 4))
+def test_rule(address: bytes, prefix: int, table: int, priority: int, flags: tuple[bool, ...]) -> None:
+    to, suppress, local, add = flags
     op = {"op": "rule_add" if add else "rule_remove", "address": address, "prefix": prefix, "table": table}
-    kind, netlink_flags, body = rtnetlink.rule({**op, "priority": priority, "to": to, "suppress": suppress})
+    op |= {"priority": priority, "to": to, "suppress": suppress, "local": local}
+    kind, netlink_flags, body = rtnetlink.rule(op)
     header = {"family": family(address), "dst_len" if to else "src_len": prefix, "action": 1}
     attributes: list[tuple[str, Any]] = [("FRA_DST" if to else "FRA_SRC", text(address))] if prefix else []
+    attributes += [("FRA_IIFNAME", "lo")] if local else []
     attributes += [("FRA_PRIORITY", priority)] + ([("FRA_SUPPRESS_PREFIXLEN", 0)] if suppress else [])
     assert (kind, netlink_flags) == ((32, 0x600) if add else (33, 0))
     assert body == encoded(fibmsg(), header, [*attributes, ("FRA_TABLE", table), ("FRA_PROTOCOL", 209)])
+    if prefix and not add:
+        return
+    parsed = rtnetlink.parse_rule(body)
+    assert {key: parsed[key] for key in op if key not in ("op", "address")} == {
+        key: value for key, value in op.items() if key not in ("op", "address")
+    } | ({} if prefix else {"to": False})
+    assert parsed["address"] == (address if prefix else bytes(len(address)))
+    assert parsed["protocol"] == 209

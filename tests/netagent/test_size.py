@@ -11,7 +11,7 @@ import cloud_network.netagent
 
 ROOM = Path(cloud_network.netagent.__file__).parent
 ONLY_FOR_MYPY = {"shapes"}
-STATEMENTS = 970
+STATEMENTS = 980
 """Statements: how many lines one takes is the formatter's affair. Docstrings and imports for mypy don't count."""
 
 MODULES = {

@@ -119,7 +119,7 @@ def route(link: int, text: str, via: str | None = None, table: int | None = None
 def rule(text: str, table: int, priority: int = 31000, op: str = "rule_add", **more: bool) -> dict[str, Any]:
     host, _, length = text.partition("/")
     where = {"op": op, "address": packed(host), "prefix": int(length or 32), "table": table, "priority": priority}
-    return {**where, "to": False, "suppress": False, **more}
+    return {**where, "to": False, "suppress": False, "local": False, **more}
 
 
 def kernel_state(lab: Lab) -> dict[str, str]:
