@@ -15,6 +15,7 @@ from _json import encode_basestring_ascii, make_encoder  # `json` imports `re`: 
 from errno import ENOSPC
 
 from .protocol import TYPE_CHECKING, text
+from .settings import read
 
 try:
     from _sha256 import sha256  # the C part alone: `hashlib` maps libcrypto, 4 MB of this process
@@ -24,38 +25,25 @@ except ImportError:  # Python 3.12 and later
 if TYPE_CHECKING:
     from .shapes import Any
 
-GENESIS = "0" * 64
-_TAIL = 2 << 20  # bytes: more than the longest line
-_MAX_FILE, _KEPT = 16 << 20, 8  # a rotated-out file's size in bytes, and how many of them are kept
+# Bytes: more than the longest line has, and how large a file is when it is rotated out; and how many of those are kept.
+_TAIL, _MAX_FILE, _KEPT = 2 << 20, 16 << 20, 8
 
 
-def _plain(value: bytes) -> str:
-    return text(value) if len(value) in (4, 16) else value.hex()
-
-
-_encode = make_encoder(None, _plain, encode_basestring_ascii, None, ":", ",", False, False, False)
-
-
-def to_json(value: dict[str, Any]) -> str:
-    """Compact JSON in ASCII of what a line is made of; packed addresses become text."""
-    return "".join(_encode(value, 0))
+# Compact JSON in ASCII, in parts; packed addresses become text.
+_json = make_encoder(None, text, encode_basestring_ascii, None, ":", ",", False, False, False)
 
 
 def _boot_id() -> str:
     """The kernel's random(4) boot_id. ProcSubset=pid hides it, so the unit hands it over: %b of systemd.unit(5)."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return file.read().strip()
-    except FileNotFoundError:
-        digits = os.environ["BOOT_ID"]
-        return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+    digits = read("/proc/sys/kernel/random/boot_id").strip().replace("-", "") or os.environ["BOOT_ID"]
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
 class Audit:
     """The open log and the head of its chain."""
 
     def __init__(self, path: str) -> None:
-        self._path, self._boot, self.sequence, self.head = path, _boot_id(), 0, GENESIS
+        self._path, self._boot, self.sequence, self.head = path, _boot_id(), 0, "0" * 64
         self._file = self._open()
         try:
             last = self._last_line(path) or self._last_line(f"{path}.1")
@@ -86,7 +74,7 @@ class Audit:
         now = time.time_ns()
         stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now // 10**9))}.{now // 1000 % 10**6:06}Z"
         when = {"time": stamp, "monotonic_us": time.monotonic_ns() // 1000, "boot": self._boot}
-        body = to_json({"seq": self.sequence + 1, **when, **entry, "prev": self.head})[:-1]
+        body = "".join(_json({"seq": self.sequence + 1, **when, **entry, "prev": self.head}, 0))[:-1]
         digest = sha256(body.encode()).hexdigest()
         line = f'{body},"hash":"{digest}"}}\n'.encode()
         size = os.fstat(self._file).st_size

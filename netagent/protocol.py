@@ -68,6 +68,12 @@ REQUESTS = {
 }
 
 
+def raise_if(so: object, error: type[BaseException], reason: str, *of: object) -> None:
+    """What most checks are made of: if it is so, the error. `of` fills the blanks of the reason, and only then."""
+    if so:
+        raise error(reason.format(*of))
+
+
 class Malformed(ValueError):
     """What arrived is not a message of this protocol; the text says where."""
 
@@ -75,8 +81,7 @@ class Malformed(ValueError):
 def encode(message: Message) -> bytes:
     """A frame; Malformed when it would be larger than a frame may be."""
     body: bytes = msgpack.packb(message)
-    if len(body) > MAX_FRAME:
-        raise Malformed(f"a message of {len(body)} bytes: the limit is {MAX_FRAME}")
+    raise_if(len(body) > MAX_FRAME, Malformed, "a message of {} bytes: the limit is {}", len(body), MAX_FRAME)
     return HEADER.pack(len(body)) + body
 
 
@@ -86,17 +91,15 @@ def decode(body: bytes) -> Message:
 
     def count(value: Any) -> Any:
         left[type(value)] -= 1
-        if left[type(value)] < 0:
-            raise ValueError("more lists or maps than any request has")
+        raise_if(left[type(value)] < 0, ValueError, "more lists or maps than any request has")
         return value
 
     limits = {"max_str_len": 1024, "max_bin_len": 16, "max_array_len": MAX_OPS, "max_map_len": 16, "max_ext_len": 0}
     try:
-        message = msgpack.unpackb(body, strict_map_key=True, list_hook=count, object_hook=count, **limits)
+        message: Message = msgpack.unpackb(body, strict_map_key=True, list_hook=count, object_hook=count, **limits)
     except (ValueError, msgpack.UnpackException) as error:  # UnicodeDecodeError is a ValueError
         raise Malformed(f"not msgpack: {str(error)[:120] or type(error).__name__}") from None
-    if type(message) is not dict:
-        raise Malformed(f"not a map but {type(message).__name__}")
+    raise_if(type(message) is not dict, Malformed, "not a map but {}", type(message).__name__)
     return message
 
 
@@ -106,11 +109,10 @@ def check_request(message: Message) -> None:
     for position, op in enumerate(message.get("ops", ())):
         _check(f"ops[{position}]", op, OPS, "op")
         if "address" in op:
-            length, gateway = len(op["address"]), op.get("gateway")
-            if op["prefix"] > length * 8:
-                raise Malformed(f"ops[{position}].prefix: {op['prefix']} is not 0..{length * 8}")
-            if gateway is not None and len(gateway) != length:
-                raise Malformed(f"ops[{position}].gateway: not of the address's family")
+            prefix, bits, gateway = op["prefix"], len(op["address"]) * 8, op.get("gateway")
+            raise_if(prefix > bits, Malformed, "ops[{}].prefix: {} is not 0..{}", position, prefix, bits)
+            other = gateway is not None and len(gateway) * 8 != bits
+            raise_if(other, Malformed, "ops[{}].gateway: not of the address's family", position)
 
 
 def _check(what: str, value: Any, shapes: dict[str, list[str]], tag: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _socket as socket  # the part of `socket` in C: the rest costs 3 ms of start-up and is not used here
 from errno import ENOBUFS, ENOENT
+from itertools import islice
 from struct import Struct
 
 from .protocol import PROTOCOL, TABLE_LOCAL, TYPE_CHECKING
@@ -22,7 +23,6 @@ IFINFOMSG = Struct("=BxHiII")  # family, pad, type, index, flags, change
 IFADDRMSG = Struct("=BBBBI")  # family, prefixlen, flags, scope, index
 RTMSG = Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 FIB_RULE_HDR = RTMSG  # the same sizes: family, dst_len, src_len, tos, table, res1, res2, action, flags
-_ACK = Struct("=IHHIIi")  # struct nlmsghdr, and the errno that struct nlmsgerr begins with
 
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 RTM_NEWLINK, RTM_NEWADDR, RTM_NEWROUTE, RTM_NEWRULE = 16, 20, 24, 32
@@ -122,6 +122,10 @@ def _number(found: dict[int, bytes], kind: int, default: int = 0) -> int:
     return int.from_bytes(found[kind], "little") if kind in found else default
 
 
+def _errno(body: bytes) -> int:
+    return -int.from_bytes(body[:4], "little", signed=True)  # struct nlmsgerr, and what NLMSG_DONE says
+
+
 def _name(packed: bytes) -> str:
     return packed.rstrip(b"\0").decode(errors="replace")
 
@@ -144,10 +148,11 @@ def parse_address(message: bytes) -> Found:
 
 
 def parse_route(message: bytes) -> Found:
-    """{address, prefix, table, link, gateway, protocol, metric}; link is 0 for what has no single one."""
+    """{address, prefix, table, link, gateway, protocol, metric}; link is 0 for what has no single one, or a gateway of
+    the other family (RTA_VIA)."""
     (family, prefix, _, _, table, protocol, _, _, _), found = _unpack(RTMSG, message)
-    gateway = found.get(RTA_GATEWAY) or found.get(RTA_VIA)  # VIA: one of the other family, nobody's here
-    where = {"table": _number(found, RTA_TABLE, table), "link": _number(found, RTA_OIF), "gateway": gateway}
+    link, gateway = 0 if RTA_VIA in found else _number(found, RTA_OIF), found.get(RTA_GATEWAY)
+    where = {"table": _number(found, RTA_TABLE, table), "link": link, "gateway": gateway}
     more = {"protocol": protocol, "metric": _number(found, RTA_PRIORITY)}
     return {"address": found.get(RTA_DST, _ANY[family]), "prefix": prefix, **where, **more}
 
@@ -170,8 +175,7 @@ class Kernel:
     """One rtnetlink socket: dumps, and batches of changes with an acknowledgement each."""
 
     def __init__(self) -> None:
-        self._sequence = 0
-        self._buffer = bytearray(1 << 16)
+        self._sequence, self._buffer = 0, bytearray(1 << 16)
         self._connect()
 
     def _connect(self) -> None:
@@ -182,37 +186,40 @@ class Kernel:
         self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
         self._socket.bind((0, 0))
 
-    def _receive(self) -> int:
-        length = self._socket.recv_into(self._buffer, 0, socket.MSG_TRUNC)
-        if length > len(self._buffer):
-            raise OSError(ENOBUFS, "a netlink datagram larger than the buffer")
-        return length
+    def _message(self, kind: int, flags: int, body: bytes) -> bytes:
+        self._sequence += 1
+        return NLMSGHDR.pack(NLMSGHDR.size + len(body), kind, NLM_F_REQUEST | flags, self._sequence, 0) + body
+
+    def _answers(self, first: int) -> Iterator[tuple[int, int, bytes]]:
+        """To the messages from `first` on: (type, sequence, what follows struct nlmsghdr), and no end of it."""
+        while True:
+            offset, end = 0, self._socket.recv_into(self._buffer, 0, socket.MSG_TRUNC)
+            if end > len(self._buffer):
+                raise OSError(ENOBUFS, "a netlink datagram larger than the buffer")
+            while offset < end:
+                length, kind, _, sequence, _ = NLMSGHDR.unpack_from(self._buffer, offset)
+                if first <= sequence <= self._sequence:
+                    yield kind, sequence, bytes(self._buffer[offset + NLMSGHDR.size : offset + length])
+                offset += (length + 3) & ~3
+
+    def _found(self, kind: int, header: bytes, parse: Callable[[bytes], Found]) -> Iterator[Found]:
+        self._socket.send(self._message(kind + _GET, NLM_F_DUMP, header))
+        for answer, _, body in self._answers(self._sequence):
+            if answer == kind:
+                yield parse(body)
+            elif answer in (NLMSG_ERROR, NLMSG_DONE):
+                if _errno(body) not in (0, ENOENT):  # ENOENT: the table has never been used
+                    raise OSError(_errno(body), f"rtnetlink dump {kind + _GET}")
+                return
 
     def _dump(self, kind: int, header: bytes, parse: Callable[[bytes], Found]) -> list[Found]:
         families = (socket.AF_UNSPEC,) if kind == RTM_NEWLINK else _ANY
         requests = [bytes([family]) + header[1:] for family in families]
         try:
-            return [found for each in requests for found in self._answers(kind, each, parse)]
+            return [found for each in requests for found in self._found(kind, each, parse)]
         except OSError:  # an answer was lost, perhaps one before this: once more with nothing left over
             self._connect()
-            return [found for each in requests for found in self._answers(kind, each, parse)]
-
-    def _answers(self, kind: int, header: bytes, parse: Callable[[bytes], Found]) -> Iterator[Found]:
-        self._sequence += 1
-        size = NLMSGHDR.size + len(header)
-        self._socket.send(NLMSGHDR.pack(size, kind + _GET, NLM_F_REQUEST | NLM_F_DUMP, self._sequence, 0) + header)
-        while True:
-            end, offset = self._receive(), 0
-            while offset < end:
-                length, answer, _, sequence, _ = NLMSGHDR.unpack_from(self._buffer, offset)
-                if sequence == self._sequence and answer in (NLMSG_ERROR, NLMSG_DONE):
-                    error = -int.from_bytes(self._buffer[offset + 16 : offset + 20], "little", signed=True)
-                    if error not in (0, ENOENT):  # ENOENT: the table has never been used
-                        raise OSError(error, f"rtnetlink dump {kind + _GET}")
-                    return
-                if sequence == self._sequence and answer == kind:
-                    yield parse(bytes(self._buffer[offset + NLMSGHDR.size : offset + length]))
-                offset += (length + 3) & ~3
+            return [found for each in requests for found in self._found(kind, each, parse)]
 
     def links(self) -> list[Found]:
         """Every link of the namespace."""
@@ -242,20 +249,11 @@ class Kernel:
         """
         results: list[int | None] = [None] * len(ops)
         for start in range(0, len(ops), _BATCH):
-            first, batch = self._sequence + 1, b""
-            for self._sequence, op in enumerate(ops[start : start + _BATCH], first):
-                kind, flags, body = pack(op)
-                flags |= NLM_F_REQUEST | NLM_F_ACK
-                batch += NLMSGHDR.pack(NLMSGHDR.size + len(body), kind, flags, self._sequence, 0) + body
+            batch, first = [pack(op) for op in ops[start : start + _BATCH]], self._sequence + 1
             try:
-                self._socket.send(batch)
-                waiting = self._sequence - first + 1
-                while waiting:
-                    self._receive()
-                    _, answer, _, sequence, _, error = _ACK.unpack_from(self._buffer)
-                    if answer == NLMSG_ERROR and first <= sequence <= self._sequence:
-                        results[start + sequence - first] = -error
-                        waiting -= 1
+                self._socket.send(b"".join(self._message(kind, NLM_F_ACK | flags, body) for kind, flags, body in batch))
+                for _, sequence, body in islice(self._answers(first), len(batch)):
+                    results[start + sequence - first] = _errno(body)
             except OSError:  # what was not answered stays None
                 pass
             if stop and any(errno != 0 for errno in results[start : start + _BATCH]):

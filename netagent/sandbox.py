@@ -10,6 +10,7 @@ import sys
 import prctl
 
 from . import confine
+from .protocol import raise_if
 
 USER = "cloud-network-netagent"
 _NET_ADMIN = 1 << 12  # CAP_NET_ADMIN of linux/capability.h
@@ -64,12 +65,11 @@ def _verify(uid: str, gid: str) -> None:
     """SystemExit unless the kernel says that all is given up; it names what is too much and how to start without."""
     with open("/proc/thread-self/status") as file:
         status = dict(line.rstrip("\n").split(":\t", 1) for line in file)
-    how = f"Start it as root; or as {USER} with AmbientCapabilities= and CapabilityBoundingSet=CAP_NET_ADMIN"
+    how = f"Start it as root; or as {USER} with AmbientCapabilities= and CapabilityBoundingSet=CAP_NET_ADMIN."
+    is_not = f"{USER}: {{}} is {{}}, not {{:x}} (CAP_NET_ADMIN is {_NET_ADMIN:x}). {how}"
     wanted = {"CapPrm": _NET_ADMIN, "CapEff": _NET_ADMIN, "CapBnd": _NET_ADMIN, "CapInh": 0, "CapAmb": 0}
     for key, only in wanted.items():
-        if int(status[key], 16) != only:
-            is_not = f"{key} is {status[key]}, not {only:x} (CAP_NET_ADMIN is {_NET_ADMIN:x})"
-            raise SystemExit(f"{USER}: {is_not}. {how}.")
-    if {*status["Uid"].split(), *status["Gid"].split(), *status["Groups"].split()} - {uid, gid}:
-        has = ", ".join(f"{key} {status[key]!r}" for key in ("Uid", "Gid", "Groups"))
-        raise SystemExit(f"{USER}: has {has}; wanted only uid {uid} and gid {gid}. {how}.")
+        raise_if(int(status[key], 16) != only, SystemExit, is_not, key, status[key], only)
+    has = ", ".join(f"{key} {status[key]!r}" for key in ("Uid", "Gid", "Groups"))
+    more = {*status["Uid"].split(), *status["Gid"].split(), *status["Groups"].split()} - {uid, gid}
+    raise_if(more, SystemExit, "{}: has {}; wanted only uid {} and gid {}. {}", USER, has, uid, gid, how)

@@ -18,7 +18,7 @@ from . import policy, protocol, sandbox, transaction
 from . import settings as operator
 from .audit import Audit
 from .ledger import Ledger
-from .protocol import HEADER, MAX_FRAME, SOCKET, TYPE_CHECKING, UCRED, VERSION, Malformed
+from .protocol import HEADER, MAX_FRAME, SOCKET, TYPE_CHECKING, UCRED, VERSION, Malformed, raise_if
 from .rtnetlink import Kernel
 
 if TYPE_CHECKING:
@@ -51,14 +51,13 @@ class Server:
     """The state of the one loop."""
 
     def __init__(self, ledger: str, log: str) -> None:
-        self._settings, self._kernel, self._audit = operator.load(), Kernel(), Audit(log)
-        self._ledger = Ledger(ledger)
+        self._settings, self._kernel = operator.load(), Kernel()
+        self._audit, self._ledger = Audit(log), Ledger(ledger)
         self._transaction = transaction.Transaction(self._kernel, self._ledger)
         self._peer: Message | None = None  # who is connected
         self._deadline = 0.0  # when the open transaction is taken back unless it has been confirmed
         self._requests_left, self._complaints_left = Bucket(20, 400), Bucket(1, 100)
-        self._unlogged = 0  # refusals for which the log had no patience left
-        self._stop = False
+        self._unlogged, self._stop = 0, False  # refusals for which the log had no patience left; whether to end
         self._signals, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(write)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -96,17 +95,14 @@ class Server:
         try:
             undo = policy.check(ops, view)
         except policy.Refusal as refusal:
-            reason, *more = refusal.args
-            named = dict(zip(["allow", "link"], more, strict=False))
-            return self._refuse(message, reason, position=view.position, **named)
-        errnos, stayed = self._transaction.apply(message["id"], ops, undo)
+            why = dict(zip(("reason", "allow", "link"), refusal.args, strict=False))
+            return self._refuse(message, position=view.position, **why)
+        errnos, failed, stayed = self._transaction.apply(message["id"], ops, undo)
         answer: Message = {"verdict": "applied", "done": len(ops)}
-        failed = next((at for at, errno in enumerate(errnos) if errno != 0), None)
         if failed is not None:
             errno = errnos[failed]
-            reason = os.strerror(errno) if errno else "the kernel could not be asked"
-            answer = {"verdict": "rolled back", "done": 0, "reason": reason, "not_undone": stayed}
-            answer |= {"position": failed, "errno": errno}
+            answer = {"verdict": "rolled back", "done": 0, "position": failed, "errno": errno, "not_undone": stayed}
+            answer["reason"] = os.strerror(errno) if errno else "the kernel could not be asked"
         done = [{**op, "errno": errno} for op, errno in zip(ops, errnos, strict=True)]
         self._log({**message, **answer, "duration_us": int((time.monotonic() - began) * 1e6), "ops": done})
         if failed is None and not within:
@@ -207,22 +203,20 @@ class Server:
         """The next request; Malformed says what is wrong with it."""
         end = time.monotonic() + _FRAME_SECONDS
         (size,) = HEADER.unpack(self._receive(sock, HEADER.size, end))
-        if size > MAX_FRAME:
-            raise Malformed(f"a frame of {size} bytes: the limit is {MAX_FRAME}")
+        raise_if(size > MAX_FRAME, Malformed, "a frame of {} bytes: the limit is {}", size, MAX_FRAME)
         message = protocol.decode(self._receive(sock, size, end))
         protocol.check_request(message)
-        if not self._requests_left.take(1 + len(message.get("ops", ())) // _OPS_A_TOKEN):
-            raise Malformed(f"too many requests: 20 a second, and one less for each {_OPS_A_TOKEN} operations")
+        patient = self._requests_left.take(1 + len(message.get("ops", ())) // _OPS_A_TOKEN)
+        too_many = "too many requests: 20 a second, and one less for each {} operations"
+        raise_if(not patient, Malformed, too_many, _OPS_A_TOKEN)
         return message
 
     def _receive(self, sock: socket.socket, size: int, end: float) -> bytes:
         data = b""
         while len(data) < size:
-            if not self._wait(sock, end):
-                raise Malformed("a frame did not arrive in time")
+            raise_if(not self._wait(sock, end), Malformed, "a frame did not arrive in time")
             chunk = sock.recv(size - len(data))
-            if not chunk:
-                raise ConnectionError("hung up")
+            raise_if(not chunk, ConnectionError, "hung up")
             data += chunk
         return data
 

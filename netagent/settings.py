@@ -7,7 +7,7 @@ here. A line that is not understood is an error: netagent would rather not start
 from __future__ import annotations
 
 from .policy import ALLOWED, parse_network
-from .protocol import BAND, TYPE_CHECKING
+from .protocol import BAND, TYPE_CHECKING, raise_if
 
 if TYPE_CHECKING:
     from .shapes import Any, Callable, Network
@@ -26,14 +26,13 @@ class Settings:
 
 
 def _whole(text: str, low: int, high: int) -> int:
-    if not (text.isdecimal() and low <= int(text) <= high):
-        raise ValueError(f"accepted: a whole number in {low}..{high}")
+    fits = text.isdecimal() and low <= int(text) <= high
+    raise_if(not fits, ValueError, "accepted: a whole number in {}..{}", low, high)
     return int(text)
 
 
 def _failure(text: str) -> str:
-    if text not in ("refuse", "continue"):
-        raise ValueError("accepted: refuse, continue")
+    raise_if(text not in ("refuse", "continue"), ValueError, "accepted: refuse, continue")
     return text
 
 
@@ -51,8 +50,7 @@ _KEYS: dict[tuple[str, str], tuple[str, Callable[[str], Any]]] = {
 def _until(end: str, line: str) -> str:
     """What stands before `end`; behind it nothing may stand but a comment."""
     value, closed, rest = line.partition(end)
-    if not closed or "\\" in value or rest.strip()[:1] not in ("", "#"):
-        raise ValueError(_FORM)
+    raise_if(not closed or "\\" in value or rest.strip()[:1] not in ("", "#"), ValueError, _FORM)
     return value
 
 
@@ -60,8 +58,7 @@ def _value(line: str) -> str:
     if line[:1] in ("'", '"'):
         return _until(line[0], line[1:])
     number = line.partition("#")[0].strip()
-    if not (number.isascii() and number.isdecimal() and len(number) < 19):
-        raise ValueError(_FORM)
+    raise_if(not (number.isascii() and number.isdecimal() and len(number) < 19), ValueError, _FORM)
     return number
 
 
@@ -75,11 +72,10 @@ def load(path: str = PATH) -> Settings:
                     section = _until("]", line[1:])
                 elif line[:1] not in ("", "#"):
                     key, _, value = map(str.strip, line.partition("="))
+                    raise_if((section, key) in seen, ValueError, _FORM)
+                    seen.add((section, key))
                     name, read = _KEYS.get((section, key), ("other", str))
                     setattr(settings, name, read(_value(value)))
-                    if (section, key) in seen:
-                        raise ValueError(_FORM)
-                    seen.add((section, key))
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError

@@ -30,15 +30,16 @@ class Transaction:
         self._kernel, self._ledger = kernel, ledger
         self._ops: list[Op] = []
 
-    def apply(self, request: str, ops: list[Op], undo: list[Op]) -> tuple[Errnos, Stayed]:
-        """Do `ops`, each taken back by the one at its place in `undo`. An errno each, and if one failed, so that
-        all was taken back, what stayed (normally nothing). OSError: no ledger, and the kernel was not touched."""
+    def apply(self, request: str, ops: list[Op], undo: list[Op]) -> tuple[Errnos, int | None, Stayed]:
+        """Do `ops`, each taken back by the one at its place in `undo`. An errno each; and if one failed, so that all
+        was taken back, which, and what stayed (normally nothing). OSError: no ledger, and the kernel not touched."""
         self._ledger.write(request, undo[::-1], self._ledger.owned)
         self._ops, errnos = ops, self._kernel.change(ops)
-        if not any(errno != 0 for errno in errnos):
-            return errnos, []
+        failed = next((at for at, errno in enumerate(errnos) if errno != 0), None)
+        if failed is None:
+            return errnos, None, []
         self._ledger.undo = [back for errno, back in zip(errnos, undo, strict=True) if errno in (0, None)][::-1]
-        return errnos, self.undo()
+        return errnos, failed, self.undo()
 
     def undo(self) -> Stayed:
         """Take back what the ledger says is open; what could not be, with its errno (normally nothing)."""
