@@ -11,7 +11,7 @@ from __future__ import annotations
 from _socket import AF_INET, AF_INET6, inet_pton
 from collections import defaultdict
 
-from .protocol import BAND, OPS, PROTOCOL, TABLE_LOCAL, TABLE_MAIN, TYPE_CHECKING, text
+from .protocol import BAND, OPS, PROTOCOL, TABLE_LOCAL, TABLE_MAIN, TYPE_CHECKING, raise_if, text
 from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_SECONDARY, parse_default
 
 if TYPE_CHECKING:
@@ -64,24 +64,25 @@ def parse_network(value: str) -> Network:
     try:
         packed = inet_pton(AF_INET6 if ":" in address else AF_INET, address)
         length = int(prefix or len(packed) * 8)
-        if length not in range(len(packed) * 8 + 1):
-            raise ValueError
+        raise_if(length not in range(len(packed) * 8 + 1), ValueError, "too long")
         return network(packed, length)
     except (OSError, ValueError):
         raise ValueError(f"{value!r} is not an address or prefix") from None
 
 
-ALLOWED = tuple(map(parse_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")))
+def parse_networks(text: str) -> tuple[Network, ...]:
+    """Networks with white space between them; ValueError names the first that is none."""
+    return tuple(map(parse_network, text.split()))
+
+
+ALLOWED = parse_networks("10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 fc00::/7")
 LINK_LOCAL = parse_network("fe80::/10")
 # Never an address of a link, whatever AllowAddresses= says: unspecified, loopback, link-local, multicast, reserved and
 # broadcast; IPv4 in IPv6; and the metadata servers outside link-local: Alibaba's, Azure's wire server, Oracle's, and
 # over IPv6 AWS's and GCP's.
-NEVER = (
-    LINK_LOCAL,
-    *map(parse_network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")),
-    *map(parse_network, ("::/96", "::ffff:0:0/96", "ff00::/8")),
-    *map(parse_network, ("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254")),
-)
+_RESERVED = "0.0.0.0/8 127.0.0.0/8 169.254.0.0/16 224.0.0.0/3 ::/96 ::ffff:0:0/96 ff00::/8"
+_METADATA = "100.100.100.200 168.63.129.16 192.0.0.192 fd00:ec2::254 fd20:ce::254"
+NEVER = (LINK_LOCAL, *parse_networks(_RESERVED), *parse_networks(_METADATA))
 _SHORTEST = {4: 8, 16: 32}  # no network that is claimed is larger: it would draw in other people's
 
 
@@ -97,36 +98,35 @@ class View:
         self.addresses: dict[tuple[int, bytes], Found] = {}
         self.holders: dict[bytes, int] = {}  # a link that has the address
         self.subnets: dict[int, set[Network]] = defaultdict(set)  # on link, by link
-        self.claims: dict[int, set[Network]] = defaultdict(set)  # what a link may claim: of DHCP, router or operator
-        self.rivals: set[Network] = set()  # subnets of links that are none of the cloud's: a bridge's, a VPN's
         self.gateways: dict[bytes, set[int]] = defaultdict(set, {resolver: set() for resolver in resolvers})
         self._routes: dict[int, dict[Network, Found]] = {}
         addresses, main = kernel.addresses(), kernel.routes(TABLE_MAIN)
         self._tagged = any(address["protocol"] is not None for address in addresses)  # the kernel knows IFA_PROTO
         for address in addresses:
             self.add_address(address)
-            link, net = address["link"], net_of(address)
-            if not self.owns(address) and net[2]:
-                self.claims[link].add(net)
-                kind = self.links[link]["kind"] if link in self.links else None
-                if kind not in (None, *settings.allow_kinds) and not contains(LINK_LOCAL, net):
-                    self.rivals.add(net)
         for route in [*main, *kernel.routes(None, parse_default)]:
             self.add_gateway(route)
-        for route in main:
-            if route["gateway"] is None and route["protocol"] != PROTOCOL and route["prefix"]:
-                link, net = route["link"], net_of(route)
-                self.subnets[link].add(net)
-                # RTPROT_RA, RTPROT_DHCP; of IPv6 RTPROT_KERNEL too: the kernel itself heard the router (or else it is
-                # of an address with a prefix, and netagent gives none but what is allowed)
-                if route["protocol"] in (9, 16) or (route["protocol"] == 2 and net[0] == 16):
-                    self.claims[link].add(net)
+        foreign = [route for route in main if route["protocol"] != PROTOCOL and route["prefix"]]
+        direct = [(route["link"], net_of(route), route["protocol"]) for route in foreign if route["gateway"] is None]
+        for index, net, _ in direct:
+            self.subnets[index].add(net)
+        theirs = {(each["link"], net_of(each)) for each in addresses if not self.owns(each)}
+        wide = {(index, net) for index, net in theirs if net[2]}
+        # RTPROT_RA, RTPROT_DHCP; of IPv6 RTPROT_KERNEL too: the kernel itself heard the router (or else it is of an
+        # address with a prefix, and netagent gives none but what is allowed)
+        learned = {(index, net) for index, net, by in direct if by in (9, 16) or (by == 2 and net[0] == 16)}
+        self.claims = wide | learned  # what a link may claim: DHCP, a router or an operator did
+        # subnets of links that are none of the cloud's: a container bridge's, a VPN's
+        self.rivals = {net for index, net in wide if self._strange(index) and not contains(LINK_LOCAL, net)}
+
+    def _strange(self, index: int) -> bool:
+        kind = self.links[index]["kind"] if index in self.links else None
+        return kind is not None and kind not in self.settings.allow_kinds
 
     def owns(self, address: Found) -> bool:
         """Whether netagent put the address there: IFA_PROTO says so, or the ledger where the kernel has none."""
-        if self._tagged:
-            return bool(address["protocol"] == PROTOCOL)
-        return (address["link"], address["address"]) in self._owned
+        noted = (address["link"], address["address"]) in self._owned
+        return bool(address["protocol"] == PROTOCOL) if self._tagged else noted
 
     def add_address(self, address: Found) -> None:
         """From here on the link has this address."""
@@ -155,9 +155,9 @@ class View:
             return Refusal(f"{name} is the loopback link", None, index)
         if name in self.settings.exclude:
             return Refusal(f"{name} is excluded", f"[Network] Exclude= without {name}", index)
-        if kind is not None and kind not in self.settings.allow_kinds:
-            allow = f'[Netagent] AllowKinds="{kind}"'
-            return Refusal(f"{name} is of kind {kind}, no interface of a cloud", allow, index)
+        if self._strange(index):
+            reason = f"{name} is of kind {kind}, no interface of a cloud"
+            return Refusal(reason, f'[Netagent] AllowKinds="{kind}"', index)
         return None
 
     def other_link_has(self, index: int, net: Network) -> bytes | None:
@@ -192,7 +192,8 @@ class View:
         shortest, reserved = _SHORTEST[net[0]], any(overlap(never, net) for never in NEVER)
         refuse_if(net[0] * 8 - net[2] < shortest, "{}: prefixes shorter than /{} are nobody's", shown, shortest)
         refuse_if(reserved, "{}: loopback, link-local, multicast, reserved or a metadata server's", shown)
-        if not within(net, [*self.claims[index], *self.settings.allow_addresses[len(ALLOWED) :]]):
+        claims = [claim for link, claim in self.claims if link == index]
+        if not within(net, [*claims, *self.settings.allow_addresses[len(ALLOWED) :]]):
             allow, rival = f'[Netagent] AllowAddresses="{shown}"', any(overlap(rival, net) for rival in self.rivals)
             stranger = "{} is neither private nor of a network that link {} learned"
             refuse_if(not within(net, ALLOWED), stranger, shown, index, allow=allow)

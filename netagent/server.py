@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 FETCHER = "cloud-network"
 AUDIT = "/var/log/cloud-network/audit.log"
-_FRAME_SECONDS = 5.0  # a frame that has begun must be whole by then, and who falls silent so long is let go
+# A frame that has begun must be whole by then, and who falls silent so long, or does not read its answer, is let go.
+_FRAME_SECONDS, _ANSWER_SECONDS = 5.0, 1.0
 _IDLE_SECONDS = 60.0  # netagent leaves after so long without a client, if systemd started it and will start it again
-_ANSWER_SECONDS = 1.0  # who does not read its answer is let go
 _OPS_A_TOKEN = 64  # a request costs one token, and one more for so many operations
 _CREDENTIALS = socket.CMSG_LEN(UCRED.size)  # room for SCM_CREDENTIALS, and for no file that somebody hands over
 
@@ -113,8 +113,7 @@ class Server:
     def _on_flush(self, message: Message) -> Message:
         if self._ledger.request:
             self._roll_back("a flush was asked for")
-        owned = transaction.owned_ops(self._view())
-        return self._on_apply({**message, "ops": owned, "confirm_within": 0})
+        return self._on_apply({**message, "ops": transaction.owned_ops(self._view()), "confirm_within": 0})
 
     def _on_confirm(self, message: Message) -> Message:
         self._log({**message, "verdict": "confirmed"})
@@ -226,19 +225,20 @@ class Server:
             left = min(max(0.0, end - time.monotonic()), 3600.0)
             ready, _, _ = select.select([sock.fileno(), self._signals], [], [], left)
             if self._signals in ready:
-                self._signal(os.read(self._signals, 64))
+                numbers = os.read(self._signals, 64)
+                self._stop = signal.SIGTERM in numbers or signal.SIGINT in numbers
+                if signal.SIGHUP in numbers:
+                    self._reload()
             elif ready or not left:
                 return bool(ready)
         return False
 
-    def _signal(self, numbers: bytes) -> None:
-        self._stop = signal.SIGTERM in numbers or signal.SIGINT in numbers
-        if signal.SIGHUP in numbers:
-            try:
-                self._audit.reopen()
-                self._settings = operator.load()
-            except (OSError, SystemExit) as error:
-                _say(f"{error}; going on with what was open and set before")
+    def _reload(self) -> None:
+        try:
+            self._audit.reopen()
+            self._settings = operator.load()
+        except (OSError, SystemExit) as error:
+            _say(f"{error}; going on with what was open and set before")
 
 
 def _say(text: str) -> None:

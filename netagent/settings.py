@@ -6,7 +6,7 @@ here. A line that is not understood is an error: netagent would rather not start
 
 from __future__ import annotations
 
-from .policy import ALLOWED, parse_network
+from .policy import ALLOWED, parse_network, parse_networks
 from .protocol import BAND, TYPE_CHECKING, raise_if
 
 if TYPE_CHECKING:
@@ -20,8 +20,7 @@ class Settings:
     """The keys that concern netagent, at their defaults."""
 
     table_base, priority, audit_failure = 9999, 31000, "refuse"
-    exclude: frozenset[str] = frozenset()
-    allow_kinds: frozenset[str] = frozenset()
+    exclude = allow_kinds = frozenset[str]()
     allow_addresses: tuple[Network, ...] = ALLOWED
 
 
@@ -42,7 +41,7 @@ _KEYS: dict[tuple[str, str], tuple[str, Callable[[str], Any]]] = {
     ("Network", "RulePriority"): ("priority", lambda text: _whole(text, 1, 32766 - BAND)),
     ("Network", "Exclude"): ("exclude", lambda text: frozenset(text.split())),
     ("Netagent", "AllowKinds"): ("allow_kinds", lambda text: frozenset(text.split())),
-    ("Netagent", "AllowAddresses"): ("allow_addresses", lambda text: (*ALLOWED, *map(parse_network, text.split()))),
+    ("Netagent", "AllowAddresses"): ("allow_addresses", lambda text: ALLOWED + parse_networks(text)),
     ("Netagent", "AuditFailure"): ("audit_failure", _failure),
 }
 
