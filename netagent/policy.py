@@ -229,7 +229,8 @@ def _address_add(op: Op, view: View) -> Op:
     index, packed, net = op["link"], op["address"], net_of(op)
     shown = f"{text(packed)}/{op['prefix']}"
     view.check_claim(index, net, shown)
-    other = view.other_link_has(index, net) if op["route"] and net[2] else None
+    near = (each for (link, each), held in view.addresses.items() if link != index and overlap(net_of(held), net))
+    other = next(near, None) if op["route"] and net[2] else None  # even a part of its subnet is not ours to divert
     refuse_if(other, "its connected route {} would take over {} of another link", shown, other)
     refuse_if(packed in view.gateways, "{} is a gateway's or resolver's address", packed)
     refuse_if(packed in view.holders, "link {} has {} already", view.holders.get(packed), packed)

@@ -262,9 +262,8 @@ def _notify(state: bytes) -> None:
     """sd_notify(3): tell systemd, where there is one."""
     path = os.environ.get("NOTIFY_SOCKET")
     if path:
-        notifier = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        notifier.sendto(state, "\0" + path[1:] if path[0] == "@" else path)
-        notifier.close()
+        where = "\0" + path[1:] if path[0] == "@" else path
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC).sendto(state, where)
 
 
 def main() -> None:

@@ -95,10 +95,10 @@ def resolvers(path: str = "/etc/resolv.conf") -> frozenset[bytes]:
     """The packed addresses of the host's name servers."""
     found = set()
     for words in map(str.split, read(path).splitlines()):
-        if words[:1] == ["nameserver"] and len(words) > 1:
-            try:
+        try:
+            if words[:1] == ["nameserver"]:
                 net = parse_network(words[1].partition("%")[0])
                 found.add(net[1].to_bytes(net[0]))
-            except ValueError:  # resolver(3) passes over it, too
-                pass
+        except (IndexError, ValueError):  # resolver(3) passes over it, too
+            pass
     return frozenset(found)
