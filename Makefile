@@ -16,6 +16,8 @@ APT += uidmap
 endif
 # Other people's programs, for tests/others: 5 MB and 7 s. NetworkManager is 30 MB, and may draw in a newer systemd.
 OTHERS := dbus-daemon dhcpcd-base dnsmasq-base isc-dhcp-client
+# A virtual machine that boots the package: QEMU without KVM, debootstrap, and what builds the package.
+BOOT := debhelper debootstrap dnsmasq-base dpkg-dev e2fsprogs qemu-system-x86
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --no-deps
 # What tools have to say is worth reading when they fail, and then all of it.
 define quietly
@@ -45,6 +47,14 @@ lint: env ## ruff, mypy --strict, import-linter
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+bench: env $(VENV)/.bench ## measure it all beside its references, and draw docs/performance.md (as root; 15 minutes)
+	@$(BIN)/python -m bench $(PARTS)
+
+# matplotlib draws the plots: 60 MB that nothing else needs.
+$(VENV)/.bench: requirements-bench.txt $(VENV)/.ready
+	@$(call quietly,$(PIP) --require-hashes -r requirements-bench.txt)
+	@touch $@
 
 man: env ## the man pages, in build/man
 	@$(BIN)/python docs/man build/man
@@ -83,7 +93,7 @@ $(VENV)/.linked: $(VENV)/.ready pyproject.toml $(ROOMS) | apt
 
 lock: env ## pin the newest versions of what requirements*.in name, with hashes
 	@command -v uv >/dev/null || { echo "uv is missing. Install it with: pipx install uv" >&2; exit 1; }; \
-	for name in requirements requirements-dev; do \
+	for name in requirements requirements-dev requirements-bench; do \
 	  uv pip compile --quiet --upgrade --python $(PYTHON) --generate-hashes --no-header --no-emit-index-url \
 	    -o $$name.txt $$name.in; \
 	done
@@ -101,6 +111,10 @@ uninstall: ## take away what install made; the network, the configuration and th
 	  systemctl disable --now cloud-network.target $(UNITS) cloud-network-netagent.service cloud-network-api.service
 	@rm -rf $(DESTDIR)/usr/lib/cloud-network $(DESTDIR)/usr/share/doc/cloud-network
 	@rm -f $(DESTDIR)/usr/bin/cloud-network-{netagent,fetcher,api} $(DESTDIR)/usr/bin/cnctl
+	@rm -f $(DESTDIR)/usr/share/man/man1/cnctl.1 $(DESTDIR)/usr/share/man/man5/cloud-network.toml.5 \
+	  $(DESTDIR)/usr/share/man/man8/cloud-network{,-netagent,-fetcher,-api}.8 \
+	  $(DESTDIR)/usr/share/bash-completion/completions/cnctl $(DESTDIR)/usr/share/zsh/vendor-completions/_cnctl \
+	  $(DESTDIR)/usr/share/fish/vendor_completions.d/cnctl.fish
 	@rm -f $(DESTDIR)/usr/lib/systemd/system/cloud-network{.target,-netagent.service,-netagent.socket} \
 	  $(DESTDIR)/usr/lib/systemd/system/cloud-network-{fetcher.service,api.service,api.socket} \
 	  $(DESTDIR)/usr/lib/systemd/system-preset/80-cloud-network.preset \
@@ -110,11 +124,13 @@ uninstall: ## take away what install made; the network, the configuration and th
 deb: ## the Debian package, in the directory above (debhelper, libcap-dev)
 	@dpkg-buildpackage --build=binary --no-sign
 
-boot: env ## boot a Debian with systemd in a lab's cloud, and look at it from inside and outside (as root)
-	@$(BIN)/python -m pytest tests/boot
+boot: APT += $(BOOT) lintian systemd-container
+boot: env ## boot the package in a lab's cloud: Debian 12 and 13 in virtual machines, and a container (as root)
+	@$(BIN)/python -m pytest tests/boot/test_debian12.py tests/boot/boot_debian13.py tests/boot/boot_container.py \
+	  tests/boot/boot_package.py $(PYTEST_ARGS)
 
 clean: ## remove all that the other targets made
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help demo test test-others lint man env apt lock install uninstall deb boot clean
+.PHONY: help demo test test-others bench lint man env apt lock install uninstall deb boot clean

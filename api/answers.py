@@ -2,7 +2,13 @@
 
 from typing import Any, Literal, TypedDict
 
-from cloud_network.fetcher.status import LinkStatus
+from cloud_network.fetcher.status import LinkStatus, Status
+
+
+class DatedStatus(Status):
+    """What the fetcher believes, and whether that is out of date."""
+
+    stale: bool
 
 
 class Links(TypedDict):
@@ -10,7 +16,16 @@ class Links(TypedDict):
 
     generation: int
     fetched_at: str | None
+    stale: bool
     links: list[LinkStatus]
+
+
+class DatedLink(LinkStatus):
+    """One link."""
+
+    generation: int
+    fetched_at: str | None
+    stale: bool
 
 
 class Health(TypedDict):

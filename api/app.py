@@ -8,6 +8,7 @@ Nothing here can change anything, and no secret can be had here: the process has
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from cloud_network.api import answers, audit, guard, openapi, problem
@@ -16,9 +17,8 @@ from cloud_network.api.openapi import Parameter, Route
 from cloud_network.api.problem import Problem
 from cloud_network.api.shortcut import Shortcut
 from cloud_network.api.views import Views
-from cloud_network.fetcher.config import Config
+from cloud_network.fetcher.config import Endpoint
 from cloud_network.fetcher.state import IDENTITY_PARTS, StateDirectory
-from cloud_network.fetcher.status import LinkStatus, Status
 from flask import Flask, Response, request
 
 HTML, TEXT = "text/html; charset=utf-8", "text/plain; version=0.0.4; charset=utf-8"
@@ -44,35 +44,41 @@ def routes(views: Views) -> list[Route]:
     return [
         Route("/", "The state for a person with a browser.", views.page, mimetype=HTML),
         Route("/metrics", "The state for Prometheus.", views.metrics, mimetype=TEXT),
-        Route("/api/cloud/system", "What the metadata says of the instance.", views.system, dict[str, Any]),
-        Route("/api/cloud/network", "What it says of each link, by MAC address.", views.network, dict[str, Any]),
+        Route("/api/cloud/system", "What the metadata says of the instance.", views.system, dict[str, Any], dated=True),
+        Route(
+            "/api/cloud/network",
+            "What it says of each link, by MAC address.",
+            *(views.network, dict[str, Any]),
+            dated=True,
+        ),
         Route(
             "/api/cloud/dynamicinstanceidentity/<part>",
             "The signed identity document: an object where it is JSON, else text.",
             *(views.identity, Any),
             parameter=part,
             errors=(404, 503),
+            dated=True,
         ),
         *(
             Route(f"/api/cloud/{secret}", "Never given here; says how root has it.", answers=False, errors=(403,))
             for secret in SECRETS
         ),
-        Route("/api/v1/status", "What the fetcher believes.", views.status, Status),
+        Route("/api/v1/status", "What the fetcher believes.", views.status, answers.DatedStatus),
         Route("/api/v1/links", "Every link.", views.links, answers.Links),
-        Route("/api/v1/links/<name>", "One link.", views.link, LinkStatus, parameter=name, errors=(404, 503)),
+        Route("/api/v1/links/<name>", "One link.", views.link, answers.DatedLink, parameter=name, errors=(404, 503)),
         Route("/api/v1/audit", "The audit log's end.", views.audit, answers.Audit, parameter=lines, errors=(400, 503)),
         Route("/api/v1/health", "Whether the network is cared for.", views.health, answers.Health),
     ]
 
 
-def create_app(state: StateDirectory, config: Config, log: str = audit.PATH) -> Flask:
-    """Build the WSGI application that serves one state directory and one audit log."""
+def create_app(state: StateDirectory, listen: Sequence[Endpoint], log: str = audit.PATH) -> Flask:
+    """Build the WSGI application that serves one state directory and one audit log, and listens there."""
     app = Flask("cloud-network-api", static_folder=None, template_folder=None)
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.url_map.merge_slashes = False  # a redirect would be an answer that is no problem JSON
     problem.install(app)
-    allowed = guard.hosts(config.listen)
-    guard.install(app, config.listen, allowed)
+    allowed = guard.hosts(listen)
+    guard.install(app, listen, allowed)
     served = routes(Views(state, audit.AuditLog(log)))
     for route in served:
         _add(app, route)
@@ -118,7 +124,7 @@ def _add(app: Flask, route: Route) -> None:
 
 
 def _respond(found: Body, mimetype: str) -> Response:
-    headers = {"ETag": found.etag}
+    headers = {"ETag": found.etag, **dict(found.about)}
     if "HTTP_IF_NONE_MATCH" in request.environ and request.if_none_match.contains_weak(found.etag.strip('"')):
         return Response(status=304, headers=headers)
     return Response(found.content, headers=headers, content_type=mimetype)

@@ -20,10 +20,11 @@ _SETTLED = 100_000_000
 
 
 class Body(NamedTuple):
-    """A response body and its strong ETag, quotes included."""
+    """A response body, its strong ETag, quotes included, and headers that say more of it."""
 
     content: bytes
     etag: str
+    about: tuple[tuple[str, str], ...] = ()
 
 
 def body(content: bytes) -> Body:

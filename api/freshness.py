@@ -14,7 +14,12 @@ def age(at: str, now: float) -> float:
     return now - datetime.fromisoformat(at).timestamp()
 
 
-def stale(status: Status, now: float) -> bool:
-    """Whether two refreshes and half a minute passed without a good answer from the metadata server."""
+def until(status: Status) -> float:
+    """When (Unix time) two refreshes and half a minute will have passed without a good answer of the metadata."""
     fetched_at = status["fetched_at"]
-    return fetched_at is None or age(fetched_at, now) > 2 * status["refresh_timer"] + 30
+    return 0.0 if fetched_at is None else 2 * status["refresh_timer"] + 30 - age(fetched_at, 0.0)
+
+
+def stale(status: Status, now: float) -> bool:
+    """Whether that has passed."""
+    return now > until(status)

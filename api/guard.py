@@ -7,7 +7,7 @@ changes them.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from ipaddress import ip_address
 
@@ -19,6 +19,7 @@ NAMES = frozenset({"localhost", "ip6-localhost", "ip6-loopback"})
 HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
@@ -28,8 +29,10 @@ HEADERS = {
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9A-Za-z.-]+))(?::[0-9]{1,5})?")
 
 
-def hosts(listen: Endpoint) -> Callable[[str], bool]:
+def hosts(listen: Sequence[Endpoint]) -> Callable[[str], bool]:
     """Whether a Host header is one of a server that listens there."""
+    own = {endpoint.address for endpoint in listen}
+    everywhere = any(address.is_unspecified for address in own)
 
     @lru_cache(maxsize=64)
     def allowed(host: str) -> bool:
@@ -43,13 +46,15 @@ def hosts(listen: Endpoint) -> Callable[[str], bool]:
             address = ip_address(name)
         except ValueError:
             return False
-        return address.is_loopback or address == listen.address or listen.address.is_unspecified
+        return address.is_loopback or address in own or everywhere
 
     return lambda host: len(host) <= 255 and allowed(host)
 
 
-def install(app: Flask, listen: Endpoint, allowed: Callable[[str], bool]) -> None:
+def install(app: Flask, listen: Sequence[Endpoint], allowed: Callable[[str], bool]) -> None:
     """Refuse strange Host headers before any route, and put HEADERS on every answer, errors too."""
+
+    there = " or ".join(f"http://{endpoint}/" for endpoint in listen) or "127.0.0.1"
 
     @app.before_request
     def _host() -> None:
@@ -57,7 +62,7 @@ def install(app: Flask, listen: Endpoint, allowed: Callable[[str], bool]) -> Non
         if not allowed(host):
             raise Problem(
                 421,
-                f"This server does not answer for the host {host[:255]!r}; ask for http://{listen}/ or localhost.",
+                f"This server does not answer for the host {host[:255]!r}; ask for {there} or localhost.",
             )
 
     @app.after_request

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 MIMETYPE = "text/plain; version=0.0.4; charset=utf-8"
 VERDICTS = ("applied", "confirmed", "refused", "rolled back", "unreachable")
 STATES = ("ok", "degraded", "error", "starting")
+NAMED_FIGHTS = 20
 
 
 def encode(status: Status) -> bytes:
@@ -44,6 +45,7 @@ class _Once(Collector):
         )
         yield from _metadata(status)
         yield from _netagent(status)
+        yield from _fights(status)
         yield from _links(status)
 
 
@@ -99,6 +101,20 @@ def _netagent(status: Status) -> Iterator[Metric]:
         "cloud_network_drift_repaired_total",
         "Changes that put right what somebody else had changed in the kernel.",
         counters["drift_repaired"],
+    )
+
+
+def _fights(status: Status) -> Iterator[Metric]:
+    """All are counted, and the first have a name: a label may not have a value for each of ten thousand objects."""
+    fights = status.get("fights", [])  # a fetcher before this one had none
+    yield GaugeMetricFamily(
+        "cloud_network_fights", "Changes that somebody else undoes, or is in the way of.", len(fights)
+    )
+    yield _labelled(
+        GaugeMetricFamily(
+            "cloud_network_fight_attempts", "How often a change was made that is fought over.", labels=["object"]
+        ),
+        {(fight["object"],): fight["times"] for fight in fights[:NAMED_FIGHTS]},
     )
 
 

@@ -14,6 +14,18 @@ from cloud_network.api import answers
 from cloud_network.api.bodies import Body
 
 Json = dict[str, Any]
+DATES = {
+    "Cloud-Network-Generation": "As of which complete answer of the metadata server.",
+    "Cloud-Network-Fetched-At": "When that was read, or never.",
+    "Cloud-Network-Stale": "Whether that is out of date: true or false.",
+}
+ANYWHERE = (
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.REQUEST_URI_TOO_LONG,
+    HTTPStatus.MISDIRECTED_REQUEST,
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+)
+"""What every route answers to a request that is none, or not for this server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +50,7 @@ class Route:
     parameter: Parameter | None = None
     errors: tuple[int, ...] = (503,)
     answers: bool = True  # False: it never does more than say why not
+    dated: bool = False  # generation, fetched_at and stale are in headers, for the body is the cloud's own
 
 
 def document(routes: Iterable[Route]) -> Json:
@@ -70,10 +83,17 @@ def _get(route: Route, types_used: dict[str, Json]) -> Json:
     if route.answers:
         schema = {"type": "string"} if route.shape is None else _schema(route.shape, types_used)
         content = {route.mimetype.partition(";")[0]: {"schema": schema}}
-        etag = {"ETag": {"description": "Names this body.", "required": True, "schema": {"type": "string"}}}
-        found["responses"]["200"] = {"description": route.summary, "headers": etag, "content": content}
+        headers = {"ETag": "Names this body.", **(DATES if route.dated else {})}
+        found["responses"]["200"] = {
+            "description": route.summary,
+            "headers": {
+                name: {"description": what, "required": True, "schema": {"type": "string"}}
+                for name, what in headers.items()
+            },
+            "content": content,
+        }
         found["responses"]["304"] = {"$ref": "#/components/responses/NotModified"}
-    for status in (*route.errors, HTTPStatus.MISDIRECTED_REQUEST, HTTPStatus.BAD_REQUEST):
+    for status in (*route.errors, *ANYWHERE):
         found["responses"].setdefault(str(int(status)), {"$ref": "#/components/responses/Problem"})
     if route.mimetype.startswith("text/html"):  # for a person, that there is nothing to show is a page as well
         found["responses"]["503"] = {"description": "Says what is missing.", "content": {"text/html": {}}}

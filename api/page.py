@@ -29,7 +29,9 @@ _DIGEST = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 HEADERS = {
     "Content-Security-Policy": (
         f"default-src 'none'; style-src 'sha256-{_DIGEST}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
 
 
@@ -103,6 +105,9 @@ def _wrong(status: Status, stale: bool) -> Iterator[tuple[str, str]]:
             yield link["name"], "the metadata names it, and it is gone from this host"
         elif link["state"] == "drift":
             yield link["name"], f"{link['actual']} of {link['desired']} addresses, routes and rules are in place"
+    for fight in status.get("fights", ()):  # a fetcher before this key had none
+        by = f" by: {fight['by']}" if fight["by"] else ""
+        yield "Undone again and again", f"{fight['object']}, made {fight['times']} times since {fight['since']}{by}"
     if status["unknown_macs"]:
         yield "Not on this host", f"the metadata names links with the MAC {', '.join(status['unknown_macs'])}"
     if status["state"] == "starting":

@@ -1,11 +1,14 @@
 """Every error as RFC 9457 problem JSON: what is wrong, and in `detail` what to do next."""
 
 import json
+import logging
 from http import HTTPStatus
 from typing import Any
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+logger = logging.getLogger(__name__)
 
 MIMETYPE = "application/problem+json"
 
@@ -54,7 +57,7 @@ def install(app: Flask) -> None:
 
     @app.errorhandler(Exception)
     def _unforeseen(error: Exception) -> Response:
-        app.logger.error("%s %s failed", request.method, request.path, exc_info=error)
+        logger.error("%s %s failed", request.method, request.path, exc_info=error)
         return _respond(
             500, "This is a mistake in cloud-network-api; its log has the details: journalctl -u cloud-network-api."
         )

@@ -1,24 +1,42 @@
 """`cloud-network-api`: gunicorn around the application. One small worker with threads, loaded before the fork."""
 
 import argparse
+import logging
 import os
 import socket
 import sys
+from collections.abc import Sequence
+from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 from cloud_network.api import audit
 from cloud_network.api.app import create_app
 from cloud_network.api.privileges import PrivilegeError, drop
 from cloud_network.api.worker import PatientWorker
 from cloud_network.fetcher import config as configuration
-from cloud_network.fetcher import state
-from cloud_network.fetcher.config import Config, ConfigError, Endpoint, LogLevel
+from cloud_network.fetcher import log, state
+from cloud_network.fetcher.config import Config, ConfigError, Endpoint, LogFormat, LogLevel
 from flask import Flask
 from gunicorn.app.base import BaseApplication
+from gunicorn.glogging import Logger
 
 THREADS = 8
 LEVELS = {LogLevel.TRACE: "debug", LogLevel.FATAL: "critical", LogLevel.PANIC: "critical"}
 """gunicorn's words for the levels that it names otherwise."""
+
+logger = logging.getLogger(__name__)
+
+
+class Log(Logger):  # type: ignore[misc]  # gunicorn has no types
+    """What gunicorn has to say, in the form of what we say."""
+
+    form = LogFormat.TEXT
+
+    def setup(self, cfg: Any) -> None:
+        """Take gunicorn's settings, and put our handler in the place of its own."""
+        super().setup(cfg)
+        self.error_log.handlers[:] = [log.handler(self.form)]
 
 
 class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
@@ -41,6 +59,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "limit_request_field_size": 4096,
             "forwarded_allow_ips": "",  # there is no proxy; nobody may say who he is or what the path was
             "control_socket_disable": True,
+            "logger_class": Log,
             "loglevel": LEVELS.get(config.log_level, str(config.log_level)),
             "proc_name": "cloud-network-api",
         }
@@ -80,20 +99,43 @@ def main() -> None:
         drop()
     except (ConfigError, PrivilegeError, OSError) as error:
         sys.exit(f"cloud-network-api: {error}")
-    if not config.listen.address.is_loopback:
-        print(
-            f"cloud-network-api: warning: Listen = {config.listen} is not loopback: "
-            "everybody who can reach it can read this instance's metadata",
-            file=sys.stderr,
-        )
+    Log.form = config.log_format
+    log.set_up(config.log_level, config.log_format)
+    listening = _handed_over() if listener is None else (config.listen,)
+    _warn(config.listen, listening)
     if _activated():  # with a socket of its own, nobody would start it again
         PatientWorker.idle_exit = arguments.idle_exit
-    Server(create_app(state.StateDirectory(arguments.state), config, arguments.log), config, listener).run()
+    Server(create_app(state.StateDirectory(arguments.state), listening, arguments.log), config, listener).run()
+
+
+def _warn(configured: Endpoint, listening: Sequence[Endpoint]) -> None:
+    """Say what an operator may not expect of where we listen."""
+    if configured not in listening:
+        there = ", ".join(map(str, listening)) or "no address"
+        logger.warning(
+            "systemd listens on %s, and [Network] Listen = %s does not count: set Listen= to that, or ListenStream= "
+            "of the socket to this (systemctl edit cloud-network-api.socket)",
+            *(there, configured),
+        )
+    for endpoint in listening:
+        if not endpoint.address.is_loopback:
+            logger.warning("%s is not loopback: everybody who can reach it can read this instance's metadata", endpoint)
 
 
 def _activated() -> bool:
     """Whether systemd hands us the socket; gunicorn takes it from there."""
     return os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS", "0") != "0"
+
+
+def _handed_over() -> tuple[Endpoint, ...]:
+    """Where systemd's sockets listen, whose descriptors begin with 3 (sd_listen_fds(3)); not those of Unix."""
+    found = []
+    for descriptor in range(3, 3 + int(os.environ["LISTEN_FDS"])):
+        with socket.socket(fileno=os.dup(descriptor)) as listener:
+            if listener.family in (socket.AF_INET, socket.AF_INET6):
+                address, port = listener.getsockname()[:2]
+                found.append(Endpoint(ip_address(address), port))
+    return tuple(found)
 
 
 def _listen(endpoint: Endpoint) -> socket.socket:

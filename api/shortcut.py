@@ -38,9 +38,9 @@ class Shortcut:
         ):
             view, headers = found
             try:
-                content, etag = view()
+                content, etag, about = view()
             except Problem:
                 return self._app(environ, start_response)
-            start_response("200 OK", [*headers, ("ETag", etag), ("Content-Length", str(len(content)))])
+            start_response("200 OK", [*headers, *about, ("ETag", etag), ("Content-Length", str(len(content)))])
             return (content,)
         return self._app(environ, start_response)

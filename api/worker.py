@@ -13,11 +13,18 @@ import signal
 import socket
 import time
 from functools import partial
+from http import HTTPStatus
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any, NamedTuple
 
 from cloud_network.api import guard, problem
-from gunicorn.http.errors import LimitRequestHeaders, ParseException
+from gunicorn.http.errors import (
+    ExpectationFailed,
+    LimitRequestHeaders,
+    LimitRequestLine,
+    ParseException,
+    UnsupportedTransferCoding,
+)
 from gunicorn.workers.gthread import ThreadWorker
 
 HEAD_LIMIT = 16384
@@ -30,6 +37,13 @@ SEND_SECONDS = 30.0
 """How long a client may take to make room for an answer, when it has kept a thread from being done with it."""
 SENDING = 64
 """Clients that an answer waits for; one more and the oldest is closed."""
+STATUSES = {
+    LimitRequestLine: HTTPStatus.REQUEST_URI_TOO_LONG,
+    LimitRequestHeaders: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    ExpectationFailed: HTTPStatus.EXPECTATION_FAILED,
+    UnsupportedTransferCoding: HTTPStatus.NOT_IMPLEMENTED,
+}
+"""Of what is not HTTP as we take it; all else that gunicorn's parser refuses is a 400 (RFC 9110, section 15)."""
 
 
 class Outgoing:
@@ -168,15 +182,17 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no type
 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: BaseException) -> None:
         """Answer what is not HTTP, or is beyond the limits, with a problem as well."""
-        if not isinstance(exc, ParseException):
+        status, detail = HTTPStatus.BAD_REQUEST, f"{type(exc).__name__}: {exc}"[:300]
+        if isinstance(exc, ParseException):
+            status = STATUSES.get(type(exc), status)
+        else:
             self.log.error("a request failed", exc_info=exc)
-        status = 400 if isinstance(exc, ParseException) else 500
-        content = problem.encode(status, f"{type(exc).__name__}: {exc}"[:300] if status == 400 else "See the log.")
+            status, detail = HTTPStatus.INTERNAL_SERVER_ERROR, "See the log: journalctl -u cloud-network-api."
+        content = problem.encode(status, detail)
         headers = {"Connection": "close", "Content-Type": problem.MIMETYPE, "Content-Length": len(content)}
         head = "".join(f"{name}: {value}\r\n" for name, value in (headers | guard.HEADERS).items())
-        phrase = "Bad Request" if status == 400 else "Internal Server Error"
         with contextlib.suppress(OSError):
-            client.send(f"HTTP/1.1 {status} {phrase}\r\n{head}\r\n".encode() + content, socket.MSG_DONTWAIT)
+            client.send(f"HTTP/1.1 {status:d} {status.phrase}\r\n{head}\r\n".encode() + content, socket.MSG_DONTWAIT)
 
 
 def _peek(conn: Any) -> int | None:

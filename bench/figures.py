@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -10,13 +11,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-RESULTS = Path(__file__).with_name("results.json")
+RESULTS = Path(os.environ.get("BENCH_RESULTS", Path(__file__).with_name("results.json")))
 
 
 @dataclass(frozen=True)
 class Figure:
-    """Of `name`, in `unit`."""
+    """Of `name`, in `unit`; of a target, the `bound` that the median may not exceed."""
 
     name: str
     unit: str
@@ -24,25 +26,58 @@ class Figure:
     least: float
     most: float
     rounds: int
+    bound: float | None = None
+
+    @property
+    def missed(self) -> bool:
+        """Whether it is a target's, and above it."""
+        return self.bound is not None and self.median > self.bound
+
+    @property
+    def shown(self) -> str:
+        """The median with its unit."""
+        return f"{short(self.median)} {self.unit}".rstrip()
 
     def __str__(self) -> str:
-        span = f"({self.least:.1f}–{self.most:.1f}, {self.rounds} rounds)" if self.rounds > 1 else ""
-        return f"  {self.name:<52} {self.median:10.1f} {self.unit:<4} {span}".rstrip()
+        span = f"({short(self.least)}–{short(self.most)}, {self.rounds} rounds)" if self.rounds > 1 else ""
+        target = "" if self.bound is None else f"  at most {self.bound:g}{': MISSED' if self.missed else ''}"
+        return f"  {self.name:<60} {short(self.median):>8} {self.unit:<3} {span}{target}".rstrip()
 
 
-def figure(name: str, values: Sequence[float], unit: str = "ms") -> Figure:
+def short(value: float) -> str:
+    """Three digits that count, and no more."""
+    if value == round(value) and abs(value) < 1000:
+        return f"{value:.0f}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def figure(name: str, values: Sequence[float], unit: str = "ms", most: float | None = None) -> Figure:
     """Print it and give it back; seconds are given as milliseconds already."""
-    found = Figure(name, unit, statistics.median(values), min(values), max(values), len(values))
+    found = Figure(name, unit, statistics.median(values), min(values), max(values), len(values), most)
     print(found, flush=True)
     return found
 
 
 def ratio(name: str, ours: Figure, reference: Figure, most: float | None = None) -> Figure:
-    """Ours as a multiple of the reference of the same run."""
-    found = Figure(name, "×", *(round(ours.median / reference.median, 3),) * 3, 1)
-    bound = "" if most is None else f"   (at most {most:g}{'' if found.median <= most else ': MISSED'})"
-    print(f"{found}{bound}", flush=True)
+    """Ours as a multiple of the reference's median in the same run."""
+    spans = (each / reference.median for each in (ours.median, ours.least, ours.most))
+    found = Figure(name, "×", *(round(each, 3) for each in spans), ours.rounds, most)
+    print(found, flush=True)
     return found
+
+
+def total(name: str, *parts: Figure) -> Figure:
+    """A reference that is made of several."""
+    sums = [sum(getattr(part, what) for part in parts) for what in ("median", "least", "most")]
+    found = Figure(name, parts[0].unit, *sums, min(part.rounds for part in parts))
+    print(found, flush=True)
+    return found
+
+
+def as_root() -> None:
+    """End here unless it is root who runs this: the lab's instance and its daemons have users of their own."""
+    if os.geteuid() != 0:
+        raise SystemExit("run it as root, with sudo")
 
 
 def milliseconds(what: Callable[[], object]) -> float:
@@ -65,8 +100,30 @@ def pss(pid: int) -> float:
     raise ValueError(f"no Pss of {pid}")
 
 
+def processor_time(pid: int) -> float:
+    """Milliseconds that a process and its threads have had a processor, by the scheduler's own count."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e6
+
+
+def kept() -> dict[str, Any]:
+    """results.json as it is; empty where there is none."""
+    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    return found
+
+
+def figures_of(results: dict[str, Any], part: str) -> dict[str, Figure]:
+    """{name: figure} of a part of results.json."""
+    return {each["name"]: Figure(**each) for each in results.get(part, [])}
+
+
 def keep(part: str, figures: Sequence[Figure]) -> None:
     """Write this part of results.json; the others stay."""
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    known[part] = [asdict(each) for each in figures]
-    RESULTS.write_text(json.dumps(known, indent=2, ensure_ascii=False) + "\n")
+    write({**kept(), part: [asdict(each) for each in figures]})
+
+
+def write(results: dict[str, Any]) -> None:
+    """All of results.json, whole or not at all."""
+    new = RESULTS.with_suffix(".new")
+    new.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    new.replace(RESULTS)

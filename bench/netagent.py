@@ -2,29 +2,28 @@
 
     sudo .venv/bin/python -m bench.netagent [--interfaces 15] [--addresses 50] [--rounds 5]
 
-Prints medians with least and most, and the ratios that issue 4 bounds: apply 1.3, start to ready 2.5, PSS 15 MB.
+What issue 4 bounds: apply, start to ready, PSS.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from bench.figures import Figure, as_root, figure, keep, milliseconds, pss, ratio
 from tests.lab import Lab, Spec
 from tests.netagent.conftest import answers, start
 from tests.netagent.wire import CONFIG, Wire, address, ifindex, route, rule
 
 Op = dict[str, Any]
+APPLY, START, MEMORY = 1.3, 2.5, 15.0  # issue 4: × ip -batch, × python3 -c pass, MB
 
 
 def changes(lab: Lab, addresses: int) -> tuple[list[Op], list[str], list[str]]:
@@ -56,20 +55,8 @@ def changes(lab: Lab, addresses: int) -> tuple[list[Op], list[str], list[str]]:
     return ops, there, back
 
 
-def seconds(what: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    what()
-    return time.perf_counter() - began
-
-
-def show(name: str, values: list[float], unit: str = "ms", factor: float = 1e3) -> float:
-    middle = statistics.median(values)
-    least, most = min(values) * factor, max(values) * factor
-    print(f"{name:<44} {middle * factor:8.1f} {unit}   ({least:.1f}–{most:.1f}, {len(values)} rounds)")
-    return middle
-
-
-def measure_apply(lab: Lab, addresses: int, rounds: int) -> float:
+def measure_apply(lab: Lab, addresses: int, rounds: int) -> list[Figure]:
+    """Asked to answered, beside `ip -batch`."""
     ops, there, back = changes(lab, addresses)
     parts = [ops[at : at + 4096] for at in range(0, len(ops), 4096)]
     ours: list[float] = []
@@ -82,16 +69,18 @@ def measure_apply(lab: Lab, addresses: int, rounds: int) -> float:
                     answer = wire.apply(*part)
                     assert answer["verdict"] == "applied", answer
 
-            ours.append(seconds(apply))
+            ours.append(milliseconds(apply))
             flushed = wire.ask(request="flush", id="flush")
             assert flushed["done"] == len(ops), flushed
-        theirs.append(seconds(lambda: lab.batch(there)))
+        theirs.append(milliseconds(lambda: lab.batch(there)))
         lab.batch(back)
     print(f"{len(ops)} changes: {len(lab.nics) - 1} interfaces, {addresses} addresses each")
-    return show("netagent, asked to answered", ours) / show("ip -batch of the same", theirs)
+    mine, reference = figure("netagent, asked to answered", ours), figure("ip -batch of the same", theirs)
+    return [mine, reference, ratio("netagent's answer over ip -batch", mine, reference, APPLY)]
 
 
-def measure_start(lab: Lab, rounds: int) -> float:
+def measure_start(lab: Lab, rounds: int) -> list[Figure]:
+    """Start to ready, beside a whole life of `python3 -c pass`."""
     netagent = str(Path(sys.executable).parent / "cloud-network-netagent")
     code = f"""
 import os, select, socket, subprocess, sys, time
@@ -112,15 +101,9 @@ import json; print(json.dumps([ours, bare]))
 """
     said = lab.run(["/usr/bin/python3", "-c", code], timeout=120).stdout
     ours, bare = json.loads(said)
-    return show("start to ready", ours) / show("python3 -c pass, to its end", bare)
-
-
-def pss(pid: int) -> int:
-    """Proportional set size in KiB (proc_pid_smaps(5))."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1])
-    raise ValueError(f"no Pss of {pid}")
+    mine = figure("start to ready", [each * 1e3 for each in ours])
+    reference = figure("python3 -c pass, to its end", [each * 1e3 for each in bare])
+    return [mine, reference, ratio("start to ready over python3 -c pass", mine, reference, START)]
 
 
 def main() -> None:
@@ -132,22 +115,19 @@ def main() -> None:
     with Lab(Spec.aws(interfaces=given.interfaces + 1, addresses=given.addresses)) as lab:
         lab.write_config(CONFIG)
         lab.batch([f"link set {nic.name} up" for nic in lab.nics])
-        begun = measure_start(lab, max(given.rounds, 9))
+        figures = measure_start(lab, max(given.rounds, 9))
         start(lab)
         lab.wait_for(lambda: answers(lab))
-        rest = pss(lab.daemons.pid("netagent"))
-        applied = measure_apply(lab, given.addresses, given.rounds)
-        peak = pss(lab.daemons.pid("netagent"))
-    bare = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    time.sleep(0.3)
-    print(f"PSS at rest {rest / 1024:.1f} MB, after the changes {peak / 1024:.1f} MB; of a bare interpreter", end=" ")
-    print(f"{pss(bare.pid) / 1024:.1f} MB")
-    bare.communicate(b"\n")
-    print(f"apply {applied:.2f} × ip -batch (at most 1.3); start {begun:.2f} × python3 -c pass (at most 2.5)")
-    raise SystemExit(0 if applied <= 1.3 and begun <= 2.5 and peak <= 15 * 1024 else 1)
+        figures.append(figure("PSS at rest", [pss(lab.daemons.pid("netagent"))], "MB"))
+        figures += measure_apply(lab, given.addresses, given.rounds)
+        figures.append(figure("PSS after the changes", [pss(lab.daemons.pid("netagent"))], "MB", most=MEMORY))
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as bare:
+        time.sleep(0.3)
+        figures.append(figure("PSS of a bare interpreter", [pss(bare.pid)], "MB"))
+        bare.communicate(b"\n")
+    keep("netagent", figures)
 
 
 if __name__ == "__main__":
-    if os.geteuid() != 0:
-        raise SystemExit("run it as root: sudo .venv/bin/python -m bench.netagent")
+    as_root()
     main()

@@ -1,4 +1,4 @@
-"""The REST server beside a bare Flask-on-gunicorn 'hello', in the same run: `.venv/bin/python bench/rest.py [seconds]`.
+"""The REST server beside a bare Flask-on-gunicorn 'hello', in the same run: `.venv/bin/python -m bench.rest [seconds]`.
 
 200 clients at once on kept-alive connections, each asks again when it has its answer. The two servers take turns, so
 that what else the machine does meets both. Both have one worker of eight threads. Then 10 s against ours alone, in
@@ -19,6 +19,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.figures import Figure, figure, keep, ratio
 
 BIN = Path(sys.executable).parent
 CLIENTS = 200
@@ -100,7 +104,6 @@ def load(port: int, path: str, seconds: float) -> Round:
 
 def state(directory: Path) -> None:
     """A status of 4 × 15, as a fetcher would leave it."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))
     from cloud_network.fetcher.state import StateDirectory
 
     from tests.api.conftest import address, link, status
@@ -165,15 +168,23 @@ def main() -> None:
         print(
             f"{CLIENTS} clients, {ROUNDS} rounds of {seconds:g} s, {os.cpu_count()} processors; medians of the rounds"
         )
-        rates = {path: statistics.median(each.rate for each in rounds) for path, rounds in found.items()}
-        waits = {path: statistics.median(each.median for each in rounds) for path, rounds in found.items()}
+        figures: list[Figure] = []
+        rates = {
+            path: figure(f"{path}: answers a second", [e.rate for e in all_], "/s") for path, all_ in found.items()
+        }
+        waits = {path: figure(f"{path}: to answer", [e.median * 1e3 for e in all_]) for path, all_ in found.items()}
         for path in found:
-            ratio = f"{rates[path] / rates['hello']:5.2f} × hello's, latency {waits[path] / waits['hello']:5.2f} ×"
-            print(f"{path:16} {rates[path]:7.0f} /s, median {waits[path] * 1000:6.1f} ms; throughput {ratio}")
-        print(f"memory: {resident(pid)} KiB, hello {resident(other)} KiB (proportional, master and worker)")
+            figures += [rates[path], waits[path]]
+            if path != "hello":
+                figures.append(ratio(f"{path}: throughput over hello's", rates[path], rates["hello"]))
+                figures.append(ratio(f"{path}: latency over hello's", waits[path], waits["hello"]))
+        mine = figure("memory, master and worker", [resident(pid) / 1024], "MB")
+        figures += [mine, figure("hello: memory, master and worker", [resident(other) / 1024], "MB")]
         long = load(ours, "/api/v1/status", 10)
         print(f"10 s: {json.dumps(long._asdict())}")
-        if long.failed or any(each.failed for rounds in found.values() for each in rounds):
+        failed = long.failed + sum(each.failed for rounds in found.values() for each in rounds)
+        keep("rest", [*figures, figure("requests that failed", [failed], "", most=0)])
+        if failed:
             sys.exit("requests failed")
 
 

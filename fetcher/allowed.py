@@ -22,11 +22,17 @@ NEVER = tuple(
     )
 )
 """No link's, whatever AllowAddresses= says: loopback, link-local, multicast, reserved, and the metadata servers'."""
+_NEVER = {version: [each for each in NEVER if each.version == version] for version in (4, 6)}
 
 
 def within(inner: IPNetwork, outer: IPNetwork) -> bool:
     """Whether every address of `inner` is one of `outer`."""
-    return inner.version == outer.version and inner.prefixlen >= outer.prefixlen and inner[0] in outer
+    return inner.version == outer.version and inner.prefixlen >= outer.prefixlen and inner.network_address in outer
+
+
+def _never(network: IPNetwork) -> bool:
+    """Whether it has a part in one of NEVER. Asked for every address, so not of the other family's."""
+    return any(within(network, never) or within(never, network) for never in _NEVER[network.version])
 
 
 class Allowed:
@@ -41,6 +47,8 @@ class Allowed:
         self._subnets = {ifindex: set(networks) for ifindex, networks in actual.learned.items()}
         self._holders: dict[IPAddress, tuple[int, bool]] = {}  # by which link, and whether it will be taken from it
         self._local = actual.local
+        self._base = config.route_table_base
+        self._routes = {(route.table, route.destination) for route in actual.routes}
         self._names = {link.ifindex: link.name for link in actual.links}
         for (ifindex, address), kernel in actual.addresses.items():
             self._holders[address] = (ifindex, kernel.owned and ifindex not in left)
@@ -55,7 +63,7 @@ class Allowed:
         """Whether the link may have all of `network`."""
         if network.prefixlen < _SHORTEST[network.version]:
             return False
-        if any(within(network, never) or within(never, network) for never in NEVER):
+        if _never(network):
             return False
         if any(within(network, own) for own in (*self._allow, *self._learned.get(link.ifindex, ()))):
             return True
@@ -63,9 +71,11 @@ class Allowed:
         return private and not any(within(network, rival) or within(rival, network) for rival in self._rivals)
 
     def is_on(self, link: Link, network: IPNetwork) -> bool:
-        """Whether `network` is a part of a subnet that the kernel has on the link, or may become one."""
-        return self.may_claim(link, network) or any(
-            within(network, subnet) for subnet in self._subnets.get(link.ifindex, ())
+        """Whether `network` is a part of a subnet that the kernel has on the link, in its table, or may become one."""
+        return (
+            (self._base + link.ifindex, network) in self._routes
+            or self.may_claim(link, network)
+            or any(within(network, subnet) for subnet in self._subnets.get(link.ifindex, ()))
         )
 
     def against(self, link: Link, network: IPNetwork) -> str | None:
@@ -83,7 +93,7 @@ class Allowed:
             return f"{shown} of {link.name}: table local has it for {self._name(self._local[network])}"
         if self.may_claim(link, network):
             return None
-        if any(within(network, never) or within(never, network) for never in NEVER):
+        if _never(network):
             return f"{shown} of {link.name}: no link's address"
         key = f'[Netagent] AllowAddresses="{shown}"'
         why = "neither private nor of a network that the link learned, or of a subnet of a link that is not the cloud's"

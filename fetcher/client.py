@@ -17,6 +17,7 @@ from functools import partial
 from http.cookiejar import DefaultCookiePolicy
 from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from cloud_network.fetcher.model import MetadataError
@@ -112,6 +113,8 @@ class Client:
     """
 
     def __init__(self, *endpoints: str) -> None:
+        for endpoint in endpoints:
+            ip_address(urlsplit(f"//{endpoint}").hostname or endpoint)  # ValueError for a name
         self._endpoints = deque(endpoints)
         self.kinds: tuple[str, ...] = ()  # rtnetlink's, of links that count as the cloud's: [Netagent] AllowKinds=
         self.requests = 0
@@ -121,6 +124,10 @@ class Client:
         self._session.headers.update({"User-Agent": "cloud-network", "Accept-Encoding": "identity"})
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
         self._session.mount("http://", _Adapter(self._connect))
+
+    def another(self) -> Client:
+        """One to the same endpoints, with a connection of its own."""
+        return Client(*self._endpoints)
 
     @property
     def endpoint(self) -> str:
@@ -154,6 +161,8 @@ class Client:
             raise MetadataError("timeout", f"{method} {url}: no answer in time") from None
         except requests.RequestException as error:
             raise MetadataError("unreachable", f"{method} {url}: {_shortly(error)}") from None
+        except ValueError as error:  # requests reads where a redirect leads to, though it is not followed
+            raise MetadataError("invalid", f"{method} {url}: {_shortly(error)}") from None
 
     def _connect(self, host: str, port: int) -> _Socket:
         """By the way that led there last, or by another; the error is the first one's."""
@@ -202,7 +211,7 @@ def _seconds(text: str) -> float:
         return float(text[:9])
     try:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
 
 

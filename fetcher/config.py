@@ -133,6 +133,7 @@ class Config:
     log_level: LogLevel = LogLevel.INFO
     log_format: LogFormat = LogFormat.TEXT
     refresh_timer: float = 300.0
+    ready_timeout: float = 60.0
     listen: Endpoint = Endpoint(IPv4Address("127.0.0.1"), 5209)
     supplementary: tuple[str, ...] = ()
     provider: Provider = Provider.AUTO
@@ -268,6 +269,7 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "LogLevel": _one_of("log_level", LogLevel, any_case=True),
         "LogFormat": _one_of("log_format", LogFormat, any_case=True),
         "RefreshTimer": Key("refresh_timer", _duration(1, 9e9), _SECONDS),
+        "ReadyTimeout": Key("ready_timeout", _duration(1, 9e9), _SECONDS),
     },
     "Network": {
         "Listen": Key("listen", _endpoint, '"ip:port" or "[ipv6]:port", such as "127.0.0.1:5209"'),

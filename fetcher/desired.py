@@ -29,7 +29,7 @@ from typing import NamedTuple
 from cloud_network.fetcher.aggregate import NOBODY, Held, Sources
 from cloud_network.fetcher.allowed import Allowed, within
 from cloud_network.fetcher.config import Config, Prefixes, Rules
-from cloud_network.fetcher.model import Instance, Interface, IPAddress, IPInterface, IPNetwork
+from cloud_network.fetcher.model import Instance, Interface, IPAddress, IPInterface, IPNetwork, host
 from cloud_network.fetcher.objects import Actual, Address, Desired, Link, Route, Rule, Wish
 
 TABLE_MAIN, TABLE_LOCAL = 254, 255  # linux/rtnetlink.h
@@ -54,27 +54,28 @@ def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
     allowed, withheld = Allowed(config, actual, left), dict[str, None]()
     prefixes = config.prefixes or _DEFAULT_PREFIXES.get(instance.provider, Prefixes.ROUTE)
     notices = list(instance.notices)
-    held = [_Held.of(kernel.address) for kernel in actual.addresses.values()]
+    held = _without_parts(_Held.of(kernel.address) for kernel in actual.addresses.values())
     ours = {address for _, address in actual.addresses} | {
         each.ip for interface in instance.interfaces for each in interface.addresses
     }
     sources = Sources(_sources(instance, found, config, actual)) if config.rules is Rules.AGGREGATE else None
     given = set[IPNetwork]()  # a forwarded address may be named for several interfaces
+    taken = set[IPAddress]()
     for interface, link in pairs:
         small = interface.mtu is not None and interface.mtu < LEAST_MTU
         wishes.append(Wish(link.ifindex, None if small else interface.mtu))
         if small:
             notices.append(f"{link.name}: an MTU of {interface.mtu} would take IPv6 off it; it keeps {link.mtu}")
-        taken = {address.address for address in addresses}
         own = [each for each in interface.addresses if each.ip not in taken and not _left_to_others(each.ip, config)]
-        against = {each: allowed.against(link, ip_network(each.ip)) for each in own}
+        against = {each: allowed.against(link, host(each.ip)) for each in own}
         own = [each for each in own if against[each] is None]
         mine = list(_addresses(interface, link, own, held, allowed))
-        held += [_Held.of(address) for address in mine]
+        held += _without_parts(map(_Held.of, mine))
         addresses += mine
+        taken |= {address.address for address in mine}
         has_table = len(instance.interfaces) > 1 or link.name in config.supplementary
         ranges = list[IPNetwork]()
-        if prefixes is Prefixes.LOCAL or (prefixes is Prefixes.ROUTE and has_table):
+        if interface.ranges and (prefixes is Prefixes.LOCAL or (prefixes is Prefixes.ROUTE and has_table)):
             there = {rule.selector for rule in actual.rules if rule.table == config.route_table_base + link.ifindex}
             there |= {route.destination for route in actual.routes if route.ifindex == link.ifindex}
             why = {
@@ -95,7 +96,7 @@ def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
             whole = replace(interface, routes=ways)
             table = list(_table(whole, link, siblings, config, actual, allowed))
             routes += table
-            notices += _lacking(interface, link, config, routes, actual)
+            notices += _lacking(interface, link, config, table, actual)
             homes = [route.destination for route in table if route.gateway is None]
             rules += _rules([each.ip for each in own], ranges, homes, link, config, sources)
     left_rules = (rule for rule in actual.rules if rule.table in left_tables)
@@ -164,6 +165,16 @@ class _Held(NamedTuple):
         return cls(address.ifindex, address.address.version, first, first + (1 << host) - 1)
 
 
+def _without_parts(held: Iterable[_Held]) -> list[_Held]:
+    """The same without those that are a part of another one of their link: /32 siblings are many, and say nothing."""
+    found: list[_Held] = []
+    for each in sorted(held, key=lambda each: (each.ifindex, each.version, each.first, -each.last)):
+        last = found[-1] if found else None
+        if last is None or last[:2] != each[:2] or each.last > last.last:
+            found.append(each)
+    return found
+
+
 def _shared(link: Link, network: IPNetwork, held: Iterable[_Held]) -> bool:
     """Whether another link has a part in the network: a connected route may not shadow it."""
     first, last = int(network.network_address), int(network.broadcast_address)
@@ -176,18 +187,17 @@ def _shared(link: Link, network: IPNetwork, held: Iterable[_Held]) -> bool:
 
 def with_what_dhcp_says(instance: Instance, found: Mapping[str, Link], actual: Actual) -> Instance:
     """The instance, with what its metadata leave to DHCP: subnets (IBM), or all but the MAC (Scaleway, OpenStack)."""
+    others = defaultdict[int, dict[IPAddress, IPInterface]](dict)
+    for (ifindex, address), kernel in actual.addresses.items():
+        if not kernel.owned and not address.is_link_local:
+            others[ifindex][address] = ip_interface((address, kernel.address.prefix))
     whole = [
-        _leased(each, found[each.mac].ifindex, actual) if each.mac in found else each for each in instance.interfaces
+        _leased(each, others[found[each.mac].ifindex]) if each.mac in found else each for each in instance.interfaces
     ]
     return replace(instance, interfaces=tuple(whole))
 
 
-def _leased(interface: Interface, ifindex: int, actual: Actual) -> Interface:
-    held = {
-        address: ip_interface((address, kernel.address.prefix))
-        for (at, address), kernel in actual.addresses.items()
-        if at == ifindex and not kernel.owned and not address.is_link_local
-    }
+def _leased(interface: Interface, held: Mapping[IPAddress, IPInterface]) -> Interface:
     addresses = interface.addresses or tuple(held.values())
     alone = [each for each in addresses if each.version == 4 and each.network.prefixlen == each.max_prefixlen]
     known = addresses if not interface.addresses else () if interface.routed else alone
@@ -234,12 +244,7 @@ def _table(
     allowed: Allowed,
 ) -> Iterator[Route]:
     table = config.route_table_base + link.ifindex
-    there = {route.destination for route in actual.routes if route.table == table}
-
-    def is_on(network: IPNetwork) -> bool:
-        return network in there or allowed.is_on(link, network)
-
-    near = [subnet for subnet in interface.subnets if not interface.routed and is_on(subnet)]
+    near = [subnet for subnet in interface.subnets if not interface.routed and allowed.is_on(link, subnet)]
     far = [subnet for subnet in interface.subnets if interface.routed and subnet.prefixlen < subnet.max_prefixlen]
     far += [subnet for subnet in siblings if subnet not in interface.subnets]
     versions = {address.version for address in interface.addresses}
@@ -250,16 +255,18 @@ def _table(
             ways.append((ip_network("0.0.0.0/0" if version == 4 else "::/0"), gateway))
     for subnet in near:
         yield Route(table, link.ifindex, subnet, None)
-    by = dict[IPNetwork, IPAddress]()  # one route a destination: the metadata's word goes before what is concluded
+    done = set[IPNetwork]()  # one route a destination: the metadata's word goes before what is concluded
+    reached = set[IPAddress]()
     for destination, gateway in ways:
-        single = ip_network(gateway)
-        if destination in by or destination in near:
+        if destination in done or destination in near:
             continue
-        if not (gateway.version == 6 and gateway.is_link_local) and not any(within(single, net) for net in near):
-            if not is_on(single):
+        link_local = gateway.version == 6 and gateway.is_link_local
+        if gateway not in reached and not link_local and not any(within(host(gateway), net) for net in near):
+            if not allowed.is_on(link, host(gateway)):
                 continue
-            yield Route(table, link.ifindex, single, None)  # a /32 subnet mask: the gateway is on link
-        by[destination] = gateway
+            yield Route(table, link.ifindex, host(gateway), None)  # a /32 subnet mask: the gateway is on link
+        reached.add(gateway)
+        done.add(destination)
         yield Route(table, link.ifindex, destination, gateway)
 
 
@@ -268,7 +275,7 @@ def _lacking(
 ) -> Iterator[str]:
     """Addresses that cannot answer beyond their own subnet, because no gateway of their link is known."""
     table = config.route_table_base + link.ifindex
-    there = {(route.table, route.destination) for route in routes} | set(actual.foreign)
+    there = (*((route.table, route.destination) for route in routes), *actual.foreign)
     has = {destination.version for at, destination in there if at == table and destination.prefixlen == 0}
     for version in sorted({address.version for address in interface.addresses} - has):
         if version == 6:

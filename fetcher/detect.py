@@ -50,7 +50,9 @@ def detect(choice: Choice, dmi: dict[str, str]) -> Provider:
     fitting = fitting or [module for module in probed if module.probe()]
     if len(fitting) == 1:
         return _provider(fitting[0])
-    seen = ", ".join(f"{name}={value!r}" for name, value in dmi.items()) or f"nothing in {DMI}"
+    seen = (
+        ", ".join(f"{name}={value!r}" for name, value in dmi.items()) or f"the firmware ({DMI} has none of its fields)"
+    )
     if probed:
         names = ", ".join(module.NAME for module in probed)
         seen += f" and by the signs of the metadata servers of {names}"

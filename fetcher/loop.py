@@ -8,6 +8,7 @@ import math
 import selectors
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,14 +23,13 @@ from cloud_network.fetcher.networkd import Networkd
 from cloud_network.fetcher.providers import Waiting
 from cloud_network.fetcher.reconcile import Reconciler
 from cloud_network.fetcher.state import StateDirectory
-from cloud_network.fetcher.systemd import Systemd
+from cloud_network.fetcher.systemd import Systemd, listening
 from cloud_network.fetcher.watch import Watch
 
 logger = logging.getLogger(__name__)
 
 RUNTIME = Path("/run/cloud-network")
 _LONGEST_SLEEP = 3600.0  # seconds; a selector takes no infinity
-_READY_AFTER = 60.0  # seconds after which the boot goes on without metadata: units may wait for us; systemd gives 90
 
 
 class Loop:
@@ -62,9 +62,12 @@ class Loop:
             self._selector.register(self._watch.fileno(), selectors.EVENT_READ, self._on_change)
         self._stop = False
 
-    def run(self) -> None:
-        """Until SIGTERM or SIGINT. The network stays as it is, unless Purge= says otherwise."""
-        reconciler, systemd, ready_at = self._reconciler, self._systemd, time.monotonic() + _READY_AFTER
+    def run(self, ready_timeout: float) -> None:
+        """Until SIGTERM or SIGINT. The network stays as it is, unless Purge= says otherwise.
+
+        systemd hears that we are ready when the first pass succeeded, or after so many seconds.
+        """
+        reconciler, systemd, ready_at = self._reconciler, self._systemd, time.monotonic() + ready_timeout
         networkd = Networkd()
         while not self._stop:
             systemd.alive()
@@ -162,6 +165,12 @@ def main() -> None:
         raise SystemExit(f"cloud-network-fetcher: {error}") from None
     if arguments.check_config:
         print(f"{arguments.config}: right")
+        if (there := listening()) and str(config.listen) not in there:
+            print(
+                f"[Network] Listen = {config.listen} does not count: systemd listens on {', '.join(there)}. "
+                "Set Listen= to that, or: systemctl edit cloud-network-api.socket",
+                file=sys.stderr,
+            )
         return
     privileges.become_unprivileged(RUNTIME)
     log.set_up(config.log_level, config.log_format)
@@ -174,7 +183,7 @@ def main() -> None:
     _say_not_yet(config)
     logger.info("cloud: %s, metadata at %s", provider.name, provider.client.endpoint)
     systemd = Systemd()
-    Loop(Reconciler(config, provider, state, systemd.status), arguments.config, systemd).run()
+    Loop(Reconciler(config, provider, state, systemd.status), arguments.config, systemd).run(config.ready_timeout)
 
 
 if __name__ == "__main__":

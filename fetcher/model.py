@@ -94,6 +94,12 @@ class Instance:
         return replace(self, interfaces=self.interfaces + kept)
 
 
+def host(address: IPAddress) -> IPNetwork:
+    """The network of one address. From numbers: `ip_network` reads what it has written as text first."""
+    make = IPv4Network if address.version == 4 else IPv6Network
+    return make((int(address), address.max_prefixlen))
+
+
 def parse_mac(path: str, text: str) -> str:
     """A MAC address in lower case with colons."""
     mac = text.strip().lower()

@@ -114,8 +114,10 @@ def in_ip_syntax(change: Change, links: dict[int, Link]) -> str:
     if isinstance(what, LinkMtu):
         return f"ip link set {_name(what.ifindex, links)} mtu {what.mtu}"
     if isinstance(what, Address):
-        flag = " noprefixroute" if change.verb is Verb.ADD and not what.connected else ""
-        return f"ip address {verb} {what.address}/{what.prefix} dev {_name(what.ifindex, links)}{flag}"
+        flags = " noprefixroute" if not what.connected else ""
+        flags += " nodad" if what.address.version == 6 else ""  # the cloud has seen to it
+        text = f"ip address {verb} {what.address}/{what.prefix} dev {_name(what.ifindex, links)}"
+        return text + flags if change.verb is Verb.ADD else text
     if isinstance(what, Route):
         verb = "replace" if change.verb is Verb.ADD else "del"
         kind = "local " if what.table == 255 else ""

@@ -19,6 +19,7 @@ from cloud_network.fetcher.desired import desired
 from cloud_network.fetcher.errors import Errors, now
 from cloud_network.fetcher.fights import Fights
 from cloud_network.fetcher.flush import FLUSHED, FlushAnswer, flush_answer
+from cloud_network.fetcher.lag import Lag
 from cloud_network.fetcher.lookahead import PlanAnswer, look_ahead
 from cloud_network.fetcher.model import Instance, MetadataError
 from cloud_network.fetcher.objects import Actual, Desired, Link
@@ -34,11 +35,11 @@ logger = logging.getLogger(__name__)
 
 _SHORTLY = 1.0  # seconds until the next read when facts are left to read, or the last one failed …
 _PROOF = 0.4  # … and when a removal waits for its proof
-_CHASE = 30.0  # seconds for which metadata may lag behind an interface before it is left to the timer
 _SETTLE = 0.05  # seconds that a burst of kernel events is given to end …
 _PACE = 0.5  # … and between two looks at the kernel on their account
 _LONGEST_RETRY = 60.0
 _NETAGENT_AWAY = 5.0  # a restart takes less, and asking costs nothing
+_NOBODY_THERE = 5.0  # after a read that nobody answered, until a change in the kernel is a reason for the next
 _FORGET = 120.0  # a plan that comes up again after so long is a new one
 _REFUSALS = 5  # changes that netagent refuses, each left out, before the rest waits for the next pass
 _SHOWN = 5  # things of one kind that are named; a whole block of them fits on no line
@@ -63,7 +64,8 @@ class Reconciler:
         self._errors = Errors()
         self._publisher = Publisher(state, provider.name)
         self._instance: Instance | None = None
-        self._unread = False  # whether the last read failed
+        self._unread = False  # whether the last read failed …
+        self._nobody_at = math.inf  # … and when, if nobody was there to answer it
         self._read_at = self._put_off = -math.inf  # the last read began; the server does not want to be asked until …
         self._unproven: Instance | None = None  # a read that would take something away, and waits for a second one
         self._read_retry = Patience(_SHORTLY, _LONGEST_RETRY)
@@ -73,17 +75,20 @@ class Reconciler:
         self._fights = Fights()
         self._compared_at = -math.inf
         self._agreed: tuple[Instance, Config] | None = None  # what the kernel last agreed with
-        self._unlisted: set[int] = set()
-        self._chase_from = -math.inf
-        self._unknown: tuple[str, ...] = ()
+        self._lag = Lag()
         self._noticed: tuple[str, ...] = ()
         self._let_go = False  # flushed: nothing is changed until refresh_now
 
     # What wakes us
 
     def noticed(self) -> None:
-        """The kernel has changed: compare soon, but let a burst end first, and do not let a storm keep us busy."""
-        self.compare_due = min(self.compare_due, max(time.monotonic() + _SETTLE, self._compared_at + _PACE))
+        """The kernel has changed: compare soon, but let a burst end first, and do not let a storm keep us busy.
+
+        Where nobody answered the last read, it may be the network that has come up: then it is time for another.
+        """
+        settled = time.monotonic() + _SETTLE
+        self.compare_due = min(self.compare_due, max(settled, self._compared_at + _PACE))
+        self.refresh_due = min(self.refresh_due, max(settled, self._nobody_at + _NOBODY_THERE))
 
     def changed(self) -> None:
         """The metadata has changed, or may have: read it now, unless it was this very moment, or asked for peace."""
@@ -154,6 +159,7 @@ class Reconciler:
             self._put_off = time.monotonic() + asked
             self.refresh_due = max(self.refresh_due, self._put_off)
             self._unread = True
+            self._nobody_at = time.monotonic() if error.kind in ("unreachable", "timeout") else math.inf
             self._failed_reads += 1
             self._write_status()
             return
@@ -162,7 +168,7 @@ class Reconciler:
             self._publisher.status["metadata_requests"] = spent
             self._publisher.status["metadata_seconds"] = round(time.monotonic() - self._read_at, 3)
             self._publisher.status["counters"]["metadata_requests"] += spent
-        self._unread, self._failed_reads = False, 0
+        self._unread, self._nobody_at, self._failed_reads = False, math.inf, 0
         compared = self._look(instance)
         if instance != self._unproven and compared is not None and _takes_away(compared[2]):
             logger.info("metadata: it no longer lists what it did; it is read again before anything is removed")
@@ -229,9 +235,9 @@ class Reconciler:
             self._errors.end("netagent")
         self._say_fights(actual)
         self._say_withheld(wanted)
-        self._say_unknown(wanted, actual)
+        self._lag.say_unknown(wanted, actual, self._config)
         self._say_notices(wanted)
-        self._chase(actual)
+        self._read_for_links(self._instance, actual)
         self._publisher.links(self._instance, self._config, actual)
         self._write_status(actual, wanted, changes)
 
@@ -344,23 +350,11 @@ class Reconciler:
             "conflict", text + "; it is tried less and less often: see fights in status.json", serious=False
         )
 
-    # Metadata and host that do not (yet) agree on which interfaces there are
-
-    def _say_unknown(self, wanted: Desired, actual: Actual) -> None:
-        if wanted.unknown_macs == self._unknown:
-            return
-        self._unknown = wanted.unknown_macs
-        for mac in self._unknown:
-            links = [link for link in actual.links if link.mac == mac]
-            kind = next((link for link in links if link.kind not in (None, *self._config.allow_kinds)), None)
-            why = "no link here has that MAC"
-            if kind is not None:
-                why = f"{kind.name} has that MAC and is of kind {kind.kind}, which needs "
-                why += f'[Netagent] AllowKinds="{kind.kind}"'
-            elif links:
-                why = " and ".join(link.name for link in links) + " have that MAC"
-            text = "metadata: names the interface %s, and %s; until then, links that it does not name stay as they are"
-            logger.warning(text, mac, why)
+    def _read_for_links(self, instance: Instance, actual: Actual) -> None:
+        """Soon, where the host has a link that the metadata does not name (yet)."""
+        due = self._lag.read_again(instance, self._config, actual, time.monotonic())
+        if not self._unread:
+            self.refresh_due = min(self.refresh_due, max(due, self._read_at + _PACE, self._put_off))
 
     def _say_notices(self, wanted: Desired) -> None:
         """What will stay so, or passes by itself: said once, and no reason to be degraded."""
@@ -368,22 +362,6 @@ class Reconciler:
             if notice not in self._noticed:
                 logger.info("notice: %s", notice)
         self._noticed = wanted.notices
-
-    def _chase(self, actual: Actual) -> None:
-        """A link that the metadata does not name (yet: clouds lag by seconds) is a reason to read it again soon."""
-        listed = {interface.mac for interface in self._instance.interfaces} if self._instance else set()
-        kinds = (None, *self._config.allow_kinds)
-        unlisted = {
-            link.ifindex
-            for link in actual.links
-            if link.mac and link.mac not in listed and link.kind in kinds and link.name not in self._config.exclude
-        }
-        at = time.monotonic()
-        if unlisted - self._unlisted:
-            self._chase_from = at
-        self._unlisted = unlisted
-        if unlisted and not self._unread and at < self._chase_from + _CHASE:
-            self.refresh_due = min(self.refresh_due, at + max(_SHORTLY, (at - self._chase_from) / 2))
 
     # What others read
 

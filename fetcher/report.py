@@ -97,6 +97,7 @@ def _link_status(interface: Interface, link: Link, config: Config, actual: Actua
         ),
         "subnets": [str(subnet) for subnet in interface.subnets],
         "addresses": _address_statuses(interface, link, actual),
+        "ranges": [str(network) for network in interface.ranges],
         "desired": len(addresses) + len(routes) + len(rules),
         "actual": present,
         "drift": drift,

@@ -32,6 +32,9 @@ class LinkStatus(TypedDict):
     gateways: list[str]
     subnets: list[str]
     addresses: list[AddressStatus]
+    ranges: NotRequired[
+        list[str]
+    ]  # delegated whole; Prefixes= says what becomes of them. Not of fetchers before this key
     desired: int  # addresses, routes and rules that there should be …
     actual: int  # … and how many of them there are
     drift: list[str]  # what would be done about it, in `ip` syntax

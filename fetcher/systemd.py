@@ -1,4 +1,7 @@
-"""What systemd is told: sd_notify(3) and its watchdog, sd_watchdog_enabled(3). Without systemd, nothing."""
+"""What systemd is told: sd_notify(3) and its watchdog, sd_watchdog_enabled(3). Without systemd, nothing.
+
+And what it is asked: where its socket for the REST server listens, for that decides, and `Listen=` does not.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,24 @@ import socket
 import time
 
 _LONGEST_STATUS = 400
+_SOCKET = "cloud-network-api.socket"
+
+
+def listening() -> list[str]:
+    """Where systemd listens for the REST server, as `ip:port` and `[ipv6]:port`; empty where it does not."""
+    if not os.path.isdir("/run/systemd/system"):  # noqa: PTH112  # sd_booted(3); cnctl has no pathlib
+        return []
+    import subprocess  # cnctl's start-up does not pay for it
+
+    command = ["systemctl", "show", "--property=ActiveState,Listen", _SOCKET]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=5).stdout.splitlines()
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    if "ActiveState=active" not in said:
+        return []
+    found = [line.removeprefix("Listen=").removesuffix(" (Stream)") for line in said if line.endswith(" (Stream)")]
+    return [each for each in found if not each.startswith(("/", "@"))]
 
 
 class Systemd:

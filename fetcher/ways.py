@@ -2,7 +2,8 @@
 
 The host's routing decides, unless it leads into a tunnel or a VPN: whoever is at its other end must not see what is
 asked, nor answer it. Where that way does not lead to the server, each of the cloud's interfaces is one: a socket may be
-bound to a device without privilege since Linux 5.7 (SO_BINDTODEVICE, socket(7)).
+bound to a device without privilege since Linux 5.7 (SO_BINDTODEVICE, socket(7)). It is bound to the usual way's, too: a
+connection that is kept would follow the routing into a tunnel that comes up later.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ _TUNNELS = {"bareudp", "erspan", "geneve", "gretap", "ip6erspan", "ip6gretap", "
 
 
 def ways(address: IPAddress, kinds: tuple[str, ...]) -> list[str]:
-    """What to bind a socket to, in the order to be tried: "" is the host's routing, others are names of links.
+    """The links to bind a socket to, in the order to be tried: first the one that the host's routing takes.
+
+    "", no link at all, is the way to an address of this host.
 
     `kinds` are rtnetlink's, of links that count as the cloud's besides those that have none.
     """
@@ -31,14 +34,12 @@ def ways(address: IPAddress, kinds: tuple[str, ...]) -> list[str]:
             usual = _usual(ipr, family, address)
     except (NetlinkError, OSError):
         return []
-    found = [""] if usual in links and _is_no_tunnel(links[usual]) else []
-    if found and links[usual]["ifi_type"] == _ARPHRD_LOOPBACK:
-        return found  # an address of this host is nowhere else
-    return found + [
-        link.get("IFLA_IFNAME")
-        for index, link in sorted(links.items())
-        if (index != usual or not found) and _is_the_clouds(link, kinds)
-    ]
+    first = links.get(usual) if usual is not None else None
+    if first is not None and first["ifi_type"] == _ARPHRD_LOOPBACK:
+        return [""]  # an address of this host is nowhere else
+    found = [first] if first is not None and _is_no_tunnel(first) else []
+    found += [link for _, link in sorted(links.items()) if link is not first and _is_the_clouds(link, kinds)]
+    return [link.get("IFLA_IFNAME") for link in found]
 
 
 def _usual(ipr: IPRoute, family: int, address: IPAddress) -> int | None:

@@ -35,14 +35,15 @@ _X32 = 0x40000000  # __X32_SYSCALL_BIT: x86_64's second set of numbers
 _BPF = Struct("=HBBI")  # struct sock_filter: code, jt, jf, k
 _LOAD, _EQUAL, _NOT_BELOW, _RETURN = 0x20, 0x15, 0x35, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_JMP|JGE|K, BPF_RET|K
 _KILL, _EPERM, _ALLOW = 0x80000000, 0x00050001, 0x7FFF0000
-_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
+_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, _PR_CAP_AMBIENT, _CLEAR_ALL = 22, 2, 47, 4  # linux/prctl.h
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446  # the same on every architecture
 _FS_EXECUTE, _FS_WRITE = 1 << 0, 1 << 1 | 0x1FF0  # WRITE_FILE, REMOVE_*, MAKE_*; ABI 2 adds REFER, 3 TRUNCATE
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def limit() -> None:
-    """Bound memory, files and processes: what a client sends can exhaust netagent at most, never the host."""
+    """No ambient capability, and bounds: what a client sends can exhaust netagent at most, never the host."""
+    _check(_LIBC.prctl(_PR_CAP_AMBIENT, _CLEAR_ALL, 0, 0, 0), "clearing the ambient capabilities")
     for what, most in {RLIMIT_AS: 256 << 20, RLIMIT_NOFILE: 64, RLIMIT_NPROC: 0, RLIMIT_CORE: 0}.items():
         setrlimit(what, (most, most))
 

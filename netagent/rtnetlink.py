@@ -172,19 +172,32 @@ def parse_rule(message: bytes) -> Found:
 
 
 class Kernel:
-    """One rtnetlink socket: dumps, and batches of changes with an acknowledgement each."""
+    """One rtnetlink socket: dumps, and batches of changes with an acknowledgement each.
 
-    def __init__(self) -> None:
+    Its own, or the one of number `passed` which systemd has opened: that of the host's network namespace is then all
+    that netagent has there (PrivateNetwork=), and no other family of netlink is in its reach.
+    """
+
+    def __init__(self, passed: int | None = None) -> None:
         self._sequence, self._buffer = 0, bytearray(1 << 16)
-        self._connect()
-
-    def _connect(self) -> None:
+        own = (socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+        self._socket = socket.socket(*own) if passed is None else socket.socket(fileno=passed)
         # rtnetlink has answered when send() returns: what is not there to be read then was lost and never comes
-        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        self._socket = socket.socket(socket.AF_NETLINK, kind, 0)
+        self._socket.setblocking(False)
         self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
         self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
-        self._socket.bind((0, 0))
+        self._drain()
+
+    def _drain(self) -> None:
+        """Read to its end what was asked before: by this process, or by another one that was killed over it."""
+        while True:
+            try:
+                self._socket.recv_into(self._buffer)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != ENOBUFS:
+                    raise
 
     def _message(self, kind: int, flags: int, body: bytes) -> bytes:
         self._sequence += 1
@@ -218,7 +231,7 @@ class Kernel:
         try:
             return [found for each in requests for found in self._found(kind, each, parse)]
         except OSError:  # an answer was lost, perhaps one before this: once more with nothing left over
-            self._connect()
+            self._drain()
             return [found for each in requests for found in self._found(kind, each, parse)]
 
     def links(self) -> list[Found]:

@@ -45,7 +45,7 @@ def enter(uid: int, gid: int, writable: list[str]) -> None:
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
     try:
-        prctl.cap_inheritable.limit()  # and with it the ambient set
+        prctl.cap_inheritable.limit()
         prctl.cap_effective.limit(prctl.CAP_NET_ADMIN)
         prctl.cap_permitted.limit(prctl.CAP_NET_ADMIN)
         prctl.cap_effective.net_admin = True
@@ -54,8 +54,8 @@ def enter(uid: int, gid: int, writable: list[str]) -> None:
     prctl.set_no_new_privs(True)
     prctl.set_dumpable(False)
     os.umask(0o077)
-    _verify(str(uid), str(gid))
     confine.limit()
+    _verify(str(uid), str(gid))
     if not confine.restrict_files(writable):
         print(f"{USER}: this kernel has no Landlock; systemd's ProtectSystem= does part of it", file=sys.stderr)
     confine.restrict_calls()
@@ -67,7 +67,10 @@ def _verify(uid: str, gid: str) -> None:
         status = dict(line.rstrip("\n").split(":\t", 1) for line in file)
     how = f"Start it as root; or as {USER} with AmbientCapabilities= and CapabilityBoundingSet=CAP_NET_ADMIN."
     is_not = f"{USER}: {{}} is {{}}, not {{:x}} (CAP_NET_ADMIN is {_NET_ADMIN:x}). {how}"
-    wanted = {"CapPrm": _NET_ADMIN, "CapEff": _NET_ADMIN, "CapBnd": _NET_ADMIN, "CapInh": 0, "CapAmb": 0}
+    wanted = {"CapPrm": _NET_ADMIN, "CapEff": _NET_ADMIN, "CapBnd": _NET_ADMIN, "CapAmb": 0}
+    # systemd makes ambient what is inheritable, and leaves no capset to take it back. Without an ambient set, and with
+    # no_new_privs, it is worth nothing to a program that is executed (capabilities(7)).
+    wanted["CapInh"] = int(status["CapInh"], 16) & _NET_ADMIN
     for key, only in wanted.items():
         raise_if(int(status[key], 16) != only, SystemExit, is_not, key, status[key], only)
     has = ", ".join(f"{key} {status[key]!r}" for key in ("Uid", "Gid", "Groups"))

@@ -50,8 +50,8 @@ class Bucket:
 class Server:
     """The state of the one loop."""
 
-    def __init__(self, ledger: str, log: str) -> None:
-        self._settings, self._kernel = operator.load(), Kernel()
+    def __init__(self, ledger: str, log: str, rtnetlink: int | None) -> None:
+        self._settings, self._kernel = operator.load(), Kernel(rtnetlink)
         self._audit, self._ledger = Audit(log), Ledger(ledger)
         self._transaction = transaction.Transaction(self._kernel, self._ledger)
         self._peer: Message | None = None  # who is connected
@@ -245,17 +245,18 @@ def _say(text: str) -> None:
     print(f"cloud-network-netagent: {text}", file=sys.stderr, flush=True)
 
 
-def _listen(path: str) -> tuple[socket.socket, float]:
-    """The socket that systemd passed, or our own at `path`; and how long to wait for a client before leaving."""
-    if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
-        return socket.socket(fileno=3), _IDLE_SECONDS
+def _listen(path: str) -> tuple[socket.socket, int | None, float]:
+    """The socket that systemd passed, or our own at `path`; rtnetlink's if it passed one; how long to wait, idle."""
+    passed = os.environ.get("LISTEN_FDS")
+    if os.environ.get("LISTEN_PID") == str(os.getpid()) and passed in ("1", "2"):
+        return socket.socket(fileno=3), 4 if passed == "2" else None, _IDLE_SECONDS
     if os.path.exists(path):
         os.unlink(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     listener.bind(path)
     os.chmod(path, 0o666)  # noqa: S103  # a refusal is audited, so strangers must get as far as that
     listener.listen(128)
-    return listener, float("inf")
+    return listener, None, float("inf")
 
 
 def _notify(state: bytes) -> None:
@@ -276,9 +277,9 @@ def main() -> None:
     runtime, logs = os.path.dirname(SOCKET), os.path.dirname(AUDIT)
     for directory in (runtime, logs):
         sandbox.own_directory(directory, uid, gid)
-    listener, idle = _listen(SOCKET)
+    listener, rtnetlink, idle = _listen(SOCKET)
     sandbox.enter(uid, gid, [runtime, logs])
-    server = Server(f"{runtime}/ledger", AUDIT)
+    server = Server(f"{runtime}/ledger", AUDIT, rtnetlink)
     _notify(b"READY=1")
     _say("ready")
     server.run(listener, fetcher_uid, idle)

@@ -12,6 +12,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from ipaddress import ip_address, ip_network
+from typing import Any
 
 from tests.job import CONFIG, DAEMONS, MACS, OURS, audit, ip, is_settled, refresh, settle, status
 from tests.lab import Held, Interface, Lab, LabError, Nic, Spec
@@ -142,27 +144,45 @@ class Chaos:
             has = {each["local"] for each in link["addr_info"] if each["family"] == "inet"} - {"192.0.2.55"}
             found += [f"{nic.name}: address {each}" for each in has ^ set(nic.addresses)]
             found += [] if "UP" in link["flags"] else [f"{nic.name} is down"]
-        wanted, actual = self._wanted(), self._actual()
-        return found + [f"lacks {each}" for each in wanted - actual] + [f"has {each}" for each in actual - wanted]
+        tables = {nic.mac: str(BASE + int(links[nic.mac]["ifindex"])) for nic in self.lab.nics}
+        wanted, actual = self._routes_wanted(tables), self._routes()
+        found += [f"lacks {each}" for each in wanted - actual] + [f"has {each}" for each in actual - wanted]
+        return found + self._wrong_rules(tables)
 
-    def _wanted(self) -> set[tuple[object, ...]]:
-        wanted: set[tuple[object, ...]] = {(31010, "all", "main")}
-        indexes = {link["address"]: link["ifindex"] for link in ip(self.lab, "link")}
+    def _routes_wanted(self, tables: dict[str, str]) -> set[tuple[object, ...]]:
+        wanted = set[tuple[object, ...]]()
         for nic in self.lab.nics:
-            table = str(BASE + indexes[nic.mac])
-            for address in nic.addresses:
-                wanted |= {(31000, address, table), (31020, address, table)}
-            wanted.add((table, nic.subnet, None))
+            wanted.add((tables[nic.mac], nic.subnet, None))
             siblings = {other.subnet for other in self.lab.nics} - {nic.subnet}
-            wanted |= {(table, each, nic.gateway) for each in (*siblings, "default")}
+            wanted |= {(tables[nic.mac], each, nic.gateway) for each in (*siblings, "default")}
         return wanted
 
-    def _actual(self) -> set[tuple[object, ...]]:
-        rules = [rule for rule in ip(self.lab, "-4", "rule") if rule.get("protocol") == OURS]
+    def _routes(self) -> set[tuple[object, ...]]:
         routes = ip(self.lab, "-d", "-4", "route", "show", "table", "all", "proto", OURS)
-        return {(rule["priority"], rule["src"], rule["table"]) for rule in rules} | {
-            (str(route["table"]), route["dst"], route.get("gateway")) for route in routes
-        }
+        return {(str(route["table"]), route["dst"], route.get("gateway")) for route in routes}
+
+    def _rules(self) -> list[dict[str, Any]]:
+        return [rule for rule in ip(self.lab, "-4", "rule") if rule.get("protocol") == OURS]
+
+    def _wrong_rules(self, tables: dict[str, str]) -> list[str]:
+        """In both steps exactly one rule is for each address, that of its link; and none is for nothing."""
+        rules = self._rules()
+        named = {step: [rule for rule in rules if rule["priority"] == step] for step in (31000, 31020)}
+        found = (
+            [] if [rule["src"] for rule in rules if rule["priority"] == 31010] == ["all"] else ["no one rule for main"]
+        )
+        for step, those in named.items():
+            left = {f"{rule['src']}/{rule.get('srclen', 32)}": rule["table"] for rule in those}
+            idle = set(left)
+            for nic in self.lab.nics:
+                for address in map(ip_address, nic.addresses):
+                    at = [network for network in left if address in ip_network(network)]
+                    idle -= set(at)
+                    if [left[network] for network in at] != [tables[nic.mac]]:
+                        found.append(f"{step}: {address} of {nic.name} has {at}")
+            found += [f"{step}: a rule for nothing: {network}" for network in idle]
+            found += [f"{step}: a rule twice"] if len(left) < len(those) else []
+        return found
 
     def _foreign_objects(self) -> str:
         """Byte for byte."""
@@ -261,10 +281,14 @@ class Chaos:
         self._ip(f"address flush dev {nic.name} to {address}/32")
         return f"somebody removes {address}"
 
-    def _lose_rule(self) -> str:
-        address, priority = self._chance.choice(self.lab.addresses), self._chance.choice((31000, 31010, 31020))
-        self._ip(f"rule del pref {priority}" + (f" from {address}" if priority != 31010 else ""))
-        return f"somebody removes rule {priority} of {address}"
+    def _lose_rule(self) -> str | None:
+        rules = self._rules()
+        if not rules:
+            return None
+        lost = self._chance.choice(rules)
+        source = "all" if lost["src"] == "all" else f"{lost['src']}/{lost.get('srclen', 32)}"
+        self._ip(f"rule del pref {lost['priority']} from {source} lookup {lost['table']}")
+        return f"somebody removes rule {lost['priority']} from {source}"
 
     def _lose_routes(self) -> str | None:
         nic = self._nic()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import select
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from signal import SIGHUP, SIGTERM
 
 import pytest
 
-from tests.job import CONFIG, audit, present, settle, status
+from tests.clock import Clock
+from tests.job import CONFIG, audit, kernel, present, settle, status
 from tests.lab import Lab, Spec
 
 PATH = "/run/notify.sock"
@@ -79,11 +79,9 @@ def test_without_netagent_it_is_not_ready_and_says_why(lab: Lab) -> None:
 
 def test_the_boot_is_not_held_up_for_ever_by_metadata_that_never_come(lab: Lab) -> None:
     lab.metadata.fail("refuse")
-    manager = Manager(lab)
-    program = "from cloud_network.fetcher import loop; loop._READY_AFTER = 3.0; loop.main()"
-    argv = ["setpriv", "--", sys.executable, "-c", program]
+    lab.write_config('[System]\nReadyTimeout = "3s"\n' + CONFIG)
     began = time.monotonic()
-    process = lab.instance.popen(argv, stdout=None, env={"NOTIFY_SOCKET": PATH})
+    manager = start_fetcher(lab)
     lab.wait_for(manager.is_ready, 20, "READY=1")
     assert time.monotonic() >= began + 3.0
     assert status(lab)["fetched_at"] is None
@@ -91,7 +89,6 @@ def test_the_boot_is_not_held_up_for_ever_by_metadata_that_never_come(lab: Lab) 
     lab.metadata.clear()
     settle(lab)
     assert manager.listen().count("READY=1") == 1
-    assert process.poll() is None
 
 
 def test_a_reload_begins_and_ends_and_what_is_new_is_in_force_at_its_end(lab: Lab) -> None:
@@ -153,35 +150,35 @@ def test_a_slow_metadata_server_is_waited_for(lab: Lab) -> None:
     assert [line["verdict"] for line in audit(lab)[:2]] == ["applied", "confirmed"]
 
 
-SHIM = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <stdio.h>
-#include <time.h>
-int clock_gettime(clockid_t clock, struct timespec *now) {
-  static int (*real)(clockid_t, struct timespec *);
-  if (!real) real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
-  int done = real(clock, now);
-  FILE *file = clock == CLOCK_REALTIME ? fopen("/run/clock-offset", "r") : NULL;
-  long offset = 0;
-  if (file) { if (fscanf(file, "%ld", &offset) != 1) offset = 0; fclose(file); now->tv_sec += offset; }
-  return done;
-}
-"""
+def test_ten_minutes_without_metadata(lab: Lab) -> None:
+    """systemd hears after ReadyTimeout=, nothing is touched, the server is not hammered; then all comes."""
+    clock, before = Clock(lab), kernel(lab)
+    lab.metadata.fail("refuse")
+    lab.start("netagent")
+    clock.run(60)
+    manager = start_fetcher(lab, **clock.env)
+    lab.wait_for(lambda: any("(attempt 5)" in each for each in manager.statuses()), 10, "half a minute")
+    assert not manager.is_ready()
+    lab.wait_for(lambda: any("(attempt 16)" in each for each in manager.statuses()), 30, "ten minutes")
+    assert manager.is_ready()
+    assert kernel(lab) == before
+    clock.run(1)
+    lab.metadata.clear()
+    settle(lab)
+    assert manager.listen().count("READY=1") == 1
+    assert all(lab.reachability().values())
 
 
 @pytest.mark.parametrize("offset", [-400 * 86400, 400 * 86400])
 def test_a_jump_of_the_clock_changes_nothing(lab: Lab, offset: int) -> None:
     """A real process under another wall clock, by way of the dynamic linker; only what it writes down has that time."""
-    lab.path("/run/shim.c").write_text(SHIM)
-    lab.run(["gcc", "-shared", "-fPIC", "-o", "/run/shim.so", "/run/shim.c", "-ldl"])
+    clock = Clock(lab)
     lab.write_config('[System]\nRefreshTimer = "1s"\n' + CONFIG)
     lab.start("netagent")
-    lab.start("fetcher", env={"LD_PRELOAD": "/run/shim.so"})
+    lab.start("fetcher", env=clock.env)
     settle(lab)
     year = status(lab)["attempted_at"][:4]
-    lab.path("/run/clock-offset").write_text(str(offset))
-    lab.path("/run/clock-offset").chmod(0o644)
+    clock.jump(offset)
     lab.wait_for(lambda: status(lab)["attempted_at"][:4] != year, 10, "the timer to go on under the other clock")
     lab.metadata.reset()
     lab.add_address(lab.nics[1].mac, "10.0.2.77")

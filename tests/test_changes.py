@@ -35,8 +35,9 @@ def lab() -> Iterator[Lab]:
 
 
 def traces(lab: Lab, nic: Nic) -> list[object]:
-    """What still speaks of an interface: rules for its addresses, routes to its subnet, its state file."""
-    rules = [rule for rule in ours(lab, "rule-4") if rule["src"] in nic.addresses]
+    """What still speaks of an interface: rules for its addresses or its subnet, routes to that, its state file."""
+    sources = {*nic.addresses, nic.subnet.partition("/")[0]}
+    rules = [rule for rule in ours(lab, "rule-4") if rule["src"] in sources]
     routes = [route for route in ours(lab, "route-4") if nic.subnet == route["dst"]]
     links = [link for link in status(lab)["links"].values() if link["mac"] == nic.mac]
     documents = [path for path in lab.path("/run/cloud-network/links").iterdir() if nic.mac in path.read_text()]
@@ -160,7 +161,7 @@ def test_from_one_interface_to_two_and_back() -> None:
         nic = lab.attach_interface(Interface("10.0.9.0/24", 3))
         settle(lab)
         assert all(lab.reachability().values())
-        assert len(ours(lab, "rule-4")) == 13
+        assert len(ours(lab, "rule-4")) == 5
         lab.detach_interface(nic.mac)
         refresh(lab)
         settle(lab)

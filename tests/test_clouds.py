@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from dataclasses import replace
 
 import pytest
 
-from tests.job import CONFIG, audit, cnctl, ip, refresh, status
+from tests.job import CONFIG, audit, cnctl, ip, read_all_facts, refresh, status
 from tests.lab import Lab, Spec
 from tests.lab.metadata.providers import PROVIDERS
 from tests.lab.nic import neighbour_address
@@ -42,12 +43,39 @@ def lost(lab: Lab) -> list[str]:
     return sorted({target for (_, target), answered in lab.reachability(promised(lab)).items() if not answered})
 
 
+USER_DATA = "#!SECRET"
+"""What the user gave the instance, on every cloud; roles' credentials have SECRET in them besides."""
+
+IDENTITY = {"aws": {"document", "pkcs7", "rsa2048", "signature"}, "alibaba": {"document", "pkcs7"}, "azure": {"pkcs7"}}
+"""Of the clouds that document a signed identity which is no credential: its parts."""
+
+REST = (
+    *("/", "/metrics", "/openapi.json", "/api/cloud/system", "/api/cloud/network", "/api/cloud/credentials"),
+    *(f"/api/cloud/dynamicinstanceidentity/{part}" for part in ("document", "pkcs7", "rsa2048", "signature")),
+    *("/api/v1/status", "/api/v1/links", "/api/v1/audit", "/api/v1/health"),
+)
+
+
+def rest(lab: Lab, path: str) -> str:
+    """The answer, whatever its status, and the status on a line of its own."""
+    url = f"http://127.0.0.1:5209{path}"
+    return lab.run(["curl", "-s", "-w", "\\n%{http_code}", "--max-time", "10", url], user="daemon").stdout
+
+
+def everything_that_is_told(lab: Lab) -> str:
+    """The state files, what REST answers, and the logs."""
+    files = [path.read_text() for path in lab.path("/run/cloud-network").rglob("*") if path.is_file()]
+    answers = [rest(lab, path) for path in (*REST, *(f"/api/v1/links/{nic.name}" for nic in lab.nics))]
+    return "\n".join([*files, *answers, lab.log("fetcher"), lab.log("netagent"), lab.log("api")])
+
+
 @pytest.mark.parametrize("cloud", PROVIDERS)
 def test_every_address_of_every_interface_is_reachable(cloud: str) -> None:
-    with Lab(replace(Spec.cloud(cloud, 4, 15, ipv6=2, public=1), dhcp_all=cloud in BY_DHCP)) as lab:
-        lab.write_config(f'{CONFIG}AllowAddresses = "{IPV6} {PUBLIC.get(cloud, "")}"\n')
-        lab.start("netagent")
-        lab.start("fetcher")
+    secret = {"startup_script" if cloud == "gcp" else "user_data": USER_DATA}
+    with Lab(replace(Spec.cloud(cloud, 4, 15, ipv6=2, public=1, **secret), dhcp_all=cloud in BY_DHCP)) as lab:
+        lab.write_config(f'[System]\nLogLevel = "trace"\n{CONFIG}AllowAddresses = "{IPV6} {PUBLIC.get(cloud, "")}"\n')
+        for daemon in ("netagent", "fetcher", "api"):
+            lab.start(daemon)
         wanted = {*promised(lab), *lab.addresses}
         lab.wait_for(lambda: wanted <= local(lab), 20, f"{cloud}: the addresses")
         lab.wait_for(lambda: not lost(lab), 30, f"{cloud}: an answer of every address, once routers have been heard")
@@ -57,20 +85,46 @@ def test_every_address_of_every_interface_is_reachable(cloud: str) -> None:
         before = len(audit(lab))
         assert refresh(lab) == "ok"
         assert len(audit(lab)) == before, "a second pass has nothing to do"
-        shown = [path.read_text() for path in lab.path("/run/cloud-network").rglob("*") if path.is_file()]
-        assert "SECRET" not in "".join(shown)
+        read_all_facts(lab)
+        told = everything_that_is_told(lab)
+        assert not [text for text in ("SECRET", b64encode(USER_DATA.encode()).decode()) if text in told]
+        assert told.count("\n200\n") > len(REST) - 6
         assert lab.nics[-1].mac in json.dumps(status(lab)["links"])
+        kinds = ("document", "pkcs7", "rsa2048", "signature")
+        shown = {part for part in kinds if cnctl(lab, "show", part).returncode == 0}
+        served = {part for part in kinds if rest(lab, f"/api/cloud/dynamicinstanceidentity/{part}").endswith("\n200")}
+        assert shown == served == IDENTITY.get(cloud, set())
+        assert cnctl(lab, "show", "ssh-keys").stdout.startswith("ssh-")
+        assert len(cnctl(lab, "status", "system").stdout.splitlines()) >= 3
 
 
-@pytest.mark.parametrize("cloud", ["azure", "gcp"])
-def test_the_refresh_of_an_unchanged_instance_costs_one_request(cloud: str) -> None:
+@pytest.mark.parametrize(
+    "cloud", ["azure", "digitalocean", "gcp", "hetzner", "ibm", "openstack", "oracle", "scaleway", "vultr"]
+)
+def test_the_refresh_of_an_unchanged_instance_costs_one_request_a_document(cloud: str) -> None:
+    """Hetzner has two."""
     with Lab(Spec.cloud(cloud, 2, 3)) as lab:
-        lab.write_config(CONFIG)
+        lab.write_config(f'{CONFIG}AllowAddresses = "{PUBLIC.get(cloud, "")}"\n')
         lab.start("netagent")
         lab.start("fetcher")
         lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be content")
         refresh(lab)
-        assert (refresh(lab), status(lab)["metadata_requests"]) == ("ok", 1)
+        lab.metadata.reset()
+        documents = 2 if cloud == "hetzner" else 1
+        assert (refresh(lab), status(lab)["metadata_requests"]) == ("ok", documents)
+        asked = [record.path for record in lab.metadata.requests() if "wait_for_change" not in record.query]
+        assert len(asked) == documents, asked
+
+
+@pytest.mark.parametrize("cloud", ["aws", "gcp"])
+def test_the_ipv6_endpoint_serves_where_ipv4_leads_nowhere(cloud: str) -> None:
+    with Lab(Spec.cloud(cloud, 2, 3, ipv6=1)) as lab:
+        lab.batch(["route add unreachable 169.254.169.254/32"])
+        lab.write_config(f'{CONFIG}AllowAddresses = "{IPV6}"\n')
+        lab.start("netagent")
+        lab.start("fetcher")
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 40, "the fetcher to be content")
+        assert set(lab.addresses) <= local(lab)
 
 
 def test_gcp_tells_of_a_change_by_itself() -> None:
@@ -91,7 +145,7 @@ def test_gcp_tells_of_a_change_by_itself() -> None:
 
 @pytest.mark.parametrize("cloud", ["azure", "gcp"])
 def test_ranges_and_what_is_public(cloud: str) -> None:
-    """GCP's alias ranges become local routes; a forwarded address that is public is named and withheld."""
+    """GCP's alias ranges become local routes."""
     with Lab(Spec.cloud(cloud, 2, 2, prefixes=1, public=1)) as lab:
         lab.write_config(CONFIG)
         lab.start("netagent")
@@ -100,6 +154,32 @@ def test_ranges_and_what_is_public(cloud: str) -> None:
         lab.wait_for(lambda: ({*lab.addresses} | ranges) <= local(lab), 20, "addresses and ranges")
         assert cnctl(lab, "status", "network").returncode == 0
         assert "refused" not in {line["verdict"] for line in audit(lab)}
+
+
+FORWARDED = "203.0.113.77"
+
+
+def test_a_forwarded_address_that_is_public_is_withheld_until_it_is_allowed() -> None:
+    """A load balancer's: the metadata's word alone gives nobody an address that is somebody else's on the Internet."""
+    spec = Spec.cloud("gcp", 2, 2)
+    spec = replace(spec, interfaces=(replace(spec.interfaces[0], prefixes=(f"{FORWARDED}/32",)), *spec.interfaces[1:]))
+    with Lab(spec) as lab:
+        lab.write_config(CONFIG)
+        lab.start("netagent")
+        lab.start("fetcher")
+        lab.wait_for(lambda: status(lab).get("state") == "degraded", 20, "the fetcher to say what it lacks")
+        lab.wait_for(lambda: {*lab.addresses} <= local(lab), 20, "all the others")
+        said = str(status(lab)["last_error"])
+        assert f'to allow it: [Netagent] AllowAddresses="{FORWARDED}"' in said
+        assert FORWARDED in cnctl(lab, "status").stdout
+        assert FORWARDED not in local(lab)
+        assert "refused" not in {line["verdict"] for line in audit(lab)}
+        lab.write_config(f'{CONFIG}AllowAddresses = "{FORWARDED}"\n')
+        for daemon in ("netagent", "fetcher"):
+            lab.stop(daemon)
+            lab.start(daemon)
+        lab.wait_for(lambda: FORWARDED in local(lab), 20, "the forwarded address")
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be content")
 
 
 def test_a_destination_behind_an_extra_route_answers() -> None:

@@ -12,6 +12,8 @@ import pytest
 from tests.job import (
     DAEMONS,
     MACS,
+    OURS,
+    Kernel,
     ask,
     audit,
     ip,
@@ -105,7 +107,7 @@ def test_state_files_are_in_the_metadatas_own_words(lab: Lab) -> None:
         told = status(lab)["links"][str(index)]
         assert (told["name"], told["mac"], told["state"], told["drift"]) == (nic.name, nic.mac, "ok", [])
         assert [entry["address"] for entry in told["addresses"]] == list(nic.addresses)
-        assert told["desired"] == told["actual"] == 4 + 4 + 8
+        assert told["desired"] == told["actual"] == 4 + 4 + 2
     assert json.loads((root / "provider/aws/document").read_text())["region"] == "eu-central-1"
 
 
@@ -121,15 +123,28 @@ def test_the_generation_grows_with_what_is_new_and_not_with_time(lab: Lab) -> No
     refresh(lab)
 
 
+def not_ours(lab: Lab) -> Kernel:
+    """What others have, and all addresses, of which those that are ours are not told from others."""
+    return {
+        what: [entry for entry in entries if str(entry.get("protocol")) != OURS]
+        for what, entries in kernel(lab).items()
+    }
+
+
 def test_foreign_objects_are_the_same_before_and_after(lab: Lab) -> None:
-    """Operators' routes, rules and addresses, also where ours are: in our tables, in our band, on our links."""
+    """Operators' routes, rules and addresses, also where ours are: in our tables, in our band, on our links.
+
+    An address in another interface's subnet makes that one's rules smaller, so that they are not for it.
+    """
     before = kernel(lab)
     for line in FOREIGN:
         lab.run(["ip", *line.split()])
+    theirs = not_ours(lab)
+    assert refresh(lab) == "ok"
     with_foreign, lines = kernel(lab), audit(lab)
-    for _ in range(2):
-        assert refresh(lab) == "ok"
+    assert refresh(lab) == "ok"
     assert kernel(lab) == with_foreign
+    assert not_ours(lab) == theirs
     nic = lab.nics[1]
     lab.add_address(nic.mac, "10.0.2.77")
     refresh(lab)
@@ -140,6 +155,7 @@ def test_foreign_objects_are_the_same_before_and_after(lab: Lab) -> None:
     assert len(audit(lab)) == len(lines) + 4
     for line in reversed(FOREIGN):
         lab.run(["ip", *line.replace(" add ", " del ").split()])
+    assert refresh(lab) == "ok"
     assert without_order(kernel(lab)) == without_order(before)
 
 
@@ -227,7 +243,7 @@ def test_a_credential_that_cannot_be_had_is_an_answer_too(lab: Lab) -> None:
 
 def test_what_is_ours_carries_our_number(lab: Lab) -> None:
     assert len(ours(lab, "route-4")) == 12
-    assert len(ours(lab, "rule-4")) == 25
+    assert len(ours(lab, "rule-4")) == 7
     told = [
         each for link in status(lab)["links"].values() for each in link["addresses"]
     ]  # Debian's ip does not show it

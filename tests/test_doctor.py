@@ -77,7 +77,7 @@ def test_nothing_is_broken(lab: Lab) -> None:
 BREAK = {
     "interface": "link set {dev} down",
     "address": "address del {address}/32 dev {dev}",
-    "rule": "rule del from {address} lookup {table}",
+    "rule": "rule del from {subnet} iif lo lookup {table}",
     "table": "route del default table {table}",
     "gateway": "route replace default via {other} dev {dev} table {table}",
     "mtu": "link set {dev} mtu 1000",
@@ -89,7 +89,7 @@ def test_what_is_broken_is_named_and_the_command_shows_it(lab: Lab, broken: str)
     nic = second(lab)
     address = nic.addresses[1]
     other = str(nic.gateway).rsplit(".", 1)[0] + ".99"
-    command = BREAK[broken].format(dev=nic.name, address=address, table=table(lab), other=other)
+    command = BREAK[broken].format(dev=nic.name, address=address, subnet=nic.subnet, table=table(lab), other=other)
     lab.run(["ip", *command.split()])
     found = doctor(lab, address)
     assert found["broken"] == broken
@@ -105,7 +105,7 @@ def test_what_is_broken_is_named_and_the_command_shows_it(lab: Lab, broken: str)
 def test_the_first_step_of_the_rules_and_the_one_for_main_count_too(lab: Lab) -> None:
     address = second(lab).addresses[1]
     for rule in (
-        ["from", address, "lookup", str(table(lab)), "suppress_prefixlength", "0"],
+        ["from", second(lab).subnet, "iif", "lo", "lookup", str(table(lab)), "suppress_prefixlength", "0"],
         ["lookup", "main", "suppress_prefixlength", "0"],
     ):
         lab.run(["ip", "rule", "del", *rule])
@@ -170,7 +170,7 @@ def test_strict_rp_filter_is_named_only_where_it_drops(lab: Lab) -> None:
 
 def test_people_see_marks_and_ascii_where_there_is_no_utf_8(lab: Lab) -> None:
     address = second(lab).addresses[1]
-    lab.run(["ip", "rule", "del", "from", address, "lookup", str(table(lab))])
+    lab.run(["ip", "rule", "del", "from", second(lab).subnet, "iif", "lo", "lookup", str(table(lab))])
     script = str(Path(sys.executable).with_name("cnctl"))
     for encoding, right, wrong in (("utf-8", "✓", "✗"), ("ascii", "ok", "NO")):
         argv = ["env", f"PYTHONIOENCODING={encoding}", script, "doctor", address]
@@ -201,10 +201,20 @@ def test_no_cloud_is_called_broken_while_it_works(cloud: str) -> None:
             found = doctor(lab, address)
             assert found["broken"] is None, found
         lab.stop("fetcher")
-        six = second(lab).ipv6[0]
-        lab.run(["ip", "-6", "rule", "del", "from", six, "lookup", str(table(lab))])
-        found = doctor(lab, six)
-        assert (found["broken"], found["steps"][3]["look"]) == ("rule", f"ip -6 rule show from {six}")
+        lab.run(["ip", "-6", "rule", "del", "lookup", str(table(lab))])
+        found = doctor(lab, second(lab).ipv6[0])
+        assert (found["broken"], found["steps"][3]["look"]) == ("rule", f"ip -6 rule show table {table(lab)}")
+
+
+@pytest.mark.parametrize("broken", ["", "from {address} lookup {table}"])
+def test_rules_for_each_address_are_known_too(broken: str) -> None:
+    with running(Spec.aws(interfaces=2, addresses=2), '[Network]\nRules = "address"\n', "netagent", "fetcher") as lab:
+        lab.stop("fetcher")
+        address = second(lab).addresses[1]
+        if broken:
+            lab.run(["ip", "rule", "del", *broken.format(address=address, table=table(lab)).split()])
+        assert doctor(lab, address)["broken"] == ("rule" if broken else None)
+        assert doctor(lab, second(lab).addresses[0])["broken"] is None
 
 
 def test_one_interface_needs_neither_rule_nor_table() -> None:

@@ -48,7 +48,7 @@ def start(lab: Lab) -> Kernel:
     for name in ("netagent", "fetcher"):
         lab.start(name)
     settle(lab)
-    assert len(ours(lab, "rule-4")) > 9
+    assert len(ours(lab, "rule-4")) == 7
     return before
 
 

@@ -12,6 +12,7 @@ import pytest
 from tests.job import (
     MACS,
     audit,
+    cnctl,
     errors,
     ip,
     is_settled,
@@ -60,17 +61,25 @@ def test_every_table_has_its_subnet_its_siblings_and_its_default_route(lab: Lab)
         }
 
 
-def test_every_address_has_its_rules_in_three_steps(lab: Lab) -> None:
-    expected: set[tuple[int, str, str, int | None]] = {(31010, "all", "main", 0)}
+Steps = set[tuple[int, str, int, str | None, str, int | None]]
+
+
+def steps(lab: Lab) -> Steps:
+    """Our rules: priority, source and its length, incoming link, table, suppress_prefixlength."""
+    return {
+        (rule["priority"], rule["src"], rule.get("srclen", 32), rule.get("iif"), rule["table"],
+         rule.get("suppress_prefixlen"))
+        for rule in ours(lab, "rule-4")
+    }  # fmt: skip
+
+
+def test_every_subnet_has_its_rules_in_three_steps(lab: Lab) -> None:
+    expected: Steps = {(31010, "all", 32, None, "main", 0)}
     for nic in lab.nics:
-        number = str(table(lab, nic.name))
-        expected |= {(31000, address, number, 0) for address in nic.addresses}
-        expected |= {(31020, address, number, None) for address in nic.addresses}
-    found = [
-        (each["priority"], each["src"], each["table"], each.get("suppress_prefixlen")) for each in ours(lab, "rule-4")
-    ]
-    assert len(found) == len(expected) == 121
-    assert set(found) == expected
+        number, source = str(table(lab, nic.name)), nic.subnet.removesuffix("/24")
+        expected |= {(31000, source, 24, "lo", number, 0), (31020, source, 24, "lo", number, None)}
+    assert steps(lab) == expected
+    assert len(ours(lab, "rule-4")) == len(expected) == 9
 
 
 def test_all_300_pairs_answer_by_the_interface_that_owns_the_address(lab: Lab) -> None:
@@ -92,6 +101,20 @@ def test_nothing_was_complained_of(lab: Lab) -> None:
     assert [line["verdict"] for line in audit(lab)] == ["applied", "confirmed"]
 
 
+def test_audit_lines_cut_off_the_end_are_missed(lab: Lab) -> None:
+    """The file alone does not show it; the fetcher knows what was confirmed to it."""
+    log = lab.path("/var/log/cloud-network/audit.log")
+    whole = log.read_text()
+    assert cnctl(lab, "audit", "--verify").stdout.startswith("whole: 2 lines")
+    try:
+        log.write_text(whole.splitlines(keepends=True)[0])
+        done = cnctl(lab, "audit", "--verify")
+    finally:
+        log.write_text(whole)
+    assert done.returncode == 1
+    assert "audit.log:1: line 1 is the last: lines were cut off the end" in done.stdout
+
+
 def test_a_refresh_with_nothing_changed_asks_netagent_for_nothing(lab: Lab) -> None:
     before, log = audit(lab), lab.log("netagent")
     lab.metadata.reset()
@@ -107,6 +130,26 @@ def test_a_refresh_keeps_one_connection_and_its_allowance(lab: Lab) -> None:
         assert len(lab.metadata.requests()) <= 5 + 12 * 4
         assert lab.metadata.connections() == 0  # since the reset: it is the one from before
     assert status(lab)["metadata_requests"] == len(lab.metadata.requests())
+
+
+@pytest.mark.parametrize("rules", ["address", "original"])
+def test_rules_for_each_address_do_the_same(rules: str) -> None:
+    """And what `original` adds is never asked."""
+    with running(Spec.aws(interfaces=4, addresses=15), f'[Network]\nRules = "{rules}"\n') as singly:
+        expected: Steps = {(31010, "all", 32, None, "main", 0)}
+        for nic in singly.nics:
+            number = str(table(singly, nic.name))
+            expected |= {(31000, address, 32, None, number, 0) for address in nic.addresses}
+            expected |= {(31020, address, 32, None, number, None) for address in nic.addresses}
+            if rules == "original":
+                expected.add((31020, "all", 32, None, number, None))
+        assert len(ours(singly, "rule-4")) == {"address": 121, "original": 181}[rules]
+        assert steps(singly) == expected
+        answers = singly.reachability()
+        assert len(answers) == 300
+        assert all(answers.values())
+        assert all(singly.outbound().values())
+        assert singly.lost() == []
 
 
 @pytest.mark.parametrize("interfaces", [1, 4])
@@ -145,7 +188,7 @@ def test_what_the_host_undoes_is_done_again_at_once(lab: Lab, what: str) -> None
     undo = {
         "address": [f"address del {nic.addresses[0]}/24 dev {nic.name}"],
         "route": [f"route del default table {table(lab, nic.name)}"],
-        "rule": [f"rule del pref 31000 from {nic.addresses[3]}", "rule del pref 31010"],
+        "rule": [f"rule del pref 31000 from {nic.subnet} iif lo", "rule del pref 31010"],
         "link": [f"link set {nic.name} down"],
     }[what]
     lab.batch(undo)

@@ -2,7 +2,8 @@
 
 A line's hash is the SHA-256 of everything before `,"hash"` in it, with the hash of the line before (`prev`); `seq`
 counts from 1. So a line that was changed, dropped or moved breaks the chain, and where it breaks is told. Lines cut off
-the end leave no trace in the file itself: compare the head that is printed with the journal's last line or netagent's.
+the end leave no trace in the file itself: that the last change which the fetcher saw confirmed (status.json) is among
+them is checked, and the head that is printed can be compared with the journal's last line.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 
 from cloud_network.api.cnctl import layout
 from cloud_network.api.cnctl.failure import OK, UNREACHABLE, WRONG, Failure
+from cloud_network.fetcher.state import StateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 def run(arguments: argparse.Namespace, source: Source) -> int:
     """Print the last lines, or verify all of them."""
     if arguments.verify:
-        return _verify(arguments)
+        return _verify(arguments, _last_confirmed(source))
     lines = [line for _, _, line in _lines(arguments.log)][-arguments.last :]
     entries = [_entry(line) for line in lines]
     if arguments.json:
@@ -69,10 +71,21 @@ def _summary(entry: dict[str, Any]) -> str:
     return f"{entry.get('seq', '?'):>5}  {when}  {who:<12}  {what:<14}  {entry.get('verdict', '?')}{reason}"
 
 
-def _verify(arguments: argparse.Namespace) -> int:
+def _last_confirmed(source: Source) -> str | None:
+    """The id of the last change that the fetcher saw confirmed; None when it has seen none, or none since."""
+    try:
+        status = source.files.read_status()
+    except StateError:
+        return None
+    last = status["netagent"] if status else None
+    return last["request"] if last and last["verdict"] == "confirmed" else None
+
+
+def _verify(arguments: argparse.Namespace, confirmed: str | None) -> int:
     from hashlib import sha256
 
     previous, sequence, count = "", 0, 0
+    path, number, seen = arguments.log, 0, False
     for path, number, line in _lines(arguments.log):
         where = f"{path}:{number}"
         body, found, rest = line.rpartition(',"hash":"')
@@ -85,6 +98,10 @@ def _verify(arguments: argparse.Namespace) -> int:
             said = f"line {entry.get('seq')} follows line {sequence}: lines were dropped, added or moved before it"
             return _broken(arguments, where, said)
         previous, sequence, count = entry["hash"], entry["seq"], count + 1
+        seen = seen or (entry.get("verdict"), entry.get("id")) == ("confirmed", confirmed)
+    if confirmed is not None and not seen:
+        said = f"line {sequence} is the last: lines were cut off the end, the confirmation of {confirmed} among them"
+        return _broken(arguments, f"{path}:{number}", said)
     if arguments.json:
         layout.show_json({"ok": True, "lines": count, "sequence": sequence, "head": previous})
     else:

@@ -25,5 +25,5 @@ def run(arguments: argparse.Namespace, source: Source) -> int:
     else:
         removed, request = (layout.safe(result[key]) for key in ("removed", "request"))
         print(f"removed {removed} addresses, routes and rules (audit log: {request})")
-        print("Nothing is put back until `sudo cnctl refresh`, or until the fetcher is started again.")
+        print("Nothing is put back until `sudo cnctl refresh`, or the fetcher's next start.")
     return OK

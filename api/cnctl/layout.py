@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 Row = tuple[str, "str | Sequence[str]"]
-"""A key, and its value: one text, or words that may be wrapped between."""
+"""A key, and its value: a text, which wraps at its spaces, or words, which have none."""
 
 
 def safe(value: object) -> str:
@@ -43,7 +43,7 @@ def rows(table: Iterable[Row], width: int, limit: int | None) -> str:
     """Lay out `key: value` lines with the colons in column `width`; words wrap to the value's column at `limit`."""
     lines = []
     for key, value in table:
-        words = [safe(value)] if isinstance(value, str) else [safe(word) for word in value]
+        words = safe(value).split(" ") if isinstance(value, str) else [safe(word) for word in value]
         line = f"{key:>{width}}:"
         for word in words:
             if limit and len(line) > width + 2 and len(line) + 1 + len(word) > limit:

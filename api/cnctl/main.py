@@ -161,7 +161,7 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument("--from", dest="client", metavar="CLIENT", help="the address of who gets no answer")
     audit = command("audit", "What netagent was asked, by whom, and what became of it.")
     audit.add_argument("--verify", action="store_true", help="prove that no line was changed, dropped or moved")
-    audit.add_argument("--last", type=int, default=20, metavar="N", help="how many lines to show (20)")
+    audit.add_argument("--last", type=_count, default=20, metavar="N", help="how many lines to show (20)")
     audit.add_argument("--log", default=AUDIT, metavar="FILE", help=f"default: {AUDIT}")
     command("plan", "What would be changed now, as `ip` commands; nothing is. As root.", PLAN)
     command("refresh", "Read the metadata now, and repair what differs. As root.")
@@ -183,6 +183,14 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise ValueError
+    return count
+
+
+_count.__name__ = "number of lines"
 _seconds.__name__ = "time of 0.1 to 86400 seconds"  # argparse says: invalid … value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cloud_network.api.cnctl import layout
 from cloud_network.api.cnctl.failure import OK, WRONG
+from cloud_network.api.cnctl.source import say_if_stale
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,8 +23,10 @@ def run(arguments: argparse.Namespace, source: Source) -> int:
     status = source.status()
     found = links(status)
     if arguments.json:
-        layout.show_json({"generation": status["generation"], "fetched_at": status["fetched_at"], "links": found})
+        dates = ("generation", "fetched_at", "stale")
+        layout.show_json({**{key: status[key] for key in dates}, "links": found})  # type: ignore[literal-required]
     elif found:
+        say_if_stale(status)
         limit = layout.columns()
         print("\n\n".join(layout.rows(_rows(link), WIDTH, limit) for link in found))
     return OK if all(link["state"] in ("ok", "excluded") for link in found) else WRONG
@@ -41,5 +44,10 @@ def _rows(link: LinkStatus) -> list[Row]:
         ("MAC Address", link["mac"]),
         ("Public IP", list(dict.fromkeys(public))),
         ("Private IP", [f"{entry['address']}/{entry['prefix_length']}" for entry in link["addresses"]]),
+        *([("Ranges", ranges)] if (ranges := link.get("ranges")) else []),  # the original has none
         ("Subnet", [subnet.partition("/")[0] for subnet in link["subnets"]]),
+        # … and what the original does not show
+        ("Gateway", link["gateways"]),
+        ("MTU", str(link["mtu"])),
+        ("Table", str(link["table"] or "main")),
     ]

@@ -27,7 +27,10 @@ def run(arguments: argparse.Namespace, source: Source) -> int:
     """Print what was asked for."""
     if arguments.what == "credentials":
         why = "credentials of the instance's role are fetched for root on request, and never stored"
-        layout.show_json(control.ask(source.files.path, "credentials", "show credentials", why))
+        found = control.ask(source.files.path, "credentials", "show credentials", why)
+        if not found:
+            raise Failure(WRONG, "the cloud gives this instance no credentials")
+        layout.show_json({path: _nested(value) for path, value in found.items()})
     elif arguments.what == "ssh-keys":
         _ssh_keys(arguments, source)
     elif arguments.what == "project":
@@ -78,6 +81,11 @@ def _identity(arguments: argparse.Namespace, source: Source) -> None:
         print("\n".join(layout.safe(line) for line in content.decode(errors="replace").splitlines()))
     else:
         sys.stdout.buffer.write(content)
+
+
+def _nested(value: object) -> object:
+    """EC2's are JSON objects in a string."""
+    return _document(value.encode()) if isinstance(value, str) and value.startswith("{") else value
 
 
 def _document(content: bytes) -> object:

@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 
+from cloud_network.api import freshness
 from cloud_network.api.cnctl.failure import UNREACHABLE, WRONG, Failure
 from cloud_network.api.cnctl.layout import safe
 from cloud_network.fetcher import keyfile
@@ -19,8 +20,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from cloud_network.api.answers import DatedStatus
     from cloud_network.fetcher.state import Document
-    from cloud_network.fetcher.status import Status
 
 VERSION = 1
 """Of status.json; fetcher/status.py has it too, and costs the import of typing."""
@@ -35,18 +36,22 @@ class Source:
     def __init__(self, config: str, state: str):
         self.files = StateDirectory(state)
         self._config = config
-        self._down = False
+        self._address = ""
+        self._elsewhere = self._down = False
 
-    def status(self) -> Status:
-        """Return what the fetcher believes."""
-        found: Status = self._get("/api/v1/status", self.files.status_path, self.files.read_status)
+    def status(self) -> DatedStatus:
+        """Return what the fetcher believes, and whether that is out of date."""
+        found = self._get("/api/v1/status", self.files.status_path, self.files.read_status)
         if found.get("version") != VERSION:
             raise Failure(
                 WRONG,
                 f"the status is of version {safe(found.get('version'))}, and this cnctl knows {VERSION}: it and the "
                 "fetcher are not of one release. Upgrade both; then systemctl restart cloud-network-fetcher",
             )
-        return found
+        if "stale" not in found:  # from the file, or of a server before this key
+            found["stale"] = freshness.stale(found, time.time())
+        dated: DatedStatus = found
+        return dated
 
     def system(self) -> Document:
         """Return what the metadata says of the instance."""
@@ -54,14 +59,12 @@ class Source:
         return found
 
     def _get(self, route: str, path: str, read: Any) -> Any:
-        if not self._down:
-            address = listening(self._config)
+        while not self._down:
+            self._address = self._address or listening(self._config)
             try:
-                return _answer(*request(address, route))
+                return _answer(*request(self._address, route))
             except (OSError, ValueError, OverflowError, EOFError) as error:
-                self._down = True
-                reason = getattr(error, "strerror", None) or str(error)
-                note(f"the REST server at {address} does not answer ({reason}); reading {self.files.path} instead")
+                self._gone(getattr(error, "strerror", None) or str(error))
         try:
             found = read()
         except StateError as error:
@@ -74,6 +77,25 @@ class Source:
                 "What does it say? journalctl -u cloud-network-fetcher",
             )
         return found
+
+    def _gone(self, reason: str) -> None:
+        """It is not where `Listen=` says: systemd may have it listen elsewhere, or else it is down."""
+        from cloud_network.fetcher import systemd
+
+        there = [] if self._elsewhere else systemd.listening()
+        self._elsewhere = True
+        if there and self._address not in there:
+            note(f"[Network] Listen = {self._address} does not count: systemd listens on {', '.join(there)}")
+            self._address = there[0]
+            return
+        self._down = True
+        note(f"the REST server at {self._address} does not answer ({reason}); reading {self.files.path} instead")
+
+
+def say_if_stale(status: DatedStatus) -> None:
+    """What is shown may not be so any more."""
+    if status["stale"]:
+        note(f"this is out of date: the metadata was last read {status['fetched_at'] or 'never'}. See: cnctl status")
 
 
 def note(text: str) -> None:

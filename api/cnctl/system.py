@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from cloud_network.api.cnctl import layout
 from cloud_network.api.cnctl.facts import FACTS
+from cloud_network.api.cnctl.source import say_if_stale
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ def run(arguments: argparse.Namespace, source: Source) -> int:
     if arguments.json:
         layout.show_json(document)
         return 0
-    provider = source.status()["provider"]
+    status = source.status()
+    provider = status["provider"]
+    say_if_stale(status)
     table = [("Cloud provider", provider), *rows(provider, document)]
     print(layout.rows(table, max(len(key) for key, _ in table), layout.columns()))
     return 0

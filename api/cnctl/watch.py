@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     Run = Callable[[argparse.Namespace, Source], int]
 
 HOME, CLEAR, TO_END_OF_LINE, TO_END = "\x1b[H", "\x1b[H\x1b[2J", "\x1b[K", "\x1b[J"
-HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
+HIDE, SHOW = "\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h"
+"""The cursor, and the wrapping of what is too wide, which would make a frame higher than its lines."""
 
 
 def watched(run: Run) -> Run:

@@ -6,6 +6,8 @@ KEYS = {
     "LogLevel": "How much is said. An operator needs info; debug adds every change in ip syntax.",
     "LogFormat": "text is one logfmt line an event, json one object a line.",
     "RefreshTimer": "Time between two readings of the metadata. What the cloud tells by itself is seen sooner.",
+    "ReadyTimeout": "How long a start may take before systemd is told that the service is up all the same, so that "
+    "what is ordered after it goes on without metadata. Whatever is late is configured when it comes.",
     "Listen": "Where the REST server listens. Anything but loopback shows this host's network to others.",
     "Supplementary": "Links that get a table and rules of their own even when the instance has no other.",
     "Provider": "Which cloud this is; auto finds out from the firmware.",

@@ -11,6 +11,9 @@ Interfaces that a container network plugin manages are named in Exclude=: amazon
 network interface (node.k8s.amazonaws.com/instance_id, …/no_manage), and the metadata have only the instance's own tags
 ("Instance metadata categories", tags/instance/); EKS's images, too, choose by the host's own settings and not by a mark
 (awslabs/amazon-eks-ami pull request 1738).
+
+An EFA-only interface has no IP address ("Create and attach an Elastic Fabric Adapter"), and no link either; its
+directory is whole and has neither local-ipv4s nor ipv6s (aws/amazon-vpc-cni-k8s pull request 3047).
 """
 
 from __future__ import annotations
@@ -101,16 +104,23 @@ class Aws:
         trees: dict[str, dict[str, str]] = {}
         interfaces: list[Interface] = []
         problems: list[Problem] = []
+        notices: list[str] = []
         for mac in macs:
             try:
-                trees[mac] = self._tree(mac)
-                interfaces.append(_interface(mac, trees[mac]))
+                tree = self._tree(mac)
+                if self._is_without_addresses(mac):
+                    notices.append(f"{_MACS}{mac}/: no address, as of an EFA-only interface: nothing is configured")
+                    continue
+                interfaces.append(_interface(mac, tree))
+                trees[mac] = tree
             except MetadataError as error:
                 if error.kind not in ("invalid", "changed"):
                     raise
                 problems.append(Problem(mac, str(error)))
+        if not interfaces and not problems:
+            raise MetadataError("invalid", f"{_MACS}: no interface has an address; every instance has one")
         self._check_doubled(interfaces)
-        instance = Instance(NAME, tuple(interfaces), tuple(problems))
+        instance = Instance(NAME, tuple(interfaces), tuple(problems), tuple(notices))
         if instance != self._last:  # then a public address, a name or a security group may have changed with it
             self._outdated = self._fact_paths(macs)
             self._last = instance
@@ -201,6 +211,10 @@ class Aws:
             found["network-card"] = self._cards[mac] = self._cards.get(mac) or self._leaf(directory + "network-card")
         return {"mac": mac} | found
 
+    def _is_without_addresses(self, mac: str) -> bool:
+        """The whole listing (vpc-id is its last but for vpc-i…-blocks) proves it, and no other sign does."""
+        return "vpc-id" in self._listed[mac] and not self._listed[mac] & {"local-ipv4s", "ipv6s"}
+
     def _check_doubled(self, interfaces: list[Interface]) -> None:
         """An address on two interfaces was moved while they were read; if the next read says so too, it is so.
 
@@ -258,7 +272,9 @@ class Aws:
                 node[leaf] = text
         primary = next((each for each in interfaces if (each.device_number, each.network_card) == (0, 0)), None)
         if primary is not None:
-            system |= {"mac": primary.mac, "local-ipv4": str(primary.addresses[0].ip)}
+            system["mac"] = primary.mac
+            if own := [str(address.ip) for address in primary.addresses if address.version == 4]:
+                system["local-ipv4"] = own[0]
         identity = {key: facts[_IDENTITY + key].encode() for key in _IDENTITY_KEYS if facts.get(_IDENTITY + key)}
         return replace(instance, interfaces=tuple(interfaces), system=system, identity=identity)
 

@@ -29,7 +29,7 @@ from cloud_network.fetcher.model import (
     parse_network,
     place,
 )
-from cloud_network.fetcher.providers.document import Node, each, parse
+from cloud_network.fetcher.providers.document import Node, each, parse, texts
 
 NAME = "azure"
 ENDPOINT = "169.254.169.254"
@@ -40,6 +40,14 @@ _INSTANCE, _ATTESTED = "/metadata/instance", "/metadata/attested/document"
 _TOKEN = "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https%3A%2F%2Fmanagement.azure.com%2F"  # noqa: S105
 _LOOK = 2.0  # seconds that it may take to see whether the server still answers
 _BUSY = (410, 429, 500, 503)
+_FACTS = (
+    "additionalCapabilities", "azEnvironment", "evictionPolicy", "extendedLocation", "host", "hostGroup",
+    "isHostCompatibilityLayerVm", "isVmInStandbyPool", "licenseType", "location", "name", "offer", "osProfile",
+    "osType", "physicalZone", "placementGroupId", "plan", "platformFaultDomain", "platformSubFaultDomain",
+    "platformUpdateDomain", "priority", "provider", "publisher", "resourceGroupName", "resourceId", "securityProfile",
+    "sku", "storageProfile", "subscriptionId", "tags", "tagsList", "version", "virtualMachineScaleSet", "vmId",
+    "vmScaleSetName", "vmSize", "zone",
+)  # fmt: skip  # all of `compute` but userData and customData, which are the user's, and whatever comes to be
 _ATTESTED_FOR, _ATTESTED_AGAIN = 3 * 3600.0, 600.0  # seconds: the signature says for how long it holds, six hours
 
 
@@ -136,14 +144,11 @@ def instance(root: Node) -> Instance:
 
 
 def _system(root: Node) -> dict[str, Any]:
-    """Facts of `compute`: all but what a user has put there for programs (userData, customData)."""
-    compute = root.value.get("compute")
-    if not isinstance(compute, dict):
-        compute = {}
-    keys = compute.get("publicKeys")
-    found = {key: value for key, value in compute.items() if not key.lower().endswith("data") and key != "publicKeys"}
-    texts = [key.get("keyData") for key in keys if isinstance(key, dict)] if isinstance(keys, list) else []
-    return found | {"public-keys": [text.strip() for text in texts if isinstance(text, str)]}
+    """Facts of `compute`."""
+    compute = Node(root.value.get("compute"))
+    keys = compute.pick("publicKeys").get("publicKeys")
+    listed = [key.get("keyData") for key in keys if isinstance(key, dict)] if isinstance(keys, list) else []
+    return compute.pick(*_FACTS) | {"public-keys": texts(listed)}
 
 
 def _interface(node: Node, mac: str, position: int) -> Interface:

@@ -137,7 +137,7 @@ class Node:
 def parse(text: str, what: str) -> Node:
     """The JSON document that `text` is; `what` names it in the error when it is none."""
     try:
-        return Node(json.loads(text, parse_constant=_no_constant))
+        return Node(json.loads(text, parse_constant=_no_constant, parse_float=_finite))
     except (ValueError, RecursionError) as error:
         raise MetadataError("invalid", f"{what}: not JSON: {error}") from None
 

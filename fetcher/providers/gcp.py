@@ -32,6 +32,7 @@ from cloud_network.fetcher.providers.document import Node, each, parse
 
 NAME = "gcp"
 ENDPOINT = "169.254.169.254"  # not metadata.google.internal: a name is what a resolver says it is
+ENDPOINT6 = "[fd20:ce::254]"  # of VMs with IPv6 alone
 _ALL = "/computeMetadata/v1/?recursive=true&alt=json"
 _ACCOUNTS = "/computeMetadata/v1/instance/service-accounts/"
 _HEADERS = {"Metadata-Flavor": "Google"}
@@ -40,8 +41,8 @@ _WAIT = 60  # seconds until the server says that nothing has changed
 _RANGES = ("ipAliases", "forwardedIps", "forwardedIpv6s", "targetInstanceIps")
 _FACTS = (
     "cpuPlatform", "description", "disks", "hostname", "id", "image", "licenses", "machineType", "maintenanceEvent",
-    "name", "partnerAttributes", "physicalHostTopology", "preempted", "scheduling", "tags", "zone",
-)  # fmt: skip  # of these none can be a secret: attributes and serviceAccounts can
+    "name", "physicalHostTopology", "preempted", "scheduling", "tags", "zone",
+)  # fmt: skip  # of these none can be a secret: attributes of all sorts and serviceAccounts can
 _PROJECT = ("projectId", "numericProjectId")
 _ACCOUNT = re.compile(r"[A-Za-z0-9][A-Za-z0-9@._-]*/")
 
@@ -70,9 +71,9 @@ class Gcp:
     name = NAME
 
     def __init__(self, client: Client | None = None) -> None:
-        self.client = client or Client(ENDPOINT)
+        self.client = client or Client(ENDPOINT, ENDPOINT6)
         self.unread = False
-        self._watcher = Client(self.client.endpoint)
+        self._watcher = self.client.another()
         self._read_etag = ""  # of what `fetch` last read …
         self._seen_etag = ""  # … and of what `wait` last saw
 

@@ -6,12 +6,15 @@ which writes it. A bond or a VLAN is a notice: the link of each stays the operat
 first IPv6 address of a port, and none where Neutron serves DHCP: there the addresses come from DHCP and router
 advertisements, and the port is listed here without any.
 
-The config drive (a file system with the label config-2) is read where it is mounted; this process may not mount. It is
-as old as the boot, so it is asked only when the service has never answered, and what it does not list is not gone.
+The config drive (iso9660 or vfat, with the label config-2) is read where it is mounted, and known by what is in it:
+this process may not mount, and its unit has no /dev to find a label in. It is as old as the boot, so it is asked only
+when the service has never answered, and what it does not list is not gone.
 """
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +31,9 @@ _NETWORK, _META = "openstack/latest/network_data.json", "openstack/latest/meta_d
 _FACTS = (
     "uuid", "name", "hostname", "availability_zone", "launch_index", "project_id", "devices", "dedicated_cpus",
 )  # fmt: skip
-_LABELS = tuple(Path("/dev/disk/by-label") / label for label in ("config-2", "CONFIG-2"))
 _MOUNTS = Path("/proc/self/mounts")
+_DRIVES = ("iso9660", "vfat")  # what Nova makes; a user of the host can mount neither, but for …
+_USERS = ("/media/", "/run/media/")  # … where udisks mounts what is plugged in
 _PRODUCTS = ("OpenStack Nova", "OpenStack Compute")
 _ASSET_TAGS = (*_PRODUCTS, "HUAWEICLOUD", "OpenTelekomCloud", "SAP CCloud VM", "Samsung Cloud Platform")
 
@@ -46,11 +50,9 @@ class Openstack(JsonProvider):
     endpoint = ENDPOINT
     probe = "/" + _NETWORK
 
-    def __init__(
-        self, client: Client | None = None, labels: tuple[Path, ...] = _LABELS, mounts: Path = _MOUNTS
-    ) -> None:
+    def __init__(self, client: Client | None = None, mounts: Path = _MOUNTS) -> None:
         super().__init__(client)
-        self._labels, self._mounts = labels, mounts
+        self._mounts = mounts
         self._answered = False
         self._drive: Path | None = None  # where it is mounted, while it is the source
 
@@ -70,25 +72,28 @@ class Openstack(JsonProvider):
         return (self._drive / _NETWORK).is_file() if self._drive else super().answers()
 
     def _from_drive(self, error: MetadataError) -> Instance:
-        drive = mounted(self._labels, self._mounts)
+        drive = mounted(self._mounts)
         if drive is None:
-            raise MetadataError(error.kind, f"{error}; and no config drive (label config-2) is mounted") from None
-        found = instance(_file(drive / _NETWORK), _file(drive / _META))
+            none = f"no config drive (label config-2) is mounted with a {_NETWORK} that this process may read"
+            raise MetadataError(error.kind, f"{error}; and {none}") from None
+        network, facts = _file(drive / _NETWORK), None
+        with suppress(MetadataError):  # only shown
+            facts = _file(drive / _META)
         self._drive = drive
-        return replace(found, stale=True)
+        return replace(instance(network, facts), stale=True)
 
 
-def mounted(labels: tuple[Path, ...], mounts: Path) -> Path | None:
-    """Where the file system with one of these labels is mounted."""
-    devices = {label.resolve() for label in labels if label.exists()}
+def mounted(mounts: Path) -> Path | None:
+    """Where the config drive is mounted, by /proc/self/mounts (proc_pid_mounts(5))."""
     try:
         lines = mounts.read_text(errors="replace").splitlines()
     except OSError:
         return None
     for line in lines:
-        device, place, *_ = [*line.split(" "), ""]
-        if device.startswith("/") and Path(device).resolve() in devices:
-            return Path(place.replace("\\040", " "))
+        _, place, kind, *_ = [*line.split(" "), "", ""]
+        place = place.replace("\\040", " ")
+        if kind in _DRIVES and not place.startswith(_USERS) and os.access(Path(place) / _NETWORK, os.R_OK):
+            return Path(place)
     return None
 
 

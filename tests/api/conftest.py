@@ -1,6 +1,7 @@
 """A state directory as a fetcher would leave it, a real server on it, and cnctl as a user would run it."""
 
 import contextlib
+import fcntl
 import http.client
 import json
 import os
@@ -193,10 +194,16 @@ def unprivileged() -> dict[str, Any]:
     return {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
 
 
-def activated(command: list[str], listener: socket.socket, **more: Any) -> subprocess.Popen[bytes]:
-    """Start the command as systemd would: the socket is descriptor 3, and the environment says so."""
-    script = f'exec 3<&{listener.fileno()} && LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
-    return subprocess.Popen(["bash", "-c", script, "sh", *command], pass_fds=[listener.fileno()], **more)
+def activated(command: list[str], *listeners: socket.socket, **more: Any) -> subprocess.Popen[bytes]:
+    """Start the command as systemd would: the sockets are descriptors from 3 on, and the environment says so."""
+    moved = [fcntl.fcntl(listener, fcntl.F_DUPFD, 100) for listener in listeners]  # clear of where they go
+    script = "".join(f"exec {number}<&{given} && " for number, given in enumerate(moved, 3))
+    script += f'LISTEN_PID=$$ LISTEN_FDS={len(listeners)} exec "$@"'
+    try:
+        return subprocess.Popen(["bash", "-c", script, "sh", *command], pass_fds=moved, **more)
+    finally:
+        for descriptor in moved:
+            os.close(descriptor)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import socket
 import subprocess
 import sys
@@ -14,9 +15,9 @@ from typing import Any
 import pytest
 from cloud_network.api.cnctl import source
 from cloud_network.fetcher.state import StateDirectory
-from cloud_network.fetcher.status import VERSION
+from cloud_network.fetcher.status import VERSION, FightStatus
 
-from .conftest import BIN, SYSTEM, Ended, Server, address, link, now, status
+from .conftest import BIN, SYSTEM, Ended, Server, address, free_port, link, now, status
 
 Cnctl = Callable[..., Ended]
 
@@ -47,12 +48,18 @@ STATUS_NETWORK = """\
        Public IP: 104.42.20.194
       Private IP: 10.0.0.4/24 10.0.0.6/24 10.0.0.7/24
           Subnet: 10.0.0.0
+         Gateway: 10.0.0.1
+             MTU: 9001
+           Table: 10001
 
             Name: eth1
      MAC Address: 00:0c:29:5f:d1:0a
        Public IP: 54.1.2.3 54.1.2.4
       Private IP: 10.0.8.5/24
           Subnet: 10.0.8.0
+         Gateway: 10.0.8.1
+             MTU: 9001
+           Table: 10009
 """
 
 EVIL = "a\x1b[2J\x1b]0;owned\x07\nb\r\x9b31m\u202e\u2028\ud800\x7f"
@@ -83,7 +90,7 @@ def test_status_system_is_the_originals_layout(server: Server, cnctl: Cnctl) -> 
     assert cnctl("status", "system", server=server) == Ended(0, STATUS_SYSTEM, "")
 
 
-def test_status_network_is_the_originals_layout(server: Server, cnctl: Cnctl) -> None:
+def test_status_network_is_the_originals_layout_and_three_lines_more(server: Server, cnctl: Cnctl) -> None:
     assert cnctl("status", "network", server=server) == Ended(0, STATUS_NETWORK, "")
 
 
@@ -152,9 +159,32 @@ def test_status_says_what_is_wrong(server: Server, state: StateDirectory, cnctl:
     assert ended.out.endswith("10.0.1.4/32 dev eth1\n  … and 3 more: cnctl status --json\n")
 
 
+def test_status_names_fights_whatever_else_is_wrong(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
+    fights: list[FightStatus] = [
+        {"object": f"ip rule add pref {number}", "times": 7, "since": now(600), "next_at": now(-100), "by": None}
+        for number in range(5)
+    ]
+    fights[1] |= {"next_at": None, "by": "eth7 has it"}
+    fights[2] |= {"next_at": None, "by": "a route in its place", "times": 0}
+    state.write_status(
+        status(state="error", last_error={"at": now(7200), "kind": "metadata", "message": "HTTP 503"}, fights=fights)
+    )
+    lines = re.sub(r"in (9\d|100) s", "in 100 s", cnctl("status", server=server).out).splitlines()
+    assert lines[4:] == [
+        "    Error: metadata, 2 h ago: HTTP 503",
+        "    Fight: ip rule add pref 0: made 7 times since 10 min ago, and undone; again in 100 s",
+        "    Fight: ip rule add pref 1: made 7 times since 10 min ago, and undone: eth7 has it",
+        "    Fight: ip rule add pref 2: not made: a route in its place",
+        "   Fights: and 2 more: cnctl status --json",
+    ]
+
+
 def test_json_is_what_the_server_has(server: Server, filled: StateDirectory, cnctl: Cnctl) -> None:
+    known = filled.read_status()
+    assert known
     for where in (["--json", "status"], ["status", "--json"]):
-        assert json.loads(cnctl(*where, server=server).out) == filled.read_status()
+        assert json.loads(cnctl(*where, server=server).out) == {**known, "stale": False}
+        assert json.loads(cnctl(*where).out) == {**known, "stale": False}, "and so when the server is down"
     assert json.loads(cnctl("status", "system", "--json", server=server).out) == SYSTEM
     assert json.loads(cnctl("status", "network", "--json", server=server).out) == server.ask("/api/v1/links").json
     assert json.loads(cnctl("show", "ssh-keys", "--json", server=server).out) == ["ssh-ed25519 AAAAC3 me@host"]
@@ -190,7 +220,7 @@ def test_many_addresses_wrap_under_their_column_on_a_terminal(server: Server, st
 def test_without_a_terminal_nothing_wraps(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
     state.write_status(status(link(2, "eth0", [address(f"10.0.{n}.4") for n in range(200)])))
     ended = cnctl("status", "network", server=server, env={"COLUMNS": "40"})
-    assert len(ended.out.splitlines()) == 5
+    assert len(ended.out.splitlines()) == 8
 
 
 @pytest.mark.parametrize(
@@ -253,6 +283,42 @@ def test_an_unusual_terminal_encoding_is_no_error(server: Server, state: StateDi
     assert "AmiID: \\xe9\\u2026" in ended.out
 
 
+@pytest.mark.parametrize("down", [False, True])
+def test_what_is_out_of_date_is_never_shown_without_saying_so(
+    server: Server, state: StateDirectory, cnctl: Cnctl, down: bool
+) -> None:
+    state.write_system(SYSTEM)
+    for at in (now(5000), None):
+        state.write_status(status(link(2, "eth0", []), fetched_at=at))
+        for part in ("system", "network"):
+            ended = cnctl("status", part, server=None if down else server)
+            said = f"cnctl: this is out of date: the metadata was last read {at or 'never'}. See: cnctl status\n"
+            assert (ended.code, ended.err.endswith(said)) == (0, True)
+        ended = cnctl("status", server=None if down else server)
+        assert ended.out.startswith("ok, but out of date: 1 link, 31 of 31 addresses")
+        assert json.loads(cnctl("status", "network", "--json", server=None if down else server).out)["stale"] is True
+
+
+def test_a_narrow_terminal_gets_narrow_lines(server: Server, state: StateDirectory) -> None:
+    """Of 50 columns: between words and addresses; what is one word stays whole, to be copied."""
+    gateways = ["10.0.0.1", "fe80::200:17ff:fe00:1"]
+    long = link(2, "eth0", [address(f"2001:db8:0:2::{n:x}") for n in range(16, 26)], gateways=gateways)
+    state.write_status(status(long, last_error={"at": now(), "kind": "netagent", "message": "refused " * 20}))
+    state.write_system({"hostname": "h" * 60, "placement": {"availability-zone": "eu-central-1a", "region": "r" * 9}})
+    for command in (["status"], ["status", "network"], ["status", "system"]):
+        _, shown = on_terminal(
+            *(str(BIN / "cnctl"), *command, "--config", str(server.config), "--state", state.path),
+            env={"NO_COLOR": "1"},
+            columns=50,
+        )
+        lines = shown.decode().splitlines()
+        assert [line for line in lines if len(line) > 50] == (
+            [f"{'Hostname':>18}: {'h' * 60}"] if "system" in command else []
+        )
+        if command == ["status"]:
+            assert lines[-2:] == ["eth0  ok     10/10      10001  9001  10.0.0.1", "  fe80::200:17ff:fe00:1"]
+
+
 # --- how it ends ---
 
 
@@ -267,6 +333,8 @@ def test_an_unusual_terminal_encoding_is_no_error(server: Server, state: StateDi
         ["--bogus"],
         ["status", "--js"],
         ["refresh", "x"],
+        ["audit", "--last", "0"],
+        ["audit", "--last", "-3"],
     ],
 )
 def test_a_wrong_command_line_is_2_with_the_usage(cnctl: Cnctl, arguments: list[str]) -> None:
@@ -304,6 +372,49 @@ def test_with_the_api_down_the_files_are_read_and_that_is_said(filled: StateDire
         assert ended.err.startswith("cnctl: the REST server at 127.0.0.1:")
         assert ended.err.endswith(f"does not answer (Connection refused); reading {filled.path} instead\n")
         assert len(ended.err.splitlines()) == 1
+
+
+SYSTEMCTL = """#!/bin/sh
+[ "$*" = "show --property=ActiveState,Listen cloud-network-api.socket" ] && printf '%s\\n' {}
+"""
+"""As systemd 252 answers."""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a /run of one's own needs root")
+@pytest.mark.parametrize("state_of_it", ["active", "inactive"])
+def test_systemds_socket_is_found_where_listen_does_not_say_it_is(
+    server: Server, cnctl: Cnctl, home: Path, tmp_path: Path, state_of_it: str
+) -> None:
+    """There is a systemd, as sd_booted(3) has it, whose socket is the server's; Listen= names another port."""
+    lines = ("Listen=/run/x.sock (Stream)", f"Listen=127.0.0.1:{server.port} (Stream)", f"ActiveState={state_of_it}")
+    (tmp_path / "systemctl").write_text(SYSTEMCTL.format(" ".join(f"'{line}'" for line in lines)))
+    (tmp_path / "systemctl").chmod(0o755)
+    config = home / "elsewhere.toml"
+    config.write_text(f'[Network]\nListen = "127.0.0.1:{free_port()}"\n')
+    room = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        'mount -t tmpfs none /run && mkdir -p /run/systemd/system && exec "$@"',
+        "sh",
+    ]
+
+    def run(*command: str) -> Ended:
+        environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        ended = subprocess.run(
+            [*room, *command], capture_output=True, text=True, timeout=60, check=False, env=environment
+        )
+        return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+    shown = run(str(BIN / "cnctl"), "--config", str(config), "--state", str(home / "run"), "status", "network")
+    assert (shown.code, shown.out) == (0, STATUS_NETWORK)
+    said = f"does not count: systemd listens on 127.0.0.1:{server.port}"
+    assert (said in shown.err) == (state_of_it == "active")
+    assert ("does not answer" in shown.err) == (state_of_it == "inactive")
+    checked = run(str(BIN / "cloud-network-fetcher"), "--config", str(config), "--check-config")
+    assert (checked.code, checked.out) == (0, f"{config}: right\n")
+    assert (said in checked.err) == (state_of_it == "active")
 
 
 @pytest.mark.parametrize(

@@ -26,15 +26,22 @@ def fetcher(state: StateDirectory, answer: bytes) -> Iterator[list[Any]]:
         listener.listen()
 
         def serve() -> None:
-            connection, _ = listener.accept()
+            try:
+                connection, _ = listener.accept()
+            except OSError:  # nobody came, and the listener is shut down
+                return
             with connection:
                 length = int.from_bytes(connection.recv(4), "big")
                 asked.append(json.loads(connection.recv(length)))
                 connection.sendall(answer)
 
-        thread = threading.Thread(target=serve, daemon=True)
+        thread = threading.Thread(target=serve)
         thread.start()
-        yield asked
+        try:
+            yield asked
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(30)
 
 
 def frame(value: Any) -> bytes:

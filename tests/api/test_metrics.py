@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from cloud_network.fetcher.state import StateDirectory
+from cloud_network.fetcher.status import FightStatus
 from prometheus_client.parser import text_string_to_metric_families
 
 from .conftest import Server, address, free_port, link, now, status, two_links, wait_for
@@ -68,6 +69,25 @@ def test_the_numbers_are_the_statuss(server: Server, state: StateDirectory) -> N
     assert [name for name in found if name.startswith("cloud_network_info{provider=aws,version=")]
 
 
+def fight(number: int) -> FightStatus:
+    change = f"ip rule add pref 31000 from 10.0.0.{number} lookup 10001 protocol 209"
+    return {"object": change, "times": number, "since": now(60), "next_at": now(-5), "by": None}
+
+
+def test_fights_are_counted_and_the_first_of_them_have_a_name(server: Server, state: StateDirectory) -> None:
+    state.write_status(status(fights=[fight(number) for number in range(1, 31)]))
+    found = samples(server)
+    assert found["cloud_network_fights{}"] == 30
+    named = {name: value for name, value in found.items() if name.startswith("cloud_network_fight_attempts")}
+    assert list(named.values()) == [*range(1, 21)]
+    assert named[f"cloud_network_fight_attempts{{object={fight(7)['object']}}}"] == 7
+
+
+def test_a_fetcher_of_old_knows_no_fights(server: Server, state: StateDirectory) -> None:
+    state.write_status(status())
+    assert samples(server)["cloud_network_fights{}"] == 0
+
+
 def test_what_was_never_read_has_no_time(server: Server, state: StateDirectory) -> None:
     state.write_status(status(fetched_at=None, state="starting"))
     assert not [name for name in samples(server) if "last_success" in name]
@@ -103,7 +123,7 @@ RULES = {
         'cloud_network_addresses{link="eth1",state="actual"}': "15x60",
     },
     "CloudNetworkDrift": {'cloud_network_drift{link="eth0"}': "3x60"},
-    "CloudNetworkFight": {"cloud_network_drift_repaired_total": "0+2x60"},
+    "CloudNetworkFight": {"cloud_network_fights": "0x10 1x50"},
     "CloudNetworkRollback": {"cloud_network_rollbacks_total": "0x10 1x50"},
     "CloudNetworkRefused": {'cloud_network_netagent_requests_total{verdict="refused"}': "0x10 1x50"},
 }
@@ -116,6 +136,7 @@ QUIET = {
     'cloud_network_addresses{link="eth0",state="actual"}': "15x60",
     'cloud_network_drift{link="eth0"}': "0x60",
     "cloud_network_drift_repaired_total": "5x60",
+    "cloud_network_fights": "0x60",
     "cloud_network_rollbacks_total": "1x60",
     'cloud_network_netagent_requests_total{verdict="refused"}': "1x60",
 }
@@ -156,6 +177,12 @@ def test_the_rules_are_rules_and_all_of_them_are_tried() -> None:
 @pytest.mark.parametrize("name", RULES)
 def test_each_rule_speaks_when_it_should(tmp_path: Path, name: str) -> None:
     tried = unit_test(tmp_path, RULES[name], {name: True})
+    assert tried.returncode == 0, tried.stdout + tried.stderr
+
+
+@debian
+def test_many_repairs_are_a_fight_as_well(tmp_path: Path) -> None:
+    tried = unit_test(tmp_path, {"cloud_network_drift_repaired_total": "0+2x60"}, {"CloudNetworkFight": True})
     assert tried.returncode == 0, tried.stdout + tried.stderr
 
 

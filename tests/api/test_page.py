@@ -63,11 +63,14 @@ def test_what_is_wrong_comes_first(server: Server, state: StateDirectory) -> Non
             last_error={"at": now(), "kind": "metadata", "message": "no answer in time"},
             netagent={"verdict": "refused", "request": "r", "at": now(), "reason": "outside AllowAddresses=", "ops": 1},
             unknown_macs=["02:00:00:00:00:07"],
+            fights=[{"object": "ip rule add 7", "times": 9, "since": now(60), "next_at": None, "by": "eth9 has it"}],
+            notices=["eth3 is a vlan"],
         )
     )
     said = text(server.ask("/"))
-    parts = ["✗ 6 things are wrong", "out of date", "no answer in time", "outside AllowAddresses=", "30 of 31"]
-    parts += ["eth2: the metadata names it", "02:00:00:00:00:07", "1 change needed", "ip address add 10.0.0.5/32"]
+    parts = ["✗ 7 things are wrong", "out of date", "no answer in time", "outside AllowAddresses=", "30 of 31"]
+    parts += ["eth2: the metadata names it", "ip rule add 7, made 9 times since", "by: eth9 has it"]
+    parts += ["02:00:00:00:00:07", "eth3 is a vlan", "1 change needed", "ip address add 10.0.0.5/32"]
     parts += ["2 addresses, 1 missing", "✗ 10.0.0.5/24", "nothing can leave by it", "10.0.9.4/24"]
     positions = [said.find(part) for part in parts]
     assert -1 not in positions
@@ -110,7 +113,10 @@ def everywhere(hostile: str) -> Any:
         last_error={"at": hostile, "kind": hostile, "message": hostile},
         netagent={"verdict": "refused", "request": hostile, "at": hostile, "reason": hostile, "ops": 1},
         unknown_macs=[hostile],
+        notices=[hostile],
+        fights=[{"object": hostile, "times": 5, "since": hostile, "next_at": hostile, "by": hostile}],
     )
+    found["links"]["2"]["ranges"] = [hostile]
     peer = {"unit": hostile, "uid": hostile}
     line = audit_line(
         1, peer=peer, time=hostile, request=hostile, verdict=hostile, reason=hostile, ops=[{"op": hostile}]

@@ -11,7 +11,7 @@ import pytest
 from cloud_network.api.bodies import Kept
 from cloud_network.fetcher.state import StateDirectory
 
-from .conftest import SYSTEM, Server, audit_line, link, now, status, two_links
+from .conftest import SYSTEM, Server, audit_line, link, now, status, two_links, wait_for
 
 ROUTES = [
     "/api/cloud/system",
@@ -58,20 +58,47 @@ def test_the_originals_routes_answer_as_the_original(server: Server, filled: Sta
 def test_our_routes_answer_from_the_status(server: Server, filled: StateDirectory) -> None:
     known = filled.read_status()
     assert known
-    assert server.ask("/api/v1/status").content == Path(filled.status_path).read_bytes()
+    assert server.ask("/api/v1/status").json == {**known, "stale": False}
     links = server.ask("/api/v1/links").json
     assert links == {
         "generation": 7,
         "fetched_at": known["fetched_at"],
+        "stale": False,
         "links": [known["links"]["2"], known["links"]["10"]],
     }
-    assert server.ask("/api/v1/links/eth1").json == known["links"]["10"]
+    dates = {"generation": 7, "fetched_at": known["fetched_at"], "stale": False}
+    assert server.ask("/api/v1/links/eth1").json == {**known["links"]["10"], **dates}
     assert server.ask("/api/v1/health").json == {
         "state": "ok",
         "stale": False,
         "generation": 7,
         "fetched_at": known["fetched_at"],
     }
+
+
+def test_every_answer_says_as_of_when_and_whether_that_is_out_of_date(server: Server, filled: StateDirectory) -> None:
+    """In the body where that is ours, in headers where it is the cloud's; and it becomes stale without a write."""
+
+    def dates(route: str) -> tuple[object, ...]:
+        answer = server.ask(route)
+        if route.startswith("/api/v1"):
+            return tuple(answer.json[key] for key in ("generation", "fetched_at", "stale"))
+        generation, at, stale = (
+            answer.headers[f"Cloud-Network-{name}"] for name in ("Generation", "Fetched-At", "Stale")
+        )
+        return int(generation), at, {"true": True, "false": False}[stale]
+
+    at = now(45)  # of two refreshes of 10 s and half a minute, some seconds are left
+    filled.write_status(two_links() | {"fetched_at": at, "refresh_timer": 10.0})  # type: ignore[arg-type]
+    assert {dates(route) for route in ROUTES} == {(7, at, False)}
+    etags = {route: server.ask(route).headers["ETag"] for route in ROUTES}
+    wait_for(lambda: dates("/api/v1/status") == (7, at, True))
+    assert {dates(route) for route in ROUTES} == {(7, at, True)}
+    for route, etag in etags.items():
+        answer = server.ask(route, If_None_Match=etag)
+        assert (answer.status == 304) == route.startswith("/api/cloud")
+        if answer.status == 304:
+            assert answer.headers["Cloud-Network-Stale"] == "true"
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -222,23 +249,33 @@ def test_a_header_cannot_say_what_the_path_was(server: Server) -> None:
         assert server.raw(b"GET " + path + b" HTTP/1.0\r\n" + fields + b"\r\n").startswith(b"HTTP/1.0 404")
 
 
+HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
+
+
 @pytest.mark.parametrize(
-    "request_bytes",
+    ("request_bytes", "status"),
     [
-        b"nonsense\r\n\r\n",
-        b"GET / HTTP/9.9\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: localhost\r\nbad header\r\n\r\n",
-        b"GET /" + b"x" * 3000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(60)) + b"\r\n",
-        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 5000 + b"\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"Y" * 20000,
+        (b"nonsense\r\n\r\n", 400),
+        (b"GET / HTTP/9.9\r\n\r\n", 400),
+        (HEAD + b"bad header\r\n\r\n", 400),
+        (HEAD + b"Transfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n", 400),
+        (b"GET /" + b"x" * 3000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 414),
+        (HEAD + b"Expect: the unexpected\r\n\r\n", 417),
+        (HEAD + b"".join(b"X-%d: y\r\n" % n for n in range(60)) + b"\r\n", 431),
+        (HEAD + b"X: " + b"y" * 5000 + b"\r\n\r\n", 431),
+        (HEAD + b"Y" * 20000, 431),
+        (HEAD + b"Transfer-Encoding: nonsense\r\n\r\n", 501),
     ],
 )
-def test_what_is_not_http_or_too_long_is_a_problem_too(server: Server, request_bytes: bytes) -> None:
+def test_what_is_not_http_or_too_long_is_a_problem_too(server: Server, request_bytes: bytes, status: int) -> None:
     head, _, body = server.raw(request_bytes).partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 400 Bad Request")
-    assert b"Content-Type: application/problem+json" in head
-    assert json.loads(body)["status"] == 400
+    phrase = http.client.responses[status]
+    assert head.startswith(f"HTTP/1.1 {status} {phrase}\r\n".encode())
+    fields = dict(line.split(": ", 1) for line in head.decode().splitlines()[1:])
+    assert fields["Content-Type"] == "application/problem+json"
+    assert fields["Connection"] == "close"
+    assert {name: fields[name] for name in SECURITY} == SECURITY
+    assert (json.loads(body)["status"], json.loads(body)["title"]) == (status, phrase)
 
 
 # --- when there is little or nothing to show ---
@@ -251,10 +288,13 @@ def test_without_state_every_route_says_what_is_missing(state: StateDirectory, r
     assert answer.headers["Retry-After"] == "5"
 
 
-@pytest.mark.parametrize("content", [b"{half", b"[]", b"{}", b"\xff"])
+BROKEN = json.dumps(status() | {"links": {"2": {"name": "eth0"}}}).encode()
+
+
+@pytest.mark.parametrize("content", [b"{half", b"[]", b"{}", b"\xff", BROKEN])
 def test_a_broken_status_is_a_503_that_says_so(server: Server, filled: StateDirectory, content: bytes) -> None:
     Path(filled.status_path).write_bytes(content)
-    for route in ("/api/v1/links", "/api/v1/health"):
+    for route in ("/api/v1/links", "/api/v1/health", "/api/v1/links/eth0", "/api/cloud/system"):
         assert "cnctl refresh" in problem(server.ask(route), 503)
 
 

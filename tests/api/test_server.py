@@ -2,18 +2,23 @@
 
 import contextlib
 import http.client
+import json
 import os
 import pwd
+import re
 import socket
 import subprocess
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cloud_network.fetcher.state import StateDirectory
 
-from .conftest import BIN, Server, activated, audit_line, free_port, unprivileged, wait_for
+from bench.rest import CLIENTS, load
+
+from .conftest import BIN, Server, activated, audit_line, free_port, two_links, unprivileged, wait_for
 
 # --- clients that do not behave ---
 
@@ -106,6 +111,30 @@ def test_one_connection_carries_many_requests_pipelined_or_not(server: Server) -
     assert server.raw(request * 3 + last).count(b"HTTP/1.1 200") == 4
 
 
+def test_200_clients_at_once_for_ten_seconds_all_get_their_answers(server: Server, filled: StateDirectory) -> None:
+    """While the state changes, and others begin requests that they do not end: no connection breaks, all is 200."""
+    done = threading.Event()
+
+    def write() -> None:
+        while not done.wait(0.05):
+            filled.write_status(two_links())
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
+    try:
+        for client in idle:
+            client.sendall(b"GET /api/v1/status HTTP/1.1\r\nHost: local")
+        found = load(server.port, "/api/v1/status", 10)
+    finally:
+        done.set()
+        writer.join(30)
+        for client in idle:
+            client.close()
+    assert found.failed == 0
+    assert found.rate * 10 > CLIENTS, "each client had its turn"
+
+
 # --- starting ---
 
 
@@ -139,6 +168,82 @@ def test_it_listens_where_listen_says(filled: StateDirectory) -> None:
         process.terminate()
         process.communicate(timeout=30)
     assert process.returncode == 0
+
+
+IP_FREEBIND = 15
+"""linux/in.h: an address may be bound that this host does not have."""
+
+
+@contextlib.contextmanager
+def handed_over(home: Path, config: str, *addresses: str, **more: Any) -> Iterator[tuple[list[int], Path]]:
+    """A server that systemd hands sockets to; their ports, and its log."""
+    path, log = home / "handed.toml", home / "handed.log"
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(socket.socket()) for _ in addresses]
+        for listener, address in zip(listeners, addresses, strict=True):
+            listener.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
+            listener.bind((address, 0))
+            listener.listen()
+        ports = [listener.getsockname()[1] for listener in listeners]
+        path.write_text(config.format(*ports))
+        command = [str(BIN / "cloud-network-api"), "--config", str(path), "--state", str(home / "run")]
+        with log.open("wb") as output:
+            process = activated(command, *listeners, stderr=output, cwd="/", **unprivileged(), **more)
+        wait_for(lambda: "Booting worker" in log.read_text())
+        try:
+            yield ports, log
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def answer(address: str, port: int, host: str) -> int:
+    connection = http.client.HTTPConnection(address, port, timeout=30)
+    with contextlib.closing(connection):
+        connection.request("GET", "/api/v1/status", headers={"Host": host})
+        return connection.getresponse().status
+
+
+def test_systemds_sockets_decide_and_a_listen_that_says_otherwise_is_told(filled: StateDirectory, home: Path) -> None:
+    """Two of them, one of which is not loopback's: it is warned of, and is a host that is answered for."""
+    lan = "198.51.100.7"
+    with handed_over(home, '[Network]\nListen = "127.0.0.1:9"\n', "127.0.0.1", lan) as (ports, log):
+        first, second = ports
+        said = log.read_text()
+        assert f"systemd listens on 127.0.0.1:{first}, {lan}:{second}, and [Network] Listen = 127.0.0.1:9 does" in said
+        assert f'level=warning msg="{lan}:{second} is not loopback' in said
+        assert f'msg="127.0.0.1:{first} is not loopback' not in said
+        assert [answer("127.0.0.1", first, host) for host in (lan, "localhost", "198.51.100.8")] == [200, 200, 421]
+
+
+def test_a_listen_that_is_the_sockets_is_nothing_to_tell_of(filled: StateDirectory, home: Path) -> None:
+    with handed_over(home, '[Network]\nListen = "127.0.0.1:{}"\n', "127.0.0.1") as (ports, log):
+        assert answer("127.0.0.1", ports[0], "198.51.100.7") == 421
+        assert "level=warning" not in log.read_text()
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_every_line_of_its_log_has_the_form_that_is_configured(filled: StateDirectory, home: Path, form: str) -> None:
+    config = f'[System]\nLogFormat = "{form}"\n[Network]\nListen = "127.0.0.1:9"\n'
+    with handed_over(home, config, "127.0.0.1") as (_, log):
+        pass
+    lines = log.read_text().splitlines()
+    assert len(lines) > 4, "gunicorn's beginning and end, and our warning"
+    for line in lines:
+        if form == "json":
+            assert json.loads(line).keys() == {"time", "level", "msg"}
+        else:
+            assert re.fullmatch(r'time=[0-9TZ:-]+ level=(info|warning) msg=".+"', line)
+    assert "does not count" in log.read_text()
+    assert "Booting worker" in log.read_text()
+
+
+def test_the_environment_says_how_much_and_in_which_form(filled: StateDirectory, home: Path) -> None:
+    environment = {**os.environ, "CLOUD_NETWORK_LOG_LEVEL": "DEBUG", "CLOUD_NETWORK_LOG_FORMAT": "json"}
+    config = '[System]\nLogLevel = "error"\nLogFormat = "text"\n'
+    with handed_over(home, config, "127.0.0.1", env=environment) as (_, log):
+        pass
+    assert "debug" in {json.loads(line)["level"] for line in log.read_text().splitlines()}
 
 
 def test_a_bad_configuration_stops_it_with_the_place_and_reason(tmp_path: Path) -> None:

@@ -107,6 +107,27 @@ def test_an_interface_without_any_address_is_refused() -> None:
         _interface("02:00:00:00:00:01", {"device-number": "0"})
 
 
+def test_an_efa_only_interface_is_a_notice_and_stops_nothing(cloud: Cloud, aws: Aws) -> None:
+    """It is listed for as long as the instance lives; the others' addresses still come and go."""
+    directory = leaf(aws, "", device=1)
+    whole = aws.client.request("GET", directory, {"X-aws-ec2-metadata-token": str(aws._token)}).body.decode()
+    cloud.content(directory, whole.replace("local-ipv4s\n", ""))
+    found = aws.fetch()
+    assert ([each.device_number for each in found.interfaces], found.complete) == ([0], True)
+    where = directory.removeprefix("/latest/meta-data/")
+    assert found.notices == (f"{where}: no address, as of an EFA-only interface: nothing is configured",)
+    assert settled(aws).complete
+    cloud.content(directory, "device-number\nmac\n")  # not its whole listing
+    [problem] = aws.fetch().problems
+    assert "no address" in problem.text
+
+
+def test_an_instance_without_any_address_is_refused(cloud: Cloud, aws: Aws) -> None:
+    cloud.content(f"{MACS}*", "mac\nvpc-id\n")
+    cloud.content(MACS, "02:00:00:00:00:01/")
+    refused(aws, "network/interfaces/macs/: no interface has an address")
+
+
 # — the whole
 
 
@@ -133,6 +154,17 @@ def test_facts_are_read_bit_by_bit_and_kept(cloud: Cloud, aws: Aws) -> None:
     again = aws.fetch()
     assert (again.system, aws.unread) == (system, False)
     assert not any("ami-id" in record.path for record in cloud.requests())
+
+
+def test_an_instance_in_an_ipv6_subnet_has_no_ipv4_address_to_show(cloud: Cloud, aws: Aws) -> None:
+    directory = leaf(aws, "", device=0)
+    cloud.content(directory, "device-number\nipv6s\nmac\nsubnet-ipv6-cidr-blocks\nvpc-id\n")
+    cloud.content(f"{directory}ipv6s", "fd00::a")
+    cloud.content(f"{directory}subnet-ipv6-cidr-blocks", "fd00::/64")
+    found = settled(aws)
+    assert found.complete
+    assert "local-ipv4" not in found.system
+    assert found.system["mac"] == found.interfaces[0].mac
 
 
 def test_facts_stay_to_be_seen_while_they_are_read_again(cloud: Cloud, aws: Aws) -> None:

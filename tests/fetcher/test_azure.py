@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from copy import deepcopy
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
@@ -101,12 +102,27 @@ def test_what_is_wrong_is_named(changes: dict[str, Any], said: str) -> None:
     assert problem.mac == "00:0d:3a:f8:06:ec"
 
 
+def test_an_error_names_the_second_interfaces_subnet_by_its_path() -> None:
+    """Word for word as issue 5 has it; and what is wrong with one does not stop the other."""
+    one = document("azure", "one")["network"]["interface"][0]  # type: ignore[index]
+    two = deepcopy(one) | {"macAddress": "000D3AF806ED"}
+    two["ipv4"]["subnet"][0]["prefix"] = "240"
+    found = azure.instance(Node({"network": {"interface": [one, two]}}))
+    assert [each.text for each in found.problems] == [
+        "network.interface[1].ipv4.subnet[0].prefix: '240' is not 0..32",
+    ]
+    assert [each.mac for each in found.interfaces] == ["00:0d:3a:f8:06:ec"]
+
+
 def test_facts_are_azures_own_words_with_the_keys_and_without_what_users_put_there() -> None:
     found = load("azure", "one").system
     assert found["vmId"] == "02aab8a4-74ef-476e-8182-f6d2ba4166a6"
     [key] = found["public-keys"]
     assert key.split()[::2] == ["ssh-ed25519", "one"]
     assert not found.keys() & {"userData", "customData", "publicKeys"}
+    whole: Any = document("azure", "one")
+    whole["compute"]["somethingNewForPrograms"] = "SECRET"
+    assert azure.instance(Node(whole)).system == found, "what nobody knows is nobody's to see"
 
 
 def test_the_firmware_says_azure_by_its_asset_tag_and_not_by_hyper_v() -> None:

@@ -6,12 +6,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from email.utils import formatdate
 from pathlib import Path
 
 import pytest
 from cloud_network.fetcher.client import MAX_BODY, Client, Response
 from cloud_network.fetcher.model import MetadataError
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.fetcher.conftest import Cloud
 
@@ -131,7 +134,9 @@ def test_one_that_can_be_reached_and_answers_badly_is_not_changed_for_another(cl
 
 def test_a_name_is_no_endpoint() -> None:
     with pytest.raises(ValueError, match=r"metadata\.google\.internal"):
-        Client("metadata.google.internal").request("GET", "/")
+        Client("metadata.google.internal")
+    with pytest.raises(ValueError, match="localhost"):
+        Client("127.0.0.1:80", "localhost:80")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +151,12 @@ def test_retry_after_is_seconds(text: str, seconds: float) -> None:
 def test_retry_after_may_be_a_date() -> None:
     later = formatdate(time.time() + 60, usegmt=True)
     assert 50 < Response(503, b"", {"Retry-After": later}).error("p").retry_after <= 60
-    assert Response(503, b"", {"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT"}).error("p").retry_after == 0
+    for text in (
+        "Thu, 01 Jan 1970 00:00:00 GMT",
+        "Thu, 01 Jan 99999999999999999999 00:00:00 GMT",
+        "Mon, 01 Jan 2024 00:00:00 +99999999999999",
+    ):
+        assert Response(503, b"", {"Retry-After": text}).error("p").retry_after == 0
 
 
 def test_chunks_are_put_together(serve: Serve) -> None:
@@ -196,6 +206,56 @@ def test_redirects_are_not_followed(cloud: Cloud, serve: Serve) -> None:
     )
     assert client.request("GET", META).status == 302
     assert cloud.requests() == []
+
+
+@pytest.mark.parametrize("where", [b"//\xff", b"http://[/", b"http://\x00", b"http://a:b/", b""])
+def test_a_redirect_to_nowhere_is_an_answer_or_none(serve: Serve, where: bytes) -> None:
+    client = serve(b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: " + where + b"\r\n\r\n")
+    with suppress(MetadataError):
+        assert client.request("GET", "/x", seconds=0.25).status == 302
+
+
+ANSWERS = [
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nETag: x\r\nSet-Cookie: a=b\r\nRetry-After: 3\r\n\r\nhello",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    b"HTTP/1.1 302 Found\r\nLocation: http://[::1]:1/x\r\nContent-Length: 0\r\n\r\n",
+]
+NOISE = [b"\r\n", b"\n", b": ", b"0", b"-", b"\xff", b"\x00", b"[", b"9" * 30, b"Transfer-Encoding: chunked\r\n"]
+
+
+@st.composite
+def garbled(draw: st.DrawFn) -> bytes:
+    """An answer with up to three places cut out or overgrown."""
+    text = draw(st.sampled_from(ANSWERS))
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(0, len(text)))
+        text = text[:at] + draw(st.sampled_from([b"", *NOISE])) + text[at + draw(st.integers(0, 6)) :]
+    return text
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(garbled(), min_size=4, max_size=4))
+def test_an_answer_that_is_garbled_is_read_or_an_error_of_ours(answers: list[bytes]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=_answer_each, args=(listener, answers), daemon=True)
+        thread.start()
+        for _ in answers:
+            client = Client(f"127.0.0.1:{listener.getsockname()[1]}")
+            try:
+                client.request("GET", "/x", seconds=0.1)
+            except MetadataError:
+                pass
+            finally:
+                client.close()
+        thread.join()
+
+
+def _answer_each(listener: socket.socket, answers: list[bytes]) -> None:
+    for answer in answers:
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(answer)
 
 
 def test_proxies_and_passwords_of_the_environment_are_ignored(

@@ -27,6 +27,7 @@ EVERY_KEY = r"""
 LogLevel = "DEBUG"   # another
 LogFormat = 'json'
 RefreshTimer = "1h30m"
+ReadyTimeout = "7s"
 [Network]
 Listen = "[::1]:80"
 Supplementary = "eth0	eth1  ens5"
@@ -75,6 +76,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         log_level=config.LogLevel.DEBUG,
         log_format=config.LogFormat.JSON,
         refresh_timer=5400.0,
+        ready_timeout=7.0,
         listen=config.Endpoint(ip_address("::1"), 80),
         supplementary=("eth0", "eth1", "ens5"),
         provider=config.Provider.GCP,
@@ -118,6 +120,7 @@ def test_durations_are_gos(tmp_path: Path, text: str, seconds: float) -> None:
         ("System", 'RefreshTimer = "5 minutes"', "not a time; accepted:"),
         ("System", 'RefreshTimer = "-5m"', "not a time; accepted:"),
         ("System", 'RefreshTimer = ""', "not a time; accepted:"),
+        ("System", 'ReadyTimeout = "0s"', "too short; accepted: at least 1s"),
         ("Network", 'Listen = "localhost:5209"', 'not an address and a port; accepted: "ip:port"'),
         ("Network", 'Listen = "127.0.0.1"', "not an address and a port"),
         ("Network", 'Listen = "::1:5209"', "not an address and a port"),

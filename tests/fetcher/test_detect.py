@@ -42,6 +42,7 @@ def test_an_unknown_machine_is_named_with_what_was_seen_and_what_to_set(dmi: dic
     assert "Provider=" in text
     assert "supported: aws" in text
     assert all(f"{key}={value!r}" in text for key, value in dmi.items())
+    assert dmi or "by the firmware (/sys/class/dmi/id has none of its fields) and by the signs" in text
 
 
 def test_the_configuration_overrides_the_firmware() -> None:
@@ -57,6 +58,14 @@ def test_every_cloud_keeps_the_shape(cloud: str) -> None:
     assert not module.matches({})
     assert not module.matches({"sys_vendor": "QEMU", "product_name": "Standard PC (Q35 + ICH9, 2009)"})
     assert re.search(r"\w\.(com|org|net|io|cloud)/\w", module.__doc__ or ""), "it names its cloud's documentation"
+
+
+def test_the_unit_lets_the_fetcher_reach_every_metadata_server_and_nobody_else() -> None:
+    unit = Path(__file__).parents[2] / "systemd/system/cloud-network-fetcher.service"
+    [allowed] = [line for line in unit.read_text().splitlines() if line.startswith("IPAddressAllow=")]
+    modules = [import_module(f"cloud_network.fetcher.providers.{cloud}") for cloud in CLOUDS]
+    servers = {getattr(module, name).strip("[]") for module in modules for name in vars(module) if "ENDPOINT" in name}
+    assert set(allowed.partition("=")[2].split()) == servers - {"127.0.0.1:9"} | {"169.254.169.254"}
 
 
 def test_every_choice_of_the_configuration_is_a_cloud_and_the_other_way_round() -> None:

@@ -93,7 +93,7 @@ def test_the_lines_of_texts() -> None:
     assert texts(None) == texts({"a": "b"}) == []
 
 
-@pytest.mark.parametrize("text", ["", "<html>", "[1", "{'a': 1}", '{"a": NaN}', "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "<html>", "[1", "{'a': 1}", '{"a": NaN}', '{"a": [-1e999]}', "[" * 100_000])
 def test_what_is_not_json_is_refused(text: str) -> None:
     with pytest.raises(MetadataError, match="instance: not JSON"):
         parse(text, "instance")

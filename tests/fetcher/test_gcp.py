@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import select
+import threading
 import time
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_interface, ip_network
@@ -133,7 +134,13 @@ def test_facts_have_the_project_and_the_keys_and_nothing_of_the_attributes() -> 
     assert found["project"] == {"projectId": "example-project", "numericProjectId": 123456789012}
     assert [key.split()[-1] for key in found["public-keys"]] == ["one", "two", "three"]
     assert all(key.startswith("ssh-ed25519 ") for key in found["public-keys"])
-    assert not found.keys() & {"attributes", "serviceAccounts", "guestAttributes", "networkInterfaces"}
+    assert not found.keys() & {
+        "partnerAttributes",
+        "attributes",
+        "serviceAccounts",
+        "guestAttributes",
+        "networkInterfaces",
+    }
 
 
 def test_an_instance_may_keep_the_projects_keys_out() -> None:
@@ -233,6 +240,36 @@ def test_the_watch_is_readable_after_a_change_and_tries_again_after_a_failure(
     cloud.etag = "e4"
     server.answer = cloud
     readable(watch)
+
+
+class Refusing:
+    """Waiting, at a server that refuses at once: three times by itself, then with a time to come back, then never."""
+
+    def __init__(self) -> None:
+        self.answers, self.thread = [0.0, 0.0, 0.0, 17.0, 1e9], 0
+
+    def wait(self) -> bool:
+        self.thread = threading.get_ident()
+        if not self.answers:
+            threading.Event().wait()
+        raise MetadataError("status", "HTTP 503", self.answers.pop(0))
+
+
+def test_a_server_that_refuses_is_asked_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not before it said, but never as late as never."""
+    refusing, slept, sleep = Refusing(), queue.Queue[float](), time.sleep
+
+    def note(seconds: float) -> None:
+        if threading.get_ident() == refusing.thread:
+            slept.put(seconds)
+        else:
+            sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", note)
+    Watch(refusing)
+    delays = [slept.get(timeout=20) for _ in range(5)]
+    expected = [0.1, 0.2, 0.4, 17.0, 300.0]
+    assert all(0.75 * about <= delay <= 1.25 * about for delay, about in zip(delays, expected, strict=True)), delays
 
 
 def readable(watch: Watch) -> None:

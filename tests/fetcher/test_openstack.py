@@ -94,22 +94,23 @@ def test_a_network_of_no_link_is_refused() -> None:
 
 @pytest.fixture
 def drive(tmp_path: Path) -> Path:
-    """A file system with the label config-2, mounted in a place with a space in its name."""
-    device, place = tmp_path / "sr0", tmp_path / "the drive"
-    device.touch()
-    (tmp_path / "config-2").symlink_to(device)
+    """One that is mounted in a place with a space in its name, behind others that are no config drive."""
+    place, boot, user = tmp_path / "the drive", tmp_path / "boot", Path("/media/user/stick")
     where = place / "openstack" / "latest"
     where.mkdir(parents=True)
+    boot.mkdir()
     whole = payload("openstack", "one")
     (where / "network_data.json").write_text(json.dumps(whole["network"]))
     (where / "meta_data.json").write_text(json.dumps(whole["meta"]))
+    mounts = [("proc", Path("/proc"), "proc"), ("/dev/sda1", boot, "vfat"), ("/dev/sdb1", user, "vfat")]
+    lines = [f"{device} {at} {kind} rw 0 0" for device, at, kind in mounts]
     escaped = str(place).replace(" ", "\\040")
-    (tmp_path / "mounts").write_text(f"proc /proc proc rw 0 0\n{device} {escaped} iso9660 ro 0 0\n")
+    (tmp_path / "mounts").write_text("\n".join([*lines, f"/dev/sr0 {escaped} iso9660 ro 0 0", ""]))
     return tmp_path
 
 
 def on(drive: Path, client: Client) -> Openstack:
-    return Openstack(client, (drive / "config-2",), drive / "mounts")
+    return Openstack(client, drive / "mounts")
 
 
 @pytest.fixture
@@ -145,14 +146,29 @@ def test_the_service_goes_first_and_once_it_has_answered_the_drive_is_not_asked(
 
 def test_neither_is_an_error_that_says_so(tmp_path: Path, nobody: Client) -> None:
     with pytest.raises(MetadataError, match=r"no config drive .* is mounted"):
-        Openstack(nobody, (tmp_path / "config-2",), tmp_path / "mounts").fetch()
+        Openstack(nobody, tmp_path / "mounts").fetch()
+
+
+def test_a_drive_without_facts_has_the_network(drive: Path, nobody: Client) -> None:
+    (drive / "the drive/openstack/latest/meta_data.json").write_text("")
+    assert on(drive, nobody).fetch().interfaces
 
 
 def test_a_broken_drive_is_an_error(drive: Path, nobody: Client) -> None:
     (drive / "the drive/openstack/latest/network_data.json").write_bytes(b"\xff")
     with pytest.raises(MetadataError, match=r"network_data\.json"):
         on(drive, nobody).fetch()
-    assert mounted((drive / "none",), drive / "mounts") is None
+
+
+@pytest.mark.parametrize("kind", ["ext4", "tmpfs", "fuse.iso"])
+def test_another_file_system_with_the_same_files_is_none(drive: Path, kind: str) -> None:
+    """Users may have such a one."""
+    assert mounted(drive / "mounts") == drive / "the drive"
+    mounts = (drive / "mounts").read_text()
+    (drive / "mounts").write_text(mounts.replace("iso9660", kind))
+    assert mounted(drive / "mounts") is None
+    (drive / "mounts").write_text(mounts.replace(str(drive), "/media/user"))
+    assert mounted(drive / "mounts") is None
 
 
 @pytest.mark.parametrize(

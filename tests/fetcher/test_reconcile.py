@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from cloud_network.fetcher.client import Client
 from cloud_network.fetcher.config import Config
+from cloud_network.fetcher.model import MetadataError
 from cloud_network.fetcher.providers.aws import Aws
 from cloud_network.fetcher.reconcile import Reconciler
 from cloud_network.fetcher.state import StateDirectory
@@ -81,6 +82,35 @@ def test_a_server_that_asks_for_peace_is_left_in_peace_within_reason(
     due = reconciler.refresh_due
     reconciler.changed()
     assert reconciler.refresh_due == due if asked else soon(reconciler.refresh_due) <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("unreachable", True), ("timeout", True), ("status", False), ("truncated", False)]
+)
+def test_after_a_read_that_nobody_answered_a_change_in_the_kernel_is_a_reason_for_another(
+    cloud: Cloud, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch, kind: str, reason: bool
+) -> None:
+    """It may be the network that has come up: nobody wants to wait for a minute then; nor is a storm of changes one."""
+
+    def fail() -> None:
+        raise MetadataError(kind, "")
+
+    def is_a_reason() -> bool:
+        later = reconciler.refresh_due = time.monotonic() + 50
+        reconciler.noticed()
+        return reconciler.refresh_due != later
+
+    with monkeypatch.context() as broken:
+        broken.setattr(reconciler.provider, "fetch", fail)
+        reconciler.refresh()
+        assert is_a_reason() is reason
+        if reason:
+            assert 4.0 < soon(reconciler.refresh_due) <= 5.0
+            broken.setattr(reconciler, "_nobody_at", time.monotonic() - 100)
+            assert is_a_reason()
+            assert 0.0 < soon(reconciler.refresh_due) <= 0.05
+    reconciler.refresh()
+    assert not is_a_reason()
 
 
 def test_a_change_of_the_metadata_is_read_at_once_but_not_all_the_time(reconciler: Reconciler) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from subprocess import PIPE
 
 import pytest
 
 from tests.lab import Lab, Spec
+from tests.lab.rooms import ENVIRONMENT
 
 SERVER = "169.254.169.254"
 WAYS = """
@@ -25,6 +28,14 @@ try:
     print(client.request("GET", "/latest/meta-data/instance-id").status, client._way)
 except MetadataError as error:
     print(error.kind, error)
+"""
+
+KEPT = """
+from cloud_network.fetcher.client import Client
+client = Client("169.254.169.254"); client.kinds = ("veth",)
+print(client.request("GET", "/latest/meta-data/instance-id").status, flush=True)
+input()
+print(client.request("GET", "/latest/meta-data/instance-id", seconds=2).status, flush=True)
 """
 
 
@@ -60,8 +71,12 @@ def found(lab: Lab, address: str = SERVER) -> list[str]:
 
 
 def test_the_hosts_routing_comes_first_and_then_the_clouds_other_links(lab: Lab) -> None:
-    assert found(lab) == ["", "eth0"]
-    assert python(lab, ASK).split() == ["200", "200"]
+    assert found(lab) == ["eth1", "eth0"]
+    assert python(lab, ASK).split() == ["200", "eth1"] * 2
+
+
+def test_an_address_of_this_host_is_asked_by_no_link(lab: Lab) -> None:
+    assert found(lab, "127.0.0.1") == found(lab, "::1") == [""]
 
 
 def test_without_a_route_the_clouds_links_are_what_is_left(lab: Lab) -> None:
@@ -78,6 +93,23 @@ def test_nothing_goes_into_a_tunnel_and_the_server_is_asked_beside_it(lab: Lab, 
         assert sent(lab) == before
 
 
+def test_a_kept_connection_does_not_follow_the_routing_into_a_tunnel(lab: Lab) -> None:
+    """The VPN comes up between two requests; a token is in the second one's head."""
+    lab.run(["ip", "tuntap", "add", "tun0", "mode", "tun"])
+    asking = lab.instance.enter(sys.executable, "-c", KEPT, user="cloud-network")
+    with subprocess.Popen(asking, env=ENVIRONMENT, stdin=PIPE, stdout=PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "200\n"
+        with with_(lab, "link set tun0 up", f"route add {SERVER}/32 dev tun0"):
+            before = sent(lab), lab.metadata.connections()
+            process.stdin.write("go on\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "200\n"
+            assert (sent(lab), lab.metadata.connections()) == before
+    lab.run(["ip", "tuntap", "del", "tun0", "mode", "tun"])
+
+
 def sent(lab: Lab) -> int:
     [link] = json.loads(lab.run(["ip", "-j", "-s", "link", "show", "dev", "tun0"]).stdout)
     return int(link["stats64"]["tx"]["packets"])
@@ -85,7 +117,7 @@ def sent(lab: Lab) -> int:
 
 def test_a_default_route_by_a_link_that_does_not_lead_there_is_gone_round_and_remembered(lab: Lab) -> None:
     with with_(lab, f"route add {SERVER}/32 dev eth0"):
-        assert found(lab) == ["", "eth1"]
+        assert found(lab) == ["eth0", "eth1"]
         lab.metadata.reset()
         assert python(lab, ASK).split() == ["200", "eth1"] * 2
         assert lab.metadata.connections() == 2
@@ -93,9 +125,9 @@ def test_a_default_route_by_a_link_that_does_not_lead_there_is_gone_round_and_re
 
 def test_a_part_of_a_bridge_and_a_link_that_is_down_are_no_ways(lab: Lab) -> None:
     with with_(lab, "link add br0 type bridge", "link set eth0 master br0"):
-        assert found(lab) == [""]
+        assert found(lab) == ["eth1"]
     lab.batch(["link set eth0 nomaster", "link set eth0 down"])
-    assert found(lab) == [""]
+    assert found(lab) == ["eth1"]
     lab.batch(["link set eth0 up"])
 
 

@@ -252,22 +252,22 @@ def terminal(lab: Lab, argv: Sequence[str]) -> str:
 
 
 def rules(lab: Lab) -> None:
-    """Every address twice, and the one rule between."""
+    """Every subnet twice, and the one rule between."""
     lines = lab.run(["ip", "rule"]).stdout.splitlines()
 
     def kind(line: str) -> str:
-        return re.sub(r"from [0-9.]+ lookup \d+", "from ADDRESS lookup TABLE", line)
+        return re.sub(r"from [0-9./]+ iif lo lookup \d+", "from SUBNET iif lo lookup TABLE", line)
 
     say(f"$ ip rule        ({len(lines)} lines)", DIM)
     for _, alike in groupby(lines, kind):
         first, *rest = alike
         say(first.expandtabs())
         if rest:
-            say(f"        … and {len(rest)} more, one for each address", DIM)
-    ours = Counter(re.findall(r"from ([0-9.]+) lookup 1", "\n".join(lines)))
-    wrong = [address for address in lab.addresses if ours[address] != 2]
+            say(f"        … and {len(rest)} more, one for each interface", DIM)
+    ours = Counter(re.findall(r"from ([0-9./]+) iif lo lookup 1", "\n".join(lines)))
+    wrong = [nic.subnet for nic in lab.nics if ours[nic.subnet] != 2]
     require(not wrong, f"not two rules: {', '.join(wrong[:5])}")
-    require(len(ours) == len(lab.addresses), "there are rules for addresses that the cloud does not know")
+    require(len(ours) == len(lab.nics), "there are rules for subnets that the cloud does not know")
 
 
 def audit(lab: Lab) -> None:

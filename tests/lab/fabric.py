@@ -97,15 +97,20 @@ class Fabric:
                 ]
             )
 
-    def plug(self, nics: Sequence[Nic], instance: Room) -> None:
-        """Cables from the cloud into the instance; the instance's end stays down, as a new interface is."""
+    def plug(self, nics: Sequence[Nic], instance: Room | None) -> None:
+        """Cables from the cloud into the instance; the instance's end stays down, as a new interface is.
+
+        Without an instance, taps: whoever opens one holds the other end.
+        """
         lines = []
         for nic in sorted(nics, key=lambda nic: nic.name):
-            peer = f"peer name {nic.name} address {nic.mac} netns {instance.pid}"
-            lines += [
-                f"link add {nic.port} type veth {peer}",
-                f"link set {nic.port} master {self._subnets[nic.subnet].bridge} up",
-            ]
+            if instance:
+                lines.append(
+                    f"link add {nic.port} type veth peer name {nic.name} address {nic.mac} netns {instance.pid}"
+                )
+            else:
+                lines.append(f"tuntap add {nic.port} mode tap")
+            lines.append(f"link set {nic.port} master {self._subnets[nic.subnet].bridge} up")
         self.cloud.batch(lines)
 
     def unplug(self, nic: Nic) -> None:

@@ -71,10 +71,14 @@ def nothing() -> None:
 
 
 class Lab:
-    """`with Lab(Spec.aws(interfaces=4, addresses=15)) as lab:`; gone at the end, and when the process is killed."""
+    """`with Lab(Spec.aws(interfaces=4, addresses=15)) as lab:`; gone at the end, and when the process is killed.
 
-    def __init__(self, spec: Spec) -> None:
+    With `vacant` the cloud has the interfaces as taps, for a virtual machine; the instance's room is left without.
+    """
+
+    def __init__(self, spec: Spec, vacant: bool = False) -> None:
         self.spec = spec
+        self.vacant = vacant
         self.convention = PROVIDERS[spec.provider].convention
         self._resolver = Resolver(self.convention.gateway)
         self.nics = resolve(spec, self._resolver)
@@ -113,10 +117,11 @@ class Lab:
         self._add_subnets(self.nics)
         self.beyond = self._open_hosts("beyond", 0, self.spec.beyond)
         self.fabric.add_beyond({room: (beyond_address(n), beyond_address6(n)) for n, room in enumerate(self.beyond)})
-        self.fabric.plug(self.nics, self.instance)
+        self.fabric.plug(self.nics, None if self.vacant else self.instance)
         self.fabric.admit(self.nics)
-        served = self.nics if self.spec.dhcp_all or self.convention.all_links else self.nics[:1]
-        boot(self.instance, served, self.fabric)
+        if not self.vacant:
+            served = self.nics if self.spec.dhcp_all or self.convention.all_links else self.nics[:1]
+            boot(self.instance, served, self.fabric)
         self.daemons = Daemons(self.instance)
         self.reach = Reach()
         self.metadata = Metadata(self.cloud.path(OURS / "metadata.sock"))
@@ -237,7 +242,7 @@ class Lab:
         self._add_subnets([nic])
 
         def plug() -> None:
-            self.fabric.plug([nic], self.instance)
+            self.fabric.plug([nic], None if self.vacant else self.instance)
             self.fabric.admit([nic])
 
         self._change([*self.nics, nic], plug, first, between)

@@ -15,7 +15,7 @@ from tests.netagent.wire import AUDIT, CONFIG, Wire, address, audit_lines, ifind
 NETAGENT = str(Path(sys.executable).parent / "cloud-network-netagent")
 USER = "cloud-network-netagent"
 ACTIVATE = """
-import os, socket, sys
+import ctypes, os, socket, struct, sys
 listener = socket.socket(socket.AF_UNIX)
 os.makedirs(os.path.dirname(sys.argv[1]), exist_ok=True)
 if os.path.exists(sys.argv[1]):
@@ -25,7 +25,14 @@ os.chmod(sys.argv[1], 0o666)
 listener.listen()
 os.dup2(listener.fileno(), 3)
 os.set_inheritable(3, True)
-os.environ |= {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
+if sys.argv[3] == "2":
+    rtnetlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+    rtnetlink.send(struct.pack("=IHHII", 16, 1, 5, 1, 0))  # NLMSG_NOOP, and its acknowledgement is not read
+    os.dup2(rtnetlink.fileno(), 4)
+    os.set_inheritable(4, True)
+    if ctypes.CDLL(None).unshare(0x40000000):  # CLONE_NEWNET
+        sys.exit("unshare")
+os.environ |= {"LISTEN_FDS": sys.argv[3], "LISTEN_PID": str(os.getpid())}
 code = "from cloud_network.netagent import server; server._IDLE_SECONDS = 1.0; server.main()"
 os.execv(sys.argv[2], [sys.argv[2], "-c", code])
 """
@@ -70,10 +77,11 @@ def test_with_just_what_it_wants_it_starts(lab: Lab) -> None:
     assert done.stderr.splitlines()[0] == "cloud-network-netagent: ready"
 
 
-def test_without_work_it_leaves_when_there_is_somebody_to_start_it_again(lab: Lab) -> None:
+@pytest.mark.parametrize("passed", ["1", "2"], ids=["its socket", "rtnetlink's too, and another network namespace"])
+def test_without_work_it_leaves_when_there_is_somebody_to_start_it_again(lab: Lab, passed: str) -> None:
     lab.stop("netagent")
     socket_path = "/run/cloud-network-netagent/netagent.sock"
-    argv = ["/usr/bin/python3", "-c", ACTIVATE, socket_path, sys.executable]
+    argv = ["/usr/bin/python3", "-c", ACTIVATE, socket_path, sys.executable, passed]
     process = lab.instance.popen(argv, stderr=subprocess.PIPE)
     on = ifindex(lab, "eth0")
     lab.wait_for(lambda: answers(lab))

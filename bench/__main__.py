@@ -1,0 +1,148 @@
+"""`make bench`: every part in turn, then the plots and docs/performance.md.
+
+    sudo .venv/bin/python -m bench [PART …]      all parts, or those that are named
+
+Each part is a program of its own, has a time limit, and writes its figures into bench/results.json when it has them
+all: one that fails leaves those of its last run, and the others go on. Ctrl-C ends the part that runs, and its lab.
+It ends with 1 if a part failed. A target that is missed is told, and is no failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench import page, plots
+from bench.figures import as_root, figures_of, kept, write
+
+CHECKOUT = Path(__file__).parents[1]
+ENDING = 20.0  # seconds that a part is given to take its lab down
+
+
+class Part(NamedTuple):
+    """A program of bench/, what it measures, and about how many seconds it takes on two processors."""
+
+    name: str
+    what: str
+    seconds: int
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def limit(self) -> int:
+        """A slower machine may take three times as long."""
+        return 60 + 3 * self.seconds
+
+
+PARTS = (
+    Part("startup", "cnctl, and what the daemons import", 15),
+    Part("netagent", "netagent beside ip -batch", 15),
+    Part("steps", "the steps of a pass", 60),
+    Part("converge", "cold convergence, 1 × 1 to 60 × 50", 150),
+    Part("refresh", "a refresh that changes nothing", 60),
+    Part("change", "one change among 3,000", 140),
+    Part("drift", "drift and hot-plug", 150),
+    Part("memory", "memory of the three daemons", 90, ("--rounds", "5", "--seconds", "4")),
+    Part("datapath", "what the rules cost a packet", 60),
+    Part("rest", "the REST server beside a Flask hello", 40, ("2",)),
+)
+
+
+def machine() -> dict[str, str | int]:
+    """On what it was measured; the figures are of no use without."""
+    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=CHECKOUT, capture_output=True, text=True)
+    return {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "commit": commit.stdout.strip() or "unknown",
+        "processors": os.cpu_count() or 1,
+        "processor": model[0].partition(": ")[2] if model else platform.machine(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+    }
+
+
+def run(part: Part) -> bool:
+    """Whether it went well; its output is seen as it comes."""
+    argv = [sys.executable, "-m", f"bench.{part.name}", *part.arguments]
+    process = subprocess.Popen(argv, cwd=CHECKOUT, start_new_session=True)
+    try:
+        return process.wait(part.limit) == 0
+    except subprocess.TimeoutExpired:
+        print(f"  stopped: it has taken {part.limit} s, and takes {part.seconds} s on two idle processors")
+        return False
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """As Ctrl-C would, so that its lab is taken down; by force when that takes too long, and then the kernel does."""
+    for number in (signal.SIGINT, signal.SIGKILL):
+        if process.poll() is None:
+            os.killpg(process.pid, number)
+            try:
+                process.wait(ENDING)
+            except subprocess.TimeoutExpired:
+                continue
+
+
+def tell_targets() -> None:
+    """Which were met, and which were not."""
+    found = [(part.name, each) for part in PARTS for each in figures_of(kept(), part.name).values()]
+    bounded = [(part, each) for part, each in found if each.bound is not None]
+    for title, missed in (("met", False), ("missed", True)):
+        those = [(part, each) for part, each in bounded if each.missed is missed]
+        print(f"\n{len(those)} of {len(bounded)} targets are {title}" + (":" if those else ""))
+        for part, each in those:
+            print(f"  {part:<9}{each.name:<58}{each.shown:>9}   at most {each.bound:g} {each.unit}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure, and draw what was measured.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(part.name for part in PARTS))
+    given = parser.parse_args()
+    unknown = sorted(set(given.parts) - {part.name for part in PARTS})
+    if unknown:
+        parser.error(f"no part {', '.join(unknown)}; accepted: {', '.join(part.name for part in PARTS)}")
+    as_root()
+    there = [part for part in PARTS if Path(__file__).with_name(f"{part.name}.py").exists()]
+    chosen = [part for part in there if not given.parts or part.name in given.parts]
+    began, failed = time.monotonic(), list[str]()
+    load = os.getloadavg()[0]
+    if load > 0.5 * (os.cpu_count() or 1):
+        print(f"The load is {load:.1f} already: what is measured beside other work is worse, and varies more.")
+    for number, part in enumerate(chosen, 1):
+        left = sum(each.seconds for each in chosen[number - 1 :])
+        print(
+            f"\n{number} of {len(chosen)}: {part.what} (about {part.seconds} s; {left / 60:.0f} min to go)", flush=True
+        )
+        at = time.monotonic()
+        if run(part):
+            took = {**kept().get("seconds", {}), part.name: round(time.monotonic() - at)}
+            write({**kept(), "seconds": took, "machine": machine()})
+        else:
+            failed.append(part.name)
+    plots.draw()
+    page.generate()
+    tell_targets()
+    print(
+        f"\n{(time.monotonic() - began) / 60:.1f} min; bench/results.json, docs/performance.md and docs/*.svg are new"
+    )
+    if failed:
+        sys.exit(f"these failed, and kept the figures of their last run: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted; the lab is gone")

@@ -1,0 +1,139 @@
+"""One address more among 3,000: from the change of the metadata to the first packet that it answers.
+
+    sudo .venv/bin/python -m bench.change [--rounds 5]
+
+On EC2 by polling (RefreshTimer is 1 s here; the default is 5 min, and on average half of it passes before anything
+else can happen), and on GCP by a request that the metadata server keeps until something changes. 60 × 50 addresses
+there, here 8 interfaces with 375 alias ranges of one address each. Told apart by the metadata server's record and
+netagent's audit log: waiting, reading, from validated metadata to netagent's acknowledgement, and until it answers.
+What is called validated is the moment of the last answer, so the time for parsing and validating is in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.figures import Figure, as_root, figure, keep
+from tests.job import MACS, audit, running
+from tests.lab import Interface, Lab, Spec
+from tests.lab.reach import Lines
+
+PING = Path(__file__).with_name("inside") / "ping.py"
+ACKNOWLEDGED = 20.0  # milliseconds from validated metadata: issue 9
+TIMER = '[System]\nRefreshTimer = "1s"\n'
+DOCUMENT = "/computeMetadata/v1/"
+
+
+STAGES = ("until the pass begins", "reading the metadata", "validated to acknowledged", "acknowledged to answered")
+
+
+class Stages(NamedTuple):
+    """Milliseconds, one after the other."""
+
+    waiting: float
+    reading: float
+    acknowledged: float
+    answered: float
+
+
+def gcp() -> Spec:
+    """3,000 alias ranges of one address."""
+    interfaces = [
+        Interface(f"10.{n}.0.0/20", 1, prefixes=tuple(f"10.{n}.{1 + k // 250}.{k % 250}/32" for k in range(375)))
+        for n in range(1, 9)
+    ]
+    return Spec(tuple(interfaces), provider="gcp")
+
+
+def once(lab: Lab, address: str, add: Callable[[], None], first: str) -> Stages:
+    """Add it, and wait until it answers; `first` is what a pass asks for first."""
+    process = lab.beyond[0].popen(["/usr/bin/python3", "-I", "-S", str(PING), address])
+    try:
+        lines, lab_clock = Lines(process.stdout), time.time() - time.monotonic()
+        assert lines.next(10) == "asking"
+        lab.metadata.reset()
+        before = len(audit(lab))
+        began = time.monotonic()
+        add()
+        answered = float(lines.next(120) or "nan")
+    finally:
+        process.terminate()
+        process.wait(10)
+        if process.stdout:
+            process.stdout.close()
+    lab.wait_for(lambda: any(entry["verdict"] == "confirmed" for entry in audit(lab)[before:]), 30, "its confirmation")
+    applied = next(entry["monotonic_us"] / 1e6 for entry in audit(lab)[before:] if entry["verdict"] == "applied")
+    asked = [(record.path, record.at - lab_clock) for record in lab.metadata.requests()]
+    read = [at for path, at in asked if at < applied]
+    started = max(at for path, at in asked if at < applied and path == first)
+    marks = [began, started, read[-1], applied, answered]
+    return Stages(*((till - since) * 1e3 for since, till in pairwise(marks)))
+
+
+def polling(rounds: int) -> list[Stages]:
+    """EC2, 60 × 50."""
+    with running(Spec.aws(interfaces=60, addresses=50), TIMER, "netagent", "fetcher") as lab:
+        lab.wait_for(lambda: not told(lab), 60, "the facts to have been read")
+        found = []
+        for number in range(rounds):
+            nic, address = lab.nics[7 * number + 1], f"10.0.{7 * number + 2}.200"
+            time.sleep(1.3)
+            found.append(once(lab, address, lambda mac=nic.mac, new=address: lab.add_address(mac, new), MACS))  # type: ignore[misc]
+            lab.wait_for(lambda: not told(lab), 60, "the facts to have been read")
+        return found
+
+
+def told(lab: Lab) -> bool:
+    """Whether the last pass read more than what the network is made of: then facts are still to be read."""
+    lab.metadata.reset()
+    time.sleep(3)
+    return any(path.endswith("/vpc-id") for path in lab.metadata.paths())
+
+
+def long_poll(rounds: int) -> list[Stages]:
+    """GCP, 3,000 alias ranges."""
+    with running(gcp(), "", "netagent", "fetcher") as lab:
+        found = []
+        for number in range(rounds):
+            lab.wait_for(lambda: lab.metadata.waiting() > 0, 60, "the fetcher to wait")
+            time.sleep(6)  # Watch gives a server that changes all the time more and more peace; this one is calm
+            nic, address = lab.nics[number % 8], f"10.{number % 8 + 1}.9.{number + 1}"
+            found.append(
+                once(lab, address, lambda mac=nic.mac, new=address: lab.add_range(mac, f"{new}/32"), DOCUMENT)  # type: ignore[misc]
+            )
+        return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    figures: list[Figure] = []
+    for name, found in (
+        ("EC2, polling every second", polling(given.rounds)),
+        ("GCP, waiting", long_poll(given.rounds)),
+    ):
+        figures.append(figure(f"{name}: change to answer", [sum(each) for each in found]))
+        texts = (
+            "until the pass begins",
+            "reading the metadata",
+            "validated to acknowledged",
+            "acknowledged to answered",
+        )
+        for at, text in enumerate(texts):
+            bound = ACKNOWLEDGED if text.startswith("validated") else None
+            figures.append(figure(f"{name}: {text}", [each[at] for each in found], most=bound))
+    keep("change", figures)
+
+
+if __name__ == "__main__":
+    as_root()
+    main()

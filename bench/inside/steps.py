@@ -1,0 +1,54 @@
+"""Runs in the instance, `python -m bench.inside.steps ROUNDS`: the steps of a pass one by one, milliseconds as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cloud_network.fetcher import config as configuration
+from cloud_network.fetcher import kernel
+from cloud_network.fetcher.agent import to_wire
+from cloud_network.fetcher.desired import desired
+from cloud_network.fetcher.detect import detect, read_dmi
+from cloud_network.fetcher.plan import plan
+from cloud_network.netagent import policy, protocol, rtnetlink, settings
+
+
+def measure(rounds: int) -> dict[str, list[float]]:
+    """{step: milliseconds of each round}."""
+    config = configuration.load(configuration.PATH)
+    provider = detect(config.provider, read_dmi())
+    provider.client.kinds = config.allow_kinds
+    operator, resolvers, socket = settings.load(), settings.resolvers(), rtnetlink.Kernel()
+    found = defaultdict[str, list[float]](list)
+
+    @contextmanager
+    def timed(step: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        found[step].append((time.perf_counter() - began) * 1e3)
+
+    for _ in range(rounds):
+        with timed("metadata"):
+            instance = provider.fetch()
+        with timed("kernel read"):
+            actual = kernel.read()
+        with timed("planning"):
+            changes = plan(desired(instance, config, actual), actual, may_remove=True)
+        with timed("wire"):
+            ops = [to_wire(change) for change in changes]
+            for at in range(0, max(1, len(ops)), protocol.MAX_OPS):
+                protocol.encode({"request": "apply", "id": "0", "ops": ops[at : at + protocol.MAX_OPS]})
+        with timed("netagent's look"):
+            view = policy.View(socket, operator, resolvers, frozenset())
+        with timed("netagent's checks"):
+            policy.check(ops, view)
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(int(sys.argv[1]))))

@@ -1,0 +1,102 @@
+"""bench/results.json → the figures of docs/performance.md: `python -m bench.page`, and at the end of `make bench`.
+
+What people have to say stands in the page; what was measured stands between two comments, and is only ever written
+here, so that it cannot drift (tests/test_performance.py):
+
+    <!-- bench: KIND PART -->        targets · machine · table PART · sizes PART
+    …
+    <!-- end -->
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.figures import Figure, figures_of, kept, short
+
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+_BLOCK = re.compile(r"(<!-- bench: ([a-z]+) ?([a-z]*) -->\n).*?(<!-- end -->)", re.DOTALL)
+_NOT_MEASURED = "*Not measured yet: `make bench`.*"
+
+
+def generate() -> None:
+    """Write the page anew."""
+    PAGE.write_text(render(PAGE.read_text(), kept()))
+
+
+def render(page: str, results: dict[str, Any]) -> str:
+    """The page with the figures of `results` in it; ValueError for a block of a kind that there is not."""
+
+    def block(found: re.Match[str]) -> str:
+        return "\n".join([found[1].rstrip(), *_lines(found[2], found[3], results), found[4]])
+
+    return _BLOCK.sub(block, page)
+
+
+def _lines(kind: str, part: str, results: dict[str, Any]) -> Iterator[str]:
+    if kind == "targets":
+        return _targets(results)
+    if kind == "machine":
+        return _machine(results)
+    if kind == "table":
+        return _table(figures_of(results, part).values())
+    if kind == "sizes":
+        return _sizes(figures_of(results, part).values())
+    raise ValueError(f"a block of kind {kind!r}; accepted: targets, machine, table, sizes")
+
+
+def _rows(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(heads)} |"
+    yield f"|{'---|' * len(heads)}"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+
+
+def _shown(figure: Figure) -> str:
+    return figure.shown + (f" ({short(figure.least)}–{short(figure.most)})" if figure.rounds > 1 else "")
+
+
+def _machine(results: dict[str, Any]) -> Iterator[str]:
+    here = results.get("machine")
+    if not here:
+        yield _NOT_MEASURED
+        return
+    minutes = sum(results.get("seconds", {}).values()) / 60
+    yield f"Measured on {here['date']} at commit {here['commit']}, in {minutes:.0f} minutes, on {here['processors']}"
+    yield f"processors ({here['processor']}), Linux {here['kernel']}, Python {here['python']}."
+
+
+def _targets(results: dict[str, Any]) -> Iterator[str]:
+    rows = [
+        (part, each.name, _shown(each), f"{each.bound:g} {each.unit}".rstrip(), "**missed**" if each.missed else "met")
+        for part, found in results.items()
+        if isinstance(found, list)
+        for each in figures_of(results, part).values()
+        if each.bound is not None
+    ]
+    return _rows(("part", "what", "median (least–most)", "at most", ""), sorted(rows, key=lambda row: row[-1]))
+
+
+def _table(figures: Iterable[Figure]) -> Iterator[str]:
+    rows = [(each.name, _shown(each)) for each in figures]
+    return _rows(("what", "median (least–most)"), rows) if rows else iter([_NOT_MEASURED])
+
+
+def _sizes(figures: Iterable[Figure]) -> Iterator[str]:
+    """A row for what was measured, a column for each size: the name of a figure is `SIZE: WHAT`."""
+    cells = {tuple(each.name.split(": ", 1)): _shown(each) for each in figures if ": " in each.name}
+    if not cells:
+        return iter([_NOT_MEASURED])
+    sizes = list(dict.fromkeys(size for size, _ in cells))
+    whats = list(dict.fromkeys(what for _, what in cells))
+    return _rows(("", *sizes), [(what, *(cells.get((size, what), "") for size in sizes)) for what in whats])
+
+
+if __name__ == "__main__":
+    generate()

@@ -1,0 +1,208 @@
+"""bench/results.json → docs/*.svg: `python -m bench.plots`, and at the end of `make bench`.
+
+Matplotlib is imported here alone. Small, on white, with text as text. What was not measured is not drawn.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.figures import Figure, figures_of, kept, short
+
+DOCS = Path(__file__).parents[1] / "docs"
+# Okabe and Ito's colours, which colour-blind people tell apart.
+BLUE, ORANGE, GREEN, RED, GREY, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#999999", "#56b4e9"
+STYLE = {
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "figure.facecolor": "white",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "cloud-network",  # the same figures make the same file
+}
+Found = Mapping[str, Figure]
+SIZES = ("1 × 1", "4 × 15", "15 × 50", "60 × 50")
+
+
+def draw() -> None:
+    """Every plot whose part has been measured."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot
+
+    results = kept()
+    for part, plot in PLOTS.items():
+        if found := figures_of(results, part):
+            with pyplot.rc_context(STYLE):
+                figure = plot(found, pyplot)
+                figure.savefig(DOCS / f"performance-{part}.svg", bbox_inches="tight", metadata={"Date": None})
+                pyplot.close(figure)
+
+
+def _stack(axes: Any, at: float, parts: Sequence[tuple[str, float, str]]) -> None:
+    """One bar of several parts, with the sum behind it."""
+    left = 0.0
+    for label, width, colour in parts:
+        axes.barh(at, width, left=left, color=colour, label=label, height=0.6)
+        left += width
+    axes.text(left, at, f"  {short(left)}", va="center")
+
+
+def _legend(axes: Any, **more: Any) -> None:
+    """Every label once."""
+    labels = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    axes.legend(labels.values(), labels.keys(), **more)
+
+
+def converge(found: Found, pyplot: Any) -> Any:
+    """How it grows, and what it is made of."""
+    sizes = [size for size in SIZES if f"{size}: changes" in found]
+    figure, (growth, parts) = pyplot.subplots(1, 2, figsize=(9, 3.2), width_ratios=(1, 1.3))
+    lines = (
+        ("start to all in the kernel", "cloud-network", BLUE, "o-"),
+        ("the three together", "ip -batch, 2 interpreters, server", GREEN, "s--"),
+        ("ip -batch of the same", "ip -batch alone", GREY, "^:"),
+        ("a shell that calls ip for each", "a shell calling ip", ORANGE, "D-."),
+    )
+    for what, label, colour, style in lines:
+        values = [found[f"{size}: {what}"] for size in sizes]
+        middle = [each.median for each in values]
+        spans = [[each.median - each.least for each in values], [each.most - each.median for each in values]]
+        growth.errorbar(range(len(sizes)), middle, spans, fmt=style, color=colour, label=label, markersize=4, capsize=2)
+    growth.set(yscale="log", xticks=range(len(sizes)), ylabel="ms", title="Cold convergence")
+    growth.set_xticklabels(sizes)
+    growth.set_xlabel("interfaces × addresses")
+    growth.grid(axis="y", alpha=0.3)
+    _legend(growth)
+    colours = {
+        "start and imports": BLUE,
+        "metadata": ORANGE,
+        "kernel read, planning, wire": GREEN,
+        "netagent and kernel": RED,
+    }
+    least = {
+        "two starts of a bare interpreter": SKY,
+        "the metadata server's own answer time": "#f0d090",
+        "ip -batch of the same": GREY,
+    }
+    ticks = []
+    for row, size in enumerate(reversed(sizes[1:])):
+        for shift, which, name in ((0.7, colours, size), (0.0, least, "at least")):
+            _stack(parts, 2 * row + shift, [(what, found[f"{size}: {what}"].median, c) for what, c in which.items()])
+            ticks.append((2 * row + shift, name))
+    parts.set_yticks([at for at, _ in ticks], [name for _, name in ticks])
+    parts.set(xlabel="ms", title="… and its parts")
+    parts.margins(x=0.15)
+    _legend(parts, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def steps(found: Found, pyplot: Any) -> Any:
+    """Where a pass spends its time."""
+    rows = list(dict.fromkeys(name.split(": ")[0] for name in found))
+    whats = list(dict.fromkeys(name.split(": ")[1] for name in found))
+    figure, axes = pyplot.subplots(figsize=(7, 0.5 * len(rows) + 1))
+    for at, row in enumerate(reversed(rows)):
+        colours = zip(whats, (ORANGE, GREEN, BLUE, SKY, RED, GREY), strict=True)
+        _stack(axes, at, [(what, found[f"{row}: {what}"].median, colour) for what, colour in colours])
+    axes.set_yticks(range(len(rows)), list(reversed(rows)))
+    axes.set(xlabel="ms", title="The steps of a pass")
+    axes.margins(x=0.15)
+    _legend(axes, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def change(found: Found, pyplot: Any) -> Any:
+    """One change among 3,000, stage by stage."""
+    rows = list(dict.fromkeys(name.split(": ")[0] for name in found))
+    whats = list(dict.fromkeys(name.split(": ")[1] for name in found if "change to answer" not in name))
+    figure, axes = pyplot.subplots(figsize=(7, 0.5 * len(rows) + 1))
+    for at, row in enumerate(reversed(rows)):
+        colours = zip(whats, (GREY, ORANGE, BLUE, RED), strict=True)
+        _stack(axes, at, [(what, max(0.0, found[f"{row}: {what}"].median), colour) for what, colour in colours])
+    axes.set_yticks(range(len(rows)), list(reversed(rows)))
+    axes.set(xlabel="ms", title="One address more among 3,000: from the change to the first answer")
+    axes.margins(x=0.15)
+    _legend(axes, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def drift(found: Found, pyplot: Any) -> Any:
+    """Medians with the least and the most, and the target."""
+    figures = [each for each in reversed(found.values()) if each.unit == "ms"]
+    figure, axes = pyplot.subplots(figsize=(6, 0.4 * len(figures) + 0.8))
+    for at, each in enumerate(figures):
+        span = [[each.median - each.least], [each.most - each.median]]
+        axes.barh(at, each.median, color=BLUE if "deaf" not in each.name else GREY, height=0.6)
+        axes.errorbar(each.median, at, xerr=span, color="black", capsize=3, linewidth=1)
+        axes.text(each.most, at, f"  {short(each.median)}", va="center")
+        if each.bound is not None:
+            axes.plot([each.bound] * 2, [at - 0.45, at + 0.45], color=RED, label=f"target: {each.bound:g} ms")
+    axes.set_yticks(range(len(figures)), [each.name for each in figures])
+    axes.set(xlabel="ms", title="Drift and hot-plug: median, least and most")
+    axes.margins(x=0.15)
+    _legend(axes, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def memory(found: Found, pyplot: Any) -> Any:
+    """Of each daemon, beside a bare interpreter."""
+    figures = [each for each in found.values() if each.unit == "MB"]
+    figure, axes = pyplot.subplots(figsize=(6, 0.28 * len(figures) + 0.8))
+    for at, each in enumerate(reversed(figures)):
+        colour = GREY if "bare" in each.name else ORANGE if "all" in each.name else BLUE
+        axes.barh(at, each.median, color=colour, height=0.6)
+        axes.text(each.median, at, f"  {short(each.median)}", va="center")
+    axes.set_yticks(range(len(figures)), [each.name for each in reversed(figures)])
+    axes.set(xlabel="MB (PSS)", title="Memory")
+    axes.margins(x=0.12)
+    return figure
+
+
+def datapath(found: Found, pyplot: Any) -> Any:
+    """What a packet's way down costs, by the number of addresses that have rules."""
+    figure, axes = pyplot.subplots(figsize=(5, 3))
+    series: dict[str, dict[int, Figure]] = defaultdict(dict)
+    for each in found.values():
+        if (parts := re.fullmatch(r"([\d,]+) addresses, (.+)", each.name)) and each.unit == "ns":
+            series[parts[2]][int(parts[1].replace(",", ""))] = each
+    for (label, values), colour in zip(series.items(), (ORANGE, BLUE, GREEN, RED), strict=False):
+        middle = [each.median / 1e3 for each in values.values()]
+        spans = [
+            [(each.median - each.least) / 1e3 for each in values.values()],
+            [(each.most - each.median) / 1e3 for each in values.values()],
+        ]
+        axes.errorbar(list(values), middle, spans, fmt="o-", color=colour, label=label, capsize=2, markersize=4)
+    if bare := found.get("no rule of ours"):
+        axes.axhline(bare.median / 1e3, color=GREY, linestyle="--", label=bare.name)
+    axes.set(xlabel="addresses", ylabel="µs a packet", title="What the rules cost a packet")
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend()
+    return figure
+
+
+PLOTS: dict[str, Callable[[Found, Any], Any]] = {
+    "converge": converge,
+    "steps": steps,
+    "change": change,
+    "drift": drift,
+    "memory": memory,
+    "datapath": datapath,
+}
+
+if __name__ == "__main__":
+    draw()

@@ -1,0 +1,118 @@
+"""A refresh that finds nothing to change: processor time, metadata requests, and writes to the kernel, which must be 0.
+
+    sudo .venv/bin/python -m bench.refresh [--sizes 4x15,60x50] [--rounds 5] [--seconds 10]
+
+Beside it the processor time of three `ip` commands that only show the same addresses, routes and rules. A day is then
+288 refreshes (RefreshTimer is 5 min) and what the daemons use while nothing happens.
+Three witnesses say that nothing was written: the kernel notified nobody, the audit log has no new line, and netagent,
+the only one who could, had no processor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.figures import Figure, as_root, figure, keep, processor_time, ratio, total
+from tests.job import CONFIG, DAEMONS, audit, is_settled, refresh, status
+from tests.lab import Lab, Spec
+from tests.netagent.wire import AUDIT
+
+DAY, REFRESHES = 86400.0, 288
+QUIET = 3.0  # seconds without a metadata request: the facts that are only shown have been read, too
+SHOW = (["ip", "address"], ["ip", "route", "show", "table", "all"], ["ip", "rule"])
+
+
+def quiet(lab: Lab) -> None:
+    """Wait until the daemons rest."""
+    lab.wait_for(lambda: is_settled(lab), 120, "convergence")
+
+    def resting() -> bool:
+        lab.metadata.reset()
+        time.sleep(QUIET)
+        return not lab.metadata.requests()
+
+    lab.wait_for(resting, 120, "the daemons to rest")
+
+
+def shown(lab: Lab) -> float:
+    """Processor time, in milliseconds, of `ip` showing the same."""
+
+    def spent() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return (used.ru_utime + used.ru_stime) * 1e3
+
+    before = spent()
+    for words in SHOW:
+        lab.run(words)
+    return spent() - before
+
+
+def pids(lab: Lab, name: str) -> list[int]:
+    """A daemon and its children: gunicorn has a worker."""
+    pid = lab.daemons.pid(name)
+    return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+
+
+def size(interfaces: int, addresses: int, rounds: int, seconds: float) -> list[Figure]:
+    """All figures of one size."""
+    name = f"{interfaces} × {addresses}"
+    spent: dict[str, list[float]] = {"fetcher": [], "netagent": []}
+    requests: list[float] = []
+    writes: list[float] = []
+    with Lab(Spec.aws(interfaces=interfaces, addresses=addresses)) as lab:
+        lab.write_config(CONFIG)
+        for daemon in DAEMONS:
+            lab.start(daemon)
+        quiet(lab)
+        monitor = lab.instance.popen(["ip", "monitor", "address", "route", "rule"])
+        idle: dict[str, float] = {}
+        before = {daemon: sum(map(processor_time, pids(lab, daemon))) for daemon in DAEMONS}
+        time.sleep(seconds)
+        for daemon in DAEMONS:
+            idle[daemon] = (sum(map(processor_time, pids(lab, daemon))) - before[daemon]) / seconds
+        for _ in range(rounds):
+            lines = len(audit(lab)) if lab.path(AUDIT).exists() else 0
+            had = {daemon: processor_time(lab.daemons.pid(daemon)) for daemon in spent}
+            assert refresh(lab) == "ok"
+            for daemon, values in spent.items():
+                values.append(processor_time(lab.daemons.pid(daemon)) - had[daemon])
+            requests.append(status(lab)["metadata_requests"])
+            writes.append(len(audit(lab)) - lines if lab.path(AUDIT).exists() else 0)
+        monitor.terminate()
+        said = len(monitor.communicate()[0].splitlines())
+        reference = [shown(lab) for _ in range(rounds)]
+    mine = figure(f"{name}: the fetcher's processor time", spent["fetcher"])
+    asleep = figure(f"{name}: netagent's processor time", spent["netagent"], most=0)
+    beside = figure(f"{name}: ip showing the same", reference)
+    figures = [mine, asleep, beside, ratio(f"{name}: over ip showing the same", mine, beside)]
+    figures.append(figure(f"{name}: metadata requests", requests, ""))
+    figures.append(figure(f"{name}: writes to the kernel", [*writes, said], "", most=0))
+    days = []
+    for daemon in DAEMONS:
+        work = sum(spent.get(daemon, [0.0])) / rounds * REFRESHES
+        days.append(figure(f"{name}: a day of {daemon}", [(idle[daemon] * DAY + work) / 1e3], "s"))
+    return [*figures, *days, total(f"{name}: a day of all three", *days)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sizes", default="4x15,60x50")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of rest whose processor time is measured")
+    given = parser.parse_args()
+    figures: list[Figure] = []
+    for each in given.sizes.split(","):
+        interfaces, addresses = map(int, each.split("x"))
+        figures += size(interfaces, addresses, given.rounds, given.seconds)
+    keep("refresh", figures)
+
+
+if __name__ == "__main__":
+    as_root()
+    main()

@@ -1,0 +1,61 @@
+"""The steps of a pass one by one, in one process and without a socket between: where a pass spends its time.
+
+    sudo .venv/bin/python -m bench.steps [--sizes 15x50,60x50] [--rounds 7]
+
+In a lab's instance, of its real kernel and metadata: with nothing of ours in the kernel, and with all of it. The
+fetcher's steps are reading the metadata, reading the kernel, planning (`desired` and `plan`, which are pure) and
+writing the request; netagent's, before it touches anything, are its own look at the kernel and its checks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.figures import Figure, as_root, figure, keep
+from tests.job import CONFIG, is_settled
+from tests.lab import Lab, Spec
+
+LARGEST, PLANNING = (60, 50), 50.0  # milliseconds for 3,000 addresses: issue 9
+
+
+def measure(lab: Lab, name: str, rounds: int, bound: float | None) -> list[Figure]:
+    """The figures of all steps as the kernel is now."""
+    program = [sys.executable, "-m", "bench.inside.steps", str(rounds)]
+    done = lab.run(["env", f"PYTHONPATH={Path(__file__).parents[1]}", *program], timeout=240)
+    found: dict[str, list[float]] = json.loads(done.stdout)
+    return [figure(f"{name}: {step}", each, most=bound if step == "planning" else None) for step, each in found.items()]
+
+
+def size(interfaces: int, addresses: int, rounds: int) -> list[Figure]:
+    """All figures of one size."""
+    name, bound = f"{interfaces} × {addresses}", PLANNING if (interfaces, addresses) == LARGEST else None
+    with Lab(Spec.aws(interfaces=interfaces, addresses=addresses)) as lab:
+        lab.write_config(CONFIG)
+        figures = measure(lab, f"{name}, nothing there", rounds, bound)
+        for daemon in ("netagent", "fetcher"):
+            lab.start(daemon)
+        lab.wait_for(lambda: is_settled(lab), 120, "convergence")
+        lab.stop("fetcher")
+        return [*figures, *measure(lab, f"{name}, all there", rounds, bound)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sizes", default="15x50,60x50")
+    parser.add_argument("--rounds", type=int, default=7)
+    given = parser.parse_args()
+    figures: list[Figure] = []
+    for each in given.sizes.split(","):
+        interfaces, addresses = map(int, each.split("x"))
+        figures += size(interfaces, addresses, given.rounds)
+    keep("steps", figures)
+
+
+if __name__ == "__main__":
+    as_root()
+    main()

@@ -1,0 +1,61 @@
+"""Host and metadata that do not (yet) agree on which interfaces there are: clouds lag by seconds, in either order."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from cloud_network.fetcher.config import Config
+from cloud_network.fetcher.model import Instance
+from cloud_network.fetcher.objects import Actual, Desired
+
+logger = logging.getLogger(__name__)
+
+_SHORTLY = 1.0  # seconds between the first reads on account of a link that the metadata do not name …
+_CHASE = 30.0  # … and for how long there are any, before it is left to the timer
+
+
+class Lag:
+    """What was missed on either side when last looked at."""
+
+    def __init__(self) -> None:
+        self._unknown: tuple[str, ...] = ()
+        self._unlisted: set[int] = set()
+        self._since = -math.inf
+
+    def say_unknown(self, wanted: Desired, actual: Actual, config: Config) -> None:
+        """Name each interface of the metadata that this host lacks: once, when that has changed."""
+        if wanted.unknown_macs == self._unknown:
+            return
+        self._unknown = wanted.unknown_macs
+        text = "metadata: names the interface %s, and %s; until then, links that it does not name stay as they are"
+        for mac in self._unknown:
+            logger.warning(text, mac, _why(mac, actual, config))
+
+    def read_again(self, instance: Instance, config: Config, actual: Actual, at: float) -> float:
+        """When a link that the metadata do not name is a reason to read them; infinity when there is none.
+
+        A link that is new is one at once: most often it is what is known of the metadata that is old.
+        """
+        listed = {interface.mac for interface in instance.interfaces}
+        kinds = (None, *config.allow_kinds)
+        unlisted = {
+            link.ifindex
+            for link in actual.links
+            if link.mac and link.mac not in listed and link.kind in kinds and link.name not in config.exclude
+        }
+        new, self._unlisted = unlisted - self._unlisted, unlisted
+        if new:
+            self._since = at
+            return at
+        if not unlisted or at >= self._since + _CHASE:
+            return math.inf
+        return at + max(_SHORTLY, (at - self._since) / 2)
+
+
+def _why(mac: str, actual: Actual, config: Config) -> str:
+    links = [link for link in actual.links if link.mac == mac]
+    kind = next((link for link in links if link.kind not in (None, *config.allow_kinds)), None)
+    if kind is not None:
+        return f'{kind.name} has that MAC and is of kind {kind.kind}, which needs [Netagent] AllowKinds="{kind.kind}"'
+    return " and ".join(link.name for link in links) + " have that MAC" if links else "no link here has that MAC"

@@ -1,0 +1,101 @@
+"""Every command on every cloud, as it looks on a terminal of 80 columns: shown/cnctl/<cloud>.txt, to be read by eye.
+
+The lab's own cloud, daemons and kernel. `SHOWN=write pytest tests/api/test_shown.py` writes the files anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import termios
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.job import CONFIG, refresh, status
+from tests.lab import Lab, Spec
+from tests.lab.metadata.providers import PROVIDERS
+from tests.test_clouds import BY_DHCP, local
+
+from .conftest import BIN
+
+SHOWN = Path(__file__).parent / "shown" / "cnctl"
+COMMANDS = (
+    "status",
+    "status system",
+    "status network",
+    "doctor {address}",
+    "show ssh-keys",
+    "show document",
+    "show pkcs7",
+    "show signature",
+    "show rsa2048",
+    "show project",
+    "show credentials",
+    "plan",
+    "refresh",
+    "audit --last 1",
+    "audit --verify",
+    "flush",
+)
+VARIES = (
+    (r"\b\d+\s+s ago", "N s ago"),
+    (r"generation \d+", "generation N"),
+    (r"\b\d+ changes", "N changes"),
+    (r"removed \d+", "removed N"),
+    (r"\b[0-9a-f]{64}\b", "HASH"),
+    (r"\(audit log: [0-9a-f]+\)", "(audit log: ID)"),
+    (r" +\d+  \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d  uid \d+ +", "    N  TIME  uid N  "),
+    (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "TIME"),
+    (r'"1\d{9}"', '"UNIX TIME"'),
+    (r"\d+ lines, the last is \d+", "N lines, the last is N"),
+    (r"\((reachable|stale|delay|probe)\)", "(known)"),
+)
+"""What is of the moment, and what stands for it."""
+
+
+def on_terminal(lab: Lab, command: str, columns: int = 80) -> str:
+    """What root sees who types it in the instance, and how it ends."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    argv = lab.instance.enter(str(BIN / "cnctl"), *command.split())
+    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    process = subprocess.Popen(
+        argv, stdin=theirs, stdout=theirs, stderr=theirs, env={**environment, "TERM": "xterm", "NO_COLOR": "1"}
+    )
+    os.close(theirs)
+    received = b""
+    try:
+        while chunk := os.read(ours, 65536):
+            received += chunk
+    except OSError:  # the other end is closed: Linux says EIO
+        pass
+    os.close(ours)
+    code = process.wait(60)
+    return f"$ cnctl {command}\n{received.decode()}".replace("\r\n", "\n") + f"[{code}]\n\n"
+
+
+@pytest.mark.parametrize("cloud", PROVIDERS)
+def test_each_command_looks_as_it_did(cloud: str) -> None:
+    with Lab(replace(Spec.cloud(cloud, 2, 5, public=1), dhcp_all=cloud in BY_DHCP)) as lab:
+        lab.write_config(f'{CONFIG}AllowAddresses = "192.0.2.0/24 203.0.113.0/24"\n')
+        for name in ("netagent", "fetcher", "api"):
+            lab.start(name)
+        lab.wait_for(
+            lambda: {*lab.addresses} <= local(lab) and status(lab).get("state") == "ok", 20, "all to be in place"
+        )
+        assert refresh(lab) == "ok"
+        address = lab.nics[-1].addresses[-1]
+        shown = "".join(on_terminal(lab, command.format(address=address)) for command in COMMANDS)
+    for varying, stands in VARIES:
+        shown = re.sub(varying, stands, shown)
+    path = SHOWN / f"{cloud}.txt"
+    if os.environ.get("SHOWN") == "write":
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(shown)
+    assert shown == path.read_text()

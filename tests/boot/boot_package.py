@@ -1,0 +1,52 @@
+"""The package as a file: the same twice, and nothing that lintian objects to; and installing without a package."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.lab.lab import CHECKOUT
+
+from .conftest import require
+from .image import build, said
+
+
+def test_two_builds_are_the_same_bytes(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere, in another time zone and language, by somebody who lets others read nothing."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    monkeypatch.setenv("LC_ALL", "C")
+    before = os.umask(0o077)
+    try:
+        again = build(tmp_path / "elsewhere" / "and deeper")
+    finally:
+        os.umask(before)
+    assert again.name == package.name
+    first, second = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (package, again))
+    if first != second:
+        differences = [_contents(path) for path in (package, again)]
+        raise AssertionError(sorted(set(differences[0]) ^ set(differences[1]))[:40])
+
+
+def _contents(package: Path) -> list[str]:
+    """A line a file: what dpkg-deb lists, and the control archive's md5sums."""
+    listed = said("dpkg-deb", "--contents", package) + said("dpkg-deb", "--info", package, "md5sums")
+    return listed.splitlines()
+
+
+def test_lintian_says_nothing(package: Path) -> None:
+    require({"lintian": "lintian"})
+    done = subprocess.run(["lintian", "--allow-root", "--fail-on", "warning", package], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("", 0), done.stdout
+
+
+def test_what_make_install_made_make_uninstall_takes_away(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    said("make", "-C", CHECKOUT, "install", f"DESTDIR={made}")
+    assert (made / "usr/bin/cnctl").exists()
+    said("make", "-C", CHECKOUT, "uninstall", f"DESTDIR={made}")
+    left = [str(path.relative_to(made)) for path in made.rglob("*") if not path.is_dir()]
+    assert left == ["etc/cloud-network/cloud-network.toml"], "the configuration stays"

@@ -1,0 +1,228 @@
+"""What is true of a booted guest, whatever its form. In order: the last ones upgrade, stop and purge what is there."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from .guest import SERVICES, Guest
+from .image import NEWER, TOOLS
+
+WITHIN = Path(__file__).with_name("within.py").read_text()
+GATEWAY = Path(__file__).with_name("gateway.py").read_text()
+NET_ADMIN = f"{1 << 12:016x}"
+NONE = f"{0:016x}"
+EXPOSURE = {"netagent": 0.6, "fetcher": 1.0, "api": 1.0}
+OWN = {
+    "netagent": ["/run/cloud-network-netagent", "/var/log/cloud-network"],
+    "fetcher": ["/run/cloud-network"],
+    "api": [],
+}
+PRIVATE = {"/tmp", "/var/tmp", "/dev/mqueue"}
+"""Writable too, and each service has its own (PrivateTmp=, PrivateIPC=)."""
+METADATA, METADATA6 = "169.254.169.254", "fd00:ec2::254"
+AUDIT = "/var/log/cloud-network/audit.log"
+
+
+def reachable(guest: Guest) -> bool:
+    return all(guest.lab.reachability().values())
+
+
+def ours(guest: Guest) -> str:
+    """Addresses, routes and rules that carry our number."""
+    return guest.run("sh", "-c", "ip -br address; for f in -4 -6; do ip $f rule; ip $f route show table all; done")
+
+
+class Checks:
+    """Each test class of a form inherits these; `guest` is its fixture."""
+
+    def test_every_address_is_reachable_after_the_boot(self, guest: Guest) -> None:
+        guest.wait_for(lambda: reachable(guest), 120, "all addresses")
+        assert guest.lab.dropped() == 0, guest.lab.lost()
+
+    def test_the_units_are_active(self, guest: Guest) -> None:
+        fetcher = "cloud-network-fetcher.service"
+        guest.wait_for(lambda: guest.show(fetcher, "ActiveState") == "active", message="the fetcher to be ready")
+        for unit in ("cloud-network.target", "cloud-network-netagent.socket", "cloud-network-api.socket", fetcher):
+            assert guest.run("systemctl", "is-active", unit).strip() == "active"
+            assert guest.run("systemctl", "is-enabled", unit).strip() == "enabled"
+        assert guest.run("systemctl", "--failed", "--plain", "--no-legend", "list-units", "cloud-network*") == ""
+        assert guest.show(fetcher, "StatusText")
+
+    @pytest.mark.parametrize("service", SERVICES)
+    def test_exposure(self, guest: Guest, service: str) -> None:
+        said = guest.run("systemd-analyze", "security", "--no-pager", f"cloud-network-{service}.service")
+        found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", said)
+        assert found
+        assert float(found[1]) <= EXPOSURE[service], said
+
+    def test_verify_is_silent(self, guest: Guest) -> None:
+        units = guest.run("sh", "-c", "cd /usr/lib/systemd/system && ls cloud-network*").split()
+        assert len(units) == 6
+        assert guest.run("systemd-analyze", "verify", "--man=no", *units) == ""
+
+    @pytest.mark.parametrize("service", SERVICES)
+    def test_what_a_program_in_the_sandbox_can_reach(self, guest: Guest, service: str) -> None:
+        neighbour = guest.lab.nics[0].addresses[0].rpartition(".")[0] + ".250"
+        guest.lab.reach.listen(guest.lab.neighbours[0])
+        places = [METADATA, "80", neighbour, "7", "127.0.0.1", "7", "198.51.100.10", "7"]
+        found = guest.within(service, WITHIN, *places)
+        assert set(found["write"]) - PRIVATE == set(OWN[service]), found
+        assert found["sysctl"] != "yes"
+        assert found["processes"] == []
+        sockets = {name for name, verdict in found["sockets"].items() if verdict == "yes"}
+        families: dict[str, set[str]] = {"netagent": set(), "api": {"inet", "inet6"}}
+        assert sockets == families.get(service, {"inet", "inet6", "rtnetlink", "nfnetlink"}), found
+        if guest.filters or service == "netagent":
+            allowed = {"fetcher": METADATA, "api": "127.0.0.1"}.get(service)
+            for way in ("connect", "send"):
+                assert {p.split()[0] for p, verdict in found[way].items() if verdict == "yes"} <= {allowed}, found
+            if allowed:
+                assert "yes" in found["connect"].values(), found
+        assert found["links"] == (["lo", "eth0", "eth1", "eth2"] if service == "fetcher" else []), found
+        assert found["setuid"] != "yes"
+        assert set(found["devices"]) <= {
+            *(
+                "char",
+                "core",
+                "fd",
+                "full",
+                "hugepages",
+                "log",
+                "mqueue",
+                "null",
+                "ptmx",
+                "pts",
+                "random",
+                "shm",
+                "stderr",
+            ),
+            *("stdin", "stdout", "tty", "urandom", "zero"),
+        }
+        assert set(found["capabilities"].values()) == {NET_ADMIN if service == "netagent" else NONE}, found
+        assert (found["no new privileges"], found["seccomp"]) == ("1", "2")
+
+    def test_a_gateway_is_asked_for_by_what_the_sandbox_lets_out(self, guest: Guest) -> None:
+        """A datagram to a gateway is dropped before its neighbour entry is made; one to the metadata server is not.
+
+        It goes by the same link, to the same next hop, and dies there: that resolves, and nothing more is allowed.
+        """
+        if not guest.filters:
+            pytest.skip("IPAddressDeny= is not enforced here")
+        nic = guest.lab.nics[1]
+        gateways = (nic.gateway, guest.lab.convention.router6)
+        four, six = nic.addresses[0], nic.ipv6[0]
+
+        def asked(*targets: str) -> tuple[list[str], set[str]]:
+            guest.run("sh", "-c", f"ip neigh flush dev {nic.name}; ip -6 neigh flush dev {nic.name}")
+            said = guest.within("fetcher", GATEWAY, nic.name, four, targets[0], six, targets[1])
+            lines = [line.split() for line in guest.run("ip", "neigh", "show", "dev", nic.name).splitlines()]
+            return said, {words[0] for words in lines if "lladdr" in words} & set(gateways)
+
+        assert asked(*gateways) == (["Operation not permitted"] * 2, set())
+        assert asked(METADATA, METADATA6) == (["sent"] * 2, set(gateways))
+
+    @pytest.mark.parametrize("service", SERVICES)
+    def test_killed_comes_back(self, guest: Guest, service: str) -> None:
+        held = guest.lab.hold_connection(guest.lab.nics[1].addresses[1], timeout=10)
+        unit = f"cloud-network-{service}.service"
+        guest.run("systemctl", "start", unit)
+        before = guest.main_pid(service)
+        assert before
+        guest.run("systemctl", "kill", "--signal=KILL", unit)
+        guest.wait_for(lambda: guest.main_pid(service) not in (0, before), message=f"another {service}")
+        guest.wait_for(lambda: guest.show(unit, "ActiveState") == "active", message=f"{service} to be ready")
+        assert held.alive(10)
+        assert reachable(guest)
+
+    def test_reload_keeps_the_process(self, guest: Guest) -> None:
+        guest.run("systemctl", "start", "cloud-network-netagent.service")
+        for service in ("fetcher", "netagent"):
+            before, unit = guest.main_pid(service), f"cloud-network-{service}.service"
+            guest.run("systemctl", "reload", unit)
+            guest.wait_for(lambda unit=unit: guest.show(unit, "ActiveState") == "active", message=f"{unit} to be ready")
+            assert guest.main_pid(service) == before != 0
+
+    def test_the_audit_log_is_netagents_alone(self, guest: Guest) -> None:
+        owner = "cloud-network-netagent:cloud-network-netagent"
+        assert guest.run("stat", "-c", "%U:%G %a", "/var/log/cloud-network").strip() == f"{owner} 755"
+        assert guest.run("stat", "-c", "%U:%G %a", AUDIT).strip() == f"{owner} 644"
+        before = guest.run("cat", AUDIT)
+        for user in ("cloud-network", "cloud-network-api", "daemon"):
+            for command in (f"echo x >>{AUDIT}", f": >{AUDIT}", f"rm -f {AUDIT}", f"mv {AUDIT} {AUDIT}.1"):
+                said = guest.run("sh", "-c", command, user=user, check=False)
+                assert "Permission denied" in said, (user, command, said)
+        assert guest.run("cat", AUDIT).startswith(before)
+        first = json.loads(before.splitlines()[0])
+        assert first["boot"] == guest.run("cat", "/proc/sys/kernel/random/boot_id").strip()
+        assert guest.run("cnctl", "audit", "--verify")
+
+    def test_the_journal_has_the_audit_too(self, guest: Guest) -> None:
+        said = guest.run("journalctl", "-o", "cat", "-u", "cloud-network-netagent.service")
+        lines = {line for line in said.splitlines() if line.startswith("{")}
+        assert set(guest.run("cat", AUDIT).splitlines()) <= lines
+
+    def test_cnctl_as_root_and_as_a_user(self, guest: Guest) -> None:
+        guest.wait_for(lambda: guest.get("/api/v1/health")[0] == 200, message="health")
+        network = guest.run("cnctl", "status", "network")
+        assert all(address in network for address in guest.lab.addresses)
+        assert guest.run("cnctl", "status", "network", user="daemon") == network
+        assert "ok:" in guest.run("cnctl", "status", user="daemon")
+        guest.run("cnctl", "refresh")
+        said = guest.run("cnctl", "refresh", user="daemon", check=False)
+        assert "root" in said, said
+
+    def test_an_upgrade_drops_no_connection(self, guest: Guest) -> None:
+        held = [guest.lab.hold_connection(nic.addresses[-1], timeout=10) for nic in guest.lab.nics]
+        before, pid, log = ours(guest), guest.main_pid("fetcher"), guest.run("cat", AUDIT)
+        guest.run("dpkg", "--install", f"{TOOLS}/newer.deb", timeout=240)
+        assert guest.run("dpkg-query", "-W", "-f", "${Version}", "cloud-network") == NEWER
+        guest.wait_for(
+            lambda: (
+                guest.show("cloud-network-fetcher.service", "ActiveState") == "active"
+                and guest.main_pid("fetcher") not in (0, pid)
+            ),
+            message="another fetcher",
+        )
+        guest.wait_for(lambda: "ok:" in guest.run("cnctl", "status", check=False), message="peace")
+        assert all(each.alive(10) for each in held)
+        assert normal(ours(guest)) == normal(before)
+        since = guest.run("cat", AUDIT).removeprefix(log).splitlines()
+        changes = [op for line in since for op in json.loads(line).get("ops", ())]
+        assert changes == [], "an upgrade changes nothing in the kernel"
+
+    def test_stop_leaves_the_network(self, guest: Guest) -> None:
+        before = ours(guest)
+        guest.run("systemctl", "stop", "cloud-network.target")
+        for service in SERVICES:
+            guest.run("systemctl", "stop", f"cloud-network-{service}.service")
+            assert guest.main_pid(service) == 0
+        assert normal(ours(guest)) == normal(before)
+        assert reachable(guest)
+
+    def test_remove_and_purge_leave_the_network_alone(self, guest: Guest) -> None:
+        before = ours(guest)
+        held = guest.lab.hold_connection(guest.lab.nics[1].addresses[1], timeout=10)
+        guest.run("dpkg", "--remove", "cloud-network")
+        assert guest.run("test", "-e", AUDIT) == ""
+        assert guest.run("test", "-e", "/etc/cloud-network/cloud-network.toml") == ""
+        guest.run("dpkg", "--purge", "cloud-network")
+        assert normal(ours(guest)) == normal(before)
+        assert held.alive(10)
+        assert reachable(guest)
+        left = guest.run(
+            "sh",
+            "-c",
+            "find / -xdev -name '*cloud-network*' -not -path '/proc/*'; find /run /var -name '*cloud-network*'",
+        )
+        assert [line for line in left.splitlines() if "/usr/local/" not in line] == []
+        accounts = guest.run("cat", "/etc/passwd", "/etc/group")
+        assert "cloud-network" not in accounts
+
+
+def normal(listing: str) -> list[str]:
+    """Without what counts down, and in an order of its own."""
+    return sorted(re.sub(r"(expires|valid_lft|preferred_lft) \S+", "", line).strip() for line in listing.splitlines())

@@ -1,0 +1,114 @@
+"""What is booted: a Debian by debootstrap, made once, and cloud-network's package installed in a copy of it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.lab.lab import CHECKOUT
+
+CACHE = Path("/var/cache/cloud-network-boot")
+HERE = Path(__file__).parent
+PACKAGES = (
+    *("systemd", "systemd-sysv", "dbus", "udev", "iproute2", "procps", "python3", "passwd"),
+    *("linux-image-cloud-amd64", "initramfs-tools", "zstd"),
+)
+BUILDING = ("dpkg-dev", "debhelper", "gcc", "libc6-dev", "libcap-dev", "python3-dev", "python3-venv", "ca-certificates")
+"""What builds the package where the host is another Debian than the guest."""
+TOOLS = Path("/usr/local/lib/boot")
+"""Ours in the guest: the agent, the listener, and what runs in sandboxes."""
+NEWER = "0.1.0+newer"
+
+
+class Failed(Exception):
+    """A step of making the image; the text has all that its program said."""
+
+
+def said(*argv: str | Path, cwd: Path | None = None) -> str:
+    """What a program prints; Failed with all of it when it fails."""
+    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, cwd=cwd)
+    if done.returncode:
+        raise Failed(f"{' '.join(map(str, argv))} ended with {done.returncode}:\n{done.stdout[-4000:]}")
+    return done.stdout
+
+
+@contextmanager
+def locked() -> Iterator[None]:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def debian(suite: str, packages: Sequence[str] = PACKAGES, name: str = "") -> Path:
+    """Its files, made once (a minute). Another list of packages is another Debian."""
+    with locked():
+        root, names = CACHE / (name or suite), ",".join(packages)
+        if not root.exists() or (root / "made-of").read_text() != names:
+            part = root.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)
+            said("debootstrap", "--variant=minbase", f"--include={names}", suite, part)
+            (part / "made-of").write_text(names)
+            shutil.rmtree(root, ignore_errors=True)
+            part.rename(root)
+    return root
+
+
+def build(target: Path, suite: str | None = None) -> Path:
+    """The package of this checkout, as dpkg-buildpackage makes it, in the directory `target`.
+
+    For the host's Debian, or in a container of another one: the package is for one version of Python.
+    """
+    source = target / "source"
+    source.mkdir(parents=True)
+    for path in said("git", "-C", CHECKOUT, "ls-files", "-z").split("\0"):
+        if path and (CHECKOUT / path).exists():
+            (source / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(CHECKOUT / path, source / path)
+    argv = ["dpkg-buildpackage", "--build=binary", "--no-sign", "--no-check-builddeps"]  # not all of build-essential
+    if suite:
+        inside = ["sh", "-c", f"cd /build/source && {shlex.join(argv)}"]
+        said(*_container(debian(suite, BUILDING, f"{suite}-building"), target), *inside)
+    else:
+        said(*argv, cwd=source)
+    shutil.rmtree(source)
+    return next(target.glob("cloud-network_*.deb"))
+
+
+def _container(root: Path, target: Path) -> list[str]:
+    """What runs a command in `root` with `target` at /build, pip's settings and the host's network."""
+    argv = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--pipe", "--ephemeral", f"--directory={root}"]
+    argv += [f"--bind={target}:/build"]
+    argv += [f"--bind-ro={path}" for path in ("/etc/pip.conf", "/etc/ssl/certs", "/opt") if Path(path).exists()]
+    return argv + [f"--setenv={name}={value}" for name, value in os.environ.items() if name.startswith("PIP_")]
+
+
+def newer(package: Path) -> Path:
+    """The same under a higher version number, for an upgrade."""
+    tree = package.with_suffix(".tree")
+    said("dpkg-deb", "--raw-extract", package, tree)
+    control = tree / "DEBIAN/control"
+    lines = control.read_text().splitlines(keepends=True)
+    control.write_text("".join(f"Version: {NEWER}\n" if line.startswith("Version:") else line for line in lines))
+    made = package.with_name(f"newer-{package.name}")
+    said("dpkg-deb", "-Zgzip", "-z1", "--root-owner-group", "--build", tree, made)
+    shutil.rmtree(tree)
+    return made
+
+
+def furnish(root: Path, suite: str, package: Path) -> None:
+    """`root` becomes a copy of Debian's files, with the package installed by dpkg, and the newer one beside."""
+    said("cp", "-a", "--reflink=auto", debian(suite), root)
+    tools = root / TOOLS.relative_to("/")
+    tools.mkdir(parents=True)
+    shutil.copy(HERE / "agent.py", tools)
+    shutil.copy(CHECKOUT / "tests/lab/probe.py", tools / "listener.py")
+    shutil.copy(newer(package), tools / "newer.deb")
+    shutil.copy(package, tools / "package.deb")
+    said("chroot", root, "dpkg", "--install", str(TOOLS / "package.deb"))

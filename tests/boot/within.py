@@ -1,0 +1,84 @@
+"""Runs in a service's sandbox, in place of the service: tries what a program that took it over might, and tells.
+
+    within.py [HOST PORT …]    one JSON object on standard output
+
+`connect` has each place, and what became of it. `write` has the directories in which a file could be made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+def tried(what: Callable[[], object]) -> str:
+    try:
+        what()
+    except OSError as error:
+        return os.strerror(error.errno) if error.errno else str(error)
+    return "yes"
+
+
+def connect(host: str, port: int) -> None:
+    with socket.create_connection((host, port), timeout=3):
+        pass
+
+
+def send(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"", (host, port))
+
+
+def writable() -> list[str]:
+    """The topmost directories, no deeper than three, in which a file can be made. /proc and /sys are the kernel's."""
+    found = []
+    for top, below, _ in os.walk("/"):
+        depth = top.count("/") if top != "/" else 0
+        below[:] = [] if depth > 2 else [name for name in below if f"{top}{name}" not in ("/proc", "/sys")]
+        place = Path(top, ".probe")
+        if tried(place.touch) == "yes":
+            place.unlink()
+            found.append(top)
+            below.clear()
+    return sorted(found)
+
+
+def links() -> list[str]:
+    try:
+        return [name for _, name in socket.if_nameindex()]
+    except OSError:  # no rtnetlink
+        return []
+
+
+def main(argv: list[str]) -> dict[str, object]:
+    places = list(zip(argv[::2], map(int, argv[1::2]), strict=True))
+    status = dict(line.rstrip("\n").split(":\t", 1) for line in open("/proc/self/status"))  # noqa: SIM115, PTH123
+    return {
+        "write": writable(),
+        "sysctl": tried(lambda: Path("/proc/sys/net/ipv4/ip_forward").write_text("1")),
+        "processes": sorted({p.name for p in Path("/proc").iterdir() if p.name.isdecimal()} - {str(os.getpid())}),
+        "sockets": {
+            "inet": tried(lambda: socket.socket(socket.AF_INET)),
+            "inet6": tried(lambda: socket.socket(socket.AF_INET6)),
+            "raw": tried(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)),
+            "packet": tried(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)),
+            "rtnetlink": tried(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)),
+            "nfnetlink": tried(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)),
+        },
+        "connect": {f"{host} {port}": tried(lambda at=(host, port): connect(*at)) for host, port in places},
+        "send": {f"{host} {port}": tried(lambda at=(host, port): send(*at)) for host, port in places},
+        "links": links(),
+        "setuid": tried(lambda: os.setuid(0)),
+        "devices": sorted(p.name for p in Path("/dev").iterdir()),
+        "capabilities": {key: status[key] for key in ("CapEff", "CapPrm", "CapBnd", "CapAmb")},
+        "no new privileges": status["NoNewPrivs"],
+        "seccomp": status["Seccomp"],
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1:])))

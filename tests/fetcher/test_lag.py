@@ -1,0 +1,56 @@
+"""Links that the metadata do not name (yet), and how often they are a reason to read them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from cloud_network.fetcher.config import Config
+from cloud_network.fetcher.lag import Lag
+
+from .values import host, instance, interface, link
+
+KNOWN = instance(interface(1))
+BOTH = host(link(1), link(2))
+
+
+def test_a_new_link_is_a_reason_at_once_and_then_less_and_less_often_and_then_none() -> None:
+    lag = Lag()
+    assert lag.read_again(KNOWN, Config(), host(link(1)), 10.0) == math.inf
+    at, reads = 100.0, []
+    while at < math.inf:
+        reads.append(at - 100.0)
+        at = lag.read_again(KNOWN, Config(), BOTH, at)
+    assert reads[:5] == [0.0, 0.0, 1.0, 2.0, 3.0]
+    assert reads == sorted(reads)
+    assert len(reads) < 15
+    assert 30.0 <= reads[-1] < 60.0
+
+
+def test_another_new_link_begins_anew() -> None:
+    lag = Lag()
+    lag.read_again(KNOWN, Config(), BOTH, 0.0)
+    assert lag.read_again(KNOWN, Config(), BOTH, 50.0) == math.inf
+    assert lag.read_again(KNOWN, Config(), host(link(1), link(2), link(3)), 60.0) == 60.0
+    assert lag.read_again(KNOWN, Config(), host(link(1), link(2), link(3)), 60.0) == 61.0
+
+
+def test_one_that_is_named_at_last_is_no_reason_any_more() -> None:
+    lag = Lag()
+    assert lag.read_again(KNOWN, Config(), BOTH, 0.0) == 0.0
+    assert lag.read_again(instance(interface(1), interface(2)), Config(), BOTH, 0.1) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("odd", "config", "counts"),
+    [
+        (link(2), Config(), True),
+        (link(2), Config(exclude=("eth1",)), False),
+        (link(2, kind="veth"), Config(), False),
+        (link(2, kind="veth"), Config(allow_kinds=("veth",)), True),
+        (replace(link(2), mac=""), Config(), False),
+    ],
+)
+def test_only_what_could_be_the_clouds_is_a_reason(odd: object, config: Config, counts: bool) -> None:
+    assert (Lag().read_again(KNOWN, config, host(link(1), odd), 5.0) == 5.0) is counts  # type: ignore[arg-type]

@@ -1,0 +1,128 @@
+"""What is logged: logfmt, JSON, and entries with fields in a real journal."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+JOURNALD = Path("/lib/systemd/systemd-journald")
+SAYING = """
+import logging, sys
+from cloud_network.fetcher import log
+from cloud_network.fetcher.config import LogFormat, LogLevel
+log.set_up(LogLevel(sys.argv[1]), LogFormat(sys.argv[2]))
+logger = logging.getLogger("cloud_network.fetcher.trial")
+logger.log(5, "a trace")
+logger.debug("a bug")
+logger.info('said "%s" = \\x1b[2J é', "so")
+logger.warning("a\\nb")
+try:
+    1 / 0
+except ZeroDivisionError:
+    logger.exception("unexpected")
+logger.critical("x" * 300_000)
+"""
+
+
+def said(*arguments: str, **environment: str) -> list[str]:
+    """What a daemon's log would be, line by line."""
+    ended = subprocess.run(
+        [sys.executable, "-c", SAYING, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        env=os.environ | environment,
+    )
+    assert ended.stdout == ""
+    return ended.stderr.splitlines()
+
+
+def logfmt(line: str) -> dict[str, str]:
+    """A line taken apart as logfmt is: the message is quoted, and JSON's escapes are logfmt's."""
+    time, level, message = line.split(" ", 2)
+    return {
+        "time": time.removeprefix("time="),
+        "level": level.removeprefix("level="),
+        "msg": json.loads(message.removeprefix("msg=")),
+    }
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_each_message_is_one_line_whatever_is_in_it(form: str) -> None:
+    lines = said("info", form)
+    entries = [json.loads(line) if form == "json" else logfmt(line) for line in lines]
+    assert [entry["level"] for entry in entries] == ["info", "warning", "error", "critical"]
+    assert entries[0]["msg"] == 'said "so" = \x1b[2J é'
+    assert entries[1]["msg"] == "a\nb"
+    assert entries[2]["msg"].startswith("unexpected\nTraceback")
+    assert all(line.isascii() and line.isprintable() for line in lines)
+    assert len(entries[0]["time"]) == len("2026-01-02T03:04:05Z")
+
+
+@pytest.mark.parametrize(
+    ("level", "count"),
+    [("trace", 6), ("debug", 5), ("info", 4), ("warning", 3), ("error", 2), ("fatal", 1), ("panic", 1)],
+)
+def test_nothing_below_the_level_is_said(level: str, count: int) -> None:
+    assert len(said(level, "text")) == count
+
+
+def test_a_journal_that_is_not_this_stderr_is_none() -> None:
+    """JOURNAL_STREAM= is inherited by whoever is started from a unit, with its stderr elsewhere."""
+    assert len(said("info", "text", JOURNAL_STREAM="8:12345")) == 4
+
+
+IN_A_ROOM = """
+mount -t tmpfs none /run && mkdir -p /run/systemd/journal /run/log/journal/$(cat /etc/machine-id) || exit 1
+/lib/systemd/systemd-journald & journald=$!
+for _ in $(seq 100); do [ -S /run/systemd/journal/stdout ] && break; sleep 0.1; done
+systemd-cat --identifier=by-stderr sh -c 'JOURNAL_STREAM=$(stat -L -c %d:%i /proc/$$/fd/2) exec "$@"' sh "$@"
+journalctl --directory=/run/log/journal --sync 2>/dev/null; kill -RTMIN+1 $journald; sleep 0.5
+journalctl --directory=/run/log/journal --output=json --all --no-pager _TRANSPORT=journal + _TRANSPORT=stdout
+kill $journald; wait $journald
+"""
+"""A journald of its own with a /run of its own; stderr and JOURNAL_STREAM= are what systemd gives a service."""
+
+
+def journal(*arguments: str) -> list[dict[str, Any]]:
+    """The entries that what is said becomes."""
+    command = ["unshare", "--mount", "bash", "-c", IN_A_ROOM, "sh", sys.executable, "-c", SAYING, *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    entries = [json.loads(line) for line in ended.stdout.splitlines()]
+    return [entry for entry in entries if entry["SYSLOG_IDENTIFIER"] in ("-c", "by-stderr")]
+
+
+needs_journald = pytest.mark.skipif(
+    os.geteuid() != 0 or not (JOURNALD.exists() and shutil.which("systemd-cat") and Path("/etc/machine-id").exists()),
+    reason="a journald of one's own needs root, and Debian's package systemd",
+)
+
+
+@needs_journald
+def test_in_the_journal_an_entry_has_fields() -> None:
+    info, warning, error, *pieces = journal("info", "text")
+    assert info["MESSAGE"] == 'said "so" = \\x1b[2J é'
+    assert [entry["PRIORITY"] for entry in (info, warning, error, *pieces[:1])] == ["6", "4", "3", "2"]
+    assert {entry["_TRANSPORT"] for entry in (info, warning, error)} == {"journal"}
+    assert info["LOGGER"] == "cloud_network.fetcher.trial"
+    assert (info["CODE_FUNC"], info["CODE_LINE"]) == ("<module>", "9")
+    assert warning["MESSAGE"] == "a\nb", "several lines are one entry"
+    assert error["MESSAGE"].startswith("unexpected\nTraceback")
+    # Beyond a datagram: by way of stderr, in pieces, and with its priority all the same.
+    assert {(piece["_TRANSPORT"], piece["SYSLOG_IDENTIFIER"]) for piece in pieces} == {("stdout", "by-stderr")}
+    assert sum(piece["MESSAGE"].count("x") for piece in pieces) == 300_000
+
+
+@needs_journald
+def test_in_the_journal_json_is_what_was_asked_for() -> None:
+    info, *_ = journal("info", "json")
+    assert json.loads(info["MESSAGE"])["level"] == "info"
+    assert (info["_TRANSPORT"], info["PRIORITY"]) == ("journal", "6")

@@ -1,0 +1,109 @@
+"""The largest instance, 60 interfaces with 50 addresses each: what one change costs, and how the cost grows."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import ip_interface
+from types import FrameType
+
+import pytest
+from cloud_network.fetcher.config import Config
+from cloud_network.fetcher.desired import desired
+from cloud_network.fetcher.model import Instance
+from cloud_network.fetcher.objects import Actual, Address
+from cloud_network.fetcher.plan import Plan, Verb, in_ip_syntax
+
+from .values import carried_out, host, instance, interface, link, plan_of, wanted
+
+
+def cloud(interfaces: int, addresses: int) -> Instance:
+    return instance(
+        *(
+            interface(number, *(f"10.0.{number}.{last}" for last in range(10, 10 + addresses)))
+            for number in range(1, 1 + interfaces)
+        )
+    )
+
+
+def bare(interfaces: int) -> Actual:
+    return host(*(link(number, up=False) for number in range(1, 1 + interfaces)))
+
+
+@pytest.fixture(scope="module")
+def large() -> tuple[Instance, Actual]:
+    """Converged."""
+    found, here = cloud(60, 50), bare(60)
+    return found, carried_out(plan_of(wanted(found, here), here), here)
+
+
+def test_it_is_all_there_and_nothing_is_left_to_do(large: tuple[Instance, Actual]) -> None:
+    found, here = large
+    assert len(here.addresses) == 3000
+    assert plan_of(wanted(found, here), here) == ()
+
+
+def changes_after(found: Instance, here: Actual, *texts: str) -> Plan:
+    """Of interface 30 alone, whose addresses become these."""
+    odd = found.interfaces[29]
+    changed = replace(odd, addresses=tuple(ip_interface(text) for text in texts))
+    others = [each for each in found.interfaces if each is not odd]
+    new = replace(found, interfaces=(*others[:29], changed, *others[29:]))
+    return plan_of(wanted(new, here), here)
+
+
+def test_one_address_that_comes_and_one_that_goes_are_exactly_their_own_objects(large: tuple[Instance, Actual]) -> None:
+    found, here = large
+    before = [str(address) for address in found.interfaces[29].addresses]
+    gone, new = before[20], "10.0.30.200/24"
+    changes = changes_after(found, here, *(each for each in before if each != gone), new)
+    addresses = [change for change in changes if isinstance(change.what, Address)]
+    assert [(each.verb, str(each.what.address)) for each in addresses] == [  # type: ignore[union-attr]
+        (Verb.REMOVE, "10.0.30.30"),
+        (Verb.ADD, "10.0.30.200"),
+    ]
+    lines = [in_ip_syntax(change, {}) for change in changes]
+    assert all(" 10.0.30.30" in line or " 10.0.30.200" in line for line in lines), lines
+    assert len(lines) <= 6
+
+
+def test_one_object_that_somebody_removes_is_put_back_alone(large: tuple[Instance, Actual]) -> None:
+    found, here = large
+    for rule in sorted(here.rules, key=str)[::4000]:
+        [change] = plan_of(wanted(found, here), replace(here, rules=here.rules - {rule}))
+        assert change.what == rule
+    for route in sorted(here.routes, key=str)[::4000]:
+        [change] = plan_of(wanted(found, here), replace(here, routes=here.routes - {route}))
+        assert change.what == route
+
+
+def calls(work: Callable[[], object]) -> int:
+    """How many functions it calls, ours and the interpreter's: what it costs, without the machine's mood."""
+    count = 0
+
+    def seen(_frame: FrameType, _event: str, _argument: object) -> None:
+        nonlocal count
+        count += 1
+
+    sys.setprofile(seen)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_the_cost_grows_with_the_number_of_addresses_and_no_faster() -> None:
+    def cost(addresses: int) -> int:
+        found, here = cloud(8, addresses), bare(8)
+        there = carried_out(plan_of(wanted(found, here), here), here)
+
+        def work() -> None:
+            for each in (here, there):
+                plan_of(desired(found, Config(), each), each)
+
+        return calls(work)
+
+    once, twice, four_times = cost(50), cost(100), cost(200)
+    assert four_times - twice < 1.1 * 2 * (twice - once)
