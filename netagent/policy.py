@@ -45,7 +45,7 @@ def contains(outer: Network, inner: Network) -> bool:
 
 def overlap(one: Network, other: Network) -> bool:
     """Whether they have an address in common."""
-    return one[0] == other[0] and not (one[1] ^ other[1]) >> max(one[2], other[2])
+    return one[0] == other[0] and not (one[1] ^ other[1]) >> (one[2] if one[2] > other[2] else other[2])
 
 
 def within(inner: Network, outer: Iterable[Network]) -> bool:
@@ -165,6 +165,13 @@ class View:
         found = _inside(net, self.holders) if net[2] else iter([net[1].to_bytes(net[0])])
         return next((packed for packed in found if self.holders.get(packed, index) != index), None)
 
+    def other_link_is_in(self, index: int, net: Network) -> bytes | None:
+        """An address that another link has inside `net`, or of whose subnet `net` is a part; or None."""
+        others, prefix = self.addresses.items(), net[0] * 8 - net[2]
+        wider = [held for (link, _), held in others if held["prefix"] < prefix and link != index]
+        around = (held["address"] for held in wider if contains(net_of(held), net))
+        return self.other_link_has(index, net) or next(around, None)
+
     def on_link(self, index: int) -> set[Network]:
         """What is on the link: subnets of its addresses, main's routes, and those of its own table."""
         near = [route for route in self.routes(self.settings.table_base + index).values() if route["gateway"] is None]
@@ -229,8 +236,7 @@ def _address_add(op: Op, view: View) -> Op:
     index, packed, net = op["link"], op["address"], net_of(op)
     shown = f"{text(packed)}/{op['prefix']}"
     view.check_claim(index, net, shown)
-    near = (each for (link, each), held in view.addresses.items() if link != index and overlap(net_of(held), net))
-    other = next(near, None) if op["route"] and net[2] else None  # even a part of its subnet is not ours to divert
+    other = view.other_link_is_in(index, net) if op["route"] and net[2] else None
     refuse_if(other, "its connected route {} would take over {} of another link", shown, other)
     refuse_if(packed in view.gateways, "{} is a gateway's or resolver's address", packed)
     refuse_if(packed in view.holders, "link {} has {} already", view.holders.get(packed), packed)
@@ -308,8 +314,9 @@ def _rule_add(op: Op, view: View) -> Op:
         has = view.has_sources if op["local"] and not op["to"] else view.has_range
         reason = "{}/{} is no address or range of link {}"
         refuse_if(not has(index, net_of(op)), reason, op["address"], op["prefix"], index)
-    refuse_if(view.rules & rule_keys(op), "there is such a rule already")
-    view.rules |= rule_keys(op)
+    keys = rule_keys(op)
+    refuse_if(view.rules & keys, "there is such a rule already")
+    view.rules |= keys
     return {**op, "op": "rule_remove"}
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .shapes import Any, Callable, Found, Iterator, Op, Packed, Parts
 
 NLMSGHDR = Struct("=IHHII")  # struct nlmsghdr: len, type, flags, seq, pid
-RTATTR = Struct("=HH")  # struct rtattr: len, type
+RTATTR, _U32 = Struct("=HH"), Struct("=HHI")  # struct rtattr: len, type; and a whole attribute of 32 bits
 IFINFOMSG = Struct("=BxHiII")  # family, pad, type, index, flags, change
 IFADDRMSG = Struct("=BBBBI")  # family, prefixlen, flags, scope, index
 RTMSG = Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
@@ -100,9 +100,10 @@ def pack(op: Op) -> Packed:
     parts, kind, flags = MESSAGES[op["op"].partition("_")[0]]
     body, attributes = parts(op)
     for number, value in attributes.items():
-        if value is not None:
-            data = value if isinstance(value, bytes) else value.to_bytes(4, "little")
-            body += RTATTR.pack(RTATTR.size + len(data), number) + data + bytes(-len(data) % 4)
+        if isinstance(value, int):
+            body += _U32.pack(8, number, value)
+        elif value is not None:
+            body += RTATTR.pack(4 + len(value), number) + value + bytes(-len(value) % 4)
     return (kind + _DEL, 0, body) if op["op"].endswith("_remove") else (kind, flags, body)
 
 
@@ -205,14 +206,15 @@ class Kernel:
 
     def _answers(self, first: int) -> Iterator[tuple[int, int, bytes]]:
         """To the messages from `first` on: (type, sequence, what follows struct nlmsghdr), and no end of it."""
+        buffer = memoryview(self._buffer)
         while True:
             offset, end = 0, self._socket.recv_into(self._buffer, 0, socket.MSG_TRUNC)
             if end > len(self._buffer):
                 raise OSError(ENOBUFS, "a netlink datagram larger than the buffer")
             while offset < end:
-                length, kind, _, sequence, _ = NLMSGHDR.unpack_from(self._buffer, offset)
+                length, kind, _, sequence, _ = NLMSGHDR.unpack_from(buffer, offset)
                 if first <= sequence <= self._sequence:
-                    yield kind, sequence, bytes(self._buffer[offset + NLMSGHDR.size : offset + length])
+                    yield kind, sequence, bytes(buffer[offset + NLMSGHDR.size : offset + length])
                 offset += (length + 3) & ~3
 
     def _found(self, kind: int, header: bytes, parse: Callable[[bytes], Found]) -> Iterator[Found]:
@@ -250,9 +252,7 @@ class Kernel:
         """The routes of one table, or with None those of all tables that carry our protocol number."""
         if table is None:
             return self._dump(RTM_NEWROUTE, RTMSG.pack(0, 0, 0, 0, 0, PROTOCOL, 0, 0, 0), parse)
-        return self._dump(
-            RTM_NEWROUTE, bytes(RTMSG.size) + RTATTR.pack(8, RTA_TABLE) + table.to_bytes(4, "little"), parse
-        )
+        return self._dump(RTM_NEWROUTE, bytes(RTMSG.size) + _U32.pack(8, RTA_TABLE, table), parse)
 
     def change(self, ops: list[Op], *, stop: bool = True) -> list[int | None]:
         """Hand `ops` to the kernel in order; an errno each, 0 for done, None for not tried or not known.
