@@ -14,50 +14,36 @@ import time
 from _json import encode_basestring_ascii, make_encoder  # `json` imports `re`: 5 ms of start-up, for its decoder
 from errno import ENOSPC
 
-from .protocol import text
+from .protocol import TYPE_CHECKING, text
+from .settings import read
 
 try:
     from _sha256 import sha256  # the C part alone: `hashlib` maps libcrypto, 4 MB of this process
 except ImportError:  # Python 3.12 and later
     from _sha2 import sha256
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .shapes import Any
 
-GENESIS = "0" * 64
-_TAIL = 2 << 20  # bytes: more than the longest line
-_MAX_FILE, _KEPT = 16 << 20, 8  # a rotated-out file's size in bytes, and how many of them are kept
+# Bytes: more than the longest line has, and how large a file is when it is rotated out; and how many of those are kept.
+_TAIL, _MAX_FILE, _KEPT = 2 << 20, 16 << 20, 8
 
 
-def _plain(value: bytes) -> str:
-    return text(value) if len(value) in (4, 16) else value.hex()
-
-
-_encode = make_encoder(None, _plain, encode_basestring_ascii, None, ":", ",", False, False, False)
-
-
-def to_json(value: dict[str, Any]) -> str:
-    """Compact JSON in ASCII of what a line is made of; packed addresses become text."""
-    return "".join(_encode(value, 0))
+# Compact JSON in ASCII, in parts; packed addresses become text.
+_json = make_encoder(None, text, encode_basestring_ascii, None, ":", ",", False, False, False)
 
 
 def _boot_id() -> str:
     """The kernel's random(4) boot_id. ProcSubset=pid hides it, so the unit hands it over: %b of systemd.unit(5)."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return file.read().strip()
-    except FileNotFoundError:
-        digits = os.environ["BOOT_ID"]
-        return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+    digits = read("/proc/sys/kernel/random/boot_id").strip().replace("-", "") or os.environ["BOOT_ID"]
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
 class Audit:
     """The open log and the head of its chain."""
 
     def __init__(self, path: str) -> None:
-        self._path, self.sequence, self.head = path, 0, GENESIS
-        self._boot = _boot_id()
+        self._path, self._boot, self.sequence, self.head = path, _boot_id(), 0, "0" * 64
         self._file = self._open()
         try:
             last = self._last_line(path) or self._last_line(f"{path}.1")
@@ -87,13 +73,8 @@ class Audit:
         """Append one line; OSError when it did not get there whole, and then none of it did."""
         now = time.time_ns()
         stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now // 10**9))}.{now // 1000 % 10**6:06}Z"
-        first = {
-            "seq": self.sequence + 1,
-            "time": stamp,
-            "monotonic_us": time.monotonic_ns() // 1000,
-            "boot": self._boot,
-        }
-        body = to_json({**first, **entry, "prev": self.head})[:-1]
+        when = {"time": stamp, "monotonic_us": time.monotonic_ns() // 1000, "boot": self._boot}
+        body = "".join(_json({"seq": self.sequence + 1, **when, **entry, "prev": self.head}, 0))[:-1]
         digest = sha256(body.encode()).hexdigest()
         line = f'{body},"hash":"{digest}"}}\n'.encode()
         size = os.fstat(self._file).st_size
@@ -108,10 +89,10 @@ class Audit:
         sys.stderr.flush()
 
     def _rotate(self) -> None:
-        for number in range(_KEPT - 1, 0, -1):
-            if os.path.exists(f"{self._path}.{number}"):
-                os.replace(f"{self._path}.{number}", f"{self._path}.{number + 1}")
-        os.replace(self._path, f"{self._path}.1")
+        names = [self._path, *(f"{self._path}.{number}" for number in range(1, _KEPT + 1))]
+        gap = next((at for at, name in enumerate(names) if not os.path.exists(name)), _KEPT)
+        for at in range(gap, 0, -1):  # nothing, if the first is gone: no room for a new one when it was renamed
+            os.replace(names[at - 1], names[at])
         self.reopen()
 
     def reopen(self) -> None:

@@ -5,24 +5,26 @@ beforehand; python-prctl has no filter mode and nothing has Landlock. Sources: l
 linux/landlock.h, linux/audit.h; the system calls' numbers are those of asm/unistd_64.h and asm-generic/unistd.h.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
-import resource
+from resource import RLIMIT_AS, RLIMIT_CORE, RLIMIT_NOFILE, RLIMIT_NPROC, setrlimit
 from struct import Struct
 
-# (x86_64, aarch64) numbers of what the loop needs, and for what.
+# (x86_64, aarch64) numbers of what the loop needs, and for what; -1 where there is none.
 ALLOWED = {
-    "read": (0, 63), "write": (1, 64), "lseek": (8, 62), "openat": (257, 56), "close": (3, 57),  # its files
-    "newfstatat": (262, 79), "fstat": (5, 80), "getdents64": (217, 61), "readlink": (89, -1), "readlinkat": (267, 78),
+    # its files
+    "read": (0, 63), "write": (1, 64), "lseek": (8, 62), "openat": (257, 56), "close": (3, 57), "fstat": (5, 80),
+    "newfstatat": (262, 79), "getdents64": (217, 61), "readlink": (89, -1), "readlinkat": (267, 78),
     "ftruncate": (77, 46), "fchmod": (91, 52), "rename": (82, -1), "renameat": (264, 38), "renameat2": (316, 276),
-    "ioctl": (16, 29), "fcntl": (72, 25),  # O_NONBLOCK, and whether a file is a terminal
-    "poll": (7, -1), "ppoll": (271, 73), "select": (23, -1), "pselect6": (270, 72), "pipe2": (293, 59),  # the loop
-    "accept4": (288, 242), "getsockopt": (55, 209), "getsockname": (51, 204), "recvfrom": (45, 207),
-    "sendto": (44, 206), "connect": (42, 203), "bind": (49, 200), "setsockopt": (54, 208), "recvmsg": (47, 212),
+    # O_NONBLOCK, and whether a file is a terminal
+    "ioctl": (16, 29), "fcntl": (72, 25),
+    # the loop and its sockets
+    "poll": (7, -1), "ppoll": (271, 73), "select": (23, -1), "pselect6": (270, 72), "pipe2": (293, 59),
+    "accept4": (288, 242), "getsockopt": (55, 209), "setsockopt": (54, 208), "getsockname": (51, 204),
+    "connect": (42, 203), "bind": (49, 200), "recvfrom": (45, 207), "recvmsg": (47, 212), "sendto": (44, 206),
     "sendmsg": (46, 211),
-    "brk": (12, 214), "mmap": (9, 222), "munmap": (11, 215), "mremap": (25, 216), "madvise": (28, 233),  # memory
+    # memory, time, signals, the end
+    "brk": (12, 214), "mmap": (9, 222), "munmap": (11, 215), "mremap": (25, 216), "madvise": (28, 233),
     "futex": (202, 98), "clock_gettime": (228, 113), "clock_nanosleep": (230, 115), "getrandom": (318, 278),
     "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "restart_syscall": (219, 128),
     "sigaltstack": (131, 132), "getpid": (39, 172), "gettid": (186, 178), "exit": (60, 93), "exit_group": (231, 94),
@@ -42,9 +44,8 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 def limit() -> None:
     """No ambient capability, and bounds: what a client sends can exhaust netagent at most, never the host."""
     _check(_LIBC.prctl(_PR_CAP_AMBIENT, _CLEAR_ALL, 0, 0, 0), "clearing the ambient capabilities")
-    for what, most in ((resource.RLIMIT_AS, 256 << 20), (resource.RLIMIT_NOFILE, 64), (resource.RLIMIT_CORE, 0)):
-        resource.setrlimit(what, (most, most))
-    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))  # no process beside this one
+    for what, most in {RLIMIT_AS: 256 << 20, RLIMIT_NOFILE: 64, RLIMIT_NPROC: 0, RLIMIT_CORE: 0}.items():
+        setrlimit(what, (most, most))
 
 
 def restrict_files(writable: list[str]) -> bool:
@@ -69,27 +70,25 @@ def program(machine: str) -> bytes:
     """The seccomp filter as struct sock_filter[]: a foreign architecture kills, what is not allowed is EPERM."""
     column, arch = _ARCHES[machine]
     numbers = [both[column] for both in ALLOWED.values() if both[column] >= 0]
-    head = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, arch), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, 0)]  # seccomp_data.arch, .nr
-    head += [(_NOT_BELOW, 0, 1, _X32), (_RETURN, 0, 0, _KILL)]
+    head = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, arch), (_RETURN, 0, 0, _KILL)]  # seccomp_data.arch
+    head += [(_LOAD, 0, 0, 0), (_NOT_BELOW, 0, 1, _X32), (_RETURN, 0, 0, _KILL)]  # .nr
     calls = [(_EQUAL, len(numbers) - at - 1 + 5, 0, number) for at, number in enumerate(numbers)]
-    socket = [(_EQUAL, 0, 3, _SOCKET[column]), (_LOAD, 0, 0, 16)]  # seccomp_data.args[0]: the family
-    socket += [(_EQUAL, 2, 0, 1), (_EQUAL, 1, 0, 16), (_RETURN, 0, 0, _EPERM)]
-    return b"".join(_BPF.pack(*each) for each in [*head, *calls, *socket, (_RETURN, 0, 0, _ALLOW)])
+    socket = [(_EQUAL, 0, 3, _SOCKET[column]), (_LOAD, 0, 0, 16), (_EQUAL, 2, 0, 1), (_EQUAL, 1, 0, 16)]  # .args[0]
+    ends = [(_RETURN, 0, 0, _EPERM), (_RETURN, 0, 0, _ALLOW)]
+    return b"".join(_BPF.pack(*each) for each in [*head, *calls, *socket, *ends])
 
 
 def restrict_calls() -> None:
     """Install the filter for good. SystemExit on an architecture that this file has no numbers for."""
     machine = os.uname().machine
     if machine not in _ARCHES:
-        known = ", ".join(_ARCHES)
-        raise SystemExit(f"cloud-network-netagent: no seccomp filter for {machine}, only for {known}")
-    filters = program(machine)
-    address = ctypes.cast(ctypes.c_char_p(filters), ctypes.c_void_p).value
-    fprog = Struct("@HP").pack(len(filters) // _BPF.size, address)  # struct sock_fprog
+        raise SystemExit(f"cloud-network-netagent: no seccomp filter for {machine}, only for {', '.join(_ARCHES)}")
+    filters = ctypes.create_string_buffer(program(machine))
+    fprog = Struct("@HP").pack(len(filters) // _BPF.size, ctypes.addressof(filters))  # struct sock_fprog
     _check(_LIBC.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, fprog, 0, 0), "seccomp")
 
 
 def _check(result: int, what: str) -> None:
     if result < 0:
-        error = ctypes.get_errno()
-        raise SystemExit(f"cloud-network-netagent: {what}: {os.strerror(error)}; will not start without it")
+        why = os.strerror(ctypes.get_errno())
+        raise SystemExit(f"cloud-network-netagent: {what}: {why}; will not start without it")

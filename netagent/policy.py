@@ -9,11 +9,11 @@ request. docs/policy.md has the same as a table.
 from __future__ import annotations
 
 from _socket import AF_INET, AF_INET6, inet_pton
+from collections import defaultdict
 
-from .protocol import BAND, OPS, PROTOCOL, TABLE_LOCAL, TABLE_MAIN, text
+from .protocol import BAND, OPS, PROTOCOL, TABLE_LOCAL, TABLE_MAIN, TYPE_CHECKING, raise_if, text
 from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_SECONDARY, parse_default
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .rtnetlink import Kernel
     from .settings import Settings
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 class Refusal(Exception):
     """Why an operation may not be done; if an operator could allow it, what to set; and the link that nothing may be
     done to at all, if that is why."""
+
+
+def refuse_if(so: object, reason: str, *of: object, allow: str | None = None) -> None:
+    """A Refusal if it is so. `of` fills the reason's blanks, addresses as text, and only then: checks are many."""
+    if so:
+        shown = [text(each) if isinstance(each, bytes) else each for each in of]
+        raise Refusal(reason.format(*shown), *([allow] if allow else []))
 
 
 def network(packed: bytes, prefix: int) -> Network:
@@ -38,7 +45,17 @@ def contains(outer: Network, inner: Network) -> bool:
 
 def overlap(one: Network, other: Network) -> bool:
     """Whether they have an address in common."""
-    return one[0] == other[0] and not (one[1] ^ other[1]) >> max(one[2], other[2])
+    return one[0] == other[0] and not (one[1] ^ other[1]) >> (one[2] if one[2] > other[2] else other[2])
+
+
+def within(inner: Network, outer: Iterable[Network]) -> bool:
+    """Whether one of `outer` contains `inner`."""
+    return any(contains(each, inner) for each in outer)
+
+
+def net_of(found: Found) -> Network:
+    """The network of an address or route."""
+    return network(found["address"], found["prefix"])
 
 
 def parse_network(value: str) -> Network:
@@ -47,24 +64,25 @@ def parse_network(value: str) -> Network:
     try:
         packed = inet_pton(AF_INET6 if ":" in address else AF_INET, address)
         length = int(prefix or len(packed) * 8)
-        if length not in range(len(packed) * 8 + 1):
-            raise ValueError
+        raise_if(length not in range(len(packed) * 8 + 1), ValueError, "too long")
         return network(packed, length)
     except (OSError, ValueError):
         raise ValueError(f"{value!r} is not an address or prefix") from None
 
 
-ALLOWED = tuple(map(parse_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")))
+def parse_networks(text: str) -> tuple[Network, ...]:
+    """Networks with white space between them; ValueError names the first that is none."""
+    return tuple(map(parse_network, text.split()))
+
+
+ALLOWED = parse_networks("10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 fc00::/7")
 LINK_LOCAL = parse_network("fe80::/10")
 # Never an address of a link, whatever AllowAddresses= says: unspecified, loopback, link-local, multicast, reserved and
 # broadcast; IPv4 in IPv6; and the metadata servers outside link-local: Alibaba's, Azure's wire server, Oracle's, and
 # over IPv6 AWS's and GCP's.
-NEVER = (
-    LINK_LOCAL,
-    *map(parse_network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")),
-    *map(parse_network, ("::/96", "::ffff:0:0/96", "ff00::/8")),
-    *map(parse_network, ("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254")),
-)
+_RESERVED = "0.0.0.0/8 127.0.0.0/8 169.254.0.0/16 224.0.0.0/3 ::/96 ::ffff:0:0/96 ff00::/8"
+_METADATA = "100.100.100.200 168.63.129.16 192.0.0.192 fd00:ec2::254 fd20:ce::254"
+NEVER = (LINK_LOCAL, *parse_networks(_RESERVED), *parse_networks(_METADATA))
 _SHORTEST = {4: 8, 16: 32}  # no network that is claimed is larger: it would draw in other people's
 
 
@@ -75,61 +93,57 @@ class View:
 
     def __init__(self, kernel: Kernel, settings: Settings, resolvers: frozenset[bytes], owned: Owned) -> None:
         self.kernel, self.settings, self._owned = kernel, settings, owned
-        self.links = {found["link"]: found for found in kernel.links()}
+        self.links = {link["link"]: link for link in kernel.links()}
         self.rules = {key for rule in kernel.rules() if rule["protocol"] == PROTOCOL for key in rule_keys(rule)}
         self.addresses: dict[tuple[int, bytes], Found] = {}
         self.holders: dict[bytes, int] = {}  # a link that has the address
-        self.subnets: dict[int, set[Network]] = {}  # on link, by link
-        self.claims: dict[int, set[Network]] = {}  # what a link may claim: DHCP, a router or an operator did
-        self.gateways: dict[bytes, set[int]] = {resolver: set() for resolver in resolvers}
-        self._routes: dict[int, dict[tuple[bytes, int], Found]] = {}
-        for route in kernel.routes(None, parse_default):
-            self.add_gateway(route["gateway"], route["link"])
-        self.rivals: set[Network] = (
-            set()
-        )  # subnets of links that are none of the cloud's: a container bridge's, a VPN's
-        found = kernel.addresses()
-        self._tagged = any(address["protocol"] is not None for address in found)  # the kernel knows IFA_PROTO
-        for address in found:
+        self.subnets: dict[int, set[Network]] = defaultdict(set)  # on link, by link
+        self.gateways: dict[bytes, set[int]] = defaultdict(set, {resolver: set() for resolver in resolvers})
+        self._routes: dict[int, dict[Network, Found]] = {}
+        addresses, main = kernel.addresses(), kernel.routes(TABLE_MAIN)
+        self._tagged = any(address["protocol"] is not None for address in addresses)  # the kernel knows IFA_PROTO
+        for address in addresses:
             self.add_address(address)
-            if not self.owns(address) and address["prefix"] < len(address["address"]) * 8:
-                net = network(address["address"], address["prefix"])
-                self.claims.setdefault(address["link"], set()).add(net)
-                kind = self.links.get(address["link"], {}).get("kind")
-                if kind not in (None, *settings.allow_kinds) and not contains(LINK_LOCAL, net):
-                    self.rivals.add(net)
-        for route in kernel.routes(TABLE_MAIN):
-            self.add_gateway(route["gateway"], route["link"])
-            if route["gateway"] is None and route["protocol"] != PROTOCOL and route["prefix"]:
-                net = network(route["address"], route["prefix"])
-                self.subnets.setdefault(route["link"], set()).add(net)
-                # RTPROT_RA, RTPROT_DHCP; of IPv6 RTPROT_KERNEL too: the kernel itself heard the router (or else it is
-                # of an address with a prefix, and netagent gives none but what is allowed)
-                if route["protocol"] in (9, 16) or (route["protocol"] == 2 and net[0] == 16):
-                    self.claims.setdefault(route["link"], set()).add(net)
+        for route in [*main, *kernel.routes(None, parse_default)]:
+            self.add_gateway(route)
+        foreign = [route for route in main if route["protocol"] != PROTOCOL and route["prefix"]]
+        direct = [(route["link"], net_of(route), route["protocol"]) for route in foreign if route["gateway"] is None]
+        for index, net, _ in direct:
+            self.subnets[index].add(net)
+        theirs = {(each["link"], net_of(each)) for each in addresses if not self.owns(each)}
+        wide = {(index, net) for index, net in theirs if net[2]}
+        # RTPROT_RA, RTPROT_DHCP; of IPv6 RTPROT_KERNEL too: the kernel itself heard the router (or else it is of an
+        # address with a prefix, and netagent gives none but what is allowed)
+        learned = {(index, net) for index, net, by in direct if by in (9, 16) or (by == 2 and net[0] == 16)}
+        self.claims = wide | learned  # what a link may claim: DHCP, a router or an operator did
+        # subnets of links that are none of the cloud's: a container bridge's, a VPN's
+        self.rivals = {net for index, net in wide if self._strange(index) and not contains(LINK_LOCAL, net)}
+
+    def _strange(self, index: int) -> bool:
+        kind = self.links[index]["kind"] if index in self.links else None
+        return kind is not None and kind not in self.settings.allow_kinds
 
     def owns(self, address: Found) -> bool:
         """Whether netagent put the address there: IFA_PROTO says so, or the ledger where the kernel has none."""
-        if self._tagged:
-            return bool(address["protocol"] == PROTOCOL)
-        return (address["link"], address["address"]) in self._owned
+        noted = (address["link"], address["address"]) in self._owned
+        return bool(address["protocol"] == PROTOCOL) if self._tagged else noted
 
     def add_address(self, address: Found) -> None:
         """From here on the link has this address."""
         self.addresses[address["link"], address["address"]] = address
         self.holders[address["address"]] = address["link"]
-        self.subnets.setdefault(address["link"], set()).add(network(address["address"], address["prefix"]))
+        self.subnets[address["link"]].add(net_of(address))
 
-    def add_gateway(self, gateway: bytes | None, link: int) -> None:
-        """From here on a route leaves by this gateway of the link."""
-        if gateway is not None:
-            self.gateways.setdefault(gateway, set()).add(link)
+    def add_gateway(self, route: Found) -> None:
+        """From here on its gateway, if it has one, is one of its link."""
+        if route["gateway"] is not None:
+            self.gateways[route["gateway"]].add(route["link"])
 
-    def routes(self, table: int) -> dict[tuple[bytes, int], Found]:
-        """{(address, prefix): route} of a table, the preferred one where several metrics differ."""
+    def routes(self, table: int) -> dict[Network, Found]:
+        """The routes of a table, the preferred one where several metrics differ."""
         if table not in self._routes:
             found = sorted(self.kernel.routes(table), key=lambda route: -int(route["metric"]))
-            self._routes[table] = {(route["address"], route["prefix"]): route for route in found}
+            self._routes[table] = {net_of(route): route for route in found}
         return self._routes[table]
 
     def refusal(self, index: int) -> Refusal | None:
@@ -141,9 +155,9 @@ class View:
             return Refusal(f"{name} is the loopback link", None, index)
         if name in self.settings.exclude:
             return Refusal(f"{name} is excluded", f"[Network] Exclude= without {name}", index)
-        if kind is not None and kind not in self.settings.allow_kinds:
-            allow = f'[Netagent] AllowKinds="{kind}"'
-            return Refusal(f"{name} is of kind {kind}, no interface of a cloud", allow, index)
+        if self._strange(index):
+            reason = f"{name} is of kind {kind}, no interface of a cloud"
+            return Refusal(reason, f'[Netagent] AllowKinds="{kind}"', index)
         return None
 
     def other_link_has(self, index: int, net: Network) -> bytes | None:
@@ -151,44 +165,46 @@ class View:
         found = _inside(net, self.holders) if net[2] else iter([net[1].to_bytes(net[0])])
         return next((packed for packed in found if self.holders.get(packed, index) != index), None)
 
+    def other_link_is_in(self, index: int, net: Network) -> bytes | None:
+        """An address that another link has inside `net`, or of whose subnet `net` is a part; or None."""
+        others, prefix = self.addresses.items(), net[0] * 8 - net[2]
+        wider = [held for (link, _), held in others if held["prefix"] < prefix and link != index]
+        around = (held["address"] for held in wider if contains(net_of(held), net))
+        return self.other_link_has(index, net) or next(around, None)
+
     def on_link(self, index: int) -> set[Network]:
         """What is on the link: subnets of its addresses, main's routes, and those of its own table."""
-        routes = self.routes(self.settings.table_base + index).items()
-        near = {network(*key) for key, route in routes if route["gateway"] is None and route["link"] == index}
-        return near | self.subnets.get(index, set())
+        near = [route for route in self.routes(self.settings.table_base + index).values() if route["gateway"] is None]
+        return self.subnets[index].union(net_of(route) for route in near if route["link"] == index)
 
     def has_range(self, index: int, net: Network) -> bool:
         """Whether `net` is an address of the link, a part of a subnet of the link, or a range that a local route gives
         it, whoever's it is; and no other link has an address in it."""
         if not net[2] and self.holders.get(net[1].to_bytes(net[0])) == index:
             return True
-        given = (network(*key) for key, route in self.routes(TABLE_LOCAL).items() if route["link"] == index)
-        parts = (part for part in self.subnets.get(index, ()) if net[2] and part[2] > net[2])
-        inside = any(contains(part, net) for part in parts) or any(contains(local, net) for local in given)
-        return inside and self.other_link_has(index, net) is None
+        parts = [subnet for subnet in self.subnets[index] if net[2] and subnet[2] > net[2]]
+        given = [local for local, route in self.routes(TABLE_LOCAL).items() if route["link"] == index]
+        return within(net, parts + given) and self.other_link_has(index, net) is None
 
     def has_sources(self, index: int, net: Network) -> bool:
         """Whether what this host itself sends from `net` is the link's: `net` is on link there, and in it are addresses
         of that link alone, or ranges of local routes (those that are the kernel's, protocol 2, say nothing new)."""
-        ranges = ((*key, route["link"]) for key, route in self.routes(TABLE_LOCAL).items() if route["protocol"] != 2)
-        links = {link for packed, prefix, link in ranges if overlap(network(packed, prefix), net)}
+        given = [(local, route) for local, route in self.routes(TABLE_LOCAL).items() if route["protocol"] != 2]
+        links = {route["link"] for local, route in given if overlap(local, net)}
         links |= {self.holders[each] for each in _inside(net, self.holders)}
-        return links == {index} and any(contains(subnet, net) for subnet in self.on_link(index))
+        return links == {index} and within(net, self.on_link(index))
 
     def check_claim(self, index: int, net: Network, shown: str) -> None:
         """Refusal when a link may not claim an address, or all of a network: it is or could be somebody else's."""
-        if net[0] * 8 - net[2] < _SHORTEST[net[0]]:
-            raise Refusal(f"{shown}: prefixes shorter than /{_SHORTEST[net[0]]} are nobody's")
-        if any(overlap(never, net) for never in NEVER):
-            raise Refusal(f"{shown}: loopback, link-local, multicast, reserved or a metadata server's")
-        explicit = (*self.claims.get(index, ()), *self.settings.allow_addresses[len(ALLOWED) :])
-        if any(contains(own, net) for own in explicit):
-            return
-        allow = f'[Netagent] AllowAddresses="{shown}"'
-        if not any(contains(own, net) for own in ALLOWED):
-            raise Refusal(f"{shown} is neither private nor of a network that link {index} learned", allow)
-        if any(overlap(rival, net) for rival in self.rivals):
-            raise Refusal(f"{shown} is of a subnet of a link that is no interface of the cloud", allow)
+        shortest, reserved = _SHORTEST[net[0]], any(overlap(never, net) for never in NEVER)
+        refuse_if(net[0] * 8 - net[2] < shortest, "{}: prefixes shorter than /{} are nobody's", shown, shortest)
+        refuse_if(reserved, "{}: loopback, link-local, multicast, reserved or a metadata server's", shown)
+        claims = [claim for link, claim in self.claims if link == index]
+        if not within(net, [*claims, *self.settings.allow_addresses[len(ALLOWED) :]]):
+            allow, rival = f'[Netagent] AllowAddresses="{shown}"', any(overlap(rival, net) for rival in self.rivals)
+            stranger = "{} is neither private nor of a network that link {} learned"
+            refuse_if(not within(net, ALLOWED), stranger, shown, index, allow=allow)
+            refuse_if(rival, "{} is of a subnet of a link that is no interface of the cloud", shown, allow=allow)
 
 
 def _inside(net: Network, packed: Iterable[bytes]) -> Iterator[bytes]:
@@ -207,122 +223,105 @@ def rule_keys(rule: Found) -> set[tuple[Any, ...]]:
 
 
 def _link_up(op: Op, view: View) -> Op:
-    if view.links[op["link"]]["up"]:
-        raise Refusal("the link is already up")
+    refuse_if(view.links[op["link"]]["up"], "the link is already up")
     return {"op": "link_down", "link": op["link"]}
 
 
 def _link_mtu(op: Op, view: View) -> Op:
-    if op["mtu"] < 1280:
-        raise Refusal("an MTU below 1280 takes IPv6 off the link (RFC 8200, section 5)")
+    refuse_if(op["mtu"] < 1280, "an MTU below 1280 takes IPv6 off the link (RFC 8200, section 5)")
     return {**op, "mtu": view.links[op["link"]]["mtu"]}
 
 
 def _address_add(op: Op, view: View) -> Op:
-    index, packed, prefix = op["link"], op["address"], op["prefix"]
-    net, shown = network(packed, prefix), f"{text(packed)}/{prefix}"
+    index, packed, net = op["link"], op["address"], net_of(op)
+    shown = f"{text(packed)}/{op['prefix']}"
     view.check_claim(index, net, shown)
-    other = view.other_link_has(index, net) if op["route"] and net[2] else None
-    if other is not None:
-        raise Refusal(f"its connected route {shown} would take over {text(other)} of another link")
-    if packed in view.gateways:
-        raise Refusal(f"{text(packed)} is a gateway's or resolver's address")
-    if packed in view.holders:
-        raise Refusal(f"link {view.holders[packed]} has {text(packed)} already")
-    if len(packed) == 4 and net[2] > 1 and int.from_bytes(packed) - net[1] in (0, (1 << net[2]) - 1):
-        raise Refusal(f"{shown} is the network's or broadcast address of its subnet")
+    other = view.other_link_is_in(index, net) if op["route"] and net[2] else None
+    refuse_if(other, "its connected route {} would take over {} of another link", shown, other)
+    refuse_if(packed in view.gateways, "{} is a gateway's or resolver's address", packed)
+    refuse_if(packed in view.holders, "link {} has {} already", view.holders.get(packed), packed)
+    edge = len(packed) == 4 and net[2] > 1 and int.from_bytes(packed) - net[1] in (0, (1 << net[2]) - 1)
+    refuse_if(edge, "{} is the network's or broadcast address of its subnet", shown)
     view.add_address({**op, "flags": 0, "protocol": PROTOCOL})
-    return {"op": "address_remove", "link": index, "address": packed, "prefix": prefix}
+    return {"op": "address_remove", "link": index, "address": packed, "prefix": op["prefix"]}
 
 
 def _address_remove(op: Op, view: View) -> Op:
-    index, packed = op["link"], op["address"]
-    address = view.addresses.get((index, packed))
-    if address is None or address["prefix"] != op["prefix"]:
-        raise Refusal(f"the link has no {text(packed)}/{op['prefix']}")
-    if not view.owns(address):
-        raise Refusal(f"{text(packed)} is not ours to remove")
-    net = network(packed, op["prefix"])
+    index, packed, net = op["link"], op["address"], net_of(op)
+    address = view.addresses.get((index, packed), {"prefix": None})
+    refuse_if(address["prefix"] != op["prefix"], "the link has no {}/{}", packed, op["prefix"])
+    refuse_if(not view.owns(address), "{} is not ours to remove", packed)
     if net[2] and not address["flags"] & IFA_F_SECONDARY:  # its secondaries may go with it, if promote_secondaries is 0
         for (link, other), found in view.addresses.items():
             secondary = link == index and found["flags"] & IFA_F_SECONDARY
-            if secondary and network(other, found["prefix"]) == net:
-                raise Refusal(f"{text(other)} may go with {text(packed)}")
+            refuse_if(secondary and net_of(found) == net, "{} may go with {}", other, packed)
     del view.addresses[index, packed], view.holders[packed]
     return {**op, "op": "address_add", "route": not address["flags"] & IFA_F_NOPREFIXROUTE}
 
 
 def _route_at(op: Op, view: View) -> Found | None:
     """The route that an operation would replace or remove, in a table where it may."""
-    if op["table"] not in (view.settings.table_base + op["link"], TABLE_LOCAL):
-        raise Refusal(f"table {op['table']} is not the link's own, {view.settings.table_base + op['link']}")
-    found = view.routes(op["table"]).get((op["address"], op["prefix"]))
-    if found is not None and found["protocol"] != PROTOCOL:
-        raise Refusal(f"the route to {text(op['address'])}/{op['prefix']} in table {op['table']} is not ours")
+    own, table, packed = view.settings.table_base + op["link"], op["table"], op["address"]
+    refuse_if(table not in (own, TABLE_LOCAL), "table {} is not the link's own, {}", table, own)
+    refuse_if(net_of(op)[1] != int.from_bytes(packed), "{}/{} has host bits set", packed, op["prefix"])
+    found = view.routes(table).get(net_of(op))
+    foreign = found is not None and found["protocol"] != PROTOCOL
+    refuse_if(foreign, "the route to {}/{} in table {} is not ours", packed, op["prefix"], table)
     return found
 
 
 def _route_replace(op: Op, view: View) -> Op:
-    index, packed, prefix, gateway = op["link"], op["address"], op["prefix"], op["gateway"]
-    existing, net, local = _route_at(op, view), network(packed, prefix), op["table"] == TABLE_LOCAL
-    shown = f"{text(packed)}/{prefix}"
-    if existing and "op" in existing:  # if the first failed, there would be no way back from the second
-        raise Refusal(f"the route to {shown} twice in one request")
-    if net[1] != int.from_bytes(packed):
-        raise Refusal(f"{shown} has host bits set")
-    on_link = view.subnets.setdefault(index, set())
-    if gateway is None and (local or not any(contains(subnet, net) for subnet in on_link)):
+    index, net, gateway, local = op["link"], net_of(op), op["gateway"], op["table"] == TABLE_LOCAL
+    existing, shown = _route_at(op, view), f"{text(op['address'])}/{op['prefix']}"
+    # If the first failed, there would be no way back from the second.
+    refuse_if(existing and "op" in existing, "the route to {} twice in one request", shown)
+    if gateway is None and (local or not within(net, view.subnets[index])):
         view.check_claim(index, net, shown)
-        others = (gateway for gateway in _inside(net, view.gateways) if local or index not in view.gateways[gateway])
-        mine = not local and any(
-            view.holders[each] == index for each in _inside(net, view.holders)
-        )  # in a shared subnet
-        taken = None if mine else view.other_link_has(index, net) or next(others, None)
-        if taken is not None:
-            raise Refusal(f"{shown} covers {text(taken)}, which is a gateway's, a resolver's or another link's")
+        others = (each for each in _inside(net, view.gateways) if local or index not in view.gateways[each])
+        shared = not local and any(view.holders[each] == index for each in _inside(net, view.holders))  # a subnet
+        taken = None if shared else view.other_link_has(index, net) or next(others, None)
+        refuse_if(taken, "{} covers {}, which is a gateway's, a resolver's or another link's", shown, taken)
         if not local:
-            on_link.add(net)
+            view.subnets[index].add(net)
     elif gateway is not None:
         single = network(gateway, len(gateway) * 8)
-        if not contains(LINK_LOCAL, single) and not any(contains(subnet, single) for subnet in view.on_link(index)):
-            raise Refusal(f"gateway {text(gateway)} is not on link {index}")
-        if local or gateway in view.holders:
-            raise Refusal("a local route has no gateway" if local else f"gateway {text(gateway)} is this host's own")
-        view.add_gateway(gateway, index)
-    view.routes(op["table"])[packed, prefix] = {**op, "protocol": PROTOCOL}
+        near = contains(LINK_LOCAL, single) or within(single, view.on_link(index))
+        refuse_if(not near, "gateway {} is not on link {}", gateway, index)
+        refuse_if(local, "a local route has no gateway")
+        refuse_if(gateway in view.holders, "gateway {} is this host's own", gateway)
+        view.add_gateway(op)
+    view.routes(op["table"])[net] = {**op, "protocol": PROTOCOL}
     return {**op, **({key: existing[key] for key in ("link", "gateway")} if existing else {"op": "route_remove"})}
 
 
 def _route_remove(op: Op, view: View) -> Op:
-    existing = _route_at(op, view)
-    if existing is None or existing["link"] != op["link"]:
-        raise Refusal(f"table {op['table']} has no such route to {text(op['address'])}/{op['prefix']}")
-    del view.routes(op["table"])[op["address"], op["prefix"]]
+    existing = _route_at(op, view) or {"link": None}
+    reason = "table {} has no such route to {}/{}"
+    refuse_if(existing["link"] != op["link"], reason, op["table"], op["address"], op["prefix"])
+    del view.routes(op["table"])[net_of(op)]
     return {**op, "op": "route_replace", "gateway": existing["gateway"]}
 
 
 def _rule_add(op: Op, view: View) -> Op:
-    low, packed, index = view.settings.priority, op["address"], op["table"] - view.settings.table_base
-    if not low <= op["priority"] < low + BAND:
-        raise Refusal(f"priority {op['priority']} is not {low}..{low + BAND - 1}")
+    low, priority, index = view.settings.priority, op["priority"], op["table"] - view.settings.table_base
+    refuse_if(not low <= priority < low + BAND, "priority {} is not {}..{}", priority, low, low + BAND - 1)
     if not op["prefix"]:
-        if op["table"] != TABLE_MAIN or not op["suppress"] or op["to"] or op["local"]:
-            raise Refusal("a rule without a source may only look up main with suppress_prefixlength 0")
+        plain = op["table"] == TABLE_MAIN and op["suppress"] and not op["to"] and not op["local"]
+        refuse_if(not plain, "a rule without a source may only look up main with suppress_prefixlength 0")
     else:
         if refusal := view.refusal(index):
             raise refusal
         has = view.has_sources if op["local"] and not op["to"] else view.has_range
-        if not has(index, network(packed, op["prefix"])):
-            raise Refusal(f"{text(packed)}/{op['prefix']} is no address or range of link {index}")
-    if view.rules & rule_keys(op):
-        raise Refusal("there is such a rule already")
-    view.rules |= rule_keys(op)
+        reason = "{}/{} is no address or range of link {}"
+        refuse_if(not has(index, net_of(op)), reason, op["address"], op["prefix"], index)
+    keys = rule_keys(op)
+    refuse_if(view.rules & keys, "there is such a rule already")
+    view.rules |= keys
     return {**op, "op": "rule_remove"}
 
 
 def _rule_remove(op: Op, view: View) -> Op:
-    if not rule_keys(op) <= view.rules:
-        raise Refusal("there is no such rule of ours")
+    refuse_if(not rule_keys(op) <= view.rules, "there is no such rule of ours")
     view.rules -= rule_keys(op)
     return {**op, "op": "rule_add"}
 

@@ -14,7 +14,7 @@ import msgpack
 
 TYPE_CHECKING = False  # `typing` is not imported at run time: it costs more than all of this module
 if TYPE_CHECKING:
-    from .shapes import Any
+    from .shapes import Any, Sequence
     from .shapes import Message as Message
     from .shapes import Op as Op
 
@@ -30,26 +30,21 @@ PROTOCOL = 209  # what routes, rules and addresses of ours carry (RTA_PROTOCOL, 
 TABLE_MAIN, TABLE_LOCAL = 254, 255
 BAND = 30  # the three steps of the rules lie in RulePriority .. RulePriority + BAND - 1
 
-# Type of every field, and the bounds of its value (int) or length (others). nil is only ever a route's gateway.
+# Type of every field, and what its value (int, bool) or length (others) may be. nil is only ever a route's gateway.
 # An address is a route's destination, or what a rule is `from` (or `to`), with prefix 0 for everything. `route`: that
 # the kernel shall make the connected route. `suppress`: suppress_prefixlength 0. `local`: what this host itself sends,
 # not what it forwards (`iif lo`). A route in table 255 is of type local.
-FIELDS: dict[str, tuple[Any, int, int]] = {
-    "address": (bytes, 4, 16),
-    "confirm_within": (int, 0, 600),  # seconds; 0 asks for no confirmation
-    "gateway": (bytes, 4, 16),
-    "id": (str, 1, 64),
-    "link": (int, 1, 2**31 - 1),
-    "local": (bool, 0, 1),
-    "mtu": (int, 576, 65535),
-    "ops": (list, 1, MAX_OPS),
-    "prefix": (int, 0, 128),
-    "priority": (int, 1, 32765),
-    "route": (bool, 0, 1),
-    "suppress": (bool, 0, 1),
-    "table": (int, 1, 2**31 - 1),
-    "to": (bool, 0, 1),
-    "version": (int, 1, 255),
+FIELDS: dict[str, tuple[Any, Sequence[int]]] = {
+    "confirm_within": (int, range(601)),  # seconds; 0 asks for no confirmation
+    "id": (str, range(1, 65)),
+    "mtu": (int, range(576, 65536)),
+    "ops": (list, range(1, MAX_OPS + 1)),
+    "prefix": (int, range(129)),
+    "priority": (int, range(1, 32766)),
+    "version": (int, range(1, 256)),
+    **dict.fromkeys(("link", "table"), (int, range(1, 2**31))),
+    **dict.fromkeys(("address", "gateway"), (bytes, (4, 16))),
+    **dict.fromkeys(("route", "suppress", "to", "local"), (bool, range(2))),
 }
 _ROUTE = ["table", "link", "address", "prefix", "gateway"]
 _RULE = ["priority", "address", "prefix", "to", "table", "suppress", "local"]
@@ -73,6 +68,12 @@ REQUESTS = {
 }
 
 
+def raise_if(so: object, error: type[BaseException], reason: str, *of: object) -> None:
+    """What most checks are made of: if it is so, the error. `of` fills the blanks of the reason, and only then."""
+    if so:
+        raise error(reason.format(*of))
+
+
 class Malformed(ValueError):
     """What arrived is not a message of this protocol; the text says where."""
 
@@ -80,8 +81,7 @@ class Malformed(ValueError):
 def encode(message: Message) -> bytes:
     """A frame; Malformed when it would be larger than a frame may be."""
     body: bytes = msgpack.packb(message)
-    if len(body) > MAX_FRAME:
-        raise Malformed(f"a message of {len(body)} bytes: the limit is {MAX_FRAME}")
+    raise_if(len(body) > MAX_FRAME, Malformed, "a message of {} bytes: the limit is {}", len(body), MAX_FRAME)
     return HEADER.pack(len(body)) + body
 
 
@@ -91,17 +91,15 @@ def decode(body: bytes) -> Message:
 
     def count(value: Any) -> Any:
         left[type(value)] -= 1
-        if left[type(value)] < 0:
-            raise ValueError("more lists or maps than any request has")
+        raise_if(left[type(value)] < 0, ValueError, "more lists or maps than any request has")
         return value
 
     limits = {"max_str_len": 1024, "max_bin_len": 16, "max_array_len": MAX_OPS, "max_map_len": 16, "max_ext_len": 0}
     try:
-        message = msgpack.unpackb(body, strict_map_key=True, list_hook=count, object_hook=count, **limits)
+        message: Message = msgpack.unpackb(body, strict_map_key=True, list_hook=count, object_hook=count, **limits)
     except (ValueError, msgpack.UnpackException) as error:  # UnicodeDecodeError is a ValueError
         raise Malformed(f"not msgpack: {str(error)[:120] or type(error).__name__}") from None
-    if type(message) is not dict:
-        raise Malformed(f"not a map but {type(message).__name__}")
+    raise_if(type(message) is not dict, Malformed, "not a map but {}", type(message).__name__)
     return message
 
 
@@ -111,11 +109,10 @@ def check_request(message: Message) -> None:
     for position, op in enumerate(message.get("ops", ())):
         _check(f"ops[{position}]", op, OPS, "op")
         if "address" in op:
-            length, gateway = len(op["address"]), op.get("gateway")
-            if op["prefix"] > length * 8:
-                raise Malformed(f"ops[{position}].prefix: {op['prefix']} is not 0..{length * 8}")
-            if gateway is not None and len(gateway) != length:
-                raise Malformed(f"ops[{position}].gateway: not of the address's family")
+            prefix, bits, gateway = op["prefix"], len(op["address"]) * 8, op.get("gateway")
+            raise_if(prefix > bits, Malformed, "ops[{}].prefix: {} is not 0..{}", position, prefix, bits)
+            other = gateway is not None and len(gateway) * 8 != bits
+            raise_if(other, Malformed, "ops[{}].gateway: not of the address's family", position)
 
 
 def _check(what: str, value: Any, shapes: dict[str, list[str]], tag: str) -> None:
@@ -126,19 +123,12 @@ def _check(what: str, value: Any, shapes: dict[str, list[str]], tag: str) -> Non
     for key in keys:
         if key not in value:
             raise Malformed(f"{what}.{key}: missing")
-        if not _fits(key, value[key]):
-            wanted, low, high = FIELDS[key]
-            raise Malformed(f"{what}.{key}: {value[key]!r:.40} is not {wanted.__name__} in {low}..{high}")
+        found, (wanted, sizes) = value[key], FIELDS[key]
+        fits = type(found) is wanted and (found if wanted in (int, bool) else len(found)) in sizes
+        if not fits and (key, found) != ("gateway", None):
+            raise Malformed(f"{what}.{key}: {found!r:.40} is not {wanted.__name__} in {sizes[0]}..{sizes[-1]}")
     if len(value) != len(keys) + 1:
         raise Malformed(f"{what}: unknown key {next(key for key in value if key not in keys and key != tag)!r:.40}")
-
-
-def _fits(key: str, value: Any) -> bool:
-    wanted, low, high = FIELDS[key]
-    if type(value) is not wanted:
-        return value is None and key == "gateway"
-    size = value if wanted in (int, bool) else len(value)
-    return bool(low <= size <= high) and (wanted is not bytes or size in (4, 16))
 
 
 def text(packed: bytes) -> str:

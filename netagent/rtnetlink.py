@@ -9,158 +9,153 @@ from __future__ import annotations
 
 import _socket as socket  # the part of `socket` in C: the rest costs 3 ms of start-up and is not used here
 from errno import ENOBUFS, ENOENT
+from itertools import islice
 from struct import Struct
 
-from .protocol import PROTOCOL, TABLE_LOCAL
+from .protocol import PROTOCOL, TABLE_LOCAL, TYPE_CHECKING
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .shapes import Callable, Found, Iterator, Op, Packed
+    from .shapes import Any, Callable, Found, Iterator, Op, Packed, Parts
 
 NLMSGHDR = Struct("=IHHII")  # struct nlmsghdr: len, type, flags, seq, pid
-RTATTR = Struct("=HH")  # struct rtattr: len, type
+RTATTR, _U32 = Struct("=HH"), Struct("=HHI")  # struct rtattr: len, type; and a whole attribute of 32 bits
 IFINFOMSG = Struct("=BxHiII")  # family, pad, type, index, flags, change
 IFADDRMSG = Struct("=BBBBI")  # family, prefixlen, flags, scope, index
 RTMSG = Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 FIB_RULE_HDR = RTMSG  # the same sizes: family, dst_len, src_len, tos, table, res1, res2, action, flags
-_ACK = Struct("=IHHIIi")  # struct nlmsghdr, and the errno that struct nlmsgerr begins with
-_U8, _U32, _IPV4, _IPV6 = Struct("=HHB3x"), Struct("=HHI"), Struct("=HH4s"), Struct("=HH16s")  # whole attributes
 
 NLMSG_ERROR, NLMSG_DONE = 2, 3
-RTM_NEWLINK, RTM_GETLINK = 16, 18
-RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
-RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
-RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
+RTM_NEWLINK, RTM_NEWADDR, RTM_NEWROUTE, RTM_NEWRULE = 16, 20, 24, 32
+_DEL, _GET = 1, 2  # how much more than the RTM_NEW… of its kind an RTM_DEL… or RTM_GET… is, for every kind
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_DUMP = 1, 4, 0x100, 0x200, 0x400, 0x300
 IFF_UP, IFF_LOOPBACK = 1, 8
 IFA_F_SECONDARY, IFA_F_NODAD, IFA_F_NOPREFIXROUTE = 0x01, 0x02, 0x200
 IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_INFO_KIND = 3, 4, 18, 1
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_PROTO = 1, 2, 8, 11
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE = 1, 4, 5, 6, 15
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE, RTA_VIA = 1, 4, 5, 6, 15, 18
 FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_PRIORITY, FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, FRA_PROTOCOL = 1, 2, 3, 6, 14, 15, 21
 RTN_UNICAST, RTN_LOCAL, FR_ACT_TO_TBL = 1, 2, 1
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST = 0, 253, 254
 SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK = 270, 10, 12
 _BATCH = 128  # messages a send: their acknowledgements fit the default receive buffer (net.core.rmem_default)
-FAMILIES = (2, 10)  # AF_INET, AF_INET6
-_ANY = {2: bytes(4), 10: bytes(16)}
+_FAMILY = {4: socket.AF_INET, 16: socket.AF_INET6}  # by the length of an address
+_ANY = {family: bytes(length) for length, family in _FAMILY.items()}
 
 
-def _packed(kind: int, address: bytes) -> bytes:
-    return _IPV4.pack(8, kind, address) if len(address) == 4 else _IPV6.pack(20, kind, address)
+# Of each kind of operation the header and the attributes, in the order in which they are sent.
 
 
-def _family(address: bytes) -> int:
-    return FAMILIES[len(address) == 16]
-
-
-def link(op: Op) -> Packed:
-    """RTM_NEWLINK, struct ifinfomsg: set or clear IFF_UP, or set IFLA_MTU."""
+def link(op: Op) -> Parts:
+    """struct ifinfomsg: set or clear IFF_UP, or set IFLA_MTU."""
     if "mtu" in op:
-        return RTM_NEWLINK, 0, IFINFOMSG.pack(0, 0, op["link"], 0, 0) + _U32.pack(8, IFLA_MTU, op["mtu"])
-    return RTM_NEWLINK, 0, IFINFOMSG.pack(0, 0, op["link"], IFF_UP if op["op"] == "link_up" else 0, IFF_UP)
+        return IFINFOMSG.pack(0, 0, op["link"], 0, 0), {IFLA_MTU: op["mtu"]}
+    return IFINFOMSG.pack(0, 0, op["link"], IFF_UP if op["op"] == "link_up" else 0, IFF_UP), {}
 
 
-def address(op: Op) -> Packed:
-    """RTM_NEWADDR or RTM_DELADDR, struct ifaddrmsg. NODAD: the cloud assigned it, nobody else can have it."""
+def address(op: Op) -> Parts:
+    """struct ifaddrmsg. NODAD: the cloud assigned it, nobody else can have it."""
     packed = op["address"]
-    body = IFADDRMSG.pack(_family(packed), op["prefix"], 0, 0, op["link"])
-    body += _packed(IFA_LOCAL, packed) + _packed(IFA_ADDRESS, packed)
+    header = IFADDRMSG.pack(_FAMILY[len(packed)], op["prefix"], 0, 0, op["link"])
     if op["op"] == "address_remove":
-        return RTM_DELADDR, 0, body
+        return header, {IFA_LOCAL: packed, IFA_ADDRESS: packed}
     flags = (0 if op["route"] else IFA_F_NOPREFIXROUTE) | (IFA_F_NODAD if len(packed) == 16 else 0)
-    body += _U32.pack(8, IFA_FLAGS, flags) + _U8.pack(5, IFA_PROTO, PROTOCOL)
-    return RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, body
+    return header, {IFA_LOCAL: packed, IFA_ADDRESS: packed, IFA_FLAGS: flags, IFA_PROTO: bytes([PROTOCOL])}
 
 
-def route(op: Op) -> Packed:
-    """RTM_NEWROUTE or RTM_DELROUTE, struct rtmsg. The kernel deletes a route only if its protocol is ours."""
-    packed, gateway, table = op["address"], op["gateway"], op["table"]
-    scope = RT_SCOPE_HOST if table == TABLE_LOCAL else RT_SCOPE_LINK if gateway is None else RT_SCOPE_UNIVERSE
-    kind = RTN_LOCAL if table == TABLE_LOCAL else RTN_UNICAST
-    body = RTMSG.pack(_family(packed), op["prefix"], 0, 0, 0, PROTOCOL, scope, kind, 0) + _packed(RTA_DST, packed)
-    body += _U32.pack(8, RTA_OIF, op["link"]) + (b"" if gateway is None else _packed(RTA_GATEWAY, gateway))
-    body += _U32.pack(8, RTA_TABLE, table)
-    remove = op["op"] == "route_remove"
-    return (RTM_DELROUTE, 0, body) if remove else (RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body)
+def route(op: Op) -> Parts:
+    """struct rtmsg. The kernel deletes a route only if its protocol is ours."""
+    packed, gateway, local = op["address"], op["gateway"], op["table"] == TABLE_LOCAL
+    scope = RT_SCOPE_HOST if local else RT_SCOPE_LINK if gateway is None else RT_SCOPE_UNIVERSE
+    kind = RTN_LOCAL if local else RTN_UNICAST
+    header = RTMSG.pack(_FAMILY[len(packed)], op["prefix"], 0, 0, 0, PROTOCOL, scope, kind, 0)
+    return header, {RTA_DST: packed, RTA_OIF: op["link"], RTA_GATEWAY: gateway, RTA_TABLE: op["table"]}
 
 
-def rule(op: Op) -> Packed:
-    """RTM_NEWRULE or RTM_DELRULE, struct fib_rule_hdr. The kernel deletes a rule only if its protocol is ours."""
+def rule(op: Op) -> Parts:
+    """struct fib_rule_hdr. The kernel deletes a rule only if its protocol is ours."""
     packed, prefix, to = op["address"], op["prefix"], op["to"]
-    body = FIB_RULE_HDR.pack(_family(packed), *((prefix, 0) if to else (0, prefix)), 0, 0, 0, 0, FR_ACT_TO_TBL, 0)
-    body += _packed(FRA_DST if to else FRA_SRC, packed) if prefix else b""
-    # A way back that was in the ledger before this version came has no `local`; the last zero is padding.
-    body += RTATTR.pack(7, FRA_IIFNAME) + b"lo\0\0" if op.get("local") else b""
-    body += _U32.pack(8, FRA_PRIORITY, op["priority"])
-    body += _U32.pack(8, FRA_SUPPRESS_PREFIXLEN, 0) if op["suppress"] else b""
-    body += _U32.pack(8, FRA_TABLE, op["table"]) + _U8.pack(5, FRA_PROTOCOL, PROTOCOL)
-    return (RTM_DELRULE, 0, body) if op["op"] == "rule_remove" else (RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, body)
+    lengths = (prefix, 0) if to else (0, prefix)
+    return FIB_RULE_HDR.pack(_FAMILY[len(packed)], *lengths, 0, 0, 0, 0, FR_ACT_TO_TBL, 0), {
+        FRA_DST if to else FRA_SRC: packed if prefix else None,
+        FRA_IIFNAME: b"lo\0" if op.get("local") else None,  # a way back that a version before this wrote has no `local`
+        FRA_PRIORITY: op["priority"],
+        FRA_SUPPRESS_PREFIXLEN: 0 if op["suppress"] else None,
+        FRA_TABLE: op["table"],
+        FRA_PROTOCOL: bytes([PROTOCOL]),
+    }
 
 
-# link: link_up, link_mtu, and link_down, which no request can ask for: only taking link_up back does.
-MESSAGES: dict[str, Callable[[Op], Packed]] = {"link": link, "address": address, "route": route, "rule": rule}
+# The type and flags with which each is added. `link`: link_up, link_mtu, and link_down, which no request can ask for:
+# only taking link_up back does.
+MESSAGES: dict[str, tuple[Callable[[Op], Parts], int, int]] = {
+    "link": (link, RTM_NEWLINK, 0),
+    "address": (address, RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL),
+    "route": (route, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE),
+    "rule": (rule, RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL),
+}
 
 
-def _attributes(message: bytes, offset: int) -> dict[int, bytes]:
-    found = {}
-    while offset + 4 <= len(message):
+def pack(op: Op) -> Packed:
+    """The message that does an operation; what is None has no attribute, and numbers are of 32 bits."""
+    parts, kind, flags = MESSAGES[op["op"].partition("_")[0]]
+    body, attributes = parts(op)
+    for number, value in attributes.items():
+        if isinstance(value, int):
+            body += _U32.pack(8, number, value)
+        elif value is not None:
+            body += RTATTR.pack(4 + len(value), number) + value + bytes(-len(value) % 4)
+    return (kind + _DEL, 0, body) if op["op"].endswith("_remove") else (kind, flags, body)
+
+
+def _unpack(header: Struct, message: bytes) -> tuple[Any, dict[int, bytes]]:
+    """The fields of the header, and {type: value} of the attributes behind it."""
+    found, offset = {}, header.size
+    while offset + RTATTR.size <= len(message):
         length, kind = RTATTR.unpack_from(message, offset)
-        if length < 4:
+        if length < RTATTR.size:
             break
-        found[kind & 0x3FFF] = message[offset + 4 : offset + length]
+        found[kind & 0x3FFF] = message[offset + RTATTR.size : offset + length]
         offset += (length + 3) & ~3
-    return found
+    return header.unpack_from(message), found
 
 
-def _number(packed: bytes | None, default: int = 0) -> int:
-    return default if packed is None else int.from_bytes(packed, "little")
+def _number(found: dict[int, bytes], kind: int, default: int = 0) -> int:
+    return int.from_bytes(found[kind], "little") if kind in found else default
 
 
-def _name(packed: bytes | None) -> str | None:
-    return packed and packed.rstrip(b"\0").decode(errors="replace")  # type: ignore[return-value]  # None or a name
+def _errno(body: bytes) -> int:
+    return -int.from_bytes(body[:4], "little", signed=True)  # struct nlmsgerr, and what NLMSG_DONE says
+
+
+def _name(packed: bytes) -> str:
+    return packed.rstrip(b"\0").decode(errors="replace")
 
 
 def parse_link(message: bytes) -> Found:
-    """{link, up, loopback, name, mtu, kind}; kind is None for what has no rtnetlink kind, as a cloud's own has none."""
-    _, _, index, flags, _ = IFINFOMSG.unpack_from(message)
-    found = _attributes(message, IFINFOMSG.size)
-    return {
-        "link": index,
-        "up": bool(flags & IFF_UP),
-        "loopback": bool(flags & IFF_LOOPBACK),
-        "name": _name(found[IFLA_IFNAME]),
-        "mtu": _number(found.get(IFLA_MTU)),
-        "kind": _name(_attributes(found.get(IFLA_LINKINFO, b""), 0).get(IFLA_INFO_KIND)),
-    }
+    """{link, name, mtu, kind, up, loopback}; kind is None for what has no rtnetlink kind, as a cloud's own has none."""
+    (_, _, index, flags, _), found = _unpack(IFINFOMSG, message)
+    kind = _unpack(Struct(""), found.get(IFLA_LINKINFO, b""))[1].get(IFLA_INFO_KIND)
+    named = {"link": index, "name": _name(found[IFLA_IFNAME]), "kind": None if kind is None else _name(kind)}
+    state = {"up": bool(flags & IFF_UP), "loopback": bool(flags & IFF_LOOPBACK), "mtu": _number(found, IFLA_MTU)}
+    return named | state
 
 
 def parse_address(message: bytes) -> Found:
     """{link, address, prefix, flags, protocol}; protocol is None where no IFA_PROTO was set or known."""
-    _, prefix, flags, _, index = IFADDRMSG.unpack_from(message)
-    found = _attributes(message, IFADDRMSG.size)
-    return {
-        "link": index,
-        "address": found.get(IFA_LOCAL) or found[IFA_ADDRESS],
-        "prefix": prefix,
-        "flags": _number(found.get(IFA_FLAGS), flags),
-        "protocol": found.get(IFA_PROTO, (None,))[0],
-    }
+    (_, prefix, flags, _, index), found = _unpack(IFADDRMSG, message)
+    packed, protocol = found.get(IFA_LOCAL) or found[IFA_ADDRESS], found.get(IFA_PROTO, (None,))[0]
+    flags = _number(found, IFA_FLAGS, flags)
+    return {"link": index, "address": packed, "prefix": prefix, "flags": flags, "protocol": protocol}
 
 
 def parse_route(message: bytes) -> Found:
-    """{table, link, address, prefix, gateway, protocol, metric}; link is 0 for what has no single one."""
-    family, prefix, _, _, table, protocol, _, _, _ = RTMSG.unpack_from(message)
-    found = _attributes(message, RTMSG.size)
-    return {
-        "table": _number(found.get(RTA_TABLE), table),
-        "link": _number(found.get(RTA_OIF)),
-        "address": found.get(RTA_DST, _ANY[family]),
-        "prefix": prefix,
-        "gateway": found.get(RTA_GATEWAY),
-        "protocol": protocol,
-        "metric": _number(found.get(RTA_PRIORITY)),
-    }
+    """{address, prefix, table, link, gateway, protocol, metric}; link is 0 for what has no single one, or a gateway of
+    the other family (RTA_VIA)."""
+    (family, prefix, _, _, table, protocol, _, _, _), found = _unpack(RTMSG, message)
+    link, gateway = 0 if RTA_VIA in found else _number(found, RTA_OIF), found.get(RTA_GATEWAY)
+    where = {"table": _number(found, RTA_TABLE, table), "link": link, "gateway": gateway}
+    more = {"protocol": protocol, "metric": _number(found, RTA_PRIORITY)}
+    return {"address": found.get(RTA_DST, _ANY[family]), "prefix": prefix, **where, **more}
 
 
 def parse_default(message: bytes) -> Found:
@@ -170,18 +165,11 @@ def parse_default(message: bytes) -> Found:
 
 def parse_rule(message: bytes) -> Found:
     """The keys of rule_add, and protocol."""
-    family, to, source, _, table, _, _, _, _ = FIB_RULE_HDR.unpack_from(message)
-    found = _attributes(message, FIB_RULE_HDR.size)
-    return {
-        "priority": _number(found.get(FRA_PRIORITY)),
-        "address": found.get(FRA_SRC) or found.get(FRA_DST) or _ANY.get(family, b""),
-        "prefix": source or to,
-        "to": to > 0,
-        "table": _number(found.get(FRA_TABLE), table),
-        "suppress": found.get(FRA_SUPPRESS_PREFIXLEN) == bytes(4),
-        "local": found.get(FRA_IIFNAME) == b"lo\0",
-        "protocol": _number(found.get(FRA_PROTOCOL)),
-    }
+    (family, to, source, _, table, _, _, _, _), found = _unpack(FIB_RULE_HDR, message)
+    packed = found.get(FRA_SRC) or found.get(FRA_DST) or _ANY.get(family, b"")
+    where = {"priority": _number(found, FRA_PRIORITY), "table": _number(found, FRA_TABLE, table), "to": to > 0}
+    flags = {"suppress": found.get(FRA_SUPPRESS_PREFIXLEN) == bytes(4), "local": found.get(FRA_IIFNAME) == b"lo\0"}
+    return {"address": packed, "prefix": source or to, **where, **flags, "protocol": _number(found, FRA_PROTOCOL)}
 
 
 class Kernel:
@@ -192,8 +180,7 @@ class Kernel:
     """
 
     def __init__(self, passed: int | None = None) -> None:
-        self._sequence = 0
-        self._buffer = bytearray(1 << 16)
+        self._sequence, self._buffer = 0, bytearray(1 << 16)
         own = (socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
         self._socket = socket.socket(*own) if passed is None else socket.socket(fileno=passed)
         # rtnetlink has answered when send() returns: what is not there to be read then was lost and never comes
@@ -206,62 +193,66 @@ class Kernel:
         """Read to its end what was asked before: by this process, or by another one that was killed over it."""
         while True:
             try:
-                self._receive()
+                self._socket.recv_into(self._buffer)
             except BlockingIOError:
                 return
             except OSError as error:
                 if error.errno != ENOBUFS:
                     raise
 
-    def _receive(self) -> int:
-        length = self._socket.recv_into(self._buffer, 0, socket.MSG_TRUNC)
-        if length > len(self._buffer):
-            raise OSError(ENOBUFS, "a netlink datagram larger than the buffer")
-        return length
+    def _message(self, kind: int, flags: int, body: bytes) -> bytes:
+        self._sequence += 1
+        return NLMSGHDR.pack(NLMSGHDR.size + len(body), kind, NLM_F_REQUEST | flags, self._sequence, 0) + body
 
-    def _dump(self, request: int, header: bytes, parse: Callable[[bytes], Found]) -> list[Found]:
+    def _answers(self, first: int) -> Iterator[tuple[int, int, bytes]]:
+        """To the messages from `first` on: (type, sequence, what follows struct nlmsghdr), and no end of it."""
+        buffer = memoryview(self._buffer)
+        while True:
+            offset, end = 0, self._socket.recv_into(self._buffer, 0, socket.MSG_TRUNC)
+            if end > len(self._buffer):
+                raise OSError(ENOBUFS, "a netlink datagram larger than the buffer")
+            while offset < end:
+                length, kind, _, sequence, _ = NLMSGHDR.unpack_from(buffer, offset)
+                if first <= sequence <= self._sequence:
+                    yield kind, sequence, bytes(buffer[offset + NLMSGHDR.size : offset + length])
+                offset += (length + 3) & ~3
+
+    def _found(self, kind: int, header: bytes, parse: Callable[[bytes], Found]) -> Iterator[Found]:
+        self._socket.send(self._message(kind + _GET, NLM_F_DUMP, header))
+        for answer, _, body in self._answers(self._sequence):
+            if answer == kind:
+                yield parse(body)
+            elif answer in (NLMSG_ERROR, NLMSG_DONE):
+                if _errno(body) not in (0, ENOENT):  # ENOENT: the table has never been used
+                    raise OSError(_errno(body), f"rtnetlink dump {kind + _GET}")
+                return
+
+    def _dump(self, kind: int, header: bytes, parse: Callable[[bytes], Found]) -> list[Found]:
+        families = (socket.AF_UNSPEC,) if kind == RTM_NEWLINK else _ANY
+        requests = [bytes([family]) + header[1:] for family in families]
         try:
-            return list(self._answers(request, header, parse))
+            return [found for each in requests for found in self._found(kind, each, parse)]
         except OSError:  # an answer was lost, perhaps one before this: once more with nothing left over
             self._drain()
-            return list(self._answers(request, header, parse))
-
-    def _answers(self, request: int, header: bytes, parse: Callable[[bytes], Found]) -> Iterator[Found]:
-        self._sequence += 1
-        size = NLMSGHDR.size + len(header)
-        self._socket.send(NLMSGHDR.pack(size, request, NLM_F_REQUEST | NLM_F_DUMP, self._sequence, 0) + header)
-        while True:
-            end, offset = self._receive(), 0
-            while offset < end:
-                length, answer, _, sequence, _ = NLMSGHDR.unpack_from(self._buffer, offset)
-                if sequence == self._sequence and answer in (NLMSG_ERROR, NLMSG_DONE):
-                    error = -int.from_bytes(self._buffer[offset + 16 : offset + 20], "little", signed=True)
-                    if error not in (0, ENOENT):  # ENOENT: the table has never been used
-                        raise OSError(error, f"rtnetlink dump {request}")
-                    return
-                if sequence == self._sequence and answer == request - 2:  # RTM_GETx answers RTM_NEWx
-                    yield parse(bytes(self._buffer[offset + NLMSGHDR.size : offset + length]))
-                offset += (length + 3) & ~3
+            return [found for each in requests for found in self._found(kind, each, parse)]
 
     def links(self) -> list[Found]:
         """Every link of the namespace."""
-        return self._dump(RTM_GETLINK, IFINFOMSG.pack(0, 0, 0, 0, 0), parse_link)
+        return self._dump(RTM_NEWLINK, bytes(IFINFOMSG.size), parse_link)
 
     def addresses(self) -> list[Found]:
         """Every IPv4 and IPv6 address."""
-        header = IFADDRMSG.pack(0, 0, 0, 0, 0)[1:]
-        return [each for one in FAMILIES for each in self._dump(RTM_GETADDR, bytes([one]) + header, parse_address)]
+        return self._dump(RTM_NEWADDR, bytes(IFADDRMSG.size), parse_address)
 
     def rules(self) -> list[Found]:
         """Every IPv4 and IPv6 rule."""
-        header = FIB_RULE_HDR.pack(0, *bytes(8))[1:]
-        return [each for one in FAMILIES for each in self._dump(RTM_GETRULE, bytes([one]) + header, parse_rule)]
+        return self._dump(RTM_NEWRULE, bytes(FIB_RULE_HDR.size), parse_rule)
 
     def routes(self, table: int | None, parse: Callable[[bytes], Found] = parse_route) -> list[Found]:
         """The routes of one table, or with None those of all tables that carry our protocol number."""
-        protocol, attribute = (PROTOCOL, b"") if table is None else (0, _U32.pack(8, RTA_TABLE, table))
-        header = RTMSG.pack(0, 0, 0, 0, 0, protocol, 0, 0, 0)[1:] + attribute
-        return [each for one in FAMILIES for each in self._dump(RTM_GETROUTE, bytes([one]) + header, parse)]
+        if table is None:
+            return self._dump(RTM_NEWROUTE, RTMSG.pack(0, 0, 0, 0, 0, PROTOCOL, 0, 0, 0), parse)
+        return self._dump(RTM_NEWROUTE, bytes(RTMSG.size) + _U32.pack(8, RTA_TABLE, table), parse)
 
     def change(self, ops: list[Op], *, stop: bool = True) -> list[int | None]:
         """Hand `ops` to the kernel in order; an errno each, 0 for done, None for not tried or not known.
@@ -271,23 +262,13 @@ class Kernel:
         """
         results: list[int | None] = [None] * len(ops)
         for start in range(0, len(ops), _BATCH):
-            first, batch = self._sequence + 1, b""
-            for self._sequence, op in enumerate(ops[start : start + _BATCH], first):
-                kind, flags, body = MESSAGES[op["op"].partition("_")[0]](op)
-                header = NLMSGHDR.pack(16 + len(body), kind, NLM_F_REQUEST | NLM_F_ACK | flags, self._sequence, 0)
-                batch += header + body
+            batch, first = [pack(op) for op in ops[start : start + _BATCH]], self._sequence + 1
             try:
-                self._socket.send(batch)
-                waiting = self._sequence - first + 1
-                while waiting:
-                    self._receive()
-                    _, answer, _, sequence, _, error = _ACK.unpack_from(self._buffer)
-                    if answer == NLMSG_ERROR and first <= sequence <= self._sequence:
-                        results[start + sequence - first] = -error
-                        waiting -= 1
-            except OSError:
-                if stop:
-                    break
-            if stop and any(results[start : start + _BATCH]):
+                self._socket.send(b"".join(self._message(kind, NLM_F_ACK | flags, body) for kind, flags, body in batch))
+                for _, sequence, body in islice(self._answers(first), len(batch)):
+                    results[start + sequence - first] = _errno(body)
+            except OSError:  # what was not answered stays None
+                pass
+            if stop and any(errno != 0 for errno in results[start : start + _BATCH]):
                 break
         return results

@@ -4,14 +4,13 @@ Started as root (no systemd), it makes its own directories and becomes its user 
 systemd it is that already. Either way it goes on only when the kernel says that CAP_NET_ADMIN is all that is left.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 
 import prctl
 
 from . import confine
+from .protocol import raise_if
 
 USER = "cloud-network-netagent"
 _NET_ADMIN = 1 << 12  # CAP_NET_ADMIN of linux/capability.h
@@ -30,8 +29,9 @@ def user_id(name: str) -> tuple[int, int]:
 
 
 def own_directory(path: str, uid: int, gid: int) -> None:
-    """A directory that only netagent writes: made and given to it while we are root."""
-    os.makedirs(path, mode=0o755, exist_ok=True)
+    """A directory that only netagent writes, and everybody reads: made and given to it while we are root."""
+    os.umask(0o022)  # whatever root's is
+    os.makedirs(path, exist_ok=True)
     if os.geteuid() == 0:
         os.chown(path, uid, gid)
 
@@ -65,22 +65,14 @@ def _verify(uid: str, gid: str) -> None:
     """SystemExit unless the kernel says that all is given up; it names what is too much and how to start without."""
     with open("/proc/thread-self/status") as file:
         status = dict(line.rstrip("\n").split(":\t", 1) for line in file)
-    how = f"Start it as root; or as {USER} with AmbientCapabilities= and CapabilityBoundingSet=CAP_NET_ADMIN"
-    for key, wanted in {
-        "CapPrm": _NET_ADMIN,
-        "CapEff": _NET_ADMIN,
-        "CapBnd": _NET_ADMIN,
-        "CapAmb": 0,
-        # systemd makes ambient what is inheritable, and leaves no capset to take it back. Without an ambient set, and
-        # with no_new_privs, it is worth nothing to a program that is executed (capabilities(7)).
-        "CapInh": int(status["CapInh"], 16) & _NET_ADMIN,
-    }.items():
-        if int(status[key], 16) != wanted:
-            raise SystemExit(
-                f"{USER}: {key} is {status[key]}, not {wanted:x} (CAP_NET_ADMIN is {_NET_ADMIN:x}). {how}."
-            )
-    if {*status["Uid"].split(), *status["Gid"].split(), *status["Groups"].split()} - {uid, gid}:
-        raise SystemExit(
-            f"{USER}: has Uid {status['Uid']!r}, Gid {status['Gid']!r}, Groups {status['Groups']!r}; "
-            f"wanted only uid {uid} and gid {gid}. {how}."
-        )
+    how = f"Start it as root; or as {USER} with AmbientCapabilities= and CapabilityBoundingSet=CAP_NET_ADMIN."
+    is_not = f"{USER}: {{}} is {{}}, not {{:x}} (CAP_NET_ADMIN is {_NET_ADMIN:x}). {how}"
+    wanted = {"CapPrm": _NET_ADMIN, "CapEff": _NET_ADMIN, "CapBnd": _NET_ADMIN, "CapAmb": 0}
+    # systemd makes ambient what is inheritable, and leaves no capset to take it back. Without an ambient set, and with
+    # no_new_privs, it is worth nothing to a program that is executed (capabilities(7)).
+    wanted["CapInh"] = int(status["CapInh"], 16) & _NET_ADMIN
+    for key, only in wanted.items():
+        raise_if(int(status[key], 16) != only, SystemExit, is_not, key, status[key], only)
+    has = ", ".join(f"{key} {status[key]!r}" for key in ("Uid", "Gid", "Groups"))
+    more = {*status["Uid"].split(), *status["Gid"].split(), *status["Groups"].split()} - {uid, gid}
+    raise_if(more, SystemExit, "{}: has {}; wanted only uid {} and gid {}. {}", USER, has, uid, gid, how)

@@ -14,23 +14,23 @@ import select
 import sys
 import time
 
-from . import policy, sandbox, transaction
+from . import policy, protocol, sandbox, transaction
 from . import settings as operator
 from .audit import Audit
 from .ledger import Ledger
-from .protocol import HEADER, MAX_FRAME, ROOT, SOCKET, UCRED, VERSION, Malformed, check_request, decode, encode
+from .protocol import HEADER, MAX_FRAME, SOCKET, TYPE_CHECKING, UCRED, VERSION, Malformed, raise_if
 from .rtnetlink import Kernel
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .shapes import Any, Message
+    from .shapes import Any, Iterator, Message
 
 FETCHER = "cloud-network"
 AUDIT = "/var/log/cloud-network/audit.log"
-_FRAME_SECONDS = 5.0  # a frame that has begun must be whole by then, and who falls silent so long is let go
+# A frame that has begun must be whole by then, and who falls silent so long, or does not read its answer, is let go.
+_FRAME_SECONDS, _ANSWER_SECONDS = 5.0, 1.0
 _IDLE_SECONDS = 60.0  # netagent leaves after so long without a client, if systemd started it and will start it again
-_ANSWER_SECONDS = 1.0  # who does not read its answer is let go
 _OPS_A_TOKEN = 64  # a request costs one token, and one more for so many operations
+_CREDENTIALS = socket.CMSG_LEN(UCRED.size)  # room for SCM_CREDENTIALS, and for no file that somebody hands over
 
 
 class Bucket:
@@ -47,31 +47,22 @@ class Bucket:
         return left >= tokens
 
 
-def _peer(sock: socket.socket) -> Message:
-    """Who is at the other end, as the kernel says, and systemd's unit where /proc shows it."""
-    pid, uid, gid = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
-    unit = _proc(f"{pid}/cgroup").strip().rpartition("/")[2][:80] or None
-    return {"pid": pid, "uid": uid, "gid": gid, "unit": unit}
-
-
 class Server:
     """The state of the one loop."""
 
-    def __init__(self, runtime: str, log: str, rtnetlink: int | None = None) -> None:
-        self._settings = operator.load()
-        self._kernel, self._audit = Kernel(rtnetlink), Audit(log)
-        self._ledger = Ledger(os.path.join(runtime, "ledger"))
+    def __init__(self, ledger: str, log: str, rtnetlink: int | None) -> None:
+        self._settings, self._kernel = operator.load(), Kernel(rtnetlink)
+        self._audit, self._ledger = Audit(log), Ledger(ledger)
         self._transaction = transaction.Transaction(self._kernel, self._ledger)
-        self._peer: Message | None = None
+        self._peer: Message | None = None  # who is connected
         self._deadline = 0.0  # when the open transaction is taken back unless it has been confirmed
-        self._requests, self._complaints = Bucket(20, 400), Bucket(1, 100)
-        self._unlogged = 0  # refusals for which the log had no patience left
-        self._stop = False
+        self._requests_left, self._complaints_left = Bucket(20, 400), Bucket(1, 100)
+        self._unlogged, self._stop = 0, False  # refusals for which the log had no patience left; whether to end
         self._signals, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(write)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)  # the number arrives in the pipe
-        if self._ledger.request is not None:
+        if self._ledger.request:
             self._roll_back("netagent ended before the change was confirmed")
 
     def _handle(self, message: Message) -> Message:
@@ -82,7 +73,7 @@ class Server:
             answer: Message = getattr(self, f"_on_{message['request']}")(message)
             return answer
         except OSError as error:  # the audit log or the ledger cannot be written, or the kernel not be read
-            if self._ledger.request is not None:
+            if self._ledger.request:
                 self._roll_back(str(error))
             allow = {"allow": '[Netagent] AuditFailure="continue"'} if "audit" in str(error) else {}
             return self._refuse(message, str(error), **allow)
@@ -98,22 +89,20 @@ class Server:
         return policy.View(self._kernel, self._settings, operator.resolvers(), self._ledger.owned)
 
     def _on_apply(self, message: Message) -> Message:
-        if self._ledger.request is not None:
+        if self._ledger.request:
             return self._refuse(message, f"the transaction {self._ledger.request} is still open")
         ops, within, began, view = message["ops"], message["confirm_within"], time.monotonic(), self._view()
         try:
             undo = policy.check(ops, view)
         except policy.Refusal as refusal:
-            reason, *more = refusal.args
-            named = dict(zip(["allow", "link"], more, strict=False))
-            return self._refuse(message, reason, position=view.position, **named)
-        errnos, stayed = self._transaction.apply(message["id"], ops, undo)
+            why = dict(zip(("reason", "allow", "link"), refusal.args, strict=False))
+            return self._refuse(message, position=view.position, **why)
+        errnos, failed, stayed = self._transaction.apply(message["id"], ops, undo)
         answer: Message = {"verdict": "applied", "done": len(ops)}
-        failed = next((at for at, errno in enumerate(errnos) if errno != 0), None)
         if failed is not None:
-            reason = os.strerror(errnos[failed] or 0) if errnos[failed] else "the kernel could not be asked"
-            answer = {"verdict": "rolled back", "done": 0, "reason": reason, "not_undone": stayed}
-            answer |= {"position": failed, "errno": errnos[failed]}
+            errno = errnos[failed]
+            answer = {"verdict": "rolled back", "done": 0, "position": failed, "errno": errno, "not_undone": stayed}
+            answer["reason"] = os.strerror(errno) if errno else "the kernel could not be asked"
         done = [{**op, "errno": errno} for op, errno in zip(ops, errnos, strict=True)]
         self._log({**message, **answer, "duration_us": int((time.monotonic() - began) * 1e6), "ops": done})
         if failed is None and not within:
@@ -122,10 +111,9 @@ class Server:
         return answer
 
     def _on_flush(self, message: Message) -> Message:
-        if self._ledger.request is not None:
+        if self._ledger.request:
             self._roll_back("a flush was asked for")
-        owned = transaction.owned_ops(self._kernel, self._view())
-        return self._on_apply({**message, "ops": owned, "confirm_within": 0})
+        return self._on_apply({**message, "ops": transaction.owned_ops(self._view()), "confirm_within": 0})
 
     def _on_confirm(self, message: Message) -> Message:
         self._log({**message, "verdict": "confirmed"})
@@ -143,7 +131,7 @@ class Server:
     def _refuse(self, message: Message, reason: str, **more: Any) -> Message:
         """Refuse, and write it down; a flood of refusals is counted in the next line that is written."""
         answer = {"verdict": "refused", "reason": reason, **more}
-        if self._complaints.take():
+        if self._complaints_left.take():
             self._log({**message, **answer}, must=False)
         else:
             self._unlogged += 1
@@ -167,64 +155,67 @@ class Server:
         """Serve until SIGTERM or SIGINT, or until nobody comes for `idle` seconds."""
         while self._wait(listener, time.monotonic() + idle):
             sock = socket.socket(fileno=listener._accept()[0])  # type: ignore[attr-defined]  # socket.accept()'s core
-            sock.settimeout(_ANSWER_SECONDS)
-            self._peer = _peer(sock)
-            self._serve(sock, self._peer["uid"], fetcher_uid)
-            if self._ledger.request is not None:
+            try:
+                sock.settimeout(_ANSWER_SECONDS)
+                self._serve(sock, fetcher_uid)
+            except OSError:
+                pass  # it hung up, or does not take its answer
+            if self._ledger.request:
                 self._roll_back("netagent was told to stop" if self._stop else "the client went away unconfirmed")
             sock.close()
             self._peer = None
+
+    def _serve(self, sock: socket.socket, fetcher_uid: int) -> None:
+        pid, uid, gid = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
+        unit = operator.read(f"/proc/{pid}/cgroup").strip().rpartition("/")[2][:80]  # systemd's
+        self._peer = {"pid": pid, "uid": uid, "gid": gid, "unit": unit or None}
+        if uid != fetcher_uid and not (uid == 0 and self._is_root(sock)):
+            where = "" if uid else " from a container or another user namespace"
+            self._refuse({"request": "connect"}, f"uid {uid} may not connect{where}")
+            return
+        try:
+            for message in self._requests(sock):
+                sock.sendall(protocol.encode(self._handle(message)))
+        except Malformed as error:
+            sock.sendall(protocol.encode(self._refuse({"request": None}, str(error))))
 
     def _is_root(self, sock: socket.socket) -> bool:
         """Whether uid 0 is root of this host and not a container's: its first byte must come with protocol.ROOT, and
         the kernel lets nobody without CAP_SYS_ADMIN over our process numbers claim to be process 1 (net/core/scm.c)."""
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        found = sock.recvmsg(1, 64)[1] if self._wait(sock, time.monotonic() + _FRAME_SECONDS) else []
-        return [data for _, _, data in found] == [ROOT]
+        found = sock.recvmsg(1, _CREDENTIALS)[1] if self._wait(sock, time.monotonic() + _FRAME_SECONDS) else []
+        return [data for _, _, data in found] == [protocol.ROOT]
 
-    def _serve(self, sock: socket.socket, uid: int, fetcher_uid: int) -> None:
-        try:
-            going = uid == fetcher_uid or (uid == 0 and self._is_root(sock))
-            if not going:
-                where = "" if uid else " from a container or another user namespace"
-                self._refuse({"request": "connect"}, f"uid {uid} may not connect{where}")
-            while going and (message := self._next(sock)):
-                going = "malformed" not in message
-                answer = self._handle(message) if going else self._refuse({"request": None}, message["malformed"])
-                sock.sendall(encode(answer))
-        except OSError:
-            pass  # it hung up, or does not take its answer
+    def _requests(self, sock: socket.socket) -> Iterator[Message]:
+        """What the client asks for, until it hangs up or falls silent, or we are to stop."""
+        while True:
+            end = self._deadline if self._ledger.request else time.monotonic() + _FRAME_SECONDS
+            heard = self._wait(sock, end)
+            if self._ledger.request and time.monotonic() >= end:  # whatever else it had to say
+                self._roll_back("not confirmed in time")
+            elif heard:
+                yield self._request(sock)
+            else:
+                return
 
-    def _next(self, sock: socket.socket) -> Message | None:
-        """The client's next request, or what is wrong with it; None when it hung up, fell silent, or we are to stop."""
-        end = self._deadline if self._ledger.request else time.monotonic() + _FRAME_SECONDS
-        heard = self._wait(sock, end)
-        if self._ledger.request is not None and time.monotonic() >= end:  # whatever else it had to say
-            self._roll_back("not confirmed in time")
-            return self._next(sock)
-        if not heard:
-            return None
+    def _request(self, sock: socket.socket) -> Message:
+        """The next request; Malformed says what is wrong with it."""
         end = time.monotonic() + _FRAME_SECONDS
-        try:
-            (size,) = HEADER.unpack(self._receive(sock, HEADER.size, end))
-            if size > MAX_FRAME:
-                raise Malformed(f"a frame of {size} bytes: the limit is {MAX_FRAME}")
-            message = decode(self._receive(sock, size, end))
-            check_request(message)
-            if not self._requests.take(1 + len(message.get("ops", ())) // _OPS_A_TOKEN):
-                raise Malformed(f"too many requests: 20 a second, and one less for each {_OPS_A_TOKEN} operations")
-        except Malformed as error:
-            return {"malformed": str(error)}
+        (size,) = HEADER.unpack(self._receive(sock, HEADER.size, end))
+        raise_if(size > MAX_FRAME, Malformed, "a frame of {} bytes: the limit is {}", size, MAX_FRAME)
+        message = protocol.decode(self._receive(sock, size, end))
+        protocol.check_request(message)
+        patient = self._requests_left.take(1 + len(message.get("ops", ())) // _OPS_A_TOKEN)
+        too_many = "too many requests: 20 a second, and one less for each {} operations"
+        raise_if(not patient, Malformed, too_many, _OPS_A_TOKEN)
         return message
 
     def _receive(self, sock: socket.socket, size: int, end: float) -> bytes:
         data = b""
         while len(data) < size:
-            if not self._wait(sock, end):
-                raise Malformed("a frame did not arrive in time")
+            raise_if(not self._wait(sock, end), Malformed, "a frame did not arrive in time")
             chunk = sock.recv(size - len(data))
-            if not chunk:
-                raise ConnectionError("hung up")
+            raise_if(not chunk, ConnectionError, "hung up")
             data += chunk
         return data
 
@@ -234,32 +225,24 @@ class Server:
             left = min(max(0.0, end - time.monotonic()), 3600.0)
             ready, _, _ = select.select([sock.fileno(), self._signals], [], [], left)
             if self._signals in ready:
-                self._signal(os.read(self._signals, 64))
+                numbers = os.read(self._signals, 64)
+                self._stop = signal.SIGTERM in numbers or signal.SIGINT in numbers
+                if signal.SIGHUP in numbers:
+                    self._reload()
             elif ready or not left:
                 return bool(ready)
         return False
 
-    def _signal(self, numbers: bytes) -> None:
-        self._stop = signal.SIGTERM in numbers or signal.SIGINT in numbers
-        if signal.SIGHUP in numbers:
-            try:
-                self._audit.reopen()
-                self._settings = operator.load()
-            except (OSError, SystemExit) as error:
-                _say(f"{error}; going on with what was open and set before")
+    def _reload(self) -> None:
+        try:
+            self._audit.reopen()
+            self._settings = operator.load()
+        except (OSError, SystemExit) as error:
+            _say(f"{error}; going on with what was open and set before")
 
 
 def _say(text: str) -> None:
     print(f"cloud-network-netagent: {text}", file=sys.stderr, flush=True)
-
-
-def _proc(path: str) -> str:
-    """A file of /proc; nothing where it cannot be read."""
-    try:
-        with open(f"/proc/{path}") as file:
-            return file.read()
-    except OSError:
-        return ""
 
 
 def _listen(path: str) -> tuple[socket.socket, int | None, float]:
@@ -280,17 +263,15 @@ def _notify(state: bytes) -> None:
     """sd_notify(3): tell systemd, where there is one."""
     path = os.environ.get("NOTIFY_SOCKET")
     if path:
-        notifier = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        notifier.sendto(state, "\0" + path[1:] if path[0] == "@" else path)
-        notifier.close()
+        where = "\0" + path[1:] if path[0] == "@" else path
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC).sendto(state, where)
 
 
 def main() -> None:
     """Entry point of cloud-network-netagent: no options, no privilege but CAP_NET_ADMIN."""
     if len(sys.argv) > 1:
-        asked = sys.argv[1] in ("-h", "--help")
-        print(sys.modules["cloud_network.netagent"].__doc__ if asked else "usage: cloud-network-netagent [--help]")
-        raise SystemExit(0 if asked else 2)
+        print("usage: cloud-network-netagent [--help]", sys.modules["cloud_network.netagent"].__doc__, sep="\n\n")
+        raise SystemExit(0 if sys.argv[1] in ("-h", "--help") else 2)
     uid, gid = sandbox.user_id(sandbox.USER)
     fetcher_uid, _ = sandbox.user_id(FETCHER)
     runtime, logs = os.path.dirname(SOCKET), os.path.dirname(AUDIT)
@@ -298,7 +279,7 @@ def main() -> None:
         sandbox.own_directory(directory, uid, gid)
     listener, rtnetlink, idle = _listen(SOCKET)
     sandbox.enter(uid, gid, [runtime, logs])
-    server = Server(runtime, AUDIT, rtnetlink)
+    server = Server(f"{runtime}/ledger", AUDIT, rtnetlink)
     _notify(b"READY=1")
     _say("ready")
     server.run(listener, fetcher_uid, idle)

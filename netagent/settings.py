@@ -6,10 +6,9 @@ here. A line that is not understood is an error: netagent would rather not start
 
 from __future__ import annotations
 
-from .policy import ALLOWED, parse_network
-from .protocol import BAND
+from .policy import ALLOWED, parse_network, parse_networks
+from .protocol import BAND, TYPE_CHECKING, raise_if
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .shapes import Any, Callable, Network
 
@@ -21,33 +20,28 @@ class Settings:
     """The keys that concern netagent, at their defaults."""
 
     table_base, priority, audit_failure = 9999, 31000, "refuse"
-    exclude: frozenset[str] = frozenset()
-    allow_kinds: frozenset[str] = frozenset()
+    exclude = allow_kinds = frozenset[str]()
     allow_addresses: tuple[Network, ...] = ALLOWED
 
 
-def _whole(value: str, low: int, high: int) -> int:
-    if not (value.isdecimal() and low <= int(value) <= high):
-        raise ValueError(f"accepted: a whole number in {low}..{high}")
-    return int(value)
+def _whole(text: str, low: int, high: int) -> int:
+    fits = text.isdecimal() and low <= int(text) <= high
+    raise_if(not fits, ValueError, "accepted: a whole number in {}..{}", low, high)
+    return int(text)
 
 
-def _failure(value: str) -> str:
-    if value not in ("refuse", "continue"):
-        raise ValueError("accepted: refuse, continue")
-    return value
+def _failure(text: str) -> str:
+    raise_if(text not in ("refuse", "continue"), ValueError, "accepted: refuse, continue")
+    return text
 
 
-# Other keys are the fetcher's to judge.
+# What each key sets, and how its text is read; other keys are the fetcher's to judge.
 _KEYS: dict[tuple[str, str], tuple[str, Callable[[str], Any]]] = {
-    ("Network", "RouteTableBase"): ("table_base", lambda value: _whole(value, 256, 10**9)),
-    ("Network", "RulePriority"): ("priority", lambda value: _whole(value, 1, 32766 - BAND)),
-    ("Network", "Exclude"): ("exclude", lambda value: frozenset(value.split())),
-    ("Netagent", "AllowKinds"): ("allow_kinds", lambda value: frozenset(value.split())),
-    ("Netagent", "AllowAddresses"): (
-        "allow_addresses",
-        lambda value: ALLOWED + tuple(map(parse_network, value.split())),
-    ),
+    ("Network", "RouteTableBase"): ("table_base", lambda text: _whole(text, 256, 10**9)),
+    ("Network", "RulePriority"): ("priority", lambda text: _whole(text, 1, 32766 - BAND)),
+    ("Network", "Exclude"): ("exclude", lambda text: frozenset(text.split())),
+    ("Netagent", "AllowKinds"): ("allow_kinds", lambda text: frozenset(text.split())),
+    ("Netagent", "AllowAddresses"): ("allow_addresses", lambda text: ALLOWED + parse_networks(text)),
     ("Netagent", "AuditFailure"): ("audit_failure", _failure),
 }
 
@@ -55,8 +49,7 @@ _KEYS: dict[tuple[str, str], tuple[str, Callable[[str], Any]]] = {
 def _until(end: str, line: str) -> str:
     """What stands before `end`; behind it nothing may stand but a comment."""
     value, closed, rest = line.partition(end)
-    if not closed or "\\" in value or rest.strip()[:1] not in ("", "#"):
-        raise ValueError(_FORM)
+    raise_if(not closed or "\\" in value or rest.strip()[:1] not in ("", "#"), ValueError, _FORM)
     return value
 
 
@@ -64,8 +57,7 @@ def _value(line: str) -> str:
     if line[:1] in ("'", '"'):
         return _until(line[0], line[1:])
     number = line.partition("#")[0].strip()
-    if not (number.isascii() and number.isdecimal() and len(number) < 19):
-        raise ValueError(_FORM)
+    raise_if(not (number.isascii() and number.isdecimal() and len(number) < 19), ValueError, _FORM)
     return number
 
 
@@ -75,15 +67,14 @@ def load(path: str = PATH) -> Settings:
     try:
         with open(path, encoding="utf-8") as file:
             for number, line in enumerate(map(str.strip, file), 1):  # noqa: B007  # for the error
-                key, _, value = map(str.strip, line.partition("="))
                 if line[:1] == "[":
                     section = _until("]", line[1:])
-                elif line and line[0] != "#" and (section, key) not in seen:
+                elif line[:1] not in ("", "#"):
+                    key, _, value = map(str.strip, line.partition("="))
+                    raise_if((section, key) in seen, ValueError, _FORM)
+                    seen.add((section, key))
                     name, read = _KEYS.get((section, key), ("other", str))
                     setattr(settings, name, read(_value(value)))
-                    seen.add((section, key))
-                elif line and line[0] != "#":
-                    raise ValueError(_FORM)
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError
@@ -91,15 +82,23 @@ def load(path: str = PATH) -> Settings:
     return settings
 
 
-def resolvers(path: str = "/etc/resolv.conf") -> frozenset[bytes]:
-    """The packed addresses of the host's name servers."""
-    found = []
+def read(path: str) -> str:
+    """A small file of the host; nothing where it cannot be read."""
     try:
         with open(path, errors="replace") as file:
-            for words in map(str.split, file):
-                if len(words) > 1 and words[0] == "nameserver":
-                    net = parse_network(words[1].partition("%")[0])
-                    found.append(net[1].to_bytes(net[0]))
-    except (OSError, ValueError):  # no such file, or an address that is none: what was found is what there is
-        pass
+            return file.read()
+    except OSError:
+        return ""
+
+
+def resolvers(path: str = "/etc/resolv.conf") -> frozenset[bytes]:
+    """The packed addresses of the host's name servers."""
+    found = set()
+    for words in map(str.split, read(path).splitlines()):
+        try:
+            if words[:1] == ["nameserver"]:
+                net = parse_network(words[1].partition("%")[0])
+                found.add(net[1].to_bytes(net[0]))
+        except (IndexError, ValueError):  # resolver(3) passes over it, too
+            pass
     return frozenset(found)

@@ -3,6 +3,7 @@
 from collections.abc import Callable as Callable
 from collections.abc import Iterable as Iterable
 from collections.abc import Iterator as Iterator
+from collections.abc import Sequence as Sequence
 from typing import Any as Any
 
 Op = dict[str, Any]
@@ -15,5 +16,7 @@ Owned = frozenset[tuple[int, bytes]]
 """(link, address) of what is ours on a kernel without IFA_PROTO."""
 Network = tuple[int, int, int]
 """Bytes of the family, network as a number, number of host bits."""
+Parts = tuple[bytes, dict[int, int | bytes | None]]
+"""A message's header, and the values of its attributes by type."""
 Packed = tuple[int, int, bytes]
 """rtnetlink message type, flags, and what follows struct nlmsghdr."""

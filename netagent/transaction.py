@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from errno import EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT, ESRCH
 
-from .protocol import OPS, PROTOCOL
+from .protocol import OPS, PROTOCOL, TYPE_CHECKING
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .ledger import Ledger
     from .policy import View
@@ -31,15 +30,16 @@ class Transaction:
         self._kernel, self._ledger = kernel, ledger
         self._ops: list[Op] = []
 
-    def apply(self, request: str, ops: list[Op], undo: list[Op]) -> tuple[Errnos, Stayed]:
-        """Do `ops`, each taken back by the one at its place in `undo`. An errno each, and if one failed, so that
-        all was taken back, what stayed (normally nothing). OSError: no ledger, and the kernel was not touched."""
+    def apply(self, request: str, ops: list[Op], undo: list[Op]) -> tuple[Errnos, int | None, Stayed]:
+        """Do `ops`, each taken back by the one at its place in `undo`. An errno each; and if one failed, so that all
+        was taken back, which, and what stayed (normally nothing). OSError: no ledger, and the kernel not touched."""
         self._ledger.write(request, undo[::-1], self._ledger.owned)
         self._ops, errnos = ops, self._kernel.change(ops)
-        if not any(errno != 0 for errno in errnos):
-            return errnos, []
+        failed = next((at for at, errno in enumerate(errnos) if errno != 0), None)
+        if failed is None:
+            return errnos, None, []
         self._ledger.undo = [back for errno, back in zip(errnos, undo, strict=True) if errno in (0, None)][::-1]
-        return errnos, self.undo()
+        return errnos, failed, self.undo()
 
     def undo(self) -> Stayed:
         """Take back what the ledger says is open; what could not be, with its errno (normally nothing)."""
@@ -63,12 +63,10 @@ class Transaction:
         self._ledger.write(None, [], (self._ledger.owned - removed) | added)
 
 
-def owned_ops(kernel: Kernel, view: View) -> list[Op]:
+def owned_ops(view: View) -> list[Op]:
     """Everything of ours where we may act, as the operations that remove it: what was added last goes first."""
-    rules = [("rule_remove", rule) for rule in kernel.rules() if rule["protocol"] == PROTOCOL]
-    routes = [("route_remove", route) for route in kernel.routes(None)]
-    owned = [("address_remove", each) for each in reversed(view.addresses.values()) if view.owns(each)]
-    ours = [
-        (op, found) for op, found in rules + routes + owned if "link" not in found or not view.refusal(found["link"])
-    ]
-    return [{"op": op, **{key: found[key] for key in OPS[op]}} for op, found in ours]
+    found = [("rule_remove", rule) for rule in view.kernel.rules() if rule["protocol"] == PROTOCOL]
+    found += [("route_remove", route) for route in view.kernel.routes(None)]
+    found += [("address_remove", each) for each in reversed(view.addresses.values()) if view.owns(each)]
+    ours = [(op, each) for op, each in found if "link" not in each or not view.refusal(each["link"])]
+    return [{"op": op, **{key: each[key] for key in OPS[op]}} for op, each in ours]

@@ -196,6 +196,29 @@ def test_the_fetcher_is_the_fetcher_in_any_user_namespace(lab: Lab) -> None:
     assert mapped(lab, become(FETCHER), f"0 {FETCHER} 1\n")["connect"] == "allowed"
 
 
+HANDS_OVER = f"""
+import array, socket, struct
+for _ in range(20):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect({protocol.SOCKET!r})
+        files = array.array("i", [client.fileno()] * 4)
+        given = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, {protocol.ROOT!r})]
+        client.sendmsg([b"0"], [*given, (socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
+        client.sendall(bytes.fromhex("0000001081a772657175657374a6737461747573"))
+        assert client.recv(100)
+"""
+
+
+def test_files_that_root_hands_over_do_not_use_up_netagent_s(lab: Lab) -> None:
+    """They may come with the credentials that only root's first byte is asked for."""
+    files = Path(f"/proc/{lab.daemons.pid('netagent')}/fd")
+    before = len(list(files.iterdir()))
+    lab.run(["/usr/bin/python3", "-c", HANDS_OVER])
+    with Wire(lab) as wire:
+        assert wire.ask(request="status")["verdict"] == "ok"
+    assert len(list(files.iterdir())) in (before, before + 1)  # one connection may not be closed yet
+
+
 # — memory
 
 

@@ -50,6 +50,10 @@ ATTACKS: dict[str, tuple[Callable[[Links], Ops], str]] = {
         lambda on: [address(on.secondary, "10.0.2.10/16")],
         "would take over 10.0.1.10",
     ),
+    "a connected route over a part of the primary's subnet": (
+        lambda on: [address(on.secondary, "10.0.1.130/26")],
+        "would take over 10.0.1.10",
+    ),
     "the address twice": (
         lambda on: [address(on.secondary, "10.0.2.10/24"), address(on.secondary, "10.0.2.10/32")],
         "already",

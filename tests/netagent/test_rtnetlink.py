@@ -36,21 +36,21 @@ def encoded(message: Any, header: dict[str, int], attributes: list[tuple[str, An
 
 @given(link=number, up=st.booleans())
 def test_link_up_and_down(link: int, up: bool) -> None:
-    kind, flags, body = rtnetlink.link({"op": "link_up" if up else "link_down", "link": link})
+    kind, flags, body = rtnetlink.pack({"op": "link_up" if up else "link_down", "link": link})
     assert (kind, flags) == (16, 0)
     assert body == encoded(ifinfmsg(), {"index": link, "flags": int(up), "change": 1}, [])
 
 
 @given(link=number, mtu=st.integers(576, 65535))
 def test_link_mtu(link: int, mtu: int) -> None:
-    _, _, body = rtnetlink.link({"op": "link_mtu", "link": link, "mtu": mtu})
+    _, _, body = rtnetlink.pack({"op": "link_mtu", "link": link, "mtu": mtu})
     assert body == encoded(ifinfmsg(), {"index": link}, [("IFLA_MTU", mtu)])
 
 
 @given(link=number, address=packed, prefix=st.integers(0, 32), route=st.booleans(), add=st.booleans())
 def test_address(link: int, address: bytes, prefix: int, route: bool, add: bool) -> None:
     op = {"op": "address_add" if add else "address_remove", "link": link, "address": address, "prefix": prefix}
-    kind, flags, body = rtnetlink.address({**op, "route": route})
+    kind, flags, body = rtnetlink.pack({**op, "route": route})
     attributes: list[tuple[str, Any]] = [("IFA_LOCAL", text(address)), ("IFA_ADDRESS", text(address))]
     if add:
         attributes += [("IFA_FLAGS", (0 if route else 0x200) | (2 if len(address) == 16 else 0)), ("IFA_PROTO", 209)]
@@ -62,7 +62,7 @@ def test_address(link: int, address: bytes, prefix: int, route: bool, add: bool)
 def test_route(data: st.DataObject, link: int, address: bytes, prefix: int, table: int, add: bool) -> None:
     gateway = data.draw(st.none() | st.binary(min_size=len(address), max_size=len(address)))
     op = {"op": "route_replace" if add else "route_remove", "link": link, "address": address, "prefix": prefix}
-    kind, flags, body = rtnetlink.route({**op, "table": table, "gateway": gateway})
+    kind, flags, body = rtnetlink.pack({**op, "table": table, "gateway": gateway})
     local = table == 255
     header = {"family": family(address), "dst_len": prefix, "proto": 209, "type": 2 if local else 1}
     header["scope"] = 254 if local else 253 if gateway is None else 0
@@ -77,7 +77,7 @@ def test_rule(address: bytes, prefix: int, table: int, priority: int, flags: tup
     to, suppress, local, add = flags
     op = {"op": "rule_add" if add else "rule_remove", "address": address, "prefix": prefix, "table": table}
     op |= {"priority": priority, "to": to, "suppress": suppress, "local": local}
-    kind, netlink_flags, body = rtnetlink.rule(op)
+    kind, netlink_flags, body = rtnetlink.pack(op)
     header = {"family": family(address), "dst_len" if to else "src_len": prefix, "action": 1}
     attributes: list[tuple[str, Any]] = [("FRA_DST" if to else "FRA_SRC", text(address))] if prefix else []
     attributes += [("FRA_IIFNAME", "lo")] if local else []

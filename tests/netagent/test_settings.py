@@ -114,7 +114,8 @@ def test_what_cannot_be_meant_keeps_netagent_from_starting(tmp_path: Path, line:
 
 def test_the_resolvers_are_those_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "resolv.conf"
-    path.write_text("search example\nnameserver 10.0.0.2\nnameserver fe80::1%eth0\nnameserver fd00::53 # x\n")
+    servers = ["10.0.0.2", "none", "", "fe80::1%eth0", "fd00::53 # x"]
+    path.write_text("search example\n" + "".join(f"nameserver {server}\n" for server in servers))
     known = {ip_network(text).network_address.packed for text in ("10.0.0.2", "fe80::1", "fd00::53")}
     assert settings.resolvers(str(path)) == known
     assert settings.resolvers(str(tmp_path / "none")) == frozenset()

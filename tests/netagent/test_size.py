@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import ast
+import io
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import cloud_network.netagent
 
 ROOM = Path(cloud_network.netagent.__file__).parent
 ONLY_FOR_MYPY = {"shapes"}
-STATEMENTS = 980
-"""Statements: how many lines one takes is the formatter's affair. Docstrings and imports for mypy don't count."""
+LINES = 1037
+LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 MODULES = {
     *("__future__", "_ctypes", "_datetime", "_json", "_operator", "_prctl", "_socket", "_struct", "collections"),
@@ -30,20 +32,17 @@ print(*(set(sys.modules) - before))
 """
 
 
-def statements(path: Path) -> int:
-    """As the compiler sees them."""
-
-    def count(node: ast.AST) -> int:
-        total = 0
-        for child in ast.iter_child_nodes(node):
-            for_mypy = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
-            text = isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)
-            name = ast.unparse(child) if isinstance(child, (ast.Assign, ast.ImportFrom)) else ""
-            if not for_mypy and name not in ("TYPE_CHECKING = False", "from __future__ import annotations"):
-                total += (isinstance(child, ast.stmt) and not text) + count(child)
-        return total
-
-    return count(ast.parse(path.read_text()))
+def lines(path: Path) -> int:
+    """Those that hold code: no blank ones, comments, docstrings, or imports that only mypy sees."""
+    source = path.read_text()
+    tokens = [each for each in tokenize.generate_tokens(io.StringIO(source).readline) if each.type not in LAYOUT]
+    held = {line for token in tokens for line in range(token.start[0], token.end[0] + 1)}
+    for node in ast.walk(ast.parse(source)):
+        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        for_mypy = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if isinstance(node, ast.stmt) and (docstring or for_mypy):
+            held -= {*range(node.lineno, (node.end_lineno or node.lineno) + 1)}
+    return len(held)
 
 
 def loaded() -> set[str]:
@@ -62,5 +61,5 @@ def test_it_loads_what_is_listed_here_and_nothing_else() -> None:
 def test_the_whole_process_can_be_read_in_an_afternoon() -> None:
     ours = {name.rpartition(".")[2] for name in loaded() if name.startswith("cloud_network.netagent.")}
     assert ours == {path.stem for path in ROOM.glob("*.py")} - ONLY_FOR_MYPY - {"__init__"}
-    sizes = {name: statements(ROOM / f"{name}.py") for name in sorted(ours)}
-    assert sum(sizes.values()) < STATEMENTS, sizes
+    sizes = {name: lines(ROOM / f"{name}.py") for name in sorted(ours)}
+    assert sum(sizes.values()) < LINES, sizes

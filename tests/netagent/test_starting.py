@@ -115,3 +115,15 @@ def test_what_the_securebits_say() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == f"{0b101111} False (65534, 65534, 65534)\n1\n"
+
+
+def test_whatever_root_s_umask_everybody_may_look_into_its_directories(tmp_path: Path) -> None:
+    """The socket lies in one of them, and the log in the other."""
+    code = (
+        "import os, sys; from cloud_network.netagent import sandbox\n"
+        "os.umask(0o077); sandbox.own_directory(sys.argv[1], 65534, 65534)"
+    )
+    own = tmp_path / "log" / "own"
+    subprocess.run([sys.executable, "-c", code, str(own)], check=True)
+    assert [path.stat().st_mode & 0o777 for path in (own, own.parent)] == [0o755, 0o755]
+    assert own.stat().st_uid == 65534

@@ -68,6 +68,14 @@ def test_a_range_that_somebody_else_made_local_may_have_rules(lab: Lab, wire: Wi
     assert wire.apply(rule("10.77.0.0/24", 9999 + ifindex(lab, "eth1")))["verdict"] == "refused"
 
 
+def test_what_is_behind_a_gateway_of_the_other_family_is_not_on_link(lab: Lab, wire: Wire) -> None:
+    """RTA_VIA instead of RTA_GATEWAY: a route by way of a router, too."""
+    on = ifindex(lab, "eth0")
+    lab.batch(["route add 10.55.0.0/16 via inet6 fe80::1 dev eth0"])
+    assert "10.55.0.1 is not on link" in wire.apply(route(on, "10.9.0.0/16", "10.55.0.1"))["reason"]
+    assert "no address or range" in wire.apply(rule("10.55.1.0/24", 9999 + on))["reason"]
+
+
 def test_a_prefix_that_the_kernel_heard_from_the_router_is_the_links(lab: Lab, wire: Wire) -> None:
     """As the kernel writes it from an advertisement: protocol `kernel`, and it expires."""
     on, other = ifindex(lab, "eth0"), ifindex(lab, "eth1")
