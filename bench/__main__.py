@@ -106,6 +106,11 @@ def tell_targets() -> None:
             print(f"  {part:<9}{each.name:<58}{each.shown:>9}   at most {each.bound:g} {each.unit}")
 
 
+def _interrupt(*_: object) -> None:
+    """However it is ended, the part that runs is ended with it."""
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure, and draw what was measured.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(part.name for part in PARTS))
@@ -114,6 +119,8 @@ def main() -> None:
     if unknown:
         parser.error(f"no part {', '.join(unknown)}; accepted: {', '.join(part.name for part in PARTS)}")
     as_root()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     there = [part for part in PARTS if Path(__file__).with_name(f"{part.name}.py").exists()]
     chosen = [part for part in there if not given.parts or part.name in given.parts]
     began, failed = time.monotonic(), list[str]()

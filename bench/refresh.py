@@ -11,7 +11,9 @@ the only one who could, had no processor.
 from __future__ import annotations
 
 import argparse
+import os
 import resource
+import signal
 import sys
 import time
 from pathlib import Path
@@ -84,8 +86,9 @@ def size(interfaces: int, addresses: int, rounds: int, seconds: float) -> list[F
                 values.append(processor_time(lab.daemons.pid(daemon)) - had[daemon])
             requests.append(status(lab)["metadata_requests"])
             writes.append(len(audit(lab)) - lines if lab.path(AUDIT).exists() else 0)
-        monitor.terminate()
-        said = len(monitor.communicate()[0].splitlines())
+        monitored = Path(f"/proc/{monitor.pid}/task/{monitor.pid}/children").read_text()  # the other is nsenter
+        os.kill(int(monitored), signal.SIGTERM)
+        said = len(monitor.communicate(timeout=10)[0].splitlines())
         reference = [shown(lab) for _ in range(rounds)]
     mine = figure(f"{name}: the fetcher's processor time", spent["fetcher"])
     asleep = figure(f"{name}: netagent's processor time", spent["netagent"], most=0)

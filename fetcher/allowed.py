@@ -9,7 +9,7 @@ from __future__ import annotations
 from ipaddress import ip_network
 
 from cloud_network.fetcher.config import PRIVATE, Config
-from cloud_network.fetcher.model import IPAddress, IPNetwork
+from cloud_network.fetcher.model import IPAddress, IPNetwork, host
 from cloud_network.fetcher.objects import Actual, Link
 
 _SHORTEST = {4: 8, 6: 32}
@@ -22,7 +22,7 @@ NEVER = tuple(
     )
 )
 """No link's, whatever AllowAddresses= says: loopback, link-local, multicast, reserved, and the metadata servers'."""
-_NEVER = {version: [each for each in NEVER if each.version == version] for version in (4, 6)}
+_NEVER = {version: [(int(each[0]), int(each[-1])) for each in NEVER if each.version == version] for version in (4, 6)}
 
 
 def within(inner: IPNetwork, outer: IPNetwork) -> bool:
@@ -31,8 +31,10 @@ def within(inner: IPNetwork, outer: IPNetwork) -> bool:
 
 
 def _never(network: IPNetwork) -> bool:
-    """Whether it has a part in one of NEVER. Asked for every address, so not of the other family's."""
-    return any(within(network, never) or within(never, network) for never in _NEVER[network.version])
+    """Whether it has a part in one of NEVER. In numbers, because it is asked for every address."""
+    begin = int(network.network_address)
+    end = begin + (1 << (network.max_prefixlen - network.prefixlen)) - 1
+    return any(begin <= last and first <= end for first, last in _NEVER[network.version])
 
 
 class Allowed:
@@ -52,7 +54,8 @@ class Allowed:
         self._names = {link.ifindex: link.name for link in actual.links}
         for (ifindex, address), kernel in actual.addresses.items():
             self._holders[address] = (ifindex, kernel.owned and ifindex not in left)
-            network = ip_network((address, kernel.address.prefix), strict=False)
+            single = kernel.address.prefix == address.max_prefixlen
+            network = host(address) if single else ip_network((address, kernel.address.prefix), strict=False)
             self._subnets.setdefault(ifindex, set()).add(network)
             if not kernel.owned and network.prefixlen < network.max_prefixlen:
                 self._learned.setdefault(ifindex, set()).add(network)

@@ -66,9 +66,9 @@ def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
         wishes.append(Wish(link.ifindex, None if small else interface.mtu))
         if small:
             notices.append(f"{link.name}: an MTU of {interface.mtu} would take IPv6 off it; it keeps {link.mtu}")
-        own = [each for each in interface.addresses if each.ip not in taken and not _left_to_others(each.ip, config)]
-        against = {each: allowed.against(link, host(each.ip)) for each in own}
-        own = [each for each in own if against[each] is None]
+        own = [each for each in interface.addresses if each.ip not in taken and not _left_to_others(each, config)]
+        against = [allowed.against(link, host(each)) for each in own]
+        own = [each for each, reason in zip(own, against, strict=True) if reason is None]
         mine = list(_addresses(interface, link, own, held, allowed))
         held += _without_parts(map(_Held.of, mine))
         addresses += mine
@@ -86,7 +86,7 @@ def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
             ranges = [network for network, reason in why.items() if reason is None]
             given |= set(ranges)
             withheld |= dict.fromkeys(reason for reason in why.values() if reason)
-        withheld |= dict.fromkeys(reason for reason in against.values() if reason)
+        withheld |= dict.fromkeys(reason for reason in against if reason)
         if prefixes is Prefixes.LOCAL:
             others = [network for network in ranges if network in actual.local]  # Google's agent's, or an address
             routes += [Route(TABLE_LOCAL, link.ifindex, network, None) for network in ranges if network not in others]
