@@ -34,7 +34,7 @@ help: ## list the targets
 demo: env ## an instance from unreachable to reachable, in ten seconds
 	@$(BIN)/python -m tests.lab.demo
 
-test: APT += $(OTHERS)
+test: APT += $(OTHERS) $(BOOT)
 test: lint ## lint, types, arrows, and all tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
