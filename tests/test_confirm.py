@@ -7,7 +7,7 @@ from signal import SIGHUP
 
 import pytest
 
-from tests.job import CONFIG, MACS, audit, kernel, present, refresh, running, settle, status, without_order
+from tests.job import CONFIG, MACS, audit, ip, kernel, present, refresh, running, settle, status, without_order
 from tests.lab import Lab, Nic, Spec
 
 NEW = "10.0.2.77"
@@ -127,3 +127,21 @@ def test_a_change_that_itself_cuts_the_primary_off_is_taken_back(route: list[str
         lab.start("fetcher")
         settle(lab)
         assert all(lab.reachability().values())
+
+
+def test_what_could_not_be_confirmed_is_not_tried(lab: Lab) -> None:
+    """Without the metadata server a change would be made and taken back, again and again."""
+    nic, lines = lab.nics[1], audit(lab)
+    lab.metadata.fail("refuse")
+    lab.batch([f"address del {nic.addresses[1]}/32 dev {nic.name}"])
+    lab.wait_for(lambda: status(lab)["state"] == "error", 10, "the fetcher to miss the metadata server")
+    lab.batch([f"address del {nic.addresses[2]}/32 dev {nic.name}"])
+    lab.wait_for(lambda: len(status(lab)["links"][str(index(lab, nic))]["drift"]) == 2, 10, "the drift to be told")
+    assert audit(lab) == lines
+    lab.metadata.clear()
+    settle(lab)
+    assert set(lab.addresses) <= present(lab)
+
+
+def index(lab: Lab, nic: Nic) -> int:
+    return next(int(link["ifindex"]) for link in ip(lab, "link") if link["ifname"] == nic.name)

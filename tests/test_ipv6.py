@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tests.job import CONFIG, running
+import pytest
+
+from tests.job import CONFIG, kernel, ours, read_all_facts, running, without_order
 from tests.lab import Lab, Spec
 
 
@@ -24,3 +26,20 @@ def test_global_addresses_need_no_configuration() -> None:
         for name in ("netagent", "fetcher"):
             lab.start(name)
         lab.wait_for(lambda: all(lab.reachability().values()), 8, "every address to answer")
+
+
+@pytest.mark.parametrize("what", ["address", "route", "rule"])
+def test_what_somebody_removes_is_put_back(what: str) -> None:
+    """The timer is five minutes: the kernel's own word of it is what wakes the fetcher."""
+    with running(Spec.cloud("aws", interfaces=2, addresses=1, ipv6=2), "", "netagent", "fetcher") as lab:
+        read_all_facts(lab)  # else it looks again in a second, and sees what nobody told it
+        before, nic = without_order(kernel(lab)), lab.nics[1]
+        table = ours(lab, "rule-6")[0]["table"]
+        removal = {
+            "address": f"-6 address del {nic.ipv6[1]}/128 dev {nic.name}",
+            "route": f"-6 route del default table {table}",
+            "rule": f"-6 rule del from {nic.ipv6[1]} pref 31020",
+        }
+        lab.run(["ip", *removal[what].split()])
+        assert without_order(kernel(lab)) != before
+        lab.wait_for(lambda: without_order(kernel(lab)) == before, 10, "the repair")
