@@ -42,7 +42,6 @@ _NETAGENT_AWAY = 5.0  # a restart takes less, and asking costs nothing
 _NOBODY_THERE = 5.0  # after a read that nobody answered, until a change in the kernel is a reason for the next
 _FORGET = 120.0  # a plan that comes up again after so long is a new one
 _REFUSALS = 5  # changes that netagent refuses, each left out, before the rest waits for the next pass
-_SHOWN = 5  # addresses that are left out and are named; a whole block of them fits on no line
 
 
 Compared = tuple[Actual, Desired, Plan]
@@ -340,9 +339,7 @@ class Reconciler:
         if not wanted.withheld:
             self._errors.end("config")
             return
-        shown, more = wanted.withheld[:_SHOWN], len(wanted.withheld) - _SHOWN
-        text = "left out: " + "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
-        self._errors.begin("config", text, serious=False)
+        self._errors.begin("config", f"left out: {report.the_first(wanted.withheld)}", serious=False)
 
     def _say_fights(self, actual: Actual) -> None:
         fights = self._fights.statuses(actual)
@@ -351,9 +348,8 @@ class Reconciler:
         if not now_on:
             self._errors.end("conflict")
             return
-        texts = [f"{each['object']}" + (f" ({each['by']})" if each["by"] else "") for each in now_on[:_SHOWN]]
-        more = f"; and {len(now_on) - _SHOWN} more" if len(now_on) > _SHOWN else ""
-        text = "somebody else undoes, or is in the way of: " + "; ".join(texts) + more
+        texts = [f"{each['object']}" + (f" ({each['by']})" if each["by"] else "") for each in now_on]
+        text = f"somebody else undoes, or is in the way of: {report.the_first(texts)}"
         self._errors.begin(
             "conflict", text + "; it is tried less and less often: see fights in status.json", serious=False
         )
