@@ -145,8 +145,8 @@ def _send(gateway: Gateway, link: str, source: IPAddress | None) -> bool:
             try:
                 sender.sendto(b"", target if six else target[:2])
             except PermissionError:
-                with contextlib.suppress(OSError):  # bound already; with a link-local gateway it was not
-                    sender.bind((str(source), 0))
+                if sender.getsockname()[0] != str(source):
+                    sender.bind((str(source), 0))  # or else it would have an address of another link
                 sender.sendto(b"", (_LET_OUT[gateway.address.version], _DISCARD))
         except OSError:
             return False

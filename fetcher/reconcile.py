@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from cloud_network.fetcher import kernel, report
 from cloud_network.fetcher.agent import Agent, AgentError
@@ -42,7 +42,6 @@ _NETAGENT_AWAY = 5.0  # a restart takes less, and asking costs nothing
 _NOBODY_THERE = 5.0  # after a read that nobody answered, until a change in the kernel is a reason for the next
 _FORGET = 120.0  # a plan that comes up again after so long is a new one
 _REFUSALS = 5  # changes that netagent refuses, each left out, before the rest waits for the next pass
-_SHOWN = 5  # things of one kind that are named; a whole block of them fits on no line
 
 
 Compared = tuple[Actual, Desired, Plan]
@@ -230,7 +229,7 @@ class Reconciler:
         if self._let_go:
             self._errors.begin("netagent", FLUSHED, serious=False)
         elif refusals := self._fights.refusals:
-            self._errors.begin("netagent", "refused: " + _some(refusals), serious=False)
+            self._errors.begin("netagent", f"refused: {report.the_first(refusals)}", serious=False)
         elif not possible:
             self._errors.end("netagent")
         self._say_fights(actual)
@@ -346,7 +345,7 @@ class Reconciler:
         if not wanted.withheld:
             self._errors.end("config")
             return
-        self._errors.begin("config", "left out: " + _some(wanted.withheld), serious=False)
+        self._errors.begin("config", f"left out: {report.the_first(wanted.withheld)}", serious=False)
 
     def _say_fights(self, actual: Actual) -> None:
         fights = self._fights.statuses(actual)
@@ -356,7 +355,7 @@ class Reconciler:
             self._errors.end("conflict")
             return
         texts = [f"{each['object']}" + (f" ({each['by']})" if each["by"] else "") for each in now_on]
-        text = "somebody else undoes, or is in the way of: " + _some(texts)
+        text = f"somebody else undoes, or is in the way of: {report.the_first(texts)}"
         self._errors.begin(
             "conflict", text + "; it is tried less and less often: see fights in status.json", serious=False
         )
@@ -401,11 +400,6 @@ def _by(way: str) -> str:
 def _takes_away(changes: Plan) -> bool:
     """Whether something goes: then one read alone is no proof."""
     return any(change.verb is Verb.REMOVE for change in changes)
-
-
-def _some(texts: Sequence[str]) -> str:
-    more = f"; and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
-    return "; ".join(texts[:_SHOWN]) + more
 
 
 def _count(counts: dict[str, int], kind: str) -> None:

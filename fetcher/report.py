@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cloud_network.fetcher.config import Config
@@ -11,6 +12,8 @@ from cloud_network.fetcher.model import Instance, Interface
 from cloud_network.fetcher.objects import Actual, Address, Desired, Link, Route, Rule
 from cloud_network.fetcher.plan import Plan, in_ip_syntax
 from cloud_network.fetcher.status import AddressStatus, LinkStatus, Status
+
+_SHOWN = 5  # of a list that goes into one message
 
 
 def link_statuses(
@@ -57,6 +60,12 @@ def _by_link(desired: Desired, plan: Plan, actual: Actual, config: Config) -> de
             for ifindex in names:
                 parts[ifindex].drift.append(text)
     return parts
+
+
+def the_first(texts: Sequence[str]) -> str:
+    """A few of them, and how many more there are: a whole block of addresses fits on no line."""
+    more = len(texts) - _SHOWN
+    return "; ".join(texts[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
 def doing(status: Status, endpoint: str, failed_reads: int) -> str:

@@ -46,7 +46,7 @@ import gunicorn.glogging
 from cloud_network.api import app, serve
 from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.state import StateDirectory
-answer = app.create_app(StateDirectory("/nowhere"), Config())
+answer = app.create_app(StateDirectory("/nowhere"), [Config().listen])
 """,
     "api, asked": """
 import gunicorn.glogging
@@ -56,7 +56,7 @@ from cloud_network.fetcher.state import StateDirectory
 state = StateDirectory(sys.argv[1])
 state.prepare()
 state.write_system({})
-answer = app.create_app(state, Config())
+answer = app.create_app(state, [Config().listen])
 said = []
 request = {"PATH_INFO": "/api/cloud/system", "REQUEST_METHOD": "GET", "SCRIPT_NAME": "", "HTTP_HOST": "localhost"}
 assert b"".join(answer(request, lambda status, headers: said.append(status))).strip() == b"{}"
