@@ -9,8 +9,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from cloud_network.fetcher.publish import Publisher
+from cloud_network.fetcher.state import StateDirectory
 
 BOTH = {
     *("argparse", "array", "ast", "atexit", "base64", "binascii", "bisect", "calendar", "collections", "contextlib"),
@@ -54,8 +57,6 @@ from cloud_network.api import app, serve
 from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.state import StateDirectory
 state = StateDirectory(sys.argv[1])
-state.prepare()
-state.write_system({})
 answer = app.create_app(state, [Config().listen])
 said = []
 request = {"PATH_INFO": "/api/cloud/system", "REQUEST_METHOD": "GET", "SCRIPT_NAME": "", "HTTP_HOST": "localhost"}
@@ -67,8 +68,12 @@ assert said == ["200 OK"]
 
 @pytest.mark.parametrize(("daemon", "listed"), [("fetcher", FETCHER), ("api", API), ("api, asked", API)])
 def test_a_daemon_at_rest_has_what_is_listed_here_and_nothing_else(
-    daemon: str, listed: set[str], tmp_path: object
+    daemon: str, listed: set[str], tmp_path: Path
 ) -> None:
+    state = StateDirectory(tmp_path)
+    state.prepare()
+    state.write_system({})
+    Publisher(state, "aws").publish()
     # -S: without the environment's own start-up files, which differ from one to the next
     code = f"import sys; sys.path[:0] = {[path for path in sys.path if path]!r}\n" + CODE.format(start=START[daemon])
     done = subprocess.run([sys.executable, "-S", "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)

@@ -141,7 +141,7 @@ def test_every_source_of_this_host_goes_where_a_rule_of_its_own_would_send_it(
     owners = {
         address: ifindex
         for (ifindex, address), kernel in here.addresses.items()
-        if not (kernel.owned and cloud.complete and ifindex not in singly.left_links)  # else it goes before a rule comes
+        if not (kernel.owned and cloud.complete and ifindex not in singly.left_links)  # it goes before a rule comes
     }
     owners |= {each.address: each.ifindex for each in singly.addresses}
     for source, ifindex in owners.items():
