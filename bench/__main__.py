@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import signal
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench import page, plots
-from bench.figures import as_root, figures_of, kept, write
+from bench.figures import as_root, figures_of, kept
 
 CHECKOUT = Path(__file__).parents[1]
 ENDING = 20.0  # seconds that a part is given to take its lab down
@@ -57,20 +56,6 @@ PARTS = (
 )
 
 
-def machine() -> dict[str, str | int]:
-    """On what it was measured; the figures are of no use without."""
-    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=CHECKOUT, capture_output=True, text=True)
-    return {
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "commit": commit.stdout.strip() or "unknown",
-        "processors": os.cpu_count() or 1,
-        "processor": model[0].partition(": ")[2] if model else platform.machine(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-    }
-
-
 def run(part: Part) -> bool:
     """Whether it went well; its output is seen as it comes."""
     argv = [sys.executable, "-m", f"bench.{part.name}", *part.arguments]
@@ -95,15 +80,16 @@ def end(process: subprocess.Popen[bytes]) -> None:
                 continue
 
 
-def tell_targets() -> None:
-    """Which were met, and which were not."""
+def tell_targets(measured: Collection[str]) -> None:
+    """Which were met, and which were not, by the parts that were measured now and by those that are older."""
     found = [(part.name, each) for part in PARTS for each in figures_of(kept(), part.name).values()]
     bounded = [(part, each) for part, each in found if each.bound is not None]
     for title, missed in (("met", False), ("missed", True)):
         those = [(part, each) for part, each in bounded if each.missed is missed]
         print(f"\n{len(those)} of {len(bounded)} targets are {title}" + (":" if those else ""))
         for part, each in those:
-            print(f"  {part:<9}{each.name:<58}{each.shown:>9}   at most {each.bound:g} {each.unit}")
+            before = "" if part in measured else "   (of an earlier run)"
+            print(f"  {part:<9}{each.name:<58}{each.shown:>9}   at most {each.bound:g} {each.unit}{before}".rstrip())
 
 
 def _interrupt(*_: object) -> None:
@@ -132,15 +118,11 @@ def main() -> None:
         print(
             f"\n{number} of {len(chosen)}: {part.what} (about {part.seconds} s; {left / 60:.0f} min to go)", flush=True
         )
-        at = time.monotonic()
-        if run(part):
-            took = {**kept().get("seconds", {}), part.name: round(time.monotonic() - at)}
-            write({**kept(), "seconds": took, "machine": machine()})
-        else:
+        if not run(part):
             failed.append(part.name)
     plots.draw()
     page.generate()
-    tell_targets()
+    tell_targets({part.name for part in chosen} - set(failed))
     print(
         f"\n{(time.monotonic() - began) / 60:.1f} min; bench/results.json, docs/performance.md and docs/*.svg are new"
     )

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(os.environ.get("BENCH_RESULTS", Path(__file__).with_name("results.json")))
+_HERE = Path(__file__).parent
+_BEGAN, _LOAD = time.monotonic(), round(os.getloadavg()[0], 1)  # load: processes that wanted a processor before we did
+RESULTS = Path(os.environ.get("BENCH_RESULTS", _HERE / "results.json"))
 
 
 @dataclass(frozen=True)
@@ -118,8 +122,38 @@ def figures_of(results: dict[str, Any], part: str) -> dict[str, Figure]:
 
 
 def keep(part: str, figures: Sequence[Figure]) -> None:
-    """Write this part of results.json; the others stay."""
-    write({**kept(), part: [asdict(each) for each in figures]})
+    """Write this part of results.json, and of which run it is; the others stay, with theirs."""
+    known = kept()
+    runs = {**known.get("runs", {}), part: this_run()}
+    write({**known, "runs": runs, part: [asdict(each) for each in figures]})
+
+
+def this_run() -> dict[str, Any]:
+    """When, of which code and on what this process has measured: figures of other runs lie beside its own."""
+    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "commit": _commit(),
+        "seconds": round(time.monotonic() - _BEGAN),
+        "load": _LOAD,
+        "processors": os.cpu_count() or 1,
+        "processor": model[0].partition(": ")[2] if model else platform.machine(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+    }
+
+
+def _commit() -> str:
+    """HEAD, with a + where the code is not as it was committed: what a run itself writes does not count."""
+
+    def git(*words: str) -> str:
+        argv = ["git", "-c", "safe.directory=*", *words]
+        return subprocess.run(argv, cwd=_HERE, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git(
+        "status", "--porcelain", "--", ":/", ":(top,exclude)bench/results.json", ":(top,exclude)docs/performance*"
+    )
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if changed else "")
 
 
 def write(results: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 What people have to say stands in the page; what was measured stands between two comments, and is only ever written
 here, so that it cannot drift (tests/test_performance.py):
 
-    <!-- bench: KIND PART -->        targets · machine · table PART · sizes PART
+    <!-- bench: KIND PART -->        targets · runs · table PART · sizes PART
     …
     <!-- end -->
 """
@@ -42,13 +42,13 @@ def render(page: str, results: dict[str, Any]) -> str:
 def _lines(kind: str, part: str, results: dict[str, Any]) -> Iterator[str]:
     if kind == "targets":
         return _targets(results)
-    if kind == "machine":
-        return _machine(results)
+    if kind == "runs":
+        return _runs(results)
     if kind == "table":
         return _table(figures_of(results, part).values())
     if kind == "sizes":
         return _sizes(figures_of(results, part).values())
-    raise ValueError(f"a block of kind {kind!r}; accepted: targets, machine, table, sizes")
+    raise ValueError(f"a block of kind {kind!r}; accepted: targets, runs, table, sizes")
 
 
 def _rows(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -62,14 +62,20 @@ def _shown(figure: Figure) -> str:
     return figure.shown + (f" ({short(figure.least)}–{short(figure.most)})" if figure.rounds > 1 else "")
 
 
-def _machine(results: dict[str, Any]) -> Iterator[str]:
-    here = results.get("machine")
-    if not here:
-        yield _NOT_MEASURED
-        return
-    minutes = sum(results.get("seconds", {}).values()) / 60
-    yield f"Measured on {here['date']} at commit {here['commit']}, in {minutes:.0f} minutes, on {here['processors']}"
-    yield f"processors ({here['processor']}), Linux {here['kernel']}, Python {here['python']}."
+def _runs(results: dict[str, Any]) -> Iterator[str]:
+    """Of which run each part is: they need not be of the same code, nor of a machine at rest."""
+    runs: dict[str, dict[str, Any]] = results.get("runs", {})
+    if not runs:
+        return iter([_NOT_MEASURED])
+    rows = [
+        (
+            part,
+            *(str(run[key]) for key in ("date", "commit", "seconds", "load")),
+            f"{run['processors']} × {run['processor']}, Linux {run['kernel']}, Python {run['python']}",
+        )
+        for part, run in runs.items()
+    ]
+    return _rows(("part", "date", "commit", "seconds", "load before it", "machine"), rows)
 
 
 def _targets(results: dict[str, Any]) -> Iterator[str]:

@@ -52,13 +52,13 @@ def draw() -> None:
                 pyplot.close(figure)
 
 
-def _stack(axes: Any, at: float, parts: Sequence[tuple[str, float, str]]) -> None:
-    """One bar of several parts, with the sum behind it."""
+def _stack(axes: Any, at: float, parts: Sequence[tuple[str, float, str]], whole: Figure | None = None) -> None:
+    """One bar of several parts, and behind it the median of the whole where that was measured: medians do not add up."""
     left = 0.0
     for label, width, colour in parts:
         axes.barh(at, width, left=left, color=colour, label=label, height=0.6)
         left += width
-    axes.text(left, at, f"  {short(left)}", va="center")
+    axes.text(left, at, f"  {short(whole.median if whole else left)}", va="center")
 
 
 def _legend(axes: Any, **more: Any) -> None:
@@ -100,8 +100,10 @@ def converge(found: Found, pyplot: Any) -> Any:
     }
     ticks = []
     for row, size in enumerate(reversed(sizes[1:])):
-        for shift, which, name in ((0.7, colours, size), (0.0, least, "at least")):
-            _stack(parts, 2 * row + shift, [(what, found[f"{size}: {what}"].median, c) for what, c in which.items()])
+        wholes = found[f"{size}: start to all in the kernel"], found[f"{size}: the three together"]
+        for shift, which, name, whole in ((0.7, colours, size, wholes[0]), (0.0, least, "at least", wholes[1])):
+            stack = [(what, found[f"{size}: {what}"].median, colour) for what, colour in which.items()]
+            _stack(parts, 2 * row + shift, stack, whole)
             ticks.append((2 * row + shift, name))
     parts.set_yticks([at for at, _ in ticks], [name for _, name in ticks])
     parts.set(xlabel="ms", title="… and its parts")
@@ -132,7 +134,8 @@ def change(found: Found, pyplot: Any) -> Any:
     figure, axes = pyplot.subplots(figsize=(7, 0.5 * len(rows) + 1))
     for at, row in enumerate(reversed(rows)):
         colours = zip(whats, (GREY, ORANGE, BLUE, RED), strict=True)
-        _stack(axes, at, [(what, max(0.0, found[f"{row}: {what}"].median), colour) for what, colour in colours])
+        stack = [(what, max(0.0, found[f"{row}: {what}"].median), colour) for what, colour in colours]
+        _stack(axes, at, stack, found[f"{row}: change to answer"])
     axes.set_yticks(range(len(rows)), list(reversed(rows)))
     axes.set(xlabel="ms", title="One address more among 3,000: from the change to the first answer")
     axes.margins(x=0.15)
@@ -177,8 +180,9 @@ def datapath(found: Found, pyplot: Any) -> Any:
     figure, axes = pyplot.subplots(figsize=(5, 3))
     series: dict[str, dict[int, Figure]] = defaultdict(dict)
     for each in found.values():
-        if (parts := re.fullmatch(r"([\d,]+) addresses, (.+)", each.name)) and each.unit == "ns":
-            series[parts[2]][int(parts[1].replace(",", ""))] = each
+        if (parts := re.fullmatch(r"(\d+) addresses, ([^:]+)(: .*)?", each.name)) and each.unit == "ns":
+            series[parts[2]][int(parts[1])] = each
+    bare = series.pop("no rule of ours", {})
     for (label, values), colour in zip(series.items(), (ORANGE, BLUE, GREEN, RED), strict=False):
         middle = [each.median / 1e3 for each in values.values()]
         spans = [
@@ -186,8 +190,8 @@ def datapath(found: Found, pyplot: Any) -> Any:
             [(each.most - each.median) / 1e3 for each in values.values()],
         ]
         axes.errorbar(list(values), middle, spans, fmt="o-", color=colour, label=label, capsize=2, markersize=4)
-    if bare := found.get("no rule of ours"):
-        axes.axhline(bare.median / 1e3, color=GREY, linestyle="--", label=bare.name)
+    for each in bare.values():
+        axes.axhline(each.median / 1e3, color=GREY, linestyle="--", label="no rule of ours")
     axes.set(xlabel="addresses", ylabel="µs a packet", title="What the rules cost a packet")
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", alpha=0.3)

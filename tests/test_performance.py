@@ -61,3 +61,18 @@ def test_a_target_is_missed_above_its_bound_alone() -> None:
     at = Figure("a", "ms", 200.0, 1, 300, 5, 200.0)
     above = Figure("a", "ms", 200.1, 1, 300, 5, 200.0)
     assert (at.missed, above.missed, Figure("a", "ms", 1e9, 1, 2, 5).missed) == (False, True, False)
+
+
+def test_each_part_says_of_which_run_it_is() -> None:
+    run = {"date": "2026-01-02", "seconds": 9, "processors": 2, "processor": "P", "kernel": "6.1", "python": "3.11"}
+    page = "<!-- bench: runs -->\n<!-- end -->\n"
+    found = render(
+        page, {"runs": {"drift": {**run, "commit": "a1", "load": 0.1}, "rest": {**run, "commit": "b2+", "load": 7.2}}}
+    )
+    assert "| drift | 2026-01-02 | a1 | 9 | 0.1 |" in found
+    assert "| rest | 2026-01-02 | b2+ | 9 | 7.2 |" in found
+
+
+def test_every_measured_part_has_its_run() -> None:
+    results = json.loads(RESULTS.read_text())
+    assert {part for part, found in results.items() if isinstance(found, list)} == set(results["runs"])
