@@ -53,7 +53,7 @@ def draw() -> None:
 
 
 def _stack(axes: Any, at: float, parts: Sequence[tuple[str, float, str]], whole: Figure | None = None) -> None:
-    """One bar of several parts, and behind it the median of the whole where that was measured: medians do not add up."""
+    """One bar of several parts, and behind it the median of the whole, if that was measured: medians do not add up."""
     left = 0.0
     for label, width, colour in parts:
         axes.barh(at, width, left=left, color=colour, label=label, height=0.6)
