@@ -38,7 +38,7 @@ def test_what_somebody_removes_is_put_back(what: str) -> None:
         removal = {
             "address": f"-6 address del {nic.ipv6[1]}/128 dev {nic.name}",
             "route": f"-6 route del default table {table}",
-            "rule": f"-6 rule del from {nic.ipv6[1]} pref 31020",
+            "rule": f"-6 rule del pref 31020 table {table}",
         }
         lab.run(["ip", *removal[what].split()])
         assert without_order(kernel(lab)) != before

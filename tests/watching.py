@@ -71,7 +71,7 @@ STREAM = """
 import json, select, socket, sys, time
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stream:
     stream.connect((sys.argv[1], 9007))
-    missing, number, end = set(), 0, None
+    missing, number, end, answered = set(), 0, None, False
     while end is None or (missing and time.monotonic() < end):
         if end is None:
             stream.send(b"%d" % number)
@@ -82,8 +82,9 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stream:
             end = time.monotonic() + 3
         while select.select([stream], [], [], 0)[0]:
             missing.discard(int(stream.recv(64)))
-            if number == 1:
+            if not answered:
                 print("ready", flush=True)
+                answered = True
     print(json.dumps([number, sorted(missing)]), flush=True)
 """
 
