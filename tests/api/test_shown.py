@@ -135,6 +135,7 @@ def test_each_command_looks_as_it_did(cloud: str) -> None:
             lambda: {*lab.addresses} <= local(lab) and status(lab).get("state") == "ok", 20, "all to be in place"
         )
         assert refresh(lab) == "ok"
+        lab.wait_for(lambda: "Listening at" in lab.log("api"), 20, "the api to listen")
         address = lab.nics[-1].addresses[-1]
         shown = "".join(on_terminal(lab, command.format(address=address)) for command in COMMANDS)
     for varying, stands in VARIES:
