@@ -59,7 +59,6 @@ def once(lab: Lab, address: str, add: Callable[[], None], first: str) -> Stages:
     try:
         lines, lab_clock = Lines(process.stdout), time.time() - time.monotonic()
         assert lines.next(10) == "asking"
-        lab.metadata.reset()
         before = len(audit(lab))
         began = time.monotonic()
         add()
@@ -73,7 +72,7 @@ def once(lab: Lab, address: str, add: Callable[[], None], first: str) -> Stages:
     applied = next(entry["monotonic_us"] / 1e6 for entry in audit(lab)[before:] if entry["verdict"] == "applied")
     asked = [(record.path, record.at - lab_clock) for record in lab.metadata.requests()]
     read = [at for path, at in asked if at < applied]
-    started = max(at for path, at in asked if at < applied and path == first)
+    started = max(began, *(at for path, at in asked if at < applied and path == first))  # perhaps it was under way
     marks = [began, started, read[-1], applied, answered]
     return Stages(*((till - since) * 1e3 for since, till in pairwise(marks)))
 
@@ -104,6 +103,7 @@ def long_poll(rounds: int) -> list[Stages]:
         found = []
         for number in range(rounds):
             lab.wait_for(lambda: lab.metadata.waiting() > 0, 60, "the fetcher to wait")
+            lab.metadata.reset()
             time.sleep(6)  # Watch gives a server that changes all the time more and more peace; this one is calm
             nic, address = lab.nics[number % 8], f"10.{number % 8 + 1}.9.{number + 1}"
             found.append(
