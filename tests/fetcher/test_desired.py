@@ -193,6 +193,16 @@ def test_no_connected_route_shadows_what_another_link_has(ifindex: int, theirs: 
     assert carried(wanted(instance(interface(1), interface(2)), here), 2) == ["10.0.1.10/24"]
 
 
+@pytest.mark.parametrize("more", [["10.0.0.7/32"], ["10.0.0.7/24", "10.0.0.9/32"], ["10.0.9.7/16"]])
+def test_a_link_that_has_much_else_still_is_not_shadowed(more: list[str]) -> None:
+    """Whatever lies before, inside or around its part of the subnet."""
+    theirs = {place: value for text in [*more, "10.0.1.99/32"] for place, value in has(9, text).items()}
+    here = host(link(1), link(8, "lan0"), addresses=theirs)
+    assert carried(wanted(instance(interface(1)), here, allow_addresses=Config().allow_addresses), 2) == [
+        "10.0.1.10/24"
+    ]
+
+
 def test_what_the_link_itself_has_shadows_nothing() -> None:
     here = host(link(1), addresses=has(2, "10.0.1.10/24") | has(2, "fe80::1/64") | has(1, "127.0.0.1/8"))
     assert carried(wanted(instance(interface(1)), here), 2) == ["10.0.1.10/24+"]
@@ -427,6 +437,24 @@ def test_a_range_outside_the_subnets_cannot_have_rules_alone() -> None:
 def test_a_gateway_that_may_not_be_put_on_link_is_not_used() -> None:
     one = interface(1, "10.0.1.10", subnets=["10.0.1.10/32"], gateways=(ip_address("198.18.0.1"),))
     assert routes(wanted(instance(one, interface(2)), host(link(1), link(2))), 2) == ["10.0.1.10/32"]
+
+
+def test_of_two_gateways_outside_the_subnets_each_is_looked_at() -> None:
+    ways = (
+        (ip_network("10.7.0.0/16"), ip_address("10.9.9.1")),
+        (ip_network("10.8.0.0/16"), ip_address("203.0.113.1")),  # nobody's to put on link
+        (ip_network("10.6.0.0/16"), ip_address("10.9.9.1")),
+    )
+    found = wanted(instance(interface(1, routes=ways, gateways=()), interface(2)), host(link(1), link(2)))
+    assert routes(found, 2) == ["10.0.1.0/24", "10.9.9.1/32", "10.7.0.0/16 via 10.9.9.1", "10.6.0.0/16 via 10.9.9.1"]
+
+
+def test_a_subnet_that_the_links_table_has_already_stays_on_link() -> None:
+    """DHCP's word for a public subnet may end with its lease; a route that is there is no reason to take it away."""
+    public = interface(1, "203.0.113.10", subnets=["203.0.113.0/24"])
+    there = frozenset({Route(BASE + 2, 2, ip_network("203.0.113.0/24"), None)})
+    assert "203.0.113.0/24" in routes(wanted(instance(public, interface(2)), host(link(1), link(2), routes=there)), 2)
+    assert routes(wanted(instance(public, interface(2)), host(link(1), link(2))), 2) == []
 
 
 def test_two_network_cards_have_device_numbers_of_their_own() -> None:
