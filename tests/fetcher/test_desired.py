@@ -203,6 +203,11 @@ def test_a_link_that_has_much_else_still_is_not_shadowed(more: list[str]) -> Non
     ]
 
 
+def test_what_the_link_itself_has_hides_nothing_of_anothers() -> None:
+    here = host(link(1), link(8, "lan0"), addresses=has(2, "10.0.0.7/16") | has(9, "10.0.1.99/32"))
+    assert carried(wanted(instance(interface(1)), here), 2) == ["10.0.1.10/24"]
+
+
 def test_what_the_link_itself_has_shadows_nothing() -> None:
     here = host(link(1), addresses=has(2, "10.0.1.10/24") | has(2, "fe80::1/64") | has(1, "127.0.0.1/8"))
     assert carried(wanted(instance(interface(1)), here), 2) == ["10.0.1.10/24+"]
