@@ -26,7 +26,8 @@ _FRA_DST, _FRA_SRC, _FRA_IIFNAME, _FRA_PRIORITY = 1, 2, 3, 6
 _FRA_SUPPRESS_PREFIXLEN, _FRA_TABLE, _FRA_PROTOCOL = 14, 15, 21
 _NDA_DST = 1
 _LEARNED = {9, 16}  # RTPROT_RA, RTPROT_DHCP
-_ON_LINK = {4: _LEARNED, 6: {*_LEARNED, 2}}  # RTPROT_KERNEL: the kernel itself heard of it (addrconf_prefix_rcv)
+_RTPROT_KERNEL = 2
+_ON_LINK = {4: _LEARNED, 6: {*_LEARNED, _RTPROT_KERNEL}}  # the kernel itself heard of it (addrconf_prefix_rcv)
 _RTN_UNICAST, _RTN_LOCAL = 1, 2
 _MAIN, _LOCAL = 254, 255
 _NAMED = {0, 253, _MAIN, _LOCAL}  # RT_TABLE_UNSPEC, _DEFAULT, _MAIN, _LOCAL
@@ -249,7 +250,7 @@ def _sorted(routes: Iterable[RouteRead]) -> Routes:
             if protocol in _ON_LINK[destination.version] and destination.prefixlen and each.is_plain:
                 learned[index] = learned.get(index, frozenset()) | {destination}
         elif route.table == _LOCAL:
-            if kind == _RTN_LOCAL:
+            if kind == _RTN_LOCAL and (protocol != _RTPROT_KERNEL or destination.prefixlen < destination.max_prefixlen):
                 local[destination] = index
         elif route.table not in _NAMED:
             foreign[route.table, destination] = protocol
