@@ -72,7 +72,7 @@ class Reconciler:
         self._plan_retry = Patience(_SHORTLY, _LONGEST_RETRY)
         self._tried: Plan = ()
         self._tried_at, self._try_again = -math.inf, -math.inf
-        self._fights, self._kept = Fights(), Kept()
+        self._fights, self._kept, self._kernel = Fights(), Kept(), kernel.Reader()
         self._compared_at = -math.inf
         self._agreed: tuple[Instance, Config] | None = None  # what the kernel last agreed with
         self._lag = Lag()
@@ -242,7 +242,7 @@ class Reconciler:
         self._write_status(actual, wanted, changes)
 
     def _compare(self, instance: Instance) -> Compared:
-        actual = kernel.read()
+        actual = self._kernel.read()
         self._kept.turn()
         wanted = desired(instance, self._config, actual, self._kept)
         return actual, wanted, plan(wanted, actual, may_remove=instance.complete, kept=self._kept)
