@@ -70,7 +70,10 @@ class RouteRead(NamedTuple):
 
 
 class _Kept(Generic[T, Made]):
-    """What messages parse to, and what is made of it all; both are kept for as long as the kernel says the same."""
+    """What messages parse to, and what is made of it all; both are kept for as long as the kernel says the same.
+
+    The seconds that are left of a lease say nothing new: what differs in them alone parses to what is equal.
+    """
 
     def __init__(self, parse: Callable[[bytes], T], make: Callable[[Iterable[T]], Made]) -> None:
         self._parse, self._make = parse, make
@@ -80,9 +83,10 @@ class _Kept(Generic[T, Made]):
     def of(self, messages: list[bytes]) -> Made:
         """Of a whole dump."""
         if messages != self._messages:
-            known = self._parsed
+            known, values = self._parsed, list(self._parsed.values())
             self._parsed = {each: known[each] if each in known else self._parse(each) for each in messages}
-            self._made = self._make(self._parsed.values())
+            if self._messages is None or list(self._parsed.values()) != values:
+                self._made = self._make(self._parsed.values())
             self._messages = messages
         return self._made
 
