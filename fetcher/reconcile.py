@@ -240,10 +240,10 @@ class Reconciler:
         self._read_for_links(self._instance, actual)
         self._publisher.links(self._instance, self._config, actual)
         self._write_status(actual, wanted, changes)
+        self._kept.turn()
 
     def _compare(self, instance: Instance) -> Compared:
         actual = self._kernel.read()
-        self._kept.turn()
         wanted = desired(instance, self._config, actual, self._kept)
         return actual, wanted, plan(wanted, actual, may_remove=instance.complete, kept=self._kept)
 
