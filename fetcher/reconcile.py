@@ -380,7 +380,7 @@ class Reconciler:
     def _write_status(self, actual: Actual | None = None, wanted: Desired | None = None, changes: Plan = ()) -> None:
         status = self._publisher.status
         if actual is not None and wanted is not None and self._instance is not None:
-            status["links"] = report.link_statuses(self._instance, self._config, actual, wanted, changes)
+            status["links"] = report.link_statuses(self._instance, self._config, actual, wanted, changes, self._kept)
             status["unknown_macs"] = list(wanted.unknown_macs)
             status["notices"] = list(wanted.notices)
         if self._errors.serious:
