@@ -19,18 +19,22 @@ class Lag:
     """What was missed on either side when last looked at."""
 
     def __init__(self) -> None:
-        self._unknown: tuple[str, ...] = ()
+        self._unknown: dict[str, str] = {}  # {MAC that no link here may be taken for: why}
         self._unlisted: set[int] = set()
         self._since = -math.inf
 
     def say_unknown(self, wanted: Desired, actual: Actual, config: Config) -> None:
-        """Name each interface of the metadata that this host lacks: once, when that has changed."""
-        if wanted.unknown_macs == self._unknown:
-            return
-        self._unknown = wanted.unknown_macs
+        """Name each interface of the metadata that this host lacks: once, and again when there is another reason."""
+        known, self._unknown = self._unknown, {mac: _why(mac, actual, config) for mac in wanted.unknown_macs}
         text = "metadata: names the interface %s, and %s; until then, links that it does not name stay as they are"
-        for mac in self._unknown:
-            logger.warning(text, mac, _why(mac, actual, config))
+        for mac, why in self._unknown.items():
+            if known.get(mac) != why:
+                logger.warning(text, mac, why)
+
+    @property
+    def notices(self) -> list[str]:
+        """The same, for the status."""
+        return [f"{mac}: {why}" for mac, why in self._unknown.items()]
 
     def read_again(self, instance: Instance, config: Config, actual: Actual, at: float) -> float:
         """When a link that the metadata do not name is a reason to read them; infinity when there is none.

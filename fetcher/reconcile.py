@@ -380,7 +380,7 @@ class Reconciler:
         if actual is not None and wanted is not None and self._instance is not None:
             status["links"] = report.link_statuses(self._instance, self._config, actual, wanted, changes)
             status["unknown_macs"] = list(wanted.unknown_macs)
-            status["notices"] = list(wanted.notices)
+            status["notices"] = [*wanted.notices, *self._lag.notices]
         if self._errors.serious:
             status["state"] = "error"
         elif self._instance is None:
