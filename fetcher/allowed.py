@@ -7,6 +7,7 @@ judgement of the same facts, made before and only to leave things out: it allows
 from __future__ import annotations
 
 from ipaddress import ip_network
+from typing import NamedTuple
 
 from cloud_network.fetcher.config import PRIVATE, Config
 from cloud_network.fetcher.model import IPAddress, IPNetwork, host
@@ -30,11 +31,24 @@ def within(inner: IPNetwork, outer: IPNetwork) -> bool:
     return inner.version == outer.version and inner.prefixlen >= outer.prefixlen and inner.network_address in outer
 
 
+def _is_global6(network: IPNetwork) -> bool:
+    """The kernel has fe80::/64 on every link, whoever is there."""
+    return network.version == 6 and not network.is_link_local
+
+
 def _never(network: IPNetwork) -> bool:
     """Whether it has a part in one of NEVER. In numbers, because it is asked for every address."""
     begin = int(network.network_address)
     end = begin + (1 << (network.max_prefixlen - network.prefixlen)) - 1
     return any(begin <= last and first <= end for first, last in _NEVER[network.version])
+
+
+class Against(NamedTuple):
+    """Why a link may not have something."""
+
+    text: str
+    passes: bool = False
+    """Whether it will when a router has advertised itself on the link, seconds after that came up."""
 
 
 class Allowed:
@@ -49,6 +63,10 @@ class Allowed:
         self._subnets = {ifindex: set(networks) for ifindex, networks in actual.learned.items()}
         self._holders: dict[IPAddress, tuple[int, bool]] = {}  # by which link, and whether it will be taken from it
         self._local = actual.local
+        self._heard = {  # where a router has advertised itself: a network, or the way out
+            *(index for index, networks in actual.learned.items() if any(_is_global6(net) for net in networks)),
+            *(index for index, gateways in actual.gateways.items() if any(each.version == 6 for each in gateways)),
+        }
         self._base = config.route_table_base
         self._routes = {(route.table, route.destination) for route in actual.routes}
         self._names = {link.ifindex: link.name for link in actual.links}
@@ -81,26 +99,28 @@ class Allowed:
             or any(within(network, subnet) for subnet in self._subnets.get(link.ifindex, ()))
         )
 
-    def against(self, link: Link, network: IPNetwork) -> str | None:
+    def against(self, link: Link, network: IPNetwork) -> Against | None:
         """Why the link may not have this address or range; None if it may."""
         single = network.prefixlen == network.max_prefixlen
         shown = str(network.network_address) if single else str(network)
         for address in (network.network_address,) if single else self._holders:
             ifindex, goes = self._holders.get(address, (link.ifindex, False))
             if ifindex != link.ifindex and not goes and address.version == network.version and address in network:
-                return f"{shown} of {link.name}: {self._name(ifindex)} has {address}"
+                return Against(f"{shown} of {link.name}: {self._name(ifindex)} has {address}")
         holder, goes = self._holders.get(network.network_address, (None, False)) if single else (None, False)
         if link.ifindex in (holder, self._local.get(network)):
             return None  # it is there already
         if network in self._local and not goes:
-            return f"{shown} of {link.name}: table local has it for {self._name(self._local[network])}"
+            return Against(f"{shown} of {link.name}: table local has it for {self._name(self._local[network])}")
         if self.may_claim(link, network):
             return None
         if _never(network):
-            return f"{shown} of {link.name}: no link's address"
+            return Against(f"{shown} of {link.name}: no link's address")
         key = f'[Netagent] AllowAddresses="{shown}"'
         why = "neither private nor of a network that the link learned, or of a subnet of a link that is not the cloud's"
-        return f"{shown} of {link.name}: {why}; to allow it: {key}"
+        if passes := network.version == 6 and link.ifindex not in self._heard:
+            why = "no router has advertised itself there yet, and it is not private"
+        return Against(f"{shown} of {link.name}: {why}; to allow it: {key}", passes)
 
     def _name(self, ifindex: int) -> str:
         return self._names.get(ifindex, f"link {ifindex}")

@@ -27,7 +27,7 @@ from ipaddress import ip_interface, ip_network
 from typing import NamedTuple
 
 from cloud_network.fetcher.aggregate import NOBODY, Held, Sources
-from cloud_network.fetcher.allowed import Allowed, within
+from cloud_network.fetcher.allowed import Against, Allowed, within
 from cloud_network.fetcher.config import Config, Prefixes, Rules
 from cloud_network.fetcher.model import Instance, Interface, IPAddress, IPInterface, IPNetwork, host
 from cloud_network.fetcher.objects import Actual, Address, Desired, Link, Route, Rule, Wish
@@ -51,7 +51,7 @@ def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
     left = _left_alone(config, actual, {link.ifindex for _, link in pairs}, unknown)
     left_tables = frozenset(config.route_table_base + ifindex for ifindex in left)
     wishes, addresses, routes, rules = [], list[Address](), list[Route](), list[Rule]()
-    allowed, withheld = Allowed(config, actual, left), dict[str, None]()
+    allowed, withheld = Allowed(config, actual, left), dict[Against, None]()
     prefixes = config.prefixes or _DEFAULT_PREFIXES.get(instance.provider, Prefixes.ROUTE)
     notices = list(instance.notices)
     held = _without_parts(_Held.of(kernel.address) for kernel in actual.addresses.values())
@@ -111,7 +111,8 @@ def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
         left_links=left,
         left_tables=left_tables,
         notices=tuple(notices),
-        withheld=tuple(withheld),
+        withheld=tuple(each.text for each in withheld),
+        passing=frozenset(each.text for each in withheld if each.passes),
     )
 
 
@@ -223,7 +224,9 @@ def _addresses(
             yield Address(link.ifindex, address, network.prefixlen, connected)
 
 
-def _against(network: IPNetwork, interface: Interface, link: Link, prefixes: Prefixes, allowed: Allowed) -> str | None:
+def _against(
+    network: IPNetwork, interface: Interface, link: Link, prefixes: Prefixes, allowed: Allowed
+) -> Against | None:
     """Why nothing can be made of a range; None if something can."""
     reason = allowed.against(link, network)
     single = network.prefixlen == network.max_prefixlen
@@ -232,7 +235,8 @@ def _against(network: IPNetwork, interface: Interface, link: Link, prefixes: Pre
     homes = (subnet for subnet in interface.subnets if not interface.routed)
     if not single and any(within(network, home) and network != home for home in homes):
         return None
-    return f'{network} of {link.name}: a source rule alone needs a range of its subnet; [Network] Prefixes="local"?'
+    text = f'{network} of {link.name}: a source rule alone needs a range of its subnet; [Network] Prefixes="local"?'
+    return Against(text)
 
 
 def _table(

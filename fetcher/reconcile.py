@@ -345,7 +345,8 @@ class Reconciler:
         if not wanted.withheld:
             self._errors.end("config")
             return
-        self._errors.begin("config", f"left out: {report.the_first(wanted.withheld)}", serious=False)
+        passes = wanted.passing.issuperset(wanted.withheld)
+        self._errors.begin("config", f"left out: {report.the_first(wanted.withheld)}", serious=False, passes=passes)
 
     def _say_fights(self, actual: Actual) -> None:
         fights = self._fights.statuses(actual)
