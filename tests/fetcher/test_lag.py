@@ -29,6 +29,14 @@ def test_a_new_link_is_a_reason_at_once_and_then_less_and_less_often_and_then_no
     assert 30.0 <= reads[-1] < 60.0
 
 
+def test_one_that_has_gone_before_the_metadata_say_so_is_a_reason_too() -> None:
+    lag, both = Lag(), instance(interface(1), interface(2))
+    assert lag.read_again(both, Config(), BOTH, 0.0) == math.inf
+    assert lag.read_again(both, Config(), host(link(1)), 10.0) == 10.0
+    assert lag.read_again(both, Config(), host(link(1)), 10.0) == 11.0
+    assert lag.read_again(KNOWN, Config(), host(link(1)), 11.0) == math.inf
+
+
 def test_another_new_link_begins_anew() -> None:
     lag = Lag()
     lag.read_again(KNOWN, Config(), BOTH, 0.0)
