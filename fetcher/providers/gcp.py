@@ -58,7 +58,7 @@ def probe() -> bool:
     """The header of every answer of the metadata server, the documented sign where there is no firmware to ask."""
     client = Client(ENDPOINT)
     try:
-        return client.request("GET", "/", _HEADERS, _LOOK).headers.get("Metadata-Flavor") == "Google"
+        return client.request("GET", "/", _HEADERS, _LOOK).headers.get("metadata-flavor") == "Google"
     except MetadataError:
         return False
     finally:
@@ -81,7 +81,7 @@ class Gcp:
         """See Provider."""
         answer = self.client.request("GET", _ALL, _HEADERS)
         found = instance(parse(_googles(answer, _ALL), _ALL))
-        self._read_etag = answer.headers.get("ETag", "")
+        self._read_etag = answer.headers.get("etag", "")
         return found
 
     def wait(self) -> bool:
@@ -91,7 +91,7 @@ class Gcp:
         path = f"{_ALL}&wait_for_change=true&timeout_sec={_WAIT}&last_etag={last}"
         answer = self._watcher.request("GET", path, _HEADERS, _WAIT + 10.0)
         _googles(answer, _ALL)
-        etag = answer.headers.get("ETag", "")
+        etag = answer.headers.get("etag", "")
         if not re.fullmatch(r"[A-Za-z0-9._~-]{1,256}", etag):
             raise invalid("ETag", etag, "what one can wait with")
         self._seen_etag = etag
@@ -126,7 +126,7 @@ def _googles(answer: Response, path: str) -> str:
     """The text of an answer that says that it is Google's."""
     if answer.status != 200:
         raise answer.error(path)
-    if answer.headers.get("Metadata-Flavor") != "Google":
+    if answer.headers.get("metadata-flavor") != "Google":
         raise MetadataError("invalid", f"{path}: the answer has no Metadata-Flavor: Google; it is somebody else's")
     return answer.text(path)
 
