@@ -47,13 +47,6 @@ _PROJECT = ("projectId", "numericProjectId")
 _ACCOUNT = re.compile(r"[A-Za-z0-9][A-Za-z0-9@._-]*/")
 
 
-def matches(dmi: dict[str, str]) -> bool:
-    """The product name; bare metal instances have Google's own hardware in them, and say so as well."""
-    return dmi.get("product_name") == "Google Compute Engine" or (
-        dmi.get("sys_vendor") == "Google" and dmi.get("product_name", "").startswith("Google")
-    )
-
-
 def probe() -> bool:
     """The header of every answer of the metadata server, the documented sign where there is no firmware to ask."""
     client = Client(ENDPOINT)
