@@ -19,6 +19,7 @@ from cloud_network.fetcher.desired import desired
 from cloud_network.fetcher.errors import Errors, now
 from cloud_network.fetcher.fights import Fights
 from cloud_network.fetcher.flush import FLUSHED, FlushAnswer, flush_answer
+from cloud_network.fetcher.kept import Kept
 from cloud_network.fetcher.lag import Lag
 from cloud_network.fetcher.lookahead import PlanAnswer, look_ahead
 from cloud_network.fetcher.model import Instance, MetadataError
@@ -71,7 +72,7 @@ class Reconciler:
         self._plan_retry = Patience(_SHORTLY, _LONGEST_RETRY)
         self._tried: Plan = ()
         self._tried_at, self._try_again = -math.inf, -math.inf
-        self._fights = Fights()
+        self._fights, self._kept, self._kernel = Fights(), Kept(), kernel.Reader()
         self._compared_at = -math.inf
         self._agreed: tuple[Instance, Config] | None = None  # what the kernel last agreed with
         self._lag = Lag()
@@ -241,9 +242,10 @@ class Reconciler:
         self._write_status(actual, wanted, changes)
 
     def _compare(self, instance: Instance) -> Compared:
-        actual = kernel.read()
-        wanted = desired(instance, self._config, actual)
-        return actual, wanted, plan(wanted, actual, may_remove=instance.complete)
+        actual = self._kernel.read()
+        self._kept.turn()
+        wanted = desired(instance, self._config, actual, self._kept)
+        return actual, wanted, plan(wanted, actual, may_remove=instance.complete, kept=self._kept)
 
     def _look(self, instance: Instance) -> Compared | None:
         """What a read of the metadata, if it is true, changes; None when the kernel cannot be read."""

@@ -23,6 +23,7 @@ def measure(rounds: int) -> dict[str, list[float]]:
     config = configuration.load(configuration.PATH)
     provider = detect(config.provider, read_dmi())
     provider.client.kinds = config.allow_kinds
+    reader = kernel.Reader()
     operator, resolvers, socket = settings.load(), settings.resolvers(), rtnetlink.Kernel()
     found = defaultdict[str, list[float]](list)
 
@@ -36,7 +37,7 @@ def measure(rounds: int) -> dict[str, list[float]]:
         with timed("metadata"):
             instance = provider.fetch()
         with timed("kernel read"):
-            actual = kernel.read()
+            actual = reader.read()
         with timed("planning"):
             changes = plan(desired(instance, config, actual), actual, may_remove=True)
         with timed("wire"):
