@@ -24,7 +24,7 @@ class Kept:
         self._values_before: dict[Hashable, Any] = {}
 
     def turn(self) -> None:
-        """A pass begins: what the last one made no use of is forgotten."""
+        """A pass has ended: what it made no use of is forgotten."""
         self._before, self._now = self._now, {}
         self._values_before, self._values = self._values, {}
 
@@ -36,7 +36,7 @@ class Kept:
         return cast(Made, found[1])
 
     def same(self, place: Hashable, value: Value) -> Value:
-        """`value`; or what was in this place at the last pass, if that is equal: it is known what is made of it."""
-        before = self._values_before.get(place)
+        """`value`; or what was in this place before, if that is equal: it is known what is made of it."""
+        before = self._values.get(place, self._values_before.get(place))
         self._values[place] = before if before is value or before == value else value
         return cast(Value, self._values[place])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from struct import Struct
 from typing import Generic, NamedTuple, TypeVar
 
@@ -77,18 +77,24 @@ class _Kept(Generic[T, Made]):
 
     def __init__(self, parse: Callable[[bytes], T], make: Callable[[Iterable[T]], Made]) -> None:
         self._parse, self._make = parse, make
-        self._messages: list[bytes] | None = None
-        self._parsed: dict[bytes, T] = {}
+        self._dumps: list[tuple[list[bytes], dict[bytes, T]]] = []
 
-    def of(self, messages: list[bytes]) -> Made:
-        """Of a whole dump."""
-        if messages != self._messages:
-            known, values = self._parsed, list(self._parsed.values())
-            self._parsed = {each: known[each] if each in known else self._parse(each) for each in messages}
-            if self._messages is None or list(self._parsed.values()) != values:
-                self._made = self._make(self._parsed.values())
-            self._messages = messages
+    def of(self, *dumps: list[bytes]) -> Made:
+        """Of whole dumps, always in the same order."""
+        known = self._dumps or [([], {}) for _ in dumps]
+        self._dumps = [self._parsed(*each) for each in zip(dumps, known, strict=True)]
+        before, now = ([[*parsed.values()] for _, parsed in each] for each in (known, self._dumps))
+        if not hasattr(self, "_made") or before != now:
+            self._made = self._make(chain.from_iterable(now))
         return self._made
+
+    def _parsed(
+        self, messages: list[bytes], before: tuple[list[bytes], dict[bytes, T]]
+    ) -> tuple[list[bytes], dict[bytes, T]]:
+        if messages == before[0]:
+            return before
+        known = before[1]
+        return messages, {each: known[each] if each in known else self._parse(each) for each in messages}
 
 
 class Reader:
@@ -109,25 +115,24 @@ class Reader:
             self._kernel.begin()
             links = self._kernel.dump(rtnetlink.RTM_GETLINK, _EVERY_LINK)
             addresses = self._kernel.dump(rtnetlink.RTM_GETADDR, rtnetlink.IFADDRMSG.pack(0, 0, 0, 0, 0))
-            routes = self._of_both(rtnetlink.RTM_GETROUTE)
-            rules = self._of_both(rtnetlink.RTM_GETRULE)
+            routes = self._by_family(rtnetlink.RTM_GETROUTE)
+            rules = self._by_family(rtnetlink.RTM_GETRULE)
         except OSError as error:
             self._kernel.close()  # an answer may be on its way still
             self._kernel = None
             raise KernelError(f"rtnetlink: {error}") from error
-        ours = self._rules.of(rules)
-        parts = self._links.of(links), self._addresses.of(addresses), self._routes.of(routes), ours
+        ours = self._rules.of(*rules)
+        parts = self._links.of(links), self._addresses.of(addresses), self._routes.of(*routes), ours
         if any(part is not before for part, before in zip_longest(parts, self._parts)):
             mine, gateways, learned, local, foreign = parts[2]
             self._actual = Actual(parts[0], parts[1], mine, ours, gateways, learned, local, foreign)
             self._parts = parts
         return self._actual
 
-    def _of_both(self, request: int) -> list[bytes]:
-        """Of both families."""
+    def _by_family(self, request: int) -> list[list[bytes]]:
         assert self._kernel
         header = rtnetlink.RTMSG.pack(0, *bytes(8))[1:]
-        return [each for one in _FAMILIES for each in self._kernel.dump(request, bytes([one]) + header)]
+        return [self._kernel.dump(request, bytes([one]) + header) for one in _FAMILIES]
 
 
 def read() -> Actual:

@@ -15,6 +15,7 @@ from cloud_network.fetcher.kept import Kept
 from cloud_network.fetcher.model import IPAddress, IPNetwork
 from cloud_network.fetcher.objects import Actual, Address, Desired, Link, Route, Rule
 
+_NO_RULES: frozenset[Rule] = frozenset()
 _TABLES = {254: "main", 255: "local"}
 
 
@@ -146,7 +147,9 @@ def _rules_that_go(desired: Desired, actual: Actual, kept: Kept) -> Iterator[Cha
     Until then one that goes comes first, for the kernel asks rules of one number in the order in which they were made;
     one whose address or table is gone already leads nothing anywhere.
     """
-    unwanted = kept(_unwanted_rules, actual, *(each.rules for each in desired.links))
+    present = sum(len(each.rules) - len(kept(_rules_to_add, each.rules, actual)) for each in desired.links)
+    all_of_it = present + sum(rule in actual.rules for rule in desired.common) == len(actual.rules)
+    unwanted = _NO_RULES if all_of_it else kept(_unwanted_rules, actual, *(each.rules for each in desired.links))
     for rule in sorted(unwanted.difference(desired.common), key=str):
         if rule.table not in desired.left_tables:
             yield Change(Verb.REMOVE, rule)

@@ -240,10 +240,10 @@ class Reconciler:
         self._read_for_links(self._instance, actual)
         self._publisher.links(self._instance, self._config, actual)
         self._write_status(actual, wanted, changes)
+        self._kept.turn()
 
     def _compare(self, instance: Instance) -> Compared:
         actual = self._kernel.read()
-        self._kept.turn()
         wanted = desired(instance, self._config, actual, self._kept)
         return actual, wanted, plan(wanted, actual, may_remove=instance.complete, kept=self._kept)
 
@@ -380,7 +380,7 @@ class Reconciler:
     def _write_status(self, actual: Actual | None = None, wanted: Desired | None = None, changes: Plan = ()) -> None:
         status = self._publisher.status
         if actual is not None and wanted is not None and self._instance is not None:
-            status["links"] = report.link_statuses(self._instance, self._config, actual, wanted, changes)
+            status["links"] = report.link_statuses(self._instance, self._config, actual, wanted, changes, self._kept)
             status["unknown_macs"] = list(wanted.unknown_macs)
             status["notices"] = list(wanted.notices)
         if self._errors.serious:

@@ -95,23 +95,23 @@ class View:
         self.kernel, self.settings, self._owned = kernel, settings, owned
         self.links = {link["link"]: link for link in kernel.links()}
         self.rules = {key for rule in kernel.rules() if rule["protocol"] == PROTOCOL for key in rule_keys(rule)}
-        self.addresses: dict[tuple[int, bytes], Found] = {}
-        self.holders: dict[bytes, int] = {}  # a link that has the address
         self.subnets: dict[int, set[Network]] = defaultdict(set)  # on link, by link
         self.gateways: dict[bytes, set[int]] = defaultdict(set, {resolver: set() for resolver in resolvers})
         self._routes: dict[int, dict[Network, Found]] = {}
         addresses, main = kernel.addresses(), kernel.routes(TABLE_MAIN)
         self._tagged = any(address["protocol"] is not None for address in addresses)  # the kernel knows IFA_PROTO
-        for address in addresses:
-            self.add_address(address)
+        self.addresses: dict[tuple[int, bytes], Found] = {(each["link"], each["address"]): each for each in addresses}
+        self.holders: dict[bytes, int] = {each["address"]: each["link"] for each in addresses}
+        nets = [each for each in addresses if each["prefix"] < len(each["address"]) * 8]  # thousands are not
+        for each in nets:
+            self.subnets[each["link"]].add(net_of(each))
         for route in [*main, *kernel.routes(None, parse_default)]:
             self.add_gateway(route)
         foreign = [route for route in main if route["protocol"] != PROTOCOL and route["prefix"]]
         direct = [(route["link"], net_of(route), route["protocol"]) for route in foreign if route["gateway"] is None]
         for index, net, _ in direct:
             self.subnets[index].add(net)
-        theirs = {(each["link"], net_of(each)) for each in addresses if not self.owns(each)}
-        wide = {(index, net) for index, net in theirs if net[2]}
+        wide = {(each["link"], net_of(each)) for each in nets if not self.owns(each)}
         # RTPROT_RA, RTPROT_DHCP; of IPv6 RTPROT_KERNEL too: the kernel itself heard the router (or else it is of an
         # address with a prefix, and netagent gives none but what is allowed)
         learned = {(index, net) for index, net, by in direct if by in (9, 16) or (by == 2 and net[0] == 16)}
@@ -132,7 +132,8 @@ class View:
         """From here on the link has this address."""
         self.addresses[address["link"], address["address"]] = address
         self.holders[address["address"]] = address["link"]
-        self.subnets[address["link"]].add(net_of(address))
+        if net_of(address)[2]:
+            self.subnets[address["link"]].add(net_of(address))
 
     def add_gateway(self, route: Found) -> None:
         """From here on its gateway, if it has one, is one of its link."""
