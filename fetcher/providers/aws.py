@@ -71,12 +71,6 @@ _SYSTEM_KEYS = (
 _IDENTITY_KEYS = ("document", "pkcs7", "signature", "rsa2048")
 
 
-def matches(dmi: dict[str, str]) -> bool:
-    """Nitro names the vendor, Xen the BIOS version or hypervisor UUID ("Detect whether a host is an EC2 instance")."""
-    xen = "amazon" in dmi.get("bios_version", "").lower() or dmi.get("hypervisor_uuid", "").lower().startswith("ec2")
-    return dmi.get("sys_vendor") == "Amazon EC2" or xen
-
-
 class Aws:
     """A Provider. Holds the session token and the facts that do not change from one refresh to the next."""
 

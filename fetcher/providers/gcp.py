@@ -48,18 +48,11 @@ _PROJECT = ("projectId", "numericProjectId")
 _ACCOUNT = re.compile(r"[A-Za-z0-9][A-Za-z0-9@._-]*/")
 
 
-def matches(dmi: dict[str, str]) -> bool:
-    """The product name; bare metal instances have Google's own hardware in them, and say so as well."""
-    return dmi.get("product_name") == "Google Compute Engine" or (
-        dmi.get("sys_vendor") == "Google" and dmi.get("product_name", "").startswith("Google")
-    )
-
-
 def probe() -> bool:
     """The header of every answer of the metadata server, the documented sign where there is no firmware to ask."""
     client = Client(ENDPOINT)
     try:
-        return client.request("GET", "/", _HEADERS, _LOOK).headers.get("Metadata-Flavor") == "Google"
+        return client.request("GET", "/", _HEADERS, _LOOK).headers.get("metadata-flavor") == "Google"
     except MetadataError:
         return False
     finally:
@@ -84,7 +77,7 @@ class Gcp:
         answer = self.client.request("GET", _ALL, _HEADERS)
         self._kept.turn()
         found = instance(parse(_googles(answer, _ALL), _ALL), self._kept)
-        self._read_etag = answer.headers.get("ETag", "")
+        self._read_etag = answer.headers.get("etag", "")
         return found
 
     def wait(self) -> bool:
@@ -94,7 +87,7 @@ class Gcp:
         path = f"{_ALL}&wait_for_change=true&timeout_sec={_WAIT}&last_etag={last}"
         answer = self._watcher.request("GET", path, _HEADERS, _WAIT + 10.0)
         _googles(answer, _ALL)
-        etag = answer.headers.get("ETag", "")
+        etag = answer.headers.get("etag", "")
         if not re.fullmatch(r"[A-Za-z0-9._~-]{1,256}", etag):
             raise invalid("ETag", etag, "what one can wait with")
         self._seen_etag = etag
@@ -129,7 +122,7 @@ def _googles(answer: Response, path: str) -> str:
     """The text of an answer that says that it is Google's."""
     if answer.status != 200:
         raise answer.error(path)
-    if answer.headers.get("Metadata-Flavor") != "Google":
+    if answer.headers.get("metadata-flavor") != "Google":
         raise MetadataError("invalid", f"{path}: the answer has no Metadata-Flavor: Google; it is somebody else's")
     return answer.text(path)
 
