@@ -64,4 +64,6 @@ def _why(mac: str, actual: Actual, config: Config) -> str:
     kind = next((link for link in links if link.kind not in (None, *config.allow_kinds)), None)
     if kind is not None:
         return f'{kind.name} has that MAC and is of kind {kind.kind}, which needs [Netagent] AllowKinds="{kind.kind}"'
-    return " and ".join(link.name for link in links) + " have that MAC" if links else "no link here has that MAC"
+    if not links:
+        return "no link here has that MAC"
+    return " and ".join(link.name for link in links) + f" ha{'s' if len(links) == 1 else 've'} that MAC"
