@@ -99,8 +99,8 @@ def test_what_is_no_head(data: bytes) -> None:
     "rest",
     [
         b"", b"3", b"3\r\nab", b"3\r\nabc", b"3\r\nabc\r\n", b"3\r\nabcd\r\n0\r\n\r\n", b"3\r\nabc\r\n0\r\n",
-        b"0\r\nX: y",
-        b"3\r\nabcXX0\r\n\r\n", b"\r\n", b"-3\r\nabc\r\n0\r\n\r\n", b"+3\r\nabc\r\n0\r\n\r\n", b"0x3\r\nabc\r\n0\r\n\r\n",
+        b"0\r\nX: y", b"3\r\nabcXX0\r\n\r\n", b"\r\n",
+        b"-3\r\nabc\r\n0\r\n\r\n", b"+3\r\nabc\r\n0\r\n\r\n", b"0x3\r\nabc\r\n0\r\n\r\n",
         b"1_0\r\n", b" 3\r\nabc\r\n0\r\n\r\n", b"g\r\n", b"1" * 16 + b"\r\n",
         b"1;" + b"x" * 2000 + b"\r\na\r\n0\r\n\r\n",
     ],
