@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cached_property
 from ipaddress import ip_network
+from typing import NamedTuple
 
 from cloud_network.fetcher.config import PRIVATE, Config
 from cloud_network.fetcher.model import IPAddress, IPNetwork
@@ -44,6 +45,19 @@ def _any_meets(spans: Iterable[Span], other: Span) -> bool:
     return any(each[1] <= last and first <= each[2] and each[0] == version for each in spans)
 
 
+def _is_global6(network: IPNetwork) -> bool:
+    """The kernel has fe80::/64 on every link, whoever is there."""
+    return network.version == 6 and not network.is_link_local
+
+
+class Against(NamedTuple):
+    """Why a link may not have something."""
+
+    text: str
+    passes: bool = False
+    """Whether it will when a router has advertised itself on the link, seconds after that came up."""
+
+
 class Allowed:
     """What the operator and the kernel allow on this host."""
 
@@ -56,6 +70,10 @@ class Allowed:
         self._subnets = {index: list(spans) for index, spans in self._learned.items()}
         self._holders: dict[IPAddress, tuple[int, bool]] = {}  # by which link, and whether it will be taken from it
         self._local = actual.local
+        self._heard = {  # where a router has advertised itself: a network, or the way out
+            *(index for index, networks in actual.learned.items() if any(_is_global6(net) for net in networks)),
+            *(index for index, gateways in actual.gateways.items() if any(each.version == 6 for each in gateways)),
+        }
         self._ours, self._base = actual.routes, config.route_table_base
         self._names = {link.ifindex: link.name for link in actual.links}
         for (ifindex, address), kernel in actual.addresses.items():
@@ -90,33 +108,33 @@ class Allowed:
             or (self._base + link.ifindex, network) in self._places
         )
 
-    def against(self, link: Link, address: IPAddress, *, free: bool = False) -> str | None:
+    def against(self, link: Link, address: IPAddress, *, free: bool = False) -> Against | None:
         """Why the link may not have this address; None if it may. `free`: it may claim all of the address's subnet."""
         ifindex, goes = self._holders.get(address, _NO_LINK)
         if ifindex == link.ifindex:
             return None  # it is there already
         if ifindex and not goes:
-            return f"{address} of {link.name}: {self._name(ifindex)} has {address}"
+            return Against(f"{address} of {link.name}: {self._name(ifindex)} has {address}")
         local = self._local_addresses.get(address)
         if local == link.ifindex:
             return None
         if local is not None and not goes:
-            return f"{address} of {link.name}: table local has it for {self._name(local)}"
+            return Against(f"{address} of {link.name}: table local has it for {self._name(local)}")
         span = Span.one(address)
         return None if free or self._may_claim(link, span) else self._why(link, span, str(address))
 
-    def against_range(self, link: Link, network: IPNetwork) -> str | None:
+    def against_range(self, link: Link, network: IPNetwork) -> Against | None:
         """Why the link may not have this range; None if it may."""
         if network.prefixlen == network.max_prefixlen:
             return self.against(link, network.network_address)
         span = Span.all_of(network)
         for address, (ifindex, goes) in self._holders.items():
             if ifindex != link.ifindex and not goes and span.holds(Span.one(address)):
-                return f"{network} of {link.name}: {self._name(ifindex)} has {address}"
+                return Against(f"{network} of {link.name}: {self._name(ifindex)} has {address}")
         if self._local.get(network) == link.ifindex:
             return None  # it is there already
         if network in self._local:
-            return f"{network} of {link.name}: table local has it for {self._name(self._local[network])}"
+            return Against(f"{network} of {link.name}: table local has it for {self._name(self._local[network])}")
         return None if self.may_claim(link, network) else self._why(link, span, str(network))
 
     @cached_property
@@ -130,12 +148,14 @@ class Allowed:
         """Where routes of ours are."""
         return {(route.table, route.destination) for route in self._ours}
 
-    def _why(self, link: Link, span: Span, shown: str) -> str:
+    def _why(self, link: Link, span: Span, shown: str) -> Against:
         if _any_meets(_NEVER, span):
-            return f"{shown} of {link.name}: no link's address"
+            return Against(f"{shown} of {link.name}: no link's address")
         key = f'[Netagent] AllowAddresses="{shown}"'
         why = "neither private nor of a network that the link learned, or of a subnet of a link that is not the cloud's"
-        return f"{shown} of {link.name}: {why}; to allow it: {key}"
+        if passes := span.version == 6 and link.ifindex not in self._heard:
+            why = "no router has advertised itself there yet, and it is not private"
+        return Against(f"{shown} of {link.name}: {why}; to allow it: {key}", passes)
 
     def _name(self, ifindex: int) -> str:
         return self._names.get(ifindex, f"link {ifindex}")

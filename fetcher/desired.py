@@ -29,7 +29,7 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from cloud_network.fetcher.aggregate import aggregate
-from cloud_network.fetcher.allowed import Allowed, within
+from cloud_network.fetcher.allowed import Against, Allowed, within
 from cloud_network.fetcher.config import Config, Prefixes, Rules
 from cloud_network.fetcher.kept import Kept
 from cloud_network.fetcher.model import Instance, Interface, IPAddress, IPInterface, IPNetwork, host
@@ -52,7 +52,7 @@ class _Own(NamedTuple):
 
     addresses: tuple[IPAddress, ...]
     homes: tuple[IPNetwork | None, ...]  # beside each: the subnet whose prefix length it carries
-    withheld: tuple[str, ...]
+    withheld: tuple[Against, ...]
 
 
 def desired(instance: Instance, config: Config, actual: Actual, kept: Kept | None = None) -> Desired:
@@ -74,7 +74,7 @@ def desired(instance: Instance, config: Config, actual: Actual, kept: Kept | Non
     sources = sources_of(instance, found, config, actual, left, kept) if config.rules is Rules.AGGREGATE else None
     subnets = kept.same("subnets", tuple((interface.mac, interface.subnets) for interface in instance.interfaces))
     prefixes = config.prefixes or _DEFAULT_PREFIXES.get(instance.provider, Prefixes.ROUTE)
-    links, notices, withheld = list[OfLink](), list(instance.notices), dict[str, None]()
+    links, notices, withheld = list[OfLink](), list(instance.notices), dict[Against, None]()
     taken, given, before = set[IPAddress](), set[IPNetwork](), list[Span]()
     for interface, link in pairs:
         mac, small = interface.mac, interface.mtu is not None and interface.mtu < LEAST_MTU
@@ -122,7 +122,8 @@ def desired(instance: Instance, config: Config, actual: Actual, kept: Kept | Non
         left_links=left,
         left_tables=left_tables,
         notices=tuple(notices),
-        withheld=tuple(withheld),
+        withheld=tuple(each.text for each in withheld),
+        passing=frozenset(each.text for each in withheld if each.passes),
     )
 
 
@@ -202,7 +203,7 @@ def _own(
     taken: frozenset[IPAddress],
 ) -> _Own:
     """Those that no interface before this one has, that are not left to others, and that netagent allows."""
-    addresses, homes, withheld = list[IPAddress](), list[IPNetwork | None](), list[str]()
+    addresses, homes, withheld = list[IPAddress](), list[IPNetwork | None](), list[Against]()
     carried, excluded = set[tuple[int, int]](), config.exclude_addresses
     free = dict[tuple[int, int], bool]()  # of each subnet (a network's hash is slow), whether the link may claim it all
     for whole, address in zip(interface.addresses, alone, strict=True):
@@ -250,7 +251,9 @@ def _is_shared(link: Link, network: IPNetwork, there: Found[Span], before: Itera
     return any(each.meets(span) and each.ifindex != link.ifindex for each in before)
 
 
-def _against(network: IPNetwork, interface: Interface, link: Link, prefixes: Prefixes, allowed: Allowed) -> str | None:
+def _against(
+    network: IPNetwork, interface: Interface, link: Link, prefixes: Prefixes, allowed: Allowed
+) -> Against | None:
     """Why nothing can be made of a range; None if something can."""
     reason = allowed.against_range(link, network)
     single = network.prefixlen == network.max_prefixlen
@@ -259,7 +262,8 @@ def _against(network: IPNetwork, interface: Interface, link: Link, prefixes: Pre
     homes = (subnet for subnet in interface.subnets if not interface.routed)
     if not single and any(within(network, home) and network != home for home in homes):
         return None
-    return f'{network} of {link.name}: a source rule alone needs a range of its subnet; [Network] Prefixes="local"?'
+    text = f'{network} of {link.name}: a source rule alone needs a range of its subnet; [Network] Prefixes="local"?'
+    return Against(text)
 
 
 def _ranges(
@@ -270,7 +274,7 @@ def _ranges(
     actual: Actual,
     allowed: Allowed,
     given: frozenset[IPNetwork],
-) -> tuple[Networks, tuple[str, ...]]:
+) -> tuple[Networks, tuple[Against, ...]]:
     """The ranges that something is made of, and why nothing is made of the others."""
     there = {rule.selector for rule in actual.rules if rule.table == config.route_table_base + link.ifindex}
     there |= {route.destination for route in actual.routes if route.ifindex == link.ifindex}

@@ -110,7 +110,8 @@ class Desired:
     left_links: frozenset[int] = frozenset()  # ifindexes of links that are left as they are …
     left_tables: frozenset[int] = frozenset()  # … and their tables
     notices: tuple[str, ...] = ()  # what is not as people may expect, and no mistake: named, and nothing waits for it
-    withheld: tuple[str, ...] = ()  # what netagent would refuse, and so is not asked of it: each with the key to set
+    withheld: tuple[str, ...] = ()  # what netagent would refuse, and so is not asked of it: each with the key to set …
+    passing: frozenset[str] = frozenset()  # … and of these, what lacks nothing but a router's advertisement
 
     @property
     def wishes(self) -> tuple[Wish, ...]:

@@ -347,7 +347,8 @@ class Reconciler:
         if not wanted.withheld:
             self._errors.end("config")
             return
-        self._errors.begin("config", f"left out: {report.the_first(wanted.withheld)}", serious=False)
+        passes = wanted.passing.issuperset(wanted.withheld)
+        self._errors.begin("config", f"left out: {report.the_first(wanted.withheld)}", serious=False, passes=passes)
 
     def _say_fights(self, actual: Actual) -> None:
         fights = self._fights.statuses(actual)
@@ -382,7 +383,7 @@ class Reconciler:
         if actual is not None and wanted is not None and self._instance is not None:
             status["links"] = report.link_statuses(self._instance, self._config, actual, wanted, changes, self._kept)
             status["unknown_macs"] = list(wanted.unknown_macs)
-            status["notices"] = list(wanted.notices)
+            status["notices"] = [*wanted.notices, *self._lag.notices]
         if self._errors.serious:
             status["state"] = "error"
         elif self._instance is None:
