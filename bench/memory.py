@@ -59,7 +59,8 @@ def once(spec: Spec, seconds: float) -> dict[str, float]:
         for name in DAEMONS:
             lab.start(name)
         settle(lab)
-        lab.run(["curl", "--silent", "--output", "/dev/null", "http://127.0.0.1:5209/api/v1/health"])
+        ask = ["curl", "--silent", "--output", "/dev/null", "http://127.0.0.1:5209/api/v1/health"]
+        lab.wait_for(lambda: lab.run(ask, check=False).returncode == 0, message="an answer of the api")
         refresh(lab)
         time.sleep(seconds)
         now("at rest")

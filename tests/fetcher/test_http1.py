@@ -77,7 +77,7 @@ def test_fields_have_lower_case_names_and_those_of_one_name_are_one() -> None:
         b"HTTP/1.1 2000 OK\r\n\r\n",
         b"HTTP/1.1 099 OK\r\n\r\n",
         b"ICY 200 OK\r\n\r\n",
-        b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\n\r\n" + OK + b"Content-Length: 0\r\n\r\n",
         *(
             OK + field + b"\r\n\r\nabc"
             for field in (
@@ -99,7 +99,8 @@ def test_what_is_no_head(data: bytes) -> None:
     "rest",
     [
         b"", b"3", b"3\r\nab", b"3\r\nabc", b"3\r\nabc\r\n", b"3\r\nabcd\r\n0\r\n\r\n", b"3\r\nabc\r\n0\r\n",
-        b"0\r\nX: y", b"\r\n", b"-3\r\nabc\r\n0\r\n\r\n", b"+3\r\nabc\r\n0\r\n\r\n", b"0x3\r\nabc\r\n0\r\n\r\n",
+        b"0\r\nX: y", b"3\r\nabcXX0\r\n\r\n", b"\r\n",
+        b"-3\r\nabc\r\n0\r\n\r\n", b"+3\r\nabc\r\n0\r\n\r\n", b"0x3\r\nabc\r\n0\r\n\r\n",
         b"1_0\r\n", b" 3\r\nabc\r\n0\r\n\r\n", b"g\r\n", b"1" * 16 + b"\r\n",
         b"1;" + b"x" * 2000 + b"\r\na\r\n0\r\n\r\n",
     ],
@@ -107,6 +108,13 @@ def test_what_is_no_head(data: bytes) -> None:
 def test_chunks_that_are_none(rest: bytes) -> None:
     with pytest.raises(NoBodyError):
         answer(CHUNKED + rest)
+
+
+def test_a_head_without_end_is_not_waited_for() -> None:
+    pieces = [b"x" * 1000] * 200
+    with pytest.raises(NoAnswerError, match="too long"):
+        read_head(Stream(pieces.pop))
+    assert len(pieces) == 200 - 66
 
 
 def test_fewer_bytes_than_promised() -> None:
