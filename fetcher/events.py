@@ -1,5 +1,7 @@
 """What wakes the loop: the kernel's own notifications. What they say is not looked at: the loop reads the kernel anew.
 
+As long as there are none, the kernel is as it was; it is looked at again all the same, every few minutes.
+
 Source: the multicast groups of linux/rtnetlink.h.
 """
 

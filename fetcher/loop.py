@@ -34,9 +34,9 @@ _LONGEST_SLEEP = 3600.0  # seconds; a selector takes no infinity
 class Loop:
     """Waits for what comes next and hands it to the reconciler."""
 
-    def __init__(self, reconciler: Reconciler, config_path: Path, systemd: Systemd) -> None:
+    def __init__(self, reconciler: Reconciler, events: KernelEvents, config_path: Path, systemd: Systemd) -> None:
         self._reconciler, self._config_path, self._systemd = reconciler, config_path, systemd
-        self._events = KernelEvents()
+        self._events = events
         self._control = Control(
             {
                 "refresh": self._refresh_now,
@@ -204,7 +204,9 @@ def main() -> None:
     _say_not_yet(config)
     logger.info("cloud: %s, metadata at %s", provider.name, provider.client.endpoint)
     systemd = Systemd()
-    Loop(Reconciler(config, provider, state, systemd.status), arguments.config, systemd).run(config.ready_timeout)
+    events = KernelEvents()
+    reconciler = Reconciler(config, provider, state, systemd.status, events.drain)
+    Loop(reconciler, events, arguments.config, systemd).run(config.ready_timeout)
 
 
 if __name__ == "__main__":

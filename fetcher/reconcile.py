@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 _SHORTLY = 1.0  # seconds until the next read when facts are left to read, or the last one failed …
 _PROOF = 0.4  # … and when a removal waits for its proof
 _SETTLE = 0.05  # seconds that a burst of kernel events is given to end …
+_TRUST = 600.0  # … and until the kernel is looked at though it has said nothing …
 _PACE = 0.5  # … and between two looks at the kernel on their account
 _LONGEST_RETRY = 60.0
 _NETAGENT_AWAY = 5.0  # a restart takes less, and asking costs nothing
@@ -52,11 +53,17 @@ class Reconciler:
     """What is known between two passes, and when the next ones are due (in time.monotonic's seconds)."""
 
     def __init__(
-        self, config: Config, provider: Provider, state: StateDirectory, say: Callable[[str], None] = lambda _: None
+        self,
+        config: Config,
+        provider: Provider,
+        state: StateDirectory,
+        say: Callable[[str], None] = lambda _: None,
+        news: Callable[[], bool] | None = None,
     ) -> None:
         self.provider = provider
         self.succeeded = False  # whether any pass has been through, and left nothing undone that could be done
         self._say = say  # takes what we are doing, for systemd and whoever asks it
+        self._news = news  # whether the kernel has said that it changed, since that was asked; None: nobody listens
         self._failed_reads = 0
         self.refresh_due, self.compare_due = 0.0, math.inf
         self._config = config
@@ -74,6 +81,8 @@ class Reconciler:
         self._tried_at, self._try_again = -math.inf, -math.inf
         self._fights, self._kept, self._kernel = Fights(), Kept(), kernel.Reader()
         self._compared_at = -math.inf
+        self._actual: Actual | None = None  # the last look at the kernel, as long as it has said nothing since
+        self._looked_at = -math.inf
         self._agreed: tuple[Instance, Config] | None = None  # what the kernel last agreed with
         self._lag = Lag()
         self._noticed: tuple[str, ...] = ()
@@ -86,6 +95,7 @@ class Reconciler:
 
         Where nobody answered the last read, it may be the network that has come up: then it is time for another.
         """
+        self._actual = None
         settled = time.monotonic() + _SETTLE
         self.compare_due = min(self.compare_due, max(settled, self._compared_at + _PACE))
         self.refresh_due = min(self.refresh_due, max(settled, self._nobody_at + _NOBODY_THERE))
@@ -169,7 +179,7 @@ class Reconciler:
             self._publisher.status["metadata_seconds"] = round(time.monotonic() - self._read_at, 4)
             self._publisher.status["counters"]["metadata_requests"] += spent
         self._unread, self._nobody_at, self._failed_reads = False, math.inf, 0
-        compared = self._look(instance)
+        compared = self._look_ahead(instance)
         if instance != self._unproven and compared is not None and _takes_away(compared[2]):
             logger.info("metadata: it no longer lists what it did; it is read again before anything is removed")
             if self._unproven is None:  # the first such read; if they go on to differ, patience grows
@@ -221,7 +231,7 @@ class Reconciler:
             self._write_status()
             return
         self._errors.end("kernel")
-        self.compare_due = math.inf if self._let_go else self._fights.due
+        self.compare_due = math.inf if self._let_go else min(self._fights.due, self._looked_at + _TRUST)
         if possible and (tried or self._try_again > self._compared_at):
             self.compare_due = min(self.compare_due, max(self._try_again, self._compared_at + _PACE))
         if not possible and not self._let_go:
@@ -243,11 +253,20 @@ class Reconciler:
         self._kept.turn()
 
     def _compare(self, instance: Instance) -> Compared:
-        actual = self._kernel.read()
+        actual = self._look()
         wanted = desired(instance, self._config, actual, self._kept)
         return actual, wanted, plan(wanted, actual, may_remove=instance.complete, kept=self._kept)
 
-    def _look(self, instance: Instance) -> Compared | None:
+    def _look(self) -> Actual:
+        """The kernel as it is; it is read if it has said that it changed, and now and then without that."""
+        if self._news is None or self._news():
+            self.noticed()
+        if self._actual is None or time.monotonic() >= self._looked_at + _TRUST:
+            self._actual, self._looked_at = None, time.monotonic()
+            self._actual = self._kernel.read()
+        return self._actual
+
+    def _look_ahead(self, instance: Instance) -> Compared | None:
         """What a read of the metadata, if it is true, changes; None when the kernel cannot be read."""
         try:
             return self._compare(instance)

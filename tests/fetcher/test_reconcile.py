@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
+from cloud_network.fetcher import kernel
 from cloud_network.fetcher.client import Client
 from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.model import MetadataError
+from cloud_network.fetcher.objects import Actual
 from cloud_network.fetcher.providers.aws import Aws
 from cloud_network.fetcher.reconcile import Reconciler
 from cloud_network.fetcher.state import StateDirectory
@@ -139,3 +141,35 @@ def test_a_new_configuration_is_taken_up_at_once(reconciler: Reconciler) -> None
     reconciler.refresh_due = math.inf
     reconciler.reconfigure(Config(refresh_timer=7.0))
     assert reconciler.refresh_due <= time.monotonic()
+
+
+def test_the_kernel_is_read_again_when_it_has_said_something_and_now_and_then_without(
+    client: Client, tmp_path: Path
+) -> None:
+    state, said = StateDirectory(tmp_path), list[bool]()
+    state.prepare()
+
+    class Counting(kernel.Reader):
+        looks = 0
+
+        def read(self) -> Actual:
+            self.looks += 1
+            return super().read()
+
+    reconciler = Reconciler(Config(), Aws(client), state, news=lambda: bool(said and said.pop()))
+    reader = reconciler._kernel = Counting()
+
+    def looks() -> int:
+        before = reader.looks
+        reconciler.refresh()
+        return reader.looks - before
+
+    assert looks() == 1
+    assert looks() == 0, "it has said nothing"
+    said.append(True)
+    assert looks() == 1
+    reconciler.noticed()
+    assert looks() == 1
+    reconciler._looked_at -= 601
+    assert looks() == 1
+    assert looks() == 0
