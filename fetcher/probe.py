@@ -31,7 +31,7 @@ from cloud_network.fetcher.plan import Plan
 _LET_OUT = {4: "169.254.169.254", 6: "fd00:ec2::254"}  # IPAddressAllow= of the unit has both on every cloud
 _DISCARD = 9  # RFC 863: nobody answers, and nobody has to
 _AGAIN = 0.5  # seconds until the next datagram: the kernel itself gives up on a neighbour after three
-_LOOK = 0.005  # seconds between two looks at the neighbours
+_SOONEST, _LATEST = 0.0003, 0.005  # seconds between two looks at the neighbours: a gateway answers soon or not at all
 _BEFORE = 0.5  # seconds that a gateway is given to show that it resolves before the change …
 _AFTER = 6.0  # … and to do so again after it: a new MTU resets some network cards
 
@@ -86,7 +86,7 @@ def resolving(
     for each in addresses:
         sources[each.ifindex, each.address.version].append(each)
     waiting = {each for each in gateways if each.ifindex in names}
-    found, end, again = set[Gateway](), time.monotonic() + seconds, 0.0
+    found, end, again, pause = set[Gateway](), time.monotonic() + seconds, 0.0, _SOONEST
     while waiting:
         at = time.monotonic()
         if at >= again:
@@ -99,7 +99,8 @@ def resolving(
         if at >= end or (not sent & waiting and seconds <= _BEFORE):
             break
         if waiting:
-            time.sleep(_LOOK)
+            time.sleep(pause)
+            pause = min(_LATEST, 2 * pause)
     return frozenset(found)
 
 
