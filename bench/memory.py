@@ -27,7 +27,7 @@ from tests.job import CONFIG, DAEMONS, refresh, settle
 from tests.lab import Lab, Spec, processes
 
 PROGRAMS = {
-    "netagent": "cloud_network.netagent.server",
+    "netagent": "cloud_network.netagent.start",
     "fetcher": "cloud_network.fetcher.loop",
     "api": "cloud_network.api.app",
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import _signal as signal  # `signal` wraps it in enums: 3 ms of start-up
 import _socket as socket
 import os
+import pwd
 import select
 import sys
 import time
@@ -18,17 +19,15 @@ from . import policy, protocol, sandbox, transaction
 from . import settings as operator
 from .audit import Audit
 from .ledger import Ledger
-from .protocol import HEADER, MAX_FRAME, SOCKET, TYPE_CHECKING, UCRED, VERSION, Malformed, raise_if
+from .protocol import HEADER, MAX_FRAME, TYPE_CHECKING, UCRED, VERSION, Malformed, raise_if
 from .rtnetlink import Kernel
 
 if TYPE_CHECKING:
     from .shapes import Any, Iterator, Message
 
 FETCHER = "cloud-network"
-AUDIT = "/var/log/cloud-network/audit.log"
 # A frame that has begun must be whole by then, and who falls silent so long, or does not read its answer, is let go.
 _FRAME_SECONDS, _ANSWER_SECONDS = 5.0, 1.0
-_IDLE_SECONDS = 60.0  # netagent leaves after so long without a client, if systemd started it and will start it again
 _OPS_A_TOKEN = 64  # a request costs one token, and one more for so many operations
 _CREDENTIALS = socket.CMSG_LEN(UCRED.size)  # room for SCM_CREDENTIALS, and for no file that somebody hands over
 
@@ -245,20 +244,6 @@ def _say(text: str) -> None:
     print(f"cloud-network-netagent: {text}", file=sys.stderr, flush=True)
 
 
-def _listen(path: str) -> tuple[socket.socket, int | None, float]:
-    """The socket that systemd passed, or our own at `path`; rtnetlink's if it passed one; how long to wait, idle."""
-    passed = os.environ.get("LISTEN_FDS")
-    if os.environ.get("LISTEN_PID") == str(os.getpid()) and passed in ("1", "2"):
-        return socket.socket(fileno=3), 4 if passed == "2" else None, _IDLE_SECONDS
-    if os.path.exists(path):
-        os.unlink(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    listener.bind(path)
-    os.chmod(path, 0o666)  # noqa: S103  # a refusal is audited, so strangers must get as far as that
-    listener.listen(128)
-    return listener, None, float("inf")
-
-
 def _notify(state: bytes) -> None:
     """sd_notify(3): tell systemd, where there is one."""
     path = os.environ.get("NOTIFY_SOCKET")
@@ -268,19 +253,14 @@ def _notify(state: bytes) -> None:
 
 
 def main() -> None:
-    """Entry point of cloud-network-netagent: no options, no privilege but CAP_NET_ADMIN."""
-    if len(sys.argv) > 1:
-        print("usage: cloud-network-netagent [--help]", sys.modules["cloud_network.netagent"].__doc__, sep="\n\n")
-        raise SystemExit(0 if sys.argv[1] in ("-h", "--help") else 2)
-    uid, gid = sandbox.user_id(sandbox.USER)
-    fetcher_uid, _ = sandbox.user_id(FETCHER)
-    runtime, logs = os.path.dirname(SOCKET), os.path.dirname(AUDIT)
-    for directory in (runtime, logs):
-        sandbox.own_directory(directory, uid, gid)
-    listener, rtnetlink, idle = _listen(SOCKET)
-    sandbox.enter(uid, gid, [runtime, logs])
-    server = Server(f"{runtime}/ledger", AUDIT, rtnetlink)
+    """Serve on what systemd passed, or `start` in its place: the socket, and perhaps one of rtnetlink."""
+    passed = os.environ.get("LISTEN_FDS") if os.environ.get("LISTEN_PID") == str(os.getpid()) else None
+    raise_if(passed not in ("1", "2"), SystemExit, "{}: no socket was passed (LISTEN_FDS=)", sandbox.USER)
+    fetcher_uid, runtime, logs = pwd.getpwnam(FETCHER)[2], os.environ["RUNTIME_DIRECTORY"], os.environ["LOGS_DIRECTORY"]
+    sandbox.enter([runtime, logs])
+    server = Server(f"{runtime}/ledger", f"{logs}/audit.log", 4 if passed == "2" else None)
     _notify(b"READY=1")
     _say("ready")
-    server.run(listener, fetcher_uid, idle)
+    # It leaves after so long without a client: systemd starts it again for the next one.
+    server.run(socket.socket(fileno=3), fetcher_uid, float(os.environ.get("IDLE_SECONDS", 60)))
     _notify(b"STOPPING=1")

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from cloud_network.netagent.start import BECOME, LOGS, RUNTIME, USER
 
 from tests.lab import Lab
 from tests.netagent.conftest import answers, start
-from tests.netagent.wire import AUDIT, CONFIG, Wire, address, audit_lines, ifindex
+from tests.netagent.wire import CONFIG, Wire, address, audit_lines, ifindex
 
 NETAGENT = str(Path(sys.executable).parent / "cloud-network-netagent")
-USER = "cloud-network-netagent"
 ACTIVATE = """
 import ctypes, os, socket, struct, sys
 listener = socket.socket(socket.AF_UNIX)
@@ -32,15 +32,16 @@ if sys.argv[3] == "2":
     os.set_inheritable(4, True)
     if ctypes.CDLL(None).unshare(0x40000000):  # CLONE_NEWNET
         sys.exit("unshare")
-os.environ |= {"LISTEN_FDS": sys.argv[3], "LISTEN_PID": str(os.getpid())}
-code = "from cloud_network.netagent import server; server._IDLE_SECONDS = 1.0; server.main()"
-os.execv(sys.argv[2], [sys.argv[2], "-c", code])
+os.environ |= {"LISTEN_FDS": sys.argv[3], "LISTEN_PID": str(os.getpid()), "IDLE_SECONDS": "1"}
+os.environ |= {"RUNTIME_DIRECTORY": "/run/cloud-network-netagent", "LOGS_DIRECTORY": "/var/log/cloud-network"}
+code = "from cloud_network.netagent.server import main; main()"
+os.execvp(sys.argv[4], [*sys.argv[4:], "--", sys.argv[2], "-c", code])
 """
 
 
 def started_with(lab: Lab, *setpriv: str) -> subprocess.CompletedProcess[str]:
     """netagent's end, when it is started by its user and not by root."""
-    for directory in ("/run/cloud-network-netagent", str(Path(AUDIT).parent)):
+    for directory in (RUNTIME, LOGS):
         lab.run(["install", "-d", "-o", USER, "-g", USER, directory])
     lab.run(["rm", "-f", "/run/cloud-network-netagent/netagent.sock"])
     argv = ["setpriv", "--reuid", USER, "--regid", USER, *setpriv, "--", "timeout", "1", NETAGENT]
@@ -50,12 +51,12 @@ def started_with(lab: Lab, *setpriv: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("setpriv", "said"),
     [
-        (["--clear-groups"], "CapPrm is 0000000000000000, not 1000 (CAP_NET_ADMIN is 1000). Start it as root; or"),
+        (["--clear-groups"], "CapPrm is 0000000000000000, not 0000000000001000. Start it as root; or"),
         (["--clear-groups", *("--inh-caps=+net_admin", "--ambient-caps=+net_admin")], "CapBnd is"),
         (["--groups=0", *("--inh-caps", "+net_admin"), *("--ambient-caps", "+net_admin")], "CapBnd is"),
         (
             ["--groups=0", "--inh-caps=-all,+net_admin", "--ambient-caps=+net_admin", "--bounding-set=-all,+net_admin"],
-            "Groups '0 '",
+            "Groups is 0, not 52091",
         ),
     ],
 )
@@ -81,7 +82,7 @@ def test_with_just_what_it_wants_it_starts(lab: Lab) -> None:
 def test_without_work_it_leaves_when_there_is_somebody_to_start_it_again(lab: Lab, passed: str) -> None:
     lab.stop("netagent")
     socket_path = "/run/cloud-network-netagent/netagent.sock"
-    argv = ["/usr/bin/python3", "-c", ACTIVATE, socket_path, sys.executable, passed]
+    argv = ["/usr/bin/python3", "-c", ACTIVATE, socket_path, sys.executable, passed, *BECOME]
     process = lab.instance.popen(argv, stderr=subprocess.PIPE)
     on = ifindex(lab, "eth0")
     lab.wait_for(lambda: answers(lab))
@@ -104,24 +105,35 @@ def test_started_by_hand_it_stays(lab: Lab) -> None:
         lab.wait_for(lambda: not lab.daemons.running("netagent"), timeout=2)
 
 
-def test_what_the_securebits_say() -> None:
-    """Read by the process itself: there is no other way to see them."""
+def test_what_setpriv_leaves(lab: Lab) -> None:
+    """Read by the process itself: there is no other way to see securebits, and they outlive execve(2)."""
     code = (
-        "import os, prctl; from cloud_network.netagent import sandbox, confine\n"
-        "confine.limit = lambda: None; confine.restrict_calls = lambda: None\n"
-        "sandbox.enter(65534, 65534, ['/tmp'])\n"
-        "print(prctl.get_securebits(), prctl.get_keepcaps(), os.getresuid())\n"
+        "import os, prctl\n"
+        "print(bin(prctl.get_securebits()), prctl.get_keepcaps(), len(set(os.getresuid())), os.getgroups())\n"
         "try: prctl.set_securebits(0)\nexcept OSError as error: print(error.errno)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == f"{0b101111} False (65534, 65534, 65534)\n1\n"
+    done = lab.run([*BECOME, "--", sys.executable, "-c", code])
+    assert done.stdout == "0b101111 False 1 []\n1\n"
+
+
+def test_what_starts_it_is_not_in_the_process_that_serves(lab: Lab) -> None:
+    lab.stop("netagent")
+    code = """
+from cloud_network.netagent import start
+tell = "import sys; from cloud_network.netagent.server import Server; Server.run = lambda *_: print(*sys.modules); "
+start._SERVER = start._SERVER.replace("from cloud", tell + "from cloud", 1)
+start.main()
+"""
+    modules = set(lab.run([sys.executable, "-c", code]).stdout.split())
+    assert {"cloud_network.netagent.server", "cloud_network.netagent.sandbox"} < modules
+    assert not modules & {"cloud_network.netagent.start", "prctl", "re", "site"}
 
 
 def test_whatever_root_s_umask_everybody_may_look_into_its_directories(tmp_path: Path) -> None:
     """The socket lies in one of them, and the log in the other."""
     code = (
-        "import os, sys; from cloud_network.netagent import sandbox\n"
-        "os.umask(0o077); sandbox.own_directory(sys.argv[1], 65534, 65534)"
+        "import os, sys; from cloud_network.netagent import start\n"
+        "os.umask(0o077); start.own_directory(sys.argv[1], 65534, 65534)"
     )
     own = tmp_path / "log" / "own"
     subprocess.run([sys.executable, "-c", code, str(own)], check=True)
