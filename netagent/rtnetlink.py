@@ -173,16 +173,13 @@ def parse_rule(message: bytes) -> Found:
 
 
 class Kernel:
-    """One rtnetlink socket: dumps, and batches of changes with an acknowledgement each.
+    """The rtnetlink socket that netagent was started with: dumps, and batches of changes with an acknowledgement each.
 
-    Its own, or the one of number `passed` which systemd has opened: that of the host's network namespace is then all
-    that netagent has there (PrivateNetwork=), and no other family of netlink is in its reach.
+    It is all that netagent has of the host's network namespace, and no other family of netlink is in its reach.
     """
 
-    def __init__(self, passed: int | None = None) -> None:
-        self._sequence, self._buffer = 0, bytearray(1 << 16)
-        own = (socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
-        self._socket = socket.socket(*own) if passed is None else socket.socket(fileno=passed)
+    def __init__(self, passed: int) -> None:
+        self._sequence, self._buffer, self._socket = 0, bytearray(1 << 16), socket.socket(fileno=passed)
         # rtnetlink has answered when send() returns: what is not there to be read then was lost and never comes
         self._socket.setblocking(False)
         self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)

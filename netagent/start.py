@@ -8,6 +8,7 @@ import _socket as socket
 import os
 import pwd
 import sys
+from fcntl import F_DUPFD_CLOEXEC, fcntl
 
 RUNTIME, LOGS = "/run/cloud-network-netagent", "/var/log/cloud-network"
 USERS = USER, _FETCHER = "cloud-network-netagent", "cloud-network"
@@ -29,16 +30,19 @@ def own_directory(path: str, uid: int, gid: int) -> None:
         os.chown(path, uid, gid)
 
 
-def listen(path: str) -> None:
-    """Listen at `path` with the file descriptor that is the first of sd_listen_fds(3)."""
+def open_sockets(path: str) -> None:
+    """Those of cloud-network-netagent.socket, where sd_listen_fds(3) has them: listening at `path`, and rtnetlink's."""
     if os.path.exists(path):
         os.unlink(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(path)
     os.chmod(path, 0o666)  # noqa: S103  # a refusal is audited, so strangers must get as far as that
     listener.listen(128)
-    os.dup2(listener.detach(), 3)
-    os.set_inheritable(3, True)  # if it was 3 already
+    rtnetlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)  # 0: NETLINK_ROUTE
+    # Out of each other's way first; what is left over is closed by execve(2).
+    apart = [fcntl(each.detach(), F_DUPFD_CLOEXEC, 5) for each in (listener, rtnetlink)]
+    for number, own in enumerate(apart, 3):
+        os.dup2(own, number)
 
 
 def main() -> None:
@@ -54,8 +58,8 @@ def main() -> None:
             raise SystemExit(f"{USER}: there is no user {user}. {how}") from None
     for directory in (RUNTIME, LOGS):
         own_directory(directory, *pwd.getpwnam(USER)[2:4])
-    listen(f"{RUNTIME}/netagent.sock")
-    passed = {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid()), "IDLE_SECONDS": "inf"}  # nobody would start it again
+    open_sockets(f"{RUNTIME}/netagent.sock")
+    passed = {"LISTEN_FDS": "2", "LISTEN_PID": str(os.getpid()), "IDLE_SECONDS": "inf"}  # nobody would start it again
     where = {"RUNTIME_DIRECTORY": RUNTIME, "LOGS_DIRECTORY": LOGS}
     server = [sys.executable, "-IS", "-c", _SERVER.format(sys.path)]
     program = [*BECOME, "--", *server] if os.geteuid() == 0 else server

@@ -25,17 +25,16 @@ os.chmod(sys.argv[1], 0o666)
 listener.listen()
 os.dup2(listener.fileno(), 3)
 os.set_inheritable(3, True)
-if sys.argv[3] == "2":
-    rtnetlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
-    rtnetlink.send(struct.pack("=IHHII", 16, 1, 5, 1, 0))  # NLMSG_NOOP, and its acknowledgement is not read
-    os.dup2(rtnetlink.fileno(), 4)
-    os.set_inheritable(4, True)
-    if ctypes.CDLL(None).unshare(0x40000000):  # CLONE_NEWNET
-        sys.exit("unshare")
-os.environ |= {"LISTEN_FDS": sys.argv[3], "LISTEN_PID": str(os.getpid()), "IDLE_SECONDS": "1"}
+rtnetlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+rtnetlink.send(struct.pack("=IHHII", 16, 1, 5, 1, 0))  # NLMSG_NOOP, and its acknowledgement is not read
+os.dup2(rtnetlink.fileno(), 4)
+os.set_inheritable(4, True)
+if ctypes.CDLL(None).unshare(0x40000000):  # CLONE_NEWNET: systemd has it in a network namespace of its own
+    sys.exit("unshare")
+os.environ |= {"LISTEN_FDS": "2", "LISTEN_PID": str(os.getpid()), "IDLE_SECONDS": "1"}
 os.environ |= {"RUNTIME_DIRECTORY": "/run/cloud-network-netagent", "LOGS_DIRECTORY": "/var/log/cloud-network"}
 code = "from cloud_network.netagent.server import main; main()"
-os.execvp(sys.argv[4], [*sys.argv[4:], "--", sys.argv[2], "-c", code])
+os.execvp(sys.argv[3], [*sys.argv[3:], "--", sys.argv[2], "-c", code])
 """
 
 
@@ -78,11 +77,10 @@ def test_with_just_what_it_wants_it_starts(lab: Lab) -> None:
     assert done.stderr.splitlines()[0] == "cloud-network-netagent: ready"
 
 
-@pytest.mark.parametrize("passed", ["1", "2"], ids=["its socket", "rtnetlink's too, and another network namespace"])
-def test_without_work_it_leaves_when_there_is_somebody_to_start_it_again(lab: Lab, passed: str) -> None:
+def test_without_work_it_leaves_when_there_is_somebody_to_start_it_again(lab: Lab) -> None:
     lab.stop("netagent")
     socket_path = "/run/cloud-network-netagent/netagent.sock"
-    argv = ["/usr/bin/python3", "-c", ACTIVATE, socket_path, sys.executable, passed, *BECOME]
+    argv = ["/usr/bin/python3", "-c", ACTIVATE, socket_path, sys.executable, *BECOME]
     process = lab.instance.popen(argv, stderr=subprocess.PIPE)
     on = ifindex(lab, "eth0")
     lab.wait_for(lambda: answers(lab))
@@ -95,6 +93,17 @@ def test_without_work_it_leaves_when_there_is_somebody_to_start_it_again(lab: La
     assert lab.path(socket_path).is_socket(), "the socket is systemd's and stays"
     assert "10.0.2.10/24" in lab.run(["ip", "-o", "address"]).stdout
     assert audit_lines(lab)[-1]["verdict"] == "confirmed"
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_without_both_sockets_it_does_not_start(number: int) -> None:
+    code = (
+        f"import os; os.environ |= {{'LISTEN_FDS': '{number}', 'LISTEN_PID': str(os.getpid())}}\n"
+        "from cloud_network.netagent.server import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("cloud-network-netagent: started without the two sockets of its socket unit")
 
 
 def test_started_by_hand_it_stays(lab: Lab) -> None:
