@@ -89,6 +89,7 @@ $(VENV)/.linked: $(VENV)/.ready pyproject.toml $(ROOMS) | apt
 	@rm -rf build
 	@$(call quietly,$(PIP) --no-build-isolation --config-settings editable_mode=strict --editable .)
 	@cd / && $(CURDIR)/$(BIN)/python -c 'import cloud_network.netagent, cloud_network.fetcher, cloud_network.api'
+	@$(BIN)/python -m compileall -q build  # the daemons' users could not write what they compile
 	@touch $@
 
 lock: env ## pin the newest versions of what requirements*.in name, with hashes

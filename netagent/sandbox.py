@@ -10,7 +10,6 @@ no ambient set, and nothing knows Landlock. Sources: linux/prctl.h, linux/capabi
 import ctypes
 import os
 import pwd
-import sys
 from resource import RLIMIT_AS, RLIMIT_CORE, RLIMIT_NOFILE, RLIMIT_NPROC, setrlimit
 from struct import Struct
 
@@ -38,12 +37,16 @@ _ALLOW, _EPERM = 0x7FFF0000, 0x00050001  # SCMP_ACT_ALLOW, SCMP_ACT_ERRNO(EPERM)
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
+def say(text: str) -> None:
+    """To standard error, which is the journal under systemd."""
+    os.write(2, f"{USER}: {text}\n".encode())
+
+
 def enter(writable: list[str]) -> None:
     """Go on with CAP_NET_ADMIN and no way to more; write below `writable` and nowhere else."""
     limit()
     _verify(*pwd.getpwnam(USER)[2:4])
-    if not restrict_files(writable):
-        print(f"{USER}: this kernel has no Landlock; systemd's ProtectSystem= does part of it", file=sys.stderr)
+    restrict_files(writable)
     restrict_calls()
 
 
@@ -62,10 +65,9 @@ def _verify(uid: int, gid: int) -> None:
     with open("/proc/thread-self/status") as file:
         status = dict(line.rstrip("\n").split(":\t", 1) for line in file)
     only, none = f"{_NET_ADMIN:016x}", f"{0:016x}"
-    wanted = {"CapPrm": {only}, "CapEff": {only}, "CapBnd": {only}, "CapAmb": {none}}
-    # systemd makes ambient what is inheritable, and leaves no capset to take it back. Without an ambient set, and with
+    # Inheritable: systemd makes ambient what is, and leaves no capset to take it back. Without an ambient set, and with
     # no_new_privs, it is worth nothing to a program that is executed (capabilities(7)).
-    wanted["CapInh"] = {only, none}
+    wanted = {"CapPrm": {only}, "CapEff": {only}, "CapBnd": {only}, "CapAmb": {none}, "CapInh": {only, none}}
     wanted |= {"Uid": {str(uid)}, "Gid": {str(gid)}, "Groups": {str(gid)}}
     how = f"Start it as root; or as {USER} with AmbientCapabilities= and CapabilityBoundingSet=CAP_NET_ADMIN."
     for key, accepted in wanted.items():
@@ -73,11 +75,12 @@ def _verify(uid: int, gid: int) -> None:
         raise_if({*has} - accepted, SystemExit, "{}: {} is {}, not {}. {}", USER, key, " ".join(has), most, how)
 
 
-def restrict_files(writable: list[str]) -> bool:
-    """Landlock: write and make files below `writable` and nowhere else, execute nothing. False where there is none."""
+def restrict_files(writable: list[str]) -> None:
+    """Landlock: write and make files below `writable` and nowhere else, execute nothing."""
     abi = _LIBC.syscall(_LANDLOCK_CREATE, None, 0, 1)
     if abi < 1:
-        return False
+        say("this kernel has no Landlock; systemd's ProtectSystem= does part of it")
+        return
     writes = _FS_WRITE | (1 << 13 if abi >= 2 else 0) | (1 << 14 if abi >= 3 else 0)
     handled = Struct("=Q").pack(writes | _FS_EXECUTE)
     ruleset = _LIBC.syscall(_LANDLOCK_CREATE, handled, len(handled), 0)
@@ -88,7 +91,6 @@ def restrict_files(writable: list[str]) -> bool:
         os.close(directory)
     _check(_LIBC.syscall(_LANDLOCK_RESTRICT, ruleset, 0), "landlock_restrict_self")
     os.close(ruleset)
-    return True
 
 
 def restrict_calls() -> None:

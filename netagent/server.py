@@ -12,18 +12,14 @@ import _socket as socket
 import os
 import pwd
 import select
-import sys
 import time
 
-from . import policy, protocol, sandbox, settings, transaction
-from .audit import Audit
+from . import audit, policy, protocol, rtnetlink, sandbox, settings, transaction
 from .protocol import HEADER, MAX_FRAME, TYPE_CHECKING, UCRED, VERSION, Malformed, raise_if
-from .rtnetlink import Kernel
 
 if TYPE_CHECKING:
     from .shapes import Any, Iterator, Message
 
-FETCHER = "cloud-network"
 # A frame that has begun must be whole by then, and who falls silent so long, or does not read its answer, is let go.
 _FRAME_SECONDS, _ANSWER_SECONDS = 5.0, 1.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -48,9 +44,9 @@ class Bucket:
 class Server:
     """The state of the one loop."""
 
-    def __init__(self, ledger: str, log: str, kernel: Kernel) -> None:
+    def __init__(self, ledger: str, log: str, kernel: rtnetlink.Kernel) -> None:
         self._settings, self._kernel = settings.load(), kernel
-        self._audit, self._transaction = Audit(log), transaction.Transaction(kernel, ledger)
+        self._audit, self._transaction = audit.Audit(log), transaction.Transaction(kernel, ledger)
         self._peer: Message | None = None  # who is connected
         self._deadline = 0.0  # when the open transaction is taken back unless it has been confirmed
         self._requests_left, self._complaints_left = Bucket(20, 400), Bucket(1, 100)
@@ -76,8 +72,8 @@ class Server:
         return {"verdict": "ok" if message["version"] == VERSION else "refused", "version": VERSION}
 
     def _on_status(self, message: Message) -> Message:
-        audit = self._audit
-        return {"verdict": "ok", "open": self._transaction.request, "sequence": audit.sequence, "head": audit.head}
+        log = self._audit
+        return {"verdict": "ok", "open": self._transaction.request, "sequence": log.sequence, "head": log.head}
 
     def _view(self) -> policy.View:
         return policy.View(self._kernel, self._settings, settings.resolvers(), self._transaction.owned)
@@ -135,7 +131,7 @@ class Server:
             self._unlogged = 0
         except OSError as error:
             reason = f"the audit log cannot be written: {error}"
-            _say(reason)
+            sandbox.say(reason)
             if must and self._settings.audit_failure == "refuse":
                 raise OSError(reason) from None
 
@@ -195,11 +191,10 @@ class Server:
         end = time.monotonic() + _FRAME_SECONDS
         (size,) = HEADER.unpack(self._receive(sock, HEADER.size, end))
         raise_if(size > MAX_FRAME, Malformed, "a frame of {} bytes: the limit is {}", size, MAX_FRAME)
-        message = protocol.decode(self._receive(sock, size, end))
+        message: Message = protocol.decode(self._receive(sock, size, end))
         protocol.check_request(message)
         patient = self._requests_left.take(1 + len(message.get("ops", ())) // _OPS_A_TOKEN)
-        too_many = "too many requests: 20 a second, and one less for each {} operations"
-        raise_if(not patient, Malformed, too_many, _OPS_A_TOKEN)
+        raise_if(not patient, Malformed, "too many requests: 20 a second; {} operations count as one", _OPS_A_TOKEN)
         return message
 
     def _receive(self, sock: socket.socket, size: int, end: float) -> bytes:
@@ -225,23 +220,19 @@ class Server:
             self._audit.reopen()
             self._settings = settings.load()
         except (OSError, SystemExit) as error:
-            _say(f"{error}; going on with what was open and set before")
-
-
-def _say(text: str) -> None:
-    print(f"cloud-network-netagent: {text}", file=sys.stderr, flush=True)
+            sandbox.say(f"{error}; going on with what was open and set before")
 
 
 def main() -> None:
     """Serve on the sockets that systemd passed, or `start` in its place (sd_listen_fds(3)): ours, and rtnetlink's."""
     passed = os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS")
     raise_if(passed != "2", SystemExit, "{}: started without the two sockets of its socket unit", sandbox.USER)
-    fetcher_uid, runtime, logs = pwd.getpwnam(FETCHER)[2], os.environ["RUNTIME_DIRECTORY"], os.environ["LOGS_DIRECTORY"]
-    manager, told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), os.environ.get("NOTIFY_SOCKET")
+    runtime, logs = os.environ["RUNTIME_DIRECTORY"], os.environ["LOGS_DIRECTORY"]
+    fetcher_uid, manager = pwd.getpwnam("cloud-network")[2], socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     sandbox.enter([runtime, logs])
-    server = Server(f"{runtime}/ledger", f"{logs}/audit.log", Kernel(4))
-    if told:  # sd_notify(3)
+    server = Server(f"{runtime}/ledger", f"{logs}/audit.log", rtnetlink.Kernel(4))
+    if told := os.environ.get("NOTIFY_SOCKET"):  # sd_notify(3)
         manager.sendto(b"READY=1", "\0" + told[1:] if told[0] == "@" else told)
-    _say("ready")
+    sandbox.say("ready")
     # It leaves after so long without a client: systemd starts it again for the next one.
     server.run(socket.socket(fileno=3), fetcher_uid, float(os.environ.get("IDLE_SECONDS", 60)))

@@ -60,6 +60,8 @@ def main() -> None:
         own_directory(directory, *pwd.getpwnam(USER)[2:4])
     open_sockets(f"{RUNTIME}/netagent.sock")
     passed = {"LISTEN_FDS": "2", "LISTEN_PID": str(os.getpid()), "IDLE_SECONDS": "inf"}  # nobody would start it again
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        passed["BOOT_ID"] = file.read().strip().replace("-", "")
     where = {"RUNTIME_DIRECTORY": RUNTIME, "LOGS_DIRECTORY": LOGS}
     server = [sys.executable, "-IS", "-c", _SERVER.format(sys.path)]
     program = [*BECOME, "--", *server] if os.geteuid() == 0 else server

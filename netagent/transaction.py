@@ -34,7 +34,6 @@ class Transaction:
 
     def __init__(self, kernel: Kernel, path: str) -> None:
         self._kernel, self._path = kernel, path
-        self._ops: list[Op] = []
         self._way_back: list[Op] = []  # in the order in which to go it
         if os.path.exists(path):
             with open(path, "rb") as file:
@@ -54,7 +53,7 @@ class Transaction:
         not known), and the answer: if one failed, which, and what stayed when all was taken back (normally nothing).
         OSError: no ledger, and the kernel not touched."""
         self._note(request, undo[::-1], self.owned)
-        self._ops, errnos = ops, self._kernel.change(ops)
+        errnos = self._kernel.change(ops)
         failed = next((at for at, errno in enumerate(errnos) if errno != 0), None)
         if failed is None:
             return errnos, {"verdict": "applied", "done": len(ops)}
@@ -66,7 +65,7 @@ class Transaction:
 
     def undo(self) -> list[Op]:
         """Take back what the ledger says is open; what could not be, with its errno (normally nothing)."""
-        addresses = self._kernel.addresses()
+        addresses = self._kernel.all("address")
         tagged = any(address["protocol"] is not None for address in addresses)  # the kernel knows IFA_PROTO
         ours = {(each["link"], each["address"]) for each in addresses if not tagged or each["protocol"] == PROTOCOL}
         ops = [op for op in self._way_back if op["op"] != "address_remove" or (op["link"], op["address"]) in ours]
@@ -81,14 +80,14 @@ class Transaction:
 
     def commit(self) -> None:
         """It stays: nothing to take back any more."""
-        added = {(op["link"], op["address"]) for op in self._ops if op["op"] == "address_add"}
-        removed = {(op["link"], op["address"]) for op in self._ops if op["op"] == "address_remove"}
+        added = {(op["link"], op["address"]) for op in self._way_back if op["op"] == "address_remove"}
+        removed = {(op["link"], op["address"]) for op in self._way_back if op["op"] == "address_add"}
         self._note(None, [], (self.owned - removed) | added)
 
 
 def owned_ops(view: View) -> list[Op]:
     """Everything of ours where we may act, as the operations that remove it: what was added last goes first."""
-    found = [("rule_remove", rule) for rule in view.kernel.rules() if rule["protocol"] == PROTOCOL]
+    found = [("rule_remove", rule) for rule in view.kernel.all("rule") if rule["protocol"] == PROTOCOL]
     found += [("route_remove", route) for route in view.kernel.routes(None)]
     found += [("address_remove", each) for each in reversed(view.addresses.values()) if view.owns(each)]
     ours = [(op, each) for op, each in found if "link" not in each or not view.refusal(each["link"])]

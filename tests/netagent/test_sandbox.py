@@ -23,7 +23,7 @@ there = ctypes.addressof(ctypes.c_char.from_buffer(page))
 libc = ctypes.CDLL(None, use_errno=True)
 opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 sandbox.limit()
-assert sandbox.restrict_files([home + "/mine"])
+sandbox.restrict_files([home + "/mine"])
 sandbox.restrict_calls()
 def call(name, *arguments):
     def attempt():

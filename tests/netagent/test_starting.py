@@ -33,6 +33,7 @@ if ctypes.CDLL(None).unshare(0x40000000):  # CLONE_NEWNET: systemd has it in a n
     sys.exit("unshare")
 os.environ |= {"LISTEN_FDS": "2", "LISTEN_PID": str(os.getpid()), "IDLE_SECONDS": "1"}
 os.environ |= {"RUNTIME_DIRECTORY": "/run/cloud-network-netagent", "LOGS_DIRECTORY": "/var/log/cloud-network"}
+os.environ["BOOT_ID"] = "0" * 32
 code = "from cloud_network.netagent.server import main; main()"
 os.execvp(sys.argv[3], [*sys.argv[3:], "--", sys.argv[2], "-c", code])
 """
