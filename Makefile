@@ -126,9 +126,9 @@ deb: ## the Debian package, in the directory above (debhelper, libcap-dev)
 	@dpkg-buildpackage --build=binary --no-sign
 
 boot: APT += $(BOOT) lintian systemd-container
-boot: env ## boot the package in a lab's cloud: Debian 12 and 13 in virtual machines, and a container (as root)
+boot: env ## boot the package in a lab's cloud: Debian 12, 13 and Docker in virtual machines, and a container (as root)
 	@$(BIN)/python -m pytest tests/boot/test_debian12.py tests/boot/boot_debian13.py tests/boot/boot_container.py \
-	  tests/boot/boot_package.py $(PYTEST_ARGS)
+	  tests/boot/boot_docker.py tests/boot/boot_package.py $(PYTEST_ARGS)
 
 clean: ## remove all that the other targets made
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

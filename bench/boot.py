@@ -57,9 +57,9 @@ def measure(form: str, suite: str, package: Path) -> tuple[float, float]:
         watch.start()
         if form == "machine":
             stack.enter_context(server(lab, lab.nics[0]))
-            guest: Guest = stack.enter_context(Machine(lab, suite, package, work))
+            guest: Guest = stack.enter_context(Machine(lab, debian(suite), package, work))
         else:
-            guest = stack.enter_context(Container(lab, suite, package, work))
+            guest = stack.enter_context(Container(lab, debian(suite), package, work))
         watch.join(180)
         start = started(guest)
         return watch.four - start, watch.at - start

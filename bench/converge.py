@@ -5,6 +5,7 @@
 Beside it, of the very same changes: `ip -batch`, which is the kernel's own cost, and a shell that calls `ip` for each,
 which is what people do today; two bare interpreters, for there are two daemons; and the metadata server's own answer
 time, for the very same requests. The target is of the sum of these but the shell.
+The daemons start as on an instance (installed.py).
 The parts are told apart from outside: by the metadata server's record and by netagent's audit lines.
 """
 
@@ -23,6 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.figures import Figure, as_root, bare_interpreter, figure, keep, milliseconds, pss, ratio, total
+from bench.installed import installed
 from tests.job import CONFIG, audit, status
 from tests.lab import Lab, Record, Spec
 from tests.netagent.wire import AUDIT
@@ -153,9 +155,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     figures: list[Figure] = []
-    for each in given.sizes.split(","):
-        interfaces, addresses = map(int, each.split("x"))
-        figures += size(interfaces, addresses, given.rounds)
+    with installed():
+        for each in given.sizes.split(","):
+            interfaces, addresses = map(int, each.split("x"))
+            figures += size(interfaces, addresses, given.rounds)
     keep("converge", figures)
 
 

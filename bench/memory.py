@@ -2,58 +2,27 @@
 
     sudo .venv/bin/python -m bench.memory [--sizes 4x15,15x50] [--rounds 3] [--seconds 8]
 
-They start as systemd/install has it, `/usr/bin/python3 -IS` with one private directory, so that nothing of the virtual
-environment's own start-up counts. Their interpreter is a copy: of a page that several processes map each has its share
-(proc_pid_smaps(5)), and the lab's own processes would take theirs of what an instance's daemons have for themselves.
+They start as on an instance (installed.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.figures import Figure, figure, keep, pss
+from bench.installed import installed
 from tests.job import CONFIG, DAEMONS, refresh, settle
-from tests.lab import Lab, Spec, processes
+from tests.lab import Lab, Spec
 
-PROGRAMS = {
-    "netagent": "cloud_network.netagent.start",
-    "fetcher": "cloud_network.fetcher.loop",
-    "api": "cloud_network.api.app",
-}
 PATHS = ("/api/v1/status", "/api/v1/health", "/api/v1/links", "/metrics", "/openapi.json", "/", "/api/v1/audit", "/no")
-START = "#!{python} -IS\nimport sys\n\nsys.path[:0] = {paths}\nfrom {module} import main\n\nsys.exit(main())\n"
 REST, ALL = "at rest", "at rest, all three"
-
-
-@contextmanager
-def installed() -> Iterator[Path]:
-    """A directory with the programs as systemd/install writes them, and an interpreter of their own."""
-    with TemporaryDirectory(prefix="cloud-network-bench-", dir="/usr/local/lib") as name:
-        directory = Path(name)
-        directory.chmod(0o755)
-        python = directory / "python3"
-        shutil.copy(Path("/usr/bin/python3").resolve(), python)
-        paths = [path for path in sys.path if "site-packages" in path or "__editable__" in path]
-        for daemon, module in PROGRAMS.items():
-            script = directory / f"cloud-network-{daemon}"
-            script.write_text(START.format(python=python, paths=paths, module=module))
-            script.chmod(0o755)
-        processes.SCRIPTS, before = directory, processes.SCRIPTS
-        try:
-            yield python
-        finally:
-            processes.SCRIPTS = before
 
 
 def family(pid: int) -> float:

@@ -15,70 +15,42 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable
 from ipaddress import ip_network
-from typing import NamedTuple
 
 from cloud_network.fetcher.model import IPAddress, IPNetwork
-
-NOBODY = 0  # is no link's index
-
-
-class Held(NamedTuple):
-    """An address or network that a link has, as numbers (thousands are compared): from `first` to `last`."""
-
-    version: int
-    first: int
-    last: int
-    ifindex: int
-
-    @classmethod
-    def one(cls, address: IPAddress, ifindex: int) -> Held:
-        """An address alone."""
-        number = int(address)
-        return cls(address.version, number, number, ifindex)
-
-    @classmethod
-    def all_of(cls, network: IPNetwork, ifindex: int) -> Held:
-        """Every address of a network."""
-        return cls(network.version, int(network.network_address), int(network.broadcast_address), ifindex)
+from cloud_network.fetcher.sources import Group
+from cloud_network.fetcher.spans import Span
 
 
-class Sources:
-    """Which link has what a packet of this host may have for its source; sorted once, for all links."""
+def aggregate(mine: Collection[IPAddress], homes: Iterable[IPNetwork], *others: Group) -> list[IPNetwork]:
+    """The fewest prefixes that hold all of `mine`, and nothing of `others`, which is what other links have.
 
-    def __init__(self, held: Iterable[Held]) -> None:
-        self._held = sorted(set(held))
-        self._wide = [each for each in self._held if each.first != each.last]
-
-    def aggregate(self, mine: Collection[IPAddress], homes: Iterable[IPNetwork], ifindex: int) -> list[IPNetwork]:
-        """The fewest prefixes that hold all of `mine`, and nothing that another link than `ifindex` has.
-
-        None reaches beyond the largest of `homes` in which its addresses lie; an address in none of them stands alone,
-        and so does one that another link has a claim to.
-        """
-        left = {version: sorted(int(each) for each in mine if each.version == version) for version in (4, 6)}
-        found = list[IPNetwork]()
-        for home in sorted(homes, key=lambda home: home.prefixlen):
-            first, last = int(home.network_address), int(home.broadcast_address)
-            numbers = left[home.version]
-            inside = slice(bisect_left(numbers, first), bisect_right(numbers, last))
-            own, numbers[inside] = numbers[inside], []
-            if own:
-                found += _around(own, self._others(home.version, first, last, ifindex, set(own)), home)
-        alone = {version: set(numbers) for version, numbers in left.items()}
-        return found + [ip_network(each) for each in mine if int(each) in alone[each.version]]
-
-    def _others(self, version: int, first: int, last: int, ifindex: int, own: set[int]) -> list[Held]:
-        """What other links have of a network; each is a part of it, or it is a part of each."""
-        begin, end = bisect_left(self._held, (version, first)), bisect_left(self._held, (version, last + 1))
-        around = [each for each in self._wide if each.version == version and each.first < first and each.last >= last]
-        return [
-            each
-            for each in (*self._held[begin:end], *around)
-            if each.ifindex != ifindex and not (each.first == each.last and each.first in own)
-        ]
+    None reaches beyond the largest of `homes` in which its addresses lie; an address in none of them stands alone,
+    and so does one that another link has a claim to.
+    """
+    left = {version: sorted(int(each) for each in mine if each.version == version) for version in (4, 6)}
+    found = list[IPNetwork]()
+    for home in sorted(homes, key=lambda home: home.prefixlen):
+        span, numbers = Span.all_of(home), left[home.version]
+        inside = slice(bisect_left(numbers, span.first), bisect_right(numbers, span.last))
+        own, numbers[inside] = numbers[inside], []
+        if own:
+            found += _around(own, _inside(span, others, set(own)), home)
+    alone = {version: set(numbers) for version, numbers in left.items()}
+    return found + [ip_network(each) for each in mine if int(each) in alone[each.version]]
 
 
-def _around(own: Iterable[int], others: Collection[Held], home: IPNetwork) -> Iterable[IPNetwork]:
+def _inside(home: Span, others: Iterable[Group], own: set[int]) -> list[Span]:
+    """What others have of a network; each is a part of it, or it is a part of each."""
+    found = list[Span]()
+    for group in others:
+        if group.span.meets(home):
+            begin = bisect_left(group.members, (home.version, home.first))
+            found += group.members[begin : bisect_left(group.members, (home.version, home.last + 1))]
+            found += [each for each in group.wide if each.first < home.first and each.last >= home.last]
+    return [each for each in found if not (each.first == each.last and each.first in own)]
+
+
+def _around(own: Iterable[int], others: Collection[Span], home: IPNetwork) -> Iterable[IPNetwork]:
     """The largest prefixes of `home` around numbers of ours that are free of others, each once."""
     firsts, lasts = sorted(each.first for each in others), sorted(each.last for each in others)
     size, found = home.max_prefixlen, dict[tuple[int, int], None]()

@@ -6,11 +6,15 @@ judgement of the same facts, made before and only to leave things out: it allows
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import cached_property
 from ipaddress import ip_network
+from typing import NamedTuple
 
 from cloud_network.fetcher.config import PRIVATE, Config
-from cloud_network.fetcher.model import IPAddress, IPNetwork, host
+from cloud_network.fetcher.model import IPAddress, IPNetwork
 from cloud_network.fetcher.objects import Actual, Link
+from cloud_network.fetcher.spans import NOBODY, Span
 
 _SHORTEST = {4: 8, 6: 32}
 NEVER = tuple(
@@ -22,7 +26,8 @@ NEVER = tuple(
     )
 )
 """No link's, whatever AllowAddresses= says: loopback, link-local, multicast, reserved, and the metadata servers'."""
-_NEVER = {version: [(int(each[0]), int(each[-1])) for each in NEVER if each.version == version] for version in (4, 6)}
+_NO_LINK = (NOBODY, False)
+_NEVER, _PRIVATE = [Span.all_of(each) for each in NEVER], [Span.all_of(each) for each in PRIVATE]
 
 
 def within(inner: IPNetwork, outer: IPNetwork) -> bool:
@@ -30,77 +35,127 @@ def within(inner: IPNetwork, outer: IPNetwork) -> bool:
     return inner.version == outer.version and inner.prefixlen >= outer.prefixlen and inner.network_address in outer
 
 
-def _never(network: IPNetwork) -> bool:
-    """Whether it has a part in one of NEVER. In numbers, because it is asked for every address."""
-    begin = int(network.network_address)
-    end = begin + (1 << (network.max_prefixlen - network.prefixlen)) - 1
-    return any(begin <= last and first <= end for first, last in _NEVER[network.version])
+def _any_holds(spans: Iterable[Span], inner: Span) -> bool:
+    version, first, last, _ = inner
+    return any(each[1] <= first and last <= each[2] and each[0] == version for each in spans)
+
+
+def _any_meets(spans: Iterable[Span], other: Span) -> bool:
+    version, first, last, _ = other
+    return any(each[1] <= last and first <= each[2] and each[0] == version for each in spans)
+
+
+def _is_global6(network: IPNetwork) -> bool:
+    """The kernel has fe80::/64 on every link, whoever is there."""
+    return network.version == 6 and not network.is_link_local
+
+
+class Against(NamedTuple):
+    """Why a link may not have something."""
+
+    text: str
+    passes: bool = False
+    """Whether it will when a router has advertised itself on the link, seconds after that came up."""
 
 
 class Allowed:
     """What the operator and the kernel allow on this host."""
 
     def __init__(self, config: Config, actual: Actual, left: frozenset[int]) -> None:
-        self._allow = config.allow_addresses[len(PRIVATE) :]
+        self._allow = [Span.all_of(each) for each in config.allow_addresses[len(PRIVATE) :]]
         clouds = (None, *config.allow_kinds)
         others = {link.ifindex for link in actual.links if link.kind not in clouds}  # a container bridge, a VPN …
-        self._rivals = set[IPNetwork]()  # … whose subnets are not the cloud's to give addresses of
-        self._learned = {ifindex: set(networks) for ifindex, networks in actual.learned.items()}
-        self._subnets = {ifindex: set(networks) for ifindex, networks in actual.learned.items()}
+        self._rivals = list[Span]()  # … whose subnets are not the cloud's to give addresses of
+        self._learned = {index: [Span.all_of(each) for each in nets] for index, nets in actual.learned.items()}
+        self._subnets = {index: list(spans) for index, spans in self._learned.items()}
         self._holders: dict[IPAddress, tuple[int, bool]] = {}  # by which link, and whether it will be taken from it
         self._local = actual.local
-        self._base = config.route_table_base
-        self._routes = {(route.table, route.destination) for route in actual.routes}
+        self._heard = {  # where a router has advertised itself: a network, or the way out
+            *(index for index, networks in actual.learned.items() if any(_is_global6(net) for net in networks)),
+            *(index for index, gateways in actual.gateways.items() if any(each.version == 6 for each in gateways)),
+        }
+        self._ours, self._base = actual.routes, config.route_table_base
         self._names = {link.ifindex: link.name for link in actual.links}
         for (ifindex, address), kernel in actual.addresses.items():
-            self._holders[address] = (ifindex, kernel.owned and ifindex not in left)
-            single = kernel.address.prefix == address.max_prefixlen
-            network = host(address) if single else ip_network((address, kernel.address.prefix), strict=False)
-            self._subnets.setdefault(ifindex, set()).add(network)
-            if not kernel.owned and network.prefixlen < network.max_prefixlen:
-                self._learned.setdefault(ifindex, set()).add(network)
-                if ifindex in others:
-                    self._rivals.add(network)
+            owned, prefix = kernel.owned, kernel.address.prefix
+            self._holders[address] = (ifindex, owned and ifindex not in left)
+            if prefix < address.max_prefixlen:
+                span = Span.around(address, prefix, ifindex)
+                self._subnets.setdefault(ifindex, []).append(span)
+                if not owned:
+                    self._learned.setdefault(ifindex, []).append(span)
+                    if ifindex in others:
+                        self._rivals.append(span)
 
     def may_claim(self, link: Link, network: IPNetwork) -> bool:
         """Whether the link may have all of `network`."""
-        if network.prefixlen < _SHORTEST[network.version]:
+        return network.prefixlen >= _SHORTEST[network.version] and self._may_claim(link, Span.all_of(network))
+
+    def _may_claim(self, link: Link, span: Span) -> bool:
+        if _any_meets(_NEVER, span):
             return False
-        if _never(network):
-            return False
-        if any(within(network, own) for own in (*self._allow, *self._learned.get(link.ifindex, ()))):
+        if _any_holds(self._allow, span) or _any_holds(self._learned.get(link.ifindex, ()), span):
             return True
-        private = any(within(network, own) for own in PRIVATE)
-        return private and not any(within(network, rival) or within(rival, network) for rival in self._rivals)
+        return _any_holds(_PRIVATE, span) and not _any_meets(self._rivals, span)
 
     def is_on(self, link: Link, network: IPNetwork) -> bool:
         """Whether `network` is a part of a subnet that the kernel has on the link, in its table, or may become one."""
+        single = network.prefixlen == network.max_prefixlen
         return (
-            (self._base + link.ifindex, network) in self._routes
-            or self.may_claim(link, network)
-            or any(within(network, subnet) for subnet in self._subnets.get(link.ifindex, ()))
+            self.may_claim(link, network)
+            or (single and self._holders.get(network.network_address, _NO_LINK)[0] == link.ifindex)
+            or _any_holds(self._subnets.get(link.ifindex, ()), Span.all_of(network))
+            or (self._base + link.ifindex, network) in self._places
         )
 
-    def against(self, link: Link, network: IPNetwork) -> str | None:
-        """Why the link may not have this address or range; None if it may."""
-        single = network.prefixlen == network.max_prefixlen
-        shown = str(network.network_address) if single else str(network)
-        for address in (network.network_address,) if single else self._holders:
-            ifindex, goes = self._holders.get(address, (link.ifindex, False))
-            if ifindex != link.ifindex and not goes and address.version == network.version and address in network:
-                return f"{shown} of {link.name}: {self._name(ifindex)} has {address}"
-        holder, goes = self._holders.get(network.network_address, (None, False)) if single else (None, False)
-        if link.ifindex in (holder, self._local.get(network)):
+    def against(self, link: Link, address: IPAddress, *, free: bool = False) -> Against | None:
+        """Why the link may not have this address; None if it may. `free`: it may claim all of the address's subnet."""
+        ifindex, goes = self._holders.get(address, _NO_LINK)
+        if ifindex == link.ifindex:
             return None  # it is there already
-        if network in self._local and not goes:
-            return f"{shown} of {link.name}: table local has it for {self._name(self._local[network])}"
-        if self.may_claim(link, network):
+        if ifindex and not goes:
+            return Against(f"{address} of {link.name}: {self._name(ifindex)} has {address}")
+        local = self._local_addresses.get(address)
+        if local == link.ifindex:
             return None
-        if _never(network):
-            return f"{shown} of {link.name}: no link's address"
+        if local is not None and not goes:
+            return Against(f"{address} of {link.name}: table local has it for {self._name(local)}")
+        span = Span.one(address)
+        return None if free or self._may_claim(link, span) else self._why(link, span, str(address))
+
+    def against_range(self, link: Link, network: IPNetwork) -> Against | None:
+        """Why the link may not have this range; None if it may."""
+        if network.prefixlen == network.max_prefixlen:
+            return self.against(link, network.network_address)
+        span = Span.all_of(network)
+        for address, (ifindex, goes) in self._holders.items():
+            if ifindex != link.ifindex and not goes and span.holds(Span.one(address)):
+                return Against(f"{network} of {link.name}: {self._name(ifindex)} has {address}")
+        if self._local.get(network) == link.ifindex:
+            return None  # it is there already
+        if network in self._local:
+            return Against(f"{network} of {link.name}: table local has it for {self._name(self._local[network])}")
+        return None if self.may_claim(link, network) else self._why(link, span, str(network))
+
+    @cached_property
+    def _local_addresses(self) -> dict[IPAddress, int]:
+        """What others have in table local for one address alone. Asked of what no link has."""
+        alone = (each for each in self._local.items() if each[0].prefixlen == each[0].max_prefixlen)
+        return {network.network_address: ifindex for network, ifindex in alone}
+
+    @cached_property
+    def _places(self) -> set[tuple[int, IPNetwork]]:
+        """Where routes of ours are."""
+        return {(route.table, route.destination) for route in self._ours}
+
+    def _why(self, link: Link, span: Span, shown: str) -> Against:
+        if _any_meets(_NEVER, span):
+            return Against(f"{shown} of {link.name}: no link's address")
         key = f'[Netagent] AllowAddresses="{shown}"'
         why = "neither private nor of a network that the link learned, or of a subnet of a link that is not the cloud's"
-        return f"{shown} of {link.name}: {why}; to allow it: {key}"
+        if passes := span.version == 6 and link.ifindex not in self._heard:
+            why = "no router has advertised itself there yet, and it is not private"
+        return Against(f"{shown} of {link.name}: {why}; to allow it: {key}", passes)
 
     def _name(self, ifindex: int) -> str:
         return self._names.get(ifindex, f"link {ifindex}")

@@ -10,21 +10,20 @@ import math
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPResponse, IncompleteRead
 from ipaddress import ip_address
-from typing import Any
 from urllib.parse import urlsplit
 
+from cloud_network.fetcher import http1
 from cloud_network.fetcher.model import MetadataError
 from cloud_network.fetcher.ways import ways
 
 MAX_BODY = 1 << 20  # bytes; GCP's whole document for a large instance is a few hundred KiB
 _CONNECT, _READ = 2.0, 5.0  # seconds: to connect, and for the next bytes; a whole answer has twice as long
 _CONNECT_ELSEWHERE = 1.0  # by a way that is not the usual one: there may be many
-_MOST = MAX_BODY + (1 << 18)  # bytes of a whole answer: http.client takes heads of any number of lines, and trailers
+_MOST = MAX_BODY + (1 << 18)  # bytes of a whole answer, with heads, the sizes of chunks, and what follows them
+_PORT = 80
 _HEADERS = {"User-Agent": "cloud-network", "Accept": "*/*", "Accept-Encoding": "identity"}
 _PAGE = (b"<!doctype html", b"<html")
 
@@ -35,7 +34,7 @@ class Response:
 
     status: int
     body: bytes
-    headers: Mapping[str, str] | HTTPMessage
+    headers: Mapping[str, str]  # by their names in lower case
 
     def text(self, path: str) -> str:
         """The body as text; MetadataError when it is none, or a page that a proxy or portal put in its place."""
@@ -48,66 +47,60 @@ class Response:
 
     def error(self, path: str) -> MetadataError:
         """What an answer that cannot be used for its status means; with the server's Retry-After (RFC 9110, 10.2.3)."""
-        return MetadataError("status", f"{path}: HTTP {self.status}", _seconds(self.headers.get("Retry-After", "")))
-
-
-class _Socket(socket.socket):
-    """Waits `pause` seconds for the next bytes, until `deadline` and for `room` bytes, however an answer drips in."""
-
-    pause, deadline, room = _READ, math.inf, _MOST
-
-    def recv_into(self, *arguments: Any) -> int:
-        """See socket.recv_into: http.client reads by nothing else."""
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self.settimeout(min(left, self.pause))
-        size = super().recv_into(*arguments)
-        self.room -= size
-        if self.room < 0:
-            raise MetadataError("too large", f"the answer is longer than {MAX_BODY} bytes")
-        return size
-
-    def is_quiet(self) -> bool:
-        """Whether a kept connection is still there, and nothing has come that nobody asked for."""
-        self.setblocking(False)
-        try:
-            self.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        return MetadataError("status", f"{path}: HTTP {self.status}", _seconds(self.headers.get("retry-after", "")))
 
 
 class _NoWayError(MetadataError):
     """Nobody could be reached; nothing was sent."""
 
 
-class _Connection(HTTPConnection):
-    """HTTPConnection to one endpoint, by a socket that `connect` finds a way for."""
+class _Connection:
+    """A socket to one endpoint, kept from one request to the next where the server keeps it too."""
 
-    sock: _Socket | None
+    def __init__(self, plain: socket.socket) -> None:
+        self._socket = plain
+        self._stream = http1.Stream(self._receive)
+        self._pause, self._deadline, self._room = _READ, math.inf, _MOST
 
-    def __init__(self, endpoint: str, connect: Callable[[str, int], _Socket]) -> None:
-        super().__init__(endpoint, timeout=_CONNECT)
-        self._connect = connect
+    def _receive(self) -> bytes:
+        """Waits `_pause` seconds for the next bytes, until `_deadline`, for `_room` bytes, however an answer drips."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._socket.settimeout(min(left, self._pause))
+        piece = self._socket.recv(1 << 16)
+        self._room -= len(piece)
+        if self._room < 0:
+            raise MetadataError("too large", f"the answer is longer than {MAX_BODY} bytes")
+        return piece
 
-    def connect(self) -> None:
-        """See HTTPConnection.connect."""
-        self.sock = self._connect(self.host, self.port)
-
-    def ask(self, method: str, path: str, headers: Mapping[str, str], pause: float) -> HTTPResponse:
+    def ask(self, request: bytes, pause: float) -> http1.Head:
         """Send a request and read the head of its answer."""
-        if self.sock is None or not self.sock.is_quiet():
-            self.close()
-            self.connect()
-        assert self.sock is not None
-        self.sock.settimeout(pause)
-        self.sock.pause, self.sock.deadline, self.sock.room = pause, math.inf, _MOST
-        self.request(method, path, headers=headers)
-        self.sock.deadline = time.monotonic() + 2 * pause
-        return self.getresponse()
+        self._socket.settimeout(pause)
+        self._socket.sendall(request)
+        self._pause, self._deadline, self._room = pause, time.monotonic() + 2 * pause, _MOST
+        return http1.read_head(self._stream)
+
+    def body(self, head: http1.Head) -> bytes:
+        """All that follows the head."""
+        return http1.read_body(self._stream, head, MAX_BODY)
+
+    def is_quiet(self) -> bool:
+        """Whether it is still there, and nothing has come that nobody asked for."""
+        if self._stream.rest:
+            return False
+        self._socket.setblocking(False)
+        try:
+            self._socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def close(self) -> None:
+        """For good."""
+        self._socket.close()
 
 
 class Client:
@@ -153,40 +146,48 @@ class Client:
     def _request(self, method: str, path: str, headers: Mapping[str, str] | None, seconds: float) -> Response:
         """Over the kept connection; one on which anything went wrong is not kept."""
         url = f"http://{self.endpoint}{path}"
-        connection, self._connection = self._connection or _Connection(self.endpoint, self._connect), None
+        request = http1.request(method, path, {"Host": self.endpoint, **_HEADERS, **(headers or {})})
+        connection, self._connection = self._connection, None
         try:
-            answer = connection.ask(method, path, _HEADERS | dict(headers or {}), seconds)
-            response = Response(answer.status, _body(answer, path), answer.headers)
-            self._connection = connection
+            if connection is not None and not connection.is_quiet():
+                connection.close()
+                connection = None
+            connection = connection or self._connect()
+            head = connection.ask(request, seconds)
+            response = Response(head.status, _body(connection, head, path), head.fields)
+            if head.lasts:
+                self._connection = connection
         except MetadataError as error:
             raise type(error)(error.kind, f"{method} {url}: {error}") from None
         except TimeoutError:
             raise MetadataError("timeout", f"{method} {url}: no answer in time") from None
-        except (OSError, HTTPException) as error:
+        except (OSError, http1.NoAnswerError) as error:
             raise MetadataError("unreachable", f"{method} {url}: {_shortly(error)}") from None
         finally:
-            if self._connection is None:
+            if self._connection is None and connection is not None:
                 connection.close()
         return response
 
-    def _connect(self, host: str, port: int) -> _Socket:
+    def _connect(self) -> _Connection:
         """By the way that led there last, or by another; the error is the first one's."""
         first: OSError | None = None
+        place = urlsplit(f"//{self.endpoint}")
+        host = place.hostname or self.endpoint
         found = ways(ip_address(host), self.kinds)
         for way in sorted(found, key=lambda each: each != self.way):
-            plain = _Socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+            plain = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
             try:
                 if way:
                     plain.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, way.encode())
                 plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 plain.settimeout(_CONNECT_ELSEWHERE if first else _CONNECT)
-                plain.connect((host, port))
+                plain.connect((host, place.port or _PORT))
             except OSError as error:
                 plain.close()
                 first = first or error
             else:
                 self.way = way
-                return plain
+                return _Connection(plain)
         if isinstance(first, TimeoutError):
             raise _NoWayError("timeout", "no answer in time")
         raise _NoWayError("unreachable", str(first or "no route but into a tunnel, and no link of the cloud's is up"))
@@ -198,27 +199,26 @@ class Client:
             self._connection = None
 
 
-def _body(answer: HTTPResponse, path: str) -> bytes:
-    """All of it, or MetadataError: http.client says nothing when fewer bytes arrive than Content-Length promises."""
+def _body(connection: _Connection, head: http1.Head, path: str) -> bytes:
+    """All of it, or MetadataError: the head came, and the server was there."""
     try:
-        body = answer.read(MAX_BODY + 1)
+        return connection.body(head)
     except TimeoutError:
         raise MetadataError("timeout", f"{path}: the answer was not whole in time") from None
-    except IncompleteRead as error:
-        raise MetadataError("truncated", f"{path}: after {len(error.partial)} bytes: no end of it") from None
-    except (OSError, HTTPException) as error:
+    except http1.TooLargeError:
+        raise MetadataError("too large", f"{path}: the answer is longer than {MAX_BODY} bytes") from None
+    except (OSError, http1.NoBodyError) as error:
         raise MetadataError("truncated", f"{path}: {_shortly(error)}") from None
-    if len(body) > MAX_BODY:
-        raise MetadataError("too large", f"{path}: the answer is longer than {MAX_BODY} bytes")
-    if answer.length:
-        raise MetadataError("truncated", f"{path}: after {len(body)} bytes, of {len(body) + answer.length}")
-    return body
 
 
 def _seconds(text: str) -> float:
     """Retry-After: a number of seconds, or a date."""
     if text.strip().isascii() and text.strip().isdecimal():
         return float(text[:9])
+    if not text.strip():
+        return 0.0
+    from email.utils import parsedate_to_datetime  # its import costs more than an answer, and servers seldom say when
+
     try:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
     except (ValueError, OverflowError):

@@ -21,27 +21,46 @@ What netagent would refuse (`allowed`) is left out and named: a refusal is of th
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from ipaddress import ip_interface, ip_network
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
-from cloud_network.fetcher.aggregate import NOBODY, Held, Sources
-from cloud_network.fetcher.allowed import Allowed, within
+from cloud_network.fetcher.aggregate import aggregate
+from cloud_network.fetcher.allowed import Against, Allowed, within
 from cloud_network.fetcher.config import Config, Prefixes, Rules
+from cloud_network.fetcher.kept import Kept
 from cloud_network.fetcher.model import Instance, Interface, IPAddress, IPInterface, IPNetwork, host
-from cloud_network.fetcher.objects import Actual, Address, Desired, Link, Route, Rule, Wish
+from cloud_network.fetcher.objects import Actual, Address, Desired, Link, OfLink, Route, Rule, Wish
+from cloud_network.fetcher.sources import Group, near, singles, sources_of
+from cloud_network.fetcher.spans import Found, Span, covering
 
 TABLE_MAIN, TABLE_LOCAL = 254, 255  # linux/rtnetlink.h
 LEAST_MTU = 1280  # of IPv6, RFC 8200, section 5: netagent sets no smaller one
 STEP = 10  # between the priorities of two steps: room for an operator's own rules
 _DEFAULT_PREFIXES = {"gcp": Prefixes.LOCAL}  # as Google's agent does; elsewhere as amazon-ec2-net-utils does
+_EVERYTHING = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
+_UNHELD: Mapping[IPAddress, IPInterface] = {}
+
+Networks = tuple[IPNetwork, ...]
 
 
-def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
-    """What the kernel shall hold for `instance` on this host."""
+class _Own(NamedTuple):
+    """What of an interface's addresses its link may have, and why it may not have the others."""
+
+    addresses: tuple[IPAddress, ...]
+    homes: tuple[IPNetwork | None, ...]  # beside each: the subnet whose prefix length it carries
+    withheld: tuple[Against, ...]
+
+
+def desired(instance: Instance, config: Config, actual: Actual, kept: Kept | None = None) -> Desired:
+    """What the kernel shall hold for `instance` on this host. `kept`: what was made at the last pass."""
+    kept = kept or Kept()
     found = match_links(instance, config, actual.links)
-    instance = with_what_dhcp_says(instance, found, actual)
+    found = {mac: kept.same(("link", mac), link) for mac, link in found.items()}
+    instance = with_what_dhcp_says(instance, found, actual, kept)
     unknown = tuple(interface.mac for interface in instance.interfaces if interface.mac not in found)
     pairs = [
         (interface, found[interface.mac])
@@ -49,69 +68,62 @@ def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
         if interface.mac in found and found[interface.mac].name not in config.exclude
     ]
     left = _left_alone(config, actual, {link.ifindex for _, link in pairs}, unknown)
+    left = kept.same("left", left)
     left_tables = frozenset(config.route_table_base + ifindex for ifindex in left)
-    wishes, addresses, routes, rules = [], list[Address](), list[Route](), list[Rule]()
-    allowed, withheld = Allowed(config, actual, left), dict[str, None]()
+    allowed, there = kept(Allowed, config, actual, left), kept(_there, actual)
+    sources = sources_of(instance, found, config, actual, left, kept) if config.rules is Rules.AGGREGATE else None
+    subnets = kept.same("subnets", tuple((interface.mac, interface.subnets) for interface in instance.interfaces))
     prefixes = config.prefixes or _DEFAULT_PREFIXES.get(instance.provider, Prefixes.ROUTE)
-    notices = list(instance.notices)
-    held = _without_parts(_Held.of(kernel.address) for kernel in actual.addresses.values())
-    ours = {address for _, address in actual.addresses} | {
-        each.ip for interface in instance.interfaces for each in interface.addresses
-    }
-    sources = Sources(_sources(instance, found, config, actual, left)) if config.rules is Rules.AGGREGATE else None
-    given = set[IPNetwork]()  # a forwarded address may be named for several interfaces
-    taken = set[IPAddress]()
+    links, notices, withheld = list[OfLink](), list(instance.notices), dict[Against, None]()
+    taken, given, before = set[IPAddress](), set[IPNetwork](), list[Span]()
     for interface, link in pairs:
-        small = interface.mtu is not None and interface.mtu < LEAST_MTU
-        wishes.append(Wish(link.ifindex, None if small else interface.mtu))
+        mac, small = interface.mac, interface.mtu is not None and interface.mtu < LEAST_MTU
         if small:
             notices.append(f"{link.name}: an MTU of {interface.mtu} would take IPv6 off it; it keeps {link.mtu}")
-        own = [each for each in interface.addresses if each.ip not in taken and not _left_to_others(each, config)]
-        against = [allowed.against(link, host(each)) for each in own]
-        own = [each for each, reason in zip(own, against, strict=True) if reason is None]
-        mine = list(_addresses(interface, link, own, held, allowed))
-        held += _without_parts(map(_Held.of, mine))
-        addresses += mine
-        taken |= {address.address for address in mine}
+        wish = kept.same(("wish", mac), Wish(link.ifindex, None if small else interface.mtu))
+        alone = kept(singles, interface)
+        doubled = kept.same(("doubled", mac), kept(_set, alone) & taken)
+        own = kept(_own, interface, alone, link, config, allowed, doubled)
+        shared = frozenset(net for net in own.homes if net is not None and _is_shared(link, net, there, before))
+        addresses = kept(_addresses, link, own, kept.same(("shared", mac), shared), allowed)
+        before += kept(_covering, addresses)
+        taken |= kept(_set, own.addresses)
         has_table = len(instance.interfaces) > 1 or link.name in config.supplementary
-        ranges = list[IPNetwork]()
+        ranges: Networks = ()
         if interface.ranges and (prefixes is Prefixes.LOCAL or (prefixes is Prefixes.ROUTE and has_table)):
-            there = {rule.selector for rule in actual.rules if rule.table == config.route_table_base + link.ifindex}
-            there |= {route.destination for route in actual.routes if route.ifindex == link.ifindex}
-            why = {
-                network: None if network in there else _against(network, interface, link, prefixes, allowed)
-                for network in interface.ranges
-                if network not in given
-            }
-            ranges = [network for network, reason in why.items() if reason is None]
-            given |= set(ranges)
-            withheld |= dict.fromkeys(reason for reason in why.values() if reason)
-        withheld |= dict.fromkeys(reason for reason in against if reason)
-        if prefixes is Prefixes.LOCAL:
-            others = [network for network in ranges if network in actual.local]  # Google's agent's, or an address
-            routes += [Route(TABLE_LOCAL, link.ifindex, network, None) for network in ranges if network not in others]
+            # a forwarded address may be named for several interfaces
+            elsewhere = kept.same(("given", mac), frozenset(given.intersection(interface.ranges)))
+            ranges, reasons = kept(_ranges, interface, link, prefixes, config, actual, allowed, elsewhere)
+            given.update(ranges)
+            withheld |= dict.fromkeys(reasons)
+        withheld |= dict.fromkeys(own.withheld)
+        local = kept(_local, link, ranges, actual) if ranges and prefixes is Prefixes.LOCAL else ()
+        table: tuple[Route, ...] = ()
+        rules: dict[Rule, None] = {}
         if has_table:
-            siblings = [net for each in instance.interfaces if each.mac != interface.mac for net in each.subnets]
-            ways = tuple(way for way in interface.routes if way[1] not in ours)  # this host is the gateway of others
-            whole = replace(interface, routes=ways)
-            table = list(_table(whole, link, siblings, config, actual, allowed))
-            routes += table
-            notices += _lacking(interface, link, config, table, actual)
-            homes = [route.destination for route in table if route.gateway is None]
-            rules += _rules([each.ip for each in own], ranges, homes, link, config, sources)
-    left_rules = (rule for rule in actual.rules if rule.table in left_tables)
-    for version in sorted({rule.version for rule in (*rules, *left_rules)}):
-        rules.append(Rule(config.rule_priority + STEP, version, None, TABLE_MAIN, suppress=True))
+            ways = kept.same(("ways", mac), _ways(interface, instance, actual))
+            table = kept(_table, interface, ways, link, subnets, config, actual, allowed)
+            notices += kept(_lacking, interface, link, config, table, actual)
+            homes = kept.same(("homes", mac), tuple(route.destination for route in table if route.gateway is None))
+            if sources is not None:
+                selectors = kept(_aggregated, own, homes, *near(link, homes, sources))
+            else:
+                selectors = kept(_each, own)
+            rules = kept(_rules, selectors, ranges, link, config)
+        routes = kept.same(("routes", mac), kept(_together, local, table))
+        links.append(kept(OfLink, wish, addresses, routes, kept.same(("rules", mac), rules)))
+    versions = {version for each in links for version in kept(_versions, each.rules)}
+    versions |= {rule.version for rule in actual.rules if rule.table in left_tables} if left_tables else set()
+    priority = config.rule_priority + STEP
     return Desired(
-        wishes=tuple(wishes),
-        addresses=tuple(addresses),
-        routes=tuple(dict.fromkeys(routes)),
-        rules=tuple(dict.fromkeys(rules)),
+        links=tuple(links),
+        common=tuple(Rule(priority, version, None, TABLE_MAIN, suppress=True) for version in sorted(versions)),
         unknown_macs=unknown,
         left_links=left,
         left_tables=left_tables,
         notices=tuple(notices),
-        withheld=tuple(withheld),
+        withheld=tuple(each.text for each in withheld),
+        passing=frozenset(each.text for each in withheld if each.passes),
     )
 
 
@@ -146,55 +158,27 @@ def _order(interface: Interface) -> tuple[int, int, str]:
     return (number, interface.network_card, interface.mac)
 
 
-def _left_to_others(address: IPAddress, config: Config) -> bool:
-    return any(address.version == net.version and address in net for net in config.exclude_addresses)
-
-
-class _Held(NamedTuple):
-    """The network of an address that a link has or shall have, as numbers: thousands are compared."""
-
-    ifindex: int
-    version: int
-    first: int
-    last: int
-
-    @classmethod
-    def of(cls, address: Address) -> _Held:
-        host = address.address.max_prefixlen - address.prefix
-        first = int(address.address) >> host << host
-        return cls(address.ifindex, address.address.version, first, first + (1 << host) - 1)
-
-
-def _without_parts(held: Iterable[_Held]) -> list[_Held]:
-    """The same without those that are a part of another one of their link: /32 siblings are many, and say nothing."""
-    found: list[_Held] = []
-    for each in sorted(held, key=lambda each: (each.ifindex, each.version, each.first, -each.last)):
-        last = found[-1] if found else None
-        if last is None or last[:2] != each[:2] or each.last > last.last:
-            found.append(each)
-    return found
-
-
-def _shared(link: Link, network: IPNetwork, held: Iterable[_Held]) -> bool:
-    """Whether another link has a part in the network: a connected route may not shadow it."""
-    first, last = int(network.network_address), int(network.broadcast_address)
-    return any(
-        other.first <= last and first <= other.last and other.version == network.version
-        for other in held
-        if other.ifindex != link.ifindex
-    )
-
-
-def with_what_dhcp_says(instance: Instance, found: Mapping[str, Link], actual: Actual) -> Instance:
+def with_what_dhcp_says(
+    instance: Instance, found: Mapping[str, Link], actual: Actual, kept: Kept | None = None
+) -> Instance:
     """The instance, with what its metadata leave to DHCP: subnets (IBM), or all but the MAC (Scaleway, OpenStack)."""
+    kept = kept or Kept()
+    others = kept(_of_others, actual)
+    whole = []
+    for each in instance.interfaces:
+        interface = kept.same(("said", each.mac), each)
+        held = others.get(found[each.mac].ifindex, _UNHELD) if each.mac in found else None
+        whole.append(interface if held is None else kept(_leased, interface, held))
+    return replace(instance, interfaces=tuple(whole))
+
+
+def _of_others(actual: Actual) -> Mapping[int, Mapping[IPAddress, IPInterface]]:
+    """{ifindex: {address: with its prefix length}} of what is not ours."""
     others = defaultdict[int, dict[IPAddress, IPInterface]](dict)
     for (ifindex, address), kernel in actual.addresses.items():
         if not kernel.owned and not address.is_link_local:
             others[ifindex][address] = ip_interface((address, kernel.address.prefix))
-    whole = [
-        _leased(each, others[found[each.mac].ifindex]) if each.mac in found else each for each in instance.interfaces
-    ]
-    return replace(instance, interfaces=tuple(whole))
+    return others
 
 
 def _leased(interface: Interface, held: Mapping[IPAddress, IPInterface]) -> Interface:
@@ -206,82 +190,172 @@ def _leased(interface: Interface, held: Mapping[IPAddress, IPInterface]) -> Inte
     return replace(interface, addresses=addresses, subnets=tuple(dict.fromkeys(subnets)))
 
 
-def _addresses(
-    interface: Interface, link: Link, own: Iterable[IPInterface], held: Iterable[_Held], allowed: Allowed
-) -> Iterator[Address]:
+def _set(addresses: tuple[IPAddress, ...]) -> frozenset[IPAddress]:
+    return frozenset(addresses)
+
+
+def _own(
+    interface: Interface,
+    alone: tuple[IPAddress, ...],
+    link: Link,
+    config: Config,
+    allowed: Allowed,
+    taken: frozenset[IPAddress],
+) -> _Own:
+    """Those that no interface before this one has, that are not left to others, and that netagent allows."""
+    addresses, homes, withheld = list[IPAddress](), list[IPNetwork | None](), list[Against]()
+    carried, excluded = set[tuple[int, int]](), config.exclude_addresses
+    free = dict[tuple[int, int], bool]()  # of each subnet (a network's hash is slow), whether the link may claim it all
+    for whole, address in zip(interface.addresses, alone, strict=True):
+        if address in taken or (excluded and any(address in network for network in excluded)):
+            continue
+        subnet = int(whole.network.network_address), whole.network.prefixlen
+        if subnet not in free:
+            free[subnet] = allowed.may_claim(link, whole.network)
+        if reason := allowed.against(link, address, free=free[subnet]):
+            withheld.append(reason)
+            continue
+        carries = address.version == 4 and not interface.routed and subnet not in carried
+        carried.add(subnet)
+        addresses.append(address)
+        homes.append(whole.network if carries else None)
+    return _Own(tuple(addresses), tuple(homes), tuple(withheld))
+
+
+def _addresses(link: Link, own: _Own, shared: frozenset[IPNetwork], allowed: Allowed) -> tuple[Address, ...]:
     """The first IPv4 address of a subnet carries its prefix length; siblings are /32, so they outlive the first."""
-    carried: set[IPNetwork] = set()
-    for each in own:
-        address, network = each.ip, each.network
-        if address.version == 6:
-            yield Address(link.ifindex, address, 128, connected=False)
-        elif interface.routed or network in carried:
-            yield Address(link.ifindex, address, 32, connected=False)
+    ifindex, found = link.ifindex, list[Address]()
+    for address, home in zip(own.addresses, own.homes, strict=True):
+        if home is None:
+            found.append(Address(ifindex, address, address.max_prefixlen, connected=False))
         else:
-            carried.add(network)
-            connected = not _shared(link, network, held) and allowed.may_claim(link, network)
-            yield Address(link.ifindex, address, network.prefixlen, connected)
+            connected = home not in shared and allowed.may_claim(link, home)
+            found.append(Address(ifindex, address, home.prefixlen, connected))
+    return tuple(found)
 
 
-def _against(network: IPNetwork, interface: Interface, link: Link, prefixes: Prefixes, allowed: Allowed) -> str | None:
+def _there(actual: Actual) -> Found[Span]:
+    """What the host's links have a part in."""
+    return Found(covering(kernel.address for kernel in actual.addresses.values()))
+
+
+def _covering(addresses: tuple[Address, ...]) -> list[Span]:
+    return covering(addresses)
+
+
+def _is_shared(link: Link, network: IPNetwork, there: Found[Span], before: Iterable[Span]) -> bool:
+    """Whether another link has, or shall have, a part in the network: a connected route may not shadow it."""
+    span = Span.all_of(network)
+    if any(each.ifindex != link.ifindex for each in there.of(span)):
+        return True
+    return any(each.meets(span) and each.ifindex != link.ifindex for each in before)
+
+
+def _against(
+    network: IPNetwork, interface: Interface, link: Link, prefixes: Prefixes, allowed: Allowed
+) -> Against | None:
     """Why nothing can be made of a range; None if something can."""
-    reason = allowed.against(link, network)
+    reason = allowed.against_range(link, network)
     single = network.prefixlen == network.max_prefixlen
     if reason is not None or prefixes is Prefixes.LOCAL:
         return reason
     homes = (subnet for subnet in interface.subnets if not interface.routed)
     if not single and any(within(network, home) and network != home for home in homes):
         return None
-    return f'{network} of {link.name}: a source rule alone needs a range of its subnet; [Network] Prefixes="local"?'
+    text = f'{network} of {link.name}: a source rule alone needs a range of its subnet; [Network] Prefixes="local"?'
+    return Against(text)
+
+
+def _ranges(
+    interface: Interface,
+    link: Link,
+    prefixes: Prefixes,
+    config: Config,
+    actual: Actual,
+    allowed: Allowed,
+    given: frozenset[IPNetwork],
+) -> tuple[Networks, tuple[Against, ...]]:
+    """The ranges that something is made of, and why nothing is made of the others."""
+    there = {rule.selector for rule in actual.rules if rule.table == config.route_table_base + link.ifindex}
+    there |= {route.destination for route in actual.routes if route.ifindex == link.ifindex}
+    why = {
+        network: None if network in there else _against(network, interface, link, prefixes, allowed)
+        for network in interface.ranges
+        if network not in given
+    }
+    ranges = tuple(network for network, reason in why.items() if reason is None)
+    return ranges, tuple(reason for reason in why.values() if reason)
+
+
+def _local(link: Link, ranges: Networks, actual: Actual) -> tuple[Route, ...]:
+    """But for what is there already: ranges of Google's agent's, or an address, of which the kernel sees to it."""
+    there = {host(address) for _, address in actual.addresses} | actual.local.keys()
+    return tuple(Route(TABLE_LOCAL, link.ifindex, each, None) for each in ranges if each not in there)
+
+
+def _together(local: tuple[Route, ...], table: tuple[Route, ...]) -> dict[Route, None]:
+    return dict.fromkeys((*local, *table))
+
+
+def _ways(interface: Interface, instance: Instance, actual: Actual) -> tuple[tuple[IPNetwork, IPAddress], ...]:
+    """The metadata's further routes, but for those by this host itself: it is the gateway of others."""
+    if not interface.routes:
+        return ()
+    ours = {address for _, address in actual.addresses}
+    ours |= {each.ip for other in instance.interfaces for each in other.addresses}
+    return tuple(way for way in interface.routes if way[1] not in ours)
 
 
 def _table(
     interface: Interface,
+    ways_given: tuple[tuple[IPNetwork, IPAddress], ...],
     link: Link,
-    siblings: Iterable[IPNetwork],
+    subnets: tuple[tuple[str, Networks], ...],
     config: Config,
     actual: Actual,
     allowed: Allowed,
-) -> Iterator[Route]:
-    table = config.route_table_base + link.ifindex
+) -> tuple[Route, ...]:
+    table, ifindex = config.route_table_base + link.ifindex, link.ifindex
     near = [subnet for subnet in interface.subnets if not interface.routed and allowed.is_on(link, subnet)]
     far = [subnet for subnet in interface.subnets if interface.routed and subnet.prefixlen < subnet.max_prefixlen]
-    far += [subnet for subnet in siblings if subnet not in interface.subnets]
+    siblings, own = (theirs for mac, theirs in subnets if mac != interface.mac), set(interface.subnets)
+    far += [subnet for theirs in siblings for subnet in theirs if subnet not in own]
     versions = {address.version for address in interface.addresses}
-    ways = [way for way in interface.routes if way[0].version in versions]
+    ways = [way for way in ways_given if way[0].version in versions]
     for version in sorted(versions):
         if gateway := _gateway(interface, link, version, actual):
             ways += [(subnet, gateway) for subnet in far if subnet.version == version]
-            ways.append((ip_network("0.0.0.0/0" if version == 4 else "::/0"), gateway))
-    for subnet in near:
-        yield Route(table, link.ifindex, subnet, None)
-    done = set[IPNetwork]()  # one route a destination: the metadata's word goes before what is concluded
-    reached = set[IPAddress]()
-    for destination, gateway in ways:
-        if destination in done or destination in near:
-            continue
+            ways.append((_EVERYTHING[version], gateway))
+    routes = {
+        subnet: Route(table, ifindex, subnet, None) for subnet in near
+    }  # one a destination: the first word counts
+    for gateway, run in groupby(ways, key=itemgetter(1)):
+        new = [destination for destination, _ in run if destination not in routes]
         link_local = gateway.version == 6 and gateway.is_link_local
-        if gateway not in reached and not link_local and not any(within(host(gateway), net) for net in near):
+        if new and not link_local and not any(within(host(gateway), net) for net in near):
             if not allowed.is_on(link, host(gateway)):
                 continue
-            yield Route(table, link.ifindex, host(gateway), None)  # a /32 subnet mask: the gateway is on link
-        reached.add(gateway)
-        done.add(destination)
-        yield Route(table, link.ifindex, destination, gateway)
+            routes.setdefault(host(gateway), Route(table, ifindex, host(gateway), None))
+        routes |= {each: Route(table, ifindex, each, gateway) for each in new}
+    return tuple(routes.values())
 
 
 def _lacking(
-    interface: Interface, link: Link, config: Config, routes: Iterable[Route], actual: Actual
-) -> Iterator[str]:
+    interface: Interface, link: Link, config: Config, routes: tuple[Route, ...], actual: Actual
+) -> tuple[str, ...]:
     """Addresses that cannot answer beyond their own subnet, because no gateway of their link is known."""
     table = config.route_table_base + link.ifindex
     there = (*((route.table, route.destination) for route in routes), *actual.foreign)
     has = {destination.version for at, destination in there if at == table and destination.prefixlen == 0}
+    found = []
     for version in sorted({address.version for address in interface.addresses} - has):
         if version == 6:
-            yield f"{link.name}: no router has advertised itself yet: its IPv6 addresses answer their own subnet alone"
+            found.append(
+                f"{link.name}: no router has advertised itself yet: its IPv6 addresses answer their own subnet alone"
+            )
         else:
-            yield f"{link.name}: has no gateway: its IPv4 addresses answer their own subnet alone"
+            found.append(f"{link.name}: has no gateway: its IPv4 addresses answer their own subnet alone")
+    return tuple(found)
 
 
 def _gateway(interface: Interface, link: Link, version: int, actual: Actual) -> IPAddress | None:
@@ -290,45 +364,27 @@ def _gateway(interface: Interface, link: Link, version: int, actual: Actual) -> 
     return next((gateway for gateway in known if gateway.version == version), None)
 
 
-def _sources(
-    instance: Instance, found: Mapping[str, Link], config: Config, actual: Actual, left: frozenset[int]
-) -> Iterator[Held]:
-    """What may be the source of a packet of this host, as the kernel and the metadata say; also of links to come.
-
-    What is ours and the metadata no longer list is taken away before any rule is added.
-    """
-    for (ifindex, address), kernel in actual.addresses.items():
-        if not (kernel.owned and instance.complete and ifindex not in left):
-            yield Held.one(address, ifindex)
-    for network, ifindex in actual.local.items():
-        yield Held.all_of(network, ifindex)
-    for route in actual.routes:
-        if route.table == TABLE_LOCAL and not (instance.complete and route.ifindex not in left):
-            yield Held.all_of(route.destination, route.ifindex)
-    for interface in instance.interfaces:
-        ifindex = found[interface.mac].ifindex if interface.mac in found else NOBODY
-        for own in interface.addresses:
-            yield Held.one(own.ip, ifindex)
-        for network in interface.ranges:
-            yield Held.all_of(network, ifindex)
-    for network in config.exclude_addresses:
-        yield Held.all_of(network, NOBODY)
+def _aggregated(own: _Own, homes: Networks, *others: Group) -> Networks:
+    return tuple(aggregate(own.addresses, homes, *others))
 
 
-def _rules(
-    own: Collection[IPAddress],
-    ranges: Iterable[IPNetwork],
-    homes: Iterable[IPNetwork],
-    link: Link,
-    config: Config,
-    sources: Sources | None,
-) -> Iterator[Rule]:
+def _each(own: _Own) -> Networks:
+    return tuple(map(host, own.addresses))
+
+
+def _rules(sources: Networks, ranges: Networks, link: Link, config: Config) -> dict[Rule, None]:
     first, table = config.rule_priority, config.route_table_base + link.ifindex
     selectors = dict.fromkeys(ranges, False)  # {network: whether it is only for what this host itself sends}
-    for each in sources.aggregate(own, homes, link.ifindex) if sources else map(ip_network, own):
+    for each in sources:
         selectors.setdefault(each, each.prefixlen < each.max_prefixlen)
+    found = list[Rule]()
     for selector, local in selectors.items():
-        yield Rule(first, selector.version, selector, table, suppress=True, local=local)
-        yield Rule(first + 2 * STEP, selector.version, selector, table, suppress=False, local=local)
+        found.append(Rule(first, selector.version, selector, table, suppress=True, local=local))
+        found.append(Rule(first + 2 * STEP, selector.version, selector, table, suppress=False, local=local))
         if config.rules is Rules.ORIGINAL:  # never matched: a local address is decided by the local table first
-            yield Rule(first + 2 * STEP, selector.version, selector, table, suppress=False, to=True)
+            found.append(Rule(first + 2 * STEP, selector.version, selector, table, suppress=False, to=True))
+    return dict.fromkeys(found)
+
+
+def _versions(rules: dict[Rule, None]) -> frozenset[int]:
+    return frozenset(rule.version for rule in rules)

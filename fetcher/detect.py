@@ -1,8 +1,8 @@
 """Which cloud this is, by what the firmware says; Provider= overrides.
 
 Source: /sys/class/dmi/id of the kernel's dmi-id driver (drivers/firmware/dmi-id.c) and /sys/hypervisor/uuid of Xen's;
-each provider's module names the page of its cloud that says what stands there. Where the firmware says nothing, some
-clouds document a sign of their metadata server that no other has: `probe` looks for it.
+`firmware` knows what stands there on each cloud. Where it says nothing, some clouds document a sign of their metadata
+server that no other has: `probe` looks for it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from cloud_network.fetcher.config import Provider as Choice
+from cloud_network.fetcher.firmware import MATCHES
 from cloud_network.fetcher.providers import Provider
 
 DMI, HYPERVISOR = Path("/sys/class/dmi/id"), Path("/sys/hypervisor/uuid")
@@ -44,9 +45,8 @@ def detect(choice: Choice, dmi: dict[str, str]) -> Provider:
     """The provider that Provider= names, or the one that the firmware does, or the one whose server shows its sign."""
     if choice is not Choice.AUTO:
         return _provider(_module(choice.value))
-    modules = [_module(name) for name in CLOUDS]
-    fitting = [module for module in modules if module.matches(dmi)]
-    probed = [module for module in modules if hasattr(module, "probe")] if not fitting else []
+    fitting = [_module(name) for name in CLOUDS if MATCHES[name](dmi)]
+    probed = [module for module in map(_module, CLOUDS) if hasattr(module, "probe")] if not fitting else []
     fitting = fitting or [module for module in probed if module.probe()]
     if len(fitting) == 1:
         return _provider(fitting[0])

@@ -27,11 +27,12 @@ class Errors:
         self._current: dict[Kind, LastError] = {}
         self._serious: set[Kind] = set()
 
-    def begin(self, kind: Kind, message: str, *, serious: bool) -> None:
-        """It is so, or still so."""
+    def begin(self, kind: Kind, message: str, *, serious: bool, passes: bool = False) -> None:
+        """It is so, or still so. `passes`: most likely it will soon be over, and nobody has to do anything."""
         before = self._current.pop(kind, None)
         repeated = before is not None and before["message"] == message
-        logger.log(logging.DEBUG if repeated else logging.ERROR, "%s: %s", kind, message)
+        level = logging.WARNING if passes else logging.ERROR
+        logger.log(logging.DEBUG if repeated else level, "%s: %s", kind, message)
         self._current[kind] = {"at": now(), "kind": kind, "message": message}
         (self._serious.add if serious else self._serious.discard)(kind)
 

@@ -1,12 +1,15 @@
 """rtnetlink → Actual: one dump each of links, addresses, routes and rules. Reads, never writes.
 
-Most of a kernel is as it was at the last look, and what was made of a message then is what it makes now.
+Most of a kernel is as it was at the last look, and what was made of a message then is what it makes now. `Actual` and
+each part of it are the very same objects for as long as the kernel says the same (`kept`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from itertools import chain, zip_longest
+from struct import Struct
 from typing import Generic, NamedTuple, TypeVar
 
 from cloud_network.fetcher import rtnetlink
@@ -25,12 +28,18 @@ _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_TABLE = 1, 4, 5, 15
 _FRA_DST, _FRA_SRC, _FRA_IIFNAME, _FRA_PRIORITY = 1, 2, 3, 6
 _FRA_SUPPRESS_PREFIXLEN, _FRA_TABLE, _FRA_PROTOCOL = 14, 15, 21
 _NDA_DST = 1
+_IFLA_EXT_MASK, _SKIP_STATS = 29, 8  # RTEXT_FILTER_SKIP_STATS: counters would make each answer another one
 _LEARNED = {9, 16}  # RTPROT_RA, RTPROT_DHCP
-_ON_LINK = {4: _LEARNED, 6: {*_LEARNED, 2}}  # RTPROT_KERNEL: the kernel itself heard of it (addrconf_prefix_rcv)
+_RTPROT_KERNEL = 2
+_ON_LINK = {4: _LEARNED, 6: {*_LEARNED, _RTPROT_KERNEL}}  # the kernel itself heard of it (addrconf_prefix_rcv)
 _RTN_UNICAST, _RTN_LOCAL = 1, 2
 _MAIN, _LOCAL = 254, 255
 _NAMED = {0, 253, _MAIN, _LOCAL}  # RT_TABLE_UNSPEC, _DEFAULT, _MAIN, _LOCAL
 _NUD_RESOLVED = 0x02 | 0x04 | 0x08 | 0x40 | 0x80  # REACHABLE, STALE, DELAY, NOARP, PERMANENT
+
+_EVERY_LINK = rtnetlink.IFINFOMSG.pack(0, 0, 0, 0, 0) + rtnetlink.attribute(
+    _IFLA_EXT_MASK, Struct("=I").pack(_SKIP_STATS)
+)
 
 T = TypeVar("T")
 Made = TypeVar("Made")
@@ -61,45 +70,74 @@ class RouteRead(NamedTuple):
 
 
 class _Kept(Generic[T, Made]):
-    """What messages parse to, and what is made of it all; both are kept for as long as the kernel says the same."""
+    """What messages parse to, and what is made of it all; both are kept for as long as the kernel says the same.
+
+    The seconds that are left of a lease say nothing new: what differs in them alone parses to what is equal.
+    """
 
     def __init__(self, parse: Callable[[bytes], T], make: Callable[[Iterable[T]], Made]) -> None:
         self._parse, self._make = parse, make
-        self._messages: list[bytes] | None = None
-        self._parsed: dict[bytes, T] = {}
+        self._dumps: list[tuple[list[bytes], dict[bytes, T]]] = []
 
-    def of(self, messages: list[bytes]) -> Made:
-        """Of a whole dump."""
-        if messages != self._messages:
-            known = self._parsed
-            self._parsed = {each: known[each] if each in known else self._parse(each) for each in messages}
-            self._made = self._make(self._parsed.values())
-            self._messages = messages
+    def of(self, *dumps: list[bytes]) -> Made:
+        """Of whole dumps, always in the same order."""
+        known = self._dumps or [([], {}) for _ in dumps]
+        self._dumps = [self._parsed(*each) for each in zip(dumps, known, strict=True)]
+        before, now = ([[*parsed.values()] for _, parsed in each] for each in (known, self._dumps))
+        if not hasattr(self, "_made") or before != now:
+            self._made = self._make(chain.from_iterable(now))
         return self._made
+
+    def _parsed(
+        self, messages: list[bytes], before: tuple[list[bytes], dict[bytes, T]]
+    ) -> tuple[list[bytes], dict[bytes, T]]:
+        if messages == before[0]:
+            return before
+        known = before[1]
+        return messages, {each: known[each] if each in known else self._parse(each) for each in messages}
+
+
+class Reader:
+    """Reads the kernel of this network namespace again and again: `Actual` is the same one until something changes."""
+
+    def __init__(self) -> None:
+        self._kernel: Rtnetlink | None = None
+        self._links = _Kept(parse_link, _for_us)
+        self._addresses = _Kept(parse_address, _by_place)
+        self._routes = _Kept(parse_route, _sorted)
+        self._rules = _Kept(parse_rule, _ours)
+        self._parts: tuple[object, ...] = ()
+
+    def read(self) -> Actual:
+        """What it holds now."""
+        self._kernel = self._kernel or Rtnetlink()
+        try:
+            self._kernel.begin()
+            links = self._kernel.dump(rtnetlink.RTM_GETLINK, _EVERY_LINK)
+            addresses = self._kernel.dump(rtnetlink.RTM_GETADDR, rtnetlink.IFADDRMSG.pack(0, 0, 0, 0, 0))
+            routes = self._by_family(rtnetlink.RTM_GETROUTE)
+            rules = self._by_family(rtnetlink.RTM_GETRULE)
+        except OSError as error:
+            self._kernel.close()  # an answer may be on its way still
+            self._kernel = None
+            raise KernelError(f"rtnetlink: {error}") from error
+        ours = self._rules.of(*rules)
+        parts = self._links.of(links), self._addresses.of(addresses), self._routes.of(*routes), ours
+        if any(part is not before for part, before in zip_longest(parts, self._parts)):
+            mine, gateways, learned, local, foreign = parts[2]
+            self._actual = Actual(parts[0], parts[1], mine, ours, gateways, learned, local, foreign)
+            self._parts = parts
+        return self._actual
+
+    def _by_family(self, request: int) -> list[list[bytes]]:
+        assert self._kernel
+        header = rtnetlink.RTMSG.pack(0, *bytes(8))[1:]
+        return [self._kernel.dump(request, bytes([one]) + header) for one in _FAMILIES]
 
 
 def read() -> Actual:
     """What the kernel of this network namespace holds now."""
-    try:
-        with Rtnetlink() as kernel:
-            links = _links(kernel)
-            addresses = kernel.dump(rtnetlink.RTM_GETADDR, rtnetlink.IFADDRMSG.pack(0, 0, 0, 0, 0))
-            header = rtnetlink.RTMSG.pack(0, *bytes(8))[1:]
-            routes = [each for one in _FAMILIES for each in kernel.dump(rtnetlink.RTM_GETROUTE, bytes([one]) + header)]
-            rules = [each for one in _FAMILIES for each in kernel.dump(rtnetlink.RTM_GETRULE, bytes([one]) + header)]
-    except OSError as error:
-        raise KernelError(f"rtnetlink: {error}") from error
-    mine, gateways, learned, local, foreign = _routes.of(routes)
-    return Actual(
-        links=tuple(each.link for each in links if each.hardware != ARPHRD_LOOPBACK),
-        addresses=_addresses.of(addresses),
-        routes=mine,
-        rules=_rules.of(rules),
-        gateways=gateways,
-        learned=learned,
-        local=local,
-        foreign=foreign,
-    )
+    return Reader().read()
 
 
 def links_and_way(address: IPAddress) -> tuple[list[LinkRead], LinkRead | None]:
@@ -132,7 +170,7 @@ def resolved(neighbours: Iterable[tuple[int, IPAddress]]) -> set[tuple[int, IPAd
 
 
 def _links(kernel: Rtnetlink) -> list[LinkRead]:
-    return list(map(parse_link, kernel.dump(rtnetlink.RTM_GETLINK, rtnetlink.IFINFOMSG.pack(0, 0, 0, 0, 0))))
+    return list(map(parse_link, kernel.dump(rtnetlink.RTM_GETLINK, _EVERY_LINK)))
 
 
 # Messages: struct ifinfomsg, ifaddrmsg, rtmsg, fib_rule_hdr, each with its attributes
@@ -216,6 +254,10 @@ def _by_place(addresses: Iterable[KernelAddress]) -> dict[tuple[int, IPAddress],
     return {(each.address.ifindex, each.address.address): each for each in addresses}
 
 
+def _for_us(links: Iterable[LinkRead]) -> tuple[Link, ...]:
+    return tuple(each.link for each in links if each.hardware != ARPHRD_LOOPBACK)
+
+
 def _ours(rules: Iterable[Rule | None]) -> frozenset[Rule]:
     return frozenset(rule for rule in rules if rule is not None)
 
@@ -249,13 +291,8 @@ def _sorted(routes: Iterable[RouteRead]) -> Routes:
             if protocol in _ON_LINK[destination.version] and destination.prefixlen and each.is_plain:
                 learned[index] = learned.get(index, frozenset()) | {destination}
         elif route.table == _LOCAL:
-            if kind == _RTN_LOCAL:
+            if kind == _RTN_LOCAL and (protocol != _RTPROT_KERNEL or destination.prefixlen < destination.max_prefixlen):
                 local[destination] = index
         elif route.table not in _NAMED:
             foreign[route.table, destination] = protocol
     return frozenset(mine), gateways, learned, local, foreign
-
-
-_addresses = _Kept(parse_address, _by_place)
-_routes = _Kept(parse_route, _sorted)
-_rules = _Kept(parse_rule, _ours)

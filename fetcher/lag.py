@@ -11,7 +11,7 @@ from cloud_network.fetcher.objects import Actual, Desired
 
 logger = logging.getLogger(__name__)
 
-_SHORTLY = 1.0  # seconds between the first reads on account of a link that the metadata do not name …
+_SHORTLY = 1.0  # seconds between the first reads on account of what one side has and the other has not …
 _CHASE = 30.0  # … and for how long there are any, before it is left to the timer
 
 
@@ -19,36 +19,42 @@ class Lag:
     """What was missed on either side when last looked at."""
 
     def __init__(self) -> None:
-        self._unknown: tuple[str, ...] = ()
-        self._unlisted: set[int] = set()
+        self._unknown: dict[str, str] = {}  # {MAC that no link here may be taken for: why}
+        self._odd: set[int | str] = set()  # links that the metadata do not name, and MACs that no link has
         self._since = -math.inf
 
     def say_unknown(self, wanted: Desired, actual: Actual, config: Config) -> None:
-        """Name each interface of the metadata that this host lacks: once, when that has changed."""
-        if wanted.unknown_macs == self._unknown:
-            return
-        self._unknown = wanted.unknown_macs
+        """Name each interface of the metadata that this host lacks: once, and again when there is another reason."""
+        known, self._unknown = self._unknown, {mac: _why(mac, actual, config) for mac in wanted.unknown_macs}
         text = "metadata: names the interface %s, and %s; until then, links that it does not name stay as they are"
-        for mac in self._unknown:
-            logger.warning(text, mac, _why(mac, actual, config))
+        for mac, why in self._unknown.items():
+            if known.get(mac) != why:
+                logger.warning(text, mac, why)
+
+    @property
+    def notices(self) -> list[str]:
+        """The same, for the status."""
+        return [f"{mac}: {why}" for mac, why in self._unknown.items()]
 
     def read_again(self, instance: Instance, config: Config, actual: Actual, at: float) -> float:
-        """When a link that the metadata do not name is a reason to read them; infinity when there is none.
+        """When what one side has and the other has not is a reason to read the metadata; infinity when nothing is.
 
-        A link that is new is one at once: most often it is what is known of the metadata that is old.
+        A link that is new, or has gone, is one at once: most often it is what is known of the metadata that is old.
         """
         listed = {interface.mac for interface in instance.interfaces}
         kinds = (None, *config.allow_kinds)
+        missing = listed - {link.mac for link in actual.links}
         unlisted = {
             link.ifindex
             for link in actual.links
             if link.mac and link.mac not in listed and link.kind in kinds and link.name not in config.exclude
         }
-        new, self._unlisted = unlisted - self._unlisted, unlisted
+        odd: set[int | str] = {*unlisted, *missing}
+        new, self._odd = odd - self._odd, odd
         if new:
             self._since = at
             return at
-        if not unlisted or at >= self._since + _CHASE:
+        if not odd or at >= self._since + _CHASE:
             return math.inf
         return at + max(_SHORTLY, (at - self._since) / 2)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
 import selectors
@@ -12,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cloud_network.fetcher import config as configuration
 from cloud_network.fetcher import flush, log, privileges
@@ -148,8 +147,18 @@ def _hopeless(error: Exception) -> SystemExit:
     return SystemExit(78)
 
 
-def main() -> None:
-    """Entry point of cloud-network-fetcher."""
+class _Arguments(NamedTuple):
+    config: Path = configuration.PATH
+    check_config: bool = False
+    flush: bool = False
+
+
+def _arguments(words: list[str]) -> _Arguments:
+    """What the command line says. There are no words when the unit starts us: then nobody pays for argparse."""
+    if not words:
+        return _Arguments()
+    import argparse
+
     parser = argparse.ArgumentParser(
         prog="cloud-network-fetcher",
         description="Reads the cloud's metadata and asks netagent to make the network agree with it.",
@@ -162,7 +171,12 @@ def main() -> None:
     parser.add_argument(
         "--flush", action="store_true", help="as root, while it does not run: take away all that it put into the kernel"
     )
-    arguments = parser.parse_args()
+    return _Arguments(**vars(parser.parse_args(words)))
+
+
+def main() -> None:
+    """Entry point of cloud-network-fetcher."""
+    arguments = _arguments(sys.argv[1:])
     if arguments.flush:
         flush.directly()
         return

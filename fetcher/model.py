@@ -13,7 +13,6 @@ from ipaddress import (
     IPv6Interface,
     IPv6Network,
     ip_address,
-    ip_interface,
     ip_network,
 )
 from typing import Any, NamedTuple
@@ -139,7 +138,9 @@ def place(path: str, address: IPAddress, subnets: tuple[IPNetwork, ...]) -> IPIn
     """The address with the prefix length of its subnet; an error when no host in any of them can have it."""
     for subnet in subnets:
         if address.version == subnet.version and address in subnet:
-            if subnet.version == 4 and subnet.prefixlen < 31 and address in (subnet[0], subnet[-1]):
+            nobodys = (subnet.network_address, subnet.broadcast_address)
+            if subnet.version == 4 and subnet.prefixlen < 31 and address in nobodys:
                 raise invalid(path, str(address), f"a host's: it is the network's or broadcast address of {subnet}")
-            return ip_interface(f"{address}/{subnet.prefixlen}")
+            make = IPv4Interface if address.version == 4 else IPv6Interface
+            return make((int(address), subnet.prefixlen))  # from numbers, as in `host`
     raise invalid(path, str(address), "inside " + (" or ".join(map(str, subnets)) or "any subnet of its interface"))

@@ -66,7 +66,9 @@ class Actual:
     rules: frozenset[Rule]  # with our protocol number
     gateways: dict[int, tuple[IPAddress, ...]]  # of default routes that DHCP or a router set, by ifindex
     learned: dict[int, frozenset[IPNetwork]] = field(default_factory=dict)  # on-link routes that DHCP or a router set
-    local: dict[IPNetwork, int] = field(default_factory=dict)  # what others have in table local, and on which link
+    local: dict[IPNetwork, int] = field(
+        default_factory=dict
+    )  # what others have in table local, and on which link; but for what the kernel has there for an address
     foreign: dict[tuple[int, IPNetwork], int] = field(
         default_factory=dict
     )  # others' routes in tables of numbers: protocol
@@ -89,15 +91,44 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
+class OfLink:
+    """Everything of ours that one link shall have. Routes and rules are sets that have an order."""
+
+    wish: Wish
+    addresses: tuple[Address, ...]
+    routes: dict[Route, None]  # in the order in which they can be added: on-link ones first
+    rules: dict[Rule, None]
+
+
+@dataclass(frozen=True, slots=True)
 class Desired:
     """Everything of ours that the kernel shall hold."""
 
-    wishes: tuple[Wish, ...]
-    addresses: tuple[Address, ...]
-    routes: tuple[Route, ...]  # in the order in which they can be added: on-link ones first
-    rules: tuple[Rule, ...]
+    links: tuple[OfLink, ...]
+    common: tuple[Rule, ...]  # rules that are no link's
     unknown_macs: tuple[str, ...]  # named by the metadata, and no link here has them
     left_links: frozenset[int] = frozenset()  # ifindexes of links that are left as they are …
     left_tables: frozenset[int] = frozenset()  # … and their tables
     notices: tuple[str, ...] = ()  # what is not as people may expect, and no mistake: named, and nothing waits for it
-    withheld: tuple[str, ...] = ()  # what netagent would refuse, and so is not asked of it: each with the key to set
+    withheld: tuple[str, ...] = ()  # what netagent would refuse, and so is not asked of it: each with the key to set …
+    passing: frozenset[str] = frozenset()  # … and of these, what lacks nothing but a router's advertisement
+
+    @property
+    def wishes(self) -> tuple[Wish, ...]:
+        """Of all links."""
+        return tuple(each.wish for each in self.links)
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Of all links."""
+        return tuple(address for each in self.links for address in each.addresses)
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """Of all links."""
+        return tuple(route for each in self.links for route in each.routes)
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """Of all links, and those that are no link's."""
+        return (*(rule for each in self.links for rule in each.rules), *self.common)

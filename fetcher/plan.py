@@ -6,13 +6,16 @@ already on its link satisfies a wish whoever put it there and with whatever pref
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from cloud_network.fetcher.model import IPNetwork
+from cloud_network.fetcher.kept import Kept
+from cloud_network.fetcher.model import IPAddress, IPNetwork
 from cloud_network.fetcher.objects import Actual, Address, Desired, Link, Route, Rule
 
+_NO_RULES: frozenset[Rule] = frozenset()
 _TABLES = {254: "main", 255: "local"}
 
 
@@ -49,18 +52,36 @@ class Change:
 Plan = tuple[Change, ...]
 
 
-def plan(desired: Desired, actual: Actual, *, may_remove: bool) -> Plan:
-    """The changes that make `actual` what `desired` says."""
-    changes: list[Change] = list(_removals(desired, actual)) if may_remove else []
+def plan(desired: Desired, actual: Actual, *, may_remove: bool, kept: Kept | None = None) -> Plan:
+    """The changes that make `actual` what `desired` says. `kept`: what was made at the last pass."""
+    kept = kept or Kept()
+    changes: list[Change] = list(_removals(desired, actual, kept)) if may_remove else []
     changes += _links(desired, actual)
-    for address in desired.addresses:
-        if (address.ifindex, address.address) not in actual.addresses:
-            changes.append(Change(Verb.ADD, address))
-    changes += [Change(Verb.ADD, route) for route in desired.routes if route not in actual.routes]
-    changes += [Change(Verb.ADD, rule) for rule in desired.rules if rule not in actual.rules]
+    for each in desired.links:
+        changes += kept(_addresses_to_add, each.addresses, actual)
+    for each in desired.links:
+        changes += kept(_routes_to_add, each.routes, actual)
+    for each in desired.links:
+        changes += kept(_rules_to_add, each.rules, actual)
+    changes += [Change(Verb.ADD, rule) for rule in desired.common if rule not in actual.rules]
     if may_remove:
-        changes += _rules_that_go(desired, actual)
+        changes += _rules_that_go(desired, actual, kept)
     return tuple(changes)
+
+
+def _addresses_to_add(addresses: tuple[Address, ...], actual: Actual) -> list[Change]:
+    missing = (each for each in addresses if (each.ifindex, each.address) not in actual.addresses)
+    return [Change(Verb.ADD, address) for address in missing]
+
+
+def _routes_to_add(routes: dict[Route, None], actual: Actual) -> list[Change]:
+    missing = set(routes) - actual.routes
+    return [Change(Verb.ADD, route) for route in routes if route in missing] if missing else []
+
+
+def _rules_to_add(rules: dict[Rule, None], actual: Actual) -> list[Change]:
+    missing = set(rules) - actual.rules
+    return [Change(Verb.ADD, rule) for rule in rules if rule in missing] if missing else []
 
 
 def _links(desired: Desired, actual: Actual) -> Iterator[Change]:
@@ -73,16 +94,42 @@ def _links(desired: Desired, actual: Actual) -> Iterator[Change]:
             yield Change(Verb.ADD, LinkUp(wish.ifindex))
 
 
-def _removals(desired: Desired, actual: Actual) -> Iterator[Change]:
+def _removals(desired: Desired, actual: Actual, kept: Kept) -> Iterator[Change]:
     """Routes before addresses: the kernel takes a link's routes with its last address, and then ours are not there."""
-    places = {(route.table, route.destination) for route in desired.routes}
-    for route in sorted(actual.routes - set(desired.routes), key=str):
+    present = sum(len(each.routes) - len(kept(_routes_to_add, each.routes, actual)) for each in desired.links)
+    all_of_it = present == len(actual.routes)  # most often; to compare thousands once more takes its time
+    unwanted = () if all_of_it else kept(_unwanted_routes, actual, *(each.routes for each in desired.links))
+    places = {(route.table, route.destination) for route in desired.routes} if unwanted else ()
+    for route in sorted(unwanted, key=str):
         if (route.table, route.destination) not in places and route.ifindex not in desired.left_links:
             yield Change(Verb.REMOVE, route)  # one that changes is replaced in place
-    wanted = {(address.ifindex, address.address) for address in desired.addresses}
-    for place, kernel in actual.addresses.items():
-        if kernel.owned and place not in wanted and kernel.address.ifindex not in desired.left_links:
-            yield Change(Verb.REMOVE, kernel.address)
+    ours = kept(_ours, actual)
+    wanted = {each.wish.ifindex: each.addresses for each in desired.links}
+    for ifindex in ours.keys() - desired.left_links:
+        gone = kept(_unwanted_addresses, ours[ifindex], wanted.get(ifindex, ()))
+        yield from (Change(Verb.REMOVE, address) for address in gone)
+
+
+def _unwanted_routes(actual: Actual, *wanted: dict[Route, None]) -> frozenset[Route]:
+    return actual.routes - set[Route]().union(*wanted)
+
+
+def _unwanted_rules(actual: Actual, *wanted: dict[Rule, None]) -> frozenset[Rule]:
+    return actual.rules - set[Rule]().union(*wanted)
+
+
+def _ours(actual: Actual) -> dict[int, dict[IPAddress, Address]]:
+    """By link, in the kernel's order."""
+    found = defaultdict[int, dict[IPAddress, Address]](dict)
+    for (ifindex, address), kernel in actual.addresses.items():
+        if kernel.owned:
+            found[ifindex][address] = kernel.address
+    return found
+
+
+def _unwanted_addresses(ours: dict[IPAddress, Address], wanted: tuple[Address, ...]) -> list[Address]:
+    gone = ours.keys() - {each.address for each in wanted}
+    return [address for place, address in ours.items() if place in gone] if gone else []
 
 
 def of_link(plan: Plan, ifindex: int, table: int) -> Plan:
@@ -94,13 +141,16 @@ def of_link(plan: Plan, ifindex: int, table: int) -> Plan:
     )
 
 
-def _rules_that_go(desired: Desired, actual: Actual) -> Iterator[Change]:
+def _rules_that_go(desired: Desired, actual: Actual, kept: Kept) -> Iterator[Change]:
     """Last of all: others may take their place, and no address of an open connection may be without one meanwhile.
 
     Until then one that goes comes first, for the kernel asks rules of one number in the order in which they were made;
     one whose address or table is gone already leads nothing anywhere.
     """
-    for rule in sorted(actual.rules - set(desired.rules), key=str):
+    present = sum(len(each.rules) - len(kept(_rules_to_add, each.rules, actual)) for each in desired.links)
+    all_of_it = present + sum(rule in actual.rules for rule in desired.common) == len(actual.rules)
+    unwanted = _NO_RULES if all_of_it else kept(_unwanted_rules, actual, *(each.rules for each in desired.links))
+    for rule in sorted(unwanted.difference(desired.common), key=str):
         if rule.table not in desired.left_tables:
             yield Change(Verb.REMOVE, rule)
 

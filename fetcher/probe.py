@@ -56,10 +56,12 @@ class Gateways:
         links = _links(plan, wanted, table_base)
         learned = {Gateway(index, each) for index in links for each in actual.gateways.get(index, ())}
         used = _of(actual.routes, links) | learned
-        self._wanted = _of(wanted.routes, links) | learned
-        self._new = _of((route for route in wanted.routes if route.destination.prefixlen == 0), links) - used
+        parts = [each for each in wanted.links if each.wish.ifindex in links]
+        routes = [route for each in parts for route in each.routes]
+        self._wanted = _of(routes, links) | learned
+        self._new = _of((route for route in routes if route.destination.prefixlen == 0), links) - used
         self._names = {link.ifindex: link.name for link in actual.links}
-        self._addresses = [each for each in wanted.addresses if each.ifindex in links]
+        self._addresses = [address for each in parts for address in each.addresses]
         there = [each for each in self._addresses if (each.ifindex, each.address) in actual.addresses]
         self._before = resolving(used, self._names, there, _BEFORE)
 

@@ -16,6 +16,7 @@ from cloud_network.fetcher.status import VERSION, Status
 logger = logging.getLogger(__name__)
 
 _TIMES = ("at", "fetched_at", "attempted_at", "written_at", "since", "next_at", "metadata_seconds")
+_NO_NEWS = (*_TIMES, "generation", "counters")
 
 
 class Publisher:
@@ -25,7 +26,7 @@ class Publisher:
         self._state = state
         self.status = _fresh(provider)
         before = _previous(state, provider)
-        self._said = _without_times(before)
+        self._said = _told(before)
         for key in ("generation", "counters", "fetched_at", "links", "unknown_macs"):  # still true for a new fetcher
             self.status[key] = before[key]
 
@@ -46,7 +47,7 @@ class Publisher:
 
     def publish(self) -> None:
         """Write status.json; the generation grows when anything but a time or a counter differs from before."""
-        said = _without_times(self.status)
+        said = _told(self.status)
         self.status["generation"] += said != self._said
         self.status["written_at"] = now()
         self._said = said
@@ -95,9 +96,15 @@ def _previous(state: StateDirectory, provider: str) -> Status:
     return before if before["version"] == VERSION and before["provider"] == provider else fresh
 
 
+def _told(status: Status) -> dict[str, object]:
+    """What is news when it differs. Of links there are no times, and there may be thousands of addresses."""
+    rest = {key: _without_times(each) for key, each in status.items() if key not in _NO_NEWS and key != "links"}
+    return {**rest, "links": status["links"]}
+
+
 def _without_times(value: object) -> object:
     if isinstance(value, list):
         return [_without_times(each) for each in value]
     if not isinstance(value, dict):
         return value
-    return {key: _without_times(each) for key, each in value.items() if key not in (*_TIMES, "generation", "counters")}
+    return {key: _without_times(each) for key, each in value.items() if key not in _NO_NEWS}

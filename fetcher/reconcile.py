@@ -19,6 +19,7 @@ from cloud_network.fetcher.desired import desired
 from cloud_network.fetcher.errors import Errors, now
 from cloud_network.fetcher.fights import Fights
 from cloud_network.fetcher.flush import FLUSHED, FlushAnswer, flush_answer
+from cloud_network.fetcher.kept import Kept
 from cloud_network.fetcher.lag import Lag
 from cloud_network.fetcher.lookahead import PlanAnswer, look_ahead
 from cloud_network.fetcher.model import Instance, MetadataError
@@ -71,7 +72,7 @@ class Reconciler:
         self._plan_retry = Patience(_SHORTLY, _LONGEST_RETRY)
         self._tried: Plan = ()
         self._tried_at, self._try_again = -math.inf, -math.inf
-        self._fights = Fights()
+        self._fights, self._kept, self._kernel = Fights(), Kept(), kernel.Reader()
         self._compared_at = -math.inf
         self._agreed: tuple[Instance, Config] | None = None  # what the kernel last agreed with
         self._lag = Lag()
@@ -239,11 +240,12 @@ class Reconciler:
         self._read_for_links(self._instance, actual)
         self._publisher.links(self._instance, self._config, actual)
         self._write_status(actual, wanted, changes)
+        self._kept.turn()
 
     def _compare(self, instance: Instance) -> Compared:
-        actual = kernel.read()
-        wanted = desired(instance, self._config, actual)
-        return actual, wanted, plan(wanted, actual, may_remove=instance.complete)
+        actual = self._kernel.read()
+        wanted = desired(instance, self._config, actual, self._kept)
+        return actual, wanted, plan(wanted, actual, may_remove=instance.complete, kept=self._kept)
 
     def _look(self, instance: Instance) -> Compared | None:
         """What a read of the metadata, if it is true, changes; None when the kernel cannot be read."""
@@ -345,7 +347,8 @@ class Reconciler:
         if not wanted.withheld:
             self._errors.end("config")
             return
-        self._errors.begin("config", f"left out: {report.the_first(wanted.withheld)}", serious=False)
+        passes = wanted.passing.issuperset(wanted.withheld)
+        self._errors.begin("config", f"left out: {report.the_first(wanted.withheld)}", serious=False, passes=passes)
 
     def _say_fights(self, actual: Actual) -> None:
         fights = self._fights.statuses(actual)
@@ -378,9 +381,9 @@ class Reconciler:
     def _write_status(self, actual: Actual | None = None, wanted: Desired | None = None, changes: Plan = ()) -> None:
         status = self._publisher.status
         if actual is not None and wanted is not None and self._instance is not None:
-            status["links"] = report.link_statuses(self._instance, self._config, actual, wanted, changes)
+            status["links"] = report.link_statuses(self._instance, self._config, actual, wanted, changes, self._kept)
             status["unknown_macs"] = list(wanted.unknown_macs)
-            status["notices"] = list(wanted.notices)
+            status["notices"] = [*wanted.notices, *self._lag.notices]
         if self._errors.serious:
             status["state"] = "error"
         elif self._instance is None:

@@ -4,62 +4,51 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.desired import match_links, with_what_dhcp_says
+from cloud_network.fetcher.kept import Kept
 from cloud_network.fetcher.model import Instance, Interface
-from cloud_network.fetcher.objects import Actual, Address, Desired, Link, Route, Rule
+from cloud_network.fetcher.objects import Actual, Desired, Link, OfLink, Rule, Wish
 from cloud_network.fetcher.plan import Plan, in_ip_syntax
 from cloud_network.fetcher.status import AddressStatus, LinkStatus, Status
 
+_NOTHING = OfLink(Wish(0, None), (), {}, {})
 _SHOWN = 5  # of a list that goes into one message
 
 
 def link_statuses(
-    instance: Instance, config: Config, actual: Actual, desired: Desired, plan: Plan
+    instance: Instance, config: Config, actual: Actual, desired: Desired, plan: Plan, kept: Kept | None = None
 ) -> dict[str, LinkStatus]:
     """{ifindex: status} for every link that the metadata names and the host has; `plan` is what is still to do."""
+    kept = kept or Kept()
     found = match_links(instance, config, actual.links)
-    parts = _by_link(desired, plan, actual, config)
+    wanted = {each.wish.ifindex: each for each in desired.links}
+    drift = _drift(plan, actual, config)
     statuses = {}
-    for interface in with_what_dhcp_says(instance, found, actual).interfaces:
+    for interface in with_what_dhcp_says(instance, found, actual, kept).interfaces:
         link = found.get(interface.mac)
         if link is not None:
-            statuses[str(link.ifindex)] = _link_status(interface, link, config, actual, parts[link.ifindex])
+            left = kept.same(("drift", link.ifindex), tuple(drift[link.ifindex]))
+            of_link = wanted.get(link.ifindex, _NOTHING)
+            statuses[str(link.ifindex)] = kept(_link_status, interface, link, config, actual, of_link, left)
     return statuses
 
 
-@dataclass(slots=True)
-class _Part:
-    """What is desired of one link, and what is still to do there, in `ip` syntax."""
-
-    addresses: list[Address] = field(default_factory=list)
-    routes: list[Route] = field(default_factory=list)
-    rules: list[Rule] = field(default_factory=list)
-    drift: list[str] = field(default_factory=list)
-
-
-def _by_link(desired: Desired, plan: Plan, actual: Actual, config: Config) -> defaultdict[int, _Part]:
-    """Each thing is looked at once: there may be ten thousand, on sixty links."""
+def _drift(plan: Plan, actual: Actual, config: Config) -> defaultdict[int, list[str]]:
+    """What is still to do on each link, in `ip` syntax."""
     names = {link.ifindex: link for link in actual.links}
-    parts = defaultdict[int, _Part](_Part)
-    for address in desired.addresses:
-        parts[address.ifindex].addresses.append(address)
-    for route in desired.routes:
-        parts[route.ifindex].routes.append(route)
-    for rule in desired.rules:
-        parts[rule.table - config.route_table_base].rules.append(rule)
+    drift = defaultdict[int, list[str]](list)
     for change in plan:
         what, text = change.what, in_ip_syntax(change, names)
         if not isinstance(what, Rule):
-            parts[what.ifindex].drift.append(text)
+            drift[what.ifindex].append(text)
         elif what.selector is not None:
-            parts[what.table - config.route_table_base].drift.append(text)
+            drift[what.table - config.route_table_base].append(text)
         else:  # the rule without a selector concerns every link
             for ifindex in names:
-                parts[ifindex].drift.append(text)
-    return parts
+                drift[ifindex].append(text)
+    return drift
 
 
 def the_first(texts: Sequence[str]) -> str:
@@ -87,9 +76,11 @@ def doing(status: Status, endpoint: str, failed_reads: int) -> str:
     return f"{count}, {left} changes to make" + (f"; {why}" if why else "")
 
 
-def _link_status(interface: Interface, link: Link, config: Config, actual: Actual, part: _Part) -> LinkStatus:
+def _link_status(
+    interface: Interface, link: Link, config: Config, actual: Actual, wanted: OfLink, drift: tuple[str, ...]
+) -> LinkStatus:
     table = config.route_table_base + link.ifindex
-    addresses, routes, rules, drift = part.addresses, part.routes, part.rules, part.drift
+    addresses, routes, rules = wanted.addresses, wanted.routes, wanted.rules
     present = sum((link.ifindex, address.address) in actual.addresses for address in addresses)
     present += sum(route in actual.routes for route in routes) + sum(rule in actual.rules for rule in rules)
     excluded = link.name in config.exclude
@@ -109,7 +100,7 @@ def _link_status(interface: Interface, link: Link, config: Config, actual: Actua
         "ranges": [str(network) for network in interface.ranges],
         "desired": len(addresses) + len(routes) + len(rules),
         "actual": present,
-        "drift": drift,
+        "drift": list(drift),
     }
 
 

@@ -14,7 +14,7 @@ import socket
 import sys
 from struct import Struct
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 NLMSGHDR = Struct("=IHHII")  # struct nlmsghdr: len, type, flags, seq, pid
 NLMSGERR = Struct("=i")  # what struct nlmsgerr and the end of a dump begin with: 0, or minus an errno
@@ -34,16 +34,38 @@ _LARGEST = 1 << 16  # bytes of a datagram: the kernel makes dumps of 32 KiB
 _DUMP_TRIES = 5
 
 
+class Part(NamedTuple):
+    """A datagram of a dump, and what it says."""
+
+    datagram: bytes
+    bodies: list[bytes]
+    interrupted: bool
+    end: int | None  # 0, or minus an errno; None if more is to come
+
+
 class Rtnetlink:
-    """A socket for questions. Errors are OSError: with the kernel's errno, or EINTR, or what was lost on the way."""
+    """A socket for questions. Errors are OSError: with the kernel's errno, or EINTR, or what was lost on the way.
+
+    One that is kept for `begin` after `begin` asks the same questions with the same numbers. What the kernel answers in
+    the very same bytes is not taken apart again. After an error it is of no more use.
+    """
 
     def __init__(self) -> None:
         # rtnetlink has answered when send() returns: what is not there to be read then was lost and never comes
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         self._socket = socket.socket(socket.AF_NETLINK, kind, 0)
         self._sequence = 0
+        self._known: dict[int, list[Part]] = {}  # by sequence number
         # the kernel looks at all of a question, and answers no other: RTM_GETROUTE without what is only cached
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
+
+    def begin(self) -> None:
+        """Ask the first question again; all that was asked has been answered."""
+        self._sequence = 0
+
+    def close(self) -> None:
+        """Of no more use."""
+        self._socket.close()
 
     def __enter__(self) -> Self:
         return self
@@ -51,7 +73,7 @@ class Rtnetlink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._socket.close()
+        self.close()
 
     def dump(self, request: int, header: bytes) -> list[bytes]:
         """The bodies of all messages. A dump that the kernel says was interrupted by a change is taken again."""
@@ -64,24 +86,31 @@ class Rtnetlink:
 
     def _dumped(self, answer: int) -> tuple[list[bytes], bool]:
         """What a dump consists of, and whether nothing changed meanwhile."""
-        found: list[bytes] = []
-        interrupted = 0
-        while True:
-            for kind, flags, body in self._received():
-                interrupted |= flags & _NLM_F_DUMP_INTR
-                if kind == answer:
-                    found.append(body)
-                elif kind in (_NLMSG_ERROR, _NLMSG_DONE):
-                    (error,) = NLMSGERR.unpack_from(body)
-                    if error:
-                        raise OSError(-error, os.strerror(-error))
-                    return found, not interrupted
+        known, parts = self._known.get(self._sequence, []), list[Part]()
+        while not parts or parts[-1].end is None:
+            before = known[len(parts)] if len(parts) < len(known) else None
+            datagram, truncated = self._receive()
+            parts.append(before if before and before.datagram == datagram else self._part(datagram, truncated, answer))
+        if error := parts[-1].end:
+            raise OSError(-error, os.strerror(-error))
+        self._known[self._sequence] = parts
+        return [body for part in parts for body in part.bodies], not any(part.interrupted for part in parts)
+
+    def _part(self, datagram: bytes, truncated: bool, answer: int) -> Part:
+        bodies, interrupted, end = list[bytes](), 0, None
+        for kind, flags, body in self._messages(datagram, truncated):
+            interrupted |= flags & _NLM_F_DUMP_INTR
+            if kind == answer:
+                bodies.append(body)
+            elif kind in (_NLMSG_ERROR, _NLMSG_DONE):
+                (end,) = NLMSGERR.unpack_from(body)
+        return Part(datagram, bodies, bool(interrupted), end)
 
     def ask(self, request: int, body: bytes) -> bytes | None:
         """The body of the one message that answers; None when it is an error: there is no such entry, route or link."""
         self._send(request, 0, body)
         while True:
-            for kind, _, answer in self._received():
+            for kind, _, answer in self._messages(*self._receive()):
                 if kind in (request - 2, _NLMSG_ERROR):
                     return None if kind == _NLMSG_ERROR else answer
 
@@ -90,11 +119,15 @@ class Rtnetlink:
         size = NLMSGHDR.size + len(body)
         self._socket.send(NLMSGHDR.pack(size, request, _NLM_F_REQUEST | flags, self._sequence, 0) + body)
 
-    def _received(self) -> list[tuple[int, int, bytes]]:
-        """(type, flags, body) of each message of the next datagram that belongs to the last question."""
+    def _receive(self) -> tuple[bytes, bool]:
+        """The next datagram, and whether it was longer."""
         datagram, _, state, _ = self._socket.recvmsg(_LARGEST)
+        return datagram, bool(state & socket.MSG_TRUNC)
+
+    def _messages(self, datagram: bytes, truncated: bool) -> list[tuple[int, int, bytes]]:
+        """(type, flags, body) of each of its messages that belongs to the last question."""
         found = []
-        offset, end = 0, 0 if state & socket.MSG_TRUNC else len(datagram)
+        offset, end = 0, 0 if truncated else len(datagram)
         while offset + 16 <= end:
             length, kind, flags, sequence, _ = NLMSGHDR.unpack_from(datagram, offset)
             if not 16 <= length <= end - offset:

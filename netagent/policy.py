@@ -91,15 +91,16 @@ class View:
         self.kernel, self.settings, self._owned = kernel, settings, owned
         self.links = {link["link"]: link for link in kernel.all("link")}
         self.rules = {key for rule in kernel.all("rule") if rule["protocol"] == PROTOCOL for key in rule_keys(rule)}
-        self.addresses: dict[tuple[int, bytes], Found] = {}
-        self.holders: dict[bytes, int] = {}  # a link that has the address
         self.subnets: dict[int, set[Network]] = defaultdict(set)  # on link, by link
         self.gateways: dict[bytes, set[int]] = defaultdict(set, {resolver: set() for resolver in resolvers})
         self._routes: dict[int, dict[Network, Found]] = {}
         addresses, main = kernel.all("address"), kernel.routes(TABLE_MAIN)
         self._tagged = any(address["protocol"] is not None for address in addresses)  # the kernel knows IFA_PROTO
-        for address in addresses:
-            self.add_address(address)
+        self.addresses: dict[tuple[int, bytes], Found] = {(each["link"], each["address"]): each for each in addresses}
+        self.holders: dict[bytes, int] = {each["address"]: each["link"] for each in addresses}
+        nets = [each for each in addresses if each["prefix"] < len(each["address"]) * 8]  # thousands are not
+        for each in nets:
+            self.subnets[each["link"]].add(net_of(each))
         for route in [*main, *kernel.routes(None, parse_default)]:
             if route["gateway"] is not None:
                 self.gateways[route["gateway"]].add(route["link"])
@@ -107,7 +108,7 @@ class View:
         direct = [(route["link"], net_of(route), route["protocol"]) for route in foreign if route["gateway"] is None]
         for index, net, _ in direct:
             self.subnets[index].add(net)
-        wide = {(each["link"], net) for each in addresses if not self.owns(each) and (net := net_of(each))[2]}
+        wide = {(each["link"], net_of(each)) for each in nets if not self.owns(each)}
         # What a link may claim, because an operator did, or DHCP or a router (RTPROT_DHCP, RTPROT_RA; of IPv6 also
         # RTPROT_KERNEL: the kernel itself heard the router; or else it is of an address with a prefix, and netagent
         # gives none but what is allowed).
@@ -127,7 +128,8 @@ class View:
         """From here on the link has this address."""
         self.addresses[address["link"], address["address"]] = address
         self.holders[address["address"]] = address["link"]
-        self.subnets[address["link"]].add(net_of(address))
+        if net_of(address)[2]:
+            self.subnets[address["link"]].add(net_of(address))
 
     def routes(self, table: int) -> dict[Network, Found]:
         """The routes of a table, the preferred one where several metrics differ."""

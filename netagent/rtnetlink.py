@@ -105,6 +105,26 @@ def _unpack(header: Struct, message: bytes) -> tuple[Any, dict[int, bytes]]:
     return header.unpack_from(message), found
 
 
+def _messages(datagram: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """(type, sequence, what follows struct nlmsghdr) of each."""
+    offset = 0
+    while offset + NLMSGHDR.size <= len(datagram):
+        length, kind, _, sequence, _ = NLMSGHDR.unpack_from(datagram, offset)
+        yield kind, sequence, datagram[offset + NLMSGHDR.size : offset + length]
+        offset += (length + 3) & ~3
+
+
+def _parsed(datagram: bytes, kind: int, parse: Callable[[bytes], Found | None]) -> tuple[list[Found], int | None]:
+    """What a dump's datagram holds, and an errno if it is the last one. Dumps have the number 0, changes others."""
+    found, done = [], None
+    for answer, sequence, body in _messages(datagram):
+        if answer == kind and not sequence and (one := parse(body)):
+            found.append(one)
+        elif answer in (NLMSG_ERROR, NLMSG_DONE) and not sequence:
+            done = _errno(body)
+    return found, done
+
+
 def _number(found: dict[int, bytes], kind: int, default: int = 0) -> int:
     return int.from_bytes(found[kind], "little") if kind in found else default
 
@@ -142,9 +162,9 @@ def parse_route(message: bytes) -> Found:
     return {**where, "link": link, "gateway": gateway, "protocol": protocol, "metric": _number(found, RTA_PRIORITY)}
 
 
-def parse_default(message: bytes) -> Found:
-    """Of a default route; other routes are not even unpacked, and have no gateway here."""
-    return {"gateway": None, "link": 0} if message[1] else parse_route(message)
+def parse_default(message: bytes) -> Found | None:
+    """Of a default route; other routes are not even unpacked."""
+    return None if message[1] else parse_route(message)
 
 
 def parse_rule(message: bytes) -> Found:
@@ -174,6 +194,8 @@ class Kernel:
 
     def __init__(self, passed: int) -> None:
         self._sequence, self._buffer, self._socket = 0, bytearray(1 << 16), socket.socket(fileno=passed)
+        self._known: dict[Any, tuple[list[Found], int | None]] = {}  # by parser and datagram: the last look …
+        self._seen: dict[Any, tuple[list[Found], int | None]] = {}  # … and this one
         # rtnetlink has answered when send() returns: what is not there to be read then was lost and never comes, and
         # ENOBUFS has nothing to add
         self._socket.setblocking(False)
@@ -193,43 +215,45 @@ class Kernel:
         self._sequence += 1
         return NLMSGHDR.pack(NLMSGHDR.size + len(body), kind, NLM_F_REQUEST | flags, self._sequence, 0) + body
 
+    def _receive(self) -> bytes:
+        size = self._socket.recv_into(self._buffer, 0, socket.MSG_TRUNC)
+        if size > len(self._buffer):
+            raise OSError(ENOBUFS, "a netlink datagram larger than the buffer")
+        return bytes(memoryview(self._buffer)[:size])
+
     def _answers(self, first: int) -> Iterator[tuple[int, int, bytes]]:
-        """To the messages from `first` on: (type, sequence, what follows struct nlmsghdr), and no end of it."""
-        buffer = memoryview(self._buffer)
+        """To the messages from `first` on, and no end of it."""
         while True:
-            offset, end = 0, self._socket.recv_into(self._buffer, 0, socket.MSG_TRUNC)
-            if end > len(self._buffer):
-                raise OSError(ENOBUFS, "a netlink datagram larger than the buffer")
-            while offset < end:
-                length, kind, _, sequence, _ = NLMSGHDR.unpack_from(buffer, offset)
-                if first <= sequence <= self._sequence:
-                    yield kind, sequence, bytes(buffer[offset + NLMSGHDR.size : offset + length])
-                offset += (length + 3) & ~3
+            yield from (each for each in _messages(self._receive()) if first <= each[1] <= self._sequence)
 
-    def _found(self, kind: int, header: bytes, parse: Callable[[bytes], Found]) -> Iterator[Found]:
-        self._socket.send(self._message(kind + _GET, NLM_F_DUMP, header))
-        for answer, _, body in self._answers(self._sequence):
-            if answer == kind:
-                yield parse(body)
-            elif answer in (NLMSG_ERROR, NLMSG_DONE):
-                if _errno(body) not in (0, ENOENT):  # ENOENT: the table has never been used
-                    raise OSError(_errno(body), f"rtnetlink dump {kind + _GET}")
-                return
+    def _found(self, kind: int, header: bytes, parse: Callable[[bytes], Found | None]) -> Iterator[Found]:
+        """What a dump consists of. A datagram that was in the last look as well is not parsed again."""
+        self._drain()
+        request = NLMSGHDR.pack(NLMSGHDR.size + len(header), kind + _GET, NLM_F_REQUEST | NLM_F_DUMP, 0, 0)
+        self._socket.send(request + header)
+        done: int | None = None
+        while done is None:
+            key = (parse, self._receive())
+            self._seen[key] = found, done = self._known.get(key) or _parsed(key[1], kind, parse)
+            yield from found
+        if done not in (0, ENOENT):  # ENOENT: the table has never been used
+            raise OSError(done, f"rtnetlink dump {kind + _GET}")
 
-    def _dump(self, kind: int, header: bytes, parse: Callable[[bytes], Found]) -> list[Found]:
+    def _dump(self, kind: int, header: bytes, parse: Callable[[bytes], Found | None]) -> list[Found]:
         requests = [bytes([each]) + header[1:] for each in ((socket.AF_UNSPEC,) if kind == RTM_NEWLINK else _ANY)]
         try:
             return [found for each in requests for found in self._found(kind, each, parse)]
-        except OSError:  # an answer was lost, perhaps one before this: once more with nothing left over
-            self._drain()
+        except OSError:  # an answer was lost: once more
             return [found for each in requests for found in self._found(kind, each, parse)]
 
     def all(self, kind: str) -> list[Found]:
-        """Every "link", "address" or "rule" of the namespace; of IPv4 and IPv6."""
+        """Every "link", "address" or "rule" of the namespace. With the links a look at the kernel begins."""
+        if kind == "link":
+            self._known, self._seen = self._seen, {}
         _, number, _, header, parse = MESSAGES[kind]
         return self._dump(number, bytes(header.size), parse)
 
-    def routes(self, table: int | None, parse: Callable[[bytes], Found] = parse_route) -> list[Found]:
+    def routes(self, table: int | None, parse: Callable[[bytes], Found | None] = parse_route) -> list[Found]:
         """The routes of one table, or with None those of all tables that carry our protocol number."""
         if table is None:
             return self._dump(RTM_NEWROUTE, RTMSG.pack(0, 0, 0, 0, 0, PROTOCOL, 0, 0, 0), parse)

@@ -16,18 +16,18 @@ from cloud_network.fetcher.publish import Publisher
 from cloud_network.fetcher.state import StateDirectory
 
 BOTH = {
-    *("argparse", "array", "ast", "atexit", "base64", "binascii", "bisect", "calendar", "collections", "contextlib"),
-    *("copy", "copyreg", "dataclasses", "datetime", "dis", "email", "enum", "errno", "fnmatch", "functools"),
-    *("gettext", "glob", "grp", "http", "importlib", "inspect", "ipaddress", "itertools", "json", "keyword"),
-    *("linecache", "locale", "logging", "math", "ntpath", "opcode", "operator", "pathlib", "prctl", "pwd", "quopri"),
-    *("random", "re", "reprlib", "select", "selectors", "signal", "socket", "ssl", "string", "struct", "textwrap"),
+    *("array", "ast", "atexit", "bisect", "collections", "contextlib", "copy", "copyreg", "dataclasses", "datetime"),
+    *("dis", "enum", "errno", "fnmatch", "functools", "glob", "grp", "importlib", "inspect", "ipaddress", "itertools"),
+    *("json", "keyword", "linecache", "logging", "math", "ntpath", "opcode", "operator", "pathlib", "prctl", "pwd"),
+    *("random", "re", "reprlib", "select", "selectors", "signal", "socket", "string", "struct", "textwrap"),
     *("threading", "token", "tokenize", "traceback", "types", "typing", "urllib", "warnings", "weakref"),
 }
 """glob and grp: from Python 3.13 on pathlib loads them."""
 FETCHER = BOTH | {"msgpack", "cython_runtime"}
 API = BOTH | {
-    *("bz2", "concurrent", "csv", "fcntl", "gunicorn", "hashlib", "heapq", "html", "lzma", "pickle", "platform"),
-    *("queue", "shlex", "shutil", "socketserver", "tempfile", "zipfile", "zlib"),
+    *("argparse", "base64", "binascii", "bz2", "calendar", "concurrent", "csv", "email", "fcntl", "gettext"),
+    *("gunicorn", "hashlib", "heapq", "html", "http", "locale", "lzma", "pickle", "platform", "queue", "quopri"),
+    *("shlex", "shutil", "socketserver", "ssl", "tempfile", "zipfile", "zlib"),
 }
 """All but gunicorn is gunicorn's. Flask waits for a request that needs it."""
 CODE = """

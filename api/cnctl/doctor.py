@@ -85,10 +85,11 @@ def _listed(status: Status, address: str) -> tuple[LinkStatus, str | None]:
     if known := chain.range_of(address, links(status)):
         return known
     found = f"{status['provider']} does not give this instance {address}; read {_when(status)}"
+    look, do = "cnctl status network", "give it to an interface in the cloud's console, then: sudo cnctl refresh"
     if status["unknown_macs"]:
         found += f"; it names interfaces that are not here: {' '.join(status['unknown_macs'])}"
-    do = "give it to an interface in the cloud's console, then: sudo cnctl refresh"
-    raise Broken(found, "cnctl status network", do)
+        look, do = "cnctl status", f"if it is an address of theirs, the notices of cnctl status say why; else {do}"
+    raise Broken(found, look, do)
 
 
 def _when(status: Status) -> str:

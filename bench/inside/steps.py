@@ -24,6 +24,7 @@ def measure(rounds: int) -> dict[str, list[float]]:
     config = configuration.load(configuration.PATH)
     provider = detect(config.provider, read_dmi())
     provider.client.kinds = config.allow_kinds
+    reader = kernel.Reader()
     opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
     operator, resolvers, netlink = settings.load(), settings.resolvers(), rtnetlink.Kernel(opened.detach())
     found = defaultdict[str, list[float]](list)
@@ -38,7 +39,7 @@ def measure(rounds: int) -> dict[str, list[float]]:
         with timed("metadata"):
             instance = provider.fetch()
         with timed("kernel read"):
-            actual = kernel.read()
+            actual = reader.read()
         with timed("planning"):
             changes = plan(desired(instance, config, actual), actual, may_remove=True)
         with timed("wire"):

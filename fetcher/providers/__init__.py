@@ -1,7 +1,7 @@
 """One module a cloud; each reads, none decides. `detect` finds a module by its name, and in it
 
-- NAME, the cloud's name as Provider= has it, and ENDPOINT, the address of its metadata server;
-- `matches(dmi)`: whether the firmware says that this is the cloud;
+- NAME, the cloud's name as Provider= has it, and ENDPOINT, the address of its metadata server; `firmware` has a
+  function of that name;
 - `probe()`, only where the firmware is not enough: whether the cloud's documented sign is there;
 - the class named like the cloud (`Aws`), a Provider.
 """

@@ -27,11 +27,6 @@ _SYSTEM_KEYS = (
 )  # fmt: skip
 
 
-def matches(dmi: dict[str, str]) -> bool:
-    """As cloud-init's ds-identify knows it: the product name."""
-    return dmi.get("product_name") == "Alibaba Cloud ECS"
-
-
 class Alibaba(TreeProvider):
     """A Provider."""
 

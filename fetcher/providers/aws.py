@@ -26,6 +26,7 @@ from dataclasses import replace
 from typing import Any
 
 from cloud_network.fetcher.client import Client, Response
+from cloud_network.fetcher.kept import Kept
 from cloud_network.fetcher.model import (
     Instance,
     Interface,
@@ -70,12 +71,6 @@ _SYSTEM_KEYS = (
 _IDENTITY_KEYS = ("document", "pkcs7", "signature", "rsa2048")
 
 
-def matches(dmi: dict[str, str]) -> bool:
-    """Nitro names the vendor, Xen the BIOS version or hypervisor UUID ("Detect whether a host is an EC2 instance")."""
-    xen = "amazon" in dmi.get("bios_version", "").lower() or dmi.get("hypervisor_uuid", "").lower().startswith("ec2")
-    return dmi.get("sys_vendor") == "Amazon EC2" or xen
-
-
 class Aws:
     """A Provider. Holds the session token and the facts that do not change from one refresh to the next."""
 
@@ -92,6 +87,7 @@ class Aws:
         self._listed: dict[str, set[str]] = {}  # MAC → what its directory has
         self._last: Instance | None = None
         self._doubled: list[Interface] = []
+        self._kept = Kept()
 
     def fetch(self) -> Instance:
         """See Provider. At most 5 + 12 requests an interface; facts that find no room wait for the next refresh."""
@@ -101,6 +97,7 @@ class Aws:
             raise MetadataError("invalid", f"{_MACS}: names no interface; every instance has one")
         self._cards = {mac: self._cards[mac] for mac in macs if mac in self._cards}
         self._listed = {}
+        self._kept.turn()
         trees: dict[str, dict[str, str]] = {}
         interfaces: list[Interface] = []
         problems: list[Problem] = []
@@ -111,7 +108,7 @@ class Aws:
                 if self._is_without_addresses(mac):
                     notices.append(f"{_MACS}{mac}/: no address, as of an EFA-only interface: nothing is configured")
                     continue
-                interfaces.append(_interface(mac, tree))
+                interfaces.append(self._kept(_interface, self._kept.same(mac, tree)))
                 trees[mac] = tree
             except MetadataError as error:
                 if error.kind not in ("invalid", "changed"):
@@ -283,8 +280,9 @@ class NotThereError(MetadataError):
     """HTTP 404."""
 
 
-def _interface(mac: str, tree: dict[str, str]) -> Interface:
+def _interface(tree: dict[str, str]) -> Interface:
     """The texts below one MAC, validated."""
+    mac = tree["mac"]
     where = f"{_MACS}{mac}/"
 
     def lines(key: str) -> list[str]:

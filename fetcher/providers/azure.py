@@ -33,7 +33,6 @@ from cloud_network.fetcher.providers.document import Node, each, parse, texts
 
 NAME = "azure"
 ENDPOINT = "169.254.169.254"
-_ASSET_TAG = "7783-7084-3265-9085-8269-3286-77"  # "MSFT AZURE VM" in ASCII
 _VERSION = "2025-04-07"  # the newest; a region that has not got it yet offers others
 _HEADERS = {"Metadata": "true"}
 _INSTANCE, _ATTESTED = "/metadata/instance", "/metadata/attested/document"
@@ -49,11 +48,6 @@ _FACTS = (
     "vmScaleSetName", "vmSize", "zone",
 )  # fmt: skip  # all of `compute` but userData and customData, which are the user's, and whatever comes to be
 _ATTESTED_FOR, _ATTESTED_AGAIN = 3 * 3600.0, 600.0  # seconds: the signature says for how long it holds, six hours
-
-
-def matches(dmi: dict[str, str]) -> bool:
-    """The chassis asset tag; the vendor and product are any Hyper-V's."""
-    return dmi.get("chassis_asset_tag") == _ASSET_TAG
 
 
 class Azure:

@@ -22,11 +22,6 @@ _PATH = "/metadata/v1.json"
 _FACTS = ("droplet_id", "hostname", "region", "tags", "features", "dns", "floating_ip", "reserved_ip")
 
 
-def matches(dmi: dict[str, str]) -> bool:
-    """As cloud-init's ds-identify knows it: the vendor."""
-    return dmi.get("sys_vendor") == "DigitalOcean"
-
-
 class Digitalocean(JsonProvider):
     """A Provider: everything is one document."""
 

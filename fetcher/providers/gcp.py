@@ -18,6 +18,7 @@ from ipaddress import IPv4Address, ip_interface, ip_network
 from typing import Any
 
 from cloud_network.fetcher.client import Client, Response
+from cloud_network.fetcher.kept import Kept
 from cloud_network.fetcher.model import (
     Instance,
     Interface,
@@ -47,18 +48,11 @@ _PROJECT = ("projectId", "numericProjectId")
 _ACCOUNT = re.compile(r"[A-Za-z0-9][A-Za-z0-9@._-]*/")
 
 
-def matches(dmi: dict[str, str]) -> bool:
-    """The product name; bare metal instances have Google's own hardware in them, and say so as well."""
-    return dmi.get("product_name") == "Google Compute Engine" or (
-        dmi.get("sys_vendor") == "Google" and dmi.get("product_name", "").startswith("Google")
-    )
-
-
 def probe() -> bool:
     """The header of every answer of the metadata server, the documented sign where there is no firmware to ask."""
     client = Client(ENDPOINT)
     try:
-        return client.request("GET", "/", _HEADERS, _LOOK).headers.get("Metadata-Flavor") == "Google"
+        return client.request("GET", "/", _HEADERS, _LOOK).headers.get("metadata-flavor") == "Google"
     except MetadataError:
         return False
     finally:
@@ -73,6 +67,7 @@ class Gcp:
     def __init__(self, client: Client | None = None) -> None:
         self.client = client or Client(ENDPOINT, ENDPOINT6)
         self.unread = False
+        self._kept = Kept()
         self._watcher = self.client.another()
         self._read_etag = ""  # of what `fetch` last read …
         self._seen_etag = ""  # … and of what `wait` last saw
@@ -80,8 +75,9 @@ class Gcp:
     def fetch(self) -> Instance:
         """See Provider."""
         answer = self.client.request("GET", _ALL, _HEADERS)
-        found = instance(parse(_googles(answer, _ALL), _ALL))
-        self._read_etag = answer.headers.get("ETag", "")
+        self._kept.turn()
+        found = instance(parse(_googles(answer, _ALL), _ALL), self._kept)
+        self._read_etag = answer.headers.get("etag", "")
         return found
 
     def wait(self) -> bool:
@@ -91,7 +87,7 @@ class Gcp:
         path = f"{_ALL}&wait_for_change=true&timeout_sec={_WAIT}&last_etag={last}"
         answer = self._watcher.request("GET", path, _HEADERS, _WAIT + 10.0)
         _googles(answer, _ALL)
-        etag = answer.headers.get("ETag", "")
+        etag = answer.headers.get("etag", "")
         if not re.fullmatch(r"[A-Za-z0-9._~-]{1,256}", etag):
             raise invalid("ETag", etag, "what one can wait with")
         self._seen_etag = etag
@@ -126,16 +122,21 @@ def _googles(answer: Response, path: str) -> str:
     """The text of an answer that says that it is Google's."""
     if answer.status != 200:
         raise answer.error(path)
-    if answer.headers.get("Metadata-Flavor") != "Google":
+    if answer.headers.get("metadata-flavor") != "Google":
         raise MetadataError("invalid", f"{path}: the answer has no Metadata-Flavor: Google; it is somebody else's")
     return answer.text(path)
 
 
-def instance(root: Node) -> Instance:
-    """What /computeMetadata/v1/?recursive=true says."""
+def instance(root: Node, kept: Kept | None = None) -> Instance:
+    """What /computeMetadata/v1/?recursive=true says. `kept`: what was made of it the last time."""
+    kept = kept or Kept()
     nodes = root.at("instance").items("networkInterfaces")
     order = {node.path: position for position, node in enumerate(nodes)}
-    found = each(nodes, lambda node: node.at("mac").mac(), lambda node, mac: _interface(node, mac, order[node.path]))
+    found = each(
+        nodes,
+        lambda node: node.at("mac").mac(),
+        lambda node, mac: kept(_interface, kept.same(mac, (node.value, node.path, mac, order[node.path]))),
+    )
     return Instance(NAME, *found, system=_system(root.value))
 
 
@@ -155,7 +156,9 @@ def _system(document: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _interface(node: Node, mac: str, position: int) -> Interface:
+def _interface(said: tuple[Any, str, str, int]) -> Interface:
+    """Of (what stands there, where, MAC, position)."""
+    node, mac, position = Node(*said[:2]), *said[2:]
     addresses, subnets, gateways = list[IPInterface](), list[IPNetwork](), list[IPAddress]()
     if own := _given(node, "ip"):
         subnets.append(_subnet(own, node.find("subnetmask")))

@@ -25,11 +25,6 @@ _PRIVATE = _METADATA + "/private-networks"
 _FACTS = ("instance-id", "hostname", "availability-zone", "region", "public-ipv4", "local-ipv4")
 
 
-def matches(dmi: dict[str, str]) -> bool:
-    """As cloud-init's ds-identify knows it: the vendor."""
-    return dmi.get("sys_vendor") == "Hetzner"
-
-
 class Hetzner(JsonProvider):
     """A Provider: two documents, both YAML."""
 

@@ -34,12 +34,6 @@ _FACTS = (
 )  # fmt: skip
 
 
-def matches(dmi: dict[str, str]) -> bool:
-    """As IBM Cloud's virtual servers have it: the asset tag, the vendor, or the chassis' vendor."""
-    vendors = (dmi.get("sys_vendor", ""), dmi.get("chassis_vendor", ""))
-    return dmi.get("chassis_asset_tag") == "ibmcloud" or any(v.startswith("IBM:Cloud Compute Server") for v in vendors)
-
-
 class Ibm(JsonProvider):
     """A Provider: one request for the interfaces, others when they have changed, and one for a token now and then."""
 

@@ -34,13 +34,6 @@ _FACTS = (
 _MOUNTS = Path("/proc/self/mounts")
 _DRIVES = ("iso9660", "vfat")  # what Nova makes; a user of the host can mount neither, but for …
 _USERS = ("/media/", "/run/media/")  # … where udisks mounts what is plugged in
-_PRODUCTS = ("OpenStack Nova", "OpenStack Compute")
-_ASSET_TAGS = (*_PRODUCTS, "HUAWEICLOUD", "OpenTelekomCloud", "SAP CCloud VM", "Samsung Cloud Platform")
-
-
-def matches(dmi: dict[str, str]) -> bool:
-    """Nova's own product names, or the asset tags that clouds on OpenStack set (cloud-init's ds-identify)."""
-    return dmi.get("product_name") in _PRODUCTS or dmi.get("chassis_asset_tag") in _ASSET_TAGS
 
 
 class Openstack(JsonProvider):

@@ -31,11 +31,6 @@ _FACTS = (
 )  # fmt: skip
 
 
-def matches(dmi: dict[str, str]) -> bool:
-    """Virtual machines and bare metal have the same asset tag (cloud-init's reference of the Oracle datasource)."""
-    return dmi.get("chassis_asset_tag") == "OracleCloud.com"
-
-
 class Oracle(JsonProvider):
     """A Provider: one request for the VNICs, a second for the rest when they have changed."""
 

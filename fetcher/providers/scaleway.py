@@ -29,11 +29,6 @@ _FACTS = (
 )  # fmt: skip
 
 
-def matches(dmi: dict[str, str]) -> bool:
-    """As cloud-init's ds-identify knows it: the vendor."""
-    return dmi.get("sys_vendor") == "Scaleway"
-
-
 class Scaleway(JsonProvider):
     """A Provider: everything is one document."""
 

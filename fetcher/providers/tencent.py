@@ -26,11 +26,6 @@ _SYSTEM_KEYS = (
 )  # fmt: skip
 
 
-def matches(dmi: dict[str, str]) -> bool:
-    """The vendor, as CVMs have it (systemd-detect-virt and Tencent's own agents look there)."""
-    return dmi.get("sys_vendor") == "Tencent Cloud"
-
-
 class Tencent(TreeProvider):
     """A Provider."""
 

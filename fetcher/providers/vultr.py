@@ -21,11 +21,6 @@ _PATH = "/v1.json"
 _FACTS = ("instance-v2-id", "instanceid", "instance-id", "hostname", "local-hostname", "region", "tags")
 
 
-def matches(dmi: dict[str, str]) -> bool:
-    """As cloud-init's ds-identify knows it: the vendor."""
-    return dmi.get("sys_vendor") == "Vultr"
-
-
 class Vultr(JsonProvider):
     """A Provider: everything is one document."""
 

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.lab import Lab, Spec
 
-from .checks import Checks, reachable
-from .conftest import require
+from .checks import Checks, Endings, reachable
+from .conftest import Packages, require
 from .container import Container
 from .guest import SERVICES, Guest
+from .image import debian
 
 
 @pytest.fixture(scope="class")
-def guest(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+def guest(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
     """Purged at the end of its checks: each class has its own."""
     require({"systemd-nspawn": "systemd-container"})
     work = tmp_path_factory.mktemp("container")
     with (
         Lab(Spec.cloud("aws", interfaces=3, addresses=5, ipv6=2)) as lab,
-        Container(lab, "bookworm", package, work) as it,
+        Container(lab, debian("bookworm"), packages.package, work, packages.newer) as it,
     ):
         yield it
 
 
-class TestContainer(Checks):
+class TestContainer(Endings, Checks):
     pass
 
 

@@ -1,4 +1,4 @@
-"""The package of this checkout, built once for all boots, while Debian's files are fetched."""
+"""The package of this checkout and its next release, built once for all boots, while Debian's files are fetched."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 import pytest
 
-from .image import build, debian
+from .image import NEWER, build, debian
 
 NEEDED = {
     "debootstrap": "debootstrap",
@@ -32,11 +33,29 @@ def require(programs: Mapping[str, str] = NOTHING) -> None:
         pytest.skip(f"not here: apt-get install {' '.join(sorted(missing))}")
 
 
-@pytest.fixture(scope="session")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    require()
+class Packages(NamedTuple):
+    package: Path
+    newer: Path
+    """The next release, for an upgrade."""
+
+
+def build_both(work: Path, suite: str | None = None) -> Packages:
     with ThreadPoolExecutor(2) as pool:
+        package = pool.submit(build, work / "package", suite)
+        newer = pool.submit(build, work / "newer", suite, NEWER)
+        return Packages(package.result(), newer.result())
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
+    require()
+    with ThreadPoolExecutor(1) as pool:
         fetched = pool.submit(debian, "bookworm")
-        built = pool.submit(build, tmp_path_factory.mktemp("package"))
+        built = build_both(tmp_path_factory.mktemp("packages"))
         fetched.result()
-        return built.result()
+        return built
+
+
+@pytest.fixture(scope="session")
+def package(packages: Packages) -> Path:
+    return packages.package

@@ -24,13 +24,13 @@ CONFIG = '[Network]\nProvider = "aws"\n[Netagent]\nAllowKinds = "veth"\n'
 class Container(Guest):
     filters = False
 
-    def __init__(self, lab: Lab, suite: str, package: Path, work: Path) -> None:
+    def __init__(self, lab: Lab, debian: Path, package: Path, work: Path, newer: Path | None = None) -> None:
         super().__init__(lab)
-        self._suite, self._package, self._work = suite, package, work
+        self._debian, self._package, self._work, self._newer = debian, package, work, newer
 
     def _boot(self) -> None:
         root = self._work / "root"
-        furnish(root, self._suite, self._package)
+        furnish(root, self._debian, self._package, self._newer)
         (root / "etc/cloud-network/cloud-network.toml").write_text(CONFIG)
         for unit in ("systemd-networkd", "systemd-networkd-wait-online", "systemd-resolved"):
             said("chroot", root, "systemctl", "mask", f"{unit}.service")

@@ -6,7 +6,8 @@ import json
 import shlex
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -15,7 +16,7 @@ from tests.lab.lab import Lab
 from .image import TOOLS
 
 SERVICES = ("netagent", "fetcher", "api")
-UNITS = "/usr/lib/systemd/system", "/lib/systemd/system"
+CONFIG = "/etc/cloud-network/cloud-network.toml"
 
 T = TypeVar("T")
 
@@ -79,6 +80,20 @@ class Guest(ABC):
 
     def journal(self) -> str:
         return self.run("journalctl", "--no-pager", "--boot", "--unit=cloud-network*", check=False)
+
+    @contextmanager
+    def configured(self, text: str) -> Iterator[None]:
+        """With this configuration, which is read again; dpkg finds the file as it was."""
+        before = self.run("cat", CONFIG)
+        try:
+            self._configure(text)
+            yield
+        finally:
+            self._configure(before)
+
+    def _configure(self, text: str) -> None:
+        self.run("tee", CONFIG, stdin=text)
+        self.run("systemctl", "try-reload-or-restart", "cloud-network-netagent", "cloud-network-fetcher")
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and body of the REST server's answer, asked from inside."""

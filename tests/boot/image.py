@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -60,10 +61,11 @@ def debian(suite: str, packages: Sequence[str] = PACKAGES, name: str = "") -> Pa
     return root
 
 
-def build(target: Path, suite: str | None = None) -> Path:
+def build(target: Path, suite: str | None = None, version: str | None = None) -> Path:
     """The package of this checkout, as dpkg-buildpackage makes it, in the directory `target`.
 
-    For the host's Debian, or in a container of another one: the package is for one version of Python.
+    For the host's Debian, or in a container of another one: the package is for one version of Python. `version` is
+    that of the next release, for an upgrade.
     """
     source = target / "source"
     source.mkdir(parents=True)
@@ -71,6 +73,8 @@ def build(target: Path, suite: str | None = None) -> Path:
         if path and (CHECKOUT / path).exists():
             (source / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(CHECKOUT / path, source / path)
+    if version:
+        _release(source, version)
     argv = ["dpkg-buildpackage", "--build=binary", "--no-sign", "--no-check-builddeps"]  # not all of build-essential
     if suite:
         inside = ["sh", "-c", f"cd /build/source && {shlex.join(argv)}"]
@@ -89,26 +93,24 @@ def _container(root: Path, target: Path) -> list[str]:
     return argv + [f"--setenv={name}={value}" for name, value in os.environ.items() if name.startswith("PIP_")]
 
 
-def newer(package: Path) -> Path:
-    """The same under a higher version number, for an upgrade."""
-    tree = package.with_suffix(".tree")
-    said("dpkg-deb", "--raw-extract", package, tree)
-    control = tree / "DEBIAN/control"
-    lines = control.read_text().splitlines(keepends=True)
-    control.write_text("".join(f"Version: {NEWER}\n" if line.startswith("Version:") else line for line in lines))
-    made = package.with_name(f"newer-{package.name}")
-    said("dpkg-deb", "-Zgzip", "-z1", "--root-owner-group", "--build", tree, made)
-    shutil.rmtree(tree)
-    return made
+def _release(source: Path, version: str) -> None:
+    """Turn a source tree into that of another release, as somebody who makes one does."""
+    changelog, project = source / "debian/changelog", source / "pyproject.toml"
+    before = changelog.read_text()
+    author = before.partition(" -- ")[2].partition("  ")[0]
+    entry = f"  * Another build.\n\n -- {author}  Wed, 25 Nov 2026 00:00:00 +0000"
+    changelog.write_text(f"cloud-network ({version}) unstable; urgency=medium\n\n{entry}\n\n{before}")
+    project.write_text(re.sub(r'(?m)^version = ".*"', f'version = "{version}"', project.read_text(), count=1))
 
 
-def furnish(root: Path, suite: str, package: Path) -> None:
+def furnish(root: Path, debian: Path, package: Path, newer: Path | None) -> None:
     """`root` becomes a copy of Debian's files, with the package installed by dpkg, and the newer one beside."""
-    said("cp", "-a", "--reflink=auto", debian(suite), root)
+    said("cp", "-a", "--reflink=auto", debian, root)
     tools = root / TOOLS.relative_to("/")
     tools.mkdir(parents=True)
     shutil.copy(HERE / "agent.py", tools)
     shutil.copy(CHECKOUT / "tests/lab/probe.py", tools / "listener.py")
-    shutil.copy(newer(package), tools / "newer.deb")
+    if newer:
+        shutil.copy(newer, tools / "newer.deb")
     shutil.copy(package, tools / "package.deb")
     said("chroot", root, "dpkg", "--install", str(TOOLS / "package.deb"))

@@ -16,12 +16,14 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Self
 
 from tests.lab.lab import Lab
 from tests.lab.metadata import PROVIDERS
+from tests.lab.nic import Nic
 
 from .guest import Guest
-from .image import TOOLS, Failed, debian, furnish, said
+from .image import TOOLS, Failed, furnish, said
 
 MIB = 768
 CPUS = 1
@@ -39,9 +41,9 @@ UNIT = "[Service]\nExecStart=/usr/bin/python3 -IS {}\nRestart=always\n[Install]\
 class Machine(Guest):
     filters = True
 
-    def __init__(self, lab: Lab, suite: str, package: Path, work: Path) -> None:
+    def __init__(self, lab: Lab, debian: Path, package: Path, work: Path, newer: Path | None = None) -> None:
         super().__init__(lab)
-        self._suite, self._package, self._work = suite, package, work
+        self._debian, self._package, self._work, self._newer = debian, package, work, newer
         self._console = work / "console"
         self._numbers = itertools.count(1)
         self._answers: dict[int, queue.Queue[tuple[int, str]]] = {}
@@ -51,7 +53,7 @@ class Machine(Guest):
     def _disk(self) -> Path:
         """An ext4 image of the furnished tree."""
         root, disk = self._work / "root", self._work / "disk"
-        furnish(root, self._suite, self._package)
+        furnish(root, self._debian, self._package, self._newer)
         network = root / "etc/systemd/network/10-primary.network"
         # As cloud-init has it: the primary interface by its MAC, and DHCP; nobody cares for the others.
         network.write_text(f"[Match]\nMACAddress={self.lab.nics[0].mac}\n[Network]\nDHCP=ipv4\nIPv6AcceptRA=yes\n")
@@ -69,7 +71,7 @@ class Machine(Guest):
         return disk
 
     def _argv(self, disk: Path) -> list[str]:
-        boot = debian(self._suite) / "boot"
+        boot = self._debian / "boot"
         [kernel], [initrd] = boot.glob("vmlinuz-*"), boot.glob("initrd.img-*")
         firmware = {name: text for name, (text, _) in PROVIDERS[self.lab.spec.provider].dmi.items()}
         nics = sorted(self.lab.nics, key=lambda nic: nic.name)  # net.ifnames=0: named in the order of their slots
@@ -86,6 +88,7 @@ class Machine(Guest):
         for table, words in SMBIOS.items():
             given = [f"{word}={firmware[name].replace(',', ',,')}" for word, name in words.items() if name in firmware]
             argv += ["-smbios", ",".join([f"type={table}", *given])]
+        argv += ["-qmp", f"unix:{self._work}/monitor,server=on,wait=off"]
         for nic in nics:
             argv += ["-netdev", f"tap,id={nic.port},ifname={nic.port},script=no,downscript=no"]
             argv += ["-device", f"virtio-net-pci,netdev={nic.port},mac={nic.mac},romfile="]
@@ -136,9 +139,61 @@ class Machine(Guest):
         finally:
             del self._answers[number]
 
+    def plug(self, nic: Nic) -> None:
+        """Hot-plug: what `Lab.attach_interface` has made a tap of becomes an interface of the guest."""
+        tap = {"type": "tap", "id": nic.port, "ifname": nic.port, "script": "no", "downscript": "no"}
+        with Monitor(self._work / "monitor") as qemu:
+            qemu.ask("netdev_add", **tap)
+            qemu.ask("device_add", driver="virtio-net-pci", id=nic.port, netdev=nic.port, mac=nic.mac, romfile="")
+
+    def unplug(self, nic: Nic) -> None:
+        """The guest is asked to let go of it, as a cloud asks, and has."""
+        with Monitor(self._work / "monitor") as qemu:
+            qemu.ask("device_del", id=nic.port)
+            qemu.wait_for("DEVICE_DELETED", nic.port)
+            qemu.ask("netdev_del", id=nic.port)
+
     def close(self) -> None:
         if hasattr(self, "_qemu"):
             self._qemu.kill()
             self._qemu.wait(10)
         if hasattr(self, "_port"):
             self._port.close()
+
+
+class Monitor:
+    """QEMU's, by its Machine Protocol: a line of JSON each way, and events in between."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> Self:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(60)
+        self._socket.connect(str(self._path))
+        self._said = self._socket.makefile("r")
+        self._events: list[dict[str, Any]] = []
+        self.ask("qmp_capabilities")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._said.close()
+        self._socket.close()
+
+    def ask(self, command: str, **arguments: str) -> None:
+        self._socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        while "return" not in (answer := self._next()):
+            if "error" in answer:
+                raise Failed(f"QEMU's {command}: {answer['error']['desc']}")
+            self._events.append(answer)
+
+    def wait_for(self, event: str, device: str) -> None:
+        def is_it(said: dict[str, Any]) -> bool:
+            return said.get("event") == event and said["data"].get("device") == device
+
+        while not any(map(is_it, self._events)):
+            self._events.append(self._next())
+
+    def _next(self) -> dict[str, Any]:
+        said: dict[str, Any] = json.loads(self._said.readline())
+        return said

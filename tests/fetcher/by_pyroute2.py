@@ -41,7 +41,9 @@ def read() -> Actual:
         local={
             each.route.destination: each.route.ifindex
             for each in others
-            if each.kind == LOCAL and each.route.table == 255
+            if each.kind == LOCAL
+            and each.route.table == 255
+            and (each.protocol != KERNEL or each.route.destination.num_addresses > 1)
         },
         foreign={
             (each.route.table, each.route.destination): each.protocol

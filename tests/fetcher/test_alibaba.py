@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 
 import pytest
+from cloud_network.fetcher import firmware
 from cloud_network.fetcher.client import Client
 from cloud_network.fetcher.model import MetadataError
-from cloud_network.fetcher.providers.alibaba import Alibaba, instance, matches
+from cloud_network.fetcher.providers.alibaba import Alibaba, instance
 
 from tests.fetcher.clouds import CLOUDS, META, payload
 from tests.fetcher.site import Site
@@ -154,5 +155,5 @@ def test_the_roles_credentials_are_read_on_request(site: Site, alibaba: Alibaba)
 
 
 def test_it_is_known_by_its_product() -> None:
-    assert matches({"product_name": "Alibaba Cloud ECS"})
-    assert not matches({"sys_vendor": "Alibaba Cloud"})
+    assert firmware.alibaba({"product_name": "Alibaba Cloud ECS"})
+    assert not firmware.alibaba({"sys_vendor": "Alibaba Cloud"})

@@ -61,7 +61,7 @@ TREE = {
 
 
 def test_every_part_of_an_interface_is_read() -> None:
-    found = _interface("02:00:00:00:00:01", TREE)
+    found = _interface(TREE)
     assert [str(address) for address in found.addresses] == ["10.0.1.10/24", "10.0.1.11/24", "fd00::a/64"]
     assert found.subnets == (ip_network("10.0.1.0/24"), ip_network("fd00::/64"))
     assert found.gateways == (ip_address("10.0.1.1"),)  # IPv6's comes from the router
@@ -71,7 +71,7 @@ def test_every_part_of_an_interface_is_read() -> None:
 
 def test_an_interface_without_ipv4_or_without_a_number_is_one_too() -> None:
     tree = {key: TREE[key] for key in ("ipv6s", "subnet-ipv6-cidr-blocks")}
-    found = _interface("02:00:00:00:00:01", tree)
+    found = _interface({"mac": "02:00:00:00:00:01"} | tree)
     assert ([str(address) for address in found.addresses], found.device_number) == (["fd00::a/64"], None)
 
 
@@ -96,7 +96,7 @@ def test_an_interface_without_ipv4_or_without_a_number_is_one_too() -> None:
 )
 def test_what_an_interface_cannot_have_is_refused_with_path_and_value(key: str, text: str, shown: str) -> None:
     with pytest.raises(MetadataError, match=re.escape(shown)) as caught:
-        _interface("02:00:00:00:00:01", TREE | {key: text})
+        _interface(TREE | {key: text})
     assert caught.value.kind == "invalid"
     where = "local-ipv4s" if key.startswith("subnet") and "0.0.0.0" not in text else key
     assert f"macs/02:00:00:00:00:01/{where}" in str(caught.value)
@@ -104,7 +104,7 @@ def test_what_an_interface_cannot_have_is_refused_with_path_and_value(key: str, 
 
 def test_an_interface_without_any_address_is_refused() -> None:
     with pytest.raises(MetadataError, match="macs/02:00:00:00:00:01/: no address"):
-        _interface("02:00:00:00:00:01", {"device-number": "0"})
+        _interface({"mac": "02:00:00:00:00:01", "device-number": "0"})
 
 
 def test_an_efa_only_interface_is_a_notice_and_stops_nothing(cloud: Cloud, aws: Aws) -> None:
@@ -432,9 +432,9 @@ def test_the_network_card_tells_the_primary_and_is_read_once(cloud: Cloud, aws: 
     for _ in range(3):
         assert [each.network_card for each in aws.fetch().interfaces] == [0, 0]
     assert sum(record.path.endswith("/network-card") for record in cloud.requests()) == 2
-    assert _interface("02:00:00:00:00:01", TREE | {"network-card": "3"}).network_card == 3
+    assert _interface(TREE | {"network-card": "3"}).network_card == 3
     with pytest.raises(MetadataError, match="network-card: '-1' is not a whole number"):
-        _interface("02:00:00:00:00:01", TREE | {"network-card": "-1"})
+        _interface(TREE | {"network-card": "-1"})
 
 
 def test_the_ipv6_endpoint_serves_where_the_ipv4_one_cannot_be_reached() -> None:

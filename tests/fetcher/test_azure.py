@@ -9,6 +9,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
 import pytest
+from cloud_network.fetcher import firmware
 from cloud_network.fetcher.model import Interface, MetadataError
 from cloud_network.fetcher.providers import Provider, azure
 from cloud_network.fetcher.providers.azure import Azure
@@ -127,8 +128,8 @@ def test_facts_are_azures_own_words_with_the_keys_and_without_what_users_put_the
 
 def test_the_firmware_says_azure_by_its_asset_tag_and_not_by_hyper_v() -> None:
     hyper_v = {"sys_vendor": "Microsoft Corporation", "product_name": "Virtual Machine"}
-    assert azure.matches(hyper_v | {"chassis_asset_tag": "7783-7084-3265-9085-8269-3286-77"})
-    assert not azure.matches(hyper_v)
+    assert firmware.azure(hyper_v | {"chassis_asset_tag": "7783-7084-3265-9085-8269-3286-77"})
+    assert not firmware.azure(hyper_v)
 
 
 def test_a_refresh_is_one_request_and_the_signed_document_comes_with_the_first(server: Server, provider: Azure) -> None:

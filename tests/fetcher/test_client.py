@@ -144,19 +144,19 @@ def test_a_name_is_no_endpoint() -> None:
     [("17", 17.0), (" 3 ", 3.0), ("", 0.0), ("soon", 0.0), ("-1", 0.0), ("9" * 40, 999999999.0)],
 )
 def test_retry_after_is_seconds(text: str, seconds: float) -> None:
-    error = Response(503, b"", {"Retry-After": text}).error("p")
+    error = Response(503, b"", {"retry-after": text}).error("p")
     assert (error.kind, str(error), error.retry_after) == ("status", "p: HTTP 503", seconds)
 
 
 def test_retry_after_may_be_a_date() -> None:
     later = formatdate(time.time() + 60, usegmt=True)
-    assert 50 < Response(503, b"", {"Retry-After": later}).error("p").retry_after <= 60
+    assert 50 < Response(503, b"", {"retry-after": later}).error("p").retry_after <= 60
     for text in (
         "Thu, 01 Jan 1970 00:00:00 GMT",
         "Thu, 01 Jan 99999999999999999999 00:00:00 GMT",
         "Mon, 01 Jan 2024 00:00:00 +99999999999999",
     ):
-        assert Response(503, b"", {"Retry-After": text}).error("p").retry_after == 0
+        assert Response(503, b"", {"retry-after": text}).error("p").retry_after == 0
 
 
 def test_chunks_are_put_together(serve: Serve) -> None:

@@ -365,6 +365,33 @@ def test_an_address_that_the_operator_allows_or_dhcp_gave_or_a_router_named_is_n
     assert carried(wanted(instance(one), host(link(1)), allow_addresses=only_this), 2) == ["198.18.0.7/24"]
 
 
+def test_a_public_ipv6_address_is_withheld_only_until_a_router_is_heard() -> None:
+    fe80 = frozenset({ip_network("fe80::/64")})  # every link has that of the kernel
+    one = instance(interface(1, "2001:db8:1::a", subnets=["2001:db8:1::/64"]))
+    unheard = wanted(one, host(link(1), link(2), learned={2: fe80, 3: frozenset({ip_network("2001:db8:1::/64")})}))
+    [text] = unheard.withheld
+    assert "2001:db8:1::a of eth0: no router has advertised itself there yet" in text
+    assert unheard.passing == {text}
+    networks = frozenset({ip_network("2001:db8:2::/64")})
+    for here in (
+        host(link(1), learned={2: fe80 | networks}),
+        host(link(1), learned={2: fe80}, gateways={2: (ip_address("fe80::1"),)}),
+    ):
+        heard = wanted(one, here)
+        assert "neither private nor" in heard.withheld[0]
+        assert heard.passing == frozenset()
+
+
+def test_what_does_not_pass_by_itself_is_not_said_to() -> None:
+    """Nor IPv4, nor an address that another link has, nor one that is nobody's."""
+    one = interface(
+        1, "198.18.0.7", "fd00::7", "fd00:ec2::254", subnets=["198.18.0.0/24", "fd00::/64", "fd00:ec2::/64"]
+    )
+    found = wanted(instance(one), host(link(1), link(2), addresses=has(3, "fd00::7/128")))
+    assert len(found.withheld) == 3
+    assert found.passing == frozenset()
+
+
 def test_what_we_gave_a_link_ourselves_proves_nothing() -> None:
     one = interface(1, "198.18.0.7", subnets=["198.18.0.0/24"])
     assert wanted(instance(one), host(link(1), addresses=has(2, "198.18.0.9/24", owned=True))).withheld

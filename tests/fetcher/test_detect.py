@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 from cloud_network.fetcher.config import Provider
 from cloud_network.fetcher.detect import CLOUDS, DetectionError, detect, read_dmi
+from cloud_network.fetcher.firmware import MATCHES
 from cloud_network.fetcher.providers import gcp
 
 from tests.fetcher.metadata import Answer, Server
+
+AZURE_TAG = "7783-7084-3265-9085-8269-3286-77"
 
 
 @pytest.fixture(autouse=True)
@@ -55,8 +58,8 @@ def test_every_cloud_keeps_the_shape(cloud: str) -> None:
     assert found.name == cloud
     module = import_module(f"cloud_network.fetcher.providers.{cloud}")
     assert found.client.endpoint == module.ENDPOINT
-    assert not module.matches({})
-    assert not module.matches({"sys_vendor": "QEMU", "product_name": "Standard PC (Q35 + ICH9, 2009)"})
+    assert not MATCHES[cloud]({})
+    assert not MATCHES[cloud]({"sys_vendor": "QEMU", "product_name": "Standard PC (Q35 + ICH9, 2009)"})
     assert re.search(r"\w\.(com|org|net|io|cloud)/\w", module.__doc__ or ""), "it names its cloud's documentation"
 
 
@@ -69,13 +72,13 @@ def test_the_unit_lets_the_fetcher_reach_every_metadata_server_and_nobody_else()
 
 
 def test_every_choice_of_the_configuration_is_a_cloud_and_the_other_way_round() -> None:
-    assert set(CLOUDS) == {choice.value for choice in Provider} - {"auto"}
+    assert set(CLOUDS) == set(MATCHES) == {choice.value for choice in Provider} - {"auto"}
 
 
 @pytest.mark.parametrize(
     ("dmi", "cloud"),
     [
-        ({"sys_vendor": "Microsoft Corporation", "chassis_asset_tag": "7783-7084-3265-9085-8269-3286-77"}, "azure"),
+        ({"sys_vendor": "Microsoft Corporation", "chassis_asset_tag": AZURE_TAG}, "azure"),
         ({"sys_vendor": "Google", "product_name": "Google Compute Engine"}, "gcp"),
         ({"sys_vendor": "Xen", "hypervisor_uuid": "ec2e1916-9099-7caf-fd21-012345abcdef"}, "aws"),
     ],
@@ -106,9 +109,10 @@ def test_where_the_firmware_is_silent_the_servers_sign_is_looked_for(
     server.close()
 
 
-def test_only_the_chosen_cloud_is_loaded() -> None:
+@pytest.mark.parametrize("arguments", ["P.AZURE, {}", "P.AUTO, {'chassis_asset_tag': '" + AZURE_TAG + "'}"])
+def test_only_the_cloud_that_it_is_is_loaded(arguments: str) -> None:
     code = "from cloud_network.fetcher.detect import detect; from cloud_network.fetcher.config import Provider as P; "
-    code += "import sys; detect(P.AZURE, {}); print([m for m in sys.modules if m.startswith(%r)])"
+    code += f"import sys; detect({arguments}); print([m for m in sys.modules if m.startswith(%r)])"
     prefix = "cloud_network.fetcher.providers."
     shown = subprocess.run([sys.executable, "-c", code % prefix], capture_output=True, text=True, check=True).stdout
     assert "azure" in shown
@@ -127,7 +131,7 @@ def test_fields_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
 
 
 def test_what_a_cloud_looks_at_is_read(tmp_path: Path) -> None:
-    """IBM's second sign, and whatever `matches` of any cloud asks for."""
+    """IBM's second sign, and whatever `firmware` of any cloud asks for."""
     asked = set[str]()
 
     class Asking(dict[str, str]):
@@ -136,7 +140,7 @@ def test_what_a_cloud_looks_at_is_read(tmp_path: Path) -> None:
             return default
 
     for cloud in CLOUDS:
-        import_module(f"cloud_network.fetcher.providers.{cloud}").matches(Asking())
+        MATCHES[cloud](Asking())
     for name in asked:
         (tmp_path / name).write_text(f"{name}\n")
     assert "chassis_vendor" in asked

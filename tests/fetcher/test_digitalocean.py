@@ -6,6 +6,7 @@ from copy import deepcopy
 from ipaddress import ip_address, ip_network
 
 import pytest
+from cloud_network.fetcher import firmware
 from cloud_network.fetcher.model import MetadataError
 from cloud_network.fetcher.providers import digitalocean
 from cloud_network.fetcher.providers.document import Node
@@ -66,5 +67,5 @@ def test_a_document_without_interfaces_is_refused(document: object) -> None:
 
 
 def test_it_is_known_by_its_vendor() -> None:
-    assert digitalocean.matches({"sys_vendor": "DigitalOcean"})
-    assert not digitalocean.matches({"product_name": "DigitalOcean"})
+    assert firmware.digitalocean({"sys_vendor": "DigitalOcean"})
+    assert not firmware.digitalocean({"product_name": "DigitalOcean"})

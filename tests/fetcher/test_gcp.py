@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from cloud_network.fetcher import firmware
 from cloud_network.fetcher.model import Interface, MetadataError
 from cloud_network.fetcher.providers import Waiting, gcp
 from cloud_network.fetcher.providers.document import Node
@@ -150,8 +151,8 @@ def test_an_instance_may_keep_the_projects_keys_out() -> None:
 
 
 def test_the_firmware_says_google() -> None:
-    assert gcp.matches({"sys_vendor": "Google", "product_name": "Google Compute Engine"})
-    assert not gcp.matches({"sys_vendor": "QEMU", "product_name": "Standard PC"})
+    assert firmware.gcp({"sys_vendor": "Google", "product_name": "Google Compute Engine"})
+    assert not firmware.gcp({"sys_vendor": "QEMU", "product_name": "Standard PC"})
 
 
 def test_a_refresh_is_one_request_with_the_header(server: Server, provider: Gcp) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_network
 
 import pytest
+from cloud_network.fetcher import firmware
 from cloud_network.fetcher.model import Instance, MetadataError
-from cloud_network.fetcher.providers import hetzner
 
 from tests.fetcher.clouds import CLOUDS, payload
 
@@ -54,5 +54,5 @@ def test_what_is_wrong_is_named_by_its_path(old: str, new: str, said: str) -> No
 
 
 def test_it_is_known_by_its_vendor() -> None:
-    assert hetzner.matches({"sys_vendor": "Hetzner", "product_name": "vServer"})
-    assert not hetzner.matches({"sys_vendor": "QEMU"})
+    assert firmware.hetzner({"sys_vendor": "Hetzner", "product_name": "vServer"})
+    assert not firmware.hetzner({"sys_vendor": "QEMU"})

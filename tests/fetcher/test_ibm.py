@@ -7,10 +7,11 @@ from copy import deepcopy
 from ipaddress import ip_address
 
 import pytest
+from cloud_network.fetcher import firmware
 from cloud_network.fetcher.client import Client
 from cloud_network.fetcher.model import MetadataError
 from cloud_network.fetcher.providers.document import Node
-from cloud_network.fetcher.providers.ibm import Ibm, instance, matches
+from cloud_network.fetcher.providers.ibm import Ibm, instance
 
 from tests.fetcher.clouds import CLOUDS, payload
 from tests.fetcher.site import Site
@@ -84,5 +85,5 @@ def test_what_is_no_token_is_refused(site: Site, body: str) -> None:
     "dmi", [{"chassis_asset_tag": "ibmcloud"}, {"sys_vendor": "IBM:Cloud Compute Server 1.0:cx2-2x4"}]
 )
 def test_it_is_known_by_its_asset_tag_or_its_vendor(dmi: dict[str, str]) -> None:
-    assert matches(dmi)
-    assert not matches({"sys_vendor": "IBM"})
+    assert firmware.ibm(dmi)
+    assert not firmware.ibm({"sys_vendor": "IBM"})

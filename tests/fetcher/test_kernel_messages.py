@@ -216,8 +216,11 @@ def test_a_kernel_with_something_of_every_kind(lab: Lab) -> None:
 SINCE = """
 import json, subprocess
 from cloud_network.fetcher import kernel
+reader = kernel.Reader()
 def said():
-    found = kernel.read()
+    found = reader.read()
+    assert found == kernel.read(), "what is known to it makes no difference"
+    assert reader.read() is found, "nothing has changed since"
     links = [str(each.ifindex == 1) for each in found.routes if each.table == 779]
     return [len(found.addresses), len(found.routes), len(found.rules), "".join(links)]
 def ip(text): subprocess.run(["ip", *text.split()], check=True)
@@ -253,12 +256,12 @@ class Restless(rtnetlink.Rtnetlink):
     def _send(self, *arguments):
         self.dumps, self.datagrams = self.dumps + 1, 0
         super()._send(*arguments)
-    def _received(self):
+    def _receive(self):
         self.datagrams += 1
         if self.datagrams == 2 and self.times:
             self.times -= 1
             subprocess.run(f"ip address add 10.78.0.{self.times}/32 dev lo".split(), check=True)
-        return super()._received()
+        return super()._receive()
 try:
     with Restless() as kernel:
         print(len(kernel.dump(rtnetlink.RTM_GETADDR, bytes([2, *bytes(7)]))), kernel.dumps)
@@ -276,6 +279,27 @@ def test_a_dump_into_which_a_change_falls_is_taken_again(lab: Lab) -> None:
     said = lab.run([sys.executable, "-c", RESTLESS, "99"]).stdout
     assert said == "[Errno 4] dump 22 interrupted by changes 5 times 5\n"
     lab.run(["ip", "address", "flush", "dev", "lo", "to", "10.76.0.0/14"])
+
+
+def test_a_reader_goes_on_after_an_error(lab: Lab) -> None:
+    program = """
+import errno
+from cloud_network.fetcher import kernel, rtnetlink
+reader = kernel.Reader()
+before, whole = reader.read(), rtnetlink.Rtnetlink._receive
+def lost(self):
+    whole(self)  # and what comes behind it stays in the socket
+    raise OSError(errno.ENOBUFS, "lost")
+rtnetlink.Rtnetlink._receive = lost
+try:
+    reader.read()
+except kernel.KernelError as error:
+    print(error)
+rtnetlink.Rtnetlink._receive = whole
+print(reader.read() is before)
+"""
+    said = lab.run([sys.executable, "-c", program]).stdout.splitlines()
+    assert said == ["rtnetlink: [Errno 105] lost", "True"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from cloud_network.fetcher.config import Config
+from cloud_network.fetcher.desired import desired
 from cloud_network.fetcher.lag import Lag
 
 from .values import host, instance, interface, link
@@ -26,6 +27,14 @@ def test_a_new_link_is_a_reason_at_once_and_then_less_and_less_often_and_then_no
     assert reads == sorted(reads)
     assert len(reads) < 15
     assert 30.0 <= reads[-1] < 60.0
+
+
+def test_one_that_has_gone_before_the_metadata_say_so_is_a_reason_too() -> None:
+    lag, both = Lag(), instance(interface(1), interface(2))
+    assert lag.read_again(both, Config(), BOTH, 0.0) == math.inf
+    assert lag.read_again(both, Config(), host(link(1)), 10.0) == 10.0
+    assert lag.read_again(both, Config(), host(link(1)), 10.0) == 11.0
+    assert lag.read_again(KNOWN, Config(), host(link(1)), 11.0) == math.inf
 
 
 def test_another_new_link_begins_anew() -> None:
@@ -54,3 +63,28 @@ def test_one_that_is_named_at_last_is_no_reason_any_more() -> None:
 )
 def test_only_what_could_be_the_clouds_is_a_reason(odd: object, config: Config, counts: bool) -> None:
     assert (Lag().read_again(KNOWN, config, host(link(1), odd), 5.0) == 5.0) is counts  # type: ignore[arg-type]
+
+
+def test_why_an_interface_is_not_here_is_said_once_and_again_when_it_is_another_reason(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """On bare metal, a VLAN that the operator makes after the metadata named it."""
+    lag, cloud, vlan = Lag(), instance(interface(1), interface(2)), replace(link(2, kind="vlan"), name="eth0.7")
+    mac = interface(2).mac
+    for here, config in (
+        (host(link(1)), Config()),
+        (host(link(1)), Config()),
+        (host(link(1), vlan), Config()),
+        (host(link(1), vlan), Config()),
+    ):
+        lag.say_unknown(desired(cloud, config, here), here, config)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert f"{mac}, and no link here has that MAC" in said[0]
+    key = f'{mac}{{}} eth0.7 has that MAC and is of kind vlan, which needs [Netagent] AllowKinds="vlan"'
+    assert key.format(", and") in said[1]
+    assert lag.notices == [key.format(":")]
+    allowed = Config(allow_kinds=("vlan",))
+    here = host(link(1), vlan)
+    lag.say_unknown(desired(cloud, allowed, here), here, allowed)
+    assert lag.notices == []

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cloud_network.fetcher import firmware
 from cloud_network.fetcher.client import Client
 from cloud_network.fetcher.model import Instance, MetadataError
 from cloud_network.fetcher.providers.document import Node
-from cloud_network.fetcher.providers.openstack import Openstack, instance, matches, mounted
+from cloud_network.fetcher.providers.openstack import Openstack, instance, mounted
 
 from tests.fetcher.clouds import CLOUDS, payload
 from tests.fetcher.site import Site
@@ -176,5 +177,5 @@ def test_another_file_system_with_the_same_files_is_none(drive: Path, kind: str)
     [{"product_name": "OpenStack Nova"}, {"product_name": "OpenStack Compute"}, {"chassis_asset_tag": "HUAWEICLOUD"}],
 )
 def test_it_is_known_by_its_product_or_its_asset_tag(dmi: dict[str, str]) -> None:
-    assert matches(dmi)
-    assert not matches({"product_name": "KVM"})
+    assert firmware.openstack(dmi)
+    assert not firmware.openstack({"product_name": "KVM"})

@@ -7,6 +7,7 @@ from copy import deepcopy
 from ipaddress import ip_address, ip_network
 
 import pytest
+from cloud_network.fetcher import firmware
 from cloud_network.fetcher.model import Instance
 from cloud_network.fetcher.providers import oracle
 from cloud_network.fetcher.providers.document import Node
@@ -78,5 +79,5 @@ def test_the_user_data_is_nobodys_business_and_the_keys_are_shown() -> None:
 
 
 def test_it_is_known_by_its_asset_tag() -> None:
-    assert oracle.matches({"chassis_asset_tag": "OracleCloud.com", "sys_vendor": "QEMU"})
-    assert not oracle.matches({"sys_vendor": "Oracle Corporation", "product_name": "VirtualBox"})
+    assert firmware.oracle({"chassis_asset_tag": "OracleCloud.com", "sys_vendor": "QEMU"})
+    assert not firmware.oracle({"sys_vendor": "Oracle Corporation", "product_name": "VirtualBox"})

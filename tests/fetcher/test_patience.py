@@ -52,6 +52,15 @@ def test_an_error_is_said_when_it_begins_changes_and_ends(heard: pytest.LogCaptu
     ]
 
 
+def test_what_passes_by_itself_is_a_warning(heard: pytest.LogCaptureFixture) -> None:
+    errors = Errors()
+    errors.begin("config", "left out: a", serious=False, passes=True)
+    errors.begin("config", "left out: a; b", serious=False)
+    said = [(record.levelname, record.getMessage()) for record in heard.records]
+    assert said == [("WARNING", "config: left out: a"), ("ERROR", "config: left out: a; b")]
+    assert errors.last is not None
+
+
 def test_the_error_seen_last_is_shown() -> None:
     errors = Errors()
     assert errors.last is None

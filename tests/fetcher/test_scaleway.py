@@ -6,8 +6,9 @@ from copy import deepcopy
 from ipaddress import ip_address
 
 import pytest
+from cloud_network.fetcher import firmware
 from cloud_network.fetcher.providers.document import Node
-from cloud_network.fetcher.providers.scaleway import ENDPOINT, instance, matches
+from cloud_network.fetcher.providers.scaleway import ENDPOINT, instance
 
 from tests.fetcher.clouds import payload
 
@@ -46,6 +47,6 @@ def test_what_is_wrong_is_named_by_its_path(key: str, value: object, said: str) 
 
 
 def test_it_is_known_by_its_vendor_and_has_an_address_of_its_own() -> None:
-    assert matches({"sys_vendor": "Scaleway"})
-    assert not matches({"sys_vendor": "QEMU"})
+    assert firmware.scaleway({"sys_vendor": "Scaleway"})
+    assert not firmware.scaleway({"sys_vendor": "QEMU"})
     assert ENDPOINT == "169.254.42.42"

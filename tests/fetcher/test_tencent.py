@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 
 import pytest
+from cloud_network.fetcher import firmware
 from cloud_network.fetcher.client import Client
-from cloud_network.fetcher.providers.tencent import ENDPOINT, Tencent, instance, matches
+from cloud_network.fetcher.providers.tencent import ENDPOINT, Tencent, instance
 
 from tests.fetcher.clouds import CLOUDS, META, payload
 from tests.fetcher.site import Site
@@ -98,5 +99,5 @@ def test_the_roles_credentials_are_read_on_request(tencent: Tencent) -> None:
 
 
 def test_it_is_known_by_its_vendor() -> None:
-    assert matches({"sys_vendor": "Tencent Cloud", "product_name": "CVM"})
-    assert not matches({"sys_vendor": "QEMU"})
+    assert firmware.tencent({"sys_vendor": "Tencent Cloud", "product_name": "CVM"})
+    assert not firmware.tencent({"sys_vendor": "QEMU"})

@@ -6,9 +6,10 @@ from copy import deepcopy
 from ipaddress import ip_address, ip_network
 
 import pytest
+from cloud_network.fetcher import firmware
 from cloud_network.fetcher.model import MetadataError
 from cloud_network.fetcher.providers.document import Node
-from cloud_network.fetcher.providers.vultr import instance, matches
+from cloud_network.fetcher.providers.vultr import instance
 
 from tests.fetcher.clouds import payload
 
@@ -64,5 +65,5 @@ def test_a_document_without_interfaces_is_refused() -> None:
 
 
 def test_it_is_known_by_its_vendor() -> None:
-    assert matches({"sys_vendor": "Vultr"})
-    assert not matches({})
+    assert firmware.vultr({"sys_vendor": "Vultr"})
+    assert not firmware.vultr({})

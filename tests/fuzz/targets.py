@@ -47,7 +47,7 @@ class Recorded:
     def all(self, kind: str) -> list[Found]:
         return [PARSERS[kind](message) for message in self._messages[kind]]
 
-    def routes(self, table: int | None, parse: Callable[[bytes], Found] = rtnetlink.parse_route) -> list[Found]:
+    def routes(self, table: int | None, parse: Callable[[bytes], Found | None] = rtnetlink.parse_route) -> list[Found]:
         """Those of one table; with None, of all tables those that carry our protocol number."""
         wanted = [(rtnetlink.parse_route(message), message) for message in self._messages["route"]]
         mine = [
@@ -55,7 +55,7 @@ class Recorded:
             for found, message in wanted
             if (found["protocol"] == protocol.PROTOCOL if table is None else found["table"] == table)
         ]
-        return [parse(message) for message in mine]
+        return [found for message in mine if (found := parse(message))]
 
 
 class Once(Recorded):
@@ -73,7 +73,7 @@ class Once(Recorded):
     def all(self, kind: str) -> list[Found]:
         return self._once(kind, lambda: super(Once, self).all(kind))
 
-    def routes(self, table: int | None, parse: Callable[[bytes], Found] = rtnetlink.parse_route) -> list[Found]:
+    def routes(self, table: int | None, parse: Callable[[bytes], Found | None] = rtnetlink.parse_route) -> list[Found]:
         return self._once((table, parse), lambda: super(Once, self).routes(table, parse))
 
 

@@ -32,7 +32,7 @@ def _aws(text: str) -> Instance:
         mac = parse_mac("macs/", name)
         leaves = {key: str(leaf) for key, leaf in tree.items()} if isinstance(tree, dict) else {}
         try:
-            interfaces.append(_interface(mac, {"mac": mac} | leaves))
+            interfaces.append(_interface({"mac": mac} | leaves))
         except MetadataError as error:
             problems.append(Problem(mac, str(error)))
     return Instance("aws", tuple(interfaces), tuple(problems), system={"public-keys": []})

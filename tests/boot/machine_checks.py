@@ -1,0 +1,250 @@
+"""What is true of a guest with a kernel, a bus and firmware of its own. Each check leaves the guest as it found it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import Any
+
+from tests.lab.filter import Lost
+from tests.lab.nic import Interface, Nic
+
+from .checks import AUDIT, normal, ours, reachable
+from .guest import Guest
+from .machine import Machine
+
+VLAN, TRUNK, CARD_MAC = 7, "trunk", "02:00:00:00:c0:01"
+VLAN_LINK = f"{TRUNK}.{VLAN}"
+CARD = f"""
+ip link set {{link}} down
+ip netns add card
+ip link set {{link}} netns card
+ip link add {TRUNK} type veth peer name host netns card
+ip -n card link add uplink type bridge
+ip -n card link add link host name host.{VLAN} type vlan id {VLAN}
+ip -n card link set host up
+for each in {{link}} host.{VLAN}; do ip -n card link set $each master uplink up; done
+ip -n card link set uplink up
+ip link set {TRUNK} up
+"""
+"""A bare metal host's network card: what the cloud sends to {link} reaches the host by one link, tagged."""
+
+ASK = """
+import sys
+sys.path.insert(0, "/usr/lib/cloud-network")
+from ipaddress import ip_address
+from cloud_network.fetcher.agent import Agent
+from cloud_network.fetcher.objects import Address
+from cloud_network.fetcher.plan import Change, Verb
+change = Change(Verb.ADD, Address(int(sys.argv[1]), ip_address(sys.argv[2]), 24, True))
+with Agent() as agent:
+    said = agent.carry_out((change,), 5, lambda: None)
+print(said.verdict, said.reason)
+"""
+
+VRF, VRF_TABLE = "blue", 77
+WITH_VRF = f"""
+ip link add {VRF} type vrf table {VRF_TABLE}
+ip -4 route add unreachable default metric 4278198272 table {VRF_TABLE}
+ip -6 route add unreachable default metric 4278198272 table {VRF_TABLE}
+ip link add pod type dummy
+ip link set pod master {VRF}
+ip address add 192.168.77.1/24 dev pod
+ip link set {VRF} up
+ip link set pod up
+ip route add 203.0.113.0/24 via 192.168.77.9 table {VRF_TABLE}
+"""
+
+
+class MachineChecks:
+    """Each test class of a form with its own kernel inherits these."""
+
+    def test_the_cloud_is_known_by_its_firmware(self, guest: Guest) -> None:
+        assert guest.run("cat", "/sys/class/dmi/id/sys_vendor").strip() == "Amazon EC2"
+        assert "rovider" not in guest.run("grep", "-v", "^#", "/etc/cloud-network/cloud-network.toml", check=False)
+        assert "cloud: aws" in guest.journal()
+
+    def test_an_interface_comes_and_goes_while_it_runs(self, guest: Machine) -> None:
+        before = normal(ours(guest))
+        with plugged(guest) as nic:
+            guest.wait_for(lambda: reachable(guest), message="the new interface's addresses")
+            assert astray(guest) == [], astray(guest)
+            assert guest.run("cnctl", "status", "network").count(nic.addresses[-1]) == 1
+        guest.wait_for(lambda: normal(ours(guest)) == before, message="what was its own to be gone")
+        assert reachable(guest)
+
+    def test_a_vlan_of_bare_metal_is_configured_where_its_kind_is_allowed(self, guest: Machine) -> None:
+        """The metadata name it by its MAC, as they do any interface; the operator's image makes the link."""
+        before = normal(ours(guest))
+        with plugged(guest, CARD_MAC) as nic:
+            guest.run("sh", "-ec", CARD.format(link=link_of(guest, CARD_MAC)))
+            try:
+                made = f"ip link add link {TRUNK} name {VLAN_LINK} address {nic.mac} type vlan id {VLAN}"
+                guest.run(*made.split())
+                refused(guest, nic)
+                with guest.configured('[Netagent]\nAllowKinds = "vlan"\n'):
+                    guest.wait_for(lambda: reachable(guest), message="the VLAN's addresses")
+                    assert astray(guest) == [], astray(guest)
+                    link = json.loads(guest.get(f"/api/v1/links/{VLAN_LINK}")[1])
+                    assert {each["address"] for each in link["addresses"]} == {*nic.everything}
+                    guest.run("ip", "link", "delete", VLAN_LINK)
+                    guest.wait_for(lambda: f"lookup {link['table']}" not in ours(guest), message="its rules to be gone")
+            finally:
+                guest.run("ip", "netns", "delete", "card")
+        guest.wait_for(lambda: normal(ours(guest)) == before, message="all to be as it was")
+
+    def test_a_vrf_is_left_to_its_operator(self, guest: Guest) -> None:
+        with vrf(guest):
+            foreign = of_vrf(guest)
+            assert "from all lookup [l3mdev-table]" in foreign
+            guest.run("ip", "rule", "delete", "priority", "31010")
+            guest.wait_for(lambda: "31010:" in guest.run("ip", "rule"), message="our rule to be put back")
+            guest.run("cnctl", "refresh")
+            assert reachable(guest)
+            assert astray(guest) == [], astray(guest)
+            assert of_vrf(guest) == foreign
+            assert "dev pod" in guest.run("ip", "route", "get", "203.0.113.9", "vrf", VRF)
+
+    def test_an_interface_in_a_vrf_answers_by_the_vrf(self, guest: Guest) -> None:
+        """Enslaved, it loses its IPv6 addresses and its routes; its router's word now goes to the VRF's table."""
+        nic = guest.lab.nics[1]
+        with vrf(guest), guest.configured(f'[Netagent]\nAllowAddresses = "{nic.subnet6}"\n'):
+            rule = guest.run("ip", "rule", "show", "priority", "1000")
+            guest.run("sysctl", "-qw", "net.ipv4.tcp_l3mdev_accept=1")
+            try:
+                guest.run("ip", "link", "set", nic.name, "master", VRF)
+                guest.run(*f"ip route replace default via {nic.gateway} dev {nic.name} table {VRF_TABLE}".split())
+                guest.wait_for(lambda: reachable(guest), message="all addresses, by the VRF")
+                assert astray(guest) == [], astray(guest)
+                guest.wait_for(lambda: "ok:" in guest.run("cnctl", "status", check=False), message="peace")
+                table = guest.run("ip", "route", "show", "table", str(VRF_TABLE))
+                assert f"default via {nic.gateway} dev {nic.name}" in table
+                assert "203.0.113.0/24 via 192.168.77.9 dev pod" in table
+                assert "proto 209" not in table
+                assert guest.run("ip", "rule", "show", "priority", "1000") == rule
+            finally:
+                guest.run("ip", "link", "set", nic.name, "nomaster")
+                guest.run("sysctl", "-qw", "net.ipv4.tcp_l3mdev_accept=0")
+            guest.wait_for(lambda: reachable(guest), message="all addresses, as before")
+
+    def test_delay_and_loss_take_nothing_away(self, guest: Guest) -> None:
+        """A fifth of what this host sends is lost, ARP, neighbour discovery and metadata included."""
+        nic, log = guest.lab.nics[1], guest.run("cat", AUDIT)
+        gone, new = nic.addresses[-1], str(ip_address(nic.addresses[-1]) + 50)
+        held = [guest.lab.hold_connection(each.addresses[1], timeout=10) for each in guest.lab.nics]
+        with netem(guest, "delay 200ms 50ms loss 20%"):
+            guest.lab.add_address(nic.mac, new)
+            guest.lab.remove_address(nic.mac, gone)
+            guest.run("cnctl", "refresh", check=False, timeout=300)
+            guest.wait_for(lambda: settled(guest, new, gone), 240, "the change to be made")
+            assert all(each.alive(60) for each in held)
+        made = changes(guest, log)
+        assert made == ({new}, {gone}), made
+        guest.lab.remove_address(nic.mac, new)
+        guest.lab.add_address(nic.mac, gone)
+        guest.run("cnctl", "refresh")
+        guest.wait_for(lambda: reachable(guest), message="all to be as it was")
+
+    def test_a_metadata_server_that_is_cut_off_takes_nothing_away(self, guest: Guest) -> None:
+        log, before = guest.run("cat", AUDIT), normal(ours(guest))
+        with netem(guest, "loss 100%"):
+            guest.run("cnctl", "refresh", check=False, timeout=120)
+            assert "nothing is removed" in guest.run("cnctl", "status", check=False)
+            assert normal(ours(guest)) == before
+        guest.wait_for(lambda: "ok:" in guest.run("cnctl", "status", check=False), message="peace")
+        made = changes(guest, log)
+        assert made == (set(), set()), made
+        assert normal(ours(guest)) == before
+
+
+def refused(guest: Guest, nic: Nic) -> None:
+    """Neither the fetcher nor netagent, when root asks it, makes anything of the VLAN; both say which key would."""
+    key = f'{VLAN_LINK} has that MAC and is of kind vlan, which needs [Netagent] AllowKinds="vlan"'
+    guest.wait_for(lambda: key in guest.journal(), message="the fetcher to name the key")
+    assert key in guest.run("cnctl", "status", check=False)
+    assert "notices of cnctl status say why" in guest.run("cnctl", "doctor", nic.addresses[0], check=False)
+    index = guest.run("cat", f"/sys/class/net/{VLAN_LINK}/ifindex").strip()
+    said = guest.run("python3", "-IS", "-c", ASK, index, nic.addresses[0])
+    assert said.startswith("refused"), said
+    assert "kind vlan" in said
+    assert "AllowKinds" in said
+    assert guest.run("ip", "-o", "address", "show", "dev", VLAN_LINK, "scope", "global") == ""
+
+
+def astray(guest: Guest) -> list[Lost]:
+    """What left by a link that does not own its source; a link without an address reports its groups from 0.0.0.0."""
+    return [lost for lost in guest.lab.lost() if lost.source != "0.0.0.0"]
+
+
+@contextmanager
+def plugged(guest: Machine, mac: str | None = None) -> Iterator[Nic]:
+    """Another interface of the cloud's, on the guest's bus; with the MAC of the card itself where it has one."""
+    nic = guest.lab.attach_interface(Interface(f"10.0.{len(guest.lab.fabric.subnets) + 1}.0/24", addresses=2, ipv6=1))
+    guest.plug(replace(nic, mac=mac or nic.mac))
+    try:
+        yield nic
+    finally:
+        guest.unplug(nic)
+        guest.lab.detach_interface(nic.mac)
+
+
+def link_of(guest: Guest, mac: str) -> str:
+    """The name that the guest gives to a new interface, when it has it."""
+
+    def found() -> str:
+        links = json.loads(guest.run("ip", "-json", "link"))
+        return next((str(link["ifname"]) for link in links if link["address"] == mac), "")
+
+    return guest.wait_for(found, message=f"a link with {mac}")
+
+
+@contextmanager
+def vrf(guest: Guest) -> Iterator[None]:
+    """An operator's VRF, with a link and routes of his in it."""
+    guest.run("sh", "-ec", WITH_VRF)
+    try:
+        yield
+    finally:
+        guest.run(
+            "sh",
+            "-c",
+            f"ip link delete {VRF}; ip link delete pod; for f in -4 -6; do ip $f route flush table {VRF_TABLE}; done",
+            check=False,
+        )
+
+
+def of_vrf(guest: Guest) -> str:
+    commands = [f"ip {six} rule show priority 1000; ip {six} route show table {VRF_TABLE}" for six in ("-4", "-6")]
+    return guest.run("sh", "-c", "; ".join([*commands, "ip -details link show type vrf; ip -br address show dev pod"]))
+
+
+@contextmanager
+def netem(guest: Guest, what: str) -> Iterator[None]:
+    """On what leaves by any link: were it but one, the metadata would be read by another."""
+    links = [nic.name for nic in guest.lab.nics]
+    guest.run("modprobe", "sch_netem")
+    try:
+        guest.run("sh", "-ec", "".join(f"tc qdisc replace dev {link} root netem {what}\n" for link in links))
+        yield
+    finally:
+        guest.run("sh", "-c", "".join(f"tc qdisc delete dev {link} root\n" for link in links), check=False)
+
+
+def settled(guest: Guest, there: str, gone: str) -> bool:
+    addresses = guest.run("ip", "-br", "address")
+    return (
+        f"{there}/" in addresses and f"{gone}/" not in addresses and "ok:" in guest.run("cnctl", "status", check=False)
+    )
+
+
+def changes(guest: Guest, log: str) -> tuple[set[str], set[str]]:
+    """What has been added, and what removed, of any kind, since the audit log was `log`."""
+    lines: list[dict[str, Any]] = list(map(json.loads, guest.run("cat", AUDIT).removeprefix(log).splitlines()))
+    ops = [op for line in lines if line["verdict"] == "applied" for op in line.get("ops", ())]
+    sides: tuple[set[str], set[str]] = (set(), set())
+    for op in ops:
+        sides[op["op"].endswith("_remove")].add(op.get("address", op["op"]))
+    return sides
