@@ -89,6 +89,7 @@ $(VENV)/.linked: $(VENV)/.ready pyproject.toml $(ROOMS) | apt
 	@rm -rf build
 	@$(call quietly,$(PIP) --no-build-isolation --config-settings editable_mode=strict --editable .)
 	@cd / && $(CURDIR)/$(BIN)/python -c 'import cloud_network.netagent, cloud_network.fetcher, cloud_network.api'
+	@$(BIN)/python -m compileall -q build  # the daemons' users could not write what they compile
 	@touch $@
 
 lock: env ## pin the newest versions of what requirements*.in name, with hashes
@@ -110,7 +111,7 @@ uninstall: ## take away what install made; the network, the configuration and th
 	@[ -n "$(DESTDIR)" ] || [ ! -d /run/systemd/system ] || \
 	  systemctl disable --now cloud-network.target $(UNITS) cloud-network-netagent.service cloud-network-api.service
 	@rm -rf $(DESTDIR)/usr/lib/cloud-network $(DESTDIR)/usr/share/doc/cloud-network
-	@rm -f $(DESTDIR)/usr/bin/cloud-network-{netagent,fetcher,api} $(DESTDIR)/usr/bin/cnctl
+	@rm -f $(DESTDIR)/usr/bin/cloud-network-{netagent,fetcher,api} $(DESTDIR)/usr/bin/cnctl $(DESTDIR)/usr/libexec/cloud-network-netagent
 	@rm -f $(DESTDIR)/usr/share/man/man1/cnctl.1 $(DESTDIR)/usr/share/man/man5/cloud-network.toml.5 \
 	  $(DESTDIR)/usr/share/man/man8/cloud-network{,-netagent,-fetcher,-api}.8 \
 	  $(DESTDIR)/usr/share/bash-completion/completions/cnctl $(DESTDIR)/usr/share/zsh/vendor-completions/_cnctl \

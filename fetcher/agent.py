@@ -131,9 +131,12 @@ class Agent:
         try:
             self._socket.sendall(protocol.encode(message))
             (size,) = protocol.HEADER.unpack(self._exactly(protocol.HEADER.size))
-            return protocol.decode(self._exactly(min(size, protocol.MAX_FRAME)))
+            answer = protocol.decode(self._exactly(min(size, protocol.MAX_FRAME)))
         except (OSError, protocol.Malformed) as error:
             raise AgentError(f"it went away: {error}") from None
+        if not isinstance(answer, dict):
+            raise AgentError(f"it answers with no map, but {type(answer).__name__}")
+        return answer
 
     def _exactly(self, size: int) -> bytes:
         data = b""

@@ -6,24 +6,16 @@ appending and never rewritten; a rotation renames it, and the new file's first l
 The journal gets the same line (journald.conf(5) LineMax= says where it breaks a long one).
 """
 
-from __future__ import annotations
-
 import os
-import sys
 import time
 from _json import encode_basestring_ascii, make_encoder  # `json` imports `re`: 5 ms of start-up, for its decoder
-from errno import ENOSPC
 
-from .protocol import TYPE_CHECKING, text
-from .settings import read
+from .protocol import text
 
 try:
     from _sha256 import sha256  # the C part alone: `hashlib` maps libcrypto, 4 MB of this process
 except ImportError:  # Python 3.12 and later
     from _sha2 import sha256
-
-if TYPE_CHECKING:
-    from .shapes import Any
 
 # Bytes: more than the longest line has, and how large a file is when it is rotated out; and how many of those are kept.
 _TAIL, _MAX_FILE, _KEPT = 2 << 20, 16 << 20, 8
@@ -33,22 +25,17 @@ _TAIL, _MAX_FILE, _KEPT = 2 << 20, 16 << 20, 8
 _json = make_encoder(None, text, encode_basestring_ascii, None, ":", ",", False, False, False)
 
 
-def _boot_id() -> str:
-    """The kernel's random(4) boot_id. ProcSubset=pid hides it, so the unit hands it over: %b of systemd.unit(5)."""
-    digits = read("/proc/sys/kernel/random/boot_id").strip().replace("-", "") or os.environ["BOOT_ID"]
-    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
-
-
 class Audit:
     """The open log and the head of its chain."""
 
     def __init__(self, path: str) -> None:
-        self._path, self._boot, self.sequence, self.head = path, _boot_id(), 0, "0" * 64
+        digits = os.environ["BOOT_ID"]  # random(4)'s; ProcSubset=pid hides it, so it comes as %b of systemd.unit(5)
+        self._path, self._boot = path, "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
         self._file = self._open()
+        first = b'{"seq":0,"hash":"%b"}' % (b"0" * 64)  # as if there were a line before the first
         try:
-            last = self._last_line(path) or self._last_line(f"{path}.1")
-            if last:
-                self.sequence, self.head = int(last[len(b'{"seq":') :].partition(b",")[0]), last[-66:-2].decode("ascii")
+            last = self._last_line(path) or self._last_line(f"{path}.1") or first
+            self.sequence, self.head = int(last[len(b'{"seq":') :].partition(b",")[0]), last[-66:-2].decode("ascii")
         except (OSError, ValueError) as error:
             raise SystemExit(f"cloud-network-netagent: {path}: {error}; move it away for a new chain") from None
 
@@ -69,7 +56,7 @@ class Audit:
             os.ftruncate(self._file, size - len(rest))
         return whole.rpartition(b"\n")[2]
 
-    def write(self, entry: dict[str, Any]) -> None:
+    def write(self, entry: dict[str, object]) -> None:
         """Append one line; OSError when it did not get there whole, and then none of it did."""
         now = time.time_ns()
         stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now // 10**9))}.{now // 1000 % 10**6:06}Z"
@@ -77,16 +64,14 @@ class Audit:
         body = "".join(_json({"seq": self.sequence + 1, **when, **entry, "prev": self.head}, 0))[:-1]
         digest = sha256(body.encode()).hexdigest()
         line = f'{body},"hash":"{digest}"}}\n'.encode()
-        size = os.fstat(self._file).st_size
-        if size and size + len(line) > _MAX_FILE:
+        if os.fstat(self._file).st_size + len(line) > _MAX_FILE:
             self._rotate()
-            size = 0
-        if os.write(self._file, line) != len(line):
-            os.ftruncate(self._file, size)
-            raise OSError(ENOSPC, "No space left on device")  # a short write means just this
+        written = os.write(self._file, line)
+        if written != len(line):
+            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+            raise OSError("No space left on device")  # a short write means just this
         self.sequence, self.head = self.sequence + 1, digest
-        sys.stderr.buffer.write(line)
-        sys.stderr.flush()
+        os.write(2, line)  # the journal's
 
     def _rotate(self) -> None:
         names = [self._path, *(f"{self._path}.{number}" for number in range(1, _KEPT + 1))]

@@ -8,10 +8,9 @@ request. docs/policy.md has the same as a table.
 
 from __future__ import annotations
 
-from _socket import AF_INET, AF_INET6, inet_pton
 from collections import defaultdict
 
-from .protocol import BAND, OPS, PROTOCOL, TABLE_LOCAL, TABLE_MAIN, TYPE_CHECKING, raise_if, text
+from .protocol import BAND, OPS, PROTOCOL, TABLE_LOCAL, TABLE_MAIN, TYPE_CHECKING, pack_address, raise_if, text
 from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_SECONDARY, parse_default
 
 if TYPE_CHECKING:
@@ -60,14 +59,11 @@ def net_of(found: Found) -> Network:
 
 def parse_network(value: str) -> Network:
     """`10.0.0.0/8` as a network; ValueError for what is none."""
-    address, _, prefix = value.partition("/")
-    try:
-        packed = inet_pton(AF_INET6 if ":" in address else AF_INET, address)
-        length = int(prefix or len(packed) * 8)
-        raise_if(length not in range(len(packed) * 8 + 1), ValueError, "too long")
-        return network(packed, length)
-    except (OSError, ValueError):
-        raise ValueError(f"{value!r} is not an address or prefix") from None
+    address, slash, prefix = value.partition("/")
+    packed = pack_address(address)
+    fits = packed and (prefix.isdecimal() and int(prefix) <= len(packed) * 8 if slash else True)
+    raise_if(not fits, ValueError, "{!r} is not an address or prefix", value)
+    return network(packed, int(prefix or len(packed) * 8))
 
 
 def parse_networks(text: str) -> tuple[Network, ...]:
@@ -93,12 +89,12 @@ class View:
 
     def __init__(self, kernel: Kernel, settings: Settings, resolvers: frozenset[bytes], owned: Owned) -> None:
         self.kernel, self.settings, self._owned = kernel, settings, owned
-        self.links = {link["link"]: link for link in kernel.links()}
-        self.rules = {key for rule in kernel.rules() if rule["protocol"] == PROTOCOL for key in rule_keys(rule)}
+        self.links = {link["link"]: link for link in kernel.all("link")}
+        self.rules = {key for rule in kernel.all("rule") if rule["protocol"] == PROTOCOL for key in rule_keys(rule)}
         self.subnets: dict[int, set[Network]] = defaultdict(set)  # on link, by link
         self.gateways: dict[bytes, set[int]] = defaultdict(set, {resolver: set() for resolver in resolvers})
         self._routes: dict[int, dict[Network, Found]] = {}
-        addresses, main = kernel.addresses(), kernel.routes(TABLE_MAIN)
+        addresses, main = kernel.all("address"), kernel.routes(TABLE_MAIN)
         self._tagged = any(address["protocol"] is not None for address in addresses)  # the kernel knows IFA_PROTO
         self.addresses: dict[tuple[int, bytes], Found] = {(each["link"], each["address"]): each for each in addresses}
         self.holders: dict[bytes, int] = {each["address"]: each["link"] for each in addresses}
@@ -106,27 +102,27 @@ class View:
         for each in nets:
             self.subnets[each["link"]].add(net_of(each))
         for route in [*main, *kernel.routes(None, parse_default)]:
-            self.add_gateway(route)
+            if route["gateway"] is not None:
+                self.gateways[route["gateway"]].add(route["link"])
         foreign = [route for route in main if route["protocol"] != PROTOCOL and route["prefix"]]
         direct = [(route["link"], net_of(route), route["protocol"]) for route in foreign if route["gateway"] is None]
         for index, net, _ in direct:
             self.subnets[index].add(net)
         wide = {(each["link"], net_of(each)) for each in nets if not self.owns(each)}
-        # RTPROT_RA, RTPROT_DHCP; of IPv6 RTPROT_KERNEL too: the kernel itself heard the router (or else it is of an
-        # address with a prefix, and netagent gives none but what is allowed)
-        learned = {(index, net) for index, net, by in direct if by in (9, 16) or (by == 2 and net[0] == 16)}
-        self.claims = wide | learned  # what a link may claim: DHCP, a router or an operator did
+        # What a link may claim, because an operator did, or DHCP or a router (RTPROT_DHCP, RTPROT_RA; of IPv6 also
+        # RTPROT_KERNEL: the kernel itself heard the router; or else it is of an address with a prefix, and netagent
+        # gives none but what is allowed).
+        self.claims = wide | {(index, net) for index, net, by in direct if by in (9, 16) or (by == 2 and net[0] == 16)}
         # subnets of links that are none of the cloud's: a container bridge's, a VPN's
         self.rivals = {net for index, net in wide if self._strange(index) and not contains(LINK_LOCAL, net)}
 
     def _strange(self, index: int) -> bool:
-        kind = self.links[index]["kind"] if index in self.links else None
-        return kind is not None and kind not in self.settings.allow_kinds
+        return self.links.get(index, {"kind": None})["kind"] not in (None, *self.settings.allow_kinds)
 
     def owns(self, address: Found) -> bool:
         """Whether netagent put the address there: IFA_PROTO says so, or the ledger where the kernel has none."""
-        noted = (address["link"], address["address"]) in self._owned
-        return bool(address["protocol"] == PROTOCOL) if self._tagged else noted
+        key = address["link"], address["address"]
+        return bool(address["protocol"] == PROTOCOL if self._tagged else key in self._owned)
 
     def add_address(self, address: Found) -> None:
         """From here on the link has this address."""
@@ -134,11 +130,6 @@ class View:
         self.holders[address["address"]] = address["link"]
         if net_of(address)[2]:
             self.subnets[address["link"]].add(net_of(address))
-
-    def add_gateway(self, route: Found) -> None:
-        """From here on its gateway, if it has one, is one of its link."""
-        if route["gateway"] is not None:
-            self.gateways[route["gateway"]].add(route["link"])
 
     def routes(self, table: int) -> dict[Network, Found]:
         """The routes of a table, the preferred one where several metrics differ."""
@@ -200,8 +191,7 @@ class View:
         shortest, reserved = _SHORTEST[net[0]], any(overlap(never, net) for never in NEVER)
         refuse_if(net[0] * 8 - net[2] < shortest, "{}: prefixes shorter than /{} are nobody's", shown, shortest)
         refuse_if(reserved, "{}: loopback, link-local, multicast, reserved or a metadata server's", shown)
-        claims = [claim for link, claim in self.claims if link == index]
-        if not within(net, [*claims, *self.settings.allow_addresses[len(ALLOWED) :]]):
+        if not within(net, (*self.settings.allow_addresses, *(claim for link, claim in self.claims if link == index))):
             allow, rival = f'[Netagent] AllowAddresses="{shown}"', any(overlap(rival, net) for rival in self.rivals)
             stranger = "{} is neither private nor of a network that link {} learned"
             refuse_if(not within(net, ALLOWED), stranger, shown, index, allow=allow)
@@ -290,7 +280,7 @@ def _route_replace(op: Op, view: View) -> Op:
         refuse_if(not near, "gateway {} is not on link {}", gateway, index)
         refuse_if(local, "a local route has no gateway")
         refuse_if(gateway in view.holders, "gateway {} is this host's own", gateway)
-        view.add_gateway(op)
+        view.gateways[gateway].add(index)
     view.routes(op["table"])[net] = {**op, "protocol": PROTOCOL}
     return {**op, **({key: existing[key] for key in ("link", "gateway")} if existing else {"op": "route_remove"})}
 
@@ -312,9 +302,8 @@ def _rule_add(op: Op, view: View) -> Op:
     else:
         if refusal := view.refusal(index):
             raise refusal
-        has = view.has_sources if op["local"] and not op["to"] else view.has_range
-        reason = "{}/{} is no address or range of link {}"
-        refuse_if(not has(index, net_of(op)), reason, op["address"], op["prefix"], index)
+        has = (view.has_sources if op["local"] and not op["to"] else view.has_range)(index, net_of(op))
+        refuse_if(not has, "{}/{} is no address or range of link {}", op["address"], op["prefix"], index)
     keys = rule_keys(op)
     refuse_if(view.rules & keys, "there is such a rule already")
     view.rules |= keys

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import _socket as socket  # the part of `socket` in C: the rest costs 3 ms of start-up and is not used here
 from errno import ENOBUFS, ENOENT
-from itertools import islice
 from struct import Struct
 
 from .protocol import PROTOCOL, TABLE_LOCAL, TYPE_CHECKING
@@ -36,7 +35,7 @@ RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE, RTA_VIA = 1, 4, 5, 6, 15
 FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_PRIORITY, FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, FRA_PROTOCOL = 1, 2, 3, 6, 14, 15, 21
 RTN_UNICAST, RTN_LOCAL, FR_ACT_TO_TBL = 1, 2, 1
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST = 0, 253, 254
-SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK = 270, 10, 12
+SOL_NETLINK, NETLINK_NO_ENOBUFS, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK = 270, 5, 10, 12
 _BATCH = 128  # messages a send: their acknowledgements fit the default receive buffer (net.core.rmem_default)
 _FAMILY = {4: socket.AF_INET, 16: socket.AF_INET6}  # by the length of an address
 _ANY = {family: bytes(length) for length, family in _FAMILY.items()}
@@ -47,9 +46,8 @@ _ANY = {family: bytes(length) for length, family in _FAMILY.items()}
 
 def link(op: Op) -> Parts:
     """struct ifinfomsg: set or clear IFF_UP, or set IFLA_MTU."""
-    if "mtu" in op:
-        return IFINFOMSG.pack(0, 0, op["link"], 0, 0), {IFLA_MTU: op["mtu"]}
-    return IFINFOMSG.pack(0, 0, op["link"], IFF_UP if op["op"] == "link_up" else 0, IFF_UP), {}
+    change = 0 if "mtu" in op else IFF_UP
+    return IFINFOMSG.pack(0, 0, op["link"], change if op["op"] == "link_up" else 0, change), {IFLA_MTU: op.get("mtu")}
 
 
 def address(op: Op) -> Parts:
@@ -85,19 +83,9 @@ def rule(op: Op) -> Parts:
     }
 
 
-# The type and flags with which each is added. `link`: link_up, link_mtu, and link_down, which no request can ask for:
-# only taking link_up back does.
-MESSAGES: dict[str, tuple[Callable[[Op], Parts], int, int]] = {
-    "link": (link, RTM_NEWLINK, 0),
-    "address": (address, RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL),
-    "route": (route, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE),
-    "rule": (rule, RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL),
-}
-
-
 def pack(op: Op) -> Packed:
     """The message that does an operation; what is None has no attribute, and numbers are of 32 bits."""
-    parts, kind, flags = MESSAGES[op["op"].partition("_")[0]]
+    parts, kind, flags, _, _ = MESSAGES[op["op"].partition("_")[0]]
     body, attributes = parts(op)
     for number, value in attributes.items():
         if isinstance(value, int):
@@ -112,10 +100,8 @@ def _unpack(header: Struct, message: bytes) -> tuple[Any, dict[int, bytes]]:
     found, offset = {}, header.size
     while offset + RTATTR.size <= len(message):
         length, kind = RTATTR.unpack_from(message, offset)
-        if length < RTATTR.size:
-            break
         found[kind & 0x3FFF] = message[offset + RTATTR.size : offset + length]
-        offset += (length + 3) & ~3
+        offset += max((length + 3) & ~3, RTATTR.size)
     return header.unpack_from(message), found
 
 
@@ -156,16 +142,15 @@ def parse_link(message: bytes) -> Found:
     (_, _, index, flags, _), found = _unpack(IFINFOMSG, message)
     kind = _unpack(Struct(""), found.get(IFLA_LINKINFO, b""))[1].get(IFLA_INFO_KIND)
     named = {"link": index, "name": _name(found[IFLA_IFNAME]), "kind": None if kind is None else _name(kind)}
-    state = {"up": bool(flags & IFF_UP), "loopback": bool(flags & IFF_LOOPBACK), "mtu": _number(found, IFLA_MTU)}
-    return named | state
+    return {**named, "mtu": _number(found, IFLA_MTU), "up": flags & IFF_UP > 0, "loopback": flags & IFF_LOOPBACK > 0}
 
 
 def parse_address(message: bytes) -> Found:
     """{link, address, prefix, flags, protocol}; protocol is None where no IFA_PROTO was set or known."""
     (_, prefix, flags, _, index), found = _unpack(IFADDRMSG, message)
     packed, protocol = found.get(IFA_LOCAL) or found[IFA_ADDRESS], found.get(IFA_PROTO, (None,))[0]
-    flags = _number(found, IFA_FLAGS, flags)
-    return {"link": index, "address": packed, "prefix": prefix, "flags": flags, "protocol": protocol}
+    shown = {"address": packed, "prefix": prefix, "protocol": protocol}
+    return {"link": index, "flags": _number(found, IFA_FLAGS, flags), **shown}
 
 
 def parse_route(message: bytes) -> Found:
@@ -173,9 +158,8 @@ def parse_route(message: bytes) -> Found:
     the other family (RTA_VIA)."""
     (family, prefix, _, _, table, protocol, _, _, _), found = _unpack(RTMSG, message)
     link, gateway = 0 if RTA_VIA in found else _number(found, RTA_OIF), found.get(RTA_GATEWAY)
-    where = {"table": _number(found, RTA_TABLE, table), "link": link, "gateway": gateway}
-    more = {"protocol": protocol, "metric": _number(found, RTA_PRIORITY)}
-    return {"address": found.get(RTA_DST, _ANY[family]), "prefix": prefix, **where, **more}
+    where = {"address": found.get(RTA_DST, _ANY[family]), "prefix": prefix, "table": _number(found, RTA_TABLE, table)}
+    return {**where, "link": link, "gateway": gateway, "protocol": protocol, "metric": _number(found, RTA_PRIORITY)}
 
 
 def parse_default(message: bytes) -> Found | None:
@@ -192,35 +176,40 @@ def parse_rule(message: bytes) -> Found:
     return {"address": packed, "prefix": source or to, **where, **flags, "protocol": _number(found, FRA_PROTOCOL)}
 
 
-class Kernel:
-    """One rtnetlink socket: dumps, and batches of changes with an acknowledgement each.
+# Of each kind how it is packed, the type and flags with which it is added, the header, and how it is parsed. `link`:
+# link_up, link_mtu, and link_down, which no request can ask for: only taking link_up back does.
+MESSAGES: dict[str, tuple[Callable[[Op], Parts], int, int, Struct, Callable[[bytes], Found]]] = {
+    "link": (link, RTM_NEWLINK, 0, IFINFOMSG, parse_link),
+    "address": (address, RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, IFADDRMSG, parse_address),
+    "route": (route, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, RTMSG, parse_route),
+    "rule": (rule, RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, FIB_RULE_HDR, parse_rule),
+}
 
-    Its own, or the one of number `passed` which systemd has opened: that of the host's network namespace is then all
-    that netagent has there (PrivateNetwork=), and no other family of netlink is in its reach.
+
+class Kernel:
+    """The rtnetlink socket that netagent was started with: dumps, and batches of changes with an acknowledgement each.
+
+    It is all that netagent has of the host's network namespace, and no other family of netlink is in its reach.
     """
 
-    def __init__(self, passed: int | None = None) -> None:
-        self._sequence, self._buffer = 0, bytearray(1 << 16)
+    def __init__(self, passed: int) -> None:
+        self._sequence, self._buffer, self._socket = 0, bytearray(1 << 16), socket.socket(fileno=passed)
         self._known: dict[Any, tuple[list[Found], int | None]] = {}  # by parser and datagram: the last look …
         self._seen: dict[Any, tuple[list[Found], int | None]] = {}  # … and this one
-        own = (socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
-        self._socket = socket.socket(*own) if passed is None else socket.socket(fileno=passed)
-        # rtnetlink has answered when send() returns: what is not there to be read then was lost and never comes
+        # rtnetlink has answered when send() returns: what is not there to be read then was lost and never comes, and
+        # ENOBUFS has nothing to add
         self._socket.setblocking(False)
-        self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
-        self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
+        for option in (NETLINK_NO_ENOBUFS, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK):
+            self._socket.setsockopt(SOL_NETLINK, option, 1)
         self._drain()
 
     def _drain(self) -> None:
         """Read to its end what was asked before: by this process, or by another one that was killed over it."""
-        while True:
-            try:
+        try:
+            while True:
                 self._socket.recv_into(self._buffer)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno != ENOBUFS:
-                    raise
+        except BlockingIOError:
+            pass
 
     def _message(self, kind: int, flags: int, body: bytes) -> bytes:
         self._sequence += 1
@@ -251,25 +240,18 @@ class Kernel:
             raise OSError(done, f"rtnetlink dump {kind + _GET}")
 
     def _dump(self, kind: int, header: bytes, parse: Callable[[bytes], Found | None]) -> list[Found]:
-        families = (socket.AF_UNSPEC,) if kind == RTM_NEWLINK else _ANY
-        requests = [bytes([family]) + header[1:] for family in families]
+        requests = [bytes([each]) + header[1:] for each in ((socket.AF_UNSPEC,) if kind == RTM_NEWLINK else _ANY)]
         try:
             return [found for each in requests for found in self._found(kind, each, parse)]
         except OSError:  # an answer was lost: once more
             return [found for each in requests for found in self._found(kind, each, parse)]
 
-    def links(self) -> list[Found]:
-        """Every link of the namespace. With them a look at the kernel begins."""
-        self._known, self._seen = self._seen, {}
-        return self._dump(RTM_NEWLINK, bytes(IFINFOMSG.size), parse_link)
-
-    def addresses(self) -> list[Found]:
-        """Every IPv4 and IPv6 address."""
-        return self._dump(RTM_NEWADDR, bytes(IFADDRMSG.size), parse_address)
-
-    def rules(self) -> list[Found]:
-        """Every IPv4 and IPv6 rule."""
-        return self._dump(RTM_NEWRULE, bytes(FIB_RULE_HDR.size), parse_rule)
+    def all(self, kind: str) -> list[Found]:
+        """Every "link", "address" or "rule" of the namespace. With the links a look at the kernel begins."""
+        if kind == "link":
+            self._known, self._seen = self._seen, {}
+        _, number, _, header, parse = MESSAGES[kind]
+        return self._dump(number, bytes(header.size), parse)
 
     def routes(self, table: int | None, parse: Callable[[bytes], Found | None] = parse_route) -> list[Found]:
         """The routes of one table, or with None those of all tables that carry our protocol number."""
@@ -288,7 +270,7 @@ class Kernel:
             batch, first = [pack(op) for op in ops[start : start + _BATCH]], self._sequence + 1
             try:
                 self._socket.send(b"".join(self._message(kind, NLM_F_ACK | flags, body) for kind, flags, body in batch))
-                for _, sequence, body in islice(self._answers(first), len(batch)):
+                for _, (_, sequence, body) in zip(batch, self._answers(first), strict=False):
                     results[start + sequence - first] = _errno(body)
             except OSError:  # what was not answered stays None
                 pass

@@ -10,25 +10,19 @@ from __future__ import annotations
 import _signal as signal  # `signal` wraps it in enums: 3 ms of start-up
 import _socket as socket
 import os
+import pwd
 import select
-import sys
 import time
 
-from . import policy, protocol, sandbox, transaction
-from . import settings as operator
-from .audit import Audit
-from .ledger import Ledger
-from .protocol import HEADER, MAX_FRAME, SOCKET, TYPE_CHECKING, UCRED, VERSION, Malformed, raise_if
-from .rtnetlink import Kernel
+from . import audit, policy, protocol, rtnetlink, sandbox, settings, transaction
+from .protocol import HEADER, MAX_FRAME, TYPE_CHECKING, UCRED, VERSION, Malformed, raise_if
 
 if TYPE_CHECKING:
     from .shapes import Any, Iterator, Message
 
-FETCHER = "cloud-network"
-AUDIT = "/var/log/cloud-network/audit.log"
 # A frame that has begun must be whole by then, and who falls silent so long, or does not read its answer, is let go.
 _FRAME_SECONDS, _ANSWER_SECONDS = 5.0, 1.0
-_IDLE_SECONDS = 60.0  # netagent leaves after so long without a client, if systemd started it and will start it again
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _OPS_A_TOKEN = 64  # a request costs one token, and one more for so many operations
 _CREDENTIALS = socket.CMSG_LEN(UCRED.size)  # room for SCM_CREDENTIALS, and for no file that somebody hands over
 
@@ -50,31 +44,27 @@ class Bucket:
 class Server:
     """The state of the one loop."""
 
-    def __init__(self, ledger: str, log: str, rtnetlink: int | None) -> None:
-        self._settings, self._kernel = operator.load(), Kernel(rtnetlink)
-        self._audit, self._ledger = Audit(log), Ledger(ledger)
-        self._transaction = transaction.Transaction(self._kernel, self._ledger)
+    def __init__(self, ledger: str, log: str, kernel: rtnetlink.Kernel) -> None:
+        self._settings, self._kernel = settings.load(), kernel
+        self._audit, self._transaction = audit.Audit(log), transaction.Transaction(kernel, ledger)
         self._peer: Message | None = None  # who is connected
         self._deadline = 0.0  # when the open transaction is taken back unless it has been confirmed
         self._requests_left, self._complaints_left = Bucket(20, 400), Bucket(1, 100)
-        self._unlogged, self._stop = 0, False  # refusals for which the log had no patience left; whether to end
-        self._signals, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(write)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda *_: None)  # the number arrives in the pipe
-        if self._ledger.request:
-            self._roll_back("netagent ended before the change was confirmed")
+        self._unlogged = 0  # refusals for which the log had no patience left
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # but while it waits
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # KeyboardInterrupt, as SIGINT
+        signal.signal(signal.SIGHUP, lambda *_: self._reload())
+        self._roll_back("netagent ended before the change was confirmed")
 
     def _handle(self, message: Message) -> Message:
         """Do one of protocol.REQUESTS: each has its method, and there is nothing else that a client can ask for."""
-        if message["request"] in ("confirm", "rollback") and message["id"] != self._ledger.request:
+        if message["request"] in ("confirm", "rollback") and message["id"] != self._transaction.request:
             return self._refuse(message, "there is no such open transaction")
         try:
             answer: Message = getattr(self, f"_on_{message['request']}")(message)
             return answer
         except OSError as error:  # the audit log or the ledger cannot be written, or the kernel not be read
-            if self._ledger.request:
-                self._roll_back(str(error))
+            self._roll_back(str(error))
             allow = {"allow": '[Netagent] AuditFailure="continue"'} if "audit" in str(error) else {}
             return self._refuse(message, str(error), **allow)
 
@@ -82,37 +72,31 @@ class Server:
         return {"verdict": "ok" if message["version"] == VERSION else "refused", "version": VERSION}
 
     def _on_status(self, message: Message) -> Message:
-        audit = self._audit
-        return {"verdict": "ok", "open": self._ledger.request, "sequence": audit.sequence, "head": audit.head}
+        log = self._audit
+        return {"verdict": "ok", "open": self._transaction.request, "sequence": log.sequence, "head": log.head}
 
     def _view(self) -> policy.View:
-        return policy.View(self._kernel, self._settings, operator.resolvers(), self._ledger.owned)
+        return policy.View(self._kernel, self._settings, settings.resolvers(), self._transaction.owned)
 
     def _on_apply(self, message: Message) -> Message:
-        if self._ledger.request:
-            return self._refuse(message, f"the transaction {self._ledger.request} is still open")
+        if self._transaction.request:
+            return self._refuse(message, f"the transaction {self._transaction.request} is still open")
         ops, within, began, view = message["ops"], message["confirm_within"], time.monotonic(), self._view()
         try:
             undo = policy.check(ops, view)
         except policy.Refusal as refusal:
             why = dict(zip(("reason", "allow", "link"), refusal.args, strict=False))
             return self._refuse(message, position=view.position, **why)
-        errnos, failed, stayed = self._transaction.apply(message["id"], ops, undo)
-        answer: Message = {"verdict": "applied", "done": len(ops)}
-        if failed is not None:
-            errno = errnos[failed]
-            answer = {"verdict": "rolled back", "done": 0, "position": failed, "errno": errno, "not_undone": stayed}
-            answer["reason"] = os.strerror(errno) if errno else "the kernel could not be asked"
+        errnos, answer = self._transaction.apply(message["id"], ops, undo)
         done = [{**op, "errno": errno} for op, errno in zip(ops, errnos, strict=True)]
         self._log({**message, **answer, "duration_us": int((time.monotonic() - began) * 1e6), "ops": done})
-        if failed is None and not within:
+        if answer["verdict"] == "applied" and not within:
             self._transaction.commit()
         self._deadline = began + within
         return answer
 
     def _on_flush(self, message: Message) -> Message:
-        if self._ledger.request:
-            self._roll_back("a flush was asked for")
+        self._roll_back("a flush was asked for")
         return self._on_apply({**message, "ops": transaction.owned_ops(self._view()), "confirm_within": 0})
 
     def _on_confirm(self, message: Message) -> Message:
@@ -125,8 +109,10 @@ class Server:
         return {"verdict": "rolled back"}
 
     def _roll_back(self, reason: str) -> None:
-        entry = {"request": "rollback", "id": self._ledger.request, "verdict": "rolled back", "reason": reason}
-        self._log({**entry, "not_undone": self._transaction.undo()}, must=False)
+        """Take back what is open, if anything is."""
+        entry = {"request": "rollback", "id": self._transaction.request, "verdict": "rolled back", "reason": reason}
+        if self._transaction.request:
+            self._log({**entry, "not_undone": self._transaction.undo()}, must=False)
 
     def _refuse(self, message: Message, reason: str, **more: Any) -> Message:
         """Refuse, and write it down; a flood of refusals is counted in the next line that is written."""
@@ -145,7 +131,7 @@ class Server:
             self._unlogged = 0
         except OSError as error:
             reason = f"the audit log cannot be written: {error}"
-            _say(reason)
+            sandbox.say(reason)
             if must and self._settings.audit_failure == "refuse":
                 raise OSError(reason) from None
 
@@ -153,21 +139,23 @@ class Server:
 
     def run(self, listener: socket.socket, fetcher_uid: int, idle: float) -> None:
         """Serve until SIGTERM or SIGINT, or until nobody comes for `idle` seconds."""
-        while self._wait(listener, time.monotonic() + idle):
-            sock = socket.socket(fileno=listener._accept()[0])  # type: ignore[attr-defined]  # socket.accept()'s core
-            try:
-                sock.settimeout(_ANSWER_SECONDS)
-                self._serve(sock, fetcher_uid)
-            except OSError:
-                pass  # it hung up, or does not take its answer
-            if self._ledger.request:
-                self._roll_back("netagent was told to stop" if self._stop else "the client went away unconfirmed")
-            sock.close()
-            self._peer = None
+        try:
+            while self._wait(listener, time.monotonic() + idle):
+                sock = socket.socket(fileno=listener._accept()[0])  # type: ignore[attr-defined]  # accept()'s core
+                try:
+                    sock.settimeout(_ANSWER_SECONDS)
+                    self._serve(sock, fetcher_uid)
+                except OSError:
+                    pass  # it hung up, or does not take its answer
+                self._roll_back("the client went away unconfirmed")
+                sock.close()
+                self._peer = None
+        except KeyboardInterrupt:
+            self._roll_back("netagent was told to stop")
 
     def _serve(self, sock: socket.socket, fetcher_uid: int) -> None:
         pid, uid, gid = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
-        unit = operator.read(f"/proc/{pid}/cgroup").strip().rpartition("/")[2][:80]  # systemd's
+        unit = settings.read(f"/proc/{pid}/cgroup").strip().rpartition("/")[2][:80]  # systemd's
         self._peer = {"pid": pid, "uid": uid, "gid": gid, "unit": unit or None}
         if uid != fetcher_uid and not (uid == 0 and self._is_root(sock)):
             where = "" if uid else " from a container or another user namespace"
@@ -189,9 +177,9 @@ class Server:
     def _requests(self, sock: socket.socket) -> Iterator[Message]:
         """What the client asks for, until it hangs up or falls silent, or we are to stop."""
         while True:
-            end = self._deadline if self._ledger.request else time.monotonic() + _FRAME_SECONDS
+            end = self._deadline if self._transaction.request else time.monotonic() + _FRAME_SECONDS
             heard = self._wait(sock, end)
-            if self._ledger.request and time.monotonic() >= end:  # whatever else it had to say
+            if self._transaction.request and time.monotonic() >= end:  # whatever else it had to say
                 self._roll_back("not confirmed in time")
             elif heard:
                 yield self._request(sock)
@@ -203,11 +191,10 @@ class Server:
         end = time.monotonic() + _FRAME_SECONDS
         (size,) = HEADER.unpack(self._receive(sock, HEADER.size, end))
         raise_if(size > MAX_FRAME, Malformed, "a frame of {} bytes: the limit is {}", size, MAX_FRAME)
-        message = protocol.decode(self._receive(sock, size, end))
+        message: Message = protocol.decode(self._receive(sock, size, end))
         protocol.check_request(message)
         patient = self._requests_left.take(1 + len(message.get("ops", ())) // _OPS_A_TOKEN)
-        too_many = "too many requests: 20 a second, and one less for each {} operations"
-        raise_if(not patient, Malformed, too_many, _OPS_A_TOKEN)
+        raise_if(not patient, Malformed, "too many requests: 20 a second; {} operations count as one", _OPS_A_TOKEN)
         return message
 
     def _receive(self, sock: socket.socket, size: int, end: float) -> bytes:
@@ -220,67 +207,32 @@ class Server:
         return data
 
     def _wait(self, sock: socket.socket, end: float) -> bool:
-        """Whether there is something to read by then; signals are seen to meanwhile, and SIGTERM ends the wait."""
-        while not self._stop:
-            left = min(max(0.0, end - time.monotonic()), 3600.0)
-            ready, _, _ = select.select([sock.fileno(), self._signals], [], [], left)
-            if self._signals in ready:
-                numbers = os.read(self._signals, 64)
-                self._stop = signal.SIGTERM in numbers or signal.SIGINT in numbers
-                if signal.SIGHUP in numbers:
-                    self._reload()
-            elif ready or not left:
-                return bool(ready)
-        return False
+        """Whether there is something to read by then. Signals are seen to here and nowhere else."""
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            left = None if end == float("inf") else max(0.0, end - time.monotonic())
+            return bool(select.select([sock], [], [], left)[0])
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
 
     def _reload(self) -> None:
         try:
             self._audit.reopen()
-            self._settings = operator.load()
+            self._settings = settings.load()
         except (OSError, SystemExit) as error:
-            _say(f"{error}; going on with what was open and set before")
-
-
-def _say(text: str) -> None:
-    print(f"cloud-network-netagent: {text}", file=sys.stderr, flush=True)
-
-
-def _listen(path: str) -> tuple[socket.socket, int | None, float]:
-    """The socket that systemd passed, or our own at `path`; rtnetlink's if it passed one; how long to wait, idle."""
-    passed = os.environ.get("LISTEN_FDS")
-    if os.environ.get("LISTEN_PID") == str(os.getpid()) and passed in ("1", "2"):
-        return socket.socket(fileno=3), 4 if passed == "2" else None, _IDLE_SECONDS
-    if os.path.exists(path):
-        os.unlink(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    listener.bind(path)
-    os.chmod(path, 0o666)  # noqa: S103  # a refusal is audited, so strangers must get as far as that
-    listener.listen(128)
-    return listener, None, float("inf")
-
-
-def _notify(state: bytes) -> None:
-    """sd_notify(3): tell systemd, where there is one."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if path:
-        where = "\0" + path[1:] if path[0] == "@" else path
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC).sendto(state, where)
+            sandbox.say(f"{error}; going on with what was open and set before")
 
 
 def main() -> None:
-    """Entry point of cloud-network-netagent: no options, no privilege but CAP_NET_ADMIN."""
-    if len(sys.argv) > 1:
-        print("usage: cloud-network-netagent [--help]", sys.modules["cloud_network.netagent"].__doc__, sep="\n\n")
-        raise SystemExit(0 if sys.argv[1] in ("-h", "--help") else 2)
-    uid, gid = sandbox.user_id(sandbox.USER)
-    fetcher_uid, _ = sandbox.user_id(FETCHER)
-    runtime, logs = os.path.dirname(SOCKET), os.path.dirname(AUDIT)
-    for directory in (runtime, logs):
-        sandbox.own_directory(directory, uid, gid)
-    listener, rtnetlink, idle = _listen(SOCKET)
-    sandbox.enter(uid, gid, [runtime, logs])
-    server = Server(f"{runtime}/ledger", AUDIT, rtnetlink)
-    _notify(b"READY=1")
-    _say("ready")
-    server.run(listener, fetcher_uid, idle)
-    _notify(b"STOPPING=1")
+    """Serve on the sockets that systemd passed, or `start` in its place (sd_listen_fds(3)): ours, and rtnetlink's."""
+    passed = os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS")
+    raise_if(passed != "2", SystemExit, "{}: started without the two sockets of its socket unit", sandbox.USER)
+    runtime, logs = os.environ["RUNTIME_DIRECTORY"], os.environ["LOGS_DIRECTORY"]
+    fetcher_uid, manager = pwd.getpwnam("cloud-network")[2], socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    sandbox.enter([runtime, logs])
+    server = Server(f"{runtime}/ledger", f"{logs}/audit.log", rtnetlink.Kernel(4))
+    if told := os.environ.get("NOTIFY_SOCKET"):  # sd_notify(3)
+        manager.sendto(b"READY=1", "\0" + told[1:] if told[0] == "@" else told)
+    sandbox.say("ready")
+    # It leaves after so long without a client: systemd starts it again for the next one.
+    server.run(socket.socket(fileno=3), fetcher_uid, float(os.environ.get("IDLE_SECONDS", 60)))

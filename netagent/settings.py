@@ -6,8 +6,8 @@ here. A line that is not understood is an error: netagent would rather not start
 
 from __future__ import annotations
 
-from .policy import ALLOWED, parse_network, parse_networks
-from .protocol import BAND, TYPE_CHECKING, raise_if
+from .policy import parse_networks
+from .protocol import BAND, TYPE_CHECKING, pack_address, raise_if
 
 if TYPE_CHECKING:
     from .shapes import Any, Callable, Network
@@ -21,13 +21,13 @@ class Settings:
 
     table_base, priority, audit_failure = 9999, 31000, "refuse"
     exclude = allow_kinds = frozenset[str]()
-    allow_addresses: tuple[Network, ...] = ALLOWED
+    allow_addresses: tuple[Network, ...] = ()  # beside policy.ALLOWED
 
 
 def _whole(text: str, low: int, high: int) -> int:
-    fits = text.isdecimal() and low <= int(text) <= high
-    raise_if(not fits, ValueError, "accepted: a whole number in {}..{}", low, high)
-    return int(text)
+    number = int(text) if text.isdecimal() else -1
+    raise_if(not low <= number <= high, ValueError, "accepted: a whole number in {}..{}", low, high)
+    return number
 
 
 def _failure(text: str) -> str:
@@ -41,7 +41,7 @@ _KEYS: dict[tuple[str, str], tuple[str, Callable[[str], Any]]] = {
     ("Network", "RulePriority"): ("priority", lambda text: _whole(text, 1, 32766 - BAND)),
     ("Network", "Exclude"): ("exclude", lambda text: frozenset(text.split())),
     ("Netagent", "AllowKinds"): ("allow_kinds", lambda text: frozenset(text.split())),
-    ("Netagent", "AllowAddresses"): ("allow_addresses", lambda text: ALLOWED + parse_networks(text)),
+    ("Netagent", "AllowAddresses"): ("allow_addresses", parse_networks),
     ("Netagent", "AuditFailure"): ("audit_failure", _failure),
 }
 
@@ -93,12 +93,6 @@ def read(path: str) -> str:
 
 def resolvers(path: str = "/etc/resolv.conf") -> frozenset[bytes]:
     """The packed addresses of the host's name servers."""
-    found = set()
-    for words in map(str.split, read(path).splitlines()):
-        try:
-            if words[:1] == ["nameserver"]:
-                net = parse_network(words[1].partition("%")[0])
-                found.add(net[1].to_bytes(net[0]))
-        except (IndexError, ValueError):  # resolver(3) passes over it, too
-            pass
-    return frozenset(found)
+    lines = map(str.split, read(path).splitlines())
+    servers = [words[1].partition("%")[0] for words in lines if words[:1] == ["nameserver"] and len(words) > 1]
+    return frozenset(filter(None, map(pack_address, servers)))  # resolver(3) passes over what is no address, too

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import time
 from collections import defaultdict
@@ -24,7 +25,8 @@ def measure(rounds: int) -> dict[str, list[float]]:
     provider = detect(config.provider, read_dmi())
     provider.client.kinds = config.allow_kinds
     reader = kernel.Reader()
-    operator, resolvers, socket = settings.load(), settings.resolvers(), rtnetlink.Kernel()
+    opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+    operator, resolvers, netlink = settings.load(), settings.resolvers(), rtnetlink.Kernel(opened.detach())
     found = defaultdict[str, list[float]](list)
 
     @contextmanager
@@ -45,7 +47,7 @@ def measure(rounds: int) -> dict[str, list[float]]:
             for at in range(0, max(1, len(ops)), protocol.MAX_OPS):
                 protocol.encode({"request": "apply", "id": "0", "ops": ops[at : at + protocol.MAX_OPS]})
         with timed("netagent's look"):
-            view = policy.View(socket, operator, resolvers, frozenset())
+            view = policy.View(netlink, operator, resolvers, frozenset())
         with timed("netagent's checks"):
             policy.check(ops, view)
     return found

@@ -33,18 +33,12 @@ HOST = host(
 class Kernel:
     """What netagent reads, with the same content as HOST."""
 
-    def links(self) -> list[dict[str, object]]:
-        return [
-            {"link": each.ifindex, "name": each.name, "kind": each.kind, "up": True, "loopback": False, "mtu": 1500}
-            for each in HOST.links
-        ]
-
-    def routes(self, *_: object) -> list[dict[str, object]]:
-        return []
-
-    rules = routes
-
-    def addresses(self) -> list[dict[str, object]]:
+    def all(self, kind: str) -> list[dict[str, object]]:
+        if kind == "link":
+            return [
+                {"link": each.ifindex, "name": each.name, "kind": each.kind, "up": True, "loopback": False, "mtu": 1500}
+                for each in HOST.links
+            ]
         return [
             {
                 "link": ifindex,
@@ -54,7 +48,11 @@ class Kernel:
                 "protocol": policy.PROTOCOL if kernel.owned else 0,
             }
             for (ifindex, _), kernel in HOST.addresses.items()
+            if kind == "address"
         ]
+
+    def routes(self, *_: object) -> list[dict[str, object]]:
+        return []
 
 
 def test_nobodys_addresses_are_the_same() -> None:

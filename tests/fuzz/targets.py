@@ -44,16 +44,10 @@ class Recorded:
     def __init__(self) -> None:
         self._messages = {kind: list(recorded(kind)) for kind in PARSERS}
 
-    def links(self) -> list[Found]:
-        return [rtnetlink.parse_link(message) for message in self._messages["link"]]
+    def all(self, kind: str) -> list[Found]:
+        return [PARSERS[kind](message) for message in self._messages[kind]]
 
-    def addresses(self) -> list[Found]:
-        return [rtnetlink.parse_address(message) for message in self._messages["address"]]
-
-    def rules(self) -> list[Found]:
-        return [rtnetlink.parse_rule(message) for message in self._messages["rule"]]
-
-    def routes(self, table: int | None, parse: Callable[[bytes], Found] = rtnetlink.parse_route) -> list[Found]:
+    def routes(self, table: int | None, parse: Callable[[bytes], Found | None] = rtnetlink.parse_route) -> list[Found]:
         """Those of one table; with None, of all tables those that carry our protocol number."""
         wanted = [(rtnetlink.parse_route(message), message) for message in self._messages["route"]]
         mine = [
@@ -61,7 +55,7 @@ class Recorded:
             for found, message in wanted
             if (found["protocol"] == protocol.PROTOCOL if table is None else found["table"] == table)
         ]
-        return [parse(message) for message in mine]
+        return [found for message in mine if (found := parse(message))]
 
 
 class Once(Recorded):
@@ -76,21 +70,15 @@ class Once(Recorded):
             self._kept[key] = make()
         return [dict(found) for found in self._kept[key]]
 
-    def links(self) -> list[Found]:
-        return self._once("links", super().links)
+    def all(self, kind: str) -> list[Found]:
+        return self._once(kind, lambda: super(Once, self).all(kind))
 
-    def addresses(self) -> list[Found]:
-        return self._once("addresses", super().addresses)
-
-    def rules(self) -> list[Found]:
-        return self._once("rules", super().rules)
-
-    def routes(self, table: int | None, parse: Callable[[bytes], Found] = rtnetlink.parse_route) -> list[Found]:
+    def routes(self, table: int | None, parse: Callable[[bytes], Found | None] = rtnetlink.parse_route) -> list[Found]:
         return self._once((table, parse), lambda: super(Once, self).routes(table, parse))
 
 
 KERNEL = Once()
-NAMES: dict[int, str] = {found["link"]: found["name"] for found in KERNEL.links()}
+NAMES: dict[int, str] = {found["link"]: found["name"] for found in KERNEL.all("link")}
 SETTINGS = Settings()
 SETTINGS.allow_kinds = frozenset({"veth"})
 RESOLVERS = frozenset({bytes((10, 0, 2, 2)), bytes.fromhex("fd00" + "0" * 26 + "53")})
@@ -106,7 +94,7 @@ def _target(op: protocol.Op) -> tuple[Any, ...]:
 
 
 FOREIGN = {
-    *((found["link"], found["address"]) for found in KERNEL.addresses() if found["protocol"] != protocol.PROTOCOL),
+    *((found["link"], found["address"]) for found in KERNEL.all("address") if found["protocol"] != protocol.PROTOCOL),
     *(
         (found["table"], found["address"], found["prefix"])
         for found in map(rtnetlink.parse_route, recorded("route"))

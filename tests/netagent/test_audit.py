@@ -15,6 +15,11 @@ Lines = list[str]
 CNCTL = [sys.executable, "-m", "cloud_network.api.cnctl.main", "audit"]
 
 
+@pytest.fixture(autouse=True)
+def boot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BOOT_ID", "0" * 32)
+
+
 def write(path: Path, count: int) -> audit.Audit:
     log = audit.Audit(str(path))
     peer = {"pid": 7, "uid": 52092, "gid": 52092, "unit": None}

@@ -40,7 +40,7 @@ line = st.one_of(
 content = st.lists(line, max_size=8).map("\n".join)
 FIELDS = {
     "AllowKinds": ("allow_kinds", lambda text: frozenset(text.split())),
-    "AllowAddresses": ("allow_addresses", lambda text: ALLOWED + tuple(map(parse_network, text.split()))),
+    "AllowAddresses": ("allow_addresses", lambda text: tuple(map(parse_network, text.split()))),
     "AuditFailure": ("audit_failure", str),
     "RouteTableBase": ("table_base", int),
     "RulePriority": ("priority", int),
@@ -83,7 +83,7 @@ def test_what_the_fetcher_accepts_netagent_accepts(tmp_path: Path, content: str)
     found = settings.load(str(path))
     assert (found.table_base, found.priority) == (known.route_table_base, known.rule_priority)
     assert (found.exclude, found.allow_kinds) == (frozenset(known.exclude), frozenset(known.allow_kinds))
-    ours = {(net[0], net[1].to_bytes(net[0]), net[0] * 8 - net[2]) for net in found.allow_addresses}
+    ours = {(net[0], net[1].to_bytes(net[0]), net[0] * 8 - net[2]) for net in ALLOWED + found.allow_addresses}
     assert ours == {
         (len(net.network_address.packed), net.network_address.packed, net.prefixlen) for net in known.allow_addresses
     }
@@ -93,7 +93,7 @@ def test_what_the_fetcher_accepts_netagent_accepts(tmp_path: Path, content: str)
 def test_the_defaults_are_the_fetcher_s() -> None:
     found, known = settings.load("/nonexistent"), config.Config()
     assert (found.table_base, found.priority) == (known.route_table_base, known.rule_priority)
-    assert sorted(found.allow_addresses) == sorted(parse_network(str(net)) for net in known.allow_addresses)
+    assert sorted(ALLOWED + found.allow_addresses) == sorted(parse_network(str(net)) for net in known.allow_addresses)
 
 
 @pytest.mark.parametrize(

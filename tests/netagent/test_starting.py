@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from cloud_network.netagent.start import BECOME, LOGS, RUNTIME, USER
 
 from tests.lab import Lab
 from tests.netagent.conftest import answers, start
-from tests.netagent.wire import AUDIT, CONFIG, Wire, address, audit_lines, ifindex
+from tests.netagent.wire import CONFIG, Wire, address, audit_lines, ifindex
 
 NETAGENT = str(Path(sys.executable).parent / "cloud-network-netagent")
-USER = "cloud-network-netagent"
 ACTIVATE = """
 import ctypes, os, socket, struct, sys
 listener = socket.socket(socket.AF_UNIX)
@@ -25,22 +25,23 @@ os.chmod(sys.argv[1], 0o666)
 listener.listen()
 os.dup2(listener.fileno(), 3)
 os.set_inheritable(3, True)
-if sys.argv[3] == "2":
-    rtnetlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
-    rtnetlink.send(struct.pack("=IHHII", 16, 1, 5, 1, 0))  # NLMSG_NOOP, and its acknowledgement is not read
-    os.dup2(rtnetlink.fileno(), 4)
-    os.set_inheritable(4, True)
-    if ctypes.CDLL(None).unshare(0x40000000):  # CLONE_NEWNET
-        sys.exit("unshare")
-os.environ |= {"LISTEN_FDS": sys.argv[3], "LISTEN_PID": str(os.getpid())}
-code = "from cloud_network.netagent import server; server._IDLE_SECONDS = 1.0; server.main()"
-os.execv(sys.argv[2], [sys.argv[2], "-c", code])
+rtnetlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+rtnetlink.send(struct.pack("=IHHII", 16, 1, 5, 1, 0))  # NLMSG_NOOP, and its acknowledgement is not read
+os.dup2(rtnetlink.fileno(), 4)
+os.set_inheritable(4, True)
+if ctypes.CDLL(None).unshare(0x40000000):  # CLONE_NEWNET: systemd has it in a network namespace of its own
+    sys.exit("unshare")
+os.environ |= {"LISTEN_FDS": "2", "LISTEN_PID": str(os.getpid()), "IDLE_SECONDS": "1"}
+os.environ |= {"RUNTIME_DIRECTORY": "/run/cloud-network-netagent", "LOGS_DIRECTORY": "/var/log/cloud-network"}
+os.environ["BOOT_ID"] = "0" * 32
+code = "from cloud_network.netagent.server import main; main()"
+os.execvp(sys.argv[3], [*sys.argv[3:], "--", sys.argv[2], "-c", code])
 """
 
 
 def started_with(lab: Lab, *setpriv: str) -> subprocess.CompletedProcess[str]:
     """netagent's end, when it is started by its user and not by root."""
-    for directory in ("/run/cloud-network-netagent", str(Path(AUDIT).parent)):
+    for directory in (RUNTIME, LOGS):
         lab.run(["install", "-d", "-o", USER, "-g", USER, directory])
     lab.run(["rm", "-f", "/run/cloud-network-netagent/netagent.sock"])
     argv = ["setpriv", "--reuid", USER, "--regid", USER, *setpriv, "--", "timeout", "1", NETAGENT]
@@ -50,12 +51,12 @@ def started_with(lab: Lab, *setpriv: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("setpriv", "said"),
     [
-        (["--clear-groups"], "CapPrm is 0000000000000000, not 1000 (CAP_NET_ADMIN is 1000). Start it as root; or"),
+        (["--clear-groups"], "CapPrm is 0000000000000000, not 0000000000001000. Start it as root; or"),
         (["--clear-groups", *("--inh-caps=+net_admin", "--ambient-caps=+net_admin")], "CapBnd is"),
         (["--groups=0", *("--inh-caps", "+net_admin"), *("--ambient-caps", "+net_admin")], "CapBnd is"),
         (
             ["--groups=0", "--inh-caps=-all,+net_admin", "--ambient-caps=+net_admin", "--bounding-set=-all,+net_admin"],
-            "Groups '0 '",
+            "Groups is 0, not 52091",
         ),
     ],
 )
@@ -77,11 +78,10 @@ def test_with_just_what_it_wants_it_starts(lab: Lab) -> None:
     assert done.stderr.splitlines()[0] == "cloud-network-netagent: ready"
 
 
-@pytest.mark.parametrize("passed", ["1", "2"], ids=["its socket", "rtnetlink's too, and another network namespace"])
-def test_without_work_it_leaves_when_there_is_somebody_to_start_it_again(lab: Lab, passed: str) -> None:
+def test_without_work_it_leaves_when_there_is_somebody_to_start_it_again(lab: Lab) -> None:
     lab.stop("netagent")
     socket_path = "/run/cloud-network-netagent/netagent.sock"
-    argv = ["/usr/bin/python3", "-c", ACTIVATE, socket_path, sys.executable, passed]
+    argv = ["/usr/bin/python3", "-c", ACTIVATE, socket_path, sys.executable, *BECOME]
     process = lab.instance.popen(argv, stderr=subprocess.PIPE)
     on = ifindex(lab, "eth0")
     lab.wait_for(lambda: answers(lab))
@@ -96,6 +96,17 @@ def test_without_work_it_leaves_when_there_is_somebody_to_start_it_again(lab: La
     assert audit_lines(lab)[-1]["verdict"] == "confirmed"
 
 
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_without_both_sockets_it_does_not_start(number: int) -> None:
+    code = (
+        f"import os; os.environ |= {{'LISTEN_FDS': '{number}', 'LISTEN_PID': str(os.getpid())}}\n"
+        "from cloud_network.netagent.server import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("cloud-network-netagent: started without the two sockets of its socket unit")
+
+
 def test_started_by_hand_it_stays(lab: Lab) -> None:
     lab.stop("netagent")
     lab.write_config(CONFIG)
@@ -104,24 +115,35 @@ def test_started_by_hand_it_stays(lab: Lab) -> None:
         lab.wait_for(lambda: not lab.daemons.running("netagent"), timeout=2)
 
 
-def test_what_the_securebits_say() -> None:
-    """Read by the process itself: there is no other way to see them."""
+def test_what_setpriv_leaves(lab: Lab) -> None:
+    """Read by the process itself: there is no other way to see securebits, and they outlive execve(2)."""
     code = (
-        "import os, prctl; from cloud_network.netagent import sandbox, confine\n"
-        "confine.limit = lambda: None; confine.restrict_calls = lambda: None\n"
-        "sandbox.enter(65534, 65534, ['/tmp'])\n"
-        "print(prctl.get_securebits(), prctl.get_keepcaps(), os.getresuid())\n"
+        "import os, prctl\n"
+        "print(bin(prctl.get_securebits()), prctl.get_keepcaps(), len(set(os.getresuid())), os.getgroups())\n"
         "try: prctl.set_securebits(0)\nexcept OSError as error: print(error.errno)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == f"{0b101111} False (65534, 65534, 65534)\n1\n"
+    done = lab.run([*BECOME, "--", sys.executable, "-c", code])
+    assert done.stdout == "0b101111 False 1 []\n1\n"
+
+
+def test_what_starts_it_is_not_in_the_process_that_serves(lab: Lab) -> None:
+    lab.stop("netagent")
+    code = """
+from cloud_network.netagent import start
+tell = "import sys; from cloud_network.netagent.server import Server; Server.run = lambda *_: print(*sys.modules); "
+start._SERVER = start._SERVER.replace("from cloud", tell + "from cloud", 1)
+start.main()
+"""
+    modules = set(lab.run([sys.executable, "-c", code]).stdout.split())
+    assert {"cloud_network.netagent.server", "cloud_network.netagent.sandbox"} < modules
+    assert not modules & {"cloud_network.netagent.start", "prctl", "re", "site"}
 
 
 def test_whatever_root_s_umask_everybody_may_look_into_its_directories(tmp_path: Path) -> None:
     """The socket lies in one of them, and the log in the other."""
     code = (
-        "import os, sys; from cloud_network.netagent import sandbox\n"
-        "os.umask(0o077); sandbox.own_directory(sys.argv[1], 65534, 65534)"
+        "import os, sys; from cloud_network.netagent import start\n"
+        "os.umask(0o077); start.own_directory(sys.argv[1], 65534, 65534)"
     )
     own = tmp_path / "log" / "own"
     subprocess.run([sys.executable, "-c", code, str(own)], check=True)
