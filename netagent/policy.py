@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from .protocol import BAND, OPS, PROTOCOL, TABLE_LOCAL, TABLE_MAIN, TYPE_CHECKING, pack_address, raise_if, text
-from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_SECONDARY, parse_default
+from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_SECONDARY
 
 if TYPE_CHECKING:
     from .rtnetlink import Kernel
@@ -94,21 +94,21 @@ class View:
         self.subnets: dict[int, set[Network]] = defaultdict(set)  # on link, by link
         self.gateways: dict[bytes, set[int]] = defaultdict(set, {resolver: set() for resolver in resolvers})
         self._routes: dict[int, dict[Network, Found]] = {}
-        addresses, main = kernel.all("address"), kernel.routes(TABLE_MAIN)
+        addresses = [each for index in self.links for each in kernel.all("address", index)]  # few links' have changed
+        main = kernel.routes(TABLE_MAIN)
         self._tagged = any(address["protocol"] is not None for address in addresses)  # the kernel knows IFA_PROTO
         self.addresses: dict[tuple[int, bytes], Found] = {(each["link"], each["address"]): each for each in addresses}
         self.holders: dict[bytes, int] = {each["address"]: each["link"] for each in addresses}
-        nets = [each for each in addresses if each["prefix"] < len(each["address"]) * 8]  # thousands are not
-        for each in nets:
-            self.subnets[each["link"]].add(net_of(each))
-        for route in [*main, *kernel.routes(None, parse_default)]:
+        nets = (each for each in addresses if each["prefix"] < len(each["address"]) * 8)  # thousands are not
+        held = [(each["link"], net_of(each), self.owns(each)) for each in nets]
+        for route in [*main, *(each for each in kernel.routes(None) if not each["prefix"])]:
             if route["gateway"] is not None:
                 self.gateways[route["gateway"]].add(route["link"])
         foreign = [route for route in main if route["protocol"] != PROTOCOL and route["prefix"]]
         direct = [(route["link"], net_of(route), route["protocol"]) for route in foreign if route["gateway"] is None]
-        for index, net, _ in direct:
+        for index, net, _ in held + direct:
             self.subnets[index].add(net)
-        wide = {(each["link"], net_of(each)) for each in nets if not self.owns(each)}
+        wide = {(index, net) for index, net, ours in held if not ours}
         # What a link may claim, because an operator did, or DHCP or a router (RTPROT_DHCP, RTPROT_RA; of IPv6 also
         # RTPROT_KERNEL: the kernel itself heard the router; or else it is of an address with a prefix, and netagent
         # gives none but what is allowed).
@@ -123,13 +123,6 @@ class View:
         """Whether netagent put the address there: IFA_PROTO says so, or the ledger where the kernel has none."""
         key = address["link"], address["address"]
         return bool(address["protocol"] == PROTOCOL if self._tagged else key in self._owned)
-
-    def add_address(self, address: Found) -> None:
-        """From here on the link has this address."""
-        self.addresses[address["link"], address["address"]] = address
-        self.holders[address["address"]] = address["link"]
-        if net_of(address)[2]:
-            self.subnets[address["link"]].add(net_of(address))
 
     def routes(self, table: int) -> dict[Network, Found]:
         """The routes of a table, the preferred one where several metrics differ."""
@@ -233,7 +226,9 @@ def _address_add(op: Op, view: View) -> Op:
     refuse_if(packed in view.holders, "link {} has {} already", view.holders.get(packed), packed)
     edge = len(packed) == 4 and net[2] > 1 and int.from_bytes(packed) - net[1] in (0, (1 << net[2]) - 1)
     refuse_if(edge, "{} is the network's or broadcast address of its subnet", shown)
-    view.add_address({**op, "flags": 0, "protocol": PROTOCOL})
+    view.addresses[index, packed], view.holders[packed] = {**op, "flags": 0, "protocol": PROTOCOL}, index
+    if net[2]:
+        view.subnets[index].add(net)
     return {"op": "address_remove", "link": index, "address": packed, "prefix": op["prefix"]}
 
 

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 VERSION = 2
 SOCKET = "/run/cloud-network-netagent/netagent.sock"
-MAX_FRAME = 1 << 20
-MAX_OPS = 4096
+MAX_FRAME, MAX_OPS = 1 << 20, 4096
 HEADER = Struct(">I")
 UCRED = Struct("=iII")  # struct ucred of linux/socket.h: pid, uid, gid
 ROOT = UCRED.pack(1, 0, 0)  # the SCM_CREDENTIALS that root's first byte, before the first frame, must come with

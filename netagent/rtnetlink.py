@@ -8,10 +8,11 @@ byte for byte against pyroute2's encoder. What comes out of a dump has the keys 
 from __future__ import annotations
 
 import _socket as socket  # the part of `socket` in C: the rest costs 3 ms of start-up and is not used here
-from errno import ENOBUFS, ENOENT
+import select
+from errno import ENODEV, ENOENT
 from struct import Struct
 
-from .protocol import PROTOCOL, TABLE_LOCAL, TYPE_CHECKING
+from .protocol import PROTOCOL, TABLE_LOCAL, TYPE_CHECKING, raise_if
 
 if TYPE_CHECKING:
     from .shapes import Any, Callable, Found, Iterator, Op, Packed, Parts
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 NLMSGHDR = Struct("=IHHII")  # struct nlmsghdr: len, type, flags, seq, pid
 RTATTR, _U32 = Struct("=HH"), Struct("=HHI")  # struct rtattr: len, type; and a whole attribute of 32 bits
 IFINFOMSG = Struct("=BxHiII")  # family, pad, type, index, flags, change
-IFADDRMSG = Struct("=BBBBI")  # family, prefixlen, flags, scope, index
+IFADDRMSG, _INDEX = Struct("=BBBBI"), Struct("=I")  # family, prefixlen, flags, scope, index; and that alone
 RTMSG = Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 FIB_RULE_HDR = RTMSG  # the same sizes: family, dst_len, src_len, tos, table, res1, res2, action, flags
 
@@ -36,6 +37,7 @@ FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_PRIORITY, FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, 
 RTN_UNICAST, RTN_LOCAL, FR_ACT_TO_TBL = 1, 2, 1
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST = 0, 253, 254
 SOL_NETLINK, NETLINK_NO_ENOBUFS, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK = 270, 5, 10, 12
+_LARGEST = 1 << 16  # bytes of a datagram: the kernel makes dumps of 32 KiB
 _BATCH = 128  # messages a send: their acknowledgements fit the default receive buffer (net.core.rmem_default)
 _FAMILY = {4: socket.AF_INET, 16: socket.AF_INET6}  # by the length of an address
 _ANY = {family: bytes(length) for length, family in _FAMILY.items()}
@@ -105,6 +107,10 @@ def _unpack(header: Struct, message: bytes) -> tuple[Any, dict[int, bytes]]:
     return header.unpack_from(message), found
 
 
+def _message(number: int, kind: int, flags: int, body: bytes) -> bytes:
+    return NLMSGHDR.pack(NLMSGHDR.size + len(body), kind, NLM_F_REQUEST | flags, number, 0) + body
+
+
 def _messages(datagram: bytes) -> Iterator[tuple[int, int, bytes]]:
     """(type, sequence, what follows struct nlmsghdr) of each."""
     offset = 0
@@ -114,15 +120,11 @@ def _messages(datagram: bytes) -> Iterator[tuple[int, int, bytes]]:
         offset += (length + 3) & ~3
 
 
-def _parsed(datagram: bytes, kind: int, parse: Callable[[bytes], Found | None]) -> tuple[list[Found], int | None]:
+def _parsed(datagram: bytes, kind: int, parse: Callable[[bytes], Found]) -> tuple[list[Found], int | None]:
     """What a dump's datagram holds, and an errno if it is the last one. Dumps have the number 0, changes others."""
-    found, done = [], None
-    for answer, sequence, body in _messages(datagram):
-        if answer == kind and not sequence and (one := parse(body)):
-            found.append(one)
-        elif answer in (NLMSG_ERROR, NLMSG_DONE) and not sequence:
-            done = _errno(body)
-    return found, done
+    answers = [(answer, body) for answer, number, body in _messages(datagram) if not number]
+    ends = (_errno(body) for answer, body in answers if answer != kind)
+    return [parse(body) for answer, body in answers if answer == kind], next(ends, None)
 
 
 def _number(found: dict[int, bytes], kind: int, default: int = 0) -> int:
@@ -162,11 +164,6 @@ def parse_route(message: bytes) -> Found:
     return {**where, "link": link, "gateway": gateway, "protocol": protocol, "metric": _number(found, RTA_PRIORITY)}
 
 
-def parse_default(message: bytes) -> Found | None:
-    """Of a default route; other routes are not even unpacked."""
-    return None if message[1] else parse_route(message)
-
-
 def parse_rule(message: bytes) -> Found:
     """The keys of rule_add, and protocol."""
     (family, to, source, _, table, _, _, _, _), found = _unpack(FIB_RULE_HDR, message)
@@ -193,7 +190,7 @@ class Kernel:
     """
 
     def __init__(self, passed: int) -> None:
-        self._sequence, self._buffer, self._socket = 0, bytearray(1 << 16), socket.socket(fileno=passed)
+        self._sequence, self._socket = 0, socket.socket(fileno=passed)
         self._known: dict[Any, tuple[list[Found], int | None]] = {}  # by parser and datagram: the last look …
         self._seen: dict[Any, tuple[list[Found], int | None]] = {}  # … and this one
         # rtnetlink has answered when send() returns: what is not there to be read then was lost and never comes, and
@@ -201,63 +198,50 @@ class Kernel:
         self._socket.setblocking(False)
         for option in (NETLINK_NO_ENOBUFS, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK):
             self._socket.setsockopt(SOL_NETLINK, option, 1)
-        self._drain()
 
     def _drain(self) -> None:
         """Read to its end what was asked before: by this process, or by another one that was killed over it."""
-        try:
-            while True:
-                self._socket.recv_into(self._buffer)
-        except BlockingIOError:
-            pass
-
-    def _message(self, kind: int, flags: int, body: bytes) -> bytes:
-        self._sequence += 1
-        return NLMSGHDR.pack(NLMSGHDR.size + len(body), kind, NLM_F_REQUEST | flags, self._sequence, 0) + body
+        while select.select([self._socket], [], [], 0)[0]:
+            self._receive()
 
     def _receive(self) -> bytes:
-        size = self._socket.recv_into(self._buffer, 0, socket.MSG_TRUNC)
-        if size > len(self._buffer):
-            raise OSError(ENOBUFS, "a netlink datagram larger than the buffer")
-        return bytes(memoryview(self._buffer)[:size])
+        datagram, _, flags, _ = self._socket.recvmsg(_LARGEST)
+        raise_if(flags & socket.MSG_TRUNC, OSError, "a netlink datagram of more than {} bytes", _LARGEST)
+        return datagram
 
-    def _answers(self, first: int) -> Iterator[tuple[int, int, bytes]]:
-        """To the messages from `first` on, and no end of it."""
-        while True:
-            yield from (each for each in _messages(self._receive()) if first <= each[1] <= self._sequence)
-
-    def _found(self, kind: int, header: bytes, parse: Callable[[bytes], Found | None]) -> Iterator[Found]:
+    def _found(self, kind: int, header: bytes, parse: Callable[[bytes], Found]) -> Iterator[Found]:
         """What a dump consists of. A datagram that was in the last look as well is not parsed again."""
         self._drain()
-        request = NLMSGHDR.pack(NLMSGHDR.size + len(header), kind + _GET, NLM_F_REQUEST | NLM_F_DUMP, 0, 0)
-        self._socket.send(request + header)
+        self._socket.send(_message(0, kind + _GET, NLM_F_DUMP, header))
         done: int | None = None
         while done is None:
             key = (parse, self._receive())
             self._seen[key] = found, done = self._known.get(key) or _parsed(key[1], kind, parse)
             yield from found
-        if done not in (0, ENOENT):  # ENOENT: the table has never been used
-            raise OSError(done, f"rtnetlink dump {kind + _GET}")
+        # No error: the table has never been used, or the link is there no more.
+        raise_if(done not in (0, ENOENT, ENODEV), OSError, "rtnetlink dump {}: errno {}", kind + _GET, done)
 
-    def _dump(self, kind: int, header: bytes, parse: Callable[[bytes], Found | None]) -> list[Found]:
-        requests = [bytes([each]) + header[1:] for each in ((socket.AF_UNSPEC,) if kind == RTM_NEWLINK else _ANY)]
+    def _dump(self, kind: int, header: bytes, parse: Callable[[bytes], Found]) -> list[Found]:
+        # links have no family, and addresses are asked for link by link: of all at once
+        requests = [bytes([each]) + header[1:] for each in (_ANY if kind > RTM_NEWADDR else (socket.AF_UNSPEC,))]
         try:
             return [found for each in requests for found in self._found(kind, each, parse)]
         except OSError:  # an answer was lost: once more
             return [found for each in requests for found in self._found(kind, each, parse)]
 
-    def all(self, kind: str) -> list[Found]:
-        """Every "link", "address" or "rule" of the namespace. With the links a look at the kernel begins."""
+    def all(self, kind: str, index: int = 0) -> list[Found]:
+        """Every "link", "address" (or those of one link) or "rule" of the namespace. With the links a look at the
+        kernel begins."""
         if kind == "link":
             self._known, self._seen = self._seen, {}
         _, number, _, header, parse = MESSAGES[kind]
-        return self._dump(number, bytes(header.size), parse)
+        return self._dump(number, bytes(header.size - _INDEX.size) + _INDEX.pack(index), parse)
 
-    def routes(self, table: int | None, parse: Callable[[bytes], Found | None] = parse_route) -> list[Found]:
+    def routes(self, table: int | None) -> list[Found]:
         """The routes of one table, or with None those of all tables that carry our protocol number."""
         if table is None:
-            return self._dump(RTM_NEWROUTE, RTMSG.pack(0, 0, 0, 0, 0, PROTOCOL, 0, 0, 0), parse)
-        return self._dump(RTM_NEWROUTE, bytes(RTMSG.size) + _U32.pack(8, RTA_TABLE, table), parse)
+            return self._dump(RTM_NEWROUTE, RTMSG.pack(0, 0, 0, 0, 0, PROTOCOL, 0, 0, 0), parse_route)
+        return self._dump(RTM_NEWROUTE, bytes(RTMSG.size) + _U32.pack(8, RTA_TABLE, table), parse_route)
 
     def change(self, ops: list[Op], *, stop: bool = True) -> list[int | None]:
         """Hand `ops` to the kernel in order; an errno each, 0 for done, None for not tried or not known.
@@ -268,10 +252,14 @@ class Kernel:
         results: list[int | None] = [None] * len(ops)
         for start in range(0, len(ops), _BATCH):
             batch, first = [pack(op) for op in ops[start : start + _BATCH]], self._sequence + 1
+            self._sequence += len(batch)
+            sent = [_message(at, kind, NLM_F_ACK | flags, body) for at, (kind, flags, body) in enumerate(batch, first)]
             try:
-                self._socket.send(b"".join(self._message(kind, NLM_F_ACK | flags, body) for kind, flags, body in batch))
-                for _, (_, sequence, body) in zip(batch, self._answers(first), strict=False):
-                    results[start + sequence - first] = _errno(body)
+                self._socket.send(b"".join(sent))
+                while results[start + len(batch) - 1] is None:  # they are answered in order
+                    for _, number, body in _messages(self._receive()):
+                        if first <= number <= self._sequence:
+                            results[start + number - first] = _errno(body)
             except OSError:  # what was not answered stays None
                 pass
             if stop and any(errno != 0 for errno in results[start : start + _BATCH]):

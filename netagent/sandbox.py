@@ -106,6 +106,5 @@ def restrict_calls() -> None:
 
 def _check(result: int, what: str) -> None:
     """SystemExit for a call that failed: libc says -1 and keeps the errno, libseccomp says it, negative."""
-    if result < 0:
-        why = os.strerror(ctypes.get_errno() if result == -1 else -result)
-        raise SystemExit(f"{USER}: {what}: {why}; will not start without it")
+    why = os.strerror(ctypes.get_errno() if result == -1 else -result)
+    raise_if(result < 0, SystemExit, "{}: {}: {}; will not start without it", USER, what, why)

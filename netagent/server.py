@@ -61,8 +61,7 @@ class Server:
         if message["request"] in ("confirm", "rollback") and message["id"] != self._transaction.request:
             return self._refuse(message, "there is no such open transaction")
         try:
-            answer: Message = getattr(self, f"_on_{message['request']}")(message)
-            return answer
+            return getattr(self, f"_on_{message['request']}")(message)  # type: ignore[no-any-return]
         except OSError as error:  # the audit log or the ledger cannot be written, or the kernel not be read
             self._roll_back(str(error))
             allow = {"allow": '[Netagent] AuditFailure="continue"'} if "audit" in str(error) else {}
@@ -149,7 +148,6 @@ class Server:
                     pass  # it hung up, or does not take its answer
                 self._roll_back("the client went away unconfirmed")
                 sock.close()
-                self._peer = None
         except KeyboardInterrupt:
             self._roll_back("netagent was told to stop")
 

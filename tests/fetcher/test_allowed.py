@@ -33,7 +33,7 @@ HOST = host(
 class Kernel:
     """What netagent reads, with the same content as HOST."""
 
-    def all(self, kind: str) -> list[dict[str, object]]:
+    def all(self, kind: str, index: int = 0) -> list[dict[str, object]]:
         if kind == "link":
             return [
                 {"link": each.ifindex, "name": each.name, "kind": each.kind, "up": True, "loopback": False, "mtu": 1500}
@@ -48,6 +48,7 @@ class Kernel:
                 "protocol": policy.PROTOCOL if kernel.owned else 0,
             }
             for (ifindex, _), kernel in HOST.addresses.items()
+            if index in (0, ifindex)
             if kind == "address"
         ]
 

@@ -44,18 +44,18 @@ class Recorded:
     def __init__(self) -> None:
         self._messages = {kind: list(recorded(kind)) for kind in PARSERS}
 
-    def all(self, kind: str) -> list[Found]:
-        return [PARSERS[kind](message) for message in self._messages[kind]]
+    def all(self, kind: str, index: int = 0) -> list[Found]:
+        found = [PARSERS[kind](message) for message in self._messages[kind]]
+        return [each for each in found if index in (0, each.get("link"))]
 
-    def routes(self, table: int | None, parse: Callable[[bytes], Found | None] = rtnetlink.parse_route) -> list[Found]:
+    def routes(self, table: int | None) -> list[Found]:
         """Those of one table; with None, of all tables those that carry our protocol number."""
-        wanted = [(rtnetlink.parse_route(message), message) for message in self._messages["route"]]
-        mine = [
-            message
-            for found, message in wanted
-            if (found["protocol"] == protocol.PROTOCOL if table is None else found["table"] == table)
+        found = map(rtnetlink.parse_route, self._messages["route"])
+        return [
+            each
+            for each in found
+            if (each["protocol"] == protocol.PROTOCOL if table is None else each["table"] == table)
         ]
-        return [found for message in mine if (found := parse(message))]
 
 
 class Once(Recorded):
@@ -70,11 +70,11 @@ class Once(Recorded):
             self._kept[key] = make()
         return [dict(found) for found in self._kept[key]]
 
-    def all(self, kind: str) -> list[Found]:
-        return self._once(kind, lambda: super(Once, self).all(kind))
+    def all(self, kind: str, index: int = 0) -> list[Found]:
+        return self._once((kind, index), lambda: super(Once, self).all(kind, index))
 
-    def routes(self, table: int | None, parse: Callable[[bytes], Found | None] = rtnetlink.parse_route) -> list[Found]:
-        return self._once((table, parse), lambda: super(Once, self).routes(table, parse))
+    def routes(self, table: int | None) -> list[Found]:
+        return self._once(table, lambda: super(Once, self).routes(table))
 
 
 KERNEL = Once()

@@ -13,7 +13,7 @@ import cloud_network.netagent
 
 ROOM = Path(cloud_network.netagent.__file__).parent
 NOT_IN_THE_PROCESS = {"shapes", "start"}  # what mypy alone reads; what is gone when the server is there
-LINES = 918
+LINES = 900
 LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 MODULES = {
