@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import io
 from itertools import pairwise
 
 import pytest
@@ -15,7 +18,7 @@ from cloud_network.fetcher.http1 import (
     read_head,
     request,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -160,3 +163,75 @@ def test_a_target_that_would_make_another_request(target: str) -> None:
 def test_a_field_that_would_make_another_request(name: str, value: str) -> None:
     with pytest.raises(ValueError, match="no field"):
         request("GET", "/", {name: value})
+
+
+# — beside http.client, and with bytes of any sort
+
+
+class Bytes:
+    """A socket as http.client sees it."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def makefile(self, _mode: str) -> io.BytesIO:
+        return io.BytesIO(self._data)
+
+
+NAMES = st.from_regex(r"[A-Za-z][A-Za-z0-9-]{0,12}", fullmatch=True).filter(
+    lambda name: name.lower() not in ("content-length", "transfer-encoding", "connection")
+)
+VALUES = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=20).map(str.strip)
+
+
+@given(
+    status=st.integers(200, 599),
+    fields=st.dictionaries(NAMES, VALUES, max_size=5),
+    body=st.binary(max_size=80),
+    way=st.sampled_from(["length", "chunked", "end"]),
+    cuts=st.lists(st.integers(0, 200), max_size=6),
+)
+def test_the_librarys_reading_is_ours(
+    status: int, fields: dict[str, str], body: bytes, way: str, cuts: list[int]
+) -> None:
+    fields = {name.lower(): value for name, value in fields.items()}
+    lines = [f"HTTP/1.1 {status} Said", *(f"{name}: {value}" for name, value in fields.items())]
+    data = body
+    if way == "length":
+        lines.append(f"Content-Length: {len(body)}")
+    elif way == "chunked":
+        lines.append("Transfer-Encoding: chunked")
+        data = (b"%x\r\n%s\r\n" % (len(body), body) if body else b"") + b"0\r\n\r\n"
+    whole = "\r\n".join((*lines, "", "")).encode() + data
+    theirs = http.client.HTTPResponse(Bytes(whole))  # type: ignore[arg-type]
+    theirs.begin()
+    said = theirs.read()
+    head, found, _ = answer(whole, *(cut for cut in cuts if cut < len(whole)))
+    assert (head.status, found) == (theirs.status, said)
+    assert {name: head.fields[name] for name in fields} == {name: theirs.headers[name] for name in fields}
+    assert head.lasts is not theirs.will_close
+
+
+PIECES = st.sampled_from(
+    [
+        OK,
+        CHUNKED,
+        b"\r\n",
+        b"\n",
+        b"Content-Length: 5\r\n",
+        b"5\r\n",
+        b"0\r\n\r\n",
+        b"HTTP/1.1 100 C\r\n\r\n",
+        b":",
+        b" ",
+    ]
+)
+
+
+@settings(max_examples=400)
+@given(st.lists(st.one_of(PIECES, st.binary(max_size=12)), max_size=10).map(b"".join), st.integers(0, 60))
+def test_bytes_of_any_sort_are_an_answer_or_one_of_three_errors(data: bytes, cut: int) -> None:
+    for given_data in (data, data[:cut]):
+        with contextlib.suppress(NoAnswerError, NoBodyError, TooLargeError):
+            _, body, _ = answer(given_data, most=50)
+            assert len(body) <= 50
