@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable
 
 from cloud_network.fetcher import kernel, report
-from cloud_network.fetcher.agent import Agent, AgentError
+from cloud_network.fetcher.agent import Agent
+from cloud_network.fetcher.changes import NETAGENT_AWAY, Changes, Outcome, count
 from cloud_network.fetcher.config import Config, Purge
 from cloud_network.fetcher.desired import desired
 from cloud_network.fetcher.errors import Errors, now
@@ -23,14 +24,13 @@ from cloud_network.fetcher.kept import Kept
 from cloud_network.fetcher.lag import Lag
 from cloud_network.fetcher.lookahead import PlanAnswer, look_ahead
 from cloud_network.fetcher.model import Instance, MetadataError
-from cloud_network.fetcher.objects import Actual, Desired, Link
+from cloud_network.fetcher.objects import Actual, Desired
 from cloud_network.fetcher.patience import Patience
-from cloud_network.fetcher.plan import Plan, Verb, in_ip_syntax, of_link, plan
-from cloud_network.fetcher.probe import Gateways
+from cloud_network.fetcher.plan import Plan, Verb, plan
 from cloud_network.fetcher.providers import Provider, Waiting
 from cloud_network.fetcher.publish import Publisher
 from cloud_network.fetcher.state import StateDirectory
-from cloud_network.fetcher.status import NetagentStatus, Status
+from cloud_network.fetcher.status import Status
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +40,7 @@ _SETTLE = 0.05  # seconds that a burst of kernel events is given to end …
 _TRUST = 600.0  # … and until the kernel is looked at though it has said nothing …
 _PACE = 0.5  # … and between two looks at the kernel on their account
 _LONGEST_RETRY = 60.0
-_NETAGENT_AWAY = 5.0  # a restart takes less, and asking costs nothing
 _NOBODY_THERE = 5.0  # after a read that nobody answered, until a change in the kernel is a reason for the next
-_FORGET = 120.0  # a plan that comes up again after so long is a new one
 _REFUSALS = 5  # changes that netagent refuses, each left out, before the rest waits for the next pass
 
 
@@ -76,10 +74,8 @@ class Reconciler:
         self._read_at = self._put_off = -math.inf  # the last read began; the server does not want to be asked until …
         self._unproven: Instance | None = None  # a read that would take something away, and waits for a second one
         self._read_retry = Patience(_SHORTLY, _LONGEST_RETRY)
-        self._plan_retry = Patience(_SHORTLY, _LONGEST_RETRY)
-        self._tried: Plan = ()
-        self._tried_at, self._try_again = -math.inf, -math.inf
         self._fights, self._kept, self._kernel = Fights(), Kept(), kernel.Reader()
+        self._changes = Changes(provider, self._publisher.status, self._errors, self._fights, say)
         self._compared_at = -math.inf
         self._actual: Actual | None = None  # the last look at the kernel, as long as it has said nothing since
         self._looked_at = -math.inf
@@ -122,9 +118,8 @@ class Reconciler:
 
     def _hurry(self) -> None:
         self._read_retry.reset()
-        self._plan_retry.reset()
+        self._changes.hurry()
         self._fights.hurry()
-        self._tried = ()
 
     def plan_now(self) -> PlanAnswer:
         """As asked for: what a refresh would change; nothing is changed, and what is read is not kept."""
@@ -137,7 +132,7 @@ class Reconciler:
         """As asked for, or by Purge=: have netagent take away all that is owned, and leave it so until refresh_now."""
         with Agent() as agent:
             verdict = agent.flush()
-        self._note(verdict.verdict, verdict.request, verdict.reason, verdict.ops)
+        self._changes.note(verdict.verdict, verdict.request, verdict.reason, verdict.ops)
         answer = flush_answer(verdict)
         self._let_go = True
         self.converge()
@@ -164,7 +159,7 @@ class Reconciler:
             kept = self._publisher.status["fetched_at"]
             message = f"{error}; nothing is removed" + (f", the state of {kept} is kept" if kept else "")
             self._errors.begin("metadata", message, serious=True)
-            _count(self._publisher.status["counters"]["metadata_errors"], error.kind)
+            count(self._publisher.status["counters"]["metadata_errors"], error.kind)
             asked = min(error.retry_after, max(_LONGEST_RETRY, self._config.refresh_timer))
             self._put_off = time.monotonic() + asked
             self.refresh_due = max(self.refresh_due, self._put_off)
@@ -211,20 +206,26 @@ class Reconciler:
     def _converge(self, compared: Compared | None) -> None:
         """Make the difference that was just found, after a read of the metadata; else look for one first."""
         self._compared_at = time.monotonic()
-        self.compare_due = self._compared_at + _NETAGENT_AWAY
+        self.compare_due = self._compared_at + NETAGENT_AWAY
         if self._instance is None:
             self.compare_due = math.inf
             return
         try:
             actual, wanted, changes = compared or self._compare(self._instance)
             possible, tried = () if self._let_go else self._fights.allowed(changes, actual), False
-            if possible and self._is_time_for(possible) and self._could_be_confirmed(fresh=compared is not None):
+            if (
+                possible
+                and self._changes.is_time_for(possible)
+                and self._could_be_confirmed(fresh=compared is not None)
+            ):
                 tried = True
                 for _ in range(_REFUSALS):
-                    refused = self._carry_out(possible, wanted, actual)
+                    outcome = self._changes.carry_out(possible, wanted, actual, self._config)
+                    if outcome is Outcome.CONFIRMED and self._agreed == (self._instance, self._config):
+                        self._publisher.status["counters"]["drift_repaired"] += len(possible)
                     actual, wanted, changes = self._compare(self._instance)
                     possible = self._fights.allowed(changes, actual)
-                    if not refused or not possible:
+                    if outcome is not Outcome.LESS or not possible:
                         break
         except kernel.KernelError as error:
             self._errors.begin("kernel", str(error), serious=True)
@@ -232,8 +233,8 @@ class Reconciler:
             return
         self._errors.end("kernel")
         self.compare_due = math.inf if self._let_go else min(self._fights.due, self._looked_at + _TRUST)
-        if possible and (tried or self._try_again > self._compared_at):
-            self.compare_due = min(self.compare_due, max(self._try_again, self._compared_at + _PACE))
+        if possible and (tried or self._changes.try_again > self._compared_at):
+            self.compare_due = min(self.compare_due, max(self._changes.try_again, self._compared_at + _PACE))
         if not possible and not self._let_go:
             self.succeeded = True
             self._agreed = self._instance, self._config
@@ -275,10 +276,6 @@ class Reconciler:
 
     # Changing the kernel
 
-    def _is_time_for(self, changes: Plan) -> bool:
-        """A plan that has just been refused, taken back or undone waits, longer each time; another one does not."""
-        return changes != self._tried or time.monotonic() >= self._try_again
-
     def _could_be_confirmed(self, *, fresh: bool) -> bool:
         """Not without the metadata server: the change would be made and taken back for nothing.
 
@@ -289,78 +286,6 @@ class Reconciler:
         if not self._unread:
             self.refresh_due = 0.0
         return False
-
-    def _carry_out(self, changes: Plan, wanted: Desired, actual: Actual) -> bool:
-        """Whether one change was refused, so that the others may go without it."""
-        at = time.monotonic()
-        if changes != self._tried or at > self._tried_at + _FORGET:
-            self._plan_retry.reset()
-        self._tried, self._tried_at, self._try_again = changes, at, at + self._plan_retry.longer()
-        links = {link.ifindex: link for link in actual.links}
-        for change in changes:
-            logger.debug("change: %s", in_ip_syntax(change, links))
-        self._say(f"making {len(changes)} changes, the first: {in_ip_syntax(changes[0], links)}")
-        gateways = Gateways(changes, wanted, actual, self._config.route_table_base)
-        way = self.provider.client.way
-        try:
-            with Agent() as agent:
-                verdict = agent.carry_out(
-                    changes, self._config.confirm_timeout, lambda: self._broken(way, gateways, links)
-                )
-        except AgentError as error:
-            self._note("unreachable", None, str(error), 0)
-            self._errors.begin("netagent", str(error), serious=True)
-            self._try_again = min(self._try_again, at + _NETAGENT_AWAY)
-            return False
-        self._note(verdict.verdict, verdict.request, verdict.reason, verdict.ops)
-        if verdict.verdict == "confirmed":
-            logger.info("netagent: %d changes confirmed (request %s)", len(changes), verdict.request)
-            if not self._fights.refusals:
-                self._errors.end("netagent")
-            self._fights.made(changes)
-            self._tried, self._try_again = (), at  # patience is for what fails
-            if self._agreed == (self._instance, self._config):
-                self._publisher.status["counters"]["drift_repaired"] += len(changes)
-            return False
-        at_fault = changes[verdict.position :][:1] if verdict.position is not None else ()
-        reason = ": ".join((*(in_ip_syntax(change, links) for change in at_fault), str(verdict.reason)))
-        if verdict.verdict != "refused" or not at_fault:
-            self._errors.begin("netagent", f"{verdict.verdict}: {reason}", serious=False)
-            return False
-        if verdict.link is None:
-            self._fights.refused(at_fault, reason)
-        else:
-            table = self._config.route_table_base + verdict.link
-            self._fights.refused(of_link(changes, verdict.link, table), str(verdict.reason))
-        return True
-
-    def _broken(self, way: str, gateways: Gateways, links: dict[int, Link]) -> str | None:
-        """What a change has broken, asked between its making and its confirmation. `way`: the client's, before it."""
-        client = self.provider.client
-        if not self.provider.answers():
-            return "the metadata server did not answer after the change"
-        if client.way != way:
-            text = (
-                f"the metadata server answered by {_by(way)} before the change, and only by {_by(client.way)} after it"
-            )
-            client.close()
-            client.way = way  # it is the first to be tried when that has been taken back
-            return text
-        if lost := gateways.cut_off(self._config.confirm_timeout / 3):
-            named = " and ".join(f"{each.address} on {links[each.ifindex].name}" for each in lost)
-            return f"the gateway {named} did not resolve after the change, where one did before"
-        return None
-
-    def _note(self, verdict: str, request: str | None, reason: str | None, ops: int) -> None:
-        said: NetagentStatus = {
-            "verdict": verdict,  # type: ignore[typeddict-item]  # netagent's words are the schema's
-            "request": request,
-            "at": now(),
-            "reason": reason,
-            "ops": ops,
-        }
-        self._publisher.status["netagent"] = said
-        _count(self._publisher.status["counters"]["netagent_requests"], verdict)
 
     def _say_withheld(self, wanted: Desired) -> None:
         if not wanted.withheld:
@@ -415,14 +340,6 @@ class Reconciler:
         self._say(report.doing(status, self.provider.client.endpoint, self._failed_reads))
 
 
-def _by(way: str) -> str:
-    return way or "the host's routing"
-
-
 def _takes_away(changes: Plan) -> bool:
     """Whether something goes: then one read alone is no proof."""
     return any(change.verb is Verb.REMOVE for change in changes)
-
-
-def _count(counts: dict[str, int], kind: str) -> None:
-    counts[kind] = counts.get(kind, 0) + 1

@@ -31,6 +31,8 @@ def running(spec: Spec, config: str = "", *daemons: str) -> Iterator[Lab]:
         for name in daemons or DAEMONS:
             lab.start(name)
         settle(lab)
+        if "api" in (daemons or DAEMONS):  # it may be the last to be there
+            lab.wait_for(lambda: answers(lab), 30, "the api to answer")
         yield lab
 
 
@@ -77,6 +79,12 @@ def is_settled(lab: Lab) -> bool:
     links = status(lab).get("links", {}).values()
     told = {entry["address"] for link in links for entry in link["addresses"]}
     return status(lab).get("state") == "ok" and told == {*lab.addresses, *(six for nic in lab.nics for six in nic.ipv6)}
+
+
+def answers(lab: Lab) -> bool:
+    """Whether the api does."""
+    asked = ["curl", "--silent", "--output", "/dev/null", "http://127.0.0.1:5209/api/v1/health"]
+    return lab.run(asked, check=False).returncode == 0
 
 
 def settle(lab: Lab) -> None:

@@ -173,7 +173,7 @@ def test_a_mutilated_document_is_an_error_and_removes_nothing(
     reconciler = Reconciler(Config(), provider, state)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernel, "read", lambda: here)
-        patch.setattr(reconciler, "_carry_out", lambda changes, *_: plans.append(changes))
+        patch.setattr(reconciler._changes, "carry_out", lambda changes, *_: plans.append(changes))
         for provider.says in (text, data.draw(mutilated(text)), text):
             reconciler.refresh()
     assert not [change for changes in plans for change in changes if change.verb is Verb.REMOVE]
