@@ -1,6 +1,6 @@
 """What wakes the loop: the kernel's own notifications. What they say is not looked at: the loop reads the kernel anew.
 
-As long as there are none, the kernel is as it was; it is looked at again all the same, every few minutes.
+As long as there are none, the kernel is as it was; it is looked at again all the same, in every refresh.
 
 Source: the multicast groups of linux/rtnetlink.h.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import selectors
@@ -204,6 +205,7 @@ def main() -> None:
     _say_not_yet(config)
     logger.info("cloud: %s, metadata at %s", provider.name, provider.client.endpoint)
     systemd = Systemd()
+    gc.set_threshold(20_000)  # what a pass makes goes by its count of references: to look for more often is for nothing
     events = KernelEvents()
     reconciler = Reconciler(config, provider, state, systemd.status, events.drain)
     Loop(reconciler, events, arguments.config, systemd).run(config.ready_timeout)

@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from cloud_network.fetcher import kernel, report
 from cloud_network.fetcher.agent import Agent
@@ -37,7 +38,6 @@ logger = logging.getLogger(__name__)
 _SHORTLY = 1.0  # seconds until the next read when facts are left to read, or the last one failed …
 _PROOF = 0.4  # … and when a removal waits for its proof
 _SETTLE = 0.05  # seconds that a burst of kernel events is given to end …
-_TRUST = 600.0  # … and until the kernel is looked at though it has said nothing …
 _PACE = 0.5  # … and between two looks at the kernel on their account
 _LONGEST_RETRY = 60.0
 _NOBODY_THERE = 5.0  # after a read that nobody answered, until a change in the kernel is a reason for the next
@@ -78,7 +78,6 @@ class Reconciler:
         self._changes = Changes(provider, self._publisher.status, self._errors, self._fights, say)
         self._compared_at = -math.inf
         self._actual: Actual | None = None  # the last look at the kernel, as long as it has said nothing since
-        self._looked_at = -math.inf
         self._agreed: tuple[Instance, Config] | None = None  # what the kernel last agreed with
         self._lag = Lag()
         self._noticed: tuple[str, ...] = ()
@@ -152,6 +151,10 @@ class Reconciler:
         self._publisher.status["attempted_at"] = now()
         if self._failed_reads == 0:
             self._say(f"reading the metadata at {self.provider.client.endpoint}")
+        self._actual = None  # however little it has said; now, for the metadata are waited for anyway
+        if self._news is not None:
+            with suppress(kernel.KernelError):  # converging says so
+                self._look()
         before = self.provider.client.requests
         try:
             instance = self.provider.fetch().with_what_was_known(self._instance)
@@ -220,7 +223,7 @@ class Reconciler:
             ):
                 tried = True
                 for _ in range(_REFUSALS):
-                    outcome = self._changes.carry_out(possible, wanted, actual, self._config)
+                    outcome, self._actual = self._changes.carry_out(possible, wanted, actual, self._config), None
                     if outcome is Outcome.CONFIRMED and self._agreed == (self._instance, self._config):
                         self._publisher.status["counters"]["drift_repaired"] += len(possible)
                     actual, wanted, changes = self._compare(self._instance)
@@ -232,7 +235,7 @@ class Reconciler:
             self._write_status()
             return
         self._errors.end("kernel")
-        self.compare_due = math.inf if self._let_go else min(self._fights.due, self._looked_at + _TRUST)
+        self.compare_due = math.inf if self._let_go else self._fights.due
         if possible and (tried or self._changes.try_again > self._compared_at):
             self.compare_due = min(self.compare_due, max(self._changes.try_again, self._compared_at + _PACE))
         if not possible and not self._let_go:
@@ -259,11 +262,10 @@ class Reconciler:
         return actual, wanted, plan(wanted, actual, may_remove=instance.complete, kept=self._kept)
 
     def _look(self) -> Actual:
-        """The kernel as it is; it is read if it has said that it changed, and now and then without that."""
+        """The kernel as it is: read if it has said that it changed, or was not looked at in this refresh."""
         if self._news is None or self._news():
             self.noticed()
-        if self._actual is None or time.monotonic() >= self._looked_at + _TRUST:
-            self._actual, self._looked_at = None, time.monotonic()
+        if self._actual is None:
             self._actual = self._kernel.read()
         return self._actual
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cloud_network.fetcher import kernel
 from cloud_network.fetcher.client import Client
 from cloud_network.fetcher.config import Config
-from cloud_network.fetcher.model import MetadataError
+from cloud_network.fetcher.model import Instance, MetadataError
 from cloud_network.fetcher.objects import Actual
 from cloud_network.fetcher.providers.aws import Aws
 from cloud_network.fetcher.reconcile import Reconciler
@@ -143,7 +144,7 @@ def test_a_new_configuration_is_taken_up_at_once(reconciler: Reconciler) -> None
     assert reconciler.refresh_due <= time.monotonic()
 
 
-def test_the_kernel_is_read_again_when_it_has_said_something_and_now_and_then_without(
+def test_the_kernel_is_read_in_every_refresh_and_otherwise_when_it_has_said_something(
     client: Client, tmp_path: Path
 ) -> None:
     state, said = StateDirectory(tmp_path), list[bool]()
@@ -159,17 +160,23 @@ def test_the_kernel_is_read_again_when_it_has_said_something_and_now_and_then_wi
     reconciler = Reconciler(Config(), Aws(client), state, news=lambda: bool(said and said.pop()))
     reader = reconciler._kernel = Counting()
 
-    def looks() -> int:
+    def looks(step: Callable[[], object]) -> int:
         before = reader.looks
-        reconciler.refresh()
+        step()
         return reader.looks - before
 
-    assert looks() == 1
-    assert looks() == 0, "it has said nothing"
+    fetch = reconciler.provider.fetch
+
+    def meanwhile() -> Instance:
+        said.append(True)
+        return fetch()
+
+    assert looks(reconciler.refresh) == 1
+    assert looks(reconciler.refresh) == 1, "it may have said something that nobody heard"
+    assert looks(reconciler.converge) == 0
     said.append(True)
-    assert looks() == 1
+    assert looks(reconciler.converge) == 1
     reconciler.noticed()
-    assert looks() == 1
-    reconciler._looked_at -= 601
-    assert looks() == 1
-    assert looks() == 0
+    assert looks(reconciler.converge) == 1
+    reconciler.provider.fetch = meanwhile  # type: ignore[method-assign]
+    assert looks(reconciler.refresh) == 2, "before the metadata are read, and after them"
