@@ -53,6 +53,21 @@ class _Own(NamedTuple):
     addresses: tuple[IPAddress, ...]
     homes: tuple[IPNetwork | None, ...]  # beside each: the subnet whose prefix length it carries
     withheld: tuple[Against, ...]
+    all: frozenset[IPAddress]
+
+
+class _Table(NamedTuple):
+    """What a link's own table has."""
+
+    routes: dict[Route, None]
+    homes: Networks  # on link
+    lacking: tuple[str, ...]  # what cannot be reached, for want of a gateway
+
+
+_NO_ADDRESSES: frozenset[IPAddress] = frozenset()
+_NO_NETWORKS: frozenset[IPNetwork] = frozenset()
+_NO_RULES: dict[Rule, None] = {}
+_NO_TABLE = _Table({}, (), ())
 
 
 def desired(instance: Instance, config: Config, actual: Actual, kept: Kept | None = None) -> Desired:
@@ -82,12 +97,14 @@ def desired(instance: Instance, config: Config, actual: Actual, kept: Kept | Non
             notices.append(f"{link.name}: an MTU of {interface.mtu} would take IPv6 off it; it keeps {link.mtu}")
         wish = kept.same(("wish", mac), Wish(link.ifindex, None if small else interface.mtu))
         alone = kept(singles, interface)
-        doubled = kept.same(("doubled", mac), kept(_set, alone) & taken)
+        doubled = kept(_set, alone) & taken
+        doubled = kept.same(("doubled", mac), doubled) if doubled else _NO_ADDRESSES
         own = kept(_own, interface, alone, link, config, allowed, doubled)
         shared = frozenset(net for net in own.homes if net is not None and _is_shared(link, net, there, before))
-        addresses = kept(_addresses, link, own, kept.same(("shared", mac), shared), allowed)
-        before += kept(_covering, addresses)
-        taken |= kept(_set, own.addresses)
+        shared = kept.same(("shared", mac), shared) if shared else _NO_NETWORKS
+        addresses, networks = kept(_addresses, link, own, shared, allowed)
+        before += networks
+        taken |= own.all
         has_table = len(instance.interfaces) > 1 or link.name in config.supplementary
         ranges: Networks = ()
         if interface.ranges and (prefixes is Prefixes.LOCAL or (prefixes is Prefixes.ROUTE and has_table)):
@@ -98,19 +115,14 @@ def desired(instance: Instance, config: Config, actual: Actual, kept: Kept | Non
             withheld |= dict.fromkeys(reasons)
         withheld |= dict.fromkeys(own.withheld)
         local = kept(_local, link, ranges, actual) if ranges and prefixes is Prefixes.LOCAL else ()
-        table: tuple[Route, ...] = ()
-        rules: dict[Rule, None] = {}
+        table, rules = _NO_TABLE, _NO_RULES
         if has_table:
-            ways = kept.same(("ways", mac), _ways(interface, instance, actual))
+            ways = kept.same(("ways", mac), _ways(interface, instance, actual)) if interface.routes else ()
             table = kept(_table, interface, ways, link, subnets, config, actual, allowed)
-            notices += kept(_lacking, interface, link, config, table, actual)
-            homes = kept.same(("homes", mac), tuple(route.destination for route in table if route.gateway is None))
-            if sources is not None:
-                selectors = kept(_aggregated, own, homes, *near(link, homes, sources))
-            else:
-                selectors = kept(_each, own)
-            rules = kept(_rules, selectors, ranges, link, config)
-        routes = kept.same(("routes", mac), kept(_together, local, table))
+            notices += table.lacking
+            around = near(link, table.homes, sources) if sources is not None else ()
+            rules = kept(_rules, own, table, ranges, link, config, *around)
+        routes = kept.same(("routes", mac), kept(_together, local, table) if local else table.routes)
         links.append(kept(OfLink, wish, addresses, routes, kept.same(("rules", mac), rules)))
     versions = {version for each in links for version in kept(_versions, each.rules)}
     versions |= {rule.version for rule in actual.rules if rule.table in left_tables} if left_tables else set()
@@ -219,11 +231,16 @@ def _own(
         carried.add(subnet)
         addresses.append(address)
         homes.append(whole.network if carries else None)
-    return _Own(tuple(addresses), tuple(homes), tuple(withheld))
+    return _Own(tuple(addresses), tuple(homes), tuple(withheld), frozenset(addresses))
 
 
-def _addresses(link: Link, own: _Own, shared: frozenset[IPNetwork], allowed: Allowed) -> tuple[Address, ...]:
-    """The first IPv4 address of a subnet carries its prefix length; siblings are /32, so they outlive the first."""
+def _addresses(
+    link: Link, own: _Own, shared: frozenset[IPNetwork], allowed: Allowed
+) -> tuple[tuple[Address, ...], list[Span]]:
+    """As the kernel shall have them, and the networks that they are in.
+
+    The first IPv4 address of a subnet carries its prefix length; siblings are /32, so they outlive the first.
+    """
     ifindex, found = link.ifindex, list[Address]()
     for address, home in zip(own.addresses, own.homes, strict=True):
         if home is None:
@@ -231,16 +248,12 @@ def _addresses(link: Link, own: _Own, shared: frozenset[IPNetwork], allowed: All
         else:
             connected = home not in shared and allowed.may_claim(link, home)
             found.append(Address(ifindex, address, home.prefixlen, connected))
-    return tuple(found)
+    return tuple(found), covering(found)
 
 
 def _there(actual: Actual) -> Found[Span]:
     """What the host's links have a part in."""
     return Found(covering(kernel.address for kernel in actual.addresses.values()))
-
-
-def _covering(addresses: tuple[Address, ...]) -> list[Span]:
-    return covering(addresses)
 
 
 def _is_shared(link: Link, network: IPNetwork, there: Found[Span], before: Iterable[Span]) -> bool:
@@ -293,8 +306,8 @@ def _local(link: Link, ranges: Networks, actual: Actual) -> tuple[Route, ...]:
     return tuple(Route(TABLE_LOCAL, link.ifindex, each, None) for each in ranges if each not in there)
 
 
-def _together(local: tuple[Route, ...], table: tuple[Route, ...]) -> dict[Route, None]:
-    return dict.fromkeys((*local, *table))
+def _together(local: tuple[Route, ...], table: _Table) -> dict[Route, None]:
+    return dict.fromkeys(local) | table.routes
 
 
 def _ways(interface: Interface, instance: Instance, actual: Actual) -> tuple[tuple[IPNetwork, IPAddress], ...]:
@@ -314,7 +327,7 @@ def _table(
     config: Config,
     actual: Actual,
     allowed: Allowed,
-) -> tuple[Route, ...]:
+) -> _Table:
     table, ifindex = config.route_table_base + link.ifindex, link.ifindex
     near = [subnet for subnet in interface.subnets if not interface.routed and allowed.is_on(link, subnet)]
     far = [subnet for subnet in interface.subnets if interface.routed and subnet.prefixlen < subnet.max_prefixlen]
@@ -337,11 +350,12 @@ def _table(
                 continue
             routes.setdefault(host(gateway), Route(table, ifindex, host(gateway), None))
         routes |= {each: Route(table, ifindex, each, gateway) for each in new}
-    return tuple(routes.values())
+    homes = tuple(each.destination for each in routes.values() if each.gateway is None)
+    return _Table(dict.fromkeys(routes.values()), homes, _lacking(interface, link, config, routes.values(), actual))
 
 
 def _lacking(
-    interface: Interface, link: Link, config: Config, routes: tuple[Route, ...], actual: Actual
+    interface: Interface, link: Link, config: Config, routes: Iterable[Route], actual: Actual
 ) -> tuple[str, ...]:
     """Addresses that cannot answer beyond their own subnet, because no gateway of their link is known."""
     table = config.route_table_base + link.ifindex
@@ -364,15 +378,12 @@ def _gateway(interface: Interface, link: Link, version: int, actual: Actual) -> 
     return next((gateway for gateway in known if gateway.version == version), None)
 
 
-def _aggregated(own: _Own, homes: Networks, *others: Group) -> Networks:
-    return tuple(aggregate(own.addresses, homes, *others))
-
-
-def _each(own: _Own) -> Networks:
-    return tuple(map(host, own.addresses))
-
-
-def _rules(sources: Networks, ranges: Networks, link: Link, config: Config) -> dict[Rule, None]:
+def _rules(
+    own: _Own, on_link: _Table, ranges: Networks, link: Link, config: Config, *others: Group
+) -> dict[Rule, None]:
+    """`others`: what other links have near by, which no prefix may hold."""
+    aggregates = config.rules is Rules.AGGREGATE
+    sources = aggregate(own.addresses, on_link.homes, *others) if aggregates else map(host, own.addresses)
     first, table = config.rule_priority, config.route_table_base + link.ifindex
     selectors = dict.fromkeys(ranges, False)  # {network: whether it is only for what this host itself sends}
     for each in sources:
