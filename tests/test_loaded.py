@@ -17,7 +17,20 @@ from cloud_network.fetcher.state import StateDirectory
 
 BOTH = {
     *("array", "ast", "atexit", "bisect", "collections", "contextlib", "copy", "copyreg", "dataclasses", "datetime"),
-    *("dis", "enum", "errno", "fnmatch", "functools", "glob", "grp", "importlib", "inspect", "ipaddress", "itertools"),
+    *(
+        "dis",
+        "enum",
+        "errno",
+        "fnmatch",
+        "functools",
+        "gc",
+        "glob",
+        "grp",
+        "importlib",
+        "inspect",
+        "ipaddress",
+        "itertools",
+    ),
     *("json", "keyword", "linecache", "logging", "math", "ntpath", "opcode", "operator", "pathlib", "prctl", "pwd"),
     *("random", "re", "reprlib", "select", "selectors", "signal", "socket", "string", "struct", "textwrap"),
     *("threading", "token", "tokenize", "traceback", "types", "typing", "urllib", "warnings", "weakref"),
