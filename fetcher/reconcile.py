@@ -76,7 +76,7 @@ class Reconciler:
         self._read_retry = Patience(_SHORTLY, _LONGEST_RETRY)
         self._fights, self._kept, self._kernel = Fights(), Kept(), kernel.Reader()
         self._changes = Changes(provider, self._publisher.status, self._errors, self._fights, say)
-        self._compared_at = -math.inf
+        self._compared_at = self._heeded_at = -math.inf  # the last comparison; the last without a read of the metadata
         self._actual: Actual | None = None  # the last look at the kernel, as long as it has said nothing since
         self._agreed: tuple[Instance, Config] | None = None  # what the kernel last agreed with
         self._lag = Lag()
@@ -92,7 +92,7 @@ class Reconciler:
         """
         self._actual = None
         settled = time.monotonic() + _SETTLE
-        self.compare_due = min(self.compare_due, max(settled, self._compared_at + _PACE))
+        self.compare_due = min(self.compare_due, max(settled, self._heeded_at + _PACE))
         self.refresh_due = min(self.refresh_due, max(settled, self._nobody_at + _NOBODY_THERE))
 
     def changed(self) -> None:
@@ -209,6 +209,8 @@ class Reconciler:
     def _converge(self, compared: Compared | None) -> None:
         """Make the difference that was just found, after a read of the metadata; else look for one first."""
         self._compared_at = time.monotonic()
+        if compared is None:
+            self._heeded_at = self._compared_at
         self.compare_due = self._compared_at + NETAGENT_AWAY
         if self._instance is None:
             self.compare_due = math.inf
