@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.figures import Figure, figure, keep, pss
 from bench.installed import installed
-from tests.job import CONFIG, DAEMONS, refresh, settle
+from tests.job import DAEMONS, refresh, running
 from tests.lab import Lab, Spec
 
 PATHS = ("/api/v1/status", "/api/v1/health", "/api/v1/links", "/metrics", "/openapi.json", "/", "/api/v1/audit", "/no")
@@ -49,18 +49,12 @@ def ask_everything(lab: Lab) -> None:
 def once(spec: Spec, seconds: float) -> dict[str, float]:
     """MB of each daemon, and of all: at rest after the first pass, at the peak of it all, and at rest again."""
     found: dict[str, float] = {}
-    with Lab(spec) as lab:
-        lab.write_config(CONFIG)
+    with running(spec) as lab:
 
         def now(what: str) -> None:
             each = {name: family(lab.daemons.pid(name)) for name in DAEMONS}
             found.update({f"{name} {what}": size for name, size in each.items()} | {f"all {what}": sum(each.values())})
 
-        for name in DAEMONS:
-            lab.start(name)
-        settle(lab)
-        ask = ["curl", "--silent", "--output", "/dev/null", "http://127.0.0.1:5209/api/v1/health"]
-        lab.wait_for(lambda: lab.run(ask, check=False).returncode == 0, message="an answer of the api")
         refresh(lab)
         time.sleep(seconds)
         now("at rest")

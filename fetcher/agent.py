@@ -10,15 +10,13 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from ipaddress import ip_network
 
-from cloud_network.fetcher.model import IPNetwork
+from cloud_network.fetcher.model import EVERYTHING
 from cloud_network.fetcher.objects import Address, Route
 from cloud_network.fetcher.plan import Change, LinkMtu, LinkUp, Plan, Verb
 from cloud_network.netagent import protocol
 
 _ANSWER_SECONDS = 30.0
-_EVERYTHING: dict[int, IPNetwork] = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
 
 class AgentError(Exception):
@@ -56,7 +54,7 @@ def to_wire(change: Change) -> protocol.Op:
             "prefix": what.destination.prefixlen,
             "gateway": what.gateway.packed if what.gateway is not None else None,
         }
-    selector = what.selector or _EVERYTHING[what.version]
+    selector = what.selector or EVERYTHING[what.version]
     return {
         "op": "rule_add" if add else "rule_remove",
         "priority": what.priority,

@@ -6,7 +6,6 @@ judgement of the same facts, made before and only to leave things out: it allows
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cached_property
 from ipaddress import ip_network
 from typing import NamedTuple
@@ -33,16 +32,6 @@ _NEVER, _PRIVATE = [Span.all_of(each) for each in NEVER], [Span.all_of(each) for
 def within(inner: IPNetwork, outer: IPNetwork) -> bool:
     """Whether every address of `inner` is one of `outer`."""
     return inner.version == outer.version and inner.prefixlen >= outer.prefixlen and inner.network_address in outer
-
-
-def _any_holds(spans: Iterable[Span], inner: Span) -> bool:
-    version, first, last, _ = inner
-    return any(each[1] <= first and last <= each[2] and each[0] == version for each in spans)
-
-
-def _any_meets(spans: Iterable[Span], other: Span) -> bool:
-    version, first, last, _ = other
-    return any(each[1] <= last and first <= each[2] and each[0] == version for each in spans)
 
 
 def _is_global6(network: IPNetwork) -> bool:
@@ -92,19 +81,19 @@ class Allowed:
         return network.prefixlen >= _SHORTEST[network.version] and self._may_claim(link, Span.all_of(network))
 
     def _may_claim(self, link: Link, span: Span) -> bool:
-        if _any_meets(_NEVER, span):
+        if any(each.meets(span) for each in _NEVER):
             return False
-        if _any_holds(self._allow, span) or _any_holds(self._learned.get(link.ifindex, ()), span):
+        if any(each.holds(span) for each in (*self._allow, *self._learned.get(link.ifindex, ()))):
             return True
-        return _any_holds(_PRIVATE, span) and not _any_meets(self._rivals, span)
+        return any(each.holds(span) for each in _PRIVATE) and not any(each.meets(span) for each in self._rivals)
 
     def is_on(self, link: Link, network: IPNetwork) -> bool:
         """Whether `network` is a part of a subnet that the kernel has on the link, in its table, or may become one."""
-        single = network.prefixlen == network.max_prefixlen
+        single, span = network.prefixlen == network.max_prefixlen, Span.all_of(network)
         return (
             self.may_claim(link, network)
             or (single and self._holders.get(network.network_address, _NO_LINK)[0] == link.ifindex)
-            or _any_holds(self._subnets.get(link.ifindex, ()), Span.all_of(network))
+            or any(each.holds(span) for each in self._subnets.get(link.ifindex, ()))
             or (self._base + link.ifindex, network) in self._places
         )
 
@@ -149,7 +138,7 @@ class Allowed:
         return {(route.table, route.destination) for route in self._ours}
 
     def _why(self, link: Link, span: Span, shown: str) -> Against:
-        if _any_meets(_NEVER, span):
+        if any(each.meets(span) for each in _NEVER):
             return Against(f"{shown} of {link.name}: no link's address")
         key = f'[Netagent] AllowAddresses="{shown}"'
         why = "neither private nor of a network that the link learned, or of a subnet of a link that is not the cloud's"

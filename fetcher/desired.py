@@ -20,10 +20,7 @@ What netagent would refuse (`allowed`) is left out and named: a refusal is of th
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from ipaddress import ip_interface, ip_network
+from collections.abc import Iterable
 from itertools import groupby
 from operator import itemgetter
 from typing import NamedTuple
@@ -32,17 +29,16 @@ from cloud_network.fetcher.aggregate import aggregate
 from cloud_network.fetcher.allowed import Against, Allowed, within
 from cloud_network.fetcher.config import Config, Prefixes, Rules
 from cloud_network.fetcher.kept import Kept
-from cloud_network.fetcher.model import Instance, Interface, IPAddress, IPInterface, IPNetwork, host
+from cloud_network.fetcher.matching import match_links, with_what_dhcp_says
+from cloud_network.fetcher.model import EVERYTHING, Instance, Interface, IPAddress, IPNetwork, host
 from cloud_network.fetcher.objects import Actual, Address, Desired, Link, OfLink, Route, Rule, Wish
 from cloud_network.fetcher.sources import Group, near, singles, sources_of
 from cloud_network.fetcher.spans import Found, Span, covering
+from cloud_network.netagent.protocol import TABLE_LOCAL, TABLE_MAIN
 
-TABLE_MAIN, TABLE_LOCAL = 254, 255  # linux/rtnetlink.h
 LEAST_MTU = 1280  # of IPv6, RFC 8200, section 5: netagent sets no smaller one
 STEP = 10  # between the priorities of two steps: room for an operator's own rules
 _DEFAULT_PREFIXES = {"gcp": Prefixes.LOCAL}  # as Google's agent does; elsewhere as amazon-ec2-net-utils does
-_EVERYTHING = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
-_UNHELD: Mapping[IPAddress, IPInterface] = {}
 
 Networks = tuple[IPNetwork, ...]
 
@@ -146,60 +142,10 @@ def _left_alone(config: Config, actual: Actual, ours: set[int], unknown: tuple[s
     )
 
 
-def match_links(instance: Instance, config: Config, links: Iterable[Link]) -> dict[str, Link]:
-    """{MAC: link}: by MAC alone, and never a link of a kind that no cloud attaches (a VLAN has its parent's MAC).
-
-    A part of another link with the same MAC is not it either: Azure's accelerated networking has a VF below each
-    synthetic interface, virtio's failover a primary and a standby, a bond its members. When two are left (a VF that is
-    not yet a part), neither is taken.
-    """
-    macs = {interface.mac for interface in instance.interfaces}
-    links = [link for link in links if link.mac in macs]
-    of = {link.ifindex: link.mac for link in links}
-    found = defaultdict[str, list[Link]](list)
-    for link in links:
-        part = link.master is not None and of.get(link.master) == link.mac
-        if not part and (link.kind is None or link.kind in config.allow_kinds):
-            found[link.mac].append(link)
-    return {mac: candidates[0] for mac, candidates in found.items() if len(candidates) == 1}
-
-
 def _order(interface: Interface) -> tuple[int, int, str]:
     """The primary first: in a subnet that two interfaces share, it keeps the connected route."""
     number = interface.device_number if interface.device_number is not None else 1 << 16
     return (number, interface.network_card, interface.mac)
-
-
-def with_what_dhcp_says(
-    instance: Instance, found: Mapping[str, Link], actual: Actual, kept: Kept | None = None
-) -> Instance:
-    """The instance, with what its metadata leave to DHCP: subnets (IBM), or all but the MAC (Scaleway, OpenStack)."""
-    kept = kept or Kept()
-    others = kept(_of_others, actual)
-    whole = []
-    for each in instance.interfaces:
-        interface = kept.same(("said", each.mac), each)
-        held = others.get(found[each.mac].ifindex, _UNHELD) if each.mac in found else None
-        whole.append(interface if held is None else kept(_leased, interface, held))
-    return replace(instance, interfaces=tuple(whole))
-
-
-def _of_others(actual: Actual) -> Mapping[int, Mapping[IPAddress, IPInterface]]:
-    """{ifindex: {address: with its prefix length}} of what is not ours."""
-    others = defaultdict[int, dict[IPAddress, IPInterface]](dict)
-    for (ifindex, address), kernel in actual.addresses.items():
-        if not kernel.owned and not address.is_link_local:
-            others[ifindex][address] = ip_interface((address, kernel.address.prefix))
-    return others
-
-
-def _leased(interface: Interface, held: Mapping[IPAddress, IPInterface]) -> Interface:
-    addresses = interface.addresses or tuple(held.values())
-    alone = [each for each in addresses if each.version == 4 and each.network.prefixlen == each.max_prefixlen]
-    known = addresses if not interface.addresses else () if interface.routed else alone
-    networks = [held[each.ip].network for each in known if each.ip in held]
-    subnets = [*interface.subnets, *(network for network in networks if network.prefixlen < network.max_prefixlen)]
-    return replace(interface, addresses=addresses, subnets=tuple(dict.fromkeys(subnets)))
 
 
 def _set(addresses: tuple[IPAddress, ...]) -> frozenset[IPAddress]:
@@ -338,7 +284,7 @@ def _table(
     for version in sorted(versions):
         if gateway := _gateway(interface, link, version, actual):
             ways += [(subnet, gateway) for subnet in far if subnet.version == version]
-            ways.append((_EVERYTHING[version], gateway))
+            ways.append((EVERYTHING[version], gateway))
     routes = {
         subnet: Route(table, ifindex, subnet, None) for subnet in near
     }  # one a destination: the first word counts

@@ -134,9 +134,8 @@ class Fights:
         return max(record.due if record is not None else 0.0, refusal.due if refusal is not None else 0.0)
 
     def _forget(self, plan: Plan, at: float) -> None:
-        quiet = {
-            change for change, record in self._records.items() if at > record.made_at + _QUIET
-        }  # first: it is cheap
+        # By its time first, which is cheap: there may be thousands of records.
+        quiet = {change for change, record in self._records.items() if at > record.made_at + _QUIET}
         for change in quiet.difference(plan):
             record = self._records[change]
             if at > record.made_at + 2 * (record.due - record.made_at):

@@ -21,6 +21,8 @@ IPAddress = IPv4Address | IPv6Address
 IPInterface = IPv4Interface | IPv6Interface
 IPNetwork = IPv4Network | IPv6Network
 
+EVERYTHING: dict[int, IPNetwork] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
+"""By the family: what a default route is for, and a rule that has no selector."""
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _SHORTEST = {4: 8, 6: 32}  # no subnet or range of an instance is larger
 _THIS_NETWORK = IPv4Network("0.0.0.0/8")

@@ -10,11 +10,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from typing import TypeVar
 
 from cloud_network.fetcher.kept import Kept
 from cloud_network.fetcher.model import IPAddress, IPNetwork
 from cloud_network.fetcher.objects import Actual, Address, Desired, Link, Route, Rule
 
+Has = TypeVar("Has", Route, Rule)
 _NO_RULES: frozenset[Rule] = frozenset()
 _TABLES = {254: "main", 255: "local"}
 
@@ -60,9 +62,9 @@ def plan(desired: Desired, actual: Actual, *, may_remove: bool, kept: Kept | Non
     for each in desired.links:
         changes += kept(_addresses_to_add, each.addresses, actual)
     for each in desired.links:
-        changes += kept(_routes_to_add, each.routes, actual)
+        changes += kept(_to_add, each.routes, actual.routes)
     for each in desired.links:
-        changes += kept(_rules_to_add, each.rules, actual)
+        changes += kept(_to_add, each.rules, actual.rules)
     changes += [Change(Verb.ADD, rule) for rule in desired.common if rule not in actual.rules]
     if may_remove:
         changes += _rules_that_go(desired, actual, kept)
@@ -74,14 +76,13 @@ def _addresses_to_add(addresses: tuple[Address, ...], actual: Actual) -> list[Ch
     return [Change(Verb.ADD, address) for address in missing]
 
 
-def _routes_to_add(routes: dict[Route, None], actual: Actual) -> list[Change]:
-    missing = set(routes) - actual.routes
-    return [Change(Verb.ADD, route) for route in routes if route in missing] if missing else []
+def _to_add(wanted: dict[Has, None], there: frozenset[Has]) -> list[Change]:
+    missing = set(wanted) - there
+    return [Change(Verb.ADD, each) for each in wanted if each in missing] if missing else []
 
 
-def _rules_to_add(rules: dict[Rule, None], actual: Actual) -> list[Change]:
-    missing = set(rules) - actual.rules
-    return [Change(Verb.ADD, rule) for rule in rules if rule in missing] if missing else []
+def _unwanted(there: frozenset[Has], *wanted: dict[Has, None]) -> frozenset[Has]:
+    return there - set[Has]().union(*wanted)
 
 
 def _links(desired: Desired, actual: Actual) -> Iterator[Change]:
@@ -96,9 +97,9 @@ def _links(desired: Desired, actual: Actual) -> Iterator[Change]:
 
 def _removals(desired: Desired, actual: Actual, kept: Kept) -> Iterator[Change]:
     """Routes before addresses: the kernel takes a link's routes with its last address, and then ours are not there."""
-    present = sum(len(each.routes) - len(kept(_routes_to_add, each.routes, actual)) for each in desired.links)
+    present = sum(len(each.routes) - len(kept(_to_add, each.routes, actual.routes)) for each in desired.links)
     all_of_it = present == len(actual.routes)  # most often; to compare thousands once more takes its time
-    unwanted = () if all_of_it else kept(_unwanted_routes, actual, *(each.routes for each in desired.links))
+    unwanted = () if all_of_it else kept(_unwanted, actual.routes, *(each.routes for each in desired.links))
     places = {(route.table, route.destination) for route in desired.routes} if unwanted else ()
     for route in sorted(unwanted, key=str):
         if (route.table, route.destination) not in places and route.ifindex not in desired.left_links:
@@ -108,14 +109,6 @@ def _removals(desired: Desired, actual: Actual, kept: Kept) -> Iterator[Change]:
     for ifindex in ours.keys() - desired.left_links:
         gone = kept(_unwanted_addresses, ours[ifindex], wanted.get(ifindex, ()))
         yield from (Change(Verb.REMOVE, address) for address in gone)
-
-
-def _unwanted_routes(actual: Actual, *wanted: dict[Route, None]) -> frozenset[Route]:
-    return actual.routes - set[Route]().union(*wanted)
-
-
-def _unwanted_rules(actual: Actual, *wanted: dict[Rule, None]) -> frozenset[Rule]:
-    return actual.rules - set[Rule]().union(*wanted)
 
 
 def _ours(actual: Actual) -> dict[int, dict[IPAddress, Address]]:
@@ -147,9 +140,9 @@ def _rules_that_go(desired: Desired, actual: Actual, kept: Kept) -> Iterator[Cha
     Until then one that goes comes first, for the kernel asks rules of one number in the order in which they were made;
     one whose address or table is gone already leads nothing anywhere.
     """
-    present = sum(len(each.rules) - len(kept(_rules_to_add, each.rules, actual)) for each in desired.links)
+    present = sum(len(each.rules) - len(kept(_to_add, each.rules, actual.rules)) for each in desired.links)
     all_of_it = present + sum(rule in actual.rules for rule in desired.common) == len(actual.rules)
-    unwanted = _NO_RULES if all_of_it else kept(_unwanted_rules, actual, *(each.rules for each in desired.links))
+    unwanted = _NO_RULES if all_of_it else kept(_unwanted, actual.rules, *(each.rules for each in desired.links))
     for rule in sorted(unwanted.difference(desired.common), key=str):
         if rule.table not in desired.left_tables:
             yield Change(Verb.REMOVE, rule)

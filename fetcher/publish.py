@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable
 
 from cloud_network.fetcher.config import Config
-from cloud_network.fetcher.desired import match_links
 from cloud_network.fetcher.errors import now
+from cloud_network.fetcher.matching import match_links
 from cloud_network.fetcher.model import Instance
 from cloud_network.fetcher.objects import Actual
 from cloud_network.fetcher.state import StateDirectory, StateError

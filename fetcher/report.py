@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from cloud_network.fetcher.config import Config
-from cloud_network.fetcher.desired import match_links, with_what_dhcp_says
 from cloud_network.fetcher.kept import Kept
+from cloud_network.fetcher.matching import match_links, with_what_dhcp_says
 from cloud_network.fetcher.model import Instance, Interface
 from cloud_network.fetcher.objects import Actual, Desired, Link, OfLink, Rule, Wish
 from cloud_network.fetcher.plan import Plan, in_ip_syntax

@@ -11,8 +11,7 @@ from cloud_network.fetcher.kept import Kept
 from cloud_network.fetcher.model import Instance, Interface, IPAddress, IPNetwork
 from cloud_network.fetcher.objects import Actual, Link
 from cloud_network.fetcher.spans import NOBODY, Found, Span
-
-_TABLE_LOCAL = 255
+from cloud_network.netagent.protocol import TABLE_LOCAL
 
 
 class Group(NamedTuple):
@@ -60,7 +59,7 @@ def _of_host(actual: Actual, complete: bool, left: frozenset[int]) -> tuple[Grou
     spans += [
         Span.all_of(route.destination, route.ifindex)
         for route in actual.routes
-        if route.table == _TABLE_LOCAL and not (complete and route.ifindex not in left)
+        if route.table == TABLE_LOCAL and not (complete and route.ifindex not in left)
     ]
     return grouped(spans)
 

@@ -6,7 +6,7 @@ subnet's first address is the default gateway: "Azure Virtual Network FAQ", rese
 every VM: "How to identify Azure VMs" of cloud-init's Azure data source (docs.cloud-init.io).
 
 DHCP gives the primary address of each interface. With accelerated networking each interface is two links with one MAC,
-a VF below a synthetic one ("How Accelerated Networking works in Linux"); `desired.match_links` takes the synthetic one.
+a VF below a synthetic one ("How Accelerated Networking works in Linux"); `match_links` takes the synthetic one.
 IPv6 addresses come without a subnet: each stands alone, as DHCPv6 gives it.
 """
 

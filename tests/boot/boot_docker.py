@@ -10,19 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import Lab
 from tests.lab.lab import Where
 from tests.lab.reach import PORT
 from tests.lab.spec import beyond_address
-from tests.others.dhcp import server
 from tests.others.docker import greeting
 
 from .checks import ours, reachable
 from .conftest import require
 from .guest import Guest
 from .image import PACKAGES, debian
-from .machine import Machine
-from .test_debian12 import SPEC
+from .machine import PROGRAMS, booted
 
 DOCKER = (*PACKAGES, "apparmor", "busybox-static", "docker.io")
 PUBLISHED = 8080
@@ -42,13 +39,9 @@ with socket.create_connection((host, int(port)), 10, (source, 0)) as talk:
 
 @pytest.fixture(scope="module")
 def guest(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
-    require({"qemu-system-x86_64": "qemu-system-x86", "dnsmasq": "dnsmasq-base"})
+    require(PROGRAMS)
     work = tmp_path_factory.mktemp("docker")
-    with (
-        Lab(SPEC, vacant=True) as lab,
-        server(lab, lab.nics[0]),
-        Machine(lab, debian("bookworm", DOCKER, "bookworm-docker"), package, work) as guest,
-    ):
+    with booted(debian("bookworm", DOCKER, "bookworm-docker"), package, work) as guest:
         guest.wait_for(lambda: reachable(guest), 120, "all addresses")
         guest.wait_for(lambda: guest.show("docker.service", "ActiveState") == "active", 240, "Docker")
         guest.run("sh", "-ec", f"{IMAGE}\n{START}", timeout=240)

@@ -14,17 +14,23 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 from tests.lab.lab import Lab
 from tests.lab.metadata import PROVIDERS
 from tests.lab.nic import Nic
+from tests.lab.spec import Spec
+from tests.others.dhcp import server
 
 from .guest import Guest
 from .image import TOOLS, Failed, furnish, said
 
+SPEC = Spec.cloud("aws", interfaces=3, addresses=4, ipv6=2)
+PROGRAMS = {"qemu-system-x86_64": "qemu-system-x86", "dnsmasq": "dnsmasq-base"}
+"""What `booted` needs: {program: Debian's package}."""
 MIB = 768
 CPUS = 1
 """With two, QEMU 7.2 now and then runs a breakpoint of the kernel's that patches itself, and the kernel panics."""
@@ -197,3 +203,10 @@ class Monitor:
     def _next(self) -> dict[str, Any]:
         said: dict[str, Any] = json.loads(self._said.readline())
         return said
+
+
+@contextmanager
+def booted(tree: Path, package: Path, work: Path, newer: Path | None = None) -> Iterator[Machine]:
+    """One of these Debian files in place of the instance of an EC2 lab (SPEC), whose primary interface has DHCP."""
+    with Lab(SPEC, vacant=True) as lab, server(lab, lab.nics[0]), Machine(lab, tree, package, work, newer) as guest:
+        yield guest

@@ -10,7 +10,8 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 from cloud_network.fetcher.config import Config, Prefixes, Rules
-from cloud_network.fetcher.desired import desired, match_links
+from cloud_network.fetcher.desired import desired
+from cloud_network.fetcher.matching import match_links
 from cloud_network.fetcher.model import Instance
 from cloud_network.fetcher.objects import Actual, Desired, Route, Rule
 from cloud_network.fetcher.plan import in_ip_syntax, plan
