@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PYTHON ?= /usr/bin/python3
 # gcc, python3-dev and libcap-dev build python-prctl; curl, iproute2, nftables and procps are the lab's.
 # strace makes system calls of netagent fail (tests/netagent/test_faults.py).
-APT := curl gcc iproute2 libc6-dev libcap-dev nftables procps python3-dev python3-venv strace
+APT := curl gcc git iproute2 libc6-dev libcap-dev nftables procps python3-dev python3-venv strace
 # An ordinary user has the lab in a user namespace; uidmap's newuidmap gives it the ids of the daemons.
 ifneq ($(or $(SUDO_UID),$(shell id -u)),0)
 APT += uidmap
@@ -23,7 +23,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --no
 define quietly
 said=$$($(1) 2>&1) || { status=$$?; printf '%s\n' "$$said" >&2; exit $$status; }
 endef
-ROOMS := netagent fetcher fetcher/providers api api/cnctl
+ROOMS := netagent fetcher fetcher/metadata fetcher/metadata/providers fetcher/network api api/cnctl
 # They mostly wait, so three at once keep two cores busy; a file stays together, for its fixtures.
 PYTEST_ARGS ?= --numprocesses=3 --dist=loadfile
 UNITS := cloud-network-fetcher.service cloud-network-netagent.socket cloud-network-api.socket

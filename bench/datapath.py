@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cloud_network.fetcher.config import Rules
-from cloud_network.fetcher.plan import Change, Verb, in_ip_syntax
+from cloud_network.fetcher.network.plan import Change, Verb, in_ip_syntax
 
 from bench.figures import Figure, figure, keep, ratio
 from tests.fetcher.values import BASE, host, instance, interface, link, wanted

@@ -11,9 +11,9 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from cloud_network.fetcher.model import EVERYTHING
-from cloud_network.fetcher.objects import Address, Route
-from cloud_network.fetcher.plan import Change, LinkMtu, LinkUp, Plan, Verb
+from cloud_network.fetcher.metadata.model import EVERYTHING
+from cloud_network.fetcher.network.objects import Address, Route
+from cloud_network.fetcher.network.plan import Change, LinkMtu, LinkUp, Plan, Verb
 from cloud_network.netagent import protocol
 
 _ANSWER_SECONDS = 30.0

@@ -12,11 +12,11 @@ from cloud_network.fetcher.agent import Agent, AgentError
 from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.errors import Errors, now
 from cloud_network.fetcher.fights import Fights
-from cloud_network.fetcher.objects import Actual, Desired, Link
+from cloud_network.fetcher.metadata.providers import Provider
+from cloud_network.fetcher.network.objects import Actual, Desired, Link
+from cloud_network.fetcher.network.plan import Plan, in_ip_syntax, of_link
 from cloud_network.fetcher.patience import Patience
-from cloud_network.fetcher.plan import Plan, in_ip_syntax, of_link
 from cloud_network.fetcher.probe import Gateways
-from cloud_network.fetcher.providers import Provider
 from cloud_network.fetcher.status import NetagentStatus, Status
 
 logger = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ from datetime import UTC, datetime, timedelta
 from math import inf
 
 from cloud_network.fetcher.errors import RFC3339, now
-from cloud_network.fetcher.objects import Actual, Address, Route, Rule
+from cloud_network.fetcher.network.objects import Actual, Address, Route, Rule
+from cloud_network.fetcher.network.plan import Change, LinkUp, Plan, Verb, in_ip_syntax
 from cloud_network.fetcher.patience import Patience
-from cloud_network.fetcher.plan import Change, LinkUp, Plan, Verb, in_ip_syntax
 from cloud_network.fetcher.status import FightStatus
 
 logger = logging.getLogger(__name__)

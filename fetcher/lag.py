@@ -6,8 +6,8 @@ import logging
 import math
 
 from cloud_network.fetcher.config import Config
-from cloud_network.fetcher.model import Instance
-from cloud_network.fetcher.objects import Actual, Desired
+from cloud_network.fetcher.metadata.model import Instance
+from cloud_network.fetcher.network.objects import Actual, Desired
 
 logger = logging.getLogger(__name__)
 

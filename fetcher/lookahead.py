@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypedDict
 
-from cloud_network.fetcher.model import Instance, MetadataError
-from cloud_network.fetcher.objects import Actual, Desired
-from cloud_network.fetcher.plan import Plan, in_ip_syntax
-from cloud_network.fetcher.providers import Provider
+from cloud_network.fetcher.metadata.model import Instance, MetadataError
+from cloud_network.fetcher.metadata.providers import Provider
+from cloud_network.fetcher.network.objects import Actual, Desired
+from cloud_network.fetcher.network.plan import Plan, in_ip_syntax
 
 
 class PlanAnswer(TypedDict):

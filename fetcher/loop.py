@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 from cloud_network.fetcher import config as configuration
 from cloud_network.fetcher import flush, log, privileges
 from cloud_network.fetcher.control import Control, remove_socket
-from cloud_network.fetcher.detect import DetectionError, detect, read_dmi
 from cloud_network.fetcher.events import KernelEvents
+from cloud_network.fetcher.metadata.detect import DetectionError, detect, read_dmi
+from cloud_network.fetcher.metadata.providers import Waiting
 from cloud_network.fetcher.networkd import Networkd
-from cloud_network.fetcher.providers import Waiting
 from cloud_network.fetcher.reconcile import Reconciler
 from cloud_network.fetcher.state import StateDirectory
 from cloud_network.fetcher.systemd import Systemd, listening

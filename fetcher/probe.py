@@ -23,10 +23,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
 
-from cloud_network.fetcher import kernel
-from cloud_network.fetcher.model import IPAddress
-from cloud_network.fetcher.objects import Actual, Address, Desired, Route, Rule
-from cloud_network.fetcher.plan import Plan
+from cloud_network.fetcher.metadata.model import IPAddress
+from cloud_network.fetcher.network import kernel
+from cloud_network.fetcher.network.objects import Actual, Address, Desired, Route, Rule
+from cloud_network.fetcher.network.plan import Plan
 
 _LET_OUT = {4: "169.254.169.254", 6: "fd00:ec2::254"}  # IPAddressAllow= of the unit has both on every cloud
 _DISCARD = 9  # RFC 863: nobody answers, and nobody has to

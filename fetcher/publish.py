@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.errors import now
-from cloud_network.fetcher.matching import match_links
-from cloud_network.fetcher.model import Instance
-from cloud_network.fetcher.objects import Actual
+from cloud_network.fetcher.metadata.model import Instance
+from cloud_network.fetcher.network.matching import match_links
+from cloud_network.fetcher.network.objects import Actual
 from cloud_network.fetcher.state import StateDirectory, StateError
 from cloud_network.fetcher.status import VERSION, Status
 

@@ -13,22 +13,23 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from cloud_network.fetcher import kernel, report
+from cloud_network.fetcher import report
 from cloud_network.fetcher.agent import Agent
 from cloud_network.fetcher.changes import NETAGENT_AWAY, Changes, Outcome, count
 from cloud_network.fetcher.config import Config, Purge
-from cloud_network.fetcher.desired import desired
 from cloud_network.fetcher.errors import Errors, now
 from cloud_network.fetcher.fights import Fights
 from cloud_network.fetcher.flush import FLUSHED, FlushAnswer, flush_answer
 from cloud_network.fetcher.kept import Kept
 from cloud_network.fetcher.lag import Lag
 from cloud_network.fetcher.lookahead import PlanAnswer, look_ahead
-from cloud_network.fetcher.model import Instance, MetadataError
-from cloud_network.fetcher.objects import Actual, Desired
+from cloud_network.fetcher.metadata.model import Instance, MetadataError
+from cloud_network.fetcher.metadata.providers import Provider, Waiting
+from cloud_network.fetcher.network import kernel
+from cloud_network.fetcher.network.desired import desired
+from cloud_network.fetcher.network.objects import Actual, Desired
+from cloud_network.fetcher.network.plan import Plan, Verb, plan
 from cloud_network.fetcher.patience import Patience
-from cloud_network.fetcher.plan import Plan, Verb, plan
-from cloud_network.fetcher.providers import Provider, Waiting
 from cloud_network.fetcher.publish import Publisher
 from cloud_network.fetcher.state import StateDirectory
 from cloud_network.fetcher.status import Status

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.kept import Kept
-from cloud_network.fetcher.matching import match_links, with_what_dhcp_says
-from cloud_network.fetcher.model import Instance, Interface
-from cloud_network.fetcher.objects import Actual, Desired, Link, OfLink, Rule, Wish
-from cloud_network.fetcher.plan import Plan, in_ip_syntax
+from cloud_network.fetcher.metadata.model import Instance, Interface
+from cloud_network.fetcher.network.matching import match_links, with_what_dhcp_says
+from cloud_network.fetcher.network.objects import Actual, Desired, Link, OfLink, Rule, Wish
+from cloud_network.fetcher.network.plan import Plan, in_ip_syntax
 from cloud_network.fetcher.status import AddressStatus, LinkStatus, Status
 
 _NOTHING = OfLink(Wish(0, None), (), {}, {})

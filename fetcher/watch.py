@@ -11,9 +11,9 @@ import threading
 import time
 from contextlib import suppress
 
-from cloud_network.fetcher.model import MetadataError
+from cloud_network.fetcher.metadata.model import MetadataError
+from cloud_network.fetcher.metadata.providers import Waiting
 from cloud_network.fetcher.patience import Patience
-from cloud_network.fetcher.providers import Waiting
 
 logger = logging.getLogger(__name__)
 

@@ -53,7 +53,7 @@ print(json.dumps(sorted(name for name in now if name[0] != "_" and name != "clou
 START = {
     "fetcher": """
 import cloud_network.fetcher.loop
-from cloud_network.fetcher import detect
+from cloud_network.fetcher.metadata import detect
 for cloud in detect.CLOUDS:
     detect._module(cloud)
 """,

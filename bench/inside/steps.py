@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cloud_network.fetcher import config as configuration
-from cloud_network.fetcher import kernel
 from cloud_network.fetcher.agent import to_wire
-from cloud_network.fetcher.desired import desired
-from cloud_network.fetcher.detect import detect, read_dmi
-from cloud_network.fetcher.plan import plan
+from cloud_network.fetcher.metadata.detect import detect, read_dmi
+from cloud_network.fetcher.network import kernel
+from cloud_network.fetcher.network.desired import desired
+from cloud_network.fetcher.network.plan import plan
 from cloud_network.netagent import policy, protocol, rtnetlink, settings
 
 

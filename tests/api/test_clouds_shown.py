@@ -9,7 +9,7 @@ import pytest
 from cloud_network.api.cnctl import layout
 from cloud_network.api.cnctl.facts import FACTS
 from cloud_network.api.cnctl.system import rows
-from cloud_network.fetcher.client import Client
+from cloud_network.fetcher.metadata.http import Client
 from cloud_network.fetcher.state import Document, StateDirectory
 
 from tests.fetcher.clouds import CLOUDS, payload

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from cloud_network.fetcher.kernel import LinkRead, RouteRead
-from cloud_network.fetcher.model import IPAddress
-from cloud_network.fetcher.objects import Actual, Address, KernelAddress, Link, Route, Rule
+from cloud_network.fetcher.metadata.model import IPAddress
+from cloud_network.fetcher.network.kernel import LinkRead, RouteRead
+from cloud_network.fetcher.network.objects import Actual, Address, KernelAddress, Link, Route, Rule
 from pyroute2 import IPRoute
 
 OURS = 209

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from cloud_network.fetcher.client import Client
-from cloud_network.fetcher.model import Instance
-from cloud_network.fetcher.providers import (
+from cloud_network.fetcher.metadata.http import Client
+from cloud_network.fetcher.metadata.model import Instance
+from cloud_network.fetcher.metadata.providers import (
     Provider,
     alibaba,
     digitalocean,
@@ -23,7 +23,7 @@ from cloud_network.fetcher.providers import (
     tencent,
     vultr,
 )
-from cloud_network.fetcher.providers.document import Node
+from cloud_network.fetcher.metadata.providers.document import Node
 
 from tests.fetcher.site import Site
 

@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 
 import pytest
-from cloud_network.fetcher.client import Client
+from cloud_network.fetcher.metadata.http import Client
 
 from tests.lab import Interface, Nic, Record, Spec
 from tests.lab.metadata.providers import PROVIDERS

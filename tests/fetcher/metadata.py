@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import MappingProxyType
 from typing import NamedTuple
 
-from cloud_network.fetcher.client import Client
+from cloud_network.fetcher.metadata.http import Client
 
 
 class Answer(NamedTuple):

@@ -7,10 +7,10 @@ from ipaddress import ip_address, ip_network
 import pytest
 from cloud_network.fetcher.agent import Agent, AgentError, _reason, to_wire
 from cloud_network.fetcher.config import Config
-from cloud_network.fetcher.desired import desired
-from cloud_network.fetcher.model import Instance
-from cloud_network.fetcher.objects import Actual, Address, Route, Rule
-from cloud_network.fetcher.plan import Change, LinkMtu, LinkUp, Verb, plan
+from cloud_network.fetcher.metadata.model import Instance
+from cloud_network.fetcher.network.desired import desired
+from cloud_network.fetcher.network.objects import Actual, Address, Route, Rule
+from cloud_network.fetcher.network.plan import Change, LinkMtu, LinkUp, Verb, plan
 from cloud_network.netagent import protocol
 from hypothesis import given
 

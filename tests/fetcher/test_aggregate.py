@@ -8,13 +8,13 @@ from ipaddress import IPv4Network, ip_address, ip_network
 from itertools import combinations, product
 
 import pytest
-from cloud_network.fetcher import aggregate as fewest
 from cloud_network.fetcher.config import Config, Prefixes, Rules
-from cloud_network.fetcher.desired import desired
-from cloud_network.fetcher.model import Instance, IPAddress, IPNetwork
-from cloud_network.fetcher.objects import Actual, Desired, Rule
-from cloud_network.fetcher.sources import grouped
-from cloud_network.fetcher.spans import NOBODY, Span
+from cloud_network.fetcher.metadata.model import Instance, IPAddress, IPNetwork
+from cloud_network.fetcher.network import aggregate as fewest
+from cloud_network.fetcher.network.desired import desired
+from cloud_network.fetcher.network.objects import Actual, Desired, Rule
+from cloud_network.fetcher.network.sources import grouped
+from cloud_network.fetcher.network.spans import NOBODY, Span
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

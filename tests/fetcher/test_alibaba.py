@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 
 import pytest
-from cloud_network.fetcher import firmware
-from cloud_network.fetcher.client import Client
-from cloud_network.fetcher.model import MetadataError
-from cloud_network.fetcher.providers.alibaba import Alibaba, instance
+from cloud_network.fetcher.metadata import firmware
+from cloud_network.fetcher.metadata.http import Client
+from cloud_network.fetcher.metadata.model import MetadataError
+from cloud_network.fetcher.metadata.providers.alibaba import Alibaba, instance
 
 from tests.fetcher.clouds import CLOUDS, META, payload
 from tests.fetcher.site import Site

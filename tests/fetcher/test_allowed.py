@@ -5,8 +5,8 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_network
 
 import pytest
-from cloud_network.fetcher.allowed import NEVER, Allowed
 from cloud_network.fetcher.config import Config
+from cloud_network.fetcher.network.allowed import NEVER, Allowed
 from cloud_network.netagent import policy
 from cloud_network.netagent.settings import Settings
 from hypothesis import given, settings

@@ -8,9 +8,9 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
-from cloud_network.fetcher.client import Client
-from cloud_network.fetcher.model import Instance, MetadataError
-from cloud_network.fetcher.providers.aws import Aws, _interface
+from cloud_network.fetcher.metadata.http import Client
+from cloud_network.fetcher.metadata.model import Instance, MetadataError
+from cloud_network.fetcher.metadata.providers.aws import Aws, _interface
 
 from tests.fetcher.conftest import Cloud
 from tests.lab import Interface

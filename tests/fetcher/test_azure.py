@@ -9,11 +9,11 @@ from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
 import pytest
-from cloud_network.fetcher import firmware
-from cloud_network.fetcher.model import Interface, MetadataError
-from cloud_network.fetcher.providers import Provider, azure
-from cloud_network.fetcher.providers.azure import Azure
-from cloud_network.fetcher.providers.document import Node
+from cloud_network.fetcher.metadata import firmware
+from cloud_network.fetcher.metadata.model import Interface, MetadataError
+from cloud_network.fetcher.metadata.providers import Provider, azure
+from cloud_network.fetcher.metadata.providers.azure import Azure
+from cloud_network.fetcher.metadata.providers.document import Node
 
 from tests.fetcher.metadata import Answer, Server
 from tests.fetcher.payloads import document, load

@@ -11,8 +11,8 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
-from cloud_network.fetcher.client import MAX_BODY, Client, Response
-from cloud_network.fetcher.model import MetadataError
+from cloud_network.fetcher.metadata.http import MAX_BODY, Client, Response
+from cloud_network.fetcher.metadata.model import MetadataError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

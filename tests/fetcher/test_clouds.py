@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from cloud_network.fetcher.client import Client
-from cloud_network.fetcher.model import Instance, MetadataError
-from cloud_network.fetcher.providers import Provider
+from cloud_network.fetcher.metadata.http import Client
+from cloud_network.fetcher.metadata.model import Instance, MetadataError
+from cloud_network.fetcher.metadata.providers import Provider
 
 from tests.fetcher.clouds import CLOUDS, payload, payloads
 from tests.fetcher.site import Site

@@ -7,7 +7,7 @@ from ipaddress import IPv6Network, ip_address, ip_network
 
 import pytest
 from cloud_network.fetcher.config import Config, Prefixes, Rules
-from cloud_network.fetcher.objects import Actual, Desired, Route, Rule
+from cloud_network.fetcher.network.objects import Actual, Desired, Route, Rule
 
 from tests.fetcher.values import BASE, FIRST, has, host, instance, interface, link, mac, wanted
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from cloud_network.fetcher.config import Provider
-from cloud_network.fetcher.detect import CLOUDS, DetectionError, detect, read_dmi
-from cloud_network.fetcher.firmware import MATCHES
-from cloud_network.fetcher.providers import gcp
+from cloud_network.fetcher.metadata.detect import CLOUDS, DetectionError, detect, read_dmi
+from cloud_network.fetcher.metadata.firmware import MATCHES
+from cloud_network.fetcher.metadata.providers import gcp
 
 from tests.fetcher.metadata import Answer, Server
 
@@ -23,7 +23,7 @@ AZURE_TAG = "7783-7084-3265-9085-8269-3286-77"
 def nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not by a test, on whatever cloud it runs: a port of loopback where nobody listens."""
     for cloud in CLOUDS:
-        module = import_module(f"cloud_network.fetcher.providers.{cloud}")
+        module = import_module(f"cloud_network.fetcher.metadata.providers.{cloud}")
         if hasattr(module, "probe"):
             monkeypatch.setattr(module, "ENDPOINT", "127.0.0.1:9")
 
@@ -56,7 +56,7 @@ def test_the_configuration_overrides_the_firmware() -> None:
 def test_every_cloud_keeps_the_shape(cloud: str) -> None:
     found = detect(Provider(cloud), {})
     assert found.name == cloud
-    module = import_module(f"cloud_network.fetcher.providers.{cloud}")
+    module = import_module(f"cloud_network.fetcher.metadata.providers.{cloud}")
     assert found.client.endpoint == module.ENDPOINT
     assert not MATCHES[cloud]({})
     assert not MATCHES[cloud]({"sys_vendor": "QEMU", "product_name": "Standard PC (Q35 + ICH9, 2009)"})
@@ -66,7 +66,7 @@ def test_every_cloud_keeps_the_shape(cloud: str) -> None:
 def test_the_unit_lets_the_fetcher_reach_every_metadata_server_and_nobody_else() -> None:
     unit = Path(__file__).parents[2] / "systemd/system/cloud-network-fetcher.service"
     [allowed] = [line for line in unit.read_text().splitlines() if line.startswith("IPAddressAllow=")]
-    modules = [import_module(f"cloud_network.fetcher.providers.{cloud}") for cloud in CLOUDS]
+    modules = [import_module(f"cloud_network.fetcher.metadata.providers.{cloud}") for cloud in CLOUDS]
     servers = {getattr(module, name).strip("[]") for module in modules for name in vars(module) if "ENDPOINT" in name}
     assert set(allowed.partition("=")[2].split()) == servers - {"127.0.0.1:9"} | {"169.254.169.254"}
 
@@ -111,9 +111,10 @@ def test_where_the_firmware_is_silent_the_servers_sign_is_looked_for(
 
 @pytest.mark.parametrize("arguments", ["P.AZURE, {}", "P.AUTO, {'chassis_asset_tag': '" + AZURE_TAG + "'}"])
 def test_only_the_cloud_that_it_is_is_loaded(arguments: str) -> None:
-    code = "from cloud_network.fetcher.detect import detect; from cloud_network.fetcher.config import Provider as P; "
+    code = "from cloud_network.fetcher.metadata.detect import detect; "
+    code += "from cloud_network.fetcher.config import Provider as P; "
     code += f"import sys; detect({arguments}); print([m for m in sys.modules if m.startswith(%r)])"
-    prefix = "cloud_network.fetcher.providers."
+    prefix = "cloud_network.fetcher.metadata.providers."
     shown = subprocess.run([sys.executable, "-c", code % prefix], capture_output=True, text=True, check=True).stdout
     assert "azure" in shown
     assert "gcp" not in shown

@@ -6,8 +6,8 @@ import re
 from ipaddress import ip_address, ip_network
 
 import pytest
-from cloud_network.fetcher.model import Interface, MetadataError
-from cloud_network.fetcher.providers.document import Node, each, parse, texts
+from cloud_network.fetcher.metadata.model import Interface, MetadataError
+from cloud_network.fetcher.metadata.providers.document import Node, each, parse, texts
 
 DOCUMENT = """{"network": {"interface": [
   {"mac": "000D3AF806EC", "ipv4": {"prefix": "24", "address": "10.1.2.5"}, "nothing": null},

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from cloud_network.fetcher.config import Rules
 from cloud_network.fetcher.fights import Fights
-from cloud_network.fetcher.objects import Actual, Address, Rule
-from cloud_network.fetcher.plan import Change, Plan, Verb
+from cloud_network.fetcher.network.objects import Actual, Address, Rule
+from cloud_network.fetcher.network.plan import Change, Plan, Verb
 
 from tests.fetcher.values import carried_out, has, host, instance, interface, link, plan_of, wanted
 

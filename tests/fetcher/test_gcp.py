@@ -13,11 +13,11 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from cloud_network.fetcher import firmware
-from cloud_network.fetcher.model import Interface, MetadataError
-from cloud_network.fetcher.providers import Waiting, gcp
-from cloud_network.fetcher.providers.document import Node
-from cloud_network.fetcher.providers.gcp import Gcp
+from cloud_network.fetcher.metadata import firmware
+from cloud_network.fetcher.metadata.model import Interface, MetadataError
+from cloud_network.fetcher.metadata.providers import Waiting, gcp
+from cloud_network.fetcher.metadata.providers.document import Node
+from cloud_network.fetcher.metadata.providers.gcp import Gcp
 from cloud_network.fetcher.watch import Watch
 
 from tests.fetcher.metadata import Answer, Server

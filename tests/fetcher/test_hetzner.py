@@ -5,8 +5,8 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_network
 
 import pytest
-from cloud_network.fetcher import firmware
-from cloud_network.fetcher.model import Instance, MetadataError
+from cloud_network.fetcher.metadata import firmware
+from cloud_network.fetcher.metadata.model import Instance, MetadataError
 
 from tests.fetcher.clouds import CLOUDS, payload
 

@@ -8,7 +8,7 @@ import io
 from itertools import pairwise
 
 import pytest
-from cloud_network.fetcher.http1 import (
+from cloud_network.fetcher.metadata.http1 import (
     Head,
     NoAnswerError,
     NoBodyError,

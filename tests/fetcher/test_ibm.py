@@ -7,11 +7,11 @@ from copy import deepcopy
 from ipaddress import ip_address
 
 import pytest
-from cloud_network.fetcher import firmware
-from cloud_network.fetcher.client import Client
-from cloud_network.fetcher.model import MetadataError
-from cloud_network.fetcher.providers.document import Node
-from cloud_network.fetcher.providers.ibm import Ibm, instance
+from cloud_network.fetcher.metadata import firmware
+from cloud_network.fetcher.metadata.http import Client
+from cloud_network.fetcher.metadata.model import MetadataError
+from cloud_network.fetcher.metadata.providers.document import Node
+from cloud_network.fetcher.metadata.providers.ibm import Ibm, instance
 
 from tests.fetcher.clouds import CLOUDS, payload
 from tests.fetcher.site import Site

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from cloud_network.fetcher.config import Config
-from cloud_network.fetcher.desired import desired
 from cloud_network.fetcher.kept import Kept
-from cloud_network.fetcher.model import Instance
-from cloud_network.fetcher.objects import Actual
-from cloud_network.fetcher.plan import plan
+from cloud_network.fetcher.metadata.model import Instance
+from cloud_network.fetcher.network.desired import desired
+from cloud_network.fetcher.network.objects import Actual
+from cloud_network.fetcher.network.plan import plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -10,11 +10,11 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 from cloud_network.fetcher.config import Config, Prefixes, Rules
-from cloud_network.fetcher.desired import desired
-from cloud_network.fetcher.matching import match_links
-from cloud_network.fetcher.model import Instance
-from cloud_network.fetcher.objects import Actual, Desired, Route, Rule
-from cloud_network.fetcher.plan import in_ip_syntax, plan
+from cloud_network.fetcher.metadata.model import Instance
+from cloud_network.fetcher.network.desired import desired
+from cloud_network.fetcher.network.matching import match_links
+from cloud_network.fetcher.network.objects import Actual, Desired, Route, Rule
+from cloud_network.fetcher.network.plan import in_ip_syntax, plan
 
 from tests.fetcher.values import has, instance, interface
 from tests.lab import Interface, Lab, Spec

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cloud_network.fetcher import kernel
-from cloud_network.fetcher.objects import Actual
-from cloud_network.fetcher.rtnetlink import Rtnetlink, attributes
+from cloud_network.fetcher.network import kernel
+from cloud_network.fetcher.network.objects import Actual
+from cloud_network.fetcher.network.rtnetlink import Rtnetlink, attributes
 from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2.netlink.rtnl.fibmsg import fibmsg
@@ -137,7 +137,7 @@ def test_what_else_the_kernel_says_in_a_type_is_not_its_number() -> None:
 BOTH = f"""
 import pickle, sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from cloud_network.fetcher import kernel
+from cloud_network.fetcher.network import kernel
 from tests.fetcher import by_pyroute2
 print(pickle.dumps((kernel.read(), by_pyroute2.read()), 0).decode())
 """
@@ -215,7 +215,7 @@ def test_a_kernel_with_something_of_every_kind(lab: Lab) -> None:
 
 SINCE = """
 import json, subprocess
-from cloud_network.fetcher import kernel
+from cloud_network.fetcher.network import kernel
 reader = kernel.Reader()
 def said():
     found = reader.read()
@@ -249,7 +249,7 @@ def test_what_was_read_before_is_no_longer_said_when_it_is_gone_and_what_is_new_
 
 RESTLESS = """
 import subprocess, sys
-from cloud_network.fetcher import rtnetlink
+from cloud_network.fetcher.network import rtnetlink
 class Restless(rtnetlink.Rtnetlink):
     # after the first datagram of a dump somebody adds an address, so many times
     times, dumps = int(sys.argv[1]), 0
@@ -284,7 +284,7 @@ def test_a_dump_into_which_a_change_falls_is_taken_again(lab: Lab) -> None:
 def test_a_reader_goes_on_after_an_error(lab: Lab) -> None:
     program = """
 import errno
-from cloud_network.fetcher import kernel, rtnetlink
+from cloud_network.fetcher.network import kernel, rtnetlink
 reader = kernel.Reader()
 before, whole = reader.read(), rtnetlink.Rtnetlink._receive
 def lost(self):

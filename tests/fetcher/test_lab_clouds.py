@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 
 import pytest
-from cloud_network.fetcher.client import Client
-from cloud_network.fetcher.firmware import MATCHES
+from cloud_network.fetcher.metadata.firmware import MATCHES
+from cloud_network.fetcher.metadata.http import Client
 
 from tests.fetcher.clouds import CLOUDS
 from tests.lab import Spec

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 from cloud_network.fetcher.config import Config
-from cloud_network.fetcher.desired import desired
 from cloud_network.fetcher.lag import Lag
+from cloud_network.fetcher.network.desired import desired
 
 from .values import host, instance, interface, link
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
-from cloud_network.fetcher import model
-from cloud_network.fetcher.model import MetadataError, Problem
+from cloud_network.fetcher.metadata import model
+from cloud_network.fetcher.metadata.model import MetadataError, Problem
 from hypothesis import given
 from hypothesis import strategies as st
 

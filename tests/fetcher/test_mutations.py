@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cloud_network.fetcher import kernel
-from cloud_network.fetcher.client import Client
 from cloud_network.fetcher.config import Config
-from cloud_network.fetcher.desired import desired
-from cloud_network.fetcher.model import Instance, MetadataError
-from cloud_network.fetcher.objects import Actual, Link
-from cloud_network.fetcher.plan import Plan, Verb, plan
+from cloud_network.fetcher.metadata.http import Client
+from cloud_network.fetcher.metadata.model import Instance, MetadataError
+from cloud_network.fetcher.network import kernel
+from cloud_network.fetcher.network.desired import desired
+from cloud_network.fetcher.network.objects import Actual, Link
+from cloud_network.fetcher.network.plan import Plan, Verb, plan
 from cloud_network.fetcher.reconcile import Reconciler
 from cloud_network.fetcher.state import StateDirectory
 from hypothesis import given, settings

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cloud_network.fetcher import firmware
-from cloud_network.fetcher.client import Client
-from cloud_network.fetcher.model import Instance, MetadataError
-from cloud_network.fetcher.providers.document import Node
-from cloud_network.fetcher.providers.openstack import Openstack, instance, mounted
+from cloud_network.fetcher.metadata import firmware
+from cloud_network.fetcher.metadata.http import Client
+from cloud_network.fetcher.metadata.model import Instance, MetadataError
+from cloud_network.fetcher.metadata.providers.document import Node
+from cloud_network.fetcher.metadata.providers.openstack import Openstack, instance, mounted
 
 from tests.fetcher.clouds import CLOUDS, payload
 from tests.fetcher.site import Site

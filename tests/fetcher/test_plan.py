@@ -7,10 +7,10 @@ from ipaddress import ip_network
 from operator import contains
 
 from cloud_network.fetcher.config import Config, Rules
-from cloud_network.fetcher.desired import desired
-from cloud_network.fetcher.model import Instance, IPAddress
-from cloud_network.fetcher.objects import Actual, Address, Route, Rule
-from cloud_network.fetcher.plan import Change, LinkMtu, LinkUp, Verb, plan
+from cloud_network.fetcher.metadata.model import Instance, IPAddress
+from cloud_network.fetcher.network.desired import desired
+from cloud_network.fetcher.network.objects import Actual, Address, Route, Rule
+from cloud_network.fetcher.network.plan import Change, LinkMtu, LinkUp, Verb, plan
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cloud_network.fetcher import kernel
-from cloud_network.fetcher.client import Client
 from cloud_network.fetcher.config import Config
-from cloud_network.fetcher.model import Instance, MetadataError
-from cloud_network.fetcher.objects import Actual
-from cloud_network.fetcher.providers.aws import Aws
+from cloud_network.fetcher.metadata.http import Client
+from cloud_network.fetcher.metadata.model import Instance, MetadataError
+from cloud_network.fetcher.metadata.providers.aws import Aws
+from cloud_network.fetcher.network import kernel
+from cloud_network.fetcher.network.objects import Actual
 from cloud_network.fetcher.reconcile import Reconciler
 from cloud_network.fetcher.state import StateDirectory
 

@@ -10,10 +10,10 @@ from types import FrameType
 
 import pytest
 from cloud_network.fetcher.config import Config
-from cloud_network.fetcher.desired import desired
-from cloud_network.fetcher.model import Instance
-from cloud_network.fetcher.objects import Actual, Address
-from cloud_network.fetcher.plan import Plan, Verb, in_ip_syntax
+from cloud_network.fetcher.metadata.model import Instance
+from cloud_network.fetcher.network.desired import desired
+from cloud_network.fetcher.network.objects import Actual, Address
+from cloud_network.fetcher.network.plan import Plan, Verb, in_ip_syntax
 
 from .values import carried_out, host, instance, interface, link, plan_of, wanted
 

@@ -6,9 +6,9 @@ from copy import deepcopy
 from ipaddress import ip_address
 
 import pytest
-from cloud_network.fetcher import firmware
-from cloud_network.fetcher.providers.document import Node
-from cloud_network.fetcher.providers.scaleway import ENDPOINT, instance
+from cloud_network.fetcher.metadata import firmware
+from cloud_network.fetcher.metadata.providers.document import Node
+from cloud_network.fetcher.metadata.providers.scaleway import ENDPOINT, instance
 
 from tests.fetcher.clouds import payload
 

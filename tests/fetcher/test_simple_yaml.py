@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from cloud_network.fetcher.model import MetadataError
-from cloud_network.fetcher.providers.simple_yaml import parse
+from cloud_network.fetcher.metadata.model import MetadataError
+from cloud_network.fetcher.metadata.providers.simple_yaml import parse
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 
 import pytest
-from cloud_network.fetcher import firmware
-from cloud_network.fetcher.client import Client
-from cloud_network.fetcher.providers.tencent import ENDPOINT, Tencent, instance
+from cloud_network.fetcher.metadata import firmware
+from cloud_network.fetcher.metadata.http import Client
+from cloud_network.fetcher.metadata.providers.tencent import ENDPOINT, Tencent, instance
 
 from tests.fetcher.clouds import CLOUDS, META, payload
 from tests.fetcher.site import Site

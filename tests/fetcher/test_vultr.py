@@ -6,10 +6,10 @@ from copy import deepcopy
 from ipaddress import ip_address, ip_network
 
 import pytest
-from cloud_network.fetcher import firmware
-from cloud_network.fetcher.model import MetadataError
-from cloud_network.fetcher.providers.document import Node
-from cloud_network.fetcher.providers.vultr import instance
+from cloud_network.fetcher.metadata import firmware
+from cloud_network.fetcher.metadata.model import MetadataError
+from cloud_network.fetcher.metadata.providers.document import Node
+from cloud_network.fetcher.metadata.providers.vultr import instance
 
 from tests.fetcher.clouds import payload
 

@@ -16,11 +16,11 @@ from tests.lab.rooms import ENVIRONMENT
 
 SERVER = "169.254.169.254"
 WAYS = """
-import json, sys; from ipaddress import ip_address; from cloud_network.fetcher.ways import ways
+import json, sys; from ipaddress import ip_address; from cloud_network.fetcher.metadata.ways import ways
 print(json.dumps(ways(ip_address(sys.argv[1]), ("veth", "tun", "bridge"))))
 """
 ASK = """
-from cloud_network.fetcher.client import Client; from cloud_network.fetcher.model import MetadataError
+from cloud_network.fetcher.metadata.http import Client; from cloud_network.fetcher.metadata.model import MetadataError
 client = Client("169.254.169.254"); client.kinds = ("veth",)
 try:
     print(client.request("GET", "/latest/meta-data/instance-id").status, client.way)
@@ -31,7 +31,7 @@ except MetadataError as error:
 """
 
 KEPT = """
-from cloud_network.fetcher.client import Client
+from cloud_network.fetcher.metadata.http import Client
 client = Client("169.254.169.254"); client.kinds = ("veth",)
 print(client.request("GET", "/latest/meta-data/instance-id").status, flush=True)
 input()

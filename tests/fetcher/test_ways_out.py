@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
-from cloud_network.fetcher.objects import Address, Desired
-from cloud_network.fetcher.plan import Verb
+from cloud_network.fetcher.network.objects import Address, Desired
+from cloud_network.fetcher.network.plan import Verb
 
 from tests.fetcher.values import BASE, has, host, instance, interface, link, plan_of, wanted
 

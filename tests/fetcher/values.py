@@ -7,10 +7,10 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, ip_address, ip_interface, ip_network
 
 from cloud_network.fetcher.config import Config, Prefixes, Rules
-from cloud_network.fetcher.desired import desired
-from cloud_network.fetcher.model import Instance, Interface, IPAddress
-from cloud_network.fetcher.objects import Actual, Address, Desired, KernelAddress, Link, Route, Rule
-from cloud_network.fetcher.plan import LinkMtu, LinkUp, Plan, Verb, plan
+from cloud_network.fetcher.metadata.model import Instance, Interface, IPAddress
+from cloud_network.fetcher.network.desired import desired
+from cloud_network.fetcher.network.objects import Actual, Address, Desired, KernelAddress, Link, Route, Rule
+from cloud_network.fetcher.network.plan import LinkMtu, LinkUp, Plan, Verb, plan
 from hypothesis import strategies as st
 
 Addresses = dict[tuple[int, IPAddress], KernelAddress]

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from cloud_network.fetcher.model import Instance, MetadataError, Problem, parse_mac
-from cloud_network.fetcher.providers import azure, gcp
-from cloud_network.fetcher.providers.aws import _interface
-from cloud_network.fetcher.providers.document import parse
+from cloud_network.fetcher.metadata.model import Instance, MetadataError, Problem, parse_mac
+from cloud_network.fetcher.metadata.providers import azure, gcp
+from cloud_network.fetcher.metadata.providers.aws import _interface
+from cloud_network.fetcher.metadata.providers.document import parse
 
 from tests.fetcher.clouds import CLOUDS
 
