@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # Debian's interpreter: the daemons' users cannot read one that lies below somebody's home.
 PYTHON ?= /usr/bin/python3
 # gcc, python3-dev and libcap-dev build python-prctl; curl, iproute2, nftables and procps are the lab's.
-# strace makes system calls of netagent fail (tests/netagent/test_faults.py).
+# strace makes system calls of netagent fail (tests/system/netagent/test_faults.py).
 APT := curl gcc git iproute2 libc6-dev libcap-dev nftables procps python3-dev python3-venv strace
 # An ordinary user has the lab in a user namespace; uidmap's newuidmap gives it the ids of the daemons.
 ifneq ($(or $(SUDO_UID),$(shell id -u)),0)
@@ -38,9 +38,12 @@ test: APT += $(OTHERS) $(BOOT)
 test: lint ## lint, types, arrows, and all tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+check: lint ## lint, types and the unit tests, for the edit loop
+	@$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
+
 test-others: APT += $(OTHERS) network-manager systemd
 test-others: env ## beside the real systemd-networkd, NetworkManager, DHCP clients and the like
-	@$(BIN)/python -m pytest tests/others tests/test_coexistence.py $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests/system/others tests/system/test_coexistence.py $(PYTEST_ARGS)
 
 lint: env ## ruff, mypy --strict, import-linter
 	@$(BIN)/ruff check
@@ -127,11 +130,11 @@ deb: ## the Debian package, in the directory above (debhelper, libcap-dev)
 
 boot: APT += $(BOOT) lintian systemd-container
 boot: env ## boot the package in a lab's cloud: Debian 12, 13 and Docker in virtual machines, and a container (as root)
-	@$(BIN)/python -m pytest tests/boot/test_debian12.py tests/boot/boot_debian13.py tests/boot/boot_container.py \
-	  tests/boot/boot_docker.py tests/boot/boot_package.py $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests/vm/test_debian12.py tests/vm/boot_debian13.py tests/vm/boot_container.py \
+	  tests/vm/boot_docker.py tests/vm/boot_package.py $(PYTEST_ARGS)
 
 clean: ## remove all that the other targets made
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help demo test test-others bench lint man env apt lock install uninstall deb boot clean
+.PHONY: help demo test check test-others bench lint man env apt lock install uninstall deb boot clean

@@ -12,12 +12,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.boot.container import Container
-from tests.boot.guest import Guest
-from tests.boot.image import build, debian
-from tests.boot.machine import Machine
 from tests.lab import Lab, Spec
-from tests.others.dhcp import server
+from tests.system.others.dhcp import server
+from tests.vm.container import Container
+from tests.vm.guest import Guest
+from tests.vm.image import build, debian
+from tests.vm.machine import Machine
 
 SPEC = Spec.cloud("aws", interfaces=3, addresses=5, ipv6=2)
 

@@ -23,9 +23,9 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.figures import Figure, as_root, figure, keep
-from tests.job import MACS, audit, running
 from tests.lab import Interface, Lab, Spec
 from tests.lab.reach import Lines
+from tests.system.job import MACS, audit, running
 
 PING = Path(__file__).with_name("inside") / "ping.py"
 ACKNOWLEDGED = 20.0  # milliseconds from validated metadata: issue 9

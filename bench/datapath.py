@@ -22,7 +22,7 @@ from cloud_network.fetcher.config import Rules
 from cloud_network.fetcher.network.plan import Change, Verb, in_ip_syntax
 
 from bench.figures import Figure, figure, keep, ratio
-from tests.fetcher.values import BASE, host, instance, interface, link, wanted
+from tests.unit.fetcher.values import BASE, host, instance, interface, link, wanted
 
 NAMESPACE = "cloud-network-bench"
 SHAPES = ((4, 15), (15, 50), (60, 50))

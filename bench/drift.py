@@ -24,8 +24,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.figures import Figure, as_root, figure, keep, ratio
-from tests.job import OURS, audit, ip, is_settled, refresh, running
 from tests.lab import Interface, Lab, Spec, processes
+from tests.system.job import OURS, audit, ip, is_settled, refresh, running
 
 REPAIR = Path(__file__).with_name("inside") / "repair.py"
 TARGET = 200.0  # milliseconds: issue 6

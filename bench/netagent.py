@@ -23,8 +23,8 @@ from cloud_network.netagent.start import BECOME, LOGS, RUNTIME, USER
 
 from bench.figures import Figure, as_root, figure, keep, milliseconds, pss, ratio
 from tests.lab import Lab, Spec
-from tests.netagent.conftest import answers, start
-from tests.netagent.wire import CONFIG, Wire, address, ifindex, route, rule
+from tests.system.netagent.conftest import answers, start
+from tests.system.netagent.wire import CONFIG, Wire, address, ifindex, route, rule
 
 Op = dict[str, Any]
 APPLY, START, MEMORY = 1.3, 2.5, 15.0  # issue 4: × ip -batch, × python3 -c pass, MB

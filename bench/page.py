@@ -1,7 +1,7 @@
 """bench/results.json → the figures of docs/performance.md: `python -m bench.page`, and at the end of `make bench`.
 
 What people have to say stands in the page; what was measured stands between two comments, and is only ever written
-here, so that it cannot drift (tests/test_performance.py):
+here, so that it cannot drift (tests/unit/test_performance.py):
 
     <!-- bench: KIND PART -->        targets · runs · table PART · sizes PART
     …

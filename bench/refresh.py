@@ -21,9 +21,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.figures import Figure, as_root, figure, keep, processor_time, ratio, total
-from tests.job import CONFIG, DAEMONS, audit, is_settled, refresh, status
 from tests.lab import Lab, Spec
-from tests.netagent.wire import AUDIT
+from tests.system.job import CONFIG, DAEMONS, audit, is_settled, refresh, status
+from tests.system.netagent.wire import AUDIT
 
 DAY, REFRESHES = 86400.0, 288
 QUIET = 3.0  # seconds without a metadata request: the facts that are only shown have been read, too

@@ -106,7 +106,7 @@ def state(directory: Path) -> None:
     """A status of 4 × 15, as a fetcher would leave it."""
     from cloud_network.fetcher.state import StateDirectory
 
-    from tests.api.conftest import address, link, status
+    from tests.system.api.conftest import address, link, status
 
     files = StateDirectory(directory)
     files.prepare()

@@ -1,8 +1,9 @@
 """Chaos for as long as one likes: `.venv/bin/python -m bench.soak --seconds 600`; replay with `--seed N`.
 
 Every round is some random events and then peace, in which the kernel must equal the cloud, what is others' must be
-byte for byte as before, and connections must still live (tests/chaos.py). The refresh timer is 2 s, so that an hour of
-a host's life at the default of 5 min is 24 s here. It ends with 1 at the first violation, and says how to repeat it.
+byte for byte as before, and connections must still live (tests/system/chaos.py).
+The refresh timer is 2 s, so that an hour
+of a host's life at the default of 5 min is 24 s here. It ends with 1 at the first violation, and says how to repeat it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import sys
 import time
 import traceback
 
-from tests.chaos import chaos
 from tests.lab import LabError
+from tests.system.chaos import chaos
 
 
 def main() -> None:

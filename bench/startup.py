@@ -16,8 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.figures import Figure, as_root, bare_interpreter, figure, keep, milliseconds, ratio
-from tests.job import running
 from tests.lab import Spec
+from tests.system.job import running
 
 CNCTL = str(Path(sys.executable).with_name("cnctl"))
 TARGET = 4.0

@@ -17,8 +17,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.figures import Figure, as_root, figure, keep
-from tests.job import CONFIG, is_settled
 from tests.lab import Lab, Spec
+from tests.system.job import CONFIG, is_settled
 
 LARGEST, PLANNING = (60, 50), 50.0  # milliseconds for 3,000 addresses: issue 9
 

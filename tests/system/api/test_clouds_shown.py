@@ -1,0 +1,60 @@
+"""`cnctl status system` on each cloud: what its payload `one` is shown as on 80 columns, line by line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cloud_network.api.cnctl import layout
+from cloud_network.api.cnctl.facts import FACTS
+from cloud_network.api.cnctl.system import rows
+from cloud_network.fetcher.metadata.http import Client
+from cloud_network.fetcher.state import Document, StateDirectory
+
+from tests.unit.fetcher.clouds import CLOUDS, payload
+from tests.unit.fetcher.payloads import load
+from tests.unit.fetcher.site import Site
+
+from .conftest import Ended, Server, status
+
+SHOWN = Path(__file__).with_name("shown")
+
+
+def system(cloud: str) -> Document:
+    """What the cloud's provider leaves in the file `system`."""
+    if cloud not in CLOUDS:
+        return dict(load(cloud, "one").system)
+    site = Site()
+    CLOUDS[cloud].serve(site, payload(cloud, "one"))
+    client = Client(site.endpoint)
+    try:
+        provider = CLOUDS[cloud].provider(client)
+        found = provider.fetch()
+        while provider.unread:
+            found = provider.fetch()
+        return dict(found.system)
+    finally:
+        client.close()
+        site.close()
+
+
+@pytest.mark.parametrize("cloud", FACTS)
+def test_the_facts_of_a_cloud_fit_a_terminal(
+    cloud: str, state: StateDirectory, server: Server, cnctl: Callable[..., Ended]
+) -> None:
+    document = system(cloud)
+    table = [("Cloud provider", cloud), *rows(cloud, document)]
+    expected = (SHOWN / f"{cloud}.txt").read_text()
+    assert layout.rows(table, max(len(key) for key, _ in table), 80) + "\n" == expected
+    state.write_status(status(provider=cloud))
+    state.write_system(document)
+    ended = cnctl("status", "system", server=server)
+    assert ended.out.split() == expected.split()
+
+
+@pytest.mark.parametrize("cloud", FACTS)
+def test_what_is_not_text_and_what_is_not_there_is_left_out(cloud: str) -> None:
+    assert rows(cloud, {}) == []
+    odd: Document = {path.partition("/")[0]: {"": [None]} for _, *paths in FACTS[cloud] for path in paths}
+    assert rows(cloud, odd) == []

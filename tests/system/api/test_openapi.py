@@ -1,0 +1,92 @@
+"""/openapi.json: what it says is what is served, asked by schemathesis; and it says it of all that is served."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from cloud_network.api import app
+from cloud_network.fetcher.config import Config
+from cloud_network.fetcher.state import StateDirectory
+from hypothesis import HealthCheck, given, settings
+from jsonschema import Draft202012Validator
+from schemathesis.checks import CHECKS
+from schemathesis.checks import load_all_checks as load
+
+from .conftest import Server, audit_line, two_links
+
+PUBLISHED = json.loads((Path(__file__).parents[3] / "docs/status.schema.json").read_text())
+ROUTES = [route.path for route in app.routes(app.Views(StateDirectory("/nowhere"), app.audit.AuditLog("/nowhere")))]
+load()
+
+
+@pytest.fixture
+def described(server: Server, home: Path) -> dict[str, Any]:
+    (home / "audit.log").write_text(audit_line(1) + audit_line(2))
+    found: dict[str, Any] = server.ask("/openapi.json").json
+    return found
+
+
+def test_every_route_is_described(described: dict[str, Any]) -> None:
+    served = create().url_map.iter_rules()
+    paths = {rule.rule.replace("<", "{").replace(">", "}") for rule in served} - {"/openapi.json"}
+    assert described["paths"].keys() == paths
+
+
+def create() -> Any:
+    return app.create_app(StateDirectory("/nowhere"), [Config().listen]).behind()
+
+
+def test_every_schema_is_json_schema(described: dict[str, Any]) -> None:
+    for schema in described["components"]["schemas"].values():
+        Draft202012Validator.check_schema(schema)
+
+
+def test_the_status_is_described_as_its_published_schema_describes_it(described: dict[str, Any]) -> None:
+    """Key for key: docs/status.schema.json has the prose and the limits, the types have the rest. `stale` is REST's."""
+    schemas = described["components"]["schemas"]
+    pairs = {"LinkStatus": "link", "AddressStatus": "address", "NetagentStatus": "netagent", "FightStatus": "fight"}
+    for name, where in {**pairs, "LastError": "error", "Counters": "counters", "DatedStatus": ""}.items():
+        theirs = PUBLISHED["$defs"][where] if where else PUBLISHED
+        assert schemas[name]["properties"].keys() - {"stale"} == theirs["properties"].keys()
+        assert set(schemas[name]["required"]) - {"stale"} == set(theirs["required"])
+        for key, ours in schemas[name]["properties"].items():
+            if "enum" in ours:
+                known = theirs["properties"][key]
+                assert set(ours["enum"]) == set(known.get("enum", [known.get("const")]))
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("filled_in", [True, False], ids=["state", "no state"])
+def test_schemathesis_finds_nothing(described: dict[str, Any], running: Server, path: str, filled_in: bool) -> None:
+    """Every request it can think of, well formed or not, gets an answer that the description allows."""
+    state = StateDirectory(running.config.parent / "run")
+    if not filled_in:
+        Path(state.status_path).unlink()
+        Path(state.system_path).unlink()
+    schema = schemathesis.openapi.from_dict(described)
+    schema.config.update(base_url=f"http://127.0.0.1:{running.port}")
+    operation = schema[path.replace("<", "{").replace(">", "}")]["GET"]
+    # A 503 that is described is the right answer without state; a 500 never is, for none is described.
+    checks = [check for check in CHECKS.get_all() if filled_in or check.__name__ != "not_a_server_error"]
+    asked = 0
+
+    def ask(case: Any) -> None:
+        nonlocal asked
+        asked += 1
+        case.call_and_validate(checks=checks)
+
+    settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), database=None)(
+        given(case=operation.as_strategy())(ask)
+    )()
+    assert asked
+
+
+def test_a_described_answer_is_the_answer(described: dict[str, Any], filled: StateDirectory) -> None:
+    """That the check can fail: a status with a key too many is not what is described."""
+    components = {"components": described["components"]}
+    validator = Draft202012Validator({"$ref": "#/components/schemas/DatedStatus", **components})
+    assert validator.is_valid({**two_links(), "stale": False})
+    assert not validator.is_valid({**two_links(), "stale": False, "more": 1})
+    assert not validator.is_valid(two_links())

@@ -1,0 +1,147 @@
+"""Every command on every cloud, as it looks on a terminal of 80 columns: shown/cnctl/<cloud>.txt, to be read by eye.
+
+The lab's own cloud, daemons and kernel. `SHOWN=write pytest tests/system/api/test_shown.py` writes the files anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import struct
+import subprocess
+import termios
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab import Lab, Spec
+from tests.lab.metadata.providers import PROVIDERS
+from tests.system.job import CONFIG, refresh, status
+from tests.system.test_clouds import BY_DHCP, local
+
+from .conftest import BIN
+
+SHOWN = Path(__file__).parent / "shown" / "cnctl"
+COMMANDS = (
+    "status",
+    "status system",
+    "status network",
+    "doctor {address}",
+    "show ssh-keys",
+    "show document",
+    "show pkcs7",
+    "show signature",
+    "show rsa2048",
+    "show project",
+    "show credentials",
+    "plan",
+    "refresh",
+    "audit --last 1",
+    "audit --verify",
+    "flush",
+)
+VARIES = (
+    (r"\b\d+\s+s ago", "N s ago"),
+    (r"generation \d+", "generation N"),
+    (r"\b\d+ changes", "N changes"),
+    (r"removed \d+", "removed N"),
+    (r"\b[0-9a-f]{64}\b", "HASH"),
+    (r"\(audit log: [0-9a-f]+\)", "(audit log: ID)"),
+    (r" +\d+  \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d  uid \d+ +", "    N  TIME  uid N  "),
+    (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "TIME"),
+    (r'"1\d{9}"', '"UNIX TIME"'),
+    (r"\d+ lines, the last is \d+", "N lines, the last is N"),
+    (r"\((reachable|stale|delay|probe)\)", "(known)"),
+)
+"""What is of the moment, and what stands for it."""
+
+
+def on_terminal(lab: Lab, command: str, columns: int = 80) -> str:
+    """What root sees who types it in the instance, and how it ends."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    argv = lab.instance.enter(str(BIN / "cnctl"), *command.split())
+    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    process = subprocess.Popen(
+        argv, stdin=theirs, stdout=theirs, stderr=theirs, env={**environment, "TERM": "xterm", "NO_COLOR": "1"}
+    )
+    os.close(theirs)
+    received = b""
+    try:
+        while chunk := os.read(ours, 65536):
+            received += chunk
+    except OSError:  # the other end is closed: Linux says EIO
+        pass
+    os.close(ours)
+    code = process.wait(60)
+    return f"$ cnctl {command}\n{received.decode()}".replace("\r\n", "\n") + f"[{code}]\n\n"
+
+
+DOCS = Path(__file__).parents[3] / "docs"
+ONLY_SOMETIMES = {"error", "where", "reason", "fights", "ops", "duration_us", "id", "ranges"}
+"""Keys that are there when there is something to say."""
+
+
+def documented() -> dict[str, set[str]]:
+    """{command: the keys of its answer}, as the table of docs/json.md has them."""
+    rows = [line.split("|") for line in (DOCS / "json.md").read_text().splitlines() if line.startswith("| `")]
+    return {command: set(WORD.findall(row[2])) for row in rows for command in re.findall(r"`([a-z0-9 -]+)`", row[1])}
+
+
+WORD = re.compile(r"`([A-Za-z_]+)`")
+
+
+def test_json_has_the_keys_that_are_documented() -> None:
+    """Each of them, and no other."""
+    known = documented()
+    commands = {re.sub(r" \{.*| --last.*", "", command): command for command in COMMANDS}
+    assert known.keys() == commands.keys()
+    with Lab(Spec.cloud("gcp", 2, 2)) as lab:
+        lab.write_config(CONFIG)
+        for name in ("netagent", "fetcher", "api"):
+            lab.start(name)
+        lab.wait_for(lambda: {*lab.addresses} <= local(lab) and status(lab).get("state") == "ok", 20, "all in place")
+
+        def answer(command: str) -> Any:
+            line = commands[command].format(address=lab.nics[-1].addresses[-1]).split()
+            return json.loads(lab.run([str(BIN / "cnctl"), *line, "--json"], check=False).stdout)
+
+        known["status"] |= json.loads((DOCS / "status.schema.json").read_text())["properties"].keys()
+        for command in ("status", "status network", "doctor", "show project", "plan", "refresh", "audit --verify"):
+            found = answer(command)
+            assert found.keys() <= known[command], command
+            assert known[command] - found.keys() <= ONLY_SOMETIMES, command
+        text = (DOCS / "json.md").read_text()
+        step, line = (set(WORD.findall(part.partition("\n\n")[0])) for part in text.split("\n\nA ")[1:])
+        assert all(each.keys() == step - {"doctor"} for each in answer("doctor")["steps"])
+        assert all(each.keys() <= line for each in answer("audit"))
+        assert all(isinstance(key, str) for key in answer("show ssh-keys"))
+        assert {"name", "zone"} <= answer("status system").keys()
+        assert answer("flush").keys() == known["flush"]
+
+
+@pytest.mark.parametrize("cloud", PROVIDERS)
+def test_each_command_looks_as_it_did(cloud: str) -> None:
+    with Lab(replace(Spec.cloud(cloud, 2, 5, public=1), dhcp_all=cloud in BY_DHCP)) as lab:
+        lab.write_config(f'{CONFIG}AllowAddresses = "192.0.2.0/24 203.0.113.0/24"\n')
+        for name in ("netagent", "fetcher", "api"):
+            lab.start(name)
+        lab.wait_for(
+            lambda: {*lab.addresses} <= local(lab) and status(lab).get("state") == "ok", 20, "all to be in place"
+        )
+        assert refresh(lab) == "ok"
+        lab.wait_for(lambda: "Listening at" in lab.log("api"), 20, "the api to listen")
+        address = lab.nics[-1].addresses[-1]
+        shown = "".join(on_terminal(lab, command.format(address=address)) for command in COMMANDS)
+    for varying, stands in VARIES:
+        shown = re.sub(varying, stands, shown)
+    path = SHOWN / f"{cloud}.txt"
+    if os.environ.get("SHOWN") == "write":
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(shown)
+    assert shown == path.read_text()

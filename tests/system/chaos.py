@@ -1,0 +1,375 @@
+"""Everything that can happen to an instance, at random, and what must hold whenever it is left in peace.
+
+One seed makes one sequence of events. Which moment of the daemons' work each falls into is the machine's choice, so a
+replay repeats the events and not the races: a failure names its seed and its last events.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from tests.lab import Held, Interface, Lab, LabError, Nic, Spec
+from tests.system.job import CONFIG, DAEMONS, MACS, OURS, audit, ip, is_settled, refresh, settle, status
+
+TIMER = '[System]\nRefreshTimer = "2s"\n'
+SUBNETS = tuple(f"10.0.{number}.0/24" for number in (2, 3, 21, 22))
+MOST_LINKS, MOST_ADDRESSES = 6, 12
+BASE = 9999
+SETTLES = 60.0  # seconds: longer than the pauses that a fight ends up with here
+
+FOREIGN = (
+    "link add operator0 type bridge",
+    "link set operator0 addrgenmode none",
+    "address add 192.0.2.1/24 dev operator0",
+    "link set operator0 up",
+    "address add 192.0.2.55/32 dev eth0",
+    "route add 203.0.113.64/26 via 10.0.1.1 dev eth0 proto static",
+    "route add default via 192.0.2.9 dev operator0 table 77",
+    "route add blackhole 198.18.0.0/15 table 77",
+    "rule add pref 100 fwmark 0x51 lookup 77",
+    "rule add pref 31000 from 192.0.2.55 lookup 77",
+    "rule add pref 32000 to 192.0.2.128/25 lookup 77 protocol static",
+)
+"""What an operator, a VPN or a container network has: ours may not touch any of it."""
+
+# Kinds that prove nothing however long they go on; and those that are believed when two reads agree, so come once.
+LASTING = ("timeout", "refuse", "reset", "html", "truncated", 401, 429, 500, 503)
+ONCE = ("short", "empty")
+
+
+@contextmanager
+def chaos(seed: int) -> Iterator[Chaos]:
+    """A lab of three interfaces, all daemons at work, and nothing gone wrong yet."""
+    with Lab(Spec.aws(interfaces=3, addresses=5)) as lab:
+        lab.write_config(TIMER + CONFIG)
+        lab.batch(FOREIGN)
+        for name in DAEMONS:
+            lab.start(name)
+        settle(lab)
+        yield Chaos(lab, seed)
+
+
+class Chaos:
+    """Does things to a lab, and knows what must be the case afterwards."""
+
+    def __init__(self, lab: Lab, seed: int) -> None:
+        self.lab, self.seed, self.events = lab, seed, 0
+        self._chance = random.Random(seed)
+        self._last = deque[str](maxlen=25)
+        self._halved = False
+        primary, second = lab.nics[0], lab.nics[1]
+        self._kept = {primary.addresses[0], second.addresses[2]}
+        self._safe_links = {primary.mac, second.mac}
+        self._held: list[Held] = [
+            lab.hold_connection(primary.addresses[0]),
+            lab.hold_connection(second.addresses[2], ("neighbour", 0)),
+        ]
+        self._foreign = self._foreign_objects()
+        self._firsts = {nic.mac: nic.addresses[0] for nic in lab.nics}
+        self._audited, self._stayed = len(audit(lab)), set(lab.addresses)
+        self._actions: dict[Callable[[], str | None], int] = {
+            self._add_address: 4,
+            self._remove_address: 4,
+            self._attach: 2,
+            self._detach: 2,
+            self._lose_address: 3,
+            self._lose_rule: 3,
+            self._lose_routes: 3,
+            self._link_down: 1,
+            self._mtu: 1,
+            self._kill: 3,
+            self._fault: 4,
+            self._fault_once: 2,
+            self._wrong_mac: 1,
+            self._half_updated: 3,
+            self._clear: 2,
+            self._refresh: 2,
+        }
+
+    def round(self, events: int) -> None:
+        """So many events, and then peace, in which everything is checked; AssertionError names seed and events."""
+        try:
+            for _ in range(events):
+                self.event()
+            self.peace()
+        except (AssertionError, LabError) as error:
+            with suppress(Exception):
+                error.add_note("\n".join(self.differences()))
+                said = status(self.lab)
+                drift = [line for link in said["links"].values() for line in link["drift"]]
+                keys = ("state", "last_error", "netagent", "fights", "unknown_macs")
+                error.add_note("\n".join([*drift, *(f"{key}: {said[key]}" for key in keys)]))
+            error.add_note(f"seed {self.seed}, after {self.events} events; the last:\n  " + "\n  ".join(self._last))
+            raise
+
+    def event(self) -> None:
+        action = self._chance.choices(list(self._actions), list(self._actions.values()))[0]
+        if said := action():
+            self.events += 1
+            self._last.append(said)
+        time.sleep(self._chance.choice((0.0, 0.0, 0.02, 0.1, 0.4)))
+
+    # — what must hold
+
+    def peace(self) -> None:
+        """Nobody does anything any more: all is as it should be, in the end."""
+        lab = self.lab
+        lab.metadata.clear()
+        self._halved = False
+        lab.wait_for(lambda: self._is_at_peace() and not self.differences(), SETTLES, "peace")
+        foreign = self._foreign_objects()
+        assert foreign == self._foreign, f"others' objects were\n{self._foreign}\nand are\n{foreign}"
+        self._nothing_desired_was_removed()
+        assert all(held.alive() for held in self._held), "a connection broke"
+        assert "Traceback" not in lab.log("fetcher") + lab.log("netagent")
+
+    def _is_at_peace(self) -> bool:
+        with suppress(OSError):  # it is just starting or ending: no socket yet, or that of its predecessor
+            return self._all_run() and refresh(self.lab) == "ok" and is_settled(self.lab)
+        return False
+
+    def differences(self) -> list[str]:
+        """What the kernel lacks, or has and should not: computed from the cloud, not by the fetcher."""
+        links = {link["address"]: link for link in ip(self.lab, "address")}
+        found = []
+        for nic in self.lab.nics:
+            link = links[nic.mac]
+            has = {each["local"] for each in link["addr_info"] if each["family"] == "inet"} - {"192.0.2.55"}
+            found += [f"{nic.name}: address {each}" for each in has ^ set(nic.addresses)]
+            found += [] if "UP" in link["flags"] else [f"{nic.name} is down"]
+        tables = {nic.mac: str(BASE + int(links[nic.mac]["ifindex"])) for nic in self.lab.nics}
+        wanted, actual = self._routes_wanted(tables), self._routes()
+        found += [f"lacks {each}" for each in wanted - actual] + [f"has {each}" for each in actual - wanted]
+        return found + self._wrong_rules(tables)
+
+    def _routes_wanted(self, tables: dict[str, str]) -> set[tuple[object, ...]]:
+        wanted = set[tuple[object, ...]]()
+        for nic in self.lab.nics:
+            wanted.add((tables[nic.mac], nic.subnet, None))
+            siblings = {other.subnet for other in self.lab.nics} - {nic.subnet}
+            wanted |= {(tables[nic.mac], each, nic.gateway) for each in (*siblings, "default")}
+        return wanted
+
+    def _routes(self) -> set[tuple[object, ...]]:
+        routes = ip(self.lab, "-d", "-4", "route", "show", "table", "all", "proto", OURS)
+        return {(str(route["table"]), route["dst"], route.get("gateway")) for route in routes}
+
+    def _rules(self) -> list[dict[str, Any]]:
+        return [rule for rule in ip(self.lab, "-4", "rule") if rule.get("protocol") == OURS]
+
+    def _wrong_rules(self, tables: dict[str, str]) -> list[str]:
+        """In both steps exactly one rule is for each address, that of its link; and none is for nothing."""
+        rules = self._rules()
+        named = {step: [rule for rule in rules if rule["priority"] == step] for step in (31000, 31020)}
+        found = (
+            [] if [rule["src"] for rule in rules if rule["priority"] == 31010] == ["all"] else ["no one rule for main"]
+        )
+        for step, those in named.items():
+            left = {f"{rule['src']}/{rule.get('srclen', 32)}": rule["table"] for rule in those}
+            idle = set(left)
+            for nic in self.lab.nics:
+                for address in map(ip_address, nic.addresses):
+                    at = [network for network in left if address in ip_network(network)]
+                    idle -= set(at)
+                    if [left[network] for network in at] != [tables[nic.mac]]:
+                        found.append(f"{step}: {address} of {nic.name} has {at}")
+            found += [f"{step}: a rule for nothing: {network}" for network in idle]
+            found += [f"{step}: a rule twice"] if len(left) < len(those) else []
+        return found
+
+    def _foreign_objects(self) -> str:
+        """Byte for byte."""
+        shown = [
+            self.lab.run(["ip", *what.split()]).stdout
+            for what in (
+                "-4 -o address show dev operator0",
+                "-o link show dev operator0",
+                "-o address show to 192.0.2.55 dev eth0",
+                "-d route show table 77",
+                "-d route show table main proto static",
+                "-d rule show pref 100",
+                "-d rule show pref 32000",
+            )
+        ]
+        rules = self.lab.run(["ip", "-d", "rule"]).stdout.splitlines(keepends=True)
+        return "".join([*shown, *(rule for rule in rules if "192.0.2.55" in rule)])
+
+    def _nothing_desired_was_removed(self) -> None:
+        """Whatever the metadata server said: an address that the cloud had all the time was never taken away."""
+        lines = audit(self.lab)
+        stayed = self._stayed & set(self.lab.addresses)
+        for line in lines[self._audited :]:
+            ops = line.get("ops") or []
+            gone = {op["address"] for op in ops if op["op"] == "address_remove"} & stayed
+            assert not gone, f"{gone} was removed by request {line['id']}"
+        self._audited, self._stayed = len(lines), set(self.lab.addresses)
+
+    def _all_run(self) -> bool:
+        for name in DAEMONS:
+            if not self.lab.daemons.running(name):
+                self.lab.start(name)
+                time.sleep(0.5)
+        return all(self.lab.daemons.running(name) for name in DAEMONS)
+
+    # — what can happen; each says what it did, or None when there was nothing to do it to
+
+    def _nic(self, *, safe: bool = True) -> Nic | None:
+        return self._one([nic for nic in self.lab.nics if safe or nic.mac not in self._safe_links])
+
+    def _one(self, among: list[Nic]) -> Nic | None:
+        return self._chance.choice(among) if among else None
+
+    def _free(self, subnet: str) -> str:
+        taken = set(self.lab.addresses)
+        hosts = [subnet.replace(".0/24", f".{last}") for last in range(10, 200)]
+        return self._chance.choice([host for host in hosts if host not in taken])
+
+    def _add_address(self) -> str | None:
+        nic = self._one([nic for nic in self.lab.nics if len(nic.addresses) < MOST_ADDRESSES])
+        if nic is None:
+            return None
+        address = self._free(nic.subnet)
+        self.lab.add_address(nic.mac, address)
+        return f"{address} is given to {nic.name}"
+
+    def _remove_address(self) -> str | None:
+        nic = self._one([nic for nic in self.lab.nics if len(nic.addresses) > 3])
+        if nic is None:
+            return None
+        address = self._chance.choice([each for each in nic.addresses if each not in self._kept])
+        self.lab.remove_address(nic.mac, address)
+        self._stayed.discard(address)
+        return f"{address} is taken from {nic.name}"
+
+    def _attach(self) -> str | None:
+        if len(self.lab.nics) >= MOST_LINKS:
+            return None
+        subnet = self._chance.choice(SUBNETS)
+        addresses = {self._free(subnet) for _ in range(self._chance.randint(1, 5))}
+        first = self._chance.choice(("metadata", "interface"))
+        pause = self._chance.choice((0.0, 0.1, 1.0))
+        nic = self.lab.attach_interface(
+            Interface(subnet, tuple(sorted(addresses))),
+            first=first,  # type: ignore[arg-type]
+            between=lambda: time.sleep(pause),
+        )
+        self._firsts[nic.mac] = nic.addresses[0]
+        return f"{nic.name} in {subnet} is attached, {first} first, {pause} s before the other"
+
+    def _detach(self) -> str | None:
+        nic = self._nic(safe=False)
+        if nic is None or len(self.lab.nics) <= 2:
+            return None
+        first = self._chance.choice(("metadata", "interface"))
+        self.lab.detach_interface(nic.mac, first=first)  # type: ignore[arg-type]
+        self._stayed -= set(nic.addresses)
+        return f"{nic.name} is detached, {first} first"
+
+    def _lose_address(self) -> str | None:
+        nic = self._nic()
+        lost = [each for each in nic.addresses if each not in self._kept] if nic else []
+        if nic is None or not lost:
+            return None
+        address = self._chance.choice(lost)
+        self._ip(f"address flush dev {nic.name} to {address}/32")
+        return f"somebody removes {address}"
+
+    def _lose_rule(self) -> str | None:
+        rules = self._rules()
+        if not rules:
+            return None
+        lost = self._chance.choice(rules)
+        source = "all" if lost["src"] == "all" else f"{lost['src']}/{lost.get('srclen', 32)}"
+        self._ip(f"rule del pref {lost['priority']} from {source} lookup {lost['table']}")
+        return f"somebody removes rule {lost['priority']} from {source}"
+
+    def _lose_routes(self) -> str | None:
+        nic = self._nic()
+        if nic is None:
+            return None
+        what = self._chance.choice(("default", nic.subnet, "") if self._has_its_first(nic) else ("default",))
+        self._ip(f"route flush {what} table all proto {OURS} dev {nic.name}")
+        return f"somebody removes routes to {what or 'everywhere'} by {nic.name}"
+
+    def _has_its_first(self, nic: Nic) -> bool:
+        """Without the address that carries the subnet's length, netagent may refuse to restore the subnet's route:
+        see test_a_route_of_a_shared_subnet_comes_back_when_its_first_address_has_gone."""
+        return self._firsts.setdefault(nic.mac, nic.addresses[0]) in nic.addresses
+
+    def _link_down(self) -> str | None:
+        nic = self._nic(safe=False)
+        if nic is None or not self._has_its_first(nic):
+            return None
+        self._ip(f"link set {nic.name} down")
+        return f"somebody sets {nic.name} down"
+
+    def _mtu(self) -> str | None:
+        nic = self._nic(safe=False)
+        if nic is None:
+            return None
+        self._ip(f"link set {nic.name} mtu {self._chance.choice((1400, 1500))}")
+        return f"somebody changes the MTU of {nic.name}"
+
+    def _ip(self, what: str) -> None:
+        """What is not there (any more) cannot be taken away."""
+        self.lab.run(["ip", *what.split()], check=False)
+
+    def _kill(self) -> str:
+        name = self._chance.choice(DAEMONS)
+        number = self._chance.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
+        again = self._chance.random() < 0.7
+        if self.lab.daemons.running(name):
+            self.lab.kill(name, number)
+        if again and not self.lab.daemons.running(name):
+            self.lab.start(name)
+        return f"{name} is ended by {number.name}" + (" and started again" if again else "")
+
+    def _path(self) -> str:
+        nic = self._chance.choice(self.lab.nics)
+        return self._chance.choice(("*", "*", "/latest/api/token", MACS, f"{MACS}{nic.mac}/", f"{MACS}{nic.mac}/*"))
+
+    def _fault(self) -> str:
+        kind, path = self._chance.choice(LASTING), self._path()
+        if isinstance(kind, int):
+            self.lab.metadata.fail("status", path, status=kind, retry_after=1 if kind in (429, 503) else None)
+        else:
+            self.lab.metadata.fail(kind, path)
+        return f"metadata: {kind} for {path}"
+
+    def _fault_once(self) -> str:
+        kind, path = self._chance.choice(ONCE), self._path()
+        self.lab.metadata.fail(kind, path, times=1)
+        return f"metadata: {kind} for {path}, once"
+
+    def _wrong_mac(self) -> str:
+        macs = [nic.mac for nic in self.lab.nics]
+        wrong = self._chance.randrange(len(macs))
+        macs[wrong] = macs[wrong][:-2] + "ff"
+        self.lab.metadata.content(MACS, "".join(f"{mac}/\n" for mac in macs))
+        return f"metadata: a wrong MAC for device {wrong}"
+
+    def _half_updated(self) -> str | None:
+        """One read of a leaf lacks an address; once, as two reads that agree are believed."""
+        nic = self._nic()
+        if nic is None or self._halved or len(nic.addresses) < 2:
+            return None
+        self._halved = True
+        left = [each for each in nic.addresses if each != self._chance.choice(nic.addresses)]
+        self.lab.metadata.content(f"{MACS}{nic.mac}/local-ipv4s", "\n".join(left), times=1)
+        return f"metadata: {len(nic.addresses) - len(left)} addresses of {nic.name} are missing, once"
+
+    def _clear(self) -> str:
+        self.lab.metadata.clear()
+        return "metadata: well again"
+
+    def _refresh(self) -> str:
+        if self.lab.daemons.running("fetcher"):
+            self.lab.kill("fetcher", signal.SIGHUP)
+        return "a reload is asked for"

@@ -1,0 +1,73 @@
+"""Being somebody else: another user, or root of a user namespace."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from cloud_network.netagent import protocol
+
+from tests.lab import Lab
+from tests.lab.processes import USERS
+from tests.system.netagent.wire import Wire
+
+ATTACKER = Path(__file__).with_name("faults_attacker.py")
+FETCHER = USERS["cloud-network"]
+NAMESPACE = ["unshare", "--user", "--map-root-user"]
+ENTER = """
+import ctypes, os, sys
+if ctypes.CDLL(None).unshare(0x10000000):
+    sys.exit("no user namespace")
+sys.stdin.readline()
+os.setgid(0)
+os.setuid(0)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+def become(uid: int) -> list[str]:
+    return ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+
+
+class As(Wire):
+    """A connection of somebody else: SO_PEERCRED is of the moment of connect(2)."""
+
+    def __init__(self, lab: Lab, uid: int = FETCHER) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        place = os.open(lab.path(protocol.SOCKET), os.O_PATH)  # only root gets there through /proc/PID/root
+        os.setegid(uid)
+        os.seteuid(uid)
+        try:
+            self.socket.connect(f"/proc/self/fd/{place}")
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
+            os.close(place)
+        self.socket.settimeout(10)
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def mapped(lab: Lab, who: Sequence[str], table: str, *then: str) -> dict[str, str]:
+    """Attack as uid 0 of a user namespace with this uid_map, written from outside by root as newuidmap(1) does."""
+    inside = [*who, "/usr/bin/python3", "-c", ENTER, *then, "/usr/bin/python3", str(ATTACKER)]
+    child = lab.instance.popen([*inside, "connect"], stdin=subprocess.PIPE)
+    assert child.stdin
+    assert child.stdout
+    outer = Path("/proc/self/ns/user").readlink()
+
+    def pid() -> int:
+        children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+        return int(children[0]) if children and Path(f"/proc/{children[0]}/ns/user").readlink() != outer else 0
+
+    found = lab.wait_for(pid)
+    for kind in ("uid_map", "gid_map"):
+        Path(f"/proc/{found}/{kind}").write_text(table)
+    out, _ = child.communicate("go\n", timeout=20)
+    said: dict[str, str] = json.loads(out)
+    return said

@@ -1,0 +1,421 @@
+"""What somebody tries who has become the fetcher, or anybody else, or root of a user namespace; and that none works."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cloud_network.netagent import protocol
+
+from tests.lab import Lab, Spec
+from tests.lab.processes import USERS
+from tests.system.netagent.conftest import start
+from tests.system.netagent.faults_bench import whole
+from tests.system.netagent.faults_who import ATTACKER, FETCHER, NAMESPACE, As, become, mapped
+from tests.system.netagent.wire import AUDIT, CONFIG, Wire, address, audit_lines, ifindex, kernel_state
+
+MEMORY = 64 << 10  # KiB
+MAX_FILE, FILES = 16 << 20, 9
+
+
+WHO = {
+    "the fetcher": become(FETCHER),
+    "the api": become(USERS["cloud-network-api"]),
+    "nobody": become(65534),
+    "root of the fetcher's user namespace": [*become(FETCHER), *NAMESPACE],
+    "root of nobody's user namespace": [*become(65534), *NAMESPACE],
+    "root of one in nobody's user namespace": [*become(65534), *NAMESPACE, *NAMESPACE],
+}
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(Spec.aws(interfaces=2, addresses=2)) as lab:
+        lab.write_config(CONFIG)
+        lab.batch(["link set eth0 up"])
+        for directory in ("/run/attacker", "/var/log/attacker"):
+            lab.path(directory).mkdir()
+            lab.path(directory).chmod(0o777)
+        start(lab)
+        with Wire(lab) as wire:
+            assert wire.apply(address(ifindex(lab, "eth0"), "10.0.2.10/24"))["verdict"] == "applied"
+        yield lab
+
+
+@pytest.fixture(autouse=True)
+def is_as_before(lab: Lab) -> Iterator[None]:
+    """After every attack netagent, begun anew for it, is the same process, serves, and has changed nothing."""
+    lab.stop("netagent")
+    start(lab)
+    before, pid = kernel_state(lab), lab.daemons.pid("netagent")
+    yield
+    assert lab.daemons.pid("netagent") == pid
+    lab.wait_for(lambda: serves(lab))
+    assert kernel_state(lab) == before
+
+
+def serves(lab: Lab) -> bool:
+    try:
+        with Wire(lab) as wire:
+            return bool(wire.ask(request="status")["verdict"] == "ok")
+    except OSError:
+        return False
+
+
+def attack(lab: Lab, who: Sequence[str], *arguments: str) -> dict[str, str]:
+    """What the attacker says: {what was tried: how it ended}."""
+    done = lab.run([*who, "/usr/bin/python3", str(ATTACKER), *arguments], timeout=60)
+    said: dict[str, str] = json.loads(done.stdout)
+    return said
+
+
+# — the process, its files and its socket
+
+
+@pytest.mark.parametrize("who", WHO)
+def test_nobody_reaches_the_process_or_its_files(lab: Lab, who: str) -> None:
+    lines = lab.path(AUDIT).read_text()
+    rotated = lab.path(f"{AUDIT}.1")
+    rotated.touch()
+    stats = [
+        lab.path(path).stat() for path in (AUDIT, f"{AUDIT}.1", protocol.SOCKET, f"{Path(protocol.SOCKET).parent}")
+    ]
+    limits = Path(f"/proc/{lab.daemons.pid('netagent')}/limits").read_text()
+    said = attack(lab, WHO[who])
+    rotated.unlink()
+    uid = int(said.pop("uid"))
+    answered = said.pop("connect")
+    assert len(said) > 150
+    assert (said.pop("bind over the socket"), said.pop("setpgid")) in {("EADDRINUSE", "ESRCH"), ("EADDRINUSE", "EPERM")}
+    assert {name: how for name, how in said.items() if how not in ("EPERM", "EACCES")} == {}
+    after = lab.path(AUDIT).read_text()
+    assert after.startswith(lines)
+    assert uid in (0, *(each for each in (FETCHER, USERS["cloud-network-api"], 65534)))
+    assert [lab.path(path).stat().st_mode for path in (AUDIT, protocol.SOCKET)] == [stats[0].st_mode, stats[2].st_mode]
+    assert Path(f"/proc/{lab.daemons.pid('netagent')}/limits").read_text() == limits
+    refused = [line for line in audit_lines(lab)[len(lines.splitlines()) :] if line["verdict"] == "refused"]
+    if "fetcher" in who:
+        assert (answered, refused) == ("allowed", [])
+    else:
+        assert answered in ("hung up", "EPIPE", "ECONNRESET")
+        assert {line["request"] for line in refused} == {"connect"}
+        assert {line["reason"] for line in refused} == {
+            f"uid {line['peer']['uid']} may not connect" for line in refused
+        }
+    whole(lab)
+
+
+def test_even_a_process_like_it_does_not_see_its_inside(lab: Lab) -> None:
+    """The same user and the same capability: what keeps it out is that netagent is not dumpable (ptrace(2))."""
+    capability = ["--inh-caps=+net_admin", "--ambient-caps=+net_admin"]
+    said = attack(lab, [*become(USERS["cloud-network-netagent"]), *capability], "inside")
+    assert (said.pop("uid"), said.pop("connect") != "allowed") == (str(USERS["cloud-network-netagent"]), True)
+    assert len(said) > 25
+    assert {name: how for name, how in said.items() if how not in ("EPERM", "EACCES")} == {}
+
+
+@pytest.mark.parametrize("uid", [65534, USERS["cloud-network-api"], USERS["cloud-network-netagent"], FETCHER + 1000])
+def test_another_user_is_hung_up_on_and_that_is_written_down(lab: Lab, uid: int) -> None:
+    lines = len(audit_lines(lab))
+    with As(lab, uid) as wire, pytest.raises(OSError, match=r"hung up|Broken pipe|reset"):
+        wire.ask(request="status")
+    (line,) = audit_lines(lab)[lines:]
+    assert (line["request"], line["verdict"], line["reason"]) == ("connect", "refused", f"uid {uid} may not connect")
+
+
+STRANGERS = {
+    "nobody is root": (65534, "0 65534 1\n"),
+    "with a range of subordinate uids": (65534, "0 65534 1\n1 60000 1000\n"),
+    "a subordinate uid is root": (65534, "0 60000 1000\n"),
+    "the api is root, beside the fetcher": (52093, f"0 52093 1\n{FETCHER} {FETCHER} 1\n"),
+    "root is somewhere else": (65534, "0 60000 1\n1 0 1\n"),
+}
+
+
+@pytest.mark.parametrize("nested", [[], NAMESPACE], ids=["", "nested"])
+@pytest.mark.parametrize("how", STRANGERS)
+def test_a_strangers_root_of_a_user_namespace_is_a_stranger(lab: Lab, how: str, nested: list[str]) -> None:
+    uid, table = STRANGERS[how]
+    lines = len(audit_lines(lab))
+    said = mapped(lab, become(uid), table, *nested)
+    assert said["uid"] == "0"
+    assert said["connect"] in ("hung up", "EPIPE", "ECONNRESET")
+    for line in audit_lines(lab)[lines:]:
+        assert (line["request"], line["verdict"]) == ("connect", "refused")
+        assert line["peer"]["uid"] == int(table.split()[1])
+
+
+# As many as this process knows: an ordinary user's tests run in a user namespace themselves.
+HERE = sum(int(line.split()[2]) for line in Path("/proc/self/uid_map").read_text().splitlines())
+EVERY = "every uid, as a container without a mapping of its own"
+ROOTS = {
+    "uid 0 alone": "0 0 1\n",
+    "uid 0 and a range": "0 0 1\n1 60000 1000\n",
+    EVERY: f"0 0 {HERE}\n",
+}
+
+
+@pytest.mark.parametrize("nested", [[], NAMESPACE], ids=["", "nested"])
+@pytest.mark.parametrize("how", ROOTS)
+def test_root_of_another_user_namespace_is_not_root(lab: Lab, how: str, nested: list[str]) -> None:
+    """It is uid 0 for SO_PEERCRED too, but has no privilege over what is netagent's."""
+    lines = len(audit_lines(lab))
+    said = mapped(lab, [], ROOTS[how], *nested)
+    assert said["connect"] != "allowed"
+    assert {(line["request"], line["verdict"]) for line in audit_lines(lab)[lines:]} == {("connect", "refused")}
+
+
+CONTAINERS = {
+    "with its own process numbers": ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"],
+    "without CAP_SYS_ADMIN, as Docker's": [*("unshare", "--pid", "--fork"), "setpriv", "--bounding-set=-sys_admin"],
+}
+
+
+@pytest.mark.parametrize("how", CONTAINERS)
+def test_root_of_a_container_is_not_root(lab: Lab, how: str) -> None:
+    """Process 1 of a container is another process here, and without CAP_SYS_ADMIN nobody else's number can be said."""
+    lines = len(audit_lines(lab))
+    said = attack(lab, CONTAINERS[how], "connect")
+    assert said["uid"] == "0"
+    assert said["connect"] != "allowed"
+    assert {(line["request"], line["verdict"]) for line in audit_lines(lab)[lines:]} == {("connect", "refused")}
+    assert attack(lab, [], "connect")["connect"] == "allowed", "and root itself is"
+
+
+def test_the_fetcher_is_the_fetcher_in_any_user_namespace(lab: Lab) -> None:
+    """Who maps the fetcher's uid has been given it: by the kernel's rule (user_namespaces(7)) it is the fetcher."""
+    assert mapped(lab, become(FETCHER), f"0 {FETCHER} 1\n")["connect"] == "allowed"
+
+
+HANDS_OVER = f"""
+import array, socket, struct
+for _ in range(20):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect({protocol.SOCKET!r})
+        files = array.array("i", [client.fileno()] * 4)
+        given = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, {protocol.ROOT!r})]
+        client.sendmsg([b"0"], [*given, (socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
+        client.sendall(bytes.fromhex("0000001081a772657175657374a6737461747573"))
+        assert client.recv(100)
+"""
+
+
+def test_files_that_root_hands_over_do_not_use_up_netagent_s(lab: Lab) -> None:
+    """They may come with the credentials that only root's first byte is asked for."""
+    files = Path(f"/proc/{lab.daemons.pid('netagent')}/fd")
+    before = len(list(files.iterdir()))
+    lab.run(["/usr/bin/python3", "-c", HANDS_OVER])
+    with Wire(lab) as wire:
+        assert wire.ask(request="status")["verdict"] == "ok"
+    assert len(list(files.iterdir())) in (before, before + 1)  # one connection may not be closed yet
+
+
+# — memory
+
+
+def memory(lab: Lab) -> int:
+    """The most that netagent has had, in KiB."""
+    found = re.search(r"^VmHWM:\s+(\d+)", Path(f"/proc/{lab.daemons.pid('netagent')}/status").read_text(), re.MULTILINE)
+    assert found
+    return int(found[1])
+
+
+def many(each: bytes) -> bytes:
+    """A whole frame's body of arrays, as long as netagent allows, of the same small thing."""
+    inner = b"\xdc" + struct.pack(">H", protocol.MAX_OPS) + each * protocol.MAX_OPS
+    count = (protocol.MAX_FRAME - 3) // len(inner)
+    return b"\xdc" + struct.pack(">H", count) + inner * count
+
+
+BODIES = {
+    "nested arrays": b"\x91" * protocol.MAX_FRAME,
+    "nested maps": b"\x81\xa1a" * (protocol.MAX_FRAME // 3),
+    "a promise of an array": b"\xdd\xff\xff\xff\xff" + bytes(1000),
+    "numbers": many(b"\xcd\x01\x00"),
+    "floats": many(b"\xcb" + bytes(8)),
+    "strings": many(b"\xa2ab"),
+    "bytes": many(b"\xc4\x02ab"),
+    "empty maps": many(b"\x80"),
+    "empty arrays": many(b"\x90"),
+    "arrays of one": many(b"\x91\x90"),
+    "maps of one": many(b"\x81\xa1a\x80"),
+}
+
+
+@pytest.mark.parametrize("what", BODIES)
+def test_a_frame_that_unpacks_to_much_does_not_fill_the_memory(lab: Lab, what: str) -> None:
+    for _ in range(3):
+        with As(lab) as wire:
+            assert wire.raw(BODIES[what])["verdict"] == "refused"
+    assert memory(lab) < MEMORY
+
+
+def test_a_frame_that_is_never_whole_does_not_fill_the_memory(lab: Lab) -> None:
+    with As(lab) as wire:
+        wire.socket.sendall(protocol.HEADER.pack(protocol.MAX_FRAME) + bytes(protocol.MAX_FRAME - 1))
+        waiting = [As(lab) for _ in range(50)]
+        for each in waiting:
+            each.socket.sendall(protocol.HEADER.pack(protocol.MAX_FRAME) + bytes(1000))
+        assert wire.answer()["reason"] == "a frame did not arrive in time"
+    for each in waiting:
+        each.close()
+    lab.wait_for(lambda: serves(lab))
+    assert memory(lab) < MEMORY
+
+
+def test_many_requests_at_once_do_not_fill_the_memory(lab: Lab) -> None:
+    """More than netagent answers: its answers are not read, so they cannot be sent."""
+    request = protocol.encode({"request": "status"})
+    with As(lab) as wire, pytest.raises(OSError, match=r"Broken pipe|reset"):
+        wire.socket.sendall(request * 200_000)
+    assert memory(lab) < MEMORY
+
+
+# — the log
+
+
+def test_a_flood_of_refusals_fills_no_more_of_the_disk_than_the_rotation_allows(lab: Lab) -> None:
+    """Eight files of 16 MiB are there before: what is added pushes the oldest out."""
+    log, uid = lab.path(AUDIT), USERS["cloud-network-netagent"]
+    files = [log.with_name(f"audit.log.{number}") for number in range(1, FILES)]
+    for file in files:
+        with file.open("wb") as made:
+            made.truncate(MAX_FILE)
+        os.chown(file, uid, uid)
+    op = {"op": "route_remove", "table": 10002, "link": 1, "address": bytes(16), "prefix": 0, "gateway": bytes(16)}
+    frame = protocol.encode({"request": "apply", "id": "x" * 64, "ops": [op] * 4096, "confirm_within": 0})
+    before = len(audit_lines(lab))
+    for _ in range(2):
+        os.truncate(log, MAX_FILE - len(frame))  # so that not all of this has to be sent
+        first = log.stat().st_ino
+        with As(lab) as wire:
+            for _ in range(4):
+                wire.socket.sendall(frame)
+                assert wire.answer()["verdict"] == "refused"
+                if files[0].stat().st_ino == first:
+                    break
+    found = sorted(log.parent.iterdir())
+    assert found == sorted([log, *files])
+    assert files[0].stat().st_ino == first
+    assert all(0 < file.stat().st_size <= MAX_FILE for file in found)
+    assert sum(file.stat().st_size for file in found) <= FILES * MAX_FILE
+    text = "".join(file.read_text() for file in (files[1], files[0], log)).replace("\0", "")
+    numbers = [json.loads(line)["seq"] for line in text.splitlines()]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert len(numbers) > before
+    for file in files:
+        file.unlink()
+    log.write_text("")  # for the tests that come; the lab is not the place for a rule that nobody may do this
+
+
+def test_strangers_that_connect_again_and_again_do_not_fill_the_log(lab: Lab) -> None:
+    before = len(audit_lines(lab))
+    for _ in range(1000):
+        with As(lab, 65534):
+            pass
+    lab.wait_for(lambda: serves(lab))
+    lines = audit_lines(lab)[before:]
+    assert lines
+    assert len(lines) < 200
+
+
+FORGERY = ',"hash":"' + "0" * 9 + '"}\n{"seq":1,"x":"'
+NASTY = [
+    FORGERY,
+    "\n",
+    '"',
+    "\\",
+    '\\"}',
+    "\r\n<3>netagent: applied",
+    "\x1b[2J\x1b]0;title\x07",
+    "\x00\x01\x7f\x9b31m",
+    "\u2028\u2029\u202e\ufeff",
+    "\U0001f600",
+    "%s%n{}$(reboot)`id`",
+]
+
+
+@pytest.mark.parametrize("where", ["id", "key", "request", "op"])
+def test_no_text_of_a_client_forges_a_line_or_reaches_a_terminal(lab: Lab, where: str) -> None:
+    said, lines = len(lab.log("netagent")), len(audit_lines(lab))
+    make: dict[str, Callable[[str], dict[str, Any]]] = {
+        "id": lambda text: {"request": "rollback", "id": text[:64]},
+        "key": lambda text: {"request": "status", text: 1},
+        "request": lambda text: {"request": text},
+        "op": lambda text: {"request": "apply", "id": text[:64], "ops": [{"op": text}], "confirm_within": 0},
+    }
+    for text in NASTY:
+        with As(lab) as wire:
+            assert wire.ask(**make[where](text))["verdict"] == "refused"
+    raw = lab.path(AUDIT).read_bytes()
+    assert set(raw) <= {10, *range(32, 127)}
+    added = audit_lines(lab)[lines:]
+    assert [line["verdict"] for line in added] == ["refused"] * len(NASTY)
+    if where == "id":
+        assert [line["id"] for line in added] == [text[:64] for text in NASTY]
+    journal = lab.log("netagent")[said:]
+    assert set(journal.encode()) <= {10, *range(32, 127)}
+    for line in journal.splitlines():
+        assert line.startswith("cloud-network-netagent: ") or json.loads(line)["verdict"] == "refused"
+    whole(lab)
+    cnctl = [sys.executable, "-m", "cloud_network.api.cnctl.main", "audit", "--log", str(lab.path(AUDIT))]
+    shown = subprocess.run(cnctl, capture_output=True, check=True).stdout
+    assert len(shown.splitlines()) == len(audit_lines(lab)[-len(shown.splitlines()) :])
+    assert all(character.isprintable() for character in shown.decode() if character != "\n")
+
+
+def test_the_fetcher_is_served_while_a_stranger_connects_without_end(lab: Lab) -> None:
+    flood = f"import socket\nwhile True:\n s = socket.socket(socket.AF_UNIX); s.connect({protocol.SOCKET!r}); s.close()"
+    child = lab.instance.popen([*become(65534), "/usr/bin/python3", "-c", flood])
+    lines = len(audit_lines(lab))
+    lab.wait_for(lambda: len(audit_lines(lab)) > lines)
+    for _ in range(20):
+        with As(lab) as wire:
+            assert wire.ask(request="status")["verdict"] == "ok"
+    (attacker,) = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()  # of nsenter(1)
+    os.kill(int(attacker), signal.SIGKILL)
+    child.communicate(timeout=10)
+
+
+# — replay
+
+
+def test_what_has_been_recorded_and_is_sent_again_does_nothing(lab: Lab) -> None:
+    """The same bytes on another connection of the fetcher, while the change is open, confirmed and gone."""
+    link, before = ifindex(lab, "eth0"), kernel_state(lab)
+    add = protocol.encode({"request": "apply", "id": "one", "ops": [address(link, "10.0.2.77")], "confirm_within": 60})
+    confirm = protocol.encode({"request": "confirm", "id": "one"})
+    rollback = protocol.encode({"request": "rollback", "id": "one"})
+    gone = {"request": "apply", "id": "two", "ops": [address(link, "10.0.2.77/32", "address_remove")]}
+    remove = protocol.encode({**gone, "confirm_within": 0})
+
+    def send(wire: Wire, *frames: bytes) -> list[str]:
+        wire.socket.sendall(b"".join(frames))
+        return [str(wire.answer()["verdict"]) for _ in frames]
+
+    with As(lab) as first, As(lab) as other:
+        assert send(first, add, add) == ["applied", "refused"]
+        opened = kernel_state(lab)
+        other.socket.sendall(confirm + rollback + add)  # answered now, or when the first one has gone
+        assert kernel_state(lab) == opened != before
+        assert send(first, confirm, confirm, rollback, add) == ["confirmed", "refused", "refused", "refused"]
+        first.close()
+        assert [other.answer()["verdict"] for _ in range(3)] == ["refused"] * 3
+        assert kernel_state(lab) == opened
+        assert send(other, remove, remove) == ["applied", "refused"]
+        other.close()
+    with As(lab) as first, As(lab) as other:
+        assert send(first, add) == ["applied"]
+        other.socket.sendall(confirm + rollback)
+        first.close()  # and with it the change
+        assert [other.answer()["verdict"] for _ in range(2)] == ["refused"] * 2
+    whole(lab)

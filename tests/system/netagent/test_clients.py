@@ -1,0 +1,196 @@
+"""Who may connect, what a client that misbehaves gets, and what the log says of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from typing import Any
+
+import msgpack
+import pytest
+from cloud_network.netagent import protocol
+
+from tests.lab import Lab
+from tests.system.netagent.conftest import start
+from tests.system.netagent.wire import AUDIT, CONFIG, Wire, address, audit_lines, ifindex, kernel_state
+
+CONNECT = f"""
+import socket, sys
+s = socket.socket(socket.AF_UNIX); s.settimeout(5); s.connect({protocol.SOCKET!r})
+try:
+    s.sendall(bytes.fromhex("0000000b81a772657175657374a6737461747573"))
+    print(len(s.recv(100)))
+except OSError as error:
+    print(0)
+"""
+
+
+def as_user(lab: Lab, user: str | None) -> int:
+    """How many bytes netagent answers to a user's status request."""
+    return int(lab.run(["/usr/bin/python3", "-c", CONNECT], user=user).stdout)
+
+
+def test_only_the_fetcher_and_root_may_connect(lab: Lab) -> None:
+    lines = len(audit_lines(lab))
+    assert as_user(lab, "cloud-network-api") == 0
+    (line,) = audit_lines(lab)[lines:]
+    assert (line["request"], line["verdict"]) == ("connect", "refused")
+    assert line["reason"] == f"uid {line['peer']['uid']} may not connect"
+    assert line["peer"]["pid"] > 0
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", "not msgpack"),
+        (b"\xc1", "not msgpack"),
+        (b"\x93\x01\x02\x03", "request.request: None is none of hello, "),
+        (b"\x81\xa7request\xa5apply\x00", "not msgpack"),
+        (b"\xdd\xff\xff\xff\xff", "not msgpack"),
+        (b"\x91" * 5000, "not msgpack"),
+        (msgpack.packb({"request": "shell"}), "is none of hello, apply"),
+        (msgpack.packb({"request": ["apply"]}), "is none of"),
+        (msgpack.packb({"request": "status", "more": 1}), "'more' is missing or too much"),
+        (msgpack.packb({"request": "apply", "id": "x", "ops": [], "confirm_within": 0}), "ops"),
+        (msgpack.packb({"request": "apply", "id": "x" * 65, "ops": [1], "confirm_within": 0}), "request.id"),
+        (msgpack.packb({"request": "apply", "id": "x", "ops": [1], "confirm_within": 601}), "confirm_within"),
+        (msgpack.packb({"request": "apply", "id": "x", "ops": [1], "confirm_within": 1}), "ops[0].op"),
+        (msgpack.packb({"request": "hello", "version": 1.0}), "version"),
+        (msgpack.packb({1: 2}), "not msgpack"),
+    ],
+)
+def test_what_is_malformed_is_refused_audited_and_hung_up_on(shared_lab: Lab, body: bytes, reason: str) -> None:
+    before, lines = kernel_state(shared_lab), len(audit_lines(shared_lab))
+    with Wire(shared_lab) as wire:
+        answer = wire.raw(body)
+        assert answer["verdict"] == "refused"
+        assert reason in answer["reason"]
+        with pytest.raises((ConnectionError, struct.error)):
+            wire.ask(request="status")
+    (line,) = audit_lines(shared_lab)[lines:]
+    assert (line["verdict"], line["reason"]) == ("refused", answer["reason"])
+    assert kernel_state(shared_lab) == before
+    with Wire(shared_lab) as wire:
+        assert wire.ask(request="status")["verdict"] == "ok"
+
+
+def test_a_frame_that_is_announced_too_large_is_not_waited_for(shared_lab: Lab) -> None:
+    with Wire(shared_lab) as wire:
+        wire.socket.sendall(protocol.HEADER.pack(protocol.MAX_FRAME + 1))
+        assert "the limit is 1048576" in wire.answer()["reason"]
+
+
+def test_a_half_sent_frame_is_dropped_and_the_next_client_served(shared_lab: Lab) -> None:
+    with Wire(shared_lab) as slow, Wire(shared_lab) as waiting:
+        slow.socket.sendall(protocol.HEADER.pack(100) + b"\x81")
+        assert waiting.ask(request="status")["verdict"] == "ok"
+        assert slow.answer()["reason"] == "a frame did not arrive in time"
+        assert slow.socket.recv(1) == b""
+    assert any(line.get("reason") == "a frame did not arrive in time" for line in audit_lines(shared_lab))
+
+
+def test_a_silent_client_keeps_nobody_waiting_for_long(shared_lab: Lab) -> None:
+    with Wire(shared_lab) as silent, Wire(shared_lab) as waiting:
+        assert waiting.ask(request="status")["verdict"] == "ok"
+        assert silent.socket.recv(1) == b""
+
+
+def test_a_flood_of_requests_is_refused_and_the_log_counts_what_it_leaves_out(lab: Lab) -> None:
+    size = lab.path(AUDIT).stat().st_size
+    refused = 0
+    with Wire(lab) as wire:
+        for _ in range(5000):
+            answer = wire.ask(request="confirm", id="none")
+            if "too many requests" in answer["reason"]:
+                break
+            refused += 1
+        assert "too many requests: 20 a second" in answer["reason"]
+        with pytest.raises(ConnectionError):
+            wire.answer()
+    assert refused >= 390  # 400 at once, less what the start of the test has asked
+
+    def has_counted() -> bool:
+        with Wire(lab) as wire:
+            wire.ask(request="confirm", id="none")
+        return "refusals_not_logged" in audit_lines(lab)[-1]
+
+    lab.wait_for(has_counted)
+    lines = audit_lines(lab)
+    written = len([line for line in lines if line["verdict"] == "refused"])
+    counted = sum(line.get("refusals_not_logged", 0) for line in lines)
+    assert written < refused / 2
+    assert written + counted >= refused
+    assert lab.path(AUDIT).stat().st_size - size < written * 500
+
+
+def chain(lines: list[str]) -> None:
+    """Every line's hash is that of its own text, and its `prev` the hash of the line before."""
+    previous = "0" * 64
+    for number, line in enumerate(lines, 1):
+        body, _, _ = line.rpartition(',"hash":"')
+        entry: dict[str, Any] = json.loads(line)
+        assert (entry["seq"], entry["prev"]) == (number, previous)
+        previous = entry["hash"]
+        assert hashlib.sha256(body.encode()).hexdigest() == previous
+
+
+def test_the_audit_log_is_one_chain_over_restarts_and_reloads(lab: Lab) -> None:
+    on = ifindex(lab, "eth0")
+    for host in range(10, 20):
+        with Wire(lab) as wire:
+            assert wire.apply(address(on, f"10.0.2.{host}"), address(on, "8.8.8.8"))["verdict"] == "refused"
+            assert wire.apply(address(on, f"10.0.2.{host}"))["verdict"] == "applied"
+        if host % 4 == 0:
+            lab.stop("netagent")
+            with lab.path(AUDIT).open("a") as log:
+                log.write('{"seq":99,"unfinished"')  # what a crash in the middle of a write leaves
+            start(lab)
+    lines = lab.path(AUDIT).read_text().splitlines()
+    assert len(lines) == 20
+    chain(lines)
+    entry = json.loads(lines[-1])
+    assert entry["ops"] == [
+        {"op": "address_add", "link": on, "address": "10.0.2.19", "prefix": 32, "route": True, "errno": 0}
+    ]
+    assert entry["peer"]["uid"] == 0
+    assert set(entry) >= {"time", "monotonic_us", "boot", "id", "duration_us", "confirm_within"}
+    assert lab.path(AUDIT).stat().st_mode & 0o777 == 0o644
+
+
+def full_disk(lab: Lab, config: str) -> None:
+    """Start netagent with an audit log that has no room left."""
+    lab.stop("netagent")
+    lab.write_config(config)
+    lab.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", "/var/log/cloud-network"])
+    lab.run(["dd", "if=/dev/zero", "of=/var/log/cloud-network/full", "bs=4k", "count=1"])
+    start(lab)
+
+
+def test_what_cannot_be_logged_is_not_done(lab: Lab) -> None:
+    full_disk(lab, CONFIG)
+    before = kernel_state(lab)
+    with Wire(lab) as wire:
+        answer = wire.apply(address(ifindex(lab, "eth0"), "10.0.2.10/24"))
+    assert answer["verdict"] == "refused"
+    assert "No space left" in answer["reason"]
+    assert answer["allow"] == '[Netagent] AuditFailure="continue"'
+    assert kernel_state(lab) == before
+    lab.path("/var/log/cloud-network/full").unlink()
+    with Wire(lab) as wire:
+        assert wire.apply(address(ifindex(lab, "eth0"), "10.0.2.10/24"))["verdict"] == "applied"
+
+
+def test_unless_the_operator_prefers_it_unlogged(lab: Lab) -> None:
+    full_disk(lab, CONFIG + 'AuditFailure = "continue"\n')
+    with Wire(lab) as wire:
+        assert wire.apply(address(ifindex(lab, "eth0"), "10.0.2.10/24"))["verdict"] == "applied"
+    assert "the audit log cannot be written" in lab.log("netagent")
+
+
+def test_a_reload_that_fails_leaves_netagent_as_it_was(lab: Lab) -> None:
+    lab.write_config("nonsense\n")
+    lab.kill("netagent", 1)
+    lab.wait_for(lambda: "going on with what was open and set before" in lab.log("netagent"))
+    with Wire(lab) as wire:
+        assert wire.apply(address(ifindex(lab, "eth0"), "10.0.2.10/24"))["verdict"] == "applied"

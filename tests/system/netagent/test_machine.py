@@ -1,0 +1,464 @@
+"""A random client, or several, against a real netagent: whatever is asked in whatever order, what must hold holds.
+
+Each example is a sequence of requests, hang-ups and kills; after every step the kernel is compared with a model.
+`MACHINE_EXAMPLES=500 .venv/bin/pytest tests/system/netagent/test_machine.py` is a soak with fresh seeds; without it the
+same few examples run each time. What a failure prints (steps, and a blob for @reproduce_failure) repeats it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+from cloud_network.netagent import protocol
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from tests.lab import Lab, Spec
+from tests.lab.processes import SCRIPTS
+from tests.lab.rooms import OURS
+from tests.system.netagent.conftest import start
+from tests.system.netagent.machine_kernel import FOREIGN, Snapshot, dangers, furnish, ours, predict, snapshot
+from tests.system.netagent.machine_ops import VALUES, attacks, nearly, operations, plan, removals
+from tests.system.netagent.wire import AUDIT, CONFIG, Wire, ifindex
+
+EXAMPLES = int(os.environ.get("MACHINE_EXAMPLES", "0"))
+PHASES = (Phase.explicit, Phase.generate)
+SETTINGS = settings(
+    max_examples=EXAMPLES or 16,
+    stateful_step_count=40 if EXAMPLES else 30,
+    derandomize=not EXAMPLES,
+    phases=tuple(Phase) if EXAMPLES and not os.environ.get("NOSHRINK") else PHASES,
+    print_blob=True,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+LINKS = ("eth0", "eth1", "spare", "docker0", "lo")
+BY_HAND = """
+for family in -4 -6; do
+  ip $family route flush table all proto 209
+  while ip $family rule del proto 209; do :; done
+done
+for link in eth0 eth1 spare; do
+  ip -o address show dev $link scope global | while read -r _ _ _ address _; do
+    case $address in
+      10.0.1.10/24|10.0.2.50/32|10.0.3.50/32|fd00:2::50/128) ;;
+      *) ip address del $address dev $link;;
+    esac
+  done
+done
+"""
+
+
+class Log:
+    """A file that grows: what was written since it was last asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._at = path, 0
+
+    def new(self) -> str:
+        with self._path.open("rb") as file:
+            file.seek(self._at)
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self._at += len(whole)
+        return whole.decode(errors="replace")
+
+
+class World:
+    """The lab, and what stays from one example to the next."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.index = {name: ifindex(lab, name) for name in LINKS}
+        self.names = {index: name for name, index in self.index.items()}
+        self.pid = lab.daemons.pid("netagent")
+        self.numbers = itertools.count()
+        self.audit, self.log = Log(lab.path(AUDIT)), Log(lab.path(OURS / "log" / "netagent"))
+        self.head = "0" * 64
+        self.sequence = 0
+        self.tally: dict[str, int] = {}
+        self.left, self.at = 300.0, time.monotonic()
+        self.begin = snapshot(lab)
+
+    def entries(self) -> list[dict[str, Any]]:
+        """The audit lines since the last call, each of which must continue the chain."""
+        found = []
+        for line in self.audit.new().splitlines():
+            entry = json.loads(line)
+            digest = hashlib.sha256(line.rpartition(',"hash":"')[0].encode()).hexdigest()
+            assert (entry["prev"], entry["hash"], entry["seq"]) == (self.head, digest, self.sequence + 1)
+            self.head, self.sequence = digest, self.sequence + 1
+            found.append(entry)
+        return found
+
+    def connected(self) -> Wire:
+        """A client, once netagent has served it: it serves one at a time."""
+        wire = Wire(self.lab)
+        assert self.asked(wire, request="hello", version=2) == {"verdict": "ok", "version": 2}
+        return wire
+
+    def asked(self, wire: Wire, **message: Any) -> dict[str, Any]:
+        self.pace()
+        return wire.ask(**message)
+
+    def pace(self) -> None:
+        """No faster than netagent lets a client be: 20 requests a second, of which 400 may be saved up."""
+        self.left = min(350.0, self.left + (time.monotonic() - self.at) * 15) - 1
+        self.at = time.monotonic()
+        if self.left < 0:
+            time.sleep(-self.left / 15)
+
+    def restart(self) -> None:
+        start(self.lab)
+        self.pid = self.lab.daemons.pid("netagent")
+        self.left = 350.0
+
+    def reset(self) -> None:
+        """The kernel as in the beginning, for the next example: netagent is asked, then it is done by hand."""
+        with self.connected() as wire:
+            self.asked(wire, request="flush", id="reset")
+        lines = [f"link set {name} mtu {self.begin.links[name][1]}" for name in LINKS]
+        self.lab.batch([*lines, "link set spare down"])
+        if snapshot(self.lab) != self.begin:
+            self.lab.run(["sh", "-c", BY_HAND], check=False)
+            for line in FOREIGN[5:]:
+                self.lab.run(["ip", *line.split()], check=False)
+
+
+def apply(name: str, ops: list[Any], seconds: int = 0) -> dict[str, Any]:
+    return {"request": "apply", "id": name, "ops": ops, "confirm_within": seconds}
+
+
+def malformed(message: dict[str, Any]) -> str:
+    """What the wire has against a message; nothing if it is well formed."""
+    try:
+        protocol.check_request(protocol.decode(protocol.encode(message)[protocol.HEADER.size :]))
+    except protocol.Malformed as error:
+        return str(error)
+    return ""
+
+
+def machine(world: World) -> type[RuleBasedStateMachine]:
+    """The machine of this world."""
+    lab, some = world.lab, st.lists(operations(world.index), min_size=1, max_size=6)
+    whole, hostile = plan(world.index), attacks(world.index)
+    cuts = st.tuples(st.sampled_from((0, 0, 0, 1, 2, 4, 8)), st.integers(1, 14))
+    kinds = st.one_of(some, some, cuts.map(lambda cut: whole[cut[0] : sum(cut)]))
+    formed = kinds.filter(lambda ops: not malformed(apply("x", ops)))
+    within = st.sampled_from((0, 0, 60))
+
+    class Machine(RuleBasedStateMachine):
+        def __init__(self) -> None:
+            super().__init__()
+            self.client: Wire | None = None
+            self.open: str | None = None  # the client's transaction
+            self.before: Snapshot = world.begin  # before the open one
+            self.made: list[dict[str, Any]] = []
+            self.expired = 0
+
+        @initialize()
+        def begin(self) -> None:
+            world.reset()
+            world.entries()
+            self.now = self.expected = snapshot(lab)
+
+        # — the model
+
+        @property
+        def wire(self) -> Wire:
+            if self.client is None:
+                self.client = world.connected()
+            return self.client
+
+        def message(self, ops: list[Any], seconds: int) -> dict[str, Any]:
+            return apply(f"m{next(world.numbers)}", ops, seconds)
+
+        def gone(self, *, said: bool = False) -> None:
+            """The connection ended, and with it what it had not confirmed."""
+            if self.client is not None:
+                self.client.close()
+                self.client = None
+            if self.open or said:
+                with world.connected() as another:  # it is served after all that was said before
+                    assert world.asked(another, request="status")["open"] is None
+            if self.open:
+                self.taken_back()
+
+        def taken_back(self) -> None:
+            self.open, self.expected = None, self.before
+
+        def outcome(self, message: dict[str, Any], answer: dict[str, Any]) -> None:
+            """Take note of an apply's answer."""
+            world.tally[answer["verdict"]] = world.tally.get(answer["verdict"], 0) + 1
+            if answer["verdict"] != "applied":
+                assert answer["verdict"] in ("refused", "rolled back"), answer
+                assert not answer.get("not_undone"), answer
+                return
+            assert self.open is None, "two open at once"
+            self.before = self.expected
+            self.expected = predict(self.expected, message["ops"], world.names)
+            self.made += message["ops"]
+            if message["confirm_within"]:
+                self.open = message["id"]
+
+        def apply(self, ops: list[Any], seconds: int) -> None:
+            message = self.message(ops, seconds)
+            wire = self.wire
+            answer = world.asked(wire, **message)
+            if reason := malformed(message):
+                assert answer == {"verdict": "refused", "reason": reason}
+                assert wire.socket.recv(1) == b""
+                self.gone()
+            else:
+                self.outcome(message, answer)
+
+        # — what may happen. No @precondition: what is drawn must not depend on how a race with netagent ended.
+
+        @rule(ops=kinds, seconds=within)
+        def applies(self, ops: list[Any], seconds: int) -> None:
+            self.apply(ops, seconds)
+
+        @rule(mtu=st.sampled_from((1300, 1400, 1500)), ops=formed, request=st.sampled_from(("confirm", "rollback")))
+        def leaves_one_open_that_another_wants(self, mtu: int, ops: list[Any], request: str) -> None:
+            if self.open:
+                return
+            self.apply([{"op": "link_mtu", "link": world.index["eth0"], "mtu": mtu}], 60)
+            assert self.open
+            with Wire(lab) as other:  # which has to wait, and then there is none any more
+                other.send(request=request, id=self.open)
+                assert world.asked(self.wire, request="status")["open"] == self.open
+                assert "still open" in world.asked(self.wire, **apply("x", ops))["reason"]
+                self.client.close()  # type: ignore[union-attr]
+                assert other.answer()["verdict"] == "refused"
+            self.gone()
+
+        @rule(requests=st.lists(st.integers(0, len(hostile) - 1), min_size=4, max_size=12))
+        def attacks(self, requests: list[int]) -> None:
+            if self.open:
+                return
+            for number in requests:
+                self.apply(hostile[number], 0)
+
+        @rule(first=st.integers(0, 40), count=st.integers(1, 8), seconds=within, data=st.data())
+        def removes(self, first: int, count: int, seconds: int, data: st.DataObject) -> None:
+            """What was made, and something more perhaps."""
+            gone = removals(self.made)[first % (len(self.made) + 1) :][:count]
+            self.apply(gone + data.draw(st.one_of(st.just([]), some)) or whole[:1], seconds)
+
+        @rule(ops=kinds, how=st.integers(0, 1000), value=VALUES)
+        def applies_what_is_nearly_valid(self, ops: list[Any], how: int, value: Any) -> None:
+            at = how % len(ops)
+            self.apply([*ops[:at], nearly(ops[at], how // 8, value), *ops[at + 1 :]], 0)
+
+        @rule(another=st.booleans())
+        def confirms(self, another: bool) -> None:
+            may = self.open is not None and not another
+            name = self.open if self.open and not another else "another"
+            answer = world.asked(self.wire, request="confirm", id=name)
+            assert answer["verdict"] == ("confirmed" if may else "refused")
+            if may:
+                self.open = None
+
+        @rule(another=st.booleans())
+        def rolls_back(self, another: bool) -> None:
+            may = self.open is not None and not another
+            name = self.open if self.open and not another else "another"
+            answer = world.asked(self.wire, request="rollback", id=name)
+            assert answer["verdict"] == ("rolled back" if may else "refused")
+            if may:
+                self.taken_back()
+
+        @rule(ops=kinds)
+        def lets_time_run_out(self, ops: list[Any]) -> None:
+            if self.open or self.expired:
+                return
+            self.apply(ops, 1)
+            if self.open:
+                self.expired += 1
+                self.taken_back()
+                lab.wait_for(self.nothing_is_left)
+                assert world.asked(self.wire, request="confirm", id="late")["verdict"] == "refused"
+
+        def nothing_is_left(self) -> bool:
+            now = snapshot(lab, self.before.addresses)
+            return ours(now) == ours(self.before) and now.foreign_addresses == self.before.foreign_addresses
+
+        @rule()
+        def flushes(self) -> None:
+            answer = world.asked(self.wire, request="flush", id="flush")
+            assert answer["verdict"] == "applied", answer
+            if self.open:
+                self.taken_back()
+            self.expected = replace(self.expected, addresses=frozenset(), routes=frozenset(), rules=frozenset())
+            self.made = []
+
+        @rule()
+        def asks_for_status(self) -> None:
+            answer = world.asked(self.wire, request="status")
+            assert answer["open"] == self.open
+            world.entries()
+            assert (answer["sequence"], answer["head"]) == (world.sequence, world.head)
+
+        @rule()
+        def hangs_up(self) -> None:
+            if self.client is None:
+                return
+            self.gone()
+
+        @rule(ops=formed, seconds=within)
+        def hangs_up_before_the_answer(self, ops: list[Any], seconds: int) -> None:
+            """What was asked is done all the same, and stays if it asked for no confirmation."""
+            world.pace()
+            self.wire.socket.sendall(protocol.encode(self.message(ops, seconds)))
+            busy = self.open
+            self.gone(said=True)
+            if not busy and not seconds:
+                self.as_it_turned_out(ops)
+
+        def as_it_turned_out(self, ops: list[Any]) -> None:
+            """Whole or not at all; which, only the kernel knows."""
+            done = predict(self.expected, ops, world.names)
+            if ours(snapshot(lab, done.addresses)) == ours(done):
+                self.expected = done
+                self.made += ops
+
+        @rule(cut=st.integers(0, 1000), finishes=st.booleans())
+        def sends_half_a_frame(self, cut: int, finishes: bool) -> None:
+            frame, wire = protocol.encode({"request": "status"}), self.wire
+            at = 1 + cut % (len(frame) - 1)
+            wire.socket.sendall(frame[:at])
+            if finishes:
+                world.pace()
+                wire.socket.sendall(frame[at:])
+                assert wire.answer()["verdict"] in ("ok", "refused")
+            else:
+                self.gone()
+
+        @rule(
+            body=st.one_of(
+                st.binary(max_size=60), VALUES.map(msgpack.packb), st.binary(max_size=9).map(lambda b: b"\x83" + b)
+            ),
+        )
+        def sends_garbage(self, body: bytes) -> None:
+            answer = self.wire.raw(body)
+            assert answer["verdict"] == "refused"
+            assert self.wire.socket.recv(1) == b""
+            self.gone()
+
+        @rule(one=formed, two=formed, seconds=within, other=within)
+        def two_at_once(self, one: list[Any], two: list[Any], seconds: int, other: int) -> None:
+            """Both have sent before either has an answer; the second has its when the first has gone."""
+            if self.open:
+                return
+            first, second = self.message(one, seconds), self.message(two, other)
+            wire = self.wire
+            with Wire(lab) as waiting:
+                waiting.send(**second)
+                self.outcome(first, world.asked(wire, **first))
+                wire.close()
+                if self.open:
+                    self.taken_back()
+                world.pace()
+                self.client = waiting
+                self.outcome(second, waiting.answer())
+                self.gone()
+
+        @rule(ops=formed, seconds=within)
+        def is_killed_at_work(self, ops: list[Any], seconds: int) -> None:
+            """Whole or not at all, and gone if it was not confirmed; which, only the kernel knows."""
+            if self.open:
+                return
+            world.pace()
+            self.wire.socket.sendall(protocol.encode(self.message(ops, seconds)))
+            self.end(signal.SIGKILL)
+            if not seconds:
+                self.as_it_turned_out(ops)
+
+        @rule(how=st.sampled_from((signal.SIGKILL, signal.SIGTERM)))
+        def ends_and_is_started(self, how: signal.Signals) -> None:
+            self.end(how)
+
+        def end(self, how: signal.Signals) -> None:
+            lab.kill("netagent", how)
+            lab.wait_for(lambda: not lab.daemons.running("netagent"))
+            world.restart()
+            self.gone()
+
+        @rule(sense=st.booleans())
+        def reads_its_settings_anew(self, sense: bool) -> None:
+            if not sense:
+                lab.write_config("nonsense\n")
+            lab.kill("netagent", signal.SIGHUP)
+            if not sense:
+                lab.wait_for(lambda: "going on with" in self.said())
+                lab.write_config(CONFIG)
+
+        # — what must hold
+
+        def said(self) -> str:
+            text = world.log.new()
+            assert "Traceback" not in text, text
+            return text
+
+        @invariant()
+        def all_is_well(self) -> None:
+            now = self.now = snapshot(lab, self.expected.addresses)
+            begin = world.begin
+            assert now.foreign_addresses == begin.foreign_addresses
+            assert now.foreign_routes == begin.foreign_routes
+            assert now.foreign_rules == begin.foreign_rules
+            assert begin.kernel_routes <= now.kernel_routes, begin.kernel_routes - now.kernel_routes
+            assert now.ways == begin.ways
+            assert now.addresses == self.expected.addresses
+            assert now.routes == self.expected.routes
+            assert now.rules == self.expected.rules
+            assert now.links == self.expected.links
+            assert dangers(now, world.names) == []
+
+            assert lab.daemons.running("netagent")
+            assert lab.daemons.pid("netagent") == world.pid
+            self.said()
+            world.entries()
+
+        def teardown(self) -> None:
+            if self.client is not None:
+                self.client.close()
+            if lab.daemons.running("netagent"):
+                done = lab.run([str(SCRIPTS / "cnctl"), "audit", "--verify"], check=False)
+                assert done.returncode == 0, done.stdout + done.stderr
+            else:
+                world.restart()
+
+    return Machine
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with Lab(Spec.aws(interfaces=2, addresses=2)) as lab:
+        furnish(lab)
+        start(lab)
+        world = World(lab)
+        yield world
+        print(f"{world.sequence} audit lines; what became of requests to apply: {world.tally}")
+
+
+def test_whatever_is_asked_in_whatever_order_what_must_hold_holds(world: World) -> None:
+    run_state_machine_as_test(machine(world), settings=SETTINGS)

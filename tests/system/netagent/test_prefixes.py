@@ -1,0 +1,105 @@
+"""Rules for prefixes that stand for all addresses of a link in there: what is allowed, and what becomes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+
+from tests.lab import Lab
+from tests.system.netagent.conftest import answers, start
+from tests.system.netagent.wire import Wire, address, ifindex, kernel_state, route, rule
+
+LEDGER = "/run/cloud-network-netagent/ledger"
+
+
+def rules(lab: Lab, family: str = "-4") -> list[str]:
+    """Ours."""
+    lines = lab.run(["ip", family, "rule"]).stdout.splitlines()
+    return [" ".join(line.split()).removesuffix(" proto 209") for line in lines if "proto 209" in line]
+
+
+def test_a_rule_for_a_whole_subnet_is_made_and_removed(lab: Lab, wire: Wire) -> None:
+    before, on = kernel_state(lab), ifindex(lab, "eth0")
+    add = rule("10.0.2.0/24", 9999 + on, suppress=True, local=True)
+    done = [address(on, "10.0.2.10/24"), {**address(on, "10.0.2.11/32"), "route": False}, add]
+    assert wire.apply(*done)["verdict"] == "applied"
+    shown = f"31000: from 10.0.2.0/24 iif lo lookup {9999 + on} suppress_prefixlength 0"
+    assert rules(lab) == [shown]
+    assert wire.apply({**add, "op": "rule_remove", "local": False})["reason"] == "there is no such rule of ours"
+    assert wire.apply({**add, "op": "rule_remove"})["verdict"] == "applied"
+    assert rules(lab) == []
+    assert wire.ask(request="flush", id="flush")["verdict"] == "applied"
+    assert kernel_state(lab) == before
+
+
+def test_it_is_taken_back_and_flushed_like_any_other(lab: Lab, wire: Wire) -> None:
+    before, on = kernel_state(lab), ifindex(lab, "eth0")
+    done = [address(on, "10.0.2.10/24"), rule("10.0.2.0/25", 9999 + on, local=True)]
+    assert wire.apply(*done, confirm_within=60, request="open")["verdict"] == "applied"
+    assert wire.ask(request="rollback", id="open")["verdict"] == "rolled back"
+    assert kernel_state(lab) == before
+    assert wire.apply(*done)["verdict"] == "applied"
+    assert len(rules(lab)) == 1
+    assert wire.ask(request="flush", id="flush")["verdict"] == "applied"
+    assert kernel_state(lab) == before
+
+
+def test_of_ipv6_what_the_table_has_on_link_will_do_in_a_later_request_too(lab: Lab, wire: Wire) -> None:
+    """No address carries the subnet's length, and main need not know the subnet."""
+    on = ifindex(lab, "eth0")
+    near = [address(on, "fd00:2::10/128"), route(on, "fd00:2::/64")]
+    add = rule("fd00:2::/64", 9999 + on, local=True)
+    assert wire.apply(near[0], add)["verdict"] == "refused"
+    assert wire.apply(*near)["verdict"] == "applied"
+    assert wire.apply(add)["verdict"] == "applied"
+    assert "from fd00:2::/64 iif lo" in rules(lab, "-6")[0]
+
+
+def test_an_address_that_comes_to_another_link_first_is_respected(lab: Lab, wire: Wire) -> None:
+    """In the same request, too: each operation is judged by those before it."""
+    one, other = ifindex(lab, "eth0"), ifindex(lab, "eth1")
+    first, second = address(one, "10.0.2.10/24"), {**address(other, "10.0.2.200/32"), "route": False}
+    whole, half = (rule(text, 9999 + one, local=True) for text in ("10.0.2.0/24", "10.0.2.0/25"))
+    assert "no address or range" in wire.apply(first, second, whole)["reason"]
+    assert wire.apply(first, second, half, rule("10.0.2.128/25", 9999 + other))["verdict"] == "refused"
+    assert wire.apply(first, second, half)["verdict"] == "applied"
+
+
+def test_a_local_route_of_somebody_elses_makes_addresses_too(lab: Lab, wire: Wire) -> None:
+    """`ip route add local` on another link, or on lo: this host may send from all of it."""
+    on = ifindex(lab, "eth0")
+    assert wire.apply(address(on, "10.0.2.10/24"))["verdict"] == "applied"
+    for theirs in ("10.0.2.128/25", "10.0.2.77/32"):
+        for link in ("lo", "eth1"):
+            lab.batch([f"route add local {theirs} dev {link}"])
+            assert wire.apply(rule("10.0.2.0/24", 9999 + on, local=True))["verdict"] == "refused"
+            lab.batch([f"route del local {theirs} dev {link}"])
+    lab.batch(["route add local 10.0.2.128/25 dev eth0"])
+    assert wire.apply(rule("10.0.2.0/24", 9999 + on, local=True))["verdict"] == "applied"
+
+
+def test_of_two_rules_that_differ_in_a_flag_the_kernel_removes_the_first(lab: Lab) -> None:
+    """Told to remove the one without the flag, it does not ask for the flag: netagent lets no two such rules be."""
+    for flag in ("iif lo", "suppress_prefixlength 0"):
+        lab.batch(
+            [f"rule add pref 31000 from 10.9.9.7 {flag} lookup 77", "rule add pref 31000 from 10.9.9.7 lookup 77"]
+        )
+        lab.batch(["rule del pref 31000 from 10.9.9.7 lookup 77"])
+        [left] = [line for line in lab.run(["ip", "rule"]).stdout.splitlines() if "10.9.9.7" in line]
+        assert flag not in left
+        lab.batch(["rule del pref 31000 from 10.9.9.7 lookup 77"])
+
+
+def test_what_a_netagent_of_before_left_open_is_taken_back(lab: Lab) -> None:
+    """Its ledger knows nothing of `local`; an upgrade may come while a transaction is open."""
+    lab.stop("netagent")
+    on = ifindex(lab, "eth0")
+    lab.batch([f"rule add pref 31000 from 10.0.2.10 lookup {9999 + on} protocol 209"])
+    old: dict[str, Any] = rule("10.0.2.10", 9999 + on, op="rule_remove")
+    del old["local"]
+    path = lab.path(LEDGER)
+    path.write_bytes(msgpack.packb(("open", [old], [])))
+    start(lab)
+    lab.wait_for(lambda: answers(lab))
+    assert rules(lab) == []

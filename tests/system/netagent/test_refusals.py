@@ -1,0 +1,263 @@
+"""A compromised fetcher, played: well-formed requests for what it has no business with, and what becomes of them.
+
+The lab's primary is eth1 (10.0.1.10/24, gateway 10.0.1.1, all by DHCP); eth0 is the secondary, in 10.0.2.0/24.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.lab import Lab
+from tests.system.netagent.conftest import start
+from tests.system.netagent.wire import Wire, address, audit_lines, ifindex, kernel_state, packed, route, rule
+
+Ops = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Links:
+    primary: int
+    secondary: int
+    bridge: int
+    loopback: int = 1
+
+
+ATTACKS: dict[str, tuple[Callable[[Links], Ops], str]] = {
+    # addresses of others
+    "the gateway's address": (lambda on: [address(on.secondary, "10.0.1.1")], "gateway's or resolver's"),
+    "a resolver's address": (lambda on: [address(on.secondary, "10.0.2.2")], "gateway's or resolver's"),
+    "the metadata server": (lambda on: [address(on.secondary, "169.254.169.254")], "metadata server"),
+    "Alibaba's metadata server": (lambda on: [address(on.secondary, "100.100.100.200")], "metadata server"),
+    "AWS's metadata server, IPv6": (lambda on: [address(on.secondary, "fd00:ec2::254/128")], "metadata server"),
+    "a public address": (lambda on: [address(on.secondary, "8.8.8.8")], "neither private"),
+    "a public network": (lambda on: [address(on.secondary, "203.0.113.5/24")], "neither private"),
+    "another link's address": (lambda on: [address(on.secondary, "10.0.1.10")], "already"),
+    "the bridge's address": (lambda on: [address(on.secondary, "172.17.0.1")], "no interface of the cloud"),
+    "loopback": (lambda on: [address(on.secondary, "127.0.0.2")], "loopback"),
+    "multicast": (lambda on: [address(on.secondary, "224.0.0.1")], "multicast"),
+    "broadcast": (lambda on: [address(on.secondary, "255.255.255.255")], "reserved"),
+    "unspecified": (lambda on: [address(on.secondary, "0.0.0.0")], "loopback, link-local, multicast, reserved"),
+    "IPv6 loopback": (lambda on: [address(on.secondary, "::1/128")], "loopback"),
+    "IPv6 link-local": (lambda on: [address(on.secondary, "fe80::1/64")], "link-local"),
+    "the broadcast address of a subnet": (lambda on: [address(on.secondary, "10.0.2.255/24")], "broadcast"),
+    "a /0": (lambda on: [address(on.secondary, "10.0.2.10/0")], "shorter than"),
+    "a /0 without its route": (lambda on: [{**address(on.secondary, "10.0.2.10/0"), "route": False}], "shorter than"),
+    "a connected route over the primary's subnet": (
+        lambda on: [address(on.secondary, "10.0.2.10/16")],
+        "would take over 10.0.1.10",
+    ),
+    "a connected route over a part of the primary's subnet": (
+        lambda on: [address(on.secondary, "10.0.1.130/26")],
+        "would take over 10.0.1.10",
+    ),
+    "the address twice": (
+        lambda on: [address(on.secondary, "10.0.2.10/24"), address(on.secondary, "10.0.2.10/32")],
+        "already",
+    ),
+    # links that are not the cloud's
+    "an address on lo": (lambda on: [address(on.loopback, "10.0.2.10")], "loopback link"),
+    "lo's MTU": (lambda on: [{"op": "link_mtu", "link": on.loopback, "mtu": 1500}], "loopback link"),
+    "an address on a bridge": (lambda on: [address(on.bridge, "10.0.2.10")], "of kind bridge"),
+    "a bridge's MTU": (lambda on: [{"op": "link_mtu", "link": on.bridge, "mtu": 1400}], "AllowKinds|of kind bridge"),
+    "a link that is not there": (lambda on: [{"op": "link_up", "link": 4711}], "no link 4711"),
+    "a link that is up": (lambda on: [{"op": "link_up", "link": on.primary}], "already up"),
+    # routes
+    "table main": (lambda on: [route(on.secondary, "0.0.0.0/0", table=254)], "not the link's own"),
+    "table default": (lambda on: [route(on.secondary, "10.7.0.0/24", table=253)], "not the link's own"),
+    "another link's table": (
+        lambda on: [route(on.secondary, "10.0.2.0/24", table=9999 + on.primary)],
+        "not the link's own",
+    ),
+    "a default route through another link": (
+        lambda on: [route(on.secondary, "0.0.0.0/0", "10.0.1.1", table=9999 + on.primary)],
+        "not the link's own",
+    ),
+    "an off-link gateway": (lambda on: [route(on.primary, "0.0.0.0/0", "10.0.2.1")], "not on link"),
+    "a gateway that only the internet knows": (lambda on: [route(on.primary, "0.0.0.0/0", "8.8.8.8")], "not on link"),
+    "a gateway made on-link first": (
+        lambda on: [route(on.secondary, "10.0.1.1/32"), route(on.secondary, "0.0.0.0/0", "10.0.1.1")],
+        "covers 10.0.1.1",
+    ),
+    "itself as gateway": (lambda on: [route(on.primary, "0.0.0.0/0", "10.0.1.10")], "this host's own"),
+    "an on-link default route": (lambda on: [route(on.secondary, "0.0.0.0/0")], "shorter than"),
+    "host bits in a destination": (lambda on: [route(on.primary, "10.0.1.5/24")], "host bits"),
+    "a local route over the gateway": (lambda on: [route(on.secondary, "10.0.1.0/28", table=255)], "covers"),
+    "a local route over public addresses": (
+        lambda on: [route(on.secondary, "8.8.8.0/24", table=255)],
+        "neither private",
+    ),
+    "a local route through a gateway": (
+        lambda on: [route(on.primary, "10.9.0.0/24", "10.0.1.1", table=255)],
+        "no gateway",
+    ),
+    "the kernel's own local route": (lambda on: [route(on.primary, "10.0.1.10/32", table=255)], "not ours"),
+    # rules
+    "a rule without a source": (lambda on: [rule("0.0.0.0/0", 9999 + on.primary)], "without a source"),
+    "a rule without a source to main": (lambda on: [rule("0.0.0.0/0", 254)], "without a source"),
+    "a rule for everything that goes somewhere": (
+        lambda on: [rule("0.0.0.0/0", 254, suppress=True, to=True)],
+        "without a source",
+    ),
+    "another link's source": (lambda on: [rule("10.0.1.10", 9999 + on.secondary)], "no address or range"),
+    "a neighbour's source": (lambda on: [rule("10.0.1.77", 9999 + on.primary)], "no address or range"),
+    "a source that nobody has": (lambda on: [rule("198.51.100.7", 9999 + on.primary)], "no address or range"),
+    "a range with another link's address": (lambda on: [rule("10.0.0.0/16", 9999 + on.primary)], "no address or range"),
+    # prefixes that stand for addresses
+    "a prefix in which the link has nothing": (
+        lambda on: [rule("10.0.1.64/26", 9999 + on.primary, local=True)],
+        "no address or range",
+    ),
+    "a prefix with another link's address": (
+        lambda on: [
+            address(on.secondary, "10.0.1.77/32"),
+            route(on.secondary, "10.0.1.0/24"),
+            rule("10.0.1.0/24", 9999 + on.secondary, local=True),
+        ],
+        "no address or range",
+    ),
+    "a prefix around the subnet": (
+        lambda on: [rule("10.0.0.0/23", 9999 + on.primary, local=True)],
+        "no address or range",
+    ),
+    "a prefix in nothing that is on link": (
+        lambda on: [
+            {**address(on.secondary, "10.0.2.10/24"), "prefix": 32},
+            rule("10.0.2.0/24", 9999 + on.secondary, local=True),
+        ],
+        "no address or range",
+    ),
+    "a prefix of all that is forwarded, too": (
+        lambda on: [rule("10.0.1.0/24", 9999 + on.primary)],
+        "no address or range",
+    ),
+    "a prefix that packets go to": (
+        lambda on: [rule("10.0.1.0/24", 9999 + on.primary, local=True, to=True)],
+        "no address or range",
+    ),
+    "all that this host sends": (lambda on: [rule("0.0.0.0/0", 9999 + on.primary, local=True)], "without a source"),
+    "main for all that this host sends": (
+        lambda on: [rule("0.0.0.0/0", 254, suppress=True, local=True)],
+        "without a source",
+    ),
+    "another link's whole subnet": (
+        lambda on: [rule("10.0.1.0/24", 9999 + on.secondary, local=True)],
+        "no address or range",
+    ),
+    "all IPv6 that this host sends": (lambda on: [rule("::/0", 9999 + on.primary, local=True)], "without a source"),
+    "link-local addresses, which every link has": (
+        lambda on: [rule("fe80::/64", 9999 + on.primary, local=True)],
+        "no address or range",
+    ),
+    "two rules of which the kernel may remove the wrong one": (
+        lambda on: [rule("10.0.1.10", 9999 + on.primary), rule("10.0.1.10", 9999 + on.primary, local=True)],
+        "such a rule already",
+    ),
+    "two rules that differ in suppress_prefixlength alone": (
+        lambda on: [rule("10.0.1.10", 9999 + on.primary, suppress=True), rule("10.0.1.10", 9999 + on.primary)],
+        "such a rule already",
+    ),
+    "a priority above all": (lambda on: [rule("10.0.1.10", 9999 + on.primary, priority=1)], "priority 1"),
+    "a priority below the band": (lambda on: [rule("10.0.1.10", 9999 + on.primary, priority=31030)], "priority 31030"),
+    "a rule into table main": (lambda on: [rule("10.0.1.10", 254)], "is no link's|no link"),
+    "a rule into the bridge's table": (lambda on: [rule("172.17.0.1", 9999 + on.bridge)], "of kind bridge"),
+    # removals of what is not ours
+    "DHCP's address": (lambda on: [address(on.primary, "10.0.1.10/24", "address_remove")], "not ours"),
+    "the bridge's": (lambda on: [address(on.bridge, "172.17.0.1/16", "address_remove")], "of kind bridge"),
+    "an address that is not there": (lambda on: [address(on.primary, "10.0.1.99", "address_remove")], "has no"),
+    "an operator's route": (
+        lambda on: [route(on.primary, "192.168.77.0/24", "10.0.1.1", table=254, op="route_remove")],
+        "not the link's own",
+    ),
+    "a local route of the kernel's": (
+        lambda on: [route(on.primary, "10.0.1.10/32", table=255, op="route_remove")],
+        "not ours",
+    ),
+    "an operator's rule": (lambda on: [rule("10.9.9.9", 254, priority=31005, op="rule_remove")], "no such rule"),
+    # one bad operation refuses the whole request
+    "a good one and a bad one": (
+        lambda on: [address(on.secondary, "10.0.2.10/24"), address(on.secondary, "8.8.8.8")],
+        "neither private",
+    ),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_refuses_before_anything_is_touched(shared_lab: Lab, attack: str) -> None:
+    lab = shared_lab
+    ops, reason = ATTACKS[attack]
+    on = Links(ifindex(lab, "eth1"), ifindex(lab, "eth0"), ifindex(lab, "docker0"))
+    before, lines = kernel_state(lab), len(audit_lines(lab))
+    with Wire(lab) as wire:
+        answer = wire.apply(*ops(on))
+    assert answer["verdict"] == "refused"
+    assert any(part in answer["reason"] for part in reason.split("|")), answer["reason"]
+    assert 0 <= answer["position"] < len(ops(on))
+    assert kernel_state(lab) == before
+    (line,) = audit_lines(lab)[lines:]
+    assert (line["verdict"], line["reason"], len(line["ops"])) == ("refused", answer["reason"], len(ops(on)))
+
+
+def test_a_refusal_names_the_key_that_would_allow_it(shared_lab: Lab) -> None:
+    with Wire(shared_lab) as wire:
+        kind = wire.apply({"op": "link_mtu", "link": ifindex(shared_lab, "docker0"), "mtu": 1400})
+        public = wire.apply(address(ifindex(shared_lab, "eth0"), "203.0.113.5"))
+    assert kind["allow"] == '[Netagent] AllowKinds="bridge"'
+    assert public["allow"] == '[Netagent] AllowAddresses="203.0.113.5/32"'
+
+
+def test_the_named_key_does_allow_it(lab: Lab) -> None:
+    lab.write_config(
+        '[Network]\nExclude = "eth1"\n[Netagent]\nAllowKinds = "veth"\nAllowAddresses = "203.0.113.0/24"\n'
+    )
+    lab.stop("netagent")
+    start(lab)
+    with Wire(lab) as wire:
+        assert wire.apply(address(ifindex(lab, "eth0"), "203.0.113.5"))["verdict"] == "applied"
+        excluded = wire.apply({"op": "link_mtu", "link": ifindex(lab, "eth1"), "mtu": 1400})
+    assert excluded["reason"] == "eth1 is excluded"
+    assert "Exclude=" in excluded["allow"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("AllowKinds = [veth]", "accepted: [Section], Key = "),
+        ('AuditFailure = "sometimes"', "accepted: refuse, continue"),
+        ('AllowAddresses = "10.0.0.0/64"', "'10.0.0.0/64' is not an address or prefix"),
+        ('AllowKinds = "veth"\nAllowKinds = "bridge"', "each on its line and once"),
+    ],
+)
+def test_a_mistake_in_the_configuration_keeps_netagent_from_starting(lab: Lab, line: str, said: str) -> None:
+    lab.stop("netagent")
+    lab.write_config(f"[Netagent]\n{line}\n")
+    lab.start("netagent")
+    lab.wait_for(lambda: not lab.daemons.running("netagent"))
+    number = 2 + line.count("\n")
+    assert f"/etc/cloud-network/cloud-network.toml:{number}: {line.splitlines()[-1]!r}: " in lab.log("netagent")
+    assert said in lab.log("netagent")
+
+
+def test_what_the_wire_does_not_know_is_refused(shared_lab: Lab) -> None:
+    link = ifindex(shared_lab, "eth0")
+    good = address(link, "10.0.2.10/24")
+    for op, reason in (
+        ({"op": "link_rename", "link": link}, "is none of"),
+        ({"op": "link_down", "link": link}, "is none of"),
+        ({**good, "name": "eth7"}, "'name' is missing or too much"),
+        ({**good, "prefix": 33}, "33 is not 0..32"),
+        ({**good, "prefix": True}, "prefix: True is not int"),
+        ({**good, "address": b"\x0a\x00\x02"}, "address"),
+        ({**good, "address": "10.0.2.10"}, "address"),
+        ({"op": "link_mtu", "link": link, "mtu": 575}, "mtu: 575 is not int in 576..65535"),
+        ({"op": "link_mtu", "link": link, "mtu": 65536}, "65536"),
+        ({"op": "link_up"}, "'link' is missing or too much"),
+        ({**route(link, "10.0.2.0/24"), "gateway": packed("fe80::1")}, "family"),
+    ):
+        with Wire(shared_lab) as wire:
+            answer = wire.apply(op)
+            assert answer["verdict"] == "refused"
+            assert reason in answer["reason"], answer["reason"]

@@ -1,0 +1,190 @@
+"""Whole or not at all, and taken back unless confirmed: whatever ends the client, the time or netagent itself."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+
+import pytest
+
+from tests.lab import Lab
+from tests.system.netagent.conftest import answers, start
+from tests.system.netagent.wire import Wire, address, audit_lines, ifindex, kernel_state, route, rule
+
+
+def change(lab: Lab) -> list[dict[str, object]]:
+    """Of every kind one: what a plan for the secondary is made of."""
+    on = ifindex(lab, "eth0")
+    table = 9999 + on
+    return [
+        {"op": "link_mtu", "link": on, "mtu": 1400},
+        address(on, "10.0.2.10/24"),
+        {**address(on, "10.0.2.11/32"), "route": False},
+        address(on, "fd00:2::10/128"),
+        route(on, "10.0.2.0/24"),
+        route(on, "10.0.1.0/24", "10.0.2.1"),
+        route(on, "0.0.0.0/0", "10.0.2.1"),
+        route(on, "10.77.0.0/24", table=255),
+        rule("10.0.2.10", table, suppress=True),
+        rule("10.0.2.11", table, suppress=True),
+        rule("0.0.0.0/0", 254, priority=31010, suppress=True),
+        rule("::/0", 254, priority=31010, suppress=True),
+        rule("10.0.2.10", table, priority=31020),
+        rule("10.0.2.11", table, priority=31020),
+        rule("10.77.0.0/24", table, priority=31020),
+        rule("fd00:2::10/128", table, priority=31020),
+    ]
+
+
+def open_change(lab: Lab, wire: Wire, within: int = 60) -> dict[str, str]:
+    """Apply the change unconfirmed; the state before it."""
+    before = kernel_state(lab)
+    assert wire.apply(*change(lab), confirm_within=within, request="open")["verdict"] == "applied"
+    assert kernel_state(lab) != before
+    return before
+
+
+def test_confirmed_stays(lab: Lab, wire: Wire) -> None:
+    open_change(lab, wire)
+    applied = kernel_state(lab)
+    assert wire.ask(request="confirm", id="open") == {"verdict": "confirmed"}
+    wire.socket.close()
+    lab.kill("netagent", signal.SIGKILL)
+    start(lab)
+    assert kernel_state(lab) == applied
+    assert [line["verdict"] for line in audit_lines(lab)] == ["applied", "confirmed"]
+    addresses = json.loads(lab.run(["ip", "-j", "-4", "address", "show", "dev", "eth0"]).stdout)[0]["addr_info"]
+    assert {(each["local"], each["prefixlen"]) for each in addresses} == {("10.0.2.10", 24), ("10.0.2.11", 32)}
+    assert "noprefixroute" in lab.run(["ip", "address", "show", "to", "10.0.2.11"]).stdout
+    assert "local 10.77.0.0/24 dev eth0 proto 209" in lab.run(["ip", "route", "show", "table", "local"]).stdout
+
+
+def test_a_range_that_somebody_else_made_local_may_have_rules(lab: Lab, wire: Wire) -> None:
+    """Google's guest agent writes the local routes of alias ranges before we come."""
+    on = ifindex(lab, "eth0")
+    lab.batch(["route add local 10.77.0.0/24 dev eth0 table local proto 66"])
+    assert wire.apply(rule("10.77.0.0/24", 9999 + on))["verdict"] != "refused"
+    assert wire.apply(rule("10.77.0.0/24", 9999 + ifindex(lab, "eth1")))["verdict"] == "refused"
+
+
+def test_what_is_behind_a_gateway_of_the_other_family_is_not_on_link(lab: Lab, wire: Wire) -> None:
+    """RTA_VIA instead of RTA_GATEWAY: a route by way of a router, too."""
+    on = ifindex(lab, "eth0")
+    lab.batch(["route add 10.55.0.0/16 via inet6 fe80::1 dev eth0"])
+    assert "10.55.0.1 is not on link" in wire.apply(route(on, "10.9.0.0/16", "10.55.0.1"))["reason"]
+    assert "no address or range" in wire.apply(rule("10.55.1.0/24", 9999 + on))["reason"]
+
+
+def test_a_prefix_that_the_kernel_heard_from_the_router_is_the_links(lab: Lab, wire: Wire) -> None:
+    """As the kernel writes it from an advertisement: protocol `kernel`, and it expires."""
+    on, other = ifindex(lab, "eth0"), ifindex(lab, "eth1")
+    heard = {**address(on, "2001:db8:5::a/128"), "route": False}
+    assert wire.apply(heard)["verdict"] == "refused"
+    route6 = ["ip", "-6", "route", "add", "2001:db8:5::/64", "dev", "eth0"]
+    lab.run([*route6, "proto", "kernel", "metric", "256", "expires", "3600"])
+    assert wire.apply({**heard, "link": other})["verdict"] == "refused"
+    assert wire.apply(heard)["verdict"] != "refused"
+
+
+def test_taken_back_when_asked(lab: Lab, wire: Wire) -> None:
+    before = open_change(lab, wire)
+    assert wire.ask(request="rollback", id="open") == {"verdict": "rolled back"}
+    assert kernel_state(lab) == before
+
+
+def test_taken_back_when_the_client_goes(lab: Lab, wire: Wire) -> None:
+    before = open_change(lab, wire)
+    wire.socket.close()
+    lab.wait_for(lambda: kernel_state(lab) == before)
+    assert "went away" in audit_lines(lab)[-1]["reason"]
+
+
+def test_taken_back_when_time_is_up(lab: Lab, wire: Wire) -> None:
+    before = open_change(lab, wire, within=1)
+    lab.wait_for(lambda: kernel_state(lab) == before)
+    assert "in time" in audit_lines(lab)[-1]["reason"]
+    assert wire.ask(request="confirm", id="open")["verdict"] == "refused"
+
+
+def test_talking_on_does_not_put_the_time_off(lab: Lab, wire: Wire) -> None:
+    before = kernel_state(lab)
+    answer = wire.apply(*change(lab), confirm_within=1, request="open")
+    assert answer["verdict"] == "applied"
+    began = time.monotonic()
+    while wire.ask(request="status")["open"] == "open":
+        assert time.monotonic() < began + 10
+        time.sleep(0.1)
+    assert kernel_state(lab) == before
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_taken_back_when_netagent_ends(lab: Lab, wire: Wire, how: signal.Signals) -> None:
+    before = open_change(lab, wire)
+    lab.kill("netagent", how)
+    lab.wait_for(lambda: not lab.daemons.running("netagent"))
+    start(lab)
+    assert kernel_state(lab) == before
+    assert audit_lines(lab)[-1]["verdict"] == "rolled back"
+
+
+def test_only_one_is_open_and_only_its_client_decides(lab: Lab, wire: Wire) -> None:
+    open_change(lab, wire)
+    with Wire(lab) as other:
+        other.send(request="confirm", id="open")  # netagent reads it when the one before is gone
+        assert "still open" in wire.apply(address(ifindex(lab, "eth0"), "10.0.2.12"))["reason"]
+        assert wire.ask(request="confirm", id="another")["verdict"] == "refused"
+        assert wire.ask(request="confirm", id="open")["verdict"] == "confirmed"
+        wire.close()
+        assert other.answer()["reason"] == "there is no such open transaction"
+
+
+def test_one_that_the_kernel_refuses_undoes_all(lab: Lab, wire: Wire) -> None:
+    lab.batch(["link set eth0 down"])
+    before = kernel_state(lab)
+    answer = wire.apply(*change(lab))
+    assert (answer["verdict"], answer["reason"]) == ("rolled back", "Network is down")
+    assert change(lab)[answer["position"]]["op"] == "route_replace"
+    assert kernel_state(lab) == before
+    line = audit_lines(lab)[-1]
+    assert [op["errno"] for op in line["ops"]][:5] == [0, 0, 0, 0, 100]
+
+
+def test_a_replaced_route_comes_back_as_it_was(lab: Lab, wire: Wire) -> None:
+    on = ifindex(lab, "eth0")
+    assert wire.apply(address(on, "10.0.2.10/24"), route(on, "10.9.0.0/16", "10.0.2.1"))["verdict"] == "applied"
+    before = kernel_state(lab)
+    replaced = route(on, "10.9.0.0/16", "10.0.2.2")
+    gone = address(on, "10.0.2.10/24", "address_remove")
+    assert wire.apply(replaced, gone, confirm_within=60, request="open")["verdict"] == "applied"
+    assert "10.0.2.10" not in lab.run(["ip", "-o", "address"]).stdout
+    wire.ask(request="rollback", id="open")
+    assert kernel_state(lab)["addresses"] == before["addresses"]
+    assert kernel_state(lab)["rules"] == before["rules"]
+
+
+def test_a_flush_takes_away_what_is_ours_and_nothing_else(lab: Lab) -> None:
+    lab.batch(
+        [
+            "address add 10.0.2.50/32 dev eth0",
+            "route add 192.168.9.0/24 via 10.0.1.1",
+            "rule add pref 31001 from 10.8.8.8",
+        ]
+    )
+    lab.wait_for(lambda: answers(lab))
+    before = kernel_state(lab)
+    ops = [op for op in change(lab) if op["op"] != "link_mtu"]
+    with Wire(lab) as wire:
+        assert wire.apply(*ops)["verdict"] == "applied"
+        answer = wire.ask(request="flush", id="flush")
+    assert (answer["verdict"], answer["done"]) == ("applied", len(ops))
+    assert kernel_state(lab) == before
+
+
+def test_a_foreign_address_is_not_removed_by_taking_back(lab: Lab, wire: Wire) -> None:
+    """Somebody removed ours and put the same address there: it is theirs now."""
+    on = ifindex(lab, "eth0")
+    assert wire.apply(address(on, "10.0.2.10/24"), confirm_within=60, request="open")["verdict"] == "applied"
+    lab.batch(["address del 10.0.2.10/24 dev eth0", "address add 10.0.2.10/24 dev eth0"])
+    wire.ask(request="rollback", id="open")
+    assert "10.0.2.10/24" in lab.run(["ip", "-o", "address"]).stdout

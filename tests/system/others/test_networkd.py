@@ -1,0 +1,115 @@
+"""systemd-networkd, the real one: what it takes away is put back, and what keeps it from taking anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab import Lab, Spec
+from tests.system.job import kernel, ours, present, running, settle, without_order
+
+from . import dhcp
+from .host import bus
+from .networkd import DROP_IN, Networkd
+
+CONFIGURED = "configuring -> configured"
+KEEP = "DHCP=ipv4\nKeepConfiguration=static"
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """A DHCP server, as networkd's own address comes and goes with its lease."""
+    with running(Spec.aws(interfaces=2, addresses=3)) as made, dhcp.server(made, made.nics[0]), bus(made):
+        yield made
+        assert "Traceback" not in made.log("fetcher") + made.log("netagent")
+
+
+def of_ours(lab: Lab) -> list[list[str]]:
+    return [sorted(map(str, ours(lab, what))) for what in ("rule-4", "route-4")]
+
+
+def removed(lab: Lab, action: str, networkd: Networkd) -> set[str]:
+    """Rules, routes and siblings' addresses that went, if only for a moment, while networkd did this."""
+    path = "/run/lab/monitor"
+    with lab.path(path).open("wb") as said:
+        monitor = lab.instance.popen(["ip", "-o", "monitor", "address", "route", "rule"], stdout=said)
+        lab.wait_for(lambda: listens(lab), message="ip monitor")
+        before = networkd.log().count(CONFIGURED)
+        getattr(networkd, action)()
+        lab.wait_for(lambda: networkd.log().count(CONFIGURED) > before, 15, f"networkd's {action}")
+        settle(lab)
+        monitor.terminate()
+        monitor.wait(10)
+    lines = lab.path(path).read_text().splitlines()
+    siblings = tuple(f"inet {address}/" for nic in lab.nics for address in nic.addresses[1:])
+    gone = {line for line in lines if line.startswith("Deleted")}
+    return {line for line in gone if "proto 209" in line or any(sibling in line for sibling in siblings)}
+
+
+def listens(lab: Lab) -> bool:
+    """Whether somebody beside the fetcher listens to rules (RTNLGRP_IPV4_RULE is bit 7 of the groups)."""
+    rows = [line.split() for line in lab.run(["cat", "/proc/net/netlink"]).stdout.splitlines()[1:]]
+    return sum(row[1] == "0" and bool(int(row[3], 16) & 0x80) for row in rows) >= 3
+
+
+def test_what_it_takes_away_is_put_back_and_it_is_named(lab: Lab) -> None:
+    """With its defaults, when it configures a link anew: rules of every link, routes and addresses of that one."""
+    before, connection = of_ours(lab), lab.hold_connection(lab.nics[0].addresses[1])
+    lab.stop("fetcher")
+    with Networkd(lab, lab.nics[:1]) as networkd:
+        lab.start("fetcher")
+        lab.wait_for(lambda: "systemd-networkd" in lab.log("fetcher"), message="the warning")
+        [said] = [line for line in lab.log("fetcher").splitlines() if "systemd-networkd" in line]
+        assert f"/etc/systemd/networkd.conf.d/{DROP_IN.name}" in said
+        assert "level=warning" in said
+        gone = removed(lab, "reconfigure", networkd)
+        assert len([line for line in gone if "lookup" in line]) == len(before[0]), "it took every rule"
+        lab.wait_for(lambda: of_ours(lab) == before and set(lab.addresses) <= present(lab), 10, "the repair")
+        settle(lab)
+        assert connection.alive()
+        assert all(lab.reachability().values())
+        networkd.restart()
+        lab.wait_for(lambda: of_ours(lab) == before and set(lab.addresses) <= present(lab), 10, "the repair")
+        assert connection.alive()
+    assert len([line for line in lab.log("fetcher").splitlines() if "systemd-networkd" in line]) == 1
+
+
+@pytest.mark.parametrize("action", ["restart", "reconfigure"])
+def test_with_the_drop_in_and_its_addresses_kept_nothing_is_taken(lab: Lab, action: str) -> None:
+    """KeepConfiguration= is a .network file's: addresses have no setting in networkd.conf."""
+    before, connection = of_ours(lab), lab.hold_connection(lab.nics[0].addresses[1])
+    networkd = Networkd(lab, lab.nics[:1], KEEP)
+    networkd.install_drop_in()
+    with networkd:
+        lab.restart("fetcher")
+        settle(lab)
+        assert removed(lab, action, networkd) == set()
+        assert of_ours(lab) == before
+        assert connection.alive()
+        assert "systemd-networkd" not in lab.log("fetcher")
+
+
+def test_with_the_drop_in_alone_rules_stay_and_addresses_come_back(lab: Lab) -> None:
+    before, connection = of_ours(lab), lab.hold_connection(lab.nics[0].addresses[1])
+    networkd = Networkd(lab, lab.nics[:1])
+    networkd.install_drop_in()
+    with networkd:
+        gone = removed(lab, "reconfigure", networkd)
+        assert not [line for line in gone if "lookup" in line or "proto 209" in line]
+        lab.wait_for(lambda: of_ours(lab) == before and set(lab.addresses) <= present(lab), 10, "the repair")
+        assert connection.alive()
+
+
+def test_its_own_objects_are_left_to_it(lab: Lab) -> None:
+    """Its address, its routes, and those of a static section: the same when the fetcher has come and gone."""
+    section = f"{KEEP}\n[Route]\nDestination=192.0.2.0/24\nGateway={lab.nics[0].gateway}\n"
+    section += "[RoutingPolicyRule]\nFrom=192.0.2.9\nTable=77\nPriority=31005\n"
+    with Networkd(lab, lab.nics[:1], section):
+        lab.wait_for(lambda: "192.0.2.9" in lab.run(["ip", "rule"]).stdout, message="networkd's rule")
+        settle(lab)
+        before = without_order(kernel(lab))
+        lab.restart("netagent")
+        lab.restart("fetcher")
+        settle(lab)
+        assert without_order(kernel(lab)) == before

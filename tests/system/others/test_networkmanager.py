@@ -1,0 +1,51 @@
+"""NetworkManager, the real one: whatever it does to its interface, ours is there afterwards and its own stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab import Lab, Spec
+from tests.system.job import ours, present, refresh, running
+
+from . import dhcp
+from .host import bus
+from .networkmanager import NetworkManager
+
+
+@pytest.fixture
+def cloud() -> Iterator[tuple[Lab, dhcp.Server]]:
+    with running(Spec.aws(interfaces=2, addresses=3)) as made, dhcp.server(made, made.nics[0]) as server, bus(made):
+        yield made, server
+        assert "Traceback" not in made.log("fetcher") + made.log("netagent")
+
+
+def test_ours_outlives_what_it_does(cloud: tuple[Lab, dhcp.Server]) -> None:
+    """It starts, is asked to apply its profile anew with and without a new activation, and is restarted."""
+    lab, server = cloud
+
+    def mine() -> list[list[str]]:
+        return [sorted(map(str, ours(lab, what))) for what in ("rule-4", "route-4")]
+
+    def whole() -> bool:
+        return mine() == before and set(lab.addresses) <= present(lab)
+
+    before, nic = mine(), lab.nics[0]
+    held = [lab.hold_connection(address) for address in (nic.addresses[1], lab.nics[1].addresses[0])]
+    with NetworkManager(lab, nic) as manager:
+        lab.wait_for(whole, message="ours, beside NetworkManager's")
+        for step in (manager.reapply, manager.up, manager.restart):
+            step()
+            lab.wait_for(manager.connected, 20, f"NetworkManager after {step.__name__}")
+            lab.wait_for(whole, message=f"ours after {step.__name__}")
+            assert all(connection.alive() for connection in held), step.__name__
+        assert server.grants() >= 2, "it has the lease itself"
+        lab.wait_for(lambda: refresh(lab) == "ok", 20, "the fetcher to be content")
+        theirs = lab.run(["ip", "route", "show", "proto", "dhcp"]).stdout
+        assert f"default via {nic.gateway}" in theirs
+        lab.restart("fetcher")
+        lab.wait_for(lambda: lab.path("/run/cloud-network/control.sock").exists())
+        assert refresh(lab) == "ok"
+        assert lab.run(["ip", "route", "show", "proto", "dhcp"]).stdout == theirs
+        assert all(lab.reachability().values())

@@ -1,0 +1,221 @@
+"""Bad metadata: a clear log line that names the path, the state kept, nothing removed; and well again afterwards.
+
+One lab for the whole file; every test leaves it as it found it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from signal import SIGHUP, SIGKILL
+
+import pytest
+
+from tests.lab import Lab, Spec
+from tests.system.clock import Clock
+from tests.system.job import MACS, audit, errors, kernel, read_all_facts, refresh, running, status
+
+META = "/latest/meta-data/"
+TOKEN = "/latest/api/token"
+SECOND = "{second}"  # the second interface's directory
+
+
+@pytest.fixture(scope="module")
+def settled() -> Iterator[Lab]:
+    with running(Spec.aws(interfaces=3, addresses=4)) as made:
+        read_all_facts(made)
+        yield made
+
+
+@pytest.fixture
+def lab(settled: Lab) -> Iterator[Lab]:
+    """Afterwards it must be well again by itself, and netagent must not have heard of anything."""
+    before, documents, lines = kernel(settled), files(settled), audit(settled)
+    yield settled
+    settled.metadata.clear()
+    settled.metadata.load(settled.nics)
+    assert refresh(settled) == "ok"
+    assert status(settled)["last_error"] is None
+    assert kernel(settled) == before
+    assert files(settled) == documents
+    assert audit(settled) == lines
+
+
+def files(lab: Lab) -> dict[str, bytes]:
+    """What the metadata said, as others read it: it stays readable whatever happens."""
+    root = lab.path("/run/cloud-network")
+    return {
+        str(path): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.name != "status.json"
+    }
+
+
+def said(lab: Lab, provoke: Callable[[], object]) -> list[str]:
+    """The complaints that `provoke` causes."""
+    before = len(errors(lab))
+    provoke()
+    return errors(lab)[before:]
+
+
+def nothing_happened(lab: Lab, before: object) -> None:
+    """Not to the kernel, not to the files, and the status still shows all addresses."""
+    assert (kernel(lab), files(lab)) == before
+    links = status(lab)["links"].values()
+    assert {each["address"] for link in links for each in link["addresses"] if each["present"]} == set(lab.addresses)
+
+
+@pytest.mark.parametrize(
+    ("fault", "path", "words"),
+    [
+        ("html", MACS, ["network/interfaces/macs/", "HTML page"]),
+        ("html", f"{SECOND}local-ipv4s", ["{mac}/local-ipv4s", "HTML page"]),
+        ("html", SECOND, ["{mac}/", "HTML page"]),
+        ("html", TOKEN, ["/latest/api/token", "not a token"]),
+        ("truncated", MACS, ["network/interfaces/macs/", "bytes"]),
+        ("truncated", f"{SECOND}local-ipv4s", ["{mac}/local-ipv4s", "bytes"]),
+        ("empty", MACS, ["network/interfaces/macs/", "no interface"]),
+        ("empty", SECOND, ["{mac}/", "no 'mac'"]),
+        ("empty", f"{SECOND}local-ipv4s", ["{mac}/local-ipv4s", "empty"]),
+        ("short", SECOND, ["{mac}/", "not inside any subnet"]),
+        ("reset", f"{SECOND}local-ipv4s", ["{mac}/local-ipv4s", "reset"]),
+        ("refuse", "*", ["169.254.169.254", "refused"]),
+        ("timeout", f"{SECOND}device-number", ["{mac}/device-number", "no answer in time"]),
+        (404, MACS, ["network/interfaces/macs/", "HTTP 404"]),
+        (404, SECOND, ["{mac}/", "HTTP 404"]),
+        (404, f"{SECOND}local-ipv4s", ["{mac}/local-ipv4s", "HTTP 404"]),
+        (429, "*", ["HTTP 429"]),
+        (500, f"{META}*", ["network/interfaces/macs/", "HTTP 500"]),
+        (503, f"{SECOND}local-ipv4s", ["{mac}/local-ipv4s", "HTTP 503"]),
+        (401, f"{META}*", ["network/interfaces/macs/", "HTTP 401"]),
+        (403, TOKEN, ["/latest/api/token", "HTTP 403"]),
+        (302, MACS, ["network/interfaces/macs/", "HTTP 302"]),
+    ],
+)
+def test_a_failure_is_said_once_and_changes_nothing(lab: Lab, fault: str | int, path: str, words: list[str]) -> None:
+    mac = lab.nics[1].mac
+    before = kernel(lab), files(lab)
+    if path == TOKEN:
+        lab.metadata.expire_tokens()
+    where = path.replace(SECOND, f"{MACS}{mac}/")
+    if isinstance(fault, int):
+        lab.metadata.fail("status", where, status=fault)
+    else:
+        lab.metadata.fail(fault, where)
+    repeat = 1 if fault == "timeout" else 3
+
+    def read() -> None:
+        for _ in range(repeat):
+            assert refresh(lab) in ("degraded", "error")
+
+    [line] = said(lab, read)
+    assert "nothing is removed" in line
+    assert all(word.format(mac=mac) in line for word in words), line
+    assert status(lab)["last_error"]["kind"] == "metadata"
+    nothing_happened(lab, before)
+
+
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "999.1.1.1", "127.0.0.1", "224.0.0.1", "10.0.2.1", "10.0.2.255", "::1", "x"]
+)
+@pytest.mark.parametrize("also", [True, False])
+def test_an_address_that_cannot_be_is_named_with_its_path(lab: Lab, address: str, also: bool) -> None:
+    nic = lab.nics[1]
+    before = kernel(lab), files(lab)
+    lab.metadata.content(f"{MACS}{nic.mac}/local-ipv4s", "\n".join([*(nic.addresses if also else ()), address]))
+    [line] = said(lab, lambda: refresh(lab))
+    assert f"macs/{nic.mac}/local-ipv4s: '{address}' is not " in line
+    assert status(lab)["state"] == "degraded"
+    nothing_happened(lab, before)
+
+
+def test_a_subnet_that_cannot_be_is_named_with_its_path(lab: Lab) -> None:
+    before = kernel(lab), files(lab)
+    lab.metadata.content(f"{MACS}{lab.nics[1].mac}/subnet-ipv4-cidr-block", "0.0.0.0/0")
+    [line] = said(lab, lambda: refresh(lab))
+    assert f"macs/{lab.nics[1].mac}/subnet-ipv4-cidr-block: '0.0.0.0/0' is not " in line
+    nothing_happened(lab, before)
+
+
+def test_an_unknown_mac_is_named_and_the_link_it_may_stand_for_is_left_alone(lab: Lab) -> None:
+    before = kernel(lab)
+    lab.metadata.load([lab.nics[0], replace(lab.nics[1], mac="02:00:00:00:00:99"), lab.nics[2]])
+    [line] = said(lab, lambda: [refresh(lab), refresh(lab)])
+    assert "02:00:00:00:00:99" in line
+    assert "no link here has that MAC" in line
+    assert status(lab)["unknown_macs"] == ["02:00:00:00:00:99"]
+    assert status(lab)["state"] == "degraded"
+    assert kernel(lab) == before
+
+
+def test_two_reads_that_differ_remove_nothing(lab: Lab) -> None:
+    """One that lists less than before is only believed when the next says the same."""
+    nic, before = lab.nics[1], kernel(lab)
+    whole = "\n".join(nic.addresses)
+    lab.metadata.content(f"{MACS}{nic.mac}/local-ipv4s", nic.addresses[0], whole)
+    assert refresh(lab) == "ok"
+    assert kernel(lab) == before
+    lab.metadata.content(f"{MACS}{nic.mac}/local-ipv4s", nic.addresses[0], nic.addresses[1], whole)
+    refresh(lab)
+    assert kernel(lab) == before
+    assert "read again before anything is removed" in lab.log("fetcher")
+
+
+def test_a_server_that_fails_is_not_hammered(lab: Lab) -> None:
+    lab.metadata.fail("status", MACS, status=503)
+    refresh(lab)
+    lab.metadata.reset()
+    lab.wait_for(lambda: len(lab.metadata.requests()) >= 2, 20, "two more tries")
+    at = [record.at for record in lab.metadata.requests()]
+    assert at[1] - at[0] > 0.7
+    assert len({record.path for record in lab.metadata.requests()}) == 1
+
+
+OUTAGES: tuple[tuple[str | int, str], ...] = (
+    ("refuse", "*"),
+    ("reset", "*"),
+    ("html", "*"),
+    ("truncated", f"{META}*"),
+    ("empty", MACS),
+    (401, f"{META}*"),
+    (404, f"{SECOND}*"),
+    (429, "*"),
+    (503, "*"),
+)
+
+
+def requests(lab: Lab) -> int:
+    return int(status(lab)["counters"]["metadata_requests"])
+
+
+def test_an_outage_of_hours_removes_nothing() -> None:
+    """Of all kinds in turn, an hour each; a fetcher that starts into it adopts what is there and touches nothing."""
+    with running(Spec.aws(interfaces=3, addresses=4)) as lab:
+        clock, before, lines = Clock(lab), kernel(lab), audit(lab)
+        held = [lab.hold_connection(nic.addresses[1]) for nic in lab.nics]
+        lab.stop("fetcher")
+        lab.start("fetcher", env=clock.env)
+        lab.wait_for(lambda: lab.path("/run/cloud-network/control.sock").exists(), message="the fetcher")
+        assert refresh(lab) == "ok"
+        clock.run(3000)
+        for fault, path in OUTAGES:
+            where = path.replace(SECOND, f"{MACS}{lab.nics[1].mac}/")
+            more: dict[str, int] = {"status": fault} if isinstance(fault, int) else {}
+            lab.metadata.fail("status" if more else str(fault), where, **more)
+            lab.kill("fetcher", SIGHUP)
+            over, least = time.monotonic() + 3600 / 3000, requests(lab) + 60
+            lab.wait_for(lambda: time.monotonic() > over and requests(lab) > least, 60, f"an hour of {fault}")  # noqa: B023
+            lab.metadata.clear()
+            lab.metadata.reset()
+        lab.metadata.fail("refuse")
+        clock.run(1)
+        lab.kill("fetcher", SIGKILL)
+        lab.start("fetcher")
+        lab.wait_for(lambda: status(lab)["state"] == "error" and "refused" in status(lab)["last_error"]["message"])
+        assert (kernel(lab), audit(lab)) == (before, lines)
+        lab.metadata.clear()
+        lab.restart("netagent")
+        lab.wait_for(lambda: refresh(lab) == "ok", 10, "the metadata")
+        assert all(connection.alive() for connection in held)
+        assert (kernel(lab), audit(lab)) == (before, lines)

@@ -1,0 +1,190 @@
+"""Boot: whatever comes late, and what systemd is told meanwhile (sd_notify(3))."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Iterator
+from signal import SIGHUP, SIGTERM
+
+import pytest
+
+from tests.lab import Lab, Spec
+from tests.system.clock import Clock
+from tests.system.job import CONFIG, audit, kernel, present, settle, status
+
+PATH = "/run/notify.sock"
+
+
+class Manager:
+    """Who reads NOTIFY_SOCKET, as systemd does."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(lab.path(PATH)))
+        lab.path(PATH).chmod(0o666)
+        self.heard: list[str] = []
+
+    def listen(self) -> list[str]:
+        """Every line that has arrived so far."""
+        while select.select([self._socket], [], [], 0)[0]:
+            self.heard += self._socket.recv(4096).decode().splitlines()
+        return self.heard
+
+    def statuses(self) -> list[str]:
+        return [line.removeprefix("STATUS=") for line in self.listen() if line.startswith("STATUS=")]
+
+    def is_ready(self) -> bool:
+        return "READY=1" in self.listen()
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """Nothing started yet."""
+    with Lab(Spec.aws(interfaces=2, addresses=3)) as made:
+        made.write_config(CONFIG)
+        yield made
+
+
+def start_fetcher(lab: Lab, **env: str) -> Manager:
+    manager = Manager(lab)
+    lab.start("fetcher", env={"NOTIFY_SOCKET": PATH, **env})
+    return manager
+
+
+def test_ready_is_said_when_the_first_pass_succeeded_and_not_before(lab: Lab) -> None:
+    lab.metadata.fail("refuse")
+    lab.start("netagent")
+    manager = start_fetcher(lab)
+    lab.wait_for(lambda: any("(attempt 2)" in each for each in manager.statuses()), 15, "a second attempt")
+    assert any(each.startswith("waiting for metadata at 169.254.169.254: ") for each in manager.statuses())
+    assert not manager.is_ready()
+    lab.metadata.clear()
+    lab.wait_for(manager.is_ready, 20, "READY=1")
+    assert set(lab.addresses) <= present(lab)
+    settle(lab)
+    lab.wait_for(lambda: manager.statuses()[-1] == "2 interfaces, 6 addresses, in agreement", 5, "the last status")
+    lab.daemons.kill("fetcher", SIGTERM)
+    lab.wait_for(lambda: manager.listen()[-1] == "STOPPING=1", 5, "STOPPING=1")
+
+
+def test_without_netagent_it_is_not_ready_and_says_why(lab: Lab) -> None:
+    manager = start_fetcher(lab)
+    lab.wait_for(lambda: any("is cloud-network-netagent running?" in each for each in manager.statuses()), 15, "why")
+    assert not manager.is_ready()
+    lab.start("netagent")
+    lab.wait_for(manager.is_ready, 20, "READY=1")
+
+
+def test_the_boot_is_not_held_up_for_ever_by_metadata_that_never_come(lab: Lab) -> None:
+    lab.metadata.fail("refuse")
+    lab.write_config('[System]\nReadyTimeout = "3s"\n' + CONFIG)
+    began = time.monotonic()
+    manager = start_fetcher(lab)
+    lab.wait_for(manager.is_ready, 20, "READY=1")
+    assert time.monotonic() >= began + 3.0
+    assert status(lab)["fetched_at"] is None
+    lab.start("netagent")
+    lab.metadata.clear()
+    settle(lab)
+    assert manager.listen().count("READY=1") == 1
+
+
+def test_a_reload_begins_and_ends_and_what_is_new_is_in_force_at_its_end(lab: Lab) -> None:
+    """Type=notify-reload of systemd.service(5)."""
+    lab.start("netagent")
+    manager = start_fetcher(lab)
+    lab.wait_for(manager.is_ready, 20, "READY=1")
+    manager.heard.clear()
+    before = time.monotonic_ns() // 1000
+    lab.write_config('[System]\nRefreshTimer = "77s"\n' + CONFIG)
+    lab.daemons.kill("fetcher", SIGHUP)
+    lab.wait_for(manager.is_ready, 10, "READY=1 again")
+    kept = [line for line in manager.listen() if not line.startswith("STATUS=")]
+    assert [line.partition("=")[0] for line in kept] == ["RELOADING", "MONOTONIC_USEC", "READY"]
+    assert int(kept[1].partition("=")[2]) >= before
+    assert status(lab)["refresh_timer"] == 77.0
+    lab.write_config("nonsense")
+    manager.heard.clear()
+    lab.daemons.kill("fetcher", SIGHUP)
+    lab.wait_for(manager.is_ready, 10, "the end of a reload that was refused")
+    assert status(lab)["refresh_timer"] == 77.0
+
+
+def test_the_watchdog_is_fed_while_nothing_happens(lab: Lab) -> None:
+    lab.start("netagent")
+    manager = start_fetcher(lab, WATCHDOG_USEC="400000")
+    lab.wait_for(manager.is_ready, 20, "READY=1")
+    settle(lab)
+    manager.heard.clear()
+    lab.wait_for(lambda: manager.listen().count("WATCHDOG=1") >= 5, 10, "signs of life")
+
+
+def test_started_before_the_network_is_up(lab: Lab) -> None:
+    """The primary link is down and DHCP has not been there: it converges when both come."""
+    primary = lab.nics[0]
+    lab.batch([f"address flush dev {primary.name}", f"link set {primary.name} down"])
+    lab.start("netagent")
+    manager = start_fetcher(lab)
+    lab.wait_for(lambda: manager.statuses()[-1:] and "waiting for metadata" in manager.statuses()[-1], 15, "a failure")
+    lab.batch(
+        [
+            f"link set {primary.name} up",
+            f"address add {primary.addresses[0]}/24 dev {primary.name} valid_lft 3600 preferred_lft 3600",
+            f"route add default via {primary.gateway} dev {primary.name} proto dhcp",
+        ]
+    )
+    lab.wait_for(manager.is_ready, 20, "READY=1")
+    settle(lab)
+    assert all(lab.reachability().values())
+
+
+def test_a_slow_metadata_server_is_waited_for(lab: Lab) -> None:
+    """A byte every 4 ms: seconds for a document."""
+    lab.metadata.fail("drip", interval=0.004)
+    lab.start("netagent")
+    manager = start_fetcher(lab)
+    lab.wait_for(manager.is_ready, 60, "READY=1")
+    assert set(lab.addresses) <= present(lab)
+    assert [line["verdict"] for line in audit(lab)[:2]] == ["applied", "confirmed"]
+
+
+def test_ten_minutes_without_metadata(lab: Lab) -> None:
+    """systemd hears after ReadyTimeout=, nothing is touched, the server is not hammered; then all comes."""
+    clock, before = Clock(lab), kernel(lab)
+    lab.metadata.fail("refuse")
+    lab.start("netagent")
+    clock.run(60)
+    manager = start_fetcher(lab, **clock.env)
+    lab.wait_for(lambda: any("(attempt 5)" in each for each in manager.statuses()), 10, "half a minute")
+    assert not manager.is_ready()
+    lab.wait_for(lambda: any("(attempt 16)" in each for each in manager.statuses()), 30, "ten minutes")
+    assert manager.is_ready()
+    assert kernel(lab) == before
+    clock.run(1)
+    lab.metadata.clear()
+    settle(lab)
+    assert manager.listen().count("READY=1") == 1
+    assert all(lab.reachability().values())
+
+
+@pytest.mark.parametrize("offset", [-400 * 86400, 400 * 86400])
+def test_a_jump_of_the_clock_changes_nothing(lab: Lab, offset: int) -> None:
+    """A real process under another wall clock, by way of the dynamic linker; only what it writes down has that time."""
+    clock = Clock(lab)
+    lab.write_config('[System]\nRefreshTimer = "1s"\n' + CONFIG)
+    lab.start("netagent")
+    lab.start("fetcher", env=clock.env)
+    settle(lab)
+    year = status(lab)["attempted_at"][:4]
+    clock.jump(offset)
+    lab.wait_for(lambda: status(lab)["attempted_at"][:4] != year, 10, "the timer to go on under the other clock")
+    lab.metadata.reset()
+    lab.add_address(lab.nics[1].mac, "10.0.2.77")
+    lab.wait_for(lambda: "10.0.2.77" in present(lab), 10, "the new address")
+    nic = lab.nics[1]
+    lab.batch([f"address del {nic.addresses[1]}/32 dev {nic.name}"])
+    lab.wait_for(lambda: nic.addresses[1] in present(lab), 10, "the repair")
+    assert status(lab)["attempted_at"][:4] != year
+    assert "address_remove" not in str(audit(lab))

@@ -1,0 +1,279 @@
+"""The cloud's configuration changes while everything runs: addresses and interfaces come and go."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab import Interface, Lab, Nic, Spec
+from tests.system.job import (
+    CONFIG,
+    MACS,
+    audit,
+    errors,
+    ip,
+    is_settled,
+    kernel,
+    ours,
+    present,
+    read_all_facts,
+    refresh,
+    running,
+    settle,
+    status,
+    without_order,
+)
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with running(Spec.aws(interfaces=3, addresses=3)) as made:
+        yield made
+        assert made.lost() == []
+
+
+def traces(lab: Lab, nic: Nic) -> list[object]:
+    """What still speaks of an interface: rules for its addresses or its subnet, routes to that, its state file."""
+    sources = {*nic.addresses, nic.subnet.partition("/")[0]}
+    rules = [rule for rule in ours(lab, "rule-4") if rule["src"] in sources]
+    routes = [route for route in ours(lab, "route-4") if nic.subnet == route["dst"]]
+    links = [link for link in status(lab)["links"].values() if link["mac"] == nic.mac]
+    documents = [path for path in lab.path("/run/cloud-network/links").iterdir() if nic.mac in path.read_text()]
+    return [*rules, *routes, *links, *documents]
+
+
+def test_an_address_comes_and_goes(lab: Lab) -> None:
+    before, nic = kernel(lab), lab.nics[1]
+    connection = lab.hold_connection(nic.addresses[2])
+    lab.add_address(nic.mac, "10.0.2.77")
+    assert refresh(lab) == "ok"
+    assert "10.0.2.77" in present(lab)
+    assert all(lab.reachability(["10.0.2.77"]).values())
+    lab.remove_address(nic.mac, "10.0.2.77")
+    assert refresh(lab) == "ok"
+    assert without_order(kernel(lab)) == without_order(before)
+    assert connection.alive()
+    assert errors(lab) == []
+
+
+def test_the_timer_alone_finds_what_is_new_and_proves_what_is_gone(lab: Lab) -> None:
+    """Nobody asks, and no kernel event hints at it. A removal needs two reads that agree."""
+    lab.write_config('[System]\nRefreshTimer = "1s"\n[Netagent]\nAllowKinds = "veth"\n')
+    lab.daemons.kill("fetcher", 1)
+    nic = lab.nics[2]
+    lab.add_address(nic.mac, "10.0.3.77")
+    lab.wait_for(lambda: "10.0.3.77" in present(lab), 10, "the new address")
+    lab.metadata.reset()
+    lab.remove_address(nic.mac, "10.0.3.77")
+    lab.wait_for(lambda: "10.0.3.77" not in present(lab), 10, "the old address to go")
+    assert lab.metadata.paths().count(f"{MACS}{nic.mac}/local-ipv4s") >= 2
+
+
+def test_many_addresses_at_once(lab: Lab) -> None:
+    read_all_facts(lab)  # else it reads the next ones when a second has passed, and with them some of the addresses
+    nic = lab.nics[1]
+    for last in range(100, 140):
+        lab.add_address(nic.mac, f"10.0.2.{last}")
+    assert refresh(lab) == "ok"
+    assert set(lab.addresses) <= present(lab)
+    assert all(lab.reachability([f"10.0.2.{last}" for last in (100, 120, 139)]).values())
+    verdicts = [line["verdict"] for line in audit(lab)]
+    assert verdicts == ["applied", "confirmed"] * (len(verdicts) // 2)
+    assert len(verdicts) <= 8, "many at once are one change, or a few where a pass fell into the middle"
+
+
+def test_an_address_moves_from_one_interface_to_another(lab: Lab) -> None:
+    """Both in one subnet; it is removed from one and added to the other in one change."""
+    extra = lab.attach_interface(Interface("10.0.2.0/24", ("10.0.2.50",)))
+    refresh(lab)
+    settle(lab)
+    moving = lab.nics[1].addresses[2]
+    lab.remove_address(lab.nics[1].mac, moving)
+    lab.add_address(extra.mac, moving)
+    assert refresh(lab) == "ok"
+    owners = [link["ifname"] for link in ip(lab, "address") for each in link["addr_info"] if each["local"] == moving]
+    assert owners == [extra.name]
+    assert all(lab.reachability([moving]).values())
+
+
+@pytest.mark.parametrize("first", ["metadata", "interface"])
+def test_an_interface_is_plugged_in_while_it_runs(lab: Lab, first: str) -> None:
+    """Whichever comes first, the other is waited for, and nobody has to ask."""
+    read_all_facts(lab)
+    before = kernel(lab)
+    connection = lab.hold_connection(lab.nics[1].addresses[1])
+
+    def between() -> None:
+        if first == "metadata":
+            assert refresh(lab) == "degraded"
+            assert len(status(lab)["unknown_macs"]) == 1
+        else:
+            lab.metadata.reset()
+            lab.wait_for(lambda: len([path for path in lab.metadata.paths() if path == MACS]) >= 2, 10, "the chase")
+            assert without_order(kernel(lab))[1] == without_order(before)[1]  # no route, no rule
+
+    nic = lab.attach_interface(Interface("10.0.9.0/24", 3), first=first, between=between)  # type: ignore[arg-type]
+    settle(lab)
+    assert set(nic.addresses) <= present(lab)
+    answers = lab.reachability()
+    assert all(answers.values())
+    assert len(answers) == 5 * len(lab.addresses)
+    assert connection.alive()
+
+
+@pytest.mark.parametrize("first", ["metadata", "interface"])
+def test_an_interface_is_unplugged_while_it_runs(lab: Lab, first: str) -> None:
+    nic = lab.nics[2]
+    read_all_facts(lab)
+    connection = lab.hold_connection(lab.nics[1].addresses[1])
+
+    def between() -> None:
+        if first == "interface":
+            lab.wait_for(lambda: status(lab)["unknown_macs"] == [nic.mac], 10, "the fetcher to miss the link")
+        else:
+            refresh(lab)
+
+    lab.detach_interface(nic.mac, first=first, between=between)  # type: ignore[arg-type]
+    lab.wait_for(lambda: traces(lab, nic) == [], 10, "the metadata to be read again, though nobody asks")
+    settle(lab)
+    assert all(lab.reachability().values())
+    assert connection.alive()
+
+
+def test_plugged_in_again_it_works_again(lab: Lab) -> None:
+    """With another index, hence another table."""
+    nic = lab.nics[2]
+    lab.detach_interface(nic.mac)
+    refresh(lab)
+    again = lab.attach_interface(Interface(nic.subnet, nic.addresses, mac=nic.mac), first="interface")
+    lab.wait_for(lambda: is_settled(lab), 20, "the interface to be back")
+    assert again.mac == nic.mac
+    assert all(lab.reachability().values())
+
+
+def test_from_one_interface_to_two_and_back() -> None:
+    """Tables and rules come with the second interface and go with it."""
+    with running(Spec.aws(interfaces=1, addresses=3)) as lab:
+        before = kernel(lab)
+        assert ours(lab, "rule-4") == ours(lab, "route-4") == []
+        nic = lab.attach_interface(Interface("10.0.9.0/24", 3))
+        settle(lab)
+        assert all(lab.reachability().values())
+        assert len(ours(lab, "rule-4")) == 5
+        lab.detach_interface(nic.mac)
+        refresh(lab)
+        settle(lab)
+        assert without_order(kernel(lab)) == without_order(before)
+
+
+def test_a_link_that_the_metadata_never_names_is_left_to_its_owner(lab: Lab) -> None:
+    """After a while it is no longer a reason to ask the metadata server all the time."""
+    lab.batch(
+        ["link add other0 type veth peer name other1", "address add 192.0.2.1/24 dev other0", "link set other0 up"]
+    )
+    refresh(lab)
+    found = next(link for link in ip(lab, "address") if link["ifname"] == "other0")
+    assert [each["local"] for each in found["addr_info"] if each["family"] == "inet"] == ["192.0.2.1"]
+    assert is_settled(lab)
+
+
+def test_what_is_wrong_with_one_interface_does_not_hold_up_the_others(lab: Lab) -> None:
+    """Nothing is removed meanwhile, but what is new comes, and what the host undoes is done again."""
+    odd, good = lab.nics[1], lab.nics[2]
+    lab.metadata.fail("html", f"{MACS}{odd.mac}/local-ipv4s")
+    lab.add_address(good.mac, "10.0.3.77")
+    lab.remove_address(good.mac, good.addresses[2])
+    assert refresh(lab) == "degraded"
+    assert {"10.0.3.77", good.addresses[2]} <= present(lab)
+    lab.batch([f"address del {each.addresses[1]}/32 dev {each.name}" for each in (odd, good)])
+    lab.wait_for(lambda: {odd.addresses[1], good.addresses[1]} <= present(lab), 10, "the repair")
+    lab.metadata.clear()
+    refresh(lab)
+    settle(lab)
+    assert good.addresses[2] not in present(lab)
+
+
+def test_a_primary_address_that_goes_leaves_its_siblings(lab: Lab) -> None:
+    """The kernel would take secondaries of the same prefix along: siblings are /32."""
+    nic = lab.nics[1]
+    connection = lab.hold_connection(nic.addresses[1])
+    lab.remove_address(nic.mac, nic.addresses[0])
+    assert refresh(lab) == "ok"
+    assert nic.addresses[0] not in present(lab)
+    assert set(lab.addresses) <= present(lab)
+    assert all(lab.reachability().values())
+    assert connection.alive()
+
+
+def test_a_storm_of_kernel_events_is_weathered(lab: Lab) -> None:
+    """A routing daemon makes thousands; the socket overruns, and then what matters may have been among the lost."""
+    victim = lab.nics[1]
+    routes = [f"10.{100 + n // 200}.{n % 200}.0/24" for n in range(2000)]
+    for verb in ("add", "del"):
+        lab.batch([f"route {verb} {route} dev eth0" for route in routes])
+    lab.batch([f"address del {victim.addresses[1]}/32 dev {victim.name}"])
+    lab.wait_for(lambda: victim.addresses[1] in present(lab), 10, "the repair")
+    settle(lab)
+    lab.wait_for(lambda: [line["verdict"] for line in audit(lab)] == ["applied", "confirmed"] * 2)
+
+
+def overruns(lab: Lab) -> int:
+    """How often a message for a listener of rtnetlink had no room (proc(5), /proc/net/netlink)."""
+    lines = [line.split() for line in lab.run(["cat", "/proc/net/netlink"]).stdout.splitlines()[1:]]
+    return sum(int(line[8]) for line in lines if line[1] == "0" and int(line[3], 16))
+
+
+def test_what_an_overrun_has_swallowed_is_found_by_looking_at_everything(lab: Lab) -> None:
+    """The fetcher is held while its socket overflows, so that the event that matters is certainly lost."""
+    victim = lab.nics[1]
+    lab.kill("fetcher", signal.SIGSTOP)
+    routes = [f"10.{100 + n // 200}.{n % 200}.0/24" for n in range(2000)]
+    for verb in ("add", "del"):
+        lab.batch([f"route {verb} {route} dev eth0" for route in routes])
+    before = overruns(lab)
+    assert before > 0
+    lab.batch([f"address del {victim.addresses[1]}/32 dev {victim.name}"])
+    assert overruns(lab) > before
+    complaints = errors(lab)
+    lab.daemons.resume("fetcher")
+    lab.wait_for(lambda: victim.addresses[1] in present(lab), 10, "the repair")
+    settle(lab)
+    assert errors(lab) == complaints
+
+
+def test_a_link_that_somebody_sets_down_is_up_again_with_all_that_it_had(lab: Lab) -> None:
+    """The kernel takes the routes of a link that goes down; its addresses and rules stay."""
+    before, nic = kernel(lab), lab.nics[1]
+    lab.batch([f"link set {nic.name} down"])
+    lab.wait_for(lambda: without_order(kernel(lab)) == without_order(before), 10, "the kernel to be as before")
+    assert all(lab.reachability().values())
+
+
+def test_a_carrier_that_comes_back_finds_everything_in_place(lab: Lab) -> None:
+    before, nic = kernel(lab), lab.nics[1]
+    lab.run(["ip", "link", "set", nic.port, "down"], "cloud")
+    lab.wait_for(lambda: kernel(lab) != before, 10, "the carrier to be lost")
+    refresh(lab)
+    lab.run(["ip", "link", "set", nic.port, "up"], "cloud")
+    lab.wait_for(lambda: without_order(kernel(lab)) == without_order(before), 10, "the kernel to be as before")
+    assert all(lab.reachability().values())
+    assert "address_remove" not in str(audit(lab))
+
+
+def test_an_mtu_that_somebody_changes_is_the_metadatas_again() -> None:
+    """Where the cloud gives one, as GCP does."""
+    with Lab(Spec.cloud("gcp", interfaces=2, addresses=2)) as lab:
+        lab.write_config(CONFIG)
+        for name in ("netagent", "fetcher"):
+            lab.start(name)
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be content")
+        nic = lab.nics[1]
+
+        def mtu() -> int:
+            return next(int(link["mtu"]) for link in ip(lab, "link") if link["ifname"] == nic.name)
+
+        before = mtu()
+        lab.batch([f"link set {nic.name} mtu {before - 100}"])
+        lab.wait_for(lambda: mtu() == before, 10, "the MTU")

@@ -1,0 +1,218 @@
+"""The main job on every cloud: four interfaces with fifteen addresses each, or as many as the cloud has; IPv6 too."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from dataclasses import replace
+
+import pytest
+
+from tests.lab import Lab, Spec
+from tests.lab.metadata.providers import PROVIDERS
+from tests.lab.nic import neighbour_address
+from tests.system.job import CONFIG, audit, cnctl, ip, read_all_facts, refresh, status
+
+IPV6 = "2001:db8::/32"
+"""The lab's IPv6 is of RFC 3849, neither private nor ULA, and on most clouds no router says that it is on link."""
+
+
+def local(lab: Lab) -> set[str]:
+    """What the instance takes for its own: addresses, and the ranges that are local routes."""
+    routes = [route for family in ("-4", "-6") for route in ip(lab, family, "route", "show", "table", "local")]
+    return {str(route["dst"]) for route in routes if route.get("type") == "local"}
+
+
+BY_DHCP = {"ibm", "scaleway"}
+"""Whose metadata have no subnets, gateways or addresses of further interfaces: their images ask DHCP on each."""
+
+PUBLIC = {"scaleway": "192.0.2.0/24"}
+"""Of the clouds whose addresses on the first interface are public and in no subnet: AllowAddresses= names them."""
+
+
+def promised(lab: Lab) -> list[str]:
+    """What can be reached by what the metadata say."""
+    first = lab.nics[0]
+    if lab.spec.provider == "vultr":  # private networks without a router
+        return [*first.addresses, *first.ipv6]
+    return [*lab.addresses, *lab.addresses6]
+
+
+def lost(lab: Lab) -> list[str]:
+    """The addresses that somebody could not reach."""
+    return sorted({target for (_, target), answered in lab.reachability(promised(lab)).items() if not answered})
+
+
+USER_DATA = "#!SECRET"
+"""What the user gave the instance, on every cloud; roles' credentials have SECRET in them besides."""
+
+IDENTITY = {"aws": {"document", "pkcs7", "rsa2048", "signature"}, "alibaba": {"document", "pkcs7"}, "azure": {"pkcs7"}}
+"""Of the clouds that document a signed identity which is no credential: its parts."""
+
+REST = (
+    *("/", "/metrics", "/openapi.json", "/api/cloud/system", "/api/cloud/network", "/api/cloud/credentials"),
+    *(f"/api/cloud/dynamicinstanceidentity/{part}" for part in ("document", "pkcs7", "rsa2048", "signature")),
+    *("/api/v1/status", "/api/v1/links", "/api/v1/audit", "/api/v1/health"),
+)
+
+
+def rest(lab: Lab, path: str) -> str:
+    """The answer, whatever its status, and the status on a line of its own."""
+    url = f"http://127.0.0.1:5209{path}"
+    return lab.run(["curl", "-s", "-w", "\\n%{http_code}", "--max-time", "10", url], user="daemon").stdout
+
+
+def everything_that_is_told(lab: Lab) -> str:
+    """The state files, what REST answers, and the logs."""
+    files = [path.read_text() for path in lab.path("/run/cloud-network").rglob("*") if path.is_file()]
+    answers = [rest(lab, path) for path in (*REST, *(f"/api/v1/links/{nic.name}" for nic in lab.nics))]
+    return "\n".join([*files, *answers, lab.log("fetcher"), lab.log("netagent"), lab.log("api")])
+
+
+@pytest.mark.parametrize("cloud", PROVIDERS)
+def test_every_address_of_every_interface_is_reachable(cloud: str) -> None:
+    secret = {"startup_script" if cloud == "gcp" else "user_data": USER_DATA}
+    with Lab(replace(Spec.cloud(cloud, 4, 15, ipv6=2, public=1, **secret), dhcp_all=cloud in BY_DHCP)) as lab:
+        lab.write_config(f'[System]\nLogLevel = "trace"\n{CONFIG}AllowAddresses = "{IPV6} {PUBLIC.get(cloud, "")}"\n')
+        for daemon in ("netagent", "fetcher", "api"):
+            lab.start(daemon)
+        wanted = {*promised(lab), *lab.addresses}
+        lab.wait_for(lambda: wanted <= local(lab), 20, f"{cloud}: the addresses")
+        lab.wait_for(lambda: not lost(lab), 30, f"{cloud}: an answer of every address, once routers have been heard")
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, f"{cloud}: the fetcher to be content")
+        assert status(lab)["provider"] == cloud
+        assert "refused" not in {line["verdict"] for line in audit(lab)}
+        before = len(audit(lab))
+        assert refresh(lab) == "ok"
+        assert len(audit(lab)) == before, "a second pass has nothing to do"
+        read_all_facts(lab)
+        told = everything_that_is_told(lab)
+        assert not [text for text in ("SECRET", b64encode(USER_DATA.encode()).decode()) if text in told]
+        assert told.count("\n200\n") > len(REST) - 6
+        assert lab.nics[-1].mac in json.dumps(status(lab)["links"])
+        kinds = ("document", "pkcs7", "rsa2048", "signature")
+        shown = {part for part in kinds if cnctl(lab, "show", part).returncode == 0}
+        served = {part for part in kinds if rest(lab, f"/api/cloud/dynamicinstanceidentity/{part}").endswith("\n200")}
+        assert shown == served == IDENTITY.get(cloud, set())
+        assert cnctl(lab, "show", "ssh-keys").stdout.startswith("ssh-")
+        assert len(cnctl(lab, "status", "system").stdout.splitlines()) >= 3
+
+
+@pytest.mark.parametrize(
+    "cloud", ["azure", "digitalocean", "gcp", "hetzner", "ibm", "openstack", "oracle", "scaleway", "vultr"]
+)
+def test_the_refresh_of_an_unchanged_instance_costs_one_request_a_document(cloud: str) -> None:
+    """Hetzner has two."""
+    with Lab(Spec.cloud(cloud, 2, 3)) as lab:
+        lab.write_config(f'{CONFIG}AllowAddresses = "{PUBLIC.get(cloud, "")}"\n')
+        lab.start("netagent")
+        lab.start("fetcher")
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be content")
+        refresh(lab)
+        lab.metadata.reset()
+        documents = 2 if cloud == "hetzner" else 1
+        assert (refresh(lab), status(lab)["metadata_requests"]) == ("ok", documents)
+        asked = [record.path for record in lab.metadata.requests() if "wait_for_change" not in record.query]
+        assert len(asked) == documents, asked
+
+
+@pytest.mark.parametrize("cloud", ["aws", "gcp"])
+def test_the_ipv6_endpoint_serves_where_ipv4_leads_nowhere(cloud: str) -> None:
+    with Lab(Spec.cloud(cloud, 2, 3, ipv6=1)) as lab:
+        lab.batch(["route add unreachable 169.254.169.254/32"])
+        lab.write_config(f'{CONFIG}AllowAddresses = "{IPV6}"\n')
+        lab.start("netagent")
+        lab.start("fetcher")
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 40, "the fetcher to be content")
+        assert set(lab.addresses) <= local(lab)
+
+
+def test_gcp_tells_of_a_change_by_itself() -> None:
+    """RefreshTimer= is far away: nothing but the answer to wait_for_change brings the change here."""
+    with Lab(Spec.cloud("gcp", 2, 3)) as lab:
+        lab.write_config('[System]\nRefreshTimer = "24h"\n' + CONFIG)
+        lab.start("netagent")
+        lab.start("fetcher")
+        lab.wait_for(lambda: set(lab.addresses) <= local(lab), 20, "the addresses")
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be content")
+        nic = lab.nics[1]
+        lab.add_address(nic.mac, "10.0.2.77")
+        lab.wait_for(lambda: "10.0.2.77" in local(lab), 10, "the new address")
+        lab.remove_address(nic.mac, nic.addresses[2])
+        lab.wait_for(lambda: nic.addresses[2] not in local(lab), 10, "the old address to go")
+        assert not lost(lab)
+
+
+@pytest.mark.parametrize("cloud", ["azure", "gcp"])
+def test_ranges_and_what_is_public(cloud: str) -> None:
+    """GCP's alias ranges become local routes."""
+    with Lab(Spec.cloud(cloud, 2, 2, prefixes=1, public=1)) as lab:
+        lab.write_config(CONFIG)
+        lab.start("netagent")
+        lab.start("fetcher")
+        ranges = {prefix for nic in lab.nics for prefix in nic.prefixes if ":" not in prefix}
+        lab.wait_for(lambda: ({*lab.addresses} | ranges) <= local(lab), 20, "addresses and ranges")
+        assert cnctl(lab, "status", "network").returncode == 0
+        assert "refused" not in {line["verdict"] for line in audit(lab)}
+
+
+FORWARDED = "203.0.113.77"
+
+
+def test_a_forwarded_address_that_is_public_is_withheld_until_it_is_allowed() -> None:
+    """A load balancer's: the metadata's word alone gives nobody an address that is somebody else's on the Internet."""
+    spec = Spec.cloud("gcp", 2, 2)
+    spec = replace(spec, interfaces=(replace(spec.interfaces[0], prefixes=(f"{FORWARDED}/32",)), *spec.interfaces[1:]))
+    with Lab(spec) as lab:
+        lab.write_config(CONFIG)
+        lab.start("netagent")
+        lab.start("fetcher")
+        lab.wait_for(lambda: status(lab).get("state") == "degraded", 20, "the fetcher to say what it lacks")
+        lab.wait_for(lambda: {*lab.addresses} <= local(lab), 20, "all the others")
+        said = str(status(lab)["last_error"])
+        assert f'to allow it: [Netagent] AllowAddresses="{FORWARDED}"' in said
+        assert FORWARDED in cnctl(lab, "status").stdout
+        assert FORWARDED not in local(lab)
+        assert "refused" not in {line["verdict"] for line in audit(lab)}
+        lab.write_config(f'{CONFIG}AllowAddresses = "{FORWARDED}"\n')
+        for daemon in ("netagent", "fetcher"):
+            lab.stop(daemon)
+            lab.start(daemon)
+        lab.wait_for(lambda: FORWARDED in local(lab), 20, "the forwarded address")
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be content")
+
+
+def test_a_destination_behind_an_extra_route_answers() -> None:
+    """A neighbour is the gateway of a network that the cloud's own router knows nothing of."""
+    with Lab(Spec.cloud("openstack", 2, 3)) as lab:
+        lab.write_config(CONFIG)
+        lab.start("netagent")
+        lab.start("fetcher")
+        nic = lab.nics[1]
+        gateway, room = neighbour_address(nic.subnet), lab.neighbours[1]
+        room.batch(["address add 198.51.100.1/32 dev lo"])
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be content")
+        pairs = {room: [(address, "198.51.100.1") for address in nic.addresses]}
+        lab.reach.listen(lab.instance)
+        assert not any(lab.reach.probe(pairs, 1.5).values()), "by the default gateway the replies are lost"
+        lab.metadata.configure(routes=[["198.51.100.0/24", gateway]])
+        assert refresh(lab) == "ok"
+        assert all(lab.reach.probe(pairs, 1.5).values())
+
+
+@pytest.mark.parametrize("kind", ["vlan", "bond"])
+def test_what_is_not_configured_stops_nothing(kind: str) -> None:
+    """It is named in status, where all else is well, and an address of another interface is still removed."""
+    with Lab(Spec.cloud("openstack", 3, 3, links=kind)) as lab:
+        lab.write_config(CONFIG)
+        lab.start("netagent")
+        lab.start("fetcher")
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be content")
+        assert f"is a {kind}, which is not configured yet" in str(status(lab)["notices"])
+        gone = lab.nics[1].addresses[2]
+        assert gone in local(lab)
+        lab.remove_address(lab.nics[1].mac, gone)
+        assert refresh(lab) == "ok"
+        assert gone not in local(lab)
+        said = [line for line in lab.log("fetcher").splitlines() if "which is not configured yet" in line]
+        assert len(said) == 1, "in the log once"

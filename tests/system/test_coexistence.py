@@ -1,0 +1,287 @@
+"""Other people's objects on the same host: each is left as it is, and wins where it is more specific or comes first.
+
+Real programs (systemd-networkd, NetworkManager, DHCP clients) are in tests/system/others/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.lab import Interface, Lab, Spec
+from tests.lab.lab import Where
+from tests.lab.rooms import Room
+from tests.lab.spec import beyond_address, neighbour_address
+from tests.system.job import CONFIG, OURS, audit, errors, ip, kernel, ours, refresh, running, settle, status
+from tests.system.others import docker
+
+STRICT = {"net.ipv4.conf.all.rp_filter": "1", "net.ipv4.conf.default.rp_filter": "1"}
+SPEC = Spec.aws(interfaces=3, addresses=3)
+METADATA = "169.254.169.254"
+ELSEWHERE = "192.0.2.1"  # behind a host that the operator, or a container network, has chosen
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with running(replace(SPEC, sysctl=STRICT)) as made:
+        yield made
+
+
+@contextmanager
+def theirs(lab: Lab, *lines: str) -> Iterator[None]:
+    """Somebody else's objects; the same to the byte when the fetcher has been asked and was started anew."""
+    lab.batch(lines)
+    try:
+        before = foreign(lab)
+        assert refresh(lab) == "ok"
+        assert foreign(lab) == before
+        yield
+        restart(lab)
+        assert foreign(lab) == before
+    finally:
+        undo = [line.replace(" add ", " del ", 1) for line in reversed(lines) if line.split()[:2] != ["link", "set"]]
+        for line in undo:
+            lab.run(["ip", *line.split()], check=False)  # with its link, a route is gone
+    assert refresh(lab) == "ok"
+
+
+def restart(lab: Lab) -> None:
+    """Both daemons anew; nothing that this asks of the kernel may be somebody else's."""
+    lab.stop("fetcher")
+    lab.restart("netagent")
+    lab.start("fetcher")
+    lab.wait_for(lambda: lab.path("/run/cloud-network/control.sock").exists(), message="the fetcher")
+    assert refresh(lab) == "ok"
+
+
+def foreign(lab: Lab) -> dict[str, list[Any]]:
+    """All that is not ours, nor what the kernel makes of our addresses; carrier comes and goes by itself."""
+    found, mine = kernel(lab), set(lab.addresses)
+    links = found.pop("address")
+    kept: dict[str, list[Any]] = {
+        what: [
+            {key: value for key, value in entry.items() if key != "flags"}
+            for entry in entries
+            if str(entry.get("protocol")) != OURS and entry.get("prefsrc") not in mine
+        ]
+        for what, entries in found.items()
+    }
+    for link in links:
+        others = [each for each in link["addr_info"] if each["local"] not in mine]
+        kept[link["ifname"]] = [link["mtu"], "UP" in link["flags"], others]
+    return kept
+
+
+def way(lab: Lab, destination: str, source: str | None = None, mark: int = 0) -> dict[str, Any]:
+    """What the kernel answers: device, gateway, table."""
+    words = ["from", source] if source else []
+    return ip(lab, "route", "get", destination, *words, *(["mark", str(mark)] if mark else []))[0]
+
+
+def serve_elsewhere(lab: Lab, host: Room) -> None:
+    """A service behind a neighbour in the primary's subnet."""
+    host.batch([f"address replace {ELSEWHERE}/32 dev lo"])
+    lab.reach.listen(host)
+
+
+def test_strict_reverse_path_filtering_changes_nothing(lab: Lab) -> None:
+    answers = lab.reachability()
+    assert len(answers) == 4 * 9
+    assert all(answers.values())
+    assert all(lab.outbound().values())
+    assert lab.lost() == []
+
+
+def test_a_vpn_of_everything_at_a_smaller_number_wins(lab: Lab) -> None:
+    """As `wg-quick up` does it, started after us: the kernel then gives its rules the numbers before ours."""
+    held = lab.hold_connection(lab.nics[1].addresses[1], source=("neighbour", 1))
+    lines = [
+        "link add wg0 type bridge",
+        "link set wg0 up",
+        "address add 10.99.0.2/32 dev wg0",
+        "route add default dev wg0 table 51820",
+        "rule add not fwmark 51820 table 51820",
+        "rule add table main suppress_prefixlength 0",
+        f"route add {METADATA} via {lab.nics[0].gateway} dev {lab.nics[0].name}",
+    ]
+    with theirs(lab, *lines):
+        priorities = [rule["priority"] for rule in ip(lab, "rule") if rule.get("protocol") != OURS]
+        assert {30998, 30999} <= set(priorities)
+        source = lab.nics[1].addresses[1]
+        assert way(lab, beyond_address(0))["dev"] == "wg0"
+        assert way(lab, beyond_address(0), source)["dev"] == "wg0"
+        assert way(lab, beyond_address(0), source, mark=51820)["dev"] == lab.nics[1].name, "its own packets"
+        assert way(lab, neighbour_address(lab.nics[1].subnet), source)["dev"] == lab.nics[1].name
+        assert held.alive(), "what main knows stays on its link"
+        assert not any(lab.outbound(timeout=0.3).values())
+    assert all(lab.outbound().values())
+
+
+def test_a_vpn_that_takes_the_metadata_server_too_takes_nothing_away(lab: Lab) -> None:
+    """Without a route of its own in main it is behind the VPN, here one that is down: an error, the network stays."""
+    lines = ["route add unreachable default table 51820", "rule add pref 100 not fwmark 51820 table 51820"]
+    lab.batch(lines)
+    before = kernel(lab)
+    assert refresh(lab) == "error"
+    assert kernel(lab) == before
+    lab.batch([line.replace(" add ", " del ") for line in reversed(lines)])
+    assert refresh(lab) == "ok"
+
+
+def test_a_vpn_that_was_there_first_has_what_has_no_source_yet(lab: Lab) -> None:
+    """At numbers above ours: replies from our addresses leave by their link, everything else takes the VPN."""
+    lines = [
+        "link add wg0 type bridge",
+        "link set wg0 up",
+        "route add default dev wg0 table 51820",
+        "rule add pref 32765 not fwmark 51820 table 51820",
+        "rule add pref 32764 table main suppress_prefixlength 0",
+        f"route add {METADATA} via {lab.nics[0].gateway} dev {lab.nics[0].name}",
+    ]
+    with theirs(lab, *lines):
+        assert way(lab, "203.0.113.9")["dev"] == "wg0"
+        assert all(lab.outbound().values())
+        assert all(lab.reachability().values())
+
+
+def test_an_operators_static_route_wins_over_our_default_routes(lab: Lab) -> None:
+    """With any source; a real connection goes there from the address whose link leads to that host."""
+    primary, other = lab.nics[0], lab.nics[1]
+    host = neighbour_address(primary.subnet)
+    serve_elsewhere(lab, lab.neighbours[0])
+    assert way(lab, ELSEWHERE, other.addresses[1])["dev"] == other.name
+    with theirs(lab, f"route add 192.0.2.0/24 via {host} dev {primary.name}"):
+        for source in (None, *lab.addresses):
+            found = way(lab, ELSEWHERE, source)
+            assert (found["dev"], found["gateway"]) == (primary.name, host)
+        wanted: list[tuple[str, str | None]] = [(ELSEWHERE, address) for address in primary.addresses]
+        assert all(lab.reach.probe({lab.instance: wanted}, 1.5).values())
+
+
+def test_a_container_networks_routes_in_main_win(lab: Lab) -> None:
+    """Pods of this host behind a bridge, pods of another host by way of it (Flannel's host-gw, kube-router)."""
+    host = neighbour_address(lab.nics[1].subnet)
+    lines = [
+        "link add cni0 type bridge",
+        "link set cni0 up",
+        "address add 10.244.0.1/24 dev cni0",
+        f"route add 10.244.1.0/24 via {host} dev {lab.nics[1].name}",
+    ]
+    with theirs(lab, *lines):
+        for source in lab.addresses:
+            assert way(lab, "10.244.0.7", source)["dev"] == "cni0"
+            assert way(lab, "10.244.1.7", source)["gateway"] == host
+
+
+def test_known_a_route_in_main_into_our_own_subnets_needs_a_rule_of_its_own(lab: Lab) -> None:
+    """Step 1 comes before main. Container networks with pods in the subnet bring such rules (aws-vpc-cni at 512)."""
+    pod, source = "10.0.2.77", lab.nics[1].addresses[1]
+    lines = ["link add pod0 type bridge", "link set pod0 up", f"route add {pod}/32 dev pod0"]
+    with theirs(lab, *lines):
+        assert way(lab, pod)["dev"] == "pod0"
+        assert way(lab, pod, source)["dev"] == lab.nics[1].name
+        with theirs(lab, f"rule add pref 512 to {pod} lookup main"):
+            assert way(lab, pod, source)["dev"] == "pod0"
+
+
+def test_an_operators_policy_routing_stays_and_wins_by_its_number(lab: Lab) -> None:
+    """Before our band, in the gaps that it has for this, and after it."""
+    nic = lab.nics[1]
+    host, source = neighbour_address(nic.subnet), nic.addresses[1]
+    table = f"route add default via {host} dev {nic.name} table 100"
+    assert way(lab, ELSEWHERE, source)["gateway"] == nic.gateway
+    for priority, winner in ((1000, host), (31005, host), (31015, host), (31500, nic.gateway)):
+        with theirs(lab, table, f"rule add pref {priority} from {source} lookup 100"):
+            assert way(lab, ELSEWHERE, source)["gateway"] == winner, priority
+            assert way(lab, ELSEWHERE, nic.addresses[2])["gateway"] == nic.gateway
+
+
+def test_a_foreign_route_in_our_table_stays_and_the_rest_is_done() -> None:
+    """Somebody's default route where ours would be: it wins, it is named, and it stops nothing else."""
+    with Lab(SPEC) as lab:
+        nic = lab.nics[1]
+        host = neighbour_address(nic.subnet)
+        index = next(link["ifindex"] for link in ip(lab, "link") if link["ifname"] == nic.name)
+        lines = [f"link set {nic.name} up", f"route add default via {host} dev {nic.name} table {9999 + index} onlink"]
+        lab.batch(lines)
+        lab.write_config(CONFIG)
+        lab.start("netagent")
+        lab.start("fetcher")
+        lab.wait_for(lambda: set(lab.addresses) <= addresses(lab), message="the addresses")
+        assert refresh(lab) == "degraded"
+        assert way(lab, beyond_address(0), nic.addresses[0])["gateway"] == host
+        assert all(lab.reachability([*lab.nics[0].addresses, *lab.nics[2].addresses]).values())
+        assert "refused" not in [line["verdict"] for line in audit(lab)]
+        assert f"table {9999 + index}" in status(lab)["last_error"]["message"]
+        assert len(errors(lab)) == 1
+        lab.batch([lines[1].replace("add", "del", 1)])
+        settle(lab)
+        assert all(lab.reachability().values())
+
+
+def addresses(lab: Lab) -> set[str]:
+    return {each["local"] for link in ip(lab, "address") for each in link["addr_info"]}
+
+
+def test_googles_agent_and_its_own_local_routes() -> None:
+    """Of two that mean the same range the first stays; of an alias that is already an address, nothing is made."""
+    alias, forwarded = "10.0.1.200/32", "10.0.1.64/28"
+    nics = (Interface("10.0.1.0/24", 1, prefixes=(forwarded, alias)), Interface("10.0.2.0/24", 1))
+    with Lab(Spec(nics, provider="gcp")) as lab:
+        nic = lab.nics[0]
+        lab.batch([f"address add {alias} dev {nic.name}", f"route add local {forwarded} dev {nic.name} proto 66"])
+        before = foreign(lab)
+        lab.write_config(CONFIG)
+        lab.start("netagent")
+        lab.start("fetcher")
+        settle(lab)
+        assert refresh(lab) == "ok"
+        assert [route for route in ours(lab, "route-4") if route["table"] == "local"] == []
+        after = foreign(lab)
+        assert after["route-4"] == before["route-4"]
+        assert [verdict["verdict"] for verdict in audit(lab)] == ["applied", "confirmed"]
+        assert errors(lab) == []
+        assert all(lab.reachability([*lab.addresses, *lab.samples]).values())
+        lab.batch([f"route del local {forwarded} dev {nic.name} proto 66"])  # the agent goes: ours takes its place
+        lab.wait_for(lambda: [r["dst"] for r in ours(lab, "route-4") if r["table"] == "local"] == [forwarded])
+        assert all(lab.reachability(lab.samples).values())
+
+
+@pytest.fixture(scope="module")
+def container() -> Iterator[tuple[Lab, Room]]:
+    with running(Spec.aws(interfaces=3, addresses=3)) as made:
+        yield made, docker.start(made)
+
+
+def test_dockers_network_works_on_the_primary(container: tuple[Lab, Room]) -> None:
+    """Out by MASQUERADE, in by a published port; the bridge, its routes and the rules of NAT are left alone."""
+    lab, room = container
+    before, rules = foreign(lab), lab.run(["nft", "-s", "list", "ruleset"]).stdout
+    assert docker.CONTAINER not in [
+        each["address"] for link in status(lab)["links"].values() for each in link["addresses"]
+    ]
+    lab.reach.listen(lab.beyond[0])
+    assert beyond_address(0) in docker.greeting(lab, room.name, beyond_address(0), docker.PORT)
+    for address in lab.nics[0].addresses:
+        assert docker.CONTAINER in docker.greeting(lab, "beyond", address, docker.PUBLISHED)
+        assert docker.CONTAINER in docker.greeting(lab, ("neighbour", 0), address, docker.PUBLISHED)
+    assert way(lab, docker.CONTAINER, lab.nics[1].addresses[1])["dev"] == docker.BRIDGE
+    restart(lab)
+    assert (foreign(lab), lab.run(["nft", "-s", "list", "ruleset"]).stdout) == (before, rules)
+    assert all(lab.reachability().values())
+
+
+def test_known_a_published_port_answers_where_main_happens_to_lead_back(container: tuple[Lab, Room]) -> None:
+    """Without ForwardedReplies="mark": the reply is routed before NAT gives it the published address back."""
+    lab, _ = container
+    primary, other = (nic.addresses[1] for nic in lab.nics[:2])
+    assert docker.CONTAINER in docker.greeting(lab, ("neighbour", 1), other, docker.PUBLISHED)
+    lab.fabric.forget_lost()
+    unanswered: list[tuple[Where, str]] = [("beyond", other), (("neighbour", 2), other), (("neighbour", 1), primary)]
+    for where, address in unanswered:
+        assert docker.greeting(lab, where, address, docker.PUBLISHED) == ""
+    assert {lost.source for lost in lab.lost()} == {primary, other}, "the cloud has dropped their replies"

@@ -1,0 +1,250 @@
+"""Who may do what: users, capabilities, foreign objects, files, secrets and the control socket."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab import Lab, Spec
+from tests.lab.processes import USERS
+from tests.system.job import (
+    DAEMONS,
+    MACS,
+    OURS,
+    Kernel,
+    ask,
+    audit,
+    ip,
+    kernel,
+    ours,
+    read_all_facts,
+    refresh,
+    running,
+    settle,
+    status,
+    without_order,
+)
+
+NET_ADMIN = 1 << 12
+USER = {"netagent": "cloud-network-netagent", "fetcher": "cloud-network", "api": "cloud-network-api"}
+FOREIGN = [
+    "link add docker0 type bridge",
+    "address add 172.17.0.1/16 dev docker0",
+    "address add 10.0.1.200/32 dev eth0",
+    "route add 192.0.2.0/24 via 10.0.1.1 dev eth0",
+    "route add 192.0.2.0/25 via 10.0.1.1 dev eth0 table 10001",
+    "route add 192.0.2.128/25 via 10.0.1.1 dev eth0 table 77 proto static",
+    "rule add pref 31005 from 192.0.2.1 lookup 77",
+    "rule add pref 100 from 192.0.2.2 lookup main",
+    "rule add pref 31000 from 10.0.1.200 lookup 10001 suppress_prefixlength 0",
+]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    spec = Spec.aws(interfaces=3, addresses=4, public=1, user_data="#!SECRET")
+    with running(spec, '[System]\nLogLevel = "trace"\n') as made:
+        read_all_facts(made)
+        yield made
+
+
+def processes(lab: Lab, name: str) -> list[dict[str, str]]:
+    """/proc/PID/status of a daemon and its children."""
+    first = lab.daemons.pid(name)
+    found, waiting = [], [first]
+    while waiting:
+        pid = waiting.pop()
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        found.append({key: value.strip() for key, _, value in (line.partition(":") for line in lines)})
+        waiting += [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return found
+
+
+@pytest.mark.parametrize("name", DAEMONS)
+def test_each_daemon_is_its_own_user_with_no_more_than_it_needs(lab: Lab, name: str) -> None:
+    expected = NET_ADMIN if name == "netagent" else 0
+    for process in processes(lab, name):
+        uid = USERS[USER[name]]
+        assert process["Uid"].split() == [str(uid)] * 4
+        assert process["Gid"].split() == [str(uid)] * 4
+        assert process["Groups"] == ""
+        assert {key: int(process[key], 16) for key in ("CapPrm", "CapEff")} == {"CapPrm": expected, "CapEff": expected}
+        assert {int(process[key], 16) for key in ("CapInh", "CapAmb")} == {0}
+        assert int(process["CapBnd"], 16) in (0, expected)
+        assert process["NoNewPrivs"] == "1"
+
+
+def test_state_files_are_everybodys_to_read_and_the_fetchers_to_write(lab: Lab) -> None:
+    root = lab.path("/run/cloud-network")
+    names = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    indexes = {str(link["ifindex"]) for link in ip(lab, "link") if link["ifname"] != "lo"}
+    identity = {f"provider/aws/{part}" for part in ("document", "pkcs7", "signature", "rsa2048")}
+    assert names == {"system", "status.json", *(f"links/{index}" for index in indexes), *identity}
+    for path in (root, *root.rglob("*")):
+        expected = 0o755 if path.is_dir() else 0o666 if path.is_socket() else 0o644
+        assert path.stat().st_mode & 0o7777 == expected, path
+        assert path.stat().st_uid == USERS["cloud-network"], path
+
+
+def test_state_files_are_in_the_metadatas_own_words(lab: Lab) -> None:
+    root = lab.path("/run/cloud-network")
+    system = json.loads((root / "system").read_text())
+    assert system["instance-type"] == "m7i.4xlarge"
+    assert system["placement"]["availability-zone"] == "eu-central-1a"
+    assert system["public-ipv4"] == "203.0.113.1"
+    assert system["mac"] == lab.nics[0].mac
+    for nic in lab.nics:
+        index = next(link["ifindex"] for link in ip(lab, "link") if link["ifname"] == nic.name)
+        document = json.loads((root / "links" / str(index)).read_text())
+        assert document["mac"] == nic.mac
+        assert document["local-ipv4s"].split() == list(nic.addresses)
+        assert document["device-number"] == str(nic.device)
+        assert document["public-hostname"]
+        told = status(lab)["links"][str(index)]
+        assert (told["name"], told["mac"], told["state"], told["drift"]) == (nic.name, nic.mac, "ok", [])
+        assert [entry["address"] for entry in told["addresses"]] == list(nic.addresses)
+        assert told["desired"] == told["actual"] == 4 + 4 + 2
+    assert json.loads((root / "provider/aws/document").read_text())["region"] == "eu-central-1"
+
+
+def test_the_generation_grows_with_what_is_new_and_not_with_time(lab: Lab) -> None:
+    refresh(lab)
+    before = status(lab)["generation"]
+    refresh(lab)
+    assert status(lab)["generation"] == before
+    lab.metadata.fail("status", MACS)
+    refresh(lab)
+    assert status(lab)["generation"] > before
+    lab.metadata.clear()
+    refresh(lab)
+
+
+def not_ours(lab: Lab) -> Kernel:
+    """What others have, and all addresses, of which those that are ours are not told from others."""
+    return {
+        what: [entry for entry in entries if str(entry.get("protocol")) != OURS]
+        for what, entries in kernel(lab).items()
+    }
+
+
+def test_foreign_objects_are_the_same_before_and_after(lab: Lab) -> None:
+    """Operators' routes, rules and addresses, also where ours are: in our tables, in our band, on our links.
+
+    An address in another interface's subnet makes that one's rules smaller, so that they are not for it.
+    """
+    before = kernel(lab)
+    for line in FOREIGN:
+        lab.run(["ip", *line.split()])
+    theirs = not_ours(lab)
+    assert refresh(lab) == "ok"
+    with_foreign, lines = kernel(lab), audit(lab)
+    assert refresh(lab) == "ok"
+    assert kernel(lab) == with_foreign
+    assert not_ours(lab) == theirs
+    nic = lab.nics[1]
+    lab.add_address(nic.mac, "10.0.2.77")
+    refresh(lab)
+    lab.remove_address(nic.mac, "10.0.2.77")
+    refresh(lab)
+    settle(lab)
+    assert without_order(kernel(lab)) == without_order(with_foreign)
+    assert len(audit(lab)) == len(lines) + 4
+    for line in reversed(FOREIGN):
+        lab.run(["ip", *line.replace(" add ", " del ").split()])
+    assert refresh(lab) == "ok"
+    assert without_order(kernel(lab)) == without_order(before)
+
+
+def test_an_address_of_dhcps_is_adopted_and_not_touched(lab: Lab) -> None:
+    """It keeps its lifetime, its prefix length and its owner, and when the metadata drops it, it stays."""
+    first = lab.nics[0].addresses[0]
+    [entry] = [each for link in ip(lab, "-d", "address") for each in link["addr_info"] if each["local"] == first]
+    assert entry["dynamic"]
+    assert 0 < entry["valid_life_time"] <= 3600
+    assert entry["prefixlen"] == 24
+    assert entry.get("protocol") is None
+    [told] = [each for link in status(lab)["links"].values() for each in link["addresses"] if each["address"] == first]
+    assert (told["present"], told["owned"]) == (True, False)
+    assert not any(
+        op.get("address") == first for line in audit(lab) for op in line.get("ops", []) if "address_" in op["op"]
+    )
+
+
+def test_secrets_are_in_no_file_and_in_no_log(lab: Lab) -> None:
+    answer = ask(lab, "credentials")
+    assert answer["ok"]
+    assert "SECRET" in json.dumps(answer["result"])
+    refresh(lab)
+    for root in (
+        "/run/cloud-network",
+        "/run/cloud-network-netagent",
+        "/run/cloud-network-api",
+        "/var/log",
+        "/etc/cloud-network",
+    ):
+        for path in lab.path(root).rglob("*"):
+            if path.is_file():
+                assert b"SECRET" not in path.read_bytes(), path
+    assert all("SECRET" not in lab.log(name) for name in DAEMONS)
+    paths = lab.metadata.paths()
+    assert not any("user-data" in path for path in paths)
+
+
+@pytest.mark.parametrize("user", ["cloud-network", "cloud-network-api", "daemon"])
+@pytest.mark.parametrize("command", ["refresh", "credentials"])
+def test_the_control_socket_refuses_who_is_not_root_and_says_so(lab: Lab, user: str, command: str) -> None:
+    script = (
+        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect('/run/cloud-network/control.sock'); "
+        "print(s.makefile('rb').read()[4:].decode())"
+    )
+    lab.metadata.reset()
+    answer = json.loads(lab.run(["/usr/bin/python3", "-c", script], user=user).stdout)
+    assert answer["ok"] is False
+    assert re.search(r"only root may ask for this; you are uid \d+: use sudo", answer["error"])
+    assert lab.metadata.requests() == []
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [b"", b"\0\0", b"\0\0\0\2{}", b"\0\0\0\5hello", b"\xff\xff\xff\xff", b'\0\0\0\x11{"command": "rm"}',
+     b"\0\0\0\4null", b'\0\0\0\x13{"command": ["x"]} ', b"\0\0\0\x40{"],
+)  # fmt: skip
+def test_nonsense_on_the_control_socket_is_answered_and_forgotten(lab: Lab, frame: bytes) -> None:
+    script = (
+        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect('/run/cloud-network/control.sock'); "
+        f"s.sendall({frame!r}); s.shutdown(socket.SHUT_WR); print(s.makefile('rb').read()[4:].decode())"
+    )
+    answer = json.loads(lab.run(["/usr/bin/python3", "-c", script]).stdout)
+    assert answer["ok"] is False
+    assert "accepted" in answer["error"]
+    assert refresh(lab) == "ok"
+
+
+def test_a_client_that_says_nothing_is_dropped_and_the_loop_goes_on(lab: Lab) -> None:
+    script = (
+        "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.connect('/run/cloud-network/control.sock'); "
+        "s.sendall(b'\\0\\0\\0\\x40'); print(s.makefile('rb').read()[4:].decode())"
+    )
+    answer = json.loads(lab.run(["/usr/bin/python3", "-c", script]).stdout)
+    assert answer["ok"] is False
+    assert refresh(lab) == "ok"
+
+
+def test_a_credential_that_cannot_be_had_is_an_answer_too(lab: Lab) -> None:
+    lab.metadata.fail("status", "/latest/meta-data/iam/*", status=500)
+    answer = ask(lab, "credentials")
+    lab.metadata.clear()
+    assert answer == {"ok": False, "error": "iam/security-credentials/: HTTP 500"}
+
+
+def test_what_is_ours_carries_our_number(lab: Lab) -> None:
+    assert len(ours(lab, "route-4")) == 12
+    assert len(ours(lab, "rule-4")) == 7
+    told = [
+        each for link in status(lab)["links"].values() for each in link["addresses"]
+    ]  # Debian's ip does not show it
+    assert {each["address"] for each in told if each["owned"]} == set(lab.addresses) - {lab.nics[0].addresses[0]}

@@ -1,0 +1,147 @@
+"""Between apply and confirm: a change that costs the metadata server or a gateway is taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from signal import SIGHUP
+
+import pytest
+
+from tests.lab import Lab, Nic, Spec
+from tests.system.job import CONFIG, MACS, audit, ip, kernel, present, refresh, running, settle, status, without_order
+
+NEW = "10.0.2.77"
+META = "/latest/meta-data/"  # what is asked between apply and confirm, before the gateways are
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with running(Spec.aws(interfaces=3, addresses=3)) as made:
+        yield made
+
+
+def verdicts(lab: Lab) -> list[str]:
+    return [line["verdict"] for line in audit(lab)]
+
+
+def silence_gateway(lab: Lab, nic: Nic) -> None:
+    """The router no longer answers this interface's ARP; what the instance knows of it is gone."""
+    lab.run(["nft", "-f", "-"], "cloud", stdin=f"table bridge silence {{ chain c {{ type filter hook prerouting "
+            f"priority -350; iifname {nic.port} ether type arp drop; }}; }}")  # fmt: skip
+    lab.batch([f"neigh flush dev {nic.name}"])
+
+
+def give_gateway_its_voice_back(lab: Lab) -> None:
+    lab.run(["nft", "delete", "table", "bridge", "silence"], "cloud")
+
+
+def in_mid_change(lab: Lab, nic: Nic, address: str) -> None:
+    """A change that is applied; its confirmation waits for a metadata server that takes seconds to say a few bytes."""
+    lab.metadata.fail("drip", META, interval=0.004)
+    lab.add_address(nic.mac, address)
+    lab.kill("fetcher", SIGHUP)
+    lab.wait_for(lambda: verdicts(lab)[-1] == "applied", 15, "the change to be applied")
+
+
+def test_a_change_that_cuts_a_gateway_off_is_taken_back(lab: Lab) -> None:
+    nic, before, count = lab.nics[1], kernel(lab), len(audit(lab))
+    refresh(lab)
+    in_mid_change(lab, nic, NEW)
+    assert NEW in present(lab)
+    silence_gateway(lab, nic)
+    lab.wait_for(lambda: verdicts(lab)[-1] != "applied", 20, "a verdict")
+    assert verdicts(lab)[count:] == ["applied", "rolled back"]
+    assert without_order(kernel(lab)) == without_order(before)
+    lab.wait_for(lambda: status(lab)["netagent"]["verdict"] == "rolled back", 5, "the status")
+    assert f"the gateway {nic.gateway} on {nic.name} did not resolve" in status(lab)["last_error"]["message"]
+    lab.metadata.clear()
+    give_gateway_its_voice_back(lab)
+    settle(lab)
+    assert NEW in present(lab)
+    assert status(lab)["last_error"] is None
+
+
+def test_a_change_whose_gateways_answer_is_confirmed(lab: Lab) -> None:
+    """The same, with nothing cut off: what is slow is not what is broken."""
+    count = len(audit(lab))
+    in_mid_change(lab, lab.nics[1], NEW)
+    lab.wait_for(lambda: verdicts(lab)[-1] != "applied", 20, "a verdict")
+    assert verdicts(lab)[count:] == ["applied", "confirmed"]
+
+
+def test_a_gateway_that_was_silent_before_holds_no_change_up(lab: Lab) -> None:
+    nic = lab.nics[1]
+    silence_gateway(lab, nic)
+    lab.add_address(nic.mac, NEW)
+    assert refresh(lab) == "ok"
+    assert verdicts(lab)[-2:] == ["applied", "confirmed"]
+    assert NEW in present(lab)
+
+
+def test_the_gateway_of_another_link_is_no_reason(lab: Lab) -> None:
+    in_mid_change(lab, lab.nics[1], NEW)
+    silence_gateway(lab, lab.nics[2])
+    lab.wait_for(lambda: verdicts(lab)[-1] != "applied", 20, "a verdict")
+    assert verdicts(lab)[-2:] == ["applied", "confirmed"]
+
+
+def test_a_change_that_cuts_the_metadata_server_off_is_taken_back(lab: Lab) -> None:
+    """It goes away between the two; whether by our doing is not to be seen from here."""
+    before = kernel(lab)
+    in_mid_change(lab, lab.nics[1], NEW)
+    lab.metadata.fail("refuse")
+    lab.wait_for(lambda: verdicts(lab)[-1] != "applied", 30, "a verdict")
+    assert verdicts(lab)[-2:] == ["applied", "rolled back"]
+    assert without_order(kernel(lab)) == without_order(before)
+    assert "the metadata server did not answer" in status(lab)["netagent"]["reason"]
+    lab.metadata.clear()
+    settle(lab)
+    assert NEW in present(lab)
+
+
+@pytest.mark.parametrize(
+    ("route", "reason"),
+    [
+        ([], "the metadata server answered by eth1 before the change, and only by eth0 after it"),
+        (["route add 169.254.169.254 via 10.0.1.1 dev eth1"], "the gateway 10.0.0.1 on eth1 did not resolve"),
+    ],
+)
+def test_a_change_that_itself_cuts_the_primary_off_is_taken_back(route: list[str], reason: str) -> None:
+    """The metadata are wrong of its subnet, and so of its gateway; the server answers all the same, by another way."""
+    with Lab(Spec.aws(interfaces=2, addresses=2)) as lab:
+        nic = lab.nics[0]
+        assert nic.name == "eth1"
+        lab.batch(route)
+        lab.write_config(CONFIG)
+        before, connection = kernel(lab), lab.hold_connection(nic.addresses[0])
+        lab.metadata.content(f"{MACS}{nic.mac}/subnet-ipv4-cidr-block", "10.0.0.0/16")
+        lab.start("netagent")
+        lab.start("fetcher")
+        lab.wait_for(lambda: len(verdicts(lab)) >= 4, 60, "two tries")
+        lab.stop("fetcher")
+        assert verdicts(lab) == ["applied", "rolled back"] * (len(verdicts(lab)) // 2)
+        assert reason in status(lab)["netagent"]["reason"]
+        assert without_order(kernel(lab)) == without_order(before)
+        assert connection.alive()
+        lab.metadata.clear()
+        lab.start("fetcher")
+        settle(lab)
+        assert all(lab.reachability().values())
+
+
+def test_what_could_not_be_confirmed_is_not_tried(lab: Lab) -> None:
+    """Without the metadata server a change would be made and taken back, again and again."""
+    nic, lines = lab.nics[1], audit(lab)
+    lab.metadata.fail("refuse")
+    lab.batch([f"address del {nic.addresses[1]}/32 dev {nic.name}"])
+    lab.wait_for(lambda: status(lab)["state"] == "error", 10, "the fetcher to miss the metadata server")
+    lab.batch([f"address del {nic.addresses[2]}/32 dev {nic.name}"])
+    lab.wait_for(lambda: len(status(lab)["links"][str(index(lab, nic))]["drift"]) == 2, 10, "the drift to be told")
+    assert audit(lab) == lines
+    lab.metadata.clear()
+    settle(lab)
+    assert set(lab.addresses) <= present(lab)
+
+
+def index(lab: Lab, nic: Nic) -> int:
+    return next(int(link["ifindex"]) for link in ip(lab, "link") if link["ifname"] == nic.name)

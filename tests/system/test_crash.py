@@ -1,0 +1,238 @@
+"""kill -9 of any of the three, at any moment: the restart converges to the same state, and no connection is lost."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from signal import SIGTERM
+
+import pytest
+
+from tests.lab import Held, Lab, Spec
+from tests.system.job import (
+    CONFIG,
+    DAEMONS,
+    MACS,
+    audit,
+    cnctl,
+    errors,
+    kernel,
+    present,
+    refresh,
+    running,
+    settle,
+    status,
+    without_order,
+)
+
+META = "/latest/meta-data/"  # what is asked between apply and confirm
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with running(Spec.aws(interfaces=3, addresses=5)) as made:
+        yield made
+
+
+@pytest.fixture
+def fresh() -> Iterator[Lab]:
+    """Nothing started yet; the primary address is DHCP's."""
+    with Lab(Spec.aws(interfaces=3, addresses=5)) as made:
+        made.write_config(CONFIG)
+        yield made
+
+
+def held(lab: Lab) -> list[Held]:
+    """Connections through an address of DHCP's, and through one of ours on another interface."""
+    return [
+        lab.hold_connection(lab.nics[0].addresses[0]),
+        lab.hold_connection(lab.nics[1].addresses[2], ("neighbour", 0)),
+    ]
+
+
+def in_mid_change(lab: Lab) -> None:
+    """Wait until a change is applied, and its confirmation waits for the metadata server."""
+    lab.wait_for(lambda: any(line["verdict"] == "applied" for line in audit(lab)[-1:]), 10, "a change to be applied")
+
+
+def start_until_it_runs(lab: Lab, name: str) -> None:
+    """As systemd does (Restart=always): a killed gunicorn's worker holds on to the port for a moment."""
+
+    def runs() -> bool:
+        if not lab.daemons.running(name):
+            lab.start(name)
+            time.sleep(0.5)
+        return lab.daemons.running(name)
+
+    lab.wait_for(runs, 20, f"{name} to stay")
+
+
+@pytest.mark.parametrize("name", DAEMONS)
+def test_killed_at_rest_and_started_again_nothing_changes(lab: Lab, name: str) -> None:
+    before, lines, connections = kernel(lab), audit(lab), held(lab)
+    lab.kill(name)
+    assert kernel(lab) == before
+    started = time.time()
+    start_until_it_runs(lab, name)
+    lab.wait_for(lambda: cnctl(lab, "status").returncode == 0, 10, "the three together")
+    assert refresh(lab) == "ok"
+    if name == "fetcher":
+        assert any(record.path == MACS and record.at > started for record in lab.metadata.requests())
+    assert kernel(lab) == before
+    assert audit(lab) == lines
+    assert all(connection.alive() for connection in connections)
+
+
+@pytest.mark.parametrize("name", ["netagent", "fetcher"])
+def test_killed_between_apply_and_confirm_the_first_change_is_taken_back_and_made_again(fresh: Lab, name: str) -> None:
+    untouched = kernel(fresh)
+    connection = fresh.hold_connection(fresh.nics[0].addresses[0])
+    fresh.metadata.fail("timeout", META)
+    for daemon in DAEMONS:
+        fresh.start(daemon)
+    in_mid_change(fresh)
+    assert set(fresh.addresses) <= present(fresh)
+    if name == "netagent":  # nobody is left to take it back but the next netagent
+        fresh.kill("netagent")
+        assert set(fresh.addresses) <= present(fresh)
+    fresh.kill("fetcher")
+    if name == "netagent":
+        fresh.start("netagent")
+    fresh.wait_for(lambda: without_order(kernel(fresh)) == without_order(untouched), 10, "the change to be taken back")
+    fresh.metadata.clear()
+    fresh.start("fetcher")
+    settle(fresh)
+    assert all(fresh.reachability().values())
+    assert connection.alive()
+
+
+@pytest.mark.parametrize("name", ["netagent", "fetcher"])
+def test_killed_between_apply_and_confirm_a_later_change_leaves_the_rest_alone(lab: Lab, name: str) -> None:
+    before, connections = kernel(lab), held(lab)
+    new = "10.0.2.77"
+    lab.add_address(lab.nics[1].mac, new)
+    lab.metadata.fail("timeout", META)
+    lab.daemons.kill("fetcher", 1)  # SIGHUP: read again
+    lab.wait_for(lambda: new in present(lab), 10, "the change to be applied")
+    lab.kill(name)
+    if name == "netagent":
+        lab.start("netagent")
+    lab.wait_for(lambda: without_order(kernel(lab)) == without_order(before), 10, "the change to be taken back")
+    lab.metadata.clear()
+    if name == "fetcher":
+        lab.start("fetcher")
+    settle(lab)
+    assert new in present(lab)
+    assert all(connection.alive() for connection in connections)
+    assert all(lab.reachability([new]).values())
+
+
+def test_killed_at_random_moments_it_converges_to_the_same(lab: Lab) -> None:
+    chance = random.Random(209)
+    settled, connections = without_order(kernel(lab)), held(lab)
+    for _ in range(8):
+        victim = lab.nics[chance.randrange(3)]
+        address = victim.addresses[chance.randrange(3, 5)]
+        lab.run(["ip", "address", "del", f"{address}/32", "dev", victim.name], check=False)
+        time.sleep(chance.uniform(0.0, 0.15))
+        for name in chance.sample(["netagent", "fetcher"], chance.randint(1, 2)):
+            lab.kill(name)
+            lab.start(name)
+    settle(lab)
+    lab.wait_for(lambda: without_order(kernel(lab)) == settled, 20, "the kernel to be as before")
+    assert all(connection.alive() for connection in connections)
+    assert all(lab.reachability().values())
+
+
+def test_killed_while_it_starts_it_starts_again(fresh: Lab) -> None:
+    fresh.start("netagent")
+    for moment in (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4):
+        fresh.start("fetcher")
+        time.sleep(moment)
+        fresh.kill("fetcher")
+    fresh.start("fetcher")
+    settle(fresh)
+    assert all(fresh.reachability().values())
+
+
+def test_the_fetcher_may_be_there_before_netagent(fresh: Lab) -> None:
+    fresh.start("fetcher")
+    fresh.wait_for(lambda: status(fresh).get("state") == "error", 10, "the fetcher to miss netagent")
+    assert status(fresh)["netagent"]["verdict"] == "unreachable"
+    assert "is cloud-network-netagent running?" in status(fresh)["last_error"]["message"]
+    reads = len(fresh.metadata.requests())
+    fresh.start("netagent")
+    settle(fresh)
+    assert status(fresh)["last_error"] is None
+    assert any("netagent: well again" in line for line in fresh.log("fetcher").splitlines())
+    assert reads
+
+
+@pytest.mark.parametrize("fault", ["refuse", "timeout"])
+def test_the_metadata_server_may_come_later(fresh: Lab, fault: str) -> None:
+    before = kernel(fresh)
+    fresh.metadata.fail(fault)
+    fresh.start("netagent")
+    fresh.start("fetcher")
+    fresh.wait_for(lambda: status(fresh).get("state") == "error", 15, "the fetcher to miss the metadata")
+    assert "169.254.169.254" in status(fresh)["last_error"]["message"]
+    assert status(fresh)["fetched_at"] is None
+    assert kernel(fresh) == before
+    fresh.metadata.clear()
+    settle(fresh)
+
+
+def test_ended_and_started_again_in_any_order_the_network_stays(lab: Lab) -> None:
+    before, connections = kernel(lab), held(lab)
+    assert [lab.stop(name) for name in DAEMONS] == [0, 0, 0]
+    assert kernel(lab) == before
+    assert not lab.path("/run/cloud-network/control.sock").exists()
+    for name in ("api", "fetcher", "netagent"):
+        lab.start(name)
+    settle(lab)
+    assert kernel(lab) == before
+    assert all(connection.alive() for connection in connections)
+    assert len(audit(lab)) == 2
+
+
+def test_told_to_end_in_mid_change_it_finishes_first(fresh: Lab) -> None:
+    fresh.metadata.fail("timeout", META)
+    fresh.start("netagent")
+    fresh.start("fetcher")
+    in_mid_change(fresh)
+    fresh.daemons.kill("fetcher", SIGTERM)
+    fresh.wait_for(lambda: not fresh.daemons.running("fetcher"), 10, "the fetcher to end")
+    assert [line["verdict"] for line in audit(fresh)] == ["applied", "rolled back"]
+    assert present(fresh) & set(fresh.addresses) == {fresh.nics[0].addresses[0]}
+
+
+def test_a_change_that_cuts_the_metadata_off_is_taken_back_and_not_repeated_in_haste(fresh: Lab) -> None:
+    """An error a change has made is not worth a storm of changes: the waiting time doubles."""
+    fresh.metadata.fail("reset", META)
+    fresh.start("netagent")
+    fresh.start("fetcher")
+    fresh.wait_for(lambda: len(audit(fresh)) >= 4, 15, "two tries")
+    assert [line["verdict"] for line in audit(fresh)[:4]] == ["applied", "rolled back"] * 2
+    at = [line["monotonic_us"] / 1e6 for line in audit(fresh) if line["verdict"] == "applied"]
+    assert at[1] - at[0] > 0.7
+    assert status(fresh)["state"] == "degraded"
+    assert "did not answer after the change" in status(fresh)["last_error"]["message"]
+    assert present(fresh) & set(fresh.addresses) <= set(fresh.addresses)
+    fresh.metadata.clear()
+    settle(fresh)
+
+
+def test_an_unexpected_error_in_one_pass_is_logged_and_the_next_one_goes_on(lab: Lab) -> None:
+    """Here: somebody made a directory where a file has to be."""
+    target = lab.path("/run/cloud-network/status.json")
+    target.unlink()
+    target.mkdir()
+    (target / "in the way").touch()
+    lab.batch([f"address del {lab.nics[1].addresses[3]}/32 dev {lab.nics[1].name}"])
+    lab.wait_for(lambda: lab.nics[1].addresses[3] in present(lab), 10, "the repair")
+    lab.wait_for(lambda: "Traceback" in lab.log("fetcher"), 10, "the log of it")
+    (target / "in the way").unlink()
+    target.rmdir()
+    settle(lab)
+    assert any("unexpected" in line for line in errors(lab))

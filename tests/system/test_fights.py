@@ -1,0 +1,178 @@
+"""Somebody undoes what we do, again and again: a real process that deletes an object whenever it appears."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.lab import Interface, Lab, Spec
+from tests.system.job import CONFIG, audit, cnctl, errors, ip, ours, present, refresh, running, settle, status
+
+ADVERSARY = """
+import select, subprocess, sys
+show, delete = sys.argv[1].split(), sys.argv[2].split()
+while not select.select([sys.stdin], [], [], 0.01)[0]:
+    if subprocess.run(["ip", *show], capture_output=True).stdout.strip():
+        subprocess.run(["ip", *delete], capture_output=True)
+"""
+"""It ends with its standard input."""
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with running(Spec.aws(interfaces=2, addresses=3)) as made:
+        yield made
+
+
+@contextmanager
+def adversary(lab: Lab, show: str, delete: str) -> Iterator[None]:
+    """While `ip SHOW` has something to show, `ip DELETE`."""
+    argv = [sys.executable, "-I", "-S", "-c", ADVERSARY, show, delete]
+    process = lab.instance.popen(argv, stdin=subprocess.PIPE)
+    try:
+        yield
+    finally:
+        process.communicate(timeout=10)
+
+
+CASES = {
+    "address": ("-4 address show dev eth0 to 10.0.2.11", "address del 10.0.2.11/32 dev eth0"),
+    "rule": ("rule show pref 31000 from 10.0.2.0/24", "rule del pref 31000 from 10.0.2.0/24"),
+    "route": ("route show default table {table}", "route del default table {table}"),
+}
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_a_fight_backs_off_is_named_and_disturbs_nothing_else(lab: Lab, kind: str) -> None:
+    nic = lab.nics[1]
+    assert nic.addresses[1] == "10.0.2.11"
+    [index] = [link["ifindex"] for link in ip(lab, "link") if link["ifname"] == nic.name]
+    show, delete = (text.replace("eth0", nic.name).format(table=9999 + index) for text in CASES[kind])
+    with adversary(lab, show, delete):
+        lab.wait_for(lambda: status(lab).get("fights"), 20, "the fight to be reported")
+        lab.wait_for(lambda: status(lab)["fights"][0]["next_at"], 10, "a pause")
+        [fight] = status(lab)["fights"]
+        assert delete.split()[2] in fight["object"]
+        assert f"ip {kind}" in fight["object"]
+        assert fight["times"] >= 5
+        lab.add_address(nic.mac, "10.0.2.77")  # meanwhile life goes on
+        refresh(lab)
+        assert "10.0.2.77" in present(lab)
+        lab.wait_for(lambda: status(lab)["fights"][0]["times"] >= fight["times"] + 2, 30, "two more tries")
+        op, address = {"address": ("address_add", nic.addresses[1]), "rule": ("rule_add", "10.0.2.0")}.get(
+            kind, ("route_replace", "0.0.0.0")
+        )
+        tries = [
+            line["monotonic_us"] / 1e6
+            for line in audit(lab)
+            if any((each["op"], each.get("address")) == (op, address) for each in line.get("ops") or ())
+        ]
+        assert tries[-1] - tries[-2] > 1.4, "the pauses grow"
+        assert status(lab)["state"] == "degraded"
+        assert "somebody else undoes" in cnctl(lab, "status").stdout
+        assert "somebody else undoes" in str(errors(lab))
+    settle_after_fight(lab)
+    assert ours(lab, "rule-4")
+
+
+def settle_after_fight(lab: Lab) -> None:
+    """It is put back when its time has come."""
+    lab.wait_for(lambda: not [link for link in status(lab)["links"].values() if link["drift"]], 40, "the last repair")
+
+
+def test_a_few_repairs_are_no_fight(lab: Lab) -> None:
+    nic = lab.nics[1]
+    for _ in range(3):
+        lab.batch([f"address del {nic.addresses[1]}/32 dev {nic.name}"])
+        lab.wait_for(lambda: nic.addresses[1] in present(lab), 10, "the repair")
+        settle(lab)
+    assert status(lab)["fights"] == []
+    assert errors(lab) == []
+
+
+def test_a_foreign_route_in_our_place_stays_and_holds_up_nothing_else(lab: Lab) -> None:
+    """netagent refuses to touch it, and a refusal is of the whole request: it is not asked to."""
+    nic = lab.nics[1]
+    [index] = [link["ifindex"] for link in ip(lab, "link") if link["ifname"] == nic.name]
+    table = 9999 + index
+    lab.batch([f"route replace default via 10.0.2.5 dev {nic.name} table {table} proto static"])
+    lab.wait_for(lambda: status(lab)["fights"], 10, "it to be named")
+    [fight] = status(lab)["fights"]
+    assert "protocol static" in fight["by"]
+    assert f"table {table}" in fight["object"]
+    lab.add_address(nic.mac, "10.0.2.77")
+    refresh(lab)
+    assert "10.0.2.77" in present(lab)
+    assert status(lab)["netagent"]["verdict"] == "confirmed"
+    [route] = ip(lab, "route", "show", "default", "table", str(table))
+    assert (route["gateway"], route["protocol"]) == ("10.0.2.5", "static")
+    lab.batch([f"route del default table {table}"])
+    settle(lab)
+    assert status(lab)["fights"] == []
+    assert all(lab.reachability().values())
+
+
+def test_a_foreign_rule_at_our_priority_is_obeyed_and_ours_stay(lab: Lab) -> None:
+    """It comes between our first step and our last: what its owner says of this one source is done, and no more."""
+    before = ours(lab, "rule-4")
+    nic = lab.nics[1]
+    theirs = f"rule add pref 31000 from {nic.addresses[1]} lookup main"
+    lab.batch([theirs])
+    refresh(lab)
+    settle(lab)
+    assert ours(lab, "rule-4") == before
+    assert [rule["table"] for rule in ip(lab, "rule") if rule["src"] == nic.addresses[1]] == ["main"]
+    assert {pair for pair, answered in lab.reachability().items() if not answered} == {("beyond0", nic.addresses[1])}
+    lab.batch([theirs.replace("add", "del") + " protocol 0"])
+    assert all(lab.reachability().values())
+    assert ours(lab, "rule-4") == before
+
+
+def test_an_address_that_somebody_moves_to_another_link_is_not_doubled(lab: Lab) -> None:
+    """Whoever has it: netagent would refuse to have it twice, and it is named."""
+    nic, other = lab.nics[1], lab.nics[0]
+    lab.batch(
+        [f"address del {nic.addresses[2]}/32 dev {nic.name}", f"address add {nic.addresses[2]}/32 dev {other.name}"]
+    )
+    lab.wait_for(lambda: [line for line in audit(lab) if line["verdict"] == "refused"] or present(lab), 10)
+    lab.add_address(other.mac, "10.0.1.77")
+    refresh(lab)
+    lab.wait_for(lambda: "10.0.1.77" in present(lab), 20, "what is new elsewhere to come all the same")
+
+
+def test_what_netagent_refuses_holds_up_nothing_else(lab: Lab) -> None:
+    """A refusal is of the whole request: the next one goes without what was refused. Here: only the fetcher has been
+    told that a public subnet is allowed."""
+    lab.write_config(CONFIG + 'AllowAddresses = "198.51.100.0/24"\n')
+    lab.daemons.kill("fetcher", 1)
+    nic = lab.attach_interface(Interface("198.51.100.0/24", ("198.51.100.7",)))
+    lab.add_address(lab.nics[0].mac, "10.0.1.77")
+    refresh(lab)
+    refused = [line for line in audit(lab) if line["verdict"] == "refused"]
+    assert {line["ops"][line["position"]]["address"] for line in refused} == {"198.51.100.7", "198.51.100.0"}
+    assert "198.51.100.7" not in present(lab)
+    assert "10.0.1.77" in present(lab)
+    assert status(lab)["netagent"]["verdict"] == "confirmed"
+    assert status(lab)["state"] == "degraded"
+    said = status(lab)["last_error"]["message"]
+    assert said.startswith(f"refused: ip address add 198.51.100.7/24 dev {nic.name}: ")
+    assert 'AllowAddresses="198.51.100.7/24"' in said
+    lab.daemons.kill("netagent", 1)
+    lab.wait_for(lambda: "198.51.100.7" in present(lab), 20, "it to be tried again")
+    settle(lab)
+
+
+def test_a_route_of_a_shared_subnet_comes_back_when_its_first_address_has_gone(lab: Lab) -> None:
+    """Two links in one subnet; the one's first address, which has the subnet's length, goes, and then its routes."""
+    nic = lab.nics[1]
+    lab.attach_interface(Interface(nic.subnet, ("10.0.2.50",)))
+    settle(lab)
+    lab.remove_address(nic.mac, nic.addresses[0])
+    refresh(lab)
+    settle(lab)
+    lab.batch([f"route flush table all proto 209 dev {nic.name}"])
+    assert refresh(lab) == "ok"

@@ -1,0 +1,155 @@
+"""`cnctl flush`, `cloud-network-fetcher --flush` and Purge=: what is ours goes, and nothing else changes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab import Lab, Spec
+from tests.system.job import Kernel, audit, cnctl, kernel, ours, present, settle, status
+
+SCRIPTS = Path(sys.executable).parent
+SPEC = Spec.aws(interfaces=3, addresses=3)
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """With objects of others beside ours: an address, a route and a rule of an operator's."""
+    with Lab(SPEC) as made:
+        made.write_config('[Netagent]\nAllowKinds = "veth"\n')
+        dev = made.nics[0].name
+        made.batch(
+            [
+                f"address add 10.0.1.77/32 dev {dev}",
+                f"route add 203.0.113.0/24 via {made.nics[0].gateway} dev {dev} proto static",
+                "rule add pref 400 from 10.0.1.77 lookup main",
+                f"route add default via {made.nics[0].gateway} dev {dev} table 77",
+            ]
+        )
+        yield made
+
+
+def foreign(lab: Lab) -> Kernel:
+    """All that is not ours; links are up because we set them so, and stay so: their state and what it brings is out."""
+    found = kernel(lab)
+    names = {lab.nics[0].name, "lo"}
+    addresses = [link for link in found.pop("address") if link["ifname"] in names]
+    return found | {"address": addresses}
+
+
+def start(lab: Lab) -> Kernel:
+    """The kernel as it was before; then the daemons do their work."""
+    before = foreign(lab)
+    for name in ("netagent", "fetcher"):
+        lab.start(name)
+    settle(lab)
+    assert len(ours(lab, "rule-4")) == 7
+    return before
+
+
+def as_root(lab: Lab, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return lab.run([str(SCRIPTS / script), *arguments], check=False)
+
+
+def nothing_is_ours(lab: Lab) -> bool:
+    return not any(ours(lab, what) for what in ("route-4", "route-6", "rule-4", "rule-6")) and not (
+        present(lab) & set(lab.addresses) - {lab.nics[0].addresses[0]}
+    )
+
+
+def test_flush_takes_away_what_is_ours_until_a_refresh(lab: Lab) -> None:
+    before = start(lab)
+    ended = as_root(lab, "cnctl", "flush", "--json")
+    assert ended.returncode == 0, ended.stderr
+    answer = json.loads(ended.stdout)
+    assert nothing_is_ours(lab)
+    assert foreign(lab) == before
+    [line] = [line for line in audit(lab) if line["request"] == "flush"]
+    assert (line["id"], line["verdict"], len(line["ops"])) == (answer["request"], "applied", answer["removed"])
+
+    # neither an event nor the metadata brings it back
+    lab.metadata.reset()
+    lab.add_address(lab.nics[1].mac, "10.0.2.99")
+    lab.kill("fetcher", 1)  # SIGHUP: reads the configuration and the metadata again
+    lab.wait_for(lambda: any("local-ipv4s" in path for path in lab.metadata.paths()), 10, "a read of the metadata")
+    lab.wait_for(lambda: any(link["drift"] for link in status(lab)["links"].values()), 10, "the drift to be told")
+    assert nothing_is_ours(lab)
+    assert status(lab)["state"] == "degraded"
+    assert "flushed on request" in status(lab)["last_error"]["message"]
+    plan = as_root(lab, "cnctl", "plan")
+    assert plan.returncode == 1
+    assert "the network was flushed: nothing of this happens before `sudo cnctl refresh`" in plan.stderr
+
+    assert as_root(lab, "cnctl", "refresh").returncode == 0
+    settle(lab)
+    assert set(lab.addresses) <= present(lab)
+    assert all(lab.reachability().values())
+
+
+def test_a_second_flush_finds_nothing(lab: Lab) -> None:
+    start(lab)
+    assert as_root(lab, "cnctl", "flush").returncode == 0
+    again = as_root(lab, "cnctl", "flush")
+    assert (again.returncode, again.stdout.splitlines()[0].split(" (")[0]) == (
+        0,
+        "removed 0 addresses, routes and rules",
+    ), again.stderr
+
+
+def test_without_a_fetcher_root_is_told_the_other_way_and_it_works(lab: Lab) -> None:
+    before = start(lab)
+    refused = as_root(lab, "cloud-network-fetcher", "--flush")
+    assert refused.returncode == 1
+    assert "one is running, and would put everything back" in refused.stderr
+    lab.stop("fetcher")
+    ended = as_root(lab, "cnctl", "flush")
+    assert ended.returncode == 3
+    assert "sudo cloud-network-fetcher --flush" in ended.stderr
+    stranger = lab.run([str(SCRIPTS / "cloud-network-fetcher"), "--flush"], user="daemon", check=False)
+    assert (stranger.returncode, "only root may flush" in stranger.stderr) == (1, True)
+    flushed = as_root(lab, "cloud-network-fetcher", "--flush")
+    assert flushed.returncode == 0, flushed.stderr
+    assert nothing_is_ours(lab)
+    assert foreign(lab) == before
+    lab.stop("netagent")
+    assert "is cloud-network-netagent running?" in as_root(lab, "cloud-network-fetcher", "--flush").stderr
+
+
+def test_purge_on_stop(lab: Lab) -> None:
+    lab.write_config('[Network]\nPurge = "on-stop"\n[Netagent]\nAllowKinds = "veth"\n')
+    before = start(lab)
+    assert lab.stop("fetcher") == 0
+    assert nothing_is_ours(lab)
+    assert foreign(lab) == before
+    assert "objects of ours taken away" in lab.log("fetcher")
+    assert not lab.path("/run/cloud-network/control.sock").exists()
+
+
+def test_without_purge_nothing_goes(lab: Lab) -> None:
+    start(lab)
+    there = kernel(lab)
+    assert lab.stop("fetcher") == 0
+    assert kernel(lab) == there
+
+
+def test_purge_without_netagent_ends_all_the_same(lab: Lab) -> None:
+    lab.write_config('[Network]\nPurge = "on-stop"\n[Netagent]\nAllowKinds = "veth"\n')
+    start(lab)
+    lab.stop("netagent")
+    assert lab.stop("fetcher") == 0
+    assert not nothing_is_ours(lab)
+
+
+def test_only_root_may_flush(lab: Lab) -> None:
+    start(lab)
+    ended = cnctl(lab, "flush")
+    assert (ended.returncode, ended.stderr) == (
+        1,
+        "cnctl: only root may: a flush changes the network. Use: sudo cnctl flush\n",
+    )
+    assert not nothing_is_ours(lab)

@@ -1,0 +1,46 @@
+"""IPv6 end to end, with addresses that are global as a cloud's are, and routes from router advertisements."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lab import Lab, Spec
+from tests.system.job import CONFIG, kernel, ours, read_all_facts, running, without_order
+
+
+def test_every_address_of_both_families_is_reached() -> None:
+    allowed = 'AllowAddresses = "2001:db8::/32"\n'
+    with running(Spec.cloud("aws", interfaces=4, addresses=15, ipv6=15), allowed, "netagent", "fetcher") as lab:
+        lab.wait_for(lambda: all(lab.reachability().values()), message="every link's router to be known")
+        lab.fabric.forget_lost()
+        answers = lab.reachability()
+        assert len(answers) == 600
+        assert all(answers.values())
+        assert all(lab.outbound().values())
+        assert lab.lost() == []
+
+
+def test_global_addresses_need_no_configuration() -> None:
+    with Lab(Spec.cloud("aws", interfaces=2, addresses=2, ipv6=2)) as lab:
+        lab.write_config(CONFIG)
+        for name in ("netagent", "fetcher"):
+            lab.start(name)
+        lab.wait_for(lambda: all(lab.reachability().values()), 8, "every address to answer")
+        assert "level=error" not in lab.log("fetcher"), "a router that has not advertised itself yet is no mistake"
+
+
+@pytest.mark.parametrize("what", ["address", "route", "rule"])
+def test_what_somebody_removes_is_put_back(what: str) -> None:
+    """The timer is five minutes: the kernel's own word of it is what wakes the fetcher."""
+    with running(Spec.cloud("aws", interfaces=2, addresses=1, ipv6=2), "", "netagent", "fetcher") as lab:
+        read_all_facts(lab)  # else it looks again in a second, and sees what nobody told it
+        before, nic = without_order(kernel(lab)), lab.nics[1]
+        table = ours(lab, "rule-6")[0]["table"]
+        removal = {
+            "address": f"-6 address del {nic.ipv6[1]}/128 dev {nic.name}",
+            "route": f"-6 route del default table {table}",
+            "rule": f"-6 rule del pref 31020 table {table}",
+        }
+        lab.run(["ip", *removal[what].split()])
+        assert without_order(kernel(lab)) != before
+        lab.wait_for(lambda: without_order(kernel(lab)) == before, 10, "the repair")

@@ -1,0 +1,64 @@
+"""What docs/migration.md tells an operator to do, done: the commands are read from the page."""
+
+from __future__ import annotations
+
+import re
+
+from tests.lab import Lab, Spec
+from tests.lab.lab import CHECKOUT
+from tests.system.job import CONFIG, ip, present, settle, status
+
+PAGE = CHECKOUT / "docs/migration.md"
+
+
+def commands(section: str, containing: str) -> str:
+    """The block of commands of a section in which this text is."""
+    text = PAGE.read_text().partition(f"## {section}")[2].partition("\n## ")[0]
+    [block] = [each for each in re.findall(r"(?:^    .*\n)+", text, re.MULTILINE) if containing in each]
+    return block
+
+
+def play_the_original(lab: Lab) -> None:
+    """What the Go original leaves: addresses with their subnet's length, a table a link, rules without a protocol."""
+    lines = []
+    for nic in lab.nics:
+        index = lab.path(f"/sys/class/net/{nic.name}/ifindex").read_text().strip()
+        table = 9999 + int(index)
+        lines += [f"link set {nic.name} up"]
+        lines += [f"address replace {each}/{nic.network.prefixlen} dev {nic.name}" for each in nic.addresses]
+        lines += [f"route replace default via {nic.gateway} dev {nic.name} table {table} onlink"]
+        lines += [f"rule add {way} {each} table {table}" for each in nic.addresses for way in ("from", "to")]
+    lab.batch(lines)
+
+
+def rules(lab: Lab) -> list[str]:
+    return [str(each["table"]) for each in ip(lab, "rule") if str(each["table"]).startswith("1")]
+
+
+def start(lab: Lab) -> None:
+    lab.write_config(CONFIG)
+    for name in ("netagent", "fetcher"):
+        lab.start(name)
+
+
+def test_what_the_original_leaves_is_removed_as_the_page_says() -> None:
+    with Lab(Spec.aws(interfaces=3, addresses=3)) as lab:
+        play_the_original(lab)
+        assert len(rules(lab)) == 18
+        lab.run(["bash", "-ec", commands("From the Go original", "route flush")])
+        assert rules(lab) == []
+        assert present(lab) >= set(lab.addresses), "its addresses stay, and are adopted"
+        start(lab)
+        settle(lab)
+        assert {str(each.get("protocol")) for each in ip(lab, "rule") if str(each["table"]).startswith("1")} == {"209"}
+        assert all(lab.reachability().values())
+        assert lab.dropped() == 0, lab.lost()
+
+
+def test_where_it_is_not_removed_it_is_left_and_named() -> None:
+    with Lab(Spec.aws(interfaces=3, addresses=3)) as lab:
+        play_the_original(lab)
+        start(lab)
+        lab.wait_for(lambda: status(lab).get("state") == "degraded", 20, "the fetcher to name what is in its way")
+        assert "default" in str(status(lab)["fights"])
+        assert len([each for each in ip(lab, "rule") if each.get("protocol") is None and each["priority"]]) >= 18

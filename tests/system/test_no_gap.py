@@ -1,0 +1,87 @@
+"""Nothing flaps: what stays desired is there all the time, as every change of the kernel's and every packet say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from signal import SIGKILL, SIGTERM
+
+import pytest
+
+from tests.lab import Lab, Nic, Spec
+from tests.system.job import cnctl, present, refresh, running, settle
+from tests.system.watching import monitor, stream
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with running(Spec.aws(interfaces=3, addresses=4)) as made:
+        yield made
+
+
+def is_content(lab: Lab) -> bool:
+    """Asked for anew, with all three at work."""
+    try:
+        return refresh(lab) == "ok" and cnctl(lab, "status").returncode == 0
+    except OSError:  # it does not listen yet
+        return False
+
+
+@pytest.mark.parametrize("number", [SIGTERM, SIGKILL])
+def test_a_restart_and_a_crash_touch_nothing_at_all(lab: Lab, number: int) -> None:
+    """An upgrade restarts all; each is adopted, and the kernel hears of nothing."""
+    with ExitStack() as stack:
+        seen = stack.enter_context(monitor(lab))
+        for nic in lab.nics:
+            stack.enter_context(stream(lab, nic.addresses[1], "beyond"))
+        for names in (["fetcher"], ["netagent"], ["netagent", "fetcher"]):
+            for name in names:
+                lab.daemons.kill(name, number)
+            lab.wait_for(lambda names=names: not any(map(lab.daemons.running, names)))  # type: ignore[misc]
+            for name in reversed(names):  # the wrong order: one waits for the other
+                lab.start(name)
+            lab.wait_for(lambda: is_content(lab), 20, "all to be content")
+    assert seen.lines == []
+
+
+def lost_of_others(lines: list[str], nic: Nic) -> list[str]:
+    """What went of anybody's but the first address of an interface."""
+    first = nic.addresses[0]
+    ours = [line for line in lines if "proto 209" in line or "inet " in line or "local" in line]
+    return [line for line in ours if f" {first} " not in f"{line} ".replace("/", " ")]
+
+
+def test_the_first_address_of_a_subnet_goes_and_its_siblings_have_no_gap(lab: Lab) -> None:
+    """It is ours, and has the subnet's length; the kernel would take along what it calls its secondaries."""
+    nic = lab.nics[1]
+    with ExitStack() as stack:
+        seen = stack.enter_context(monitor(lab))
+        stack.enter_context(stream(lab, nic.addresses[1], "beyond", ("neighbour", 0), ("neighbour", 1)))
+        lab.remove_address(nic.mac, nic.addresses[0])
+        assert refresh(lab) == "ok"
+        settle(lab)
+        assert nic.addresses[0] not in present(lab)
+    assert seen.gone
+    assert lost_of_others(seen.gone, nic) == []
+
+
+def test_the_lease_of_the_first_address_changes_and_its_siblings_have_no_gap(lab: Lab) -> None:
+    """As a DHCP client does it: address and routes of the old lease go, then those of the new one come."""
+    nic, new = lab.nics[0], "10.0.1.99"
+    first, dev = nic.addresses[0], nic.name
+    with ExitStack() as stack:
+        seen = stack.enter_context(monitor(lab))
+        stack.enter_context(stream(lab, nic.addresses[1], "beyond", ("neighbour", 0), ("neighbour", 1)))
+        lab.add_address(nic.mac, new)
+        lab.remove_address(nic.mac, first)
+        lab.batch([f"address del {first}/24 dev {dev}"])
+        lab.batch(
+            [
+                f"address add {new}/24 brd + dev {dev} valid_lft 3600 preferred_lft 3600",
+                f"route add default via {nic.gateway} dev {dev} proto dhcp src {new} metric 100",
+            ]
+        )
+        lab.wait_for(lambda: is_content(lab), 20, "all to be content")
+        settle(lab)
+    assert lost_of_others(seen.gone, nic) == []
+    assert all(lab.reachability().values())

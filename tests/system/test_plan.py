@@ -1,0 +1,187 @@
+"""`cnctl plan`: what would be changed, exactly, and nothing is changed by asking."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab import Interface, Lab, Spec
+from tests.system.job import (
+    CONFIG,
+    audit,
+    cnctl,
+    ip,
+    kernel,
+    ours,
+    present,
+    read_all_facts,
+    refresh,
+    running,
+    status,
+    without_order,
+)
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with running(Spec.cloud("aws", interfaces=2, addresses=2, ipv6=1), "", "netagent", "fetcher") as made:
+        yield made
+
+
+def root(lab: Lab, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return lab.run([str(Path(sys.executable).with_name("cnctl")), *arguments], check=False)
+
+
+def plan(lab: Lab) -> dict[str, Any]:
+    ended = root(lab, "plan", "--json")
+    found: dict[str, Any] = json.loads(ended.stdout)
+    assert ended.returncode == (1 if found["changes"] or found["metadata_error"] else 0)
+    return found
+
+
+def test_nothing_to_do_is_0(lab: Lab) -> None:
+    ended = root(lab, "plan")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "nothing to do\n", "")
+
+
+def test_what_the_cloud_changed_is_planned_and_not_done(lab: Lab) -> None:
+    read_all_facts(lab)
+    before, lines = kernel(lab), len(audit(lab))
+    nic = lab.nics[1]
+    gone = nic.addresses[1]
+    lab.add_address(nic.mac, "10.0.2.77")
+    lab.remove_address(nic.mac, gone)
+    found = plan(lab)["changes"]
+    assert f"ip address add 10.0.2.77/32 dev {nic.name} noprefixroute" in found
+    assert f"ip address del {gone}/32 dev {nic.name}" in found
+    assert not any(" rule " in line for line in found), "the subnet's rule is for all of its addresses"
+    assert (kernel(lab), len(audit(lab))) == (before, lines)
+    assert refresh(lab) == "ok"
+    assert "10.0.2.77" in present(lab)
+    assert gone not in present(lab)
+    assert plan(lab)["changes"] == []
+
+
+def test_the_commands_do_what_the_fetcher_would_have_done(lab: Lab) -> None:
+    """After a flush the whole plan is typed by hand, as it is printed: then nothing is left to do."""
+    kinds = ("route-4", "route-6", "rule-4", "rule-6")
+    by_us = {what: sorted(map(str, ours(lab, what))) for what in kinds}
+    assert all(by_us.values())
+    assert root(lab, "flush").returncode == 0
+    ended = root(lab, "plan")
+    assert ended.returncode == 1
+    commands = ended.stdout.splitlines()
+    assert len(commands) > 10
+    for command in commands:
+        lab.run(command.split())
+    left = plan(lab)
+    assert (left["changes"], left["flushed"]) == ([], True)
+    for what, entries in by_us.items():
+        assert sorted(map(str, ours(lab, what))) == entries, what
+
+
+CLOUDS = {
+    "aws": Spec.cloud("aws", interfaces=3, addresses=3, ipv6=1),
+    "gcp": Spec(
+        (
+            Interface("10.0.1.0/24", 1, prefixes=("10.0.1.64/28", "10.0.1.200/32")),
+            Interface("10.0.2.0/24", 1, prefixes=("10.0.2.128/26",)),
+        ),
+        provider="gcp",
+    ),
+}
+
+
+def type_in(lab: Lab) -> None:
+    """What `cnctl plan` prints, typed by root in a shell; anew when a router has been heard on a link that came up."""
+    lab.wait_for(lambda: type_once(lab) == "" and set(lab.addresses6) <= present(lab), 20, "nothing to type any more")
+
+
+def type_once(lab: Lab) -> str:
+    commands = root(lab, "plan").stdout.removesuffix("nothing to do\n")
+    lab.run(["sh", "-e"], stdin=commands)
+    return commands
+
+
+def change(lab: Lab) -> None:
+    """The cloud's mind, of everything that it may change without an interface that comes or goes."""
+    nic = lab.nics[1]
+    lab.add_address(nic.mac, "10.0.2.77")
+    lab.remove_address(nic.mac, nic.addresses[0])
+    lab.add_range(nic.mac, "10.0.2.32/28")
+    for prefix in nic.prefixes:
+        lab.remove_range(nic.mac, prefix)
+
+
+def disturb(lab: Lab) -> None:
+    """Somebody's hands."""
+    name = lab.nics[1].name
+    lab.batch([f"link set {name} mtu 1300", f"link set {name} down", f"route flush table {9999 + index(lab)}"])
+
+
+def index(lab: Lab) -> int:
+    return next(int(link["ifindex"]) for link in ip(lab, "link") if link["ifname"] == lab.nics[0].name)
+
+
+def comparable(lab: Lab) -> tuple[object, object]:
+    """All of the kernel's addresses, routes and rules; Debian 12's ip cannot give an address a protocol number."""
+    found = kernel(lab)
+    for link in found["address"]:
+        for entry in link["addr_info"]:
+            entry.pop("protocol", None)
+    mtus = {str(link["ifname"]): link["mtu"] for link in found["address"]}
+    return without_order(found), mtus
+
+
+def content(lab: Lab) -> None:
+    """The fetcher has done it all itself, by way of netagent."""
+    lab.wait_for(
+        lambda: status(lab).get("links") and refresh(lab) == "ok" and set(lab.addresses6) <= present(lab),
+        20,
+        "the fetcher to be content",
+    )
+    assert plan(lab)["changes"] == []
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_typed_in_where_nothing_may_change_the_network_it_makes_the_same_kernel(cloud: str) -> None:
+    """From nothing, and after changes of all kinds: once with netagent, once with its work done by hand."""
+    kernels = []
+    for finish in (content, type_in):
+        with Lab(CLOUDS[cloud]) as lab:
+            lab.write_config(CONFIG)
+            lab.start("fetcher")
+            lab.wait_for(lambda lab=lab: status(lab).get("links"), message="the fetcher")  # type: ignore[misc]
+            if finish is content:
+                lab.start("netagent")
+            finish(lab)
+            new = comparable(lab)
+        with running(CLOUDS[cloud], "", "netagent", "fetcher") as lab:
+            if finish is type_in:
+                lab.stop("netagent")
+            change(lab)
+            disturb(lab)
+            finish(lab)
+            kernels.append((new, comparable(lab)))
+    for one, other in zip(*kernels, strict=True):
+        assert one == other
+
+
+def test_metadata_that_cannot_be_read_is_said_and_what_is_known_is_planned(lab: Lab) -> None:
+    lab.metadata.fail("status", status=503)
+    ended = root(lab, "plan")
+    assert ended.returncode == 1
+    assert "the metadata could not be read as a whole" in ended.stderr
+    assert ended.stdout == "nothing to do\n"
+
+
+def test_somebody_else_is_told_why_it_takes_root(lab: Lab) -> None:
+    ended = cnctl(lab, "plan")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("cnctl: only root may: a plan begins with a fresh read of the metadata")

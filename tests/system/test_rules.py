@@ -1,0 +1,309 @@
+"""One rule for all addresses of a subnet on a link: whom it is for, whom it leaves alone, and how it gives way."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Network, ip_address, ip_network
+
+import pytest
+
+from tests.lab import Interface, Lab, Nic, Spec
+from tests.lab.spec import beyond_address, neighbour_address
+from tests.system.job import CONFIG, audit, errors, ip, is_settled, ours, refresh, running, settle
+
+SPEC = Spec.aws(interfaces=2, addresses=3)
+SHARED = Spec(tuple(Interface("10.0.1.0/24", count) for count in (4, 4)))
+
+
+def of(rules: str) -> str:
+    return f'[Network]\nRules = "{rules}"\n'
+
+
+def table(lab: Lab, nic: Nic) -> int:
+    return 9999 + next(int(link["ifindex"]) for link in ip(lab, "link") if link["ifname"] == nic.name)
+
+
+def sources(lab: Lab, nic: Nic) -> list[str]:
+    """What the rules of an interface's first step are for, those for what is forwarded, too, in brackets."""
+    own = [rule for rule in ours(lab, "rule-4") if rule["table"] == str(table(lab, nic)) and rule["priority"] == 31000]
+    texts = [f"{rule['src']}/{rule.get('srclen', 32)}" for rule in own]
+    return sorted(text if rule.get("iif") == "lo" else f"({text})" for text, rule in zip(texts, own, strict=True))
+
+
+# — whom it is for
+
+
+NAT = """
+table ip nat {{
+  chain POSTROUTING {{
+    type nat hook postrouting priority srcnat; policy accept;
+    oifname "{primary}" ip saddr {subnet} counter masquerade
+  }}
+}}
+"""
+
+
+def becomes_a_gateway(lab: Lab) -> str:
+    """NAT for the neighbour of the second interface's subnet, with the source/destination check off; who uses it."""
+    primary, nic, room = lab.nics[0], lab.nics[1], lab.neighbours[1]
+    outside = beyond_address(0)
+    lab.run(["tee", "/proc/sys/net/ipv4/ip_forward"], stdin="1")
+    lab.run(["nft", "-f", "-"], stdin=NAT.format(primary=primary.name, subnet=nic.subnet))
+    lab.fabric.admit_address(nic, outside)
+    room.batch([f"route replace {outside}/32 via {nic.addresses[0]}"])
+    lab.reach.listen(lab.beyond[0])
+    return neighbour_address(nic.subnet)
+
+
+def gets_out(lab: Lab) -> bool:
+    room, pair = lab.neighbours[1], (beyond_address(0), None)
+    return lab.reach.probe({room: [pair]}, 1.5)[(room.name, *pair)]
+
+
+def masqueraded(lab: Lab) -> int:
+    return int(re.findall(r"counter packets (\d+)", lab.run(["nft", "list", "table", "ip", "nat"]).stdout)[0])
+
+
+@pytest.mark.parametrize("rules", ["aggregate", "address"])
+def test_what_is_forwarded_for_a_neighbour_is_mains(rules: str) -> None:
+    """The neighbour's address is in the prefix; what it sends through this host is none of this host's own."""
+    with running(SPEC, of(rules), "netagent", "fetcher") as lab:
+        primary, nic = lab.nics
+        neighbour = becomes_a_gateway(lab)
+        assert ip_address(neighbour) in ip_network(nic.subnet)
+        assert gets_out(lab)
+        assert masqueraded(lab) > 0
+        way = ["route", "get", beyond_address(0), "from", neighbour, "iif", nic.name]
+        assert ip(lab, *way)[0]["dev"] == primary.name
+        assert all(lab.reachability().values())
+        assert lab.lost() == []
+        assert refresh(lab) == "ok"
+        lab.stop("fetcher")
+        for priority, more in ((31000, "suppress_prefixlength 0"), (31020, "")):
+            lab.batch([f"rule add pref {priority} from {nic.subnet} lookup {table(lab, nic)} {more}"])
+        assert ip(lab, *way)[0]["dev"] == nic.name, "without `iif lo` it would be caught"
+        assert not gets_out(lab)
+        assert {lost.source for lost in lab.lost()} == {neighbour}
+
+
+def test_of_ipv6_too() -> None:
+    both = [Interface(f"10.0.{n}.0/24", 1, ipv6=(f"fd00:{n}::a", f"fd00:{n}::b")) for n in (1, 2)]
+    with running(Spec(tuple(both)), "", "netagent", "fetcher") as lab:
+        primary, nic = lab.nics
+        lab.wait_for(lambda: all(lab.reachability().values()), 20, "every address to answer")
+        assert is_settled(lab)
+        lab.stop("fetcher")
+        lab.run(["tee", "/proc/sys/net/ipv6/conf/all/forwarding"], stdin="1")
+        lab.run(["ip", "-6", "route", "replace", "default", "via", "fe80::1", "dev", primary.name, "metric", "1"])
+        outside = ["-6", "route", "get", "2001:db8:ffff::7", "from"]
+        for own in nic.ipv6:
+            assert ip(lab, *outside, own)[0]["dev"] == nic.name
+        assert ip(lab, *outside, "fd00:2::77", "iif", nic.name)[0]["dev"] == primary.name
+        lab.run(["ip", "-6", "rule", "add", "pref", "31020", "from", "fd00:2::/64", "lookup", str(table(lab, nic))])
+        assert ip(lab, *outside, "fd00:2::77", "iif", nic.name)[0]["dev"] == nic.name, "without `iif lo`"
+
+
+SPOOF = """
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.IPPROTO_IP, 19, 1)  # IP_TRANSPARENT, linux/in.h
+s.bind((sys.argv[1], 0))
+s.sendto(b"", (sys.argv[2], 9))
+"""
+
+
+@pytest.mark.parametrize(("rules", "by"), [("aggregate", 1), ("address", 0)])
+def test_known_a_transparent_proxy_with_a_neighbours_address_counts_as_this_host(rules: str, by: int) -> None:
+    """A process with CAP_NET_ADMIN may send from what is not its host's: it leaves by the link whose subnet that is."""
+    with running(SPEC, of(rules), "netagent", "fetcher") as lab:
+        spoofed = neighbour_address(lab.nics[1].subnet)
+        lab.run(["/usr/bin/python3", "-c", SPOOF, spoofed, beyond_address(0)])
+        assert {(lost.mac, lost.source) for lost in lab.lost()} == {(lab.nics[by].mac, spoofed)}
+
+
+def test_an_operators_address_elsewhere_makes_room_for_itself() -> None:
+    """Whoever comes later, on whatever link, with an address of the prefix: the kernel tells of it."""
+    with running(SPEC) as lab:
+        primary, nic = lab.nics
+        held = lab.hold_connection(nic.addresses[1])
+        assert sources(lab, nic) == [nic.subnet]
+        lab.batch(["link add their0 type bridge", "address add 10.0.2.200/32 dev their0", "link set their0 up"])
+        lab.wait_for(lambda: sources(lab, nic) == ["10.0.2.0/25"], 10, "the rules to be smaller")
+        settle(lab)
+        assert ip(lab, "route", "get", beyond_address(0), "from", "10.0.2.200")[0]["dev"] == primary.name
+        assert all(lab.reachability().values())
+        lab.batch(["link del their0"])
+        lab.wait_for(lambda: sources(lab, nic) == [nic.subnet], 10, "the rule for all of the subnet")
+        settle(lab)
+        assert held.alive()
+        assert errors(lab) == []
+        assert "refused" not in {line["verdict"] for line in audit(lab)}
+
+
+# — how it gives way
+
+
+@dataclass
+class Watched:
+    """Rules as they were, in the kernel's order, and what became of them, line by line of `ip monitor`."""
+
+    lab: Lab
+    first: list[str]
+    path: str = "/run/lab/rules"
+
+    def states(self) -> Iterator[list[str]]:
+        now = list(self.first)
+        for line in map(_plain, self.lab.path(self.path).read_text().splitlines()):
+            if line.startswith("Deleted "):
+                now.remove(line.removeprefix("Deleted "))
+            else:
+                later = [at for at, rule in enumerate(now) if _priority(rule) > _priority(line)]
+                now.insert(later[0] if later else len(now), line)
+            yield now
+
+    def is_whole(self) -> bool:
+        """Whether all has been said that happened."""
+        *_, last = [self.first, *self.states()]
+        return last == _rules(self.lab)
+
+
+def _plain(line: str) -> str:
+    return " ".join(line.split())
+
+
+def _priority(rule: str) -> int:
+    return int(rule.partition(":")[0])
+
+
+def _rules(lab: Lab) -> list[str]:
+    return [_plain(line) for line in lab.run(["ip", "-4", "rule"]).stdout.splitlines()]
+
+
+@contextmanager
+def watched(lab: Lab) -> Iterator[Watched]:
+    def listeners() -> int:
+        rows = [line.split() for line in lab.run(["cat", "/proc/net/netlink"]).stdout.splitlines()[1:]]
+        return sum(row[1] == "0" and bool(int(row[3], 16) & 0x80) for row in rows)  # RTNLGRP_IPV4_RULE
+
+    seen, before = Watched(lab, _rules(lab)), listeners()
+    with lab.path(seen.path).open("wb") as said:
+        monitor = lab.instance.popen(["ip", "-4", "-o", "monitor", "rule"], stdout=said)
+        lab.wait_for(lambda: listeners() > before, message="ip monitor")
+        yield seen
+        lab.wait_for(seen.is_whole, 10, "the last rule to be told of")
+        monitor.terminate()
+        monitor.wait(10)
+
+
+def way(rules: Sequence[str], source: str, step: int) -> str | None:
+    """The table that the first rule of a step for what this host sends from there leads to."""
+    for rule in rules:
+        found = re.fullmatch(
+            r"(\d+): from ([0-9./]+)( iif lo)? lookup (\w+)( suppress_prefixlength 0)? proto 209", rule
+        )
+        if found and int(found[1]) == step and ip_address(source) in ip_network(found[2]):
+            return found[4]
+    return None
+
+
+def never_without(seen: Watched, wanted: dict[str, int]) -> None:
+    """At no moment did an address have no rule, or another link's."""
+    count = 0
+    for rules in seen.states():
+        count += 1
+        for source, number in wanted.items():
+            for step in (31000, 31020):
+                assert way(rules, source, step) == str(number), f"{source} in {step} after {count} changes: {rules}"
+        assert any("from all lookup main suppress_prefixlength 0" in rule for rule in rules)
+    assert count, "no rule was changed"
+
+
+def configure(lab: Lab, rules: str, count: int) -> None:
+    lab.write_config(CONFIG + of(rules))
+    lab.kill("fetcher", 1)
+    lab.wait_for(lambda: len(ours(lab, "rule-4")) == count and is_settled(lab), 20, f"Rules={rules}")
+
+
+@pytest.mark.parametrize("spec", [SPEC, SHARED], ids=["two subnets", "one subnet"])
+def test_another_form_of_the_rules_breaks_no_connection(spec: Spec) -> None:
+    """While it runs, and with new daemons, as an upgrade of the package from rules for each address would."""
+    with running(spec, of("address"), "netagent", "fetcher") as lab:
+        held = [lab.hold_connection(address) for nic in lab.nics for address in nic.addresses]
+        wanted = {address: table(lab, nic) for nic in lab.nics for address in nic.addresses}
+        singly, together = 1 + 2 * len(wanted), len(set(ours_if_aggregated(lab)))
+        with watched(lab) as seen:
+            configure(lab, "aggregate", together)
+            configure(lab, "original", singly + len(wanted))
+            configure(lab, "aggregate", together)
+            configure(lab, "address", singly)
+            lab.stop("fetcher")
+            lab.stop("netagent")
+            lab.write_config(CONFIG)
+            lab.start("netagent")
+            lab.start("fetcher")
+            lab.wait_for(lambda: len(ours(lab, "rule-4")) == together and is_settled(lab), 20, "the new daemons")
+        never_without(seen, wanted)
+        assert all(each.alive() for each in held)
+        assert all(lab.reachability().values())
+        assert lab.lost() == []
+
+
+def ours_if_aggregated(lab: Lab) -> list[tuple[int, IPv4Network]]:
+    """By halving: (step or table, network) of each rule that there should be, and the one for main."""
+
+    def halves(network: IPv4Network, nic: Nic) -> list[IPv4Network]:
+        mine = [each for each in nic.addresses if ip_address(each) in network]
+        others = {each for other in lab.nics if other != nic for each in other.addresses}
+        if not mine or not any(ip_address(each) in network for each in others):
+            return [network] if mine else []
+        return [found for half in network.subnets() for found in halves(half, nic)]
+
+    found = [(31010, IPv4Network("0.0.0.0/0"))]
+    for nic in lab.nics:
+        for network in halves(IPv4Network(nic.subnet), nic):
+            found += [(31000, network), (31020, network)]
+    return found
+
+
+def test_an_address_that_divides_a_prefix_leaves_no_gap() -> None:
+    """Of two interfaces in one subnet: the one's new address lies where a rule was for all that is the other's."""
+    with running(SHARED) as lab:
+        one, other = lab.nics
+        held = [lab.hold_connection(address) for nic in lab.nics for address in nic.addresses]
+        wanted = {address: table(lab, nic) for nic in lab.nics for address in nic.addresses}
+        before = (sources(lab, one), sources(lab, other))
+        [whole] = [text for text in before[1] if ip_address("10.0.1.24") in ip_network(text)]
+        with watched(lab) as seen:
+            lab.add_address(one.mac, "10.0.1.24")
+            refresh(lab)
+            settle(lab)
+            assert whole not in sources(lab, other)
+            assert all(lab.reachability().values())
+            lab.remove_address(one.mac, "10.0.1.24")
+            refresh(lab)
+            settle(lab)
+            lab.wait_for(lambda: whole in sources(lab, other), 10, "the parts to be one again")
+        never_without(seen, wanted)
+        assert (sources(lab, one), sources(lab, other)) == before
+        assert all(each.alive() for each in held)
+        assert lab.lost() == []
+        orders = [[op["op"] for op in line.get("ops") or () if "rule" in op["op"]] for line in audit(lab)]
+        assert ["rule_add"] * 4 + ["rule_remove"] * 2 in orders
+        assert all(order == sorted(order) for order in orders), "what takes a rule's place comes before it goes"
+        assert "refused" not in {line["verdict"] for line in audit(lab)}
+
+
+def test_one_address_more_or_less_changes_no_rule_where_nobody_else_is() -> None:
+    with running(SPEC) as lab:
+        before = _rules(lab)
+        lab.add_address(lab.nics[1].mac, "10.0.2.77")
+        refresh(lab)
+        lab.remove_address(lab.nics[1].mac, lab.nics[1].addresses[0])
+        refresh(lab)
+        settle(lab)
+        assert _rules(lab) == before
+        assert json.dumps([line.get("ops") for line in audit(lab)[2:]]).count("rule_") == 0

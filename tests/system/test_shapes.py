@@ -1,0 +1,235 @@
+"""Instances of other shapes: one interface, two in one subnet, everything by DHCP, IPv6, ranges, old metadata."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.lab import Interface, Lab, Spec
+from tests.system.job import (
+    CONFIG,
+    audit,
+    cnctl,
+    errors,
+    ip,
+    kernel,
+    ours,
+    present,
+    read_all_facts,
+    refresh,
+    running,
+    settle,
+    status,
+    without_order,
+)
+
+META = "/latest/meta-data/"
+
+
+def test_a_single_interface_gets_its_addresses_and_no_tables() -> None:
+    with running(Spec.aws(interfaces=1, addresses=15)) as lab:
+        assert set(lab.addresses) <= present(lab)
+        assert ours(lab, "route-4") == ours(lab, "rule-4") == []
+        assert all(lab.reachability().values())
+        assert all(lab.outbound().values())
+        assert lab.lost() == []
+
+
+def test_a_single_interface_named_in_supplementary_gets_a_table() -> None:
+    with running(Spec.aws(interfaces=1, addresses=5), '[Network]\nSupplementary = "eth0"\n') as lab:
+        assert [route["dst"] for route in ours(lab, "route-4")] == ["10.0.1.0/24", "default"]
+        assert len(ours(lab, "rule-4")) == 3
+        assert all(lab.reachability().values())
+        assert all(lab.outbound().values())
+
+
+@pytest.mark.parametrize("settings", [{"v1": False}, {"tokens": 404}, {"tokens": 405}])
+def test_metadata_of_version_1_or_2_alone_will_do(settings: dict[str, Any]) -> None:
+    tokens = settings.pop("tokens", None)
+    with Lab(Spec.aws(interfaces=2, addresses=3, **settings)) as lab:
+        if tokens:
+            lab.metadata.fail("status", "/latest/api/token", status=tokens)
+        lab.write_config(CONFIG)
+        lab.start("netagent")
+        lab.start("fetcher")
+        settle(lab)
+        assert all(lab.reachability().values())
+        assert all(record.status == 200 for record in lab.metadata.requests() if record.path.endswith("local-ipv4s"))
+        assert errors(lab) == []
+
+
+@pytest.mark.parametrize("dhcp_all", [False, True])
+def test_two_interfaces_in_one_subnet(dhcp_all: bool) -> None:
+    same = [Interface("10.0.1.0/24", 4), Interface("10.0.1.0/24", 4), Interface("10.0.2.0/24", 4)]
+    with running(Spec(tuple(same), dhcp_all=dhcp_all)) as lab:
+        assert all(lab.reachability().values())
+        assert all(lab.outbound().values())
+        assert lab.lost() == []
+        if not dhcp_all:
+            connected = [route["dev"] for route in ip(lab, "route", "show", "10.0.1.0/24")]
+            assert connected == [lab.nics[0].name]  # the second's would shadow the first's
+
+
+def test_of_two_in_one_subnet_the_first_comes_back_too() -> None:
+    """While the second is there, the first may not take a connected route again: it works without."""
+    with running(Spec((Interface("10.0.1.0/24", 2), Interface("10.0.1.0/24", 2)))) as lab:
+        first = lab.nics[0]
+        lab.batch([f"address flush dev {first.name}", f"route add default via {first.gateway} dev {first.name} onlink"])
+        lab.wait_for(lambda: set(first.addresses) <= present(lab), 15, "the first interface's addresses")
+        settle(lab)
+        assert all(lab.reachability().values())
+
+
+def test_what_dhcp_has_set_on_every_interface_is_adopted() -> None:
+    spec = Spec(tuple(Interface(f"10.0.{n}.0/24", 4) for n in (1, 2, 3)), dhcp_all=True)
+    with Lab(spec) as lab:
+        theirs = {nic.addresses[0] for nic in lab.nics}
+        before = [each for link in kernel(lab)["address"] for each in link["addr_info"] if each["local"] in theirs]
+        main = ip(lab, "route", "show", "proto", "dhcp")
+        lab.write_config(CONFIG)
+        for name in ("netagent", "fetcher"):
+            lab.start(name)
+        settle(lab)
+        after = [each for link in kernel(lab)["address"] for each in link["addr_info"] if each["local"] in theirs]
+        assert (after, ip(lab, "route", "show", "proto", "dhcp")) == (before, main)
+        assert all(lab.reachability().values())
+        assert all(lab.outbound().values())
+        assert lab.lost() == []
+
+
+def test_ranges_and_ipv6_are_in_place() -> None:
+    """IPv6 gateways are known when a link that came up has had its router's advertisement: seconds later."""
+    both = [
+        Interface(f"10.0.{n}.0/24", 2, ipv6=(f"fd00:{n}::a", f"fd00:{n}::b"), prefixes=(f"10.0.{n}.64/28",))
+        for n in (1, 2)
+    ]
+    with running(Spec(tuple(both))) as lab:
+        for nic in lab.nics:
+            assert {*nic.addresses, *nic.ipv6} <= present(lab)
+        lengths = {each["local"]: each["prefixlen"] for link in ip(lab, "address") for each in link["addr_info"]}
+        assert {lengths[six] for nic in lab.nics for six in nic.ipv6} == {128}
+        assert {rule["src"] for rule in ours(lab, "rule-4")} >= {"10.0.1.64", "10.0.2.64"}
+        assert {(rule["src"], rule.get("srclen")) for rule in ours(lab, "rule-6")} == {
+            ("all", None), ("fd00:1::", 64), ("fd00:2::", 64)
+        }  # fmt: skip
+        assert not any("/28" in str(route["dst"]) for route in ours(lab, "route-4"))
+        lab.wait_for(lambda: all(lab.reachability().values()), message="every address to answer")
+
+
+def test_names_and_order_decide_nothing() -> None:
+    """Links renamed to each other's names while it runs: the MAC is what counts."""
+    with running(Spec.aws(interfaces=3, addresses=2)) as lab:
+        before = {
+            link["address"]: {each["local"] for each in link["addr_info"] if each["family"] == "inet"}
+            for link in ip(lab, "address")
+        }
+        lab.batch(["link set eth1 name tmp0", "link set eth2 name eth1", "link set tmp0 name eth2"])
+        assert refresh(lab) == "ok"
+        after = {
+            link["address"]: {each["local"] for each in link["addr_info"] if each["family"] == "inet"}
+            for link in ip(lab, "address")
+        }
+        assert after == before
+        assert {link["name"] for link in status(lab)["links"].values()} == {"eth0", "eth1", "eth2"}
+
+
+def test_an_excluded_link_is_left_as_it_is() -> None:
+    with Lab(Spec.aws(interfaces=3, addresses=3)) as lab:
+        left = lab.nics[1]
+        lab.write_config(f'[Network]\nExclude = "{left.name}"\n{CONFIG}')
+        lab.start("netagent")
+        lab.start("fetcher")
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 10, "the rest to be done")
+        assert present(lab).isdisjoint(left.addresses)
+        assert {*lab.nics[0].addresses, *lab.nics[2].addresses} <= present(lab)
+        assert [link["state"] for link in status(lab)["links"].values() if link["mac"] == left.mac] == ["excluded"]
+
+
+def test_a_new_configuration_is_taken_up_and_a_bad_one_is_not() -> None:
+    with running(Spec.aws(interfaces=2, addresses=3)) as lab:
+        before = kernel(lab)
+        lab.write_config(f'[Network]\nRules = "orginal"\n{CONFIG}')
+        lab.daemons.kill("fetcher", 1)
+        lab.wait_for(lambda: errors(lab), 10, "the complaint")
+        [line] = errors(lab)
+        assert "cloud-network.toml:2:" in line
+        assert "orginal" in line
+        assert "original" in line
+        assert "configuration from before" in line
+        assert refresh(lab) == "ok"
+        assert kernel(lab) == before
+        lab.write_config(f'[Network]\nRules = "original"\n{CONFIG}')
+        lab.daemons.kill("fetcher", 1)
+        lab.wait_for(lambda: len(ours(lab, "rule-4")) == 19, 10, "the new rules")
+        lab.write_config(CONFIG)
+        lab.daemons.kill("fetcher", 1)
+        lab.wait_for(lambda: without_order(kernel(lab)) == without_order(before), 10, "the new rules to go")
+        assert all(lab.reachability().values())
+
+
+def test_without_a_usable_configuration_the_fetcher_does_not_start() -> None:
+    with Lab(Spec.aws(interfaces=1, addresses=1)) as lab:
+        lab.write_config("[Network]\nListen = here\n")
+        lab.start("fetcher")
+        lab.wait_for(lambda: not lab.daemons.running("fetcher"), 10, "it to give up")
+        assert "cloud-network.toml:2: " in lab.log("fetcher")
+        assert "Traceback" not in lab.log("fetcher")
+
+
+def refusals(lab: Lab, link: int) -> list[float]:
+    """When a request was refused on account of this link, in seconds."""
+    return [line["monotonic_us"] / 1e6 for line in audit(lab) if line.get("link") == link]
+
+
+def test_a_refusal_of_netagents_is_shown_with_its_cure_and_not_repeated_in_haste() -> None:
+    """Here: the operator has not allowed the lab's kind of links to netagent, only told the fetcher of it later."""
+    with Lab(Spec.aws(interfaces=2, addresses=2)) as lab:
+        lab.write_config("")
+        lab.start("netagent")
+        lab.wait_for(lambda: "ready" in lab.log("netagent"), 10, "netagent to have read its configuration")
+        lab.write_config(CONFIG)
+        lab.start("fetcher")
+        links = {link["ifname"]: link["ifindex"] for link in ip(lab, "link")}
+        for nic in lab.nics:  # each link is refused as a whole, once, and not again before a pause
+            lab.wait_for(lambda index=links[nic.name]: len(refusals(lab, index)) >= 2, 10, "two refusals")  # type: ignore[misc]
+            first, second, *_ = refusals(lab, links[nic.name])
+            assert second - first > 0.7
+        lab.wait_for(lambda: status(lab)["netagent"]["verdict"] == "refused", 10, "the fetcher to have heard of them")
+        assert status(lab)["state"] == "degraded"
+        assert 'AllowKinds="veth"' in status(lab)["last_error"]["message"]
+        assert len([line for line in errors(lab) if "refused" in line]) == 1
+        assert any(link["drift"] for link in status(lab)["links"].values())
+        lab.restart("netagent")
+        settle(lab)
+
+
+def test_cnctl_shows_what_the_kernel_has() -> None:
+    """The original's layout, from the three processes together."""
+    with running(Spec.aws(interfaces=2, addresses=3, public=1)) as lab:
+        read_all_facts(lab)
+        shown = cnctl(lab, "status", "network")
+        for nic in lab.nics:
+            assert f"Name: {nic.name}" in shown.stdout
+            assert " ".join(f"{address}/24" for address in nic.addresses) in shown.stdout
+        assert (shown.returncode, cnctl(lab, "status", "system").returncode) == (0, 0)
+        refused = cnctl(lab, "show", "credentials")
+        assert refused.returncode != 0
+        assert "SECRET" not in refused.stdout + refused.stderr
+        assert "root" in refused.stderr
+
+
+def test_a_link_of_a_kind_that_is_not_allowed_is_named_with_the_key() -> None:
+    with Lab(Spec.aws(interfaces=1, addresses=2)) as lab:
+        lab.start("netagent")
+        lab.start("fetcher")
+        lab.wait_for(lambda: "AllowKinds" in lab.log("fetcher"))
+        assert 'eth0 has that MAC and is of kind veth, which needs [Netagent] AllowKinds=\\"veth\\"' in lab.log(
+            "fetcher"
+        )
+
+
+def test_keys_that_do_nothing_yet_are_said_to_do_nothing() -> None:
+    config = '[Network]\nForwardedReplies = "mark"\n'
+    with running(Spec.aws(interfaces=1, addresses=2), config) as lab:
+        assert 'ForwardedReplies=\\"mark\\" does nothing in this version' in lab.log("fetcher")

@@ -1,0 +1,54 @@
+"""What netagent would refuse is not asked of it: the rest is done, and what was left out is named with its key."""
+
+from __future__ import annotations
+
+from tests.lab import Interface, Lab, Spec
+from tests.system.job import CONFIG, audit, errors, present, refresh, running, settle, status
+
+# The second interface has addresses that are neither private nor learned (RFC 2544's, which nobody routes).
+TEST_NET = "198.18.7.0/24"
+SPEC = Spec((Interface("10.0.1.0/24", 3), Interface(TEST_NET, 3), Interface("10.0.3.0/24", 3)))
+
+
+def private(lab: Lab) -> list[str]:
+    return [address for address in lab.addresses if address.startswith("10.")]
+
+
+def test_addresses_that_are_not_allowed_do_not_stop_the_others_and_come_when_they_are() -> None:
+    with Lab(SPEC) as lab:
+        lab.write_config(CONFIG)
+        lab.start("netagent")
+        lab.start("fetcher")
+        lab.wait_for(lambda: set(private(lab)) <= present(lab), 10, "the private addresses")
+        assert refresh(lab) == "degraded"
+        error = status(lab)["last_error"]
+        assert error["kind"] == "config"
+        for address in lab.nics[1].addresses:
+            assert f"{address} of {lab.nics[1].name}" in error["message"]
+            assert f'[Netagent] AllowAddresses="{address}"' in error["message"]
+        assert not present(lab) & set(lab.nics[1].addresses)
+        assert all(answer for (_, target), answer in lab.reachability(private(lab)).items()), lab.report()
+        refresh(lab)
+        assert len(errors(lab)) == 1
+        assert {line["verdict"] for line in audit(lab)} == {"applied", "confirmed"}
+
+        lab.write_config(f'{CONFIG}AllowAddresses = "{TEST_NET}"\n')
+        lab.restart("netagent")
+        lab.daemons.kill("fetcher", 1)
+        settle(lab)
+        assert status(lab)["last_error"] is None
+        assert all(lab.reachability().values()), lab.report()
+        assert "refused" not in {line["verdict"] for line in audit(lab)}
+
+
+def test_an_address_that_a_bridge_has_is_left_to_it() -> None:
+    with running(Spec.aws(interfaces=2, addresses=2)) as lab:
+        taken = lab.nics[1].addresses[1]
+        before = len(audit(lab))
+        lab.batch([f"address del {taken}/32 dev {lab.nics[1].name}", "link add br0 type bridge"])
+        lab.batch([f"address add {taken}/32 dev br0", "link set br0 up"])
+        lab.wait_for(lambda: status(lab)["state"] == "degraded", 10, "the fetcher to notice")
+        lab.wait_for(lambda: "br0 has" in str(status(lab)["last_error"]), 10, "the reason")
+        assert "refused" not in {line["verdict"] for line in audit(lab)[before:]}
+        lab.batch(["link delete br0"])
+        settle(lab)

@@ -1,0 +1,237 @@
+"""The fewest prefixes: every case of a small network against every other choice, large ones against a plain oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Network, ip_address, ip_network
+from itertools import combinations, product
+
+import pytest
+from cloud_network.fetcher.config import Config, Prefixes, Rules
+from cloud_network.fetcher.metadata.model import Instance, IPAddress, IPNetwork
+from cloud_network.fetcher.network import aggregate as fewest
+from cloud_network.fetcher.network.desired import desired
+from cloud_network.fetcher.network.objects import Actual, Desired, Rule
+from cloud_network.fetcher.network.sources import grouped
+from cloud_network.fetcher.network.spans import NOBODY, Span
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.fetcher.values import BASE, FIRST, clouds, configs, has, host, hosts, instance, interface, link, wanted
+
+MINE, OTHERS, FREE = 2, 3, None
+HOME = ip_network("10.0.1.8/29")
+
+
+def aggregate(mine: Sequence[IPAddress], others: Iterable[IPNetwork], *homes: IPNetwork) -> list[IPNetwork]:
+    return fewest.aggregate(mine, homes, *grouped(Span.all_of(network, OTHERS) for network in others))
+
+
+def branches(home: IPNetwork) -> list[IPNetwork]:
+    return [net for length in range(home.prefixlen, home.max_prefixlen + 1) for net in home.subnets(new_prefix=length)]
+
+
+def test_of_all_6561_ways_to_share_eight_addresses_none_can_be_had_with_fewer_prefixes() -> None:
+    """Each of eight is ours, another's or nobody's; every choice of fewer allowed prefixes leaves one of ours out."""
+    bits = {net: sum(1 << int(each) - int(HOME[0]) for each in net) for net in branches(HOME)}
+    for owners in product((MINE, OTHERS, FREE), repeat=8):
+        mine = [address for address, owner in zip(HOME, owners, strict=True) if owner == MINE]
+        others = [ip_network(address) for address, owner in zip(HOME, owners, strict=True) if owner == OTHERS]
+        found = aggregate(mine, others, HOME)
+        ours = sum(bits[ip_network(each)] for each in mine)
+        theirs = sum(bits[each] for each in others)
+        covered = 0
+        for each in found:
+            assert not covered & bits[each], "one address, one prefix"
+            covered |= bits[each]
+        assert ours & ~covered == 0
+        assert theirs & covered == 0
+        allowed = [each for each in bits.values() if not each & theirs]
+        for fewer in range(len(found)):
+            for choice in combinations(allowed, fewer):
+                together = 0
+                for each in choice:
+                    together |= each
+                assert ours & ~together, f"{owners}: {fewer} prefixes would do, and there are {len(found)}"
+
+
+def plainly(mine: Sequence[IPAddress], others: Sequence[IPNetwork], home: IPNetwork) -> list[IPNetwork]:
+    """The same by halving, which looks at every address each time."""
+    inside = [address for address in mine if address in home]
+    if not inside:
+        return []
+    if home.num_addresses == 1 or not any(home.overlaps(other) for other in others):
+        return [home]
+    return [found for half in home.subnets() for found in plainly(inside, others, half)]
+
+
+def parts(home: IPNetwork, shortest: int) -> st.SearchStrategy[IPNetwork]:
+    lengths = st.one_of(st.just(home.max_prefixlen), st.integers(shortest, home.max_prefixlen))
+    first, last = int(home.network_address), int(home.broadcast_address)
+    numbers = st.one_of(st.integers(first, first + 20), st.integers(first, first + 255), st.integers(first, last))
+    return st.builds(lambda number, length: type(home)((number, length), strict=False), numbers, lengths)
+
+
+@pytest.mark.parametrize("text", ["10.0.0.0/16", "10.0.1.0/24", "fd00:1::/64", "fd00:1::/48"])
+def test_large_ones_are_as_by_halving(text: str) -> None:
+    home = ip_network(text)
+
+    @settings(max_examples=150)
+    @given(st.lists(parts(home, 128 if home.version == 6 else 32), unique=True), st.lists(parts(home, 10)))
+    def check(mine: list[IPNetwork], others: list[IPNetwork]) -> None:
+        addresses = [each.network_address for each in mine]
+        theirs = [other for other in others if other.num_addresses > 1 or other not in mine]
+        assert sorted(aggregate(addresses, others, home)) == plainly(addresses, theirs, home)  # type: ignore[type-var]
+
+    check()
+
+
+def test_one_address_more_changes_nothing_where_nobody_else_is() -> None:
+    network = ip_network("10.0.1.0/24")
+    for count in (1, 2, 50, 254):
+        assert aggregate(list(network.hosts())[:count], [], network) == [network]
+
+
+def test_no_prefix_reaches_beyond_a_network_that_is_on_link() -> None:
+    one, two, far = map(ip_address, ("10.0.1.10", "10.0.2.10", "192.168.7.7"))
+    homes = [ip_network("10.0.2.0/25"), ip_network("10.0.1.0/24"), ip_network("10.0.2.0/24"), ip_network("fd00::/64")]
+    found = aggregate([one, two, far], [], *homes)
+    assert [str(each) for each in found] == ["10.0.1.0/24", "10.0.2.0/24", "192.168.7.7/32"]
+    assert aggregate([one], []) == [ip_network("10.0.1.10/32")]
+
+
+def test_numbers_that_both_families_have_are_not_mixed_up() -> None:
+    """10.0.1.10 is ::a00:10a, as a number."""
+    four, six = ip_address("10.0.1.10"), ip_address("::a00:10a")
+    others = [ip_network("10.0.1.128/25"), ip_network("::a00:108/126")]
+    found = aggregate([six, four], others, ip_network("::/64"), ip_network("10.0.0.0/16"))
+    assert {str(each) for each in found} == {"::a00:10a/128", "10.0.1.0/25"}
+
+
+def test_of_an_address_that_two_have_ours_goes_before_and_in_a_range_of_anothers_it_stands_alone() -> None:
+    mine = [ip_address("10.0.1.10")]
+    assert aggregate(mine, [ip_network("10.0.1.10")], ip_network("10.0.1.0/24")) == [ip_network("10.0.1.0/24")]
+    for theirs in ("10.0.1.8/29", "10.0.0.0/16"):
+        assert aggregate(mine, [ip_network(theirs)], ip_network("10.0.1.0/24")) == [ip_network("10.0.1.10")]
+
+
+# — in what is desired
+
+
+def without_rules(found: Desired) -> Desired:
+    return replace(found, links=tuple(replace(each, rules={}) for each in found.links))
+
+
+def rule_for(rules: Iterable[Rule], source: IPAddress, *, last: bool) -> int | None:
+    """The table that a packet of this host with that source is sent to, in the first step or the last."""
+    for rule in rules:
+        named = rule.selector is not None and not rule.to and rule.suppress != last
+        if named and rule.version == source.version and rule.selector is not None and source in rule.selector:
+            return rule.table
+    return None
+
+
+@settings(max_examples=300)
+@given(clouds(), configs, hosts())
+def test_every_source_of_this_host_goes_where_a_rule_of_its_own_would_send_it(
+    cloud: Instance, config: Config, here: Actual
+) -> None:
+    """An operator's address on the same link may go there too: it is that link's. Nobody else's does."""
+    singly = desired(cloud, replace(config, rules=Rules.ADDRESS), here)
+    together = desired(cloud, replace(config, rules=Rules.AGGREGATE), here)
+    assert without_rules(singly) == without_rules(together)
+    assert len(together.rules) <= len(singly.rules)
+    owners = {
+        address: ifindex
+        for (ifindex, address), kernel in here.addresses.items()
+        if not (kernel.owned and cloud.complete and ifindex not in singly.left_links)  # it goes before a rule comes
+    }
+    owners |= {each.address: each.ifindex for each in singly.addresses}
+    for source, ifindex in owners.items():
+        for last in (False, True):
+            wanted, found = (rule_for(each.rules, source, last=last) for each in (singly, together))
+            own = [each for each in singly.addresses if each.address == source]
+            assert found == wanted or (wanted is None and not own and found == BASE + ifindex), source
+
+
+@settings(max_examples=300)
+@given(clouds(), configs, hosts())
+def test_what_is_forwarded_is_caught_by_no_prefix_that_stands_for_addresses(
+    cloud: Instance, config: Config, here: Actual
+) -> None:
+    """All that is wider than an address and not `iif lo` is a range, which has its rules anyway."""
+    singly = desired(cloud, replace(config, rules=Rules.ADDRESS), here)
+    together = desired(cloud, replace(config, rules=Rules.AGGREGATE), here)
+    wide = {each for each in together.rules if each.selector and each.selector.num_addresses > 1 and not each.local}
+    assert wide <= set(singly.rules)
+    assert not any(each.local for each in singly.rules)
+
+
+def selectors(rules: Iterable[Rule], ifindex: int) -> list[str]:
+    """Of the first step, which are those of the last; `local` is said as ip says it."""
+    steps = [[], []]  # type: list[list[str]]
+    for each in rules:
+        if each.table == BASE + ifindex:
+            steps[each.priority == FIRST].append(f"{each.selector}{' iif lo' if each.local else ''}")
+    assert steps[0] == steps[1]
+    return steps[0]
+
+
+def test_a_subnet_on_one_link_is_one_rule_a_step() -> None:
+    cloud = instance(interface(1, *(f"10.0.1.{n}" for n in range(10, 60))), interface(2))
+    found = wanted(cloud, host(link(1), link(2)))
+    assert Config().rules is Rules.AGGREGATE
+    assert selectors(found.rules, 2) == ["10.0.1.0/24 iif lo"]
+    assert selectors(found.rules, 3) == ["10.0.2.0/24 iif lo"]
+    assert len(found.rules) == 5
+
+
+def test_what_another_link_has_or_will_have_or_is_left_to_others_is_not_in_it() -> None:
+    cloud = instance(interface(1, "10.0.1.10"), interface(2))
+    whole = ["10.0.1.0/24 iif lo"]
+    halved = ["10.0.1.0/25 iif lo"]
+    bridge, other = link(7, "docker0", kind="bridge"), interface(3, "10.0.1.200", subnets=["10.0.1.0/24"])
+    cases = [
+        (cloud, host(link(1), link(2)), {}, whole),
+        (cloud, host(link(1), link(2), addresses=has(3, "10.0.1.200/32")), {}, halved),
+        (cloud, host(link(1), link(2), bridge, addresses=has(8, "10.0.1.200/32")), {}, halved),
+        (cloud, host(link(1), link(2), addresses=has(1, "10.0.1.200/32")), {}, halved),
+        (cloud, host(link(1), link(2), local={ip_network("10.0.1.192/26"): 3}), {}, halved),
+        (cloud, host(link(1), link(2), addresses=has(2, "10.0.1.200/32")), {}, whole),
+        (instance(*cloud.interfaces, other), host(link(1), link(2)), {}, halved),
+        (instance(*cloud.interfaces, other), host(link(1), link(2), link(3)), {}, halved),
+        (cloud, host(link(1), link(2)), {"exclude_addresses": (IPv4Network("10.0.1.200/32"),)}, halved),
+    ]
+    for given_cloud, here, config, expected in cases:
+        assert selectors(wanted(given_cloud, here, **config).rules, 2) == expected
+
+
+def test_ranges_keep_rules_that_forwarded_packets_meet() -> None:
+    block = ip_network("10.0.1.128/28")
+    cloud = instance(interface(1, ranges=(block,)), interface(2))
+    for prefixes in (Prefixes.ROUTE, Prefixes.LOCAL):
+        found = wanted(cloud, host(link(1), link(2)), prefixes=prefixes)
+        assert selectors(found.rules, 2) == ["10.0.1.128/28", "10.0.1.0/24 iif lo"]
+    other = instance(interface(1), interface(2, ranges=(block,)))
+    assert selectors(wanted(other, host(link(1), link(2))).rules, 2) == ["10.0.1.0/25 iif lo"]
+
+
+def test_where_only_the_gateway_is_on_link_addresses_stand_alone() -> None:
+    ones = [interface(n, f"10.0.{n}.10", f"10.0.{n}.11", routed=True) for n in (1, 2)]
+    found = wanted(instance(*ones, provider="gcp"), host(link(1), link(2)))
+    assert selectors(found.rules, 2) == ["10.0.1.10/32", "10.0.1.11/32"]
+
+
+def test_ipv6_too_and_only_in_what_the_table_has_on_link() -> None:
+    six = [interface(n, f"2001:db8:{n}::a", f"2001:db8:{n}::b", subnets=[f"2001:db8:{n}::/64"]) for n in (1, 2)]
+    public = (*Config().allow_addresses, ip_network("2001:db8::/32"))
+    found = wanted(instance(*six), host(link(1), link(2)), allow_addresses=public)
+    assert selectors(found.rules, 2) == ["2001:db8:1::/64 iif lo"]
+    there = has(2, "2001:db8:1::a/128") | has(2, "2001:db8:1::b/128")
+    found = wanted(instance(*six), host(link(1), link(2), addresses=there))
+    assert selectors(found.rules, 2) == ["2001:db8:1::a/128", "2001:db8:1::b/128"]
+
+
+def test_nobody_is_no_links_index() -> None:
+    assert all(each.ifindex != NOBODY for each in host(link(1), link(2)).links)

@@ -1,0 +1,314 @@
+"""The connection to the metadata server: what it accepts, what it refuses, and how long and how much at most."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+from cloud_network.fetcher.metadata.http import MAX_BODY, Client, Response
+from cloud_network.fetcher.metadata.model import MetadataError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.fetcher.conftest import Cloud
+
+META = "/latest/meta-data/"
+Serve = Callable[..., Client]
+
+
+@pytest.fixture
+def heard() -> list[bytes]:
+    """The requests that `serve`'s servers were sent."""
+    return []
+
+
+@pytest.fixture
+def serve(heard: list[bytes]) -> Iterator[Serve]:
+    """A server that answers each connection with the given bytes, `pause` seconds between two pieces, then closes."""
+    listeners: list[socket.socket] = []
+
+    def start(*pieces: bytes, pause: float = 0.0, times: int = 1) -> Client:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listeners.append(listener)
+
+        def answer() -> None:
+            for _ in range(times):
+                try:
+                    connection, _ = listener.accept()
+                    with connection:
+                        heard.append(connection.recv(65536))
+                        for piece in pieces:
+                            connection.sendall(piece)
+                            time.sleep(pause)
+                except OSError:  # the client had enough, or the test is over
+                    return
+
+        threading.Thread(target=answer, daemon=True).start()
+        return Client(f"127.0.0.1:{listener.getsockname()[1]}")
+
+    yield start
+    for listener in listeners:
+        listener.close()
+
+
+def kind(client: Client, path: str = "/x", *parts: str) -> str:
+    """Of the error that a request for `path` ends in, with a twentieth of the usual time; its text names the path."""
+    with pytest.raises(MetadataError) as caught:
+        client.request("GET", path, seconds=0.25)
+    assert path in str(caught.value)
+    assert all(part in str(caught.value) for part in parts)
+    return caught.value.kind
+
+
+def test_a_whole_answer_comes_with_its_status_and_the_connection_is_kept(cloud: Cloud, client: Client) -> None:
+    for _ in range(3):
+        assert "instance-id" in client.request("GET", META).text(META).split()
+    assert client.request("GET", f"{META}nothing").status == 404
+    assert cloud.connections() == 1
+    assert client.requests == 4
+
+
+def test_a_server_that_closes_after_each_answer_serves_as_well(cloud: Cloud, client: Client) -> None:
+    cloud.configure(keep_alive=False)
+    assert [client.request("GET", META).status for _ in range(3)] == [200] * 3
+    assert cloud.connections() == 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [("timeout", "timeout"), ("reset", "unreachable"), ("truncated", "truncated"), ("drip", "timeout")],
+)
+def test_each_failure_has_its_kind_and_the_next_request_a_new_chance(
+    cloud: Cloud, client: Client, fault: str, expected: str
+) -> None:
+    cloud.fail(fault, times=1)
+    assert kind(client, META) == expected
+    assert client.request("GET", META).status == 200
+
+
+def test_nobody_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        endpoint = f"127.0.0.1:{listener.getsockname()[1]}"
+    assert kind(Client(endpoint), META, "Connection refused") == "unreachable"
+
+
+def test_an_ipv6_endpoint_stands_in_brackets() -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
+        endpoint = f"[::1]:{listener.getsockname()[1]}"
+        threading.Thread(target=_answer_once, args=(listener,), daemon=True).start()
+        assert Client(endpoint).request("GET", META).body == b"ok"
+
+
+def _answer_once(listener: socket.socket) -> None:
+    connection, _ = listener.accept()
+    with connection:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+
+def test_a_second_endpoint_serves_while_the_first_cannot_be_reached(cloud: Cloud) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        nobody = f"127.0.0.1:{listener.getsockname()[1]}"
+    client = Client(nobody, cloud.endpoint)
+    for _ in range(2):
+        assert client.request("GET", META).status == 200
+    assert client.endpoint == cloud.endpoint
+    assert cloud.connections() == 1
+    both = Client(nobody, "127.0.0.1:9")
+    assert kind(both, META, nobody, "Connection refused") == "unreachable"
+    assert both.endpoint == nobody
+
+
+def test_one_that_can_be_reached_and_answers_badly_is_not_changed_for_another(cloud: Cloud) -> None:
+    cloud.fail("reset", times=1)
+    client = Client(cloud.endpoint, "127.0.0.1:9")
+    assert kind(client, META) == "unreachable"
+    assert client.request("GET", META).status == 200
+
+
+def test_a_name_is_no_endpoint() -> None:
+    with pytest.raises(ValueError, match=r"metadata\.google\.internal"):
+        Client("metadata.google.internal")
+    with pytest.raises(ValueError, match="localhost"):
+        Client("127.0.0.1:80", "localhost:80")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("17", 17.0), (" 3 ", 3.0), ("", 0.0), ("soon", 0.0), ("-1", 0.0), ("9" * 40, 999999999.0)],
+)
+def test_retry_after_is_seconds(text: str, seconds: float) -> None:
+    error = Response(503, b"", {"retry-after": text}).error("p")
+    assert (error.kind, str(error), error.retry_after) == ("status", "p: HTTP 503", seconds)
+
+
+def test_retry_after_may_be_a_date() -> None:
+    later = formatdate(time.time() + 60, usegmt=True)
+    assert 50 < Response(503, b"", {"retry-after": later}).error("p").retry_after <= 60
+    for text in (
+        "Thu, 01 Jan 1970 00:00:00 GMT",
+        "Thu, 01 Jan 99999999999999999999 00:00:00 GMT",
+        "Mon, 01 Jan 2024 00:00:00 +99999999999999",
+    ):
+        assert Response(503, b"", {"retry-after": text}).error("p").retry_after == 0
+
+
+def test_chunks_are_put_together(serve: Serve) -> None:
+    client = serve(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"3\r\nabc\r\n", b"2\r\nde\r\n0\r\n\r\n")
+    assert client.request("GET", "/x").body == b"abcde"
+
+
+@pytest.mark.parametrize("rest", [b"3\r\nabc\r\n", b"9\r\nabc", b"3\r\nab", b"zz\r\nabc\r\n0\r\n\r\n"])
+def test_chunks_that_end_early_or_make_no_sense_are_no_answer(serve: Serve, rest: bytes) -> None:
+    assert kind(serve(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", rest)) == "truncated"
+
+
+def test_fewer_bytes_than_promised_are_no_answer(serve: Serve) -> None:
+    assert kind(serve(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc"), "/x", "3 bytes") == "truncated"
+
+
+@pytest.mark.parametrize(
+    "noise", [b"", b"hello\r\n\r\n", b"HTTP/1.1 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"x" * 70000]
+)
+def test_what_is_not_http_is_no_answer(serve: Serve, noise: bytes) -> None:
+    assert kind(serve(noise)) == "unreachable"
+
+
+@pytest.mark.parametrize("where", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n", b"HTT"])
+def test_a_server_that_drips_gets_no_more_time_than_one_that_is_silent(serve: Serve, where: bytes) -> None:
+    """Each pause is short enough; in the head, in the body and in the status line it is the whole that counts."""
+    assert kind(serve(where, *([b"a"] * 60), pause=0.05)) == "timeout"
+
+
+def test_interim_answers_without_end_are_no_answer(serve: Serve) -> None:
+    assert kind(serve(*([b"HTTP/1.1 100 Continue\r\n\r\n"] * 60), pause=0.05)) == "timeout"
+
+
+def test_an_answer_that_is_too_large_is_not_read_to_its_end(serve: Serve) -> None:
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {1 << 30}\r\n\r\n".encode()
+    assert kind(serve(head, *([b"x" * (MAX_BODY // 8)] * 24))) == "too large"
+
+
+def test_the_largest_answer_passes(serve: Serve) -> None:
+    client = serve(f"HTTP/1.1 200 OK\r\nContent-Length: {MAX_BODY}\r\n\r\n".encode(), b"x" * MAX_BODY)
+    assert len(client.request("GET", "/x").body) == MAX_BODY
+
+
+@pytest.mark.parametrize("body", [b"0\r\n", b""], ids=["trailers", "headers"])
+def test_lines_without_end_are_too_large_as_well(serve: Serve, body: bytes) -> None:
+    """Or they would be kept, all of them, for as long as they keep coming."""
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n" + (b"\r\n" if body else b"") + body
+    assert kind(serve(head, *([b"x: y\r\n" * 30000] * 24), b"\r\n")) == ("too large" if body else "unreachable")
+
+
+@pytest.mark.parametrize("more", [b"", b"HTTP/1.1 500 Not asked for\r\nContent-Length: 0\r\n\r\n"])
+def test_a_kept_connection_that_was_closed_or_says_more_than_it_was_asked_is_made_anew(
+    serve: Serve, more: bytes
+) -> None:
+    client = serve(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", more, pause=0.1, times=2)
+    assert client.request("GET", "/x").status == 200
+    time.sleep(0.5)
+    assert client.request("GET", "/x").status == 200
+
+
+def test_redirects_are_not_followed(cloud: Cloud, serve: Serve) -> None:
+    client = serve(
+        f"HTTP/1.1 302 Found\r\nLocation: http://{cloud.endpoint}{META}\r\nContent-Length: 0\r\n\r\n".encode()
+    )
+    assert client.request("GET", META).status == 302
+    assert cloud.requests() == []
+
+
+@pytest.mark.parametrize("where", [b"//\xff", b"http://[/", b"http://\x00", b"http://a:b/", b""])
+def test_a_redirect_to_nowhere_is_an_answer_or_none(serve: Serve, where: bytes) -> None:
+    client = serve(b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: " + where + b"\r\n\r\n")
+    with suppress(MetadataError):
+        assert client.request("GET", "/x", seconds=0.25).status == 302
+
+
+ANSWERS = [
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nETag: x\r\nSet-Cookie: a=b\r\nRetry-After: 3\r\n\r\nhello",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    b"HTTP/1.1 302 Found\r\nLocation: http://[::1]:1/x\r\nContent-Length: 0\r\n\r\n",
+]
+NOISE = [b"\r\n", b"\n", b": ", b"0", b"-", b"\xff", b"\x00", b"[", b"9" * 30, b"Transfer-Encoding: chunked\r\n"]
+
+
+@st.composite
+def garbled(draw: st.DrawFn) -> bytes:
+    """An answer with up to three places cut out or overgrown."""
+    text = draw(st.sampled_from(ANSWERS))
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(0, len(text)))
+        text = text[:at] + draw(st.sampled_from([b"", *NOISE])) + text[at + draw(st.integers(0, 6)) :]
+    return text
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(garbled(), min_size=4, max_size=4))
+def test_an_answer_that_is_garbled_is_read_or_an_error_of_ours(answers: list[bytes]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=_answer_each, args=(listener, answers), daemon=True)
+        thread.start()
+        for _ in answers:
+            client = Client(f"127.0.0.1:{listener.getsockname()[1]}")
+            try:
+                client.request("GET", "/x", seconds=0.1)
+            except MetadataError:
+                pass
+            finally:
+                client.close()
+        thread.join()
+
+
+def _answer_each(listener: socket.socket, answers: list[bytes]) -> None:
+    for answer in answers:
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(answer)
+
+
+def test_proxies_and_passwords_of_the_environment_are_ignored(
+    serve: Serve, heard: list[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (netrc := tmp_path / "netrc").write_text("default login somebody password something\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    client = serve(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    assert client.request("GET", "/x").status == 200
+    assert heard[0].startswith(b"GET /x HTTP/1.1\r\n")
+    assert b"authorization" not in heard[0].lower()
+
+
+def test_a_compressed_answer_is_not_asked_for_and_not_unpacked(serve: Serve, heard: list[bytes]) -> None:
+    """A small body could become a large one."""
+    client = serve(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\n\x1f\x8b\x08\x00")
+    assert client.request("GET", "/x").body == b"\x1f\x8b\x08\x00"
+    assert b"Accept-Encoding: identity\r\n" in heard[0]
+
+
+def test_cookies_are_not_kept(serve: Serve, heard: list[bytes]) -> None:
+    client = serve(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", times=2)
+    client.request("GET", "/x")
+    client.request("GET", "/x")
+    assert [b"ookie" in request for request in heard] == [False, False]
+
+
+@pytest.mark.parametrize("body", [b"\xff\xfe", b" \n<!DOCTYPE html>\n<html>", b"<HTML><body>", b"<html lang='en'>"])
+def test_a_page_or_binary_data_is_no_text(body: bytes) -> None:
+    with pytest.raises(MetadataError, match="macs/x/local-ipv4s: the answer is") as caught:
+        Response(200, body, {}).text("macs/x/local-ipv4s")
+    assert caught.value.kind == "invalid"
+
+
+def test_text_is_text() -> None:
+    assert Response(200, "10.0.1.10\nü <html>".encode(), {}).text("p") == "10.0.1.10\nü <html>"

@@ -1,0 +1,278 @@
+"""GCP: the document, ranges, what must not be shown, and the wait for a change."""
+
+from __future__ import annotations
+
+import json
+import queue
+import select
+import threading
+import time
+from collections.abc import Iterator
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from cloud_network.fetcher.metadata import firmware
+from cloud_network.fetcher.metadata.model import Interface, MetadataError
+from cloud_network.fetcher.metadata.providers import Waiting, gcp
+from cloud_network.fetcher.metadata.providers.document import Node
+from cloud_network.fetcher.metadata.providers.gcp import Gcp
+from cloud_network.fetcher.watch import Watch
+
+from tests.unit.fetcher.metadata import Answer, Server
+from tests.unit.fetcher.payloads import document, load
+
+ONE = json.dumps(document("gcp", "one"))
+GOOGLES = {"Metadata-Flavor": "Google", "ETag": "e1"}
+
+
+class Changing:
+    """A metadata server that answers `wait_for_change` when there is a change, and at no other time."""
+
+    def __init__(self) -> None:
+        self.etag, self.changes = "e1", queue.Queue[str]()
+
+    def __call__(self, path: str) -> Answer:
+        query = parse_qs(urlsplit(path).query)
+        if query.get("wait_for_change") == ["true"] and query["last_etag"] == [self.etag]:
+            self.etag = self.changes.get(timeout=20)
+        return Answer(200, ONE, GOOGLES | {"ETag": self.etag})
+
+
+@pytest.fixture
+def cloud() -> Changing:
+    return Changing()
+
+
+@pytest.fixture
+def server(cloud: Changing) -> Iterator[Server]:
+    made = Server(cloud)
+    yield made
+    cloud.changes.put("the end")
+    made.close()
+
+
+@pytest.fixture
+def provider(server: Server) -> Gcp:
+    return Gcp(server.client)
+
+
+def read(**changes: Any) -> Any:
+    """one.json with its interface changed."""
+    whole: Any = document("gcp", "one")
+    whole["instance"]["networkInterfaces"][0] |= changes
+    return gcp.instance(Node(whole))
+
+
+def first(**changes: Any) -> Interface:
+    found = read(**changes)
+    assert not found.problems, found.problems
+    interface: Interface = found.interfaces[0]
+    return interface
+
+
+def test_an_interface_has_its_subnet_behind_its_gateway() -> None:
+    found = first()
+    assert (found.mac, found.mtu, found.routed) == ("42:01:0a:84:00:02", 1460, True)
+    assert (found.addresses, found.subnets) == ((ip_interface("10.132.0.2/20"),), (ip_network("10.132.0.0/20"),))
+    assert (found.gateways, found.public) == ((ip_address("10.132.0.1"),), (ip_address("34.76.1.2"),))
+
+
+def test_a_mask_of_32_bits_stands_alone() -> None:
+    found = first(subnetmask="255.255.255.255")
+    assert (found.addresses, found.subnets) == ((ip_interface("10.132.0.2/32"),), (ip_network("10.132.0.2/32"),))
+    assert found.gateways == (ip_address("10.132.0.1"),)
+
+
+def test_ipv6_comes_as_single_addresses_with_the_routers_own() -> None:
+    one, two = load("gcp", "ipv6").interfaces
+    assert [str(address) for address in one.addresses] == ["10.132.0.2/20", "2600:1900:4010:1a:0:1::/128"]
+    assert [str(gateway) for gateway in one.gateways] == ["10.132.0.1", "fe80::4001:aff:fe84:1"]
+    assert [str(network) for network in one.ranges] == ["2600:1900:4010:1a:8000:2::/96"]
+    assert [str(address) for address in two.addresses][1:] == ["fd20:1:2:3:0:4::/128", "fd20:1:2:3:0:5::/128"]
+
+
+def test_an_interface_may_have_ipv6_alone() -> None:
+    found = first(ip="", subnetmask="", gateway="", ipv6s=["fd20::1"], gatewayIpv6="fe80::1")
+    assert (found.addresses, found.subnets) == ((ip_interface("fd20::1/128"),), ())
+    assert found.gateways == (ip_address("fe80::1"),)
+
+
+def test_aliases_and_forwarded_addresses_are_ranges_each_once_and_never_the_address_itself() -> None:
+    found = first(
+        ipAliases=["10.64.0.0/16", "10.132.0.9/32", "10.132.0.2/32", "10.132.0.9"],
+        forwardedIps=["34.1.2.3"],
+        targetInstanceIps=["34.1.2.3", "34.1.2.4"],
+        forwardedIpv6s=["2600:1900::/96"],
+    )
+    shown = ["10.64.0.0/16", "10.132.0.9/32", "34.1.2.3/32", "2600:1900::/96", "34.1.2.4/32"]
+    assert [str(network) for network in found.ranges] == shown
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"ip": None}, "instance.networkInterfaces[0]: no address"),
+        ({"subnetmask": "255.0.255.0"}, "networkInterfaces[0].subnetmask: '255.0.255.0' is not a mask"),
+        ({"subnetmask": "0.0.0.0"}, "subnetmask: '0.0.0.0' is not a mask"),
+        ({"subnetmask": 24}, "subnetmask: 24 is not text"),
+        ({"gateway": "10.132.0.2"}, "'10.132.0.2' is not a host's"),
+        ({"ipAliases": ["10.64.0.1/24"]}, "networkInterfaces[0].ipAliases[0]: '10.64.0.1/24'"),
+        ({"ipAliases": "10.64.0.0/24"}, "networkInterfaces[0].ipAliases: "),
+        ({"mtu": 500}, "networkInterfaces[0].mtu: 500 is not 1280..65535"),
+        ({"ipv6s": ["10.0.0.1"]}, "networkInterfaces[0].ipv6s[0]: '10.0.0.1' is not an IPv6 address"),
+    ],
+)
+def test_what_is_wrong_is_named(changes: dict[str, Any], said: str) -> None:
+    [problem] = read(**changes).problems
+    assert said in problem.text
+
+
+def test_facts_have_the_project_and_the_keys_and_nothing_of_the_attributes() -> None:
+    found = load("gcp", "one").system
+    assert found["name"] == "example"
+    assert found["project"] == {"projectId": "example-project", "numericProjectId": 123456789012}
+    assert [key.split()[-1] for key in found["public-keys"]] == ["one", "two", "three"]
+    assert all(key.startswith("ssh-ed25519 ") for key in found["public-keys"])
+    assert not found.keys() & {
+        "partnerAttributes",
+        "attributes",
+        "serviceAccounts",
+        "guestAttributes",
+        "networkInterfaces",
+    }
+
+
+def test_an_instance_may_keep_the_projects_keys_out() -> None:
+    whole: Any = document("gcp", "one")
+    whole["instance"]["attributes"]["block-project-ssh-keys"] = "TRUE"
+    assert [key.split()[-1] for key in gcp.instance(Node(whole)).system["public-keys"]] == ["one", "two"]
+
+
+def test_the_firmware_says_google() -> None:
+    assert firmware.gcp({"sys_vendor": "Google", "product_name": "Google Compute Engine"})
+    assert not firmware.gcp({"sys_vendor": "QEMU", "product_name": "Standard PC"})
+
+
+def test_a_refresh_is_one_request_with_the_header(server: Server, provider: Gcp) -> None:
+    assert provider.fetch() == provider.fetch()
+    assert server.paths == ["/computeMetadata/v1/?recursive=true&alt=json"] * 2
+    assert server.asked[0].headers["metadata-flavor"] == "Google"
+
+
+def test_an_answer_that_does_not_say_google_is_somebody_elses(server: Server, provider: Gcp) -> None:
+    server.answer = lambda _: Answer(200, ONE)
+    with pytest.raises(MetadataError, match="Metadata-Flavor"):
+        provider.fetch()
+    assert not provider.answers()
+    with pytest.raises(MetadataError, match="Metadata-Flavor"):
+        provider.wait()
+
+
+def test_a_busy_server_is_there(server: Server, provider: Gcp) -> None:
+    assert provider.answers()
+    server.answer = lambda _: Answer(503, "", {"Retry-After": "3"})
+    assert provider.answers()
+    with pytest.raises(MetadataError, match="HTTP 503") as caught:
+        provider.fetch()
+    assert caught.value.retry_after == 3.0
+
+
+def test_credentials_are_the_accounts_tokens(server: Server, provider: Gcp) -> None:
+    tokens = "/computeMetadata/v1/instance/service-accounts/"
+    server.answer = lambda path: Answer(200, "default/\n" if path == tokens else '{"access_token": "abc"}', GOOGLES)
+    assert provider.credentials() == {"instance/service-accounts/default/token": {"access_token": "abc"}}
+    server.answer = lambda path: Answer(200, "../\n", GOOGLES)
+    with pytest.raises(MetadataError, match="a service account"):
+        provider.credentials()
+    server.answer = lambda _: Answer(404, "", GOOGLES)
+    assert provider.credentials() == {}
+
+
+# Waiting
+
+
+def test_a_wait_ends_with_a_change_to_what_was_read_and_no_change_is_missed(
+    cloud: Changing, server: Server, provider: Gcp
+) -> None:
+    provider.fetch()
+    cloud.etag = "e2"  # between the read and the wait
+    assert provider.wait()
+    cloud.changes.put("e3")
+    assert provider.wait()
+    provider.fetch()
+    assert ["last_etag=e1" in path or "last_etag=e2" in path for path in server.paths] == [False, True, True, False]
+
+
+def test_a_wait_that_ends_with_what_was_read_anyway_is_no_change(cloud: Changing, provider: Gcp) -> None:
+    provider.fetch()
+    cloud.changes.put("e1")  # time is up
+    assert not provider.wait()
+
+
+def test_before_anything_was_read_the_first_sign_of_life_is_a_change(provider: Gcp) -> None:
+    assert provider.wait()
+
+
+@pytest.mark.parametrize("etag", ["", "a b", "x&y=z", "a#b", "a" * 300])
+def test_an_etag_that_cannot_be_asked_with_is_an_error(server: Server, provider: Gcp, etag: str) -> None:
+    server.answer = lambda _: Answer(200, ONE, GOOGLES | {"ETag": etag})
+    with pytest.raises(MetadataError, match="ETag"):
+        provider.wait()
+
+
+def test_the_watch_is_readable_after_a_change_and_tries_again_after_a_failure(
+    cloud: Changing, server: Server, provider: Gcp
+) -> None:
+    assert isinstance(provider, Waiting)
+    provider.fetch()
+    watch = Watch(provider)
+    for etag in ("e2", "e3"):
+        cloud.changes.put(etag)
+        readable(watch)
+        watch.drain()
+        provider.fetch()
+    server.answer = lambda _: Answer(500, "")
+    cloud.changes.put(cloud.etag)  # ends the wait that has begun
+    asked = len(server.asked)
+    while len(server.asked) < asked + 2:
+        time.sleep(0.01)
+    cloud.etag = "e4"
+    server.answer = cloud
+    readable(watch)
+
+
+class Refusing:
+    """Waiting, at a server that refuses at once: three times by itself, then with a time to come back, then never."""
+
+    def __init__(self) -> None:
+        self.answers, self.thread = [0.0, 0.0, 0.0, 17.0, 1e9], 0
+
+    def wait(self) -> bool:
+        self.thread = threading.get_ident()
+        if not self.answers:
+            threading.Event().wait()
+        raise MetadataError("status", "HTTP 503", self.answers.pop(0))
+
+
+def test_a_server_that_refuses_is_asked_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not before it said, but never as late as never."""
+    refusing, slept, sleep = Refusing(), queue.Queue[float](), time.sleep
+
+    def note(seconds: float) -> None:
+        if threading.get_ident() == refusing.thread:
+            slept.put(seconds)
+        else:
+            sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", note)
+    Watch(refusing)
+    delays = [slept.get(timeout=20) for _ in range(5)]
+    expected = [0.1, 0.2, 0.4, 17.0, 300.0]
+    assert all(0.75 * about <= delay <= 1.25 * about for delay, about in zip(delays, expected, strict=True)), delays
+
+
+def readable(watch: Watch) -> None:
+    found, _, _ = select.select([watch], [], [], 20)
+    assert found, "no word of the change"

@@ -1,0 +1,58 @@
+"""Hetzner's two documents → Instance."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+
+import pytest
+from cloud_network.fetcher.metadata import firmware
+from cloud_network.fetcher.metadata.model import Instance, MetadataError
+
+from tests.unit.fetcher.clouds import CLOUDS, payload
+
+
+def made(name: str, old: str = "", new: str = "") -> Instance:
+    """With `old` replaced in both documents."""
+    documents = payload("hetzner", name)
+    return CLOUDS["hetzner"].made({key: [line.replace(old, new) for line in documents[key]] for key in documents})
+
+
+def test_a_server_is_read_whole() -> None:
+    public, private, *_ = made("many").interfaces
+    assert (public.mac, private.mac) == ("96:00:00:08:19:da", "86:00:00:2a:7d:e0")
+    assert [str(address) for address in public.addresses] == ["1.2.3.4/32", "2a01:4f8:beef:beef::1/64"]
+    assert public.gateways == (ip_address("fe80::1"),)
+    assert [str(address) for address in private.addresses] == [f"10.0.0.{at}/24" for at in range(2, 17)]
+    assert (private.subnets, private.routed) == ((ip_network("10.0.0.0/16"),), True)  # all behind the gateway
+    assert (private.gateways, private.device_number) == ((ip_address("10.0.0.1"),), 1)
+    assert private.document["network_name"] == "nw-test0"
+
+
+def test_no_private_network_and_no_public_one() -> None:
+    assert [each.mac for each in made("one").interfaces] == ["96:00:00:08:19:da"]
+    assert [each.mac for each in made("sparse").interfaces] == ["86:00:00:2a:7d:e0"]
+    with pytest.raises(MetadataError, match="names no interface"):
+        CLOUDS["hetzner"].made({"metadata": ["hostname: x"], "private-networks": ["[]"]})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("ip: 10.0.0.2", "ip: 10.9.0.2", "[0].ip: '10.9.0.2' is not inside 10.0.0.0/24"),
+        ("10.0.0.4]", "10.0.0.400]", "[0].alias_ips[1]: '10.0.0.400' is not an IP"),
+        ("subnet: 10.0.0.0/24", "subnet: 10.0.0.0", "[0].ip"),
+        ("gateway: 10.0.0.1", "gateway: x", "[0].gateway: 'x' is not an IP"),
+        ("gateway: 10.0.0.1", "gateway: 8.8.8.8", "[0].gateway: '8.8.8.8' is not inside"),
+        ("interface_num: 1", "interface_num: one", "[0].interface_num: 'one' is not 0..4096"),
+        ("beef::1/64", "beef::1/640", "network-config.config[0].subnets[1].address: '640' is not 0..128"),
+        ("public-ipv4: 1.2.3.4", "public-ipv4: 1.2.3", "public-ipv4: '1.2.3' is not an IP"),
+    ],
+)
+def test_what_is_wrong_is_named_by_its_path(old: str, new: str, said: str) -> None:
+    (problem,) = made("ipv6", old, new).problems
+    assert said in problem.text
+
+
+def test_it_is_known_by_its_vendor() -> None:
+    assert firmware.hetzner({"sys_vendor": "Hetzner", "product_name": "vServer"})
+    assert not firmware.hetzner({"sys_vendor": "QEMU"})

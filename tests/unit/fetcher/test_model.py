@@ -1,0 +1,103 @@
+"""What the metadata says is believed only where a host could have it."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+import pytest
+from cloud_network.fetcher.metadata import model
+from cloud_network.fetcher.metadata.model import MetadataError, Problem
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.fetcher.values import instance, interface, mac
+
+
+def refused(error: MetadataError, *parts: str) -> bool:
+    """An error for a person: of kind invalid, and it names all of `parts`."""
+    return error.kind == "invalid" and all(part in str(error) for part in parts)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "10.0.1", "999.1.1.1", "127.0.0.1", "224.0.0.1", "255.255.255.255", "240.0.0.1", "0.0.0.0", "0.1.2.3",
+     "10.0.0.1/24", "<html>", "::", "::1", "ff02::1", "::ffff:10.0.0.1", "fd00::1%eth0", "10.0.0.1\n10.0.0.2"],
+)  # fmt: skip
+def test_an_address_that_no_host_has_is_refused_with_path_and_value(text: str) -> None:
+    with pytest.raises(MetadataError) as caught:
+        model.parse_address("macs/x/local-ipv4s", text)
+    assert refused(caught.value, "macs/x/local-ipv4s", repr(text), "address")
+
+
+@given(st.ip_addresses())
+def test_an_accepted_address_is_the_one_that_was_written(address: IPv4Address | IPv6Address) -> None:
+    try:
+        assert model.parse_address("p", f" {address}\n") == address
+    except MetadataError:
+        odd = address.is_reserved or address.is_loopback or address.is_multicast or address.is_unspecified
+        assert odd or (address.version == 4 and int(address) < 1 << 24)
+
+
+@pytest.mark.parametrize(
+    "text", ["10.0.1.5/24", "0.0.0.0/0", "10.0.0.0/7", "127.0.0.0/8", "224.0.0.0/8", "fd00::/31", "x"]
+)
+def test_a_prefix_that_no_interface_has_is_refused_with_path_and_value(text: str) -> None:
+    with pytest.raises(MetadataError) as caught:
+        model.parse_network("macs/x/ipv4-prefix", text)
+    assert refused(caught.value, "macs/x/ipv4-prefix", repr(text), "prefix")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "02:00:00:00:00", "02:00:00:00:00:zz", "02-00-00-00-00-01", "02:00:00:00:00:01:02"]
+)
+def test_what_is_no_mac_is_refused_with_path_and_value(text: str) -> None:
+    with pytest.raises(MetadataError) as caught:
+        model.parse_mac("macs/", text)
+    assert refused(caught.value, "macs/", repr(text), "a MAC address")
+
+
+def test_macs_are_compared_in_lower_case() -> None:
+    assert model.parse_mac("macs/", " 02:AB:00:00:00:01 ") == "02:ab:00:00:00:01"
+
+
+def test_a_long_value_is_shown_shortened() -> None:
+    with pytest.raises(MetadataError) as caught:
+        model.parse_mac("macs/", "x" * 5000)
+    assert len(str(caught.value)) < 120
+
+
+def test_an_address_gets_the_length_of_the_subnet_it_lies_in() -> None:
+    subnets = (ip_network("10.0.1.0/24"), ip_network("10.0.2.0/25"), ip_network("fd00::/64"))
+    assert str(model.place("p", ip_address("10.0.2.7"), subnets)) == "10.0.2.7/25"
+    assert str(model.place("p", ip_address("fd00::7"), subnets)) == "fd00::7/64"
+
+
+@pytest.mark.parametrize("text", ["8.8.8.8", "10.0.2.1", "fd01::1", "10.0.1.0", "10.0.1.255"])
+def test_an_address_that_no_host_in_the_subnets_has_is_refused_with_what_would_do(text: str) -> None:
+    with pytest.raises(MetadataError) as caught:
+        model.place("macs/x/local-ipv4s", ip_address(text), (ip_network("10.0.1.0/24"), ip_network("fd00::/64")))
+    assert refused(caught.value, "macs/x/local-ipv4s", text, "10.0.1.0/24")
+
+
+def test_a_point_to_point_subnet_has_no_broadcast_address() -> None:
+    assert str(model.place("p", ip_address("10.0.1.0"), (ip_network("10.0.1.0/31"),))) == "10.0.1.0/31"
+    assert str(model.place("p", ip_address("10.0.1.9"), (ip_network("10.0.1.9/32"),))) == "10.0.1.9/32"
+
+
+def test_only_a_read_without_problems_is_proof() -> None:
+    assert instance(interface(1)).complete
+    assert not instance(interface(1), problems=(Problem(mac(2), "bad"),)).complete
+
+
+def test_an_interface_that_could_not_be_read_stays_as_it_was() -> None:
+    before = instance(interface(1), interface(2), interface(3))
+    read = instance(interface(1, "10.0.1.99"), problems=(Problem(mac(2), "bad"), Problem(mac(9), "bad")))
+    kept = read.with_what_was_known(before)
+    assert kept.interfaces == (interface(1, "10.0.1.99"), interface(2))  # 3 is no longer listed, 9 was never known
+    assert not kept.complete
+    assert read.with_what_was_known(None) == read
+
+
+def test_documents_for_display_do_not_make_two_instances_differ() -> None:
+    assert instance(interface(1, document={"a": "b"}), system={"ami-id": "x"}) == instance(interface(1))
+    assert instance(interface(1, public=(ip_address("8.8.8.8"),))) != instance(interface(1))

@@ -1,0 +1,178 @@
+"""Desired and actual → changes: what they lead to, what they never touch, and in which order they come."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_network
+from operator import contains
+
+from cloud_network.fetcher.config import Config, Rules
+from cloud_network.fetcher.metadata.model import Instance, IPAddress
+from cloud_network.fetcher.network.desired import desired
+from cloud_network.fetcher.network.objects import Actual, Address, Route, Rule
+from cloud_network.fetcher.network.plan import Change, LinkMtu, LinkUp, Verb, plan
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.fetcher.values import (
+    BASE,
+    carried_out,
+    clouds,
+    configs,
+    has,
+    host,
+    hosts,
+    instance,
+    interface,
+    link,
+    wanted,
+)
+
+
+@given(clouds(), configs, hosts())
+def test_carrying_out_a_plan_leads_to_what_was_desired(cloud: Instance, config: Config, before: Actual) -> None:
+    """`carried_out` makes the changes one by one and accepts none that the kernel would refuse where it comes."""
+    goal = desired(cloud, config, before)
+    after = carried_out(plan(goal, before, may_remove=True), before)
+    owned = {place for place, kernel in after.addresses.items() if kernel.owned and place[0] not in goal.left_links}
+    places = {(each.ifindex, each.address) for each in goal.addresses}
+    links = {each.ifindex: each for each in after.links}
+    assert places <= after.addresses.keys()
+    assert owned <= places
+    assert {each for each in after.routes if each.ifindex not in goal.left_links} == set(goal.routes)
+    assert {each for each in after.rules if each.table not in goal.left_tables} == set(goal.rules)
+    assert all(links[wish.ifindex].up and wish.mtu in (None, links[wish.ifindex].mtu) for wish in goal.wishes)
+
+
+@given(clouds(), configs, hosts())
+def test_a_second_plan_is_empty(cloud: Instance, config: Config, before: Actual) -> None:
+    after = carried_out(plan(desired(cloud, config, before), before, may_remove=True), before)
+    assert plan(desired(cloud, config, after), after, may_remove=True) == ()
+
+
+@given(clouds(), configs, hosts())
+def test_only_what_is_ours_is_removed_and_what_is_left_alone_is_not_touched(
+    cloud: Instance, config: Config, before: Actual
+) -> None:
+    goal = desired(cloud, config, before)
+    for change in plan(goal, before, may_remove=True):
+        what = change.what
+        if change.verb is Verb.REMOVE and isinstance(what, Address):
+            assert before.addresses[what.ifindex, what.address].owned
+        if isinstance(what, Rule):
+            assert what.table not in goal.left_tables
+        else:
+            assert what.ifindex not in goal.left_links
+
+
+@given(clouds(), configs, hosts())
+def test_without_proof_nothing_is_removed(cloud: Instance, config: Config, before: Actual) -> None:
+    goal = desired(cloud, config, before)
+    changes = plan(goal, before, may_remove=False)
+    assert all(change.verb is Verb.ADD for change in changes)
+    assert set(changes) == {each for each in plan(goal, before, may_remove=True) if each.verb is Verb.ADD}
+
+
+def changes_of(cloud: Instance, here: Actual, **config: object) -> list[tuple[str, str]]:
+    found = plan(wanted(cloud, here, **config), here, may_remove=True)
+    return [(change.verb.value, type(change.what).__name__) for change in found]
+
+
+def test_rules_go_last_of_all_and_links_come_up_before_what_lies_on_them() -> None:
+    table = BASE + 2
+    here = host(
+        link(1, up=False),
+        link(2),
+        addresses=has(2, "10.0.1.99/24", owned=True),
+        routes=frozenset({Route(table, 2, ip_network("10.9.0.0/16"), None)}),
+        rules=frozenset({Rule(31000, 4, ip_network("10.0.1.99"), table, suppress=True)}),
+    )
+    order = list(dict.fromkeys(changes_of(instance(interface(1, mtu=9001), interface(2)), here)))
+    assert order == [
+        ("remove", "Route"),
+        ("remove", "Address"),
+        ("add", "LinkMtu"),
+        ("add", "LinkUp"),
+        ("add", "Address"),
+        ("add", "Route"),
+        ("add", "Rule"),
+        ("remove", "Rule"),
+    ]
+
+
+def tables(rules: list[Rule], source: IPAddress) -> list[int]:
+    """Where the first and the last step send what this host sends from there; the kernel asks in order of making."""
+    return [
+        next((each.table for each in rules if each.suppress == first and each.selector and source in each.selector), 0)
+        for first in (True, False)
+    ]
+
+
+@given(clouds(), configs, hosts(), st.sampled_from(Rules), st.data())
+def test_no_address_is_without_its_rules_while_others_take_their_place(
+    cloud: Instance, config: Config, before: Actual, rules: Rules, data: st.DataObject
+) -> None:
+    """Another Rules=, and addresses more or less, of which prefixes change: after each single operation."""
+    start = carried_out(plan(desired(cloud, config, before), before, may_remove=True), before)
+    final = cloud.interfaces[-1]
+    fewer = replace(final, addresses=final.addresses[: data.draw(st.integers(0, len(final.addresses)))])
+    after = replace(cloud, interfaces=(*cloud.interfaces[:-1], fewer))
+    for one, other in ((cloud, after), (after, cloud)):
+        here = carried_out(plan(desired(one, config, start), start, may_remove=True), start)
+        goal = desired(other, replace(config, rules=rules), here)
+        order = sorted(here.rules, key=str)
+        settled = order + [each for each in goal.rules if each not in order]
+        stay = [each.address for each in goal.addresses if (each.ifindex, each.address) in here.addresses]
+        last = [each for each in settled if each in goal.rules or each.table in goal.left_tables]
+        wanted = {source: tables(last, source) for source in stay}
+        began = {source: tables(order, source) for source in stay}
+        for change in plan(goal, here, may_remove=True):
+            if isinstance(change.what, Rule):
+                (order.append if change.verb is Verb.ADD else order.remove)(change.what)
+                for source in stay:
+                    either = zip(began[source], wanted[source], strict=True)
+                    assert all(map(contains, either, tables(order, source))), change
+        assert wanted == {source: tables(order, source) for source in stay}
+
+
+def test_an_address_that_is_there_satisfies_whoever_put_it_there_and_with_whatever_length() -> None:
+    for there in ("10.0.1.10/24", "10.0.1.10/32", "10.0.1.10/16"):
+        for owned in (True, False):
+            assert changes_of(instance(interface(1)), host(link(1), addresses=has(2, there, owned=owned))) == []
+
+
+def test_the_same_address_on_another_link_does_not_satisfy() -> None:
+    here = host(link(1), link(2), addresses=has(3, "10.0.1.10/24", owned=True))
+    assert ("add", "Address") in changes_of(instance(interface(1)), here)
+
+
+def test_a_route_whose_gateway_changes_is_replaced_in_place() -> None:
+    cloud, here = instance(interface(1), interface(2)), host(link(1), link(2))
+    settled = carried_out(plan(wanted(cloud, here), here, may_remove=True), here)
+    default = next(each for each in settled.routes if each.table == BASE + 2 and each.destination.prefixlen == 0)
+    other = replace(default, gateway=interface(1, "10.0.1.77").addresses[0].ip)
+    moved = replace(settled, routes=settled.routes - {default} | {other})
+    assert plan(wanted(cloud, moved), moved, may_remove=True) == (Change(Verb.ADD, default),)
+
+
+def test_a_detached_links_rules_go_and_a_second_interfaces_going_takes_the_firsts_table() -> None:
+    cloud, here = instance(interface(1), interface(2)), host(link(1), link(2))
+    both = carried_out(plan(wanted(cloud, here), here, may_remove=True), here)
+    gone = replace(
+        both,
+        links=both.links[:1],
+        addresses={place: kernel for place, kernel in both.addresses.items() if place[0] == 2},
+        routes=frozenset(each for each in both.routes if each.ifindex == 2),
+    )
+    alone = instance(interface(1))
+    after = carried_out(plan(wanted(alone, gone), gone, may_remove=True), gone)
+    assert (after.routes, after.rules) == (frozenset(), frozenset())
+    assert [str(address) for _, address in after.addresses] == ["10.0.1.10"]
+
+
+def test_a_wrong_mtu_and_a_link_that_is_down_are_two_changes_and_right_ones_none() -> None:
+    here = host(link(1, up=False, mtu=1500), addresses=has(2, "10.0.1.10/24"))
+    goal = wanted(instance(interface(1, mtu=9001)), here)
+    found = plan(goal, here, may_remove=True)
+    assert [change.what for change in found] == [LinkMtu(2, 9001), LinkUp(2)]
+    assert changes_of(instance(interface(1, mtu=9001)), carried_out(found, here)) == []

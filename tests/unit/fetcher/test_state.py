@@ -1,0 +1,244 @@
+"""The state files: what is written is read back, whole or not at all, by anybody."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_type_hints
+
+import jsonschema
+import pytest
+from cloud_network.fetcher import status as shapes
+from cloud_network.fetcher.state import StateDirectory, StateError
+
+SCHEMA = json.loads((Path(__file__).parents[3] / "docs/status.schema.json").read_text())
+
+STATUS: shapes.Status = {
+    "version": 1,
+    "generation": 7,
+    "provider": "aws",
+    "state": "ok",
+    "fetched_at": "2026-01-02T03:04:05Z",
+    "attempted_at": "2026-01-02T03:04:05.123456Z",
+    "written_at": "2026-01-02T03:04:06Z",
+    "refresh_timer": 300.0,
+    "last_error": {"at": "2026-01-02T03:04:05Z", "kind": "metadata", "message": "timed out"},
+    "metadata_requests": 17,
+    "metadata_seconds": 0.042,
+    "counters": {
+        "metadata_requests": 170,
+        "metadata_errors": {"timeout": 2, "too large": 1},
+        "netagent_requests": {"confirmed": 9, "rolled back": 1},
+        "drift_repaired": 5,
+    },
+    "netagent": {"verdict": "confirmed", "request": "r1", "at": "2026-01-02T03:04:06Z", "reason": None, "ops": 12},
+    "links": {
+        "3": {
+            "name": "eth1",
+            "mac": "0e:c5:3f:c5:33:a5",
+            "ifindex": 3,
+            "device_number": None,
+            "state": "drift",
+            "mtu": 9001,
+            "table": 10002,
+            "gateways": ["10.0.1.1"],
+            "subnets": ["10.0.1.0/24"],
+            "addresses": [
+                {"address": "10.0.1.5", "prefix_length": 24, "public": ["54.1.2.3"], "present": True, "owned": True}
+            ],
+            "desired": 31,
+            "actual": 30,
+            "drift": ["ip address add 10.0.1.5/24 dev eth1"],
+        }
+    },
+    "unknown_macs": [],
+    "notices": [],
+}
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateDirectory:
+    directory = StateDirectory(tmp_path / "run" / "cloud-network")
+    directory.prepare()
+    return directory
+
+
+def test_what_is_written_is_read_back(state: StateDirectory) -> None:
+    document = {"ami-id": "ami-1", "placement": {"region": "us-west-2"}, "evil": "\x1b[2J\ud800 é"}
+    state.write_system(document)
+    for ifindex in (10, 4, 100, 9, 3, 77, 8):
+        state.write_link(ifindex, document)
+    state.write_status(STATUS)
+    state.write_identity("aws", "pkcs7", b"MII\x00\xff\n")
+    assert state.read_system() == document
+    assert list(state.read_links().items()) == [(ifindex, document) for ifindex in (3, 4, 8, 9, 10, 77, 100)]
+    assert state.read_status() == STATUS
+    assert state.read_identity("aws", "pkcs7") == b"MII\x00\xff\n"
+    assert Path(state.system_path).read_bytes().isascii()
+    assert b"\x1b" not in Path(state.system_path).read_bytes()
+
+
+def test_a_shorter_document_leaves_nothing_of_the_longer_one(state: StateDirectory) -> None:
+    state.write_system({"a": "x" * 5000})
+    state.write_system({})
+    assert Path(state.system_path).read_bytes() == b"{}\n"
+
+
+def test_what_is_missing_reads_as_none(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path / "never made")
+    assert state.read_system() is None
+    assert state.read_status() is None
+    assert state.read_links() == {}
+    assert state.read_identity("aws", "document") is None
+
+
+def test_a_link_is_removed_once_or_twice(state: StateDirectory) -> None:
+    state.write_link(3, {})
+    state.remove_link(3)
+    state.remove_link(3)
+    assert state.link_indexes() == []
+
+
+def test_everybody_may_read_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        state = StateDirectory(tmp_path / "run")
+        state.prepare()
+        state.write_link(3, {})
+        state.write_identity("aws", "document", b"")
+    finally:
+        os.umask(before)
+    for path in [tmp_path / "run", *(tmp_path / "run").rglob("*")]:
+        assert path.stat().st_mode & 0o7777 == (0o755 if path.is_dir() else 0o644), path
+
+
+def test_prepare_clears_what_a_killed_writer_left(state: StateDirectory) -> None:
+    state.write_system({"kept": "yes"})
+    left = [Path(state.path, name) for name in (".system.77.tmp", "links/.3.77.tmp", "provider/.x.1.tmp")]
+    for path in left:
+        path.write_text("{half")
+    assert state.link_indexes() == []
+    state.prepare()
+    assert not any(path.exists() for path in left)
+    assert state.read_system() == {"kept": "yes"}
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(state: StateDirectory) -> None:
+    state.write_system({"old": "yes"})
+    Path(state.link_path(3)).mkdir()
+    with pytest.raises(OSError, match=r"links/3"):
+        state.write_link(3, {})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        state.write_system({"bad": float("nan")})
+    assert state.read_system() == {"old": "yes"}
+    assert not list(Path(state.path).rglob("*.tmp"))
+
+
+def test_a_writer_that_dies_half_way_is_never_seen(state: StateDirectory) -> None:
+    state.write_system({"old": "yes"})
+    program = (
+        "import os, sys\n"
+        "from cloud_network.fetcher import state\n"
+        "os.rename = lambda *_: os._exit(9)\n"
+        "state.StateDirectory(sys.argv[1]).write_system({'new': 'x' * 100000})\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program, state.path], check=False).returncode == 9
+    assert state.read_system() == {"old": "yes"}
+    state.prepare()
+    assert [path.name for path in Path(state.path).iterdir() if path.is_file()] == ["system"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../system", "a/b", ".hidden", "a b", "é", "a\0"])
+def test_a_name_is_never_a_path(state: StateDirectory, name: str) -> None:
+    for provider, part in ((name, "document"), ("aws", name)):
+        with pytest.raises(ValueError, match="cannot be a file's name"):
+            state.write_identity(provider, part, b"")
+        with pytest.raises(ValueError, match="cannot be a file's name"):
+            state.read_identity(provider, part)
+
+
+@pytest.mark.parametrize("ifindex", [0, -1])
+def test_an_ifindex_is_positive(state: StateDirectory, ifindex: int) -> None:
+    with pytest.raises(ValueError, match="not above 0"):
+        state.write_link(ifindex, {})
+
+
+@pytest.mark.parametrize("content", [b"{half", b"[]", b"\xff", b""])
+def test_a_file_that_is_no_document_is_named(state: StateDirectory, content: bytes) -> None:
+    Path(state.status_path).write_bytes(content)
+    with pytest.raises(StateError, match=r"status\.json: not .*cnctl refresh"):
+        state.read_status()
+
+
+def test_a_file_that_cannot_be_read_is_named(state: StateDirectory) -> None:
+    Path(state.system_path).mkdir()
+    with pytest.raises(StateError, match=r"system: cannot be read: Is a directory"):
+        state.read_system()
+
+
+def test_strange_names_among_the_links_are_not_links(state: StateDirectory) -> None:
+    for name in ("lost+found", "3.bak", "٣"):
+        Path(state.links_path, name).write_text("{}")
+    assert state.link_indexes() == []
+    assert state.read_links() == {}
+
+
+def test_importing_costs_no_more_than_json() -> None:
+    program = (
+        "import json, sys; known = set(sys.modules); import cloud_network.fetcher.state;"
+        "print(*sorted(set(sys.modules) - known))"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert [name for name in found.split() if not name.startswith(("cloud_network", "__future__"))] == []
+
+
+# --- the schema ---
+
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+
+
+def test_the_schema_is_one_and_the_example_holds() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    VALIDATOR.validate(STATUS)
+
+
+def test_schema_and_types_have_the_same_keys() -> None:
+    pairs = [
+        (SCHEMA, shapes.Status),
+        (SCHEMA["$defs"]["link"], shapes.LinkStatus),
+        (SCHEMA["$defs"]["address"], shapes.AddressStatus),
+        (SCHEMA["$defs"]["netagent"], shapes.NetagentStatus),
+        (SCHEMA["$defs"]["error"], shapes.LastError),
+        (SCHEMA["$defs"]["fight"], shapes.FightStatus),
+    ]
+    for schema, shape in pairs:
+        hints = get_type_hints(shape)
+        assert list(schema["properties"]) == list(hints)
+        assert schema["required"] == [key for key in hints if key in shape.__required_keys__]
+        for key, hint in hints.items():
+            if values := getattr(hint, "__args__", None):
+                described = schema["properties"][key].get("enum")
+                assert described is None or list(values) == described, key
+
+
+def test_every_field_is_described() -> None:
+    def fields(schema: dict[str, object]) -> None:
+        for key, value in schema.get("properties", {}).items():  # type: ignore[attr-defined]
+            assert len(value.get("description", "")) > 10, key
+            fields(value)
+
+    for schema in (SCHEMA, *SCHEMA["$defs"].values()):
+        assert schema["description"]
+        fields(schema)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 2}, {"state": "fine"}, {"fetched_at": "yesterday"}, {"written_at": None}, {"surplus": 1},
+        {"refresh_timer": 0}, {"links": {"eth0": {}}}, {"netagent": {"verdict": "ok"}}, {"generation": -1},
+    ],
+)  # fmt: skip
+def test_the_schema_refuses_what_is_wrong(change: dict[str, object]) -> None:
+    assert list(VALIDATOR.iter_errors({**STATUS, **change}))

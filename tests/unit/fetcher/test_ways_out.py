@@ -1,0 +1,78 @@
+"""By which ways a link's table leads out: further gateways, no gateway, and links whose addresses DHCP alone knows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+
+from cloud_network.fetcher.network.objects import Address, Desired
+from cloud_network.fetcher.network.plan import Verb
+
+from tests.unit.fetcher.values import BASE, has, host, instance, interface, link, plan_of, wanted
+
+
+def table(found: Desired, ifindex: int) -> list[str]:
+    """The routes of the link's own table, in order."""
+    own = [each for each in found.routes if each.table == BASE + ifindex]
+    return [f"{each.destination}{f' via {each.gateway}' if each.gateway else ''}" for each in own]
+
+
+def test_a_network_behind_another_gateway_goes_before_what_is_concluded() -> None:
+    other = ip_address("10.0.1.250")
+    behind = ((ip_network("10.0.2.0/24"), other), (ip_network("192.168.0.0/16"), other))
+    found = wanted(instance(interface(1, routes=behind), interface(2)), host(link(1), link(2)))
+    assert table(found, 2) == [
+        "10.0.1.0/24",
+        "10.0.2.0/24 via 10.0.1.250",
+        "192.168.0.0/16 via 10.0.1.250",
+        "0.0.0.0/0 via 10.0.1.1",
+    ]
+
+
+def test_a_route_by_a_gateway_that_is_not_there_or_is_this_host_is_left_out() -> None:
+    """Neutron tells a subnet's host routes to every port, that of their own gateway too."""
+    behind = (
+        (ip_network("192.168.0.0/24"), ip_address("198.18.0.1")),
+        (ip_network("192.168.1.0/24"), ip_address("10.0.1.10")),
+        (ip_network("192.168.2.0/24"), ip_address("10.0.2.10")),
+        (ip_network("10.0.1.0/24"), ip_address("10.0.1.250")),
+    )
+    found = wanted(instance(interface(1, routes=behind), interface(2)), host(link(1), link(2)))
+    assert table(found, 2) == ["10.0.1.0/24", "10.0.2.0/24 via 10.0.1.1", "0.0.0.0/0 via 10.0.1.1"]
+
+
+def test_a_link_without_a_gateway_has_its_own_subnets_alone_and_is_named() -> None:
+    found = wanted(instance(interface(1), interface(2, gateways=())), host(link(1), link(2)))
+    assert table(found, 3) == ["10.0.2.0/24"]
+    assert found.notices == ("eth1: has no gateway: its IPv4 addresses answer their own subnet alone",)
+
+
+def test_ipv6_is_named_until_a_router_is_heard() -> None:
+    dual = interface(2, "10.0.2.10", "fd00::10", subnets=["10.0.2.0/24", "fd00::/64"])
+    [notice] = wanted(instance(interface(1), dual), host(link(1), link(2))).notices
+    assert notice.startswith("eth1: no router has advertised itself yet")
+    heard = host(link(1), link(2), gateways={3: (ip_address("fe80::1"),)})
+    assert wanted(instance(interface(1), dual), heard).notices == ()
+
+
+def test_what_is_not_configured_is_passed_on() -> None:
+    assert wanted(instance(interface(1), notices=("a bond",)), host(link(1))).notices == ("a bond",)
+
+
+def test_addresses_that_dhcp_alone_knows_get_rules_and_a_table_and_stay_dhcps() -> None:
+    bare = replace(interface(2), addresses=(), subnets=(), gateways=())
+    leased = has(3, "10.7.0.9/22") | has(3, "fe80::9/64") | has(3, "10.9.9.9/24", owned=True)
+    here = host(link(1), link(2), addresses=leased, gateways={3: (ip_address("10.7.0.1"),)})
+    found = wanted(instance(interface(1), bare), here)
+    assert table(found, 3) == ["10.7.0.0/22", "10.0.1.0/24 via 10.7.0.1", "0.0.0.0/0 via 10.7.0.1"]
+    assert {str(each.selector) for each in found.rules if each.table == BASE + 3} == {"10.7.0.0/22"}
+    assert "10.7.0.0/22 via 10.0.1.1" in table(found, 2), "the sibling's way there"
+    added = [each.what for each in plan_of(found, here) if each.verb is Verb.ADD and isinstance(each.what, Address)]
+    assert [str(address.address) for address in added] == ["10.0.1.10"]
+
+
+def test_an_mtu_that_netagent_would_refuse_is_left_out_and_named() -> None:
+    found = wanted(instance(interface(1, mtu=1200)), host(link(1)))
+    assert [each.mtu for each in found.wishes] == [None]
+    assert found.notices == ("eth0: an MTU of 1200 would take IPv6 off it; it keeps 1500",)
+    assert [each.mtu for each in wanted(instance(interface(1, mtu=1280)), host(link(1))).wishes] == [1280]

@@ -1,0 +1,82 @@
+"""The man pages: made from the code, they name every command, option and key, and are roff that tools accept."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cloud_network.api.cnctl.completion import places
+from cloud_network.api.cnctl.main import parser
+from cloud_network.fetcher.config import KEYS
+
+MAKER = Path(__file__).parents[2] / "docs" / "man"
+PAGES = ("cnctl.1", "cloud-network.8", "cloud-network.toml.5")
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("man")
+    subprocess.run([sys.executable, str(MAKER), str(path)], check=True, timeout=60)
+    return path
+
+
+def plain(page: Path) -> str:
+    """The page's text without roff: fonts, escapes and macros."""
+    text = re.sub(r"\\f[BIR]|\\&", "", page.read_text()).replace(r"\-", "-").replace(r"\e", "\\")
+    return re.sub(r"^\.(SS|SH|TP|BR) ?", "", text, flags=re.MULTILINE)
+
+
+def test_every_command_and_option_is_in_cnctl_1(pages: Path) -> None:
+    text = plain(pages / "cnctl.1")
+    found = list(places(parser()))
+    assert len(found) > 9
+    for place in found:
+        if place.path:
+            assert re.search(rf"^{' '.join(place.path)}( [A-Z]+)?$", text, re.MULTILINE), place.path
+        for option in [*place.options, *place.words]:
+            assert re.search(rf"(^|[ ]){re.escape(option)}\b", text, re.MULTILINE), option
+
+
+def test_every_key_is_in_the_toml_page_with_what_is_accepted(pages: Path) -> None:
+    text = plain(pages / "cloud-network.toml.5")
+    for section, keys in KEYS.items():
+        assert f'"[{section}]"' in text
+        for key, meaning in keys.items():
+            assert f"\n{key} =\n" in text, key
+            assert f"Accepted: {meaning.accepted}. Default: " in text, key
+
+
+def test_no_word_is_left_over() -> None:
+    """words.py explains the keys that there are, and no other."""
+    said = (MAKER / "words.py").read_text().split("ENVIRONMENT")[0]
+    assert set(re.findall(r'^    "([A-Za-z]+)":', said, re.MULTILINE)) == {
+        key for keys in KEYS.values() for key in keys
+    }
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.skipif(shutil.which("mandoc") is None, reason="there is no mandoc")
+def test_mandoc_has_nothing_to_say(pages: Path, page: str) -> None:
+    ended = subprocess.run(
+        ["mandoc", "-Tlint", "-W", "warning", str(pages / page)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stdout) == (0, "")
+
+
+def test_the_same_source_makes_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        subprocess.run(
+            [sys.executable, str(MAKER), str(tmp_path / name)], check=True, timeout=60, env={"SOURCE_DATE_EPOCH": "0"}
+        )
+    for page in PAGES:
+        first, second = ((tmp_path / name / page).read_bytes() for name in ("one", "two"))
+        assert first == second
+        assert b'"1970-01-01"' in first

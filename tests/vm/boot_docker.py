@@ -1,0 +1,108 @@
+"""Debian's own Docker beside us, in a virtual machine: what docs/coexistence.md says of it, not played but real.
+
+`make boot` runs it: a Debian with Docker in it takes a minute to fetch, and an emulated processor another to start it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab.lab import Where
+from tests.lab.reach import PORT
+from tests.lab.spec import beyond_address
+from tests.system.others.docker import greeting
+
+from .checks import ours, reachable
+from .conftest import require
+from .guest import Guest
+from .image import PACKAGES, debian
+from .machine import PROGRAMS, booted
+
+DOCKER = (*PACKAGES, "apparmor", "busybox-static", "docker.io")
+PUBLISHED = 8080
+IMAGE = "tar -C / -c bin/busybox | docker import - busybox"
+"""Of one static program: no registry is asked for anything."""
+SAYS = "/bin/busybox ip -4 -oneline address show dev eth0"
+START = f"docker run --detach --name web --publish {PUBLISHED}:{PORT} busybox /bin/busybox nc -ll -p {PORT} -e {SAYS}"
+
+TALK = """
+import socket, sys
+host, port, source = sys.argv[1:]
+with socket.create_connection((host, int(port)), 10, (source, 0)) as talk:
+    print(talk.makefile().readline())
+"""
+"""From an address of this host."""
+
+
+@pytest.fixture(scope="module")
+def guest(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+    require(PROGRAMS)
+    work = tmp_path_factory.mktemp("docker")
+    with booted(debian("bookworm", DOCKER, "bookworm-docker"), package, work) as guest:
+        guest.wait_for(lambda: reachable(guest), 120, "all addresses")
+        guest.wait_for(lambda: guest.show("docker.service", "ActiveState") == "active", 240, "Docker")
+        guest.run("sh", "-ec", f"{IMAGE}\n{START}", timeout=240)
+        yield guest
+
+
+@pytest.fixture(scope="module")
+def container(guest: Guest) -> str:
+    """Its address on docker0."""
+    return guest.run("docker", "inspect", "--format", "{{.NetworkSettings.IPAddress}}", "web").strip()
+
+
+def foreign(guest: Guest) -> str:
+    """Docker's bridge, route and rules of NAT."""
+    commands = "ip -4 address show dev docker0; ip route show dev docker0; iptables-save | grep ^-A"
+    return guest.run("sh", "-c", commands)
+
+
+def test_a_port_published_on_the_primary_answers_its_subnet_and_the_outside(guest: Guest, container: str) -> None:
+    everywhere: list[Where] = ["beyond", ("neighbour", 0)]
+    for address in guest.lab.nics[0].addresses:
+        for where in everywhere:
+            assert f"inet {container}/" in greeting(guest.lab, where, address, PUBLISHED), (where, address)
+
+
+def test_known_one_published_on_a_secondary_answers_where_main_happens_to_lead_back(
+    guest: Guest, container: str
+) -> None:
+    """Without ForwardedReplies="mark": the reply is routed before NAT gives it the published address back."""
+    primary, other = (nic.addresses[1] for nic in guest.lab.nics[:2])
+    assert f"inet {container}/" in greeting(guest.lab, ("neighbour", 1), other, PUBLISHED)
+    guest.lab.fabric.forget_lost()
+    unanswered: list[tuple[Where, str]] = [("beyond", other), (("neighbour", 2), other), (("neighbour", 1), primary)]
+    for where, address in unanswered:
+        assert greeting(guest.lab, where, address, PUBLISHED) == ""
+    assert {lost.source for lost in guest.lab.lost()} == {primary, other}, "the cloud has dropped their replies"
+    guest.lab.fabric.forget_lost()
+
+
+def test_a_container_reaches_the_outside_and_what_this_host_sends_reaches_it_from_every_address(
+    guest: Guest, container: str
+) -> None:
+    lab = guest.lab
+    lab.reach.listen(lab.beyond[0])
+    out = f"/bin/busybox nc -w 10 {beyond_address(0)} {PORT}"
+    assert beyond_address(0) in guest.run("docker", "exec", "web", *out.split())
+    for address in lab.addresses:
+        way = guest.run("ip", "route", "get", container, "from", address)
+        assert "dev docker0" in way, way
+        assert f"inet {container}/" in guest.run("python3", "-c", TALK, container, str(PORT), address), address
+
+
+def test_what_is_dockers_stays_and_what_is_ours_does_while_containers_come_and_go(guest: Guest) -> None:
+    before, mine = foreign(guest), ours(guest).count("proto 209")
+    guest.run("systemctl", "restart", "cloud-network-fetcher")
+    guest.run("cnctl", "refresh")
+    assert foreign(guest) == before
+    guest.run("docker", "run", "--rm", "busybox", "/bin/busybox", "true", timeout=240)
+    guest.run("docker", "restart", "--time", "1", "web", timeout=240)
+    guest.run("systemctl", "restart", "docker", timeout=240)
+    guest.run("docker", "start", "web", timeout=240)
+    guest.wait_for(lambda: "ok:" in guest.run("cnctl", "status", check=False), message="peace")
+    assert ours(guest).count("proto 209") == mine
+    assert reachable(guest)

@@ -1,0 +1,212 @@
+"""A virtual machine by QEMU without KVM: its own kernel, the cloud's firmware strings, a tap for each interface.
+
+What this form has and a container has not: detection by what the firmware says, virtio interfaces (which have no
+rtnetlink kind, so that the configuration's defaults hold), udev, an enforced IPAddressDeny=, DHCP by systemd-networkd.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import queue
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from tests.lab.lab import Lab
+from tests.lab.metadata import PROVIDERS
+from tests.lab.nic import Nic
+from tests.lab.spec import Spec
+from tests.system.others.dhcp import server
+
+from .guest import Guest
+from .image import TOOLS, Failed, furnish, said
+
+SPEC = Spec.cloud("aws", interfaces=3, addresses=4, ipv6=2)
+PROGRAMS = {"qemu-system-x86_64": "qemu-system-x86", "dnsmasq": "dnsmasq-base"}
+"""What `booted` needs: {program: Debian's package}."""
+MIB = 768
+CPUS = 1
+"""With two, QEMU 7.2 now and then runs a breakpoint of the kernel's that patches itself, and the kernel panics."""
+SMBIOS = {
+    0: {"vendor": "bios_vendor", "version": "bios_version", "date": "bios_date"},
+    1: {"manufacturer": "sys_vendor", "product": "product_name", "version": "product_version", "uuid": "product_uuid"},
+    3: {"manufacturer": "chassis_vendor", "asset": "chassis_asset_tag"},
+}
+"""{table: {QEMU's word: what drivers/firmware/dmi-id.c calls it}}."""
+
+UNIT = "[Service]\nExecStart=/usr/bin/python3 -IS {}\nRestart=always\n[Install]\nWantedBy=multi-user.target\n"
+
+
+class Machine(Guest):
+    filters = True
+
+    def __init__(self, lab: Lab, debian: Path, package: Path, work: Path, newer: Path | None = None) -> None:
+        super().__init__(lab)
+        self._debian, self._package, self._work, self._newer = debian, package, work, newer
+        self._console = work / "console"
+        self._numbers = itertools.count(1)
+        self._answers: dict[int, queue.Queue[tuple[int, str]]] = {}
+        self._lock = threading.Lock()
+        self.started = 0.0
+
+    def _disk(self) -> Path:
+        """An ext4 image of the furnished tree."""
+        root, disk = self._work / "root", self._work / "disk"
+        furnish(root, self._debian, self._package, self._newer)
+        network = root / "etc/systemd/network/10-primary.network"
+        # As cloud-init has it: the primary interface by its MAC, and DHCP; nobody cares for the others.
+        network.write_text(f"[Match]\nMACAddress={self.lab.nics[0].mac}\n[Network]\nDHCP=ipv4\nIPv6AcceptRA=yes\n")
+        units = root / "etc/systemd/system"
+        (units / "agent.service").write_text(UNIT.format(f"{TOOLS}/agent.py /dev/virtio-ports/agent"))
+        (units / "listener.service").write_text(UNIT.format(f"{TOOLS}/listener.py serve 7"))
+        (root / "etc/fstab").write_text("/dev/vda / ext4 rw 0 1\n")
+        for unit in ("agent.service", "listener.service", "systemd-networkd.service"):
+            said("chroot", root, "systemctl", "enable", unit)
+        for unit in ("systemd-networkd-wait-online.service", "getty.target", "timers.target", "e2scrub_reap.service"):
+            said("chroot", root, "systemctl", "mask", unit)
+        said("truncate", "--size=2G", disk)
+        said("mkfs.ext4", "-q", "-E", "lazy_itable_init=1", "-d", root, disk)
+        shutil.rmtree(root)
+        return disk
+
+    def _argv(self, disk: Path) -> list[str]:
+        boot = self._debian / "boot"
+        [kernel], [initrd] = boot.glob("vmlinuz-*"), boot.glob("initrd.img-*")
+        firmware = {name: text for name, (text, _) in PROVIDERS[self.lab.spec.provider].dmi.items()}
+        nics = sorted(self.lab.nics, key=lambda nic: nic.name)  # net.ifnames=0: named in the order of their slots
+        argv = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-m", str(MIB), "-smp", str(CPUS)]
+        argv += ["-nodefaults", "-no-reboot", "-display", "none", "-serial", f"file:{self._console}"]
+        argv += ["-kernel", str(kernel), "-initrd", str(initrd)]
+        argv += [
+            "-append",
+            "root=/dev/vda rw console=ttyS0 net.ifnames=0 panic=-1 quiet loglevel=4 systemd.show_status=0",
+        ]
+        argv += ["-drive", f"file={disk},format=raw,if=virtio,cache=unsafe"]
+        argv += ["-device", "virtio-serial", "-chardev", f"socket,id=agent,path={self._work}/agent,server=on,wait=off"]
+        argv += ["-device", "virtserialport,chardev=agent,name=agent", "-device", "virtio-rng-pci"]
+        for table, words in SMBIOS.items():
+            given = [f"{word}={firmware[name].replace(',', ',,')}" for word, name in words.items() if name in firmware]
+            argv += ["-smbios", ",".join([f"type={table}", *given])]
+        argv += ["-qmp", f"unix:{self._work}/monitor,server=on,wait=off"]
+        for nic in nics:
+            argv += ["-netdev", f"tap,id={nic.port},ifname={nic.port},script=no,downscript=no"]
+            argv += ["-device", f"virtio-net-pci,netdev={nic.port},mac={nic.mac},romfile="]
+        return argv
+
+    def _boot(self) -> None:
+        argv = self._argv(self._disk())
+        self.started = time.monotonic()
+        self._qemu = self.lab.cloud.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self._port = socket.socket(socket.AF_UNIX)
+        self._wait_for_port()
+        said_hello = self._answers[0] = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+        end = time.monotonic() + 240
+        while said_hello.empty():
+            if self._qemu.poll() is not None or time.monotonic() > end:
+                raise Failed(f"no word from inside:\n{self._console.read_text(errors='replace')[-4000:]}")
+            time.sleep(0.1)
+
+    def _wait_for_port(self) -> None:
+        end = time.monotonic() + 10
+        while self._port.connect_ex(str(self._work / "agent")):
+            if self._qemu.poll() is not None or time.monotonic() > end:
+                self._qemu.kill()
+                assert self._qemu.stdout
+                raise Failed(f"QEMU did not start: {self._qemu.stdout.read()}")
+            time.sleep(0.05)
+
+    def _listen(self) -> None:
+        rest = b""
+        while chunk := self._port.recv(1 << 16):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                said = json.loads(line)
+                if waiting := self._answers.get(said["id"]):
+                    waiting.put((said.get("status", 0), said.get("output", "")))
+
+    def command(self, argv: Sequence[str], stdin: str, timeout: float) -> tuple[int, str]:
+        number = next(self._numbers)
+        mine = self._answers[number] = queue.Queue()
+        with self._lock:
+            self._port.sendall(json.dumps({"id": number, "argv": argv, "stdin": stdin}).encode() + b"\n")
+        try:
+            return mine.get(timeout=timeout)
+        except queue.Empty:
+            console = self._console.read_text(errors="replace")[-4000:]
+            raise AssertionError(f"{' '.join(argv)} has not ended within {timeout:g} s\n{console}") from None
+        finally:
+            del self._answers[number]
+
+    def plug(self, nic: Nic) -> None:
+        """Hot-plug: what `Lab.attach_interface` has made a tap of becomes an interface of the guest."""
+        tap = {"type": "tap", "id": nic.port, "ifname": nic.port, "script": "no", "downscript": "no"}
+        with Monitor(self._work / "monitor") as qemu:
+            qemu.ask("netdev_add", **tap)
+            qemu.ask("device_add", driver="virtio-net-pci", id=nic.port, netdev=nic.port, mac=nic.mac, romfile="")
+
+    def unplug(self, nic: Nic) -> None:
+        """The guest is asked to let go of it, as a cloud asks, and has."""
+        with Monitor(self._work / "monitor") as qemu:
+            qemu.ask("device_del", id=nic.port)
+            qemu.wait_for("DEVICE_DELETED", nic.port)
+            qemu.ask("netdev_del", id=nic.port)
+
+    def close(self) -> None:
+        if hasattr(self, "_qemu"):
+            self._qemu.kill()
+            self._qemu.wait(10)
+        if hasattr(self, "_port"):
+            self._port.close()
+
+
+class Monitor:
+    """QEMU's, by its Machine Protocol: a line of JSON each way, and events in between."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> Self:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(60)
+        self._socket.connect(str(self._path))
+        self._said = self._socket.makefile("r")
+        self._events: list[dict[str, Any]] = []
+        self.ask("qmp_capabilities")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._said.close()
+        self._socket.close()
+
+    def ask(self, command: str, **arguments: str) -> None:
+        self._socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        while "return" not in (answer := self._next()):
+            if "error" in answer:
+                raise Failed(f"QEMU's {command}: {answer['error']['desc']}")
+            self._events.append(answer)
+
+    def wait_for(self, event: str, device: str) -> None:
+        def is_it(said: dict[str, Any]) -> bool:
+            return said.get("event") == event and said["data"].get("device") == device
+
+        while not any(map(is_it, self._events)):
+            self._events.append(self._next())
+
+    def _next(self) -> dict[str, Any]:
+        said: dict[str, Any] = json.loads(self._said.readline())
+        return said
+
+
+@contextmanager
+def booted(tree: Path, package: Path, work: Path, newer: Path | None = None) -> Iterator[Machine]:
+    """One of these Debian files in place of the instance of an EC2 lab (SPEC), whose primary interface has DHCP."""
+    with Lab(SPEC, vacant=True) as lab, server(lab, lab.nics[0]), Machine(lab, tree, package, work, newer) as guest:
+        yield guest
