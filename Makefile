@@ -24,6 +24,9 @@ define quietly
 said=$$($(1) 2>&1) || { status=$$?; printf '%s\n' "$$said" >&2; exit $$status; }
 endef
 ROOMS := netagent fetcher fetcher/metadata fetcher/metadata/providers fetcher/network api api/cnctl
+# What some tests run: a browser, shells, a reader of man pages, networkd and journald. NetworkManager and Prometheus are
+# not among them, because their packages start a service on the host; their tests are skipped where they are missing.
+TOOLS := chromium fish mandoc systemd zsh
 # They mostly wait, so three at once keep two cores busy; a file stays together, for its fixtures.
 PYTEST_ARGS ?= --numprocesses=3 --dist=loadfile
 UNITS := cloud-network-fetcher.service cloud-network-netagent.socket cloud-network-api.socket
@@ -34,7 +37,7 @@ help: ## list the targets
 demo: env ## an instance from unreachable to reachable, in ten seconds
 	@$(BIN)/python -m tests.lab.demo
 
-test: APT += $(OTHERS) $(BOOT)
+test: APT += $(OTHERS) $(BOOT) $(TOOLS)
 test: lint ## lint, types, arrows, and all tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
