@@ -69,7 +69,7 @@ env: $(VENV)/.linked ## the virtual environment with everything locked
 
 # An error of apt or pip stops make, with its text.
 apt:
-	@missing=; for p in $(APT); do \
+	@missing=; for p in $(sort $(APT)); do \
 	  state=$$(dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null || true); \
 	  [ "$$state" = installed ] || missing="$$missing $$p"; \
 	done; \
