@@ -23,9 +23,9 @@ ASK = """
 from cloud_network.fetcher.metadata.http import Client; from cloud_network.fetcher.metadata.model import MetadataError
 client = Client("169.254.169.254"); client.kinds = ("veth",)
 try:
-    print(client.request("GET", "/latest/meta-data/instance-id").status, client.way)
+    print(client.request("GET", "/latest/meta-data/instance-id").status, client.interface)
     client.close()
-    print(client.request("GET", "/latest/meta-data/instance-id").status, client.way)
+    print(client.request("GET", "/latest/meta-data/instance-id").status, client.interface)
 except MetadataError as error:
     print(error.kind, error)
 """
