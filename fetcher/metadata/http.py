@@ -193,7 +193,7 @@ class Client:
                 self.interface = interface
                 return response
         url = f"http://{self.endpoint}{path}"
-        reason = "the route leads into a tunnel, and no interface of the cloud is up"
+        reason = "no route to it by an interface of the cloud (tunnels are not used)"
         raise first or _NotConnectedError("unreachable", f"{method} {url}: {reason}")
 
     def _open(self, interface: str) -> None:
