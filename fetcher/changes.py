@@ -12,7 +12,7 @@ from cloud_network.fetcher.agent import Agent, AgentError
 from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.errors import Errors, now
 from cloud_network.fetcher.fights import Fights
-from cloud_network.fetcher.metadata.providers import Provider
+from cloud_network.fetcher.metadata.base import Provider
 from cloud_network.fetcher.network.objects import Actual, Desired, Link
 from cloud_network.fetcher.network.plan import Plan, in_ip_syntax, of_link
 from cloud_network.fetcher.patience import Patience

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypedDict
 
+from cloud_network.fetcher.metadata.base import Provider
 from cloud_network.fetcher.metadata.model import Instance, MetadataError
-from cloud_network.fetcher.metadata.providers import Provider
 from cloud_network.fetcher.network.objects import Actual, Desired
 from cloud_network.fetcher.network.plan import Plan, in_ip_syntax
 
@@ -31,7 +31,7 @@ def look_ahead(
     """The changes that the next pass would make; MetadataError when there is nothing to make a plan of."""
     problem = None
     try:
-        instance = provider.fetch().with_what_was_known(known)
+        instance = provider.fetch().with_known(known)
         if instance.problems:
             problem = "; ".join(each.text for each in instance.problems)
     except MetadataError as error:

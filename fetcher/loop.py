@@ -18,8 +18,8 @@ from cloud_network.fetcher import config as configuration
 from cloud_network.fetcher import flush, log, privileges
 from cloud_network.fetcher.control import Control, remove_socket
 from cloud_network.fetcher.events import KernelEvents
-from cloud_network.fetcher.metadata.detect import DetectionError, detect, read_dmi
-from cloud_network.fetcher.metadata.providers import Waiting
+from cloud_network.fetcher.metadata.base import Waiting
+from cloud_network.fetcher.metadata.detect import DetectionError, detect, read_firmware
 from cloud_network.fetcher.networkd import Networkd
 from cloud_network.fetcher.reconcile import Reconciler
 from cloud_network.fetcher.state import StateDirectory
@@ -199,7 +199,7 @@ def main() -> None:
     state = StateDirectory(RUNTIME)
     state.prepare()
     try:
-        provider = detect(config.provider, read_dmi())
+        provider = detect(config.provider, read_firmware())
     except DetectionError as error:
         raise _hopeless(error) from None
     _say_not_yet(config)

@@ -23,8 +23,8 @@ from cloud_network.fetcher.flush import FLUSHED, FlushAnswer, flush_answer
 from cloud_network.fetcher.kept import Kept
 from cloud_network.fetcher.lag import Lag
 from cloud_network.fetcher.lookahead import PlanAnswer, look_ahead
+from cloud_network.fetcher.metadata.base import Provider, Waiting
 from cloud_network.fetcher.metadata.model import Instance, MetadataError
-from cloud_network.fetcher.metadata.providers import Provider, Waiting
 from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.network.desired import desired
 from cloud_network.fetcher.network.objects import Actual, Desired
@@ -36,6 +36,7 @@ from cloud_network.fetcher.status import Status
 
 logger = logging.getLogger(__name__)
 
+_FETCH_S = 60.0  # seconds that one read of the metadata may take in all
 _SHORTLY = 1.0  # seconds until the next read when facts are left to read, or the last one failed …
 _PROOF = 0.4  # … and when a removal waits for its proof
 _SETTLE = 0.05  # seconds that a burst of kernel events is given to end …
@@ -158,7 +159,7 @@ class Reconciler:
                 self._look()
         before = self.provider.client.requests
         try:
-            instance = self.provider.fetch().with_what_was_known(self._instance)
+            instance = self.provider.fetch(self._read_at + _FETCH_S).with_known(self._instance)
         except MetadataError as error:
             kept = self._publisher.status["fetched_at"]
             message = f"{error}; nothing is removed" + (f", the state of {kept} is kept" if kept else "")
@@ -204,7 +205,7 @@ class Reconciler:
             return
         self._errors.end("metadata")
         self._read_retry.reset()
-        seconds = _SHORTLY if self.provider.unread else self._config.refresh_timer
+        seconds = _SHORTLY if self.provider.pending_facts else self._config.refresh_timer
         self.refresh_due = time.monotonic() + seconds
 
     def _converge(self, compared: Compared | None) -> None:
@@ -262,7 +263,7 @@ class Reconciler:
     def _compare(self, instance: Instance) -> Compared:
         actual = self._look()
         wanted = desired(instance, self._config, actual, self._kept)
-        return actual, wanted, plan(wanted, actual, may_remove=instance.complete, kept=self._kept)
+        return actual, wanted, plan(wanted, actual, may_remove=instance.may_remove, kept=self._kept)
 
     def _look(self) -> Actual:
         """The kernel as it is: read if it has said that it changed, or was not looked at in this refresh."""

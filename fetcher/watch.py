@@ -11,8 +11,8 @@ import threading
 import time
 from contextlib import suppress
 
+from cloud_network.fetcher.metadata.base import Waiting
 from cloud_network.fetcher.metadata.model import MetadataError
-from cloud_network.fetcher.metadata.providers import Waiting
 from cloud_network.fetcher.patience import Patience
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Watch:
         while True:
             began, delay = time.monotonic(), 0.0
             try:
-                if self._provider.wait():
+                if self._provider.wait_for_change():
                     with suppress(BlockingIOError):  # then the loop has plenty to read
                         self._write.send(b"\0")
                 if time.monotonic() > began + _CALM:

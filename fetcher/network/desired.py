@@ -30,7 +30,7 @@ from cloud_network.fetcher.kept import Kept
 from cloud_network.fetcher.metadata.model import EVERYTHING, Instance, Interface, IPAddress, IPNetwork, host
 from cloud_network.fetcher.network.aggregate import aggregate
 from cloud_network.fetcher.network.allowed import Against, Allowed, within
-from cloud_network.fetcher.network.matching import match_links, with_what_dhcp_says
+from cloud_network.fetcher.network.matching import match_links, with_what_dhcp_says, without_absent_vlans
 from cloud_network.fetcher.network.objects import Actual, Address, Desired, Link, OfLink, Route, Rule, Wish
 from cloud_network.fetcher.network.sources import Group, near, singles, sources_of
 from cloud_network.fetcher.network.spans import Found, Span, covering
@@ -71,6 +71,7 @@ def desired(instance: Instance, config: Config, actual: Actual, kept: Kept | Non
     kept = kept or Kept()
     found = match_links(instance, config, actual.links)
     found = {mac: kept.same(("link", mac), link) for mac, link in found.items()}
+    instance, vlan_notices = without_absent_vlans(instance, found, actual.links)
     instance = with_what_dhcp_says(instance, found, actual, kept)
     unknown = tuple(interface.mac for interface in instance.interfaces if interface.mac not in found)
     pairs = [
@@ -85,7 +86,7 @@ def desired(instance: Instance, config: Config, actual: Actual, kept: Kept | Non
     sources = sources_of(instance, found, config, actual, left, kept) if config.rules is Rules.AGGREGATE else None
     subnets = kept.same("subnets", tuple((interface.mac, interface.subnets) for interface in instance.interfaces))
     prefixes = config.prefixes or _DEFAULT_PREFIXES.get(instance.provider, Prefixes.ROUTE)
-    links, notices, withheld = list[OfLink](), list(instance.notices), dict[Against, None]()
+    links, notices, withheld = list[OfLink](), [*instance.notices, *vlan_notices], dict[Against, None]()
     taken, given, before = set[IPAddress](), set[IPNetwork](), list[Span]()
     for interface, link in pairs:
         mac, small = interface.mac, interface.mtu is not None and interface.mtu < LEAST_MTU
@@ -120,6 +121,7 @@ def desired(instance: Instance, config: Config, actual: Actual, kept: Kept | Non
             rules = kept(_rules, own, table, ranges, link, config, *around)
         routes = kept.same(("routes", mac), kept(_together, local, table) if local else table.routes)
         links.append(kept(OfLink, wish, addresses, routes, kept.same(("rules", mac), rules)))
+    unproven = {link.ifindex for mac, link in found.items() if mac in instance.unproven}
     versions = {version for each in links for version in kept(_versions, each.rules)}
     versions |= {rule.version for rule in actual.rules if rule.table in left_tables} if left_tables else set()
     priority = config.rule_priority + STEP
@@ -127,8 +129,8 @@ def desired(instance: Instance, config: Config, actual: Actual, kept: Kept | Non
         links=tuple(links),
         common=tuple(Rule(priority, version, None, TABLE_MAIN, suppress=True) for version in sorted(versions)),
         unknown_macs=unknown,
-        left_links=left,
-        left_tables=left_tables,
+        left_links=left | unproven,
+        left_tables=left_tables | {config.route_table_base + ifindex for ifindex in unproven},
         notices=tuple(notices),
         withheld=tuple(each.text for each in withheld),
         passing=frozenset(each.text for each in withheld if each.passes),

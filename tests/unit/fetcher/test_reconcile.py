@@ -95,7 +95,7 @@ def test_after_a_read_that_nobody_answered_a_change_in_the_kernel_is_a_reason_fo
 ) -> None:
     """It may be the network that has come up: nobody wants to wait for a minute then; nor is a storm of changes one."""
 
-    def fail() -> None:
+    def fail(*_: object) -> None:
         raise MetadataError(kind, "")
 
     def is_a_reason() -> bool:
@@ -128,7 +128,7 @@ def test_a_change_of_the_metadata_is_read_at_once_but_not_all_the_time(reconcile
 def test_a_step_that_fails_unexpectedly_is_due_again_later_and_not_at_once(
     reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail() -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError
 
     monkeypatch.setattr(reconciler.provider, "fetch", fail)
@@ -167,7 +167,7 @@ def test_the_kernel_is_read_in_every_refresh_and_otherwise_when_it_has_said_some
 
     fetch = reconciler.provider.fetch
 
-    def meanwhile() -> Instance:
+    def meanwhile(*_: object) -> Instance:
         said.append(True)
         return fetch()
 
