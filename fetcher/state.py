@@ -82,6 +82,10 @@ class Claim:
             return True
         return age(self.status["fetched_at"], now) > 2 * self.status["refresh_timer"] + 30
 
+    def is_stale(self) -> bool:
+        """Return True if the state is out of date now."""
+        return self.stale(time.time())
+
     def explain_doubt(self, now: float) -> str | None:
         """Return the doubt as a sentence for a person, with what to do next; None without one."""
         if self.doubt is None:
@@ -175,7 +179,7 @@ class StateDirectory:
     def link_indexes(self) -> list[int]:
         """Return the ifindexes that have a document, ascending."""
         try:
-            with _opened(self.path, ("links",), os.O_DIRECTORY) as descriptor:
+            with opened_below(self.path, ("links",), os.O_DIRECTORY) as descriptor:
                 names = os.listdir(descriptor)  # noqa: PTH208  # of the open directory
         except FileNotFoundError:
             return []
@@ -246,7 +250,7 @@ class StateDirectory:
     def running(self) -> str | None:
         """Return the id of the running fetcher; None if none runs."""
         try:
-            with _opened(self.path, ("fetcher.lock",)) as descriptor:
+            with opened_below(self.path, ("fetcher.lock",)) as descriptor:
                 asked = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
                 kind = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))[0]
                 return os.read(descriptor, RUN_LENGTH).decode("ascii", "replace") if kind == fcntl.F_WRLCK else None
@@ -273,7 +277,7 @@ class StateDirectory:
 
     def _read(self, parts: tuple[str, ...], limit: int) -> bytes | None:
         try:
-            with _opened(self.path, parts) as descriptor, os.fdopen(os.dup(descriptor), "rb") as file:
+            with opened_below(self.path, parts) as descriptor, os.fdopen(os.dup(descriptor), "rb") as file:
                 content = file.read(limit + 1)
         except FileNotFoundError:
             return None
@@ -302,8 +306,8 @@ def _not_json(name: str) -> None:
 
 
 @contextlib.contextmanager
-def _opened(directory: str, parts: tuple[str, ...], kind: int = 0) -> Iterator[int]:
-    """Open a file below the directory for reading. No symbolic link below it is followed, and only `kind` is opened.
+def opened_below(directory: str, parts: tuple[str, ...], kind: int = 0) -> Iterator[int]:
+    """Open a file below a directory for reading. No symbolic link below it is followed, and only `kind` is opened.
 
     `kind` is O_DIRECTORY, or 0 for a regular file. Raises OSError.
     """
