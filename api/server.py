@@ -35,8 +35,8 @@ from gunicorn.glogging import Logger
 
 USER = "cloud-network-api"
 SOCKET = Path("/run/cloud-network-api/api.sock")
-CONNECTIONS = 768
-"""Open connections; the unit's LimitNOFILE= is above it."""
+CONNECTIONS = 400
+"""Open connections of each listener: so many half-open ones on TCP leave cnctl's socket free. LimitNOFILE= is above."""
 BACKLOG = 512
 IDLE_CHECKS = 10
 """Checks for idleness in the time after which an idle server ends."""
@@ -184,10 +184,10 @@ def serve(places: Places, idle_exit: float) -> None:
     # Bound before privileges are dropped, so that a port below 1024 works too.
     listeners = [] if activated else [_listen_tcp(config.listen)]
     service.drop_privileges(USER, () if activated else (places.socket.parent,))
-    if not activated:
-        listeners += _listen_unix(places.socket)
     Log.form = config.log_format
     service.set_up_logging(config.log_level, config.log_format)
+    if not activated:
+        listeners += _listen_unix(places.socket)
     endpoints = _systemd_endpoints() if activated else (config.listen,)
     _warn(config.listen, endpoints)
     app = create_app(StateDirectory(places.state), endpoints, places.log)

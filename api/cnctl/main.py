@@ -80,16 +80,15 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--config", type=FILE, metavar="FILE", help="Check this configuration first.")
     @click.option("--state", type=FILE, metavar="DIRECTORY", help=f"State files of the fetcher. [{STATE}]")
     @click.option("--socket", "unix", type=FILE, metavar="FILE", help=f"Socket of the api. [{SOCKET}]")
-    @click.pass_context
     @functools.wraps(command)
     def run(
-        context: click.Context,
         as_json: bool,
         config: Path | None,
         state: Path | None,
         unix: Path | None,
         **arguments: Any,
     ) -> Any:
+        context = click.get_current_context()
         outer: Options = context.obj or Options()
         context.obj = replace(
             outer,
@@ -163,7 +162,7 @@ def cli(options: Options) -> None:
     """Show and control what cloud-network does on this instance."""
 
 
-@cli.group("status", invoke_without_command=True)
+@cli.group("status", invoke_without_command=True, short_help="Is the network healthy? Problems come first.")
 @common
 @watchable
 def status_command(options: Options) -> None:
@@ -195,7 +194,7 @@ def network_command(options: Options, everything: bool) -> None:
     execute(options, lambda: network.run(options.source, options.json, everything))
 
 
-@cli.command("show")
+@cli.command("show", short_help="One thing of the metadata, as it is.")
 @click.argument("what", type=click.Choice(["ssh-keys", "credentials", "project", *IDENTITY_PARTS]))
 @common
 def show_command(options: Options, what: str) -> None:
@@ -205,7 +204,7 @@ def show_command(options: Options, what: str) -> None:
     execute(options, lambda: show.run(what, options.source, options.json))
 
 
-@cli.command("doctor")
+@cli.command("doctor", short_help="Find why an address does not answer.")
 @click.argument("address", required=False)
 @click.option("--from", "client", metavar="CLIENT", help="Address of the client that gets no answer.")
 @common
@@ -220,7 +219,7 @@ def doctor_command(options: Options, address: str | None, client: str | None) ->
     execute(options, lambda: doctor.run(address, client, options.source, options.json))
 
 
-@cli.command("audit")
+@cli.command("audit", short_help="Requests to netagent, and their verdicts.")
 @click.option("--verify", is_flag=True, help="Prove that no line was changed, removed or moved.")
 @click.option("--last", type=click.IntRange(min=1), default=20, metavar="N", help="Number of lines. [20]")
 @click.option("--log", type=FILE, default=AUDIT_LOG, metavar="FILE", help=f"[{AUDIT_LOG}]")
@@ -235,7 +234,7 @@ def audit_command(options: Options, verify: bool, last: int, log: Path) -> None:
     )
 
 
-@cli.command("plan")
+@cli.command("plan", short_help="Print the changes that are missing. As root.")
 @common
 def plan_command(options: Options) -> None:
     """Print the changes that are missing, as `ip` commands, and make none. As root.
@@ -247,7 +246,7 @@ def plan_command(options: Options) -> None:
     execute(options, lambda: control.plan(options.state, options.json))
 
 
-@cli.command("refresh")
+@cli.command("refresh", short_help="Read the metadata and repair now. As root.")
 @common
 def refresh_command(options: Options) -> None:
     """Read the metadata now, and repair differences. As root."""
@@ -256,7 +255,7 @@ def refresh_command(options: Options) -> None:
     execute(options, lambda: control.refresh(options.state, options.json))
 
 
-@cli.command("flush")
+@cli.command("flush", short_help="Remove everything that we added. As root.")
 @common
 def flush_command(options: Options) -> None:
     """Remove every address, route and rule that cloud-network added. As root.

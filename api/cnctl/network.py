@@ -5,8 +5,8 @@ from __future__ import annotations
 from cloud_network.api.cnctl import output
 from cloud_network.api.cnctl.output import Exit, Row, safe
 from cloud_network.api.cnctl.source import FETCHER_RUNNING, Source, never_read, warn_if_stale
-from cloud_network.api.cnctl.system import flat, words
-from cloud_network.fetcher.state import Document
+from cloud_network.api.cnctl.system import fact_words, flat
+from cloud_network.fetcher.state import Document, Doubt
 from cloud_network.fetcher.status import AddressStatus, LinkStatus, Status
 
 WIDTH = 16
@@ -26,7 +26,7 @@ FACTS: tuple[tuple[str, ...], ...] = (
 
 
 def run(source: Source, as_json: bool, everything: bool) -> Exit:
-    """Print the links; WRONG if one of them is not as it should be."""
+    """Print the links; WRONG if one of them is not as it should be, or the state is out of date."""
     claim = source.claim()
     status = source.status_of(claim)
     found = links(status)
@@ -41,9 +41,10 @@ def run(source: Source, as_json: bool, everything: bool) -> Exit:
         limit = output.columns()
         blocks = [output.rows(_rows(link, documents.get(link["mac"], {}), everything), WIDTH, limit) for link in found]
         print("\n\n".join(blocks) or f"no links: {safe(never_read(status))}")
-    if not found:
+    if not found or claim.doubt is Doubt.NOT_RUNNING:
         return Exit.SILENT
-    return Exit.OK if all(link["state"] in ("ok", "excluded") for link in found) else Exit.WRONG
+    healthy = all(link["state"] in ("ok", "excluded") for link in found)
+    return Exit.OK if healthy and not claim.is_stale() else Exit.WRONG
 
 
 def links(status: Status) -> list[LinkStatus]:
@@ -72,7 +73,7 @@ def _rows(link: LinkStatus, document: Document, everything: bool) -> list[Row]:
     associations = document.get("ipv4-associations")
     if isinstance(associations, dict) and associations:
         rows.append(("Associations", [f"{public}->{private}" for public, private in associations.items()]))
-    return rows + [(title, found) for title, *paths in FACTS if (found := words(document, list(paths)))]
+    return rows + [(title, found) for title, *paths in FACTS if (found := fact_words(document, list(paths)))]
 
 
 def _private(entry: AddressStatus) -> list[str]:

@@ -176,4 +176,4 @@ def warn_if_stale(claim: Claim) -> None:
 def _doubt(text: object) -> Doubt | None:
     if text == FETCHER_RUNNING:
         return None
-    return Doubt(text) if text in list(Doubt) else Doubt.NOT_RUNNING
+    return next((doubt for doubt in Doubt if doubt == text), Doubt.NOT_RUNNING)

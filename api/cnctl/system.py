@@ -49,7 +49,7 @@ def flat(prefix: str, value: Json) -> list[Row]:
 
 
 def _facts(provider: str, document: Document) -> list[Row]:
-    return [(key, words) for key, *paths in FACTS[provider] if (words := words(document, paths))]
+    return [(key, found) for key, *paths in FACTS[provider] if (found := fact_words(document, paths))]
 
 
 def _leaves(path: str, value: Json) -> Iterator[tuple[str, str]]:
@@ -90,7 +90,7 @@ def _text(document: Document, path: str) -> str:
     return " ".join(texts)
 
 
-def words(document: Document, paths: list[str]) -> list[str]:
+def fact_words(document: Document, paths: list[str]) -> list[str]:
     """Return every value that there is; of a path that ends in a slash, the part after the value's last slash."""
     found = []
     for path in paths:
