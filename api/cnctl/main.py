@@ -6,6 +6,7 @@ A command's module is imported when the command runs, so that each starts as fas
 from __future__ import annotations
 
 import functools
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -109,6 +110,8 @@ def watchable(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--interval", type=click.FloatRange(0.1, 86400), metavar="SECONDS", help="Of --watch. [1]")
     @functools.wraps(command)
     def run(options: Options, watching: bool, interval: float | None, **arguments: Any) -> Any:
+        if interval is not None and math.isnan(interval):
+            raise click.BadParameter("not a number", param_hint="'--interval'")
         context = click.get_current_context()
         context.obj = replace(
             options, watch=options.watch or watching, interval=options.interval if interval is None else interval

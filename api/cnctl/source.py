@@ -136,6 +136,8 @@ def request(path: Path, route: str) -> tuple[int, dict[str, Any]]:
             body += chunk
             if len(body) > MAX_ANSWER or time.monotonic() > until:
                 raise ApiDown("its answer is too large or too slow")
+        if answer.length:  # bytes that were announced and did not come
+            raise ApiDown("its answer was cut off")
         content = json.loads(bytes(body))
     except OSError as error:
         raise ApiDown(error.strerror or str(error)) from error

@@ -214,7 +214,7 @@ def test_systemds_sockets_decide_and_a_listen_that_says_otherwise_is_told(filled
     with handed_over(home, '[Network]\nListen = "127.0.0.1:9"\n', "127.0.0.1", lan) as (ports, log):
         first, second = ports
         said = log.read_text()
-        assert f"systemd listens on 127.0.0.1:{first}, {lan}:{second}, " in said
+        assert f"systemd listens on 127.0.0.1:{first}, {lan}:{second}; [Network] Listen = 127.0.0.1:9 is" in said
         assert f'level=warning msg="{lan}:{second} is not loopback' in said
         assert f'msg="127.0.0.1:{first} is not loopback' not in said
         assert [answer("127.0.0.1", first, host) for host in (lan, "localhost", "198.51.100.8")] == [200, 200, 421]
