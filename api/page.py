@@ -70,6 +70,7 @@ def build(claim: Claim | None, unreadable: str | None, tail: Tail | None, now: f
     links.sort(key=lambda link: link["state"] in _HEALTHY)
     return {
         "status": status,
+        "current": claim is not None and claim.doubt is None,
         "problems": list(_problems(claim, unreadable, now)),
         "links": [(link, _egress(link), _addresses(link), _missing(link)) for link in links],
         "addresses": sum(len(link["addresses"]) for link in links),
@@ -87,7 +88,7 @@ def _problems(claim: Claim | None, unreadable: str | None, now: float) -> Iterat
         yield Finding("State", f"cannot be read: {unreadable}")
         return
     if doubt := claim.explain_doubt(now):
-        yield Finding("Fetcher", doubt)
+        yield Finding("Fetcher", f"{doubt}. See: systemctl status cloud-network-fetcher")
     if claim.status is None:
         yield Finding("Metadata", "never read")
         return
@@ -97,14 +98,13 @@ def _problems(claim: Claim | None, unreadable: str | None, now: float) -> Iterat
 
 
 def _metadata_problems(status: Status, stale: bool) -> Iterator[Finding]:
-    error = status["last_error"]
+    if error := status["last_error"]:
+        yield Finding(error["kind"].capitalize(), f"{error['message']} ({error['at']})")
     if status["fetched_at"] is None:
         yield Finding("Metadata", "never read; the network is as it was found")
     elif stale:
         expected = f"expected every {status['refresh_timer']:g} s"
         yield Finding("Metadata", f"out of date: last read {status['fetched_at']}, {expected}")
-    if error:
-        yield Finding(error["kind"].capitalize(), f"{error['message']} ({error['at']})")
 
 
 def _netagent_problems(status: Status) -> Iterator[Finding]:

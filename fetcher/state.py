@@ -87,11 +87,11 @@ class Claim:
         return self.stale(time.time())
 
     def explain_doubt(self, now: float) -> str | None:
-        """Return the doubt as a sentence for a person, with what to do next; None without one."""
+        """Return the doubt for a person; None without one."""
         if self.doubt is None:
             return None
         written = f"; last state written {age(self.status['written_at'], now):.0f} s ago" if self.status else ""
-        return _DOUBTS[self.doubt] + written + ". See: systemctl status cloud-network-fetcher"
+        return _DOUBTS[self.doubt] + written
 
 
 _DOUBTS = {

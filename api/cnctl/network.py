@@ -37,7 +37,8 @@ def run(source: Source, as_json: bool, everything: bool) -> Exit:
         metadata = {"metadata": documents} if everything else {}
         output.show_json({**dates, **standing, "links": found, **metadata})
     else:
-        warn_if_stale(claim)
+        if found:
+            warn_if_stale(claim)
         limit = output.columns()
         blocks = [output.rows(_rows(link, documents.get(link["mac"], {}), everything), WIDTH, limit) for link in found]
         print("\n\n".join(blocks) or f"no links: {safe(never_read(status))}")

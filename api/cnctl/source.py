@@ -20,6 +20,7 @@ SOCKET = Path("/run/cloud-network-api/api.sock")
 TIMEOUT = 2.0
 """Seconds for one answer of the api."""
 MAX_ANSWER = 16 << 20
+UNIT = "cloud-network-fetcher"
 FETCHER_RUNNING = "running"
 """The api's `fetcher` where there is no doubt."""
 CLAIM_MEMBERS = frozenset({"stale", "fetcher"})
@@ -154,7 +155,7 @@ def nothing(claim: Claim) -> str:
     """Return the sentence for a host without any state."""
     doubt = claim.explain_doubt(time.time())
     reason = f"{doubt}\n" if doubt else ""
-    return f"the metadata has never been read\n{reason}Log: journalctl -u cloud-network-fetcher"
+    return f"the metadata has never been read\n{reason}See: systemctl status {UNIT}; journalctl -u {UNIT}"
 
 
 def never_read(status: Status) -> str:
@@ -170,7 +171,7 @@ def warn_if_stale(claim: Claim) -> None:
     """Say that what is shown may not be so any more."""
     now = time.time()
     if doubt := claim.explain_doubt(now):
-        note(f"out of date: {doubt}")
+        note(f"out of date: {doubt}. See: systemctl status {UNIT}")
     elif claim.status is not None and claim.stale(now):
         note(f"out of date: the metadata was last read {claim.status['fetched_at'] or 'never'}. See: cnctl status")
 

@@ -45,7 +45,8 @@ def _knows_nothing(status: Status) -> bool:
 
 def _show(claim: Claim, status: Status, now: float) -> None:
     limit = output.columns()
-    verdict = output.rows([(_state(claim, status, now), _verdict(status))], 0, limit)
+    known = "" if claim.doubt is None else "last known: "
+    verdict = output.rows([(_state(claim, status, now), known + _verdict(status))], 0, limit)
     healthy = claim.doubt is None and not claim.stale(now)
     print(output.coloured(verdict, COLOURS.get(status["state"], RED) if healthy else RED))
     facts = output.rows([*_problems(claim, status, now), *_facts(status, now)], WIDTH, limit)
@@ -62,7 +63,7 @@ def _state(claim: Claim, status: Status, now: float) -> str:
         return f"fetcher {claim.doubt}"
     if status["fetched_at"] is None:
         return f"{status['state']}, metadata never read"
-    return f"{status['state']}{', but out of date' if claim.stale(now) else ''}"
+    return f"{status['state']}{', out of date' if claim.stale(now) else ''}"
 
 
 def _verdict(status: Status) -> str:
@@ -78,7 +79,7 @@ def _problems(claim: Claim, status: Status, now: float) -> Iterator[Row]:
     if error:
         yield "Error", f"{error['kind']}, {_since(error['at'], now)}: {error['message']}"
     if doubt := claim.explain_doubt(now):
-        yield "Fetcher", doubt
+        yield "Fetcher", f"{doubt}. See: systemctl status cloud-network-fetcher"
         if failure := service_failure():
             yield "Service", failure
     for conflict in conflicts[:CONFLICTS]:

@@ -68,7 +68,7 @@ def test_what_is_wrong_comes_first(server: Server, state: StateDirectory) -> Non
         )
     )
     said = text(server.ask("/"))
-    parts = ["✗ 7 problems", "out of date", "no answer in time", "outside AllowAddresses=", "30 of 31"]
+    parts = ["✗ 7 problems", "no answer in time", "out of date", "outside AllowAddresses=", "30 of 31"]
     parts += ["eth2: named by the metadata", "ip rule add 7: made 9 times since", "reverted by eth9"]
     parts += ["02:00:00:00:00:07", "eth3 is a vlan", "1 change needed", "ip address add 10.0.0.5/32"]
     parts += ["2 addresses, 1 missing", "✗ 10.0.0.5/24", "Missing on this host.", "10.0.9.4/24"]
@@ -166,3 +166,12 @@ def test_a_browser_shows_it_and_has_nothing_to_complain_of(
     assert "<title>Problems · cloud-network</title>" in shown
     assert shown.count("<svg") == 1
     assert console == ""
+
+
+def test_states_of_links_are_last_known_without_a_fetcher(server: Server, state: StateDirectory) -> None:
+    state.write_status(status(link(2, "eth0", [address("10.0.0.4")])))
+    assert "last known" not in text(server.ask("/"))
+    Path(state.lock_path).unlink()
+    said = text(server.ask("/"))
+    assert "Fetcher: the fetcher is not running; last state written" in said
+    assert "eth0 last known: ok" in said
