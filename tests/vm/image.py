@@ -16,9 +16,10 @@ from tests.lab.lab import CHECKOUT
 
 CACHE = Path("/var/cache/cloud-network-boot")
 HERE = Path(__file__).parent
+KERNEL = "linux-image-cloud-amd64"
 PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "udev", "iproute2", "procps", "python3", "passwd"),
-    *("linux-image-cloud-amd64", "initramfs-tools", "zstd"),
+    *(KERNEL, "initramfs-tools", "zstd"),
 )
 BUILDING = ("dpkg-dev", "debhelper", "gcc", "libc6-dev", "libcap-dev", "python3-dev", "python3-venv", "ca-certificates")
 """What builds the package where the host is another Debian than the guest."""
@@ -47,14 +48,33 @@ def locked() -> Iterator[None]:
         yield
 
 
-def debian(suite: str, packages: Sequence[str] = PACKAGES, name: str = "") -> Path:
-    """Its files, made once (a minute). Another list of packages is another Debian."""
+def debian(suite: str, packages: Sequence[str] = PACKAGES, name: str = "", kernel_of: str = "") -> Path:
+    """Return the files of a Debian, made once (a minute). Another list of packages is another Debian.
+
+    With `kernel_of`, the kernel is the one of that older release.
+    """
     with locked():
+        if kernel_of:
+            packages, name = [each for each in packages if each != KERNEL], f"{suite}-kernel-of-{kernel_of}"
         root, names = CACHE / (name or suite), ",".join(packages)
         if not root.exists() or (root / "made-of").read_text() != names:
             part = root.with_suffix(".part")
             shutil.rmtree(part, ignore_errors=True)
             said("debootstrap", "--variant=minbase", f"--include={names}", suite, part)
+            if kernel_of:
+                source = f"deb http://deb.debian.org/debian {kernel_of} main\n"
+                (part / "etc/apt/sources.list.d/kernel.list").write_text(source)
+                said("chroot", part, "apt-get", "update", "-qq")
+                said(
+                    "chroot",
+                    part,
+                    "apt-get",
+                    "install",
+                    "-y",
+                    "-qq",
+                    "--no-install-recommends",
+                    f"{KERNEL}/{kernel_of}",
+                )
             (part / "made-of").write_text(names)
             shutil.rmtree(root, ignore_errors=True)
             part.rename(root)

@@ -19,7 +19,10 @@ from cloud_network.fetcher.network.plan import in_ip_syntax, plan
 from tests.lab import Interface, Lab, Spec
 from tests.unit.fetcher.values import has, instance, interface
 
-READ = "import sys, pickle; from cloud_network.fetcher.network import kernel; print(pickle.dumps(kernel.read(), 0).decode())"
+READ = (
+    "import sys, pickle; from cloud_network.fetcher.network import kernel; "
+    "print(pickle.dumps(kernel.read(), 0).decode())"
+)
 NOWHERE = Desired((), (), ())
 CONFIG = Config(allow_kinds=("veth",), prefixes=Prefixes.LOCAL, rules=Rules.ORIGINAL)
 

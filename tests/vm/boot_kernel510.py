@@ -1,0 +1,29 @@
+"""Debian 12 with Debian 11's kernel 5.10, the oldest that is supported: `make boot` runs it, `make test` does not.
+
+This kernel has no IFA_PROTO (5.18), so netagent's ledger says which addresses are ours; no Landlock (5.13) and no
+SO_PEERPIDFD (6.5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from .checks import Checks, Endings
+from .conftest import Packages, require
+from .image import debian
+from .machine import PROGRAMS, Machine, booted
+
+
+@pytest.fixture(scope="module")
+def guest(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    require(PROGRAMS)
+    work = tmp_path_factory.mktemp("kernel510")
+    with booted(debian("bookworm", kernel_of="bullseye"), packages.package, work, packages.newer) as guest:
+        yield guest
+
+
+class TestKernel510(Endings, Checks):
+    def test_the_kernel_is_the_old_one(self, guest: Machine) -> None:
+        assert guest.run("uname", "--kernel-release").startswith("5.10.")
