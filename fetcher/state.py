@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import secrets
@@ -102,6 +103,7 @@ _DOUBTS = {
 }
 
 
+@functools.cache  # does not change while a process lives
 def boot_id() -> str:
     """Return the id of this boot, 32 hexadecimal digits; "" where it cannot be told.
 

@@ -6,6 +6,7 @@ Times are RFC 3339 in UTC ("2026-01-02T03:04:05Z"). Addresses and prefixes are t
 from __future__ import annotations
 
 import types
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Literal, TypedDict, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -159,7 +160,7 @@ def parse_status(document: dict[str, Any]) -> Status:
             f"version is {version!r:.20} and not {VERSION}: the fetcher is of another release than its reader. "
             "Install one release; then: systemctl restart cloud-network-fetcher cloud-network-api"
         )
-    _check(document, Status, "status")
+    _check_status(document)
     for name in ("renew_by", "written_at", "fetched_at", "attempted_at", "compared_at"):
         _check_time(document[name], name)
     return cast(Status, document)
@@ -173,36 +174,83 @@ def _check_time(text: str | None, name: str) -> None:
         raise ShapeError(f"{name} is not an RFC 3339 time") from None
 
 
-def _check(value: object, shape: Any, where: str) -> None:
-    """Raise ShapeError unless the JSON value has this type. Members that the type does not name are accepted."""
+Check = Callable[[Any], None]
+"""Raises ShapeError unless a JSON value has a type. Members that the type does not name are accepted."""
+
+
+def _checker(shape: Any) -> Check:
+    """Return the check of a type."""
     origin, arguments = get_origin(shape), get_args(shape)
     if is_typeddict(shape):
-        _check_object(value, shape, where)
-    elif origin is Literal:
-        if value not in arguments:
-            raise ShapeError(f"{where} is not one of {', '.join(map(str, arguments))}")
-    elif origin in (Union, types.UnionType):
-        if value is not None or type(None) not in arguments:
-            _check(value, next(each for each in arguments if each is not type(None)), where)
-    elif origin is list:
-        for position, each in enumerate(_of_type(value, list, where)):
-            _check(each, arguments[0], f"{where}[{position}]")
-    elif origin is dict:
-        for key, each in _of_type(value, dict, where).items():
-            _check(each, arguments[1], f"{where}.{key}")
-    else:
-        _of_type(value, (int, float) if shape is float else shape, where)
+        return _object_checker({name: _checker(each) for name, each in get_type_hints(shape).items()})
+    if origin is Literal:
+        return _literal_checker(arguments)
+    if origin in (Union, types.UnionType):
+        return _optional_checker(_checker(next(each for each in arguments if each is not type(None))))
+    if origin is list:
+        return _list_checker(_checker(arguments[0]))
+    if origin is dict:
+        return _dict_checker(_checker(arguments[1]))
+    return _type_checker((int, float) if shape is float else (shape,))
 
 
-def _check_object(value: object, shape: Any, where: str) -> None:
-    members = _of_type(value, dict, where)
-    for name, each in get_type_hints(shape).items():
-        if name not in members:
-            raise ShapeError(f"{where} has no {name}")
-        _check(members[name], each, f"{where}.{name}")
+def _object_checker(members: dict[str, Check]) -> Check:
+    def check(value: Any) -> None:
+        if not isinstance(value, dict):
+            raise ShapeError("is not an object")
+        for name, check_member in members.items():
+            if name not in value:
+                raise ShapeError(f"has no {name}")
+            try:
+                check_member(value[name])
+            except ShapeError as error:
+                raise ShapeError(f"{name}: {error}") from None
+
+    return check
 
 
-def _of_type(value: object, kind: type | tuple[type, ...], where: str) -> Any:
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ShapeError(f"{where} is not of type {kind}")
-    return value
+def _list_checker(check_item: Check) -> Check:
+    def check(value: Any) -> None:
+        if not isinstance(value, list):
+            raise ShapeError("is not a list")
+        for item in value:
+            check_item(item)
+
+    return check
+
+
+def _dict_checker(check_item: Check) -> Check:
+    def check(value: Any) -> None:
+        if not isinstance(value, dict):
+            raise ShapeError("is not an object")
+        for item in value.values():
+            check_item(item)
+
+    return check
+
+
+def _optional_checker(check_value: Check) -> Check:
+    def check(value: Any) -> None:
+        if value is not None:
+            check_value(value)
+
+    return check
+
+
+def _literal_checker(accepted: tuple[Any, ...]) -> Check:
+    def check(value: Any) -> None:
+        if value not in accepted:
+            raise ShapeError(f"is not one of {', '.join(map(str, accepted))}")
+
+    return check
+
+
+def _type_checker(kinds: tuple[type, ...]) -> Check:
+    def check(value: Any) -> None:
+        if type(value) not in kinds:
+            raise ShapeError(f"is not of type {kinds[-1].__name__}")
+
+    return check
+
+
+_check_status = _checker(Status)
