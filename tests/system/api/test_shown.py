@@ -83,7 +83,7 @@ def on_terminal(lab: Lab, command: str, columns: int = 80) -> str:
 
 
 DOCS = Path(__file__).parents[3] / "docs"
-ONLY_SOMETIMES = {"error", "where", "reason", "fights", "ops", "duration_us", "id", "ranges"}
+ONLY_SOMETIMES = {"error", "where", "reason", "metadata", "ops", "duration_us", "id", "ranges"}
 """Keys that are there when there is something to say."""
 
 
