@@ -10,7 +10,7 @@ import os
 import time
 from _json import encode_basestring_ascii, make_encoder  # `json` imports `re`: 5 ms of start-up, for its decoder
 
-from .protocol import text
+from .old_protocol import text
 
 try:
     from _sha256 import sha256  # the C part alone: `hashlib` maps libcrypto, 4 MB of this process

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from .protocol import BAND, OPS, PROTOCOL, TABLE_LOCAL, TABLE_MAIN, TYPE_CHECKING, pack_address, raise_if, text
+from .old_protocol import BAND, OPS, PROTOCOL, TABLE_LOCAL, TABLE_MAIN, TYPE_CHECKING, pack_address, raise_if, text
 from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_SECONDARY
 
 if TYPE_CHECKING:

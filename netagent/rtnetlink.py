@@ -12,7 +12,7 @@ import select
 from errno import ENODEV, ENOENT
 from struct import Struct
 
-from .protocol import PROTOCOL, TABLE_LOCAL, TYPE_CHECKING, raise_if
+from .old_protocol import PROTOCOL, TABLE_LOCAL, TYPE_CHECKING, raise_if
 
 if TYPE_CHECKING:
     from .shapes import Any, Callable, Found, Iterator, Op, Packed, Parts

@@ -13,7 +13,7 @@ import pwd
 from resource import RLIMIT_AS, RLIMIT_CORE, RLIMIT_NOFILE, RLIMIT_NPROC, setrlimit
 from struct import Struct
 
-from .protocol import raise_if
+from .old_protocol import raise_if
 
 USER = "cloud-network-netagent"
 CALLS = {

@@ -14,8 +14,9 @@ import pwd
 import select
 import time
 
-from . import audit, policy, protocol, rtnetlink, sandbox, settings, transaction
-from .protocol import HEADER, MAX_FRAME, TYPE_CHECKING, UCRED, VERSION, Malformed, raise_if
+from . import audit, policy, rtnetlink, sandbox, settings, transaction
+from . import old_protocol as protocol
+from .old_protocol import HEADER, MAX_FRAME, TYPE_CHECKING, UCRED, VERSION, Malformed, raise_if
 
 if TYPE_CHECKING:
     from .shapes import Any, Iterator, Message

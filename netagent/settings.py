@@ -6,8 +6,8 @@ here. A line that is not understood is an error: netagent would rather not start
 
 from __future__ import annotations
 
+from .old_protocol import BAND, TYPE_CHECKING, pack_address, raise_if
 from .policy import parse_networks
-from .protocol import BAND, TYPE_CHECKING, pack_address, raise_if
 
 if TYPE_CHECKING:
     from .shapes import Any, Callable, Network

@@ -16,7 +16,7 @@ from errno import EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT, ESRCH
 
 import msgpack
 
-from .protocol import OPS, PROTOCOL, TYPE_CHECKING
+from .old_protocol import OPS, PROTOCOL, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .policy import View
