@@ -44,10 +44,8 @@ def main() -> None:
     """Run netagent."""
     arguments = parse_arguments()
     try:
-        run(arguments.config)
-    except (SandboxError, settings.SettingsError) as error:
-        sys.exit(f"{NAME}: {error}")
-    except OSError as error:
+        run(arguments.config, arguments.idle)
+    except (SandboxError, settings.SettingsError, OSError) as error:
         sys.exit(f"{NAME}: {error}")
 
 
@@ -59,6 +57,13 @@ def parse_arguments() -> argparse.Namespace:
         f"{SOCKET}. See /usr/share/doc/cloud-network/policy.md.",
     )
     parser.add_argument("--config", type=Path, default=settings.PATH, help="the configuration (default: %(default)s)")
+    parser.add_argument(
+        "--idle",
+        type=float,
+        default=IDLE_SECONDS,
+        metavar="SECONDS",
+        help="under systemd, end after so long without a client (default: %(default)s)",
+    )
     parser.add_argument("--version", action="version", version=f"{NAME} {_version()}")
     return parser.parse_args()
 
@@ -72,7 +77,7 @@ def _version() -> str:
         return "(not installed as a package)"
 
 
-def run(config: Path) -> None:
+def run(config: Path, idle: float) -> None:
     """Open or take over the sockets, give up privileges, and serve. Raises SandboxError, SettingsError or OSError."""
     account, fetcher = _account(NAME), _account(FETCHER)
     boot = os.environ.get("BOOT_ID") or BOOT_ID.read_text().strip()  # ProcSubset=pid hides the file
@@ -92,7 +97,7 @@ def run(config: Path) -> None:
     server.start()
     notify_ready(manager)
     say("ready")
-    server.run(sockets.listener, fetcher.uid, IDLE_SECONDS if passed else float("inf"))
+    server.run(sockets.listener, fetcher.uid, idle if passed else float("inf"))
 
 
 def require_isolation() -> None:

@@ -187,8 +187,8 @@ def ask(claim: tuple[int, ...]) -> str:
     body = b"\x81\xa7request\xa6status"
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(5)
-        client.connect(SOCKET)
         try:
+            client.connect(SOCKET)
             if claim:
                 client.sendmsg([b"0"], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, struct.pack("=iII", *claim))])
             client.sendall(struct.pack(">I", len(body)) + body)

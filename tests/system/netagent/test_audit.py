@@ -15,17 +15,12 @@ Lines = list[str]
 CNCTL = [sys.executable, "-m", "cloud_network.api.cnctl.main", "audit"]
 
 
-@pytest.fixture(autouse=True)
-def boot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BOOT_ID", "0" * 32)
-
-
 def write(path: Path, count: int) -> audit.Audit:
-    log = audit.Audit(str(path))
+    log = audit.Audit(path, "0" * 36)
     peer = {"pid": 7, "uid": 52092, "gid": 52092, "unit": None}
     for number in range(count):
-        entry = {"request": "apply", "id": f"r{number}", "verdict": "applied", "ops": [{"op": "link_up", "link": 3}]}
-        log.write({"peer": peer, **entry, "reason": 'a "quoted" \x1b[31m reason'})
+        entry = {"request": "apply", "id": f"r{number}", "verdict": "applied"}
+        log.write({"peer": peer, **entry, "reason": 'a "quoted" \x1b[31m reason'}, [{"op": "link_up", "link": 3}])
     return log
 
 
@@ -43,7 +38,7 @@ def test_a_log_that_nobody_touched_is_whole(tmp_path: Path) -> None:
 
 
 def test_the_chain_goes_on_over_rotation_and_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audit, "_MAX_FILE", 900)
+    monkeypatch.setattr(audit, "MAX_FILE", 900)
     path = tmp_path / "audit.log"
     write(path, 4)
     write(path, 3)
