@@ -24,6 +24,8 @@ define quietly
 said=$$($(1) 2>&1) || { status=$$?; printf '%s\n' "$$said" >&2; exit $$status; }
 endef
 ROOMS := netagent fetcher fetcher/metadata fetcher/metadata/providers fetcher/network api api/cnctl
+# What builds the locked packages; python-prctl comes as source.
+BUILD := ca-certificates gcc git libc6-dev libcap-dev python3-dev python3-venv
 # What some tests run: a browser, shells, a reader of man pages, networkd and journald. NetworkManager and Prometheus are
 # not among them, because their packages start a service on the host; their tests are skipped where they are missing.
 TOOLS := chromium fish mandoc systemd zsh
@@ -100,12 +102,34 @@ $(VENV)/.linked: $(VENV)/.ready pyproject.toml $(ROOMS) | apt
 
 lock: env ## pin the newest versions of what requirements*.in name, with hashes
 	@command -v uv >/dev/null || { echo "uv is missing. Install it with: pipx install uv" >&2; exit 1; }; \
-	for name in requirements requirements-dev requirements-bench; do \
+	for name in requirements requirements-dev requirements-build requirements-bench; do \
 	  uv pip compile --quiet --upgrade --python $(PYTHON) --generate-hashes --no-header --no-emit-index-url \
 	    -o $$name.txt $$name.in; \
 	done
 
-install: ## install on this machine, or below DESTDIR=, and start
+wheels: APT := $(BUILD)
+wheels: apt ## download what `make install` and `make deb` need, so that they work without a package index
+	@rm -rf wheels.part
+	@$(PYTHON) -m venv --clear build/wheels
+	@$(call quietly,build/wheels/bin/pip install --no-deps --require-hashes -r requirements-build.txt)
+	@for file in requirements-build.txt requirements.txt; do \
+	  $(call quietly,build/wheels/bin/pip download --no-deps --no-build-isolation --require-hashes --dest wheels.part -r $$file); \
+	done
+	@rm -rf build/wheels wheels
+	@mv wheels.part wheels
+	@echo "wheels/ has $$(ls wheels | wc -l) packages"
+
+dist: env ## the release: wheel, sdist, .deb and their checksums, in dist/
+	@rm -rf dist
+	@mkdir dist
+	@$(call quietly,$(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .)
+	@$(call quietly,$(BIN)/python -c 'from setuptools import build_meta; build_meta.build_sdist("dist")')
+	@$(MAKE) --no-print-directory deb
+	@cp ../cloud-network_*.deb dist
+	@cd dist && sha256sum * >SHA256SUMS && cat SHA256SUMS
+
+install: APT := $(BUILD) iproute2 libseccomp2
+install: apt ## install on this machine, or below DESTDIR=, and start
 	@systemd/install "$(DESTDIR)"
 	@[ -n "$(DESTDIR)" ] || { systemd-sysusers cloud-network.conf; systemd-tmpfiles --create cloud-network.conf; }
 	@[ -n "$(DESTDIR)" ] || [ ! -d /run/systemd/system ] || { systemctl daemon-reload; \
@@ -128,8 +152,10 @@ uninstall: ## take away what install made; the network, the configuration and th
 	  $(DESTDIR)/usr/lib/systemd/networkd.conf.d/50-cloud-network.conf \
 	  $(DESTDIR)/usr/lib/sysusers.d/cloud-network.conf $(DESTDIR)/usr/lib/tmpfiles.d/cloud-network.conf
 
-deb: ## the Debian package, in the directory above (debhelper, libcap-dev)
-	@dpkg-buildpackage --build=binary --no-sign
+deb: APT := $(BUILD) build-essential debhelper dpkg-dev
+deb: apt ## the Debian package, in the directory above
+	@$(call quietly,dpkg-buildpackage --build=binary --no-sign)
+	@ls ../cloud-network_*.deb
 
 boot: APT += $(BOOT) lintian systemd-container
 boot: env ## boot the package in a lab's cloud: Debian 12, 13 and Docker in virtual machines, and a container (as root)
@@ -137,7 +163,10 @@ boot: env ## boot the package in a lab's cloud: Debian 12, 13 and Docker in virt
 	  tests/vm/boot_docker.py tests/vm/boot_package.py $(PYTEST_ARGS)
 
 clean: ## remove all that the other targets made
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist wheels wheels.part *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .import_linter_cache debian/.debhelper debian/cloud-network debian/files debian/debhelper-build-stamp
+	rm -f debian/*.substvars debian/*.debhelper
+	rm -rf /var/cache/cloud-network-boot /var/cache/cloud-network-ci
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help demo test check test-others bench lint man env apt lock install uninstall deb boot clean
+.PHONY: help demo test check test-others bench lint man env apt lock install uninstall deb wheels dist boot clean
