@@ -18,7 +18,7 @@ from cloud_network.fetcher.errors import RFC3339, now
 from cloud_network.fetcher.network.objects import Actual, Address, Route, Rule
 from cloud_network.fetcher.network.plan import Change, LinkUp, Plan, Verb, in_ip_syntax
 from cloud_network.fetcher.patience import Patience
-from cloud_network.fetcher.status import FightStatus
+from cloud_network.fetcher.status import ConflictStatus
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class Fights:
         links = {link.ifindex: link for link in actual.links}
         return {in_ip_syntax(change, links) for change in self._taken}
 
-    def statuses(self, actual: Actual) -> list[FightStatus]:
+    def statuses(self, actual: Actual) -> list[ConflictStatus]:
         """The fights, as status.json has them."""
         links = {link.ifindex: link for link in actual.links}
         return [
