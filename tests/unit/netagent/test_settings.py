@@ -55,7 +55,7 @@ def assert_same(ours: settings.Settings, theirs: config.Config) -> None:
     assert (ours.table_base, ours.priority) == (theirs.route_table_base, theirs.rule_priority)
     assert (ours.exclude, ours.allow_kinds) == (frozenset(theirs.exclude), frozenset(theirs.allow_kinds))
     assert claims.PRIVATE + ours.allow_addresses == theirs.allow_addresses
-    assert ours.allow_gateways == theirs.allow_gateways
+    assert (ours.allow_gateways, ours.max_objects) == (theirs.allow_gateways, theirs.max_objects)
     assert ours.continue_unaudited == (theirs.audit_failure is config.AuditFailure.CONTINUE)
 
 
