@@ -264,8 +264,10 @@ def check_gateway(link: int, gateway: IPAddress, view: View) -> None:
     if view.holders(gateway):
         raise Refusal(f"gateway {gateway} is this host's own")
     if not view.is_router(link, gateway):
+        waiting = gateway.version == 6 and not view.has_heard_router(link)
         reason = f"{gateway} is not known as a gateway on {view.name(link)}"
-        raise Refusal(reason, allow=f'[Netagent] AllowGateways="{gateway}"')
+        code = Code.WAITING if waiting else Code.REFUSED
+        raise Refusal(reason, allow=f'[Netagent] AllowGateways="{gateway}"', code=code)
 
 
 def check_destination(op: RouteReplace, view: View) -> None:

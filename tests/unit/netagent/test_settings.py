@@ -24,7 +24,12 @@ words = st.sampled_from(
     ]
 )
 comment = st.sampled_from(["", " # yes", "#", '\t# "', " x"])
-names = [*("AllowKinds", "AllowAddresses", "AllowGateways", "AuditFailure", "RouteTableBase", "RulePriority", "Exclude")]
+names = [
+    *("AllowKinds", "AllowAddresses", "AllowGateways", "AuditFailure"),
+    "RouteTableBase",
+    "RulePriority",
+    "Exclude",
+]
 keys = st.sampled_from([*names, '"Exclude"', "Network.Exclude", "Listen", "Other", "exclude"])
 assignment = st.builds(
     lambda key, gap, value, rest: f"{key}{gap}{value}{rest}",
@@ -35,7 +40,7 @@ assignment = st.builds(
 )
 headers = ["[Network]", "[ Network ]", '["Network"]', "[Netagent]", "[System] # x", "[Other", "[[Network]]", "", "# x"]
 line = st.one_of(assignment, st.sampled_from(headers))
-content = st.lists(line, max_size=8).flatmap(lambda lines: st.sampled_from(["\n", "\r\n"]).map(lambda end: end.join(lines)))
+content = st.builds(lambda end, lines: end.join(lines), st.sampled_from(["\n", "\r\n"]), st.lists(line, max_size=8))
 
 
 def both(path: Path) -> tuple[settings.Settings | None, config.Config | None]:
