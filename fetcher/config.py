@@ -155,7 +155,7 @@ class Config:
     allow_kinds: tuple[str, ...] = ()
     allow_addresses: tuple[Network, ...] = PRIVATE  # the defaults, then what the file adds
     allow_gateways: tuple[Network, ...] = ()
-    max_objects: int = 8192
+    max_objects: int = 16384
     audit_failure: AuditFailure = AuditFailure.REFUSE
 
 
@@ -213,7 +213,7 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "AllowKinds": Key("allow_kinds", values.link_kinds, 'rtnetlink kinds, separated by spaces, such as "veth"'),
         "AllowAddresses": Key("allow_addresses", _allowed_addresses, _NETWORKS),
         "AllowGateways": Key("allow_gateways", values.networks, _NETWORKS),
-        "MaxObjects": Key("max_objects", values.integer_between(1, 1_000_000), "1 to 1000000"),
+        "MaxObjects": Key("max_objects", values.integer_between(1, 65536), "1 to 65536"),
         "AuditFailure": _one_of("audit_failure", AuditFailure),
     },
 }
