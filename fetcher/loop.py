@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 from cloud_network.fetcher import config as configuration
 from cloud_network.fetcher import flush, service
 from cloud_network.fetcher.control import Control, remove_socket
-from cloud_network.fetcher.events import KernelEvents
 from cloud_network.fetcher.metadata.detect import DetectionError, detect, read_dmi
 from cloud_network.fetcher.metadata.providers import Waiting
+from cloud_network.fetcher.network.kernel import KernelEvents
 from cloud_network.fetcher.networkd import Networkd
 from cloud_network.fetcher.reconcile import Reconciler
 from cloud_network.fetcher.service import Notifier, api_listeners
