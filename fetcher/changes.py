@@ -66,7 +66,7 @@ class Changes:
                 logger.debug("change: %s", in_ip_syntax(change, links))
         self._say(f"making {len(changes)} changes, the first: {in_ip_syntax(changes[0], links)}")
         gateways = Gateways(changes, wanted, actual, config.route_table_base)
-        way = self._provider.client.way
+        way = self._provider.client.interface
         try:
             with Agent() as agent:
                 seconds = config.confirm_timeout
@@ -101,12 +101,11 @@ class Changes:
         client = self._provider.client
         if not self._provider.answers():
             return "the metadata server did not answer after the change"
-        if client.way != way:
-            text = (
-                f"the metadata server answered by {_by(way)} before the change, and only by {_by(client.way)} after it"
-            )
+        if client.interface != way:
+            before, after = _by(way), _by(client.interface)
+            text = f"the metadata server answered by {before} before the change, and only by {after} after it"
             client.close()
-            client.way = way  # it is the first to be tried when that has been taken back
+            client.interface = way  # it is the first to be tried when that has been taken back
             return text
         if lost := gateways.cut_off(seconds / 3):
             named = " and ".join(f"{each.address} on {links[each.ifindex].name}" for each in lost)

@@ -1,31 +1,38 @@
-"""One connection to a metadata server: pinned to its address, bounded in time and size, never proxied or redirected.
+"""HTTP to a metadata server with requests: pinned to an address, bounded in time and size, no proxy, no redirect.
 
-What can go wrong is a MetadataError of a kind: `unreachable`, `timeout`, `truncated`, `too large`, `invalid`; and
-`status`, for those who cannot use an answer.
+What goes wrong is a MetadataError of a kind: `unreachable`, `timeout`, `truncated`, `too large`, `invalid`; and
+`status`, for callers that cannot use an answer.
 """
 
 from __future__ import annotations
 
-import math
 import socket
+import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from email.message import Message
+from email.utils import parsedate_to_datetime
+from http.cookiejar import DefaultCookiePolicy
 from ipaddress import ip_address
+from typing import Any
 from urllib.parse import urlsplit
 
-from cloud_network.fetcher.metadata import http1
+import requests
+import urllib3
+from cloud_network.fetcher.metadata.egress import egress_interfaces
 from cloud_network.fetcher.metadata.model import MetadataError
-from cloud_network.fetcher.metadata.ways import ways
+from requests.adapters import HTTPAdapter
 
 MAX_BODY = 1 << 20  # bytes; GCP's whole document for a large instance is a few hundred KiB
-_CONNECT, _READ = 2.0, 5.0  # seconds: to connect, and for the next bytes; a whole answer has twice as long
-_CONNECT_ELSEWHERE = 1.0  # by a way that is not the usual one: there may be many
-_MOST = MAX_BODY + (1 << 18)  # bytes of a whole answer, with heads, the sizes of chunks, and what follows them
-_PORT = 80
+READ_TIMEOUT_S = 5.0  # for the next bytes; a whole answer may take twice as long
+_CONNECT_TIMEOUT_S = 2.0
+_FURTHER_CONNECT_TIMEOUT_S = 1.0  # by another link than the usual one: there may be many
+_CHUNK = 1 << 16  # bytes
 _HEADERS = {"User-Agent": "cloud-network", "Accept": "*/*", "Accept-Encoding": "identity"}
-_PAGE = (b"<!doctype html", b"<html")
+_HTML = (b"<!doctype html", b"<html")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,196 +41,239 @@ class Response:
 
     status: int
     body: bytes
-    headers: Mapping[str, str]  # by their names in lower case
+    headers: Mapping[str, str]  # names in lower case
 
     def text(self, path: str) -> str:
-        """The body as text; MetadataError when it is none, or a page that a proxy or portal put in its place."""
-        if self.body.lstrip()[:20].lower().startswith(_PAGE):
+        """Return the body as text, in the charset of Content-Type or UTF-8.
+
+        Raises MetadataError if it is not text, or an HTML page that a proxy or a captive portal answered with.
+        """
+        if self.body.lstrip()[:20].lower().startswith(_HTML):
             raise MetadataError("invalid", f"{path}: the answer is an HTML page, not metadata")
+        content_type = Message()
+        content_type["content-type"] = self.headers.get("content-type", "")
+        charset = content_type.get_content_charset("utf-8")
         try:
-            return self.body.decode()
-        except UnicodeDecodeError:
-            raise MetadataError("invalid", f"{path}: the answer is not UTF-8 text") from None
+            return self.body.decode(charset)
+        except (LookupError, UnicodeDecodeError):
+            raise MetadataError("invalid", f"{path}: the answer is not text in {charset}") from None
 
     def error(self, path: str) -> MetadataError:
-        """What an answer that cannot be used for its status means; with the server's Retry-After (RFC 9110, 10.2.3)."""
-        return MetadataError("status", f"{path}: HTTP {self.status}", _seconds(self.headers.get("retry-after", "")))
+        """Return the error for a status that cannot be used, with the server's Retry-After (RFC 9110, 10.2.3)."""
+        return MetadataError("status", f"{path}: HTTP {self.status}", _retry_after(self.headers.get("retry-after", "")))
 
 
-class _NoWayError(MetadataError):
-    """Nobody could be reached; nothing was sent."""
+class _NotConnectedError(MetadataError):
+    """No connection could be made; nothing was sent."""
 
 
-class _Connection:
-    """A socket to one endpoint, kept from one request to the next where the server keeps it too."""
+class _BoundAdapter(HTTPAdapter):
+    """An HTTPAdapter whose connections leave by one interface and report their socket.
 
-    def __init__(self, plain: socket.socket) -> None:
-        self._socket = plain
-        self._stream = http1.Stream(self._receive)
-        self._pause, self._deadline, self._room = _READ, math.inf, _MOST
+    SO_BINDTODEVICE (socket(7)) needs no privilege since Linux 5.7.
+    """
 
-    def _receive(self) -> bytes:
-        """Waits `_pause` seconds for the next bytes, until `_deadline`, for `_room` bytes, however an answer drips."""
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self._socket.settimeout(min(left, self._pause))
-        piece = self._socket.recv(1 << 16)
-        self._room -= len(piece)
-        if self._room < 0:
-            raise MetadataError("too large", f"the answer is longer than {MAX_BODY} bytes")
-        return piece
+    def __init__(self, interface: str) -> None:
+        self._options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
+        if interface:
+            self._options.append((socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode()))  # type: ignore[arg-type]
+        self.socket: socket.socket | None = None  # of the connection that was made last
+        super().__init__(pool_connections=1, pool_maxsize=1)
 
-    def ask(self, request: bytes, pause: float) -> http1.Head:
-        """Send a request and read the head of its answer."""
-        self._socket.settimeout(pause)
-        self._socket.sendall(request)
-        self._pause, self._deadline, self._room = pause, time.monotonic() + 2 * pause, _MOST
-        return http1.read_head(self._stream)
+    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **more: Any) -> None:
+        """Make the pool whose connections report to this adapter (called by HTTPAdapter)."""
+        super().init_poolmanager(connections, maxsize, block, socket_options=self._options, **more)
+        adapter = self
 
-    def body(self, head: http1.Head) -> bytes:
-        """All that follows the head."""
-        return http1.read_body(self._stream, head, MAX_BODY)
+        class Connection(urllib3.connection.HTTPConnection):
+            def connect(self) -> None:
+                super().connect()
+                adapter.socket = self.sock
 
-    def is_quiet(self) -> bool:
-        """Whether it is still there, and nothing has come that nobody asked for."""
-        if self._stream.rest:
-            return False
-        self._socket.setblocking(False)
-        try:
-            self._socket.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        class Pool(urllib3.HTTPConnectionPool):
+            ConnectionCls = Connection
 
-    def close(self) -> None:
-        """For good."""
-        self._socket.close()
+        self.poolmanager.pool_classes_by_scheme = {"http": Pool}
+
+
+@contextmanager
+def _deadline(adapter: _BoundAdapter, seconds: float) -> Iterator[threading.Event]:
+    """Shut the adapter's connection down after `seconds`. The event says whether that happened.
+
+    A server that sends one byte at a time outlasts every timeout that starts again with each byte.
+    """
+    expired = threading.Event()
+
+    def expire() -> None:
+        expired.set()
+        if adapter.socket is not None:
+            try:
+                adapter.socket.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                return  # closed already
+
+    timer = threading.Timer(seconds, expire)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield expired
+    finally:
+        timer.cancel()
 
 
 class Client:
-    """A kept-alive HTTP connection to a metadata endpoint, with a count of what it was asked.
+    """Requests to a metadata server over one kept connection, for one thread.
 
-    An endpoint is an address, `[…]` around an IPv6 one, and perhaps a port; never a name, which anybody might resolve.
-    Where a second one is given, it serves when the first cannot be reached, and so on in turn.
+    An endpoint is an address with an optional port (`[...]` around IPv6), never a name, which anyone could resolve. A
+    second endpoint serves while the first cannot be reached.
     """
 
     def __init__(self, *endpoints: str) -> None:
         for endpoint in endpoints:
             ip_address(urlsplit(f"//{endpoint}").hostname or endpoint)  # ValueError for a name
         self._endpoints = deque(endpoints)
-        self.kinds: tuple[str, ...] = ()  # rtnetlink's, of links that count as the cloud's: [Netagent] AllowKinds=
+        self.kinds: tuple[str, ...] = ()  # link kinds that count as the cloud's besides plain ones: AllowKinds=
         self.requests = 0
-        self.way = ""  # the last that led to the server: a link that was asked by, or "" for the host's routing
-        self._connection: _Connection | None = None
+        self.interface = ""  # by which the server was reached last; "": not bound to an interface
+        self._session: requests.Session | None = None
+        self._adapter = _BoundAdapter("")
 
     def another(self) -> Client:
-        """One to the same endpoints, with a connection of its own."""
+        """Return a client for the same endpoints with its own connection, for another thread."""
         return Client(*self._endpoints)
 
     @property
     def endpoint(self) -> str:
-        """Where the next request goes to first."""
+        """The endpoint that the next request goes to first."""
         return self._endpoints[0]
 
     def request(
-        self, method: str, path: str, headers: Mapping[str, str] | None = None, seconds: float = _READ
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, seconds: float = READ_TIMEOUT_S
     ) -> Response:
-        """The answer, whatever its status; MetadataError when none arrived whole, or too slowly."""
+        """Return the answer, whatever its status. Raises MetadataError if none arrived whole in time.
+
+        `seconds` is the time for the next bytes; the whole answer may take twice as long.
+        """
         self.requests += 1
-        nobody: MetadataError | None = None
+        first: MetadataError | None = None
         for _ in range(len(self._endpoints)):
             try:
-                return self._request(method, path, headers, seconds)
-            except _NoWayError as error:
-                nobody = nobody or error
+                return self._request(method, path, headers or {}, seconds)
+            except _NotConnectedError as error:
+                first = first or error
                 self.close()
                 self._endpoints.rotate(-1)
-        raise nobody or ValueError("no endpoint")
+        raise first or ValueError("no endpoint")
 
-    def _request(self, method: str, path: str, headers: Mapping[str, str] | None, seconds: float) -> Response:
-        """Over the kept connection; one on which anything went wrong is not kept."""
-        url = f"http://{self.endpoint}{path}"
-        request = http1.request(method, path, {"Host": self.endpoint, **_HEADERS, **(headers or {})})
-        connection, self._connection = self._connection, None
-        try:
-            if connection is not None and not connection.is_quiet():
-                connection.close()
-                connection = None
-            connection = connection or self._connect()
-            head = connection.ask(request, seconds)
-            response = Response(head.status, _body(connection, head, path), head.fields)
-            if head.lasts:
-                self._connection = connection
-        except MetadataError as error:
-            raise type(error)(error.kind, f"{method} {url}: {error}") from None
-        except TimeoutError:
-            raise MetadataError("timeout", f"{method} {url}: no answer in time") from None
-        except (OSError, http1.NoAnswerError) as error:
-            raise MetadataError("unreachable", f"{method} {url}: {_shortly(error)}") from None
-        finally:
-            if self._connection is None and connection is not None:
-                connection.close()
-        return response
-
-    def _connect(self) -> _Connection:
-        """By the way that led there last, or by another; the error is the first one's."""
-        first: OSError | None = None
-        place = urlsplit(f"//{self.endpoint}")
-        host = place.hostname or self.endpoint
-        found = ways(ip_address(host), self.kinds)
-        for way in sorted(found, key=lambda each: each != self.way):
-            plain = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    def _request(self, method: str, path: str, headers: Mapping[str, str], seconds: float) -> Response:
+        """Send over the kept session; connect by each possible interface if that cannot connect."""
+        if self._session is not None:
             try:
-                if way:
-                    plain.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, way.encode())
-                plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                plain.settimeout(_CONNECT_ELSEWHERE if first else _CONNECT)
-                plain.connect((host, place.port or _PORT))
-            except OSError as error:
-                plain.close()
+                return self._exchange(method, path, headers, seconds, _CONNECT_TIMEOUT_S)
+            except _NotConnectedError:
+                self.close()
+        return self._request_by_any(method, path, headers, seconds)
+
+    def _request_by_any(self, method: str, path: str, headers: Mapping[str, str], seconds: float) -> Response:
+        """Connect by the interface that worked last, or by another. The error is that of the first."""
+        host = urlsplit(f"//{self.endpoint}").hostname or self.endpoint
+        interfaces = sorted(
+            egress_interfaces(ip_address(host), self.kinds), key=lambda interface: interface != self.interface
+        )
+        first: _NotConnectedError | None = None
+        for interface in interfaces:
+            self._open(interface)
+            try:
+                timeout = _FURTHER_CONNECT_TIMEOUT_S if first else _CONNECT_TIMEOUT_S
+                response = self._exchange(method, path, headers, seconds, timeout)
+            except _NotConnectedError as error:
                 first = first or error
+                self.close()
             else:
-                self.way = way
-                return _Connection(plain)
-        if isinstance(first, TimeoutError):
-            raise _NoWayError("timeout", "no answer in time")
-        raise _NoWayError("unreachable", str(first or "no route but into a tunnel, and no link of the cloud's is up"))
+                self.interface = interface
+                return response
+        url = f"http://{self.endpoint}{path}"
+        reason = "no route to it by an interface of the cloud (tunnels are not used)"
+        raise first or _NotConnectedError("unreachable", f"{method} {url}: {reason}")
+
+    def _open(self, interface: str) -> None:
+        self._session, self._adapter = requests.Session(), _BoundAdapter(interface)
+        self._session.trust_env = False
+        self._session.headers.clear()
+        self._session.headers.update(_HEADERS)
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        self._session.mount("http://", self._adapter)
+
+    def _exchange(
+        self, method: str, path: str, headers: Mapping[str, str], seconds: float, connect_timeout: float
+    ) -> Response:
+        """Send one request and read its answer whole. A connection on which anything went wrong is closed."""
+        url = f"http://{self.endpoint}{path}"
+        assert self._session is not None, "_open comes first"
+        try:
+            with _deadline(self._adapter, 2 * seconds) as expired:
+                answer = self._session.request(
+                    method, url, headers=dict(headers), timeout=(connect_timeout, seconds), stream=True,
+                    allow_redirects=False,
+                )  # fmt: skip
+                with answer:
+                    body = _read_body(answer, url, expired)
+        except MetadataError:
+            self.close()
+            raise
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            connected = self._adapter.socket is not None
+            self.close()
+            kind = "timeout" if expired.is_set() or _is_timeout(error) else "unreachable"
+            text = "no answer in time" if kind == "timeout" else _reason(error)
+            made = MetadataError if connected else _NotConnectedError
+            raise made(kind, f"{method} {url}: {text}") from None
+        return Response(answer.status_code, body, {name.lower(): value for name, value in answer.headers.items()})
 
     def close(self) -> None:
-        """Let the connection go: the next request makes a new one."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        """Close the connection. The next request makes a new one."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
 
 
-def _body(connection: _Connection, head: http1.Head, path: str) -> bytes:
-    """All of it, or MetadataError: the head came, and the server was there."""
+def _read_body(answer: requests.Response, url: str, expired: threading.Event) -> bytes:
+    """Return the body as it was sent, whole. Raises MetadataError of the kinds timeout, truncated and too large."""
+    body = bytearray()
     try:
-        return connection.body(head)
-    except TimeoutError:
-        raise MetadataError("timeout", f"{path}: the answer was not whole in time") from None
-    except http1.TooLargeError:
-        raise MetadataError("too large", f"{path}: the answer is longer than {MAX_BODY} bytes") from None
-    except (OSError, http1.NoBodyError) as error:
-        raise MetadataError("truncated", f"{path}: {_shortly(error)}") from None
+        for piece in answer.raw.stream(_CHUNK, decode_content=False):
+            body += piece
+            if len(body) > MAX_BODY:
+                raise MetadataError("too large", f"{url}: the answer is longer than {MAX_BODY} bytes")
+    except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+        if expired.is_set() or isinstance(error, urllib3.exceptions.ReadTimeoutError):
+            raise MetadataError("timeout", f"{url}: the answer was not whole in time") from None
+        raise MetadataError("truncated", f"{url}: {_reason(error)}") from None
+    if expired.is_set():
+        raise MetadataError("timeout", f"{url}: the answer was not whole in time")
+    return bytes(body)
 
 
-def _seconds(text: str) -> float:
-    """Retry-After: a number of seconds, or a date."""
-    if text.strip().isascii() and text.strip().isdecimal():
+def _is_timeout(error: Exception) -> bool:
+    return isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError | TimeoutError)
+
+
+def _reason(error: Exception) -> str:
+    """Return the system's reason where there is one, or else the library's, shortened."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.strerror:
+            return inner.strerror
+        inner = inner.__cause__ or inner.__context__
+    return str(error)[:200] or type(error).__name__
+
+
+def _retry_after(text: str) -> float:
+    """Return Retry-After in seconds: a number of seconds or a date. 0 for anything else."""
+    text = text.strip()
+    if text.isascii() and text.isdecimal():
         return float(text[:9])
-    if not text.strip():
-        return 0.0
-    from email.utils import parsedate_to_datetime  # its import costs more than an answer, and servers seldom say when
-
     try:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
     except (ValueError, OverflowError):
         return 0.0
-
-
-def _shortly(error: Exception) -> str:
-    return str(error)[:200] or type(error).__name__

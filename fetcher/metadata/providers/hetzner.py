@@ -10,10 +10,11 @@ IPv4 address is the first interface's own, by DHCP; IPv6 is as network-config ha
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from cloud_network.fetcher.metadata.model import Instance, Interface, place
-from cloud_network.fetcher.metadata.providers import simple_yaml
+import yaml
+from cloud_network.fetcher.metadata.model import Instance, Interface, MetadataError, place
 from cloud_network.fetcher.metadata.providers.document import Node, each, texts
 from cloud_network.fetcher.metadata.providers.parts import Parts
 from cloud_network.fetcher.metadata.providers.served import JsonProvider
@@ -25,6 +26,31 @@ _PRIVATE = _METADATA + "/private-networks"
 _FACTS = ("instance-id", "hostname", "availability-zone", "region", "public-ipv4", "local-ipv4")
 
 
+class _Loader(yaml.BaseLoader):
+    """Reads every scalar as text but null, and refuses aliases.
+
+    YAML's types would read the MAC 86:00:00:12:34:56 as a number of base 60. Nested aliases make a small document huge.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose the next node, which may not be an alias (called by yaml.load)."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("has an alias")
+        return super().compose_node(parent, index)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_Loader.add_constructor("tag:yaml.org,2002:null", lambda loader, node: None)
+
+
+def parse_yaml(text: str, where: str) -> Node:
+    """Return a YAML document. Raises MetadataError that starts with `where`."""
+    try:
+        return Node(yaml.load(text, _Loader), where)  # noqa: S506  # a BaseLoader makes text, lists and maps only
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise MetadataError("invalid", f"{where}: not YAML: {' '.join(str(error).split())[:200]}") from None
+
+
 class Hetzner(JsonProvider):
     """A Provider: two documents, both YAML."""
 
@@ -34,8 +60,8 @@ class Hetzner(JsonProvider):
 
     def fetch(self) -> Instance:
         """See Provider."""
-        metadata = simple_yaml.parse(self.text(_METADATA), _METADATA)
-        return instance(metadata, simple_yaml.parse(self.text(_PRIVATE), _PRIVATE))
+        metadata = parse_yaml(self.text(_METADATA), "metadata")
+        return instance(metadata, parse_yaml(self.text(_PRIVATE), "private-networks"))
 
 
 def instance(metadata: Node, private: Node) -> Instance:

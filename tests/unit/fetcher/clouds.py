@@ -19,7 +19,6 @@ from cloud_network.fetcher.metadata.providers import (
     openstack,
     oracle,
     scaleway,
-    simple_yaml,
     tencent,
     vultr,
 )
@@ -141,7 +140,7 @@ CLOUDS: Mapping[str, Cloud] = MappingProxyType(
             hetzner.Hetzner,
             _hetzner,
             lambda v: hetzner.instance(
-                *(simple_yaml.parse(_lines(v, key), key) for key in ("metadata", "private-networks"))
+                *(hetzner.parse_yaml(_lines(v, key), key) for key in ("metadata", "private-networks"))
             ),
             2,
         ),

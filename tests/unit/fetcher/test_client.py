@@ -200,11 +200,36 @@ def test_the_largest_answer_passes(serve: Serve) -> None:
     assert len(client.request("GET", "/x").body) == MAX_BODY
 
 
-@pytest.mark.parametrize("body", [b"0\r\n", b""], ids=["trailers", "headers"])
-def test_lines_without_end_are_too_large_as_well(serve: Serve, body: bytes) -> None:
-    """Or they would be kept, all of them, for as long as they keep coming."""
-    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n" + (b"\r\n" if body else b"") + body
-    assert kind(serve(head, *([b"x: y\r\n" * 30000] * 24), b"\r\n")) == ("too large" if body else "unreachable")
+def test_headers_without_end_are_no_answer(serve: Serve) -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"
+    assert kind(serve(head, *([b"x: y\r\n" * 30000] * 24), b"\r\n")) == "unreachable"
+
+
+def test_trailers_without_end_stop_at_the_deadline(serve: Serve) -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+    assert kind(serve(head, *([b"x: y\r\n"] * 60), pause=0.05)) == "timeout"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 200 OK\r\nX: a\r\n b\r\nContent-Length: 2\r\n\r\n",
+        b"HTTP/1.1 200 OK\nContent-Length: 2\n\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\nContent-Length: 2\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\n\r\n",
+    ],
+    ids=["obs-fold", "bare LF", "equal lengths", "identity", "no length"],
+)
+def test_habits_of_real_servers_are_understood(serve: Serve, head: bytes) -> None:
+    assert serve(head, b"ok").request("GET", "/x").body == b"ok"
+
+
+def test_text_is_read_in_the_charset_of_the_answer() -> None:
+    latin = Response(200, b"caf\xe9", {"content-type": "text/plain; charset=iso-8859-1"})
+    assert latin.text("p") == "caf\xe9"
+    with pytest.raises(MetadataError, match="not text in utf-8"):
+        Response(200, b"caf\xe9", {"content-type": "text/plain"}).text("p")
 
 
 @pytest.mark.parametrize("more", [b"", b"HTTP/1.1 500 Not asked for\r\nContent-Length: 0\r\n\r\n"])

@@ -7,6 +7,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 from cloud_network.fetcher.metadata import firmware
 from cloud_network.fetcher.metadata.model import Instance, MetadataError
+from cloud_network.fetcher.metadata.providers.hetzner import parse_yaml
 
 from tests.unit.fetcher.clouds import CLOUDS, payload
 
@@ -56,3 +57,20 @@ def test_what_is_wrong_is_named_by_its_path(old: str, new: str, said: str) -> No
 def test_it_is_known_by_its_vendor() -> None:
     assert firmware.hetzner({"sys_vendor": "Hetzner", "product_name": "vServer"})
     assert not firmware.hetzner({"sys_vendor": "QEMU"})
+
+
+def test_yaml_scalars_are_text_and_null_is_nothing() -> None:
+    found = parse_yaml("mac: 86:00:00:12:34:56\nyes: yes\nnone: null\nempty:\nquoted: 'null'\n", "x").value
+    assert found == {"mac": "86:00:00:12:34:56", "yes": "yes", "none": None, "empty": None, "quoted": "null"}
+
+
+def test_yaml_beyond_what_the_network_needs_is_read() -> None:
+    text = "public-keys:\n- {type: ssh-rsa}\nvendor_data: |\n  #cloud-config\n  a: !custom [b]\nkey: !custom text\n"
+    assert parse_yaml(text, "x").value["public-keys"] == [{"type": "ssh-rsa"}]
+
+
+@pytest.mark.parametrize("text", ["a: &x [b]\nc: *x\n", "a: [b", "\ta: b", "[" * 5000, "a: \x00"])
+def test_yaml_with_aliases_or_errors_is_refused(text: str) -> None:
+    with pytest.raises(MetadataError, match="private-networks: not YAML") as caught:
+        parse_yaml(text, "private-networks")
+    assert caught.value.kind == "invalid"

@@ -15,17 +15,17 @@ from tests.lab import Lab, Spec
 from tests.lab.rooms import ENVIRONMENT
 
 SERVER = "169.254.169.254"
-WAYS = """
-import json, sys; from ipaddress import ip_address; from cloud_network.fetcher.metadata.ways import ways
-print(json.dumps(ways(ip_address(sys.argv[1]), ("veth", "tun", "bridge"))))
+EGRESS = """
+import json, sys; from ipaddress import ip_address; from cloud_network.fetcher.metadata.egress import egress_interfaces
+print(json.dumps(egress_interfaces(ip_address(sys.argv[1]), ("veth", "tun", "bridge"))))
 """
 ASK = """
 from cloud_network.fetcher.metadata.http import Client; from cloud_network.fetcher.metadata.model import MetadataError
 client = Client("169.254.169.254"); client.kinds = ("veth",)
 try:
-    print(client.request("GET", "/latest/meta-data/instance-id").status, client.way)
+    print(client.request("GET", "/latest/meta-data/instance-id").status, client.interface)
     client.close()
-    print(client.request("GET", "/latest/meta-data/instance-id").status, client.way)
+    print(client.request("GET", "/latest/meta-data/instance-id").status, client.interface)
 except MetadataError as error:
     print(error.kind, error)
 """
@@ -66,8 +66,8 @@ def python(lab: Lab, code: str, *arguments: str) -> str:
 
 
 def found(lab: Lab, address: str = SERVER) -> list[str]:
-    ways: list[str] = json.loads(python(lab, WAYS, address))
-    return ways
+    found: list[str] = json.loads(python(lab, EGRESS, address))
+    return found
 
 
 def test_the_hosts_routing_comes_first_and_then_the_clouds_other_links(lab: Lab) -> None:
@@ -123,7 +123,7 @@ def test_a_default_route_by_a_link_that_does_not_lead_there_is_gone_round_and_re
         assert lab.metadata.connections() == 2
 
 
-def test_a_part_of_a_bridge_and_a_link_that_is_down_are_no_ways(lab: Lab) -> None:
+def test_a_part_of_a_bridge_and_a_link_that_is_down_are_not_used(lab: Lab) -> None:
     with with_(lab, "link add br0 type bridge", "link set eth0 master br0"):
         assert found(lab) == ["eth1"]
     lab.batch(["link set eth0 nomaster", "link set eth0 down"])
@@ -131,6 +131,6 @@ def test_a_part_of_a_bridge_and_a_link_that_is_down_are_no_ways(lab: Lab) -> Non
     lab.batch(["link set eth0 up"])
 
 
-def test_no_way_at_all_is_said(lab: Lab) -> None:
+def test_no_interface_at_all_is_reported(lab: Lab) -> None:
     lab.batch(["link set eth1 down", "link set eth0 down"])
     assert python(lab, ASK).startswith("unreachable GET http://169.254.169.254/latest/meta-data/instance-id: no route")

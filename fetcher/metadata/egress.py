@@ -1,0 +1,44 @@
+"""The interfaces by which a metadata server may be asked.
+
+The host's routing decides, unless it leads into a tunnel or a VPN: the other end of it must neither see the request nor
+answer it. If the usual interface does not lead to the server, each of the cloud's interfaces may. A socket is bound to
+its interface (SO_BINDTODEVICE, socket(7)) even if it is the usual one: a kept connection would otherwise follow the
+routing into a tunnel that comes up later.
+"""
+
+from __future__ import annotations
+
+from cloud_network.fetcher.metadata.model import IPAddress
+from cloud_network.fetcher.network.kernel import ARPHRD_ETHER, ARPHRD_LOOPBACK, KernelError, LinkRead, links_and_way
+
+_TUNNEL_KINDS = frozenset(
+    {"bareudp", "erspan", "geneve", "gretap", "ip6erspan", "ip6gretap", "tun", "vxlan", "l2tpeth"}
+)
+"""Link kinds of tunnels that look like Ethernet. Others (WireGuard, IPsec, PPP) have their own hardware type."""
+
+
+def egress_interfaces(address: IPAddress, kinds: tuple[str, ...]) -> list[str]:
+    """Return the names of the interfaces to bind a socket to, in the order to try: first that of the host's route.
+
+    "" means that the socket is not bound: the address is one of this host. `kinds` are the link kinds that count as the
+    cloud's besides links without a kind ([Netagent] AllowKinds=).
+    """
+    try:
+        links, usual = links_and_way(address)
+    except KernelError:
+        return []
+    if usual is not None and usual.hardware == ARPHRD_LOOPBACK:
+        return [""]
+    found = [usual] if usual is not None and not _is_tunnel(usual) else []
+    found += [each for each in links if each is not usual and _is_of_cloud(each, kinds)]
+    return [each.link.name for each in found]
+
+
+def _is_tunnel(read: LinkRead) -> bool:
+    return read.hardware not in (ARPHRD_ETHER, ARPHRD_LOOPBACK) or read.link.kind in _TUNNEL_KINDS
+
+
+def _is_of_cloud(read: LinkRead, kinds: tuple[str, ...]) -> bool:
+    link = read.link
+    allowed = link.kind is None or (link.kind in kinds and not _is_tunnel(read))
+    return allowed and read.hardware == ARPHRD_ETHER and link.up and link.master is None
