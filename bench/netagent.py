@@ -89,6 +89,7 @@ def main() -> None:
         lab.batch([f"link set {nic.name} up" for nic in lab.nics])
         start(lab)
         lab.wait_for(lambda: answers(lab))
+        figures: list[Figure] = []
         figures.append(figure("PSS at rest", [pss(lab.daemons.pid("netagent"))], "MB"))
         figures += measure_apply(lab, given.addresses, given.rounds)
         figures.append(figure("PSS after the changes", [pss(lab.daemons.pid("netagent"))], "MB", most=MEMORY))
