@@ -17,7 +17,10 @@ from cloud_network.fetcher.metadata.detect import detect, read_dmi
 from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.network.desired import desired
 from cloud_network.fetcher.network.plan import plan
-from cloud_network.netagent import policy, protocol, rtnetlink, settings
+from cloud_network.netagent import policy, protocol, settings
+from cloud_network.netagent.kernel import Kernel
+from cloud_network.netagent.operations import operation_from_wire
+from cloud_network.netagent.view import Known, Snapshot, View
 
 
 def measure(rounds: int) -> dict[str, list[float]]:
@@ -28,7 +31,7 @@ def measure(rounds: int) -> dict[str, list[float]]:
     provider.client.kinds = config.allow_kinds
     reader = kernel.Reader()
     opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
-    operator, resolvers, netlink = settings.load(), settings.resolvers(), rtnetlink.Kernel(opened.detach())
+    operator, known, netlink = settings.load(), Known(settings.resolvers()), Kernel(opened)
     found = defaultdict[str, list[float]](list)
 
     @contextmanager
@@ -49,9 +52,15 @@ def measure(rounds: int) -> dict[str, list[float]]:
             for at in range(0, max(1, len(ops)), protocol.MAX_OPS):
                 protocol.encode({"request": "apply", "id": "0", "ops": ops[at : at + protocol.MAX_OPS]})
         with timed("netagent's look"):
-            view = policy.View(netlink, operator, resolvers, frozenset())
+            found_now = (
+                tuple(netlink.links()),
+                tuple(netlink.addresses()),
+                tuple(netlink.routes()),
+                tuple(netlink.rules()),
+            )
+            view = View(Snapshot(*found_now, netlink.routers()), operator, known)
         with timed("netagent's checks"):
-            policy.check(ops, view)
+            policy.check([operation_from_wire(op) for op in ops], view)
     return found
 
 
