@@ -68,9 +68,12 @@ class Fights:
             if record.times >= _TOLERATED:
                 record.due = at + record.patience.longer()
 
-    def refused(self, plan: Plan, reason: str) -> None:
-        """netagent will not have any of these: they are tried again together."""
+    def refused(self, plan: Plan, reason: str, *, transient: bool = False) -> None:
+        """Hold these back, which netagent refuses: they are tried again together, soon if the reason may pass."""
         refusals = [self._refused.setdefault(change, _Refusal()) for change in plan]
+        if transient:
+            for refusal in refusals:
+                refusal.patience.reset()
         due = time.monotonic() + max(refusal.patience.longer() for refusal in refusals)
         for refusal in refusals:
             refusal.reason, refusal.due = reason, due

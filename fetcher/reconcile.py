@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from cloud_network.fetcher import report
-from cloud_network.fetcher.agent import Agent
+from cloud_network.fetcher.apply import Netagent
 from cloud_network.fetcher.changes import NETAGENT_AWAY, Changes, Outcome, count
 from cloud_network.fetcher.config import Config, Purge
 from cloud_network.fetcher.errors import Errors, now
@@ -131,8 +131,8 @@ class Reconciler:
 
     def flush(self) -> FlushAnswer:
         """As asked for, or by Purge=: have netagent take away all that is owned, and leave it so until refresh_now."""
-        with Agent() as agent:
-            verdict = agent.flush()
+        with Netagent() as netagent:
+            verdict = netagent.flush()
         self._changes.note(verdict.verdict, verdict.request, verdict.reason, verdict.ops)
         answer = flush_answer(verdict)
         self._let_go = True

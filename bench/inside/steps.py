@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cloud_network.fetcher import config as configuration
-from cloud_network.fetcher.agent import to_wire
+from cloud_network.fetcher.apply import to_operation
 from cloud_network.fetcher.metadata.detect import detect, read_dmi
 from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.network.desired import desired
@@ -48,7 +48,7 @@ def measure(rounds: int) -> dict[str, list[float]]:
         with timed("planning"):
             changes = plan(desired(instance, config, actual), actual, may_remove=True)
         with timed("wire"):
-            ops = [to_wire(change) for change in changes]
+            ops = [to_operation(change).to_wire() for change in changes]
             for at in range(0, max(1, len(ops)), protocol.MAX_OPS):
                 protocol.encode({"request": "apply", "id": "0", "ops": ops[at : at + protocol.MAX_OPS]})
         with timed("netagent's look"):

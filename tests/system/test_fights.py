@@ -54,15 +54,15 @@ def test_a_fight_backs_off_is_named_and_disturbs_nothing_else(lab: Lab, kind: st
     show, delete = (text.replace("eth0", nic.name).format(table=9999 + index) for text in CASES[kind])
     with adversary(lab, show, delete):
         lab.wait_for(lambda: status(lab).get("fights"), 20, "the fight to be reported")
-        lab.wait_for(lambda: status(lab)["fights"][0]["next_at"], 10, "a pause")
-        [fight] = status(lab)["fights"]
+        lab.wait_for(lambda: status(lab)["conflicts"][0]["next_at"], 10, "a pause")
+        [fight] = status(lab)["conflicts"]
         assert delete.split()[2] in fight["object"]
         assert f"ip {kind}" in fight["object"]
         assert fight["times"] >= 5
         lab.add_address(nic.mac, "10.0.2.77")  # meanwhile life goes on
         refresh(lab)
         assert "10.0.2.77" in present(lab)
-        lab.wait_for(lambda: status(lab)["fights"][0]["times"] >= fight["times"] + 2, 30, "two more tries")
+        lab.wait_for(lambda: status(lab)["conflicts"][0]["times"] >= fight["times"] + 2, 30, "two more tries")
         op, address = {"address": ("address_add", nic.addresses[1]), "rule": ("rule_add", "10.0.2.0")}.get(
             kind, ("route_replace", "0.0.0.0")
         )
@@ -90,7 +90,7 @@ def test_a_few_repairs_are_no_fight(lab: Lab) -> None:
         lab.batch([f"address del {nic.addresses[1]}/32 dev {nic.name}"])
         lab.wait_for(lambda: nic.addresses[1] in present(lab), 10, "the repair")
         settle(lab)
-    assert status(lab)["fights"] == []
+    assert status(lab)["conflicts"] == []
     assert errors(lab) == []
 
 
@@ -100,8 +100,8 @@ def test_a_foreign_route_in_our_place_stays_and_holds_up_nothing_else(lab: Lab) 
     [index] = [link["ifindex"] for link in ip(lab, "link") if link["ifname"] == nic.name]
     table = 9999 + index
     lab.batch([f"route replace default via 10.0.2.5 dev {nic.name} table {table} proto static"])
-    lab.wait_for(lambda: status(lab)["fights"], 10, "it to be named")
-    [fight] = status(lab)["fights"]
+    lab.wait_for(lambda: status(lab)["conflicts"], 10, "it to be named")
+    [fight] = status(lab)["conflicts"]
     assert "protocol static" in fight["by"]
     assert f"table {table}" in fight["object"]
     lab.add_address(nic.mac, "10.0.2.77")
@@ -112,7 +112,7 @@ def test_a_foreign_route_in_our_place_stays_and_holds_up_nothing_else(lab: Lab) 
     assert (route["gateway"], route["protocol"]) == ("10.0.2.5", "static")
     lab.batch([f"route del default table {table}"])
     settle(lab)
-    assert status(lab)["fights"] == []
+    assert status(lab)["conflicts"] == []
     assert all(lab.reachability().values())
 
 
