@@ -57,7 +57,8 @@ class Loop:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)  # the number is read from the wake-up socket
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._events.fileno(), selectors.EVENT_READ, self._on_kernel)
+        self._events_descriptor = -1
+        self._register_events()
         self._selector.register(self._control.fileno(), selectors.EVENT_READ, self._control.serve)
         self._selector.register(self._wake, selectors.EVENT_READ, self._on_signal)
         self._watch = Watch(reconciler.provider) if isinstance(reconciler.provider, Waiting) else None
@@ -88,6 +89,7 @@ class Loop:
                 systemd.ready()
                 ready_at = math.inf
             due = min(reconciler.refresh_due, reconciler.compare_due, ready_at, self._renew_due) - time.monotonic()
+            self._register_events()
             for key, _ in self._selector.select(min(max(0.0, due), systemd.period, _LONGEST_SLEEP)):
                 _attempt(key.data)
         systemd.stopping()
@@ -97,6 +99,15 @@ class Loop:
     def _on_kernel(self) -> None:
         if self._events.drain():
             self._reconciler.noticed()
+
+    def _register_events(self) -> None:
+        """Register the socket of the kernel's events, again if it was replaced."""
+        descriptor = self._events.fileno()
+        if descriptor != self._events_descriptor:
+            with suppress(KeyError, OSError):
+                self._selector.unregister(self._events_descriptor)
+            self._selector.register(descriptor, selectors.EVENT_READ, self._on_kernel)
+            self._events_descriptor = descriptor
 
     def _on_change(self) -> None:
         if self._watch is not None:

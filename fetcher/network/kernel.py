@@ -116,11 +116,16 @@ class KernelEvents:
     """A socket that is readable when a link, an address, a route or a rule has changed."""
 
     def __init__(self) -> None:
-        self._kernel = IPRoute(rcvbuf=_EVENT_BUFFER)
-        self._kernel.bind(groups=_EVENT_GROUPS)
+        self._kernel = self._open()
+
+    @staticmethod
+    def _open() -> IPRoute:
+        kernel = IPRoute(rcvbuf=_EVENT_BUFFER)
+        kernel.bind(groups=_EVENT_GROUPS)
+        return kernel
 
     def fileno(self) -> int:
-        """Return the file descriptor for a selector."""
+        """Return the file descriptor for a selector. It is another one after events were lost."""
         return int(self._kernel.fileno())
 
     def drain(self) -> bool:
@@ -130,8 +135,9 @@ class KernelEvents:
             seen = True
             try:
                 list(self._kernel.get())
-            except OSError:  # ENOBUFS: the buffer overflowed
-                continue
+            except OSError:  # ENOBUFS: the buffer overflowed, and pyroute2 does not use the socket again
+                lost, self._kernel = self._kernel, self._open()  # opened first, so that the descriptor is another one
+                lost.close()
         return seen
 
 
