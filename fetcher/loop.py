@@ -57,7 +57,7 @@ class Loop:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)  # the number is read from the wake-up socket
         self._selector = selectors.DefaultSelector()
-        self._events_descriptor = -1
+        self._events_descriptor: int | None = None
         self._register_events()
         self._selector.register(self._control.fileno(), selectors.EVENT_READ, self._control.serve)
         self._selector.register(self._wake, selectors.EVENT_READ, self._on_signal)
@@ -104,7 +104,7 @@ class Loop:
         """Register the socket of the kernel's events, again if it was replaced."""
         descriptor = self._events.fileno()
         if descriptor != self._events_descriptor:
-            with suppress(KeyError, OSError):
+            if self._events_descriptor is not None:
                 self._selector.unregister(self._events_descriptor)
             self._selector.register(descriptor, selectors.EVENT_READ, self._on_kernel)
             self._events_descriptor = descriptor
