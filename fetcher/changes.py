@@ -102,14 +102,14 @@ class Changes:
         self, rejections: tuple[Rejection, ...], changes: Plan, links: dict[int, Link], config: Config
     ) -> None:
         """Leave the rejected changes out of the plans to come, for a time that grows with each rejection."""
+        whole_links = {each.link: each.reason for each in rejections if each.link is not None}
+        for link, reason in whole_links.items():
+            self._fights.refused(of_link(changes, link, config.route_table_base + link), reason)
         for rejection in rejections:
-            change = changes[rejection.position]
             if rejection.link is None:
+                change = changes[rejection.position]
                 reason = f"{in_ip_syntax(change, links)}: {rejection.reason}"
                 self._fights.refused((change,), reason, transient=rejection.transient)
-            else:
-                table = config.route_table_base + rejection.link
-                self._fights.refused(of_link(changes, rejection.link, table), rejection.reason)
 
     def _broken(self, way: str, gateways: Gateways, links: dict[int, Link], seconds: float) -> str | None:
         """What a change has broken, asked between its making and its confirmation. `way`: the client's, before it."""

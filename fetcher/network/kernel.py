@@ -116,33 +116,29 @@ class KernelEvents:
     """A socket that is readable when a link, an address, a route or a rule has changed."""
 
     def __init__(self) -> None:
-        self._kernel = self._open()
+        self._open()
 
-    @staticmethod
-    def _open() -> IPRoute:
-        kernel = IPRoute(rcvbuf=_EVENT_BUFFER)
-        kernel.bind(groups=_EVENT_GROUPS)
-        return kernel
+    def _open(self) -> None:
+        self._kernel = IPRoute(rcvbuf=_EVENT_BUFFER)
+        self._kernel.bind(groups=_EVENT_GROUPS)
+        self._descriptor = int(self._kernel.fileno())
 
     def fileno(self) -> int:
         """Return the file descriptor for a selector. It is another one after events were lost."""
-        return int(self._kernel.fileno())
+        return self._descriptor
 
     def drain(self) -> bool:
         """Read everything that has arrived. Return True if anything has; lost events count, as something changed."""
         seen = False
-        while _is_readable(self._kernel):
+        while select.select([self._descriptor], [], [], 0)[0]:
             seen = True
             try:
                 list(self._kernel.get())
             except OSError:  # ENOBUFS: the buffer overflowed, and pyroute2 does not use the socket again
-                lost, self._kernel = self._kernel, self._open()  # opened first, so that the descriptor is another one
+                lost = self._kernel
+                self._open()  # before the old one is closed, so that the descriptor is another one
                 lost.close()
         return seen
-
-
-def _is_readable(kernel: IPRoute) -> bool:
-    return bool(select.select([kernel.fileno()], [], [], 0)[0])
 
 
 @contextmanager
