@@ -5,6 +5,7 @@ Reads only; netagent makes the changes. A `KernelError` says that the kernel cou
 
 from __future__ import annotations
 
+import logging
 import select
 import socket
 from collections import defaultdict
@@ -43,6 +44,8 @@ _EVENT_GROUPS = (
     | rtnl.RTMGRP_IPV6_RULE
 )
 _EVENT_BUFFER = 1 << 20  # bytes
+
+logging.getLogger("pyroute2").setLevel(logging.CRITICAL)  # it also raises what it logs
 
 
 class KernelError(Exception):
