@@ -142,7 +142,7 @@ uninstall: ## take away what install made; the network, the configuration and th
 	  systemctl disable --now cloud-network.target $(UNITS) cloud-network-netagent.service cloud-network-api.service
 	@rm -rf $(DESTDIR)/usr/lib/cloud-network $(DESTDIR)/usr/share/doc/cloud-network
 	@rm -f $(DESTDIR)/usr/bin/cloud-network-{netagent,fetcher,api} $(DESTDIR)/usr/bin/cnctl $(DESTDIR)/usr/libexec/cloud-network-netagent
-	@rm -f $(DESTDIR)/usr/share/man/man1/cnctl.1 $(DESTDIR)/usr/share/man/man5/cloud-network.toml.5 \
+	@rm -f $(DESTDIR)/usr/share/man/man1/cnctl{,-*}.1 $(DESTDIR)/usr/share/man/man5/cloud-network.toml.5 \
 	  $(DESTDIR)/usr/share/man/man8/cloud-network{,-netagent,-fetcher,-api}.8 \
 	  $(DESTDIR)/usr/share/bash-completion/completions/cnctl $(DESTDIR)/usr/share/zsh/vendor-completions/_cnctl \
 	  $(DESTDIR)/usr/share/fish/vendor_completions.d/cnctl.fish

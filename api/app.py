@@ -1,90 +1,142 @@
-"""The REST server: read-only, from the state files, on loopback.
+"""The Flask application: routes, the check of Host, headers, and errors as RFC 9457 problem JSON.
 
-    worker.py (gunicorn) → shortcut.py (a plain GET) ─────────────────────────────────────↘
-                             ↘ framework.py (Flask) → guard.py (Host, headers) → here (routes) → views.py → bodies.py
-                                                      problem.py: every error, as RFC 9457 JSON
-
-Nothing here can change anything, and no secret can be had here: the process has no access to any.
+It only reads, and has no access to any secret. It listens on loopback, where every web page in a browser on this host
+could reach it under a name that resolves to 127.0.0.1 (DNS rebinding). Such a page must use a name; so names other
+than localhost are refused, and addresses must be ones that this server has. Ports are not compared: an SSH tunnel
+changes them.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
-from cloud_network.api import answers, audit, guard
-from cloud_network.api.openapi import Parameter, Route
-from cloud_network.api.shortcut import Shortcut
-from cloud_network.api.views import Views
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
+from ipaddress import ip_address
+from pathlib import Path
+
+from cloud_network.api import audit_log, openapi
+from cloud_network.api.views import Problem, Views, json_response
 from cloud_network.fetcher.config import Endpoint
-from cloud_network.fetcher.state import IDENTITY_PARTS, StateDirectory
+from cloud_network.fetcher.state import StateDirectory
+from flask import Flask, Response, abort, request
+from jinja2 import StrictUndefined
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
+logger = logging.getLogger(__name__)
 
-HTML, TEXT = "text/html; charset=utf-8", "text/plain; version=0.0.4; charset=utf-8"
-SECRETS = {
-    "credentials": "Credentials are never given over TCP, where any local user could ask. "
-    "Use: sudo cnctl show credentials",
-    "user-data": "User data is never given over TCP, where any local user could ask, and is kept nowhere. "
-    "As root, ask the metadata server itself",
-    "custom-data": "Custom data is never given over TCP, where any local user could ask, and is kept nowhere. "
-    "As root, ask the metadata server itself",
-    "attributes": "Attributes can hold secrets: they are never given over TCP, where any local user could ask, "
-    "and are kept nowhere. As root, ask the metadata server itself",
+PROBLEM = "application/problem+json"
+NAMES = frozenset({"localhost", "ip6-localhost", "ip6-loopback"})
+HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
 }
-"""What is below /api/cloud and never served, and the way that root has."""
+"""On every answer. There is no CORS header: no other origin may read anything."""
+
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9A-Za-z.-]+))(?::[0-9]{1,5})?")
+_MAX_HOST = 255
 
 
-def routes(views: Views) -> list[Route]:
-    """All that can be asked for."""
-    name = Parameter("name", "The link's name.", {"type": "string", "minLength": 1})
-    part = Parameter("part", "A part of the signed identity.", {"enum": list(IDENTITY_PARTS)})
-    limit = {"type": "integer", "minimum": 1, "maximum": audit.MOST, "default": 50}
-    lines = Parameter("limit", "How many of the last lines.", limit, in_path=False)
-    return [
-        Route("/", "The state for a person with a browser.", views.page, mimetype=HTML),
-        Route("/metrics", "The state for Prometheus.", views.metrics, mimetype=TEXT),
-        Route("/api/cloud/system", "What the metadata says of the instance.", views.system, dict[str, Any], dated=True),
-        Route(
-            "/api/cloud/network",
-            "What it says of each link, by MAC address.",
-            *(views.network, dict[str, Any]),
-            dated=True,
-        ),
-        Route(
-            "/api/cloud/dynamicinstanceidentity/<part>",
-            "The signed identity document: an object where it is JSON, else text.",
-            *(views.identity, Any),
-            parameter=part,
-            errors=(404, 503),
-            dated=True,
-        ),
-        *(
-            Route(f"/api/cloud/{secret}", "Never given here; says how root has it.", answers=False, errors=(403,))
-            for secret in SECRETS
-        ),
-        Route("/api/v1/status", "What the fetcher believes.", views.status, answers.DatedStatus),
-        Route("/api/v1/links", "Every link.", views.links, answers.Links),
-        Route("/api/v1/links/<name>", "One link.", views.link, answers.DatedLink, parameter=name, errors=(404, 503)),
-        Route("/api/v1/audit", "The audit log's end.", views.audit, answers.Audit, parameter=lines, errors=(400, 503)),
-        Route("/api/v1/health", "Whether the network is cared for.", views.health, answers.Health),
-    ]
+def create_app(state: StateDirectory, listen: Sequence[Endpoint], log: Path = audit_log.PATH) -> Flask:
+    """Return the application that serves a state directory and an audit log, and listens there."""
+    app = Flask("cloud_network.api", static_folder=None, template_folder="templates")
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    app.url_map.merge_slashes = False  # a redirect would be an answer that is not problem JSON
+    app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
+    app.before_request(lambda: check_host(request.headers.get("Host", ""), listen))
+    app.after_request(_finish)
+    app.register_error_handler(Problem, _on_problem)
+    app.register_error_handler(HTTPException, _on_http_exception)
+    app.register_error_handler(Exception, _on_exception)
+    for path, view in _views(Views(state, audit_log.AuditLog(log))).items():
+        app.add_url_rule(path, path, view, methods=["GET"])
+    return app
 
 
-def create_app(state: StateDirectory, listen: Sequence[Endpoint], log: str = audit.PATH) -> Shortcut:
-    """Build the WSGI application that serves one state directory and one audit log, and listens there."""
-    allowed = guard.hosts(listen)
-    served = routes(Views(state, audit.AuditLog(log)))
+def _views(views: Views) -> Mapping[str, Callable[..., Response]]:
+    description = openapi.document()
+    return {
+        "/": views.page,
+        "/metrics": views.metrics,
+        "/openapi.json": lambda: json_response(description),
+        "/api/cloud/system": views.system,
+        "/api/cloud/network": views.network,
+        "/api/cloud/dynamicinstanceidentity/<part>": views.identity,
+        **{f"/api/cloud/{secret}": views.refuse_secret for secret in openapi.SECRETS},
+        "/api/v1/status": views.status,
+        "/api/v1/links": views.links,
+        "/api/v1/links/<name>": views.link,
+        "/api/v1/audit": views.audit,
+        "/api/v1/health": views.health,
+    }
 
-    def behind() -> "WSGIApplication":
-        from cloud_network.api import framework  # half of what the process would have in memory
 
-        return framework.create(served, listen, allowed)
+def check_host(host: str, listen: Sequence[Endpoint]) -> None:
+    """Abort with 421 unless the Host header names this server."""
+    if not _is_ours(host, listen):
+        there = " or ".join(f"http://{endpoint}/" for endpoint in listen) or "127.0.0.1"
+        detail = f"This server does not answer for the host {host[:_MAX_HOST]!r}; ask for {there} or localhost."
+        abort(HTTPStatus.MISDIRECTED_REQUEST, detail)
 
-    return Shortcut(behind, served, allowed)
+
+def _is_ours(host: str, listen: Sequence[Endpoint]) -> bool:
+    match = _HOST.fullmatch(host) if len(host) <= _MAX_HOST else None
+    if match is None:
+        return False
+    name = match[1] or match[2]
+    if name.lower() in NAMES:
+        return True
+    try:
+        address = ip_address(name)
+    except ValueError:
+        return False
+    own = {endpoint.address for endpoint in listen}
+    return address.is_loopback or address in own or any(each.is_unspecified for each in own)
 
 
-def main() -> None:
-    """`cloud-network-api`: serve until told to stop."""
-    from cloud_network.api import serve
+def _finish(response: Response) -> Response:
+    """Add the headers, and the ETag of a body; answer 304 where the client has that body."""
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    if response.status_code == HTTPStatus.OK:
+        response.add_etag()
+        response.make_conditional(request)
+    return response
 
-    serve.main()
+
+def _on_problem(problem: Problem) -> Response:
+    return _problem(problem.status, problem.detail, problem.headers, problem.members)
+
+
+def _on_http_exception(error: HTTPException) -> Response:
+    status = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
+    if isinstance(error, MethodNotAllowed):
+        allow = ", ".join(sorted(error.valid_methods or ()))
+        detail = f"{request.method} is not supported for {request.path}, which is read-only: use {allow}."
+        return _problem(status, detail, {"Allow": allow})
+    if status == HTTPStatus.NOT_FOUND:
+        return _problem(status, f"There is nothing at {request.path}. Routes: {', '.join(openapi.PATHS)}.")
+    return _problem(status, error.description or HTTPStatus(status).phrase)
+
+
+def _on_exception(error: Exception) -> Response:
+    logger.error("%s %s failed", request.method, request.path, exc_info=error)
+    return _problem(
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        "This is an error of cloud-network-api. Its log has the details: journalctl -u cloud-network-api.",
+    )
+
+
+def _problem(
+    status: int, detail: str, headers: Mapping[str, str] | None = None, members: Mapping[str, object] | None = None
+) -> Response:
+    content = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    response = json_response({**content, "instance": request.path, **(members or {})})
+    response.status_code = status
+    response.mimetype = PROBLEM
+    response.headers.update(headers or {})
+    return response

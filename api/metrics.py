@@ -1,70 +1,88 @@
-"""status.json as Prometheus reads it: names by https://prometheus.io/docs/practices/naming/.
+"""The state for Prometheus: names by https://prometheus.io/docs/practices/naming/.
 
-Nothing is measured here: a scrape shows what the fetcher wrote, so it costs the same however often it comes.
+Nothing is measured here: a scrape shows what the fetcher wrote. A state that is in doubt is `unknown`.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from importlib.metadata import version
 
+from cloud_network.fetcher.state import Claim, Doubt
 from cloud_network.fetcher.status import Status
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-MIMETYPE = "text/plain; version=0.0.4; charset=utf-8"
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 VERDICTS = ("applied", "confirmed", "refused", "rolled back", "unreachable")
-STATES = ("ok", "degraded", "error", "starting")
-NAMED_FIGHTS = 20
+STATES = ("ok", "degraded", "error", "starting", "unknown")
+NAMED_CONFLICTS = 20
 
 
-def encode(status: Status) -> bytes:
-    """The whole exposition of one status."""
+def encode(claim: Claim | None) -> bytes:
+    """Return the exposition of one state; None if it cannot be read."""
     registry = CollectorRegistry()
-    registry.register(_Once(status))
+    registry.register(_StateCollector(claim or Claim(None, Doubt.NOT_RUNNING)))
     return generate_latest(registry)
 
 
-class _Once(Collector):
-    def __init__(self, status: Status):
-        self._status = status
+class _StateCollector(Collector):
+    def __init__(self, claim: Claim):
+        self._claim = claim
 
     def describe(self) -> list[Metric]:
         return []
 
     def collect(self) -> Iterator[Metric]:
-        status = self._status
+        status, running = self._claim.status, self._claim.doubt is None
+        state = status["state"] if status is not None and running else "unknown"
         yield InfoMetricFamily(
             "cloud_network",
-            "Version of cloud-network, and the cloud that it found.",
-            {"version": version("cloud-network"), "provider": status["provider"]},
+            "Version of cloud-network, and the cloud that it detected.",
+            {"version": version("cloud-network"), "provider": status["provider"] if status else ""},
         )
         yield _labelled(
-            GaugeMetricFamily("cloud_network_state", "1 for the state the fetcher is in.", labels=["state"]),
-            {(state,): status["state"] == state for state in STATES},
+            GaugeMetricFamily(
+                "cloud_network_state",
+                "1 for the present state; unknown if the fetcher does not run, hangs, or has written none.",
+                labels=["state"],
+            ),
+            {(each,): state == each for each in STATES},
         )
-        yield from _metadata(status)
-        yield from _netagent(status)
-        yield from _fights(status)
-        yield from _links(status)
+        yield GaugeMetricFamily("cloud_network_fetcher_up", "1 if the fetcher runs and renews its state.", int(running))
+        yield GaugeMetricFamily(
+            "cloud_network_last_success_timestamp_seconds",
+            "Time of the last complete and valid answer of the metadata server; 0 before the first.",
+            _timestamp(status["fetched_at"] if status else None),
+        )
+        if status is not None:
+            yield from _metadata(status)
+            yield from _netagent(status)
+            yield from _conflicts(status)
+            yield from _links(status)
+
+
+def _timestamp(at: str | None) -> float:
+    return datetime.fromisoformat(at).timestamp() if at else 0.0
 
 
 def _metadata(status: Status) -> Iterator[Metric]:
     counters = status["counters"]
-    if status["fetched_at"]:
-        yield GaugeMetricFamily(
-            "cloud_network_last_success_timestamp_seconds",
-            "When the last complete and valid metadata was read.",
-            datetime.fromisoformat(status["fetched_at"]).timestamp(),
-        )
+    yield GaugeMetricFamily(
+        "cloud_network_last_comparison_timestamp_seconds",
+        "Time of the last comparison of the kernel with the metadata; 0 before the first.",
+        _timestamp(status["compared_at"]),
+    )
     yield GaugeMetricFamily(
         "cloud_network_refresh_interval_seconds",
-        "Time between two readings of the metadata.",
+        "Seconds between two reads of the metadata.",
         status["refresh_timer"],
     )
     yield GaugeMetricFamily(
         "cloud_network_fetch_duration_seconds",
-        "How long the last reading of the metadata took.",
+        "Seconds that the last read of the metadata took.",
         status["metadata_seconds"],
     )
     yield CounterMetricFamily(
@@ -74,13 +92,13 @@ def _metadata(status: Status) -> Iterator[Metric]:
     )
     yield _labelled(
         CounterMetricFamily(
-            "cloud_network_metadata_errors_total", "Readings of the metadata that failed.", labels=["kind"]
+            "cloud_network_metadata_errors_total", "Reads of the metadata that failed.", labels=["kind"]
         ),
         {(kind,): count for kind, count in sorted(counters["metadata_errors"].items())},
     )
     yield GaugeMetricFamily(
         "cloud_network_unknown_interfaces",
-        "Interfaces that the metadata names and this host lacks.",
+        "Interfaces that the metadata names and this host does not have.",
         len(status["unknown_macs"]),
     )
 
@@ -95,26 +113,26 @@ def _netagent(status: Status) -> Iterator[Metric]:
         {(verdict,): count for verdict, count in verdicts.items()},
     )
     yield CounterMetricFamily(
-        "cloud_network_rollbacks_total", "Changes that netagent took back.", verdicts["rolled back"]
+        "cloud_network_rollbacks_total", "Changes that netagent rolled back.", verdicts["rolled back"]
     )
     yield CounterMetricFamily(
         "cloud_network_drift_repaired_total",
-        "Changes that put right what somebody else had changed in the kernel.",
+        "Changes that repaired what another program had changed in the kernel.",
         counters["drift_repaired"],
     )
 
 
-def _fights(status: Status) -> Iterator[Metric]:
-    """All are counted, and the first have a name: a label may not have a value for each of ten thousand objects."""
-    fights = status.get("fights", [])  # a fetcher before this one had none
+def _conflicts(status: Status) -> Iterator[Metric]:
+    """Count all conflicts and name the first: a label must not have a value for each of ten thousand objects."""
+    conflicts = status["conflicts"]
     yield GaugeMetricFamily(
-        "cloud_network_fights", "Changes that somebody else undoes, or is in the way of.", len(fights)
+        "cloud_network_conflicts", "Changes that another program reverts or blocks.", len(conflicts)
     )
     yield _labelled(
         GaugeMetricFamily(
-            "cloud_network_fight_attempts", "How often a change was made that is fought over.", labels=["object"]
+            "cloud_network_conflict_attempts", "How often a reverted change was made.", labels=["object"]
         ),
-        {(fight["object"],): fight["times"] for fight in fights[:NAMED_FIGHTS]},
+        {(conflict["object"],): conflict["times"] for conflict in conflicts[:NAMED_CONFLICTS]},
     )
 
 
@@ -139,7 +157,7 @@ def _links(status: Status) -> Iterator[Metric]:
         | {(link["name"], "actual"): link["actual"] for link in links},
     )
     yield _labelled(
-        GaugeMetricFamily("cloud_network_drift", "Changes that a link still needs.", labels=["link"]),
+        GaugeMetricFamily("cloud_network_drift", "Changes that a link needs and that are not made.", labels=["link"]),
         {(link["name"],): len(link["drift"]) for link in links},
     )
 

@@ -1,31 +1,30 @@
-"""`GET /`: one page for a person, without script: what is wrong first, then every link, then the last changes.
+"""`GET /`: the content of one page for a person, without script: problems first, then links, then the last changes.
 
-All of it is metadata's or the audit log's words, which may be hostile: Jinja2 escapes each of them, and the policy
-(Content-Security-Policy) lets a browser use nothing but the one style sheet in the page, named by its digest.
+Metadata and the audit log may be hostile: Jinja2 escapes every value, and the Content-Security-Policy lets a browser
+use only the style sheet in the page, which it names by its digest.
 """
+
+from __future__ import annotations
 
 import base64
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cloud_network.api.audit import Tail
+from cloud_network.api.audit_log import Tail
+from cloud_network.fetcher.state import Claim
 from cloud_network.fetcher.status import LinkStatus, Status
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-MIMETYPE = "text/html; charset=utf-8"
-LAST = 12
+CONTENT_TYPE = "text/html; charset=utf-8"
+CHANGES = 12
 """Lines of the audit log that are shown."""
-OPEN = 16
-"""Addresses of a link that are shown without being asked for."""
-
-_TEMPLATES = Path(__file__).parent / "templates"
-_STYLE = (_TEMPLATES / "page.css").read_text()
-_DIGEST = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+OPEN_ADDRESSES = 16
+"""Addresses of a link that are shown without a click."""
+STYLE = Markup((Path(__file__).parent / "templates/page.css").read_text())  # noqa: S704  # our own file
+_DIGEST = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 HEADERS = {
     "Content-Security-Policy": (
         f"default-src 'none'; style-src 'sha256-{_DIGEST}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -33,125 +32,139 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
+_HEALTHY = ("ok", "excluded")
+_MAX_GATEWAY = 26
+_ROW = 52
+"""Height of a gateway's row in the drawing."""
 
 
-class Way(NamedTuple):
-    """How a reply leaves: one gateway, or none."""
+class Finding(NamedTuple):
+    """One problem: its subject, and what is wrong with it."""
+
+    subject: str
+    reason: str
+
+
+class Egress(NamedTuple):
+    """One gateway in the drawing of a link, or "" for none."""
 
     gateway: str
-    shown: str
-    top: int  # of its row in the drawing
+    label: str
+    top: int
 
 
 class Change(NamedTuple):
     """One line of the audit log, for a person."""
 
     time: str
-    who: str
-    what: str
+    peer: str
+    request: str
     verdict: str
     reason: str
 
 
-def render(status: Status, stale: bool, tail: Tail | None) -> bytes:
-    """The page of one state; `tail` is None when there is no audit log that can be read."""
-    links = sorted(status["links"].values(), key=lambda link: (link["state"] in ("ok", "excluded"), link["ifindex"]))
-    return _page(
-        status=status,
-        wrong=list(_wrong(status, stale)),
-        links=[(link, _ways(link), _addresses(link), _absent(link)) for link in links],
-        right=sum(link["actual"] for link in links),
-        wanted=sum(link["desired"] for link in links),
-        changes=None if tail is None else [_change(entry) for entry in reversed(tail.entries)],
-        broken=tail.broken if tail else 0,
-    )
+def build(claim: Claim | None, unreadable: str | None, tail: Tail | None, now: float) -> dict[str, Any]:
+    """Return the values of the template. `tail` is None if the audit log cannot be read."""
+    status = claim.status if claim else None
+    links = sorted(status["links"].values() if status else (), key=lambda link: link["ifindex"])
+    links.sort(key=lambda link: link["state"] in _HEALTHY)
+    return {
+        "status": status,
+        "current": claim is not None and claim.doubt is None,
+        "problems": list(_problems(claim, unreadable, now)),
+        "links": [(link, _egress(link), _addresses(link), _missing(link)) for link in links],
+        "addresses": sum(len(link["addresses"]) for link in links),
+        "actual": sum(link["actual"] for link in links),
+        "desired": sum(link["desired"] for link in links),
+        "changes": None if tail is None else [_change(entry) for entry in reversed(tail.entries)],
+        "broken": tail.broken if tail else 0,
+        "open_addresses": OPEN_ADDRESSES,
+    }
 
 
-def render_nothing(why: str) -> bytes:
-    """The page while there is no state to show."""
-    wrong = [("Nothing is known", why)]
-    return _page(status=None, wrong=wrong, links=[], right=0, wanted=0, changes=None, broken=0)
+def _problems(claim: Claim | None, unreadable: str | None, now: float) -> Iterator[Finding]:
+    """Yield the problems, the most important first."""
+    if claim is None:
+        yield Finding("State", f"cannot be read: {unreadable}")
+        return
+    if doubt := claim.explain_doubt(now):
+        yield Finding("Fetcher", f"{doubt}. See: systemctl status cloud-network-fetcher")
+    if claim.status is None:
+        yield Finding("Metadata", "never read")
+        return
+    yield from _metadata_problems(claim.status, claim.doubt is None and claim.stale(now))
+    yield from _netagent_problems(claim.status)
+    yield from _link_problems(claim.status)
 
 
-def _page(**what: object) -> bytes:
-    text = _template().render(style=Markup(_STYLE), unfolded=OPEN, **what)  # noqa: S704  # our own file
-    return text.encode(errors="replace")
+def _metadata_problems(status: Status, stale: bool) -> Iterator[Finding]:
+    if error := status["last_error"]:
+        yield Finding(error["kind"].capitalize(), f"{error['message']} ({error['at']})")
+    if status["fetched_at"] is None:
+        yield Finding("Metadata", "never read; the network is as it was found")
+    elif stale:
+        expected = f"expected every {status['refresh_timer']:g} s"
+        yield Finding("Metadata", f"out of date: last read {status['fetched_at']}, {expected}")
 
 
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html")
-
-
-def _wrong(status: Status, stale: bool) -> Iterator[tuple[str, str]]:
-    """(What, why and since when), the most telling first."""
+def _netagent_problems(status: Status) -> Iterator[Finding]:
     error, netagent = status["last_error"], status["netagent"]
-    if stale:
-        since = f"last read {status['fetched_at']}" if status["fetched_at"] else "never read yet"
-        yield "The metadata is out of date", f"{since}; it should be every {status['refresh_timer']:g} s"
-    if error:
-        yield error["kind"].capitalize(), f"{error['message']} ({error['at']})"
-    if netagent["verdict"] in ("refused", "rolled back", "unreachable") and (not error or error["kind"] != "netagent"):
-        yield "Netagent", f"{netagent['verdict']}: {netagent['reason']} ({netagent['at']})"
+    named = error is not None and error["kind"] == "netagent"
+    if netagent["verdict"] in ("refused", "rolled back", "unreachable") and not named:
+        yield Finding("Netagent", f"{netagent['verdict']}: {netagent['reason']} ({netagent['at']})")
+
+
+def _link_problems(status: Status) -> Iterator[Finding]:
     for link in sorted(status["links"].values(), key=lambda link: link["ifindex"]):
         if link["state"] == "missing":
-            yield link["name"], "the metadata names it, and it is gone from this host"
+            yield Finding(link["name"], "named by the metadata, missing on this host")
         elif link["state"] == "drift":
-            yield link["name"], f"{link['actual']} of {link['desired']} addresses, routes and rules are in place"
-    for fight in status.get("fights", ()):  # a fetcher before this key had none
-        by = f" by: {fight['by']}" if fight["by"] else ""
-        yield "Undone again and again", f"{fight['object']}, made {fight['times']} times since {fight['since']}{by}"
+            yield Finding(link["name"], f"{link['actual']} of {link['desired']} addresses, routes and rules in place")
+    for conflict in status["conflicts"]:
+        by = f" by {conflict['by']}" if conflict["by"] else ""
+        reason = f"{conflict['object']}: made {conflict['times']} times since {conflict['since']}, reverted{by}"
+        yield Finding("Conflict", reason)
     if status["unknown_macs"]:
-        yield "Not on this host", f"the metadata names links with the MAC {', '.join(status['unknown_macs'])}"
-    if status["state"] == "starting":
-        yield "Starting", "the metadata has not been read by this fetcher yet"
+        yield Finding("Interfaces", f"named by the metadata, missing on this host: {', '.join(status['unknown_macs'])}")
 
 
-def _ways(link: LinkStatus) -> list[Way]:
-    gateways = link["gateways"] or [""]
+def _egress(link: LinkStatus) -> list[Egress]:
     return [
-        Way(each, each if len(each) <= 26 else f"{each[:25]}…", 8 + 52 * number) for number, each in enumerate(gateways)
+        Egress(gateway, _shortened(gateway, _MAX_GATEWAY), 8 + _ROW * number)
+        for number, gateway in enumerate(link["gateways"] or [""])
     ]
 
 
 def _addresses(link: LinkStatus) -> list[Any]:
-    """Those that are missing first."""
+    """Return the addresses, missing ones first."""
     return sorted(link["addresses"], key=lambda address: address["present"])
 
 
-def _absent(link: LinkStatus) -> int:
-    """How many addresses should be there and are not."""
+def _missing(link: LinkStatus) -> int:
+    """Return the number of addresses that should be on the link and are not."""
     return 0 if link["state"] == "excluded" else sum(not address["present"] for address in link["addresses"])
 
 
 def _change(entry: dict[str, Any]) -> Change:
     peer = entry.get("peer")
     peer = peer if isinstance(peer, dict) else {}
-    who = peer.get("unit") or (f"uid {peer['uid']}" if "uid" in peer else "netagent")
+    name = peer.get("unit") or (f"uid {peer['uid']}" if "uid" in peer else "netagent")
     return Change(
-        time=_short(entry.get("time", "?"), 19),
-        who=_short(who).removesuffix(".service"),
-        what=_short(entry.get("request") or "malformed") + _ops(entry.get("ops")),
-        verdict=_short(entry.get("verdict", "?")),
-        reason=_short(entry.get("reason") or "", 300),
+        time=str(entry.get("time", "?"))[:19],
+        peer=_shortened(name).removesuffix(".service"),
+        request=_shortened(entry.get("request") or "malformed") + _operations(entry.get("ops")),
+        verdict=_shortened(entry.get("verdict", "?")),
+        reason=_shortened(entry.get("reason") or "", 300),
     )
 
 
-def _ops(ops: object) -> str:
+def _operations(ops: object) -> str:
     if not isinstance(ops, list) or not ops:
         return ""
-    kinds = Counter(_short(op.get("op", "?")) if isinstance(op, dict) else "?" for op in ops)
-    shown = ", ".join(f"{count} × {kind.replace('_', ' ')}" for kind, count in kinds.most_common(6))
-    return f": {shown}"
+    kinds = Counter(_shortened(op.get("op", "?")) if isinstance(op, dict) else "?" for op in ops)
+    return ": " + ", ".join(f"{count} × {kind.replace('_', ' ')}" for kind, count in kinds.most_common(6))
 
 
-def _short(value: object, most: int = 60) -> str:
+def _shortened(value: object, limit: int = 60) -> str:
     text = str(value)
-    return text if len(text) <= most else text[:most] + ("" if most == 19 else "…")
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

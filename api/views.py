@@ -1,266 +1,233 @@
-"""What each route answers, from state files alone: a file's bytes as they are, or made from some of them once."""
+"""The answer of each route, made from the state files at each request."""
 
-import contextlib
+from __future__ import annotations
+
 import json
 import time
-from collections.abc import Callable
-from functools import lru_cache, partial
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
 
-from cloud_network.api import freshness
-from cloud_network.api.answers import Audit, DatedLink, DatedStatus, Health, Links
-from cloud_network.api.audit import MOST, AuditLog, Tail
-from cloud_network.api.bodies import Body, Kept, Stamp, body
-from cloud_network.api.openapi import DATES
-from cloud_network.api.problem import Problem
-from cloud_network.fetcher.state import IDENTITY_PARTS, StateDirectory, StateError
-from cloud_network.fetcher.status import LinkStatus, Status
+from cloud_network.api import metrics, openapi, page
+from cloud_network.api.audit_log import MAX_LINES, AuditLog, Tail
+from cloud_network.fetcher.state import IDENTITY_PARTS, Claim, StateDirectory, StateError
+from cloud_network.fetcher.status import Status
+from flask import Response, render_template, request
 
-T = TypeVar("T")
+FETCHER_RUNNING = "running"
+RETRY = {"Retry-After": "5"}
 
 
-class Known:
-    """One status.json, and the bodies made of it, each once while it is fresh and once when it is stale."""
+class Problem(Exception):
+    """An error to answer; `members` are extension members of the problem object."""
 
-    def __init__(self, content: bytes):
-        self.status = _status(content)
-        self._until = freshness.until(self.status)
-        self._made: dict[tuple[str, bool], Body] = {}
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        headers: Mapping[str, str] | None = None,
+        members: Mapping[str, object] | None = None,
+    ):
+        super().__init__(detail)
+        self.status, self.detail = status, detail
+        self.headers, self.members = headers or {}, members or {}
 
-    @property
-    def stale(self) -> bool:
-        """Whether the metadata is out of date by now."""
-        return time.time() > self._until
 
-    def body(self, what: str, make: Callable[[Status, bool], object]) -> Body:
-        """What is made of the status."""
-        key = (what, self.stale)
-        if key not in self._made:
-            self._made[key] = _encode(make(self.status, key[1]))
-        return self._made[key]
-
-    def date(self, found: Body) -> Body:
-        """A body in the cloud's own words, with headers that say as of when."""
-        fetched_at = self.status["fetched_at"] or "never"
-        dates = (str(self.status["generation"]), fetched_at, "true" if self.stale else "false")
-        return found._replace(about=tuple(zip(DATES, dates, strict=True)))
+def json_response(value: object) -> Response:
+    """Return a JSON answer, in ASCII, so that no text in it can steer a terminal."""
+    return Response(json.dumps(value, separators=(",", ":")) + "\n", mimetype="application/json")
 
 
 class Views:
-    """The state directory as response bodies. Every method raises Problem(503) while there is nothing to show."""
+    """The routes. A method raises Problem(503) while there is nothing to show."""
 
     def __init__(self, state: StateDirectory, log: AuditLog):
         self._state = state
         self._log = log
-        self._audit = lru_cache(maxsize=4)(self._make_audit)  # by the log's stamp, which each line changes
-        self._page = lru_cache(maxsize=2)(self._make_page)
-        self._metrics = Kept(lambda: [state.status_path], _present(_metrics))
-        self._system = Kept(lambda: [state.system_path], _present(body))
-        self._status = Kept(lambda: [state.status_path], _present(Known))
-        self._network = Kept(lambda: [state.link_path(index) for index in state.link_indexes()], _network)
-        self._identity = {
-            part: Kept(self._identity_path(part), _present(_object_or_text if part == "document" else _text))
-            for part in IDENTITY_PARTS
-        }
 
-    def system(self) -> Body:
-        """What the metadata says of the instance, as the provider puts it."""
-        known = self._known()
-        return known.date(self._needed(self._system, self._state.system_path))
-
-    def network(self) -> Body:
-        """The links' metadata by MAC address, as the Go original answers."""
-        known = self._known()
-        return known.date(self._kept(self._network))
-
-    def status(self) -> Body:
-        """What the fetcher believes."""
-        return self._known().body("", _whole)
-
-    def links(self) -> Body:
-        """Every link's part of the status, by ifindex."""
-        return self._known().body("links", _links)
-
-    def link(self, name: str) -> Body:
-        """One link's part of the status, by the link's name."""
-        known = self._known()
-        link = next((link for link in known.status["links"].values() if link["name"] == name), None)
-        if link is None:
-            names = ", ".join(sorted(each["name"] for each in known.status["links"].values())) or "none"
-            raise Problem(404, f"The metadata names no link {name!r} of this host; it names: {names}.")
-        return known.body(f"links/{name}", partial(_link, link))
-
-    def identity(self, part: str) -> Body:
-        """One part of the signed identity document."""
-        if part not in self._identity:
-            raise Problem(404, f"There is no part {part!r}; there are: {', '.join(IDENTITY_PARTS)}.")
-        known = self._known()
-        provider = known.status["provider"]
-        if not provider:
-            raise Problem(503, "The cloud is not known yet. See: cnctl status.", {"Retry-After": "5"})
-        found = self._kept(self._identity[part])
-        if found is None:
-            raise Problem(404, f"{provider} gave no {part} of an identity document to this instance.")
-        return known.date(found)
-
-    def metrics(self) -> Body:
-        """The status for Prometheus."""
-        return self._needed(self._metrics, self._state.status_path)
-
-    def audit(self, limit: str = "50") -> Body:
-        """The last lines of the audit log."""
-        if not (limit.isascii() and limit.isdecimal() and len(limit) < 10 and 0 < int(limit) <= MOST):
-            raise Problem(400, f"limit={limit!r} is not a number from 1 to {MOST}.")
+    def system(self) -> Response:
+        """Return the metadata of the instance, as the provider words it."""
+        claim = self._claim()
         try:
-            stamp = self._log.stamp()
-            if stamp is not None:
-                return self._audit(stamp, int(limit))
-            reason = "is not there: netagent has not been asked for anything yet"
-        except OSError as error:
-            reason = f"cannot be read: {error.strerror}"
-        raise Problem(503, f"{self._log.path} {reason}. See: systemctl status cloud-network-netagent.")
-
-    def page(self) -> Body:
-        """The state and the last changes, for a browser."""
-        known = self._known()
-        try:
-            stamp = self._log.stamp()
-        except OSError:
-            stamp = None
-        return self._page(known, stamp, known.stale)
-
-    def _make_audit(self, _stamp: Stamp, limit: int) -> Body:
-        tail = self._log.last(limit)
-        answer: Audit = {"log": self._log.path, "broken": tail.broken, "entries": tail.entries}
-        return _encode(answer)
-
-    def _make_page(self, known: Known, stamp: Stamp | None, stale: bool) -> Body:
-        from cloud_network.api import page
-
-        tail: Tail | None = None
-        if stamp is not None:
-            with contextlib.suppress(OSError):
-                tail = self._log.last(page.LAST)
-        return body(page.render(known.status, stale, tail))
-
-    def health(self) -> Body:
-        """Say 'ok' or 'degraded' with 200; anything worse is a 503 problem that says why."""
-        known = self._known()
-        status, stale = known.status, known.stale
-        generation, fetched_at = status["generation"], status["fetched_at"]
-        if status["state"] in ("ok", "degraded") and not stale:
-            return known.body("health", _health)
-        more: dict[str, object] = {"state": status["state"], "stale": stale}
-        more |= {"generation": generation, "fetched_at": fetched_at}
-        error = status["last_error"]
-        reason = f" Last error, at {error['at']}: {error['message']}." if error else ""
-        age = "the metadata is out of date" if stale else "the metadata is current"
-        raise Problem(503, f"State is {status['state']} and {age}.{reason} See cnctl status.", more=more)
-
-    def _identity_path(self, part: str) -> Callable[[], list[str]]:
-        def paths() -> list[str]:
-            return [self._state.identity_path(self._known().status["provider"], part)]
-
-        return paths
-
-    def _known(self) -> Known:
-        return self._needed(self._status, self._state.status_path)
-
-    def _kept(self, kept: Kept[T]) -> T:
-        try:
-            return kept.get()
-        except OSError as error:
-            raise _unreadable(f"{error.filename}: {error.strerror}") from error
+            document = self._state.read_system()
         except StateError as error:
-            raise _unreadable(str(error)) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _unreadable(f"{self._state.path}: {type(error).__name__}: {error}") from error
+            raise _unreadable(error) from error
+        if document is None:
+            raise _never_read(claim)
+        return _dated(json_response(document), claim)
 
-    def _needed(self, kept: Kept[T | None], path: str) -> T:
-        found = self._kept(kept)
-        if found is None:
-            raise Problem(
-                503,
-                f"There is no {path} yet: the fetcher writes it after the first complete answer of the metadata "
-                "server. Check that it runs: systemctl status cloud-network-fetcher; and what it says: "
-                "journalctl -u cloud-network-fetcher.",
-                {"Retry-After": "5"},
-            )
-        return found
+    def network(self) -> Response:
+        """Return the links' metadata by MAC address, as the Go original answers."""
+        claim = self._claim()
+        try:
+            documents = self._state.read_links()
+        except StateError as error:
+            raise _unreadable(error) from error
+        if not documents and _status(claim)["fetched_at"] is None:
+            raise _never_read(claim)
+        return _dated(json_response({str(each.get("mac")): each for each in documents.values()}), claim)
+
+    def identity(self, part: str) -> Response:
+        """Return one part of the signed identity: an object where the document is JSON, else a string."""
+        if part not in IDENTITY_PARTS:
+            raise Problem(HTTPStatus.NOT_FOUND, f"There is no part {part!r}; accepted: {', '.join(IDENTITY_PARTS)}.")
+        claim = self._claim()
+        provider = _status(claim)["provider"]
+        if not provider:
+            raise _never_read(claim)
+        try:
+            content = self._state.read_identity(provider, part)
+        except StateError as error:
+            raise _unreadable(error) from error
+        if content is None:
+            raise Problem(HTTPStatus.NOT_FOUND, f"{provider} gives this instance no {part}.")
+        return _dated(_object_or_text(content), claim)
+
+    def refuse_secret(self) -> Response:
+        """Refuse a secret, and say how root gets it."""
+        raise Problem(HTTPStatus.FORBIDDEN, openapi.SECRETS[request.path.rpartition("/")[2]])
+
+    def status(self) -> Response:
+        """Return the state of the fetcher."""
+        claim = self._claim()
+        return json_response({**_status(claim), **_standing(claim)})
+
+    def links(self) -> Response:
+        """Return every link's part of the status, by ifindex."""
+        claim = self._claim()
+        links = sorted(_status(claim)["links"].values(), key=lambda link: link["ifindex"])
+        return json_response({**_dates(claim), "links": links})
+
+    def link(self, name: str) -> Response:
+        """Return one link's part of the status."""
+        claim = self._claim()
+        links = {link["name"]: link for link in _status(claim)["links"].values()}
+        if name not in links:
+            names = ", ".join(sorted(links)) or "none"
+            detail = f"The metadata names no link {name!r} of this host; it names: {names}."
+            raise Problem(HTTPStatus.NOT_FOUND, detail)
+        return json_response({**links[name], **_dates(claim)})
+
+    def health(self) -> Response:
+        """Return 200 if the network is maintained and agrees with current metadata, or is degraded; else 503."""
+        claim = self._claim()
+        status, state = _status(claim), {"state": _status(claim)["state"], **_dates(claim)}
+        if status["state"] in ("ok", "degraded") and not state["stale"]:
+            return json_response(state)
+        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, _unhealthy(claim), members=state)
+
+    def metrics(self) -> Response:
+        """Return the state for Prometheus. Without a state there are metrics that say so."""
+        try:
+            claim = self._state.read_claim()
+        except StateError:
+            claim = None
+        return Response(metrics.encode(claim), content_type=metrics.CONTENT_TYPE)
+
+    def audit(self) -> Response:
+        """Return the last lines of the audit log."""
+        text = request.args.get("limit", "50")
+        if not (text.isascii() and text.isdecimal() and len(text) < 10 and 0 < int(text) <= MAX_LINES):
+            detail = f"limit={text!r} is not accepted; accepted: a number from 1 to {MAX_LINES}."
+            raise Problem(HTTPStatus.BAD_REQUEST, detail)
+        try:
+            tail = self._log.last(int(text))
+        except FileNotFoundError:
+            raise _no_log(f"{self._log.path} does not exist: netagent has had no request yet") from None
+        except OSError as error:
+            raise _no_log(f"{self._log.path} cannot be read: {error.strerror}") from error
+        return json_response({"log": str(self._log.path), **tail._asdict()})
+
+    def page(self) -> Response:
+        """Return the page for a person."""
+        try:
+            claim, reason = self._state.read_claim(), None
+        except StateError as error:
+            claim, reason = None, str(error)
+        content = page.build(claim, reason, self._tail(), time.time())
+        text = render_template("page.html", style=page.STYLE, **content).encode(errors="replace")
+        code = HTTPStatus.OK if claim is not None and claim.status is not None else HTTPStatus.SERVICE_UNAVAILABLE
+        return Response(text, code, page.HEADERS, content_type=page.CONTENT_TYPE)
+
+    def _tail(self) -> Tail | None:
+        try:
+            return self._log.last(page.CHANGES)
+        except OSError:
+            return None
+
+    def _claim(self) -> Claim:
+        try:
+            claim = self._state.read_claim()
+        except StateError as error:
+            raise _unreadable(error) from error
+        if claim.status is None:
+            raise _never_read(claim)
+        return claim
 
 
-def _unreadable(reason: str) -> Problem:
-    return Problem(
-        503,
-        f"The state cannot be read: {reason}. Have it written again: sudo cnctl refresh.",
-        {"Retry-After": "5"},
-    )
+def _status(claim: Claim) -> Status:
+    if claim.status is None:
+        raise _never_read(claim)
+    return claim.status
 
 
-def _encode(value: object) -> Body:
-    return body(json.dumps(value, separators=(",", ":")).encode() + b"\n")
+def _standing(claim: Claim) -> dict[str, Any]:
+    return {"stale": claim.stale(time.time()), "fetcher": str(claim.doubt or FETCHER_RUNNING)}
 
 
-def _status(content: bytes) -> Status:
-    status: Status = json.loads(content)
-    missing = Status.__required_keys__ - status.keys()
-    for link in () if missing else status["links"].values():
-        missing |= LinkStatus.__required_keys__ - link.keys()
-    if missing:
-        raise ValueError(f"status.json lacks {', '.join(sorted(missing))}")
-    return status
+def _dates(claim: Claim) -> dict[str, Any]:
+    status = _status(claim)
+    return {"generation": status["generation"], "fetched_at": status["fetched_at"], **_standing(claim)}
 
 
-def _whole(status: Status, stale: bool) -> DatedStatus:
-    return {**status, "stale": stale}
-
-
-def _links(status: Status, stale: bool) -> Links:
-    return {
-        "generation": status["generation"],
-        "fetched_at": status["fetched_at"],
-        "stale": stale,
-        "links": sorted(status["links"].values(), key=lambda link: link["ifindex"]),
+def _dated(response: Response, claim: Claim) -> Response:
+    """Add the dates as headers: the body is in the cloud's own words."""
+    dates = _dates(claim)
+    values = {
+        "Cloud-Network-Generation": str(dates["generation"]),
+        "Cloud-Network-Fetched-At": dates["fetched_at"] or "never",
+        "Cloud-Network-Stale": "true" if dates["stale"] else "false",
+        "Cloud-Network-Fetcher": dates["fetcher"],
     }
+    response.headers.update(values)
+    return response
 
 
-def _link(link: LinkStatus, status: Status, stale: bool) -> DatedLink:
-    return {**link, "generation": status["generation"], "fetched_at": status["fetched_at"], "stale": stale}
-
-
-def _health(status: Status, stale: bool) -> Health:
-    return {
-        "state": status["state"],  # type: ignore[typeddict-item]  # the worse ones are problems
-        "stale": stale,
-        "generation": status["generation"],
-        "fetched_at": status["fetched_at"],
-    }
-
-
-def _metrics(content: bytes) -> Body:
-    from cloud_network.api import metrics  # prometheus-client takes 65 ms to import: not before the first scrape
-
-    return body(metrics.encode(_status(content)))
-
-
-def _network(files: list[bytes | None]) -> Body:
-    documents: list[dict[str, Any]] = [json.loads(content) for content in files if content is not None]
-    return _encode({document["mac"]: document for document in documents})
-
-
-def _object_or_text(content: bytes) -> Body:
-    """The identity document: an object where the cloud's is one."""
+def _object_or_text(content: bytes) -> Response:
     try:
-        return _encode(json.loads(content))
-    except ValueError:
-        return _text(content)
+        return json_response(json.loads(content))
+    except (ValueError, RecursionError):
+        return json_response(content.decode(errors="replace"))
 
 
-def _text(content: bytes) -> Body:
-    """The other parts of the identity: a JSON string, as the Go original answers."""
-    return _encode(content.decode(errors="replace"))
+def _unhealthy(claim: Claim) -> str:
+    status = _status(claim)
+    reasons = [f"State: {status['state']}."]
+    if doubt := claim.explain_doubt(time.time()):
+        reasons.append(f"{doubt[0].upper()}{doubt[1:]}.")
+    elif status["fetched_at"] is None:
+        reasons.append("The metadata has never been read.")
+    elif claim.stale(time.time()):
+        reasons.append(f"The metadata is out of date: last read at {status['fetched_at']}.")
+    if error := status["last_error"]:
+        reasons.append(f"Last error, at {error['at']}: {error['message']}.")
+    return " ".join([*reasons, "See: cnctl status."])
 
 
-def _present(make: Callable[[bytes], T]) -> Callable[[list[bytes | None]], T | None]:
-    """Make it of one file's content; None while there is no file."""
-    return lambda files: None if files[0] is None else make(files[0])
+def _never_read(claim: Claim) -> Problem:
+    """Return the problem of a host whose metadata has never been read, with the reason if it is known."""
+    reasons = ["The metadata has never been read."]
+    if doubt := claim.explain_doubt(time.time()):
+        reasons.append(f"{doubt[0].upper()}{doubt[1:]}.")
+    if claim.status is not None and (error := claim.status["last_error"]):
+        reasons.append(f"Last error, at {error['at']}: {error['message']}.")
+    detail = " ".join([*reasons, "See: journalctl -u cloud-network-fetcher."])
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, RETRY)
+
+
+def _unreadable(error: StateError) -> Problem:
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, f"The state cannot be read: {error}.", RETRY)
+
+
+def _no_log(reason: str) -> Problem:
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, f"{reason}. See: systemctl status cloud-network-netagent.")

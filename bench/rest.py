@@ -1,7 +1,7 @@
 """The REST server beside a bare Flask-on-gunicorn 'hello', in the same run: `.venv/bin/python -m bench.rest [seconds]`.
 
 200 clients at once on kept-alive connections, each asks again when it has its answer. The two servers take turns, so
-that what else the machine does meets both. Both have one worker of eight threads. Then 10 s against ours alone, in
+that what else the machine does meets both. Both have one gevent worker. Then 10 s against ours alone, in
 which no request may fail.
 """
 
@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from cloud_network.fetcher.state import RunLock, StateDirectory
 
 from bench.figures import Figure, figure, keep, ratio
 
@@ -102,18 +104,19 @@ def load(port: int, path: str, seconds: float) -> Round:
     return Round(len(taken) / (now - began), statistics.median(taken), max(taken), failed)
 
 
-def state(directory: Path) -> None:
-    """A status of 4 × 15, as a fetcher would leave it."""
-    from cloud_network.fetcher.state import StateDirectory
-
-    from tests.system.api.conftest import address, link, status
+def state(directory: Path) -> RunLock:
+    """A status of 4 × 15, as a running fetcher writes it; the lock of that fetcher."""
+    from tests.system.api.conftest import RUN, address, link, status
 
     files = StateDirectory(directory)
     files.prepare()
+    lock = RunLock(files)
+    Path(files.lock_path).write_text(RUN)
     files.write_status(
         status(*(link(n, f"eth{n}", [address(f"10.0.{n}.{k}") for k in range(4, 19)]) for n in range(2, 6)))
     )
     files.write_system({"instance-id": "i-1"})
+    return lock
 
 
 @contextlib.contextmanager
@@ -154,10 +157,11 @@ def main() -> None:
         (directory / "hello.py").write_text(HELLO)
         ours, theirs = free_port(), free_port()
         (directory / "config.toml").write_text(f'[Network]\nListen = "127.0.0.1:{ours}"\n')
-        state(directory / "run")
+        lock = state(directory / "run")
         user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.geteuid() == 0 else []
         api = [str(BIN / "cloud-network-api"), "--config", f"{directory}/config.toml", "--state", f"{directory}/run"]
-        bare = [str(BIN / "gunicorn"), "-w", "1", "--threads", "8", "--preload", "--keep-alive", "5"]
+        api += ["--socket", f"{directory}/api.sock"]
+        bare = [str(BIN / "gunicorn"), "-w", "1", "-k", "gevent", "--preload", "--keep-alive", "5"]
         pid = stack.enter_context(serving([*user, *api], ours, directory))
         other = stack.enter_context(serving([*bare, "-b", f"127.0.0.1:{theirs}", "hello:app"], theirs, directory))
         found: dict[str, list[Round]] = {}
@@ -181,6 +185,7 @@ def main() -> None:
         mine = figure("memory, master and worker", [resident(pid) / 1024], "MB")
         figures += [mine, figure("hello: memory, master and worker", [resident(other) / 1024], "MB")]
         long = load(ours, "/api/v1/status", 10)
+        lock.close()
         print(f"10 s: {json.dumps(long._asdict())}")
         failed = long.failed + sum(each.failed for rounds in found.values() for each in rounds)
         keep("rest", [*figures, figure("requests that failed", [failed], "", most=0)])

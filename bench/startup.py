@@ -25,7 +25,7 @@ COMMANDS = (("status", "network"), ("status",), ("status", "--json"), ("--help",
 MODULES = {
     "netagent": "cloud_network.netagent.server",
     "fetcher": "cloud_network.fetcher.loop, cloud_network.fetcher.metadata.providers.aws",
-    "api": "cloud_network.api.app",
+    "api": "cloud_network.api.server",
 }
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from enum import Enum
 
-from cloud_network.fetcher.agent import Agent, AgentError
+from cloud_network.fetcher.apply import Netagent, NetagentError, Rejection, Result
 from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.errors import Errors, now
 from cloud_network.fetcher.fights import Fights
@@ -64,37 +64,52 @@ class Changes:
         if logger.isEnabledFor(logging.DEBUG):  # thousands are put into words for nobody, else
             for change in changes:
                 logger.debug("change: %s", in_ip_syntax(change, links))
-        self._say(f"making {len(changes)} changes, the first: {in_ip_syntax(changes[0], links)}")
-        gateways = Gateways(changes, wanted, actual, config.route_table_base)
+        self._say(f"applying {len(changes)} changes, the first: {in_ip_syntax(changes[0], links)}")
         way = self._provider.client.interface
         try:
-            with Agent() as agent:
+            with Netagent() as netagent:
+                rejections = netagent.check(changes)
+                if rejections:
+                    self._hold_back(rejections, changes, links, config)
+                    return Outcome.LESS
+                gateways = Gateways(changes, wanted, actual, config.route_table_base)
                 seconds = config.confirm_timeout
-                verdict = agent.carry_out(changes, seconds, lambda: self._broken(way, gateways, links, seconds))
-        except AgentError as error:
+                result = netagent.carry_out(changes, seconds, lambda: self._broken(way, gateways, links, seconds))
+        except NetagentError as error:
             self.note("unreachable", None, str(error), 0)
             self._errors.begin("netagent", str(error), serious=True)
             self.try_again = min(self.try_again, at + NETAGENT_AWAY)
             return Outcome.FAILED
-        self.note(verdict.verdict, verdict.request, verdict.reason, verdict.ops)
-        if verdict.verdict == "confirmed":
-            logger.info("netagent: %d changes confirmed (request %s)", len(changes), verdict.request)
+        self.note(result.verdict, result.request, result.reason, result.ops)
+        if result.verdict == "confirmed":
+            logger.info("netagent: %d changes confirmed (request %s)", len(changes), result.request)
             if not self._fights.refusals:
                 self._errors.end("netagent")
             self._fights.made(changes)
-            self._tried, self.try_again = (), at  # patience is for what fails
+            self._tried, self.try_again = (), at
             return Outcome.CONFIRMED
-        at_fault = changes[verdict.position :][:1] if verdict.position is not None else ()
-        reason = ": ".join((*(in_ip_syntax(change, links) for change in at_fault), str(verdict.reason)))
-        if verdict.verdict != "refused" or not at_fault:
-            self._errors.begin("netagent", f"{verdict.verdict}: {reason}", serious=False)
-            return Outcome.FAILED
-        if verdict.link is None:
-            self._fights.refused(at_fault, reason)
-        else:
-            table = config.route_table_base + verdict.link
-            self._fights.refused(of_link(changes, verdict.link, table), str(verdict.reason))
-        return Outcome.LESS
+        return self._failed(result, changes, links, config)
+
+    def _failed(self, result: Result, changes: Plan, links: dict[int, Link], config: Config) -> Outcome:
+        """Hold back what the kernel or netagent did not accept; the rest may go without it."""
+        if result.rejections:
+            self._hold_back(result.rejections, changes, links, config)
+            return Outcome.LESS
+        self._errors.begin("netagent", f"{result.verdict}: {result.reason}", serious=False)
+        return Outcome.FAILED
+
+    def _hold_back(
+        self, rejections: tuple[Rejection, ...], changes: Plan, links: dict[int, Link], config: Config
+    ) -> None:
+        """Leave the rejected changes out of the plans to come, for a time that grows with each rejection."""
+        whole_links = {each.link: each.reason for each in rejections if each.link is not None}
+        for link, reason in whole_links.items():
+            self._fights.refused(of_link(changes, link, config.route_table_base + link), reason)
+        for rejection in rejections:
+            if rejection.link is None:
+                change = changes[rejection.position]
+                reason = f"{in_ip_syntax(change, links)}: {rejection.reason}"
+                self._fights.refused((change,), reason, transient=rejection.transient)
 
     def _broken(self, way: str, gateways: Gateways, links: dict[int, Link], seconds: float) -> str | None:
         """What a change has broken, asked between its making and its confirmation. `way`: the client's, before it."""

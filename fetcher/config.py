@@ -1,33 +1,39 @@
-"""/etc/cloud-network/cloud-network.toml and the environment → one frozen, checked `Config`.
+"""Settings: /etc/cloud-network/cloud-network.toml (TOML 1.0) and the environment, checked, as one frozen `Config`.
 
-`keyfile` takes the file apart; here is what each key means. `KEYS` is the whole list: field, meaning, and the
-accepted form that every error about the key names.
+`KEYS` is the whole list of keys: the field, the parser of its value, and the accepted form, which every error names.
+The file is described in cloud-network.toml(5). netagent reads the same file with its own code, and means the same.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, ip_network
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from cloud_network.fetcher import keyfile
+from cloud_network.fetcher import config_values as values
+from cloud_network.fetcher.config_values import Endpoint, Network
+
+__all__ = ["Config", "ConfigError", "Endpoint", "Network", "load"]
 
 PATH = Path("/etc/cloud-network/cloud-network.toml")
 RULE_BAND = 30
-"""How many rule priorities, from RulePriority= on, belong to us."""
+"""Number of rule priorities, from RulePriority= on, that belong to us."""
 MAIN_PRIORITY = 32766
-"""The kernel's own `lookup main`; every rule of ours must come before it."""
-
-Network = IPv4Network | IPv6Network
+"""Priority of the kernel's own `lookup main`; every rule of ours must come before it."""
+EX_CONFIG = 78
+"""Exit status of every program of ours for an invalid configuration (sysexits.h)."""
+MAX_BYTES = 1 << 20
+"""Size of the largest file that is read."""
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used. `problems` has one line for each mistake; str() is all of them."""
+    """An invalid configuration. `problems` has one line for each mistake; str() is all of them."""
 
     def __init__(self, problems: list[str]):
         super().__init__("\n".join(problems))
@@ -35,7 +41,7 @@ class ConfigError(Exception):
 
 
 class LogLevel(StrEnum):
-    """LogLevel=, the original's seven names."""
+    """LogLevel=, the names of the Go original (logrus), which also takes `warn`."""
 
     TRACE = "trace"
     DEBUG = "debug"
@@ -54,7 +60,7 @@ class LogFormat(StrEnum):
 
 
 class Provider(StrEnum):
-    """Provider=: which cloud this is, or `auto` to find out."""
+    """Provider=: the cloud of this instance; `auto` detects it."""
 
     AUTO = "auto"
     AWS = "aws"
@@ -72,15 +78,22 @@ class Provider(StrEnum):
 
 
 class Rules(StrEnum):
-    """Rules=: one for a subnet where one will do, or for each address; `original` adds the Go original's `to` rules."""
+    """Rules=: a rule for each subnet or for each address; `original` adds the `to` rules of the Go original."""
 
     AGGREGATE = "aggregate"
     ADDRESS = "address"
     ORIGINAL = "original"
 
 
+class Manage(StrEnum):
+    """Manage=: `all` interfaces of the metadata, or only the `primary` one."""
+
+    ALL = "all"
+    PRIMARY = "primary"
+
+
 class Prefixes(StrEnum):
-    """Prefixes=: what a delegated range becomes: a local route, source rules only, or nothing."""
+    """Prefixes=: a delegated range becomes a local route, source rules only, or nothing."""
 
     LOCAL = "local"
     ROUTE = "route"
@@ -88,57 +101,50 @@ class Prefixes(StrEnum):
 
 
 class ForwardedReplies(StrEnum):
-    """ForwardedReplies=: whether marks on connections lead replies of NATed ports back."""
+    """ForwardedReplies=: `mark` returns replies of forwarded connections by the interface they came in by."""
 
     OFF = "off"
     MARK = "mark"
 
 
 class Purge(StrEnum):
-    """Purge=: whether stopping the service removes what it owns."""
+    """Purge=: `on-stop` removes everything that is owned when the service stops."""
 
     NEVER = "never"
     ON_STOP = "on-stop"
 
 
 class AuditFailure(StrEnum):
-    """AuditFailure=: what netagent does with a change that it cannot write to the audit log."""
+    """AuditFailure=: netagent refuses, or continues with, a change that it cannot write to the audit log."""
 
     REFUSE = "refuse"
     CONTINUE = "continue"
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where the REST server listens; str() is `ip:port` or `[ipv6]:port`."""
-
-    address: IPv4Address | IPv6Address
-    port: int
-
-    def __str__(self) -> str:
-        return f"{self.address}:{self.port}" if self.address.version == 4 else f"[{self.address}]:{self.port}"
-
-
 PRIVATE = tuple(
     ip_network(prefix) for prefix in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
 )
-"""What a link may be given without AllowAddresses=."""
+"""Prefixes that a link may get without AllowAddresses=."""
+
+
+DEFAULT_LISTEN = Endpoint(IPv4Address("127.0.0.1"), 5209)
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Every key of the file, checked. Times are seconds."""
+    """Every key of the file, checked. Times are in seconds."""
 
     log_level: LogLevel = LogLevel.INFO
     log_format: LogFormat = LogFormat.TEXT
     refresh_timer: float = 300.0
     ready_timeout: float = 60.0
-    listen: Endpoint = Endpoint(IPv4Address("127.0.0.1"), 5209)
+    listen: Endpoint = DEFAULT_LISTEN
     supplementary: tuple[str, ...] = ()
     provider: Provider = Provider.AUTO
     route_table_base: int = 9999
     rule_priority: int = 31000
     rules: Rules = Rules.AGGREGATE
+    manage: Manage = Manage.ALL
     exclude: tuple[str, ...] = ()
     exclude_addresses: tuple[Network, ...] = ()
     prefixes: Prefixes | None = None  # None: the cloud's own default
@@ -148,146 +154,66 @@ class Config:
     confirm_timeout: float = 30.0
     allow_kinds: tuple[str, ...] = ()
     allow_addresses: tuple[Network, ...] = PRIVATE  # the defaults, then what the file adds
+    allow_gateways: tuple[Network, ...] = ()
+    max_objects: int = 16384
     audit_failure: AuditFailure = AuditFailure.REFUSE
 
 
-# --- values: text → what it means; each raises ValueError with the reason ---
+def _log_level(text: str) -> StrEnum:
+    return values.choice(LogLevel, any_case=True)("warning" if text.lower() == "warn" else text)
 
 
-_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_PART = re.compile(r"([0-9]{1,12}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})(ns|us|µs|μs|ms|s|m|h)")
+def _allowed_addresses(text: str) -> tuple[Network, ...]:
+    return PRIVATE + values.networks(text)
 
 
-def duration(text: str) -> float:
-    """Go's duration syntax → seconds: "300s", "5m", "1h30m", "1.5h", "500ms"."""
-    if re.fullmatch(r"[0-9.]+", text):
-        raise ValueError(f'a time needs a unit: "{text}s"?')
-    if not re.fullmatch(f"(?:{_PART.pattern})+", text):
-        raise ValueError("not a time")
-    return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
-
-
-def _duration(low: float, high: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        seconds = duration(text)
-        if not low <= seconds <= high:
-            raise ValueError("too short" if seconds < low else "too long")
-        return seconds
-
-    return parse
-
-
-def _choice(kind: type[StrEnum], *, any_case: bool = False) -> Callable[[str], StrEnum]:
-    def parse(text: str) -> StrEnum:
-        wanted = text.lower() if any_case else text
-        if wanted in kind.__members__.values():
-            return kind(wanted)
-        raise ValueError("unknown value" + _did_you_mean(text, [str(member) for member in kind]))
-
-    return parse
-
-
-def _integer(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"-?[0-9]{1,18}", text):
-            raise ValueError("not a whole number")
-        if not low <= int(text) <= high:
-            raise ValueError("too small" if int(text) < low else "too large")
-        return int(text)
-
-    return parse
-
-
-def _mask(text: str) -> int:
-    if not re.fullmatch(r"0x[0-9A-Fa-f]{1,8}|[0-9]{1,10}", text):
-        raise ValueError("not a mask")
-    mask = int(text, 16 if text.startswith("0x") else 10)
-    if not 0 < mask < 1 << 32:
-        raise ValueError("not a 32-bit mask with a bit set")
-    run = mask // (mask & -mask)  # shifted down to bit 0
-    if run & (run + 1):
-        raise ValueError("its bits are not in one run")
-    return mask
-
-
-def _endpoint(text: str) -> Endpoint:
-    match = re.fullmatch(r"(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\]):([0-9]{1,5})", text)
-    if not match:
-        raise ValueError("not an address and a port")
-    if not 1 <= int(match[3]) <= 65535:
-        raise ValueError(f"port {match[3]} is outside 1..65535")
-    return Endpoint(ip_address(match[1] or match[2]), int(match[3]))
-
-
-def _links(text: str) -> tuple[str, ...]:
-    for name in text.split():
-        if len(name.encode()) > 15 or "/" in name or ":" in name or name in (".", ".."):
-            raise ValueError(f"{name!r} cannot be the name of a link")
-    return tuple(text.split())
-
-
-def _kinds(text: str) -> tuple[str, ...]:
-    for kind in text.split():
-        if not re.fullmatch(r"[a-z0-9_-]{1,15}", kind):
-            raise ValueError(f"{kind!r} cannot be an rtnetlink kind")
-    return tuple(text.split())
-
-
-def _networks(text: str) -> tuple[Network, ...]:
-    found: list[Network] = []
-    for word in text.split():
-        try:
-            found.append(ip_network(word, strict=False))
-        except ValueError:
-            raise ValueError(f"{word!r} is not an address or prefix") from None
-        if "/" in word and ip_address(word.split("/")[0]) != found[-1].network_address:
-            raise ValueError(f"{word!r} has bits beyond its length; {str(found[-1])!r}?")
-    return tuple(found)
-
-
-class Key(NamedTuple):
-    """One key of the file: the field of `Config`, how its text is read, and what to tell who got it wrong."""
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key of the file: the field of `Config`, the parser of its text, and the accepted form for errors."""
 
     field: str
     parse: Callable[[str], Any]
     accepted: str
 
 
-_LINKS = "names of links, with white space between"
+_LINKS = "names of links, separated by spaces"
 _SECONDS = 'at least 1s, such as "300s", "5m" or "1h30m"'
 _BELOW_MAIN = f"1 to {MAIN_PRIORITY - RULE_BAND}: the {RULE_BAND} from it on must lie below main's {MAIN_PRIORITY}"
-_NETWORKS = 'prefixes, with white space between, such as "10.0.0.0/8 2001:db8::/32"'
+_NETWORKS = 'addresses or prefixes, separated by spaces, such as "10.0.0.0/8 2001:db8::/32"'
 
 
 def _one_of(field: str, kind: type[StrEnum], *, any_case: bool = False) -> Key:
-    return Key(field, _choice(kind, any_case=any_case), ", ".join(kind) + (" (any case)" if any_case else ""))
+    return Key(field, values.choice(kind, any_case=any_case), ", ".join(kind) + (" (any case)" if any_case else ""))
 
 
 KEYS: Mapping[str, Mapping[str, Key]] = {
     "System": {
-        "LogLevel": _one_of("log_level", LogLevel, any_case=True),
+        "LogLevel": Key("log_level", _log_level, ", ".join(LogLevel) + " (any case)"),
         "LogFormat": _one_of("log_format", LogFormat, any_case=True),
-        "RefreshTimer": Key("refresh_timer", _duration(1, 9e9), _SECONDS),
-        "ReadyTimeout": Key("ready_timeout", _duration(1, 9e9), _SECONDS),
+        "RefreshTimer": Key("refresh_timer", values.seconds_between(1, 9e9), _SECONDS),
+        "ReadyTimeout": Key("ready_timeout", values.seconds_between(1, 9e9), _SECONDS),
     },
     "Network": {
-        "Listen": Key("listen", _endpoint, '"ip:port" or "[ipv6]:port", such as "127.0.0.1:5209"'),
-        "Supplementary": Key("supplementary", _links, _LINKS),
+        "Listen": Key("listen", values.endpoint, '"ip:port" or "[ipv6]:port", such as "127.0.0.1:5209"'),
+        "Supplementary": Key("supplementary", values.link_names, _LINKS),
         "Provider": _one_of("provider", Provider),
-        "RouteTableBase": Key("route_table_base", _integer(256, 1_000_000_000), "256 to 1000000000"),
-        "RulePriority": Key("rule_priority", _integer(1, MAIN_PRIORITY - RULE_BAND), _BELOW_MAIN),
+        "RouteTableBase": Key("route_table_base", values.integer_between(256, 1_000_000_000), "256 to 1000000000"),
+        "RulePriority": Key("rule_priority", values.integer_between(1, MAIN_PRIORITY - RULE_BAND), _BELOW_MAIN),
         "Rules": _one_of("rules", Rules),
-        "Exclude": Key("exclude", _links, _LINKS),
-        "ExcludeAddresses": Key("exclude_addresses", _networks, _NETWORKS),
+        "Manage": _one_of("manage", Manage),
+        "Exclude": Key("exclude", values.link_names, _LINKS),
+        "ExcludeAddresses": Key("exclude_addresses", values.networks, _NETWORKS),
         "Prefixes": _one_of("prefixes", Prefixes),
         "ForwardedReplies": _one_of("forwarded_replies", ForwardedReplies),
-        "MarkMask": Key("mark_mask", _mask, 'a 32-bit mask of neighbouring bits, such as "0x7f" or 127'),
+        "MarkMask": Key("mark_mask", values.mask, "a 32-bit mask of adjacent bits, such as 0x7f"),
         "Purge": _one_of("purge", Purge),
-        "ConfirmTimeout": Key("confirm_timeout", _duration(1, 600), '1s to 10m, such as "30s"'),
+        "ConfirmTimeout": Key("confirm_timeout", values.seconds_between(1, 600), '1s to 10m, such as "30s"'),
     },
     "Netagent": {
-        "AllowKinds": Key("allow_kinds", _kinds, 'rtnetlink kinds with white space between, such as "veth"'),
-        "AllowAddresses": Key("allow_addresses", lambda text: PRIVATE + _networks(text), _NETWORKS),
+        "AllowKinds": Key("allow_kinds", values.link_kinds, 'rtnetlink kinds, separated by spaces, such as "veth"'),
+        "AllowAddresses": Key("allow_addresses", _allowed_addresses, _NETWORKS),
+        "AllowGateways": Key("allow_gateways", values.networks, _NETWORKS),
+        "MaxObjects": Key("max_objects", values.integer_between(1, 65536), "1 to 65536"),
         "AuditFailure": _one_of("audit_failure", AuditFailure),
     },
 }
@@ -297,78 +223,137 @@ ENVIRONMENT: Mapping[str, Key] = {
 }
 
 
-# --- the file ---
+# The file
 
 
 def load(path: Path = PATH, environ: Mapping[str, str] = os.environ) -> Config:
-    """Read and check the file, then the environment, which wins. No file means the defaults.
+    """Return the settings of the file, overridden by the environment. A missing file means the defaults.
 
-    Raises ConfigError with all that is wrong as: `file:line: [Section] Key = value: reason; accepted: …`.
+    Raises ConfigError with every mistake as `FILE:LINE: [Section] Key = value: reason; accepted: ...`.
     """
+    content = _content(path)
+    reader = _Reader()
+    problems = []
+    for section, entries in _document(path, content).items():
+        for key, value, reason in reader.section(section, entries):
+            line = _line_of(content, section, key)
+            where = f"{path}:{line}" if line else str(path)
+            problems.append((line, f"{where}: {_shown(section, key, value)}: {reason}"))
+    lines = [text for _, text in sorted(problems, key=lambda problem: problem[0])]
+    for variable, found in ENVIRONMENT.items():
+        text = environ.get(variable, "")
+        wrong = reader.set(found, text) if text else None
+        if wrong:
+            lines.append(f"environment: {variable} = {text}: {wrong}")
+    if lines:
+        raise ConfigError([visible(line) for line in lines])
+    return Config(**reader.values)
+
+
+class _Reader:
+    """Collects the values of the fields of `Config`."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+
+    def section(self, section: str, entries: Any) -> list[tuple[str, Any, str]]:
+        """Take the values of one section; return its mistakes as (key, value, reason)."""
+        if not isinstance(entries, dict):
+            sections = [f"[{name}]" for name, keys in KEYS.items() if section in keys] or [f"[{name}]" for name in KEYS]
+            return [("", entries, f"key outside of a section; accepted: in {' or '.join(sections)}")]
+        if section not in KEYS:
+            hint = values.did_you_mean(section, list(KEYS))
+            return [("", None, f"unknown section{hint}; accepted: {', '.join(KEYS)}")]
+        mistakes = []
+        for key, value in entries.items():
+            found = KEYS[section].get(key)
+            reason = self.set(found, value) if found else _unknown_key(section, key)
+            if reason:
+                mistakes.append((key, value, reason))
+        return mistakes
+
+    def set(self, key: Key, value: Any) -> str | None:
+        """Set the field of a key. Return the reason if its value is not accepted."""
+        try:
+            self.values[key.field] = key.parse(_text(value))
+        except ValueError as error:
+            return f"{error}; accepted: {key.accepted}"
+        return None
+
+
+def _text(value: Any) -> str:
+    """Return a value as text: a string, or an integer, which means the same as the string of its digits."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63:
+        return str(value)
+    raise ValueError("not a string or whole number")
+
+
+def _content(path: Path) -> str:
     try:
-        content = path.read_bytes().decode()
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        content = ""
+        return ""
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}; make it a file of mode 0644"]) from error
+    if len(content) > MAX_BYTES:
+        raise ConfigError([f"{path}: larger than {MAX_BYTES} bytes"])
+    try:
+        return content.decode()
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: byte {error.start} is not UTF-8; save it as UTF-8"]) from error
 
-    values: dict[str, Any] = {}
-    entries, mistakes = keyfile.read(content)
-    for line, section, key, text in entries:
-        if found := _key(section, key):
-            _set(values, found, text, line, f"[{section}] {key}", mistakes)
-        elif reason := _unknown(section, key, text):
-            mistakes.append((line, reason))
-    problems = [f"{path}:{line}: {reason}" for line, reason in sorted(mistakes)]
 
-    mistakes = []
-    for variable, found in ENVIRONMENT.items():
-        if text := environ.get(variable, ""):
-            _set(values, found, text, 0, variable, mistakes)
-    problems += [f"environment: {reason}" for _, reason in mistakes]
-
-    if problems:
-        raise ConfigError([keyfile.CONTROL.sub(_visible, problem) for problem in problems])
-    return Config(**values)
-
-
-def _set(values: dict[str, Any], key: Key, text: str, line: int, name: str, mistakes: list[keyfile.Mistake]) -> None:
+def _document(path: Path, content: str) -> dict[str, Any]:
     try:
-        values[key.field] = key.parse(text)
-    except ValueError as error:
-        mistakes.append((line, f"{name} = {text}: {error}; accepted: {key.accepted}"))
+        return tomllib.loads(content)
+    except (ValueError, RecursionError) as error:  # ValueError: TOMLDecodeError, or an integer of too many digits
+        found = re.search(r"at line ([0-9]+)", str(error))
+        where = f"{path}:{found[1]}" if found else str(path)
+        raise ConfigError([visible(f"{where}: not TOML: {error}; see cloud-network.toml(5)")]) from error
 
 
-def _key(section: str, key: str) -> Key | None:
-    return KEYS.get(section, {}).get(key)
+def _line_of(content: str, section: str, key: str) -> int:
+    """Return the line of a key, or of a section for key "", in the usual layout; 0 where it cannot be told."""
+    current = ""
+    for number, line in enumerate(content.splitlines(), 1):
+        if header := re.match(r"\s*\[\s*['\"]?([^\]'\"]*?)['\"]?\s*\]", line):
+            current = header[1]
+            if not key and current == section:
+                return number
+        entry = re.match(r"\s*['\"]?([A-Za-z0-9_-]+)['\"]?\s*=", line)
+        if entry and (current, entry[1]) in ((section, key), ("", section)):
+            return number
+    return 0
 
 
-def _unknown(section: str, key: str, text: str) -> str:
-    """Why there is no such key, and which may have been meant; "" when there is nothing (more) to report."""
-    sections = [f"[{name}]" for name in KEYS]
-    homes = [f"[{name}]" for name in KEYS if _key(name, key)] or sections
-    if not section:
-        return f"{key} = {text}: before the first section; accepted: in {' or '.join(homes)}"
-    if section not in KEYS:
-        hint = _did_you_mean(f"[{section}]", sections)
-        return "" if key else f"[{section}]: unknown section{hint}; accepted: {', '.join(sections)}"
+def _shown(section: str, key: str, value: Any) -> str:
     if not key:
-        return ""
-    if homes != sections:
-        return f"[{section}] {key} = {text}: of another section; accepted: in {homes[0]}"
+        return f"[{section}]" if value is None else f"{section} = {_excerpt(value)}"
+    return f"[{section}] {key} = {_excerpt(value)}"
+
+
+def _excerpt(value: Any) -> str:
+    try:
+        return f"{value!s:.80}"
+    except ValueError:  # an integer of too many digits to print
+        return "..."
+
+
+def _unknown_key(section: str, key: str) -> str:
+    """Return the reason for a key that its section does not have, with the right spelling where it is known."""
+    by_lower = {name.lower(): (home, name) for home, keys in KEYS.items() for name in keys}
+    home, name = by_lower.get(key.lower(), ("", ""))
+    if home == section:
+        return f"keys are case-sensitive; accepted: {name}"
+    if home:
+        return f"key of another section; accepted: [{home}] {name}"
     known = list(KEYS[section])
-    return f"[{section}] {key} = {text}: unknown key{_did_you_mean(key, known)}; accepted: {', '.join(known)}"
+    return f"unknown key{values.did_you_mean(key, known)}; accepted: {', '.join(known)}"
 
 
-def _did_you_mean(word: str, known: list[str]) -> str:
-    import difflib  # 0.4 MB, for who makes a mistake
-
-    folded = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower(), folded, n=1)
-    return f" (did you mean {folded[close[0]]}?)" if close else ""
-
-
-def _visible(control: re.Match[str]) -> str:
-    return f"\\x{ord(control[0]):02x}"
+def visible(text: str) -> str:
+    r"""Return the text with control characters as \x.., so that it cannot steer a terminal."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda control: f"\\x{ord(control[0]):02x}", text)

@@ -18,7 +18,7 @@ from cloud_network.fetcher.errors import RFC3339, now
 from cloud_network.fetcher.network.objects import Actual, Address, Route, Rule
 from cloud_network.fetcher.network.plan import Change, LinkUp, Plan, Verb, in_ip_syntax
 from cloud_network.fetcher.patience import Patience
-from cloud_network.fetcher.status import FightStatus
+from cloud_network.fetcher.status import ConflictStatus
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +68,12 @@ class Fights:
             if record.times >= _TOLERATED:
                 record.due = at + record.patience.longer()
 
-    def refused(self, plan: Plan, reason: str) -> None:
-        """netagent will not have any of these: they are tried again together."""
+    def refused(self, plan: Plan, reason: str, *, transient: bool = False) -> None:
+        """Hold these back, which netagent refuses: they are tried again together, soon if the reason may pass."""
         refusals = [self._refused.setdefault(change, _Refusal()) for change in plan]
+        if transient:
+            for refusal in refusals:
+                refusal.patience.reset()
         due = time.monotonic() + max(refusal.patience.longer() for refusal in refusals)
         for refusal in refusals:
             refusal.reason, refusal.due = reason, due
@@ -112,7 +115,7 @@ class Fights:
         links = {link.ifindex: link for link in actual.links}
         return {in_ip_syntax(change, links) for change in self._taken}
 
-    def statuses(self, actual: Actual) -> list[FightStatus]:
+    def statuses(self, actual: Actual) -> list[ConflictStatus]:
         """The fights, as status.json has them."""
         links = {link.ifindex: link for link in actual.links}
         return [

@@ -7,7 +7,7 @@ import socket
 from typing import TypedDict
 
 from cloud_network.fetcher import control
-from cloud_network.fetcher.agent import Agent, AgentError, Verdict
+from cloud_network.fetcher.apply import Netagent, NetagentError, Result
 
 FLUSHED = "flushed on request: nothing is changed until `cnctl refresh`, or until the service is started again"
 
@@ -19,11 +19,11 @@ class FlushAnswer(TypedDict):
     request: str  # as the audit log has it
 
 
-def flush_answer(verdict: Verdict) -> FlushAnswer:
-    """Of netagent's verdict; AgentError unless all is gone."""
-    if verdict.verdict != "applied":
-        raise AgentError(f"netagent: {verdict.verdict}: {verdict.reason}; nothing was taken away")
-    return {"removed": verdict.ops, "request": verdict.request}
+def flush_answer(result: Result) -> FlushAnswer:
+    """Of netagent's verdict; NetagentError unless all is gone."""
+    if result.verdict != "applied":
+        raise NetagentError(f"netagent: {result.verdict}: {result.reason}; nothing was taken away")
+    return {"removed": result.ops, "request": result.request}
 
 
 def directly() -> None:
@@ -33,9 +33,9 @@ def directly() -> None:
     if _runs():
         raise SystemExit("cloud-network-fetcher: one is running, and would put everything back. Use: sudo cnctl flush")
     try:
-        with Agent() as agent:
-            print(f"removed {flush_answer(agent.flush())['removed']} addresses, routes and rules")
-    except AgentError as error:
+        with Netagent() as netagent:
+            print(f"removed {flush_answer(netagent.flush())['removed']} addresses, routes and rules")
+    except NetagentError as error:
         raise SystemExit(f"cloud-network-fetcher: {error}") from None
 
 

@@ -11,31 +11,34 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cloud_network.fetcher import config as configuration
-from cloud_network.fetcher import flush, log, privileges
+from cloud_network.fetcher import flush, service
 from cloud_network.fetcher.control import Control, remove_socket
-from cloud_network.fetcher.events import KernelEvents
 from cloud_network.fetcher.metadata.base import Waiting
 from cloud_network.fetcher.metadata.detect import DetectionError, detect, read_firmware
+from cloud_network.fetcher.network.kernel import KernelEvents
 from cloud_network.fetcher.networkd import Networkd
 from cloud_network.fetcher.reconcile import Reconciler
-from cloud_network.fetcher.state import StateDirectory
-from cloud_network.fetcher.systemd import Systemd, listening
+from cloud_network.fetcher.service import Notifier, api_listeners
+from cloud_network.fetcher.state import AlreadyRunning, RunLock, StateDirectory, boot_id
+from cloud_network.fetcher.status import RENEWAL, new_status, rfc3339
 from cloud_network.fetcher.watch import Watch
 
 logger = logging.getLogger(__name__)
 
 RUNTIME = Path("/run/cloud-network")
+USER = "cloud-network"
 _LONGEST_SLEEP = 3600.0  # seconds; a selector takes no infinity
 
 
 class Loop:
     """Waits for what comes next and hands it to the reconciler."""
 
-    def __init__(self, reconciler: Reconciler, events: KernelEvents, config_path: Path, systemd: Systemd) -> None:
+    def __init__(self, reconciler: Reconciler, events: KernelEvents, config_path: Path, systemd: Notifier) -> None:
         self._reconciler, self._config_path, self._systemd = reconciler, config_path, systemd
         self._events = events
         self._control = Control(
@@ -54,13 +57,15 @@ class Loop:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)  # the number is read from the wake-up socket
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._events.fileno(), selectors.EVENT_READ, self._on_kernel)
+        self._events_descriptor: int | None = None
+        self._register_events()
         self._selector.register(self._control.fileno(), selectors.EVENT_READ, self._control.serve)
         self._selector.register(self._wake, selectors.EVENT_READ, self._on_signal)
         self._watch = Watch(reconciler.provider) if isinstance(reconciler.provider, Waiting) else None
         if self._watch is not None:
             self._selector.register(self._watch.fileno(), selectors.EVENT_READ, self._on_change)
         self._stop = False
+        self._renew_due = 0.0
 
     def run(self, ready_timeout: float) -> None:
         """Until SIGTERM or SIGINT. The network stays as it is, unless Purge= says otherwise.
@@ -72,6 +77,9 @@ class Loop:
         while not self._stop:
             systemd.alive()
             now = time.monotonic()
+            if now >= self._renew_due:
+                self._renew_due = now + RENEWAL
+                _attempt(reconciler.renew)
             if now >= reconciler.refresh_due:
                 _attempt(networkd.warn)
                 _attempt(reconciler.refresh)
@@ -80,7 +88,8 @@ class Loop:
             if ready_at < math.inf and (reconciler.succeeded or time.monotonic() >= ready_at):
                 systemd.ready()
                 ready_at = math.inf
-            due = min(reconciler.refresh_due, reconciler.compare_due, ready_at) - time.monotonic()
+            due = min(reconciler.refresh_due, reconciler.compare_due, ready_at, self._renew_due) - time.monotonic()
+            self._register_events()
             for key, _ in self._selector.select(min(max(0.0, due), systemd.period, _LONGEST_SLEEP)):
                 _attempt(key.data)
         systemd.stopping()
@@ -90,6 +99,15 @@ class Loop:
     def _on_kernel(self) -> None:
         if self._events.drain():
             self._reconciler.noticed()
+
+    def _register_events(self) -> None:
+        """Register the socket of the kernel's events, again if it was replaced."""
+        descriptor = self._events.fileno()
+        if descriptor != self._events_descriptor:
+            if self._events_descriptor is not None:
+                self._selector.unregister(self._events_descriptor)
+            self._selector.register(descriptor, selectors.EVENT_READ, self._on_kernel)
+            self._events_descriptor = descriptor
 
     def _on_change(self) -> None:
         if self._watch is not None:
@@ -117,7 +135,7 @@ class Loop:
         except configuration.ConfigError as error:
             logger.error("%s; going on with the configuration from before", error)
             return
-        log.set_up(config.log_level, config.log_format)
+        service.set_up_logging(config.log_level, config.log_format)
         logger.info("configuration read again from %s", self._config_path)
         _say_not_yet(config)
         self._reconciler.reconfigure(config)
@@ -140,6 +158,14 @@ def _attempt(step: Callable[[], object]) -> None:
         step()
     except Exception:
         logger.exception("unexpected; it will be tried again")
+
+
+def _leave_reason(state: StateDirectory, run: str, error: Exception) -> None:
+    """Write the reason of an exit that a restart does not help to status.json, for cnctl status."""
+    failed = new_status("", run, boot_id())
+    failed["state"] = "error"
+    failed["last_error"] = {"at": rfc3339(), "kind": "config", "message": str(error)}
+    state.write_status(failed)
 
 
 def _hopeless(error: Exception) -> SystemExit:
@@ -175,6 +201,15 @@ def _arguments(words: list[str]) -> _Arguments:
     return _Arguments(**vars(parser.parse_args(words)))
 
 
+def _refuse_configuration(error: Exception) -> None:
+    """Leave the reason where cnctl status finds it, if this is the only fetcher."""
+    with suppress(service.PrivilegeError, AlreadyRunning, OSError):
+        service.drop_privileges(USER, (RUNTIME,))
+        state = StateDirectory(RUNTIME)
+        state.prepare()
+        _leave_reason(state, RunLock(state).run, error)
+
+
 def main() -> None:
     """Entry point of cloud-network-fetcher."""
     arguments = _arguments(sys.argv[1:])
@@ -184,30 +219,41 @@ def main() -> None:
     try:
         config = configuration.load(arguments.config)
     except configuration.ConfigError as error:
+        if not arguments.check_config:
+            _refuse_configuration(error)
         raise _hopeless(error) from None
     if arguments.check_config:
         print(f"{arguments.config}: right")
-        if (there := listening()) and str(config.listen) not in there:
+        if (there := api_listeners()) and str(config.listen) not in there:
             print(
                 f"[Network] Listen = {config.listen} does not count: systemd listens on {', '.join(there)}. "
                 "Set Listen= to that, or: systemctl edit cloud-network-api.socket",
                 file=sys.stderr,
             )
         return
-    privileges.become_unprivileged(RUNTIME)
-    log.set_up(config.log_level, config.log_format)
+    try:
+        service.drop_privileges(USER, (RUNTIME,))
+    except service.PrivilegeError as error:
+        raise SystemExit(f"cloud-network-fetcher: {error}") from None
+    service.set_up_logging(config.log_level, config.log_format)
     state = StateDirectory(RUNTIME)
     state.prepare()
     try:
+        lock = RunLock(state)
+    except AlreadyRunning as error:
+        raise SystemExit(f"cloud-network-fetcher: {error}") from None
+    try:
         provider = detect(config.provider, read_firmware())
     except DetectionError as error:
+        _leave_reason(state, lock.run, error)
         raise _hopeless(error) from None
     _say_not_yet(config)
     logger.info("cloud: %s, metadata at %s", provider.name, provider.client.endpoint)
-    systemd = Systemd()
+    systemd = Notifier()
     gc.set_threshold(20_000)  # what a pass makes goes by its count of references: to look for more often is for nothing
     events = KernelEvents()
-    reconciler = Reconciler(config, provider, state, systemd.status, events.drain)
+    reconciler = Reconciler(config, provider, state, systemd.status, events.drain, lock.run)
+    reconciler.renew()  # from now on, status.json is of this run
     Loop(reconciler, events, arguments.config, systemd).run(config.ready_timeout)
 
 

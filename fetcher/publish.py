@@ -6,26 +6,25 @@ import logging
 from collections.abc import Callable
 
 from cloud_network.fetcher.config import Config
-from cloud_network.fetcher.errors import now
 from cloud_network.fetcher.metadata.model import Instance
 from cloud_network.fetcher.network.matching import match_links
 from cloud_network.fetcher.network.objects import Actual
-from cloud_network.fetcher.state import StateDirectory, StateError
-from cloud_network.fetcher.status import VERSION, Status
+from cloud_network.fetcher.state import StateDirectory, StateError, boot_id
+from cloud_network.fetcher.status import RENEWAL, Status, new_status, rfc3339
 
 logger = logging.getLogger(__name__)
 
 _TIMES = ("at", "fetched_at", "attempted_at", "written_at", "since", "next_at", "metadata_seconds")
-_NO_NEWS = (*_TIMES, "generation", "counters")
+_NO_NEWS = (*_TIMES, "renew_by", "compared_at", "run", "boot_id", "generation", "counters")
 
 
 class Publisher:
     """The one that writes to the state directory. `status` is the next status.json, filled in as things happen."""
 
-    def __init__(self, state: StateDirectory, provider: str) -> None:
+    def __init__(self, state: StateDirectory, provider: str, run: str = "") -> None:
         self._state = state
-        self.status = _fresh(provider)
-        before = _previous(state, provider)
+        self.status = new_status(provider, run, boot_id())
+        before = _previous(state, self.status)
         self._said = _told(before)
         for key in ("generation", "counters", "fetched_at", "links", "unknown_macs"):  # still true for a new fetcher
             self.status[key] = before[key]
@@ -49,8 +48,13 @@ class Publisher:
         """Write status.json; the generation grows when anything but a time or a counter differs from before."""
         said = _told(self.status)
         self.status["generation"] += said != self._said
-        self.status["written_at"] = now()
         self._said = said
+        self.renew()
+
+    def renew(self) -> None:
+        """Write status.json again, with the time until which it holds."""
+        self.status["written_at"] = rfc3339()
+        self.status["renew_by"] = rfc3339(RENEWAL)
         self._state.write_status(self.status)
 
 
@@ -61,39 +65,14 @@ def _differs(read: Callable[[], object], document: object) -> bool:
         return True
 
 
-def _fresh(provider: str) -> Status:
-    return {
-        "version": VERSION,
-        "generation": 0,
-        "provider": provider,
-        "state": "starting",
-        "fetched_at": None,
-        "attempted_at": None,
-        "written_at": now(),
-        "refresh_timer": 300.0,
-        "last_error": None,
-        "metadata_requests": 0,
-        "metadata_seconds": 0.0,
-        "counters": {"metadata_requests": 0, "metadata_errors": {}, "netagent_requests": {}, "drift_repaired": 0},
-        "netagent": {"verdict": "none", "request": None, "at": None, "reason": None, "ops": 0},
-        "links": {},
-        "unknown_macs": [],
-        "notices": [],
-        "fights": [],
-    }
-
-
-def _previous(state: StateDirectory, provider: str) -> Status:
-    """The status that a fetcher before this one left; a fresh one when there is none that can be used."""
+def _previous(state: StateDirectory, fresh: Status) -> Status:
+    """Return the status that a fetcher of this cloud left, or the fresh one."""
     try:
         before = state.read_status()
     except StateError as error:
         logger.warning("%s", error)
         before = None
-    fresh = _fresh(provider)
-    if before is None or not Status.__required_keys__ <= before.keys() <= fresh.keys():
-        return fresh
-    return before if before["version"] == VERSION and before["provider"] == provider else fresh
+    return before if before is not None and before["provider"] == fresh["provider"] else fresh
 
 
 def _told(status: Status) -> dict[str, object]:

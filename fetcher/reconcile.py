@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from cloud_network.fetcher import report
-from cloud_network.fetcher.agent import Agent
+from cloud_network.fetcher.apply import Netagent
 from cloud_network.fetcher.changes import NETAGENT_AWAY, Changes, Outcome, count
 from cloud_network.fetcher.config import Config, Purge
 from cloud_network.fetcher.errors import Errors, now
@@ -59,6 +59,7 @@ class Reconciler:
         state: StateDirectory,
         say: Callable[[str], None] = lambda _: None,
         news: Callable[[], bool] | None = None,
+        run: str = "",
     ) -> None:
         self.provider = provider
         self.succeeded = False  # whether any pass has been through, and left nothing undone that could be done
@@ -69,7 +70,7 @@ class Reconciler:
         self._config = config
         provider.client.kinds = config.allow_kinds
         self._errors = Errors()
-        self._publisher = Publisher(state, provider.name)
+        self._publisher = Publisher(state, provider.name, run)
         self._instance: Instance | None = None
         self._unread = False  # whether the last read failed …
         self._nobody_at = math.inf  # … and when, if nobody was there to answer it
@@ -131,13 +132,17 @@ class Reconciler:
 
     def flush(self) -> FlushAnswer:
         """As asked for, or by Purge=: have netagent take away all that is owned, and leave it so until refresh_now."""
-        with Agent() as agent:
-            verdict = agent.flush()
+        with Netagent() as netagent:
+            verdict = netagent.flush()
         self._changes.note(verdict.verdict, verdict.request, verdict.reason, verdict.ops)
         answer = flush_answer(verdict)
         self._let_go = True
         self.converge()
         return answer
+
+    def renew(self) -> None:
+        """Write status.json again: the loop runs."""
+        self._publisher.renew()
 
     def stop(self) -> None:
         """The last act: what Purge= says."""
@@ -302,7 +307,7 @@ class Reconciler:
 
     def _say_fights(self, actual: Actual) -> None:
         fights = self._fights.statuses(actual)
-        self._publisher.status["fights"] = fights
+        self._publisher.status["conflicts"] = fights
         now_on = [each for each in fights if each["next_at"] or each["object"] in self._fights.taken(actual)]
         if not now_on:
             self._errors.end("conflict")
@@ -310,7 +315,7 @@ class Reconciler:
         texts = [f"{each['object']}" + (f" ({each['by']})" if each["by"] else "") for each in now_on]
         text = f"somebody else undoes, or is in the way of: {report.the_first(texts)}"
         self._errors.begin(
-            "conflict", text + "; it is tried less and less often: see fights in status.json", serious=False
+            "conflict", text + "; it is tried less and less often: see conflicts in status.json", serious=False
         )
 
     def _read_for_links(self, instance: Instance, actual: Actual) -> None:
@@ -332,6 +337,7 @@ class Reconciler:
         status = self._publisher.status
         if actual is not None and wanted is not None and self._instance is not None:
             status["links"] = report.link_statuses(self._instance, self._config, actual, wanted, changes, self._kept)
+            status["compared_at"] = now()
             status["unknown_macs"] = list(wanted.unknown_macs)
             status["notices"] = [*wanted.notices, *self._lag.notices]
         if self._errors.serious:

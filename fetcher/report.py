@@ -112,6 +112,7 @@ def _address_statuses(interface: Interface, link: Link, actual: Actual) -> list[
             {
                 "address": str(address.ip),
                 "prefix_length": address.network.prefixlen,
+                "kernel_prefix_length": None if kernel is None else kernel.address.prefix,
                 "public": [str(public) for public in interface.public] if position == 0 else [],
                 "present": kernel is not None,
                 "owned": kernel is not None and kernel.owned,

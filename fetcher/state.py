@@ -1,47 +1,152 @@
-"""The state files: what the fetcher knows, for everybody to read.
+"""The state files in /run/cloud-network: written by the fetcher, readable by every user.
 
-    /run/cloud-network/
-        system                     what the metadata says of the instance, nested by key, in its own words
-        links/<ifindex>            the same for one interface
-        status.json                what the fetcher believes (fetcher/status.py, docs/status.schema.json)
-        provider/<name>/<part>     signed identity: document, pkcs7, signature, rsa2048, byte for byte
+    system                     the metadata of the instance, nested by key, as the cloud words it
+    links/<ifindex>            the same for one interface
+    status.json                status.Status (docs/status.schema.json)
+    provider/<name>/<part>     signed identity: document, pkcs7, signature, rsa2048, byte for byte
+    fetcher.lock               locked by the running fetcher; holds the id of its run
 
-Files are 0644, directories 0755 whatever the umask. A file is written whole under a temporary name beside its
-final one and renamed, so a reader never sees half of it. One process writes, many read. No secrets here.
-cnctl imports this module on every call: `os` and `json` only, no pathlib, typing or dataclasses.
+A file is written whole under a temporary name and renamed into place, so a reader never sees a part of it. Files
+are 0644 and directories 0755 whatever the umask. No secrets are written here.
+
+The fetcher reads a hostile network, so its readers do not trust it: they follow no symbolic link, open only regular
+files, do not block, and read a bounded number of bytes.
+
+A state file is a claim with a date. `read_claim` tells if the fetcher that wrote status.json still runs: the running
+fetcher holds a write lock (fcntl(2), F_OFD_SETLK), for which the file must be open for writing, so no reader can hold
+it; the kernel drops it when the process ends, however it ends.
 """
-# ruff: noqa: PTH101, PTH103, PTH104, PTH108, PTH116, PTH123, PTH208
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import functools
 import json
 import os
+import secrets
+import stat
+import struct
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from cloud_network.fetcher.status import RENEWAL_GRACE, ShapeError, Status, age, parse_status
 
-    from cloud_network.fetcher.status import Status
-
-PATH = "/run/cloud-network"
+PATH = Path("/run/cloud-network")
 IDENTITY_PARTS = ("document", "pkcs7", "signature", "rsa2048")
+MAX_STATUS = 8 << 20
+MAX_DOCUMENT = 4 << 20
+MAX_IDENTITY = 1 << 20
+"""Bytes of the largest file of each kind that is read."""
 
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
 Document = dict[str, Json]
 """One object of a provider's metadata, in the provider's own words."""
+
+RUN_LENGTH = 16
+"""Characters in the id of a run."""
+
+_FLOCK = struct.Struct("hhqqi0q")  # struct flock: l_type, l_whence, l_start, l_len, l_pid
+_READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class StateError(Exception):
     """A state file cannot be read or is not what it should be; str() names the file and what to do."""
 
 
+class AlreadyRunning(Exception):
+    """Another fetcher holds the lock of the state directory."""
+
+
+class Doubt(StrEnum):
+    """A reason not to take status.json for the present state."""
+
+    NOT_RUNNING = "not running"  # the fetcher that wrote it has ended
+    EARLIER_RUN = "earlier run"  # a fetcher runs, and has not written its own status yet
+    EARLIER_BOOT = "earlier boot"
+    NOT_RENEWED = "not renewed"  # the fetcher runs, and has not renewed the file in time: it hangs
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """status.json as it was read, and the reason to doubt it. Without a status there is no file."""
+
+    status: Status | None
+    doubt: Doubt | None
+
+    def stale(self, now: float) -> bool:
+        """Return True if the fetcher is in doubt, or two refreshes and 30 s passed without metadata (`now`: Unix)."""
+        if self.status is None or self.doubt is not None or self.status["fetched_at"] is None:
+            return True
+        return age(self.status["fetched_at"], now) > 2 * self.status["refresh_timer"] + 30
+
+    def is_stale(self) -> bool:
+        """Return True if the state is out of date now."""
+        return self.stale(time.time())
+
+    def explain_doubt(self, now: float) -> str | None:
+        """Return the doubt for a person; None without one."""
+        if self.doubt is None:
+            return None
+        written = f"; last state written {age(self.status['written_at'], now):.0f} s ago" if self.status else ""
+        return _DOUBTS[self.doubt] + written
+
+
+_DOUBTS = {
+    Doubt.NOT_RUNNING: "the fetcher is not running",
+    Doubt.EARLIER_RUN: "the fetcher has just started and has written no state yet",
+    Doubt.EARLIER_BOOT: "the state is from an earlier boot",
+    Doubt.NOT_RENEWED: "the fetcher hangs: it has not renewed its state in time",
+}
+
+
+@functools.cache  # does not change while a process lives
+def boot_id() -> str:
+    """Return the id of this boot, 32 hexadecimal digits; "" where it cannot be told.
+
+    The units set BOOT_ID=%b, because ProcSubset=pid hides the file of the kernel.
+    """
+    if given := os.environ.get("BOOT_ID"):
+        return given.replace("-", "")
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
+    return ""
+
+
+class RunLock:
+    """The lock of the running fetcher. Held until the process ends; `run` is the id of the run."""
+
+    def __init__(self, state: StateDirectory) -> None:
+        """Take the lock. Raises AlreadyRunning if another process holds it.
+
+        The lock is taken on a new file that is then renamed into place: every user may open the file for reading and
+        so hold a read lock on it, which must not keep a fetcher from starting.
+        """
+        if state.running() is not None:
+            raise AlreadyRunning(f"{state.lock_path} is locked: another fetcher is running")
+        self.run = secrets.token_hex(RUN_LENGTH // 2)
+        new = f"{state.path}/.fetcher.lock.{os.getpid()}.tmp"
+        self._descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+        os.write(self._descriptor, self.run.encode())
+        os.fchmod(self._descriptor, 0o644)
+        Path(new).rename(state.lock_path)
+
+    def close(self) -> None:
+        """Release the lock."""
+        os.close(self._descriptor)
+
+
 class StateDirectory:
-    """The files below one directory. Reading needs nothing prepared; a missing file reads as None."""
+    """The files below one directory. A missing file reads as None."""
 
     def __init__(self, path: str | os.PathLike[str] = PATH):
         self.path = os.fspath(path)
 
-    # --- where things are ---
+    # Paths
 
     @property
     def system_path(self) -> str:
@@ -52,6 +157,11 @@ class StateDirectory:
     def status_path(self) -> str:
         """The file of the status."""
         return f"{self.path}/status.json"
+
+    @property
+    def lock_path(self) -> str:
+        """The file that the running fetcher locks."""
+        return f"{self.path}/fetcher.lock"
 
     @property
     def links_path(self) -> str:
@@ -69,75 +179,156 @@ class StateDirectory:
         return f"{self.path}/provider/{_component(provider)}/{_component(name)}"
 
     def link_indexes(self) -> list[int]:
-        """The ifindexes that have a document, ascending."""
+        """Return the ifindexes that have a document, ascending."""
         try:
-            names = os.listdir(self.links_path)
+            with opened_below(self.path, ("links",), os.O_DIRECTORY) as descriptor:
+                names = os.listdir(descriptor)  # noqa: PTH208  # of the open directory
         except FileNotFoundError:
             return []
         except OSError as error:
             raise _unreadable(self.links_path, error) from error
-        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit() and len(name) < 11)
 
-    # --- writing: the fetcher alone ---
+    # Writing: the fetcher alone
 
     def prepare(self) -> None:
-        """Make the directories, and clear away what a killed writer left half written. Call at start."""
+        """Make the directories, and remove temporary files of a killed writer. Call at start."""
         for directory in (self.path, self.links_path, f"{self.path}/provider"):
-            _make_directory(directory)
-        for directory, _, names in os.walk(self.path):
-            for name in names:
-                if name.startswith(".") and name.endswith(".tmp"):
-                    os.unlink(f"{directory}/{name}")
+            _make_directory(Path(directory))
+        for left in Path(self.path).rglob(".*.tmp"):
+            left.unlink()
 
     def write_system(self, document: Mapping[str, object]) -> None:
-        """Write what the metadata says of the instance."""
+        """Write the metadata of the instance."""
         _write(self.system_path, _encode(document))
 
     def write_link(self, ifindex: int, document: Mapping[str, object]) -> None:
-        """Write what the metadata says of one interface."""
+        """Write the metadata of one interface."""
         _write(self.link_path(ifindex), _encode(document))
 
     def remove_link(self, ifindex: int) -> None:
-        """Forget a link; one that has no document is forgotten already."""
-        try:
-            os.unlink(self.link_path(ifindex))
-        except FileNotFoundError:
-            return
+        """Remove the document of a link, if there is one."""
+        Path(self.link_path(ifindex)).unlink(missing_ok=True)
 
     def write_status(self, status: Status) -> None:
-        """Write what the fetcher believes."""
+        """Write status.json."""
         _write(self.status_path, _encode(status))
 
     def write_identity(self, provider: str, name: str, content: bytes) -> None:
         """Write one part of the signed identity, byte for byte."""
         _write(self.identity_path(provider, name), content)
 
-    # --- reading ---
+    # Reading
 
     def read_system(self) -> Document | None:
-        """Return what the metadata says of the instance."""
-        return _read_object(self.system_path)
+        """Return the metadata of the instance."""
+        return self._read_object(("system",), MAX_DOCUMENT)
 
     def read_link(self, ifindex: int) -> Document | None:
-        """Return what the metadata says of one interface."""
-        return _read_object(self.link_path(ifindex))
+        """Return the metadata of one interface."""
+        return self._read_object(("links", str(ifindex)), MAX_DOCUMENT)
 
     def read_links(self) -> dict[int, Document]:
-        """Every link's document by ifindex, ascending; empty when there is none."""
+        """Return every link's document by ifindex, ascending."""
         found = ((ifindex, self.read_link(ifindex)) for ifindex in self.link_indexes())
         return {ifindex: document for ifindex, document in found if document is not None}
 
     def read_status(self) -> Status | None:
-        """Return what the fetcher believes."""
-        return _read_object(self.status_path)  # type: ignore[return-value]  # the schema is held by the writer
+        """Return status.json, by any fetcher of any time."""
+        document = self._read_object(("status.json",), MAX_STATUS)
+        try:
+            return None if document is None else parse_status(document)
+        except ShapeError as error:
+            raise StateError(f"{self.status_path}: {error}") from error
 
     def read_identity(self, provider: str, name: str) -> bytes | None:
         """Return one part of the signed identity."""
-        return _read(self.identity_path(provider, name))
+        try:
+            parts = ("provider", _component(provider), _component(name))
+        except ValueError as error:
+            raise StateError(f"{self.path}/provider: {error}") from error
+        return self._read(parts, MAX_IDENTITY)
+
+    def running(self) -> str | None:
+        """Return the id of the running fetcher; None if none runs."""
+        try:
+            with opened_below(self.path, ("fetcher.lock",)) as descriptor:
+                asked = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
+                kind = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))[0]
+                return os.read(descriptor, RUN_LENGTH).decode("ascii", "replace") if kind == fcntl.F_WRLCK else None
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _unreadable(self.lock_path, error) from error
+
+    def read_claim(self, now: float | None = None) -> Claim:
+        """Return status.json with the reason to doubt it, if there is one. `now` is Unix time."""
+        run = self.running()  # before the file, which the fetcher may write in between
+        status = self.read_status()
+        if run is None:
+            return Claim(status, Doubt.NOT_RUNNING)
+        if status is None:
+            return Claim(status, Doubt.EARLIER_RUN)
+        if status["boot_id"] != boot_id():
+            return Claim(status, Doubt.EARLIER_BOOT)
+        if status["run"] != run:
+            return Claim(status, Doubt.EARLIER_RUN)
+        if age(status["renew_by"], time.time() if now is None else now) > RENEWAL_GRACE:
+            return Claim(status, Doubt.NOT_RENEWED)
+        return Claim(status, None)
+
+    def _read(self, parts: tuple[str, ...], limit: int) -> bytes | None:
+        try:
+            with opened_below(self.path, parts) as descriptor, os.fdopen(os.dup(descriptor), "rb") as file:
+                content = file.read(limit + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _unreadable("/".join((self.path, *parts)), error) from error
+        if len(content) > limit:
+            raise StateError(f"{'/'.join((self.path, *parts))}: larger than {limit} bytes")
+        return content
+
+    def _read_object(self, parts: tuple[str, ...], limit: int) -> Document | None:
+        content = self._read(parts, limit)
+        if content is None:
+            return None
+        path = "/".join((self.path, *parts))
+        try:
+            document = json.loads(content, parse_constant=_not_json)
+        except (ValueError, RecursionError) as error:
+            raise StateError(f"{path}: not JSON ({error}); `sudo cnctl refresh` writes it again") from error
+        if not isinstance(document, dict):
+            raise StateError(f"{path}: not a JSON object; `sudo cnctl refresh` writes it again")
+        return document
+
+
+def _not_json(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+@contextlib.contextmanager
+def opened_below(directory: str, parts: tuple[str, ...], kind: int = 0) -> Iterator[int]:
+    """Open a file below a directory for reading. No symbolic link below it is followed, and only `kind` is opened.
+
+    `kind` is O_DIRECTORY, or 0 for a regular file. Raises OSError.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for position, part in enumerate(parts, 1):
+            flags = _READ_FLAGS | (kind if position == len(parts) else os.O_DIRECTORY)
+            below = os.open(part, flags, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = below
+        if not kind and not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(0, "not a regular file")
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _component(name: str) -> str:
-    """One file name; never a path, hidden or a way out."""
+    """Return the name if it is one path component and not hidden, else raise ValueError."""
     if not name or name.startswith(".") or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in name):
         raise ValueError(f"{name!r} cannot be a file's name: letters, digits, '-', '_' and '.', not first")
     return name
@@ -148,52 +339,27 @@ def _encode(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
-def _make_directory(path: str) -> None:
-    os.makedirs(path, exist_ok=True)
-    if os.stat(path).st_mode & 0o7777 != 0o755:
-        os.chmod(path, 0o755)  # noqa: S103  # everybody may read
+def _make_directory(path: Path) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    if path.stat().st_mode & 0o7777 != 0o755:
+        path.chmod(0o755)
 
 
 def _write(path: str, content: bytes) -> None:
-    directory, name = os.path.split(path)
-    temporary = f"{directory}/.{name}.{os.getpid()}.tmp"
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    if not target.parent.exists():
+        _make_directory(target.parent)
+    descriptor = os.open(temporary, flags, 0o644)
     try:
-        descriptor = os.open(temporary, flags, 0o644)
-    except FileNotFoundError:
-        _make_directory(directory)
-        descriptor = os.open(temporary, flags, 0o644)
-    try:
-        with open(descriptor, "wb") as file:
+        with os.fdopen(descriptor, "wb") as file:
             os.fchmod(descriptor, 0o644)
             file.write(content)
-        os.rename(temporary, path)
+        temporary.rename(target)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink()
         raise
-
-
-def _read(path: str) -> bytes | None:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _read_object(path: str) -> Document | None:
-    content = _read(path)
-    if content is None:
-        return None
-    try:
-        document = json.loads(content)
-    except ValueError as error:
-        raise StateError(f"{path}: not JSON ({error}); `cnctl refresh` as root writes it again") from error
-    if not isinstance(document, dict):
-        raise StateError(f"{path}: not a JSON object; `cnctl refresh` as root writes it again")
-    return document
 
 
 def _unreadable(path: str, error: OSError) -> StateError:

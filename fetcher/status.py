@@ -1,22 +1,32 @@
-"""The shape of status.json. Its prose is docs/status.schema.json; tests hold the two together.
+"""The JSON types of status.json, and the check that a document has them. docs/status.schema.json says the same.
 
-Apart from `state`, so that a process that only reads the files does not pay for `typing`. Times are RFC 3339
-in UTC ("2026-01-02T03:04:05Z"); addresses and prefixes are text in their canonical form.
+Times are RFC 3339 in UTC ("2026-01-02T03:04:05Z"). Addresses and prefixes are text in their canonical form.
 """
 
-from typing import Literal, NotRequired, TypedDict
+from __future__ import annotations
 
-VERSION: Literal[1] = 1
+import types
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Literal, TypedDict, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
+
+VERSION: Literal[2] = 2
+"""Rises when the shape of status.json changes."""
+RENEWAL = 5.0
+"""Seconds between two writes of status.json, at most, while the fetcher's main loop runs."""
+RENEWAL_GRACE = 5.0
+"""Seconds after a missed renewal from which readers report the fetcher as hung."""
 
 
 class AddressStatus(TypedDict):
-    """One address that the metadata gives a link, and what the kernel says of it."""
+    """One address that the metadata gives a link, and what the kernel has of it."""
 
     address: str
-    prefix_length: int  # the subnet's, which is what people are shown; the kernel may have it as a /32
+    prefix_length: int  # of the subnet
+    kernel_prefix_length: int | None  # None: the kernel does not have the address on this link
     public: list[str]
     present: bool  # the kernel has it on this link
-    owned: bool  # we put it there
+    owned: bool  # added by cloud-network
 
 
 class LinkStatus(TypedDict):
@@ -32,16 +42,14 @@ class LinkStatus(TypedDict):
     gateways: list[str]
     subnets: list[str]
     addresses: list[AddressStatus]
-    ranges: NotRequired[
-        list[str]
-    ]  # delegated whole; Prefixes= says what becomes of them. Not of fetchers before this key
-    desired: int  # addresses, routes and rules that there should be …
-    actual: int  # … and how many of them there are
-    drift: list[str]  # what would be done about it, in `ip` syntax
+    ranges: list[str]  # delegated prefixes; Prefixes= says what is done with them
+    desired: int  # number of addresses, routes and rules that there should be ...
+    actual: int  # ... and of those that there are
+    drift: list[str]  # the changes that are missing, in `ip` syntax
 
 
 class NetagentStatus(TypedDict):
-    """The last word of netagent."""
+    """The last answer of netagent."""
 
     verdict: Literal["none", "applied", "confirmed", "refused", "rolled back", "unreachable"]
     request: str | None
@@ -50,18 +58,18 @@ class NetagentStatus(TypedDict):
     ops: int
 
 
-class FightStatus(TypedDict):
-    """A change that is undone by somebody else again and again."""
+class ConflictStatus(TypedDict):
+    """A change that another program reverts again and again."""
 
     object: str  # the change, in `ip` syntax
-    times: int  # that it was made
+    times: int  # how often it was made
     since: str
-    next_at: str | None  # when it is tried again; None while it is in place, or has to wait for somebody to make room
-    by: str | None  # whoever it is, as far as the kernel says
+    next_at: str | None  # the next attempt; None while it is in place, or waits for another program to make room
+    by: str | None  # the program, as far as the kernel tells
 
 
 class LastError(TypedDict):
-    """What went wrong last; it may be over."""
+    """The last error; it may be over."""
 
     at: str
     kind: Literal["metadata", "netagent", "kernel", "config", "conflict"]
@@ -69,23 +77,27 @@ class LastError(TypedDict):
 
 
 class Counters(TypedDict):
-    """What has happened since status.json was first written for this cloud; each only grows."""
+    """Counts since status.json was first written for this cloud; each only grows."""
 
     metadata_requests: int
     metadata_errors: dict[str, int]  # by MetadataError.kind
     netagent_requests: dict[str, int]  # by verdict
-    drift_repaired: int  # changes that undid what somebody else did to the kernel
+    drift_repaired: int  # changes that repaired what another program had changed in the kernel
 
 
 class Status(TypedDict):
     """All of status.json."""
 
-    version: Literal[1]
+    version: Literal[2]
+    run: str  # id of the fetcher process that wrote it; the running one's is in fetcher.lock
+    boot_id: str
+    renew_by: str  # a running fetcher writes the file again before this time
     generation: int
-    provider: str
+    provider: str  # "" while the cloud is not known
     state: Literal["ok", "degraded", "error", "starting"]
-    fetched_at: str | None
+    fetched_at: str | None  # the last complete answer of the metadata server
     attempted_at: str | None
+    compared_at: str | None  # the last comparison of the kernel with the metadata
     written_at: str
     refresh_timer: float
     last_error: LastError | None
@@ -95,5 +107,150 @@ class Status(TypedDict):
     netagent: NetagentStatus
     links: dict[str, LinkStatus]
     unknown_macs: list[str]
-    notices: list[str]  # what is not as people may expect, and no mistake
-    fights: NotRequired[list[FightStatus]]  # not of fetchers before this key
+    notices: list[str]  # facts that may surprise and need no action
+    conflicts: list[ConflictStatus]
+
+
+class ShapeError(ValueError):
+    """A document is not what its type says; str() names the place."""
+
+
+def new_status(provider: str, run: str, boot_id: str) -> Status:
+    """Return the status of a fetcher that has just started."""
+    return {
+        "version": VERSION,
+        "run": run,
+        "boot_id": boot_id,
+        "renew_by": rfc3339(RENEWAL),
+        "generation": 0,
+        "provider": provider,
+        "state": "starting",
+        "fetched_at": None,
+        "attempted_at": None,
+        "compared_at": None,
+        "written_at": rfc3339(),
+        "refresh_timer": 300.0,
+        "last_error": None,
+        "metadata_requests": 0,
+        "metadata_seconds": 0.0,
+        "counters": {"metadata_requests": 0, "metadata_errors": {}, "netagent_requests": {}, "drift_repaired": 0},
+        "netagent": {"verdict": "none", "request": None, "at": None, "reason": None, "ops": 0},
+        "links": {},
+        "unknown_macs": [],
+        "notices": [],
+        "conflicts": [],
+    }
+
+
+def rfc3339(seconds_from_now: float = 0.0) -> str:
+    """Return the present time, or one near it, as status.json writes times."""
+    return datetime.fromtimestamp(datetime.now(UTC).timestamp() + seconds_from_now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def age(at: str, now: float) -> float:
+    """Return the seconds from an RFC 3339 time to `now` (Unix time)."""
+    return now - datetime.fromisoformat(at).timestamp()
+
+
+def parse_status(document: dict[str, Any]) -> Status:
+    """Return the document as a Status. Raises ShapeError for another version, or a member that is not of its type."""
+    version = document.get("version")
+    if version != VERSION:
+        raise ShapeError(
+            f"version is {version!r:.20} and not {VERSION}: the fetcher is of another release than its reader. "
+            "Install one release; then: systemctl restart cloud-network-fetcher cloud-network-api"
+        )
+    _check_status(document)
+    for name in ("renew_by", "written_at", "fetched_at", "attempted_at", "compared_at"):
+        _check_time(document[name], name)
+    return cast(Status, document)
+
+
+def _check_time(text: str | None, name: str) -> None:
+    try:
+        if text is not None and datetime.fromisoformat(text).tzinfo is None:
+            raise ShapeError(f"{name} is not an RFC 3339 time")
+    except ValueError:
+        raise ShapeError(f"{name} is not an RFC 3339 time") from None
+
+
+Check = Callable[[Any], None]
+"""Raises ShapeError unless a JSON value has a type. Members that the type does not name are accepted."""
+
+
+def _checker(shape: Any) -> Check:
+    """Return the check of a type."""
+    origin, arguments = get_origin(shape), get_args(shape)
+    if is_typeddict(shape):
+        return _object_checker({name: _checker(each) for name, each in get_type_hints(shape).items()})
+    if origin is Literal:
+        return _literal_checker(arguments)
+    if origin in (Union, types.UnionType):
+        return _optional_checker(_checker(next(each for each in arguments if each is not type(None))))
+    if origin is list:
+        return _list_checker(_checker(arguments[0]))
+    if origin is dict:
+        return _dict_checker(_checker(arguments[1]))
+    return _type_checker((int, float) if shape is float else (shape,))
+
+
+def _object_checker(members: dict[str, Check]) -> Check:
+    def check(value: Any) -> None:
+        if not isinstance(value, dict):
+            raise ShapeError("is not an object")
+        for name, check_member in members.items():
+            if name not in value:
+                raise ShapeError(f"has no {name}")
+            try:
+                check_member(value[name])
+            except ShapeError as error:
+                raise ShapeError(f"{name}: {error}") from None
+
+    return check
+
+
+def _list_checker(check_item: Check) -> Check:
+    def check(value: Any) -> None:
+        if not isinstance(value, list):
+            raise ShapeError("is not a list")
+        for item in value:
+            check_item(item)
+
+    return check
+
+
+def _dict_checker(check_item: Check) -> Check:
+    def check(value: Any) -> None:
+        if not isinstance(value, dict):
+            raise ShapeError("is not an object")
+        for item in value.values():
+            check_item(item)
+
+    return check
+
+
+def _optional_checker(check_value: Check) -> Check:
+    def check(value: Any) -> None:
+        if value is not None:
+            check_value(value)
+
+    return check
+
+
+def _literal_checker(accepted: tuple[Any, ...]) -> Check:
+    def check(value: Any) -> None:
+        if value not in accepted:
+            raise ShapeError(f"is not one of {', '.join(map(str, accepted))}")
+
+    return check
+
+
+def _type_checker(kinds: tuple[type, ...]) -> Check:
+    def check(value: Any) -> None:
+        if type(value) not in kinds:
+            raise ShapeError(f"is not of type {kinds[-1].__name__}")
+
+    return check
+
+
+_check_status = _checker(Status)

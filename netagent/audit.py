@@ -1,86 +1,138 @@
-"""The audit log: one JSON object a line for every request, refused ones too, each chained to the one before.
+"""The audit log: one JSON object per line for every request, refused ones too, each chained to the one before.
 
-A line is `{"seq": …, …, "prev": "…", "hash": "…"}`. `hash` is the SHA-256 of everything before `,"hash"` in the line,
-`prev` among it, so a line that was changed, dropped or moved breaks the chain where it happened. The file is opened for
-appending and never rewritten; a rotation renames it, and the new file's first line goes on with the chain.
-The journal gets the same line (journald.conf(5) LineMax= says where it breaks a long one).
+A line is `{"seq": ..., ..., "prev": "...", "hash": "..."}`. `hash` is the SHA-256 of everything before `,"hash"` in
+the line, `prev` among it, so a line that was changed, removed or moved breaks the chain at that place. A request with
+many operations becomes several lines, numbered `part` of `parts`. The file is opened for appending and never
+rewritten; a rotation renames it, and the first line of the new file continues the chain. The journal gets every line.
 """
 
+from __future__ import annotations
+
+import hashlib
+import json
 import os
-import time
-from _json import encode_basestring_ascii, make_encoder  # `json` imports `re`: 5 ms of start-up, for its decoder
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from pathlib import Path
+from time import monotonic_ns
+from typing import Any
 
-from .protocol import text
+MAX_FILE = 16 << 20  # bytes; then the file is rotated
+KEPT = 8  # rotated files
+OPS_PER_LINE = 256  # about 44 KB, below the journal's LineMax= of 48 KB
+LINE_BYTES, OP_BYTES = 2048, 256
+"""Upper bounds of the bytes that a request and each of its operations add to the log."""
+_BLOCK = 1 << 16
+_FIRST = "0" * 64  # `prev` of the first line of a chain
+_LAST_LINE = re.compile(rb'\{"seq":([0-9]{1,18}),.*,"hash":"([0-9a-f]{64})"\}')
 
-try:
-    from _sha256 import sha256  # the C part alone: `hashlib` maps libcrypto, 4 MB of this process
-except ImportError:  # Python 3.12 and later
-    from _sha2 import sha256
 
-# Bytes: more than the longest line has, and how large a file is when it is rotated out; and how many of those are kept.
-_TAIL, _MAX_FILE, _KEPT = 2 << 20, 16 << 20, 8
+def cost(ops: int) -> int:
+    """Return the most bytes that a request with so many operations adds to the log."""
+    return LINE_BYTES * (1 + ops // OPS_PER_LINE) + OP_BYTES * ops
 
 
-# Compact JSON in ASCII, in parts; packed addresses become text.
-_json = make_encoder(None, text, encode_basestring_ascii, None, ":", ",", False, False, False)
+def _address(packed: bytes) -> str:
+    """Return the text of a packed address, for JSON."""
+    return str(ip_address(packed))
 
 
 class Audit:
     """The open log and the head of its chain."""
 
-    def __init__(self, path: str) -> None:
-        digits = os.environ["BOOT_ID"]  # random(4)'s; ProcSubset=pid hides it, so it comes as %b of systemd.unit(5)
-        self._path, self._boot = path, "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+    def __init__(self, path: Path, boot: str) -> None:
+        self._path, self._boot = path, boot
+        self.damage: str | None = None  # set if the log's end could not be read and the file was moved aside
+        self.sequence, self.head = 0, _FIRST
         self._file = self._open()
-        first = b'{"seq":0,"hash":"%b"}' % (b"0" * 64)  # as if there were a line before the first
-        try:
-            last = self._last_line(path) or self._last_line(f"{path}.1") or first
-            self.sequence, self.head = int(last[len(b'{"seq":') :].partition(b",")[0]), last[-66:-2].decode("ascii")
-        except (OSError, ValueError) as error:
-            raise SystemExit(f"cloud-network-netagent: {path}: {error}; move it away for a new chain") from None
+        self._resume()
 
     def _open(self) -> int:
         file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        os.fchmod(file, 0o644)  # whatever the umask: everybody may read it, nobody else may write
+        os.fchmod(file, 0o644)  # whatever the umask: all users may read it
         return file
 
-    def _last_line(self, path: str) -> bytes:
-        """The last whole line; an unfinished one behind it, of a crash in mid-write, is cut off."""
-        if not os.path.exists(path):
-            return b""
-        with open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _TAIL))
-            whole, _, rest = file.read().rpartition(b"\n")
+    def _resume(self) -> None:
+        """Continue the chain where the last line ends. A damaged log is moved aside: a new chain starts."""
+        for path in (self._path, self._rotated(1)):
+            last = self._last_line(path)
+            if last is None:
+                continue
+            found = _LAST_LINE.fullmatch(last)
+            if found is None:
+                self._move_aside(path)
+                return
+            self.sequence, self.head = int(found[1]), found[2].decode()
+            return
+
+    def _last_line(self, path: Path) -> bytes | None:
+        """Return the last whole line of a file of any size, or None; cut off an unfinished one (of a crash)."""
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            return None
+        with file:
+            size = start = file.seek(0, os.SEEK_END)
+            tail = b""
+            while start and tail.count(b"\n") < 2:
+                length = min(_BLOCK, start)
+                start -= length
+                file.seek(start)
+                tail = file.read(length) + tail
+        whole, newline, rest = tail.rpartition(b"\n")
         if rest and path == self._path:
             os.ftruncate(self._file, size - len(rest))
-        return whole.rpartition(b"\n")[2]
+        return whole.rpartition(b"\n")[2] if newline else None
 
-    def write(self, entry: dict[str, object]) -> None:
-        """Append one line; OSError when it did not get there whole, and then none of it did."""
-        now = time.time_ns()
-        stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now // 10**9))}.{now // 1000 % 10**6:06}Z"
-        when = {"time": stamp, "monotonic_us": time.monotonic_ns() // 1000, "boot": self._boot}
-        body = "".join(_json({"seq": self.sequence + 1, **when, **entry, "prev": self.head}, 0))[:-1]
-        digest = sha256(body.encode()).hexdigest()
+    def _move_aside(self, path: Path) -> None:
+        aside = self._path.with_name(f"{self._path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}")
+        path.replace(aside)
+        if path == self._path:
+            self.reopen()
+        self.damage = f"the last line of {path} is damaged; moved to {aside}, and a new chain starts"
+
+    def _rotated(self, number: int) -> Path:
+        return self._path.with_name(f"{self._path.name}.{number}")
+
+    def write(self, entry: Mapping[str, Any], ops: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Append an entry, in as many lines as its operations need. Raises OSError if not all of it was written."""
+        parts = [ops[start : start + OPS_PER_LINE] for start in range(0, len(ops), OPS_PER_LINE)]
+        if len(parts) <= 1:
+            self._append({**entry, "ops": parts[0]} if parts else entry)
+            return
+        for number, part in enumerate(parts, 1):
+            self._append({**entry, "part": number, "parts": len(parts), "ops": part})
+
+    def _append(self, entry: Mapping[str, Any]) -> None:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        when = {"seq": self.sequence + 1, "time": now, "monotonic_us": monotonic_ns() // 1000, "boot": self._boot}
+        body = json.dumps({**when, **entry, "prev": self.head}, separators=(",", ":"), default=_address)[:-1]
+        digest = hashlib.sha256(body.encode()).hexdigest()
         line = f'{body},"hash":"{digest}"}}\n'.encode()
-        if os.fstat(self._file).st_size + len(line) > _MAX_FILE:
+        if os.fstat(self._file).st_size + len(line) > MAX_FILE:
             self._rotate()
+        self._write_line(line)
+        self.sequence, self.head = self.sequence + 1, digest
+        os.write(2, line)  # standard error is the journal
+
+    def _write_line(self, line: bytes) -> None:
+        """Write all of a line or nothing of it."""
         written = os.write(self._file, line)
         if written != len(line):
             os.ftruncate(self._file, os.fstat(self._file).st_size - written)
-            raise OSError("No space left on device")  # a short write means just this
-        self.sequence, self.head = self.sequence + 1, digest
-        os.write(2, line)  # the journal's
+            raise OSError("No space left on device")  # the meaning of a short write to a file
 
     def _rotate(self) -> None:
-        names = [self._path, *(f"{self._path}.{number}" for number in range(1, _KEPT + 1))]
-        gap = next((at for at, name in enumerate(names) if not os.path.exists(name)), _KEPT)
-        for at in range(gap, 0, -1):  # nothing, if the first is gone: no room for a new one when it was renamed
-            os.replace(names[at - 1], names[at])
+        """Rename each file to the next number; the oldest goes."""
+        names = [self._path, *(self._rotated(number) for number in range(1, KEPT + 1))]
+        free = next((at for at, name in enumerate(names) if not name.exists()), KEPT)
+        for at in range(free, 0, -1):
+            names[at - 1].replace(names[at])
         self.reopen()
 
     def reopen(self) -> None:
-        """Open the path anew: after a rotation, ours or (SIGHUP) somebody else's."""
+        """Open the path anew, after a rotation by us or by another program (SIGHUP)."""
         before, self._file = self._file, self._open()  # if it cannot be opened, the old one stays
         os.close(before)

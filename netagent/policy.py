@@ -1,325 +1,455 @@
-"""What netagent refuses. Pure: operations and what the kernel says go in, the way back or a Refusal comes out.
+"""What netagent refuses: one check function per operation, against the view of the kernel. docs/policy.md is the table.
 
-Nothing that a request says of the host is believed: which links there are and of what kind, which addresses and
-gateways somebody already has, and whose a route is, all come from the kernel (`View`). Operations are checked in
-order, and each may build on the ones before it: an address of this request may be the source of a rule of this
-request. docs/policy.md has the same as a table.
+Nothing that a request says about the host is believed. Operations are checked in order and each may build on those
+before it. A check returns the operation that undoes the one it accepts, or raises Refusal; nothing is touched here.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from .protocol import BAND, OPS, PROTOCOL, TABLE_LOCAL, TABLE_MAIN, TYPE_CHECKING, pack_address, raise_if, text
-from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_SECONDARY
+from . import claims
+from .claims import is_single, single
+from .operations import (
+    BAND,
+    PROTOCOL,
+    TABLE_LOCAL,
+    TABLE_MAIN,
+    AddressAdd,
+    AddressRemove,
+    IPAddress,
+    IPNetwork,
+    LinkMtu,
+    LinkUp,
+    Operation,
+    RouteRemove,
+    RouteReplace,
+    RuleAdd,
+    RuleRemove,
+    Undo,
+)
+from .protocol import Code, Refused
+from .removal import foreign_dependents
+from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_SECONDARY, Address
+from .view import OwnRoute, View, rule_key
 
-if TYPE_CHECKING:
-    from .rtnetlink import Kernel
-    from .settings import Settings
-    from .shapes import Any, Callable, Found, Iterable, Iterator, Network, Op, Owned
+IPV6_MIN_MTU = 1280  # RFC 8200, section 5: below it the kernel takes IPv6 off the link
+MAX_RULES = 8192
+"""Rules of ours. Without a route cache every packet walks all rules: 24,576 made sending 130 times slower."""
+
+Check = Callable[[Any, View], Undo]
 
 
 class Refusal(Exception):
-    """Why an operation may not be done; if an operator could allow it, what to set; and the link that nothing may be
-    done to at all, if that is why."""
+    """An operation may not be done: the reason, the key that would allow it, and how it may pass."""
+
+    def __init__(
+        self, reason: str, *, allow: str | None = None, link: int | None = None, code: Code = Code.REFUSED
+    ) -> None:
+        super().__init__(reason)
+        self.reason, self.allow, self.link, self.code = reason, allow, link, code
+
+    def at(self, position: int, depends_on: int | None = None) -> Refused:
+        """Return the refusal as a value for an answer."""
+        return Refused(self.reason, position, self.code, self.allow, self.link, depends_on)
 
 
-def refuse_if(so: object, reason: str, *of: object, allow: str | None = None) -> None:
-    """A Refusal if it is so. `of` fills the reason's blanks, addresses as text, and only then: checks are many."""
-    if so:
-        shown = [text(each) if isinstance(each, bytes) else each for each in of]
-        raise Refusal(reason.format(*shown), *([allow] if allow else []))
+def check_link(link: int, view: View) -> None:
+    """Raise Refusal if nothing may be done to this link."""
+    found = view.links.get(link)
+    if found is None:
+        raise Refusal(f"there is no link {link}", link=link)
+    if found.loopback:
+        raise Refusal(f"{found.name} is the loopback link", link=link)
+    if found.name in view.settings.exclude:
+        raise Refusal(f"{found.name} is excluded", allow=f"[Network] Exclude= without {found.name}", link=link)
+    if not view.is_cloud(link):
+        raise Refusal(
+            f"{found.name} is of kind {found.kind}, not an interface of the cloud",
+            allow=f'[Netagent] AllowKinds="{found.kind}"',
+            link=link,
+        )
 
 
-def network(packed: bytes, prefix: int) -> Network:
-    """A packed address and a prefix length as a network."""
-    host = len(packed) * 8 - prefix
-    return len(packed), int.from_bytes(packed) >> host << host, host
+def check_link_up(op: LinkUp, view: View) -> Undo:
+    """Accept a link that is down."""
+    if view.links[op.link].up:
+        raise Refusal("the link is already up")
+    return op.inverse()
 
 
-def contains(outer: Network, inner: Network) -> bool:
-    """Whether every address of `inner` is one of `outer`."""
-    return outer[2] >= inner[2] and overlap(outer, inner)
+def check_link_mtu(op: LinkMtu, view: View) -> Undo:
+    """Accept an MTU that leaves IPv6 on the link."""
+    if op.mtu < IPV6_MIN_MTU:
+        raise Refusal(f"an MTU below {IPV6_MIN_MTU} takes IPv6 off the link (RFC 8200, section 5)")
+    return LinkMtu(op.link, view.links[op.link].mtu)
 
 
-def overlap(one: Network, other: Network) -> bool:
-    """Whether they have an address in common."""
-    return one[0] == other[0] and not (one[1] ^ other[1]) >> (one[2] if one[2] > other[2] else other[2])
+def check_claim(link: int, network: IPNetwork, shown: str, view: View) -> None:
+    """Raise Refusal if the link may not claim `network`, an address or all of a subnet or range."""
+    if claims.is_reserved(network):
+        raise Refusal(f"{shown} is loopback, link-local, multicast, reserved or a metadata server's")
+    allow = f'[Netagent] AllowAddresses="{network}"'
+    if claims.within(network, view.settings.allow_addresses):
+        return
+    learned = view.learned[link]
+    if not claims.within(network, (*claims.PRIVATE, *learned)):
+        if network.version == 6 and not view.has_heard_router(link):
+            reason = f"{shown} is not private, and link {link} has received no IPv6 router advertisement yet"
+            raise Refusal(reason, allow=allow, code=Code.WAITING)
+        raise Refusal(f"{shown} is neither private nor of a network that link {link} learned", allow=allow)
+    if limit := claims.subnet_limit(network, learned):
+        raise Refusal(limit, allow=allow)
+    found = (route for _, route in view.host_routes.overlapping(network))
+    if rival := claims.rival(network, link, found, learned):
+        where = f"{rival.destination}, which another program routes by {_way(rival, view)}"
+        raise Refusal(f"{shown} overlaps {where}", allow=allow)
 
 
-def within(inner: Network, outer: Iterable[Network]) -> bool:
-    """Whether one of `outer` contains `inner`."""
-    return any(contains(each, inner) for each in outer)
+def _way(route: claims.HostRoute, view: View) -> str:
+    if route.discards:
+        return "discarding it"
+    via = f" via {route.gateway}" if route.gateway is not None else ""
+    return f"{view.name(route.link)}{via}"
 
 
-def net_of(found: Found) -> Network:
-    """The network of an address or route."""
-    return network(found["address"], found["prefix"])
+def check_nesting(link: int, network: IPNetwork, view: View) -> None:
+    """Raise Refusal if a network lies in a subnet of another interface of the cloud, or contains one."""
+    found = view.subnets.overlapping(network)
+    others = (each for each, other in found if other != link and view.is_cloud(other))
+    if other := claims.nested(network, others):
+        raise Refusal(f"{network} would take over a part of {other} of another link")
 
 
-def parse_network(value: str) -> Network:
-    """`10.0.0.0/8` as a network; ValueError for what is none."""
-    address, slash, prefix = value.partition("/")
-    packed = pack_address(address)
-    fits = packed and (prefix.isdecimal() and int(prefix) <= len(packed) * 8 if slash else True)
-    raise_if(not fits, ValueError, "{!r} is not an address or prefix", value)
-    return network(packed, int(prefix or len(packed) * 8))
+def check_connected(link: int, network: IPNetwork, view: View) -> None:
+    """Raise Refusal if the kernel would prefer the new connected route to that of another link in the same subnet."""
+    for route in view.foreign_routes:
+        same = route.destination == network and route.table == TABLE_MAIN
+        others = any(hop.link != link and view.is_cloud(hop.link) for hop in route.hops)
+        if same and others and route.metric > _connected_metric(network):
+            raise Refusal(f"the connected route {network} would take over {network} of another link")
 
 
-def parse_networks(text: str) -> tuple[Network, ...]:
-    """Networks with white space between them; ValueError names the first that is none."""
-    return tuple(map(parse_network, text.split()))
+def _connected_metric(network: IPNetwork) -> int:
+    return 0 if network.version == 4 else 256  # IP6_RT_PRIO_ADDRCONF
 
 
-ALLOWED = parse_networks("10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 fc00::/7")
-LINK_LOCAL = parse_network("fe80::/10")
-# Never an address of a link, whatever AllowAddresses= says: unspecified, loopback, link-local, multicast, reserved and
-# broadcast; IPv4 in IPv6; and the metadata servers outside link-local: Alibaba's, Azure's wire server, Oracle's, and
-# over IPv6 AWS's and GCP's.
-_RESERVED = "0.0.0.0/8 127.0.0.0/8 169.254.0.0/16 224.0.0.0/3 ::/96 ::ffff:0:0/96 ff00::/8"
-_METADATA = "100.100.100.200 168.63.129.16 192.0.0.192 fd00:ec2::254 fd20:ce::254"
-NEVER = (LINK_LOCAL, *parse_networks(_RESERVED), *parse_networks(_METADATA))
-_SHORTEST = {4: 8, 16: 32}  # no network that is claimed is larger: it would draw in other people's
+def check_address_add(op: AddressAdd, view: View) -> Undo:
+    """Accept an address of the cloud that no link, gateway, resolver or other program has."""
+    ip, network, shown = op.interface.ip, op.interface.network, str(op.interface)
+    check_claim(op.link, network, shown, view)
+    if not is_single(network):
+        check_nesting(op.link, network, view)
+        if op.connected_route:
+            check_connected(op.link, network, view)
+    if use := view.protects(ip):
+        raise Refusal(f"{ip} is {use}'s address" if use.startswith("a ") else f"{ip} is {use}")
+    if holders := view.holders(ip):
+        raise Refusal(f"link {holders[0]} has {ip} already")
+    if (TABLE_LOCAL, single(ip)) in view.own_routes:
+        raise Refusal(f"table local has a route of ours to {ip}; remove it first")
+    near = [each for each in (network, *view.learned[op.link]) if ip in each]
+    if any(claims.is_edge(ip, each) for each in near):
+        raise Refusal(f"{shown} is the network's or broadcast address of its subnet")
+    check_room(view)
+    flags = 0 if op.connected_route else IFA_F_NOPREFIXROUTE
+    view.add_address(Address(op.link, ip, network.prefixlen, flags, PROTOCOL))
+    return op.inverse()
 
 
-class View:
-    """What the kernel says now, and what this request has added to it so far."""
+def check_address_remove(op: AddressRemove, view: View) -> Undo:
+    """Accept an address of ours that nothing of others depends on."""
+    ip, network = op.interface.ip, op.interface.network
+    address = view.addresses.get((op.link, ip))
+    if address is None or address.prefix != network.prefixlen:
+        raise Refusal(f"the link has no {op.interface}")
+    if not view.owns(address):
+        raise Refusal(f"{op.interface} is not ours to remove")
+    secondary = secondary_of(address, view)
+    if secondary is not None:
+        raise Refusal(f"{secondary} may go with {ip}")
+    left = [each for each in view.addresses.values() if each is not address]
+    if dependent := foreign_dependents(address, left, view.foreign_routes):
+        raise Refusal(
+            f"the route to {dependent.destination} in table {dependent.table} depends on {ip}, and is not ours"
+        )
+    view.remove_address(address)
+    return op.inverse(connected_route=not address.flags & IFA_F_NOPREFIXROUTE)
 
-    position = 0  # of the operation that is being checked
 
-    def __init__(self, kernel: Kernel, settings: Settings, resolvers: frozenset[bytes], owned: Owned) -> None:
-        self.kernel, self.settings, self._owned = kernel, settings, owned
-        self.links = {link["link"]: link for link in kernel.all("link")}
-        self.rules = {key for rule in kernel.all("rule") if rule["protocol"] == PROTOCOL for key in rule_keys(rule)}
-        self.subnets: dict[int, set[Network]] = defaultdict(set)  # on link, by link
-        self.gateways: dict[bytes, set[int]] = defaultdict(set, {resolver: set() for resolver in resolvers})
-        self._routes: dict[int, dict[Network, Found]] = {}
-        addresses = [each for index in self.links for each in kernel.all("address", index)]  # few links' have changed
-        main = kernel.routes(TABLE_MAIN)
-        self._tagged = any(address["protocol"] is not None for address in addresses)  # the kernel knows IFA_PROTO
-        self.addresses: dict[tuple[int, bytes], Found] = {(each["link"], each["address"]): each for each in addresses}
-        self.holders: dict[bytes, int] = {each["address"]: each["link"] for each in addresses}
-        nets = (each for each in addresses if each["prefix"] < len(each["address"]) * 8)  # thousands are not
-        held = [(each["link"], net_of(each), self.owns(each)) for each in nets]
-        for route in [*main, *(each for each in kernel.routes(None) if not each["prefix"])]:
-            if route["gateway"] is not None:
-                self.gateways[route["gateway"]].add(route["link"])
-        foreign = [route for route in main if route["protocol"] != PROTOCOL and route["prefix"]]
-        direct = [(route["link"], net_of(route), route["protocol"]) for route in foreign if route["gateway"] is None]
-        for index, net, _ in held + direct:
-            self.subnets[index].add(net)
-        wide = {(index, net) for index, net, ours in held if not ours}
-        # What a link may claim, because an operator did, or DHCP or a router (RTPROT_DHCP, RTPROT_RA; of IPv6 also
-        # RTPROT_KERNEL: the kernel itself heard the router; or else it is of an address with a prefix, and netagent
-        # gives none but what is allowed).
-        self.claims = wide | {(index, net) for index, net, by in direct if by in (9, 16) or (by == 2 and net[0] == 16)}
-        # subnets of links that are none of the cloud's: a container bridge's, a VPN's
-        self.rivals = {net for index, net in wide if self._strange(index) and not contains(LINK_LOCAL, net)}
-
-    def _strange(self, index: int) -> bool:
-        return self.links.get(index, {"kind": None})["kind"] not in (None, *self.settings.allow_kinds)
-
-    def owns(self, address: Found) -> bool:
-        """Whether netagent put the address there: IFA_PROTO says so, or the ledger where the kernel has none."""
-        key = address["link"], address["address"]
-        return bool(address["protocol"] == PROTOCOL if self._tagged else key in self._owned)
-
-    def routes(self, table: int) -> dict[Network, Found]:
-        """The routes of a table, the preferred one where several metrics differ."""
-        if table not in self._routes:
-            found = sorted(self.kernel.routes(table), key=lambda route: -int(route["metric"]))
-            self._routes[table] = {net_of(route): route for route in found}
-        return self._routes[table]
-
-    def refusal(self, index: int) -> Refusal | None:
-        """Why nothing may be done to this link; None if something may."""
-        if index not in self.links:
-            return Refusal(f"there is no link {index}", None, index)
-        name, kind = self.links[index]["name"], self.links[index]["kind"]
-        if self.links[index]["loopback"]:
-            return Refusal(f"{name} is the loopback link", None, index)
-        if name in self.settings.exclude:
-            return Refusal(f"{name} is excluded", f"[Network] Exclude= without {name}", index)
-        if self._strange(index):
-            reason = f"{name} is of kind {kind}, no interface of a cloud"
-            return Refusal(reason, f'[Netagent] AllowKinds="{kind}"', index)
+def secondary_of(address: Address, view: View) -> IPAddress | None:
+    """Return an IPv4 address that the kernel may remove with this one (unless promote_secondaries is set)."""
+    if address.ip.version == 6 or address.flags & IFA_F_SECONDARY:
         return None
-
-    def other_link_has(self, index: int, net: Network) -> bytes | None:
-        """An address inside `net` that another link has; or None."""
-        found = _inside(net, self.holders) if net[2] else iter([net[1].to_bytes(net[0])])
-        return next((packed for packed in found if self.holders.get(packed, index) != index), None)
-
-    def other_link_is_in(self, index: int, net: Network) -> bytes | None:
-        """An address that another link has inside `net`, or of whose subnet `net` is a part; or None."""
-        others, prefix = self.addresses.items(), net[0] * 8 - net[2]
-        wider = [held for (link, _), held in others if held["prefix"] < prefix and link != index]
-        around = (held["address"] for held in wider if contains(net_of(held), net))
-        return self.other_link_has(index, net) or next(around, None)
-
-    def on_link(self, index: int) -> set[Network]:
-        """What is on the link: subnets of its addresses, main's routes, and those of its own table."""
-        near = [route for route in self.routes(self.settings.table_base + index).values() if route["gateway"] is None]
-        return self.subnets[index].union(net_of(route) for route in near if route["link"] == index)
-
-    def has_range(self, index: int, net: Network) -> bool:
-        """Whether `net` is an address of the link, a part of a subnet of the link, or a range that a local route gives
-        it, whoever's it is; and no other link has an address in it."""
-        if not net[2] and self.holders.get(net[1].to_bytes(net[0])) == index:
-            return True
-        parts = [subnet for subnet in self.subnets[index] if net[2] and subnet[2] > net[2]]
-        given = [local for local, route in self.routes(TABLE_LOCAL).items() if route["link"] == index]
-        return within(net, parts + given) and self.other_link_has(index, net) is None
-
-    def has_sources(self, index: int, net: Network) -> bool:
-        """Whether what this host itself sends from `net` is the link's: `net` is on link there, and in it are addresses
-        of that link alone, or ranges of local routes (those that are the kernel's, protocol 2, say nothing new)."""
-        given = [(local, route) for local, route in self.routes(TABLE_LOCAL).items() if route["protocol"] != 2]
-        links = {route["link"] for local, route in given if overlap(local, net)}
-        links |= {self.holders[each] for each in _inside(net, self.holders)}
-        return links == {index} and within(net, self.on_link(index))
-
-    def check_claim(self, index: int, net: Network, shown: str) -> None:
-        """Refusal when a link may not claim an address, or all of a network: it is or could be somebody else's."""
-        shortest, reserved = _SHORTEST[net[0]], any(overlap(never, net) for never in NEVER)
-        refuse_if(net[0] * 8 - net[2] < shortest, "{}: prefixes shorter than /{} are nobody's", shown, shortest)
-        refuse_if(reserved, "{}: loopback, link-local, multicast, reserved or a metadata server's", shown)
-        if not within(net, (*self.settings.allow_addresses, *(claim for link, claim in self.claims if link == index))):
-            allow, rival = f'[Netagent] AllowAddresses="{shown}"', any(overlap(rival, net) for rival in self.rivals)
-            stranger = "{} is neither private nor of a network that link {} learned"
-            refuse_if(not within(net, ALLOWED), stranger, shown, index, allow=allow)
-            refuse_if(rival, "{} is of a subnet of a link that is no interface of the cloud", shown, allow=allow)
+    network = view.network_of(address)
+    for each in view.addresses_of(address.link):
+        if each.flags & IFA_F_SECONDARY and each.ip.version == 4 and view.network_of(each) == network:
+            return each.ip
+    return None
 
 
-def _inside(net: Network, packed: Iterable[bytes]) -> Iterator[bytes]:
-    first, last = net[1].to_bytes(net[0]), (net[1] | (1 << net[2]) - 1).to_bytes(net[0])  # in network order
-    return (one for one in packed if first <= one <= last and len(one) == net[0])
+def existing_route(op: RouteReplace | RouteRemove, view: View) -> OwnRoute | None:
+    """Return our route that the operation replaces or removes. Raises Refusal for a table or route that is not ours."""
+    own = view.own_table(op.link)
+    if op.table not in (own, TABLE_LOCAL):
+        raise Refusal(f"table {op.table} is not the link's own, {own}")
+    if (op.table, op.destination) in view.foreign_places:
+        raise Refusal(f"the route to {op.destination} in table {op.table} is not ours")
+    return view.own_routes.get((op.table, op.destination))
 
 
-def rule_keys(rule: Found) -> set[tuple[Any, ...]]:
-    """What makes two rules the same rule; and that without its flags: of two that differ in a flag alone the kernel,
-    told to remove the one without it, takes the first. So there are never two."""
-    key = tuple([rule[key] for key in OPS["rule_add"]])
-    return {key, key[:-2]}
-
-
-# One check an operation; each answers with the operation that takes the checked one back.
-
-
-def _link_up(op: Op, view: View) -> Op:
-    refuse_if(view.links[op["link"]]["up"], "the link is already up")
-    return {"op": "link_down", "link": op["link"]}
-
-
-def _link_mtu(op: Op, view: View) -> Op:
-    refuse_if(op["mtu"] < 1280, "an MTU below 1280 takes IPv6 off the link (RFC 8200, section 5)")
-    return {**op, "mtu": view.links[op["link"]]["mtu"]}
-
-
-def _address_add(op: Op, view: View) -> Op:
-    index, packed, net = op["link"], op["address"], net_of(op)
-    shown = f"{text(packed)}/{op['prefix']}"
-    view.check_claim(index, net, shown)
-    other = view.other_link_is_in(index, net) if op["route"] and net[2] else None
-    refuse_if(other, "its connected route {} would take over {} of another link", shown, other)
-    refuse_if(packed in view.gateways, "{} is a gateway's or resolver's address", packed)
-    refuse_if(packed in view.holders, "link {} has {} already", view.holders.get(packed), packed)
-    edge = len(packed) == 4 and net[2] > 1 and int.from_bytes(packed) - net[1] in (0, (1 << net[2]) - 1)
-    refuse_if(edge, "{} is the network's or broadcast address of its subnet", shown)
-    view.addresses[index, packed], view.holders[packed] = {**op, "flags": 0, "protocol": PROTOCOL}, index
-    if net[2]:
-        view.subnets[index].add(net)
-    return {"op": "address_remove", "link": index, "address": packed, "prefix": op["prefix"]}
-
-
-def _address_remove(op: Op, view: View) -> Op:
-    index, packed, net = op["link"], op["address"], net_of(op)
-    address = view.addresses.get((index, packed), {"prefix": None})
-    refuse_if(address["prefix"] != op["prefix"], "the link has no {}/{}", packed, op["prefix"])
-    refuse_if(not view.owns(address), "{} is not ours to remove", packed)
-    if net[2] and not address["flags"] & IFA_F_SECONDARY:  # its secondaries may go with it, if promote_secondaries is 0
-        for (link, other), found in view.addresses.items():
-            secondary = link == index and found["flags"] & IFA_F_SECONDARY
-            refuse_if(secondary and net_of(found) == net, "{} may go with {}", other, packed)
-    del view.addresses[index, packed], view.holders[packed]
-    return {**op, "op": "address_add", "route": not address["flags"] & IFA_F_NOPREFIXROUTE}
-
-
-def _route_at(op: Op, view: View) -> Found | None:
-    """The route that an operation would replace or remove, in a table where it may."""
-    own, table, packed = view.settings.table_base + op["link"], op["table"], op["address"]
-    refuse_if(table not in (own, TABLE_LOCAL), "table {} is not the link's own, {}", table, own)
-    refuse_if(net_of(op)[1] != int.from_bytes(packed), "{}/{} has host bits set", packed, op["prefix"])
-    found = view.routes(table).get(net_of(op))
-    foreign = found is not None and found["protocol"] != PROTOCOL
-    refuse_if(foreign, "the route to {}/{} in table {} is not ours", packed, op["prefix"], table)
-    return found
-
-
-def _route_replace(op: Op, view: View) -> Op:
-    index, net, gateway, local = op["link"], net_of(op), op["gateway"], op["table"] == TABLE_LOCAL
-    existing, shown = _route_at(op, view), f"{text(op['address'])}/{op['prefix']}"
-    # If the first failed, there would be no way back from the second.
-    refuse_if(existing and "op" in existing, "the route to {} twice in one request", shown)
-    if gateway is None and (local or not within(net, view.subnets[index])):
-        view.check_claim(index, net, shown)
-        others = (each for each in _inside(net, view.gateways) if local or index not in view.gateways[each])
-        shared = not local and any(view.holders[each] == index for each in _inside(net, view.holders))  # a subnet
-        taken = None if shared else view.other_link_has(index, net) or next(others, None)
-        refuse_if(taken, "{} covers {}, which is a gateway's, a resolver's or another link's", shown, taken)
-        if not local:
-            view.subnets[index].add(net)
-    elif gateway is not None:
-        single = network(gateway, len(gateway) * 8)
-        near = contains(LINK_LOCAL, single) or within(single, view.on_link(index))
-        refuse_if(not near, "gateway {} is not on link {}", gateway, index)
-        refuse_if(local, "a local route has no gateway")
-        refuse_if(gateway in view.holders, "gateway {} is this host's own", gateway)
-        view.gateways[gateway].add(index)
-    view.routes(op["table"])[net] = {**op, "protocol": PROTOCOL}
-    return {**op, **({key: existing[key] for key in ("link", "gateway")} if existing else {"op": "route_remove"})}
-
-
-def _route_remove(op: Op, view: View) -> Op:
-    existing = _route_at(op, view) or {"link": None}
-    reason = "table {} has no such route to {}/{}"
-    refuse_if(existing["link"] != op["link"], reason, op["table"], op["address"], op["prefix"])
-    del view.routes(op["table"])[net_of(op)]
-    return {**op, "op": "route_replace", "gateway": existing["gateway"]}
-
-
-def _rule_add(op: Op, view: View) -> Op:
-    low, priority, index = view.settings.priority, op["priority"], op["table"] - view.settings.table_base
-    refuse_if(not low <= priority < low + BAND, "priority {} is not {}..{}", priority, low, low + BAND - 1)
-    if not op["prefix"]:
-        plain = op["table"] == TABLE_MAIN and op["suppress"] and not op["to"] and not op["local"]
-        refuse_if(not plain, "a rule without a source may only look up main with suppress_prefixlength 0")
+def check_route_replace(op: RouteReplace, view: View) -> Undo:
+    """Accept a route in the link's table by a gateway of the cloud or on link, and a range in table local."""
+    existing = existing_route(op, view)
+    if existing is not None and existing.changed:
+        raise Refusal(f"the route to {op.destination} twice in one request")  # the undo of both would not be defined
+    if op.table == TABLE_LOCAL:
+        check_local_range(op, view)
+    elif op.gateway is None:
+        check_on_link(op, view)
     else:
-        if refusal := view.refusal(index):
-            raise refusal
-        has = (view.has_sources if op["local"] and not op["to"] else view.has_range)(index, net_of(op))
-        refuse_if(not has, "{}/{} is no address or range of link {}", op["address"], op["prefix"], index)
-    keys = rule_keys(op)
-    refuse_if(view.rules & keys, "there is such a rule already")
-    view.rules |= keys
-    return {**op, "op": "rule_remove"}
+        check_gateway(op.link, op.gateway, view)
+        check_destination(op, view)
+    if existing is None:
+        check_room(view)
+    view.add_route(op.table, op.destination, OwnRoute(op.link, op.gateway, changed=True))
+    if existing is None:
+        return op.inverse()
+    return RouteReplace(op.table, existing.link, op.destination, existing.gateway)
 
 
-def _rule_remove(op: Op, view: View) -> Op:
-    refuse_if(not rule_keys(op) <= view.rules, "there is no such rule of ours")
-    view.rules -= rule_keys(op)
-    return {**op, "op": "rule_add"}
+def check_local_range(op: RouteReplace, view: View) -> None:
+    """Raise Refusal for a route of type local that would accept packets for others."""
+    network = op.destination
+    if op.gateway is not None:
+        raise Refusal("a local route has no gateway")
+    check_claim(op.link, network, str(network), view)
+    if limit := claims.range_limit(network, view.near[op.link]):
+        raise Refusal(limit)
+    if is_single(network) and (holders := view.holders(network.network_address)):
+        raise Refusal(f"link {holders[0]} has {network.network_address} already")
+    if not is_single(network):
+        others = (other for _, other in view.subnets.overlapping(network) if other != op.link)
+        if (other := next(others, None)) is not None:
+            raise Refusal(f"{network} overlaps a subnet of {view.name(other)}")
+    taken = view.held_elsewhere(op.link, network) or view.protected_inside(network, None)
+    if taken is not None:
+        raise Refusal(f"{network} covers {taken}, which is a gateway's, a resolver's or another link's")
 
 
-_ORDERED = (_link_up, _link_mtu, _address_add, _address_remove, _route_replace, _route_remove, _rule_add, _rule_remove)
-CHECKS: dict[str, Callable[[Op, View], Op]] = dict(zip(OPS, _ORDERED, strict=True))
+def check_on_link(op: RouteReplace, view: View) -> None:
+    """Raise Refusal for an on-link route to what is not on the link."""
+    network = op.destination
+    if is_single(network) and view.is_router(op.link, network.network_address):
+        return
+    if claims.within(network, view.near[op.link]):
+        if not is_single(network):
+            check_nesting(op.link, network, view)
+        return
+    check_claim(op.link, network, str(network), view)
+    check_nesting(op.link, network, view)
+    if any(holder == op.link for _, holder in view.held.overlapping(network)):
+        return
+    taken = view.held_elsewhere(op.link, network) or view.protected_inside(network, op.link)
+    if taken is not None:
+        raise Refusal(f"{network} covers {taken}, which is a gateway's, a resolver's or another link's")
 
 
-def check(ops: list[Op], view: View) -> list[Op]:
-    """The way back of each operation; Refusal for the first that may not be done. Nothing is touched here."""
+def check_gateway(link: int, gateway: IPAddress, view: View) -> None:
+    """Raise Refusal for a gateway that is not a router of the cloud on this link."""
+    near = claims.is_link_local(single(gateway)) or claims.within(single(gateway), view.on_link(link))
+    if not near:
+        raise Refusal(f"gateway {gateway} is not on link {link}")
+    if view.holders(gateway):
+        raise Refusal(f"gateway {gateway} is this host's own")
+    if not view.is_router(link, gateway):
+        waiting = gateway.version == 6 and not view.has_heard_router(link)
+        reason = f"{gateway} is not known as a gateway on {view.name(link)}"
+        code = Code.WAITING if waiting else Code.REFUSED
+        raise Refusal(reason, allow=f'[Netagent] AllowGateways="{gateway}"', code=code)
+
+
+def check_destination(op: RouteReplace, view: View) -> None:
+    """Raise Refusal if a route by a gateway would take over what another program routes elsewhere."""
+    network = op.destination
+    if not network.prefixlen or claims.within(network, view.settings.allow_addresses):
+        return
+    for _, route in view.host_routes.overlapping(network):
+        same = (route.link, route.gateway) == (op.link, op.gateway)
+        if not same and not claims.is_link_local(route.destination) and (route.discards or not route.by_cloud):
+            reason = f"{network} overlaps {route.destination}, which another program routes by {_way(route, view)}"
+            raise Refusal(reason, allow=f'[Netagent] AllowAddresses="{network}"')
+
+
+def check_route_remove(op: RouteRemove, view: View) -> Undo:
+    """Accept a route of ours that leaves by this link."""
+    existing = existing_route(op, view)
+    if existing is None or (existing.link, existing.gateway) != (op.link, op.gateway):
+        raise Refusal(f"table {op.table} has no such route to {op.destination}")
+    if existing.changed:
+        raise Refusal(f"the route to {op.destination} twice in one request")
+    view.remove_route(op.table, op.destination)
+    return op.inverse()
+
+
+def check_rule_add(op: RuleAdd, view: View) -> Undo:
+    """Accept a rule that sends what a link owns into that link's table."""
+    low = view.settings.priority
+    if not low <= op.priority < low + BAND:
+        raise Refusal(f"priority {op.priority} is not {low}..{low + BAND - 1}")
+    if op.selector.prefixlen:
+        link = op.table - view.settings.table_base
+        check_link(link, view)
+        if not may_select(op, link, view):
+            raise Refusal(f"{op.selector} is no address or range of link {link}")
+    elif op.table != TABLE_MAIN or not op.suppress or op.to or op.local:
+        raise Refusal("a rule without a source may only look up main with suppress_prefixlength 0")
+    if rule_key(op) in view.rules:
+        raise Refusal("there is such a rule already")
+    if len(view.rules) >= MAX_RULES:
+        raise Refusal(f"there are {MAX_RULES} rules of ours already")
+    check_room(view)
+    view.rules[rule_key(op)] = (op.suppress, op.local)
+    return op.inverse()
+
+
+def may_select(rule: RuleAdd, link: int, view: View) -> bool:
+    """Return True if everything that the rule selects is the link's."""
+    network = rule.selector
+    if rule.to:
+        return is_single(network) and not rule.local and view.holders(network.network_address) == [link]
+    if is_single(network):
+        return is_source(network, link, view)
+    if view.held_elsewhere(link, network) is not None:
+        return False
+    given = [(each, other) for each, other in view.local_ranges.overlapping(network)]
+    if not rule.local:  # packets that are forwarded, too: a range of the link
+        local = any(claims.contains(each, network) and other == link for each, other in given)
+        subnets = view.on_link(link)
+        parts = [each for each in subnets if each != network and claims.contains(each, network)]
+        return local or (bool(parts) and claims.range_limit(network, subnets) is None)
+    links = {other for _, other in given} | {other for _, other in view.held.overlapping(network)}
+    return links == {link} and claims.within(network, view.on_link(link))
+
+
+def is_source(network: IPNetwork, link: int, view: View) -> bool:
+    """Return True if one address is the link's: held by it, in a local range of it, or held by a link of no cloud.
+
+    An address of the cloud may sit on lo or a virtual link (a load balancer's, a container's): it is the link's if it
+    lies in a subnet that others gave to this link and to no other.
+    """
+    ip = network.network_address
+    holders = view.holders(ip)
+    if holders == [link]:
+        return True
+    if not holders:
+        given = [other for _, other in view.local_ranges.containing(network)]
+        return bool(given) and all(other == link for other in given)
+    if any(view.is_cloud(holder) for holder in holders):
+        return False
+    around = {other for subnet, other in view.subnets.containing(network) if view.is_cloud(other)}
+    return around == {link} and claims.within(network, view.learned[link])
+
+
+def check_rule_remove(op: RuleRemove, view: View) -> Undo:
+    """Accept a rule of ours."""
+    if view.rules.get(rule_key(op)) != (op.suppress, op.local):
+        raise Refusal("there is no such rule of ours")
+    del view.rules[rule_key(op)]
+    return op.inverse()
+
+
+def check_room(view: View) -> None:
+    """Raise Refusal at the limit of owned objects."""
+    limit = view.settings.max_objects
+    if view.own_objects >= limit:
+        raise Refusal(f"there are {limit} addresses, routes and rules of ours already", allow="[Netagent] MaxObjects=")
+
+
+CHECKS: Mapping[type[Operation], Check] = {
+    LinkUp: check_link_up,
+    LinkMtu: check_link_mtu,
+    AddressAdd: check_address_add,
+    AddressRemove: check_address_remove,
+    RouteReplace: check_route_replace,
+    RouteRemove: check_route_remove,
+    RuleAdd: check_rule_add,
+    RuleRemove: check_rule_remove,
+}
+
+
+def check_one(op: Operation, view: View) -> Undo:
+    """Return the operation that undoes `op`, and count `op` in the view. Raises Refusal; then the view is unchanged."""
+    if not isinstance(op, RuleAdd | RuleRemove):
+        check_link(op.link, view)
+    return CHECKS[type(op)](op, view)
+
+
+class Rejected(Exception):
+    """A request has an operation that may not be done."""
+
+    def __init__(self, refused: Refused) -> None:
+        super().__init__(refused.reason)
+        self.refused = refused
+
+
+def check(ops: Sequence[Operation], view: View) -> list[Undo]:
+    """Return the operation that undoes each of `ops`. Raises Rejected for the first that may not be done."""
     undo = []
-    for view.position, op in enumerate(ops):
-        if "link" in op and (refusal := view.refusal(op["link"])):
-            raise refusal
-        undo.append(CHECKS[op["op"]](op, view))
+    for position, op in enumerate(ops):
+        try:
+            undo.append(check_one(op, view))
+        except Refusal as refusal:
+            raise Rejected(refusal.at(position)) from None
+    if orphan := first_orphan(ops, view):
+        raise Rejected(orphan)
     return undo
+
+
+def check_all(ops: Sequence[Operation], view: View) -> list[Refused]:
+    """Return every refusal, each operation judged as if the accepted ones before it were applied."""
+    refusals, positions = list[Refused](), list[int]()
+    for position, op in enumerate(ops):
+        try:
+            check_one(op, view)
+        except Refusal as refusal:
+            depends = next((each for each in positions if builds_on(op, ops[each], view)), None)
+            refusals.append(refusal.at(position, depends))
+            positions.append(position)
+    if orphan := first_orphan(ops, view):
+        refusals.append(orphan)
+    return refusals
+
+
+def builds_on(op: Operation, earlier: Operation, view: View) -> bool:
+    """Return True if `op` may have been refused only because `earlier` was."""
+    if isinstance(earlier, AddressAdd):
+        link, network, made = earlier.link, earlier.interface.network, single(earlier.interface.ip)
+    elif isinstance(earlier, RouteReplace):
+        link, network, made = earlier.link, earlier.destination, earlier.destination
+    else:
+        return False
+    if isinstance(op, RuleAdd):
+        return op.table == view.own_table(link) and claims.overlap(op.selector, made)
+    if isinstance(op, RouteReplace) and op.link == link:
+        needs = single(op.gateway) if op.gateway is not None else op.destination
+        return claims.contains(network, needs)
+    return False
+
+
+def first_orphan(ops: Sequence[Operation], view: View) -> Refused | None:
+    """Return the removal after which a rule of ours would select what its link no longer owns."""
+    removals = [(position, op) for position, op in enumerate(ops) if isinstance(op, AddressRemove | RouteRemove)]
+    for position, op in removals:
+        network = single(op.interface.ip) if isinstance(op, AddressRemove) else op.destination
+        table = view.own_table(op.link)
+        for key, (suppress, local) in view.rules.items():
+            if key.table == table and key.selector.prefixlen and claims.overlap(key.selector, network):
+                rule = RuleAdd(key.priority, key.selector, key.to, key.table, suppress, local)
+                if not may_select(rule, op.link, view):
+                    reason = (
+                        f"rule {key.priority} from {key.selector} depends on it; remove the rule in the same request"
+                    )
+                    return Refused(reason, position)
+    return None

@@ -1,132 +1,387 @@
-"""The wire between the fetcher and netagent: every message there is, and the shape of each.
+"""The wire between a client and netagent: frames, msgpack limits, and every request and answer.
 
-A frame is a 4-byte big-endian length and one msgpack map. Addresses are packed bytes (4 or 16, network order), links
-are interface indices; there is no name, and no string that anything could interpret. This module says what is well
-formed; `policy` says what is allowed. The fetcher imports it too, and nothing else of this room.
+A frame is a 4-byte big-endian length and one msgpack map of at most MAX_FRAME bytes. Addresses are packed bytes and
+links are interface indices: there are no names, and no string that anything interprets. The fetcher imports this.
 """
 
 from __future__ import annotations
 
-from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
 from struct import Struct
+from typing import Any
 
 import msgpack
 
-TYPE_CHECKING = False  # `typing` is not imported at run time: it costs more than all of this module
-if TYPE_CHECKING:
-    from .shapes import Any, Sequence
-    from .shapes import Message as Message
-    from .shapes import Op as Op
+from .operations import BAND as BAND
+from .operations import PROTOCOL as PROTOCOL
+from .operations import TABLE_LOCAL as TABLE_LOCAL
+from .operations import TABLE_MAIN as TABLE_MAIN
+from .operations import Fields, Operation, Undo, operation_from_wire
+from .operations import Malformed as Malformed
 
-VERSION = 2
+VERSION = 3
 SOCKET = "/run/cloud-network-netagent/netagent.sock"
-MAX_FRAME, MAX_OPS = 1 << 20, 4096
+MAX_FRAME = 1 << 20  # bytes
+MAX_OPS = 4096  # operations in one request; that many are well below MAX_FRAME
+MAX_CONFIRM = 600  # seconds
+MAX_REFUSALS = 256  # in the answer to `check`
 HEADER = Struct(">I")
 UCRED = Struct("=iII")  # struct ucred of linux/socket.h: pid, uid, gid
-ROOT = UCRED.pack(1, 0, 0)  # the SCM_CREDENTIALS that root's first byte, before the first frame, must come with
+ROOT = UCRED.pack(1, 0, 0)
+"""Credentials that root sends (SCM_CREDENTIALS) with one byte before its first frame.
 
-PROTOCOL = 209  # what routes, rules and addresses of ours carry (RTA_PROTOCOL, FRA_PROTOCOL, IFA_PROTO)
-TABLE_MAIN, TABLE_LOCAL = 254, 255
-BAND = 30  # the three steps of the rules lie in RulePriority .. RulePriority + BAND - 1
+SO_PEERCRED shows uid 0 for root of any user namespace that maps it. But the kernel lets only a process with
+CAP_SYS_ADMIN over this host's process numbers claim to be process 1 (net/core/scm.c), so these credentials tell root
+of this host from root of a container.
+"""
+Message = dict[str, Any]
+"""A map as msgpack decodes or encodes it."""
+Op = dict[str, Any]
 
-# Type of every field, and what its value (int, bool) or length (others) may be. nil is only ever a route's gateway.
-# An address is a route's destination, or what a rule is `from` (or `to`), with prefix 0 for everything. `route`: that
-# the kernel shall make the connected route. `suppress`: suppress_prefixlength 0. `local`: what this host itself sends,
-# not what it forwards (`iif lo`). A route in table 255 is of type local.
-FIELDS: dict[str, tuple[Any, Sequence[int]]] = {
-    "confirm_within": (int, range(601)),  # seconds; 0 asks for no confirmation
-    "id": (str, range(1, 65)),
-    "mtu": (int, range(576, 65536)),
-    "ops": (list, range(1, MAX_OPS + 1)),
-    "prefix": (int, range(129)),
-    "priority": (int, range(1, 32766)),
-    "version": (int, range(1, 256)),
-    **dict.fromkeys(("link", "table"), (int, range(1, 2**31))),
-    **dict.fromkeys(("address", "gateway"), (bytes, (4, 16))),
-    **dict.fromkeys(("route", "suppress", "to", "local"), (bool, range(2))),
+
+class Verdict(StrEnum):
+    """The key `verdict` of every answer."""
+
+    OK = "ok"
+    APPLIED = "applied"
+    CONFIRMED = "confirmed"
+    REFUSED = "refused"
+    ROLLED_BACK = "rolled back"
+
+
+class Code(StrEnum):
+    """Kinds of refusal that `check` reports."""
+
+    REFUSED = "refused"  # by policy; stays so until the host, the cloud or the configuration changes
+    WAITING = "waiting"  # no router advertisement received on the link yet; may be accepted seconds later
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Ask whether the versions match."""
+
+    version: int
+
+    def to_wire(self) -> Message:
+        """Return the map that is sent."""
+        return {"request": "hello", "version": self.version}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Ask which of these operations `apply` would refuse. Changes nothing."""
+
+    ops: tuple[Operation, ...]
+
+    def to_wire(self) -> Message:
+        """Return the map that is sent."""
+        return {"request": "check", "ops": [op.to_wire() for op in self.ops]}
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Apply all operations or none; roll back unless confirmed within so many seconds (0: no confirmation)."""
+
+    id: str
+    ops: tuple[Operation, ...]
+    confirm_within: int
+
+    def to_wire(self) -> Message:
+        """Return the map that is sent."""
+        ops = [op.to_wire() for op in self.ops]
+        return {"request": "apply", "id": self.id, "ops": ops, "confirm_within": self.confirm_within}
+
+
+@dataclass(frozen=True, slots=True)
+class Confirm:
+    """Keep the open transaction `id`."""
+
+    id: str
+
+    def to_wire(self) -> Message:
+        """Return the map that is sent."""
+        return {"request": "confirm", "id": self.id}
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """Undo the open transaction `id`."""
+
+    id: str
+
+    def to_wire(self) -> Message:
+        """Return the map that is sent."""
+        return {"request": "rollback", "id": self.id}
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """Remove everything that is owned, as far as it may be removed."""
+
+    id: str
+
+    def to_wire(self) -> Message:
+        """Return the map that is sent."""
+        return {"request": "flush", "id": self.id}
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Ask for the open transaction and the head of the audit log."""
+
+    def to_wire(self) -> Message:
+        """Return the map that is sent."""
+        return {"request": "status"}
+
+
+Request = Hello | Check | Apply | Confirm | Rollback | Flush | Status
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A refusal: of one operation (`position` is set), or of a request as a whole."""
+
+    reason: str
+    position: int | None = None  # in the request
+    code: Code = Code.REFUSED
+    allow: str | None = None  # the configuration key and value that would allow it
+    link: int | None = None  # set if nothing at all may be done to this link
+    depends_on: int | None = None  # check: position of an earlier refused operation that this one builds on
+
+    def to_wire(self) -> Message:
+        """Return the answer that is sent."""
+        return {"verdict": Verdict.REFUSED.value, **self.details()}
+
+    def details(self) -> Message:
+        """Return the keys of this refusal in the answer to `check`."""
+        details = {
+            "position": self.position,
+            "code": self.code.value,
+            "reason": self.reason,
+            "allow": self.allow,
+            "link": self.link,
+            "depends_on": self.depends_on,
+        }
+        return _without_none(details)
+
+    @classmethod
+    def from_wire(cls, value: Mapping[str, Any]) -> Refused:
+        """Read a refusal from an answer."""
+        return cls(
+            reason=value["reason"],
+            position=value.get("position"),
+            code=Code(value.get("code", Code.REFUSED)),
+            allow=value.get("allow"),
+            link=value.get("link"),
+            depends_on=value.get("depends_on"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class HelloAnswer:
+    """Whether the versions match, and netagent's."""
+
+    verdict: Verdict
+    version: int
+
+    def to_wire(self) -> Message:
+        """Return the answer that is sent."""
+        return {"verdict": self.verdict.value, "version": self.version}
+
+
+@dataclass(frozen=True, slots=True)
+class StatusAnswer:
+    """The open transaction, and the sequence number and hash of the last audit line."""
+
+    open: str | None
+    sequence: int
+    head: str
+
+    def to_wire(self) -> Message:
+        """Return the answer that is sent."""
+        return {"verdict": Verdict.OK.value, "open": self.open, "sequence": self.sequence, "head": self.head}
+
+
+@dataclass(frozen=True, slots=True)
+class CheckAnswer:
+    """Every refusal that `apply` would meet: their number, and the first MAX_REFUSALS of them."""
+
+    refused: int
+    refusals: tuple[Refused, ...]
+
+    def to_wire(self) -> Message:
+        """Return the answer that is sent."""
+        shown = [refusal.details() for refusal in self.refusals[:MAX_REFUSALS]]
+        return {"verdict": Verdict.OK.value, "refused": self.refused, "refusals": shown}
+
+    @classmethod
+    def from_wire(cls, value: Mapping[str, Any]) -> CheckAnswer:
+        """Read the answer to `check`."""
+        return cls(value["refused"], tuple(map(Refused.from_wire, value["refusals"])))
+
+
+@dataclass(frozen=True, slots=True)
+class Remaining:
+    """An operation that could not be done while rolling back or flushing: what it would change is still there."""
+
+    op: Undo
+    reason: str
+    errno: int | None = None
+
+    def to_wire(self) -> Message:
+        """Return the map of the operation with the reason."""
+        return {**self.op.to_wire(), "reason": self.reason, "errno": self.errno}
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A request took effect: applied, confirmed, or rolled back on request. `remaining` is normally empty."""
+
+    verdict: Verdict
+    done: int | None = None  # operations (apply, flush)
+    remaining: tuple[Remaining, ...] = ()
+
+    def to_wire(self) -> Message:
+        """Return the answer that is sent."""
+        message = _without_none({"verdict": self.verdict.value, "done": self.done})
+        if self.remaining:
+            message["not_undone"] = [each.to_wire() for each in self.remaining]
+        return message
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The kernel refused an operation of `apply`, and everything was rolled back except `remaining`."""
+
+    position: int  # of the first operation that failed
+    errnos: tuple[int | None, ...]  # of every operation: 0 for done, None for not tried or not known
+    reason: str
+    remaining: tuple[Remaining, ...] = ()
+
+    def to_wire(self) -> Message:
+        """Return the answer that is sent."""
+        return {
+            "verdict": Verdict.ROLLED_BACK.value,
+            "done": 0,
+            "position": self.position,
+            "errno": self.errnos[self.position],
+            "errnos": list(self.errnos),
+            "reason": self.reason,
+            "not_undone": [each.to_wire() for each in self.remaining],
+        }
+
+
+Answer = Refused | HelloAnswer | StatusAnswer | CheckAnswer | Done | Failed
+
+
+def _hello(fields: Fields) -> Request:
+    return Hello(fields.integer("version", 1, 255))
+
+
+def _check(fields: Fields) -> Request:
+    return Check(_operations(fields))
+
+
+def _apply(fields: Fields) -> Request:
+    return Apply(_id(fields), _operations(fields), fields.integer("confirm_within", 0, MAX_CONFIRM))
+
+
+def _confirm(fields: Fields) -> Request:
+    return Confirm(_id(fields))
+
+
+def _rollback(fields: Fields) -> Request:
+    return Rollback(_id(fields))
+
+
+def _flush(fields: Fields) -> Request:
+    return Flush(_id(fields))
+
+
+def _status(_: Fields) -> Request:
+    return Status()
+
+
+REQUESTS: Mapping[str, Callable[[Fields], Request]] = {
+    "hello": _hello,
+    "check": _check,
+    "apply": _apply,
+    "confirm": _confirm,
+    "rollback": _rollback,
+    "flush": _flush,
+    "status": _status,
 }
-OPS: dict[str, tuple[str, ...]] = {
-    "link_up": ("link",),
-    "link_mtu": ("link", "mtu"),
-    "address_add": ("link", "address", "prefix", "route"),
-    "address_remove": ("link", "address", "prefix"),
-    **dict.fromkeys(("route_replace", "route_remove"), ("table", "link", "address", "prefix", "gateway")),
-    **dict.fromkeys(("rule_add", "rule_remove"), ("priority", "address", "prefix", "to", "table", "suppress", "local")),
-}
-REQUESTS: dict[str, tuple[str, ...]] = {
-    "hello": ("version",),
-    "apply": ("id", "ops", "confirm_within"),
-    **dict.fromkeys(("confirm", "rollback", "flush"), ("id",)),
-    "status": (),
-}
 
 
-def raise_if(so: object, error: type[BaseException], reason: str, *of: object) -> None:
-    """What most checks are made of: if it is so, the error. `of` fills the blanks of the reason, and only then."""
-    if so:
-        raise error(reason.format(*of))
-
-
-class Malformed(ValueError):
-    """What arrived is not a message of this protocol; the text says where."""
+def request_from_wire(value: object) -> Request:
+    """Decode a request. Raises Malformed unless every key is there, has its form, and there is no other key."""
+    fields = Fields("request", value)
+    name = fields.take("request", str)
+    if name not in REQUESTS:
+        raise Malformed(f"request.request: {name!r:.40} is not one of {', '.join(REQUESTS)}")
+    request = REQUESTS[name](fields)
+    fields.end()
+    return request
 
 
 def encode(message: Message) -> bytes:
-    """A frame. MAX_OPS operations are well below MAX_FRAME."""
+    """Return the frame of a message."""
     body: bytes = msgpack.packb(message)
     return HEADER.pack(len(body)) + body
 
 
 def decode(body: bytes) -> Any:
-    """What is in a frame's body, with every size bounded before anything is made of it."""
-    left: dict[Any, int] = {list: 1, dict: MAX_OPS + 1}
-
-    def count(value: Any) -> Any:
-        left[type(value)] -= 1
-        raise_if(left[type(value)] < 0, ValueError, "more lists or maps than any request has")
-        return value
-
-    limits = {"max_str_len": 1024, "max_bin_len": 16, "max_array_len": MAX_OPS, "max_map_len": 16, "max_ext_len": 0}
+    """Return what a frame's body holds. Every size is bounded before anything is built from it. Raises Malformed."""
+    limit = _ContainerLimit()
     try:
-        return msgpack.unpackb(body, strict_map_key=True, list_hook=count, object_hook=count, **limits)
+        return msgpack.unpackb(
+            body,
+            strict_map_key=True,
+            list_hook=limit.count_list,
+            object_hook=limit.count_map,
+            max_str_len=1024,
+            max_bin_len=16,
+            max_array_len=MAX_OPS,
+            max_map_len=16,
+            max_ext_len=0,
+        )
     except (ValueError, msgpack.UnpackException) as error:  # UnicodeDecodeError is a ValueError
         raise Malformed(f"not msgpack: {str(error)[:120] or type(error).__name__}") from None
 
 
-def check_request(message: Any) -> None:
-    """Malformed unless `message` is a request, whole and with nothing more, every operation of it included."""
-    _check("request", message, REQUESTS, "request")
-    for position, op in enumerate(message.get("ops", ())):
-        _check(f"ops[{position}]", op, OPS, "op")
-        if "address" in op:
-            prefix, bits, gateway = op["prefix"], len(op["address"]) * 8, op.get("gateway")
-            raise_if(prefix > bits, Malformed, "ops[{}].prefix: {} is not 0..{}", position, prefix, bits)
-            other = gateway is not None and len(gateway) * 8 != bits
-            raise_if(other, Malformed, "ops[{}].gateway: not of the address's family", position)
+class _ContainerLimit:
+    """Counts lists and maps while msgpack builds them: 1 MiB of empty maps would otherwise become 64 MiB."""
+
+    def __init__(self) -> None:
+        self._lists, self._maps = 4, 2 * MAX_OPS + 1
+
+    def count_list(self, value: list[Any]) -> list[Any]:
+        """Count one list."""
+        self._lists -= 1
+        if self._lists < 0:
+            raise ValueError("more lists than any message has")
+        return value
+
+    def count_map(self, value: dict[Any, Any]) -> dict[Any, Any]:
+        """Count one map."""
+        self._maps -= 1
+        if self._maps < 0:
+            raise ValueError("more maps than any message has")
+        return value
 
 
-def _check(what: str, value: Any, shapes: dict[str, tuple[str, ...]], tag: str) -> None:
-    kind = value.get(tag) if type(value) is dict else None
-    keys = shapes.get(kind) if type(kind) is str else None
-    if keys is None:
-        raise Malformed(f"{what}.{tag}: {kind!r:.40} is none of {', '.join(shapes)}")
-    odd = value.keys() ^ {*keys, tag}
-    raise_if(odd, Malformed, "{}: the keys of {} are {}; {!r:.40} is missing or too much", what, kind, keys, *odd)
-    for key in keys:
-        found, (wanted, sizes) = value[key], FIELDS[key]
-        fits = type(found) is wanted and (found if wanted in (int, bool) else len(found)) in sizes
-        if not fits and (key, found) != ("gateway", None):
-            raise Malformed(f"{what}.{key}: {found!r:.40} is not {wanted.__name__} in {sizes[0]}..{sizes[-1]}")
+def _operations(fields: Fields) -> tuple[Operation, ...]:
+    values: list[object] = fields.take("ops", list)
+    if not 1 <= len(values) <= MAX_OPS:
+        raise Malformed(f"request.ops: {len(values)} operations are not in 1..{MAX_OPS}")
+    return tuple(operation_from_wire(value, f"ops[{position}]") for position, value in enumerate(values))
 
 
-def text(packed: bytes) -> str:
-    """An address for a person."""
-    return inet_ntop(AF_INET if len(packed) == 4 else AF_INET6, packed)
+def _id(fields: Fields) -> str:
+    return fields.text("id", 64)
 
 
-def pack_address(shown: str) -> bytes:
-    """What a person wrote, packed; nothing for what is no address."""
-    try:
-        return inet_pton(AF_INET6 if ":" in shown else AF_INET, shown)
-    except (OSError, ValueError):  # ValueError: a NUL in it
-        return b""
+def _without_none(message: Message) -> Message:
+    return {key: value for key, value in message.items() if value is not None}

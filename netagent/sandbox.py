@@ -1,110 +1,199 @@
-"""What netagent gives up before it reads the first byte from anybody, and what is left if somebody takes it over.
+"""What netagent gives up before it reads the first byte from a client: capabilities, limits, files, system calls.
 
-Whoever started it (systemd, or `start` for a person) has made it its user with CAP_NET_ADMIN. It goes on only when the
-kernel says that this is all it has, and then binds itself further: no new privilege, bounds, Landlock, seccomp.
-
-All by ctypes: libseccomp's Python bindings cost 22 ms of start-up, the library itself less than one; python-prctl knows
-no ambient set, and nothing knows Landlock. Sources: linux/prctl.h, linux/capability.h, linux/landlock.h, and seccomp.h.
+It goes on only if /proc says that CAP_NET_ADMIN is all it has. Sources: capabilities(7), prctl(2), landlock(7),
+linux/landlock.h, seccomp(2) and seccomp.h. python-prctl does not know the ambient set; libseccomp's Python bindings
+are unmaintained, and there are none for Landlock: these three are called through ctypes.
 """
+
+from __future__ import annotations
 
 import ctypes
 import os
-import pwd
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from resource import RLIMIT_AS, RLIMIT_CORE, RLIMIT_NOFILE, RLIMIT_NPROC, setrlimit
-from struct import Struct
 
-from .protocol import raise_if
+import prctl
 
-USER = "cloud-network-netagent"
-CALLS = {
+NAME = "cloud-network-netagent"
+ALLOWED_CALLS: Mapping[str, str] = {
     "its files": "read write lseek openat close fstat newfstatat getdents64 readlink readlinkat ftruncate fchmod",
-    "a new file in the place of an old one": "rename renameat renameat2",
-    "whether a file is a terminal, and O_NONBLOCK": "ioctl fcntl",
+    "rename: rotation, and replacing the ledger": "rename renameat renameat2",
+    "open(): is the file a terminal? O_NONBLOCK": "ioctl fcntl",
     "the loop": "poll ppoll select pselect6 clock_gettime clock_nanosleep restart_syscall",
+    "the end of the client's process": "pidfd_open",
     "its sockets": "accept4 getsockopt setsockopt getsockname recvfrom recvmsg sendto sendmsg",
     "memory": "brk mmap munmap mremap madvise futex getrandom",
     "signals, and the end": "rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack getpid gettid exit exit_group",
 }
-"""What the loop needs, and for what: no new socket, no connection to anybody, no process, no other user."""
-_NET_ADMIN = 1 << 12  # CAP_NET_ADMIN
-# capset(2): version 3 and this process; effective, permitted and inheritable of the lower 32, and of the others.
-_CAPABILITIES = Struct("=Ii").pack(0x20080522, 0), Struct("=6I").pack(_NET_ADMIN, _NET_ADMIN, 0, 0, 0, 0)
-_PRCTL = {"ambient capabilities": (47, 4), "no_new_privs": (38, 1), "dumpable": (4, 0)}  # option, its first argument
-_LIMITS = {RLIMIT_AS: 256 << 20, RLIMIT_NOFILE: 64, RLIMIT_NPROC: 0, RLIMIT_CORE: 0}
-_LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446  # the same on every architecture
-_FS_EXECUTE, _FS_WRITE = 1 << 0, 1 << 1 | 0x1FF0  # WRITE_FILE, REMOVE_*, MAKE_*; ABI 2 adds REFER, 3 TRUNCATE
-_ALLOW, _EPERM = 0x7FFF0000, 0x00050001  # SCMP_ACT_ALLOW, SCMP_ACT_ERRNO(EPERM)
-_LIBC = ctypes.CDLL(None, use_errno=True)
+"""Reason -> system calls. There is no new socket, no connect(), no process and no other user."""
+LIMITS = {RLIMIT_AS: 256 << 20, RLIMIT_NOFILE: 64, RLIMIT_NPROC: 0, RLIMIT_CORE: 0}
+CAP_NET_ADMIN_BIT = 1 << 12
+
+PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
+SYS_LANDLOCK_CREATE_RULESET, SYS_LANDLOCK_ADD_RULE, SYS_LANDLOCK_RESTRICT_SELF = 444, 445, 446  # on every architecture
+LANDLOCK_CREATE_RULESET_VERSION, LANDLOCK_RULE_PATH_BENEATH = 1, 1
+LANDLOCK_ACCESS_FS_EXECUTE, LANDLOCK_ACCESS_FS_WRITE_FILE = 1 << 0, 1 << 1
+LANDLOCK_ACCESS_FS_REMOVE_AND_MAKE = 0x1FF0  # REMOVE_DIR, REMOVE_FILE, MAKE_CHAR ... MAKE_SYM
+LANDLOCK_ACCESS_FS_REFER, LANDLOCK_ACCESS_FS_TRUNCATE = 1 << 13, 1 << 14  # ABI 2, ABI 3
+SCMP_ACT_ALLOW, SCMP_ACT_ERRNO_EPERM = 0x7FFF0000, 0x00050001
+
+
+class SandboxError(Exception):
+    """A privilege could not be given up, or there is more than netagent may have. It must not start."""
+
+
+class LandlockRulesetAttr(ctypes.Structure):
+    """struct landlock_ruleset_attr of ABI 1."""
+
+    _fields_ = (("handled_access_fs", ctypes.c_uint64),)
+
+
+class LandlockPathBeneathAttr(ctypes.Structure):
+    """struct landlock_path_beneath_attr."""
+
+    _pack_ = 1
+    _fields_ = (("allowed_access", ctypes.c_uint64), ("parent_fd", ctypes.c_int32))
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """User and group of netagent."""
+
+    uid: int
+    gid: int
 
 
 def say(text: str) -> None:
-    """To standard error, which is the journal under systemd."""
-    os.write(2, f"{USER}: {text}\n".encode())
+    """Write a line to standard error, which is the journal under systemd."""
+    sys.stderr.write(f"{NAME}: {text}\n")
+    sys.stderr.flush()
 
 
-def enter(writable: list[str]) -> None:
-    """Go on with CAP_NET_ADMIN and no way to more; write below `writable` and nowhere else."""
+def become(account: Account) -> None:
+    """Change from root to netagent's user and keep CAP_NET_ADMIN alone. Raises OSError."""
+    prctl.set_keepcaps(True)
+    os.setgroups([])
+    os.setresgid(account.gid, account.gid, account.gid)
+    os.setresuid(account.uid, account.uid, account.uid)  # clears the effective set; the permitted one is kept
+    prctl.cap_effective.net_admin = prctl.cap_effective.setpcap = True
+    prctl.capbset.limit(prctl.CAP_NET_ADMIN)
+    prctl.set_keepcaps(False)
+    prctl.securebits.noroot = prctl.securebits.noroot_locked = True
+    prctl.securebits.no_setuid_fixup = prctl.securebits.no_setuid_fixup_locked = True
+    prctl.securebits.keep_caps_locked = True
+    prctl.cap_effective.limit(prctl.CAP_NET_ADMIN)
+    prctl.cap_permitted.limit(prctl.CAP_NET_ADMIN)
+    prctl.cap_inheritable.limit()
+
+
+def enter(account: Account, writable: Iterable[Path]) -> None:
+    """Give up what is left; afterwards only files below `writable` can be written. Raises SandboxError."""
     limit()
-    _verify(*pwd.getpwnam(USER)[2:4])
+    verify(account, Path("/proc/thread-self/status").read_text())
     restrict_files(writable)
     restrict_calls()
 
 
 def limit() -> None:
-    """No capability but the one, and bounds: what a client sends can exhaust netagent at most, never the host."""
-    _LIBC.capset(*_CAPABILITIES)  # refused if there is less, or by systemd's filter: _verify says what it comes to
-    for what, (option, argument) in _PRCTL.items():
-        _check(_LIBC.prctl(option, argument, 0, 0, 0), what)
-    for bound, most in _LIMITS.items():
+    """Set no_new_privs, clear the ambient set, and bound memory, files and processes."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
+    libc.prctl.restype = ctypes.c_int
+    if libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0:
+        raise SandboxError(f"clear ambient capabilities: {os.strerror(ctypes.get_errno())}")
+    prctl.set_no_new_privs(True)
+    prctl.set_dumpable(False)
+    for bound, most in LIMITS.items():
         setrlimit(bound, (most, most))
     os.umask(0o077)
 
 
-def _verify(uid: int, gid: int) -> None:
-    """SystemExit unless the kernel says that all is given up; it names what is too much and how to start without."""
-    with open("/proc/thread-self/status") as file:
-        status = dict(line.rstrip("\n").split(":\t", 1) for line in file)
-    only, none = f"{_NET_ADMIN:016x}", f"{0:016x}"
-    # Inheritable: systemd makes ambient what is, and leaves no capset to take it back. Without an ambient set, and with
-    # no_new_privs, it is worth nothing to a program that is executed (capabilities(7)).
-    wanted = {"CapPrm": {only}, "CapEff": {only}, "CapBnd": {only}, "CapAmb": {none}, "CapInh": {only, none}}
-    wanted |= {"Uid": {str(uid)}, "Gid": {str(gid)}, "Groups": {str(gid)}}
-    how = f"Start it as root; or as {USER} with AmbientCapabilities= and CapabilityBoundingSet=CAP_NET_ADMIN."
-    for key, accepted in wanted.items():
-        has, most = status[key].split(), ", ".join(accepted)
-        raise_if({*has} - accepted, SystemExit, "{}: {} is {}, not {}. {}", USER, key, " ".join(has), most, how)
+def verify(account: Account, status: str) -> None:
+    """Raise SandboxError unless /proc/PID/status (`status`) shows this user, this group and CAP_NET_ADMIN alone."""
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    only, none = f"{CAP_NET_ADMIN_BIT:016x}", f"{0:016x}"
+    # systemd makes ambient capabilities inheritable and its filter forbids capset(2). Without an ambient set and with
+    # no_new_privs the inheritable set is worth nothing to a program that is executed (capabilities(7)).
+    accepted = {"CapPrm": {only}, "CapEff": {only}, "CapBnd": {only}, "CapAmb": {none}, "CapInh": {only, none}}
+    accepted |= {"Uid": {str(account.uid)}, "Gid": {str(account.gid)}, "Groups": {str(account.gid)}}
+    accepted |= {"NoNewPrivs": {"1"}}
+    for key, values in accepted.items():
+        found = fields.get(key, "").split()
+        if not set(found) <= values:
+            raise SandboxError(
+                f"{key} is {' '.join(found)}, not {' or '.join(sorted(values))}. "
+                f"Start it as root; or as {NAME} with AmbientCapabilities= and CapabilityBoundingSet=CAP_NET_ADMIN"
+            )
 
 
-def restrict_files(writable: list[str]) -> None:
-    """Landlock: write and make files below `writable` and nowhere else, execute nothing."""
-    abi = _LIBC.syscall(_LANDLOCK_CREATE, None, 0, 1)
+def restrict_files(writable: Iterable[Path]) -> None:
+    """Landlock: write and make files below `writable` only; execute nothing. Raises SandboxError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    abi = _syscall(libc, SYS_LANDLOCK_CREATE_RULESET, None, 0, LANDLOCK_CREATE_RULESET_VERSION)
     if abi < 1:
-        say("this kernel has no Landlock; systemd's ProtectSystem= does part of it")
+        say("this kernel has no Landlock; systemd's ProtectSystem= does a part of it")
         return
-    writes = _FS_WRITE | (1 << 13 if abi >= 2 else 0) | (1 << 14 if abi >= 3 else 0)
-    handled = Struct("=Q").pack(writes | _FS_EXECUTE)
-    ruleset = _LIBC.syscall(_LANDLOCK_CREATE, handled, len(handled), 0)
+    writes = LANDLOCK_ACCESS_FS_WRITE_FILE | LANDLOCK_ACCESS_FS_REMOVE_AND_MAKE
+    writes |= LANDLOCK_ACCESS_FS_REFER if abi >= 2 else 0
+    writes |= LANDLOCK_ACCESS_FS_TRUNCATE if abi >= 3 else 0
+    attr = LandlockRulesetAttr(writes | LANDLOCK_ACCESS_FS_EXECUTE)
+    ruleset = _syscall(libc, SYS_LANDLOCK_CREATE_RULESET, ctypes.byref(attr), ctypes.sizeof(attr), 0)
+    _require(ruleset, "landlock_create_ruleset")
     for path in writable:
         directory = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        below = Struct("=Qi").pack(writes, directory)  # struct landlock_path_beneath_attr
-        _check(_LIBC.syscall(_LANDLOCK_ADD, ruleset, 1, below, 0), "landlock_add_rule")
+        below = LandlockPathBeneathAttr(writes, directory)
+        added = _syscall(libc, SYS_LANDLOCK_ADD_RULE, ruleset, LANDLOCK_RULE_PATH_BENEATH, ctypes.byref(below), 0)
+        _require(added, "landlock_add_rule")
         os.close(directory)
-    _check(_LIBC.syscall(_LANDLOCK_RESTRICT, ruleset, 0), "landlock_restrict_self")
+    _require(_syscall(libc, SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0), "landlock_restrict_self")
     os.close(ruleset)
 
 
+def _syscall(libc: ctypes.CDLL, number: int, *arguments: object) -> int:
+    """Call syscall(2) with each argument as a whole register."""
+    call = libc["syscall"]  # a function object of its own, so its types are this call's
+    as_pointer = (ctypes.c_void_p if not isinstance(each, int) else ctypes.c_long for each in arguments)
+    call.argtypes = (ctypes.c_long, *as_pointer)
+    call.restype = ctypes.c_long
+    return int(call(number, *arguments))
+
+
+def _require(result: int, what: str) -> None:
+    if result < 0:
+        raise SandboxError(f"{what}: {os.strerror(ctypes.get_errno())}; netagent does not start without it")
+
+
 def restrict_calls() -> None:
-    """seccomp: what is not in CALLS answers EPERM; a call of another architecture, or of x32, kills."""
+    """seccomp: a call that is not in ALLOWED_CALLS fails with EPERM; one of another architecture kills."""
+    library = _libseccomp()
+    context = ctypes.c_void_p(library.seccomp_init(SCMP_ACT_ERRNO_EPERM))
+    for name in " ".join(ALLOWED_CALLS.values()).split():
+        number = library.seccomp_syscall_resolve_name(name.encode())  # negative if this architecture has no such call
+        result = library.seccomp_rule_add_array(context, SCMP_ACT_ALLOW, number, 0, None)
+        if result < 0:
+            raise SandboxError(f"seccomp_rule_add {name}: {os.strerror(-result)}")
+    result = library.seccomp_load(context)
+    if result < 0:
+        raise SandboxError(f"seccomp_load: {os.strerror(-result)}; netagent does not start without it")
+
+
+def _libseccomp() -> ctypes.CDLL:
     library = ctypes.CDLL("libseccomp.so.2")
+    library.seccomp_init.argtypes = (ctypes.c_uint32,)
     library.seccomp_init.restype = ctypes.c_void_p
-    rules = ctypes.c_void_p(library.seccomp_init(_EPERM))
-    for name in " ".join(CALLS.values()).split():
-        number = library.seccomp_syscall_resolve_name(name.encode())  # what this architecture has not is passed over
-        _check(library.seccomp_rule_add_array(rules, _ALLOW, number, 0, None), f"seccomp: {name}")
-    _check(library.seccomp_load(rules), "seccomp_load")
-
-
-def _check(result: int, what: str) -> None:
-    """SystemExit for a call that failed: libc says -1 and keeps the errno, libseccomp says it, negative."""
-    why = os.strerror(ctypes.get_errno() if result == -1 else -result)
-    raise_if(result < 0, SystemExit, "{}: {}: {}; will not start without it", USER, what, why)
+    library.seccomp_syscall_resolve_name.argtypes = (ctypes.c_char_p,)
+    library.seccomp_syscall_resolve_name.restype = ctypes.c_int
+    library.seccomp_rule_add_array.argtypes = (
+        ctypes.c_void_p,
+        ctypes.c_uint32,
+        ctypes.c_int,
+        ctypes.c_uint,
+        ctypes.c_void_p,
+    )
+    library.seccomp_rule_add_array.restype = ctypes.c_int
+    library.seccomp_load.argtypes = (ctypes.c_void_p,)
+    library.seccomp_load.restype = ctypes.c_int
+    return library

@@ -1,236 +1,351 @@
-"""The socket, the loop, and the one table of what a client can ask for.
+"""The loop: one client at a time, one explicit table of requests, and the state that outlives a request.
 
-One thread, one client at a time: a connection is served until it ends or falls silent, and the next one waits. So an
-open transaction is always that of the client who is connected, and there is never more than one change under way.
-What a client can make netagent do, hold or write down is bounded: requests, time, memory, audit lines.
+A connection is served until it ends, falls silent or expires; the next one waits. So an open transaction always
+belongs to the client that is connected. Requests, time, memory and audit lines are bounded.
 """
 
 from __future__ import annotations
 
-import _signal as signal  # `signal` wraps it in enums: 3 ms of start-up
-import _socket as socket
-import os
-import pwd
-import select
-import time
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from types import FrameType
+from typing import Any
 
-from . import audit, policy, protocol, rtnetlink, sandbox, settings, transaction
-from .protocol import HEADER, MAX_FRAME, TYPE_CHECKING, UCRED, VERSION, Malformed, raise_if
+from . import policy, protocol, sandbox, settings
+from .audit import OPS_PER_LINE, Audit, cost
+from .connection import FRAME_SECONDS, SIGNALS, Connection, HungUp, Listener, Peer
+from .kernel import Kernel
+from .ledger import Ledger
+from .operations import Malformed, Operation
+from .protocol import (
+    MAX_REFUSALS,
+    Answer,
+    Apply,
+    Check,
+    CheckAnswer,
+    Confirm,
+    Done,
+    Failed,
+    Flush,
+    Hello,
+    HelloAnswer,
+    Message,
+    Refused,
+    Remaining,
+    Request,
+    Rollback,
+    Status,
+    StatusAnswer,
+    Verdict,
+)
+from .rate_limit import TokenBucket
+from .transaction import Transaction, removals
+from .view import Known, Snapshot, View
 
-if TYPE_CHECKING:
-    from .shapes import Any, Iterator, Message
-
-# A frame that has begun must be whole by then, and who falls silent so long, or does not read its answer, is let go.
-_FRAME_SECONDS, _ANSWER_SECONDS = 5.0, 1.0
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_OPS_A_TOKEN = 64  # a request costs one token, and one more for so many operations
-_CREDENTIALS = socket.CMSG_LEN(UCRED.size)  # room for SCM_CREDENTIALS, and for no file that somebody hands over
+OPS_PER_TOKEN = 64  # a request costs one token of `requests`, and one more for so many operations
+AUDIT_FAILURE = '[Netagent] AuditFailure="continue"'
 
 
-class Bucket:
-    """A token bucket: `rate` tokens a second come in, and at most `size` stay."""
+class Stop(Exception):
+    """SIGTERM or SIGINT arrived."""
 
-    def __init__(self, rate: float, size: float) -> None:
-        self._rate, self._size, self._left, self._at = rate, size, size, time.monotonic()
 
-    def take(self, tokens: int = 1) -> bool:
-        """Whether there were so many; then they are gone."""
-        now = time.monotonic()
-        left = min(self._size, self._left + (now - self._at) * self._rate)
-        self._left, self._at = left - tokens if left >= tokens else left, now
-        return left >= tokens
+class AuditError(OSError):
+    """A line that must be written to the audit log could not be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """What clients may use up. The log holds 144 MiB: at these rates its history lasts for hours at least."""
+
+    requests: TokenBucket
+    refusal_lines: TokenBucket
+    refusal_bytes: TokenBucket
+    change_bytes: TokenBucket
+
+    @classmethod
+    def default(cls) -> Budgets:
+        """Return the budgets of docs/policy.md, all full."""
+        return cls(
+            requests=TokenBucket(rate=20, size=400),
+            refusal_lines=TokenBucket(rate=1, size=100),
+            refusal_bytes=TokenBucket(rate=512, size=4 << 20),
+            change_bytes=TokenBucket(rate=2048, size=32 << 20),
+        )
+
+    @property
+    def are_full(self) -> bool:
+        """True if a new process would not grant a client more than this one."""
+        return all(each.is_full for each in (self.requests, self.refusal_lines, self.refusal_bytes, self.change_bytes))
 
 
 class Server:
-    """The state of the one loop."""
+    """Serves clients of one listening socket."""
 
-    def __init__(self, ledger: str, log: str, kernel: rtnetlink.Kernel) -> None:
-        self._settings, self._kernel = settings.load(), kernel
-        self._audit, self._transaction = audit.Audit(log), transaction.Transaction(kernel, ledger)
-        self._peer: Message | None = None  # who is connected
-        self._deadline = 0.0  # when the open transaction is taken back unless it has been confirmed
-        self._requests_left, self._complaints_left = Bucket(20, 400), Bucket(1, 100)
-        self._unlogged = 0  # refusals for which the log had no patience left
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # but while it waits
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # KeyboardInterrupt, as SIGINT
-        signal.signal(signal.SIGHUP, lambda *_: self._reload())
-        self._roll_back("netagent ended before the change was confirmed")
+    def __init__(self, kernel: Kernel, ledger: Ledger, audit: Audit, config: Path = settings.PATH) -> None:
+        self._kernel, self._ledger, self._audit, self._config = kernel, ledger, audit, config
+        self._settings = settings.load(config)
+        self._transaction = Transaction(kernel, ledger)
+        self._budgets = Budgets.default()
+        self._peer: Peer | None = None
+        self._deadline = 0.0  # when the open transaction is rolled back unless it is confirmed
+        self._unlogged, self._checks = 0, 0  # counted in the next audit line
+        self._handlers: Mapping[type[Request], Callable[[Any], Answer]] = {
+            Hello: self._hello,
+            Check: self._check,
+            Apply: self._apply,
+            Confirm: self._confirm,
+            Rollback: self._rollback,
+            Flush: self._flush,
+            Status: self._status,
+        }
 
-    def _handle(self, message: Message) -> Message:
-        """Do one of protocol.REQUESTS: each has its method, and there is nothing else that a client can ask for."""
-        if message["request"] in ("confirm", "rollback") and message["id"] != self._transaction.request:
-            return self._refuse(message, "there is no such open transaction")
+    # Requests.
+
+    def _hello(self, request: Hello) -> Answer:
+        same = request.version == protocol.VERSION
+        return HelloAnswer(Verdict.OK if same else Verdict.REFUSED, protocol.VERSION)
+
+    def _status(self, _: Status) -> Answer:
+        return StatusAnswer(self._transaction.request, self._audit.sequence, self._audit.head)
+
+    def _check(self, request: Check) -> Answer:
+        self._checks += 1
+        refusals = policy.check_all(request.ops, self._view())
+        return CheckAnswer(len(refusals), tuple(refusals[:MAX_REFUSALS]))
+
+    def _apply(self, request: Apply) -> Answer:
+        began = monotonic()
+        if self._transaction.request is not None:
+            return self._refuse(request, Refused(f"the transaction {self._transaction.request} is still open"))
+        if not self._may_log(len(request.ops)):
+            return self._over_budget(request)
         try:
-            return getattr(self, f"_on_{message['request']}")(message)  # type: ignore[no-any-return]
-        except OSError as error:  # the audit log or the ledger cannot be written, or the kernel not be read
-            self._roll_back(str(error))
-            allow = {"allow": '[Netagent] AuditFailure="continue"'} if "audit" in str(error) else {}
-            return self._refuse(message, str(error), **allow)
-
-    def _on_hello(self, message: Message) -> Message:
-        return {"verdict": "ok" if message["version"] == VERSION else "refused", "version": VERSION}
-
-    def _on_status(self, message: Message) -> Message:
-        log = self._audit
-        return {"verdict": "ok", "open": self._transaction.request, "sequence": log.sequence, "head": log.head}
-
-    def _view(self) -> policy.View:
-        return policy.View(self._kernel, self._settings, settings.resolvers(), self._transaction.owned)
-
-    def _on_apply(self, message: Message) -> Message:
-        if self._transaction.request:
-            return self._refuse(message, f"the transaction {self._transaction.request} is still open")
-        ops, within, began, view = message["ops"], message["confirm_within"], time.monotonic(), self._view()
-        try:
-            undo = policy.check(ops, view)
-        except policy.Refusal as refusal:
-            why = dict(zip(("reason", "allow", "link"), refusal.args, strict=False))
-            return self._refuse(message, position=view.position, **why)
-        errnos, answer = self._transaction.apply(message["id"], ops, undo)
-        done = [{**op, "errno": errno} for op, errno in zip(ops, errnos, strict=True)]
-        self._log({**message, **answer, "duration_us": int((time.monotonic() - began) * 1e6), "ops": done})
-        if answer["verdict"] == "applied" and not within:
+            undo = policy.check(request.ops, self._view())
+        except policy.Rejected as rejected:
+            return self._refuse(request, rejected.refused)
+        outcome = self._transaction.apply(request.id, request.ops, undo)
+        answer: Answer = Done(Verdict.APPLIED, len(request.ops))
+        if outcome.failed is not None:
+            answer = Failed(outcome.failed, outcome.errnos, outcome.reason, outcome.remaining)
+        self._log_change(request, answer, request.ops, outcome.errnos, began)
+        if outcome.failed is None and not request.confirm_within:
             self._transaction.commit()
-        self._deadline = began + within
+        self._deadline = began + request.confirm_within
         return answer
 
-    def _on_flush(self, message: Message) -> Message:
-        self._roll_back("a flush was asked for")
-        return self._on_apply({**message, "ops": transaction.owned_ops(self._view()), "confirm_within": 0})
-
-    def _on_confirm(self, message: Message) -> Message:
-        self._log({**message, "verdict": "confirmed"})
+    def _confirm(self, request: Confirm) -> Answer:
+        if request.id != self._transaction.request:
+            return self._refuse(request, Refused("there is no such open transaction"))
+        answer = Done(Verdict.CONFIRMED)
+        self._log({**request.to_wire(), **answer.to_wire()})
         self._transaction.commit()
-        return {"verdict": "confirmed"}
+        return answer
 
-    def _on_rollback(self, message: Message) -> Message:
-        self._roll_back("asked for")
-        return {"verdict": "rolled back"}
+    def _rollback(self, request: Rollback) -> Answer:
+        if request.id != self._transaction.request:
+            return self._refuse(request, Refused("there is no such open transaction"))
+        return Done(Verdict.ROLLED_BACK, remaining=self._roll_back("requested"))
 
-    def _roll_back(self, reason: str) -> None:
-        """Take back what is open, if anything is."""
-        entry = {"request": "rollback", "id": self._transaction.request, "verdict": "rolled back", "reason": reason}
-        if self._transaction.request:
-            self._log({**entry, "not_undone": self._transaction.undo()}, must=False)
+    def _flush(self, request: Flush) -> Answer:
+        """Remove what is ours in parts, each with its audit line. There is no way back, so nothing is rolled back."""
+        self._roll_back("a flush was requested")
+        ops, remaining = removals(self._view())
+        if not self._may_log(len(ops)):
+            return self._over_budget(request)
+        self._log({**request.to_wire(), "verdict": "started", "removals": len(ops)})
+        parts = [ops[start : start + OPS_PER_LINE] for start in range(0, len(ops), OPS_PER_LINE)]
+        done = 0
+        for number, part in enumerate(parts, 1):
+            began = monotonic()
+            errnos, failed = self._transaction.remove(part)
+            done += len(part) - len(failed)
+            remaining += failed
+            numbered = {"part": number, "parts": len(parts)} if len(parts) > 1 else {}
+            self._log_change(request, Done(Verdict.APPLIED, len(part) - len(failed)), part, errnos, began, numbered)
+        return Done(Verdict.APPLIED, done, tuple(remaining[:MAX_REFUSALS]))
 
-    def _refuse(self, message: Message, reason: str, **more: Any) -> Message:
-        """Refuse, and write it down; a flood of refusals is counted in the next line that is written."""
-        answer = {"verdict": "refused", "reason": reason, **more}
-        if self._complaints_left.take():
-            self._log({**message, **answer}, must=False)
+    def _view(self) -> View:
+        kernel, entry = self._kernel, self._ledger.entry
+        snapshot = Snapshot(
+            links=tuple(kernel.links()),
+            addresses=tuple(kernel.addresses()),
+            routes=tuple(kernel.routes()),
+            rules=tuple(kernel.rules()),
+            routers=kernel.routers(),
+        )
+        known = Known(settings.resolvers(), entry.owned, frozenset(entry.gateways))
+        return View(snapshot, self._settings, known)
+
+    def _roll_back(self, reason: str) -> tuple[Remaining, ...]:
+        """Undo the open transaction, if there is one. Returns what could not be undone."""
+        request = self._transaction.request
+        if request is None:
+            return ()
+        remaining = self._transaction.roll_back()
+        answer = Done(Verdict.ROLLED_BACK, remaining=remaining)
+        entry = {"request": "rollback", "id": request, "reason": reason, "not_undone": []}
+        self._log({**entry, **answer.to_wire()}, must=False)
+        return remaining
+
+    def _roll_back_overdue(self) -> None:
+        if self._transaction.request is not None and monotonic() >= self._deadline:
+            self._roll_back("not confirmed in time")
+
+    # The audit log.
+
+    def _may_log(self, ops: int) -> bool:
+        """Take the bytes of a change from the budget. Root is exempt: its flush must work at any time."""
+        is_root = self._peer is not None and self._peer.is_root
+        return self._budgets.change_bytes.take(cost(ops)) or is_root
+
+    def _over_budget(self, request: Request) -> Answer:
+        reason = "too many changes: the audit log would lose its history. 2 KiB of audit lines per second are accepted"
+        return self._refuse(request, Refused(reason))
+
+    def _refuse(self, request: Request | str, refused: Refused) -> Refused:
+        """Log a refusal and return it. Refusals over the budget are counted in the next line."""
+        ops: Sequence[Operation] = request.ops if isinstance(request, Apply) else ()
+        message = {"request": request} if isinstance(request, str) else _without_ops(request)
+        budgets = self._budgets
+        if budgets.refusal_lines.take() and budgets.refusal_bytes.take(cost(len(ops))):
+            self._log({**message, **refused.to_wire()}, [op.to_wire() for op in ops], must=False)
         else:
             self._unlogged += 1
-        return answer
+        return refused
 
-    def _log(self, entry: dict[str, Any], *, must: bool = True) -> None:
-        """Write an audit line; OSError if it cannot be, and it `must`, and AuditFailure= says that this matters."""
-        more = {"refusals_not_logged": self._unlogged} if self._unlogged else {}
+    def _log_change(
+        self,
+        request: Request,
+        answer: Answer,
+        ops: Sequence[Operation],
+        errnos: Sequence[int | None],
+        began: float,
+        more: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Log a change with the errno of each operation."""
+        said = {key: value for key, value in answer.to_wire().items() if key != "errnos"}
+        done = [{**op.to_wire(), "errno": errno} for op, errno in zip(ops, errnos, strict=True)]
+        duration = {"duration_us": int((monotonic() - began) * 1e6)}
+        self._log({**_without_ops(request), **said, **duration, **(more or {})}, done)
+
+    def _log(self, entry: Mapping[str, Any], ops: Sequence[Message] = (), *, must: bool = True) -> None:
+        """Write audit lines. Raises AuditError if that fails, it `must`, and AuditFailure= does not say `continue`."""
+        counts = {"refusals_not_logged": self._unlogged, "checks": self._checks}
+        peer = None if self._peer is None else self._peer.to_log()
         try:
-            self._audit.write({"peer": self._peer, **entry, **more})
-            self._unlogged = 0
+            self._audit.write({"peer": peer, **entry, **{key: n for key, n in counts.items() if n}}, ops)
+            self._unlogged = self._checks = 0
         except OSError as error:
             reason = f"the audit log cannot be written: {error}"
             sandbox.say(reason)
-            if must and self._settings.audit_failure == "refuse":
-                raise OSError(reason) from None
+            if must and not self._settings.continue_unaudited:
+                raise AuditError(reason) from None
 
     # The loop.
 
-    def run(self, listener: socket.socket, fetcher_uid: int, idle: float) -> None:
-        """Serve until SIGTERM or SIGINT, or until nobody comes for `idle` seconds."""
+    def start(self) -> None:
+        """Roll back what a netagent before this one left open, and report damaged files. Raises OSError."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        signal.signal(signal.SIGTERM, _stop)
+        signal.signal(signal.SIGINT, _stop)
+        signal.signal(signal.SIGHUP, self._reload)
+        for damage in (self._audit.damage, self._ledger.damage):
+            if damage is not None:
+                sandbox.say(damage)
+                self._log({"request": "start", "verdict": "damaged", "reason": damage}, must=False)
+        self._roll_back("netagent ended before the change was confirmed")
+
+    def run(self, listener_socket: Any, fetcher_uid: int, idle: float) -> None:
+        """Serve until SIGTERM or SIGINT, or until no client came for `idle` seconds and all budgets are full again."""
+        listener = Listener(listener_socket, fetcher_uid, self._refuse_peer)
         try:
-            while self._wait(listener, time.monotonic() + idle):
-                sock = socket.socket(fileno=listener._accept()[0])  # type: ignore[attr-defined]  # accept()'s core
-                try:
-                    sock.settimeout(_ANSWER_SECONDS)
-                    self._serve(sock, fetcher_uid)
-                except OSError:
-                    pass  # it hung up, or does not take its answer
-                self._roll_back("the client went away unconfirmed")
-                sock.close()
-        except KeyboardInterrupt:
-            self._roll_back("netagent was told to stop")
+            while True:
+                connection = listener.next(monotonic() + idle)
+                if connection is not None:
+                    self._serve(connection)
+                elif self._budgets.are_full:
+                    return
+        except Stop:
+            self._roll_back("netagent was stopped")
 
-    def _serve(self, sock: socket.socket, fetcher_uid: int) -> None:
-        pid, uid, gid = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
-        unit = settings.read(f"/proc/{pid}/cgroup").strip().rpartition("/")[2][:80]  # systemd's
-        self._peer = {"pid": pid, "uid": uid, "gid": gid, "unit": unit or None}
-        if uid != fetcher_uid and not (uid == 0 and self._is_root(sock)):
-            where = "" if uid else " from a container or another user namespace"
-            self._refuse({"request": "connect"}, f"uid {uid} may not connect{where}")
-            return
+    def _refuse_peer(self, peer: Peer, reason: str) -> None:
+        self._peer = peer
+        self._refuse("connect", Refused(reason))
+
+    def _serve(self, connection: Connection) -> None:
+        """Serve a client to its end, and roll back what it leaves open."""
+        self._peer = connection.peer
         try:
-            for message in self._requests(sock):
-                sock.sendall(protocol.encode(self._handle(message)))
-        except Malformed as error:
-            sock.sendall(protocol.encode(self._refuse({"request": None}, str(error))))
-
-    def _is_root(self, sock: socket.socket) -> bool:
-        """Whether uid 0 is root of this host and not a container's: its first byte must come with protocol.ROOT, and
-        the kernel lets nobody without CAP_SYS_ADMIN over our process numbers claim to be process 1 (net/core/scm.c)."""
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        found = sock.recvmsg(1, _CREDENTIALS)[1] if self._wait(sock, time.monotonic() + _FRAME_SECONDS) else []
-        return [data for _, _, data in found] == [protocol.ROOT]
-
-    def _requests(self, sock: socket.socket) -> Iterator[Message]:
-        """What the client asks for, until it hangs up or falls silent, or we are to stop."""
-        while True:
-            end = self._deadline if self._transaction.request else time.monotonic() + _FRAME_SECONDS
-            heard = self._wait(sock, end)
-            if self._transaction.request and time.monotonic() >= end:  # whatever else it had to say
-                self._roll_back("not confirmed in time")
-            elif heard:
-                yield self._request(sock)
-            else:
-                return
-
-    def _request(self, sock: socket.socket) -> Message:
-        """The next request; Malformed says what is wrong with it."""
-        end = time.monotonic() + _FRAME_SECONDS
-        (size,) = HEADER.unpack(self._receive(sock, HEADER.size, end))
-        raise_if(size > MAX_FRAME, Malformed, "a frame of {} bytes: the limit is {}", size, MAX_FRAME)
-        message: Message = protocol.decode(self._receive(sock, size, end))
-        protocol.check_request(message)
-        patient = self._requests_left.take(1 + len(message.get("ops", ())) // _OPS_A_TOKEN)
-        raise_if(not patient, Malformed, "too many requests: 20 a second; {} operations count as one", _OPS_A_TOKEN)
-        return message
-
-    def _receive(self, sock: socket.socket, size: int, end: float) -> bytes:
-        data = b""
-        while len(data) < size:
-            raise_if(not self._wait(sock, end), Malformed, "a frame did not arrive in time")
-            chunk = sock.recv(size - len(data))
-            raise_if(not chunk, ConnectionError, "hung up")
-            data += chunk
-        return data
-
-    def _wait(self, sock: socket.socket, end: float) -> bool:
-        """Whether there is something to read by then. Signals are seen to here and nowhere else."""
-        try:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-            left = None if end == float("inf") else max(0.0, end - time.monotonic())
-            return bool(select.select([sock], [], [], left)[0])
+            self._answer_requests(connection)
+        except (HungUp, OSError):
+            pass  # it has gone, or does not take its answer
         finally:
-            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            connection.close()
+        self._roll_back("the client went away unconfirmed")
 
-    def _reload(self) -> None:
+    def _answer_requests(self, connection: Connection) -> None:
+        try:
+            while self._has_request(connection):
+                body = connection.receive(lambda end: self._readable(connection, end))
+                request = self._decoded(body)
+                self._roll_back_overdue()
+                connection.send(protocol.encode(self._handle(request).to_wire()))
+        except Malformed as error:
+            connection.send(protocol.encode(self._refuse("malformed", Refused(str(error))).to_wire()))
+
+    def _has_request(self, connection: Connection) -> bool:
+        """Wait for a request: a short time, or as long as a transaction is open."""
+        while True:
+            is_open = self._transaction.request is not None
+            if self._readable(connection, self._deadline if is_open else monotonic() + FRAME_SECONDS):
+                return True
+            if not is_open or monotonic() >= connection.expires:
+                return False
+
+    def _readable(self, connection: Connection, end: float) -> bool:
+        """Wait for data until `end`; roll back in between when the open transaction is overdue."""
+        while True:
+            is_open = self._transaction.request is not None
+            found = connection.readable(min(end, self._deadline) if is_open else end)
+            self._roll_back_overdue()
+            if found:
+                return True
+            if monotonic() >= min(end, connection.expires):
+                return False
+
+    def _decoded(self, body: bytes) -> Request:
+        """Decode a request and take it from the budget. Raises Malformed."""
+        request = protocol.request_from_wire(protocol.decode(body))
+        ops = len(request.ops) if isinstance(request, Apply | Check) else 0
+        if not self._budgets.requests.take(1 + ops // OPS_PER_TOKEN):
+            raise Malformed(f"too many requests: 20 a second; {OPS_PER_TOKEN} operations count as one")
+        return request
+
+    def _handle(self, request: Request) -> Answer:
+        """Answer a request. If the log or ledger cannot be written or the kernel not be read, undo and refuse."""
+        try:
+            return self._handlers[type(request)](request)
+        except OSError as error:
+            self._roll_back(str(error))
+            allow = AUDIT_FAILURE if isinstance(error, AuditError) else None
+            return self._refuse(request, Refused(str(error), allow=allow))
+
+    def _reload(self, _number: int, _frame: FrameType | None) -> None:
+        """SIGHUP: open the log anew and read the settings; keep what was in use if that fails."""
         try:
             self._audit.reopen()
-            self._settings = settings.load()
-        except (OSError, SystemExit) as error:
-            sandbox.say(f"{error}; going on with what was open and set before")
+            self._settings = settings.load(self._config)
+        except (OSError, settings.SettingsError) as error:
+            sandbox.say(f"reload failed: {error}; continuing with the log and the settings in use")
 
 
-def main() -> None:
-    """Serve on the sockets that systemd passed, or `start` in its place (sd_listen_fds(3)): ours, and rtnetlink's."""
-    passed = os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS")
-    raise_if(passed != "2", SystemExit, "{}: started without the two sockets of its socket unit", sandbox.USER)
-    runtime, logs = os.environ["RUNTIME_DIRECTORY"], os.environ["LOGS_DIRECTORY"]
-    fetcher_uid, manager = pwd.getpwnam("cloud-network")[2], socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    sandbox.enter([runtime, logs])
-    server = Server(f"{runtime}/ledger", f"{logs}/audit.log", rtnetlink.Kernel(4))
-    if told := os.environ.get("NOTIFY_SOCKET"):  # sd_notify(3)
-        manager.sendto(b"READY=1", "\0" + told[1:] if told[0] == "@" else told)
-    sandbox.say("ready")
-    # It leaves after so long without a client: systemd starts it again for the next one.
-    server.run(socket.socket(fileno=3), fetcher_uid, float(os.environ.get("IDLE_SECONDS", 60)))
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    raise Stop
+
+
+def _without_ops(request: Request) -> Message:
+    return {key: value for key, value in request.to_wire().items() if key != "ops"}

@@ -1,98 +1,183 @@
-"""What an operator has set for netagent, read straight from the operator's file: never from the fetcher.
+"""The operator's keys for netagent, read from the operator's file and never from the fetcher.
 
-The file is the fetcher's (cloud-network.toml(5)); its one-line `Key = value` subset of TOML is small enough to read
-here. A line that is not understood is an error: netagent would rather not start than guess what it may do.
+The file is cloud-network.toml(5), read with tomllib. Every key has the meaning that it has in the fetcher
+(`fetcher.config`); tests run both over the same files. Keys that do not concern netagent are the fetcher's to judge.
 """
 
 from __future__ import annotations
 
-from .policy import parse_networks
-from .protocol import BAND, TYPE_CHECKING, pack_address, raise_if
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    from .shapes import Any, Callable, Network
+from .operations import BAND, IPAddress, IPNetwork
 
-PATH = "/etc/cloud-network/cloud-network.toml"
-_FORM = "accepted: [Section], Key = \"text\", Key = 'text' or Key = 123, without \\, each on its line and once"
+PATH = Path("/etc/cloud-network/cloud-network.toml")
+MAIN_PRIORITY = 32766
+"""Priority of the kernel's own rule `lookup main`; ours come before it."""
+RESOLVER_FILES = (
+    Path("/etc/resolv.conf"),
+    Path("/run/systemd/resolve/resolv.conf"),  # behind systemd-resolved's stub 127.0.0.53
+    Path("/run/NetworkManager/no-stub-resolv.conf"),
+)
 
 
+class SettingsError(Exception):
+    """The file cannot be used; the text names file, key, value and what is accepted."""
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The keys that concern netagent, at their defaults."""
 
-    table_base, priority, audit_failure = 9999, 31000, "refuse"
-    exclude = allow_kinds = frozenset[str]()
-    allow_addresses: tuple[Network, ...] = ()  # beside policy.ALLOWED
+    table_base: int = 9999
+    priority: int = 31000
+    exclude: frozenset[str] = frozenset()
+    allow_kinds: frozenset[str] = frozenset()
+    allow_addresses: tuple[IPNetwork, ...] = ()  # beside claims.PRIVATE
+    allow_gateways: tuple[IPNetwork, ...] = ()
+    max_objects: int = 16384
+    continue_unaudited: bool = False  # AuditFailure="continue"
 
 
-def _whole(text: str, low: int, high: int) -> int:
-    number = int(text) if text.isdecimal() else -1
-    raise_if(not low <= number <= high, ValueError, "accepted: a whole number in {}..{}", low, high)
-    return number
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"-?[0-9]{1,18}", text) or not low <= int(text) <= high:
+            raise ValueError(f"accepted: a whole number, {low} to {high}")
+        return int(text)
+
+    return parse
 
 
-def _failure(text: str) -> str:
-    raise_if(text not in ("refuse", "continue"), ValueError, "accepted: refuse, continue")
-    return text
+def _links(text: str) -> frozenset[str]:
+    for name in text.split():
+        letters = any(letter in name for letter in "/:,*?[]")
+        if len(name.encode()) > 15 or letters or name in (".", ".."):
+            raise ValueError(f"{name!r} is not the name of a link; accepted: names of links, separated by spaces")
+    return frozenset(text.split())
 
 
-# What each key sets, and how its text is read; other keys are the fetcher's to judge.
-_KEYS: dict[tuple[str, str], tuple[str, Callable[[str], Any]]] = {
-    ("Network", "RouteTableBase"): ("table_base", lambda text: _whole(text, 256, 10**9)),
-    ("Network", "RulePriority"): ("priority", lambda text: _whole(text, 1, 32766 - BAND)),
-    ("Network", "Exclude"): ("exclude", lambda text: frozenset(text.split())),
-    ("Netagent", "AllowKinds"): ("allow_kinds", lambda text: frozenset(text.split())),
-    ("Netagent", "AllowAddresses"): ("allow_addresses", parse_networks),
-    ("Netagent", "AuditFailure"): ("audit_failure", _failure),
+def _kinds(text: str) -> frozenset[str]:
+    for kind in text.split():
+        if not re.fullmatch(r"[a-z0-9_-]{1,15}", kind):
+            raise ValueError(f"{kind!r} is not an rtnetlink kind; accepted: kinds such as veth, separated by spaces")
+    return frozenset(text.split())
+
+
+def _networks(text: str) -> tuple[IPNetwork, ...]:
+    found = []
+    for word in text.split():
+        try:
+            network = ip_network(word)
+        except ValueError as error:
+            raise ValueError(f"{error}; accepted: addresses and prefixes, separated by spaces") from None
+        found.append(network)
+    return tuple(found)
+
+
+def _audit_failure(text: str) -> bool:
+    if text not in ("refuse", "continue"):
+        raise ValueError("accepted: refuse, continue")
+    return text == "continue"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key of the file: its field in Settings, and how its text is read (ValueError says what is accepted)."""
+
+    field: str
+    parse: Callable[[str], Any]
+
+
+KEYS: Mapping[tuple[str, str], Key] = {
+    ("Network", "RouteTableBase"): Key("table_base", _integer(256, 10**9)),
+    ("Network", "RulePriority"): Key("priority", _integer(1, MAIN_PRIORITY - BAND)),
+    ("Network", "Exclude"): Key("exclude", _links),
+    ("Netagent", "AllowKinds"): Key("allow_kinds", _kinds),
+    ("Netagent", "AllowAddresses"): Key("allow_addresses", _networks),
+    ("Netagent", "AllowGateways"): Key("allow_gateways", _networks),
+    ("Netagent", "MaxObjects"): Key("max_objects", _integer(1, 65536)),
+    ("Netagent", "AuditFailure"): Key("continue_unaudited", _audit_failure),
 }
 
-
-def _until(end: str, line: str) -> str:
-    """What stands before `end`; behind it nothing may stand but a comment."""
-    value, closed, rest = line.partition(end)
-    raise_if(not closed or "\\" in value or rest.strip()[:1] not in ("", "#"), ValueError, _FORM)
-    return value
-
-
-def _value(line: str) -> str:
-    if line[:1] in ("'", '"'):
-        return _until(line[0], line[1:])
-    number = line.partition("#")[0].strip()
-    raise_if(not (number.isascii() and number.isdecimal() and len(number) < 19), ValueError, _FORM)
-    return number
+FETCHERS_KEYS: Mapping[str, tuple[str, ...]] = {
+    "System": ("LogLevel", "LogFormat", "RefreshTimer", "ReadyTimeout"),
+    "Network": (
+        *("Listen", "Supplementary", "Provider", "Rules", "Manage", "ExcludeAddresses", "Prefixes"),
+        *("ForwardedReplies", "MarkMask", "Purge", "ConfirmTimeout"),
+    ),
+    "Netagent": (),
+}
+"""Keys that are the fetcher's alone. Any other key is an error here, too: it may be a misspelled Exclude=."""
+MAX_BYTES = 1 << 20
+"""Size of the largest file that is read, as in the fetcher."""
 
 
-def load(path: str = PATH) -> Settings:
-    """The settings of the file, or the defaults where there is none; SystemExit names file, line and reason."""
-    settings, section, number, line, seen = Settings(), "", 0, "", set()
+def load(path: Path = PATH) -> Settings:
+    """Return the settings of the file, or the defaults if there is no file. Raises SettingsError."""
+    content = _document(path)
+    values = {}
+    for section, table in content.items():
+        if section not in FETCHERS_KEYS or not isinstance(table, dict):
+            sections = ", ".join(f"[{name}]" for name in FETCHERS_KEYS)
+            raise SettingsError(f"{path}: {section!r:.80} is not a section; accepted: {sections}")
+        for name, value in table.items():
+            key = KEYS.get((section, name))
+            if key is not None:
+                values[key.field] = _value(path, section, name, value, key)
+            elif name not in FETCHERS_KEYS[section]:
+                raise SettingsError(f"{path}: [{section}] {name!r:.80}: unknown key; see cloud-network.toml(5)")
+    return Settings(**values)
+
+
+def _document(path: Path) -> dict[str, Any]:
     try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(map(str.strip, file), 1):  # noqa: B007  # for the error
-                if line[:1] == "[":
-                    section = _until("]", line[1:])
-                elif line[:1] not in ("", "#"):
-                    key, _, value = map(str.strip, line.partition("="))
-                    raise_if((section, key) in seen, ValueError, _FORM)
-                    seen.add((section, key))
-                    name, read = _KEYS.get((section, key), ("other", str))
-                    setattr(settings, name, read(_value(value)))
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError
-        raise SystemExit(f"cloud-network-netagent: {path}:{number}: {line!r:.80}: {error}") from None
-    return settings
-
-
-def read(path: str) -> str:
-    """A small file of the host; nothing where it cannot be read."""
+        return {}
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}; make it a file of mode 0644") from None
+    if len(content) > MAX_BYTES:
+        raise SettingsError(f"{path}: larger than {MAX_BYTES} bytes")
     try:
-        with open(path, errors="replace") as file:
-            return file.read()
+        return tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:  # ValueError: not TOML, not UTF-8, or a number of too many digits
+        raise SettingsError(f"{path}: not TOML: {error}; see cloud-network.toml(5)") from None
+
+
+def _value(path: Path, section: str, name: str, value: object, key: Key) -> Any:
+    """Return the meaning of a value. An integer means the same as the text of its digits."""
+    is_number = type(value) is int and abs(value) < 1 << 63
+    where = f"{path}: [{section}] {name}"
+    if not is_number and not isinstance(value, str):
+        raise SettingsError(f'{where}: accepted: a text, {name} = "...", or a whole number')
+    try:
+        return key.parse(str(value))
+    except ValueError as error:
+        raise SettingsError(f"{where} = {value!r:.80}: {error}") from None
+
+
+def resolvers(files: tuple[Path, ...] = RESOLVER_FILES) -> frozenset[IPAddress]:
+    """Return the addresses of the host's name servers. A file that cannot be read has none."""
+    return frozenset(address for file in files for address in _name_servers(file))
+
+
+def _name_servers(path: Path) -> list[IPAddress]:
+    try:
+        lines = path.read_text(errors="replace").splitlines()
     except OSError:
-        return ""
-
-
-def resolvers(path: str = "/etc/resolv.conf") -> frozenset[bytes]:
-    """The packed addresses of the host's name servers."""
-    lines = map(str.split, read(path).splitlines())
-    servers = [words[1].partition("%")[0] for words in lines if words[:1] == ["nameserver"] and len(words) > 1]
-    return frozenset(filter(None, map(pack_address, servers)))  # resolver(3) passes over what is no address, too
+        return []
+    found = []
+    for line in lines:
+        words = line.split()
+        if len(words) > 1 and words[0] == "nameserver":
+            try:
+                found.append(ip_address(words[1].partition("%")[0]))
+            except ValueError:
+                continue  # resolver(3) ignores it, too
+    return found

@@ -1,94 +1,173 @@
-"""One request to the kernel, whole or not at all, and taken back unless it is confirmed.
+"""One request to the kernel, applied as a whole or not at all, and rolled back unless it is confirmed.
 
-The way back is computed from what the kernel said before the change, written to the ledger, and only then is the
-kernel touched. Taking back is harmless for what was never done: routes and rules are deleted by protocol number,
-addresses only if they are still ours.
-
-The ledger is what netagent must remember beyond its own death: the way back of the open transaction, and whose
-addresses are ours. Routes, rules and (from Linux 5.18) addresses carry our protocol number, so the kernel itself
-remembers those. The ledger lies in the runtime directory, which goes at a reboot, exactly when the addresses go.
+How to undo it is computed from the kernel's state before the change and written to the ledger before the kernel is
+touched. Undoing what was never done does no harm: routes and rules are removed by protocol number, addresses only if
+they are still ours. What another program came to depend on stays, and is reported.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from errno import EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT, ESRCH
 
-import msgpack
+from .kernel import Kernel
+from .ledger import MAX_GATEWAYS, Entry, Ledger
+from .operations import (
+    PROTOCOL,
+    AddressAdd,
+    AddressRemove,
+    LinkDown,
+    Operation,
+    RouteRemove,
+    RouteReplace,
+    Undo,
+)
+from .policy import Refusal, check_one
+from .protocol import Remaining
+from .removal import foreign_dependents, foreign_state
+from .rtnetlink import Address, Route
+from .view import View, uses_ifa_proto
 
-from .protocol import OPS, PROTOCOL, TYPE_CHECKING
+ALREADY_UNDONE = (0, ENOENT, ESRCH, EADDRNOTAVAIL, EEXIST, ENODEV)
+UNDO_ATTEMPTS = 3
 
-if TYPE_CHECKING:
-    from .policy import View
-    from .rtnetlink import Kernel
-    from .shapes import Message, Op, Owned
 
-_ALREADY_SO = (0, ENOENT, ESRCH, EADDRNOTAVAIL, EEXIST, ENODEV)
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The errno of every operation (0: done; None: not tried or not known), and what a failure left behind."""
+
+    errnos: tuple[int | None, ...]
+    failed: int | None = None  # position of the first that failed; then everything was rolled back, except
+    remaining: tuple[Remaining, ...] = ()
+
+    @property
+    def reason(self) -> str:
+        """The error of the operation that failed."""
+        errno = self.errnos[self.failed] if self.failed is not None else None
+        return os.strerror(errno) if errno else "the kernel could not be asked"
 
 
 class Transaction:
-    """The one transaction that may be open: applied, and not yet confirmed; and the ledger at `path`."""
+    """The one transaction that may be open: applied and not confirmed."""
 
-    request: str | None = None  # whose it is; None if there is none
-    owned: Owned = frozenset()
+    def __init__(self, kernel: Kernel, ledger: Ledger) -> None:
+        self._kernel, self._ledger = kernel, ledger
 
-    def __init__(self, kernel: Kernel, path: str) -> None:
-        self._kernel, self._path = kernel, path
-        self._way_back: list[Op] = []  # in the order in which to go it
-        if os.path.exists(path):
-            with open(path, "rb") as file:
-                self.request, self._way_back, owned = msgpack.unpackb(file.read())
-            self.owned = frozenset(map(tuple, owned))
+    @property
+    def request(self) -> str | None:
+        """Id of the open transaction."""
+        return self._ledger.entry.request
 
-    def _note(self, request: str | None, way_back: list[Op], owned: Owned) -> None:
-        """Remember this instead; OSError when it cannot be written, and then nothing has changed. Written whole, then
-        renamed: a crash leaves the ledger before or the ledger after."""
-        with open(f"{self._path}.new", "wb") as file:
-            file.write(msgpack.packb((request, way_back, list(owned))))
-        os.replace(f"{self._path}.new", self._path)
-        self.request, self._way_back, self.owned = request, way_back, owned
+    def apply(self, request: str, ops: Sequence[Operation], undo: Sequence[Undo]) -> Outcome:
+        """Apply `ops`, each undone by the one at its place in `undo`. If one fails, undo all.
 
-    def apply(self, request: str, ops: list[Op], undo: list[Op]) -> tuple[list[int | None], Message]:
-        """Do `ops`, each taken back by the one at its place in `undo`. An errno each (0 for done, None for not tried or
-        not known), and the answer: if one failed, which, and what stayed when all was taken back (normally nothing).
-        OSError: no ledger, and the kernel not touched."""
-        self._note(request, undo[::-1], self.owned)
-        errnos = self._kernel.change(ops)
+        Raises OSError if the ledger cannot be written; then the kernel is not touched.
+        """
+        self._ledger.write(replace(self._ledger.entry, request=request, undo=tuple(reversed(undo))))
+        errnos = tuple(self._kernel.change(ops))
         failed = next((at for at, errno in enumerate(errnos) if errno != 0), None)
         if failed is None:
-            return errnos, {"verdict": "applied", "done": len(ops)}
-        self._way_back = [back for errno, back in zip(errnos, undo, strict=True) if errno in (0, None)][::-1]
-        errno = errnos[failed]
-        reason = os.strerror(errno) if errno else "the kernel could not be asked"
-        why = {"position": failed, "errno": errno, "reason": reason}
-        return errnos, {"verdict": "rolled back", "done": 0, **why, "not_undone": self.undo()}
+            return Outcome(errnos)
+        done = [back for errno, back in zip(errnos, undo, strict=True) if errno in (0, None)]
+        return Outcome(errnos, failed, self._undo(tuple(reversed(done))))
 
-    def undo(self) -> list[Op]:
-        """Take back what the ledger says is open; what could not be, with its errno (normally nothing)."""
-        addresses = self._kernel.all("address")
-        tagged = any(address["protocol"] is not None for address in addresses)  # the kernel knows IFA_PROTO
-        ours = {(each["link"], each["address"]) for each in addresses if not tagged or each["protocol"] == PROTOCOL}
-        ops = [op for op in self._way_back if op["op"] != "address_remove" or (op["link"], op["address"]) in ours]
-        for _ in range(3):  # what is not known to be taken back is tried again; twice does no harm
-            errnos = self._kernel.change(ops, stop=False)
-            ops = [{**op, "errno": errno} for op, errno in zip(ops, errnos, strict=True) if errno not in _ALREADY_SO]
-        try:
-            self._note(None, [], self.owned)
-        except OSError:  # to take back once more, at the next start, does no harm
-            self.request = None
-        return ops
+    def roll_back(self) -> tuple[Remaining, ...]:
+        """Undo the open transaction. Returns what could not be undone; normally nothing."""
+        return self._undo(self._ledger.entry.undo)
 
     def commit(self) -> None:
-        """It stays: nothing to take back any more."""
-        added = {(op["link"], op["address"]) for op in self._way_back if op["op"] == "address_remove"}
-        removed = {(op["link"], op["address"]) for op in self._way_back if op["op"] == "address_add"}
-        self._note(None, [], (self.owned - removed) | added)
+        """Keep the open transaction. Raises OSError if the ledger cannot be written."""
+        entry = self._ledger.entry
+        added = {(op.link, op.interface.ip) for op in entry.undo if isinstance(op, AddressRemove)}
+        removed = {(op.link, op.interface.ip) for op in entry.undo if isinstance(op, AddressAdd)}
+        used = [op.gateway for op in entry.undo if isinstance(op, RouteRemove | RouteReplace)]
+        gateways = tuple(dict.fromkeys((*entry.gateways, *(gateway for gateway in used if gateway is not None))))
+        self._ledger.write(Entry(owned=(entry.owned - removed) | added, gateways=gateways[-MAX_GATEWAYS:]))
+
+    def _undo(self, ops: tuple[Undo, ...]) -> tuple[Remaining, ...]:
+        """Carry out `ops`, except what would take state of others along. What fails is tried again."""
+        pending, remaining = self._split(ops)
+        failed: list[tuple[Undo, int | None]] = [(op, None) for op in pending]
+        for _ in range(UNDO_ATTEMPTS):
+            errnos = self._kernel.change([op for op, _ in failed], stop=False)
+            tried = [(op, errno) for (op, _), errno in zip(failed, errnos, strict=True)]
+            failed = [(op, errno) for op, errno in tried if errno not in ALREADY_UNDONE]
+        self._close()
+        return (*remaining, *(_failure(op, errno) for op, errno in failed))
+
+    def _close(self) -> None:
+        """Close the transaction. If the ledger cannot be written, the next start undoes it once more: no harm."""
+        closed = replace(self._ledger.entry, request=None, undo=())
+        try:
+            self._ledger.write(closed)
+        except OSError:
+            self._ledger.entry = closed
+
+    def _split(self, ops: tuple[Undo, ...]) -> tuple[list[Undo], list[Remaining]]:
+        """Return what to do, and what must not be done because others depend on it now."""
+        if not any(isinstance(op, AddressRemove | LinkDown) for op in ops):
+            return list(ops), []
+        addresses = self._kernel.addresses()
+        foreign = [route for route in self._kernel.routes() if route.protocol != PROTOCOL]
+        pending, remaining, left = list[Undo](), list[Remaining](), list(addresses)
+        tagged = uses_ifa_proto(addresses)
+        for op in ops:
+            obstacle = None
+            if isinstance(op, AddressRemove):
+                address = next((each for each in left if (each.link, each.ip) == (op.link, op.interface.ip)), None)
+                if address is None or (tagged and address.protocol != PROTOCOL):
+                    continue  # it is gone, or another program's now
+                left.remove(address)
+                obstacle = _dependent(address, left, foreign)
+            elif isinstance(op, LinkDown):
+                obstacle = foreign_state(op.link, left, foreign)
+            if obstacle is None:
+                pending.append(op)
+            else:
+                remaining.append(Remaining(op, f"{obstacle} depends on it and is not ours"))
+        return pending, remaining
+
+    def remove(self, ops: Sequence[Operation]) -> tuple[list[int | None], list[Remaining]]:
+        """Remove something of ours for good. Returns the errnos, and what could not be removed."""
+        errnos = self._kernel.change(ops, stop=False)
+        gone = {(op.link, op.interface.ip) for op in ops if isinstance(op, AddressRemove)}
+        entry = self._ledger.entry
+        if entry.owned & gone:
+            self._ledger.write(replace(entry, owned=entry.owned - gone))
+        failed = [(op, errno) for op, errno in zip(ops, errnos, strict=True) if errno not in ALREADY_UNDONE]
+        return errnos, [_failure(op, errno) for op, errno in failed]
 
 
-def owned_ops(view: View) -> list[Op]:
-    """Everything of ours where we may act, as the operations that remove it: what was added last goes first."""
-    found = [("rule_remove", rule) for rule in view.kernel.all("rule") if rule["protocol"] == PROTOCOL]
-    found += [("route_remove", route) for route in view.kernel.routes(None)]
-    found += [("address_remove", each) for each in reversed(view.addresses.values()) if view.owns(each)]
-    ours = [(op, each) for op, each in found if "link" not in each or not view.refusal(each["link"])]
-    return [{"op": op, **{key: each[key] for key in OPS[op]}} for op, each in ours]
+def _dependent(address: Address, left: Sequence[Address], foreign: Sequence[Route]) -> str | None:
+    route = foreign_dependents(address, left, foreign)
+    return None if route is None else f"the route to {route.destination} in table {route.table}"
+
+
+def _failure(op: Undo, errno: int | None) -> Remaining:
+    return Remaining(op, os.strerror(errno) if errno else "the kernel could not be asked", errno)
+
+
+def removals(view: View) -> tuple[list[Operation], list[Remaining]]:
+    """Return the operations that remove everything of ours, the last added first, and what may not be removed."""
+    ops, remaining = list[Operation](), list[Remaining]()
+    for op in _owned(view):
+        try:
+            check_one(op, view)
+        except Refusal as refusal:
+            remaining.append(Remaining(op, refusal.reason))
+        else:
+            ops.append(op)
+    return ops, remaining
+
+
+def _owned(view: View) -> list[Operation]:
+    found: list[Operation] = list(view.own_rules())
+    found += [
+        RouteRemove(table, route.link, destination, route.gateway)
+        for (table, destination), route in view.own_routes.items()
+    ]
+    addresses = [address for address in view.addresses.values() if view.owns(address)]
+    found += [AddressRemove(address.link, address.interface) for address in reversed(addresses)]
+    return found

@@ -1,78 +1,110 @@
-"""`cnctl audit`: what netagent was asked, by whom, and what became of it; `--verify` proves that no line was touched.
+"""`cnctl audit`: the requests to netagent, who sent them, and the verdict; `--verify` proves that no line was changed.
 
 A line's hash is the SHA-256 of everything before `,"hash"` in it, with the hash of the line before (`prev`); `seq`
-counts from 1. So a line that was changed, dropped or moved breaks the chain, and where it breaks is told. Lines cut off
-the end leave no trace in the file itself: that the last change which the fetcher saw confirmed (status.json) is among
-them is checked, and the head that is printed can be compared with the journal's last line.
+counts from 1. A line that was changed, removed or moved breaks the chain there. Lines removed at the end leave no trace
+in the file itself; the last change that the fetcher saw confirmed (status.json) must be among them, and the printed
+head can be compared with the last line in the journal.
 """
 
 from __future__ import annotations
 
-import json
 import os
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
 
-from cloud_network.api.cnctl import layout
-from cloud_network.api.cnctl.failure import OK, UNREACHABLE, WRONG, Failure
-from cloud_network.fetcher.state import StateError
+from cloud_network.api.audit_log import parse_line
+from cloud_network.api.cnctl import output
+from cloud_network.api.cnctl.output import Exit, Failure, safe
+from cloud_network.api.cnctl.source import Source
+from cloud_network.fetcher.state import StateError, opened_below
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Iterator
-    from typing import Any
-
-    from cloud_network.api.cnctl.source import Source
+MAX_LINE = 8 << 20
+MAX_ROTATED = 99
 
 
-def run(arguments: argparse.Namespace, source: Source) -> int:
-    """Print the last lines, or verify all of them."""
-    if arguments.verify:
-        return _verify(arguments, _last_confirmed(source))
-    lines = [line for _, _, line in _lines(arguments.log)][-arguments.last :]
-    entries = [_entry(line) for line in lines]
-    if arguments.json:
-        layout.show_json(entries)
-        return OK
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of the log, with its newline."""
+
+    path: Path
+    number: int
+    content: bytes
+
+
+class Broken(Exception):
+    """The chain is broken: the place, and how."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(reason)
+        self.where, self.reason = where, reason
+
+
+def show(log: Path, last: int, as_json: bool) -> Exit:
+    """Print the last lines."""
+    entries = [parse_line(line.content) or {} for line in deque(_lines(log), maxlen=last)]
+    if as_json:
+        output.show_json(entries)
+        return Exit.OK
     for entry in entries:
-        print(layout.safe(_summary(entry)))
-    return OK
+        print(safe(_summary(entry)))
+    return Exit.OK
 
 
-def _lines(log: str) -> Iterator[tuple[str, int, str]]:
-    """(file, number, line) of the whole log, the oldest rotated file first."""
-    paths = [f"{log}.{number}" for number in range(99, 0, -1) if os.path.exists(f"{log}.{number}")]  # noqa: PTH110
+def verify(log: Path, source: Source, as_json: bool) -> Exit:
+    """Check every line, and print the head of the chain or the place where it is broken."""
     try:
-        for path in [*paths, log]:
-            with open(path, encoding="utf-8", errors="replace", newline="\n") as file:  # noqa: PTH123
-                for number, line in enumerate(file, 1):
-                    yield path, number, line
+        result = _verify(log, _last_confirmed(source))
+    except Broken as broken:
+        if as_json:
+            output.show_json({"ok": False, "where": broken.where, "reason": broken.reason})
+        else:
+            print(f"BROKEN at {broken.where}: {broken.reason}")
+        return Exit.WRONG
+    if as_json:
+        output.show_json(result)
+    else:
+        lines = output.count(result["lines"], "line")
+        print(f"OK: {lines}, the last is {result['sequence']}, head {result['head'] or '-'}")
+    return Exit.OK
+
+
+def _lines(log: Path) -> Iterator[Line]:
+    """Yield the lines of the whole log, the oldest rotated file first."""
+    rotated = (log.with_name(f"{log.name}.{number}") for number in range(MAX_ROTATED, 0, -1))
+    try:
+        for path in [*(each for each in rotated if each.exists()), log]:
+            with opened_below(str(path.parent), (path.name,)) as descriptor:
+                file = os.fdopen(os.dup(descriptor), "rb")
+                with file:
+                    yield from _numbered(path, iter(lambda file=file: file.readline(MAX_LINE), b""))  # type: ignore[misc]
     except FileNotFoundError:
-        raise Failure(UNREACHABLE, f"{log} is not there: netagent has not been asked for anything yet") from None
+        raise Failure(Exit.SILENT, f"{log} does not exist: netagent has had no request yet") from None
     except OSError as error:
-        raise Failure(WRONG, f"{error.filename}: {error.strerror}") from None
+        raise Failure(Exit.WRONG, f"{log}: {error.strerror}") from None
 
 
-def _entry(line: str) -> dict[str, Any]:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        entry = None
-    return entry if isinstance(entry, dict) else {}
+def _numbered(path: Path, contents: Iterator[bytes]) -> Iterator[Line]:
+    for number, content in enumerate(contents, 1):
+        yield Line(path, number, content)
 
 
 def _summary(entry: dict[str, Any]) -> str:
-    """One line for a person: when, who, what, and what became of it."""
+    """Return one line for a person: number, time, peer, request and verdict."""
     peer = entry.get("peer") or {}
-    who = peer.get("unit") or (f"uid {peer['uid']}" if "uid" in peer else "netagent")
+    name = peer.get("unit") or (f"uid {peer['uid']}" if "uid" in peer else "netagent")
     ops = entry.get("ops")
-    what = f"{entry.get('request') or 'malformed'}" + (f" of {len(ops)}" if isinstance(ops, list) else "")
+    request = f"{entry.get('request') or 'malformed'}" + (f" of {len(ops)}" if isinstance(ops, list) else "")
     reason = f": {entry['reason']}" if entry.get("reason") else ""
-    when = str(entry.get("time", "?"))[:19]
-    return f"{entry.get('seq', '?'):>5}  {when}  {who:<12}  {what:<14}  {entry.get('verdict', '?')}{reason}"
+    at = str(entry.get("time", "?"))[:19]
+    return f"{entry.get('seq', '?'):>5}  {at}  {name:<12}  {request:<14}  {entry.get('verdict', '?')}{reason}"
 
 
 def _last_confirmed(source: Source) -> str | None:
-    """The id of the last change that the fetcher saw confirmed; None when it has seen none, or none since."""
+    """Return the id of the last change that the fetcher saw confirmed; None if there is none, or none since."""
     try:
         status = source.files.read_status()
     except StateError:
@@ -81,37 +113,28 @@ def _last_confirmed(source: Source) -> str | None:
     return last["request"] if last and last["verdict"] == "confirmed" else None
 
 
-def _verify(arguments: argparse.Namespace, confirmed: str | None) -> int:
-    from hashlib import sha256
-
-    previous, sequence, count = "", 0, 0
-    path, number, seen = arguments.log, 0, False
-    for path, number, line in _lines(arguments.log):
-        where = f"{path}:{number}"
-        body, found, rest = line.rpartition(',"hash":"')
-        entry = _entry(line)
-        if not line.endswith("\n") or not found or not entry:
-            return _broken(arguments, where, "not a whole line: it was cut off or overwritten")
-        if sha256(body.encode()).hexdigest() != rest.rstrip("\n").removesuffix('"}'):
-            return _broken(arguments, where, "the line was changed: its hash is not that of its text")
-        if count and (entry.get("prev"), entry.get("seq")) != (previous, sequence + 1):
-            said = f"line {entry.get('seq')} follows line {sequence}: lines were dropped, added or moved before it"
-            return _broken(arguments, where, said)
+def _verify(log: Path, confirmed: str | None) -> dict[str, Any]:
+    previous, sequence, count, where, seen = "", 0, 0, str(log), False
+    for line in _lines(log):
+        where = f"{line.path}:{line.number}"
+        entry = _checked(line, where)
+        if count and (entry["prev"], entry["seq"]) != (previous, sequence + 1):
+            reason = f"line {entry['seq']} follows line {sequence}: lines were removed, added or moved before it"
+            raise Broken(where, reason)
         previous, sequence, count = entry["hash"], entry["seq"], count + 1
         seen = seen or (entry.get("verdict"), entry.get("id")) == ("confirmed", confirmed)
     if confirmed is not None and not seen:
-        said = f"line {sequence} is the last: lines were cut off the end, the confirmation of {confirmed} among them"
-        return _broken(arguments, f"{path}:{number}", said)
-    if arguments.json:
-        layout.show_json({"ok": True, "lines": count, "sequence": sequence, "head": previous})
-    else:
-        print(f"whole: {count} lines, the last is {sequence}, head {previous or '-'}")
-    return OK
+        reason = f"line {sequence} is the last, and the confirmation of {confirmed} is missing: lines were removed"
+        raise Broken(where, reason)
+    return {"ok": True, "lines": count, "sequence": sequence, "head": previous}
 
 
-def _broken(arguments: argparse.Namespace, where: str, reason: str) -> int:
-    if arguments.json:
-        layout.show_json({"ok": False, "where": where, "reason": reason})
-    else:
-        print(f"BROKEN at {where}: {reason}")
-    return WRONG
+def _checked(line: Line, where: str) -> dict[str, Any]:
+    """Return the entry of a line whose hash is that of its text."""
+    body, found, rest = line.content.rpartition(b',"hash":"')
+    entry = parse_line(line.content)
+    if not line.content.endswith(b"\n") or not found or entry is None or not {"prev", "seq", "hash"} <= entry.keys():
+        raise Broken(where, "not a whole line: it was truncated or overwritten")
+    if sha256(body).hexdigest().encode() != rest.rstrip(b"\n").removesuffix(b'"}'):
+        raise Broken(where, "the line was changed: its hash is not that of its text")
+    return entry

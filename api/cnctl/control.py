@@ -1,7 +1,7 @@
-"""The fetcher's control socket: what only root may ask for.
+"""`cnctl plan`, `refresh` and `flush`: commands of root over the fetcher's control socket.
 
-A frame each way: 4 bytes of length, big-endian, and a UTF-8 JSON object. {"command": …} is answered by
-{"ok": …, "result": …, "error": …}. The fetcher checks who asks (SO_PEERCRED); this side refuses first, to say why.
+A frame each way: 4 bytes of length, big-endian, then a UTF-8 JSON object. {"command": ...} is answered by
+{"ok": ..., "result": ..., "error": ...}. The fetcher checks who asks (SO_PEERCRED); this side checks first, to say why.
 """
 
 from __future__ import annotations
@@ -9,45 +9,101 @@ from __future__ import annotations
 import json
 import os
 import socket
+from pathlib import Path
+from typing import Any
 
-from cloud_network.api.cnctl.failure import UNREACHABLE, WRONG, Failure
-from cloud_network.api.cnctl.layout import safe
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
+from cloud_network.api.cnctl import output
+from cloud_network.api.cnctl.output import Exit, Failure, note, safe
 
 TIMEOUT = 60.0
 """Seconds; a refresh reads the metadata, applies and confirms before it answers."""
-LIMIT = 1 << 20
+MAX_ANSWER = 4 << 20
 
 
-def ask(state: str, command: str, usage: str, why_root: str) -> Any:
-    """Return the result of the command. Raises Failure with the fetcher's reason, or why it could not be asked."""
-    if os.geteuid() != 0:
-        raise Failure(WRONG, f"only root may: {why_root}. Use: sudo cnctl {usage}")
-    path = f"{state}/control.sock"
-    content = json.dumps({"command": command}).encode()
+def plan(state: Path, as_json: bool) -> Exit:
+    """Print the missing changes on standard output, and everything else on standard error."""
+    why = "a plan starts with a fresh read of the metadata, which clouds limit. `cnctl status` needs no root"
+    answer = ask(state, "plan", "plan", why)
+    if as_json:
+        output.show_json(answer)
+    else:
+        _note_plan(answer)
+        print("\n".join(safe(change) for change in answer["changes"]) or "nothing to do")
+    return Exit.WRONG if answer["changes"] or answer["metadata_error"] else Exit.OK
+
+
+def _note_plan(answer: dict[str, Any]) -> None:
+    if answer["metadata_error"]:
+        note(f"the metadata could not be read completely ({answer['metadata_error']}); the plan is of the known part")
+    if answer["flushed"]:
+        note("the network was flushed: no change is made before `sudo cnctl refresh`")
+    for mac in answer["unknown_macs"]:
+        note(f"the metadata names the interface {mac}, and no link here has that MAC")
+    for text in answer["withheld"]:
+        note(f"left out: {text}")
+
+
+def refresh(state: Path, as_json: bool) -> Exit:
+    """Have the fetcher read the metadata and repair the network, and print the result."""
+    result = ask(state, "refresh", "refresh", "a refresh can change the network")
+    if as_json:
+        output.show_json(result)
+    else:
+        width = max(len(str(key)) for key in result)
+        table = [(safe(key), safe(value)) for key, value in result.items()]
+        print(output.rows(table, width, output.columns()))
+    return Exit.WRONG if result.get("state") == "error" else Exit.OK
+
+
+def flush(state: Path, as_json: bool) -> Exit:
+    """Have everything removed that cloud-network added, and print how much."""
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(TIMEOUT)
-            connection.connect(path)
-            connection.sendall(len(content).to_bytes(4, "big") + content)
-            length = int.from_bytes(_receive(connection, 4), "big")
-            if length > LIMIT:
-                raise ValueError(f"an answer of {length} bytes is beyond the limit of {LIMIT}")
-            answer = json.loads(_receive(connection, length))
-            ok, error = answer["ok"], answer.get("error")
-    except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError) as reason:
-        said = getattr(reason, "strerror", None) or reason
+        result = ask(state, "flush", "flush", "a flush changes the network")
+    except Failure as failure:
+        if failure.code != Exit.SILENT:
+            raise
+        raise Failure(failure.code, f"{failure}\nWithout it:   sudo cloud-network-fetcher --flush") from failure
+    if as_json:
+        output.show_json(result)
+    else:
+        removed, request = (safe(result[key]) for key in ("removed", "request"))
+        print(f"removed {removed} addresses, routes and rules (audit log: {request})")
+        print("Nothing is added again until `sudo cnctl refresh`, or until the fetcher restarts.")
+    return Exit.OK
+
+
+def ask(state: Path, command: str, usage: str, why_root: str) -> dict[str, Any]:
+    """Return the result of a command. Raises Failure with the fetcher's reason, or why it could not be asked."""
+    if os.geteuid() != 0:
+        raise Failure(Exit.WRONG, f"only root may: {why_root}. Use: sudo cnctl {usage}")
+    path = state / "control.sock"
+    try:
+        answer = _exchange(path, json.dumps({"command": command}).encode())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise Failure(
-            UNREACHABLE,
-            f"the fetcher does not answer at {path} ({safe(said)}).\n"
+            Exit.SILENT,
+            f"the fetcher does not answer at {path} ({safe(reason)}).\n"
             "Is it running? systemctl status cloud-network-fetcher",
-        ) from reason
-    if not ok:
-        raise Failure(WRONG, f"the fetcher refused {command}: {safe(error)}")
-    return answer.get("result")
+        ) from error
+    if not answer["ok"]:
+        raise Failure(Exit.WRONG, f"the fetcher refused {command}: {safe(answer.get('error'))}")
+    result = answer.get("result")
+    return result if isinstance(result, dict) else {}
+
+
+def _exchange(path: Path, content: bytes) -> dict[str, Any]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(TIMEOUT)
+        connection.connect(str(path))
+        connection.sendall(len(content).to_bytes(4, "big") + content)
+        length = int.from_bytes(_receive(connection, 4), "big")
+        if length > MAX_ANSWER:
+            raise ValueError(f"an answer of {length} bytes is beyond the limit of {MAX_ANSWER}")
+        answer = json.loads(_receive(connection, length))
+    if not isinstance(answer, dict) or not isinstance(answer.get("ok"), bool):
+        raise ValueError("its answer is not one")
+    return answer
 
 
 def _receive(connection: socket.socket, length: int) -> bytes:
@@ -55,6 +111,6 @@ def _receive(connection: socket.socket, length: int) -> bytes:
     while len(received) < length:
         chunk = connection.recv(length - len(received))
         if not chunk:
-            raise EOFError("it closed the connection in the middle of its answer")
+            raise ValueError("it closed the connection in the middle of its answer")
         received += chunk
     return received

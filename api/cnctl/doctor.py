@@ -1,7 +1,8 @@
-"""`cnctl doctor ADDRESS`: the chain that a packet needs, link by link, up to the first that is broken.
+"""`cnctl doctor [ADDRESS]`: the steps that a packet needs, one by one, up to the first that fails.
 
-The facts are the fetcher's state and what `ip -json` says, so any user may ask, and each step is a command that one can
-repeat. What comes after the first broken link is not looked at: it would mostly be its consequence.
+The facts are the fetcher's state and what `ip -json` prints, so any user may ask, and each step is a command that can
+be repeated. Steps after the first failure are not checked: they would mostly be its consequence. Without an address,
+the daemons, the metadata and the first address of every link are checked.
 """
 
 from __future__ import annotations
@@ -9,124 +10,172 @@ from __future__ import annotations
 import ipaddress
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 
-from cloud_network.api import freshness
-from cloud_network.api.cnctl import chain, layout
-from cloud_network.api.cnctl.chain import Broken, Case
-from cloud_network.api.cnctl.failure import OK, USAGE, WRONG, Failure
+from cloud_network.api.cnctl import checks, output
+from cloud_network.api.cnctl.checks import Broken, Case
 from cloud_network.api.cnctl.network import links
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import argparse
-    from typing import Any
-
-    from cloud_network.api.cnctl.source import Source
-    from cloud_network.fetcher.status import LinkStatus, Status
+from cloud_network.api.cnctl.output import GREEN, RED, Exit, Failure, ago, coloured, count, safe, wrapped
+from cloud_network.api.cnctl.source import Source, never_read
+from cloud_network.fetcher.state import Claim
+from cloud_network.fetcher.status import LinkStatus, Status, age
 
 STEPS = (
-    ("interface", chain.interface),
-    ("address", chain.address),
-    ("rule", chain.rule),
-    ("table", chain.table),
-    ("gateway", chain.gateway),
-    ("neighbour", chain.neighbour),
-    ("rp_filter", chain.rp_filter),
-    ("mtu", chain.mtu),
+    ("interface", checks.interface),
+    ("address", checks.address),
+    ("rule", checks.rule),
+    ("table", checks.table),
+    ("gateway", checks.gateway),
+    ("neighbour", checks.neighbour),
+    ("rp_filter", checks.rp_filter),
+    ("mtu", checks.mtu),
 )
-OUTSIDE = "On this host nothing is wrong. What is left: the cloud's firewall rules and routes, the client, the service."
+OUTSIDE = "Nothing is wrong on this host. What is left: the cloud's firewall rules and routes, the client, the service."
+LOG = "journalctl -u cloud-network-fetcher"
 
 
-def run(arguments: argparse.Namespace, source: Source) -> int:
-    """Look, print every step, and name the first broken link; WRONG if there is one."""
-    asked, client = _ip(arguments.address), _ip(arguments.client) if arguments.client else None
-    if client is not None and client.version != asked.version:
-        raise Failure(USAGE, f"{client} and {asked} are of different IP versions")
-    steps = _examine(source.status(), str(asked), str(client) if client else None)
-    broken = next((step["step"] for step in steps if step["ok"] is False), None)
-    if arguments.json:
-        layout.show_json({"address": str(asked), "ok": broken is None, "broken": broken, "steps": steps})
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step: its result (None: not checked), what was found, the command that shows it, and what to do."""
+
+    step: str
+    ok: bool | None
+    found: str
+    look: str | None = None
+    do: str | None = None
+
+
+def run(address: str | None, client: str | None, source: Source, as_json: bool) -> Exit:
+    """Check, print every step, and name the first that fails; WRONG if there is one."""
+    asked = _address(address) if address else None
+    other = _address(client) if client else None
+    if other is not None and (asked is None or other.version != asked.version):
+        raise Failure(Exit.USAGE, "--from needs an ADDRESS of the same IP version")
+    claim = source.claim()
+    status = source.status_of(claim)
+    if asked is None:
+        steps = list(_host(claim, status))
     else:
-        _show(str(asked), steps)
-    return OK if broken is None else WRONG
+        steps = _steps(claim, status, str(asked), str(other) if other else None)
+    broken = next((step.step for step in steps if step.ok is False), None)
+    if as_json:
+        listed = [asdict(step) for step in steps]
+        output.show_json(
+            {"address": str(asked) if asked else None, "ok": broken is None, "broken": broken, "steps": listed}
+        )
+    else:
+        _show(str(asked) if asked else "host", steps, broken, count(len(status["links"]), "link"))
+    return Exit.OK if broken is None else Exit.WRONG
 
 
-def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     try:
         return ipaddress.ip_address(text)
     except ValueError:
-        raise Failure(USAGE, f"{layout.safe(text)} is not an IP address") from None
+        raise Failure(Exit.USAGE, f"{safe(text)} is not an IP address") from None
 
 
-def _examine(status: Status, address: str, client: str | None) -> list[dict[str, Any]]:
-    steps: list[dict[str, Any]] = []
+def _host(claim: Claim, status: Status) -> Iterator[Step]:
+    """Check the daemons, the metadata, and the first address of every managed link."""
+    now = time.time()
+    if doubt := claim.explain_doubt(now):
+        yield Step("fetcher", False, doubt, "systemctl status cloud-network-fetcher", LOG)
+    else:
+        yield Step("fetcher", True, "running")
+    yield _metadata(claim, status)
+    netagent = status["netagent"]
+    if netagent["verdict"] in ("refused", "rolled back", "unreachable"):
+        yield Step("netagent", False, f"{netagent['verdict']}: {netagent['reason']}", "cnctl audit", "cnctl plan")
+    else:
+        yield Step("netagent", True, f"last verdict: {netagent['verdict']}")
+    for conflict in status["conflicts"]:
+        yield Step("conflict", False, conflict["object"], "cnctl status", "see docs/coexistence.md")
+    for link in links(status):
+        if link["state"] != "excluded":
+            yield _link(link)
+
+
+def _metadata(claim: Claim, status: Status) -> Step:
+    if status["fetched_at"] is None:
+        return Step("metadata", False, never_read(status), LOG, "check the route to the metadata server")
+    if claim.doubt is None and claim.is_stale():
+        reason = f": {error['message']}" if (error := status["last_error"]) else ""
+        return Step("metadata", False, f"out of date, read {_read(status)}{reason}", LOG, checks.REPAIR)
+    return Step("metadata", True, f"{status['provider']}, read {_read(status)}")
+
+
+def _link(link: LinkStatus) -> Step:
+    name = link["name"]
+    if not link["addresses"]:
+        return Step(name, link["state"] == "ok", "the metadata gives it no address")
+    case = Case(link["addresses"][0]["address"], None, link)
     try:
-        link, delegated = _listed(status, address)
-        what = f"it, in {delegated}," if delegated else "it"
-        found = f"{status['provider']} gives {what} to {link['name']} ({link['mac']}); read {_when(status)}"
-        steps.append(_step("metadata", True, found))
-        case = Case(address, client, link, delegated)
-        for name, look in STEPS:
-            steps.append(_step(name, True, look(case)))
+        for _, check in STEPS:
+            check(case)
     except Broken as broken:
-        name = ("metadata", *(name for name, _ in STEPS))[len(steps)]
-        steps.append(_step(name, False, broken.found, broken.look, broken.do))
-    return steps + [_step(name, None, "") for name, _ in STEPS[max(0, len(steps) - 1) :]]
+        return Step(name, False, broken.found, broken.look, broken.do)
+    if link["drift"]:
+        return Step(name, False, f"{count(len(link['drift']), 'change')} missing", "cnctl status", checks.REPAIR)
+    return Step(name, True, f"{case.address} and its route: OK; {count(len(link['addresses']), 'address')}")
 
 
-def _step(name: str, ok: bool | None, found: str, look: str | None = None, do: str | None = None) -> dict[str, Any]:
-    return {"step": name, "ok": ok, "found": found, "look": look, "do": do}
+def _steps(claim: Claim, status: Status, address: str, client: str | None) -> list[Step]:
+    names = ["metadata", *(name for name, _ in STEPS)]
+    steps: list[Step] = []
+    try:
+        link, delegated = _listed(claim, status, address)
+        part = f", in {delegated}," if delegated else ""
+        found = f"{status['provider']} gives it{part} to {link['name']} ({link['mac']}); read {_read(status)}"
+        steps.append(Step("metadata", True, found))
+        case = Case(address, client, link, delegated)
+        for name, check in STEPS:
+            steps.append(Step(name, True, check(case)))
+    except Broken as broken:
+        steps.append(Step(names[len(steps)], False, broken.found, broken.look, broken.do))
+    return steps + [Step(name, None, "") for name in names[len(steps) :]]
 
 
-def _listed(status: Status, address: str) -> tuple[LinkStatus, str | None]:
+def _listed(claim: Claim, status: Status, address: str) -> tuple[LinkStatus, str | None]:
+    """Return the link that the metadata gives the address to, and the delegated range that holds it."""
+    if status["fetched_at"] is None:
+        raise Broken(never_read(status), "cnctl status", LOG)
     for link in links(status):
         if any(entry["address"] == address for entry in link["addresses"]):
             return link, None
-    if known := chain.range_of(address, links(status)):
+    if known := checks.range_of(address, links(status)):
         return known
-    found = f"{status['provider']} does not give this instance {address}; read {_when(status)}"
-    look, do = "cnctl status network", "give it to an interface in the cloud's console, then: sudo cnctl refresh"
+    age_note = f"; {doubt}" if (doubt := claim.explain_doubt(time.time())) else ""
+    found = f"{status['provider']} does not give this instance {address}; read {_read(status)}{age_note}"
+    look, do = "cnctl status network", "assign it to an interface in the cloud's console, then: sudo cnctl refresh"
     if status["unknown_macs"]:
         found += f"; it names interfaces that are not here: {' '.join(status['unknown_macs'])}"
-        look, do = "cnctl status", f"if it is an address of theirs, the notices of cnctl status say why; else {do}"
+        look, do = "cnctl status", f"if it is an address of theirs, see the notices of cnctl status; else {do}"
     raise Broken(found, look, do)
 
 
-def _when(status: Status) -> str:
+def _read(status: Status) -> str:
     at = status["fetched_at"]
-    if at is None:
-        return "never yet"
-    now = time.time()
-    return f"{max(0.0, freshness.age(at, now)):.0f} s ago" + (", out of date" if freshness.stale(status, now) else "")
+    return "never" if at is None else ago(age(at, time.time()))
 
 
-def _show(address: str, steps: list[dict[str, Any]]) -> None:
+def _show(subject: str, steps: list[Step], broken: str | None, scope: str) -> None:
     utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     marks = {True: "✓", False: "✗", None: "·"} if utf8 else {True: "ok", False: "NO", None: "--"}
+    indent = len(marks[True]) + 1
     for step in steps:
-        mark = marks[step["ok"]]
-        if step["ok"] is not None:
-            mark = layout.coloured(mark, 32 if step["ok"] else 31)
-        print(f"{mark} " + _wrapped(f"{step['step']:<10}  ", step["found"] or "not looked at", len(marks[True]) + 1))
-        for label in ("look", "do"):
-            if step[label]:
-                print(_wrapped(" " * (len(marks[True]) + 13) + f"{label + ':':<6}", step[label], 0))
-    broken = next((step for step in steps if step["ok"] is False), None)
+        mark = marks[step.ok]
+        if step.ok is not None:
+            mark = coloured(mark, GREEN if step.ok else RED)
+        print(f"{mark} " + wrapped(f"{safe(step.step):<10}  ", step.found or "not checked", indent))
+        for label, text in (("look:", step.look), ("do:", step.do)):
+            if text:
+                print(wrapped(" " * (indent + 12) + f"{label:<6}", text, 0))
     if broken:
-        print(layout.coloured(f"{address}: the first broken link is {broken['step']}", 31))
-    else:
-        print(layout.coloured(f"{address}: every link holds", 32))
-        print(_wrapped("", OUTSIDE, 0))
-
-
-def _wrapped(head: str, text: str, before: int) -> str:
-    """The text after its head; further lines below its beginning. `before`: what stands left of the head."""
-    limit, indent = layout.columns(), before + len(head)
-    lines, used = [head], indent
-    for word in layout.safe(text).split(" "):
-        if limit and used > indent and used + 1 + len(word) > limit:
-            lines.append(" " * indent)
-            used = indent
-        lines[-1] += word if used == indent else f" {word}"
-        used += len(word) + (used > indent)
-    return "\n".join(lines)
+        print(coloured(f"{subject}: the first failed step is {safe(broken)}", RED))
+        return
+    if subject == "host":
+        print(coloured(f"host: every check passed, {scope}", GREEN))
+        return
+    print(coloured(f"{subject}: every step passed", GREEN))
+    print(wrapped("", OUTSIDE, 0))

@@ -1,14 +1,12 @@
-"""The facts of each cloud that people look for, for `cnctl status system`; `--json` has them all.
+"""The facts of each cloud in `cnctl status system`; `--all` and `--json` have all of the metadata.
 
-A line is its title, then the paths in the metadata whose values it shows. A path that ends in a slash has a resource's
-whole path for its value (projects/1/zones/europe-west1-b), of which the last part is shown.
+A line is its title, then the paths in the metadata whose values it shows; `*` in a path is every item. A path that ends
+in a slash leads to the whole path of a resource (projects/1/zones/europe-west1-b), of which the last part is shown.
 """
 
 from __future__ import annotations
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from collections.abc import Mapping
 
 FACTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "alibaba": (
@@ -27,6 +25,12 @@ FACTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("PublicIpv4", "eipv4", "public-ipv4"),
         ("Nameservers", "dns-conf/nameservers"),
     ),
+    "aws": (
+        ("AmiManifestPath", "ami-manifest-path"),
+        ("Events", "events/maintenance/history", "events/maintenance/scheduled", "events/recommendations/rebalance"),
+        ("ReservationID", "reservation-id"),
+        ("SecurityGroups", "security-groups"),
+    ),
     "azure": (
         ("Name", "name"),
         ("Hostname", "osProfile/computerName"),
@@ -40,6 +44,15 @@ FACTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("ScaleSet", "vmScaleSetName"),
         ("Priority", "priority", "evictionPolicy"),
         ("Environment", "azEnvironment"),
+        ("OSType", "osType"),
+        ("License", "licenseType"),
+        ("Plan", "plan/publisher", "plan/product", "plan/name"),
+        ("SecureBoot", "securityProfile/secureBootEnabled"),
+        ("VirtualTPM", "securityProfile/virtualTpmEnabled"),
+        ("OSDisk", "storageProfile/osDisk/name"),
+        ("DataDisks", "storageProfile/dataDisks/*/name"),
+        ("AdminUser", "osProfile/adminUsername"),
+        ("KeyPaths", "publicKeys/*/path"),
         ("Tags", "tags"),
     ),
     "digitalocean": (
@@ -61,7 +74,14 @@ FACTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("Project", "project/projectId", "project/numericProjectId"),
         ("OnHostMaintenance", "scheduling/onHostMaintenance"),
         ("Preemptible", "scheduling/preemptible"),
+        ("AutomaticRestart", "scheduling/automaticRestart"),
         ("MaintenanceEvent", "maintenanceEvent"),
+        ("Description", "description"),
+        ("Disks", "disks/*/deviceName"),
+        ("DiskInterfaces", "disks/*/interface"),
+        ("Licenses", "licenses/*/id"),
+        ("VirtualClock", "virtualClock/driftToken"),
+        ("ServiceAccounts", "serviceAccounts/*/email"),
         ("Tags", "tags"),
     ),
     "hetzner": (

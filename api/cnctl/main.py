@@ -1,199 +1,303 @@
-"""`cnctl`: the command line, and nothing more. Each command is a module that is imported when it is chosen.
+"""`cnctl`: the command line. Help, shell completion and the man pages are made from these definitions.
 
-Start-up is part of what people feel (at most four times `python3 -c pass`), so modules on this path import neither
-typing nor dataclasses, pathlib, ipaddress or an HTTP library.
+A command's module is imported when the command runs, so that each starts as fast as it can.
 """
 
 from __future__ import annotations
 
-import argparse
+import functools
+import math
 import os
 import sys
-from importlib import import_module
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from cloud_network.api.cnctl import layout
-from cloud_network.api.cnctl.failure import Failure
+import click
+from click.shell_completion import get_completion_class
+from cloud_network.api.cnctl import watch
+from cloud_network.api.cnctl.output import Exit, Failure
+from cloud_network.api.cnctl.source import SOCKET, Source
+from cloud_network.fetcher.state import IDENTITY_PARTS
+from cloud_network.fetcher.state import PATH as STATE
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
+AUDIT_LOG = Path("/var/log/cloud-network/audit.log")
+FILE = click.Path(path_type=Path)
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
-CONFIG = "/etc/cloud-network/cloud-network.toml"
-STATE = "/run/cloud-network"
-AUDIT = "/var/log/cloud-network/audit.log"
-IDENTITY = ("document", "pkcs7", "signature", "rsa2048")
-
-HELP = """\
-examples:
-  cnctl status                         is my network right? what is wrong comes first
+EXAMPLES = """\
+\b
+Examples:
+  cnctl status                         is the network healthy? problems come first
   cnctl status --watch                 the same, again every second
   cnctl status network                 the addresses of every link
-  cnctl status system                  what the cloud says of this instance
-  cnctl status --json | jq .links      the same for programs; --json works everywhere
+  cnctl status system                  the metadata of this instance
+  cnctl status --json | jq .links      for programs; --json works with every command
+  cnctl doctor                         check the host: daemons, metadata, every link
   cnctl doctor 10.0.1.11               why an address does not answer
-  cnctl show ssh-keys                  the public keys that the instance was given
+  cnctl show ssh-keys                  the public keys of the instance
   cnctl show document > document.json  the signed identity document, byte for byte
-  cnctl audit --last 5                 what netagent was asked lately, and did
-  cnctl audit --verify                 prove that nobody touched the audit log
-  sudo cnctl show credentials          the role's credentials, for root alone
-  sudo cnctl plan                      what would be changed now; nothing is
-  sudo cnctl refresh                   read the metadata now, and repair what differs
-  sudo cnctl flush                     take away all that cloud-network put there
+  cnctl audit --last 5                 the last requests to netagent
+  cnctl audit --verify                 prove that the audit log is unchanged
+  sudo cnctl show credentials          the credentials of the instance's role
+  sudo cnctl plan                      the changes that are missing; makes none
+  sudo cnctl refresh                   read the metadata now, and repair differences
+  sudo cnctl flush                     remove everything that cloud-network added
   . <(cnctl completion bash)           completion for this shell
 
-exit codes:
-  0  all is right            2  the command line is wrong
-  1  drift, or an error      3  a daemon does not answer, or knows nothing yet
-"""
-
-DOCTOR = """\
-Why an address of this instance does not answer. From the metadata to the MTU, every link of the
-chain that a packet needs is looked at, up to the first that is broken: that one is named, with
-the command that shows it and what to do. With --from, for one client: the way back may differ.
-"""
-PLAN = """\
-What would be changed now, in the order of the changes, as `ip` commands. The metadata is read
-afresh, and nothing is changed. Exit code 0: there is nothing to do; 1: there is.
-"""
-FLUSH = """\
-Take away every address, route and rule that cloud-network put into the kernel.
-What others put there stays as it is, and so do links: up, with the MTU they have.
-
-Nothing is put back until `cnctl refresh`, or until the service is started again.
-To stop it for good: sudo systemctl disable --now cloud-network-fetcher, and
-while the fetcher is not running: sudo cloud-network-fetcher --flush
-"""
-COMPLETION = """\
-Completion for a shell, to be read by it:
-  bash   cnctl completion bash > /etc/bash_completion.d/cnctl
-  zsh    cnctl completion zsh > /usr/local/share/zsh/site-functions/_cnctl
-  fish   cnctl completion fish > /etc/fish/completions/cnctl.fish
+\b
+Exit codes:
+  0  healthy                 2   the command line is wrong
+  1  drift, or an error      3   a daemon does not answer, or has nothing to say
+                             78  the configuration is invalid
 """
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit code."""
-    given = argparse.Namespace(config=CONFIG, state=STATE, json=False, watch=None)
-    words = sys.argv[1:] if argv is None else argv
-    # argparse would take the word that follows --watch for its seconds
-    arguments = parser().parse_args(["--watch=1" if word == "--watch" else word for word in words], given)
-    from cloud_network.api.cnctl.source import Source
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Options of every command, wherever on the command line they stand."""
 
+    json: bool = False
+    config: Path | None = None
+    state: Path = STATE
+    socket: Path = SOCKET
+    watch: bool = False
+    interval: float = 1.0
+
+    @property
+    def source(self) -> Source:
+        """Return where the state comes from."""
+        return Source(self.socket, self.state)
+
+
+Run = Callable[..., Exit]
+
+
+def common(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of every command, and pass them as `options`; an option of an outer command holds here too."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON value, for programs.")
+    @click.option("--config", type=FILE, metavar="FILE", help="Check this configuration first.")
+    @click.option("--state", type=FILE, metavar="DIRECTORY", help=f"State files of the fetcher. [{STATE}]")
+    @click.option("--socket", "unix", type=FILE, metavar="FILE", help=f"Socket of the api. [{SOCKET}]")
+    @functools.wraps(command)
+    def run(
+        as_json: bool,
+        config: Path | None,
+        state: Path | None,
+        unix: Path | None,
+        **arguments: Any,
+    ) -> Any:
+        context = click.get_current_context()
+        outer: Options = context.obj or Options()
+        context.obj = replace(
+            outer,
+            json=outer.json or as_json,
+            config=config or outer.config,
+            state=state or outer.state,
+            socket=unix or outer.socket,
+        )
+        return command(context.obj, **arguments)
+
+    return run
+
+
+def watchable(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --watch and --interval."""
+
+    @click.option("--watch", "watching", is_flag=True, help="Repeat until Ctrl-C.")
+    @click.option("--interval", type=click.FloatRange(0.1, 86400), metavar="SECONDS", help="Of --watch. [1]")
+    @functools.wraps(command)
+    def run(options: Options, watching: bool, interval: float | None, **arguments: Any) -> Any:
+        if interval is not None and math.isnan(interval):
+            raise click.BadParameter("not a number", param_hint="'--interval'")
+        context = click.get_current_context()
+        context.obj = replace(
+            options, watch=options.watch or watching, interval=options.interval if interval is None else interval
+        )
+        return command(context.obj, **arguments)
+
+    return run
+
+
+def execute(options: Options, run: Run) -> None:
+    """Run a command, again and again with --watch, and exit with its code."""
     try:
-        # Names may be in any script; a terminal that cannot show one gets \u…, never an error.
+        if options.config is not None:
+            _check_configuration(options.config)
+        # Names may be in any script; a terminal that cannot show one gets \\u..., never an error.
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        command = import_module(f"cloud_network.api.cnctl.{arguments.module}")
-        run = command.run
-        if arguments.watch is not None:
-            from cloud_network.api.cnctl.watch import watched
-
-            run = watched(run)
-        code: int = run(arguments, Source(arguments.config, arguments.state))
+        code = watch.repeat(run, options.interval, options.json) if options.watch else run()
         sys.stdout.flush()
     except Failure as failure:
         print(f"cnctl: {failure}", file=sys.stderr)
-        return failure.code
-    except BrokenPipeError:  # `cnctl … | head`
+        code = failure.code
+    except BrokenPipeError:  # `cnctl ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        code = Exit.OK
     except KeyboardInterrupt:
-        return 130
-    return code
+        code = Exit.INTERRUPTED
+    raise click.exceptions.Exit(code)
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Told its width, argparse does not import shutil to find it; it makes a formatter for every argument added."""
+def _check_configuration(path: Path) -> None:
+    from cloud_network.fetcher.config import ConfigError, load
 
-    def __init__(self, prog: str):
-        super().__init__(prog, width=layout.columns() or 80)
+    try:
+        load(path)
+    except ConfigError as error:
+        raise Failure(Exit.CONFIG, str(error)) from error
 
 
-class _Version(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import version  # costs more than a whole command
+def _print_version(context: click.Context, _parameter: click.Parameter, given: bool) -> None:
+    if given and not context.resilient_parsing:
+        from importlib.metadata import version
 
         print(f"cnctl {version('cloud-network')}")
-        parser.exit()
+        context.exit()
 
 
-def parser() -> argparse.ArgumentParser:
-    """Every command and option; completion and the man pages are made from it as well."""
-    # The options stand before or after the command; SUPPRESS keeps the inner parser from undoing the outer.
-    common = argparse.ArgumentParser(add_help=False, formatter_class=_Formatter)
-    for option, metavar, what in (
-        ("--config", "FILE", f"where Listen= is read from ({CONFIG})"),
-        ("--state", "DIRECTORY", f"where the fetcher writes ({STATE})"),
-    ):
-        common.add_argument(option, metavar=metavar, default=argparse.SUPPRESS, help=what)
-    common.add_argument(
-        "--json", action="store_true", default=argparse.SUPPRESS, help="for programs: one JSON value, whose keys stay"
+@click.group("cnctl", epilog=EXAMPLES, context_settings=CONTEXT)
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Version.")
+@common
+def cli(options: Options) -> None:
+    """Show and control what cloud-network does on this instance."""
+
+
+@cli.group("status", invoke_without_command=True, short_help="Is the network healthy? Problems come first.")
+@common
+@watchable
+def status_command(options: Options) -> None:
+    """Show if the network is healthy, problems first; or one part of the state."""
+    from cloud_network.api.cnctl import status
+
+    if click.get_current_context().invoked_subcommand is None:
+        execute(options, lambda: status.run(options.source, options.json))
+
+
+@status_command.command("system")
+@click.option("--all", "everything", is_flag=True, help="Show every fact of the metadata.")
+@common
+def system_command(options: Options, everything: bool) -> None:
+    """Show the metadata of this instance."""
+    from cloud_network.api.cnctl import system
+
+    execute(options, lambda: system.run(options.source, options.json, everything))
+
+
+@status_command.command("network")
+@click.option("--all", "everything", is_flag=True, help="Show every fact of the metadata.")
+@common
+@watchable
+def network_command(options: Options, everything: bool) -> None:
+    """Show the addresses of every link."""
+    from cloud_network.api.cnctl import network
+
+    execute(options, lambda: network.run(options.source, options.json, everything))
+
+
+@cli.command("show", short_help="One thing of the metadata, as it is.")
+@click.argument("what", type=click.Choice(["ssh-keys", "credentials", "project", *IDENTITY_PARTS]))
+@common
+def show_command(options: Options, what: str) -> None:
+    """Show one thing of the metadata as it is. Credentials: as root."""
+    from cloud_network.api.cnctl import show
+
+    execute(options, lambda: show.run(what, options.source, options.json))
+
+
+@cli.command("doctor", short_help="Find why an address does not answer.")
+@click.argument("address", required=False)
+@click.option("--from", "client", metavar="CLIENT", help="Address of the client that gets no answer.")
+@common
+def doctor_command(options: Options, address: str | None, client: str | None) -> None:
+    """Find why an address does not answer; without ADDRESS, check the whole host.
+
+    Every step that a packet needs is checked, from the metadata to the MTU, up to the first that fails: it is named
+    with the command that shows it and what to do. With --from, for one client: the way back may differ.
+    """
+    from cloud_network.api.cnctl import doctor
+
+    execute(options, lambda: doctor.run(address, client, options.source, options.json))
+
+
+@cli.command("audit", short_help="Requests to netagent, and their verdicts.")
+@click.option("--verify", is_flag=True, help="Prove that no line was changed, removed or moved.")
+@click.option("--last", type=click.IntRange(min=1), default=20, metavar="N", help="Number of lines. [20]")
+@click.option("--log", type=FILE, default=AUDIT_LOG, metavar="FILE", help=f"[{AUDIT_LOG}]")
+@common
+def audit_command(options: Options, verify: bool, last: int, log: Path) -> None:
+    """Show the requests to netagent: who sent them, and the verdict."""
+    from cloud_network.api.cnctl import audit
+
+    execute(
+        options,
+        lambda: audit.verify(log, options.source, options.json) if verify else audit.show(log, last, options.json),
     )
 
-    root = argparse.ArgumentParser(
-        prog="cnctl",
-        description="Look at, and refresh, what cloud-network knows and does on this instance.",
-        epilog=HELP,
-        formatter_class=_Formatter,
-        parents=[common],
-        allow_abbrev=False,
-    )
-    root.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
-    commands = root.add_subparsers(metavar="command", required=True, prog="cnctl")
 
-    shared: dict[str, Any] = {"parents": [common], "allow_abbrev": False, "formatter_class": _Formatter}
+@cli.command("plan", short_help="Print the changes that are missing. As root.")
+@common
+def plan_command(options: Options) -> None:
+    """Print the changes that are missing, as `ip` commands, and make none. As root.
 
-    def command(name: str, what: str, description: str = "") -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=what, description=description or what, **shared)
-        added.set_defaults(module=name)
-        return added
+    The metadata is read afresh. Exit code 0: nothing to do; 1: changes are missing.
+    """
+    from cloud_network.api.cnctl import control
 
-    status = command("status", "Whether the network is right, in one screen; or one part of it.")
-    _watch(status)
-    status.usage = "cnctl status [system | network] [-h] [--watch[=S]] [--json] [--config FILE] [--state DIRECTORY]"
-    parts = status.add_subparsers(metavar="part", prog="cnctl status")
-    for name, what in (("system", "What the cloud says of this instance."), ("network", "Every link's addresses.")):
-        part = parts.add_parser(name, help=what, description=what, **shared)
-        part.set_defaults(module=name)
-        if name == "network":
-            _watch(part)
-    show = command("show", "One thing from the metadata, as it is.")
-    show.add_argument("what", choices=("ssh-keys", "credentials", "project", *IDENTITY), help="credentials: as root")
-    doctor = command("doctor", "Why an address of this instance does not answer.", DOCTOR)
-    doctor.add_argument("address", metavar="ADDRESS", help="a private address of this instance")
-    doctor.add_argument("--from", dest="client", metavar="CLIENT", help="the address of who gets no answer")
-    audit = command("audit", "What netagent was asked, by whom, and what became of it.")
-    audit.add_argument("--verify", action="store_true", help="prove that no line was changed, dropped or moved")
-    audit.add_argument("--last", type=_count, default=20, metavar="N", help="how many lines to show (20)")
-    audit.add_argument("--log", default=AUDIT, metavar="FILE", help=f"default: {AUDIT}")
-    command("plan", "What would be changed now, as `ip` commands; nothing is. As root.", PLAN)
-    command("refresh", "Read the metadata now, and repair what differs. As root.")
-    command("flush", "Take away all that cloud-network put into the kernel. As root.", FLUSH)
-    completion = command("completion", "Completion for a shell.", COMPLETION)
-    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
-    return root
+    execute(options, lambda: control.plan(options.state, options.json))
 
 
-def _watch(added: argparse.ArgumentParser) -> None:
-    what = "again every second, or every SECONDS; Ctrl-C ends it"
-    added.add_argument("--watch", nargs="?", type=_seconds, metavar="SECONDS", default=argparse.SUPPRESS, help=what)
+@cli.command("refresh", short_help="Read the metadata and repair now. As root.")
+@common
+def refresh_command(options: Options) -> None:
+    """Read the metadata now, and repair differences. As root."""
+    from cloud_network.api.cnctl import control
+
+    execute(options, lambda: control.refresh(options.state, options.json))
 
 
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0.1 <= seconds <= 86400:
-        raise ValueError
-    return seconds
+@cli.command("flush", short_help="Remove everything that we added. As root.")
+@common
+def flush_command(options: Options) -> None:
+    """Remove every address, route and rule that cloud-network added. As root.
+
+    Objects of other programs stay, and links keep their state and MTU. Nothing is added again until `cnctl refresh`,
+    or until the fetcher restarts. To stop it for good: sudo systemctl disable --now cloud-network-fetcher. While the
+    fetcher is not running: sudo cloud-network-fetcher --flush.
+    """
+    from cloud_network.api.cnctl import control
+
+    execute(options, lambda: control.flush(options.state, options.json))
 
 
-def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise ValueError
-    return count
+@cli.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@common
+def completion_command(options: Options, shell: str) -> None:
+    """Print the completion script of a shell.
+
+    \b
+    bash   cnctl completion bash > /etc/bash_completion.d/cnctl
+    zsh    cnctl completion zsh > /usr/local/share/zsh/site-functions/_cnctl
+    fish   cnctl completion fish > /etc/fish/completions/cnctl.fish
+    """
+    completion = get_completion_class(shell)
+    if completion is not None:
+        print(completion(cli, {}, "cnctl", "_CNCTL_COMPLETE").source())
 
 
-_count.__name__ = "number of lines"
-_seconds.__name__ = "time of 0.1 to 86400 seconds"  # argparse says: invalid … value
+def main(argv: list[str] | None = None) -> int:
+    """Run cnctl; return the exit code."""
+    try:
+        result = cli.main(argv, prog_name="cnctl", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return Exit.INTERRUPTED
+    return result if isinstance(result, int) else Exit.OK
 
 
 if __name__ == "__main__":

@@ -1,35 +1,51 @@
-"""`cnctl status network`: each link's addresses, in the Go original's layout."""
+"""`cnctl status network`: each link's addresses, in the Go original's layout with a few lines more."""
 
 from __future__ import annotations
 
-from cloud_network.api.cnctl import layout
-from cloud_network.api.cnctl.failure import OK, WRONG
-from cloud_network.api.cnctl.source import say_if_stale
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import argparse
-
-    from cloud_network.api.cnctl.layout import Row
-    from cloud_network.api.cnctl.source import Source
-    from cloud_network.fetcher.status import LinkStatus, Status
+from cloud_network.api.cnctl import output
+from cloud_network.api.cnctl.output import Exit, Row, safe
+from cloud_network.api.cnctl.source import FETCHER_RUNNING, Source, never_read, warn_if_stale
+from cloud_network.api.cnctl.system import fact_words, flat
+from cloud_network.fetcher.state import Document, Doubt
+from cloud_network.fetcher.status import AddressStatus, LinkStatus, Status
 
 WIDTH = 16
-"""The original's column of the colon."""
+"""Column of the colon, as in the original."""
+FACTS: tuple[tuple[str, ...], ...] = (
+    ("Hostname", "local-hostname"),
+    ("Public Hostname", "public-hostname"),
+    ("Owner", "owner-id"),
+    ("Subnet ID", "subnet-id", "vswitch-id"),
+    ("VPC ID", "vpc-id"),
+    ("Security Groups", "security-groups"),
+    ("Network", "network/"),
+    ("Access Type", "accessConfigs/*/type"),
+    ("DNS", "dnsServers"),
+)
+"""Titles, and paths in the metadata of an interface, as in `facts`; a line is shown if the cloud gives it."""
 
 
-def run(arguments: argparse.Namespace, source: Source) -> int:
-    """Print the links; WRONG when one of them is not as it should be."""
-    status = source.status()
+def run(source: Source, as_json: bool, everything: bool) -> Exit:
+    """Print the links; WRONG if one of them is not as it should be, or the state is out of date."""
+    claim = source.claim()
+    status = source.status_of(claim)
     found = links(status)
-    if arguments.json:
-        dates = ("generation", "fetched_at", "stale")
-        layout.show_json({**{key: status[key] for key in dates}, "links": found})  # type: ignore[literal-required]
-    elif found:
-        say_if_stale(status)
-        limit = layout.columns()
-        print("\n\n".join(layout.rows(_rows(link), WIDTH, limit) for link in found))
-    return OK if all(link["state"] in ("ok", "excluded") for link in found) else WRONG
+    documents = source.links() if found else {}
+    if as_json:
+        standing = {"stale": claim.is_stale(), "fetcher": str(claim.doubt or FETCHER_RUNNING)}
+        dates = {"generation": status["generation"], "fetched_at": status["fetched_at"]}
+        metadata = {"metadata": documents} if everything else {}
+        output.show_json({**dates, **standing, "links": found, **metadata})
+    else:
+        if found:
+            warn_if_stale(claim)
+        limit = output.columns()
+        blocks = [output.rows(_rows(link, documents.get(link["mac"], {}), everything), WIDTH, limit) for link in found]
+        print("\n\n".join(blocks) or f"no links: {safe(never_read(status))}")
+    if not found or claim.doubt is Doubt.NOT_RUNNING:
+        return Exit.SILENT
+    healthy = all(link["state"] in ("ok", "excluded") for link in found)
+    return Exit.OK if healthy and not claim.is_stale() else Exit.WRONG
 
 
 def links(status: Status) -> list[LinkStatus]:
@@ -37,17 +53,36 @@ def links(status: Status) -> list[LinkStatus]:
     return sorted(status["links"].values(), key=lambda link: link["ifindex"])
 
 
-def _rows(link: LinkStatus) -> list[Row]:
+def _rows(link: LinkStatus, document: Document, everything: bool) -> list[Row]:
     public = [address for entry in link["addresses"] for address in entry["public"]]
-    return [
+    rows: list[Row] = [
         ("Name", link["name"]),
         ("MAC Address", link["mac"]),
         ("Public IP", list(dict.fromkeys(public))),
-        ("Private IP", [f"{entry['address']}/{entry['prefix_length']}" for entry in link["addresses"]]),
-        *([("Ranges", ranges)] if (ranges := link.get("ranges")) else []),  # the original has none
+        ("Private IP", [word for entry in link["addresses"] for word in _private(entry)]),
+    ]
+    if link["ranges"]:
+        rows.append(("Ranges", link["ranges"]))
+    rows += [
         ("Subnet", [subnet.partition("/")[0] for subnet in link["subnets"]]),
-        # … and what the original does not show
         ("Gateway", link["gateways"]),
         ("MTU", str(link["mtu"])),
         ("Table", str(link["table"] or "main")),
     ]
+    if everything:
+        return rows + flat("", document)
+    associations = document.get("ipv4-associations")
+    if isinstance(associations, dict) and associations:
+        rows.append(("Associations", [f"{public}->{private}" for public, private in associations.items()]))
+    return rows + [(title, found) for title, *paths in FACTS if (found := fact_words(document, list(paths)))]
+
+
+def _private(entry: AddressStatus) -> list[str]:
+    """Return an address with its subnet's length, and what differs in the kernel."""
+    text = f"{entry['address']}/{entry['prefix_length']}"
+    kernel, whole = entry["kernel_prefix_length"], 128 if ":" in entry["address"] else 32
+    if kernel is None:
+        return [text, "(missing)"]
+    if kernel not in (entry["prefix_length"], whole):
+        return [text, f"(kernel:/{kernel})"]
+    return [text]

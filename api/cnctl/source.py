@@ -1,152 +1,182 @@
-"""Where cnctl gets the state: asks the REST server, and reads the files itself, saying so, when that is down.
+"""Where cnctl gets the state: it asks the api over its Unix socket; if that is down, it reads the state files.
 
-The request is HTTP/1.0 over a socket: http.client costs more start-up than all of cnctl may take.
+The socket lies in a directory that only root and the api's user can write, so no other local user can answer.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
-import sys
 import time
+from pathlib import Path
+from typing import Any, cast
 
-from cloud_network.api import freshness
-from cloud_network.api.cnctl.failure import UNREACHABLE, WRONG, Failure
-from cloud_network.api.cnctl.layout import safe
-from cloud_network.fetcher import keyfile
-from cloud_network.fetcher.state import StateDirectory, StateError
+from cloud_network.api.cnctl.output import Exit, Failure, note, safe
+from cloud_network.fetcher.state import Claim, Document, Doubt, StateDirectory, StateError
+from cloud_network.fetcher.status import ShapeError, Status, parse_status
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-    from cloud_network.api.answers import DatedStatus
-    from cloud_network.fetcher.state import Document
-
-VERSION = 1
-"""Of status.json; fetcher/status.py has it too, and costs the import of typing."""
-LISTEN = "127.0.0.1:5209"
+SOCKET = Path("/run/cloud-network-api/api.sock")
 TIMEOUT = 2.0
-"""Seconds for the whole of one answer."""
+"""Seconds for one answer of the api."""
+MAX_ANSWER = 16 << 20
+UNIT = "cloud-network-fetcher"
+FETCHER_RUNNING = "running"
+"""The api's `fetcher` where there is no doubt."""
+CLAIM_MEMBERS = frozenset({"stale", "fetcher"})
+"""Members that the api adds to status.json."""
+
+
+class ApiDown(Exception):
+    """The api does not answer; str() says how."""
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=TIMEOUT)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the socket."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(TIMEOUT)
+        self.sock.connect(str(self._path))
 
 
 class Source:
-    """The state of one fetcher. Methods raise Failure when there is nothing to be had, with what to do."""
+    """The state of one fetcher. Methods raise Failure if there is nothing, with what to do."""
 
-    def __init__(self, config: str, state: str):
-        self.files = StateDirectory(state)
-        self._config = config
-        self._address = ""
-        self._elsewhere = self._down = False
+    def __init__(self, path: Path, directory: Path) -> None:
+        self.directory = directory
+        self.files = StateDirectory(directory)
+        self._socket = path
+        self._down = False
 
-    def status(self) -> DatedStatus:
-        """Return what the fetcher believes, and whether that is out of date."""
-        found = self._get("/api/v1/status", self.files.status_path, self.files.read_status)
-        if found.get("version") != VERSION:
-            raise Failure(
-                WRONG,
-                f"the status is of version {safe(found.get('version'))}, and this cnctl knows {VERSION}: it and the "
-                "fetcher are not of one release. Upgrade both; then systemctl restart cloud-network-fetcher",
-            )
-        if "stale" not in found:  # from the file, or of a server before this key
-            found["stale"] = freshness.stale(found, time.time())
-        dated: DatedStatus = found
-        return dated
+    def claim(self) -> Claim:
+        """Return the status, with the reason to doubt it."""
+        answer = self._ask("/api/v1/status")
+        if answer is None:
+            claim = self._read_claim()
+        else:
+            try:
+                status = parse_status({key: value for key, value in answer.items() if key not in CLAIM_MEMBERS})
+            except ShapeError as error:
+                raise Failure(Exit.WRONG, f"the api's answer: {safe(error)}") from error
+            claim = Claim(status, _doubt(answer.get("fetcher")))
+        if claim.status is None:
+            raise Failure(Exit.SILENT, nothing(claim))
+        return claim
+
+    def status(self) -> Status:
+        """Return the status alone."""
+        return self.status_of(self.claim())
+
+    @staticmethod
+    def status_of(claim: Claim) -> Status:
+        """Return the status of a claim, of which there is one."""
+        if claim.status is None:
+            raise Failure(Exit.SILENT, nothing(claim))
+        return claim.status
+
+    def links(self) -> dict[str, Document]:
+        """Return the metadata of each link by MAC address; empty if there is none."""
+        answer = self._ask("/api/cloud/network")
+        if answer is not None:
+            return {mac: document for mac, document in answer.items() if isinstance(document, dict)}
+        try:
+            return {str(document.get("mac")): document for document in self.files.read_links().values()}
+        except StateError as error:
+            raise Failure(Exit.WRONG, safe(error)) from error
 
     def system(self) -> Document:
-        """Return what the metadata says of the instance."""
-        found: Document = self._get("/api/cloud/system", self.files.system_path, self.files.read_system)
-        return found
-
-    def _get(self, route: str, path: str, read: Any) -> Any:
-        while not self._down:
-            self._address = self._address or listening(self._config)
-            try:
-                return _answer(*request(self._address, route))
-            except (OSError, ValueError, OverflowError, EOFError) as error:
-                self._gone(getattr(error, "strerror", None) or str(error))
+        """Return the metadata of the instance."""
+        answer = self._ask("/api/cloud/system")
+        if answer is not None:
+            return cast(Document, answer)
         try:
-            found = read()
+            document = self.files.read_system()
         except StateError as error:
-            raise Failure(WRONG, str(error)) from error
-        if found is None:
-            raise Failure(
-                UNREACHABLE,
-                f"there is no {path}: the fetcher writes it after the first complete answer of the metadata server.\n"
-                "Is it running?    systemctl status cloud-network-fetcher\n"
-                "What does it say? journalctl -u cloud-network-fetcher",
-            )
-        return found
+            raise Failure(Exit.WRONG, safe(error)) from error
+        if document is None:
+            raise Failure(Exit.SILENT, nothing(self._read_claim()))
+        return document
 
-    def _gone(self, reason: str) -> None:
-        """It is not where `Listen=` says: systemd may have it listen elsewhere, or else it is down."""
-        from cloud_network.fetcher import systemd
+    def _read_claim(self) -> Claim:
+        try:
+            return self.files.read_claim()
+        except StateError as error:
+            raise Failure(Exit.WRONG, safe(error)) from error
 
-        there = [] if self._elsewhere else systemd.listening()
-        self._elsewhere = True
-        if there and self._address not in there:
-            note(f"[Network] Listen = {self._address} does not count: systemd listens on {', '.join(there)}")
-            self._address = there[0]
-            return
-        self._down = True
-        note(f"the REST server at {self._address} does not answer ({reason}); reading {self.files.path} instead")
-
-
-def say_if_stale(status: DatedStatus) -> None:
-    """What is shown may not be so any more."""
-    if status["stale"]:
-        note(f"this is out of date: the metadata was last read {status['fetched_at'] or 'never'}. See: cnctl status")
+    def _ask(self, route: str) -> dict[str, Any] | None:
+        """Return the api's answer; None if it is down, which is said once."""
+        if self._down:
+            return None
+        try:
+            status, answer = request(self._socket, route)
+        except ApiDown as error:
+            self._down = True
+            note(f"the api at {self._socket} does not answer ({error}); reading {self.files.path} instead")
+            return None
+        if status == http.HTTPStatus.OK:
+            return answer
+        code = Exit.SILENT if status == http.HTTPStatus.SERVICE_UNAVAILABLE else Exit.WRONG
+        raise Failure(code, safe(answer.get("detail", f"the api answers with status {status}")))
 
 
-def note(text: str) -> None:
-    """Say something that is not the answer."""
-    print(f"cnctl: {safe(text)}", file=sys.stderr)
-
-
-def listening(config: str) -> str:
-    """Where the REST server listens: `Listen=` of the file, else the default. Mistakes are the daemons' to report."""
-    try:
-        with open(config, encoding="utf-8") as file:  # noqa: PTH123  # pathlib would cost more than the reading
-            entries, _ = keyfile.read(file.read())
-    except (OSError, ValueError):
-        return LISTEN
-    found = [text for _, section, key, text in entries if (section, key) == ("Network", "Listen")]
-    return found[0] if found else LISTEN
-
-
-def request(address: str, route: str) -> tuple[int, bytes]:
-    """GET the route; return status and body. Raises OSError, ValueError, OverflowError or EOFError else."""
-    host, _, port = address.rpartition(":")
-    bare = host.strip("[]")
+def request(path: Path, route: str) -> tuple[int, dict[str, Any]]:
+    """GET a route; return the status and the JSON object. Raises ApiDown."""
     until = time.monotonic() + TIMEOUT
-    with socket.socket(socket.AF_INET6 if ":" in bare else socket.AF_INET, socket.SOCK_STREAM) as connection:
-        connection.settimeout(TIMEOUT)
-        connection.connect((bare, int(port)))  # Linux takes 0.0.0.0 and :: for itself
-        connection.sendall(f"GET {route} HTTP/1.0\r\nHost: {address}\r\n\r\n".encode())
-        received = bytearray()
-        while chunk := connection.recv(1 << 16):
-            received += chunk
-            left = until - time.monotonic()
-            if left <= 0:
-                raise TimeoutError("timed out")
-            connection.settimeout(left)
-    head, separator, body = bytes(received).partition(b"\r\n\r\n")
-    first, *fields = head.split(b"\r\n")
-    if not separator or not first.startswith(b"HTTP/1."):
-        raise ValueError("what answers is not HTTP")
-    for field in fields:
-        name, _, value = field.partition(b":")
-        if name.lower() == b"content-length" and int(value) != len(body):
-            raise EOFError("the answer was cut off")
-    return int(first.partition(b" ")[2][:3]), body
+    connection = UnixConnection(path)
+    try:
+        connection.request("GET", route)
+        answer = connection.getresponse()
+        body = bytearray()
+        while chunk := answer.read1(1 << 16):
+            body += chunk
+            if len(body) > MAX_ANSWER or time.monotonic() > until:
+                raise ApiDown("its answer is too large or too slow")
+        if answer.length:  # bytes that were announced and did not come
+            raise ApiDown("its answer was cut off")
+        content = json.loads(bytes(body))
+    except OSError as error:
+        raise ApiDown(error.strerror or str(error)) from error
+    except (http.client.HTTPException, ValueError, RecursionError) as error:
+        raise ApiDown(f"not an answer of cloud-network-api: {error}") from error
+    finally:
+        connection.close()
+    if not isinstance(content, dict):
+        raise ApiDown("not an answer of cloud-network-api")
+    return answer.status, content
 
 
-def _answer(status: int, body: bytes) -> dict[str, Any]:
-    answer = json.loads(body)
-    if not isinstance(answer, dict):
-        raise ValueError("what answers is not cloud-network-api")
-    if status == 200:
-        return answer
-    if "detail" in answer and "title" in answer:
-        raise Failure(UNREACHABLE if status == 503 else WRONG, safe(answer["detail"]))
-    raise ValueError(f"what answers is not cloud-network-api: status {status}")
+def nothing(claim: Claim) -> str:
+    """Return the sentence for a host without any state."""
+    doubt = claim.explain_doubt(time.time())
+    reason = f"{doubt}\n" if doubt else ""
+    return f"the metadata has never been read\n{reason}See: systemctl status {UNIT}; journalctl -u {UNIT}"
+
+
+def never_read(status: Status) -> str:
+    """Return why there is nothing of the metadata, for a person."""
+    if status["fetched_at"] is not None:
+        return "the metadata names no link of this host"
+    error = status["last_error"]
+    reason = f": {error['message']}" if error else ""
+    return f"the metadata has never been read{reason}"
+
+
+def warn_if_stale(claim: Claim) -> None:
+    """Say that what is shown may not be so any more."""
+    now = time.time()
+    if doubt := claim.explain_doubt(now):
+        note(f"out of date: {doubt}. See: systemctl status {UNIT}")
+    elif claim.status is not None and claim.stale(now):
+        note(f"out of date: the metadata was last read {claim.status['fetched_at'] or 'never'}. See: cnctl status")
+
+
+def _doubt(text: object) -> Doubt | None:
+    if text == FETCHER_RUNNING:
+        return None
+    return next((doubt for doubt in Doubt if doubt == text), Doubt.NOT_RUNNING)

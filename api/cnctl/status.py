@@ -1,138 +1,184 @@
-"""`cnctl status`: is my network right? On one screen, what is wrong first."""
+"""`cnctl status`: is the network healthy? On one screen, problems first."""
 
 from __future__ import annotations
 
+import subprocess
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
-from cloud_network.api import freshness
-from cloud_network.api.cnctl import layout
-from cloud_network.api.cnctl.failure import OK, WRONG
+from cloud_network.api.cnctl import output
 from cloud_network.api.cnctl.network import links
+from cloud_network.api.cnctl.output import GREEN, RED, YELLOW, Exit, Row, ago, count, safe
+from cloud_network.api.cnctl.source import FETCHER_RUNNING, Source
+from cloud_network.fetcher.state import Claim, Doubt
+from cloud_network.fetcher.status import ConflictStatus, LinkStatus, Status, age
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Iterator
-
-    from cloud_network.api.cnctl.layout import Row
-    from cloud_network.api.cnctl.source import Source
-    from cloud_network.fetcher.status import FightStatus, LinkStatus, Status
-
-RED, GREEN, YELLOW = 31, 32, 33
 COLOURS = {"ok": GREEN, "excluded": GREEN, "starting": YELLOW, "degraded": YELLOW, "drift": YELLOW}
+HEALTHY = ("ok", "excluded")
 DRIFT_LINES = 5
-"""Of a link's differences; the rest are counted."""
-FIGHTS = 3
-"""Changes that somebody else undoes; the rest are counted."""
+"""Changes of one link that are shown; the rest are counted."""
+CONFLICTS = 3
+"""Conflicts that are shown; the rest are counted."""
+WIDTH = 9
+FETCHER_UNIT = "cloud-network-fetcher.service"
 
 
-def run(arguments: argparse.Namespace, source: Source) -> int:
-    """Print the summary; WRONG unless all is well and known to be so."""
-    status, now = source.status(), time.time()
-    stale = status["stale"]
-    if arguments.json:
-        layout.show_json(status)
+def run(source: Source, as_json: bool) -> Exit:
+    """Print the summary; WRONG unless everything agrees and the state is current."""
+    claim = source.claim()
+    status, now = source.status_of(claim), time.time()
+    stale = claim.stale(now)
+    if as_json:
+        output.show_json({**status, "stale": stale, "fetcher": str(claim.doubt or FETCHER_RUNNING)})
     else:
-        limit = layout.columns()
-        state = f"{layout.safe(status['state'])}{', but out of date' if stale else ''}"
-        verdict = layout.rows([(state, _verdict(status))], 0, limit)
-        facts = layout.rows(_facts(status, now), 9, limit)
-        print(layout.coloured(verdict, RED if stale else COLOURS.get(status["state"], RED)))
-        print(facts)
-        if status["links"]:
-            print()
-            screen = layout.height()
-            room = screen - len(verdict.splitlines()) - len(facts.splitlines()) - 4 if screen else None
-            print("\n".join(_fitting(links(status), limit, room)))
-    return OK if status["state"] == "ok" and not stale else WRONG
+        _show(claim, status, now)
+    if claim.doubt is Doubt.NOT_RUNNING or _knows_nothing(status):
+        return Exit.SILENT
+    return Exit.OK if status["state"] == "ok" and not stale else Exit.WRONG
+
+
+def _knows_nothing(status: Status) -> bool:
+    """Return True for a host of no known cloud, or whose metadata has never been read."""
+    return status["fetched_at"] is None and status["state"] in ("starting", "error")
+
+
+def _show(claim: Claim, status: Status, now: float) -> None:
+    limit = output.columns()
+    known = "" if claim.doubt is None else "last known: "
+    verdict = output.rows([(_state(claim, status, now), known + _verdict(status))], 0, limit)
+    healthy = claim.doubt is None and not claim.stale(now)
+    print(output.coloured(verdict, COLOURS.get(status["state"], RED) if healthy else RED))
+    facts = output.rows([*_problems(claim, status, now), *_facts(status, now)], WIDTH, limit)
+    print(facts)
+    if status["links"]:
+        print()
+        screen = output.height()
+        room = screen - len(verdict.splitlines()) - len(facts.splitlines()) - 4 if screen else None
+        print("\n".join(_fitting(links(status), limit, room)))
+
+
+def _state(claim: Claim, status: Status, now: float) -> str:
+    if claim.doubt is not None:
+        return f"fetcher {claim.doubt}"
+    if status["fetched_at"] is None:
+        return f"{status['state']}, metadata never read"
+    return f"{status['state']}{', out of date' if claim.stale(now) else ''}"
 
 
 def _verdict(status: Status) -> str:
     found = links(status)
-    count = f"{len(found)} link{'' if len(found) == 1 else 's'}"
-    right = sum(link["actual"] for link in found)
-    wanted = sum(link["desired"] for link in found)
-    return f"{count}, {right} of {wanted} addresses, routes and rules in place"
+    actual = sum(link["actual"] for link in found)
+    desired = sum(link["desired"] for link in found)
+    return f"{count(len(found), 'link')}, {actual} of {desired} addresses, routes and rules in place"
+
+
+def _problems(claim: Claim, status: Status, now: float) -> Iterator[Row]:
+    """Yield what is wrong, the reason first."""
+    error, conflicts = status["last_error"], status["conflicts"]
+    if error:
+        yield "Error", f"{error['kind']}, {_since(error['at'], now)}: {error['message']}"
+    if doubt := claim.explain_doubt(now):
+        yield "Fetcher", f"{doubt}. See: systemctl status cloud-network-fetcher"
+        if failure := service_failure():
+            yield "Service", failure
+    for conflict in conflicts[:CONFLICTS]:
+        yield "Conflict", _conflict(conflict, now)
+    if len(conflicts) > CONFLICTS:
+        yield "Conflicts", f"and {len(conflicts) - CONFLICTS} more: cnctl status --json"
+    if status["unknown_macs"]:
+        macs = " ".join(status["unknown_macs"])
+        yield "Missing", f"interfaces that the metadata names and this host does not have: {macs}"
 
 
 def _facts(status: Status, now: float) -> Iterator[Row]:
-    fetched, netagent, error = status["fetched_at"], status["netagent"], status["last_error"]
-    yield "Provider", status["provider"]
-    yield (
-        "Metadata",
-        f"read {_ago(fetched, now)}, every {status['refresh_timer']:g} s, generation {status['generation']}"
-        if fetched
-        else "never read yet",
-    )
-    said = f"{netagent['verdict']}, {netagent['ops']} changes"
-    said += f", {_ago(netagent['at'], now)}" if netagent["at"] else ""
-    yield "Netagent", (said + (f": {netagent['reason']}" if netagent["reason"] else "")).split(" ")
-    if error:
-        yield "Error", f"{error['kind']}, {_ago(error['at'], now)}: {error['message']}".split(" ")
-    fights = status.get("fights", [])  # a fetcher before this one had none
-    for fight in fights[:FIGHTS]:
-        yield "Fight", _fight(fight, now).split(" ")
-    if len(fights) > FIGHTS:
-        yield "Fights", f"and {len(fights) - FIGHTS} more: cnctl status --json"
-    if status["unknown_macs"]:
-        yield "Not here", ["the metadata names links that this host lacks:", *status["unknown_macs"]]
-    for notice in status.get("notices", ()):  # a fetcher before this one had none
-        yield "Notice", notice.split()
+    netagent = status["netagent"]
+    yield "Provider", status["provider"] or "not known"
+    metadata = "never read"
+    if status["fetched_at"]:
+        period = f"every {status['refresh_timer']:g} s"
+        metadata = f"read {_since(status['fetched_at'], now)}, {period}, generation {status['generation']}"
+    yield "Metadata", metadata
+    compared = status["compared_at"]
+    yield "Kernel", f"compared {_since(compared, now)}" if compared else "never compared"
+    text = "no request yet"
+    if netagent["verdict"] != "none":
+        text = f"{netagent['verdict']}, {count(netagent['ops'], 'change')}"
+    if netagent["at"]:
+        text += f", {_since(netagent['at'], now)}"
+    yield "Netagent", text + (f": {netagent['reason']}" if netagent["reason"] else "")
+    for notice in status["notices"]:
+        yield "Notice", notice
 
 
-def _fight(fight: FightStatus, now: float) -> str:
-    made = (
-        f"made {fight['times']} times since {_ago(fight['since'], now)}, and undone" if fight["times"] else "not made"
-    )
-    who = f": {fight['by']}" if fight["by"] else ""
-    again = f"; again in {max(0.0, -freshness.age(fight['next_at'], now)):.0f} s" if fight["next_at"] else ""
-    return f"{fight['object']}: {made}{who}{again}"
+def service_failure() -> str | None:
+    """Return systemd's result of the fetcher if it is not running; None without systemd, or if it did not fail."""
+    if not Path("/run/systemd/system").is_dir():  # sd_booted(3)
+        return None
+    command = ["systemctl", "show", "--property=ActiveState,Result,ExecMainStatus", FETCHER_UNIT]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = dict(line.partition("=")[::2] for line in answer.stdout.splitlines())
+    if found.get("ActiveState") == "active" or found.get("Result") in (None, "", "success"):
+        return None
+    return f"{found.get('ActiveState')}, result {found['Result']}, exit status {found.get('ExecMainStatus')}"
 
 
-def _ago(at: str, now: float) -> str:
-    seconds = max(0.0, freshness.age(at, now))
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit} ago"
-    return f"{seconds:.0f} s ago"
+def _conflict(conflict: ConflictStatus, now: float) -> str:
+    times = f"made {count(conflict['times'], 'time')} since {_since(conflict['since'], now)}, and reverted"
+    by = f": {conflict['by']}" if conflict["by"] else ""
+    again = f"; next in {max(0.0, -age(conflict['next_at'], now)):.0f} s" if conflict["next_at"] else ""
+    return f"{conflict['object']}: {times if conflict['times'] else 'not made'}{by}{again}"
 
 
-def _fitting(found: list[LinkStatus], limit: int | None, room: int | None) -> list[str]:
-    """The table; where it would be higher than the room there is, links that are right give way, the last first."""
+def _since(at: str, now: float) -> str:
+    return ago(age(at, now))
+
+
+def _fitting(found: list[LinkStatus], limit: int, room: int | None) -> list[str]:
+    """Return the table; if it is higher than the room, healthy links are left out, the last first."""
     lines = list(_table(found, limit))
     if room is None or len(lines) <= room:
         return lines
-    wrong = [link for link in found if link["state"] not in ("ok", "excluded")]
-    right = [link for link in found if link["state"] in ("ok", "excluded")]
-    while right and len(lines) > room:
-        del right[-max(1, (len(lines) - room) // 3) :]  # a row has a few lines at most
-        lines = list(_table(sorted([*wrong, *right], key=lambda link: link["ifindex"]), limit))
-    return [*lines, f"… and {len(found) - len(wrong) - len(right)} links that are right: cnctl status network"]
+    unhealthy = [link for link in found if link["state"] not in HEALTHY]
+    healthy = [link for link in found if link["state"] in HEALTHY]
+    while healthy and len(lines) > room:
+        del healthy[-max(1, (len(lines) - room) // 3) :]  # a row has a few lines at most
+        lines = list(_table(sorted([*unhealthy, *healthy], key=lambda link: link["ifindex"]), limit))
+    left_out = len(found) - len(unhealthy) - len(healthy)
+    return [*lines, f"... and {count(left_out, 'healthy link')}: cnctl status network"]
 
 
-def _table(found: list[LinkStatus], limit: int | None) -> Iterator[str]:
-    """A row a link; gateways for which there is no room stand below it."""
+def _table(found: list[LinkStatus], limit: int) -> Iterator[str]:
+    """Yield a row for each link; gateways that do not fit stand below it."""
     head = ("LINK", "STATE", "ADDRESSES", "TABLE", "MTU", "GATEWAY")
-    cells = [tuple(layout.safe(cell) for cell in _cells(link)) for link in found]
+    cells = [tuple(safe(cell) for cell in _cells(link)) for link in found]
     widths = [max(len(row[column]) for row in (head, *cells)) for column in range(len(head))]
-    for row, link in zip((head, *cells), (None, *found), strict=True):
-        *texts, gateways = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        used, gap = len("  ".join(texts)), "  "
-        if link:
-            texts[1] = layout.coloured(texts[1], COLOURS.get(link["state"], RED))
-        line = "  ".join(texts)
-        for gateway in gateways.split():
-            if limit and used + len(gap) + len(gateway) > limit:
-                yield line.rstrip()
-                line, used, gap = "", 0, "  "
-            line += gap + gateway
-            used += len(gap) + len(gateway)
-            gap = " "
-        yield line.rstrip()
-        for line in link["drift"][:DRIFT_LINES] if link else ():
-            yield f"  {layout.safe(line)}"
-        if link and len(link["drift"]) > DRIFT_LINES:
-            yield f"  … and {len(link['drift']) - DRIFT_LINES} more: cnctl status --json"
+    yield from _row(head, widths, None, limit)
+    for row, link in zip(cells, found, strict=True):
+        yield from _row(row, widths, COLOURS.get(link["state"], RED), limit)
+        for line in link["drift"][:DRIFT_LINES]:
+            yield f"  {safe(line)}"
+        if len(link["drift"]) > DRIFT_LINES:
+            yield f"  ... and {len(link['drift']) - DRIFT_LINES} more: cnctl status --json"
+
+
+def _row(row: tuple[str, ...], widths: list[int], colour: int | None, limit: int) -> Iterator[str]:
+    *texts, gateways = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+    used, gap = len("  ".join(texts)), "  "
+    if colour:
+        texts[1] = output.coloured(texts[1], colour)
+    line = "  ".join(texts)
+    for gateway in gateways.split():
+        if used + len(gap) + len(gateway) > limit:
+            yield line.rstrip()
+            line, used, gap = "", 0, "  "
+        line += gap + gateway
+        used += len(gap) + len(gateway)
+        gap = " "
+    yield line.rstrip()
 
 
 def _cells(link: LinkStatus) -> tuple[str, ...]:

@@ -1,70 +1,97 @@
-"""`cnctl status system`: the instance's own facts, in the Go original's layout.
+"""`cnctl status system`: facts of the instance, in the Go original's layout; `--all` shows all that the metadata has.
 
-AWS has the original's table, with a line for every key; the others have the lines of `facts` that the metadata fill. A
-cloud without either is shown as its metadata is nested.
+AWS has the original's table, with a line for every key; other clouds have the lines of `facts` that their metadata
+fills. A cloud without either is shown as its metadata is nested.
 """
 
 from __future__ import annotations
 
-from cloud_network.api.cnctl import layout
+from collections.abc import Callable, Iterator
+
+from cloud_network.api.cnctl import output
 from cloud_network.api.cnctl.facts import FACTS
-from cloud_network.api.cnctl.source import say_if_stale
+from cloud_network.api.cnctl.output import Exit, Row, safe
+from cloud_network.api.cnctl.source import Source, warn_if_stale
+from cloud_network.fetcher.state import Document, Json
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Callable
-
-    from cloud_network.api.cnctl.layout import Row
-    from cloud_network.api.cnctl.source import Source
-    from cloud_network.fetcher.state import Document, Json
-
-    Column = tuple[str, str | Callable[[Document], str]]
+Column = tuple[str, str | Callable[[Document], str]]
 
 
-def run(arguments: argparse.Namespace, source: Source) -> int:
+def run(source: Source, as_json: bool, everything: bool) -> Exit:
     """Print the facts."""
     document = source.system()
-    if arguments.json:
-        layout.show_json(document)
-        return 0
-    status = source.status()
-    provider = status["provider"]
-    say_if_stale(status)
-    table = [("Cloud provider", provider), *rows(provider, document)]
-    print(layout.rows(table, max(len(key) for key, _ in table), layout.columns()))
-    return 0
+    if as_json:
+        output.show_json(document)
+        return Exit.OK
+    claim = source.claim()
+    provider = source.status_of(claim)["provider"]
+    warn_if_stale(claim)
+    found = flat("", document) if everything else rows(provider, document)
+    table: list[Row] = [("Cloud provider", provider), *found]
+    print(output.rows(table, max(len(key) for key, _ in table), output.columns()))
+    return Exit.OK
 
 
 def rows(provider: str, document: Document) -> list[Row]:
-    """Each key of the provider's table with its value, empty where the metadata has none."""
-    columns = TABLES.get(provider)
-    if columns is None and provider in FACTS:
-        return [(key, words) for key, *paths in FACTS[provider] if (words := _words(document, paths))]
-    if columns is None:
-        return list(_flat("", document))
-    return [(key, value(document) if callable(value) else _text(document, value)) for key, value in columns]
+    """Return the rows of the provider's table."""
+    if provider == "aws":
+        original = [(key, value(document) if callable(value) else _text(document, value)) for key, value in AWS]
+        return [*original, *_facts("aws", document)]
+    return _facts(provider, document) if provider in FACTS else flat("", document)
 
 
-def _at(document: Document, path: str) -> Json:
-    """Return what is at `key/key/…`, or under a key that is written so; None if there is nothing."""
-    if path in document:
-        return document[path]
-    found: Json = document
-    for key in path.split("/"):
-        found = found.get(key) if isinstance(found, dict) else None
+def flat(prefix: str, value: Json) -> list[Row]:
+    """Return a row for every value, keyed by its path."""
+    found: list[Row] = []
+    for path, text in _leaves(prefix, value):
+        found.append((safe(path), text))
     return found
 
 
+def _facts(provider: str, document: Document) -> list[Row]:
+    return [(key, found) for key, *paths in FACTS[provider] if (found := fact_words(document, paths))]
+
+
+def _leaves(path: str, value: Json) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(f"{path}/{key}" if path else key, item)
+    elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        for position, item in enumerate(value):
+            yield from _leaves(f"{path}/{position}", item)
+    else:
+        yield path, " ".join(map(str, value)) if isinstance(value, list) else _shown(value)
+
+
+def _at(value: Json, path: str) -> list[Json]:
+    """Return the values at `key/key/...`, or under a key that is written so; `*` is every item of a list or object."""
+    if not path:
+        return [] if value is None else [value]
+    if isinstance(value, dict) and path in value:
+        return [value[path]]
+    key, _, rest = path.partition("/")
+    if key == "*":
+        items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return [found for item in items for found in _at(item, rest)]
+    return _at(value[key], rest) if isinstance(value, dict) and key in value else []
+
+
+def _shown(value: Json) -> str:
+    return "" if value is None else str(value)
+
+
 def _text(document: Document, path: str) -> str:
-    found = _at(document, path)
-    if isinstance(found, list):
-        return " ".join(str(item) for item in found)
-    return "" if found is None or isinstance(found, dict) else str(found)
+    texts: list[str] = []
+    for found in _at(document, path):
+        if isinstance(found, list):
+            texts += [str(item) for item in found if not isinstance(item, dict | list | None)]
+        elif not isinstance(found, dict):
+            texts.append(_shown(found))
+    return " ".join(texts)
 
 
-def _words(document: Document, paths: list[str]) -> list[str]:
-    """Every value that there is; of a `path/` that ends so, what stands after the last slash."""
+def fact_words(document: Document, paths: list[str]) -> list[str]:
+    """Return every value that there is; of a path that ends in a slash, the part after the value's last slash."""
     found = []
     for path in paths:
         text = _text(document, path.removesuffix("/"))
@@ -73,7 +100,7 @@ def _words(document: Document, paths: list[str]) -> list[str]:
 
 
 def _named(**paths: str) -> Callable[[Document], str]:
-    """Several values in one: `Name:value Name:value`; empty when the metadata has none of them."""
+    """Return several values as `Name:value Name:value`; "" if the metadata has none of them."""
 
     def value(document: Document) -> str:
         texts = {name: _text(document, path) for name, path in paths.items()}
@@ -82,41 +109,30 @@ def _named(**paths: str) -> Callable[[Document], str]:
     return value
 
 
-def _flat(prefix: str, document: Document) -> list[Row]:
-    found: list[Row] = []
-    for key, value in document.items():
-        if isinstance(value, dict):
-            found += _flat(f"{prefix}{key}/", value)
-        else:
-            found.append((layout.safe(prefix + key), _text({"": value}, "")))
-    return found
-
-
-TABLES: dict[str, tuple[Column, ...]] = {
-    "aws": (
-        ("AmiID", "ami-id"),
-        ("Location", "ami-launch-index"),
-        ("BlockDeviceMapping", _named(Ami="block-device-mapping/ami", Root="block-device-mapping/root")),
-        ("Hostname", "hostname"),
-        ("PublicHostname", "public-hostname"),
-        ("LocalHostname", "local-hostname"),
-        ("InstanceAction", "instance-action"),
-        ("InstanceID", "instance-id"),
-        ("InstanceLifeCycle", "instance-life-cycle"),
-        ("InstanceType", "instance-type"),
-        (
-            "Placement",
-            _named(
-                AvailabilityZone="placement/availability-zone",
-                AvailabilityZoneID="placement/availability-zone-id",
-                Region="placement/region",
-            ),
+AWS: tuple[Column, ...] = (
+    ("AmiID", "ami-id"),
+    ("Location", "ami-launch-index"),
+    ("BlockDeviceMapping", _named(Ami="block-device-mapping/ami", Root="block-device-mapping/root")),
+    ("Hostname", "hostname"),
+    ("PublicHostname", "public-hostname"),
+    ("LocalHostname", "local-hostname"),
+    ("InstanceAction", "instance-action"),
+    ("InstanceID", "instance-id"),
+    ("InstanceLifeCycle", "instance-life-cycle"),
+    ("InstanceType", "instance-type"),
+    (
+        "Placement",
+        _named(
+            AvailabilityZone="placement/availability-zone",
+            AvailabilityZoneID="placement/availability-zone-id",
+            Region="placement/region",
         ),
-        ("Profile", "profile"),
-        ("Mac Address", "mac"),
-        ("LocalIpv4", "local-ipv4"),
-        ("PublicIpv4", "public-ipv4"),
-        ("Services Domain", "services/domain"),
-        ("Services Partition", "services/partition"),
     ),
-}
+    ("Profile", "profile"),
+    ("Mac Address", "mac"),
+    ("LocalIpv4", "local-ipv4"),
+    ("PublicIpv4", "public-ipv4"),
+    ("Services Domain", "services/domain"),
+    ("Services Partition", "services/partition"),
+)
+"""The table of the Go original."""

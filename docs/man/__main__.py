@@ -1,11 +1,10 @@
-"""`python docs/man DIRECTORY`: writes cnctl.1, cloud-network.8 and cloud-network.toml.5 there, in roff (man(7)).
+"""`python docs/man DIRECTORY`: writes the man pages of cnctl, cloud-network.8 and cloud-network.toml.5 there, in roff.
 
-One source: the parser that reads the command line, the configuration's KEYS, and words.py for the prose.
+click-man makes cnctl's pages from its commands; the others come from the configuration's KEYS and from words.py.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -15,36 +14,25 @@ from importlib.metadata import version
 from pathlib import Path
 
 import words
-from cloud_network.api.cnctl.main import parser
+from click_man.core import write_man_pages
+from cloud_network.api.cnctl.main import EXAMPLES, cli
 from cloud_network.fetcher.config import ENVIRONMENT, KEYS, Config
 
 Lines = Iterator[str]
 
 
 def main(directory: Path) -> None:
-    """Write the three pages."""
+    """Write the pages."""
     directory.mkdir(parents=True, exist_ok=True)
-    for name, lines in {"cnctl.1": cnctl(), "cloud-network.8": overview(), "cloud-network.toml.5": toml()}.items():
+    write_man_pages("cnctl", cli, version=version("cloud-network"), target_dir=str(directory), date=date())
+    with (directory / "cnctl.1").open("a", encoding="utf-8") as page:
+        page.write("\n".join(more_of_cnctl()) + "\n")
+    for name, lines in {"cloud-network.8": overview(), "cloud-network.toml.5": toml()}.items():
         (directory / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def cnctl() -> Lines:
-    """cnctl(1): from the parser, command by command."""
-    root = parser()
-    yield from head("cnctl", "1", "look at, and refresh, what cloud-network knows and does")
-    yield from section("SYNOPSIS")
-    yield r"\fBcnctl\fR [\fIoptions\fR] \fIcommand\fR [\fIoptions\fR]"
-    yield from section("DESCRIPTION")
-    yield from text(root.description or "")
-    yield from section("OPTIONS")
-    yield from options(root)
-    yield from section("COMMANDS")
-    for path, command in below(root):
-        yield f".SS {bold(' '.join(path))}{''.join(' ' + placeholder(action) for action in positionals(command))}"
-        yield from paragraphs(command.description or "")
-        for action in positionals(command):
-            yield from item(positional(action), action.help or "")
-        yield from options(command, {option for action in root._actions for option in action.option_strings})
+def more_of_cnctl() -> Lines:
+    """Yield the sections of cnctl(1) that click-man does not make."""
     yield from section("JSON")
     yield from text(words.JSON)
     yield from section("EXIT STATUS")
@@ -53,8 +41,9 @@ def cnctl() -> Lines:
     yield from items(words.FILES)
     yield from section("EXAMPLES")
     yield ".nf"
-    for line in (root.epilog or "").split("exit codes:")[0].splitlines()[1:]:
-        yield escape(line.strip()) if line.strip() else "."
+    for line in EXAMPLES.partition("Exit codes:")[0].splitlines()[2:]:
+        if line.strip() not in ("", "\b"):
+            yield escape(line.strip())
     yield ".fi"
     yield from see("cloud-network(8)", "cloud-network.toml(5)", "ip(8)")
 
@@ -109,60 +98,19 @@ def default(field: str) -> str:
     return hex(value) if field == "mark_mask" else str(value)
 
 
-# --- the command line ---
-
-
-def below(
-    found: argparse.ArgumentParser, path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:
-    """Every command, and the parts of each."""
-    for action in found._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for name, command in action.choices.items():
-                yield (*path, name), command
-                yield from below(command, (*path, name))
-
-
-def positionals(command: argparse.ArgumentParser) -> list[argparse.Action]:
-    """What stands without an option's name."""
-    return [
-        action
-        for action in command._actions
-        if not action.option_strings and not isinstance(action, argparse._SubParsersAction)
-    ]
-
-
-def positional(action: argparse.Action) -> str:
-    """As the synopsis has it."""
-    if action.choices:
-        return " | ".join(bold(str(choice)) for choice in action.choices)
-    return rf"\fI{escape(str(action.metavar or action.dest))}\fR"
-
-
-def placeholder(action: argparse.Action) -> str:
-    """As a heading has it."""
-    return rf"\fI{escape(str(action.metavar or action.dest).upper())}\fR"
-
-
-def options(command: argparse.ArgumentParser, known: set[str] | None = None) -> Lines:
-    """Each with its meaning; without those that every command has."""
-    for action in command._actions:
-        if action.option_strings and not set(action.option_strings) & (known or set()):
-            value = ""
-            if isinstance(action.metavar, str):
-                value = rf"[=\fI{action.metavar}\fR]" if action.nargs == "?" else rf" \fI{action.metavar}\fR"
-            yield from item(", ".join(map(bold, action.option_strings)) + value, action.help or "")
-
-
 # --- roff ---
 
 
 def head(name: str, number: str, what: str) -> Lines:
-    """The page's title. Its date is SOURCE_DATE_EPOCH's, so that the same source makes the same bytes."""
-    date = datetime.fromtimestamp(int(os.environ.get("SOURCE_DATE_EPOCH", time.time())), UTC).date()
-    yield f'.TH {name.upper()} {number} "{date}" "cloud\\-network {version("cloud-network")}"'
+    """Yield the page's title. Its date is SOURCE_DATE_EPOCH's, so that the same source makes the same bytes."""
+    yield f'.TH {name.upper()} {number} "{date()}" "cloud\\-network {version("cloud-network")}"'
     yield from section("NAME")
     yield rf"{escape(name)} \- {escape(what)}"
+
+
+def date() -> str:
+    """Return the date of SOURCE_DATE_EPOCH, or today."""
+    return str(datetime.fromtimestamp(int(os.environ.get("SOURCE_DATE_EPOCH", time.time())), UTC).date())
 
 
 def section(title: str) -> Lines:
@@ -181,17 +129,6 @@ def items(found: Mapping[str, str]) -> Lines:
     """Terms in bold, and their meanings."""
     for term, meaning in found.items():
         yield from item(bold(term), meaning)
-
-
-def paragraphs(said: str) -> Lines:
-    """Text with blank lines between paragraphs; indented lines stay as they are."""
-    for number, part in enumerate(said.strip().split("\n\n")):
-        if number:
-            yield ".PP"
-        for line in part.splitlines():
-            if line.startswith("  "):
-                yield ".br"
-            yield from text(line)
 
 
 def text(said: str) -> Lines:

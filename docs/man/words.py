@@ -1,35 +1,40 @@
-"""What the man pages say beyond the argparse tree and the configuration's KEYS: the meaning of each key, and prose."""
+"""What the man pages say beyond the commands and the configuration's KEYS: the meaning of each key, and prose."""
 
 from __future__ import annotations
 
 KEYS = {
-    "LogLevel": "How much is said. An operator needs info; debug adds every change in ip syntax.",
-    "LogFormat": "text is one logfmt line an event, json one object a line.",
-    "RefreshTimer": "Time between two readings of the metadata. What the cloud tells by itself is seen sooner.",
-    "ReadyTimeout": "How long a start may take before systemd is told that the service is up all the same, so that "
-    "what is ordered after it goes on without metadata. Whatever is late is configured when it comes.",
-    "Listen": "Where the REST server listens. Anything but loopback shows this host's network to others.",
-    "Supplementary": "Links that get a table and rules of their own even when the instance has no other.",
-    "Provider": "Which cloud this is; auto finds out from the firmware.",
+    "LogLevel": "The least level that is logged. An operator needs info; debug adds every change in ip syntax. "
+    "warn is warning.",
+    "LogFormat": "text is one logfmt line for each event, json one object.",
+    "RefreshTimer": "Time between two reads of the metadata. Changes that the cloud announces are read at once.",
+    "ReadyTimeout": "Time after which the service reports to systemd that it is up although the metadata has not been "
+    "read, so that units ordered after it start. The network is configured when the metadata arrives.",
+    "Listen": "Address and port of the REST server. Any address but loopback shows this host's network to others.",
+    "Supplementary": "Links that get a table and rules of their own even if the instance has only one interface.",
+    "Provider": "The cloud of this instance; auto detects it from the firmware.",
     "RouteTableBase": "A link's table has the number of this plus its ifindex.",
     "RulePriority": "The first of the 30 priorities of rules that belong to cloud-network.",
     "Rules": "aggregate: one rule for all addresses of a subnet on one link, as far as no other link has any in there. "
     "address: one for each, which every packet pays for; for hosts that send with their neighbours' addresses. "
     "original: that, and the `to ADDRESS` rules of the Go original, which never match but are looked for.",
-    "Exclude": "Links that are left as they are.",
-    "ExcludeAddresses": "Addresses that are left to containers, VRRP or others.",
-    "Prefixes": "What a delegated range becomes: a local route, source rules only, or nothing. By default the cloud's "
-    "own custom: local on Google Cloud, route elsewhere.",
+    "Manage": "all: every interface that the metadata names. primary: only the primary one, on hosts where another "
+    "program, such as a CNI plugin, configures the others.",
+    "Exclude": "Names of links that are not managed.",
+    "ExcludeAddresses": "Addresses that are left to containers, VRRP or other programs.",
+    "Prefixes": "A delegated range becomes a local route (local), source rules only (route), or nothing (ignore). "
+    "Default: local on Google Cloud, route elsewhere.",
     "ForwardedReplies": "mark: connections remember the interface they came by, so that replies of ports published by "
     "NAT leave there.",
     "MarkMask": "The bits of a packet's mark that ForwardedReplies= may use.",
-    "Purge": "on-stop: when the fetcher is stopped, a restart included, all that cloud-network put into the kernel is "
-    "taken away, and open connections through it break. never: the network stays as it is.",
-    "ConfirmTimeout": "How long a change waits to be confirmed before netagent takes it back.",
-    "AllowKinds": "Kinds of links besides hardware that netagent may change.",
+    "Purge": "on-stop: when the fetcher stops, also for a restart, everything that cloud-network added to the kernel "
+    "is removed, and open connections through it break. never: the network stays as it is.",
+    "ConfirmTimeout": "Time after which netagent rolls back a change that has not been confirmed.",
+    "AllowKinds": "Kinds of links, besides hardware, that netagent may change.",
     "AllowAddresses": "Addresses that netagent may give to a link, besides RFC 1918, 100.64.0.0/10, fc00::/7 and what "
     "the kernel learned on that link.",
-    "AuditFailure": "What netagent does with a change that it cannot write to the audit log.",
+    "AllowGateways": "Gateways that netagent accepts besides those that the kernel or the cloud's convention gives.",
+    "MaxObjects": "Number of addresses, routes and rules that netagent owns at most.",
+    "AuditFailure": "netagent refuses, or continues with, a change that it cannot write to the audit log.",
 }
 ENVIRONMENT = {
     "CLOUD_NETWORK_LOG_LEVEL": "Wins over LogLevel=.",
@@ -37,20 +42,24 @@ ENVIRONMENT = {
 }
 FILES = {
     "/etc/cloud-network/cloud-network.toml": "The configuration; see cloud-network.toml(5). Without it: the defaults.",
-    "/run/cloud-network/status.json": "What the fetcher believes; docs/status.schema.json describes it.",
-    "/run/cloud-network/control.sock": "What root may ask the fetcher for; cnctl uses it.",
-    "/run/cloud-network-netagent/netagent.sock": "Where netagent takes requests from the fetcher.",
-    "/var/log/cloud-network/audit.log": "Every change, asked for or made, in a hash chain; see cnctl audit.",
+    "/run/cloud-network/status.json": "The state of the fetcher; docs/status.schema.json describes it.",
+    "/run/cloud-network/fetcher.lock": "Locked by the running fetcher.",
+    "/run/cloud-network-api/api.sock": "The REST server, for cnctl.",
+    "/run/cloud-network/control.sock": "Commands of root to the fetcher; cnctl uses it.",
+    "/run/cloud-network-netagent/netagent.sock": "Requests of the fetcher to netagent.",
+    "/var/log/cloud-network/audit.log": "Every request to netagent, in a hash chain; see cnctl audit.",
 }
 EXIT = {
-    "0": "All is right; nothing is left to do.",
-    "1": "Drift, an error, or a broken link; plan: there is something to do.",
+    "0": "Healthy; nothing is left to do.",
+    "1": "Drift, an error, or a failed check; plan: changes are missing.",
     "2": "The command line is wrong.",
-    "3": "A daemon does not answer, or knows nothing yet.",
+    "3": "A daemon does not answer, or has nothing to say: no known cloud, or no metadata yet.",
+    "78": "The configuration is invalid (--config).",
+    "130": "Interrupted with Ctrl-C.",
 }
 JSON = """\
-With --json, the answer is one JSON value in ASCII. Keys are only added, never renamed or taken away, within a major
-version; /usr/share/doc/cloud-network/json.md has them all. Exit codes are the same, and what is not the answer goes to
+With --json, the answer is one JSON value in ASCII. Keys are only added within a major version, never renamed or
+removed; /usr/share/doc/cloud-network/json.md has them all. Exit codes are the same, and what is not the answer goes to
 standard error."""
 LOG = """\
 Fetcher and api log to standard error, each event one line as LogFormat= says; netagent writes the lines of its audit
@@ -66,8 +75,9 @@ DAEMONS = {
     "It has no capability. SIGHUP reads the configuration again; SIGTERM ends it, and Purge= says what stays.",
     "cloud-network-netagent": "The one process that may change the network: CAP_NET_ADMIN and nothing else. It checks "
     "every request as a whole, applies it in one batch, undoes it unless it is confirmed, and writes it down.",
-    "cloud-network-api": "Shows the state on Listen=, read-only. Under systemd, cloud-network-api.socket says where, "
-    "and Listen= has to agree: what differs is told in the log, by --check-config and by cnctl.",
+    "cloud-network-api": "Serves the state on Listen=, read-only, and to cnctl on a Unix socket. Under systemd, "
+    "cloud-network-api.socket sets the address, and Listen= must agree; the log and --check-config report "
+    "a difference.",
 }
 REMOVAL = """\
 What others put into the kernel is never changed. Routes and rules of cloud-network carry protocol number 209. An
@@ -76,6 +86,6 @@ leaves the network as it is, unless Purge= says otherwise. cnctl flush takes awa
 put back until cnctl refresh or until the fetcher is started again; cloud-network-fetcher --flush does so while no
 fetcher runs."""
 SYNTAX = """\
-Sections in brackets, and Key = "value" lines, as in TOML; numbers need no quotes. An unknown key or a bad value is an
-error that names file, line and the accepted values: the daemons refuse to start with one, and on reload keep their
-last good configuration. cloud-network-fetcher --check-config checks the file."""
+TOML 1.0. A value is a string, or a whole number with or without quotes. Keys are case-sensitive. An unknown key or a
+bad value is an error that names file, line, key, value and what is accepted: the daemons refuse to start with one, and
+on reload keep their last good configuration. cloud-network-fetcher --check-config checks the file."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 
-from cloud_network.fetcher.metadata.model import IPAddress, IPNetwork
+from cloud_network.fetcher.metadata.model import IPAddress, IPInterface, IPNetwork
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,13 @@ class Address:
     address: IPAddress
     prefix: int
     connected: bool
+
+    @property
+    def interface(self) -> IPInterface:
+        """The address with its prefix length."""
+        if isinstance(self.address, IPv4Address):
+            return IPv4Interface((self.address, self.prefix))
+        return IPv6Interface((self.address, self.prefix))
 
 
 @dataclass(frozen=True, slots=True)

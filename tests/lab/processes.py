@@ -20,6 +20,16 @@ SCRIPTS = Path(sys.executable).parent
 """Console scripts lie beside the interpreter. Not resolved: that of a virtual environment is a link."""
 
 
+ISOLATED = {"netagent": "cloud_network.netagent"}
+"""Modules that root may start only in an isolated interpreter, as the installed programs do."""
+
+
+def _program(name: str) -> list[str]:
+    if name in ISOLATED:
+        return [sys.executable, "-I", "-m", ISOLATED[name]]
+    return [str(SCRIPTS / f"cloud-network-{name}")]
+
+
 class Daemons:
     def __init__(self, instance: Room) -> None:
         self._instance = instance
@@ -32,9 +42,7 @@ class Daemons:
         if self.running(name):
             raise LabError(f"{name} is running already")
         with (self._logs / name).open("ab") as log:
-            self._running[name] = self._instance.popen(
-                [str(SCRIPTS / f"cloud-network-{name}"), *argv], stdout=log, stderr=log, env=env
-            )
+            self._running[name] = self._instance.popen([*_program(name), *argv], stdout=log, stderr=log, env=env)
 
     def running(self, name: str) -> bool:
         return name in self._running and self._running[name].poll() is None

@@ -104,7 +104,7 @@ class Chaos:
                 error.add_note("\n".join(self.differences()))
                 said = status(self.lab)
                 drift = [line for link in said["links"].values() for line in link["drift"]]
-                keys = ("state", "last_error", "netagent", "fights", "unknown_macs")
+                keys = ("state", "last_error", "netagent", "conflicts", "unknown_macs")
                 error.add_note("\n".join([*drift, *(f"{key}: {said[key]}" for key in keys)]))
             error.add_note(f"seed {self.seed}, after {self.events} events; the last:\n  " + "\n  ".join(self._last))
             raise

@@ -183,9 +183,9 @@ def test_a_forwarded_address_that_is_public_is_withheld_until_it_is_allowed() ->
 
 
 def test_a_destination_behind_an_extra_route_answers() -> None:
-    """A neighbour is the gateway of a network that the cloud's own router knows nothing of."""
+    """A neighbour is the gateway of a network that the cloud's own router does not know; AllowGateways= names it."""
     with Lab(Spec.cloud("openstack", 2, 3)) as lab:
-        lab.write_config(CONFIG)
+        lab.write_config(CONFIG + f'AllowGateways = "{neighbour_address(lab.nics[1].subnet)}"\n')
         lab.start("netagent")
         lab.start("fetcher")
         nic = lab.nics[1]

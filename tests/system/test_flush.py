@@ -69,7 +69,8 @@ def test_flush_takes_away_what_is_ours_until_a_refresh(lab: Lab) -> None:
     answer = json.loads(ended.stdout)
     assert nothing_is_ours(lab)
     assert foreign(lab) == before
-    [line] = [line for line in audit(lab) if line["request"] == "flush"]
+    [started, line] = [line for line in audit(lab) if line["request"] == "flush"]
+    assert (started["verdict"], started["removals"]) == ("started", answer["removed"])
     assert (line["id"], line["verdict"], len(line["ops"])) == (answer["request"], "applied", answer["removed"])
 
     # neither an event nor the metadata brings it back
@@ -83,7 +84,7 @@ def test_flush_takes_away_what_is_ours_until_a_refresh(lab: Lab) -> None:
     assert "flushed on request" in status(lab)["last_error"]["message"]
     plan = as_root(lab, "cnctl", "plan")
     assert plan.returncode == 1
-    assert "the network was flushed: nothing of this happens before `sudo cnctl refresh`" in plan.stderr
+    assert "the network was flushed: no change is made before `sudo cnctl refresh`" in plan.stderr
 
     assert as_root(lab, "cnctl", "refresh").returncode == 0
     settle(lab)

@@ -9,7 +9,6 @@ import pytest
 from tests.lab import Interface, Lab, Spec
 from tests.system.job import (
     CONFIG,
-    audit,
     cnctl,
     errors,
     ip,
@@ -177,12 +176,7 @@ def test_without_a_usable_configuration_the_fetcher_does_not_start() -> None:
         assert "Traceback" not in lab.log("fetcher")
 
 
-def refusals(lab: Lab, link: int) -> list[float]:
-    """When a request was refused on account of this link, in seconds."""
-    return [line["monotonic_us"] / 1e6 for line in audit(lab) if line.get("link") == link]
-
-
-def test_a_refusal_of_netagents_is_shown_with_its_cure_and_not_repeated_in_haste() -> None:
+def test_a_refusal_is_shown_with_the_key_that_allows_it() -> None:
     """Here: the operator has not allowed the lab's kind of links to netagent, only told the fetcher of it later."""
     with Lab(Spec.aws(interfaces=2, addresses=2)) as lab:
         lab.write_config("")
@@ -190,13 +184,7 @@ def test_a_refusal_of_netagents_is_shown_with_its_cure_and_not_repeated_in_haste
         lab.wait_for(lambda: "ready" in lab.log("netagent"), 10, "netagent to have read its configuration")
         lab.write_config(CONFIG)
         lab.start("fetcher")
-        links = {link["ifname"]: link["ifindex"] for link in ip(lab, "link")}
-        for nic in lab.nics:  # each link is refused as a whole, once, and not again before a pause
-            lab.wait_for(lambda index=links[nic.name]: len(refusals(lab, index)) >= 2, 10, "two refusals")  # type: ignore[misc]
-            first, second, *_ = refusals(lab, links[nic.name])
-            assert second - first > 0.7
-        lab.wait_for(lambda: status(lab)["netagent"]["verdict"] == "refused", 10, "the fetcher to have heard of them")
-        assert status(lab)["state"] == "degraded"
+        lab.wait_for(lambda: status(lab).get("state") == "degraded", 10, "the refusals")
         assert 'AllowKinds="veth"' in status(lab)["last_error"]["message"]
         assert len([line for line in errors(lab) if "refused" in line]) == 1
         assert any(link["drift"] for link in status(lab)["links"].values())

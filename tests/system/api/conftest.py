@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cloud_network.fetcher.state import StateDirectory
-from cloud_network.fetcher.status import AddressStatus, LinkStatus, Status
+from cloud_network.fetcher.state import RunLock, StateDirectory, boot_id
+from cloud_network.fetcher.status import AddressStatus, LinkStatus, Status, rfc3339
 
 BIN = Path(sys.executable).parent
 SYSTEM: dict[str, Any] = {
@@ -47,12 +47,23 @@ SYSTEM: dict[str, Any] = {
 }
 
 
+RUN = "0123456789abcdef"
+"""Id of the fetcher that the tests stand for."""
+
+
 def now(seconds_ago: float = 0) -> str:
     return (datetime.now(UTC) - timedelta(seconds=seconds_ago)).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def address(text: str, *public: str, present: bool = True) -> AddressStatus:
-    return {"address": text, "prefix_length": 24, "public": list(public), "present": present, "owned": present}
+    return {
+        "address": text,
+        "prefix_length": 24,
+        "kernel_prefix_length": 24 if present else None,
+        "public": list(public),
+        "present": present,
+        "owned": present,
+    }
 
 
 def link(ifindex: int, name: str, addresses: list[AddressStatus], **changes: Any) -> LinkStatus:
@@ -67,6 +78,7 @@ def link(ifindex: int, name: str, addresses: list[AddressStatus], **changes: Any
         "gateways": [f"10.0.{ifindex - 2}.1"],
         "subnets": [f"10.0.{ifindex - 2}.0/24"],
         "addresses": addresses,
+        "ranges": [],
         "desired": 31,
         "actual": 31,
         "drift": [],
@@ -76,12 +88,16 @@ def link(ifindex: int, name: str, addresses: list[AddressStatus], **changes: Any
 
 def status(*links: LinkStatus, **changes: Any) -> Status:
     found: Status = {
-        "version": 1,
+        "version": 2,
+        "run": RUN,
+        "boot_id": boot_id(),
+        "renew_by": rfc3339(600),
         "generation": 7,
         "provider": "aws",
         "state": "ok",
         "fetched_at": now(12),
         "attempted_at": now(12),
+        "compared_at": now(3),
         "written_at": now(),
         "refresh_timer": 300.0,
         "last_error": None,
@@ -97,6 +113,7 @@ def status(*links: LinkStatus, **changes: Any) -> Status:
         "links": {str(link["ifindex"]): link for link in links},
         "unknown_macs": [],
         "notices": [],
+        "conflicts": [],
     }
     return found | changes  # type: ignore[return-value]
 
@@ -130,14 +147,17 @@ def home() -> Iterator[Path]:
 
 
 @pytest.fixture
-def state(home: Path) -> StateDirectory:
+def state(home: Path) -> Iterator[StateDirectory]:
     """An empty one, always at the same place: the server of the session sees a fetcher that starts afresh."""
     shutil.rmtree(home / "run", ignore_errors=True)
     for log in home.glob("audit.log*"):
         log.unlink()
     directory = StateDirectory(home / "run")
     directory.prepare()
-    return directory
+    lock = RunLock(directory)
+    Path(directory.lock_path).write_text(RUN)
+    yield directory
+    lock.close()
 
 
 @pytest.fixture
@@ -167,6 +187,7 @@ class Server:
     """A real cloud-network-api on an ephemeral port of loopback."""
 
     port: int
+    socket: Path
     config: Path
     log: Path
     process: subprocess.Popen[bytes] = field(repr=False)
@@ -212,15 +233,22 @@ def serve(home: Path) -> Iterator[Callable[[], Server]]:
     started: list[Server] = []
 
     def start() -> Server:
-        with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
+        with (
+            socket.create_server(("127.0.0.1", 0), backlog=512) as listener,
+            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as unix,
+        ):
             port = listener.getsockname()[1]
+            path = home / f"{port}.sock"
+            unix.bind(str(path))
+            path.chmod(0o666)
+            unix.listen(512)
             config, log = home / f"{port}.toml", home / f"{port}.log"
             config.write_text(f'[Network]\nListen = "127.0.0.1:{port}"\n')
             command = [str(BIN / "cloud-network-api"), "--config", str(config), "--state", str(home / "run")]
             command += ["--log", str(home / "audit.log")]
             with log.open("wb") as output:
-                process = activated(command, listener, stderr=output, cwd="/", **unprivileged())
-        started.append(Server(port, config, log, process))
+                process = activated(command, listener, unix, stderr=output, cwd="/", **unprivileged())
+        started.append(Server(port, path, config, log, process))
         return started[-1]
 
     yield start
@@ -261,13 +289,11 @@ class Ended:
 
 @pytest.fixture
 def cnctl(state: StateDirectory, home: Path) -> Callable[..., Ended]:
-    """Run cnctl on `state`; with no server given, on a port where nobody listens."""
+    """Run cnctl on `state`; with no server given, on a socket that does not exist."""
 
     def run(*arguments: str, server: Server | None = None, env: dict[str, str] | None = None, **more: Any) -> Ended:
-        config = server.config if server else home / "nobody.toml"
-        if not server:
-            config.write_text(f'[Network]\nListen = "127.0.0.1:{free_port()}"\n')
-        command = [str(BIN / "cnctl"), "--config", str(config), "--state", state.path, *arguments]
+        path = server.socket if server else home / "nobody.sock"
+        command = [str(BIN / "cnctl"), "--socket", str(path), "--state", state.path, *arguments]
         environ = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "NO_COLOR")}
         ended = subprocess.run(
             command, capture_output=True, text=True, timeout=60, check=False, env=environ | (env or {}), cwd="/", **more

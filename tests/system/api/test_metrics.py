@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from cloud_network.fetcher.state import StateDirectory
-from cloud_network.fetcher.status import FightStatus
+from cloud_network.fetcher.status import ConflictStatus
 from prometheus_client.parser import text_string_to_metric_families
 
 from .conftest import Server, address, free_port, link, now, status, two_links, wait_for
@@ -69,28 +69,41 @@ def test_the_numbers_are_the_statuss(server: Server, state: StateDirectory) -> N
     assert [name for name in found if name.startswith("cloud_network_info{provider=aws,version=")]
 
 
-def fight(number: int) -> FightStatus:
+def conflict(number: int) -> ConflictStatus:
     change = f"ip rule add pref 31000 from 10.0.0.{number} lookup 10001 protocol 209"
     return {"object": change, "times": number, "since": now(60), "next_at": now(-5), "by": None}
 
 
-def test_fights_are_counted_and_the_first_of_them_have_a_name(server: Server, state: StateDirectory) -> None:
-    state.write_status(status(fights=[fight(number) for number in range(1, 31)]))
+def test_conflicts_are_counted_and_the_first_are_named(server: Server, state: StateDirectory) -> None:
+    state.write_status(status(conflicts=[conflict(number) for number in range(1, 31)]))
     found = samples(server)
-    assert found["cloud_network_fights{}"] == 30
-    named = {name: value for name, value in found.items() if name.startswith("cloud_network_fight_attempts")}
+    assert found["cloud_network_conflicts{}"] == 30
+    named = {name: value for name, value in found.items() if name.startswith("cloud_network_conflict_attempts")}
     assert list(named.values()) == [*range(1, 21)]
-    assert named[f"cloud_network_fight_attempts{{object={fight(7)['object']}}}"] == 7
+    assert named[f"cloud_network_conflict_attempts{{object={conflict(7)['object']}}}"] == 7
 
 
-def test_a_fetcher_of_old_knows_no_fights(server: Server, state: StateDirectory) -> None:
-    state.write_status(status())
-    assert samples(server)["cloud_network_fights{}"] == 0
-
-
-def test_what_was_never_read_has_no_time(server: Server, state: StateDirectory) -> None:
+def test_never_read_metadata_has_the_time_0(server: Server, state: StateDirectory) -> None:
     state.write_status(status(fetched_at=None, state="starting"))
-    assert not [name for name in samples(server) if "last_success" in name]
+    assert samples(server)["cloud_network_last_success_timestamp_seconds{}"] == 0
+
+
+@pytest.mark.parametrize("content", [None, "{half"])
+def test_metrics_without_a_state_say_unknown(running: Server, state: StateDirectory, content: str | None) -> None:
+    if content:
+        Path(state.status_path).write_text(content)
+    found = samples(running)
+    assert found["cloud_network_state{state=unknown}"] == 1
+    assert found["cloud_network_fetcher_up{}"] == 0
+    assert found["cloud_network_last_success_timestamp_seconds{}"] == 0
+
+
+def test_state_of_a_stopped_fetcher_is_unknown(server: Server, state: StateDirectory) -> None:
+    assert samples(server)["cloud_network_state{state=ok}"] == 1
+    Path(state.lock_path).unlink()
+    found = samples(server)
+    assert (found["cloud_network_state{state=ok}"], found["cloud_network_state{state=unknown}"]) == (0, 1)
+    assert found["cloud_network_fetcher_up{}"] == 0
 
 
 def test_a_hostile_name_stays_one_label(server: Server, state: StateDirectory) -> None:
@@ -112,10 +125,14 @@ def test_promtool_finds_nothing_to_say(server: Server) -> None:
 
 RULES = {
     "CloudNetworkDown": {'up{job="cloud-network"}': "0x20"},
+    "CloudNetworkFetcherDown": {"cloud_network_fetcher_up": "0x60"},
+    "CloudNetworkNeverRead": {"cloud_network_last_success_timestamp_seconds": "0x60"},
     "CloudNetworkMetadataStale": {
-        "cloud_network_last_success_timestamp_seconds": "0x60",
+        "cloud_network_last_success_timestamp_seconds": "1x60",
         "cloud_network_refresh_interval_seconds": "300x60",
     },
+    "CloudNetworkDegraded": {'cloud_network_state{state="degraded"}': "1x60"},
+    "CloudNetworkError": {'cloud_network_state{state="error"}': "1x60"},
     "CloudNetworkAddressesMissing": {
         'cloud_network_addresses{link="eth0",state="desired"}': "15x60",
         'cloud_network_addresses{link="eth0",state="actual"}': "14x60",
@@ -123,20 +140,24 @@ RULES = {
         'cloud_network_addresses{link="eth1",state="actual"}': "15x60",
     },
     "CloudNetworkDrift": {'cloud_network_drift{link="eth0"}': "3x60"},
-    "CloudNetworkFight": {"cloud_network_fights": "0x10 1x50"},
+    "CloudNetworkConflict": {"cloud_network_conflicts": "0x10 1x50"},
     "CloudNetworkRollback": {"cloud_network_rollbacks_total": "0x10 1x50"},
     "CloudNetworkRefused": {'cloud_network_netagent_requests_total{verdict="refused"}': "0x10 1x50"},
 }
-"""What makes each rule speak, in promtool's notation of a value a minute."""
+"""Values that make each rule fire, in promtool's notation of a value a minute."""
 QUIET = {
     'up{job="cloud-network"}': "1x60",
-    "cloud_network_last_success_timestamp_seconds": "0+60x60",
+    "cloud_network_fetcher_up": "1x60",
+    'cloud_network_state{state="ok"}': "1x60",
+    'cloud_network_state{state="degraded"}': "0x60",
+    'cloud_network_state{state="error"}': "0x60",
+    "cloud_network_last_success_timestamp_seconds": "1+60x60",
     "cloud_network_refresh_interval_seconds": "300x60",
     'cloud_network_addresses{link="eth0",state="desired"}': "15x60",
     'cloud_network_addresses{link="eth0",state="actual"}': "15x60",
     'cloud_network_drift{link="eth0"}': "0x60",
     "cloud_network_drift_repaired_total": "5x60",
-    "cloud_network_fights": "0x60",
+    "cloud_network_conflicts": "0x60",
     "cloud_network_rollbacks_total": "1x60",
     'cloud_network_netagent_requests_total{verdict="refused"}': "1x60",
 }
@@ -181,8 +202,8 @@ def test_each_rule_speaks_when_it_should(tmp_path: Path, name: str) -> None:
 
 
 @debian
-def test_many_repairs_are_a_fight_as_well(tmp_path: Path) -> None:
-    tried = unit_test(tmp_path, {"cloud_network_drift_repaired_total": "0+2x60"}, {"CloudNetworkFight": True})
+def test_many_repairs_are_a_conflict_as_well(tmp_path: Path) -> None:
+    tried = unit_test(tmp_path, {"cloud_network_drift_repaired_total": "0+2x60"}, {"CloudNetworkConflict": True})
     assert tried.returncode == 0, tried.stdout + tried.stderr
 
 
@@ -237,4 +258,4 @@ def test_a_real_prometheus_scrapes_it(prometheus: int, state: StateDirectory) ->
     wait_for(lambda: bool(query(prometheus, missing)), 60)
     wait_for(lambda: bool(query(prometheus, 'ALERTS{alertname="CloudNetworkAddressesMissing"}')), 60)
     Path(state.status_path).unlink()
-    wait_for(lambda: bool(query(prometheus, 'up{job="cloud-network"} == 0')), 60)
+    wait_for(lambda: bool(query(prometheus, 'cloud_network_state{state="unknown"} == 1')), 60)

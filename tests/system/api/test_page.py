@@ -44,7 +44,7 @@ def text(answer: Answer, code: int = 200) -> str:
 def test_when_all_is_well_it_says_so_and_shows_every_link(server: Server, home: Path) -> None:
     (home / "audit.log").write_text(audit_line(1) + audit_line(2, verdict="refused", reason="not allowed"))
     said = text(server.ask("/"))
-    assert "✓ The network is right" in said
+    assert "✓ Healthy: 2 interfaces, 4 addresses" in said
     for part in ("eth0", "table 10001", "10.0.0.1", "10.0.0.4/24 public 104.42.20.194", "eth1", "table 10009"):
         assert part in said
     assert "2026-01-02T03:04:02 refused apply: 2 × rule add, 1 × address add not allowed" in said
@@ -63,22 +63,22 @@ def test_what_is_wrong_comes_first(server: Server, state: StateDirectory) -> Non
             last_error={"at": now(), "kind": "metadata", "message": "no answer in time"},
             netagent={"verdict": "refused", "request": "r", "at": now(), "reason": "outside AllowAddresses=", "ops": 1},
             unknown_macs=["02:00:00:00:00:07"],
-            fights=[{"object": "ip rule add 7", "times": 9, "since": now(60), "next_at": None, "by": "eth9 has it"}],
+            conflicts=[{"object": "ip rule add 7", "times": 9, "since": now(60), "next_at": None, "by": "eth9"}],
             notices=["eth3 is a vlan"],
         )
     )
     said = text(server.ask("/"))
-    parts = ["✗ 7 things are wrong", "out of date", "no answer in time", "outside AllowAddresses=", "30 of 31"]
-    parts += ["eth2: the metadata names it", "ip rule add 7, made 9 times since", "by: eth9 has it"]
+    parts = ["✗ 7 problems", "no answer in time", "out of date", "outside AllowAddresses=", "30 of 31"]
+    parts += ["eth2: named by the metadata", "ip rule add 7: made 9 times since", "reverted by eth9"]
     parts += ["02:00:00:00:00:07", "eth3 is a vlan", "1 change needed", "ip address add 10.0.0.5/32"]
-    parts += ["2 addresses, 1 missing", "✗ 10.0.0.5/24", "nothing can leave by it", "10.0.9.4/24"]
+    parts += ["2 addresses, 1 missing", "✗ 10.0.0.5/24", "Missing on this host.", "10.0.9.4/24"]
     positions = [said.find(part) for part in parts]
     assert -1 not in positions
     assert positions == sorted(positions)
 
 
 def test_it_is_made_anew_when_the_state_or_the_log_changes(server: Server, filled: StateDirectory, home: Path) -> None:
-    assert "no audit log" in text(server.ask("/"))
+    assert "No audit log" in text(server.ask("/"))
     (home / "audit.log").write_text(audit_line(1))
     assert "03:04:01" in text(server.ask("/"))
     with (home / "audit.log").open("a") as log:
@@ -110,11 +110,11 @@ def everywhere(hostile: str) -> Any:
         link(2, hostile, [where, where], **changes),
         provider=hostile,
         state="error",
-        last_error={"at": hostile, "kind": hostile, "message": hostile},
+        last_error={"at": hostile, "kind": "kernel", "message": hostile},
         netagent={"verdict": "refused", "request": hostile, "at": hostile, "reason": hostile, "ops": 1},
         unknown_macs=[hostile],
         notices=[hostile],
-        fights=[{"object": hostile, "times": 5, "since": hostile, "next_at": hostile, "by": hostile}],
+        conflicts=[{"object": hostile, "times": 5, "since": hostile, "next_at": hostile, "by": hostile}],
     )
     found["links"]["2"]["ranges"] = [hostile]
     peer = {"unit": hostile, "uid": hostile}
@@ -163,6 +163,15 @@ def test_a_browser_shows_it_and_has_nothing_to_complain_of(
     state.write_status(found)
     (home / "audit.log").write_text(lines)
     shown, console = browser.dom(f"http://127.0.0.1:{server.port}/", tmp_path)
-    assert "<title>Wrong · cloud-network</title>" in shown
+    assert "<title>Problems · cloud-network</title>" in shown
     assert shown.count("<svg") == 1
     assert console == ""
+
+
+def test_states_of_links_are_last_known_without_a_fetcher(server: Server, state: StateDirectory) -> None:
+    state.write_status(status(link(2, "eth0", [address("10.0.0.4")])))
+    assert "last known" not in text(server.ask("/"))
+    Path(state.lock_path).unlink()
+    said = text(server.ask("/"))
+    assert "Fetcher: the fetcher is not running; last state written" in said
+    assert "eth0 last known: ok" in said

@@ -333,4 +333,4 @@ def whole(lab: Lab) -> None:
     cnctl = [sys.executable, "-m", "cloud_network.api.cnctl.main", "audit", "--log", str(lab.path(AUDIT)), "--verify"]
     done = subprocess.run(cnctl, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
-    assert done.stdout.startswith("whole: ")
+    assert done.stdout.startswith("OK: ")

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-
-from cloud_network.netagent import protocol
 
 from tests.lab import Lab
 from tests.lab.processes import USERS
@@ -34,23 +30,10 @@ def become(uid: int) -> list[str]:
 
 
 class As(Wire):
-    """A connection of somebody else: SO_PEERCRED is of the moment of connect(2)."""
+    """A connection of a process in the instance with another uid, and the gid of the same number."""
 
     def __init__(self, lab: Lab, uid: int = FETCHER) -> None:
-        self.socket = socket.socket(socket.AF_UNIX)
-        place = os.open(lab.path(protocol.SOCKET), os.O_PATH)  # only root gets there through /proc/PID/root
-        os.setegid(uid)
-        os.seteuid(uid)
-        try:
-            self.socket.connect(f"/proc/self/fd/{place}")
-        finally:
-            os.seteuid(0)
-            os.setegid(0)
-            os.close(place)
-        self.socket.settimeout(10)
-
-    def close(self) -> None:
-        self.socket.close()
+        super().__init__(lab, prefix=become(uid))
 
 
 def mapped(lab: Lab, who: Sequence[str], table: str, *then: str) -> dict[str, str]:

@@ -103,14 +103,7 @@ def test_nobody_reaches_the_process_or_its_files(lab: Lab, who: str) -> None:
     assert [lab.path(path).stat().st_mode for path in (AUDIT, protocol.SOCKET)] == [stats[0].st_mode, stats[2].st_mode]
     assert Path(f"/proc/{lab.daemons.pid('netagent')}/limits").read_text() == limits
     refused = [line for line in audit_lines(lab)[len(lines.splitlines()) :] if line["verdict"] == "refused"]
-    if "fetcher" in who:
-        assert (answered, refused) == ("allowed", [])
-    else:
-        assert answered in ("hung up", "EPIPE", "ECONNRESET")
-        assert {line["request"] for line in refused} == {"connect"}
-        assert {line["reason"] for line in refused} == {
-            f"uid {line['peer']['uid']} may not connect" for line in refused
-        }
+    assert (answered, refused) == ("allowed" if "fetcher" in who else "EACCES", [])
     whole(lab)
 
 
@@ -121,15 +114,6 @@ def test_even_a_process_like_it_does_not_see_its_inside(lab: Lab) -> None:
     assert (said.pop("uid"), said.pop("connect") != "allowed") == (str(USERS["cloud-network-netagent"]), True)
     assert len(said) > 25
     assert {name: how for name, how in said.items() if how not in ("EPERM", "EACCES")} == {}
-
-
-@pytest.mark.parametrize("uid", [65534, USERS["cloud-network-api"], USERS["cloud-network-netagent"], FETCHER + 1000])
-def test_another_user_is_hung_up_on_and_that_is_written_down(lab: Lab, uid: int) -> None:
-    lines = len(audit_lines(lab))
-    with As(lab, uid) as wire, pytest.raises(OSError, match=r"hung up|Broken pipe|reset"):
-        wire.ask(request="status")
-    (line,) = audit_lines(lab)[lines:]
-    assert (line["request"], line["verdict"], line["reason"]) == ("connect", "refused", f"uid {uid} may not connect")
 
 
 STRANGERS = {
@@ -145,13 +129,8 @@ STRANGERS = {
 @pytest.mark.parametrize("how", STRANGERS)
 def test_a_strangers_root_of_a_user_namespace_is_a_stranger(lab: Lab, how: str, nested: list[str]) -> None:
     uid, table = STRANGERS[how]
-    lines = len(audit_lines(lab))
     said = mapped(lab, become(uid), table, *nested)
-    assert said["uid"] == "0"
-    assert said["connect"] in ("hung up", "EPIPE", "ECONNRESET")
-    for line in audit_lines(lab)[lines:]:
-        assert (line["request"], line["verdict"]) == ("connect", "refused")
-        assert line["peer"]["uid"] == int(table.split()[1])
+    assert (said["uid"], said["connect"]) == ("0", "EACCES")
 
 
 # As many as this process knows: an ordinary user's tests run in a user namespace themselves.
@@ -295,7 +274,7 @@ def test_a_flood_of_refusals_fills_no_more_of_the_disk_than_the_rotation_allows(
     frame = protocol.encode({"request": "apply", "id": "x" * 64, "ops": [op] * 4096, "confirm_within": 0})
     before = len(audit_lines(lab))
     for _ in range(2):
-        os.truncate(log, MAX_FILE - len(frame))  # so that not all of this has to be sent
+        os.truncate(log, MAX_FILE - len(frame) // 4)  # so that not all of this has to be sent
         first = log.stat().st_ino
         with As(lab) as wire:
             for _ in range(4):
@@ -315,17 +294,6 @@ def test_a_flood_of_refusals_fills_no_more_of_the_disk_than_the_rotation_allows(
     for file in files:
         file.unlink()
     log.write_text("")  # for the tests that come; the lab is not the place for a rule that nobody may do this
-
-
-def test_strangers_that_connect_again_and_again_do_not_fill_the_log(lab: Lab) -> None:
-    before = len(audit_lines(lab))
-    for _ in range(1000):
-        with As(lab, 65534):
-            pass
-    lab.wait_for(lambda: serves(lab))
-    lines = audit_lines(lab)[before:]
-    assert lines
-    assert len(lines) < 200
 
 
 FORGERY = ',"hash":"' + "0" * 9 + '"}\n{"seq":1,"x":"'
@@ -373,20 +341,21 @@ def test_no_text_of_a_client_forges_a_line_or_reaches_a_terminal(lab: Lab, where
     assert all(character.isprintable() for character in shown.decode() if character != "\n")
 
 
-def test_the_fetcher_is_served_while_a_stranger_connects_without_end(lab: Lab) -> None:
-    flood = f"import socket\nwhile True:\n s = socket.socket(socket.AF_UNIX); s.connect({protocol.SOCKET!r}); s.close()"
-    child = lab.instance.popen([*become(65534), "/usr/bin/python3", "-c", flood])
-    lines = len(audit_lines(lab))
-    lab.wait_for(lambda: len(audit_lines(lab)) > lines)
-    for _ in range(20):
-        with As(lab) as wire:
-            assert wire.ask(request="status")["verdict"] == "ok"
-    (attacker,) = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()  # of nsenter(1)
-    os.kill(int(attacker), signal.SIGKILL)
-    child.communicate(timeout=10)
-
-
-# — replay
+def test_the_fetcher_is_served_while_root_of_containers_waits(lab: Lab) -> None:
+    """uid 0 without credentials holds no place: 20 such connections delay the fetcher by less than one of them may."""
+    hold = (
+        f"import socket, time\nheld = [socket.socket(socket.AF_UNIX) for _ in range(20)]\n"
+        f"for each in held: each.connect({protocol.SOCKET!r})\nprint('held', flush=True)\ntime.sleep(60)"
+    )
+    child = lab.instance.popen(["/usr/bin/python3", "-c", hold], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "held\n"
+    with As(lab) as wire:
+        wire.socket.settimeout(0.9)  # ROOT_SECONDS is 1
+        assert wire.ask(request="status")["verdict"] == "ok"
+    (holder,) = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()  # of nsenter(1)
+    os.kill(int(holder), signal.SIGKILL)
+    child.wait(10)
 
 
 def test_what_has_been_recorded_and_is_sent_again_does_nothing(lab: Lab) -> None:

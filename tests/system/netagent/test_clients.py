@@ -12,31 +12,30 @@ import pytest
 from cloud_network.netagent import protocol
 
 from tests.lab import Lab
+from tests.lab.processes import USERS
 from tests.system.netagent.conftest import start
+from tests.system.netagent.faults_who import As
 from tests.system.netagent.wire import AUDIT, CONFIG, Wire, address, audit_lines, ifindex, kernel_state
-
-CONNECT = f"""
-import socket, sys
-s = socket.socket(socket.AF_UNIX); s.settimeout(5); s.connect({protocol.SOCKET!r})
-try:
-    s.sendall(bytes.fromhex("0000000b81a772657175657374a6737461747573"))
-    print(len(s.recv(100)))
-except OSError as error:
-    print(0)
-"""
-
-
-def as_user(lab: Lab, user: str | None) -> int:
-    """How many bytes netagent answers to a user's status request."""
-    return int(lab.run(["/usr/bin/python3", "-c", CONNECT], user=user).stdout)
 
 
 def test_only_the_fetcher_and_root_may_connect(lab: Lab) -> None:
     lines = len(audit_lines(lab))
-    assert as_user(lab, "cloud-network-api") == 0
+    mode = lab.path(protocol.SOCKET).stat()
+    assert (mode.st_mode & 0o777, mode.st_gid) == (0o660, USERS["cloud-network"])
+    for uid in (65534, USERS["cloud-network-api"], USERS["cloud-network-netagent"]):
+        with pytest.raises(ConnectionError, match="Permission denied"):
+            As(lab, uid)
+    assert audit_lines(lab)[lines:] == []
+
+
+def test_a_member_of_the_group_is_refused_and_logged(lab: Lab) -> None:
+    """The socket's mode is not the only barrier."""
+    lines = len(audit_lines(lab))
+    member = ["setpriv", "--reuid=65534", f"--regid={USERS['cloud-network']}", "--clear-groups"]
+    with Wire(lab, prefix=member) as wire, pytest.raises(OSError, match=r"hung up|Broken pipe|reset"):
+        wire.ask(request="status")
     (line,) = audit_lines(lab)[lines:]
-    assert (line["request"], line["verdict"]) == ("connect", "refused")
-    assert line["reason"] == f"uid {line['peer']['uid']} may not connect"
+    assert (line["request"], line["verdict"], line["reason"]) == ("connect", "refused", "uid 65534 may not connect")
     assert line["peer"]["pid"] > 0
 
 
@@ -45,17 +44,22 @@ def test_only_the_fetcher_and_root_may_connect(lab: Lab) -> None:
     [
         (b"", "not msgpack"),
         (b"\xc1", "not msgpack"),
-        (b"\x93\x01\x02\x03", "request.request: None is none of hello, "),
+        (b"\x93\x01\x02\x03", "request: [1, 2, 3] is not a map"),
         (b"\x81\xa7request\xa5apply\x00", "not msgpack"),
         (b"\xdd\xff\xff\xff\xff", "not msgpack"),
         (b"\x91" * 5000, "not msgpack"),
-        (msgpack.packb({"request": "shell"}), "is none of hello, apply"),
-        (msgpack.packb({"request": ["apply"]}), "is none of"),
-        (msgpack.packb({"request": "status", "more": 1}), "'more' is missing or too much"),
+        (msgpack.packb({"request": "shell"}), "is not one of hello, check, apply"),
+        (msgpack.packb({"request": ["apply"]}), "is not str"),
+        (msgpack.packb({"request": "status", "more": 1}), "'more' is not a known key"),
         (msgpack.packb({"request": "apply", "id": "x", "ops": [], "confirm_within": 0}), "ops"),
         (msgpack.packb({"request": "apply", "id": "x" * 65, "ops": [1], "confirm_within": 0}), "request.id"),
-        (msgpack.packb({"request": "apply", "id": "x", "ops": [1], "confirm_within": 601}), "confirm_within"),
-        (msgpack.packb({"request": "apply", "id": "x", "ops": [1], "confirm_within": 1}), "ops[0].op"),
+        (
+            msgpack.packb(
+                {"request": "apply", "id": "x", "ops": [{"op": "link_up", "link": 2}], "confirm_within": 601}
+            ),
+            "confirm_within",
+        ),
+        (msgpack.packb({"request": "apply", "id": "x", "ops": [1], "confirm_within": 1}), "ops[0]: 1 is not a map"),
         (msgpack.packb({"request": "hello", "version": 1.0}), "version"),
         (msgpack.packb({1: 2}), "not msgpack"),
     ],
@@ -191,6 +195,6 @@ def test_unless_the_operator_prefers_it_unlogged(lab: Lab) -> None:
 def test_a_reload_that_fails_leaves_netagent_as_it_was(lab: Lab) -> None:
     lab.write_config("nonsense\n")
     lab.kill("netagent", 1)
-    lab.wait_for(lambda: "going on with what was open and set before" in lab.log("netagent"))
+    lab.wait_for(lambda: "continuing with the log and the settings in use" in lab.log("netagent"))
     with Wire(lab) as wire:
         assert wire.apply(address(ifindex(lab, "eth0"), "10.0.2.10/24"))["verdict"] == "applied"

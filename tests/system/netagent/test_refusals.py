@@ -28,15 +28,15 @@ class Links:
 
 ATTACKS: dict[str, tuple[Callable[[Links], Ops], str]] = {
     # addresses of others
-    "the gateway's address": (lambda on: [address(on.secondary, "10.0.1.1")], "gateway's or resolver's"),
-    "a resolver's address": (lambda on: [address(on.secondary, "10.0.2.2")], "gateway's or resolver's"),
+    "the gateway's address": (lambda on: [address(on.secondary, "10.0.1.1")], "is a gateway"),
+    "a resolver's address": (lambda on: [address(on.secondary, "10.0.2.2")], "is a resolver"),
     "the metadata server": (lambda on: [address(on.secondary, "169.254.169.254")], "metadata server"),
     "Alibaba's metadata server": (lambda on: [address(on.secondary, "100.100.100.200")], "metadata server"),
     "AWS's metadata server, IPv6": (lambda on: [address(on.secondary, "fd00:ec2::254/128")], "metadata server"),
     "a public address": (lambda on: [address(on.secondary, "8.8.8.8")], "neither private"),
     "a public network": (lambda on: [address(on.secondary, "203.0.113.5/24")], "neither private"),
     "another link's address": (lambda on: [address(on.secondary, "10.0.1.10")], "already"),
-    "the bridge's address": (lambda on: [address(on.secondary, "172.17.0.1")], "no interface of the cloud"),
+    "the bridge's address": (lambda on: [address(on.secondary, "172.17.0.1")], "another program routes by docker0"),
     "loopback": (lambda on: [address(on.secondary, "127.0.0.2")], "loopback"),
     "multicast": (lambda on: [address(on.secondary, "224.0.0.1")], "multicast"),
     "broadcast": (lambda on: [address(on.secondary, "255.255.255.255")], "reserved"),
@@ -44,15 +44,15 @@ ATTACKS: dict[str, tuple[Callable[[Links], Ops], str]] = {
     "IPv6 loopback": (lambda on: [address(on.secondary, "::1/128")], "loopback"),
     "IPv6 link-local": (lambda on: [address(on.secondary, "fe80::1/64")], "link-local"),
     "the broadcast address of a subnet": (lambda on: [address(on.secondary, "10.0.2.255/24")], "broadcast"),
-    "a /0": (lambda on: [address(on.secondary, "10.0.2.10/0")], "shorter than"),
-    "a /0 without its route": (lambda on: [{**address(on.secondary, "10.0.2.10/0"), "route": False}], "shorter than"),
+    "a /0": (lambda on: [address(on.secondary, "10.0.2.10/0")], "loopback"),
+    "a /0 without its route": (lambda on: [{**address(on.secondary, "10.0.2.10/0"), "route": False}], "loopback"),
     "a connected route over the primary's subnet": (
         lambda on: [address(on.secondary, "10.0.2.10/16")],
-        "would take over 10.0.1.10",
+        "would take over a part of 10.0.1.0/24",
     ),
     "a connected route over a part of the primary's subnet": (
         lambda on: [address(on.secondary, "10.0.1.130/26")],
-        "would take over 10.0.1.10",
+        "would take over a part of 10.0.1.0/24",
     ),
     "the address twice": (
         lambda on: [address(on.secondary, "10.0.2.10/24"), address(on.secondary, "10.0.2.10/32")],
@@ -80,12 +80,14 @@ ATTACKS: dict[str, tuple[Callable[[Links], Ops], str]] = {
     "a gateway that only the internet knows": (lambda on: [route(on.primary, "0.0.0.0/0", "8.8.8.8")], "not on link"),
     "a gateway made on-link first": (
         lambda on: [route(on.secondary, "10.0.1.1/32"), route(on.secondary, "0.0.0.0/0", "10.0.1.1")],
-        "covers 10.0.1.1",
+        "would take over a part of 10.0.1.0/24",
     ),
     "itself as gateway": (lambda on: [route(on.primary, "0.0.0.0/0", "10.0.1.10")], "this host's own"),
-    "an on-link default route": (lambda on: [route(on.secondary, "0.0.0.0/0")], "shorter than"),
-    "host bits in a destination": (lambda on: [route(on.primary, "10.0.1.5/24")], "host bits"),
-    "a local route over the gateway": (lambda on: [route(on.secondary, "10.0.1.0/28", table=255)], "covers"),
+    "an on-link default route": (lambda on: [route(on.secondary, "0.0.0.0/0")], "loopback"),
+    "a local route over the gateway": (
+        lambda on: [route(on.secondary, "10.0.1.0/28", table=255)],
+        "overlaps a subnet of eth1",
+    ),
     "a local route over public addresses": (
         lambda on: [route(on.secondary, "8.8.8.0/24", table=255)],
         "neither private",
@@ -225,10 +227,10 @@ def test_the_named_key_does_allow_it(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("AllowKinds = [veth]", "accepted: [Section], Key = "),
+        ("AllowKinds = [veth]", "not TOML"),
         ('AuditFailure = "sometimes"', "accepted: refuse, continue"),
-        ('AllowAddresses = "10.0.0.0/64"', "'10.0.0.0/64' is not an address or prefix"),
-        ('AllowKinds = "veth"\nAllowKinds = "bridge"', "each on its line and once"),
+        ('AllowAddresses = "10.0.0.0/64"', "'10.0.0.0/64' does not appear to be"),
+        ('AllowKinds = "veth"\nAllowKinds = "bridge"', "not TOML"),
     ],
 )
 def test_a_mistake_in_the_configuration_keeps_netagent_from_starting(lab: Lab, line: str, said: str) -> None:
@@ -236,8 +238,7 @@ def test_a_mistake_in_the_configuration_keeps_netagent_from_starting(lab: Lab, l
     lab.write_config(f"[Netagent]\n{line}\n")
     lab.start("netagent")
     lab.wait_for(lambda: not lab.daemons.running("netagent"))
-    number = 2 + line.count("\n")
-    assert f"/etc/cloud-network/cloud-network.toml:{number}: {line.splitlines()[-1]!r}: " in lab.log("netagent")
+    assert "/etc/cloud-network/cloud-network.toml: " in lab.log("netagent")
     assert said in lab.log("netagent")
 
 
@@ -245,16 +246,17 @@ def test_what_the_wire_does_not_know_is_refused(shared_lab: Lab) -> None:
     link = ifindex(shared_lab, "eth0")
     good = address(link, "10.0.2.10/24")
     for op, reason in (
-        ({"op": "link_rename", "link": link}, "is none of"),
-        ({"op": "link_down", "link": link}, "is none of"),
-        ({**good, "name": "eth7"}, "'name' is missing or too much"),
-        ({**good, "prefix": 33}, "33 is not 0..32"),
+        ({"op": "link_rename", "link": link}, "is not one of"),
+        ({"op": "link_down", "link": link}, "is not one of"),
+        ({**good, "name": "eth7"}, "'name' is not a known key"),
+        (route(link, "10.0.1.5/24"), "host bits"),
+        ({**good, "prefix": 33}, "33 is not in 0..32"),
         ({**good, "prefix": True}, "prefix: True is not int"),
         ({**good, "address": b"\x0a\x00\x02"}, "address"),
         ({**good, "address": "10.0.2.10"}, "address"),
-        ({"op": "link_mtu", "link": link, "mtu": 575}, "mtu: 575 is not int in 576..65535"),
+        ({"op": "link_mtu", "link": link, "mtu": 575}, "mtu: 575 is not in 576..65535"),
         ({"op": "link_mtu", "link": link, "mtu": 65536}, "65536"),
-        ({"op": "link_up"}, "'link' is missing or too much"),
+        ({"op": "link_up"}, "'link' is missing"),
         ({**route(link, "10.0.2.0/24"), "gateway": packed("fe80::1")}, "family"),
     ):
         with Wire(shared_lab) as wire:

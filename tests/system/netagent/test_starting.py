@@ -7,13 +7,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from cloud_network.netagent.start import BECOME, LOGS, RUNTIME, USER
+from cloud_network.netagent.__main__ import LOGS, RUNTIME
+from cloud_network.netagent.sandbox import NAME as USER
 
 from tests.lab import Lab
 from tests.system.netagent.conftest import answers, start
 from tests.system.netagent.wire import CONFIG, Wire, address, audit_lines, ifindex
 
-NETAGENT = str(Path(sys.executable).parent / "cloud-network-netagent")
+NETAGENT = [sys.executable, "-I", "-m", "cloud_network.netagent"]
+BECOME = [
+    *("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"),
+    *("--bounding-set=-all,+net_admin", "--inh-caps=-all,+net_admin", "--ambient-caps=-all,+net_admin"),
+    "--no-new-privs",
+]
+"""What the unit does."""
 ACTIVATE = """
 import ctypes, os, socket, struct, sys
 listener = socket.socket(socket.AF_UNIX)
@@ -31,20 +38,17 @@ os.dup2(rtnetlink.fileno(), 4)
 os.set_inheritable(4, True)
 if ctypes.CDLL(None).unshare(0x40000000):  # CLONE_NEWNET: systemd has it in a network namespace of its own
     sys.exit("unshare")
-os.environ |= {"LISTEN_FDS": "2", "LISTEN_PID": str(os.getpid()), "IDLE_SECONDS": "1"}
-os.environ |= {"RUNTIME_DIRECTORY": "/run/cloud-network-netagent", "LOGS_DIRECTORY": "/var/log/cloud-network"}
-os.environ["BOOT_ID"] = "0" * 32
-code = "from cloud_network.netagent.server import main; main()"
-os.execvp(sys.argv[3], [*sys.argv[3:], "--", sys.argv[2], "-c", code])
+os.environ |= {"LISTEN_FDS": "2", "LISTEN_PID": str(os.getpid()), "BOOT_ID": "0" * 32}
+os.execvp(sys.argv[3], [*sys.argv[3:], "--", sys.argv[2], "-I", "-m", "cloud_network.netagent", "--idle", "1"])
 """
 
 
 def started_with(lab: Lab, *setpriv: str) -> subprocess.CompletedProcess[str]:
     """netagent's end, when it is started by its user and not by root."""
     for directory in (RUNTIME, LOGS):
-        lab.run(["install", "-d", "-o", USER, "-g", USER, directory])
+        lab.run(["install", "-d", "-o", USER, "-g", USER, str(directory)])
     lab.run(["rm", "-f", "/run/cloud-network-netagent/netagent.sock"])
-    argv = ["setpriv", "--reuid", USER, "--regid", USER, *setpriv, "--", "timeout", "1", NETAGENT]
+    argv = ["setpriv", "--reuid", USER, "--regid", USER, *setpriv, "--", "timeout", "1", *NETAGENT]
     return lab.run(argv, check=False)
 
 
@@ -97,14 +101,13 @@ def test_without_work_it_leaves_when_there_is_somebody_to_start_it_again(lab: La
 
 
 @pytest.mark.parametrize("number", [0, 1, 3])
-def test_without_both_sockets_it_does_not_start(number: int) -> None:
+def test_with_other_sockets_than_the_unit_s_it_does_not_start(number: int) -> None:
     code = (
         f"import os; os.environ |= {{'LISTEN_FDS': '{number}', 'LISTEN_PID': str(os.getpid())}}\n"
-        "from cloud_network.netagent.server import main; main()"
+        "import pytest; from cloud_network.netagent import __main__ as start, sandbox\n"
+        "with pytest.raises(sandbox.SandboxError, match='two sockets'): start.passed_sockets()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith("cloud-network-netagent: started without the two sockets of its socket unit")
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_started_by_hand_it_stays(lab: Lab) -> None:
@@ -115,37 +118,48 @@ def test_started_by_hand_it_stays(lab: Lab) -> None:
         lab.wait_for(lambda: not lab.daemons.running("netagent"), timeout=2)
 
 
-def test_what_setpriv_leaves(lab: Lab) -> None:
-    """Read by the process itself: there is no other way to see securebits, and they outlive execve(2)."""
+def test_root_s_environment_is_not_used(lab: Lab) -> None:
+    """A sitecustomize on PYTHONPATH would run as root before netagent does."""
+    lab.stop("netagent")
+    argv = [sys.executable, "-m", "cloud_network.netagent"]
+    done = lab.run(argv, check=False)
+    assert done.returncode == 1
+    assert "isolated interpreter" in done.stderr
+
+
+def test_becomes_its_user_in_the_same_process(lab: Lab) -> None:
     code = (
-        "import os, prctl\n"
-        "print(bin(prctl.get_securebits()), prctl.get_keepcaps(), len(set(os.getresuid())), os.getgroups())\n"
+        "import os, prctl, pwd\nfrom pathlib import Path\nfrom cloud_network.netagent import sandbox\n"
+        f"user = pwd.getpwnam({USER!r})\naccount = sandbox.Account(user.pw_uid, user.pw_gid)\n"
+        "sandbox.become(account)\nsandbox.limit()\n"
+        "sandbox.verify(account, Path('/proc/self/status').read_text())\n"
+        "print(bin(prctl.get_securebits()), prctl.get_keepcaps(), len(set(os.getresuid())))\n"
         "try: prctl.set_securebits(0)\nexcept OSError as error: print(error.errno)"
     )
-    done = lab.run([*BECOME, "--", sys.executable, "-c", code])
-    assert done.stdout == "0b101111 False 1 []\n1\n"
+    assert lab.run([sys.executable, "-c", code]).stdout == "0b101111 False 1\n1\n"
 
 
-def test_what_starts_it_is_not_in_the_process_that_serves(lab: Lab) -> None:
-    lab.stop("netagent")
-    code = """
-from cloud_network.netagent import start
-tell = "import sys; from cloud_network.netagent.server import Server; Server.run = lambda *_: print(*sys.modules); "
-start._SERVER = start._SERVER.replace("from cloud", tell + "from cloud", 1)
-start.main()
-"""
-    modules = set(lab.run([sys.executable, "-c", code]).stdout.split())
-    assert {"cloud_network.netagent.server", "cloud_network.netagent.sandbox"} < modules
-    assert not modules & {"cloud_network.netagent.start", "prctl", "re", "site"}
-
-
-def test_whatever_root_s_umask_everybody_may_look_into_its_directories(tmp_path: Path) -> None:
-    """The socket lies in one of them, and the log in the other."""
-    code = (
-        "import os, sys; from cloud_network.netagent import start\n"
-        "os.umask(0o077); start.own_directory(sys.argv[1], 65534, 65534)"
+def test_no_http_tls_or_asyncio_in_the_process(lab: Lab) -> None:
+    code = "import sys; import cloud_network.netagent.__main__; print(*sys.modules)"
+    modules = set(
+        lab.run([sys.executable, "-I", "-S", "-c", f"import sys; sys.path[:] = {sys.path!r}; {code}"]).stdout.split()
     )
-    own = tmp_path / "log" / "own"
-    subprocess.run([sys.executable, "-c", code, str(own)], check=True)
-    assert [path.stat().st_mode & 0o777 for path in (own, own.parent)] == [0o755, 0o755]
-    assert own.stat().st_uid == 65534
+    assert "cloud_network.netagent.server" in modules
+    assert not modules & {"asyncio", "ssl", "http", "http.client", "urllib.request", "pyroute2", "requests"}
+
+
+def test_existing_directories_get_its_mode_and_owner(tmp_path: Path) -> None:
+    """The log's directory may have been 1777, and root's umask 077."""
+    code = (
+        "import os, pathlib, sys\nfrom cloud_network.netagent.__main__ import make_directory\n"
+        "from cloud_network.netagent.sandbox import Account\nos.umask(0o077)\n"
+        "make_directory(pathlib.Path(sys.argv[1]), Account(65534, 65534))"
+    )
+    for mode in (None, 0o1777):
+        own = tmp_path / f"log{mode}"
+        if mode is not None:
+            own.mkdir()
+            own.chmod(mode)
+        subprocess.run([sys.executable, "-c", code, str(own)], check=True)
+        assert own.stat().st_mode & 0o7777 == 0o755
+        assert own.stat().st_uid == 65534

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import subprocess
+from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,9 @@ else:
 class Wire:
     """A connection as a user of the instance: a process in there dials, and hands the line over."""
 
-    def __init__(self, lab: Lab, user: str | None = None) -> None:
+    def __init__(self, lab: Lab, user: str | None = None, prefix: Sequence[str] = ()) -> None:
         self._ours, theirs = socket.socketpair()
-        argv = lab.instance.enter("/usr/bin/python3", "-I", "-S", "-c", DIAL, user=user)
+        argv = lab.instance.enter(*prefix, "/usr/bin/python3", "-I", "-S", "-c", DIAL, user=user)
         self._dialler = subprocess.Popen(argv, stdin=theirs, stdout=subprocess.DEVNULL)
         theirs.close()
         self._ours.settimeout(15)

@@ -1,26 +1,32 @@
 """The state files: what is written is read back, whole or not at all, by anybody."""
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import get_type_hints
+from typing import cast, get_type_hints
 
 import jsonschema
 import pytest
 from cloud_network.fetcher import status as shapes
-from cloud_network.fetcher.state import StateDirectory, StateError
+from cloud_network.fetcher.state import AlreadyRunning, Claim, Doubt, RunLock, StateDirectory, StateError, boot_id
 
 SCHEMA = json.loads((Path(__file__).parents[3] / "docs/status.schema.json").read_text())
 
 STATUS: shapes.Status = {
-    "version": 1,
+    "version": 2,
+    "run": "0123456789abcdef",
+    "boot_id": "0" * 32,
+    "renew_by": "2026-01-02T03:04:11Z",
     "generation": 7,
     "provider": "aws",
     "state": "ok",
     "fetched_at": "2026-01-02T03:04:05Z",
     "attempted_at": "2026-01-02T03:04:05.123456Z",
+    "compared_at": "2026-01-02T03:04:06Z",
     "written_at": "2026-01-02T03:04:06Z",
     "refresh_timer": 300.0,
     "last_error": {"at": "2026-01-02T03:04:05Z", "kind": "metadata", "message": "timed out"},
@@ -45,8 +51,16 @@ STATUS: shapes.Status = {
             "gateways": ["10.0.1.1"],
             "subnets": ["10.0.1.0/24"],
             "addresses": [
-                {"address": "10.0.1.5", "prefix_length": 24, "public": ["54.1.2.3"], "present": True, "owned": True}
+                {
+                    "address": "10.0.1.5",
+                    "prefix_length": 24,
+                    "kernel_prefix_length": 24,
+                    "public": ["54.1.2.3"],
+                    "present": True,
+                    "owned": True,
+                }
             ],
+            "ranges": [],
             "desired": 31,
             "actual": 30,
             "drift": ["ip address add 10.0.1.5/24 dev eth1"],
@@ -54,6 +68,7 @@ STATUS: shapes.Status = {
     },
     "unknown_macs": [],
     "notices": [],
+    "conflicts": [],
 }
 
 
@@ -140,7 +155,8 @@ def test_a_writer_that_dies_half_way_is_never_seen(state: StateDirectory) -> Non
     program = (
         "import os, sys\n"
         "from cloud_network.fetcher import state\n"
-        "os.rename = lambda *_: os._exit(9)\n"
+        "import pathlib\n"
+        "pathlib.Path.rename = lambda *_: os._exit(9)\n"
         "state.StateDirectory(sys.argv[1]).write_system({'new': 'x' * 100000})\n"
     )
     assert subprocess.run([sys.executable, "-c", program, state.path], check=False).returncode == 9
@@ -154,7 +170,7 @@ def test_a_name_is_never_a_path(state: StateDirectory, name: str) -> None:
     for provider, part in ((name, "document"), ("aws", name)):
         with pytest.raises(ValueError, match="cannot be a file's name"):
             state.write_identity(provider, part, b"")
-        with pytest.raises(ValueError, match="cannot be a file's name"):
+        with pytest.raises(StateError, match="cannot be a file's name"):
             state.read_identity(provider, part)
 
 
@@ -173,7 +189,7 @@ def test_a_file_that_is_no_document_is_named(state: StateDirectory, content: byt
 
 def test_a_file_that_cannot_be_read_is_named(state: StateDirectory) -> None:
     Path(state.system_path).mkdir()
-    with pytest.raises(StateError, match=r"system: cannot be read: Is a directory"):
+    with pytest.raises(StateError, match=r"system: cannot be read: not a regular file"):
         state.read_system()
 
 
@@ -184,13 +200,121 @@ def test_strange_names_among_the_links_are_not_links(state: StateDirectory) -> N
     assert state.read_links() == {}
 
 
-def test_importing_costs_no_more_than_json() -> None:
+# Who wrote it, and when
+
+
+@pytest.fixture
+def running(state: StateDirectory) -> Iterator[RunLock]:
+    lock = RunLock(state)
+    yield lock
+    lock.close()
+
+
+def claimed(state: StateDirectory, run: str, **changes: object) -> Doubt | None:
+    written = {**STATUS, "run": run, "boot_id": boot_id(), "renew_by": shapes.rfc3339(5), **changes}
+    state.write_status(cast(shapes.Status, written))
+    return state.read_claim().doubt
+
+
+def test_no_fetcher_means_not_running(state: StateDirectory) -> None:
+    assert state.read_claim() == Claim(None, Doubt.NOT_RUNNING)
+    assert claimed(state, "0123456789abcdef") is Doubt.NOT_RUNNING
+
+
+def test_status_of_the_running_fetcher_is_not_doubted(state: StateDirectory, running: RunLock) -> None:
+    assert claimed(state, running.run) is None
+
+
+def test_earlier_run_boot_and_missed_renewal_are_doubted(state: StateDirectory, running: RunLock) -> None:
+    assert state.read_claim().doubt is Doubt.EARLIER_RUN
+    assert claimed(state, "0123456789abcdef") is Doubt.EARLIER_RUN
+    assert claimed(state, running.run, boot_id="f" * 32) is Doubt.EARLIER_BOOT
+    assert claimed(state, running.run, renew_by=shapes.rfc3339(-6)) is Doubt.NOT_RENEWED
+    assert claimed(state, running.run, renew_by=shapes.rfc3339(-3)) is None
+
+
+def test_killed_fetcher_is_noticed_at_once(state: StateDirectory) -> None:
     program = (
-        "import json, sys; known = set(sys.modules); import cloud_network.fetcher.state;"
-        "print(*sorted(set(sys.modules) - known))"
+        "import sys, time\n"
+        "from cloud_network.fetcher.state import RunLock, StateDirectory\n"
+        "lock = RunLock(StateDirectory(sys.argv[1]))\n"
+        "print(lock.run, flush=True)\n"
+        "time.sleep(60)\n"
     )
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert [name for name in found.split() if not name.startswith(("cloud_network", "__future__"))] == []
+    with subprocess.Popen([sys.executable, "-c", program, state.path], stdout=subprocess.PIPE, text=True) as fetcher:
+        assert fetcher.stdout is not None
+        run = fetcher.stdout.readline().strip()
+        assert claimed(state, run) is None
+        with pytest.raises(AlreadyRunning):
+            RunLock(state)
+        fetcher.kill()
+    assert state.read_claim().doubt is Doubt.NOT_RUNNING
+
+
+def test_reader_with_a_lock_cannot_pose_as_the_fetcher_or_stop_it(state: StateDirectory) -> None:
+    RunLock(state).close()
+    with Path(state.lock_path).open("rb") as file:
+        fcntl.lockf(file, fcntl.LOCK_SH)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert state.running() is None
+        lock = RunLock(state)
+        assert state.running() == lock.run
+        lock.close()
+
+
+# A fetcher that was taken over
+
+
+def test_fifo_does_not_block_the_reader(state: StateDirectory) -> None:
+    os.mkfifo(state.status_path)
+    with pytest.raises(StateError, match=r"status\.json: cannot be read: not a regular file"):
+        state.read_status()
+
+
+@pytest.mark.parametrize("path", ["status.json", "links", "provider/aws"])
+def test_symbolic_links_are_not_followed(state: StateDirectory, path: str, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("3", "document"):
+        (elsewhere / name).write_text("{}")
+    place = Path(state.path, path)
+    if place.is_dir():
+        place.rmdir()
+    place.symlink_to(elsewhere / "3" if path == "status.json" else elsewhere)
+    with pytest.raises(StateError, match="cannot be read"):
+        {
+            "status.json": state.read_status,
+            "links": state.link_indexes,
+            "provider/aws": lambda: state.read_identity("aws", "document"),
+        }[path]()
+
+
+def test_endless_and_nested_files_are_refused(state: StateDirectory) -> None:
+    with Path(state.status_path).open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(StateError, match="larger than"):
+        state.read_status()
+    Path(state.system_path).write_text('{"a":' * 100_000)
+    with pytest.raises(StateError, match="not JSON"):
+        state.read_system()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"version": 1}, "version is 1 and not 2: .*Install one release"),
+        ({"links": []}, "links: is not an object"),
+        ({"links": {"3": {}}}, "links: has no name"),
+        ({"fetched_at": "soon"}, "fetched_at is not an RFC 3339 time"),
+        ({"generation": True}, "generation: is not of type int"),
+        ({"state": "fine"}, "state: is not one of ok, degraded"),
+        ({"last_error": {"at": None}}, "last_error: at: is not of type str"),
+    ],
+)
+def test_status_of_another_shape_is_refused(state: StateDirectory, change: dict[str, object], reason: str) -> None:
+    state.write_status(cast(shapes.Status, {**STATUS, **change}))
+    with pytest.raises(StateError, match=reason):
+        state.read_status()
 
 
 # --- the schema ---
@@ -210,7 +334,7 @@ def test_schema_and_types_have_the_same_keys() -> None:
         (SCHEMA["$defs"]["address"], shapes.AddressStatus),
         (SCHEMA["$defs"]["netagent"], shapes.NetagentStatus),
         (SCHEMA["$defs"]["error"], shapes.LastError),
-        (SCHEMA["$defs"]["fight"], shapes.FightStatus),
+        (SCHEMA["$defs"]["conflict"], shapes.ConflictStatus),
     ]
     for schema, shape in pairs:
         hints = get_type_hints(shape)
@@ -236,7 +360,7 @@ def test_every_field_is_described() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"version": 2}, {"state": "fine"}, {"fetched_at": "yesterday"}, {"written_at": None}, {"surplus": 1},
+        {"version": 1}, {"state": "fine"}, {"fetched_at": "yesterday"}, {"written_at": None}, {"surplus": 1},
         {"refresh_timer": 0}, {"links": {"eth0": {}}}, {"netagent": {"verdict": "ok"}}, {"generation": -1},
     ],
 )  # fmt: skip

@@ -54,7 +54,7 @@ def write(folder: Path, bodies: Iterable[bytes]) -> None:
 
 def requests(ops: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Such as a fetcher sends."""
-    yield {"request": "hello", "version": 2}
+    yield {"request": "hello", "version": 3}
     yield from ({"request": name, "id": "1"} for name in ("confirm", "rollback", "flush"))
     yield {"request": "status"}
     yield from applies(ops)

@@ -1,7 +1,7 @@
-"""What is fuzzed: bytes go in, and nothing but the refusals that are meant may come out.
+"""Fuzz targets: bytes go in, and nothing but the intended refusals may come out.
 
 Each target is named for the folder of its corpus. `SEEN` counts what became of the inputs, so that a run which never
-got past the first check is seen for what it is.
+got past the first check is noticed.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from cloud_network.netagent import policy, protocol, rtnetlink
+from cloud_network.netagent import operations, policy, protocol, rtnetlink, view
+from cloud_network.netagent.operations import AddressRemove, LinkDown, Operation, RouteRemove, RouteReplace
 from cloud_network.netagent.settings import Settings
 
 from tests.system.netagent.machine_kernel import Snapshot, dangers, predict
@@ -20,12 +22,11 @@ from tests.system.netagent.machine_kernel import Snapshot, dangers, predict
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
 SEEN: Counter[str] = Counter()
-Found = dict[str, Any]
-PARSERS: dict[str, Callable[[bytes], Found]] = {
-    "link": rtnetlink.parse_link,
-    "address": rtnetlink.parse_address,
-    "route": rtnetlink.parse_route,
-    "rule": rtnetlink.parse_rule,
+DECODERS: dict[str, Callable[[bytes], Any]] = {
+    "link": rtnetlink.decode_link,
+    "address": rtnetlink.decode_address,
+    "route": rtnetlink.decode_route,
+    "rule": rtnetlink.decode_rule,
 }
 
 
@@ -38,124 +39,82 @@ def recorded(kind: str) -> Iterator[bytes]:
         data = data[(length + 3) & ~3 :]
 
 
-class Recorded:
-    """A kernel that says what was recorded, and that nothing changes."""
-
-    def __init__(self) -> None:
-        self._messages = {kind: list(recorded(kind)) for kind in PARSERS}
-
-    def all(self, kind: str, index: int = 0) -> list[Found]:
-        found = [PARSERS[kind](message) for message in self._messages[kind]]
-        return [each for each in found if index in (0, each.get("link"))]
-
-    def routes(self, table: int | None) -> list[Found]:
-        """Those of one table; with None, of all tables those that carry our protocol number."""
-        found = map(rtnetlink.parse_route, self._messages["route"])
-        return [
-            each
-            for each in found
-            if (each["protocol"] == protocol.PROTOCOL if table is None else each["table"] == table)
-        ]
+def decoded(kind: str) -> tuple[Any, ...]:
+    return tuple(each for each in map(DECODERS[kind], recorded(kind)) if each is not None)
 
 
-class Once(Recorded):
-    """The same, parsed once: the dumps do not change, and the fuzzer has a million questions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._kept: dict[Any, list[Found]] = {}
-
-    def _once(self, key: Any, make: Callable[[], list[Found]]) -> list[Found]:
-        if key not in self._kept:
-            self._kept[key] = make()
-        return [dict(found) for found in self._kept[key]]
-
-    def all(self, kind: str, index: int = 0) -> list[Found]:
-        return self._once((kind, index), lambda: super(Once, self).all(kind, index))
-
-    def routes(self, table: int | None) -> list[Found]:
-        return self._once(table, lambda: super(Once, self).routes(table))
-
-
-KERNEL = Once()
-NAMES: dict[int, str] = {found["link"]: found["name"] for found in KERNEL.all("link")}
-SETTINGS = Settings()
-SETTINGS.allow_kinds = frozenset({"veth"})
-RESOLVERS = frozenset({bytes((10, 0, 2, 2)), bytes.fromhex("fd00" + "0" * 26 + "53")})
+KERNEL = view.Snapshot(decoded("link"), decoded("address"), decoded("route"), decoded("rule"), frozenset())
+NAMES: dict[int, str] = {link.index: link.name for link in KERNEL.links}
+SETTINGS = Settings(allow_kinds=frozenset({"veth"}))
+KNOWN = view.Known(resolvers=frozenset(map(ip_address, ("10.0.2.2", "fd00::53"))))
 NONE: frozenset[Any] = frozenset()
 NOTHING = Snapshot(dict.fromkeys(NAMES.values(), (True, 1500)), NONE, NONE, NONE, (), (), (), NONE, ())
-
-
-def _target(op: protocol.Op) -> tuple[Any, ...]:
-    """What an operation removes or replaces."""
-    if op["op"] == "address_remove":
-        return op["link"], op["address"]
-    return (op["table"], op["address"], op["prefix"]) if op["op"].startswith("route") else ()
-
-
 FOREIGN = {
-    *((found["link"], found["address"]) for found in KERNEL.all("address") if found["protocol"] != protocol.PROTOCOL),
-    *(
-        (found["table"], found["address"], found["prefix"])
-        for found in map(rtnetlink.parse_route, recorded("route"))
-        if found["protocol"] != protocol.PROTOCOL
-    ),
+    *((each.link, each.ip) for each in KERNEL.addresses if each.protocol != operations.PROTOCOL),
+    *((each.table, each.destination) for each in KERNEL.routes if each.protocol != operations.PROTOCOL),
 }
+
+
+def _target(op: Operation) -> tuple[Any, ...]:
+    """What an operation removes or replaces."""
+    if isinstance(op, AddressRemove):
+        return op.link, op.interface.ip
+    if isinstance(op, RouteReplace | RouteRemove):
+        return op.table, op.destination
+    return ()
 
 
 def _hold(true: bool, said: str) -> None:
     assert true, said
 
 
-def fuzz_protocol(data: bytes) -> protocol.Message | None:
-    """The decoder and the check of shape; the message when it is well formed."""
+def fuzz_protocol(data: bytes) -> protocol.Request | None:
+    """The decoders; the request when it is well formed."""
     try:
-        message = protocol.decode(data)
-        protocol.check_request(message)
+        request = protocol.request_from_wire(protocol.decode(data))
     except protocol.Malformed as error:
         SEEN["malformed"] += 1
-        brief = len(str(error)) < 400  # or a client decides how long a line of the log is
-        _hold(brief, str(error))
+        _hold(len(str(error)) < 400, str(error))  # or a client decides how long a line of the log is
         return None
-    assert protocol.decode(protocol.encode(message)[protocol.HEADER.size :]) == message
-    SEEN[message["request"]] += 1
-    return message
+    again = protocol.decode(protocol.encode(request.to_wire())[protocol.HEADER.size :])
+    assert protocol.request_from_wire(again) == request
+    SEEN[str(request.to_wire()["request"])] += 1
+    return request
 
 
 def fuzz_policy(data: bytes) -> None:
-    """The same, and what is allowed: every accepted operation has its way back, and does no harm to anybody."""
-    message = fuzz_protocol(data)
-    if message is None or message["request"] != "apply":
+    """The same, and what is allowed: every accepted operation has its inverse, and does no harm to others."""
+    request = fuzz_protocol(data)
+    if not isinstance(request, protocol.Apply):
         return
-    ops = message["ops"]
-    view = policy.View(KERNEL, SETTINGS, RESOLVERS, frozenset())  # type: ignore[arg-type]
+    ops = request.ops
+    reported = policy.check_all(ops, view.View(KERNEL, SETTINGS, KNOWN))
     try:
-        undo = policy.check(ops, view)
-    except policy.Refusal as refusal:
+        undo = policy.check(ops, view.View(KERNEL, SETTINGS, KNOWN))
+    except policy.Rejected as rejected:
         SEEN["refused"] += 1
-        _hold(0 <= view.position < len(ops) and bool(refusal.args[0]), repr(refusal))
+        _hold(rejected.refused.position in range(len(ops)) and bool(reported), rejected.refused.reason)
         return
+    assert not reported
     assert len(undo) == len(ops)
     for op in undo:
-        if op["op"] != "link_down":
-            protocol.check_request({**message, "ops": [op]})
+        assert operations.undo_from_wire(op.to_wire()) == op
+        assert isinstance(op, LinkDown) or operations.operation_from_wire(op.to_wire()) == op
     assert not [op for op in ops if _target(op) in FOREIGN], ops
-    assert dangers(predict(NOTHING, ops, NAMES), NAMES) == [], ops
+    wire = [op.to_wire() for op in ops]
+    assert dangers(predict(NOTHING, wire, NAMES), NAMES) == [], ops
     SEEN["accepted"] += 1
 
 
 def fuzz_rtnetlink(data: bytes) -> None:
-    """One message of a dump: the first byte says of which. What the kernel always sends may be found missing."""
-    parse = [*PARSERS.values()][data[0] % len(PARSERS)] if data else rtnetlink.parse_link
+    """One message of a dump: the first byte says of which. What the kernel always sends may be missing."""
+    decode = [*DECODERS.values()][data[0] % len(DECODERS)] if data else rtnetlink.decode_link
     try:
-        found = parse(data[1:])
-    except (struct.error, LookupError) as error:
+        decode(data[1:])
+    except (struct.error, LookupError, ValueError) as error:
         SEEN[type(error).__name__] += 1
         return
     SEEN["parsed"] += 1
-    for key in ("link", "table", "metric", "priority", "mtu"):
-        assert type(found.get(key, 0)) is int
-    assert type(found.get("address", b"")) is bytes
 
 
 TARGETS: dict[str, Callable[[bytes], object]] = {

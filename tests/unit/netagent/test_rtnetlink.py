@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from typing import Any
 
 from cloud_network.netagent import rtnetlink
+from cloud_network.netagent.operations import (
+    AddressAdd,
+    AddressRemove,
+    LinkDown,
+    LinkMtu,
+    LinkUp,
+    RouteRemove,
+    RouteReplace,
+    RuleAdd,
+    RuleRemove,
+)
+from cloud_network.netagent.rtnetlink import Packed, Rule
 from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2.netlink.rtnl.fibmsg import fibmsg
@@ -13,16 +25,11 @@ from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
+Interface = IPv4Interface | IPv6Interface
+FAMILY = {4: 2, 6: 10}
 packed = st.binary(min_size=4, max_size=4) | st.binary(min_size=16, max_size=16)
+interfaces = st.builds(lambda address, prefix: ip_interface((address, prefix)), packed, st.integers(0, 32))
 number = st.integers(1, 2**31 - 1)
-
-
-def family(address: bytes) -> int:
-    return 2 if len(address) == 4 else 10
-
-
-def text(address: bytes) -> str:
-    return str(ip_address(address))
 
 
 def encoded(message: Any, header: dict[str, int], attributes: list[tuple[str, Any]]) -> bytes:
@@ -36,59 +43,60 @@ def encoded(message: Any, header: dict[str, int], attributes: list[tuple[str, An
 
 @given(link=number, up=st.booleans())
 def test_link_up_and_down(link: int, up: bool) -> None:
-    kind, flags, body = rtnetlink.pack({"op": "link_up" if up else "link_down", "link": link})
-    assert (kind, flags) == (16, 0)
-    assert body == encoded(ifinfmsg(), {"index": link, "flags": int(up), "change": 1}, [])
+    body = encoded(ifinfmsg(), {"index": link, "flags": int(up), "change": 1}, [])
+    assert rtnetlink.encode(LinkUp(link) if up else LinkDown(link)) == Packed(16, 0, body)
 
 
 @given(link=number, mtu=st.integers(576, 65535))
 def test_link_mtu(link: int, mtu: int) -> None:
-    _, _, body = rtnetlink.pack({"op": "link_mtu", "link": link, "mtu": mtu})
-    assert body == encoded(ifinfmsg(), {"index": link}, [("IFLA_MTU", mtu)])
+    body = encoded(ifinfmsg(), {"index": link}, [("IFLA_MTU", mtu)])
+    assert rtnetlink.encode(LinkMtu(link, mtu)) == Packed(16, 0, body)
 
 
-@given(link=number, address=packed, prefix=st.integers(0, 32), route=st.booleans(), add=st.booleans())
-def test_address(link: int, address: bytes, prefix: int, route: bool, add: bool) -> None:
-    op = {"op": "address_add" if add else "address_remove", "link": link, "address": address, "prefix": prefix}
-    kind, flags, body = rtnetlink.pack({**op, "route": route})
-    attributes: list[tuple[str, Any]] = [("IFA_LOCAL", text(address)), ("IFA_ADDRESS", text(address))]
+@given(link=number, interface=interfaces, route=st.booleans(), add=st.booleans())
+def test_address(link: int, interface: Interface, route: bool, add: bool) -> None:
+    op = AddressAdd(link, interface, route) if add else AddressRemove(link, interface)
+    attributes: list[tuple[str, Any]] = [("IFA_LOCAL", str(interface.ip)), ("IFA_ADDRESS", str(interface.ip))]
     if add:
-        attributes += [("IFA_FLAGS", (0 if route else 0x200) | (2 if len(address) == 16 else 0)), ("IFA_PROTO", 209)]
-    assert (kind, flags) == ((20, 0x600) if add else (21, 0))
-    assert body == encoded(ifaddrmsg(), {"family": family(address), "prefixlen": prefix, "index": link}, attributes)
+        flags = (0 if route else 0x200) | (2 if interface.version == 6 else 0)
+        attributes += [("IFA_FLAGS", flags), ("IFA_PROTO", 209)]
+    header = {"family": FAMILY[interface.version], "prefixlen": interface.network.prefixlen, "index": link}
+    kind, netlink_flags = (20, 0x600) if add else (21, 0)
+    assert rtnetlink.encode(op) == Packed(kind, netlink_flags, encoded(ifaddrmsg(), header, attributes))
 
 
-@given(data=st.data(), link=number, address=packed, prefix=st.integers(0, 32), table=number, add=st.booleans())
-def test_route(data: st.DataObject, link: int, address: bytes, prefix: int, table: int, add: bool) -> None:
-    gateway = data.draw(st.none() | st.binary(min_size=len(address), max_size=len(address)))
-    op = {"op": "route_replace" if add else "route_remove", "link": link, "address": address, "prefix": prefix}
-    kind, flags, body = rtnetlink.pack({**op, "table": table, "gateway": gateway})
+@given(data=st.data(), link=number, interface=interfaces, table=number, add=st.booleans())
+def test_route(data: st.DataObject, link: int, interface: Interface, table: int, add: bool) -> None:
+    length, network = len(interface.packed), interface.network
+    via = data.draw(st.none() | st.binary(min_size=length, max_size=length).map(ip_address))
+    op = RouteReplace(table, link, network, via) if add else RouteRemove(table, link, network, via)
     local = table == 255
-    header = {"family": family(address), "dst_len": prefix, "proto": 209, "type": 2 if local else 1}
-    header["scope"] = 254 if local else 253 if gateway is None else 0
-    attributes: list[tuple[str, Any]] = [("RTA_DST", text(address)), ("RTA_OIF", link)]
-    attributes += [] if gateway is None else [("RTA_GATEWAY", text(gateway))]
-    assert (kind, flags) == ((24, 0x500) if add else (25, 0))
-    assert body == encoded(rtmsg(), header, [*attributes, ("RTA_TABLE", table)])
+    header = {"family": FAMILY[network.version], "dst_len": network.prefixlen, "proto": 209, "type": 2 if local else 1}
+    header["scope"] = 254 if local else 253 if via is None else 0
+    attributes: list[tuple[str, Any]] = [("RTA_DST", str(network.network_address)), ("RTA_OIF", link)]
+    attributes += [] if via is None else [("RTA_GATEWAY", str(via))]
+    body = encoded(rtmsg(), header, [*attributes, ("RTA_TABLE", table)])
+    assert rtnetlink.encode(op) == (Packed(24, 0x500, body) if add else Packed(25, 0, body))
 
 
-@given(address=packed, prefix=st.integers(0, 32), table=number, priority=number, flags=st.tuples(*[st.booleans()] * 4))
-def test_rule(address: bytes, prefix: int, table: int, priority: int, flags: tuple[bool, ...]) -> None:
-    to, suppress, local, add = flags
-    op = {"op": "rule_add" if add else "rule_remove", "address": address, "prefix": prefix, "table": table}
-    op |= {"priority": priority, "to": to, "suppress": suppress, "local": local}
-    kind, netlink_flags, body = rtnetlink.pack(op)
-    header = {"family": family(address), "dst_len" if to else "src_len": prefix, "action": 1}
-    attributes: list[tuple[str, Any]] = [("FRA_DST" if to else "FRA_SRC", text(address))] if prefix else []
+@given(interface=interfaces, table=number, priority=number, flags=st.tuples(*[st.booleans()] * 4))
+def test_rule(interface: Interface, table: int, priority: int, flags: tuple[bool, ...]) -> None:
+    (to, suppress, local, add), network = flags, interface.network
+    op = (RuleAdd if add else RuleRemove)(priority, network, to, table, suppress, local)
+    header = {"family": FAMILY[network.version], "dst_len" if to else "src_len": network.prefixlen, "action": 1}
+    attributes: list[tuple[str, Any]] = []
+    if network.prefixlen:
+        attributes.append(("FRA_DST" if to else "FRA_SRC", str(network.network_address)))
     attributes += [("FRA_IIFNAME", "lo")] if local else []
     attributes += [("FRA_PRIORITY", priority)] + ([("FRA_SUPPRESS_PREFIXLEN", 0)] if suppress else [])
-    assert (kind, netlink_flags) == ((32, 0x600) if add else (33, 0))
-    assert body == encoded(fibmsg(), header, [*attributes, ("FRA_TABLE", table), ("FRA_PROTOCOL", 209)])
-    if prefix and not add:
-        return
-    parsed = rtnetlink.parse_rule(body)
-    assert {key: parsed[key] for key in op if key not in ("op", "address")} == {
-        key: value for key, value in op.items() if key not in ("op", "address")
-    } | ({} if prefix else {"to": False})
-    assert parsed["address"] == (address if prefix else bytes(len(address)))
-    assert parsed["protocol"] == 209
+    body = encoded(fibmsg(), header, [*attributes, ("FRA_TABLE", table), ("FRA_PROTOCOL", 209)])
+    assert rtnetlink.encode(op) == (Packed(32, 0x600, body) if add else Packed(33, 0, body))
+    expected = Rule(priority, network, to and network.prefixlen > 0, table, suppress, local, 209)
+    assert rtnetlink.decode_rule(body) == expected
+
+
+def test_decodes_every_next_hop_of_a_multipath_route() -> None:
+    hops = [{"oif": 3, "attrs": [("RTA_GATEWAY", "10.0.1.1")]}, {"oif": 4, "attrs": [("RTA_GATEWAY", "10.0.2.1")]}]
+    body = encoded(rtmsg(), {"family": 2, "table": 254, "type": 1}, [("RTA_MULTIPATH", hops)])
+    found = rtnetlink.decode_route(body)
+    assert [(hop.link, str(hop.gateway)) for hop in found.hops] == [(3, "10.0.1.1"), (4, "10.0.2.1")]

@@ -1,16 +1,13 @@
-"""netagent reads the operator's file with a few lines of its own: held against the fetcher's reader and tomllib."""
+"""netagent and the fetcher read the same file, each with its own code: it must mean the same to both."""
 
 from __future__ import annotations
 
-import tomllib
-from ipaddress import ip_network
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 
 import pytest
-from cloud_network.fetcher import config, keyfile
-from cloud_network.netagent import settings
-from cloud_network.netagent.policy import ALLOWED, parse_network
+from cloud_network.fetcher import config
+from cloud_network.netagent import claims, settings
 from hypothesis import HealthCheck, given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
@@ -21,12 +18,19 @@ number = st.one_of(
     st.integers(0, 10**10).map(str), st.sampled_from(["0x1f", "1_000", "007", "-3", "+1", "1.0", "true"])
 )
 words = st.sampled_from(
-    ['"veth"', "'veth bridge'", '"10.9.0.0/16 fd01::/48"', '"refuse"', "'continue'", "12000", '"12000"', '""']
+    [
+        *('"veth"', "'veth bridge'", '"10.9.0.0/16 fd01::/48"', '"refuse"', "'continue'", "12000", '"12000"', '""'),
+        *('"203.0.113.0/255.255.255.0"', '"10.0.0.1/8"', '"eth1,eth2"', '"a\\\\b"', '"""eth1"""', '"eth1\\u0020eth2"'),
+    ]
 )
 comment = st.sampled_from(["", " # yes", "#", '\t# "', " x"])
-keys = st.sampled_from(
-    [*("AllowKinds", "AllowAddresses", "AuditFailure", "RouteTableBase", "RulePriority", "Exclude", "Listen"), "Other"]
-)
+names = [
+    *("AllowKinds", "AllowAddresses", "AllowGateways", "AuditFailure"),
+    "RouteTableBase",
+    "RulePriority",
+    "Exclude",
+]
+keys = st.sampled_from([*names, '"Exclude"', "Network.Exclude", "Listen", "Other", "exclude"])
 assignment = st.builds(
     lambda key, gap, value, rest: f"{key}{gap}{value}{rest}",
     keys,
@@ -34,88 +38,91 @@ assignment = st.builds(
     st.one_of(words, words, quoted, number),
     comment,
 )
-line = st.one_of(
-    assignment, st.sampled_from(["[Network]", "[Netagent]", "[System] # x", "[Other", "[[Network]]", "", "# x"])
-)
-content = st.lists(line, max_size=8).map("\n".join)
-FIELDS = {
-    "AllowKinds": ("allow_kinds", lambda text: frozenset(text.split())),
-    "AllowAddresses": ("allow_addresses", lambda text: tuple(map(parse_network, text.split()))),
-    "AuditFailure": ("audit_failure", str),
-    "RouteTableBase": ("table_base", int),
-    "RulePriority": ("priority", int),
-    "Exclude": ("exclude", lambda text: frozenset(text.split())),
-}
+headers = ["[Network]", "[ Network ]", '["Network"]', "[Netagent]", "[System] # x", "[Other", "[[Network]]", "", "# x"]
+line = st.one_of(assignment, st.sampled_from(headers))
+content = st.builds(lambda end, lines: end.join(lines), st.sampled_from(["\n", "\r\n"]), st.lists(line, max_size=8))
 
 
-@given(content=content)
-@profile(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_what_it_accepts_means_to_it_what_it_means_to_the_fetcher(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "cloud-network.toml"
-    path.write_text(content)
+def both(path: Path) -> tuple[settings.Settings | None, config.Config | None]:
+    """What the file means to netagent and to the fetcher; None for what is refused."""
     try:
-        found = settings.load(str(path))
-    except SystemExit:
-        return
-    entries, mistakes = keyfile.read(content)
-    if mistakes:
-        return  # the fetcher says so and does not start; what is refused by both is not compared
-    expected: dict[str, Any] = {}
-    for _, section, key, text in entries:
-        if (section, key) in settings._KEYS:
-            field, read = FIELDS[key]
-            expected[field] = read(text)  # type: ignore[operator]
-    changed = {field: getattr(found, field) for field, _ in FIELDS.values() if field in vars(found)}
-    assert changed == expected
-    tomllib.loads(content)
-
-
-@given(content=content)
-@profile(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_what_the_fetcher_accepts_netagent_accepts(tmp_path: Path, content: str) -> None:
-    """So that nobody's netagent stays down over a file that --check-config called right."""
-    path = tmp_path / "cloud-network.toml"
-    path.write_text(content)
+        ours = settings.load(path)
+    except settings.SettingsError:
+        ours = None
     try:
-        known = config.load(path, {})
+        theirs = config.load(path, {})
     except config.ConfigError:
-        return
-    found = settings.load(str(path))
-    assert (found.table_base, found.priority) == (known.route_table_base, known.rule_priority)
-    assert (found.exclude, found.allow_kinds) == (frozenset(known.exclude), frozenset(known.allow_kinds))
-    ours = {(net[0], net[1].to_bytes(net[0]), net[0] * 8 - net[2]) for net in ALLOWED + found.allow_addresses}
-    assert ours == {
-        (len(net.network_address.packed), net.network_address.packed, net.prefixlen) for net in known.allow_addresses
-    }
-    assert found.audit_failure == known.audit_failure.value
+        theirs = None
+    return ours, theirs
 
 
-def test_the_defaults_are_the_fetcher_s() -> None:
-    found, known = settings.load("/nonexistent"), config.Config()
-    assert (found.table_base, found.priority) == (known.route_table_base, known.rule_priority)
-    assert sorted(ALLOWED + found.allow_addresses) == sorted(parse_network(str(net)) for net in known.allow_addresses)
+def assert_same(ours: settings.Settings, theirs: config.Config) -> None:
+    assert (ours.table_base, ours.priority) == (theirs.route_table_base, theirs.rule_priority)
+    assert (ours.exclude, ours.allow_kinds) == (frozenset(theirs.exclude), frozenset(theirs.allow_kinds))
+    assert claims.PRIVATE + ours.allow_addresses == theirs.allow_addresses
+    assert (ours.allow_gateways, ours.max_objects) == (theirs.allow_gateways, theirs.max_objects)
+    assert ours.continue_unaudited == (theirs.audit_failure is config.AuditFailure.CONTINUE)
+
+
+@given(content=content)
+@profile(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_file_means_the_same_to_both(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "cloud-network.toml"
+    path.write_bytes(content.encode())
+    ours, theirs = both(path)
+    if theirs is not None:
+        assert ours is not None, "netagent stays down over a file that the fetcher accepts"
+        assert_same(ours, theirs)
 
 
 @pytest.mark.parametrize(
-    "line",
+    "text",
     [
-        'AllowAddresses = "10.0.0.0/-1"',
-        'AllowAddresses = "10.0.0.0/33"',
-        'AllowAddresses = "ten"',
-        'AllowKinds = "a\\"b"',
+        '[ Network ]\nExclude = "eth1"',
+        '["Network"]\nExclude = "eth1"',
+        '[Network]\n"Exclude" = "eth1"',
+        'Network.Exclude = "eth1"',
+        'Network = {Exclude = "eth1"}',
+        '[Network]\nExclude = """eth1"""',
+        '[Network]\nExclude = "eth\\u0031"',
     ],
 )
-def test_what_cannot_be_meant_keeps_netagent_from_starting(tmp_path: Path, line: str) -> None:
+def test_every_spelling_of_exclude_is_obeyed(tmp_path: Path, text: str) -> None:
     path = tmp_path / "cloud-network.toml"
-    path.write_text(f"[Netagent]\n{line}\n")
-    with pytest.raises(SystemExit, match=r"cloud-network\.toml:2: "):
-        settings.load(str(path))
+    path.write_text(text)
+    assert settings.load(path).exclude == {"eth1"}
 
 
-def test_the_resolvers_are_those_of_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "resolv.conf"
-    servers = ["10.0.0.2", "none", "", "fe80::1%eth0", "fd00::53 # x"]
-    path.write_text("search example\n" + "".join(f"nameserver {server}\n" for server in servers))
-    known = {ip_network(text).network_address.packed for text in ("10.0.0.2", "fe80::1", "fd00::53")}
-    assert settings.resolvers(str(path)) == known
-    assert settings.resolvers(str(tmp_path / "none")) == frozenset()
+@pytest.mark.parametrize(
+    "text",
+    ['[Network]\rExclude = "eth1"', '[Netwrok]\nExclude = "eth1"', '[Network]\nexclude = "eth1"', 'Exclude = "eth1"'],
+)
+def test_a_misspelled_exclude_is_not_ignored(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "cloud-network.toml"
+    path.write_bytes(text.encode())
+    with pytest.raises(settings.SettingsError, match=r"cloud-network\.toml: "):
+        settings.load(path)
+
+
+def test_a_netmask_and_an_escaped_backslash_are_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "cloud-network.toml"
+    path.write_text('[Netagent]\nAllowAddresses = "203.0.113.0/255.255.255.0"\n[Network]\nExclude = "a\\\\b"')
+    found = settings.load(path)
+    assert [str(each) for each in found.allow_addresses] == ["203.0.113.0/24"]
+    assert found.exclude == {"a\\b"}
+
+
+def test_the_defaults_are_the_fetchers(tmp_path: Path) -> None:
+    ours, theirs = both(tmp_path / "none")
+    assert ours is not None
+    assert theirs is not None
+    assert_same(ours, theirs)
+
+
+def test_resolvers_are_read_from_every_file(tmp_path: Path) -> None:
+    stub, real = tmp_path / "resolv.conf", tmp_path / "real"
+    servers = ["127.0.0.53", "none", "", "fe80::1%eth0", "fd00::53 # x"]
+    stub.write_text("search example\n" + "".join(f"nameserver {server}\n" for server in servers))
+    real.write_text("nameserver 10.0.0.2\n")
+    found = settings.resolvers((stub, real, tmp_path / "none"))
+    assert found == {ip_address(text) for text in ("127.0.0.53", "fe80::1", "fd00::53", "10.0.0.2")}

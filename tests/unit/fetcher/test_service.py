@@ -15,9 +15,9 @@ import pytest
 JOURNALD = Path("/lib/systemd/systemd-journald")
 SAYING = """
 import logging, sys
-from cloud_network.fetcher import log
+from cloud_network.fetcher import service
 from cloud_network.fetcher.config import LogFormat, LogLevel
-log.set_up(LogLevel(sys.argv[1]), LogFormat(sys.argv[2]))
+service.set_up_logging(LogLevel(sys.argv[1]), LogFormat(sys.argv[2]))
 logger = logging.getLogger("cloud_network.fetcher.trial")
 logger.log(5, "a trace")
 logger.debug("a bug")

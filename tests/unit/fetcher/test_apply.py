@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_network
 
 import pytest
-from cloud_network.fetcher.agent import Agent, AgentError, _reason, to_wire
+from cloud_network.fetcher.apply import Netagent, NetagentError, to_operation
 from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.metadata.model import Instance
 from cloud_network.fetcher.network.desired import desired
@@ -19,10 +19,11 @@ from tests.unit.fetcher.values import BASE, clouds, configs, hosts
 
 @given(clouds(), configs, hosts())
 def test_every_plan_is_a_request_of_the_protocol(cloud: Instance, config: Config, before: Actual) -> None:
-    ops = [to_wire(change) for change in plan(desired(cloud, config, before), before, may_remove=True)]
-    message = {"request": "apply", "id": "x", "ops": ops, "confirm_within": 30}
-    if ops:
-        protocol.check_request(protocol.decode(protocol.encode(message)[protocol.HEADER.size :]))
+    changes = plan(desired(cloud, config, before), before, may_remove=True)
+    request = protocol.Apply("x", tuple(map(to_operation, changes)), 30)
+    if changes:
+        frame = protocol.encode(request.to_wire())
+        assert protocol.request_from_wire(protocol.decode(frame[protocol.HEADER.size :])) == request
 
 
 @pytest.mark.parametrize("verb", Verb)
@@ -86,7 +87,7 @@ def test_every_plan_is_a_request_of_the_protocol(cloud: Instance, config: Config
 def test_a_change_says_what_it_is_in_numbers(
     verb: Verb, what: LinkUp | LinkMtu | Address | Route | Rule, name: str, fields: dict[str, object]
 ) -> None:
-    op = to_wire(Change(verb, what))
+    op = to_operation(Change(verb, what)).to_wire()
     if isinstance(what, LinkUp | LinkMtu):
         assert op == {"op": name, **fields}
         return
@@ -98,13 +99,6 @@ def test_a_change_says_what_it_is_in_numbers(
     assert op == fields
 
 
-def test_a_refusal_names_the_reason_and_what_would_allow_it() -> None:
-    answer = {"position": 1, "reason": "8.8.8.8 is nobody's", "allow": 'AllowAddresses="8.8.8.8"'}
-    assert _reason(answer) == '8.8.8.8 is nobody\'s; to allow it: AllowAddresses="8.8.8.8"'
-    assert _reason({"reason": "busy"}) == "busy"
-    assert _reason({}) == "no reason given"
-
-
 def test_a_netagent_that_is_not_there_is_named_with_its_socket() -> None:
-    with pytest.raises(AgentError, match=r"/nowhere/netagent.sock: No such file.*is cloud-network-netagent running\?"):
-        Agent("/nowhere/netagent.sock")
+    with pytest.raises(NetagentError, match=r"/nowhere/netagent.sock: No such file.*running\?"):
+        Netagent("/nowhere/netagent.sock")

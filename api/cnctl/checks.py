@@ -1,4 +1,4 @@
-"""What `cnctl doctor` looks at: one function a link of the chain, which says what is right or raises Broken.
+"""The steps of `cnctl doctor`: one function for each, which returns what was found or raises Broken.
 
 Sources: ip-address(8), ip-rule(8), ip-route(8), ip-neighbour(8) for `-json`; linux/neighbour.h for the states; the
 kernel's Documentation/networking/ip-sysctl.rst for rp_filter (the larger of `all` and the link's counts).
@@ -12,28 +12,25 @@ import json
 import socket
 import subprocess
 import time
+from pathlib import Path
+from typing import Any
 
-from cloud_network.api.cnctl.failure import WRONG, Failure
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-    from cloud_network.fetcher.status import LinkStatus
+from cloud_network.api.cnctl.output import Exit, Failure
+from cloud_network.fetcher.status import LinkStatus
 
 REPAIR = "sudo cnctl refresh"
-SOMEWHERE = {4: "192.0.2.1", 6: "2001:db8::1"}
-"""A client of the documentation's prefixes (RFC 5737, RFC 3849), where no other is given."""
-SMALLEST = {4: 576, 6: 1280}
-"""RFC 791: what every host must take whole; RFC 8200: the least that IPv6 runs over."""
-KNOWN = {"REACHABLE", "STALE", "DELAY", "PROBE", "PERMANENT", "NOARP"}
-PATIENCE = 4.0
+EXAMPLE_CLIENT = {4: "192.0.2.1", 6: "2001:db8::1"}
+"""A client in the documentation prefixes (RFC 5737, RFC 3849), if none is given."""
+MIN_MTU = {4: 576, 6: 1280}
+"""RFC 791: the datagram that every host must accept; RFC 8200: the smallest MTU of IPv6."""
+RESOLVED = {"REACHABLE", "STALE", "DELAY", "PROBE", "PERMANENT", "NOARP"}
+RESOLVE_TIMEOUT = 4.0
 """Seconds for a neighbour to answer; the kernel asks three times, a second apart."""
 DISCARD = 9
 
 
 class Broken(Exception):
-    """This link of the chain does not hold: what was found, the command that shows it, and what to do."""
+    """A step failed: what was found, the command that shows it, and what to do."""
 
     def __init__(self, found: str, look: str, do: str = REPAIR):
         super().__init__(found)
@@ -41,20 +38,20 @@ class Broken(Exception):
 
 
 class Case:
-    """One address, who wants to reach it, and the link that the metadata gives it to."""
+    """One address, the client that wants to reach it, and the link that the metadata gives it to."""
 
     def __init__(self, address: str, client: str | None, link: LinkStatus, delegated: str | None = None):
         self.address, self.link, self.dev = address, link, link["name"]
         self.version = ipaddress.ip_address(address).version
         self.bits = 32 if self.version == 4 else 128
         self.flag = f"-{self.version}"
-        self.client = client or SOMEWHERE[self.version]
+        self.client = client or EXAMPLE_CLIENT[self.version]
         self.delegated = delegated  # the range that the address is one of, where it is
         self.gateways: list[str] = []  # of the default route that replies take
 
 
 def range_of(address: str, links: list[LinkStatus]) -> tuple[LinkStatus, str] | None:
-    """The link to which a delegated range with this address was given, and the range: our rules and routes say so."""
+    """Return the link to which a range with this address is delegated, and the range, from our rules and routes."""
     wanted = ipaddress.ip_address(address)
     flag = f"-{wanted.version}"
     found = [(route["dst"], "dev", route.get("dev")) for route in _ip(f"ip {flag} route show table local proto 209")]
@@ -72,22 +69,22 @@ def range_of(address: str, links: list[LinkStatus]) -> tuple[LinkStatus, str] | 
 
 
 def interface(case: Case) -> str:
-    """The link is there, managed, up, and has a carrier."""
+    """Check that the link exists, is managed, is up, and has a carrier."""
     look = f"ip link show dev {case.dev}"
     if case.link["state"] == "excluded":
-        raise Broken(f"Exclude= names {case.dev}: it is left as it is", look, "take it out of Exclude=")
-    found = _ip(look, missing=f"there is no {case.dev} any more: it was detached, or renamed")[0]
+        raise Broken(f"{case.dev} is excluded by Exclude= or its kind", look, "remove it from Exclude=")
+    found = _ip(look, missing=f"{case.dev} does not exist: it was detached or renamed")[0]
     if found.get("address", "").lower() != case.link["mac"].lower():
         raise Broken(f"{case.dev} is another interface now: its MAC is {found.get('address')}", look)
     if "UP" not in found["flags"]:
         raise Broken(f"{case.dev} is down", look)
     if "LOWER_UP" not in found["flags"]:
-        raise Broken(f"{case.dev} is up, but has no carrier", look, "look whether the cloud has it attached")
+        raise Broken(f"{case.dev} is up, but has no carrier", look, "check in the cloud's console that it is attached")
     return f"{case.dev} is up, with carrier"
 
 
 def address(case: Case) -> str:
-    """The address is on this link, and usable."""
+    """Check that the address is on this link, and usable."""
     if case.delegated:
         return f"one of the range {case.delegated}, which {case.dev} has"
     look = f"ip {case.flag} address show to {case.address}"
@@ -109,7 +106,7 @@ def address(case: Case) -> str:
 
 
 def rule(case: Case) -> str:
-    """The three steps that lead replies from the address to its link's table."""
+    """Check the three rules that lead replies from the address to its link's table."""
     table = case.link["table"]
     if table is None:
         return "none needed: the link has no table of its own"
@@ -128,7 +125,7 @@ def rule(case: Case) -> str:
 
 
 def _stands_for(entry: dict[str, Any], source: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
-    """Whether the rule is for this source, or for a prefix around it and what this host itself sends."""
+    """Return True if the rule is for this source, or for a prefix around it and packets of this host itself."""
     if entry["src"] == "all":
         return False
     own = _network(f"{entry['src']}/{entry['srclen']}" if "srclen" in entry else entry["src"])
@@ -140,7 +137,7 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
 
 
 def table(case: Case) -> str:
-    """The table has a default route by this link, and replies take it."""
+    """Check that the table has a default route by this link, and that replies take it."""
     name = case.link["table"] or "main"
     look = f"ip {case.flag} route show table {name}"
     routes = [route for route in _ip(look) if route.get("dev") == case.dev]
@@ -171,7 +168,7 @@ def _is_local(address: str) -> bool:
 
 
 def gateway(case: Case) -> str:
-    """The default route's gateway is the one that the cloud says."""
+    """Check that the gateway of the default route is the cloud's."""
     name = case.link["table"] or "main"
     look = f"ip {case.flag} route show default table {name}"
     wanted = [text for text in case.link["gateways"] if ipaddress.ip_address(text).version == case.version]
@@ -184,19 +181,17 @@ def gateway(case: Case) -> str:
 
 
 def neighbour(case: Case) -> str:
-    """The gateway answers ARP or NDP: asked now if it is not known, by a datagram to it from the address."""
+    """Check that the gateway answers ARP or NDP; a datagram to it from the address makes the kernel ask."""
     look = f"ip -s neigh show to {case.gateways[0]} dev {case.dev}"
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + RESOLVE_TIMEOUT
     state, asked = _neighbour(look), False
-    while state is None or not state["state"] or not KNOWN & set(state["state"]):
+    while state is None or not state["state"] or not RESOLVED & set(state["state"]):
         if not asked:
             _send(case)
             asked = True
         elif time.monotonic() > until or (state and "FAILED" in state["state"]):
             said = state["state"][0] if state and state["state"] else "not known"
-            do = (
-                f"look whether {case.dev} is attached to the right subnet in the cloud; sudo tcpdump -ni {case.dev} arp"
-            )
+            do = f"check the subnet of {case.dev} in the cloud's console; sudo tcpdump -ni {case.dev} arp"
             raise Broken(f"{case.gateways[0]} does not answer on {case.dev}: {said}", look, do)
         time.sleep(0.05)
         state = _neighbour(look)
@@ -208,7 +203,7 @@ def _neighbour(look: str) -> dict[str, Any] | None:
 
 
 def _send(case: Case) -> None:
-    """One empty datagram to the gateway's discard port, from the address; a failure shows in the neighbour's state."""
+    """Send an empty datagram to the gateway's discard port; a failure shows in the neighbour's state."""
     family = socket.AF_INET if case.version == 4 else socket.AF_INET6
     gateway: tuple[Any, ...] = (case.gateways[0], DISCARD)
     if case.version == 6:
@@ -221,31 +216,30 @@ def _send(case: Case) -> None:
 
 
 def rp_filter(case: Case) -> str:
-    """What comes in by this link is not dropped for a reverse path that is another."""
+    """Check that packets to this link are not dropped for their reverse path."""
     if case.version == 6:
         return "IPv6 has none"
     if not _is_strict(case):
         return "off or loose"
     look = f"ip route get {case.address} from {case.client} iif {case.dev}"
-    do = f"sudo sysctl net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.{case.dev}.rp_filter=2 (loose), or mend the way back"
+    do = f"sudo sysctl net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.{case.dev}.rp_filter=2 (loose), or correct the route"
     what = f"strict: what {case.client} sends to {case.dev} is dropped, as the way back is not by {case.dev}"
     _ip(look, missing=what, do=do)
     return f"strict, and the way back to {case.client} is by {case.dev}"
 
 
 def _is_strict(case: Case) -> bool:
-    """For IPv4, and not from this kernel's point of view only: 1 is strict, 2 loose."""
+    """Return True for strict reverse-path filtering: 1 is strict, 2 loose. IPv6 has none."""
     if case.version == 6:
         return False
     values = []
     for name in ("all", case.dev):
-        with open(f"/proc/sys/net/ipv4/conf/{name}/rp_filter", encoding="ascii") as file:  # noqa: PTH123
-            values.append(int(file.read()))
+        values.append(int(Path(f"/proc/sys/net/ipv4/conf/{name}/rp_filter").read_text()))
     return max(values) == 1
 
 
 def mtu(case: Case) -> str:
-    """The link's MTU is the one that the cloud says, and no smaller than the protocol needs."""
+    """Check that the link's MTU is the cloud's, and not smaller than the protocol needs."""
     look = f"ip link show dev {case.dev}"
     is_now = _ip(look)[0]["mtu"]
     prefix = f"ip link set {case.dev} mtu "
@@ -253,20 +247,20 @@ def mtu(case: Case) -> str:
     wanted = wanted or case.link["mtu"]
     if is_now != wanted:
         raise Broken(f"{case.dev} has an MTU of {is_now}, and should have {wanted}", look, f"sudo {prefix}{wanted}")
-    if is_now < SMALLEST[case.version]:
-        raise Broken(f"{case.dev} has an MTU of {is_now}; IPv{case.version} needs {SMALLEST[case.version]}", look)
+    if is_now < MIN_MTU[case.version]:
+        raise Broken(f"{case.dev} has an MTU of {is_now}; IPv{case.version} needs {MIN_MTU[case.version]}", look)
     return str(is_now)
 
 
 def _ip(command: str, missing: str | None = None, do: str = REPAIR) -> list[dict[str, Any]]:
-    """Run the command with -json. What it refuses is Broken with `missing`, or without that means: nothing found."""
+    """Run the command with -json. If it fails, raise Broken with `missing`; without that, return nothing."""
     try:
         words = command.split()
         ended = subprocess.run(["ip", "-json", *words[1:]], capture_output=True, text=True, check=False, timeout=10)
     except FileNotFoundError:
-        raise Failure(WRONG, "there is no `ip` command: install iproute2") from None
+        raise Failure(Exit.WRONG, "there is no `ip` command: install iproute2") from None
     except subprocess.TimeoutExpired:
-        raise Failure(WRONG, f"`{command}` does not end") from None
+        raise Failure(Exit.WRONG, f"`{command}` did not end in time") from None
     if ended.returncode:
         if missing:
             raise Broken(missing, command, do)
@@ -274,5 +268,5 @@ def _ip(command: str, missing: str | None = None, do: str = REPAIR) -> list[dict
     try:
         found = json.loads(ended.stdout or "[]")
     except ValueError:
-        raise Failure(WRONG, f"`{command}` does not speak JSON: iproute2 is too old") from None
+        raise Failure(Exit.WRONG, f"`{command}` prints no JSON: iproute2 is too old") from None
     return [entry for entry in found if entry]

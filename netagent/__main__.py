@@ -1,0 +1,168 @@
+"""Start of netagent: arguments, sockets, its user, and then the server.
+
+Under systemd the unit passes both sockets and has given up the privileges. Started by root without systemd, netagent
+opens its sockets itself and becomes its user in this process; the interpreter must be isolated (python3 -I), so that
+nothing of root's environment, PYTHONPATH or sitecustomize is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import pwd
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import sandbox, settings
+from .audit import Audit
+from .kernel import Kernel
+from .ledger import Ledger
+from .protocol import SOCKET
+from .sandbox import NAME, Account, SandboxError, say
+from .server import Server
+
+FETCHER = "cloud-network"
+RUNTIME, LOGS = Path(SOCKET).parent, Path("/var/log/cloud-network")
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+FIRST_PASSED = 3  # SD_LISTEN_FDS_START
+IDLE_SECONDS = 60.0
+"""Under systemd: without a client for so long, netagent ends; its socket unit starts it again for the next one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """The listening socket and the rtnetlink socket of the host's network namespace."""
+
+    listener: socket.socket
+    rtnetlink: socket.socket
+
+
+def main() -> None:
+    """Run netagent."""
+    arguments = parse_arguments()
+    try:
+        run(arguments.config, arguments.idle)
+    except (SandboxError, settings.SettingsError, OSError) as error:
+        sys.exit(f"{NAME}: {error}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the arguments of the command line."""
+    parser = argparse.ArgumentParser(
+        prog=NAME,
+        description="The only process of cloud-network that may change the network. It serves the fetcher and root on "
+        f"{SOCKET}. See /usr/share/doc/cloud-network/policy.md.",
+    )
+    parser.add_argument("--config", type=Path, default=settings.PATH, help="the configuration (default: %(default)s)")
+    parser.add_argument(
+        "--idle",
+        type=float,
+        default=IDLE_SECONDS,
+        metavar="SECONDS",
+        help="under systemd, end after so long without a client (default: %(default)s)",
+    )
+    parser.add_argument("--version", action="version", version=f"{NAME} {_version()}")
+    return parser.parse_args()
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # only needed here; it imports email and zipfile
+
+    try:
+        return version("cloud-network")
+    except PackageNotFoundError:
+        return "(not installed as a package)"
+
+
+def run(config: Path, idle: float) -> None:
+    """Open or take over the sockets, give up privileges, and serve. Raises SandboxError, SettingsError or OSError."""
+    account, fetcher = _account(NAME), _account(FETCHER)
+    boot = os.environ.get("BOOT_ID") or BOOT_ID.read_text().strip()  # ProcSubset=pid hides the file
+    passed = passed_sockets()
+    if os.geteuid() == 0:
+        require_isolation()
+        make_directory(RUNTIME, account)
+        make_directory(LOGS, account)
+    sockets = passed or open_sockets(Path(SOCKET), fetcher)
+    if os.geteuid() == 0:
+        sandbox.become(account)
+    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)  # none can be opened later
+    os.chdir("/")
+    sandbox.enter(account, [RUNTIME, LOGS])
+    kernel, ledger = Kernel(sockets.rtnetlink), Ledger(RUNTIME / "ledger")
+    server = Server(kernel, ledger, Audit(LOGS / "audit.log", dashed(boot)), config)
+    server.start()
+    notify_ready(manager)
+    say("ready")
+    server.run(sockets.listener, fetcher.uid, idle if passed else float("inf"))
+
+
+def require_isolation() -> None:
+    """Raise SandboxError if root's environment could have put code into this process."""
+    if not sys.flags.isolated:
+        raise SandboxError(
+            f"root may start it only in an isolated interpreter. Use /usr/bin/{NAME}, "
+            "or python3 -I -m cloud_network.netagent"
+        )
+
+
+def _account(name: str) -> Account:
+    try:
+        found = pwd.getpwnam(name)
+    except KeyError:
+        how = f"Create it with `systemd-sysusers cloud-network.conf` or `useradd --system --no-create-home {name}`"
+        raise SandboxError(f"there is no user {name}. {how}") from None
+    return Account(found.pw_uid, found.pw_gid)
+
+
+def passed_sockets() -> Sockets | None:
+    """Return the sockets that systemd passed (sd_listen_fds(3)), or None. Raises SandboxError if they are others."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    if os.environ.get("LISTEN_FDS") != "2":
+        raise SandboxError("systemd must pass two sockets, as in cloud-network-netagent.socket")
+    return Sockets(socket.socket(fileno=FIRST_PASSED), socket.socket(fileno=FIRST_PASSED + 1))
+
+
+def make_directory(path: Path, account: Account) -> None:
+    """Make a directory that only netagent writes and all users read; an existing one becomes so."""
+    path.mkdir(parents=True, exist_ok=True)
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    os.fchown(directory, account.uid, account.gid)
+    os.fchmod(directory, 0o755)
+    os.close(directory)
+
+
+def open_sockets(path: Path, fetcher: Account) -> Sockets:
+    """Open what cloud-network-netagent.socket opens: ours, for the fetcher's group, and rtnetlink."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o117)  # mode 0660
+    listener.bind(str(path))
+    os.umask(before)
+    if os.geteuid() == 0:
+        os.chown(path, -1, fetcher.gid, follow_symlinks=False)
+    listener.listen(128)
+    return Sockets(listener, socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE))
+
+
+def dashed(boot: str) -> str:
+    """Return a boot id in the form of random(4); systemd's %b has no dashes."""
+    digits = boot.replace("-", "")
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+def notify_ready(manager: socket.socket) -> None:
+    """Tell systemd that netagent serves (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        manager.sendto(b"READY=1", "\0" + address[1:] if address.startswith("@") else address)
+    manager.close()
+
+
+if __name__ == "__main__":
+    main()

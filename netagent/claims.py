@@ -1,0 +1,247 @@
+"""Pure functions: what a link may claim, given what the host says. Imports nothing of ours; the fetcher uses it too.
+
+A claim is an address, a subnet, a range or a gateway for one link. docs/policy.md gives the reasons as a table.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from typing import Generic, TypeVar
+
+IPAddress = IPv4Address | IPv6Address
+IPNetwork = IPv4Network | IPv6Network
+Value = TypeVar("Value")
+
+
+def _networks(text: str) -> tuple[IPNetwork, ...]:
+    return tuple(map(ip_network, text.split()))
+
+
+PRIVATE = _networks("10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 fc00::/7")
+"""What a link may claim without having learned it: RFC 1918, RFC 6598 and RFC 4193."""
+LINK_LOCAL = _networks("169.254.0.0/16 fe80::/10")
+METADATA = _networks(
+    "100.100.100.200 168.63.129.16 192.0.0.192"  # Alibaba; Azure's wire server; Oracle
+    " fd00:ec2::/32 fd20:ce::254 fd00:42::42 fd00:c1::a9fe:a9fe"  # AWS, GCP, Scaleway, Oracle
+)
+"""Metadata servers outside link-local networks."""
+RESERVED = _networks("0.0.0.0/8 127.0.0.0/8 224.0.0.0/3 ::/96 ::ffff:0:0/96 ff00::/8") + LINK_LOCAL + METADATA
+"""No link may claim any of these, whatever AllowAddresses= says."""
+WIDEST_SUBNET = {4: 16, 6: 44}
+"""Shortest prefix of a subnet that the link has not learned. AWS has the widest IPv6 subnets, /44."""
+WIDEST_RANGE = {4: 20, 6: 64}
+"""Shortest prefix of a range: a route of type local, or a source of forwarded packets."""
+RANGE_OF_SUBNET = 2
+"""A range inside a subnet of its link is at most a quarter of it: 2 more bits."""
+CONVENTION_LENGTHS = {4: range(16, 31), 6: range(44, 65)}
+"""Prefix lengths tried around an address for a gateway by convention."""
+
+
+def overlap(one: IPNetwork, other: IPNetwork) -> bool:
+    """Return True if the networks have an address in common."""
+    return contains(one, other) or contains(other, one)
+
+
+def contains(outer: IPNetwork, inner: IPNetwork) -> bool:
+    """Return True if `inner` is `outer` or a part of it."""
+    if outer.version != inner.version or outer.prefixlen > inner.prefixlen:
+        return False
+    shift = outer.max_prefixlen - outer.prefixlen
+    return int(outer.network_address) >> shift == int(inner.network_address) >> shift
+
+
+def within(inner: IPNetwork, outer: Iterable[IPNetwork]) -> bool:
+    """Return True if one of `outer` contains `inner`."""
+    return any(contains(each, inner) for each in outer)
+
+
+def single(address: IPAddress) -> IPNetwork:
+    """Return the /32 or /128 of an address."""
+    return IPv4Network(int(address)) if isinstance(address, IPv4Address) else IPv6Network(int(address))
+
+
+def is_single(network: IPNetwork) -> bool:
+    """Return True for a /32 or /128."""
+    return network.prefixlen == network.max_prefixlen
+
+
+def is_reserved(network: IPNetwork) -> bool:
+    """Return True if no link may claim `network`: loopback, link-local, multicast, a metadata server ..."""
+    return any(overlap(each, network) for each in RESERVED)
+
+
+def is_link_local(network: IPNetwork) -> bool:
+    """Return True if all of `network` is link-local."""
+    return within(network, LINK_LOCAL)
+
+
+def nested(network: IPNetwork, others: Iterable[IPNetwork]) -> IPNetwork | None:
+    """Return the first of `others` that contains `network` or lies in it; equal networks are not nested.
+
+    Two interfaces may be in one subnet. A subnet that is a part of another link's, or has a part of it, takes over
+    neighbours of that link.
+    """
+    return next((each for each in others if each != network and overlap(each, network)), None)
+
+
+def conventional_gateways(subnet: IPNetwork) -> tuple[IPAddress, ...]:
+    """Return the addresses that clouds use for the gateway of `subnet`.
+
+    The first host (AWS, Azure, Google Cloud, Oracle, Hetzner ...); on Alibaba Cloud the third-last address of an IPv4
+    subnet and the ninth-last of an IPv6 subnet.
+    """
+    last = 2 if subnet.version == 4 else 8
+    if subnet.num_addresses <= last + 1:
+        return ()
+    return (subnet.network_address + 1, subnet.broadcast_address - last)
+
+
+def convention_subnet(gateway: IPAddress, address: IPAddress, others: Iterable[IPNetwork]) -> IPNetwork | None:
+    """Return a network around `address` of which `gateway` is the gateway by convention, or None.
+
+    The network may not be nested with one of `others`, the subnets of other links.
+    """
+    if gateway.version != address.version or gateway == address:
+        return None
+    taken = tuple(others)
+    for length in CONVENTION_LENGTHS[address.version]:
+        around = single(address).supernet(new_prefix=length)
+        if gateway in conventional_gateways(around) and nested(around, taken) is None:
+            return around
+    return None
+
+
+def subnet_limit(subnet: IPNetwork, learned: Iterable[IPNetwork]) -> str | None:
+    """Return why a link may not claim a subnet of this size, or None. What it has learned may have any size."""
+    shortest = WIDEST_SUBNET[subnet.version]
+    if subnet.prefixlen >= shortest or within(subnet, learned):
+        return None
+    return f"{subnet} is wider than /{shortest}, the widest subnet that is accepted without DHCP or a router"
+
+
+def range_limit(network: IPNetwork, subnets: Iterable[IPNetwork]) -> str | None:
+    """Return why a link may not claim a range of this size, or None. `subnets`: those of the link."""
+    shortest = WIDEST_RANGE[network.version]
+    if network.prefixlen < shortest:
+        return f"{network} is wider than /{shortest}, the widest range that is accepted"
+    if is_single(network):
+        return None
+    for subnet in subnets:
+        if contains(network, subnet):
+            return f"{network} covers {subnet}, a subnet of the link"
+        if contains(subnet, network) and network.prefixlen < subnet.prefixlen + RANGE_OF_SUBNET:
+            return f"{network} is more than a quarter of {subnet}, a subnet of the link"
+    return None
+
+
+def is_edge(address: IPAddress, subnet: IPNetwork) -> bool:
+    """Return True for the network and the broadcast address of an IPv4 subnet that has them."""
+    if subnet.version == 6 or subnet.prefixlen >= 31:
+        return False
+    return address in (subnet.network_address, subnet.broadcast_address)
+
+
+@dataclass(frozen=True, slots=True)
+class HostRoute:
+    """A route (or one next hop of it) that another program made: what may be a rival of a claim."""
+
+    destination: IPNetwork
+    link: int  # 0 if it has none
+    gateway: IPAddress | None
+    discards: bool  # blackhole, unreachable or prohibit
+    by_cloud: bool  # leaves by a link of the cloud, on link or through a router of the cloud
+    by_kernel: bool  # derived by the kernel from an address, or link-local
+
+
+def rival(network: IPNetwork, link: int, routes: Iterable[HostRoute], learned: Iterable[IPNetwork]) -> HostRoute | None:
+    """Return the first of `routes` that already leads `network`, or a part of it, elsewhere.
+
+    `routes` overlap `network`; `learned` are the subnets that others gave to the link. Default routes and halves of
+    the address space (VPNs use /1) are nobody's rival. Neither are a wider route through a router of the cloud, the
+    equal subnet of another interface, and a route that is wider than a subnet which the link has learned.
+    """
+    own = [subnet for subnet in learned if contains(subnet, network)]
+    for route in routes:
+        if route.destination.prefixlen <= 1 or is_link_local(route.destination):
+            continue
+        if any(route.destination.prefixlen < subnet.prefixlen for subnet in own):
+            continue
+        if _leads_elsewhere(route, network, link):
+            return route
+    return None
+
+
+def _leads_elsewhere(route: HostRoute, network: IPNetwork, link: int) -> bool:
+    if route.discards or not route.by_cloud:
+        return True
+    if route.by_kernel or route.link == link:
+        return False
+    if route.gateway is None and route.destination == network:
+        return False
+    return contains(network, route.destination)
+
+
+class NetworkIndex(Generic[Value]):
+    """Values by network; finds those whose network contains, lies in or overlaps a given one."""
+
+    def __init__(self) -> None:
+        self._values: dict[IPNetwork, list[Value]] = {}
+        self._lengths: dict[int, dict[int, int]] = {4: {}, 6: {}}  # networks by version and prefix length
+        self._order: dict[int, list[tuple[int, int, IPNetwork]]] = {4: [], 6: []}  # by first address
+
+    def add(self, network: IPNetwork, value: Value) -> None:
+        """Add a value; a network may have several."""
+        if network in self._values:
+            self._values[network].append(value)
+            return
+        self._values[network] = [value]
+        lengths = self._lengths[network.version]
+        lengths[network.prefixlen] = lengths.get(network.prefixlen, 0) + 1
+        insort(self._order[network.version], _order_key(network))
+
+    def discard(self, network: IPNetwork, value: Value) -> None:
+        """Remove one value, if it is there."""
+        values = self._values.get(network, [])
+        if value not in values:
+            return
+        values.remove(value)
+        if values:
+            return
+        del self._values[network]
+        lengths = self._lengths[network.version]
+        lengths[network.prefixlen] -= 1
+        if not lengths[network.prefixlen]:
+            del lengths[network.prefixlen]
+        order = self._order[network.version]
+        del order[bisect_left(order, _order_key(network))]
+
+    def containing(self, network: IPNetwork) -> Iterator[tuple[IPNetwork, Value]]:
+        """Yield what is at `network` and at networks around it."""
+        for length in self._lengths[network.version]:
+            if length <= network.prefixlen:
+                around = network.supernet(new_prefix=length) if length < network.prefixlen else network
+                for value in self._values.get(around, ()):
+                    yield around, value
+
+    def inside(self, network: IPNetwork) -> Iterator[tuple[IPNetwork, Value]]:
+        """Yield what is at networks inside `network`, itself not included."""
+        order, last = self._order[network.version], int(network.broadcast_address)
+        at = bisect_left(order, (int(network.network_address), network.prefixlen + 1))
+        while at < len(order) and order[at][0] <= last:
+            found = order[at][2]
+            if found.prefixlen > network.prefixlen:
+                for value in self._values[found]:
+                    yield found, value
+            at += 1
+
+    def overlapping(self, network: IPNetwork) -> Iterator[tuple[IPNetwork, Value]]:
+        """Yield what has an address in common with `network`."""
+        yield from self.containing(network)
+        yield from self.inside(network)
+
+
+def _order_key(network: IPNetwork) -> tuple[int, int, IPNetwork]:
+    return int(network.network_address), network.prefixlen, network

@@ -1,0 +1,217 @@
+"""Clients: who may connect, and frames in and out with deadlines.
+
+Only the fetcher's uid and root of this host are served. Everything a client can make netagent wait for is bounded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from .operations import Malformed
+from .protocol import HEADER, MAX_FRAME, ROOT, UCRED
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+FRAME_SECONDS = 5.0
+"""A frame must be whole so long after its first byte, and a client must ask something so often."""
+ANSWER_SECONDS = 1.0
+LIFETIME_SECONDS = 900.0
+"""Of a connection; longer than the longest ConfirmTimeout, 600 s."""
+ROOT_SECONDS = 1.0
+"""Root must send its credentials so long after connecting. Meanwhile other clients are served."""
+MAX_WAITING = 16  # connections of uid 0 without credentials yet
+_CREDENTIALS_SPACE = socket.CMSG_LEN(UCRED.size)  # for SCM_CREDENTIALS, and for no file that is passed along
+
+
+class HungUp(Exception):
+    """The client closed the connection, or its process ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The process that connected (SO_PEERCRED), as the audit log has it."""
+
+    pid: int
+    uid: int
+    gid: int
+    unit: str | None  # systemd's
+
+    @classmethod
+    def of(cls, sock: socket.socket) -> Peer:
+        """Return the peer of a connected socket."""
+        pid, uid, gid = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
+        try:
+            cgroup = Path(f"/proc/{pid}/cgroup").read_text(errors="replace").strip()
+        except OSError:
+            cgroup = ""
+        return cls(pid, uid, gid, cgroup.rpartition("/")[2][:80] or None)
+
+    @property
+    def is_root(self) -> bool:
+        """True for uid 0."""
+        return self.uid == 0
+
+    def to_log(self) -> dict[str, Any]:
+        """Return the map for the audit log."""
+        return {"pid": self.pid, "uid": self.uid, "gid": self.gid, "unit": self.unit}
+
+
+@contextlib.contextmanager
+def signals_delivered() -> Iterator[None]:
+    """Deliver SIGTERM, SIGINT and SIGHUP inside this block; everywhere else they are blocked."""
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def wait(files: Sequence[int], end: float) -> list[int]:
+    """Return the descriptors that are readable (or closed by the peer) by `end`, a time of the monotonic clock."""
+    poll = select.poll()
+    for file in files:
+        poll.register(file, select.POLLIN)
+    timeout = None if end == float("inf") else max(0, int((end - monotonic()) * 1000) + 1)
+    with signals_delivered():
+        return [file for file, _ in poll.poll(timeout)]
+
+
+class Connection:
+    """A client that is being served."""
+
+    def __init__(self, sock: socket.socket, peer: Peer, ends: int) -> None:
+        self._socket, self.peer = sock, peer
+        self._ends = ends  # pidfd of the peer: readable when its process has ended
+        self.expires = monotonic() + LIFETIME_SECONDS
+        sock.settimeout(ANSWER_SECONDS)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._socket.close()
+        os.close(self._ends)
+
+    def readable(self, end: float) -> bool:
+        """Wait for data; return False at `end`. Raises HungUp when the peer's process has ended.
+
+        A process may pass its socket to another one; that does not outlive it.
+        """
+        ready = wait([self._socket.fileno(), self._ends], min(end, self.expires))
+        if self._ends in ready:
+            raise HungUp
+        return bool(ready)
+
+    def receive(self, readable: Callable[[float], bool]) -> bytes:
+        """Return the body of the next frame. Raises Malformed if it is too long or does not arrive in time."""
+        end = monotonic() + FRAME_SECONDS
+        (size,) = HEADER.unpack(self._exactly(HEADER.size, end, readable))
+        if size > MAX_FRAME:
+            raise Malformed(f"a frame of {size} bytes: the limit is {MAX_FRAME}")
+        return self._exactly(size, end, readable)
+
+    def _exactly(self, size: int, end: float, readable: Callable[[float], bool]) -> bytes:
+        data = b""
+        while len(data) < size:
+            if not readable(end):
+                raise Malformed("a frame did not arrive in time")
+            chunk = self._socket.recv(size - len(data))
+            if not chunk:
+                raise HungUp
+            data += chunk
+        return data
+
+    def send(self, frame: bytes) -> None:
+        """Send an answer. Raises OSError if the client does not take it within ANSWER_SECONDS."""
+        self._socket.sendall(frame)
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A connection of uid 0 that has not sent credentials yet."""
+
+    sock: socket.socket
+    peer: Peer
+    end: float
+
+
+class Listener:
+    """Accepts connections; hands out those of the fetcher and of root of this host."""
+
+    def __init__(self, sock: socket.socket, fetcher_uid: int, refuse: Callable[[Peer, str], None]) -> None:
+        self._socket, self._fetcher_uid, self._refuse = sock, fetcher_uid, refuse
+        self._waiting: list[Waiting] = []
+        sock.setblocking(False)
+
+    def next(self, idle_end: float) -> Connection | None:
+        """Return the next client to serve, or None when there was none by `idle_end`."""
+        while True:
+            end = min([idle_end, *(each.end for each in self._waiting)])
+            ready = wait([self._socket.fileno(), *(each.sock.fileno() for each in self._waiting)], end)
+            connection = self._authenticated(ready)
+            if connection is None and self._socket.fileno() in ready:
+                connection = self._accept()
+            if connection is not None:
+                return connection
+            if not self._waiting and monotonic() >= idle_end:
+                return None
+
+    def _accept(self) -> Connection | None:
+        try:
+            sock, _ = self._socket.accept()
+        except OSError:
+            return None  # it has gone already
+        try:
+            peer = Peer.of(sock)
+            if peer.uid == self._fetcher_uid:
+                return self._open(sock, peer)
+            if not peer.is_root:
+                self._reject(sock, peer, f"uid {peer.uid} may not connect")
+                return None
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        except OSError:
+            sock.close()
+            return None
+        if len(self._waiting) >= MAX_WAITING:
+            oldest = self._waiting.pop(0)
+            self._reject(oldest.sock, oldest.peer, "too many connections of uid 0 without credentials")
+        self._waiting.append(Waiting(sock, peer, monotonic() + ROOT_SECONDS))
+        return None
+
+    def _authenticated(self, ready: Sequence[int]) -> Connection | None:
+        """Return a connection of uid 0 that has sent root's credentials (protocol.ROOT); reject those that have not."""
+        now = monotonic()
+        for each in list(self._waiting):
+            if each.sock.fileno() not in ready and now < each.end:
+                continue
+            self._waiting.remove(each)
+            if each.sock.fileno() in ready and _sent_root_credentials(each.sock):
+                return self._open(each.sock, each.peer)
+            self._reject(each.sock, each.peer, "uid 0 may not connect from a container or another user namespace")
+        return None
+
+    def _open(self, sock: socket.socket, peer: Peer) -> Connection | None:
+        try:
+            return Connection(sock, peer, os.pidfd_open(peer.pid))
+        except (OSError, ValueError):  # ESRCH: it has ended. EINVAL: pid 0, of another pid namespace
+            sock.close()
+            return None
+
+    def _reject(self, sock: socket.socket, peer: Peer, reason: str) -> None:
+        self._refuse(peer, reason)
+        sock.close()
+
+
+def _sent_root_credentials(sock: socket.socket) -> bool:
+    """Return True if the first byte came with the credentials of protocol.ROOT."""
+    try:
+        _, ancillary, _, _ = sock.recvmsg(1, _CREDENTIALS_SPACE, socket.MSG_DONTWAIT)
+    except OSError:
+        return False
+    return [data for _, _, data in ancillary] == [ROOT]

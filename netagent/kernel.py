@@ -1,0 +1,145 @@
+"""The rtnetlink socket: dumps of the kernel's state, and batches of changes with one acknowledgement each."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from . import rtnetlink
+from .operations import IPAddress, Undo
+from .rtnetlink import Address, Link, Packed, Received, Route, Rule
+
+SOL_NETLINK, NETLINK_NO_ENOBUFS, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK = 270, 5, 10, 12
+_LARGEST = 1 << 16  # bytes of a datagram: the kernel makes dumps of 32 KiB
+_BATCH = 128  # messages per send(): their acknowledgements fit the default receive buffer (net.core.rmem_default)
+_DUMP_ATTEMPTS = 10  # of a dump that changes while it is read, or of which a datagram was lost
+_ENOENT, _ENODEV = 2, 19
+
+Object = TypeVar("Object")
+
+
+class DumpError(OSError):
+    """The kernel's state could not be read consistently."""
+
+
+class Kernel:
+    """The rtnetlink socket that netagent was started with: all that it has of the host's network namespace."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket, self._sequence = sock, 0
+        # The kernel has answered when send() returns. What is not there to be read then was lost, so a read never
+        # has to wait, and ENOBUFS adds nothing.
+        self._socket.setblocking(False)
+        for option in (NETLINK_NO_ENOBUFS, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK):
+            self._socket.setsockopt(SOL_NETLINK, option, 1)
+
+    def links(self) -> list[Link]:
+        """Return every link of the namespace."""
+        header = rtnetlink.IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+        return self._dump(rtnetlink.RTM_GETLINK, header, rtnetlink.decode_link)
+
+    def addresses(self, link: int = 0) -> list[Address]:
+        """Return every address of the namespace, or those of one link."""
+        header = rtnetlink.IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, link)
+        return self._dump(rtnetlink.RTM_GETADDR, header, rtnetlink.decode_address)
+
+    def routes(self, protocol: int = 0) -> list[Route]:
+        """Return the routes of all tables, or of those the ones with this protocol number."""
+        found = []
+        for family in (socket.AF_INET, socket.AF_INET6):
+            header = rtnetlink.RTMSG.pack(family, 0, 0, 0, 0, protocol, 0, 0, 0)
+            found += self._dump(rtnetlink.RTM_GETROUTE, header, rtnetlink.decode_route)
+        return found
+
+    def rules(self) -> list[Rule]:
+        """Return the rules of both families."""
+        found = []
+        for family in (socket.AF_INET, socket.AF_INET6):
+            header = rtnetlink.FIB_RULE_HDR.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
+            found += self._dump(rtnetlink.RTM_GETRULE, header, rtnetlink.decode_rule)
+        return [rule for rule in found if rule is not None]
+
+    def routers(self) -> frozenset[tuple[int, IPAddress]]:
+        """Return link and address of each IPv6 neighbour that the kernel flags as a router."""
+        header = rtnetlink.NDMSG.pack(socket.AF_INET6, 0, 0, 0, 0)
+        found = self._dump(rtnetlink.RTM_GETNEIGH, header, rtnetlink.decode_router)
+        return frozenset(each for each in found if each is not None)
+
+    def _dump(self, kind: int, header: bytes, decode: Callable[[bytes], Object]) -> list[Object]:
+        """Return a whole dump; one that was interrupted (NLM_F_DUMP_INTR) or incomplete is started again."""
+        for _ in range(_DUMP_ATTEMPTS):
+            bodies = self._read_dump(kind, header)
+            if bodies is not None:
+                return [decode(body) for body in bodies]
+        raise DumpError(f"rtnetlink dump {kind}: interrupted {_DUMP_ATTEMPTS} times by changes")
+
+    def _read_dump(self, kind: int, header: bytes) -> list[bytes] | None:
+        """Return the bodies of one dump, or None if it is not consistent. Raises OSError for the kernel's refusal."""
+        self._drain()
+        self._sequence += 1
+        self._socket.send(rtnetlink.message(self._sequence, Packed(kind, rtnetlink.NLM_F_DUMP, header)))
+        bodies, consistent = list[bytes](), True
+        try:
+            for each in self._answers(self._sequence):
+                consistent = consistent and not each.flags & rtnetlink.NLM_F_DUMP_INTR
+                if each.kind in (rtnetlink.NLMSG_DONE, rtnetlink.NLMSG_ERROR):
+                    # ENOENT: a table that was never used. ENODEV: the link is gone.
+                    if each.errno not in (0, _ENOENT, _ENODEV):
+                        raise DumpError(each.errno, f"rtnetlink dump {kind}")
+                    return bodies if consistent else None
+                bodies.append(each.body)
+        except BlockingIOError:
+            return None  # a datagram was lost
+        return None
+
+    def _answers(self, sequence: int) -> Iterator[Received]:
+        """Yield the messages that answer a request, for as long as the caller asks."""
+        while True:
+            for each in rtnetlink.messages(self._receive()):
+                if each.sequence == sequence:
+                    yield each
+
+    def _drain(self) -> None:
+        """Discard answers to earlier requests: this process's, or those of one that was killed."""
+        while select.select([self._socket], [], [], 0)[0]:
+            self._receive()
+
+    def _receive(self) -> bytes:
+        datagram, _, flags, _ = self._socket.recvmsg(_LARGEST)
+        if flags & socket.MSG_TRUNC:
+            raise DumpError(f"a netlink datagram of more than {_LARGEST} bytes")
+        return datagram
+
+    def change(self, ops: Sequence[Undo], *, stop: bool = True) -> list[int | None]:
+        """Carry out `ops` in order. Returns an errno for each: 0 for done, None for not tried or not known.
+
+        With `stop`, sends nothing after the first batch in which an operation failed. Never raises: the caller rolls
+        back everything that is not known to have failed.
+        """
+        results: list[int | None] = [None] * len(ops)
+        for start in range(0, len(ops), _BATCH):
+            part = ops[start : start + _BATCH]
+            with contextlib.suppress(OSError):  # what was not acknowledged stays None
+                self._change_batch(part, start, results)
+            if stop and any(errno != 0 for errno in results[start : start + len(part)]):
+                break
+        return results
+
+    def _change_batch(self, part: Sequence[Undo], start: int, results: list[int | None]) -> None:
+        """Send one batch and put the errnos into `results`."""
+        first = self._sequence + 1
+        self._sequence += len(part)
+        batch = []
+        for sequence, op in enumerate(part, first):
+            packed = rtnetlink.encode(op)
+            batch.append(
+                rtnetlink.message(sequence, Packed(packed.kind, packed.flags | rtnetlink.NLM_F_ACK, packed.body))
+            )
+        self._socket.send(b"".join(batch))
+        while results[start + len(part) - 1] is None:  # the kernel acknowledges in order
+            for each in rtnetlink.messages(self._receive()):
+                if first <= each.sequence <= self._sequence and each.kind == rtnetlink.NLMSG_ERROR:
+                    results[start + each.sequence - first] = each.errno

@@ -1,0 +1,75 @@
+"""What must survive a crash: how to undo the open transaction, and what of the kernel's state is ours.
+
+Routes, rules and (from Linux 5.18) addresses carry our protocol number, so the kernel itself remembers those. The file
+lies in the runtime directory, which goes at a reboot, exactly when the addresses go. It is one msgpack array; files
+of wire version 2 have no gateways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from .operations import IPAddress, Malformed, Undo, undo_from_wire
+from .view import Owned
+
+MAX_GATEWAYS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The content of the ledger."""
+
+    request: str | None = None  # id of the open transaction
+    undo: tuple[Undo, ...] = ()  # in the order in which to do it
+    owned: Owned = frozenset()
+    gateways: tuple[IPAddress, ...] = ()  # that our routes had, the latest last
+
+
+class Ledger:
+    """The file, and what it says."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.entry = Entry()
+        self.damage: str | None = None  # set if the file could not be read and was moved aside
+        try:
+            self.entry = _decode(path.read_bytes())
+        except FileNotFoundError:
+            pass
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            aside = path.with_name(f"{path.name}.damaged")
+            path.replace(aside)
+            self.damage = f"{path} is damaged ({error}); moved to {aside}. An open transaction in it stays applied"
+
+    def write(self, entry: Entry) -> None:
+        """Replace the content; a crash leaves the one before or this one. Raises OSError, and then nothing changed."""
+        new = self._path.with_name(f"{self._path.name}.new")
+        new.write_bytes(_encode(entry))
+        new.replace(self._path)
+        self.entry = entry
+
+
+def _encode(entry: Entry) -> bytes:
+    owned = [(link, ip.packed) for link, ip in sorted(entry.owned, key=lambda each: (each[0], each[1].packed))]
+    undo = [op.to_wire() for op in entry.undo]
+    packed: bytes = msgpack.packb((entry.request, undo, owned, [ip.packed for ip in entry.gateways]))
+    return packed
+
+
+def _decode(content: bytes) -> Entry:
+    request, undo, owned, *rest = msgpack.unpackb(content)
+    gateways: Sequence[Any] = rest[0] if rest else ()
+    if request is not None and not isinstance(request, str):
+        raise Malformed("the request id is not a string")
+    return Entry(
+        request=request,
+        undo=tuple(map(undo_from_wire, undo)),
+        owned=frozenset((int(link), ip_address(packed)) for link, packed in owned),
+        gateways=tuple(map(ip_address, gateways)),
+    )

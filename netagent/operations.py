@@ -1,0 +1,386 @@
+"""Operations that a client may request: one frozen dataclass each, with its limits, its wire form and its inverse.
+
+Decoding checks form only: types, ranges and no host bits. `policy` decides what is allowed. The fetcher builds the
+same dataclasses and sends `to_wire()` of each. The rtnetlink message of every operation is in `rtnetlink`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from typing import Any, ClassVar
+
+IPAddress = IPv4Address | IPv6Address
+IPInterface = IPv4Interface | IPv6Interface
+IPNetwork = IPv4Network | IPv6Network
+Wire = dict[str, Any]
+"""The msgpack map of one operation, before it is decoded or after it is encoded."""
+
+PROTOCOL = 209
+"""Protocol number of our routes, rules and addresses (RTA_PROTOCOL, FRA_PROTOCOL, IFA_PROTO)."""
+TABLE_MAIN, TABLE_LOCAL = 254, 255
+BAND = 30
+"""Our rules have the priorities RulePriority to RulePriority + BAND - 1."""
+MIN_MTU, MAX_MTU = 576, 65535
+MAX_INDEX = 2**31 - 1
+MAX_PRIORITY = 32765
+EVERYTHING: Mapping[int, IPNetwork] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
+
+
+class Malformed(ValueError):
+    """A message does not have the form that this protocol requires; the text names the key."""
+
+
+class Fields:
+    """Reads the keys of one received map, each with its type and limits. `where` starts every error text."""
+
+    def __init__(self, where: str, value: object) -> None:
+        if not isinstance(value, dict):
+            raise Malformed(f"{where}: {value!r:.40} is not a map")
+        self._where = where
+        self._left: Wire = dict(value)
+
+    def take(self, key: str, kind: type) -> Any:
+        """Return the value of `key`, which must have exactly this type (True is not an int)."""
+        if key not in self._left:
+            raise Malformed(f"{self._where}: the key {key!r} is missing")
+        value = self._left.pop(key)
+        if type(value) is not kind:
+            raise Malformed(f"{self._where}.{key}: {value!r:.40} is not {kind.__name__}")
+        return value
+
+    def integer(self, key: str, low: int, high: int) -> int:
+        """Return an integer in low..high."""
+        value: int = self.take(key, int)
+        if not low <= value <= high:
+            raise Malformed(f"{self._where}.{key}: {value} is not in {low}..{high}")
+        return value
+
+    def boolean(self, key: str) -> bool:
+        """Return True or False."""
+        return bool(self.take(key, bool))
+
+    def text(self, key: str, longest: int) -> str:
+        """Return a string of 1..longest characters."""
+        value: str = self.take(key, str)
+        if not 1 <= len(value) <= longest:
+            raise Malformed(f"{self._where}.{key}: {len(value)} characters are not in 1..{longest}")
+        return value
+
+    def address(self, key: str) -> IPAddress:
+        """Return an address of 4 or 16 bytes."""
+        packed: bytes = self.take(key, bytes)
+        if len(packed) == 4:
+            return IPv4Address(packed)
+        if len(packed) == 16:
+            return IPv6Address(packed)
+        raise Malformed(f"{self._where}.{key}: an address has 4 or 16 bytes, not {len(packed)}")
+
+    def optional_address(self, key: str) -> IPAddress | None:
+        """Return an address, or None for nil."""
+        if key in self._left and self._left[key] is None:
+            del self._left[key]
+            return None
+        return self.address(key)
+
+    def interface(self) -> IPInterface:
+        """Return `address` and `prefix` as an address with its prefix length."""
+        address = self.address("address")
+        prefix = self.integer("prefix", 0, address.max_prefixlen)
+        if isinstance(address, IPv4Address):
+            return IPv4Interface((address, prefix))
+        return IPv6Interface((address, prefix))
+
+    def network(self) -> IPNetwork:
+        """Return `address` and `prefix` as a network, which must have no host bits."""
+        interface = self.interface()
+        if interface.ip != interface.network.network_address:
+            raise Malformed(f"{self._where}.address: {interface} has host bits set; {interface.network} has none")
+        return interface.network
+
+    def end(self) -> None:
+        """Raise Malformed if a key was not read."""
+        for key in self._left:
+            raise Malformed(f"{self._where}: {key!r:.40} is not a known key here")
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    """Set IFF_UP: RTM_NEWLINK, struct ifinfomsg (linux/rtnetlink.h)."""
+
+    NAME: ClassVar[str] = "link_up"
+    link: int  # ifindex
+
+    @classmethod
+    def from_wire(cls, fields: Fields) -> LinkUp:
+        """Read the keys of this operation."""
+        return cls(fields.integer("link", 1, MAX_INDEX))
+
+    def to_wire(self) -> Wire:
+        """Return the map that is sent and logged."""
+        return {"op": self.NAME, "link": self.link}
+
+    def inverse(self) -> LinkDown:
+        """Return the operation that undoes this one."""
+        return LinkDown(self.link)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown:
+    """Clear IFF_UP. Only the inverse of LinkUp: no client can request it."""
+
+    NAME: ClassVar[str] = "link_down"
+    link: int
+
+    @classmethod
+    def from_wire(cls, fields: Fields) -> LinkDown:
+        """Read the keys of this operation (from the ledger only)."""
+        return cls(fields.integer("link", 1, MAX_INDEX))
+
+    def to_wire(self) -> Wire:
+        """Return the map for the ledger and the log."""
+        return {"op": self.NAME, "link": self.link}
+
+
+@dataclass(frozen=True, slots=True)
+class LinkMtu:
+    """Set IFLA_MTU: RTM_NEWLINK, struct ifinfomsg. The inverse needs the MTU of before, so `policy` makes it."""
+
+    NAME: ClassVar[str] = "link_mtu"
+    link: int
+    mtu: int  # bytes
+
+    @classmethod
+    def from_wire(cls, fields: Fields) -> LinkMtu:
+        """Read the keys of this operation."""
+        return cls(fields.integer("link", 1, MAX_INDEX), fields.integer("mtu", MIN_MTU, MAX_MTU))
+
+    def to_wire(self) -> Wire:
+        """Return the map that is sent and logged."""
+        return {"op": self.NAME, "link": self.link, "mtu": self.mtu}
+
+
+@dataclass(frozen=True, slots=True)
+class AddressAdd:
+    """Add an address to a link: RTM_NEWADDR, struct ifaddrmsg (linux/if_addr.h)."""
+
+    NAME: ClassVar[str] = "address_add"
+    link: int
+    interface: IPInterface  # the address with its prefix length
+    connected_route: bool  # False sets IFA_F_NOPREFIXROUTE; "route" on the wire
+
+    @classmethod
+    def from_wire(cls, fields: Fields) -> AddressAdd:
+        """Read the keys of this operation."""
+        return cls(fields.integer("link", 1, MAX_INDEX), fields.interface(), fields.boolean("route"))
+
+    def to_wire(self) -> Wire:
+        """Return the map that is sent and logged."""
+        return {"op": self.NAME, "link": self.link, **_interface(self.interface), "route": self.connected_route}
+
+    def inverse(self) -> AddressRemove:
+        """Return the operation that undoes this one."""
+        return AddressRemove(self.link, self.interface)
+
+
+@dataclass(frozen=True, slots=True)
+class AddressRemove:
+    """Remove an address from a link: RTM_DELADDR, struct ifaddrmsg."""
+
+    NAME: ClassVar[str] = "address_remove"
+    link: int
+    interface: IPInterface
+
+    @classmethod
+    def from_wire(cls, fields: Fields) -> AddressRemove:
+        """Read the keys of this operation."""
+        return cls(fields.integer("link", 1, MAX_INDEX), fields.interface())
+
+    def to_wire(self) -> Wire:
+        """Return the map that is sent and logged."""
+        return {"op": self.NAME, "link": self.link, **_interface(self.interface)}
+
+    def inverse(self, connected_route: bool) -> AddressAdd:
+        """Return the operation that undoes this one, for an address that had this `connected_route`."""
+        return AddressAdd(self.link, self.interface, connected_route)
+
+
+@dataclass(frozen=True, slots=True)
+class RouteReplace:
+    """Add a route or replace ours to the same destination: RTM_NEWROUTE, struct rtmsg (linux/rtnetlink.h).
+
+    In TABLE_LOCAL it is a route of type local: the host accepts packets for the whole destination.
+    """
+
+    NAME: ClassVar[str] = "route_replace"
+    table: int
+    link: int
+    destination: IPNetwork
+    gateway: IPAddress | None  # None: the destination is on link
+
+    @classmethod
+    def from_wire(cls, fields: Fields) -> RouteReplace:
+        """Read the keys of this operation."""
+        return cls(*_route_fields(fields))
+
+    def to_wire(self) -> Wire:
+        """Return the map that is sent and logged."""
+        return _route(self)
+
+    def inverse(self) -> RouteRemove:
+        """Return the operation that undoes this one, where it replaced nothing."""
+        return RouteRemove(self.table, self.link, self.destination, self.gateway)
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRemove:
+    """Remove a route of ours: RTM_DELROUTE, struct rtmsg."""
+
+    NAME: ClassVar[str] = "route_remove"
+    table: int
+    link: int
+    destination: IPNetwork
+    gateway: IPAddress | None
+
+    @classmethod
+    def from_wire(cls, fields: Fields) -> RouteRemove:
+        """Read the keys of this operation."""
+        return cls(*_route_fields(fields))
+
+    def to_wire(self) -> Wire:
+        """Return the map that is sent and logged."""
+        return _route(self)
+
+    def inverse(self) -> RouteReplace:
+        """Return the operation that undoes this one."""
+        return RouteReplace(self.table, self.link, self.destination, self.gateway)
+
+
+@dataclass(frozen=True, slots=True)
+class RuleAdd:
+    """Add a rule that looks up a table: RTM_NEWRULE, struct fib_rule_hdr (linux/fib_rules.h)."""
+
+    NAME: ClassVar[str] = "rule_add"
+    priority: int
+    selector: IPNetwork  # what packets are from (or to); a prefix length of 0 selects everything
+    to: bool  # the selector is the destination, not the source
+    table: int
+    suppress: bool  # suppress_prefixlength 0: ignore default routes of the table
+    local: bool  # iif lo: only what this host itself sends
+
+    @classmethod
+    def from_wire(cls, fields: Fields) -> RuleAdd:
+        """Read the keys of this operation."""
+        return cls(*_rule_fields(fields))
+
+    def to_wire(self) -> Wire:
+        """Return the map that is sent and logged."""
+        return _rule(self)
+
+    def inverse(self) -> RuleRemove:
+        """Return the operation that undoes this one."""
+        return RuleRemove(self.priority, self.selector, self.to, self.table, self.suppress, self.local)
+
+
+@dataclass(frozen=True, slots=True)
+class RuleRemove:
+    """Remove a rule of ours: RTM_DELRULE, struct fib_rule_hdr."""
+
+    NAME: ClassVar[str] = "rule_remove"
+    priority: int
+    selector: IPNetwork
+    to: bool
+    table: int
+    suppress: bool
+    local: bool
+
+    @classmethod
+    def from_wire(cls, fields: Fields) -> RuleRemove:
+        """Read the keys of this operation."""
+        return cls(*_rule_fields(fields))
+
+    def to_wire(self) -> Wire:
+        """Return the map that is sent and logged."""
+        return _rule(self)
+
+    def inverse(self) -> RuleAdd:
+        """Return the operation that undoes this one."""
+        return RuleAdd(self.priority, self.selector, self.to, self.table, self.suppress, self.local)
+
+
+Operation = LinkUp | LinkMtu | AddressAdd | AddressRemove | RouteReplace | RouteRemove | RuleAdd | RuleRemove
+"""What a client may request."""
+Undo = Operation | LinkDown
+"""What undoes an operation."""
+
+DECODERS: Mapping[str, Callable[[Fields], Operation]] = {
+    LinkUp.NAME: LinkUp.from_wire,
+    LinkMtu.NAME: LinkMtu.from_wire,
+    AddressAdd.NAME: AddressAdd.from_wire,
+    AddressRemove.NAME: AddressRemove.from_wire,
+    RouteReplace.NAME: RouteReplace.from_wire,
+    RouteRemove.NAME: RouteRemove.from_wire,
+    RuleAdd.NAME: RuleAdd.from_wire,
+    RuleRemove.NAME: RuleRemove.from_wire,
+}
+
+
+def operation_from_wire(value: object, where: str = "op") -> Operation:
+    """Decode one operation. Raises Malformed with `where` and the key."""
+    fields = Fields(where, value)
+    name = fields.take("op", str)
+    if name not in DECODERS:
+        raise Malformed(f"{where}.op: {name!r:.40} is not one of {', '.join(DECODERS)}")
+    operation = DECODERS[name](fields)
+    fields.end()
+    return operation
+
+
+def undo_from_wire(value: object) -> Undo:
+    """Decode one operation of the ledger. Raises Malformed."""
+    if isinstance(value, dict) and value.get("op") == LinkDown.NAME:
+        fields = Fields("undo", {key: each for key, each in value.items() if key != "op"})
+        return LinkDown.from_wire(fields)
+    if isinstance(value, dict) and value.get("op") == RuleRemove.NAME:
+        value = {"local": False, **value}  # the ledger of wire version 1 has no `local`
+    return operation_from_wire(value, "undo")
+
+
+def _interface(interface: IPInterface) -> Wire:
+    return {"address": interface.packed, "prefix": interface.network.prefixlen}
+
+
+def _network(network: IPNetwork) -> Wire:
+    return {"address": network.network_address.packed, "prefix": network.prefixlen}
+
+
+def _route_fields(fields: Fields) -> tuple[int, int, IPNetwork, IPAddress | None]:
+    table, link = fields.integer("table", 1, MAX_INDEX), fields.integer("link", 1, MAX_INDEX)
+    destination, gateway = fields.network(), fields.optional_address("gateway")
+    if gateway is not None and gateway.version != destination.version:
+        raise Malformed(f"gateway {gateway} is not of the family of {destination}")
+    return table, link, destination, gateway
+
+
+def _route(route: RouteReplace | RouteRemove) -> Wire:
+    gateway = None if route.gateway is None else route.gateway.packed
+    where = {"op": route.NAME, "table": route.table, "link": route.link}
+    return {**where, **_network(route.destination), "gateway": gateway}
+
+
+def _rule_fields(fields: Fields) -> tuple[int, IPNetwork, bool, int, bool, bool]:
+    priority, selector, to = fields.integer("priority", 1, MAX_PRIORITY), fields.network(), fields.boolean("to")
+    return (
+        priority,
+        selector,
+        to,
+        fields.integer("table", 1, MAX_INDEX),
+        fields.boolean("suppress"),
+        fields.boolean("local"),
+    )
+
+
+def _rule(rule: RuleAdd | RuleRemove) -> Wire:
+    where = {"op": rule.NAME, "priority": rule.priority, **_network(rule.selector)}
+    return {**where, "to": rule.to, "table": rule.table, "suppress": rule.suppress, "local": rule.local}

@@ -1,0 +1,33 @@
+"""Token bucket: bounds what a client can make netagent do, and write, per second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+
+
+class TokenBucket:
+    """Gains `rate` tokens per second and holds at most `size`; starts full."""
+
+    def __init__(self, rate: float, size: float, clock: Callable[[], float] = monotonic) -> None:
+        self._rate, self._size, self._clock = rate, size, clock
+        self._tokens, self._at = size, clock()
+
+    def take(self, tokens: float = 1) -> bool:
+        """Remove so many tokens and return True; return False and remove nothing if there are fewer."""
+        self._refill()
+        if self._tokens < tokens:
+            return False
+        self._tokens -= tokens
+        return True
+
+    @property
+    def is_full(self) -> bool:
+        """True if nothing was taken that has not been gained again."""
+        self._refill()
+        return self._tokens >= self._size
+
+    def _refill(self) -> None:
+        now = self._clock()
+        self._tokens = min(self._size, self._tokens + (now - self._at) * self._rate)
+        self._at = now

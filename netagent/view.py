@@ -1,0 +1,344 @@
+"""What the kernel says now, plus the accepted operations of this request so far. Answers questions; decides nothing."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from . import claims, rtnetlink
+from .claims import HostRoute, NetworkIndex, contains, is_link_local, is_single, single
+from .operations import (
+    PROTOCOL,
+    TABLE_LOCAL,
+    TABLE_MAIN,
+    IPAddress,
+    IPNetwork,
+    RuleAdd,
+    RuleRemove,
+)
+from .rtnetlink import Address, Link, Route, Rule
+from .settings import Settings
+
+Owned = frozenset[tuple[int, IPAddress]]
+"""Link and address of what netagent added, as the ledger remembers it."""
+_DISCARDS = (rtnetlink.RTN_BLACKHOLE, rtnetlink.RTN_UNREACHABLE, rtnetlink.RTN_PROHIBIT)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The kernel's state, as read for one request."""
+
+    links: tuple[Link, ...]
+    addresses: tuple[Address, ...]
+    routes: tuple[Route, ...]
+    rules: tuple[Rule, ...]
+    routers: frozenset[tuple[int, IPAddress]]  # IPv6 neighbours with NTF_ROUTER
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is not in the kernel: the host's resolvers, and what the ledger remembers."""
+
+    resolvers: frozenset[IPAddress] = frozenset()
+    owned: Owned = frozenset()
+    former_gateways: frozenset[IPAddress] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class OwnRoute:
+    """A route of ours."""
+
+    link: int
+    gateway: IPAddress | None
+    changed: bool = False  # by this request
+
+
+@dataclass(frozen=True, slots=True)
+class RuleKey:
+    """What makes two rules the same rule for the kernel's removal.
+
+    Told to remove a rule without `suppress` or `local`, the kernel may remove one that has it. So no two rules of ours
+    may differ in these alone.
+    """
+
+    priority: int
+    selector: IPNetwork
+    to: bool
+    table: int
+
+
+def uses_ifa_proto(addresses: Iterable[Address]) -> bool:
+    """Return True if the kernel stores IFA_PROTO (Linux 5.18)."""
+    return any(address.protocol is not None for address in addresses)
+
+
+class View:
+    """Links, addresses, routes and rules, by what policy asks."""
+
+    def __init__(self, snapshot: Snapshot, settings: Settings, known: Known) -> None:
+        self.settings, self.known = settings, known
+        self.links = {link.index: link for link in snapshot.links}
+        self.addresses: dict[tuple[int, IPAddress], Address] = {}
+        self.held: NetworkIndex[int] = NetworkIndex()  # each address of a link, as /32 or /128
+        self.subnets: NetworkIndex[int] = NetworkIndex()  # networks of addresses and of on-link routes in main, by link
+        self.learned: dict[int, set[IPNetwork]] = defaultdict(set)  # subnets that others gave to a link
+        self.near: dict[int, set[IPNetwork]] = defaultdict(set)  # every network that is on link
+        self.own_routes: dict[tuple[int, IPNetwork], OwnRoute] = {}
+        self.foreign_places: set[tuple[int, IPNetwork]] = set()
+        self.foreign_routes = [route for route in snapshot.routes if route.protocol != PROTOCOL]
+        self.local_ranges: NetworkIndex[int] = NetworkIndex()  # routes of type local that the kernel did not derive
+        self.rules: dict[RuleKey, tuple[bool, bool]] = {}  # ours: suppress, local
+        self.default_gateways: dict[int, set[IPAddress]] = defaultdict(set)
+        self.gateways: dict[IPAddress, set[int]] = defaultdict(set)  # protected: by the links that use them
+        self._tagged = uses_ifa_proto(snapshot.addresses)
+        self._routers = snapshot.routers
+        self._own_count = 0
+        self._add_addresses(snapshot.addresses)
+        self._add_routes(snapshot.routes)
+        self._add_rules(snapshot.rules)
+        self.host_routes = self._index_host_routes()
+
+    # Reading the snapshot.
+
+    def _add_addresses(self, addresses: Iterable[Address]) -> None:
+        for address in addresses:
+            self.add_address(address)
+            network = self.network_of(address)
+            if network is not None and not self.owns(address):
+                self.learned[address.link].add(network)
+
+    def _add_routes(self, routes: Iterable[Route]) -> None:
+        explained = {
+            (address.link, self.network_of(address)) for address in self.addresses.values() if self.owns(address)
+        }
+        for route in routes:
+            for hop in route.hops:
+                if hop.gateway is not None:
+                    self.gateways[hop.gateway].add(hop.link)
+            if route.protocol == PROTOCOL:
+                hop = route.hops[0]
+                self.own_routes[route.table, route.destination] = OwnRoute(hop.link, hop.gateway)
+                if route.table == TABLE_LOCAL:
+                    self.local_ranges.add(route.destination, hop.link)
+                continue
+            self._add_foreign(route, explained)
+
+    def _add_foreign(self, route: Route, explained: set[tuple[int, IPNetwork | None]]) -> None:
+        self.foreign_places.add((route.table, route.destination))
+        if route.table == TABLE_LOCAL:
+            if route.kind == rtnetlink.RTN_LOCAL and route.protocol != rtnetlink.RTPROT_KERNEL:
+                self.local_ranges.add(route.destination, route.hops[0].link)
+            return
+        for hop in route.hops:
+            if not route.destination.prefixlen:
+                if hop.gateway is not None and route.table != self.own_table(hop.link):
+                    self.default_gateways[hop.link].add(hop.gateway)
+            elif hop.gateway is None and hop.link and route.table == TABLE_MAIN and route.kind == rtnetlink.RTN_UNICAST:
+                self._add_subnet(hop.link, route.destination)
+                if self._is_learned(route, (hop.link, route.destination) in explained):
+                    self.learned[hop.link].add(route.destination)
+
+    def _is_learned(self, route: Route, explained: bool) -> bool:
+        """Return True for a subnet from DHCP or a router; IPv6 prefixes of routers have the protocol `kernel`."""
+        if route.protocol in (rtnetlink.RTPROT_DHCP, rtnetlink.RTPROT_RA):
+            return True
+        derived = route.protocol == rtnetlink.RTPROT_KERNEL and route.destination.version == 6
+        return derived and (route.expires or not explained) and not is_single(route.destination)
+
+    def _add_rules(self, rules: Iterable[Rule]) -> None:
+        for rule in rules:
+            if rule.protocol == PROTOCOL:
+                self.rules[rule_key(rule)] = (rule.suppress, rule.local)
+
+    def _index_host_routes(self) -> NetworkIndex[HostRoute]:
+        """Return the foreign routes that may be rivals of a claim, one entry per next hop."""
+        index: NetworkIndex[HostRoute] = NetworkIndex()
+        for route in self.foreign_routes:
+            if route.table != TABLE_LOCAL and route.destination.prefixlen > 1:
+                for hop in route.hops:
+                    index.add(route.destination, self._host_route(route, hop.link, hop.gateway))
+        return index
+
+    def _host_route(self, route: Route, link: int, gateway: IPAddress | None) -> HostRoute:
+        on_cloud = self.is_cloud(link)
+        by_lease = route.protocol in (rtnetlink.RTPROT_DHCP, rtnetlink.RTPROT_RA)
+        return HostRoute(
+            destination=route.destination,
+            link=link,
+            gateway=gateway,
+            discards=route.kind in _DISCARDS,
+            by_cloud=on_cloud and (gateway is None or by_lease or self.is_router(link, gateway)),
+            by_kernel=on_cloud and route.protocol == rtnetlink.RTPROT_KERNEL,
+        )
+
+    # Links and addresses.
+
+    def is_cloud(self, link: int) -> bool:
+        """Return True for an interface of the cloud: no loopback, and no rtnetlink kind that AllowKinds= lacks."""
+        found = self.links.get(link)
+        if found is None or found.loopback:
+            return False
+        return found.kind is None or found.kind in self.settings.allow_kinds
+
+    def name(self, link: int) -> str:
+        """Return the name of a link, for messages."""
+        return self.links[link].name if link in self.links else f"link {link}"
+
+    def owns(self, address: Address) -> bool:
+        """Return True if netagent added the address: by IFA_PROTO, or by the ledger where the kernel has none."""
+        if self._tagged:
+            return address.protocol == PROTOCOL
+        return (address.link, address.ip) in self.known.owned
+
+    @staticmethod
+    def network_of(address: Address) -> IPNetwork | None:
+        """Return the network of an address, or None if it is a /32 or /128 alone."""
+        if address.prefix == address.ip.max_prefixlen:
+            return None
+        return single(address.ip).supernet(new_prefix=address.prefix)
+
+    def add_address(self, address: Address) -> None:
+        """Count an address that is there, or that this request adds."""
+        self.addresses[address.link, address.ip] = address
+        self.held.add(single(address.ip), address.link)
+        self._own_count += self.owns(address)
+        network = self.network_of(address)
+        if network is not None:
+            self._add_subnet(address.link, network)
+
+    def remove_address(self, address: Address) -> None:
+        """Forget an address that this request removes."""
+        del self.addresses[address.link, address.ip]
+        self.held.discard(single(address.ip), address.link)
+        self._own_count -= self.owns(address)
+        network = self.network_of(address)
+        same = [each for each in self.addresses_of(address.link) if self.network_of(each) == network]
+        if network is not None and not same and network not in self.learned[address.link]:
+            self.subnets.discard(network, address.link)
+            self.near[address.link].discard(network)
+
+    def _add_subnet(self, link: int, network: IPNetwork) -> None:
+        if network not in self.near[link]:
+            self.near[link].add(network)
+            self.subnets.add(network, link)
+
+    def addresses_of(self, link: int) -> Iterator[Address]:
+        """Yield the addresses of a link."""
+        return (address for address in self.addresses.values() if address.link == link)
+
+    def holders(self, ip: IPAddress) -> list[int]:
+        """Return the links that have this address."""
+        return [link for _, link in self.held.containing(single(ip))]
+
+    def held_elsewhere(self, link: int, network: IPNetwork) -> IPAddress | None:
+        """Return an address in `network` that another link has."""
+        found = self.held.overlapping(network)
+        return next((each.network_address for each, holder in found if holder != link), None)
+
+    # Routes and gateways.
+
+    def own_table(self, link: int) -> int:
+        """Return the number of the link's table."""
+        return self.settings.table_base + link
+
+    def on_link(self, link: int) -> set[IPNetwork]:
+        """Return what is on the link: networks of its addresses, on-link routes of main and of its own table."""
+        table = self.own_table(link)
+        own = [
+            destination
+            for (at, destination), route in self.own_routes.items()
+            if at == table and route.link == link and route.gateway is None
+        ]
+        return self.near[link].union(own)
+
+    def is_router(self, link: int, gateway: IPAddress) -> bool:
+        """Return True if this is a gateway of the cloud on the link. docs/policy.md lists the five ways to be one."""
+        if gateway in self.default_gateways[link] or (link, gateway) in self._routers:
+            return True
+        if claims.within(single(gateway), self.settings.allow_gateways):
+            return True
+        learned = [subnet for subnet in self.learned[link] if subnet.version == gateway.version]
+        learned = [subnet for subnet in learned if not is_single(subnet) and not is_link_local(subnet)]
+        if any(gateway == subnet.network_address + 1 for subnet in learned):
+            return True
+        if is_link_local(single(gateway)):
+            return gateway in self._used_gateways(link)  # kept although the router's advertisement has expired
+        has_default = any(each.version == gateway.version for each in self.default_gateways[link])
+        return not learned and not has_default and self._is_convention(link, gateway)
+
+    def _used_gateways(self, link: int) -> set[IPAddress]:
+        """Return the gateways of our routes in the link's table."""
+        table = self.own_table(link)
+        found = (route for (at, _), route in self.own_routes.items() if at == table and route.link == link)
+        return {route.gateway for route in found if route.gateway is not None}
+
+    def _is_convention(self, link: int, gateway: IPAddress) -> bool:
+        """Return True if clouds would put the gateway of one of the link's addresses there. One per link and family."""
+        used = {each for each in self._used_gateways(link) if each.version == gateway.version}
+        if used - {gateway} - set(self._allowed(used)):
+            return False
+        others = [
+            network for other in self.links if other != link and self.is_cloud(other) for network in self.near[other]
+        ]
+        addresses = (each.ip for each in self.addresses_of(link) if each.ip.version == gateway.version)
+        return any(claims.convention_subnet(gateway, each, others) is not None for each in addresses)
+
+    def _allowed(self, gateways: Iterable[IPAddress]) -> Iterator[IPAddress]:
+        return (each for each in gateways if claims.within(single(each), self.settings.allow_gateways))
+
+    def protects(self, ip: IPAddress) -> str | None:
+        """Return what this address is to others: a gateway or a resolver; None if it is neither."""
+        if ip in self.known.resolvers:
+            return "a resolver"
+        if ip in self.gateways or ip in self.known.former_gateways:
+            return "a gateway"
+        for subnet, link in self.subnets.containing(single(ip)):
+            has_default = any(each.version == ip.version for each in self.default_gateways[link])
+            if subnet in self.learned[link] and not has_default and ip == subnet.network_address + 1:
+                return f"the gateway of {subnet} by convention"
+        return None
+
+    def protected_inside(self, network: IPNetwork, link: int | None) -> IPAddress | None:
+        """Return a gateway or resolver inside `network`; gateways of `link` are left out."""
+        for ip in (*self.gateways, *self.known.resolvers, *self.known.former_gateways):
+            if contains(network, single(ip)) and (link is None or link not in self.gateways.get(ip, ())):
+                return ip
+        return None
+
+    def has_heard_router(self, link: int) -> bool:
+        """Return True if an IPv6 router has advertised itself on the link."""
+        gateways = any(each.version == 6 for each in self.default_gateways[link])
+        return gateways or any(each.version == 6 and not is_link_local(each) for each in self.learned[link])
+
+    def add_route(self, table: int, destination: IPNetwork, route: OwnRoute) -> None:
+        """Count a route that this request adds or replaces."""
+        before = self.own_routes.get((table, destination))
+        if table == TABLE_LOCAL and before is not None:
+            self.local_ranges.discard(destination, before.link)
+        if table == TABLE_LOCAL:
+            self.local_ranges.add(destination, route.link)
+        if route.gateway is not None:
+            self.gateways[route.gateway].add(route.link)
+        self.own_routes[table, destination] = route
+
+    def remove_route(self, table: int, destination: IPNetwork) -> None:
+        """Forget a route that this request removes."""
+        route = self.own_routes.pop((table, destination))
+        if table == TABLE_LOCAL:
+            self.local_ranges.discard(destination, route.link)
+
+    def own_rules(self) -> list[RuleRemove]:
+        """Return the removal of every rule of ours."""
+        found = self.rules.items()
+        return [RuleRemove(key.priority, key.selector, key.to, key.table, *flags) for key, flags in found]
+
+    @property
+    def own_objects(self) -> int:
+        """Number of addresses, routes and rules that are ours."""
+        return self._own_count + len(self.own_routes) + len(self.rules)
+
+
+def rule_key(rule: Rule | RuleAdd | RuleRemove) -> RuleKey:
+    """Return what identifies a rule of ours."""
+    return RuleKey(rule.priority, rule.selector, rule.to, rule.table)
