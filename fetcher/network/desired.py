@@ -71,7 +71,7 @@ def desired(instance: Instance, config: Config, actual: Actual, kept: Kept | Non
     kept = kept or Kept()
     found = match_links(instance, config, actual.links)
     found = {mac: kept.same(("link", mac), link) for mac, link in found.items()}
-    instance, vlan_notices = without_absent_vlans(instance, found, actual.links)
+    instance, vlan_notices = without_absent_vlans(instance, found)
     instance = with_what_dhcp_says(instance, found, actual, kept)
     unknown = tuple(interface.mac for interface in instance.interfaces if interface.mac not in found)
     pairs = [

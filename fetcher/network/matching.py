@@ -33,21 +33,19 @@ def match_links(instance: Instance, config: Config, links: Iterable[Link]) -> di
     return {mac: candidates[0] for mac, candidates in found.items() if len(candidates) == 1}
 
 
-def without_absent_vlans(
-    instance: Instance, found: Mapping[str, Link], links: Iterable[Link]
-) -> tuple[Instance, tuple[str, ...]]:
+def without_absent_vlans(instance: Instance, found: Mapping[str, Link]) -> tuple[Instance, tuple[str, ...]]:
     """Return the instance without VLANs that have no link here, and a notice of each that says how to make it."""
     absent = [each for each in instance.interfaces if each.vlan is not None and each.mac not in found]
     if not absent:
         return instance, ()
-    names = {link.mac: link.name for link in links if link.kind is None}
-    notices = tuple(_how_to_make(each, names) for each in absent)
+    notices = tuple(_how_to_make(each, found) for each in absent)
     return replace(instance, interfaces=tuple(each for each in instance.interfaces if each not in absent)), notices
 
 
-def _how_to_make(interface: Interface, names: Mapping[str, str]) -> str:
+def _how_to_make(interface: Interface, found: Mapping[str, Link]) -> str:
     assert interface.vlan is not None
-    tag, parent = interface.vlan.tag, names.get(interface.vlan.parent, "PARENT")
+    tag, below = interface.vlan.tag, found.get(interface.vlan.parent)
+    parent = below.name if below else "PARENT"
     return (
         f"{interface.mac}: VLAN {tag} of {parent} has no link here. To have it configured, set [Netagent] "
         f'AllowKinds="vlan" and run: ip link add link {parent} name {parent}.{tag} address {interface.mac} '

@@ -134,3 +134,21 @@ def test_a_part_of_a_bridge_and_a_link_that_is_down_are_not_used(lab: Lab) -> No
 def test_no_interface_at_all_is_reported(lab: Lab) -> None:
     lab.batch(["link set eth1 down", "link set eth0 down"])
     assert python(lab, ASK).startswith("unreachable GET http://169.254.169.254/latest/meta-data/instance-id: no route")
+
+
+LINK_LOCAL = """
+from cloud_network.fetcher.metadata.http import Client
+client = Client("127.0.0.1:9", "[fe80::a9fe:a9fe]"); client.kinds = ("veth",)
+print(client.request("GET", "/latest/api/token").status, client.interface, client.endpoint)
+"""
+
+
+def test_link_local_server_is_reached_without_a_zone() -> None:
+    """OpenStack and Hetzner have fe80::a9fe:a9fe: the socket is bound to an interface, which stands for its zone."""
+    with Lab(Spec.aws(interfaces=2, addresses=1)) as lab:
+        bridge = "sn0"  # the cloud's end of the primary's subnet
+        lab.cloud.run(["ip", "address", "add", "fe80::a9fe:a9fe/64", "dev", bridge, "nodad"])
+        lab.metadata.configure(listen=[f"fe80::a9fe:a9fe%{bridge}"])
+        shown = ["ip", "-6", "address", "show", "dev", "eth1", "scope", "link", "-tentative"]
+        lab.wait_for(lambda: "fe80::" in lab.run(shown).stdout, 10, "duplicate address detection")
+        assert python(lab, LINK_LOCAL).split() == ["405", "eth1", "[fe80::a9fe:a9fe]"]
