@@ -10,7 +10,7 @@ import select
 import socket
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any
@@ -140,7 +140,8 @@ class KernelEvents:
             except OSError:  # ENOBUFS: the buffer overflowed, and pyroute2 does not use the socket again
                 lost = self._kernel
                 self._open()  # before the old one is closed, so that the descriptor is another one
-                lost.close()
+                with suppress(OSError):
+                    lost.close()
         return seen
 
 
