@@ -289,7 +289,7 @@ def _table(
         subnet: Route(table, ifindex, subnet, None) for subnet in near
     }  # one a destination: the first word counts
     for gateway, run in groupby(ways, key=itemgetter(1)):
-        new = [destination for destination, _ in run if destination not in routes]
+        new = [destination for destination, _ in run if destination not in routes and destination != host(gateway)]
         link_local = gateway.version == 6 and gateway.is_link_local
         if new and not link_local and not any(within(host(gateway), net) for net in near):
             if not allowed.is_on(link, host(gateway)):
