@@ -1,8 +1,8 @@
-"""One pass: read the metadata, compare with the kernel, have netagent make the difference, write down what is known.
+"""One pass: read the metadata, compare with the kernel, have netagent apply the difference, write the state files.
 
-Whatever fails is logged, kept in status.json and tried again; what was known before stays in force, and nothing is
-removed on account of a failure. A read that would take something away is only believed when the next one agrees.
-A step that ends unexpectedly is due again: the time for that is set before it begins.
+A failure is logged, shown in status.json and retried. The state known before stays in force, and a failure removes
+nothing. A removal needs two reads of the metadata that agree. The time of the next attempt is set before a step begins,
+so that a step that ends unexpectedly is repeated.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ from cloud_network.fetcher import report
 from cloud_network.fetcher.agent import Agent
 from cloud_network.fetcher.changes import NETAGENT_AWAY, Changes, Outcome, count
 from cloud_network.fetcher.config import Config, Purge
+from cloud_network.fetcher.conflicts import ConflictTracker
 from cloud_network.fetcher.errors import Errors, now
-from cloud_network.fetcher.fights import Fights
 from cloud_network.fetcher.flush import FLUSHED, FlushAnswer, flush_answer
-from cloud_network.fetcher.kept import Kept
-from cloud_network.fetcher.lag import Lag
 from cloud_network.fetcher.lookahead import PlanAnswer, look_ahead
 from cloud_network.fetcher.metadata.model import Instance, MetadataError
 from cloud_network.fetcher.metadata.providers import Provider, Waiting
+from cloud_network.fetcher.mismatch import InterfaceMismatch
 from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.network.desired import desired
 from cloud_network.fetcher.network.objects import Actual, Desired
 from cloud_network.fetcher.network.plan import Plan, Verb, plan
-from cloud_network.fetcher.patience import Patience
 from cloud_network.fetcher.publish import Publisher
+from cloud_network.fetcher.schedule import Backoff
 from cloud_network.fetcher.state import StateDirectory
 from cloud_network.fetcher.status import Status
 
@@ -74,15 +73,15 @@ class Reconciler:
         self._nobody_at = math.inf  # … and when, if nobody was there to answer it
         self._read_at = self._put_off = -math.inf  # the last read began; the server does not want to be asked until …
         self._unproven: Instance | None = None  # a read that would take something away, and waits for a second one
-        self._read_retry = Patience(_SHORTLY, _LONGEST_RETRY)
-        self._fights, self._kept, self._kernel = Fights(), Kept(), kernel.Reader()
-        self._changes = Changes(provider, self._publisher.status, self._errors, self._fights, say)
+        self._read_retry = Backoff(_SHORTLY, _LONGEST_RETRY)
+        self._conflicts, self._kernel = ConflictTracker(), kernel.Reader()
+        self._changes = Changes(provider, self._publisher.status, self._errors, self._conflicts, say)
         self._compared_at = self._heeded_at = -math.inf  # the last comparison; the last without a read of the metadata
         self._actual: Actual | None = None  # the last look at the kernel, as long as it has said nothing since
         self._agreed: tuple[Instance, Config] | None = None  # what the kernel last agreed with
-        self._lag = Lag()
+        self._mismatch = InterfaceMismatch()
         self._noticed: tuple[str, ...] = ()
-        self._let_go = False  # flushed: nothing is changed until refresh_now
+        self._flushed = False  # then nothing is changed until refresh_now
 
     # What wakes us
 
@@ -104,26 +103,26 @@ class Reconciler:
         """Go on with another configuration, at once."""
         self._config = config
         self.provider.client.kinds = config.allow_kinds
-        self._hurry()
+        self._reset_backoff()
         self.refresh_due = 0.0
 
     def refresh_now(self) -> Status:
         """As asked for: refresh, with the second read that a removal needs, and whatever was put off; the status."""
-        self._let_go = False
-        self._hurry()
+        self._flushed = False
+        self._reset_backoff()
         self.refresh()
         if self._unproven is not None:
             self.refresh()
         return self._publisher.status
 
-    def _hurry(self) -> None:
+    def _reset_backoff(self) -> None:
         self._read_retry.reset()
-        self._changes.hurry()
-        self._fights.hurry()
+        self._changes.reset()
+        self._conflicts.reset_refusals()
 
     def plan_now(self) -> PlanAnswer:
         """As asked for: what a refresh would change; nothing is changed, and what is read is not kept."""
-        answer = look_ahead(self.provider, self._instance, self._compare, flushed=self._let_go)
+        answer = look_ahead(self.provider, self._instance, self._compare, flushed=self._flushed)
         if isinstance(self.provider, Waiting):
             self.changed()  # having read it, the provider no longer tells it as news
         return answer
@@ -134,7 +133,7 @@ class Reconciler:
             verdict = agent.flush()
         self._changes.note(verdict.verdict, verdict.request, verdict.reason, verdict.ops)
         answer = flush_answer(verdict)
-        self._let_go = True
+        self._flushed = True
         self.converge()
         return answer
 
@@ -148,7 +147,7 @@ class Reconciler:
     def refresh(self) -> None:
         """Read the metadata and converge."""
         self._read_at = time.monotonic()
-        self.refresh_due = self._read_at + self._read_retry.longer(self._config.refresh_timer)
+        self.refresh_due = self._read_at + self._read_retry.next_delay(self._config.refresh_timer)
         self._publisher.status["attempted_at"] = now()
         if self._failed_reads == 0:
             self._say(f"reading the metadata at {self.provider.client.endpoint}")
@@ -180,8 +179,8 @@ class Reconciler:
         self._unread, self._nobody_at, self._failed_reads = False, math.inf, 0
         compared = self._look_ahead(instance)
         if instance != self._unproven and compared is not None and _takes_away(compared[2]):
-            logger.info("metadata: it no longer lists what it did; it is read again before anything is removed")
-            if self._unproven is None:  # the first such read; if they go on to differ, patience grows
+            logger.info("metadata: objects of ours are no longer listed; confirming before removal")
+            if self._unproven is None:  # the first such read; if the next ones differ too, the backoff applies
                 self.refresh_due = min(self.refresh_due, self._read_at + _PROOF)
             self._unproven = instance
             self._write_status()
@@ -218,7 +217,7 @@ class Reconciler:
             return
         try:
             actual, wanted, changes = compared or self._compare(self._instance)
-            possible, tried = () if self._let_go else self._fights.allowed(changes, actual), False
+            possible, tried = () if self._flushed else self._conflicts.allowed(changes, actual), False
             if (
                 possible
                 and self._changes.is_time_for(possible)
@@ -230,7 +229,7 @@ class Reconciler:
                     if outcome is Outcome.CONFIRMED and self._agreed == (self._instance, self._config):
                         self._publisher.status["counters"]["drift_repaired"] += len(possible)
                     actual, wanted, changes = self._compare(self._instance)
-                    possible = self._fights.allowed(changes, actual)
+                    possible = self._conflicts.allowed(changes, actual)
                     if outcome is not Outcome.LESS or not possible:
                         break
         except kernel.KernelError as error:
@@ -238,31 +237,30 @@ class Reconciler:
             self._write_status()
             return
         self._errors.end("kernel")
-        self.compare_due = math.inf if self._let_go else self._fights.due
+        self.compare_due = math.inf if self._flushed else self._conflicts.due
         if possible and (tried or self._changes.try_again > self._compared_at):
             self.compare_due = min(self.compare_due, max(self._changes.try_again, self._compared_at + _PACE))
-        if not possible and not self._let_go:
+        if not possible and not self._flushed:
             self.succeeded = True
             self._agreed = self._instance, self._config
-        if self._let_go:
+        if self._flushed:
             self._errors.begin("netagent", FLUSHED, serious=False)
-        elif refusals := self._fights.refusals:
+        elif refusals := self._conflicts.refusals:
             self._errors.begin("netagent", f"refused: {report.the_first(refusals)}", serious=False)
         elif not possible:
             self._errors.end("netagent")
-        self._say_fights(actual)
-        self._say_withheld(wanted)
-        self._lag.say_unknown(wanted, actual, self._config)
-        self._say_notices(wanted)
+        self._report_conflicts(actual)
+        self._report_withheld(wanted)
+        self._mismatch.log_missing(wanted, actual, self._config)
+        self._log_notices(wanted)
         self._read_for_links(self._instance, actual)
-        self._publisher.links(self._instance, self._config, actual)
+        self._publisher.documents(self._instance, wanted)
         self._write_status(actual, wanted, changes)
-        self._kept.turn()
 
     def _compare(self, instance: Instance) -> Compared:
         actual = self._look()
-        wanted = desired(instance, self._config, actual, self._kept)
-        return actual, wanted, plan(wanted, actual, may_remove=instance.complete, kept=self._kept)
+        wanted = desired(instance, self._config, actual)
+        return actual, wanted, plan(wanted, actual, may_remove=instance.complete)
 
     def _look(self) -> Actual:
         """The kernel as it is: read if it has said that it changed, or was not looked at in this refresh."""
@@ -292,34 +290,33 @@ class Reconciler:
             self.refresh_due = 0.0
         return False
 
-    def _say_withheld(self, wanted: Desired) -> None:
+    def _report_withheld(self, wanted: Desired) -> None:
         if not wanted.withheld:
             self._errors.end("config")
             return
-        passes = wanted.passing.issuperset(wanted.withheld)
+        passes = wanted.transient.issuperset(wanted.withheld)
         self._errors.begin("config", f"left out: {report.the_first(wanted.withheld)}", serious=False, passes=passes)
 
-    def _say_fights(self, actual: Actual) -> None:
-        fights = self._fights.statuses(actual)
-        self._publisher.status["fights"] = fights
-        now_on = [each for each in fights if each["next_at"] or each["object"] in self._fights.taken(actual)]
-        if not now_on:
+    def _report_conflicts(self, actual: Actual) -> None:
+        conflicts = self._conflicts.statuses(actual)
+        self._publisher.status["fights"] = conflicts
+        blocked = self._conflicts.blocked(actual)
+        active = [each for each in conflicts if each["next_at"] or each["object"] in blocked]
+        if not active:
             self._errors.end("conflict")
             return
-        texts = [f"{each['object']}" + (f" ({each['by']})" if each["by"] else "") for each in now_on]
-        text = f"somebody else undoes, or is in the way of: {report.the_first(texts)}"
-        self._errors.begin(
-            "conflict", text + "; it is tried less and less often: see fights in status.json", serious=False
-        )
+        texts = [each["object"] + (f" ({each['by']})" if each["by"] else "") for each in active]
+        text = f"reverted or blocked by another program: {report.the_first(texts)}"
+        self._errors.begin("conflict", text + "; retried less and less often: see docs/coexistence.md", serious=False)
 
     def _read_for_links(self, instance: Instance, actual: Actual) -> None:
-        """Soon, where the host has a link that the metadata does not name (yet)."""
-        due = self._lag.read_again(instance, self._config, actual, time.monotonic())
+        """Read the metadata soon if the host has a link that they do not name, or lacks one that they do."""
+        due = self._mismatch.next_read(instance, self._config, actual, time.monotonic())
         if not self._unread:
             self.refresh_due = min(self.refresh_due, max(due, self._read_at + _PACE, self._put_off))
 
-    def _say_notices(self, wanted: Desired) -> None:
-        """What will stay so, or passes by itself: said once, and no reason to be degraded."""
+    def _log_notices(self, wanted: Desired) -> None:
+        """Log new notices. They describe limitations, and do not degrade the state."""
         for notice in wanted.notices:
             if notice not in self._noticed:
                 logger.info("notice: %s", notice)
@@ -330,9 +327,9 @@ class Reconciler:
     def _write_status(self, actual: Actual | None = None, wanted: Desired | None = None, changes: Plan = ()) -> None:
         status = self._publisher.status
         if actual is not None and wanted is not None and self._instance is not None:
-            status["links"] = report.link_statuses(self._instance, self._config, actual, wanted, changes, self._kept)
+            status["links"] = report.link_statuses(wanted, self._config, actual, changes)
             status["unknown_macs"] = list(wanted.unknown_macs)
-            status["notices"] = [*wanted.notices, *self._lag.notices]
+            status["notices"] = [*wanted.notices, *self._mismatch.notices]
         if self._errors.serious:
             status["state"] = "error"
         elif self._instance is None:
@@ -346,5 +343,5 @@ class Reconciler:
 
 
 def _takes_away(changes: Plan) -> bool:
-    """Whether something goes: then one read alone is no proof."""
+    """Return True if the changes remove something: one read of the metadata is no proof for that."""
     return any(change.verb is Verb.REMOVE for change in changes)

@@ -80,5 +80,5 @@ def test_an_address_that_is_ours_on_another_link_is_free_once_it_has_gone_from_t
     left: frozenset[int], said: str | None
 ) -> None:
     here = host(link(1), link(2), addresses=has(3, "10.0.1.10/24", owned=True))
-    found = Allowed(Config(), here, left).against(link(1), ip_address("10.0.1.10"))
+    found = Allowed(Config(), here, left).rejection(link(1), ip_address("10.0.1.10"))
     assert found is None if said is None else found is not None and said in found.text

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 from cloud_network.fetcher.errors import Errors
-from cloud_network.fetcher.patience import Patience
+from cloud_network.fetcher.schedule import Backoff
 
 
 def about(seconds: float, expected: float) -> bool:
@@ -14,19 +14,19 @@ def about(seconds: float, expected: float) -> bool:
 
 
 def test_the_time_doubles_up_to_the_longest_and_begins_anew_after_success() -> None:
-    patience = Patience(1.0, 6.0)
-    assert all(about(patience.longer(), expected) for expected in (1, 2, 4, 6, 6))
-    patience.reset()
-    assert about(patience.longer(), 1)
+    backoff = Backoff(1.0, 6.0)
+    assert all(about(backoff.next_delay(), expected) for expected in (1, 2, 4, 6, 6))
+    backoff.reset()
+    assert about(backoff.next_delay(), 1)
 
 
 def test_a_short_refresh_timer_is_never_outwaited() -> None:
-    patience = Patience(1.0, 60.0)
-    assert all(patience.longer(2.0) <= 2.5 for _ in range(10))
+    backoff = Backoff(1.0, 60.0)
+    assert all(backoff.next_delay(2.0) <= 2.5 for _ in range(10))
 
 
 def test_times_differ_between_instances() -> None:
-    assert len({Patience(1.0, 60.0).longer() for _ in range(20)}) > 10
+    assert len({Backoff(1.0, 60.0).next_delay() for _ in range(20)}) > 10
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from cloud_network.fetcher.config import Config
-from cloud_network.fetcher.lag import Lag
+from cloud_network.fetcher.mismatch import InterfaceMismatch
 from cloud_network.fetcher.network.desired import desired
 
 from .values import host, instance, interface, link
@@ -17,12 +17,12 @@ BOTH = host(link(1), link(2))
 
 
 def test_a_new_link_is_a_reason_at_once_and_then_less_and_less_often_and_then_none() -> None:
-    lag = Lag()
-    assert lag.read_again(KNOWN, Config(), host(link(1)), 10.0) == math.inf
+    mismatch = InterfaceMismatch()
+    assert mismatch.next_read(KNOWN, Config(), host(link(1)), 10.0) == math.inf
     at, reads = 100.0, []
     while at < math.inf:
         reads.append(at - 100.0)
-        at = lag.read_again(KNOWN, Config(), BOTH, at)
+        at = mismatch.next_read(KNOWN, Config(), BOTH, at)
     assert reads[:5] == [0.0, 0.0, 1.0, 2.0, 3.0]
     assert reads == sorted(reads)
     assert len(reads) < 15
@@ -30,25 +30,25 @@ def test_a_new_link_is_a_reason_at_once_and_then_less_and_less_often_and_then_no
 
 
 def test_one_that_has_gone_before_the_metadata_say_so_is_a_reason_too() -> None:
-    lag, both = Lag(), instance(interface(1), interface(2))
-    assert lag.read_again(both, Config(), BOTH, 0.0) == math.inf
-    assert lag.read_again(both, Config(), host(link(1)), 10.0) == 10.0
-    assert lag.read_again(both, Config(), host(link(1)), 10.0) == 11.0
-    assert lag.read_again(KNOWN, Config(), host(link(1)), 11.0) == math.inf
+    mismatch, both = InterfaceMismatch(), instance(interface(1), interface(2))
+    assert mismatch.next_read(both, Config(), BOTH, 0.0) == math.inf
+    assert mismatch.next_read(both, Config(), host(link(1)), 10.0) == 10.0
+    assert mismatch.next_read(both, Config(), host(link(1)), 10.0) == 11.0
+    assert mismatch.next_read(KNOWN, Config(), host(link(1)), 11.0) == math.inf
 
 
 def test_another_new_link_begins_anew() -> None:
-    lag = Lag()
-    lag.read_again(KNOWN, Config(), BOTH, 0.0)
-    assert lag.read_again(KNOWN, Config(), BOTH, 50.0) == math.inf
-    assert lag.read_again(KNOWN, Config(), host(link(1), link(2), link(3)), 60.0) == 60.0
-    assert lag.read_again(KNOWN, Config(), host(link(1), link(2), link(3)), 60.0) == 61.0
+    mismatch = InterfaceMismatch()
+    mismatch.next_read(KNOWN, Config(), BOTH, 0.0)
+    assert mismatch.next_read(KNOWN, Config(), BOTH, 50.0) == math.inf
+    assert mismatch.next_read(KNOWN, Config(), host(link(1), link(2), link(3)), 60.0) == 60.0
+    assert mismatch.next_read(KNOWN, Config(), host(link(1), link(2), link(3)), 60.0) == 61.0
 
 
 def test_one_that_is_named_at_last_is_no_reason_any_more() -> None:
-    lag = Lag()
-    assert lag.read_again(KNOWN, Config(), BOTH, 0.0) == 0.0
-    assert lag.read_again(instance(interface(1), interface(2)), Config(), BOTH, 0.1) == math.inf
+    mismatch = InterfaceMismatch()
+    assert mismatch.next_read(KNOWN, Config(), BOTH, 0.0) == 0.0
+    assert mismatch.next_read(instance(interface(1), interface(2)), Config(), BOTH, 0.1) == math.inf
 
 
 @pytest.mark.parametrize(
@@ -62,14 +62,18 @@ def test_one_that_is_named_at_last_is_no_reason_any_more() -> None:
     ],
 )
 def test_only_what_could_be_the_clouds_is_a_reason(odd: object, config: Config, counts: bool) -> None:
-    assert (Lag().read_again(KNOWN, config, host(link(1), odd), 5.0) == 5.0) is counts  # type: ignore[arg-type]
+    assert (InterfaceMismatch().next_read(KNOWN, config, host(link(1), odd), 5.0) == 5.0) is counts  # type: ignore[arg-type]
 
 
 def test_why_an_interface_is_not_here_is_said_once_and_again_when_it_is_another_reason(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """On bare metal, a VLAN that the operator makes after the metadata named it."""
-    lag, cloud, vlan = Lag(), instance(interface(1), interface(2)), replace(link(2, kind="vlan"), name="eth0.7")
+    mismatch, cloud, vlan = (
+        InterfaceMismatch(),
+        instance(interface(1), interface(2)),
+        replace(link(2, kind="vlan"), name="eth0.7"),
+    )
     mac = interface(2).mac
     for here, config in (
         (host(link(1)), Config()),
@@ -77,14 +81,14 @@ def test_why_an_interface_is_not_here_is_said_once_and_again_when_it_is_another_
         (host(link(1), vlan), Config()),
         (host(link(1), vlan), Config()),
     ):
-        lag.say_unknown(desired(cloud, config, here), here, config)
+        mismatch.log_missing(desired(cloud, config, here), here, config)
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 2
     assert f"{mac}, and no link here has that MAC" in said[0]
     key = f'{mac}{{}} eth0.7 has that MAC and is of kind vlan, which needs [Netagent] AllowKinds="vlan"'
     assert key.format(", and") in said[1]
-    assert lag.notices == [key.format(":")]
+    assert mismatch.notices == [key.format(":")]
     allowed = Config(allow_kinds=("vlan",))
     here = host(link(1), vlan)
-    lag.say_unknown(desired(cloud, allowed, here), here, allowed)
-    assert lag.notices == []
+    mismatch.log_missing(desired(cloud, allowed, here), here, allowed)
+    assert mismatch.notices == []
