@@ -35,20 +35,20 @@ from cloud_network.fetcher.status import Status
 
 logger = logging.getLogger(__name__)
 
-_SHORTLY = 1.0  # seconds until the next read when facts are left to read, or the last one failed …
-_PROOF = 0.4  # … and when a removal waits for its proof
-_SETTLE = 0.05  # seconds that a burst of kernel events is given to end …
-_PACE = 0.5  # … and between two looks at the kernel on their account
+_SHORTLY = 1.0  # seconds until the next read if facts are left to read, or the last read failed …
+_PROOF = 0.4  # … and if a removal waits for confirmation
+_SETTLE = 0.05  # seconds to debounce kernel events …
+_PACE = 0.5  # … and between two reads of the kernel because of events
 _LONGEST_RETRY = 60.0
-_NOBODY_THERE = 5.0  # after a read that nobody answered, until a change in the kernel is a reason for the next
-_REFUSALS = 5  # changes that netagent refuses, each left out, before the rest waits for the next pass
+_UNANSWERED = 5.0  # seconds after a read without an answer until a kernel event is a reason for the next one
+_REFUSALS = 5  # refusals by netagent in one pass, before the rest of the plan waits for the next one
 
 
 Compared = tuple[Actual, Desired, Plan]
 
 
 class Reconciler:
-    """What is known between two passes, and when the next ones are due (in time.monotonic's seconds)."""
+    """The state between two passes, and the times (of time.monotonic) at which the next ones are due."""
 
     def __init__(
         self,
@@ -59,9 +59,9 @@ class Reconciler:
         news: Callable[[], bool] | None = None,
     ) -> None:
         self.provider = provider
-        self.succeeded = False  # whether any pass has been through, and left nothing undone that could be done
-        self._say = say  # takes what we are doing, for systemd and whoever asks it
-        self._news = news  # whether the kernel has said that it changed, since that was asked; None: nobody listens
+        self.succeeded = False  # True after the first pass that left nothing to do
+        self._say = say  # receives the current activity, for systemd
+        self._news = news  # returns True if kernel events arrived since the last call; None without events
         self._failed_reads = 0
         self.refresh_due, self.compare_due = 0.0, math.inf
         self._config = config
@@ -69,45 +69,47 @@ class Reconciler:
         self._errors = Errors()
         self._publisher = Publisher(state, provider.name)
         self._instance: Instance | None = None
-        self._unread = False  # whether the last read failed …
-        self._nobody_at = math.inf  # … and when, if nobody was there to answer it
-        self._read_at = self._put_off = -math.inf  # the last read began; the server does not want to be asked until …
-        self._unproven: Instance | None = None  # a read that would take something away, and waits for a second one
+        self._unread = False  # True if the last read failed …
+        self._unanswered_at = math.inf  # … and when, if there was no answer
+        self._read_at = (
+            self._put_off
+        ) = -math.inf  # start of the last read; the time until which the server asks not to be read
+        self._unproven: Instance | None = None  # a read that would remove something, until a second one confirms it
         self._read_retry = Backoff(_SHORTLY, _LONGEST_RETRY)
         self._conflicts, self._kernel = ConflictTracker(), kernel.Reader()
         self._changes = Changes(provider, self._publisher.status, self._errors, self._conflicts, say)
-        self._compared_at = self._heeded_at = -math.inf  # the last comparison; the last without a read of the metadata
-        self._actual: Actual | None = None  # the last look at the kernel, as long as it has said nothing since
-        self._agreed: tuple[Instance, Config] | None = None  # what the kernel last agreed with
+        self._compared_at = self._heeded_at = -math.inf  # the last comparison; the last one caused by an event
+        self._actual: Actual | None = None  # the last read of the kernel, until an event arrives
+        self._agreed: tuple[Instance, Config] | None = None  # the last state without drift
         self._mismatch = InterfaceMismatch()
         self._noticed: tuple[str, ...] = ()
         self._flushed = False  # then nothing is changed until refresh_now
 
-    # What wakes us
+    # Events
 
     def noticed(self) -> None:
-        """The kernel has changed: compare soon, but let a burst end first, and do not let a storm keep us busy.
+        """Schedule a comparison after a kernel event, debounced and at a limited rate.
 
-        Where nobody answered the last read, it may be the network that has come up: then it is time for another.
+        If the last read of the metadata had no answer, the network may be up now, so it is repeated as well.
         """
         self._actual = None
         settled = time.monotonic() + _SETTLE
         self.compare_due = min(self.compare_due, max(settled, self._heeded_at + _PACE))
-        self.refresh_due = min(self.refresh_due, max(settled, self._nobody_at + _NOBODY_THERE))
+        self.refresh_due = min(self.refresh_due, max(settled, self._unanswered_at + _UNANSWERED))
 
     def changed(self) -> None:
-        """The metadata has changed, or may have: read it now, unless it was this very moment, or asked for peace."""
+        """Schedule a read of the metadata, which may have changed, within the limits of its rate and Retry-After."""
         self.refresh_due = min(self.refresh_due, max(time.monotonic(), self._read_at + _PACE, self._put_off))
 
     def reconfigure(self, config: Config) -> None:
-        """Go on with another configuration, at once."""
+        """Use another configuration, at once."""
         self._config = config
         self.provider.client.kinds = config.allow_kinds
         self._reset_backoff()
         self.refresh_due = 0.0
 
     def refresh_now(self) -> Status:
-        """As asked for: refresh, with the second read that a removal needs, and whatever was put off; the status."""
+        """Refresh on request, with the second read that a removal needs and without backoff. Return the status."""
         self._flushed = False
         self._reset_backoff()
         self.refresh()
@@ -121,14 +123,14 @@ class Reconciler:
         self._conflicts.reset_refusals()
 
     def plan_now(self) -> PlanAnswer:
-        """As asked for: what a refresh would change; nothing is changed, and what is read is not kept."""
+        """Return what a refresh would change. Changes nothing and does not store what it reads."""
         answer = look_ahead(self.provider, self._instance, self._compare, flushed=self._flushed)
         if isinstance(self.provider, Waiting):
-            self.changed()  # having read it, the provider no longer tells it as news
+            self.changed()  # the provider reports a change once, and this read may have been it
         return answer
 
     def flush(self) -> FlushAnswer:
-        """As asked for, or by Purge=: have netagent take away all that is owned, and leave it so until refresh_now."""
+        """Have netagent remove everything that is owned. Nothing is added again before refresh_now."""
         with Agent() as agent:
             verdict = agent.flush()
         self._changes.note(verdict.verdict, verdict.request, verdict.reason, verdict.ops)
@@ -138,9 +140,9 @@ class Reconciler:
         return answer
 
     def stop(self) -> None:
-        """The last act: what Purge= says."""
+        """Flush if Purge= asks for it, before the process ends."""
         if self._config.purge is Purge.ON_STOP:
-            logger.info("Purge: %d objects of ours taken away", self.flush()["removed"])
+            logger.info("Purge: removed %d addresses, routes and rules", self.flush()["removed"])
 
     # The two passes
 
@@ -151,9 +153,9 @@ class Reconciler:
         self._publisher.status["attempted_at"] = now()
         if self._failed_reads == 0:
             self._say(f"reading the metadata at {self.provider.client.endpoint}")
-        self._actual = None  # however little it has said; now, for the metadata are waited for anyway
+        self._actual = None  # read it once per refresh, even without an event
         if self._news is not None:
-            with suppress(kernel.KernelError):  # converging says so
+            with suppress(kernel.KernelError):  # converging reports it
                 self._look()
         before = self.provider.client.requests
         try:
@@ -167,7 +169,7 @@ class Reconciler:
             self._put_off = time.monotonic() + asked
             self.refresh_due = max(self.refresh_due, self._put_off)
             self._unread = True
-            self._nobody_at = time.monotonic() if error.kind in ("unreachable", "timeout") else math.inf
+            self._unanswered_at = time.monotonic() if error.kind in ("unreachable", "timeout") else math.inf
             self._failed_reads += 1
             self._write_status()
             return
@@ -176,7 +178,7 @@ class Reconciler:
             self._publisher.status["metadata_requests"] = spent
             self._publisher.status["metadata_seconds"] = round(time.monotonic() - self._read_at, 4)
             self._publisher.status["counters"]["metadata_requests"] += spent
-        self._unread, self._nobody_at, self._failed_reads = False, math.inf, 0
+        self._unread, self._unanswered_at, self._failed_reads = False, math.inf, 0
         compared = self._look_ahead(instance)
         if instance != self._unproven and compared is not None and _takes_away(compared[2]):
             logger.info("metadata: objects of ours are no longer listed; confirming before removal")
@@ -207,7 +209,7 @@ class Reconciler:
         self.refresh_due = time.monotonic() + seconds
 
     def _converge(self, compared: Compared | None) -> None:
-        """Make the difference that was just found, after a read of the metadata; else look for one first."""
+        """Apply the difference just computed after a read of the metadata; without one, compare first."""
         self._compared_at = time.monotonic()
         if compared is None:
             self._heeded_at = self._compared_at
@@ -263,7 +265,7 @@ class Reconciler:
         return actual, wanted, plan(wanted, actual, may_remove=instance.complete)
 
     def _look(self) -> Actual:
-        """The kernel as it is: read if it has said that it changed, or was not looked at in this refresh."""
+        """Return the state of the kernel, read again after an event and once per refresh."""
         if self._news is None or self._news():
             self.noticed()
         if self._actual is None:
@@ -271,18 +273,18 @@ class Reconciler:
         return self._actual
 
     def _look_ahead(self, instance: Instance) -> Compared | None:
-        """What a read of the metadata, if it is true, changes; None when the kernel cannot be read."""
+        """Return the comparison with a read of the metadata; None if the kernel cannot be read."""
         try:
             return self._compare(instance)
         except kernel.KernelError:
-            return None  # converging says so
+            return None  # converging reports it
 
     # Changing the kernel
 
     def _could_be_confirmed(self, *, fresh: bool) -> bool:
-        """Not without the metadata server: the change would be made and taken back for nothing.
+        """Return True if the metadata server answers: without it, a change would be made and rolled back.
 
-        If it does not answer, a refresh is due: it says what is wrong, and when it succeeds it makes this change.
+        If it does not answer, a refresh is due. The refresh reports the error, or makes this change.
         """
         if fresh or (not self._unread and self.provider.answers()):
             return True
@@ -322,7 +324,7 @@ class Reconciler:
                 logger.info("notice: %s", notice)
         self._noticed = wanted.notices
 
-    # What others read
+    # Status
 
     def _write_status(self, actual: Actual | None = None, wanted: Desired | None = None, changes: Plan = ()) -> None:
         status = self._publisher.status

@@ -65,8 +65,10 @@ class IntervalIndex:
     def overlapping(self, interval: Interval) -> list[Interval]:
         """Return the intervals that overlap `interval`, in order."""
         start = bisect_left(self._highest, (interval.version, interval.first))
+        inside = bisect_left(self._firsts, (interval.version, interval.first))
         end = bisect_right(self._firsts, (interval.version, interval.last))
-        return [each for each in self._intervals[start:end] if each.overlaps(interval)]
+        wider = [each for each in self._intervals[start:inside] if each.overlaps(interval)]
+        return wider + self._intervals[inside:end]
 
 
 def networks_of(addresses: Iterable[Address]) -> list[Interval]:

@@ -1,4 +1,4 @@
-"""Links that the metadata do not name (yet), and how often they are a reason to read them."""
+"""Interfaces that only the host or only the metadata has, and how often they cause a read of the metadata."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KNOWN = instance(interface(1))
 BOTH = host(link(1), link(2))
 
 
-def test_a_new_link_is_a_reason_at_once_and_then_less_and_less_often_and_then_none() -> None:
+def test_new_link_is_chased_less_and_less_often() -> None:
     mismatch = InterfaceMismatch()
     assert mismatch.next_read(KNOWN, Config(), host(link(1)), 10.0) == math.inf
     at, reads = 100.0, []
@@ -29,7 +29,7 @@ def test_a_new_link_is_a_reason_at_once_and_then_less_and_less_often_and_then_no
     assert 30.0 <= reads[-1] < 60.0
 
 
-def test_one_that_has_gone_before_the_metadata_say_so_is_a_reason_too() -> None:
+def test_removed_link_causes_a_read() -> None:
     mismatch, both = InterfaceMismatch(), instance(interface(1), interface(2))
     assert mismatch.next_read(both, Config(), BOTH, 0.0) == math.inf
     assert mismatch.next_read(both, Config(), host(link(1)), 10.0) == 10.0
@@ -37,7 +37,7 @@ def test_one_that_has_gone_before_the_metadata_say_so_is_a_reason_too() -> None:
     assert mismatch.next_read(KNOWN, Config(), host(link(1)), 11.0) == math.inf
 
 
-def test_another_new_link_begins_anew() -> None:
+def test_second_new_link_starts_again() -> None:
     mismatch = InterfaceMismatch()
     mismatch.next_read(KNOWN, Config(), BOTH, 0.0)
     assert mismatch.next_read(KNOWN, Config(), BOTH, 50.0) == math.inf
@@ -45,7 +45,7 @@ def test_another_new_link_begins_anew() -> None:
     assert mismatch.next_read(KNOWN, Config(), host(link(1), link(2), link(3)), 60.0) == 61.0
 
 
-def test_one_that_is_named_at_last_is_no_reason_any_more() -> None:
+def test_link_that_is_listed_causes_no_read() -> None:
     mismatch = InterfaceMismatch()
     assert mismatch.next_read(KNOWN, Config(), BOTH, 0.0) == 0.0
     assert mismatch.next_read(instance(interface(1), interface(2)), Config(), BOTH, 0.1) == math.inf
@@ -61,11 +61,11 @@ def test_one_that_is_named_at_last_is_no_reason_any_more() -> None:
         (replace(link(2), mac=""), Config(), False),
     ],
 )
-def test_only_what_could_be_the_clouds_is_a_reason(odd: object, config: Config, counts: bool) -> None:
+def test_only_links_of_the_cloud_cause_a_read(odd: object, config: Config, counts: bool) -> None:
     assert (InterfaceMismatch().next_read(KNOWN, config, host(link(1), odd), 5.0) == 5.0) is counts  # type: ignore[arg-type]
 
 
-def test_why_an_interface_is_not_here_is_said_once_and_again_when_it_is_another_reason(
+def test_missing_interface_is_logged_once_per_reason(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """On bare metal, a VLAN that the operator makes after the metadata named it."""

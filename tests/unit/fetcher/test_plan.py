@@ -178,3 +178,15 @@ def test_a_wrong_mtu_and_a_link_that_is_down_are_two_changes_and_right_ones_none
     found = plan(goal, here, may_remove=True)
     assert [change.what for change in found] == [LinkMtu(2, 9001), LinkUp(2)]
     assert changes_of(instance(interface(1, mtu=9001)), carried_out(found, here)) == []
+
+
+@given(clouds(), hosts(), clouds(), hosts(), configs)
+def test_result_depends_on_the_arguments_alone(
+    cloud: Instance, here: Actual, other_cloud: Instance, other_host: Actual, config: Config
+) -> None:
+    first = desired(cloud, config, here)
+    changes = plan(first, here, may_remove=True)
+    for instance_, host_ in ((other_cloud, here), (cloud, other_host), (other_cloud, other_host)):
+        plan(desired(instance_, config, host_), host_, may_remove=True)
+    assert desired(cloud, config, here) == first
+    assert plan(first, here, may_remove=True) == changes
