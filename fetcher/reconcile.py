@@ -71,18 +71,17 @@ class Reconciler:
         self._instance: Instance | None = None
         self._unread = False  # True if the last read failed …
         self._unanswered_at = math.inf  # … and when, if there was no answer
-        self._read_at = (
-            self._put_off
-        ) = -math.inf  # start of the last read; the time until which the server asks not to be read
+        self._read_at = -math.inf  # the start of the last read
+        self._put_off = -math.inf  # the end of the server's Retry-After
         self._unproven: Instance | None = None  # a read that would remove something, until a second one confirms it
         self._read_retry = Backoff(_SHORTLY, _LONGEST_RETRY)
         self._conflicts, self._kernel = ConflictTracker(), kernel.Reader()
         self._changes = Changes(provider, self._publisher.status, self._errors, self._conflicts, say)
-        self._compared_at = self._heeded_at = -math.inf  # the last comparison; the last one caused by an event
+        self._compared_at = self._last_event_check = -math.inf  # the last comparison; the last one caused by an event
         self._actual: Actual | None = None  # the last read of the kernel, until an event arrives
         self._agreed: tuple[Instance, Config] | None = None  # the last state without drift
         self._mismatch = InterfaceMismatch()
-        self._noticed: tuple[str, ...] = ()
+        self._logged_notices: tuple[str, ...] = ()
         self._flushed = False  # then nothing is changed until refresh_now
 
     # Events
@@ -94,7 +93,7 @@ class Reconciler:
         """
         self._actual = None
         settled = time.monotonic() + _SETTLE
-        self.compare_due = min(self.compare_due, max(settled, self._heeded_at + _PACE))
+        self.compare_due = min(self.compare_due, max(settled, self._last_event_check + _PACE))
         self.refresh_due = min(self.refresh_due, max(settled, self._unanswered_at + _UNANSWERED))
 
     def changed(self) -> None:
@@ -212,7 +211,7 @@ class Reconciler:
         """Apply the difference just computed after a read of the metadata; without one, compare first."""
         self._compared_at = time.monotonic()
         if compared is None:
-            self._heeded_at = self._compared_at
+            self._last_event_check = self._compared_at
         self.compare_due = self._compared_at + NETAGENT_AWAY
         if self._instance is None:
             self.compare_due = math.inf
@@ -320,9 +319,9 @@ class Reconciler:
     def _log_notices(self, wanted: Desired) -> None:
         """Log new notices. They describe limitations, and do not degrade the state."""
         for notice in wanted.notices:
-            if notice not in self._noticed:
+            if notice not in self._logged_notices:
                 logger.info("notice: %s", notice)
-        self._noticed = wanted.notices
+        self._logged_notices = wanted.notices
 
     # Status
 
