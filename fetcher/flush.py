@@ -1,4 +1,4 @@
-"""Taking away everything that is owned: through the running fetcher, at its end, or by root while it does not run."""
+"""Removal of everything that is owned: by the running fetcher, or directly by root while it does not run."""
 
 from __future__ import annotations
 

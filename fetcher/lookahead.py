@@ -1,4 +1,4 @@
-"""What would be changed now: a fresh read of the metadata, compared with the kernel; neither kept nor acted on."""
+"""The changes that a refresh would make: a fresh read of the metadata, compared with the kernel and not stored."""
 
 from __future__ import annotations
 

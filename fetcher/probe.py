@@ -56,7 +56,7 @@ class Gateways:
         links = _links(plan, wanted, table_base)
         learned = {Gateway(index, each) for index in links for each in actual.gateways.get(index, ())}
         used = _of(actual.routes, links) | learned
-        parts = [each for each in wanted.links if each.wish.ifindex in links]
+        parts = [each for each in wanted.links if each.settings.ifindex in links]
         routes = [route for each in parts for route in each.routes]
         self._wanted = _of(routes, links) | learned
         self._new = _of((route for route in routes if route.destination.prefixlen == 0), links) - used
@@ -115,7 +115,7 @@ def _links(plan: Plan, wanted: Desired, table_base: int) -> set[int]:
         if not isinstance(change.what, Rule):
             found.add(change.what.ifindex)
         elif change.what.selector is None:
-            found |= {wish.ifindex for wish in wanted.wishes}
+            found |= {settings.ifindex for settings in wanted.settings}
         else:
             found.add(change.what.table - table_base)
     return found

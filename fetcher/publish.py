@@ -1,14 +1,12 @@
-"""What is known → the state files."""
+"""The state files, written when their content changes."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 
-from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.metadata.model import Instance
-from cloud_network.fetcher.network.matching import match_links
-from cloud_network.fetcher.network.objects import Actual
+from cloud_network.fetcher.network.objects import Desired
 from cloud_network.fetcher.state import StateDirectory, StateError, boot_id
 from cloud_network.fetcher.status import RENEWAL, Status, new_status, rfc3339
 
@@ -19,7 +17,7 @@ _NO_NEWS = (*_TIMES, "renew_by", "compared_at", "run", "boot_id", "generation", 
 
 
 class Publisher:
-    """The one that writes to the state directory. `status` is the next status.json, filled in as things happen."""
+    """The only writer of the state directory. `status` is the next status.json, updated during a pass."""
 
     def __init__(self, state: StateDirectory, provider: str, run: str = "") -> None:
         self._state = state
@@ -29,10 +27,10 @@ class Publisher:
         for key in ("generation", "counters", "fetched_at", "links", "unknown_macs"):  # still true for a new fetcher
             self.status[key] = before[key]
 
-    def links(self, instance: Instance, config: Config, actual: Actual) -> None:
-        """The metadata's own words: of the instance, and of each interface that this host has."""
-        state, found = self._state, match_links(instance, config, actual.links)
-        documents = {found[each.mac].ifindex: each.document for each in instance.interfaces if each.mac in found}
+    def documents(self, instance: Instance, desired: Desired) -> None:
+        """Write the metadata's documents: of the instance, and of each interface that this host has."""
+        state = self._state
+        documents = {link.ifindex: interface.document for interface, link in desired.matches}
         for ifindex in set(state.link_indexes()) - set(documents):
             state.remove_link(ifindex)
         for ifindex, document in documents.items():

@@ -1,4 +1,4 @@
-"""What the fetcher believes, as status.json says it (docs/status.schema.json). Pure."""
+"""The parts of status.json that describe links and the current activity (docs/status.schema.json). Pure."""
 
 from __future__ import annotations
 
@@ -6,37 +6,29 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from cloud_network.fetcher.config import Config
-from cloud_network.fetcher.kept import Kept
-from cloud_network.fetcher.metadata.model import Instance, Interface
-from cloud_network.fetcher.network.matching import match_links, with_what_dhcp_says
-from cloud_network.fetcher.network.objects import Actual, Desired, Link, OfLink, Rule, Wish
+from cloud_network.fetcher.metadata.model import Interface
+from cloud_network.fetcher.network.objects import Actual, Desired, Link, LinkGoal, LinkSettings, Rule
 from cloud_network.fetcher.network.plan import Plan, in_ip_syntax
 from cloud_network.fetcher.status import AddressStatus, LinkStatus, Status
 
-_NOTHING = OfLink(Wish(0, None), (), {}, {})
-_SHOWN = 5  # of a list that goes into one message
+_NO_GOAL = LinkGoal(LinkSettings(0, None), (), (), ())  # of an excluded link
+_SHOWN = 5  # entries of a list in one message
 
 
-def link_statuses(
-    instance: Instance, config: Config, actual: Actual, desired: Desired, plan: Plan, kept: Kept | None = None
-) -> dict[str, LinkStatus]:
-    """{ifindex: status} for every link that the metadata names and the host has; `plan` is what is still to do."""
-    kept = kept or Kept()
-    found = match_links(instance, config, actual.links)
-    wanted = {each.wish.ifindex: each for each in desired.links}
+def link_statuses(desired: Desired, config: Config, actual: Actual, plan: Plan) -> dict[str, LinkStatus]:
+    """Return {ifindex: status} of every link that the metadata name; `plan` is what is still to be changed."""
+    goals = {goal.settings.ifindex: goal for goal in desired.links}
     drift = _drift(plan, actual, config)
-    statuses = {}
-    for interface in with_what_dhcp_says(instance, found, actual, kept).interfaces:
-        link = found.get(interface.mac)
-        if link is not None:
-            left = kept.same(("drift", link.ifindex), tuple(drift[link.ifindex]))
-            of_link = wanted.get(link.ifindex, _NOTHING)
-            statuses[str(link.ifindex)] = kept(_link_status, interface, link, config, actual, of_link, left)
-    return statuses
+    return {
+        str(link.ifindex): _link_status(
+            interface, link, config, actual, goals.get(link.ifindex, _NO_GOAL), drift[link.ifindex]
+        )
+        for interface, link in desired.matches
+    }
 
 
 def _drift(plan: Plan, actual: Actual, config: Config) -> defaultdict[int, list[str]]:
-    """What is still to do on each link, in `ip` syntax."""
+    """Return {ifindex: changes still to be made}, in `ip` syntax."""
     names = {link.ifindex: link for link in actual.links}
     drift = defaultdict[int, list[str]](list)
     for change in plan:
@@ -52,13 +44,13 @@ def _drift(plan: Plan, actual: Actual, config: Config) -> defaultdict[int, list[
 
 
 def the_first(texts: Sequence[str]) -> str:
-    """A few of them, and how many more there are: a whole block of addresses fits on no line."""
+    """Return the first few texts and the number of the others: a block of addresses is too long for a message."""
     more = len(texts) - _SHOWN
     return "; ".join(texts[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
 def doing(status: Status, endpoint: str, failed_reads: int) -> str:
-    """What is going on, in a line: systemd's STATUS=."""
+    """Return the current activity in one line, for systemd's STATUS=."""
     links, error = status["links"].values(), status["last_error"]
     addresses = sum(len(link["addresses"]) for link in links)
     count = f"{len(links)} interface{'' if len(links) == 1 else 's'}, {addresses} addresses"
@@ -77,10 +69,10 @@ def doing(status: Status, endpoint: str, failed_reads: int) -> str:
 
 
 def _link_status(
-    interface: Interface, link: Link, config: Config, actual: Actual, wanted: OfLink, drift: tuple[str, ...]
+    interface: Interface, link: Link, config: Config, actual: Actual, goal: LinkGoal, drift: Sequence[str]
 ) -> LinkStatus:
     table = config.route_table_base + link.ifindex
-    addresses, routes, rules = wanted.addresses, wanted.routes, wanted.rules
+    addresses, routes, rules = goal.addresses, goal.routes, goal.rules
     present = sum((link.ifindex, address.address) in actual.addresses for address in addresses)
     present += sum(route in actual.routes for route in routes) + sum(rule in actual.rules for rule in rules)
     excluded = link.name in config.exclude

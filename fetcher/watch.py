@@ -1,6 +1,6 @@
-"""A thread that waits for the metadata to change and then wakes the loop; it does nothing else, and touches nothing.
+"""A thread that waits for the metadata to change and then wakes the loop.
 
-It ends with the process: it is a daemon's daemon thread, and holds nothing that would have to be put down.
+It is a daemon thread, so it ends with the process; it holds nothing that would need to be released.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from contextlib import suppress
 
 from cloud_network.fetcher.metadata.model import MetadataError
 from cloud_network.fetcher.metadata.providers import Waiting
-from cloud_network.fetcher.patience import Patience
+from cloud_network.fetcher.schedule import Backoff
 
 logger = logging.getLogger(__name__)
 
-_FIRST, _LONGEST = 0.1, 300.0  # seconds until the next try …
-_BUSIEST = 5.0  # … which metadata that change all the time make longer, too, but not by much more than this …
-_CALM = 10.0  # … until nothing has happened for so long
+_INITIAL, _MAXIMUM = 0.1, 300.0  # seconds of backoff after a failure …
+_MAXIMUM_BUSY = 5.0  # … and at most after a change, for metadata that change all the time
+_QUIET = 10.0  # seconds without a change that reset the backoff
 
 
 class Watch:
-    """A file descriptor that is readable when the provider has seen a change."""
+    """A file descriptor that becomes readable when the provider sees a change."""
 
     def __init__(self, provider: Waiting) -> None:
         self._provider = provider
@@ -33,28 +33,28 @@ class Watch:
         threading.Thread(target=self._run, name="watch", daemon=True).start()
 
     def fileno(self) -> int:
-        """For a selector."""
+        """Return the descriptor for a selector."""
         return self._read.fileno()
 
     def drain(self) -> None:
-        """Take the word that there was a change."""
+        """Read the notifications, so that the descriptor is no longer readable."""
         self._read.recv(4096)
 
     def _run(self) -> None:
-        patience = Patience(_FIRST, _LONGEST)
+        backoff = Backoff(_INITIAL, _MAXIMUM)
         while True:
             began, delay = time.monotonic(), 0.0
             try:
                 if self._provider.wait():
-                    with suppress(BlockingIOError):  # then the loop has plenty to read
+                    with suppress(BlockingIOError):  # the loop has unread notifications already
                         self._write.send(b"\0")
-                if time.monotonic() > began + _CALM:
-                    patience.reset()
-                delay = patience.longer(_BUSIEST)
+                if time.monotonic() > began + _QUIET:
+                    backoff.reset()
+                delay = backoff.next_delay(_MAXIMUM_BUSY)
             except MetadataError as error:
-                logger.debug("waiting for a change: %s; the timer goes on", error)
-                delay = max(patience.longer(), min(error.retry_after, _LONGEST))
+                logger.debug("waiting for a change: %s; the refresh timer still runs", error)
+                delay = max(backoff.next_delay(), min(error.retry_after, _MAXIMUM))
             except Exception:
-                logger.exception("unexpected; it will be tried again")
-                delay = patience.longer()
+                logger.exception("waiting for a change failed unexpectedly; retrying")
+                delay = backoff.next_delay()
             time.sleep(delay)

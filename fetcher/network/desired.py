@@ -1,347 +1,349 @@
-"""Instance, Config and the host's links → what the kernel shall hold. Pure.
+"""The state that the kernel must have, from the metadata, the configuration and the host's links. Pure.
 
-Per link with table T = RouteTableBase + ifindex, and for each of its addresses, rules in three steps:
-  1. from ADDRESS lookup T suppress_prefixlength 0      own subnets and the siblings' are decided here
-  2. lookup main suppress_prefixlength 0                what is more specific in main wins over our default routes
-  3. from ADDRESS lookup T                              everything else leaves by the link that owns its source
-With Rules=aggregate ADDRESS is `PREFIX iif lo`, which stands for all addresses of the link in there, no other link
-having any (`aggregate`); what is forwarded for others in there is not concerned. A prefix lies in a network that T has
-on link: netagent sees no further. Ranges have rules without `iif lo`: containers may own their addresses.
-T holds the link's own subnets on link, the metadata's further routes by the gateways that they name, every sibling's
-subnets by this link's gateway, and a default route. Without the siblings' subnets a neighbour in one subnet could not
-reach an address in another: the reply would take the connected route of the neighbour's subnet, with a source that the
-cloud drops there.
-A link without a gateway (Vultr's private networks, IPv6 before the first router advertisement) has its own subnets in
-T and nothing else: what is not for them finds nothing in steps 1 and 3 and goes on to main, as it would without us. The
-wire has no `unreachable`, and an on-link route to a sibling's subnet would be refused, rightly: a network that nothing
-leads out of cannot have asked. Such a link is named in `notices`.
-What netagent would refuse (`allowed`) is left out and named: a refusal is of the whole request.
+Each link has a table T = RouteTableBase + ifindex, and each of its sources has rules in three steps:
+  1. from SOURCE lookup T suppress_prefixlength 0      the link's own subnets and the siblings' subnets
+  2. lookup main suppress_prefixlength 0               routes in main more specific than a default
+  3. from SOURCE lookup T                              everything else leaves by the link that owns the source
+`rules` describes SOURCE.
+
+T holds the link's own subnets on link, further routes of the metadata by their gateways, every sibling's subnets by
+this link's gateway, and a default route. The siblings' subnets are needed by neighbours in one subnet that reach an
+address in another: without them the reply would take the connected route of the neighbour's subnet, with a source that
+the cloud drops there.
+
+A link without a gateway (Vultr's private networks, IPv6 before the first router advertisement) has only its own subnets
+in T. Other packets find no route in steps 1 and 3 and use main. Such a link is named in `notices`.
+
+What netagent would refuse (`allowed`) is left out and named, because netagent refuses a request as a whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
-from typing import NamedTuple
 
-from cloud_network.fetcher.config import Config, Prefixes, Rules
-from cloud_network.fetcher.kept import Kept
+from cloud_network.fetcher.config import Config, Prefixes
 from cloud_network.fetcher.metadata.model import EVERYTHING, Instance, Interface, IPAddress, IPNetwork, host
-from cloud_network.fetcher.network.aggregate import aggregate
-from cloud_network.fetcher.network.allowed import Against, Allowed, within
-from cloud_network.fetcher.network.matching import match_links, with_what_dhcp_says
-from cloud_network.fetcher.network.objects import Actual, Address, Desired, Link, OfLink, Route, Rule, Wish
-from cloud_network.fetcher.network.sources import Group, near, singles, sources_of
-from cloud_network.fetcher.network.spans import Found, Span, covering
+from cloud_network.fetcher.network.allowed import Allowed, within
+from cloud_network.fetcher.network.intervals import Interval, IntervalIndex, networks_of
+from cloud_network.fetcher.network.matching import match_links, with_dhcp_facts
+from cloud_network.fetcher.network.objects import (
+    Actual,
+    Address,
+    Desired,
+    Link,
+    LinkGoal,
+    LinkSettings,
+    Rejection,
+    Route,
+    Rule,
+)
+from cloud_network.fetcher.network.rules import STEP, source_addresses, source_rules
 from cloud_network.netagent.protocol import TABLE_LOCAL, TABLE_MAIN
 
-LEAST_MTU = 1280  # of IPv6, RFC 8200, section 5: netagent sets no smaller one
-STEP = 10  # between the priorities of two steps: room for an operator's own rules
-_DEFAULT_PREFIXES = {"gcp": Prefixes.LOCAL}  # as Google's agent does; elsewhere as amazon-ec2-net-utils does
+MIN_MTU = 1280  # of IPv6, RFC 8200, section 5; netagent sets no smaller one
+_DEFAULT_PREFIXES = {"gcp": Prefixes.LOCAL}  # as Google's guest agent; elsewhere as amazon-ec2-net-utils
 
 Networks = tuple[IPNetwork, ...]
+Via = tuple[IPNetwork, IPAddress]  # a destination and its gateway
 
 
-class _Own(NamedTuple):
-    """What of an interface's addresses its link may have, and why it may not have the others."""
+@dataclass(frozen=True, slots=True)
+class HostView:
+    """The facts that the goal of every link depends on."""
 
-    addresses: tuple[IPAddress, ...]
-    homes: tuple[IPNetwork | None, ...]  # beside each: the subnet whose prefix length it carries
-    withheld: tuple[Against, ...]
-    all: frozenset[IPAddress]
-
-
-class _Table(NamedTuple):
-    """What a link's own table has."""
-
-    routes: dict[Route, None]
-    homes: Networks  # on link
-    lacking: tuple[str, ...]  # what cannot be reached, for want of a gateway
+    instance: Instance  # completed from DHCP
+    actual: Actual
+    allowed: Allowed
+    networks: IntervalIndex  # of the addresses on all links of the host
+    sources: IntervalIndex  # each source address of the host with its link
 
 
-_NO_ADDRESSES: frozenset[IPAddress] = frozenset()
-_NO_NETWORKS: frozenset[IPNetwork] = frozenset()
-_NO_RULES: dict[Rule, None] = {}
-_NO_TABLE = _Table({}, (), ())
+@dataclass(slots=True)
+class Claims:
+    """What the interfaces handled so far have, and a later one therefore cannot have."""
+
+    addresses: set[IPAddress] = field(default_factory=set)
+    ranges: set[IPNetwork] = field(default_factory=set)
+    networks: list[Interval] = field(default_factory=list)
+
+    def add(self, goal: LinkGoal) -> None:
+        """Claim what one link gets."""
+        self.addresses.update(each.address for each in goal.addresses)
+        self.ranges.update(goal.ranges)
+        self.networks += networks_of(goal.addresses)
 
 
-def desired(instance: Instance, config: Config, actual: Actual, kept: Kept | None = None) -> Desired:
-    """What the kernel shall hold for `instance` on this host. `kept`: what was made at the last pass."""
-    kept = kept or Kept()
-    found = match_links(instance, config, actual.links)
-    found = {mac: kept.same(("link", mac), link) for mac, link in found.items()}
-    instance = with_what_dhcp_says(instance, found, actual, kept)
-    unknown = tuple(interface.mac for interface in instance.interfaces if interface.mac not in found)
-    pairs = [
-        (interface, found[interface.mac])
-        for interface in sorted(instance.interfaces, key=_order)
-        if interface.mac in found and found[interface.mac].name not in config.exclude
-    ]
-    left = _left_alone(config, actual, {link.ifindex for _, link in pairs}, unknown)
-    left = kept.same("left", left)
-    left_tables = frozenset(config.route_table_base + ifindex for ifindex in left)
-    allowed, there = kept(Allowed, config, actual, left), kept(_there, actual)
-    sources = sources_of(instance, found, config, actual, left, kept) if config.rules is Rules.AGGREGATE else None
-    subnets = kept.same("subnets", tuple((interface.mac, interface.subnets) for interface in instance.interfaces))
-    prefixes = config.prefixes or _DEFAULT_PREFIXES.get(instance.provider, Prefixes.ROUTE)
-    links, notices, withheld = list[OfLink](), list(instance.notices), dict[Against, None]()
-    taken, given, before = set[IPAddress](), set[IPNetwork](), list[Span]()
-    for interface, link in pairs:
-        mac, small = interface.mac, interface.mtu is not None and interface.mtu < LEAST_MTU
-        if small:
-            notices.append(f"{link.name}: an MTU of {interface.mtu} would take IPv6 off it; it keeps {link.mtu}")
-        wish = kept.same(("wish", mac), Wish(link.ifindex, None if small else interface.mtu))
-        alone = kept(singles, interface)
-        doubled = kept(_set, alone) & taken
-        doubled = kept.same(("doubled", mac), doubled) if doubled else _NO_ADDRESSES
-        own = kept(_own, interface, alone, link, config, allowed, doubled)
-        shared = frozenset(net for net in own.homes if net is not None and _is_shared(link, net, there, before))
-        shared = kept.same(("shared", mac), shared) if shared else _NO_NETWORKS
-        addresses, networks = kept(_addresses, link, own, shared, allowed)
-        before += networks
-        taken |= own.all
-        has_table = len(instance.interfaces) > 1 or link.name in config.supplementary
-        ranges: Networks = ()
-        if interface.ranges and (prefixes is Prefixes.LOCAL or (prefixes is Prefixes.ROUTE and has_table)):
-            # a forwarded address may be named for several interfaces
-            elsewhere = kept.same(("given", mac), frozenset(given.intersection(interface.ranges)))
-            ranges, reasons = kept(_ranges, interface, link, prefixes, config, actual, allowed, elsewhere)
-            given.update(ranges)
-            withheld |= dict.fromkeys(reasons)
-        withheld |= dict.fromkeys(own.withheld)
-        local = kept(_local, link, ranges, actual) if ranges and prefixes is Prefixes.LOCAL else ()
-        table, rules = _NO_TABLE, _NO_RULES
-        if has_table:
-            ways = kept.same(("ways", mac), _ways(interface, instance, actual)) if interface.routes else ()
-            table = kept(_table, interface, ways, link, subnets, config, actual, allowed)
-            notices += table.lacking
-            around = near(link, table.homes, sources) if sources is not None else ()
-            rules = kept(_rules, own, table, ranges, link, config, *around)
-        routes = kept.same(("routes", mac), kept(_together, local, table) if local else table.routes)
-        links.append(kept(OfLink, wish, addresses, routes, kept.same(("rules", mac), rules)))
-    versions = {version for each in links for version in kept(_versions, each.rules)}
-    versions |= {rule.version for rule in actual.rules if rule.table in left_tables} if left_tables else set()
-    priority = config.rule_priority + STEP
-    return Desired(
-        links=tuple(links),
-        common=tuple(Rule(priority, version, None, TABLE_MAIN, suppress=True) for version in sorted(versions)),
-        unknown_macs=unknown,
-        left_links=left,
-        left_tables=left_tables,
-        notices=tuple(notices),
-        withheld=tuple(each.text for each in withheld),
-        passing=frozenset(each.text for each in withheld if each.passes),
+@dataclass(frozen=True, slots=True)
+class LinkTable:
+    """The content of a link's own table."""
+
+    routes: tuple[Route, ...] = ()
+    notices: tuple[str, ...] = ()
+
+    @property
+    def on_link(self) -> Networks:
+        """The networks that need no gateway."""
+        return tuple(route.destination for route in self.routes if route.gateway is None)
+
+
+def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
+    """Return what the kernel must hold for `instance` on this host."""
+    matches = match_links(instance, config, actual.links)
+    instance = with_dhcp_facts(instance, matches, actual)
+    pairs = [(each, matches[each.mac]) for each in sorted(instance.interfaces, key=_order) if each.mac in matches]
+    managed = [(interface, link) for interface, link in pairs if link.name not in config.exclude]
+    unknown = tuple(interface.mac for interface in instance.interfaces if interface.mac not in matches)
+    unmanaged = _unmanaged_links(config, actual, {link.ifindex for _, link in managed}, unknown)
+    view = HostView(
+        instance,
+        actual,
+        Allowed(config, actual, unmanaged),
+        IntervalIndex(networks_of(kernel.address for kernel in actual.addresses.values())),
+        source_addresses(instance, matches, config, actual, unmanaged),
     )
-
-
-def _left_alone(config: Config, actual: Actual, ours: set[int], unknown: tuple[str, ...]) -> frozenset[int]:
-    """Links that Exclude= names; and while a MAC is unknown, every link that is not named: it may be the one meant."""
-    return frozenset(
-        link.ifindex for link in actual.links if link.name in config.exclude or (unknown and link.ifindex not in ours)
+    goals, claims = list[LinkGoal](), Claims()
+    for interface, link in managed:
+        goal = link_goal(interface, link, config, view, claims)
+        claims.add(goal)
+        goals.append(goal)
+    tables = frozenset(config.route_table_base + ifindex for ifindex in unmanaged)
+    rejections = dict.fromkeys(rejection for goal in goals for rejection in goal.rejections)
+    return Desired(
+        links=tuple(goals),
+        common=_common_rules(goals, config, actual, tables),
+        matches=tuple(pairs),
+        unknown_macs=unknown,
+        unmanaged_links=unmanaged,
+        unmanaged_tables=tables,
+        notices=(*instance.notices, *(notice for goal in goals for notice in goal.notices)),
+        withheld=tuple(each.text for each in rejections),
+        transient=frozenset(each.text for each in rejections if each.transient),
     )
 
 
 def _order(interface: Interface) -> tuple[int, int, str]:
-    """The primary first: in a subnet that two interfaces share, it keeps the connected route."""
+    """Put the primary interface first: in a subnet that two interfaces share, it keeps the connected route."""
     number = interface.device_number if interface.device_number is not None else 1 << 16
     return (number, interface.network_card, interface.mac)
 
 
-def _set(addresses: tuple[IPAddress, ...]) -> frozenset[IPAddress]:
-    return frozenset(addresses)
+def _unmanaged_links(config: Config, actual: Actual, managed: set[int], unknown: Sequence[str]) -> frozenset[int]:
+    """Return links that Exclude= names and, while a MAC is unknown, all that are not named: one may be that MAC's."""
+    return frozenset(
+        link.ifindex
+        for link in actual.links
+        if link.name in config.exclude or (unknown and link.ifindex not in managed)
+    )
 
 
-def _own(
-    interface: Interface,
-    alone: tuple[IPAddress, ...],
-    link: Link,
-    config: Config,
-    allowed: Allowed,
-    taken: frozenset[IPAddress],
-) -> _Own:
-    """Those that no interface before this one has, that are not left to others, and that netagent allows."""
-    addresses, homes, withheld = list[IPAddress](), list[IPNetwork | None](), list[Against]()
-    carried, excluded = set[tuple[int, int]](), config.exclude_addresses
-    free = dict[tuple[int, int], bool]()  # of each subnet (a network's hash is slow), whether the link may claim it all
-    for whole, address in zip(interface.addresses, alone, strict=True):
-        if address in taken or (excluded and any(address in network for network in excluded)):
-            continue
-        subnet = int(whole.network.network_address), whole.network.prefixlen
-        if subnet not in free:
-            free[subnet] = allowed.may_claim(link, whole.network)
-        if reason := allowed.against(link, address, free=free[subnet]):
-            withheld.append(reason)
-            continue
-        carries = address.version == 4 and not interface.routed and subnet not in carried
-        carried.add(subnet)
-        addresses.append(address)
-        homes.append(whole.network if carries else None)
-    return _Own(tuple(addresses), tuple(homes), tuple(withheld), frozenset(addresses))
+def _common_rules(
+    goals: Iterable[LinkGoal], config: Config, actual: Actual, unmanaged_tables: frozenset[int]
+) -> tuple[Rule, ...]:
+    """Return the rule of step 2 for each family that has rules of the other steps."""
+    versions = {rule.version for goal in goals for rule in goal.rules}
+    versions |= {rule.version for rule in actual.rules if rule.table in unmanaged_tables}
+    priority = config.rule_priority + STEP
+    return tuple(Rule(priority, version, None, TABLE_MAIN, suppress=True) for version in sorted(versions))
 
 
-def _addresses(
-    link: Link, own: _Own, shared: frozenset[IPNetwork], allowed: Allowed
-) -> tuple[tuple[Address, ...], list[Span]]:
-    """As the kernel shall have them, and the networks that they are in.
+def link_goal(interface: Interface, link: Link, config: Config, view: HostView, claims: Claims) -> LinkGoal:
+    """Return what the kernel must hold for one interface of the metadata."""
+    has_table = len(view.instance.interfaces) > 1 or link.name in config.supplementary
+    settings, notices = _link_settings(interface, link)
+    addresses, rejected_addresses = usable_addresses(interface, link, config, view, claims)
+    ranges, rejected_ranges = usable_ranges(interface, link, config, view, claims, has_table=has_table)
+    table, rules = LinkTable(), tuple[Rule, ...]()
+    if has_table:
+        table = link_table(interface, link, config, view)
+        sources = [address.address for address in addresses]
+        rules = source_rules(link, sources, ranges, table.on_link, config, view.sources)
+    return LinkGoal(
+        settings=settings,
+        addresses=addresses,
+        routes=(*_local_routes(link, ranges, config, view), *table.routes),
+        rules=rules,
+        ranges=ranges,
+        notices=(*notices, *table.notices),
+        rejections=(*rejected_ranges, *rejected_addresses),
+    )
 
-    The first IPv4 address of a subnet carries its prefix length; siblings are /32, so they outlive the first.
+
+def _link_settings(interface: Interface, link: Link) -> tuple[LinkSettings, tuple[str, ...]]:
+    if interface.mtu is None or interface.mtu >= MIN_MTU:
+        return LinkSettings(link.ifindex, interface.mtu), ()
+    notice = f"{link.name}: MTU {interface.mtu} is below {MIN_MTU}, the minimum of IPv6; the link keeps {link.mtu}"
+    return LinkSettings(link.ifindex, None), (notice,)
+
+
+# Addresses
+
+
+def usable_addresses(
+    interface: Interface, link: Link, config: Config, view: HostView, claims: Claims
+) -> tuple[tuple[Address, ...], tuple[Rejection, ...]]:
+    """Return the addresses for a link, and why it cannot have the others.
+
+    The first IPv4 address of a subnet carries the subnet's prefix length. Its siblings are /32, because the kernel
+    removes the secondary addresses of a subnet with the first one.
     """
-    ifindex, found = link.ifindex, list[Address]()
-    for address, home in zip(own.addresses, own.homes, strict=True):
-        if home is None:
-            found.append(Address(ifindex, address, address.max_prefixlen, connected=False))
+    accepted, rejections = list[Address](), list[Rejection]()
+    claimable = {net: view.allowed.may_claim(link, net) for net in {each.network for each in interface.addresses}}
+    carried = set[IPNetwork]()
+    for each in interface.addresses:
+        address, subnet = each.ip, each.network
+        if address in claims.addresses or any(address in network for network in config.exclude_addresses):
+            continue
+        if rejection := view.allowed.rejection(link, address, free=claimable[subnet]):
+            rejections.append(rejection)
+        elif address.version == 6 or interface.routed or subnet in carried:
+            accepted.append(Address(link.ifindex, address, address.max_prefixlen, connected=False))
         else:
-            connected = home not in shared and allowed.may_claim(link, home)
-            found.append(Address(ifindex, address, home.prefixlen, connected))
-    return tuple(found), covering(found)
+            carried.add(subnet)
+            connected = claimable[subnet] and not _is_shared(link, subnet, view, claims)
+            accepted.append(Address(link.ifindex, address, subnet.prefixlen, connected))
+    return tuple(accepted), tuple(rejections)
 
 
-def _there(actual: Actual) -> Found[Span]:
-    """What the host's links have a part in."""
-    return Found(covering(kernel.address for kernel in actual.addresses.values()))
-
-
-def _is_shared(link: Link, network: IPNetwork, there: Found[Span], before: Iterable[Span]) -> bool:
-    """Whether another link has, or shall have, a part in the network: a connected route may not shadow it."""
-    span = Span.all_of(network)
-    if any(each.ifindex != link.ifindex for each in there.of(span)):
+def _is_shared(link: Link, network: IPNetwork, view: HostView, claims: Claims) -> bool:
+    """Return True if another link has or gets an address in the network: a connected route would take it over."""
+    interval = Interval.of_network(network)
+    if any(each.ifindex != link.ifindex for each in view.networks.overlapping(interval)):
         return True
-    return any(each.meets(span) and each.ifindex != link.ifindex for each in before)
+    return any(each.overlaps(interval) and each.ifindex != link.ifindex for each in claims.networks)
 
 
-def _against(
+# Ranges
+
+
+def _prefixes(config: Config, view: HostView) -> Prefixes:
+    return config.prefixes or _DEFAULT_PREFIXES.get(view.instance.provider, Prefixes.ROUTE)
+
+
+def usable_ranges(
+    interface: Interface, link: Link, config: Config, view: HostView, claims: Claims, *, has_table: bool
+) -> tuple[Networks, tuple[Rejection, ...]]:
+    """Return the ranges that Prefixes= configures on a link, and why the others cannot be.
+
+    Some clouds name a forwarded address for several interfaces; the first one gets it.
+    """
+    prefixes = _prefixes(config, view)
+    if not interface.ranges or prefixes is Prefixes.IGNORE or (prefixes is Prefixes.ROUTE and not has_table):
+        return (), ()
+    table = config.route_table_base + link.ifindex
+    present = {rule.selector for rule in view.actual.rules if rule.table == table}
+    present |= {route.destination for route in view.actual.routes if route.ifindex == link.ifindex}
+    ranges, rejections = list[IPNetwork](), list[Rejection]()
+    for network in dict.fromkeys(interface.ranges):
+        if network in claims.ranges:
+            continue
+        rejection = None if network in present else _range_rejection(network, interface, link, prefixes, view.allowed)
+        if rejection is None:
+            ranges.append(network)
+        else:
+            rejections.append(rejection)
+    return tuple(ranges), tuple(rejections)
+
+
+def _range_rejection(
     network: IPNetwork, interface: Interface, link: Link, prefixes: Prefixes, allowed: Allowed
-) -> Against | None:
-    """Why nothing can be made of a range; None if something can."""
-    reason = allowed.against_range(link, network)
-    single = network.prefixlen == network.max_prefixlen
-    if reason is not None or prefixes is Prefixes.LOCAL:
-        return reason
-    homes = (subnet for subnet in interface.subnets if not interface.routed)
-    if not single and any(within(network, home) and network != home for home in homes):
+) -> Rejection | None:
+    rejection = allowed.range_rejection(link, network)
+    if rejection is not None or prefixes is Prefixes.LOCAL:
+        return rejection
+    subnets = () if interface.routed else interface.subnets
+    is_single = network.prefixlen == network.max_prefixlen
+    if not is_single and any(within(network, subnet) and network != subnet for subnet in subnets):
         return None
-    text = f'{network} of {link.name}: a source rule alone needs a range of its subnet; [Network] Prefixes="local"?'
-    return Against(text)
+    return Rejection(
+        f'{network} of {link.name}: a source rule alone needs a range of its subnet; [Network] Prefixes="local"?'
+    )
 
 
-def _ranges(
-    interface: Interface,
-    link: Link,
-    prefixes: Prefixes,
-    config: Config,
-    actual: Actual,
-    allowed: Allowed,
-    given: frozenset[IPNetwork],
-) -> tuple[Networks, tuple[Against, ...]]:
-    """The ranges that something is made of, and why nothing is made of the others."""
-    there = {rule.selector for rule in actual.rules if rule.table == config.route_table_base + link.ifindex}
-    there |= {route.destination for route in actual.routes if route.ifindex == link.ifindex}
-    why = {
-        network: None if network in there else _against(network, interface, link, prefixes, allowed)
-        for network in interface.ranges
-        if network not in given
-    }
-    ranges = tuple(network for network, reason in why.items() if reason is None)
-    return ranges, tuple(reason for reason in why.values() if reason)
-
-
-def _local(link: Link, ranges: Networks, actual: Actual) -> tuple[Route, ...]:
-    """But for what is there already: ranges of Google's agent's, or an address, of which the kernel sees to it."""
-    there = {host(address) for _, address in actual.addresses} | actual.local.keys()
-    return tuple(Route(TABLE_LOCAL, link.ifindex, each, None) for each in ranges if each not in there)
-
-
-def _together(local: tuple[Route, ...], table: _Table) -> dict[Route, None]:
-    return dict.fromkeys(local) | table.routes
-
-
-def _ways(interface: Interface, instance: Instance, actual: Actual) -> tuple[tuple[IPNetwork, IPAddress], ...]:
-    """The metadata's further routes, but for those by this host itself: it is the gateway of others."""
-    if not interface.routes:
+def _local_routes(link: Link, ranges: Networks, config: Config, view: HostView) -> tuple[Route, ...]:
+    """Return local routes for ranges that table local lacks: it has those of Google's agent and of every address."""
+    if not ranges or _prefixes(config, view) is not Prefixes.LOCAL:
         return ()
-    ours = {address for _, address in actual.addresses}
-    ours |= {each.ip for other in instance.interfaces for each in other.addresses}
-    return tuple(way for way in interface.routes if way[1] not in ours)
+    present = {host(address) for _, address in view.actual.addresses} | view.actual.local.keys()
+    return tuple(Route(TABLE_LOCAL, link.ifindex, each, None) for each in ranges if each not in present)
 
 
-def _table(
-    interface: Interface,
-    ways_given: tuple[tuple[IPNetwork, IPAddress], ...],
-    link: Link,
-    subnets: tuple[tuple[str, Networks], ...],
-    config: Config,
-    actual: Actual,
-    allowed: Allowed,
-) -> _Table:
-    table, ifindex = config.route_table_base + link.ifindex, link.ifindex
-    near = [subnet for subnet in interface.subnets if not interface.routed and allowed.is_on(link, subnet)]
-    far = [subnet for subnet in interface.subnets if interface.routed and subnet.prefixlen < subnet.max_prefixlen]
-    siblings, own = (theirs for mac, theirs in subnets if mac != interface.mac), set(interface.subnets)
-    far += [subnet for theirs in siblings for subnet in theirs if subnet not in own]
-    versions = {address.version for address in interface.addresses}
-    ways = [way for way in ways_given if way[0].version in versions]
-    for version in sorted(versions):
-        if gateway := _gateway(interface, link, version, actual):
-            ways += [(subnet, gateway) for subnet in far if subnet.version == version]
-            ways.append((EVERYTHING[version], gateway))
-    routes = {
-        subnet: Route(table, ifindex, subnet, None) for subnet in near
-    }  # one a destination: the first word counts
-    for gateway, run in groupby(ways, key=itemgetter(1)):
-        new = [destination for destination, _ in run if destination not in routes and destination != host(gateway)]
-        link_local = gateway.version == 6 and gateway.is_link_local
-        if new and not link_local and not any(within(host(gateway), net) for net in near):
+# Routes
+
+
+def link_table(interface: Interface, link: Link, config: Config, view: HostView) -> LinkTable:
+    """Return the routes of a link's own table, one for each destination."""
+    table, allowed = config.route_table_base + link.ifindex, view.allowed
+    direct = [subnet for subnet in interface.subnets if not interface.routed and allowed.is_on(link, subnet)]
+    routes = {subnet: Route(table, link.ifindex, subnet, None) for subnet in direct}
+    for gateway, run in groupby(_gateway_routes(interface, link, view), key=itemgetter(1)):
+        destinations = [each for each, _ in run if each not in routes and each != host(gateway)]
+        if destinations and not _is_reachable(gateway, direct):
             if not allowed.is_on(link, host(gateway)):
                 continue
-            routes.setdefault(host(gateway), Route(table, ifindex, host(gateway), None))
-        routes |= {each: Route(table, ifindex, each, gateway) for each in new}
-    homes = tuple(each.destination for each in routes.values() if each.gateway is None)
-    return _Table(dict.fromkeys(routes.values()), homes, _lacking(interface, link, config, routes.values(), actual))
+            routes.setdefault(host(gateway), Route(table, link.ifindex, host(gateway), None))
+        routes |= {each: Route(table, link.ifindex, each, gateway) for each in destinations}
+    return LinkTable(tuple(routes.values()), _missing_gateways(interface, link, table, routes, view.actual))
 
 
-def _lacking(
-    interface: Interface, link: Link, config: Config, routes: Iterable[Route], actual: Actual
-) -> tuple[str, ...]:
-    """Addresses that cannot answer beyond their own subnet, because no gateway of their link is known."""
-    table = config.route_table_base + link.ifindex
-    there = (*((route.table, route.destination) for route in routes), *actual.foreign)
-    has = {destination.version for at, destination in there if at == table and destination.prefixlen == 0}
-    found = []
-    for version in sorted({address.version for address in interface.addresses} - has):
-        if version == 6:
-            found.append(
-                f"{link.name}: no router has advertised itself yet: its IPv6 addresses answer their own subnet alone"
-            )
-        else:
-            found.append(f"{link.name}: has no gateway: its IPv4 addresses answer their own subnet alone")
-    return tuple(found)
+def _gateway_routes(interface: Interface, link: Link, view: HostView) -> list[Via]:
+    """Return the metadata's further routes, then those by the link's own gateway, for the families that it has."""
+    versions = {address.version for address in interface.addresses}
+    routes = [via for via in _further_routes(interface, view) if via[0].version in versions]
+    remote = [subnet for subnet in interface.subnets if interface.routed and subnet.prefixlen < subnet.max_prefixlen]
+    remote += _sibling_subnets(interface, view.instance)
+    for version in sorted(versions):
+        if gateway := _gateway(interface, link, version, view.actual):
+            routes += [(subnet, gateway) for subnet in remote if subnet.version == version]
+            routes.append((EVERYTHING[version], gateway))
+    return routes
+
+
+def _further_routes(interface: Interface, view: HostView) -> tuple[Via, ...]:
+    """Return the metadata's routes of an interface, without those by this host: it is the gateway of other hosts."""
+    if not interface.routes:
+        return ()
+    own = {address for _, address in view.actual.addresses}
+    own |= {each.ip for other in view.instance.interfaces for each in other.addresses}
+    return tuple(via for via in interface.routes if via[1] not in own)
+
+
+def _sibling_subnets(interface: Interface, instance: Instance) -> list[IPNetwork]:
+    own = set(interface.subnets)
+    siblings = (other for other in instance.interfaces if other.mac != interface.mac)
+    return [subnet for sibling in siblings for subnet in sibling.subnets if subnet not in own]
+
+
+def _is_reachable(gateway: IPAddress, direct: Iterable[IPNetwork]) -> bool:
+    """Return True if a gateway needs no route of its own."""
+    if gateway.version == 6 and gateway.is_link_local:
+        return True
+    return any(within(host(gateway), network) for network in direct)
 
 
 def _gateway(interface: Interface, link: Link, version: int, actual: Actual) -> IPAddress | None:
-    """The metadata's or the cloud's convention; else what DHCP or a router set on this very link."""
+    """Return the metadata's or the cloud's conventional gateway, else the one from DHCP or a router on this link."""
     known = (*interface.gateways, *actual.gateways.get(link.ifindex, ()))
     return next((gateway for gateway in known if gateway.version == version), None)
 
 
-def _rules(
-    own: _Own, on_link: _Table, ranges: Networks, link: Link, config: Config, *others: Group
-) -> dict[Rule, None]:
-    """`others`: what other links have near by, which no prefix may hold."""
-    aggregates = config.rules is Rules.AGGREGATE
-    sources = aggregate(own.addresses, on_link.homes, *others) if aggregates else map(host, own.addresses)
-    first, table = config.rule_priority, config.route_table_base + link.ifindex
-    selectors = dict.fromkeys(ranges, False)  # {network: whether it is only for what this host itself sends}
-    for each in sources:
-        selectors.setdefault(each, each.prefixlen < each.max_prefixlen)
-    found = list[Rule]()
-    for selector, local in selectors.items():
-        found.append(Rule(first, selector.version, selector, table, suppress=True, local=local))
-        found.append(Rule(first + 2 * STEP, selector.version, selector, table, suppress=False, local=local))
-        if config.rules is Rules.ORIGINAL:  # never matched: a local address is decided by the local table first
-            found.append(Rule(first + 2 * STEP, selector.version, selector, table, suppress=False, to=True))
-    return dict.fromkeys(found)
-
-
-def _versions(rules: dict[Rule, None]) -> frozenset[int]:
-    return frozenset(rule.version for rule in rules)
+def _missing_gateways(
+    interface: Interface, link: Link, table: int, destinations: Iterable[IPNetwork], actual: Actual
+) -> tuple[str, ...]:
+    """Return a notice for each family whose addresses are reachable only from their own subnet."""
+    defaults = {network.version for network in destinations if network.prefixlen == 0}
+    defaults |= {network.version for at, network in actual.foreign if at == table and network.prefixlen == 0}
+    notices = []
+    for version in sorted({address.version for address in interface.addresses} - defaults):
+        if version == 6:
+            notices.append(
+                f"{link.name}: no IPv6 router advertisement received; its IPv6 addresses are reachable only from their "
+                f"own subnet. Check net.ipv6.conf.{link.name}.accept_ra and forwarding"
+            )
+        else:
+            notices.append(
+                f"{link.name}: no gateway known; its IPv4 addresses are reachable only from their own subnet"
+            )
+    return tuple(notices)

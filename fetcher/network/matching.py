@@ -1,4 +1,4 @@
-"""Which link of this host is which interface of the cloud, and what is known of it only from DHCP. Pure."""
+"""Matching of the cloud's interfaces to this host's links, and facts of an interface that only DHCP gives. Pure."""
 
 from __future__ import annotations
 
@@ -8,58 +8,60 @@ from dataclasses import replace
 from ipaddress import ip_interface
 
 from cloud_network.fetcher.config import Config
-from cloud_network.fetcher.kept import Kept
 from cloud_network.fetcher.metadata.model import Instance, Interface, IPAddress, IPInterface
 from cloud_network.fetcher.network.objects import Actual, Link
 
-_UNHELD: Mapping[IPAddress, IPInterface] = {}
-
 
 def match_links(instance: Instance, config: Config, links: Iterable[Link]) -> dict[str, Link]:
-    """{MAC: link}: by MAC alone, and never a link of a kind that no cloud attaches (a VLAN has its parent's MAC).
+    """Return {MAC: link}, by MAC alone and only of kinds that a cloud attaches (a VLAN has its parent's MAC).
 
-    A part of another link with the same MAC is not it either: Azure's accelerated networking has a VF below each
-    synthetic interface, virtio's failover a primary and a standby, a bond its members. When two are left (a VF that is
-    not yet a part), neither is taken.
+    A member of a link with the same MAC is not a match: Azure's accelerated networking puts a VF below each synthetic
+    interface, virtio failover has a primary and a standby, and a bond has members. If two candidates are left, such as
+    a VF that is not a member yet, the MAC has no match.
     """
     macs = {interface.mac for interface in instance.interfaces}
     links = [link for link in links if link.mac in macs]
-    of = {link.ifindex: link.mac for link in links}
-    found = defaultdict[str, list[Link]](list)
+    mac_of = {link.ifindex: link.mac for link in links}
+    candidates = defaultdict[str, list[Link]](list)
     for link in links:
-        part = link.master is not None and of.get(link.master) == link.mac
-        if not part and (link.kind is None or link.kind in config.allow_kinds):
-            found[link.mac].append(link)
-    return {mac: candidates[0] for mac, candidates in found.items() if len(candidates) == 1}
+        is_member = link.master is not None and mac_of.get(link.master) == link.mac
+        if not is_member and (link.kind is None or link.kind in config.allow_kinds):
+            candidates[link.mac].append(link)
+    return {mac: found[0] for mac, found in candidates.items() if len(found) == 1}
 
 
-def with_what_dhcp_says(
-    instance: Instance, found: Mapping[str, Link], actual: Actual, kept: Kept | None = None
-) -> Instance:
-    """The instance, with what its metadata leave to DHCP: subnets (IBM), or all but the MAC (Scaleway, OpenStack)."""
-    kept = kept or Kept()
-    others = kept(_of_others, actual)
-    whole = []
-    for each in instance.interfaces:
-        interface = kept.same(("said", each.mac), each)
-        held = others.get(found[each.mac].ifindex, _UNHELD) if each.mac in found else None
-        whole.append(interface if held is None else kept(_leased, interface, held))
-    return replace(instance, interfaces=tuple(whole))
+def with_dhcp_facts(instance: Instance, matches: Mapping[str, Link], actual: Actual) -> Instance:
+    """Return the instance with what its metadata leave to DHCP: subnets (IBM), or all but the MAC (OpenStack)."""
+    foreign = _foreign_addresses(actual)
+    interfaces = []
+    for interface in instance.interfaces:
+        link = matches.get(interface.mac)
+        leased = foreign.get(link.ifindex) if link else None
+        interfaces.append(_with_lease(interface, leased) if leased else interface)
+    return replace(instance, interfaces=tuple(interfaces))
 
 
-def _of_others(actual: Actual) -> Mapping[int, Mapping[IPAddress, IPInterface]]:
-    """{ifindex: {address: with its prefix length}} of what is not ours."""
-    others = defaultdict[int, dict[IPAddress, IPInterface]](dict)
+def _foreign_addresses(actual: Actual) -> Mapping[int, Mapping[IPAddress, IPInterface]]:
+    """Return {ifindex: {address: with its prefix length}} of addresses that we did not add."""
+    foreign = defaultdict[int, dict[IPAddress, IPInterface]](dict)
     for (ifindex, address), kernel in actual.addresses.items():
         if not kernel.owned and not address.is_link_local:
-            others[ifindex][address] = ip_interface((address, kernel.address.prefix))
-    return others
+            foreign[ifindex][address] = ip_interface((address, kernel.address.prefix))
+    return foreign
 
 
-def _leased(interface: Interface, held: Mapping[IPAddress, IPInterface]) -> Interface:
-    addresses = interface.addresses or tuple(held.values())
-    alone = [each for each in addresses if each.version == 4 and each.network.prefixlen == each.max_prefixlen]
-    known = addresses if not interface.addresses else () if interface.routed else alone
-    networks = [held[each.ip].network for each in known if each.ip in held]
+def _with_lease(interface: Interface, leased: Mapping[IPAddress, IPInterface]) -> Interface:
+    """Return the interface with addresses from `leased` if it has none, and with the subnets of those it lacks."""
+    addresses = interface.addresses or tuple(leased.values())
+    networks = [leased[each.ip].network for each in _without_subnet(interface, addresses) if each.ip in leased]
     subnets = [*interface.subnets, *(network for network in networks if network.prefixlen < network.max_prefixlen)]
     return replace(interface, addresses=addresses, subnets=tuple(dict.fromkeys(subnets)))
+
+
+def _without_subnet(interface: Interface, addresses: tuple[IPInterface, ...]) -> tuple[IPInterface, ...]:
+    """Return the addresses whose subnet the metadata do not give."""
+    if not interface.addresses:
+        return addresses
+    if interface.routed:
+        return ()
+    return tuple(each for each in addresses if each.version == 4 and each.network.prefixlen == each.max_prefixlen)

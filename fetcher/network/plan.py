@@ -1,23 +1,18 @@
-"""Desired and Actual → the changes between them, in the order in which they can be made. Pure.
+"""The changes between the desired and the actual state, in an order in which they can be made. Pure.
 
-Only what is ours is ever removed, and only when the caller says that the metadata proves it gone. An address that is
-already on its link satisfies a wish whoever put it there and with whatever prefix length, and is left as it is.
+Only objects of ours are removed, and only if the caller has proof that the metadata no longer list them. An address
+that is on its link already is left as it is, no matter which program added it and with which prefix length.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeVar
 
-from cloud_network.fetcher.kept import Kept
-from cloud_network.fetcher.metadata.model import IPAddress, IPNetwork
+from cloud_network.fetcher.metadata.model import IPNetwork
 from cloud_network.fetcher.network.objects import Actual, Address, Desired, Link, Route, Rule
 
-Has = TypeVar("Has", Route, Rule)
-_NO_RULES: frozenset[Rule] = frozenset()
 _TABLES = {254: "main", 255: "local"}
 
 
@@ -54,102 +49,84 @@ class Change:
 Plan = tuple[Change, ...]
 
 
-def plan(desired: Desired, actual: Actual, *, may_remove: bool, kept: Kept | None = None) -> Plan:
-    """The changes that make `actual` what `desired` says. `kept`: what was made at the last pass."""
-    kept = kept or Kept()
-    changes: list[Change] = list(_removals(desired, actual, kept)) if may_remove else []
-    changes += _links(desired, actual)
-    for each in desired.links:
-        changes += kept(_addresses_to_add, each.addresses, actual)
-    for each in desired.links:
-        changes += kept(_to_add, each.routes, actual.routes)
-    for each in desired.links:
-        changes += kept(_to_add, each.rules, actual.rules)
-    changes += [Change(Verb.ADD, rule) for rule in desired.common if rule not in actual.rules]
+def plan(desired: Desired, actual: Actual, *, may_remove: bool) -> Plan:
+    """Return the changes that turn `actual` into `desired`, in the order in which netagent must make them.
+
+    A rule is removed last: another may replace it, and until then every address of an open connection must have one.
+    The old rule has precedence meanwhile, because the kernel tests rules of one priority in the order of their
+    creation; if its address or table is gone, it matches nothing or finds nothing.
+    """
+    routes, rules = set(desired.routes), set(desired.rules)
+    missing_routes, missing_rules = routes - actual.routes, rules - actual.rules
+    changes = list[Change]()
     if may_remove:
-        changes += _rules_that_go(desired, actual, kept)
+        changes += _route_removals(desired, actual.routes - routes)
+        changes += _address_removals(desired, actual)
+    changes += _link_changes(desired, actual)
+    changes += [
+        Change(Verb.ADD, address)
+        for address in desired.addresses
+        if (address.ifindex, address.address) not in actual.addresses
+    ]
+    if missing_routes:
+        changes += [Change(Verb.ADD, route) for route in desired.routes if route in missing_routes]
+    if missing_rules:
+        changes += [Change(Verb.ADD, rule) for rule in desired.rules if rule in missing_rules]
+    if may_remove:
+        changes += _rule_removals(desired, actual.rules - rules)
     return tuple(changes)
 
 
-def _addresses_to_add(addresses: tuple[Address, ...], actual: Actual) -> list[Change]:
-    missing = (each for each in addresses if (each.ifindex, each.address) not in actual.addresses)
-    return [Change(Verb.ADD, address) for address in missing]
-
-
-def _to_add(wanted: dict[Has, None], there: frozenset[Has]) -> list[Change]:
-    missing = set(wanted) - there
-    return [Change(Verb.ADD, each) for each in wanted if each in missing] if missing else []
-
-
-def _unwanted(there: frozenset[Has], *wanted: dict[Has, None]) -> frozenset[Has]:
-    return there - set[Has]().union(*wanted)
-
-
-def _links(desired: Desired, actual: Actual) -> Iterator[Change]:
+def _link_changes(desired: Desired, actual: Actual) -> Iterator[Change]:
     links = {link.ifindex: link for link in actual.links}
-    for wish in desired.wishes:
-        link = links[wish.ifindex]
-        if wish.mtu is not None and link.mtu != wish.mtu:
-            yield Change(Verb.ADD, LinkMtu(wish.ifindex, wish.mtu))
+    for settings in desired.settings:
+        link = links[settings.ifindex]
+        if settings.mtu is not None and link.mtu != settings.mtu:
+            yield Change(Verb.ADD, LinkMtu(link.ifindex, settings.mtu))
         if not link.up:
-            yield Change(Verb.ADD, LinkUp(wish.ifindex))
+            yield Change(Verb.ADD, LinkUp(link.ifindex))
 
 
-def _removals(desired: Desired, actual: Actual, kept: Kept) -> Iterator[Change]:
-    """Routes before addresses: the kernel takes a link's routes with its last address, and then ours are not there."""
-    present = sum(len(each.routes) - len(kept(_to_add, each.routes, actual.routes)) for each in desired.links)
-    all_of_it = present == len(actual.routes)  # most often; to compare thousands once more takes its time
-    unwanted = () if all_of_it else kept(_unwanted, actual.routes, *(each.routes for each in desired.links))
-    places = {(route.table, route.destination) for route in desired.routes} if unwanted else ()
-    for route in sorted(unwanted, key=str):
-        if (route.table, route.destination) not in places and route.ifindex not in desired.left_links:
-            yield Change(Verb.REMOVE, route)  # one that changes is replaced in place
-    ours = kept(_ours, actual)
-    wanted = {each.wish.ifindex: each.addresses for each in desired.links}
-    for ifindex in ours.keys() - desired.left_links:
-        gone = kept(_unwanted_addresses, ours[ifindex], wanted.get(ifindex, ()))
-        yield from (Change(Verb.REMOVE, address) for address in gone)
+def _route_removals(desired: Desired, unwanted: Set[Route]) -> Iterator[Change]:
+    """Yield removals of routes, but not of those that are replaced in place.
 
-
-def _ours(actual: Actual) -> dict[int, dict[IPAddress, Address]]:
-    """By link, in the kernel's order."""
-    found = defaultdict[int, dict[IPAddress, Address]](dict)
-    for (ifindex, address), kernel in actual.addresses.items():
-        if kernel.owned:
-            found[ifindex][address] = kernel.address
-    return found
-
-
-def _unwanted_addresses(ours: dict[IPAddress, Address], wanted: tuple[Address, ...]) -> list[Address]:
-    gone = ours.keys() - {each.address for each in wanted}
-    return [address for place, address in ours.items() if place in gone] if gone else []
-
-
-def of_link(plan: Plan, ifindex: int, table: int) -> Plan:
-    """What of a plan concerns one link, whose table is `table`."""
-    return tuple(
-        change
-        for change in plan
-        if (change.what.table == table if isinstance(change.what, Rule) else change.what.ifindex == ifindex)
-    )
-
-
-def _rules_that_go(desired: Desired, actual: Actual, kept: Kept) -> Iterator[Change]:
-    """Last of all: others may take their place, and no address of an open connection may be without one meanwhile.
-
-    Until then one that goes comes first, for the kernel asks rules of one number in the order in which they were made;
-    one whose address or table is gone already leads nothing anywhere.
+    They come before addresses: the kernel removes a link's routes with its last address, and netagent would then not
+    find ours.
     """
-    present = sum(len(each.rules) - len(kept(_to_add, each.rules, actual.rules)) for each in desired.links)
-    all_of_it = present + sum(rule in actual.rules for rule in desired.common) == len(actual.rules)
-    unwanted = _NO_RULES if all_of_it else kept(_unwanted, actual.rules, *(each.rules for each in desired.links))
-    for rule in sorted(unwanted.difference(desired.common), key=str):
-        if rule.table not in desired.left_tables:
+    if not unwanted:
+        return
+    places = {(route.table, route.destination) for route in desired.routes}
+    for route in sorted(unwanted, key=str):
+        if (route.table, route.destination) not in places and route.ifindex not in desired.unmanaged_links:
+            yield Change(Verb.REMOVE, route)
+
+
+def _address_removals(desired: Desired, actual: Actual) -> Iterator[Change]:
+    wanted = {(address.ifindex, address.address) for address in desired.addresses}
+    for place, kernel in actual.addresses.items():
+        if kernel.owned and place not in wanted and kernel.address.ifindex not in desired.unmanaged_links:
+            yield Change(Verb.REMOVE, kernel.address)
+
+
+def _rule_removals(desired: Desired, unwanted: Set[Rule]) -> Iterator[Change]:
+    for rule in sorted(unwanted, key=str):
+        if rule.table not in desired.unmanaged_tables:
             yield Change(Verb.REMOVE, rule)
 
 
+def of_link(plan: Plan, ifindex: int, table: int) -> Plan:
+    """Return the changes of one link, whose table is `table`."""
+    return tuple(change for change in plan if _concerns(change, ifindex, table))
+
+
+def _concerns(change: Change, ifindex: int, table: int) -> bool:
+    if isinstance(change.what, Rule):
+        return change.what.table == table
+    return change.what.ifindex == ifindex
+
+
 def in_ip_syntax(change: Change, links: dict[int, Link]) -> str:
-    """The change as the `ip` command that would make it."""
+    """Return the `ip` command that would make the change."""
     what = change.what
     verb = "add" if change.verb is Verb.ADD else "del"
     if isinstance(what, LinkUp):
@@ -158,7 +135,7 @@ def in_ip_syntax(change: Change, links: dict[int, Link]) -> str:
         return f"ip link set {_name(what.ifindex, links)} mtu {what.mtu}"
     if isinstance(what, Address):
         flags = " noprefixroute" if not what.connected else ""
-        flags += " nodad" if what.address.version == 6 else ""  # the cloud has seen to it
+        flags += " nodad" if what.address.version == 6 else ""  # the cloud assigns it once
         text = f"ip address {verb} {what.address}/{what.prefix} dev {_name(what.ifindex, links)}"
         return text + flags if change.verb is Verb.ADD else text
     if isinstance(what, Route):

@@ -73,8 +73,8 @@ def test_a_fight_backs_off_is_named_and_disturbs_nothing_else(lab: Lab, kind: st
         ]
         assert tries[-1] - tries[-2] > 1.4, "the pauses grow"
         assert status(lab)["state"] == "degraded"
-        assert "somebody else undoes" in cnctl(lab, "status").stdout
-        assert "somebody else undoes" in str(errors(lab))
+        assert "reverted or blocked by another program" in cnctl(lab, "status").stdout
+        assert "reverted or blocked by another program" in str(errors(lab))
     settle_after_fight(lab)
     assert ours(lab, "rule-4")
 

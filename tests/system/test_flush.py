@@ -127,7 +127,7 @@ def test_purge_on_stop(lab: Lab) -> None:
     assert lab.stop("fetcher") == 0
     assert nothing_is_ours(lab)
     assert foreign(lab) == before
-    assert "objects of ours taken away" in lab.log("fetcher")
+    assert "Purge: removed" in lab.log("fetcher")
     assert not lab.path("/run/cloud-network/control.sock").exists()
 
 

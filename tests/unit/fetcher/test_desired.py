@@ -125,7 +125,7 @@ def test_an_excluded_link_gets_nothing_and_keeps_what_it_has() -> None:
     found = wanted(instance(interface(1), interface(2)), here, exclude=("eth1",))
     assert carried(found, 3) == routes(found, 3) == []
     assert {each.table for each in found.rules} == {254, BASE + 2}
-    assert (set(found.left_links), set(found.left_tables)) == ({3}, {BASE + 3})
+    assert (set(found.unmanaged_links), set(found.unmanaged_tables)) == ({3}, {BASE + 3})
     assert found.unknown_macs == ()
     assert "10.0.2.0/24 via 10.0.1.1" in routes(found, 2)  # in the cloud it is still a sibling
 
@@ -275,16 +275,16 @@ def test_an_interface_without_ipv4_gets_no_ipv4_routes_but_its_siblings_do() -> 
 
 def test_links_are_wished_up_with_the_metadatas_mtu() -> None:
     found = wanted(instance(interface(1, mtu=9001), interface(2)), host(link(1, up=False), link(2)))
-    assert [(wish.ifindex, wish.mtu) for wish in found.wishes] == [(2, 9001), (3, None)]
+    assert [(each.ifindex, each.mtu) for each in found.settings] == [(2, 9001), (3, None)]
 
 
 def test_while_a_mac_is_unknown_links_that_are_not_named_are_left_alone() -> None:
     """Somebody may have changed the MAC of one of them."""
     here = host(link(1), link(2), link(7, "docker0", kind="bridge"))
     known = wanted(instance(interface(1)), here)
-    assert (known.unknown_macs, known.left_links) == ((), frozenset())
+    assert (known.unknown_macs, known.unmanaged_links) == ((), frozenset())
     unknown = wanted(instance(interface(1), interface(5)), here)
-    assert (list(unknown.unknown_macs), set(unknown.left_links)) == ([mac(5)], {3, 8})
+    assert (list(unknown.unknown_macs), set(unknown.unmanaged_links)) == ([mac(5)], {3, 8})
 
 
 # Links that share a MAC
@@ -312,7 +312,7 @@ def test_of_two_links_with_one_mac_neither_is_taken() -> None:
     found = wanted(instance(interface(1)), here)
     assert found.addresses == ()
     assert found.unknown_macs == (mac(1),)
-    assert found.left_links == {2, 9}
+    assert found.unmanaged_links == {2, 9}
 
 
 # Interfaces of which only the gateway is on link
@@ -371,7 +371,7 @@ def test_a_public_ipv6_address_is_withheld_only_until_a_router_is_heard() -> Non
     unheard = wanted(one, host(link(1), link(2), learned={2: fe80, 3: frozenset({ip_network("2001:db8:1::/64")})}))
     [text] = unheard.withheld
     assert "2001:db8:1::a of eth0: no router has advertised itself there yet" in text
-    assert unheard.passing == {text}
+    assert unheard.transient == {text}
     networks = frozenset({ip_network("2001:db8:2::/64")})
     for here in (
         host(link(1), learned={2: fe80 | networks}),
@@ -379,7 +379,7 @@ def test_a_public_ipv6_address_is_withheld_only_until_a_router_is_heard() -> Non
     ):
         heard = wanted(one, here)
         assert "neither private nor" in heard.withheld[0]
-        assert heard.passing == frozenset()
+        assert heard.transient == frozenset()
 
 
 def test_what_does_not_pass_by_itself_is_not_said_to() -> None:
@@ -389,7 +389,7 @@ def test_what_does_not_pass_by_itself_is_not_said_to() -> None:
     )
     found = wanted(instance(one), host(link(1), link(2), addresses=has(3, "fd00::7/128")))
     assert len(found.withheld) == 3
-    assert found.passing == frozenset()
+    assert found.transient == frozenset()
 
 
 def test_what_we_gave_a_link_ourselves_proves_nothing() -> None:

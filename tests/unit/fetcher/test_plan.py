@@ -34,14 +34,16 @@ def test_carrying_out_a_plan_leads_to_what_was_desired(cloud: Instance, config: 
     """`carried_out` makes the changes one by one and accepts none that the kernel would refuse where it comes."""
     goal = desired(cloud, config, before)
     after = carried_out(plan(goal, before, may_remove=True), before)
-    owned = {place for place, kernel in after.addresses.items() if kernel.owned and place[0] not in goal.left_links}
+    owned = {
+        place for place, kernel in after.addresses.items() if kernel.owned and place[0] not in goal.unmanaged_links
+    }
     places = {(each.ifindex, each.address) for each in goal.addresses}
     links = {each.ifindex: each for each in after.links}
     assert places <= after.addresses.keys()
     assert owned <= places
-    assert {each for each in after.routes if each.ifindex not in goal.left_links} == set(goal.routes)
-    assert {each for each in after.rules if each.table not in goal.left_tables} == set(goal.rules)
-    assert all(links[wish.ifindex].up and wish.mtu in (None, links[wish.ifindex].mtu) for wish in goal.wishes)
+    assert {each for each in after.routes if each.ifindex not in goal.unmanaged_links} == set(goal.routes)
+    assert {each for each in after.rules if each.table not in goal.unmanaged_tables} == set(goal.rules)
+    assert all(links[each.ifindex].up and each.mtu in (None, links[each.ifindex].mtu) for each in goal.settings)
 
 
 @given(clouds(), configs, hosts())
@@ -60,9 +62,9 @@ def test_only_what_is_ours_is_removed_and_what_is_left_alone_is_not_touched(
         if change.verb is Verb.REMOVE and isinstance(what, Address):
             assert before.addresses[what.ifindex, what.address].owned
         if isinstance(what, Rule):
-            assert what.table not in goal.left_tables
+            assert what.table not in goal.unmanaged_tables
         else:
-            assert what.ifindex not in goal.left_links
+            assert what.ifindex not in goal.unmanaged_links
 
 
 @given(clouds(), configs, hosts())
@@ -123,7 +125,7 @@ def test_no_address_is_without_its_rules_while_others_take_their_place(
         order = sorted(here.rules, key=str)
         settled = order + [each for each in goal.rules if each not in order]
         stay = [each.address for each in goal.addresses if (each.ifindex, each.address) in here.addresses]
-        last = [each for each in settled if each in goal.rules or each.table in goal.left_tables]
+        last = [each for each in settled if each in goal.rules or each.table in goal.unmanaged_tables]
         wanted = {source: tables(last, source) for source in stay}
         began = {source: tables(order, source) for source in stay}
         for change in plan(goal, here, may_remove=True):
@@ -176,3 +178,15 @@ def test_a_wrong_mtu_and_a_link_that_is_down_are_two_changes_and_right_ones_none
     found = plan(goal, here, may_remove=True)
     assert [change.what for change in found] == [LinkMtu(2, 9001), LinkUp(2)]
     assert changes_of(instance(interface(1, mtu=9001)), carried_out(found, here)) == []
+
+
+@given(clouds(), hosts(), clouds(), hosts(), configs)
+def test_result_depends_on_the_arguments_alone(
+    cloud: Instance, here: Actual, other_cloud: Instance, other_host: Actual, config: Config
+) -> None:
+    first = desired(cloud, config, here)
+    changes = plan(first, here, may_remove=True)
+    for instance_, host_ in ((other_cloud, here), (cloud, other_host), (other_cloud, other_host)):
+        plan(desired(instance_, config, host_), host_, may_remove=True)
+    assert desired(cloud, config, here) == first
+    assert plan(first, here, may_remove=True) == changes

@@ -104,30 +104,30 @@ CLOUD = instance(
 
 def test_documents_are_in_the_metadatas_words_and_written_when_they_change(state: StateDirectory) -> None:
     publisher, here = Publisher(state, "aws"), host(link(1), link(2))
-    publisher.links(CLOUD, Config(), here)
+    publisher.documents(CLOUD, wanted(CLOUD, here))
     assert state.read_links() == {2: {"mac": "a"}, 3: {"mac": "b"}}
     assert state.read_system() == {"ami-id": "x"}
     assert (state.read_identity("aws", "document"), state.read_identity("aws", "pkcs7")) == (b"{}", b"M\nI")
     before = inodes(state)
-    publisher.links(CLOUD, Config(), here)
+    publisher.documents(CLOUD, wanted(CLOUD, here))
     assert inodes(state) == before
 
 
 def test_a_link_that_is_gone_takes_its_document_along(state: StateDirectory) -> None:
     publisher = Publisher(state, "aws")
-    publisher.links(CLOUD, Config(), host(link(1), link(2)))
-    publisher.links(CLOUD, Config(), host(link(1)))
+    publisher.documents(CLOUD, wanted(CLOUD, host(link(1), link(2))))
+    publisher.documents(CLOUD, wanted(CLOUD, host(link(1))))
     assert state.link_indexes() == [2]
 
 
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_text("{"), lambda path: path.write_text("[]")])
 def test_what_somebody_spoilt_is_written_again(state: StateDirectory, spoil: Callable[[Path], object]) -> None:
     publisher, here = Publisher(state, "aws"), host(link(1), link(2))
-    publisher.links(CLOUD, Config(), here)
+    publisher.documents(CLOUD, wanted(CLOUD, here))
     before = {path: path.read_bytes() for path in Path(state.path).rglob("*") if path.is_file()}
     for path in before:
         spoil(path)
-    publisher.links(CLOUD, Config(), here)
+    publisher.documents(CLOUD, wanted(CLOUD, here))
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -135,7 +135,7 @@ def test_a_link_is_told_with_what_is_there_and_what_is_still_to_do() -> None:
     cloud = instance(interface(1, "10.0.1.10", "10.0.1.11", public=interface(9).gateways), interface(2))
     before = host(link(1), link(2), addresses=has(2, "10.0.1.10/24"))
     config, goal = Config(), wanted(cloud, before)
-    told = link_statuses(cloud, config, before, goal, plan_of(goal, before))
+    told = link_statuses(goal, config, before, plan_of(goal, before))
     assert set(told) == {"2", "3"}
     first = told["2"]
     assert (first["state"], first["desired"], first["actual"]) == ("drift", 2 + 3 + 2, 1)
@@ -152,7 +152,7 @@ def test_a_link_is_told_with_what_is_there_and_what_is_still_to_do() -> None:
     ]
     assert (first["table"], first["gateways"], first["subnets"]) == (BASE + 2, ["10.0.1.1"], ["10.0.1.0/24"])
     after = carried_out(plan_of(goal, before), before)
-    settled = link_statuses(cloud, config, after, wanted(cloud, after), ())
+    settled = link_statuses(wanted(cloud, after), config, after, ())
     assert {each["state"] for each in settled.values()} == {"ok"}
     assert all(each["desired"] == each["actual"] and each["drift"] == [] for each in settled.values())
     assert settled["2"]["addresses"][1]["owned"]
@@ -160,5 +160,5 @@ def test_a_link_is_told_with_what_is_there_and_what_is_still_to_do() -> None:
 
 def test_an_excluded_link_is_told_as_such() -> None:
     cloud, here = instance(interface(1), interface(2)), host(link(1), link(2))
-    told = link_statuses(cloud, Config(exclude=("eth1",)), here, wanted(cloud, here, exclude=("eth1",)), ())
+    told = link_statuses(wanted(cloud, here, exclude=("eth1",)), Config(exclude=("eth1",)), here, ())
     assert (told["3"]["state"], told["3"]["table"], told["3"]["desired"]) == ("excluded", None, 0)

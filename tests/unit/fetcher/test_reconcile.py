@@ -90,10 +90,10 @@ def test_a_server_that_asks_for_peace_is_left_in_peace_within_reason(
 @pytest.mark.parametrize(
     ("kind", "reason"), [("unreachable", True), ("timeout", True), ("status", False), ("truncated", False)]
 )
-def test_after_a_read_that_nobody_answered_a_change_in_the_kernel_is_a_reason_for_another(
+def test_kernel_event_repeats_an_unanswered_read(
     cloud: Cloud, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch, kind: str, reason: bool
 ) -> None:
-    """It may be the network that has come up: nobody wants to wait for a minute then; nor is a storm of changes one."""
+    """The network may be up now. A storm of events does not cause a storm of reads."""
 
     def fail() -> None:
         raise MetadataError(kind, "")
@@ -109,7 +109,7 @@ def test_after_a_read_that_nobody_answered_a_change_in_the_kernel_is_a_reason_fo
         assert is_a_reason() is reason
         if reason:
             assert 4.0 < soon(reconciler.refresh_due) <= 5.0
-            broken.setattr(reconciler, "_nobody_at", time.monotonic() - 100)
+            broken.setattr(reconciler, "_unanswered_at", time.monotonic() - 100)
             assert is_a_reason()
             assert 0.0 < soon(reconciler.refresh_due) <= 0.05
     reconciler.refresh()

@@ -44,13 +44,13 @@ def test_a_route_by_a_gateway_that_is_not_there_or_is_this_host_is_left_out() ->
 def test_a_link_without_a_gateway_has_its_own_subnets_alone_and_is_named() -> None:
     found = wanted(instance(interface(1), interface(2, gateways=())), host(link(1), link(2)))
     assert table(found, 3) == ["10.0.2.0/24"]
-    assert found.notices == ("eth1: has no gateway: its IPv4 addresses answer their own subnet alone",)
+    assert found.notices == ("eth1: no gateway known; its IPv4 addresses are reachable only from their own subnet",)
 
 
 def test_ipv6_is_named_until_a_router_is_heard() -> None:
     dual = interface(2, "10.0.2.10", "fd00::10", subnets=["10.0.2.0/24", "fd00::/64"])
     [notice] = wanted(instance(interface(1), dual), host(link(1), link(2))).notices
-    assert notice.startswith("eth1: no router has advertised itself yet")
+    assert notice.startswith("eth1: no IPv6 router advertisement received")
     heard = host(link(1), link(2), gateways={3: (ip_address("fe80::1"),)})
     assert wanted(instance(interface(1), dual), heard).notices == ()
 
@@ -73,6 +73,6 @@ def test_addresses_that_dhcp_alone_knows_get_rules_and_a_table_and_stay_dhcps() 
 
 def test_an_mtu_that_netagent_would_refuse_is_left_out_and_named() -> None:
     found = wanted(instance(interface(1, mtu=1200)), host(link(1)))
-    assert [each.mtu for each in found.wishes] == [None]
-    assert found.notices == ("eth0: an MTU of 1200 would take IPv6 off it; it keeps 1500",)
-    assert [each.mtu for each in wanted(instance(interface(1, mtu=1280)), host(link(1))).wishes] == [1280]
+    assert [each.mtu for each in found.settings] == [None]
+    assert found.notices == ("eth0: MTU 1200 is below 1280, the minimum of IPv6; the link keeps 1500",)
+    assert [each.mtu for each in wanted(instance(interface(1, mtu=1280)), host(link(1))).settings] == [1280]

@@ -10,11 +10,10 @@ from itertools import combinations, product
 import pytest
 from cloud_network.fetcher.config import Config, Prefixes, Rules
 from cloud_network.fetcher.metadata.model import Instance, IPAddress, IPNetwork
-from cloud_network.fetcher.network import aggregate as fewest
+from cloud_network.fetcher.network import rules as source_rules
 from cloud_network.fetcher.network.desired import desired
+from cloud_network.fetcher.network.intervals import NO_LINK, Interval, IntervalIndex
 from cloud_network.fetcher.network.objects import Actual, Desired, Rule
-from cloud_network.fetcher.network.sources import grouped
-from cloud_network.fetcher.network.spans import NOBODY, Span
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +24,8 @@ HOME = ip_network("10.0.1.8/29")
 
 
 def aggregate(mine: Sequence[IPAddress], others: Iterable[IPNetwork], *homes: IPNetwork) -> list[IPNetwork]:
-    return fewest.aggregate(mine, homes, *grouped(Span.all_of(network, OTHERS) for network in others))
+    sources = IntervalIndex(Interval.of_network(network, OTHERS) for network in others)
+    return source_rules.aggregate(MINE, mine, homes, sources)
 
 
 def branches(home: IPNetwork) -> list[IPNetwork]:
@@ -120,7 +120,7 @@ def test_of_an_address_that_two_have_ours_goes_before_and_in_a_range_of_anothers
 
 
 def without_rules(found: Desired) -> Desired:
-    return replace(found, links=tuple(replace(each, rules={}) for each in found.links))
+    return replace(found, links=tuple(replace(each, rules=()) for each in found.links))
 
 
 def rule_for(rules: Iterable[Rule], source: IPAddress, *, last: bool) -> int | None:
@@ -145,7 +145,9 @@ def test_every_source_of_this_host_goes_where_a_rule_of_its_own_would_send_it(
     owners = {
         address: ifindex
         for (ifindex, address), kernel in here.addresses.items()
-        if not (kernel.owned and cloud.complete and ifindex not in singly.left_links)  # it goes before a rule comes
+        if not (
+            kernel.owned and cloud.complete and ifindex not in singly.unmanaged_links
+        )  # it goes before a rule comes
     }
     owners |= {each.address: each.ifindex for each in singly.addresses}
     for source, ifindex in owners.items():
@@ -233,5 +235,5 @@ def test_ipv6_too_and_only_in_what_the_table_has_on_link() -> None:
     assert selectors(found.rules, 2) == ["2001:db8:1::a/128", "2001:db8:1::b/128"]
 
 
-def test_nobody_is_no_links_index() -> None:
-    assert all(each.ifindex != NOBODY for each in host(link(1), link(2)).links)
+def test_no_link_has_the_index_of_none() -> None:
+    assert all(each.ifindex != NO_LINK for each in host(link(1), link(2)).links)

@@ -1,4 +1,4 @@
-"""Waiting longer each time, and speaking of an error once."""
+"""Backoff after failures, and the log of conditions that start, change and clear."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import logging
 
 import pytest
 from cloud_network.fetcher.errors import Errors
-from cloud_network.fetcher.patience import Patience
+from cloud_network.fetcher.schedule import Backoff
 
 
 def about(seconds: float, expected: float) -> bool:
     return 0.75 * expected <= seconds <= 1.25 * expected
 
 
-def test_the_time_doubles_up_to_the_longest_and_begins_anew_after_success() -> None:
-    patience = Patience(1.0, 6.0)
-    assert all(about(patience.longer(), expected) for expected in (1, 2, 4, 6, 6))
-    patience.reset()
-    assert about(patience.longer(), 1)
+def test_delay_doubles_to_the_maximum_and_resets() -> None:
+    backoff = Backoff(1.0, 6.0)
+    assert all(about(backoff.next_delay(), expected) for expected in (1, 2, 4, 6, 6))
+    backoff.reset()
+    assert about(backoff.next_delay(), 1)
 
 
-def test_a_short_refresh_timer_is_never_outwaited() -> None:
-    patience = Patience(1.0, 60.0)
-    assert all(patience.longer(2.0) <= 2.5 for _ in range(10))
+def test_limit_bounds_the_delay() -> None:
+    backoff = Backoff(1.0, 60.0)
+    assert all(backoff.next_delay(2.0) <= 2.5 for _ in range(10))
 
 
-def test_times_differ_between_instances() -> None:
-    assert len({Patience(1.0, 60.0).longer() for _ in range(20)}) > 10
+def test_jitter_differs_between_instances() -> None:
+    assert len({Backoff(1.0, 60.0).next_delay() for _ in range(20)}) > 10
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
-"""What cannot be done, or does not last, is held back and named, so that it does not hold up the rest.
+"""Objects that another program keeps reverting, and changes that netagent refuses: backoff and report.
 
-An object that somebody else takes away, or puts back, again and again is repaired at once, then less and less often; it
-is forgotten when it has been left in peace. A change that netagent refuses, which is of the whole request, is left out
-of the next one, and tried again after a time that doubles as well.
+An object that another program reverts again and again is repaired at once a few times, then less and less often. It is
+forgotten after it has not been reverted for a while. A change that netagent refuses, which is a refusal of the whole
+request, is left out of the next request and tried again with the same kind of backoff. The other changes do not wait.
 """
 
 from __future__ import annotations
@@ -17,48 +17,50 @@ from math import inf
 from cloud_network.fetcher.errors import RFC3339, now
 from cloud_network.fetcher.network.objects import Actual, Address, Route, Rule
 from cloud_network.fetcher.network.plan import Change, LinkUp, Plan, Verb, in_ip_syntax
-from cloud_network.fetcher.patience import Patience
+from cloud_network.fetcher.schedule import Backoff
 from cloud_network.fetcher.status import ConflictStatus
 
 logger = logging.getLogger(__name__)
 
-_TOLERATED = 5  # times that an object is put in place without a pause …
-_FIRST, _LONGEST = 1.0, 300.0  # … and seconds, from the first pause to the longest, after that
-_QUIET = 120.0  # seconds in peace after which an object is forgotten
-# include/uapi/linux/rtnetlink.h, and iproute2's etc/iproute2/rt_protos; the kernel does not say more about who it was
+_TOLERATED = 5  # repairs of an object without a delay …
+_INITIAL, _MAXIMUM = 1.0, 300.0  # … and seconds of backoff after them
+_QUIET = 120.0  # seconds without a repair after which an object is forgotten
+# include/uapi/linux/rtnetlink.h, and iproute2's etc/iproute2/rt_protos: all that the kernel tells about the program
 _PROTOCOLS = {2: "kernel", 3: "boot (ip)", 4: "static (networkd, ip)", 9: "ra", 11: "zebra", 12: "bird", 16: "dhcp"}
 
 
 @dataclass(slots=True)
 class _Record:
-    """What has happened to one change. Times are time.monotonic's."""
+    """The repairs of one object. Times are those of time.monotonic."""
 
     times: int = 0
     made_at: float = 0.0
     due: float = 0.0
     since: str = field(default_factory=now)
     by: str | None = None
-    patience: Patience = field(default_factory=lambda: Patience(_FIRST, _LONGEST))
+    backoff: Backoff = field(default_factory=lambda: Backoff(_INITIAL, _MAXIMUM))
 
 
 @dataclass(slots=True)
 class _Refusal:
+    """The refusal of one change by netagent."""
+
     reason: str = ""
     due: float = 0.0
-    patience: Patience = field(default_factory=lambda: Patience(_FIRST, _LONGEST))
+    backoff: Backoff = field(default_factory=lambda: Backoff(_INITIAL, _MAXIMUM))
 
 
-class Fights:
-    """How often each change was made, and which have to wait."""
+class ConflictTracker:
+    """Counts how often each change was made, and decides which have to wait."""
 
     def __init__(self) -> None:
         self._records: dict[Change, _Record] = {}
-        self._taken: dict[Change, str] = {}  # held back because somebody else's stands in its place
+        self._blocked: dict[Change, str] = {}  # not possible while another program's object is in its place
         self._refused: dict[Change, _Refusal] = {}
         self._pauses: dict[Change, float] = {}
 
-    def made(self, plan: Plan) -> None:
-        """These were made and confirmed. What we ourselves take back is nobody's fight."""
+    def record(self, plan: Plan) -> None:
+        """Count changes that were made and confirmed. A change that reverts one of ours is not a conflict."""
         at = time.monotonic()
         for change in plan:
             inverse = Change(Verb.REMOVE if change.verb is Verb.ADD else Verb.ADD, change.what)
@@ -66,68 +68,70 @@ class Fights:
             record = self._records.setdefault(change, _Record())
             record.times, record.made_at = record.times + 1, at
             if record.times >= _TOLERATED:
-                record.due = at + record.patience.longer()
+                record.due = at + record.backoff.next_delay()
 
-    def refused(self, plan: Plan, reason: str, *, transient: bool = False) -> None:
-        """Hold these back, which netagent refuses: they are tried again together, soon if the reason may pass."""
+    def refuse(self, plan: Plan, reason: str, *, transient: bool = False) -> None:
+        """Record that netagent refuses these changes. They are tried again together, soon if the reason may pass."""
         refusals = [self._refused.setdefault(change, _Refusal()) for change in plan]
         if transient:
             for refusal in refusals:
-                refusal.patience.reset()
-        due = time.monotonic() + max(refusal.patience.longer() for refusal in refusals)
+                refusal.backoff.reset()
+        due = time.monotonic() + max(refusal.backoff.next_delay() for refusal in refusals)
         for refusal in refusals:
             refusal.reason, refusal.due = reason, due
 
-    def hurry(self) -> None:
-        """Somebody asks, or the configuration is another: what was refused may be allowed now."""
+    def reset_refusals(self) -> None:
+        """Try refused changes again: a refresh was requested, or the configuration changed."""
         self._refused.clear()
 
     @property
     def refusals(self) -> list[str]:
-        """Why something is left out that netagent refused, each reason once."""
+        """The reasons of netagent's refusals, each once."""
         return list(dict.fromkeys(each.reason for each in self._refused.values()))
 
     def allowed(self, plan: Plan, actual: Actual) -> Plan:
-        """What of a plan may be made now: without what is fought over and has to wait, and what needs that."""
+        """Return the changes that may be made now: without those that have to wait, and those that need them."""
         at = time.monotonic()
         self._forget(plan, at)
-        self._taken = {change: by for change in plan if (by := _taken(change, actual))}
+        self._blocked = {change: by for change in plan if (by := _blocked_by(change, actual))}
         self._refused = {change: self._refused[change] for change in plan if change in self._refused}
         self._pauses = {change: due for change in plan if (due := self._due(change)) > at}
         for change in plan:
             record = self._records.get(change)
             if record is not None and record.times > 1:
-                record.by = self._taken.get(change) or _who(change, actual) or record.by
-        held = {*self._taken, *self._pauses}
-        left = tuple(change for change in plan if change not in held and not _needs(change, held))
-        return tuple(change for change in left if not _stands_for_nothing(change, left, actual)) if held else left
+                record.by = self._blocked.get(change) or _holder(change, actual) or record.by
+        held = {*self._blocked, *self._pauses}
+        possible = tuple(change for change in plan if change not in held and not _needs(change, held))
+        if not held:
+            return possible
+        return tuple(change for change in possible if not _matches_no_address(change, possible, actual))
 
     @property
     def due(self) -> float:
-        """When the next pause ends: something may be tried again, or was left in peace. Infinity if there is none."""
+        """The end of the next pause, when something may be tried again or forgotten; infinity if there is none."""
         at = time.monotonic()
         return min(
             (*self._pauses.values(), *(each.due for each in self._records.values() if each.due > at)), default=inf
         )
 
-    def taken(self, actual: Actual) -> set[str]:
-        """What cannot be made as long as somebody else's is in its place, in `ip` syntax."""
+    def blocked(self, actual: Actual) -> set[str]:
+        """Return the changes for which another program's object is in the way, in `ip` syntax."""
         links = {link.ifindex: link for link in actual.links}
-        return {in_ip_syntax(change, links) for change in self._taken}
+        return {in_ip_syntax(change, links) for change in self._blocked}
 
     def statuses(self, actual: Actual) -> list[ConflictStatus]:
-        """The fights, as status.json has them."""
+        """Return the conflicts, in the form of status.json."""
         links = {link.ifindex: link for link in actual.links}
         return [
             {"object": in_ip_syntax(change, links), "times": times, "since": since, "next_at": next_at, "by": by}
-            for change, times, since, next_at, by in self._fights()
+            for change, times, since, next_at, by in self._conflicts()
         ]
 
-    def _fights(self) -> Iterator[tuple[Change, int, str, str | None, str | None]]:
+    def _conflicts(self) -> Iterator[tuple[Change, int, str, str | None, str | None]]:
         for change, record in self._records.items():
             if record.times >= _TOLERATED:
                 yield change, record.times, record.since, _at(record.due), record.by
-        for change, by in self._taken.items():
+        for change, by in self._blocked.items():
             if change not in self._records or self._records[change].times < _TOLERATED:
                 record = self._records.get(change) or _Record()
                 yield change, record.times, record.since, None, by
@@ -137,7 +141,7 @@ class Fights:
         return max(record.due if record is not None else 0.0, refusal.due if refusal is not None else 0.0)
 
     def _forget(self, plan: Plan, at: float) -> None:
-        # By its time first, which is cheap: there may be thousands of records.
+        # The time first: comparing it is cheap, and there may be thousands of records.
         quiet = {change for change, record in self._records.items() if at > record.made_at + _QUIET}
         for change in quiet.difference(plan):
             record = self._records[change]
@@ -146,12 +150,12 @@ class Fights:
 
 
 def _at(due: float) -> str | None:
-    left = due - time.monotonic()
-    return (datetime.now(UTC) + timedelta(seconds=left)).strftime(RFC3339) if left > 0 else None
+    seconds = due - time.monotonic()
+    return (datetime.now(UTC) + timedelta(seconds=seconds)).strftime(RFC3339) if seconds > 0 else None
 
 
-def _taken(change: Change, actual: Actual) -> str | None:
-    """Whose route stands where ours shall be: it is not ours to replace, and netagent refuses the whole request."""
+def _blocked_by(change: Change, actual: Actual) -> str | None:
+    """Return the foreign route in the place of ours: netagent does not replace it and refuses the whole request."""
     if change.verb is Verb.REMOVE or not isinstance(change.what, Route):
         return None
     place = (change.what.table, change.what.destination)
@@ -161,8 +165,8 @@ def _taken(change: Change, actual: Actual) -> str | None:
     return f"a route of protocol {_PROTOCOLS.get(protocol, protocol)} in its place"
 
 
-def _who(change: Change, actual: Actual) -> str | None:
-    """Who has it instead, as far as the kernel says."""
+def _holder(change: Change, actual: Actual) -> str | None:
+    """Return the other link that has the address of a change, if there is one."""
     if change.verb is Verb.ADD and isinstance(change.what, Address):
         names = {link.ifindex: link.name for link in actual.links}
         for ifindex, address in actual.addresses:
@@ -172,14 +176,14 @@ def _who(change: Change, actual: Actual) -> str | None:
 
 
 def _needs(change: Change, held: set[Change]) -> bool:
-    """Whether a change cannot be made without one that is held back."""
+    """Return True if a change cannot be made without one of `held`."""
     if change.verb is Verb.REMOVE:
         return False
-    return any(other.verb is Verb.ADD and _leans_on(change.what, other.what) for other in held)
+    return any(other.verb is Verb.ADD and _depends_on(change.what, other.what) for other in held)
 
 
-def _stands_for_nothing(change: Change, plan: Plan, actual: Actual) -> bool:
-    """Whether it is a rule for a prefix in which nobody has an address, nor gets one by `plan`: netagent refuses it."""
+def _matches_no_address(change: Change, plan: Plan, actual: Actual) -> bool:
+    """Return True for a rule for a prefix in which no link has or gets an address: netagent refuses it."""
     rule = change.what
     if change.verb is Verb.REMOVE or not isinstance(rule, Rule) or not rule.local or rule.selector is None:
         return False
@@ -188,7 +192,7 @@ def _stands_for_nothing(change: Change, plan: Plan, actual: Actual) -> bool:
     return not any(each in rule.selector for each in (*added, *there) if each.version == rule.version)
 
 
-def _leans_on(what: object, on: object) -> bool:
+def _depends_on(what: object, on: object) -> bool:
     if isinstance(on, LinkUp):
         return getattr(what, "ifindex", None) == on.ifindex
     if isinstance(on, Address):
