@@ -1,298 +1,271 @@
-"""rtnetlink → Actual: one dump each of links, addresses, routes and rules. Reads, never writes.
+"""Reads the kernel's links, addresses, routes, rules and neighbours with pyroute2, as values. Changes nothing.
 
-Most of a kernel is as it was at the last look, and what was made of a message then is what it makes now. `Actual` and
-each part of it are the very same objects for as long as the kernel says the same (`kept`).
+The kernel filters route dumps (NETLINK_GET_STRICT_CHK), so that thousands of routes of other programs cost nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from itertools import chain, zip_longest
-from struct import Struct
-from typing import Generic, NamedTuple, TypeVar
+import asyncio
+import socket
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from typing import Any, TypeVar
 
 from cloud_network.fetcher.metadata.model import IPAddress, IPNetwork
-from cloud_network.fetcher.network import rtnetlink
-from cloud_network.fetcher.network.objects import Actual, Address, KernelAddress, Link, Route, Rule
-from cloud_network.fetcher.network.rtnetlink import Rtnetlink, attributes, number, text
-from cloud_network.netagent.protocol import PROTOCOL
-
-_FAMILIES = (2, 10)  # AF_INET, AF_INET6
-_IFF_UP = 1
-ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772  # linux/if_arp.h
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_INFO_KIND = 1, 3, 4, 10, 18, 1
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS, _IFA_PROTO = 1, 2, 8, 11
-_IFA_F_NOPREFIXROUTE = 0x200
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_TABLE = 1, 4, 5, 15
-_FRA_DST, _FRA_SRC, _FRA_IIFNAME, _FRA_PRIORITY = 1, 2, 3, 6
-_FRA_SUPPRESS_PREFIXLEN, _FRA_TABLE, _FRA_PROTOCOL = 14, 15, 21
-_NDA_DST = 1
-_IFLA_EXT_MASK, _SKIP_STATS = 29, 8  # RTEXT_FILTER_SKIP_STATS: counters would make each answer another one
-_LEARNED = {9, 16}  # RTPROT_RA, RTPROT_DHCP
-_RTPROT_KERNEL = 2
-_ON_LINK = {4: _LEARNED, 6: {*_LEARNED, _RTPROT_KERNEL}}  # the kernel itself heard of it (addrconf_prefix_rcv)
-_RTN_UNICAST, _RTN_LOCAL = 1, 2
-_MAIN, _LOCAL = 254, 255
-_NAMED = {0, 253, _MAIN, _LOCAL}  # RT_TABLE_UNSPEC, _DEFAULT, _MAIN, _LOCAL
-_NUD_RESOLVED = 0x02 | 0x04 | 0x08 | 0x40 | 0x80  # REACHABLE, STALE, DELAY, NOARP, PERMANENT
-
-_EVERY_LINK = rtnetlink.IFINFOMSG.pack(0, 0, 0, 0, 0) + rtnetlink.attribute(
-    _IFLA_EXT_MASK, Struct("=I").pack(_SKIP_STATS)
+from cloud_network.fetcher.network.objects import (
+    Actual,
+    Address,
+    GatewayUse,
+    IPv6Settings,
+    KernelAddress,
+    Link,
+    Route,
+    Rule,
 )
+from cloud_network.netagent.protocol import PROTOCOL, TABLE_LOCAL, TABLE_MAIN
+from pyroute2 import AsyncIPRoute, NetlinkError
+from pyroute2.netlink import NLM_F_DUMP, NLM_F_REQUEST
+from pyroute2.netlink.exceptions import NetlinkDumpInterrupted
+from pyroute2.netlink.rtnl import (
+    RTM_GETROUTE,
+    RTMGRP_IPV4_IFADDR,
+    RTMGRP_IPV4_ROUTE,
+    RTMGRP_IPV4_RULE,
+    RTMGRP_IPV6_IFADDR,
+    RTMGRP_IPV6_ROUTE,
+    RTMGRP_IPV6_RULE,
+    RTMGRP_LINK,
+)
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-T = TypeVar("T")
-Made = TypeVar("Made")
+RTPROT_KERNEL, RTPROT_RA, RTPROT_DHCP = 2, 9, 16
+"""Protocol numbers of routes: linux/rtnetlink.h."""
+_EVENTS = (
+    RTMGRP_LINK
+    | RTMGRP_IPV4_IFADDR
+    | RTMGRP_IPV4_ROUTE
+    | RTMGRP_IPV4_RULE
+    | RTMGRP_IPV6_IFADDR
+    | RTMGRP_IPV6_ROUTE
+    | RTMGRP_IPV6_RULE
+)
+_EVENT_BUFFER = 1 << 20  # bytes
+_FAMILIES: dict[int, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
+_IFF_UP = 1
+_IFA_F_NOPREFIXROUTE = 0x200
+_RTN_UNICAST, _RTN_LOCAL = 1, 2
+_NTF_ROUTER = 0x80
+_NUD_RESOLVED = 0x02 | 0x04 | 0x08 | 0x40 | 0x80  # REACHABLE, STALE, DELAY, NOARP, PERMANENT: linux/neighbour.h
+_RTEXT_FILTER_SKIP_STATS = 8
+_DUMP_ATTEMPTS = 5
+
+Message = Any
+"""A message of pyroute2: fields by name, attributes with get_attr()."""
+Result = TypeVar("Result")
 
 
 class KernelError(Exception):
     """The kernel could not be read."""
 
 
-class LinkRead(NamedTuple):
-    """A link of any kind, and what hardware it is or is like."""
-
-    link: Link
-    hardware: int  # ARPHRD_ETHER …
-
-
-class RouteRead(NamedTuple):
-    """A route of anybody's. Its link is 0 where it has none, or several."""
-
-    route: Route
-    protocol: int
-    kind: int  # RTN_UNICAST, RTN_LOCAL …
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether a Route says all of it."""
-        return self.kind in (_RTN_UNICAST, _RTN_LOCAL) and self.route.ifindex != 0
-
-
-class _Kept(Generic[T, Made]):
-    """What messages parse to, and what is made of it all; both are kept for as long as the kernel says the same.
-
-    The seconds that are left of a lease say nothing new: what differs in them alone parses to what is equal.
-    """
-
-    def __init__(self, parse: Callable[[bytes], T], make: Callable[[Iterable[T]], Made]) -> None:
-        self._parse, self._make = parse, make
-        self._dumps: list[tuple[list[bytes], dict[bytes, T]]] = []
-
-    def of(self, *dumps: list[bytes]) -> Made:
-        """Of whole dumps, always in the same order."""
-        known = self._dumps or [([], {}) for _ in dumps]
-        self._dumps = [self._parsed(*each) for each in zip(dumps, known, strict=True)]
-        before, now = ([[*parsed.values()] for _, parsed in each] for each in (known, self._dumps))
-        if not hasattr(self, "_made") or before != now:
-            self._made = self._make(chain.from_iterable(now))
-        return self._made
-
-    def _parsed(
-        self, messages: list[bytes], before: tuple[list[bytes], dict[bytes, T]]
-    ) -> tuple[list[bytes], dict[bytes, T]]:
-        if messages == before[0]:
-            return before
-        known = before[1]
-        return messages, {each: known[each] if each in known else self._parse(each) for each in messages}
-
-
-class Reader:
-    """Reads the kernel of this network namespace again and again: `Actual` is the same one until something changes."""
-
-    def __init__(self) -> None:
-        self._kernel: Rtnetlink | None = None
-        self._links = _Kept(parse_link, _for_us)
-        self._addresses = _Kept(parse_address, _by_place)
-        self._routes = _Kept(parse_route, _sorted)
-        self._rules = _Kept(parse_rule, _ours)
-        self._parts: tuple[object, ...] = ()
-
-    def read(self) -> Actual:
-        """What it holds now."""
-        self._kernel = self._kernel or Rtnetlink()
-        try:
-            self._kernel.begin()
-            links = self._kernel.dump(rtnetlink.RTM_GETLINK, _EVERY_LINK)
-            addresses = self._kernel.dump(rtnetlink.RTM_GETADDR, rtnetlink.IFADDRMSG.pack(0, 0, 0, 0, 0))
-            routes = self._by_family(rtnetlink.RTM_GETROUTE)
-            rules = self._by_family(rtnetlink.RTM_GETRULE)
-        except OSError as error:
-            self._kernel.close()  # an answer may be on its way still
-            self._kernel = None
-            raise KernelError(f"rtnetlink: {error}") from error
-        ours = self._rules.of(*rules)
-        parts = self._links.of(links), self._addresses.of(addresses), self._routes.of(*routes), ours
-        if any(part is not before for part, before in zip_longest(parts, self._parts)):
-            mine, gateways, learned, local, foreign = parts[2]
-            self._actual = Actual(parts[0], parts[1], mine, ours, gateways, learned, local, foreign)
-            self._parts = parts
-        return self._actual
-
-    def _by_family(self, request: int) -> list[list[bytes]]:
-        assert self._kernel
-        header = rtnetlink.RTMSG.pack(0, *bytes(8))[1:]
-        return [self._kernel.dump(request, bytes([one]) + header) for one in _FAMILIES]
-
-
 def read() -> Actual:
-    """What the kernel of this network namespace holds now."""
-    return Reader().read()
+    """Return what the kernel of this network namespace holds now. Raises KernelError."""
+    return _run(_read)
 
 
-def links_and_way(address: IPAddress) -> tuple[list[LinkRead], LinkRead | None]:
-    """Every link by rising ifindex, and the one by which the host's routing would have `address`."""
-    family = _FAMILIES[address.version == 6]
-    header = rtnetlink.RTMSG.pack(family, address.max_prefixlen, *bytes(7))
-    try:
-        with Rtnetlink() as kernel:
-            links = {each.link.ifindex: each for each in _links(kernel)}
-            answer = kernel.ask(rtnetlink.RTM_GETROUTE, header + rtnetlink.attribute(_RTA_DST, address.packed))
-    except OSError as error:
-        raise KernelError(f"rtnetlink: {error}") from error
-    usual = links.get(parse_route(answer).route.ifindex) if answer else None  # none: unreachable, or prohibited
-    return [links[index] for index in sorted(links)], usual
+def links_and_egress(address: IPAddress) -> tuple[list[Link], Link | None]:
+    """Return every link by ifindex, and the one by which the host's routing reaches `address`. Raises KernelError."""
+    return _run(lambda kernel: _links_and_egress(kernel, address))
 
 
-def resolved(neighbours: Iterable[tuple[int, IPAddress]]) -> set[tuple[int, IPAddress]]:
-    """Those of (ifindex, address) that the kernel knows how to reach: RTM_GETNEIGH, linux/neighbour.h."""
-    found = set()
-    try:
-        with Rtnetlink() as kernel:
-            for ifindex, address in neighbours:
-                header = rtnetlink.NDMSG.pack(_FAMILIES[address.version == 6], ifindex, 0, 0, 0)
-                answer = kernel.ask(rtnetlink.RTM_GETNEIGH, header + rtnetlink.attribute(_NDA_DST, address.packed))
-                if answer and rtnetlink.NDMSG.unpack_from(answer)[2] & _NUD_RESOLVED:
-                    found.add((ifindex, address))
-    except OSError as error:
-        raise KernelError(f"rtnetlink: {error}") from error
-    return found
+def resolved(gateways: Iterable[GatewayUse]) -> set[GatewayUse]:
+    """Return the gateways that the kernel knows how to reach: RTM_GETNEIGH. Raises KernelError."""
+    asked = tuple(gateways)
+    return _run(lambda kernel: _resolved(kernel, asked))
 
 
-def _links(kernel: Rtnetlink) -> list[LinkRead]:
-    return list(map(parse_link, kernel.dump(rtnetlink.RTM_GETLINK, _EVERY_LINK)))
+async def events() -> AsyncIterator[None]:
+    """Yield once for every message about a changed link, address, route or rule. Raises OSError if some were lost."""
+    async with AsyncIPRoute() as kernel:
+        await kernel.bind(_EVENTS)
+        kernel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _EVENT_BUFFER)
+        while True:
+            async for _ in kernel.get():
+                yield
 
 
-# Messages: struct ifinfomsg, ifaddrmsg, rtmsg, fib_rule_hdr, each with its attributes
+def _run(question: Callable[[AsyncIPRoute], Awaitable[Result]]) -> Result:
+    """Ask on a new socket. A dump that changes interrupted (NLM_F_DUMP_INTR) is taken again."""
+
+    async def ask() -> Result:
+        async with AsyncIPRoute(strict_check=True) as kernel:
+            return await question(kernel)
+
+    for _ in range(_DUMP_ATTEMPTS):
+        try:
+            return asyncio.run(ask())
+        except NetlinkDumpInterrupted:
+            continue
+        except (OSError, NetlinkError) as error:
+            raise KernelError(f"rtnetlink: {error}") from error
+    raise KernelError(f"rtnetlink: interrupted {_DUMP_ATTEMPTS} times by changes")
 
 
-def parse_link(message: bytes) -> LinkRead:
-    """RTM_NEWLINK."""
-    _, hardware, index, flags, _ = rtnetlink.IFINFOMSG.unpack_from(message)
-    found = attributes(message, rtnetlink.IFINFOMSG.size)
-    info = attributes(found.get(_IFLA_LINKINFO, b""), 0)
-    link = Link(
-        ifindex=index,
-        name=text(found[_IFLA_IFNAME]),
-        mac=found.get(_IFLA_ADDRESS, b"").hex(":"),
-        up=bool(flags & _IFF_UP),
-        mtu=number(found.get(_IFLA_MTU)),
-        kind=text(info[_IFLA_INFO_KIND]) if _IFLA_INFO_KIND in info else None,
-        master=number(found[_IFLA_MASTER]) if _IFLA_MASTER in found else None,
-    )
-    return LinkRead(link, hardware)
-
-
-def parse_address(message: bytes) -> KernelAddress:
-    """RTM_NEWADDR. IFA_LOCAL is the address itself where IFA_ADDRESS is that of a tunnel's other end."""
-    _, prefix, flags, _, index = rtnetlink.IFADDRMSG.unpack_from(message)
-    found = attributes(message, rtnetlink.IFADDRMSG.size)
-    flags = number(found.get(_IFA_FLAGS), flags)
-    address = _address(found.get(_IFA_LOCAL) or found[_IFA_ADDRESS])
-    value = Address(index, address, prefix, connected=not flags & _IFA_F_NOPREFIXROUTE)
-    return KernelAddress(value, owned=number(found.get(_IFA_PROTO)) == PROTOCOL)
-
-
-def parse_route(message: bytes) -> RouteRead:
-    """RTM_NEWROUTE."""
-    family, length, _, _, table, protocol, _, kind, _ = rtnetlink.RTMSG.unpack_from(message)
-    found = attributes(message, rtnetlink.RTMSG.size)
-    route = Route(
-        table=number(found.get(_RTA_TABLE), table),
-        ifindex=number(found.get(_RTA_OIF)),
-        destination=_network(family, found.get(_RTA_DST), length),
-        gateway=_address(found[_RTA_GATEWAY]) if _RTA_GATEWAY in found else None,
-    )
-    return RouteRead(route, protocol, kind)
-
-
-def parse_rule(message: bytes) -> Rule | None:
-    """RTM_NEWRULE; None of one that is not ours."""
-    family, to, source, _, table, _, _, _, _ = rtnetlink.FIB_RULE_HDR.unpack_from(message)
-    found = attributes(message, rtnetlink.FIB_RULE_HDR.size)
-    if number(found.get(_FRA_PROTOCOL)) != PROTOCOL:
-        return None
-    selector = None
-    if source or to:
-        selector = _network(family, found.get(_FRA_SRC if source else _FRA_DST), source or to)
-    return Rule(
-        priority=number(found.get(_FRA_PRIORITY)),
-        version=4 if family == _FAMILIES[0] else 6,
-        selector=selector,
-        table=number(found.get(_FRA_TABLE), table),
-        suppress=found.get(_FRA_SUPPRESS_PREFIXLEN) == bytes(4),
-        to=bool(to and not source),
-        local=found.get(_FRA_IIFNAME) == b"lo\0",
-    )
-
-
-def _address(packed: bytes) -> IPAddress:
-    return IPv4Address(packed) if len(packed) == 4 else IPv6Address(packed)
-
-
-def _network(family: int, packed: bytes | None, length: int) -> IPNetwork:
-    """Of what an attribute has; all zeros where it is absent. Somebody's rule may have bits beyond its length."""
-    if family == _FAMILIES[0]:
-        return IPv4Network((packed or bytes(4), length), strict=False)
-    return IPv6Network((packed or bytes(16), length), strict=False)
-
-
-# Parts of Actual
-
-
-def _by_place(addresses: Iterable[KernelAddress]) -> dict[tuple[int, IPAddress], KernelAddress]:
-    return {(each.address.ifindex, each.address.address): each for each in addresses}
-
-
-def _for_us(links: Iterable[LinkRead]) -> tuple[Link, ...]:
-    return tuple(each.link for each in links if each.hardware != ARPHRD_LOOPBACK)
-
-
-def _ours(rules: Iterable[Rule | None]) -> frozenset[Rule]:
-    return frozenset(rule for rule in rules if rule is not None)
-
-
-Routes = tuple[
-    frozenset[Route],
-    dict[int, tuple[IPAddress, ...]],
-    dict[int, frozenset[IPNetwork]],
-    dict[IPNetwork, int],
-    dict[tuple[int, IPNetwork], int],
-]
-
-
-def _sorted(routes: Iterable[RouteRead]) -> Routes:
-    """Ours, gateways, learned, local and foreign, as Actual describes them."""
-    mine = set()
+async def _read(kernel: AsyncIPRoute) -> Actual:
+    links = [link_from(each) async for each in await kernel.link("dump", ext_mask=_RTEXT_FILTER_SKIP_STATS)]
+    addresses = [address_from(each) async for each in await kernel.addr("dump")]
+    ours: list[Route] = []
+    rules: list[Rule] = []
     gateways: dict[int, tuple[IPAddress, ...]] = {}
     learned: dict[int, frozenset[IPNetwork]] = {}
     local: dict[IPNetwork, int] = {}
-    foreign: dict[tuple[int, IPNetwork], int] = {}
-    for each in routes:
-        route, protocol, kind = each
-        destination, index = route.destination, route.ifindex
-        if protocol == PROTOCOL:
-            if each.is_plain:
-                mine.add(route)
-        elif route.table == _MAIN and route.gateway is not None:
-            if protocol in _LEARNED and destination.prefixlen == 0 and index:
-                gateways[index] = (*gateways.get(index, ()), route.gateway)
-        elif route.table == _MAIN:
-            if protocol in _ON_LINK[destination.version] and destination.prefixlen and each.is_plain:
-                learned[index] = learned.get(index, frozenset()) | {destination}
-        elif route.table == _LOCAL:
-            if kind == _RTN_LOCAL and (protocol != _RTPROT_KERNEL or destination.prefixlen < destination.max_prefixlen):
-                local[destination] = index
-        elif route.table not in _NAMED:
-            foreign[route.table, destination] = protocol
-    return frozenset(mine), gateways, learned, local, foreign
+    for version, family in _FAMILIES.items():
+        ours += [route for route, _ in await _routes(kernel, family, proto=PROTOCOL) if route.ifindex]
+        rules += await _own_rules(kernel, version)
+        for protocol in (RTPROT_KERNEL, RTPROT_RA, RTPROT_DHCP):
+            for route, _ in await _routes(kernel, family, table=TABLE_MAIN, proto=protocol):
+                _add_learned(route, protocol, gateways, learned)
+        for route, protocol in await _routes(kernel, family, table=TABLE_LOCAL, type=_RTN_LOCAL):
+            derived = route.destination.prefixlen == route.destination.max_prefixlen
+            if protocol != PROTOCOL and not (protocol == RTPROT_KERNEL and derived):
+                local[route.destination] = route.ifindex
+    by_place = {(each.address.ifindex, each.address.address): each for each in addresses}
+    routers = await _routers(kernel)
+    return Actual(tuple(links), by_place, frozenset(ours), frozenset(rules), gateways, learned, local, routers)
+
+
+def _add_learned(
+    route: Route,
+    protocol: int,
+    gateways: dict[int, tuple[IPAddress, ...]],
+    learned: dict[int, frozenset[IPNetwork]],
+) -> None:
+    """Sort a route of main in. The kernel's own IPv6 prefixes are those of router advertisements (addrconf.c)."""
+    destination, index = route.destination, route.ifindex
+    if not index:
+        return
+    if route.gateway is None:
+        if destination.prefixlen and (protocol != RTPROT_KERNEL or destination.version == 6):
+            learned[index] = learned.get(index, frozenset()) | {destination}
+    elif destination.prefixlen == 0 and protocol != RTPROT_KERNEL:
+        gateways[index] = (*gateways.get(index, ()), route.gateway)
+
+
+async def _routes(kernel: AsyncIPRoute, family: int, **fields: int) -> list[tuple[Route, int]]:
+    """Return the routes that have these fields of struct rtmsg, each with its protocol. The kernel filters."""
+    question = rtmsg()
+    question["family"] = family
+    for name, value in fields.items():
+        question[name] = value
+    answer = await kernel.nlm_request(question, RTM_GETROUTE, NLM_F_REQUEST | NLM_F_DUMP)
+    found = [each async for each in answer]
+    return [(route_from(each), each["proto"]) for each in found if each["type"] in (_RTN_UNICAST, _RTN_LOCAL)]
+
+
+async def _own_rules(kernel: AsyncIPRoute, version: int) -> list[Rule]:
+    found = [each async for each in await kernel.rule("dump", family=_FAMILIES[version])]
+    return [rule_from(each) for each in found if each.get_attr("FRA_PROTOCOL") == PROTOCOL]
+
+
+async def _routers(kernel: AsyncIPRoute) -> dict[int, tuple[IPAddress, ...]]:
+    found = defaultdict[int, list[IPAddress]](list)
+    async for each in await kernel.neigh("dump", family=socket.AF_INET6):
+        if each["flags"] & _NTF_ROUTER and each["state"] & _NUD_RESOLVED:
+            found[each["ifindex"]].append(ip_address(each.get_attr("NDA_DST")))
+    return {ifindex: tuple(sorted(addresses)) for ifindex, addresses in found.items()}
+
+
+async def _links_and_egress(kernel: AsyncIPRoute, address: IPAddress) -> tuple[list[Link], Link | None]:
+    links = [link_from(each) async for each in await kernel.link("dump", ext_mask=_RTEXT_FILTER_SKIP_STATS)]
+    try:
+        [answer, *_] = await kernel.route("get", dst=str(address), family=_FAMILIES[address.version])
+    except NetlinkError:  # unreachable or prohibited
+        return sorted(links, key=lambda link: link.ifindex), None
+    index = answer.get_attr("RTA_OIF")
+    return sorted(links, key=lambda link: link.ifindex), next((each for each in links if each.ifindex == index), None)
+
+
+async def _resolved(kernel: AsyncIPRoute, gateways: tuple[GatewayUse, ...]) -> set[GatewayUse]:
+    found = set()
+    for gateway in gateways:
+        try:
+            answers = await kernel.neigh("get", ifindex=gateway.ifindex, dst=str(gateway.address))
+        except NetlinkError:  # there is no such entry, or no such link
+            continue
+        if any(each["state"] & _NUD_RESOLVED for each in answers):
+            found.add(gateway)
+    return found
+
+
+# Messages
+
+
+def link_from(message: Message) -> Link:
+    """Read RTM_NEWLINK: struct ifinfomsg, linux/if_link.h."""
+    info = message.get_attr("IFLA_LINKINFO")
+    return Link(
+        ifindex=message["index"],
+        name=message.get_attr("IFLA_IFNAME"),
+        mac=message.get_attr("IFLA_ADDRESS") or "",
+        up=bool(message["flags"] & _IFF_UP),
+        mtu=message.get_attr("IFLA_MTU") or 0,
+        kind=info.get_attr("IFLA_INFO_KIND") if info is not None else None,
+        master=message.get_attr("IFLA_MASTER"),
+        hardware=message["ifi_type"],
+        ipv6=_ipv6_settings(message),
+    )
+
+
+def _ipv6_settings(message: Message) -> IPv6Settings:
+    families = message.get_attr("IFLA_AF_SPEC")
+    family = families.get_attr("AF_INET6") if families is not None else None
+    values = family.get_attr("IFLA_INET6_CONF") if family is not None else None
+    if values is None:  # no IPv6 on this link, or ipv6.disable=1
+        return IPv6Settings(disabled=True)
+    return IPv6Settings(bool(values["disable_ipv6"]), bool(values["forwarding"]), values["accept_ra"])
+
+
+def address_from(message: Message) -> KernelAddress:
+    """Read RTM_NEWADDR: struct ifaddrmsg. IFA_LOCAL is the address where IFA_ADDRESS is that of a tunnel's peer."""
+    flags = message.get_attr("IFA_FLAGS") or message["flags"]
+    text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+    connected = not flags & _IFA_F_NOPREFIXROUTE
+    address = Address(message["index"], ip_address(text), message["prefixlen"], connected)
+    return KernelAddress(address, owned=message.get_attr("IFA_PROTO") == PROTOCOL)
+
+
+def route_from(message: Message) -> Route:
+    """Read RTM_NEWROUTE: struct rtmsg. The ifindex is 0 for a route without a link, or with several."""
+    gateway = message.get_attr("RTA_GATEWAY")
+    return Route(
+        table=message.get_attr("RTA_TABLE") or message["table"],
+        ifindex=message.get_attr("RTA_OIF") or 0,
+        destination=_network(message["family"], message.get_attr("RTA_DST"), message["dst_len"]),
+        gateway=ip_address(gateway) if gateway is not None else None,
+    )
+
+
+def rule_from(message: Message) -> Rule:
+    """Read RTM_NEWRULE: struct fib_rule_hdr."""
+    source, to = message["src_len"], message["dst_len"]
+    selector = None
+    if source or to:
+        text = message.get_attr("FRA_SRC" if source else "FRA_DST")
+        selector = _network(message["family"], text, source or to)
+    return Rule(
+        priority=message.get_attr("FRA_PRIORITY") or 0,
+        version=4 if message["family"] == socket.AF_INET else 6,
+        selector=selector,
+        table=message.get_attr("FRA_TABLE") or message["table"],
+        suppress=message.get_attr("FRA_SUPPRESS_PREFIXLEN") == 0,
+        to=bool(to and not source),
+        local=message.get_attr("FRA_IIFNAME") == "lo",
+    )
+
+
+def _network(family: int, text: str | None, length: int) -> IPNetwork:
+    """Return a network; all zeros without a text. Rules of other programs may have host bits."""
+    if family == socket.AF_INET:
+        return IPv4Network((text or "0.0.0.0", length), strict=False)  # noqa: S104
+    return IPv6Network((text or "::", length), strict=False)

@@ -25,7 +25,6 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-from cloud_network.fetcher.kept import Kept
 from cloud_network.fetcher.metadata.http import Client, Response
 from cloud_network.fetcher.metadata.model import (
     Instance,
@@ -51,7 +50,7 @@ _TOKEN_TTL = 21600  # seconds, the longest that EC2 grants
 _KEY = re.compile(r"[A-Za-z0-9._:=+@-]+/?")
 _FIXED, _EACH = 5, 12  # requests that a refresh may cost, and for each interface …
 _LOOK = 2.0  # seconds that it may take to see whether the server still answers
-_RESERVED = 3  # … of which so many are kept for a new session token and for the look whether the server still answers
+_RESERVED = 5  # … of which so many are kept for a new session token and for the look whether the server still answers
 
 # What the network is made of; the rest of an interface is only shown.
 _NETWORK_KEYS = (
@@ -87,7 +86,6 @@ class Aws:
         self._listed: dict[str, set[str]] = {}  # MAC → what its directory has
         self._last: Instance | None = None
         self._doubled: list[Interface] = []
-        self._kept = Kept()
 
     def fetch(self) -> Instance:
         """See Provider. At most 5 + 12 requests an interface; facts that find no room wait for the next refresh."""
@@ -97,7 +95,6 @@ class Aws:
             raise MetadataError("invalid", f"{_MACS}: names no interface; every instance has one")
         self._cards = {mac: self._cards[mac] for mac in macs if mac in self._cards}
         self._listed = {}
-        self._kept.turn()
         trees: dict[str, dict[str, str]] = {}
         interfaces: list[Interface] = []
         problems: list[Problem] = []
@@ -108,7 +105,7 @@ class Aws:
                 if self._is_without_addresses(mac):
                     notices.append(f"{_MACS}{mac}/: no address, as of an EFA-only interface: nothing is configured")
                     continue
-                interfaces.append(self._kept(_interface, self._kept.same(mac, tree)))
+                interfaces.append(_interface(tree))
                 trees[mac] = tree
             except MetadataError as error:
                 if error.kind not in ("invalid", "changed"):

@@ -17,7 +17,6 @@ import re
 from ipaddress import IPv4Address, ip_interface, ip_network
 from typing import Any
 
-from cloud_network.fetcher.kept import Kept
 from cloud_network.fetcher.metadata.http import Client, Response
 from cloud_network.fetcher.metadata.model import (
     Instance,
@@ -67,7 +66,6 @@ class Gcp:
     def __init__(self, client: Client | None = None) -> None:
         self.client = client or Client(ENDPOINT, ENDPOINT6)
         self.unread = False
-        self._kept = Kept()
         self._watcher = self.client.another()
         self._read_etag = ""  # of what `fetch` last read …
         self._seen_etag = ""  # … and of what `wait` last saw
@@ -75,8 +73,7 @@ class Gcp:
     def fetch(self) -> Instance:
         """See Provider."""
         answer = self.client.request("GET", _ALL, _HEADERS)
-        self._kept.turn()
-        found = instance(parse(_googles(answer, _ALL), _ALL), self._kept)
+        found = instance(parse(_googles(answer, _ALL), _ALL))
         self._read_etag = answer.headers.get("etag", "")
         return found
 
@@ -127,15 +124,14 @@ def _googles(answer: Response, path: str) -> str:
     return answer.text(path)
 
 
-def instance(root: Node, kept: Kept | None = None) -> Instance:
-    """What /computeMetadata/v1/?recursive=true says. `kept`: what was made of it the last time."""
-    kept = kept or Kept()
+def instance(root: Node) -> Instance:
+    """Return what /computeMetadata/v1/?recursive=true says."""
     nodes = root.at("instance").items("networkInterfaces")
     order = {node.path: position for position, node in enumerate(nodes)}
     found = each(
         nodes,
         lambda node: node.at("mac").mac(),
-        lambda node, mac: kept(_interface, kept.same(mac, (node.value, node.path, mac, order[node.path]))),
+        lambda node, mac: _interface(node, mac, order[node.path]),
     )
     return Instance(NAME, *found, system=_system(root.value))
 
@@ -156,9 +152,8 @@ def _system(document: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _interface(said: tuple[Any, str, str, int]) -> Interface:
-    """Of (what stands there, where, MAC, position)."""
-    node, mac, position = Node(*said[:2]), *said[2:]
+def _interface(node: Node, mac: str, position: int) -> Interface:
+    """Return the interface at `node`, the `position`-th in the document."""
     addresses, subnets, gateways = list[IPInterface](), list[IPNetwork](), list[IPAddress]()
     if own := _given(node, "ip"):
         subnets.append(_subnet(own, node.find("subnetmask")))

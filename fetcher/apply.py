@@ -1,0 +1,238 @@
+"""Client of netagent: check a plan, apply it in groups of links, confirm each or roll it back.
+
+Links are independent where no address or rule moves between them. All secondary links are applied first and the link
+that carries the metadata connection and the default route last, so that a change which breaks something is rolled back
+without the others. If the group of the secondary links fails, each of them is applied alone.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cloud_network.fetcher.network.plan import COMMON, Plan, is_removal, link_of
+from cloud_network.fetcher.network.rules import Interval, IntervalIndex
+from cloud_network.netagent import protocol
+from cloud_network.netagent.operations import AddressAdd, AddressRemove, Operation, RuleAdd, RuleRemove
+from cloud_network.netagent.protocol import (
+    MAX_FRAME,
+    MAX_OPS,
+    Apply,
+    Check,
+    CheckAnswer,
+    Confirm,
+    Flush,
+    Hello,
+    Malformed,
+    Message,
+    Refused,
+    Request,
+    Rollback,
+    Verdict,
+)
+
+_ANSWER_SECONDS = 30
+_TIMEVAL = struct.Struct("@ll")  # struct timeval
+
+
+class NetagentError(Exception):
+    """netagent could not be reached or hung up: nothing was changed, or what was changed is rolled back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """netagent's last word on one request."""
+
+    verdict: str  # applied, confirmed, refused, rolled back
+    request: str = ""
+    ops: int = 0
+    reason: str | None = None
+    refused: Refused | None = None
+    errnos: tuple[int | None, ...] = ()  # of each operation, after the kernel refused one
+
+
+class Netagent:
+    """A connection to netagent for one pass."""
+
+    def __init__(self, path: str = protocol.SOCKET) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # Timeouts of the kernel: a socket with Python's own would fail with EAGAIN while netagent's queue is full.
+        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(_ANSWER_SECONDS, 0))
+        try:
+            self._socket.connect(path)
+            if os.geteuid() == 0:
+                self._socket.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, protocol.ROOT)])
+            answer = self._ask(Hello(protocol.VERSION))
+        except OSError as error:
+            self.close()
+            raise NetagentError(f"{path}: {error.strerror or error}; is cloud-network-netagent running?") from None
+        except NetagentError:
+            self.close()
+            raise
+        if answer["verdict"] != Verdict.OK:
+            self.close()
+            raise NetagentError(
+                f"netagent speaks version {answer.get('version')} of the protocol, not {protocol.VERSION}; "
+                "install one release, then: systemctl restart cloud-network-netagent cloud-network-fetcher"
+            )
+
+    def __enter__(self) -> Netagent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up. netagent rolls back what was applied and not confirmed."""
+        self._socket.close()
+
+    def check(self, ops: Plan) -> CheckAnswer:
+        """Return what `apply` would refuse of at most MAX_OPS operations."""
+        answer = self._ask(Check(ops))
+        if answer["verdict"] != Verdict.OK:
+            refused = Refused.from_wire(answer)
+            return CheckAnswer(1, (refused,))
+        return CheckAnswer.from_wire(answer)
+
+    def apply(self, ops: Plan, confirm_within: float) -> Outcome:
+        """Apply at most MAX_OPS operations. They are rolled back unless `confirm` follows within the time."""
+        request = os.urandom(8).hex()
+        answer = self._ask(Apply(request, ops, max(1, round(confirm_within))))
+        refused = Refused.from_wire(answer) if answer["verdict"] == Verdict.REFUSED else None
+        errnos = tuple(answer.get("errnos", ()))
+        return Outcome(answer["verdict"], request, len(ops), _reason(answer), refused, errnos)
+
+    def confirm(self, applied: Outcome) -> Outcome:
+        """Keep what was applied."""
+        answer = self._ask(Confirm(applied.request))
+        return Outcome(answer["verdict"], applied.request, applied.ops, _reason(answer))
+
+    def roll_back(self, applied: Outcome, reason: str) -> Outcome:
+        """Undo what was applied."""
+        self._ask(Rollback(applied.request))
+        return Outcome(Verdict.ROLLED_BACK.value, applied.request, applied.ops, reason)
+
+    def flush(self) -> Outcome:
+        """Remove everything that is owned. That is not confirmed and not rolled back."""
+        request = os.urandom(8).hex()
+        answer = self._ask(Flush(request))
+        return Outcome(answer["verdict"], request, answer.get("done") or 0, _reason(answer))
+
+    def _ask(self, request: Request) -> Message:
+        try:
+            self._socket.sendall(protocol.encode(request.to_wire()))
+            (size,) = protocol.HEADER.unpack(self._receive(protocol.HEADER.size))
+            answer = protocol.decode(self._receive(min(size, MAX_FRAME)))
+        except (OSError, Malformed) as error:
+            raise NetagentError(f"netagent does not answer: {error}") from None
+        if not isinstance(answer, dict) or not isinstance(answer.get("verdict"), str):
+            raise NetagentError("netagent's answer has no verdict")
+        return answer
+
+    def _receive(self, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            chunk = self._socket.recv(size - len(data))
+            if not chunk:
+                raise NetagentError("netagent hung up in the middle of an answer")
+            data += chunk
+        return bytes(data)
+
+
+def _reason(answer: dict[str, Any]) -> str | None:
+    """Return the reason in an answer, with the key that would allow it."""
+    if answer.get("reason") is None:
+        return None
+    allow = f"; to allow it, set {answer['allow']}" if answer.get("allow") else ""
+    return f"{answer['reason']}{allow}"
+
+
+def explain(refused: Refused) -> str:
+    """Return a refusal for the operator: the reason, and the key that would allow it."""
+    return f"{refused.reason}; to allow it, set {refused.allow}" if refused.allow else refused.reason
+
+
+def transact(
+    agent: Netagent, ops: Plan, confirm_within: float, broken: Callable[[], str | None]
+) -> tuple[Outcome, int]:
+    """Apply `ops` and confirm them, or roll them back if `broken` returns a reason.
+
+    More than MAX_OPS are applied and confirmed part by part. Returns the last outcome, and how many were confirmed.
+    """
+    done, outcome = 0, Outcome(Verdict.CONFIRMED.value)
+    for start in range(0, len(ops), MAX_OPS):
+        part = ops[start : start + MAX_OPS]
+        outcome = agent.apply(part, confirm_within)
+        if outcome.verdict != Verdict.APPLIED:
+            return outcome, done
+        reason = broken()
+        outcome = agent.confirm(outcome) if reason is None else agent.roll_back(outcome, reason)
+        if outcome.verdict != Verdict.CONFIRMED:
+            return outcome, done
+        done += len(part)
+    return outcome, done
+
+
+# Groups of links
+
+
+def components(plan: Plan, table_base: int) -> list[Plan]:
+    """Split a plan by link. Links between which an address moves, or whose rules depend on each other's addresses, stay
+    together. Rules of no link are added with the first part and removed with the last.
+    """
+    links = dict.fromkeys(link_of(op, table_base) for op in plan)
+    links.pop(COMMON, None)
+    head = dict(zip(links, links, strict=True))
+
+    def find(link: int) -> int:
+        while head[link] != link:
+            link = head[link]
+        return link
+
+    for one, other in _coupled(plan, table_base):
+        head[find(one)] = find(other)
+    parts: dict[int, list[Operation]] = {find(link): [] for link in links}
+    common = [op for op in plan if link_of(op, table_base) == COMMON]
+    for op in plan:
+        if (link := link_of(op, table_base)) != COMMON:
+            parts[find(link)].append(op)
+    if not parts:
+        return [tuple(common)] if common else []
+    split = list(parts.values())
+    split[0] = _with_common(split[0], [op for op in common if not is_removal(op)])
+    split[-1] += [op for op in common if is_removal(op)]
+    return [tuple(part) for part in split]
+
+
+def _with_common(ops: list[Operation], common: list[Operation]) -> list[Operation]:
+    """Put rules of no link before the removals of rules, which come last."""
+    at = next((at for at, op in enumerate(ops) if isinstance(op, RuleRemove)), len(ops))
+    return ops[:at] + common + ops[at:]
+
+
+def _coupled(plan: Plan, table_base: int) -> Iterable[tuple[int, int]]:
+    """Yield pairs of links that must be changed together."""
+    changes = [
+        Interval.of_address(op.interface.ip, op.link) for op in plan if isinstance(op, AddressAdd | AddressRemove)
+    ]
+    index = IntervalIndex(changes)
+    for change in changes:
+        yield from ((change.link, each.link) for each in index.overlapping(change) if each.link != change.link)
+    for op in plan:
+        if isinstance(op, RuleAdd) and op.local:
+            link = link_of(op, table_base)
+            near = index.overlapping(Interval.of_network(op.selector))
+            yield from ((link, each.link) for each in near if each.link != link)
+
+
+def groups(parts: Sequence[Plan], primary: set[int], table_base: int) -> list[Plan]:
+    """Return the parts of secondary links together, and then those with a link of `primary`."""
+    first = [part for part in parts if not primary & {link_of(op, table_base) for op in part}]
+    last = [part for part in parts if part not in first]
+    together = tuple(op for part in first for op in part)
+    return [group for group in (together, *last) if group]
