@@ -37,7 +37,7 @@ class Host:
     rejections: Rejections
     links: Mapping[int, Link]
     holders: Mapping[IPAddress, tuple[int, ...]]  # the links that have an address and keep it
-    networks: IntervalIndex  # of the addresses that the links have
+    networks: IntervalIndex  # of the addresses that links have and we do not manage
 
     @property
     def prefixes(self) -> Prefixes:
@@ -89,6 +89,7 @@ def index_host(
     networks = IntervalIndex(
         Interval.around(address, kernel.address.prefix, ifindex)
         for (ifindex, address), kernel in actual.addresses.items()
+        if not kernel.owned or ifindex in unmanaged
     )
     links = {link.ifindex: link for link in actual.links}
     return Host(instance, config, actual, rejections, links, holders, networks)

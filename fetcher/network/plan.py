@@ -75,7 +75,7 @@ def _renewals(goal: LinkGoal, actual: Actual) -> Iterator[Operation]:
     """
     for address in goal.addresses:
         kernel = actual.addresses.get((address.ifindex, address.address))
-        if not address.connected or kernel is None or not kernel.owned or kernel.address.prefix == address.prefix:
+        if not address.connected or kernel is None or not kernel.owned or kernel.address == address:
             continue
         subnet = ip_network((address.address, address.prefix), strict=False)
         wanted = {each.address for each in goal.addresses}
