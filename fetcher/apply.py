@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,9 +181,11 @@ def transact(
 # Groups of links
 
 
-def components(plan: Plan, table_base: int) -> list[Plan]:
-    """Split a plan by link. Links between which an address moves, or whose rules depend on each other's addresses, stay
-    together. Rules of no link are added with the first part and removed with the last.
+def components(plan: Plan, table_base: int, primary: Collection[int] = ()) -> list[Plan]:
+    """Split a plan by link, parts with a link of `primary` last.
+
+    Links between which an address moves, or whose rules depend on each other's addresses, stay together. Rules of no
+    link are added with the first part and removed with the last.
     """
     links = dict.fromkeys(link_of(op, table_base) for op in plan)
     links.pop(COMMON, None)
@@ -203,7 +205,8 @@ def components(plan: Plan, table_base: int) -> list[Plan]:
             parts[find(link)].append(op)
     if not parts:
         return [tuple(common)] if common else []
-    split = list(parts.values())
+    last = {find(link) for link in links if link in primary}
+    split = [part for _, part in sorted(parts.items(), key=lambda item: item[0] in last)]
     split[0] = _with_common(split[0], [op for op in common if not is_removal(op)])
     split[-1] += [op for op in common if is_removal(op)]
     return [tuple(part) for part in split]
@@ -224,15 +227,15 @@ def _coupled(plan: Plan, table_base: int) -> Iterable[tuple[int, int]]:
     for change in changes:
         yield from ((change.link, each.link) for each in index.overlapping(change) if each.link != change.link)
     for op in plan:
-        if isinstance(op, RuleAdd) and op.local:
+        if isinstance(op, RuleAdd | RuleRemove) and op.local:
             link = link_of(op, table_base)
             near = index.overlapping(Interval.of_network(op.selector))
             yield from ((link, each.link) for each in near if each.link != link)
 
 
-def groups(parts: Sequence[Plan], primary: set[int], table_base: int) -> list[Plan]:
+def groups(parts: Sequence[Plan], table_base: int, primary: Collection[int]) -> list[Plan]:
     """Return the parts of secondary links together, and then those with a link of `primary`."""
-    first = [part for part in parts if not primary & {link_of(op, table_base) for op in part}]
+    first = [part for part in parts if not any(link_of(op, table_base) in primary for op in part)]
     last = [part for part in parts if part not in first]
     together = tuple(op for part in first for op in part)
     return [group for group in (together, *last) if group]

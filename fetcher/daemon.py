@@ -126,7 +126,7 @@ class Daemon:
         )
         if isinstance(self._provider, Waiting):
             changed = partial(loop.call_soon_threadsafe, self._on_metadata_change)
-            threading.Thread(target=_watch, args=(self._provider, changed), name="watch", daemon=True).start()
+            threading.Thread(target=watch_metadata, args=(self._provider, changed), name="watch", daemon=True).start()
         async with asyncio.TaskGroup() as tasks:
             background = [
                 tasks.create_task(each)
@@ -258,6 +258,7 @@ class Daemon:
         if report.succeeded:
             self._succeeded.set()
         self._notifier.status(self._reporter.summary(self._provider.client.endpoint))
+        self._wake.set()  # a command or a reload may have moved the deadlines
 
     async def _warn_of_networkd(self) -> None:
         self._networkd.warn()
@@ -322,8 +323,9 @@ class Daemon:
 
     async def _purge(self) -> None:
         if self._config.purge is Purge.ON_STOP:
-            removed = await _attempt(self._flush_command)
-            logger.info("Purge: removed %s", removed)
+            answer = await _attempt(self._flush_command)
+            if answer is not None:
+                logger.info("Purge: removed %d addresses, routes and rules (%s)", answer["removed"], answer["request"])
 
 
 def configure(config: Config, provider: Provider) -> None:
@@ -354,7 +356,7 @@ def _read_result(reading: Reading, report: PassReport) -> ReadResult:
     return ReadResult(complete=complete, unread_facts=reading.unread_facts, needs_proof=report.unproven)
 
 
-def _watch(provider: Waiting, changed: Callable[[], object]) -> None:
+def watch_metadata(provider: Waiting, changed: Callable[[], object]) -> None:
     """Wait for changes of the metadata, in a thread of its own, and report each."""
     backoff = Backoff(_WATCH_FIRST, _WATCH_LONGEST)
     while True:

@@ -35,6 +35,7 @@ from cloud_network.fetcher.network.plan import (
     COMMON,
     Plan,
     added_object,
+    count_changes,
     in_ip_syntax,
     is_removal,
     link_of,
@@ -44,6 +45,7 @@ from cloud_network.fetcher.network.plan import (
 from cloud_network.fetcher.rejections import LinkHolds, PlanRetry, RejectionTable
 from cloud_network.fetcher.reporting import Attempt, Comparison, Condition, PassReport, PlanAnswer, Snapshot, first_of
 from cloud_network.fetcher.schedule import NETAGENT_RETRY
+from cloud_network.netagent.operations import RouteReplace
 from cloud_network.netagent.protocol import MAX_OPS, Code, Refused, Verdict
 
 logger = logging.getLogger(__name__)
@@ -126,7 +128,7 @@ class Reconciler:
             return PassReport(reading=reading, kernel_error=str(error))
         removals = tuple(filter(is_removal, here.changes))
         if not self._memory.proof.accept(here.snapshot.metadata, removes=bool(removals)):
-            logger.info("metadata: no longer list everything (%s); confirming before removal", summary(removals))
+            logger.info("metadata: list less than before: %s; confirming before removal", summary(removals))
             return PassReport(reading=reading, unproven=True)
         self._known = here.snapshot.metadata
         return replace(self._converge(fresh=True, kernel_changed=kernel_changed), reading=reading)
@@ -212,8 +214,8 @@ class Reconciler:
 
     def _apply(self, here: Comparison, ops: Plan, run: _Pass) -> Comparison:
         """Have netagent apply the plan, planning anew after each refusal. Returns the state afterwards."""
-        logger.info("applying %d changes (%s)", len(ops), summary(ops))
-        self._status(f"applying {len(ops)} changes ({summary(ops)})")
+        logger.info("applying %s", summary(ops))
+        self._status(f"applying {summary(ops)}")
         try:
             with Netagent() as agent:
                 for _ in range(MAX_ROUNDS):
@@ -255,7 +257,7 @@ class Reconciler:
         if len(ops) <= MAX_OPS:
             return ops
         taken: list[Plan] = []
-        for part in components(ops, base):
+        for part in components(ops, base, self._primary(here)):
             if taken and sum(map(len, taken)) + len(part) > MAX_OPS:
                 break
             taken.append(part)
@@ -270,8 +272,9 @@ class Reconciler:
         """Apply groups of links. Return True if the pass must plan anew: there is a lesson, or more to do."""
         base = self._config.route_table_base
         again = len(here.feasible) > MAX_OPS
-        parts = components(ops, base)
-        queue = groups(parts, self._primary(here), base)
+        primary = self._primary(here)
+        parts = components(ops, base, primary)
+        queue = groups(parts, base, primary)
         while queue:
             group = queue.pop(0)
             check = _Confirmation(self._provider, here, group, self._config)
@@ -298,7 +301,7 @@ class Reconciler:
     def _count_confirmed(self, ops: Plan, run: _Pass) -> None:
         if not ops:
             return
-        logger.info("netagent: %d changes confirmed", len(ops))
+        logger.info("netagent: %s confirmed", count_changes(len(ops)))
         self._memory.conflicts.made(ops)
         for link in {link_of(op, self._config.route_table_base) for op in ops}:
             self._memory.holds.confirmed(link)
@@ -362,6 +365,7 @@ def _difference(snapshot: Snapshot, rejections: Rejections) -> tuple[Desired, Pl
     return wanted, plan(wanted, snapshot.actual, may_remove=snapshot.metadata.complete)
 
 
+_GATEWAYS_KEY = "[Netagent] AllowGateways="
 _SILENT = Rejection(
     "it does not answer ARP or neighbour discovery, and is not used; check the gateway in the metadata",
     Cause.GATEWAY,
@@ -426,11 +430,21 @@ def _refusals(refusals: tuple[Refused, ...], ops: Plan) -> dict[Object, Rejectio
         if refused.link is not None:
             found[LinkSettings(refused.link, None)] = Rejection(explain(refused), cause)
             continue
-        rejected = added_object(ops[refused.position]) if refused.position is not None else None
+        rejected = _refused_object(refused, ops)
         if rejected is not None:
             found[rejected] = Rejection(explain(refused), cause, dependent=refused.depends_on is not None)
     # What depends on something refused may be accepted once that has another form, or is left out by `desired`.
     return {each: rejection for each, rejection in found.items() if not rejection.dependent} or found
+
+
+def _refused_object(refused: Refused, ops: Plan) -> Object | None:
+    """Return what is refused: what the operation makes, or its gateway if that is the reason."""
+    if refused.position is None:
+        return None
+    op = ops[refused.position]
+    if isinstance(op, RouteReplace) and op.gateway is not None and (refused.allow or "").startswith(_GATEWAYS_KEY):
+        return GatewayUse(op.link, op.gateway)
+    return added_object(op)
 
 
 def _lessons(outcome: Outcome, ops: Plan, check: _Confirmation) -> dict[Object, Rejection]:

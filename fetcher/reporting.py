@@ -16,7 +16,7 @@ from cloud_network.fetcher.metadata.model import Instance
 from cloud_network.fetcher.metadata.reading import Reading
 from cloud_network.fetcher.network.matching import Matches
 from cloud_network.fetcher.network.objects import Actual, Desired
-from cloud_network.fetcher.network.plan import Plan
+from cloud_network.fetcher.network.plan import Plan, count_changes
 from cloud_network.fetcher.state import StateDirectory, StateError, boot_id
 from cloud_network.fetcher.status import RENEWAL, ConflictStatus, LastError, Status, new_status, rfc3339
 
@@ -205,7 +205,7 @@ class Reporter:
         reason = f"; {error['kind']}: {error['message']}" if error else ""
         if not reason and status["unknown_macs"]:
             reason = "; not on this host: " + ", ".join(status["unknown_macs"])
-        return f"{count}, {missing} changes to make{reason}"
+        return f"{count}, {count_changes(missing)} to make{reason}"
 
     # Parts of a report
 

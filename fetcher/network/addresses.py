@@ -152,10 +152,11 @@ def _take_addresses(
             if not form.dependent and form.cause is not Cause.CONFLICT:
                 text = f"{address} of {link.name}: {form.reason}"
                 withheld.append(Withheld(text, form.cause is Cause.WAITING))
-            continue
-        carried.add(subnet)
-        usable.addresses.append(form)
-        usable.sources.append(address)
+        else:
+            usable.addresses.append(form)
+            usable.sources.append(address)
+        if carries and not (isinstance(form, Rejection) and form.cause is Cause.CONFLICT):
+            carried.add(subnet)  # or, if its length is refused, no other address gets it either
 
 
 def _form(

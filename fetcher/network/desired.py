@@ -229,9 +229,7 @@ def _gateway(interface: Interface, link: Link, version: int, host: Host) -> IPAd
 
 def _is_refused(gateway: IPAddress, link: Link, host: Host) -> bool:
     """Return True if the gateway does not resolve, or netagent does not accept it."""
-    default = host.rejection(Route(host.table(link), link.ifindex, EVERYTHING[gateway.version], gateway))
-    by_policy = default is not None and default.cause is not Cause.CONFLICT
-    return by_policy or GatewayUse(link.ifindex, gateway) in host.rejections
+    return GatewayUse(link.ifindex, gateway) in host.rejections
 
 
 def _unreachable(interface: Interface, link: Link, table: Iterable[Route], host: Host) -> Iterator[str]:

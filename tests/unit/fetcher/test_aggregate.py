@@ -16,7 +16,20 @@ from cloud_network.fetcher.network.rules import Interval, IntervalIndex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.fetcher.values import BASE, FIRST, clouds, configs, goal_of, has, host, hosts, instance, interface, link, wanted
+from tests.unit.fetcher.values import (
+    BASE,
+    FIRST,
+    clouds,
+    configs,
+    goal_of,
+    has,
+    host,
+    hosts,
+    instance,
+    interface,
+    link,
+    wanted,
+)
 
 MINE, OTHERS, FREE = 2, 3, None
 HOME = ip_network("10.0.1.8/29")
