@@ -98,8 +98,11 @@ def _run(config: Config, path: Path) -> None:
     reconciler = Reconciler(config, provider, status=notifier.status)
     try:
         asyncio.run(Daemon(config, provider, reconciler, reporter, notifier, path).run())
-    except* PassHungError as group:
-        raise SystemExit(f"cloud-network-fetcher: {group.exceptions[0]}") from None
+    except ExceptionGroup as group:
+        hung = group.subgroup(PassHungError)
+        if hung is None:
+            raise
+        raise SystemExit(f"cloud-network-fetcher: {hung.exceptions[0]}; systemd starts it again") from None
 
 
 def _report_bad_configuration(error: Exception) -> None:

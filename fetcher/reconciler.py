@@ -23,6 +23,7 @@ from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.network.desired import desired
 from cloud_network.fetcher.network.matching import managed, match_links, with_leases
 from cloud_network.fetcher.network.objects import (
+    Actual,
     Cause,
     Desired,
     GatewayUse,
@@ -168,16 +169,25 @@ class Reconciler:
 
     # Comparing
 
+    def _compare_again(self, here: Comparison) -> Comparison:
+        """Read the kernel after our own changes, which do not lift refusals, and compare. Raises KernelError."""
+        snapshot = self._snapshot(here.snapshot.metadata, kernel.read())
+        self._memory.rejections.settle(snapshot.actual)
+        return self._plan(snapshot)
+
     def _compare(self, metadata: Instance, *, proof: bool = False, kernel_changed: bool = False) -> Comparison:
         """Read the kernel and compare. Raises KernelError."""
         actual = kernel.read()
         if proof:
             plugged = {link.mac for link in actual.links if link.up}
             metadata = self._memory.proof.keep_missing(metadata, self._known, plugged)
+        snapshot = self._snapshot(metadata, actual)
+        self._memory.rejections.update(snapshot.instance, self._config, actual, kernel_changed=kernel_changed)
+        return self._plan(snapshot)
+
+    def _snapshot(self, metadata: Instance, actual: Actual) -> Snapshot:
         matches = match_links(metadata, self._config, actual.links)
-        instance = with_leases(metadata, matches, actual)
-        self._memory.rejections.update(instance, self._config, actual, kernel_changed=kernel_changed)
-        return self._plan(Snapshot(metadata, instance, matches, self._config, actual))
+        return Snapshot(metadata, with_leases(metadata, matches, actual), matches, self._config, actual)
 
     def _plan(self, snapshot: Snapshot) -> Comparison:
         """Plan with the present rejections."""
@@ -202,7 +212,6 @@ class Reconciler:
                     here = self._apply(here, ops, run)
         except kernel.KernelError as error:
             return PassReport(kernel_error=str(error), attempts=tuple(run.attempts))
-        memory.rejections.settle(here.snapshot.actual)
         return self._report(here, run, read_first)
 
     def _can_confirm(self, fresh: bool) -> bool:
@@ -221,13 +230,13 @@ class Reconciler:
                 for _ in range(MAX_ROUNDS):
                     here, checked = self._checked(agent, here)
                     again = bool(checked) and self._apply_groups(agent, here, checked, run)
-                    here = self._compare(here.snapshot.metadata)
+                    here = self._compare_again(here)
                     if not again:
                         break
         except NetagentError as error:
             run.attempts.append(Attempt("unreachable", None, str(error), 0))
             run.failure, run.unreachable = str(error), True
-            here = self._compare(here.snapshot.metadata)
+            here = self._compare_again(here)
         if run.failure is None:
             self._memory.retry.clear()
         else:
@@ -296,6 +305,7 @@ class Reconciler:
                 again = True
             else:
                 run.failure = f"{outcome.verdict}: {outcome.reason}"
+                break  # the other groups could not be confirmed either
         return again and run.failure is None
 
     def _count_confirmed(self, ops: Plan, run: _Pass) -> None:

@@ -16,7 +16,7 @@ from cloud_network.fetcher.network.objects import ARPHRD_ETHER, Actual
 
 Clock = Callable[[], float]
 
-PASS_DEADLINE = 300.0
+PASS_DEADLINE = 900.0
 """A pass that takes longer hangs: the daemon ends, and systemd starts it again."""
 READ_DEADLINE = 120.0
 """The longest read of the whole metadata, however many requests it takes."""

