@@ -6,6 +6,7 @@ What goes wrong is a MetadataError of a kind: `unreachable`, `timeout`, `truncat
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 import time
@@ -134,6 +135,7 @@ class Client:
         self._endpoints = deque(endpoints)
         self.kinds: tuple[str, ...] = ()  # link kinds that count as the cloud's besides plain ones: AllowKinds=
         self.requests = 0
+        self.ends = math.inf  # time.monotonic() after which nothing more is asked: the deadline of a whole read
         self.interface = ""  # by which the server was reached last; "": not bound to an interface
         self._session: requests.Session | None = None
         self._adapter = _BoundAdapter("")
@@ -154,7 +156,11 @@ class Client:
 
         `seconds` is the time for the next bytes; the whole answer may take twice as long.
         """
+        left = self.ends - time.monotonic()
+        if left <= 0:
+            raise MetadataError("timeout", f"{method} {path}: the time for the whole read of the metadata is over")
         self.requests += 1
+        seconds = min(seconds, left)
         first: MetadataError | None = None
         for _ in range(len(self._endpoints)):
             try:

@@ -1,349 +1,267 @@
-"""The state that the kernel must have, from the metadata, the configuration and the host's links. Pure.
+"""Instance, configuration and the host's state -> what the kernel must hold. Pure.
 
-Each link has a table T = RouteTableBase + ifindex, and each of its sources has rules in three steps:
-  1. from SOURCE lookup T suppress_prefixlength 0      the link's own subnets and the siblings' subnets
-  2. lookup main suppress_prefixlength 0               routes in main more specific than a default
-  3. from SOURCE lookup T                              everything else leaves by the link that owns the source
-`rules` describes SOURCE.
+A link's table T = RouteTableBase + ifindex holds the link's own subnets on link, the metadata's further routes by the
+gateways that they name, every sibling's subnets by this link's gateway, and a default route. Without the siblings'
+subnets a neighbour in one subnet could not reach an address in another: the reply would take the connected route of the
+neighbour's subnet, with a source that the cloud drops there.
 
-T holds the link's own subnets on link, further routes of the metadata by their gateways, every sibling's subnets by
-this link's gateway, and a default route. The siblings' subnets are needed by neighbours in one subnet that reach an
-address in another: without them the reply would take the connected route of the neighbour's subnet, with a source that
-the cloud drops there.
+A link without a gateway (Vultr's private networks, IPv6 before the first router advertisement) has its own subnets in T
+and nothing else: other packets match nothing in steps 1 and 3 (see `rules`) and go on to main, as without us.
 
-A link without a gateway (Vultr's private networks, IPv6 before the first router advertisement) has only its own subnets
-in T. Other packets find no route in steps 1 and 3 and use main. Such a link is named in `notices`.
-
-What netagent would refuse (`allowed`) is left out and named, because netagent refuses a request as a whole.
+What netagent or the kernel refused before (`rejections`) is left out with what depends on it, and reported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
-from operator import itemgetter
+from collections.abc import Iterable, Iterator
 
-from cloud_network.fetcher.config import Config, Prefixes
-from cloud_network.fetcher.metadata.model import EVERYTHING, Instance, Interface, IPAddress, IPNetwork, host
-from cloud_network.fetcher.network.allowed import Allowed, within
-from cloud_network.fetcher.network.intervals import Interval, IntervalIndex, networks_of
-from cloud_network.fetcher.network.matching import match_links, with_dhcp_facts
+from cloud_network.fetcher.config import Config, Prefixes, Rules
+from cloud_network.fetcher.metadata.model import EVERYTHING, Instance, Interface, IPAddress, IPNetwork
+from cloud_network.fetcher.network.addresses import Host, UsableInterface, index_host, usable_interfaces
+from cloud_network.fetcher.network.matching import Matches, explain_mismatch, managed
 from cloud_network.fetcher.network.objects import (
     Actual,
-    Address,
+    Cause,
     Desired,
+    GatewayUse,
     Link,
     LinkGoal,
     LinkSettings,
+    Object,
     Rejection,
+    Rejections,
     Route,
     Rule,
+    Withheld,
 )
-from cloud_network.fetcher.network.rules import STEP, source_addresses, source_rules
-from cloud_network.netagent.protocol import TABLE_LOCAL, TABLE_MAIN
+from cloud_network.fetcher.network.rules import NO_LINK, Interval, IntervalIndex, main_rule, source_rules
+from cloud_network.netagent.claims import is_single, single, within
+from cloud_network.netagent.protocol import TABLE_LOCAL
 
-MIN_MTU = 1280  # of IPv6, RFC 8200, section 5; netagent sets no smaller one
-_DEFAULT_PREFIXES = {"gcp": Prefixes.LOCAL}  # as Google's guest agent; elsewhere as amazon-ec2-net-utils
-
-Networks = tuple[IPNetwork, ...]
-Via = tuple[IPNetwork, IPAddress]  # a destination and its gateway
+MIN_MTU = 1280
+"""Smallest MTU of a link with IPv6: RFC 8200, section 5."""
 
 
-@dataclass(frozen=True, slots=True)
-class HostView:
-    """The facts that the goal of every link depends on."""
-
-    instance: Instance  # completed from DHCP
-    actual: Actual
-    allowed: Allowed
-    networks: IntervalIndex  # of the addresses on all links of the host
-    sources: IntervalIndex  # each source address of the host with its link
-
-
-@dataclass(slots=True)
-class Claims:
-    """What the interfaces handled so far have, and a later one therefore cannot have."""
-
-    addresses: set[IPAddress] = field(default_factory=set)
-    ranges: set[IPNetwork] = field(default_factory=set)
-    networks: list[Interval] = field(default_factory=list)
-
-    def add(self, goal: LinkGoal) -> None:
-        """Claim what one link gets."""
-        self.addresses.update(each.address for each in goal.addresses)
-        self.ranges.update(goal.ranges)
-        self.networks += networks_of(goal.addresses)
-
-
-@dataclass(frozen=True, slots=True)
-class LinkTable:
-    """The content of a link's own table."""
-
-    routes: tuple[Route, ...] = ()
-    notices: tuple[str, ...] = ()
-
-    @property
-    def on_link(self) -> Networks:
-        """The networks that need no gateway."""
-        return tuple(route.destination for route in self.routes if route.gateway is None)
-
-
-def desired(instance: Instance, config: Config, actual: Actual) -> Desired:
-    """Return what the kernel must hold for `instance` on this host."""
-    matches = match_links(instance, config, actual.links)
-    instance = with_dhcp_facts(instance, matches, actual)
-    pairs = [(each, matches[each.mac]) for each in sorted(instance.interfaces, key=_order) if each.mac in matches]
-    managed = [(interface, link) for interface, link in pairs if link.name not in config.exclude]
-    unknown = tuple(interface.mac for interface in instance.interfaces if interface.mac not in matches)
-    unmanaged = _unmanaged_links(config, actual, {link.ifindex for _, link in managed}, unknown)
-    view = HostView(
-        instance,
-        actual,
-        Allowed(config, actual, unmanaged),
-        IntervalIndex(networks_of(kernel.address for kernel in actual.addresses.values())),
-        source_addresses(instance, matches, config, actual, unmanaged),
-    )
-    goals, claims = list[LinkGoal](), Claims()
-    for interface, link in managed:
-        goal = link_goal(interface, link, config, view, claims)
-        claims.add(goal)
-        goals.append(goal)
+def desired(
+    instance: Instance, matches: Matches, config: Config, actual: Actual, rejections: Rejections | None = None
+) -> Desired:
+    """Return what the kernel must hold for `instance` (with leases) on this host."""
+    rejections = rejections or {}
+    pairs = [pair for pair in managed(instance, matches, config) if _link_rejection(pair[1], rejections) is None]
+    unknown = {
+        each.mac: explain_mismatch(each.mac, actual.links, config)
+        for each in instance.interfaces
+        if each.mac not in matches
+    }
+    unmanaged = _unmanaged(config, actual, {link.ifindex for _, link in pairs}, matches, bool(unknown))
+    host = index_host(instance, config, actual, rejections, unmanaged)
+    notices, withheld = list(instance.notices), list(_rejected_links(matches, host))
+    usable = usable_interfaces(pairs, host, notices, withheld)
+    sources = _sources(usable, matches, host, unmanaged)
+    goals = [_link_goal(each, host, sources, notices, withheld) for each in usable]
     tables = frozenset(config.route_table_base + ifindex for ifindex in unmanaged)
-    rejections = dict.fromkeys(rejection for goal in goals for rejection in goal.rejections)
+    versions = {rule.version for goal in goals for rule in goal.rules}
+    versions |= {rule.version for rule in actual.rules if rule.table in tables}
+    main_rules = (main_rule(version, config) for version in sorted(versions))
     return Desired(
         links=tuple(goals),
-        common=_common_rules(goals, config, actual, tables),
-        matches=tuple(pairs),
+        common=tuple(rule for rule in main_rules if host.rejection(rule) is None),
         unknown_macs=unknown,
-        unmanaged_links=unmanaged,
+        unmanaged=unmanaged,
         unmanaged_tables=tables,
-        notices=(*instance.notices, *(notice for goal in goals for notice in goal.notices)),
-        withheld=tuple(each.text for each in rejections),
-        transient=frozenset(each.text for each in rejections if each.transient),
+        notices=tuple(notices),
+        withheld=tuple(dict.fromkeys(withheld)),
     )
 
 
-def _order(interface: Interface) -> tuple[int, int, str]:
-    """Put the primary interface first: in a subnet that two interfaces share, it keeps the connected route."""
-    number = interface.device_number if interface.device_number is not None else 1 << 16
-    return (number, interface.network_card, interface.mac)
-
-
-def _unmanaged_links(config: Config, actual: Actual, managed: set[int], unknown: Sequence[str]) -> frozenset[int]:
-    """Return links that Exclude= names and, while a MAC is unknown, all that are not named: one may be that MAC's."""
+def _unmanaged(config: Config, actual: Actual, ours: set[int], matches: Matches, unknown: bool) -> frozenset[int]:
+    """Return the links that stay as they are: excluded ones, interfaces of the cloud that we do not configure, and all
+    that the metadata do not name while they name a MAC that no link has, since any of them may be meant.
+    """
+    matched = {link.ifindex for link in matches.values()}
     return frozenset(
         link.ifindex
         for link in actual.links
-        if link.name in config.exclude or (unknown and link.ifindex not in managed)
+        if link.ifindex not in ours and (link.ifindex in matched or link.name in config.exclude or unknown)
     )
 
 
-def _common_rules(
-    goals: Iterable[LinkGoal], config: Config, actual: Actual, unmanaged_tables: frozenset[int]
-) -> tuple[Rule, ...]:
-    """Return the rule of step 2 for each family that has rules of the other steps."""
-    versions = {rule.version for goal in goals for rule in goal.rules}
-    versions |= {rule.version for rule in actual.rules if rule.table in unmanaged_tables}
-    priority = config.rule_priority + STEP
-    return tuple(Rule(priority, version, None, TABLE_MAIN, suppress=True) for version in sorted(versions))
-
-
-def link_goal(interface: Interface, link: Link, config: Config, view: HostView, claims: Claims) -> LinkGoal:
-    """Return what the kernel must hold for one interface of the metadata."""
-    has_table = len(view.instance.interfaces) > 1 or link.name in config.supplementary
-    settings, notices = _link_settings(interface, link)
-    addresses, rejected_addresses = usable_addresses(interface, link, config, view, claims)
-    ranges, rejected_ranges = usable_ranges(interface, link, config, view, claims, has_table=has_table)
-    table, rules = LinkTable(), tuple[Rule, ...]()
-    if has_table:
-        table = link_table(interface, link, config, view)
-        sources = [address.address for address in addresses]
-        rules = source_rules(link, sources, ranges, table.on_link, config, view.sources)
-    return LinkGoal(
-        settings=settings,
-        addresses=addresses,
-        routes=(*_local_routes(link, ranges, config, view), *table.routes),
-        rules=rules,
-        ranges=ranges,
-        notices=(*notices, *table.notices),
-        rejections=(*rejected_ranges, *rejected_addresses),
-    )
-
-
-def _link_settings(interface: Interface, link: Link) -> tuple[LinkSettings, tuple[str, ...]]:
-    if interface.mtu is None or interface.mtu >= MIN_MTU:
-        return LinkSettings(link.ifindex, interface.mtu), ()
-    notice = f"{link.name}: MTU {interface.mtu} is below {MIN_MTU}, the minimum of IPv6; the link keeps {link.mtu}"
-    return LinkSettings(link.ifindex, None), (notice,)
-
-
-# Addresses
-
-
-def usable_addresses(
-    interface: Interface, link: Link, config: Config, view: HostView, claims: Claims
-) -> tuple[tuple[Address, ...], tuple[Rejection, ...]]:
-    """Return the addresses for a link, and why it cannot have the others.
-
-    The first IPv4 address of a subnet carries the subnet's prefix length. Its siblings are /32, because the kernel
-    removes the secondary addresses of a subnet with the first one.
-    """
-    accepted, rejections = list[Address](), list[Rejection]()
-    claimable = {net: view.allowed.may_claim(link, net) for net in {each.network for each in interface.addresses}}
-    carried = set[IPNetwork]()
-    for each in interface.addresses:
-        address, subnet = each.ip, each.network
-        if address in claims.addresses or any(address in network for network in config.exclude_addresses):
-            continue
-        if rejection := view.allowed.rejection(link, address, free=claimable[subnet]):
-            rejections.append(rejection)
-        elif address.version == 6 or interface.routed or subnet in carried:
-            accepted.append(Address(link.ifindex, address, address.max_prefixlen, connected=False))
-        else:
-            carried.add(subnet)
-            connected = claimable[subnet] and not _is_shared(link, subnet, view, claims)
-            accepted.append(Address(link.ifindex, address, subnet.prefixlen, connected))
-    return tuple(accepted), tuple(rejections)
-
-
-def _is_shared(link: Link, network: IPNetwork, view: HostView, claims: Claims) -> bool:
-    """Return True if another link has or gets an address in the network: a connected route would take it over."""
-    interval = Interval.of_network(network)
-    if any(each.ifindex != link.ifindex for each in view.networks.overlapping(interval)):
-        return True
-    return any(each.overlaps(interval) and each.ifindex != link.ifindex for each in claims.networks)
-
-
-# Ranges
-
-
-def _prefixes(config: Config, view: HostView) -> Prefixes:
-    return config.prefixes or _DEFAULT_PREFIXES.get(view.instance.provider, Prefixes.ROUTE)
-
-
-def usable_ranges(
-    interface: Interface, link: Link, config: Config, view: HostView, claims: Claims, *, has_table: bool
-) -> tuple[Networks, tuple[Rejection, ...]]:
-    """Return the ranges that Prefixes= configures on a link, and why the others cannot be.
-
-    Some clouds name a forwarded address for several interfaces; the first one gets it.
-    """
-    prefixes = _prefixes(config, view)
-    if not interface.ranges or prefixes is Prefixes.IGNORE or (prefixes is Prefixes.ROUTE and not has_table):
-        return (), ()
-    table = config.route_table_base + link.ifindex
-    present = {rule.selector for rule in view.actual.rules if rule.table == table}
-    present |= {route.destination for route in view.actual.routes if route.ifindex == link.ifindex}
-    ranges, rejections = list[IPNetwork](), list[Rejection]()
-    for network in dict.fromkeys(interface.ranges):
-        if network in claims.ranges:
-            continue
-        rejection = None if network in present else _range_rejection(network, interface, link, prefixes, view.allowed)
-        if rejection is None:
-            ranges.append(network)
-        else:
-            rejections.append(rejection)
-    return tuple(ranges), tuple(rejections)
-
-
-def _range_rejection(
-    network: IPNetwork, interface: Interface, link: Link, prefixes: Prefixes, allowed: Allowed
-) -> Rejection | None:
-    rejection = allowed.range_rejection(link, network)
-    if rejection is not None or prefixes is Prefixes.LOCAL:
-        return rejection
-    subnets = () if interface.routed else interface.subnets
-    is_single = network.prefixlen == network.max_prefixlen
-    if not is_single and any(within(network, subnet) and network != subnet for subnet in subnets):
+def _link_rejection(link: Link, rejections: Rejections) -> Rejection | None:
+    """Return the reason why nothing can be done on a link: netagent refuses it, or it cannot be set up."""
+    rejection = rejections.get(LinkSettings(link.ifindex, None))
+    if rejection is None or (link.up and rejection.cause is not Cause.POLICY):
         return None
-    return Rejection(
-        f'{network} of {link.name}: a source rule alone needs a range of its subnet; [Network] Prefixes="local"?'
-    )
+    return rejection
 
 
-def _local_routes(link: Link, ranges: Networks, config: Config, view: HostView) -> tuple[Route, ...]:
-    """Return local routes for ranges that table local lacks: it has those of Google's agent and of every address."""
-    if not ranges or _prefixes(config, view) is not Prefixes.LOCAL:
-        return ()
-    present = {host(address) for _, address in view.actual.addresses} | view.actual.local.keys()
-    return tuple(Route(TABLE_LOCAL, link.ifindex, each, None) for each in ranges if each not in present)
+def _rejected_links(matches: Matches, host: Host) -> Iterator[Withheld]:
+    for link in matches.values():
+        rejection = _link_rejection(link, host.rejections)
+        if rejection is not None and rejection.cause is not Cause.CONFLICT:
+            yield Withheld(f"{link.name}: {rejection.reason}")
 
 
-# Routes
+def _sources(
+    usable: Iterable[UsableInterface], matches: Matches, host: Host, unmanaged: frozenset[int]
+) -> IntervalIndex:
+    """Return what may be the source of a packet of this host, also on links to come and what is left to others."""
+    config, actual = host.config, host.actual
+    if config.rules is not Rules.AGGREGATE:
+        return IntervalIndex(())
+    found = [Interval.of_address(address, link) for address, links in host.holders.items() for link in links]
+    found += [Interval.of_network(network, ifindex) for network, ifindex in actual.local.items()]
+    found += [Interval.of_network(network) for network in config.exclude_addresses]
+    found += [
+        Interval.of_network(route.destination, route.ifindex)
+        for route in actual.routes
+        if route.table == TABLE_LOCAL and not (host.instance.complete and route.ifindex not in unmanaged)
+    ]
+    for interface in host.instance.interfaces:
+        link = matches.get(interface.mac)
+        ifindex = link.ifindex if link is not None else NO_LINK
+        found += [Interval.of_address(each.ip, ifindex) for each in interface.addresses]
+        found += [Interval.of_network(network, ifindex) for network in interface.ranges]
+    return IntervalIndex(found)
 
 
-def link_table(interface: Interface, link: Link, config: Config, view: HostView) -> LinkTable:
-    """Return the routes of a link's own table, one for each destination."""
-    table, allowed = config.route_table_base + link.ifindex, view.allowed
-    direct = [subnet for subnet in interface.subnets if not interface.routed and allowed.is_on(link, subnet)]
-    routes = {subnet: Route(table, link.ifindex, subnet, None) for subnet in direct}
-    for gateway, run in groupby(_gateway_routes(interface, link, view), key=itemgetter(1)):
-        destinations = [each for each, _ in run if each not in routes and each != host(gateway)]
-        if destinations and not _is_reachable(gateway, direct):
-            if not allowed.is_on(link, host(gateway)):
-                continue
-            routes.setdefault(host(gateway), Route(table, link.ifindex, host(gateway), None))
-        routes |= {each: Route(table, link.ifindex, each, gateway) for each in destinations}
-    return LinkTable(tuple(routes.values()), _missing_gateways(interface, link, table, routes, view.actual))
+# Routes and rules
 
 
-def _gateway_routes(interface: Interface, link: Link, view: HostView) -> list[Via]:
-    """Return the metadata's further routes, then those by the link's own gateway, for the families that it has."""
-    versions = {address.version for address in interface.addresses}
-    routes = [via for via in _further_routes(interface, view) if via[0].version in versions]
-    remote = [subnet for subnet in interface.subnets if interface.routed and subnet.prefixlen < subnet.max_prefixlen]
-    remote += _sibling_subnets(interface, view.instance)
-    for version in sorted(versions):
-        if gateway := _gateway(interface, link, version, view.actual):
-            routes += [(subnet, gateway) for subnet in remote if subnet.version == version]
-            routes.append((EVERYTHING[version], gateway))
-    return routes
+def _link_goal(
+    usable: UsableInterface, host: Host, sources: IntervalIndex, notices: list[str], withheld: list[Withheld]
+) -> LinkGoal:
+    interface, link = usable.interface, usable.link
+    routes: list[Route] = []
+    rules: tuple[Rule, ...] = ()
+    if host.prefixes is Prefixes.LOCAL:
+        there = {single(address) for _, address in host.actual.addresses} | host.actual.local.keys()
+        routes += [Route(TABLE_LOCAL, link.ifindex, each, None) for each in usable.ranges if each not in there]
+    if host.has_table(link):
+        table = _table(interface, link, host)
+        homes = [route.destination for route in table if route.gateway is None]
+        found = source_rules(usable.sources, usable.ranges, homes, link.ifindex, host.config, sources)
+        rules = tuple(rule for rule in found if host.rejection(rule) is None)
+        routes += table
+        notices += _unreachable(interface, link, table, host)
+    withheld += _reported((*routes, *rules), link, host)
+    withheld += _ignored_routers(interface, link, host)
+    settings = _settings(interface, link, host, notices, withheld)
+    return LinkGoal(settings, tuple(usable.addresses), tuple(routes), rules)
 
 
-def _further_routes(interface: Interface, view: HostView) -> tuple[Via, ...]:
-    """Return the metadata's routes of an interface, without those by this host: it is the gateway of other hosts."""
-    if not interface.routes:
-        return ()
-    own = {address for _, address in view.actual.addresses}
-    own |= {each.ip for other in view.instance.interfaces for each in other.addresses}
-    return tuple(via for via in interface.routes if via[1] not in own)
+def _settings(
+    interface: Interface, link: Link, host: Host, notices: list[str], withheld: list[Withheld]
+) -> LinkSettings:
+    mtu = interface.mtu
+    if mtu is not None and mtu < MIN_MTU:
+        notices.append(f"{link.name}: an MTU of {mtu} would remove IPv6 from the link; it keeps {link.mtu}")
+        mtu = None
+    rejection = host.rejections.get(LinkSettings(link.ifindex, mtu)) if mtu is not None else None
+    if rejection is not None and link.mtu != mtu:
+        withheld.append(Withheld(f"MTU {mtu} of {link.name}: {rejection.reason}"))
+        mtu = None
+    return LinkSettings(link.ifindex, mtu)
 
 
-def _sibling_subnets(interface: Interface, instance: Instance) -> list[IPNetwork]:
+def _table(interface: Interface, link: Link, host: Host) -> list[Route]:
+    """Return the routes of the link's table; of several to one destination the first counts."""
+    table, siblings = host.table(link), [each for each in host.instance.interfaces if each.mac != interface.mac]
+    routes: dict[IPNetwork, Route] = {}
+    for subnet in interface.subnets:
+        route = Route(table, link.ifindex, subnet, None)
+        if not interface.routed and host.rejection(route) is None:
+            routes[subnet] = route
+    far = [each for each in interface.subnets if interface.routed and not is_single(each)]
     own = set(interface.subnets)
-    siblings = (other for other in instance.interfaces if other.mac != interface.mac)
-    return [subnet for sibling in siblings for subnet in sibling.subnets if subnet not in own]
+    far += [subnet for sibling in siblings for subnet in sibling.subnets if subnet not in own]
+    versions = {address.version for address in interface.addresses}
+    ways = [way for way in _further_routes(interface, host) if way[0].version in versions]
+    for version in sorted(versions):
+        gateway = _gateway(interface, link, version, host)
+        if gateway is not None:
+            ways += [(subnet, gateway) for subnet in far if subnet.version == version]
+            ways.append((EVERYTHING[version], gateway))
+    for destination, gateway in ways:
+        _add_route(routes, Route(table, link.ifindex, destination, gateway), host)
+    return list(routes.values())
 
 
-def _is_reachable(gateway: IPAddress, direct: Iterable[IPNetwork]) -> bool:
-    """Return True if a gateway needs no route of its own."""
-    if gateway.version == 6 and gateway.is_link_local:
-        return True
-    return any(within(host(gateway), network) for network in direct)
+def _add_route(routes: dict[IPNetwork, Route], route: Route, host: Host) -> None:
+    """Add a route by a gateway, after an on-link route to the gateway where it has none."""
+    gateway = route.gateway
+    if gateway is None or route.destination in routes or host.rejection(route) is not None:
+        return
+    near = [each.destination for each in routes.values() if each.gateway is None]
+    link_local = gateway.version == 6 and gateway.is_link_local
+    if not link_local and not within(single(gateway), near):
+        on_link = Route(route.table, route.ifindex, single(gateway), None)
+        if host.rejection(on_link) is not None:
+            return
+        routes[on_link.destination] = on_link
+    routes.setdefault(route.destination, route)
 
 
-def _gateway(interface: Interface, link: Link, version: int, actual: Actual) -> IPAddress | None:
-    """Return the metadata's or the cloud's conventional gateway, else the one from DHCP or a router on this link."""
-    known = (*interface.gateways, *actual.gateways.get(link.ifindex, ()))
-    return next((gateway for gateway in known if gateway.version == version), None)
+def _further_routes(interface: Interface, host: Host) -> list[tuple[IPNetwork, IPAddress]]:
+    """Return the metadata's routes, except those by this host itself, which is a gateway of others."""
+    if not interface.routes:
+        return []
+    ours = {address for _, address in host.actual.addresses}
+    ours |= {each.ip for other in host.instance.interfaces for each in other.addresses}
+    return [way for way in interface.routes if way[1] not in ours]
 
 
-def _missing_gateways(
-    interface: Interface, link: Link, table: int, destinations: Iterable[IPNetwork], actual: Actual
-) -> tuple[str, ...]:
-    """Return a notice for each family whose addresses are reachable only from their own subnet."""
-    defaults = {network.version for network in destinations if network.prefixlen == 0}
-    defaults |= {network.version for at, network in actual.foreign if at == table and network.prefixlen == 0}
-    notices = []
-    for version in sorted({address.version for address in interface.addresses} - defaults):
-        if version == 6:
-            notices.append(
-                f"{link.name}: no IPv6 router advertisement received; its IPv6 addresses are reachable only from their "
-                f"own subnet. Check net.ipv6.conf.{link.name}.accept_ra and forwarding"
-            )
-        else:
-            notices.append(
-                f"{link.name}: no gateway known; its IPv4 addresses are reachable only from their own subnet"
-            )
-    return tuple(notices)
+def _gateway(interface: Interface, link: Link, version: int, host: Host) -> IPAddress | None:
+    """Return the gateway of the metadata or the cloud's convention; else that from DHCP or a router on this link.
+
+    If a new gateway does not resolve, and when the kernel has purged the routes of router advertisements
+    (net.ipv6.conf.*.forwarding), the present one stays.
+    """
+    known = [*interface.gateways, *host.actual.gateways.get(link.ifindex, ())]
+    known = [each for each in known if each.version == version]
+    usable = [each for each in known if not _is_refused(each, link, host)]
+    if not usable and (known or version == 6):
+        place = (host.table(link), EVERYTHING[version])
+        present = (route.gateway for route in host.actual.routes if (route.table, route.destination) == place)
+        usable = [each for each in present if each is not None and not _is_refused(each, link, host)]
+        usable += [each for each in host.actual.routers.get(link.ifindex, ()) if version == 6 and not known]
+    return usable[0] if usable else None
+
+
+def _is_refused(gateway: IPAddress, link: Link, host: Host) -> bool:
+    """Return True if the gateway does not resolve, or netagent does not accept it."""
+    return GatewayUse(link.ifindex, gateway) in host.rejections
+
+
+def _unreachable(interface: Interface, link: Link, table: Iterable[Route], host: Host) -> Iterator[str]:
+    """Yield a notice for each family without a gateway."""
+    has = {route.destination.version for route in table if route.destination.prefixlen == 0}
+    for version in sorted({address.version for address in interface.addresses} - has):
+        reason = "no gateway known" if version == 4 else "no IPv6 router advertisement received"
+        yield f"{link.name}: {reason}; its IPv{version} addresses are reachable only from their own subnet"
+
+
+def _ignored_routers(interface: Interface, link: Link, host: Host) -> Iterator[Withheld]:
+    """Yield a report if the kernel ignores router advertisements because it forwards (Documentation/networking)."""
+    needs = any(address.version == 6 for address in interface.addresses) and not link.ipv6.disabled
+    heard = any(each.version == 6 for each in host.actual.gateways.get(link.ifindex, ()))
+    if needs and not heard and link.ipv6.forwarding and link.ipv6.accept_ra == 1:
+        sysctl = f"net.ipv6.conf.{link.name}"
+        text = f"{sysctl}.forwarding=1 with accept_ra=1: the kernel ignores IPv6 routers; set {sysctl}.accept_ra=2"
+        yield Withheld(f"{link.name}: {text}")
+
+
+def _reported(wanted: Iterable[Object], link: Link, host: Host) -> Iterator[Withheld]:
+    """Yield a report for each rejection of this link's routes, rules and gateways that follows from no other one."""
+    kept, table = set(wanted), host.table(link)
+    for rejected, rejection in host.rejections.items():
+        if rejection.dependent or rejection.cause is Cause.CONFLICT or rejected in kept:
+            continue
+        waiting = rejection.cause is Cause.WAITING
+        if isinstance(rejected, Route) and rejected.table == table:
+            via = f" via {rejected.gateway}" if rejected.gateway is not None else ""
+            yield Withheld(f"route {rejected.destination}{via} of {link.name}: {rejection.reason}", waiting)
+        elif isinstance(rejected, Rule) and rejected.table == table:
+            selector = rejected.selector if rejected.selector is not None else "all"
+            yield Withheld(f"rule {rejected.priority} from {selector} of {link.name}: {rejection.reason}", waiting)
+        elif isinstance(rejected, GatewayUse) and rejected.ifindex == link.ifindex:
+            yield Withheld(f"gateway {rejected.address} of {link.name}: {rejection.reason}")

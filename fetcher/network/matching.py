@@ -1,4 +1,4 @@
-"""Matching of the cloud's interfaces to this host's links, and facts of an interface that only DHCP gives. Pure."""
+"""Which link of this host is which interface of the cloud, and what only DHCP says of it. Pure."""
 
 from __future__ import annotations
 
@@ -7,61 +7,94 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from ipaddress import ip_interface
 
-from cloud_network.fetcher.config import Config
+from cloud_network.fetcher.config import Config, Manage
 from cloud_network.fetcher.metadata.model import Instance, Interface, IPAddress, IPInterface
-from cloud_network.fetcher.network.objects import Actual, Link
+from cloud_network.fetcher.network.objects import ARPHRD_ETHER, Actual, Link
+
+Matches = Mapping[str, Link]
+"""The link of each interface that has one, by MAC."""
 
 
-def match_links(instance: Instance, config: Config, links: Iterable[Link]) -> dict[str, Link]:
-    """Return {MAC: link}, by MAC alone and only of kinds that a cloud attaches (a VLAN has its parent's MAC).
+def match_links(instance: Instance, config: Config, links: Iterable[Link]) -> Matches:
+    """Match by MAC alone, and only links of a kind that a cloud attaches (a VLAN has its parent's MAC).
 
-    A member of a link with the same MAC is not a match: Azure's accelerated networking puts a VF below each synthetic
-    interface, virtio failover has a primary and a standby, and a bond has members. If two candidates are left, such as
-    a VF that is not a member yet, the MAC has no match.
+    A port of another link is not matched: Azure's accelerated networking has a VF below each synthetic interface with
+    the same MAC, virtio's failover a primary and a standby, and a bridge answers for its ports. A member of a VRF is
+    matched. If two links are left (a VF that is not yet a port), neither is.
     """
     macs = {interface.mac for interface in instance.interfaces}
-    links = [link for link in links if link.mac in macs]
-    mac_of = {link.ifindex: link.mac for link in links}
-    candidates = defaultdict[str, list[Link]](list)
-    for link in links:
-        is_member = link.master is not None and mac_of.get(link.master) == link.mac
-        if not is_member and (link.kind is None or link.kind in config.allow_kinds):
-            candidates[link.mac].append(link)
-    return {mac: found[0] for mac, found in candidates.items() if len(found) == 1}
+    by_index = {link.ifindex: link for link in links}
+    found = defaultdict[str, list[Link]](list)
+    for link in by_index.values():
+        if link.mac in macs and _may_be_of_cloud(link, config) and not _is_port(link, by_index):
+            found[link.mac].append(link)
+    return {mac: candidates[0] for mac, candidates in found.items() if len(candidates) == 1}
 
 
-def with_dhcp_facts(instance: Instance, matches: Mapping[str, Link], actual: Actual) -> Instance:
-    """Return the instance with what its metadata leave to DHCP: subnets (IBM), or all but the MAC (OpenStack)."""
-    foreign = _foreign_addresses(actual)
-    interfaces = []
-    for interface in instance.interfaces:
-        link = matches.get(interface.mac)
-        leased = foreign.get(link.ifindex) if link else None
-        interfaces.append(_with_lease(interface, leased) if leased else interface)
-    return replace(instance, interfaces=tuple(interfaces))
+def explain_mismatch(mac: str, links: Iterable[Link], config: Config) -> str:
+    """Return the reason why no link was matched with this MAC."""
+    by_index = {link.ifindex: link for link in links}
+    candidates = [link for link in by_index.values() if link.mac == mac]
+    if not candidates:
+        return "no link here has that MAC"
+    for link in candidates:
+        if link.kind not in (None, *config.allow_kinds):
+            key = f'[Netagent] AllowKinds="{link.kind}"'
+            return f"{link.name} has that MAC and is of kind {link.kind}, which needs {key}"
+        if _is_port(link, by_index):
+            return f"{link.name} has that MAC and is a port of {by_index[link.master or 0].name}"
+    names = " and ".join(link.name for link in candidates)
+    return f"{names} have that MAC" if len(candidates) > 1 else f"{names} has that MAC"
 
 
-def _foreign_addresses(actual: Actual) -> Mapping[int, Mapping[IPAddress, IPInterface]]:
-    """Return {ifindex: {address: with its prefix length}} of addresses that we did not add."""
+def managed(instance: Instance, matches: Matches, config: Config) -> list[tuple[Interface, Link]]:
+    """Return the interfaces to configure with their links, the primary first (see `order`)."""
+    found = [
+        (interface, matches[interface.mac])
+        for interface in sorted(instance.interfaces, key=order)
+        if interface.mac in matches
+    ]
+    if config.manage is Manage.PRIMARY:
+        found = found[:1]
+    return [(interface, link) for interface, link in found if link.name not in config.exclude]
+
+
+def order(interface: Interface) -> tuple[int, int, str]:
+    """Return the sorting key that puts the primary first: in a shared subnet it has the connected route."""
+    number = interface.device_number if interface.device_number is not None else 1 << 16
+    return (number, interface.network_card, interface.mac)
+
+
+def with_leases(instance: Instance, matches: Matches, actual: Actual) -> Instance:
+    """Add what some clouds leave to DHCP: subnets (IBM), or everything except the MAC (Scaleway, OpenStack)."""
     foreign = defaultdict[int, dict[IPAddress, IPInterface]](dict)
     for (ifindex, address), kernel in actual.addresses.items():
         if not kernel.owned and not address.is_link_local:
             foreign[ifindex][address] = ip_interface((address, kernel.address.prefix))
-    return foreign
+    whole = []
+    for interface in instance.interfaces:
+        link = matches.get(interface.mac)
+        held = foreign.get(link.ifindex) if link is not None else None
+        whole.append(_with_lease(interface, held) if held else interface)
+    return replace(instance, interfaces=tuple(whole))
 
 
-def _with_lease(interface: Interface, leased: Mapping[IPAddress, IPInterface]) -> Interface:
-    """Return the interface with addresses from `leased` if it has none, and with the subnets of those it lacks."""
-    addresses = interface.addresses or tuple(leased.values())
-    networks = [leased[each.ip].network for each in _without_subnet(interface, addresses) if each.ip in leased]
+def _with_lease(interface: Interface, held: Mapping[IPAddress, IPInterface]) -> Interface:
+    addresses = interface.addresses or tuple(held.values())
+    alone = [each for each in addresses if each.version == 4 and each.network.prefixlen == each.max_prefixlen]
+    known = alone if interface.addresses else addresses
+    if interface.routed and interface.addresses:
+        known = []
+    networks = [held[each.ip].network for each in known if each.ip in held]
     subnets = [*interface.subnets, *(network for network in networks if network.prefixlen < network.max_prefixlen)]
     return replace(interface, addresses=addresses, subnets=tuple(dict.fromkeys(subnets)))
 
 
-def _without_subnet(interface: Interface, addresses: tuple[IPInterface, ...]) -> tuple[IPInterface, ...]:
-    """Return the addresses whose subnet the metadata do not give."""
-    if not interface.addresses:
-        return addresses
-    if interface.routed:
-        return ()
-    return tuple(each for each in addresses if each.version == 4 and each.network.prefixlen == each.max_prefixlen)
+def _may_be_of_cloud(link: Link, config: Config) -> bool:
+    return link.hardware == ARPHRD_ETHER and link.kind in (None, *config.allow_kinds)
+
+
+def _is_port(link: Link, links: Mapping[int, Link]) -> bool:
+    """Return True for a port. A VRF's members are not, unless they have its MAC: then the VRF is a bond by its kind."""
+    master = links.get(link.master or 0)
+    return master is not None and (master.kind != "vrf" or master.mac == link.mac)

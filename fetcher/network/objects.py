@@ -1,11 +1,24 @@
-"""The kernel's objects as values: `kernel` reads them, `desired` computes them and `plan` compares them."""
+"""The kernel's objects as values: what `kernel` reads, `desired` wants and `plan` compares."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
+from enum import Enum
 
-from cloud_network.fetcher.metadata.model import Interface, IPAddress, IPInterface, IPNetwork
+from cloud_network.fetcher.metadata.model import IPAddress, IPNetwork
+
+ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772
+"""Hardware types of links: linux/if_arp.h."""
+
+
+@dataclass(frozen=True, slots=True)
+class IPv6Settings:
+    """The sysctls net.ipv6.conf.LINK that decide if addresses and router advertisements work on a link."""
+
+    disabled: bool = False  # disable_ipv6
+    forwarding: bool = False
+    accept_ra: int = 1  # 0: never, 1: unless forwarding, 2: always
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,30 +30,33 @@ class Link:
     mac: str
     up: bool
     mtu: int
-    kind: str | None  # rtnetlink's: bridge, veth, vlan …; None for hardware and for what a cloud attaches
-    master: int | None = None  # ifindex of its master link: a bond, a bridge, Azure's synthetic interface
+    kind: str | None  # rtnetlink's: bridge, veth, vlan ...; None for hardware and for what a cloud attaches
+    master: int | None = None  # ifindex of the bond, bridge or VRF that it is a port of
+    hardware: int = ARPHRD_ETHER
+    ipv6: IPv6Settings = IPv6Settings()
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An address on a link. `connected`: the kernel adds the connected route of its prefix."""
+    """An address on a link. With `connected`, the kernel makes the connected route of its prefix."""
 
     ifindex: int
     address: IPAddress
     prefix: int
     connected: bool
 
-    @property
-    def interface(self) -> IPInterface:
-        """The address with its prefix length."""
-        if isinstance(self.address, IPv4Address):
-            return IPv4Interface((self.address, self.prefix))
-        return IPv6Interface((self.address, self.prefix))
+
+@dataclass(frozen=True, slots=True)
+class KernelAddress:
+    """An address as the kernel has it."""
+
+    address: Address
+    owned: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route in a table. It is on link if it has no gateway, and of type local in table 255."""
+    """A route in a table; on link when there is no gateway, of type local in table 255."""
 
     table: int
     ifindex: int
@@ -50,71 +66,90 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`from SELECTOR lookup TABLE`, or `to SELECTOR`. Without a selector it matches every packet of its family.
+    """`from SELECTOR lookup TABLE`, or `to SELECTOR`; without a selector it matches everything of its family.
 
-    `local` restricts it to packets that this host sends (`iif lo`), so that forwarded ones do not match.
+    `local`: only what this host itself sends (`iif lo`), not what it forwards. A prefix around addresses has it.
     """
 
     priority: int
     version: int  # 4 or 6
     selector: IPNetwork | None
     table: int
-    suppress: bool  # suppress_prefixlength 0: ignore a default route found there
+    suppress: bool  # suppress_prefixlength 0: ignore default routes of the table
     to: bool = False
     local: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Actual:
-    """The kernel's state, as far as it concerns us."""
+    """What the kernel holds now, as far as it concerns us."""
 
     links: tuple[Link, ...]
-    addresses: dict[tuple[int, IPAddress], KernelAddress]
+    addresses: Mapping[tuple[int, IPAddress], KernelAddress]
     routes: frozenset[Route]  # with our protocol number
     rules: frozenset[Rule]  # with our protocol number
-    gateways: dict[int, tuple[IPAddress, ...]]  # of default routes from DHCP or a router, by ifindex
-    learned: dict[int, frozenset[IPNetwork]] = field(default_factory=dict)  # on-link routes from DHCP or a router
-    # {destination: ifindex} of other programs' routes in table local, without the kernel's own for addresses
-    local: dict[IPNetwork, int] = field(default_factory=dict)
-    # {(table, destination): protocol} of other programs' routes in numbered tables
-    foreign: dict[tuple[int, IPNetwork], int] = field(default_factory=dict)
+    gateways: Mapping[int, tuple[IPAddress, ...]]  # of default routes from DHCP or a router, by ifindex
+    learned: Mapping[int, frozenset[IPNetwork]] = field(default_factory=dict)  # on-link routes from DHCP or a router
+    local: Mapping[IPNetwork, int] = field(default_factory=dict)  # others' ranges in table local, with their link
+    routers: Mapping[int, tuple[IPAddress, ...]] = field(default_factory=dict)  # IPv6 neighbours with NTF_ROUTER
 
 
-@dataclass(frozen=True, slots=True)
-class KernelAddress:
-    """An address in the kernel. `owned`: cloud-network added it."""
+class Cause(Enum):
+    """The reason why an object is left out."""
 
-    address: Address
-    owned: bool
+    POLICY = "policy"  # netagent refuses it
+    WAITING = "waiting"  # netagent refuses it until an IPv6 router has advertised itself
+    KERNEL = "kernel"  # the kernel refused it
+    GATEWAY = "gateway"  # a new gateway does not resolve
+    CONFLICT = "conflict"  # another program reverts it again and again
 
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """The reason why a link cannot have an address or a range of the metadata."""
+    """A reason, for the operator, why an object cannot be made."""
 
-    text: str
-    transient: bool = False  # True if the only thing missing is a router advertisement, seconds after the link is up
+    reason: str
+    cause: Cause = Cause.POLICY
+    dependent: bool = False  # it follows from another rejection, which is reported
 
 
 @dataclass(frozen=True, slots=True)
 class LinkSettings:
-    """The settings of a link: it is up, and has this MTU where the metadata gives one."""
+    """A link is up, and has this MTU where the metadata gives one."""
 
     ifindex: int
     mtu: int | None
 
 
 @dataclass(frozen=True, slots=True)
+class GatewayUse:
+    """A gateway on a link."""
+
+    ifindex: int
+    address: IPAddress
+
+
+Object = LinkSettings | Address | Route | Rule | GatewayUse
+"""What can be rejected."""
+Rejections = Mapping[Object, Rejection]
+
+
+@dataclass(frozen=True, slots=True)
 class LinkGoal:
-    """Everything of ours that one link must hold. No route and no rule is listed twice."""
+    """What the kernel must hold for one link. Routes are in an order in which they can be added."""
 
     settings: LinkSettings
     addresses: tuple[Address, ...]
-    routes: tuple[Route, ...]  # in the order in which they can be added: on-link ones first
+    routes: tuple[Route, ...]
     rules: tuple[Rule, ...]
-    ranges: tuple[IPNetwork, ...] = ()  # delegated to the link; it has routes or rules for them
-    notices: tuple[str, ...] = ()
-    rejections: tuple[Rejection, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Withheld:
+    """Something that the metadata name and that is not configured."""
+
+    text: str  # object, reason, and the key to set
+    transient: bool = False  # it will most likely pass by itself, within seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,30 +158,23 @@ class Desired:
 
     links: tuple[LinkGoal, ...]
     common: tuple[Rule, ...]  # rules that belong to no link
-    matches: tuple[tuple[Interface, Link], ...] = ()  # each interface that this host has, completed from DHCP
-    unknown_macs: tuple[str, ...] = ()  # interfaces of the metadata that this host does not have
-    unmanaged_links: frozenset[int] = frozenset()  # ifindexes of links on which nothing is changed …
-    unmanaged_tables: frozenset[int] = frozenset()  # … and their tables
-    notices: tuple[str, ...] = ()  # limitations that need no action of ours; they do not degrade the state
-    withheld: tuple[str, ...] = ()  # what netagent would refuse and is not asked for, with the key that allows it …
-    transient: frozenset[str] = frozenset()  # … and those of them that only wait for a router advertisement
-
-    @property
-    def settings(self) -> tuple[LinkSettings, ...]:
-        """The settings of all links."""
-        return tuple(goal.settings for goal in self.links)
+    unknown_macs: Mapping[str, str]  # named by the metadata, without a link here: the reason
+    unmanaged: frozenset[int] = frozenset()  # ifindexes of links that stay as they are ...
+    unmanaged_tables: frozenset[int] = frozenset()  # ... and their tables
+    notices: tuple[str, ...] = ()  # facts that may surprise and need no action
+    withheld: tuple[Withheld, ...] = ()
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """The addresses of all links."""
+        """Addresses of all links."""
         return tuple(address for goal in self.links for address in goal.addresses)
 
     @property
     def routes(self) -> tuple[Route, ...]:
-        """The routes of all links."""
+        """Routes of all links."""
         return tuple(route for goal in self.links for route in goal.routes)
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """The rules of all links, and those that belong to no link."""
+        """Rules of all links, and those that belong to none."""
         return (*(rule for goal in self.links for rule in goal.rules), *self.common)

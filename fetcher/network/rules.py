@@ -1,122 +1,149 @@
-"""Source rules: the ip rules that send each source address of this host to its link's table. Pure.
+"""Source rules: which table decides for packets of this host, by their source. Pure.
 
-The kernel tests its rules in order for every lookup. `Rules="aggregate"` therefore has one prefix for all addresses of
-a subnet on one link, where `Rules="address"` has one rule for each address. A prefix is as large as possible: the whole
-subnet if no other link has an address in it, so that adding or removing an address changes no rule.
+For each source SOURCE of a link with table T = RouteTableBase + ifindex, rules in three steps:
+  1. from SOURCE lookup T suppress_prefixlength 0    own and sibling subnets
+  2. lookup main suppress_prefixlength 0             routes in main that are more specific than a default route
+  3. from SOURCE lookup T                            everything else leaves by the link that owns the source
 
-`aggregate` returns the fewest prefixes possible. Addresses in order are the leaves of a binary tree and a prefix is a
-branch of it. For each address of ours, the nearest address of another link on either side shares the longest run of
-leading bits with it, so these two bound the largest branch around ours that is free of others. Two such branches are
-either equal or disjoint, every permitted prefix lies inside one of them, and each contains an address that no other
-branch contains.
+With Rules=aggregate, SOURCE is a prefix with `iif lo` that holds all addresses of the link in a subnet and no address
+of another link: the kernel walks its rules in order for every lookup, so fewer are better.
+
+The prefixes are the fewest possible. Numbers in order are the leaves of a binary tree from left to right, and a prefix
+is a branch. Of all foreign addresses, the next one on either side shares the longest run of leading bits with an
+address of ours, so these two bound the largest branch around it that is free of others. Two such branches are the same
+or disjoint; every allowed prefix lies in one of them, and each holds an address that no other one holds.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from ipaddress import ip_network
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from cloud_network.fetcher.config import Config, Rules
-from cloud_network.fetcher.metadata.model import Instance, IPAddress, IPNetwork, host
-from cloud_network.fetcher.network.intervals import NO_LINK, Interval, IntervalIndex
-from cloud_network.fetcher.network.objects import Actual, Link, Rule
-from cloud_network.netagent.protocol import TABLE_LOCAL
+from cloud_network.fetcher.metadata.model import IPAddress, IPNetwork, host
+from cloud_network.fetcher.network.objects import Rule
+from cloud_network.netagent.protocol import TABLE_MAIN
 
-STEP = 10  # between the priorities of two steps; an operator's own rules fit between them
-
-
-def source_addresses(
-    instance: Instance, matches: Mapping[str, Link], config: Config, actual: Actual, unmanaged: frozenset[int]
-) -> IntervalIndex:
-    """Return every source address of this host with its link, according to the kernel and the metadata.
-
-    Addresses of interfaces that are not plugged in yet, and excluded addresses, belong to no link.
-    """
-    intervals = list(_kernel_addresses(actual, instance.complete, unmanaged))
-    intervals += [Interval.of_network(network) for network in config.exclude_addresses]
-    for interface in instance.interfaces:
-        link = matches.get(interface.mac)
-        ifindex = link.ifindex if link else NO_LINK
-        intervals += [Interval.of_address(each.ip, ifindex) for each in interface.addresses]
-        intervals += [Interval.of_network(network, ifindex) for network in interface.ranges]
-    return IntervalIndex(intervals)
+STEP = 10
+"""Distance of the priorities of two steps; those in between are free for an operator's rules."""
+NO_LINK = 0
+"""The ifindex of what is on no link here."""
 
 
-def _kernel_addresses(actual: Actual, complete: bool, unmanaged: frozenset[int]) -> Iterator[Interval]:
-    """Yield what the kernel has, without our own objects: a complete answer removes those that it does not list."""
-    for (ifindex, address), kernel in actual.addresses.items():
-        if not (kernel.owned and complete and ifindex not in unmanaged):
-            yield Interval.of_address(address, ifindex)
-    for network, ifindex in actual.local.items():
-        yield Interval.of_network(network, ifindex)
-    for route in actual.routes:
-        if route.table == TABLE_LOCAL and not (complete and route.ifindex not in unmanaged):
-            yield Interval.of_network(route.destination, route.ifindex)
+class Interval(NamedTuple):
+    """Addresses from `first` to `last`, as numbers, of one link."""
+
+    version: int
+    first: int
+    last: int
+    link: int
+
+    @classmethod
+    def of_address(cls, address: IPAddress, link: int = NO_LINK) -> Interval:
+        """Return the interval of one address."""
+        number = int(address)
+        return cls(address.version, number, number, link)
+
+    @classmethod
+    def of_network(cls, network: IPNetwork, link: int = NO_LINK) -> Interval:
+        """Return the interval of a network."""
+        first = int(network.network_address)
+        return cls(network.version, first, first | int(network.hostmask), link)
+
+    @classmethod
+    def around(cls, address: IPAddress, prefix: int, link: int) -> Interval:
+        """Return the interval of the network of an address with this prefix length."""
+        bits = address.max_prefixlen - prefix
+        first = int(address) >> bits << bits
+        return cls(address.version, first, first | (1 << bits) - 1, link)
+
+    def overlaps(self, other: Interval) -> bool:
+        """Return True if both have an address in common."""
+        return self.version == other.version and self.first <= other.last and other.first <= self.last
+
+
+class IntervalIndex:
+    """Intervals, found by overlap. Most are single addresses; the others are few and searched one by one."""
+
+    def __init__(self, intervals: Iterable[Interval]) -> None:
+        unique = set(intervals)
+        self._single = sorted(each for each in unique if each.first == each.last)
+        self._wide = sorted(each for each in unique if each.first != each.last)
+
+    def overlapping(self, wanted: Interval) -> Iterator[Interval]:
+        """Yield the intervals that have an address in common with `wanted`."""
+        begin = bisect_left(self._single, (wanted.version, wanted.first))
+        end = bisect_left(self._single, (wanted.version, wanted.last + 1))
+        yield from self._single[begin:end]
+        yield from (each for each in self._wide if each.overlaps(wanted))
 
 
 def source_rules(
-    link: Link,
-    addresses: Collection[IPAddress],
+    addresses: Sequence[IPAddress],
     ranges: Iterable[IPNetwork],
-    on_link: Iterable[IPNetwork],
+    homes: Iterable[IPNetwork],
+    link: int,
     config: Config,
     sources: IntervalIndex,
 ) -> tuple[Rule, ...]:
-    """Return the rules for a link's sources. `on_link` are the networks that its table reaches without a gateway."""
+    """Return the rules of one link.
+
+    `addresses` and `ranges` are the link's sources; `homes` the networks that its table has on link: no prefix reaches
+    beyond them. `sources` are those of all links.
+    """
     if config.rules is Rules.AGGREGATE:
-        selectors = aggregate(link.ifindex, addresses, on_link, sources)
+        selectors = aggregate(addresses, homes, link, sources)
     else:
         selectors = [host(address) for address in addresses]
-    local = dict.fromkeys(ranges, False)  # {selector: True if the rule matches only packets that this host sends}
+    local = dict.fromkeys(ranges, False)  # also for forwarded packets: containers may own addresses of a range
     for selector in selectors:
         local.setdefault(selector, selector.prefixlen < selector.max_prefixlen)
-    first, last, table = config.rule_priority, config.rule_priority + 2 * STEP, config.route_table_base + link.ifindex
-    rules = list[Rule]()
-    for selector, iif_lo in local.items():
-        rules.append(Rule(first, selector.version, selector, table, suppress=True, local=iif_lo))
-        rules.append(Rule(last, selector.version, selector, table, suppress=False, local=iif_lo))
-        if config.rules is Rules.ORIGINAL:  # has no effect: the kernel looks in table local first
-            rules.append(Rule(last, selector.version, selector, table, suppress=False, to=True))
-    return tuple(rules)
+    first, last, table = config.rule_priority, config.rule_priority + 2 * STEP, config.route_table_base + link
+    found = []
+    for selector, iif in local.items():
+        found.append(Rule(first, selector.version, selector, table, suppress=True, local=iif))
+        found.append(Rule(last, selector.version, selector, table, suppress=False, local=iif))
+        if config.rules is Rules.ORIGINAL:  # of the Go original; never matched: table local decides earlier
+            found.append(Rule(last, selector.version, selector, table, suppress=False, to=True))
+    return tuple(found)
+
+
+def main_rule(version: int, config: Config) -> Rule:
+    """Return the rule of step 2 for one family."""
+    return Rule(config.rule_priority + STEP, version, None, TABLE_MAIN, suppress=True)
 
 
 def aggregate(
-    ifindex: int, addresses: Collection[IPAddress], subnets: Iterable[IPNetwork], sources: IntervalIndex
+    addresses: Sequence[IPAddress], homes: Iterable[IPNetwork], link: int, sources: IntervalIndex
 ) -> list[IPNetwork]:
-    """Return the fewest prefixes that contain all `addresses` of a link and no source address of another link.
+    """Return the fewest prefixes that hold all of `addresses`, and no source of another link.
 
-    A prefix lies inside the largest of `subnets` that contains its addresses. An address that is in none of them, or
-    that another link's range contains, has a prefix of its own.
+    An address outside of all homes stands alone, and so does one that another link has too.
     """
-    remaining = {version: sorted(int(each) for each in addresses if each.version == version) for version in (4, 6)}
-    prefixes = list[IPNetwork]()
-    for subnet in sorted(subnets, key=lambda subnet: subnet.prefixlen):
-        interval, numbers = Interval.of_network(subnet), remaining[subnet.version]
-        inside = slice(bisect_left(numbers, interval.first), bisect_right(numbers, interval.last))
+    left = {version: sorted({int(each) for each in addresses if each.version == version}) for version in (4, 6)}
+    found: list[IPNetwork] = []
+    for home in sorted(homes, key=lambda home: home.prefixlen):
+        span, numbers = Interval.of_network(home), left[home.version]
+        inside = slice(bisect_left(numbers, span.first), bisect_right(numbers, span.last))
         own, numbers[inside] = numbers[inside], []
         if own:
-            others = _others(ifindex, set(own), sources.overlapping(interval))
-            prefixes += _largest_prefixes(own, others, subnet)
-    alone = {version: set(numbers) for version, numbers in remaining.items()}
-    return prefixes + [ip_network(each) for each in addresses if int(each) in alone[each.version]]
+            others = [each for each in sources.overlapping(span) if each.link != link]
+            found += _largest_around(own, others, home)
+    alone = {version: set(numbers) for version, numbers in left.items()}
+    return found + [host(each) for each in addresses if int(each) in alone[each.version]]
 
 
-def _others(ifindex: int, own: set[int], sources: Iterable[Interval]) -> list[Interval]:
-    """Return the sources of other links. Of an address that two links have, ours counts."""
-    return [each for each in sources if each.ifindex != ifindex and not (each.first == each.last and each.first in own)]
-
-
-def _largest_prefixes(own: Iterable[int], others: Collection[Interval], subnet: IPNetwork) -> Iterable[IPNetwork]:
-    """Return the largest prefixes inside `subnet` that contain a number of `own` and nothing of `others`."""
+def _largest_around(own: Iterable[int], others: Collection[Interval], home: IPNetwork) -> Iterator[IPNetwork]:
+    """Yield the largest prefixes of `home` around our numbers that are free of others, each once."""
     firsts, lasts = sorted(each.first for each in others), sorted(each.last for each in others)
-    size, found = subnet.max_prefixlen, dict[tuple[int, int], None]()
+    size, found = home.max_prefixlen, dict[tuple[int, int], None]()
     for number in own:
-        below, above = bisect_left(lasts, number), bisect_right(firsts, number)
-        host_bits = size - subnet.prefixlen
-        for other in (*lasts[max(0, below - 1) : below], *firsts[above : above + 1]):
-            host_bits = min(host_bits, (number ^ other).bit_length() - 1)
-        if above > below:
-            host_bits = 0  # inside another link's range
-        found[number >> host_bits << host_bits, size - host_bits] = None
-    return map(type(subnet), found)
+        ended, begun = bisect_left(lasts, number), bisect_right(firsts, number)
+        bits = size - home.prefixlen
+        for neighbour in (*lasts[max(0, ended - 1) : ended], *firsts[begun : begun + 1]):
+            bits = min(bits, (number ^ neighbour).bit_length() - 1)
+        if begun > ended:  # inside another's interval
+            bits = 0
+        found[number >> bits << bits, size - bits] = None
+    return map(type(home), found)

@@ -50,7 +50,7 @@ _TOKEN_TTL = 21600  # seconds, the longest that EC2 grants
 _KEY = re.compile(r"[A-Za-z0-9._:=+@-]+/?")
 _FIXED, _EACH = 5, 12  # requests that a refresh may cost, and for each interface …
 _LOOK = 2.0  # seconds that it may take to see whether the server still answers
-_RESERVED = 3  # … of which so many are kept for a new session token and for the look whether the server still answers
+_RESERVED = 5  # … of which so many are kept for a new session token and for the look whether the server still answers
 
 # What the network is made of; the rest of an interface is only shown.
 _NETWORK_KEYS = (

@@ -125,7 +125,7 @@ def _googles(answer: Response, path: str) -> str:
 
 
 def instance(root: Node) -> Instance:
-    """Return the instance that the document at /computeMetadata/v1/?recursive=true describes."""
+    """Return what /computeMetadata/v1/?recursive=true says."""
     nodes = root.at("instance").items("networkInterfaces")
     order = {node.path: position for position, node in enumerate(nodes)}
     found = each(
@@ -153,7 +153,7 @@ def _system(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _interface(node: Node, mac: str, position: int) -> Interface:
-    """Return the interface that `node`, the entry at `position` of networkInterfaces, describes."""
+    """Return the interface at `node`, the `position`-th in the document."""
     addresses, subnets, gateways = list[IPInterface](), list[IPNetwork](), list[IPAddress]()
     if own := _given(node, "ip"):
         subnets.append(_subnet(own, node.find("subnetmask")))

@@ -1,0 +1,104 @@
+"""One read of the metadata: its result, or the reason why there is none, within bounds of time and size."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+
+from cloud_network.fetcher.metadata.model import Instance, Interface, MetadataError, Problem
+from cloud_network.fetcher.metadata.providers import Provider
+
+MAX_INTERFACES = 64
+MAX_ADDRESSES = 4096
+"""Of all interfaces together, with their ranges. What the metadata name beyond these bounds is left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A read that has ended. Either `instance` or `error` is set."""
+
+    instance: Instance | None
+    error: MetadataError | None
+    requests: int
+    seconds: float
+    unread_facts: bool = False  # facts that are only shown are still to be read
+
+
+def read_metadata(provider: Provider, deadline: float) -> Reading:
+    """Read the metadata within `deadline` seconds, however many requests that takes."""
+    began, before = time.monotonic(), provider.client.requests
+    provider.client.ends = began + deadline
+    instance, error = None, None
+    try:
+        instance = bounded(provider.fetch())
+    except MetadataError as raised:
+        error = raised
+    finally:
+        provider.client.ends = math.inf
+    seconds = round(time.monotonic() - began, 4)
+    return Reading(instance, error, provider.client.requests - before, seconds, provider.unread)
+
+
+def bounded(instance: Instance) -> Instance:
+    """Return the instance without what exceeds the bounds; that is a problem, so that nothing is removed."""
+    kept: list[Interface] = []
+    left = MAX_ADDRESSES
+    for interface in instance.interfaces[:MAX_INTERFACES]:
+        size = len(interface.addresses) + len(interface.ranges)
+        if size <= left:
+            kept.append(interface)
+            left -= size
+    problems = list(instance.problems[:MAX_INTERFACES])
+    if len(kept) < len(instance.interfaces):
+        text = (
+            f"{len(instance.interfaces) - len(kept)} of {len(instance.interfaces)} interfaces are left out: at most "
+            f"{MAX_INTERFACES} interfaces with {MAX_ADDRESSES} addresses are configured"
+        )
+        problems.append(Problem("", text))
+    elif len(problems) == len(instance.problems):
+        return instance
+    return replace(instance, interfaces=tuple(kept), problems=tuple(problems))
+
+
+class RemovalProof:
+    """Decides when metadata that list less than before are believed.
+
+    An address, or an interface whose link is gone too, is removed when two reads agree. Clouds have been seen to leave
+    out interfaces for seconds: one whose link is there and up is kept until it has been missing for PROOF_SECONDS.
+    """
+
+    PROOF_SECONDS = 60.0
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._missing_since: dict[str, float] = {}
+        self._unproven: Instance | None = None
+
+    def keep_missing(self, instance: Instance, known: Instance | None, plugged: Collection[str]) -> Instance:
+        """Return `instance` with the interfaces of `known` that are missing and not proven gone.
+
+        `plugged` are the MACs of the links that are up.
+        """
+        now, named = self._clock(), {interface.mac for interface in instance.interfaces}
+        before = known.interfaces if known is not None else ()
+        missing = [each for each in before if each.mac not in named and each.mac in plugged]
+        self._missing_since = {each.mac: self._missing_since.get(each.mac, now) for each in missing}
+        kept = tuple(each for each in missing if now < self._missing_since[each.mac] + self.PROOF_SECONDS)
+        return replace(instance, interfaces=instance.interfaces + kept) if kept else instance
+
+    @property
+    def missing(self) -> dict[str, float]:
+        """MACs of interfaces that are kept without being named, with the seconds left until they are removed."""
+        now = self._clock()
+        left = {mac: since + self.PROOF_SECONDS - now for mac, since in self._missing_since.items()}
+        return {mac: seconds for mac, seconds in left.items() if seconds > 0}
+
+    def accept(self, instance: Instance, *, removes: bool) -> bool:
+        """Return True if `instance` may be acted upon: it removes nothing, or the read before said the same."""
+        if removes and instance != self._unproven:
+            self._unproven = instance
+            return False
+        self._unproven = None
+        return True
