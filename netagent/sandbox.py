@@ -75,7 +75,7 @@ def say(text: str) -> None:
 def become(account: Account) -> None:
     """Change from root to netagent's user and keep CAP_NET_ADMIN alone. Raises OSError."""
     prctl.set_keepcaps(True)
-    os.setgroups([account.gid])
+    os.setgroups([])
     os.setresgid(account.gid, account.gid, account.gid)
     os.setresuid(account.uid, account.uid, account.uid)  # clears the effective set; the permitted one is kept
     prctl.cap_effective.net_admin = prctl.cap_effective.setpcap = True

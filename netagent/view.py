@@ -132,7 +132,7 @@ class View:
             return
         for hop in route.hops:
             if not route.destination.prefixlen:
-                if hop.gateway is not None:
+                if hop.gateway is not None and route.table != self.own_table(hop.link):
                     self.default_gateways[hop.link].add(hop.gateway)
             elif hop.gateway is None and hop.link and route.table == TABLE_MAIN and route.kind == rtnetlink.RTN_UNICAST:
                 self._add_subnet(hop.link, route.destination)

@@ -12,12 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cloud_network.fetcher import config as configuration
-from cloud_network.fetcher.agent import to_wire
+from cloud_network.fetcher.apply import to_operation
 from cloud_network.fetcher.metadata.detect import detect, read_dmi
 from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.network.desired import desired
 from cloud_network.fetcher.network.plan import plan
-from cloud_network.netagent import policy, protocol, rtnetlink, settings
+from cloud_network.netagent import policy, protocol, settings
+from cloud_network.netagent.kernel import Kernel
+from cloud_network.netagent.operations import operation_from_wire
+from cloud_network.netagent.view import Known, Snapshot, View
 
 
 def measure(rounds: int) -> dict[str, list[float]]:
@@ -28,7 +31,7 @@ def measure(rounds: int) -> dict[str, list[float]]:
     provider.client.kinds = config.allow_kinds
     reader = kernel.Reader()
     opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
-    operator, resolvers, netlink = settings.load(), settings.resolvers(), rtnetlink.Kernel(opened.detach())
+    operator, known, netlink = settings.load(), Known(settings.resolvers()), Kernel(opened)
     found = defaultdict[str, list[float]](list)
 
     @contextmanager
@@ -45,13 +48,19 @@ def measure(rounds: int) -> dict[str, list[float]]:
         with timed("planning"):
             changes = plan(desired(instance, config, actual), actual, may_remove=True)
         with timed("wire"):
-            ops = [to_wire(change) for change in changes]
+            ops = [to_operation(change).to_wire() for change in changes]
             for at in range(0, max(1, len(ops)), protocol.MAX_OPS):
                 protocol.encode({"request": "apply", "id": "0", "ops": ops[at : at + protocol.MAX_OPS]})
         with timed("netagent's look"):
-            view = policy.View(netlink, operator, resolvers, frozenset())
+            found_now = (
+                tuple(netlink.links()),
+                tuple(netlink.addresses()),
+                tuple(netlink.routes()),
+                tuple(netlink.rules()),
+            )
+            view = View(Snapshot(*found_now, netlink.routers()), operator, known)
         with timed("netagent's checks"):
-            policy.check(ops, view)
+            policy.check([operation_from_wire(op) for op in ops], view)
     return found
 
 

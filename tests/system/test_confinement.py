@@ -83,7 +83,7 @@ def test_state_files_are_everybodys_to_read_and_the_fetchers_to_write(lab: Lab) 
     names = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
     indexes = {str(link["ifindex"]) for link in ip(lab, "link") if link["ifname"] != "lo"}
     identity = {f"provider/aws/{part}" for part in ("document", "pkcs7", "signature", "rsa2048")}
-    assert names == {"system", "status.json", *(f"links/{index}" for index in indexes), *identity}
+    assert names == {"system", "status.json", "fetcher.lock", *(f"links/{index}" for index in indexes), *identity}
     for path in (root, *root.rglob("*")):
         expected = 0o755 if path.is_dir() else 0o666 if path.is_socket() else 0o644
         assert path.stat().st_mode & 0o7777 == expected, path

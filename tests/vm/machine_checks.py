@@ -36,12 +36,12 @@ ASK = """
 import sys
 sys.path.insert(0, "/usr/lib/cloud-network")
 from ipaddress import ip_address
-from cloud_network.fetcher.agent import Agent
+from cloud_network.fetcher.apply import Netagent
 from cloud_network.fetcher.network.objects import Address
 from cloud_network.fetcher.network.plan import Change, Verb
 change = Change(Verb.ADD, Address(int(sys.argv[1]), ip_address(sys.argv[2]), 24, True))
-with Agent() as agent:
-    said = agent.carry_out((change,), 5, lambda: None)
+with Netagent() as netagent:
+    said = netagent.carry_out((change,), 5, lambda: None)
 print(said.verdict, said.reason)
 """
 

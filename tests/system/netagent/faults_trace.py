@@ -95,7 +95,7 @@ class Trace:
     def _attached(self) -> bool:
         """Attached, and seen to wait again: everything from now on is counted."""
         text = self.so_far() if self._out.exists() else ""
-        return "restart_syscall(" in text or "select" in text
+        return "restart_syscall(" in text or "poll(" in text
 
     def __exit__(self, *_: object) -> None:
         try:
@@ -121,7 +121,7 @@ def points(lines: Iterable[str]) -> list[Point]:
     for line in lines:
         match = _CALL.match(line)
         # What it waits in is going on when strace comes, so it cannot be counted; whatever follows it can.
-        if match is None or match["call"] in ("restart_syscall", "select", "pselect6") or "<detached" in line:
+        if match is None or match["call"] in ("restart_syscall", "poll", "ppoll") or "<detached" in line:
             continue
         call, shown = match["call"], f"{match['what']} {match['rest']}"
         seen[call] += 1

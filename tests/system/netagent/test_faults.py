@@ -33,7 +33,7 @@ PIDFD_GETFD = 438  # the same on every architecture: asm-generic/unistd.h
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     with Lab(Spec.aws(interfaces=2, addresses=2)) as lab:
-        lab.write_config(CONFIG)
+        lab.write_config(CONFIG + 'AllowGateways = "10.0.2.2"\n')  # the change replaces a gateway
         yield Bench(lab, tmp_path_factory.mktemp("strace"))
 
 
@@ -41,7 +41,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 def bench_to_break(tmp_path: Path) -> Iterator[Bench]:
     """For tests after which the lab is not as it was before."""
     with Lab(Spec.aws(interfaces=2, addresses=2)) as lab:
-        lab.write_config(CONFIG)
+        lab.write_config(CONFIG + 'AllowGateways = "10.0.2.2"\n')  # the change replaces a gateway
         yield Bench(lab, tmp_path)
 
 

@@ -112,7 +112,7 @@ class World:
     def connected(self) -> Wire:
         """A client, once netagent has served it: it serves one at a time."""
         wire = Wire(self.lab)
-        assert self.asked(wire, request="hello", version=2) == {"verdict": "ok", "version": 2}
+        assert self.asked(wire, request="hello", version=3) == {"verdict": "ok", "version": 3}
         return wire
 
     def asked(self, wire: Wire, **message: Any) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def apply(name: str, ops: list[Any], seconds: int = 0) -> dict[str, Any]:
 def malformed(message: dict[str, Any]) -> str:
     """What the wire has against a message; nothing if it is well formed."""
     try:
-        protocol.check_request(protocol.decode(protocol.encode(message)[protocol.HEADER.size :]))
+        protocol.request_from_wire(protocol.decode(protocol.encode(message)[protocol.HEADER.size :]))
     except protocol.Malformed as error:
         return str(error)
     return ""
@@ -224,7 +224,7 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
             wire = self.wire
             answer = world.asked(wire, **message)
             if reason := malformed(message):
-                assert answer == {"verdict": "refused", "reason": reason}
+                assert answer == {"verdict": "refused", "code": "refused", "reason": reason}
                 assert wire.socket.recv(1) == b""
                 self.gone()
             else:
@@ -408,7 +408,7 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
                 lab.write_config("nonsense\n")
             lab.kill("netagent", signal.SIGHUP)
             if not sense:
-                lab.wait_for(lambda: "going on with" in self.said())
+                lab.wait_for(lambda: "continuing with" in self.said())
                 lab.write_config(CONFIG)
 
         # — what must hold

@@ -1,0 +1,252 @@
+"""Requests with the fetcher's uid that once moved traffic: each is refused, and a legitimate neighbour of it is not.
+
+The lab's primary is eth1 (10.0.1.10/24, gateway 10.0.1.1, all by DHCP); eth0 is the secondary, in 10.0.2.0/24.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from cloud_network.netagent import policy
+
+from tests.lab import Lab, Spec
+from tests.system.netagent.conftest import start
+from tests.system.netagent.wire import CONFIG, Wire, address, audit_lines, ifindex, kernel_state, route, rule
+
+Ops = list[dict[str, Any]]
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab(Spec.aws(interfaces=2, addresses=2)) as lab:
+        lab.write_config(CONFIG)
+        lab.batch(["link set eth0 up"])
+        start(lab)
+        yield lab
+
+
+def verdict(lab: Lab, *ops: dict[str, Any]) -> str:
+    """The verdict on `ops`; what was applied is flushed again."""
+    with Wire(lab) as wire:
+        answer = wire.apply(*ops)
+        if answer["verdict"] == "applied":
+            wire.ask(request="flush", id="after")
+    return str(answer.get("reason", answer["verdict"]))
+
+
+def refused(lab: Lab, *ops: dict[str, Any]) -> str:
+    """The reason of the refusal, which changes nothing and which `check` gives, too."""
+    before = kernel_state(lab)
+    with Wire(lab) as wire:
+        checked = wire.ask(request="check", ops=list(ops))
+        answer = wire.apply(*ops)
+    assert answer["verdict"] == "refused", answer
+    assert answer["reason"] in [each["reason"] for each in checked["refusals"]]
+    assert kernel_state(lab) == before
+    return str(answer["reason"])
+
+
+# 1: gateways
+
+
+@pytest.mark.parametrize("destination", ["169.254.169.254/32", "0.0.0.0/0", "10.9.0.0/16"])
+def test_a_neighbour_is_no_gateway(lab: Lab, destination: str) -> None:
+    on = ifindex(lab, "eth1")
+    ops = [route(on, destination, "10.0.1.77"), rule("10.0.1.10", 9999 + on)]
+    assert "is not known as a gateway" in refused(lab, *ops)
+    assert verdict(lab, route(on, destination, "10.0.1.1"), ops[1]) == "applied"
+
+
+def test_a_gateway_by_convention_and_no_second_one(lab: Lab) -> None:
+    on = ifindex(lab, "eth0")
+    own = address(on, "10.0.2.10/24")
+    assert "not known as a gateway" in refused(lab, own, route(on, "0.0.0.0/0", "10.0.2.77"))
+    first = [own, route(on, "0.0.0.0/0", "10.0.2.1")]
+    assert verdict(lab, *first) == "applied"
+    assert "not known as a gateway" in refused(lab, *first, route(on, "10.9.0.0/16", "10.0.2.9"))
+
+
+def test_an_ipv6_neighbour_is_a_gateway_only_as_a_router(lab: Lab) -> None:
+    on = ifindex(lab, "eth0")
+    ops = [address(on, "fd00:2::10/128"), route(on, "::/0", "fe80::77")]
+    assert "not known as a gateway" in refused(lab, *ops)
+    lab.run(["ip", "neighbour", "replace", "fe80::77", "lladdr", "02:00:00:00:00:77", "dev", "eth0", "router"])
+    assert verdict(lab, *ops) == "applied"
+
+
+def test_allow_gateways_names_a_neighbour(lab: Lab) -> None:
+    lab.stop("netagent")
+    lab.write_config(CONFIG + 'AllowGateways = "10.0.1.77"\n')
+    start(lab)
+    assert verdict(lab, route(ifindex(lab, "eth1"), "10.9.0.0/16", "10.0.1.77")) == "applied"
+
+
+def test_a_rule_to_a_resolvers_prefix_is_refused(lab: Lab) -> None:
+    on = ifindex(lab, "eth1")
+    assert "no address or range" in refused(lab, rule("10.0.1.2/31", 9999 + on, to=True))
+    assert verdict(lab, rule("10.0.1.10", 9999 + on, to=True)) == "applied"
+
+
+# 2: claims of what the host already routes elsewhere
+
+
+RIVALS = {
+    "VPN": ["link add wg0 type bridge", "link set wg0 up", "route add 10.50.0.0/24 dev wg0"],
+    "CNI": ["link add flannel.1 type bridge", "link set flannel.1 up", "route add 10.50.0.0/16 dev flannel.1"],
+    "host-gw": ["route add 10.50.0.0/24 via 10.0.1.77"],
+    "blackhole": ["route add blackhole 10.50.0.0/24"],
+    "multipath": ["route add 10.50.0.0/24 nexthop via 10.0.1.77 nexthop via 10.0.1.78"],
+}
+
+
+@pytest.mark.parametrize("kind", RIVALS)
+def test_what_another_program_routes_is_not_claimed(lab: Lab, kind: str) -> None:
+    on = ifindex(lab, "eth0")
+    lab.batch(RIVALS[kind])
+    claims = [
+        [address(on, "10.50.0.7/32")],
+        [route(on, "10.50.0.0/28", table=255)],
+        [route(on, "10.50.0.0/24")],
+        [address(on, "10.0.2.10/24"), route(on, "10.50.0.0/24", "10.0.2.1")],
+    ]
+    for ops in claims:
+        assert "another program routes" in refused(lab, *ops)
+
+
+def test_a_summary_route_through_the_clouds_router_is_no_rival(lab: Lab) -> None:
+    lab.batch(["route add 10.0.0.0/8 via 10.0.1.1 dev eth1"])
+    on = ifindex(lab, "eth0")
+    assert verdict(lab, address(on, "10.0.2.10/24"), route(on, "10.0.2.0/24")) == "applied"
+
+
+@pytest.mark.parametrize("network", ["172.16.0.0/12", "10.0.1.0/25", "10.0.1.0/24"])
+def test_a_local_range_is_bounded(lab: Lab, network: str) -> None:
+    assert refused(lab, route(ifindex(lab, "eth1"), network, table=255))
+
+
+# 3: invented subnets
+
+
+@pytest.mark.parametrize("connected", [True, False])
+@pytest.mark.parametrize("text", ["10.200.0.5/8", "10.0.1.200/25", "10.0.0.5/16", "10.200.0.5/9"])
+def test_an_invented_subnet_takes_over_no_other(lab: Lab, text: str, connected: bool) -> None:
+    assert refused(lab, {**address(ifindex(lab, "eth0"), text), "route": connected})
+
+
+def test_a_rule_does_not_outlive_its_address(lab: Lab) -> None:
+    on = ifindex(lab, "eth0")
+    with Wire(lab) as wire:
+        assert wire.apply(address(on, "10.0.2.10/24"), rule("10.0.2.10", 9999 + on))["verdict"] == "applied"
+        gone = address(on, "10.0.2.10/24", "address_remove")
+        assert "depends on it" in wire.apply(gone)["reason"]
+        assert wire.apply(gone, rule("10.0.2.10", 9999 + on, op="rule_remove"))["verdict"] == "applied"
+
+
+# 4 and 5: limits, and flushing at them
+
+
+def test_rules_are_limited_and_a_flush_of_all_is_logged_in_parts(lab: Lab) -> None:
+    on = ifindex(lab, "eth0")
+    with Wire(lab) as wire:
+        assert wire.apply(address(on, "10.0.2.10/24"), route(on, "10.77.0.0/20", table=255))["verdict"] == "applied"
+        hosts = [f"10.77.{at >> 8}.{at & 255}" for at in range(4096)]
+        for priority in (31000, 31020):
+            ops = [rule(host, 9999 + on, priority) for host in hosts]
+            assert wire.apply(*ops)["verdict"] == "applied"
+        assert f"{policy.MAX_RULES} rules" in wire.apply(rule("10.0.2.10", 9999 + on))["reason"]
+        wire.socket.settimeout(60)
+        answer = wire.ask(request="flush", id="flush")
+    assert (answer["verdict"], answer["done"]) == ("applied", 8194)
+    parts = [line for line in audit_lines(lab) if line["request"] == "flush" and line["verdict"] == "applied"]
+    assert sum(len(line["ops"]) for line in parts) == 8194
+    assert [line["part"] for line in parts] == list(range(1, parts[0]["parts"] + 1))
+    assert max(len(line) for line in lab.path("/var/log/cloud-network/audit.log").read_text().splitlines()) < 48 << 10
+    lab.stop("netagent")
+    start(lab)
+
+
+def test_a_damaged_log_is_moved_aside(lab: Lab) -> None:
+    lab.stop("netagent")
+    log = lab.path("/var/log/cloud-network/audit.log")
+    log.write_text('{"seq":1,"hash":"x"}\n' + "x" * (3 << 20) + "\n")
+    start(lab)
+    lines = audit_lines(lab)
+    assert (lines[0]["verdict"], lines[0]["seq"]) == ("damaged", 1)
+    assert [path.name for path in log.parent.iterdir() if "damaged" in path.name]
+
+
+# 6, 10 and 11: removal, and protected addresses
+
+
+def test_a_flush_removes_what_it_may_and_names_the_rest(lab: Lab) -> None:
+    on = ifindex(lab, "eth0")
+    with Wire(lab) as wire:
+        assert wire.apply(address(on, "10.0.2.10/24"), rule("10.0.2.10", 9999 + on))["verdict"] == "applied"
+        lab.batch(["address add 10.0.2.60/24 dev eth0"])
+        answer = wire.ask(request="flush", id="flush")
+    assert (answer["verdict"], answer["done"]) == ("applied", 1)
+    assert [each["address"] for each in answer["not_undone"]] == [b"\x0a\x00\x02\x0a"]
+    assert "10.0.2.60" in lab.run(["ip", "address"]).stdout
+
+
+def test_an_address_with_a_local_route_of_ours_is_refused(lab: Lab) -> None:
+    on = ifindex(lab, "eth0")
+    assert refused(lab, route(on, "10.9.0.5/32", table=255), address(on, "10.9.0.5/32"))
+
+
+def test_the_last_address_stays_while_foreign_routes_need_it(lab: Lab) -> None:
+    on = ifindex(lab, "eth0")
+    with Wire(lab) as wire:
+        assert wire.apply(address(on, "10.0.2.10/24"), confirm_within=60, request="open")["verdict"] == "applied"
+        lab.batch(["route add 192.168.88.0/24 via 10.0.2.1 dev eth0"])
+        answer = wire.ask(request="rollback", id="open")
+        assert [each["op"] for each in answer["not_undone"]] == ["address_remove"]
+    assert "192.168.88.0/24" in lab.run(["ip", "route"]).stdout
+
+
+def test_a_link_with_foreign_state_is_not_set_down(lab: Lab) -> None:
+    on = ifindex(lab, "eth0")
+    lab.batch(["link set eth0 down"])
+    with Wire(lab) as wire:
+        up = {"op": "link_up", "link": on}
+        assert wire.apply(up, confirm_within=60, request="open")["verdict"] == "applied"
+        lab.run(["ip", "-6", "address", "add", "fd00:2::60/128", "dev", "eth0"])
+        assert wire.ask(request="rollback", id="open")["not_undone"][0]["op"] == "link_down"
+    assert json.loads(lab.run(["ip", "-j", "link", "show", "eth0"]).stdout)[0]["flags"].count("UP") == 1
+
+
+@pytest.mark.parametrize("table", ["main", "100"])
+def test_gateways_of_every_table_and_next_hop_are_protected(lab: Lab, table: str) -> None:
+    lab.batch([f"route add 192.168.99.0/24 table {table} nexthop via 10.0.1.77 nexthop via 10.0.1.78"])
+    for text in ("10.0.1.77/32", "10.0.1.78/32"):
+        assert "a gateway" in refused(lab, address(ifindex(lab, "eth0"), text))
+
+
+def test_our_former_gateway_is_protected(lab: Lab) -> None:
+    on = ifindex(lab, "eth0")
+    assert verdict(lab, address(on, "10.0.2.10/24"), route(on, "0.0.0.0/0", "10.0.2.1")) == "applied"
+    assert "a gateway" in refused(lab, address(on, "10.0.2.1/32"))
+
+
+@pytest.mark.parametrize("text", ["fd00:42::42/128", "fd00:c1::a9fe:a9fe/128", "fd00:ec2::23/128", "168.63.129.16/32"])
+def test_metadata_servers_are_no_links_address(lab: Lab, text: str) -> None:
+    assert "metadata server" in refused(lab, address(ifindex(lab, "eth0"), text))
+
+
+# 12: decided for later issues
+
+
+def test_azures_wire_server_is_reached_by_each_links_gateway(lab: Lab) -> None:
+    on = ifindex(lab, "eth0")
+    own = address(on, "10.0.2.10/24")
+    assert verdict(lab, own, route(on, "168.63.129.16/32", "10.0.2.1")) == "applied"
+    assert refused(lab, own, route(on, "168.63.129.16/32"))
+
+
+def test_a_rule_for_a_clouds_address_on_a_virtual_link(lab: Lab) -> None:
+    lab.batch(["link add dummy0 type bridge", "link set dummy0 up", "address add 10.0.1.30/32 dev dummy0"])
+    assert verdict(lab, rule("10.0.1.30", 9999 + ifindex(lab, "eth1"))) == "applied"
+    assert refused(lab, rule("10.0.1.30", 9999 + ifindex(lab, "eth0")))
