@@ -94,7 +94,7 @@ class ConflictTracker:
         return min((self._records[op].due for op in self._waiting()), default=math.inf)
 
     def statuses(self, plan: Plan, actual: Actual) -> tuple[list[ConflictStatus], list[str]]:
-        """Return all conflicts for status.json, and in words those of `plan`, which are not repaired now."""
+        """Return all conflicts for status.json, and in words those that wait or are in `plan`: not repaired now."""
         links, now, missing = {link.ifindex: link for link in actual.links}, self._clock(), set(plan)
         statuses, open_now = list[ConflictStatus](), list[str]()
         for op, record in self._records.items():
@@ -106,7 +106,7 @@ class ConflictTracker:
             statuses.append(
                 {"object": text, "times": record.times, "since": record.since, "next_at": next_at, "by": record.by}
             )
-            if op in missing:
+            if op in missing or wait > 0:
                 by = f" ({record.by})" if record.by else ""
                 when = f"; next repair in {wait:.0f} s" if wait > 0 else ""
                 open_now.append(f"{text}{by}, {record.times} times since {record.since}{when}")

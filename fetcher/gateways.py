@@ -31,6 +31,7 @@ _ALLOWED_TARGET = {4: "169.254.169.254", 6: "fd00:ec2::254"}  # in IPAddressAllo
 _DISCARD = 9  # port, RFC 863
 _RESEND = 0.5  # seconds; the kernel gives up on a neighbour after three attempts
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0003, 0.005  # seconds between two looks at the neighbour entries
+_NEW_LINK = 3.0  # seconds for the gateway of a link that had no address before: it may just have come up
 _BEFORE = 0.5  # seconds for a gateway to show that it resolves before a change ...
 _AFTER = 6.0  # ... and after it: a new MTU resets some network cards
 
@@ -43,18 +44,17 @@ def new_gateways(plan: Plan, actual: Actual) -> set[GatewayUse]:
     return {GatewayUse(op.link, op.gateway) for op in defaults if op.gateway is not None} - known
 
 
-def unresolved(gateways: Iterable[GatewayUse], actual: Actual) -> set[GatewayUse]:
-    """Return those of new gateways that do not resolve. One whose link has no address to ask from is not judged."""
-    addresses = [each.address for each in actual.addresses.values()]
-    sources = {(each.ifindex, each.address.version) for each in addresses if not each.address.is_link_local}
+def unresolved(gateways: Iterable[GatewayUse], wanted: Iterable[Address], actual: Actual) -> set[GatewayUse]:
+    """Return those of new gateways that do not resolve. One whose link has no address to ask from is not judged.
+
+    The source is one of the `wanted` addresses: the cloud drops packets from one that it has taken away.
+    """
+    there = [each for each in wanted if (each.ifindex, each.address) in actual.addresses]
+    sources = {(each.ifindex, each.address.version) for each in there}
     up = {link.ifindex for link in actual.links if link.up}
-    asked = {
-        each
-        for each in gateways
-        if each.ifindex in up and (each.address.is_link_local or (each.ifindex, each.address.version) in sources)
-    }
+    asked = {each for each in gateways if each.ifindex in up and (each.ifindex, each.address.version) in sources}
     names = {link.ifindex: link.name for link in actual.links}
-    return asked - resolving(asked, names, addresses, PROBE_SECONDS)
+    return asked - resolving(asked, names, there, PROBE_SECONDS)
 
 
 class GatewayCheck:
@@ -86,7 +86,7 @@ class GatewayCheck:
 
     def unresolved_new(self) -> set[GatewayUse]:
         """Return the gateways with a first route that do not resolve after the change. Raises KernelError."""
-        return self._new - resolving(self._new, self._names, self._addresses, PROBE_SECONDS)
+        return self._new - resolving(self._new, self._names, self._addresses, _NEW_LINK)
 
 
 def resolving(

@@ -179,8 +179,8 @@ class Reconciler:
         """Read the kernel and compare. Raises KernelError."""
         actual = kernel.read()
         if proof:
-            plugged = {link.mac for link in actual.links if link.up}
-            metadata = self._memory.proof.keep_missing(metadata, self._known, plugged)
+            links = {link.mac: link.up for link in actual.links}
+            metadata = self._memory.proof.keep_missing(metadata, self._known, links)
         snapshot = self._snapshot(metadata, actual)
         self._memory.rejections.update(snapshot.instance, self._config, actual, kernel_changed=kernel_changed)
         return self._plan(snapshot)
@@ -274,7 +274,8 @@ class Reconciler:
 
     def _silent_gateways(self, ops: Plan, here: Comparison) -> Rejections:
         """Probe each gateway that is about to get its first route."""
-        silent = unresolved(new_gateways(ops, here.snapshot.actual), here.snapshot.actual)
+        actual = here.snapshot.actual
+        silent = unresolved(new_gateways(ops, actual), here.wanted.addresses, actual)
         return dict.fromkeys(silent, _SILENT)
 
     def _apply_groups(self, agent: Netagent, here: Comparison, ops: Plan, run: _Pass) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from cloud_network.fetcher.metadata.model import Instance, Interface, MetadataError, Problem
@@ -76,14 +76,15 @@ class RemovalProof:
         self._missing_since: dict[str, float] = {}
         self._unproven: Instance | None = None
 
-    def keep_missing(self, instance: Instance, known: Instance | None, plugged: Collection[str]) -> Instance:
+    def keep_missing(self, instance: Instance, known: Instance | None, links: Mapping[str, bool]) -> Instance:
         """Return `instance` with the interfaces of `known` that are missing and not proven gone.
 
-        `plugged` are the MACs of the links that are up.
+        `links` are the MACs of this host's links, with True for those that are up. While the metadata name a MAC that
+        no link has, links that they do not name stay as they are anyway: one of them may have another MAC now.
         """
         now, named = self._clock(), {interface.mac for interface in instance.interfaces}
-        before = known.interfaces if known is not None else ()
-        missing = [each for each in before if each.mac not in named and each.mac in plugged]
+        before = known.interfaces if known is not None and named <= links.keys() else ()
+        missing = [each for each in before if each.mac not in named and links.get(each.mac)]
         self._missing_since = {each.mac: self._missing_since.get(each.mac, now) for each in missing}
         kept = tuple(each for each in missing if now < self._missing_since[each.mac] + self.PROOF_SECONDS)
         return replace(instance, interfaces=instance.interfaces + kept) if kept else instance

@@ -189,7 +189,7 @@ def _table(interface: Interface, link: Link, host: Host) -> list[Route]:
 def _add_route(routes: dict[IPNetwork, Route], route: Route, host: Host) -> None:
     """Add a route by a gateway, after an on-link route to the gateway where it has none."""
     gateway = route.gateway
-    if gateway is None or route.destination in routes or host.rejection(route) is not None:
+    if gateway is None or route.destination in (*routes, single(gateway)) or host.rejection(route) is not None:
         return
     near = [each.destination for each in routes.values() if each.gateway is None]
     link_local = gateway.version == 6 and gateway.is_link_local

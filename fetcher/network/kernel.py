@@ -6,6 +6,7 @@ The kernel filters route dumps (NETLINK_GET_STRICT_CHK), so that thousands of ro
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -59,6 +60,8 @@ _NTF_ROUTER = 0x80
 _NUD_RESOLVED = 0x02 | 0x04 | 0x08 | 0x40 | 0x80  # REACHABLE, STALE, DELAY, NOARP, PERMANENT: linux/neighbour.h
 _RTEXT_FILTER_SKIP_STATS = 8
 _DUMP_ATTEMPTS = 5
+
+logging.getLogger("pyroute2").setLevel(logging.CRITICAL)  # it also raises what it logs
 
 Message = Any
 """A message of pyroute2: fields by name, attributes with get_attr()."""

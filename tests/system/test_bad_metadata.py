@@ -141,11 +141,9 @@ def test_a_subnet_that_cannot_be_is_named_with_its_path(lab: Lab) -> None:
 def test_an_unknown_mac_is_named_and_the_link_it_may_stand_for_is_left_alone(lab: Lab) -> None:
     before = kernel(lab)
     lab.metadata.load([lab.nics[0], replace(lab.nics[1], mac="02:00:00:00:00:99"), lab.nics[2]])
-    lines = said(lab, lambda: [refresh(lab), refresh(lab)])
-    [unknown] = [line for line in lines if "02:00:00:00:00:99" in line]
-    assert "no link here has that MAC" in unknown
-    [missing] = [line for line in lines if line != unknown]
-    assert f"interface {lab.nics[1].mac}: no longer listed, but its link is up" in missing
+    [line] = said(lab, lambda: [refresh(lab), refresh(lab)])
+    assert "02:00:00:00:00:99" in line
+    assert "no link here has that MAC" in line
     assert status(lab)["unknown_macs"] == ["02:00:00:00:00:99"]
     assert status(lab)["state"] == "degraded"
     assert kernel(lab) == before

@@ -20,7 +20,7 @@ from .test_schedule import Clock
 from .values import instance, interface, mac
 
 BOTH, ONE = instance(interface(1), interface(2)), instance(interface(1))
-PLUGGED = (mac(1), mac(2))
+PLUGGED = {mac(1): True, mac(2): True}
 
 
 @pytest.fixture
@@ -113,10 +113,17 @@ def test_interface_that_is_listed_again_starts_anew(proof: RemovalProof, clock: 
 
 
 def test_interface_whose_link_went_is_not_kept(proof: RemovalProof) -> None:
-    assert proof.keep_missing(ONE, BOTH, (mac(1),)) == ONE
+    assert proof.keep_missing(ONE, BOTH, {mac(1): True}) == ONE
+    assert proof.keep_missing(ONE, BOTH, {mac(1): True, mac(2): False}) == ONE
     assert proof.keep_missing(ONE, None, PLUGGED) == ONE
 
 
 def test_kept_interface_is_not_a_problem(proof: RemovalProof) -> None:
     kept = proof.keep_missing(replace(ONE, notices=("a",)), BOTH, PLUGGED)
     assert kept.complete
+
+
+def test_nothing_is_kept_while_another_mac_is_unknown(proof: RemovalProof) -> None:
+    """One interface may have got another MAC: links that are not named stay as they are then."""
+    other = instance(interface(1), interface(3))
+    assert proof.keep_missing(other, BOTH, PLUGGED) == other
