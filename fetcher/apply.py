@@ -1,7 +1,8 @@
-"""The client of netagent: check, apply, and confirm or roll back.
+"""Client of netagent: check a plan, apply it in groups of links, confirm each or roll it back.
 
-Requests and answers are those of netagent/protocol.py; operations those of netagent/operations.py. A plan that is
-larger than a request may be goes in parts, in its own order, each applied and confirmed before the next.
+Links are independent where no address or rule moves between them. All secondary links are applied first and the link
+that carries the metadata connection and the default route last, so that a change which breaks something is rolled back
+without the others. If the group of the secondary links fails, each of them is applied alone.
 """
 
 from __future__ import annotations
@@ -9,210 +10,232 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import Self
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from cloud_network.fetcher.network.objects import Address, Route, Rule
-from cloud_network.fetcher.network.plan import Change, LinkMtu, LinkUp, Plan, Verb
+from cloud_network.fetcher.network.plan import COMMON, Plan, is_removal, link_of
+from cloud_network.fetcher.network.rules import Interval, IntervalIndex
 from cloud_network.netagent import protocol
-from cloud_network.netagent.operations import (
-    EVERYTHING,
-    AddressAdd,
-    AddressRemove,
-    IPInterface,
-    Operation,
-    RouteRemove,
-    RouteReplace,
-    RuleAdd,
-    RuleRemove,
+from cloud_network.netagent.operations import AddressAdd, AddressRemove, Operation, RuleAdd, RuleRemove
+from cloud_network.netagent.protocol import (
+    MAX_FRAME,
+    MAX_OPS,
+    Apply,
+    Check,
+    CheckAnswer,
+    Confirm,
+    Flush,
+    Hello,
+    Malformed,
+    Message,
+    Refused,
+    Request,
+    Rollback,
+    Verdict,
 )
-from cloud_network.netagent.operations import LinkMtu as SetLinkMtu
-from cloud_network.netagent.operations import LinkUp as SetLinkUp
-from cloud_network.netagent.protocol import CheckAnswer, Code, Refused
 
-_ANSWER_TIMEOUT_S = 30.0
+_ANSWER_SECONDS = 30
 _TIMEVAL = struct.Struct("@ll")  # struct timeval
 
 
 class NetagentError(Exception):
-    """netagent could not be reached, or hung up: nothing, or nothing that lasts, was changed."""
+    """netagent could not be reached or hung up: nothing was changed, or what was changed is rolled back."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rejection:
-    """An operation that netagent refuses or that the kernel failed."""
+class Outcome:
+    """netagent's last word on one request."""
 
-    position: int  # in the plan
-    reason: str
-    link: int | None = None  # nothing at all may be done to this link
-    transient: bool = False  # it may pass by itself, such as a router advertisement that has not been received yet
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What became of a plan."""
-
-    verdict: str  # confirmed, refused or rolled back
-    request: str
-    ops: int
+    verdict: str  # applied, confirmed, refused, rolled back
+    request: str = ""
+    ops: int = 0
     reason: str | None = None
-    rejections: tuple[Rejection, ...] = ()
-
-
-def to_operation(change: Change) -> Operation:
-    """Return the operation that makes one change."""
-    what, add = change.what, change.verb is Verb.ADD
-    if isinstance(what, LinkUp):
-        return SetLinkUp(what.ifindex)
-    if isinstance(what, LinkMtu):
-        return SetLinkMtu(what.ifindex, what.mtu)
-    if isinstance(what, Address):
-        return _address_operation(what, add)
-    if isinstance(what, Route):
-        kind = RouteReplace if add else RouteRemove
-        return kind(what.table, what.ifindex, what.destination, what.gateway)
-    return _rule_operation(what, add)
-
-
-def _address_operation(address: Address, add: bool) -> Operation:
-    interface: IPInterface = address.interface
-    if add:
-        return AddressAdd(address.ifindex, interface, address.connected)
-    return AddressRemove(address.ifindex, interface)
-
-
-def _rule_operation(rule: Rule, add: bool) -> Operation:
-    kind = RuleAdd if add else RuleRemove
-    selector = rule.selector or EVERYTHING[rule.version]
-    return kind(rule.priority, selector, rule.to, rule.table, rule.suppress, rule.local)
+    refused: Refused | None = None
+    errnos: tuple[int | None, ...] = ()  # of each operation, after the kernel refused one
 
 
 class Netagent:
-    """A connection to netagent for the length of one plan."""
+    """A connection to netagent for one pass."""
 
     def __init__(self, path: str = protocol.SOCKET) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # A blocking connect waits for a place in netagent's queue; with a timeout it would fail with EAGAIN at once.
-        timeout = _TIMEVAL.pack(int(_ANSWER_TIMEOUT_S), 0)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+        # Timeouts of the kernel: a socket with Python's own would fail with EAGAIN while netagent's queue is full.
+        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(_ANSWER_SECONDS, 0))
         try:
             self._socket.connect(path)
             if os.geteuid() == 0:
-                credentials = (socket.SOL_SOCKET, socket.SCM_CREDENTIALS, protocol.ROOT)
-                self._socket.sendmsg([b"\0"], [credentials])
-            answer = self._ask(protocol.Hello(protocol.VERSION).to_wire())
+                self._socket.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, protocol.ROOT)])
+            answer = self._ask(Hello(protocol.VERSION))
         except OSError as error:
             self.close()
-            reason = error.strerror or str(error)
-            raise NetagentError(f"{path}: {reason}; is cloud-network-netagent running?") from None
+            raise NetagentError(f"{path}: {error.strerror or error}; is cloud-network-netagent running?") from None
         except NetagentError:
             self.close()
             raise
-        if answer.get("verdict") != protocol.Verdict.OK:
+        if answer["verdict"] != Verdict.OK:
             self.close()
-            raise NetagentError(f"it speaks version {answer.get('version')} of the protocol, we {protocol.VERSION}")
+            raise NetagentError(
+                f"netagent speaks version {answer.get('version')} of the protocol, not {protocol.VERSION}; "
+                "install one release, then: systemctl restart cloud-network-netagent cloud-network-fetcher"
+            )
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Netagent:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Hang up. netagent rolls back what was applied and not confirmed."""
         self._socket.close()
 
-    def check(self, plan: Plan) -> tuple[Rejection, ...]:
-        """Return what netagent would refuse. Changes nothing; at most `protocol.MAX_REFUSALS` are named a part."""
-        found: list[Rejection] = []
-        for start, part in _parts(plan):
-            answer = self._ask(protocol.Check(part).to_wire())
-            if answer.get("verdict") != protocol.Verdict.OK:
-                raise NetagentError(f"check: {_reason(answer)}")
-            refusals = CheckAnswer.from_wire(answer).refusals
-            found += [_rejection(refusal, start) for refusal in refusals]
-        return tuple(found)
+    def check(self, ops: Plan) -> CheckAnswer:
+        """Return what `apply` would refuse of at most MAX_OPS operations."""
+        answer = self._ask(Check(ops))
+        if answer["verdict"] != Verdict.OK:
+            refused = Refused.from_wire(answer)
+            return CheckAnswer(1, (refused,))
+        return CheckAnswer.from_wire(answer)
 
-    def carry_out(self, plan: Plan, confirm_within_s: float, broken: Callable[[], str | None]) -> Result:
-        """Apply `plan`. Roll back if `broken` then returns what the change has broken; else confirm."""
-        result = Result(protocol.Verdict.CONFIRMED, "", 0)
-        for start, part in _parts(plan):
-            result = self._apply(part, max(1, round(confirm_within_s)), broken)
-            if result.verdict != protocol.Verdict.CONFIRMED:
-                moved = (replace(each, position=start + each.position) for each in result.rejections)
-                return replace(result, rejections=tuple(moved))
-        return result
-
-    def flush(self) -> Result:
-        """Remove everything that is owned. It is not confirmed: afterwards nothing of ours is left to answer by."""
+    def apply(self, ops: Plan, confirm_within: float) -> Outcome:
+        """Apply at most MAX_OPS operations. They are rolled back unless `confirm` follows within the time."""
         request = os.urandom(8).hex()
-        answer = self._ask(protocol.Flush(request).to_wire())
-        return Result(answer["verdict"], request, answer.get("done", 0), _reason_or_none(answer))
+        answer = self._ask(Apply(request, ops, max(1, round(confirm_within))))
+        refused = Refused.from_wire(answer) if answer["verdict"] == Verdict.REFUSED else None
+        errnos = tuple(answer.get("errnos", ()))
+        return Outcome(answer["verdict"], request, len(ops), _reason(answer), refused, errnos)
 
-    def _apply(self, ops: tuple[Operation, ...], confirm_within_s: int, broken: Callable[[], str | None]) -> Result:
+    def confirm(self, applied: Outcome) -> Outcome:
+        """Keep what was applied."""
+        answer = self._ask(Confirm(applied.request))
+        return Outcome(answer["verdict"], applied.request, applied.ops, _reason(answer))
+
+    def roll_back(self, applied: Outcome, reason: str) -> Outcome:
+        """Undo what was applied."""
+        self._ask(Rollback(applied.request))
+        return Outcome(Verdict.ROLLED_BACK.value, applied.request, applied.ops, reason)
+
+    def flush(self) -> Outcome:
+        """Remove everything that is owned. That is not confirmed and not rolled back."""
         request = os.urandom(8).hex()
-        answer = self._ask(protocol.Apply(request, ops, confirm_within_s).to_wire())
-        if answer["verdict"] != protocol.Verdict.APPLIED:
-            return Result(answer["verdict"], request, len(ops), _reason(answer), _rejections(answer))
-        if (reason := broken()) is not None:
-            self._ask(protocol.Rollback(request).to_wire())
-            return Result(protocol.Verdict.ROLLED_BACK, request, len(ops), reason)
-        answer = self._ask(protocol.Confirm(request).to_wire())
-        return Result(answer["verdict"], request, len(ops), answer.get("reason"))
+        answer = self._ask(Flush(request))
+        return Outcome(answer["verdict"], request, answer.get("done") or 0, _reason(answer))
 
-    def _ask(self, message: protocol.Message) -> protocol.Message:
+    def _ask(self, request: Request) -> Message:
         try:
-            self._socket.sendall(protocol.encode(message))
+            self._socket.sendall(protocol.encode(request.to_wire()))
             (size,) = protocol.HEADER.unpack(self._receive(protocol.HEADER.size))
-            answer = protocol.decode(self._receive(min(size, protocol.MAX_FRAME)))
-        except (OSError, protocol.Malformed) as error:
-            raise NetagentError(f"the connection to netagent failed: {error}") from None
-        if not isinstance(answer, dict):
-            raise NetagentError(f"netagent answered with a {type(answer).__name__} instead of a map")
+            answer = protocol.decode(self._receive(min(size, MAX_FRAME)))
+        except (OSError, Malformed) as error:
+            raise NetagentError(f"netagent does not answer: {error}") from None
+        if not isinstance(answer, dict) or not isinstance(answer.get("verdict"), str):
+            raise NetagentError("netagent's answer has no verdict")
         return answer
 
     def _receive(self, size: int) -> bytes:
-        data = b""
+        data = bytearray()
         while len(data) < size:
             chunk = self._socket.recv(size - len(data))
             if not chunk:
-                raise NetagentError("netagent closed the connection before its answer was complete")
+                raise NetagentError("netagent hung up in the middle of an answer")
             data += chunk
-        return data
+        return bytes(data)
 
 
-def _parts(plan: Plan) -> Sequence[tuple[int, tuple[Operation, ...]]]:
-    """Return (position of the first, operations) of each request."""
-    ops = tuple(to_operation(change) for change in plan)
-    return [(start, ops[start : start + protocol.MAX_OPS]) for start in range(0, len(ops), protocol.MAX_OPS)]
+def _reason(answer: dict[str, Any]) -> str | None:
+    """Return the reason in an answer, with the key that would allow it."""
+    if answer.get("reason") is None:
+        return None
+    allow = f"; to allow it, set {answer['allow']}" if answer.get("allow") else ""
+    return f"{answer['reason']}{allow}"
 
 
-def _rejection(refusal: Refused, start: int) -> Rejection:
-    reason = refusal.reason + (f"; to allow it: {refusal.allow}" if refusal.allow else "")
-    return Rejection(start + (refusal.position or 0), reason, refusal.link, refusal.code is Code.WAITING)
+def explain(refused: Refused) -> str:
+    """Return a refusal for the operator: the reason, and the key that would allow it."""
+    return f"{refused.reason}; to allow it, set {refused.allow}" if refused.allow else refused.reason
 
 
-def _rejections(answer: protocol.Message) -> tuple[Rejection, ...]:
-    """Return the operation that netagent refused, or every operation that the kernel failed."""
-    errnos = answer.get("errnos")
-    if errnos is not None:
-        failed = ((position, errno) for position, errno in enumerate(errnos) if errno)
-        return tuple(Rejection(position, f"the kernel answers: {os.strerror(errno)}") for position, errno in failed)
-    if answer.get("position") is None:
-        return ()
-    return (_rejection(Refused.from_wire(answer), 0),)
+def transact(
+    agent: Netagent, ops: Plan, confirm_within: float, broken: Callable[[], str | None]
+) -> tuple[Outcome, int]:
+    """Apply `ops` and confirm them, or roll them back if `broken` returns a reason.
+
+    More than MAX_OPS are applied and confirmed part by part. Returns the last outcome, and how many were confirmed.
+    """
+    done, outcome = 0, Outcome(Verdict.CONFIRMED.value)
+    for start in range(0, len(ops), MAX_OPS):
+        part = ops[start : start + MAX_OPS]
+        outcome = agent.apply(part, confirm_within)
+        if outcome.verdict != Verdict.APPLIED:
+            return outcome, done
+        reason = broken()
+        outcome = agent.confirm(outcome) if reason is None else agent.roll_back(outcome, reason)
+        if outcome.verdict != Verdict.CONFIRMED:
+            return outcome, done
+        done += len(part)
+    return outcome, done
 
 
-def _reason(answer: protocol.Message) -> str:
-    """Return the reason and the key that would allow it."""
-    allow = f"; to allow it: {answer['allow']}" if answer.get("allow") else ""
-    return f"{answer.get('reason', 'no reason given')}{allow}"
+# Groups of links
 
 
-def _reason_or_none(answer: protocol.Message) -> str | None:
-    return answer.get("reason")
+def components(plan: Plan, table_base: int, primary: Collection[int] = ()) -> list[Plan]:
+    """Split a plan by link, parts with a link of `primary` last.
+
+    Links between which an address moves, or whose rules depend on each other's addresses, stay together. Rules of no
+    link are added with the first part and removed with the last.
+    """
+    links = dict.fromkeys(link_of(op, table_base) for op in plan)
+    links.pop(COMMON, None)
+    head = dict(zip(links, links, strict=True))
+
+    def find(link: int) -> int:
+        while head[link] != link:
+            link = head[link]
+        return link
+
+    for one, other in _coupled(plan, table_base):
+        head[find(one)] = find(other)
+    parts: dict[int, list[Operation]] = {find(link): [] for link in links}
+    common = [op for op in plan if link_of(op, table_base) == COMMON]
+    for op in plan:
+        if (link := link_of(op, table_base)) != COMMON:
+            parts[find(link)].append(op)
+    if not parts:
+        return [tuple(common)] if common else []
+    last = {find(link) for link in links if link in primary}
+    split = [part for _, part in sorted(parts.items(), key=lambda item: item[0] in last)]
+    split[0] = _with_common(split[0], [op for op in common if not is_removal(op)])
+    split[-1] += [op for op in common if is_removal(op)]
+    return [tuple(part) for part in split]
+
+
+def _with_common(ops: list[Operation], common: list[Operation]) -> list[Operation]:
+    """Put rules of no link before the removals of rules, which come last."""
+    at = next((at for at, op in enumerate(ops) if isinstance(op, RuleRemove)), len(ops))
+    return ops[:at] + common + ops[at:]
+
+
+def _coupled(plan: Plan, table_base: int) -> Iterable[tuple[int, int]]:
+    """Yield pairs of links that must be changed together."""
+    changes = [
+        Interval.of_address(op.interface.ip, op.link) for op in plan if isinstance(op, AddressAdd | AddressRemove)
+    ]
+    index = IntervalIndex(changes)
+    for change in changes:
+        yield from ((change.link, each.link) for each in index.overlapping(change) if each.link != change.link)
+    for op in plan:
+        if isinstance(op, RuleAdd | RuleRemove) and op.local:
+            link = link_of(op, table_base)
+            near = index.overlapping(Interval.of_network(op.selector))
+            yield from ((link, each.link) for each in near if each.link != link)
+
+
+def groups(parts: Sequence[Plan], table_base: int, primary: Collection[int]) -> list[Plan]:
+    """Return the parts of secondary links together, and then those with a link of `primary`."""
+    first = [part for part in parts if not any(link_of(op, table_base) in primary for op in part)]
+    last = [part for part in parts if part not in first]
+    together = tuple(op for part in first for op in part)
+    return [group for group in (together, *last) if group]

@@ -1,94 +1,128 @@
 """The control socket: what root may ask the fetcher for. Credentials go through it and nowhere else.
 
-A frame each way: 4-byte big-endian length, then a UTF-8 JSON object: {"command": …} and {"ok": …, "result" or "error"}.
-Anyone may connect, so that a refusal can say why; only uid 0 (SO_PEERCRED) is served.
+A frame each way: 4-byte big-endian length, then a UTF-8 JSON object: {"command": ...} and {"ok": ..., "result" or
+"error": ...}. Only uid 0 (SO_PEERCRED) is served.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
 import os
 import socket
 import struct
-import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-log = logging.getLogger(__name__)
+from cloud_network.fetcher.apply import Netagent, NetagentError, Outcome
+from cloud_network.netagent.protocol import Verdict
+
+logger = logging.getLogger(__name__)
 
 SOCKET = Path("/run/cloud-network/control.sock")
+MAX_REQUEST = 4096  # bytes
+REQUEST_SECONDS = 1.0
+MAX_CLIENTS = 16
 _LENGTH = struct.Struct(">I")
-_UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
-_MAX_REQUEST = 4096
-_SECONDS = 1.0  # a client that is slower than this is dropped: the loop has other work
+_UCRED = struct.Struct("=iII")  # struct ucred of linux/socket.h: pid, uid, gid
 
-Commands = dict[str, Callable[[], Any]]
+Commands = Mapping[str, Callable[[], Awaitable[Any]]]
+
+
+class FlushAnswer(TypedDict):
+    """The answer to `flush`."""
+
+    removed: int
+    request: str  # as in the audit log
 
 
 class Control:
-    """A listening socket; each connection is one command and its answer."""
+    """Serves clients of the control socket, one command for each connection."""
 
     def __init__(self, commands: Commands, path: Path = SOCKET) -> None:
-        self._commands = commands
-        new = path.with_name(f"{path.name}.new")  # renamed when it listens, so that nobody who finds it is refused
+        self._commands, self._path, self._clients = commands, path, 0
+        new = path.with_name(f"{path.name}.new")  # renamed once it listens, so that no client is refused
         new.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._socket.bind(str(new))
-        new.chmod(0o666)
-        self._socket.listen(4)
+        new.chmod(0o666)  # so that a refusal can give the reason
+        self._socket.listen(MAX_CLIENTS)
         new.rename(path)
 
-    def fileno(self) -> int:
-        """For a selector."""
-        return self._socket.fileno()
+    async def serve(self) -> None:
+        """Serve until cancelled."""
+        server = await asyncio.start_unix_server(self._serve_client, sock=self._socket, limit=MAX_REQUEST)
+        async with server:
+            await server.serve_forever()
 
-    def serve(self) -> None:
-        """Answer one client; what goes wrong is the client's."""
-        with contextlib.suppress(BlockingIOError, OSError):
-            client, _ = self._socket.accept()
-            with client:
-                client.settimeout(_SECONDS)
-                body = json.dumps(self._answer(client)).encode()
-                client.sendall(_LENGTH.pack(len(body)) + body)
+    def remove(self) -> None:
+        """Remove the socket at the end, so that cnctl can say at once that nothing listens."""
+        self._path.unlink(missing_ok=True)
 
-    def _answer(self, client: socket.socket) -> dict[str, Any]:
-        _, uid, _ = _UCRED.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-        if uid != 0:
-            return {"ok": False, "error": f"only root may ask for this; you are uid {uid}: use sudo"}
+    async def _serve_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._clients += 1
         try:
-            until = time.monotonic() + _SECONDS
-            (size,) = _LENGTH.unpack(_exactly(client, _LENGTH.size, until))
-            if size > _MAX_REQUEST:
-                return {"ok": False, "error": f"a request of {size} bytes; at most {_MAX_REQUEST} are accepted"}
-            command = json.loads(_exactly(client, size, until))["command"]
-        except (OSError, ValueError, KeyError, TypeError):
+            with contextlib.suppress(OSError):
+                body = json.dumps(await self._answer(reader, writer)).encode()
+                writer.write(_LENGTH.pack(len(body)) + body)
+                async with asyncio.timeout(REQUEST_SECONDS):
+                    await writer.drain()
+        finally:
+            self._clients -= 1
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> dict[str, Any]:
+        credentials = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        _, uid, _ = _UCRED.unpack(credentials)
+        if uid != 0:
+            return {"ok": False, "error": f"only root may ask for this, not uid {uid}; use sudo"}
+        if self._clients > MAX_CLIENTS:
+            return {"ok": False, "error": f"{MAX_CLIENTS} commands are running; try again later"}
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                command = await self._command(reader)
+        except (OSError, EOFError, ValueError, KeyError, TypeError):
             return {"ok": False, "error": 'not a request; accepted: {"command": "' + '"|"'.join(self._commands) + '"}'}
         if not isinstance(command, str) or command not in self._commands:
             return {"ok": False, "error": f"{command!r:.40} is not a command; accepted: {', '.join(self._commands)}"}
-        log.info("control: uid %d asks for %s", uid, command)
+        logger.info("control: uid %d requests %s", uid, command)
         try:
-            return {"ok": True, "result": self._commands[command]()}
-        except Exception as error:  # noqa: BLE001  # whatever it is, root asked and is told; the loop goes on
+            return {"ok": True, "result": await self._commands[command]()}
+        except Exception as error:  # noqa: BLE001  # root gets the reason, and the daemon goes on
             return {"ok": False, "error": str(error)}
 
-
-def _exactly(client: socket.socket, size: int, until: float) -> bytes:
-    """So many bytes, however slowly they come; OSError when they are not there in time."""
-    data = b""
-    while len(data) < size:
-        client.settimeout(max(0.001, until - time.monotonic()))
-        chunk = client.recv(size - len(data))
-        if not chunk or time.monotonic() > until:
-            raise TimeoutError
-        data += chunk
-    client.settimeout(_SECONDS)
-    return data
+    async def _command(self, reader: asyncio.StreamReader) -> object:
+        (size,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+        if size > MAX_REQUEST:
+            raise ValueError(f"a request of {size} bytes")
+        return json.loads(await reader.readexactly(size))["command"]
 
 
-def remove_socket(path: Path = SOCKET) -> None:
-    """At the end, so that cnctl can say at once that nobody listens."""
-    with contextlib.suppress(OSError):
-        os.unlink(path)  # noqa: PTH108
+def flush_answer(outcome: Outcome) -> FlushAnswer:
+    """Return the answer to `flush`. Raises NetagentError if netagent refused it."""
+    if outcome.verdict != Verdict.APPLIED:
+        raise NetagentError(f"netagent: {outcome.verdict}: {outcome.reason}; nothing was removed")
+    return {"removed": outcome.ops, "request": outcome.request}
+
+
+def flush_directly() -> None:
+    """Flush as root while no fetcher runs. Raises SystemExit with the reason."""
+    if os.geteuid() != 0:
+        raise SystemExit("cloud-network-fetcher: only root may flush. Use: sudo cloud-network-fetcher --flush")
+    if is_running():
+        raise SystemExit("cloud-network-fetcher: a fetcher is running and would undo it. Use: sudo cnctl flush")
+    try:
+        with Netagent() as agent:
+            removed = flush_answer(agent.flush())["removed"]
+    except NetagentError as error:
+        raise SystemExit(f"cloud-network-fetcher: {error}") from None
+    print(f"removed {removed} addresses, routes and rules")
+
+
+def is_running() -> bool:
+    """Return True if a fetcher listens on the control socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        return client.connect_ex(str(SOCKET)) == 0

@@ -9,7 +9,8 @@ routing into a tunnel that comes up later.
 from __future__ import annotations
 
 from cloud_network.fetcher.metadata.model import IPAddress
-from cloud_network.fetcher.network.kernel import ARPHRD_ETHER, ARPHRD_LOOPBACK, KernelError, LinkRead, links_and_way
+from cloud_network.fetcher.network.kernel import KernelError, links_and_egress
+from cloud_network.fetcher.network.objects import ARPHRD_ETHER, ARPHRD_LOOPBACK, Link
 
 _TUNNEL_KINDS = frozenset(
     {"bareudp", "erspan", "geneve", "gretap", "ip6erspan", "ip6gretap", "tun", "vxlan", "l2tpeth"}
@@ -24,21 +25,20 @@ def egress_interfaces(address: IPAddress, kinds: tuple[str, ...]) -> list[str]:
     cloud's besides links without a kind ([Netagent] AllowKinds=).
     """
     try:
-        links, usual = links_and_way(address)
+        links, usual = links_and_egress(address)
     except KernelError:
         return []
     if usual is not None and usual.hardware == ARPHRD_LOOPBACK:
         return [""]
     found = [usual] if usual is not None and not _is_tunnel(usual) else []
     found += [each for each in links if each is not usual and _is_of_cloud(each, kinds)]
-    return [each.link.name for each in found]
+    return [each.name for each in found]
 
 
-def _is_tunnel(read: LinkRead) -> bool:
-    return read.hardware not in (ARPHRD_ETHER, ARPHRD_LOOPBACK) or read.link.kind in _TUNNEL_KINDS
+def _is_tunnel(link: Link) -> bool:
+    return link.hardware not in (ARPHRD_ETHER, ARPHRD_LOOPBACK) or link.kind in _TUNNEL_KINDS
 
 
-def _is_of_cloud(read: LinkRead, kinds: tuple[str, ...]) -> bool:
-    link = read.link
-    allowed = link.kind is None or (link.kind in kinds and not _is_tunnel(read))
-    return allowed and read.hardware == ARPHRD_ETHER and link.up and link.master is None
+def _is_of_cloud(link: Link, kinds: tuple[str, ...]) -> bool:
+    allowed = link.kind is None or (link.kind in kinds and not _is_tunnel(link))
+    return allowed and link.hardware == ARPHRD_ETHER and link.up and link.master is None

@@ -1,349 +1,268 @@
-"""Instance, Config and the host's links → what the kernel shall hold. Pure.
+"""Instance, configuration and the host's state -> what the kernel must hold. Pure.
 
-Per link with table T = RouteTableBase + ifindex, and for each of its addresses, rules in three steps:
-  1. from ADDRESS lookup T suppress_prefixlength 0      own subnets and the siblings' are decided here
-  2. lookup main suppress_prefixlength 0                what is more specific in main wins over our default routes
-  3. from ADDRESS lookup T                              everything else leaves by the link that owns its source
-With Rules=aggregate ADDRESS is `PREFIX iif lo`, which stands for all addresses of the link in there, no other link
-having any (`aggregate`); what is forwarded for others in there is not concerned. A prefix lies in a network that T has
-on link: netagent sees no further. Ranges have rules without `iif lo`: containers may own their addresses.
-T holds the link's own subnets on link, the metadata's further routes by the gateways that they name, every sibling's
-subnets by this link's gateway, and a default route. Without the siblings' subnets a neighbour in one subnet could not
-reach an address in another: the reply would take the connected route of the neighbour's subnet, with a source that the
-cloud drops there.
-A link without a gateway (Vultr's private networks, IPv6 before the first router advertisement) has its own subnets in
-T and nothing else: what is not for them finds nothing in steps 1 and 3 and goes on to main, as it would without us. The
-wire has no `unreachable`, and an on-link route to a sibling's subnet would be refused, rightly: a network that nothing
-leads out of cannot have asked. Such a link is named in `notices`.
-What netagent would refuse (`allowed`) is left out and named: a refusal is of the whole request.
+A link's table T = RouteTableBase + ifindex holds the link's own subnets on link, the metadata's further routes by the
+gateways that they name, every sibling's subnets by this link's gateway, and a default route. Without the siblings'
+subnets a neighbour in one subnet could not reach an address in another: the reply would take the connected route of the
+neighbour's subnet, with a source that the cloud drops there.
+
+A link without a gateway (Vultr's private networks, IPv6 before the first router advertisement) has its own subnets in T
+and nothing else: other packets match nothing in steps 1 and 3 (see `rules`) and go on to main, as without us.
+
+What netagent or the kernel refused before (`rejections`) is left out with what depends on it, and reported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import groupby
-from operator import itemgetter
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
 
 from cloud_network.fetcher.config import Config, Prefixes, Rules
-from cloud_network.fetcher.kept import Kept
-from cloud_network.fetcher.metadata.model import EVERYTHING, Instance, Interface, IPAddress, IPNetwork, host
-from cloud_network.fetcher.network.aggregate import aggregate
-from cloud_network.fetcher.network.allowed import Against, Allowed, within
-from cloud_network.fetcher.network.matching import match_links, with_what_dhcp_says, without_absent_vlans
-from cloud_network.fetcher.network.objects import Actual, Address, Desired, Link, OfLink, Route, Rule, Wish
-from cloud_network.fetcher.network.sources import Group, near, singles, sources_of
-from cloud_network.fetcher.network.spans import Found, Span, covering
-from cloud_network.netagent.protocol import TABLE_LOCAL, TABLE_MAIN
+from cloud_network.fetcher.metadata.model import EVERYTHING, Instance, Interface, IPAddress, IPNetwork
+from cloud_network.fetcher.network.addresses import Host, UsableInterface, index_host, usable_interfaces
+from cloud_network.fetcher.network.matching import Matches, explain_mismatch, managed, vlan_notices
+from cloud_network.fetcher.network.objects import (
+    Actual,
+    Cause,
+    Desired,
+    GatewayUse,
+    Link,
+    LinkGoal,
+    LinkSettings,
+    Object,
+    Rejection,
+    Rejections,
+    Route,
+    Rule,
+    Withheld,
+)
+from cloud_network.fetcher.network.rules import NO_LINK, Interval, IntervalIndex, main_rule, source_rules
+from cloud_network.netagent.claims import is_single, single, within
+from cloud_network.netagent.protocol import TABLE_LOCAL
 
-LEAST_MTU = 1280  # of IPv6, RFC 8200, section 5: netagent sets no smaller one
-STEP = 10  # between the priorities of two steps: room for an operator's own rules
-_DEFAULT_PREFIXES = {"gcp": Prefixes.LOCAL}  # as Google's agent does; elsewhere as amazon-ec2-net-utils does
-
-Networks = tuple[IPNetwork, ...]
-
-
-class _Own(NamedTuple):
-    """What of an interface's addresses its link may have, and why it may not have the others."""
-
-    addresses: tuple[IPAddress, ...]
-    homes: tuple[IPNetwork | None, ...]  # beside each: the subnet whose prefix length it carries
-    withheld: tuple[Against, ...]
-    all: frozenset[IPAddress]
-
-
-class _Table(NamedTuple):
-    """What a link's own table has."""
-
-    routes: dict[Route, None]
-    homes: Networks  # on link
-    lacking: tuple[str, ...]  # what cannot be reached, for want of a gateway
+MIN_MTU = 1280
+"""Smallest MTU of a link with IPv6: RFC 8200, section 5."""
 
 
-_NO_ADDRESSES: frozenset[IPAddress] = frozenset()
-_NO_NETWORKS: frozenset[IPNetwork] = frozenset()
-_NO_RULES: dict[Rule, None] = {}
-_NO_TABLE = _Table({}, (), ())
-
-
-def desired(instance: Instance, config: Config, actual: Actual, kept: Kept | None = None) -> Desired:
-    """What the kernel shall hold for `instance` on this host. `kept`: what was made at the last pass."""
-    kept = kept or Kept()
-    found = match_links(instance, config, actual.links)
-    found = {mac: kept.same(("link", mac), link) for mac, link in found.items()}
-    instance, vlan_notices = without_absent_vlans(instance, found)
-    instance = with_what_dhcp_says(instance, found, actual, kept)
-    unknown = tuple(interface.mac for interface in instance.interfaces if interface.mac not in found)
-    pairs = [
-        (interface, found[interface.mac])
-        for interface in sorted(instance.interfaces, key=_order)
-        if interface.mac in found and found[interface.mac].name not in config.exclude
-    ]
-    left = _left_alone(config, actual, {link.ifindex for _, link in pairs}, unknown)
-    left = kept.same("left", left)
-    left_tables = frozenset(config.route_table_base + ifindex for ifindex in left)
-    allowed, there = kept(Allowed, config, actual, left), kept(_there, actual)
-    sources = sources_of(instance, found, config, actual, left, kept) if config.rules is Rules.AGGREGATE else None
-    subnets = kept.same("subnets", tuple((interface.mac, interface.subnets) for interface in instance.interfaces))
-    prefixes = config.prefixes or _DEFAULT_PREFIXES.get(instance.provider, Prefixes.ROUTE)
-    links, notices, withheld = list[OfLink](), [*instance.notices, *vlan_notices], dict[Against, None]()
-    taken, given, before = set[IPAddress](), set[IPNetwork](), list[Span]()
-    for interface, link in pairs:
-        mac, small = interface.mac, interface.mtu is not None and interface.mtu < LEAST_MTU
-        if small:
-            notices.append(f"{link.name}: an MTU of {interface.mtu} would take IPv6 off it; it keeps {link.mtu}")
-        wish = kept.same(("wish", mac), Wish(link.ifindex, None if small else interface.mtu))
-        alone = kept(singles, interface)
-        doubled = kept(_set, alone) & taken
-        doubled = kept.same(("doubled", mac), doubled) if doubled else _NO_ADDRESSES
-        own = kept(_own, interface, alone, link, config, allowed, doubled)
-        shared = frozenset(net for net in own.homes if net is not None and _is_shared(link, net, there, before))
-        shared = kept.same(("shared", mac), shared) if shared else _NO_NETWORKS
-        addresses, networks = kept(_addresses, link, own, shared, allowed)
-        before += networks
-        taken |= own.all
-        has_table = len(instance.interfaces) > 1 or link.name in config.supplementary
-        ranges: Networks = ()
-        if interface.ranges and (prefixes is Prefixes.LOCAL or (prefixes is Prefixes.ROUTE and has_table)):
-            # a forwarded address may be named for several interfaces
-            elsewhere = kept.same(("given", mac), frozenset(given.intersection(interface.ranges)))
-            ranges, reasons = kept(_ranges, interface, link, prefixes, config, actual, allowed, elsewhere)
-            given.update(ranges)
-            withheld |= dict.fromkeys(reasons)
-        withheld |= dict.fromkeys(own.withheld)
-        local = kept(_local, link, ranges, actual) if ranges and prefixes is Prefixes.LOCAL else ()
-        table, rules = _NO_TABLE, _NO_RULES
-        if has_table:
-            ways = kept.same(("ways", mac), _ways(interface, instance, actual)) if interface.routes else ()
-            table = kept(_table, interface, ways, link, subnets, config, actual, allowed)
-            notices += table.lacking
-            around = near(link, table.homes, sources) if sources is not None else ()
-            rules = kept(_rules, own, table, ranges, link, config, *around)
-        routes = kept.same(("routes", mac), kept(_together, local, table) if local else table.routes)
-        links.append(kept(OfLink, wish, addresses, routes, kept.same(("rules", mac), rules)))
-    unproven = {link.ifindex for mac, link in found.items() if mac in instance.unproven}
-    versions = {version for each in links for version in kept(_versions, each.rules)}
-    versions |= {rule.version for rule in actual.rules if rule.table in left_tables} if left_tables else set()
-    priority = config.rule_priority + STEP
-    return Desired(
-        links=tuple(links),
-        common=tuple(Rule(priority, version, None, TABLE_MAIN, suppress=True) for version in sorted(versions)),
-        unknown_macs=unknown,
-        left_links=left | unproven,
-        left_tables=left_tables | {config.route_table_base + ifindex for ifindex in unproven},
-        notices=tuple(notices),
-        withheld=tuple(each.text for each in withheld),
-        passing=frozenset(each.text for each in withheld if each.passes),
-    )
-
-
-def _left_alone(config: Config, actual: Actual, ours: set[int], unknown: tuple[str, ...]) -> frozenset[int]:
-    """Links that Exclude= names; and while a MAC is unknown, every link that is not named: it may be the one meant."""
-    return frozenset(
-        link.ifindex for link in actual.links if link.name in config.exclude or (unknown and link.ifindex not in ours)
-    )
-
-
-def _order(interface: Interface) -> tuple[int, int, str]:
-    """The primary first: in a subnet that two interfaces share, it keeps the connected route."""
-    number = interface.device_number if interface.device_number is not None else 1 << 16
-    return (number, interface.network_card, interface.mac)
-
-
-def _set(addresses: tuple[IPAddress, ...]) -> frozenset[IPAddress]:
-    return frozenset(addresses)
-
-
-def _own(
-    interface: Interface,
-    alone: tuple[IPAddress, ...],
-    link: Link,
-    config: Config,
-    allowed: Allowed,
-    taken: frozenset[IPAddress],
-) -> _Own:
-    """Those that no interface before this one has, that are not left to others, and that netagent allows."""
-    addresses, homes, withheld = list[IPAddress](), list[IPNetwork | None](), list[Against]()
-    carried, excluded = set[tuple[int, int]](), config.exclude_addresses
-    free = dict[tuple[int, int], bool]()  # of each subnet (a network's hash is slow), whether the link may claim it all
-    for whole, address in zip(interface.addresses, alone, strict=True):
-        if address in taken or (excluded and any(address in network for network in excluded)):
-            continue
-        subnet = int(whole.network.network_address), whole.network.prefixlen
-        if subnet not in free:
-            free[subnet] = allowed.may_claim(link, whole.network)
-        if reason := allowed.against(link, address, free=free[subnet]):
-            withheld.append(reason)
-            continue
-        carries = address.version == 4 and not interface.routed and subnet not in carried
-        carried.add(subnet)
-        addresses.append(address)
-        homes.append(whole.network if carries else None)
-    return _Own(tuple(addresses), tuple(homes), tuple(withheld), frozenset(addresses))
-
-
-def _addresses(
-    link: Link, own: _Own, shared: frozenset[IPNetwork], allowed: Allowed
-) -> tuple[tuple[Address, ...], list[Span]]:
-    """As the kernel shall have them, and the networks that they are in.
-
-    The first IPv4 address of a subnet carries its prefix length; siblings are /32, so they outlive the first.
-    """
-    ifindex, found = link.ifindex, list[Address]()
-    for address, home in zip(own.addresses, own.homes, strict=True):
-        if home is None:
-            found.append(Address(ifindex, address, address.max_prefixlen, connected=False))
-        else:
-            connected = home not in shared and allowed.may_claim(link, home)
-            found.append(Address(ifindex, address, home.prefixlen, connected))
-    return tuple(found), covering(found)
-
-
-def _there(actual: Actual) -> Found[Span]:
-    """What the host's links have a part in."""
-    return Found(covering(kernel.address for kernel in actual.addresses.values()))
-
-
-def _is_shared(link: Link, network: IPNetwork, there: Found[Span], before: Iterable[Span]) -> bool:
-    """Whether another link has, or shall have, a part in the network: a connected route may not shadow it."""
-    span = Span.all_of(network)
-    if any(each.ifindex != link.ifindex for each in there.of(span)):
-        return True
-    return any(each.meets(span) and each.ifindex != link.ifindex for each in before)
-
-
-def _against(
-    network: IPNetwork, interface: Interface, link: Link, prefixes: Prefixes, allowed: Allowed
-) -> Against | None:
-    """Why nothing can be made of a range; None if something can."""
-    reason = allowed.against_range(link, network)
-    single = network.prefixlen == network.max_prefixlen
-    if reason is not None or prefixes is Prefixes.LOCAL:
-        return reason
-    homes = (subnet for subnet in interface.subnets if not interface.routed)
-    if not single and any(within(network, home) and network != home for home in homes):
-        return None
-    text = f'{network} of {link.name}: a source rule alone needs a range of its subnet; [Network] Prefixes="local"?'
-    return Against(text)
-
-
-def _ranges(
-    interface: Interface,
-    link: Link,
-    prefixes: Prefixes,
-    config: Config,
-    actual: Actual,
-    allowed: Allowed,
-    given: frozenset[IPNetwork],
-) -> tuple[Networks, tuple[Against, ...]]:
-    """The ranges that something is made of, and why nothing is made of the others."""
-    there = {rule.selector for rule in actual.rules if rule.table == config.route_table_base + link.ifindex}
-    there |= {route.destination for route in actual.routes if route.ifindex == link.ifindex}
-    why = {
-        network: None if network in there else _against(network, interface, link, prefixes, allowed)
-        for network in interface.ranges
-        if network not in given
+def desired(
+    instance: Instance, matches: Matches, config: Config, actual: Actual, rejections: Rejections | None = None
+) -> Desired:
+    """Return what the kernel must hold for `instance` (with leases) on this host."""
+    rejections = rejections or {}
+    pairs = [pair for pair in managed(instance, matches, config) if _link_rejection(pair[1], rejections) is None]
+    unknown = {
+        each.mac: explain_mismatch(each.mac, actual.links, config)
+        for each in instance.interfaces
+        if each.mac not in matches and each.vlan is None
     }
-    ranges = tuple(network for network, reason in why.items() if reason is None)
-    return ranges, tuple(reason for reason in why.values() if reason)
+    unmanaged = _unmanaged(config, actual, {link.ifindex for _, link in pairs}, matches, bool(unknown))
+    host = index_host(instance, config, actual, rejections, unmanaged)
+    notices, withheld = [*instance.notices, *vlan_notices(instance, matches)], list(_rejected_links(matches, host))
+    usable = usable_interfaces(pairs, host, notices, withheld)
+    sources = _sources(usable, matches, host, unmanaged)
+    goals = [_link_goal(each, host, sources, notices, withheld) for each in usable]
+    unmanaged |= {link.ifindex for mac, link in matches.items() if mac in instance.unproven}  # nothing is removed there
+    tables = frozenset(config.route_table_base + ifindex for ifindex in unmanaged)
+    versions = {rule.version for goal in goals for rule in goal.rules}
+    versions |= {rule.version for rule in actual.rules if rule.table in tables}
+    main_rules = (main_rule(version, config) for version in sorted(versions))
+    return Desired(
+        links=tuple(goals),
+        common=tuple(rule for rule in main_rules if host.rejection(rule) is None),
+        unknown_macs=unknown,
+        unmanaged=unmanaged,
+        unmanaged_tables=tables,
+        notices=tuple(notices),
+        withheld=tuple(dict.fromkeys(withheld)),
+    )
 
 
-def _local(link: Link, ranges: Networks, actual: Actual) -> tuple[Route, ...]:
-    """But for what is there already: ranges of Google's agent's, or an address, of which the kernel sees to it."""
-    there = {host(address) for _, address in actual.addresses} | actual.local.keys()
-    return tuple(Route(TABLE_LOCAL, link.ifindex, each, None) for each in ranges if each not in there)
+def _unmanaged(config: Config, actual: Actual, ours: set[int], matches: Matches, unknown: bool) -> frozenset[int]:
+    """Return the links that stay as they are: excluded ones, interfaces of the cloud that we do not configure, and all
+    that the metadata do not name while they name a MAC that no link has, since any of them may be meant.
+    """
+    matched = {link.ifindex for link in matches.values()}
+    return frozenset(
+        link.ifindex
+        for link in actual.links
+        if link.ifindex not in ours and (link.ifindex in matched or link.name in config.exclude or unknown)
+    )
 
 
-def _together(local: tuple[Route, ...], table: _Table) -> dict[Route, None]:
-    return dict.fromkeys(local) | table.routes
+def _link_rejection(link: Link, rejections: Rejections) -> Rejection | None:
+    """Return the reason why nothing can be done on a link: netagent refuses it, or it cannot be set up."""
+    rejection = rejections.get(LinkSettings(link.ifindex, None))
+    if rejection is None or (link.up and rejection.cause is not Cause.POLICY):
+        return None
+    return rejection
 
 
-def _ways(interface: Interface, instance: Instance, actual: Actual) -> tuple[tuple[IPNetwork, IPAddress], ...]:
-    """The metadata's further routes, but for those by this host itself: it is the gateway of others."""
-    if not interface.routes:
-        return ()
-    ours = {address for _, address in actual.addresses}
-    ours |= {each.ip for other in instance.interfaces for each in other.addresses}
-    return tuple(way for way in interface.routes if way[1] not in ours)
+def _rejected_links(matches: Matches, host: Host) -> Iterator[Withheld]:
+    for link in matches.values():
+        rejection = _link_rejection(link, host.rejections)
+        if rejection is not None and rejection.cause is not Cause.CONFLICT:
+            yield Withheld(f"{link.name}: {rejection.reason}")
 
 
-def _table(
-    interface: Interface,
-    ways_given: tuple[tuple[IPNetwork, IPAddress], ...],
-    link: Link,
-    subnets: tuple[tuple[str, Networks], ...],
-    config: Config,
-    actual: Actual,
-    allowed: Allowed,
-) -> _Table:
-    table, ifindex = config.route_table_base + link.ifindex, link.ifindex
-    near = [subnet for subnet in interface.subnets if not interface.routed and allowed.is_on(link, subnet)]
-    far = [subnet for subnet in interface.subnets if interface.routed and subnet.prefixlen < subnet.max_prefixlen]
-    siblings, own = (theirs for mac, theirs in subnets if mac != interface.mac), set(interface.subnets)
-    far += [subnet for theirs in siblings for subnet in theirs if subnet not in own]
+def _sources(
+    usable: Iterable[UsableInterface], matches: Matches, host: Host, unmanaged: frozenset[int]
+) -> IntervalIndex:
+    """Return what may be the source of a packet of this host, also on links to come and what is left to others."""
+    config, actual = host.config, host.actual
+    if config.rules is not Rules.AGGREGATE:
+        return IntervalIndex(())
+    found = [Interval.of_address(address, link) for address, links in host.holders.items() for link in links]
+    found += [Interval.of_network(network, ifindex) for network, ifindex in actual.local.items()]
+    found += [Interval.of_network(network) for network in config.exclude_addresses]
+    found += [
+        Interval.of_network(route.destination, route.ifindex)
+        for route in actual.routes
+        if route.table == TABLE_LOCAL and not (host.instance.complete and route.ifindex not in unmanaged)
+    ]
+    for interface in host.instance.interfaces:
+        link = matches.get(interface.mac)
+        ifindex = link.ifindex if link is not None else NO_LINK
+        found += [Interval.of_address(each.ip, ifindex) for each in interface.addresses]
+        found += [Interval.of_network(network, ifindex) for network in interface.ranges]
+    return IntervalIndex(found)
+
+
+# Routes and rules
+
+
+def _link_goal(
+    usable: UsableInterface, host: Host, sources: IntervalIndex, notices: list[str], withheld: list[Withheld]
+) -> LinkGoal:
+    interface, link = usable.interface, usable.link
+    routes: list[Route] = []
+    rules: tuple[Rule, ...] = ()
+    if host.prefixes is Prefixes.LOCAL:
+        there = {single(address) for _, address in host.actual.addresses} | host.actual.local.keys()
+        routes += [Route(TABLE_LOCAL, link.ifindex, each, None) for each in usable.ranges if each not in there]
+    if host.has_table(link):
+        table = _table(interface, link, host)
+        homes = [route.destination for route in table if route.gateway is None]
+        found = source_rules(usable.sources, usable.ranges, homes, link.ifindex, host.config, sources)
+        rules = tuple(rule for rule in found if host.rejection(rule) is None)
+        routes += table
+        notices += _unreachable(interface, link, table, host)
+    withheld += _reported((*routes, *rules), link, host)
+    withheld += _ignored_routers(interface, link, host)
+    settings = _settings(interface, link, host, notices, withheld)
+    return LinkGoal(settings, tuple(usable.addresses), tuple(routes), rules)
+
+
+def _settings(
+    interface: Interface, link: Link, host: Host, notices: list[str], withheld: list[Withheld]
+) -> LinkSettings:
+    mtu = interface.mtu
+    if mtu is not None and mtu < MIN_MTU:
+        notices.append(f"{link.name}: an MTU of {mtu} would remove IPv6 from the link; it keeps {link.mtu}")
+        mtu = None
+    rejection = host.rejections.get(LinkSettings(link.ifindex, mtu)) if mtu is not None else None
+    if rejection is not None and link.mtu != mtu:
+        withheld.append(Withheld(f"MTU {mtu} of {link.name}: {rejection.reason}"))
+        mtu = None
+    return LinkSettings(link.ifindex, mtu)
+
+
+def _table(interface: Interface, link: Link, host: Host) -> list[Route]:
+    """Return the routes of the link's table; of several to one destination the first counts."""
+    table, siblings = host.table(link), [each for each in host.instance.interfaces if each.mac != interface.mac]
+    routes: dict[IPNetwork, Route] = {}
+    for subnet in interface.subnets:
+        route = Route(table, link.ifindex, subnet, None)
+        if not interface.routed and host.rejection(route) is None:
+            routes[subnet] = route
+    far = [each for each in interface.subnets if interface.routed and not is_single(each)]
+    own = set(interface.subnets)
+    far += [subnet for sibling in siblings for subnet in sibling.subnets if subnet not in own]
     versions = {address.version for address in interface.addresses}
-    ways = [way for way in ways_given if way[0].version in versions]
+    ways = [way for way in _further_routes(interface, host) if way[0].version in versions]
     for version in sorted(versions):
-        if gateway := _gateway(interface, link, version, actual):
+        gateway = _gateway(interface, link, version, host)
+        if gateway is not None:
             ways += [(subnet, gateway) for subnet in far if subnet.version == version]
             ways.append((EVERYTHING[version], gateway))
-    routes = {
-        subnet: Route(table, ifindex, subnet, None) for subnet in near
-    }  # one a destination: the first word counts
-    for gateway, run in groupby(ways, key=itemgetter(1)):
-        new = [destination for destination, _ in run if destination not in routes]
-        link_local = gateway.version == 6 and gateway.is_link_local
-        if new and not link_local and not any(within(host(gateway), net) for net in near):
-            if not allowed.is_on(link, host(gateway)):
-                continue
-            routes.setdefault(host(gateway), Route(table, ifindex, host(gateway), None))
-        routes |= {each: Route(table, ifindex, each, gateway) for each in new}
-    homes = tuple(each.destination for each in routes.values() if each.gateway is None)
-    return _Table(dict.fromkeys(routes.values()), homes, _lacking(interface, link, config, routes.values(), actual))
+    for destination, gateway in ways:
+        _add_route(routes, Route(table, link.ifindex, destination, gateway), host)
+    return list(routes.values())
 
 
-def _lacking(
-    interface: Interface, link: Link, config: Config, routes: Iterable[Route], actual: Actual
-) -> tuple[str, ...]:
-    """Addresses that cannot answer beyond their own subnet, because no gateway of their link is known."""
-    table = config.route_table_base + link.ifindex
-    there = (*((route.table, route.destination) for route in routes), *actual.foreign)
-    has = {destination.version for at, destination in there if at == table and destination.prefixlen == 0}
-    found = []
+def _add_route(routes: dict[IPNetwork, Route], route: Route, host: Host) -> None:
+    """Add a route by a gateway, after an on-link route to the gateway where it has none."""
+    gateway = route.gateway
+    if gateway is None or route.destination in (*routes, single(gateway)) or host.rejection(route) is not None:
+        return
+    near = [each.destination for each in routes.values() if each.gateway is None]
+    link_local = gateway.version == 6 and gateway.is_link_local
+    if not link_local and not within(single(gateway), near):
+        on_link = Route(route.table, route.ifindex, single(gateway), None)
+        if host.rejection(on_link) is not None:
+            return
+        routes[on_link.destination] = on_link
+    routes.setdefault(route.destination, route)
+
+
+def _further_routes(interface: Interface, host: Host) -> list[tuple[IPNetwork, IPAddress]]:
+    """Return the metadata's routes, except those by this host itself, which is a gateway of others."""
+    if not interface.routes:
+        return []
+    ours = {address for _, address in host.actual.addresses}
+    ours |= {each.ip for other in host.instance.interfaces for each in other.addresses}
+    return [way for way in interface.routes if way[1] not in ours]
+
+
+def _gateway(interface: Interface, link: Link, version: int, host: Host) -> IPAddress | None:
+    """Return the gateway of the metadata or the cloud's convention; else that from DHCP or a router on this link.
+
+    If a new gateway does not resolve, and when the kernel has purged the routes of router advertisements
+    (net.ipv6.conf.*.forwarding), the present one stays.
+    """
+    known = [*interface.gateways, *host.actual.gateways.get(link.ifindex, ())]
+    known = [each for each in known if each.version == version]
+    usable = [each for each in known if not _is_refused(each, link, host)]
+    if not usable and (known or version == 6):
+        place = (host.table(link), EVERYTHING[version])
+        present = (route.gateway for route in host.actual.routes if (route.table, route.destination) == place)
+        usable = [each for each in present if each is not None and not _is_refused(each, link, host)]
+        usable += [each for each in host.actual.routers.get(link.ifindex, ()) if version == 6 and not known]
+    return usable[0] if usable else None
+
+
+def _is_refused(gateway: IPAddress, link: Link, host: Host) -> bool:
+    """Return True if the gateway does not resolve, or netagent does not accept it."""
+    return GatewayUse(link.ifindex, gateway) in host.rejections
+
+
+def _unreachable(interface: Interface, link: Link, table: Iterable[Route], host: Host) -> Iterator[str]:
+    """Yield a notice for each family without a gateway."""
+    has = {route.destination.version for route in table if route.destination.prefixlen == 0}
     for version in sorted({address.version for address in interface.addresses} - has):
-        if version == 6:
-            found.append(
-                f"{link.name}: no router has advertised itself yet: its IPv6 addresses answer their own subnet alone"
-            )
-        else:
-            found.append(f"{link.name}: has no gateway: its IPv4 addresses answer their own subnet alone")
-    return tuple(found)
+        reason = "no gateway known" if version == 4 else "no IPv6 router advertisement received"
+        yield f"{link.name}: {reason}; its IPv{version} addresses are reachable only from their own subnet"
 
 
-def _gateway(interface: Interface, link: Link, version: int, actual: Actual) -> IPAddress | None:
-    """The metadata's or the cloud's convention; else what DHCP or a router set on this very link."""
-    known = (*interface.gateways, *actual.gateways.get(link.ifindex, ()))
-    return next((gateway for gateway in known if gateway.version == version), None)
+def _ignored_routers(interface: Interface, link: Link, host: Host) -> Iterator[Withheld]:
+    """Yield a report if the kernel ignores router advertisements because it forwards (Documentation/networking)."""
+    needs = any(address.version == 6 for address in interface.addresses) and not link.ipv6.disabled
+    heard = any(each.version == 6 for each in host.actual.gateways.get(link.ifindex, ()))
+    if needs and not heard and link.ipv6.forwarding and link.ipv6.accept_ra == 1:
+        sysctl = f"net.ipv6.conf.{link.name}"
+        text = f"{sysctl}.forwarding=1 with accept_ra=1: the kernel ignores IPv6 routers; set {sysctl}.accept_ra=2"
+        yield Withheld(f"{link.name}: {text}")
 
 
-def _rules(
-    own: _Own, on_link: _Table, ranges: Networks, link: Link, config: Config, *others: Group
-) -> dict[Rule, None]:
-    """`others`: what other links have near by, which no prefix may hold."""
-    aggregates = config.rules is Rules.AGGREGATE
-    sources = aggregate(own.addresses, on_link.homes, *others) if aggregates else map(host, own.addresses)
-    first, table = config.rule_priority, config.route_table_base + link.ifindex
-    selectors = dict.fromkeys(ranges, False)  # {network: whether it is only for what this host itself sends}
-    for each in sources:
-        selectors.setdefault(each, each.prefixlen < each.max_prefixlen)
-    found = list[Rule]()
-    for selector, local in selectors.items():
-        found.append(Rule(first, selector.version, selector, table, suppress=True, local=local))
-        found.append(Rule(first + 2 * STEP, selector.version, selector, table, suppress=False, local=local))
-        if config.rules is Rules.ORIGINAL:  # never matched: a local address is decided by the local table first
-            found.append(Rule(first + 2 * STEP, selector.version, selector, table, suppress=False, to=True))
-    return dict.fromkeys(found)
-
-
-def _versions(rules: dict[Rule, None]) -> frozenset[int]:
-    return frozenset(rule.version for rule in rules)
+def _reported(wanted: Iterable[Object], link: Link, host: Host) -> Iterator[Withheld]:
+    """Yield a report for each rejection of this link's routes, rules and gateways that follows from no other one."""
+    kept, table = set(wanted), host.table(link)
+    for rejected, rejection in host.rejections.items():
+        if rejection.dependent or rejection.cause is Cause.CONFLICT or rejected in kept:
+            continue
+        waiting = rejection.cause is Cause.WAITING
+        if isinstance(rejected, Route) and rejected.table == table:
+            via = f" via {rejected.gateway}" if rejected.gateway is not None else ""
+            yield Withheld(f"route {rejected.destination}{via} of {link.name}: {rejection.reason}", waiting)
+        elif isinstance(rejected, Rule) and rejected.table == table:
+            selector = rejected.selector if rejected.selector is not None else "all"
+            yield Withheld(f"rule {rejected.priority} from {selector} of {link.name}: {rejection.reason}", waiting)
+        elif isinstance(rejected, GatewayUse) and rejected.ifindex == link.ifindex:
+            yield Withheld(f"gateway {rejected.address} of {link.name}: {rejection.reason}")

@@ -1,217 +1,261 @@
-"""The kernel of this network namespace as pyroute2 reads it: links, addresses, routes, rules, neighbours and events.
+"""Reads the kernel's links, addresses, routes, rules and neighbours with pyroute2, as values. Changes nothing.
 
-Reads only; netagent makes the changes. A `KernelError` says that the kernel could not be read.
+The kernel filters route dumps (NETLINK_GET_STRICT_CHK), so that thousands of routes of other programs cost nothing.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import select
 import socket
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from typing import Any, TypeVar
 
 from cloud_network.fetcher.metadata.model import IPAddress, IPNetwork
-from cloud_network.fetcher.network.objects import Actual, Address, KernelAddress, Link, Route, Rule
-from cloud_network.netagent.operations import PROTOCOL, TABLE_LOCAL, TABLE_MAIN
-from pyroute2 import IPRoute
-from pyroute2.netlink import rtnl
-from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
+from cloud_network.fetcher.network.objects import (
+    Actual,
+    Address,
+    GatewayUse,
+    IPv6Settings,
+    KernelAddress,
+    Link,
+    Route,
+    Rule,
+)
+from cloud_network.netagent.protocol import PROTOCOL, TABLE_LOCAL, TABLE_MAIN
+from pyroute2 import AsyncIPRoute, NetlinkError
+from pyroute2.netlink import NLM_F_DUMP, NLM_F_REQUEST
+from pyroute2.netlink.exceptions import NetlinkDumpInterrupted
+from pyroute2.netlink.rtnl import (
+    RTM_GETROUTE,
+    RTMGRP_IPV4_IFADDR,
+    RTMGRP_IPV4_ROUTE,
+    RTMGRP_IPV4_RULE,
+    RTMGRP_IPV6_IFADDR,
+    RTMGRP_IPV6_ROUTE,
+    RTMGRP_IPV6_RULE,
+    RTMGRP_LINK,
+)
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-FAMILIES = (socket.AF_INET, socket.AF_INET6)
-ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772  # linux/if_arp.h
-_IFF_UP = 1  # linux/if.h
-_IFA_F_NOPREFIXROUTE = 0x200  # linux/if_addr.h
-_RTM_F_CLONED = 0x200  # linux/rtnetlink.h: a cached exception, such as a path MTU
-_RTN_UNICAST, _RTN_LOCAL = 1, 2
-_RTPROT_KERNEL, _RTPROT_RA, _RTPROT_DHCP = 2, 9, 16
-_LEARNED = {_RTPROT_RA, _RTPROT_DHCP}
-_ON_LINK = {4: _LEARNED, 6: {*_LEARNED, _RTPROT_KERNEL}}  # the kernel itself receives router advertisements
-_NAMED_TABLES = {0, 253, TABLE_MAIN, TABLE_LOCAL}  # RT_TABLE_UNSPEC, RT_TABLE_DEFAULT, ...
-_NUD_RESOLVED = 0x02 | 0x04 | 0x08 | 0x40 | 0x80  # linux/neighbour.h: REACHABLE, STALE, DELAY, NOARP, PERMANENT
-_DUMP_TRIES = 5
-_EVENT_GROUPS = (
-    rtnl.RTMGRP_LINK
-    | rtnl.RTMGRP_IPV4_IFADDR
-    | rtnl.RTMGRP_IPV4_ROUTE
-    | rtnl.RTMGRP_IPV4_RULE
-    | rtnl.RTMGRP_IPV6_IFADDR
-    | rtnl.RTMGRP_IPV6_ROUTE
-    | rtnl.RTMGRP_IPV6_RULE
+RTPROT_KERNEL, RTPROT_RA, RTPROT_DHCP = 2, 9, 16
+"""Protocol numbers of routes: linux/rtnetlink.h."""
+_EVENTS = (
+    RTMGRP_LINK
+    | RTMGRP_IPV4_IFADDR
+    | RTMGRP_IPV4_ROUTE
+    | RTMGRP_IPV4_RULE
+    | RTMGRP_IPV6_IFADDR
+    | RTMGRP_IPV6_ROUTE
+    | RTMGRP_IPV6_RULE
 )
 _EVENT_BUFFER = 1 << 20  # bytes
+_FAMILIES: dict[int, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
+_IFF_UP = 1
+_IFA_F_NOPREFIXROUTE = 0x200
+_RTN_UNICAST, _RTN_LOCAL = 1, 2
+_NTF_ROUTER = 0x80
+_NUD_RESOLVED = 0x02 | 0x04 | 0x08 | 0x40 | 0x80  # REACHABLE, STALE, DELAY, NOARP, PERMANENT: linux/neighbour.h
+_RTEXT_FILTER_SKIP_STATS = 8
+_DUMP_ATTEMPTS = 5
 
 logging.getLogger("pyroute2").setLevel(logging.CRITICAL)  # it also raises what it logs
+
+Message = Any
+"""A message of pyroute2: fields by name, attributes with get_attr()."""
+Result = TypeVar("Result")
 
 
 class KernelError(Exception):
     """The kernel could not be read."""
 
 
-@dataclass(frozen=True, slots=True)
-class LinkRead:
-    """A link of any kind with its hardware type (ARPHRD_ETHER ...)."""
-
-    link: Link
-    hardware: int
-
-
-class Reader:
-    """Reads the kernel again and again over one socket."""
-
-    def __init__(self) -> None:
-        self._kernel: IPRoute | None = None
-
-    def read(self) -> Actual:
-        """Return the links, addresses, routes and rules. Raises KernelError.
-
-        A dump that a change interrupted is taken again: it may lack what was there throughout.
-        """
-        for _ in range(_DUMP_TRIES):
-            self._kernel = self._kernel or IPRoute(strict_check=True)
-            try:
-                return _read(self._kernel)
-            except NetlinkDumpInterrupted:
-                continue
-            except (NetlinkError, OSError) as error:
-                self._kernel.close()  # an answer may still be on its way
-                self._kernel = None
-                raise KernelError(f"rtnetlink: {error}") from error
-        raise KernelError(f"rtnetlink: changes interrupted the dump {_DUMP_TRIES} times")
-
-
 def read() -> Actual:
     """Return what the kernel of this network namespace holds now. Raises KernelError."""
-    with _open() as kernel:
-        return _read(kernel)
+    return _run(_read)
 
 
-def links_and_way(address: IPAddress) -> tuple[list[LinkRead], LinkRead | None]:
-    """Return every link by ascending ifindex, and the link by which the host's routing sends to `address`."""
-    with _open() as kernel:
-        links = {message["index"]: link_of(message) for message in kernel.get_links()}
+def links_and_egress(address: IPAddress) -> tuple[list[Link], Link | None]:
+    """Return every link by ifindex, and the one by which the host's routing reaches `address`. Raises KernelError."""
+    return _run(lambda kernel: _links_and_egress(kernel, address))
+
+
+def resolved(gateways: Iterable[GatewayUse]) -> set[GatewayUse]:
+    """Return the gateways that the kernel knows how to reach: RTM_GETNEIGH. Raises KernelError."""
+    asked = tuple(gateways)
+    return _run(lambda kernel: _resolved(kernel, asked))
+
+
+async def events() -> AsyncIterator[None]:
+    """Yield once for every message about a changed link, address, route or rule. Raises OSError if some were lost."""
+    async with AsyncIPRoute() as kernel:
+        await kernel.bind(_EVENTS)
+        kernel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _EVENT_BUFFER)
+        while True:
+            async for _ in kernel.get():
+                yield
+
+
+def _run(question: Callable[[AsyncIPRoute], Awaitable[Result]]) -> Result:
+    """Ask on a new socket. A dump that changes interrupted (NLM_F_DUMP_INTR) is taken again."""
+
+    async def ask() -> Result:
+        async with AsyncIPRoute(strict_check=True) as kernel:
+            return await question(kernel)
+
+    for _ in range(_DUMP_ATTEMPTS):
         try:
-            answers = list(kernel.route("get", dst=str(address)))
-        except NetlinkError:  # unreachable or prohibited
-            answers = []
-    usual = links.get(answers[0].get_attr("RTA_OIF")) if answers else None
-    return [links[index] for index in sorted(links)], usual
+            return asyncio.run(ask())
+        except NetlinkDumpInterrupted:
+            continue
+        except (OSError, NetlinkError) as error:
+            raise KernelError(f"rtnetlink: {error}") from error
+    raise KernelError(f"rtnetlink: interrupted {_DUMP_ATTEMPTS} times by changes")
 
 
-def resolved(neighbours: Iterable[tuple[int, IPAddress]]) -> set[tuple[int, IPAddress]]:
-    """Return those of (ifindex, address) whose link-layer address the kernel knows."""
-    wanted = set(neighbours)
-    with _open() as kernel:
-        found = [message for family in FAMILIES for message in kernel.get_neighbours(family=family)]
-    known = {
-        (message["ifindex"], ip_address(message.get_attr("NDA_DST")))
-        for message in found
-        if message["state"] & _NUD_RESOLVED and message.get_attr("NDA_DST")
-    }
-    return wanted & known
+async def _read(kernel: AsyncIPRoute) -> Actual:
+    links = [link_from(each) async for each in await kernel.link("dump", ext_mask=_RTEXT_FILTER_SKIP_STATS)]
+    addresses = [address_from(each) async for each in await kernel.addr("dump")]
+    ours: list[Route] = []
+    rules: list[Rule] = []
+    gateways: dict[int, tuple[IPAddress, ...]] = {}
+    learned: dict[int, frozenset[IPNetwork]] = {}
+    local: dict[IPNetwork, int] = {}
+    for version, family in _FAMILIES.items():
+        ours += [route for route, _ in await _routes(kernel, family, proto=PROTOCOL) if route.ifindex]
+        rules += await _own_rules(kernel, version)
+        for protocol in (RTPROT_KERNEL, RTPROT_RA, RTPROT_DHCP):
+            for route, _ in await _routes(kernel, family, table=TABLE_MAIN, proto=protocol):
+                _add_learned(route, protocol, gateways, learned)
+        for route, protocol in await _routes(kernel, family, table=TABLE_LOCAL, type=_RTN_LOCAL):
+            derived = route.destination.prefixlen == route.destination.max_prefixlen
+            if protocol != PROTOCOL and not (protocol == RTPROT_KERNEL and derived):
+                local[route.destination] = route.ifindex
+    by_place = {(each.address.ifindex, each.address.address): each for each in addresses}
+    routers = await _routers(kernel)
+    return Actual(tuple(links), by_place, frozenset(ours), frozenset(rules), gateways, learned, local, routers)
 
 
-class KernelEvents:
-    """A socket that is readable when a link, an address, a route or a rule has changed."""
-
-    def __init__(self) -> None:
-        self._open()
-
-    def _open(self) -> None:
-        self._kernel = IPRoute(rcvbuf=_EVENT_BUFFER)
-        self._kernel.bind(groups=_EVENT_GROUPS)
-        self._descriptor = int(self._kernel.fileno())
-
-    def fileno(self) -> int:
-        """Return the file descriptor for a selector. It is another one after events were lost."""
-        return self._descriptor
-
-    def drain(self) -> bool:
-        """Read everything that has arrived. Return True if anything has; lost events count, as something changed."""
-        seen = False
-        while select.select([self._descriptor], [], [], 0)[0]:
-            seen = True
-            try:
-                list(self._kernel.get())
-            except OSError:  # ENOBUFS: the buffer overflowed, and pyroute2 does not use the socket again
-                lost = self._kernel
-                self._open()  # before the old one is closed, so that the descriptor is another one
-                lost.close()
-        return seen
+def _add_learned(
+    route: Route,
+    protocol: int,
+    gateways: dict[int, tuple[IPAddress, ...]],
+    learned: dict[int, frozenset[IPNetwork]],
+) -> None:
+    """Sort a route of main in. The kernel's own IPv6 prefixes are those of router advertisements (addrconf.c)."""
+    destination, index = route.destination, route.ifindex
+    if not index:
+        return
+    if route.gateway is None:
+        if destination.prefixlen and (protocol != RTPROT_KERNEL or destination.version == 6):
+            learned[index] = learned.get(index, frozenset()) | {destination}
+    elif destination.prefixlen == 0 and protocol != RTPROT_KERNEL:
+        gateways[index] = (*gateways.get(index, ()), route.gateway)
 
 
-@contextmanager
-def _open() -> Iterator[IPRoute]:
-    """Open a socket for a few questions; what fails there is a KernelError."""
+async def _routes(kernel: AsyncIPRoute, family: int, **fields: int) -> list[tuple[Route, int]]:
+    """Return the routes that have these fields of struct rtmsg, each with its protocol. The kernel filters."""
+    question = rtmsg()
+    question["family"] = family
+    for name, value in fields.items():
+        question[name] = value
+    answer = await kernel.nlm_request(question, RTM_GETROUTE, NLM_F_REQUEST | NLM_F_DUMP)
+    found = [each async for each in answer]
+    return [(route_from(each), each["proto"]) for each in found if each["type"] in (_RTN_UNICAST, _RTN_LOCAL)]
+
+
+async def _own_rules(kernel: AsyncIPRoute, version: int) -> list[Rule]:
+    found = [each async for each in await kernel.rule("dump", family=_FAMILIES[version])]
+    return [rule_from(each) for each in found if each.get_attr("FRA_PROTOCOL") == PROTOCOL]
+
+
+async def _routers(kernel: AsyncIPRoute) -> dict[int, tuple[IPAddress, ...]]:
+    found = defaultdict[int, list[IPAddress]](list)
+    async for each in await kernel.neigh("dump", family=socket.AF_INET6):
+        if each["flags"] & _NTF_ROUTER and each["state"] & _NUD_RESOLVED:
+            found[each["ifindex"]].append(ip_address(each.get_attr("NDA_DST")))
+    return {ifindex: tuple(sorted(addresses)) for ifindex, addresses in found.items()}
+
+
+async def _links_and_egress(kernel: AsyncIPRoute, address: IPAddress) -> tuple[list[Link], Link | None]:
+    links = [link_from(each) async for each in await kernel.link("dump", ext_mask=_RTEXT_FILTER_SKIP_STATS)]
     try:
-        with IPRoute(strict_check=True) as kernel:
-            yield kernel
-    except (NetlinkError, NetlinkDumpInterrupted, OSError) as error:
-        raise KernelError(f"rtnetlink: {error}") from error
+        [answer, *_] = await kernel.route("get", dst=str(address), family=_FAMILIES[address.version])
+    except NetlinkError:  # unreachable or prohibited
+        return sorted(links, key=lambda link: link.ifindex), None
+    index = answer.get_attr("RTA_OIF")
+    return sorted(links, key=lambda link: link.ifindex), next((each for each in links if each.ifindex == index), None)
 
 
-def _read(kernel: IPRoute) -> Actual:
-    links = [link_of(message) for message in kernel.get_links()]
-    addresses = [address_of(message) for message in kernel.get_addr()]
-    routes = Routes()
-    rules = set()
-    for family in FAMILIES:
-        for message in kernel.get_routes(family=family):
-            routes.add(message)
-        rules |= {rule_of(message) for message in kernel.get_rules(family=family) if is_ours(message)}
-    return Actual(
-        links=tuple(each.link for each in links if each.hardware != ARPHRD_LOOPBACK),
-        addresses={(each.address.ifindex, each.address.address): each for each in addresses},
-        routes=frozenset(routes.ours),
-        rules=frozenset(rules),
-        gateways={ifindex: tuple(found) for ifindex, found in routes.gateways.items()},
-        learned={ifindex: frozenset(found) for ifindex, found in routes.learned.items()},
-        local=routes.local,
-        foreign=routes.foreign,
-    )
+async def _resolved(kernel: AsyncIPRoute, gateways: tuple[GatewayUse, ...]) -> set[GatewayUse]:
+    found = set()
+    for gateway in gateways:
+        try:
+            answers = await kernel.neigh("get", ifindex=gateway.ifindex, dst=str(gateway.address))
+        except NetlinkError:  # there is no such entry, or no such link
+            continue
+        if any(each["state"] & _NUD_RESOLVED for each in answers):
+            found.add(gateway)
+    return found
 
 
-def link_of(message: Any) -> LinkRead:
-    """Return an RTM_NEWLINK message (struct ifinfomsg) as a link."""
+# Messages
+
+
+def link_from(message: Message) -> Link:
+    """Read RTM_NEWLINK: struct ifinfomsg, linux/if_link.h."""
     info = message.get_attr("IFLA_LINKINFO")
-    link = Link(
+    return Link(
         ifindex=message["index"],
         name=message.get_attr("IFLA_IFNAME"),
-        mac=(message.get_attr("IFLA_ADDRESS") or "").lower(),
+        mac=message.get_attr("IFLA_ADDRESS") or "",
         up=bool(message["flags"] & _IFF_UP),
         mtu=message.get_attr("IFLA_MTU") or 0,
-        kind=info.get_attr("IFLA_INFO_KIND") if info else None,
+        kind=info.get_attr("IFLA_INFO_KIND") if info is not None else None,
         master=message.get_attr("IFLA_MASTER"),
+        hardware=message["ifi_type"],
+        ipv6=_ipv6_settings(message),
     )
-    return LinkRead(link, message["ifi_type"])
 
 
-def address_of(message: Any) -> KernelAddress:
-    """Return an RTM_NEWADDR message (struct ifaddrmsg). IFA_ADDRESS is the other end's where there is an IFA_LOCAL."""
-    flags = message.get_attr("IFA_FLAGS")
-    flags = message["flags"] if flags is None else flags
-    address = ip_address(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"))
+def _ipv6_settings(message: Message) -> IPv6Settings:
+    families = message.get_attr("IFLA_AF_SPEC")
+    family = families.get_attr("AF_INET6") if families is not None else None
+    values = family.get_attr("IFLA_INET6_CONF") if family is not None else None
+    if values is None:  # no IPv6 on this link, or ipv6.disable=1
+        return IPv6Settings(disabled=True)
+    return IPv6Settings(bool(values["disable_ipv6"]), bool(values["forwarding"]), values["accept_ra"])
+
+
+def address_from(message: Message) -> KernelAddress:
+    """Read RTM_NEWADDR: struct ifaddrmsg. IFA_LOCAL is the address where IFA_ADDRESS is that of a tunnel's peer."""
+    flags = message.get_attr("IFA_FLAGS") or message["flags"]
+    text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
     connected = not flags & _IFA_F_NOPREFIXROUTE
-    value = Address(message["index"], address, message["prefixlen"], connected)
-    return KernelAddress(value, owned=message.get_attr("IFA_PROTO") == PROTOCOL)
+    address = Address(message["index"], ip_address(text), message["prefixlen"], connected)
+    return KernelAddress(address, owned=message.get_attr("IFA_PROTO") == PROTOCOL)
 
 
-def is_ours(rule: Any) -> bool:
-    """Return True for an RTM_NEWRULE message with our protocol number."""
-    return bool(rule.get_attr("FRA_PROTOCOL") == PROTOCOL)
+def route_from(message: Message) -> Route:
+    """Read RTM_NEWROUTE: struct rtmsg. The ifindex is 0 for a route without a link, or with several."""
+    gateway = message.get_attr("RTA_GATEWAY")
+    return Route(
+        table=message.get_attr("RTA_TABLE") or message["table"],
+        ifindex=message.get_attr("RTA_OIF") or 0,
+        destination=_network(message["family"], message.get_attr("RTA_DST"), message["dst_len"]),
+        gateway=ip_address(gateway) if gateway is not None else None,
+    )
 
 
-def rule_of(message: Any) -> Rule:
-    """Return an RTM_NEWRULE message (struct fib_rule_hdr) as a rule."""
+def rule_from(message: Message) -> Rule:
+    """Read RTM_NEWRULE: struct fib_rule_hdr."""
     source, to = message["src_len"], message["dst_len"]
     selector = None
     if source or to:
         text = message.get_attr("FRA_SRC" if source else "FRA_DST")
-        selector = network(message["family"], text, source or to)
+        selector = _network(message["family"], text, source or to)
     return Rule(
         priority=message.get_attr("FRA_PRIORITY") or 0,
         version=4 if message["family"] == socket.AF_INET else 6,
@@ -223,52 +267,8 @@ def rule_of(message: Any) -> Rule:
     )
 
 
-def network(family: int, text: str | None, length: int) -> IPNetwork:
-    """Return a destination or selector, all zeros if it is absent. A foreign rule may have bits beyond its length."""
+def _network(family: int, text: str | None, length: int) -> IPNetwork:
+    """Return a network; all zeros without a text. Rules of other programs may have host bits."""
     if family == socket.AF_INET:
-        return IPv4Network((IPv4Address(text or 0), length), strict=False)
-    return IPv6Network((IPv6Address(text or 0), length), strict=False)
-
-
-@dataclass(slots=True)
-class Routes:
-    """Sorts RTM_NEWROUTE messages (struct rtmsg) into what `Actual` has of routes."""
-
-    ours: set[Route] = field(default_factory=set)
-    gateways: defaultdict[int, list[IPAddress]] = field(default_factory=lambda: defaultdict(list))
-    learned: defaultdict[int, set[IPNetwork]] = field(default_factory=lambda: defaultdict(set))
-    local: dict[IPNetwork, int] = field(default_factory=dict)
-    foreign: dict[tuple[int, IPNetwork], int] = field(default_factory=dict)
-
-    def add(self, message: Any) -> None:
-        """Add one route. A multipath route has no link of its own: its ifindex is 0."""
-        if message["flags"] & _RTM_F_CLONED:
-            return
-        destination = network(message["family"], message.get_attr("RTA_DST"), message["dst_len"])
-        gateway = message.get_attr("RTA_GATEWAY")
-        route = Route(
-            table=message.get_attr("RTA_TABLE") or message["table"],
-            ifindex=message.get_attr("RTA_OIF") or 0,
-            destination=destination,
-            gateway=None if gateway is None else ip_address(gateway),
-        )
-        plain = message["type"] in (_RTN_UNICAST, _RTN_LOCAL) and route.ifindex != 0
-        if message["proto"] == PROTOCOL:
-            if plain:
-                self.ours.add(route)
-        elif route.table == TABLE_MAIN:
-            self._add_main(route, message["proto"], plain)
-        elif route.table == TABLE_LOCAL:
-            derived = message["proto"] == _RTPROT_KERNEL and destination.prefixlen == destination.max_prefixlen
-            if message["type"] == _RTN_LOCAL and not derived:
-                self.local[destination] = route.ifindex
-        elif route.table not in _NAMED_TABLES:
-            self.foreign[route.table, destination] = message["proto"]
-
-    def _add_main(self, route: Route, protocol: int, plain: bool) -> None:
-        is_default = route.destination.prefixlen == 0
-        if route.gateway is not None:
-            if is_default and protocol in _LEARNED and route.ifindex:
-                self.gateways[route.ifindex].append(route.gateway)
-        elif not is_default and plain and protocol in _ON_LINK[route.destination.version]:
-            self.learned[route.ifindex].add(route.destination)
+        return IPv4Network((text or "0.0.0.0", length), strict=False)  # noqa: S104
+    return IPv6Network((text or "::", length), strict=False)

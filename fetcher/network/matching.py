@@ -1,4 +1,4 @@
-"""Which link of this host is which interface of the cloud, and what is known of it only from DHCP. Pure."""
+"""Which link of this host is which interface of the cloud, and what only DHCP says of it. Pure."""
 
 from __future__ import annotations
 
@@ -7,44 +7,55 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from ipaddress import ip_interface
 
-from cloud_network.fetcher.config import Config
-from cloud_network.fetcher.kept import Kept
+from cloud_network.fetcher.config import Config, Manage
 from cloud_network.fetcher.metadata.model import Instance, Interface, IPAddress, IPInterface
-from cloud_network.fetcher.network.objects import Actual, Link
+from cloud_network.fetcher.network.objects import ARPHRD_ETHER, Actual, Link
 
-_UNHELD: Mapping[IPAddress, IPInterface] = {}
+Matches = Mapping[str, Link]
+"""The link of each interface that has one, by MAC."""
 
 
-def match_links(instance: Instance, config: Config, links: Iterable[Link]) -> dict[str, Link]:
-    """{MAC: link}: by MAC alone, and never a link of a kind that no cloud attaches (a VLAN has its parent's MAC).
+def match_links(instance: Instance, config: Config, links: Iterable[Link]) -> Matches:
+    """Match by MAC alone, and only links of a kind that a cloud attaches (a VLAN has its parent's MAC).
 
-    A part of another link with the same MAC is not it either: Azure's accelerated networking has a VF below each
-    synthetic interface, virtio's failover a primary and a standby, a bond its members. When two are left (a VF that is
-    not yet a part), neither is taken.
+    A port of another link is not matched: Azure's accelerated networking has a VF below each synthetic interface with
+    the same MAC, virtio's failover a primary and a standby, and a bridge answers for its ports. A member of a VRF is
+    matched. If two links are left (a VF that is not yet a port), neither is.
     """
     macs = {interface.mac for interface in instance.interfaces}
-    links = [link for link in links if link.mac in macs]
-    of = {link.ifindex: link.mac for link in links}
+    by_index = {link.ifindex: link for link in links}
     found = defaultdict[str, list[Link]](list)
-    for link in links:
-        part = link.master is not None and of.get(link.master) == link.mac
-        if not part and (link.kind is None or link.kind in config.allow_kinds):
+    for link in by_index.values():
+        if link.mac in macs and _may_be_of_cloud(link, config) and not _is_port(link, by_index):
             found[link.mac].append(link)
     return {mac: candidates[0] for mac, candidates in found.items() if len(candidates) == 1}
 
 
-def without_absent_vlans(instance: Instance, found: Mapping[str, Link]) -> tuple[Instance, tuple[str, ...]]:
-    """Return the instance without VLANs that have no link here, and a notice of each that says how to make it."""
-    absent = [each for each in instance.interfaces if each.vlan is not None and each.mac not in found]
-    if not absent:
-        return instance, ()
-    notices = tuple(_how_to_make(each, found) for each in absent)
-    return replace(instance, interfaces=tuple(each for each in instance.interfaces if each not in absent)), notices
+def explain_mismatch(mac: str, links: Iterable[Link], config: Config) -> str:
+    """Return the reason why no link was matched with this MAC."""
+    by_index = {link.ifindex: link for link in links}
+    candidates = [link for link in by_index.values() if link.mac == mac]
+    if not candidates:
+        return "no link here has that MAC"
+    for link in candidates:
+        if link.kind not in (None, *config.allow_kinds):
+            key = f'[Netagent] AllowKinds="{link.kind}"'
+            return f"{link.name} has that MAC and is of kind {link.kind}, which needs {key}"
+        if _is_port(link, by_index):
+            return f"{link.name} has that MAC and is a port of {by_index[link.master or 0].name}"
+    names = " and ".join(link.name for link in candidates)
+    return f"{names} have that MAC" if len(candidates) > 1 else f"{names} has that MAC"
 
 
-def _how_to_make(interface: Interface, found: Mapping[str, Link]) -> str:
+def vlan_notices(instance: Instance, matches: Matches) -> tuple[str, ...]:
+    """Return a notice for each VLAN without a link here, which says how to make it."""
+    absent = (each for each in instance.interfaces if each.vlan is not None and each.mac not in matches)
+    return tuple(_how_to_make(each, matches) for each in absent)
+
+
+def _how_to_make(interface: Interface, matches: Matches) -> str:
     assert interface.vlan is not None
-    tag, below = interface.vlan.tag, found.get(interface.vlan.parent)
+    tag, below = interface.vlan.tag, matches.get(interface.vlan.parent)
     parent = below.name if below else "PARENT"
     return (
         f"{interface.mac}: VLAN {tag} of {parent} has no link here. To have it configured, set [Netagent] "
@@ -53,33 +64,54 @@ def _how_to_make(interface: Interface, found: Mapping[str, Link]) -> str:
     )
 
 
-def with_what_dhcp_says(
-    instance: Instance, found: Mapping[str, Link], actual: Actual, kept: Kept | None = None
-) -> Instance:
-    """The instance, with what its metadata leave to DHCP: subnets (IBM), or all but the MAC (Scaleway, OpenStack)."""
-    kept = kept or Kept()
-    others = kept(_of_others, actual)
+def managed(instance: Instance, matches: Matches, config: Config) -> list[tuple[Interface, Link]]:
+    """Return the interfaces to configure with their links, the primary first (see `order`)."""
+    found = [
+        (interface, matches[interface.mac])
+        for interface in sorted(instance.interfaces, key=order)
+        if interface.mac in matches
+    ]
+    if config.manage is Manage.PRIMARY:
+        found = found[:1]
+    return [(interface, link) for interface, link in found if link.name not in config.exclude]
+
+
+def order(interface: Interface) -> tuple[int, int, str]:
+    """Return the sorting key that puts the primary first: in a shared subnet it has the connected route."""
+    number = interface.device_number if interface.device_number is not None else 1 << 16
+    return (number, interface.network_card, interface.mac)
+
+
+def with_leases(instance: Instance, matches: Matches, actual: Actual) -> Instance:
+    """Add what some clouds leave to DHCP: subnets (IBM), or everything except the MAC (Scaleway, OpenStack)."""
+    foreign = defaultdict[int, dict[IPAddress, IPInterface]](dict)
+    for (ifindex, address), kernel in actual.addresses.items():
+        if not kernel.owned and not address.is_link_local:
+            foreign[ifindex][address] = ip_interface((address, kernel.address.prefix))
     whole = []
-    for each in instance.interfaces:
-        interface = kept.same(("said", each.mac), each)
-        held = others.get(found[each.mac].ifindex, _UNHELD) if each.mac in found else None
-        whole.append(interface if held is None else kept(_leased, interface, held))
+    for interface in instance.interfaces:
+        link = matches.get(interface.mac)
+        held = foreign.get(link.ifindex) if link is not None else None
+        whole.append(_with_lease(interface, held) if held else interface)
     return replace(instance, interfaces=tuple(whole))
 
 
-def _of_others(actual: Actual) -> Mapping[int, Mapping[IPAddress, IPInterface]]:
-    """{ifindex: {address: with its prefix length}} of what is not ours."""
-    others = defaultdict[int, dict[IPAddress, IPInterface]](dict)
-    for (ifindex, address), kernel in actual.addresses.items():
-        if not kernel.owned and not address.is_link_local:
-            others[ifindex][address] = ip_interface((address, kernel.address.prefix))
-    return others
-
-
-def _leased(interface: Interface, held: Mapping[IPAddress, IPInterface]) -> Interface:
+def _with_lease(interface: Interface, held: Mapping[IPAddress, IPInterface]) -> Interface:
     addresses = interface.addresses or tuple(held.values())
     alone = [each for each in addresses if each.version == 4 and each.network.prefixlen == each.max_prefixlen]
-    known = addresses if not interface.addresses else () if interface.routed else alone
+    known = alone if interface.addresses else addresses
+    if interface.routed and interface.addresses:
+        known = []
     networks = [held[each.ip].network for each in known if each.ip in held]
     subnets = [*interface.subnets, *(network for network in networks if network.prefixlen < network.max_prefixlen)]
     return replace(interface, addresses=addresses, subnets=tuple(dict.fromkeys(subnets)))
+
+
+def _may_be_of_cloud(link: Link, config: Config) -> bool:
+    return link.hardware == ARPHRD_ETHER and link.kind in (None, *config.allow_kinds)
+
+
+def _is_port(link: Link, links: Mapping[int, Link]) -> bool:
+    """Return True for a port. A VRF's members are not, unless they have its MAC: then the VRF is a bond by its kind."""
+    master = links.get(link.master or 0)
+    return master is not None and (master.kind != "vrf" or master.mac == link.mac)

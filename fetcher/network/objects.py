@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
+from enum import Enum
 
-from cloud_network.fetcher.metadata.model import IPAddress, IPInterface, IPNetwork
+from cloud_network.fetcher.metadata.model import IPAddress, IPNetwork
+
+ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772
+"""Hardware types of links: linux/if_arp.h."""
+
+
+@dataclass(frozen=True, slots=True)
+class IPv6Settings:
+    """The sysctls net.ipv6.conf.LINK that decide if addresses and router advertisements work on a link."""
+
+    disabled: bool = False  # disable_ipv6
+    forwarding: bool = False
+    accept_ra: int = 1  # 0: never, 1: unless forwarding, 2: always
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,25 +30,28 @@ class Link:
     mac: str
     up: bool
     mtu: int
-    kind: str | None  # rtnetlink's: bridge, veth, vlan …; None for hardware and for what a cloud attaches
-    master: int | None = None  # ifindex of the link that it is a part of: a bond, a bridge, Azure's synthetic interface
+    kind: str | None  # rtnetlink's: bridge, veth, vlan ...; None for hardware and for what a cloud attaches
+    master: int | None = None  # ifindex of the bond, bridge or VRF that it is a port of
+    hardware: int = ARPHRD_ETHER
+    ipv6: IPv6Settings = IPv6Settings()
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An address on a link. `connected`: the kernel shall make the connected route of its prefix."""
+    """An address on a link. With `connected`, the kernel makes the connected route of its prefix."""
 
     ifindex: int
     address: IPAddress
     prefix: int
     connected: bool
 
-    @property
-    def interface(self) -> IPInterface:
-        """The address with its prefix length."""
-        if isinstance(self.address, IPv4Address):
-            return IPv4Interface((self.address, self.prefix))
-        return IPv6Interface((self.address, self.prefix))
+
+@dataclass(frozen=True, slots=True)
+class KernelAddress:
+    """An address as the kernel has it."""
+
+    address: Address
+    owned: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +75,7 @@ class Rule:
     version: int  # 4 or 6
     selector: IPNetwork | None
     table: int
-    suppress: bool  # suppress_prefixlength 0: a default route found there does not count
+    suppress: bool  # suppress_prefixlength 0: ignore default routes of the table
     to: bool = False
     local: bool = False
 
@@ -69,74 +85,96 @@ class Actual:
     """What the kernel holds now, as far as it concerns us."""
 
     links: tuple[Link, ...]
-    addresses: dict[tuple[int, IPAddress], KernelAddress]
+    addresses: Mapping[tuple[int, IPAddress], KernelAddress]
     routes: frozenset[Route]  # with our protocol number
     rules: frozenset[Rule]  # with our protocol number
-    gateways: dict[int, tuple[IPAddress, ...]]  # of default routes that DHCP or a router set, by ifindex
-    learned: dict[int, frozenset[IPNetwork]] = field(default_factory=dict)  # on-link routes that DHCP or a router set
-    local: dict[IPNetwork, int] = field(
-        default_factory=dict
-    )  # what others have in table local, and on which link; but for what the kernel has there for an address
-    foreign: dict[tuple[int, IPNetwork], int] = field(
-        default_factory=dict
-    )  # others' routes in tables of numbers: protocol
+    gateways: Mapping[int, tuple[IPAddress, ...]]  # of default routes from DHCP or a router, by ifindex
+    learned: Mapping[int, frozenset[IPNetwork]] = field(default_factory=dict)  # on-link routes from DHCP or a router
+    local: Mapping[IPNetwork, int] = field(default_factory=dict)  # others' ranges in table local, with their link
+    routers: Mapping[int, tuple[IPAddress, ...]] = field(default_factory=dict)  # IPv6 neighbours with NTF_ROUTER
+
+
+class Cause(Enum):
+    """The reason why an object is left out."""
+
+    POLICY = "policy"  # netagent refuses it
+    WAITING = "waiting"  # netagent refuses it until an IPv6 router has advertised itself
+    KERNEL = "kernel"  # the kernel refused it
+    GATEWAY = "gateway"  # a new gateway does not resolve
+    CONFLICT = "conflict"  # another program reverts it again and again
 
 
 @dataclass(frozen=True, slots=True)
-class KernelAddress:
-    """An address as the kernel has it."""
+class Rejection:
+    """A reason, for the operator, why an object cannot be made."""
 
-    address: Address
-    owned: bool
+    reason: str
+    cause: Cause = Cause.POLICY
+    dependent: bool = False  # it follows from another rejection, which is reported
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """How a link shall be: up, and with this MTU where the metadata gives one."""
+class LinkSettings:
+    """A link is up, and has this MTU where the metadata gives one."""
 
     ifindex: int
     mtu: int | None
 
 
 @dataclass(frozen=True, slots=True)
-class OfLink:
-    """Everything of ours that one link shall have. Routes and rules are sets that have an order."""
+class GatewayUse:
+    """A gateway on a link."""
 
-    wish: Wish
+    ifindex: int
+    address: IPAddress
+
+
+Object = LinkSettings | Address | Route | Rule | GatewayUse
+"""What can be rejected."""
+Rejections = Mapping[Object, Rejection]
+
+
+@dataclass(frozen=True, slots=True)
+class LinkGoal:
+    """What the kernel must hold for one link. Routes are in an order in which they can be added."""
+
+    settings: LinkSettings
     addresses: tuple[Address, ...]
-    routes: dict[Route, None]  # in the order in which they can be added: on-link ones first
-    rules: dict[Rule, None]
+    routes: tuple[Route, ...]
+    rules: tuple[Rule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Withheld:
+    """Something that the metadata name and that is not configured."""
+
+    text: str  # object, reason, and the key to set
+    transient: bool = False  # it will most likely pass by itself, within seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """Everything of ours that the kernel shall hold."""
+    """Everything of ours that the kernel must hold."""
 
-    links: tuple[OfLink, ...]
-    common: tuple[Rule, ...]  # rules that are no link's
-    unknown_macs: tuple[str, ...]  # named by the metadata, and no link here has them
-    left_links: frozenset[int] = frozenset()  # ifindexes of links that are left as they are …
-    left_tables: frozenset[int] = frozenset()  # … and their tables
-    notices: tuple[str, ...] = ()  # what is not as people may expect, and no mistake: named, and nothing waits for it
-    withheld: tuple[str, ...] = ()  # what netagent would refuse, and so is not asked of it: each with the key to set …
-    passing: frozenset[str] = frozenset()  # … and of these, what lacks nothing but a router's advertisement
-
-    @property
-    def wishes(self) -> tuple[Wish, ...]:
-        """Of all links."""
-        return tuple(each.wish for each in self.links)
+    links: tuple[LinkGoal, ...]
+    common: tuple[Rule, ...]  # rules that belong to no link
+    unknown_macs: Mapping[str, str]  # named by the metadata, without a link here: the reason
+    unmanaged: frozenset[int] = frozenset()  # ifindexes of links that stay as they are ...
+    unmanaged_tables: frozenset[int] = frozenset()  # ... and their tables
+    notices: tuple[str, ...] = ()  # facts that may surprise and need no action
+    withheld: tuple[Withheld, ...] = ()
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """Of all links."""
-        return tuple(address for each in self.links for address in each.addresses)
+        """Addresses of all links."""
+        return tuple(address for goal in self.links for address in goal.addresses)
 
     @property
     def routes(self) -> tuple[Route, ...]:
-        """Of all links."""
-        return tuple(route for each in self.links for route in each.routes)
+        """Routes of all links."""
+        return tuple(route for goal in self.links for route in goal.routes)
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """Of all links, and those that are no link's."""
-        return (*(rule for each in self.links for rule in each.rules), *self.common)
+        """Rules of all links, and those that belong to none."""
+        return (*(rule for goal in self.links for rule in goal.rules), *self.common)

@@ -1,183 +1,215 @@
-"""Desired and Actual → the changes between them, in the order in which they can be made. Pure.
+"""Desired and Actual -> the operations between them, in the order in which they can be applied. Pure.
 
-Only what is ours is ever removed, and only when the caller says that the metadata proves it gone. An address that is
-already on its link satisfies a wish whoever put it there and with whatever prefix length, and is left as it is.
+Only what is ours is ever removed, and only if the caller says that the metadata prove it gone. An address that is
+already on its link satisfies the goal, whoever put it there and with whatever prefix length, and stays as it is.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import Enum
-from typing import TypeVar
+from collections.abc import Collection, Iterator, Mapping
+from ipaddress import ip_interface
 
-from cloud_network.fetcher.kept import Kept
-from cloud_network.fetcher.metadata.model import IPAddress, IPNetwork
-from cloud_network.fetcher.network.objects import Actual, Address, Desired, Link, Route, Rule
+from cloud_network.fetcher.metadata.model import EVERYTHING, IPNetwork
+from cloud_network.fetcher.network.objects import (
+    Actual,
+    Address,
+    Desired,
+    Link,
+    LinkSettings,
+    Object,
+    Route,
+    Rule,
+)
+from cloud_network.netagent.operations import (
+    AddressAdd,
+    AddressRemove,
+    LinkMtu,
+    LinkUp,
+    Operation,
+    RouteRemove,
+    RouteReplace,
+    RuleAdd,
+    RuleRemove,
+)
+from cloud_network.netagent.protocol import PROTOCOL, TABLE_LOCAL, TABLE_MAIN
 
-Has = TypeVar("Has", Route, Rule)
-_NO_RULES: frozenset[Rule] = frozenset()
-_TABLES = {254: "main", 255: "local"}
-
-
-class Verb(Enum):
-    """What to do with an object."""
-
-    ADD = "add"
-    REMOVE = "remove"
-
-
-@dataclass(frozen=True, slots=True)
-class LinkUp:
-    """Set a link up."""
-
-    ifindex: int
-
-
-@dataclass(frozen=True, slots=True)
-class LinkMtu:
-    """Set a link's MTU, in bytes."""
-
-    ifindex: int
-    mtu: int
+Plan = tuple[Operation, ...]
+COMMON = 0
+"""The link of an operation that belongs to no link: rules without a selector."""
+_TABLE_NAMES = {TABLE_MAIN: "main", TABLE_LOCAL: "local"}
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One operation for netagent. A route is replaced where it exists; a link is only ever set up or given an MTU."""
-
-    verb: Verb
-    what: LinkUp | LinkMtu | Address | Route | Rule
-
-
-Plan = tuple[Change, ...]
-
-
-def plan(desired: Desired, actual: Actual, *, may_remove: bool, kept: Kept | None = None) -> Plan:
-    """The changes that make `actual` what `desired` says. `kept`: what was made at the last pass."""
-    kept = kept or Kept()
-    changes: list[Change] = list(_removals(desired, actual, kept)) if may_remove else []
-    changes += _links(desired, actual)
-    for each in desired.links:
-        changes += kept(_addresses_to_add, each.addresses, actual)
-    for each in desired.links:
-        changes += kept(_to_add, each.routes, actual.routes)
-    for each in desired.links:
-        changes += kept(_to_add, each.rules, actual.rules)
-    changes += [Change(Verb.ADD, rule) for rule in desired.common if rule not in actual.rules]
-    if may_remove:
-        changes += _rules_that_go(desired, actual, kept)
-    return tuple(changes)
-
-
-def _addresses_to_add(addresses: tuple[Address, ...], actual: Actual) -> list[Change]:
-    missing = (each for each in addresses if (each.ifindex, each.address) not in actual.addresses)
-    return [Change(Verb.ADD, address) for address in missing]
-
-
-def _to_add(wanted: dict[Has, None], there: frozenset[Has]) -> list[Change]:
-    missing = set(wanted) - there
-    return [Change(Verb.ADD, each) for each in wanted if each in missing] if missing else []
-
-
-def _unwanted(there: frozenset[Has], *wanted: dict[Has, None]) -> frozenset[Has]:
-    return there - set[Has]().union(*wanted)
-
-
-def _links(desired: Desired, actual: Actual) -> Iterator[Change]:
+def plan(desired: Desired, actual: Actual, *, may_remove: bool) -> Plan:
+    """Return the operations that make `actual` what `desired` says."""
     links = {link.ifindex: link for link in actual.links}
-    for wish in desired.wishes:
-        link = links[wish.ifindex]
-        if wish.mtu is not None and link.mtu != wish.mtu:
-            yield Change(Verb.ADD, LinkMtu(wish.ifindex, wish.mtu))
-        if not link.up:
-            yield Change(Verb.ADD, LinkUp(wish.ifindex))
+    ops: list[Operation] = list(_removals(desired, actual)) if may_remove else []
+    for goal in desired.links:
+        ops += _link_changes(goal.settings, links[goal.settings.ifindex])
+    missing = (each for each in desired.addresses if (each.ifindex, each.address) not in actual.addresses)
+    ops += [add_address(address) for address in missing]
+    ops += [replace_route(route) for route in desired.routes if route not in actual.routes]
+    ops += [add_rule(rule) for rule in desired.rules if rule not in actual.rules]
+    if may_remove:
+        ops += _rule_removals(desired, actual)
+    return tuple(ops)
 
 
-def _removals(desired: Desired, actual: Actual, kept: Kept) -> Iterator[Change]:
-    """Routes before addresses: the kernel takes a link's routes with its last address, and then ours are not there."""
-    present = sum(len(each.routes) - len(kept(_to_add, each.routes, actual.routes)) for each in desired.links)
-    all_of_it = present == len(actual.routes)  # most often; to compare thousands once more takes its time
-    unwanted = () if all_of_it else kept(_unwanted, actual.routes, *(each.routes for each in desired.links))
-    places = {(route.table, route.destination) for route in desired.routes} if unwanted else ()
-    for route in sorted(unwanted, key=str):
-        if (route.table, route.destination) not in places and route.ifindex not in desired.left_links:
-            yield Change(Verb.REMOVE, route)  # one that changes is replaced in place
-    ours = kept(_ours, actual)
-    wanted = {each.wish.ifindex: each.addresses for each in desired.links}
-    for ifindex in ours.keys() - desired.left_links:
-        gone = kept(_unwanted_addresses, ours[ifindex], wanted.get(ifindex, ()))
-        yield from (Change(Verb.REMOVE, address) for address in gone)
+def _link_changes(settings: LinkSettings, link: Link) -> Iterator[Operation]:
+    if settings.mtu is not None and link.mtu != settings.mtu:
+        yield LinkMtu(settings.ifindex, settings.mtu)
+    if not link.up:
+        yield LinkUp(settings.ifindex)
 
 
-def _ours(actual: Actual) -> dict[int, dict[IPAddress, Address]]:
-    """By link, in the kernel's order."""
-    found = defaultdict[int, dict[IPAddress, Address]](dict)
-    for (ifindex, address), kernel in actual.addresses.items():
-        if kernel.owned:
-            found[ifindex][address] = kernel.address
-    return found
+def _removals(desired: Desired, actual: Actual) -> Iterator[Operation]:
+    """Yield removals of routes before those of addresses: the kernel removes a link's routes with its last address."""
+    wanted_routes = set(desired.routes)
+    places = {(route.table, route.destination) for route in wanted_routes}
+    for route in sorted(actual.routes - wanted_routes, key=_route_order):
+        if (route.table, route.destination) not in places and route.ifindex not in desired.unmanaged:
+            yield remove_route(route)  # a route that changes is replaced in place
+    wanted = {(each.ifindex, each.address) for each in desired.addresses}
+    for place, kernel in actual.addresses.items():
+        if kernel.owned and place not in wanted and place[0] not in desired.unmanaged:
+            yield remove_address(kernel.address)
 
 
-def _unwanted_addresses(ours: dict[IPAddress, Address], wanted: tuple[Address, ...]) -> list[Address]:
-    gone = ours.keys() - {each.address for each in wanted}
-    return [address for place, address in ours.items() if place in gone] if gone else []
+def _rule_removals(desired: Desired, actual: Actual) -> Iterator[Operation]:
+    """Yield removals of rules, last of all: no address of an open connection may be without a rule meanwhile.
+
+    The kernel asks rules of one priority in the order in which they were added, so an old rule comes first until it is
+    removed; one whose address or table is gone already leads nowhere.
+    """
+    for rule in sorted(actual.rules - set(desired.rules), key=_rule_order):
+        if rule.table not in desired.unmanaged_tables:
+            yield remove_rule(rule)
 
 
-def of_link(plan: Plan, ifindex: int, table: int) -> Plan:
-    """What of a plan concerns one link, whose table is `table`."""
-    return tuple(
-        change
-        for change in plan
-        if (change.what.table == table if isinstance(change.what, Rule) else change.what.ifindex == ifindex)
+def _route_order(route: Route) -> tuple[int, bool, int, int, int]:
+    """Return the sorting key that puts routes by a gateway before the on-link routes that they need."""
+    destination = route.destination
+    return (
+        route.table,
+        route.gateway is None,
+        destination.version,
+        int(destination.network_address),
+        destination.prefixlen,
     )
 
 
-def _rules_that_go(desired: Desired, actual: Actual, kept: Kept) -> Iterator[Change]:
-    """Last of all: others may take their place, and no address of an open connection may be without one meanwhile.
-
-    Until then one that goes comes first, for the kernel asks rules of one number in the order in which they were made;
-    one whose address or table is gone already leads nothing anywhere.
-    """
-    present = sum(len(each.rules) - len(kept(_to_add, each.rules, actual.rules)) for each in desired.links)
-    all_of_it = present + sum(rule in actual.rules for rule in desired.common) == len(actual.rules)
-    unwanted = _NO_RULES if all_of_it else kept(_unwanted, actual.rules, *(each.rules for each in desired.links))
-    for rule in sorted(unwanted.difference(desired.common), key=str):
-        if rule.table not in desired.left_tables:
-            yield Change(Verb.REMOVE, rule)
+def _rule_order(rule: Rule) -> tuple[int, int, int, int, bool]:
+    selector = rule.selector or EVERYTHING[rule.version]
+    return (rule.priority, rule.version, int(selector.network_address), selector.prefixlen, rule.to)
 
 
-def in_ip_syntax(change: Change, links: dict[int, Link]) -> str:
-    """The change as the `ip` command that would make it."""
-    what = change.what
-    verb = "add" if change.verb is Verb.ADD else "del"
-    if isinstance(what, LinkUp):
-        return f"ip link set {_name(what.ifindex, links)} up"
-    if isinstance(what, LinkMtu):
-        return f"ip link set {_name(what.ifindex, links)} mtu {what.mtu}"
-    if isinstance(what, Address):
-        flags = " noprefixroute" if not what.connected else ""
-        flags += " nodad" if what.address.version == 6 else ""  # the cloud has seen to it
-        text = f"ip address {verb} {what.address}/{what.prefix} dev {_name(what.ifindex, links)}"
-        return text + flags if change.verb is Verb.ADD else text
-    if isinstance(what, Route):
-        verb = "replace" if change.verb is Verb.ADD else "del"
-        kind = "local " if what.table == 255 else ""
-        via = f" via {what.gateway}" if what.gateway is not None else ""
-        family = " -6" if what.destination.version == 6 else ""
-        table = _TABLES.get(what.table, what.table)
-        device = _name(what.ifindex, links)
-        return f"ip{family} route {verb} {kind}{_short(what.destination)}{via} dev {device} table {table} proto 209"
-    family = " -6" if what.version == 6 else ""
-    selector = "from all" if what.selector is None else f"{'to' if what.to else 'from'} {_short(what.selector)}"
-    selector += " iif lo" if what.local else ""
-    suppress = " suppress_prefixlength 0" if what.suppress else ""
-    table = _TABLES.get(what.table, what.table)
-    return f"ip{family} rule {verb} pref {what.priority} {selector} lookup {table}{suppress} protocol 209"
+# Objects and operations
 
 
-def _name(ifindex: int, links: dict[int, Link]) -> str:
+def add_address(address: Address) -> AddressAdd:
+    """Return the operation that adds an address."""
+    return AddressAdd(address.ifindex, ip_interface((address.address, address.prefix)), address.connected)
+
+
+def remove_address(address: Address) -> AddressRemove:
+    """Return the operation that removes an address."""
+    return AddressRemove(address.ifindex, ip_interface((address.address, address.prefix)))
+
+
+def replace_route(route: Route) -> RouteReplace:
+    """Return the operation that adds a route, or replaces ours to the same destination."""
+    return RouteReplace(route.table, route.ifindex, route.destination, route.gateway)
+
+
+def remove_route(route: Route) -> RouteRemove:
+    """Return the operation that removes a route."""
+    return RouteRemove(route.table, route.ifindex, route.destination, route.gateway)
+
+
+def add_rule(rule: Rule) -> RuleAdd:
+    """Return the operation that adds a rule."""
+    selector = rule.selector or EVERYTHING[rule.version]
+    return RuleAdd(rule.priority, selector, rule.to, rule.table, rule.suppress, rule.local)
+
+
+def remove_rule(rule: Rule) -> RuleRemove:
+    """Return the operation that removes a rule."""
+    selector = rule.selector or EVERYTHING[rule.version]
+    return RuleRemove(rule.priority, selector, rule.to, rule.table, rule.suppress, rule.local)
+
+
+def added_object(op: Operation) -> Object | None:
+    """Return what an operation makes, as `desired` knows it; None for a removal."""
+    match op:
+        case LinkUp(link):
+            return LinkSettings(link, None)
+        case LinkMtu(link, mtu):
+            return LinkSettings(link, mtu)
+        case AddressAdd(link, interface, connected):
+            return Address(link, interface.ip, interface.network.prefixlen, connected)
+        case RouteReplace(table, link, destination, gateway):
+            return Route(table, link, destination, gateway)
+        case RuleAdd(priority, selector, to, table, suppress, local):
+            return Rule(
+                priority, selector.version, selector if selector.prefixlen else None, table, suppress, to, local
+            )
+        case _:
+            return None
+
+
+def is_removal(op: Operation) -> bool:
+    """Return True if the operation removes something."""
+    return isinstance(op, AddressRemove | RouteRemove | RuleRemove)
+
+
+def link_of(op: Operation, table_base: int) -> int:
+    """Return the ifindex that an operation concerns, or COMMON."""
+    if isinstance(op, RuleAdd | RuleRemove):
+        return op.table - table_base if op.selector.prefixlen else COMMON
+    return op.link
+
+
+# Text
+
+
+def in_ip_syntax(op: Operation, links: Mapping[int, Link]) -> str:
+    """Return the operation as the `ip` command that would do it."""
+    match op:
+        case LinkUp(link):
+            return f"ip link set {_name(link, links)} up"
+        case LinkMtu(link, mtu):
+            return f"ip link set {_name(link, links)} mtu {mtu}"
+        case AddressAdd(link, interface, connected):
+            flags = "" if connected else " noprefixroute"
+            flags += " nodad" if interface.version == 6 else ""  # the cloud assigns each address once
+            return f"ip address add {interface} dev {_name(link, links)}{flags}"
+        case AddressRemove(link, interface):
+            return f"ip address del {interface} dev {_name(link, links)}"
+        case RouteReplace() | RouteRemove():
+            return _route_text(op, links)
+        case RuleAdd() | RuleRemove():
+            return _rule_text(op)
+
+
+def _route_text(op: RouteReplace | RouteRemove, links: Mapping[int, Link]) -> str:
+    verb = "replace" if isinstance(op, RouteReplace) else "del"
+    kind = "local " if op.table == TABLE_LOCAL else ""
+    via = f" via {op.gateway}" if op.gateway is not None else ""
+    family = " -6" if op.destination.version == 6 else ""
+    table, device = _TABLE_NAMES.get(op.table, str(op.table)), _name(op.link, links)
+    return f"ip{family} route {verb} {kind}{_short(op.destination)}{via} dev {device} table {table} proto {PROTOCOL}"
+
+
+def _rule_text(op: RuleAdd | RuleRemove) -> str:
+    verb = "add" if isinstance(op, RuleAdd) else "del"
+    family = " -6" if op.selector.version == 6 else ""
+    selector = f"{'to' if op.to else 'from'} {_short(op.selector)}" if op.selector.prefixlen else "from all"
+    selector += " iif lo" if op.local else ""
+    suppress = " suppress_prefixlength 0" if op.suppress else ""
+    table = _TABLE_NAMES.get(op.table, str(op.table))
+    return f"ip{family} rule {verb} pref {op.priority} {selector} lookup {table}{suppress} protocol {PROTOCOL}"
+
+
+def _name(ifindex: int, links: Mapping[int, Link]) -> str:
     return links[ifindex].name if ifindex in links else f"if{ifindex}"
 
 
@@ -185,3 +217,30 @@ def _short(network: IPNetwork) -> str:
     if network.prefixlen == 0:
         return "default"
     return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
+
+
+def summary(ops: Collection[Operation]) -> str:
+    """Return the number of operations, in all and of each kind, such as `4 changes (3 addresses, 1 route)`."""
+    counts: dict[tuple[str, str], int] = {}
+    for op in ops:
+        words = _KINDS[type(op)]
+        counts[words] = counts.get(words, 0) + 1
+    kinds = ", ".join(f"{count} {one if count == 1 else many}" for (one, many), count in counts.items())
+    return f"{count_changes(len(ops))} ({kinds})"
+
+
+def count_changes(number: int) -> str:
+    """Return `1 change` or `N changes`."""
+    return "1 change" if number == 1 else f"{number} changes"
+
+
+_KINDS: Mapping[type[Operation], tuple[str, str]] = {
+    LinkUp: ("link up", "links up"),
+    LinkMtu: ("MTU", "MTUs"),
+    AddressAdd: ("address", "addresses"),
+    AddressRemove: ("address removed", "addresses removed"),
+    RouteReplace: ("route", "routes"),
+    RouteRemove: ("route removed", "routes removed"),
+    RuleAdd: ("rule", "rules"),
+    RuleRemove: ("rule removed", "rules removed"),
+}

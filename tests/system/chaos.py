@@ -367,7 +367,7 @@ class Chaos:
 
     def _clear(self) -> str:
         self.lab.metadata.clear()
-        return "metadata: well again"
+        return "metadata: recovered"
 
     def _refresh(self) -> str:
         if self.lab.daemons.running("fetcher"):

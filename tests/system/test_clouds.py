@@ -152,7 +152,7 @@ def test_ranges_and_what_is_public(cloud: str) -> None:
         lab.start("fetcher")
         ranges = {prefix for nic in lab.nics for prefix in nic.prefixes if ":" not in prefix}
         lab.wait_for(lambda: ({*lab.addresses} | ranges) <= local(lab), 20, "addresses and ranges")
-        assert cnctl(lab, "status", "network").returncode == 0
+        lab.wait_for(lambda: cnctl(lab, "status", "network").returncode == 0, 10, "the status")
         assert "refused" not in {line["verdict"] for line in audit(lab)}
 
 
@@ -170,7 +170,7 @@ def test_a_forwarded_address_that_is_public_is_withheld_until_it_is_allowed() ->
         lab.wait_for(lambda: status(lab).get("state") == "degraded", 20, "the fetcher to say what it lacks")
         lab.wait_for(lambda: {*lab.addresses} <= local(lab), 20, "all the others")
         said = str(status(lab)["last_error"])
-        assert f'to allow it: [Netagent] AllowAddresses="{FORWARDED}"' in said
+        assert f'to allow it, set [Netagent] AllowAddresses="{FORWARDED}/32"' in said
         assert FORWARDED in cnctl(lab, "status").stdout
         assert FORWARDED not in local(lab)
         assert "refused" not in {line["verdict"] for line in audit(lab)}

@@ -73,8 +73,8 @@ def test_a_fight_backs_off_is_named_and_disturbs_nothing_else(lab: Lab, kind: st
         ]
         assert tries[-1] - tries[-2] > 1.4, "the pauses grow"
         assert status(lab)["state"] == "degraded"
-        assert "somebody else undoes" in cnctl(lab, "status").stdout
-        assert "somebody else undoes" in str(errors(lab))
+        assert "reverted by another program" in cnctl(lab, "status").stdout
+        assert "reverted by another program" in str(errors(lab))
     settle_after_fight(lab)
     assert ours(lab, "rule-4")
 
@@ -100,10 +100,11 @@ def test_a_foreign_route_in_our_place_stays_and_holds_up_nothing_else(lab: Lab) 
     [index] = [link["ifindex"] for link in ip(lab, "link") if link["ifname"] == nic.name]
     table = 9999 + index
     lab.batch([f"route replace default via 10.0.2.5 dev {nic.name} table {table} proto static"])
-    lab.wait_for(lambda: status(lab)["conflicts"], 10, "it to be named")
-    [fight] = status(lab)["conflicts"]
-    assert "protocol static" in fight["by"]
-    assert f"table {table}" in fight["object"]
+    lab.wait_for(lambda: "is not ours" in str(status(lab)["last_error"]), 10, "it to be named")
+    assert f"the route to 0.0.0.0/0 in table {table} is not ours" in status(lab)["last_error"]["message"]
+    lines = len(audit(lab))
+    assert refresh(lab) == "degraded"
+    assert len(audit(lab)) == lines
     lab.add_address(nic.mac, "10.0.2.77")
     refresh(lab)
     assert "10.0.2.77" in present(lab)
@@ -152,15 +153,16 @@ def test_what_netagent_refuses_holds_up_nothing_else(lab: Lab) -> None:
     nic = lab.attach_interface(Interface("198.51.100.0/24", ("198.51.100.7",)))
     lab.add_address(lab.nics[0].mac, "10.0.1.77")
     refresh(lab)
-    assert "198.51.100.7" in status(lab)["last_error"]["message"]
+    assert "refused" not in {line["verdict"] for line in audit(lab)}, "netagent was asked before"
     assert "198.51.100.7" not in present(lab)
     assert "10.0.1.77" in present(lab)
     assert status(lab)["netagent"]["verdict"] == "confirmed"
     assert status(lab)["state"] == "degraded"
     said = status(lab)["last_error"]["message"]
-    assert said.startswith(f"refused: ip address add 198.51.100.7/24 dev {nic.name}: ")
-    assert 'AllowAddresses="198.51.100.0/24"' in said
+    assert said.startswith(f"left out: 198.51.100.7 of {nic.name}: ")
+    assert 'AllowAddresses="198.51.100.7/32"' in said
     lab.daemons.kill("netagent", 1)
+    lab.daemons.kill("fetcher", 1)
     lab.wait_for(lambda: "198.51.100.7" in present(lab), 20, "it to be tried again")
     settle(lab)
 

@@ -106,7 +106,7 @@ def test_without_a_fetcher_root_is_told_the_other_way_and_it_works(lab: Lab) -> 
     before = start(lab)
     refused = as_root(lab, "cloud-network-fetcher", "--flush")
     assert refused.returncode == 1
-    assert "one is running, and would put everything back" in refused.stderr
+    assert "a fetcher is running and would undo it" in refused.stderr
     lab.stop("fetcher")
     ended = as_root(lab, "cnctl", "flush")
     assert ended.returncode == 3
@@ -127,7 +127,7 @@ def test_purge_on_stop(lab: Lab) -> None:
     assert lab.stop("fetcher") == 0
     assert nothing_is_ours(lab)
     assert foreign(lab) == before
-    assert "objects of ours taken away" in lab.log("fetcher")
+    assert "Purge: removed" in lab.log("fetcher")
     assert not lab.path("/run/cloud-network/control.sock").exists()
 
 

@@ -60,5 +60,5 @@ def test_where_it_is_not_removed_it_is_left_and_named() -> None:
         play_the_original(lab)
         start(lab)
         lab.wait_for(lambda: status(lab).get("state") == "degraded", 20, "the fetcher to name what is in its way")
-        assert "default" in str(status(lab)["conflicts"])
+        lab.wait_for(lambda: "is not ours" in str(status(lab)["last_error"]), 10, "the route in our place to be named")
         assert len([each for each in ip(lab, "rule") if each.get("protocol") is None and each["priority"]]) >= 18

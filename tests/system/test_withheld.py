@@ -25,7 +25,7 @@ def test_addresses_that_are_not_allowed_do_not_stop_the_others_and_come_when_the
         assert error["kind"] == "config"
         for address in lab.nics[1].addresses:
             assert f"{address} of {lab.nics[1].name}" in error["message"]
-            assert f'[Netagent] AllowAddresses="{address}"' in error["message"]
+            assert f'[Netagent] AllowAddresses="{address}/32"' in error["message"]
         assert not present(lab) & set(lab.nics[1].addresses)
         assert all(answer for (_, target), answer in lab.reachability(private(lab)).items()), lab.report()
         refresh(lab)

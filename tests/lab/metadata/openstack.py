@@ -67,7 +67,7 @@ class OpenStack(Behaviour[Settings]):
                 return Response(200, "\n".join(files).encode())
             case ["openstack", version, file] if version in VERSIONS_ALL and file in files:
                 content = files[file]
-                return Response(200, content.encode()) if isinstance(content, str) else answer(content)
+                return Response(200, content.encode(errors="replace")) if isinstance(content, str) else answer(content)
         return Response(404, b"404 Not Found")
 
     def _files(self) -> dict[str, Any]:

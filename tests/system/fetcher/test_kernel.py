@@ -11,19 +11,18 @@ from ipaddress import ip_address, ip_network
 import pytest
 from cloud_network.fetcher.config import Config, Prefixes, Rules
 from cloud_network.fetcher.metadata.model import Instance
-from cloud_network.fetcher.network.desired import desired
 from cloud_network.fetcher.network.matching import match_links
-from cloud_network.fetcher.network.objects import Actual, Desired, Route, Rule
+from cloud_network.fetcher.network.objects import ARPHRD_LOOPBACK, Actual, Desired, Route, Rule
 from cloud_network.fetcher.network.plan import in_ip_syntax, plan
 
 from tests.lab import Interface, Lab, Spec
-from tests.unit.fetcher.values import has, instance, interface
+from tests.unit.fetcher.values import goal_of, has, instance, interface
 
 READ = (
     "import sys, pickle; from cloud_network.fetcher.network import kernel; "
     "print(pickle.dumps(kernel.read(), 0).decode())"
 )
-NOWHERE = Desired((), (), ())
+NOWHERE = Desired((), (), {})
 CONFIG = Config(allow_kinds=("veth",), prefixes=Prefixes.LOCAL, rules=Rules.ORIGINAL)
 
 
@@ -59,7 +58,7 @@ def cloud(lab: Lab) -> Instance:
 def commands(lab: Lab, rules: Rules) -> list[str]:
     """What is still to do, in ip's words."""
     actual = read(lab)
-    found = plan(desired(cloud(lab), replace(CONFIG, rules=rules), actual), actual, may_remove=True)
+    found = plan(goal_of(cloud(lab), replace(CONFIG, rules=rules), actual), actual, may_remove=True)
     links = {link.ifindex: link for link in actual.links}
     return [in_ip_syntax(change, links) for change in found]
 
@@ -196,7 +195,7 @@ def test_links_addresses_and_learned_gateways_are_read(lab: Lab) -> None:
     )
     found = read(lab)
     links = {link.name: link for link in found.links}
-    assert "lo" not in links
+    assert links["lo"].hardware == ARPHRD_LOOPBACK
     assert (links["br0"].kind, links["br0"].up) == ("bridge", False)
     assert links["eth0"].mac == lab.nic("eth0").mac
     assert found.gateways[links["eth0"].ifindex] == (lab.nics[0].network[1], ip_address("fe80::1"))  # by DHCP and RA

@@ -1,104 +1,144 @@
-"""Changes as netagent reads them."""
+"""Plans as requests: the parts in which they are applied, and a netagent that does not answer."""
 
 from __future__ import annotations
 
-from ipaddress import ip_address, ip_network
+import os
+import socket
+import threading
+from pathlib import Path
 
 import pytest
-from cloud_network.fetcher.apply import Netagent, NetagentError, to_operation
-from cloud_network.fetcher.config import Config
+from cloud_network.fetcher.apply import Netagent, NetagentError, components, explain, groups
+from cloud_network.fetcher.config import Config, Rules
 from cloud_network.fetcher.metadata.model import Instance
-from cloud_network.fetcher.network.desired import desired
-from cloud_network.fetcher.network.objects import Actual, Address, Route, Rule
-from cloud_network.fetcher.network.plan import Change, LinkMtu, LinkUp, Verb, plan
+from cloud_network.fetcher.network.objects import Actual
+from cloud_network.fetcher.network.plan import COMMON, Plan, is_removal, link_of
 from cloud_network.netagent import protocol
+from cloud_network.netagent.protocol import Apply, Refused
 from hypothesis import given
 
-from tests.unit.fetcher.values import BASE, clouds, configs, hosts
+from .values import (
+    BASE,
+    carried_out,
+    clouds,
+    configs,
+    goal_of,
+    has,
+    host,
+    hosts,
+    instance,
+    interface,
+    link,
+    plan_of,
+    wanted,
+)
+
+
+def links_of(ops: Plan) -> set[int]:
+    return {link_of(op, BASE) for op in ops} - {COMMON}
 
 
 @given(clouds(), configs, hosts())
 def test_every_plan_is_a_request_of_the_protocol(cloud: Instance, config: Config, before: Actual) -> None:
-    changes = plan(desired(cloud, config, before), before, may_remove=True)
-    request = protocol.Apply("x", tuple(map(to_operation, changes)), 30)
-    if changes:
+    ops = plan_of(goal_of(cloud, config, before), before)
+    if ops:
+        request = Apply("x", ops, 30)
         frame = protocol.encode(request.to_wire())
         assert protocol.request_from_wire(protocol.decode(frame[protocol.HEADER.size :])) == request
 
 
-@pytest.mark.parametrize("verb", Verb)
+@given(clouds(), configs, hosts())
+def test_parts_have_every_operation_once_in_order(cloud: Instance, config: Config, before: Actual) -> None:
+    ops = plan_of(goal_of(cloud, config, before), before)
+    parts = components(ops, BASE)
+    assert sorted(map(str, (op for part in parts for op in part))) == sorted(map(str, ops))
+    for part in parts:
+        own = [op for op in part if link_of(op, BASE) != COMMON]
+        assert own == [op for op in ops if op in own]
+    assert sum(len(links_of(part)) for part in parts) == len(links_of(ops)), "a link is in one part"
+
+
+@given(clouds(), configs, hosts())
+def test_parts_applied_one_by_one_lead_to_the_goal(cloud: Instance, config: Config, before: Actual) -> None:
+    goal = goal_of(cloud, config, before)
+    here = before
+    for part in components(plan_of(goal, before), BASE):
+        here = carried_out(part, here)
+    assert {each for each in here.rules if each.table not in goal.unmanaged_tables} == set(goal.rules)
+    assert {(each.ifindex, each.address) for each in goal.addresses} <= here.addresses.keys()
+
+
+def test_secondary_links_go_first_and_the_primary_last() -> None:
+    cloud = instance(interface(1), interface(2), interface(3))
+    here = host(link(1), link(2), link(3))
+    parts = components(plan_of(wanted(cloud, here), here), BASE, {2})
+    first, last = groups(parts, BASE, {2})
+    assert (links_of(first), links_of(last)) == ({3, 4}, {2})
+    assert any(link_of(op, BASE) == COMMON for op in first), "routes of main must win before the last step of rules"
+
+
+def test_address_that_moves_ties_its_links_together() -> None:
+    here = host(link(1), link(2), addresses=has(3, "10.0.1.10/32", owned=True))
+    parts = components(plan_of(wanted(instance(interface(1), interface(2)), here), here), BASE)
+    assert [links_of(part) for part in parts] == [{2, 3}]
+
+
+def test_links_whose_rules_depend_on_each_other_stay_together() -> None:
+    same = ["10.0.1.0/24"]
+    one, both = interface(1, "10.0.1.10", subnets=same), ["10.0.1.20", "10.0.1.200"]
+    two, more = (interface(2, *both[:count], subnets=same) for count in (1, 2))
+    bare = host(link(1), link(2))
+    here = carried_out(plan_of(wanted(instance(one, two), bare), bare), bare)
+    changes = plan_of(wanted(instance(one, more), here), here)
+    assert len(components(changes, BASE)) == 1
+
+
+def test_rules_of_no_link_are_removed_last() -> None:
+    cloud, bare = instance(interface(1), interface(2)), host(link(1), link(2))
+    here = carried_out(plan_of(wanted(cloud, bare), bare), bare)
+    parts = components(plan_of(wanted(instance(interface(1)), here, rules=Rules.ADDRESS), here), BASE)
+    common = [op for part in parts[:-1] for op in part if link_of(op, BASE) == COMMON]
+    assert common == []
+    assert is_removal(parts[-1][-1])
+
+
+def test_refusal_is_explained_with_the_key() -> None:
+    assert explain(Refused("8.8.8.8 is not private", allow="KEY")) == "8.8.8.8 is not private; to allow it, set KEY"
+    assert explain(Refused("busy")) == "busy"
+
+
+def test_missing_netagent_is_named_with_its_socket() -> None:
+    with pytest.raises(NetagentError, match=r"/nowhere/netagent.sock: No such file.*is cloud-network-netagent running"):
+        Netagent("/nowhere/netagent.sock")
+
+
 @pytest.mark.parametrize(
-    ("what", "name", "fields"),
+    ("answer", "reason"),
     [
-        (LinkUp(3), "link_up", {"link": 3}),
-        (LinkMtu(3, 9001), "link_mtu", {"link": 3, "mtu": 9001}),
-        (Address(3, ip_address("10.0.1.10"), 24, connected=True), "address", {"address": b"\n\0\1\n", "prefix": 24}),
-        (
-            Route(BASE + 3, 3, ip_network("10.0.2.0/24"), ip_address("10.0.1.1")),
-            "route",
-            {"table": BASE + 3, "link": 3, "address": b"\n\0\2\0", "prefix": 24, "gateway": b"\n\0\1\1"},
-        ),
-        (
-            Route(BASE + 3, 3, ip_network("::/0"), None),
-            "route",
-            {"table": BASE + 3, "link": 3, "address": bytes(16), "prefix": 0, "gateway": None},
-        ),
-        (
-            Rule(31000, 4, ip_network("10.0.1.10"), BASE + 3, suppress=True),
-            "rule",
-            {
-                "priority": 31000,
-                "address": b"\n\0\1\n",
-                "prefix": 32,
-                "table": BASE + 3,
-                "suppress": True,
-                "to": False,
-                "local": False,
-            },
-        ),
-        (
-            Rule(31010, 6, None, 254, suppress=True),
-            "rule",
-            {
-                "priority": 31010,
-                "address": bytes(16),
-                "prefix": 0,
-                "table": 254,
-                "suppress": True,
-                "to": False,
-                "local": False,
-            },
-        ),
-        (
-            Rule(31020, 4, ip_network("10.0.1.10"), BASE + 3, suppress=False, to=True),
-            "rule",
-            {
-                "priority": 31020,
-                "address": b"\n\0\1\n",
-                "prefix": 32,
-                "table": BASE + 3,
-                "suppress": False,
-                "to": True,
-                "local": False,
-            },
-        ),
+        (b"", "hung up"),
+        (b"\0\0\0\5\xff", "hung up"),
+        (protocol.encode({"no": "verdict"}), "has no verdict"),
+        (protocol.encode({"verdict": "refused", "version": 2}), "speaks version 2"),
+        (b"\0\0\0\1\xc1", "does not answer"),
     ],
 )
-def test_a_change_says_what_it_is_in_numbers(
-    verb: Verb, what: LinkUp | LinkMtu | Address | Route | Rule, name: str, fields: dict[str, object]
-) -> None:
-    op = to_operation(Change(verb, what)).to_wire()
-    if isinstance(what, LinkUp | LinkMtu):
-        assert op == {"op": name, **fields}
-        return
-    ending = {"route": ("replace", "remove")}.get(name, ("add", "remove"))[verb is Verb.REMOVE]
-    assert op.pop("op") == f"{name}_{ending}"
-    if isinstance(what, Address):
-        assert op.pop("link") == 3
-        assert op.pop("route", None) == (True if verb is Verb.ADD else None)
-    assert op == fields
+def test_odd_answer_is_an_error(tmp_path: Path, answer: bytes, reason: str) -> None:
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(path)
+        listener.listen(1)
 
+        def serve() -> None:
+            client, _ = listener.accept()
+            with client, client.makefile("rb") as stream:
+                if os.geteuid() == 0:
+                    stream.read(1)  # with root's credentials
+                (size,) = protocol.HEADER.unpack(stream.read(protocol.HEADER.size))
+                stream.read(size)
+                client.sendall(answer)
 
-def test_a_netagent_that_is_not_there_is_named_with_its_socket() -> None:
-    with pytest.raises(NetagentError, match=r"/nowhere/netagent.sock: No such file.*running\?"):
-        Netagent("/nowhere/netagent.sock")
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(NetagentError, match=reason):
+            Netagent(path)
+        thread.join()

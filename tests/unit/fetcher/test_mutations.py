@@ -16,14 +16,13 @@ import pytest
 import yaml
 from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.metadata.model import Instance, MetadataError
-from cloud_network.fetcher.network.desired import desired
 from cloud_network.fetcher.network.objects import Actual, Link
-from cloud_network.fetcher.network.plan import Plan, Verb, plan
+from cloud_network.fetcher.network.plan import Plan, is_removal, plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.fetcher.emulated import CLOUDS, document, names, read
-from tests.unit.fetcher.values import NOTHING, carried_out
+from tests.unit.fetcher.values import NOTHING, carried_out, goal_of
 
 Path = tuple[Any, ...]
 TREES = ("alibaba", "aws", "tencent")
@@ -170,15 +169,15 @@ def host(instance: Instance) -> Actual:
         for number, interface in enumerate(instance.interfaces)
     ]
     bare = Actual(tuple(links), {}, frozenset(), frozenset(), NOTHING.gateways)
-    return carried_out(plan(desired(instance, Config(), bare), bare, may_remove=True), bare)
+    return carried_out(plan(goal_of(instance, Config(), bare), bare, may_remove=True), bare)
 
 
 def removals(before: Instance, after: Instance) -> Plan:
     """What a host that is as `before` says would lose on account of `after`."""
     here = host(before)
     known = after.with_known(before)
-    changes = plan(desired(known, Config(), here), here, may_remove=known.may_remove)
-    return tuple(change for change in changes if change.verb is Verb.REMOVE)
+    changes = plan(goal_of(known, Config(), here), here, may_remove=known.may_remove)
+    return tuple(filter(is_removal, changes))
 
 
 def attempt(cloud: str, value: Any) -> Instance | None:

@@ -1,4 +1,4 @@
-"""Desired and actual → changes: what they lead to, what they never touch, and in which order they come."""
+"""Desired and actual -> changes: what they lead to, what they never touch, and in which order they come."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from operator import contains
 
 from cloud_network.fetcher.config import Config, Rules
 from cloud_network.fetcher.metadata.model import Instance, IPAddress
-from cloud_network.fetcher.network.desired import desired
-from cloud_network.fetcher.network.objects import Actual, Address, Route, Rule
-from cloud_network.fetcher.network.plan import Change, LinkMtu, LinkUp, Verb, plan
+from cloud_network.fetcher.network.objects import Actual, Route, Rule
+from cloud_network.fetcher.network.plan import is_removal, plan
+from cloud_network.netagent.operations import AddressRemove, LinkMtu, LinkUp, RouteReplace, RuleAdd, RuleRemove
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,12 +19,14 @@ from tests.unit.fetcher.values import (
     carried_out,
     clouds,
     configs,
+    goal_of,
     has,
     host,
     hosts,
     instance,
     interface,
     link,
+    rule_of,
     wanted,
 )
 
@@ -32,50 +34,48 @@ from tests.unit.fetcher.values import (
 @given(clouds(), configs, hosts())
 def test_carrying_out_a_plan_leads_to_what_was_desired(cloud: Instance, config: Config, before: Actual) -> None:
     """`carried_out` makes the changes one by one and accepts none that the kernel would refuse where it comes."""
-    goal = desired(cloud, config, before)
+    goal = goal_of(cloud, config, before)
     after = carried_out(plan(goal, before, may_remove=True), before)
-    owned = {place for place, kernel in after.addresses.items() if kernel.owned and place[0] not in goal.left_links}
+    owned = {place for place, kernel in after.addresses.items() if kernel.owned and place[0] not in goal.unmanaged}
     places = {(each.ifindex, each.address) for each in goal.addresses}
+    settings = [each.settings for each in goal.links]
     links = {each.ifindex: each for each in after.links}
     assert places <= after.addresses.keys()
     assert owned <= places
-    assert {each for each in after.routes if each.ifindex not in goal.left_links} == set(goal.routes)
-    assert {each for each in after.rules if each.table not in goal.left_tables} == set(goal.rules)
-    assert all(links[wish.ifindex].up and wish.mtu in (None, links[wish.ifindex].mtu) for wish in goal.wishes)
+    assert {each for each in after.routes if each.ifindex not in goal.unmanaged} == set(goal.routes)
+    assert {each for each in after.rules if each.table not in goal.unmanaged_tables} == set(goal.rules)
+    assert all(links[each.ifindex].up and each.mtu in (None, links[each.ifindex].mtu) for each in settings)
 
 
 @given(clouds(), configs, hosts())
 def test_a_second_plan_is_empty(cloud: Instance, config: Config, before: Actual) -> None:
-    after = carried_out(plan(desired(cloud, config, before), before, may_remove=True), before)
-    assert plan(desired(cloud, config, after), after, may_remove=True) == ()
+    after = carried_out(plan(goal_of(cloud, config, before), before, may_remove=True), before)
+    assert plan(goal_of(cloud, config, after), after, may_remove=True) == ()
 
 
 @given(clouds(), configs, hosts())
 def test_only_what_is_ours_is_removed_and_what_is_left_alone_is_not_touched(
     cloud: Instance, config: Config, before: Actual
 ) -> None:
-    goal = desired(cloud, config, before)
-    for change in plan(goal, before, may_remove=True):
-        what = change.what
-        if change.verb is Verb.REMOVE and isinstance(what, Address):
-            assert before.addresses[what.ifindex, what.address].owned
-        if isinstance(what, Rule):
-            assert what.table not in goal.left_tables
+    goal = goal_of(cloud, config, before)
+    for op in plan(goal, before, may_remove=True):
+        if isinstance(op, AddressRemove):
+            assert before.addresses[op.link, op.interface.ip].owned
+        if isinstance(op, RuleAdd | RuleRemove):
+            assert op.table not in goal.unmanaged_tables
         else:
-            assert what.ifindex not in goal.left_links
+            assert op.link not in goal.unmanaged
 
 
 @given(clouds(), configs, hosts())
 def test_without_proof_nothing_is_removed(cloud: Instance, config: Config, before: Actual) -> None:
-    goal = desired(cloud, config, before)
+    goal = goal_of(cloud, config, before)
     changes = plan(goal, before, may_remove=False)
-    assert all(change.verb is Verb.ADD for change in changes)
-    assert set(changes) == {each for each in plan(goal, before, may_remove=True) if each.verb is Verb.ADD}
+    assert not any(map(is_removal, changes))
 
 
-def changes_of(cloud: Instance, here: Actual, **config: object) -> list[tuple[str, str]]:
-    found = plan(wanted(cloud, here, **config), here, may_remove=True)
-    return [(change.verb.value, type(change.what).__name__) for change in found]
+def changes_of(cloud: Instance, here: Actual, **config: object) -> list[str]:
+    return [type(op).__name__ for op in plan(wanted(cloud, here, **config), here, may_remove=True)]
 
 
 def test_rules_go_last_of_all_and_links_come_up_before_what_lies_on_them() -> None:
@@ -89,14 +89,14 @@ def test_rules_go_last_of_all_and_links_come_up_before_what_lies_on_them() -> No
     )
     order = list(dict.fromkeys(changes_of(instance(interface(1, mtu=9001), interface(2)), here)))
     assert order == [
-        ("remove", "Route"),
-        ("remove", "Address"),
-        ("add", "LinkMtu"),
-        ("add", "LinkUp"),
-        ("add", "Address"),
-        ("add", "Route"),
-        ("add", "Rule"),
-        ("remove", "Rule"),
+        "RouteRemove",
+        "AddressRemove",
+        "LinkMtu",
+        "LinkUp",
+        "AddressAdd",
+        "RouteReplace",
+        "RuleAdd",
+        "RuleRemove",
     ]
 
 
@@ -113,25 +113,25 @@ def test_no_address_is_without_its_rules_while_others_take_their_place(
     cloud: Instance, config: Config, before: Actual, rules: Rules, data: st.DataObject
 ) -> None:
     """Another Rules=, and addresses more or less, of which prefixes change: after each single operation."""
-    start = carried_out(plan(desired(cloud, config, before), before, may_remove=True), before)
+    start = carried_out(plan(goal_of(cloud, config, before), before, may_remove=True), before)
     final = cloud.interfaces[-1]
     fewer = replace(final, addresses=final.addresses[: data.draw(st.integers(0, len(final.addresses)))])
     after = replace(cloud, interfaces=(*cloud.interfaces[:-1], fewer))
     for one, other in ((cloud, after), (after, cloud)):
-        here = carried_out(plan(desired(one, config, start), start, may_remove=True), start)
-        goal = desired(other, replace(config, rules=rules), here)
+        here = carried_out(plan(goal_of(one, config, start), start, may_remove=True), start)
+        goal = goal_of(other, replace(config, rules=rules), here)
         order = sorted(here.rules, key=str)
         settled = order + [each for each in goal.rules if each not in order]
         stay = [each.address for each in goal.addresses if (each.ifindex, each.address) in here.addresses]
-        last = [each for each in settled if each in goal.rules or each.table in goal.left_tables]
+        last = [each for each in settled if each in goal.rules or each.table in goal.unmanaged_tables]
         wanted = {source: tables(last, source) for source in stay}
         began = {source: tables(order, source) for source in stay}
-        for change in plan(goal, here, may_remove=True):
-            if isinstance(change.what, Rule):
-                (order.append if change.verb is Verb.ADD else order.remove)(change.what)
+        for op in plan(goal, here, may_remove=True):
+            if isinstance(op, RuleAdd | RuleRemove):
+                (order.remove if is_removal(op) else order.append)(rule_of(op))
                 for source in stay:
                     either = zip(began[source], wanted[source], strict=True)
-                    assert all(map(contains, either, tables(order, source))), change
+                    assert all(map(contains, either, tables(order, source))), op
         assert wanted == {source: tables(order, source) for source in stay}
 
 
@@ -143,7 +143,7 @@ def test_an_address_that_is_there_satisfies_whoever_put_it_there_and_with_whatev
 
 def test_the_same_address_on_another_link_does_not_satisfy() -> None:
     here = host(link(1), link(2), addresses=has(3, "10.0.1.10/24", owned=True))
-    assert ("add", "Address") in changes_of(instance(interface(1)), here)
+    assert "AddressAdd" in changes_of(instance(interface(1)), here)
 
 
 def test_a_route_whose_gateway_changes_is_replaced_in_place() -> None:
@@ -152,7 +152,9 @@ def test_a_route_whose_gateway_changes_is_replaced_in_place() -> None:
     default = next(each for each in settled.routes if each.table == BASE + 2 and each.destination.prefixlen == 0)
     other = replace(default, gateway=interface(1, "10.0.1.77").addresses[0].ip)
     moved = replace(settled, routes=settled.routes - {default} | {other})
-    assert plan(wanted(cloud, moved), moved, may_remove=True) == (Change(Verb.ADD, default),)
+    assert plan(wanted(cloud, moved), moved, may_remove=True) == (
+        RouteReplace(default.table, default.ifindex, default.destination, default.gateway),
+    )
 
 
 def test_a_detached_links_rules_go_and_a_second_interfaces_going_takes_the_firsts_table() -> None:
@@ -174,5 +176,15 @@ def test_a_wrong_mtu_and_a_link_that_is_down_are_two_changes_and_right_ones_none
     here = host(link(1, up=False, mtu=1500), addresses=has(2, "10.0.1.10/24"))
     goal = wanted(instance(interface(1, mtu=9001)), here)
     found = plan(goal, here, may_remove=True)
-    assert [change.what for change in found] == [LinkMtu(2, 9001), LinkUp(2)]
+    assert found == (LinkMtu(2, 9001), LinkUp(2))
     assert changes_of(instance(interface(1, mtu=9001)), carried_out(found, here)) == []
+
+
+@given(clouds(shared=False), clouds(shared=False), configs)
+def test_changed_metadata_lead_to_the_objects_of_a_fresh_boot(one: Instance, other: Instance, config: Config) -> None:
+    """All but the length of an address that is there already, and the connected route that depends on it."""
+    bare = host(*(link(number, up=False) for number in range(1, 5)))
+    here = carried_out(plan(goal_of(one, config, bare), bare, may_remove=True), bare)
+    here = carried_out(plan(goal_of(other, config, here), here, may_remove=True), here)
+    fresh = carried_out(plan(goal_of(other, config, bare), bare, may_remove=True), bare)
+    assert (here.addresses.keys(), here.routes, here.rules) == (fresh.addresses.keys(), fresh.routes, fresh.rules)

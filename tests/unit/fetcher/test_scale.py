@@ -11,11 +11,11 @@ from types import FrameType
 import pytest
 from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.metadata.model import Instance
-from cloud_network.fetcher.network.desired import desired
-from cloud_network.fetcher.network.objects import Actual, Address
-from cloud_network.fetcher.network.plan import Plan, Verb, in_ip_syntax
+from cloud_network.fetcher.network.objects import Actual
+from cloud_network.fetcher.network.plan import Plan, added_object, in_ip_syntax
+from cloud_network.netagent.operations import AddressAdd, AddressRemove
 
-from .values import carried_out, host, instance, interface, link, plan_of, wanted
+from .values import carried_out, goal_of, host, instance, interface, link, plan_of, wanted
 
 
 def cloud(interfaces: int, addresses: int) -> Instance:
@@ -58,10 +58,10 @@ def test_one_address_that_comes_and_one_that_goes_are_exactly_their_own_objects(
     before = [str(address) for address in found.interfaces[29].addresses]
     gone, new = before[20], "10.0.30.200/24"
     changes = changes_after(found, here, *(each for each in before if each != gone), new)
-    addresses = [change for change in changes if isinstance(change.what, Address)]
-    assert [(each.verb, str(each.what.address)) for each in addresses] == [  # type: ignore[union-attr]
-        (Verb.REMOVE, "10.0.30.30"),
-        (Verb.ADD, "10.0.30.200"),
+    addresses = [op for op in changes if isinstance(op, AddressAdd | AddressRemove)]
+    assert [(type(op), str(op.interface.ip)) for op in addresses] == [
+        (AddressRemove, "10.0.30.30"),
+        (AddressAdd, "10.0.30.200"),
     ]
     lines = [in_ip_syntax(change, {}) for change in changes]
     assert all(" 10.0.30.30" in line or " 10.0.30.200" in line for line in lines), lines
@@ -72,10 +72,10 @@ def test_one_object_that_somebody_removes_is_put_back_alone(large: tuple[Instanc
     found, here = large
     for rule in sorted(here.rules, key=str)[::4000]:
         [change] = plan_of(wanted(found, here), replace(here, rules=here.rules - {rule}))
-        assert change.what == rule
+        assert added_object(change) == rule
     for route in sorted(here.routes, key=str)[::4000]:
         [change] = plan_of(wanted(found, here), replace(here, routes=here.routes - {route}))
-        assert change.what == route
+        assert added_object(change) == route
 
 
 def calls(work: Callable[[], object]) -> int:
@@ -101,7 +101,7 @@ def test_the_cost_grows_with_the_number_of_addresses_and_no_faster() -> None:
 
         def work() -> None:
             for each in (here, there):
-                plan_of(desired(found, Config(), each), each)
+                plan_of(goal_of(found, Config(), each), each)
 
         return calls(work)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
-from cloud_network.fetcher.network.objects import Address, Desired
-from cloud_network.fetcher.network.plan import Verb
+from cloud_network.fetcher.network.objects import Desired, Rejection, Route
+from cloud_network.netagent.operations import AddressAdd
 
 from tests.unit.fetcher.values import BASE, has, host, instance, interface, link, plan_of, wanted
 
@@ -37,20 +37,21 @@ def test_a_route_by_a_gateway_that_is_not_there_or_is_this_host_is_left_out() ->
         (ip_network("192.168.2.0/24"), ip_address("10.0.2.10")),
         (ip_network("10.0.1.0/24"), ip_address("10.0.1.250")),
     )
-    found = wanted(instance(interface(1, routes=behind), interface(2)), host(link(1), link(2)))
+    refused = {Route(BASE + 2, 2, ip_network("198.18.0.1"), None): Rejection("refused")}
+    found = wanted(instance(interface(1, routes=behind), interface(2)), host(link(1), link(2)), refused)
     assert table(found, 2) == ["10.0.1.0/24", "10.0.2.0/24 via 10.0.1.1", "0.0.0.0/0 via 10.0.1.1"]
 
 
 def test_a_link_without_a_gateway_has_its_own_subnets_alone_and_is_named() -> None:
     found = wanted(instance(interface(1), interface(2, gateways=())), host(link(1), link(2)))
     assert table(found, 3) == ["10.0.2.0/24"]
-    assert found.notices == ("eth1: has no gateway: its IPv4 addresses answer their own subnet alone",)
+    assert found.notices == ("eth1: no gateway known; its IPv4 addresses are reachable only from their own subnet",)
 
 
 def test_ipv6_is_named_until_a_router_is_heard() -> None:
     dual = interface(2, "10.0.2.10", "fd00::10", subnets=["10.0.2.0/24", "fd00::/64"])
     [notice] = wanted(instance(interface(1), dual), host(link(1), link(2))).notices
-    assert notice.startswith("eth1: no router has advertised itself yet")
+    assert notice.startswith("eth1: no IPv6 router advertisement received")
     heard = host(link(1), link(2), gateways={3: (ip_address("fe80::1"),)})
     assert wanted(instance(interface(1), dual), heard).notices == ()
 
@@ -67,12 +68,12 @@ def test_addresses_that_dhcp_alone_knows_get_rules_and_a_table_and_stay_dhcps() 
     assert table(found, 3) == ["10.7.0.0/22", "10.0.1.0/24 via 10.7.0.1", "0.0.0.0/0 via 10.7.0.1"]
     assert {str(each.selector) for each in found.rules if each.table == BASE + 3} == {"10.7.0.0/22"}
     assert "10.7.0.0/22 via 10.0.1.1" in table(found, 2), "the sibling's way there"
-    added = [each.what for each in plan_of(found, here) if each.verb is Verb.ADD and isinstance(each.what, Address)]
-    assert [str(address.address) for address in added] == ["10.0.1.10"]
+    added = [op.interface.ip for op in plan_of(found, here) if isinstance(op, AddressAdd)]
+    assert list(map(str, added)) == ["10.0.1.10"]
 
 
 def test_an_mtu_that_netagent_would_refuse_is_left_out_and_named() -> None:
     found = wanted(instance(interface(1, mtu=1200)), host(link(1)))
-    assert [each.mtu for each in found.wishes] == [None]
-    assert found.notices == ("eth0: an MTU of 1200 would take IPv6 off it; it keeps 1500",)
-    assert [each.mtu for each in wanted(instance(interface(1, mtu=1280)), host(link(1))).wishes] == [1280]
+    assert [goal.settings.mtu for goal in found.links] == [None]
+    assert found.notices == ("eth0: an MTU of 1200 would remove IPv6 from the link; it keeps 1500",)
+    assert [goal.settings.mtu for goal in wanted(instance(interface(1, mtu=1280)), host(link(1))).links] == [1280]

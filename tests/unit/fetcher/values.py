@@ -9,8 +9,28 @@ from ipaddress import IPv4Address, IPv4Network, ip_address, ip_interface, ip_net
 from cloud_network.fetcher.config import Config, Prefixes, Rules
 from cloud_network.fetcher.metadata.model import Instance, Interface, IPAddress
 from cloud_network.fetcher.network.desired import desired
-from cloud_network.fetcher.network.objects import Actual, Address, Desired, KernelAddress, Link, Route, Rule
-from cloud_network.fetcher.network.plan import LinkMtu, LinkUp, Plan, Verb, plan
+from cloud_network.fetcher.network.matching import match_links, with_leases
+from cloud_network.fetcher.network.objects import (
+    Actual,
+    Address,
+    Desired,
+    KernelAddress,
+    Link,
+    Rejections,
+    Route,
+    Rule,
+)
+from cloud_network.fetcher.network.plan import Plan, added_object, is_removal, plan
+from cloud_network.netagent.operations import (
+    AddressAdd,
+    AddressRemove,
+    LinkMtu,
+    LinkUp,
+    RouteRemove,
+    RouteReplace,
+    RuleAdd,
+    RuleRemove,
+)
 from hypothesis import strategies as st
 
 Addresses = dict[tuple[int, IPAddress], KernelAddress]
@@ -57,8 +77,14 @@ def has(ifindex: int, text: str, *, owned: bool = False, connected: bool = True)
     return {(ifindex, found.ip): KernelAddress(value, owned)}
 
 
-def wanted(cloud: Instance, here: Actual, **config: object) -> Desired:
-    return desired(cloud, Config(**config), here)  # type: ignore[arg-type]
+def goal_of(cloud: Instance, config: Config, here: Actual, rejections: Rejections | None = None) -> Desired:
+    """What a pass wants."""
+    matches = match_links(cloud, config, here.links)
+    return desired(with_leases(cloud, matches, here), matches, config, here, rejections)
+
+
+def wanted(cloud: Instance, here: Actual, rejections: Rejections | None = None, **config: object) -> Desired:
+    return goal_of(cloud, Config(**config), here, rejections)  # type: ignore[arg-type]
 
 
 def plan_of(goal: Desired, here: Actual) -> Plan:
@@ -69,33 +95,41 @@ def carried_out(changes: Plan, before: Actual) -> Actual:
     """What the kernel holds after the changes. They are made in order; one that the kernel would refuse is an error."""
     links = {each.ifindex: each for each in before.links}
     addresses, routes, rules = dict(before.addresses), set(before.routes), set(before.rules)
-    for change in changes:
-        what, add = change.what, change.verb is Verb.ADD
-        if isinstance(what, LinkUp):
-            assert not links[what.ifindex].up
-            links[what.ifindex] = replace(links[what.ifindex], up=True)
-        elif isinstance(what, LinkMtu):
-            links[what.ifindex] = replace(links[what.ifindex], mtu=what.mtu)
-        elif isinstance(what, Address):
-            place = (what.ifindex, what.address)
-            assert (place in addresses) != add, f"{what} added twice, or removed and not there"
-            if add:
-                assert links[what.ifindex].up
-                addresses[place] = KernelAddress(what, owned=True)
-            else:
-                assert addresses.pop(place).owned, f"{what} is not ours"
-        elif isinstance(what, Route):
-            if add:
-                assert links[what.ifindex].up
-                assert what.gateway is None or _on_link(what, routes), f"{what}: the gateway cannot be reached yet"
-                routes -= {each for each in routes if (each.table, each.destination) == (what.table, what.destination)}
-                routes.add(what)
-            else:
-                routes.remove(what)
+    for op in changes:
+        made = added_object(op)
+        if isinstance(op, LinkUp):
+            assert not links[op.link].up
+            links[op.link] = replace(links[op.link], up=True)
+        elif isinstance(op, LinkMtu):
+            links[op.link] = replace(links[op.link], mtu=op.mtu)
+        elif isinstance(op, AddressAdd):
+            assert isinstance(made, Address)
+            assert (op.link, op.interface.ip) not in addresses, f"{op} added twice"
+            assert links[op.link].up
+            addresses[op.link, op.interface.ip] = KernelAddress(made, owned=True)
+        elif isinstance(op, AddressRemove):
+            assert addresses.pop((op.link, op.interface.ip)).owned, f"{op} is not ours"
+        elif isinstance(op, RouteReplace):
+            assert isinstance(made, Route)
+            assert links[op.link].up
+            assert made.gateway is None or _on_link(made, routes), f"{op}: the gateway cannot be reached yet"
+            routes -= {each for each in routes if (each.table, each.destination) == (op.table, op.destination)}
+            routes.add(made)
+        elif isinstance(op, RouteRemove):
+            routes.remove(Route(op.table, op.link, op.destination, op.gateway))
         else:
-            assert (what in rules) != add
-            rules ^= {what}
-    return Actual(tuple(links.values()), addresses, frozenset(routes), frozenset(rules), before.gateways)
+            rule = rule_of(op)
+            assert (rule in rules) == is_removal(op)
+            rules ^= {rule}
+    return replace(
+        before, links=tuple(links.values()), addresses=addresses, routes=frozenset(routes), rules=frozenset(rules)
+    )
+
+
+def rule_of(op: RuleAdd | RuleRemove) -> Rule:
+    """The rule that an operation adds or removes."""
+    selector = op.selector if op.selector.prefixlen else None
+    return Rule(op.priority, op.selector.version, selector, op.table, op.suppress, op.to, op.local)
 
 
 def _on_link(route: Route, routes: set[Route]) -> bool:
@@ -120,12 +154,12 @@ configs = st.builds(
 
 
 @st.composite
-def clouds(draw: st.DrawFn) -> Instance:
+def clouds(draw: st.DrawFn, shared: bool = True) -> Instance:
     """Up to four interfaces in up to four subnets: several may share one, with or without IPv6 and ranges."""
     free = {number: iter(range(10, 100)) for number in range(1, 5)}
     interfaces = []
     for number in range(1, 1 + draw(st.integers(1, 4))):
-        home = draw(st.integers(1, 4))
+        home = draw(st.integers(1, 4)) if shared else number
         addresses = [f"10.0.{home}.{next(free[home])}" for _ in range(draw(st.integers(1, 4)))]
         subnets = [f"10.0.{home}.0/24"]
         if draw(st.booleans()):

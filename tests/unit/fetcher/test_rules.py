@@ -10,22 +10,35 @@ from itertools import combinations, product
 import pytest
 from cloud_network.fetcher.config import Config, Prefixes, Rules
 from cloud_network.fetcher.metadata.model import Instance, IPAddress, IPNetwork
-from cloud_network.fetcher.network import aggregate as fewest
-from cloud_network.fetcher.network.desired import desired
-from cloud_network.fetcher.network.objects import Actual, Desired, Rule
-from cloud_network.fetcher.network.sources import grouped
-from cloud_network.fetcher.network.spans import NOBODY, Span
+from cloud_network.fetcher.network import rules as fewest
+from cloud_network.fetcher.network.objects import Actual, Desired, Rejection, Route, Rule
+from cloud_network.fetcher.network.rules import Interval, IntervalIndex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.fetcher.values import BASE, FIRST, clouds, configs, has, host, hosts, instance, interface, link, wanted
+from tests.unit.fetcher.values import (
+    BASE,
+    FIRST,
+    clouds,
+    configs,
+    goal_of,
+    has,
+    host,
+    hosts,
+    instance,
+    interface,
+    link,
+    wanted,
+)
 
 MINE, OTHERS, FREE = 2, 3, None
 HOME = ip_network("10.0.1.8/29")
 
 
 def aggregate(mine: Sequence[IPAddress], others: Iterable[IPNetwork], *homes: IPNetwork) -> list[IPNetwork]:
-    return fewest.aggregate(mine, homes, *grouped(Span.all_of(network, OTHERS) for network in others))
+    sources = [Interval.of_network(network, OTHERS) for network in others]
+    sources += [Interval.of_address(address, MINE) for address in mine]
+    return fewest.aggregate(mine, homes, MINE, IntervalIndex(sources))
 
 
 def branches(home: IPNetwork) -> list[IPNetwork]:
@@ -81,8 +94,7 @@ def test_large_ones_are_as_by_halving(text: str) -> None:
     @given(st.lists(parts(home, 128 if home.version == 6 else 32), unique=True), st.lists(parts(home, 10)))
     def check(mine: list[IPNetwork], others: list[IPNetwork]) -> None:
         addresses = [each.network_address for each in mine]
-        theirs = [other for other in others if other.num_addresses > 1 or other not in mine]
-        assert sorted(aggregate(addresses, others, home)) == plainly(addresses, theirs, home)  # type: ignore[type-var]
+        assert sorted(aggregate(addresses, others, home)) == plainly(addresses, others, home)  # type: ignore[type-var]
 
     check()
 
@@ -109,10 +121,9 @@ def test_numbers_that_both_families_have_are_not_mixed_up() -> None:
     assert {str(each) for each in found} == {"::a00:10a/128", "10.0.1.0/25"}
 
 
-def test_of_an_address_that_two_have_ours_goes_before_and_in_a_range_of_anothers_it_stands_alone() -> None:
+def test_address_that_another_link_has_too_stands_alone() -> None:
     mine = [ip_address("10.0.1.10")]
-    assert aggregate(mine, [ip_network("10.0.1.10")], ip_network("10.0.1.0/24")) == [ip_network("10.0.1.0/24")]
-    for theirs in ("10.0.1.8/29", "10.0.0.0/16"):
+    for theirs in ("10.0.1.10", "10.0.1.8/29", "10.0.0.0/16"):
         assert aggregate(mine, [ip_network(theirs)], ip_network("10.0.1.0/24")) == [ip_network("10.0.1.10")]
 
 
@@ -120,7 +131,7 @@ def test_of_an_address_that_two_have_ours_goes_before_and_in_a_range_of_anothers
 
 
 def without_rules(found: Desired) -> Desired:
-    return replace(found, links=tuple(replace(each, rules={}) for each in found.links))
+    return replace(found, links=tuple(replace(each, rules=()) for each in found.links))
 
 
 def rule_for(rules: Iterable[Rule], source: IPAddress, *, last: bool) -> int | None:
@@ -138,14 +149,14 @@ def test_every_source_of_this_host_goes_where_a_rule_of_its_own_would_send_it(
     cloud: Instance, config: Config, here: Actual
 ) -> None:
     """An operator's address on the same link may go there too: it is that link's. Nobody else's does."""
-    singly = desired(cloud, replace(config, rules=Rules.ADDRESS), here)
-    together = desired(cloud, replace(config, rules=Rules.AGGREGATE), here)
+    singly = goal_of(cloud, replace(config, rules=Rules.ADDRESS), here)
+    together = goal_of(cloud, replace(config, rules=Rules.AGGREGATE), here)
     assert without_rules(singly) == without_rules(together)
     assert len(together.rules) <= len(singly.rules)
     owners = {
         address: ifindex
         for (ifindex, address), kernel in here.addresses.items()
-        if not (kernel.owned and cloud.complete and ifindex not in singly.left_links)  # it goes before a rule comes
+        if not (kernel.owned and cloud.complete and ifindex not in singly.unmanaged)  # it goes before a rule comes
     }
     owners |= {each.address: each.ifindex for each in singly.addresses}
     for source, ifindex in owners.items():
@@ -161,8 +172,8 @@ def test_what_is_forwarded_is_caught_by_no_prefix_that_stands_for_addresses(
     cloud: Instance, config: Config, here: Actual
 ) -> None:
     """All that is wider than an address and not `iif lo` is a range, which has its rules anyway."""
-    singly = desired(cloud, replace(config, rules=Rules.ADDRESS), here)
-    together = desired(cloud, replace(config, rules=Rules.AGGREGATE), here)
+    singly = goal_of(cloud, replace(config, rules=Rules.ADDRESS), here)
+    together = goal_of(cloud, replace(config, rules=Rules.AGGREGATE), here)
     wide = {each for each in together.rules if each.selector and each.selector.num_addresses > 1 and not each.local}
     assert wide <= set(singly.rules)
     assert not any(each.local for each in singly.rules)
@@ -225,13 +236,9 @@ def test_where_only_the_gateway_is_on_link_addresses_stand_alone() -> None:
 
 def test_ipv6_too_and_only_in_what_the_table_has_on_link() -> None:
     six = [interface(n, f"2001:db8:{n}::a", f"2001:db8:{n}::b", subnets=[f"2001:db8:{n}::/64"]) for n in (1, 2)]
-    public = (*Config().allow_addresses, ip_network("2001:db8::/32"))
-    found = wanted(instance(*six), host(link(1), link(2)), allow_addresses=public)
+    found = wanted(instance(*six), host(link(1), link(2)))
     assert selectors(found.rules, 2) == ["2001:db8:1::/64 iif lo"]
+    refused = {Route(BASE + 2, 2, ip_network("2001:db8:1::/64"), None): Rejection("refused")}
     there = has(2, "2001:db8:1::a/128") | has(2, "2001:db8:1::b/128")
-    found = wanted(instance(*six), host(link(1), link(2), addresses=there))
+    found = wanted(instance(*six), host(link(1), link(2), addresses=there), refused)
     assert selectors(found.rules, 2) == ["2001:db8:1::a/128", "2001:db8:1::b/128"]
-
-
-def test_nobody_is_no_links_index() -> None:
-    assert all(each.ifindex != NOBODY for each in host(link(1), link(2)).links)

@@ -1,0 +1,131 @@
+"""Entry point of cloud-network-fetcher: arguments, privileges, and the parts of the daemon put together."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+from cloud_network.fetcher import config as configuration
+from cloud_network.fetcher import service
+from cloud_network.fetcher.config import EX_CONFIG, Config
+from cloud_network.fetcher.control import flush_directly
+from cloud_network.fetcher.daemon import Daemon, PassHungError, configure
+from cloud_network.fetcher.metadata.detect import DetectionError, detect, read_firmware
+from cloud_network.fetcher.reconciler import Reconciler
+from cloud_network.fetcher.reporting import Reporter
+from cloud_network.fetcher.service import Notifier, api_listeners
+from cloud_network.fetcher.state import PATH, AlreadyRunning, RunLock, StateDirectory, boot_id
+from cloud_network.fetcher.status import new_status, rfc3339
+
+logger = logging.getLogger(__name__)
+
+USER = "cloud-network"
+
+
+def main() -> None:
+    """Run cloud-network-fetcher."""
+    arguments = _parser().parse_args()
+    if arguments.flush:
+        flush_directly()
+        return
+    try:
+        config = configuration.load(arguments.config)
+    except configuration.ConfigError as error:
+        if not arguments.check_config:
+            _report_bad_configuration(error)
+        raise _hopeless(error) from None
+    if arguments.check_config:
+        _check_config(arguments.config, config)
+        return
+    _run(config, arguments.config)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cloud-network-fetcher",
+        description="Reads the cloud's metadata and asks netagent to make the network agree with it.",
+        epilog="Signals: SIGHUP reads the configuration again and refreshes; SIGTERM ends it, and the network stays as "
+        f'it is unless Purge="on-stop" is set. Exit status {EX_CONFIG}: the configuration is invalid or the cloud is '
+        "not known; a restart does not help.",
+    )
+    parser.add_argument("--config", type=Path, default=configuration.PATH, metavar="FILE", help="default: %(default)s")
+    parser.add_argument("--check-config", action="store_true", help="check the file and change nothing")
+    parser.add_argument(
+        "--flush", action="store_true", help="as root, while no fetcher runs: remove everything that is owned"
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('cloud-network')}")
+    return parser
+
+
+def _check_config(path: Path, config: Config) -> None:
+    print(f"{path}: OK")
+    listeners = api_listeners()
+    if listeners and str(config.listen) not in listeners:
+        print(
+            f"[Network] Listen = {config.listen} has no effect: systemd listens on {', '.join(listeners)}. "
+            "Set Listen= to that, or run: systemctl edit cloud-network-api.socket",
+            file=sys.stderr,
+        )
+
+
+def _run(config: Config, path: Path) -> None:
+    try:
+        service.drop_privileges(USER, (PATH,))
+    except service.PrivilegeError as error:
+        raise SystemExit(f"cloud-network-fetcher: {error}") from None
+    service.set_up_logging(config.log_level, config.log_format)
+    state = StateDirectory()
+    state.prepare()
+    try:
+        lock = RunLock(state)
+    except AlreadyRunning as error:
+        raise SystemExit(f"cloud-network-fetcher: {error}") from None
+    try:
+        provider = detect(config.provider, read_firmware())
+    except DetectionError as error:
+        _write_reason(state, lock.run, error)
+        raise _hopeless(error) from None
+    configure(config, provider)
+    logger.info("cloud: %s, metadata at %s", provider.name, provider.client.endpoint)
+    notifier = Notifier()
+    reporter = Reporter(state, provider.name, lock.run, config)
+    reporter.renew()  # from now on, status.json is of this run
+    reconciler = Reconciler(config, provider, status=notifier.status)
+    try:
+        asyncio.run(Daemon(config, provider, reconciler, reporter, notifier, path).run())
+    except ExceptionGroup as group:
+        hung = group.subgroup(PassHungError)
+        if hung is None:
+            raise
+        raise SystemExit(f"cloud-network-fetcher: {hung.exceptions[0]}; systemd starts it again") from None
+
+
+def _report_bad_configuration(error: Exception) -> None:
+    """Write the reason where `cnctl status` finds it, if no other fetcher runs."""
+    with suppress(service.PrivilegeError, AlreadyRunning, OSError):
+        service.drop_privileges(USER, (PATH,))
+        state = StateDirectory()
+        state.prepare()
+        _write_reason(state, RunLock(state).run, error)
+
+
+def _write_reason(state: StateDirectory, run: str, error: Exception) -> None:
+    failed = new_status("", run, boot_id())
+    failed["state"] = "error"
+    failed["last_error"] = {"at": rfc3339(), "kind": "config", "message": str(error)}
+    state.write_status(failed)
+
+
+def _hopeless(error: Exception) -> SystemExit:
+    """Return the exit for a mistake that a restart does not cure; the unit does not restart after EX_CONFIG."""
+    print(f"cloud-network-fetcher: {error}", file=sys.stderr)
+    return SystemExit(EX_CONFIG)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Changes that another program reverts again and again: repaired at once, then less and less often, and reported."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from cloud_network.fetcher.network.objects import Actual, Cause, Object, Rejection, Rejections
+from cloud_network.fetcher.network.plan import Plan, added_object, in_ip_syntax, is_removal
+from cloud_network.fetcher.schedule import Backoff, Clock
+from cloud_network.fetcher.status import ConflictStatus, rfc3339
+from cloud_network.netagent.operations import (
+    AddressAdd,
+    AddressRemove,
+    LinkMtu,
+    LinkUp,
+    Operation,
+    RouteRemove,
+    RouteReplace,
+    RuleAdd,
+    RuleRemove,
+)
+
+TOLERATED = 5
+"""Times that a change is made before it is a conflict and waits."""
+_FIRST, _LONGEST = 1.0, 300.0
+_QUIET = 120.0  # seconds without a repair after which a change is forgotten
+
+
+@dataclass(slots=True)
+class _Record:
+    """One change that was made; times are those of the clock."""
+
+    times: int = 0
+    made_at: float = 0.0
+    due: float = 0.0
+    since: str = field(default_factory=rfc3339)
+    by: str | None = None
+    backoff: Backoff = field(default_factory=lambda: Backoff(_FIRST, _LONGEST))
+
+
+class ConflictTracker:
+    """Counts how often each change was made, and holds back those that do not last."""
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._records: dict[Operation, _Record] = {}
+        self._opposite: dict[Hashable, Operation] = {}  # the change that was made last to each object
+
+    def made(self, plan: Plan) -> None:
+        """Count changes that were confirmed. A change that we revert ourselves is no conflict."""
+        now = self._clock()
+        for op in plan:
+            before = self._opposite.get(_place(op))
+            if before is not None and is_removal(before) != is_removal(op):
+                self._records.pop(before, None)
+            self._opposite[_place(op)] = op
+            record = self._records.setdefault(op, _Record())
+            record.times, record.made_at = record.times + 1, now
+            if record.times >= TOLERATED:
+                record.due = now + record.backoff.next_delay()
+
+    def observe(self, plan: Plan, actual: Actual) -> None:
+        """Note which program undid the changes of `plan`, and forget those that have lasted."""
+        now, missing = self._clock(), set(plan)
+        for op in [op for op, record in self._records.items() if self._has_lasted(record, now) and op not in missing]:
+            del self._records[op]
+            self._opposite.pop(_place(op), None)
+        for op in missing & self._records.keys():
+            record = self._records[op]
+            if record.times > 1:
+                record.by = _holder(op, actual) or record.by
+
+    @staticmethod
+    def _has_lasted(record: _Record, now: float) -> bool:
+        return now > record.made_at + _QUIET and now > record.made_at + 2 * (record.due - record.made_at)
+
+    @property
+    def rejections(self) -> Rejections:
+        """The objects that must wait."""
+        waiting = (added_object(op) for op in self._waiting() if not is_removal(op))
+        return {each: Rejection("another program removes it", Cause.CONFLICT) for each in waiting if each is not None}
+
+    def without_waiting(self, plan: Plan) -> Plan:
+        """Return the plan without removals that must wait."""
+        waiting = {op for op in self._waiting() if is_removal(op)}
+        return tuple(op for op in plan if op not in waiting)
+
+    @property
+    def due(self) -> float:
+        """The end of the next wait; infinity if there is none."""
+        return min((self._records[op].due for op in self._waiting()), default=math.inf)
+
+    def statuses(self, plan: Plan, actual: Actual) -> tuple[list[ConflictStatus], list[str]]:
+        """Return all conflicts for status.json, and in words those that wait or are in `plan`: not repaired now."""
+        links, now, missing = {link.ifindex: link for link in actual.links}, self._clock(), set(plan)
+        statuses, open_now = list[ConflictStatus](), list[str]()
+        for op, record in self._records.items():
+            if record.times < TOLERATED:
+                continue
+            wait = record.due - now
+            text = in_ip_syntax(op, links)
+            next_at = rfc3339(wait) if wait > 0 else None
+            statuses.append(
+                {"object": text, "times": record.times, "since": record.since, "next_at": next_at, "by": record.by}
+            )
+            if op in missing or wait > 0:
+                by = f" ({record.by})" if record.by else ""
+                when = f"; next repair in {wait:.0f} s" if wait > 0 else ""
+                open_now.append(f"{text}{by}, {record.times} times since {record.since}{when}")
+        return statuses, open_now
+
+    def _waiting(self) -> Iterator[Operation]:
+        now = self._clock()
+        return (op for op, record in self._records.items() if record.due > now)
+
+
+def _place(op: Operation) -> Hashable:
+    """Return what identifies the object of an operation, whether it is added or removed."""
+    match op:
+        case LinkUp(link) | LinkMtu(link, _):
+            return op.NAME, link
+        case AddressAdd() | AddressRemove():
+            return "address", op.link, op.interface
+        case RouteReplace() | RouteRemove():
+            return "route", op.table, op.destination
+        case RuleAdd() | RuleRemove():
+            return "rule", op.priority, op.selector, op.to, op.table, op.suppress
+
+
+def _holder(op: Operation, actual: Actual) -> str | None:
+    """Return which link has the address instead."""
+    if not isinstance(op, AddressAdd):
+        return None
+    names: Mapping[int, str] = {link.ifindex: link.name for link in actual.links}
+    for ifindex, address in actual.addresses:
+        if address == op.interface.ip and ifindex != op.link:
+            return f"{names.get(ifindex, ifindex)} has it"
+    return None
+
+
+def objects_of(plan: Plan) -> set[Object]:
+    """Return what the additions of a plan make."""
+    return {each for each in map(added_object, plan) if each is not None}

@@ -1,0 +1,378 @@
+"""The event loop: timers, kernel events, the control socket, signals, the watchdog. It never waits for anything else.
+
+Passes run one after the other in a thread of their own, so that a slow metadata server or netagent delays nothing here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import queue
+import signal
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cloud_network.fetcher import config as configuration
+from cloud_network.fetcher import service
+from cloud_network.fetcher.config import Config, Purge
+from cloud_network.fetcher.control import Control, FlushAnswer, flush_answer
+from cloud_network.fetcher.metadata.base import Provider, Waiting
+from cloud_network.fetcher.metadata.model import MetadataError
+from cloud_network.fetcher.metadata.reading import Reading, read_metadata
+from cloud_network.fetcher.network import kernel
+from cloud_network.fetcher.networkd import Networkd
+from cloud_network.fetcher.reconciler import Reconciler
+from cloud_network.fetcher.reporting import PassReport, PlanAnswer, Reporter
+from cloud_network.fetcher.schedule import PASS_DEADLINE, READ_DEADLINE, Backoff, ReadResult, Schedule
+from cloud_network.fetcher.service import Notifier
+from cloud_network.fetcher.status import RENEWAL
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+_LONGEST_WAIT = 3600.0  # seconds; a selector takes no infinity
+_STOP_SECONDS = 5.0  # that a running pass has to end at SIGTERM; netagent rolls back what is not confirmed
+_EVENTS_RETRY = 1.0  # until events are listened for again after a failure
+_WATCH_FIRST, _WATCH_LONGEST = 0.1, 300.0  # between two waits for a change of the metadata ...
+_WATCH_BUSIEST, _WATCH_CALM = 5.0, 10.0  # ... when they change all the time, and what counts as calm
+
+
+class PassHungError(Exception):
+    """A pass did not end in time. Only a new process helps."""
+
+
+class Worker:
+    """A thread that runs one function after the other."""
+
+    def __init__(self, name: str) -> None:
+        self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    async def run(self, function: Callable[[], Result]) -> Result:
+        """Run `function` in the thread. Raises PassHungError if it does not end within PASS_DEADLINE."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._jobs.put((function, future))
+        try:
+            return await asyncio.wait_for(asyncio.shield(future), PASS_DEADLINE)
+        except TimeoutError:
+            raise PassHungError(f"a pass did not end within {PASS_DEADLINE:.0f} s") from None
+
+    def _run(self) -> None:
+        while True:
+            function, future = self._jobs.get()
+            loop = future.get_loop()
+            try:
+                result = function()
+            except BaseException as error:  # noqa: BLE001  # it belongs to the coroutine that waits
+                report: Callable[[], None] = partial(_set, future, error=error)
+            else:
+                report = partial(_set, future, result)
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(report)
+
+
+def _set(future: asyncio.Future[Any], result: object = None, error: BaseException | None = None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+
+
+class Daemon:
+    """Waits for what comes next, and runs passes."""
+
+    def __init__(
+        self,
+        config: Config,
+        provider: Provider,
+        reconciler: Reconciler,
+        reporter: Reporter,
+        notifier: Notifier,
+        config_path: Path,
+    ) -> None:
+        self._config, self._provider, self._config_path = config, provider, config_path
+        self._reconciler, self._reporter, self._notifier = reconciler, reporter, notifier
+        self._schedule = Schedule(config)
+        self._worker = Worker("pass")
+        self._pass_lock = asyncio.Lock()
+        self._wake, self._reload = asyncio.Event(), asyncio.Event()
+        self._stopping = False
+        self._succeeded = asyncio.Event()
+        self._kernel_changed = True  # since the last comparison
+        self._networkd = Networkd()
+
+    async def run(self) -> None:
+        """Run until SIGTERM or SIGINT. The network stays as it is unless Purge= says otherwise."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        loop.add_signal_handler(signal.SIGHUP, self._on_reload)
+        control = Control(
+            {
+                "refresh": self._refresh_command,
+                "retry": self._retry_command,
+                "plan": self._plan_command,
+                "flush": self._flush_command,
+                "credentials": lambda: self._worker.run(self._provider.credentials),
+            }
+        )
+        if isinstance(self._provider, Waiting):
+            changed = partial(loop.call_soon_threadsafe, self._on_metadata_change)
+            threading.Thread(target=watch_metadata, args=(self._provider, changed), name="watch", daemon=True).start()
+        async with asyncio.TaskGroup() as tasks:
+            background = [
+                tasks.create_task(each)
+                for each in (self._listen(), control.serve(), self._keep_alive(), self._become_ready(), self._reloads())
+            ]
+            await self._passes()
+            for task in background:
+                task.cancel()
+        self._notifier.stopping()
+        await self._purge()
+        control.remove()
+
+    # Events
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self._wake.set()
+
+    def _on_reload(self) -> None:
+        self._reload.set()
+
+    def _on_metadata_change(self) -> None:
+        self._schedule.on_metadata_change()
+        self._wake.set()
+
+    async def _listen(self) -> None:
+        """Note the kernel's events. If some were lost, that is an event, too."""
+        while True:
+            try:
+                async for _ in kernel.events():
+                    self._on_kernel_event()
+            except Exception as error:  # noqa: BLE001  # whatever pyroute2 raises, the kernel is read anew
+                logger.debug("kernel events: %s", error)
+            self._on_kernel_event()
+            await asyncio.sleep(_EVENTS_RETRY)
+
+    def _on_kernel_event(self) -> None:
+        self._kernel_changed = True
+        self._schedule.on_kernel_event()
+        self._wake.set()
+
+    async def _keep_alive(self) -> None:
+        """Feed the watchdog, and renew status.json: both say that this loop runs."""
+        renewed_at = -math.inf
+        while True:
+            self._notifier.alive()
+            if time.monotonic() >= renewed_at + RENEWAL / 2:
+                renewed_at = time.monotonic()
+                await _attempt(self._renew)
+            await asyncio.sleep(min(self._notifier.period, RENEWAL / 2))
+
+    async def _renew(self) -> None:
+        self._reporter.renew()
+
+    async def _become_ready(self) -> None:
+        """Tell systemd READY=1 after the first pass that succeeded, or after ReadyTimeout=."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._succeeded.wait(), self._config.ready_timeout)
+        self._notifier.ready()
+
+    # Passes
+
+    async def _passes(self) -> None:
+        while not self._stopping:
+            now = time.monotonic()
+            if now >= self._schedule.refresh_due:
+                await self._unless_stopped(self._refresh)
+            elif now >= self._schedule.compare_due:
+                await self._unless_stopped(self._compare)
+            else:
+                wait = min(self._schedule.due - now, _LONGEST_WAIT)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), wait)
+                self._wake.clear()
+
+    async def _unless_stopped(self, step: Callable[[], Awaitable[object]]) -> None:
+        """Run a pass. At SIGTERM wait for its end a short time only."""
+        running = asyncio.ensure_future(_attempt(step))
+        while not running.done() and not self._stopping:
+            stop = asyncio.ensure_future(self._wake.wait())
+            await asyncio.wait({running, stop}, return_when=asyncio.FIRST_COMPLETED)
+            stop.cancel()
+            self._wake.clear()
+        await asyncio.wait({running}, timeout=_STOP_SECONDS)
+        if running.done():
+            running.result()
+
+    async def _refresh(self) -> PassReport:
+        """Read the metadata, and act upon them."""
+        async with self._pass_lock:
+            await _attempt(self._warn_of_networkd)
+            self._schedule.read_begins()
+            self._reporter.read_begins()
+            if self._schedule.is_first_read:
+                self._notifier.status(f"reading the metadata at {self._provider.client.endpoint}")
+            reading = await self._read()
+            self._schedule.compare_begins(on_event=False)
+            report = await self._worker.run(
+                partial(self._reconciler.refresh, reading, kernel_changed=self._take_kernel_changed())
+            )
+            self._schedule.read_ended(_read_result(reading, report))
+            self._record(report)
+            return report
+
+    async def _read(self) -> Reading:
+        return await self._worker.run(partial(read_metadata, self._provider, READ_DEADLINE))
+
+    async def _compare(self) -> None:
+        async with self._pass_lock:
+            self._schedule.compare_begins(on_event=True)
+            changed = self._take_kernel_changed()
+            self._record(await self._worker.run(partial(self._reconciler.compare, kernel_changed=changed)))
+
+    def _take_kernel_changed(self) -> bool:
+        changed, self._kernel_changed = self._kernel_changed, False
+        return changed
+
+    def _record(self, report: PassReport) -> None:
+        """Report a pass, and schedule the next one."""
+        self._reporter.record(report)
+        self._schedule.compare_ended(report.retry_at if report.kernel_error is None else -math.inf)
+        if report.read_first:
+            self._schedule.read_before_change()
+        if report.comparison is not None:
+            snapshot = report.comparison.snapshot
+            self._schedule.read_for_links(snapshot.metadata, snapshot.actual)
+        if report.missing:
+            self._schedule.read_within(min(report.missing.values()))
+        if report.succeeded:
+            self._succeeded.set()
+        self._notifier.status(self._reporter.summary(self._provider.client.endpoint))
+        self._wake.set()  # a command or a reload may have moved the deadlines
+
+    async def _warn_of_networkd(self) -> None:
+        self._networkd.warn()
+
+    # Commands
+
+    async def _refresh_command(self) -> dict[str, Any]:
+        """Read the metadata and act upon them now, with the second read that a removal needs."""
+        self._schedule.on_request()
+        self._reconciler.resume()
+        report = await self._refresh()
+        if report.unproven:
+            await self._refresh()
+        status = self._reporter.status
+        error = status["last_error"]
+        return {"state": status["state"]} | ({"error": f"{error['kind']}: {error['message']}"} if error else {})
+
+    async def _retry_command(self) -> dict[str, Any]:
+        """Refresh, and try again what was refused or rolled back."""
+        self._reconciler.retry()
+        return await self._refresh_command()
+
+    async def _plan_command(self) -> PlanAnswer:
+        async with self._pass_lock:
+            reading = await self._read()
+            answer = await self._worker.run(partial(self._reconciler.look_ahead, reading))
+        if isinstance(self._provider, Waiting):
+            self._on_metadata_change()  # having read a change, the provider no longer reports it as one
+        return answer
+
+    async def _flush_command(self) -> FlushAnswer:
+        async with self._pass_lock:
+            outcome, report = await self._worker.run(self._reconciler.flush)
+            self._record(report)
+        return flush_answer(outcome)
+
+    async def _reloads(self) -> None:
+        """Reload whenever SIGHUP has arrived."""
+        while True:
+            await self._reload.wait()
+            self._reload.clear()
+            await self._read_configuration()
+
+    async def _read_configuration(self) -> None:
+        """Read the configuration again. The reload ends when it has been tried or was refused."""
+        reloading = self._notifier.reloading()
+        try:
+            config = configuration.load(self._config_path)
+        except configuration.ConfigError as error:
+            logger.error("%s; continuing with the configuration in use", error)
+        else:
+            service.set_up_logging(config.log_level, config.log_format)
+            logger.info("configuration read again from %s", self._config_path)
+            configure(config, self._provider)
+            self._config = config
+            self._reconciler.reconfigure(config)
+            self._reporter.reconfigure(config)
+            self._schedule.on_configuration(config)
+        await _attempt(self._refresh)
+        if reloading:
+            self._notifier.ready()
+
+    async def _purge(self) -> None:
+        if self._config.purge is Purge.ON_STOP:
+            answer = await _attempt(self._flush_command)
+            if answer is not None:
+                logger.info("Purge: removed %d addresses, routes and rules (%s)", answer["removed"], answer["request"])
+
+
+def configure(config: Config, provider: Provider) -> None:
+    """Hand the configuration to the metadata client, and warn of keys that have no effect yet."""
+    provider.client.kinds = config.allow_kinds
+    if config.forwarded_replies is not configuration.ForwardedReplies.OFF:
+        logger.warning('ForwardedReplies="%s" has no effect in this version', config.forwarded_replies.value)
+
+
+async def _attempt(step: Callable[[], Awaitable[Result]]) -> Result | None:
+    """Run a step. Whatever goes wrong is logged, and the daemon goes on; only a hung pass ends it."""
+    try:
+        return await step()
+    except PassHungError:
+        raise
+    except Exception:
+        logger.exception("unexpected error; it will be tried again")
+        return None
+
+
+def _read_result(reading: Reading, report: PassReport) -> ReadResult:
+    error = reading.error
+    if error is not None:
+        return ReadResult(
+            failed=True, unanswered=error.kind in ("unreachable", "timeout"), retry_after=error.retry_after
+        )
+    complete = reading.instance is not None and not reading.instance.problems
+    return ReadResult(complete=complete, unread_facts=reading.unread_facts, needs_proof=report.unproven)
+
+
+def watch_metadata(provider: Waiting, changed: Callable[[], object]) -> None:
+    """Wait for changes of the metadata, in a thread of its own, and report each."""
+    backoff = Backoff(_WATCH_FIRST, _WATCH_LONGEST)
+    while True:
+        began, delay = time.monotonic(), 0.0
+        try:
+            if provider.wait_for_change():
+                changed()
+            if time.monotonic() > began + _WATCH_CALM:
+                backoff.reset()
+            delay = backoff.next_delay(_WATCH_BUSIEST)
+        except MetadataError as error:
+            logger.debug("waiting for a change: %s; the timer goes on", error)
+            delay = max(backoff.next_delay(), min(error.retry_after, _WATCH_LONGEST))
+        except RuntimeError:
+            return  # the loop has ended
+        except Exception:
+            logger.exception("unexpected error; it will be tried again")
+            delay = backoff.next_delay()
+        time.sleep(delay)

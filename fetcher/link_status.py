@@ -1,0 +1,89 @@
+"""The part of status.json about each link: what it must have, has and lacks. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from cloud_network.fetcher.config import Config
+from cloud_network.fetcher.metadata.model import Instance, Interface
+from cloud_network.fetcher.network.matching import Matches
+from cloud_network.fetcher.network.objects import Actual, Desired, Link, LinkGoal, LinkSettings
+from cloud_network.fetcher.network.plan import COMMON, Plan, in_ip_syntax, link_of
+from cloud_network.fetcher.status import AddressStatus, LinkStatus
+
+MAX_DRIFT = 256
+"""Operations that are listed for one link; the rest is a number, so that status.json stays small."""
+
+
+def link_statuses(
+    instance: Instance, matches: Matches, config: Config, actual: Actual, desired: Desired, missing: Plan
+) -> dict[str, LinkStatus]:
+    """Return {ifindex: status} for every link that the metadata name and this host has."""
+    goals = {goal.settings.ifindex: goal for goal in desired.links}
+    drift = _drift(missing, actual, config)
+    statuses = {}
+    for interface in instance.interfaces:
+        link = matches.get(interface.mac)
+        if link is not None:
+            goal = goals.get(link.ifindex, LinkGoal(LinkSettings(link.ifindex, None), (), (), ()))
+            statuses[str(link.ifindex)] = _status(interface, link, config, actual, goal, drift.get(link.ifindex, ()))
+    return statuses
+
+
+def _drift(missing: Plan, actual: Actual, config: Config) -> Mapping[int, list[str]]:
+    """Return the operations that each link lacks, in `ip` syntax. Rules of no link concern every link."""
+    links = {link.ifindex: link for link in actual.links}
+    drift = defaultdict[int, list[str]](list)
+    for op in missing:
+        link, text = link_of(op, config.route_table_base), in_ip_syntax(op, links)
+        for ifindex in links if link == COMMON else (link,):
+            drift[ifindex].append(text)
+    return {ifindex: _bounded(texts) for ifindex, texts in drift.items()}
+
+
+def _bounded(texts: list[str]) -> list[str]:
+    more = len(texts) - MAX_DRIFT
+    return [*texts[:MAX_DRIFT], f"and {more} more"] if more > 0 else texts
+
+
+def _status(
+    interface: Interface, link: Link, config: Config, actual: Actual, goal: LinkGoal, drift: Sequence[str]
+) -> LinkStatus:
+    table = config.route_table_base + link.ifindex
+    present = sum((link.ifindex, each.address) in actual.addresses for each in goal.addresses)
+    present += sum(each in actual.routes for each in goal.routes) + sum(each in actual.rules for each in goal.rules)
+    defaults = [str(each.gateway) for each in goal.routes if each.gateway and each.destination.prefixlen == 0]
+    return {
+        "name": link.name,
+        "mac": link.mac,
+        "ifindex": link.ifindex,
+        "device_number": interface.device_number,
+        "state": "excluded" if link.name in config.exclude else "drift" if drift else "ok",
+        "mtu": link.mtu,
+        "table": table if any(each.table == table for each in goal.routes) else None,
+        "gateways": list(dict.fromkeys(defaults)),
+        "subnets": [str(subnet) for subnet in interface.subnets],
+        "addresses": _address_statuses(interface, link, actual),
+        "ranges": [str(network) for network in interface.ranges],
+        "desired": len(goal.addresses) + len(goal.routes) + len(goal.rules),
+        "actual": present,
+        "drift": list(drift),
+    }
+
+
+def _address_statuses(interface: Interface, link: Link, actual: Actual) -> list[AddressStatus]:
+    statuses: list[AddressStatus] = []
+    for position, address in enumerate(interface.addresses):
+        kernel = actual.addresses.get((link.ifindex, address.ip))
+        statuses.append(
+            {
+                "address": str(address.ip),
+                "prefix_length": address.network.prefixlen,
+                "kernel_prefix_length": None if kernel is None else kernel.address.prefix,
+                "public": [str(public) for public in interface.public] if position == 0 else [],
+                "present": kernel is not None,
+                "owned": kernel is not None and kernel.owned,
+            }
+        )
+    return statuses

@@ -1,0 +1,76 @@
+"""One read of the metadata: its result, or the reason why there is none; and when reads prove a removal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from cloud_network.fetcher.metadata.base import Provider
+from cloud_network.fetcher.metadata.model import Instance, MetadataError
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A read that has ended. Either `instance` or `error` is set."""
+
+    instance: Instance | None
+    error: MetadataError | None
+    requests: int
+    seconds: float
+    unread_facts: bool = False  # facts that are only shown are still to be read
+
+
+def read_metadata(provider: Provider, deadline: float) -> Reading:
+    """Read the metadata within `deadline` seconds, however many requests that takes."""
+    began, before = time.monotonic(), provider.client.requests
+    instance, error = None, None
+    try:
+        instance = provider.fetch(began + deadline)
+    except MetadataError as raised:
+        error = raised
+    seconds = round(time.monotonic() - began, 4)
+    return Reading(instance, error, provider.client.requests - before, seconds, provider.pending_facts)
+
+
+class RemovalProof:
+    """Decides when metadata that list less than before are believed.
+
+    An address, or an interface whose link is gone too, is removed when two reads agree. Clouds have been seen to leave
+    out interfaces for seconds: one whose link is there and up is kept until it has been missing for PROOF_SECONDS.
+    """
+
+    PROOF_SECONDS = 60.0
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._missing_since: dict[str, float] = {}
+        self._unproven: Instance | None = None
+
+    def keep_missing(self, instance: Instance, known: Instance | None, links: Mapping[str, bool]) -> Instance:
+        """Return `instance` with the interfaces of `known` that are missing and not proven gone.
+
+        `links` are the MACs of this host's links, with True for those that are up. While the metadata name a MAC that
+        no link has, links that they do not name stay as they are anyway: one of them may have another MAC now.
+        """
+        now, named = self._clock(), {interface.mac for interface in instance.interfaces}
+        before = known.interfaces if known is not None and named <= links.keys() else ()
+        missing = [each for each in before if each.mac not in named and links.get(each.mac)]
+        self._missing_since = {each.mac: self._missing_since.get(each.mac, now) for each in missing}
+        kept = tuple(each for each in missing if now < self._missing_since[each.mac] + self.PROOF_SECONDS)
+        return replace(instance, interfaces=instance.interfaces + kept) if kept else instance
+
+    @property
+    def missing(self) -> dict[str, float]:
+        """MACs of interfaces that are kept without being named, with the seconds left until they are removed."""
+        now = self._clock()
+        left = {mac: since + self.PROOF_SECONDS - now for mac, since in self._missing_since.items()}
+        return {mac: seconds for mac, seconds in left.items() if seconds > 0}
+
+    def accept(self, instance: Instance, *, removes: bool) -> bool:
+        """Return True if `instance` may be acted upon: it removes nothing, or the read before said the same."""
+        if removes and instance != self._unproven:
+            self._unproven = instance
+            return False
+        self._unproven = None
+        return True

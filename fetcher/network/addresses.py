@@ -1,0 +1,223 @@
+"""Which addresses and ranges each link can have, and in which form. Pure; the first half of `desired`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from cloud_network.fetcher.config import Config, Prefixes
+from cloud_network.fetcher.metadata.model import Instance, Interface, IPAddress, IPInterface, IPNetwork
+from cloud_network.fetcher.network.objects import (
+    ARPHRD_LOOPBACK,
+    Actual,
+    Address,
+    Cause,
+    Link,
+    Rejection,
+    Rejections,
+    Route,
+    Rule,
+    Withheld,
+)
+from cloud_network.fetcher.network.rules import Interval, IntervalIndex
+from cloud_network.netagent.claims import contains, is_single, single, within
+from cloud_network.netagent.protocol import TABLE_LOCAL
+
+_DEFAULT_PREFIXES = {"gcp": Prefixes.LOCAL}  # as Google's agent does; elsewhere as amazon-ec2-net-utils does
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The arguments of `desired`, indexed."""
+
+    instance: Instance
+    config: Config
+    actual: Actual
+    rejections: Rejections
+    links: Mapping[int, Link]
+    holders: Mapping[IPAddress, tuple[int, ...]]  # the links that have an address and keep it
+    networks: IntervalIndex  # of the addresses that links have and we do not manage
+
+    @property
+    def prefixes(self) -> Prefixes:
+        """What becomes of ranges."""
+        return self.config.prefixes or _DEFAULT_PREFIXES.get(self.instance.provider, Prefixes.ROUTE)
+
+    def table(self, link: Link) -> int:
+        """Return the number of the link's table."""
+        return self.config.route_table_base + link.ifindex
+
+    def has_table(self, link: Link) -> bool:
+        """Return True if the link has a table of its own."""
+        return len(self.instance.interfaces) > 1 or link.name in self.config.supplementary
+
+    def has(self, link: Link, address: IPAddress) -> bool:
+        """Return True if the link has the address."""
+        return (link.ifindex, address) in self.actual.addresses
+
+    def rejection(self, wanted: Route | Rule) -> Rejection | None:
+        """Return the reason why a route or rule cannot be made. What is there stays."""
+        if wanted in self.actual.routes or wanted in self.actual.rules:
+            return None
+        return self.rejections.get(wanted)
+
+    def name(self, ifindex: int) -> str:
+        """Return the name of a link for messages."""
+        return self.links[ifindex].name if ifindex in self.links else f"link {ifindex}"
+
+
+@dataclass(slots=True)
+class UsableInterface:
+    """The addresses and ranges of one interface that its link can have."""
+
+    interface: Interface
+    link: Link
+    addresses: list[Address] = field(default_factory=list)
+    sources: list[IPAddress] = field(default_factory=list)  # addresses that get rules
+    ranges: list[IPNetwork] = field(default_factory=list)
+
+
+def index_host(
+    instance: Instance, config: Config, actual: Actual, rejections: Rejections, unmanaged: frozenset[int]
+) -> Host:
+    """Return the arguments of `desired`, indexed."""
+    holders = defaultdict[IPAddress, tuple[int, ...]](tuple)
+    for (ifindex, address), kernel in actual.addresses.items():
+        if not (kernel.owned and instance.complete and ifindex not in unmanaged):  # those are removed or wanted
+            holders[address] += (ifindex,)
+    networks = IntervalIndex(
+        Interval.around(address, kernel.address.prefix, ifindex)
+        for (ifindex, address), kernel in actual.addresses.items()
+        if not kernel.owned or ifindex in unmanaged
+    )
+    links = {link.ifindex: link for link in actual.links}
+    return Host(instance, config, actual, rejections, links, holders, networks)
+
+
+def usable_interfaces(
+    pairs: Iterable[tuple[Interface, Link]], host: Host, notices: list[str], withheld: list[Withheld]
+) -> list[UsableInterface]:
+    """Return what each link can have. What two interfaces name belongs to the first."""
+    found = []
+    taken, given, networks = set[IPAddress](), set[IPNetwork](), list[Interval]()
+    for interface, link in pairs:
+        usable = UsableInterface(interface, link)
+        _take_addresses(usable, taken, networks, host, notices, withheld)
+        if host.prefixes is Prefixes.LOCAL or (host.prefixes is Prefixes.ROUTE and host.has_table(link)):
+            _take_ranges(usable, given, host, withheld)
+        taken.update(usable.sources)
+        given.update(usable.ranges)
+        networks += [Interval.around(each.address, each.prefix, link.ifindex) for each in usable.addresses]
+        found.append(usable)
+    return found
+
+
+def _take_addresses(
+    usable: UsableInterface,
+    taken: set[IPAddress],
+    networks: Sequence[Interval],
+    host: Host,
+    notices: list[str],
+    withheld: list[Withheld],
+) -> None:
+    """Choose the form of each address.
+
+    The first IPv4 address of a subnet carries its prefix length. Siblings are /32, so that they outlive the first.
+    """
+    link, carried, reported = usable.link, set[tuple[int, int]](), False
+    for whole in usable.interface.addresses:
+        address = whole.ip
+        if address in taken or within(single(address), host.config.exclude_addresses):
+            continue
+        if address.version == 6 and link.ipv6.disabled and not host.has(link, address):
+            if not reported:
+                key = f"net.ipv6.conf.{link.name}.disable_ipv6"
+                withheld.append(
+                    Withheld(f"{link.name}: IPv6 is disabled on this link; its IPv6 addresses need {key}=0")
+                )
+            reported = True
+            continue
+        if not host.has(link, address) and (holder := _other_holder(link, address, host)) is not None:
+            if _is_service_link(holder):
+                notices.append(f"{address} of {link.name} is on {holder.name}; its replies leave by {link.name}")
+                usable.sources.append(address)
+            else:
+                withheld.append(Withheld(f"{address} of {link.name}: {holder.name} has {address}"))
+            continue
+        subnet = int(whole.network.network_address), whole.network.prefixlen
+        carries = address.version == 4 and not usable.interface.routed and subnet not in carried
+        form = _form(whole, link, carries, networks, host)
+        if isinstance(form, Rejection):
+            if not form.dependent and form.cause is not Cause.CONFLICT:
+                text = f"{address} of {link.name}: {form.reason}"
+                withheld.append(Withheld(text, form.cause is Cause.WAITING))
+        else:
+            usable.addresses.append(form)
+            usable.sources.append(address)
+        if carries and not (isinstance(form, Rejection) and form.cause is Cause.CONFLICT):
+            carried.add(subnet)  # or, if its length is refused, no other address gets it either
+
+
+def _form(
+    whole: IPInterface, link: Link, carries: bool, networks: Sequence[Interval], host: Host
+) -> Address | Rejection:
+    """Return the address as the kernel must have it, or the reason why it cannot."""
+    plain = Address(link.ifindex, whole.ip, whole.max_prefixlen, connected=False)
+    if not carries:
+        rejection = None if host.has(link, whole.ip) else host.rejections.get(plain)
+        return rejection or plain
+    full = Address(link.ifindex, whole.ip, whole.network.prefixlen, not _is_shared(link, whole.network, networks, host))
+    rejection = None if host.has(link, whole.ip) else host.rejections.get(full)
+    if rejection is None or rejection.cause is Cause.CONFLICT:
+        return rejection or full
+    return host.rejections.get(plain) or plain
+
+
+def _is_shared(link: Link, network: IPNetwork, networks: Iterable[Interval], host: Host) -> bool:
+    """Return True if another link has or gets a part of the network: a connected route must not shadow it."""
+    span = Interval.of_network(network)
+    near = (*host.networks.overlapping(span), *(each for each in networks if each.overlaps(span)))
+    return any(each.link != link.ifindex for each in near)
+
+
+def _other_holder(link: Link, address: IPAddress, host: Host) -> Link | None:
+    """Return another link that has the address and keeps it."""
+    found = (host.links[each] for each in host.holders.get(address, ()) if each != link.ifindex and each in host.links)
+    return next(found, None)
+
+
+def _is_service_link(link: Link) -> bool:
+    """Return True for links where load balancers put addresses that this host answers for (kube-ipvs0 is a dummy)."""
+    return link.hardware == ARPHRD_LOOPBACK or link.kind == "dummy"
+
+
+def _take_ranges(usable: UsableInterface, given: set[IPNetwork], host: Host, withheld: list[Withheld]) -> None:
+    for network in usable.interface.ranges:
+        if network in given or within(network, host.config.exclude_addresses):
+            continue
+        reason = _range_obstacle(network, usable, host)
+        if reason is None:
+            usable.ranges.append(network)
+        elif not reason.dependent and reason.cause is not Cause.CONFLICT:
+            text = f"{network} of {usable.link.name}: {reason.reason}"
+            withheld.append(Withheld(text, reason.cause is Cause.WAITING))
+
+
+def _range_obstacle(network: IPNetwork, usable: UsableInterface, host: Host) -> Rejection | None:
+    """Return the reason why a range cannot be configured. It is judged on every pass: pods may come after us."""
+    link, actual = usable.link, host.actual
+    inside = (each for each in host.holders if each.version == network.version and contains(network, single(each)))
+    for address in inside:
+        holder = _other_holder(link, address, host)
+        if holder is not None:
+            keys = f'[Network] Prefixes="ignore", or ExcludeAddresses="{network}" for this range alone'
+            return Rejection(f"{holder.name} has {address}; if that is right, set {keys}")
+    if actual.local.get(network, link.ifindex) != link.ifindex:
+        return Rejection(f"table local has it for {host.name(actual.local[network])}")
+    if host.prefixes is Prefixes.LOCAL:
+        return host.rejection(Route(TABLE_LOCAL, link.ifindex, network, None))
+    homes = [subnet for subnet in usable.interface.subnets if not usable.interface.routed and subnet != network]
+    if is_single(network) or not within(network, homes):
+        return Rejection('source rules alone need a range inside its subnet; set [Network] Prefixes="local"')
+    return None

@@ -1,0 +1,472 @@
+"""One pass: compare the metadata with the kernel, have netagent apply the difference, and report. No clocks.
+
+A failure is reported and tried again later; what was known before stays in force, and nothing is removed on account of
+a failure. The daemon runs passes one after the other in a thread of their own, and decides when.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from cloud_network.fetcher.apply import Netagent, NetagentError, Outcome, components, explain, groups, transact
+from cloud_network.fetcher.config import Config
+from cloud_network.fetcher.conflicts import ConflictTracker
+from cloud_network.fetcher.gateways import GatewayCheck, new_gateways, unresolved
+from cloud_network.fetcher.metadata.base import Provider
+from cloud_network.fetcher.metadata.model import Instance, MetadataError
+from cloud_network.fetcher.metadata.reading import Reading, RemovalProof
+from cloud_network.fetcher.network import kernel
+from cloud_network.fetcher.network.desired import desired
+from cloud_network.fetcher.network.matching import managed, match_links, with_leases
+from cloud_network.fetcher.network.objects import (
+    Actual,
+    Cause,
+    Desired,
+    GatewayUse,
+    LinkSettings,
+    Object,
+    Rejection,
+    Rejections,
+)
+from cloud_network.fetcher.network.plan import (
+    COMMON,
+    Plan,
+    added_object,
+    count_changes,
+    in_ip_syntax,
+    is_removal,
+    link_of,
+    plan,
+    summary,
+)
+from cloud_network.fetcher.rejections import LinkHolds, PlanRetry, RejectionTable
+from cloud_network.fetcher.reporting import Attempt, Comparison, Condition, PassReport, PlanAnswer, Snapshot, first_of
+from cloud_network.fetcher.schedule import NETAGENT_RETRY
+from cloud_network.netagent.operations import RouteReplace
+from cloud_network.netagent.protocol import MAX_OPS, Code, Refused, Verdict
+
+logger = logging.getLogger(__name__)
+
+MAX_CHECK_ROUNDS = 3
+"""Times that a pass plans anew because netagent's `check` refuses something; then it leaves out those operations."""
+MAX_ROUNDS = 12
+"""Times that a pass plans anew for any reason; the rest waits for the next pass."""
+FLUSHED = "flushed on request; nothing is changed before `cnctl refresh` or a restart of the service"
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What outlasts a pass, each with its own clock: what to leave out, and until when."""
+
+    conflicts: ConflictTracker
+    rejections: RejectionTable
+    holds: LinkHolds
+    retry: PlanRetry
+    proof: RemovalProof
+
+    @classmethod
+    def new(cls) -> Memory:
+        """Return an empty one."""
+        return cls(ConflictTracker(), RejectionTable(), LinkHolds(), PlanRetry(), RemovalProof())
+
+
+@dataclass(slots=True)
+class _Pass:
+    """Results of the running pass."""
+
+    attempts: list[Attempt]
+    repaired: int = 0
+    failure: str | None = None  # of netagent, or of a change that was rolled back
+    unreachable: bool = False
+
+
+class Reconciler:
+    """Runs passes. Used by one thread."""
+
+    def __init__(
+        self,
+        config: Config,
+        provider: Provider,
+        memory: Memory | None = None,
+        status: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._config, self._provider, self._memory, self._status = config, provider, memory or Memory.new(), status
+        self._known: Instance | None = None
+        self._agreed: tuple[Instance, Config] | None = None  # what the kernel last agreed with
+        self._flushed = False
+        self._server_ok = False  # the last read of the metadata succeeded
+
+    # What the daemon asks for
+
+    def reconfigure(self, config: Config) -> None:
+        """Go on with another configuration."""
+        self._config = config
+        self.retry()
+
+    def retry(self) -> None:
+        """Forget what was refused or rolled back: root asks for another try."""
+        self._memory.rejections.clear()
+        self._memory.holds.clear()
+        self._memory.retry.clear()
+
+    def resume(self) -> None:
+        """Change the network again after a flush."""
+        self._flushed = False
+
+    def refresh(self, reading: Reading, *, kernel_changed: bool) -> PassReport:
+        """Act upon a read of the metadata."""
+        self._server_ok = reading.error is None
+        if reading.instance is None:
+            return PassReport(reading=reading)
+        instance = reading.instance.with_known(self._known)
+        try:
+            here = self._compare(instance, proof=True)
+        except kernel.KernelError as error:
+            return PassReport(reading=reading, kernel_error=str(error))
+        removals = tuple(filter(is_removal, here.changes))
+        if not self._memory.proof.accept(here.snapshot.metadata, removes=bool(removals)):
+            logger.info("metadata: list less than before: %s; confirming before removal", summary(removals))
+            return PassReport(reading=reading, unproven=True)
+        self._known = here.snapshot.metadata
+        return replace(self._converge(fresh=True, kernel_changed=kernel_changed), reading=reading)
+
+    def compare(self, *, kernel_changed: bool) -> PassReport:
+        """Make the kernel agree with the metadata that are known."""
+        return PassReport() if self._known is None else self._converge(fresh=False, kernel_changed=kernel_changed)
+
+    def look_ahead(self, reading: Reading) -> PlanAnswer:
+        """Return what a refresh would change. Nothing is changed or remembered. Raises MetadataError."""
+        problem = str(reading.error) if reading.error is not None else None
+        instance = self._known
+        if reading.instance is not None:
+            instance = reading.instance.with_known(self._known)
+            problem = "; ".join(each.text for each in instance.problems) or None
+        if instance is None:
+            raise reading.error or MetadataError("unread", "the metadata have not been read yet")
+        here = self._compare(instance)
+        links = {link.ifindex: link for link in here.snapshot.actual.links}
+        return {
+            "metadata_error": problem,
+            "changes": [in_ip_syntax(op, links) for op in here.changes],
+            "withheld": [each.text for each in here.wanted.withheld],
+            "unknown_macs": list(here.wanted.unknown_macs),
+            "flushed": self._flushed,
+        }
+
+    def flush(self) -> tuple[Outcome, PassReport]:
+        """Remove everything that is owned, and change nothing until `resume`. Raises NetagentError."""
+        with Netagent() as agent:
+            outcome = agent.flush()
+        attempt = Attempt.of(outcome)
+        if outcome.verdict == Verdict.APPLIED:
+            self._flushed = True
+        report = self.compare(kernel_changed=False)
+        return outcome, replace(report, attempts=(attempt, *report.attempts))
+
+    # Comparing
+
+    def _compare_again(self, here: Comparison) -> Comparison:
+        """Read the kernel after our own changes, which do not lift refusals, and compare. Raises KernelError."""
+        snapshot = self._snapshot(here.snapshot.metadata, kernel.read())
+        self._memory.rejections.settle(snapshot.actual)
+        return self._plan(snapshot)
+
+    def _compare(self, metadata: Instance, *, proof: bool = False, kernel_changed: bool = False) -> Comparison:
+        """Read the kernel and compare. Raises KernelError."""
+        actual = kernel.read()
+        if proof:
+            links = {link.mac: link.up for link in actual.links}
+            metadata = self._memory.proof.keep_missing(metadata, self._known, links)
+        snapshot = self._snapshot(metadata, actual)
+        self._memory.rejections.update(snapshot.instance, self._config, actual, kernel_changed=kernel_changed)
+        return self._plan(snapshot)
+
+    def _snapshot(self, metadata: Instance, actual: Actual) -> Snapshot:
+        matches = match_links(metadata, self._config, actual.links)
+        return Snapshot(metadata, with_leases(metadata, matches, actual), matches, self._config, actual)
+
+    def _plan(self, snapshot: Snapshot) -> Comparison:
+        """Plan with the present rejections."""
+        rejections, waiting = self._memory.rejections.current, self._memory.conflicts.rejections
+        wanted, changes = _difference(snapshot, rejections)
+        feasible = _difference(snapshot, {**rejections, **waiting})[1] if waiting else changes
+        return Comparison(snapshot, wanted, changes, self._memory.conflicts.without_waiting(feasible))
+
+    # Changing
+
+    def _converge(self, *, fresh: bool, kernel_changed: bool) -> PassReport:
+        assert self._known is not None
+        memory, run = self._memory, _Pass([])
+        try:
+            here = self._compare(self._known, kernel_changed=kernel_changed)
+            memory.conflicts.observe(here.changes, here.snapshot.actual)
+            ops, _ = memory.holds.split(here.feasible, self._config.route_table_base)
+            read_first = False
+            if ops and not self._flushed and memory.retry.may_try(ops):
+                read_first = not self._can_confirm(fresh)
+                if not read_first:
+                    here = self._apply(here, ops, run)
+        except kernel.KernelError as error:
+            return PassReport(kernel_error=str(error), attempts=tuple(run.attempts))
+        return self._report(here, run, read_first)
+
+    def _can_confirm(self, fresh: bool) -> bool:
+        """Return False if the metadata server does not answer: a change would be rolled back for nothing."""
+        if fresh or (self._server_ok and self._provider.answers()):
+            return True
+        self._server_ok = False
+        return False
+
+    def _apply(self, here: Comparison, ops: Plan, run: _Pass) -> Comparison:
+        """Have netagent apply the plan, planning anew after each refusal. Returns the state afterwards."""
+        logger.info("applying %s", summary(ops))
+        self._status(f"applying {summary(ops)}")
+        try:
+            with Netagent() as agent:
+                for _ in range(MAX_ROUNDS):
+                    here, checked = self._checked(agent, here)
+                    again = bool(checked) and self._apply_groups(agent, here, checked, run)
+                    here = self._compare_again(here)
+                    if not again:
+                        break
+        except NetagentError as error:
+            run.attempts.append(Attempt("unreachable", None, str(error), 0))
+            run.failure, run.unreachable = str(error), True
+            here = self._compare_again(here)
+        if run.failure is None:
+            self._memory.retry.clear()
+        else:
+            left, _ = self._memory.holds.split(here.feasible, self._config.route_table_base)
+            self._memory.retry.failed(left, NETAGENT_RETRY if run.unreachable else math.inf)
+        return here
+
+    def _checked(self, agent: Netagent, here: Comparison) -> tuple[Comparison, Plan]:
+        """Return a plan of at most MAX_OPS operations that netagent accepts; refusals go into the goal."""
+        for _ in range(MAX_CHECK_ROUNDS):
+            ops = self._next_part(here)
+            found = self._silent_gateways(ops, here)
+            if not found and ops:
+                found = _refusals(agent.check(ops).refusals, ops)
+            if not found:
+                return here, ops
+            self._memory.rejections.add(found)
+            here = self._plan(here.snapshot)
+        ops = self._next_part(here)
+        positions = {each.position for each in agent.check(ops).refusals} if ops else set()
+        return here, tuple(op for at, op in enumerate(ops) if at not in positions)
+
+    def _next_part(self, here: Comparison) -> Plan:
+        """Return the operations to apply next: whole links, as many as fit into one request."""
+        base = self._config.route_table_base
+        ops, _ = self._memory.holds.split(here.feasible, base)
+        if len(ops) <= MAX_OPS:
+            return ops
+        taken: list[Plan] = []
+        for part in components(ops, base, self._primary(here)):
+            if taken and sum(map(len, taken)) + len(part) > MAX_OPS:
+                break
+            taken.append(part)
+        return tuple(op for part in taken for op in part)[:MAX_OPS]
+
+    def _silent_gateways(self, ops: Plan, here: Comparison) -> Rejections:
+        """Probe each gateway that is about to get its first route."""
+        actual = here.snapshot.actual
+        silent = unresolved(new_gateways(ops, actual), here.wanted.addresses, actual)
+        return dict.fromkeys(silent, _SILENT)
+
+    def _apply_groups(self, agent: Netagent, here: Comparison, ops: Plan, run: _Pass) -> bool:
+        """Apply groups of links. Return True if the pass must plan anew: there is a lesson, or more to do."""
+        base = self._config.route_table_base
+        again = len(here.feasible) > MAX_OPS
+        primary = self._primary(here)
+        parts = components(ops, base, primary)
+        queue = groups(parts, base, primary)
+        while queue:
+            group = queue.pop(0)
+            check = _Confirmation(self._provider, here, group, self._config)
+            outcome, done = transact(agent, group, self._config.confirm_timeout, check.broken)
+            run.attempts.append(Attempt.of(outcome))
+            self._count_confirmed(group[:done], run)
+            if outcome.verdict == Verdict.CONFIRMED:
+                continue
+            found = _lessons(outcome, group[done:], check)
+            if found:
+                self._memory.rejections.add(found)
+                again = True
+            elif outcome.verdict == Verdict.ROLLED_BACK and check.is_cause:
+                several = [part for part in parts if set(part) <= set(group)]
+                if len(several) > 1:
+                    queue = [*several, *queue]
+                    continue
+                self._hold(group, check.reason or "")
+                again = True
+            else:
+                run.failure = f"{outcome.verdict}: {outcome.reason}"
+                break  # the other groups could not be confirmed either
+        return again and run.failure is None
+
+    def _count_confirmed(self, ops: Plan, run: _Pass) -> None:
+        if not ops:
+            return
+        logger.info("netagent: %s confirmed", count_changes(len(ops)))
+        self._memory.conflicts.made(ops)
+        for link in {link_of(op, self._config.route_table_base) for op in ops}:
+            self._memory.holds.confirmed(link)
+        if self._agreed == (self._known, self._config):
+            run.repaired += len(ops)
+
+    def _hold(self, group: Plan, reason: str) -> None:
+        """Leave the links of a change alone that broke something."""
+        base = self._config.route_table_base
+        for link in {link_of(op, base) for op in group} - {COMMON}:
+            self._memory.holds.hold(link, tuple(op for op in group if link_of(op, base) == link), reason)
+
+    def _primary(self, here: Comparison) -> set[int]:
+        """Return the links that carry the connection to the metadata server, and the primary interface's."""
+        snapshot, egress = here.snapshot, self._provider.client.interface
+        first = managed(snapshot.instance, snapshot.matches, snapshot.config)[:1]
+        found = {link.ifindex for link in snapshot.actual.links if link.name == egress}
+        return found | {link.ifindex for _, link in first}
+
+    # Reporting
+
+    def _report(self, here: Comparison, run: _Pass, read_first: bool) -> PassReport:
+        memory, config = self._memory, self._config
+        ops, held = memory.holds.split(here.feasible, config.route_table_base)
+        settled = not ops and not held and not self._flushed
+        if settled and self._known is not None:
+            self._agreed = self._known, config
+        conflicts, open_conflicts = memory.conflicts.statuses(here.changes, here.snapshot.actual)
+        retry_at = min(memory.conflicts.due, memory.rejections.due, memory.holds.due)
+        if ops and not self._flushed and not read_first:
+            retry_at = min(retry_at, memory.retry.due)
+        names = {link.ifindex: link.name for link in here.snapshot.actual.links}
+        texts = [
+            f"{names.get(link, link)}: {reason}; next try in {left:.0f} s" for link, (reason, left) in held.items()
+        ]
+        condition = None
+        if self._flushed:
+            condition = Condition("netagent", FLUSHED)
+        elif run.failure is not None:
+            condition = Condition("netagent", run.failure, serious=run.unreachable)
+        elif texts:
+            hint = "`cnctl refresh --retry` tries at once"
+            condition = Condition("netagent", f"change rolled back: {first_of(texts)}; {hint}")
+        return PassReport(
+            comparison=here,
+            attempts=tuple(run.attempts),
+            netagent=condition,
+            netagent_pending=condition is None and bool(ops),
+            conflicts=tuple(conflicts),
+            open_conflicts=tuple(open_conflicts),
+            missing=memory.proof.missing,
+            repaired=run.repaired,
+            succeeded=settled,
+            read_first=read_first,
+            retry_at=retry_at,
+        )
+
+
+def _difference(snapshot: Snapshot, rejections: Rejections) -> tuple[Desired, Plan]:
+    wanted = desired(snapshot.instance, snapshot.matches, snapshot.config, snapshot.actual, rejections)
+    return wanted, plan(wanted, snapshot.actual, may_remove=snapshot.metadata.may_remove)
+
+
+_GATEWAYS_KEY = "[Netagent] AllowGateways="
+_SILENT = Rejection(
+    "it does not answer ARP or neighbour discovery, and is not used; check the gateway in the metadata",
+    Cause.GATEWAY,
+)
+
+
+class _Confirmation:
+    """Decides between apply and confirm. Made before the change."""
+
+    def __init__(self, provider: Provider, here: Comparison, ops: Plan, config: Config) -> None:
+        self._provider, self._seconds = provider, config.confirm_timeout
+        self._egress = provider.client.interface
+        self._names = {link.ifindex: link.name for link in here.snapshot.actual.links}
+        self._gateways = GatewayCheck(ops, here.wanted, here.snapshot.actual, config.route_table_base)
+        self.silent: set[GatewayUse] = set()  # new gateways that do not resolve
+        self.reason: str | None = None
+        self._server_lost = False
+
+    def broken(self) -> str | None:
+        """Return what the change has broken. Raises KernelError."""
+        self.reason = self._metadata_lost() or self._gateway_lost()
+        return self.reason
+
+    @property
+    def is_cause(self) -> bool:
+        """True if the change broke something. A server that is silent after the rollback was not cut off by it."""
+        return self.reason is not None and (not self._server_lost or self._provider.answers())
+
+    def _metadata_lost(self) -> str | None:
+        client = self._provider.client
+        if not self._provider.answers():
+            self._server_lost = True
+            return "the metadata server did not answer after the change"
+        if client.interface != self._egress:
+            before, after = _by(self._egress), _by(client.interface)
+            client.close()
+            client.interface = self._egress  # it is tried first after the rollback
+            return f"the metadata server answered by {before} before the change, and only by {after} after it"
+        return None
+
+    def _gateway_lost(self) -> str | None:
+        lost = self._gateways.lost(self._seconds / 3)
+        if lost:
+            named = " and ".join(sorted(f"{each.address} on {self._names[each.ifindex]}" for each in lost))
+            return f"gateway {named} no longer resolves after the change"
+        self.silent = self._gateways.unresolved_new()
+        if self.silent:
+            named = " and ".join(sorted(f"{each.address} on {self._names[each.ifindex]}" for each in self.silent))
+            return f"new gateway {named} does not resolve"
+        return None
+
+
+def _by(interface: str) -> str:
+    return interface or "the host's routing"
+
+
+def _refusals(refusals: tuple[Refused, ...], ops: Plan) -> dict[Object, Rejection]:
+    """Return what netagent refuses, as objects of the goal."""
+    found: dict[Object, Rejection] = {}
+    for refused in refusals:
+        cause = Cause.WAITING if refused.code is Code.WAITING else Cause.POLICY
+        if refused.link is not None:
+            found[LinkSettings(refused.link, None)] = Rejection(explain(refused), cause)
+            continue
+        rejected = _refused_object(refused, ops)
+        if rejected is not None:
+            found[rejected] = Rejection(explain(refused), cause, dependent=refused.depends_on is not None)
+    # What depends on something refused may be accepted once that has another form, or is left out by `desired`.
+    return {each: rejection for each, rejection in found.items() if not rejection.dependent} or found
+
+
+def _refused_object(refused: Refused, ops: Plan) -> Object | None:
+    """Return what is refused: what the operation makes, or its gateway if that is the reason."""
+    if refused.position is None:
+        return None
+    op = ops[refused.position]
+    if isinstance(op, RouteReplace) and op.gateway is not None and (refused.allow or "").startswith(_GATEWAYS_KEY):
+        return GatewayUse(op.link, op.gateway)
+    return added_object(op)
+
+
+def _lessons(outcome: Outcome, ops: Plan, check: _Confirmation) -> dict[Object, Rejection]:
+    """Return what a failed request says of single objects, so that the rest can be applied without them."""
+    if check.silent:
+        return dict.fromkeys(check.silent, _SILENT)
+    if outcome.refused is not None:
+        return _refusals((outcome.refused,), ops)
+    found: dict[Object, Rejection] = {}
+    for op, errno in zip(ops[: len(outcome.errnos)], outcome.errnos, strict=False):
+        rejected = added_object(op) if errno else None
+        if rejected is not None and errno:
+            found[rejected] = Rejection(f"the kernel refuses it: {os.strerror(errno)}", Cause.KERNEL)
+    return found

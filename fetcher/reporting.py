@@ -1,0 +1,372 @@
+"""Conditions, and the one owner of status.json: what a pass found becomes what operators and programs read."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypedDict
+
+from cloud_network.fetcher.apply import Outcome
+from cloud_network.fetcher.config import Config
+from cloud_network.fetcher.link_status import link_statuses
+from cloud_network.fetcher.metadata.model import Instance
+from cloud_network.fetcher.metadata.reading import Reading
+from cloud_network.fetcher.network.matching import Matches
+from cloud_network.fetcher.network.objects import Actual, Desired
+from cloud_network.fetcher.network.plan import Plan, count_changes
+from cloud_network.fetcher.state import StateDirectory, StateError, boot_id
+from cloud_network.fetcher.status import RENEWAL, ConflictStatus, LastError, Status, new_status, rfc3339
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["metadata", "netagent", "kernel", "config", "conflict"]
+MAX_CONFLICTS = 1000
+MAX_NOTICES = 256
+"""Listed in status.json, which stays below 4 MiB."""
+_SHOWN = 5  # of a list that goes into one message
+_TIMES = ("at", "fetched_at", "attempted_at", "written_at", "since", "next_at", "metadata_seconds")
+_NO_NEWS = (*_TIMES, "renew_by", "compared_at", "run", "boot_id", "generation", "counters")
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Something that is wrong now. `serious`: that part cannot be dealt with at all."""
+
+    kind: Kind
+    message: str
+    serious: bool = False
+    transient: bool = False  # it will most likely pass by itself; no action needed
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One answer of netagent."""
+
+    verdict: str
+    request: str | None
+    reason: str | None
+    ops: int
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> Attempt:
+        """Return the attempt with this outcome."""
+        return cls(outcome.verdict, outcome.request, outcome.reason, outcome.ops)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a comparison starts from."""
+
+    metadata: Instance
+    instance: Instance  # the metadata with DHCP leases
+    matches: Matches
+    config: Config
+    actual: Actual
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Kernel and goal at one moment, and the difference."""
+
+    snapshot: Snapshot
+    wanted: Desired
+    changes: Plan  # everything that is missing
+    feasible: Plan  # without what waits because of a conflict
+
+
+@dataclass(frozen=True, slots=True)
+class PassReport:
+    """Everything that a pass found and did."""
+
+    reading: Reading | None = None
+    unproven: bool = False  # the metadata list less than before; the next read decides
+    kernel_error: str | None = None
+    comparison: Comparison | None = None  # after the changes
+    attempts: tuple[Attempt, ...] = ()
+    netagent: Condition | None = None
+    netagent_pending: bool = False  # there is something left to apply, and no failure
+    conflicts: tuple[ConflictStatus, ...] = ()
+    open_conflicts: tuple[str, ...] = ()
+    missing: Mapping[str, float] = field(default_factory=dict)  # interfaces that are kept, with seconds until removal
+    repaired: int = 0
+    succeeded: bool = False  # nothing is left to do
+    read_first: bool = False  # a change waits for the metadata server
+    retry_at: float = math.inf
+
+
+class PlanAnswer(TypedDict):
+    """The control socket's answer to `plan`."""
+
+    metadata_error: str | None  # the plan is then of the metadata that were known before
+    changes: list[str]  # in order, as `ip` commands
+    withheld: list[str]
+    unknown_macs: list[str]
+    flushed: bool  # nothing is changed before `cnctl refresh`
+
+
+class Conditions:
+    """Active conditions, one of each kind. Logs each when it starts, changes and clears."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._active: dict[Kind, tuple[Condition, LastError, float]] = {}
+
+    def begin(self, condition: Condition) -> None:
+        """Start a condition, or go on with it."""
+        before = self._active.pop(condition.kind, None)
+        repeated = before is not None and before[0].message == condition.message
+        level = logging.WARNING if condition.transient else logging.ERROR
+        logger.log(logging.DEBUG if repeated else level, "%s: %s", condition.kind, condition.message)
+        error: LastError = {"at": rfc3339(), "kind": condition.kind, "message": condition.message}
+        self._active[condition.kind] = condition, error, before[2] if before else self._clock()
+
+    def clear(self, kind: Kind) -> None:
+        """End a condition, if it is active."""
+        before = self._active.pop(kind, None)
+        if before is not None:
+            logger.info("%s: recovered after %.0f s", kind, self._clock() - before[2])
+
+    def set(self, kind: Kind, condition: Condition | None) -> None:
+        """Begin or clear."""
+        if condition is None:
+            self.clear(kind)
+        else:
+            self.begin(condition)
+
+    @property
+    def last(self) -> LastError | None:
+        """The condition that was reported last."""
+        return next((error for _, error, _ in reversed(self._active.values())), None)
+
+    @property
+    def serious(self) -> bool:
+        """True if any condition keeps the fetcher from its work."""
+        return any(condition.serious for condition, _, _ in self._active.values())
+
+
+class Reporter:
+    """Owns status.json and writes the state files. Used by the daemon's main thread."""
+
+    def __init__(self, state: StateDirectory, provider: str, run: str, config: Config) -> None:
+        self._state, self._config, self._conditions = state, config, Conditions()
+        self.status = new_status(provider, run, boot_id())
+        self._failed_reads = 0
+        self._notices: tuple[str, ...] = ()
+        self._unknown: Mapping[str, str] = {}
+        self._known = False
+        before = _previous(state, self.status)
+        self._news = _without_times(before)
+        self.status["generation"], self.status["counters"] = before["generation"], before["counters"]
+        self.status["fetched_at"], self.status["links"] = before["fetched_at"], before["links"]
+        self.status["unknown_macs"] = before["unknown_macs"]
+
+    def reconfigure(self, config: Config) -> None:
+        """Go on with another configuration."""
+        self._config = config
+
+    def read_begins(self) -> None:
+        """Note that the metadata are read now."""
+        self.status["attempted_at"] = rfc3339()
+
+    def record(self, report: PassReport) -> None:
+        """Take in what a pass found, and write it."""
+        if report.reading is not None:
+            self._record_reading(report.reading, report)
+        for attempt in report.attempts:
+            self._record_attempt(attempt)
+        self.status["counters"]["drift_repaired"] += report.repaired
+        if report.kernel_error is not None:
+            self._conditions.begin(Condition("kernel", report.kernel_error, serious=True))
+        elif report.comparison is not None:
+            self._conditions.clear("kernel")
+            self._record_comparison(report.comparison, report)
+        self._publish()
+
+    def renew(self) -> None:
+        """Write status.json with a new time until which it holds."""
+        self.status["written_at"], self.status["renew_by"] = rfc3339(), rfc3339(RENEWAL)
+        self._state.write_status(self.status)
+
+    def summary(self, endpoint: str) -> str:
+        """Return one line for systemd's STATUS=."""
+        status, error = self.status, self.status["last_error"]
+        links = status["links"].values()
+        addresses, missing = sum(len(link["addresses"]) for link in links), sum(len(link["drift"]) for link in links)
+        count = f"{len(links)} interface{'' if len(links) == 1 else 's'}, {addresses} addresses"
+        if self._failed_reads and error is not None:
+            attempt = f"{error['message']} (attempt {self._failed_reads})"
+            waiting = f"waiting for metadata at {endpoint}"
+            return f"{waiting}: {attempt}" if status["fetched_at"] is None else f"{count}; {attempt}"
+        if status["state"] == "ok":
+            return f"{count}, in agreement"
+        reason = f"; {error['kind']}: {error['message']}" if error else ""
+        if not reason and status["unknown_macs"]:
+            reason = "; not on this host: " + ", ".join(status["unknown_macs"])
+        return f"{count}, {count_changes(missing)} to make{reason}"
+
+    # Parts of a report
+
+    def _record_reading(self, reading: Reading, report: PassReport) -> None:
+        counters = self.status["counters"]
+        self.status["metadata_requests"], self.status["metadata_seconds"] = reading.requests, reading.seconds
+        counters["metadata_requests"] += reading.requests
+        if reading.error is not None:
+            kept = self.status["fetched_at"]
+            message = f"{reading.error}; nothing is removed" + (f", the state of {kept} is kept" if kept else "")
+            self._conditions.begin(Condition("metadata", message, serious=True))
+            kind = reading.error.kind
+            counters["metadata_errors"][kind] = counters["metadata_errors"].get(kind, 0) + 1
+            self._failed_reads += 1
+            return
+        self._failed_reads = 0
+        if report.unproven or reading.instance is None:
+            return
+        self._known = True
+        self.status["fetched_at"] = rfc3339()
+        self._conditions.set("metadata", _metadata_condition(reading.instance, report.missing))
+
+    def _record_attempt(self, attempt: Attempt) -> None:
+        self.status["netagent"] = {
+            "verdict": attempt.verdict,  # type: ignore[typeddict-item]  # netagent's words are the schema's
+            "request": attempt.request,
+            "at": rfc3339(),
+            "reason": attempt.reason,
+            "ops": attempt.ops,
+        }
+        counts = self.status["counters"]["netagent_requests"]
+        counts[attempt.verdict] = counts.get(attempt.verdict, 0) + 1
+
+    def _record_comparison(self, found: Comparison, report: PassReport) -> None:
+        snapshot, wanted = found.snapshot, found.wanted
+        if report.netagent is not None or not report.netagent_pending:
+            self._conditions.set("netagent", report.netagent)
+        self._conditions.set("config", _withheld_condition(wanted))
+        self._conditions.set("conflict", _conflict_condition(report.open_conflicts))
+        self._log_notices(wanted)
+        self._log_unknown(wanted)
+        status = self.status
+        status["conflicts"] = list(report.conflicts[:MAX_CONFLICTS])
+        status["links"] = link_statuses(
+            snapshot.instance, snapshot.matches, snapshot.config, snapshot.actual, wanted, found.changes
+        )
+        status["compared_at"] = rfc3339()
+        status["unknown_macs"] = list(wanted.unknown_macs)
+        unknown = [f"{mac}: {reason}" for mac, reason in wanted.unknown_macs.items()]
+        status["notices"] = [*unknown, *wanted.notices][:MAX_NOTICES]
+        self._write_documents(snapshot)
+        if self._conditions.serious:
+            return
+        degraded = found.changes or self._conditions.last or status["unknown_macs"]
+        status["state"] = "degraded" if degraded else "ok"
+
+    def _log_notices(self, wanted: Desired) -> None:
+        for notice in wanted.notices:
+            if notice not in self._notices:
+                logger.info("notice: %s", notice)
+        self._notices = wanted.notices
+
+    def _log_unknown(self, wanted: Desired) -> None:
+        text = "metadata: interface %s: %s; until then, links that the metadata do not name stay as they are"
+        for mac, reason in wanted.unknown_macs.items():
+            if self._unknown.get(mac) != reason:
+                logger.warning(text, mac, reason)
+        self._unknown = wanted.unknown_macs
+
+    # Files
+
+    def _publish(self) -> None:
+        """Write status.json. The generation rises when anything but a time or a counter has changed."""
+        status = self.status
+        status["last_error"], status["refresh_timer"] = self._conditions.last, self._config.refresh_timer
+        if self._conditions.serious:
+            status["state"] = "error"
+        elif not self._known:
+            status["state"] = "starting"
+        elif self._conditions.last and status["state"] == "ok":
+            status["state"] = "degraded"
+        news = _without_times(status)
+        status["generation"] += news != self._news
+        self._news = news
+        self.renew()
+
+    def _write_documents(self, snapshot: Snapshot) -> None:
+        """Write the metadata's own words: of the instance, and of each interface that this host has."""
+        state, instance = self._state, snapshot.instance
+        documents = {
+            snapshot.matches[each.mac].ifindex: each.document
+            for each in instance.interfaces
+            if each.mac in snapshot.matches
+        }
+        for ifindex in set(state.link_indexes()) - set(documents):
+            state.remove_link(ifindex)
+        for ifindex, document in documents.items():
+            if _read_or_none(lambda at=ifindex: state.read_link(at)) != document:  # type: ignore[misc]
+                state.write_link(ifindex, document)
+        if _read_or_none(state.read_system) != instance.system:
+            state.write_system(instance.system)
+        for name, content in instance.identity.items():
+            if _read_or_none(lambda at=name: state.read_identity(instance.provider, at)) != content:  # type: ignore[misc]
+                state.write_identity(instance.provider, name, content)
+
+
+def _metadata_condition(instance: Instance, missing: Mapping[str, float]) -> Condition | None:
+    if instance.problems:
+        texts = first_of([problem.text for problem in instance.problems])
+        return Condition("metadata", f"{texts}; such an interface stays as it is, and nothing is removed")
+    if missing:
+        names = ", ".join(missing)
+        seconds = max(missing.values())
+        text = (
+            f"interface {names}: no longer listed, but its link is up; removed in {seconds:.0f} s unless listed again"
+        )
+        return Condition("metadata", text, transient=True)
+    return None
+
+
+def _withheld_condition(wanted: Desired) -> Condition | None:
+    if not wanted.withheld:
+        return None
+    transient = all(each.transient for each in wanted.withheld)
+    return Condition("config", f"left out: {first_of([each.text for each in wanted.withheld])}", transient=transient)
+
+
+def _conflict_condition(conflicts: Sequence[str]) -> Condition | None:
+    if not conflicts:
+        return None
+    return Condition("conflict", f"reverted by another program: {first_of(conflicts)}. See docs/coexistence.md")
+
+
+def first_of(texts: Sequence[str]) -> str:
+    """Return a few of the texts, and how many more there are."""
+    more = len(texts) - _SHOWN
+    return "; ".join(texts[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _read_or_none(read: Callable[[], object]) -> object:
+    """Return what a state file holds; None for one that cannot be read, which is then written again."""
+    try:
+        return read()
+    except StateError:
+        return None
+
+
+def _previous(state: StateDirectory, fresh: Status) -> Status:
+    """Return the status that a fetcher of this cloud left, or the fresh one."""
+    try:
+        before = state.read_status()
+    except StateError as error:
+        logger.warning("%s", error)
+        before = None
+    return before if before is not None and before["provider"] == fresh["provider"] else fresh
+
+
+def _without_times(value: object) -> object:
+    """Return a JSON value without members that change without being news."""
+    if isinstance(value, list):
+        return [_without_times(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _without_times(each) for key, each in value.items() if key not in _NO_NEWS}
+    return value

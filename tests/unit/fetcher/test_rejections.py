@@ -1,0 +1,123 @@
+"""How long refusals hold: until the metadata, the configuration or the kernel change, or their time has come."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from cloud_network.fetcher.config import Config
+from cloud_network.fetcher.network.objects import Cause, LinkSettings, Rejection, Route
+from cloud_network.fetcher.rejections import LinkHolds, PlanRetry, RejectionTable
+from cloud_network.netagent.operations import LinkMtu, LinkUp
+
+from .test_schedule import Clock
+from .values import BASE, host, instance, interface, link
+
+CLOUD, HERE, CONFIG = instance(interface(1)), host(link(1)), Config()
+OBJECT = LinkSettings(2, None)
+OTHER = LinkSettings(3, None)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def table(clock: Clock) -> RejectionTable:
+    made = RejectionTable(clock)
+    made.update(CLOUD, CONFIG, HERE, kernel_changed=True)
+    return made
+
+
+def test_policy_refusal_holds_without_a_change(table: RejectionTable, clock: Clock) -> None:
+    table.add({OBJECT: Rejection("no")})
+    clock.now += 1e6
+    assert set(table.update(CLOUD, CONFIG, HERE, kernel_changed=False)) == {OBJECT}
+    assert table.due == math.inf
+
+
+@pytest.mark.parametrize("what", ["metadata", "configuration", "kernel"])
+def test_policy_refusal_ends_with_a_change(table: RejectionTable, what: str) -> None:
+    table.add({OBJECT: Rejection("no")})
+    cloud = instance(interface(1), interface(2)) if what == "metadata" else CLOUD
+    config = replace(CONFIG, rule_priority=7) if what == "configuration" else CONFIG
+    here = host(link(1), link(2)) if what == "kernel" else HERE
+    assert table.update(cloud, config, here, kernel_changed=False) == {}
+
+
+def test_our_own_changes_are_no_reason(table: RejectionTable) -> None:
+    table.add({OBJECT: Rejection("no")})
+    after = host(link(1), routes=frozenset({Route(BASE + 2, 2, CLOUD.interfaces[0].subnets[0], None)}))
+    table.settle(after)
+    assert set(table.update(CLOUD, CONFIG, after, kernel_changed=False)) == {OBJECT}
+
+
+def test_unseen_kernel_change_is_checked_with_backoff(table: RejectionTable, clock: Clock) -> None:
+    waits = []
+    for _ in range(4):
+        table.add({OBJECT: Rejection("no")})
+        assert table.update(CLOUD, CONFIG, HERE, kernel_changed=True)
+        waits.append(table.due - clock.now)
+        clock.now = table.due
+        assert table.update(CLOUD, CONFIG, HERE, kernel_changed=False) == {}
+    assert waits == sorted(waits)
+    assert waits[-1] > 4
+
+
+def test_kernel_refusals_of_one_batch_are_retried_together(table: RejectionTable, clock: Clock) -> None:
+    refused = Rejection("the kernel refuses it", Cause.KERNEL)
+    table.add({OBJECT: refused, OTHER: refused})
+    assert set(table.current) == {OBJECT, OTHER}
+    first = table.due - clock.now
+    clock.now = table.due + 0.001
+    assert table.update(CLOUD, CONFIG, HERE, kernel_changed=False) == {}
+    table.add({OBJECT: refused})
+    assert table.due - clock.now > first
+
+
+def test_hold_lasts_while_the_same_change_is_needed(clock: Clock) -> None:
+    holds, op, more = LinkHolds(clock), LinkUp(2), LinkUp(3)
+    holds.hold(2, (op,), "it broke something")
+    left, held = holds.split((op, more), BASE)
+    assert left == (more,)
+    assert held[2][0] == "it broke something"
+    assert 225 <= held[2][1] <= 375
+    clock.now += 376
+    assert holds.split((op, more), BASE) == ((op, more), {})
+
+
+def test_hold_grows_to_six_hours(clock: Clock) -> None:
+    holds, waits = LinkHolds(clock), []
+    for _ in range(10):
+        holds.hold(2, (LinkUp(2),), "again")
+        waits.append(holds.due - clock.now)
+        clock.now = holds.due + 1
+    assert waits[0] <= 375
+    assert 0.75 * 6 * 3600 <= waits[-1] <= 1.25 * 6 * 3600
+
+
+def test_another_change_of_the_link_is_news(clock: Clock) -> None:
+    holds = LinkHolds(clock)
+    holds.hold(2, (LinkUp(2),), "it broke something")
+    assert holds.split((LinkUp(2),), BASE)[0] == ()
+    changed = (LinkMtu(2, 9001), LinkUp(2))
+    assert holds.split(changed, BASE)[0] == changed
+
+
+def test_confirmed_or_requested_ends_the_hold(clock: Clock) -> None:
+    holds = LinkHolds(clock)
+    for end in (lambda: holds.confirmed(2), holds.clear):
+        holds.hold(2, (LinkUp(2),), "it broke something")
+        end()
+        assert holds.split((LinkUp(2),), BASE)[0] == (LinkUp(2),)
+
+
+def test_failed_plan_waits_and_another_does_not(clock: Clock) -> None:
+    retry = PlanRetry(clock)
+    retry.failed((LinkUp(2),))
+    assert not retry.may_try((LinkUp(2),))
+    assert retry.may_try((LinkUp(3),))
+    clock.now = retry.due
+    assert retry.may_try((LinkUp(2),))
