@@ -16,8 +16,8 @@ from cloud_network.fetcher.apply import Netagent, NetagentError, Outcome, compon
 from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.conflicts import ConflictTracker
 from cloud_network.fetcher.gateways import GatewayCheck, new_gateways, unresolved
+from cloud_network.fetcher.metadata.base import Provider
 from cloud_network.fetcher.metadata.model import Instance, MetadataError
-from cloud_network.fetcher.metadata.providers import Provider
 from cloud_network.fetcher.metadata.reading import Reading, RemovalProof
 from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.network.desired import desired
@@ -122,7 +122,7 @@ class Reconciler:
         self._server_ok = reading.error is None
         if reading.instance is None:
             return PassReport(reading=reading)
-        instance = reading.instance.with_what_was_known(self._known)
+        instance = reading.instance.with_known(self._known)
         try:
             here = self._compare(instance, proof=True)
         except kernel.KernelError as error:
@@ -143,7 +143,7 @@ class Reconciler:
         problem = str(reading.error) if reading.error is not None else None
         instance = self._known
         if reading.instance is not None:
-            instance = reading.instance.with_what_was_known(self._known)
+            instance = reading.instance.with_known(self._known)
             problem = "; ".join(each.text for each in instance.problems) or None
         if instance is None:
             raise reading.error or MetadataError("unread", "the metadata have not been read yet")

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from cloud_network.fetcher import config as configuration
 from cloud_network.fetcher.apply import to_operation
-from cloud_network.fetcher.metadata.detect import detect, read_dmi
+from cloud_network.fetcher.metadata.detect import detect, read_firmware
 from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.network.desired import desired
 from cloud_network.fetcher.network.plan import plan
@@ -27,7 +27,7 @@ def measure(rounds: int) -> dict[str, list[float]]:
     """{step: milliseconds of each round}."""
     gc.set_threshold(20_000)  # as the fetcher's
     config = configuration.load(configuration.PATH)
-    provider = detect(config.provider, read_dmi())
+    provider = detect(config.provider, read_firmware())
     provider.client.kinds = config.allow_kinds
     reader = kernel.Reader()
     opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
