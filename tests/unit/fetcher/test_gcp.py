@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import queue
-import select
 import threading
 import time
 from collections.abc import Iterator
@@ -13,10 +12,10 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from cloud_network.fetcher.daemon import watch_metadata
 from cloud_network.fetcher.metadata.base import Waiting
 from cloud_network.fetcher.metadata.model import Instance, Interface, MetadataError, Vlan
 from cloud_network.fetcher.metadata.providers.gcp import Gcp
-from cloud_network.fetcher.watch import Watch
 
 from tests.unit.fetcher.emulated import document, read
 from tests.unit.fetcher.metadata import Answer, Server
@@ -257,14 +256,20 @@ def test_unusable_etag_is_an_error(server: Server, provider: Gcp, etag: str) -> 
         provider.wait_for_change()
 
 
-def test_watch_is_readable_after_a_change_and_a_failure(cloud: Changing, server: Server, provider: Gcp) -> None:
+def watch(provider: Waiting) -> queue.Queue[None]:
+    """Every change that is reported."""
+    changes: queue.Queue[None] = queue.Queue()
+    threading.Thread(target=watch_metadata, args=(provider, lambda: changes.put(None)), daemon=True).start()
+    return changes
+
+
+def test_change_is_reported_and_failure_tried_again(cloud: Changing, server: Server, provider: Gcp) -> None:
     assert isinstance(provider, Waiting)
     provider.fetch()
-    watch = Watch(provider)
+    reported = watch(provider)
     for etag in ("e2", "e3"):
         cloud.changes.put(etag)
-        readable(watch)
-        watch.drain()
+        reported.get(timeout=20)
         provider.fetch()
     server.answer = lambda _: Answer(500, "")
     cloud.changes.put(cloud.etag)  # ends the wait that has begun
@@ -273,7 +278,7 @@ def test_watch_is_readable_after_a_change_and_a_failure(cloud: Changing, server:
         time.sleep(0.01)
     cloud.etag = "e4"
     server.answer = cloud
-    readable(watch)
+    reported.get(timeout=20)
 
 
 class Refusing:
@@ -300,12 +305,7 @@ def test_refusing_server_is_asked_less_and_less_often(monkeypatch: pytest.Monkey
             sleep(seconds)
 
     monkeypatch.setattr(time, "sleep", note)
-    Watch(refusing)
+    watch(refusing)
     delays = [slept.get(timeout=20) for _ in range(5)]
     expected = [0.1, 0.2, 0.4, 17.0, 300.0]
     assert all(0.75 * about <= delay <= 1.25 * about for delay, about in zip(delays, expected, strict=True)), delays
-
-
-def readable(watch: Watch) -> None:
-    found, _, _ = select.select([watch], [], [], 20)
-    assert found, "the change was not reported"

@@ -16,14 +16,13 @@ import pytest
 import yaml
 from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.metadata.model import Instance, MetadataError
-from cloud_network.fetcher.network.desired import desired
 from cloud_network.fetcher.network.objects import Actual, Link
-from cloud_network.fetcher.network.plan import Plan, Verb, plan
+from cloud_network.fetcher.network.plan import Plan, is_removal, plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.fetcher.emulated import CLOUDS, document, names, read
-from tests.unit.fetcher.values import NOTHING, carried_out
+from tests.unit.fetcher.values import NOTHING, carried_out, goal_of, plan_of
 
 Path = tuple[Any, ...]
 TREES = ("alibaba", "aws", "tencent")
@@ -77,8 +76,13 @@ def served(cloud: str, value: Any) -> Any:
     if cloud in TREES:
         return tree(value)
     if cloud != "hetzner" or not isinstance(value, dict):
-        return value
+        return {key: encodable(below) for key, below in value.items()} if isinstance(value, dict) else value
     return {key: [json.dumps(below)] for key, below in value.items()}
+
+
+def encodable(value: Any) -> Any:
+    """A whole document that is text: what UTF-8 can carry of it."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
 def tree(value: Any) -> Any:
@@ -170,15 +174,15 @@ def host(instance: Instance) -> Actual:
         for number, interface in enumerate(instance.interfaces)
     ]
     bare = Actual(tuple(links), {}, frozenset(), frozenset(), NOTHING.gateways)
-    return carried_out(plan(desired(instance, Config(), bare), bare, may_remove=True), bare)
+    return carried_out(plan_of(goal_of(instance, Config(), bare), bare), bare)
 
 
 def removals(before: Instance, after: Instance) -> Plan:
     """What a host that is as `before` says would lose on account of `after`."""
     here = host(before)
     known = after.with_known(before)
-    changes = plan(desired(known, Config(), here), here, may_remove=known.may_remove)
-    return tuple(change for change in changes if change.verb is Verb.REMOVE)
+    changes = plan(goal_of(known, Config(), here), here, may_remove=known.complete)
+    return tuple(filter(is_removal, changes))
 
 
 def attempt(cloud: str, value: Any) -> Instance | None:
