@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cloud_network.fetcher.config import Rules
-from cloud_network.fetcher.network.plan import Change, Verb, in_ip_syntax
+from cloud_network.fetcher.network.plan import add_rule, in_ip_syntax
 
 from bench.figures import Figure, figure, keep, ratio
 from tests.unit.fetcher.values import BASE, host, instance, interface, link, wanted
@@ -54,7 +54,7 @@ def rules(interfaces: int, addresses: int, form: Rules) -> list[str]:
     """As `ip -batch` takes them, in the order in which they are made."""
     cloud = instance(*(interface(n, *(source(n, each) for each in range(addresses))) for n in range(1, interfaces + 1)))
     found = wanted(cloud, host(*map(link, range(1, interfaces + 1))), rules=form)
-    return [in_ip_syntax(Change(Verb.ADD, rule), {}).removeprefix("ip ") for rule in found.rules]
+    return [in_ip_syntax(add_rule(rule), {}).removeprefix("ip ") for rule in found.rules]
 
 
 def nanoseconds(lines: list[str], last: str, table: int, rounds: int) -> list[float]:

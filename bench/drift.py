@@ -33,9 +33,15 @@ TIMER = 2.0
 PAUSE = 1.2  # seconds, up to twice as many: after a look at the kernel the fetcher takes half a second until the next
 DEAF = """#!{python}
 import sys
-from cloud_network.fetcher import events, loop
-events._GROUPS = ()  # it listens, and hears nothing
-sys.exit(loop.main())
+from cloud_network.fetcher import __main__, daemon
+
+
+async def deaf(self):
+    return
+
+
+daemon.Daemon._listen = deaf  # it hears nothing of the kernel
+sys.exit(__main__.main())
 """
 
 

@@ -24,7 +24,7 @@ TARGET = 4.0
 COMMANDS = (("status", "network"), ("status",), ("status", "--json"), ("--help",))
 MODULES = {
     "netagent": "cloud_network.netagent.server",
-    "fetcher": "cloud_network.fetcher.daemon, cloud_network.fetcher.metadata.providers.aws",
+    "fetcher": "cloud_network.fetcher.__main__, cloud_network.fetcher.metadata.providers.aws",
     "api": "cloud_network.api.server",
 }
 

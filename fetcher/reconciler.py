@@ -46,6 +46,7 @@ from cloud_network.fetcher.network.plan import (
 from cloud_network.fetcher.rejections import LinkHolds, PlanRetry, RejectionTable
 from cloud_network.fetcher.reporting import Attempt, Comparison, Condition, PassReport, PlanAnswer, Snapshot, first_of
 from cloud_network.fetcher.schedule import NETAGENT_RETRY
+from cloud_network.netagent import protocol
 from cloud_network.netagent.operations import RouteReplace
 from cloud_network.netagent.protocol import MAX_OPS, Code, Refused, Verdict
 
@@ -93,7 +94,9 @@ class Reconciler:
         provider: Provider,
         memory: Memory | None = None,
         status: Callable[[str], None] = lambda _: None,
+        socket: str = protocol.SOCKET,
     ) -> None:
+        self._socket = socket
         self._config, self._provider, self._memory, self._status = config, provider, memory or Memory.new(), status
         self._known: Instance | None = None
         self._agreed: tuple[Instance, Config] | None = None  # what the kernel last agreed with
@@ -159,7 +162,7 @@ class Reconciler:
 
     def flush(self) -> tuple[Outcome, PassReport]:
         """Remove everything that is owned, and change nothing until `resume`. Raises NetagentError."""
-        with Netagent() as agent:
+        with Netagent(self._socket) as agent:
             outcome = agent.flush()
         attempt = Attempt.of(outcome)
         if outcome.verdict == Verdict.APPLIED:
@@ -226,7 +229,7 @@ class Reconciler:
         logger.info("applying %s", summary(ops))
         self._status(f"applying {summary(ops)}")
         try:
-            with Netagent() as agent:
+            with Netagent(self._socket) as agent:
                 for _ in range(MAX_ROUNDS):
                     here, checked = self._checked(agent, here)
                     again = bool(checked) and self._apply_groups(agent, here, checked, run)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import socket
 import sys
@@ -12,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cloud_network.fetcher import config as configuration
-from cloud_network.fetcher.apply import to_operation
 from cloud_network.fetcher.metadata.detect import detect, read_firmware
 from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.network.desired import desired
+from cloud_network.fetcher.network.matching import match_links, with_leases
 from cloud_network.fetcher.network.plan import plan
 from cloud_network.netagent import policy, protocol, settings
 from cloud_network.netagent.kernel import Kernel
@@ -25,11 +24,9 @@ from cloud_network.netagent.view import Known, Snapshot, View
 
 def measure(rounds: int) -> dict[str, list[float]]:
     """{step: milliseconds of each round}."""
-    gc.set_threshold(20_000)  # as the fetcher's
     config = configuration.load(configuration.PATH)
     provider = detect(config.provider, read_firmware())
     provider.client.kinds = config.allow_kinds
-    reader = kernel.Reader()
     opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
     operator, known, netlink = settings.load(), Known(settings.resolvers()), Kernel(opened)
     found = defaultdict[str, list[float]](list)
@@ -44,11 +41,13 @@ def measure(rounds: int) -> dict[str, list[float]]:
         with timed("metadata"):
             instance = provider.fetch()
         with timed("kernel read"):
-            actual = reader.read()
+            actual = kernel.read()
         with timed("planning"):
-            changes = plan(desired(instance, config, actual), actual, may_remove=True)
+            matches = match_links(instance, config, actual.links)
+            leased = with_leases(instance, matches, actual)
+            changes = plan(desired(leased, matches, config, actual), actual, may_remove=True)
         with timed("wire"):
-            ops = [to_operation(change).to_wire() for change in changes]
+            ops = [op.to_wire() for op in changes]
             for at in range(0, max(1, len(ops)), protocol.MAX_OPS):
                 protocol.encode({"request": "apply", "id": "0", "ops": ops[at : at + protocol.MAX_OPS]})
         with timed("netagent's look"):

@@ -137,14 +137,19 @@ class Instance:
 def _merged(now: Interface, before: Interface, taken: set[IPAddress]) -> Interface:
     """Add the parts of `before` to an interface whose parts could not all be read; `taken` is in use elsewhere."""
     versions = {gateway.version for gateway in now.gateways}
+    known = {each.ip: each for each in before.addresses}  # with the lengths of subnets that may be missing now
+    addresses = [known.get(each.ip, each) for each in now.addresses]
     return replace(
         now,
-        addresses=(*now.addresses, *(each for each in before.addresses if each.ip not in taken)),
+        addresses=(*addresses, *(each for each in before.addresses if each.ip not in taken)),
         subnets=tuple(dict.fromkeys((*now.subnets, *before.subnets))),
         gateways=(*now.gateways, *(each for each in before.gateways if each.version not in versions)),
         routes=tuple(dict.fromkeys((*now.routes, *before.routes))),
         ranges=tuple(dict.fromkeys((*now.ranges, *before.ranges))),
         mtu=now.mtu or before.mtu,
+        device_number=before.device_number if now.device_number is None else now.device_number,
+        network_card=now.network_card or before.network_card,
+        document=before.document,
     )
 
 

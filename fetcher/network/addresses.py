@@ -125,10 +125,11 @@ def _take_addresses(
 
     The first IPv4 address of a subnet carries its prefix length. Siblings are /32, so that they outlive the first.
     """
-    link, carried, reported = usable.link, set[tuple[int, int]](), False
+    link, excluded = usable.link, host.config.exclude_addresses
+    carried, reported = set[tuple[int, int]](), False
     for whole in usable.interface.addresses:
         address = whole.ip
-        if address in taken or within(single(address), host.config.exclude_addresses):
+        if address in taken or (excluded and within(single(address), excluded)):
             continue
         if address.version == 6 and link.ipv6.disabled and not host.has(link, address):
             if not reported:

@@ -182,24 +182,30 @@ def _table(interface: Interface, link: Link, host: Host) -> list[Route]:
         if gateway is not None:
             ways += [(subnet, gateway) for subnet in far if subnet.version == version]
             ways.append((EVERYTHING[version], gateway))
-    for destination, gateway in ways:
-        _add_route(routes, Route(table, link.ifindex, destination, gateway), host)
+    _add_routes(routes, table, link, ways, host)
     return list(routes.values())
 
 
-def _add_route(routes: dict[IPNetwork, Route], route: Route, host: Host) -> None:
-    """Add a route by a gateway, after an on-link route to the gateway where it has none."""
-    gateway = route.gateway
-    if gateway is None or route.destination in (*routes, single(gateway)) or host.rejection(route) is not None:
-        return
-    near = [each.destination for each in routes.values() if each.gateway is None]
-    link_local = gateway.version == 6 and gateway.is_link_local
-    if not link_local and not within(single(gateway), near):
-        on_link = Route(route.table, route.ifindex, single(gateway), None)
-        if host.rejection(on_link) is not None:
-            return
-        routes[on_link.destination] = on_link
-    routes.setdefault(route.destination, route)
+def _add_routes(
+    routes: dict[IPNetwork, Route], table: int, link: Link, ways: Iterable[tuple[IPNetwork, IPAddress]], host: Host
+) -> None:
+    """Add routes by gateways, each after an on-link route to its gateway where the table has none."""
+    on_link = [route.destination for route in routes.values()]
+    usable: dict[IPAddress, bool] = {}
+    for destination, gateway in ways:
+        route = Route(table, link.ifindex, destination, gateway)
+        to_itself = is_single(destination) and destination.network_address == gateway
+        if destination in routes or to_itself or host.rejection(route) is not None:
+            continue
+        if gateway not in usable:
+            to_gateway = Route(table, link.ifindex, single(gateway), None)
+            link_local = gateway.version == 6 and gateway.is_link_local
+            near = link_local or within(to_gateway.destination, on_link)
+            usable[gateway] = near or host.rejection(to_gateway) is None
+            if usable[gateway] and not near:
+                routes[to_gateway.destination] = to_gateway
+        if usable[gateway]:
+            routes.setdefault(destination, route)
 
 
 def _further_routes(interface: Interface, host: Host) -> list[tuple[IPNetwork, IPAddress]]:

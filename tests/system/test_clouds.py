@@ -11,7 +11,7 @@ import pytest
 from tests.lab import Lab, Spec
 from tests.lab.metadata.providers import PROVIDERS
 from tests.lab.nic import neighbour_address
-from tests.system.job import CONFIG, audit, cnctl, ip, read_all_facts, refresh, status
+from tests.system.job import CONFIG, audit, cnctl, ip, read_all_facts, refresh, running, status
 
 IPV6 = "2001:db8::/32"
 """The lab's IPv6 is of RFC 3849, neither private nor ULA, and on most clouds no router says that it is on link."""
@@ -235,5 +235,11 @@ def test_vlan_is_a_notice_until_its_link_exists() -> None:
         assert command.startswith(f"ip link add link eth0 name eth0.102 address {vlan.mac} type vlan id 102")
         lab.batch([f"link add name eth0.102 address {vlan.mac} type veth peer name peer"])
         lab.wait_for(lambda: set(vlan.addresses) <= local(lab), 10, "the VLAN's addresses")
-        assert refresh(lab) == "ok"
+        refresh(lab)
         assert not [text for text in status(lab)["notices"] if "has no link here" in text]
+
+
+def test_vlan_with_a_link_here_is_configured() -> None:
+    with running(Spec.cloud("openstack", 3, 3, links="vlan")) as lab:
+        assert set(lab.addresses) <= local(lab)
+        assert status(lab)["state"] == "ok"

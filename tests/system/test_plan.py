@@ -100,7 +100,13 @@ CLOUDS = {
 
 def type_in(lab: Lab) -> None:
     """What `cnctl plan` prints, typed by root in a shell; anew when a router has been heard on a link that came up."""
-    lab.wait_for(lambda: type_once(lab) == "" and set(lab.addresses6) <= present(lab), 20, "nothing to type any more")
+    with_ipv6 = [nic.name for nic in lab.nics if nic.ipv6]
+    advertised = ["ip", "-6", "route", "show", "default", "proto", "ra"]
+    lab.wait_for(
+        lambda: type_once(lab) == "" and all(f"dev {name} " in lab.run(advertised).stdout for name in with_ipv6),
+        20,
+        "nothing to type any more",
+    )
 
 
 def type_once(lab: Lab) -> str:

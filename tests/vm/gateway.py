@@ -1,4 +1,4 @@
-"""Runs in the fetcher's sandbox: asks for gateways, as fetcher/probe.py does.
+"""Runs in the fetcher's sandbox: asks for gateways, as fetcher/gateways.py does.
 
 gateway.py LINK SOURCE TARGET …    a datagram each that dies at the next hop; what became of it, as JSON
 """

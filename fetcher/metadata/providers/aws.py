@@ -73,6 +73,9 @@ class Aws(TreeProvider):
             ("subnet-ipv4-cidr-block", "local-ipv4s", "ipv4-prefix", 4),
             ("subnet-ipv6-cidr-blocks", "ipv6s", "ipv6-prefix", 6),
         ):
+            if addresses in leaves.listed and subnets not in leaves.listed:
+                builder.problems.append(f"{builder.path}: lists {addresses} without {subnets}")
+                continue
             if subnets in leaves.errors:
                 continue  # without their subnet the addresses would be set up wrongly; they are read again
             for node in leaves.words(builder, subnets):

@@ -76,8 +76,13 @@ def served(cloud: str, value: Any) -> Any:
     if cloud in TREES:
         return tree(value)
     if cloud != "hetzner" or not isinstance(value, dict):
-        return value
+        return {key: encodable(below) for key, below in value.items()} if isinstance(value, dict) else value
     return {key: [json.dumps(below)] for key, below in value.items()}
+
+
+def encodable(value: Any) -> Any:
+    """A whole document that is text: what UTF-8 can carry of it."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
 def tree(value: Any) -> Any:

@@ -1,0 +1,326 @@
+"""Passes against a netagent that the test scripts, over its real socket, and a kernel that does what it is told."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cloud_network.fetcher import gateways
+from cloud_network.fetcher.config import Config
+from cloud_network.fetcher.conflicts import ConflictTracker
+from cloud_network.fetcher.metadata.http import Client
+from cloud_network.fetcher.metadata.model import Instance, MetadataError
+from cloud_network.fetcher.metadata.reading import Reading, RemovalProof
+from cloud_network.fetcher.network import kernel
+from cloud_network.fetcher.network.objects import Actual, GatewayUse
+from cloud_network.fetcher.reconciler import Memory, Reconciler
+from cloud_network.fetcher.rejections import LinkHolds, PlanRetry, RejectionTable
+from cloud_network.fetcher.reporting import PassReport
+from cloud_network.netagent import protocol
+from cloud_network.netagent.operations import AddressAdd, Operation, RuleAdd
+from cloud_network.netagent.protocol import (
+    Answer,
+    Apply,
+    Check,
+    CheckAnswer,
+    Confirm,
+    Done,
+    Failed,
+    Hello,
+    HelloAnswer,
+    Refused,
+    Request,
+    Rollback,
+    Verdict,
+)
+
+from .test_schedule import Clock
+from .values import carried_out, has, host, instance, interface, link
+
+BOTH = instance(interface(1), interface(2))
+
+
+@dataclass
+class World:
+    """A kernel, a netagent that changes it, and a metadata server that answers or not."""
+
+    actual: Actual
+    refuse: Callable[[Operation], str | None] = lambda _: None  # by policy: the reason
+    fail: Callable[[Operation], int] = lambda _: 0  # by the kernel: the errno
+    server_answers: Callable[[Actual], bool] = lambda _: True
+    silent: set[GatewayUse] = field(default_factory=set)
+    requests: list[Request] = field(default_factory=list)
+    before: Actual | None = None
+
+    def answer(self, request: Request) -> Answer:
+        if isinstance(request, Hello):
+            return HelloAnswer(Verdict.OK, protocol.VERSION)
+        self.requests.append(request)
+        if isinstance(request, Check):
+            found = [Refused(why, at) for at, op in enumerate(request.ops) if (why := self.refuse(op))]
+            return CheckAnswer(len(found), tuple(found))
+        if isinstance(request, Apply):
+            return self.apply(request.ops)
+        if isinstance(request, Confirm):
+            return Done(Verdict.CONFIRMED)
+        assert isinstance(request, Rollback)
+        assert self.before is not None
+        self.actual = self.before
+        return Done(Verdict.ROLLED_BACK)
+
+    def apply(self, ops: tuple[Operation, ...]) -> Answer:
+        refused = [Refused(why, at) for at, op in enumerate(ops) if (why := self.refuse(op))]
+        if refused:
+            return refused[0]
+        errnos = tuple(self.fail(op) for op in ops)
+        if any(errnos):
+            position = next(at for at, each in enumerate(errnos) if each)
+            return Failed(position, errnos, "Permission denied")
+        self.before, self.actual = self.actual, carried_out(ops, self.actual)
+        return Done(Verdict.APPLIED, len(ops))
+
+    def of(self, kind: type[Request]) -> list[Any]:
+        return [request for request in self.requests if isinstance(request, kind)]
+
+
+class Provider:
+    """A cloud whose metadata the test passes on itself."""
+
+    name, unread = "aws", False
+
+    def __init__(self, world: World) -> None:
+        self.client, self._world = Client("127.0.0.1:9"), world
+
+    def fetch(self) -> Instance:
+        raise MetadataError("unreachable", "not here")
+
+    def answers(self) -> bool:
+        return self._world.server_answers(self._world.actual)
+
+    def credentials(self) -> dict[str, Any]:
+        return {}
+
+
+def serve(world: World, listener: socket.socket) -> None:
+    while True:
+        try:
+            client, _ = listener.accept()
+        except OSError:
+            return
+        with client, client.makefile("rb") as stream:
+            for request in requests(stream):
+                client.sendall(protocol.encode(world.answer(request).to_wire()))
+
+
+def requests(stream: Any) -> Iterator[Request]:
+    while len(header := stream.read(protocol.HEADER.size)) == protocol.HEADER.size:
+        (size,) = protocol.HEADER.unpack(header)
+        yield protocol.request_from_wire(protocol.decode(stream.read(size)))
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[World]:
+    made = World(host(link(1), link(2)))
+    monkeypatch.setattr(kernel, "read", lambda: made.actual)
+    monkeypatch.setattr(gateways, "resolving", lambda asked, *_: frozenset(asked) - made.silent)
+    monkeypatch.setattr("os.geteuid", lambda: 1)  # root sends credentials first, which are not this test's
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(tmp_path / "netagent.sock"))
+        listener.listen(4)
+        threading.Thread(target=serve, args=(made, listener), daemon=True).start()
+        yield made
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def reconciler(world: World, clock: Clock, tmp_path: Path) -> Reconciler:
+    memory = Memory(
+        ConflictTracker(clock), RejectionTable(clock), LinkHolds(clock), PlanRetry(clock), RemovalProof(clock)
+    )
+    return Reconciler(Config(), Provider(world), memory, socket=str(tmp_path / "netagent.sock"))
+
+
+def refresh(reconciler: Reconciler, cloud: Instance = BOTH) -> PassReport:
+    return reconciler.refresh(Reading(cloud, None, 1, 0.1), kernel_changed=False)
+
+
+def addresses(world: World) -> set[str]:
+    return {str(address) for _, address in world.actual.addresses}
+
+
+def texts(report: PassReport) -> list[str]:
+    assert report.comparison is not None
+    return [each.text for each in report.comparison.wanted.withheld]
+
+
+def is_address(op: Operation, text: str) -> bool:
+    return isinstance(op, AddressAdd) and str(op.interface.ip) == text
+
+
+def test_first_pass_configures_everything(world: World, reconciler: Reconciler) -> None:
+    report = refresh(reconciler)
+    assert report.succeeded
+    assert addresses(world) == {"10.0.1.10", "10.0.2.10"}
+    assert [attempt.verdict for attempt in report.attempts] == ["confirmed", "confirmed"]
+
+
+def test_second_pass_sends_no_request(world: World, reconciler: Reconciler) -> None:
+    refresh(reconciler)
+    world.requests.clear()
+    assert refresh(reconciler).succeeded
+    assert world.requests == []
+
+
+def test_refused_operation_is_left_out_and_not_asked_again(world: World, reconciler: Reconciler) -> None:
+    world.refuse = lambda op: "not private" if is_address(op, "10.0.2.10") else None
+    report = refresh(reconciler)
+    assert addresses(world) == {"10.0.1.10"}
+    assert texts(report) == ["10.0.2.10 of eth1: not private"]
+    assert "refused" not in {attempt.verdict for attempt in report.attempts}
+    world.requests.clear()
+    refresh(reconciler)
+    assert world.requests == [], "a standing refusal"
+    reconciler.retry()
+    world.refuse = lambda _: None
+    assert refresh(reconciler).succeeded
+
+
+def test_many_refusals_end_within_a_few_rounds(world: World, reconciler: Reconciler) -> None:
+    world.refuse = lambda op: "no" if isinstance(op, RuleAdd) else None
+    refresh(reconciler)
+    assert len(world.of(Check)) <= 8
+    assert addresses(world) == {"10.0.1.10", "10.0.2.10"}
+
+
+def test_kernel_refusals_are_isolated_in_one_round(world: World, reconciler: Reconciler, clock: Clock) -> None:
+    own = [f"10.0.2.{n}" for n in range(10, 70)]
+    cloud = instance(interface(1), interface(2, "10.0.2.200", *own))
+    world.fail = lambda op: errno.EACCES if isinstance(op, AddressAdd) and str(op.interface.ip) in own else 0
+    report = refresh(reconciler, cloud)
+    assert addresses(world) == {"10.0.1.10", "10.0.2.200"}
+    assert len([attempt for attempt in report.attempts if attempt.verdict == "rolled back"]) == 1
+    assert "the kernel refuses it: Permission denied" in texts(report)[0]
+    world.fail = lambda _: 0
+    clock.now += 10
+    assert refresh(reconciler, cloud).succeeded, "tried again after a time"
+
+
+def test_change_that_breaks_one_link_is_rolled_back_alone(world: World, reconciler: Reconciler, clock: Clock) -> None:
+    """Of three links, the third's addresses cut the metadata server off."""
+    world.actual = host(link(1), link(2), link(3))
+    cloud = instance(interface(1), interface(2), interface(3))
+    world.server_answers = lambda actual: not any(ifindex == 4 for ifindex, _ in actual.addresses)
+    report = refresh(reconciler, cloud)
+    assert addresses(world) == {"10.0.1.10", "10.0.2.10"}
+    assert report.netagent is not None
+    assert report.netagent.message.startswith("change rolled back: eth2: the metadata server did not answer")
+    world.requests.clear()
+    for _ in range(3):
+        refresh(reconciler, cloud)
+    assert world.of(Apply) == [], "not tried again without news"
+    clock.now += 400
+    refresh(reconciler, cloud)
+    assert len(world.of(Apply)) == 1
+
+
+def test_news_of_the_link_ends_its_hold(world: World, reconciler: Reconciler) -> None:
+    world.server_answers = lambda actual: not any(str(ip) == "10.0.2.66" for _, ip in actual.addresses)
+    refresh(reconciler, instance(interface(1), interface(2, "10.0.2.66")))
+    assert addresses(world) == {"10.0.1.10"}
+    refresh(reconciler, instance(interface(1), interface(2, "10.0.2.10")))
+    assert addresses(world) == {"10.0.1.10", "10.0.2.10"}
+
+
+def test_server_that_is_down_anyway_holds_no_link(world: World, reconciler: Reconciler, clock: Clock) -> None:
+    up = {"answers": False}
+    world.server_answers = lambda _: up["answers"]
+    report = refresh(reconciler)
+    assert addresses(world) == set()
+    assert report.netagent is not None
+    assert "did not answer after the change" in report.netagent.message
+    up["answers"] = True
+    clock.now += 2
+    assert refresh(reconciler).succeeded
+
+
+def test_silent_new_gateway_gets_no_route(world: World, reconciler: Reconciler) -> None:
+    world.actual = host(link(1), link(2), addresses=has(2, "10.0.1.10/24") | has(3, "10.0.2.10/24"))
+    world.silent = {GatewayUse(3, interface(2).gateways[0])}
+    report = refresh(reconciler)
+    assert any("gateway 10.0.2.1 of eth1: it does not answer ARP" in text for text in texts(report))
+    gateways_now = {str(route.gateway) for route in world.actual.routes if route.gateway is not None}
+    assert gateways_now == {"10.0.1.1"}
+    assert all(attempt.verdict == "confirmed" for attempt in report.attempts), "probed before the change"
+
+
+def test_silent_gateway_of_a_bare_link_is_rolled_back_and_left_out(world: World, reconciler: Reconciler) -> None:
+    world.silent = {GatewayUse(3, interface(2).gateways[0])}
+    report = refresh(reconciler)
+    assert [attempt.verdict for attempt in report.attempts].count("rolled back") == 1
+    assert addresses(world) == {"10.0.1.10", "10.0.2.10"}
+    assert "10.0.2.1" not in {str(route.gateway) for route in world.actual.routes}
+
+
+def test_removal_waits_for_a_second_read(world: World, reconciler: Reconciler) -> None:
+    cloud = instance(interface(1, "10.0.1.10", "10.0.1.11"), interface(2))
+    refresh(reconciler, cloud)
+    report = refresh(reconciler)
+    assert report.unproven
+    assert "10.0.1.11" in addresses(world)
+    refresh(reconciler)
+    assert "10.0.1.11" not in addresses(world)
+
+
+def test_failed_read_changes_nothing(world: World, reconciler: Reconciler) -> None:
+    refresh(reconciler)
+    world.actual = replace(world.actual, addresses={})
+    world.requests.clear()
+    report = reconciler.refresh(Reading(None, MetadataError("timeout", "no answer"), 1, 5.0), kernel_changed=True)
+    assert report.comparison is None
+    assert world.requests == []
+
+
+def test_drift_is_repaired_and_counted(world: World, reconciler: Reconciler) -> None:
+    refresh(reconciler)
+    world.actual = replace(world.actual, rules=frozenset())
+    report = reconciler.compare(kernel_changed=True)
+    assert report.succeeded
+    assert report.repaired == len(world.actual.rules)
+
+
+def test_drift_is_not_repaired_without_the_server(world: World, reconciler: Reconciler) -> None:
+    refresh(reconciler)
+    world.actual = replace(world.actual, rules=frozenset())
+    world.server_answers = lambda _: False
+    report = reconciler.compare(kernel_changed=True)
+    assert report.read_first
+    assert world.actual.rules == frozenset()
+
+
+def test_missing_netagent_is_reported_and_asked_again_soon(
+    reconciler: Reconciler, world: World, clock: Clock, tmp_path: Path
+) -> None:
+    (tmp_path / "netagent.sock").unlink()
+    report = refresh(reconciler)
+    assert report.netagent is not None
+    assert report.netagent.serious
+    assert report.attempts[0].verdict == "unreachable"
+    assert clock.now < report.retry_at < clock.now + 7
+
+
+def test_plan_in_parts_is_applied_whole(world: World, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloud_network.fetcher.reconciler.MAX_OPS", 8)
+    world.actual = host(*(link(number) for number in range(1, 5)))
+    assert refresh(reconciler, instance(*(interface(number) for number in range(1, 5)))).succeeded
+    assert max(len(request.ops) for request in world.of(Check)) <= 8
