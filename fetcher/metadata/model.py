@@ -109,13 +109,13 @@ class Instance:
 
     @property
     def may_remove(self) -> bool:
-        """True if an interface that is not listed, and is not `unproven`, is no longer there."""
-        return not self.stale and all(problem.mac for problem in self.problems)
+        """True if whatever is not listed is no longer there, except on interfaces that are `unproven`."""
+        return not self.stale and not self.problems
 
     @property
     def complete(self) -> bool:
         """True if everything was understood, so that whatever is not listed is no longer there."""
-        return self.may_remove and not self.problems and not self.unproven
+        return self.may_remove and not self.unproven
 
     def with_known(self, before: Instance | None) -> Instance:
         """Return this instance with the parts that it does not prove absent, as `before` had them."""
@@ -123,7 +123,7 @@ class Instance:
             return self
         listed = {each.mac for each in self.interfaces}
         kept = [each for each in before.interfaces if each.mac not in listed]
-        if self.may_remove:
+        if not self.stale and all(problem.mac for problem in self.problems):
             kept = [each for each in kept if each.mac in self.unproven]
         known = {each.mac: each for each in before.interfaces}
         taken = {address.ip for each in self.interfaces for address in each.addresses}

@@ -90,7 +90,7 @@ def test_host_bits_of_a_prefix_are_dropped() -> None:
 def test_problem_proves_nothing_about_its_interface() -> None:
     assert instance(interface(1)).complete
     named = instance(interface(1), problems=(Problem(mac(2), "bad"),))
-    assert (named.complete, named.may_remove, named.unproven) == (False, True, {mac(2)})
+    assert (named.complete, named.may_remove, named.unproven) == (False, False, {mac(2)})
     nameless = instance(interface(1), problems=(Problem("", "bad"),))
     assert (nameless.complete, nameless.may_remove) == (False, False)
     stale = instance(interface(1), stale=True)
