@@ -1,12 +1,15 @@
 """The configuration: the original's file, every key, every mistake, and agreement with TOML."""
 
+import re
+import tomllib
 from contextlib import suppress
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 from cloud_network.fetcher import config
-from cloud_network.fetcher.config import Config, ConfigError, load
+from cloud_network.fetcher.config import KEYS, Config, ConfigError, load
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -257,3 +260,13 @@ def test_any_file_is_read_or_is_a_config_error(tmp_path_factory: pytest.TempPath
     path.write_text(content, newline="")
     with suppress(ConfigError):
         load(path, {})
+
+
+def test_installed_file_lists_every_key_with_its_default(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[3] / "systemd/cloud-network.toml").read_text()
+    whole = re.sub(r"(?m)^# (?=[A-Z]\w+ = )", "", text)
+    listed = {section: set(keys) for section, keys in tomllib.loads(whole).items()}
+    assert listed == {section: set(keys) for section, keys in KEYS.items()}
+    path = tmp_path / "cloud-network.toml"
+    path.write_text(whole)
+    assert replace(load(path, {}), prefixes=None) == Config()
