@@ -43,9 +43,10 @@ def _note_plan(answer: dict[str, Any]) -> None:
         note(f"left out: {text}")
 
 
-def refresh(state: Path, as_json: bool) -> Exit:
+def refresh(state: Path, as_json: bool, *, retry: bool = False) -> Exit:
     """Have the fetcher read the metadata and repair the network, and print the result."""
-    result = ask(state, "refresh", "refresh", "a refresh can change the network")
+    command = "retry" if retry else "refresh"
+    result = ask(state, command, "refresh", "a refresh can change the network")
     if as_json:
         output.show_json(result)
     else:

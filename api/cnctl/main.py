@@ -250,12 +250,16 @@ def plan_command(options: Options) -> None:
 
 
 @cli.command("refresh", short_help="Read the metadata and repair now. As root.")
+@click.option("--retry", is_flag=True, help="Also try again what was refused or rolled back.")
 @common
-def refresh_command(options: Options) -> None:
-    """Read the metadata now, and repair differences. As root."""
+def refresh_command(options: Options, retry: bool) -> None:
+    """Read the metadata now, and repair differences. As root.
+
+    A change that broke something, and was rolled back, waits for minutes to hours; --retry tries it at once.
+    """
     from cloud_network.api.cnctl import control
 
-    execute(options, lambda: control.refresh(options.state, options.json))
+    execute(options, lambda: control.refresh(options.state, options.json, retry=retry))
 
 
 @cli.command("flush", short_help="Remove everything that we added. As root.")

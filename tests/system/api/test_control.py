@@ -75,6 +75,12 @@ class TestControl:
         assert asked == [{"command": "refresh"}]
         assert (ended.code, ended.out) == (0, "generation: 8\n   verdict: confirmed\\x1b\n")
 
+    def test_refresh_can_retry_what_was_refused(self, state: StateDirectory, cnctl: Cnctl) -> None:
+        with fetcher(state, frame({"ok": True, "result": {"state": "ok"}})) as asked:
+            ended = cnctl("refresh", "--retry")
+        assert asked == [{"command": "retry"}]
+        assert (ended.code, ended.out) == (0, "state: ok\n")
+
     def test_a_refusal_is_1_with_the_reason(self, state: StateDirectory, cnctl: Cnctl) -> None:
         with fetcher(state, frame({"ok": False, "error": "the metadata\x1b server does not answer"})):
             ended = cnctl("refresh")

@@ -159,7 +159,7 @@ def test_moving_address_is_believed_when_read_twice(cloud: InProcess, alibaba: A
 
 def test_facts_wait_for_the_next_refresh(cloud: InProcess, alibaba: Alibaba) -> None:
     alibaba.fetch()
-    assert len(cloud.requests()) <= 5 + 13 * 4
+    assert len(cloud.requests()) <= 5 + 12 * 4
     assert alibaba.pending_facts
     found = settled(alibaba)
     assert found.system["instance/instance-type"] == "ecs.g6e.large"
