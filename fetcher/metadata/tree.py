@@ -37,7 +37,7 @@ MACS = "network/interfaces/macs/"
 _KEYS = "public-keys/"
 _NAME = re.compile(r"[A-Za-z0-9._:=+@,-]+/?")  # a role's name may have +=,.@- (IAM)
 _FIXED_REQUESTS, _REQUESTS_EACH = 5, 12  # what a refresh may cost, and for each interface
-_TOKEN_AND_LOOK = 5  # requests of these kept free of facts: a new token, and whether the server still answers
+_TOKEN_AND_LOOK = 3  # requests of these kept free of facts: a new token, and whether the server still answers
 
 
 @dataclass(frozen=True, slots=True)
