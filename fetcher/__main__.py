@@ -15,7 +15,7 @@ from cloud_network.fetcher import service
 from cloud_network.fetcher.config import EX_CONFIG, Config
 from cloud_network.fetcher.control import flush_directly
 from cloud_network.fetcher.daemon import Daemon, PassHungError, configure
-from cloud_network.fetcher.metadata.detect import DetectionError, detect, read_dmi
+from cloud_network.fetcher.metadata.detect import DetectionError, detect, read_firmware
 from cloud_network.fetcher.reconciler import Reconciler
 from cloud_network.fetcher.reporting import Reporter
 from cloud_network.fetcher.service import Notifier, api_listeners
@@ -86,7 +86,7 @@ def _run(config: Config, path: Path) -> None:
     except AlreadyRunning as error:
         raise SystemExit(f"cloud-network-fetcher: {error}") from None
     try:
-        provider = detect(config.provider, read_dmi())
+        provider = detect(config.provider, read_firmware())
     except DetectionError as error:
         _write_reason(state, lock.run, error)
         raise _hopeless(error) from None

@@ -22,8 +22,8 @@ from cloud_network.fetcher import config as configuration
 from cloud_network.fetcher import service
 from cloud_network.fetcher.config import Config, Purge
 from cloud_network.fetcher.control import Control, FlushAnswer, flush_answer
+from cloud_network.fetcher.metadata.base import Provider, Waiting
 from cloud_network.fetcher.metadata.model import MetadataError
-from cloud_network.fetcher.metadata.providers import Provider, Waiting
 from cloud_network.fetcher.metadata.reading import Reading, read_metadata
 from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.networkd import Networkd
@@ -362,7 +362,7 @@ def watch_metadata(provider: Waiting, changed: Callable[[], object]) -> None:
     while True:
         began, delay = time.monotonic(), 0.0
         try:
-            if provider.wait():
+            if provider.wait_for_change():
                 changed()
             if time.monotonic() > began + _WATCH_CALM:
                 backoff.reset()

@@ -16,12 +16,12 @@ from cloud_network.fetcher.apply import Netagent, NetagentError, Outcome, compon
 from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.conflicts import ConflictTracker
 from cloud_network.fetcher.gateways import GatewayCheck, new_gateways, unresolved
+from cloud_network.fetcher.metadata.base import Provider
 from cloud_network.fetcher.metadata.model import Instance, MetadataError
-from cloud_network.fetcher.metadata.providers import Provider
 from cloud_network.fetcher.metadata.reading import Reading, RemovalProof
 from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.network.desired import desired
-from cloud_network.fetcher.network.matching import managed, match_links, with_leases
+from cloud_network.fetcher.network.matching import managed, match_links, with_leases, without_absent_vlans
 from cloud_network.fetcher.network.objects import (
     Actual,
     Cause,
@@ -125,7 +125,7 @@ class Reconciler:
         self._server_ok = reading.error is None
         if reading.instance is None:
             return PassReport(reading=reading)
-        instance = reading.instance.with_what_was_known(self._known)
+        instance = reading.instance.with_known(self._known)
         try:
             here = self._compare(instance, proof=True)
         except kernel.KernelError as error:
@@ -146,7 +146,7 @@ class Reconciler:
         problem = str(reading.error) if reading.error is not None else None
         instance = self._known
         if reading.instance is not None:
-            instance = reading.instance.with_what_was_known(self._known)
+            instance = reading.instance.with_known(self._known)
             problem = "; ".join(each.text for each in instance.problems) or None
         if instance is None:
             raise reading.error or MetadataError("unread", "the metadata have not been read yet")
@@ -190,7 +190,8 @@ class Reconciler:
 
     def _snapshot(self, metadata: Instance, actual: Actual) -> Snapshot:
         matches = match_links(metadata, self._config, actual.links)
-        return Snapshot(metadata, with_leases(metadata, matches, actual), matches, self._config, actual)
+        present = without_absent_vlans(metadata, matches, actual.links)
+        return Snapshot(metadata, with_leases(present, matches, actual), matches, self._config, actual)
 
     def _plan(self, snapshot: Snapshot) -> Comparison:
         """Plan with the present rejections."""

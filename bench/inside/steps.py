@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cloud_network.fetcher import config as configuration
-from cloud_network.fetcher.metadata.detect import detect, read_dmi
+from cloud_network.fetcher.metadata.detect import detect, read_firmware
 from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.network.desired import desired
 from cloud_network.fetcher.network.matching import match_links, with_leases
@@ -25,7 +25,7 @@ from cloud_network.netagent.view import Known, Snapshot, View
 def measure(rounds: int) -> dict[str, list[float]]:
     """{step: milliseconds of each round}."""
     config = configuration.load(configuration.PATH)
-    provider = detect(config.provider, read_dmi())
+    provider = detect(config.provider, read_firmware())
     provider.client.kinds = config.allow_kinds
     opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
     operator, known, netlink = settings.load(), Known(settings.resolvers()), Kernel(opened)

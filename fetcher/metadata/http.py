@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.message import Message
 from email.utils import parsedate_to_datetime
@@ -61,7 +61,8 @@ class Response:
 
     def error(self, path: str) -> MetadataError:
         """Return the error for a status that cannot be used, with the server's Retry-After (RFC 9110, 10.2.3)."""
-        return MetadataError("status", f"{path}: HTTP {self.status}", _retry_after(self.headers.get("retry-after", "")))
+        retry_after = _retry_after(self.headers.get("retry-after", ""))
+        return MetadataError("status", f"{path}: HTTP {self.status}", retry_after, self.status)
 
 
 class _NotConnectedError(MetadataError):
@@ -79,6 +80,7 @@ class _BoundAdapter(HTTPAdapter):
         if interface:
             self._options.append((socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode()))  # type: ignore[arg-type]
         self.socket: socket.socket | None = None  # of the connection that was made last
+        self._expired = threading.Event()
         super().__init__(pool_connections=1, pool_maxsize=1)
 
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **more: Any) -> None:
@@ -89,37 +91,43 @@ class _BoundAdapter(HTTPAdapter):
         class Connection(urllib3.connection.HTTPConnection):
             def connect(self) -> None:
                 super().connect()
-                adapter.socket = self.sock
+                adapter.register(self.sock)
 
         class Pool(urllib3.HTTPConnectionPool):
             ConnectionCls = Connection
 
         self.poolmanager.pool_classes_by_scheme = {"http": Pool}
 
+    def register(self, connected: socket.socket) -> None:
+        """Note the socket of a new connection, and shut it down if the deadline has passed while it was made."""
+        self.socket = connected
+        if self._expired.is_set():
+            self._shut_down()
 
-@contextmanager
-def _deadline(adapter: _BoundAdapter, seconds: float) -> Iterator[threading.Event]:
-    """Shut the adapter's connection down after `seconds`. The event says whether that happened.
+    @contextmanager
+    def deadline(self, seconds: float) -> Iterator[threading.Event]:
+        """Shut the connection down after `seconds`. The event is set if that happened.
 
-    A server that sends one byte at a time outlasts every timeout that starts again with each byte.
-    """
-    expired = threading.Event()
+        A server that sends one byte at a time outlasts every timeout that starts again with each byte.
+        """
+        expired = self._expired = threading.Event()
+        timer = threading.Timer(seconds, self._expire, (expired,))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield expired
+        finally:
+            timer.cancel()
 
-    def expire() -> None:
+    def _expire(self, expired: threading.Event) -> None:
         expired.set()
-        if adapter.socket is not None:
-            try:
-                adapter.socket.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                return  # closed already
+        if expired is self._expired:  # else the next request has begun
+            self._shut_down()
 
-    timer = threading.Timer(seconds, expire)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield expired
-    finally:
-        timer.cancel()
+    def _shut_down(self) -> None:
+        if self.socket is not None:
+            with suppress(OSError):  # closed already
+                self.socket.shutdown(socket.SHUT_RDWR)
 
 
 class Client:
@@ -135,8 +143,8 @@ class Client:
         self._endpoints = deque(endpoints)
         self.kinds: tuple[str, ...] = ()  # link kinds that count as the cloud's besides plain ones: AllowKinds=
         self.requests = 0
-        self.ends = math.inf  # time.monotonic() after which nothing more is asked: the deadline of a whole read
         self.interface = ""  # by which the server was reached last; "": not bound to an interface
+        self._until = math.inf  # time.monotonic() at which all requests end
         self._session: requests.Session | None = None
         self._adapter = _BoundAdapter("")
 
@@ -149,18 +157,24 @@ class Client:
         """The endpoint that the next request goes to first."""
         return self._endpoints[0]
 
+    @contextmanager
+    def until(self, deadline: float) -> Iterator[None]:
+        """End every request in the block at `deadline` (of time.monotonic), with an error of kind timeout."""
+        self._until = deadline
+        try:
+            yield
+        finally:
+            self._until = math.inf
+
     def request(
-        self, method: str, path: str, headers: Mapping[str, str] | None = None, seconds: float = READ_TIMEOUT_S
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, seconds: float | None = None
     ) -> Response:
         """Return the answer, whatever its status. Raises MetadataError if none arrived whole in time.
 
-        `seconds` is the time for the next bytes; the whole answer may take twice as long.
+        `seconds` is the time for the next bytes (READ_TIMEOUT_S if None); the whole answer may take twice as long.
         """
-        left = self.ends - time.monotonic()
-        if left <= 0:
-            raise MetadataError("timeout", f"{method} {path}: the time for the whole read of the metadata is over")
+        seconds = READ_TIMEOUT_S if seconds is None else seconds
         self.requests += 1
-        seconds = min(seconds, left)
         first: MetadataError | None = None
         for _ in range(len(self._endpoints)):
             try:
@@ -216,11 +230,14 @@ class Client:
         """Send one request and read its answer whole. A connection on which anything went wrong is closed."""
         url = f"http://{self.endpoint}{path}"
         assert self._session is not None, "_open comes first"
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise MetadataError("timeout", f"{method} {url}: not sent, the time for this refresh is over")
         try:
-            with _deadline(self._adapter, 2 * seconds) as expired:
+            with self._adapter.deadline(min(2 * seconds, left)) as expired:
                 answer = self._session.request(
-                    method, url, headers=dict(headers), timeout=(connect_timeout, seconds), stream=True,
-                    allow_redirects=False,
+                    method, url, headers=dict(headers), timeout=(min(connect_timeout, left), min(seconds, left)),
+                    stream=True, allow_redirects=False,
                 )  # fmt: skip
                 with answer:
                     body = _read_body(answer, url, expired)

@@ -1,4 +1,4 @@
-"""What a cloud says of an instance, validated and frozen: the same for every provider."""
+"""An instance as its cloud describes it: validated, frozen, and the same for every provider."""
 
 from __future__ import annotations
 
@@ -22,87 +22,158 @@ IPInterface = IPv4Interface | IPv6Interface
 IPNetwork = IPv4Network | IPv6Network
 
 EVERYTHING: dict[int, IPNetwork] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
-"""By the family: what a default route is for, and a rule that has no selector."""
+"""The default route's destination, by IP version."""
+MAX_INTERFACES = 64
+MAX_ADDRESSES = 4096
+"""Bounds of one instance, addresses and ranges of all interfaces together. More is reported and left out."""
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _SHORTEST = {4: 8, 6: 32}  # no subnet or range of an instance is larger
 _THIS_NETWORK = IPv4Network("0.0.0.0/8")
 
 
 class MetadataError(Exception):
-    """The metadata could not be had, or is not what the cloud documents. Nothing may be removed on its account.
+    """The metadata could not be read, or are not what the cloud documents. Nothing may be removed on account of it.
 
-    `kind` groups errors for the metrics (timeout, status, invalid …); the text names the path in the document.
-    `retry_after`: the seconds for which the server asks to be left in peace.
+    `kind` groups errors for the metrics (timeout, status, invalid ...); the text names the path in the document.
+    `retry_after` is how many seconds the server asks to wait; `status` is that of the answer, 0 if that was not wrong.
     """
 
-    def __init__(self, kind: str, message: str, retry_after: float = 0.0) -> None:
+    def __init__(self, kind: str, message: str, retry_after: float = 0.0, status: int = 0) -> None:
         super().__init__(message)
-        self.kind, self.retry_after = kind, retry_after
+        self.kind, self.retry_after, self.status = kind, retry_after, status
 
 
 def invalid(path: str, value: object, accepted: str) -> MetadataError:
-    """The error for a value at `path` of the document that is not what is `accepted` there."""
+    """Return the error for a value at `path` of the document that is not what is `accepted` there."""
     shown = repr(value)
-    return MetadataError("invalid", f"{path}: {shown if len(shown) <= 60 else shown[:57] + '…'} is not {accepted}")
+    return MetadataError("invalid", f"{path}: {shown if len(shown) <= 60 else shown[:57] + '...'} is not {accepted}")
+
+
+@dataclass(frozen=True, slots=True)
+class Vlan:
+    """A VLAN that carries an interface. Its link is made by the image or the operator, never by us."""
+
+    tag: int
+    parent: str  # the MAC address of the interface below it; "" if the metadata do not tell
 
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """One network interface, as the cloud's control plane knows it."""
+    """One network interface of the cloud."""
 
     mac: str  # 02:00:00:00:00:01
     addresses: tuple[IPInterface, ...]  # private, in the metadata's order, each with its subnet's prefix length
     subnets: tuple[IPNetwork, ...]
-    gateways: tuple[IPAddress, ...] = ()  # the cloud's own word or its documented convention; at most one a family
+    gateways: tuple[IPAddress, ...] = ()  # from the metadata or the cloud's documented convention; one per IP version
     device_number: int | None = None
-    network_card: int = 0  # AWS: device numbers count anew on each card
-    routed: bool = False  # GCP: nothing but the gateway is on link, the rest of the subnets lies behind it
-    routes: tuple[tuple[IPNetwork, IPAddress], ...] = ()  # what lies behind other gateways: (network, gateway)
-    ranges: tuple[IPNetwork, ...] = ()  # delegated whole: never expanded into addresses
-    public: tuple[IPAddress, ...] = ()  # for display; the cloud translates them
+    network_card: int = 0  # AWS: device numbers start again on each card
+    routed: bool = False  # GCP: only the gateway is on link; the rest of the subnets lies behind it
+    routes: tuple[tuple[IPNetwork, IPAddress], ...] = ()  # networks behind other gateways: (network, gateway)
+    ranges: tuple[IPNetwork, ...] = ()  # delegated as a whole, never expanded into addresses
+    public: tuple[IPAddress, ...] = ()  # shown only: the cloud translates them
     mtu: int | None = None
-    document: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)  # as the provider says it
+    dhcp: bool = False  # the metadata leave its addresses to DHCP
+    vlan: Vlan | None = None
+    document: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)  # as the cloud gives it
 
 
 class Problem(NamedTuple):
-    """What was wrong with one interface, which is therefore not listed."""
+    """A part of the metadata that is not understood, and therefore left alone."""
 
-    mac: str
+    mac: str  # of the interface that it belongs to; "" if that cannot be told
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """Everything that one read of the metadata said. Equal when the network part is equal."""
+    """The result of one read of the metadata. Two are equal if their network parts are."""
 
     provider: str
     interfaces: tuple[Interface, ...]
     problems: tuple[Problem, ...] = ()
-    notices: tuple[str, ...] = ()  # what is understood and not configured: it will stay so, and is nobody's mistake
+    notices: tuple[str, ...] = ()  # understood and not configured; no error
+    left_alone: frozenset[str] = frozenset()  # MACs of interfaces that notices are about
     system: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
     identity: Mapping[str, bytes] = field(default_factory=dict, hash=False, compare=False)
-    stale: bool = False  # from a source that may be older than what it describes, such as a config drive
+    stale: bool = False  # from a source that may be older than the instance's state, such as a config drive
+
+    @property
+    def unproven(self) -> frozenset[str]:
+        """The MACs of interfaces that may have more than is listed: nothing of theirs may be removed.
+
+        These are the interfaces with a problem or a notice, and those without any address that are not left to DHCP:
+        an unexpected empty list proves nothing.
+        """
+        empty = {each.mac for each in self.interfaces if not each.addresses and not each.dhcp}
+        return self.left_alone | {problem.mac for problem in self.problems if problem.mac} | empty
+
+    @property
+    def may_remove(self) -> bool:
+        """True if an interface that is not listed, and is not `unproven`, is no longer there."""
+        return not self.stale and all(problem.mac for problem in self.problems)
 
     @property
     def complete(self) -> bool:
-        """Whether this read may serve as proof that something is no longer there."""
-        return not self.problems and not self.stale
+        """True if everything was understood, so that whatever is not listed is no longer there."""
+        return self.may_remove and not self.problems and not self.unproven
 
-    def with_what_was_known(self, before: Instance | None) -> Instance:
-        """Interfaces that could not be read this time stay as they were."""
-        unread = {problem.mac for problem in self.problems}
-        kept = tuple(interface for interface in before.interfaces if interface.mac in unread) if before else ()
-        return replace(self, interfaces=self.interfaces + kept)
+    def with_known(self, before: Instance | None) -> Instance:
+        """Return this instance with the parts that it does not prove absent, as `before` had them."""
+        if before is None or self.complete:
+            return self
+        listed = {each.mac for each in self.interfaces}
+        kept = [each for each in before.interfaces if each.mac not in listed]
+        if self.may_remove:
+            kept = [each for each in kept if each.mac in self.unproven]
+        known = {each.mac: each for each in before.interfaces}
+        taken = {address.ip for each in self.interfaces for address in each.addresses}
+        merged = [
+            _merged(each, known[each.mac], taken) if each.mac in self.unproven and each.mac in known else each
+            for each in self.interfaces
+        ]
+        return replace(self, interfaces=(*merged, *kept))
+
+
+def _merged(now: Interface, before: Interface, taken: set[IPAddress]) -> Interface:
+    """Add the parts of `before` to an interface whose parts could not all be read; `taken` is in use elsewhere."""
+    versions = {gateway.version for gateway in now.gateways}
+    return replace(
+        now,
+        addresses=(*now.addresses, *(each for each in before.addresses if each.ip not in taken)),
+        subnets=tuple(dict.fromkeys((*now.subnets, *before.subnets))),
+        gateways=(*now.gateways, *(each for each in before.gateways if each.version not in versions)),
+        routes=tuple(dict.fromkeys((*now.routes, *before.routes))),
+        ranges=tuple(dict.fromkeys((*now.ranges, *before.ranges))),
+        mtu=now.mtu or before.mtu,
+    )
+
+
+def bounded(instance: Instance) -> Instance:
+    """Return the instance within MAX_INTERFACES and MAX_ADDRESSES. Each interface that loses a part gets a Problem."""
+    problems = list(instance.problems)
+    if len(instance.interfaces) > MAX_INTERFACES:
+        text = f"{len(instance.interfaces)} interfaces are listed; the first {MAX_INTERFACES} are configured"
+        problems.append(Problem("", text))
+    interfaces, room = list[Interface](), MAX_ADDRESSES
+    for each in instance.interfaces[:MAX_INTERFACES]:
+        addresses = each.addresses[:room]
+        ranges = each.ranges[: room - len(addresses)]
+        left_out = len(each.addresses) + len(each.ranges) - len(addresses) - len(ranges)
+        if left_out:
+            problems.append(Problem(each.mac, f"{each.mac}: {left_out} addresses are more than {MAX_ADDRESSES} in all"))
+        room -= len(addresses) + len(ranges)
+        interfaces.append(replace(each, addresses=addresses, ranges=ranges) if left_out else each)
+    return replace(instance, interfaces=tuple(interfaces), problems=tuple(problems))
 
 
 def host(address: IPAddress) -> IPNetwork:
-    """The network of one address. From numbers: `ip_network` reads what it has written as text first."""
+    """Return the network of one address."""
     make = IPv4Network if address.version == 4 else IPv6Network
-    return make((int(address), address.max_prefixlen))
+    return make((int(address), address.max_prefixlen))  # from numbers: much faster than from text
 
 
 def parse_mac(path: str, text: str) -> str:
-    """A MAC address in lower case with colons."""
+    """Return a MAC address in lower case with colons."""
     mac = text.strip().lower()
     if not _MAC.fullmatch(mac):
         raise invalid(path, text, "a MAC address")
@@ -110,39 +181,39 @@ def parse_mac(path: str, text: str) -> str:
 
 
 def parse_address(path: str, text: str) -> IPAddress:
-    """An address that a host can have."""
+    """Return an address that a host can have."""
     try:
         address = ip_address(text.strip())
     except ValueError:
         raise invalid(path, text, "an IP address") from None
     if address.version == 6:
-        nobodys = address.scope_id is not None or address.ipv4_mapped is not None
+        unusable = address.scope_id is not None or address.ipv4_mapped is not None
     else:
-        nobodys = address.is_reserved or address in _THIS_NETWORK
-    if nobodys or address.is_loopback or address.is_multicast or address.is_unspecified:
+        unusable = address.is_reserved or address in _THIS_NETWORK
+    if unusable or address.is_loopback or address.is_multicast or address.is_unspecified:
         raise invalid(path, text, "an address that an interface can have")
     return address
 
 
 def parse_network(path: str, text: str) -> IPNetwork:
-    """A prefix without host bits."""
+    """Return a prefix such as 10.0.1.0/24. Host bits (10.0.1.5/24) are dropped."""
     try:
-        network = ip_network(text.strip())
+        network = ip_network(text.strip(), strict=False)
     except ValueError:
         raise invalid(path, text, "a prefix such as 10.0.1.0/24") from None
-    nobodys = network.is_loopback or network.is_multicast or (network.version == 4 and network.is_reserved)
-    if network.prefixlen < _SHORTEST[network.version] or nobodys:
+    unusable = network.is_loopback or network.is_multicast or (network.version == 4 and network.is_reserved)
+    if network.prefixlen < _SHORTEST[network.version] or unusable:
         raise invalid(path, text, "a prefix that an interface can have")
     return network
 
 
 def place(path: str, address: IPAddress, subnets: tuple[IPNetwork, ...]) -> IPInterface:
-    """The address with the prefix length of its subnet; an error when no host in any of them can have it."""
+    """Return the address with the prefix length of its subnet. Raises MetadataError if no host in them can have it."""
+    make = IPv4Interface if address.version == 4 else IPv6Interface
     for subnet in subnets:
         if address.version == subnet.version and address in subnet:
-            nobodys = (subnet.network_address, subnet.broadcast_address)
-            if subnet.version == 4 and subnet.prefixlen < 31 and address in nobodys:
+            ends = (subnet.network_address, subnet.broadcast_address)
+            if subnet.version == 4 and subnet.prefixlen < 31 and address in ends:
                 raise invalid(path, str(address), f"a host's: it is the network's or broadcast address of {subnet}")
-            make = IPv4Interface if address.version == 4 else IPv6Interface
-            return make((int(address), subnet.prefixlen))  # from numbers, as in `host`
+            return make((int(address), subnet.prefixlen))
     raise invalid(path, str(address), "inside " + (" or ".join(map(str, subnets)) or "any subnet of its interface"))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from cloud_network.fetcher.metadata.model import Instance, Interface, MetadataError, Problem
-from cloud_network.fetcher.metadata.providers import Provider
+from cloud_network.fetcher.metadata.base import Provider
+from cloud_network.fetcher.metadata.model import Instance, MetadataError
 
 MAX_INTERFACES = 64
 MAX_ADDRESSES = 4096
@@ -29,37 +28,13 @@ class Reading:
 def read_metadata(provider: Provider, deadline: float) -> Reading:
     """Read the metadata within `deadline` seconds, however many requests that takes."""
     began, before = time.monotonic(), provider.client.requests
-    provider.client.ends = began + deadline
     instance, error = None, None
     try:
-        instance = bounded(provider.fetch())
+        instance = provider.fetch(began + deadline)
     except MetadataError as raised:
         error = raised
-    finally:
-        provider.client.ends = math.inf
     seconds = round(time.monotonic() - began, 4)
-    return Reading(instance, error, provider.client.requests - before, seconds, provider.unread)
-
-
-def bounded(instance: Instance) -> Instance:
-    """Return the instance without what exceeds the bounds; that is a problem, so that nothing is removed."""
-    kept: list[Interface] = []
-    left = MAX_ADDRESSES
-    for interface in instance.interfaces[:MAX_INTERFACES]:
-        size = len(interface.addresses) + len(interface.ranges)
-        if size <= left:
-            kept.append(interface)
-            left -= size
-    problems = list(instance.problems[:MAX_INTERFACES])
-    if len(kept) < len(instance.interfaces):
-        text = (
-            f"{len(instance.interfaces) - len(kept)} of {len(instance.interfaces)} interfaces are left out: at most "
-            f"{MAX_INTERFACES} interfaces with {MAX_ADDRESSES} addresses are configured"
-        )
-        problems.append(Problem("", text))
-    elif len(problems) == len(instance.problems):
-        return instance
-    return replace(instance, interfaces=tuple(kept), problems=tuple(problems))
+    return Reading(instance, error, provider.client.requests - before, seconds, provider.pending_facts)
 
 
 class RemovalProof:

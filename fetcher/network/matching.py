@@ -31,6 +31,28 @@ def match_links(instance: Instance, config: Config, links: Iterable[Link]) -> Ma
     return {mac: candidates[0] for mac, candidates in found.items() if len(candidates) == 1}
 
 
+def without_absent_vlans(instance: Instance, matches: Matches, links: Iterable[Link]) -> Instance:
+    """Return the instance without VLANs that have no link here; a notice for each says how to make the link."""
+    absent = {each.mac for each in instance.interfaces if each.vlan is not None and each.mac not in matches}
+    if not absent:
+        return instance
+    names = {link.mac: link.name for link in links if link.kind is None}
+    notices = tuple(_how_to_make(each, names) for each in instance.interfaces if each.mac in absent)
+    present = tuple(each for each in instance.interfaces if each.mac not in absent)
+    return replace(instance, interfaces=present, notices=(*instance.notices, *notices))
+
+
+def _how_to_make(interface: Interface, names: Mapping[str, str]) -> str:
+    if interface.vlan is None:
+        return ""
+    tag, parent = interface.vlan.tag, names.get(interface.vlan.parent, "PARENT")
+    return (
+        f"{interface.mac}: VLAN {tag} of {parent} has no link here. To have it configured, set [Netagent] "
+        f'AllowKinds="vlan" and run: ip link add link {parent} name {parent}.{tag} address {interface.mac} '
+        f"type vlan id {tag}"
+    )
+
+
 def explain_mismatch(mac: str, links: Iterable[Link], config: Config) -> str:
     """Return the reason why no link was matched with this MAC."""
     by_index = {link.ifindex: link for link in links}

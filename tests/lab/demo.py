@@ -281,7 +281,7 @@ def audit(lab: Lab) -> None:
         previous = digest
     entries = [json.loads(line) for line in lines]
     require({entry["peer"]["uid"] for entry in entries} == {USERS["cloud-network"]}, "not only the fetcher asked")
-    say(f"audit.log        ({len(lines)} lines by the fetcher; the chain of hashes is whole)", DIM)
+    say(f"audit.log        ({len(lines)} lines, asked by the fetcher; the chain is whole)", DIM)
     for entry in entries:
         operations = Counter(operation["op"] for operation in entry.get("ops", ()))
         which = ", ".join(f"{count} {operation.replace('_', ' ')}" for operation, count in operations.items())

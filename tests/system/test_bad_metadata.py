@@ -5,15 +5,12 @@ One lab for the whole file; every test leaves it as it found it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from signal import SIGHUP, SIGKILL
 
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.system.clock import Clock
 from tests.system.job import MACS, audit, errors, kernel, read_all_facts, refresh, running, status
 
 META = "/latest/meta-data/"
@@ -190,35 +187,3 @@ SPEED = 1000  # a hung pass is one of 900 s: of almost a second here
 
 def requests(lab: Lab) -> int:
     return int(status(lab)["counters"]["metadata_requests"])
-
-
-def test_an_outage_of_hours_removes_nothing() -> None:
-    """Of all kinds in turn, an hour each; a fetcher that starts into it adopts what is there and touches nothing."""
-    with running(Spec.aws(interfaces=3, addresses=4)) as lab:
-        clock, before, lines = Clock(lab), kernel(lab), audit(lab)
-        held = [lab.hold_connection(nic.addresses[1]) for nic in lab.nics]
-        lab.stop("fetcher")
-        lab.start("fetcher", env=clock.env)
-        lab.wait_for(lambda: lab.path("/run/cloud-network/control.sock").exists(), message="the fetcher")
-        assert refresh(lab) == "ok"
-        clock.run(SPEED)
-        for fault, path in OUTAGES:
-            where = path.replace(SECOND, f"{MACS}{lab.nics[1].mac}/")
-            more: dict[str, int] = {"status": fault} if isinstance(fault, int) else {}
-            lab.metadata.fail("status" if more else str(fault), where, **more)
-            lab.kill("fetcher", SIGHUP)
-            over, least = time.monotonic() + 3600 / SPEED, requests(lab) + 60
-            lab.wait_for(lambda: time.monotonic() > over and requests(lab) > least, 60, f"an hour of {fault}")  # noqa: B023
-            lab.metadata.clear()
-            lab.metadata.reset()
-        lab.metadata.fail("refuse")
-        clock.run(1)
-        lab.kill("fetcher", SIGKILL)
-        lab.start("fetcher")
-        lab.wait_for(lambda: status(lab)["state"] == "error" and "refused" in status(lab)["last_error"]["message"])
-        assert (kernel(lab), audit(lab)) == (before, lines)
-        lab.metadata.clear()
-        lab.restart("netagent")
-        lab.wait_for(lambda: refresh(lab) == "ok", 10, "the metadata")
-        assert all(connection.alive() for connection in held)
-        assert (kernel(lab), audit(lab)) == (before, lines)

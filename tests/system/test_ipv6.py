@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.system.job import CONFIG, kernel, ours, read_all_facts, running, without_order
+from tests.system.job import CONFIG, audit, kernel, ours, read_all_facts, running, without_order
 
 
 def test_every_address_of_both_families_is_reached() -> None:
@@ -41,6 +41,7 @@ def test_what_somebody_removes_is_put_back(what: str) -> None:
             "route": f"-6 route del default table {table}",
             "rule": f"-6 rule del pref 31020 table {table}",
         }
+        lines = len(audit(lab))
         lab.run(["ip", *removal[what].split()])
-        assert without_order(kernel(lab)) != before
+        lab.wait_for(lambda: len(audit(lab)) > lines, 10, "a request")
         lab.wait_for(lambda: without_order(kernel(lab)) == before, 10, "the repair")

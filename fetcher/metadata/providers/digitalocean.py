@@ -3,21 +3,23 @@
 Sources: "Droplet Properties", "Network Interfaces", "Reserved IPs" and "Public Keys" of the Metadata API reference
 (docs.digitalocean.com/reference/api/metadata/); whole documents of Droplets: cloud-init's
 tests/unittests/sources/test_digitalocean.py. The page shows the document inside a list; Droplets answer with it alone.
+"Reserved IPs" (docs.digitalocean.com/products/networking/reserved-ips/): a reserved IPv4 address is translated to the
+anchor address; a reserved IPv6 address is routed to the Droplet untranslated and belongs on its public interface as a
+/128.
 
-The public address is on the interface itself. The anchor address is what a reserved IP is translated to.
+The public address is on the interface itself. A link has one default route in its table, by the public gateway, which
+takes the anchor address's replies too; without one, the anchor gateway is the way out.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from cloud_network.fetcher.metadata.model import Instance, Interface
-from cloud_network.fetcher.metadata.providers.document import Node, each, texts
-from cloud_network.fetcher.metadata.providers.parts import Parts
-from cloud_network.fetcher.metadata.providers.served import JsonProvider
+from cloud_network.fetcher.metadata.base import JsonProvider
+from cloud_network.fetcher.metadata.builder import InstanceBuilder, InterfaceBuilder
+from cloud_network.fetcher.metadata.document import Node, lines_of
+from cloud_network.fetcher.metadata.model import Instance
 
-NAME = "digitalocean"
-ENDPOINT = "169.254.169.254"
 _PATH = "/metadata/v1.json"
 _FACTS = ("droplet_id", "hostname", "region", "tags", "features", "dns", "floating_ip", "reserved_ip")
 
@@ -25,55 +27,67 @@ _FACTS = ("droplet_id", "hostname", "region", "tags", "features", "dns", "floati
 class Digitalocean(JsonProvider):
     """A Provider: everything is one document."""
 
-    name = NAME
-    endpoint = ENDPOINT
+    name = "digitalocean"
+    endpoints = ("169.254.169.254",)
     probe = _PATH
 
-    def fetch(self) -> Instance:
+    def read(self) -> Instance:
         """See Provider."""
-        return instance(self.read(_PATH))
+        return instance(self.document(_PATH))
 
 
 def instance(document: Node) -> Instance:
-    """The Droplet that /metadata/v1.json describes."""
+    """Return the Droplet that /metadata/v1.json describes."""
     if isinstance(document.value, list) and len(document.value) == 1:
         document = document.items()[0]
     kinds = document.at("interfaces")
     public = kinds.items("public")
-    nodes = public + kinds.items("private")
-    reserved = [kind for kind in (document.find("reserved_ip"), document.find("floating_ip")) if kind]
 
-    def interface(node: Node, mac: str) -> Interface:
-        return _interface(node, mac, nodes.index(node), reserved if public and node is public[0] else [])
+    def fill(node: Node, builder: InterfaceBuilder, position: int) -> None:
+        builder.number = position
+        _fill(node, builder)
+        if position == 0 and public:
+            _add_reserved(document, builder)
 
-    found = each(nodes, lambda node: node.at("mac").mac(), interface)
-    return Instance(NAME, *found, system=_system(document))
-
-
-def _interface(node: Node, mac: str, number: int, reserved: list[Node]) -> Interface:
-    parts = Parts(mac, node.path)
-    for key in ("ipv4", "anchor_ipv4"):
-        if found := node.find(key):
-            parts.address(_ip(found, 4), found.at("netmask").length(4))
-            parts.gateway(found.given("gateway"), 4)
-    if found := node.find("ipv6"):
-        parts.address(_ip(found, 6), found.at("cidr").length(6))
-        parts.gateway(found.given("gateway"), 6)
-    for kind in reserved:
-        for version in (4, 6):
-            ip = kind.find(f"ipv{version}")
-            if ip and (address := ip.given("ip_address")):
-                parts.public.append(address.address(version))
-    return parts.interface(node.value, number)
+    builder = InstanceBuilder(Digitalocean.name)
+    builder.read_interfaces([*public, *kinds.items("private")], lambda node: node.at("mac").mac(), fill)
+    return builder.build(_system(document))
 
 
-def _ip(node: Node, version: int) -> Node:
-    address = node.at("ip_address")
-    address.address(version)
-    return address
+def _fill(node: Node, builder: InterfaceBuilder) -> None:
+    for key, length, version in (("ipv4", "netmask", 4), ("anchor_ipv4", "netmask", 4), ("ipv6", "cidr", 6)):
+        with builder.part():
+            if family := node.find(key):
+                builder.add_address(family.at("ip_address"), version, family.at(length).length(version))
+        with builder.part():
+            if family := node.find(key):
+                builder.add_gateway(_gateway(family), version)
+
+
+def _gateway(node: Node) -> Node | None:
+    """Return the gateway; 0.0.0.0 is that of a VPC without one."""
+    found = node.given("gateway")
+    return None if found is not None and found.value in ("0.0.0.0", "::") else found  # noqa: S104
+
+
+def _add_reserved(document: Node, builder: InterfaceBuilder) -> None:
+    """Add reserved addresses: IPv6 to the interface, IPv4 for display only."""
+    for key in ("reserved_ip", "floating_ip"):
+        with builder.part():
+            kind = document.find(key)
+            for version in (4, 6):
+                entry = kind.find(f"ipv{version}") if kind else None
+                address = entry.given("ip_address") if entry and _is_active(entry) else None
+                if address and version == 4:
+                    builder.public.append(address.address(4))
+                elif address:
+                    builder.add_address(address, 6, 128)
+
+
+def _is_active(reserved: Node) -> bool:
+    return reserved.pick("active").get("active") not in (False, "false")
 
 
 def _system(document: Node) -> dict[str, Any]:
-    """Not user_data, vendor_data, auth_key."""
-    keys = document.pick("public_keys")
-    return document.pick(*_FACTS) | {"public-keys": texts(keys.get("public_keys"))}
+    """Return facts; not user_data, vendor_data and auth_key."""
+    return document.pick(*_FACTS) | {"public-keys": lines_of(document.pick("public_keys").get("public_keys"))}

@@ -3,8 +3,9 @@
 Sources (docs.cloud.google.com/compute/docs/metadata): "About VM metadata" and "Predefined metadata keys" for what there
 is, "Querying metadata" for `recursive`, `alt`, the ETag, `wait_for_change`, `last_etag` and `timeout_sec`, and for the
 header Metadata-Flavor that is asked for and answered; "Detect if a VM is running in Compute Engine" for the product
-name; "Alias IP ranges overview" (VPC). `networkInterfaces[].forwardedIpv6s` and its siblings are named as Google's
-guest agent reads them.
+name; "Alias IP ranges overview" (VPC). `networkInterfaces[].forwardedIpv6s` and its siblings, `vlanNetworkInterfaces`
+(dynamic NICs: parent's index -> VLAN ID -> interface) and `sshKeys` are named as Google's guest agent reads them
+(GoogleCloudPlatform/guest-agent, google_guest_agent, and google-guest-agent, internal/metadata).
 
 A VM's interface is a /32: by default only the gateway answers ARP ("Create VMs with multiple network interfaces",
 troubleshooting), so everything but the gateway goes by the gateway, the own subnet too. Alias ranges, forwarded and
@@ -14,30 +15,20 @@ target addresses are ranges, one object each.
 from __future__ import annotations
 
 import re
-from ipaddress import IPv4Address, ip_interface, ip_network
+from collections.abc import Iterable
 from typing import Any
 
+from cloud_network.fetcher.metadata.base import BUSY, LOOK_S, Provider
+from cloud_network.fetcher.metadata.builder import InstanceBuilder, InterfaceBuilder
+from cloud_network.fetcher.metadata.document import Node, lines_of, parse_json
 from cloud_network.fetcher.metadata.http import Client, Response
-from cloud_network.fetcher.metadata.model import (
-    Instance,
-    Interface,
-    IPAddress,
-    IPInterface,
-    IPNetwork,
-    MetadataError,
-    invalid,
-    place,
-)
-from cloud_network.fetcher.metadata.providers.document import Node, each, parse
+from cloud_network.fetcher.metadata.model import Instance, IPNetwork, MetadataError, Vlan, invalid
 
-NAME = "gcp"
-ENDPOINT = "169.254.169.254"  # not metadata.google.internal: a name is what a resolver says it is
-ENDPOINT6 = "[fd20:ce::254]"  # of VMs with IPv6 alone
 _ALL = "/computeMetadata/v1/?recursive=true&alt=json"
+_ID = "/computeMetadata/v1/instance/id"
 _ACCOUNTS = "/computeMetadata/v1/instance/service-accounts/"
 _HEADERS = {"Metadata-Flavor": "Google"}
-_LOOK = 2.0  # seconds that it may take to see whether the server still answers
-_WAIT = 60  # seconds until the server says that nothing has changed
+_WAIT_S = 60  # until the server says that nothing has changed
 _RANGES = ("ipAliases", "forwardedIps", "forwardedIpv6s", "targetInstanceIps")
 _FACTS = (
     "cpuPlatform", "description", "disks", "hostname", "id", "image", "licenses", "machineType", "maintenanceEvent",
@@ -45,164 +36,175 @@ _FACTS = (
 )  # fmt: skip  # of these none can be a secret: attributes of all sorts and serviceAccounts can
 _PROJECT = ("projectId", "numericProjectId")
 _ACCOUNT = re.compile(r"[A-Za-z0-9][A-Za-z0-9@._-]*/")
+_ETAG = re.compile(r"[A-Za-z0-9._~-]{1,256}")
 
 
-def probe() -> bool:
-    """The header of every answer of the metadata server, the documented sign where there is no firmware to ask."""
-    client = Client(ENDPOINT)
-    try:
-        return client.request("GET", "/", _HEADERS, _LOOK).headers.get("metadata-flavor") == "Google"
-    except MetadataError:
-        return False
-    finally:
-        client.close()
+class Gcp(Provider):
+    """A Provider, and Waiting: one request a refresh.
 
+    `wait_for_change` runs in another thread, with a client of its own; of the two ETags each thread writes one.
+    """
 
-class Gcp:
-    """A Provider, and Waiting: one request a refresh."""
-
-    name = NAME
+    name = "gcp"
+    endpoints = ("169.254.169.254", "[fd20:ce::254]")  # not a name, which a resolver would decide; IPv6-only VMs
 
     def __init__(self, client: Client | None = None) -> None:
-        self.client = client or Client(ENDPOINT, ENDPOINT6)
-        self.unread = False
+        super().__init__(client)
         self._watcher = self.client.another()
-        self._read_etag = ""  # of what `fetch` last read …
-        self._seen_etag = ""  # … and of what `wait` last saw
+        self._read_etag = ""  # of the last `read`
+        self._seen_etag = ""  # of the last `wait_for_change`
 
-    def fetch(self) -> Instance:
+    def read(self) -> Instance:
         """See Provider."""
         answer = self.client.request("GET", _ALL, _HEADERS)
-        found = instance(parse(_googles(answer, _ALL), _ALL))
+        found = instance(parse_json(_text(answer, _ALL), _ALL))
         self._read_etag = answer.headers.get("etag", "")
         return found
 
-    def wait(self) -> bool:
+    def wait_for_change(self) -> bool:
         """See Waiting."""
         last = self._seen_etag or self._read_etag or "0"
         self._watcher.kinds = self.client.kinds
-        path = f"{_ALL}&wait_for_change=true&timeout_sec={_WAIT}&last_etag={last}"
-        answer = self._watcher.request("GET", path, _HEADERS, _WAIT + 10.0)
-        _googles(answer, _ALL)
+        path = f"{_ALL}&wait_for_change=true&timeout_sec={_WAIT_S}&last_etag={last}"
+        answer = self._watcher.request("GET", path, _HEADERS, _WAIT_S + 10.0)
+        _text(answer, _ALL)
         etag = answer.headers.get("etag", "")
-        if not re.fullmatch(r"[A-Za-z0-9._~-]{1,256}", etag):
-            raise invalid("ETag", etag, "what one can wait with")
+        if not _ETAG.fullmatch(etag):
+            raise invalid("ETag", etag, "an ETag to wait with")
         self._seen_etag = etag
         return etag != self._read_etag
 
-    def answers(self) -> bool:
-        """See Provider. Asked twice: a kept connection may have had an address for its source that is gone."""
-        for _ in range(2):
-            try:
-                answer = self.client.request("GET", "/computeMetadata/v1/instance/id", _HEADERS, _LOOK)
-                return answer.status in (429, 503) or bool(_googles(answer, "instance/id"))
-            except MetadataError:
-                continue
-        return False
+    def look(self) -> bool:
+        """See Provider."""
+        answer = self.client.request("GET", _ID, _HEADERS, LOOK_S)
+        return answer.status in BUSY or bool(_text(answer, _ID))
+
+    def is_recognised(self) -> bool:
+        """See Provider: the header of every answer of the metadata server."""
+        try:
+            answer = self.client.request("GET", "/", _HEADERS, LOOK_S)
+        except MetadataError:
+            return False
+        return answer.headers.get("metadata-flavor") == "Google"
 
     def credentials(self) -> dict[str, Any]:
-        """A token for each of the VM's service accounts."""
+        """Return a token for each of the VM's service accounts."""
         answer = self.client.request("GET", _ACCOUNTS, _HEADERS)
         if answer.status == 404:
             return {}
         found: dict[str, Any] = {}
-        for line in _googles(answer, _ACCOUNTS).split():
+        for line in _text(answer, _ACCOUNTS).split():
             if not _ACCOUNT.fullmatch(line):
                 raise invalid(_ACCOUNTS, line, "a service account")
             path = f"{_ACCOUNTS}{line}token"
             token = self.client.request("GET", path, _HEADERS)
-            found[path.removeprefix("/computeMetadata/v1/")] = parse(_googles(token, path), path).value
+            found[path.removeprefix("/computeMetadata/v1/")] = parse_json(_text(token, path), path).value
         return found
 
 
-def _googles(answer: Response, path: str) -> str:
-    """The text of an answer that says that it is Google's."""
+def _text(answer: Response, path: str) -> str:
+    """Return the text of an answer that says that it is Google's."""
     if answer.status != 200:
         raise answer.error(path)
     if answer.headers.get("metadata-flavor") != "Google":
-        raise MetadataError("invalid", f"{path}: the answer has no Metadata-Flavor: Google; it is somebody else's")
+        raise MetadataError("invalid", f"{path}: the answer has no Metadata-Flavor: Google; another server sent it")
     return answer.text(path)
 
 
-def instance(root: Node) -> Instance:
-    """Return what /computeMetadata/v1/?recursive=true says."""
-    nodes = root.at("instance").items("networkInterfaces")
-    order = {node.path: position for position, node in enumerate(nodes)}
-    found = each(
-        nodes,
-        lambda node: node.at("mac").mac(),
-        lambda node, mac: _interface(node, mac, order[node.path]),
-    )
-    return Instance(NAME, *found, system=_system(root.value))
+def instance(document: Node) -> Instance:
+    """Return the instance that /computeMetadata/v1/?recursive=true describes."""
+    root = document.at("instance")
+    nodes = root.items("networkInterfaces")
+    builder = InstanceBuilder(Gcp.name)
+    builder.read_interfaces(nodes, _mac, _fill)
+    macs = {index: node.pick("mac").get("mac") for index, node in enumerate(nodes)}
+    for parent, vlans in _below(root, "vlanNetworkInterfaces", builder):
+        parent_mac = str(macs.get(int(parent), "")).lower() if parent.isascii() and parent.isdecimal() else ""
+
+        def fill(node: Node, interface: InterfaceBuilder, _position: int, parent_mac: str = parent_mac) -> None:
+            interface.vlan = Vlan(node.at("vlan").number(1, 4094), parent_mac)
+            _fill(node, interface, None)
+
+        own = [node for _, node in vlans if _has_own_mac(node, macs.values())]
+        for node in (node for _, node in vlans if node not in own):
+            builder.notices.append(f"{node.path}: a VLAN with the MAC of its parent, which is not configured")
+        builder.read_interfaces(own, _mac, fill)
+    return builder.build(_system(document.value))
 
 
-def _system(document: dict[str, Any]) -> dict[str, Any]:
-    """Facts; of the attributes, which may hold anything, only the ssh keys."""
-    own, project = ({} if not isinstance(part := document.get(key), dict) else part for key in ("instance", "project"))
-    attributes, shared = ({} if not isinstance(part := of.get("attributes"), dict) else part for of in (own, project))
-    if str(attributes.get("block-project-ssh-keys")).lower() == "true":
-        shared = {}
-    texts = [str(each["ssh-keys"]) for each in (attributes, shared) if "ssh-keys" in each]
-    lines = (line.strip() for text in texts for line in text.splitlines())
-    keys = [line.partition(":")[2].strip() if re.match(r"[^ :]+:", line) else line for line in lines if line]
-    return {
-        **{key: own[key] for key in _FACTS if key in own},
-        "project": {key: project[key] for key in _PROJECT if key in project},
-        "public-keys": list(dict.fromkeys(keys)),
-    }
+def _mac(node: Node) -> str:
+    return node.at("mac").mac()
 
 
-def _interface(node: Node, mac: str, position: int) -> Interface:
-    """Return the interface at `node`, the `position`-th in the document."""
-    addresses, subnets, gateways = list[IPInterface](), list[IPNetwork](), list[IPAddress]()
-    if own := _given(node, "ip"):
-        subnets.append(_subnet(own, node.find("subnetmask")))
-        addresses.append(place(own.path, own.address(4), tuple(subnets)))
-        if gateway := _given(node, "gateway"):
-            gateways.append(gateway.address(4))
-        elif subnets[0].prefixlen < 31:
-            gateways.append(subnets[0].network_address + 1)
-    for entry in node.items("ipv6s"):
-        addresses.append(ip_interface(entry.address(6)))
-    if gateway := _given(node, "gatewayIpv6"):
-        gateways.append(gateway.address(6))
-    if not addresses:
-        raise MetadataError("invalid", f"{node.path}: no address; every interface has one")
-    for address in addresses:
-        if address.ip in gateways:
-            raise invalid(f"{node.path}.ip", str(address.ip), "a host's: it is the gateway's")
-    mtu = node.find("mtu")
-    singles = {ip_network(address.ip) for address in addresses}
-    ranges = (entry.network() for key in _RANGES for entry in node.items(key))
-    outside = (entry.find("externalIp") for entry in node.items("accessConfigs"))
-    return Interface(
-        mac=mac,
-        addresses=tuple(dict.fromkeys(addresses)),
-        subnets=tuple(subnets),
-        gateways=tuple(gateways),
-        device_number=position,
-        routed=True,
-        ranges=tuple(dict.fromkeys(network for network in ranges if network not in singles)),
-        public=tuple(entry.address() for entry in outside if entry is not None and entry.value != ""),
-        mtu=mtu.number(1280, 65535) if mtu is not None else None,
-        document=node.value | {"mac": mac},
-    )
+def _has_own_mac(node: Node, macs: Iterable[object]) -> bool:
+    written = node.pick("mac").get("mac")
+    return written is None or written not in macs
 
 
-def _given(node: Node, key: str) -> Node | None:
-    """What stands under `key`, unless it is missing or empty."""
-    found = node.find(key)
-    return None if found is None or found.value == "" else found
+def _below(root: Node, key: str, builder: InstanceBuilder) -> list[tuple[str, list[tuple[str, Node]]]]:
+    """Return (parent's index, [(VLAN ID, interface)]) of each; a part that is not understood is reported."""
+    found = []
+    try:
+        for parent, vlans in _entries(root.find(key)):
+            found.append((parent, _entries(vlans)))
+    except MetadataError as error:
+        builder.report(str(error))
+    return found
+
+
+def _entries(node: Node | None) -> list[tuple[str, Node]]:
+    """Return the entries of an object by their keys, or of a list by their positions."""
+    if node is None:
+        return []
+    if isinstance(node.value, list):
+        return [(str(index), entry) for index, entry in enumerate(node.items())]
+    if not isinstance(node.value, dict):
+        raise invalid(node.path, node.value, "an object")
+    return [(key, node.at(key)) for key, value in node.value.items() if value is not None]
+
+
+def _fill(node: Node, builder: InterfaceBuilder, position: int | None) -> None:
+    builder.number, builder.routed = position, True
+    with builder.part():
+        if own := node.given("ip"):
+            subnet = _subnet(own, node.given("subnetmask"))
+            builder.add_subnet(subnet)
+            builder.add_address(own, 4)
+            if node.given("gateway") is None:
+                builder.add_first_as_gateway()
+    with builder.part():
+        for entry in node.items("ipv6s"):
+            with builder.part():
+                builder.add_address(entry, 6, 128)
+    for version, key in ((4, "gateway"), (6, "gatewayIpv6")):
+        with builder.part():
+            builder.add_gateway(node.given(key), version)
+    with builder.part():
+        builder.set_mtu(node.find("mtu"))
+    for key in _RANGES:
+        with builder.part():
+            for entry in node.items(key):
+                with builder.part():
+                    builder.add_forwarded(entry.network())
+    with builder.part():
+        for entry in node.items("accessConfigs"):
+            if external := entry.given("externalIp"):
+                builder.public.append(external.address())
 
 
 def _subnet(own: Node, mask: Node | None) -> IPNetwork:
-    """The subnet of an address and a mask such as 255.255.240.0; without one, or with 255.255.255.255, it is alone."""
-    if mask is None:
-        return ip_network(own.address(4))
-    try:
-        hosts = int(IPv4Address(mask.text())) ^ 0xFFFFFFFF
-    except ValueError:
-        raise invalid(mask.path, mask.value, "a mask such as 255.255.240.0") from None
-    if hosts & (hosts + 1) or hosts >= 1 << 24:
-        raise invalid(mask.path, mask.value, "a mask such as 255.255.240.0")
-    return ip_network((int(own.address(4)) & ~hosts, 32 - hosts.bit_length()))
+    """Return the subnet of an address and its mask; the address alone without one, or with 255.255.255.255."""
+    length = 32 if mask is None else mask.length(4)
+    return Node(f"{own.address(4)}/{length}", own.path).network(4)
+
+
+def _system(document: dict[str, Any]) -> dict[str, Any]:
+    """Return facts; of the attributes, which may hold anything, only the ssh keys."""
+    own, project = (Node(document).pick(key).get(key) for key in ("instance", "project"))
+    mine, shared = (Node(Node(part).pick("attributes").get("attributes")) for part in (own, project))
+    blocked = str(mine.pick("block-project-ssh-keys").get("block-project-ssh-keys")).lower() == "true"
+    texts = [mine.pick("sshKeys", "ssh-keys"), {} if blocked else shared.pick("sshKeys", "ssh-keys")]
+    lines = [line for text in texts for value in text.values() for line in lines_of(value)]
+    keys = [line.partition(":")[2].strip() if re.match(r"[^ :]+:", line) else line for line in lines]
+    facts = Node(own).pick(*_FACTS)
+    return facts | {"project": Node(project).pick(*_PROJECT), "public-keys": list(dict.fromkeys(keys))}

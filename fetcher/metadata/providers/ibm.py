@@ -15,19 +15,17 @@ import re
 import time
 from typing import Any
 
+from cloud_network.fetcher.metadata.base import JsonProvider
+from cloud_network.fetcher.metadata.builder import InstanceBuilder, InterfaceBuilder
+from cloud_network.fetcher.metadata.document import Node, lines_of, parse_json
 from cloud_network.fetcher.metadata.http import Client, Response
-from cloud_network.fetcher.metadata.model import Instance, Interface, MetadataError
-from cloud_network.fetcher.metadata.providers.document import Node, each, parse, texts
-from cloud_network.fetcher.metadata.providers.parts import Parts
-from cloud_network.fetcher.metadata.providers.served import JsonProvider
+from cloud_network.fetcher.metadata.model import Instance, MetadataError
 
-NAME = "ibm"
-ENDPOINT = "169.254.169.254"
 _VERSION = "?version=2024-11-12"
 _TOKEN = "/instance_identity/v1/token" + _VERSION
 _VNIS = "/metadata/v1/virtual_network_interfaces" + _VERSION
 _INSTANCE, _KEYS = "/metadata/v1/instance" + _VERSION, "/metadata/v1/keys" + _VERSION
-_TTL = 300  # seconds that a token lives which is asked for without a body
+_TTL_S = 300  # the lifetime of a token that is asked for without a body
 _FACTS = (
     "id", "crn", "name", "profile", "image", "zone", "vpc", "vcpu", "memory", "bandwidth", "total_network_bandwidth",
     "created_at", "lifecycle_state", "status", "resource_group", "resource_type", "placement_target",
@@ -37,8 +35,8 @@ _FACTS = (
 class Ibm(JsonProvider):
     """A Provider: one request for the interfaces, others when they have changed, and one for a token now and then."""
 
-    name = NAME
-    endpoint = ENDPOINT
+    name = "ibm"
+    endpoints = ("169.254.169.254",)
     probe = _VNIS
 
     def __init__(self, client: Client | None = None) -> None:
@@ -46,71 +44,83 @@ class Ibm(JsonProvider):
         self._token = ""
         self._token_expires = 0.0
 
-    def fetch(self) -> Instance:
+    def read(self) -> Instance:
         """See Provider."""
-        vnis = self.read(_VNIS)
+        vnis = self.document(_VNIS)
         facts = self.facts(vnis, _INSTANCE, _KEYS)
         return instance(vnis, facts.get(_INSTANCE), facts.get(_KEYS))
 
-    def _ask(self, path: str, seconds: float) -> Response:
+    def request(self, path: str, seconds: float | None = None) -> Response:
+        """Send a GET request with a token, once more with a new one if the server no longer knows it."""
         for _ in range(2):
-            headers = {"Authorization": f"Bearer {self._token_now()}", "Accept": "application/json"}
+            headers = {"Authorization": f"Bearer {self._current_token()}", "Accept": "application/json"}
             answer = self.client.request("GET", path, headers, seconds)
             if answer.status != 401:
                 break
-            self._token_expires = 0.0  # once more with a new one
+            self._token_expires = 0.0
         return answer
 
-    def _token_now(self) -> str:
-        if time.monotonic() >= self._token_expires:
-            answer = self.client.request("PUT", _TOKEN, {"Metadata-Flavor": "ibm", "Accept": "application/json"})
-            if answer.status not in (200, 201):
-                raise answer.error(_TOKEN)
-            try:
-                granted = parse(answer.text(_TOKEN), _TOKEN)
-                token = granted.at("access_token").text()
-            except MetadataError:
-                token = ""
-            if not re.fullmatch(r"[\x21-\x7e]+", token):
-                raise MetadataError("invalid", f"{_TOKEN}: the answer is not a token")  # and is not shown
+    def _current_token(self) -> str:
+        if time.monotonic() < self._token_expires:
+            return self._token
+        answer = self.client.request("PUT", _TOKEN, {"Metadata-Flavor": "ibm", "Accept": "application/json"})
+        if answer.status not in (200, 201):
+            raise answer.error(_TOKEN)
+        try:
+            granted = parse_json(answer.text(_TOKEN), _TOKEN)
+            token = granted.at("access_token").text()
             lives = granted.find("expires_in")
-            self._token = token
-            self._token_expires = time.monotonic() + 0.9 * (lives.number(5, 3600) if lives else _TTL)
-        return self._token
+        except MetadataError:
+            token, lives = "", None
+        if not re.fullmatch(r"[\x21-\x7e]+", token):
+            raise MetadataError("invalid", f"{_TOKEN}: the answer is not a token")  # which is not shown
+        self._token = token
+        self._token_expires = time.monotonic() + 0.9 * (lives.number(5, 3600) if lives else _TTL_S)
+        return token
 
 
 def instance(vnis: Node, facts: Node | None = None, keys: Node | None = None) -> Instance:
-    """The instance that virtual_network_interfaces, instance and keys of /metadata/v1 describe."""
+    """Return the instance that virtual_network_interfaces, instance and keys of /metadata/v1 describe."""
+    primary = _primary_id(facts)
+
+    def fill(node: Node, interface: InterfaceBuilder, position: int) -> None:
+        interface.number = 0 if primary and node.pick("id").get("id") == primary else position + 1
+        _fill(node, interface)
+
+    builder = InstanceBuilder(Ibm.name)
     nodes = vnis.at("virtual_network_interfaces").items()
-
-    primary = _primary(facts)
-
-    def interface(node: Node, mac: str) -> Interface:
-        return _interface(node, mac, 0 if node.pick("id").get("id") == primary else nodes.index(node) + 1)
-
-    found = each(nodes, lambda node: node.at("mac_address").mac(), interface)
-    return Instance(NAME, *found, system=_system(facts, keys))
+    builder.read_interfaces(nodes, lambda node: node.at("mac_address").mac(), fill)
+    return builder.build(_system(facts, keys))
 
 
-def _interface(node: Node, mac: str, number: int) -> Interface:
-    parts = Parts(mac, node.path)
-    for ip in (node.at("primary_ip"), *node.items("ips")):
-        address = ip.at("address")
-        parts.address(address, address.address().max_prefixlen)
-    for floating in node.items("floating_ips"):
-        parts.public.append(floating.at("address").address())
-    return parts.interface(node.value, number)
+def _fill(node: Node, builder: InterfaceBuilder) -> None:
+    with builder.part():
+        if primary := node.find("primary_ip"):
+            _add(primary, builder)
+    with builder.part():
+        for ip in node.items("ips"):
+            with builder.part():
+                _add(ip, builder)
+    with builder.part():
+        for floating in node.items("floating_ips"):
+            with builder.part():
+                builder.public.append(floating.at("address").address())
 
 
-def _primary(facts: Node | None) -> object:
-    """The id of the interface of the primary network attachment."""
+def _add(ip: Node, builder: InterfaceBuilder) -> None:
+    address = ip.at("address")
+    builder.add_address(address, None, address.address().max_prefixlen)
+
+
+def _primary_id(facts: Node | None) -> object:
+    """Return the id of the interface of the primary network attachment."""
     found = facts.value if facts else None
     for key in ("primary_network_attachment", "virtual_network_interface", "id"):
         found = found.get(key) if isinstance(found, dict) else None
-    return found or object()
+    return found
 
 
 def _system(facts: Node | None, keys: Node | None) -> dict[str, Any]:
     listed = keys.pick("keys").get("keys") if keys else None
     public = [key.get("public_key") for key in listed if isinstance(key, dict)] if isinstance(listed, list) else []
-    return (facts.pick(*_FACTS) if facts else {}) | {"public-keys": texts(public)}
+    return (facts.pick(*_FACTS) if facts else {}) | {"public-keys": lines_of(public)}

@@ -1,10 +1,14 @@
 """OpenStack: Nova's network_data.json, from the metadata service or from the config drive.
 
 Sources: "Metadata" and "Config drives" of Nova's user guide (https://docs.openstack.org/nova/latest/user/metadata.html,
-…/user/config-drive.html), the JSON schema of network_data.json that the first page offers, and nova/virt/netutils.py,
-which writes it. A bond or a VLAN is a notice: the link of each stays the operator's. Nova names the first IPv4 and the
-first IPv6 address of a port, and none where Neutron serves DHCP: there the addresses come from DHCP and router
-advertisements, and the port is listed here without any.
+.../user/config-drive.html), the JSON schema of network_data.json that the first page offers, nova/virt/netutils.py,
+which writes it, and "Metadata service over IPv6" for the second endpoint (Neutron,
+docs.openstack.org/neutron/latest/admin/config-ipv6.html). Older Nova writes a `type` of null for a physical NIC
+(cloud-init's tests/unittests/sources/helpers/test_openstack.py).
+
+A bond is a notice: its link stays the operator's, and its members are left alone. A VLAN is configured where its link
+exists. Nova names the first IPv4 and the first IPv6 address of a port, and none where Neutron serves DHCP: there the
+addresses come from DHCP and router advertisements, and the port is listed here without any.
 
 The config drive (iso9660 or vfat, with the label config-2) is read where it is mounted, and known by what is in it:
 this process may not mount, and its unit has no /dev to find a label in. It is as old as the boot, so it is asked only
@@ -19,28 +23,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cloud_network.fetcher.metadata import network_config
+from cloud_network.fetcher.metadata.base import JsonProvider
+from cloud_network.fetcher.metadata.builder import InstanceBuilder, InterfaceBuilder
+from cloud_network.fetcher.metadata.document import Node, lines_of, parse_json
 from cloud_network.fetcher.metadata.http import Client
-from cloud_network.fetcher.metadata.model import Instance, Interface, MetadataError
-from cloud_network.fetcher.metadata.providers.document import Found, Node, NotYetError, each, parse, texts
-from cloud_network.fetcher.metadata.providers.parts import Parts
-from cloud_network.fetcher.metadata.providers.served import JsonProvider
+from cloud_network.fetcher.metadata.model import Instance, MetadataError, Vlan
 
-NAME = "openstack"
-ENDPOINT = "169.254.169.254"
 _NETWORK, _META = "openstack/latest/network_data.json", "openstack/latest/meta_data.json"
 _FACTS = (
     "uuid", "name", "hostname", "availability_zone", "launch_index", "project_id", "devices", "dedicated_cpus",
 )  # fmt: skip
 _MOUNTS = Path("/proc/self/mounts")
-_DRIVES = ("iso9660", "vfat")  # what Nova makes; a user of the host can mount neither, but for …
-_USERS = ("/media/", "/run/media/")  # … where udisks mounts what is plugged in
+_DRIVES = ("iso9660", "vfat")  # what Nova makes; a user of the host can mount neither, except ...
+_USER_MOUNTS = ("/media/", "/run/media/")  # ... where udisks mounts what is plugged in
 
 
 class Openstack(JsonProvider):
     """A Provider: one request for the network, a second for the rest when it has changed."""
 
-    name = NAME
-    endpoint = ENDPOINT
+    name = "openstack"
+    endpoints = ("169.254.169.254", "[fe80::a9fe:a9fe]")
     probe = "/" + _NETWORK
 
     def __init__(self, client: Client | None = None, mounts: Path = _MOUNTS) -> None:
@@ -49,10 +52,10 @@ class Openstack(JsonProvider):
         self._answered = False
         self._drive: Path | None = None  # where it is mounted, while it is the source
 
-    def fetch(self) -> Instance:
+    def read(self) -> Instance:
         """See Provider."""
         try:
-            network = self.read("/" + _NETWORK)
+            network = self.document("/" + _NETWORK)
         except MetadataError as error:
             if self._answered:
                 raise
@@ -68,7 +71,7 @@ class Openstack(JsonProvider):
         drive = mounted(self._mounts)
         if drive is None:
             none = f"no config drive (label config-2) is mounted with a {_NETWORK} that this process may read"
-            raise MetadataError(error.kind, f"{error}; and {none}") from None
+            raise MetadataError(error.kind, f"{error}; and {none}", error.retry_after) from None
         network, facts = _file(drive / _NETWORK), None
         with suppress(MetadataError):  # only shown
             facts = _file(drive / _META)
@@ -77,7 +80,7 @@ class Openstack(JsonProvider):
 
 
 def mounted(mounts: Path) -> Path | None:
-    """Where the config drive is mounted, by /proc/self/mounts (proc_pid_mounts(5))."""
+    """Return where the config drive is mounted, by /proc/self/mounts (proc_pid_mounts(5))."""
     try:
         lines = mounts.read_text(errors="replace").splitlines()
     except OSError:
@@ -85,83 +88,131 @@ def mounted(mounts: Path) -> Path | None:
     for line in lines:
         _, place, kind, *_ = [*line.split(" "), "", ""]
         place = place.replace("\\040", " ")
-        if kind in _DRIVES and not place.startswith(_USERS) and os.access(Path(place) / _NETWORK, os.R_OK):
+        if kind in _DRIVES and not place.startswith(_USER_MOUNTS) and os.access(Path(place) / _NETWORK, os.R_OK):
             return Path(place)
     return None
 
 
 def _file(path: Path) -> Node:
     try:
-        return parse(path.read_text(), str(path))
+        return parse_json(path.read_text(), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise MetadataError("unreachable", f"{path}: {error}") from None
 
 
 def instance(network: Node, facts: Node | None = None) -> Instance:
-    """The instance that network_data.json and meta_data.json describe."""
-    links = network.items("links")
+    """Return the instance that network_data.json and meta_data.json describe."""
+    builder = InstanceBuilder(Openstack.name)
+    links = _links_by_id(network, builder)
+    nets = _networks_by_link(network, links, builder)
+    members = {member for link in links.values() if _type(link) == "bond" for member in _members(link, builder)}
+    macs = {name: str(link.pick("ethernet_mac_address").get("ethernet_mac_address")) for name, link in links.items()}
+    plain, vlans = list[Node](), list[Node]()
+    for name, link in links.items():
+        kind = _type(link)
+        if kind == "bond":
+            text = f"{link.path}.type: {name} is a bond, which is not configured; its link is the operator's"
+            builder.notices.append(text)
+        elif kind == "vlan" and str(link.pick("vlan_mac_address").get("vlan_mac_address")) in macs.values():
+            text = f"{link.path}.type: {name} is a VLAN with the MAC of its parent, which is not configured"
+            builder.notices.append(text)
+        elif kind == "vlan":
+            vlans.append(link)
+        elif name not in members:
+            plain.append(link)
+
+    def fill(link: Node, interface: InterfaceBuilder, position: int) -> None:
+        interface.number = position
+        if _type(link) == "vlan":
+            interface.number = len(plain) + position
+            parent = macs.get(str(link.pick("vlan_link").get("vlan_link")), "")
+            interface.vlan = Vlan(link.at("vlan_id").number(1, 4094), parent)
+        _fill(link, nets.get(link.at("id").text(), []), interface)
+
+    builder.read_interfaces(plain, lambda link: link.at("ethernet_mac_address").mac(), fill)
+    builder.read_interfaces(vlans, lambda link: link.at("vlan_mac_address").mac(), fill)
+    return builder.build(_system(facts) if facts else {"public-keys": []})
+
+
+def _links_by_id(network: Node, builder: InstanceBuilder) -> dict[str, Node]:
+    links: dict[str, Node] = {}
+    for link in network.at("links").items():
+        try:
+            name = link.at("id").text()
+        except MetadataError as error:
+            builder.report(str(error))
+            continue
+        if name in links:
+            builder.report(f"{link.path}.id: a second link {name!r}; the first is used")
+        links.setdefault(name, link)
+    return links
+
+
+def _networks_by_link(network: Node, links: dict[str, Node], builder: InstanceBuilder) -> dict[str, list[Node]]:
     nets: dict[str, list[Node]] = {}
-    for net in network.items("networks"):
-        nets.setdefault(net.at("link").text(), []).append(net)
-    ids = [link.at("id").text() for link in links]
-    if unknown := next((net for name in nets if name not in ids for net in nets[name]), None):
-        raise MetadataError("invalid", f"{unknown.path}.link: {unknown.at('link').value!r} is no link of the document")
-    bonds = [link for link in links if link.at("type").text() == "bond"]
-    vlans = [link for link in links if link.at("type").text() == "vlan"]
-    members = {member.text() for bond in bonds for member in bond.items("bond_links")}
-    plain = [
-        link for link, name in zip(links, ids, strict=True) if link not in (*bonds, *vlans) and name not in members
-    ]
-
-    def interface(link: Node, mac: str) -> Interface:
-        return _interface(link, mac, plain.index(link), nets.get(link.at("id").text(), []))
-
-    made: Found = ((), (), ())
-    if plain or not links:
-        made = each(plain, lambda link: link.at("ethernet_mac_address").mac(), interface)
-    notices = made[2] + tuple(_not_yet(link) for link in (*bonds, *vlans))
-    return Instance(NAME, *made[:2], notices, system=_system(facts) if facts else {"public-keys": []})
+    try:
+        entries = network.items("networks")
+    except MetadataError as error:
+        builder.report(str(error))
+        return {}
+    for net in entries:
+        try:
+            name = net.at("link").text()
+        except MetadataError as error:
+            builder.report(str(error))
+            continue
+        if name not in links:
+            builder.report(f"{net.path}.link: {name!r} is no link of the document")
+        nets.setdefault(name, []).append(net)
+    return nets
 
 
-def _not_yet(link: Node) -> str:
-    """Named by its id: the MAC of a bond is a member's, a VLAN's is mostly its parent's, and those are other links."""
-    kind, name = link.at("type").text(), link.at("id").text()
-    return str(NotYetError(f"{link.path}.type: {name} is a {kind}"))
+def _type(link: Node) -> str:
+    return str(link.pick("type").get("type", ""))
 
 
-def _interface(link: Node, mac: str, number: int, nets: list[Node]) -> Interface:
-    parts = Parts(mac, link.path)
-    parts.packets(link.find("mtu"))
+def _members(bond: Node, builder: InstanceBuilder) -> list[str]:
+    try:
+        return [member.text() for member in bond.items("bond_links")]
+    except MetadataError as error:
+        builder.report(str(error))
+        return []
+
+
+def _fill(link: Node, nets: list[Node], builder: InterfaceBuilder) -> None:
+    builder.dhcp = True
+    builder.document = {**link.value, "networks": [net.value for net in nets]}
+    with builder.part():
+        builder.set_mtu(link.find("mtu"))
     for net in nets:
-        kind = net.at("type").text()
-        address = net.given("ip_address")
-        if not kind.startswith(("ipv4", "ipv6")):
-            raise MetadataError("invalid", f"{net.path}.type: {kind!r} is neither ipv4… nor ipv6…")
-        if address is None and kind in ("ipv4", "ipv6"):
-            net.at("ip_address")  # static, so it is missing
-        if address is not None:
-            version = 4 if kind.startswith("ipv4") else 6
-            _place(parts, net, address, version)
-            for route in net.items("routes"):
-                length, gateway = route.at("netmask").length(version), route.given("gateway")
-                if length == 0:
-                    parts.gateway(gateway, version, outside=True)
-                elif gateway:  # without one it says that the network is on link, which is the subnet's own route
-                    parts.route(route.at("network"), length, gateway)
-    document = {**link.value, "networks": [net.value for net in nets]}
-    return parts.interface(document, number, bare=True)
+        with builder.part():
+            _fill_network(net, builder)
 
 
-def _place(parts: Parts, net: Node, address: Node, version: int) -> None:
-    """The address with its netmask, or with a prefix length behind it, as some deployments write it."""
-    alone, slash, length = address.text().partition("/")
-    node = Node(alone, address.path)
-    node.address(version)
-    parts.address(node, Node(length, address.path).length(version) if slash else net.at("netmask").length(version))
+def _fill_network(net: Node, builder: InterfaceBuilder) -> None:
+    kind = net.at("type").text()
+    if not kind.startswith(("ipv4", "ipv6")):
+        builder.notices.append(f"{net.path}.type: {kind!r} is not a type that is configured: ipv4..., ipv6...")
+        return
+    version = 4 if kind.startswith("ipv4") else 6
+    if kind in ("ipv4", "ipv6"):
+        net.at("ip_address")  # static, so an address must be there
+    written = net.given("ip_address")
+    if written is None:
+        return
+    address, length = written.split_length()
+    length = length or net.given("netmask")
+    builder.add_address(address, version, length.length(version) if length else None)
+    with builder.part():
+        for route in net.items("routes"):
+            with builder.part():
+                network_config.add_route(route, builder)
+    with builder.part():
+        builder.add_gateway(net.given("gateway"), version)
 
 
 def _system(facts: Node) -> dict[str, Any]:
-    """Not admin_pass, random_seed, nor `meta`, which is the user's."""
+    """Return facts; not admin_pass, random_seed, nor `meta`, which is the user's."""
     keys = facts.pick("public_keys").get("public_keys")
-    listed = [key for each in keys.values() for key in texts(each)] if isinstance(keys, dict) else texts(keys)
-    return facts.pick(*_FACTS) | {"public-keys": listed}
+    listed = list(keys.values()) if isinstance(keys, dict) else keys
+    return facts.pick(*_FACTS) | {"public-keys": lines_of(listed)}

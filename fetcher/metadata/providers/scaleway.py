@@ -1,12 +1,14 @@
 """Scaleway Instances: the metadata API.
 
-Sources: "User data" of the Instances API reference (www.scaleway.com/en/developers/api/instance/user-data) and
-cloud-init's reference of the Scaleway datasource for the server, and Scaleway's own reader of the document
-(scaleway-sdk-go, api/instance/v1/instance_metadata_sdk.go, type Metadata) for its fields.
+Sources: "User data" of the Instances API reference (www.scaleway.com/en/developers/api/instance/user-data);
+cloud-init's reference of the Scaleway datasource for the server and its IPv6 address, and its
+tests/unittests/sources/test_scaleway.py for the legacy `ipv6` and for ssh keys in tags (AUTHORIZED_KEY=ssh-rsa_AAAA,
+with _ for a space); Scaleway's own reader of the document (scaleway-sdk-go, api/instance/v1/instance_metadata_sdk.go,
+type Metadata) for its fields.
 
-The document has the public interface's MAC (`mac_address`; were it missing, the public interface would be left as
-DHCP makes it) and its routed addresses (public_ips_v4, public_ips_v6: of several, the first comes
-by DHCP and the others do not; being public they need AllowAddresses=). Of each private interface it has the MAC: their
+The document has the public interface's MAC (`mac_address`; without it the public interface is left as DHCP makes it)
+and its routed addresses: public_ips_v4 and public_ips_v6, or public_ips with a family. Of several, the first comes by
+DHCP and the others do not; being public they need AllowAddresses=. Of each private interface it has the MAC: their
 addresses are IPAM's and come by DHCP alone, so a private interface is listed here without any.
 """
 
@@ -14,14 +16,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from cloud_network.fetcher.metadata.model import Instance, Interface
-from cloud_network.fetcher.metadata.providers.document import Node, each, texts
-from cloud_network.fetcher.metadata.providers.parts import Parts
-from cloud_network.fetcher.metadata.providers.served import JsonProvider
+from cloud_network.fetcher.metadata.base import JsonProvider
+from cloud_network.fetcher.metadata.builder import InstanceBuilder, InterfaceBuilder
+from cloud_network.fetcher.metadata.document import Node, lines_of
+from cloud_network.fetcher.metadata.model import Instance
 
-NAME = "scaleway"
-ENDPOINT = "169.254.42.42"
 _PATH = "/conf?format=json"
+_PUBLIC = ("public_ips_v4", "public_ips_v6", "public_ips")
+_KEY_TAG = "AUTHORIZED_KEY="
 _FACTS = (
     "id", "name", "hostname", "organization", "project", "commercial_type", "arch", "zone", "location", "state",
     "state_detail", "creation_date", "modification_date", "tags", "timezone", "security_group", "placement_group",
@@ -32,50 +34,68 @@ _FACTS = (
 class Scaleway(JsonProvider):
     """A Provider: everything is one document."""
 
-    name = NAME
-    endpoint = ENDPOINT
+    name = "scaleway"
+    endpoints = ("169.254.42.42", "[fd00:42::42]")
     probe = _PATH
 
-    def fetch(self) -> Instance:
+    def read(self) -> Instance:
         """See Provider."""
-        return instance(self.read(_PATH))
+        return instance(self.document(_PATH))
 
 
 def instance(document: Node) -> Instance:
-    """The Instance that /conf?format=json describes."""
-    private = document.items("private_nics")
-    nodes = [document, *private] if document.given("mac_address") else private
-
-    def interface(node: Node, mac: str) -> Interface:
-        return _public(node, mac) if node is document else _private(node, mac, private.index(node) + 1)
-
-    found = each(nodes, lambda node: node.at("mac_address").mac(), interface)
-    return Instance(NAME, *found, system=_system(document))
-
-
-def _public(document: Node, mac: str) -> Interface:
-    parts = Parts(mac, document.path or "the document")
-    private = document.given("private_ip")
-    if private:  # not routed: the public address is translated to this one
-        parts.address(private, private.address().max_prefixlen)
-    for key, version in (("public_ips_v4", 4), ("public_ips_v6", 6)):
-        for node in document.items(key):
-            address = node.at("address")
-            if private and version == 4:
-                parts.public.append(address.address(4))
-                continue
-            address.address(version)
-            parts.address(address, node.at("netmask").length(version))
-            parts.gateway(node.given("gateway"), version, outside=True)
-    shown = document.pick("public_ips_v4", "public_ips_v6", "private_ip")
-    return parts.interface(shown, 0, bare=True)
+    """Return the Instance that /conf?format=json describes."""
+    builder = InstanceBuilder(Scaleway.name)
+    if document.given("mac_address"):
+        builder.read_interfaces([document], _mac, _fill_public)
+    else:
+        builder.notices.append("mac_address: missing; the public interface is left as DHCP configures it")
+    builder.read_interfaces(document.items("private_nics"), _mac, _fill_private)
+    return builder.build(_system(document))
 
 
-def _private(node: Node, mac: str, number: int) -> Interface:
-    return Parts(mac, node.path).interface(node.value, number, bare=True)
+def _mac(node: Node) -> str:
+    return node.at("mac_address").mac()
+
+
+def _fill_public(document: Node, builder: InterfaceBuilder, _position: int) -> None:
+    builder.path = builder.path or "the document"
+    builder.number, builder.dhcp = 0, True
+    builder.document = document.pick(*_PUBLIC, "ipv6", "private_ip")
+    translated = False
+    with builder.part():
+        if private := document.given("private_ip"):  # not routed: public addresses are translated to this one
+            translated = True
+            builder.add_address(private, 4, 32)
+    for key in _PUBLIC:
+        with builder.part():
+            for node in document.items(key):
+                with builder.part():
+                    _add_public(node, builder, translated)
+    with builder.part():
+        if legacy := document.find("ipv6"):
+            _add_public(legacy, builder, translated)
+
+
+def _add_public(node: Node, builder: InterfaceBuilder, translated: bool) -> None:
+    address = node.at("address")
+    version = address.address().version
+    if translated and version == 4:
+        builder.public.append(address.address(4))
+        return
+    builder.add_address(address, version, node.at("netmask").length(version))
+    builder.add_gateway(node.given("gateway"), version)
+
+
+def _fill_private(_node: Node, builder: InterfaceBuilder, position: int) -> None:
+    builder.number, builder.dhcp = position + 1, True
 
 
 def _system(document: Node) -> dict[str, Any]:
-    keys = document.pick("ssh_public_keys").get("ssh_public_keys")
-    listed = [key.get("key") for key in keys if isinstance(key, dict)] if isinstance(keys, list) else []
-    return document.pick(*_FACTS) | {"public-keys": texts(listed)}
+    """Return facts, with the ssh keys of the project and of tags."""
+    facts = document.pick(*_FACTS)
+    listed = document.pick("ssh_public_keys").get("ssh_public_keys")
+    keys = [key.get("key") for key in listed if isinstance(key, dict)] if isinstance(listed, list) else []
+    tags = [tag for tag in lines_of(facts.get("tags")) if tag.startswith(_KEY_TAG)]
+    keys += [tag.removeprefix(_KEY_TAG).replace("_", " ") for tag in tags]
+    return facts | {"public-keys": list(dict.fromkeys(lines_of(keys)))}

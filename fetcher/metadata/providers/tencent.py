@@ -1,78 +1,67 @@
 """Tencent Cloud CVM: the instance metadata service.
 
 Source: "Querying Instance Metadata" (intl.cloud.tencent.com/document/product/213/4934), which names every item and the
-server, metadata.tencentyun.com; it is asked at that name's address, so that nobody's resolver decides who answers.
+server, metadata.tencentyun.com; it is asked at that name's address, so that no resolver decides who answers.
 The page has no IPv6: those addresses come by DHCPv6. All addresses of an interface are in its one subnet ("Elastic
-Network Interface", …/product/576): mask and gateway are read of the primary address, for all.
+Network Interface", .../product/576): mask and gateway are read of the primary address, for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from types import MappingProxyType
 
-from cloud_network.fetcher.metadata.model import Instance, Interface, MetadataError
-from cloud_network.fetcher.metadata.providers.document import Node
-from cloud_network.fetcher.metadata.providers.parts import Parts
-from cloud_network.fetcher.metadata.providers.tree import Gone, Leaves, TreeProvider, assembled, words
+from cloud_network.fetcher.metadata.builder import InterfaceBuilder
+from cloud_network.fetcher.metadata.document import Node
+from cloud_network.fetcher.metadata.model import MetadataError
+from cloud_network.fetcher.metadata.tree import Leaves, NotFoundError, TreeProvider
 
-NAME = "tencent"
-ENDPOINT = "169.254.0.23"
-_IPS = "local-ipv4s"
-_SYSTEM_KEYS = (
-    "instance-id", "instance-name", "uuid", "instance/instance-type", "instance/image-id", "placement/region",
-    "placement/zone", "mac", "local-ipv4", "public-ipv4", "app-id", "payment/charge-type", "payment/create-time",
-)  # fmt: skip
+_IPS, _PRIMARY = "local-ipv4s", "primary-local-ipv4"
 
 
 class Tencent(TreeProvider):
     """A Provider."""
 
-    name = NAME
-    endpoint = ENDPOINT
+    name = "tencent"
+    endpoints = ("169.254.0.23",)
     headers = MappingProxyType({"Host": "metadata.tencentyun.com"})
-    system_keys = _SYSTEM_KEYS
+    network_keys = (_PRIMARY,)
     shown_keys = ("vpc-id", "subnet-id")
-    roles = "cam/security-credentials/"
+    system_keys = (
+        "instance-id", "instance-name", "uuid", "instance/instance-type", "instance/image-id", "placement/region",
+        "placement/zone", "mac", "local-ipv4", "public-ipv4", "app-id", "payment/charge-type", "payment/create-time",
+    )  # fmt: skip
+    role_directories = ("cam/security-credentials/",)
 
-    def leaves(self, directory: str, listed: set[str]) -> Leaves:
+    def leaves(self, directory: str, listed: frozenset[str]) -> Leaves:
         """See TreeProvider. Six requests, however many addresses there are."""
-        if not {"mac", "primary-local-ipv4", _IPS} <= listed:
-            raise MetadataError("invalid", f"{directory}: the listing is not an interface's: {sorted(listed)}")
-        primary = self.leaf(directory + "primary-local-ipv4").strip()
+        if not {"mac", _PRIMARY, _IPS} <= listed:
+            raise MetadataError("invalid", f"{directory}: the listing is not an interface's: {sorted(listed)[:8]}")
+        found = super().leaves(directory, listed)
         addresses = [line.rstrip("/") for line in self.listing(f"{directory}{_IPS}/")]
-        if primary not in addresses:
-            raise MetadataError("changed", f"{directory}{_IPS}/: has no {primary}, the primary; it is read again")
-        found = {"primary-local-ipv4": primary, _IPS: "\n".join(addresses)}
+        primary = found.texts.get(_PRIMARY, "").strip()
+        if primary and primary not in addresses:
+            raise MetadataError("changed", f"{directory}{_IPS}/: has no {primary}, the primary; reading it again")
+        found.texts[_IPS] = "\n".join(addresses)
         for key in ("gateway", "subnet-mask"):
-            found[key] = self.leaf(f"{directory}{_IPS}/{primary}/{key}")
-        with suppress(Gone):  # only shown, and whether it is listed where there is none is nowhere said
+            if primary:
+                self.read_leaf(found, key, f"{_IPS}/{primary}/{key}")
+        with suppress(NotFoundError):  # only shown; whether it is listed where there is none is not documented
             public = self.leaf(directory + "public-ipv4s") if "public-ipv4s" in listed else ""
-            found |= {"public-ipv4s": public} if public.strip() else {}
+            found.texts |= {"public-ipv4s": public} if public.strip() else {}
         return found
 
-    def instance(self, macs: Mapping[str, Leaves], primary: str) -> Instance:
+    def fill(self, builder: InterfaceBuilder, leaves: Leaves) -> None:
         """See TreeProvider."""
-        return instance(macs, primary)
-
-
-def instance(macs: Mapping[str, Leaves], primary: str = "") -> Instance:
-    """The instance whose interfaces have these leaves; mask and gateway are those of the primary address."""
-    return assembled(
-        NAME, macs, lambda mac, where, leaves: _interface(mac, where, leaves, mac == primary.strip().lower())
-    )
-
-
-def _interface(mac: str, where: str, leaves: Leaves, primary: bool) -> Interface:
-    parts = Parts(mac, where)
-    first = Node(leaves.get("primary-local-ipv4", ""), where + "primary-local-ipv4")
-    first.address(4)
-    parts.address(first, Node(leaves.get("subnet-mask", ""), f"{where}{_IPS}/{first.value}/subnet-mask").length(4))
-    for node in words(where, leaves, _IPS):
-        node.address(4)
-        parts.address(node)
-    for node in words(where, leaves, "public-ipv4s"):
-        parts.public.append(node.address(4))
-    parts.gateway(Node(leaves.get("gateway", ""), f"{where}{_IPS}/{first.value}/gateway"), 4)
-    return parts.interface(leaves, 0 if primary else None)
+        if _PRIMARY not in leaves.texts or "subnet-mask" not in leaves.texts:
+            return  # without their subnet the addresses would be set up wrongly; they are read again
+        mask = Node(leaves.texts["subnet-mask"].strip(), f"{leaves.directory}{_IPS}/.../subnet-mask").length(4)
+        for node in (*leaves.words(builder, _PRIMARY), *leaves.words(builder, _IPS)):
+            with builder.part():
+                builder.add_address(node, 4, mask)
+        for node in leaves.words(builder, "public-ipv4s"):
+            with builder.part():
+                builder.public.append(node.address(4))
+        if "gateway" in leaves.texts:
+            with builder.part():
+                builder.add_gateway(Node(leaves.texts["gateway"].strip(), f"{leaves.directory}{_IPS}/.../gateway"), 4)

@@ -1,22 +1,22 @@
 """Vultr: the instance metadata service.
 
-Sources: "Metadata" (www.vultr.com/metadata/) and whole documents of instances: cloud-init's
-tests/unittests/sources/test_vultr.py. Public addresses are on the interface itself; an additional IPv6 network is
-delegated whole. IPv6 gateways come from router advertisements. `unconfigured` is a network that the user has told Vultr
-to leave alone.
+Sources: "Metadata" (www.vultr.com/metadata/) and whole documents of instances, with `interfaces` or with
+`cloud_interfaces` in their place: cloud-init's tests/unittests/sources/test_vultr.py; bare metal without firmware
+fields: cloud-init's sources/helpers/vultr.py. Public addresses are on the interface itself; an additional IPv6 network
+is delegated as a whole. IPv6 gateways come from router advertisements. `unconfigured` is a network that the user has
+told Vultr to leave alone.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from cloud_network.fetcher.metadata.model import Instance, Interface, parse_network
-from cloud_network.fetcher.metadata.providers.document import Node, each, texts
-from cloud_network.fetcher.metadata.providers.parts import Parts
-from cloud_network.fetcher.metadata.providers.served import JsonProvider
+from cloud_network.fetcher.metadata import network_config
+from cloud_network.fetcher.metadata.base import JsonProvider
+from cloud_network.fetcher.metadata.builder import InstanceBuilder, InterfaceBuilder
+from cloud_network.fetcher.metadata.document import Node, lines_of
+from cloud_network.fetcher.metadata.model import Instance, MetadataError
 
-NAME = "vultr"
-ENDPOINT = "169.254.169.254"
 _PATH = "/v1.json"
 _FACTS = ("instance-v2-id", "instanceid", "instance-id", "hostname", "local-hostname", "region", "tags")
 
@@ -24,56 +24,81 @@ _FACTS = ("instance-v2-id", "instanceid", "instance-id", "hostname", "local-host
 class Vultr(JsonProvider):
     """A Provider: everything is one document."""
 
-    name = NAME
-    endpoint = ENDPOINT
+    name = "vultr"
+    endpoints = ("169.254.169.254",)
     probe = _PATH
 
-    def fetch(self) -> Instance:
+    def read(self) -> Instance:
         """See Provider."""
-        return instance(self.read(_PATH))
+        return instance(self.document(_PATH))
 
 
 def instance(document: Node) -> Instance:
-    """The instance that /v1.json describes."""
-    nodes = document.at("interfaces").items()
+    """Return the instance that /v1.json describes. `interfaces` counts unless it is empty."""
+    builder = InstanceBuilder(Vultr.name)
+    nodes = document.items("interfaces")
+    if nodes:
+        builder.read_interfaces(nodes, lambda node: node.at("mac").mac(), _fill)
+    else:
+        entries, aliases = network_config.physical(document.at("cloud_interfaces"), builder)
 
-    def interface(node: Node, mac: str) -> Interface:
-        return _interface(node, mac, nodes.index(node))
+        def fill(node: Node, interface: InterfaceBuilder, position: int) -> None:
+            interface.number = position
+            network_config.fill(node, aliases.get(position, []), interface)
 
-    found = each(nodes, lambda node: node.at("mac").mac(), interface)
-    return Instance(NAME, *found, system=_system(document))
-
-
-def _interface(node: Node, mac: str, number: int) -> Interface:
-    parts = Parts(mac, node.path)
-    unconfigured = node.find("unconfigured")
-    if unconfigured is None or unconfigured.value is False:
-        _ipv4(parts, node.at("ipv4"))
-        if ipv6 := node.find("ipv6"):
-            _ipv6(parts, ipv6)
-    return parts.interface(node.value, number, bare=unconfigured is not None)
+        builder.read_interfaces(entries, network_config.mac, fill)
+    return builder.build(_system(document))
 
 
-def _ipv4(parts: Parts, node: Node) -> None:
-    for one in (node, *node.items("additional")):
-        if address := one.given("address"):
-            address.address(4)
-            parts.address(address, one.at("netmask").length(4))
-    parts.gateway(node.given("gateway"), 4)
+def _fill(node: Node, builder: InterfaceBuilder, position: int) -> None:
+    builder.number = position
+    with builder.part():
+        builder.set_mtu(node.find("mtu"))
+    if node.pick("unconfigured").get("unconfigured") not in (None, False, "false"):
+        builder.dhcp = True
+        return
+    for key, fill in (("ipv4", _fill_ipv4), ("ipv6", _fill_ipv6)):
+        with builder.part():
+            if family := node.find(key):
+                fill(builder, family)
+    with builder.part():
+        for route in node.items("routes"):
+            with builder.part():
+                network_config.add_route(route, builder)
 
 
-def _ipv6(parts: Parts, node: Node) -> None:
-    if address := node.given("address"):
-        address.address(6)
-        parts.address(address, node.at("prefix").length(6))
-    for one in node.items("additional"):
-        network = one.at("network")
-        network.address(6)
-        block = parse_network(network.path, f"{network.text()}/{one.at('prefix').length(6)}")
-        parts.subnets.append(block)
-        parts.range(block, network.path)
+def _fill_ipv4(builder: InterfaceBuilder, family: Node) -> None:
+    for node in (family, *_additional(builder, family)):
+        with builder.part():
+            if address := node.given("address"):
+                builder.add_address(address, 4, node.at("netmask").length(4))
+    builder.add_gateway(family.given("gateway"), 4)
+
+
+def _fill_ipv6(builder: InterfaceBuilder, family: Node) -> None:
+    with builder.part():
+        if address := family.given("address"):
+            builder.add_address(address, 6, family.at("prefix").length(6))
+    for node in _additional(builder, family):
+        with builder.part():
+            if address := node.given("address"):
+                builder.add_address(address, 6, node.at("prefix").length(6))
+        with builder.part():
+            if network := node.given("network"):
+                block = Node(f"{network.text()}/{node.at('prefix').length(6)}", network.path).network(6)
+                builder.add_subnet(block)
+                builder.add_range(network, block)
+            elif node.given("address") is None:
+                raise MetadataError("invalid", f"{node.path}: neither an address nor a network")
+
+
+def _additional(builder: InterfaceBuilder, family: Node) -> list[Node]:
+    found = list[Node]()
+    with builder.part():
+        found += family.items("additional")
+    return found
 
 
 def _system(document: Node) -> dict[str, Any]:
-    """Not user-data, vendor-data, startup-script, user-defined, nor the password of bgp."""
-    return document.pick(*_FACTS) | {"public-keys": texts(document.pick("public-keys").get("public-keys"))}
+    """Return facts; not user-data, vendor-data, startup-script, user-defined, nor the password of bgp."""
+    return document.pick(*_FACTS) | {"public-keys": lines_of(document.pick("public-keys").get("public-keys"))}

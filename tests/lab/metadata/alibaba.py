@@ -62,7 +62,7 @@ class Alibaba(Behaviour[Settings]):
             return error(401)
         if request.path == "/":
             return Response(200, "\n".join(VERSIONS).encode())
-        found = find(dict.fromkeys(VERSIONS, self._tree()), request.path)
+        found = find(dict.fromkeys(VERSIONS, self._tree() if self.recorded is None else self.recorded), request.path)
         if found is None:
             return error(404)
         return Response(200, (found if isinstance(found, str) else listing(found)).encode())

@@ -122,7 +122,9 @@ class Aws(Behaviour[Settings]):
     def _read(self, path: str, headers: Mapping[str, str]) -> Response:
         if path == "/":
             return ok("\n".join(VERSIONS), headers)
-        found = find(dict.fromkeys(VERSIONS, tree(self.nics, self.settings)), path)
+        found = find(
+            dict.fromkeys(VERSIONS, tree(self.nics, self.settings) if self.recorded is None else self.recorded), path
+        )
         if isinstance(found, dict):
             return ok(listed(path, found), headers)
         return error(404) if found is None else ok(found, headers)

@@ -79,7 +79,7 @@ class Azure(Behaviour[Settings]):
             return self._newest()
         match request.path.strip("/").split("/"):
             case ["metadata", "instance", *names]:
-                return filtered(self._instance(), names, request)
+                return filtered(self._instance() if self.recorded is None else self.recorded, names, request)
             case ["metadata", "loadbalancer", *names]:
                 return filtered(self._load_balancer(), names, request)
             case ["metadata", "attested", "document"]:

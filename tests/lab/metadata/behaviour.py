@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from ..convention import Convention
 from ..nic import Nic
@@ -37,11 +37,17 @@ class Behaviour(Generic[S]):
 
     def __init__(self, settings: S) -> None:
         self.settings = settings
+        self.recorded: Any = None
+        """A document of `documents/` that is served in place of what the interfaces make."""
         self.nics: Sequence[Nic] = ()
         self.tokens = Tokens()
 
     def load(self, nics: Sequence[Nic]) -> None:
-        self.nics = nics
+        self.nics, self.recorded = nics, None
+
+    def record(self, document: Any) -> None:
+        """Serve this document from now on. Each cloud's module says what it holds."""
+        self.recorded = document
 
     def configure(self, **settings: object) -> None:
         self.settings = replace(self.settings, **settings)  # type: ignore[type-var]  # always a dataclass

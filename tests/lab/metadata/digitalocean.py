@@ -57,7 +57,7 @@ class DigitalOcean(Behaviour[Settings]):
         if request.method != "GET":
             return Response(405, b"method not allowed")
         if request.path == "/metadata/v1.json":
-            return answer(self._document())
+            return answer(self._document() if self.recorded is None else self.recorded)
         found = find({"metadata": {"v1": tree(self._document())}}, request.path)
         if found is None:
             return Response(404, b"not found")

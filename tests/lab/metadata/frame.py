@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 from urllib.parse import parse_qsl
 
 from ..convention import Convention
@@ -61,6 +61,9 @@ class Provider(Protocol):
 
     def load(self, nics: Sequence[Nic]) -> None:
         """From now on these are the instance's interfaces."""
+
+    def record(self, document: Any) -> None:
+        """From now on this is what the cloud says, whatever the interfaces are."""
 
     def configure(self, **settings: object) -> None:
         """Change settings by name; an unknown one is a TypeError."""

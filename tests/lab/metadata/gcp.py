@@ -85,7 +85,10 @@ class Gcp(Behaviour[Settings]):
             return reply("Method not allowed", status=405)
         names = [name for name in request.path.removeprefix(ROOT).split("/") if name]
         try:
-            value = pick(self._document(), [camel(name, names[:position]) for position, name in enumerate(names)])
+            value = pick(
+                self._document() if self.recorded is None else self.recorded,
+                [camel(name, names[:position]) for position, name in enumerate(names)],
+            )
         except LookupError:
             return reply("Not Found", status=404, kind="text/html; charset=UTF-8")
         wanted = request.parameters

@@ -51,6 +51,8 @@ class Hetzner(Behaviour[Settings]):
         super().__init__(Settings())
 
     def answer(self, request: Request) -> Response:
+        if self.recorded is not None:
+            return self._recorded(request.path)
         document = self._document()
         private = yaml([private_network(nic) for nic in self.nics[1:]])
         if request.method != "GET":
@@ -66,6 +68,16 @@ class Hetzner(Behaviour[Settings]):
             case "hetzner/v1/userdata" if self.settings.user_data:
                 return reply(self.settings.user_data)
         return Response(404, b"not found")
+
+    def _recorded(self, path: str) -> Response:
+        """Of {"metadata": its lines, "private-networks": its lines}."""
+        name = path.removeprefix(ROOT).strip("/") or "metadata"
+        if name == "instance-id":
+            return reply("42")
+        if name not in self.recorded:
+            return Response(404, b"not found")
+        lines = self.recorded[name]
+        return reply("\n".join(map(str, lines)) if isinstance(lines, list) else str(lines))
 
     def _document(self) -> dict[str, Any]:
         first = self.nics[0]

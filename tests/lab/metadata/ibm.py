@@ -58,7 +58,9 @@ class Ibm(Behaviour[Settings]):
             return error(401, "not_authorized", "The request is not authorized.")
         if request.path == "/instance_identity/v1/iam_token" and request.method == "POST":
             return answer(self._credentials())
-        found = self._documents().get(request.path.removeprefix("/metadata/v1/"))
+        found = (self._documents() if self.recorded is None else self.recorded).get(
+            request.path.removeprefix("/metadata/v1/")
+        )
         if request.method != "GET" or found is None:
             return error(404, "not_found", "The resource was not found.")
         return answer(found)

@@ -59,7 +59,7 @@ class OpenStack(Behaviour[Settings]):
     def answer(self, request: Request) -> Response:
         if request.method not in ("GET", "HEAD"):
             return Response(405, b"405 Method Not Allowed")
-        files = self._files()
+        files = self._files() if self.recorded is None else self.recorded
         match request.path.strip("/").split("/"):
             case ["openstack"]:
                 return Response(200, "\n".join(VERSIONS_ALL).encode())

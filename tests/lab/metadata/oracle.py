@@ -58,12 +58,14 @@ class Oracle(Behaviour[Settings]):
                 return error(404, "Not Found")
         if request.method != "GET":
             return error(405, "Method Not Allowed")
-        document = {"instance": self._instance(), "vnics": [self._vnic(nic) for nic in self.nics]}
+        document = self.recorded
+        if document is None:
+            document = {"instance": self._instance(), "vnics": [self._vnic(nic) for nic in self.nics]}
         try:
             found = pick(document, names)
         except LookupError:
             return error(404, "Not Found")
-        return answer(found) if isinstance(found, dict | list) else Response(200, str(found).encode())
+        return answer(found) if isinstance(found, dict | list) else Response(200, str(found).encode(errors="replace"))
 
     def _instance(self) -> dict[str, Any]:
         user_data = self.settings.user_data

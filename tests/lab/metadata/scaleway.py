@@ -53,7 +53,7 @@ class Scaleway(Behaviour[Settings]):
             return Response(405, b"")
         match request.path.rstrip("/"):
             case "/conf":
-                document = self._document()
+                document = self._document() if self.recorded is None else self.recorded
                 return answer(document) if request.parameters.get("format") == "json" else shell(document)
             case "/user_data/cloud-init" if self.settings.user_data:
                 return Response(200, self.settings.user_data.encode())

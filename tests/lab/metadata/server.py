@@ -191,6 +191,10 @@ class Server:
         self.provider.load([Nic.from_json(nic) for nic in nics])
         self._change()
 
+    async def do_record(self, document: Any) -> None:
+        self.provider.record(document)
+        self._change()
+
     async def do_configure(self, settings: dict[str, object]) -> None:
         self.keep_alive = bool(settings.pop("keep_alive", self.keep_alive))
         if "listen" in settings:

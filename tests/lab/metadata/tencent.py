@@ -45,7 +45,7 @@ class Tencent(Behaviour[Settings]):
             return Response(405, b"")
         if request.path == "/":
             return Response(200, "\n".join(f"{version}/" for version in VERSIONS).encode())
-        found = find(dict.fromkeys(VERSIONS, self._tree()), request.path)
+        found = find(dict.fromkeys(VERSIONS, self._tree() if self.recorded is None else self.recorded), request.path)
         if found is None:
             return Response(404, b"404 page not found")
         return Response(200, (found if isinstance(found, str) else listing(found)).encode())

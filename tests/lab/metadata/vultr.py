@@ -42,7 +42,7 @@ class Vultr(Behaviour[Settings]):
         if request.method != "GET":
             return Response(405, b"")
         if request.path == "/v1.json":
-            return answer(self._document())
+            return answer(self._document() if self.recorded is None else self.recorded)
         first, *names = request.path.strip("/").split("/")
         try:
             found = pick(self._document(), names) if first == "v1" else None

@@ -9,12 +9,9 @@ import pytest
 from cloud_network.api.cnctl import output
 from cloud_network.api.cnctl.facts import FACTS
 from cloud_network.api.cnctl.system import rows
-from cloud_network.fetcher.metadata.http import Client
 from cloud_network.fetcher.state import Document, StateDirectory
 
-from tests.unit.fetcher.clouds import CLOUDS, payload
-from tests.unit.fetcher.payloads import load
-from tests.unit.fetcher.site import Site
+from tests.unit.fetcher.emulated import document, provider_of, settled
 
 from .conftest import Ended, Server, status
 
@@ -23,20 +20,7 @@ SHOWN = Path(__file__).with_name("shown")
 
 def system(cloud: str) -> Document:
     """What the cloud's provider leaves in the file `system`."""
-    if cloud not in CLOUDS:
-        return dict(load(cloud, "one").system)
-    site = Site()
-    CLOUDS[cloud].serve(site, payload(cloud, "one"))
-    client = Client(site.endpoint)
-    try:
-        provider = CLOUDS[cloud].provider(client)
-        found = provider.fetch()
-        while provider.unread:
-            found = provider.fetch()
-        return dict(found.system)
-    finally:
-        client.close()
-        site.close()
+    return dict(settled(provider_of(cloud, document(cloud, "one"))).system)
 
 
 @pytest.mark.parametrize("cloud", [cloud for cloud in FACTS if cloud != "aws"])

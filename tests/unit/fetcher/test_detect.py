@@ -5,74 +5,79 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 from cloud_network.fetcher.config import Provider
-from cloud_network.fetcher.metadata.detect import CLOUDS, DetectionError, detect, read_dmi
-from cloud_network.fetcher.metadata.firmware import MATCHES
-from cloud_network.fetcher.metadata.providers import gcp
+from cloud_network.fetcher.metadata.detect import CLOUDS, DetectionError, detect, load, read_firmware
+from cloud_network.fetcher.metadata.providers.aws import Aws
+from cloud_network.fetcher.metadata.providers.gcp import Gcp
 
+from tests.lab import Interface
+from tests.lab.metadata.in_process import InProcess
 from tests.unit.fetcher.metadata import Answer, Server
 
 AZURE_TAG = "7783-7084-3265-9085-8269-3286-77"
+NOBODY = ("127.0.0.1:9",)
+EC2_UUID = "ec2e1916-9099-7caf-fd21-012345abcdef"
 
 
 @pytest.fixture(autouse=True)
-def nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not by a test, on whatever cloud it runs: a port of loopback where nobody listens."""
-    for cloud in CLOUDS:
-        module = import_module(f"cloud_network.fetcher.metadata.providers.{cloud}")
-        if hasattr(module, "probe"):
-            monkeypatch.setattr(module, "ENDPOINT", "127.0.0.1:9")
+def no_metadata_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test asks no server, whatever cloud it runs on: nobody listens on that port of loopback."""
+    for provider in (Aws, Gcp):
+        monkeypatch.setattr(provider, "endpoints", NOBODY)
+
+
+def is_here(cloud: str, **firmware: str) -> bool:
+    return CLOUDS[cloud].is_here(firmware)
 
 
 @pytest.mark.parametrize(
     "dmi",
     [{"sys_vendor": "Amazon EC2", "product_name": "m7i.large"}, {"sys_vendor": "Xen", "bios_version": "4.11.amazon"}],
 )
-def test_ec2_is_known_by_its_vendor_or_its_xen_bios(dmi: dict[str, str]) -> None:
+def test_ec2_is_known_by_its_vendor_or_bios(dmi: dict[str, str]) -> None:
     assert detect(Provider.AUTO, dmi).name == "aws"
 
 
 @pytest.mark.parametrize("dmi", [{}, {"sys_vendor": "QEMU", "bios_version": "1.16"}, {"sys_vendor": "Amazon"}])
-def test_an_unknown_machine_is_named_with_what_was_seen_and_what_to_set(dmi: dict[str, str]) -> None:
+def test_unknown_machine_is_an_error_that_says_what_to_set(dmi: dict[str, str]) -> None:
     with pytest.raises(DetectionError) as caught:
         detect(Provider.AUTO, dmi)
     text = str(caught.value)
     assert "no known cloud" in text
     assert "Provider=" in text
-    assert "supported: aws" in text
+    assert "supported: alibaba, aws" in text
     assert all(f"{key}={value!r}" in text for key, value in dmi.items())
     assert dmi or "by the firmware (/sys/class/dmi/id has none of its fields) and by the signs" in text
 
 
-def test_the_configuration_overrides_the_firmware() -> None:
+def test_configuration_overrides_the_firmware() -> None:
     assert detect(Provider.AWS, {"sys_vendor": "QEMU"}).name == "aws"
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_every_cloud_keeps_the_shape(cloud: str) -> None:
+def test_every_cloud_has_its_provider_and_documentation(cloud: str) -> None:
     found = detect(Provider(cloud), {})
     assert found.name == cloud
-    module = import_module(f"cloud_network.fetcher.metadata.providers.{cloud}")
-    assert found.client.endpoint == module.ENDPOINT
-    assert not MATCHES[cloud]({})
-    assert not MATCHES[cloud]({"sys_vendor": "QEMU", "product_name": "Standard PC (Q35 + ICH9, 2009)"})
-    assert re.search(r"\w\.(com|org|net|io|cloud)/\w", module.__doc__ or ""), "it names its cloud's documentation"
+    assert found.client.endpoint == found.endpoints[0]
+    assert not is_here(cloud)
+    assert not is_here(cloud, sys_vendor="QEMU", product_name="Standard PC (Q35 + ICH9, 2009)")
+    text = sys.modules[type(found).__module__].__doc__ or ""
+    assert re.search(r"\w\.(com|org|net|io|cloud)/\w", text), "it names its cloud's documentation"
 
 
-def test_the_unit_lets_the_fetcher_reach_every_metadata_server_and_nobody_else() -> None:
+def test_unit_lets_the_fetcher_reach_every_metadata_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
     unit = Path(__file__).parents[3] / "systemd/system/cloud-network-fetcher.service"
     [allowed] = [line for line in unit.read_text().splitlines() if line.startswith("IPAddressAllow=")]
-    modules = [import_module(f"cloud_network.fetcher.metadata.providers.{cloud}") for cloud in CLOUDS]
-    servers = {getattr(module, name).strip("[]") for module in modules for name in vars(module) if "ENDPOINT" in name}
-    assert set(allowed.partition("=")[2].split()) == servers - {"127.0.0.1:9"} | {"169.254.169.254"}
+    servers = {endpoint.strip("[]") for cloud in CLOUDS for endpoint in type(load(cloud)).endpoints}
+    assert set(allowed.partition("=")[2].split()) == servers
 
 
-def test_every_choice_of_the_configuration_is_a_cloud_and_the_other_way_round() -> None:
-    assert set(CLOUDS) == set(MATCHES) == {choice.value for choice in Provider} - {"auto"}
+def test_every_choice_of_the_configuration_is_a_cloud() -> None:
+    assert set(CLOUDS) == {choice.value for choice in Provider} - {"auto"}
 
 
 @pytest.mark.parametrize(
@@ -80,37 +85,79 @@ def test_every_choice_of_the_configuration_is_a_cloud_and_the_other_way_round() 
     [
         ({"sys_vendor": "Microsoft Corporation", "chassis_asset_tag": AZURE_TAG}, "azure"),
         ({"sys_vendor": "Google", "product_name": "Google Compute Engine"}, "gcp"),
-        ({"sys_vendor": "Xen", "hypervisor_uuid": "ec2e1916-9099-7caf-fd21-012345abcdef"}, "aws"),
+        ({"product_uuid": EC2_UUID.upper(), "product_serial": EC2_UUID}, "aws"),
+        ({"product_serial": "GoogleCloud-0123456789ABCDEF"}, "gcp"),
+        ({"sys_vendor": "Microsoft Corporation", "kernel_command_line": "quiet vultr"}, "vultr"),
+        ({"/etc/vultr": ""}, "vultr"),
+        ({"kernel_command_line": "initrd=initrd scaleway nousb"}, "scaleway"),
+        ({"/run/scaleway": ""}, "scaleway"),
+        ({"sys_vendor": "Scaleway"}, "scaleway"),
+        ({"sys_vendor": "Vultr"}, "vultr"),
+        ({"sys_vendor": "Hetzner", "product_name": "vServer"}, "hetzner"),
+        ({"sys_vendor": "DigitalOcean"}, "digitalocean"),
+        ({"sys_vendor": "Tencent Cloud", "product_name": "CVM"}, "tencent"),
+        ({"product_name": "Alibaba Cloud ECS"}, "alibaba"),
+        ({"chassis_asset_tag": "OracleCloud.com", "sys_vendor": "QEMU"}, "oracle"),
+        ({"chassis_asset_tag": "ibmcloud"}, "ibm"),
+        ({"sys_vendor": "IBM:Cloud Compute Server 1.0:cx2-2x4"}, "ibm"),
+        ({"chassis_vendor": "IBM:Cloud Compute Server 1.0:bx2-2x8"}, "ibm"),
+        ({"product_name": "OpenStack Nova"}, "openstack"),
+        ({"product_name": "OpenStack Compute"}, "openstack"),
+        ({"chassis_asset_tag": "HUAWEICLOUD"}, "openstack"),
     ],
 )
-def test_clouds_are_told_by_their_firmware(dmi: dict[str, str], cloud: str) -> None:
+def test_clouds_are_known_by_their_firmware(dmi: dict[str, str], cloud: str) -> None:
     assert detect(Provider.AUTO, dmi).name == cloud
 
 
-def test_two_clouds_are_one_too_many() -> None:
+@pytest.mark.parametrize(
+    "firmware",
+    [
+        {"sys_vendor": "Microsoft Corporation", "product_name": "Virtual Machine"},
+        {"sys_vendor": "Oracle Corporation", "product_name": "VirtualBox"},
+        {"sys_vendor": "Xen", "hypervisor_uuid": EC2_UUID},
+        {"product_uuid": EC2_UUID, "product_serial": "other"},
+        {"kernel_command_line": "root=/dev/vda1 scaleway.example vultr0"},
+        {"product_name": "DigitalOcean"},
+        {"sys_vendor": "IBM"},
+        {"sys_vendor": "Alibaba Cloud"},
+    ],
+)
+def test_firmware_that_merely_resembles_a_cloud_is_none(firmware: dict[str, str]) -> None:
+    with pytest.raises(DetectionError, match="no known cloud"):
+        detect(Provider.AUTO, firmware)
+
+
+def test_xen_uuid_is_believed_when_the_server_is_ec2s(monkeypatch: pytest.MonkeyPatch) -> None:
+    cloud = InProcess("aws")
+    cloud.load(Interface("10.0.1.0/24"))
+    monkeypatch.setattr(Aws, "endpoints", (cloud.endpoint,))
+    assert detect(Provider.AUTO, {"sys_vendor": "Xen", "hypervisor_uuid": EC2_UUID}).name == "aws"
+    cloud.close()
+
+
+def test_two_fitting_clouds_are_an_error() -> None:
     both = {"sys_vendor": "Amazon EC2", "product_name": "Google Compute Engine"}
     with pytest.raises(DetectionError, match="more than one cloud: aws, gcp by sys_vendor="):
         detect(Provider.AUTO, both)
 
 
 @pytest.mark.parametrize(("header", "known"), [("Google", True), ("Other", False)])
-def test_where_the_firmware_is_silent_the_servers_sign_is_looked_for(
-    monkeypatch: pytest.MonkeyPatch, header: str, known: bool
-) -> None:
+def test_servers_sign_decides_without_firmware(monkeypatch: pytest.MonkeyPatch, header: str, known: bool) -> None:
     server = Server(lambda _: Answer(200, "", {"Metadata-Flavor": header}))
-    monkeypatch.setattr(gcp, "ENDPOINT", server.client.endpoint)
+    monkeypatch.setattr(Gcp, "endpoints", (server.client.endpoint,))
     if known:
         assert detect(Provider.AUTO, {}).name == "gcp"
     else:
         with pytest.raises(DetectionError, match=r"and by the signs of the metadata servers of .*gcp"):
             detect(Provider.AUTO, {})
     assert detect(Provider.AUTO, {"sys_vendor": "Amazon EC2"}).name == "aws"
-    assert len(server.asked) == 1  # where the firmware speaks nobody is asked
+    assert len(server.asked) == 1  # not where the firmware says enough
     server.close()
 
 
 @pytest.mark.parametrize("arguments", ["P.AZURE, {}", "P.AUTO, {'chassis_asset_tag': '" + AZURE_TAG + "'}"])
-def test_only_the_cloud_that_it_is_is_loaded(arguments: str) -> None:
+def test_only_the_detected_cloud_is_imported(arguments: str) -> None:
     code = "from cloud_network.fetcher.metadata.detect import detect; "
     code += "from cloud_network.fetcher.config import Provider as P; "
     code += f"import sys; detect({arguments}); print([m for m in sys.modules if m.startswith(%r)])"
@@ -121,18 +168,29 @@ def test_only_the_cloud_that_it_is_is_loaded(arguments: str) -> None:
     assert "aws" not in shown
 
 
-def test_fields_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
-    (tmp_path / "sys_vendor").write_text("Amazon EC2\n")
-    (tmp_path / "product_name").write_bytes(b"\xff\n")
-    (tmp_path / "bios_version").mkdir()
-    nowhere = tmp_path / "none"
-    assert read_dmi(tmp_path, nowhere) == {"sys_vendor": "Amazon EC2", "product_name": "\ufffd"}
-    (tmp_path / "uuid").write_text("ec2e1916\n")
-    assert read_dmi(nowhere, tmp_path / "uuid") == {"hypervisor_uuid": "ec2e1916"}
+def test_unreadable_fields_are_left_out(tmp_path: Path) -> None:
+    dmi = tmp_path / "sys/class/dmi/id"
+    dmi.mkdir(parents=True)
+    (dmi / "sys_vendor").write_text("Amazon EC2\n")
+    (dmi / "product_name").write_bytes(b"\xff\n")
+    (dmi / "bios_version").mkdir()
+    assert read_firmware(tmp_path) == {"sys_vendor": "Amazon EC2", "product_name": "\ufffd"}
 
 
-def test_what_a_cloud_looks_at_is_read(tmp_path: Path) -> None:
-    """IBM's second sign, and whatever `firmware` of any cloud asks for."""
+def test_marks_and_files_of_the_host_are_read(tmp_path: Path) -> None:
+    for directory in ("sys/hypervisor", "proc", "etc/vultr", "run"):
+        (tmp_path / directory).mkdir(parents=True)
+    (tmp_path / "sys/hypervisor/uuid").write_text("ec2e1916\n")
+    (tmp_path / "proc/cmdline").write_text("quiet scaleway\n")
+    (tmp_path / "run/scaleway").write_text("not a directory")
+    assert read_firmware(tmp_path) == {
+        "hypervisor_uuid": "ec2e1916",
+        "kernel_command_line": "quiet scaleway",
+        "/etc/vultr": "",
+    }
+
+
+def test_every_field_that_a_cloud_looks_at_is_read(tmp_path: Path) -> None:
     asked = set[str]()
 
     class Asking(dict[str, str]):
@@ -140,10 +198,17 @@ def test_what_a_cloud_looks_at_is_read(tmp_path: Path) -> None:
             asked.add(key)
             return default
 
-    for cloud in CLOUDS:
-        MATCHES[cloud](Asking())
+        def __contains__(self, key: object) -> bool:
+            asked.add(str(key))
+            return False
+
+    for cloud in CLOUDS.values():
+        cloud.is_here(Asking())
+        cloud.may_be_here(Asking())
+    for name in ("sys/class/dmi/id", "sys/hypervisor", "proc", "etc/vultr", "run/scaleway"):
+        (tmp_path / name).mkdir(parents=True)
     for name in asked:
-        (tmp_path / name).write_text(f"{name}\n")
-    assert "chassis_vendor" in asked
-    assert read_dmi(tmp_path, tmp_path / "hypervisor_uuid").keys() == asked
-    assert detect(Provider.AUTO, {"chassis_vendor": "IBM:Cloud Compute Server 1.0:bx2-2x8"}).name == "ibm"
+        (tmp_path / "sys/class/dmi/id" / name.strip("/").replace("/", "_")).write_text("x")
+    (tmp_path / "sys/hypervisor/uuid").write_text("x")
+    (tmp_path / "proc/cmdline").write_text("x")
+    assert asked <= read_firmware(tmp_path).keys()

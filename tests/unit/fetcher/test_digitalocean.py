@@ -1,71 +1,94 @@
-"""DigitalOcean's document → Instance."""
+"""DigitalOcean's document -> Instance."""
 
 from __future__ import annotations
 
-from copy import deepcopy
 from ipaddress import ip_address, ip_network
 
 import pytest
-from cloud_network.fetcher.metadata import firmware
 from cloud_network.fetcher.metadata.model import MetadataError
-from cloud_network.fetcher.metadata.providers import digitalocean
-from cloud_network.fetcher.metadata.providers.document import Node
 
-from tests.unit.fetcher.clouds import payload
+from tests.unit.fetcher.emulated import document, read
 
 
-def test_a_droplet_is_read_whole() -> None:
-    found = digitalocean.instance(Node(payload("digitalocean", "many"))).interfaces
+def test_droplet_is_read_whole() -> None:
+    found = read("digitalocean", "many").interfaces
     public, private = found[0], found[1]
     assert [str(address) for address in public.addresses] == [
         "45.55.249.133/18",
         "10.17.0.5/16",
         "2604:a880:800:0:1000::1/64",
+        "2604:a880:1:2::1/128",
     ]
     assert public.subnets[:2] == (ip_network("45.55.192.0/18"), ip_network("10.17.0.0/16"))
-    assert public.gateways == (ip_address("45.55.192.1"), ip_address("2604:a880:800::1"))  # not the anchor's
-    assert public.public == (ip_address("138.197.59.92"), ip_address("2604:a880:1:2::1"))
+    assert public.gateways == (ip_address("45.55.192.1"), ip_address("2604:a880:800::1"))
+    assert public.public == (ip_address("138.197.59.92"),)
     assert ([str(address) for address in private.addresses], private.public) == (["10.132.6.205/16"], ())
     assert [each.device_number for each in found] == [0, 1, 2, 3, 4]
 
 
-def test_the_document_may_stand_in_a_list_as_the_page_shows_it() -> None:
-    listed = payload("digitalocean", "ipv6")
+@pytest.mark.parametrize(("active", "there"), [(True, True), (False, False), (None, True)])
+def test_reserved_ipv6_belongs_on_the_droplet_while_active(active: bool | None, there: bool) -> None:
+    whole = document("digitalocean", "many")
+    whole["reserved_ip"]["ipv6"] = {"ip_address": "2604:a880:9::9", "active": active}
+    addresses = [str(address) for address in read("digitalocean", whole).interfaces[0].addresses]
+    assert ("2604:a880:9::9/128" in addresses) == there
+
+
+def test_anchor_gateway_is_the_way_out_without_another() -> None:
+    whole = document("digitalocean", "one")
+    whole["interfaces"]["public"][0]["ipv4"].pop("gateway")
+    assert read("digitalocean", whole).interfaces[0].gateways == (ip_address("10.17.0.1"),)
+
+
+def test_wrong_anchor_gateway_costs_no_address() -> None:
+    whole = document("digitalocean", "one")
+    whole["interfaces"]["public"][0]["anchor_ipv4"]["gateway"] = "x"
+    found = read("digitalocean", whole)
+    assert [str(address) for address in found.interfaces[0].addresses] == ["45.55.249.133/18", "10.17.0.5/16"]
+
+
+def test_vpc_without_a_gateway_has_none() -> None:
+    whole = document("digitalocean", "many")
+    whole["interfaces"]["private"][0]["ipv4"]["gateway"] = "0.0.0.0"
+    found = read("digitalocean", whole)
+    assert (found.interfaces[1].gateways, found.complete) == ((), True)
+
+
+def test_document_may_stand_in_a_list() -> None:
+    listed = document("digitalocean", "ipv6")
     assert isinstance(listed, list)
-    assert digitalocean.instance(Node(listed)) == digitalocean.instance(Node(listed[0]))
+    assert read("digitalocean", listed) == read("digitalocean", listed[0])
+
+
+def test_ipv6_length_that_is_too_short_keeps_the_address() -> None:
+    whole = document("digitalocean", "many")
+    whole["interfaces"]["public"][0]["ipv6"]["cidr"] = 24
+    found = read("digitalocean", whole)
+    assert "2604:a880:800:0:1000::1/128" in map(str, found.interfaces[0].addresses)
+    assert ip_address("2604:a880:800::1") in found.interfaces[0].gateways
+    assert "/24" in found.problems[0].text
 
 
 @pytest.mark.parametrize(
     ("place", "key", "value", "said"),
     [
-        ("ipv4", "ip_address", "45.55.249.333", "interfaces.public[0].ipv4.ip_address: '45.55.249.333' is not an IP"),
-        ("ipv4", "netmask", "255.255.0.255", "interfaces.public[0].ipv4.netmask: '255.255.0.255' is not a mask"),
-        ("ipv4", "gateway", "1.1.1.1", "interfaces.public[0].ipv4.gateway: '1.1.1.1' is not inside"),
-        (
-            "anchor_ipv4",
-            "ip_address",
-            "2604::1",
-            "interfaces.public[0].anchor_ipv4.ip_address: '2604::1' is not an IPv4",
-        ),
-        ("ipv6", "cidr", 129, "interfaces.public[0].ipv6.cidr: 129 is not 0..128"),
-        ("ipv6", "ip_address", "fe80::1", "interfaces.public[0].ipv6.ip_address: 'fe80::1' is not a cloud's"),
+        ("ipv4", "ip_address", "45.55.249.333", "public[0].ipv4.ip_address: '45.55.249.333' is not an IP"),
+        ("ipv4", "netmask", "255.255.0.255", "public[0].ipv4.netmask: '255.255.0.255' is not a mask"),
+        ("ipv4", "gateway", "1.1.1", "public[0].ipv4.gateway: '1.1.1' is not an IP"),
+        ("anchor_ipv4", "ip_address", "2604::1", "public[0].anchor_ipv4.ip_address: '2604::1' is not an IPv4"),
+        ("ipv6", "cidr", 129, "public[0].ipv6.cidr: 129 is not 0..128"),
+        ("ipv6", "ip_address", "fe80::1", "public[0].ipv6.ip_address: 'fe80::1' is not a cloud's"),
     ],
 )
-def test_what_is_wrong_is_named_by_its_path(place: str, key: str, value: object, said: str) -> None:
-    document = deepcopy(payload("digitalocean", "many"))
-    document["interfaces"]["public"][0][place][key] = value
-    (problem,) = digitalocean.instance(Node(document)).problems
-    assert said in problem.text
+def test_wrong_value_is_reported_by_its_path(place: str, key: str, value: object, said: str) -> None:
+    whole = document("digitalocean", "many")
+    whole["interfaces"]["public"][0][place][key] = value
+    found = read("digitalocean", whole)
+    assert any(said in problem.text for problem in found.problems)
+    assert len(found.interfaces[0].addresses) >= 3, "the other parts are configured"
 
 
-@pytest.mark.parametrize(
-    "document", [[], {}, {"interfaces": []}, {"interfaces": {}}, {"interfaces": {"public": []}}, 1]
-)
-def test_a_document_without_interfaces_is_refused(document: object) -> None:
+@pytest.mark.parametrize("served", [[], {}, {"interfaces": []}, {"interfaces": {}}, {"interfaces": {"public": []}}, 1])
+def test_document_without_interfaces_is_an_error(served: object) -> None:
     with pytest.raises(MetadataError):
-        digitalocean.instance(Node(document))
-
-
-def test_it_is_known_by_its_vendor() -> None:
-    assert firmware.digitalocean({"sys_vendor": "DigitalOcean"})
-    assert not firmware.digitalocean({"product_name": "DigitalOcean"})
+        read("digitalocean", served)

@@ -6,8 +6,8 @@ import re
 from ipaddress import ip_address, ip_network
 
 import pytest
-from cloud_network.fetcher.metadata.model import Interface, MetadataError
-from cloud_network.fetcher.metadata.providers.document import Node, each, parse, texts
+from cloud_network.fetcher.metadata.document import Node, lines_of, parse_json
+from cloud_network.fetcher.metadata.model import MetadataError
 
 DOCUMENT = """{"network": {"interface": [
   {"mac": "000D3AF806EC", "ipv4": {"prefix": "24", "address": "10.1.2.5"}, "nothing": null},
@@ -15,7 +15,7 @@ DOCUMENT = """{"network": {"interface": [
 
 
 def test_values_are_read_with_their_types() -> None:
-    first, second = parse(DOCUMENT, "instance").at("network").items("interface")
+    first, second = parse_json(DOCUMENT, "instance").at("network").items("interface")
     assert (first.at("mac").mac(), second.at("mac").mac()) == ("00:0d:3a:f8:06:ec", "00:0d:3a:f8:06:ed")
     assert first.at("ipv4").at("prefix").number(0, 32) == 24
     assert first.at("ipv4").at("address").address(4) == ip_address("10.1.2.5")
@@ -38,12 +38,12 @@ def test_values_are_read_with_their_types() -> None:
         (lambda root: root.at("network").text(), "network: "),
         (lambda root: root.at("network").items("interface")[0].at("ipv4").at("address").address(6), "an IPv6 address"),
         (lambda root: Node(True, "mtu").number(0, 9), "mtu: True is not 0..9"),
-        (lambda root: Node("10.1.2.1/24", "subnet").network(), "subnet: '10.1.2.1/24' is not a prefix"),
+        (lambda root: Node("10.1.2.1/240", "subnet").network(), "subnet: '10.1.2.1/240' is not a prefix"),
     ],
 )
 def test_a_wrong_value_is_named_by_its_path(read: object, said: str) -> None:
     with pytest.raises(MetadataError, match=re.escape(said)):
-        read(parse(DOCUMENT, "instance"))  # type: ignore[operator]
+        read(parse_json(DOCUMENT, "instance"))  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(
@@ -87,32 +87,13 @@ def test_an_empty_text_is_not_given_and_facts_are_picked() -> None:
     assert Node(["no object"]).pick("there") == {}
 
 
-def test_the_lines_of_texts() -> None:
-    assert texts("a\n\n b \n") == ["a", "b"]
-    assert texts(["a", 1, None, "b\nc", ["d"]]) == ["a", "b", "c"]
-    assert texts(None) == texts({"a": "b"}) == []
+def test_the_lines_of_lines_of() -> None:
+    assert lines_of("a\n\n b \n") == ["a", "b"]
+    assert lines_of(["a", 1, None, "b\nc", ["d"]]) == ["a", "b", "c"]
+    assert lines_of(None) == lines_of({"a": "b"}) == []
 
 
 @pytest.mark.parametrize("text", ["", "<html>", "[1", "{'a': 1}", '{"a": NaN}', '{"a": [-1e999]}', "[" * 100_000])
 def test_what_is_not_json_is_refused(text: str) -> None:
     with pytest.raises(MetadataError, match="instance: not JSON"):
-        parse(text, "instance")
-
-
-def _interface(node: Node, mac: str) -> Interface:
-    node.at("ipv4").at("prefix").number(0, 32)
-    return Interface(mac, (), ())
-
-
-def test_one_bad_interface_does_not_stop_the_others() -> None:
-    nodes = parse(DOCUMENT, "instance").at("network").items("interface")
-    interfaces, problems, notices = each(nodes, lambda node: node.at("mac").mac(), _interface)
-    assert [interface.mac for interface in interfaces] == ["00:0d:3a:f8:06:ec"]
-    assert ([problem.mac for problem in problems], notices) == (["00:0d:3a:f8:06:ed"], ())
-    assert "interface[1].ipv4.prefix" in problems[0].text
-
-
-@pytest.mark.parametrize(("nodes", "said"), [([], "names no interface"), ([Node({"mac": "0" * 12})] * 2, "a second")])
-def test_no_interface_and_one_twice_are_errors(nodes: list[Node], said: str) -> None:
-    with pytest.raises(MetadataError, match=said):
-        each(nodes, lambda node: node.at("mac").mac(), _interface)
+        parse_json(text, "instance")

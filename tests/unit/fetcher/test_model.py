@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
 
 import pytest
 from cloud_network.fetcher.metadata import model
@@ -38,9 +39,7 @@ def test_an_accepted_address_is_the_one_that_was_written(address: IPv4Address | 
         assert odd or (address.version == 4 and int(address) < 1 << 24)
 
 
-@pytest.mark.parametrize(
-    "text", ["10.0.1.5/24", "0.0.0.0/0", "10.0.0.0/7", "127.0.0.0/8", "224.0.0.0/8", "fd00::/31", "x"]
-)
+@pytest.mark.parametrize("text", ["0.0.0.0/0", "10.0.0.0/7", "127.0.0.0/8", "224.0.0.0/8", "fd00::/31", "x"])
 def test_a_prefix_that_no_interface_has_is_refused_with_path_and_value(text: str) -> None:
     with pytest.raises(MetadataError) as caught:
         model.parse_network("macs/x/ipv4-prefix", text)
@@ -84,18 +83,61 @@ def test_a_point_to_point_subnet_has_no_broadcast_address() -> None:
     assert str(model.place("p", ip_address("10.0.1.9"), (ip_network("10.0.1.9/32"),))) == "10.0.1.9/32"
 
 
-def test_only_a_read_without_problems_is_proof() -> None:
+def test_host_bits_of_a_prefix_are_dropped() -> None:
+    assert model.parse_network("p", "10.0.1.5/24") == ip_network("10.0.1.0/24")
+
+
+def test_problem_proves_nothing_about_its_interface() -> None:
     assert instance(interface(1)).complete
-    assert not instance(interface(1), problems=(Problem(mac(2), "bad"),)).complete
+    named = instance(interface(1), problems=(Problem(mac(2), "bad"),))
+    assert (named.complete, named.may_remove, named.unproven) == (False, True, {mac(2)})
+    nameless = instance(interface(1), problems=(Problem("", "bad"),))
+    assert (nameless.complete, nameless.may_remove) == (False, False)
+    stale = instance(interface(1), stale=True)
+    assert (stale.complete, stale.may_remove) == (False, False)
 
 
-def test_an_interface_that_could_not_be_read_stays_as_it_was() -> None:
+def test_interface_without_addresses_is_no_proof_unless_by_dhcp() -> None:
+    empty = replace(interface(1), addresses=())
+    assert instance(empty).unproven == {mac(1)}
+    assert instance(replace(empty, dhcp=True)).unproven == set()
+
+
+def test_unread_interface_stays_as_it_was() -> None:
     before = instance(interface(1), interface(2), interface(3))
     read = instance(interface(1, "10.0.1.99"), problems=(Problem(mac(2), "bad"), Problem(mac(9), "bad")))
-    kept = read.with_what_was_known(before)
+    kept = read.with_known(before)
     assert kept.interfaces == (interface(1, "10.0.1.99"), interface(2))  # 3 is no longer listed, 9 was never known
     assert not kept.complete
-    assert read.with_what_was_known(None) == read
+    assert read.with_known(None) == read
+
+
+def test_nameless_problem_keeps_every_interface() -> None:
+    before = instance(interface(1), interface(2))
+    assert instance(interface(1), problems=(Problem("", "bad"),)).with_known(before).interfaces == before.interfaces
+
+
+def test_parts_that_were_not_understood_stay_as_they_were() -> None:
+    before = instance(interface(1, "10.0.1.10", "10.0.1.11", mtu=9001), interface(2, "10.0.2.10", "10.0.2.11"))
+    now = replace(interface(1, "10.0.1.12"), gateways=(), mtu=None)
+    moved = interface(2, "10.0.1.11", subnets=["10.0.1.0/24"])
+    kept = instance(now, moved, problems=(Problem(mac(1), "bad"),)).with_known(before)
+    assert [str(each) for each in kept.interfaces[0].addresses] == ["10.0.1.12/24", "10.0.1.10/24"]
+    assert (kept.interfaces[0].gateways, kept.interfaces[0].mtu) == (before.interfaces[0].gateways, 9001)
+    assert kept.interfaces[1] == moved
+
+
+def test_more_than_the_bounds_is_reported_and_left_out() -> None:
+    many = instance(*(interface(number % 250, f"10.0.{number % 250}.10") for number in range(1, 80)))
+    found = model.bounded(many)
+    assert len(found.interfaces) == model.MAX_INTERFACES
+    assert (found.problems[0].mac, found.may_remove) == ("", False)
+    block = tuple(ip_interface(f"10.1.{number // 250}.{number % 250}/16") for number in range(1, 5000))
+    large = instance(replace(interface(1), addresses=block), interface(2))
+    found = model.bounded(large)
+    assert sum(len(each.addresses) for each in found.interfaces) == model.MAX_ADDRESSES
+    assert {problem.mac for problem in found.problems} == {mac(1), mac(2)}
+    assert model.bounded(instance(interface(1))) == instance(interface(1))
 
 
 def test_documents_for_display_do_not_make_two_instances_differ() -> None:

@@ -1,126 +1,170 @@
-"""Every cloud's payloads, whole and mutilated: no error but MetadataError, and nothing removed on their account."""
+"""Every document with one node dropped, null, empty, of another type, doubled or reordered.
+
+The provider raises nothing but MetadataError, an interface that the mutation does not touch is configured as before,
+and nothing is removed on account of it.
+"""
 
 from __future__ import annotations
 
 import copy
 import json
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from cloud_network.fetcher.apply import Netagent, NetagentError
+import yaml
 from cloud_network.fetcher.config import Config
-from cloud_network.fetcher.metadata.http import Client
 from cloud_network.fetcher.metadata.model import Instance, MetadataError
-from cloud_network.fetcher.metadata.reading import read_metadata
-from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.network.objects import Actual, Link
-from cloud_network.fetcher.network.plan import is_removal, plan
-from cloud_network.fetcher.reconciler import Reconciler
-from cloud_network.netagent.operations import Operation
+from cloud_network.fetcher.network.plan import Plan, is_removal, plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.fetcher.payloads import BARE, FEW, NO_IPV6, READERS, load, payloads
-from tests.unit.fetcher.values import NOTHING, carried_out, goal_of
+from tests.unit.fetcher.emulated import CLOUDS, document, names, read
+from tests.unit.fetcher.values import NOTHING, carried_out, goal_of, plan_of
 
-EVERY = [(cloud, path) for cloud in READERS for path in payloads(cloud)]
-WHOLE = [(cloud, path) for cloud, path in EVERY if not path.stem.startswith("broken")]
-ODD: list[Any] = [
-    *(
-        None,
-        True,
-        0,
-        -1,
-        240,
-        10**30,
-        1.5,
-        "",
-        " ",
-        "\x00",
-        "\ud800",
-        "é",
-        "240",
-        "-1",
-        "1e9",
-        "0x10",
-        "-1e999",
-        "a" * 70_000,
-    ),
-    *("0.0.0.0", "0.0.0.0/0", "255.255.255.255", "127.0.0.1", "169.254.169.254", "224.0.0.1", "8.8.8.8", "::1", "::/0"),
-    *(
-        "10.0.1.1",
-        "10.0.1.1/24",
-        "10.0.0.0/8",
-        "fe80::1%eth0",
-        "ff02::1",
-        "::ffff:10.0.0.1",
-        "02:00:00:00:00:01",
-        "<html>",
-    ),
-    *([], {}, [[]], [None], {"": ""}, [1, "2"], [{}] * 3, ["x"] * 5000),
-]
+Path = tuple[Any, ...]
+TREES = ("alibaba", "aws", "tencent")
+WHOLE = [(cloud, name) for cloud in CLOUDS for name in names(cloud) if name != "broken"]
+every = pytest.mark.parametrize(("cloud", "name"), WHOLE)
+
+INTERFACES: dict[str, tuple[Path, ...]] = {
+    "alibaba": (("meta-data", "network", "interfaces", "macs"),),
+    "aws": (("meta-data", "network", "interfaces", "macs"),),
+    "azure": (("network", "interface"),),
+    "digitalocean": (("interfaces", "public"), ("interfaces", "private")),
+    "gcp": (("instance", "networkInterfaces"),),
+    "hetzner": (("metadata", "network-config", "config"), ("private-networks",)),
+    "ibm": (("virtual_network_interfaces", "virtual_network_interfaces"),),
+    "openstack": (("network_data.json", "links"),),
+    "oracle": (("vnics",),),
+    "scaleway": (("private_nics",),),
+    "tencent": (("meta-data", "network", "interfaces", "macs"),),
+    "vultr": (("interfaces",), ("cloud_interfaces", "config")),
+}
+"""Where each cloud lists its interfaces."""
+FACTS: dict[str, tuple[str, ...]] = {
+    "alibaba": ("dynamic",),
+    "azure": ("compute",),
+    "digitalocean": ("droplet_id", "hostname", "dns", "public_keys", "region", "tags", "user_data", "vendor_data"),
+    "gcp": ("project",),
+    "ibm": ("instance", "keys"),
+    "openstack": ("meta_data.json",),
+    "oracle": ("instance",),
+    "vultr": ("public-keys", "hostname", "region", "bgp", "user-data", "vendor-data"),
+}
+"""Parts at the top that no interface depends on."""
 
 
-def refuse(_: Netagent) -> None:
-    """There is no netagent here, and nothing to change."""
-    raise NetagentError("no netagent")
+@dataclass(frozen=True)
+class Mutation:
+    kind: str  # drop, null, empty, retype, duplicate, reorder
+    path: Path
 
 
-class Replay:
-    """A provider whose metadata server says what the test puts into `says`."""
-
-    name, unread = "aws", False
-
-    def __init__(self, cloud: str) -> None:
-        self.client = Client("127.0.0.1:9")
-        self.says, self._read = "", READERS[cloud]
-
-    def fetch(self) -> Instance:
-        return self._read(self.says)
-
-    def answers(self) -> bool:
-        return True
-
-    def credentials(self) -> dict[str, Any]:
-        return {}
+def structured(cloud: str, name: str) -> Any:
+    """The document; Hetzner's as what its YAML means."""
+    whole = document(cloud, name)
+    if cloud != "hetzner":
+        return whole
+    return {key: yaml.load("\n".join(lines), yaml.BaseLoader) for key, lines in whole.items()}
 
 
-def places(value: object, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The path of every value in a document."""
-    yield at
+def served(cloud: str, value: Any) -> Any:
+    """What the emulated server takes: JSON is YAML, and a tree has texts and directories."""
+    if cloud in TREES:
+        return tree(value)
+    if cloud != "hetzner" or not isinstance(value, dict):
+        return {key: encodable(below) for key, below in value.items()} if isinstance(value, dict) else value
+    return {key: [json.dumps(below)] for key, below in value.items()}
+
+
+def encodable(value: Any) -> Any:
+    """A whole document that is text: what UTF-8 can carry of it."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
+
+
+def tree(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): tree(below) for key, below in value.items()}
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text.encode(errors="replace").decode()
+
+
+def nodes(value: object, path: Path = ()) -> Iterator[tuple[Path, object]]:
+    """Every node below the top, with its path."""
+    if path:
+        yield path, value
     if isinstance(value, dict | list):
         for key, below in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from places(below, (*at, key))
+            yield from nodes(below, (*path, key))
 
 
-@st.composite
-def mutilated(draw: st.DrawFn, text: str) -> str:
-    """The document with up to three values deleted, doubled or replaced; or cut, or with a character changed."""
-    if draw(st.integers(0, 9)) == 0:
-        at = draw(st.integers(0, len(text) - 1))
-        return text[:at] + draw(st.sampled_from(["", "\x00" + text[at + 1 :], "}" + text[at + 1 :]]))
-    root = {"": json.loads(text)}
-    for _ in range(draw(st.integers(1, 3))):
-        found = [path for path in places(root) if path]
-        *path, key = draw(st.sampled_from(found))
-        parent: Any = root
-        for step in path:
-            parent = parent[step]
-        how = draw(st.sampled_from(["delete", "odd", "odd", "swap", "double"]))
-        if how == "delete" and path:
+def mutations(whole: Any) -> list[Mutation]:
+    """All that change something."""
+    found = []
+    for path, value in nodes(whole):
+        kinds = ["drop", "null", "retype"]
+        kinds += ["empty"] if isinstance(value, str | list | dict) and value else []
+        kinds += ["duplicate"] if isinstance(path[-1], int) else []
+        kinds += ["reorder"] if isinstance(value, list | dict) and len(value) > 1 else []
+        found += [Mutation(kind, path) for kind in kinds]
+    return found
+
+
+def mutated(whole: Any, mutation: Mutation) -> Any:
+    result = copy.deepcopy(whole)
+    *above, key = mutation.path
+    parent = result
+    for step in above:
+        parent = parent[step]
+    value = parent[key]
+    match mutation.kind:
+        case "drop":
             del parent[key]
-        elif how == "double" and isinstance(parent, list):
-            parent.append(copy.deepcopy(parent[key]))
-        elif how == "swap":
-            other: Any = root
-            for step in draw(st.sampled_from(found)):
-                other = other[step]
-            parent[key] = copy.deepcopy(other)
-        else:
-            parent[key] = copy.deepcopy(draw(st.sampled_from(ODD)))
-    return json.dumps(root[""]).replace('"-1e999"', "-1e999")  # a number that JSON has, and nobody's float
+        case "null":
+            parent[key] = None
+        case "empty":
+            parent[key] = type(value)()
+        case "retype":
+            parent[key] = {"retyped": "x"} if isinstance(value, str) else "x"
+        case "duplicate":
+            parent.insert(key, copy.deepcopy(value))
+        case "reorder":
+            parent[key] = value[::-1] if isinstance(value, list) else dict(reversed(value.items()))
+    return result
+
+
+def touched(cloud: str, whole: Any, mutation: Mutation, macs: set[str]) -> set[str]:
+    """The MACs of the interfaces that the mutated node is a part of, or that are parts of it."""
+    path = mutation.path
+    if path[0] in FACTS.get(cloud, ()):
+        return set()
+    for where in INTERFACES[cloud]:
+        if path == where and mutation.kind == "reorder":
+            return set()
+        if path[: len(where)] == where and len(path) > len(where):
+            return owners(cloud, whole, path[: len(where) + 1], macs)
+    if cloud == "openstack" and path[:2] == ("network_data.json", "networks") and len(path) > 2:
+        link = whole[path[0]][path[1]][path[2]]["link"]
+        positions = [n for n, each in enumerate(whole[path[0]]["links"]) if each["id"] == link]
+        return owners(cloud, whole, ("network_data.json", "links", positions[0]), macs)
+    if cloud == "scaleway" and path[0] != "private_nics":
+        return {whole["mac_address"]} if "mac_address" in whole else set()
+    return macs
+
+
+def owners(cloud: str, whole: Any, path: Path, macs: set[str]) -> set[str]:
+    """The MAC of one entry of the interfaces: the name of its directory, or what stands in it."""
+    entry = whole
+    for step in path:
+        entry = entry[step]
+    text = json.dumps([path[-1], entry]).lower().replace("-", ":")
+    found = {mac for mac in macs if mac in text or mac.replace(":", "") in text}
+    if cloud == "openstack" and entry.get("type") in ("bond", "vlan"):
+        return macs  # which names, or shares the MAC of, another link
+    return found or macs
 
 
 def host(instance: Instance) -> Actual:
@@ -130,68 +174,82 @@ def host(instance: Instance) -> Actual:
         for number, interface in enumerate(instance.interfaces)
     ]
     bare = Actual(tuple(links), {}, frozenset(), frozenset(), NOTHING.gateways)
-    return carried_out(plan(goal_of(instance, Config(), bare), bare, may_remove=True), bare)
+    return carried_out(plan_of(goal_of(instance, Config(), bare), bare), bare)
 
 
-@pytest.mark.parametrize(("cloud", "path"), WHOLE, ids=str)
-def test_a_whole_payload_is_read_whole_and_without_secrets(cloud: str, path: Path) -> None:
-    found = READERS[cloud](path.read_text())
-    assert (found.provider, found.problems) == (cloud, ())
-    assert cloud in BARE or all(interface.addresses for interface in found.interfaces)
-    assert isinstance(found.system["public-keys"], list)
-    shown = json.dumps([dict(found.system), [dict(interface.document) for interface in found.interfaces]])
-    assert "SECRET" not in shown + repr(found.identity)
-    if cloud != "aws":  # whose documents are made with the facts
-        assert all(interface.document["mac"] == interface.mac for interface in found.interfaces)
+def removals(before: Instance, after: Instance) -> Plan:
+    """What a host that is as `before` says would lose on account of `after`."""
+    here = host(before)
+    known = after.with_known(before)
+    changes = plan(goal_of(known, Config(), here), here, may_remove=known.complete)
+    return tuple(filter(is_removal, changes))
 
 
-@pytest.mark.parametrize("cloud", READERS)
-def test_the_payloads_say_of_every_shape_what_there_is(cloud: str) -> None:
-    assert len(load(cloud, "one").interfaces) == 1
-    many = load(cloud, "many").interfaces
-    assert len(many) >= 3
-    assert cloud in FEW or all(len(each.addresses) + len(each.ranges) >= 15 for each in many)
-    if cloud not in NO_IPV6:
-        assert any(address.version == 6 for each in load(cloud, "ipv6").interfaces for address in each.addresses)
-    assert load(cloud, "sparse").interfaces
-
-
-@pytest.mark.parametrize(("cloud", "path"), [each for each in EVERY if each not in WHOLE], ids=str)
-def test_what_is_broken_is_named_and_proves_nothing(cloud: str, path: Path) -> None:
-    found = READERS[cloud](path.read_text())
-    assert found.interfaces, "one bad interface does not stop the others"
-    assert not found.complete
-    assert all(len(problem.text) > 20 for problem in found.problems)
-
-
-@pytest.mark.parametrize(("cloud", "path"), WHOLE, ids=str)
-@settings(max_examples=60, deadline=None)
-@given(data=st.data())
-def test_a_mutilated_document_is_an_error_and_removes_nothing(cloud: str, path: Path, data: st.DataObject) -> None:
-    """Read between two whole ones, as metadata that are wrong for a moment are."""
-    text = path.read_text()
-    provider = Replay(cloud)
-    here, removed = host(provider._read(text)), list[Operation]()
-    reconciler = Reconciler(Config(), provider)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel, "read", lambda: here)
-        patch.setattr(Netagent, "__init__", refuse)
-        for provider.says in (text, data.draw(mutilated(text)), text):
-            report = reconciler.refresh(read_metadata(provider, 60.0), kernel_changed=True)
-            if report.comparison is not None:
-                removed += filter(is_removal, report.comparison.changes)
-    assert not removed
-
-
-@pytest.mark.parametrize(("cloud", "path"), WHOLE, ids=str)
-@settings(max_examples=100, deadline=None)
-@given(data=st.data())
-def test_a_mutilated_document_is_read_or_refused(cloud: str, path: Path, data: st.DataObject) -> None:
-    text = data.draw(mutilated(path.read_text()))
+def attempt(cloud: str, value: Any) -> Instance | None:
+    """What is made of a document; None if it is refused as a whole."""
     try:
-        found = READERS[cloud](text)
+        return read(cloud, served(cloud, value))
     except MetadataError:
+        return None
+
+
+@every
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_one_mutated_node_costs_no_other_interface(cloud: str, name: str, data: st.DataObject) -> None:
+    whole = structured(cloud, name)
+    mutation = data.draw(st.sampled_from(mutations(whole)))
+    before = read(cloud, served(cloud, whole))
+    macs = {interface.mac for interface in before.interfaces}
+    untouched = macs - touched(cloud, whole, mutation, macs)
+    after = attempt(cloud, mutated(whole, mutation))
+    if after is None:
+        assert not untouched
         return
-    json.dumps([dict(found.system), *(dict(interface.document) for interface in found.interfaces)], allow_nan=False)
-    assert cloud in BARE or all(interface.addresses for interface in found.interfaces)
+    expected = {each.mac: each for each in before.interfaces if each.mac in untouched}
+    found = {each.mac: each for each in after.interfaces if each.mac in untouched}
+    assert found.keys() == expected.keys()
+    for mac, interface in found.items():
+        assert set(interface.addresses) == set(expected[mac].addresses)
+        assert interface.gateways == expected[mac].gateways
+        assert set(interface.ranges) == set(expected[mac].ranges)
+    json.dumps([dict(after.system), *(dict(each.document) for each in after.interfaces)], allow_nan=False)
+
+
+@every
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_node_that_is_not_understood_removes_nothing(cloud: str, name: str, data: st.DataObject) -> None:
+    """A node that is dropped, null or empty may mean that something is gone; a second read confirms that."""
+    whole = structured(cloud, name)
+    kinds = ("retype", "duplicate", "reorder")
+    mutation = data.draw(st.sampled_from([each for each in mutations(whole) if each.kind in kinds]))
+    before = read(cloud, served(cloud, whole))
+    after = attempt(cloud, mutated(whole, mutation))
+    assert after is None or removals(before, after) == ()
+
+
+ODD: list[Any] = [
+    *(True, 0, -1, 240, 10**30, 1.5, " ", "\x00", "\ud800", "é", "240", "-1", "1e9", "0x10", "-1e999", "a" * 70_000),
+    *("0.0.0.0", "0.0.0.0/0", "255.255.255.255", "127.0.0.1", "169.254.169.254", "224.0.0.1", "8.8.8.8", "::1", "::/0"),
+    *("10.0.1.1", "10.0.1.1/24", "fe80::1%eth0", "ff02::1", "::ffff:10.0.0.1", "02:00:00:00:00:01", "<html>"),
+    *([], {}, [[]], [None], {"": ""}, [1, "2"], [{}] * 3, ["x"] * 5000),
+]
+
+
+@every
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_odd_values_are_read_or_refused(cloud: str, name: str, data: st.DataObject) -> None:
+    whole = structured(cloud, name)
+    for _ in range(data.draw(st.integers(1, 3))):
+        *above, key = data.draw(st.sampled_from([path for path, _ in nodes(whole)]))
+        parent: Any = whole
+        for step in above:
+            parent = parent[step]
+        parent[key] = copy.deepcopy(data.draw(st.sampled_from(ODD)))
+    found = attempt(cloud, whole)
+    if found is None:
+        return
+    json.dumps([dict(found.system), *(dict(each.document) for each in found.interfaces)], allow_nan=False)
     host(found)

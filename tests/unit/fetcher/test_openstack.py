@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import json
-from copy import deepcopy
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cloud_network.fetcher.metadata import firmware
 from cloud_network.fetcher.metadata.http import Client
-from cloud_network.fetcher.metadata.model import Instance, MetadataError
-from cloud_network.fetcher.metadata.providers.document import Node
-from cloud_network.fetcher.metadata.providers.openstack import Openstack, instance, mounted
+from cloud_network.fetcher.metadata.model import Instance, MetadataError, Vlan
+from cloud_network.fetcher.metadata.providers.openstack import Openstack, mounted
 
-from tests.unit.fetcher.clouds import CLOUDS, payload
-from tests.unit.fetcher.site import Site
+from tests.lab.metadata.in_process import InProcess
+from tests.unit.fetcher.emulated import document, read
 
 
 def made(name: str) -> Instance:
-    return instance(Node(payload("openstack", name)["network"]))
+    return read("openstack", name)
 
 
-def test_a_port_is_read_whole() -> None:
+def changed(what: str, change: dict[str, Any], name: str = "one") -> Instance:
+    """With these values in the first of `links` or `networks`."""
+    whole = document("openstack", name)
+    whole["network_data.json"][what][0] |= change
+    return read("openstack", whole)
+
+
+def test_port_is_read_whole() -> None:
     (one,) = made("one").interfaces
     assert ([str(address) for address in one.addresses], one.mtu) == (["10.192.35.66/22"], 1450)
     assert (one.subnets, one.gateways) == ((ip_network("10.192.32.0/22"),), (ip_address("10.192.35.254"),))
@@ -31,24 +35,54 @@ def test_a_port_is_read_whole() -> None:
     assert [len(each.addresses) for each in made("many").interfaces] == [15] * 4
 
 
-def test_what_dhcp_serves_has_no_address_here() -> None:
+def test_port_with_dhcp_has_no_address() -> None:
     first, second = made("dhcp").interfaces
-    assert (first.addresses, first.mtu, second.addresses) == ((), None, ())
+    assert (first.addresses, first.mtu, second.addresses, first.dhcp) == ((), None, (), True)
     assert made("dhcp").complete
     (mixed,) = made("ipv6").interfaces
     assert [str(address) for address in mixed.addresses] == ["2604:1380:9:19::520c/64"]
     assert mixed.gateways == (ip_address("2604:1380:9:19::1"),)
 
 
-def test_bonds_and_vlans_are_named_as_such_and_their_members_left_alone() -> None:
+def test_bonds_are_a_notice_and_their_members_left_alone() -> None:
     found = made("bonds")
     assert [each.mac for each in found.interfaces] == ["fa:16:3e:60:32:01"]
     assert [notice.partition(" is a ")[2] for notice in found.notices] == [
-        "bond, which is not configured yet",
-        "vlan, which is not configured yet",
+        "bond, which is not configured; its link is the operator's",
+        "VLAN with the MAC of its parent, which is not configured",
     ]
-    assert found.notices[0].startswith("links[0].type: ")
     assert found.complete, "what is not configured stops nothing"
+
+
+def test_vlan_with_a_mac_of_its_own_is_an_interface() -> None:
+    whole = document("openstack", "bonds")
+    (vlan,) = [link for link in whole["network_data.json"]["links"] if link["type"] == "vlan"]
+    vlan["vlan_mac_address"] = "fa:16:3e:60:32:99"
+    found = read("openstack", whole).interfaces[-1]
+    assert found.mac == "fa:16:3e:60:32:99"
+    assert isinstance(found.vlan, Vlan)
+    assert found.vlan.tag == vlan["vlan_id"]
+
+
+@pytest.mark.parametrize("kind", [None, "phy", "hologram"])
+def test_link_of_a_null_or_unknown_type_is_an_interface(kind: str | None) -> None:
+    found = changed("links", {"type": kind})
+    assert (len(found.interfaces), found.complete) == (1, True)
+
+
+def test_link_without_a_mac_stops_no_other() -> None:
+    found = changed("links", {"ethernet_mac_address": None}, "many")
+    assert len(found.interfaces) == 3
+    assert [problem.mac for problem in found.problems] == [""]
+    assert "links[0].ethernet_mac_address: missing" in found.problems[0].text
+    assert not found.may_remove
+
+
+def test_empty_netmask_leaves_the_address_alone() -> None:
+    found = changed("networks", {"netmask": ""})
+    assert [str(address) for address in found.interfaces[0].addresses] == ["10.192.35.66/32"]
+    assert found.interfaces[0].gateways == (ip_address("10.192.35.254"),)
+    assert found.complete
 
 
 def test_routes_by_other_gateways_are_read() -> None:
@@ -58,6 +92,13 @@ def test_routes_by_other_gateways_are_read() -> None:
     ]
 
 
+def test_unknown_network_type_is_a_notice() -> None:
+    found = changed("networks", {"type": "carrier pigeon"})
+    assert (found.problems, len(found.interfaces)) == ((), 1)
+    assert found.unproven == {found.interfaces[0].mac}, "its addresses may be listed there"
+    assert "networks[0].type: 'carrier pigeon'" in found.notices[0]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -65,29 +106,14 @@ def test_routes_by_other_gateways_are_read() -> None:
         ({"ip_address": "2604::1"}, "networks[0].ip_address: '2604::1' is not an IPv4"),
         ({"ip_address": "10.192.35.66/33"}, "networks[0].ip_address: '33' is not 0..32"),
         ({"ip_address": None}, "networks[0].ip_address: missing"),
-        ({"type": "carrier pigeon"}, "networks[0].type: 'carrier pigeon' is neither"),
-        (
-            {"routes": [{"network": "0.0.0.0", "netmask": "0.0.0.0", "gateway": "x"}]},
-            "routes[0].gateway: 'x' is not an",
-        ),
-        (
-            {"routes": [{"network": "10.0.0.1", "netmask": "255.0.0.0", "gateway": "10.192.35.254"}]},
-            "routes[0].network: '10.0.0.1/8' is not a network",
-        ),
+        ({"link": "nowhere"}, "networks[0].link: 'nowhere' is no link"),
+        ({"routes": [{"network": "0.0.0.0", "netmask": "0.0.0.0", "gateway": "x"}]}, "routes[0].gateway: 'x' is not"),
+        ({"routes": [{"network": "x", "netmask": "255.0.0.0", "gateway": "10.192.35.254"}]}, "routes[0].network: 'x'"),
     ],
 )
-def test_what_is_wrong_is_named_by_its_path(change: dict[str, Any], said: str) -> None:
-    document = deepcopy(payload("openstack", "one")["network"])
-    document["networks"][0] |= change
-    (problem,) = instance(Node(document)).problems
+def test_wrong_value_is_reported_by_its_path(change: dict[str, Any], said: str) -> None:
+    (problem,) = changed("networks", change, "many").problems
     assert said in problem.text
-
-
-def test_a_network_of_no_link_is_refused() -> None:
-    document = deepcopy(payload("openstack", "one")["network"])
-    document["networks"][0]["link"] = "nobody"
-    with pytest.raises(MetadataError, match=r"networks\[0\]\.link: 'nobody' is no link"):
-        instance(Node(document))
 
 
 # — the config drive
@@ -100,9 +126,8 @@ def drive(tmp_path: Path) -> Path:
     where = place / "openstack" / "latest"
     where.mkdir(parents=True)
     boot.mkdir()
-    whole = payload("openstack", "one")
-    (where / "network_data.json").write_text(json.dumps(whole["network"]))
-    (where / "meta_data.json").write_text(json.dumps(whole["meta"]))
+    for name, content in document("openstack", "one").items():
+        (where / name).write_text(json.dumps(content))
     mounts = [("proc", Path("/proc"), "proc"), ("/dev/sda1", boot, "vfat"), ("/dev/sdb1", user, "vfat")]
     lines = [f"{device} {at} {kind} rw 0 0" for device, at, kind in mounts]
     escaped = str(place).replace(" ", "\\040")
@@ -116,66 +141,55 @@ def on(drive: Path, client: Client) -> Openstack:
 
 @pytest.fixture
 def nobody() -> Client:
-    site = Site()
-    site.close()
-    return Client(site.endpoint)
+    return Client("127.0.0.1:9")
 
 
-def test_the_drive_is_read_where_there_is_no_service_and_proves_nothing_gone(drive: Path, nobody: Client) -> None:
+def test_drive_is_read_without_a_service_and_is_no_proof(drive: Path, nobody: Client) -> None:
     provider = on(drive, nobody)
     found = provider.fetch()
-    assert found.interfaces == CLOUDS["openstack"].made(payload("openstack", "one")).interfaces
+    assert found.interfaces == made("one").interfaces
     assert (found.complete, found.problems) == (False, ())
     assert found.system["public-keys"]
     assert provider.answers()
 
 
-def test_the_service_goes_first_and_once_it_has_answered_the_drive_is_not_asked(drive: Path) -> None:
-    site = Site()
-    CLOUDS["openstack"].serve(site, payload("openstack", "many"))
-    client = Client(site.endpoint)
+def test_drive_is_not_asked_once_the_service_has_answered(drive: Path) -> None:
+    cloud = InProcess("openstack")
+    cloud.record(document("openstack", "many"))
+    client = Client(cloud.endpoint)
     provider = on(drive, client)
     assert len(provider.fetch().interfaces) == 4
     assert provider.fetch().complete
-    site.statuses = dict.fromkeys(site.texts, 500)
+    cloud.fail("status")
     with pytest.raises(MetadataError, match="HTTP 500"):
         provider.fetch()
     assert not provider.answers()
-    site.close()
     client.close()
+    cloud.close()
 
 
-def test_neither_is_an_error_that_says_so(tmp_path: Path, nobody: Client) -> None:
+def test_neither_service_nor_drive_is_an_error(tmp_path: Path, nobody: Client) -> None:
     with pytest.raises(MetadataError, match=r"no config drive .* is mounted"):
         Openstack(nobody, tmp_path / "mounts").fetch()
 
 
-def test_a_drive_without_facts_has_the_network(drive: Path, nobody: Client) -> None:
+def test_drive_without_facts_has_the_network(drive: Path, nobody: Client) -> None:
     (drive / "the drive/openstack/latest/meta_data.json").write_text("")
     assert on(drive, nobody).fetch().interfaces
 
 
-def test_a_broken_drive_is_an_error(drive: Path, nobody: Client) -> None:
+def test_broken_drive_is_an_error(drive: Path, nobody: Client) -> None:
     (drive / "the drive/openstack/latest/network_data.json").write_bytes(b"\xff")
     with pytest.raises(MetadataError, match=r"network_data\.json"):
         on(drive, nobody).fetch()
 
 
 @pytest.mark.parametrize("kind", ["ext4", "tmpfs", "fuse.iso"])
-def test_another_file_system_with_the_same_files_is_none(drive: Path, kind: str) -> None:
-    """Users may have such a one."""
+def test_other_file_system_is_no_config_drive(drive: Path, kind: str) -> None:
+    """Users can mount such a one."""
     assert mounted(drive / "mounts") == drive / "the drive"
     mounts = (drive / "mounts").read_text()
     (drive / "mounts").write_text(mounts.replace("iso9660", kind))
     assert mounted(drive / "mounts") is None
     (drive / "mounts").write_text(mounts.replace(str(drive), "/media/user"))
     assert mounted(drive / "mounts") is None
-
-
-@pytest.mark.parametrize(
-    "dmi",
-    [{"product_name": "OpenStack Nova"}, {"product_name": "OpenStack Compute"}, {"chassis_asset_tag": "HUAWEICLOUD"}],
-)
-def test_it_is_known_by_its_product_or_its_asset_tag(dmi: dict[str, str]) -> None:
-    assert firmware.openstack(dmi)
-    assert not firmware.openstack({"product_name": "KVM"})

@@ -8,10 +8,7 @@ import pytest
 from cloud_network.fetcher.metadata.http import Client
 from cloud_network.fetcher.metadata.providers.aws import Aws
 from cloud_network.fetcher.metadata.reading import (
-    MAX_ADDRESSES,
-    MAX_INTERFACES,
     RemovalProof,
-    bounded,
     read_metadata,
 )
 
@@ -57,28 +54,6 @@ def test_slow_server_does_not_outlast_the_deadline(cloud: Cloud, client: Client)
     assert found.seconds < 5
     cloud.clear()
     assert read_metadata(Aws(client), 60.0).error is None, "the next read has its own time"
-
-
-def test_too_many_interfaces_are_left_out_and_reported() -> None:
-    many = instance(*(interface(1, mac=f"02:00:00:00:{n >> 8:02x}:{n & 255:02x}") for n in range(MAX_INTERFACES + 10)))
-    found = bounded(many)
-    assert found.interfaces == many.interfaces[:MAX_INTERFACES]
-    [problem] = found.problems
-    assert "10 of 74 interfaces are left out" in problem.text
-    assert not found.complete, "nothing is removed"
-
-
-def test_too_many_addresses_are_left_out_and_reported() -> None:
-    wide = [f"10.0.{n >> 8}.{n & 255}" for n in range(1, MAX_ADDRESSES)]
-    one = interface(1, *wide, subnets=["10.0.0.0/16"])
-    two, three = interface(2, "10.1.0.1", "10.1.0.2", subnets=["10.1.0.0/16"]), interface(3)
-    found = bounded(instance(one, two, three))
-    assert [each.mac for each in found.interfaces] == [mac(1), mac(3)]
-    assert not found.complete
-
-
-def test_instance_within_the_bounds_is_unchanged() -> None:
-    assert bounded(BOTH) is BOTH
 
 
 def test_second_read_proves_a_removal(proof: RemovalProof) -> None:

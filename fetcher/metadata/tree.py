@@ -1,0 +1,327 @@
+"""Metadata served as a tree of texts, leaf by leaf, as EC2, Alibaba Cloud and Tencent Cloud do.
+
+Such a tree answers 404 both for "there is none" and for "not now", so only the listing of a directory says what an
+interface has: a leaf that is listed and cannot be read is a problem of that interface, and nothing of it is removed.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from cloud_network.fetcher.metadata.base import BUSY, LOOK_S, Provider
+from cloud_network.fetcher.metadata.builder import InstanceBuilder, InterfaceBuilder
+from cloud_network.fetcher.metadata.document import Node
+from cloud_network.fetcher.metadata.http import Client, Response
+from cloud_network.fetcher.metadata.model import (
+    MAX_INTERFACES,
+    Instance,
+    Interface,
+    MetadataError,
+    Problem,
+    invalid,
+    parse_mac,
+)
+
+logger = logging.getLogger(__name__)
+
+META = "/latest/meta-data/"
+MACS = "network/interfaces/macs/"
+_KEYS = "public-keys/"
+_NAME = re.compile(r"[A-Za-z0-9._:=+@,-]+/?")  # a role's name may have +=,.@- (IAM)
+_FIXED_REQUESTS, _REQUESTS_EACH = 5, 13  # what a refresh may cost, and for each interface
+_TOKEN_AND_LOOK = 3  # requests of these kept free of facts
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRequest:
+    """How a session token is asked for with PUT and presented."""
+
+    path: str
+    ttl_header: str
+    header: str
+    ttl: int = 21600  # seconds, the longest that is granted
+
+
+class NotFoundError(MetadataError):
+    """HTTP 404."""
+
+
+@dataclass(slots=True)
+class Leaves:
+    """The texts below one interface's directory, and why others that are listed could not be read."""
+
+    directory: str
+    listed: frozenset[str]
+    texts: dict[str, str]
+    errors: dict[str, MetadataError]
+
+    def words(self, builder: InterfaceBuilder, key: str) -> list[Node]:
+        """Return the values of a leaf; none, and a problem, if they cannot be told apart."""
+        found = list[Node]()
+        with builder.part():
+            found += self._split(key)
+        return found
+
+    def _split(self, key: str) -> list[Node]:
+        """Return the values of a leaf that holds one, or several: a line each, or ["a", "b"], or [a, b]."""
+        text = self.texts.get(key, "").strip()
+        if text.startswith("[") != text.endswith("]"):
+            raise invalid(self.directory + key, text, "a whole list")
+        words = (word.strip('"') for word in re.split(r"[\s,]+", text.strip("[]")))
+        return [Node(word, self.directory + key) for word in words if word]
+
+
+class TreeProvider(Provider):
+    """A Provider that reads such a tree. Facts that are only shown are read last, a few with each fetch."""
+
+    headers: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    token_request: ClassVar[TokenRequest | None] = None
+    network_keys: ClassVar[tuple[str, ...]]  # leaves of an interface that its network is made of
+    shown_keys: ClassVar[tuple[str, ...]]  # leaves of an interface that are only shown
+    system_keys: ClassVar[tuple[str, ...]]
+    identity: ClassVar[Mapping[str, str]] = MappingProxyType({})  # document, pkcs7 ... -> path
+    role_directories: ClassVar[tuple[str, ...]]  # of the credentials of the instance's roles
+    numbers_devices: ClassVar[bool] = False  # each interface says its number; else `mac` names the primary one
+    lists_keys: ClassVar[bool] = True  # all ssh keys are read, by the listing of public-keys/
+
+    def __init__(self, client: Client | None = None) -> None:
+        super().__init__(client)
+        self._token: str | None = None
+        self._token_expires = 0.0
+        self._primary = ""  # MAC of the primary interface, which never changes
+        self._facts: dict[str, str] = {}  # path -> text; "" where there is none
+        self._due: list[str] = []  # paths of facts to read
+        self._listed: dict[str, frozenset[str]] = {}  # interface's name in the tree -> names in its directory
+        self._last: Instance | None = None
+        self._doubled: tuple[Interface, ...] = ()
+
+    def describe(self, texts: dict[str, str], keys: list[str], interfaces: tuple[Interface, ...]) -> dict[str, Any]:
+        """Return the facts to show from the texts of `system_keys` and the ssh keys."""
+        return {**texts, "public-keys": keys}
+
+    @abstractmethod
+    def fill(self, builder: InterfaceBuilder, leaves: Leaves) -> None:
+        """Fill the builder from the leaves of one interface."""
+
+    def leaves(self, directory: str, listed: frozenset[str]) -> Leaves:
+        """Read the leaves that the network of the interface in `directory` is made of."""
+        found = Leaves(directory, listed, {}, {})
+        for key in self.network_keys:
+            if key in listed:
+                self.read_leaf(found, key)
+        return found
+
+    def read_leaf(self, leaves: Leaves, key: str, path: str = "") -> None:
+        """Read one leaf (at `path` below the directory, if that is not its key), or note why it cannot be read."""
+        where = leaves.directory + (path or key)
+        try:
+            text = self.leaf(where)
+            if not text.strip():
+                raise MetadataError("invalid", f"{where}: is listed, and empty")
+            leaves.texts[key] = text
+        except MetadataError as error:
+            if not _concerns_one_part(error):
+                raise
+            leaves.errors[key] = error
+
+    def read(self) -> Instance:
+        """See Provider."""
+        began = self.client.requests
+        names = [line.rstrip("/") for line in self.listing(MACS)]
+        if not names:
+            raise MetadataError("invalid", f"{MACS}: names no interface; every instance has one")
+        primary_problem = self._read_primary()
+        found = self._read_interfaces(names)
+        found = replace(found, problems=found.problems + primary_problem)
+        self._refuse_moving_address(found.interfaces)
+        if found != self._last:
+            self._last = found
+            keys = (*self.system_keys, _KEYS) if self.lists_keys else self.system_keys
+            self._due = [*(META + key for key in keys), *self.identity.values(), *self._shown_paths()]
+        self._read_facts(began + _FIXED_REQUESTS + _REQUESTS_EACH * len(names) - _TOKEN_AND_LOOK)
+        return self._with_facts(found, names)
+
+    def _read_primary(self) -> tuple[Problem, ...]:
+        """Read the primary interface's MAC once. Without it the others are configured all the same."""
+        if self._primary or self.numbers_devices:
+            return ()
+        try:
+            self._primary = self.leaf("mac").strip().lower()
+        except MetadataError as error:
+            if not _concerns_one_part(error):
+                raise
+            return (Problem("", str(error)),)
+        return ()
+
+    def _read_interfaces(self, names: list[str]) -> Instance:
+        instance = InstanceBuilder(self.name)
+        failed: MetadataError | None = None
+        self._listed = {}
+        for name in names[:MAX_INTERFACES]:
+            directory = f"{MACS}{name}/"
+            try:
+                builder = instance.start(parse_mac(MACS, name), directory)
+                if builder is not None:
+                    listed = frozenset(line.rstrip("/") for line in self.listing(directory))
+                    self._listed[name] = listed
+                    leaves = self.leaves(directory, listed)
+                    with instance.adding(builder):
+                        self._fill(builder, leaves)
+            except MetadataError as error:
+                if not _concerns_one_part(error):
+                    raise
+                failed = failed or error
+                instance.problems.append(Problem(_mac_or_nothing(name), str(error)))
+        if len(names) > MAX_INTERFACES:
+            text = f"{MACS}: {len(names)} interfaces are listed; the first {MAX_INTERFACES} are configured"
+            instance.problems.append(Problem("", text))
+        if failed and not instance.interfaces:
+            raise failed
+        return instance.build({"public-keys": []})
+
+    def _fill(self, builder: InterfaceBuilder, leaves: Leaves) -> None:
+        builder.document = leaves.texts
+        builder.number = 0 if builder.mac == self._primary else None
+        builder.problems += [str(error) for error in leaves.errors.values()]
+        self.fill(builder, leaves)
+
+    def look(self) -> bool:
+        """See Provider."""
+        answer = self.get(META, LOOK_S)
+        return answer.status in BUSY or (answer.status == 200 and "instance-id" in answer.text(META).split())
+
+    def credentials(self) -> dict[str, Any]:
+        """Return the temporary credentials of the instance's roles: JSON texts by their path."""
+        found: dict[str, Any] = {}
+        for directory in self.role_directories:
+            try:
+                names = self.listing(directory)
+            except NotFoundError:
+                continue  # an instance without a role
+            found |= {directory + name: self.leaf(directory + name) for name in names}
+        return found
+
+    def leaf(self, path: str) -> str:
+        """Return the text at `path` of the metadata, which must be there."""
+        answer = self.get(META + path)
+        if answer.status == 404:
+            raise NotFoundError("changed", f"{path}: HTTP 404, although it is listed; read again at the next refresh")
+        if answer.status != 200:
+            raise answer.error(path)
+        return answer.text(path)
+
+    def listing(self, path: str) -> list[str]:
+        """Return the names in a directory. Those of directories end with a slash on most clouds."""
+        lines = [line.strip() for line in self.leaf(path).split("\n")]
+        for line in lines:
+            if line and not _NAME.fullmatch(line):
+                raise invalid(path, line, "a name in a directory listing")
+        return [line for line in lines if line]
+
+    def get(self, path: str, seconds: float | None = None) -> Response:
+        """Send a GET request with a session token, once more with a new one if the server no longer knows it."""
+        for _ in range(2):
+            headers = dict(self.headers)
+            if self.token_request and (token := self._current_token(self.token_request)):
+                headers[self.token_request.header] = token
+            answer = self.client.request("GET", path, headers, seconds)
+            if answer.status != 401:
+                break
+            self._token, self._token_expires = None, 0.0
+        return answer
+
+    def _current_token(self, request: TokenRequest) -> str | None:
+        """Return a session token; None on a server without tokens, which only 404 and 405 prove."""
+        if time.monotonic() < self._token_expires:
+            return self._token
+        headers = {**self.headers, request.ttl_header: str(request.ttl)}
+        answer = self.client.request("PUT", request.path, headers)
+        if answer.status in (404, 405):
+            self._token = None
+        elif answer.status == 200 and re.fullmatch(rb"[\x21-\x7e]{1,512}", answer.body):
+            self._token = answer.body.decode()
+        elif answer.status == 200:
+            raise MetadataError("invalid", f"{request.path}: the answer is not a token")
+        else:
+            raise answer.error(request.path)
+        self._token_expires = time.monotonic() + request.ttl * 0.9
+        return self._token
+
+    def _refuse_moving_address(self, interfaces: tuple[Interface, ...]) -> None:
+        """Raise MetadataError if an address is on two interfaces, unless the read before said the same.
+
+        It was moved while the tree was read. Two interfaces in two VPCs may keep the same address: the first has it.
+        """
+        count = Counter(address.ip for interface in interfaces for address in interface.addresses)
+        doubled = ", ".join(str(address) for address, times in count.items() if times > 1)
+        before, self._doubled = self._doubled, interfaces if doubled else ()
+        if doubled and before != interfaces:
+            raise MetadataError("changed", f"{MACS}: {doubled} is on more than one interface; reading it again")
+        if doubled and (self._last is None or self._last.interfaces != interfaces):
+            logger.warning("metadata: %s: %s is on more than one interface; the first has it here", MACS, doubled)
+
+    def _read_facts(self, limit: int) -> None:
+        """Read facts that are due, until the client has sent `limit` requests. One that fails goes to the end."""
+        self.pending_facts = False
+        while self._due:
+            if self.client.requests >= limit:
+                self.pending_facts = True
+                return
+            path = self._due.pop(0)
+            try:
+                answer = self.get(path)
+                if answer.status not in (200, 404):
+                    raise answer.error(path)
+                self._facts[path] = answer.text(path) if answer.status == 200 else ""
+            except MetadataError as error:
+                self._due.append(path)
+                logger.debug("metadata: %s; only shown, read again at the next refresh", error)
+                return
+            if path == META + _KEYS:
+                self._due += list(self._key_paths())
+
+    def _key_paths(self) -> Iterator[str]:
+        """Yield the path of each ssh key. The listing has its number and name (0=name), or its name alone."""
+        for line in self._facts.get(META + _KEYS, "").split():
+            if _NAME.fullmatch(line):
+                yield f"{META}{_KEYS}{line.partition('=')[0].rstrip('/')}/openssh-key"
+
+    def _shown_paths(self) -> Iterator[str]:
+        for name, listed in self._listed.items():
+            yield from (f"{META}{MACS}{name}/{key}" for key in self.shown_keys if key in listed)
+
+    def _with_facts(self, found: Instance, names: Iterable[str]) -> Instance:
+        facts = self._facts
+        of = {_mac_or_nothing(name): name for name in names}
+        interfaces = []
+        for interface in found.interfaces:
+            name = of[interface.mac]
+            keys = (key for key in self.shown_keys if key in self._listed[name])
+            shown = {key: facts.get(f"{META}{MACS}{name}/{key}", "") for key in keys}
+            document = dict(interface.document) | {key: text for key, text in shown.items() if text}
+            interfaces.append(replace(interface, document=document))
+        texts = {key: facts[META + key] for key in self.system_keys if facts.get(META + key)}
+        keys_read = [facts[path].strip() for path in self._key_paths() if facts.get(path)]
+        system = self.describe(texts, keys_read, tuple(interfaces))
+        identity = {part: facts[path].encode() for part, path in self.identity.items() if facts.get(path)}
+        return replace(found, interfaces=tuple(interfaces), system=system, identity=identity)
+
+
+def _concerns_one_part(error: MetadataError) -> bool:
+    """Return True if the error is of one answer, not of the server: the next request may well succeed."""
+    return error.kind in ("invalid", "changed", "truncated", "too large", "status") and error.status not in BUSY
+
+
+def _mac_or_nothing(name: str) -> str:
+    try:
+        return parse_mac(MACS, name)
+    except MetadataError:
+        return ""
