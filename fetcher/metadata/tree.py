@@ -36,7 +36,7 @@ META = "/latest/meta-data/"
 MACS = "network/interfaces/macs/"
 _KEYS = "public-keys/"
 _NAME = re.compile(r"[A-Za-z0-9._:=+@,-]+/?")  # a role's name may have +=,.@- (IAM)
-_FIXED_REQUESTS, _REQUESTS_EACH = 5, 13  # what a refresh may cost, and for each interface
+_FIXED_REQUESTS, _REQUESTS_EACH = 5, 12  # what a refresh may cost, and for each interface
 _TOKEN_AND_LOOKS = 4  # requests of these kept free of facts: a token, and a look after each group of changes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -201,8 +202,9 @@ def test_the_control_socket_refuses_who_is_not_root_and_says_so(lab: Lab, user: 
         "print(s.makefile('rb').read()[4:].decode())"
     )
     lab.metadata.reset()
-    done = lab.run(["/usr/bin/python3", "-c", script], user=user, check=False)
-    assert "PermissionError" in done.stderr or "only root" in done.stdout
+    answer = json.loads(lab.run(["/usr/bin/python3", "-c", script], user=user).stdout)
+    assert answer["ok"] is False
+    assert re.search(r"only root may ask for this, not uid \d+; use sudo", answer["error"])
     assert lab.metadata.requests() == []
 
 

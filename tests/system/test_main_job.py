@@ -127,7 +127,7 @@ def test_a_refresh_keeps_one_connection_and_its_allowance(lab: Lab) -> None:
     for _ in range(4):
         lab.metadata.reset()
         refresh(lab)
-        assert len(lab.metadata.requests()) <= 5 + 13 * 4
+        assert len(lab.metadata.requests()) <= 5 + 12 * 4
         assert lab.metadata.connections() == 0  # since the reset: it is the one from before
     assert status(lab)["metadata_requests"] == len(lab.metadata.requests())
 
@@ -164,7 +164,7 @@ def test_the_first_refreshes_keep_the_allowance_too(interfaces: int) -> None:
         for start, end in zip(begun, [*begun[1:], float("inf")], strict=True):
             count = sum(start <= record.at < end for record in fresh.metadata.requests())
             token = sum(record.method == "PUT" for record in fresh.metadata.requests()) if start == begun[0] else 0
-            assert count + token <= 5 + 13 * interfaces
+            assert count + token <= 5 + 12 * interfaces
         assert fresh.metadata.connections() == 1
         assert len(fresh.metadata.requests()) < 248  # what the Go original makes each time
 
