@@ -1,4 +1,4 @@
-"""One read of the metadata: its result, or the reason why there is none, within bounds of time and size."""
+"""One read of the metadata: its result, or the reason why there is none, within a deadline."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ from dataclasses import dataclass, replace
 
 from cloud_network.fetcher.metadata.base import Provider
 from cloud_network.fetcher.metadata.model import Instance, MetadataError
-
-MAX_INTERFACES = 64
-MAX_ADDRESSES = 4096
-"""Of all interfaces together, with their ranges. What the metadata name beyond these bounds is left out."""
 
 
 @dataclass(frozen=True, slots=True)

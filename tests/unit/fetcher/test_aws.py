@@ -220,7 +220,7 @@ def test_refresh_stays_within_its_allowance(cloud: Cloud, aws: Aws, count: int) 
         cloud.reset()
         aws.fetch()
         assert aws.answers()
-        assert len(cloud.requests()) <= 5 + 13 * count
+        assert len(cloud.requests()) <= 5 + 12 * count
         passes += 1
         cloud.expire_tokens()
     assert cloud.connections() == 0  # since the last reset: it is one and the same
