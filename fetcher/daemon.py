@@ -223,11 +223,13 @@ class Daemon:
             if self._schedule.is_first_read:
                 self._notifier.status(f"reading the metadata at {self._provider.client.endpoint}")
             reading = await self._read()
-            self._schedule.compare_begins(on_event=False)
-            report = await self._worker.run(
-                partial(self._reconciler.refresh, reading, kernel_changed=self._take_kernel_changed())
-            )
+            changed = reading.error is None and self._take_kernel_changed()
+            if reading.error is None:
+                self._schedule.compare_begins(on_event=False)
+            report = await self._worker.run(partial(self._reconciler.refresh, reading, kernel_changed=changed))
             self._schedule.read_ended(_read_result(reading, report))
+            if changed and report.comparison is None:
+                self._on_kernel_event()  # nothing was compared, so what the kernel reported still counts
             self._record(report)
             return report
 
@@ -247,7 +249,8 @@ class Daemon:
     def _record(self, report: PassReport) -> None:
         """Report a pass, and schedule the next one."""
         self._reporter.record(report)
-        self._schedule.compare_ended(report.retry_at if report.kernel_error is None else -math.inf)
+        if report.reading is None or report.reading.error is None:
+            self._schedule.compare_ended(report.retry_at if report.kernel_error is None else -math.inf)
         if report.read_first:
             self._schedule.read_before_change()
         if report.comparison is not None:

@@ -8,34 +8,28 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from cloud_network.fetcher.apply import Netagent, NetagentError, Outcome, components, explain, groups, transact
+from cloud_network.fetcher.apply import Netagent, NetagentError, Outcome, components, groups, transact
 from cloud_network.fetcher.config import Config
+from cloud_network.fetcher.confirm import SILENT, Confirmation, lessons_of, refusals_of
 from cloud_network.fetcher.conflicts import ConflictTracker
-from cloud_network.fetcher.gateways import GatewayCheck, new_gateways, unresolved
+from cloud_network.fetcher.gateways import new_gateways, unresolved
 from cloud_network.fetcher.metadata.base import Provider
 from cloud_network.fetcher.metadata.model import Instance, MetadataError
 from cloud_network.fetcher.metadata.reading import Reading, RemovalProof
 from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.network.desired import desired
-from cloud_network.fetcher.network.matching import managed, match_links, with_leases
+from cloud_network.fetcher.network.matching import managed, match_links, with_leases, without_absent_vlans
 from cloud_network.fetcher.network.objects import (
     Actual,
-    Cause,
     Desired,
-    GatewayUse,
-    LinkSettings,
-    Object,
-    Rejection,
     Rejections,
 )
 from cloud_network.fetcher.network.plan import (
     COMMON,
     Plan,
-    added_object,
     count_changes,
     in_ip_syntax,
     is_removal,
@@ -47,8 +41,7 @@ from cloud_network.fetcher.rejections import LinkHolds, PlanRetry, RejectionTabl
 from cloud_network.fetcher.reporting import Attempt, Comparison, Condition, PassReport, PlanAnswer, Snapshot, first_of
 from cloud_network.fetcher.schedule import NETAGENT_RETRY
 from cloud_network.netagent import protocol
-from cloud_network.netagent.operations import RouteReplace
-from cloud_network.netagent.protocol import MAX_OPS, Code, Refused, Verdict
+from cloud_network.netagent.protocol import MAX_OPS, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +183,8 @@ class Reconciler:
 
     def _snapshot(self, metadata: Instance, actual: Actual) -> Snapshot:
         matches = match_links(metadata, self._config, actual.links)
-        return Snapshot(metadata, with_leases(metadata, matches, actual), matches, self._config, actual)
+        present = without_absent_vlans(metadata, matches)
+        return Snapshot(metadata, with_leases(present, matches, actual), matches, self._config, actual)
 
     def _plan(self, snapshot: Snapshot) -> Comparison:
         """Plan with the present rejections."""
@@ -253,7 +247,7 @@ class Reconciler:
             ops = self._next_part(here)
             found = self._silent_gateways(ops, here)
             if not found and ops:
-                found = _refusals(agent.check(ops).refusals, ops)
+                found = refusals_of(agent.check(ops).refusals, ops)
             if not found:
                 return here, ops
             self._memory.rejections.add(found)
@@ -279,7 +273,7 @@ class Reconciler:
         """Probe each gateway that is about to get its first route."""
         actual = here.snapshot.actual
         silent = unresolved(new_gateways(ops, actual), here.wanted.addresses, actual)
-        return dict.fromkeys(silent, _SILENT)
+        return dict.fromkeys(silent, SILENT)
 
     def _apply_groups(self, agent: Netagent, here: Comparison, ops: Plan, run: _Pass) -> bool:
         """Apply groups of links. Return True if the pass must plan anew: there is a lesson, or more to do."""
@@ -290,13 +284,13 @@ class Reconciler:
         queue = groups(parts, base, primary)
         while queue:
             group = queue.pop(0)
-            check = _Confirmation(self._provider, here, group, self._config)
+            check = Confirmation(self._provider, here, group, self._config)
             outcome, done = transact(agent, group, self._config.confirm_timeout, check.broken)
             run.attempts.append(Attempt.of(outcome))
             self._count_confirmed(group[:done], run)
             if outcome.verdict == Verdict.CONFIRMED:
                 continue
-            found = _lessons(outcome, group[done:], check)
+            found = lessons_of(outcome, group[done:], check)
             if found:
                 self._memory.rejections.add(found)
                 again = True
@@ -377,99 +371,3 @@ class Reconciler:
 def _difference(snapshot: Snapshot, rejections: Rejections) -> tuple[Desired, Plan]:
     wanted = desired(snapshot.instance, snapshot.matches, snapshot.config, snapshot.actual, rejections)
     return wanted, plan(wanted, snapshot.actual, may_remove=snapshot.metadata.may_remove)
-
-
-_GATEWAYS_KEY = "[Netagent] AllowGateways="
-_SILENT = Rejection(
-    "it does not answer ARP or neighbour discovery, and is not used; check the gateway in the metadata",
-    Cause.GATEWAY,
-)
-
-
-class _Confirmation:
-    """Decides between apply and confirm. Made before the change."""
-
-    def __init__(self, provider: Provider, here: Comparison, ops: Plan, config: Config) -> None:
-        self._provider, self._seconds = provider, config.confirm_timeout
-        self._egress = provider.client.interface
-        self._names = {link.ifindex: link.name for link in here.snapshot.actual.links}
-        self._gateways = GatewayCheck(ops, here.wanted, here.snapshot.actual, config.route_table_base)
-        self.silent: set[GatewayUse] = set()  # new gateways that do not resolve
-        self.reason: str | None = None
-        self._server_lost = False
-
-    def broken(self) -> str | None:
-        """Return what the change has broken. Raises KernelError."""
-        self.reason = self._metadata_lost() or self._gateway_lost()
-        return self.reason
-
-    @property
-    def is_cause(self) -> bool:
-        """True if the change broke something. A server that is silent after the rollback was not cut off by it."""
-        return self.reason is not None and (not self._server_lost or self._provider.answers())
-
-    def _metadata_lost(self) -> str | None:
-        client = self._provider.client
-        if not self._provider.answers():
-            self._server_lost = True
-            return "the metadata server did not answer after the change"
-        if client.interface != self._egress:
-            before, after = _by(self._egress), _by(client.interface)
-            client.close()
-            client.interface = self._egress  # it is tried first after the rollback
-            return f"the metadata server answered by {before} before the change, and only by {after} after it"
-        return None
-
-    def _gateway_lost(self) -> str | None:
-        lost = self._gateways.lost(self._seconds / 3)
-        if lost:
-            named = " and ".join(sorted(f"{each.address} on {self._names[each.ifindex]}" for each in lost))
-            return f"gateway {named} no longer resolves after the change"
-        self.silent = self._gateways.unresolved_new()
-        if self.silent:
-            named = " and ".join(sorted(f"{each.address} on {self._names[each.ifindex]}" for each in self.silent))
-            return f"new gateway {named} does not resolve"
-        return None
-
-
-def _by(interface: str) -> str:
-    return interface or "the host's routing"
-
-
-def _refusals(refusals: tuple[Refused, ...], ops: Plan) -> dict[Object, Rejection]:
-    """Return what netagent refuses, as objects of the goal."""
-    found: dict[Object, Rejection] = {}
-    for refused in refusals:
-        cause = Cause.WAITING if refused.code is Code.WAITING else Cause.POLICY
-        if refused.link is not None:
-            found[LinkSettings(refused.link, None)] = Rejection(explain(refused), cause)
-            continue
-        rejected = _refused_object(refused, ops)
-        if rejected is not None:
-            found[rejected] = Rejection(explain(refused), cause, dependent=refused.depends_on is not None)
-    # What depends on something refused may be accepted once that has another form, or is left out by `desired`.
-    return {each: rejection for each, rejection in found.items() if not rejection.dependent} or found
-
-
-def _refused_object(refused: Refused, ops: Plan) -> Object | None:
-    """Return what is refused: what the operation makes, or its gateway if that is the reason."""
-    if refused.position is None:
-        return None
-    op = ops[refused.position]
-    if isinstance(op, RouteReplace) and op.gateway is not None and (refused.allow or "").startswith(_GATEWAYS_KEY):
-        return GatewayUse(op.link, op.gateway)
-    return added_object(op)
-
-
-def _lessons(outcome: Outcome, ops: Plan, check: _Confirmation) -> dict[Object, Rejection]:
-    """Return what a failed request says of single objects, so that the rest can be applied without them."""
-    if check.silent:
-        return dict.fromkeys(check.silent, _SILENT)
-    if outcome.refused is not None:
-        return _refusals((outcome.refused,), ops)
-    found: dict[Object, Rejection] = {}
-    for op, errno in zip(ops[: len(outcome.errnos)], outcome.errnos, strict=False):
-        rejected = added_object(op) if errno else None
-        if rejected is not None and errno:
-            found[rejected] = Rejection(f"the kernel refuses it: {os.strerror(errno)}", Cause.KERNEL)
-    return found

@@ -61,12 +61,16 @@ class ReadResult:
 
 
 class Schedule:
-    """The two deadlines: `refresh_due` for a read of the metadata, `compare_due` for a comparison with the kernel."""
+    """The two deadlines: `refresh_due` for a read of the metadata, `compare_due` for a comparison with the kernel.
+
+    Each is the earlier of two: a timer, which the end of a pass sets, and a reason, such as an event. A reason that
+    arrives while a pass runs is for the next one, so only the beginning of a pass forgets it.
+    """
 
     def __init__(self, config: Config, clock: Clock = time.monotonic) -> None:
         self._config, self._clock = config, clock
-        self.refresh_due = -math.inf
-        self.compare_due = math.inf
+        self._refresh_timer = self._compare_timer = math.inf
+        self._refresh_reason, self._compare_reason = -math.inf, math.inf
         self._read_retry = Backoff(_FIRST_READ_RETRY, _LONGEST_READ_RETRY)
         self._read_at = self._quiet_until = -math.inf
         self._unanswered_at = math.inf
@@ -80,6 +84,16 @@ class Schedule:
         return not self._has_read
 
     @property
+    def refresh_due(self) -> float:
+        """The time of the next read of the metadata."""
+        return min(self._refresh_timer, self._refresh_reason)
+
+    @property
+    def compare_due(self) -> float:
+        """The time of the next comparison."""
+        return min(self._compare_timer, self._compare_reason)
+
+    @property
     def due(self) -> float:
         """The time of the next pass."""
         return min(self.refresh_due, self.compare_due)
@@ -89,18 +103,18 @@ class Schedule:
     def on_kernel_event(self) -> None:
         """Compare soon. Let a burst of events end first, and do not let a storm keep the daemon busy."""
         settled = self._clock() + _SETTLE
-        self.compare_due = min(self.compare_due, max(settled, self._last_event_check + _PACE))
-        self.refresh_due = min(self.refresh_due, max(settled, self._unanswered_at + _UNANSWERED))
+        self._compare_reason = min(self._compare_reason, max(settled, self._last_event_check + _PACE))
+        self._refresh_reason = min(self._refresh_reason, max(settled, self._unanswered_at + _UNANSWERED))
 
     def on_metadata_change(self) -> None:
         """Read the metadata now, unless that has just been done or the server asked to be left alone."""
-        self.refresh_due = min(self.refresh_due, max(self._clock(), self._read_at + _PACE, self._quiet_until))
+        self._read_at_the_earliest(self._clock())
 
     def on_configuration(self, config: Config) -> None:
         """Go on with another configuration, at once."""
         self._config = config
         self.on_request()
-        self.refresh_due = self._clock()
+        self._refresh_reason = self._clock()
 
     def on_request(self) -> None:
         """Forget how often reading has failed: root asks."""
@@ -111,7 +125,8 @@ class Schedule:
     def read_begins(self) -> None:
         """Set the next read in case this one does not end as expected."""
         self._read_at = self._clock()
-        self.refresh_due = self._read_at + self._read_retry.next_delay(self._config.refresh_timer)
+        self._refresh_reason = math.inf
+        self._refresh_timer = self._read_at + self._read_retry.next_delay(self._config.refresh_timer)
 
     def read_ended(self, result: ReadResult) -> None:
         """Set the next read after this result."""
@@ -121,38 +136,43 @@ class Schedule:
         if result.failed:
             longest = max(_LONGEST_READ_RETRY, self._config.refresh_timer)
             self._quiet_until = now + min(result.retry_after, longest)
-            self.refresh_due = max(self.refresh_due, self._quiet_until)
+            self._refresh_timer = max(self._refresh_timer, self._quiet_until)
         elif result.needs_proof:
-            self.refresh_due = min(self.refresh_due, self._read_at + _PROOF)
+            self._refresh_timer = min(self._refresh_timer, self._read_at + _PROOF)
         elif result.complete:
             self._read_retry.reset()
-            self.refresh_due = now + (_FIRST_READ_RETRY if result.unread_facts else self._config.refresh_timer)
+            self._refresh_timer = now + (_FIRST_READ_RETRY if result.unread_facts else self._config.refresh_timer)
 
     def compare_begins(self, *, on_event: bool) -> None:
         """Set the next comparison in case this one does not end as expected."""
         self._compared_at = self._clock()
         if on_event:
             self._last_event_check = self._compared_at
-        self.compare_due = self._compared_at + NETAGENT_RETRY
+        self._compare_reason = math.inf
+        self._compare_timer = self._compared_at + NETAGENT_RETRY
 
     def compare_ended(self, retry_at: float) -> None:
         """Compare again at `retry_at` (infinity: when something happens), but not at once."""
-        self.compare_due = max(retry_at, self._compared_at + _PACE)
+        self._compare_timer = max(retry_at, self._compared_at + _PACE)
 
     def read_for_links(self, instance: Instance, actual: Actual) -> None:
         """Read the metadata soon if this host has a link that they do not name, or lacks one."""
         due = self._mismatch.read_due(instance, self._config, actual, self._clock())
         if not self._failed:
-            self.refresh_due = min(self.refresh_due, max(due, self._read_at + _PACE, self._quiet_until))
+            self._read_at_the_earliest(due)
 
     def read_within(self, seconds: float) -> None:
         """Read the metadata at the latest after so many seconds: an interface that is missing may be proven gone."""
-        self.refresh_due = min(self.refresh_due, self._clock() + seconds)
+        self._refresh_reason = min(self._refresh_reason, self._clock() + seconds)
 
     def read_before_change(self) -> None:
         """Read the metadata now: a change could not be confirmed, because the server does not answer."""
         if not self._failed:
-            self.refresh_due = self._clock()
+            self._refresh_reason = self._clock()
+
+    def _read_at_the_earliest(self, time: float) -> None:
+        """Read at `time`, but not right after the last read, and not while the server asks to be left alone."""
+        self._refresh_reason = min(self._refresh_reason, max(time, self._read_at + _PACE, self._quiet_until))
 
 
 class InterfaceMismatch:

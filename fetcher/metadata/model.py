@@ -92,7 +92,7 @@ class Instance:
     interfaces: tuple[Interface, ...]
     problems: tuple[Problem, ...] = ()
     notices: tuple[str, ...] = ()  # understood and not configured; no error
-    left_alone: frozenset[str] = frozenset()  # MACs of interfaces that notices are about
+    left_alone: frozenset[str] = frozenset()  # MACs that a notice is about, or that were merged as unproven
     system: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
     identity: Mapping[str, bytes] = field(default_factory=dict, hash=False, compare=False)
     stale: bool = False  # from a source that may be older than the instance's state, such as a config drive
@@ -131,7 +131,8 @@ class Instance:
             _merged(each, known[each.mac], taken) if each.mac in self.unproven and each.mac in known else each
             for each in self.interfaces
         ]
-        return replace(self, interfaces=(*merged, *kept))
+        # What was merged no longer shows that it is unproven, and would count as proof of absence.
+        return replace(self, interfaces=(*merged, *kept), left_alone=self.left_alone | self.unproven)
 
 
 def _merged(now: Interface, before: Interface, taken: set[IPAddress]) -> Interface:

@@ -1,4 +1,4 @@
-"""One read of the metadata: its result, or the reason why there is none; and when reads prove a removal."""
+"""One read of the metadata: its result, or the reason why there is none, within a deadline."""
 
 from __future__ import annotations
 

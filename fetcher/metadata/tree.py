@@ -37,7 +37,7 @@ MACS = "network/interfaces/macs/"
 _KEYS = "public-keys/"
 _NAME = re.compile(r"[A-Za-z0-9._:=+@,-]+/?")  # a role's name may have +=,.@- (IAM)
 _FIXED_REQUESTS, _REQUESTS_EACH = 5, 12  # what a refresh may cost, and for each interface
-_TOKEN_AND_LOOK = 3  # requests of these kept free of facts: a new token, and whether the server still answers
+_TOKEN_AND_LOOKS = 4  # requests of these kept free of facts: a token, and a look after each group of changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ class TreeProvider(Provider):
             self._last = found
             keys = (*self.system_keys, _KEYS) if self.lists_keys else self.system_keys
             self._due = [*(META + key for key in keys), *self.identity.values(), *self._shown_paths()]
-        self._read_facts(began + _FIXED_REQUESTS + _REQUESTS_EACH * len(names) - _TOKEN_AND_LOOK)
+        self._read_facts(began + _FIXED_REQUESTS + _REQUESTS_EACH * len(names) - _TOKEN_AND_LOOKS)
         return self._with_facts(found, names)
 
     def _read_primary(self) -> tuple[Problem, ...]:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from cloud_network.fetcher.config import Config, Prefixes, Rules
 from cloud_network.fetcher.metadata.model import EVERYTHING, Instance, Interface, IPAddress, IPNetwork
 from cloud_network.fetcher.network.addresses import Host, UsableInterface, index_host, usable_interfaces
-from cloud_network.fetcher.network.matching import Matches, explain_mismatch, managed, vlan_notices
+from cloud_network.fetcher.network.matching import Matches, explain_mismatch, managed
 from cloud_network.fetcher.network.objects import (
     Actual,
     Cause,
@@ -51,11 +51,11 @@ def desired(
     unknown = {
         each.mac: explain_mismatch(each.mac, actual.links, config)
         for each in instance.interfaces
-        if each.mac not in matches and each.vlan is None
+        if each.mac not in matches
     }
     unmanaged = _unmanaged(config, actual, {link.ifindex for _, link in pairs}, matches, bool(unknown))
     host = index_host(instance, config, actual, rejections, unmanaged)
-    notices, withheld = [*instance.notices, *vlan_notices(instance, matches)], list(_rejected_links(matches, host))
+    notices, withheld = list(instance.notices), list(_rejected_links(matches, host))
     usable = usable_interfaces(pairs, host, notices, withheld)
     sources = _sources(usable, matches, host, unmanaged)
     goals = [_link_goal(each, host, sources, notices, withheld) for each in usable]

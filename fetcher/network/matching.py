@@ -47,16 +47,21 @@ def explain_mismatch(mac: str, links: Iterable[Link], config: Config) -> str:
     return f"{names} have that MAC" if len(candidates) > 1 else f"{names} has that MAC"
 
 
-def vlan_notices(instance: Instance, matches: Matches) -> tuple[str, ...]:
-    """Return a notice for each VLAN without a link here, which says how to make it."""
-    absent = (each for each in instance.interfaces if each.vlan is not None and each.mac not in matches)
-    return tuple(_how_to_make(each, matches) for each in absent)
+def without_absent_vlans(instance: Instance, matches: Matches) -> Instance:
+    """Return the instance without VLANs that have no link here; a notice for each says how to make the link."""
+    absent = [each for each in instance.interfaces if each.vlan is not None and each.mac not in matches]
+    if not absent:
+        return instance
+    notices = tuple(_how_to_make(each, matches) for each in absent)
+    present = tuple(each for each in instance.interfaces if each not in absent)
+    return replace(instance, interfaces=present, notices=(*instance.notices, *notices))
 
 
 def _how_to_make(interface: Interface, matches: Matches) -> str:
-    assert interface.vlan is not None
+    if interface.vlan is None:
+        return ""
     tag, below = interface.vlan.tag, matches.get(interface.vlan.parent)
-    parent = below.name if below else "PARENT"
+    parent = below.name if below is not None else "PARENT"
     return (
         f"{interface.mac}: VLAN {tag} of {parent} has no link here. To have it configured, set [Netagent] "
         f'AllowKinds="vlan" and run: ip link add link {parent} name {parent}.{tag} address {interface.mac} '

@@ -75,7 +75,7 @@ def nothing_happened(lab: Lab, before: object) -> None:
         ("empty", MACS, ["network/interfaces/macs/", "no interface"]),
         ("empty", SECOND, ["{mac}/", "no 'mac'"]),
         ("empty", f"{SECOND}local-ipv4s", ["{mac}/local-ipv4s", "empty"]),
-        ("short", SECOND, ["{mac}/", "without subnet-ipv4-cidr-block"]),
+        ("short", SECOND, ["{mac}/", "the listing is not whole"]),
         ("reset", f"{SECOND}local-ipv4s", ["{mac}/local-ipv4s", "reset"]),
         ("refuse", "*", ["169.254.169.254", "refused"]),
         ("timeout", f"{SECOND}device-number", ["{mac}/device-number", "no answer in time"]),

@@ -143,3 +143,11 @@ def test_more_than_the_bounds_is_reported_and_left_out() -> None:
 def test_documents_for_display_do_not_make_two_instances_differ() -> None:
     assert instance(interface(1, document={"a": "b"}), system={"ami-id": "x"}) == instance(interface(1))
     assert instance(interface(1, public=(ip_address("8.8.8.8"),))) != instance(interface(1))
+
+
+def test_merged_interface_does_not_become_proof() -> None:
+    before = instance(interface(1), interface(2))
+    empty = replace(interface(2), addresses=(), subnets=())
+    merged = instance(interface(1), empty).with_known(before)
+    assert {each.ip for each in merged.interfaces[1].addresses} == {each.ip for each in before.interfaces[1].addresses}
+    assert not merged.complete

@@ -206,3 +206,17 @@ def test_another_new_link_starts_the_chase_again() -> None:
 )
 def test_only_possible_interfaces_are_chased(odd: Link, config: Config, counts: bool) -> None:
     assert (InterfaceMismatch().read_due(KNOWN, config, host(link(1), odd), 5.0) == 5.0) is counts
+
+
+def test_event_during_a_pass_is_for_the_next_one(schedule: Schedule, clock: Clock) -> None:
+    schedule.compare_begins(on_event=True)
+    schedule.on_kernel_event()
+    schedule.compare_ended(math.inf)
+    assert schedule.compare_due == clock.now + 0.5
+
+
+def test_metadata_change_during_a_read_is_for_the_next_one(schedule: Schedule, clock: Clock) -> None:
+    schedule.read_begins()
+    schedule.on_metadata_change()
+    schedule.read_ended(DONE)
+    assert schedule.refresh_due == clock.now + 0.5
