@@ -14,6 +14,7 @@ from cloud_network.netagent.operations import AddressRemove, LinkMtu, LinkUp, Ro
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.fetcher import values
 from tests.unit.fetcher.values import (
     BASE,
     carried_out,
@@ -188,3 +189,20 @@ def test_changed_metadata_lead_to_the_objects_of_a_fresh_boot(one: Instance, oth
     here = carried_out(plan(goal_of(other, config, here), here, may_remove=True), here)
     fresh = carried_out(plan(goal_of(other, config, bare), bare, may_remove=True), bare)
     assert (here.addresses.keys(), here.routes, here.rules) == (fresh.addresses.keys(), fresh.routes, fresh.rules)
+
+
+def test_link_with_unproven_metadata_loses_nothing_after_a_restart() -> None:
+    """A new fetcher knows nothing from before, so only the unproven interface itself protects its link."""
+    whole = values.instance(values.interface(1), values.interface(2))
+    bare = values.host(values.link(1), values.link(2))
+    here = values.carried_out(values.plan_of(values.wanted(whole, bare), bare), bare)
+    empty = replace(values.interface(2), addresses=(), subnets=(), gateways=())
+    fresh = values.instance(values.interface(1), empty).with_known(None)
+    assert fresh.may_remove
+    changes = values.plan_of(values.wanted(fresh, here), here)
+    tables = {values.BASE + each.ifindex for each in here.links if each.mac == empty.mac}
+    lost = [each for each in changes if is_removal(each) and (getattr(each, "table", None) in tables)]
+    indexes = {each.ifindex for each in here.links if each.mac == empty.mac}
+    lost += [each for each in changes if is_removal(each) and getattr(each, "link", None) in indexes]
+    assert lost == []
+    assert any(each.ifindex in indexes for each in here.routes), "there was something to lose"
