@@ -86,7 +86,7 @@ def _run(config: Config, path: Path) -> None:
     except AlreadyRunning as error:
         raise SystemExit(f"cloud-network-fetcher: {error}") from None
     try:
-        provider = detect(config.provider, read_firmware())
+        provider = detect(config.provider, read_firmware(credentials=service.credentials_directory()))
     except DetectionError as error:
         _write_reason(state, lock.run, error)
         raise _hopeless(error) from None

@@ -25,7 +25,7 @@ EXPOSURE = {"netagent": 0.6, "fetcher": 1.0, "api": 1.0}
 OWN = {
     "netagent": ["/run/cloud-network-netagent", "/var/log/cloud-network"],
     "fetcher": ["/run/cloud-network"],
-    "api": [],
+    "api": ["/run/cloud-network-api"],
 }
 PRIVATE = {"/tmp", "/var/tmp", "/dev/mqueue"}
 """Writable too, and each service has its own (PrivateTmp=, PrivateIPC=)."""

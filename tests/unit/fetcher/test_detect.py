@@ -190,6 +190,21 @@ def test_marks_and_files_of_the_host_are_read(tmp_path: Path) -> None:
     }
 
 
+def test_credentials_take_the_place_of_unreadable_files(tmp_path: Path) -> None:
+    credentials = tmp_path / "credentials"
+    (tmp_path / "proc").mkdir()
+    credentials.mkdir()
+    (tmp_path / "proc/cmdline").write_text("quiet")
+    (credentials / "kernel_command_line").write_text("quiet scaleway\n")
+    (credentials / "product_uuid").write_text(f"{EC2_UUID}\n")
+    (credentials / "product_serial").write_text("")
+    (credentials / "sys_vendor").write_text("Amazon EC2")
+    assert read_firmware(tmp_path, credentials) == {
+        "kernel_command_line": "quiet scaleway",
+        "product_uuid": EC2_UUID,
+    }
+
+
 def test_every_field_that_a_cloud_looks_at_is_read(tmp_path: Path) -> None:
     asked = set[str]()
 
