@@ -32,7 +32,11 @@ Firmware = Mapping[str, str]
 
 
 class DetectionError(Exception):
-    """No cloud fits, or more than one. The text says what was seen and what to set."""
+    """More than one cloud fits, or none. The text says what was seen and what to set."""
+
+
+class NoCloudError(DetectionError):
+    """No supported cloud is detected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +175,10 @@ def detect(choice: Choice, firmware: Firmware) -> Provider:
     seen = ", ".join(fields) or f"the firmware (/{DMI} has none of its fields)"
     if asked:
         seen += f" and by the signs of the metadata servers of {', '.join(asked)}"
-    which = "more than one cloud: " + ", ".join(fitting) if fitting else "no known cloud"
-    known = ", ".join(sorted(CLOUDS))
-    raise DetectionError(f"{which} by {seen}. Set [Network] Provider= in the configuration; supported: {known}")
+    advice = f"Set [Network] Provider= to override; supported: {', '.join(sorted(CLOUDS))}"
+    if fitting:
+        raise DetectionError(f"more than one cloud detected ({', '.join(fitting)}) by {seen}. {advice}")
+    raise NoCloudError(f"no supported cloud detected by {seen}. {advice}")
 
 
 def _is_recognised(name: str) -> bool:
