@@ -50,11 +50,12 @@ test-others: APT += $(OTHERS) network-manager systemd
 test-others: env ## beside the real systemd-networkd, NetworkManager, DHCP clients and the like
 	@$(BIN)/python -m pytest tests/system/others tests/system/test_coexistence.py $(PYTEST_ARGS)
 
-lint: env ## ruff, mypy --strict, import-linter
+lint: env ## ruff, mypy --strict, import-linter, spelling
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/codespell
 
 bench: env $(VENV)/.bench ## measure it all beside its references, and draw docs/performance.md (as root; 15 minutes)
 	@$(BIN)/python -m bench $(PARTS)
