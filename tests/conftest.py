@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -20,6 +21,11 @@ from tests.lab.privilege import UNSHARE, become_root, obstacle
 
 TESTS = Path(__file__).parent
 TIERS = ("unit", "system", "vm")
+
+# The edit loop (`make check`) tries few examples; `make test` asks for --hypothesis-profile=thorough.
+settings.register_profile("quick", max_examples=20, deadline=None)
+settings.register_profile("thorough", max_examples=300, deadline=None)
+settings.load_profile("quick")
 
 
 def pytest_configure(config: pytest.Config) -> None:
