@@ -22,7 +22,7 @@ from cloud_network.fetcher.status import RENEWAL, ConflictStatus, LastError, Sta
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["metadata", "netagent", "kernel", "config", "conflict"]
+Kind = Literal["metadata", "netagent", "kernel", "config", "detection", "conflict"]
 MAX_CONFLICTS = 1000
 MAX_NOTICES = 256
 """Listed in status.json, which stays below 4 MiB."""

@@ -72,7 +72,7 @@ class LastError(TypedDict):
     """The last error; it may be over."""
 
     at: str
-    kind: Literal["metadata", "netagent", "kernel", "config", "conflict"]
+    kind: Literal["metadata", "netagent", "kernel", "config", "detection", "conflict"]
     message: str
 
 
