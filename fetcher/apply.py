@@ -7,6 +7,7 @@ without the others. If the group of the secondary links fails, each of them is a
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -37,6 +38,16 @@ from cloud_network.netagent.protocol import (
 
 _ANSWER_SECONDS = 30
 _TIMEVAL = struct.Struct("@ll")  # struct timeval
+
+
+def is_listening(path: str = protocol.SOCKET) -> bool:
+    """Return True if a process has netagent's socket: netagent, or systemd in its place.
+
+    A connection would make systemd start netagent, which ends when it is idle. A datagram socket gets none: connect(2)
+    fails with EPROTOTYPE if the socket has an owner (unix(7)), and with ECONNREFUSED if it has not.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        return probe.connect_ex(path) == errno.EPROTOTYPE
 
 
 class NetagentError(Exception):

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from cloud_network.fetcher.apply import Netagent, NetagentError, components, explain, groups
+from cloud_network.fetcher.apply import Netagent, NetagentError, components, explain, groups, is_listening
 from cloud_network.fetcher.config import Config, Rules
 from cloud_network.fetcher.metadata.model import Instance
 from cloud_network.fetcher.network.objects import Actual
@@ -36,6 +36,19 @@ from .values import (
 
 def links_of(ops: Plan) -> set[int]:
     return {link_of(op, BASE) for op in ops} - {COMMON}
+
+
+def test_listener_is_found_without_connecting(tmp_path: Path) -> None:
+    path = str(tmp_path / "netagent.sock")
+    assert not is_listening(path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        assert is_listening(path)
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    assert not is_listening(path), "its process has ended, and the file is still there"
 
 
 @given(clouds(), configs, hosts())
