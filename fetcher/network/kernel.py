@@ -133,9 +133,20 @@ async def _read(kernel: AsyncIPRoute) -> Actual:
             derived = route.destination.prefixlen == route.destination.max_prefixlen
             if protocol != PROTOCOL and not (protocol == RTPROT_KERNEL and derived):
                 local[route.destination] = route.ifindex
-    by_place = {(each.address.ifindex, each.address.address): each for each in addresses}
+    places, further = by_place(addresses)
     routers = await _routers(kernel)
-    return Actual(tuple(links), by_place, frozenset(ours), frozenset(rules), gateways, learned, local, routers)
+    return Actual(tuple(links), places, frozenset(ours), frozenset(rules), gateways, learned, local, routers, further)
+
+
+def by_place(
+    addresses: Iterable[KernelAddress],
+) -> tuple[dict[tuple[int, IPAddress], KernelAddress], tuple[KernelAddress, ...]]:
+    """Return each address by its place, and those that a link has once more with another prefix length."""
+    found, further = dict[tuple[int, IPAddress], KernelAddress](), list[KernelAddress]()
+    for each in sorted(addresses, key=lambda each: each.owned):
+        if found.setdefault(each.place, each) is not each:
+            further.append(each)
+    return found, tuple(further)
 
 
 def _add_learned(
@@ -233,8 +244,9 @@ def address_from(message: Message) -> KernelAddress:
     """Read RTM_NEWADDR: struct ifaddrmsg. IFA_LOCAL is the address where IFA_ADDRESS is that of a tunnel's peer."""
     flags = message.get_attr("IFA_FLAGS") or message["flags"]
     text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-    connected = not flags & _IFA_F_NOPREFIXROUTE
-    address = Address(message["index"], ip_address(text), message["prefixlen"], connected)
+    ip, length = ip_address(text), message["prefixlen"]
+    connected = length < ip.max_prefixlen and not flags & _IFA_F_NOPREFIXROUTE
+    address = Address(message["index"], ip, length, connected)
     return KernelAddress(address, owned=message.get_attr("IFA_PROTO") == PROTOCOL)
 
 
