@@ -102,6 +102,8 @@ class Actual:
     learned: Mapping[int, frozenset[IPNetwork]] = field(default_factory=dict)  # on-link routes from DHCP or a router
     local: Mapping[IPNetwork, int] = field(default_factory=dict)  # others' ranges in table local, with their link
     routers: Mapping[int, tuple[IPAddress, ...]] = field(default_factory=dict)  # IPv6 neighbours with NTF_ROUTER
+    leased: Mapping[int, Mapping[IPNetwork, IPAddress]] = field(default_factory=dict)  # main's further routes of these
+    static: frozenset[IPNetwork] = frozenset()  # destinations that an operator routes in main, if there are leased ones
     further: tuple[KernelAddress, ...] = ()  # the same address on the same link once more, with another prefix length
 
 
