@@ -1,8 +1,7 @@
-"""Client of netagent: check a plan, apply it in groups of links, confirm each or roll it back.
+"""Client of netagent: check a plan, apply it link by link, confirm each link's change or roll it back.
 
-Links are independent where no address or rule moves between them. All secondary links are applied first and the link
-that carries the metadata connection and the default route last, so that a change which breaks something is rolled back
-without the others. If the group of the secondary links fails, each of them is applied alone.
+Links are independent where no address or rule moves between them. The secondary links come first, and the link that
+carries the metadata connection and the default route last: a change which breaks something is rolled back alone.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,7 +177,7 @@ def transact(
     return outcome, done
 
 
-# Groups of links
+# Links
 
 
 def components(plan: Plan, table_base: int, primary: Collection[int] = ()) -> list[Plan]:
@@ -231,11 +230,3 @@ def _coupled(plan: Plan, table_base: int) -> Iterable[tuple[int, int]]:
             link = link_of(op, table_base)
             near = index.overlapping(Interval.of_network(op.selector))
             yield from ((link, each.link) for each in near if each.link != link)
-
-
-def groups(parts: Sequence[Plan], table_base: int, primary: Collection[int]) -> list[Plan]:
-    """Return the parts of secondary links together, and then those with a link of `primary`."""
-    first = [part for part in parts if not any(link_of(op, table_base) in primary for op in part)]
-    last = [part for part in parts if part not in first]
-    together = tuple(op for part in first for op in part)
-    return [group for group in (together, *last) if group]
