@@ -1,7 +1,7 @@
 """Client of netagent: check a plan, apply it link by link, confirm each link's change or roll it back.
 
-Links are independent where no address or rule moves between them. The secondary links come first, and the link that
-carries the metadata connection and the default route last: a change which breaks something is rolled back alone.
+Links are independent where no address or rule moves between them, so a change which breaks something is rolled back
+alone. The order is LinkRole's: of the links in use, the one with the metadata connection and the default route is last.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import socket
 import struct
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 from cloud_network.fetcher.network.plan import COMMON, Plan, is_removal, link_of
@@ -180,8 +181,25 @@ def transact(
 # Links
 
 
-def components(plan: Plan, table_base: int, primary: Collection[int] = ()) -> list[Plan]:
-    """Split a plan by link, parts with a link of `primary` last.
+class LinkRole(IntEnum):
+    """The order in which links are changed.
+
+    A link's first address brings the route to its subnet into main. Connections of other links to hosts there follow
+    that route, to where the cloud drops them, unless their link's own table has the subnet by then. One packet is
+    enough for 3 s of silence: the kernel sends it again only when ARP has failed. So new links come after those in
+    use, and links that are given up before them.
+    """
+
+    GIVEN_UP = 0
+    SECONDARY = 1
+    PRIMARY = 2
+    NEW = 3
+
+
+def components(
+    plan: Plan, table_base: int, role: Callable[[Collection[int]], LinkRole] = lambda _: LinkRole.SECONDARY
+) -> list[Plan]:
+    """Split a plan by link, in the order of the `role` of each part's links.
 
     Links between which an address moves, or whose rules depend on each other's addresses, stay together. Rules of no
     link are added with the first part and removed with the last.
@@ -204,8 +222,7 @@ def components(plan: Plan, table_base: int, primary: Collection[int] = ()) -> li
             parts[find(link)].append(op)
     if not parts:
         return [tuple(common)] if common else []
-    last = {find(link) for link in links if link in primary}
-    split = [part for _, part in sorted(parts.items(), key=lambda item: item[0] in last)]
+    split = sorted(parts.values(), key=lambda part: role({link_of(op, table_base) for op in part}))
     split[0] = _with_common(split[0], [op for op in common if not is_removal(op)])
     split[-1] += [op for op in common if is_removal(op)]
     return [tuple(part) for part in split]

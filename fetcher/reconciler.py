@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import partial
 
-from cloud_network.fetcher.apply import Netagent, NetagentError, Outcome, components, transact
+from cloud_network.fetcher.apply import LinkRole, Netagent, NetagentError, Outcome, components, transact
 from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.confirm import SILENT, Confirmation, lessons_of, refusals_of
 from cloud_network.fetcher.conflicts import ConflictTracker
@@ -263,7 +264,7 @@ class Reconciler:
         if len(ops) <= MAX_OPS:
             return ops
         taken: list[Plan] = []
-        for part in components(ops, base, self._primary(here)):
+        for part in components(ops, base, partial(self._role, here)):
             if taken and sum(map(len, taken)) + len(part) > MAX_OPS:
                 break
             taken.append(part)
@@ -279,7 +280,7 @@ class Reconciler:
         """Apply the plan link by link. Return True if the pass must plan anew: there is a lesson, or more to do."""
         base = self._config.route_table_base
         again = len(here.feasible) > MAX_OPS
-        for part in components(ops, base, self._primary(here)):
+        for part in components(ops, base, partial(self._role, here)):
             check = Confirmation(self._provider, here, part, self._config)
             outcome, done = transact(agent, part, self._config.confirm_timeout, check.broken)
             run.attempts.append(Attempt.of(outcome))
@@ -316,12 +317,17 @@ class Reconciler:
         for link in links - {COMMON} or links:
             self._memory.holds.hold(link, tuple(op for op in part if link_of(op, base) == link), reason)
 
-    def _primary(self, here: Comparison) -> set[int]:
-        """Return the links that carry the connection to the metadata server, and the primary interface's."""
+    def _role(self, here: Comparison, links: Collection[int]) -> LinkRole:
+        """Return the role of links that are changed together. The metadata's connection makes a link primary, too."""
         snapshot, egress = here.snapshot, self._provider.client.interface
-        first = managed(snapshot.instance, snapshot.matches, snapshot.config)[:1]
-        found = {link.ifindex for link in snapshot.actual.links if link.name == egress}
-        return found | {link.ifindex for _, link in first}
+        first = {link.ifindex for _, link in managed(snapshot.instance, snapshot.matches, snapshot.config)[:1]}
+        first |= {link.ifindex for link in snapshot.actual.links if link.name == egress}
+        if first & set(links):
+            return LinkRole.PRIMARY
+        if not {goal.settings.ifindex for goal in here.wanted.links} & set(links):
+            return LinkRole.GIVEN_UP
+        used = {ifindex for ifindex, address in snapshot.actual.addresses if not address.is_link_local}
+        return LinkRole.SECONDARY if used >= set(links) else LinkRole.NEW
 
     # Reporting
 

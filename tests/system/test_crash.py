@@ -92,7 +92,7 @@ def test_killed_between_apply_and_confirm_the_first_change_is_taken_back_and_mad
     for daemon in DAEMONS:
         fresh.start(daemon)
     in_mid_change(fresh)
-    first = set(fresh.nics[1].addresses)
+    first = set(fresh.nics[0].addresses)
     assert first <= present(fresh)
     if name == "netagent":  # only the next netagent can roll it back
         fresh.kill("netagent")

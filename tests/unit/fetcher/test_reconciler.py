@@ -170,6 +170,11 @@ def is_address(op: Operation, text: str) -> bool:
     return isinstance(op, AddressAdd) and str(op.interface.ip) == text
 
 
+def changed_links(world: World) -> list[set[int]]:
+    """The links of each request."""
+    return [{link_of(op, BASE) for op in request.ops} - {COMMON} for request in world.of(Apply)]
+
+
 def test_first_pass_configures_everything(world: World, reconciler: Reconciler) -> None:
     report = refresh(reconciler)
     assert report.succeeded
@@ -241,16 +246,36 @@ def test_each_link_is_confirmed_before_the_next_is_changed(world: World, reconci
     assert refresh(reconciler, instance(*(interface(number) for number in range(1, 5)))).succeeded
     kinds = [type(request) for request in world.requests]
     assert kinds == [Check] + [Apply, Confirm] * 4
-    changed = [{link_of(op, BASE) for op in request.ops} - {COMMON} for request in world.of(Apply)]
-    assert changed == [{3}, {4}, {5}, {2}], "the primary last"
+    assert changed_links(world) == [{2}, {3}, {4}, {5}]
+
+
+def test_links_in_use_are_changed_before_new_ones_and_the_primary_last(world: World, reconciler: Reconciler) -> None:
+    """The new links' subnets are in the tables of the others before main has them."""
+    world.actual = host(*(link(number) for number in range(1, 6)))
+    everything = [interface(number) for number in range(1, 6)]
+    refresh(reconciler, instance(*everything[:3]))
+    world.requests.clear()
+    refresh(reconciler, instance(*everything))
+    assert changed_links(world) == [{3}, {4}, {2}, {5}, {6}]
+
+
+def test_links_that_are_given_up_are_changed_first(world: World, reconciler: Reconciler, clock: Clock) -> None:
+    """Their subnets leave main before the tables of the others lose them."""
+    world.actual = host(*(link(number) for number in range(1, 5)))
+    refresh(reconciler, instance(*(interface(number) for number in range(1, 5))))
+    world.requests.clear()
+    for _ in range(3):
+        refresh(reconciler, instance(*(interface(number) for number in range(1, 4))))
+        clock.now += 100
+    assert changed_links(world) == [{5}, {3}, {4}, {2}]
 
 
 def test_rules_of_no_link_outlive_the_first_links_rollback(world: World, reconciler: Reconciler) -> None:
     """They come with the first link, and the rules of all other links need them."""
     world.actual = host(link(1), link(2), link(3))
-    world.server_answers = lambda actual: not any(ifindex == 3 for ifindex, _ in actual.addresses)
+    world.server_answers = lambda actual: not any(ifindex == 2 for ifindex, _ in actual.addresses)
     refresh(reconciler, instance(interface(1), interface(2), interface(3)))
-    assert addresses(world) == {"10.0.1.10", "10.0.3.10"}
+    assert addresses(world) == {"10.0.2.10", "10.0.3.10"}
     first, *others = [[op for op in request.ops if link_of(op, BASE) == COMMON] for request in world.of(Apply)]
     assert first == others[0] != []
     assert main_rule(4, Config()) in world.actual.rules
