@@ -47,7 +47,7 @@ def test_a_restart_and_a_crash_touch_nothing_at_all(lab: Lab, number: int) -> No
 
 
 def detours(lab: Lab) -> list[str]:
-    """Hosts of other links' subnets that were looked for (ARP): a packet left by a link that does not own its source."""
+    """Hosts of other links' subnets that were looked for (ARP): a packet left by a link not of its source."""
     hosts = {neighbour_address(nic.subnet) for nic in lab.nics[1:]}
     return [each["dst"] for each in ip(lab, "neigh") if each["dst"] in hosts]
 
