@@ -221,12 +221,13 @@ class Reconciler:
 
     def _apply(self, here: Comparison, ops: Plan, run: _Pass) -> Comparison:
         """Have netagent apply the plan, planning anew after each refusal. Returns the state afterwards."""
-        logger.info("applying %s", summary(ops))
         self._status(f"applying {summary(ops)}")
         try:
             with Netagent(self._socket) as agent:
                 for _ in range(MAX_ROUNDS):
                     here, checked = self._checked(agent, here)
+                    if checked:
+                        logger.info("applying %s", summary(checked))
                     again = bool(checked) and self._apply_links(agent, here, checked, run)
                     here = self._compare_again(here)
                     if not again:
