@@ -120,7 +120,7 @@ class Transaction:
         for op in ops:
             obstacle = None
             if isinstance(op, AddressRemove):
-                address = next((each for each in left if (each.link, each.ip) == (op.link, op.interface.ip)), None)
+                address = next((each for each in left if (each.link, each.interface) == (op.link, op.interface)), None)
                 if address is None or (tagged and address.protocol != PROTOCOL):
                     continue  # it is gone, or another program's now
                 left.remove(address)
