@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from cloud_network.fetcher import config as configuration
 from cloud_network.fetcher import service
+from cloud_network.fetcher.apply import is_listening
 from cloud_network.fetcher.config import Config, Purge
 from cloud_network.fetcher.control import Control, FlushAnswer, flush_answer
 from cloud_network.fetcher.metadata.base import Provider, Waiting
@@ -179,6 +180,10 @@ class Daemon:
             await asyncio.sleep(min(self._notifier.period, RENEWAL / 2))
 
     async def _renew(self) -> None:
+        listening = is_listening()
+        if listening and self._reporter.status["netagent"]["listening"] is False:
+            self._on_kernel_event()  # netagent is back: compare, and have it repair what is missing
+        self._reporter.record_netagent(listening)
         self._reporter.renew()
 
     # Passes

@@ -223,6 +223,7 @@ class Endings:
         assert reachable(guest)
 
     def test_remove_and_purge_leave_the_network_alone(self, guest: Guest) -> None:
+        guest.run("cnctl", "wait")
         before = ours(guest)
         held = guest.lab.hold_connection(guest.lab.nics[1].addresses[1], timeout=10)
         guest.run("dpkg", "--remove", "cloud-network")
@@ -230,7 +231,7 @@ class Endings:
         assert guest.run("test", "-e", "/etc/cloud-network/cloud-network.toml") == ""
         assert guest.run("find", "/etc/systemd", "-name", "cloud-network*") == ""
         guest.run("dpkg", "--purge", "cloud-network")
-        assert normal(ours(guest)) == normal(before)
+        assert normal(ours(guest)) == normal(before), ours(guest)
         assert held.alive(10)
         assert reachable(guest)
         left = guest.run(

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from cloud_network.fetcher.metadata.http import MAX_BODY, Client, Response
 from cloud_network.fetcher.metadata.model import MetadataError
+from cloud_network.fetcher.metadata.providers.vultr import Vultr
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -223,6 +224,17 @@ def test_trailers_without_end_stop_at_the_deadline(serve: Serve) -> None:
 )
 def test_habits_of_real_servers_are_understood(serve: Serve, head: bytes) -> None:
     assert serve(head, b"ok").request("GET", "/x").body == b"ok"
+
+
+def test_answer_without_a_length_proves_nothing_gone(serve: Serve) -> None:
+    """It ends where the connection ends, which may be anywhere."""
+    ipv4 = b'{"address": "10.0.1.2", "netmask": "255.255.255.0"}'
+    body = b'{"interfaces": [{"mac": "56:00:03:15:c4:01", "ipv4": ' + ipv4 + b"}]}"
+    length = b"Content-Length: " + str(len(body)).encode()
+    for head, unbounded in ((b"X: y", True), (length, False)):
+        found = Vultr(serve(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n", body)).fetch()
+        assert len(found.interfaces[0].addresses) == 1
+        assert found.may_remove is not unbounded
 
 
 def test_text_is_read_in_the_charset_of_the_answer() -> None:
