@@ -18,6 +18,7 @@ from cloud_network.api.cnctl.checks import Broken, Case
 from cloud_network.api.cnctl.network import links
 from cloud_network.api.cnctl.output import GREEN, RED, Exit, Failure, ago, coloured, count, safe, wrapped
 from cloud_network.api.cnctl.source import Source, never_read
+from cloud_network.api.cnctl.status import conflict_words
 from cloud_network.fetcher.state import Claim
 from cloud_network.fetcher.status import LinkStatus, Status, age
 
@@ -81,20 +82,24 @@ def _host(claim: Claim, status: Status) -> Iterator[Step]:
     """Check the daemons, the metadata, and the first address of every managed link."""
     now = time.time()
     if doubt := claim.explain_doubt(now):
-        yield Step("fetcher", False, doubt, "systemctl status cloud-network-fetcher", LOG)
+        yield Step("fetcher", False, doubt, LOG, "sudo systemctl restart cloud-network-fetcher")
     else:
         yield Step("fetcher", True, "running")
     yield _metadata(claim, status)
     netagent = status["netagent"]
     if netagent["listening"] is False:
-        look = "systemctl status cloud-network-netagent.socket cloud-network-netagent"
-        yield Step("netagent", False, "not running: nothing listens on its socket", look, NETAGENT_LOG)
+        do = "sudo systemctl restart cloud-network-netagent.socket"
+        yield Step("netagent", False, "not running: nothing listens on its socket", NETAGENT_LOG, do)
     elif netagent["verdict"] in ("refused", "rolled back", "unreachable"):
         yield Step("netagent", False, f"{netagent['verdict']}: {netagent['reason']}", "cnctl audit", "cnctl plan")
     else:
         yield Step("netagent", True, f"last verdict: {netagent['verdict']}")
     for conflict in status["conflicts"]:
-        yield Step("conflict", False, conflict["object"], "cnctl status", "see docs/coexistence.md")
+        found = conflict_words(conflict, status["state"], now)
+        if status["state"] == "ok":
+            yield Step("conflict", True, found)
+        else:
+            yield Step("conflict", False, found, "cnctl status", "see /usr/share/doc/cloud-network/coexistence.md")
     for link in links(status):
         if link["state"] != "excluded":
             yield _link(link)

@@ -17,7 +17,7 @@ from typing import Any
 import click
 from click.shell_completion import get_completion_class
 from cloud_network.api.cnctl import watch
-from cloud_network.api.cnctl.output import Exit, Failure
+from cloud_network.api.cnctl.output import Exit, Failure, note
 from cloud_network.api.cnctl.source import SOCKET, Source
 from cloud_network.fetcher.state import IDENTITY_PARTS
 from cloud_network.fetcher.state import PATH as STATE
@@ -132,7 +132,7 @@ def execute(options: Options, run: Run) -> None:
         code = watch.repeat(run, options.interval, options.json) if options.watch else run()
         sys.stdout.flush()
     except Failure as failure:
-        print(f"cnctl: {failure}", file=sys.stderr)
+        note(str(failure))
         code = failure.code
     except BrokenPipeError:  # `cnctl ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

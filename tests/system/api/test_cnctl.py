@@ -182,13 +182,27 @@ def test_status_names_conflicts_first(server: Server, state: StateDirectory, cnc
     lines = re.sub(r"in (9\d|100) s", "in 100 s", cnctl("status", server=server).out).splitlines()
     assert lines[1:8] == [
         "    Error: metadata, 2 h ago: HTTP 503",
-        " Conflict: ip rule add pref 0: made 7 times since 10 min ago, and reverted; next",
-        "           in 100 s",
-        " Conflict: ip rule add pref 1: made 7 times since 10 min ago, and reverted: eth7",
-        "           has it",
-        " Conflict: ip rule add pref 2: not made: a route in its place",
+        " Conflict: ip rule add pref 0: another program reverted it 7 times in 10 min;",
+        "           next repair in 100 s",
+        " Conflict: ip rule add pref 1: another program reverted it 7 times in 10 min",
+        "           (eth7 has it)",
+        " Conflict: ip rule add pref 2: not made (a route in its place)",
         "Conflicts: and 2 more: cnctl status --json",
     ]
+
+
+def test_status_names_a_conflict_once(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
+    """The last error of this kind says the same. While all is in place, it is no failed check."""
+    conflict: ConflictStatus = {"object": "ip x", "times": 7, "since": now(60), "next_at": None, "by": None}
+    error = {"at": now(), "kind": "conflict", "message": "reverted by another program: ip x"}
+    state.write_status(status(state="degraded", last_error=error, conflicts=[conflict]))
+    shown = cnctl("status", server=server)
+    assert (shown.code, shown.out.count("ip x"), "Error" in shown.out) == (1, 1, False)
+    assert json.loads(cnctl("doctor", "--json", server=server).out)["broken"] == "conflict"
+    state.write_status(status(conflicts=[conflict]))
+    shown = cnctl("status", server=server)
+    assert (shown.code, "; in place now" in " ".join(shown.out.split())) == (0, True)
+    assert json.loads(cnctl("doctor", "--json", server=server).out)["broken"] is None
 
 
 def test_json_is_what_the_server_has(server: Server, filled: StateDirectory, cnctl: Cnctl) -> None:
@@ -343,9 +357,9 @@ def test_stopped_fetcher_is_3_and_said_first(server: Server, filled: StateDirect
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"run": "fedcba9876543210"}, "fetcher earlier run"),
-        ({"boot_id": "f" * 32}, "fetcher earlier boot"),
-        ({"renew_by": now(10)}, "fetcher not renewed"),
+        ({"run": "fedcba9876543210"}, "fetcher starting"),
+        ({"boot_id": "f" * 32}, "state of an earlier boot"),
+        ({"renew_by": now(10)}, "fetcher hangs"),
     ],
 )
 def test_old_or_unrenewed_state_is_1(
