@@ -41,7 +41,7 @@ demo: env ## an instance from unreachable to reachable, in ten seconds
 
 test: APT += $(OTHERS) $(BOOT) $(TOOLS)
 test: lint ## lint, types, arrows, and all tests
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --hypothesis-profile=thorough $(PYTEST_ARGS)
 
 check: lint ## lint, types and the unit tests, for the edit loop
 	@$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)

@@ -102,7 +102,7 @@ def _host(claim: Claim, status: Status) -> Iterator[Step]:
             yield Step("conflict", False, found, "cnctl status", "see /usr/share/doc/cloud-network/coexistence.md")
     for link in links(status):
         if link["state"] != "excluded":
-            yield _link(link)
+            yield _link(link, status["provider"])
 
 
 def _metadata(claim: Claim, status: Status) -> Step:
@@ -114,11 +114,11 @@ def _metadata(claim: Claim, status: Status) -> Step:
     return Step("metadata", True, f"{status['provider']}, read {_read(status)}")
 
 
-def _link(link: LinkStatus) -> Step:
+def _link(link: LinkStatus, provider: str) -> Step:
     name = link["name"]
     if not link["addresses"]:
         return Step(name, link["state"] == "ok", "the metadata gives it no address")
-    case = Case(link["addresses"][0]["address"], None, link)
+    case = Case(link["addresses"][0]["address"], None, link, provider)
     try:
         for _, check in STEPS:
             check(case)
@@ -137,7 +137,7 @@ def _steps(claim: Claim, status: Status, address: str, client: str | None) -> li
         part = f", in {delegated}," if delegated else ""
         found = f"{status['provider']} gives it{part} to {link['name']} ({link['mac']}); read {_read(status)}"
         steps.append(Step("metadata", True, found))
-        case = Case(address, client, link, delegated)
+        case = Case(address, client, link, status["provider"], delegated)
         for name, check in STEPS:
             steps.append(Step(name, True, check(case)))
     except Broken as broken:

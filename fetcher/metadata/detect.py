@@ -144,7 +144,7 @@ def read_firmware(root: Path = Path("/"), credentials: Path | None = None) -> Fi
     """Return what this process may read of the host's firmware and marks.
 
     `credentials` is the directory of systemd's credentials ($CREDENTIALS_DIRECTORY of systemd.exec(5)): the unit passes
-    the files that the fetcher itself may not read. An empty credential stands for a file that the host does not have.
+    the files that the fetcher itself may not read, and "unknown" for those that the host does not have.
     """
     paths = {name: root / DMI / name for name in _FIELDS} | {name: root / path for name, path in _FILES.items()}
     if credentials:
@@ -152,11 +152,9 @@ def read_firmware(root: Path = Path("/"), credentials: Path | None = None) -> Fi
     found = {}
     for name, path in paths.items():
         try:
-            text = path.read_text(errors="replace").strip()
+            found[name] = path.read_text(errors="replace").strip()
         except OSError:
             continue
-        if text:
-            found[name] = text
     return found | {name: "" for name, path in _MARKS.items() if (root / path).is_dir()}
 
 

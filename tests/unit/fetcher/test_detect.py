@@ -197,7 +197,6 @@ def test_credentials_take_the_place_of_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "proc/cmdline").write_text("quiet")
     (credentials / "kernel_command_line").write_text("quiet scaleway\n")
     (credentials / "product_uuid").write_text(f"{EC2_UUID}\n")
-    (credentials / "product_serial").write_text("")
     (credentials / "sys_vendor").write_text("Amazon EC2")
     assert read_firmware(tmp_path, credentials) == {
         "kernel_command_line": "quiet scaleway",
