@@ -103,9 +103,9 @@ def _metadata_problems(status: Status, stale: bool) -> Iterator[Finding]:
     error = status["last_error"]
     if error and not (error["kind"] == "conflict" and status["conflicts"]):  # else the conflicts say the same
         yield Finding(error["kind"].capitalize(), error["message"], error["at"])
-    if status["fetched_at"] is None:
-        yield Finding("Metadata", "never read; the network is as it was found")
-    elif stale:
+    elif status["fetched_at"] is None:
+        yield Finding("Metadata", "never read")
+    if status["fetched_at"] is not None and stale:
         expected = f"expected every {status['refresh_timer']:g} s"
         yield Finding("Metadata", f"out of date: {expected}, last read", status["fetched_at"])
 

@@ -51,7 +51,7 @@ def _knows_nothing(status: Status) -> bool:
 
 def _show(claim: Claim, status: Status, now: float) -> None:
     limit = output.columns()
-    known = "" if claim.doubt is None else "last known: "
+    known = "" if claim.doubt is None or status["fetched_at"] is None else "last known: "
     verdict = output.rows([(_state(claim, status, now), known + _verdict(status))], 0, limit)
     healthy = claim.doubt is None and not claim.stale(now)
     print(output.coloured(verdict, COLOURS.get(status["state"], RED) if healthy else RED))
@@ -68,11 +68,13 @@ def _state(claim: Claim, status: Status, now: float) -> str:
     if claim.doubt is not None:
         return DOUBTS[claim.doubt]
     if status["fetched_at"] is None:
-        return f"{status['state']}, metadata never read"
+        return status["state"]
     return f"{status['state']}{', out of date' if claim.stale(now) else ''}"
 
 
 def _verdict(status: Status) -> str:
+    if status["fetched_at"] is None:
+        return "the metadata has never been read"
     found = links(status)
     actual = sum(link["actual"] for link in found)
     desired = sum(link["desired"] for link in found)
