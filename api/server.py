@@ -154,7 +154,7 @@ class Places:
     log: Path
 
 
-PATH = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path, readable=False)  # what reads it says what is wrong with it
 
 
 @click.command("cloud-network-api", context_settings={"help_option_names": ["-h", "--help"]})

@@ -23,7 +23,7 @@ from cloud_network.fetcher.state import IDENTITY_PARTS
 from cloud_network.fetcher.state import PATH as STATE
 
 AUDIT_LOG = Path("/var/log/cloud-network/audit.log")
-FILE = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, readable=False)  # what reads it says what is wrong with it
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 EXAMPLES = """\

@@ -15,7 +15,7 @@ import pytest
 from cloud_network.fetcher.state import StateDirectory
 from cloud_network.fetcher.status import ConflictStatus
 
-from .conftest import BIN, SYSTEM, Ended, Server, address, link, now, status
+from .conftest import BIN, SYSTEM, Ended, Server, address, link, now, status, unprivileged
 
 Cnctl = Callable[..., Ended]
 
@@ -571,3 +571,34 @@ def test_version_and_help(cnctl: Cnctl) -> None:
     text = cnctl("--help").out
     for taught in ("Examples:", "cnctl status network", "sudo cnctl show credentials", "Exit codes:"):
         assert taught in text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody who may not read what root wrote")
+def test_what_may_not_be_read_names_sudo(filled: StateDirectory, home: Path, cnctl: Cnctl) -> None:
+    config, log = home / "private.toml", home / "private.log"
+    for file in (config, log, Path(filled.status_path)):
+        file.touch()
+        file.chmod(0o600)
+    for command, code in (
+        (["status"], 1),
+        (["audit", "--log", str(log)], 1),
+        (["audit", "--verify", "--log", str(log)], 1),
+    ):
+        ended = cnctl(*command, **unprivileged())
+        assert (ended.code, "Permission denied" in ended.err, "sudo" in ended.err) == (code, True, True)
+    ended = cnctl("status", "--config", str(config), **unprivileged())
+    assert (ended.code, f"{config}: cannot be read: Permission denied" in ended.err) == (78, True)
+    for name in ("api", "fetcher"):
+        command = [str(BIN / f"cloud-network-{name}"), "--config", str(config)]
+        daemon = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **unprivileged())
+        assert (daemon.returncode, "Permission denied" in daemon.stderr) == (78, True)
+
+
+@pytest.mark.parametrize("program", ["cloud-network-api", "cloud-network-fetcher", "cnctl"])
+def test_bad_configuration_is_78_of_every_program(program: str, home: Path) -> None:
+    config = home / "bad.toml"
+    config.write_text("[Network]\nListen = 'everywhere'\n")
+    command = [str(BIN / program), "--config", str(config), *(["status"] if program == "cnctl" else [])]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd="/")
+    assert (ended.returncode, ended.stdout) == (78, "")
+    assert f"{program}: {config}:2: [Network] Listen = everywhere: not an address and a port" in ended.stderr
