@@ -26,7 +26,7 @@ class Exit(IntEnum):
     OK = 0
     WRONG = 1  # drift, or an error that is not one of the others
     USAGE = 2
-    SILENT = 3  # a daemon does not answer, or has nothing to say
+    SILENT = 3  # a daemon does not answer, or there is no state
     CONFIG = 78  # an invalid configuration, as for the daemons
     INTERRUPTED = 130
 
