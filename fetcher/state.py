@@ -364,4 +364,7 @@ def _write(path: str, content: bytes) -> None:
 
 
 def _unreadable(path: str, error: OSError) -> StateError:
-    return StateError(f"{path}: cannot be read: {error.strerror}; it should be 0644 in directories of 0755")
+    what = f"{path}: cannot be read: {error.strerror}"
+    if isinstance(error, PermissionError):
+        what += "; use sudo, or restart cloud-network-fetcher, which makes it readable"
+    return StateError(what)
