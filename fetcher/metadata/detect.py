@@ -32,7 +32,11 @@ Firmware = Mapping[str, str]
 
 
 class DetectionError(Exception):
-    """No cloud fits, or more than one. The text says what was seen and what to set."""
+    """More than one cloud fits, or none. The text says what was seen and what to set."""
+
+
+class NoCloudError(DetectionError):
+    """No supported cloud is detected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +144,7 @@ def read_firmware(root: Path = Path("/"), credentials: Path | None = None) -> Fi
     """Return what this process may read of the host's firmware and marks.
 
     `credentials` is the directory of systemd's credentials ($CREDENTIALS_DIRECTORY of systemd.exec(5)): the unit passes
-    the files that the fetcher itself may not read. An empty credential stands for a file that the host does not have.
+    the files that the fetcher itself may not read, and "unknown" for those that the host does not have.
     """
     paths = {name: root / DMI / name for name in _FIELDS} | {name: root / path for name, path in _FILES.items()}
     if credentials:
@@ -148,11 +152,9 @@ def read_firmware(root: Path = Path("/"), credentials: Path | None = None) -> Fi
     found = {}
     for name, path in paths.items():
         try:
-            text = path.read_text(errors="replace").strip()
+            found[name] = path.read_text(errors="replace").strip()
         except OSError:
             continue
-        if text:
-            found[name] = text
     return found | {name: "" for name, path in _MARKS.items() if (root / path).is_dir()}
 
 
@@ -171,9 +173,10 @@ def detect(choice: Choice, firmware: Firmware) -> Provider:
     seen = ", ".join(fields) or f"the firmware (/{DMI} has none of its fields)"
     if asked:
         seen += f" and by the signs of the metadata servers of {', '.join(asked)}"
-    which = "more than one cloud: " + ", ".join(fitting) if fitting else "no known cloud"
-    known = ", ".join(sorted(CLOUDS))
-    raise DetectionError(f"{which} by {seen}. Set [Network] Provider= in the configuration; supported: {known}")
+    advice = f"Set [Network] Provider= to override; supported: {', '.join(sorted(CLOUDS))}"
+    if fitting:
+        raise DetectionError(f"more than one cloud detected ({', '.join(fitting)}) by {seen}. {advice}")
+    raise NoCloudError(f"no supported cloud detected by {seen}. {advice}")
 
 
 def _is_recognised(name: str) -> bool:

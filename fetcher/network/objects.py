@@ -45,6 +45,11 @@ class Address:
     prefix: int
     connected: bool
 
+    @property
+    def plain(self) -> Address:
+        """The address alone, as a /32 or /128."""
+        return Address(self.ifindex, self.address, self.address.max_prefixlen, connected=False)
+
 
 @dataclass(frozen=True, slots=True)
 class KernelAddress:
@@ -52,6 +57,11 @@ class KernelAddress:
 
     address: Address
     owned: bool
+
+    @property
+    def place(self) -> tuple[int, IPAddress]:
+        """The link and the address."""
+        return self.address.ifindex, self.address.address
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +95,16 @@ class Actual:
     """What the kernel holds now, as far as it concerns us."""
 
     links: tuple[Link, ...]
-    addresses: Mapping[tuple[int, IPAddress], KernelAddress]
+    addresses: Mapping[tuple[int, IPAddress], KernelAddress]  # one of others before one of ours
     routes: frozenset[Route]  # with our protocol number
     rules: frozenset[Rule]  # with our protocol number
     gateways: Mapping[int, tuple[IPAddress, ...]]  # of default routes from DHCP or a router, by ifindex
     learned: Mapping[int, frozenset[IPNetwork]] = field(default_factory=dict)  # on-link routes from DHCP or a router
     local: Mapping[IPNetwork, int] = field(default_factory=dict)  # others' ranges in table local, with their link
     routers: Mapping[int, tuple[IPAddress, ...]] = field(default_factory=dict)  # IPv6 neighbours with NTF_ROUTER
+    leased: Mapping[int, Mapping[IPNetwork, IPAddress]] = field(default_factory=dict)  # main's further routes of these
+    static: frozenset[IPNetwork] = frozenset()  # destinations that an operator routes in main, if there are leased ones
+    further: tuple[KernelAddress, ...] = ()  # the same address on the same link once more, with another prefix length
 
 
 class Cause(Enum):

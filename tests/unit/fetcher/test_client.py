@@ -14,7 +14,7 @@ import pytest
 from cloud_network.fetcher.metadata.http import MAX_BODY, Client, Response
 from cloud_network.fetcher.metadata.model import MetadataError
 from cloud_network.fetcher.metadata.providers.vultr import Vultr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.fetcher.conftest import Cloud
@@ -287,7 +287,6 @@ def garbled(draw: st.DrawFn) -> bytes:
     return text
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.lists(garbled(), min_size=4, max_size=4))
 def test_an_answer_that_is_garbled_is_read_or_an_error_of_ours(answers: list[bytes]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
