@@ -67,7 +67,7 @@ class Aws(TreeProvider):
     def fill(self, builder: InterfaceBuilder, leaves: Leaves) -> None:
         """See TreeProvider. The whole listing (vpc-id is one of its last) proves that there is no address."""
         if "vpc-id" in leaves.listed and not leaves.listed & {"local-ipv4s", "ipv6s"}:
-            raise UnsupportedError(f"{builder.path}: no address, as of an EFA-only interface; nothing is configured")
+            raise UnsupportedError(f"{builder.path}: no address (an EFA-only interface); nothing is configured")
         if "vpc-id" not in leaves.listed:
             builder.problems.append(f"{builder.path}: the listing is not whole: it has no 'vpc-id'")
         with builder.part():

@@ -75,7 +75,7 @@ class Gcp(Provider):
         _text(answer, _ALL)
         etag = answer.headers.get("etag", "")
         if not _ETAG.fullmatch(etag):
-            raise invalid("ETag", etag, "an ETag to wait with")
+            raise invalid("ETag", etag, "a usable ETag")
         self._seen_etag = etag
         return etag != self._read_etag
 

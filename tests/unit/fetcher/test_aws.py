@@ -113,7 +113,7 @@ def test_efa_only_interface_is_a_notice(cloud: Cloud, aws: Aws) -> None:
     found = aws.fetch()
     assert ([each.device_number for each in found.interfaces], found.problems, found.may_remove) == ([0], (), True)
     where = directory.removeprefix("/latest/meta-data/")
-    assert found.notices == (f"{where}: no address, as of an EFA-only interface; nothing is configured",)
+    assert found.notices == (f"{where}: no address (an EFA-only interface); nothing is configured",)
 
 
 def test_listing_cut_short_is_no_proof(cloud: Cloud, aws: Aws) -> None:
