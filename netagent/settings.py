@@ -113,6 +113,8 @@ FETCHERS_KEYS: Mapping[str, tuple[str, ...]] = {
     "Netagent": (),
 }
 """Keys that are the fetcher's alone. Any other key is an error here, too: it may be a misspelled Exclude=."""
+ORIGINALS_KEYS = ("Address", "Port", "PrimaryAddress")
+"""Keys of the Go original in [Network] that have no effect; the fetcher has a notice for each."""
 MAX_BYTES = 1 << 20
 """Size of the largest file that is read, as in the fetcher."""
 
@@ -129,9 +131,18 @@ def load(path: Path = PATH) -> Settings:
             key = KEYS.get((section, name))
             if key is not None:
                 values[key.field] = _value(path, section, name, value, key)
-            elif name not in FETCHERS_KEYS[section]:
-                raise SettingsError(f"{path}: [{section}] {name!r:.80}: unknown key; see cloud-network.toml(5)")
+            elif name not in FETCHERS_KEYS[section] and not (section == "Network" and name in ORIGINALS_KEYS):
+                raise SettingsError(f"{path}: [{section}] {name!r:.80}: {_unknown_key(section, name)}")
     return Settings(**values)
+
+
+def _unknown_key(section: str, name: str) -> str:
+    known = [key for home, key in KEYS if home == section] + list(FETCHERS_KEYS[section])
+    known += ORIGINALS_KEYS if section == "Network" else ()
+    for key in known:
+        if key.lower() == name.lower():
+            return f"keys are case-sensitive; accepted: {key}"
+    return "unknown key; see cloud-network.toml(5)"
 
 
 def _document(path: Path) -> dict[str, Any]:

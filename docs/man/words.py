@@ -90,5 +90,7 @@ nothing is added again until cnctl refresh, or until the fetcher restarts. While
 cloud-network-fetcher --flush."""
 SYNTAX = """\
 TOML 1.0. A value is a string, or a whole number with or without quotes. Keys are case-sensitive. An unknown key or a
-bad value is an error that names file, line, key, value and what is accepted: the daemons refuse to start with one, and
-on reload keep their last good configuration. cloud-network-fetcher --check-config checks the file."""
+bad value is an error that names file, line, key, value and what is accepted: the daemons refuse to start with one,
+and on reload keep their last good configuration. cloud-network-fetcher --check-config checks the file and prints
+every value in force, with defaults marked; it exits with 0, or with 78 and every mistake. Keys of the Go original
+that have no effect here (Address, Port and PrimaryAddress in [Network]) are accepted with a notice."""

@@ -40,7 +40,8 @@ class Server:
         self.faults: list[Fault] = []
         self.records: list[Record] = []
         self.accepted = 0
-        self.addresses = provider.convention.endpoints
+        convention = provider.convention
+        self.addresses = (*convention.endpoints, "::") if convention.link_local else convention.endpoints
         self.held = 0
         self._changed = asyncio.Event()
         self._numbers = count(1)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from cloud_network.fetcher import config
-from cloud_network.fetcher.config import KEYS, Config, ConfigError, load
+from cloud_network.fetcher.config import KEYS, Config, ConfigError, effective, load
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -77,6 +77,29 @@ def test_the_originals_file_is_read_unchanged(tmp_path: Path) -> None:
     assert read(tmp_path, ORIGINAL.replace("\n", "\r\n")) == Config(supplementary=("eth0",))
 
 
+def test_originals_keys_without_effect_are_a_notice(tmp_path: Path) -> None:
+    more = 'PrimaryAddress=true\nAddress="127.0.0.1"\nPort="5209"\n'
+    found = read(tmp_path, ORIGINAL + more)
+    assert found == Config(supplementary=("eth0",))
+    assert [notice.split(": ")[1] for notice in found.notices] == [
+        "[Network] PrimaryAddress = True", "[Network] Address = 127.0.0.1", "[Network] Port = 5209",
+    ]  # fmt: skip
+    assert "Listen" in found.notices[1]
+    assert "accepted: PrimaryAddress" in mistakes(tmp_path, "[Network]\nprimaryaddress=true")[0]
+
+
+@pytest.mark.parametrize("content", ["", EVERY_KEY, '[System]\nRefreshTimer = "1.25s"\nReadyTimeout = "2400000h"'])
+def test_effective_values_are_a_file_of_the_same_meaning(tmp_path: Path, content: str) -> None:
+    config_read = read(tmp_path, content)
+    lines = list(effective(config_read))
+    again = read(tmp_path, "\n".join(lines))
+    assert replace(again, prefixes=config_read.prefixes) == config_read
+    keys = {section: set(keys) for section, keys in tomllib.loads("\n".join(lines)).items()}
+    assert keys == {section: set(keys) for section, keys in KEYS.items()}
+    marked = [line for line in lines if "# default" in line]
+    assert len(marked) == (23 if not content else 21 if 'ReadyTimeout = "24' in content else 0)
+
+
 def test_every_key_is_read(tmp_path: Path) -> None:
     assert read(tmp_path, EVERY_KEY) == Config(
         log_level=config.LogLevel.DEBUG,
@@ -105,7 +128,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     )
     keys = {key for keys in config.KEYS.values() for key in keys}
     assert all(f"\n{key} = " in EVERY_KEY for key in keys)
-    assert {key.field for keys in config.KEYS.values() for key in keys.values()} == set(Config.__slots__)
+    assert {key.field for keys in config.KEYS.values() for key in keys.values()} == set(Config.__slots__) - {"notices"}
 
 
 @pytest.mark.parametrize(

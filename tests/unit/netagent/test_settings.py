@@ -104,6 +104,24 @@ def test_a_misspelled_exclude_is_not_ignored(tmp_path: Path, text: str) -> None:
         settings.load(path)
 
 
+@pytest.mark.parametrize(
+    ("section", "key"), [("Network", "Exclude"), ("System", "LogLevel"), ("Netagent", "MaxObjects")]
+)
+def test_wrong_case_is_an_error_with_the_right_spelling(tmp_path: Path, section: str, key: str) -> None:
+    path = tmp_path / "cloud-network.toml"
+    path.write_text(f'[{section}]\n{key.lower()} = "1"\n')
+    for load, error in ((settings.load, settings.SettingsError), (config.load, config.ConfigError)):
+        with pytest.raises(error, match=f"keys are case-sensitive; accepted: {key}"):
+            load(path)
+
+
+def test_originals_keys_are_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "cloud-network.toml"
+    path.write_text("[Network]\n" + "".join(f"{key} = true\n" for key in settings.ORIGINALS_KEYS))
+    assert settings.load(path) == settings.Settings()
+    assert set(settings.ORIGINALS_KEYS) == set(config.OBSOLETE["Network"])
+
+
 def test_a_netmask_and_an_escaped_backslash_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "cloud-network.toml"
     path.write_text('[Netagent]\nAllowAddresses = "203.0.113.0/255.255.255.0"\n[Network]\nExclude = "a\\\\b"')
