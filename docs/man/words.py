@@ -19,7 +19,8 @@ KEYS = {
     "original: that, and the `to ADDRESS` rules of the Go original, which never match but are looked for.",
     "Manage": "all: every interface that the metadata names. primary: only the primary one, on hosts where another "
     "program, such as a CNI plugin, configures the others.",
-    "Exclude": "Names of links that are not managed.",
+    "Exclude": "Links that are not managed: names, shell-style patterns (eni*, ens[6-9]) and MACs, separated by "
+    "spaces. What is ours on them is removed.",
     "ExcludeAddresses": "Addresses that are left to containers, VRRP or other programs.",
     "Prefixes": "A delegated range becomes a local route (local), source rules only (route), or nothing (ignore). "
     "Default: local on Google Cloud, route elsewhere.",
