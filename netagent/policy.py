@@ -122,6 +122,20 @@ def check_nesting(link: int, network: IPNetwork, view: View) -> None:
         raise Refusal(f"{network} would take over a part of {other} of another link")
 
 
+def check_width(link: int, network: IPNetwork, view: View) -> None:
+    """Raise Refusal if a network on link would take hosts from the gateway of a link that has learned its subnets."""
+    learned = [each for each in view.learned[link] if each.version == network.version and not is_single(each)]
+    learned = [each for each in learned if not claims.is_link_local(each)]
+    allowed = claims.within(network, view.settings.allow_addresses)
+    if not learned or allowed or claims.within(network, learned):
+        return
+    allow = f'[Netagent] AllowAddresses="{network}"'
+    if subnet := claims.widened(network, learned):
+        raise Refusal(f"{network} is wider than {subnet}, which link {link} learned", allow=allow)
+    if taken := view.protected_inside(network, link):
+        raise Refusal(f"{network} covers {taken}, a gateway or resolver that is not on link {link}", allow=allow)
+
+
 def check_connected(link: int, network: IPNetwork, view: View) -> None:
     """Raise Refusal if the kernel would prefer the new connected route to that of another link in the same subnet."""
     for route in view.foreign_routes:
@@ -141,6 +155,7 @@ def check_address_add(op: AddressAdd, view: View) -> Undo:
     check_claim(op.link, network, shown, view)
     if not is_single(network):
         check_nesting(op.link, network, view)
+        check_width(op.link, network, view)
         if op.connected_route:
             check_connected(op.link, network, view)
     if use := view.protects(ip):
@@ -262,6 +277,7 @@ def check_on_link(op: RouteReplace, view: View) -> None:
         return
     check_claim(op.link, network, str(network), view)
     check_nesting(op.link, network, view)
+    check_width(op.link, network, view)
     if any(holder == op.link for _, holder in view.held.overlapping(network)):
         return
     taken = view.held_elsewhere(op.link, network) or view.protected_inside(network, op.link)

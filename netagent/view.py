@@ -259,7 +259,9 @@ class View:
 
     def is_router(self, link: int, gateway: IPAddress) -> bool:
         """Return True if this is a gateway of the cloud on the link. docs/policy.md lists the five ways to be one."""
-        if gateway in self.default_gateways[link] or (link, gateway) in self._routers:
+        if gateway in self.default_gateways[link]:
+            return True
+        if (link, gateway) in self._routers and is_link_local(single(gateway)):
             return True
         if claims.within(single(gateway), self.settings.allow_gateways):
             return True

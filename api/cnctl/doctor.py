@@ -33,6 +33,7 @@ STEPS = (
 )
 OUTSIDE = "Nothing is wrong on this host. What is left: the cloud's firewall rules and routes, the client, the service."
 LOG = "journalctl -u cloud-network-fetcher"
+NETAGENT_LOG = "journalctl -u cloud-network-netagent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,10 @@ def _host(claim: Claim, status: Status) -> Iterator[Step]:
         yield Step("fetcher", True, "running")
     yield _metadata(claim, status)
     netagent = status["netagent"]
-    if netagent["verdict"] in ("refused", "rolled back", "unreachable"):
+    if netagent["listening"] is False:
+        look = "systemctl status cloud-network-netagent.socket cloud-network-netagent"
+        yield Step("netagent", False, "not running: nothing listens on its socket", look, NETAGENT_LOG)
+    elif netagent["verdict"] in ("refused", "rolled back", "unreachable"):
         yield Step("netagent", False, f"{netagent['verdict']}: {netagent['reason']}", "cnctl audit", "cnctl plan")
     else:
         yield Step("netagent", True, f"last verdict: {netagent['verdict']}")
