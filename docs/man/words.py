@@ -21,7 +21,8 @@ KEYS = {
     "that look for them.",
     "Manage": "all: every interface that the metadata names. primary: only the primary one, on hosts where another "
     "program, such as a CNI plugin, configures the others.",
-    "Exclude": "Names of links that are not managed.",
+    "Exclude": "Links that are not managed: names, shell-style patterns (eni*, ens[6-9]) and MACs, separated by "
+    "spaces. What is ours on them is removed.",
     "ExcludeAddresses": "Addresses that are left to containers, VRRP or other programs.",
     "Prefixes": "A delegated range becomes a local route (local), source rules only (route), or nothing (ignore). "
     "Default: local on Google Cloud, route elsewhere.",
