@@ -11,7 +11,7 @@ import re
 import time
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -147,7 +147,7 @@ class TreeProvider(Provider):
             keys = (*self.system_keys, _KEYS) if self.lists_keys else self.system_keys
             self._due = [*(META + key for key in keys), *self.identity.values(), *self._shown_paths()]
         self._read_facts(began + _FIXED_REQUESTS + _REQUESTS_EACH * len(names) - _TOKEN_AND_LOOKS)
-        return self._with_facts(found, names)
+        return self._with_facts(found)
 
     def _read_primary(self) -> tuple[Problem, ...]:
         """Read the primary interface's MAC once. Without it the others are configured all the same."""
@@ -298,9 +298,9 @@ class TreeProvider(Provider):
         for name, listed in self._listed.items():
             yield from (f"{META}{MACS}{name}/{key}" for key in self.shown_keys if key in listed)
 
-    def _with_facts(self, found: Instance, names: Iterable[str]) -> Instance:
+    def _with_facts(self, found: Instance) -> Instance:
         facts = self._facts
-        of = {_mac_or_nothing(name): name for name in names}
+        of = {_mac_or_nothing(name): name for name in self._listed}  # a MAC that is listed twice is read once
         interfaces = []
         for interface in found.interfaces:
             name = of[interface.mac]
