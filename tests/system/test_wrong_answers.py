@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tests.lab import Interface, Lab, Spec
 from tests.lab.asking import ask
 from tests.system.job import CONFIG, audit, errors, ip, kernel, present, refresh, running, settle, status
-from tests.system.wrong import CASES, changed, start, told, with_range
+from tests.system.wrong import CASES, NEIGHBOUR, changed, start, told, with_range
 
 NETWORK_DATA = "/openstack/latest/network_data.json"
 
@@ -85,6 +87,34 @@ def test_range_around_a_resolver_or_gateway_is_named(resolved: Lab, prefix: str,
     lab.metadata.load(lab.nics)
     refresh(lab)
     settle(lab)
+
+
+def netagent_time(lab: Lab) -> int:
+    """Nanoseconds that netagent has had a processor: none passes while nobody asks it."""
+    tasks = Path(f"/proc/{lab.daemons.pid('netagent')}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
+
+
+def test_refresh_with_standing_refusals_asks_netagent_nothing() -> None:
+    """An address that is not private, a gateway that does not answer, and one that netagent does not know."""
+    interfaces = (Interface("10.0.1.0/24", 2), Interface("198.18.7.0/24", 2), Interface("10.0.3.0/24", 2))
+    with Lab(Spec(interfaces, "tencent")) as lab:
+        lab.write_config(CONFIG)
+        changed(0, router=NEIGHBOUR)(lab)
+        start(lab)
+        lab.wait_for(lambda: status(lab).get("state") == "degraded", 20, "the refusals")
+
+        def rests() -> bool:
+            before = netagent_time(lab)
+            time.sleep(6)  # events of our own changes are a reason to ask once more, after seconds
+            return netagent_time(lab) == before
+
+        lab.wait_for(rests, 60, "netagent to rest")
+        before, lines = netagent_time(lab), audit(lab)
+        for _ in range(3):
+            assert refresh(lab) == "degraded"
+        assert netagent_time(lab) == before
+        assert audit(lab) == lines
 
 
 @pytest.fixture(scope="module")
