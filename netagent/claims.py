@@ -5,9 +5,11 @@ A claim is an address, a subnet, a range or a gateway for one link. docs/policy.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Generic, TypeVar
 
@@ -36,6 +38,8 @@ WIDEST_RANGE = {4: 20, 6: 64}
 """Shortest prefix of a range: a route of type local, or a source of forwarded packets."""
 RANGE_OF_SUBNET = 2
 """A range inside a subnet of its link is at most a quarter of it: 2 more bits."""
+_MAC = re.compile("[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_PATTERN = re.compile(r"\[[^]]+\]|[*?]")  # what stands for other letters in a pattern
 CONVENTION_LENGTHS = {4: range(16, 31), 6: range(44, 65)}
 """Prefix lengths tried around an address for a gateway by convention."""
 
@@ -201,6 +205,31 @@ def _leads_elsewhere(route: HostRoute, network: IPNetwork, link: int) -> bool:
     if route.gateway is None and route.destination == network:
         return False
     return contains(network, route.destination)
+
+
+def is_excluded(patterns: Iterable[str], name: str, mac: str) -> bool:
+    """Return True if Exclude= names a link: by its MAC, or by a shell-style pattern of its name (*, ?, [6-9], [!0])."""
+    return any(pattern == mac or fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def link_patterns(text: str) -> tuple[str, ...]:
+    """Return the names, patterns and MACs of links in the value of Exclude=. Raises ValueError with the reason."""
+    return tuple(map(_link_pattern, text.split()))
+
+
+def _link_pattern(word: str) -> str:
+    if _MAC.fullmatch(word.lower()):
+        return word.lower()
+    if "," in word:
+        raise ValueError(f'{word!r} has a comma; separate names with spaces: "{word.replace(",", " ").strip()}"?')
+    if word.startswith("!"):
+        raise ValueError(f"{word!r} negates; name the links to exclude, or see [Network] Manage=")
+    if word.endswith("+"):
+        raise ValueError(f'{word!r} is a pattern of iptables; "{word[:-1]}*"?')
+    bare = _PATTERN.sub("x", word)
+    if len(bare.encode()) > 15 or "/" in word or ":" in word or word in (".", ".."):
+        raise ValueError(f"{word!r} is not the name or MAC of a link")
+    return word
 
 
 class NetworkIndex(Generic[Value]):

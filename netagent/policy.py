@@ -57,14 +57,14 @@ class Refusal(Exception):
         return Refused(self.reason, position, self.code, self.allow, self.link, depends_on)
 
 
-def check_link(link: int, view: View) -> None:
-    """Raise Refusal if nothing may be done to this link."""
+def check_link(link: int, view: View, *, removes: bool = False) -> None:
+    """Raise Refusal if nothing may be done to this link. What is ours may be removed from an excluded one."""
     found = view.links.get(link)
     if found is None:
         raise Refusal(f"there is no link {link}", link=link)
     if found.loopback:
         raise Refusal(f"{found.name} is the loopback link", link=link)
-    if found.name in view.settings.exclude:
+    if not removes and claims.is_excluded(view.settings.exclude, found.name, found.mac):
         raise Refusal(f"{found.name} is excluded", allow=f"[Network] Exclude= without {found.name}", link=link)
     if not view.is_cloud(link):
         raise Refusal(
@@ -415,7 +415,7 @@ CHECKS: Mapping[type[Operation], Check] = {
 def check_one(op: Operation, view: View) -> Undo:
     """Return the operation that undoes `op`, and count `op` in the view. Raises Refusal; then the view is unchanged."""
     if not isinstance(op, RuleAdd | RuleRemove):
-        check_link(op.link, view)
+        check_link(op.link, view, removes=isinstance(op, AddressRemove | RouteRemove))
     return CHECKS[type(op)](op, view)
 
 
