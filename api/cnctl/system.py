@@ -26,7 +26,7 @@ def run(source: Source, as_json: bool, everything: bool) -> Exit:
     claim = source.claim()
     provider = source.status_of(claim)["provider"]
     warn_if_stale(claim)
-    found = flat("", document) if everything else rows(provider, document)
+    found = flat(document) if everything else rows(provider, document)
     table: list[Row] = [("Cloud provider", provider), *found]
     print(output.rows(table, max(len(key) for key, _ in table), output.columns()))
     return Exit.OK
@@ -37,14 +37,16 @@ def rows(provider: str, document: Document) -> list[Row]:
     if provider == "aws":
         original = [(key, value(document) if callable(value) else _text(document, value)) for key, value in AWS]
         return [*original, *_facts("aws", document)]
-    return _facts(provider, document) if provider in FACTS else flat("", document)
+    return _facts(provider, document) if provider in FACTS else flat(document)
 
 
-def flat(prefix: str, value: Json) -> list[Row]:
-    """Return a row for every value, keyed by its path."""
+def flat(value: Json) -> list[Row]:
+    """Return a row for every value that is not empty, keyed by its path. Lines of a plain text become its words."""
     found: list[Row] = []
-    for path, text in _leaves(prefix, value):
-        found.append((safe(path), text))
+    for path, text in _leaves("", value):
+        lines = text.split("\n")
+        if text:
+            found.append((safe(path), " ".join(lines) if all(map(str.isprintable, lines)) else text))
     return found
 
 
