@@ -21,7 +21,8 @@ KEYS = {
     "that look for them.",
     "Manage": "all: every interface that the metadata names. primary: only the primary one, on hosts where another "
     "program, such as a CNI plugin, configures the others.",
-    "Exclude": "Names of links that are not managed.",
+    "Exclude": "Links that are not managed: names, shell-style patterns (eni*, ens[6-9]) and MACs, separated by "
+    "spaces. What is ours on them is removed.",
     "ExcludeAddresses": "Addresses that are left to containers, VRRP or other programs.",
     "Prefixes": "A delegated range becomes a local route (local), source rules only (route), or nothing (ignore). "
     "Default: local on Google Cloud, route elsewhere.",
@@ -90,5 +91,7 @@ nothing is added again until cnctl refresh, or until the fetcher restarts. While
 cloud-network-fetcher --flush."""
 SYNTAX = """\
 TOML 1.0. A value is a string, or a whole number with or without quotes. Keys are case-sensitive. An unknown key or a
-bad value is an error that names file, line, key, value and what is accepted: the daemons refuse to start with one, and
-on reload keep their last good configuration. cloud-network-fetcher --check-config checks the file."""
+bad value is an error that names file, line, key, value and what is accepted: the daemons refuse to start with one,
+and on reload keep their last good configuration. cloud-network-fetcher --check-config checks the file and prints
+every value in force, with defaults marked; it exits with 0, or with 78 and every mistake. Keys of the Go original
+that have no effect here (Address, Port and PrimaryAddress in [Network]) are accepted with a notice."""
