@@ -14,6 +14,9 @@ from cloud_network.api.cnctl.output import Exit, Row, safe
 from cloud_network.api.cnctl.source import Source, warn_if_stale
 from cloud_network.fetcher.state import Document, Json
 
+EMPTY_LIST = "[]"
+"""AWS's events are JSON in a text; most hosts have none."""
+
 Column = tuple[str, str | Callable[[Document], str]]
 
 
@@ -97,7 +100,8 @@ def fact_words(document: Document, paths: list[str]) -> list[str]:
     found = []
     for path in paths:
         text = _text(document, path.removesuffix("/"))
-        found += (text.rpartition("/")[2] if path.endswith("/") else text).split()
+        if text != EMPTY_LIST:
+            found += (text.rpartition("/")[2] if path.endswith("/") else text).split()
     return found
 
 
