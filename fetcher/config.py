@@ -18,6 +18,7 @@ from typing import Any
 
 from cloud_network.fetcher import config_values as values
 from cloud_network.fetcher.config_values import Endpoint, Network
+from cloud_network.netagent.claims import link_patterns
 
 __all__ = ["Config", "ConfigError", "Endpoint", "Network", "load"]
 
@@ -145,7 +146,7 @@ class Config:
     rule_priority: int = 31000
     rules: Rules = Rules.AGGREGATE
     manage: Manage = Manage.ALL
-    exclude: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()  # patterns: netagent.claims.is_excluded
     exclude_addresses: tuple[Network, ...] = ()
     prefixes: Prefixes | None = None  # None: the cloud's own default
     forwarded_replies: ForwardedReplies = ForwardedReplies.OFF
@@ -178,6 +179,7 @@ class Key:
 
 
 _LINKS = "names of links, separated by spaces"
+_PATTERNS = 'names of links with *, ? and [...], and MACs, separated by spaces, such as "eni* ens[6-9]"'
 _SECONDS = 'at least 1s, such as "300s", "5m" or "1h30m"'
 _BELOW_MAIN = f"1 to {MAIN_PRIORITY - RULE_BAND}: the {RULE_BAND} from it on must lie below main's {MAIN_PRIORITY}"
 _NETWORKS = 'addresses or prefixes, separated by spaces, such as "10.0.0.0/8 2001:db8::/32"'
@@ -202,7 +204,7 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "RulePriority": Key("rule_priority", values.integer_between(1, MAIN_PRIORITY - RULE_BAND), _BELOW_MAIN),
         "Rules": _one_of("rules", Rules),
         "Manage": _one_of("manage", Manage),
-        "Exclude": Key("exclude", values.link_names, _LINKS),
+        "Exclude": Key("exclude", link_patterns, _PATTERNS),
         "ExcludeAddresses": Key("exclude_addresses", values.networks, _NETWORKS),
         "Prefixes": _one_of("prefixes", Prefixes),
         "ForwardedReplies": _one_of("forwarded_replies", ForwardedReplies),

@@ -14,6 +14,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
+from .claims import link_patterns
 from .operations import BAND, IPAddress, IPNetwork
 
 PATH = Path("/etc/cloud-network/cloud-network.toml")
@@ -36,7 +37,7 @@ class Settings:
 
     table_base: int = 9999
     priority: int = 31000
-    exclude: frozenset[str] = frozenset()
+    exclude: frozenset[str] = frozenset()  # patterns: claims.is_excluded
     allow_kinds: frozenset[str] = frozenset()
     allow_addresses: tuple[IPNetwork, ...] = ()  # beside claims.PRIVATE
     allow_gateways: tuple[IPNetwork, ...] = ()
@@ -54,11 +55,11 @@ def _integer(low: int, high: int) -> Callable[[str], int]:
 
 
 def _links(text: str) -> frozenset[str]:
-    for name in text.split():
-        letters = any(letter in name for letter in "/:,*?[]")
-        if len(name.encode()) > 15 or letters or name in (".", ".."):
-            raise ValueError(f"{name!r} is not the name of a link; accepted: names of links, separated by spaces")
-    return frozenset(text.split())
+    try:
+        return frozenset(link_patterns(text))
+    except ValueError as error:
+        accepted = "names of links with *, ? and [...], and MACs, separated by spaces"
+        raise ValueError(f"{error}; accepted: {accepted}") from None
 
 
 def _kinds(text: str) -> frozenset[str]:

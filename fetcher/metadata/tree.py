@@ -12,7 +12,7 @@ import re
 import time
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -157,7 +157,7 @@ class TreeProvider(Provider):
             self._due += [META + key for key in self.passing_keys if META + key not in self._due]
             self._passing_at = time.monotonic() + _PASSING_S
         self._read_facts(began + _FIXED_REQUESTS + _REQUESTS_EACH * len(names) - _TOKEN_AND_LOOKS)
-        return self._with_facts(found, names)
+        return self._with_facts(found)
 
     def _read_primary(self) -> tuple[Problem, ...]:
         """Read the primary interface's MAC once. Without it the others are configured all the same."""
@@ -317,9 +317,9 @@ class TreeProvider(Provider):
             yield from (f"{META}{MACS}{name}/{key}" for key in self.shown_keys if key in listed)
             yield from (f"{META}{MACS}{name}/{key}/" for key in self.shown_directories if key in listed)
 
-    def _with_facts(self, found: Instance, names: Iterable[str]) -> Instance:
+    def _with_facts(self, found: Instance) -> Instance:
         facts = self._facts
-        of = {_mac_or_nothing(name): name for name in names}
+        of = {_mac_or_nothing(name): name for name in self._listed}  # a MAC that is listed twice is read once
         interfaces = []
         for interface in found.interfaces:
             name = of[interface.mac]

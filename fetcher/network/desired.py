@@ -19,7 +19,7 @@ from ipaddress import ip_network
 from cloud_network.fetcher.config import Config, Prefixes, Rules
 from cloud_network.fetcher.metadata.model import EVERYTHING, Instance, Interface, IPAddress, IPNetwork
 from cloud_network.fetcher.network.addresses import Host, UsableInterface, index_host, usable_interfaces
-from cloud_network.fetcher.network.matching import Matches, explain_mismatch, managed
+from cloud_network.fetcher.network.matching import Matches, explain_mismatch, idle_patterns, managed
 from cloud_network.fetcher.network.objects import (
     Actual,
     Cause,
@@ -36,7 +36,7 @@ from cloud_network.fetcher.network.objects import (
     Withheld,
 )
 from cloud_network.fetcher.network.rules import NO_LINK, Interval, IntervalIndex, main_rule, source_rules
-from cloud_network.netagent.claims import contains, is_single, single, within
+from cloud_network.netagent.claims import contains, is_excluded, is_single, single, within
 from cloud_network.netagent.protocol import TABLE_LOCAL
 
 WIRE_SERVER = ip_network("168.63.129.16/32")
@@ -46,19 +46,26 @@ MIN_MTU = 1280
 
 
 def desired(
-    instance: Instance, matches: Matches, config: Config, actual: Actual, rejections: Rejections | None = None
+    instance: Instance,
+    matches: Matches,
+    config: Config,
+    actual: Actual,
+    rejections: Rejections | None = None,
+    departed: frozenset[str] = frozenset(),
 ) -> Desired:
-    """Return what the kernel must hold for `instance` (with leases) on this host."""
+    """Return what the kernel must hold for `instance` (with leases) on this host. `departed`: MACs that were here."""
     rejections = rejections or {}
-    pairs = [pair for pair in managed(instance, matches, config) if _link_rejection(pair[1], rejections) is None]
-    unknown = {
-        each.mac: explain_mismatch(each.mac, actual.links, config)
-        for each in instance.interfaces
-        if each.mac not in matches
-    }
-    unmanaged = _unmanaged(config, actual, {link.ifindex for _, link in pairs}, matches, bool(unknown))
+    configured = managed(instance, matches, config)
+    pairs = [pair for pair in configured if _link_rejection(pair[1], rejections) is None]
+    absent = [each.mac for each in instance.interfaces if each.mac not in matches and each.mac not in config.exclude]
+    unknown = {mac: explain_mismatch(mac, actual.links, config) for mac in absent if mac not in departed}
+    rejected = {link.ifindex for _, link in configured} - {link.ifindex for _, link in pairs}
+    unmanaged = frozenset(rejected | (_unnamed(config, actual, matches) if unknown else set()))
     host = index_host(instance, config, actual, rejections, unmanaged)
     notices, withheld = list(instance.notices), list(_rejected_links(matches, host))
+    notices += [_departed_notice(mac) for mac in absent if mac in departed]
+    idle = idle_patterns(instance, config, actual.links)
+    notices += [f'[Network] Exclude="{pattern}" matches no link of this host' for pattern in idle]
     usable = usable_interfaces(pairs, host, notices, withheld)
     sources = _sources(usable, matches, host, unmanaged)
     goals = [_link_goal(each, host, sources, notices, withheld) for each in usable]
@@ -78,15 +85,20 @@ def desired(
     )
 
 
-def _unmanaged(config: Config, actual: Actual, ours: set[int], matches: Matches, unknown: bool) -> frozenset[int]:
-    """Return the links that stay as they are: excluded ones, interfaces of the cloud that we do not configure, and all
-    that the metadata do not name while they name a MAC that no link has, since any of them may be meant.
+def _unnamed(config: Config, actual: Actual, matches: Matches) -> set[int]:
+    """Return the links that the metadata do not name. While they name a MAC that no link has, any of them may be meant.
+
+    What is excluded cannot be meant, and loses what is ours.
     """
-    matched = {link.ifindex for link in matches.values()}
-    return frozenset(
-        link.ifindex
-        for link in actual.links
-        if link.ifindex not in ours and (link.ifindex in matched or link.name in config.exclude or unknown)
+    named = {link.ifindex for link in matches.values()}
+    rest = (link for link in actual.links if link.ifindex not in named)
+    return {link.ifindex for link in rest if not is_excluded(config.exclude, link.name, link.mac)}
+
+
+def _departed_notice(mac: str) -> str:
+    return (
+        f"{mac}: its link was here and has left, to another network namespace or with the interface; it is left alone. "
+        f'If that is right, set [Network] Exclude="{mac}"'
     )
 
 

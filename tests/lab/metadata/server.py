@@ -112,6 +112,8 @@ class Server:
             raise Hangup
         if kind == "reset":
             self._reset(writer)
+        if fault and kind == "late":
+            await asyncio.sleep(fault.interval)
         last = last or not self.keep_alive
         writer.write(self._head(response, last))
         await self._body(response.body if request.method != "HEAD" else b"", writer, fault)

@@ -132,6 +132,16 @@ def test_interfaces_listed_without_slashes_are_read(cloud: Cloud, aws: Aws) -> N
     assert aws.fetch() == before
 
 
+@pytest.mark.parametrize("upper_first", [True, False])
+def test_mac_listed_twice_is_read_once(cloud: Cloud, aws: Aws, upper_first: bool) -> None:
+    [first, *_] = nics = list(cloud.load(Interface("10.0.1.0/24", 2), Interface("10.0.2.0/24", 2)))
+    again = replace(first, mac=first.mac.upper(), device=7)
+    cloud.serve([again, *nics] if upper_first else [*nics, again])
+    found = aws.fetch()
+    assert sorted(each.mac for each in found.interfaces) == sorted(each.mac for each in nics)
+    assert first.mac in {problem.mac for problem in found.problems}
+
+
 def test_empty_leaf_costs_nothing_but_itself(cloud: Cloud, aws: Aws) -> None:
     cloud.load(Interface("10.0.1.0/24", 3, ipv6=1), Interface("10.0.2.0/24", 3))
     cloud.content(leaf(aws, "ipv6s"), "")
