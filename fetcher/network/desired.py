@@ -160,6 +160,7 @@ def _link_goal(
         rules = tuple(rule for rule in found if host.rejection(rule) is None)
         routes += table
         notices += _unreachable(interface, link, table, host)
+    notices += _replaced_gateways(routes, link, host)
     withheld += _reported((*routes, *rules), link, host)
     withheld += _ignored_routers(interface, link, host)
     settings = _settings(interface, link, host, notices, withheld)
@@ -292,9 +293,21 @@ def _ignored_routers(interface: Interface, link: Link, host: Host) -> Iterator[W
         yield Withheld(f"{link.name}: {text}")
 
 
+def _replaced_gateways(routes: Iterable[Route], link: Link, host: Host) -> Iterator[str]:
+    """Yield a notice for each gateway that netagent refuses while the link's default route has another one."""
+    used = {route.destination.version: route.gateway for route in routes if route.destination.prefixlen == 0}
+    for rejected, rejection in host.rejections.items():
+        if not isinstance(rejected, GatewayUse) or rejected.ifindex != link.ifindex:
+            continue
+        gateway = used.get(rejected.address.version)
+        if gateway is not None and rejection.cause is Cause.POLICY:
+            yield f"{link.name}: gateway {gateway} is used, not {rejected.address}: {rejection.reason}"
+
+
 def _reported(wanted: Iterable[Object], link: Link, host: Host) -> Iterator[Withheld]:
     """Yield a report for each rejection of this link's routes, rules and gateways that follows from no other one."""
     kept, table = set(wanted), host.table(link)
+    defaults = {each.destination.version for each in kept if isinstance(each, Route) and not each.destination.prefixlen}
     for rejected, rejection in host.rejections.items():
         if rejection.dependent or rejection.cause is Cause.CONFLICT or rejected in kept:
             continue
@@ -306,4 +319,6 @@ def _reported(wanted: Iterable[Object], link: Link, host: Host) -> Iterator[With
             selector = rejected.selector if rejected.selector is not None else "all"
             yield Withheld(f"rule {rejected.priority} from {selector} of {link.name}: {rejection.reason}", waiting)
         elif isinstance(rejected, GatewayUse) and rejected.ifindex == link.ifindex:
+            if rejection.cause is Cause.POLICY and rejected.address.version in defaults:
+                continue  # a notice: the link has another gateway
             yield Withheld(f"gateway {rejected.address} of {link.name}: {rejection.reason}")
