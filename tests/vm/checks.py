@@ -223,7 +223,7 @@ class Endings:
         assert reachable(guest)
 
     def test_remove_and_purge_leave_the_network_alone(self, guest: Guest) -> None:
-        guest.run("cnctl", "wait")
+        guest.wait_for(lambda: reachable(guest), message="all addresses")
         before = ours(guest)
         held = guest.lab.hold_connection(guest.lab.nics[1].addresses[1], timeout=10)
         guest.run("dpkg", "--remove", "cloud-network")

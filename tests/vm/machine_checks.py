@@ -174,7 +174,7 @@ def refused(guest: Guest, nic: Nic) -> None:
     key = f'{VLAN_LINK} has that MAC and is of kind vlan, which needs [Netagent] AllowKinds="vlan"'
     guest.wait_for(lambda: key in guest.journal(), message="the fetcher to name the key")
     assert key in unwrapped(guest.run("cnctl", "status", check=False))
-    assert "notices of cnctl status say why" in unwrapped(guest.run("cnctl", "doctor", nic.addresses[0], check=False))
+    assert "see the notices of cnctl status" in unwrapped(guest.run("cnctl", "doctor", nic.addresses[0], check=False))
     index = guest.run("cat", f"/sys/class/net/{VLAN_LINK}/ifindex").strip()
     said = guest.run("python3", "-IS", "-c", ASK, index, nic.addresses[0])
     assert said.startswith("refused"), said
