@@ -16,7 +16,7 @@ import contextlib
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_network
 
 from cloud_network.fetcher.metadata.model import IPAddress
@@ -24,6 +24,9 @@ from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.network.objects import Actual, Address, Desired, GatewayUse
 from cloud_network.fetcher.network.plan import COMMON, Plan, link_of
 from cloud_network.netagent.operations import RouteReplace
+
+Sources = Mapping[tuple[int, int], list[Address]]
+"""Addresses that may be the source of a probe, by link and version of IP."""
 
 PROBE_SECONDS = 1.0
 """Time that a gateway has to resolve before it gets its first route."""
@@ -52,20 +55,17 @@ def unresolved(gateways: Iterable[GatewayUse], wanted: Iterable[Address], actual
     the `wanted` addresses: the cloud drops packets from one that it has taken away.
     """
     there = [each for each in wanted if (each.ifindex, each.address) in actual.addresses]
-    sources = {(each.ifindex, each.address.version) for each in there}
+    sources = _sources(there)
     up = {link.ifindex for link in actual.links if link.up}
     asked = {each for each in gateways if each.ifindex in up and (each.ifindex, each.address.version) in sources}
     names = {link.ifindex: link.name for link in actual.links}
-    asked = {each for each in asked if _can_be_asked(each, names[each.ifindex], there)}
+    asked = {each for each in asked if _can_be_asked(each, names[each.ifindex], sources)}
     return asked - resolving(asked, names, there, PROBE_SECONDS)
 
 
-def _can_be_asked(gateway: GatewayUse, link: str, addresses: Sequence[Address]) -> bool:
+def _can_be_asked(gateway: GatewayUse, link: str, sources: Sources) -> bool:
     """Return True if a datagram to the gateway itself leaves this process."""
-    own = [
-        each for each in addresses if (each.ifindex, each.address.version) == (gateway.ifindex, gateway.address.version)
-    ]
-    return _send(gateway, link, _source(gateway, own), by_metadata=False)
+    return _send(gateway, link, _source(gateway, sources), by_metadata=False)
 
 
 class GatewayCheck:
@@ -107,20 +107,14 @@ def resolving(
 
     `names` are the links'. `addresses` may be the source: the cloud drops packets with any other. Raises KernelError.
     """
-    sources = defaultdict[tuple[int, int], list[Address]](list)
-    for address in addresses:
-        sources[address.ifindex, address.address.version].append(address)
+    sources = _sources(addresses)
     waiting = {each for each in gateways if each.ifindex in names}
     found, end, resend, pause = set[GatewayUse](), time.monotonic() + seconds, 0.0, _FIRST_PAUSE
     while waiting:
         now = time.monotonic()
         if now >= resend:
             resend = now + _RESEND
-            sent = {
-                each
-                for each in waiting
-                if _send(each, names[each.ifindex], _source(each, sources[each.ifindex, each.address.version]))
-            }
+            sent = {each for each in waiting if _send(each, names[each.ifindex], _source(each, sources))}
         found |= kernel.resolved(sent & waiting)
         waiting -= found
         if now >= end or (not sent & waiting and seconds <= _BEFORE):
@@ -131,8 +125,17 @@ def resolving(
     return frozenset(found)
 
 
-def _source(gateway: GatewayUse, own: Sequence[Address]) -> IPAddress | None:
+def _sources(addresses: Iterable[Address]) -> Sources:
+    """Return the addresses by link and version of IP."""
+    found = defaultdict[tuple[int, int], list[Address]](list)
+    for address in addresses:
+        found[address.ifindex, address.address.version].append(address)
+    return found
+
+
+def _source(gateway: GatewayUse, sources: Sources) -> IPAddress | None:
     """Return an address of the link, of the gateway's subnet if there is one: source rules then lead to the link."""
+    own = sources.get((gateway.ifindex, gateway.address.version))
     if not own:
         return None
     near = (each for each in own if gateway.address in ip_network((each.address, each.prefix), strict=False))

@@ -39,7 +39,7 @@ class Host:
     links: Mapping[int, Link]
     holders: Mapping[IPAddress, tuple[int, ...]]  # the links that have an address and keep it
     networks: IntervalIndex  # of the addresses that links have and we do not manage
-    leases: frozenset[tuple[int, int, int]]  # link, IPv4 network and length of the addresses of other programs
+    leases: frozenset[Interval]  # networks of the addresses of other programs
 
     @property
     def prefixes(self) -> Prefixes:
@@ -59,11 +59,8 @@ class Host:
         return (link.ifindex, address) in self.actual.addresses
 
     def entries(self, link: Link, address: IPAddress) -> list[KernelAddress]:
-        """Return the address as the link has it: seldom more than once, with several prefix lengths."""
-        first = self.actual.addresses.get((link.ifindex, address))
-        if first is None:
-            return []
-        return [first, *(each for each in self.actual.further if each.place == first.place)]
+        """Return the address as the link has it; see Actual.entries."""
+        return self.actual.entries((link.ifindex, address))
 
     def rejection(self, wanted: Route | Rule) -> Rejection | None:
         """Return the reason why a route or rule cannot be made. What is there stays."""
@@ -102,9 +99,9 @@ def index_host(
     )
     links = {link.ifindex: link for link in actual.links}
     leases = frozenset(
-        (ifindex, int(address) >> (32 - kernel.address.prefix) << (32 - kernel.address.prefix), kernel.address.prefix)
+        Interval.around(address, kernel.address.prefix, ifindex)
         for (ifindex, address), kernel in actual.addresses.items()
-        if not kernel.owned and address.version == 4
+        if not kernel.owned
     )
     return Host(instance, config, actual, rejections, links, holders, networks, leases)
 
@@ -182,7 +179,7 @@ def _is_carried_by_others(whole: IPInterface, link: Link, host: Host) -> bool:
 
     A second one would be its secondary for the kernel, and would go with it.
     """
-    leased = (link.ifindex, int(whole.network.network_address), whole.network.prefixlen) in host.leases
+    leased = Interval.of_network(whole.network, link.ifindex) in host.leases
     return leased and all(each.owned for each in host.entries(link, whole.ip))
 
 

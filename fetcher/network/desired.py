@@ -160,8 +160,7 @@ def _link_goal(
         rules = tuple(rule for rule in found if host.rejection(rule) is None)
         routes += table
         notices += _unreachable(interface, link, table, host)
-    notices += _replaced_gateways(routes, link, host)
-    withheld += _reported((*routes, *rules), link, host)
+    withheld += _reported((*routes, *rules), link, host, notices)
     withheld += _ignored_routers(interface, link, host)
     settings = _settings(interface, link, host, notices, withheld)
     return LinkGoal(settings, tuple(usable.addresses), tuple(routes), rules)
@@ -293,21 +292,20 @@ def _ignored_routers(interface: Interface, link: Link, host: Host) -> Iterator[W
         yield Withheld(f"{link.name}: {text}")
 
 
-def _replaced_gateways(routes: Iterable[Route], link: Link, host: Host) -> Iterator[str]:
-    """Yield a notice for each IPv6 gateway that netagent refuses while the link has that of a router advertisement."""
-    used = {route.destination.version: route.gateway for route in routes if route.destination.prefixlen == 0}
-    for rejected, rejection in host.rejections.items():
-        if not isinstance(rejected, GatewayUse) or rejected.ifindex != link.ifindex or rejected.address.version == 4:
-            continue
-        gateway = used.get(rejected.address.version)
-        if gateway is not None and rejection.cause is Cause.POLICY:
-            yield f"{link.name}: gateway {gateway} is used, not {rejected.address}: {rejection.reason}"
+def _router_instead(use: GatewayUse, rejection: Rejection, wanted: Iterable[Object]) -> IPAddress | None:
+    """Return the gateway of a router advertisement that the link has in place of one that netagent refuses."""
+    if use.address.version == 4 or rejection.cause is not Cause.POLICY:
+        return None
+    routes = (each for each in wanted if isinstance(each, Route))
+    return next((route.gateway for route in routes if route.destination == EVERYTHING[6]), None)
 
 
-def _reported(wanted: Iterable[Object], link: Link, host: Host) -> Iterator[Withheld]:
-    """Yield a report for each rejection of this link's routes, rules and gateways that follows from no other one."""
+def _reported(wanted: Iterable[Object], link: Link, host: Host, notices: list[str]) -> Iterator[Withheld]:
+    """Yield a report for each rejection of this link's routes, rules and gateways that follows from no other one.
+
+    A refused gateway in place of which the link has another one is a notice.
+    """
     kept, table = set(wanted), host.table(link)
-    has_router = any(isinstance(each, Route) and each.destination == EVERYTHING[6] for each in kept)
     for rejected, rejection in host.rejections.items():
         if rejection.dependent or rejection.cause is Cause.CONFLICT or rejected in kept:
             continue
@@ -319,6 +317,8 @@ def _reported(wanted: Iterable[Object], link: Link, host: Host) -> Iterator[With
             selector = rejected.selector if rejected.selector is not None else "all"
             yield Withheld(f"rule {rejected.priority} from {selector} of {link.name}: {rejection.reason}", waiting)
         elif isinstance(rejected, GatewayUse) and rejected.ifindex == link.ifindex:
-            if rejection.cause is Cause.POLICY and rejected.address.version == 6 and has_router:
-                continue  # a notice: the link has the gateway of a router advertisement
-            yield Withheld(f"gateway {rejected.address} of {link.name}: {rejection.reason}")
+            instead = _router_instead(rejected, rejection, kept)
+            if instead is None:
+                yield Withheld(f"gateway {rejected.address} of {link.name}: {rejection.reason}")
+            else:
+                notices.append(f"{link.name}: gateway {instead} is used, not {rejected.address}: {rejection.reason}")

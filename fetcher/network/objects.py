@@ -107,6 +107,13 @@ class Actual:
     static: frozenset[IPNetwork] = frozenset()  # destinations that an operator routes in main, if there are leased ones
     further: tuple[KernelAddress, ...] = ()  # the same address on the same link once more, with another prefix length
 
+    def entries(self, place: tuple[int, IPAddress]) -> list[KernelAddress]:
+        """Return an address as its link has it: seldom more than once, with several prefix lengths."""
+        first = self.addresses.get(place)
+        if first is None:
+            return []
+        return [first, *(each for each in self.further if each.place == place)]
+
 
 class Cause(Enum):
     """The reason why an object is left out."""

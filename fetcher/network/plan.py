@@ -88,12 +88,12 @@ class _Reform:
 def _reforms(desired: Desired, actual: Actual) -> Iterator[_Reform]:
     """Yield the addresses that are ours alone, and not exactly as they must be."""
     for wanted in desired.addresses:
-        first = actual.addresses.get((wanted.ifindex, wanted.address))
-        if first is None or not first.owned or wanted.address.version == 6 or wanted.ifindex in desired.unmanaged:
+        if wanted.address.version == 6 or wanted.ifindex in desired.unmanaged:
             continue
-        have = {first.address, *(each.address for each in actual.further if each.place == first.place)}
-        if have != {wanted}:
-            yield _Reform(wanted, frozenset(have))
+        entries = actual.entries((wanted.ifindex, wanted.address))
+        have = frozenset(each.address for each in entries)
+        if entries and entries[0].owned and have != {wanted}:
+            yield _Reform(wanted, have)
 
 
 def _link_changes(settings: LinkSettings, link: Link) -> Iterator[Operation]:
