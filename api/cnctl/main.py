@@ -18,7 +18,7 @@ import click
 from click.shell_completion import get_completion_class
 from cloud_network.api.cnctl import watch
 from cloud_network.api.cnctl.output import Exit, Failure, note
-from cloud_network.api.cnctl.source import SOCKET, Source
+from cloud_network.api.cnctl.source import SOCKET, Source, read_configuration
 from cloud_network.fetcher.state import IDENTITY_PARTS
 from cloud_network.fetcher.state import PATH as STATE
 
@@ -131,7 +131,7 @@ def execute(options: Options, run: Run) -> None:
     """Run a command, again and again with --watch, and exit with its code."""
     try:
         if options.config is not None:
-            _check_configuration(options.config)
+            read_configuration(options.config)
         # Names may be in any script; a terminal that cannot show one gets \\u..., never an error.
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         code = watch.repeat(run, options.interval, options.json) if options.watch else run()
@@ -145,15 +145,6 @@ def execute(options: Options, run: Run) -> None:
     except KeyboardInterrupt:
         code = Exit.INTERRUPTED
     raise click.exceptions.Exit(code)
-
-
-def _check_configuration(path: Path) -> None:
-    from cloud_network.fetcher.config import ConfigError, load
-
-    try:
-        load(path)
-    except ConfigError as error:
-        raise Failure(Exit.CONFIG, str(error)) from error
 
 
 def _print_version(context: click.Context, _parameter: click.Parameter, given: bool) -> None:

@@ -10,11 +10,14 @@ import json
 import socket
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from cloud_network.api.cnctl.output import Exit, Failure, note, safe
 from cloud_network.fetcher.state import Claim, Document, Doubt, StateDirectory, StateError
 from cloud_network.fetcher.status import ShapeError, Status, parse_status
+
+if TYPE_CHECKING:
+    from cloud_network.fetcher.config import Config
 
 SOCKET = Path("/run/cloud-network-api/api.sock")
 TIMEOUT = 2.0
@@ -25,6 +28,16 @@ FETCHER_RUNNING = "running"
 """The api's `fetcher` where there is no doubt."""
 CLAIM_MEMBERS = frozenset({"stale", "fetcher"})
 """Members that the api adds to status.json."""
+
+
+def read_configuration(path: Path) -> Config:
+    """Return the configuration. Raises Failure if the file is invalid. Its reader is imported only for this."""
+    from cloud_network.fetcher.config import ConfigError, load
+
+    try:
+        return load(path)
+    except ConfigError as error:
+        raise Failure(Exit.CONFIG, str(error)) from error
 
 
 class ApiDown(Exception):

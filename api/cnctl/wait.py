@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 from cloud_network.api.cnctl.output import Exit, Failure, safe
-from cloud_network.fetcher.config import PATH, ConfigError, load
+from cloud_network.api.cnctl.source import read_configuration
+from cloud_network.fetcher.config import PATH
 from cloud_network.fetcher.state import Claim, StateDirectory, StateError, boot_id
 from cloud_network.fetcher.status import Status
 
@@ -21,7 +22,7 @@ def run(timeout_s: float | None, config: Path | None, state: Path) -> Exit:
     The state files are read rather than the api asked, because the api need not run for units that wait.
     """
     if timeout_s is None:
-        timeout_s = _ready_timeout(config or PATH)
+        timeout_s = read_configuration(config or PATH).ready_timeout
     files, end = StateDirectory(state), time.monotonic() + timeout_s
     while True:
         try:
@@ -40,13 +41,6 @@ def run(timeout_s: float | None, config: Path | None, state: Path) -> Exit:
                 Exit.WRONG, f"the network is not configured after {timeout_s:g} s: {reason}. See: cnctl status"
             )
         time.sleep(POLL_S)
-
-
-def _ready_timeout(path: Path) -> float:
-    try:
-        return load(path).ready_timeout
-    except ConfigError as error:
-        raise Failure(Exit.CONFIG, str(error)) from error
 
 
 def _is_configured(status: Status) -> bool:
