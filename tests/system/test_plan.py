@@ -100,13 +100,13 @@ CLOUDS = {
 
 def type_in(lab: Lab) -> None:
     """What `cnctl plan` prints, typed by root in a shell; anew when a router has been heard on a link that came up."""
-    with_ipv6 = [nic.name for nic in lab.nics if nic.ipv6]
-    advertised = ["ip", "-6", "route", "show", "default", "proto", "ra"]
-    lab.wait_for(
-        lambda: type_once(lab) == "" and all(f"dev {name} " in lab.run(advertised).stdout for name in with_ipv6),
-        20,
-        "nothing to type any more",
-    )
+    lab.wait_for(lambda: type_once(lab) == "" and routers_heard(lab), 20, "nothing to type any more")
+
+
+def routers_heard(lab: Lab) -> bool:
+    """True if the kernel has a router's default route on each link with IPv6: they come seconds after the link."""
+    routes = lab.run(["ip", "-6", "route", "show", "default", "proto", "ra"]).stdout
+    return all(f"dev {nic.name} " in routes for nic in lab.nics if nic.ipv6)
 
 
 def type_once(lab: Lab) -> str:
@@ -148,7 +148,12 @@ def comparable(lab: Lab) -> tuple[object, object]:
 def content(lab: Lab) -> None:
     """The fetcher has done it all itself, by way of netagent."""
     lab.wait_for(
-        lambda: status(lab).get("links") and refresh(lab) == "ok" and set(lab.addresses6) <= present(lab),
+        lambda: (
+            status(lab).get("links")
+            and routers_heard(lab)
+            and refresh(lab) == "ok"
+            and set(lab.addresses6) <= present(lab)
+        ),
         20,
         "the fetcher to be content",
     )
