@@ -17,7 +17,7 @@ import socket
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 from cloud_network.fetcher.metadata.model import IPAddress
 from cloud_network.fetcher.network import kernel
@@ -30,7 +30,8 @@ Sources = Mapping[tuple[int, int], list[Address]]
 
 PROBE_SECONDS = 1.0
 """Time that a gateway has to resolve before it gets its first route."""
-_ALLOWED_TARGET = {4: "169.254.169.254", 6: "fd00:ec2::254"}  # in IPAddressAllow= of the unit, on every cloud
+_ALLOWED_TARGET = {4: ip_address("169.254.169.254"), 6: ip_address("fd00:ec2::254")}
+"""In IPAddressAllow= of the unit, on every cloud."""
 _DISCARD = 9  # port, RFC 863
 _RESEND = 0.5  # seconds; the kernel gives up on a neighbour after three attempts
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0003, 0.005  # seconds between two looks at the neighbour entries
@@ -147,29 +148,43 @@ def _send(gateway: GatewayUse, link: str, source: IPAddress | None, *, by_metada
 
     `by_metadata`: try the metadata server's address if the gateway's own is denied.
     """
-    link_local = gateway.address.is_link_local
+    version, link_local = gateway.address.version, gateway.address.is_link_local
     if source is None and not link_local:
         return False
-    six = gateway.address.version == 6
-    target = (str(gateway.address), _DISCARD, 0, gateway.ifindex if link_local else 0)
-    with socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
+    scope = gateway.ifindex if link_local else 0
+    try:
         try:
-            sender.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, link.encode())
-            if six:
-                sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 1)
-            else:
-                sender.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
-            if source is not None and not link_local:
-                with contextlib.suppress(OSError):  # gone, or still tentative: the kernel chooses
-                    sender.bind((str(source), 0))
-            try:
-                sender.sendto(b"", target if six else target[:2])
-            except PermissionError:
-                if not by_metadata:
-                    return False
-                if sender.getsockname()[0] != str(source):
-                    sender.bind((str(source), 0))  # or the source would be an address of another link
-                sender.sendto(b"", (_ALLOWED_TARGET[gateway.address.version], _DISCARD))
-        except OSError:
-            return False
+            with _socket(version, link) as sender:
+                if not link_local:
+                    with contextlib.suppress(OSError):  # gone, or still tentative: the kernel chooses
+                        sender.bind((str(source), 0))
+                sender.sendto(b"", _endpoint(gateway.address, scope))
+        except PermissionError:
+            if source is None or not by_metadata:
+                return False
+            with _socket(version, link) as sender:  # the first one has a port now, and cannot be bound any more
+                sender.bind((str(source), 0))  # or the source would be an address of another link
+                sender.sendto(b"", _endpoint(_ALLOWED_TARGET[version]))
+    except OSError:
+        return False
     return True
+
+
+def _socket(version: int, link: str) -> socket.socket:
+    """Return a socket whose datagrams leave by this link and go no further than the next hop."""
+    family = socket.AF_INET6 if version == 6 else socket.AF_INET
+    sender = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, link.encode())
+        if version == 6:
+            sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 1)
+        else:
+            sender.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
+    except OSError:
+        sender.close()
+        raise
+    return sender
+
+
+def _endpoint(address: IPAddress, scope: int = 0) -> tuple[str, int] | tuple[str, int, int, int]:
+    return (str(address), _DISCARD, 0, scope) if address.version == 6 else (str(address), _DISCARD)

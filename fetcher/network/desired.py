@@ -262,9 +262,10 @@ def _gateway(interface: Interface, link: Link, version: int, host: Host) -> IPAd
     usable = [each for each in known if not _is_refused(each, link, host)]
     if not usable and (known or version == 6):
         place = (host.table(link), EVERYTHING[version])
-        present = (route.gateway for route in host.actual.routes if (route.table, route.destination) == place)
-        usable = [each for each in present if each is not None and not _is_refused(each, link, host)]
-        usable += [each for each in host.actual.routers.get(link.ifindex, ()) if version == 6 and not known]
+        other = [route.gateway for route in host.actual.routes if (route.table, route.destination) == place]
+        if version == 6 and not known:
+            other += host.actual.routers.get(link.ifindex, ())
+        usable = [each for each in other if each is not None and not _is_refused(each, link, host)]
     return usable[0] if usable else None
 
 

@@ -95,6 +95,7 @@ class MachineChecks:
         guest.wait_for(lambda: normal(ours(guest)) == before, message="all to be as it was")
 
     def test_a_vrf_is_left_to_its_operator(self, guest: Guest) -> None:
+        guest.wait_for(lambda: reachable(guest), message="all addresses")
         with vrf(guest):
             foreign = of_vrf(guest)
             assert "from all lookup [l3mdev-table]" in foreign

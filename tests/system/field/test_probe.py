@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.lab import Spec
-from tests.system.job import running, settle, status
+from tests.system.job import audit, running, settle, status
 
 DENY = """
 table inet deny {
@@ -11,6 +11,14 @@ table inet deny {
         type filter hook output priority 0;
         udp dport 9 ip daddr != 169.254.169.254 drop
         udp dport 9 ip6 daddr != fd00:ec2::254 drop
+    }
+}
+"""
+NO_ADVERTISEMENTS = """
+table inet deny {
+    chain input {
+        type filter hook input priority 0;
+        icmpv6 type nd-router-advert drop
     }
 }
 """
@@ -27,3 +35,22 @@ def test_routes_are_repaired_although_their_gateway_cannot_be_asked() -> None:
         settle(lab)
         assert status(lab)["last_error"] is None
         assert all(lab.reachability().values())
+
+
+def test_a_router_that_only_its_neighbour_entry_names_is_used_again() -> None:
+    """As in a VRF: main does not have the advertised route, and nothing is sent from a link-local gateway's link yet."""
+    lab_of = Spec.cloud("aws", interfaces=2, addresses=2, ipv6=1)
+    with running(lab_of, 'AllowAddresses = "2001:db8::/32"\n') as lab:
+        settle(lab)
+        lab.wait_for(lambda: all(lab.reachability().values()), message="all addresses")
+        name = lab.nics[1].name
+        [link] = [each for each in status(lab)["links"].values() if each["name"] == name]
+        show = ["ip", "-6", "route", "show", "default", "table", str(link["table"])]
+        lab.run(["nft", "-f", "-"], stdin=DENY + NO_ADVERTISEMENTS)
+        lab.run(["ip", "-6", "route", "flush", "proto", "ra", "dev", name])
+        lab.run(["ip", "-6", "route", "flush", "table", str(link["table"])])
+        lab.wait_for(lambda: "via fe80::1" in lab.run(show).stdout, 15, "the route to be repaired")
+        lab.wait_for(lambda: audit(lab)[-1]["verdict"] == "confirmed", 15, "the change to be confirmed")
+        settle(lab)
+        assert "via fe80::1" in lab.run(show).stdout
+        assert status(lab)["last_error"] is None

@@ -542,8 +542,10 @@ def test_ipv6_gateway_outlives_its_purged_route() -> None:
     ours = Route(BASE + 2, 2, EVERYTHING6, ip_address("fe80::1"))
     kept = wanted(instance(*six), host(link(1), link(2), routes=frozenset({ours})))
     assert "::/0 via fe80::1" in routes(kept, 2)
-    found = wanted(instance(*six), host(link(1), link(2), routers={2: (ip_address("fe80::2"),)}))
-    assert "::/0 via fe80::2" in routes(found, 2)
+    here = host(link(1), link(2), routers={2: (ip_address("fe80::2"),)})
+    assert "::/0 via fe80::2" in routes(wanted(instance(*six), here), 2)
+    silent = refused(GatewayUse(2, ip_address("fe80::2")), cause=Cause.GATEWAY)
+    assert "::/0 via fe80::2" not in routes(wanted(instance(*six), here, silent), 2)
 
 
 def test_port_of_a_bridge_is_not_the_interface() -> None:
