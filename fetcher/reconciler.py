@@ -185,7 +185,9 @@ class Reconciler:
         return self._plan(snapshot)
 
     def _read(self, metadata: Instance) -> Actual:
-        return self._memory.presence.observe(kernel.read(), {each.mac for each in metadata.interfaces})
+        presence, macs = self._memory.presence, {each.mac for each in metadata.interfaces}
+        finished = presence.finished()
+        return presence.observe(kernel.read(), macs, finished)
 
     def _snapshot(self, metadata: Instance, actual: Actual) -> Snapshot:
         matches = match_links(metadata, self._config, actual.links)
