@@ -114,7 +114,7 @@ def converge(found: Found, pyplot: Any) -> Any:
 def steps(found: Found, pyplot: Any) -> Any:
     """Where a pass spends its time."""
     rows = list(dict.fromkeys(name.split(": ")[0] for name in found))
-    labels = list(dict.fromkeys(name.split(": ")[1] for name in found))
+    labels = [name for name in dict.fromkeys(name.split(": ")[1] for name in found) if "bare dumps" not in name]
     figure, axes = pyplot.subplots(figsize=(7, 0.5 * len(rows) + 1))
     for at, row in enumerate(reversed(rows)):
         colours = zip(labels, (ORANGE, GREEN, BLUE, SKY, RED, GREY), strict=True)
