@@ -28,7 +28,7 @@ from tests.lab import Interface, Lab, Spec, processes
 from tests.system.job import OURS, audit, ip, is_settled, refresh, running
 
 REPAIR = Path(__file__).with_name("inside") / "repair.py"
-TARGET = 200.0  # milliseconds: issue 6
+TARGET_SIZE, TARGET = (4, 15), 200.0  # milliseconds: issue 15
 TIMER = 2.0
 PAUSE = 1.2  # seconds, up to twice as many: after a look at the kernel the fetcher takes half a second until the next
 DEAF = """#!{python}
@@ -99,7 +99,8 @@ def drift(interfaces: int, addresses: int, rounds: int) -> Figure:
     """With notifications, as it is."""
     with running(Spec.aws(interfaces=interfaces, addresses=addresses), "", "netagent", "fetcher") as lab:
         time.sleep(2)
-        return figure(f"{interfaces} × {addresses}: drift repaired", repairs(lab, rounds, PAUSE), most=TARGET)
+        most = TARGET if (interfaces, addresses) == TARGET_SIZE else None
+        return figure(f"{interfaces} × {addresses}: drift repaired", repairs(lab, rounds, PAUSE), most=most)
 
 
 def without_events(interfaces: int, addresses: int, rounds: int) -> Figure:
@@ -146,7 +147,8 @@ def main() -> None:
         time.sleep(2)
         plugs = [(known, plug(lab, 2 * n + known, known=known)) for n in range(given.plugs) for known in (True, False)]
     for known, name in ((True, "the metadata knew it before"), (False, "the metadata knew it afterwards")):
-        figures.append(figure(f"hot-plug, {name}", [taken for when, taken in plugs if when is known]))
+        found = [taken for when, taken in plugs if when is known]
+        figures.append(figure(f"hot-plug, {name}", found, most=TARGET if known else None))
     keep("drift", figures)
 
 

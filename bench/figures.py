@@ -96,6 +96,13 @@ def bare_interpreter() -> float:
     return milliseconds(lambda: subprocess.run([sys.executable, "-c", "pass"], check=True))
 
 
+def imports(python: str, modules: str) -> float:
+    """Milliseconds of one start and end of an interpreter that imports `modules`."""
+    paths = [path for path in sys.path if "site-packages" in path]
+    code = f"import sys; sys.path[:0] = {paths}; import {modules}"
+    return milliseconds(lambda: subprocess.run([python, "-IS", "-c", code], check=True))
+
+
 def pss(pid: int) -> float:
     """Proportional set size in MB (proc_pid_smaps(5))."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():

@@ -16,12 +16,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.figures import Figure, figure, keep, pss
+from bench.figures import Figure, figure, keep, pss, ratio
 from bench.installed import installed
 from tests.lab import Lab, Spec
 from tests.system.job import DAEMONS, refresh, running
 
 PATHS = ("/api/v1/status", "/api/v1/health", "/api/v1/links", "/metrics", "/openapi.json", "/", "/api/v1/audit", "/no")
+PACKAGES, FLAT = 1.25, 1.05  # ×: issue 15
 REST, ALL = "at rest", "at rest, all three"
 
 
@@ -38,6 +39,29 @@ def bare(python: Path) -> float:
         found = pss(process.pid)
         process.communicate(b"\n")
     return found
+
+
+def with_packages(python: Path) -> float:
+    """MB of an interpreter that has imported what the fetcher is built on, and waits."""
+    paths = [path for path in sys.path if "site-packages" in path]
+    code = f"import sys; sys.path[:0] = {paths}; import requests, pyroute2, msgpack, prctl; input()"
+    with subprocess.Popen([python, "-IS", "-c", code], stdin=subprocess.PIPE) as process:
+        time.sleep(2)
+        found = pss(process.pid)
+        process.communicate(b"\n")
+    return found
+
+
+def after_refreshes(spec: Spec, count: int) -> tuple[float, float]:
+    """MB of the fetcher after the first few refreshes, and after `count` more."""
+    with running(spec, "", "netagent", "fetcher") as lab:
+        sizes = []
+        for number in (5, count):
+            for _ in range(number):
+                refresh(lab)
+            time.sleep(1)
+            sizes.append(family(lab.daemons.pid("fetcher")))
+        return sizes[0], sizes[1]
 
 
 def ask_everything(lab: Lab) -> None:
@@ -69,6 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", default="4x15,15x50", help="interfaces × addresses (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--refreshes", type=int, default=60, help="after which the fetcher is measured again")
     parser.add_argument("--seconds", type=float, default=8.0, help="of rest before it is measured")
     given = parser.parse_args()
     with installed() as python:
@@ -80,6 +105,19 @@ def main() -> None:
             ]
             for name in rounds[0]:
                 figures.append(figure(f"{interfaces} × {addresses}: {name}", [found[name] for found in rounds], "MB"))
+        reference = figure(
+            "an interpreter with the fetcher's packages", [with_packages(python) for _ in range(3)], "MB"
+        )
+        few, many = after_refreshes(Spec.aws(interfaces=4, addresses=15), given.refreshes)
+        first = figure("4 × 15: the fetcher after 5 refreshes", [few], "MB")
+        last = figure(f"4 × 15: the fetcher after {given.refreshes} more", [many], "MB")
+        figures += [
+            reference,
+            first,
+            last,
+            ratio("4 × 15: the fetcher over the interpreter", last, reference, PACKAGES),
+        ]
+        figures.append(ratio("4 × 15: the fetcher after the last over after the first", last, first, FLAT))
     keep("memory", figures)
 
 

@@ -16,11 +16,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.figures import Figure, as_root, figure, keep
+from bench.figures import Figure, as_root, figure, keep, ratio
 from tests.lab import Lab, Spec
 from tests.system.job import CONFIG, is_settled
 
-LARGEST, PLANNING = (60, 50), 100.0  # milliseconds for 3,000 addresses: issue 15
+LARGEST, PLANNING, LOOK = (60, 50), 100.0, 1.3  # milliseconds; × bare dumps, for 3,000 addresses: issue 15
 
 
 def measure(lab: Lab, name: str, rounds: int, bound: float | None) -> list[Figure]:
@@ -28,7 +28,13 @@ def measure(lab: Lab, name: str, rounds: int, bound: float | None) -> list[Figur
     program = [sys.executable, "-m", "bench.inside.steps", str(rounds)]
     done = lab.run(["env", f"PYTHONPATH={Path(__file__).parents[1]}", *program], timeout=240)
     found: dict[str, list[float]] = json.loads(done.stdout)
-    return [figure(f"{name}: {step}", each, most=bound if step == "planning" else None) for step, each in found.items()]
+    figures = {
+        step: figure(f"{name}: {step}", each, most=bound if step == "planning" else None)
+        for step, each in found.items()
+    }
+    most = LOOK if bound is not None and name.endswith("all there") else None
+    look = ratio(f"{name}: kernel read over bare dumps", figures["kernel read"], figures["bare dumps"], most)
+    return [*figures.values(), look]
 
 
 def size(interfaces: int, addresses: int, rounds: int) -> list[Figure]:

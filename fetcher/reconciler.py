@@ -123,7 +123,7 @@ class Reconciler:
             return PassReport(reading=reading)
         instance = reading.instance.with_known(self._known)
         try:
-            here = self._compare(instance, proof=True)
+            here = self._compare(instance, proof=True, kernel_changed=kernel_changed)
         except kernel.KernelError as error:
             return PassReport(reading=reading, kernel_error=str(error))
         removals = tuple(filter(is_removal, here.changes))
@@ -131,11 +131,17 @@ class Reconciler:
             logger.info("metadata: list less than before: %s; confirming before removal", summary(removals))
             return PassReport(reading=reading, unproven=True)
         self._known = here.snapshot.metadata
-        return replace(self._converge(fresh=True, kernel_changed=kernel_changed), reading=reading)
+        return replace(self._converge(here, fresh=True), reading=reading)
 
     def compare(self, *, kernel_changed: bool) -> PassReport:
         """Make the kernel agree with the metadata that are known."""
-        return PassReport() if self._known is None else self._converge(fresh=False, kernel_changed=kernel_changed)
+        if self._known is None:
+            return PassReport()
+        try:
+            here = self._compare(self._known, kernel_changed=kernel_changed)
+        except kernel.KernelError as error:
+            return PassReport(kernel_error=str(error))
+        return self._converge(here, fresh=False)
 
     def look_ahead(self, reading: Reading) -> PlanAnswer:
         """Return what a refresh would change. Nothing is changed or remembered. Raises MetadataError."""
@@ -204,11 +210,9 @@ class Reconciler:
 
     # Changing
 
-    def _converge(self, *, fresh: bool, kernel_changed: bool) -> PassReport:
-        assert self._known is not None
+    def _converge(self, here: Comparison, *, fresh: bool) -> PassReport:
         memory, run = self._memory, _Pass([])
         try:
-            here = self._compare(self._known, kernel_changed=kernel_changed)
             memory.conflicts.observe(here.changes, here.snapshot.actual)
             ops, _ = memory.holds.split(here.feasible, self._config.route_table_base)
             read_first = False

@@ -20,6 +20,18 @@ from cloud_network.netagent import policy, protocol, settings
 from cloud_network.netagent.kernel import Kernel
 from cloud_network.netagent.operations import operation_from_wire
 from cloud_network.netagent.view import Known, Snapshot, View
+from pyroute2 import IPRoute
+
+
+def dump_everything() -> None:
+    """Dump what `kernel.read` looks at with pyroute2 alone, without making values of it."""
+    with IPRoute() as ip:
+        for question in (ip.link, ip.addr):
+            list(question("dump"))
+        for family in (socket.AF_INET, socket.AF_INET6):
+            list(ip.route("dump", family=family))
+            list(ip.rule("dump", family=family))
+        list(ip.neigh("dump", family=socket.AF_INET6))
 
 
 def measure(rounds: int) -> dict[str, list[float]]:
@@ -42,6 +54,8 @@ def measure(rounds: int) -> dict[str, list[float]]:
             instance = provider.fetch()
         with timed("kernel read"):
             actual = kernel.read()
+        with timed("bare dumps"):
+            dump_everything()
         with timed("planning"):
             matches = match_links(instance, config, actual.links)
             leased = with_leases(instance, matches, actual)

@@ -50,7 +50,7 @@ def with_range(device: int, prefix: str) -> Callable[[Lab], None]:
 
 @dataclass(frozen=True)
 class Wrong:
-    """A wrong answer, and what the status must name; nothing if the answer is usable all the same."""
+    """A wrong answer, and what an error or a notice names; nothing if the answer is usable all the same."""
 
     provider: str
     tell: Callable[[Lab], None]
@@ -66,10 +66,10 @@ CASES: Mapping[str, Wrong] = {
         "gcp", changed(0, router=NEIGHBOUR), f"gateway {NEIGHBOUR} of eth0: it does not answer ARP"
     ),
     "gateway of the primary that answers and does not forward": Wrong(
-        "tencent", changed(0, router=NEIGHBOUR), f"gateway {NEIGHBOUR} of eth0: {NEIGHBOUR} is not known as a gateway"
+        "tencent", changed(0, router=NEIGHBOUR), f"{NEIGHBOUR} is not known as a gateway on eth0"
     ),
     "gateway of a secondary that does not forward": Wrong(
-        "tencent", changed(1, router="10.0.2.250"), "gateway 10.0.2.250 of eth2: 10.0.2.250 is not known as a gateway"
+        "tencent", changed(1, router="10.0.2.250"), "10.0.2.250 is not known as a gateway on eth2"
     ),
     "alias range 10.128.0.0/9": Wrong("gcp", with_range(0, "10.128.0.0/9"), "left out: 10.128.0.0/9 of eth0"),
     "alias range 172.16.0.0/12": Wrong("gcp", with_range(1, "172.16.0.0/12"), "left out: 172.16.0.0/12 of eth2"),
@@ -98,6 +98,7 @@ def told(case: Wrong, *, at_start: bool) -> Iterator[tuple[Lab, Talks, list[str]
 
 
 def start(lab: Lab) -> None:
-    """Start the two daemons that configure the network."""
+    """Start the two daemons that configure the network, the second when the first listens."""
     lab.start("netagent")
+    lab.wait_for(lambda: "cloud-network-netagent: ready" in lab.log("netagent"), 20, "netagent")
     lab.start("fetcher")

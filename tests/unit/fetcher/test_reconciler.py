@@ -183,6 +183,16 @@ def test_first_pass_configures_everything(world: World, reconciler: Reconciler) 
     assert [attempt.verdict for attempt in report.attempts] == ["confirmed", "confirmed"]
 
 
+def test_refresh_without_a_change_reads_the_kernel_once(
+    world: World, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refresh(reconciler)
+    reads = []
+    monkeypatch.setattr(kernel, "read", lambda: reads.append(1) or world.actual)
+    assert refresh(reconciler).succeeded
+    assert len(reads) == 1
+
+
 def test_second_pass_sends_no_request(world: World, reconciler: Reconciler) -> None:
     refresh(reconciler)
     world.requests.clear()
