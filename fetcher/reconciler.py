@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from cloud_network.fetcher.apply import Netagent, NetagentError, Outcome, components, groups, transact
-from cloud_network.fetcher.config import Config
+from cloud_network.fetcher.config import Config, ForwardedReplies
 from cloud_network.fetcher.confirm import SILENT, Confirmation, lessons_of, refusals_of
 from cloud_network.fetcher.conflicts import ConflictTracker
 from cloud_network.fetcher.gateways import new_gateways, unresolved
@@ -21,6 +21,7 @@ from cloud_network.fetcher.metadata.model import Instance, MetadataError
 from cloud_network.fetcher.metadata.reading import Reading, RemovalProof
 from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.network.desired import desired
+from cloud_network.fetcher.network.marks import drops_forwarded
 from cloud_network.fetcher.network.matching import managed, match_links, with_leases, without_absent_vlans
 from cloud_network.fetcher.network.objects import (
     Actual,
@@ -41,6 +42,7 @@ from cloud_network.fetcher.rejections import LinkHolds, PlanRetry, RejectionTabl
 from cloud_network.fetcher.reporting import Attempt, Comparison, Condition, PassReport, PlanAnswer, Snapshot, first_of
 from cloud_network.fetcher.schedule import NETAGENT_RETRY
 from cloud_network.netagent import protocol
+from cloud_network.netagent.operations import LinkMark
 from cloud_network.netagent.protocol import MAX_OPS, Verdict
 
 logger = logging.getLogger(__name__)
@@ -95,6 +97,8 @@ class Reconciler:
         self._agreed: tuple[Instance, Config] | None = None  # what the kernel last agreed with
         self._flushed = False
         self._server_ok = False  # the last read of the metadata succeeded
+        self._marks: tuple[LinkMark, ...] | None = None  # of netagent's nftables table, when it was asked last
+        self._marks_unknown: str | None = None  # the reason why it could not be asked
 
     # What the daemon asks for
 
@@ -165,15 +169,32 @@ class Reconciler:
 
     # Comparing
 
-    def _compare_again(self, here: Comparison) -> Comparison:
+    def _read_actual(self, agent: Netagent | None = None) -> Actual:
+        """Read the kernel, and ask netagent for what only it can read. Raises KernelError."""
+        actual = kernel.read()
+        if self._config.forwarded_replies is ForwardedReplies.OFF:
+            return actual
+        self._marks_unknown = None
+        try:
+            self._marks = self._ask_marks() if agent is None else agent.marks()
+        except NetagentError as error:
+            self._marks_unknown = str(error)
+        strict = frozenset(link.ifindex for link in actual.links if drops_forwarded(link.name))
+        return replace(actual, marks=self._marks, strict=strict)
+
+    def _ask_marks(self) -> tuple[LinkMark, ...] | None:
+        with Netagent(self._socket) as agent:
+            return agent.marks()
+
+    def _compare_again(self, here: Comparison, agent: Netagent | None = None) -> Comparison:
         """Read the kernel after our own changes, which do not lift refusals, and compare. Raises KernelError."""
-        snapshot = self._snapshot(here.snapshot.metadata, kernel.read())
+        snapshot = self._snapshot(here.snapshot.metadata, self._read_actual(agent))
         self._memory.rejections.settle(snapshot.actual)
         return self._plan(snapshot)
 
     def _compare(self, metadata: Instance, *, proof: bool = False, kernel_changed: bool = False) -> Comparison:
         """Read the kernel and compare. Raises KernelError."""
-        actual = kernel.read()
+        actual = self._read_actual()
         if proof:
             links = {link.mac: link.up for link in actual.links}
             metadata = self._memory.proof.keep_missing(metadata, self._known, links)
@@ -227,7 +248,7 @@ class Reconciler:
                 for _ in range(MAX_ROUNDS):
                     here, checked = self._checked(agent, here)
                     again = bool(checked) and self._apply_groups(agent, here, checked, run)
-                    here = self._compare_again(here)
+                    here = self._compare_again(here, agent)
                     if not again:
                         break
         except NetagentError as error:
@@ -353,6 +374,8 @@ class Reconciler:
         elif texts:
             hint = "`cnctl refresh --retry` tries at once"
             condition = Condition("netagent", f"change rolled back: {first_of(texts)}; {hint}")
+        elif self._marks_unknown is not None:
+            condition = Condition("netagent", f"the table of ForwardedReplies= is unknown: {self._marks_unknown}")
         return PassReport(
             comparison=here,
             attempts=tuple(run.attempts),

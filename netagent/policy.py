@@ -18,8 +18,10 @@ from .operations import (
     TABLE_MAIN,
     AddressAdd,
     AddressRemove,
+    ForwardedReplies,
     IPAddress,
     IPNetwork,
+    LinkMark,
     LinkMtu,
     LinkUp,
     Operation,
@@ -298,7 +300,9 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
     low = view.settings.priority
     if not low <= op.priority < low + BAND:
         raise Refusal(f"priority {op.priority} is not {low}..{low + BAND - 1}")
-    if op.selector.prefixlen:
+    if op.mark or op.mask:
+        check_mark_rule(op, view)
+    elif op.selector.prefixlen:
         link = op.table - view.settings.table_base
         check_link(link, view)
         if not may_select(op, link, view):
@@ -312,6 +316,39 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
     check_room(view)
     view.rules[rule_key(op)] = (op.suppress, op.local)
     return op.inverse()
+
+
+def check_mark_rule(op: RuleAdd, view: View) -> None:
+    """Raise Refusal for a rule for a mark that the table `cloud_network` does not set for the link of the rule's table.
+
+    A rule for arriving packets has `iif lo`: it is for the reverse path filter, and for nothing that is forwarded.
+    """
+    link, mask = op.table - view.settings.table_base, view.settings.mark_mask
+    check_link(link, view)
+    if op.selector.prefixlen or op.to:
+        raise Refusal("a rule for a mark has no source and no destination")
+    if op.mask != mask or LinkMark(link, op.mark & claims.mark_bits(mask)) not in (view.marks or ()):
+        raise Refusal(f"mark {op.mark:#x}/{op.mask:#x} is not that of {view.name(link)} in the table cloud_network")
+    if op.mark & ~mask or op.local != bool(op.mark & claims.arrival_bit(mask)):
+        raise Refusal(f"a rule for mark {op.mark:#x} has iif lo if it has the highest bit of MarkMask=, and else not")
+
+
+def check_forwarded_replies(op: ForwardedReplies, view: View) -> Undo:
+    """Accept marks of links of the cloud, each inside MarkMask= and each once."""
+    if not view.settings.forwarded_replies:
+        raise Refusal("ForwardedReplies= is off", allow='[Network] ForwardedReplies="mark"')
+    if view.marks is None:
+        restart = "systemctl restart cloud-network-netagent.socket cloud-network-netagent"
+        raise Refusal(f"netagent was started without a socket to nfnetlink; run: {restart}")
+    usable = claims.mark_bits(view.settings.mark_mask)
+    for each in op.marks:
+        check_link(each.link, view)
+        if each.mark & ~usable:
+            raise Refusal(f"mark {each.mark:#x} is not inside {usable:#x}, the bits of MarkMask= without the highest")
+    if len({each.link for each in op.marks}) < len(op.marks) or len({each.mark for each in op.marks}) < len(op.marks):
+        raise Refusal("a link or a mark twice")
+    before, view.marks = view.marks, op.marks
+    return ForwardedReplies(before)
 
 
 def may_select(rule: RuleAdd, link: int, view: View) -> bool:
@@ -376,12 +413,13 @@ CHECKS: Mapping[type[Operation], Check] = {
     RouteRemove: check_route_remove,
     RuleAdd: check_rule_add,
     RuleRemove: check_rule_remove,
+    ForwardedReplies: check_forwarded_replies,
 }
 
 
 def check_one(op: Operation, view: View) -> Undo:
     """Return the operation that undoes `op`, and count `op` in the view. Raises Refusal; then the view is unchanged."""
-    if not isinstance(op, RuleAdd | RuleRemove):
+    if not isinstance(op, RuleAdd | RuleRemove | ForwardedReplies):
         check_link(op.link, view)
     return CHECKS[type(op)](op, view)
 
@@ -439,6 +477,27 @@ def builds_on(op: Operation, earlier: Operation, view: View) -> bool:
 
 
 def first_orphan(ops: Sequence[Operation], view: View) -> Refused | None:
+    """Return the operation after which a rule of ours would select what its link no longer owns."""
+    return first_orphan_of_marks(ops, view) or first_orphan_of_addresses(ops, view)
+
+
+def first_orphan_of_marks(ops: Sequence[Operation], view: View) -> Refused | None:
+    """Return the last change of the table if it leaves a rule for a mark that it no longer sets."""
+    position = max((at for at, op in enumerate(ops) if isinstance(op, ForwardedReplies)), default=None)
+    if position is None or view.marks is None:
+        return None
+    mask = view.settings.mark_mask
+    marks = set(view.marks)
+    for key in view.rules:
+        link = key.table - view.settings.table_base
+        managed = view.is_cloud(link) and view.links[link].name not in view.settings.exclude
+        if key.mask == mask and managed and LinkMark(link, key.mark & claims.mark_bits(mask)) not in marks:
+            reason = f"rule {key.priority} fwmark {key.mark:#x}/{key.mask:#x} depends on it; remove the rule, too"
+            return Refused(reason, position)
+    return None
+
+
+def first_orphan_of_addresses(ops: Sequence[Operation], view: View) -> Refused | None:
     """Return the removal after which a rule of ours would select what its link no longer owns."""
     removals = [(position, op) for position, op in enumerate(ops) if isinstance(op, AddressRemove | RouteRemove)]
     for position, op in removals:

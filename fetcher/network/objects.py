@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from cloud_network.fetcher.metadata.model import IPAddress, IPNetwork
+from cloud_network.netagent.operations import LinkMark
 
 ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772
 """Hardware types of links: linux/if_arp.h."""
@@ -78,6 +79,8 @@ class Rule:
     suppress: bool  # suppress_prefixlength 0: ignore default routes of the table
     to: bool = False
     local: bool = False
+    mark: int = 0  # fwmark MARK/MASK; 0/0: whatever the mark
+    mask: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,8 @@ class Actual:
     learned: Mapping[int, frozenset[IPNetwork]] = field(default_factory=dict)  # on-link routes from DHCP or a router
     local: Mapping[IPNetwork, int] = field(default_factory=dict)  # others' ranges in table local, with their link
     routers: Mapping[int, tuple[IPAddress, ...]] = field(default_factory=dict)  # IPv6 neighbours with NTF_ROUTER
+    marks: tuple[LinkMark, ...] | None = None  # of netagent's nftables table, as netagent says; None: it has none
+    strict: frozenset[int] = frozenset()  # ifindexes of links on which rp_filter drops what is forwarded
 
 
 class Cause(Enum):
@@ -129,7 +134,12 @@ class GatewayUse:
     address: IPAddress
 
 
-Object = LinkSettings | Address | Route | Rule | GatewayUse
+@dataclass(frozen=True, slots=True)
+class MarkTable:
+    """netagent's nftables table, whatever its marks."""
+
+
+Object = LinkSettings | Address | Route | Rule | GatewayUse | MarkTable
 """What can be rejected."""
 Rejections = Mapping[Object, Rejection]
 
@@ -163,6 +173,8 @@ class Desired:
     unmanaged_tables: frozenset[int] = frozenset()  # ... and their tables
     notices: tuple[str, ...] = ()  # facts that may surprise and need no action
     withheld: tuple[Withheld, ...] = ()
+    marks: tuple[LinkMark, ...] | None = None  # of netagent's nftables table; None: not ours to change
+    marks_in_use: tuple[LinkMark, ...] = ()  # that rules need until they are removed
 
     @property
     def addresses(self) -> tuple[Address, ...]:
