@@ -21,7 +21,7 @@ from cloud_network.fetcher.metadata.model import Instance, MetadataError
 from cloud_network.fetcher.metadata.reading import Reading, RemovalProof
 from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.network.desired import desired
-from cloud_network.fetcher.network.marks import drops_forwarded
+from cloud_network.fetcher.network.marks import reverse_path
 from cloud_network.fetcher.network.matching import managed, match_links, with_leases, without_absent_vlans
 from cloud_network.fetcher.network.objects import (
     Actual,
@@ -179,8 +179,8 @@ class Reconciler:
             self._marks = self._ask_marks() if agent is None else agent.marks()
         except NetagentError as error:
             self._marks_unknown = str(error)
-        strict = frozenset(link.ifindex for link in actual.links if drops_forwarded(link.name))
-        return replace(actual, marks=self._marks, strict=strict)
+        filters = {link.ifindex: reverse_path(link.name) for link in actual.links}
+        return replace(actual, marks=self._marks, reverse_path=filters)
 
     def _ask_marks(self) -> tuple[LinkMark, ...] | None:
         with Netagent(self._socket) as agent:

@@ -4,19 +4,22 @@
         chain replies {
             ct mark & MASK == MARK meta mark set meta mark & ~MASK | MARK            for each link
         }
+        chain published {
+            ct mark & MASK == MARK meta mark set meta mark & ~MASK | MARK | ARRIVAL  for each link
+        }
         chain prerouting {
-            type filter hook prerouting priority mangle + 1; policy accept;
+            type filter hook prerouting priority dstnat + 1; policy accept;
             ct direction reply ct mark & MASK != 0 goto replies
-            iif LINK meta mark set meta mark & ~MASK | MARK | ARRIVAL \
-                ct state new ct mark set ct mark & ~MASK | MARK                      for each link
+            iif LINK ct state new ct mark set ct mark & ~MASK | MARK                 for each link
+            ct status dnat ct mark & MASK != 0 goto published
         }
     }
 
 Conntrack remembers the link that a connection came in by, and replies get its mark before they are routed, when they
-still have the container's address. Packets that arrive by a link have the mark with the bit ARRIVAL: no rule for what
-is forwarded matches it, only those for the strict reverse path filter (`iif lo`, with
-net.ipv4.conf.*.src_valid_mark=1). The priority is after programs that restore a whole connection mark in their mangle
-chains.
+still have the container's address. What arrives for a published port has the mark with the highest bit of the mask: for
+the strict reverse path filter, which asks for the way back with the packet's mark (net.ipv4.conf.*.src_valid_mark=1).
+The priority is after NAT, so that it is known what is published, and after programs that restore a whole connection
+mark in their mangle chains.
 
 No name, number or expression of this table comes from a client, except the links and their marks. Names and layouts are
 those of linux/netfilter/nfnetlink.h and linux/netfilter/nf_tables.h; attributes are big-endian, register data is in the
@@ -57,14 +60,16 @@ NFTA_CT_DREG, NFTA_CT_KEY, NFTA_CT_SREG = 1, 2, 4
 NFTA_META_DREG, NFTA_META_KEY, NFTA_META_SREG = 1, 2, 3
 NFTA_IMMEDIATE_DREG, NFTA_IMMEDIATE_DATA = 1, 2
 NFT_REG_VERDICT, NFT_REG_1 = 0, 1
-NFT_CT_STATE, NFT_CT_DIRECTION, NFT_CT_MARK = 0, 1, 3
+NFT_CT_STATE, NFT_CT_DIRECTION, NFT_CT_STATUS, NFT_CT_MARK = 0, 1, 2, 3
 NFT_META_MARK, NFT_META_IIF = 3, 4
 NF_CT_STATE_NEW = 8  # NF_CT_STATE_BIT(IP_CT_NEW)
 IP_CT_DIR_REPLY = 1
-NF_IP_PRI_MANGLE = -150
+IPS_DST_NAT = 32
+NF_IP_PRI_NAT_DST = -100
 
-TABLE, PREROUTING, REPLIES = b"cloud_network\0", b"prerouting\0", b"replies\0"
-PRIORITY = NF_IP_PRI_MANGLE + 1
+TABLE, PREROUTING, REPLIES, PUBLISHED = b"cloud_network\0", b"prerouting\0", b"replies\0", b"published\0"
+PRIORITY = NF_IP_PRI_NAT_DST + 1
+_ORDER = (REPLIES, PUBLISHED, PREROUTING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,28 +166,30 @@ class Rule:
         return all(isinstance(data.value, bytes) and each.is_in(data.value) for each, data in pairs)
 
 
-def _reply_rule(each: LinkMark, mask: int) -> Rule:
+def _packet_rule(chain: bytes, each: LinkMark, mask: int, bits: int) -> Rule:
     is_link = _load("ct", NFT_CT_MARK), _bitwise(mask, 0), _compare(NFT_CMP_EQ, U32.pack(each.mark))
-    return Rule(REPLIES, (*is_link, *_set_bits("meta", NFT_META_MARK, mask, each.mark)))
+    return Rule(chain, (*is_link, *_set_bits("meta", NFT_META_MARK, mask, bits)))
 
 
 def _arrival_rule(each: LinkMark, mask: int) -> Rule:
     is_link = _load("meta", NFT_META_IIF), _compare(NFT_CMP_EQ, U32.pack(each.link))
-    arrived = _set_bits("meta", NFT_META_MARK, mask, each.mark | arrival_bit(mask))
     is_new = _load("ct", NFT_CT_STATE), _bitwise(NF_CT_STATE_NEW, 0), _compare(NFT_CMP_NEQ, bytes(U32.size))
-    return Rule(PREROUTING, (*is_link, *arrived, *is_new, *_set_bits("ct", NFT_CT_MARK, mask, each.mark)))
+    return Rule(PREROUTING, (*is_link, *is_new, *_set_bits("ct", NFT_CT_MARK, mask, each.mark)))
 
 
-def _goto_rule(mask: int) -> Rule:
-    is_reply = _load("ct", NFT_CT_DIRECTION), _compare(NFT_CMP_EQ, bytes([IP_CT_DIR_REPLY]))
+def _goto_rule(chain: bytes, mask: int, *condition: Attribute) -> Rule:
     is_marked = _load("ct", NFT_CT_MARK), _bitwise(mask, 0), _compare(NFT_CMP_NEQ, bytes(U32.size))
-    return Rule(PREROUTING, (*is_reply, *is_marked, _goto(REPLIES)))
+    return Rule(PREROUTING, (*condition, *is_marked, _goto(chain)))
 
 
 def rules(marks: Sequence[LinkMark], mask: int) -> list[Rule]:
     """Return the rules of the table in the order in which the kernel lists them: by chain."""
-    replies = [_reply_rule(each, mask) for each in marks]
-    return [*replies, _goto_rule(mask), *(_arrival_rule(each, mask) for each in marks)]
+    replies = [_packet_rule(REPLIES, each, mask, each.mark) for each in marks]
+    published = [_packet_rule(PUBLISHED, each, mask, each.mark | arrival_bit(mask)) for each in marks]
+    is_reply = _load("ct", NFT_CT_DIRECTION), _compare(NFT_CMP_EQ, bytes([IP_CT_DIR_REPLY]))
+    is_dnat = _load("ct", NFT_CT_STATUS), _bitwise(IPS_DST_NAT, 0), _compare(NFT_CMP_NEQ, bytes(U32.size))
+    first, last = _goto_rule(REPLIES, mask, *is_reply), _goto_rule(PUBLISHED, mask, *is_dnat)
+    return [*replies, *published, first, *(_arrival_rule(each, mask) for each in marks), last]
 
 
 BASE_CHAIN = (
@@ -198,7 +205,11 @@ BASE_CHAIN = (
     _be32(NFTA_CHAIN_POLICY, NF_ACCEPT),
     Attribute(NFTA_CHAIN_TYPE, b"filter\0"),
 )
-REPLY_CHAIN = (Attribute(NFTA_CHAIN_TABLE, TABLE), Attribute(NFTA_CHAIN_NAME, REPLIES))
+CHAINS = (
+    (Attribute(NFTA_CHAIN_TABLE, TABLE), Attribute(NFTA_CHAIN_NAME, REPLIES)),
+    (Attribute(NFTA_CHAIN_TABLE, TABLE), Attribute(NFTA_CHAIN_NAME, PUBLISHED)),
+    BASE_CHAIN,
+)
 
 
 # Messages.
@@ -223,7 +234,7 @@ def replacement(marks: Sequence[LinkMark], mask: int) -> list[Packed]:
     new_table = _message(NFT_MSG_NEWTABLE, NLM_F_CREATE, name)
     messages = [new_table, _message(NFT_MSG_DELTABLE, 0, name)]
     if marks:
-        messages += [new_table, *(_message(NFT_MSG_NEWCHAIN, NLM_F_CREATE, each) for each in (REPLY_CHAIN, BASE_CHAIN))]
+        messages += [new_table, *(_message(NFT_MSG_NEWCHAIN, NLM_F_CREATE, each) for each in CHAINS)]
         messages += [_new_rule(rule) for rule in rules(marks, mask)]
     last = messages[-1]
     messages[-1] = Packed(last.kind, last.flags | NLM_F_ACK, last.body)
@@ -268,10 +279,12 @@ def _elements(data: bytes) -> Iterator[bytes]:
 
 def marks_of(found: Sequence[Rule], mask: int) -> tuple[LinkMark, ...]:
     """Return the marks with which `rules` makes exactly what was found; nothing if there are none."""
-    arrivals = [rule for rule in found if rule.chain == PREROUTING][1:]
+    if not all(rule.chain in _ORDER for rule in found):
+        return ()
+    arrivals = [rule for rule in found if rule.chain == PREROUTING][1:-1]
     marks = tuple(filter(None, (_mark_of(rule, mask) for rule in arrivals)))
     wanted = rules(marks, mask)
-    by_chain = sorted(found, key=lambda rule: rule.chain != REPLIES)
+    by_chain = sorted(found, key=lambda rule: _ORDER.index(rule.chain))
     if len(wanted) != len(found) or not all(each.is_in(rule) for each, rule in zip(wanted, by_chain, strict=True)):
         return ()
     return marks

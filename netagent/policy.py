@@ -319,18 +319,14 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
 
 
 def check_mark_rule(op: RuleAdd, view: View) -> None:
-    """Raise Refusal for a rule for a mark that the table `cloud_network` does not set for the link of the rule's table.
-
-    A rule for arriving packets has `iif lo`: it is for the reverse path filter, and for nothing that is forwarded.
-    """
+    """Raise Refusal for a rule for a mark that the table `cloud_network` does not set for its link."""
     link, mask = op.table - view.settings.table_base, view.settings.mark_mask
     check_link(link, view)
-    if op.selector.prefixlen or op.to:
-        raise Refusal("a rule for a mark has no source and no destination")
-    if op.mask != mask or LinkMark(link, op.mark & claims.mark_bits(mask)) not in (view.marks or ()):
+    if op.selector.prefixlen or op.to or op.local:
+        raise Refusal("a rule for a mark has no source, no destination and no iif")
+    known = op.mask == mask and not op.mark & ~mask
+    if not known or LinkMark(link, op.mark & claims.mark_bits(mask)) not in (view.marks or ()):
         raise Refusal(f"mark {op.mark:#x}/{op.mask:#x} is not that of {view.name(link)} in the table cloud_network")
-    if op.mark & ~mask or op.local != bool(op.mark & claims.arrival_bit(mask)):
-        raise Refusal(f"a rule for mark {op.mark:#x} has iif lo if it has the highest bit of MarkMask=, and else not")
 
 
 def check_forwarded_replies(op: ForwardedReplies, view: View) -> Undo:

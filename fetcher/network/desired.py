@@ -32,6 +32,7 @@ from cloud_network.fetcher.network.objects import (
     Object,
     Rejection,
     Rejections,
+    ReversePath,
     Route,
     Rule,
     Withheld,
@@ -96,7 +97,7 @@ def _marks(
     for link in marked:
         if link.ifindex not in marks:
             withheld.append(Withheld(f"{link.name}: no mark is left for its connections; set a wider MarkMask="))
-        elif link.ifindex in host.actual.strict:
+        elif host.actual.reverse_path.get(link.ifindex) is ReversePath.DROPS:
             what = f"{link.name}: rp_filter=1 drops what this host forwards from there to containers"
             withheld.append(Withheld(f"{what}; set net.ipv4.conf.all.src_valid_mark=1"))
     return marks
@@ -175,7 +176,8 @@ def _link_goal(
         found = source_rules(usable.sources, usable.ranges, homes, link.ifindex, host.config, sources)
         if link.ifindex in marks:
             versions = sorted({address.version for address in interface.addresses})
-            found += mark_rules(link.ifindex, marks[link.ifindex], versions, host.config)
+            strict = host.actual.reverse_path.get(link.ifindex, ReversePath.LOOSE) is not ReversePath.LOOSE
+            found += mark_rules(link.ifindex, marks[link.ifindex], versions, host.config, strict=strict)
         rules = tuple(rule for rule in found if host.rejection(rule) is None)
         routes += table
         notices += _unreachable(interface, link, table, host)

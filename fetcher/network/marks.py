@@ -6,8 +6,9 @@ The highest bit of MarkMask= is for packets that arrive by a link, the others nu
   1. fwmark M/MASK lookup T suppress_prefixlength 0           own and sibling subnets
   3. fwmark M/MASK lookup T                                   everything else leaves by the link of the connection
 
-and the same for M with the highest bit and `iif lo`: these are for the strict reverse path filter alone, which asks for
-the way back of a packet that arrives (IPv4; net.ipv4.conf.*.src_valid_mark=1).
+On a link with the strict reverse path filter (rp_filter=1, IPv4) also for M with the highest bit, which packets have that
+arrive for published ports: the filter asks for their way back with their mark if net.ipv4.conf.*.src_valid_mark=1. These
+rules also decide where such packets go, if main has no route to the container but a default.
 
 A connection keeps its mark for its life, so a link keeps its mark: the table's, else that of its rules, else the number
 of its ifindex where that is free.
@@ -19,7 +20,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from cloud_network.fetcher.config import Config
-from cloud_network.fetcher.network.objects import Actual, Rule
+from cloud_network.fetcher.network.objects import Actual, ReversePath, Rule
 from cloud_network.fetcher.network.rules import STEP
 from cloud_network.netagent.claims import arrival_bit, mark_bits
 from cloud_network.netagent.operations import MAX_MARKED_LINKS, LinkMark
@@ -56,16 +57,15 @@ def assign_marks(links: Iterable[int], config: Config, actual: Actual, kept: Col
     return found
 
 
-def mark_rules(link: int, mark: int, versions: Iterable[int], config: Config) -> tuple[Rule, ...]:
-    """Return the rules of one link."""
+def mark_rules(link: int, mark: int, versions: Iterable[int], config: Config, *, strict: bool) -> tuple[Rule, ...]:
+    """Return the rules of one link; `strict`: it has the strict reverse path filter."""
     first, last, table = config.rule_priority, config.rule_priority + 2 * STEP, config.route_table_base + link
     arrived, mask = mark | arrival_bit(config.mark_mask), config.mark_mask
     found = []
     for version in versions:
-        for priority, suppress in ((first, True), (last, False)):
-            found.append(Rule(priority, version, None, table, suppress, mark=mark, mask=mask))
-            if version == 4:
-                found.append(Rule(priority, version, None, table, suppress, local=True, mark=arrived, mask=mask))
+        for value in (mark, arrived) if strict and version == 4 else (mark,):
+            found.append(Rule(first, version, None, table, suppress=True, mark=value, mask=mask))
+            found.append(Rule(last, version, None, table, suppress=False, mark=value, mask=mask))
     return tuple(found)
 
 
@@ -74,13 +74,15 @@ def table_of(marks: Iterable[tuple[int, int]]) -> tuple[LinkMark, ...]:
     return tuple(LinkMark(link, mark) for link, mark in sorted(marks))
 
 
-def drops_forwarded(link: str) -> bool:
-    """Return True if the strict reverse path filter drops connections that this host forwards from the link.
+def reverse_path(link: str) -> ReversePath:
+    """Return what the reverse path filter does with what arrives by a link and is forwarded to a container.
 
     The larger of `all` and the link's rp_filter counts, and either src_valid_mark: Documentation/networking/ip-sysctl.
     """
-    strict = max(_sysctl("all", "rp_filter"), _sysctl(link, "rp_filter")) == 1
-    return strict and not (_sysctl("all", "src_valid_mark") or _sysctl(link, "src_valid_mark"))
+    if max(_sysctl("all", "rp_filter"), _sysctl(link, "rp_filter")) != 1:
+        return ReversePath.LOOSE
+    by_mark = _sysctl("all", "src_valid_mark") or _sysctl(link, "src_valid_mark")
+    return ReversePath.BY_MARK if by_mark else ReversePath.DROPS
 
 
 def _sysctl(link: str, name: str) -> int:

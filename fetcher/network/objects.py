@@ -83,6 +83,14 @@ class Rule:
     mask: int = 0
 
 
+class ReversePath(Enum):
+    """The reverse path filter (rp_filter) of a link, for packets whose way back is decided by a mark."""
+
+    LOOSE = "loose"  # or off
+    BY_MARK = "by mark"  # strict, with src_valid_mark=1: it looks for the way back with the packet's mark
+    DROPS = "drops"  # strict
+
+
 @dataclass(frozen=True, slots=True)
 class Actual:
     """What the kernel holds now, as far as it concerns us."""
@@ -96,7 +104,7 @@ class Actual:
     local: Mapping[IPNetwork, int] = field(default_factory=dict)  # others' ranges in table local, with their link
     routers: Mapping[int, tuple[IPAddress, ...]] = field(default_factory=dict)  # IPv6 neighbours with NTF_ROUTER
     marks: tuple[LinkMark, ...] | None = None  # of netagent's nftables table, as netagent says; None: it has none
-    strict: frozenset[int] = frozenset()  # ifindexes of links on which rp_filter drops what is forwarded
+    reverse_path: Mapping[int, ReversePath] = field(default_factory=dict)  # of links, where they matter
 
 
 class Cause(Enum):

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.lab import Lab
-from tests.lab.rooms import Room
+from tests.lab import Interface, Lab
 from tests.system.forwarding import SPEC, SYSCTL, Container, answered
-from tests.system.job import ask, audit, cnctl, errors, ip, ours, refresh, running, status
+from tests.system.job import ask, audit, ip, ours, refresh, running, status
 
 MARK = '[Network]\nForwardedReplies = "mark"\n'
-OFF = "[Netagent]\nAllowKinds = \"veth\"\n"
+OFF = '[Netagent]\nAllowKinds = "veth"\n'
 TABLE = ["nft", "-s", "list", "table", "inet", "cloud_network"]
 
 
@@ -57,12 +56,14 @@ def count(found: dict[tuple[str, str], bool]) -> str:
 
 
 def test_without_marks_a_third_of_the_pairs_answers() -> None:
+    """Those for which main happens to lead back: by the primary, or into the client's own subnet."""
     with running(replace(SPEC, sysctl=SYSCTL)) as lab:
         container = Container(lab)
         assert refresh(lab) == "ok"
         assert table(lab) == ""
-        assert count(answered(lab, "tcp", lab.addresses)) == "8 of 25"
-        assert count(answered(lab, "udp", lab.addresses)) == "8 of 25"
+        assert all(lab.reachability().values())  # and the neighbours' hardware addresses are known
+        for protocol in ("tcp", "udp"):
+            assert count(answered(lab, protocol, lab.addresses)) == "9 of 25"
         container.close()
 
 
@@ -74,3 +75,149 @@ def test_every_pair_answers(lab: Lab, protocol: str) -> None:
     assert all(found.values()), found
     assert lab.dropped() == 0
     assert all(lab.reachability().values()), "and the host's own addresses do, too"
+
+
+def test_the_rules_and_the_table_are_those_of_the_documentation(lab: Lab) -> None:
+    index = {nic.name: int(ip(lab, "link", "show", "dev", nic.name)[0]["ifindex"]) for nic in lab.nics}
+    text = table(lab)
+    assert len(mark_rules(lab)) == 4 * len(lab.nics)
+    for name, link in index.items():
+        found = [rule for rule in mark_rules(lab) if rule["table"] == str(9999 + link)]
+        assert {rule["fwmark"] for rule in found} == {f"{link:#x}"}
+        assert [(rule["priority"], "suppress_prefixlen" in rule) for rule in found] == [
+            (31000, True),
+            (31020, False),
+        ] * 2
+        assert f'iif "{name}" ct state new ct mark set' in text
+        assert f"ct mark & 0x0000007f == {link:#010x} meta mark set" in text
+
+
+def test_bits_of_other_programs_stay_in_both_marks(lab: Lab) -> None:
+    """`table inet other` sets 0x4000 of the connection's mark, and 0x8000 of every packet's."""
+    counters = "add table inet seen\nadd chain inet seen c { type filter hook postrouting priority 0; }\n"
+    conditions = ["ct mark & 0x4000 == 0x4000", "meta mark & 0x8000 == 0x8000"]
+    links = [int(ip(lab, "link", "show", "dev", nic.name)[0]["ifindex"]) for nic in lab.nics]
+    for link in links:
+        ours_too = f"ct direction reply ct mark & 0x7f == {link:#x} meta mark & 0x7f == {link:#x}"
+        counters += f"add rule inet seen c {ours_too} {' '.join(conditions)} counter\n"
+    lab.run(["nft", "-f", "-"], stdin=counters)
+    assert count(answered(lab, "tcp", lab.addresses)) == "25 of 25"
+    seen = lab.run(["nft", "list", "table", "inet", "seen"]).stdout
+    lab.run(["nft", "delete", "table", "inet", "seen"])
+    assert len(re.findall(r"counter packets [1-9]", seen)) == len(links), seen
+
+
+def test_strict_reverse_path_filter_needs_src_valid_mark(lab: Lab) -> None:
+    lab.run(
+        [
+            "sysctl",
+            "-q",
+            "-w",
+            "net.ipv4.conf.all.rp_filter=1",
+            *(f"net.ipv4.conf.{nic.name}.rp_filter=1" for nic in lab.nics),
+        ]
+    )
+    try:
+        assert count(answered(lab, "tcp", lab.addresses)) == "9 of 25"
+        assert refresh(lab) == "degraded"
+        assert "set net.ipv4.conf.all.src_valid_mark=1" in status(lab)["last_error"]["message"]
+        lab.run(["sysctl", "-q", "-w", "net.ipv4.conf.all.src_valid_mark=1"])
+        assert refresh(lab) == "ok"
+        for protocol in ("tcp", "udp"):
+            assert count(answered(lab, protocol, lab.addresses)) == "25 of 25"
+        assert len(mark_rules(lab)) == 6 * len(lab.nics), "those for arriving packets of IPv4, too"
+        assert all(lab.reachability().values())
+    finally:
+        lab.run(
+            [
+                "sysctl",
+                "-q",
+                "-w",
+                "net.ipv4.conf.all.rp_filter=0",
+                "net.ipv4.conf.all.src_valid_mark=0",
+                *(f"net.ipv4.conf.{nic.name}.rp_filter=2" for nic in lab.nics),
+            ]
+        )
+    assert refresh(lab) == "ok"
+    assert len(mark_rules(lab)) == 4 * len(lab.nics)
+
+
+def test_containers_leave_as_they_did(lab: Lab, container: Container) -> None:
+    """By main, with the address of the primary."""
+    lab.reach.listen(lab.beyond[0])
+    talk = "exec 3<>/dev/tcp/198.51.100.10/7; head -n 1 <&3"
+    assert "198.51.100.10" in container.room.run(["timeout", "3", "bash", "-c", talk]).stdout
+
+
+def test_connections_survive_restart_and_replacement_of_the_table(lab: Lab, container: Container) -> None:
+    secondary = lab.nics[1].addresses[1]
+    held = [container.hold(client, secondary) for client in (lab.beyond[0], lab.neighbours[2])]
+    assert all(each.is_alive() for each in held)
+    before, rules = ruleset(lab), mark_rules(lab)
+    assert refresh(lab) == "ok"
+    lab.run(["nft", "delete", "table", "inet", "cloud_network"])
+    assert refresh(lab) == "ok"
+    assert "replies" in table(lab)
+    assert all(each.is_alive() for each in held)
+    lab.kill("fetcher")
+    lab.kill("netagent")
+    for name in ("netagent", "fetcher"):
+        lab.start(name)
+    lab.wait_for(lambda: status(lab)["state"] == "ok" and lab.path("/run/cloud-network/control.sock").exists())
+    lab.wait_for(lambda: is_ok(lab))
+    assert all(each.is_alive() for each in held)
+    assert (ruleset(lab), mark_rules(lab)) == (before, rules)
+    for each in held:
+        each.close()
+
+
+def is_ok(lab: Lab) -> bool:
+    try:
+        return refresh(lab) == "ok"
+    except OSError:
+        return False
+
+
+def test_a_flushed_ruleset_is_repaired_without_being_asked(lab: Lab) -> None:
+    before = lab.run(["nft", "-s", "list", "ruleset"]).stdout
+    lab.run(["nft", "flush", "ruleset"])
+    lab.wait_for(lambda: "replies" in table(lab), 15, "the table to be made again")
+    lab.run(["nft", "-f", "-"], stdin=before.replace(table(lab), ""))
+    lab.run(["nft", "flush", "chain", "inet", "cloud_network", "replies"])  # a part of it is missing
+    lab.wait_for(lambda: "meta mark set" in table(lab).partition("chain prerouting")[0], 15, "the chain to be filled")
+    assert count(answered(lab, "tcp", lab.addresses)) == "25 of 25"
+
+
+def test_flush_removes_our_table_alone_and_refresh_makes_it_again(lab: Lab) -> None:
+    before = ruleset(lab)
+    assert ask(lab, "flush")["ok"]
+    assert (table(lab), mark_rules(lab)) == ("", [])
+    assert ruleset(lab) == before
+    lab.wait_for(lambda: refresh(lab) == "ok")
+    assert ruleset(lab) == before
+    assert count(answered(lab, "tcp", lab.addresses)) == "25 of 25"
+
+
+def test_an_interface_comes_and_goes_with_its_mark(lab: Lab) -> None:
+    nic = lab.attach_interface(Interface("10.0.9.0/24", 1))
+    lab.wait_for(lambda: is_ok(lab) and f'iif "{nic.name}"' in table(lab), 20)
+    assert all(answered(lab, "tcp", nic.addresses).values())
+    lab.detach_interface(nic.mac)
+    lab.wait_for(lambda: is_ok(lab) and len(re.findall("iif ", table(lab))) == len(lab.nics), 20)
+    assert len({rule["table"] for rule in mark_rules(lab)}) == len(lab.nics)
+
+
+def test_off_removes_the_table_and_the_rules(lab: Lab) -> None:
+    """The last test of this lab."""
+    before = ruleset(lab)
+    lab.write_config(OFF)
+    lab.kill("netagent", 1)
+    lab.kill("fetcher", 1)
+    lab.wait_for(lambda: (table(lab), mark_rules(lab)) == ("", []), 10)
+    assert refresh(lab) == "ok"
+    assert ruleset(lab) == before
+    assert audit(lab)[-1]["seq"] > 0
+    assert [line for line in audit(lab) if line["request"] == "settings"], "netagent says that it has removed the table"
+    lab.restart("netagent")
+    assert refresh(lab) == "ok"
+    assert table(lab) == ""
