@@ -6,9 +6,9 @@ The highest bit of MarkMask= is for packets that arrive by a link, the others nu
   1. fwmark M/MASK lookup T suppress_prefixlength 0           own and sibling subnets
   3. fwmark M/MASK lookup T                                   everything else leaves by the link of the connection
 
-On a link with the strict reverse path filter (rp_filter=1, IPv4) also for M with the highest bit, which packets have that
-arrive for published ports: the filter asks for their way back with their mark if net.ipv4.conf.*.src_valid_mark=1. These
-rules also decide where such packets go, if main has no route to the container but a default.
+On a link with the strict reverse path filter (rp_filter=1, IPv4) also for M with the highest bit, which packets have
+that arrive for published ports: the filter asks for their way back with their mark if src_valid_mark=1. These rules
+also decide where such packets go, if main has no route to the container but a default.
 
 A connection keeps its mark for its life, so a link keeps its mark: the table's, else that of its rules, else the number
 of its ifindex where that is free.
