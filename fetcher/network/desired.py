@@ -77,8 +77,15 @@ def desired(
         notices=tuple(notices),
         withheld=tuple(dict.fromkeys(withheld)),
         marks=None if marks is None or MarkTable() in rejections else table_of(marks.items()),
-        marks_in_use=table_of(marks_in_use(config, actual).items()),
+        marks_in_use=table_of(_in_use(host)),
     )
+
+
+def _in_use(host: Host) -> Iterator[tuple[int, int]]:
+    """Yield ifindex and mark of each link that has one and that netagent may change."""
+    for ifindex, mark in marks_in_use(host.config, host.actual).items():
+        if ifindex in host.links and host.links[ifindex].name not in host.config.exclude:
+            yield ifindex, mark
 
 
 def _marks(

@@ -39,17 +39,21 @@ def marks_in_use(config: Config, actual: Actual) -> dict[int, int]:
 def assign_marks(links: Iterable[int], config: Config, actual: Actual, kept: Collection[int]) -> dict[int, int]:
     """Return a mark for each link, by ifindex; none for those for which no number is left.
 
-    `kept` are other links, whose marks stay as they are.
+    `kept` are other links, whose marks stay as they are. A mark that yet another link has is free once it has gone.
     """
     in_use, bits = marks_in_use(config, actual), mark_bits(config.mark_mask)
     step = bits & -bits
     free = dict.fromkeys(range(step, bits + 1, step))
     found: dict[int, int] = {}
     wanted = list(links)
+    present = {link.ifindex for link in actual.links}
+    leaving = {mark for link, mark in in_use.items() if link in present and link not in {*kept, *wanted}}
     for link in (*kept, *wanted):
         if link in in_use and in_use[link] in free:
             found[link] = in_use[link]
             del free[in_use[link]]
+    for mark in leaving & free.keys():
+        del free[mark]
     for link in wanted:
         if link not in found and free and len(found) < MAX_MARKED_LINKS:
             found[link] = link * step if link * step in free else next(iter(free))

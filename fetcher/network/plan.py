@@ -55,31 +55,30 @@ def plan(desired: Desired, actual: Actual, *, may_remove: bool) -> Plan:
     ops += [add_rule(rule) for rule in desired.rules if rule not in actual.rules]
     if may_remove:
         ops += _rule_removals(desired, actual)
-        ops += _smaller_mark_table(desired, actual)
+        ops += _smaller_mark_table(desired)
     return tuple(ops)
 
 
 def _mark_table(desired: Desired, actual: Actual) -> Iterator[ForwardedReplies]:
     """Yield the change of netagent's table that comes before the rules which need it."""
     if desired.marks is not None:
-        first = _marks_with_old(desired, actual)
+        first = _marks_with_old(desired)
         if sorted_marks(actual.marks or ()) != first:
             yield ForwardedReplies(first)
 
 
-def _smaller_mark_table(desired: Desired, actual: Actual) -> Iterator[ForwardedReplies]:
+def _smaller_mark_table(desired: Desired) -> Iterator[ForwardedReplies]:
     """Yield the change of netagent's table that comes after the removal of rules which needed it."""
-    if desired.marks is not None and desired.marks != _marks_with_old(desired, actual):
+    if desired.marks is not None and desired.marks != _marks_with_old(desired):
         yield ForwardedReplies(desired.marks)
 
 
-def _marks_with_old(desired: Desired, actual: Actual) -> tuple[LinkMark, ...]:
+def _marks_with_old(desired: Desired) -> tuple[LinkMark, ...]:
     """Return the marks that are wanted, and those in use by links whose rules are about to be removed."""
     wanted = desired.marks or ()
     links, marks = {each.link for each in wanted}, {each.mark for each in wanted}
-    present = {link.ifindex for link in actual.links}
-    old = [each for each in desired.marks_in_use if each.link in present]
-    return sorted_marks((*wanted, *(each for each in old if each.link not in links and each.mark not in marks)))
+    old = [each for each in desired.marks_in_use if each.link not in links and each.mark not in marks]
+    return sorted_marks((*wanted, *old))
 
 
 def sorted_marks(marks: Iterable[LinkMark]) -> tuple[LinkMark, ...]:
