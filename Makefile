@@ -41,7 +41,7 @@ demo: env ## an instance from unreachable to reachable, in ten seconds
 
 test: APT += $(OTHERS) $(BOOT) $(TOOLS)
 test: lint ## lint, types, arrows, and all tests
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --hypothesis-profile=thorough $(PYTEST_ARGS)
 
 check: lint ## lint, types and the unit tests, for the edit loop
 	@$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
@@ -50,11 +50,12 @@ test-others: APT += $(OTHERS) network-manager systemd
 test-others: env ## beside the real systemd-networkd, NetworkManager, DHCP clients and the like
 	@$(BIN)/python -m pytest tests/system/others tests/system/test_coexistence.py $(PYTEST_ARGS)
 
-lint: env ## ruff, mypy --strict, import-linter
+lint: env ## ruff, mypy --strict, import-linter, spelling
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/codespell
 
 bench: env $(VENV)/.bench ## measure it all beside its references, and draw docs/performance.md (as root; 15 minutes)
 	@$(BIN)/python -m bench $(PARTS)
@@ -139,7 +140,8 @@ install: apt ## install on this machine, or below DESTDIR=, and start
 
 uninstall: ## take away what install made; the network, the configuration and the log stay
 	@[ -n "$(DESTDIR)" ] || [ ! -d /run/systemd/system ] || \
-	  systemctl disable --now cloud-network.target $(UNITS) cloud-network-netagent.service cloud-network-api.service
+	  systemctl disable --now cloud-network.target $(UNITS) cloud-network-netagent.service cloud-network-api.service \
+	    cloud-network-wait-online.service
 	@rm -rf $(DESTDIR)/usr/lib/cloud-network $(DESTDIR)/usr/share/doc/cloud-network
 	@rm -f $(DESTDIR)/usr/bin/cloud-network-{netagent,fetcher,api} $(DESTDIR)/usr/bin/cnctl $(DESTDIR)/usr/libexec/cloud-network-netagent
 	@rm -f $(DESTDIR)/usr/share/man/man1/cnctl{,-*}.1 $(DESTDIR)/usr/share/man/man5/cloud-network.toml.5 \
@@ -147,7 +149,7 @@ uninstall: ## take away what install made; the network, the configuration and th
 	  $(DESTDIR)/usr/share/bash-completion/completions/cnctl $(DESTDIR)/usr/share/zsh/vendor-completions/_cnctl \
 	  $(DESTDIR)/usr/share/fish/vendor_completions.d/cnctl.fish
 	@rm -f $(DESTDIR)/usr/lib/systemd/system/cloud-network{.target,-netagent.service,-netagent.socket} \
-	  $(DESTDIR)/usr/lib/systemd/system/cloud-network-{fetcher.service,api.service,api.socket} \
+	  $(DESTDIR)/usr/lib/systemd/system/cloud-network-{fetcher.service,api.service,api.socket,wait-online.service} \
 	  $(DESTDIR)/usr/lib/systemd/system-preset/80-cloud-network.preset \
 	  $(DESTDIR)/usr/lib/systemd/networkd.conf.d/50-cloud-network.conf \
 	  $(DESTDIR)/usr/lib/sysusers.d/cloud-network.conf $(DESTDIR)/usr/lib/tmpfiles.d/cloud-network.conf
@@ -159,7 +161,7 @@ deb: apt ## the Debian package, in the directory above
 
 boot: APT += $(BOOT) lintian systemd-container
 boot: env ## boot the package in a lab's cloud: Debian 12, 13 and Docker in virtual machines, and a container (as root)
-	@$(BIN)/python -m pytest tests/vm/test_debian12.py tests/vm/boot_kernel510.py tests/vm/boot_debian13.py tests/vm/boot_container.py \
+	@$(BIN)/python -m pytest tests/vm/test_debian12.py tests/vm/boot_kernel510.py tests/vm/boot_udev.py tests/vm/boot_debian13.py tests/vm/boot_container.py \
 	  tests/vm/boot_docker.py tests/vm/boot_package.py $(PYTEST_ARGS)
 
 clean: ## remove all that the other targets made

@@ -31,11 +31,12 @@ HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
 }
 """On every answer. There is no CORS header: no other origin may read anything."""
+NOTHING = "default-src 'none'; frame-ancestors 'none'"
+"""The Content-Security-Policy of every answer but the page."""
 
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9A-Za-z.-]+))(?::[0-9]{1,5})?")
 _MAX_HOST = 255
@@ -100,8 +101,8 @@ def _is_ours(host: str, listen: Sequence[Endpoint]) -> bool:
 
 def _finish(response: Response) -> Response:
     """Add the headers, and the ETag of a body; answer 304 where the client has that body."""
-    for name, value in HEADERS.items():
-        response.headers.setdefault(name, value)
+    response.headers.extend(HEADERS)
+    response.headers.setdefault("Content-Security-Policy", NOTHING)
     if response.status_code == HTTPStatus.OK:
         response.add_etag()
         response.make_conditional(request)

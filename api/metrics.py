@@ -57,6 +57,12 @@ class _StateCollector(Collector):
             "Time of the last complete and valid answer of the metadata server; 0 before the first.",
             _timestamp(status["fetched_at"] if status else None),
         )
+        if status is not None and running and status["netagent"]["listening"] is not None:
+            yield GaugeMetricFamily(
+                "cloud_network_netagent_up",
+                "1 if netagent, or systemd in its place, has its socket; 0 if nothing can be repaired.",
+                int(status["netagent"]["listening"]),
+            )
         if status is not None:
             yield from _metadata(status)
             yield from _netagent(status)

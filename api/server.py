@@ -73,6 +73,7 @@ class IdleExit:
         """Note the end of a request."""
         self._active -= 1
         self._last = time.monotonic()
+        take_turns(worker, req, environ, resp)
 
     def post_worker_init(self, worker: Any) -> None:
         """Watch for idleness beside the requests."""
@@ -84,6 +85,11 @@ class IdleExit:
             gevent.sleep(self._limit / IDLE_CHECKS)
         worker.log.info("no request for %g s: ending; systemd keeps the socket", self._limit)
         os.kill(worker.ppid, signal.SIGTERM)
+
+
+def take_turns(worker: Any, req: Any, environ: Any, resp: Any) -> None:
+    """Let the other connections have their turn: one that always has a next request would keep the worker to itself."""
+    gevent.sleep(0)
 
 
 class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
@@ -126,6 +132,7 @@ def gunicorn_settings(config: Config, listeners: Sequence[socket.socket], idle_e
         "logger_class": Log,
         "loglevel": LEVELS.get(config.log_level, str(config.log_level)),
         "proc_name": "cloud-network-api",
+        "post_request": take_turns,
     }
     if idle_exit:
         idle = IdleExit(idle_exit)

@@ -100,8 +100,8 @@ def _sizes(figures: Iterable[Figure]) -> Iterator[str]:
     if not cells:
         return iter([_NOT_MEASURED])
     sizes = list(dict.fromkeys(size for size, _ in cells))
-    whats = list(dict.fromkeys(what for _, what in cells))
-    return _rows(("", *sizes), [(what, *(cells.get((size, what), "") for size in sizes)) for what in whats])
+    labels = list(dict.fromkeys(what for _, what in cells))
+    return _rows(("", *sizes), [(what, *(cells.get((size, what), "") for size in sizes)) for what in labels])
 
 
 if __name__ == "__main__":

@@ -115,10 +115,10 @@ def converge(found: Found, pyplot: Any) -> Any:
 def steps(found: Found, pyplot: Any) -> Any:
     """Where a pass spends its time."""
     rows = list(dict.fromkeys(name.split(": ")[0] for name in found))
-    whats = list(dict.fromkeys(name.split(": ")[1] for name in found))
+    labels = list(dict.fromkeys(name.split(": ")[1] for name in found))
     figure, axes = pyplot.subplots(figsize=(7, 0.5 * len(rows) + 1))
     for at, row in enumerate(reversed(rows)):
-        colours = zip(whats, (ORANGE, GREEN, BLUE, SKY, RED, GREY), strict=True)
+        colours = zip(labels, (ORANGE, GREEN, BLUE, SKY, RED, GREY), strict=True)
         _stack(axes, at, [(what, found[f"{row}: {what}"].median, colour) for what, colour in colours])
     axes.set_yticks(range(len(rows)), list(reversed(rows)))
     axes.set(xlabel="ms", title="The steps of a pass")
@@ -130,10 +130,10 @@ def steps(found: Found, pyplot: Any) -> Any:
 def change(found: Found, pyplot: Any) -> Any:
     """One change among 3,000, stage by stage."""
     rows = list(dict.fromkeys(name.split(": ")[0] for name in found))
-    whats = list(dict.fromkeys(name.split(": ")[1] for name in found if "change to answer" not in name))
+    labels = list(dict.fromkeys(name.split(": ")[1] for name in found if "change to answer" not in name))
     figure, axes = pyplot.subplots(figsize=(7, 0.5 * len(rows) + 1))
     for at, row in enumerate(reversed(rows)):
-        colours = zip(whats, (GREY, ORANGE, BLUE, RED), strict=True)
+        colours = zip(labels, (GREY, ORANGE, BLUE, RED), strict=True)
         stack = [(what, max(0.0, found[f"{row}: {what}"].median), colour) for what, colour in colours]
         _stack(axes, at, stack, found[f"{row}: change to answer"])
     axes.set_yticks(range(len(rows)), list(reversed(rows)))

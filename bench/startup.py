@@ -20,7 +20,7 @@ from tests.lab import Spec
 from tests.system.job import running
 
 CNCTL = str(Path(sys.executable).with_name("cnctl"))
-TARGET = 4.0
+TARGET = 8.0
 COMMANDS = (("status", "network"), ("status",), ("status", "--json"), ("--help",))
 MODULES = {
     "netagent": "cloud_network.netagent.server",

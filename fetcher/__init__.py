@@ -13,8 +13,9 @@ answer, confirmed by a second one, removes anything. One answer's way, in one di
  7. `network.plan` is the difference, as operations of netagent. If it removes something, the next read must agree
     (`metadata.reading.RemovalProof`).
  8. `gateways` probes each gateway that is about to get its first route.
- 9. `apply` has netagent check the operations; refusals go back to step 6. Then it has them applied, secondary links
-    first, and confirms each group, or rolls it back if `confirm` finds the metadata server or a gateway lost.
+ 9. `apply` has netagent check the operations; refusals go back to step 6. Then it has them applied link by
+    link, new links last, and confirms each, or rolls it back if `confirm` finds the metadata server or a
+    gateway lost.
 10. `reporting` writes what was found and done to status.json and the other state files, for the api and cnctl.
 
 Kernel events, the control socket (`control`), signals and the watchdog never wait for any of this: `daemon` serves

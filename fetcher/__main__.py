@@ -9,13 +9,14 @@ import sys
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 from cloud_network.fetcher import config as configuration
 from cloud_network.fetcher import service
 from cloud_network.fetcher.config import EX_CONFIG, Config
 from cloud_network.fetcher.control import flush_directly
 from cloud_network.fetcher.daemon import Daemon, PassHungError, configure
-from cloud_network.fetcher.metadata.detect import DetectionError, detect, read_firmware
+from cloud_network.fetcher.metadata.detect import DetectionError, NoCloudError, detect, read_firmware
 from cloud_network.fetcher.reconciler import Reconciler
 from cloud_network.fetcher.reporting import Reporter
 from cloud_network.fetcher.service import Notifier, api_listeners
@@ -25,6 +26,8 @@ from cloud_network.fetcher.status import new_status, rfc3339
 logger = logging.getLogger(__name__)
 
 USER = "cloud-network"
+EX_NO_CLOUD = 69
+"""Exit status on a machine of no known cloud: EX_UNAVAILABLE of sysexits.h. The unit counts it as success."""
 
 
 def main() -> None:
@@ -50,8 +53,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="cloud-network-fetcher",
         description="Reads the cloud's metadata and asks netagent to make the network agree with it.",
         epilog="Signals: SIGHUP reads the configuration again and refreshes; SIGTERM ends it, and the network stays as "
-        f'it is unless Purge="on-stop" is set. Exit status {EX_CONFIG}: the configuration is invalid or the cloud is '
-        "not known; a restart does not help.",
+        f'it is unless Purge="on-stop" is set. Exit status {EX_CONFIG}: the configuration is invalid. Exit status '
+        f"{EX_NO_CLOUD}: no supported cloud is detected. With both, a restart does not help.",
     )
     parser.add_argument("--config", type=Path, default=configuration.PATH, metavar="FILE", help="default: %(default)s")
     parser.add_argument("--check-config", action="store_true", help="check the file and change nothing")
@@ -86,9 +89,13 @@ def _run(config: Config, path: Path) -> None:
     except AlreadyRunning as error:
         raise SystemExit(f"cloud-network-fetcher: {error}") from None
     try:
-        provider = detect(config.provider, read_firmware())
+        provider = detect(config.provider, read_firmware(credentials=service.credentials_directory()))
+    except NoCloudError as error:
+        _write_reason(state, lock.run, "detection", error)
+        Notifier().ready(str(error))  # systemd takes an end before READY=1 for a failure, whatever the exit status
+        raise _hopeless(error, EX_NO_CLOUD) from None
     except DetectionError as error:
-        _write_reason(state, lock.run, error)
+        _write_reason(state, lock.run, "detection", error)
         raise _hopeless(error) from None
     configure(config, provider)
     logger.info("cloud: %s, metadata at %s", provider.name, provider.client.endpoint)
@@ -111,20 +118,20 @@ def _report_bad_configuration(error: Exception) -> None:
         service.drop_privileges(USER, (PATH,))
         state = StateDirectory()
         state.prepare()
-        _write_reason(state, RunLock(state).run, error)
+        _write_reason(state, RunLock(state).run, "config", error)
 
 
-def _write_reason(state: StateDirectory, run: str, error: Exception) -> None:
+def _write_reason(state: StateDirectory, run: str, kind: Literal["config", "detection"], error: Exception) -> None:
     failed = new_status("", run, boot_id())
     failed["state"] = "error"
-    failed["last_error"] = {"at": rfc3339(), "kind": "config", "message": str(error)}
+    failed["last_error"] = {"at": rfc3339(), "kind": kind, "message": str(error)}
     state.write_status(failed)
 
 
-def _hopeless(error: Exception) -> SystemExit:
-    """Return the exit for a mistake that a restart does not cure; the unit does not restart after EX_CONFIG."""
+def _hopeless(error: Exception, status: int = EX_CONFIG) -> SystemExit:
+    """Return the exit for a cause that a restart does not cure; the unit does not restart after these exit statuses."""
     print(f"cloud-network-fetcher: {error}", file=sys.stderr)
-    return SystemExit(EX_CONFIG)
+    return SystemExit(status)
 
 
 if __name__ == "__main__":

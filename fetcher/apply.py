@@ -1,17 +1,18 @@
-"""Client of netagent: check a plan, apply it in groups of links, confirm each or roll it back.
+"""Client of netagent: check a plan, apply it link by link, confirm each link's change or roll it back.
 
-Links are independent where no address or rule moves between them. All secondary links are applied first and the link
-that carries the metadata connection and the default route last, so that a change which breaks something is rolled back
-without the others. If the group of the secondary links fails, each of them is applied alone.
+Links are independent where no address or rule moves between them, so a change which breaks something is rolled back
+alone. The order is LinkRole's: of the links in use, the one with the metadata connection and the default route is last.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 from cloud_network.fetcher.network.plan import COMMON, Plan, is_removal, link_of
@@ -47,6 +48,16 @@ from cloud_network.netagent.protocol import (
 
 _ANSWER_SECONDS = 30
 _TIMEVAL = struct.Struct("@ll")  # struct timeval
+
+
+def is_listening(path: str = protocol.SOCKET) -> bool:
+    """Return True if a process has netagent's socket: netagent, or systemd in its place.
+
+    A connection would make systemd start netagent, which ends when it is idle. A datagram socket gets none: connect(2)
+    fails with EPROTOTYPE if the socket has an owner (unix(7)), and with ECONNREFUSED if it has not.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        return probe.connect_ex(path) == errno.EPROTOTYPE
 
 
 class NetagentError(Exception):
@@ -196,11 +207,28 @@ def transact(
     return outcome, done
 
 
-# Groups of links
+# Links
 
 
-def components(plan: Plan, table_base: int, primary: Collection[int] = ()) -> list[Plan]:
-    """Split a plan by link, parts with a link of `primary` last.
+class LinkRole(IntEnum):
+    """The order in which links are changed.
+
+    A link's first address brings the route to its subnet into main. Connections of other links to hosts there follow
+    that route, to where the cloud drops them, unless their link's own table has the subnet by then. One packet is
+    enough for 3 s of silence: the kernel sends it again only when ARP has failed. So new links come after those in
+    use, and links that are given up before them.
+    """
+
+    GIVEN_UP = 0
+    SECONDARY = 1
+    PRIMARY = 2
+    NEW = 3
+
+
+def components(
+    plan: Plan, table_base: int, role: Callable[[Collection[int]], LinkRole] = lambda _: LinkRole.SECONDARY
+) -> list[Plan]:
+    """Split a plan by link, in the order of the `role` of each part's links.
 
     Links between which an address moves, or whose rules depend on each other's addresses, stay together. Rules of no
     link are added with the first part and removed with the last. The table of marks comes before everything, or, where
@@ -224,8 +252,7 @@ def components(plan: Plan, table_base: int, primary: Collection[int] = ()) -> li
             parts[find(link)].append(op)
     if not parts:
         return [tuple(common)] if common else []
-    last = {find(link) for link in links if link in primary}
-    split = [part for _, part in sorted(parts.items(), key=lambda item: item[0] in last)]
+    split = sorted(parts.values(), key=lambda part: role({link_of(op, table_base) for op in part}))
     removed = next((at for at, op in enumerate(plan) if isinstance(op, RuleRemove)), len(plan))
     last_table = [op for op in plan[removed:] if isinstance(op, ForwardedReplies)]
     first_table = [op for op in plan[:removed] if isinstance(op, ForwardedReplies)]
@@ -254,11 +281,3 @@ def _coupled(plan: Plan, table_base: int) -> Iterable[tuple[int, int]]:
             link = link_of(op, table_base)
             near = index.overlapping(Interval.of_network(op.selector))
             yield from ((link, each.link) for each in near if each.link != link)
-
-
-def groups(parts: Sequence[Plan], table_base: int, primary: Collection[int]) -> list[Plan]:
-    """Return the parts of secondary links together, and then those with a link of `primary`."""
-    first = [part for part in parts if not any(link_of(op, table_base) in primary for op in part)]
-    last = [part for part in parts if part not in first]
-    together = tuple(op for part in first for op in part)
-    return [group for group in (together, *last) if group]

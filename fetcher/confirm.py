@@ -80,8 +80,9 @@ def refusals_of(refusals: tuple[Refused, ...], ops: Plan) -> dict[Object, Reject
             found[LinkSettings(refused.link, None)] = Rejection(explain(refused), cause)
             continue
         rejected = _refused_object(refused, ops)
-        if rejected is not None:
-            found[rejected] = Rejection(explain(refused), cause, dependent=refused.depends_on is not None)
+        if rejected is None or (rejected in found and not found[rejected].dependent):
+            continue  # several routes by one gateway: the first refusal is the one to report
+        found[rejected] = Rejection(explain(refused), cause, dependent=refused.depends_on is not None)
     # What depends on something refused may be accepted once that has another form, or is left out by `desired`.
     return {each: rejection for each, rejection in found.items() if not rejection.dependent} or found
 

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from cloud_network.fetcher import config as configuration
 from cloud_network.fetcher import service
+from cloud_network.fetcher.apply import is_listening
 from cloud_network.fetcher.config import Config, Purge
 from cloud_network.fetcher.control import Control, FlushAnswer, flush_answer
 from cloud_network.fetcher.metadata.base import Provider, Waiting
@@ -105,7 +106,6 @@ class Daemon:
         self._pass_lock = asyncio.Lock()
         self._wake, self._reload = asyncio.Event(), asyncio.Event()
         self._stopping = False
-        self._succeeded = asyncio.Event()
         self._kernel_changed = True  # since the last comparison
         self._networkd = Networkd()
 
@@ -130,8 +130,9 @@ class Daemon:
         async with asyncio.TaskGroup() as tasks:
             background = [
                 tasks.create_task(each)
-                for each in (self._listen(), control.serve(), self._keep_alive(), self._become_ready(), self._reloads())
+                for each in (self._listen(), control.serve(), self._keep_alive(), self._reloads())
             ]
+            self._notifier.ready()  # the daemon runs; cloud-network-wait-online.service waits for the network
             await self._passes()
             for task in background:
                 task.cancel()
@@ -179,13 +180,11 @@ class Daemon:
             await asyncio.sleep(min(self._notifier.period, RENEWAL / 2))
 
     async def _renew(self) -> None:
+        listening = is_listening()
+        if listening and self._reporter.status["netagent"]["listening"] is False:
+            self._on_kernel_event()  # netagent is back: compare, and have it repair what is missing
+        self._reporter.record_netagent(listening)
         self._reporter.renew()
-
-    async def _become_ready(self) -> None:
-        """Tell systemd READY=1 after the first pass that succeeded, or after ReadyTimeout=."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._succeeded.wait(), self._config.ready_timeout)
-        self._notifier.ready()
 
     # Passes
 
@@ -258,8 +257,6 @@ class Daemon:
             self._schedule.read_for_links(snapshot.metadata, snapshot.actual)
         if report.missing:
             self._schedule.read_within(min(report.missing.values()))
-        if report.succeeded:
-            self._succeeded.set()
         self._notifier.status(self._reporter.summary(self._provider.client.endpoint))
         self._wake.set()  # a command or a reload may have moved the deadlines
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import partial
 
-from cloud_network.fetcher.apply import Netagent, NetagentError, Outcome, components, groups, transact
+from cloud_network.fetcher.apply import LinkRole, Netagent, NetagentError, Outcome, components, transact
 from cloud_network.fetcher.config import Config, ForwardedReplies
 from cloud_network.fetcher.confirm import SILENT, Confirmation, lessons_of, refusals_of
 from cloud_network.fetcher.conflicts import ConflictTracker
@@ -241,13 +242,14 @@ class Reconciler:
 
     def _apply(self, here: Comparison, ops: Plan, run: _Pass) -> Comparison:
         """Have netagent apply the plan, planning anew after each refusal. Returns the state afterwards."""
-        logger.info("applying %s", summary(ops))
         self._status(f"applying {summary(ops)}")
         try:
             with Netagent(self._socket) as agent:
                 for _ in range(MAX_ROUNDS):
                     here, checked = self._checked(agent, here)
-                    again = bool(checked) and self._apply_groups(agent, here, checked, run)
+                    if checked:
+                        logger.info("applying %s", summary(checked))
+                    again = bool(checked) and self._apply_links(agent, here, checked, run)
                     here = self._compare_again(here, agent)
                     if not again:
                         break
@@ -284,7 +286,7 @@ class Reconciler:
         if len(ops) <= MAX_OPS:
             return ops
         taken: list[Plan] = []
-        for part in components(ops, base, self._primary(here)):
+        for part in components(ops, base, partial(self._role, here)):
             if taken and sum(map(len, taken)) + len(part) > MAX_OPS:
                 break
             taken.append(part)
@@ -296,36 +298,29 @@ class Reconciler:
         silent = unresolved(new_gateways(ops, actual), here.wanted.addresses, actual)
         return dict.fromkeys(silent, SILENT)
 
-    def _apply_groups(self, agent: Netagent, here: Comparison, ops: Plan, run: _Pass) -> bool:
-        """Apply groups of links. Return True if the pass must plan anew: there is a lesson, or more to do."""
+    def _apply_links(self, agent: Netagent, here: Comparison, ops: Plan, run: _Pass) -> bool:
+        """Apply the plan link by link. Return True if the pass must plan anew: there is a lesson, or more to do."""
         base = self._config.route_table_base
         again = len(here.feasible) > MAX_OPS
-        primary = self._primary(here)
-        parts = components(ops, base, primary)
-        queue = groups(parts, base, primary)
-        while queue:
-            group = queue.pop(0)
-            check = Confirmation(self._provider, here, group, self._config)
-            outcome, done = transact(agent, group, self._config.confirm_timeout, check.broken)
+        for part in components(ops, base, partial(self._role, here)):
+            check = Confirmation(self._provider, here, part, self._config)
+            outcome, done = transact(agent, part, self._config.confirm_timeout, check.broken)
             run.attempts.append(Attempt.of(outcome))
-            self._count_confirmed(group[:done], run)
+            self._count_confirmed(part[:done], run)
             if outcome.verdict == Verdict.CONFIRMED:
                 continue
-            found = lessons_of(outcome, group[done:], check)
+            found = lessons_of(outcome, part[done:], check)
             if found:
                 self._memory.rejections.add(found)
-                again = True
             elif outcome.verdict == Verdict.ROLLED_BACK and check.is_cause:
-                several = [part for part in parts if set(part) <= set(group)]
-                if len(several) > 1:
-                    queue = [*several, *queue]
-                    continue
-                self._hold(group, check.reason or "")
-                again = True
+                self._hold(part, check.reason or "")
             else:
                 run.failure = f"{outcome.verdict}: {outcome.reason}"
-                break  # the other groups could not be confirmed either
-        return again and run.failure is None
+                return False  # the other links' changes could not be confirmed either
+            again = True
+            if any(link_of(op, base) == COMMON for op in part):
+                break  # the rules of the other links need the rules of no link, so plan these with another part
+        return again
 
     def _count_confirmed(self, ops: Plan, run: _Pass) -> None:
         if not ops:
@@ -337,18 +332,24 @@ class Reconciler:
         if self._agreed == (self._known, self._config):
             run.repaired += len(ops)
 
-    def _hold(self, group: Plan, reason: str) -> None:
-        """Leave the links of a change alone that broke something."""
+    def _hold(self, part: Plan, reason: str) -> None:
+        """Leave the links of a change alone that broke something; the rules of no link only if they were all of it."""
         base = self._config.route_table_base
-        for link in {link_of(op, base) for op in group} - {COMMON}:
-            self._memory.holds.hold(link, tuple(op for op in group if link_of(op, base) == link), reason)
+        links = {link_of(op, base) for op in part}
+        for link in links - {COMMON} or links:
+            self._memory.holds.hold(link, tuple(op for op in part if link_of(op, base) == link), reason)
 
-    def _primary(self, here: Comparison) -> set[int]:
-        """Return the links that carry the connection to the metadata server, and the primary interface's."""
+    def _role(self, here: Comparison, links: Collection[int]) -> LinkRole:
+        """Return the role of links that are changed together. The metadata's connection makes a link primary, too."""
         snapshot, egress = here.snapshot, self._provider.client.interface
-        first = managed(snapshot.instance, snapshot.matches, snapshot.config)[:1]
-        found = {link.ifindex for link in snapshot.actual.links if link.name == egress}
-        return found | {link.ifindex for _, link in first}
+        first = {link.ifindex for _, link in managed(snapshot.instance, snapshot.matches, snapshot.config)[:1]}
+        first |= {link.ifindex for link in snapshot.actual.links if link.name == egress}
+        if first & set(links):
+            return LinkRole.PRIMARY
+        if not {goal.settings.ifindex for goal in here.wanted.links} & set(links):
+            return LinkRole.GIVEN_UP
+        used = {ifindex for ifindex, address in snapshot.actual.addresses if not address.is_link_local}
+        return LinkRole.SECONDARY if used >= set(links) else LinkRole.NEW
 
     # Reporting
 
@@ -362,7 +363,7 @@ class Reconciler:
         retry_at = min(memory.conflicts.due, memory.rejections.due, memory.holds.due)
         if ops and not self._flushed and not read_first:
             retry_at = min(retry_at, memory.retry.due)
-        names = {link.ifindex: link.name for link in here.snapshot.actual.links}
+        names = {COMMON: "rules of no link"} | {link.ifindex: link.name for link in here.snapshot.actual.links}
         texts = [
             f"{names.get(link, link)}: {reason}; next try in {left:.0f} s" for link, (reason, left) in held.items()
         ]

@@ -22,10 +22,14 @@ from cloud_network.fetcher.status import RENEWAL, ConflictStatus, LastError, Sta
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["metadata", "netagent", "kernel", "config", "conflict"]
+Kind = Literal["metadata", "netagent", "kernel", "config", "detection", "conflict"]
 MAX_CONFLICTS = 1000
 MAX_NOTICES = 256
 """Listed in status.json, which stays below 4 MiB."""
+_NOT_LISTENING = (
+    "netagent is not running: nothing listens on its socket, and no difference is repaired. "
+    "See: systemctl status cloud-network-netagent.socket cloud-network-netagent"
+)
 _SHOWN = 5  # of a list that goes into one message
 _TIMES = ("at", "fetched_at", "attempted_at", "written_at", "since", "next_at", "metadata_seconds")
 _NO_NEWS = (*_TIMES, "renew_by", "compared_at", "run", "boot_id", "generation", "counters")
@@ -185,6 +189,19 @@ class Reporter:
             self._record_comparison(report.comparison, report)
         self._publish()
 
+    def record_netagent(self, listening: bool) -> None:
+        """Take in if netagent's socket has an owner. If it has none, that is an error until it has one again."""
+        if listening == self.status["netagent"]["listening"]:
+            return
+        self.status["netagent"]["listening"] = listening
+        self._conditions.set("netagent", self._not_listening)
+        self._publish()
+
+    @property
+    def _not_listening(self) -> Condition | None:
+        gone = self.status["netagent"]["listening"] is False
+        return Condition("netagent", _NOT_LISTENING, serious=True) if gone else None
+
     def renew(self) -> None:
         """Write status.json with a new time until which it holds."""
         self.status["written_at"], self.status["renew_by"] = rfc3339(), rfc3339(RENEWAL)
@@ -230,6 +247,7 @@ class Reporter:
 
     def _record_attempt(self, attempt: Attempt) -> None:
         self.status["netagent"] = {
+            "listening": self.status["netagent"]["listening"],
             "verdict": attempt.verdict,  # type: ignore[typeddict-item]  # netagent's words are the schema's
             "request": attempt.request,
             "at": rfc3339(),
@@ -242,7 +260,7 @@ class Reporter:
     def _record_comparison(self, found: Comparison, report: PassReport) -> None:
         snapshot, wanted = found.snapshot, found.wanted
         if report.netagent is not None or not report.netagent_pending:
-            self._conditions.set("netagent", report.netagent)
+            self._conditions.set("netagent", report.netagent or self._not_listening)
         self._conditions.set("config", _withheld_condition(wanted))
         self._conditions.set("conflict", _conflict_condition(report.open_conflicts))
         self._log_notices(wanted)

@@ -35,6 +35,12 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newli
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))  # syslog(3)
 
 
+def credentials_directory() -> Path | None:
+    """Return the directory with the unit's credentials (LoadCredential= of systemd.exec(5)), if there is one."""
+    path = os.environ.get("CREDENTIALS_DIRECTORY")
+    return Path(path) if path else None
+
+
 # Logging
 
 

@@ -279,13 +279,14 @@ class StateDirectory:
 
     def _read(self, parts: tuple[str, ...], limit: int) -> bytes | None:
         try:
-            with opened_below(self.path, parts) as descriptor, os.fdopen(os.dup(descriptor), "rb") as file:
-                content = file.read(limit + 1)
+            with opened_below(self.path, parts) as descriptor:
+                size = os.fstat(descriptor).st_size
+                content = os.read(descriptor, min(size, limit))
         except FileNotFoundError:
             return None
         except OSError as error:
             raise _unreadable("/".join((self.path, *parts)), error) from error
-        if len(content) > limit:
+        if size > limit:
             raise StateError(f"{'/'.join((self.path, *parts))}: larger than {limit} bytes")
         return content
 

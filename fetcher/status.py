@@ -49,7 +49,9 @@ class LinkStatus(TypedDict):
 
 
 class NetagentStatus(TypedDict):
-    """The last answer of netagent."""
+    """The last answer of netagent, and if it can be asked again."""
+
+    listening: bool | None  # netagent, or systemd in its place, has its socket; None: not looked yet
 
     verdict: Literal["none", "applied", "confirmed", "refused", "rolled back", "unreachable"]
     request: str | None
@@ -72,7 +74,7 @@ class LastError(TypedDict):
     """The last error; it may be over."""
 
     at: str
-    kind: Literal["metadata", "netagent", "kernel", "config", "conflict"]
+    kind: Literal["metadata", "netagent", "kernel", "config", "detection", "conflict"]
     message: str
 
 
@@ -134,7 +136,7 @@ def new_status(provider: str, run: str, boot_id: str) -> Status:
         "metadata_requests": 0,
         "metadata_seconds": 0.0,
         "counters": {"metadata_requests": 0, "metadata_errors": {}, "netagent_requests": {}, "drift_repaired": 0},
-        "netagent": {"verdict": "none", "request": None, "at": None, "reason": None, "ops": 0},
+        "netagent": {"listening": None, "verdict": "none", "request": None, "at": None, "reason": None, "ops": 0},
         "links": {},
         "unknown_macs": [],
         "notices": [],

@@ -138,6 +138,15 @@ def subnet_limit(subnet: IPNetwork, learned: Iterable[IPNetwork]) -> str | None:
     return f"{subnet} is wider than /{shortest}, the widest subnet that is accepted without DHCP or a router"
 
 
+def widened(network: IPNetwork, learned: Iterable[IPNetwork]) -> IPNetwork | None:
+    """Return a subnet that others gave to the link and that `network` would widen, or None.
+
+    Hosts outside the learned subnet are behind the gateway. A wider network on link would hand what the host sends
+    them to any neighbour that answers for their addresses.
+    """
+    return next((each for each in learned if not is_single(each) and each != network and contains(network, each)), None)
+
+
 def range_limit(network: IPNetwork, subnets: Iterable[IPNetwork]) -> str | None:
     """Return why a link may not claim a range of this size, or None. `subnets`: those of the link."""
     shortest = WIDEST_RANGE[network.version]

@@ -98,9 +98,9 @@ def check_claim(link: int, network: IPNetwork, shown: str, view: View) -> None:
     learned = view.learned[link]
     if not claims.within(network, (*claims.PRIVATE, *learned)):
         if network.version == 6 and not view.has_heard_router(link):
-            reason = f"{shown} is not private, and link {link} has received no IPv6 router advertisement yet"
+            reason = f"{shown} is not private, and {view.name(link)} has received no IPv6 router advertisement yet"
             raise Refusal(reason, allow=allow, code=Code.WAITING)
-        raise Refusal(f"{shown} is neither private nor of a network that link {link} learned", allow=allow)
+        raise Refusal(f"{shown} is neither private nor of a network that {view.name(link)} learned", allow=allow)
     if limit := claims.subnet_limit(network, learned):
         raise Refusal(limit, allow=allow)
     found = (route for _, route in view.host_routes.overlapping(network))
@@ -124,6 +124,20 @@ def check_nesting(link: int, network: IPNetwork, view: View) -> None:
         raise Refusal(f"{network} would take over a part of {other} of another link")
 
 
+def check_width(link: int, network: IPNetwork, view: View) -> None:
+    """Raise Refusal if a network on link would take hosts from the gateway of a link that has learned its subnets."""
+    learned = [each for each in view.learned[link] if each.version == network.version and not is_single(each)]
+    learned = [each for each in learned if not claims.is_link_local(each)]
+    allowed = claims.within(network, view.settings.allow_addresses)
+    if not learned or allowed or claims.within(network, learned):
+        return
+    allow = f'[Netagent] AllowAddresses="{network}"'
+    if subnet := claims.widened(network, learned):
+        raise Refusal(f"{network} is wider than {subnet}, which link {link} learned", allow=allow)
+    if taken := view.protected_inside(network, link):
+        raise Refusal(f"{network} covers {taken}, a gateway or resolver that is not on link {link}", allow=allow)
+
+
 def check_connected(link: int, network: IPNetwork, view: View) -> None:
     """Raise Refusal if the kernel would prefer the new connected route to that of another link in the same subnet."""
     for route in view.foreign_routes:
@@ -143,12 +157,14 @@ def check_address_add(op: AddressAdd, view: View) -> Undo:
     check_claim(op.link, network, shown, view)
     if not is_single(network):
         check_nesting(op.link, network, view)
+        check_width(op.link, network, view)
         if op.connected_route:
             check_connected(op.link, network, view)
     if use := view.protects(ip):
         raise Refusal(f"{ip} is {use}'s address" if use.startswith("a ") else f"{ip} is {use}")
-    if holders := view.holders(ip):
-        raise Refusal(f"link {holders[0]} has {ip} already")
+    holders = view.holders(ip)
+    if holders and not is_other_length(op, view):
+        raise Refusal(f"{view.name(holders[0])} has {ip} already")
     if (TABLE_LOCAL, single(ip)) in view.own_routes:
         raise Refusal(f"table local has a route of ours to {ip}; remove it first")
     near = [each for each in (network, *view.learned[op.link]) if ip in each]
@@ -160,11 +176,23 @@ def check_address_add(op: AddressAdd, view: View) -> Undo:
     return op.inverse()
 
 
+def is_other_length(op: AddressAdd, view: View) -> bool:
+    """Return True if the link, and no other, has the address already, from us alone and with other prefix lengths.
+
+    The kernel keeps an IPv4 address once for each length, so that its connected route can come or go without a moment
+    in which the host does not have the address.
+    """
+    ip, prefix = op.interface.ip, op.interface.network.prefixlen
+    there = [each for each in view.addresses_of(op.link) if each.ip == ip]
+    lengths = {each.prefix for each in there}
+    return ip.version == 4 and view.holders(ip) == [op.link] and prefix not in lengths and all(map(view.owns, there))
+
+
 def check_address_remove(op: AddressRemove, view: View) -> Undo:
     """Accept an address of ours that nothing of others depends on."""
     ip, network = op.interface.ip, op.interface.network
-    address = view.addresses.get((op.link, ip))
-    if address is None or address.prefix != network.prefixlen:
+    address = view.addresses.get((op.link, ip, network.prefixlen))
+    if address is None:
         raise Refusal(f"the link has no {op.interface}")
     if not view.owns(address):
         raise Refusal(f"{op.interface} is not ours to remove")
@@ -230,7 +258,7 @@ def check_local_range(op: RouteReplace, view: View) -> None:
     if limit := claims.range_limit(network, view.near[op.link]):
         raise Refusal(limit)
     if is_single(network) and (holders := view.holders(network.network_address)):
-        raise Refusal(f"link {holders[0]} has {network.network_address} already")
+        raise Refusal(f"{view.name(holders[0])} has {network.network_address} already")
     if not is_single(network):
         others = (other for _, other in view.subnets.overlapping(network) if other != op.link)
         if (other := next(others, None)) is not None:
@@ -251,6 +279,7 @@ def check_on_link(op: RouteReplace, view: View) -> None:
         return
     check_claim(op.link, network, str(network), view)
     check_nesting(op.link, network, view)
+    check_width(op.link, network, view)
     if any(holder == op.link for _, holder in view.held.overlapping(network)):
         return
     taken = view.held_elsewhere(op.link, network) or view.protected_inside(network, op.link)
@@ -262,7 +291,7 @@ def check_gateway(link: int, gateway: IPAddress, view: View) -> None:
     """Raise Refusal for a gateway that is not a router of the cloud on this link."""
     near = claims.is_link_local(single(gateway)) or claims.within(single(gateway), view.on_link(link))
     if not near:
-        raise Refusal(f"gateway {gateway} is not on link {link}")
+        raise Refusal(f"gateway {gateway} is not on {view.name(link)}")
     if view.holders(gateway):
         raise Refusal(f"gateway {gateway} is this host's own")
     if not view.is_router(link, gateway):
@@ -306,7 +335,7 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
         link = op.table - view.settings.table_base
         check_link(link, view)
         if not may_select(op, link, view):
-            raise Refusal(f"{op.selector} is no address or range of link {link}")
+            raise Refusal(f"{op.selector} is no address or range of {view.name(link)}")
     elif op.table != TABLE_MAIN or not op.suppress or op.to or op.local:
         raise Refusal("a rule without a source may only look up main with suppress_prefixlength 0")
     if rule_key(op) in view.rules:
@@ -351,7 +380,7 @@ def may_select(rule: RuleAdd, link: int, view: View) -> bool:
     """Return True if everything that the rule selects is the link's."""
     network = rule.selector
     if rule.to:
-        return is_single(network) and not rule.local and view.holders(network.network_address) == [link]
+        return is_single(network) and not rule.local and link in view.holders(network.network_address)
     if is_single(network):
         return is_source(network, link, view)
     if view.held_elsewhere(link, network) is not None:
@@ -369,12 +398,13 @@ def may_select(rule: RuleAdd, link: int, view: View) -> bool:
 def is_source(network: IPNetwork, link: int, view: View) -> bool:
     """Return True if one address is the link's: held by it, in a local range of it, or held by a link of no cloud.
 
-    An address of the cloud may sit on lo or a virtual link (a load balancer's, a container's): it is the link's if it
-    lies in a subnet that others gave to this link and to no other.
+    Another link may have the address, too: nothing that a client requests makes such a duplicate. An address of the
+    cloud may sit only on lo or a virtual link (a load balancer's, a container's): it is the link's if it lies in a
+    subnet of this link and of no other. Others gave the link that subnet; for lo and a dummy it may be one of ours.
     """
     ip = network.network_address
     holders = view.holders(ip)
-    if holders == [link]:
+    if link in holders:
         return True
     if not holders:
         given = [other for _, other in view.local_ranges.containing(network)]
@@ -382,7 +412,8 @@ def is_source(network: IPNetwork, link: int, view: View) -> bool:
     if any(view.is_cloud(holder) for holder in holders):
         return False
     around = {other for subnet, other in view.subnets.containing(network) if view.is_cloud(other)}
-    return around == {link} and claims.within(network, view.learned[link])
+    for_itself = all(view.is_service_link(holder) for holder in holders) and claims.within(network, claims.PRIVATE)
+    return around == {link} and claims.within(network, view.near[link] if for_itself else view.learned[link])
 
 
 def check_rule_remove(op: RuleRemove, view: View) -> Undo:

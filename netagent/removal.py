@@ -21,7 +21,10 @@ def foreign_dependents(address: Address, left: Iterable[Address], routes: Iterab
     """
     if address.ip.version == 6:
         return None  # the kernel removes only the connected route
-    last = not any(each.link == address.link and each.ip.version == 4 for each in left)
+    there = [each for each in left if each.link == address.link and each.ip.version == 4]
+    if any(each.ip == address.ip for each in there):
+        return None  # the address stays, with another prefix length
+    last = not there
     for route in routes:
         if is_derived(route) or route.destination.version == 6:
             continue

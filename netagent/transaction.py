@@ -7,6 +7,7 @@ they are still ours. What another program came to depend on stays, and is report
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -120,14 +121,17 @@ class Transaction:
         """Return what to do, and what must not be done because others depend on it now."""
         if not any(isinstance(op, AddressRemove | LinkDown) for op in ops):
             return list(ops), []
-        addresses = self._kernel.addresses()
-        foreign = [route for route in self._kernel.routes() if route.protocol != PROTOCOL]
+        state = self._read()
+        if state is None:  # without the kernel's answer nobody knows what depends on them
+            guarded = [op for op in ops if isinstance(op, AddressRemove | LinkDown)]
+            return [op for op in ops if op not in guarded], [_failure(op, None) for op in guarded]
+        addresses, foreign = state
         pending, remaining, left = list[Undo](), list[Remaining](), list(addresses)
         tagged = uses_ifa_proto(addresses)
         for op in ops:
             obstacle = None
             if isinstance(op, AddressRemove):
-                address = next((each for each in left if (each.link, each.ip) == (op.link, op.interface.ip)), None)
+                address = next((each for each in left if (each.link, each.interface) == (op.link, op.interface)), None)
                 if address is None or (tagged and address.protocol != PROTOCOL):
                     continue  # it is gone, or another program's now
                 left.remove(address)
@@ -139,6 +143,14 @@ class Transaction:
             else:
                 remaining.append(Remaining(op, f"{obstacle} depends on it and is not ours"))
         return pending, remaining
+
+    def _read(self) -> tuple[list[Address], list[Route]] | None:
+        """Return all addresses and the routes of others; None if the kernel does not answer."""
+        for _ in range(UNDO_ATTEMPTS):
+            with contextlib.suppress(OSError):
+                routes = self._kernel.routes()
+                return self._kernel.addresses(), [route for route in routes if route.protocol != PROTOCOL]
+        return None
 
     def remove(self, ops: Sequence[Operation]) -> tuple[list[int | None], list[Remaining]]:
         """Remove something of ours for good. Returns the errnos, and what could not be removed."""

@@ -83,7 +83,7 @@ class View:
     def __init__(self, snapshot: Snapshot, settings: Settings, known: Known) -> None:
         self.settings, self.known = settings, known
         self.links = {link.index: link for link in snapshot.links}
-        self.addresses: dict[tuple[int, IPAddress], Address] = {}
+        self.addresses: dict[tuple[int, IPAddress, int], Address] = {}  # by link, address and prefix length
         self.held: NetworkIndex[int] = NetworkIndex()  # each address of a link, as /32 or /128
         self.subnets: NetworkIndex[int] = NetworkIndex()  # networks of addresses and of on-link routes in main, by link
         self.learned: dict[int, set[IPNetwork]] = defaultdict(set)  # subnets that others gave to a link
@@ -186,6 +186,11 @@ class View:
             return False
         return found.kind is None or found.kind in self.settings.allow_kinds
 
+    def is_service_link(self, link: int) -> bool:
+        """Return True for links that carry addresses for this host alone: lo and dummies (kube-ipvs0 is one)."""
+        found = self.links[link]
+        return found.loopback or found.kind == "dummy"
+
     def name(self, link: int) -> str:
         """Return the name of a link, for messages."""
         return self.links[link].name if link in self.links else f"link {link}"
@@ -205,7 +210,7 @@ class View:
 
     def add_address(self, address: Address) -> None:
         """Count an address that is there, or that this request adds."""
-        self.addresses[address.link, address.ip] = address
+        self.addresses[address.link, address.ip, address.prefix] = address
         self.held.add(single(address.ip), address.link)
         self._own_count += self.owns(address)
         network = self.network_of(address)
@@ -214,7 +219,7 @@ class View:
 
     def remove_address(self, address: Address) -> None:
         """Forget an address that this request removes."""
-        del self.addresses[address.link, address.ip]
+        del self.addresses[address.link, address.ip, address.prefix]
         self.held.discard(single(address.ip), address.link)
         self._own_count -= self.owns(address)
         network = self.network_of(address)
@@ -234,7 +239,7 @@ class View:
 
     def holders(self, ip: IPAddress) -> list[int]:
         """Return the links that have this address."""
-        return [link for _, link in self.held.containing(single(ip))]
+        return list(dict.fromkeys(link for _, link in self.held.containing(single(ip))))
 
     def held_elsewhere(self, link: int, network: IPNetwork) -> IPAddress | None:
         """Return an address in `network` that another link has."""
@@ -259,7 +264,9 @@ class View:
 
     def is_router(self, link: int, gateway: IPAddress) -> bool:
         """Return True if this is a gateway of the cloud on the link. docs/policy.md lists the five ways to be one."""
-        if gateway in self.default_gateways[link] or (link, gateway) in self._routers:
+        if gateway in self.default_gateways[link]:
+            return True
+        if (link, gateway) in self._routers and is_link_local(single(gateway)):
             return True
         if claims.within(single(gateway), self.settings.allow_gateways):
             return True

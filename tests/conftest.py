@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -20,6 +21,11 @@ from tests.lab.privilege import UNSHARE, become_root, obstacle
 
 TESTS = Path(__file__).parent
 TIERS = ("unit", "system", "vm")
+
+# The edit loop (`make check`) tries few examples; `make test` asks for --hypothesis-profile=thorough.
+settings.register_profile("quick", max_examples=20, deadline=None)
+settings.register_profile("thorough", max_examples=300, deadline=None)
+settings.load_profile("quick")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,19 +51,47 @@ def only_unit_tests(config: pytest.Config) -> bool:
     return all(path.is_relative_to(TESTS / "unit") for path in paths)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with its tier, the first folder below tests/."""
+def is_root() -> bool:
+    """Return True for root of this machine, and not only of a user namespace."""
+    return os.geteuid() == 0 and Path("/proc/self/uid_map").read_text().split()[2] == "4294967295"
+
+
+def missing_tiers() -> dict[str, str]:
+    """Return the tiers that cannot run here, with the reason."""
+    if is_root():
+        return {}
+    missing = {"vm": "the tests in a virtual machine need root"}
+    if reason := obstacle():
+        missing["system"] = f"the lab needs root or a user namespace: {reason}"
+    return missing
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark each test with its tier, the first folder below tests/; leave out the tiers that cannot run here."""
+    missing = missing_tiers()
+    left_out = []
     for item in items:
         folder = item.path.relative_to(TESTS).parts[0]
         if folder in TIERS:
             item.add_marker(folder)
+        if folder in missing:
+            left_out.append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_report_header(config: pytest.Config) -> str:
     """Return a line that says how the lab runs."""
     if only_unit_tests(config):
         return "lab: not needed"
-    if reason := obstacle():
-        return f"lab: not available, {reason}"
-    inside = Path("/proc/self/uid_map").read_text().split()[2] != "4294967295"
-    return f"lab: in a user namespace ({UNSHARE[0]})" if inside else "lab: as root"
+    if "system" in missing_tiers():
+        return "lab: not available"
+    return f"lab: {'as root' if is_root() else f'in a user namespace ({UNSHARE[0]})'}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Name each tier that was left out, in one line."""
+    if not only_unit_tests(config):
+        for tier, reason in missing_tiers().items():
+            terminalreporter.write_line(f"NOT RUN tests/{tier}: {reason}")

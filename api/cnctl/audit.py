@@ -3,7 +3,8 @@
 A line's hash is the SHA-256 of everything before `,"hash"` in it, with the hash of the line before (`prev`); `seq`
 counts from 1. A line that was changed, removed or moved breaks the chain there. Lines removed at the end leave no trace
 in the file itself; the last change that the fetcher saw confirmed (status.json) must be among them, and the printed
-head can be compared with the last line in the journal.
+head can be compared with the last line in the journal. The oldest lines go by rotation, so the number and the time of
+the first line that is still there are printed, too.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def show(log: Path, last: int, as_json: bool) -> Exit:
 
 
 def verify(log: Path, source: Source, as_json: bool) -> Exit:
-    """Check every line, and print the head of the chain or the place where it is broken."""
+    """Check every line, and print both ends of the chain or the place where it is broken."""
     try:
         result = _verify(log, _last_confirmed(source))
     except Broken as broken:
@@ -69,6 +70,8 @@ def verify(log: Path, source: Source, as_json: bool) -> Exit:
     else:
         lines = output.count(result["lines"], "line")
         print(f"OK: {lines}, the last is {result['sequence']}, head {result['head'] or '-'}")
+        if result["lines"]:
+            print(f"the first line still there is {result['first']}, of {safe(str(result['since']))}")
     return Exit.OK
 
 
@@ -115,18 +118,22 @@ def _last_confirmed(source: Source) -> str | None:
 
 def _verify(log: Path, confirmed: str | None) -> dict[str, Any]:
     previous, sequence, count, where, seen = "", 0, 0, str(log), False
+    first: int | None = None
+    since: str | None = None
     for line in _lines(log):
         where = f"{line.path}:{line.number}"
         entry = _checked(line, where)
         if count and (entry["prev"], entry["seq"]) != (previous, sequence + 1):
             reason = f"line {entry['seq']} follows line {sequence}: lines were removed, added or moved before it"
             raise Broken(where, reason)
+        if not count:
+            first, since = entry["seq"], entry.get("time")
         previous, sequence, count = entry["hash"], entry["seq"], count + 1
         seen = seen or (entry.get("verdict"), entry.get("id")) == ("confirmed", confirmed)
     if confirmed is not None and not seen:
         reason = f"line {sequence} is the last, and the confirmation of {confirmed} is missing: lines were removed"
         raise Broken(where, reason)
-    return {"ok": True, "lines": count, "sequence": sequence, "head": previous}
+    return {"ok": True, "lines": count, "sequence": sequence, "head": previous, "first": first, "since": since}
 
 
 def _checked(line: Line, where: str) -> dict[str, Any]:

@@ -21,6 +21,15 @@ from cloud_network.fetcher.status import LinkStatus
 REPAIR = "sudo cnctl refresh"
 EXAMPLE_CLIENT = {4: "192.0.2.1", 6: "2001:db8::1"}
 """A client in the documentation prefixes (RFC 5737, RFC 3849), if none is given."""
+CLOUD_CLIENTS = {
+    "azure": ("168.63.129.16", "169.254.169.254"),
+    "gcp": ("35.191.0.1", "130.211.0.1", "169.254.169.254"),
+}
+"""Sources of the cloud's own: load balancers' health probes and the metadata server.
+
+https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16,
+https://cloud.google.com/load-balancing/docs/health-check-concepts (35.191.0.0/16, 130.211.0.0/22)
+"""
 MIN_MTU = {4: 576, 6: 1280}
 """RFC 791: the datagram that every host must accept; RFC 8200: the smallest MTU of IPv6."""
 RESOLVED = {"REACHABLE", "STALE", "DELAY", "PROBE", "PERMANENT", "NOARP"}
@@ -40,12 +49,14 @@ class Broken(Exception):
 class Case:
     """One address, the client that wants to reach it, and the link that the metadata gives it to."""
 
-    def __init__(self, address: str, client: str | None, link: LinkStatus, delegated: str | None = None):
+    def __init__(self, address: str, client: str | None, link: LinkStatus, provider: str, delegated: str | None = None):
         self.address, self.link, self.dev = address, link, link["name"]
         self.version = ipaddress.ip_address(address).version
         self.bits = 32 if self.version == 4 else 128
         self.flag = f"-{self.version}"
         self.client = client or EXAMPLE_CLIENT[self.version]
+        cloud = CLOUD_CLIENTS.get(provider, ()) if client is None and self.version == 4 else ()
+        self.clients = (self.client, *cloud)
         self.delegated = delegated  # the range that the address is one of, where it is
         self.gateways: list[str] = []  # of the default route that replies take
 
@@ -147,19 +158,20 @@ def table(case: Case) -> str:
     case.gateways = [route["gateway"] for route in defaults if "gateway" in route]
     if _is_strict(case):  # then rp_filter looks at the way back, and drops the packet before there is a reply
         return f"table {name}: default by {case.dev}"
-    _way_back(case)
-    return f"table {name}: default by {case.dev}, and replies to {case.client} leave there"
+    for client in case.clients:
+        _way_back(case, client)
+    return f"table {name}: default by {case.dev}, and replies to {', '.join(case.clients)} leave there"
 
 
-def _way_back(case: Case) -> None:
+def _way_back(case: Case, client: str) -> None:
     if case.delegated and not _ip(f"ip {case.flag} address show to {case.address}") and not _is_local(case.address):
         return  # containers have it: where their replies go, this host's own routing does not show
-    look = f"ip {case.flag} route get {case.client} from {case.address}"
-    route = _ip(look, missing=f"no route leads from {case.address} to {case.client}")[0]
+    look = f"ip {case.flag} route get {client} from {case.address}"
+    route = _ip(look, missing=f"no route leads from {case.address} to {client}")[0]
     if route.get("dev") != case.dev:
         by = f"{route.get('dev')} (table {route.get('table', 'main')})"
         do = "find the rule or the more specific route that decides this: ip rule show; ip route show table main"
-        raise Broken(f"replies to {case.client} leave by {by}, not by {case.dev}", look, do)
+        raise Broken(f"replies to {client} leave by {by}, not by {case.dev}", look, do)
 
 
 def _is_local(address: str) -> bool:

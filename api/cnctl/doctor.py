@@ -33,6 +33,7 @@ STEPS = (
 )
 OUTSIDE = "Nothing is wrong on this host. What is left: the cloud's firewall rules and routes, the client, the service."
 LOG = "journalctl -u cloud-network-fetcher"
+NETAGENT_LOG = "journalctl -u cloud-network-netagent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,10 @@ def _host(claim: Claim, status: Status) -> Iterator[Step]:
         yield Step("fetcher", True, "running")
     yield _metadata(claim, status)
     netagent = status["netagent"]
-    if netagent["verdict"] in ("refused", "rolled back", "unreachable"):
+    if netagent["listening"] is False:
+        look = "systemctl status cloud-network-netagent.socket cloud-network-netagent"
+        yield Step("netagent", False, "not running: nothing listens on its socket", look, NETAGENT_LOG)
+    elif netagent["verdict"] in ("refused", "rolled back", "unreachable"):
         yield Step("netagent", False, f"{netagent['verdict']}: {netagent['reason']}", "cnctl audit", "cnctl plan")
     else:
         yield Step("netagent", True, f"last verdict: {netagent['verdict']}")
@@ -93,7 +97,7 @@ def _host(claim: Claim, status: Status) -> Iterator[Step]:
         yield Step("conflict", False, conflict["object"], "cnctl status", "see docs/coexistence.md")
     for link in links(status):
         if link["state"] != "excluded":
-            yield _link(link)
+            yield _link(link, status["provider"])
 
 
 def _metadata(claim: Claim, status: Status) -> Step:
@@ -105,11 +109,11 @@ def _metadata(claim: Claim, status: Status) -> Step:
     return Step("metadata", True, f"{status['provider']}, read {_read(status)}")
 
 
-def _link(link: LinkStatus) -> Step:
+def _link(link: LinkStatus, provider: str) -> Step:
     name = link["name"]
     if not link["addresses"]:
         return Step(name, link["state"] == "ok", "the metadata gives it no address")
-    case = Case(link["addresses"][0]["address"], None, link)
+    case = Case(link["addresses"][0]["address"], None, link, provider)
     try:
         for _, check in STEPS:
             check(case)
@@ -128,7 +132,7 @@ def _steps(claim: Claim, status: Status, address: str, client: str | None) -> li
         part = f", in {delegated}," if delegated else ""
         found = f"{status['provider']} gives it{part} to {link['name']} ({link['mac']}); read {_read(status)}"
         steps.append(Step("metadata", True, found))
-        case = Case(address, client, link, delegated)
+        case = Case(address, client, link, status["provider"], delegated)
         for name, check in STEPS:
             steps.append(Step(name, True, check(case)))
     except Broken as broken:

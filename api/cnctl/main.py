@@ -44,6 +44,7 @@ Examples:
   sudo cnctl plan                      the changes that are missing; makes none
   sudo cnctl refresh                   read the metadata now, and repair differences
   sudo cnctl flush                     remove everything that cloud-network added
+  cnctl wait --timeout 30              in a script: until the network is configured
   . <(cnctl completion bash)           completion for this shell
 
 \b
@@ -274,6 +275,22 @@ def flush_command(options: Options) -> None:
     from cloud_network.api.cnctl import control
 
     execute(options, lambda: control.flush(options.state, options.json))
+
+
+@cli.command("wait", short_help="Wait until the network is configured.")
+@click.option(
+    "--timeout", type=click.FloatRange(0, 1e6), metavar="SECONDS", help="At most. [ReadyTimeout= of the configuration]"
+)
+@common
+def wait_command(options: Options, timeout: float | None) -> None:
+    """Wait until the network is configured for the first time since the fetcher started.
+
+    Exit code 0: it is; 1: not in time; 3: no supported cloud is detected. Units that need every address of the instance
+    order themselves after cloud-network-wait-online.service, which runs this command.
+    """
+    from cloud_network.api.cnctl import wait
+
+    execute(options, lambda: wait.run(timeout, options.config, options.state))
 
 
 @cli.command("completion")

@@ -106,6 +106,8 @@ def _facts(status: Status, now: float) -> Iterator[Row]:
         text = f"{netagent['verdict']}, {count(netagent['ops'], 'change')}"
     if netagent["at"]:
         text += f", {_since(netagent['at'], now)}"
+    if netagent["listening"] is False:
+        text = f"not running; last answer: {text}"
     yield "Netagent", text + (f": {netagent['reason']}" if netagent["reason"] else "")
     for notice in status["notices"]:
         yield "Notice", notice

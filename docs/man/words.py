@@ -7,8 +7,8 @@ KEYS = {
     "warn is warning.",
     "LogFormat": "text is one logfmt line for each event, json one object.",
     "RefreshTimer": "Time between two reads of the metadata. Changes that the cloud announces are read at once.",
-    "ReadyTimeout": "Time after which the service reports to systemd that it is up although the metadata has not been "
-    "read, so that units ordered after it start. The network is configured when the metadata arrives.",
+    "ReadyTimeout": "Longest time for which `cnctl wait` and so cloud-network-wait-online.service wait until the "
+    "network is configured. The network is configured when the metadata arrives, however late.",
     "Listen": "Address and port of the REST server. Any address but loopback shows this host's network to others.",
     "Supplementary": "Links that get a table and rules of their own even if the instance has only one interface.",
     "Provider": "The cloud of this instance; auto detects it from the firmware.",

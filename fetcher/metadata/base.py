@@ -10,12 +10,13 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from cloud_network.fetcher.metadata.document import Node, parse_json
 from cloud_network.fetcher.metadata.http import Client, Response
-from cloud_network.fetcher.metadata.model import Instance, MetadataError, bounded
+from cloud_network.fetcher.metadata.model import Instance, MetadataError, Problem, bounded
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +42,13 @@ class Provider(ABC):
         Returns what was understood, within the bounds of `model`; `problems` names the rest. Raises MetadataError if
         the server did not answer in time, or the answer is not this cloud's document.
         """
+        self.client.unbounded = ""
         with self.client.until(deadline):
-            return bounded(self.read())
+            found = bounded(self.read())
+        if not self.client.unbounded:
+            return found
+        text = f"{self.client.unbounded}: the answer has no length and may have been cut off"
+        return replace(found, missing=(*found.missing, Problem("", text)))
 
     @abstractmethod
     def read(self) -> Instance:

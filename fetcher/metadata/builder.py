@@ -67,6 +67,19 @@ class InterfaceBuilder:
     document: Mapping[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    def expect(self, node: Node, *keys: str) -> None:
+        """Note those keys, always given by the cloud, that are missing or empty: then absence proves nothing."""
+        self.missing += [f"{path}: missing" for path in node.lacks(*keys)]
+
+    def expect_entries(self, node: Node, *keys: str) -> None:
+        """Note those keys that are missing or have no entry, where the cloud always gives at least one."""
+        self.missing += [f"{path}: missing or empty" for path in node.lacks(*keys, or_empty=True)]
+
+    def expect_no_null(self, node: Node, *keys: str) -> None:
+        """Note those keys that are null, where the cloud omits what an interface does not have."""
+        self.missing += [f"{path}: null" for path in node.nulls(*keys)]
 
     @contextmanager
     def part(self) -> Iterator[None]:
@@ -200,6 +213,15 @@ class InstanceBuilder:
         self.problems: list[Problem] = []
         self.notices: list[str] = []
         self.left_alone: set[str] = set()  # MACs of interfaces that a notice is about
+        self.missing: list[Problem] = []
+
+    def expect(self, node: Node, *keys: str) -> None:
+        """Note those keys, always given by the cloud, that are missing or empty: then no interface is proven gone."""
+        self.missing += [Problem("", f"{path}: missing") for path in node.lacks(*keys)]
+
+    def expect_entries(self, node: Node, *keys: str) -> None:
+        """Note those keys that are missing or have no entry, where the cloud always gives at least one."""
+        self.missing += [Problem("", f"{path}: missing or empty") for path in node.lacks(*keys, or_empty=True)]
 
     def start(self, mac: str, path: str) -> InterfaceBuilder | None:
         """Return the builder of an interface; None if its MAC was there already, or there are too many."""
@@ -232,6 +254,7 @@ class InstanceBuilder:
         if more > 0:
             shown.append(f"{builder.path}: and {more} more")
         self.problems += [Problem(builder.mac, text) for text in shown]
+        self.missing += [Problem(builder.mac, text) for text in builder.missing[:_MAX_REPORTED]]
         if builder.notices:
             self.notices += builder.notices[:_MAX_REPORTED]
             self.left_alone.add(builder.mac)
@@ -274,6 +297,7 @@ class InstanceBuilder:
             tuple(self.interfaces),
             tuple(self.problems),
             tuple(self.notices),
+            tuple(self.missing),
             frozenset(self.left_alone),
             system,
         )

@@ -22,6 +22,8 @@ _FIELDS = (
     "chassis_vendor", "chassis_asset_tag",
 )  # fmt: skip
 _FILES = {"hypervisor_uuid": "sys/hypervisor/uuid", "kernel_command_line": "proc/cmdline"}
+# Files that the sandbox hides or that only root may read: the unit passes them by LoadCredential=.
+_CREDENTIALS = ("kernel_command_line", "product_uuid", "product_serial")
 _MARKS = {"/etc/vultr": "etc/vultr", "/run/scaleway": "run/scaleway"}
 _LONGEST_SHOWN = 60  # characters of a value in an error
 
@@ -30,7 +32,11 @@ Firmware = Mapping[str, str]
 
 
 class DetectionError(Exception):
-    """No cloud fits, or more than one. The text says what was seen and what to set."""
+    """More than one cloud fits, or none. The text says what was seen and what to set."""
+
+
+class NoCloudError(DetectionError):
+    """No supported cloud is detected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +140,19 @@ CLOUDS: Mapping[str, Cloud] = MappingProxyType(
 """Module of `providers` -> how to tell the cloud."""
 
 
-def read_firmware(root: Path = Path("/")) -> Firmware:
-    """Return what this process may read of the host's firmware and marks."""
-    paths = {name: DMI / name for name in _FIELDS} | {name: Path(path) for name, path in _FILES.items()}
+def read_firmware(root: Path = Path("/"), credentials: Path | None = None) -> Firmware:
+    """Return what this process may read of the host's firmware and marks.
+
+    `credentials` is the directory of systemd's credentials ($CREDENTIALS_DIRECTORY of systemd.exec(5)): the unit passes
+    the files that the fetcher itself may not read, and "unknown" for those that the host does not have.
+    """
+    paths = {name: root / DMI / name for name in _FIELDS} | {name: root / path for name, path in _FILES.items()}
+    if credentials:
+        paths |= {name: credentials / name for name in _CREDENTIALS if (credentials / name).exists()}
     found = {}
     for name, path in paths.items():
         try:
-            found[name] = (root / path).read_text(errors="replace").strip()
+            found[name] = path.read_text(errors="replace").strip()
         except OSError:
             continue
     return found | {name: "" for name, path in _MARKS.items() if (root / path).is_dir()}
@@ -161,9 +173,10 @@ def detect(choice: Choice, firmware: Firmware) -> Provider:
     seen = ", ".join(fields) or f"the firmware (/{DMI} has none of its fields)"
     if asked:
         seen += f" and by the signs of the metadata servers of {', '.join(asked)}"
-    which = "more than one cloud: " + ", ".join(fitting) if fitting else "no known cloud"
-    known = ", ".join(sorted(CLOUDS))
-    raise DetectionError(f"{which} by {seen}. Set [Network] Provider= in the configuration; supported: {known}")
+    advice = f"Set [Network] Provider= to override; supported: {', '.join(sorted(CLOUDS))}"
+    if fitting:
+        raise DetectionError(f"more than one cloud detected ({', '.join(fitting)}) by {seen}. {advice}")
+    raise NoCloudError(f"no supported cloud detected by {seen}. {advice}")
 
 
 def _is_recognised(name: str) -> bool:

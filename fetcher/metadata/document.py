@@ -50,6 +50,17 @@ class Node:
         found = self.find(key)
         return None if found is None or found.value in ("", "<null>") else found
 
+    def lacks(self, *keys: str, or_empty: bool = False) -> list[str]:
+        """Return the paths of those keys that are missing, null, an empty text or, with `or_empty`, an empty list."""
+        absent: tuple[object, ...] = (None, "", [], {}) if or_empty else (None, "")
+        value = self.value if isinstance(self.value, dict) else {}
+        return [self._below(key) for key in keys if value.get(key) in absent]
+
+    def nulls(self, *keys: str) -> list[str]:
+        """Return the paths of those keys that are there with a null."""
+        value = self.value if isinstance(self.value, dict) else {}
+        return [self._below(key) for key in keys if value.get(key, "") is None]
+
     def pick(self, *keys: str) -> dict[str, Any]:
         """Return the values under these keys unchecked: facts that are only shown."""
         value = self.value if isinstance(self.value, dict) else {}
@@ -108,12 +119,24 @@ class Node:
             raise invalid(self.path, self.value, f"a mask of an IPv{version} subnet")
         return ones
 
+    def mask(self) -> int:
+        """Return the length of an IPv4 subnet mask such as 255.255.255.0; a bare number is a mask that was cut off."""
+        if "." not in self.text():
+            raise invalid(self.path, self.value, "a subnet mask")
+        return self.length(4)
+
     def network(self, version: int | None = None) -> IPNetwork:
         """Return a prefix such as 10.0.1.0/24; a single address is its own."""
         network = parse_network(self.path, self.text())
         if version is not None and network.version != version:
             raise invalid(self.path, self.value, f"an IPv{version} prefix")
         return network
+
+    def block(self, version: int | None = None) -> IPNetwork:
+        """Return a prefix whose length is written behind it."""
+        if "/" not in self.text():
+            raise invalid(self.path, self.value, "a prefix such as 10.0.1.0/24")
+        return self.network(version)
 
     def split_length(self) -> tuple[Node, Node | None]:
         """Return an address and the prefix length written behind it (10.0.0.2/24), or None."""

@@ -143,6 +143,7 @@ class Client:
         self._endpoints = deque(endpoints)
         self.kinds: tuple[str, ...] = ()  # link kinds that count as the cloud's besides plain ones: AllowKinds=
         self.requests = 0
+        self.unbounded = ""  # path of an answer whose end is that of its connection: it may have been cut off
         self.interface = ""  # by which the server was reached last; "": not bound to an interface
         self._until = math.inf  # time.monotonic() at which all requests end
         self._session: requests.Session | None = None
@@ -241,6 +242,9 @@ class Client:
                 )  # fmt: skip
                 with answer:
                     body = _read_body(answer, url, expired)
+                chunked = "chunked" in answer.headers.get("transfer-encoding", "")
+                if not chunked and "content-length" not in answer.headers:
+                    self.unbounded = path
         except MetadataError:
             self.close()
             raise

@@ -92,6 +92,7 @@ class Instance:
     interfaces: tuple[Interface, ...]
     problems: tuple[Problem, ...] = ()
     notices: tuple[str, ...] = ()  # understood and not configured; no error
+    missing: tuple[Problem, ...] = ()  # parts that the cloud always gives; reported once something is kept for them
     left_alone: frozenset[str] = frozenset()  # MACs that a notice is about, or that were merged as unproven
     system: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
     identity: Mapping[str, bytes] = field(default_factory=dict, hash=False, compare=False)
@@ -101,16 +102,16 @@ class Instance:
     def unproven(self) -> frozenset[str]:
         """The MACs of interfaces that may have more than is listed: nothing of theirs may be removed.
 
-        These are the interfaces with a problem or a notice, and those without any address that are not left to DHCP:
-        an unexpected empty list proves nothing.
+        These are the interfaces with a problem, a notice or a missing part, and those without any address that are not
+        left to DHCP: an unexpected empty list proves nothing.
         """
         empty = {each.mac for each in self.interfaces if not each.addresses and not each.dhcp}
-        return self.left_alone | {problem.mac for problem in self.problems if problem.mac} | empty
+        return self.left_alone | {each.mac for each in (*self.problems, *self.missing) if each.mac} | empty
 
     @property
     def may_remove(self) -> bool:
         """True if whatever is not listed is no longer there, except on interfaces that are `unproven`."""
-        return not self.stale and not self.problems
+        return not self.stale and not self.problems and all(each.mac for each in self.missing)
 
     @property
     def complete(self) -> bool:
@@ -123,7 +124,7 @@ class Instance:
             return self
         listed = {each.mac for each in self.interfaces}
         kept = [each for each in before.interfaces if each.mac not in listed]
-        if not self.stale and all(problem.mac for problem in self.problems):
+        if not self.stale and all(each.mac for each in (*self.problems, *self.missing)):
             kept = [each for each in kept if each.mac in self.unproven]
         known = {each.mac: each for each in before.interfaces}
         taken = {address.ip for each in self.interfaces for address in each.addresses}
@@ -131,8 +132,15 @@ class Instance:
             _merged(each, known[each.mac], taken) if each.mac in self.unproven and each.mac in known else each
             for each in self.interfaces
         ]
-        # What was merged no longer shows that it is unproven, and would count as proof of absence.
-        return replace(self, interfaces=(*merged, *kept), left_alone=self.left_alone | self.unproven)
+        changed = {each.mac for each in (*merged, *kept) if each not in self.interfaces}
+        reasons = [each.text for each in self.missing if each.mac in changed or (not each.mac and kept)]
+        return replace(
+            self,
+            interfaces=(*merged, *kept),
+            notices=(*self.notices, *(f"{reason}; what was known before is kept" for reason in reasons)),
+            # What was merged no longer shows that it is unproven, and would count as proof of absence.
+            left_alone=self.left_alone | self.unproven,
+        )
 
 
 def _merged(now: Interface, before: Interface, taken: set[IPAddress]) -> Interface:
@@ -221,5 +229,7 @@ def place(path: str, address: IPAddress, subnets: tuple[IPNetwork, ...]) -> IPIn
             ends = (subnet.network_address, subnet.broadcast_address)
             if subnet.version == 4 and subnet.prefixlen < 31 and address in ends:
                 raise invalid(path, str(address), f"a host's: it is the network's or broadcast address of {subnet}")
+            if subnet.version == 6 and subnet.prefixlen < 127 and address == subnet.network_address:
+                raise invalid(path, str(address), f"a host's: it is the anycast address of {subnet} (RFC 4291)")
             return make((int(address), subnet.prefixlen))
     raise invalid(path, str(address), "inside " + (" or ".join(map(str, subnets)) or "any subnet of its interface"))

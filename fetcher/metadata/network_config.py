@@ -12,12 +12,16 @@ from cloud_network.fetcher.metadata.document import Node
 from cloud_network.fetcher.metadata.model import MetadataError, invalid
 
 _NOT_LINKS = ("nameserver", "route")  # entries of other types that say nothing of an interface
+_WITHOUT_ADDRESS = ("dhcp", "ipv6_", "manual")
 _ALIAS = re.compile(r".+:\d+")
 
 
 def physical(config: Node | None, builder: InstanceBuilder) -> tuple[list[Node], dict[int, list[Node]]]:
     """Return the physical interfaces, and the aliases of each by its position. Other kinds of links are a notice."""
     entries = list[Node]()
+    if config:
+        builder.expect(config, "version")
+        builder.expect_entries(config, "config")
     for entry in config.items("config") if config else []:
         try:
             kind = entry.at("type").text()
@@ -57,6 +61,7 @@ def fill(entry: Node, aliases: list[Node], builder: InterfaceBuilder) -> None:
     with builder.part():
         builder.set_mtu(entry.find("mtu"))
     for each in (entry, *aliases):
+        builder.expect_entries(each, "subnets")
         with builder.part():
             for subnet in each.items("subnets"):
                 with builder.part():
@@ -66,11 +71,14 @@ def fill(entry: Node, aliases: list[Node], builder: InterfaceBuilder) -> None:
 def _fill_subnet(subnet: Node, builder: InterfaceBuilder) -> None:
     written = subnet.given("address")
     if written is None:
+        if not str(subnet.pick("type").get("type")).startswith(_WITHOUT_ADDRESS):
+            builder.expect(subnet, "address")
         return
     address, length = written.split_length()
     version = address.address().version
     if length is None:
         length = subnet.given("netmask")
+        builder.expect(subnet, "netmask")
     bits = length.length(version) if length else None
     block = Node(f"{address.text()}/{bits}", written.path).network() if bits is not None else None
     if version == 6 and block and bits != 128 and block.network_address == address.address():
@@ -96,6 +104,7 @@ def add_route(route: Node, builder: InterfaceBuilder) -> None:
     network, length = destination.split_length()
     length = length or route.given("netmask") or route.at("prefix")
     if gateway is None:
+        builder.expect(route, "gateway")
         return
     version = 6 if ":" in network.text() else 4
     bits = length.length(version)

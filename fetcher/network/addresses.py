@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cloud_network.fetcher.config import Config, Prefixes
 from cloud_network.fetcher.metadata.model import Instance, Interface, IPAddress, IPInterface, IPNetwork
@@ -13,6 +13,7 @@ from cloud_network.fetcher.network.objects import (
     Actual,
     Address,
     Cause,
+    KernelAddress,
     Link,
     Rejection,
     Rejections,
@@ -55,6 +56,13 @@ class Host:
     def has(self, link: Link, address: IPAddress) -> bool:
         """Return True if the link has the address."""
         return (link.ifindex, address) in self.actual.addresses
+
+    def entries(self, link: Link, address: IPAddress) -> list[KernelAddress]:
+        """Return the address as the link has it: seldom more than once, with several prefix lengths."""
+        first = self.actual.addresses.get((link.ifindex, address))
+        if first is None:
+            return []
+        return [first, *(each for each in self.actual.further if each.place == first.place)]
 
     def rejection(self, wanted: Route | Rule) -> Rejection | None:
         """Return the reason why a route or rule cannot be made. What is there stays."""
@@ -144,7 +152,9 @@ def _take_addresses(
                 notices.append(f"{address} of {link.name} is on {holder.name}; its replies leave by {link.name}")
                 usable.sources.append(address)
             else:
-                withheld.append(Withheld(f"{address} of {link.name}: {holder.name} has {address}"))
+                key = f'[Network] ExcludeAddresses="{address}"'
+                text = f"{address} of {link.name}: {holder.name} has {address}; remove it there, or set {key}"
+                withheld.append(Withheld(text))
             continue
         subnet = int(whole.network.network_address), whole.network.prefixlen
         carries = address.version == 4 and not usable.interface.routed and subnet not in carried
@@ -164,21 +174,31 @@ def _form(
     whole: IPInterface, link: Link, carries: bool, networks: Sequence[Interval], host: Host
 ) -> Address | Rejection:
     """Return the address as the kernel must have it, or the reason why it cannot."""
-    plain = Address(link.ifindex, whole.ip, whole.max_prefixlen, connected=False)
-    if not carries:
-        rejection = None if host.has(link, whole.ip) else host.rejections.get(plain)
-        return rejection or plain
-    full = Address(link.ifindex, whole.ip, whole.network.prefixlen, not _is_shared(link, whole.network, networks, host))
-    rejection = None if host.has(link, whole.ip) else host.rejections.get(full)
-    if rejection is None or rejection.cause is Cause.CONFLICT:
-        return rejection or full
+    entries = host.entries(link, whole.ip)
+    form = plain = Address(link.ifindex, whole.ip, whole.max_prefixlen, connected=False)
+    if carries:
+        connected = Address(link.ifindex, whole.ip, whole.network.prefixlen, connected=True)
+        has_route = any(each.address == connected for each in entries)
+        form = replace(connected, connected=not _is_shared(link, whole.network, networks, host, has_route=has_route))
+    there = any(not each.owned or each.address == form for each in entries)
+    rejection = None if there else host.rejections.get(form)
+    if rejection is None:
+        return form
+    if entries:  # it stays in the form that it has
+        return entries[0].address
+    if form == plain or rejection.cause is Cause.CONFLICT:
+        return rejection
     return host.rejections.get(plain) or plain
 
 
-def _is_shared(link: Link, network: IPNetwork, networks: Iterable[Interval], host: Host) -> bool:
-    """Return True if another link has or gets a part of the network: a connected route must not shadow it."""
+def _is_shared(link: Link, network: IPNetwork, networks: Iterable[Interval], host: Host, *, has_route: bool) -> bool:
+    """Return True if another link has or gets a part of the network: a connected route must not shadow it.
+
+    A connected route that is there outlives an address of another program that comes later.
+    """
     span = Interval.of_network(network)
-    near = (*host.networks.overlapping(span), *(each for each in networks if each.overlaps(span)))
+    foreign = () if has_route else host.networks.overlapping(span)
+    near = (*foreign, *(each for each in networks if each.overlaps(span)))
     return any(each.link != link.ifindex for each in near)
 
 

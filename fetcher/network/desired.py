@@ -1,9 +1,9 @@
 """Instance, configuration and the host's state -> what the kernel must hold. Pure.
 
 A link's table T = RouteTableBase + ifindex holds the link's own subnets on link, the metadata's further routes by the
-gateways that they name, every sibling's subnets by this link's gateway, and a default route. Without the siblings'
-subnets a neighbour in one subnet could not reach an address in another: the reply would take the connected route of the
-neighbour's subnet, with a source that the cloud drops there.
+gateways that they name, every sibling's subnets and what DHCP routes by a sibling by this link's gateway, and a default
+route. Without the siblings' subnets a neighbour in one subnet could not reach an address in another: the reply would
+take the connected route of the neighbour's subnet, with a source that the cloud drops there.
 
 A link without a gateway (Vultr's private networks, IPv6 before the first router advertisement) has its own subnets in T
 and nothing else: other packets match nothing in steps 1 and 3 (see `rules`) and go on to main, as without us.
@@ -14,6 +14,7 @@ What netagent or the kernel refused before (`rejections`) is left out with what 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import ip_network
 
 from cloud_network.fetcher.config import Config, ForwardedReplies, Prefixes, Rules
 from cloud_network.fetcher.metadata.model import EVERYTHING, Instance, Interface, IPAddress, IPNetwork
@@ -38,9 +39,11 @@ from cloud_network.fetcher.network.objects import (
     Withheld,
 )
 from cloud_network.fetcher.network.rules import NO_LINK, Interval, IntervalIndex, main_rule, source_rules
-from cloud_network.netagent.claims import is_single, single, within
+from cloud_network.netagent.claims import contains, is_single, single, within
 from cloud_network.netagent.protocol import TABLE_LOCAL
 
+WIRE_SERVER = ip_network("168.63.129.16/32")
+"""Source of Azure's health probes: learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16."""
 MIN_MTU = 1280
 """Smallest MTU of a link with IPv6: RFC 8200, section 5."""
 
@@ -225,6 +228,8 @@ def _table(interface: Interface, link: Link, host: Host) -> list[Route]:
         gateway = _gateway(interface, link, version, host)
         if gateway is not None:
             ways += [(subnet, gateway) for subnet in far if subnet.version == version]
+            known = [*routes, *(destination for destination, _ in ways if destination.prefixlen)]
+            ways += [way for way in _leased_ways(link, version, gateway, host) if not within(way[0], known)]
             ways.append((EVERYTHING[version], gateway))
     _add_routes(routes, table, link, ways, host)
     return list(routes.values())
@@ -250,6 +255,21 @@ def _add_routes(
                 routes[to_gateway.destination] = to_gateway
         if usable[gateway]:
             routes.setdefault(destination, route)
+
+
+def _leased_ways(link: Link, version: int, gateway: IPAddress, host: Host) -> Iterator[tuple[IPNetwork, IPAddress]]:
+    """Yield the routes of main that DHCP or a router gave to another link, by the gateway of this one.
+
+    Main's would decide for this link's sources, too, and lead their packets out by the other link (Azure's load
+    balancers probe every interface from WIRE_SERVER). What an operator routes in main stays with main.
+    """
+    own = host.actual.leased.get(link.ifindex, {})
+    theirs = {each for other, found in host.actual.leased.items() if other != link.ifindex for each in found}
+    wanted = {each for each in theirs if not any(contains(each, network) for network in host.actual.static)}
+    if host.instance.provider == "azure":
+        wanted.add(WIRE_SERVER)
+    for destination in sorted((each for each in wanted if each.version == version), key=str):
+        yield destination, own.get(destination, gateway)
 
 
 def _further_routes(interface: Interface, host: Host) -> list[tuple[IPNetwork, IPAddress]]:

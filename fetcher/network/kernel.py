@@ -40,7 +40,7 @@ from pyroute2.netlink.rtnl import (
 )
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-RTPROT_KERNEL, RTPROT_RA, RTPROT_DHCP = 2, 9, 16
+RTPROT_KERNEL, RTPROT_BOOT, RTPROT_STATIC, RTPROT_RA, RTPROT_DHCP = 2, 3, 4, 9, 16
 """Protocol numbers of routes: linux/rtnetlink.h."""
 _EVENTS = (
     RTMGRP_LINK
@@ -55,7 +55,8 @@ _EVENT_BUFFER = 1 << 20  # bytes
 _FAMILIES: dict[int, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
 _IFF_UP = 1
 _IFA_F_NOPREFIXROUTE = 0x200
-_RTN_UNICAST, _RTN_LOCAL = 1, 2
+_RTN_LOCAL = 2
+_ROUTE_TYPES = (1, _RTN_LOCAL, 6, 7, 8)  # unicast, local, blackhole, unreachable, prohibit: linux/rtnetlink.h
 _NTF_ROUTER = 0x80
 _NUD_RESOLVED = 0x02 | 0x04 | 0x08 | 0x40 | 0x80  # REACHABLE, STALE, DELAY, NOARP, PERMANENT: linux/neighbour.h
 _RTEXT_FILTER_SKIP_STATS = 8
@@ -123,19 +124,46 @@ async def _read(kernel: AsyncIPRoute) -> Actual:
     gateways: dict[int, tuple[IPAddress, ...]] = {}
     learned: dict[int, frozenset[IPNetwork]] = {}
     local: dict[IPNetwork, int] = {}
+    leased = defaultdict[int, dict[IPNetwork, IPAddress]](dict)
     for version, family in _FAMILIES.items():
         ours += [route for route, _ in await _routes(kernel, family, proto=PROTOCOL) if route.ifindex]
         rules += await _own_rules(kernel, version)
         for protocol in (RTPROT_KERNEL, RTPROT_RA, RTPROT_DHCP):
             for route, _ in await _routes(kernel, family, table=TABLE_MAIN, proto=protocol):
                 _add_learned(route, protocol, gateways, learned)
+                if route.gateway is not None and route.destination.prefixlen and protocol != RTPROT_KERNEL:
+                    leased[route.ifindex].setdefault(route.destination, route.gateway)
         for route, protocol in await _routes(kernel, family, table=TABLE_LOCAL, type=_RTN_LOCAL):
             derived = route.destination.prefixlen == route.destination.max_prefixlen
             if protocol != PROTOCOL and not (protocol == RTPROT_KERNEL and derived):
                 local[route.destination] = route.ifindex
-    by_place = {(each.address.ifindex, each.address.address): each for each in addresses}
+    static = await _static(kernel) if leased else frozenset()
+    places, further = by_place(addresses)
     routers = await _routers(kernel)
-    return Actual(tuple(links), by_place, frozenset(ours), frozenset(rules), gateways, learned, local, routers)
+    return Actual(
+        links=tuple(links),
+        addresses=places,
+        routes=frozenset(ours),
+        rules=frozenset(rules),
+        gateways=gateways,
+        learned=learned,
+        local=local,
+        routers=routers,
+        leased=leased,
+        static=static,
+        further=further,
+    )
+
+
+def by_place(
+    addresses: Iterable[KernelAddress],
+) -> tuple[dict[tuple[int, IPAddress], KernelAddress], tuple[KernelAddress, ...]]:
+    """Return each address by its place, and those that a link has once more with another prefix length."""
+    found, further = dict[tuple[int, IPAddress], KernelAddress](), list[KernelAddress]()
+    for each in sorted(addresses, key=lambda each: each.owned):
+        if found.setdefault(each.place, each) is not each:
+            further.append(each)
+    return found, tuple(further)
 
 
 def _add_learned(
@@ -163,7 +191,17 @@ async def _routes(kernel: AsyncIPRoute, family: int, **fields: int) -> list[tupl
         question[name] = value
     answer = await kernel.nlm_request(question, RTM_GETROUTE, NLM_F_REQUEST | NLM_F_DUMP)
     found = [each async for each in answer]
-    return [(route_from(each), each["proto"]) for each in found if each["type"] in (_RTN_UNICAST, _RTN_LOCAL)]
+    return [(route_from(each), each["proto"]) for each in found if each["type"] in _ROUTE_TYPES]
+
+
+async def _static(kernel: AsyncIPRoute) -> frozenset[IPNetwork]:
+    """Return the destinations that `ip route add` and static configuration have in main, also those that discard."""
+    found = set[IPNetwork]()
+    for family in _FAMILIES.values():
+        for protocol in (RTPROT_BOOT, RTPROT_STATIC):
+            routes = await _routes(kernel, family, table=TABLE_MAIN, proto=protocol)
+            found |= {route.destination for route, _ in routes if route.destination.prefixlen}
+    return frozenset(found)
 
 
 async def _own_rules(kernel: AsyncIPRoute, version: int) -> list[Rule]:
@@ -233,8 +271,9 @@ def address_from(message: Message) -> KernelAddress:
     """Read RTM_NEWADDR: struct ifaddrmsg. IFA_LOCAL is the address where IFA_ADDRESS is that of a tunnel's peer."""
     flags = message.get_attr("IFA_FLAGS") or message["flags"]
     text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-    connected = not flags & _IFA_F_NOPREFIXROUTE
-    address = Address(message["index"], ip_address(text), message["prefixlen"], connected)
+    ip, length = ip_address(text), message["prefixlen"]
+    connected = length < ip.max_prefixlen and not flags & _IFA_F_NOPREFIXROUTE
+    address = Address(message["index"], ip, length, connected)
     return KernelAddress(address, owned=message.get_attr("IFA_PROTO") == PROTOCOL)
 
 

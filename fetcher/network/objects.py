@@ -46,6 +46,11 @@ class Address:
     prefix: int
     connected: bool
 
+    @property
+    def plain(self) -> Address:
+        """The address alone, as a /32 or /128."""
+        return Address(self.ifindex, self.address, self.address.max_prefixlen, connected=False)
+
 
 @dataclass(frozen=True, slots=True)
 class KernelAddress:
@@ -53,6 +58,11 @@ class KernelAddress:
 
     address: Address
     owned: bool
+
+    @property
+    def place(self) -> tuple[int, IPAddress]:
+        """The link and the address."""
+        return self.address.ifindex, self.address.address
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +106,7 @@ class Actual:
     """What the kernel holds now, as far as it concerns us."""
 
     links: tuple[Link, ...]
-    addresses: Mapping[tuple[int, IPAddress], KernelAddress]
+    addresses: Mapping[tuple[int, IPAddress], KernelAddress]  # one of others before one of ours
     routes: frozenset[Route]  # with our protocol number
     rules: frozenset[Rule]  # with our protocol number
     gateways: Mapping[int, tuple[IPAddress, ...]]  # of default routes from DHCP or a router, by ifindex
@@ -105,6 +115,9 @@ class Actual:
     routers: Mapping[int, tuple[IPAddress, ...]] = field(default_factory=dict)  # IPv6 neighbours with NTF_ROUTER
     marks: tuple[LinkMark, ...] | None = None  # of netagent's nftables table, as netagent says; None: it has none
     reverse_path: Mapping[int, ReversePath] = field(default_factory=dict)  # of links, where they matter
+    leased: Mapping[int, Mapping[IPNetwork, IPAddress]] = field(default_factory=dict)  # main's further routes of these
+    static: frozenset[IPNetwork] = frozenset()  # destinations that an operator routes in main, if there are leased ones
+    further: tuple[KernelAddress, ...] = ()  # the same address on the same link once more, with another prefix length
 
 
 class Cause(Enum):

@@ -1,12 +1,13 @@
 """Desired and Actual -> the operations between them, in the order in which they can be applied. Pure.
 
-Only what is ours is ever removed, and only if the caller says that the metadata prove it gone. An address that is
-already on its link satisfies the goal, whoever put it there and with whatever prefix length, and stays as it is.
+Only what is ours is ever removed, and only if the caller says that the metadata prove it gone. An address that another
+program put on its link satisfies the goal with whatever prefix length, and stays as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from ipaddress import ip_interface
 
 from cloud_network.fetcher.metadata.model import EVERYTHING, IPNetwork
@@ -46,10 +47,15 @@ def plan(desired: Desired, actual: Actual, *, may_remove: bool) -> Plan:
     """Return the operations that make `actual` what `desired` says."""
     links = {link.ifindex: link for link in actual.links}
     ops: list[Operation] = list(_removals(desired, actual)) if may_remove else []
+    reforms = list(_reforms(desired, actual)) if may_remove else []
     for goal in desired.links:
         ops += _link_changes(goal.settings, links[goal.settings.ifindex])
+    for each in reforms:
+        ops += each.release()
     missing = (each for each in desired.addresses if (each.ifindex, each.address) not in actual.addresses)
     ops += [add_address(address) for address in missing]
+    for each in reforms:
+        ops += each.complete()
     ops += [replace_route(route) for route in desired.routes if route not in actual.routes]
     ops += _mark_table(desired, actual)
     ops += [add_rule(rule) for rule in desired.rules if rule not in actual.rules]
@@ -86,6 +92,42 @@ def sorted_marks(marks: Iterable[LinkMark]) -> tuple[LinkMark, ...]:
     return tuple(sorted(marks, key=lambda each: each.link))
 
 
+@dataclass(frozen=True, slots=True)
+class _Reform:
+    """An address of ours that needs another prefix length or connected route, as after a fresh start.
+
+    The kernel keeps an address once for each length. The host has it throughout: in between as /32.
+    """
+
+    wanted: Address
+    have: frozenset[Address]
+
+    def release(self) -> Iterator[Operation]:
+        """Yield what takes the connected route from the address."""
+        outdated = self.have - {self.wanted, self.wanted.plain}
+        if outdated and self.wanted.plain not in self.have:
+            yield add_address(self.wanted.plain)
+        yield from map(remove_address, sorted(outdated, key=lambda each: each.prefix))
+
+    def complete(self) -> Iterator[Operation]:
+        """Yield what gives the address its form, when no other address has the connected route any more."""
+        if self.wanted not in self.have | {self.wanted.plain}:
+            yield add_address(self.wanted)
+        if self.wanted != self.wanted.plain:
+            yield remove_address(self.wanted.plain)
+
+
+def _reforms(desired: Desired, actual: Actual) -> Iterator[_Reform]:
+    """Yield the addresses that are ours alone, and not exactly as they must be."""
+    for wanted in desired.addresses:
+        first = actual.addresses.get((wanted.ifindex, wanted.address))
+        if first is None or not first.owned or wanted.address.version == 6:
+            continue
+        have = {first.address, *(each.address for each in actual.further if each.place == first.place)}
+        if have != {wanted}:
+            yield _Reform(wanted, frozenset(have))
+
+
 def _link_changes(settings: LinkSettings, link: Link) -> Iterator[Operation]:
     if settings.mtu is not None and link.mtu != settings.mtu:
         yield LinkMtu(settings.ifindex, settings.mtu)
@@ -101,8 +143,8 @@ def _removals(desired: Desired, actual: Actual) -> Iterator[Operation]:
         if (route.table, route.destination) not in places and route.ifindex not in desired.unmanaged:
             yield remove_route(route)  # a route that changes is replaced in place
     wanted = {(each.ifindex, each.address) for each in desired.addresses}
-    for place, kernel in actual.addresses.items():
-        if kernel.owned and place not in wanted and place[0] not in desired.unmanaged:
+    for kernel in (*actual.addresses.values(), *actual.further):
+        if kernel.owned and kernel.place not in wanted and kernel.place[0] not in desired.unmanaged:
             yield remove_address(kernel.address)
 
 

@@ -26,6 +26,7 @@ ENVIRONMENT = MappingProxyType(
 
 
 PATIENCE = 10.0
+END_TIMEOUT_S = 60.0  # the kernel ends every process of the lab first, which takes long on a busy machine
 
 
 class LabError(Exception):
@@ -161,10 +162,10 @@ class Rooms:
     def close(self) -> None:
         """End the holder; everything inside ends with it."""
         try:
-            self._holder.communicate(timeout=PATIENCE)
+            self._holder.communicate(timeout=END_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._holder.kill()  # --kill-child: the holder too
-            raise LabError(f"the lab did not end by itself within {PATIENCE:.0f} s") from None
+            raise LabError(f"the lab did not end by itself within {END_TIMEOUT_S:.0f} s") from None
 
     def _last_words(self) -> str:
         return self._holder.communicate()[1].strip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from signal import SIGHUP, SIGTERM
@@ -11,6 +12,7 @@ from signal import SIGHUP, SIGTERM
 import pytest
 
 from tests.lab import Lab, Spec
+from tests.lab.processes import SCRIPTS
 from tests.system.clock import Clock
 from tests.system.job import CONFIG, audit, kernel, present, settle, status
 
@@ -53,15 +55,25 @@ def start_fetcher(lab: Lab, **env: str) -> Manager:
     return manager
 
 
-def test_ready_is_said_when_the_first_pass_succeeded_and_not_before(lab: Lab) -> None:
+def wait(lab: Lab, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run `cnctl wait` as an ordinary user, as cloud-network-wait-online.service does."""
+    return lab.run([str(SCRIPTS / "cnctl"), "wait", *options], user="cloud-network-api", check=False)
+
+
+def test_ready_means_that_the_daemon_runs(lab: Lab) -> None:
+    """Starting the unit blocks nobody; `cnctl wait` is what waits for the network."""
     lab.metadata.fail("refuse")
     lab.start("netagent")
     manager = start_fetcher(lab)
+    lab.wait_for(manager.is_ready, 20, "READY=1")
     lab.wait_for(lambda: any("(attempt 2)" in each for each in manager.statuses()), 15, "a second attempt")
     assert any(each.startswith("waiting for metadata at 169.254.169.254: ") for each in manager.statuses())
-    assert not manager.is_ready()
+    late = wait(lab, "--timeout", "0.5")
+    assert late.returncode == 1
+    assert late.stderr.startswith("cnctl: the network is not configured after 0.5 s: ")
     lab.metadata.clear()
-    lab.wait_for(manager.is_ready, 20, "READY=1")
+    done = wait(lab, "--timeout", "30")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert set(lab.addresses) <= present(lab)
     settle(lab)
     lab.wait_for(lambda: manager.statuses()[-1] == "2 interfaces, 6 addresses, in agreement", 5, "the last status")
@@ -69,26 +81,45 @@ def test_ready_is_said_when_the_first_pass_succeeded_and_not_before(lab: Lab) ->
     lab.wait_for(lambda: manager.listen()[-1] == "STOPPING=1", 5, "STOPPING=1")
 
 
-def test_without_netagent_it_is_not_ready_and_says_why(lab: Lab) -> None:
+def test_without_netagent_the_network_is_not_configured_and_says_why(lab: Lab) -> None:
     manager = start_fetcher(lab)
     lab.wait_for(lambda: any("is cloud-network-netagent running?" in each for each in manager.statuses()), 15, "why")
-    assert not manager.is_ready()
+    late = wait(lab, "--timeout", "0")
+    assert (late.returncode, "is cloud-network-netagent running?" in late.stderr) == (1, True)
     lab.start("netagent")
-    lab.wait_for(manager.is_ready, 20, "READY=1")
+    assert wait(lab, "--timeout", "30").returncode == 0
 
 
-def test_the_boot_is_not_held_up_for_ever_by_metadata_that_never_come(lab: Lab) -> None:
+def test_waiting_ends_with_the_timeout_of_the_configuration(lab: Lab) -> None:
     lab.metadata.fail("refuse")
     lab.write_config('[System]\nReadyTimeout = "3s"\n' + CONFIG)
-    began = time.monotonic()
-    manager = start_fetcher(lab)
-    lab.wait_for(manager.is_ready, 20, "READY=1")
-    assert time.monotonic() >= began + 3.0
+    start_fetcher(lab)
+    late = wait(lab)
+    assert late.returncode == 1
+    assert late.stderr.startswith("cnctl: the network is not configured after 3 s: ")
     assert status(lab)["fetched_at"] is None
-    lab.start("netagent")
-    lab.metadata.clear()
-    settle(lab)
-    assert manager.listen().count("READY=1") == 1
+
+
+def test_waiting_for_a_fetcher_that_does_not_run_says_so(lab: Lab) -> None:
+    late = wait(lab, "--timeout", "0")
+    assert (late.returncode, "the fetcher is not running" in late.stderr) == (1, True)
+
+
+def test_no_known_cloud_is_no_failure_of_the_service(lab: Lab) -> None:
+    """Exit status 69 after READY=1: systemd counts the service as inactive, and not as failed."""
+    lab.write_config("")
+    lab.metadata.fail("refuse")
+    lab.run(["sh", "-c", "rm /sys/class/dmi/id/*"])
+    manager = start_fetcher(lab)
+    lab.wait_for(lambda: not lab.daemons.running("fetcher"), 20, "the end")
+    assert "fetcher (ended with 69)" in lab.daemons.report("fetcher")
+    assert manager.is_ready()
+    assert manager.statuses()[-1].startswith("no supported cloud detected by ")
+    assert "Set [Network] Provider= to override" in manager.statuses()[-1]
+    ended = wait(lab)
+    assert (ended.returncode, ended.stderr.startswith("cnctl: no supported cloud detected")) == (3, True)
+    shown = lab.run([str(SCRIPTS / "cnctl"), "status"], check=False)
+    assert (shown.returncode, "no supported cloud detected" in shown.stdout) == (3, True)
 
 
 def test_a_reload_begins_and_ends_and_what_is_new_is_in_force_at_its_end(lab: Lab) -> None:
@@ -144,16 +175,15 @@ def test_a_slow_metadata_server_is_waited_for(lab: Lab) -> None:
     """A byte every 4 ms: seconds for a document."""
     lab.metadata.fail("drip", interval=0.004)
     lab.start("netagent")
-    manager = start_fetcher(lab)
-    lab.wait_for(manager.is_ready, 60, "READY=1")
+    start_fetcher(lab)
+    assert wait(lab).returncode == 0
     assert set(lab.addresses) <= present(lab)
     assert [line["verdict"] for line in audit(lab)[:2]] == ["applied", "confirmed"]
 
 
 def test_outage_at_boot_touches_nothing(lab: Lab) -> None:
-    """READY comes after ReadyTimeout=, the server is asked less and less often, and then everything is configured."""
+    """The server is asked less and less often, and then everything is configured."""
     before = kernel(lab)
-    lab.write_config('[System]\nReadyTimeout = "3s"\n' + CONFIG)
     lab.metadata.fail("refuse")
     lab.start("netagent")
     manager = start_fetcher(lab)

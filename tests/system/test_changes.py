@@ -216,7 +216,7 @@ def test_a_storm_of_kernel_events_is_weathered(lab: Lab) -> None:
     lab.batch([f"address del {victim.addresses[1]}/32 dev {victim.name}"])
     lab.wait_for(lambda: victim.addresses[1] in present(lab), 10, "the repair")
     settle(lab)
-    lab.wait_for(lambda: [line["verdict"] for line in audit(lab)] == ["applied", "confirmed"] * 3)
+    lab.wait_for(lambda: [line["verdict"] for line in audit(lab)] == ["applied", "confirmed"] * 4)
 
 
 def overruns(lab: Lab) -> int:

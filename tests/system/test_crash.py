@@ -92,11 +92,11 @@ def test_killed_between_apply_and_confirm_the_first_change_is_taken_back_and_mad
     for daemon in DAEMONS:
         fresh.start(daemon)
     in_mid_change(fresh)
-    secondary = {address for nic in fresh.nics[1:] for address in nic.addresses}
-    assert secondary <= present(fresh)
+    first = set(fresh.nics[0].addresses)
+    assert first <= present(fresh)
     if name == "netagent":  # only the next netagent can roll it back
         fresh.kill("netagent")
-        assert secondary <= present(fresh)
+        assert first <= present(fresh)
     fresh.kill("fetcher")
     if name == "netagent":
         fresh.start("netagent")
@@ -160,8 +160,8 @@ def test_killed_while_it_starts_it_starts_again(fresh: Lab) -> None:
 def test_the_fetcher_may_be_there_before_netagent(fresh: Lab) -> None:
     fresh.start("fetcher")
     fresh.wait_for(lambda: status(fresh).get("state") == "error", 10, "the fetcher to miss netagent")
-    assert status(fresh)["netagent"]["verdict"] == "unreachable"
-    assert "is cloud-network-netagent running?" in status(fresh)["last_error"]["message"]
+    assert status(fresh)["netagent"]["listening"] is False
+    assert "netagent is not running" in status(fresh)["last_error"]["message"]
     reads = len(fresh.metadata.requests())
     fresh.start("netagent")
     settle(fresh)
@@ -194,7 +194,7 @@ def test_ended_and_started_again_in_any_order_the_network_stays(lab: Lab) -> Non
     settle(lab)
     assert kernel(lab) == before
     assert all(connection.alive() for connection in connections)
-    assert len(audit(lab)) == 4
+    assert len(audit(lab)) == 6
 
 
 def test_told_to_end_in_mid_change_it_finishes_first(fresh: Lab) -> None:
@@ -214,6 +214,7 @@ def test_a_change_that_cuts_the_metadata_off_is_taken_back_and_not_repeated_in_h
     fresh.start("netagent")
     fresh.start("fetcher")
     fresh.wait_for(lambda: len(audit(fresh)) >= 4, 15, "two tries")
+    fresh.wait_for(lambda: status(fresh)["netagent"]["request"] == audit(fresh)[-1]["id"], 10, "the end of the pass")
     assert [line["verdict"] for line in audit(fresh)[:4]] == ["applied", "rolled back"] * 2
     at = [line["monotonic_us"] / 1e6 for line in audit(fresh) if line["verdict"] == "applied"]
     assert at[1] - at[0] > 0.7

@@ -8,8 +8,10 @@ from signal import SIGKILL, SIGTERM
 
 import pytest
 
-from tests.lab import Lab, Nic, Spec
-from tests.system.job import cnctl, present, refresh, running, settle
+from tests.lab import Interface, Lab, Nic, Spec
+from tests.lab.spec import neighbour_address
+from tests.system.job import CONFIG, cnctl, ip, present, refresh, running, settle
+from tests.system.talks import talks
 from tests.system.watching import monitor, stream
 
 
@@ -42,6 +44,28 @@ def test_a_restart_and_a_crash_touch_nothing_at_all(lab: Lab, number: int) -> No
                 lab.start(name)
             lab.wait_for(lambda: is_content(lab), 20, "all to be content")
     assert seen.lines == []
+
+
+def detours(lab: Lab) -> list[str]:
+    """Hosts of other links' subnets that were looked for (ARP): a packet left by a link not of its source."""
+    hosts = {neighbour_address(nic.subnet) for nic in lab.nics[1:]}
+    return [each["dst"] for each in ip(lab, "neigh") if each["dst"] in hosts]
+
+
+def test_new_links_take_no_connection_of_the_others() -> None:
+    """Main gets the new subnet's route after the tables of the others; one packet in between would cost 3 s."""
+    with Lab(Spec.aws(interfaces=5, addresses=4)) as lab:
+        lab.write_config(CONFIG)
+        with talks(lab) as found:
+            for name in ("netagent", "fetcher"):
+                lab.start(name)
+            settle(lab)
+            assert detours(lab) == []
+            nic = lab.attach_interface(Interface("10.0.9.0/24", 3))
+            settle(lab)
+            assert nic.addresses[0] in present(lab)
+            assert detours(lab) == []
+        assert found.broken == {}
 
 
 def lost_of_others(lines: list[str], nic: Nic) -> list[str]:

@@ -25,7 +25,7 @@ EXPOSURE = {"netagent": 0.6, "fetcher": 1.0, "api": 1.0}
 OWN = {
     "netagent": ["/run/cloud-network-netagent", "/var/log/cloud-network"],
     "fetcher": ["/run/cloud-network"],
-    "api": [],
+    "api": ["/run/cloud-network-api"],
 }
 PRIVATE = {"/tmp", "/var/tmp", "/dev/mqueue"}
 """Writable too, and each service has its own (PrivateTmp=, PrivateIPC=)."""
@@ -67,8 +67,9 @@ class Checks:
 
     def test_verify_is_silent(self, guest: Guest) -> None:
         units = guest.run("sh", "-c", "cd /usr/lib/systemd/system && ls cloud-network*").split()
-        assert len(units) == 6
-        assert guest.run("systemd-analyze", "verify", "--man=no", *units) == ""
+        assert len(units) == 7
+        said = guest.run("systemd-analyze", "verify", "--man=no", *units)
+        assert said == "", said
 
     @pytest.mark.parametrize("service", SERVICES)
     def test_what_a_program_in_the_sandbox_can_reach(self, guest: Guest, service: str) -> None:
@@ -222,13 +223,15 @@ class Endings:
         assert reachable(guest)
 
     def test_remove_and_purge_leave_the_network_alone(self, guest: Guest) -> None:
+        guest.run("cnctl", "wait")
         before = ours(guest)
         held = guest.lab.hold_connection(guest.lab.nics[1].addresses[1], timeout=10)
         guest.run("dpkg", "--remove", "cloud-network")
         assert guest.run("test", "-e", AUDIT) == ""
         assert guest.run("test", "-e", "/etc/cloud-network/cloud-network.toml") == ""
+        assert guest.run("find", "/etc/systemd", "-name", "cloud-network*") == ""
         guest.run("dpkg", "--purge", "cloud-network")
-        assert normal(ours(guest)) == normal(before)
+        assert normal(ours(guest)) == normal(before), ours(guest)
         assert held.alive(10)
         assert reachable(guest)
         left = guest.run(
@@ -236,7 +239,7 @@ class Endings:
             "-c",
             "find / -xdev -name '*cloud-network*' -not -path '/proc/*'; find /run /var -name '*cloud-network*'",
         )
-        assert [line for line in left.splitlines() if "/usr/local/" not in line] == []
+        assert [line for line in left.splitlines() if "/usr/local/" not in line] == [], left
         accounts = guest.run("cat", "/etc/passwd", "/etc/group")
         assert "cloud-network" not in accounts
 

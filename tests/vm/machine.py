@@ -47,8 +47,12 @@ UNIT = "[Service]\nExecStart=/usr/bin/python3 -IS {}\nRestart=always\n[Install]\
 class Machine(Guest):
     filters = True
 
-    def __init__(self, lab: Lab, debian: Path, package: Path, work: Path, newer: Path | None = None) -> None:
+    def __init__(
+        self, lab: Lab, debian: Path, package: Path, work: Path, newer: Path | None = None, udev_rules: str = ""
+    ) -> None:
+        """`udev_rules` name the links; without them they keep the kernel's names (net.ifnames=0)."""
         super().__init__(lab)
+        self._udev_rules = udev_rules
         self._debian, self._package, self._work, self._newer = debian, package, work, newer
         self._console = work / "console"
         self._numbers = itertools.count(1)
@@ -63,6 +67,8 @@ class Machine(Guest):
         network = root / "etc/systemd/network/10-primary.network"
         # As cloud-init has it: the primary interface by its MAC, and DHCP; nobody cares for the others.
         network.write_text(f"[Match]\nMACAddress={self.lab.nics[0].mac}\n[Network]\nDHCP=ipv4\nIPv6AcceptRA=yes\n")
+        if self._udev_rules:
+            (root / "etc/udev/rules.d/70-lab.rules").write_text(self._udev_rules)
         units = root / "etc/systemd/system"
         (units / "agent.service").write_text(UNIT.format(f"{TOOLS}/agent.py /dev/virtio-ports/agent"))
         (units / "listener.service").write_text(UNIT.format(f"{TOOLS}/listener.py serve 7"))
@@ -84,9 +90,10 @@ class Machine(Guest):
         argv = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-m", str(MIB), "-smp", str(CPUS)]
         argv += ["-nodefaults", "-no-reboot", "-display", "none", "-serial", f"file:{self._console}"]
         argv += ["-kernel", str(kernel), "-initrd", str(initrd)]
+        names = "" if self._udev_rules else "net.ifnames=0 "
         argv += [
             "-append",
-            "root=/dev/vda rw console=ttyS0 net.ifnames=0 panic=-1 quiet loglevel=4 systemd.show_status=0",
+            f"root=/dev/vda rw console=ttyS0 {names}panic=-1 quiet loglevel=4 systemd.show_status=0",
         ]
         argv += ["-drive", f"file={disk},format=raw,if=virtio,cache=unsafe"]
         argv += ["-device", "virtio-serial", "-chardev", f"socket,id=agent,path={self._work}/agent,server=on,wait=off"]
@@ -206,7 +213,11 @@ class Monitor:
 
 
 @contextmanager
-def booted(tree: Path, package: Path, work: Path, newer: Path | None = None) -> Iterator[Machine]:
+def booted(tree: Path, package: Path, work: Path, newer: Path | None = None, udev_rules: str = "") -> Iterator[Machine]:
     """One of these Debian files in place of the instance of an EC2 lab (SPEC), whose primary interface has DHCP."""
-    with Lab(SPEC, vacant=True) as lab, server(lab, lab.nics[0]), Machine(lab, tree, package, work, newer) as guest:
+    with (
+        Lab(SPEC, vacant=True) as lab,
+        server(lab, lab.nics[0]),
+        Machine(lab, tree, package, work, newer, udev_rules) as guest,
+    ):
         yield guest

@@ -35,14 +35,12 @@ ip link set {TRUNK} up
 ASK = """
 import sys
 sys.path.insert(0, "/usr/lib/cloud-network")
-from ipaddress import ip_address
+from ipaddress import ip_interface
 from cloud_network.fetcher.apply import Netagent
-from cloud_network.fetcher.network.objects import Address
-from cloud_network.fetcher.network.plan import Change, Verb
-change = Change(Verb.ADD, Address(int(sys.argv[1]), ip_address(sys.argv[2]), 24, True))
+from cloud_network.netagent.operations import AddressAdd
 with Netagent() as netagent:
-    said = netagent.carry_out((change,), 5, lambda: None)
-print(said.verdict, said.reason)
+    said = netagent.apply((AddressAdd(int(sys.argv[1]), ip_interface(sys.argv[2] + "/24"), True),), 5)
+print(said.verdict, said.reason, said.refused)
 """
 
 VRF, VRF_TABLE = "blue", 77
@@ -147,6 +145,17 @@ class MachineChecks:
         guest.lab.add_address(nic.mac, gone)
         guest.run("cnctl", "refresh")
         guest.wait_for(lambda: reachable(guest), message="all to be as it was")
+
+    def test_a_wall_clock_that_jumps_a_day_changes_nothing(self, guest: Guest) -> None:
+        log, before = guest.run("cat", AUDIT), normal(ours(guest))
+        for step in ("+1 day", "-2 days", "+1 day"):
+            guest.run("date", "-s", step)
+            guest.run("cnctl", "refresh")
+            assert guest.run("cnctl", "status").startswith("ok:")
+        assert changes(guest, log) == (set(), set())
+        assert normal(ours(guest)) == before
+        guest.run("ip", "address", "delete", f"{guest.lab.nics[1].addresses[1]}/32", "dev", guest.lab.nics[1].name)
+        guest.wait_for(lambda: reachable(guest), message="the address to be repaired")
 
     def test_a_metadata_server_that_is_cut_off_takes_nothing_away(self, guest: Guest) -> None:
         log, before = guest.run("cat", AUDIT), normal(ours(guest))

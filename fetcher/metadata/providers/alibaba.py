@@ -13,6 +13,8 @@ from cloud_network.fetcher.metadata.builder import InterfaceBuilder
 from cloud_network.fetcher.metadata.model import MetadataError
 from cloud_network.fetcher.metadata.tree import Leaves, TokenRequest, TreeProvider
 
+# Every interface has these. The names are sorted: a listing that has been cut off has not the last ones.
+_ALWAYS = ("gateway", "primary-ip-address", "private-ipv4s", "vpc-id", "vswitch-cidr-block", "vswitch-id")
 _INTERFACE_KEYS = {"network-interface-id", "mac", "vpc-id", "vswitch-id", "private-ipv4s", "ipv6s"}
 
 
@@ -48,18 +50,21 @@ class Alibaba(TreeProvider):
 
     def fill(self, builder: InterfaceBuilder, leaves: Leaves) -> None:
         """See TreeProvider. Without private-ipv4s, primary-ip-address is the one address."""
+        builder.missing += [f"{builder.path}{key}: not listed" for key in _ALWAYS if key not in leaves.listed]
+        if "ipv6s" in leaves.listed and "vswitch-ipv6-cidr-block" not in leaves.listed:
+            builder.missing.append(f"{builder.path}vswitch-ipv6-cidr-block: not listed")
         self._fill_ipv4(builder, leaves)
         if "vswitch-ipv6-cidr-block" not in leaves.errors:
             for node in leaves.words(builder, "vswitch-ipv6-cidr-block"):
                 with builder.part():
-                    builder.add_subnet(node.network(6))
+                    builder.add_subnet(node.block(6))
             for node in leaves.words(builder, "ipv6s"):
                 with builder.part():
                     builder.add_address(node, 6)
         for version, key in ((4, "ipv4-prefixes"), (6, "ipv6-prefixes")):
             for node in leaves.words(builder, key):
                 with builder.part():
-                    builder.add_range(node, node.network(version))
+                    builder.add_range(node, node.block(version))
         for version, key in ((4, "gateway"), (6, "ipv6-gateway")):
             with builder.part():
                 builder.add_gateway(next(iter(leaves.words(builder, key)), None), version)
@@ -69,10 +74,10 @@ class Alibaba(TreeProvider):
             return  # without their subnet the addresses would be set up wrongly; they are read again
         for node in leaves.words(builder, "vswitch-cidr-block"):
             with builder.part():
-                builder.add_subnet(node.network(4))
+                builder.add_subnet(node.block(4))
         length = None
         with builder.part():
-            length = next((mask.length(4) for mask in leaves.words(builder, "netmask")), None)
+            length = next((mask.mask() for mask in leaves.words(builder, "netmask")), None)
         primary = leaves.words(builder, "primary-ip-address")
         first = primary[0].value if primary else ""
         for node in sorted(leaves.words(builder, "private-ipv4s") or primary, key=lambda each: each.value != first):

@@ -75,6 +75,8 @@ class Aws(TreeProvider):
             ("subnet-ipv4-cidr-block", "local-ipv4s", "ipv4-prefix", 4),
             ("subnet-ipv6-cidr-blocks", "ipv6s", "ipv6-prefix", 6),
         ):
+            if version == 4 and subnets in leaves.listed and addresses not in leaves.listed:
+                builder.missing.append(f"{builder.path}: lists {subnets} without {addresses}")
             if addresses in leaves.listed and subnets not in leaves.listed:
                 builder.problems.append(f"{builder.path}: lists {addresses} without {subnets}")
                 continue
@@ -82,13 +84,13 @@ class Aws(TreeProvider):
                 continue  # without their subnet the addresses would be set up wrongly; they are read again
             for node in leaves.words(builder, subnets):
                 with builder.part():
-                    builder.add_subnet(node.network(version))
+                    builder.add_subnet(node.block(version))
             for node in leaves.words(builder, addresses):
                 with builder.part():
                     builder.add_address(node, version)
             for node in leaves.words(builder, ranges):
                 with builder.part():
-                    builder.add_range(node, node.network(version))
+                    builder.add_range(node, node.block(version))
         for node in leaves.words(builder, "public-ipv4s"):
             with builder.part():
                 builder.public.append(node.address())

@@ -128,6 +128,7 @@ def _system(document: Node) -> dict[str, Any]:
 
 def _fill(node: Node, builder: InterfaceBuilder, position: int) -> None:
     builder.number = position
+    builder.expect(node, "ipv4", "ipv6")
     for version, key in ((4, "ipv4"), (6, "ipv6")):
         with builder.part():
             if family := node.find(key):
@@ -136,12 +137,17 @@ def _fill(node: Node, builder: InterfaceBuilder, position: int) -> None:
 
 
 def _fill_family(family: Node, builder: InterfaceBuilder, version: int) -> None:
+    builder.expect(family, "ipAddress")
+    if version == 4:
+        builder.expect_entries(family, "ipAddress", "subnet")
     for entry in family.items("subnet"):
+        builder.expect(entry, "address")
         with builder.part():
             if address := entry.given("address"):
                 length = entry.at("prefix").number(0, 32 if version == 4 else 128)
                 builder.add_subnet(Node(f"{address.address(version)}/{length}", address.path).network(version))
     for entry in family.items("ipAddress"):
+        builder.expect(entry, "privateIpAddress")
         with builder.part():
             if (public := entry.given("publicIpAddress")) is not None:
                 builder.public.append(public.address(version))

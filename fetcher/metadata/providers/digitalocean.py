@@ -46,10 +46,14 @@ def instance(document: Node) -> Instance:
     def fill(node: Node, builder: InterfaceBuilder, position: int) -> None:
         builder.number = position
         _fill(node, builder)
+        builder.expect(node, "ipv4")
+        builder.expect_no_null(node, "anchor_ipv4", "ipv6")
         if position == 0 and public:
             _add_reserved(document, builder)
 
     builder = InstanceBuilder(Digitalocean.name)
+    builder.expect_entries(kinds, "public")
+    builder.expect(kinds, "private")
     builder.read_interfaces([*public, *kinds.items("private")], lambda node: node.at("mac").mac(), fill)
     return builder.build(_system(document))
 
@@ -61,6 +65,7 @@ def _fill(node: Node, builder: InterfaceBuilder) -> None:
                 builder.add_address(family.at("ip_address"), version, family.at(length).length(version))
         with builder.part():
             if family := node.find(key):
+                builder.expect(family, "gateway")
                 builder.add_gateway(_gateway(family), version)
 
 
@@ -72,12 +77,20 @@ def _gateway(node: Node) -> Node | None:
 
 def _add_reserved(document: Node, builder: InterfaceBuilder) -> None:
     """Add reserved addresses: IPv6 to the interface, IPv4 for display only."""
+    builder.expect(document, "reserved_ip")
+    reserved = document.find("reserved_ip")
+    if reserved is not None:
+        builder.expect(reserved, "ipv4")
+        builder.expect_no_null(reserved, "ipv6")
     for key in ("reserved_ip", "floating_ip"):
         with builder.part():
             kind = document.find(key)
             for version in (4, 6):
                 entry = kind.find(f"ipv{version}") if kind else None
-                address = entry.given("ip_address") if entry and _is_active(entry) else None
+                active = entry is not None and _is_active(entry)
+                address = entry.given("ip_address") if entry and active else None
+                if entry and active:
+                    builder.expect(entry, "ip_address")
                 if address and version == 4:
                     builder.public.append(address.address(4))
                 elif address:

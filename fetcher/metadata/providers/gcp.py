@@ -22,7 +22,7 @@ from cloud_network.fetcher.metadata.base import BUSY, LOOK_S, Provider
 from cloud_network.fetcher.metadata.builder import InstanceBuilder, InterfaceBuilder
 from cloud_network.fetcher.metadata.document import Node, lines_of, parse_json
 from cloud_network.fetcher.metadata.http import Client, Response
-from cloud_network.fetcher.metadata.model import Instance, IPNetwork, MetadataError, Vlan, invalid
+from cloud_network.fetcher.metadata.model import Instance, IPNetwork, MetadataError, Problem, Vlan, invalid
 
 _ALL = "/computeMetadata/v1/?recursive=true&alt=json"
 _ID = "/computeMetadata/v1/instance/id"
@@ -30,6 +30,10 @@ _ACCOUNTS = "/computeMetadata/v1/instance/service-accounts/"
 _HEADERS = {"Metadata-Flavor": "Google"}
 _WAIT_S = 60  # until the server says that nothing has changed
 _RANGES = ("ipAliases", "forwardedIps", "forwardedIpv6s", "targetInstanceIps")
+_VLANS = "vlanNetworkInterfaces"
+_ALWAYS = ("forwardedIps", "ipAliases")
+_SOMETIMES = ("ipv6s", "forwardedIpv6s", "targetInstanceIps")
+_IPV4 = ("ip", "gateway", "subnetmask")
 _FACTS = (
     "cpuPlatform", "description", "disks", "hostname", "id", "image", "licenses", "machineType", "maintenanceEvent",
     "name", "physicalHostTopology", "preempted", "scheduling", "tags", "zone",
@@ -116,9 +120,13 @@ def instance(document: Node) -> Instance:
     root = document.at("instance")
     nodes = root.items("networkInterfaces")
     builder = InstanceBuilder(Gcp.name)
+    builder.expect_entries(root, "networkInterfaces")
+    vlan_parents = Node(root.pick(_VLANS).get(_VLANS), f"instance.{_VLANS}")
+    nulls = (*root.nulls(_VLANS), *vlan_parents.nulls(*_keys(vlan_parents)))
+    builder.missing += [Problem("", f"{path}: null") for path in nulls]
     builder.read_interfaces(nodes, _mac, _fill)
     macs = {index: node.pick("mac").get("mac") for index, node in enumerate(nodes)}
-    for parent, vlans in _below(root, "vlanNetworkInterfaces", builder):
+    for parent, vlans in _below(root, _VLANS, builder):
         parent_mac = str(macs.get(int(parent), "")).lower() if parent.isascii() and parent.isdecimal() else ""
 
         def fill(node: Node, interface: InterfaceBuilder, _position: int, parent_mac: str = parent_mac) -> None:
@@ -147,9 +155,14 @@ def _below(root: Node, key: str, builder: InstanceBuilder) -> list[tuple[str, li
     try:
         for parent, vlans in _entries(root.find(key)):
             found.append((parent, _entries(vlans)))
+            builder.missing += [Problem("", f"{path}: null") for path in vlans.nulls(*_keys(vlans))]
     except MetadataError as error:
         builder.report(str(error))
     return found
+
+
+def _keys(node: Node) -> list[str]:
+    return list(node.value) if isinstance(node.value, dict) else []
 
 
 def _entries(node: Node | None) -> list[tuple[str, Node]]:
@@ -165,6 +178,13 @@ def _entries(node: Node | None) -> list[tuple[str, Node]]:
 
 def _fill(node: Node, builder: InterfaceBuilder, position: int | None) -> None:
     builder.number, builder.routed = position, True
+    builder.expect(node, *_ALWAYS)
+    builder.expect_no_null(node, *_SOMETIMES)
+    has_ipv6 = not node.lacks("gatewayIpv6")
+    if has_ipv6:
+        builder.expect_entries(node, "ipv6s")
+    if not has_ipv6 or len(node.lacks(*_IPV4)) < len(_IPV4):  # else it has IPv6 only
+        builder.expect(node, *_IPV4)
     with builder.part():
         if own := node.given("ip"):
             subnet = _subnet(own, node.given("subnetmask"))

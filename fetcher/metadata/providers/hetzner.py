@@ -19,11 +19,13 @@ from cloud_network.fetcher.metadata import network_config
 from cloud_network.fetcher.metadata.base import JsonProvider
 from cloud_network.fetcher.metadata.builder import InstanceBuilder, InterfaceBuilder
 from cloud_network.fetcher.metadata.document import Node, lines_of
-from cloud_network.fetcher.metadata.model import Instance, IPNetwork, MetadataError, invalid
+from cloud_network.fetcher.metadata.model import Instance, IPNetwork, MetadataError, Problem, invalid
 
 _METADATA = "/hetzner/v1/metadata"
 _PRIVATE = _METADATA + "/private-networks"
 _MAX_YAML = 1 << 17  # characters: PyYAML reads 100,000 in about a second
+_ALWAYS = ("public-ipv4",)  # with an empty text if there is none
+_LAST = ("public-keys", "region", "vendor_data")  # the keys are sorted: these come after all that the network needs
 _FACTS = ("instance-id", "hostname", "availability-zone", "region", "public-ipv4", "local-ipv4")
 
 
@@ -71,6 +73,15 @@ def instance(metadata: Node, private: Node) -> Instance:
     """Return the server that the two documents describe."""
     builder = InstanceBuilder(Hetzner.name)
     config = metadata.find("network-config")
+    builder.expect(metadata, "network-config")
+    builder.missing += [Problem("", f"metadata.{key}: missing") for key in _ALWAYS if metadata.value.get(key) is None]
+    if not any(key in metadata.value for key in _LAST):
+        builder.missing.append(Problem("", f"metadata: cut off; none of {', '.join(_LAST)} is there"))
+    if private.value is None:
+        builder.missing.append(Problem("", "private-networks: empty"))
+    networks = private.items() if private.value is not None else []
+    if networks:
+        builder.expect(networks[-1], "gateway")  # one of its last keys: the list may have been cut off there
     ipv4 = metadata.given("public-ipv4")
 
     def fill_public(node: Node, interface: InterfaceBuilder, position: int) -> None:
@@ -82,13 +93,13 @@ def instance(metadata: Node, private: Node) -> Instance:
 
     entries, aliases = network_config.physical(config, builder)
     builder.read_interfaces(entries, network_config.mac, fill_public)
-    networks = private.items() if private.value is not None else []
     builder.read_interfaces(networks, network_config.mac, _fill_private)
     return builder.build(_system(metadata))
 
 
 def _fill_private(node: Node, builder: InterfaceBuilder, _position: int) -> None:
     builder.routed = True
+    builder.expect(node, "alias_ips", "gateway")
     with builder.part():
         if number := node.given("interface_num"):
             builder.number = number.number(0, 4096)

@@ -94,6 +94,8 @@ def instance(vnis: Node, facts: Node | None = None, keys: Node | None = None) ->
 
 
 def _fill(node: Node, builder: InterfaceBuilder) -> None:
+    builder.expect(node, "primary_ip")
+    builder.expect_entries(node, "ips")  # primary_ip is among them; there are none while the state is pending
     with builder.part():
         if primary := node.find("primary_ip"):
             _add(primary, builder)

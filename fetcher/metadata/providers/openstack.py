@@ -106,7 +106,9 @@ def instance(network: Node, facts: Node | None = None) -> Instance:
     links = _links_by_id(network, builder)
     nets = _networks_by_link(network, links, builder)
     members = {member for link in links.values() if _type(link) == "bond" for member in _members(link, builder)}
-    macs = {name: str(link.pick("ethernet_mac_address").get("ethernet_mac_address")) for name, link in links.items()}
+    given = {name: link.pick("ethernet_mac_address").get("ethernet_mac_address") for name, link in links.items()}
+    macs = {name: str(written) for name, written in given.items() if written is not None}
+    builder.expect_entries(network, "networks")
     plain, vlans = list[Node](), list[Node]()
     for name, link in links.items():
         kind = _type(link)
@@ -197,11 +199,15 @@ def _fill_network(net: Node, builder: InterfaceBuilder) -> None:
     version = 4 if kind.startswith("ipv4") else 6
     if kind in ("ipv4", "ipv6"):
         net.at("ip_address")  # static, so an address must be there
+        builder.expect(net, "ip_address")
     written = net.given("ip_address")
     if written is None:
         return
     address, length = written.split_length()
     length = length or net.given("netmask")
+    if length is None:
+        builder.expect(net, "netmask")
+    builder.expect(net, "routes")
     builder.add_address(address, version, length.length(version) if length else None)
     with builder.part():
         for route in net.items("routes"):

@@ -69,6 +69,14 @@ def instance(vnics: Node, facts: Node | None = None) -> Instance:
 
 
 def _fill(node: Node, builder: InterfaceBuilder) -> None:
+    builder.expect(node, "subnetCidrBlock")  # "<null>" on a VNIC with IPv6 only
+    if node.pick("subnetCidrBlock").get("subnetCidrBlock") != "<null>":
+        builder.expect(node, "privateIp", "virtualRouterIp")
+    builder.expect_no_null(node, "ipv6Addresses")
+    if not node.lacks("ipv6VirtualRouterIp"):
+        builder.expect_entries(node, "ipv6Addresses")
+    if not node.lacks("ipv6Addresses", or_empty=True):
+        builder.expect(node, "ipv6SubnetCidrBlock", "ipv6VirtualRouterIp")
     for key, version in (("subnetCidrBlock", 4), ("ipv6SubnetCidrBlock", 6)):
         with builder.part():
             if subnet := node.given(key):

@@ -46,6 +46,7 @@ class Scaleway(JsonProvider):
 def instance(document: Node) -> Instance:
     """Return the Instance that /conf?format=json describes."""
     builder = InstanceBuilder(Scaleway.name)
+    builder.expect(document, "mac_address", "private_nics")
     if document.given("mac_address"):
         builder.read_interfaces([document], _mac, _fill_public)
     else:
@@ -62,6 +63,7 @@ def _fill_public(document: Node, builder: InterfaceBuilder, _position: int) -> N
     builder.path = builder.path or "the document"
     builder.number, builder.dhcp = 0, True
     builder.document = document.pick(*_PUBLIC, "ipv6", "private_ip")
+    _expect_public(document, builder)
     translated = False
     with builder.part():
         if private := document.given("private_ip"):  # not routed: public addresses are translated to this one
@@ -75,6 +77,20 @@ def _fill_public(document: Node, builder: InterfaceBuilder, _position: int) -> N
     with builder.part():
         if legacy := document.find("ipv6"):
             _add_public(legacy, builder, translated)
+
+
+def _expect_public(document: Node, builder: InterfaceBuilder) -> None:
+    """Note a list of public addresses that each known shape of the document has, in a document that has another."""
+    if not document.lacks("public_ips_v4") or not document.lacks("public_ips_v6"):
+        builder.expect(document, "public_ips_v4", "public_ips_v6")
+    elif "ipv6" not in document.value or "private_ip" not in document.value:
+        builder.expect(document, "public_ips")  # the legacy shape has these, if only with null
+    if "private_ip" not in document.value:
+        builder.missing.append("private_ip: missing")  # null if there is none
+    if not document.lacks("public_ip") and document.lacks("private_ip"):
+        listed = [key for key in _PUBLIC if not document.lacks(key, or_empty=True)]
+        if not listed:
+            builder.missing.append("public_ips: names no address, but public_ip does")
 
 
 def _add_public(node: Node, builder: InterfaceBuilder, translated: bool) -> None:

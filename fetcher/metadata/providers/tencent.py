@@ -55,7 +55,7 @@ class Tencent(TreeProvider):
         """See TreeProvider."""
         if _PRIMARY not in leaves.texts or "subnet-mask" not in leaves.texts:
             return  # without their subnet the addresses would be set up wrongly; they are read again
-        mask = Node(leaves.texts["subnet-mask"].strip(), f"{leaves.directory}{_IPS}/.../subnet-mask").length(4)
+        mask = Node(leaves.texts["subnet-mask"].strip(), f"{leaves.directory}{_IPS}/.../subnet-mask").mask()
         for node in (*leaves.words(builder, _PRIMARY), *leaves.words(builder, _IPS)):
             with builder.part():
                 builder.add_address(node, 4, mask)

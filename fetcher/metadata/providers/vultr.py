@@ -57,6 +57,10 @@ def _fill(node: Node, builder: InterfaceBuilder, position: int) -> None:
     if node.pick("unconfigured").get("unconfigured") not in (None, False, "false"):
         builder.dhcp = True
         return
+    builder.expect(node, "ipv4", "ipv6")
+    builder.expect_no_null(node, "routes")
+    if node.pick("network-type").get("network-type") == "public" and (family := node.pick("ipv4").get("ipv4")):
+        builder.expect(Node(family, f"{node.path}.ipv4"), "gateway")
     for key, fill in (("ipv4", _fill_ipv4), ("ipv6", _fill_ipv6)):
         with builder.part():
             if family := node.find(key):
@@ -69,6 +73,7 @@ def _fill(node: Node, builder: InterfaceBuilder, position: int) -> None:
 
 def _fill_ipv4(builder: InterfaceBuilder, family: Node) -> None:
     for node in (family, *_additional(builder, family)):
+        builder.expect(node, "address")
         with builder.part():
             if address := node.given("address"):
                 builder.add_address(address, 4, node.at("netmask").length(4))
@@ -76,6 +81,8 @@ def _fill_ipv4(builder: InterfaceBuilder, family: Node) -> None:
 
 
 def _fill_ipv6(builder: InterfaceBuilder, family: Node) -> None:
+    if not family.lacks("network") or not family.lacks("prefix"):
+        builder.expect(family, "address")
     with builder.part():
         if address := family.given("address"):
             builder.add_address(address, 6, family.at("prefix").length(6))
@@ -94,6 +101,7 @@ def _fill_ipv6(builder: InterfaceBuilder, family: Node) -> None:
 
 def _additional(builder: InterfaceBuilder, family: Node) -> list[Node]:
     found = list[Node]()
+    builder.expect(family, "additional")
     with builder.part():
         found += family.items("additional")
     return found

@@ -146,7 +146,14 @@ def test_status_says_what_is_wrong(server: Server, state: StateDirectory, cnctl:
             link(3, "eth1", [address("10.0.1.5", present=False)], state="drift", actual=23, drift=drift, table=None),
             state="degraded",
             last_error={"at": now(7200), "kind": "netagent", "message": "refused: eth1 is a veth"},
-            netagent={"verdict": "refused", "request": "r", "at": None, "reason": "AllowKinds=", "ops": 3},
+            netagent={
+                "listening": True,
+                "verdict": "refused",
+                "request": "r",
+                "at": None,
+                "reason": "AllowKinds=",
+                "ops": 3,
+            },
             unknown_macs=["aa:bb:cc:dd:ee:ff"],
         )
     )
@@ -274,7 +281,7 @@ def test_metadata_cannot_steer_the_terminal(server: Server, state: StateDirector
             provider="aws",
             state="error",
             last_error={"at": now(), "kind": "kernel", "message": EVIL},
-            netagent={"verdict": "refused", "request": EVIL, "at": None, "reason": EVIL, "ops": 1},
+            netagent={"listening": True, "verdict": "refused", "request": EVIL, "at": None, "reason": EVIL, "ops": 1},
             unknown_macs=[EVIL],
             notices=[EVIL],
             conflicts=[{"object": EVIL, "times": 5, "since": now(), "next_at": None, "by": EVIL}],

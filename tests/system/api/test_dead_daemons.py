@@ -63,7 +63,26 @@ def test_hanging_fetcher_is_reported(lab: Lab) -> None:
     lab.wait_for(lambda: healthy(lab), 20, "the host to be healthy again")
 
 
-def test_killed_netagent_is_reported_once_a_change_is_needed(lab: Lab) -> None:
+def test_killed_netagent_is_reported_by_every_reader(lab: Lab) -> None:
+    """Nothing has to be changed meanwhile."""
+    assert "cloud_network_netagent_up 1.0" in get(lab, "/metrics")[1]
+    lab.kill("netagent")
+    lab.wait_for(lambda: get(lab, "/api/v1/health")[0] == 503, SOON, "netagent to be missed")
+    detail = json.loads(get(lab, "/api/v1/health")[1])["detail"]
+    assert "netagent is not running" in detail
+    ended = cnctl(lab, "status")
+    assert (ended.returncode, ended.stdout.splitlines()[0][:6]) == (1, "error:")
+    assert "Netagent: not running; last answer: confirmed" in ended.stdout
+    metrics = get(lab, "/metrics")[1]
+    assert "cloud_network_netagent_up 0.0" in metrics
+    assert 'cloud_network_state{state="error"} 1.0' in metrics
+    assert "netagent is not running" in get(lab, "/")[1]
+    found = json.loads(cnctl(lab, "doctor", "--json").stdout)
+    assert found["broken"] == "netagent"
+    restart(lab, "netagent")
+
+
+def test_netagent_that_comes_back_repairs_what_was_missing(lab: Lab) -> None:
     lab.kill("netagent")
     lab.run(["ip", "address", "del", f"{lab.nics[1].addresses[1]}/32", "dev", lab.nics[1].name])
     until = time.monotonic() + SOON
@@ -74,12 +93,13 @@ def test_killed_netagent_is_reported_once_a_change_is_needed(lab: Lab) -> None:
 
     lab.wait_for(reported, until - time.monotonic(), "netagent to be missed")
     assert cnctl(lab, "status").returncode == 1
-    assert "Netagent" in get(lab, "/")[1]
     restart(lab, "netagent")
+    assert {*lab.addresses} <= local(lab)
 
 
 def test_killed_api_is_replaced_by_the_files(lab: Lab) -> None:
     lab.kill("api")
     lab.wait_for(lambda: "does not answer" in cnctl(lab, "status").stderr, SOON, "the api to be gone")
     assert cnctl(lab, "status").returncode == 0
+    assert [get(lab, path) for path in ("/api/v1/health", "/metrics", "/")] == [(0, "")] * 3
     restart(lab, "api")

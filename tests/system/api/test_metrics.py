@@ -126,6 +126,7 @@ def test_promtool_finds_nothing_to_say(server: Server) -> None:
 RULES = {
     "CloudNetworkDown": {'up{job="cloud-network"}': "0x20"},
     "CloudNetworkFetcherDown": {"cloud_network_fetcher_up": "0x60"},
+    "CloudNetworkNetagentDown": {"cloud_network_netagent_up": "0x60"},
     "CloudNetworkNeverRead": {"cloud_network_last_success_timestamp_seconds": "0x60"},
     "CloudNetworkMetadataStale": {
         "cloud_network_last_success_timestamp_seconds": "1x60",
@@ -148,6 +149,7 @@ RULES = {
 QUIET = {
     'up{job="cloud-network"}': "1x60",
     "cloud_network_fetcher_up": "1x60",
+    "cloud_network_netagent_up": "1x60",
     'cloud_network_state{state="ok"}': "1x60",
     'cloud_network_state{state="degraded"}': "0x60",
     'cloud_network_state{state="error"}': "0x60",

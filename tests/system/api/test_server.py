@@ -115,6 +115,34 @@ def test_one_connection_carries_many_requests_pipelined_or_not(server: Server) -
     assert server.raw(request * 3 + last).count(b"HTTP/1.1 200") == 4
 
 
+def test_a_client_with_many_requests_leaves_others_their_turn(server: Server) -> None:
+    """It sends requests without waiting for answers; another client is answered before the last of them."""
+    many, answered = 5000, 0
+    ended = threading.Event()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
+
+        def read() -> None:
+            nonlocal answered
+            line, rest = b"HTTP/1.1 200 OK", b""
+            while answered < many and (got := client.recv(1 << 16)):
+                answered += (rest + got).count(line)
+                rest = (rest + got)[1 - len(line) :]
+            ended.set()
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        sender = threading.Thread(
+            target=client.sendall, args=(b"GET /api/v1/health HTTP/1.1\r\nHost: localhost\r\n\r\n" * many,)
+        )
+        sender.start()
+        wait_for(lambda: answered > 10)
+        assert server.ask("/api/v1/health").status == 200
+        assert not ended.is_set(), f"it had to wait for all {many}"
+        sender.join(60)
+        reader.join(60)
+    assert answered == many
+
+
 def test_200_clients_at_once_for_ten_seconds_all_get_their_answers(server: Server, filled: StateDirectory) -> None:
     """While the state changes, and others begin requests that they do not end: no connection breaks, all is 200."""
     done = threading.Event()
@@ -194,6 +222,7 @@ def handed_over(home: Path, config: str, *addresses: str, **more: Any) -> Iterat
         with log.open("wb") as output:
             process = activated(command, *listeners, stderr=output, cwd="/", **unprivileged(), **more)
         wait_for(lambda: "Booting worker" in log.read_text())
+        assert answer("127.0.0.1", ports[0], "localhost") == 200  # only then does the worker heed SIGTERM
         try:
             yield ports, log
         finally:

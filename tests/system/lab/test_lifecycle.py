@@ -151,19 +151,19 @@ def test_a_program_that_fails_is_an_error_with_its_words() -> None:
 
 def test_a_daemon_is_started_killed_and_its_log_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With a script in the daemon's place, which becomes its user and says so."""
-    script = tmp_path / "cloud-network-netagent"
+    script = tmp_path / "cloud-network-fetcher"
     script.write_text("#!/bin/sh\necho up as $(id -u)\nexec setpriv --reuid=cloud-network --clear-groups sleep 1000\n")
     script.chmod(0o755)
     monkeypatch.setattr("tests.lab.processes.SCRIPTS", tmp_path)
     with Lab(SMALL) as lab:
-        lab.start("netagent")
-        lab.wait_for(lambda: "up as 0" in lab.log("netagent"), message="the first start")
-        lab.kill("netagent")
-        assert not lab.daemons.running("netagent")
-        lab.start("netagent")
+        lab.start("fetcher")
+        lab.wait_for(lambda: "up as 0" in lab.log("fetcher"), message="the first start")
+        lab.kill("fetcher")
+        assert not lab.daemons.running("fetcher")
+        lab.start("fetcher")
         with pytest.raises(LabError, match="running already"):
-            lab.start("netagent")
-        lab.wait_for(lambda: lab.log("netagent").count("up as 0") == 2, message="the second start")
-        assert lab.stop("netagent") == -signal.SIGTERM
-        with pytest.raises(AssertionError, match=r"(?s)waited 0.1 s for the impossible.*netagent \(ended.*up as 0"):
+            lab.start("fetcher")
+        lab.wait_for(lambda: lab.log("fetcher").count("up as 0") == 2, message="the second start")
+        assert lab.stop("fetcher") == -signal.SIGTERM
+        with pytest.raises(AssertionError, match=r"(?s)waited 0.1 s for the impossible.*fetcher \(ended.*up as 0"):
             lab.wait_for(lambda: False, timeout=0.1, message="the impossible")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab import Lab
-from tests.lab.processes import SCRIPTS
+from tests.lab.processes import ISOLATED
 from tests.lab.rooms import ENVIRONMENT
 from tests.system.netagent.conftest import start
 from tests.system.netagent.faults_trace import KILL, Point, Trace, points
@@ -262,14 +262,14 @@ class Bench:
         with As(self.lab) as wire:
             assert wire.apply(*self.forth, confirm_within=60, request=request)["verdict"] == "applied"
             self.lab.kill("netagent")
-        calls = "trace=sendto,recvfrom,openat,write,rename,ftruncate"
+        calls = "trace=sendto,recvmsg,openat,write,rename,ftruncate"
         argv = ["strace", "-f", "-qq", "-y", "-s", "96", "-o", str(out), "-e", calls]
         if point is not None:
             argv += ["-e", point.fault(KILL)]
-        netagent = str(SCRIPTS / "cloud-network-netagent")
+        netagent = [sys.executable, "-I", "-m", ISOLATED["netagent"]]
         with (self.scratch / "said").open("wb") as said:
             tracer = subprocess.Popen(
-                [*argv, *self.lab.instance.enter(netagent)], env=ENVIRONMENT, stdout=said, stderr=said
+                [*argv, *self.lab.instance.enter(*netagent)], env=ENVIRONMENT, stdout=said, stderr=said
             )
         self.lab.wait_for(lambda: tracer.poll() is not None or "ready" in (self.scratch / "said").read_text())
         lines = [line.split(maxsplit=1) for line in out.read_text().splitlines()]

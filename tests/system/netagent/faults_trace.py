@@ -31,9 +31,9 @@ _FILES = ("openat", "newfstatat", "fstat", "read", "write", "close", "rename", "
 _OF_NETLINK = ("ENOBUFS", "EPERM", "EINTR")
 _ERRORS = {
     ("dump", "sendto"): _OF_NETLINK,
-    ("dump", "recvfrom"): _OF_NETLINK,
+    ("dump", "recvmsg"): _OF_NETLINK,
     ("batch", "sendto"): _OF_NETLINK,
-    ("batch", "recvfrom"): _OF_NETLINK,
+    ("batch", "recvmsg"): _OF_NETLINK,
     ("client", "sendto"): ("EPIPE", "EINTR"),
     ("client", "recvfrom"): ("ECONNRESET", "EINTR"),
 }

@@ -32,7 +32,9 @@ def test_a_log_that_nobody_touched_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "audit.log"
     head = write(path, 6).head
     done = cnctl(path, "--verify")
-    assert (done.returncode, done.stdout) == (0, f"OK: 6 lines, the last is 6, head {head}\n")
+    first = json.loads(path.read_text().splitlines()[0])
+    since = f"the first line still there is 1, of {first['time']}"
+    assert (done.returncode, done.stdout) == (0, f"OK: 6 lines, the last is 6, head {head}\n{since}\n")
     for line in path.read_text().splitlines():
         assert json.loads(line)["ops"] == [{"op": "link_up", "link": 3}]
 
@@ -44,6 +46,17 @@ def test_the_chain_goes_on_over_rotation_and_restart(tmp_path: Path, monkeypatch
     write(path, 3)
     assert (tmp_path / "audit.log.3").exists()
     assert cnctl(path, "--verify").stdout.startswith("OK: 7 lines, the last is 7")
+
+
+def test_verify_names_the_first_line_that_rotation_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "MAX_FILE", 900)
+    path = tmp_path / "audit.log"
+    write(path, 24)
+    oldest = json.loads((tmp_path / f"audit.log.{audit.KEPT}").read_text().splitlines()[0])
+    assert oldest["seq"] > 1
+    told = json.loads(cnctl(path, "--verify", "--json").stdout)
+    assert (told["first"], told["since"]) == (oldest["seq"], oldest["time"])
+    assert f"is {oldest['seq']}, of {oldest['time']}" in cnctl(path, "--verify").stdout
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def bench_to_break(tmp_path: Path) -> Iterator[Bench]:
 
 def chosen(points: list[Point], what: str) -> list[Point]:
     found = [point for point in points if point.what == what]
-    answers = [point for point in found if point.call == "recvfrom"]
+    answers = [point for point in found if point.call == "recvmsg"]
     if EVERY or len(answers) < 6:
         return found
     kept = {answers[at] for at in (0, len(answers) // 2, min(BATCH, len(answers)) - 1, -1)}
@@ -63,7 +63,7 @@ def play(bench: Bench, phase: Phase, what: str, *, kill: bool) -> None:
     for point in found:
         if len(wrong) > 3 and not EVERY:
             break  # it takes time to get out of
-        for fault in [KILL] if kill else point.errors if EVERY or point.call != "recvfrom" else point.errors[:1]:
+        for fault in [KILL] if kill else point.errors if EVERY or point.call != "recvmsg" else point.errors[:1]:
             tried += 1
             wrong += [f"{point}, {fault}: {each}" for each in bench.attempt(phase, point, fault)]
     assert tried
@@ -193,8 +193,10 @@ def test_acknowledgements_that_the_kernel_loses_take_the_change_back(bench: Benc
 
 @pytest.mark.parametrize("length", [0, 4, 36])
 def test_an_answer_of_the_kernel_that_is_cut_short_is_no_acknowledgement(bench: Bench, length: int) -> None:
-    for point in [point for point in chosen(bench.record(APPLY), "batch") if point.call == "recvfrom"]:
-        fault = f"inject=recvfrom:retval={length}:syscall=getpid:when={point.nth}"
+    found = [point for point in chosen(bench.record(APPLY), "batch") if point.call == "recvmsg"]
+    assert found, "nothing was tried"
+    for point in found:
+        fault = f"inject=recvmsg:retval={length}:syscall=getpid:when={point.nth}"
         wrong = bench.attempt(APPLY, point, fault)
         assert not wrong, f"{point}: {wrong}"
 
@@ -242,7 +244,7 @@ def test_a_log_that_is_full_in_mid_line_has_none_of_it_and_neither_has_the_kerne
 def test_killed_while_it_takes_back_what_was_open_the_next_one_does(bench: Bench) -> None:
     request, found = bench.recover()
     assert bench.judge(OPEN, None, request) == []
-    kept = [point for point in found if EVERY or point.call != "recvfrom"]
+    kept = [point for point in found if EVERY or point.call != "recvmsg"]
     assert {point.call for point in kept} >= {"sendto", "openat", "write", "rename"}
     for point in kept:
         request, _ = bench.recover(point)

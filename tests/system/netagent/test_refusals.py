@@ -55,8 +55,8 @@ ATTACKS: dict[str, tuple[Callable[[Links], Ops], str]] = {
         "would take over a part of 10.0.1.0/24",
     ),
     "the address twice": (
-        lambda on: [address(on.secondary, "10.0.2.10/24"), address(on.secondary, "10.0.2.10/32")],
-        "already",
+        lambda on: [address(on.secondary, "10.0.2.10/24"), address(on.secondary, "10.0.2.10/24")],
+        "eth0 has 10.0.2.10 already",
     ),
     # links that are not the cloud's
     "an address on lo": (lambda on: [address(on.loopback, "10.0.2.10")], "loopback link"),
@@ -76,8 +76,8 @@ ATTACKS: dict[str, tuple[Callable[[Links], Ops], str]] = {
         lambda on: [route(on.secondary, "0.0.0.0/0", "10.0.1.1", table=9999 + on.primary)],
         "not the link's own",
     ),
-    "an off-link gateway": (lambda on: [route(on.primary, "0.0.0.0/0", "10.0.2.1")], "not on link"),
-    "a gateway that only the internet knows": (lambda on: [route(on.primary, "0.0.0.0/0", "8.8.8.8")], "not on link"),
+    "an off-link gateway": (lambda on: [route(on.primary, "0.0.0.0/0", "10.0.2.1")], "not on eth"),
+    "a gateway that only the internet knows": (lambda on: [route(on.primary, "0.0.0.0/0", "8.8.8.8")], "not on eth"),
     "a gateway made on-link first": (
         lambda on: [route(on.secondary, "10.0.1.1/32"), route(on.secondary, "0.0.0.0/0", "10.0.1.1")],
         "would take over a part of 10.0.1.0/24",

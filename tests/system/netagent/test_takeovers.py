@@ -77,6 +77,40 @@ def test_an_ipv6_neighbour_is_a_gateway_only_as_a_router(lab: Lab) -> None:
     assert verdict(lab, *ops) == "applied"
 
 
+def test_a_flagged_neighbour_is_a_gateway_by_its_link_local_address_only(lab: Lab) -> None:
+    """A neighbour flags itself, by one neighbour advertisement (RFC 4861, 7.2.5)."""
+    on = ifindex(lab, "eth1")
+    lab.batch(
+        [
+            "address add fd00:1::10/64 dev eth1 nodad",
+            "neighbour replace fd00:1::77 lladdr 02:00:00:00:00:77 dev eth1 router",
+        ]
+    )
+    assert "not known as a gateway" in refused(lab, route(on, "::/0", "fd00:1::77"))
+
+
+def test_two_interfaces_in_one_subnet_are_accepted(lab: Lab) -> None:
+    on = ifindex(lab, "eth0")
+    second = {**address(on, "10.0.1.60/24"), "route": False}
+    table = [route(on, "10.0.1.0/24"), route(on, "0.0.0.0/0", "10.0.1.1")]
+    assert verdict(lab, second, *table, rule("10.0.1.60", 9999 + on)) == "applied"
+
+
+@pytest.mark.parametrize("text", ["10.0.1.60/23", "10.0.1.60/25"])
+def test_a_second_interface_claims_the_subnet_as_it_is(lab: Lab, text: str) -> None:
+    assert "take over" in refused(lab, {**address(ifindex(lab, "eth0"), text), "route": False})
+
+
+def test_allow_addresses_widens_a_learned_subnet(lab: Lab) -> None:
+    on = ifindex(lab, "eth1")
+    wide = address(on, "10.0.1.60/23")
+    assert "wider than 10.0.1.0/24" in refused(lab, wide)
+    lab.stop("netagent")
+    lab.write_config(CONFIG + 'AllowAddresses = "10.0.0.0/23"\n')
+    start(lab)
+    assert verdict(lab, wide) == "applied"
+
+
 def test_allow_gateways_names_a_neighbour(lab: Lab) -> None:
     lab.stop("netagent")
     lab.write_config(CONFIG + 'AllowGateways = "10.0.1.77"\n')

@@ -72,7 +72,7 @@ def test_what_is_behind_a_gateway_of_the_other_family_is_not_on_link(lab: Lab, w
     """RTA_VIA instead of RTA_GATEWAY: a route by way of a router, too."""
     on = ifindex(lab, "eth0")
     lab.batch(["route add 10.55.0.0/16 via inet6 fe80::1 dev eth0"])
-    assert "10.55.0.1 is not on link" in wire.apply(route(on, "10.9.0.0/16", "10.55.0.1"))["reason"]
+    assert "10.55.0.1 is not on eth0" in wire.apply(route(on, "10.9.0.0/16", "10.55.0.1"))["reason"]
     assert "no address or range" in wire.apply(rule("10.55.1.0/24", 9999 + on))["reason"]
 
 

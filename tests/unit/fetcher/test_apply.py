@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from cloud_network.fetcher.apply import Netagent, NetagentError, components, explain, groups
+from cloud_network.fetcher.apply import LinkRole, Netagent, NetagentError, components, explain, is_listening
 from cloud_network.fetcher.config import Config, Rules
 from cloud_network.fetcher.metadata.model import Instance
 from cloud_network.fetcher.network.objects import Actual
@@ -36,6 +36,19 @@ from .values import (
 
 def links_of(ops: Plan) -> set[int]:
     return {link_of(op, BASE) for op in ops} - {COMMON}
+
+
+def test_listener_is_found_without_connecting(tmp_path: Path) -> None:
+    path = str(tmp_path / "netagent.sock")
+    assert not is_listening(path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        assert is_listening(path)
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    assert not is_listening(path), "its process has ended, and the file is still there"
 
 
 @given(clouds(), configs, hosts())
@@ -68,13 +81,13 @@ def test_parts_applied_one_by_one_lead_to_the_goal(cloud: Instance, config: Conf
     assert {(each.ifindex, each.address) for each in goal.addresses} <= here.addresses.keys()
 
 
-def test_secondary_links_go_first_and_the_primary_last() -> None:
+def test_parts_are_in_the_order_of_their_links_roles() -> None:
     cloud = instance(interface(1), interface(2), interface(3))
     here = host(link(1), link(2), link(3))
-    parts = components(plan_of(wanted(cloud, here), here), BASE, {2})
-    first, last = groups(parts, BASE, {2})
-    assert (links_of(first), links_of(last)) == ({3, 4}, {2})
-    assert any(link_of(op, BASE) == COMMON for op in first), "routes of main must win before the last step of rules"
+    roles = {2: LinkRole.NEW, 3: LinkRole.PRIMARY, 4: LinkRole.SECONDARY}
+    parts = components(plan_of(wanted(cloud, here), here), BASE, lambda links: roles[min(links)])
+    assert [links_of(part) for part in parts] == [{4}, {3}, {2}]
+    assert any(link_of(op, BASE) == COMMON for op in parts[0]), "routes of main must win before the last step of rules"
 
 
 def test_address_that_moves_ties_its_links_together() -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from cloud_network.fetcher.metadata.http import MAX_BODY, Client, Response
 from cloud_network.fetcher.metadata.model import MetadataError
-from hypothesis import given, settings
+from cloud_network.fetcher.metadata.providers.vultr import Vultr
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.fetcher.conftest import Cloud
@@ -225,6 +226,17 @@ def test_habits_of_real_servers_are_understood(serve: Serve, head: bytes) -> Non
     assert serve(head, b"ok").request("GET", "/x").body == b"ok"
 
 
+def test_answer_without_a_length_proves_nothing_gone(serve: Serve) -> None:
+    """It ends where the connection ends, which may be anywhere."""
+    ipv4 = b'{"address": "10.0.1.2", "netmask": "255.255.255.0"}'
+    body = b'{"interfaces": [{"mac": "56:00:03:15:c4:01", "ipv4": ' + ipv4 + b"}]}"
+    length = b"Content-Length: " + str(len(body)).encode()
+    for head, unbounded in ((b"X: y", True), (length, False)):
+        found = Vultr(serve(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n", body)).fetch()
+        assert len(found.interfaces[0].addresses) == 1
+        assert found.may_remove is not unbounded
+
+
 def test_text_is_read_in_the_charset_of_the_answer() -> None:
     latin = Response(200, b"caf\xe9", {"content-type": "text/plain; charset=iso-8859-1"})
     assert latin.text("p") == "caf\xe9"
@@ -275,7 +287,6 @@ def garbled(draw: st.DrawFn) -> bytes:
     return text
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.lists(garbled(), min_size=4, max_size=4))
 def test_an_answer_that_is_garbled_is_read_or_an_error_of_ours(answers: list[bytes]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -442,7 +442,9 @@ def test_address_of_an_operators_link_is_left_to_it() -> None:
     here = host(link(1), link(7), addresses=has(8, "10.0.1.10/32"))
     found = wanted(instance(interface(1, "10.0.1.10", "10.0.1.11")), here)
     assert [each.split("/")[0] for each in carried(found, 2)] == ["10.0.1.11"]
-    assert reports(found) == ["10.0.1.10 of eth0: eth6 has 10.0.1.10"]
+    [report] = reports(found)
+    assert report.startswith("10.0.1.10 of eth0: eth6 has 10.0.1.10; ")
+    assert '[Network] ExcludeAddresses="10.0.1.10"' in report
 
 
 def test_address_on_lo_or_a_dummy_gets_its_rules() -> None:
@@ -463,7 +465,7 @@ def test_duplicate_on_another_link_removes_nothing() -> None:
         addresses=has(2, "10.0.1.10/24", owned=True) | has(8, "10.0.1.10/32"),
     )
     found = wanted(instance(interface(1), interface(2)), here)
-    assert carried(found, 2) == ["10.0.1.10/24"]
+    assert carried(found, 2) == ["10.0.1.10/24+"]
     assert rule(0, "10.0.1.10", BASE + 2) in found.rules
 
 

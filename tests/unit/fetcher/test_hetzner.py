@@ -83,7 +83,7 @@ def test_yaml_scalars_are_text_and_null_is_nothing() -> None:
 def test_yaml_that_the_network_does_not_need_is_read() -> None:
     text = "public-keys:\n- {type: ssh-rsa}\nvendor_data: |\n  #cloud-config\n  a: !custom [b]\nkey: !custom text\n"
     assert parse_yaml(text, "x").value["public-keys"] == [{"type": "ssh-rsa"}]
-    assert made("one", "hostname: my-server", "public-keys: !x {a: [b, !!binary c]}").complete
+    assert made("many", "hostname: my-server", "public-keys: !x {a: [b, !!binary c]}").complete
 
 
 @pytest.mark.parametrize("text", ["a: &x [b]\nc: *x\n", "a: [b", "\ta: b", "[" * 5000, "a: \x00"])

@@ -112,7 +112,7 @@ def test_without_a_mark_left_it_is_said_and_the_rest_is_done() -> None:
 
 def test_the_table_comes_before_the_rules_that_need_it() -> None:
     ops = plan_of(goal(), HERE)
-    parts = components(ops, BASE, {2})
+    parts = components(ops, BASE)
     assert isinstance(parts[0][0], Table)
     assert [len([op for op in part if isinstance(op, Table)]) for part in parts] == [1, 0]
     assert carried_out(tuple(op for part in parts for op in part), HERE).marks == marks((2, 2), (3, 3))

@@ -145,6 +145,25 @@ def test_documents_for_display_do_not_make_two_instances_differ() -> None:
     assert instance(interface(1, public=(ip_address("8.8.8.8"),))) != instance(interface(1))
 
 
+def test_missing_part_keeps_what_was_known_and_says_so() -> None:
+    before = instance(interface(1, "10.0.1.10", "10.0.1.11"), interface(2))
+    less = instance(interface(1, "10.0.1.10"), interface(2), missing=(Problem(mac(1), "ipv6: missing"),))
+    assert (less.complete, less.may_remove, less.unproven) == (False, True, {mac(1)})
+    kept = less.with_known(before)
+    assert set(kept.interfaces[0].addresses) == set(before.interfaces[0].addresses)
+    assert kept.notices == ("ipv6: missing; what was known before is kept",)
+    assert less.with_known(less).notices == ()
+    partial = instance(interface(1), missing=(Problem("", "private: missing"),))
+    assert (partial.may_remove, partial.with_known(before).interfaces[1]) == (False, interface(2))
+    assert partial.with_known(before).notices == ("private: missing; what was known before is kept",)
+
+
+def test_routers_anycast_address_is_no_hosts() -> None:
+    with pytest.raises(MetadataError, match="anycast"):
+        model.place("p", ip_address("fd00::"), (ip_network("fd00::/64"),))
+    assert str(model.place("p", ip_address("fd00::"), (ip_network("fd00::/127"),))) == "fd00::/127"
+
+
 def test_merged_interface_does_not_become_proof() -> None:
     before = instance(interface(1), interface(2))
     empty = replace(interface(2), addresses=(), subnets=())

@@ -82,7 +82,7 @@ def test_empty_netmask_leaves_the_address_alone() -> None:
     found = changed("networks", {"netmask": ""})
     assert [str(address) for address in found.interfaces[0].addresses] == ["10.192.35.66/32"]
     assert found.interfaces[0].gateways == (ip_address("10.192.35.254"),)
-    assert found.complete
+    assert (found.problems, found.unproven) == ((), {found.interfaces[0].mac})
 
 
 def test_routes_by_other_gateways_are_read() -> None:

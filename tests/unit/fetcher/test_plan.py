@@ -6,6 +6,7 @@ from dataclasses import replace
 from ipaddress import ip_network
 from operator import contains
 
+import pytest
 from cloud_network.fetcher.config import Config, Rules
 from cloud_network.fetcher.metadata.model import Instance, IPAddress
 from cloud_network.fetcher.network.objects import Actual, Route, Rule
@@ -38,6 +39,23 @@ from tests.unit.fetcher.values import (
     rule_of,
     wanted,
 )
+
+
+def ours(here: Actual) -> tuple[object, ...]:
+    """All that is ours, each address in its form."""
+    entries = (*here.addresses.values(), *here.further)
+    return {each.address for each in entries if each.owned}, here.routes, here.rules
+
+
+@given(st.lists(clouds(), min_size=1, max_size=4), configs, st.booleans())
+def test_after_any_changes_all_is_as_after_a_fresh_start(history: list[Instance], config: Config, leased: bool) -> None:
+    """Addresses, ranges, subnets and interfaces come, go and change places."""
+    lease = has(2, "10.0.1.10/24") if leased else {}
+    start = now = host(link(1), link(2), link(3), link(4), addresses=lease)
+    for cloud in history:
+        now = carried_out(plan(goal_of(cloud, config, now), now, may_remove=True), now)
+    fresh = carried_out(plan(goal_of(history[-1], config, start), start, may_remove=True), start)
+    assert ours(now) == ours(fresh)
 
 
 @given(clouds(), configs, hosts())
@@ -144,10 +162,29 @@ def test_no_address_is_without_its_rules_while_others_take_their_place(
         assert wanted == {source: tables(order, source) for source in stay}
 
 
-def test_an_address_that_is_there_satisfies_whoever_put_it_there_and_with_whatever_length() -> None:
+def test_an_address_of_others_satisfies_with_whatever_length() -> None:
     for there in ("10.0.1.10/24", "10.0.1.10/32", "10.0.1.10/16"):
-        for owned in (True, False):
-            assert changes_of(instance(interface(1)), host(link(1), addresses=has(2, there, owned=owned))) == []
+        assert changes_of(instance(interface(1)), host(link(1), addresses=has(2, there))) == []
+
+
+@pytest.mark.parametrize(
+    ("there", "expected"),
+    [
+        ("10.0.1.10/24", []),
+        ("10.0.1.10/32", ["+10.0.1.10/24", "-10.0.1.10/32"]),
+        ("10.0.1.10/16", ["+10.0.1.10/32", "-10.0.1.10/16", "+10.0.1.10/24", "-10.0.1.10/32"]),
+    ],
+)
+def test_our_address_gets_the_form_of_a_fresh_start(there: str, expected: list[str]) -> None:
+    """The kernel has it all the time, as /32 in between."""
+    here = host(link(1), addresses=has(2, there, owned=True, connected=not there.endswith("/32")))
+    ops = plan(wanted(instance(interface(1)), here), here, may_remove=True)
+    assert [f"{'-' if is_removal(op) else '+'}{op.interface}" for op in ops] == expected  # type: ignore[union-attr]
+
+
+def test_our_address_keeps_its_form_while_nothing_may_be_removed() -> None:
+    here = host(link(1), addresses=has(2, "10.0.1.10/32", owned=True))
+    assert plan(wanted(instance(interface(1)), here), here, may_remove=False) == ()
 
 
 def test_the_same_address_on_another_link_does_not_satisfy() -> None:

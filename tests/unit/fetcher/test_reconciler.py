@@ -19,6 +19,8 @@ from cloud_network.fetcher.metadata.model import Instance, MetadataError
 from cloud_network.fetcher.metadata.reading import Reading, RemovalProof
 from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.network.objects import Actual, GatewayUse
+from cloud_network.fetcher.network.plan import COMMON, link_of
+from cloud_network.fetcher.network.rules import main_rule
 from cloud_network.fetcher.reconciler import Memory, Reconciler
 from cloud_network.fetcher.rejections import LinkHolds, PlanRetry, RejectionTable
 from cloud_network.fetcher.reporting import PassReport
@@ -41,7 +43,7 @@ from cloud_network.netagent.protocol import (
 )
 
 from .test_schedule import Clock
-from .values import carried_out, has, host, instance, interface, link
+from .values import BASE, carried_out, has, host, instance, interface, link
 
 BOTH = instance(interface(1), interface(2))
 
@@ -168,6 +170,11 @@ def is_address(op: Operation, text: str) -> bool:
     return isinstance(op, AddressAdd) and str(op.interface.ip) == text
 
 
+def changed_links(world: World) -> list[set[int]]:
+    """The links of each request."""
+    return [{link_of(op, BASE) for op in request.ops} - {COMMON} for request in world.of(Apply)]
+
+
 def test_first_pass_configures_everything(world: World, reconciler: Reconciler) -> None:
     report = refresh(reconciler)
     assert report.succeeded
@@ -231,6 +238,59 @@ def test_change_that_breaks_one_link_is_rolled_back_alone(world: World, reconcil
     assert world.of(Apply) == [], "not tried again without news"
     clock.now += 400
     refresh(reconciler, cloud)
+    assert len(world.of(Apply)) == 1
+
+
+def test_each_link_is_confirmed_before_the_next_is_changed(world: World, reconciler: Reconciler) -> None:
+    world.actual = host(*(link(number) for number in range(1, 5)))
+    assert refresh(reconciler, instance(*(interface(number) for number in range(1, 5)))).succeeded
+    kinds = [type(request) for request in world.requests]
+    assert kinds == [Check] + [Apply, Confirm] * 4
+    assert changed_links(world) == [{2}, {3}, {4}, {5}]
+
+
+def test_links_in_use_are_changed_before_new_ones_and_the_primary_last(world: World, reconciler: Reconciler) -> None:
+    """The new links' subnets are in the tables of the others before main has them."""
+    world.actual = host(*(link(number) for number in range(1, 6)))
+    everything = [interface(number) for number in range(1, 6)]
+    refresh(reconciler, instance(*everything[:3]))
+    world.requests.clear()
+    refresh(reconciler, instance(*everything))
+    assert changed_links(world) == [{3}, {4}, {2}, {5}, {6}]
+
+
+def test_links_that_are_given_up_are_changed_first(world: World, reconciler: Reconciler, clock: Clock) -> None:
+    """Their subnets leave main before the tables of the others lose them."""
+    world.actual = host(*(link(number) for number in range(1, 5)))
+    refresh(reconciler, instance(*(interface(number) for number in range(1, 5))))
+    world.requests.clear()
+    for _ in range(3):
+        refresh(reconciler, instance(*(interface(number) for number in range(1, 4))))
+        clock.now += 100
+    assert changed_links(world) == [{5}, {3}, {4}, {2}]
+
+
+def test_rules_of_no_link_outlive_the_first_links_rollback(world: World, reconciler: Reconciler) -> None:
+    """They come with the first link, and the rules of all other links need them."""
+    world.actual = host(link(1), link(2), link(3))
+    world.server_answers = lambda actual: not any(ifindex == 2 for ifindex, _ in actual.addresses)
+    refresh(reconciler, instance(interface(1), interface(2), interface(3)))
+    assert addresses(world) == {"10.0.2.10", "10.0.3.10"}
+    first, *others = [[op for op in request.ops if link_of(op, BASE) == COMMON] for request in world.of(Apply)]
+    assert first == others[0] != []
+    assert main_rule(4, Config()) in world.actual.rules
+
+
+def test_rules_of_no_link_that_break_something_are_held(world: World, reconciler: Reconciler) -> None:
+    refresh(reconciler)
+    rule = main_rule(4, Config())
+    world.actual = replace(world.actual, rules=world.actual.rules - {rule})
+    world.server_answers = lambda actual: rule not in actual.rules
+    world.requests.clear()
+    report = refresh(reconciler)
+    assert report.netagent is not None
+    assert report.netagent.message.startswith("change rolled back: rules of no link: the metadata server did not")
+    refresh(reconciler)
     assert len(world.of(Apply)) == 1
 
 

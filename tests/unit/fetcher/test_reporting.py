@@ -132,6 +132,20 @@ def test_failure_of_netagent_is_named_and_counted(reporter: Reporter, state: Sta
     assert published(state)["state"] == "ok"
 
 
+def test_netagent_that_does_not_listen_is_an_error(reporter: Reporter, state: StateDirectory) -> None:
+    """Also if nothing has to be changed; a comparison does not clear it, and netagent's return does."""
+    reporter.record(refreshed())
+    reporter.record_netagent(listening=False)
+    reporter.record(refreshed())
+    found = published(state)
+    assert (found["state"], found["last_error"]["kind"], found["netagent"]["listening"]) == ("error", "netagent", False)
+    reporter.record(refreshed(here=BARE, attempts=(Attempt("confirmed", "r", None, 3),), netagent_pending=True))
+    assert published(state)["netagent"]["listening"] is False
+    reporter.record_netagent(listening=True)
+    reporter.record(refreshed())
+    assert (published(state)["state"], published(state)["last_error"]) == ("ok", None)
+
+
 def test_kernel_that_cannot_be_read_is_an_error(reporter: Reporter, state: StateDirectory) -> None:
     reporter.record(refreshed())
     reporter.record(PassReport(kernel_error="rtnetlink: no"))

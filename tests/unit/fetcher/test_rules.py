@@ -13,7 +13,7 @@ from cloud_network.fetcher.metadata.model import Instance, IPAddress, IPNetwork
 from cloud_network.fetcher.network import rules as fewest
 from cloud_network.fetcher.network.objects import Actual, Desired, Rejection, Route, Rule
 from cloud_network.fetcher.network.rules import Interval, IntervalIndex
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.fetcher.values import (
@@ -90,7 +90,6 @@ def parts(home: IPNetwork, shortest: int) -> st.SearchStrategy[IPNetwork]:
 def test_large_ones_are_as_by_halving(text: str) -> None:
     home = ip_network(text)
 
-    @settings(max_examples=150, deadline=None)
     @given(st.lists(parts(home, 128 if home.version == 6 else 32), unique=True), st.lists(parts(home, 10)))
     def check(mine: list[IPNetwork], others: list[IPNetwork]) -> None:
         addresses = [each.network_address for each in mine]
@@ -143,7 +142,6 @@ def rule_for(rules: Iterable[Rule], source: IPAddress, *, last: bool) -> int | N
     return None
 
 
-@settings(max_examples=300, deadline=None)
 @given(clouds(), configs, hosts())
 def test_every_source_of_this_host_goes_where_a_rule_of_its_own_would_send_it(
     cloud: Instance, config: Config, here: Actual
@@ -166,7 +164,6 @@ def test_every_source_of_this_host_goes_where_a_rule_of_its_own_would_send_it(
             assert found == wanted or (wanted is None and not own and found == BASE + ifindex), source
 
 
-@settings(max_examples=300, deadline=None)
 @given(clouds(), configs, hosts())
 def test_what_is_forwarded_is_caught_by_no_prefix_that_stands_for_addresses(
     cloud: Instance, config: Config, here: Actual

@@ -54,7 +54,7 @@ def test_ssh_keys_in_tags_are_shown() -> None:
 
 def test_document_without_public_mac_is_a_notice() -> None:
     found = read("scaleway", {"id": "x", "private_nics": []})
-    assert (found.interfaces, found.complete) == ((), True)
+    assert (found.interfaces, found.may_remove) == ((), False)
     assert "mac_address: missing" in found.notices[0]
 
 

@@ -38,7 +38,14 @@ STATUS: shapes.Status = {
         "netagent_requests": {"confirmed": 9, "rolled back": 1},
         "drift_repaired": 5,
     },
-    "netagent": {"verdict": "confirmed", "request": "r1", "at": "2026-01-02T03:04:06Z", "reason": None, "ops": 12},
+    "netagent": {
+        "listening": True,
+        "verdict": "confirmed",
+        "request": "r1",
+        "at": "2026-01-02T03:04:06Z",
+        "reason": None,
+        "ops": 12,
+    },
     "links": {
         "3": {
             "name": "eth1",

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Network, ip_address, ip_interface, ip_net
 
 from cloud_network.fetcher.config import Config, ForwardedReplies, Prefixes, Rules
 from cloud_network.fetcher.metadata.model import Instance, Interface, IPAddress
+from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.network.desired import desired
 from cloud_network.fetcher.network.matching import match_links, with_leases
 from cloud_network.fetcher.network.objects import (
@@ -98,7 +99,8 @@ def plan_of(goal: Desired, here: Actual) -> Plan:
 def carried_out(changes: Plan, before: Actual) -> Actual:
     """What the kernel holds after the changes. They are made in order; one that the kernel would refuse is an error."""
     links = {each.ifindex: each for each in before.links}
-    addresses, routes, rules = dict(before.addresses), set(before.routes), set(before.rules)
+    addresses = [*before.addresses.values(), *before.further]
+    routes, rules = set(before.routes), set(before.rules)
     marks = before.marks
     for op in changes:
         made = added_object(op)
@@ -109,11 +111,15 @@ def carried_out(changes: Plan, before: Actual) -> Actual:
             links[op.link] = replace(links[op.link], mtu=op.mtu)
         elif isinstance(op, AddressAdd):
             assert isinstance(made, Address)
-            assert (op.link, op.interface.ip) not in addresses, f"{op} added twice"
+            there = [each.address.prefix for each in addresses if each.place == (op.link, op.interface.ip)]
+            assert made.prefix not in there, f"{op} added twice"
             assert links[op.link].up
-            addresses[op.link, op.interface.ip] = KernelAddress(made, owned=True)
+            addresses.append(KernelAddress(made, owned=True))
         elif isinstance(op, AddressRemove):
-            assert addresses.pop((op.link, op.interface.ip)).owned, f"{op} is not ours"
+            place, length = (op.link, op.interface.ip), op.interface.network.prefixlen
+            [gone] = [each for each in addresses if each.place == place and each.address.prefix == length]
+            assert gone.owned, f"{op} is not ours"
+            addresses.remove(gone)
         elif isinstance(op, RouteReplace):
             assert isinstance(made, Route)
             assert links[op.link].up
@@ -129,10 +135,12 @@ def carried_out(changes: Plan, before: Actual) -> Actual:
             assert (rule in rules) == is_removal(op)
             assert is_removal(op) or not rule.mark or LinkMark(rule.table - BASE, rule.mark & 0x3F) in (marks or ())
             rules ^= {rule}
+    by_place, further = kernel.by_place(addresses)
     return replace(
         before,
         links=tuple(links.values()),
-        addresses=addresses,
+        addresses=by_place,
+        further=further,
         routes=frozenset(routes),
         rules=frozenset(rules),
         marks=marks,

@@ -68,7 +68,7 @@ def assert_same(ours: settings.Settings, theirs: config.Config) -> None:
 
 
 @given(content=content)
-@profile(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@profile(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_a_file_means_the_same_to_both(tmp_path: Path, content: str) -> None:
     path = tmp_path / "cloud-network.toml"
     path.write_bytes(content.encode())

@@ -1,0 +1,111 @@
+"""Routes that DHCP gives to one link are for the sources of that link; an operator's are for all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab import Lab, Spec
+from tests.lab.spec import beyond_address, neighbour_address
+from tests.system.job import cnctl, ip, ours, refresh, running
+
+PROBES = "168.63.129.16"
+"""Azure's load balancers and DHCP: learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16."""
+SERVICE = "192.0.2.9"
+
+
+def way(lab: Lab, destination: str, source: str) -> str:
+    """The device by which packets leave."""
+    return str(ip(lab, "route", "get", destination, "from", source)[0]["dev"])
+
+
+def place(lab: Lab, address: str) -> None:
+    """Give a host beyond another address, which the cloud routes to it."""
+    lab.beyond[0].batch([f"address add {address}/32 dev lo"])
+    lab.run(["ip", "route", "add", address, "via", beyond_address(0)], "cloud")
+
+
+def probes(lab: Lab, source: str) -> dict[str, bool]:
+    """Whether each address of the instance answers a client with this address."""
+    lab.reach.listen(lab.instance)
+    answers = lab.reach.probe({lab.beyond[0]: [(address, source) for address in lab.addresses]}, 1.5)
+    return {target: answered for (_, target, _), answered in answers.items()}
+
+
+@pytest.fixture
+def azure() -> Iterator[Lab]:
+    with running(Spec.cloud("azure", interfaces=3, addresses=2)) as made:
+        place(made, PROBES)
+        yield made
+
+
+@pytest.fixture
+def aws() -> Iterator[Lab]:
+    with running(Spec.aws(interfaces=3, addresses=2), "", "netagent", "fetcher") as made:
+        place(made, SERVICE)
+        yield made
+
+
+def test_azures_probes_are_answered_by_the_link_that_they_came_to(azure: Lab) -> None:
+    """By a route of DHCP, or one that a script of dhclient made (protocol boot): each table has its own."""
+    lab = azure
+    assert {route["table"] for route in ours(lab, "route-4") if route["dst"] == PROBES} == {
+        route["table"] for route in ours(lab, "route-4") if route["dst"] == "default"
+    }
+    for protocol in ("dhcp", "boot"):
+        line = f"{PROBES} via {lab.nics[0].gateway} dev {lab.nics[0].name} proto {protocol}"
+        lab.batch([f"route add {line}"])
+        assert refresh(lab) == "ok"
+        assert all(probes(lab, PROBES).values())
+        assert lab.lost() == []
+        lab.batch([f"route del {line}"])
+
+
+def test_doctor_tries_the_clouds_own_sources(azure: Lab) -> None:
+    """A rule of an operator that leads the probes' answers astray is found without being asked for."""
+    lab, nic = azure, azure.nics[1]
+    lines = [
+        f"route add default via {lab.nics[0].gateway} dev {lab.nics[0].name} table 77",
+        f"rule add pref 30000 to {PROBES} lookup 77",
+    ]
+    lab.batch(lines)
+    answer = json.loads(cnctl(lab, "doctor", "--json").stdout)
+    [broken] = [step for step in answer["steps"] if step["step"] == nic.name]
+    assert not broken["ok"]
+    assert f"replies to {PROBES} leave by {lab.nics[0].name}" in broken["found"]
+    lab.batch([lines[1].replace("add", "del", 1)])
+    found = cnctl(lab, "doctor", nic.addresses[0])
+    assert PROBES in found.stdout
+    assert found.returncode == 0
+
+
+def test_dhcps_route_on_one_link_is_for_that_links_sources(aws: Lab) -> None:
+    """Option 121 on the primary; also a wider one. It goes from the tables when the lease does."""
+    lab, primary = aws, aws.nics[0]
+    for destination in (f"{SERVICE}/32", "192.0.2.0/24"):
+        line = f"{destination} via {primary.gateway} dev {primary.name} proto dhcp"
+        lab.batch([f"route add {line}"])
+        lab.wait_for(lambda: way(lab, SERVICE, lab.nics[1].addresses[0]) == lab.nics[1].name, 10, "its own way")
+        assert refresh(lab) == "ok"
+        for nic in lab.nics:
+            assert {way(lab, SERVICE, address) for address in nic.addresses} == {nic.name}
+        assert all(probes(lab, SERVICE).values())
+        lab.batch([f"route del {line}"])
+        lab.wait_for(lambda: not [r for r in ours(lab, "route-4") if r["dst"].startswith("192.0.2.")], 10, "the end")
+
+
+def test_operators_static_route_still_wins(aws: Lab) -> None:
+    """Beside the route of DHCP, and inside of it."""
+    lab, primary = aws, aws.nics[0]
+    host = neighbour_address(primary.subnet)
+    lease = f"192.0.2.0/24 via {primary.gateway} dev {primary.name} proto dhcp metric 100"
+    by_host = f"via {host} dev {primary.name}"
+    for line in (f"192.0.2.0/24 {by_host} proto static", f"{SERVICE} {by_host}"):
+        lab.batch([f"route add {lease}", f"route add {line}"])
+        assert refresh(lab) == "ok"
+        for source in lab.addresses:
+            assert ip(lab, "route", "get", SERVICE, "from", source)[0]["gateway"] == host
+        lab.batch([f"route del {line}", f"route del {lease}"])
+        assert refresh(lab) == "ok"

@@ -1,0 +1,87 @@
+"""Where packets of the instance really go: witnesses on every host outside, and UDP datagrams from the instance."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from tests.lab import Lab, Room
+
+WITNESS = """
+import os, re, socket
+packets = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))
+os.write(1, b"ready\\n")
+while True:
+    data, (name, _, kind, _, _) = packets.recvfrom(2048)
+    found = re.search(rb"<[0-9]+>", data)
+    protocol = data[9] if data[0] >> 4 == 4 else data[6]  # an ICMP error has the mark, too
+    if found and kind == socket.PACKET_HOST and name != "lo" and protocol == socket.IPPROTO_UDP:
+        os.write(1, found[0] + name.encode() + b"\\n")
+"""
+"""Prints mark and interface of each packet that this host receives: a frame to its own MAC address."""
+
+SEND = """
+import socket, sys
+destination, source, mark = sys.argv[1:]
+family = socket.AF_INET6 if ":" in destination else socket.AF_INET
+with socket.socket(family, socket.SOCK_DGRAM) as sock:
+    if source:
+        sock.bind((source, 0))
+    try:
+        sock.sendto(mark.encode(), (destination, 9))
+    except OSError as error:
+        print(error.strerror)
+"""
+SECONDS, SETTLED = 3.0, 0.15
+"""How long nobody must have received a packet, and how long a second receiver is waited for."""
+
+
+class Witnesses:
+    """A witness in each room; `receivers` sends a datagram from the instance and names those who got it."""
+
+    def __init__(self, lab: Lab, rooms: Iterable[Room], scratch: Path) -> None:
+        self._lab, self._marks = lab, itertools.count(1)
+        self._logs = {room.name: scratch / room.name for room in rooms}
+        self._processes: list[subprocess.Popen[str]] = []
+        for room in rooms:
+            with self._logs[room.name].open("wb") as out:
+                self._processes.append(room.popen([sys.executable, "-I", "-S", "-c", WITNESS], stdout=out))
+        lab.wait_for(lambda: all("ready" in log.read_text() for log in self._logs.values()), 20, "the witnesses")
+
+    def close(self) -> None:
+        """End the witnesses."""
+        for process in self._processes:
+            process.terminate()
+            process.wait(10)
+
+    def receivers(self, destination: str, source: str = "") -> set[str]:
+        """Names of the rooms that receive what the instance sends to `destination`; empty if nobody does."""
+        return {name.partition(":")[0] for name in self.arrivals(destination, source)}
+
+    def arrivals(self, destination: str, source: str = "") -> set[str]:
+        """`room:interface` wherever what the instance sends to `destination` arrives."""
+        mark = f"<{next(self._marks)}>"
+        self._lab.run([sys.executable, "-I", "-S", "-c", SEND, destination, source, mark])
+        end = time.monotonic() + SECONDS
+        while not self._seen(mark) and time.monotonic() < end:
+            time.sleep(0.02)
+        time.sleep(SETTLED)
+        return self._seen(mark)
+
+    def _seen(self, mark: str) -> set[str]:
+        lines = [(room, line) for room, log in self._logs.items() for line in log.read_text().split()]
+        return {f"{room}:{line.removeprefix(mark)}" for room, line in lines if line.startswith(mark)}
+
+
+@contextmanager
+def witnesses(lab: Lab, rooms: Iterable[Room], scratch: Path) -> Iterator[Witnesses]:
+    """Witnesses for the length of the block."""
+    with ExitStack() as stack:
+        found = Witnesses(lab, list(rooms), scratch)
+        stack.callback(found.close)
+        yield found

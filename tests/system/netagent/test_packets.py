@@ -1,0 +1,294 @@
+"""Takeovers with the fetcher's uid, seen from the neighbours: no packet goes to another host than before the request.
+
+The lab's filter is off: a cloud that stops spoofed packets and ARP answers would hide what the policy lets through.
+neighbour0 is beside eth1 (the primary, 10.0.1.10/24, by DHCP), neighbour1 beside eth0; `vpn` is behind wg0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.lab import Lab, Spec
+from tests.system.netagent.conftest import start
+from tests.system.netagent.faults_who import As
+from tests.system.netagent.packets import Witnesses, witnesses
+from tests.system.netagent.wire import CONFIG, address, ifindex, kernel_state, route, rule
+
+Ops = list[dict[str, Any]]
+METADATA, RESOLVER, ELSEWHERE = "169.254.169.254", "10.0.0.2", "10.0.77.7"
+BESIDE0, BESIDE1 = "10.0.1.250", "10.0.2.250"  # neighbour0, neighbour1
+BESIDE0_6, BESIDE1_6 = "fe80::ace0", "fe80::ace1"
+BEYOND, BEYOND6 = "198.51.100.10", "2001:db8:ffff::10"
+CLAIMED = (
+    *(METADATA, RESOLVER, ELSEWHERE, "10.0.1.222", "10.0.2.221", "10.0.2.253", "10.50.0.7", "10.50.0.200"),
+    *("10.60.0.7", "10.70.0.7", "fd50::7", "fd00:1:0:7::7"),
+)
+"""What both neighbours answer ARP and neighbour discovery for, as hosts that work with the attacker."""
+MINE, MINE6 = "10.0.1.10", "fd00:1::10"
+PRIMARY, SECONDARY = "eth1", "eth0"
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(Spec.aws(interfaces=2, addresses=2)) as lab:
+        lab.write_config(CONFIG)
+        lab.run(["nft", "flush", "table", "bridge", "cloud"], "cloud")
+        lab.batch(["link set eth0 up"])
+        for number, (room, own) in enumerate(zip(lab.neighbours, (BESIDE0_6, BESIDE1_6), strict=True)):
+            room.batch([f"address add {own}/64 dev eth0 nodad", f"address add fd00:{number + 1}::fa/64 dev eth0 nodad"])
+            room.batch([f"address add {each}/{128 if ':' in each else 32} dev eth0" for each in CLAIMED])
+        lab.path("/etc/resolv.conf").write_text(f"nameserver {RESOLVER}\n")
+        _add_vpn(lab)
+        start(lab)
+        _add_ipv6(lab)
+        yield lab
+
+
+def _add_vpn(lab: Lab) -> None:
+    """Routes of other programs: a VPN, a CNI by another host of the subnet, and a blackhole."""
+    [vpn] = lab.rooms.open({"name": "vpn", "sysctl": {}})
+    lab.batch(
+        [
+            "link add wg0 type bridge",
+            f"link add wgport type veth peer name eth0 netns {vpn.pid}",
+            "link set wgport master wg0 up",
+            "address add 10.50.0.1/24 dev wg0",
+            "address add fd50::1/64 dev wg0 nodad",
+            "link set wg0 up",
+            f"route add 10.60.0.0/24 via {BESIDE0}",
+            "route add blackhole 10.70.0.0/24",
+        ]
+    )
+    vpn.batch(["link set eth0 up", "address add 10.50.0.7/24 dev eth0", "address add 10.50.0.200/24 dev eth0"])
+    vpn.batch(["address add fd50::7/64 dev eth0 nodad"])
+
+
+def _add_ipv6(lab: Lab) -> None:
+    """IPv6 of the primary, as a router advertises it; of the secondary the kernel knows the router only."""
+    lab.cloud.batch([f"address add fe80::fe/64 dev sn{number} nodad" for number in (0, 1)])
+    lab.batch(
+        [
+            f"address add {MINE6}/64 dev {PRIMARY} nodad",
+            f"route add default via fe80::fe dev {PRIMARY} proto ra",
+            f"neighbour replace fe80::fe lladdr 02:00:00:00:fe:02 dev {SECONDARY} router",
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def seen(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Witnesses]:
+    rooms = [lab.cloud, *lab.neighbours, lab.room("vpn")]
+    with witnesses(lab, rooms, tmp_path_factory.mktemp("witnesses")) as found:
+        yield found
+
+
+@dataclass(frozen=True)
+class Attack:
+    """Operations in which PRIMARY and SECONDARY stand for links, and a datagram that must not change its way."""
+
+    ops: Ops
+    destination: str
+    source: str = ""
+
+
+def table(link: str) -> str:
+    return f"table of {link}"
+
+
+def on(lab: Lab, ops: Ops) -> Ops:
+    """The operations with the numbers of links and tables."""
+    links = {name: ifindex(lab, name) for name in (PRIMARY, SECONDARY)}
+    numbers: dict[Any, int] = links | {table(name): 9999 + number for name, number in links.items()}
+    return [
+        {key: numbers.get(value, value) if isinstance(value, str) else value for key, value in op.items()} for op in ops
+    ]
+
+
+def via(link: Any, destination: str, gateway: str | None) -> dict[str, Any]:
+    return dict(route(link, destination, gateway, table=table(link)))  # type: ignore[arg-type]
+
+
+def local(link: Any, destination: str) -> dict[str, Any]:
+    return dict(route(link, destination, table=255))
+
+
+def source(text: str, link: str, **more: Any) -> dict[str, Any]:
+    return rule(text, table(link), **more)  # type: ignore[arg-type]
+
+
+def quiet(link: Any, text: str) -> dict[str, Any]:
+    """An address without its connected route."""
+    return {**address(link, text), "route": False}
+
+
+def own(link: Any, text: str) -> dict[str, Any]:
+    return address(link, text)
+
+
+FROM, FROM6 = source(f"{MINE}/32", PRIMARY), source(f"{MINE6}/128", PRIMARY)
+BY_NEIGHBOUR = [
+    own(SECONDARY, "10.0.2.222/32"),
+    via(SECONDARY, "10.0.2.221/32", None),
+    via(SECONDARY, "0.0.0.0/0", "10.0.2.221"),
+]
+"""A default route by a neighbour that is accepted: the first host of 10.0.2.220/30, on a link without a subnet."""
+ATTACKS = {
+    # 1: a neighbour as gateway
+    "metadata by a neighbour": Attack([via(PRIMARY, f"{METADATA}/32", BESIDE0), FROM], METADATA, MINE),
+    "metadata on link": Attack([via(PRIMARY, f"{METADATA}/32", None), FROM], METADATA, MINE),
+    "everything by a neighbour": Attack([via(PRIMARY, "0.0.0.0/0", BESIDE0), FROM], BEYOND, MINE),
+    "half of everything by a neighbour": Attack([via(PRIMARY, "128.0.0.0/1", BESIDE0), FROM], BEYOND, MINE),
+    "the resolver by a neighbour": Attack([via(PRIMARY, f"{RESOLVER}/32", BESIDE0), FROM], RESOLVER, MINE),
+    "the resolver on link": Attack([via(PRIMARY, f"{RESOLVER}/32", None), FROM], RESOLVER, MINE),
+    "a rule to the resolver": Attack([*BY_NEIGHBOUR, source("10.0.0.2/31", SECONDARY, to=True)], RESOLVER),
+    "a rule to one resolver": Attack([*BY_NEIGHBOUR, source(RESOLVER, SECONDARY, to=True)], RESOLVER),
+    "a rule from another link": Attack([*BY_NEIGHBOUR, source(MINE, SECONDARY)], BEYOND, MINE),
+    "a rule from everything of another link": Attack(
+        [*BY_NEIGHBOUR, source("10.0.1.0/24", SECONDARY, local=True)], BEYOND, MINE
+    ),
+    "a range around the gateway, then another gateway": Attack(
+        [local(PRIMARY, "10.0.1.0/26"), via(PRIMARY, "0.0.0.0/0", BESIDE0), FROM], BEYOND, MINE
+    ),
+    "IPv6 by a neighbour's link-local address": Attack([via(PRIMARY, "::/0", BESIDE0_6), FROM6], BEYOND6, MINE6),
+    "IPv6 by a neighbour's address": Attack([via(PRIMARY, "::/0", "fd00:1::fa"), FROM6], BEYOND6, MINE6),
+    "IPv6 half of everything by a neighbour": Attack([via(PRIMARY, "2000::/3", BESIDE0_6), FROM6], BEYOND6, MINE6),
+    # 2: what others route
+    "an address of the VPN": Attack([own(SECONDARY, "10.50.0.7/32")], "10.50.0.7"),
+    "a subnet of the VPN": Attack([own(SECONDARY, "10.50.0.129/25")], "10.50.0.200"),
+    "a subnet around the VPN": Attack(
+        [own(SECONDARY, "10.50.1.9/16"), via(SECONDARY, "10.50.0.0/24", None), source("10.50.1.9", SECONDARY)],
+        "10.50.0.7",
+        "10.50.1.9",
+    ),
+    "a range of the VPN": Attack([local(SECONDARY, "10.50.0.192/26")], "10.50.0.200"),
+    "the VPN by the gateway": Attack([via(PRIMARY, "10.50.0.0/24", "10.0.1.1"), FROM], "10.50.0.7", MINE),
+    "half of the VPN by the gateway": Attack([via(PRIMARY, "10.50.0.128/25", "10.0.1.1"), FROM], "10.50.0.200", MINE),
+    "around the VPN by the gateway": Attack([via(PRIMARY, "10.0.0.0/8", "10.0.1.1"), FROM], "10.50.0.7", MINE),
+    "the VPN on link": Attack([via(PRIMARY, "10.50.0.0/24", None), FROM], "10.50.0.7", MINE),
+    "an address of the CNI": Attack([own(SECONDARY, "10.60.0.7/32")], "10.60.0.7"),
+    "the CNI by the gateway": Attack([via(PRIMARY, "10.60.0.0/24", "10.0.1.1"), FROM], "10.60.0.7", MINE),
+    "the blackhole by the gateway": Attack([via(PRIMARY, "10.70.0.0/24", "10.0.1.1"), FROM], "10.70.0.7", MINE),
+    "an address of the blackhole": Attack([own(SECONDARY, "10.70.0.1/25")], "10.70.0.7"),
+    "an IPv6 address of the VPN": Attack([own(SECONDARY, "fd50::7/128")], "fd50::7"),
+    "an IPv6 subnet of the VPN": Attack([own(SECONDARY, "fd50::9/65")], "fd50::7"),
+    "an IPv6 range of the VPN": Attack([local(SECONDARY, "fd50::/112")], "fd50::7"),
+    "the IPv6 VPN by the gateway": Attack([via(PRIMARY, "fd50::/64", "fe80::fe"), FROM6], "fd50::7", MINE6),
+    # 3: invented subnets
+    "an eighth of the address space": Attack(
+        [quiet(SECONDARY, "10.200.0.5/8"), via(SECONDARY, "10.0.1.222/32", None), source("10.200.0.5", SECONDARY)],
+        "10.0.1.222",
+        "10.200.0.5",
+    ),
+    "a part of the primary's subnet": Attack([own(SECONDARY, "10.0.1.201/26")], "10.0.1.222"),
+    "a part of it without its route": Attack(
+        [quiet(SECONDARY, "10.0.1.201/26"), via(SECONDARY, "10.0.1.192/26", None), source("10.0.1.201", SECONDARY)],
+        "10.0.1.222",
+        "10.0.1.201",
+    ),
+    "the primary's neighbour on the secondary": Attack(
+        [own(SECONDARY, "10.0.2.10/24"), via(SECONDARY, "10.0.1.222/32", None), source("10.0.2.10", SECONDARY)],
+        "10.0.1.222",
+        "10.0.2.10",
+    ),
+    "around the primary's subnet": Attack([own(PRIMARY, "10.0.1.201/16")], ELSEWHERE),
+    "around the resolver's subnet": Attack([own(PRIMARY, "10.0.0.9/24")], RESOLVER),
+    "around the primary's subnet, on link": Attack([via(PRIMARY, "10.0.0.0/16", None), FROM], ELSEWHERE, MINE),
+    "an IPv6 part of the primary's subnet": Attack([own(SECONDARY, "fd00:1::99/80")], "fd00:1::fa"),
+    "around the primary's IPv6 subnet": Attack([own(PRIMARY, "fd00:1::99/44")], "fd00:1:0:7::7"),
+    "a huge range": Attack([local(SECONDARY, "10.0.64.0/18")], ELSEWHERE),
+    "half of the primary's subnet as a range": Attack([local(PRIMARY, "10.0.1.128/25")], "10.0.1.222"),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_no_packet_goes_another_way(lab: Lab, seen: Witnesses, name: str) -> None:
+    attack = ATTACKS[name]
+    held = attack.source in (MINE, MINE6, "")
+    before = seen.receivers(attack.destination, attack.source if held else "")
+    state = kernel_state(lab)
+    with As(lab) as wire:
+        answer = wire.apply(*on(lab, attack.ops))
+        if answer["verdict"] == "applied":  # its packets show what it does
+            after = seen.receivers(attack.destination, attack.source)
+            wire.ask(request="flush", id="after")
+            assert after == before, answer
+    assert answer["verdict"] == "refused", answer
+    assert kernel_state(lab) == state
+    assert seen.receivers(attack.destination, attack.source if held else "") == before
+
+
+def steps(link: str, text: str) -> Ops:
+    """The rules of one address, in three steps."""
+    everything = "::/0" if ":" in text else "0.0.0.0/0"
+    main = rule(everything, 254, 31010, suppress=True)
+    return [source(text, link, suppress=True), main, source(text, link, priority=31020)]
+
+
+FIRST, FIRST6 = "10.0.2.10", "fd00:2::10"
+BY_FIRST_HOST = [via(SECONDARY, "10.0.2.1/32", None), via(SECONDARY, "0.0.0.0/0", "10.0.2.1")]
+AWS = [
+    own(SECONDARY, f"{FIRST}/24"),
+    quiet(SECONDARY, "10.0.2.11/32"),
+    via(SECONDARY, "10.0.2.0/24", None),
+    via(SECONDARY, "10.0.1.0/24", "10.0.2.1"),
+    via(SECONDARY, "0.0.0.0/0", "10.0.2.1"),
+    via(SECONDARY, f"{METADATA}/32", "10.0.2.1"),
+]
+GATEWAY = {"cloud:sn1"}
+NEEDED = {
+    "the secondary's first address": Attack([*AWS, *steps(SECONDARY, FIRST)], BEYOND, FIRST),
+    "its second address": Attack([*AWS, *steps(SECONDARY, "10.0.2.11")], BEYOND, "10.0.2.11"),
+    "metadata from it": Attack([*AWS, *steps(SECONDARY, FIRST)], METADATA, FIRST),
+    "the primary's subnet from it": Attack([*AWS, *steps(SECONDARY, FIRST)], "10.0.1.240", FIRST),
+    "Azure's wire server": Attack(
+        [*AWS, via(SECONDARY, "168.63.129.16/32", "10.0.2.1"), *steps(SECONDARY, FIRST)], "168.63.129.16", FIRST
+    ),
+    "Google Cloud's further interface": Attack(
+        [own(SECONDARY, f"{FIRST}/32"), *BY_FIRST_HOST, *steps(SECONDARY, FIRST)], BEYOND, FIRST
+    ),
+    "Hetzner's private network": Attack(
+        [
+            own(SECONDARY, f"{FIRST}/32"),
+            via(SECONDARY, "10.0.2.1/32", None),
+            via(SECONDARY, "10.0.64.0/18", "10.0.2.1"),
+            *steps(SECONDARY, FIRST),
+        ],
+        ELSEWHERE,
+        FIRST,
+    ),
+    "a delegated range": Attack(
+        [*AWS, local(SECONDARY, "10.0.2.32/28"), *steps(SECONDARY, "10.0.2.33")], BEYOND, "10.0.2.33"
+    ),
+    "IPv6 by a router": Attack(
+        [own(SECONDARY, f"{FIRST6}/128"), via(SECONDARY, "::/0", "fe80::fe"), *steps(SECONDARY, f"{FIRST6}/128")],
+        BEYOND6,
+        FIRST6,
+    ),
+}
+"""What clouds need: packets of the secondary's addresses leave by its own gateway."""
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_what_clouds_need_is_accepted(lab: Lab, seen: Witnesses, name: str) -> None:
+    needed = NEEDED[name]
+    with As(lab) as wire:
+        answer = wire.apply(*on(lab, needed.ops))
+        assert answer["verdict"] == "applied", answer
+        arrived = seen.arrivals(needed.destination, needed.source)
+        vpn, primary = seen.receivers("10.50.0.7"), seen.arrivals(BEYOND, MINE)
+        flushed = wire.ask(request="flush", id="after")
+    assert (arrived, vpn, primary) == (GATEWAY, {"vpn"}, {"cloud:sn0"})
+    assert flushed["done"] == len(needed.ops)
+
+
+def test_alibabas_gateway_is_the_third_last_address(lab: Lab, seen: Witnesses) -> None:
+    ops = [own(SECONDARY, f"{FIRST}/24"), via(SECONDARY, "0.0.0.0/0", "10.0.2.253"), *steps(SECONDARY, FIRST)]
+    with As(lab) as wire:
+        assert wire.apply(*on(lab, ops))["verdict"] == "applied"
+        arrived = seen.receivers(BEYOND, FIRST)
+        wire.ask(request="flush", id="after")
+    assert arrived == {"neighbour1"}  # which has this address here

@@ -1,0 +1,98 @@
+"""Four open TCP connections through the primary address, and the longest silence on each."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+from tests.lab import Lab
+from tests.lab.lab import Where
+from tests.lab.reach import PORT, Lines
+from tests.lab.spec import beyond_address
+
+TALK = """
+import json, select, socket, sys, time
+target, source, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
+with socket.create_connection((target, port), 5, (source, 0) if source else None) as talk:
+    talk.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    talk.recv(4096)
+    talk.setblocking(False)
+    print("ready", flush=True)
+    heard, longest, broken, end, due = time.monotonic(), 0.0, None, None, 0.0
+    while broken is None and (end is None or time.monotonic() < end):
+        now = time.monotonic()
+        try:
+            if now >= due:
+                talk.send(b"x\\n")
+                due = now + 0.02
+        except BlockingIOError:
+            due = now + 0.02
+        except OSError as error:
+            broken = str(error)
+        ready = select.select([talk] + ([sys.stdin] if end is None else []), [], [], max(0.0, due - now))[0]
+        if sys.stdin in ready:
+            end = time.monotonic() + 30
+        if talk in ready:
+            try:
+                if not talk.recv(65536):
+                    broken = "closed"
+            except OSError as error:
+                broken = str(error)
+            now = time.monotonic()
+            longest, heard = max(longest, now - heard), now
+            if end is not None:
+                break
+    print(json.dumps([max(longest, time.monotonic() - heard), broken]), flush=True)
+"""
+"""At the end it waits for one more echo: a connection that is silent then has been so from the last one on."""
+
+
+class Talks:
+    """What was measured; filled at the end of the block."""
+
+    def __init__(self) -> None:
+        self.silence: dict[str, float] = {}  # the longest in seconds, by the connection
+        self.broken: dict[str, str] = {}  # why
+
+    @property
+    def longest(self) -> float:
+        """The longest silence of any connection, in seconds."""
+        return max(self.silence.values())
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.silence.items())
+
+
+@contextmanager
+def talks(lab: Lab) -> Iterator[Talks]:
+    """Open the connections, and count the silence on each until the end of the block."""
+    primary, host = lab.nics[0].addresses[0], beyond_address(0)
+    lab.reach.listen(lab.instance, lab.beyond[0])
+    wanted: Mapping[str, tuple[Where, str, str]] = {
+        "beyond": ("beyond", primary, ""),
+        "neighbour": (("neighbour", 0), primary, ""),
+        "same VPC": (("neighbour", 1), primary, ""),
+        "outgoing": ("instance", host, primary),
+    }
+    found = Talks()
+    with ExitStack() as stack:
+        opened: dict[str, tuple[subprocess.Popen[str], Lines]] = {}
+        for name, (where, target, source) in wanted.items():
+            argv = [sys.executable, "-I", "-S", "-c", TALK, target, source, str(PORT)]
+            process = lab.room(where).popen(argv, stdin=subprocess.PIPE)
+            stack.callback(process.kill)
+            opened[name] = process, Lines(process.stdout)
+            assert opened[name][1].next(10) == "ready", f"{name}: no connection to {target}"
+        yield found
+        for process, _ in opened.values():
+            assert process.stdin is not None
+            process.stdin.close()
+            process.stdin = None
+        for name, (process, lines) in opened.items():
+            found.silence[name], broken = json.loads(lines.next(40))
+            if broken:
+                found.broken[name] = broken
+            process.communicate(timeout=10)
