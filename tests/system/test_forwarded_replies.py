@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.lab import Interface, Lab
-from tests.system.forwarding import SPEC, SYSCTL, Container, answered
+from tests.system.forwarding import PUBLISHED, SPEC, SYSCTL, Container, answered
 from tests.system.job import ask, audit, ip, ours, refresh, running, status
 
 MARK = '[Network]\nForwardedReplies = "mark"\n'
@@ -164,18 +167,11 @@ def test_connections_survive_restart_and_replacement_of_the_table(lab: Lab, cont
     for name in ("netagent", "fetcher"):
         lab.start(name)
     lab.wait_for(lambda: status(lab)["state"] == "ok" and lab.path("/run/cloud-network/control.sock").exists())
-    lab.wait_for(lambda: is_ok(lab))
+    lab.wait_for(lambda: state_of(lab) == "ok")
     assert all(each.is_alive() for each in held)
     assert (ruleset(lab), mark_rules(lab)) == (before, rules)
     for each in held:
         each.close()
-
-
-def is_ok(lab: Lab) -> bool:
-    try:
-        return refresh(lab) == "ok"
-    except OSError:
-        return False
 
 
 def test_a_flushed_ruleset_is_repaired_without_being_asked(lab: Lab) -> None:
@@ -200,11 +196,52 @@ def test_flush_removes_our_table_alone_and_refresh_makes_it_again(lab: Lab) -> N
 
 def test_an_interface_comes_and_goes_with_its_mark(lab: Lab) -> None:
     nic = lab.attach_interface(Interface("10.0.9.0/24", 1))
-    lab.wait_for(lambda: is_ok(lab) and f'iif "{nic.name}"' in table(lab), 20)
+    lab.wait_for(lambda: state_of(lab) == "ok" and f'iif "{nic.name}"' in table(lab), 20)
     assert all(answered(lab, "tcp", nic.addresses).values())
     lab.detach_interface(nic.mac)
-    lab.wait_for(lambda: is_ok(lab) and len(re.findall("iif ", table(lab))) == len(lab.nics), 20)
+    lab.wait_for(lambda: state_of(lab) == "ok" and len(re.findall("iif ", table(lab))) == len(lab.nics), 20)
     assert len({rule["table"] for rule in mark_rules(lab)}) == len(lab.nics)
+
+
+def doctor(lab: Lab, *arguments: str, user: str | None = None) -> dict[str, Any]:
+    argv = [str(Path(sys.executable).with_name("cnctl")), "doctor", "--json", *arguments]
+    done = lab.run(argv, user=user, check=False)
+    assert done.stdout, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_doctor_follows_the_replies_of_a_published_port(lab: Lab) -> None:
+    address, primary = lab.nics[1].addresses[1], lab.nics[0].addresses[0]
+    for asked in (f"{address}:{PUBLISHED}", f"{primary}:{PUBLISHED}", f"[{lab.nics[1].ipv6[0]}]:{PUBLISHED}"):
+        found = doctor(lab, asked)
+        assert (found["ok"], found["steps"][-1]["step"]) == (True, "published"), found["steps"][-1]
+        assert "whose replies to" in found["steps"][-1]["found"]
+    assert "publishes no port 9 " in doctor(lab, f"{address}:9")["steps"][-1]["found"]
+    unprivileged = doctor(lab, f"{address}:{PUBLISHED}", user="daemon")["steps"][-1]
+    assert (unprivileged["ok"], "only root" in unprivileged["found"]) == (None, True)
+    lab.stop("fetcher")
+    lab.run(["nft", "delete", "table", "inet", "cloud_network"])
+    found = doctor(lab, f"{address}:{PUBLISHED}")
+    assert (found["broken"], "is not there" in found["steps"][-1]["found"]) == ("published", True)
+    lab.run(["sysctl", "-q", "-w", f"net.ipv4.conf.{lab.nics[1].name}.rp_filter=1"])
+    lab.start("fetcher")
+    lab.wait_for(lambda: state_of(lab) == "degraded")
+    found = doctor(lab, f"{address}:{PUBLISHED}")
+    assert (found["broken"], found["steps"][-1]["do"]) == (
+        "published",
+        "sudo sysctl net.ipv4.conf.all.src_valid_mark=1",
+    )
+    lab.run(["sysctl", "-q", "-w", f"net.ipv4.conf.{lab.nics[1].name}.rp_filter=2"])
+    assert refresh(lab) == "ok"
+
+
+def state_of(lab: Lab) -> str:
+    """After a refresh; nothing while the fetcher does not listen."""
+    try:
+        return refresh(lab)
+    except OSError:
+        return ""
 
 
 def test_off_removes_the_table_and_the_rules(lab: Lab) -> None:
@@ -221,3 +258,6 @@ def test_off_removes_the_table_and_the_rules(lab: Lab) -> None:
     lab.restart("netagent")
     assert refresh(lab) == "ok"
     assert table(lab) == ""
+    found = doctor(lab, f"{lab.nics[1].addresses[1]}:{PUBLISHED}")
+    assert found["broken"] == "published"
+    assert 'ForwardedReplies="mark"' in found["steps"][-1]["do"]
