@@ -363,8 +363,8 @@ def check_forwarded_replies(op: ForwardedReplies, view: View) -> Undo:
     if not view.settings.forwarded_replies:
         raise Refusal("ForwardedReplies= is off", allow='[Network] ForwardedReplies="mark"')
     if view.marks is None:
-        restart = "systemctl restart cloud-network-netagent.socket cloud-network-netagent"
-        raise Refusal(f"netagent was started without a socket to nfnetlink; run: {restart}")
+        restart = "systemctl restart cloud-network-netagent"
+        raise Refusal(f"netagent has no socket to nfnetlink; run: {restart}")
     usable = claims.mark_bits(view.settings.mark_mask)
     for each in op.marks:
         check_link(each.link, view)

@@ -92,6 +92,7 @@ class Server:
         self._transaction = Transaction(kernel, ledger)
         self._budgets = Budgets.default()
         self._peer: Peer | None = None
+        self._is_activated = False  # systemd starts it again for the next client
         self._deadline = 0.0  # when the open transaction is rolled back unless it is confirmed
         self._unlogged, self._checks = 0, 0  # counted in the next audit line
         self._handlers: Mapping[type[Request], Callable[[Any], Answer]] = {
@@ -268,6 +269,9 @@ class Server:
         kernel = self._kernel
         kernel.mark_mask = self._settings.mark_mask
         if self._settings.forwarded_replies:
+            if kernel.netfilter is None and self._is_activated:
+                sandbox.say('ForwardedReplies="mark": ending, to be started again with a socket to nfnetlink')
+                raise Stop
             if kernel.netfilter is None:
                 sandbox.say('ForwardedReplies="mark" needs a restart: there is no socket to nfnetlink')
             return
@@ -283,6 +287,7 @@ class Server:
 
     def run(self, listener_socket: Any, fetcher_uid: int, idle: float) -> None:
         """Serve until SIGTERM or SIGINT, or until no client came for `idle` seconds and all budgets are full again."""
+        self._is_activated = idle < float("inf")
         listener = Listener(listener_socket, fetcher_uid, self._refuse_peer)
         try:
             while True:
