@@ -24,7 +24,8 @@ KEYS = {
     "Prefixes": "A delegated range becomes a local route (local), source rules only (route), or nothing (ignore). "
     "Default: local on Google Cloud, route elsewhere.",
     "ForwardedReplies": "mark: connections remember the interface they came in by, so that replies of ports published "
-    "by NAT leave there. netagent then owns the nftables table cloud_network; /usr/share/doc/cloud-network/containers.md.",
+    "by NAT leave there. netagent then owns the nftables table cloud_network; see "
+    "/usr/share/doc/cloud-network/containers.md.",
     "MarkMask": "The bits of marks that ForwardedReplies= may change: adjacent, the highest for arriving packets, the "
     "others number the links.",
     "Purge": "on-stop: when the fetcher stops, also for a restart, everything that cloud-network added to the kernel "
