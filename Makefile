@@ -162,7 +162,7 @@ deb: apt ## the Debian package, in the directory above
 boot: APT += $(BOOT) lintian systemd-container
 boot: env ## boot the package in a lab's cloud: Debian 12, 13 and Docker in virtual machines, and a container (as root)
 	@$(BIN)/python -m pytest tests/vm/test_debian12.py tests/vm/boot_kernel510.py tests/vm/boot_udev.py tests/vm/boot_debian13.py tests/vm/boot_container.py \
-	  tests/vm/boot_docker.py tests/vm/boot_package.py $(PYTEST_ARGS)
+	  tests/vm/boot_change_over.py tests/vm/boot_docker.py tests/vm/boot_package.py $(PYTEST_ARGS)
 
 clean: ## remove all that the other targets made
 	rm -rf $(VENV) build dist wheels wheels.part *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -154,7 +154,7 @@ ROUTES = (
     Route("/api/v1/links", "Every link.", Links),
     Route("/api/v1/links/{name}", "One link.", DatedLink, parameter=_NAME, errors=(404, 503)),
     Route("/api/v1/audit", "The end of the audit log.", Audit, parameter=_LIMIT),
-    Route("/api/v1/health", "200 if the network is maintained, else 503.", Health),
+    Route("/api/v1/health", "200 if the network is maintained (state ok or degraded), else 503.", Health),
 )
 PATHS = tuple(sorted(route.path for route in ROUTES))
 

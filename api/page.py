@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from cloud_network.api.audit_log import Tail
 from cloud_network.fetcher.state import Claim
-from cloud_network.fetcher.status import LinkStatus, Status
+from cloud_network.fetcher.status import ConflictStatus, LinkStatus, Status
 from markupsafe import Markup
 
 CONTENT_TYPE = "text/html; charset=utf-8"
@@ -39,10 +39,11 @@ _ROW = 52
 
 
 class Finding(NamedTuple):
-    """One problem: its subject, and what is wrong with it."""
+    """One problem: its subject, what is wrong with it, and since when, where that is known."""
 
     subject: str
     reason: str
+    at: str = ""
 
 
 class Egress(NamedTuple):
@@ -72,6 +73,7 @@ def build(claim: Claim | None, unreadable: str | None, tail: Tail | None, now: f
         "status": status,
         "current": claim is not None and claim.doubt is None,
         "problems": list(_problems(claim, unreadable, now)),
+        "notices": list(_notices(status)) if status else [],
         "links": [(link, _egress(link), _addresses(link), _missing(link)) for link in links],
         "addresses": sum(len(link["addresses"]) for link in links),
         "actual": sum(link["actual"] for link in links),
@@ -98,20 +100,21 @@ def _problems(claim: Claim | None, unreadable: str | None, now: float) -> Iterat
 
 
 def _metadata_problems(status: Status, stale: bool) -> Iterator[Finding]:
-    if error := status["last_error"]:
-        yield Finding(error["kind"].capitalize(), f"{error['message']} ({error['at']})")
-    if status["fetched_at"] is None:
-        yield Finding("Metadata", "never read; the network is as it was found")
-    elif stale:
+    error = status["last_error"]
+    if error and not (error["kind"] == "conflict" and status["conflicts"]):  # else the conflicts say the same
+        yield Finding(error["kind"].capitalize(), error["message"], error["at"])
+    elif status["fetched_at"] is None:
+        yield Finding("Metadata", "never read")
+    if status["fetched_at"] is not None and stale:
         expected = f"expected every {status['refresh_timer']:g} s"
-        yield Finding("Metadata", f"out of date: last read {status['fetched_at']}, {expected}")
+        yield Finding("Metadata", f"out of date: {expected}, last read", status["fetched_at"])
 
 
 def _netagent_problems(status: Status) -> Iterator[Finding]:
     error, netagent = status["last_error"], status["netagent"]
     named = error is not None and error["kind"] == "netagent"
     if netagent["verdict"] in ("refused", "rolled back", "unreachable") and not named:
-        yield Finding("Netagent", f"{netagent['verdict']}: {netagent['reason']} ({netagent['at']})")
+        yield Finding("Netagent", f"{netagent['verdict']}: {netagent['reason']}", netagent["at"] or "")
 
 
 def _link_problems(status: Status) -> Iterator[Finding]:
@@ -120,12 +123,26 @@ def _link_problems(status: Status) -> Iterator[Finding]:
             yield Finding(link["name"], "named by the metadata, missing on this host")
         elif link["state"] == "drift":
             yield Finding(link["name"], f"{link['actual']} of {link['desired']} addresses, routes and rules in place")
-    for conflict in status["conflicts"]:
-        by = f" by {conflict['by']}" if conflict["by"] else ""
-        reason = f"{conflict['object']}: made {conflict['times']} times since {conflict['since']}, reverted{by}"
-        yield Finding("Conflict", reason)
+    if status["state"] != "ok":
+        for conflict in status["conflicts"]:
+            yield Finding("Conflict", _conflict(conflict), conflict["since"])
     if status["unknown_macs"]:
         yield Finding("Interfaces", f"named by the metadata, missing on this host: {', '.join(status['unknown_macs'])}")
+
+
+def _conflict(conflict: ConflictStatus) -> str:
+    by = f" ({conflict['by']})" if conflict["by"] else ""
+    what = f"reverted {conflict['times']} times by another program" if conflict["times"] else "not made"
+    return f"{conflict['object']}: {what}{by}, since"
+
+
+def _notices(status: Status) -> Iterator[Finding]:
+    """Yield the facts that need no action: also conflicts over objects that are in place now."""
+    if status["state"] == "ok":
+        for conflict in status["conflicts"]:
+            yield Finding("Conflict", f"in place now; {_conflict(conflict)}", conflict["since"])
+    for notice in status["notices"]:
+        yield Finding("Notice", notice)
 
 
 def _egress(link: LinkStatus) -> list[Egress]:

@@ -154,15 +154,23 @@ class Places:
     log: Path
 
 
-PATH = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path, readable=False)  # what reads it says what is wrong with it
 
 
 @click.command("cloud-network-api", context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version("cloud-network"), message="%(prog)s %(version)s")
-@click.option("--config", type=PATH, default=configuration.PATH, metavar="FILE", help="Configuration.")
-@click.option("--state", type=PATH, default=STATE, metavar="DIRECTORY", help="State files of the fetcher.")
-@click.option("--socket", "unix", type=PATH, default=SOCKET, metavar="FILE", help="Unix socket for cnctl.")
-@click.option("--log", type=PATH, default=audit_log.PATH, metavar="FILE", help="Audit log of netagent.")
+@click.option(
+    "--config", type=PATH, default=configuration.PATH, metavar="FILE", show_default=True, help="Configuration."
+)
+@click.option(
+    "--state", type=PATH, default=STATE, metavar="DIRECTORY", show_default=True, help="State files of the fetcher."
+)
+@click.option(
+    "--socket", "unix", type=PATH, default=SOCKET, metavar="FILE", show_default=True, help="Unix socket for cnctl."
+)
+@click.option(
+    "--log", type=PATH, default=audit_log.PATH, metavar="FILE", show_default=True, help="Audit log of netagent."
+)
 @click.option(
     "--idle-exit",
     type=click.FloatRange(min=0),

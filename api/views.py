@@ -15,6 +15,8 @@ from cloud_network.fetcher.status import Status
 from flask import Response, render_template, request
 
 FETCHER_RUNNING = "running"
+UNKNOWN = "unknown"
+"""The state of a host whose fetcher is in doubt, as in /metrics."""
 RETRY = {"Retry-After": "5"}
 
 
@@ -111,10 +113,11 @@ class Views:
     def health(self) -> Response:
         """Return 200 if the network is maintained and agrees with current metadata, or is degraded; else 503."""
         claim = self._claim()
-        status, state = _status(claim), {"state": _status(claim)["state"], **_dates(claim)}
-        if status["state"] in ("ok", "degraded") and not state["stale"]:
-            return json_response(state)
-        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, _unhealthy(claim), members=state)
+        state = UNKNOWN if claim.doubt else _status(claim)["state"]
+        members = {"state": state, **_dates(claim)}
+        if state in ("ok", "degraded") and not members["stale"]:
+            return json_response(members)
+        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, _unhealthy(claim, state), members=members)
 
     def metrics(self) -> Response:
         """Return the state for Prometheus. Without a state there are metrics that say so."""
@@ -200,9 +203,9 @@ def _object_or_text(content: bytes) -> Response:
         return json_response(content.decode(errors="replace"))
 
 
-def _unhealthy(claim: Claim) -> str:
+def _unhealthy(claim: Claim, state: str) -> str:
     status = _status(claim)
-    reasons = [f"State: {status['state']}."]
+    reasons = [f"State: {state}."]
     if doubt := claim.explain_doubt(time.time()):
         reasons.append(f"{doubt[0].upper()}{doubt[1:]}.")
     elif status["fetched_at"] is None:

@@ -54,10 +54,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Reads the cloud's metadata and asks netagent to make the network agree with it.",
         epilog="Signals: SIGHUP reads the configuration again and refreshes; SIGTERM ends it, and the network stays as "
         f'it is unless Purge="on-stop" is set. Exit status {EX_CONFIG}: the configuration is invalid. Exit status '
-        f"{EX_NO_CLOUD}: no supported cloud is detected. With both, a restart does not help.",
+        f"{EX_NO_CLOUD}: no supported cloud is detected. With both, a restart does not help. --check-config prints "
+        "every value in force as a TOML file, with defaults marked, and exits with 0; for a bad file it prints every "
+        f"mistake and exits with {EX_CONFIG}.",
     )
     parser.add_argument("--config", type=Path, default=configuration.PATH, metavar="FILE", help="default: %(default)s")
-    parser.add_argument("--check-config", action="store_true", help="check the file and change nothing")
+    parser.add_argument("--check-config", action="store_true", help="check the file and print every value")
     parser.add_argument(
         "--flush", action="store_true", help="as root, while no fetcher runs: remove everything that is owned"
     )
@@ -66,7 +68,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check_config(path: Path, config: Config) -> None:
-    print(f"{path}: OK")
+    print(f"{path}: OK. The values in force:")
+    print("\n".join(configuration.effective(config)))
+    for notice in config.notices:
+        print(notice, file=sys.stderr)
     listeners = api_listeners()
     if listeners and str(config.listen) not in listeners:
         print(

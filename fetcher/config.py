@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, ip_network
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 from cloud_network.fetcher import config_values as values
 from cloud_network.fetcher.config_values import Endpoint, Network
+from cloud_network.netagent.claims import link_patterns
 
 __all__ = ["Config", "ConfigError", "Endpoint", "Network", "load"]
 
@@ -145,7 +146,7 @@ class Config:
     rule_priority: int = 31000
     rules: Rules = Rules.AGGREGATE
     manage: Manage = Manage.ALL
-    exclude: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()  # patterns: netagent.claims.is_excluded
     exclude_addresses: tuple[Network, ...] = ()
     prefixes: Prefixes | None = None  # None: the cloud's own default
     forwarded_replies: ForwardedReplies = ForwardedReplies.OFF
@@ -157,6 +158,7 @@ class Config:
     allow_gateways: tuple[Network, ...] = ()
     max_objects: int = 16384
     audit_failure: AuditFailure = AuditFailure.REFUSE
+    notices: tuple[str, ...] = field(default=(), compare=False)  # of keys in the file that have no effect
 
 
 def _log_level(text: str) -> StrEnum:
@@ -177,6 +179,7 @@ class Key:
 
 
 _LINKS = "names of links, separated by spaces"
+_PATTERNS = 'names of links with *, ? and [...], and MACs, separated by spaces, such as "eni* ens[6-9]"'
 _SECONDS = 'at least 1s, such as "300s", "5m" or "1h30m"'
 _BELOW_MAIN = f"1 to {MAIN_PRIORITY - RULE_BAND}: the {RULE_BAND} from it on must lie below main's {MAIN_PRIORITY}"
 _NETWORKS = 'addresses or prefixes, separated by spaces, such as "10.0.0.0/8 2001:db8::/32"'
@@ -201,7 +204,7 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "RulePriority": Key("rule_priority", values.integer_between(1, MAIN_PRIORITY - RULE_BAND), _BELOW_MAIN),
         "Rules": _one_of("rules", Rules),
         "Manage": _one_of("manage", Manage),
-        "Exclude": Key("exclude", values.link_names, _LINKS),
+        "Exclude": Key("exclude", link_patterns, _PATTERNS),
         "ExcludeAddresses": Key("exclude_addresses", values.networks, _NETWORKS),
         "Prefixes": _one_of("prefixes", Prefixes),
         "ForwardedReplies": _one_of("forwarded_replies", ForwardedReplies),
@@ -217,6 +220,16 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "AuditFailure": _one_of("audit_failure", AuditFailure),
     },
 }
+OBSOLETE: Mapping[str, Mapping[str, str]] = {
+    "System": {},
+    "Network": {
+        "Address": 'it has no effect; use Listen = "ADDRESS:PORT"',
+        "Port": 'it has no effect; use Listen = "ADDRESS:PORT"',
+        "PrimaryAddress": "it has no effect; the primary address of every interface is configured, as all others",
+    },
+    "Netagent": {},
+}
+"""Keys of the Go original that are accepted with any value, and what the notice says. netagent accepts them, too."""
 ENVIRONMENT: Mapping[str, Key] = {
     "CLOUD_NETWORK_LOG_LEVEL": KEYS["System"]["LogLevel"],
     "CLOUD_NETWORK_LOG_FORMAT": KEYS["System"]["LogFormat"],
@@ -247,7 +260,33 @@ def load(path: Path = PATH, environ: Mapping[str, str] = os.environ) -> Config:
             lines.append(f"environment: {variable} = {text}: {wrong}")
     if lines:
         raise ConfigError([visible(line) for line in lines])
-    return Config(**reader.values)
+    return Config(**reader.values, notices=tuple(f"{path}: {visible(notice)}" for notice in reader.notices))
+
+
+def effective(config: Config) -> Iterator[str]:
+    """Yield every key with the value that is in force, as lines of a TOML file. Defaults are marked."""
+    defaults = Config()
+    for section, keys in KEYS.items():
+        yield f"[{section}]"
+        for name, key in keys.items():
+            value = getattr(config, key.field)
+            mark = "  # default" if value == getattr(defaults, key.field) else ""
+            if value is None:
+                value, mark = Prefixes.ROUTE, mark + f'; "{Prefixes.LOCAL}" on GCP'
+            yield f"{name} = {_toml(key, value)}{mark}"
+
+
+def _toml(key: Key, value: Any) -> str:
+    """Return the value as TOML."""
+    if key.parse is _allowed_addresses:
+        value = value[len(PRIVATE) :]  # the key adds to these
+    if isinstance(value, tuple):
+        return '"' + " ".join(map(str, value)) + '"'
+    if isinstance(value, float):
+        return f'"{value:.9f}'.rstrip("0").rstrip(".") + 's"'
+    if isinstance(value, int):
+        return hex(value) if key.parse is values.mask else str(value)
+    return f'"{value}"'
 
 
 class _Reader:
@@ -255,6 +294,7 @@ class _Reader:
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
+        self.notices: list[str] = []
 
     def section(self, section: str, entries: Any) -> list[tuple[str, Any, str]]:
         """Take the values of one section; return its mistakes as (key, value, reason)."""
@@ -266,6 +306,9 @@ class _Reader:
             return [("", None, f"unknown section{hint}; accepted: {', '.join(KEYS)}")]
         mistakes = []
         for key, value in entries.items():
+            if key in OBSOLETE[section]:
+                self.notices.append(f"{_shown(section, key, value)}: {OBSOLETE[section][key]}")
+                continue
             found = KEYS[section].get(key)
             reason = self.set(found, value) if found else _unknown_key(section, key)
             if reason:
@@ -344,14 +387,16 @@ def _excerpt(value: Any) -> str:
 
 def _unknown_key(section: str, key: str) -> str:
     """Return the reason for a key that its section does not have, with the right spelling where it is known."""
-    by_lower = {name.lower(): (home, name) for home, keys in KEYS.items() for name in keys}
+    by_lower = {
+        name.lower(): (home, name) for known in (KEYS, OBSOLETE) for home, keys in known.items() for name in keys
+    }
     home, name = by_lower.get(key.lower(), ("", ""))
     if home == section:
         return f"keys are case-sensitive; accepted: {name}"
     if home:
         return f"key of another section; accepted: [{home}] {name}"
-    known = list(KEYS[section])
-    return f"unknown key{values.did_you_mean(key, known)}; accepted: {', '.join(known)}"
+    accepted = list(KEYS[section])
+    return f"unknown key{values.did_you_mean(key, accepted)}; accepted: {', '.join(accepted)}"
 
 
 def visible(text: str) -> str:

@@ -331,6 +331,8 @@ class Daemon:
 def configure(config: Config, provider: Provider) -> None:
     """Hand the configuration to the metadata client."""
     provider.client.kinds = config.allow_kinds
+    for notice in config.notices:
+        logger.warning("%s", notice)
 
 
 async def _attempt(step: Callable[[], Awaitable[Result]]) -> Result | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.metadata.model import Instance, Interface
-from cloud_network.fetcher.network.matching import Matches
+from cloud_network.fetcher.network.matching import Matches, managed
 from cloud_network.fetcher.network.objects import Actual, Desired, Link, LinkGoal, LinkSettings
 from cloud_network.fetcher.network.plan import COMMON, Plan, in_ip_syntax, link_of
 from cloud_network.fetcher.status import AddressStatus, LinkStatus
@@ -23,11 +23,15 @@ def link_statuses(
     goals = {goal.settings.ifindex: goal for goal in desired.links}
     drift = _drift(missing, actual, config)
     statuses = {}
+    configured = {link.ifindex for _, link in managed(instance, matches, config)}
     for interface in instance.interfaces:
         link = matches.get(interface.mac)
         if link is not None:
             goal = goals.get(link.ifindex, LinkGoal(LinkSettings(link.ifindex, None), (), (), ()))
-            statuses[str(link.ifindex)] = _status(interface, link, config, actual, goal, drift.get(link.ifindex, ()))
+            found = _status(interface, link, config, actual, goal, drift.get(link.ifindex, ()))
+            if link.ifindex not in configured:
+                found["state"] = "excluded"
+            statuses[str(link.ifindex)] = found
     return statuses
 
 
@@ -59,7 +63,7 @@ def _status(
         "mac": link.mac,
         "ifindex": link.ifindex,
         "device_number": interface.device_number,
-        "state": "excluded" if link.name in config.exclude else "drift" if drift else "ok",
+        "state": "drift" if drift else "ok",
         "mtu": link.mtu,
         "table": table if any(each.table == table for each in goal.routes) else None,
         "gateways": list(dict.fromkeys(defaults)),

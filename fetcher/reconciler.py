@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from cloud_network.fetcher.apply import LinkRole, Netagent, NetagentError, Outcome, components, transact
@@ -39,6 +39,7 @@ from cloud_network.fetcher.network.plan import (
     plan,
     summary,
 )
+from cloud_network.fetcher.network.presence import Presence
 from cloud_network.fetcher.rejections import LinkHolds, PlanRetry, RejectionTable
 from cloud_network.fetcher.reporting import Attempt, Comparison, Condition, PassReport, PlanAnswer, Snapshot, first_of
 from cloud_network.fetcher.schedule import NETAGENT_RETRY
@@ -64,6 +65,7 @@ class Memory:
     holds: LinkHolds
     retry: PlanRetry
     proof: RemovalProof
+    presence: Presence = field(default_factory=Presence)
 
     @classmethod
     def new(cls) -> Memory:
@@ -170,9 +172,9 @@ class Reconciler:
 
     # Comparing
 
-    def _read_actual(self, agent: Netagent | None = None) -> Actual:
+    def _read(self, metadata: Instance, agent: Netagent | None = None) -> Actual:
         """Read the kernel, and ask netagent for what only it can read. Raises KernelError."""
-        actual = kernel.read()
+        actual = self._memory.presence.observe(kernel.read(), {each.mac for each in metadata.interfaces})
         if self._config.forwarded_replies is ForwardedReplies.OFF:
             return actual
         self._marks_unknown = None
@@ -189,13 +191,13 @@ class Reconciler:
 
     def _compare_again(self, here: Comparison, agent: Netagent | None = None) -> Comparison:
         """Read the kernel after our own changes, which do not lift refusals, and compare. Raises KernelError."""
-        snapshot = self._snapshot(here.snapshot.metadata, self._read_actual(agent))
+        snapshot = self._snapshot(here.snapshot.metadata, self._read(here.snapshot.metadata, agent))
         self._memory.rejections.settle(snapshot.actual)
         return self._plan(snapshot)
 
     def _compare(self, metadata: Instance, *, proof: bool = False, kernel_changed: bool = False) -> Comparison:
         """Read the kernel and compare. Raises KernelError."""
-        actual = self._read_actual()
+        actual = self._read(metadata)
         if proof:
             links = {link.mac: link.up for link in actual.links}
             metadata = self._memory.proof.keep_missing(metadata, self._known, links)
@@ -206,7 +208,8 @@ class Reconciler:
     def _snapshot(self, metadata: Instance, actual: Actual) -> Snapshot:
         matches = match_links(metadata, self._config, actual.links)
         present = without_absent_vlans(metadata, matches)
-        return Snapshot(metadata, with_leases(present, matches, actual), matches, self._config, actual)
+        leased = with_leases(present, matches, actual)
+        return Snapshot(metadata, leased, matches, self._config, actual, self._memory.presence.departed)
 
     def _plan(self, snapshot: Snapshot) -> Comparison:
         """Plan with the present rejections."""
@@ -360,7 +363,7 @@ class Reconciler:
         if settled and self._known is not None:
             self._agreed = self._known, config
         conflicts, open_conflicts = memory.conflicts.statuses(here.changes, here.snapshot.actual)
-        retry_at = min(memory.conflicts.due, memory.rejections.due, memory.holds.due)
+        retry_at = min(memory.conflicts.due, memory.rejections.due, memory.holds.due, memory.presence.due)
         if ops and not self._flushed and not read_first:
             retry_at = min(retry_at, memory.retry.due)
         names = {COMMON: "rules of no link"} | {link.ifindex: link.name for link in here.snapshot.actual.links}
@@ -393,5 +396,7 @@ class Reconciler:
 
 
 def _difference(snapshot: Snapshot, rejections: Rejections) -> tuple[Desired, Plan]:
-    wanted = desired(snapshot.instance, snapshot.matches, snapshot.config, snapshot.actual, rejections)
+    wanted = desired(
+        snapshot.instance, snapshot.matches, snapshot.config, snapshot.actual, rejections, snapshot.departed
+    )
     return wanted, plan(wanted, snapshot.actual, may_remove=snapshot.metadata.may_remove)

@@ -69,6 +69,7 @@ class Snapshot:
     matches: Matches
     config: Config
     actual: Actual
+    departed: frozenset[str] = frozenset()  # MACs of the metadata whose links have left this network namespace
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from cloud_network.fetcher.config import Config, ForwardedReplies
 from cloud_network.fetcher.metadata.model import Instance
 from cloud_network.fetcher.network.objects import ARPHRD_ETHER, Actual
+from cloud_network.netagent.claims import is_excluded
 
 Clock = Callable[[], float]
 
@@ -197,9 +198,9 @@ class InterfaceMismatch:
             and link.mac
             and link.mac not in listed
             and link.kind in kinds
-            and link.name not in config.exclude
+            and not is_excluded(config.exclude, link.name, link.mac)
         }
-        odd |= listed - {link.mac for link in actual.links}
+        odd |= listed - {link.mac for link in actual.links} - set(config.exclude)
         new, self._odd = odd - self._odd, odd
         if new:
             self._since = now

@@ -33,14 +33,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from cloud_network.fetcher.status import RENEWAL_GRACE, ShapeError, Status, age, parse_status
+from cloud_network.fetcher.status import RENEWAL_GRACE, LinkStatus, ShapeError, Status, age, parse_status
 
 PATH = Path("/run/cloud-network")
 IDENTITY_PARTS = ("document", "pkcs7", "signature", "rsa2048")
-MAX_STATUS = 8 << 20
+MAX_STATUS = 4 << 20
 MAX_DOCUMENT = 4 << 20
 MAX_IDENTITY = 1 << 20
-"""Bytes of the largest file of each kind that is read."""
+"""Bytes of the largest file of each kind that is read; no larger status is written."""
+_SHORT = 16  # entries of each list of a status that would be larger
 
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
 Document = dict[str, Json]
@@ -211,8 +212,11 @@ class StateDirectory:
         Path(self.link_path(ifindex)).unlink(missing_ok=True)
 
     def write_status(self, status: Status) -> None:
-        """Write status.json."""
-        _write(self.status_path, _encode(status))
+        """Write status.json, with shortened lists if it would be larger than MAX_STATUS."""
+        content = _encode(status)
+        if len(content) > MAX_STATUS:
+            content = _encode(_shortened(status, len(content)))
+        _write(self.status_path, content)
 
     def write_identity(self, provider: str, name: str, content: bytes) -> None:
         """Write one part of the signed identity, byte for byte."""
@@ -346,6 +350,31 @@ def _make_directory(path: Path) -> None:
         path.chmod(0o755)
 
 
+def _shortened(status: Status, size: int) -> Status:
+    """Return the status with a few entries of each list whose length the metadata or other programs decide."""
+    notice = f"status.json would be {size} bytes, more than {MAX_STATUS}: its lists are shortened to {_SHORT} entries"
+    shortened: Status = {
+        **status,
+        "links": {ifindex: _shortened_link(link) for ifindex, link in status["links"].items()},
+        "unknown_macs": status["unknown_macs"][:_SHORT],
+        "conflicts": status["conflicts"][:_SHORT],
+        "notices": [notice, *status["notices"][:_SHORT]],
+    }
+    return shortened
+
+
+def _shortened_link(link: LinkStatus) -> LinkStatus:
+    addresses = [*link["addresses"]]
+    if addresses:
+        addresses[0] = {**addresses[0], "public": addresses[0]["public"][:_SHORT]}
+    return {
+        **link,
+        "addresses": addresses,
+        "subnets": link["subnets"][:_SHORT],
+        "drift": link["drift"][:_SHORT],
+    }
+
+
 def _write(path: str, content: bytes) -> None:
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -364,4 +393,7 @@ def _write(path: str, content: bytes) -> None:
 
 
 def _unreadable(path: str, error: OSError) -> StateError:
-    return StateError(f"{path}: cannot be read: {error.strerror}; it should be 0644 in directories of 0755")
+    what = f"{path}: cannot be read: {error.strerror}"
+    if isinstance(error, PermissionError):
+        what += "; use sudo, or restart cloud-network-fetcher, which makes it readable"
+    return StateError(what)

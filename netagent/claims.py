@@ -5,9 +5,11 @@ A claim is an address, a subnet, a range or a gateway for one link. docs/policy.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Generic, TypeVar
 
@@ -36,6 +38,8 @@ WIDEST_RANGE = {4: 20, 6: 64}
 """Shortest prefix of a range: a route of type local, or a source of forwarded packets."""
 RANGE_OF_SUBNET = 2
 """A range inside a subnet of its link is at most a quarter of it: 2 more bits."""
+_MAC = re.compile("[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_PATTERN = re.compile(r"\[[^]]+\]|[*?]")  # what stands for other letters in a pattern
 CONVENTION_LENGTHS = {4: range(16, 31), 6: range(44, 65)}
 """Prefix lengths tried around an address for a gateway by convention."""
 
@@ -84,9 +88,19 @@ def is_single(network: IPNetwork) -> bool:
     return network.prefixlen == network.max_prefixlen
 
 
+def span(network: IPNetwork) -> tuple[int, int]:
+    """Return the first and the last address of a network, as numbers."""
+    first = int(network.network_address)
+    return first, first | (1 << network.max_prefixlen - network.prefixlen) - 1
+
+
+_RESERVED_SPANS = {version: [span(each) for each in RESERVED if each.version == version] for version in (4, 6)}
+
+
 def is_reserved(network: IPNetwork) -> bool:
     """Return True if no link may claim `network`: loopback, link-local, multicast, a metadata server ..."""
-    return any(overlap(each, network) for each in RESERVED)
+    first, last = span(network)
+    return any(begin <= last and first <= end for begin, end in _RESERVED_SPANS[network.version])
 
 
 def is_link_local(network: IPNetwork) -> bool:
@@ -103,16 +117,14 @@ def nested(network: IPNetwork, others: Iterable[IPNetwork]) -> IPNetwork | None:
     return next((each for each in others if each != network and overlap(each, network)), None)
 
 
-def conventional_gateways(subnet: IPNetwork) -> tuple[IPAddress, ...]:
-    """Return the addresses that clouds use for the gateway of `subnet`.
+def is_conventional_gateway(offset: int, size: int, version: int) -> bool:
+    """Return True if clouds put the gateway of a subnet of `size` addresses at `offset` from its first address.
 
-    The first host (AWS, Azure, Google Cloud, Oracle, Hetzner ...); on Alibaba Cloud the third-last address of an IPv4
-    subnet and the ninth-last of an IPv6 subnet.
+    At the first host (AWS, Azure, Google Cloud, Oracle, Hetzner ...); on Alibaba Cloud at the third-last address of an
+    IPv4 subnet and the ninth-last of an IPv6 subnet.
     """
-    last = 2 if subnet.version == 4 else 8
-    if subnet.num_addresses <= last + 1:
-        return ()
-    return (subnet.network_address + 1, subnet.broadcast_address - last)
+    last = 2 if version == 4 else 8
+    return size > last + 1 and offset in (1, size - 1 - last)
 
 
 def convention_subnet(gateway: IPAddress, address: IPAddress, others: Iterable[IPNetwork]) -> IPNetwork | None:
@@ -122,11 +134,13 @@ def convention_subnet(gateway: IPAddress, address: IPAddress, others: Iterable[I
     """
     if gateway.version != address.version or gateway == address:
         return None
-    taken = tuple(others)
-    for length in CONVENTION_LENGTHS[address.version]:
-        around = single(address).supernet(new_prefix=length)
-        if gateway in conventional_gateways(around) and nested(around, taken) is None:
-            return around
+    taken, number, version = tuple(others), int(address), address.version
+    for length in CONVENTION_LENGTHS[version]:
+        size = 1 << address.max_prefixlen - length
+        if is_conventional_gateway(int(gateway) - number // size * size, size, version):
+            around = single(address).supernet(new_prefix=length)
+            if nested(around, taken) is None:
+                return around
     return None
 
 
@@ -209,58 +223,60 @@ def _leads_elsewhere(route: HostRoute, network: IPNetwork, link: int) -> bool:
     return contains(network, route.destination)
 
 
+def is_excluded(patterns: Iterable[str], name: str, mac: str) -> bool:
+    """Return True if Exclude= names a link: by its MAC, or by a shell-style pattern of its name (*, ?, [6-9], [!0])."""
+    return any(pattern == mac or fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def link_patterns(text: str) -> tuple[str, ...]:
+    """Return the names, patterns and MACs of links in the value of Exclude=. Raises ValueError with the reason."""
+    return tuple(map(_link_pattern, text.split()))
+
+
+def _link_pattern(word: str) -> str:
+    if _MAC.fullmatch(word.lower()):
+        return word.lower()
+    if "," in word:
+        raise ValueError(f'{word!r} has a comma; separate names with spaces: "{word.replace(",", " ").strip()}"?')
+    if word.startswith("!"):
+        raise ValueError(f"{word!r} negates; name the links to exclude, or see [Network] Manage=")
+    if word.endswith("+"):
+        raise ValueError(f'{word!r} is a pattern of iptables; "{word[:-1]}*"?')
+    bare = _PATTERN.sub("x", word)
+    if len(bare.encode()) > 15 or "/" in word or ":" in word or word in (".", ".."):
+        raise ValueError(f"{word!r} is not the name or MAC of a link")
+    return word
+
+
 class NetworkIndex(Generic[Value]):
-    """Values by network; finds those whose network contains, lies in or overlaps a given one."""
+    """Values by network; finds those whose network contains, lies in or overlaps a given one.
+
+    Inside, a network is its prefix length and its leading bits as a number: building `ipaddress` objects for every
+    question took most of the time of a check.
+    """
 
     def __init__(self) -> None:
-        self._values: dict[IPNetwork, list[Value]] = {}
-        self._lengths: dict[int, dict[int, int]] = {4: {}, 6: {}}  # networks by version and prefix length
-        self._order: dict[int, list[tuple[int, int, IPNetwork]]] = {4: [], 6: []}  # by first address
+        self._families: dict[int, _Family[Value]] = {4: _Family(32), 6: _Family(128)}
 
     def add(self, network: IPNetwork, value: Value) -> None:
         """Add a value; a network may have several."""
-        if network in self._values:
-            self._values[network].append(value)
-            return
-        self._values[network] = [value]
-        lengths = self._lengths[network.version]
-        lengths[network.prefixlen] = lengths.get(network.prefixlen, 0) + 1
-        insort(self._order[network.version], _order_key(network))
+        self._families[network.version].add(network, value)
 
     def discard(self, network: IPNetwork, value: Value) -> None:
         """Remove one value, if it is there."""
-        values = self._values.get(network, [])
-        if value not in values:
-            return
-        values.remove(value)
-        if values:
-            return
-        del self._values[network]
-        lengths = self._lengths[network.version]
-        lengths[network.prefixlen] -= 1
-        if not lengths[network.prefixlen]:
-            del lengths[network.prefixlen]
-        order = self._order[network.version]
-        del order[bisect_left(order, _order_key(network))]
+        self._families[network.version].discard(network, value)
+
+    def at(self, ip: IPAddress) -> Iterator[tuple[IPNetwork, Value]]:
+        """Yield what is at networks around an address."""
+        return self._families[ip.version].containing(int(ip), ip.max_prefixlen)
 
     def containing(self, network: IPNetwork) -> Iterator[tuple[IPNetwork, Value]]:
         """Yield what is at `network` and at networks around it."""
-        for length in self._lengths[network.version]:
-            if length <= network.prefixlen:
-                around = network.supernet(new_prefix=length) if length < network.prefixlen else network
-                for value in self._values.get(around, ()):
-                    yield around, value
+        return self._families[network.version].containing(int(network.network_address), network.prefixlen)
 
     def inside(self, network: IPNetwork) -> Iterator[tuple[IPNetwork, Value]]:
         """Yield what is at networks inside `network`, itself not included."""
-        order, last = self._order[network.version], int(network.broadcast_address)
-        at = bisect_left(order, (int(network.network_address), network.prefixlen + 1))
-        while at < len(order) and order[at][0] <= last:
-            found = order[at][2]
-            if found.prefixlen > network.prefixlen:
-                for value in self._values[found]:
-                    yield found, value
-            at += 1
+        return self._families[network.version].inside(network)
 
     def overlapping(self, network: IPNetwork) -> Iterator[tuple[IPNetwork, Value]]:
         """Yield what has an address in common with `network`."""
@@ -268,5 +284,53 @@ class NetworkIndex(Generic[Value]):
         yield from self.inside(network)
 
 
-def _order_key(network: IPNetwork) -> tuple[int, int, IPNetwork]:
-    return int(network.network_address), network.prefixlen, network
+class _Family(Generic[Value]):
+    """The part of a NetworkIndex for one version of IP, whose addresses have `bits`."""
+
+    def __init__(self, bits: int) -> None:
+        self._bits = bits
+        self._lengths: dict[int, dict[int, tuple[IPNetwork, list[Value]]]] = {}  # by length and leading bits
+        self._order: list[tuple[int, int]] = []  # first address and length of each network
+
+    def _leading(self, number: int, length: int) -> int:
+        return number >> self._bits - length
+
+    def add(self, network: IPNetwork, value: Value) -> None:
+        first, length = int(network.network_address), network.prefixlen
+        networks = self._lengths.setdefault(length, {})
+        leading = self._leading(first, length)
+        if leading in networks:
+            networks[leading][1].append(value)
+            return
+        networks[leading] = (network, [value])
+        insort(self._order, (first, length))
+
+    def discard(self, network: IPNetwork, value: Value) -> None:
+        first, length = int(network.network_address), network.prefixlen
+        networks, leading = self._lengths.get(length, {}), self._leading(first, length)
+        _, values = networks.get(leading, (network, []))
+        if value not in values:
+            return
+        values.remove(value)
+        if values:
+            return
+        del networks[leading]
+        if not networks:
+            del self._lengths[length]
+        del self._order[bisect_left(self._order, (first, length))]
+
+    def containing(self, number: int, longest: int) -> Iterator[tuple[IPNetwork, Value]]:
+        for length, networks in self._lengths.items():
+            found = networks.get(self._leading(number, length)) if length <= longest else None
+            if found is not None:
+                yield from ((found[0], value) for value in found[1])
+
+    def inside(self, network: IPNetwork) -> Iterator[tuple[IPNetwork, Value]]:
+        first, last = span(network)
+        for at in range(bisect_left(self._order, (first, network.prefixlen + 1)), len(self._order)):
+            begin, length = self._order[at]
+            if begin > last:
+                return
+            if length > network.prefixlen:
+                found = self._lengths[length][self._leading(begin, length)]
+                yield from ((found[0], value) for value in found[1])

@@ -95,18 +95,22 @@ class Fields:
 
     def interface(self) -> IPInterface:
         """Return `address` and `prefix` as an address with its prefix length."""
-        address = self.address("address")
-        prefix = self.integer("prefix", 0, address.max_prefixlen)
-        if isinstance(address, IPv4Address):
-            return IPv4Interface((address, prefix))
-        return IPv6Interface((address, prefix))
+        packed, prefix = self._prefixed()
+        return IPv4Interface((packed, prefix)) if len(packed) == 4 else IPv6Interface((packed, prefix))
 
     def network(self) -> IPNetwork:
         """Return `address` and `prefix` as a network, which must have no host bits."""
-        interface = self.interface()
-        if interface.ip != interface.network.network_address:
-            raise Malformed(f"{self._where}.address: {interface} has host bits set; {interface.network} has none")
-        return interface.network
+        packed, prefix = self._prefixed()
+        try:
+            return IPv4Network((packed, prefix)) if len(packed) == 4 else IPv6Network((packed, prefix))
+        except ValueError as error:
+            raise Malformed(f"{self._where}.address: {error}") from None
+
+    def _prefixed(self) -> tuple[bytes, int]:
+        packed: bytes = self.take("address", bytes)
+        if len(packed) not in (4, 16):
+            raise Malformed(f"{self._where}.address: an address has 4 or 16 bytes, not {len(packed)}")
+        return packed, self.integer("prefix", 0, 8 * len(packed))
 
     def end(self) -> None:
         """Raise Malformed if a key was not read."""

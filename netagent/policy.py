@@ -6,11 +6,12 @@ before it. A check returns the operation that undoes the one it accepts, or rais
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from . import claims
-from .claims import is_single, single
+from .claims import NetworkIndex, is_single, single
 from .operations import (
     BAND,
     PROTOCOL,
@@ -20,6 +21,7 @@ from .operations import (
     AddressRemove,
     ForwardedReplies,
     IPAddress,
+    IPInterface,
     IPNetwork,
     LinkMark,
     LinkMtu,
@@ -31,7 +33,7 @@ from .operations import (
     RuleRemove,
     Undo,
 )
-from .protocol import Code, Refused
+from .protocol import MAX_REFUSALS, Code, Refused
 from .removal import foreign_dependents
 from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_SECONDARY, Address
 from .view import OwnRoute, View, rule_key
@@ -57,14 +59,14 @@ class Refusal(Exception):
         return Refused(self.reason, position, self.code, self.allow, self.link, depends_on)
 
 
-def check_link(link: int, view: View) -> None:
-    """Raise Refusal if nothing may be done to this link."""
+def check_link(link: int, view: View, *, removes: bool = False) -> None:
+    """Raise Refusal if nothing may be done to this link. What is ours may be removed from an excluded one."""
     found = view.links.get(link)
     if found is None:
         raise Refusal(f"there is no link {link}", link=link)
     if found.loopback:
         raise Refusal(f"{found.name} is the loopback link", link=link)
-    if found.name in view.settings.exclude:
+    if not removes and claims.is_excluded(view.settings.exclude, found.name, found.mac):
         raise Refusal(f"{found.name} is excluded", allow=f"[Network] Exclude= without {found.name}", link=link)
     if not view.is_cloud(link):
         raise Refusal(
@@ -88,25 +90,30 @@ def check_link_mtu(op: LinkMtu, view: View) -> Undo:
     return LinkMtu(op.link, view.links[op.link].mtu)
 
 
-def check_claim(link: int, network: IPNetwork, shown: str, view: View) -> None:
+def allow_addresses(network: IPNetwork) -> str:
+    """Return the key that lets a link claim `network`."""
+    return f'[Netagent] AllowAddresses="{network}"'
+
+
+def check_claim(link: int, network: IPNetwork, shown: IPInterface | IPNetwork, view: View) -> None:
     """Raise Refusal if the link may not claim `network`, an address or all of a subnet or range."""
     if claims.is_reserved(network):
         raise Refusal(f"{shown} is loopback, link-local, multicast, reserved or a metadata server's")
-    allow = f'[Netagent] AllowAddresses="{network}"'
     if claims.within(network, view.settings.allow_addresses):
         return
     learned = view.learned[link]
-    if not claims.within(network, (*claims.PRIVATE, *learned)):
+    if not claims.within(network, claims.PRIVATE) and not claims.within(network, learned):
         if network.version == 6 and not view.has_heard_router(link):
             reason = f"{shown} is not private, and {view.name(link)} has received no IPv6 router advertisement yet"
-            raise Refusal(reason, allow=allow, code=Code.WAITING)
-        raise Refusal(f"{shown} is neither private nor of a network that {view.name(link)} learned", allow=allow)
+            raise Refusal(reason, allow=allow_addresses(network), code=Code.WAITING)
+        reason = f"{shown} is neither private nor of a network that {view.name(link)} learned"
+        raise Refusal(reason, allow=allow_addresses(network))
     if limit := claims.subnet_limit(network, learned):
-        raise Refusal(limit, allow=allow)
+        raise Refusal(limit, allow=allow_addresses(network))
     found = (route for _, route in view.host_routes.overlapping(network))
     if rival := claims.rival(network, link, found, learned):
         where = f"{rival.destination}, which another program routes by {_way(rival, view)}"
-        raise Refusal(f"{shown} overlaps {where}", allow=allow)
+        raise Refusal(f"{shown} overlaps {where}", allow=allow_addresses(network))
 
 
 def _way(route: claims.HostRoute, view: View) -> str:
@@ -131,11 +138,12 @@ def check_width(link: int, network: IPNetwork, view: View) -> None:
     allowed = claims.within(network, view.settings.allow_addresses)
     if not learned or allowed or claims.within(network, learned):
         return
-    allow = f'[Netagent] AllowAddresses="{network}"'
     if subnet := claims.widened(network, learned):
-        raise Refusal(f"{network} is wider than {subnet}, which link {link} learned", allow=allow)
+        reason = f"{network} is wider than {subnet}, which {view.name(link)} learned"
+        raise Refusal(reason, allow=allow_addresses(network))
     if taken := view.protected_inside(network, link):
-        raise Refusal(f"{network} covers {taken}, a gateway or resolver that is not on link {link}", allow=allow)
+        reason = f"{network} covers {taken}, a gateway or resolver that is not on {view.name(link)}"
+        raise Refusal(reason, allow=allow_addresses(network))
 
 
 def check_connected(link: int, network: IPNetwork, view: View) -> None:
@@ -153,8 +161,8 @@ def _connected_metric(network: IPNetwork) -> int:
 
 def check_address_add(op: AddressAdd, view: View) -> Undo:
     """Accept an address of the cloud that no link, gateway, resolver or other program has."""
-    ip, network, shown = op.interface.ip, op.interface.network, str(op.interface)
-    check_claim(op.link, network, shown, view)
+    ip, network = op.interface.ip, op.interface.network
+    check_claim(op.link, network, op.interface, view)
     if not is_single(network):
         check_nesting(op.link, network, view)
         check_width(op.link, network, view)
@@ -169,7 +177,7 @@ def check_address_add(op: AddressAdd, view: View) -> Undo:
         raise Refusal(f"table local has a route of ours to {ip}; remove it first")
     near = [each for each in (network, *view.learned[op.link]) if ip in each]
     if any(claims.is_edge(ip, each) for each in near):
-        raise Refusal(f"{shown} is the network's or broadcast address of its subnet")
+        raise Refusal(f"{op.interface} is the network's or broadcast address of its subnet")
     check_room(view)
     flags = 0 if op.connected_route else IFA_F_NOPREFIXROUTE
     view.add_address(Address(op.link, ip, network.prefixlen, flags, PROTOCOL))
@@ -199,8 +207,7 @@ def check_address_remove(op: AddressRemove, view: View) -> Undo:
     secondary = secondary_of(address, view)
     if secondary is not None:
         raise Refusal(f"{secondary} may go with {ip}")
-    left = [each for each in view.addresses.values() if each is not address]
-    if dependent := foreign_dependents(address, left, view.foreign_routes):
+    if dependent := foreign_dependents(address, view.counts, view.losable_routes):
         raise Refusal(
             f"the route to {dependent.destination} in table {dependent.table} depends on {ip}, and is not ours"
         )
@@ -212,11 +219,7 @@ def secondary_of(address: Address, view: View) -> IPAddress | None:
     """Return an IPv4 address that the kernel may remove with this one (unless promote_secondaries is set)."""
     if address.ip.version == 6 or address.flags & IFA_F_SECONDARY:
         return None
-    network = view.network_of(address)
-    for each in view.addresses_of(address.link):
-        if each.flags & IFA_F_SECONDARY and each.ip.version == 4 and view.network_of(each) == network:
-            return each.ip
-    return None
+    return next((each.ip for each in view.same_subnet(address) if each.flags & IFA_F_SECONDARY), None)
 
 
 def existing_route(op: RouteReplace | RouteRemove, view: View) -> OwnRoute | None:
@@ -254,7 +257,7 @@ def check_local_range(op: RouteReplace, view: View) -> None:
     network = op.destination
     if op.gateway is not None:
         raise Refusal("a local route has no gateway")
-    check_claim(op.link, network, str(network), view)
+    check_claim(op.link, network, network, view)
     if limit := claims.range_limit(network, view.near[op.link]):
         raise Refusal(limit)
     if is_single(network) and (holders := view.holders(network.network_address)):
@@ -277,7 +280,7 @@ def check_on_link(op: RouteReplace, view: View) -> None:
         if not is_single(network):
             check_nesting(op.link, network, view)
         return
-    check_claim(op.link, network, str(network), view)
+    check_claim(op.link, network, network, view)
     check_nesting(op.link, network, view)
     check_width(op.link, network, view)
     if any(holder == op.link for _, holder in view.held.overlapping(network)):
@@ -289,8 +292,7 @@ def check_on_link(op: RouteReplace, view: View) -> None:
 
 def check_gateway(link: int, gateway: IPAddress, view: View) -> None:
     """Raise Refusal for a gateway that is not a router of the cloud on this link."""
-    near = claims.is_link_local(single(gateway)) or claims.within(single(gateway), view.on_link(link))
-    if not near:
+    if not claims.is_link_local(single(gateway)) and not view.is_on_link(link, single(gateway)):
         raise Refusal(f"gateway {gateway} is not on {view.name(link)}")
     if view.holders(gateway):
         raise Refusal(f"gateway {gateway} is this host's own")
@@ -310,7 +312,7 @@ def check_destination(op: RouteReplace, view: View) -> None:
         same = (route.link, route.gateway) == (op.link, op.gateway)
         if not same and not claims.is_link_local(route.destination) and (route.discards or not route.by_cloud):
             reason = f"{network} overlaps {route.destination}, which another program routes by {_way(route, view)}"
-            raise Refusal(reason, allow=f'[Netagent] AllowAddresses="{network}"')
+            raise Refusal(reason, allow=allow_addresses(network))
 
 
 def check_route_remove(op: RouteRemove, view: View) -> Undo:
@@ -392,7 +394,7 @@ def may_select(rule: RuleAdd, link: int, view: View) -> bool:
         parts = [each for each in subnets if each != network and claims.contains(each, network)]
         return local or (bool(parts) and claims.range_limit(network, subnets) is None)
     links = {other for _, other in given} | {other for _, other in view.held.overlapping(network)}
-    return links == {link} and claims.within(network, view.on_link(link))
+    return links == {link} and view.is_on_link(link, network)
 
 
 def is_source(network: IPNetwork, link: int, view: View) -> bool:
@@ -447,7 +449,7 @@ CHECKS: Mapping[type[Operation], Check] = {
 def check_one(op: Operation, view: View) -> Undo:
     """Return the operation that undoes `op`, and count `op` in the view. Raises Refusal; then the view is unchanged."""
     if not isinstance(op, RuleAdd | RuleRemove | ForwardedReplies):
-        check_link(op.link, view)
+        check_link(op.link, view, removes=isinstance(op, AddressRemove | RouteRemove))
     return CHECKS[type(op)](op, view)
 
 
@@ -479,7 +481,9 @@ def check_all(ops: Sequence[Operation], view: View) -> list[Refused]:
         try:
             check_one(op, view)
         except Refusal as refusal:
-            depends = next((each for each in positions if builds_on(op, ops[each], view)), None)
+            depends = None
+            if len(refusals) < MAX_REFUSALS:  # later ones are only counted
+                depends = next((each for each in positions if builds_on(op, ops[each], view)), None)
             refusals.append(refusal.at(position, depends))
             positions.append(position)
     if orphan := first_orphan(ops, view):
@@ -517,25 +521,42 @@ def first_orphan_of_marks(ops: Sequence[Operation], view: View) -> Refused | Non
     marks = set(view.marks)
     for key in view.rules:
         link = key.table - view.settings.table_base
-        managed = view.is_cloud(link) and view.links[link].name not in view.settings.exclude
-        if key.mask == mask and managed and LinkMark(link, key.mark & claims.mark_bits(mask)) not in marks:
+        if (
+            key.mask == mask
+            and is_managed(link, view)
+            and LinkMark(link, key.mark & claims.mark_bits(mask)) not in marks
+        ):
             reason = f"rule {key.priority} fwmark {key.mark:#x}/{key.mask:#x} depends on it; remove the rule, too"
             return Refused(reason, position)
     return None
 
 
+def is_managed(link: int, view: View) -> bool:
+    """Return True if the link may have a mark."""
+    found = view.links.get(link)
+    excluded = found is not None and claims.is_excluded(view.settings.exclude, found.name, found.mac)
+    return view.is_cloud(link) and not excluded
+
+
 def first_orphan_of_addresses(ops: Sequence[Operation], view: View) -> Refused | None:
     """Return the removal after which a rule of ours would select what its link no longer owns."""
     removals = [(position, op) for position, op in enumerate(ops) if isinstance(op, AddressRemove | RouteRemove)]
+    rules = rules_by_table(view) if removals else {}
     for position, op in removals:
         network = single(op.interface.ip) if isinstance(op, AddressRemove) else op.destination
-        table = view.own_table(op.link)
-        for key, (suppress, local) in view.rules.items():
-            if key.table == table and key.selector.prefixlen and claims.overlap(key.selector, network):
-                rule = RuleAdd(key.priority, key.selector, key.to, key.table, suppress, local)
-                if not may_select(rule, op.link, view):
-                    reason = (
-                        f"rule {key.priority} from {key.selector} depends on it; remove the rule in the same request"
-                    )
-                    return Refused(reason, position)
+        table = rules.get(view.own_table(op.link), NetworkIndex[RuleAdd]())
+        for _, rule in table.overlapping(network):
+            if not may_select(rule, op.link, view):
+                where = f"rule {rule.priority} from {rule.selector}"
+                return Refused(f"{where} depends on it; remove the rule in the same request", position)
     return None
+
+
+def rules_by_table(view: View) -> dict[int, NetworkIndex[RuleAdd]]:
+    """Return our rules that have a selector: by table, then by selector."""
+    found: dict[int, NetworkIndex[RuleAdd]] = defaultdict(NetworkIndex)
+    for key, (suppress, local) in view.rules.items():
+        if key.selector.prefixlen:
+            rule = RuleAdd(key.priority, key.selector, key.to, key.table, suppress, local)
+            found[key.table].add(key.selector, rule)
+    return found

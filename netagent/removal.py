@@ -2,32 +2,58 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from . import rtnetlink
 from .claims import is_link_local, single
-from .operations import PROTOCOL, TABLE_LOCAL
+from .operations import PROTOCOL, TABLE_LOCAL, IPAddress
 from .rtnetlink import Address, Route
 
 IFAPROT_KERNEL_RA = 2  # IFA_PROTO of addresses from router advertisements
 _BY_ITSELF = (rtnetlink.RTPROT_KERNEL, rtnetlink.RTPROT_RA, PROTOCOL)
 
 
-def foreign_dependents(address: Address, left: Iterable[Address], routes: Iterable[Route]) -> Route | None:
+class AddressCounts:
+    """Counts addresses, to tell the last one of a link."""
+
+    def __init__(self, addresses: Iterable[Address] = ()) -> None:
+        self._links, self._ips = Counter[tuple[int, int]](), Counter[tuple[int, IPAddress]]()
+        for address in addresses:
+            self.add(address)
+
+    def add(self, address: Address, change: int = 1) -> None:
+        """Count an address, or with -1 forget it."""
+        self._links[address.link, address.ip.version] += change
+        self._ips[address.link, address.ip] += change
+
+    def is_last(self, address: Address) -> bool:
+        """Return True if the link has no other address of this family."""
+        return self._links[address.link, address.ip.version] == 1
+
+    def has_twice(self, address: Address) -> bool:
+        """Return True if the link has the same address with another prefix length, too."""
+        return self._ips[address.link, address.ip] > 1
+
+
+def losable(routes: Iterable[Route]) -> list[Route]:
+    """Return the routes of other programs that could go with an address: those that nobody makes again."""
+    return [route for route in routes if route.destination.version == 4 and not is_derived(route)]
+
+
+def foreign_dependents(address: Address, counts: AddressCounts, routes: Iterable[Route]) -> Route | None:
     """Return a route of another program that the kernel would remove with `address`, or None.
 
     With the last IPv4 address of a link all of the link's IPv4 routes go (fib_disable_ip), and with any address the
-    routes that prefer it as source. Routes that the kernel derived are no loss.
+    routes that prefer it as source. Routes that the kernel derived are no loss: `routes` are those of `losable`.
+    `counts` still has the address.
     """
     if address.ip.version == 6:
         return None  # the kernel removes only the connected route
-    there = [each for each in left if each.link == address.link and each.ip.version == 4]
-    if any(each.ip == address.ip for each in there):
+    if counts.has_twice(address):
         return None  # the address stays, with another prefix length
-    last = not there
+    last = counts.is_last(address)
     for route in routes:
-        if is_derived(route) or route.destination.version == 6:
-            continue
         on_link = any(hop.link == address.link for hop in route.hops)
         if on_link and (last or route.source == address.ip):
             return route

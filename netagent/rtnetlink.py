@@ -53,7 +53,7 @@ NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR = 0x01, 0x04, 0x10
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_DUMP = 0x100, 0x200, 0x400, 0x300
 IFF_UP, IFF_LOOPBACK = 0x1, 0x8
 IFA_F_SECONDARY, IFA_F_NODAD, IFA_F_PERMANENT, IFA_F_NOPREFIXROUTE = 0x01, 0x02, 0x80, 0x200
-IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_INFO_KIND = 3, 4, 18, 1
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_INFO_KIND = 1, 3, 4, 18, 1
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_PROTO = 1, 2, 8, 11
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 4, 5, 6, 7
 RTA_MULTIPATH, RTA_CACHEINFO, RTA_TABLE, RTA_VIA = 9, 12, 15, 18
@@ -81,6 +81,7 @@ class Link:
     kind: str | None  # IFLA_INFO_KIND, such as "bridge"; the interfaces of clouds have none
     up: bool
     loopback: bool
+    mac: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +347,7 @@ def decode_link(body: bytes) -> Link:
         kind=None if kind is None else _text(kind),
         up=bool(flags & IFF_UP),
         loopback=bool(flags & IFF_LOOPBACK),
+        mac=found.get(IFLA_ADDRESS, b"").hex(":"),
     )
 
 

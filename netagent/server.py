@@ -85,12 +85,19 @@ class Budgets:
 class Server:
     """Serves clients of one listening socket."""
 
-    def __init__(self, kernel: Kernel, ledger: Ledger, audit: Audit, config: Path = settings.PATH) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        ledger: Ledger,
+        audit: Audit,
+        config: Path = settings.PATH,
+        budgets: Budgets | None = None,
+    ) -> None:
         self._kernel, self._ledger, self._audit, self._config = kernel, ledger, audit, config
         self._settings = settings.load(config)
         self._kernel.mark_mask = self._settings.mark_mask
         self._transaction = Transaction(kernel, ledger)
-        self._budgets = Budgets.default()
+        self._budgets = budgets or Budgets.default()
         self._peer: Peer | None = None
         self._is_activated = False  # systemd starts it again for the next client
         self._deadline = 0.0  # when the open transaction is rolled back unless it is confirmed

@@ -14,6 +14,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
+from .claims import link_patterns
 from .operations import BAND, IPAddress, IPNetwork
 
 PATH = Path("/etc/cloud-network/cloud-network.toml")
@@ -39,7 +40,7 @@ class Settings:
 
     table_base: int = 9999
     priority: int = 31000
-    exclude: frozenset[str] = frozenset()
+    exclude: frozenset[str] = frozenset()  # patterns: claims.is_excluded
     allow_kinds: frozenset[str] = frozenset()
     allow_addresses: tuple[IPNetwork, ...] = ()  # beside claims.PRIVATE
     allow_gateways: tuple[IPNetwork, ...] = ()
@@ -59,11 +60,11 @@ def _integer(low: int, high: int) -> Callable[[str], int]:
 
 
 def _links(text: str) -> frozenset[str]:
-    for name in text.split():
-        letters = any(letter in name for letter in "/:,*?[]")
-        if len(name.encode()) > 15 or letters or name in (".", ".."):
-            raise ValueError(f"{name!r} is not the name of a link; accepted: names of links, separated by spaces")
-    return frozenset(text.split())
+    try:
+        return frozenset(link_patterns(text))
+    except ValueError as error:
+        accepted = "names of links with *, ? and [...], and MACs, separated by spaces"
+        raise ValueError(f"{error}; accepted: {accepted}") from None
 
 
 def _kinds(text: str) -> frozenset[str]:
@@ -138,6 +139,8 @@ FETCHERS_KEYS: Mapping[str, tuple[str, ...]] = {
     "Netagent": (),
 }
 """Keys that are the fetcher's alone. Any other key is an error here, too: it may be a misspelled Exclude=."""
+ORIGINALS_KEYS = ("Address", "Port", "PrimaryAddress")
+"""Keys of the Go original in [Network] that have no effect; the fetcher has a notice for each."""
 MAX_BYTES = 1 << 20
 """Size of the largest file that is read, as in the fetcher."""
 
@@ -154,9 +157,18 @@ def load(path: Path = PATH) -> Settings:
             key = KEYS.get((section, name))
             if key is not None:
                 values[key.field] = _value(path, section, name, value, key)
-            elif name not in FETCHERS_KEYS[section]:
-                raise SettingsError(f"{path}: [{section}] {name!r:.80}: unknown key; see cloud-network.toml(5)")
+            elif name not in FETCHERS_KEYS[section] and not (section == "Network" and name in ORIGINALS_KEYS):
+                raise SettingsError(f"{path}: [{section}] {name!r:.80}: {_unknown_key(section, name)}")
     return Settings(**values)
+
+
+def _unknown_key(section: str, name: str) -> str:
+    known = [key for home, key in KEYS if home == section] + list(FETCHERS_KEYS[section])
+    known += ORIGINALS_KEYS if section == "Network" else ()
+    for key in known:
+        if key.lower() == name.lower():
+            return f"keys are case-sensitive; accepted: {key}"
+    return "unknown key; see cloud-network.toml(5)"
 
 
 def _document(path: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from .operations import (
 )
 from .policy import Refusal, check_one
 from .protocol import Remaining
-from .removal import foreign_dependents, foreign_state
+from .removal import AddressCounts, foreign_dependents, foreign_state, losable
 from .rtnetlink import Address, Route
 from .view import View, uses_ifa_proto
 
@@ -126,18 +126,19 @@ class Transaction:
             guarded = [op for op in ops if isinstance(op, AddressRemove | LinkDown)]
             return [op for op in ops if op not in guarded], [_failure(op, None) for op in guarded]
         addresses, foreign = state
-        pending, remaining, left = list[Undo](), list[Remaining](), list(addresses)
+        pending, remaining, counts = list[Undo](), list[Remaining](), AddressCounts(addresses)
+        left, routes = {(each.link, each.interface): each for each in addresses}, losable(foreign)
         tagged = uses_ifa_proto(addresses)
         for op in ops:
             obstacle = None
             if isinstance(op, AddressRemove):
-                address = next((each for each in left if (each.link, each.interface) == (op.link, op.interface)), None)
+                address = left.pop((op.link, op.interface), None)
                 if address is None or (tagged and address.protocol != PROTOCOL):
                     continue  # it is gone, or another program's now
-                left.remove(address)
-                obstacle = _dependent(address, left, foreign)
+                obstacle = _dependent(address, counts, routes)
+                counts.add(address, -1)
             elif isinstance(op, LinkDown):
-                obstacle = foreign_state(op.link, left, foreign)
+                obstacle = foreign_state(op.link, left.values(), foreign)
             if obstacle is None:
                 pending.append(op)
             else:
@@ -163,8 +164,8 @@ class Transaction:
         return errnos, [_failure(op, errno) for op, errno in failed]
 
 
-def _dependent(address: Address, left: Sequence[Address], foreign: Sequence[Route]) -> str | None:
-    route = foreign_dependents(address, left, foreign)
+def _dependent(address: Address, counts: AddressCounts, routes: Sequence[Route]) -> str | None:
+    route = foreign_dependents(address, counts, routes)
     return None if route is None else f"the route to {route.destination} in table {route.table}"
 
 

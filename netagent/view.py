@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ from .operations import (
     RuleAdd,
     RuleRemove,
 )
+from .removal import AddressCounts, losable
 from .rtnetlink import Address, Link, Route, Rule
 from .settings import Settings
 
@@ -95,6 +96,10 @@ class View:
         self.rules: dict[RuleKey, tuple[bool, bool]] = {}  # ours: suppress, local
         self.default_gateways: dict[int, set[IPAddress]] = defaultdict(set)
         self.gateways: dict[IPAddress, set[int]] = defaultdict(set)  # protected: by the links that use them
+        self.counts, self.losable_routes = AddressCounts(), losable(self.foreign_routes)
+        self._subnet_addresses: dict[tuple[int, IPNetwork], dict[IPAddress, Address]] = defaultdict(dict)
+        self._own_on_link: dict[int, set[IPNetwork]] = defaultdict(set)  # of our routes in the link's table
+        self._own_gateways: dict[int, Counter[IPAddress]] = defaultdict(Counter)  # of our routes in the link's table
         self._tagged = uses_ifa_proto(snapshot.addresses)
         self.marks = snapshot.marks
         self._routers = snapshot.routers
@@ -124,6 +129,7 @@ class View:
             if route.protocol == PROTOCOL:
                 hop = route.hops[0]
                 self.own_routes[route.table, route.destination] = OwnRoute(hop.link, hop.gateway)
+                self._count_route(route.table, route.destination, OwnRoute(hop.link, hop.gateway), 1)
                 if route.table == TABLE_LOCAL:
                     self.local_ranges.add(route.destination, hop.link)
                 continue
@@ -212,21 +218,32 @@ class View:
         """Count an address that is there, or that this request adds."""
         self.addresses[address.link, address.ip, address.prefix] = address
         self.held.add(single(address.ip), address.link)
+        self.counts.add(address)
         self._own_count += self.owns(address)
         network = self.network_of(address)
         if network is not None:
+            self._subnet_addresses[address.link, network][address.ip] = address
             self._add_subnet(address.link, network)
 
     def remove_address(self, address: Address) -> None:
         """Forget an address that this request removes."""
         del self.addresses[address.link, address.ip, address.prefix]
         self.held.discard(single(address.ip), address.link)
+        self.counts.add(address, -1)
         self._own_count -= self.owns(address)
         network = self.network_of(address)
-        same = [each for each in self.addresses_of(address.link) if self.network_of(each) == network]
-        if network is not None and not same and network not in self.learned[address.link]:
+        if network is None:
+            return
+        same = self._subnet_addresses[address.link, network]
+        del same[address.ip]
+        if not same and network not in self.learned[address.link]:
             self.subnets.discard(network, address.link)
             self.near[address.link].discard(network)
+
+    def same_subnet(self, address: Address) -> Iterable[Address]:
+        """Return the link's addresses with the same network, this one included."""
+        network = self.network_of(address)
+        return () if network is None else self._subnet_addresses[address.link, network].values()
 
     def _add_subnet(self, link: int, network: IPNetwork) -> None:
         if network not in self.near[link]:
@@ -239,7 +256,7 @@ class View:
 
     def holders(self, ip: IPAddress) -> list[int]:
         """Return the links that have this address."""
-        return list(dict.fromkeys(link for _, link in self.held.containing(single(ip))))
+        return list(dict.fromkeys(link for _, link in self.held.at(ip)))
 
     def held_elsewhere(self, link: int, network: IPNetwork) -> IPAddress | None:
         """Return an address in `network` that another link has."""
@@ -254,13 +271,11 @@ class View:
 
     def on_link(self, link: int) -> set[IPNetwork]:
         """Return what is on the link: networks of its addresses, on-link routes of main and of its own table."""
-        table = self.own_table(link)
-        own = [
-            destination
-            for (at, destination), route in self.own_routes.items()
-            if at == table and route.link == link and route.gateway is None
-        ]
-        return self.near[link].union(own)
+        return self.near[link] | self._own_on_link[link]
+
+    def is_on_link(self, link: int, network: IPNetwork) -> bool:
+        """Return True if all of `network` is on the link."""
+        return claims.within(network, self.near[link]) or claims.within(network, self._own_on_link[link])
 
     def is_router(self, link: int, gateway: IPAddress) -> bool:
         """Return True if this is a gateway of the cloud on the link. docs/policy.md lists the five ways to be one."""
@@ -275,19 +290,13 @@ class View:
         if any(gateway == subnet.network_address + 1 for subnet in learned):
             return True
         if is_link_local(single(gateway)):
-            return gateway in self._used_gateways(link)  # kept although the router's advertisement has expired
+            return self._own_gateways[link][gateway] > 0  # kept although the router's advertisement has expired
         has_default = any(each.version == gateway.version for each in self.default_gateways[link])
         return not learned and not has_default and self._is_convention(link, gateway)
 
-    def _used_gateways(self, link: int) -> set[IPAddress]:
-        """Return the gateways of our routes in the link's table."""
-        table = self.own_table(link)
-        found = (route for (at, _), route in self.own_routes.items() if at == table and route.link == link)
-        return {route.gateway for route in found if route.gateway is not None}
-
     def _is_convention(self, link: int, gateway: IPAddress) -> bool:
         """Return True if clouds would put the gateway of one of the link's addresses there. One per link and family."""
-        used = {each for each in self._used_gateways(link) if each.version == gateway.version}
+        used = {each for each, times in self._own_gateways[link].items() if times and each.version == gateway.version}
         if used - {gateway} - set(self._allowed(used)):
             return False
         others = [
@@ -305,7 +314,7 @@ class View:
             return "a resolver"
         if ip in self.gateways or ip in self.known.former_gateways:
             return "a gateway"
-        for subnet, link in self.subnets.containing(single(ip)):
+        for subnet, link in self.subnets.at(ip):
             has_default = any(each.version == ip.version for each in self.default_gateways[link])
             if subnet in self.learned[link] and not has_default and ip == subnet.network_address + 1:
                 return f"the gateway of {subnet} by convention"
@@ -332,13 +341,28 @@ class View:
             self.local_ranges.add(destination, route.link)
         if route.gateway is not None:
             self.gateways[route.gateway].add(route.link)
+        if before is not None:
+            self._count_route(table, destination, before, -1)
+        self._count_route(table, destination, route, 1)
         self.own_routes[table, destination] = route
 
     def remove_route(self, table: int, destination: IPNetwork) -> None:
         """Forget a route that this request removes."""
         route = self.own_routes.pop((table, destination))
+        self._count_route(table, destination, route, -1)
         if table == TABLE_LOCAL:
             self.local_ranges.discard(destination, route.link)
+
+    def _count_route(self, table: int, destination: IPNetwork, route: OwnRoute, change: int) -> None:
+        """Count a route of ours in the link's table, or with -1 forget it."""
+        if table != self.own_table(route.link):
+            return
+        if route.gateway is not None:
+            self._own_gateways[route.link][route.gateway] += change
+        elif change > 0:
+            self._own_on_link[route.link].add(destination)
+        else:
+            self._own_on_link[route.link].discard(destination)
 
     def own_rules(self) -> list[RuleRemove]:
         """Return the removal of every rule of ours."""

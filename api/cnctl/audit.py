@@ -86,6 +86,8 @@ def _lines(log: Path) -> Iterator[Line]:
                     yield from _numbered(path, iter(lambda file=file: file.readline(MAX_LINE), b""))  # type: ignore[misc]
     except FileNotFoundError:
         raise Failure(Exit.SILENT, f"{log} does not exist: netagent has had no request yet") from None
+    except PermissionError:
+        raise Failure(Exit.WRONG, f"{log}: Permission denied. Use: sudo cnctl audit") from None
     except OSError as error:
         raise Failure(Exit.WRONG, f"{log}: {error.strerror}") from None
 

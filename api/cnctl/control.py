@@ -85,10 +85,10 @@ def ask(state: Path, command: str, usage: str, why_root: str) -> dict[str, Any]:
         raise Failure(
             Exit.SILENT,
             f"the fetcher does not answer at {path} ({safe(reason)}).\n"
-            "Is it running? systemctl status cloud-network-fetcher",
+            "See: cnctl status; systemctl status cloud-network-fetcher",
         ) from error
     if not answer["ok"]:
-        raise Failure(Exit.WRONG, f"the fetcher refused {command}: {safe(answer.get('error'))}")
+        raise Failure(Exit.WRONG, f"{usage} failed: {safe(answer.get('error'))}")
     result = answer.get("result")
     return result if isinstance(result, dict) else {}
 

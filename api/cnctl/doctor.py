@@ -19,8 +19,9 @@ from cloud_network.api.cnctl.checks import Broken, Case
 from cloud_network.api.cnctl.network import links
 from cloud_network.api.cnctl.output import GREEN, RED, Exit, Failure, ago, coloured, count, safe, wrapped
 from cloud_network.api.cnctl.source import Source, never_read
+from cloud_network.api.cnctl.status import conflict_words
 from cloud_network.fetcher.state import Claim
-from cloud_network.fetcher.status import LinkStatus, Status, age
+from cloud_network.fetcher.status import LinkStatus, NetagentStatus, Status, age
 
 STEPS = (
     ("interface", checks.interface),
@@ -34,6 +35,7 @@ STEPS = (
 )
 OUTSIDE = "Nothing is wrong on this host. What is left: the cloud's firewall rules and routes, the client, the service."
 LOG = "journalctl -u cloud-network-fetcher"
+CONFIGURATION = "/etc/cloud-network/cloud-network.toml"
 NETAGENT_LOG = "journalctl -u cloud-network-netagent"
 
 
@@ -55,12 +57,11 @@ def run(address: str | None, client: str | None, source: Source, as_json: bool) 
     other = _address(client) if client else None
     if other is not None and (asked is None or other.version != asked.version):
         raise Failure(Exit.USAGE, "--from needs an ADDRESS of the same IP version")
-    claim = source.claim()
-    status = source.status_of(claim)
     if asked is None:
-        steps = list(_host(claim, status))
+        steps = list(_host(source))
     else:
-        steps = _steps(claim, status, str(asked), str(other) if other else None, port)
+        claim = source.claim()
+        steps = _steps(claim, source.status_of(claim), str(asked), str(other) if other else None, port)
     broken = next((step.step for step in steps if step.ok is False), None)
     if as_json:
         listed = [asdict(step) for step in steps]
@@ -68,7 +69,7 @@ def run(address: str | None, client: str | None, source: Source, as_json: bool) 
             {"address": str(asked) if asked else None, "ok": broken is None, "broken": broken, "steps": listed}
         )
     else:
-        _show(str(asked) if asked else "host", steps, broken, count(len(status["links"]), "link"))
+        _show(str(asked) if asked else "host", steps, broken)
     return Exit.OK if broken is None else Exit.WRONG
 
 
@@ -89,32 +90,58 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
         raise Failure(Exit.USAGE, f"{safe(text)} is not an IP address") from None
 
 
-def _host(claim: Claim, status: Status) -> Iterator[Step]:
+def _host(source: Source) -> Iterator[Step]:
     """Check the daemons, the metadata, and the first address of every managed link."""
-    now = time.time()
+    now, api_error = time.time(), source.find_api_error()
+    claim = source.find_claim()
     if doubt := claim.explain_doubt(now):
-        yield Step("fetcher", False, doubt, "systemctl status cloud-network-fetcher", LOG)
+        yield Step("fetcher", False, doubt, LOG, "sudo systemctl restart cloud-network-fetcher")
     else:
         yield Step("fetcher", True, "running")
-    yield _metadata(claim, status)
-    netagent = status["netagent"]
-    if netagent["listening"] is False:
-        look = "systemctl status cloud-network-netagent.socket cloud-network-netagent"
-        yield Step("netagent", False, "not running: nothing listens on its socket", look, NETAGENT_LOG)
-    elif netagent["verdict"] in ("refused", "rolled back", "unreachable"):
-        yield Step("netagent", False, f"{netagent['verdict']}: {netagent['reason']}", "cnctl audit", "cnctl plan")
+    status = claim.status
+    if status is None:
+        yield Step("metadata", False, "never read", LOG)
     else:
-        yield Step("netagent", True, f"last verdict: {netagent['verdict']}")
+        yield _metadata(claim, status)
+        yield _netagent(status["netagent"])
+    if api_error:
+        look, do = "systemctl status cloud-network-api.socket", "sudo systemctl restart cloud-network-api.socket"
+        yield Step("api", False, api_error, look, do)
+    else:
+        yield Step("api", True, "answers")
+    if status is not None:
+        yield from _conflicts(status, now)
+        for link in links(status):
+            if link["state"] != "excluded":
+                yield _link(link, status["provider"])
+
+
+def _netagent(netagent: NetagentStatus) -> Step:
+    if netagent["listening"] is False:
+        do = "sudo systemctl restart cloud-network-netagent.socket"
+        return Step("netagent", False, "not running: nothing listens on its socket", NETAGENT_LOG, do)
+    if netagent["verdict"] in ("refused", "rolled back", "unreachable"):
+        found = f"{netagent['verdict']}: {netagent['reason']}"
+        return Step("netagent", False, found, "cnctl audit", "sudo cnctl plan")
+    asked = netagent["verdict"] != "none"
+    return Step("netagent", True, f"last request {netagent['verdict']}" if asked else "no request yet")
+
+
+def _conflicts(status: Status, now: float) -> Iterator[Step]:
     for conflict in status["conflicts"]:
-        yield Step("conflict", False, conflict["object"], "cnctl status", "see docs/coexistence.md")
-    for link in links(status):
-        if link["state"] != "excluded":
-            yield _link(link, status["provider"])
+        found = conflict_words(conflict, status["state"], now)
+        if status["state"] == "ok":
+            yield Step("conflict", True, found)
+        else:
+            yield Step("conflict", False, found, "cnctl status", "see /usr/share/doc/cloud-network/coexistence.md")
 
 
 def _metadata(claim: Claim, status: Status) -> Step:
     if status["fetched_at"] is None:
-        return Step("metadata", False, never_read(status), LOG, "check the route to the metadata server")
+        do = "check the route to the metadata server"
+        if (error := status["last_error"]) and error["kind"] in ("detection", "config"):
+            do = f"correct {CONFIGURATION}; then: sudo systemctl restart cloud-network-fetcher"
+        return Step("metadata", False, never_read(status), LOG, do)
     if claim.doubt is None and claim.is_stale():
         reason = f": {error['message']}" if (error := status["last_error"]) else ""
         return Step("metadata", False, f"out of date, read {_read(status)}{reason}", LOG, checks.REPAIR)
@@ -179,7 +206,7 @@ def _read(status: Status) -> str:
     return "never" if at is None else ago(age(at, time.time()))
 
 
-def _show(subject: str, steps: list[Step], broken: str | None, scope: str) -> None:
+def _show(subject: str, steps: list[Step], broken: str | None) -> None:
     utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     marks = {True: "✓", False: "✗", None: "·"} if utf8 else {True: "ok", False: "NO", None: "--"}
     indent = len(marks[True]) + 1
@@ -195,7 +222,7 @@ def _show(subject: str, steps: list[Step], broken: str | None, scope: str) -> No
         print(coloured(f"{subject}: the first failed step is {safe(broken)}", RED))
         return
     if subject == "host":
-        print(coloured(f"host: every check passed, {scope}", GREEN))
+        print(coloured(f"host: {count(len(steps), 'check')} passed", GREEN))
         return
     print(coloured(f"{subject}: every step passed", GREEN))
     print(wrapped("", OUTSIDE, 0))

@@ -17,13 +17,13 @@ from typing import Any
 import click
 from click.shell_completion import get_completion_class
 from cloud_network.api.cnctl import watch
-from cloud_network.api.cnctl.output import Exit, Failure
+from cloud_network.api.cnctl.output import Exit, Failure, note
 from cloud_network.api.cnctl.source import SOCKET, Source
 from cloud_network.fetcher.state import IDENTITY_PARTS
 from cloud_network.fetcher.state import PATH as STATE
 
 AUDIT_LOG = Path("/var/log/cloud-network/audit.log")
-FILE = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, readable=False)  # what reads it says what is wrong with it
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 EXAMPLES = """\
@@ -50,9 +50,9 @@ Examples:
 
 \b
 Exit codes:
-  0  healthy                 2   the command line is wrong
-  1  drift, or an error      3   a daemon does not answer, or has nothing to say
-                             78  the configuration is invalid
+  0    healthy                2   the command line is wrong
+  1    drift, or an error     3   a daemon does not answer, or there is no state
+  130  interrupted            78  the configuration is invalid
 """
 
 
@@ -80,7 +80,7 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of every command, and pass them as `options`; an option of an outer command holds here too."""
 
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON value, for programs.")
-    @click.option("--config", type=FILE, metavar="FILE", help="Check this configuration first.")
+    @click.option("--config", type=FILE, metavar="FILE", help="Check this configuration file first.")
     @click.option("--state", type=FILE, metavar="DIRECTORY", help=f"State files of the fetcher. [{STATE}]")
     @click.option("--socket", "unix", type=FILE, metavar="FILE", help=f"Socket of the api. [{SOCKET}]")
     @functools.wraps(command)
@@ -108,8 +108,13 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
 def watchable(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --watch and --interval."""
 
-    @click.option("--watch", "watching", is_flag=True, help="Repeat until Ctrl-C.")
-    @click.option("--interval", type=click.FloatRange(0.1, 86400), metavar="SECONDS", help="Of --watch. [1]")
+    @click.option("--watch", "watching", is_flag=True, help="Repeat the command until Ctrl-C.")
+    @click.option(
+        "--interval",
+        type=click.FloatRange(0.1, 86400),
+        metavar="SECONDS",
+        help="Time between two repetitions of --watch. [1]",
+    )
     @functools.wraps(command)
     def run(options: Options, watching: bool, interval: float | None, **arguments: Any) -> Any:
         if interval is not None and math.isnan(interval):
@@ -133,7 +138,7 @@ def execute(options: Options, run: Run) -> None:
         code = watch.repeat(run, options.interval, options.json) if options.watch else run()
         sys.stdout.flush()
     except Failure as failure:
-        print(f"cnctl: {failure}", file=sys.stderr)
+        note(str(failure))
         code = failure.code
     except BrokenPipeError:  # `cnctl ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -160,8 +165,10 @@ def _print_version(context: click.Context, _parameter: click.Parameter, given: b
         context.exit()
 
 
-@click.group("cnctl", epilog=EXAMPLES, context_settings=CONTEXT)
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Version.")
+@click.group("cnctl", epilog=EXAMPLES, context_settings=CONTEXT, short_help="show and control cloud-network")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version."
+)
 @common
 def cli(options: Options) -> None:
     """Show and control what cloud-network does on this instance."""
@@ -209,15 +216,15 @@ def show_command(options: Options, what: str) -> None:
     execute(options, lambda: show.run(what, options.source, options.json))
 
 
-@cli.command("doctor", short_help="Find why an address does not answer.")
+@cli.command("doctor", short_help="Check the host, or why an address does not answer.")
 @click.argument("address", required=False)
 @click.option("--from", "client", metavar="CLIENT", help="Address of the client that gets no answer.")
 @common
 def doctor_command(options: Options, address: str | None, client: str | None) -> None:
     """Find why an address does not answer; without ADDRESS, check the whole host.
 
-    Every step that a packet needs is checked, from the metadata to the MTU, up to the first that fails: it is named
-    with the command that shows it and what to do. With --from, for one client: the way back may differ. ADDRESS:PORT
+    Checks every step that a packet needs, from the metadata to the MTU, up to the first that fails, and names the
+    command that shows the failure and what to do. With --from, checks the route of replies to that client. ADDRESS:PORT
     (IPv6: [ADDRESS]:PORT), as root, also checks the replies of a container that has published the port.
     """
     from cloud_network.api.cnctl import doctor
@@ -228,7 +235,7 @@ def doctor_command(options: Options, address: str | None, client: str | None) ->
 @cli.command("audit", short_help="Requests to netagent, and their verdicts.")
 @click.option("--verify", is_flag=True, help="Prove that no line was changed, removed or moved.")
 @click.option("--last", type=click.IntRange(min=1), default=20, metavar="N", help="Number of lines. [20]")
-@click.option("--log", type=FILE, default=AUDIT_LOG, metavar="FILE", help=f"[{AUDIT_LOG}]")
+@click.option("--log", type=FILE, default=AUDIT_LOG, metavar="FILE", help=f"Audit log. [{AUDIT_LOG}]")
 @common
 def audit_command(options: Options, verify: bool, last: int, log: Path) -> None:
     """Show the requests to netagent: who sent them, and the verdict."""
@@ -265,7 +272,7 @@ def refresh_command(options: Options, retry: bool) -> None:
     execute(options, lambda: control.refresh(options.state, options.json, retry=retry))
 
 
-@cli.command("flush", short_help="Remove everything that we added. As root.")
+@cli.command("flush", short_help="Remove everything that cloud-network added. As root.")
 @common
 def flush_command(options: Options) -> None:
     """Remove every address, route and rule that cloud-network added. As root.
@@ -281,7 +288,10 @@ def flush_command(options: Options) -> None:
 
 @cli.command("wait", short_help="Wait until the network is configured.")
 @click.option(
-    "--timeout", type=click.FloatRange(0, 1e6), metavar="SECONDS", help="At most. [ReadyTimeout= of the configuration]"
+    "--timeout",
+    type=click.FloatRange(0, 1e6),
+    metavar="SECONDS",
+    help="Longest time to wait. [ReadyTimeout= of the configuration]",
 )
 @common
 def wait_command(options: Options, timeout: float | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cloud_network.api.cnctl import output
-from cloud_network.api.cnctl.output import Exit, Row, safe
+from cloud_network.api.cnctl.output import Exit, Row
 from cloud_network.api.cnctl.source import FETCHER_RUNNING, Source, never_read, warn_if_stale
 from cloud_network.api.cnctl.system import fact_words, flat
 from cloud_network.fetcher.state import Document, Doubt
@@ -41,7 +41,7 @@ def run(source: Source, as_json: bool, everything: bool) -> Exit:
             warn_if_stale(claim)
         limit = output.columns()
         blocks = [output.rows(_rows(link, documents.get(link["mac"], {}), everything), WIDTH, limit) for link in found]
-        print("\n\n".join(blocks) or f"no links: {safe(never_read(status))}")
+        print("\n\n".join(blocks) or output.wrapped("no links: ", never_read(status), 0))
     if not found or claim.doubt is Doubt.NOT_RUNNING:
         return Exit.SILENT
     healthy = all(link["state"] in ("ok", "excluded") for link in found)
@@ -59,7 +59,7 @@ def _rows(link: LinkStatus, document: Document, everything: bool) -> list[Row]:
         ("Name", link["name"]),
         ("MAC Address", link["mac"]),
         ("Public IP", list(dict.fromkeys(public))),
-        ("Private IP", [word for entry in link["addresses"] for word in _private(entry)]),
+        ("Private IP", [_private(entry) for entry in link["addresses"]]),
     ]
     if link["ranges"]:
         rows.append(("Ranges", link["ranges"]))
@@ -77,12 +77,12 @@ def _rows(link: LinkStatus, document: Document, everything: bool) -> list[Row]:
     return rows + [(title, found) for title, *paths in FACTS if (found := fact_words(document, list(paths)))]
 
 
-def _private(entry: AddressStatus) -> list[str]:
+def _private(entry: AddressStatus) -> str:
     """Return an address with its subnet's length, and what differs in the kernel."""
     text = f"{entry['address']}/{entry['prefix_length']}"
     kernel, whole = entry["kernel_prefix_length"], 128 if ":" in entry["address"] else 32
     if kernel is None:
-        return [text, "(missing)"]
+        return f"{text} (missing)"
     if kernel not in (entry["prefix_length"], whole):
-        return [text, f"(kernel:/{kernel})"]
-    return [text]
+        return f"{text} (kernel: /{kernel})"
+    return text

@@ -26,7 +26,7 @@ class Exit(IntEnum):
     OK = 0
     WRONG = 1  # drift, or an error that is not one of the others
     USAGE = 2
-    SILENT = 3  # a daemon does not answer, or has nothing to say
+    SILENT = 3  # a daemon does not answer, or there is no state
     CONFIG = 78  # an invalid configuration, as for the daemons
     INTERRUPTED = 130
 
@@ -113,13 +113,18 @@ def count(number: int, singular: str) -> str:
     return f"{number} {singular if number == 1 else plural}"
 
 
-def ago(seconds: float) -> str:
-    """Return an age in words."""
+def duration(seconds: float) -> str:
+    """Return a duration in words."""
     seconds = max(0.0, seconds)
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit} ago"
-    return f"{seconds:.0f} s ago"
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def ago(seconds: float) -> str:
+    """Return an age in words."""
+    return f"{duration(seconds)} ago"
 
 
 def show_json(value: object) -> None:
@@ -128,5 +133,7 @@ def show_json(value: object) -> None:
 
 
 def note(text: str) -> None:
-    """Print a remark beside the answer, on standard error."""
-    print(f"cnctl: {safe(text)}", file=sys.stderr)
+    """Print a remark or an error on standard error: wrapped on a terminal, else a line for each line of the text."""
+    for number, line in enumerate(text.splitlines()):
+        head = "" if number else "cnctl: "
+        print(wrapped(head, line, 0) if sys.stderr.isatty() else head + safe(line), file=sys.stderr)

@@ -69,6 +69,24 @@ class Source:
             raise Failure(Exit.SILENT, nothing(claim))
         return claim
 
+    def find_claim(self) -> Claim:
+        """Return the status, or a claim without one if there is none."""
+        try:
+            return self.claim()
+        except Failure as failure:
+            if failure.code != Exit.SILENT:
+                raise
+            return self._read_claim()
+
+    def find_api_error(self) -> str | None:
+        """Return why the api does not answer; None if it does. The state is then read from the files."""
+        try:
+            request(self._socket, "/api/v1/health")
+        except ApiDown as error:
+            self._down = True
+            return f"the api at {self._socket} does not answer ({error})"
+        return None
+
     def status(self) -> Status:
         """Return the status alone."""
         return self.status_of(self.claim())
@@ -154,8 +172,8 @@ def request(path: Path, route: str) -> tuple[int, dict[str, Any]]:
 def nothing(claim: Claim) -> str:
     """Return the sentence for a host without any state."""
     doubt = claim.explain_doubt(time.time())
-    reason = f"{doubt}\n" if doubt else ""
-    return f"the metadata has never been read\n{reason}See: systemctl status {UNIT}; journalctl -u {UNIT}"
+    reason = f": {doubt}" if doubt else ""
+    return f"the metadata has never been read{reason}\nSee: systemctl status {UNIT}; journalctl -u {UNIT}"
 
 
 def never_read(status: Status) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cloud_network.api.cnctl import output
 from cloud_network.api.cnctl.network import links
-from cloud_network.api.cnctl.output import GREEN, RED, YELLOW, Exit, Row, ago, count, safe
+from cloud_network.api.cnctl.output import GREEN, RED, YELLOW, Exit, Row, ago, count, duration, safe
 from cloud_network.api.cnctl.source import FETCHER_RUNNING, Source
 from cloud_network.fetcher.state import Claim, Doubt
 from cloud_network.fetcher.status import ConflictStatus, LinkStatus, Status, age
@@ -21,6 +21,12 @@ DRIFT_LINES = 5
 CONFLICTS = 3
 """Conflicts that are shown; the rest are counted."""
 WIDTH = 9
+DOUBTS = {
+    Doubt.NOT_RUNNING: "fetcher not running",
+    Doubt.EARLIER_RUN: "fetcher starting",
+    Doubt.EARLIER_BOOT: "state of an earlier boot",
+    Doubt.NOT_RENEWED: "fetcher hangs",
+}
 FETCHER_UNIT = "cloud-network-fetcher.service"
 
 
@@ -45,7 +51,7 @@ def _knows_nothing(status: Status) -> bool:
 
 def _show(claim: Claim, status: Status, now: float) -> None:
     limit = output.columns()
-    known = "" if claim.doubt is None else "last known: "
+    known = "" if claim.doubt is None or status["fetched_at"] is None else "last known: "
     verdict = output.rows([(_state(claim, status, now), known + _verdict(status))], 0, limit)
     healthy = claim.doubt is None and not claim.stale(now)
     print(output.coloured(verdict, COLOURS.get(status["state"], RED) if healthy else RED))
@@ -60,13 +66,15 @@ def _show(claim: Claim, status: Status, now: float) -> None:
 
 def _state(claim: Claim, status: Status, now: float) -> str:
     if claim.doubt is not None:
-        return f"fetcher {claim.doubt}"
+        return DOUBTS[claim.doubt]
     if status["fetched_at"] is None:
-        return f"{status['state']}, metadata never read"
+        return status["state"]
     return f"{status['state']}{', out of date' if claim.stale(now) else ''}"
 
 
 def _verdict(status: Status) -> str:
+    if status["fetched_at"] is None:
+        return "the metadata has never been read"
     found = links(status)
     actual = sum(link["actual"] for link in found)
     desired = sum(link["desired"] for link in found)
@@ -76,16 +84,18 @@ def _verdict(status: Status) -> str:
 def _problems(claim: Claim, status: Status, now: float) -> Iterator[Row]:
     """Yield what is wrong, the reason first."""
     error, conflicts = status["last_error"], status["conflicts"]
-    if error:
+    if error and not (error["kind"] == "conflict" and conflicts):  # else the conflicts say the same
         yield "Error", f"{error['kind']}, {_since(error['at'], now)}: {error['message']}"
     if doubt := claim.explain_doubt(now):
         yield "Fetcher", f"{doubt}. See: systemctl status cloud-network-fetcher"
         if failure := service_failure():
             yield "Service", failure
     for conflict in conflicts[:CONFLICTS]:
-        yield "Conflict", _conflict(conflict, now)
+        yield "Conflict", conflict_words(conflict, status["state"], now)
     if len(conflicts) > CONFLICTS:
         yield "Conflicts", f"and {len(conflicts) - CONFLICTS} more: cnctl status --json"
+    if conflicts:
+        yield "See", "/usr/share/doc/cloud-network/coexistence.md"
     if status["unknown_macs"]:
         macs = " ".join(status["unknown_macs"])
         yield "Missing", f"interfaces that the metadata names and this host does not have: {macs}"
@@ -128,11 +138,17 @@ def service_failure() -> str | None:
     return f"{found.get('ActiveState')}, result {found['Result']}, exit status {found.get('ExecMainStatus')}"
 
 
-def _conflict(conflict: ConflictStatus, now: float) -> str:
-    times = f"made {count(conflict['times'], 'time')} since {_since(conflict['since'], now)}, and reverted"
-    by = f": {conflict['by']}" if conflict["by"] else ""
-    again = f"; next in {max(0.0, -age(conflict['next_at'], now)):.0f} s" if conflict["next_at"] else ""
-    return f"{conflict['object']}: {times if conflict['times'] else 'not made'}{by}{again}"
+def conflict_words(conflict: ConflictStatus, state: str, now: float) -> str:
+    """Return a conflict for a person: the change, how often it was reverted, and what comes next."""
+    what = "not made"
+    if conflict["times"]:
+        period = duration(age(conflict["since"], now))
+        what = f"another program reverted it {count(conflict['times'], 'time')} in {period}"
+    by = f" ({conflict['by']})" if conflict["by"] else ""
+    next_at = "; in place now" if state == "ok" else ""
+    if conflict["next_at"]:
+        next_at = f"; next repair in {max(0.0, -age(conflict['next_at'], now)):.0f} s"
+    return f"{conflict['object']}: {what}{by}{next_at}"
 
 
 def _since(at: str, now: float) -> str:

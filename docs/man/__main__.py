@@ -53,9 +53,10 @@ def overview() -> Lines:
     yield from head("cloud-network", "8", "configure every address that the cloud gives this instance")
     yield from section("SYNOPSIS")
     yield r"\fBcloud\-network\-fetcher\fR [\fB\-\-config\fR \fIFILE\fR] [\fB\-\-check\-config\fR | \fB\-\-flush\fR]"
-    for name in ("cloud-network-netagent", "cloud-network-api"):
-        yield ".br"
-        yield bold(name)
+    yield ".br"
+    yield r"\fBcloud\-network\-netagent\fR [\fB\-\-config\fR \fIFILE\fR] [\fB\-\-idle\fR \fISECONDS\fR]"
+    yield ".br"
+    yield r"\fBcloud\-network\-api\fR [\fB\-\-config\fR \fIFILE\fR] [\fB\-\-idle\-exit\fR \fISECONDS\fR]"
     yield from section("DESCRIPTION")
     yield from text(words.OVERVIEW)
     yield from items(words.DAEMONS)

@@ -104,7 +104,7 @@ class InterfaceBuilder:
         """
         address = node.address(version)
         if address.is_link_local:
-            raise invalid(node.path, str(address), "a cloud's address: it is link-local")
+            raise invalid(node.path, str(address), "a routable address: it is link-local")
         if len(self.addresses) >= MAX_ADDRESSES and address not in self.addresses:
             raise MetadataError("invalid", f"{self.path}: more than {MAX_ADDRESSES} addresses")
         if length is not None:

@@ -15,11 +15,12 @@ from ipaddress import (
     ip_address,
     ip_network,
 )
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 IPAddress = IPv4Address | IPv6Address
 IPInterface = IPv4Interface | IPv6Interface
 IPNetwork = IPv4Network | IPv6Network
+Part = TypeVar("Part")
 
 EVERYTHING: dict[int, IPNetwork] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
 """The default route's destination, by IP version."""
@@ -119,20 +120,26 @@ class Instance:
         return self.may_remove and not self.unproven
 
     def with_known(self, before: Instance | None) -> Instance:
-        """Return this instance with the parts that it does not prove absent, as `before` had them."""
-        if before is None or self.complete:
+        """Return this instance with the parts that it does not prove absent, as `before` had them.
+
+        What was known comes first, in the order that it had: another order in the document is no change.
+        """
+        if before is None:
             return self
+        known = {each.mac: each for each in before.interfaces}
+        ordered = tuple(_in_order(each, known.get(each.mac, each)) for each in self.interfaces)
+        if self.complete:
+            return replace(self, interfaces=ordered)
         listed = {each.mac for each in self.interfaces}
         kept = [each for each in before.interfaces if each.mac not in listed]
         if not self.stale and all(each.mac for each in (*self.problems, *self.missing)):
             kept = [each for each in kept if each.mac in self.unproven]
-        known = {each.mac: each for each in before.interfaces}
         taken = {address.ip for each in self.interfaces for address in each.addresses}
         merged = [
             _merged(each, known[each.mac], taken) if each.mac in self.unproven and each.mac in known else each
-            for each in self.interfaces
+            for each in ordered
         ]
-        changed = {each.mac for each in (*merged, *kept) if each not in self.interfaces}
+        changed = {each.mac for each in (*merged, *kept) if each not in ordered}
         reasons = [each.text for each in self.missing if each.mac in changed or (not each.mac and kept)]
         return replace(
             self,
@@ -143,14 +150,31 @@ class Instance:
         )
 
 
+def _in_order(now: Interface, before: Interface) -> Interface:
+    """Return the interface with its parts in the order of `before`, and new ones last."""
+    position = {each.ip: number for number, each in enumerate(before.addresses)}
+    return replace(
+        now,
+        addresses=tuple(sorted(now.addresses, key=lambda each: position.get(each.ip, len(position)))),
+        subnets=_first(before.subnets, now.subnets),
+        gateways=_first(before.gateways, now.gateways),
+    )
+
+
+def _first(known: tuple[Part, ...], now: tuple[Part, ...]) -> tuple[Part, ...]:
+    """Return `now` with the parts that are `known` first, in the order that they had."""
+    return tuple(dict.fromkeys((*(each for each in known if each in now), *now)))
+
+
 def _merged(now: Interface, before: Interface, taken: set[IPAddress]) -> Interface:
     """Add the parts of `before` to an interface whose parts could not all be read; `taken` is in use elsewhere."""
     versions = {gateway.version for gateway in now.gateways}
     known = {each.ip: each for each in before.addresses}  # with the lengths of subnets that may be missing now
     addresses = [known.get(each.ip, each) for each in now.addresses]
-    return replace(
+    addresses += [each for each in before.addresses if each.ip not in taken]
+    merged = replace(
         now,
-        addresses=(*addresses, *(each for each in before.addresses if each.ip not in taken)),
+        addresses=tuple(addresses),
         subnets=tuple(dict.fromkeys((*now.subnets, *before.subnets))),
         gateways=(*now.gateways, *(each for each in before.gateways if each.version not in versions)),
         routes=tuple(dict.fromkeys((*now.routes, *before.routes))),
@@ -160,6 +184,7 @@ def _merged(now: Interface, before: Interface, taken: set[IPAddress]) -> Interfa
         network_card=now.network_card or before.network_card,
         document=before.document,
     )
+    return _in_order(merged, before)
 
 
 def bounded(instance: Instance) -> Instance:
@@ -174,7 +199,7 @@ def bounded(instance: Instance) -> Instance:
         ranges = each.ranges[: room - len(addresses)]
         left_out = len(each.addresses) + len(each.ranges) - len(addresses) - len(ranges)
         if left_out:
-            problems.append(Problem(each.mac, f"{each.mac}: {left_out} addresses are more than {MAX_ADDRESSES} in all"))
+            problems.append(Problem(each.mac, f"{each.mac}: {left_out} addresses exceed the limit of {MAX_ADDRESSES}"))
         room -= len(addresses) + len(ranges)
         interfaces.append(replace(each, addresses=addresses, ranges=ranges) if left_out else each)
     return replace(instance, interfaces=tuple(interfaces), problems=tuple(problems))
@@ -228,8 +253,8 @@ def place(path: str, address: IPAddress, subnets: tuple[IPNetwork, ...]) -> IPIn
         if address.version == subnet.version and address in subnet:
             ends = (subnet.network_address, subnet.broadcast_address)
             if subnet.version == 4 and subnet.prefixlen < 31 and address in ends:
-                raise invalid(path, str(address), f"a host's: it is the network's or broadcast address of {subnet}")
+                raise invalid(path, str(address), f"a host address: it is the network or broadcast address of {subnet}")
             if subnet.version == 6 and subnet.prefixlen < 127 and address == subnet.network_address:
-                raise invalid(path, str(address), f"a host's: it is the anycast address of {subnet} (RFC 4291)")
+                raise invalid(path, str(address), f"a host address: it is the anycast address of {subnet} (RFC 4291)")
             return make((int(address), subnet.prefixlen))
     raise invalid(path, str(address), "inside " + (" or ".join(map(str, subnets)) or "any subnet of its interface"))

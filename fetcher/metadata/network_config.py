@@ -41,7 +41,7 @@ def physical(config: Node | None, builder: InstanceBuilder) -> tuple[list[Node],
         if parent in names:
             aliases.setdefault(names.index(parent), []).append(entry)
         else:
-            builder.report(f"{entry.path}: no MAC, and no interface {parent!r} that it is an alias of")
+            builder.report(f"{entry.path}: it has no MAC, and is no alias: there is no {parent!r}")
     return parents, aliases
 
 
@@ -113,4 +113,4 @@ def add_route(route: Node, builder: InterfaceBuilder) -> None:
     elif gateway.value != destination.value:
         builder.add_route(network, bits, gateway)
     else:
-        raise invalid(gateway.path, gateway.value, "a gateway to elsewhere")
+        raise invalid(gateway.path, gateway.value, "a gateway: it is the destination itself")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from cloud_network.fetcher.metadata.base import Provider
 from cloud_network.fetcher.metadata.model import Instance, MetadataError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +25,19 @@ class Reading:
 
 
 def read_metadata(provider: Provider, deadline: float) -> Reading:
-    """Read the metadata within `deadline` seconds, however many requests that takes."""
+    """Read the metadata within `deadline` seconds, however many requests that takes.
+
+    An exception that no provider may raise is an error of the read, too, so that the status shows it.
+    """
     began, before = time.monotonic(), provider.client.requests
     instance, error = None, None
     try:
         instance = provider.fetch(began + deadline)
     except MetadataError as raised:
         error = raised
+    except Exception as raised:
+        logger.exception("unexpected error; it will be tried again")
+        error = MetadataError("unexpected", f"unexpected error: {raised!r}; please report it")
     seconds = round(time.monotonic() - began, 4)
     return Reading(instance, error, provider.client.requests - before, seconds, provider.pending_facts)
 

@@ -7,11 +7,12 @@ interface has: a leaf that is listed and cannot be read is a problem of that int
 from __future__ import annotations
 
 import logging
+import math
 import re
 import time
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -37,6 +38,8 @@ MACS = "network/interfaces/macs/"
 _KEYS = "public-keys/"
 _NAME = re.compile(r"[A-Za-z0-9._:=+@,-]+/?")  # a role's name may have +=,.@- (IAM)
 _FIXED_REQUESTS, _REQUESTS_EACH = 5, 12  # what a refresh may cost, and for each interface
+_PASSING_S = 3600.0
+_MOST_SHOWN = 256  # leaves of one directory that is only shown
 _TOKEN_AND_LOOKS = 4  # requests of these kept free of facts: a token, and a look after each group of changes
 
 
@@ -86,7 +89,9 @@ class TreeProvider(Provider):
     token_request: ClassVar[TokenRequest | None] = None
     network_keys: ClassVar[tuple[str, ...]]  # leaves of an interface that its network is made of
     shown_keys: ClassVar[tuple[str, ...]]  # leaves of an interface that are only shown
+    shown_directories: ClassVar[tuple[str, ...]] = ()  # of an interface, with leaves that are only shown
     system_keys: ClassVar[tuple[str, ...]]
+    passing_keys: ClassVar[tuple[str, ...]] = ()  # those of `system_keys` that change by themselves
     identity: ClassVar[Mapping[str, str]] = MappingProxyType({})  # document, pkcs7 ... -> path
     role_directories: ClassVar[tuple[str, ...]]  # of the credentials of the instance's roles
     numbers_devices: ClassVar[bool] = False  # each interface says its number; else `mac` names the primary one
@@ -99,6 +104,7 @@ class TreeProvider(Provider):
         self._primary = ""  # MAC of the primary interface, which never changes
         self._facts: dict[str, str] = {}  # path -> text; "" where there is none
         self._due: list[str] = []  # paths of facts to read
+        self._passing_at = math.inf  # time.monotonic() at which `passing_keys` are read again
         self._listed: dict[str, frozenset[str]] = {}  # interface's name in the tree -> names in its directory
         self._last: Instance | None = None
         self._doubled: tuple[Interface, ...] = ()
@@ -146,8 +152,12 @@ class TreeProvider(Provider):
             self._last = found
             keys = (*self.system_keys, _KEYS) if self.lists_keys else self.system_keys
             self._due = [*(META + key for key in keys), *self.identity.values(), *self._shown_paths()]
+            self._passing_at = time.monotonic() + _PASSING_S
+        elif self.passing_keys and time.monotonic() >= self._passing_at:
+            self._due += [META + key for key in self.passing_keys if META + key not in self._due]
+            self._passing_at = time.monotonic() + _PASSING_S
         self._read_facts(began + _FIXED_REQUESTS + _REQUESTS_EACH * len(names) - _TOKEN_AND_LOOKS)
-        return self._with_facts(found, names)
+        return self._with_facts(found)
 
     def _read_primary(self) -> tuple[Problem, ...]:
         """Read the primary interface's MAC once. Without it the others are configured all the same."""
@@ -287,6 +297,14 @@ class TreeProvider(Provider):
                 return
             if path == META + _KEYS:
                 self._due += list(self._key_paths())
+            elif path.startswith(META + MACS) and path.endswith("/"):
+                self._due += list(self._leaf_paths(path))
+
+    def _leaf_paths(self, directory: str) -> Iterator[str]:
+        """Yield the paths of the leaves in a directory that has been read."""
+        for name in self._facts.get(directory, "").split()[:_MOST_SHOWN]:
+            if _NAME.fullmatch(name) and not name.endswith("/"):
+                yield directory + name
 
     def _key_paths(self) -> Iterator[str]:
         """Yield the path of each ssh key. The listing has its number and name (0=name), or its name alone."""
@@ -297,16 +315,21 @@ class TreeProvider(Provider):
     def _shown_paths(self) -> Iterator[str]:
         for name, listed in self._listed.items():
             yield from (f"{META}{MACS}{name}/{key}" for key in self.shown_keys if key in listed)
+            yield from (f"{META}{MACS}{name}/{key}/" for key in self.shown_directories if key in listed)
 
-    def _with_facts(self, found: Instance, names: Iterable[str]) -> Instance:
+    def _with_facts(self, found: Instance) -> Instance:
         facts = self._facts
-        of = {_mac_or_nothing(name): name for name in names}
+        of = {_mac_or_nothing(name): name for name in self._listed}  # a MAC that is listed twice is read once
         interfaces = []
         for interface in found.interfaces:
             name = of[interface.mac]
             keys = (key for key in self.shown_keys if key in self._listed[name])
             shown = {key: facts.get(f"{META}{MACS}{name}/{key}", "") for key in keys}
             document = dict(interface.document) | {key: text for key, text in shown.items() if text}
+            for key in (key for key in self.shown_directories if key in self._listed[name]):
+                directory = f"{META}{MACS}{name}/{key}/"
+                leaves = {path.removeprefix(directory): facts.get(path, "") for path in self._leaf_paths(directory)}
+                document |= {key: leaves} if leaves else {}
             interfaces.append(replace(interface, document=document))
         texts = {key: facts[META + key] for key in self.system_keys if facts.get(META + key)}
         keys_read = [facts[path].strip() for path in self._key_paths() if facts.get(path)]

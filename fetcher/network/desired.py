@@ -20,7 +20,7 @@ from cloud_network.fetcher.config import Config, ForwardedReplies, Prefixes, Rul
 from cloud_network.fetcher.metadata.model import EVERYTHING, Instance, Interface, IPAddress, IPNetwork
 from cloud_network.fetcher.network.addresses import Host, UsableInterface, index_host, usable_interfaces
 from cloud_network.fetcher.network.marks import assign_marks, mark_rules, marks_in_use, table_of
-from cloud_network.fetcher.network.matching import Matches, explain_mismatch, managed
+from cloud_network.fetcher.network.matching import Matches, explain_mismatch, idle_patterns, managed
 from cloud_network.fetcher.network.objects import (
     Actual,
     Cause,
@@ -39,7 +39,7 @@ from cloud_network.fetcher.network.objects import (
     Withheld,
 )
 from cloud_network.fetcher.network.rules import NO_LINK, Interval, IntervalIndex, main_rule, source_rules
-from cloud_network.netagent.claims import contains, is_single, single, within
+from cloud_network.netagent.claims import contains, is_excluded, is_single, single, within
 from cloud_network.netagent.protocol import TABLE_LOCAL
 
 WIRE_SERVER = ip_network("168.63.129.16/32")
@@ -49,19 +49,26 @@ MIN_MTU = 1280
 
 
 def desired(
-    instance: Instance, matches: Matches, config: Config, actual: Actual, rejections: Rejections | None = None
+    instance: Instance,
+    matches: Matches,
+    config: Config,
+    actual: Actual,
+    rejections: Rejections | None = None,
+    departed: frozenset[str] = frozenset(),
 ) -> Desired:
-    """Return what the kernel must hold for `instance` (with leases) on this host."""
+    """Return what the kernel must hold for `instance` (with leases) on this host. `departed`: MACs that were here."""
     rejections = rejections or {}
-    pairs = [pair for pair in managed(instance, matches, config) if _link_rejection(pair[1], rejections) is None]
-    unknown = {
-        each.mac: explain_mismatch(each.mac, actual.links, config)
-        for each in instance.interfaces
-        if each.mac not in matches
-    }
-    unmanaged = _unmanaged(config, actual, {link.ifindex for _, link in pairs}, matches, bool(unknown))
+    configured = managed(instance, matches, config)
+    pairs = [pair for pair in configured if _link_rejection(pair[1], rejections) is None]
+    absent = [each.mac for each in instance.interfaces if each.mac not in matches and each.mac not in config.exclude]
+    unknown = {mac: explain_mismatch(mac, actual.links, config) for mac in absent if mac not in departed}
+    rejected = {link.ifindex for _, link in configured} - {link.ifindex for _, link in pairs}
+    unmanaged = frozenset(rejected | (_unnamed(config, actual, matches) if unknown else set()))
     host = index_host(instance, config, actual, rejections, unmanaged)
     notices, withheld = list(instance.notices), list(_rejected_links(matches, host))
+    notices += [_departed_notice(mac) for mac in absent if mac in departed]
+    idle = idle_patterns(instance, config, actual.links)
+    notices += [f'[Network] Exclude="{pattern}" matches no link of this host' for pattern in idle]
     usable = usable_interfaces(pairs, host, notices, withheld)
     sources = _sources(usable, matches, host, unmanaged)
     unmanaged |= {link.ifindex for mac, link in matches.items() if mac in instance.unproven}  # nothing is removed there
@@ -87,7 +94,7 @@ def desired(
 def _in_use(host: Host) -> Iterator[tuple[int, int]]:
     """Yield ifindex and mark of each link that has one and that netagent may change."""
     for ifindex, mark in marks_in_use(host.config, host.actual).items():
-        if ifindex in host.links and host.links[ifindex].name not in host.config.exclude:
+        if ifindex in host.links and not _is_excluded(host.links[ifindex], host.config):
             yield ifindex, mark
 
 
@@ -102,7 +109,7 @@ def _marks(
         withheld.append(Withheld(f"ForwardedReplies: {rejection.reason}"))
         return None
     marked = [link for link in links if host.has_table(link)]
-    kept = [each for each in unmanaged if host.links[each].name not in config.exclude]
+    kept = [each for each in unmanaged if not _is_excluded(host.links[each], config)]
     marks = assign_marks([link.ifindex for link in marked], config, host.actual, kept)
     for link in marked:
         if link.ifindex not in marks:
@@ -113,15 +120,24 @@ def _marks(
     return marks
 
 
-def _unmanaged(config: Config, actual: Actual, ours: set[int], matches: Matches, unknown: bool) -> frozenset[int]:
-    """Return the links that stay as they are: excluded ones, interfaces of the cloud that we do not configure, and all
-    that the metadata do not name while they name a MAC that no link has, since any of them may be meant.
+def _is_excluded(link: Link, config: Config) -> bool:
+    return is_excluded(config.exclude, link.name, link.mac)
+
+
+def _unnamed(config: Config, actual: Actual, matches: Matches) -> set[int]:
+    """Return the links that the metadata do not name. While they name a MAC that no link has, any of them may be meant.
+
+    What is excluded cannot be meant, and loses what is ours.
     """
-    matched = {link.ifindex for link in matches.values()}
-    return frozenset(
-        link.ifindex
-        for link in actual.links
-        if link.ifindex not in ours and (link.ifindex in matched or link.name in config.exclude or unknown)
+    named = {link.ifindex for link in matches.values()}
+    rest = (link for link in actual.links if link.ifindex not in named)
+    return {link.ifindex for link in rest if not is_excluded(config.exclude, link.name, link.mac)}
+
+
+def _departed_notice(mac: str) -> str:
+    return (
+        f"{mac}: its link was here and has left, to another network namespace or with the interface; it is left alone. "
+        f'If that is right, set [Network] Exclude="{mac}"'
     )
 
 

@@ -10,6 +10,7 @@ from ipaddress import ip_interface
 from cloud_network.fetcher.config import Config, Manage
 from cloud_network.fetcher.metadata.model import Instance, Interface, IPAddress, IPInterface
 from cloud_network.fetcher.network.objects import ARPHRD_ETHER, Actual, Link
+from cloud_network.netagent.claims import is_excluded
 
 Matches = Mapping[str, Link]
 """The link of each interface that has one, by MAC."""
@@ -26,7 +27,7 @@ def match_links(instance: Instance, config: Config, links: Iterable[Link]) -> Ma
     by_index = {link.ifindex: link for link in links}
     found = defaultdict[str, list[Link]](list)
     for link in by_index.values():
-        if link.mac in macs and _may_be_of_cloud(link, config) and not _is_port(link, by_index):
+        if link.mac in macs and link.ready and _may_be_of_cloud(link, config) and not _is_port(link, by_index):
             found[link.mac].append(link)
     return {mac: candidates[0] for mac, candidates in found.items() if len(candidates) == 1}
 
@@ -36,15 +37,31 @@ def explain_mismatch(mac: str, links: Iterable[Link], config: Config) -> str:
     by_index = {link.ifindex: link for link in links}
     candidates = [link for link in by_index.values() if link.mac == mac]
     if not candidates:
-        return "no link here has that MAC"
+        return f'no link here has that MAC; if another network namespace has it, set [Network] Exclude="{mac}"'
     for link in candidates:
+        if not link.ready:
+            return f"udev has not finished with {link.name}"
+        if _is_port(link, by_index):
+            return _explain_port(link, by_index[link.master or 0], config)
         if link.kind not in (None, *config.allow_kinds):
             key = f'[Netagent] AllowKinds="{link.kind}"'
             return f"{link.name} has that MAC and is of kind {link.kind}, which needs {key}"
-        if _is_port(link, by_index):
-            return f"{link.name} has that MAC and is a port of {by_index[link.master or 0].name}"
     names = " and ".join(link.name for link in candidates)
     return f"{names} have that MAC" if len(candidates) > 1 else f"{names} has that MAC"
+
+
+def _explain_port(port: Link, master: Link, config: Config) -> str:
+    """Return what to do about a port: it belongs to its master, which may have its MAC and stand for the interface."""
+    cure = f'if it is for others, set [Network] Exclude="{port.mac}"'
+    if master.mac == port.mac and master.kind not in config.allow_kinds:
+        cure += f'; if {master.name} is to have the addresses, set [Netagent] AllowKinds="{master.kind}"'
+    return f"{port.name} has that MAC and is a port of {master.name}; {cure}"
+
+
+def idle_patterns(instance: Instance, config: Config, links: Iterable[Link]) -> list[str]:
+    """Return the patterns of Exclude= that match no link of this host and no interface of the metadata."""
+    names = [(link.name, link.mac) for link in links] + [("", each.mac) for each in instance.interfaces]
+    return [each for each in config.exclude if not any(is_excluded((each,), name, mac) for name, mac in names)]
 
 
 def without_absent_vlans(instance: Instance, matches: Matches) -> Instance:
@@ -78,7 +95,7 @@ def managed(instance: Instance, matches: Matches, config: Config) -> list[tuple[
     ]
     if config.manage is Manage.PRIMARY:
         found = found[:1]
-    return [(interface, link) for interface, link in found if link.name not in config.exclude]
+    return [each for each in found if not is_excluded(config.exclude, each[1].name, each[1].mac)]
 
 
 def order(interface: Interface) -> tuple[int, int, str]:

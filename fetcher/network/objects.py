@@ -35,6 +35,7 @@ class Link:
     master: int | None = None  # ifindex of the bond, bridge or VRF that it is a port of
     hardware: int = ARPHRD_ETHER
     ipv6: IPv6Settings = IPv6Settings()
+    ready: bool = True  # udev has finished with it
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ class Convention:
     """
 
     endpoints: tuple[str, ...] = ("169.254.169.254",)
+    link_local: str = ""
+    """An address of the metadata server on every link."""
     protocol: str = "dhcp"
     mask: int | None = None
     mtu: int = 1500

@@ -252,5 +252,6 @@ def _bridge(name: str, mac: str, router: IPv4Address, subnet: IPv4Network) -> li
 
 def _bridge6(name: str, convention: Convention, subnet: IPv6Network, first: bool = True) -> list[str]:
     """The router's link-local address, which is the hosts' gateway, and one in the subnet."""
-    link_local = [f"address add {convention.router6}/64 dev {name} nodad"] if first else []
+    addresses = [convention.router6, convention.link_local] if convention.link_local else [convention.router6]
+    link_local = [f"address add {address}/64 dev {name} nodad" for address in addresses] if first else []
     return [*link_local, f"address add {subnet[convention.gateway6]}/{subnet.prefixlen} dev {name} nodad"]

@@ -81,18 +81,18 @@ def debian(suite: str, packages: Sequence[str] = PACKAGES, name: str = "", kerne
     return root
 
 
-def build(target: Path, suite: str | None = None, version: str | None = None) -> Path:
+def build(target: Path, suite: str | None = None, version: str | None = None, commit: str | None = None) -> Path:
     """The package of this checkout, as dpkg-buildpackage makes it, in the directory `target`.
 
     For the host's Debian, or in a container of another one: the package is for one version of Python. `version` is
-    that of the next release, for an upgrade.
+    that of the next release, for an upgrade; `commit` is an earlier one in place of this checkout.
     """
     source = target / "source"
     source.mkdir(parents=True)
-    for path in said("git", "-C", CHECKOUT, "ls-files", "-z").split("\0"):
-        if path and (CHECKOUT / path).exists():
-            (source / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(CHECKOUT / path, source / path)
+    if commit:
+        _extract(source, commit)
+    else:
+        _copy(source)
     if version:
         _release(source, version)
     argv = ["dpkg-buildpackage", "--build=binary", "--no-sign", "--no-check-builddeps"]  # not all of build-essential
@@ -103,6 +103,22 @@ def build(target: Path, suite: str | None = None, version: str | None = None) ->
         said(*argv, cwd=source)
     shutil.rmtree(source)
     return next(target.glob("cloud-network_*.deb"))
+
+
+def _copy(source: Path) -> None:
+    """Copy the files of this checkout that git knows, as they are now."""
+    for path in said("git", "-C", CHECKOUT, "ls-files", "-z").split("\0"):
+        if path and (CHECKOUT / path).exists():
+            (source / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(CHECKOUT / path, source / path)
+
+
+def _extract(source: Path, commit: str) -> None:
+    """Extract the files of an earlier commit."""
+    archive = source.with_suffix(".tar")
+    said("git", "-C", CHECKOUT, "archive", f"--output={archive}", commit)
+    said("tar", "--extract", f"--file={archive}", f"--directory={source}")
+    archive.unlink()
 
 
 def _container(root: Path, target: Path) -> list[str]:

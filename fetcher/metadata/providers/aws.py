@@ -24,6 +24,7 @@ from cloud_network.fetcher.metadata.document import Node, parse_json
 from cloud_network.fetcher.metadata.model import Interface, MetadataError
 from cloud_network.fetcher.metadata.tree import Leaves, TokenRequest, TreeProvider
 
+_EVENTS = ("events/maintenance/history", "events/maintenance/scheduled", "events/recommendations/rebalance")
 _IDENTITY = "/latest/dynamic/instance-identity/"
 
 
@@ -48,8 +49,10 @@ class Aws(TreeProvider):
         "placement/availability-zone-id", "placement/region", "services/domain", "services/partition",
         "ami-launch-index", "block-device-mapping/ami", "block-device-mapping/root", "public-hostname",
         "local-hostname", "instance-action", "instance-life-cycle", "profile", "public-ipv4", "reservation-id",
-        "security-groups", "public-keys/0/openssh-key",
+        "security-groups", "public-keys/0/openssh-key", "ami-manifest-path", *_EVENTS,
     )  # fmt: skip
+    passing_keys = _EVENTS
+    shown_directories = ("ipv4-associations",)
     numbers_devices = True
     lists_keys = False
     identity = MappingProxyType({part: _IDENTITY + part for part in ("document", "pkcs7", "signature", "rsa2048")})
@@ -64,7 +67,7 @@ class Aws(TreeProvider):
     def fill(self, builder: InterfaceBuilder, leaves: Leaves) -> None:
         """See TreeProvider. The whole listing (vpc-id is one of its last) proves that there is no address."""
         if "vpc-id" in leaves.listed and not leaves.listed & {"local-ipv4s", "ipv6s"}:
-            raise UnsupportedError(f"{builder.path}: no address, as of an EFA-only interface; nothing is configured")
+            raise UnsupportedError(f"{builder.path}: no address (an EFA-only interface); nothing is configured")
         if "vpc-id" not in leaves.listed:
             builder.problems.append(f"{builder.path}: the listing is not whole: it has no 'vpc-id'")
         with builder.part():

@@ -13,6 +13,8 @@ IPv6 addresses come without a subnet: each stands alone, as DHCPv6 gives it.
 
 from __future__ import annotations
 
+import base64
+import re
 import time
 from dataclasses import replace
 from typing import Any
@@ -32,10 +34,12 @@ _FACTS = (
     "additionalCapabilities", "azEnvironment", "evictionPolicy", "extendedLocation", "host", "hostGroup",
     "isHostCompatibilityLayerVm", "isVmInStandbyPool", "licenseType", "location", "name", "offer", "osProfile",
     "osType", "physicalZone", "placementGroupId", "plan", "platformFaultDomain", "platformSubFaultDomain",
-    "platformUpdateDomain", "priority", "provider", "publisher", "resourceGroupName", "resourceId", "securityProfile",
-    "sku", "storageProfile", "subscriptionId", "tags", "tagsList", "version", "virtualMachineScaleSet", "vmId",
-    "vmScaleSetName", "vmSize", "zone",
+    "platformUpdateDomain", "priority", "provider", "publicKeys", "publisher", "resourceGroupName", "resourceId",
+    "securityProfile", "sku", "storageProfile", "subscriptionId", "tags", "tagsList", "version",
+    "virtualMachineScaleSet", "vmId", "vmScaleSetName", "vmSize", "zone",
 )  # fmt: skip  # of `compute` all but userData and customData, which are the user's, and keys that may come
+_SSH2 = ("---- BEGIN SSH2 PUBLIC KEY ----", "---- END SSH2 PUBLIC KEY ----")
+_OPENSSH = re.compile(r"(ssh|ecdsa|sk)-[a-z0-9@.-]+ ")  # the type that a key begins with
 _ATTESTED_FOR_S, _ATTESTED_AGAIN_S = 3 * 3600.0, 600.0  # the signature holds for six hours
 
 
@@ -118,12 +122,47 @@ def instance(document: Node) -> Instance:
 
 
 def _system(document: Node) -> dict[str, Any]:
-    """Return facts of `compute`. A key's keyData may have line breaks within it, as the portal folds it."""
+    """Return facts of `compute`."""
     compute = Node(document.value.get("compute"))
     listed = compute.pick("publicKeys").get("publicKeys")
     texts = [key.get("keyData") for key in listed if isinstance(key, dict)] if isinstance(listed, list) else []
-    keys = ["".join(text.splitlines()).strip() for text in texts if isinstance(text, str)]
-    return compute.pick(*_FACTS) | {"public-keys": [key for key in keys if key]}
+    keys = [key for text in texts if isinstance(text, str) for key in ssh_keys(text)]
+    return compute.pick(*_FACTS) | {"public-keys": keys}
+
+
+def ssh_keys(data: str) -> list[str]:
+    """Return the keys of one keyData, each in OpenSSH's form on one line.
+
+    Azure folds a key that it has made, every 64 characters (cloud-init's pull request 759), takes RFC 4716 as well
+    ("Detailed steps: Create and manage SSH keys"), and may hold an X.509 certificate, which is returned as it is.
+    """
+    lines = [line.strip() for line in data.splitlines() if line.strip()]
+    if lines and lines[0] == _SSH2[0] and lines[-1] == _SSH2[1]:
+        return _from_ssh2(lines[1:-1])
+    if lines and lines[0].startswith("-----BEGIN "):
+        return ["\n".join(lines)]
+    keys = list[str]()
+    for line in data.splitlines():
+        if _OPENSSH.match(line) or not keys:
+            keys.append(line)
+        else:
+            keys[-1] += line
+    return [key.strip() for key in keys if key.strip()]
+
+
+def _from_ssh2(lines: list[str]) -> list[str]:
+    """Return a key of RFC 4716: headers, of which a backslash at the end goes on, and base64."""
+    body, in_header = "", False
+    for line in lines:
+        is_header = in_header or ":" in line
+        in_header = is_header and line.endswith("\\")
+        body += "" if is_header else line
+    try:
+        blob = base64.b64decode(body, validate=True)
+        kind = blob[4 : 4 + int.from_bytes(blob[:4], "big")].decode("ascii")
+    except ValueError:
+        return []
+    return [f"{kind} {body}"] if _OPENSSH.match(f"{kind} ") else []
 
 
 def _fill(node: Node, builder: InterfaceBuilder, position: int) -> None:

@@ -36,8 +36,9 @@ _SOMETIMES = ("ipv6s", "forwardedIpv6s", "targetInstanceIps")
 _IPV4 = ("ip", "gateway", "subnetmask")
 _FACTS = (
     "cpuPlatform", "description", "disks", "hostname", "id", "image", "licenses", "machineType", "maintenanceEvent",
-    "name", "physicalHostTopology", "preempted", "scheduling", "tags", "zone",
-)  # fmt: skip  # of these none can be a secret: attributes of all sorts and serviceAccounts can
+    "name", "physicalHostTopology", "preempted", "scheduling", "tags", "virtualClock", "zone",
+)  # fmt: skip  # of these none can be a secret; attributes of all sorts can
+_ACCOUNT_FACTS = ("aliases", "email", "scopes")  # not tokens, which `recursive` leaves out anyway
 _PROJECT = ("projectId", "numericProjectId")
 _ACCOUNT = re.compile(r"[A-Za-z0-9][A-Za-z0-9@._-]*/")
 _ETAG = re.compile(r"[A-Za-z0-9._~-]{1,256}")
@@ -74,7 +75,7 @@ class Gcp(Provider):
         _text(answer, _ALL)
         etag = answer.headers.get("etag", "")
         if not _ETAG.fullmatch(etag):
-            raise invalid("ETag", etag, "an ETag to wait with")
+            raise invalid("ETag", etag, "a usable ETag")
         self._seen_etag = etag
         return etag != self._read_etag
 
@@ -227,4 +228,7 @@ def _system(document: dict[str, Any]) -> dict[str, Any]:
     lines = [line for text in texts for value in text.values() for line in lines_of(value)]
     keys = [line.partition(":")[2].strip() if re.match(r"[^ :]+:", line) else line for line in lines]
     facts = Node(own).pick(*_FACTS)
+    accounts = Node(own).pick("serviceAccounts").get("serviceAccounts")
+    if isinstance(accounts, dict):
+        facts["serviceAccounts"] = {name: Node(each).pick(*_ACCOUNT_FACTS) for name, each in accounts.items()}
     return facts | {"project": Node(project).pick(*_PROJECT), "public-keys": list(dict.fromkeys(keys))}

@@ -164,7 +164,7 @@ def _networks_by_link(network: Node, links: dict[str, Node], builder: InstanceBu
             builder.report(str(error))
             continue
         if name not in links:
-            builder.report(f"{net.path}.link: {name!r} is no link of the document")
+            builder.report(f"{net.path}.link: {name!r} is not a link of the document")
         nets.setdefault(name, []).append(net)
     return nets
 

@@ -5,6 +5,7 @@ refuse      nobody listens (the whole server)               html       a portal'
 reset       the connection is reset instead of answered     truncated  Content-Length promises more than is sent
 short       well-formed, but only the first half            empty      200 with no body
 drip        a byte now and then                             content    other bodies than the true one, in turn
+late        the true answer, after `interval` seconds
 
 A fault holds for requests whose method and path match (shell patterns; the path with or without its query), `times`
 times or until cleared; of several the newest that matches wins. `content` needs the same authentication as the true
@@ -19,7 +20,7 @@ from fnmatch import fnmatchcase
 
 from .frame import Request, Response
 
-KINDS = ("timeout", "refuse", "reset", "status", "html", "truncated", "short", "empty", "drip", "content")
+KINDS = ("timeout", "refuse", "reset", "status", "html", "truncated", "short", "empty", "drip", "content", "late")
 
 PAGE = "<!DOCTYPE html>\n<html><head><title>{0}</title></head>\n<body><h1>{0}</h1></body></html>\n"
 
@@ -34,7 +35,7 @@ class Fault:
     retry_after: int | None = None
     bodies: Sequence[str] = ()
     interval: float = 0.2
-    """Seconds between two bytes of a `drip`."""
+    """Seconds between two bytes of a `drip`, or before a `late` answer."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -39,6 +39,7 @@ class Hetzner(Behaviour[Settings]):
         sys_vendor="Hetzner",
     )
     convention: ClassVar[Convention] = Convention(
+        link_local="fe80::a9fe:a9fe",
         mask=32,
         on_link6=False,
         first=Interface("192.0.2.0/24", 1, ipv6=1, gateway="172.31.1.1"),

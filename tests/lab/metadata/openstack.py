@@ -51,7 +51,9 @@ class OpenStack(Behaviour[Settings]):
         product_version="29.2.0",
         sys_vendor="OpenStack Foundation",
     )
-    convention: ClassVar[Convention] = Convention(protocol="static", mtu=MTU, all_links=True)
+    convention: ClassVar[Convention] = Convention(
+        link_local="fe80::a9fe:a9fe", protocol="static", mtu=MTU, all_links=True
+    )
 
     def __init__(self) -> None:
         super().__init__(Settings())

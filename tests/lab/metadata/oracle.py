@@ -40,7 +40,9 @@ class Oracle(Behaviour[Settings]):
         product_uuid="0c10d0e7-ab1e-5209-ac10-d0e7ab1e5209",
         sys_vendor="QEMU",
     )
-    convention: ClassVar[Convention] = Convention(most_addresses=1, router6="fe80::200:17ff:fe00:1")
+    convention: ClassVar[Convention] = Convention(
+        endpoints=("169.254.169.254", "fd00:c1::a9fe:a9fe"), most_addresses=1, router6="fe80::200:17ff:fe00:1"
+    )
 
     def __init__(self) -> None:
         super().__init__(Settings())

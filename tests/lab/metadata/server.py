@@ -40,7 +40,8 @@ class Server:
         self.faults: list[Fault] = []
         self.records: list[Record] = []
         self.accepted = 0
-        self.addresses = provider.convention.endpoints
+        convention = provider.convention
+        self.addresses = (*convention.endpoints, "::") if convention.link_local else convention.endpoints
         self.held = 0
         self._changed = asyncio.Event()
         self._numbers = count(1)
@@ -111,6 +112,8 @@ class Server:
             raise Hangup
         if kind == "reset":
             self._reset(writer)
+        if fault and kind == "late":
+            await asyncio.sleep(fault.interval)
         last = last or not self.keep_alive
         writer.write(self._head(response, last))
         await self._body(response.body if request.method != "HEAD" else b"", writer, fault)

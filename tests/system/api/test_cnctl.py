@@ -15,7 +15,7 @@ import pytest
 from cloud_network.fetcher.state import StateDirectory
 from cloud_network.fetcher.status import ConflictStatus
 
-from .conftest import BIN, SYSTEM, Ended, Server, address, link, now, status
+from .conftest import BIN, SYSTEM, Ended, Server, address, link, now, status, unprivileged
 
 Cnctl = Callable[..., Ended]
 
@@ -182,13 +182,27 @@ def test_status_names_conflicts_first(server: Server, state: StateDirectory, cnc
     lines = re.sub(r"in (9\d|100) s", "in 100 s", cnctl("status", server=server).out).splitlines()
     assert lines[1:8] == [
         "    Error: metadata, 2 h ago: HTTP 503",
-        " Conflict: ip rule add pref 0: made 7 times since 10 min ago, and reverted; next",
-        "           in 100 s",
-        " Conflict: ip rule add pref 1: made 7 times since 10 min ago, and reverted: eth7",
-        "           has it",
-        " Conflict: ip rule add pref 2: not made: a route in its place",
+        " Conflict: ip rule add pref 0: another program reverted it 7 times in 10 min;",
+        "           next repair in 100 s",
+        " Conflict: ip rule add pref 1: another program reverted it 7 times in 10 min",
+        "           (eth7 has it)",
+        " Conflict: ip rule add pref 2: not made (a route in its place)",
         "Conflicts: and 2 more: cnctl status --json",
     ]
+
+
+def test_status_names_a_conflict_once(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
+    """The last error of this kind says the same. While all is in place, it is no failed check."""
+    conflict: ConflictStatus = {"object": "ip x", "times": 7, "since": now(60), "next_at": None, "by": None}
+    error = {"at": now(), "kind": "conflict", "message": "reverted by another program: ip x"}
+    state.write_status(status(state="degraded", last_error=error, conflicts=[conflict]))
+    shown = cnctl("status", server=server)
+    assert (shown.code, shown.out.count("ip x"), "Error" in shown.out) == (1, 1, False)
+    assert json.loads(cnctl("doctor", "--json", server=server).out)["broken"] == "conflict"
+    state.write_status(status(conflicts=[conflict]))
+    shown = cnctl("status", server=server)
+    assert (shown.code, "; in place now" in " ".join(shown.out.split())) == (0, True)
+    assert json.loads(cnctl("doctor", "--json", server=server).out)["broken"] is None
 
 
 def test_json_is_what_the_server_has(server: Server, filled: StateDirectory, cnctl: Cnctl) -> None:
@@ -243,9 +257,9 @@ def test_prefix_of_the_kernel_is_shown_where_it_differs(server: Server, state: S
     for entry, length in zip(addresses, (24, 32, 25, None), strict=True):
         entry["kernel_prefix_length"] = length
     state.write_status(status(link(2, "eth0", addresses)))
-    expected = "Private IP: 10.0.0.4/24 10.0.0.5/24 10.0.0.6/24 (kernel:/25) 10.0.0.7/24"
-    assert expected in cnctl("status", "network", server=server).out
-    assert "(missing)" in cnctl("status", "network", server=server).out
+    out = cnctl("status", "network", server=server).out
+    assert "      Private IP: 10.0.0.4/24 10.0.0.5/24 10.0.0.6/24 (kernel: /25)\n" in out
+    assert "                  10.0.0.7/24 (missing)\n" in out
 
 
 @pytest.mark.parametrize(
@@ -343,9 +357,9 @@ def test_stopped_fetcher_is_3_and_said_first(server: Server, filled: StateDirect
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"run": "fedcba9876543210"}, "fetcher earlier run"),
-        ({"boot_id": "f" * 32}, "fetcher earlier boot"),
-        ({"renew_by": now(10)}, "fetcher not renewed"),
+        ({"run": "fedcba9876543210"}, "fetcher starting"),
+        ({"boot_id": "f" * 32}, "state of an earlier boot"),
+        ({"renew_by": now(10)}, "fetcher hangs"),
     ],
 )
 def test_old_or_unrenewed_state_is_1(
@@ -363,10 +377,7 @@ def test_never_read_metadata_is_3_with_the_reason_first(server: Server, state: S
     for asked in (server, None):
         ended = cnctl("status", server=asked)
         lines = ended.out.splitlines()
-        assert (ended.code, lines[0]) == (
-            3,
-            "error, metadata never read: 0 links, 0 of 0 addresses, routes and rules in place",
-        )
+        assert (ended.code, lines[0]) == (3, "error: the metadata has never been read")
         assert re.fullmatch(r"    Error: config, \d s ago: no known cloud: set Provider=", lines[1])
         network = cnctl("status", "network", server=asked)
         assert (network.code, network.out) == (
@@ -376,6 +387,15 @@ def test_never_read_metadata_is_3_with_the_reason_first(server: Server, state: S
         doctor = cnctl("doctor", "10.0.0.4", server=asked)
         assert (doctor.code, "the metadata has never been read: no known cloud" in doctor.out) == (1, True)
         assert "does not give" not in doctor.out
+
+
+def test_doctor_checks_a_host_on_which_nothing_runs(state: StateDirectory, cnctl: Cnctl) -> None:
+    Path(state.lock_path).unlink()
+    ended = cnctl("doctor")
+    assert (ended.code, ended.err) == (1, "")
+    found = {line.split()[1]: line.split()[0] for line in ended.out.splitlines() if line[0] == "✗"}
+    assert found == dict.fromkeys(("fetcher", "metadata", "api"), "✗")
+    assert "host: the first failed step is fetcher" in ended.out
 
 
 def test_a_narrow_terminal_gets_narrow_lines(server: Server, state: StateDirectory) -> None:
@@ -551,3 +571,34 @@ def test_version_and_help(cnctl: Cnctl) -> None:
     text = cnctl("--help").out
     for taught in ("Examples:", "cnctl status network", "sudo cnctl show credentials", "Exit codes:"):
         assert taught in text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody who may not read what root wrote")
+def test_what_may_not_be_read_names_sudo(filled: StateDirectory, home: Path, cnctl: Cnctl) -> None:
+    config, log = home / "private.toml", home / "private.log"
+    for file in (config, log, Path(filled.status_path)):
+        file.touch()
+        file.chmod(0o600)
+    for command, code in (
+        (["status"], 1),
+        (["audit", "--log", str(log)], 1),
+        (["audit", "--verify", "--log", str(log)], 1),
+    ):
+        ended = cnctl(*command, **unprivileged())
+        assert (ended.code, "Permission denied" in ended.err, "sudo" in ended.err) == (code, True, True)
+    ended = cnctl("status", "--config", str(config), **unprivileged())
+    assert (ended.code, f"{config}: cannot be read: Permission denied" in ended.err) == (78, True)
+    for name in ("api", "fetcher"):
+        command = [str(BIN / f"cloud-network-{name}"), "--config", str(config)]
+        daemon = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **unprivileged())
+        assert (daemon.returncode, "Permission denied" in daemon.stderr) == (78, True)
+
+
+@pytest.mark.parametrize("program", ["cloud-network-api", "cloud-network-fetcher", "cnctl"])
+def test_bad_configuration_is_78_of_every_program(program: str, home: Path) -> None:
+    config = home / "bad.toml"
+    config.write_text("[Network]\nListen = 'everywhere'\n")
+    command = [str(BIN / program), "--config", str(config), *(["status"] if program == "cnctl" else [])]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd="/")
+    assert (ended.returncode, ended.stdout) == (78, "")
+    assert f"{program}: {config}:2: [Network] Listen = everywhere: not an address and a port" in ended.stderr

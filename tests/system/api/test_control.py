@@ -84,7 +84,7 @@ class TestControl:
     def test_a_refusal_is_1_with_the_reason(self, state: StateDirectory, cnctl: Cnctl) -> None:
         with fetcher(state, frame({"ok": False, "error": "the metadata\x1b server does not answer"})):
             ended = cnctl("refresh")
-        expected = "cnctl: the fetcher refused refresh: the metadata\\x1b server does not answer\n"
+        expected = "cnctl: refresh failed: the metadata\\x1b server does not answer\n"
         assert ended == Ended(1, "", expected)
 
     @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_killed_fetcher_is_reported_by_every_reader(lab: Lab) -> None:
 
 def test_hanging_fetcher_is_reported(lab: Lab) -> None:
     lab.kill("fetcher", signal.SIGSTOP)
-    lab.wait_for(lambda: cnctl(lab, "status").stdout.startswith("fetcher not renewed"), 15, "the fetcher to be missed")
+    lab.wait_for(lambda: cnctl(lab, "status").stdout.startswith("fetcher hangs"), 15, "the fetcher to be missed")
     assert get(lab, "/api/v1/health")[0] == 503
     lab.daemons.resume("fetcher")
     lab.wait_for(lambda: healthy(lab), 20, "the host to be healthy again")

@@ -76,7 +76,7 @@ def test_what_is_wrong_comes_first(server: Server, state: StateDirectory) -> Non
     )
     said = text(server.ask("/"))
     parts = ["✗ 7 problems", "no answer in time", "out of date", "outside AllowAddresses=", "30 of 31"]
-    parts += ["eth2: named by the metadata", "ip rule add 7: made 9 times since", "reverted by eth9"]
+    parts += ["eth2: named by the metadata", "ip rule add 7: reverted 9 times by another program (eth9)"]
     parts += ["02:00:00:00:00:07", "eth3 is a vlan", "1 change needed", "ip address add 10.0.0.5/32"]
     parts += ["2 addresses, 1 missing", "✗ 10.0.0.5/24", "Missing on this host.", "10.0.9.4/24"]
     positions = [said.find(part) for part in parts]
@@ -180,6 +180,19 @@ def test_a_browser_shows_it_and_has_nothing_to_complain_of(
     assert "<title>Problems · cloud-network</title>" in shown
     assert shown.count("<svg") == 1
     assert console == ""
+
+
+def test_conflict_over_what_is_in_place_is_no_problem(server: Server, state: StateDirectory) -> None:
+    conflict = {"object": "ip x", "times": 7, "since": now(60), "next_at": None, "by": None}
+    error = {"at": now(), "kind": "conflict", "message": "reverted by another program: ip x"}
+    state.write_status(status(link(2, "eth0", []), conflicts=[conflict]))
+    said = text(server.ask("/"))
+    assert "✓ Healthy" in said
+    assert "Conflict: in place now; ip x: reverted 7 times by another program" in said
+    state.write_status(status(link(2, "eth0", []), state="degraded", last_error=error, conflicts=[conflict]))
+    said = text(server.ask("/"))
+    assert "✗ 1 problem" in said
+    assert said.count("ip x") == 1
 
 
 def test_states_of_links_are_last_known_without_a_fetcher(server: Server, state: StateDirectory) -> None:

@@ -363,7 +363,7 @@ def test_stopped_fetcher_is_reported_by_every_route(server: Server, filled: Stat
     Path(filled.lock_path).unlink()
     health = server.ask("/api/v1/health")
     assert "The fetcher is not running" in problem(health, 503)
-    assert health.json["fetcher"] == "not running"
+    assert (health.json["fetcher"], health.json["state"]) == ("not running", "unknown")
     for route in ("/api/v1/status", "/api/v1/links", "/api/v1/links/eth0"):
         assert (server.ask(route).json["fetcher"], server.ask(route).json["stale"]) == ("not running", True)
     assert server.ask("/api/cloud/system").headers["Cloud-Network-Fetcher"] == "not running"

@@ -59,6 +59,16 @@ def test_verify_names_the_first_line_that_rotation_left(tmp_path: Path, monkeypa
     assert f"is {oldest['seq']}, of {oldest['time']}" in cnctl(path, "--verify").stdout
 
 
+def test_a_chain_goes_on_after_a_line_of_any_length(tmp_path: Path) -> None:
+    """An earlier version wrote a flush as one line, and could not read a last line of 2 MiB."""
+    path = tmp_path / "audit.log"
+    log = write(path, 1)
+    log.write({"request": "flush", "verdict": "applied", "filler": "x" * (5 << 20)})
+    later = write(path, 1)
+    assert (later.sequence, later.damage) == (3, None)
+    assert cnctl(path, "--verify").stdout.startswith("OK: 3 lines")
+
+
 @pytest.mark.parametrize(
     ("tamper", "where", "reason"),
     [

@@ -128,8 +128,18 @@ def test_a_rule_to_a_resolvers_prefix_is_refused(lab: Lab) -> None:
 
 
 RIVALS = {
-    "VPN": ["link add wg0 type bridge", "link set wg0 up", "route add 10.50.0.0/24 dev wg0"],
-    "CNI": ["link add flannel.1 type bridge", "link set flannel.1 up", "route add 10.50.0.0/16 dev flannel.1"],
+    "VPN": [
+        "link add wg0 type bridge",
+        "link set wg0 addrgenmode none",
+        "link set wg0 up",
+        "route add 10.50.0.0/24 dev wg0",
+    ],
+    "CNI": [
+        "link add flannel.1 type bridge",
+        "link set flannel.1 addrgenmode none",
+        "link set flannel.1 up",
+        "route add 10.50.0.0/16 dev flannel.1",
+    ],
     "host-gw": ["route add 10.50.0.0/24 via 10.0.1.77"],
     "blackhole": ["route add blackhole 10.50.0.0/24"],
     "multipath": ["route add 10.50.0.0/24 nexthop via 10.0.1.77 nexthop via 10.0.1.78"],

@@ -55,7 +55,7 @@ class Wire:
         self._ours.settimeout(15)
         said, files, _, _ = socket.recv_fds(self._ours, 16, 1)
         if said != b"0":
-            self._hang_up()
+            self.hang_up()
             raise ConnectionError(os.strerror(int(said or b"5")))
         self.socket = socket.socket(fileno=files[0])
         self.socket.settimeout(10)
@@ -68,9 +68,10 @@ class Wire:
 
     def close(self) -> None:
         self.socket.close()
-        self._hang_up()
+        self.hang_up()
 
-    def _hang_up(self) -> None:
+    def hang_up(self) -> None:
+        """End the process that dialled."""
         self._ours.close()
         self._dialler.wait(10)
 

@@ -113,7 +113,7 @@ def test_efa_only_interface_is_a_notice(cloud: Cloud, aws: Aws) -> None:
     found = aws.fetch()
     assert ([each.device_number for each in found.interfaces], found.problems, found.may_remove) == ([0], (), True)
     where = directory.removeprefix("/latest/meta-data/")
-    assert found.notices == (f"{where}: no address, as of an EFA-only interface; nothing is configured",)
+    assert found.notices == (f"{where}: no address (an EFA-only interface); nothing is configured",)
 
 
 def test_listing_cut_short_is_no_proof(cloud: Cloud, aws: Aws) -> None:
@@ -130,6 +130,16 @@ def test_interfaces_listed_without_slashes_are_read(cloud: Cloud, aws: Aws) -> N
     before = aws.fetch()
     cloud.content(MACS, "\n".join(each.mac for each in before.interfaces))
     assert aws.fetch() == before
+
+
+@pytest.mark.parametrize("upper_first", [True, False])
+def test_mac_listed_twice_is_read_once(cloud: Cloud, aws: Aws, upper_first: bool) -> None:
+    [first, *_] = nics = list(cloud.load(Interface("10.0.1.0/24", 2), Interface("10.0.2.0/24", 2)))
+    again = replace(first, mac=first.mac.upper(), device=7)
+    cloud.serve([again, *nics] if upper_first else [*nics, again])
+    found = aws.fetch()
+    assert sorted(each.mac for each in found.interfaces) == sorted(each.mac for each in nics)
+    assert first.mac in {problem.mac for problem in found.problems}
 
 
 def test_empty_leaf_costs_nothing_but_itself(cloud: Cloud, aws: Aws) -> None:
@@ -174,6 +184,26 @@ def test_facts_are_read_over_several_refreshes(cloud: Cloud, aws: Aws) -> None:
     again = aws.fetch()
     assert (again.system, aws.pending_facts) == (system, False)
     assert not any("ami-id" in record.path for record in cloud.requests())
+
+
+def test_facts_of_the_go_original_are_read(cloud: Cloud, aws: Aws) -> None:
+    (nic, *_) = cloud.load(Interface("10.0.1.0/24", 4, public=2))
+    found = settled(aws)
+    assert found.system["ami-manifest-path"] == "(unknown)"
+    assert found.system["events"]["maintenance"] == {"history": "[]", "scheduled": "[]"}
+    document = found.interfaces[0].document
+    names = {"owner-id", "subnet-id", "vpc-id", "security-groups", "security-group-ids", "local-hostname"}
+    assert names <= document.keys()
+    assert document["ipv4-associations"] == {public: private for private, public in nic.public.items()}
+
+
+def test_events_are_read_again(cloud: Cloud, aws: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = settled(aws).system["events"]
+    cloud.content("/latest/meta-data/events/maintenance/scheduled", '[{"Code": "system-reboot"}]')
+    assert settled(aws).system["events"] == before
+    now = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: now() + 3601)
+    assert "system-reboot" in settled(aws).system["events"]["maintenance"]["scheduled"]
 
 
 def test_ipv6_only_instance_shows_no_ipv4_address(cloud: Cloud, aws: Aws) -> None:

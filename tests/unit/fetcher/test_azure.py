@@ -131,7 +131,7 @@ def test_facts_have_no_user_data() -> None:
     assert found["vmId"] == "02aab8a4-74ef-476e-8182-f6d2ba4166a6"
     [key] = found["public-keys"]
     assert key.split()[::2] == ["ssh-ed25519", "one"]
-    assert not found.keys() & {"userData", "customData", "publicKeys"}
+    assert not found.keys() & {"userData", "customData"}
     whole: Any = document("azure", "one")
     whole["compute"]["somethingNewForPrograms"] = "SECRET"
     assert read("azure", (whole)).system == found, "an unknown key is not shown"
@@ -213,7 +213,37 @@ def test_credentials_are_a_token_or_none(server: Server, provider: Azure) -> Non
     assert kept.credentials() == {}
 
 
-def test_key_with_line_breaks_is_one_key() -> None:
+BLOB = "AAAAC3NzaC1lZDI1NTE5AAAAIE9uZTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTEx"
+
+
+@pytest.mark.parametrize(
+    ("data", "keys"),
+    [
+        ("ssh-rsa AAAA\r\nBBBB\r\nCC==\r\n", ["ssh-rsa AAAABBBBCC=="]),  # as Azure folds a key that it has made
+        ("ssh-rsa AAAA\r\nBBBB\r\n user@host\n", ["ssh-rsa AAAABBBB user@host"]),
+        ("ssh-rsa AAAA one\nssh-ed25519 BBBB two\n", ["ssh-rsa AAAA one", "ssh-ed25519 BBBB two"]),
+        ("ecdsa-sha2-nistp256 AA\nBB\nsk-ssh-ed25519@openssh.com CC\n",
+         ["ecdsa-sha2-nistp256 AABB", "sk-ssh-ed25519@openssh.com CC"]),
+        (
+            '---- BEGIN SSH2 PUBLIC KEY ----\nComment: "two \\\nlines"\n'
+            f"{BLOB[:40]}\n{BLOB[40:]}\n---- END SSH2 PUBLIC KEY ----\n",
+            [f"ssh-ed25519 {BLOB}"],
+        ),
+        ("---- BEGIN SSH2 PUBLIC KEY ----\n!\n---- END SSH2 PUBLIC KEY ----", []),
+        ("-----BEGIN CERTIFICATE-----\r\nMIIC\r\n-----END CERTIFICATE-----\r\n",
+         ["-----BEGIN CERTIFICATE-----\nMIIC\n-----END CERTIFICATE-----"]),
+        (" \r\n", []),
+    ],
+)  # fmt: skip
+def test_lines_of_one_key_are_one_key(data: str, keys: list[str]) -> None:
     whole = document("azure", "one")
-    whole["compute"]["publicKeys"] = [{"keyData": "ssh-rsa AAAA\r\nBBBB\r\n user@host\n", "path": "/x"}]
-    assert read("azure", whole).system["public-keys"] == ["ssh-rsa AAAABBBB user@host"]
+    whole["compute"]["publicKeys"] = [{"keyData": data, "path": "/x"}]
+    assert read("azure", whole).system["public-keys"] == keys
+
+
+def test_facts_name_licence_disks_and_key_paths() -> None:
+    found = read("azure", "one").system
+    names = {"osType", "licenseType", "tags", "plan", "storageProfile", "osProfile", "publicKeys"}
+    assert names <= found.keys()
+    assert found["publicKeys"][0]["path"] == "/home/azureuser/.ssh/authorized_keys"
+    assert not found.keys() & {"customData", "userData"}

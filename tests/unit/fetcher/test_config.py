@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from cloud_network.fetcher import config
-from cloud_network.fetcher.config import KEYS, Config, ConfigError, load
+from cloud_network.fetcher.config import KEYS, Config, ConfigError, effective, load
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -77,6 +77,29 @@ def test_the_originals_file_is_read_unchanged(tmp_path: Path) -> None:
     assert read(tmp_path, ORIGINAL.replace("\n", "\r\n")) == Config(supplementary=("eth0",))
 
 
+def test_originals_keys_without_effect_are_a_notice(tmp_path: Path) -> None:
+    more = 'PrimaryAddress=true\nAddress="127.0.0.1"\nPort="5209"\n'
+    found = read(tmp_path, ORIGINAL + more)
+    assert found == Config(supplementary=("eth0",))
+    assert [notice.split(": ")[1] for notice in found.notices] == [
+        "[Network] PrimaryAddress = True", "[Network] Address = 127.0.0.1", "[Network] Port = 5209",
+    ]  # fmt: skip
+    assert "Listen" in found.notices[1]
+    assert "accepted: PrimaryAddress" in mistakes(tmp_path, "[Network]\nprimaryaddress=true")[0]
+
+
+@pytest.mark.parametrize("content", ["", EVERY_KEY, '[System]\nRefreshTimer = "1.25s"\nReadyTimeout = "2400000h"'])
+def test_effective_values_are_a_file_of_the_same_meaning(tmp_path: Path, content: str) -> None:
+    config_read = read(tmp_path, content)
+    lines = list(effective(config_read))
+    again = read(tmp_path, "\n".join(lines))
+    assert replace(again, prefixes=config_read.prefixes) == config_read
+    keys = {section: set(keys) for section, keys in tomllib.loads("\n".join(lines)).items()}
+    assert keys == {section: set(keys) for section, keys in KEYS.items()}
+    marked = [line for line in lines if "# default" in line]
+    assert len(marked) == (23 if not content else 21 if 'ReadyTimeout = "24' in content else 0)
+
+
 def test_every_key_is_read(tmp_path: Path) -> None:
     assert read(tmp_path, EVERY_KEY) == Config(
         log_level=config.LogLevel.DEBUG,
@@ -105,7 +128,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     )
     keys = {key for keys in config.KEYS.values() for key in keys}
     assert all(f"\n{key} = " in EVERY_KEY for key in keys)
-    assert {key.field for keys in config.KEYS.values() for key in keys.values()} == set(Config.__slots__)
+    assert {key.field for keys in config.KEYS.values() for key in keys.values()} == set(Config.__slots__) - {"notices"}
 
 
 @pytest.mark.parametrize(
@@ -137,7 +160,7 @@ def test_durations_are_gos(tmp_path: Path, text: str, seconds: float) -> None:
         ("Network", 'Listen = "127.0.0.1:65536"', "port 65536 is outside"),
         ("Network", 'Listen = "1.2.3:80"', "1.2.3"),
         ("Network", 'Supplementary = "eth0 a/b"', "'a/b' is not the name of a link; accepted: names of links"),
-        ("Network", 'Exclude = "sixteen-letters-"', "is not the name of a link"),
+        ("Network", 'Exclude = "sixteen-letters-"', "is not the name or MAC of a link"),
         ("Network", 'Provider = "awz"', "unknown value (did you mean aws?); accepted: auto, aws"),
         ("Network", 'Provider = "AWS"', "did you mean aws?"),
         ("Network", 'RouteTableBase = "x"', "not a whole number; accepted: 256 to 1000000000"),
@@ -194,7 +217,7 @@ def test_every_spelling_of_an_integer_is_read(tmp_path: Path, value: str, number
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ('Exclude = ["a", "b"]', "not a string or whole number; accepted: names of links, separated by spaces"),
+        ('Exclude = ["a", "b"]', "not a string or whole number; accepted: names of links with *, ?"),
         ("Exclude = { a = 1 }", "not a string or whole number"),
         ("Exclude = true", "not a string or whole number"),
         ("RouteTableBase = 10000.5", "not a string or whole number; accepted: 256 to"),
@@ -207,7 +230,10 @@ def test_every_spelling_of_an_integer_is_read(tmp_path: Path, value: str, number
         ('Exclude = "\x1b[2J"', "not TOML"),
         ("Exclude = " + "[" * 50_000, "not TOML"),
         ('Exclude = "eth0,eth1"', '"eth0 eth1"?'),
-        ('Exclude = "eth*"', "only whole names are supported"),
+        ('Exclude = "!eth0"', "negates; name the links to exclude"),
+        ('Exclude = "eth1+"', '"eth1*"?'),
+        ('Exclude = "02:00:00:00:00"', "is not the name or MAC of a link"),
+        ('Supplementary = "eth*"', "only whole names are supported"),
         ('exclude = "eth0"', "keys are case-sensitive; accepted: Exclude"),
         ('loglevel = "info"', "key of another section; accepted: [System] LogLevel"),
     ],

@@ -7,6 +7,8 @@ from ipaddress import IPv6Network, ip_address, ip_interface, ip_network
 
 import pytest
 from cloud_network.fetcher.config import Config, Manage, Prefixes, Rules
+from cloud_network.fetcher.network.desired import desired
+from cloud_network.fetcher.network.matching import match_links
 from cloud_network.fetcher.network.objects import (
     Actual,
     Address,
@@ -133,20 +135,62 @@ def test_bands_of_tables_and_rules_are_the_operators() -> None:
     assert {each.priority for each in found.rules} == {7, 17, 27}
 
 
-def test_an_excluded_link_gets_nothing_and_keeps_what_it_has() -> None:
+def test_an_excluded_link_gets_nothing_and_loses_what_is_ours() -> None:
     here = host(link(1), link(2))
     found = wanted(instance(interface(1), interface(2)), here, exclude=("eth1",))
     assert carried(found, 3) == routes(found, 3) == []
     assert {each.table for each in found.rules} == {254, BASE + 2}
-    assert (set(found.unmanaged), set(found.unmanaged_tables)) == ({3}, {BASE + 3})
+    assert (set(found.unmanaged), set(found.unmanaged_tables)) == (set(), set())
     assert not found.unknown_macs
     assert "10.0.2.0/24 via 10.0.1.1" in routes(found, 2)  # in the cloud it is still a sibling
 
 
-def test_the_rule_that_an_excluded_links_rules_lean_on_stays() -> None:
+def test_an_excluded_link_loses_what_is_ours_while_an_interface_is_missing() -> None:
+    here = host(link(1), link(2), link(3))
+    found = wanted(instance(interface(1), interface(4)), here, exclude=("eth1",))
+    assert found.unmanaged == {4}
+
+
+def test_the_rule_that_rules_of_a_refused_link_lean_on_stays() -> None:
     left = host(link(1), rules=frozenset({rule(0, "10.0.1.10", BASE + 2), rule(1, None, 254)}))
-    found = wanted(instance(interface(1), interface(2)), left, exclude=("eth0",))
+    refused: dict[Object, Rejection] = {LinkSettings(2, None): Rejection("of kind veth")}
+    found = wanted(instance(interface(1), interface(2)), left, refused)
     assert found.rules == (rule(1, None, 254),)
+
+
+@pytest.mark.parametrize("pattern", ["eth1", "eth[1-9]", "e*1", "eth?", "02:00:00:00:00:02"])
+def test_exclude_takes_patterns_and_macs(pattern: str) -> None:
+    here = host(link(1, "ens5"), link(2))
+    found = wanted(instance(interface(1), interface(2)), here, exclude=(pattern,))
+    assert carried(found, 3) == []
+    assert carried(found, 2) == ["10.0.1.10/24+"]
+    assert not found.notices
+
+
+def test_exclude_that_matches_nothing_is_a_notice() -> None:
+    found = wanted(instance(interface(1)), host(link(1)), exclude=("eni*", "eth7"))
+    assert found.notices == tuple(
+        f'[Network] Exclude="{each}" matches no link of this host' for each in ("eni*", "eth7")
+    )
+
+
+def test_an_excluded_mac_without_a_link_is_not_missing() -> None:
+    found = wanted(instance(interface(1), interface(2)), host(link(1)), exclude=(mac(2),))
+    assert (found.unknown_macs, found.notices) == ({}, ())
+
+
+def test_an_interface_whose_link_left_is_a_notice() -> None:
+    cloud, here = instance(interface(1), interface(2)), host(link(1), link(9))
+    config = Config()
+    found = desired(cloud, match_links(cloud, config, here.links), config, here, departed=frozenset({mac(2)}))
+    assert (found.unknown_macs, found.unmanaged) == ({}, set())
+    assert f'[Network] Exclude="{mac(2)}"' in found.notices[0]
+
+
+def test_a_link_that_udev_has_not_finished_with_waits() -> None:
+    found = wanted(instance(interface(1), interface(2)), host(link(1), link(2, ready=False)))
+    assert found.unknown_macs == {mac(2): "udev has not finished with eth1"}
+    assert carried(found, 3) == []
 
 
 def test_excluded_addresses_are_left_to_others() -> None:
@@ -506,13 +550,14 @@ def test_port_of_a_bridge_is_not_the_interface() -> None:
     here = host(link(1), link(2, master=9), Link(9, "br1", "02:aa:bb:cc:dd:01", True, 1500, "bridge"))
     found = wanted(instance(interface(1), interface(2)), here)
     assert carried(found, 3) == []
-    assert found.unknown_macs == {mac(2): "eth1 has that MAC and is a port of br1"}
+    cure = f'if it is for others, set [Network] Exclude="{mac(2)}"'
+    assert found.unknown_macs == {mac(2): f"eth1 has that MAC and is a port of br1; {cure}"}
 
 
 def test_manage_primary_configures_only_the_primary() -> None:
     found = wanted(instance(interface(1), interface(2)), host(link(1), link(2)), manage=Manage.PRIMARY)
     assert (carried(found, 2), carried(found, 3)) == (["10.0.1.10/24+"], [])
-    assert found.unmanaged == {3}
+    assert found.unmanaged == set()
 
 
 def forwarded(*ranges: str, here: Actual | None = None, **config: object) -> Desired:

@@ -77,7 +77,7 @@ def test_ipv6_length_that_is_too_short_keeps_the_address() -> None:
         ("ipv4", "gateway", "1.1.1", "public[0].ipv4.gateway: '1.1.1' is not an IP"),
         ("anchor_ipv4", "ip_address", "2604::1", "public[0].anchor_ipv4.ip_address: '2604::1' is not an IPv4"),
         ("ipv6", "cidr", 129, "public[0].ipv6.cidr: 129 is not 0..128"),
-        ("ipv6", "ip_address", "fe80::1", "public[0].ipv6.ip_address: 'fe80::1' is not a cloud's"),
+        ("ipv6", "ip_address", "fe80::1", "public[0].ipv6.ip_address: 'fe80::1' is not a routable"),
     ],
 )
 def test_wrong_value_is_reported_by_its_path(place: str, key: str, value: object, said: str) -> None:

@@ -171,10 +171,24 @@ def test_facts_have_no_attributes() -> None:
     assert not found.keys() & {
         "partnerAttributes",
         "attributes",
-        "serviceAccounts",
         "guestAttributes",
         "networkInterfaces",
     }
+
+
+def test_service_accounts_are_shown_without_tokens() -> None:
+    whole: Any = document("gcp", "one")
+    whole["instance"]["serviceAccounts"]["default"]["token"] = {"access_token": "SECRET"}
+    found = read("gcp", whole).system
+    assert found["serviceAccounts"] == {
+        "default": {
+            "aliases": ["default"],
+            "email": "123456789012-compute@developer.gserviceaccount.com",
+            "scopes": ["https://www.googleapis.com/auth/cloud-platform"],
+        }
+    }
+    assert found["virtualClock"] == {"driftToken": "0"}
+    assert {"description", "disks", "scheduling"} <= found.keys()
 
 
 def test_instance_may_block_the_projects_keys() -> None:

@@ -122,7 +122,7 @@ def test_parts_that_were_not_understood_stay_as_they_were() -> None:
     now = replace(interface(1, "10.0.1.12"), gateways=(), mtu=None)
     moved = interface(2, "10.0.1.11", subnets=["10.0.1.0/24"])
     kept = instance(now, moved, problems=(Problem(mac(1), "bad"),)).with_known(before)
-    assert [str(each) for each in kept.interfaces[0].addresses] == ["10.0.1.12/24", "10.0.1.10/24"]
+    assert [str(each) for each in kept.interfaces[0].addresses] == ["10.0.1.10/24", "10.0.1.12/24"]
     assert (kept.interfaces[0].gateways, kept.interfaces[0].mtu) == (before.interfaces[0].gateways, 9001)
     assert kept.interfaces[1] == moved
 
@@ -143,6 +143,15 @@ def test_more_than_the_bounds_is_reported_and_left_out() -> None:
 def test_documents_for_display_do_not_make_two_instances_differ() -> None:
     assert instance(interface(1, document={"a": "b"}), system={"ami-id": "x"}) == instance(interface(1))
     assert instance(interface(1, public=(ip_address("8.8.8.8"),))) != instance(interface(1))
+
+
+def test_another_order_is_no_change() -> None:
+    """The first address of a subnet has the subnet's length: another first one would be a removal."""
+    before = instance(interface(1, "10.0.1.10", "10.0.1.11", "10.0.1.12"))
+    now = instance(interface(1, "10.0.1.13", "10.0.1.12", "10.0.1.10"))
+    assert [str(each.ip) for each in now.with_known(before).interfaces[0].addresses] == [
+        "10.0.1.10", "10.0.1.12", "10.0.1.13",
+    ]  # fmt: skip
 
 
 def test_missing_part_keeps_what_was_known_and_says_so() -> None:

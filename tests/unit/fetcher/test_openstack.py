@@ -106,7 +106,7 @@ def test_unknown_network_type_is_a_notice() -> None:
         ({"ip_address": "2604::1"}, "networks[0].ip_address: '2604::1' is not an IPv4"),
         ({"ip_address": "10.192.35.66/33"}, "networks[0].ip_address: '33' is not 0..32"),
         ({"ip_address": None}, "networks[0].ip_address: missing"),
-        ({"link": "nowhere"}, "networks[0].link: 'nowhere' is no link"),
+        ({"link": "nowhere"}, "networks[0].link: 'nowhere' is not a link"),
         ({"routes": [{"network": "0.0.0.0", "netmask": "0.0.0.0", "gateway": "x"}]}, "routes[0].gateway: 'x' is not"),
         ({"routes": [{"network": "x", "netmask": "255.0.0.0", "gateway": "10.192.35.254"}]}, "routes[0].network: 'x'"),
     ],

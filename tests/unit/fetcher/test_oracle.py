@@ -63,7 +63,7 @@ def test_vlan_tag_of_a_virtual_machine_is_ignored() -> None:
         ("subnetCidrBlock", "10.0.1.0/240", "[0].subnetCidrBlock: '10.0.1.0/240' is not a prefix"),
         ("virtualRouterIp", "x", "[0].virtualRouterIp: 'x' is not an IP address"),
         ("ipv6Addresses", "fe80::1", "[0].ipv6Addresses: 'fe80::1' is not a list"),
-        ("ipv6Addresses", ["fe80::1"], "[0].ipv6Addresses[0]: 'fe80::1' is not a cloud's"),
+        ("ipv6Addresses", ["fe80::1"], "[0].ipv6Addresses[0]: 'fe80::1' is not a routable"),
     ],
 )
 def test_wrong_value_is_reported_by_its_path(key: str, value: object, said: str) -> None:

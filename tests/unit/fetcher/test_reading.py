@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from cloud_network.fetcher.metadata.http import Client
+from cloud_network.fetcher.metadata.model import Instance
 from cloud_network.fetcher.metadata.providers.aws import Aws
 from cloud_network.fetcher.metadata.reading import RemovalProof, read_metadata
 
@@ -40,6 +41,16 @@ def test_failed_read_says_why(cloud: Cloud, client: Client) -> None:
     assert found.instance is None
     assert found.error is not None
     assert found.error.kind == "status"
+
+
+def test_unexpected_exception_is_an_error_of_the_read(client: Client) -> None:
+    class Broken(Aws):
+        def read(self) -> Instance:
+            raise KeyError("02:00:00:00:00:01")
+
+    found = read_metadata(Broken(client), 60.0)
+    assert found.error is not None
+    assert "KeyError" in str(found.error)
 
 
 def test_slow_server_does_not_outlast_the_deadline(cloud: Cloud, client: Client) -> None:

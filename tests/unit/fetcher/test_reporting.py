@@ -6,6 +6,8 @@ import json
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,25 @@ def refreshed(cloud: Instance = CLOUD, here: Actual = SETTLED, **more: Any) -> P
 
 def failed(kind: str = "timeout") -> PassReport:
     return PassReport(reading=Reading(None, MetadataError(kind, "no answer"), requests=1, seconds=5.0))
+
+
+def test_largest_status_is_within_4_mib(reporter: Reporter, state: StateDirectory) -> None:
+    """64 interfaces with 4,096 addresses, 256 subnets and 1,000 public addresses each; nothing is configured yet."""
+    interfaces = [
+        replace(
+            interface(number),
+            addresses=tuple(ip_interface((f"2001:db8:{number:x}:ffff:ffff:ffff:ffff:{n:x}", 64)) for n in range(64)),
+            subnets=tuple(ip_network(f"2001:db8:{number:x}:{n:x}:ffff:ffff:ffff:0/112") for n in range(256)),
+            public=tuple(ip_address(f"2001:db8:ffff:ffff:ffff:ffff:{number:x}:{n:x}") for n in range(1000)),
+        )
+        for number in range(1, 65)
+    ]
+    reporter.record(refreshed(instance(*interfaces), host(*(link(number) for number in range(1, 65)))))
+    assert len(Path(state.status_path).read_bytes()) <= 4 << 20
+    found = published(state)
+    assert sum(len(each["addresses"]) for each in found["links"].values()) == 4096
+    assert "status.json would be" in found["notices"][0]
+    assert state.read_status() is not None, "its readers accept it"
 
 
 def test_first_status_is_a_start(reporter: Reporter, state: StateDirectory) -> None:

@@ -62,7 +62,7 @@ def test_document_without_public_mac_is_a_notice() -> None:
     ("key", "value", "said"),
     [
         ("netmask", "33", "public_ips_v4[0].netmask: '33' is not 0..32"),
-        ("address", "fe80::1", "public_ips_v4[0].address: 'fe80::1' is not a cloud's"),
+        ("address", "fe80::1", "public_ips_v4[0].address: 'fe80::1' is not a routable"),
         ("gateway", "x", "public_ips_v4[0].gateway: 'x' is not an IP address"),
     ],
 )

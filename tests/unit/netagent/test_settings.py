@@ -22,6 +22,7 @@ words = st.sampled_from(
         *('"veth"', "'veth bridge'", '"10.9.0.0/16 fd01::/48"', '"refuse"', "'continue'", "12000", '"12000"', '""'),
         *('"mark"', '"off"', "0x7f", '"0xff00"', '"0x101"', '"1"', '"0x4"'),
         *('"203.0.113.0/255.255.255.0"', '"10.0.0.1/8"', '"eth1,eth2"', '"a\\\\b"', '"""eth1"""', '"eth1\\u0020eth2"'),
+        *('"eni* ens[6-9]"', '"02:0A:00:00:00:01"', '"!eth0"', '"eth1+"', '"02:00:00"', '"[!e]*"'),
     ]
 )
 comment = st.sampled_from(["", " # yes", "#", '\t# "', " x"])
@@ -105,6 +106,24 @@ def test_a_misspelled_exclude_is_not_ignored(tmp_path: Path, text: str) -> None:
     path.write_bytes(text.encode())
     with pytest.raises(settings.SettingsError, match=r"cloud-network\.toml: "):
         settings.load(path)
+
+
+@pytest.mark.parametrize(
+    ("section", "key"), [("Network", "Exclude"), ("System", "LogLevel"), ("Netagent", "MaxObjects")]
+)
+def test_wrong_case_is_an_error_with_the_right_spelling(tmp_path: Path, section: str, key: str) -> None:
+    path = tmp_path / "cloud-network.toml"
+    path.write_text(f'[{section}]\n{key.lower()} = "1"\n')
+    for load, error in ((settings.load, settings.SettingsError), (config.load, config.ConfigError)):
+        with pytest.raises(error, match=f"keys are case-sensitive; accepted: {key}"):
+            load(path)
+
+
+def test_originals_keys_are_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "cloud-network.toml"
+    path.write_text("[Network]\n" + "".join(f"{key} = true\n" for key in settings.ORIGINALS_KEYS))
+    assert settings.load(path) == settings.Settings()
+    assert set(settings.ORIGINALS_KEYS) == set(config.OBSOLETE["Network"])
 
 
 def test_a_netmask_and_an_escaped_backslash_are_accepted(tmp_path: Path) -> None:

@@ -1,0 +1,166 @@
+"""Which links are configured: Exclude=, Manage=, udev, other network namespaces, ports of a bridge."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab import Interface, Lab, Spec
+from tests.system.job import CONFIG, cnctl, ip, is_settled, ours, present, refresh, running, settle, status
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with running(Spec.aws(interfaces=3, addresses=3)) as made:
+        yield made
+
+
+def reload(lab: Lab, network: str) -> None:
+    """Another [Network] section for both daemons."""
+    lab.write_config(f"[Network]\n{network}\n{CONFIG}")
+    lab.restart("netagent")
+    lab.kill("fetcher", signal.SIGHUP)
+
+
+def index(lab: Lab, name: str) -> int:
+    """The ifindex of a link."""
+    return next(link["ifindex"] for link in ip(lab, "link") if link["ifname"] == name)
+
+
+def traces(lab: Lab, name: str) -> list[object]:
+    """What is ours on a link: IPv4 addresses that DHCP did not set, its table and the rules into it."""
+    [link] = [each for each in ip(lab, "address") if each["ifname"] == name]
+    table = str(9999 + link["ifindex"])
+    found: list[object] = [each for each in link["addr_info"] if each["family"] == "inet" and not each.get("dynamic")]
+    return found + [each for what in ("route-4", "rule-4") for each in ours(lab, what) if str(each["table"]) == table]
+
+
+@pytest.mark.parametrize("how", ["pattern", "mac", "manage"])
+def test_link_that_becomes_excluded_loses_what_is_ours(lab: Lab, how: str) -> None:
+    """And gets it back. An address of the operator, and what others have there, stays."""
+    nic = lab.nics[1]
+    keys = {
+        "pattern": f'Exclude = "{nic.name[:-1]}[{nic.name[-1]}] eni*"',
+        "mac": f'Exclude = "{nic.mac.upper()}"',
+        "manage": 'Manage = "primary"',
+    }
+    excluded = [nic, lab.nics[2]] if how == "manage" else [nic]
+    managed = [each for each in lab.nics if each not in excluded]
+    held = lab.hold_connection(managed[0].addresses[1])
+    lab.batch([f"address add 192.0.2.9/32 dev {nic.name}"])
+    reload(lab, keys[how])
+    for each in excluded:
+        lab.wait_for(lambda at=each: len(traces(lab, at.name)) <= (at is nic), 10, "ours to go")  # type: ignore[misc]
+    lab.wait_for(lambda: status(lab)["state"] == "ok", 10, "the fetcher to be content")
+    states = {link["name"]: link["state"] for link in status(lab)["links"].values()}
+    assert states == {**dict.fromkeys([each.name for each in managed], "ok"), **{n.name: "excluded" for n in excluded}}
+    assert "excluded" in cnctl(lab, "status").stdout
+    assert all(lab.reachability([address for each in managed for address in each.addresses]).values())
+    notices = [text for text in status(lab)["notices"] if "matches no link" in text]
+    assert notices == (['[Network] Exclude="eni*" matches no link of this host'] if how == "pattern" else [])
+    assert lab.log("fetcher").count('Exclude=\\"eni*\\" matches') == len(notices)
+    lab.wait_for(lambda: refresh(lab) == "ok" and held.alive())
+    assert lab.log("fetcher").count('Exclude=\\"eni*\\" matches') == len(notices), "it is logged once"
+    reload(lab, "")
+    lab.wait_for(lambda: is_settled(lab) and set(lab.addresses) <= present(lab), 15, "the addresses to be back")
+    assert all(lab.reachability().values())
+
+
+def test_commas_in_exclude_are_refused_by_both_with_the_right_spelling(lab: Lab) -> None:
+    lab.write_config('[Network]\nExclude = "eth0,eth1"\n')
+    lab.kill("fetcher", signal.SIGHUP)
+    lab.wait_for(lambda: '\\"eth0 eth1\\"?' in lab.log("fetcher"), 10, "the fetcher's complaint")
+    lab.stop("netagent")
+    lab.start("netagent")
+    lab.wait_for(lambda: '"eth0 eth1"?' in lab.log("netagent"), 10, "netagent's complaint")
+
+
+def test_link_waits_until_udev_has_finished_with_it() -> None:
+    """A udev rule that renames a link half a second after it appeared: nothing is done under the first name."""
+    with Lab(Spec.aws(interfaces=3, addresses=3)) as lab:
+        data = lab.path("/run/udev/data")
+        data.mkdir(parents=True)
+        lab.path("/run/udev/control").touch()
+        late, excluded = lab.nics[1], lab.nics[2]
+        lab.write_config(f'[Network]\nExclude = "pod*"\n{CONFIG}')
+        for nic in lab.nics[:1]:
+            (data / f"n{index(lab, nic.name)}").touch()
+        lab.start("netagent")
+        lab.start("fetcher")
+        lab.wait_for(lambda: set(lab.nics[0].addresses) <= present(lab), 10, "the primary")
+        time.sleep(0.5)
+        assert {link["ifname"] for link in ip(lab, "link") if "UP" in link["flags"]} == {"lo", lab.nics[0].name}
+        assert f"udev has not finished with {late.name}" in str(status(lab)["notices"])
+        at = index(lab, late.name), index(lab, excluded.name)
+        lab.batch([f"link set {late.name} name ens7", f"link set {excluded.name} name pod0"])
+        for each in at:
+            (data / f"n{each}").touch()
+        lab.wait_for(lambda: status(lab)["state"] == "ok", 4, "the links")
+        states = {link["name"]: link["state"] for link in status(lab)["links"].values()}
+        assert states == {lab.nics[0].name: "ok", "ens7": "ok", "pod0": "excluded"}
+        assert traces(lab, "pod0") == []
+        [pod] = [link for link in ip(lab, "link") if link["ifname"] == "pod0"]
+        assert "UP" not in pod["flags"]
+
+
+def test_udev_that_hangs_does_not_keep_a_link_from_its_addresses() -> None:
+    with Lab(Spec.aws(interfaces=2, addresses=2)) as lab:
+        lab.path("/run/udev/data").mkdir(parents=True)
+        lab.path("/run/udev/control").touch()
+        lab.write_config(CONFIG)
+        lab.start("netagent")
+        lab.start("fetcher")
+        lab.wait_for(lambda: is_settled(lab), 15, "the addresses")
+
+
+def test_link_in_another_namespace_is_a_notice_and_exclude_by_mac_silences_it(lab: Lab) -> None:
+    """As a CNI plugin moves a NIC into a pod. It comes back when the pod ends."""
+    nic = lab.nics[1]
+    held = lab.hold_connection(lab.nics[2].addresses[1])
+    name = nic.name
+    pod = lab.run(["sh", "-c", "unshare -n sleep 120 >/dev/null 2>&1 & echo $!"]).stdout.strip()
+    lab.run(["ip", "link", "set", name, "netns", pod])
+    lab.wait_for(lambda: status(lab)["unknown_macs"] == [nic.mac], 10, "the fetcher to miss the link")
+    assert f'Exclude="{nic.mac}"' in str(status(lab)["notices"])
+    lab.wait_for(lambda: status(lab)["state"] == "ok", 45, "the interface to count as departed")
+    assert refresh(lab) == "ok"
+    assert f"{nic.mac}: its link was here and has left" in str(status(lab)["notices"])
+    assert cnctl(lab, "status").returncode == 0
+    assert all(lab.reachability([*lab.nics[0].addresses, *lab.nics[2].addresses]).values())
+    assert held.alive()
+    reload(lab, f'Exclude = "{nic.mac}"')
+    lab.wait_for(lambda: "configuration read again" in lab.log("fetcher"))
+    assert refresh(lab) == "ok"
+    assert nic.mac not in str(status(lab)["notices"])
+    reload(lab, "")
+    lab.run(["sh", "-c", f"nsenter -t {pod} -n ip link set {name} netns $$"])
+    lab.wait_for(lambda: is_settled(lab), 20, "the interface to be back")
+    assert all(lab.reachability().values())
+
+
+def test_port_of_a_bridge_with_another_mac_is_not_the_interface(lab: Lab) -> None:
+    """A guest with an address of the interface lives behind the bridge; the host must not answer for it."""
+    nic = lab.attach_interface(Interface("10.0.9.0/24", 2), first="interface", between=lambda: enslave(lab))
+    lab.wait_for(lambda: nic.mac in str(status(lab)["notices"]), 10, "the reason")
+    assert refresh(lab) == "degraded"
+    assert set(nic.addresses).isdisjoint(present(lab))
+    notices = str(status(lab)["notices"])
+    assert f"{nic.name} has that MAC and is a port of br1" in notices
+    assert f'[Network] Exclude="{nic.mac}"' in notices
+    assert "AllowKinds" not in notices
+    assert all(lab.reachability([address for each in lab.nics[:3] for address in each.addresses]).values())
+    reload(lab, f'Exclude = "{nic.mac}"')
+    lab.wait_for(lambda: status(lab)["state"] == "ok", 10, "the fetcher to be content")
+    reload(lab, "")
+    lab.batch([f"link set {nic.name} nomaster"])
+    settle(lab)
+    assert set(nic.addresses) <= present(lab)
+
+
+def enslave(lab: Lab) -> None:
+    """A bridge with a MAC of its own, and the new NIC as its port."""
+    [name] = [link["ifname"] for link in ip(lab, "link") if link["ifname"] not in ("lo", "eth0", "eth1", "eth2")]
+    lab.batch(["link add br1 type bridge", "link set br1 address 02:aa:bb:cc:dd:01", f"link set {name} master br1"])

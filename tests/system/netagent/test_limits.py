@@ -1,0 +1,272 @@
+"""Bounds on what a client can make netagent keep, write and wait for; and what ends a connection."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cloud_network.netagent import audit, connection, policy, protocol
+from cloud_network.netagent.rate_limit import TokenBucket
+from cloud_network.netagent.server import Budgets
+from cloud_network.netagent.settings import Settings
+
+from tests.lab import Lab
+from tests.system.netagent.conftest import answers, start
+from tests.system.netagent.faults_who import FETCHER, As
+from tests.system.netagent.wire import CONFIG, Wire, address, audit_lines, ifindex, route, rule
+
+Ops = list[dict[str, Any]]
+SMALL = """
+import os, socket, sys
+from dataclasses import replace
+from pathlib import Path
+from cloud_network.netagent import connection, protocol
+from cloud_network.netagent.__main__ import LOGS, RUNTIME
+from cloud_network.netagent.audit import Audit, cost
+from cloud_network.netagent.kernel import Kernel
+from cloud_network.netagent.ledger import Ledger
+from cloud_network.netagent.rate_limit import TokenBucket
+from cloud_network.netagent.server import Budgets, Server
+changes, lifetime, fetcher = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+connection.LIFETIME_SECONDS = lifetime
+Path(protocol.SOCKET).unlink(missing_ok=True)
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(protocol.SOCKET)
+os.chmod(protocol.SOCKET, 0o666)
+listener.listen()
+kernel = Kernel(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE))
+budgets = replace(Budgets.default(), change_bytes=TokenBucket(rate=0, size=changes * cost(1)))
+server = Server(kernel, Ledger(RUNTIME / "ledger"), Audit(LOGS / "audit.log", "0" * 36), budgets=budgets)
+server.start()
+server.run(listener, fetcher, float("inf"))
+"""
+"""netagent with room for so many changes in its log, and connections of that lifetime."""
+
+
+@contextmanager
+def small(lab: Lab, changes: int = 1000, lifetime: float = 900.0) -> Iterator[None]:
+    """This netagent in place of the usual one."""
+    lab.stop("netagent")
+    argv = [sys.executable, "-I", "-c", SMALL, str(changes), str(lifetime), str(FETCHER)]
+    process = lab.instance.popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    lab.wait_for(lambda: answers(lab))
+    yield
+    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()  # of nsenter(1)
+    os.kill(int(child), signal.SIGTERM)
+    process.wait(10)
+
+
+# Objects
+
+
+def test_max_objects_bounds_addresses_routes_and_rules_together(lab: Lab) -> None:
+    lab.stop("netagent")
+    lab.write_config(CONFIG + "MaxObjects = 4\n")
+    start(lab)
+    on = ifindex(lab, "eth0")
+    more: Ops = [address(on, "10.0.2.12/32"), route(on, "10.9.0.0/16", "10.0.2.1"), rule("10.0.2.11", 9999 + on)]
+    with As(lab) as wire:
+        there = [address(on, "10.0.2.10/24"), address(on, "10.0.2.11/32")]
+        there += [route(on, "0.0.0.0/0", "10.0.2.1"), rule("10.0.2.10", 9999 + on)]
+        assert wire.apply(*there)["verdict"] == "applied"
+        for op in more:
+            answer = wire.apply(op)
+            assert (answer["reason"], answer["allow"]) == (
+                "there are 4 addresses, routes and rules of ours already",
+                "[Netagent] MaxObjects=",
+            )
+        gone = rule("10.0.2.10", 9999 + on, op="rule_remove")
+        assert wire.apply(gone, more[0])["verdict"] == "applied"
+    assert Settings().max_objects == 16384  # docs/policy.md
+
+
+def test_a_flush_at_the_limits_removes_everything(lab: Lab) -> None:
+    """8,192 addresses, as many rules; with a second of processor time for each million pairs it would not end."""
+    on = ifindex(lab, "eth0")
+    hosts = [f"10.77.{at >> 8}.{at & 255}" for at in range(policy.MAX_RULES)]
+    with As(lab) as wire:
+        wire.socket.settimeout(60)
+        for at in range(0, len(hosts), protocol.MAX_OPS):
+            part = hosts[at : at + protocol.MAX_OPS]
+            assert wire.apply(*[{**address(on, host), "route": False} for host in part])["verdict"] == "applied"
+        for at in range(0, len(hosts), protocol.MAX_OPS):
+            part = hosts[at : at + protocol.MAX_OPS]
+            assert wire.apply(*[rule(host, 9999 + on) for host in part])["verdict"] == "applied"
+        refused = wire.apply({**address(on, "10.78.0.1"), "route": False})
+        assert refused["allow"] == "[Netagent] MaxObjects="
+    pid = lab.daemons.pid("netagent")
+    with Wire(lab) as wire:
+        wire.socket.settimeout(30)
+        answer = wire.ask(request="flush", id="flush")
+    assert (answer["done"], answer.get("not_undone")) == (2 * len(hosts), None)
+    assert lab.daemons.pid("netagent") == pid
+    peak = re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert peak is not None
+    assert int(peak[1]) < 64 << 10, "MemoryMax= of the unit"
+    assert "proto 209" not in lab.run(["ip", "rule"]).stdout + lab.run(["ip", "-d", "address"]).stdout
+
+
+# The audit log
+
+
+def test_changes_over_the_budget_are_refused_and_a_flush_by_root_is_not(lab: Lab) -> None:
+    on = ifindex(lab, "eth0")
+    with small(lab, changes=5):
+        with As(lab) as wire:
+            answers_ = [wire.apply(address(on, f"10.0.2.{host}")) for host in range(20, 30)]
+            assert [each["verdict"] for each in answers_] == ["applied"] * 5 + ["refused"] * 5
+            assert "too many changes" in answers_[-1]["reason"]
+            assert "too many changes" in wire.ask(request="flush", id="theirs")["reason"]
+        with Wire(lab) as wire:
+            assert wire.ask(request="flush", id="roots")["done"] == 5
+            assert wire.apply(address(on, "10.0.2.30"))["verdict"] == "applied"
+
+
+def test_the_budgets_keep_hours_of_history() -> None:
+    """However a client spends them: what it may write at once, and in an hour, is less than the log holds."""
+    budgets = Budgets.default()
+    at_once = sum(
+        _drained(bucket, size) for bucket, size in ((budgets.change_bytes, 32 << 20), (budgets.refusal_bytes, 4 << 20))
+    )
+    held = audit.MAX_FILE * (audit.KEPT + 1)
+    assert at_once + 3600 * (2048 + 512) < held / 2
+
+
+def _drained(bucket: TokenBucket, size: int) -> int:
+    """The size of a full bucket."""
+    assert bucket.take(size)
+    assert not bucket.take(size / 100)
+    return size
+
+
+# Connections
+
+
+def test_a_connection_ends_with_the_process_that_opened_it(lab: Lab) -> None:
+    """A process passes its connected socket to another user's and ends."""
+    on = ifindex(lab, "eth0")
+    wire = As(lab)
+    assert wire.apply(address(on, "10.0.2.10/24"), confirm_within=600, request="open")["verdict"] == "applied"
+    wire.hang_up()  # the process that dialled ends; the connection is open here
+    assert wire.socket.recv(1) == b""
+    wire.socket.close()
+    lab.wait_for(lambda: "10.0.2.10" not in lab.run(["ip", "-o", "address"]).stdout)
+    lab.wait_for(lambda: audit_lines(lab)[-1]["verdict"] == "rolled back")
+
+
+def still_served(wire: Wire) -> bool:
+    try:
+        return bool(wire.ask(request="status")["verdict"] == "ok")
+    except OSError:
+        return False
+
+
+def test_a_connection_has_a_lifetime(lab: Lab) -> None:
+    with small(lab, lifetime=2), As(lab) as wire:
+        assert wire.apply(address(ifindex(lab, "eth0"), "10.0.2.10"), confirm_within=600)["verdict"] == "applied"
+        lab.wait_for(lambda: not still_served(wire))
+    assert "10.0.2.10" not in lab.run(["ip", "-o", "address"]).stdout
+    assert connection.LIFETIME_SECONDS > protocol.MAX_CONFIRM
+
+
+def test_a_confirmation_behind_half_a_frame_is_late(lab: Lab) -> None:
+    frame = protocol.encode({"request": "confirm", "id": "open"})
+    with As(lab) as wire:
+        answer = wire.apply(address(ifindex(lab, "eth0"), "10.0.2.10"), confirm_within=1, request="open")
+        assert answer["verdict"] == "applied"
+        wire.socket.sendall(frame[:7])
+        lab.wait_for(lambda: "10.0.2.10" not in lab.run(["ip", "-o", "address"]).stdout, 4)
+        wire.socket.sendall(frame[7:])
+        assert wire.answer()["reason"] == "there is no such open transaction"
+    lab.wait_for(lambda: [line["verdict"] for line in audit_lines(lab)[-2:]] == ["rolled back", "refused"])
+
+
+# The kernel's state
+
+DUMPS = """
+import socket, subprocess, sys
+from cloud_network.netagent.kernel import Kernel
+kernel = Kernel(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE))
+read, interrupted = kernel._read_dump, 0
+def count(kind, header):
+    global interrupted
+    bodies = read(kind, header)
+    interrupted += bodies is None
+    return bodies
+kernel._read_dump = count
+wanted = {address.ip for address in kernel.addresses()}
+change = "address del 10.99.0.1/32 dev eth0\\naddress add 10.99.0.1/32 dev eth0\\n"
+with subprocess.Popen(["ip", "-batch", "-"], stdin=subprocess.PIPE, text=True) as changes:
+    for _ in range(3000):
+        changes.stdin.write(change * 5)
+        changes.stdin.flush()
+        try:
+            found = {address.ip for address in kernel.addresses()}
+        except OSError:  # interrupted ten times
+            continue
+        missing = [str(each) for each in wanted - found if str(each) != "10.99.0.1"]
+        if missing or interrupted >= 3:
+            break
+print(interrupted >= 3, missing)
+"""
+
+
+def test_a_dump_that_changes_underneath_is_read_again(lab: Lab) -> None:
+    lab.batch(["link set eth0 up", "address add 10.99.0.1/32 dev eth0"])
+    lab.batch([f"address add 10.98.{at >> 8}.{at & 255}/32 dev eth0" for at in range(2000)])
+    done = lab.run([sys.executable, "-I", "-c", DUMPS], timeout=120)
+    assert done.stdout == "True []\n"
+
+
+# Removal
+
+
+def test_a_flush_removes_ipv6_beside_a_temporary_address(lab: Lab) -> None:
+    """Temporary addresses have the flag that marks secondary ones of IPv4 (IFA_F_TEMPORARY, linux/if_addr.h)."""
+    on = ifindex(lab, "eth0")
+    lab.run(["sysctl", "-qw", "net.ipv6.conf.eth0.use_tempaddr=2"])
+    with As(lab) as wire:
+        assert wire.apply(address(on, "fd00:2::10/64"))["verdict"] == "applied"
+    lifetimes = ["valid_lft", "3600", "preferred_lft", "3600"]
+    lab.run(["ip", "address", "add", "fd00:2::5/64", "dev", "eth0", "mngtmpaddr", "nodad", *lifetimes])
+    lab.wait_for(lambda: "temporary" in lab.run(["ip", "-6", "address", "show", "dev", "eth0"]).stdout)
+    with Wire(lab) as wire:
+        answer = wire.ask(request="flush", id="flush")
+    assert (answer["done"], answer.get("not_undone")) == (1, None)
+
+
+# Addresses that are protected
+
+
+def test_resolvers_behind_systemd_resolved_are_protected(lab: Lab) -> None:
+    lab.path("/etc/resolv.conf").write_text("nameserver 127.0.0.53\n")
+    lab.path("/run/systemd/resolve").mkdir(parents=True)
+    lab.path("/run/systemd/resolve/resolv.conf").write_text("nameserver 10.0.1.53\nnameserver fd00:1::53\n")
+    on = ifindex(lab, "eth1")
+    with As(lab) as wire:
+        for text in ("10.0.1.53/32", "fd00:1::53/128"):
+            answer = wire.apply(address(on, text))
+            assert answer["reason"] == f"{text.partition('/')[0]} is a resolver's address"
+        assert (
+            "10.0.1.53, which is a gateway's, a resolver's"
+            in wire.apply(route(on, "10.0.1.48/28", table=255))["reason"]
+        )
+
+
+def test_an_ipv6_gateway_is_kept_when_its_advertisement_has_expired(lab: Lab) -> None:
+    on = ifindex(lab, "eth1")
+    advertised = "default via fe80::1 dev eth1 proto ra"
+    lab.batch([f"route add {advertised}"])
+    with As(lab) as wire:
+        assert wire.apply(address(on, "fd00:1::10/128"), route(on, "::/0", "fe80::1"))["verdict"] == "applied"
+        lab.batch([f"route del {advertised}"])
+        assert wire.apply(route(on, "fd00:5::/48", "fe80::1"))["verdict"] == "applied"
+        assert "not known as a gateway" in wire.apply(route(on, "fd00:6::/48", "fe80::2"))["reason"]
+        assert wire.apply(address(on, "fd00:1::11/128"), rule("fd00:1::11/128", 9999 + on))["verdict"] == "applied"

@@ -1,0 +1,64 @@
+"""A metadata server that takes seconds for each answer, and a pass that does not end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.lab import Lab, Spec
+from tests.system.clock import Clock
+from tests.system.job import CONFIG, ask, settle, status
+from tests.system.test_boot_order import Manager, start_fetcher
+
+LATE = 4.5  # seconds, below the time that one answer may take
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """Nothing started yet."""
+    with Lab(Spec.aws(interfaces=1, addresses=2)) as made:
+        made.write_config(CONFIG)
+        yield made
+
+
+def pings(manager: Manager) -> int:
+    return manager.listen().count("WATCHDOG=1")
+
+
+def test_slow_answers_delay_nothing_else(lab: Lab) -> None:
+    """The watchdog, status.json and the control socket go on while the metadata are read, and commands wait for it."""
+    lab.metadata.fail("late", interval=LATE)
+    lab.start("netagent")
+    manager = start_fetcher(lab, WATCHDOG_USEC="400000")
+    lab.wait_for(lambda: len(lab.metadata.requests()) >= 2, 20, "the read to be under way")
+    with ThreadPoolExecutor() as pool:
+        refresh = pool.submit(ask, lab, "refresh")
+        before, requests = pings(manager), len(lab.metadata.requests())
+        lab.wait_for(lambda: pings(manager) > before + 20, 30, "the watchdog to be fed")
+        assert "is not a command" in ask(lab, "nonsense")["error"]
+        assert status(lab)["state"] == "starting"
+        assert len(lab.metadata.requests()) < requests + 10, "all that while the answers were late"
+        assert not refresh.done()
+        lab.metadata.clear()
+        assert refresh.result(60)["ok"]
+    settle(lab)
+
+
+def test_pass_that_hangs_ends_the_daemon(lab: Lab) -> None:
+    """By a clock that runs 1,000 times as fast; systemd starts it again."""
+    clock = Clock(lab)
+    clock.run(1)
+    lab.start("netagent")
+    lab.start("fetcher", env=clock.env)
+    settle(lab)
+    lab.metadata.fail("timeout")
+    clock.run(1000)
+    lab.kill("fetcher", 1)
+    lab.wait_for(lambda: not lab.daemons.running("fetcher"), 30, "the fetcher to end")
+    assert "a pass did not end within 900 s; systemd starts it again" in lab.log("fetcher")
+    lab.metadata.clear()
+    clock.run(1)
+    lab.start("fetcher")
+    settle(lab)

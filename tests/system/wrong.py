@@ -1,0 +1,103 @@
+"""Wrong answers of an honest-looking metadata server, each with what the host must do about it.
+
+For tests/system/test_wrong_answers.py and, with figures, bench/wrong.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from tests.lab import Interface, Lab, Spec
+from tests.system.job import CONFIG, MACS, audit, refresh, settle, status
+from tests.system.talks import Talks, talks
+
+NOBODY, NEIGHBOUR = "10.0.1.9", "10.0.1.250"
+"""An address of the primary's subnet that no host has, and that of a host which does not forward."""
+READS = 3
+
+
+def spec(provider: str) -> Spec:
+    """Return three interfaces; the primary has the one address that DHCP gave it."""
+    subnets = [("10.0.1.0/24", 1), ("10.0.2.0/24", 3), ("10.0.3.0/24", 3)]
+    if provider == "gcp":
+        ranges = tuple(f"10.0.{number}.128/28" for number in (1, 2, 3))
+        return Spec(tuple(Interface(f"10.0.{n}.0/24", 1, prefixes=(ranges[n - 1],)) for n in (1, 2, 3)), provider)
+    return Spec(tuple(Interface(subnet, count) for subnet, count in subnets), provider)
+
+
+def primary_subnet(subnet: str) -> Callable[[Lab], None]:
+    """Return what gives the primary another subnet, on EC2."""
+    return lambda lab: lab.metadata.content(f"{MACS}{lab.nics[0].mac}/subnet-ipv4-cidr-block", subnet)
+
+
+def changed(device: int, **fields: object) -> Callable[[Lab], None]:
+    """Return what changes an interface in the metadata alone."""
+
+    def change(lab: Lab) -> None:
+        new = replace(lab.nics[device], **fields)  # type: ignore[arg-type]
+        lab.metadata.load([new if nic.device == device else nic for nic in lab.nics])
+
+    return change
+
+
+def with_range(device: int, prefix: str) -> Callable[[Lab], None]:
+    """Return what adds an alias range in the metadata alone."""
+    return lambda lab: changed(device, prefixes=(*lab.nics[device].prefixes, prefix))(lab)
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A wrong answer, and what the status must name; nothing if the answer is usable all the same."""
+
+    provider: str
+    tell: Callable[[Lab], None]
+    named: str | None
+
+
+CASES: Mapping[str, Wrong] = {
+    "subnet of the primary, /31": Wrong("aws", primary_subnet("10.0.1.10/31"), None),
+    "subnet of the primary, /30, so a gateway that no host has": Wrong(
+        "aws", primary_subnet("10.0.1.8/30"), f"gateway {NOBODY} of eth0: it does not answer ARP"
+    ),
+    "gateway of the primary that does not answer": Wrong(
+        "gcp", changed(0, router=NEIGHBOUR), f"gateway {NEIGHBOUR} of eth0: it does not answer ARP"
+    ),
+    "gateway of the primary that answers and does not forward": Wrong(
+        "tencent", changed(0, router=NEIGHBOUR), f"gateway {NEIGHBOUR} of eth0: {NEIGHBOUR} is not known as a gateway"
+    ),
+    "gateway of a secondary that does not forward": Wrong(
+        "tencent", changed(1, router="10.0.2.250"), "gateway 10.0.2.250 of eth2: 10.0.2.250 is not known as a gateway"
+    ),
+    "alias range 10.128.0.0/9": Wrong("gcp", with_range(0, "10.128.0.0/9"), "left out: 10.128.0.0/9 of eth0"),
+    "alias range 172.16.0.0/12": Wrong("gcp", with_range(1, "172.16.0.0/12"), "left out: 172.16.0.0/12 of eth2"),
+    "alias range 192.168.0.0/16": Wrong("gcp", with_range(1, "192.168.0.0/16"), "left out: 192.168.0.0/16 of eth2"),
+}
+
+
+@contextmanager
+def told(case: Wrong, *, at_start: bool) -> Iterator[tuple[Lab, Talks, list[str]]]:
+    """Tell the wrong answer: from the start, or later. Yields the lab, the connections and netagent's verdicts."""
+    with Lab(spec(case.provider)) as lab:
+        lab.write_config(CONFIG)
+        if not at_start:
+            start(lab)
+            settle(lab)
+        before = len(audit(lab))
+        with talks(lab) as found:
+            case.tell(lab)
+            if at_start:
+                start(lab)
+                lab.wait_for(lambda: status(lab).get("fetched_at"), 20, "the first pass")
+            for _ in range(READS):
+                refresh(lab)
+                time.sleep(0.5)
+        yield lab, found, [line["verdict"] for line in audit(lab)[before:]]
+
+
+def start(lab: Lab) -> None:
+    """Start the two daemons that configure the network."""
+    lab.start("netagent")
+    lab.start("fetcher")

@@ -1,0 +1,76 @@
+"""Links that udev has not finished with, and links that have left: by a clock and a directory of their own."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from cloud_network.fetcher.network.objects import Actual
+from cloud_network.fetcher.network.presence import DEPARTED_SECONDS, UDEV_SECONDS, Presence
+
+from tests.unit.fetcher.values import host, link, mac
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def ready(actual: Actual) -> list[bool]:
+    return [each.ready for each in actual.links]
+
+
+def udev(root: Path) -> Path:
+    """A udev that runs and has finished with nothing."""
+    (root / "run/udev/data").mkdir(parents=True)
+    (root / "run/udev/control").touch()
+    return root / "run/udev/data"
+
+
+def test_without_udev_every_link_is_ready(tmp_path: Path) -> None:
+    assert ready(Presence(Clock(), tmp_path).observe(host(link(1)), [mac(1)])) == [True]
+
+
+def test_a_link_waits_for_udev(tmp_path: Path) -> None:
+    data, presence = udev(tmp_path), Presence(Clock(), tmp_path)
+    here = host(link(1), link(2))
+    (data / "n2").touch()
+    assert ready(presence.observe(here, [mac(1), mac(2)])) == [True, False]
+    assert presence.due < 101
+    (data / "n3").touch()
+    assert ready(presence.observe(here, [mac(1), mac(2)])) == [True, True]
+    assert presence.due == math.inf
+
+
+def test_a_link_that_no_interface_has_is_not_waited_for(tmp_path: Path) -> None:
+    udev(tmp_path)
+    presence = Presence(Clock(), tmp_path)
+    presence.observe(host(link(1)), [])
+    assert presence.due == math.inf
+
+
+def test_a_hung_udev_is_waited_for_only_some_seconds(tmp_path: Path) -> None:
+    udev(tmp_path)
+    clock = Clock()
+    presence = Presence(clock, tmp_path)
+    presence.observe(host(link(1)), [mac(1)])
+    clock.now += UDEV_SECONDS
+    assert ready(presence.observe(host(link(1)), [mac(1)])) == [True]
+
+
+def test_a_link_that_was_here_has_left_after_a_while(tmp_path: Path) -> None:
+    clock = Clock()
+    presence = Presence(clock, tmp_path)
+    presence.observe(host(link(1), link(2)), [mac(1), mac(2), mac(3)])
+    presence.observe(host(link(1)), [mac(1), mac(2), mac(3)])
+    assert presence.departed == frozenset()
+    assert presence.due == clock.now + DEPARTED_SECONDS
+    clock.now += DEPARTED_SECONDS
+    presence.observe(host(link(1)), [mac(1), mac(2), mac(3)])
+    assert presence.departed == {mac(2)}, "the third was never here: it may still come"
+    presence.observe(host(link(1), link(2)), [mac(1), mac(2)])
+    assert presence.departed == frozenset()
