@@ -174,7 +174,9 @@ class Reconciler:
 
     def _read(self, metadata: Instance, agent: Netagent | None = None) -> Actual:
         """Read the kernel, and ask netagent for what only it can read. Raises KernelError."""
-        actual = self._memory.presence.observe(kernel.read(), {each.mac for each in metadata.interfaces})
+        presence, macs = self._memory.presence, {each.mac for each in metadata.interfaces}
+        finished = presence.finished()
+        actual = presence.observe(kernel.read(), macs, finished)
         if self._config.forwarded_replies is ForwardedReplies.OFF:
             return actual
         self._marks_unknown = None

@@ -46,6 +46,9 @@ class Sockets:
 def main() -> None:
     """Run netagent."""
     arguments = parse_arguments()
+    if arguments.version:
+        print(NAME, _version())
+        return
     try:
         run(arguments.config, arguments.idle)
     except (SandboxError, settings.SettingsError, OSError) as error:
@@ -67,7 +70,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="SECONDS",
         help="under systemd, end after so long without a client (default: %(default)s)",
     )
-    parser.add_argument("--version", action="version", version=f"{NAME} {_version()}")
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
     return parser.parse_args()
 
 

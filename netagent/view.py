@@ -315,16 +315,25 @@ class View:
         if ip in self.gateways or ip in self.known.former_gateways:
             return "a gateway"
         for subnet, link in self.subnets.at(ip):
-            has_default = any(each.version == ip.version for each in self.default_gateways[link])
-            if subnet in self.learned[link] and not has_default and ip == subnet.network_address + 1:
+            if subnet in self.learned[link] and ip == self._gateway_to_be(link, subnet):
                 return f"the gateway of {subnet} by convention"
         return None
+
+    def _gateway_to_be(self, link: int, subnet: IPNetwork) -> IPAddress | None:
+        """Return the first host of a subnet that the link has learned, if the link has no default route yet."""
+        has_default = any(each.version == subnet.version for each in self.default_gateways[link])
+        return None if has_default or is_single(subnet) else subnet.network_address + 1
 
     def protected_inside(self, network: IPNetwork, link: int | None) -> IPAddress | None:
         """Return a gateway or resolver inside `network`; gateways of `link` are left out."""
         for ip in (*self.gateways, *self.known.resolvers, *self.known.former_gateways):
             if contains(network, single(ip)) and (link is None or link not in self.gateways.get(ip, ())):
                 return ip
+        for other, subnets in self.learned.items():
+            gateways = (self._gateway_to_be(other, subnet) for subnet in subnets if other != link)
+            inside = (ip for ip in gateways if ip is not None and contains(network, single(ip)))
+            if (gateway := next(inside, None)) is not None:
+                return gateway
         return None
 
     def has_heard_router(self, link: int) -> bool:

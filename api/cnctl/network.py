@@ -40,7 +40,9 @@ def run(source: Source, as_json: bool, everything: bool) -> Exit:
         if found:
             warn_if_stale(claim)
         limit = output.columns()
-        blocks = [output.rows(_rows(link, documents.get(link["mac"], {}), everything), WIDTH, limit) for link in found]
+        tables = [_rows(link, documents.get(link["mac"], {}), everything) for link in found]
+        width = max((len(key) for table in tables for key, _ in table), default=0) if everything else WIDTH
+        blocks = [output.rows(table, width, limit) for table in tables]
         print("\n\n".join(blocks) or output.wrapped("no links: ", never_read(status), 0))
     if not found or claim.doubt is Doubt.NOT_RUNNING:
         return Exit.SILENT
@@ -70,7 +72,7 @@ def _rows(link: LinkStatus, document: Document, everything: bool) -> list[Row]:
         ("Table", str(link["table"] or "main")),
     ]
     if everything:
-        return rows + flat("", document)
+        return rows + flat(document)
     associations = document.get("ipv4-associations")
     if isinstance(associations, dict) and associations:
         rows.append(("Associations", [f"{public}->{private}" for public, private in associations.items()]))

@@ -14,6 +14,9 @@ from cloud_network.api.cnctl.output import Exit, Row, safe
 from cloud_network.api.cnctl.source import Source, warn_if_stale
 from cloud_network.fetcher.state import Document, Json
 
+EMPTY_LIST = "[]"
+"""AWS's events are JSON in a text; most hosts have none."""
+
 Column = tuple[str, str | Callable[[Document], str]]
 
 
@@ -26,7 +29,7 @@ def run(source: Source, as_json: bool, everything: bool) -> Exit:
     claim = source.claim()
     provider = source.status_of(claim)["provider"]
     warn_if_stale(claim)
-    found = flat("", document) if everything else rows(provider, document)
+    found = flat(document) if everything else rows(provider, document)
     table: list[Row] = [("Cloud provider", provider), *found]
     print(output.rows(table, max(len(key) for key, _ in table), output.columns()))
     return Exit.OK
@@ -37,14 +40,16 @@ def rows(provider: str, document: Document) -> list[Row]:
     if provider == "aws":
         original = [(key, value(document) if callable(value) else _text(document, value)) for key, value in AWS]
         return [*original, *_facts("aws", document)]
-    return _facts(provider, document) if provider in FACTS else flat("", document)
+    return _facts(provider, document) if provider in FACTS else flat(document)
 
 
-def flat(prefix: str, value: Json) -> list[Row]:
-    """Return a row for every value, keyed by its path."""
+def flat(value: Json) -> list[Row]:
+    """Return a row for every value that is not empty, keyed by its path. Lines of a plain text become its words."""
     found: list[Row] = []
-    for path, text in _leaves(prefix, value):
-        found.append((safe(path), text))
+    for path, text in _leaves("", value):
+        lines = text.split("\n")
+        if text:
+            found.append((safe(path), " ".join(lines) if all(map(str.isprintable, lines)) else text))
     return found
 
 
@@ -95,7 +100,8 @@ def fact_words(document: Document, paths: list[str]) -> list[str]:
     found = []
     for path in paths:
         text = _text(document, path.removesuffix("/"))
-        found += (text.rpartition("/")[2] if path.endswith("/") else text).split()
+        if text != EMPTY_LIST:
+            found += (text.rpartition("/")[2] if path.endswith("/") else text).split()
     return found
 
 

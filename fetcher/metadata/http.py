@@ -214,7 +214,7 @@ class Client:
                 self.interface = interface
                 return response
         url = f"http://{self.endpoint}{path}"
-        reason = "no route to it by an interface of the cloud (tunnels are not used)"
+        reason = "no route to it: no Ethernet link is up that is hardware or of a kind in [Netagent] AllowKinds="
         raise first or _NotConnectedError("unreachable", f"{method} {url}: {reason}")
 
     def _open(self, interface: str) -> None:

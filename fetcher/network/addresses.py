@@ -39,6 +39,7 @@ class Host:
     links: Mapping[int, Link]
     holders: Mapping[IPAddress, tuple[int, ...]]  # the links that have an address and keep it
     networks: IntervalIndex  # of the addresses that links have and we do not manage
+    leases: frozenset[tuple[int, int, int]]  # link, IPv4 network and length of the addresses of other programs
 
     @property
     def prefixes(self) -> Prefixes:
@@ -100,7 +101,12 @@ def index_host(
         if not kernel.owned or ifindex in unmanaged
     )
     links = {link.ifindex: link for link in actual.links}
-    return Host(instance, config, actual, rejections, links, holders, networks)
+    leases = frozenset(
+        (ifindex, int(address) >> (32 - kernel.address.prefix) << (32 - kernel.address.prefix), kernel.address.prefix)
+        for (ifindex, address), kernel in actual.addresses.items()
+        if not kernel.owned and address.version == 4
+    )
+    return Host(instance, config, actual, rejections, links, holders, networks, leases)
 
 
 def usable_interfaces(
@@ -158,6 +164,7 @@ def _take_addresses(
             continue
         subnet = int(whole.network.network_address), whole.network.prefixlen
         carries = address.version == 4 and not usable.interface.routed and subnet not in carried
+        carries = carries and not _is_carried_by_others(whole, link, host)
         form = _form(whole, link, carries, networks, host)
         if isinstance(form, Rejection):
             if not form.dependent and form.cause is not Cause.CONFLICT:
@@ -168,6 +175,15 @@ def _take_addresses(
             usable.sources.append(address)
         if carries and not (isinstance(form, Rejection) and form.cause is Cause.CONFLICT):
             carried.add(subnet)  # or, if its length is refused, no other address gets it either
+
+
+def _is_carried_by_others(whole: IPInterface, link: Link, host: Host) -> bool:
+    """Return True if another program gave the link a different address with the subnet's length (a DHCP lease).
+
+    A second one would be its secondary for the kernel, and would go with it.
+    """
+    leased = (link.ifindex, int(whole.network.network_address), whole.network.prefixlen) in host.leases
+    return leased and all(each.owned for each in host.entries(link, whole.ip))
 
 
 def _form(

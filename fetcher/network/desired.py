@@ -20,7 +20,7 @@ from cloud_network.fetcher.config import Config, ForwardedReplies, Prefixes, Rul
 from cloud_network.fetcher.metadata.model import EVERYTHING, Instance, Interface, IPAddress, IPNetwork
 from cloud_network.fetcher.network.addresses import Host, UsableInterface, index_host, usable_interfaces
 from cloud_network.fetcher.network.marks import assign_marks, mark_rules, marks_in_use, table_of
-from cloud_network.fetcher.network.matching import Matches, explain_mismatch, idle_patterns, managed
+from cloud_network.fetcher.network.matching import Matches, explain_mismatch, idle_patterns, managed, ports
 from cloud_network.fetcher.network.objects import (
     Actual,
     Cause,
@@ -63,7 +63,8 @@ def desired(
     absent = [each.mac for each in instance.interfaces if each.mac not in matches and each.mac not in config.exclude]
     unknown = {mac: explain_mismatch(mac, actual.links, config) for mac in absent if mac not in departed}
     rejected = {link.ifindex for _, link in configured} - {link.ifindex for _, link in pairs}
-    unmanaged = frozenset(rejected | (_unnamed(config, actual, matches) if unknown else set()))
+    unnamed = _unnamed(config, actual, matches) - ports(instance, actual.links) if unknown else set()
+    unmanaged = frozenset(rejected | unnamed)
     host = index_host(instance, config, actual, rejections, unmanaged)
     notices, withheld = list(instance.notices), list(_rejected_links(matches, host))
     notices += [_departed_notice(mac) for mac in absent if mac in departed]
@@ -94,7 +95,7 @@ def desired(
 def _in_use(host: Host) -> Iterator[tuple[int, int]]:
     """Yield ifindex and mark of each link that has one and that netagent may change."""
     for ifindex, mark in marks_in_use(host.config, host.actual).items():
-        if ifindex in host.links and not _is_excluded(host.links[ifindex], host.config):
+        if ifindex in host.links and _may_have_mark(host.links[ifindex], host):
             yield ifindex, mark
 
 
@@ -109,7 +110,7 @@ def _marks(
         withheld.append(Withheld(f"ForwardedReplies: {rejection.reason}"))
         return None
     marked = [link for link in links if host.has_table(link)]
-    kept = [each for each in unmanaged if not _is_excluded(host.links[each], config)]
+    kept = [each for each in unmanaged if _may_have_mark(host.links[each], host)]
     marks = assign_marks([link.ifindex for link in marked], config, host.actual, kept)
     for link in marked:
         if link.ifindex not in marks:
@@ -120,14 +121,17 @@ def _marks(
     return marks
 
 
-def _is_excluded(link: Link, config: Config) -> bool:
-    return is_excluded(config.exclude, link.name, link.mac)
+def _may_have_mark(link: Link, host: Host) -> bool:
+    """Return False for a link of which netagent would refuse a mark, and the whole table with it."""
+    rejection = host.rejections.get(LinkSettings(link.ifindex, None))
+    refused = rejection is not None and rejection.cause is Cause.POLICY
+    return not refused and not is_excluded(host.config.exclude, link.name, link.mac)
 
 
 def _unnamed(config: Config, actual: Actual, matches: Matches) -> set[int]:
     """Return the links that the metadata do not name. While they name a MAC that no link has, any of them may be meant.
 
-    What is excluded cannot be meant, and loses what is ours.
+    What is excluded cannot be meant, and loses what is ours; so does a port, whose packets belong to its master.
     """
     named = {link.ifindex for link in matches.values()}
     rest = (link for link in actual.links if link.ifindex not in named)
@@ -207,6 +211,7 @@ def _link_goal(
         rules = tuple(rule for rule in found if host.rejection(rule) is None)
         routes += table
         notices += _unreachable(interface, link, table, host)
+    notices += _replaced_gateways(routes, link, host)
     withheld += _reported((*routes, *rules), link, host)
     withheld += _ignored_routers(interface, link, host)
     settings = _settings(interface, link, host, notices, withheld)
@@ -231,14 +236,15 @@ def _table(interface: Interface, link: Link, host: Host) -> list[Route]:
     """Return the routes of the link's table; of several to one destination the first counts."""
     table, siblings = host.table(link), [each for each in host.instance.interfaces if each.mac != interface.mac]
     routes: dict[IPNetwork, Route] = {}
-    for subnet in interface.subnets:
+    off = link.ipv6.disabled  # the kernel then takes no IPv6 route of the link
+    for subnet in (each for each in interface.subnets if not (off and each.version == 6)):
         route = Route(table, link.ifindex, subnet, None)
         if not interface.routed and host.rejection(route) is None:
             routes[subnet] = route
     far = [each for each in interface.subnets if interface.routed and not is_single(each)]
     own = set(interface.subnets)
     far += [subnet for sibling in siblings for subnet in sibling.subnets if subnet not in own]
-    versions = {address.version for address in interface.addresses}
+    versions = {address.version for address in interface.addresses} - ({6} if off else set())
     ways = [way for way in _further_routes(interface, host) if way[0].version in versions]
     for version in sorted(versions):
         gateway = _gateway(interface, link, version, host)
@@ -322,7 +328,8 @@ def _is_refused(gateway: IPAddress, link: Link, host: Host) -> bool:
 def _unreachable(interface: Interface, link: Link, table: Iterable[Route], host: Host) -> Iterator[str]:
     """Yield a notice for each family without a gateway."""
     has = {route.destination.version for route in table if route.destination.prefixlen == 0}
-    for version in sorted({address.version for address in interface.addresses} - has):
+    off = {6} if link.ipv6.disabled else set()  # which is reported
+    for version in sorted({address.version for address in interface.addresses} - has - off):
         reason = "no gateway known" if version == 4 else "no IPv6 router advertisement received"
         yield f"{link.name}: {reason}; its IPv{version} addresses are reachable only from their own subnet"
 
@@ -337,9 +344,21 @@ def _ignored_routers(interface: Interface, link: Link, host: Host) -> Iterator[W
         yield Withheld(f"{link.name}: {text}")
 
 
+def _replaced_gateways(routes: Iterable[Route], link: Link, host: Host) -> Iterator[str]:
+    """Yield a notice for each gateway that netagent refuses while the link's default route has another one."""
+    used = {route.destination.version: route.gateway for route in routes if route.destination.prefixlen == 0}
+    for rejected, rejection in host.rejections.items():
+        if not isinstance(rejected, GatewayUse) or rejected.ifindex != link.ifindex:
+            continue
+        gateway = used.get(rejected.address.version)
+        if gateway is not None and rejection.cause is Cause.POLICY:
+            yield f"{link.name}: gateway {gateway} is used, not {rejected.address}: {rejection.reason}"
+
+
 def _reported(wanted: Iterable[Object], link: Link, host: Host) -> Iterator[Withheld]:
     """Yield a report for each rejection of this link's routes, rules and gateways that follows from no other one."""
     kept, table = set(wanted), host.table(link)
+    defaults = {each.destination.version for each in kept if isinstance(each, Route) and not each.destination.prefixlen}
     for rejected, rejection in host.rejections.items():
         if rejection.dependent or rejection.cause is Cause.CONFLICT or rejected in kept:
             continue
@@ -352,4 +371,6 @@ def _reported(wanted: Iterable[Object], link: Link, host: Host) -> Iterator[With
             selector = f"{selector} fwmark {rejected.mark:#x}/{rejected.mask:#x}" if rejected.mark else selector
             yield Withheld(f"rule {rejected.priority} from {selector} of {link.name}: {rejection.reason}", waiting)
         elif isinstance(rejected, GatewayUse) and rejected.ifindex == link.ifindex:
+            if rejection.cause is Cause.POLICY and rejected.address.version in defaults:
+                continue  # a notice: the link has another gateway
             yield Withheld(f"gateway {rejected.address} of {link.name}: {rejection.reason}")

@@ -50,6 +50,12 @@ def explain_mismatch(mac: str, links: Iterable[Link], config: Config) -> str:
     return f"{names} have that MAC" if len(candidates) > 1 else f"{names} has that MAC"
 
 
+def ports(instance: Instance, links: Iterable[Link]) -> set[int]:
+    """Return the links with the MAC of an interface that are ports of another link."""
+    macs, by_index = {each.mac for each in instance.interfaces}, {link.ifindex: link for link in links}
+    return {link.ifindex for link in by_index.values() if link.mac in macs and _is_port(link, by_index)}
+
+
 def _explain_port(port: Link, master: Link, config: Config) -> str:
     """Return what to do about a port: it belongs to its master, which may have its MAC and stand for the interface."""
     cure = f'if it is for others, set [Network] Exclude="{port.mac}"'

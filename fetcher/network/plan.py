@@ -121,7 +121,7 @@ def _reforms(desired: Desired, actual: Actual) -> Iterator[_Reform]:
     """Yield the addresses that are ours alone, and not exactly as they must be."""
     for wanted in desired.addresses:
         first = actual.addresses.get((wanted.ifindex, wanted.address))
-        if first is None or not first.owned or wanted.address.version == 6:
+        if first is None or not first.owned or wanted.address.version == 6 or wanted.ifindex in desired.unmanaged:
             continue
         have = {first.address, *(each.address for each in actual.further if each.place == first.place)}
         if have != {wanted}:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from cloud_network.fetcher.network.objects import Actual, Link
+from cloud_network.fetcher.network.objects import Actual
 
 UDEV_SECONDS = 5.0
 """Time that udev has for a link; a rule that hangs must not leave an instance without addresses."""
@@ -31,23 +31,34 @@ class Presence:
         self._away: set[str] = set()
         self._pending: set[int] = set()
 
-    def observe(self, actual: Actual, macs: Collection[str]) -> Actual:
-        """Return `actual` with the links that udev has finished with marked as ready. `macs` are the metadata's."""
-        now, runs = self._clock(), (self._udev / "control").exists()
+    def finished(self) -> frozenset[str] | None:
+        """Return the names of the files of udev's database; None if udev does not run here.
+
+        Call it before the links are read: a name that is read earlier may be that before the rename.
+        """
+        if not (self._udev / "control").exists():
+            return None
+        return frozenset(path.name for path in (self._udev / "data").glob("n*"))
+
+    def observe(self, actual: Actual, macs: Collection[str], finished: frozenset[str] | None) -> Actual:
+        """Return `actual` with the links marked that udev has not finished with. `macs` are the metadata's."""
+        now = self._clock()
         here = {link.ifindex for link in actual.links}
         self._first_seen = {index: self._first_seen.get(index, now) for index in here}
         seen_now = {link.mac: now for link in actual.links if link.mac in macs}
         self._last_seen = {mac: seen for mac, seen in (self._last_seen | seen_now).items() if mac in macs}
         self._away = self._last_seen.keys() - seen_now.keys()
-        pending = {link.ifindex for link in actual.links if link.mac in macs and runs and not self._is_ready(link, now)}
-        self._pending = pending
-        if not pending:
+        self._pending = set() if finished is None else set(self._unfinished(actual, macs, finished))
+        if not self._pending:
             return actual
-        return replace(actual, links=tuple(replace(each, ready=each.ifindex not in pending) for each in actual.links))
+        links = (replace(each, ready=each.ifindex not in self._pending) for each in actual.links)
+        return replace(actual, links=tuple(links))
 
-    def _is_ready(self, link: Link, now: float) -> bool:
-        late = now >= self._first_seen[link.ifindex] + UDEV_SECONDS
-        return late or (self._udev / "data" / f"n{link.ifindex}").exists()
+    def _unfinished(self, actual: Actual, macs: Collection[str], finished: frozenset[str]) -> Iterator[int]:
+        since = self._clock() - UDEV_SECONDS
+        for link in actual.links:
+            if link.mac in macs and f"n{link.ifindex}" not in finished and self._first_seen[link.ifindex] > since:
+                yield link.ifindex
 
     @property
     def departed(self) -> frozenset[str]:

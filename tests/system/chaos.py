@@ -207,7 +207,8 @@ class Chaos:
         stayed = self._stayed & set(self.lab.addresses)
         for line in lines[self._audited :]:
             ops = line.get("ops") or []
-            gone = {op["address"] for op in ops if op["op"] == "address_remove"} & stayed
+            added = {op["address"] for op in ops if op["op"] == "address_add"}  # with another prefix length
+            gone = {op["address"] for op in ops if op["op"] == "address_remove"} & stayed - added
             assert not gone, f"{gone} was removed by request {line['id']}"
         self._audited, self._stayed = len(lines), set(self.lab.addresses)
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from tests.lab import Lab, Spec
+from tests.lab.metadata.hetzner import private_network, yaml
 from tests.system.job import MACS, audit, errors, kernel, read_all_facts, refresh, running, status
 
 META = "/latest/meta-data/"
@@ -188,3 +189,42 @@ SPEED = 1000  # a hung pass is one of 900 s: of almost a second here
 
 def requests(lab: Lab) -> int:
     return int(status(lab)["counters"]["metadata_requests"])
+
+
+HETZNER = "2001:db8::/32 192.0.2.0/24"
+PRIVATE = "/hetzner/v1/metadata/private-networks"
+
+
+@pytest.fixture(scope="module")
+def hetzner() -> Iterator[Lab]:
+    with running(Spec.cloud("hetzner", 3, 4, 1), f'AllowAddresses = "{HETZNER}"\n') as made:
+        yield made
+
+
+@pytest.mark.parametrize("path", ["/hetzner/v1/metadata", PRIVATE])
+@pytest.mark.parametrize("fault", ["short", "empty"])
+def test_yaml_that_is_cut_off_removes_nothing(hetzner: Lab, fault: str, path: str) -> None:
+    """It is YAML still."""
+    before = kernel(hetzner)
+    hetzner.metadata.fail(fault, path)
+    for _ in range(3):
+        refresh(hetzner)
+    assert kernel(hetzner) == before
+    hetzner.metadata.clear()
+    assert refresh(hetzner) == "ok"
+
+
+@pytest.mark.parametrize("key", ["alias_ips", "gateway"])
+def test_key_that_is_always_there_and_missing_removes_nothing(hetzner: Lab, key: str) -> None:
+    before = kernel(hetzner)
+    networks = [private_network(nic) for nic in hetzner.nics[1:]]
+    for network in networks:
+        del network[key]
+    hetzner.metadata.content(PRIVATE, yaml(networks))
+    for _ in range(3):
+        assert refresh(hetzner) == "ok"
+    assert kernel(hetzner) == before
+    assert any(f"{key}: missing; what was known before is kept" in notice for notice in status(hetzner)["notices"])
+    hetzner.metadata.clear()
+    assert refresh(hetzner) == "ok"
+    assert status(hetzner)["notices"] == []

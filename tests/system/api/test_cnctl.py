@@ -602,3 +602,14 @@ def test_bad_configuration_is_78_of_every_program(program: str, home: Path) -> N
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd="/")
     assert (ended.returncode, ended.stdout) == (78, "")
     assert f"{program}: {config}:2: [Network] Listen = everywhere: not an address and a port" in ended.stderr
+
+
+def test_all_facts_are_aligned_and_lines_become_words(server: Server, filled: StateDirectory, cnctl: Cnctl) -> None:
+    """Colons are in one column, also with keys that are longer than the titles; what is empty is left out."""
+    filled.write_link(
+        2, {"mac": "00:0c:29:5f:d1:02", "local-ipv4s": "10.0.0.4\n10.0.0.6", "a-very-long-key/x": 1, "no": ""}
+    )
+    lines = cnctl("status", "network", "--all", server=server).out.splitlines()
+    assert {line.index(":") for line in lines if line and not line.startswith(" " * 20)} == {len("a-very-long-key/x")}
+    assert "      local-ipv4s: 10.0.0.4 10.0.0.6" in lines
+    assert not [line for line in lines if line.strip().startswith("no:")]

@@ -160,6 +160,21 @@ def test_port_of_a_bridge_with_another_mac_is_not_the_interface(lab: Lab) -> Non
     assert set(nic.addresses) <= present(lab)
 
 
+def test_interface_that_becomes_a_port_loses_what_is_ours(lab: Lab) -> None:
+    """Else this host answers for the guest behind the bridge, which has the address now."""
+    nic, others = lab.nics[1], [address for each in (lab.nics[0], lab.nics[2]) for address in each.addresses]
+    held = lab.hold_connection(lab.nics[2].addresses[1])
+    lab.batch(["link add br1 type bridge", "link set br1 address 02:aa:bb:cc:dd:01", f"link set {nic.name} master br1"])
+    lab.wait_for(lambda: traces(lab, nic.name) == [], 10, "ours to go from the port")
+    assert refresh(lab) == "degraded"
+    assert f"{nic.name} has that MAC and is a port of br1" in str(status(lab)["notices"])
+    assert all(lab.reachability(others).values())
+    assert held.alive()
+    lab.batch([f"link set {nic.name} nomaster"])
+    lab.wait_for(lambda: is_settled(lab), 15, "the interface to be back")
+    assert all(lab.reachability().values())
+
+
 def enslave(lab: Lab) -> None:
     """A bridge with a MAC of its own, and the new NIC as its port."""
     [name] = [link["ifname"] for link in ip(lab, "link") if link["ifname"] not in ("lo", "eth0", "eth1", "eth2")]

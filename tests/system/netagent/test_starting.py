@@ -53,7 +53,7 @@ def started_with(lab: Lab, *setpriv: str) -> subprocess.CompletedProcess[str]:
     for directory in (RUNTIME, LOGS):
         lab.run(["install", "-d", "-o", USER, "-g", USER, str(directory)])
     lab.run(["rm", "-f", "/run/cloud-network-netagent/netagent.sock"])
-    argv = ["setpriv", "--reuid", USER, "--regid", USER, *setpriv, "--", "timeout", "1", *NETAGENT]
+    argv = ["setpriv", "--reuid", USER, "--regid", USER, *setpriv, "--", "timeout", "3", *NETAGENT]
     return lab.run(argv, check=False)
 
 
@@ -194,12 +194,28 @@ def test_becomes_its_user_in_the_same_process(lab: Lab) -> None:
 
 
 def test_no_http_tls_or_asyncio_in_the_process(lab: Lab) -> None:
-    code = "import sys; import cloud_network.netagent.__main__; print(*sys.modules)"
+    code = "from cloud_network.netagent.__main__ import parse_arguments; parse_arguments(); print(*sys.modules)"
     modules = set(
         lab.run([sys.executable, "-I", "-S", "-c", f"import sys; sys.path[:] = {sys.path!r}; {code}"]).stdout.split()
     )
     assert "cloud_network.netagent.server" in modules
-    assert not modules & {"asyncio", "ssl", "http", "http.client", "urllib.request", "pyroute2", "requests"}
+    assert not modules & {"asyncio", "ssl", "http", "http.client", "urllib.request", "pyroute2", "requests", "email"}
+
+
+@pytest.mark.parametrize(("option", "said"), [("--version", f"{USER} 0."), ("--help", f"usage: {USER}")])
+def test_help_and_version_need_no_privilege(option: str, said: str) -> None:
+    become = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.geteuid() == 0 else []
+    done = subprocess.run([*become, *NETAGENT, option], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(said)
+
+
+def test_a_configuration_elsewhere_is_read(lab: Lab) -> None:
+    lab.stop("netagent")
+    lab.path("/run/other.toml").write_text("[Netagent]\nAllowKinds = 1.5\n")
+    done = lab.run([*NETAGENT, "--config", "/run/other.toml"], check=False)
+    assert (done.returncode, "/run/other.toml: [Netagent] AllowKinds: accepted" in done.stderr) == (1, True), (
+        done.stderr
+    )
 
 
 def test_existing_directories_get_its_mode_and_owner(tmp_path: Path) -> None:

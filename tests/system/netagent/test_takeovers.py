@@ -171,6 +171,12 @@ def test_a_local_range_is_bounded(lab: Lab, network: str) -> None:
     assert refused(lab, route(ifindex(lab, "eth1"), network, table=255))
 
 
+def test_a_local_range_leaves_the_gateway_that_a_lease_will_name(lab: Lab) -> None:
+    on = ifindex(lab, "eth0")
+    lab.batch(["address add 10.0.2.30/24 dev eth0"])  # as DHCP without a default route gives it
+    assert "covers 10.0.2.1" in refused(lab, route(on, "10.0.2.0/28", table=255))
+
+
 # 3: invented subnets
 
 

@@ -8,7 +8,16 @@ from cloud_network.fetcher.apply import components
 from cloud_network.fetcher.config import Config, ForwardedReplies
 from cloud_network.fetcher.metadata.model import Instance
 from cloud_network.fetcher.network.marks import assign_marks
-from cloud_network.fetcher.network.objects import Actual, Cause, Desired, MarkTable, Rejection, ReversePath, Rule
+from cloud_network.fetcher.network.objects import (
+    Actual,
+    Cause,
+    Desired,
+    LinkSettings,
+    MarkTable,
+    Rejection,
+    ReversePath,
+    Rule,
+)
 from cloud_network.fetcher.network.plan import in_ip_syntax
 from cloud_network.fetcher.schedule import MARKS_CHECK, Schedule
 from cloud_network.netagent.operations import ForwardedReplies as Table
@@ -161,6 +170,14 @@ def test_a_kernel_without_nftables_gets_everything_else() -> None:
         "ForwardedReplies: the kernel refuses it: Operation not supported"
     ]
     assert found.rules == wanted(CLOUD, HERE).rules
+
+
+def test_a_link_that_netagent_refuses_does_not_keep_the_others_from_their_marks() -> None:
+    after = carried_out(plan_of(goal(), HERE), HERE)
+    refused = {LinkSettings(3, None): Rejection("eth1 is of kind bond, not an interface of the cloud")}
+    found = wanted(CLOUD, after, refused, forwarded_replies=MARK)
+    assert found.marks == marks((2, 2))
+    assert [op for op in plan_of(found, after) if isinstance(op, Table)] == [Table(marks((2, 2)))]
 
 
 def test_while_another_program_reverts_the_table_the_rules_stay() -> None:

@@ -20,6 +20,7 @@ from cloud_network.fetcher.metadata.http import Response
 from cloud_network.fetcher.metadata.model import Instance, MetadataError
 from cloud_network.fetcher.network.objects import Actual, Link
 from cloud_network.fetcher.network.plan import Plan, is_removal, plan
+from cloud_network.netagent.operations import AddressRemove
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -182,10 +183,13 @@ def host(instance: Instance) -> Actual:
 
 
 def removals(before: Instance, here: Actual, after: Instance) -> Plan:
-    """What `host(before)` would lose on account of `after`."""
+    """What `host(before)` would lose on account of `after`; not an address that gets another prefix length."""
     known = after.with_known(before)
-    changes = plan(goal_of(known, Config(), here), here, may_remove=known.may_remove)
-    return tuple(filter(is_removal, changes))
+    goal = goal_of(known, Config(), here)
+    changes = plan(goal, here, may_remove=known.may_remove)
+    stays = {(each.ifindex, each.address) for each in goal.addresses}
+    reforms = [op for op in changes if isinstance(op, AddressRemove) and (op.link, op.interface.ip) in stays]
+    return tuple(op for op in changes if is_removal(op) and op not in reforms)
 
 
 def attempt(cloud: str, value: Any) -> Instance | None:

@@ -20,8 +20,9 @@ class Clock:
         return self.now
 
 
-def ready(actual: Actual) -> list[bool]:
-    return [each.ready for each in actual.links]
+def observe(presence: Presence, here: Actual, *macs: str) -> list[bool]:
+    """Which links are ready."""
+    return [each.ready for each in presence.observe(here, macs, presence.finished()).links]
 
 
 def udev(root: Path) -> Path:
@@ -32,24 +33,32 @@ def udev(root: Path) -> Path:
 
 
 def test_without_udev_every_link_is_ready(tmp_path: Path) -> None:
-    assert ready(Presence(Clock(), tmp_path).observe(host(link(1)), [mac(1)])) == [True]
+    assert observe(Presence(Clock(), tmp_path), host(link(1)), mac(1)) == [True]
 
 
 def test_a_link_waits_for_udev(tmp_path: Path) -> None:
     data, presence = udev(tmp_path), Presence(Clock(), tmp_path)
     here = host(link(1), link(2))
     (data / "n2").touch()
-    assert ready(presence.observe(here, [mac(1), mac(2)])) == [True, False]
+    assert observe(presence, here, mac(1), mac(2)) == [True, False]
     assert presence.due < 101
     (data / "n3").touch()
-    assert ready(presence.observe(here, [mac(1), mac(2)])) == [True, True]
+    assert observe(presence, here, mac(1), mac(2)) == [True, True]
     assert presence.due == math.inf
+
+
+def test_a_name_from_before_udev_finished_is_not_trusted(tmp_path: Path) -> None:
+    """The rename, and the end of udev's work, may come after the links were read and before their names are used."""
+    data, presence = udev(tmp_path), Presence(Clock(), tmp_path)
+    finished = presence.finished()
+    (data / "n2").touch()
+    assert not presence.observe(host(link(1)), [mac(1)], finished).links[0].ready
 
 
 def test_a_link_that_no_interface_has_is_not_waited_for(tmp_path: Path) -> None:
     udev(tmp_path)
     presence = Presence(Clock(), tmp_path)
-    presence.observe(host(link(1)), [])
+    observe(presence, host(link(1)))
     assert presence.due == math.inf
 
 
@@ -57,20 +66,20 @@ def test_a_hung_udev_is_waited_for_only_some_seconds(tmp_path: Path) -> None:
     udev(tmp_path)
     clock = Clock()
     presence = Presence(clock, tmp_path)
-    presence.observe(host(link(1)), [mac(1)])
+    observe(presence, host(link(1)), mac(1))
     clock.now += UDEV_SECONDS
-    assert ready(presence.observe(host(link(1)), [mac(1)])) == [True]
+    assert observe(presence, host(link(1)), mac(1)) == [True]
 
 
 def test_a_link_that_was_here_has_left_after_a_while(tmp_path: Path) -> None:
     clock = Clock()
     presence = Presence(clock, tmp_path)
-    presence.observe(host(link(1), link(2)), [mac(1), mac(2), mac(3)])
-    presence.observe(host(link(1)), [mac(1), mac(2), mac(3)])
+    observe(presence, host(link(1), link(2)), mac(1), mac(2), mac(3))
+    observe(presence, host(link(1)), mac(1), mac(2), mac(3))
     assert presence.departed == frozenset()
     assert presence.due == clock.now + DEPARTED_SECONDS
     clock.now += DEPARTED_SECONDS
-    presence.observe(host(link(1)), [mac(1), mac(2), mac(3)])
+    observe(presence, host(link(1)), mac(1), mac(2), mac(3))
     assert presence.departed == {mac(2)}, "the third was never here: it may still come"
-    presence.observe(host(link(1), link(2)), [mac(1), mac(2)])
+    observe(presence, host(link(1), link(2)), mac(1), mac(2))
     assert presence.departed == frozenset()

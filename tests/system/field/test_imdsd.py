@@ -1,0 +1,60 @@
+"""systemd 261's systemd-imdsd in locked mode: a prohibit route keeps programs from the metadata server."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.lab import Lab, Spec
+from tests.system.job import CONFIG, present, refresh, running, settle, status
+
+METADATA = "169.254.169.254"
+UNFILTERED = {"net.ipv4.conf.default.rp_filter": "0"}
+LOCK = f"route add prohibit {METADATA}/32"
+
+
+def ask(lab: Lab) -> int:
+    """curl's exit status, as a user of the host."""
+    argv = ["curl", "--silent", "--max-time", "2", f"http://{METADATA}/"]
+    return lab.run(argv, user="daemon", check=False).returncode
+
+
+def test_metadata_are_read_although_a_route_prohibits_them() -> None:
+    """From the start, with every change that needs a confirmation, and after a restart."""
+    with Lab(replace(Spec.aws(interfaces=3, addresses=3), sysctl=UNFILTERED)) as lab:
+        assert ask(lab) == 0
+        lab.batch([LOCK])
+        assert ask(lab) != 0
+        lab.write_config(CONFIG)
+        lab.start("netagent")
+        lab.start("fetcher")
+        settle(lab)
+        assert all(lab.reachability().values())
+        lab.add_address(lab.nics[1].mac, "10.0.2.77")
+        assert refresh(lab) == "ok"
+        assert "10.0.2.77" in present(lab)
+        lab.restart("fetcher")
+        settle(lab)
+        assert ask(lab) != 0, "it is locked for others all the time"
+
+
+def test_route_that_prohibits_the_metadata_later_changes_nothing() -> None:
+    with running(replace(Spec.aws(interfaces=3, addresses=3), sysctl=UNFILTERED), "", "netagent", "fetcher") as lab:
+        before = present(lab)
+        lab.batch([LOCK])
+        assert refresh(lab) == "ok"
+        lab.add_address(lab.nics[1].mac, "10.0.2.77")
+        assert refresh(lab) == "ok"
+        assert present(lab) == before | {"10.0.2.77"}
+        assert status(lab)["last_error"] is None
+
+
+def test_known_reverse_path_filter_drops_the_answers() -> None:
+    """With rp_filter 1 or 2 the prohibit route is the way back: an error, and the network stays as it is."""
+    with running(Spec.aws(interfaces=3, addresses=3), "", "netagent", "fetcher") as lab:
+        before = present(lab)
+        lab.batch([LOCK])
+        assert refresh(lab) == "error"
+        assert "no answer in time" in status(lab)["last_error"]["message"]
+        assert present(lab) == before
+        lab.run(["sysctl", "-qw", *(f"net.ipv4.conf.{nic.name}.rp_filter=0" for nic in lab.nics)])
+        assert refresh(lab) == "ok"

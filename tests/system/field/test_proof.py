@@ -1,0 +1,38 @@
+"""What the metadata no longer name while its link is up is kept for a minute: clouds leave NICs out for seconds."""
+
+from __future__ import annotations
+
+import time
+
+from tests.lab import Spec
+from tests.system.job import present, refresh, running, settle, status
+
+
+def test_interfaces_that_are_left_out_for_seconds_lose_nothing() -> None:
+    """Azure: 200 OK with one of three NICs. After a minute of that they are gone, and others' connections live on."""
+    with running(Spec.cloud("azure", interfaces=3, addresses=3), "", "netagent", "fetcher") as lab:
+        missing = lab.nics[1:]
+        held = [lab.hold_connection(nic.addresses[1]) for nic in lab.nics]
+        lab.metadata.load(lab.nics[:1])
+        began = time.monotonic()
+        for _ in range(10):
+            assert refresh(lab) == "degraded"
+            assert set(lab.addresses) <= present(lab)
+            time.sleep(0.5)
+        message = status(lab)["last_error"]["message"]
+        assert all(nic.mac in message for nic in missing)
+        assert "no longer listed, but its link is up; removed in" in message
+        assert all(lab.reachability().values())
+        lab.metadata.load(lab.nics)
+        refresh(lab)
+        settle(lab)
+        assert all(each.alive() for each in held)
+
+        lab.metadata.load(lab.nics[:1])
+        began = time.monotonic()
+        assert refresh(lab) == "degraded"
+        gone = {address for nic in missing for address in nic.addresses}
+        lab.wait_for(lambda: not gone & present(lab), 80, "the interfaces to go")
+        assert time.monotonic() - began > 60
+        assert held[0].alive()
+        assert all(lab.reachability(lab.nics[0].addresses).values())

@@ -1,0 +1,61 @@
+"""GCP's alias ranges that belong to pods: given up at once when another link has an address in one."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import replace
+
+from tests.lab import Interface, Lab, Spec
+from tests.system.job import CONFIG, ip, ours, present, refresh, running, status
+
+RANGE, POD, BRIDGE = "10.4.0.0/24", "10.4.0.7", "10.4.0.1/24"
+SPEC = Spec((Interface("10.0.1.0/24", 1, prefixes=(RANGE,)), Interface("10.0.2.0/24", 1)), provider="gcp")
+
+
+def local(lab: Lab) -> list[str]:
+    """Our routes of type local."""
+    return [route["dst"] for route in ours(lab, "route-4") if route["table"] == "local"]
+
+
+def given_up(lab: Lab) -> bool:
+    return local(lab) == [] and status(lab)["state"] == "degraded"
+
+
+def check(lab: Lab) -> None:
+    """The pods have the range: the state says so with both keys, and either makes it ok."""
+    nic = lab.nics[0]
+    lab.wait_for(lambda: given_up(lab), 10, "the range to be given up")
+    assert refresh(lab) == "degraded"
+    message = status(lab)["last_error"]["message"]
+    assert f"{RANGE} of {nic.name}: cbr0 has 10.4.0.1" in message
+    assert '[Network] Prefixes="ignore"' in message
+    assert f'ExcludeAddresses="{RANGE}"' in message
+    assert ip(lab, "route", "get", POD)[0]["dev"] == "cbr0"
+    assert all(lab.reachability().values())
+    for key in ('Prefixes = "ignore"', f'ExcludeAddresses = "{RANGE}"'):
+        lab.write_config(f"[Network]\n{key}\n{CONFIG}")
+        lab.kill("fetcher", signal.SIGHUP)
+        lab.wait_for(lambda: status(lab)["state"] == "ok", 10, f"{key} to help")
+        lab.write_config(CONFIG)
+        lab.kill("fetcher", signal.SIGHUP)
+        lab.wait_for(lambda: status(lab)["state"] == "degraded", 10, "the report again")
+    lab.batch(["link delete cbr0"])
+    lab.wait_for(lambda: local(lab) == [RANGE], 10, "the range")
+    lab.wait_for(lambda: status(lab)["state"] == "ok", 10, "the fetcher to be content")
+
+
+def test_range_is_given_up_when_pods_come_after_us() -> None:
+    with running(SPEC, "", "netagent", "fetcher") as lab:
+        assert local(lab) == [RANGE]
+        lab.batch(["link add cbr0 type bridge", f"address add {BRIDGE} dev cbr0", "link set cbr0 up"])
+        check(lab)
+
+
+def test_range_of_pods_that_were_there_first_is_left_to_them() -> None:
+    with Lab(replace(SPEC)) as lab:
+        lab.batch(["link add cbr0 type bridge", f"address add {BRIDGE} dev cbr0", "link set cbr0 up"])
+        lab.write_config(CONFIG)
+        lab.start("netagent")
+        lab.start("fetcher")
+        lab.wait_for(lambda: set(lab.addresses) <= present(lab), 10, "the addresses")
+        check(lab)

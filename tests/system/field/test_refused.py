@@ -1,0 +1,162 @@
+"""What the kernel cannot do is left out, named with its cause, and stops nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab import Interface, Lab, Spec
+from tests.lab.nic import Nic
+from tests.system.job import CONFIG as JOB_CONFIG
+from tests.system.job import audit, ip, is_settled, ours, present, refresh, running, settle, status
+
+SIX = tuple(Interface(f"10.0.{n}.0/24", 3, ipv6=(f"fd00:{n}::a", f"fd00:{n}::b")) for n in (1, 2, 3))
+CONFIG = '[Netagent]\nAllowKinds = "veth macvlan"\n'
+
+
+def sysctl(lab: Lab, link: str, key: str, value: int) -> None:
+    lab.run(["sysctl", "-qw", f"net.ipv6.conf.{link}.{key}={value}"])
+
+
+def start(lab: Lab, config: str = JOB_CONFIG) -> None:
+    lab.write_config(config)
+    lab.start("netagent")
+    lab.start("fetcher")
+
+
+def rolled_back(lab: Lab) -> list[object]:
+    return [line for line in audit(lab) if line["verdict"] not in ("applied", "confirmed")]
+
+
+def test_disabled_ipv6_stops_no_ipv4() -> None:
+    """By sysctl for all links, before the start. The cause is named once for each link, and passes when it does."""
+    with Lab(Spec(SIX)) as lab:
+        sysctl(lab, "all", "disable_ipv6", 1)
+        start(lab)
+        lab.wait_for(lambda: set(lab.addresses) <= present(lab), 10, "the IPv4 addresses")
+        assert refresh(lab) == "degraded"
+        assert all(lab.reachability(lab.addresses).values())
+        message = status(lab)["last_error"]["message"]
+        for nic in lab.nics:
+            assert f"{nic.name}: IPv6 is disabled on this link" in message
+            assert f"net.ipv6.conf.{nic.name}.disable_ipv6=0" in message
+        assert rolled_back(lab) == []
+        sysctl(lab, "all", "disable_ipv6", 0)
+        lab.wait_for(lambda: is_settled(lab), 20, "the IPv6 addresses")
+
+
+def test_ipv6_disabled_on_one_link_stops_no_other_link() -> None:
+    with running(Spec(SIX), "", "netagent", "fetcher") as lab:
+        off, other = lab.nics[2], lab.nics[1]
+        sysctl(lab, off.name, "disable_ipv6", 1)
+        lab.wait_for(lambda: "disable_ipv6=0" in str(status(lab)["last_error"]), 10, "the cause")
+        lab.add_address(other.mac, "10.0.2.77")
+        lab.add_address(off.mac, "10.0.3.77")
+        assert refresh(lab) == "degraded"
+        assert {"10.0.2.77", "10.0.3.77", *other.ipv6} <= present(lab)
+        assert all(lab.reachability([*lab.addresses, *other.ipv6]).values())
+        assert rolled_back(lab) == []
+
+
+@pytest.fixture
+def upon() -> Iterator[Lab]:
+    """GCP gives the MTU. An interface's MAC is that of a macvlan on a link that is down: neither up nor MTU work."""
+    with Lab(Spec.cloud("gcp", interfaces=3, addresses=1)) as lab:
+        nic = lab.nics[1]
+        lower = [
+            f"link set {nic.name} name lower0",
+            "link set lower0 address 02:aa:bb:cc:dd:02",
+            "link set lower0 mtu 1400",
+            f"link add link lower0 name {nic.name} address {nic.mac} type macvlan mode bridge",
+        ]
+        lab.batch(lower)
+        start(lab, CONFIG)
+        yield lab
+
+
+def test_link_that_cannot_come_up_or_have_its_mtu_stops_no_other(upon: Lab) -> None:
+    lab, nic = upon, upon.nics[1]
+    others = [each for each in lab.nics if each is not nic]
+    lab.wait_for(lambda: {*others[0].addresses, *others[1].addresses} <= present(lab), 10, "the others' addresses")
+    lab.wait_for(lambda: status(lab).get("state") == "degraded", 10, "the report")
+    message = str(status(lab)["last_error"]["message"])
+    assert nic.name in message
+    assert "the kernel refuses it" in message
+    assert all(lab.reachability([address for each in others for address in each.addresses]).values())
+    lab.batch(["link set lower0 up"])  # no event of the upper link says so: it is tried again by itself
+    lab.wait_for(lambda: set(nic.addresses) <= present(lab), 30, "the link to come up")
+    assert refresh(lab) == "degraded"
+    assert f"MTU {lab_mtu(lab, others[0])} of {nic.name}: the kernel refuses it: Invalid argument" in str(
+        status(lab)["last_error"]["message"]
+    )
+    lab.batch([f"link set lower0 mtu {lab_mtu(lab, others[0])}"])
+    lab.wait_for(lambda: status(lab)["state"] == "ok", 60, "the MTU")
+    assert lab_mtu(lab, nic) == lab_mtu(lab, others[0])
+
+
+def lab_mtu(lab: Lab, nic: Nic) -> int:
+    return next(int(link["mtu"]) for link in ip(lab, "link") if link["ifname"] == nic.name)
+
+
+# IPv6 forwarding
+
+
+@pytest.fixture
+def six() -> Iterator[Lab]:
+    with running(Spec.cloud("aws", interfaces=3, addresses=2, ipv6=2), "", "netagent", "fetcher") as made:
+        made.wait_for(lambda: all(made.reachability().values()), 15, "every link's router")
+        yield made
+
+
+def defaults(lab: Lab) -> list[str]:
+    return sorted(
+        f"{route['dev']} {route.get('gateway')}" for route in ours(lab, "route-6") if route["dst"] == "default"
+    )
+
+
+def test_forwarding_leaves_the_routes_that_work_and_names_the_cause(six: Lab) -> None:
+    """As Docker and k3s switch it on: the kernel purges its routes of routers' advertisements, and hears no more."""
+    lab, before = six, defaults(six)
+    held = lab.hold_connection(lab.nics[1].ipv6[1])
+    sysctl(lab, "all", "forwarding", 1)
+    lab.wait_for(lambda: status(lab)["state"] == "degraded", 10, "the cause")
+    assert refresh(lab) == "degraded"
+    assert defaults(lab) == before
+    message = str(status(lab)["last_error"]["message"])
+    for nic in lab.nics:
+        key = f"net.ipv6.conf.{nic.name}"
+        assert f"{key}.forwarding=1 with accept_ra=1" in message
+        assert f"set {key}.accept_ra=2" in message
+    assert held.alive()
+    assert all(lab.reachability().values())
+    for nic in lab.nics:
+        sysctl(lab, nic.name, "accept_ra", 2)
+        lab.fabric.advertise(nic.subnet)
+    settle(lab)
+    assert defaults(lab) == before
+    assert all(lab.reachability().values())
+
+
+def test_forwarding_with_accept_ra_2_changes_nothing(six: Lab) -> None:
+    lab, before = six, defaults(six)
+    for nic in lab.nics:
+        sysctl(lab, nic.name, "accept_ra", 2)
+    sysctl(lab, "all", "forwarding", 1)
+    assert refresh(lab) == "ok"
+    assert defaults(lab) == before
+    assert all(lab.reachability().values())
+
+
+def test_start_after_forwarding_was_switched_on_finds_the_router_among_the_neighbours() -> None:
+    with Lab(Spec.cloud("aws", interfaces=3, addresses=2, ipv6=2)) as lab:
+        lab.batch([f"link set {nic.name} up" for nic in lab.nics])
+        learned = ["ip", "-6", "route", "show", "default", "proto", "ra"]
+        lab.wait_for(lambda: lab.run(learned).stdout.count("fe80::1") == 3, message="every link's router")
+        sysctl(lab, "all", "forwarding", 1)
+        assert lab.run(learned).stdout == ""
+        start(lab)
+        lab.wait_for(lambda: set(lab.addresses6) <= present(lab), 15, "the addresses")
+        lab.wait_for(lambda: all(lab.reachability().values()), 15, "every address to answer")
+        assert refresh(lab) == "degraded"
+        assert "accept_ra=2" in str(status(lab)["last_error"]["message"])
