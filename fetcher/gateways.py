@@ -45,16 +45,27 @@ def new_gateways(plan: Plan, actual: Actual) -> set[GatewayUse]:
 
 
 def unresolved(gateways: Iterable[GatewayUse], wanted: Iterable[Address], actual: Actual) -> set[GatewayUse]:
-    """Return those of new gateways that do not resolve. One whose link has no address to ask from is not judged.
+    """Return those of new gateways that do not resolve. One that cannot be asked is not judged.
 
-    The source is one of the `wanted` addresses: the cloud drops packets from one that it has taken away.
+    It cannot be asked if its link has no address to ask from, or where IPAddressDeny= drops what is sent to it: a
+    datagram to the metadata server passes, but goes by the gateway only once there is a route. The source is one of
+    the `wanted` addresses: the cloud drops packets from one that it has taken away.
     """
     there = [each for each in wanted if (each.ifindex, each.address) in actual.addresses]
     sources = {(each.ifindex, each.address.version) for each in there}
     up = {link.ifindex for link in actual.links if link.up}
     asked = {each for each in gateways if each.ifindex in up and (each.ifindex, each.address.version) in sources}
     names = {link.ifindex: link.name for link in actual.links}
+    asked = {each for each in asked if _can_be_asked(each, names[each.ifindex], there)}
     return asked - resolving(asked, names, there, PROBE_SECONDS)
+
+
+def _can_be_asked(gateway: GatewayUse, link: str, addresses: Sequence[Address]) -> bool:
+    """Return True if a datagram to the gateway itself leaves this process."""
+    own = [
+        each for each in addresses if (each.ifindex, each.address.version) == (gateway.ifindex, gateway.address.version)
+    ]
+    return _send(gateway, link, _source(gateway, own), by_metadata=False)
 
 
 class GatewayCheck:
@@ -128,8 +139,11 @@ def _source(gateway: GatewayUse, own: Sequence[Address]) -> IPAddress | None:
     return next(near, own[0]).address
 
 
-def _send(gateway: GatewayUse, link: str, source: IPAddress | None) -> bool:
-    """Send a datagram that ends at the next hop. Return False if the kernel does not take it."""
+def _send(gateway: GatewayUse, link: str, source: IPAddress | None, *, by_metadata: bool = True) -> bool:
+    """Send a datagram that ends at the next hop. Return False if the kernel does not take it.
+
+    `by_metadata`: try the metadata server's address if the gateway's own is denied.
+    """
     link_local = gateway.address.is_link_local
     if source is None and not link_local:
         return False
@@ -148,6 +162,8 @@ def _send(gateway: GatewayUse, link: str, source: IPAddress | None) -> bool:
             try:
                 sender.sendto(b"", target if six else target[:2])
             except PermissionError:
+                if not by_metadata:
+                    return False
                 if sender.getsockname()[0] != str(source):
                     sender.bind((str(source), 0))  # or the source would be an address of another link
                 sender.sendto(b"", (_ALLOWED_TARGET[gateway.address.version], _DISCARD))

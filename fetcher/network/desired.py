@@ -345,10 +345,10 @@ def _ignored_routers(interface: Interface, link: Link, host: Host) -> Iterator[W
 
 
 def _replaced_gateways(routes: Iterable[Route], link: Link, host: Host) -> Iterator[str]:
-    """Yield a notice for each gateway that netagent refuses while the link's default route has another one."""
+    """Yield a notice for each IPv6 gateway that netagent refuses while the link has that of a router advertisement."""
     used = {route.destination.version: route.gateway for route in routes if route.destination.prefixlen == 0}
     for rejected, rejection in host.rejections.items():
-        if not isinstance(rejected, GatewayUse) or rejected.ifindex != link.ifindex:
+        if not isinstance(rejected, GatewayUse) or rejected.ifindex != link.ifindex or rejected.address.version == 4:
             continue
         gateway = used.get(rejected.address.version)
         if gateway is not None and rejection.cause is Cause.POLICY:
@@ -358,7 +358,7 @@ def _replaced_gateways(routes: Iterable[Route], link: Link, host: Host) -> Itera
 def _reported(wanted: Iterable[Object], link: Link, host: Host) -> Iterator[Withheld]:
     """Yield a report for each rejection of this link's routes, rules and gateways that follows from no other one."""
     kept, table = set(wanted), host.table(link)
-    defaults = {each.destination.version for each in kept if isinstance(each, Route) and not each.destination.prefixlen}
+    has_router = any(isinstance(each, Route) and each.destination == EVERYTHING[6] for each in kept)
     for rejected, rejection in host.rejections.items():
         if rejection.dependent or rejection.cause is Cause.CONFLICT or rejected in kept:
             continue
@@ -371,6 +371,6 @@ def _reported(wanted: Iterable[Object], link: Link, host: Host) -> Iterator[With
             selector = f"{selector} fwmark {rejected.mark:#x}/{rejected.mask:#x}" if rejected.mark else selector
             yield Withheld(f"rule {rejected.priority} from {selector} of {link.name}: {rejection.reason}", waiting)
         elif isinstance(rejected, GatewayUse) and rejected.ifindex == link.ifindex:
-            if rejection.cause is Cause.POLICY and rejected.address.version in defaults:
-                continue  # a notice: the link has another gateway
+            if rejection.cause is Cause.POLICY and rejected.address.version == 6 and has_router:
+                continue  # a notice: the link has the gateway of a router advertisement
             yield Withheld(f"gateway {rejected.address} of {link.name}: {rejection.reason}")

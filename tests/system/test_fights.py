@@ -73,7 +73,7 @@ def test_a_fight_backs_off_is_named_and_disturbs_nothing_else(lab: Lab, kind: st
         ]
         assert tries[-1] - tries[-2] > 1.4, "the pauses grow"
         assert status(lab)["state"] == "degraded"
-        assert "reverted by another program" in cnctl(lab, "status").stdout
+        assert "another program reverted it" in " ".join(cnctl(lab, "status").stdout.split())
         assert "reverted by another program" in str(errors(lab))
     settle_after_fight(lab)
     assert ours(lab, "rule-4")

@@ -161,7 +161,7 @@ class MachineChecks:
         log, before = guest.run("cat", AUDIT), normal(ours(guest))
         with netem(guest, "loss 100%"):
             guest.run("cnctl", "refresh", check=False, timeout=120)
-            assert "nothing is removed" in guest.run("cnctl", "status", check=False)
+            assert "nothing is removed" in unwrapped(guest.run("cnctl", "status", check=False))
             assert normal(ours(guest)) == before
         guest.wait_for(lambda: "ok:" in guest.run("cnctl", "status", check=False), message="peace")
         made = changes(guest, log)
@@ -173,14 +173,19 @@ def refused(guest: Guest, nic: Nic) -> None:
     """Neither the fetcher nor netagent, when root asks it, makes anything of the VLAN; both say which key would."""
     key = f'{VLAN_LINK} has that MAC and is of kind vlan, which needs [Netagent] AllowKinds="vlan"'
     guest.wait_for(lambda: key in guest.journal(), message="the fetcher to name the key")
-    assert key in guest.run("cnctl", "status", check=False)
-    assert "notices of cnctl status say why" in guest.run("cnctl", "doctor", nic.addresses[0], check=False)
+    assert key in unwrapped(guest.run("cnctl", "status", check=False))
+    assert "notices of cnctl status say why" in unwrapped(guest.run("cnctl", "doctor", nic.addresses[0], check=False))
     index = guest.run("cat", f"/sys/class/net/{VLAN_LINK}/ifindex").strip()
     said = guest.run("python3", "-IS", "-c", ASK, index, nic.addresses[0])
     assert said.startswith("refused"), said
     assert "kind vlan" in said
     assert "AllowKinds" in said
     assert guest.run("ip", "-o", "address", "show", "dev", VLAN_LINK, "scope", "global") == ""
+
+
+def unwrapped(text: str) -> str:
+    """Text that was wrapped for a terminal, on one line."""
+    return " ".join(text.split())
 
 
 def astray(guest: Guest) -> list[Lost]:
