@@ -87,6 +87,11 @@ class Container:
         lab.run(["nft", "-f", "-"], stdin=RULES)
         self._server = self.room.popen(python("serve", PORT))
         assert Lines(self._server.stdout).next(10) == "ready"
+        lab.wait_for(self._is_reachable, message="the container to be reachable by the host, by IPv6, too")
+
+    def _is_reachable(self) -> bool:
+        pairs = json.dumps([["tcp", address] for address in CONTAINER])
+        return bool(all(json.loads(self._lab.run(python("ask", 2, PORT), stdin=pairs).stdout)))
 
     def hold(self, client: Room, address: str) -> Connection:
         """A connection to the published port that stays open."""

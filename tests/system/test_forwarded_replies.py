@@ -177,10 +177,10 @@ def test_connections_survive_restart_and_replacement_of_the_table(lab: Lab, cont
 def test_a_flushed_ruleset_is_repaired_without_being_asked(lab: Lab) -> None:
     before = lab.run(["nft", "-s", "list", "ruleset"]).stdout
     lab.run(["nft", "flush", "ruleset"])
-    lab.wait_for(lambda: "replies" in table(lab), 15, "the table to be made again")
+    lab.wait_for(lambda: "replies" in table(lab), 30, "the table to be made again")
     lab.run(["nft", "-f", "-"], stdin=before.replace(table(lab), ""))
     lab.run(["nft", "flush", "chain", "inet", "cloud_network", "replies"])  # a part of it is missing
-    lab.wait_for(lambda: "meta mark set" in table(lab).partition("chain prerouting")[0], 15, "the chain to be filled")
+    lab.wait_for(lambda: "meta mark set" in table(lab).partition("chain prerouting")[0], 30, "the chain to be filled")
     assert count(answered(lab, "tcp", lab.addresses)) == "25 of 25"
 
 
@@ -256,7 +256,7 @@ def test_off_removes_the_table_and_the_rules(lab: Lab) -> None:
     assert audit(lab)[-1]["seq"] > 0
     assert [line for line in audit(lab) if line["request"] == "settings"], "netagent says that it has removed the table"
     lab.restart("netagent")
-    assert refresh(lab) == "ok"
+    lab.wait_for(lambda: state_of(lab) == "ok")
     assert table(lab) == ""
     found = doctor(lab, f"{lab.nics[1].addresses[1]}:{PUBLISHED}")
     assert found["broken"] == "published"
