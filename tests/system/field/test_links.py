@@ -122,6 +122,8 @@ def test_link_in_another_namespace_is_a_notice_and_exclude_by_mac_silences_it(la
     held = lab.hold_connection(lab.nics[2].addresses[1])
     name = nic.name
     pod = lab.run(["sh", "-c", "unshare -n sleep 120 >/dev/null 2>&1 & echo $!"]).stdout.strip()
+    here = lab.run(["readlink", "/proc/self/ns/net"]).stdout
+    lab.wait_for(lambda: lab.run(["readlink", f"/proc/{pod}/ns/net"]).stdout != here, 10, "the pod's namespace")
     lab.run(["ip", "link", "set", name, "netns", pod])
     lab.wait_for(lambda: status(lab)["unknown_macs"] == [nic.mac], 10, "the fetcher to miss the link")
     assert f'Exclude="{nic.mac}"' in str(status(lab)["notices"])
