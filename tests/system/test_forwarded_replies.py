@@ -180,7 +180,7 @@ def test_a_flushed_ruleset_is_repaired_without_being_asked(lab: Lab) -> None:
     lab.wait_for(lambda: "replies" in table(lab), 30, "the table to be made again")
     lab.run(["nft", "-f", "-"], stdin=before.replace(table(lab), ""))
     lab.run(["nft", "flush", "chain", "inet", "cloud_network", "replies"])  # a part of it is missing
-    lab.wait_for(lambda: "meta mark set" in table(lab).partition("chain prerouting")[0], 30, "the chain to be filled")
+    lab.wait_for(lambda: "meta mark set" in table(lab).partition("chain published")[0], 30, "the chain to be filled")
     assert count(answered(lab, "tcp", lab.addresses)) == "25 of 25"
 
 
