@@ -52,6 +52,7 @@ PARTS = (
     Part("drift", "drift and hot-plug", 150),
     Part("memory", "memory of the three daemons", 90, ("--rounds", "5", "--seconds", "4")),
     Part("datapath", "what the rules cost a packet", 60),
+    Part("marks", "what ForwardedReplies=mark costs a packet", 60),
     Part("rest", "the REST server beside a Flask hello", 40, ("2",)),
 )
 

@@ -18,7 +18,15 @@ from typing import Any
 from cloud_network.fetcher.network.plan import COMMON, Plan, is_removal, link_of
 from cloud_network.fetcher.network.rules import Interval, IntervalIndex
 from cloud_network.netagent import protocol
-from cloud_network.netagent.operations import AddressAdd, AddressRemove, Operation, RuleAdd, RuleRemove
+from cloud_network.netagent.operations import (
+    AddressAdd,
+    AddressRemove,
+    ForwardedReplies,
+    LinkMark,
+    Operation,
+    RuleAdd,
+    RuleRemove,
+)
 from cloud_network.netagent.protocol import (
     MAX_FRAME,
     MAX_OPS,
@@ -33,6 +41,8 @@ from cloud_network.netagent.protocol import (
     Refused,
     Request,
     Rollback,
+    Status,
+    StatusAnswer,
     Verdict,
 )
 
@@ -101,6 +111,14 @@ class Netagent:
     def close(self) -> None:
         """Hang up. netagent rolls back what was applied and not confirmed."""
         self._socket.close()
+
+    def marks(self) -> tuple[LinkMark, ...] | None:
+        """Return the marks of netagent's nftables table: nothing if it is not whole, None if it makes none."""
+        answer = self._ask(Status())
+        try:
+            return StatusAnswer.from_wire(answer).marks
+        except (KeyError, Malformed) as error:
+            raise NetagentError(f"netagent's answer has no status: {error}") from None
 
     def check(self, ops: Plan) -> CheckAnswer:
         """Return what `apply` would refuse of at most MAX_OPS operations."""
@@ -213,7 +231,8 @@ def components(
     """Split a plan by link, in the order of the `role` of each part's links.
 
     Links between which an address moves, or whose rules depend on each other's addresses, stay together. Rules of no
-    link are added with the first part and removed with the last.
+    link are added with the first part and removed with the last. The table of marks comes before everything, or, where
+    the plan has it after the removal of rules, last.
     """
     links = dict.fromkeys(link_of(op, table_base) for op in plan)
     links.pop(COMMON, None)
@@ -234,8 +253,12 @@ def components(
     if not parts:
         return [tuple(common)] if common else []
     split = sorted(parts.values(), key=lambda part: role({link_of(op, table_base) for op in part}))
-    split[0] = _with_common(split[0], [op for op in common if not is_removal(op)])
-    split[-1] += [op for op in common if is_removal(op)]
+    removed = next((at for at, op in enumerate(plan) if isinstance(op, RuleRemove)), len(plan))
+    last_table = [op for op in plan[removed:] if isinstance(op, ForwardedReplies)]
+    first_table = [op for op in plan[:removed] if isinstance(op, ForwardedReplies)]
+    rules = [op for op in common if not isinstance(op, ForwardedReplies)]
+    split[0] = [*first_table, *_with_common(split[0], [op for op in rules if not is_removal(op)])]
+    split[-1] += [*(op for op in rules if is_removal(op)), *last_table]
     return [tuple(part) for part in split]
 
 
@@ -254,7 +277,7 @@ def _coupled(plan: Plan, table_base: int) -> Iterable[tuple[int, int]]:
     for change in changes:
         yield from ((change.link, each.link) for each in index.overlapping(change) if each.link != change.link)
     for op in plan:
-        if isinstance(op, RuleAdd | RuleRemove) and op.local:
+        if isinstance(op, RuleAdd | RuleRemove) and op.local and not op.mark:
             link = link_of(op, table_base)
             near = index.overlapping(Interval.of_network(op.selector))
             yield from ((link, each.link) for each in near if each.link != link)

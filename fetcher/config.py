@@ -208,7 +208,7 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "ExcludeAddresses": Key("exclude_addresses", values.networks, _NETWORKS),
         "Prefixes": _one_of("prefixes", Prefixes),
         "ForwardedReplies": _one_of("forwarded_replies", ForwardedReplies),
-        "MarkMask": Key("mark_mask", values.mask, "a 32-bit mask of adjacent bits, such as 0x7f"),
+        "MarkMask": Key("mark_mask", values.mask, "a 32-bit mask of at least two adjacent bits, such as 0x7f"),
         "Purge": _one_of("purge", Purge),
         "ConfirmTimeout": Key("confirm_timeout", values.seconds_between(1, 600), '1s to 10m, such as "30s"'),
     },

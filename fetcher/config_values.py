@@ -77,7 +77,7 @@ def integer_between(low: int, high: int) -> Callable[[str], int]:
 
 
 def mask(text: str) -> int:
-    """Return a 32-bit mask whose bits are adjacent, from hexadecimal or decimal."""
+    """Return a 32-bit mask of at least two adjacent bits, from hexadecimal or decimal."""
     if not re.fullmatch(r"0x[0-9A-Fa-f]{1,8}|[0-9]{1,10}", text):
         raise ValueError("not a mask")
     bits = int(text, 16 if text.startswith("0x") else 10)
@@ -86,6 +86,8 @@ def mask(text: str) -> int:
     run = bits // (bits & -bits)  # shifted down to bit 0
     if run & (run + 1):
         raise ValueError("its bits are not adjacent")
+    if run == 1:
+        raise ValueError("a mask of one bit; the highest bit is for arriving packets, the others number the links")
     return bits
 
 

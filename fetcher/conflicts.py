@@ -14,6 +14,7 @@ from cloud_network.fetcher.status import ConflictStatus, rfc3339
 from cloud_network.netagent.operations import (
     AddressAdd,
     AddressRemove,
+    ForwardedReplies,
     LinkMtu,
     LinkUp,
     Operation,
@@ -127,7 +128,9 @@ def _place(op: Operation) -> Hashable:
         case RouteReplace() | RouteRemove():
             return "route", op.table, op.destination
         case RuleAdd() | RuleRemove():
-            return "rule", op.priority, op.selector, op.to, op.table, op.suppress
+            return "rule", op.priority, op.selector, op.to, op.table, op.suppress, op.mark
+        case ForwardedReplies():
+            return (op.NAME,)
 
 
 def _holder(op: Operation, actual: Actual) -> str | None:

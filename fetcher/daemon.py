@@ -329,12 +329,10 @@ class Daemon:
 
 
 def configure(config: Config, provider: Provider) -> None:
-    """Hand the configuration to the metadata client, and warn of keys that have no effect yet."""
+    """Hand the configuration to the metadata client."""
     provider.client.kinds = config.allow_kinds
     for notice in config.notices:
         logger.warning("%s", notice)
-    if config.forwarded_replies is not configuration.ForwardedReplies.OFF:
-        logger.warning('ForwardedReplies="%s" has no effect in this version', config.forwarded_replies.value)
 
 
 async def _attempt(step: Callable[[], Awaitable[Result]]) -> Result | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from cloud_network.fetcher.apply import LinkRole, Netagent, NetagentError, Outcome, components, transact
-from cloud_network.fetcher.config import Config
+from cloud_network.fetcher.config import Config, ForwardedReplies
 from cloud_network.fetcher.confirm import SILENT, Confirmation, lessons_of, refusals_of
 from cloud_network.fetcher.conflicts import ConflictTracker
 from cloud_network.fetcher.gateways import new_gateways, unresolved
@@ -22,6 +22,7 @@ from cloud_network.fetcher.metadata.model import Instance, MetadataError
 from cloud_network.fetcher.metadata.reading import Reading, RemovalProof
 from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.network.desired import desired
+from cloud_network.fetcher.network.marks import reverse_path
 from cloud_network.fetcher.network.matching import managed, match_links, with_leases, without_absent_vlans
 from cloud_network.fetcher.network.objects import (
     Actual,
@@ -43,6 +44,7 @@ from cloud_network.fetcher.rejections import LinkHolds, PlanRetry, RejectionTabl
 from cloud_network.fetcher.reporting import Attempt, Comparison, Condition, PassReport, PlanAnswer, Snapshot, first_of
 from cloud_network.fetcher.schedule import NETAGENT_RETRY
 from cloud_network.netagent import protocol
+from cloud_network.netagent.operations import LinkMark
 from cloud_network.netagent.protocol import MAX_OPS, Verdict
 
 logger = logging.getLogger(__name__)
@@ -98,6 +100,8 @@ class Reconciler:
         self._agreed: tuple[Instance, Config] | None = None  # what the kernel last agreed with
         self._flushed = False
         self._server_ok = False  # the last read of the metadata succeeded
+        self._marks: tuple[LinkMark, ...] | None = None  # of netagent's nftables table, when it was asked last
+        self._marks_unknown: str | None = None  # the reason why it could not be asked
 
     # What the daemon asks for
 
@@ -174,9 +178,28 @@ class Reconciler:
 
     # Comparing
 
-    def _compare_again(self, here: Comparison) -> Comparison:
+    def _read(self, metadata: Instance, agent: Netagent | None = None) -> Actual:
+        """Read the kernel, and ask netagent for what only it can read. Raises KernelError."""
+        presence, macs = self._memory.presence, {each.mac for each in metadata.interfaces}
+        finished = presence.finished()
+        actual = presence.observe(kernel.read(), macs, finished)
+        if self._config.forwarded_replies is ForwardedReplies.OFF:
+            return actual
+        self._marks_unknown = None
+        try:
+            self._marks = self._ask_marks() if agent is None else agent.marks()
+        except NetagentError as error:
+            self._marks_unknown = str(error)
+        filters = {link.ifindex: reverse_path(link.name) for link in actual.links}
+        return replace(actual, marks=self._marks, reverse_path=filters)
+
+    def _ask_marks(self) -> tuple[LinkMark, ...] | None:
+        with Netagent(self._socket) as agent:
+            return agent.marks()
+
+    def _compare_again(self, here: Comparison, agent: Netagent | None = None) -> Comparison:
         """Read the kernel after our own changes, which do not lift refusals, and compare. Raises KernelError."""
-        snapshot = self._snapshot(here.snapshot.metadata, self._read(here.snapshot.metadata))
+        snapshot = self._snapshot(here.snapshot.metadata, self._read(here.snapshot.metadata, agent))
         self._memory.rejections.settle(snapshot.actual)
         return self._plan(snapshot)
 
@@ -189,11 +212,6 @@ class Reconciler:
         snapshot = self._snapshot(metadata, actual)
         self._memory.rejections.update(snapshot.instance, self._config, actual, kernel_changed=kernel_changed)
         return self._plan(snapshot)
-
-    def _read(self, metadata: Instance) -> Actual:
-        presence, macs = self._memory.presence, {each.mac for each in metadata.interfaces}
-        finished = presence.finished()
-        return presence.observe(kernel.read(), macs, finished)
 
     def _snapshot(self, metadata: Instance, actual: Actual) -> Snapshot:
         matches = match_links(metadata, self._config, actual.links)
@@ -241,7 +259,7 @@ class Reconciler:
                     if checked:
                         logger.info("applying %s", summary(checked))
                     again = bool(checked) and self._apply_links(agent, here, checked, run)
-                    here = self._compare_again(here)
+                    here = self._compare_again(here, agent)
                     if not again:
                         break
         except NetagentError as error:
@@ -366,6 +384,8 @@ class Reconciler:
         elif texts:
             hint = "`cnctl refresh --retry` tries at once"
             condition = Condition("netagent", f"change rolled back: {first_of(texts)}; {hint}")
+        elif self._marks_unknown is not None:
+            condition = Condition("netagent", f"the table of ForwardedReplies= is unknown: {self._marks_unknown}")
         return PassReport(
             comparison=here,
             attempts=tuple(run.attempts),

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cloud_network.fetcher.config import Config
+from cloud_network.fetcher.config import Config, ForwardedReplies
 from cloud_network.fetcher.metadata.model import Instance
 from cloud_network.fetcher.network.objects import ARPHRD_ETHER, Actual
 from cloud_network.netagent.claims import is_excluded
@@ -23,6 +23,8 @@ READ_DEADLINE = 120.0
 """The longest read of the whole metadata, however many requests it takes."""
 NETAGENT_RETRY = 5.0
 """Until netagent is asked again after it could not be reached: a restart takes less."""
+MARKS_CHECK = 10.0
+"""Between two looks at netagent's nftables table: there are no events about it that the fetcher could read."""
 _FIRST_READ_RETRY, _LONGEST_READ_RETRY = 1.0, 60.0
 _PROOF = 0.4  # until the second read that a removal needs
 _SETTLE = 0.05  # a burst of kernel events is given so long to end
@@ -154,6 +156,8 @@ class Schedule:
 
     def compare_ended(self, retry_at: float) -> None:
         """Compare again at `retry_at` (infinity: when something happens), but not at once."""
+        if self._config.forwarded_replies is ForwardedReplies.MARK:
+            retry_at = min(retry_at, self._clock() + MARKS_CHECK)
         self._compare_timer = max(retry_at, self._compared_at + _PACE)
 
     def read_for_links(self, instance: Instance, actual: Actual) -> None:

@@ -1,6 +1,6 @@
 """Start of netagent: arguments, sockets, its user, and then the server.
 
-Under systemd the unit passes both sockets and has given up the privileges. Started by root without systemd, netagent
+Under systemd the unit passes the sockets and has given up the privileges. Started by root without systemd, netagent
 opens its sockets itself and becomes its user in this process; the interpreter must be isolated (python3 -I), so that
 nothing of root's environment, PYTHONPATH or sitecustomize is used.
 """
@@ -20,6 +20,7 @@ from . import sandbox, settings
 from .audit import Audit
 from .kernel import Kernel
 from .ledger import Ledger
+from .netfilter import Netfilter
 from .protocol import SOCKET
 from .sandbox import NAME, Account, SandboxError, say
 from .server import Server
@@ -27,6 +28,7 @@ from .server import Server
 FETCHER = "cloud-network"
 RUNTIME, LOGS = Path(SOCKET).parent, Path("/var/log/cloud-network")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+NETLINK_NETFILTER = 12  # linux/netlink.h
 FIRST_PASSED = 3  # SD_LISTEN_FDS_START
 IDLE_SECONDS = 60.0
 """Under systemd: without a client for so long, netagent ends; its socket unit starts it again for the next one."""
@@ -34,10 +36,11 @@ IDLE_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Sockets:
-    """The listening socket and the rtnetlink socket of the host's network namespace."""
+    """The listening socket, and the netlink sockets of the host's network namespace."""
 
     listener: socket.socket
     rtnetlink: socket.socket
+    netfilter: socket.socket | None  # the server closes it unless the configuration says ForwardedReplies="mark"
 
 
 def main() -> None:
@@ -95,7 +98,8 @@ def run(config: Path, idle: float) -> None:
     manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)  # none can be opened later
     os.chdir("/")
     sandbox.enter(account, [RUNTIME, LOGS])
-    kernel, ledger = Kernel(sockets.rtnetlink), Ledger(RUNTIME / "ledger")
+    netfilter = None if sockets.netfilter is None else Netfilter(sockets.netfilter)
+    kernel, ledger = Kernel(sockets.rtnetlink, netfilter), Ledger(RUNTIME / "ledger")
     server = Server(kernel, ledger, Audit(LOGS / "audit.log", dashed(boot)), config)
     server.start()
     notify_ready(manager)
@@ -125,9 +129,11 @@ def passed_sockets() -> Sockets | None:
     """Return the sockets that systemd passed (sd_listen_fds(3)), or None. Raises SandboxError if they are others."""
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return None
-    if os.environ.get("LISTEN_FDS") != "2":
-        raise SandboxError("systemd must pass two sockets, as in cloud-network-netagent.socket")
-    return Sockets(socket.socket(fileno=FIRST_PASSED), socket.socket(fileno=FIRST_PASSED + 1))
+    number = os.environ.get("LISTEN_FDS")
+    if number not in ("2", "3"):
+        raise SandboxError("systemd must pass three sockets, as in cloud-network-netagent.socket")
+    netfilter = socket.socket(fileno=FIRST_PASSED + 2) if number == "3" else None  # 2: the unit before an upgrade
+    return Sockets(socket.socket(fileno=FIRST_PASSED), socket.socket(fileno=FIRST_PASSED + 1), netfilter)
 
 
 def make_directory(path: Path, account: Account) -> None:
@@ -140,7 +146,7 @@ def make_directory(path: Path, account: Account) -> None:
 
 
 def open_sockets(path: Path, fetcher: Account) -> Sockets:
-    """Open what cloud-network-netagent.socket opens: ours, for the fetcher's group, and rtnetlink."""
+    """Open what cloud-network-netagent.socket opens: ours, for the fetcher's group, rtnetlink and nfnetlink."""
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -150,7 +156,11 @@ def open_sockets(path: Path, fetcher: Account) -> Sockets:
     if os.geteuid() == 0:
         os.chown(path, -1, fetcher.gid, follow_symlinks=False)
     listener.listen(128)
-    return Sockets(listener, socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE))
+    rtnetlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+    netfilter = None
+    with contextlib.suppress(OSError):  # EPROTONOSUPPORT: the kernel has no nfnetlink
+        netfilter = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+    return Sockets(listener, rtnetlink, netfilter)
 
 
 def dashed(boot: str) -> str:

@@ -44,6 +44,22 @@ CONVENTION_LENGTHS = {4: range(16, 31), 6: range(44, 65)}
 """Prefix lengths tried around an address for a gateway by convention."""
 
 
+# Marks of ForwardedReplies="mark".
+
+
+def arrival_bit(mask: int) -> int:
+    """Return the bit of MarkMask= that packets have which arrive by a link: its highest."""
+    return 1 << (mask.bit_length() - 1)
+
+
+def mark_bits(mask: int) -> int:
+    """Return the bits of MarkMask= that number the links: all others."""
+    return mask & ~arrival_bit(mask)
+
+
+# Networks.
+
+
 def overlap(one: IPNetwork, other: IPNetwork) -> bool:
     """Return True if the networks have an address in common."""
     return contains(one, other) or contains(other, one)

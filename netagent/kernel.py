@@ -6,10 +6,12 @@ import contextlib
 import select
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from errno import EOPNOTSUPP
 from typing import TypeVar
 
 from . import rtnetlink
-from .operations import IPAddress, Undo
+from .netfilter import Netfilter
+from .operations import ForwardedReplies, IPAddress, LinkMark, Undo
 from .rtnetlink import Address, Link, Packed, Received, Route, Rule
 
 SOL_NETLINK, NETLINK_NO_ENOBUFS, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK = 270, 5, 10, 12
@@ -26,10 +28,14 @@ class DumpError(OSError):
 
 
 class Kernel:
-    """The rtnetlink socket that netagent was started with: all that it has of the host's network namespace."""
+    """The sockets that netagent was started with: all that it has of the host's network namespace.
 
-    def __init__(self, sock: socket.socket) -> None:
+    `netfilter` is there only with ForwardedReplies="mark"; `mark_mask` is the operator's MarkMask=.
+    """
+
+    def __init__(self, sock: socket.socket, netfilter: Netfilter | None = None) -> None:
         self._socket, self._sequence = sock, 0
+        self.netfilter, self.mark_mask = netfilter, 0
         # The kernel has answered when send() returns. What is not there to be read then was lost, so a read never
         # has to wait, and ENOBUFS adds nothing.
         self._socket.setblocking(False)
@@ -67,6 +73,10 @@ class Kernel:
         header = rtnetlink.NDMSG.pack(socket.AF_INET6, 0, 0, 0, 0)
         found = self._dump(rtnetlink.RTM_GETNEIGH, header, rtnetlink.decode_router)
         return frozenset(each for each in found if each is not None)
+
+    def marks(self) -> tuple[LinkMark, ...] | None:
+        """Return the marks of the table `cloud_network`: nothing if it is not whole, None without the socket."""
+        return None if self.netfilter is None else self.netfilter.marks(self.mark_mask)
 
     def _dump(self, kind: int, header: bytes, decode: Callable[[bytes], Object]) -> list[Object]:
         """Return a whole dump; one that was interrupted (NLM_F_DUMP_INTR) or incomplete is started again."""
@@ -120,8 +130,7 @@ class Kernel:
         back everything that is not known to have failed.
         """
         results: list[int | None] = [None] * len(ops)
-        for start in range(0, len(ops), _BATCH):
-            part = ops[start : start + _BATCH]
+        for start, part in _batches(ops):
             with contextlib.suppress(OSError):  # what was not acknowledged stays None
                 self._change_batch(part, start, results)
             if stop and any(errno != 0 for errno in results[start : start + len(part)]):
@@ -130,6 +139,11 @@ class Kernel:
 
     def _change_batch(self, part: Sequence[Undo], start: int, results: list[int | None]) -> None:
         """Send one batch and put the errnos into `results`."""
+        if isinstance(part[0], ForwardedReplies):
+            netfilter = self.netfilter
+            done = EOPNOTSUPP if netfilter is None else netfilter.replace(part[0].marks, self.mark_mask)
+            results[start] = done
+            return
         first = self._sequence + 1
         self._sequence += len(part)
         batch = []
@@ -143,3 +157,19 @@ class Kernel:
             for each in rtnetlink.messages(self._receive()):
                 if first <= each.sequence <= self._sequence and each.kind == rtnetlink.NLMSG_ERROR:
                     results[start + each.sequence - first] = each.errno
+
+
+def _batches(ops: Sequence[Undo]) -> Iterator[tuple[int, Sequence[Undo]]]:
+    """Yield parts of `ops` with their positions: at most _BATCH for rtnetlink, or one for nfnetlink."""
+    start = 0
+    for at, op in enumerate(ops):
+        if isinstance(op, ForwardedReplies):
+            if start < at:
+                yield start, ops[start:at]
+            yield at, ops[at : at + 1]
+            start = at + 1
+        elif at - start == _BATCH - 1:
+            yield start, ops[start : at + 1]
+            start = at + 1
+    if start < len(ops):
+        yield start, ops[start:]

@@ -2,7 +2,7 @@
 
 Routes, rules and (from Linux 5.18) addresses carry our protocol number, so the kernel itself remembers those. The file
 lies in the runtime directory, which goes at a reboot, exactly when the addresses go. It is one msgpack array; files
-of wire version 2 have no gateways.
+of wire version 2 have no gateways, and those of wire version 3 do not say whether there is an nftables table of ours.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Entry:
     undo: tuple[Undo, ...] = ()  # in the order in which to do it
     owned: Owned = frozenset()
     gateways: tuple[IPAddress, ...] = ()  # that our routes had, the latest last
+    table: bool = False  # the nftables table `cloud_network` was made since boot, and may be there
 
 
 class Ledger:
@@ -58,7 +59,8 @@ class Ledger:
 def _encode(entry: Entry) -> bytes:
     owned = [(link, ip.packed) for link, ip in sorted(entry.owned, key=lambda each: (each[0], each[1].packed))]
     undo = [op.to_wire() for op in entry.undo]
-    packed: bytes = msgpack.packb((entry.request, undo, owned, [ip.packed for ip in entry.gateways]))
+    gateways = [ip.packed for ip in entry.gateways]
+    packed: bytes = msgpack.packb((entry.request, undo, owned, gateways, entry.table))
     return packed
 
 
@@ -72,4 +74,5 @@ def _decode(content: bytes) -> Entry:
         undo=tuple(map(undo_from_wire, undo)),
         owned=frozenset((int(link), ip_address(packed)) for link, packed in owned),
         gateways=tuple(map(ip_address, gateways)),
+        table=len(rest) > 1 and rest[1] is True,
     )

@@ -25,6 +25,8 @@ BAND = 30
 MIN_MTU, MAX_MTU = 576, 65535
 MAX_INDEX = 2**31 - 1
 MAX_PRIORITY = 32765
+MAX_MARK = 2**32 - 1
+MAX_MARKED_LINKS = 64
 EVERYTHING: Mapping[int, IPNetwork] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
 
 
@@ -56,6 +58,13 @@ class Fields:
         if not low <= value <= high:
             raise Malformed(f"{self._where}.{key}: {value} is not in {low}..{high}")
         return value
+
+    def maps(self, key: str, most: int) -> list[Fields]:
+        """Return a list of at most so many maps."""
+        values: list[object] = self.take(key, list)
+        if len(values) > most:
+            raise Malformed(f"{self._where}.{key}: {len(values)} maps are more than {most}")
+        return [Fields(f"{self._where}.{key}[{at}]", value) for at, value in enumerate(values)]
 
     def boolean(self, key: str) -> bool:
         """Return True or False."""
@@ -272,6 +281,8 @@ class RuleAdd:
     table: int
     suppress: bool  # suppress_prefixlength 0: ignore default routes of the table
     local: bool  # iif lo: only what this host itself sends
+    mark: int = 0  # fwmark MARK/MASK; 0/0: whatever the mark
+    mask: int = 0
 
     @classmethod
     def from_wire(cls, fields: Fields) -> RuleAdd:
@@ -284,7 +295,9 @@ class RuleAdd:
 
     def inverse(self) -> RuleRemove:
         """Return the operation that undoes this one."""
-        return RuleRemove(self.priority, self.selector, self.to, self.table, self.suppress, self.local)
+        return RuleRemove(
+            self.priority, self.selector, self.to, self.table, self.suppress, self.local, self.mark, self.mask
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +311,8 @@ class RuleRemove:
     table: int
     suppress: bool
     local: bool
+    mark: int = 0
+    mask: int = 0
 
     @classmethod
     def from_wire(cls, fields: Fields) -> RuleRemove:
@@ -310,10 +325,39 @@ class RuleRemove:
 
     def inverse(self) -> RuleAdd:
         """Return the operation that undoes this one."""
-        return RuleAdd(self.priority, self.selector, self.to, self.table, self.suppress, self.local)
+        return RuleAdd(
+            self.priority, self.selector, self.to, self.table, self.suppress, self.local, self.mark, self.mask
+        )
 
 
-Operation = LinkUp | LinkMtu | AddressAdd | AddressRemove | RouteReplace | RouteRemove | RuleAdd | RuleRemove
+@dataclass(frozen=True, slots=True)
+class LinkMark:
+    """The mark of connections that come in by a link, inside [Network] MarkMask=."""
+
+    link: int
+    mark: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardedReplies:
+    """Replace the nftables table `cloud_network`, whole: see `nftables`. Without marks it is removed."""
+
+    NAME: ClassVar[str] = "forwarded_replies"
+    marks: tuple[LinkMark, ...]
+
+    @classmethod
+    def from_wire(cls, fields: Fields) -> ForwardedReplies:
+        """Read the keys of this operation."""
+        return cls(marks_from_wire(fields, "marks"))
+
+    def to_wire(self) -> Wire:
+        """Return the map that is sent and logged."""
+        return {"op": self.NAME, "marks": marks_to_wire(self.marks)}
+
+
+Operation = (
+    LinkUp | LinkMtu | AddressAdd | AddressRemove | RouteReplace | RouteRemove | RuleAdd | RuleRemove | ForwardedReplies
+)
 """What a client may request."""
 Undo = Operation | LinkDown
 """What undoes an operation."""
@@ -327,6 +371,7 @@ DECODERS: Mapping[str, Callable[[Fields], Operation]] = {
     RouteRemove.NAME: RouteRemove.from_wire,
     RuleAdd.NAME: RuleAdd.from_wire,
     RuleRemove.NAME: RuleRemove.from_wire,
+    ForwardedReplies.NAME: ForwardedReplies.from_wire,
 }
 
 
@@ -348,6 +393,8 @@ def undo_from_wire(value: object) -> Undo:
         return LinkDown.from_wire(fields)
     if isinstance(value, dict) and value.get("op") == RuleRemove.NAME:
         value = {"local": False, **value}  # the ledger of wire version 1 has no `local`
+    if isinstance(value, dict) and value.get("op") in (RuleAdd.NAME, RuleRemove.NAME):
+        value = {"mark": 0, "mask": 0, **value}  # the ledgers before wire version 4 have no marks
     return operation_from_wire(value, "undo")
 
 
@@ -373,7 +420,21 @@ def _route(route: RouteReplace | RouteRemove) -> Wire:
     return {**where, **_network(route.destination), "gateway": gateway}
 
 
-def _rule_fields(fields: Fields) -> tuple[int, IPNetwork, bool, int, bool, bool]:
+def marks_from_wire(fields: Fields, key: str) -> tuple[LinkMark, ...]:
+    """Read the marks of links: at most MAX_MARKED_LINKS maps. Raises Malformed."""
+    marks = []
+    for each in fields.maps(key, MAX_MARKED_LINKS):
+        marks.append(LinkMark(each.integer("link", 1, MAX_INDEX), each.integer("mark", 1, MAX_MARK)))
+        each.end()
+    return tuple(marks)
+
+
+def marks_to_wire(marks: tuple[LinkMark, ...]) -> list[Wire]:
+    """Return the maps that are sent and logged."""
+    return [{"link": each.link, "mark": each.mark} for each in marks]
+
+
+def _rule_fields(fields: Fields) -> tuple[int, IPNetwork, bool, int, bool, bool, int, int]:
     priority, selector, to = fields.integer("priority", 1, MAX_PRIORITY), fields.network(), fields.boolean("to")
     return (
         priority,
@@ -382,9 +443,12 @@ def _rule_fields(fields: Fields) -> tuple[int, IPNetwork, bool, int, bool, bool]
         fields.integer("table", 1, MAX_INDEX),
         fields.boolean("suppress"),
         fields.boolean("local"),
+        fields.integer("mark", 0, MAX_MARK),
+        fields.integer("mask", 0, MAX_MARK),
     )
 
 
 def _rule(rule: RuleAdd | RuleRemove) -> Wire:
     where = {"op": rule.NAME, "priority": rule.priority, **_network(rule.selector)}
-    return {**where, "to": rule.to, "table": rule.table, "suppress": rule.suppress, "local": rule.local}
+    flags = {"to": rule.to, "table": rule.table, "suppress": rule.suppress, "local": rule.local}
+    return {**where, **flags, "mark": rule.mark, "mask": rule.mask}

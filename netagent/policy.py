@@ -19,9 +19,11 @@ from .operations import (
     TABLE_MAIN,
     AddressAdd,
     AddressRemove,
+    ForwardedReplies,
     IPAddress,
     IPInterface,
     IPNetwork,
+    LinkMark,
     LinkMtu,
     LinkUp,
     Operation,
@@ -329,7 +331,9 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
     low = view.settings.priority
     if not low <= op.priority < low + BAND:
         raise Refusal(f"priority {op.priority} is not {low}..{low + BAND - 1}")
-    if op.selector.prefixlen:
+    if op.mark or op.mask:
+        check_mark_rule(op, view)
+    elif op.selector.prefixlen:
         link = op.table - view.settings.table_base
         check_link(link, view)
         if not may_select(op, link, view):
@@ -343,6 +347,35 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
     check_room(view)
     view.rules[rule_key(op)] = (op.suppress, op.local)
     return op.inverse()
+
+
+def check_mark_rule(op: RuleAdd, view: View) -> None:
+    """Raise Refusal for a rule for a mark that the table `cloud_network` does not set for its link."""
+    link, mask = op.table - view.settings.table_base, view.settings.mark_mask
+    check_link(link, view)
+    if op.selector.prefixlen or op.to or op.local:
+        raise Refusal("a rule for a mark has no source, no destination and no iif")
+    known = op.mask == mask and not op.mark & ~mask
+    if not known or LinkMark(link, op.mark & claims.mark_bits(mask)) not in (view.marks or ()):
+        raise Refusal(f"mark {op.mark:#x}/{op.mask:#x} is not that of {view.name(link)} in the table cloud_network")
+
+
+def check_forwarded_replies(op: ForwardedReplies, view: View) -> Undo:
+    """Accept marks of links of the cloud, each inside MarkMask= and each once."""
+    if not view.settings.forwarded_replies:
+        raise Refusal("ForwardedReplies= is off", allow='[Network] ForwardedReplies="mark"')
+    if view.marks is None:
+        restart = "systemctl restart cloud-network-netagent"
+        raise Refusal(f"netagent has no socket to nfnetlink; run: {restart}")
+    usable = claims.mark_bits(view.settings.mark_mask)
+    for each in op.marks:
+        check_link(each.link, view)
+        if each.mark & ~usable:
+            raise Refusal(f"mark {each.mark:#x} is not inside {usable:#x}, the bits of MarkMask= without the highest")
+    if len({each.link for each in op.marks}) < len(op.marks) or len({each.mark for each in op.marks}) < len(op.marks):
+        raise Refusal("a link or a mark twice")
+    before, view.marks = view.marks, op.marks
+    return ForwardedReplies(before)
 
 
 def may_select(rule: RuleAdd, link: int, view: View) -> bool:
@@ -409,12 +442,13 @@ CHECKS: Mapping[type[Operation], Check] = {
     RouteRemove: check_route_remove,
     RuleAdd: check_rule_add,
     RuleRemove: check_rule_remove,
+    ForwardedReplies: check_forwarded_replies,
 }
 
 
 def check_one(op: Operation, view: View) -> Undo:
     """Return the operation that undoes `op`, and count `op` in the view. Raises Refusal; then the view is unchanged."""
-    if not isinstance(op, RuleAdd | RuleRemove):
+    if not isinstance(op, RuleAdd | RuleRemove | ForwardedReplies):
         check_link(op.link, view, removes=isinstance(op, AddressRemove | RouteRemove))
     return CHECKS[type(op)](op, view)
 
@@ -474,6 +508,37 @@ def builds_on(op: Operation, earlier: Operation, view: View) -> bool:
 
 
 def first_orphan(ops: Sequence[Operation], view: View) -> Refused | None:
+    """Return the operation after which a rule of ours would select what its link no longer owns."""
+    return first_orphan_of_marks(ops, view) or first_orphan_of_addresses(ops, view)
+
+
+def first_orphan_of_marks(ops: Sequence[Operation], view: View) -> Refused | None:
+    """Return the last change of the table if it leaves a rule for a mark that it no longer sets."""
+    position = max((at for at, op in enumerate(ops) if isinstance(op, ForwardedReplies)), default=None)
+    if position is None or view.marks is None:
+        return None
+    mask = view.settings.mark_mask
+    marks = set(view.marks)
+    for key in view.rules:
+        link = key.table - view.settings.table_base
+        if (
+            key.mask == mask
+            and is_managed(link, view)
+            and LinkMark(link, key.mark & claims.mark_bits(mask)) not in marks
+        ):
+            reason = f"rule {key.priority} fwmark {key.mark:#x}/{key.mask:#x} depends on it; remove the rule, too"
+            return Refused(reason, position)
+    return None
+
+
+def is_managed(link: int, view: View) -> bool:
+    """Return True if the link may have a mark."""
+    found = view.links.get(link)
+    excluded = found is not None and claims.is_excluded(view.settings.exclude, found.name, found.mac)
+    return view.is_cloud(link) and not excluded
+
+
+def first_orphan_of_addresses(ops: Sequence[Operation], view: View) -> Refused | None:
     """Return the removal after which a rule of ours would select what its link no longer owns."""
     removals = [(position, op) for position, op in enumerate(ops) if isinstance(op, AddressRemove | RouteRemove)]
     rules = rules_by_table(view) if removals else {}

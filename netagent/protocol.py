@@ -18,10 +18,10 @@ from .operations import BAND as BAND
 from .operations import PROTOCOL as PROTOCOL
 from .operations import TABLE_LOCAL as TABLE_LOCAL
 from .operations import TABLE_MAIN as TABLE_MAIN
-from .operations import Fields, Operation, Undo, operation_from_wire
+from .operations import Fields, LinkMark, Operation, Undo, marks_from_wire, marks_to_wire, operation_from_wire
 from .operations import Malformed as Malformed
 
-VERSION = 3
+VERSION = 4
 SOCKET = "/run/cloud-network-netagent/netagent.sock"
 MAX_FRAME = 1 << 20  # bytes
 MAX_OPS = 4096  # operations in one request; that many are well below MAX_FRAME
@@ -193,15 +193,29 @@ class HelloAnswer:
 
 @dataclass(frozen=True, slots=True)
 class StatusAnswer:
-    """The open transaction, and the sequence number and hash of the last audit line."""
+    """The open transaction, the sequence number and hash of the last audit line, and the marks of the table.
+
+    `marks` is None if ForwardedReplies= is off, and empty if the table is not there or not whole.
+    """
 
     open: str | None
     sequence: int
     head: str
+    marks: tuple[LinkMark, ...] | None = None
 
     def to_wire(self) -> Message:
         """Return the answer that is sent."""
-        return {"verdict": Verdict.OK.value, "open": self.open, "sequence": self.sequence, "head": self.head}
+        marks = None if self.marks is None else marks_to_wire(self.marks)
+        where = {"sequence": self.sequence, "head": self.head, "marks": marks}
+        return {"verdict": Verdict.OK.value, "open": self.open, **where}
+
+    @classmethod
+    def from_wire(cls, value: Mapping[str, Any]) -> StatusAnswer:
+        """Read the answer to `status`. Raises Malformed."""
+        marks = None
+        if value.get("marks") is not None:
+            marks = marks_from_wire(Fields("status", {"marks": value["marks"]}), "marks")
+        return cls(value["open"], value["sequence"], value["head"], marks)
 
 
 @dataclass(frozen=True, slots=True)

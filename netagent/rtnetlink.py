@@ -57,8 +57,8 @@ IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_INFO_KIND = 1, 3, 4, 18
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_PROTO = 1, 2, 8, 11
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 4, 5, 6, 7
 RTA_MULTIPATH, RTA_CACHEINFO, RTA_TABLE, RTA_VIA = 9, 12, 15, 18
-FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_PRIORITY = 1, 2, 3, 6
-FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, FRA_PROTOCOL = 14, 15, 21
+FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_PRIORITY, FRA_FWMARK = 1, 2, 3, 6, 10
+FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, FRA_FWMASK, FRA_PROTOCOL = 14, 15, 16, 21
 NDA_DST, NTF_ROUTER = 1, 0x80
 RTN_UNICAST, RTN_LOCAL, RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT = 1, 2, 6, 7, 8
 RTPROT_KERNEL, RTPROT_DHCP, RTPROT_RA = 2, 16, 9
@@ -135,6 +135,8 @@ class Rule:
     suppress: bool
     local: bool
     protocol: int
+    mark: int = 0
+    mask: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,8 +229,10 @@ def _rule_body(op: RuleAdd | RuleRemove) -> bytes:
         FRA_DST if op.to else FRA_SRC: op.selector.network_address.packed if length else None,
         FRA_IIFNAME: b"lo\0" if op.local else None,
         FRA_PRIORITY: op.priority,
+        FRA_FWMARK: op.mark or None,
         FRA_SUPPRESS_PREFIXLEN: 0 if op.suppress else None,
         FRA_TABLE: op.table,
+        FRA_FWMASK: op.mask or None,
         FRA_PROTOCOL: bytes([PROTOCOL]),
     }
     header = FIB_RULE_HDR.pack(family, to_length, from_length, 0, 0, 0, 0, FR_ACT_TO_TBL, 0)
@@ -298,10 +302,11 @@ def messages(datagram: bytes) -> Iterator[Received]:
 
 def _unpack(header: Struct, body: bytes) -> tuple[tuple[Any, ...], Attributes]:
     """Return the fields of the header and the attributes after it, by type."""
-    return header.unpack_from(body), _parse_attributes(body, header.size)
+    return header.unpack_from(body), parse_attributes(body, header.size)
 
 
-def _parse_attributes(body: bytes, offset: int = 0) -> Attributes:
+def parse_attributes(body: bytes, offset: int = 0) -> Attributes:
+    """Return the attributes from `offset` on, by type."""
     found = {}
     while offset + RTATTR.size <= len(body):
         length, kind = RTATTR.unpack_from(body, offset)
@@ -334,7 +339,7 @@ def _network(family: int, packed: bytes | None, length: int) -> IPNetwork:
 def decode_link(body: bytes) -> Link:
     """Return the link of an RTM_NEWLINK message."""
     (_, _, index, flags, _), found = _unpack(IFINFOMSG, body)
-    kind = _parse_attributes(found.get(IFLA_LINKINFO, b"")).get(IFLA_INFO_KIND)
+    kind = parse_attributes(found.get(IFLA_LINKINFO, b"")).get(IFLA_INFO_KIND)
     return Link(
         index=index,
         name=_text(found[IFLA_IFNAME]),
@@ -382,7 +387,7 @@ def _multipath(data: bytes) -> Iterator[NextHop]:
     offset = 0
     while offset + RTNEXTHOP.size <= len(data):
         length, _, _, link = RTNEXTHOP.unpack_from(data, offset)
-        yield _hop(link, _parse_attributes(data[offset : offset + length], RTNEXTHOP.size))
+        yield _hop(link, parse_attributes(data[offset : offset + length], RTNEXTHOP.size))
         offset += max((length + 3) & ~3, RTNEXTHOP.size)
 
 
@@ -399,6 +404,8 @@ def decode_rule(body: bytes) -> Rule | None:
         suppress=found.get(FRA_SUPPRESS_PREFIXLEN) == bytes(4),
         local=found.get(FRA_IIFNAME) == b"lo\0",
         protocol=found.get(FRA_PROTOCOL, b"\0")[0],
+        mark=_u32(found, FRA_FWMARK),
+        mask=_u32(found, FRA_FWMASK),
     )
 
 

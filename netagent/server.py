@@ -19,7 +19,7 @@ from .audit import OPS_PER_LINE, Audit, cost
 from .connection import FRAME_SECONDS, SIGNALS, Connection, HungUp, Listener, Peer
 from .kernel import Kernel
 from .ledger import Ledger
-from .operations import Malformed, Operation
+from .operations import ForwardedReplies, Malformed, Operation
 from .protocol import (
     MAX_REFUSALS,
     Answer,
@@ -95,9 +95,11 @@ class Server:
     ) -> None:
         self._kernel, self._ledger, self._audit, self._config = kernel, ledger, audit, config
         self._settings = settings.load(config)
+        self._kernel.mark_mask = self._settings.mark_mask
         self._transaction = Transaction(kernel, ledger)
         self._budgets = budgets or Budgets.default()
         self._peer: Peer | None = None
+        self._is_activated = False  # systemd starts it again for the next client
         self._deadline = 0.0  # when the open transaction is rolled back unless it is confirmed
         self._unlogged, self._checks = 0, 0  # counted in the next audit line
         self._handlers: Mapping[type[Request], Callable[[Any], Answer]] = {
@@ -117,7 +119,8 @@ class Server:
         return HelloAnswer(Verdict.OK if same else Verdict.REFUSED, protocol.VERSION)
 
     def _status(self, _: Status) -> Answer:
-        return StatusAnswer(self._transaction.request, self._audit.sequence, self._audit.head)
+        marks = self._kernel.marks() if self._settings.forwarded_replies else None
+        return StatusAnswer(self._transaction.request, self._audit.sequence, self._audit.head, marks)
 
     def _check(self, request: Check) -> Answer:
         self._checks += 1
@@ -128,7 +131,7 @@ class Server:
         began = monotonic()
         if self._transaction.request is not None:
             return self._refuse(request, Refused(f"the transaction {self._transaction.request} is still open"))
-        if not self._may_log(len(request.ops)):
+        if not self._may_log(_bulk(request.ops)):
             return self._over_budget(request)
         try:
             undo = policy.check(request.ops, self._view())
@@ -161,7 +164,7 @@ class Server:
         """Remove what is ours in parts, each with its audit line. There is no way back, so nothing is rolled back."""
         self._roll_back("a flush was requested")
         ops, remaining = removals(self._view())
-        if not self._may_log(len(ops)):
+        if not self._may_log(_bulk(ops)):
             return self._over_budget(request)
         self._log({**request.to_wire(), "verdict": "started", "removals": len(ops)})
         parts = [ops[start : start + OPS_PER_LINE] for start in range(0, len(ops), OPS_PER_LINE)]
@@ -183,6 +186,7 @@ class Server:
             routes=tuple(kernel.routes()),
             rules=tuple(kernel.rules()),
             routers=kernel.routers(),
+            marks=kernel.marks() if self._settings.forwarded_replies else None,
         )
         known = Known(settings.resolvers(), entry.owned, frozenset(entry.gateways))
         return View(snapshot, self._settings, known)
@@ -218,7 +222,7 @@ class Server:
         ops: Sequence[Operation] = request.ops if isinstance(request, Apply) else ()
         message = {"request": request} if isinstance(request, str) else _without_ops(request)
         budgets = self._budgets
-        if budgets.refusal_lines.take() and budgets.refusal_bytes.take(cost(len(ops))):
+        if budgets.refusal_lines.take() and budgets.refusal_bytes.take(cost(_bulk(ops))):
             self._log({**message, **refused.to_wire()}, [op.to_wire() for op in ops], must=False)
         else:
             self._unlogged += 1
@@ -265,9 +269,32 @@ class Server:
                 sandbox.say(damage)
                 self._log({"request": "start", "verdict": "damaged", "reason": damage}, must=False)
         self._roll_back("netagent ended before the change was confirmed")
+        self._settle_netfilter()
+
+    def _settle_netfilter(self) -> None:
+        """Without ForwardedReplies="mark", remove the table if there may be one, and close the socket to nfnetlink."""
+        kernel = self._kernel
+        kernel.mark_mask = self._settings.mark_mask
+        if self._settings.forwarded_replies:
+            if kernel.netfilter is None and self._is_activated:
+                sandbox.say('ForwardedReplies="mark": ending, to be started again with a socket to nfnetlink')
+                raise Stop
+            if kernel.netfilter is None:
+                sandbox.say('ForwardedReplies="mark" needs a restart: there is no socket to nfnetlink')
+            return
+        if kernel.netfilter is None:
+            return
+        if self._ledger.entry.table:
+            op = ForwardedReplies(())
+            errno = self._transaction.remove_table()
+            entry = {"request": "settings", "verdict": "applied", "reason": "ForwardedReplies= is off"}
+            self._log(entry, [{**op.to_wire(), "errno": errno}], must=False)
+        kernel.netfilter.close()
+        kernel.netfilter = None
 
     def run(self, listener_socket: Any, fetcher_uid: int, idle: float) -> None:
         """Serve until SIGTERM or SIGINT, or until no client came for `idle` seconds and all budgets are full again."""
+        self._is_activated = idle < float("inf")
         listener = Listener(listener_socket, fetcher_uid, self._refuse_peer)
         try:
             while True:
@@ -346,6 +373,7 @@ class Server:
         try:
             self._audit.reopen()
             self._settings = settings.load(self._config)
+            self._settle_netfilter()
         except (OSError, settings.SettingsError) as error:
             sandbox.say(f"reload failed: {error}; continuing with the log and the settings in use")
 
@@ -356,3 +384,8 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
 
 def _without_ops(request: Request) -> Message:
     return {key: value for key, value in request.to_wire().items() if key != "ops"}
+
+
+def _bulk(ops: Sequence[Operation]) -> int:
+    """Return the number of operations, marks counted as an eighth of one, for the bytes that they take in the log."""
+    return len(ops) + sum(len(op.marks) // 8 for op in ops if isinstance(op, ForwardedReplies))

@@ -27,6 +27,9 @@ RESOLVER_FILES = (
 )
 
 
+_MASK = "a 32-bit mask of at least two adjacent bits, such as 0x7f"
+
+
 class SettingsError(Exception):
     """The file cannot be used; the text names file, key, value and what is accepted."""
 
@@ -42,6 +45,8 @@ class Settings:
     allow_addresses: tuple[IPNetwork, ...] = ()  # beside claims.PRIVATE
     allow_gateways: tuple[IPNetwork, ...] = ()
     max_objects: int = 16384
+    forwarded_replies: bool = False  # ForwardedReplies="mark"
+    mark_mask: int = 0x7F
     continue_unaudited: bool = False  # AuditFailure="continue"
 
 
@@ -80,6 +85,24 @@ def _networks(text: str) -> tuple[IPNetwork, ...]:
     return tuple(found)
 
 
+def _forwarded_replies(text: str) -> bool:
+    if text not in ("off", "mark"):
+        raise ValueError("accepted: off, mark")
+    return text == "mark"
+
+
+def _mark_mask(text: str) -> int:
+    if not re.fullmatch(r"0x[0-9A-Fa-f]{1,8}|[0-9]{1,10}", text):
+        raise ValueError(f"accepted: {_MASK}")
+    bits = int(text, 16 if text.startswith("0x") else 10)
+    if not 0 < bits < 1 << 32:
+        raise ValueError(f"accepted: {_MASK}")
+    run = bits // (bits & -bits)  # shifted down to bit 0
+    if run & (run + 1) or run == 1:
+        raise ValueError(f"accepted: {_MASK}")
+    return bits
+
+
 def _audit_failure(text: str) -> bool:
     if text not in ("refuse", "continue"):
         raise ValueError("accepted: refuse, continue")
@@ -98,6 +121,8 @@ KEYS: Mapping[tuple[str, str], Key] = {
     ("Network", "RouteTableBase"): Key("table_base", _integer(256, 10**9)),
     ("Network", "RulePriority"): Key("priority", _integer(1, MAIN_PRIORITY - BAND)),
     ("Network", "Exclude"): Key("exclude", _links),
+    ("Network", "ForwardedReplies"): Key("forwarded_replies", _forwarded_replies),
+    ("Network", "MarkMask"): Key("mark_mask", _mark_mask),
     ("Netagent", "AllowKinds"): Key("allow_kinds", _kinds),
     ("Netagent", "AllowAddresses"): Key("allow_addresses", _networks),
     ("Netagent", "AllowGateways"): Key("allow_gateways", _networks),
@@ -109,7 +134,7 @@ FETCHERS_KEYS: Mapping[str, tuple[str, ...]] = {
     "System": ("LogLevel", "LogFormat", "RefreshTimer", "ReadyTimeout"),
     "Network": (
         *("Listen", "Supplementary", "Provider", "Rules", "Manage", "ExcludeAddresses", "Prefixes"),
-        *("ForwardedReplies", "MarkMask", "Purge", "ConfirmTimeout"),
+        *("Purge", "ConfirmTimeout"),
     ),
     "Netagent": (),
 }

@@ -19,6 +19,7 @@ from .operations import (
     PROTOCOL,
     AddressAdd,
     AddressRemove,
+    ForwardedReplies,
     LinkDown,
     Operation,
     RouteRemove,
@@ -66,7 +67,9 @@ class Transaction:
 
         Raises OSError if the ledger cannot be written; then the kernel is not touched.
         """
-        self._ledger.write(replace(self._ledger.entry, request=request, undo=tuple(reversed(undo))))
+        entry = self._ledger.entry
+        table = entry.table or any(isinstance(op, ForwardedReplies) for op in ops)
+        self._ledger.write(replace(entry, request=request, undo=tuple(reversed(undo)), table=table))
         errnos = tuple(self._kernel.change(ops))
         failed = next((at for at, errno in enumerate(errnos) if errno != 0), None)
         if failed is None:
@@ -85,7 +88,15 @@ class Transaction:
         removed = {(op.link, op.interface.ip) for op in entry.undo if isinstance(op, AddressAdd)}
         used = [op.gateway for op in entry.undo if isinstance(op, RouteRemove | RouteReplace)]
         gateways = tuple(dict.fromkeys((*entry.gateways, *(gateway for gateway in used if gateway is not None))))
-        self._ledger.write(Entry(owned=(entry.owned - removed) | added, gateways=gateways[-MAX_GATEWAYS:]))
+        owned = (entry.owned - removed) | added
+        self._ledger.write(Entry(owned=owned, gateways=gateways[-MAX_GATEWAYS:], table=entry.table))
+
+    def remove_table(self) -> int | None:
+        """Remove the nftables table for good. Returns an errno: 0 for done, None for not known."""
+        [errno] = self._kernel.change([ForwardedReplies(())])
+        if errno == 0:
+            self._ledger.write(replace(self._ledger.entry, table=False))
+        return errno
 
     def _undo(self, ops: tuple[Undo, ...]) -> tuple[Remaining, ...]:
         """Carry out `ops`, except what would take state of others along. What fails is tried again."""
@@ -183,4 +194,6 @@ def _owned(view: View) -> list[Operation]:
     ]
     addresses = [address for address in view.addresses.values() if view.owns(address)]
     found += [AddressRemove(address.link, address.interface) for address in reversed(addresses)]
+    if view.settings.forwarded_replies and view.marks is not None:
+        found.append(ForwardedReplies(()))
     return found

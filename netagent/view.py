@@ -14,6 +14,7 @@ from .operations import (
     TABLE_MAIN,
     IPAddress,
     IPNetwork,
+    LinkMark,
     RuleAdd,
     RuleRemove,
 )
@@ -35,6 +36,7 @@ class Snapshot:
     routes: tuple[Route, ...]
     rules: tuple[Rule, ...]
     routers: frozenset[tuple[int, IPAddress]]  # IPv6 neighbours with NTF_ROUTER
+    marks: tuple[LinkMark, ...] | None = None  # of the table `cloud_network`; None without a socket to nfnetlink
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,8 @@ class RuleKey:
     selector: IPNetwork
     to: bool
     table: int
+    mark: int = 0
+    mask: int = 0
 
 
 def uses_ifa_proto(addresses: Iterable[Address]) -> bool:
@@ -97,6 +101,7 @@ class View:
         self._own_on_link: dict[int, set[IPNetwork]] = defaultdict(set)  # of our routes in the link's table
         self._own_gateways: dict[int, Counter[IPAddress]] = defaultdict(Counter)  # of our routes in the link's table
         self._tagged = uses_ifa_proto(snapshot.addresses)
+        self.marks = snapshot.marks
         self._routers = snapshot.routers
         self._own_count = 0
         self._add_addresses(snapshot.addresses)
@@ -371,7 +376,10 @@ class View:
     def own_rules(self) -> list[RuleRemove]:
         """Return the removal of every rule of ours."""
         found = self.rules.items()
-        return [RuleRemove(key.priority, key.selector, key.to, key.table, *flags) for key, flags in found]
+        return [
+            RuleRemove(key.priority, key.selector, key.to, key.table, *flags, key.mark, key.mask)
+            for key, flags in found
+        ]
 
     @property
     def own_objects(self) -> int:
@@ -381,4 +389,4 @@ class View:
 
 def rule_key(rule: Rule | RuleAdd | RuleRemove) -> RuleKey:
     """Return what identifies a rule of ours."""
-    return RuleKey(rule.priority, rule.selector, rule.to, rule.table)
+    return RuleKey(rule.priority, rule.selector, rule.to, rule.table, rule.mark, rule.mask)

@@ -65,10 +65,10 @@ def range_of(address: str, links: list[LinkStatus]) -> tuple[LinkStatus, str] | 
     """Return the link to which a range with this address is delegated, and the range, from our rules and routes."""
     wanted = ipaddress.ip_address(address)
     flag = f"-{wanted.version}"
-    found = [(route["dst"], "dev", route.get("dev")) for route in _ip(f"ip {flag} route show table local proto 209")]
+    found = [(route["dst"], "dev", route.get("dev")) for route in ask_ip(f"ip {flag} route show table local proto 209")]
     found += [
         (f"{entry['src']}/{entry.get('srclen', wanted.max_prefixlen)}", "table", entry.get("table"))
-        for entry in _ip(f"ip {flag} rule show")
+        for entry in ask_ip(f"ip {flag} rule show")
         if entry["src"] != "all" and "iif" not in entry  # else it stands for addresses, and is no range
     ]
     for network, kind, value in found:
@@ -84,7 +84,7 @@ def interface(case: Case) -> str:
     look = f"ip link show dev {case.dev}"
     if case.link["state"] == "excluded":
         raise Broken(f"{case.dev} is excluded by Exclude= or its kind", look, "remove it from Exclude=")
-    found = _ip(look, missing=f"{case.dev} does not exist: it was detached or renamed")[0]
+    found = ask_ip(look, missing=f"{case.dev} does not exist: it was detached or renamed")[0]
     if found.get("address", "").lower() != case.link["mac"].lower():
         raise Broken(f"{case.dev} is another interface now: its MAC is {found.get('address')}", look)
     if "UP" not in found["flags"]:
@@ -99,7 +99,7 @@ def address(case: Case) -> str:
     if case.delegated:
         return f"one of the range {case.delegated}, which {case.dev} has"
     look = f"ip {case.flag} address show to {case.address}"
-    owners = {link["ifname"]: info for link in _ip(look) for info in link["addr_info"] if info}
+    owners = {link["ifname"]: info for link in ask_ip(look) for info in link["addr_info"] if info}
     if not owners:
         raise Broken(f"no link has {case.address}", look)
     if case.dev not in owners:
@@ -122,7 +122,7 @@ def rule(case: Case) -> str:
     if table is None:
         return "none needed: the link has no table of its own"
     look = f"ip {case.flag} rule show"
-    rules = _ip(look)
+    rules = ask_ip(look)
     source = case.delegated or case.address
     own = [entry for entry in rules if entry.get("table") == str(table) and _stands_for(entry, _network(source))]
     if not any("suppress_prefixlen" in entry for entry in own):
@@ -151,7 +151,7 @@ def table(case: Case) -> str:
     """Check that the table has a default route by this link, and that replies take it."""
     name = case.link["table"] or "main"
     look = f"ip {case.flag} route show table {name}"
-    routes = [route for route in _ip(look) if route.get("dev") == case.dev]
+    routes = [route for route in ask_ip(look) if route.get("dev") == case.dev]
     defaults = [route for route in routes if route["dst"] == "default"]
     if not defaults:
         raise Broken(f"table {name} has no default route by {case.dev}", look)
@@ -164,10 +164,10 @@ def table(case: Case) -> str:
 
 
 def _way_back(case: Case, client: str) -> None:
-    if case.delegated and not _ip(f"ip {case.flag} address show to {case.address}") and not _is_local(case.address):
+    if case.delegated and not ask_ip(f"ip {case.flag} address show to {case.address}") and not _is_local(case.address):
         return  # containers have it: where their replies go, this host's own routing does not show
     look = f"ip {case.flag} route get {client} from {case.address}"
-    route = _ip(look, missing=f"no route leads from {case.address} to {client}")[0]
+    route = ask_ip(look, missing=f"no route leads from {case.address} to {client}")[0]
     if route.get("dev") != case.dev:
         by = f"{route.get('dev')} (table {route.get('table', 'main')})"
         do = "find the rule or the more specific route that decides this: ip rule show; ip route show table main"
@@ -175,7 +175,7 @@ def _way_back(case: Case, client: str) -> None:
 
 
 def _is_local(address: str) -> bool:
-    found = _ip(f"ip route get {address}")
+    found = ask_ip(f"ip route get {address}")
     return bool(found) and found[0].get("type") == "local"
 
 
@@ -211,7 +211,7 @@ def neighbour(case: Case) -> str:
 
 
 def _neighbour(look: str) -> dict[str, Any] | None:
-    return next((entry for entry in _ip(look) if entry), None)
+    return next((entry for entry in ask_ip(look) if entry), None)
 
 
 def _send(case: Case) -> None:
@@ -236,7 +236,7 @@ def rp_filter(case: Case) -> str:
     look = f"ip route get {case.address} from {case.client} iif {case.dev}"
     do = f"sudo sysctl net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.{case.dev}.rp_filter=2 (loose), or correct the route"
     what = f"strict: what {case.client} sends to {case.dev} is dropped, as the way back is not by {case.dev}"
-    _ip(look, missing=what, do=do)
+    ask_ip(look, missing=what, do=do)
     return f"strict, and the way back to {case.client} is by {case.dev}"
 
 
@@ -253,7 +253,7 @@ def _is_strict(case: Case) -> bool:
 def mtu(case: Case) -> str:
     """Check that the link's MTU is the cloud's, and not smaller than the protocol needs."""
     look = f"ip link show dev {case.dev}"
-    is_now = _ip(look)[0]["mtu"]
+    is_now = ask_ip(look)[0]["mtu"]
     prefix = f"ip link set {case.dev} mtu "
     wanted = next((int(line[len(prefix) :]) for line in case.link["drift"] if line.startswith(prefix)), None)
     wanted = wanted or case.link["mtu"]
@@ -264,7 +264,7 @@ def mtu(case: Case) -> str:
     return str(is_now)
 
 
-def _ip(command: str, missing: str | None = None, do: str = REPAIR) -> list[dict[str, Any]]:
+def ask_ip(command: str, missing: str | None = None, do: str = REPAIR) -> list[dict[str, Any]]:
     """Run the command with -json. If it fails, raise Broken with `missing`; without that, return nothing."""
     try:
         words = command.split()

@@ -1,4 +1,4 @@
-"""`cnctl doctor [ADDRESS]`: the steps that a packet needs, one by one, up to the first that fails.
+"""`cnctl doctor [ADDRESS[:PORT]]`: the steps that a packet needs, one by one, up to the first that fails.
 
 The facts are the fetcher's state and what `ip -json` prints, so any user may ask, and each step is a command that can
 be repeated. Steps after the first failure are not checked: they would mostly be its consequence. Without an address,
@@ -8,12 +8,13 @@ the daemons, the metadata and the first address of every link are checked.
 from __future__ import annotations
 
 import ipaddress
+import re
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from cloud_network.api.cnctl import checks, output
+from cloud_network.api.cnctl import checks, output, published
 from cloud_network.api.cnctl.checks import Broken, Case
 from cloud_network.api.cnctl.network import links
 from cloud_network.api.cnctl.output import GREEN, RED, Exit, Failure, ago, coloured, count, safe, wrapped
@@ -51,7 +52,8 @@ class Step:
 
 def run(address: str | None, client: str | None, source: Source, as_json: bool) -> Exit:
     """Check, print every step, and name the first that fails; WRONG if there is one."""
-    asked = _address(address) if address else None
+    text, port = _split_port(address) if address else (None, None)
+    asked = _address(text) if text else None
     other = _address(client) if client else None
     if other is not None and (asked is None or other.version != asked.version):
         raise Failure(Exit.USAGE, "--from needs an ADDRESS of the same IP version")
@@ -59,7 +61,7 @@ def run(address: str | None, client: str | None, source: Source, as_json: bool) 
         steps = list(_host(source))
     else:
         claim = source.claim()
-        steps = _steps(claim, source.status_of(claim), str(asked), str(other) if other else None)
+        steps = _steps(claim, source.status_of(claim), str(asked), str(other) if other else None, port)
     broken = next((step.step for step in steps if step.ok is False), None)
     if as_json:
         listed = [asdict(step) for step in steps]
@@ -69,6 +71,16 @@ def run(address: str | None, client: str | None, source: Source, as_json: bool) 
     else:
         _show(str(asked) if asked else "host", steps, broken)
     return Exit.OK if broken is None else Exit.WRONG
+
+
+def _split_port(text: str) -> tuple[str, int | None]:
+    """Return the address and the port of ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT."""
+    match = re.fullmatch(r"([0-9.]+|\[[^]]*\]):([0-9]{1,5})", text)
+    if match is None:
+        return text, None
+    if not 1 <= int(match[2]) <= 65535:
+        raise Failure(Exit.USAGE, f"port {match[2]} is not in 1..65535")
+    return match[1].strip("[]"), int(match[2])
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
@@ -151,8 +163,8 @@ def _link(link: LinkStatus, provider: str) -> Step:
     return Step(name, True, f"{case.address} and its route: OK; {count(len(link['addresses']), 'address')}")
 
 
-def _steps(claim: Claim, status: Status, address: str, client: str | None) -> list[Step]:
-    names = ["metadata", *(name for name, _ in STEPS)]
+def _steps(claim: Claim, status: Status, address: str, client: str | None, port: int | None) -> list[Step]:
+    names = ["metadata", *(name for name, _ in STEPS), *(["published"] if port is not None else [])]
     steps: list[Step] = []
     try:
         link, delegated = _listed(claim, status, address)
@@ -162,6 +174,10 @@ def _steps(claim: Claim, status: Status, address: str, client: str | None) -> li
         case = Case(address, client, link, status["provider"], delegated)
         for name, check in STEPS:
             steps.append(Step(name, True, check(case)))
+        if port is not None:
+            replies = published.check(case, port)
+            unseen = "not checked: only root sees NAT rules; run it with sudo"
+            steps.append(Step("published", None if replies is None else True, replies or unseen))
     except Broken as broken:
         steps.append(Step(names[len(steps)], False, broken.found, broken.look, broken.do))
     return steps + [Step(name, None, "") for name in names[len(steps) :]]

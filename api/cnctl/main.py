@@ -36,6 +36,7 @@ Examples:
   cnctl status --json | jq .links      for programs; --json works with every command
   cnctl doctor                         check the host: daemons, metadata, every link
   cnctl doctor 10.0.1.11               why an address does not answer
+  sudo cnctl doctor 10.0.1.11:8080     the same for a port that a container has published
   cnctl show ssh-keys                  the public keys of the instance
   cnctl show document > document.json  the signed identity document, byte for byte
   cnctl audit --last 5                 the last requests to netagent
@@ -214,7 +215,8 @@ def doctor_command(options: Options, address: str | None, client: str | None) ->
     """Find why an address does not answer; without ADDRESS, check the whole host.
 
     Checks every step that a packet needs, from the metadata to the MTU, up to the first that fails, and names the
-    command that shows the failure and what to do. With --from, checks the route of replies to that client.
+    command that shows the failure and what to do. With --from, checks the route of replies to that client. ADDRESS:PORT
+    (IPv6: [ADDRESS]:PORT), as root, also checks the replies of a container that has published the port.
     """
     from cloud_network.api.cnctl import doctor
 

@@ -26,9 +26,11 @@ KEYS = {
     "ExcludeAddresses": "Addresses that are left to containers, VRRP or other programs.",
     "Prefixes": "A delegated range becomes a local route (local), source rules only (route), or nothing (ignore). "
     "Default: local on Google Cloud, route elsewhere.",
-    "ForwardedReplies": "mark: connections remember the interface they came by, so that replies of ports published by "
-    "NAT leave there.",
-    "MarkMask": "The bits of a packet's mark that ForwardedReplies= may use.",
+    "ForwardedReplies": "mark: connections remember the interface they came in by, so that replies of ports published "
+    "by NAT leave there. netagent then owns the nftables table cloud_network; see "
+    "/usr/share/doc/cloud-network/containers.md.",
+    "MarkMask": "The bits of marks that ForwardedReplies= may change: adjacent, the highest for arriving packets, the "
+    "others number the links.",
     "Purge": "on-stop: when the fetcher stops, also for a restart, everything that cloud-network added to the kernel "
     "is removed, and open connections through it break. never: the network stays as it is.",
     "ConfirmTimeout": "Time after which netagent rolls back a change that has not been confirmed.",

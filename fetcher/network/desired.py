@@ -13,12 +13,13 @@ What netagent or the kernel refused before (`rejections`) is left out with what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_network
 
-from cloud_network.fetcher.config import Config, Prefixes, Rules
+from cloud_network.fetcher.config import Config, ForwardedReplies, Prefixes, Rules
 from cloud_network.fetcher.metadata.model import EVERYTHING, Instance, Interface, IPAddress, IPNetwork
 from cloud_network.fetcher.network.addresses import Host, UsableInterface, index_host, usable_interfaces
+from cloud_network.fetcher.network.marks import assign_marks, mark_rules, marks_in_use, table_of
 from cloud_network.fetcher.network.matching import Matches, explain_mismatch, idle_patterns, managed, ports
 from cloud_network.fetcher.network.objects import (
     Actual,
@@ -28,9 +29,11 @@ from cloud_network.fetcher.network.objects import (
     Link,
     LinkGoal,
     LinkSettings,
+    MarkTable,
     Object,
     Rejection,
     Rejections,
+    ReversePath,
     Route,
     Rule,
     Withheld,
@@ -69,8 +72,9 @@ def desired(
     notices += [f'[Network] Exclude="{pattern}" matches no link of this host' for pattern in idle]
     usable = usable_interfaces(pairs, host, notices, withheld)
     sources = _sources(usable, matches, host, unmanaged)
-    goals = [_link_goal(each, host, sources, notices, withheld) for each in usable]
     unmanaged |= {link.ifindex for mac, link in matches.items() if mac in instance.unproven}  # nothing is removed there
+    marks = _marks([each.link for each in usable], host, unmanaged, withheld)
+    goals = [_link_goal(each, host, sources, marks or {}, notices, withheld) for each in usable]
     tables = frozenset(config.route_table_base + ifindex for ifindex in unmanaged)
     versions = {rule.version for goal in goals for rule in goal.rules}
     versions |= {rule.version for rule in actual.rules if rule.table in tables}
@@ -83,7 +87,45 @@ def desired(
         unmanaged_tables=tables,
         notices=tuple(notices),
         withheld=tuple(dict.fromkeys(withheld)),
+        marks=None if marks is None or MarkTable() in rejections else table_of(marks.items()),
+        marks_in_use=table_of(_in_use(host)),
     )
+
+
+def _in_use(host: Host) -> Iterator[tuple[int, int]]:
+    """Yield ifindex and mark of each link that has one and that netagent may change."""
+    for ifindex, mark in marks_in_use(host.config, host.actual).items():
+        if ifindex in host.links and _may_have_mark(host.links[ifindex], host):
+            yield ifindex, mark
+
+
+def _marks(
+    links: Iterable[Link], host: Host, unmanaged: frozenset[int], withheld: list[Withheld]
+) -> Mapping[int, int] | None:
+    """Return the mark of each link whose connections are marked, by ifindex; None if none are to be marked."""
+    config, rejection = host.config, host.rejections.get(MarkTable())
+    if config.forwarded_replies is ForwardedReplies.OFF:
+        return None
+    if rejection is not None and rejection.cause is not Cause.CONFLICT:
+        withheld.append(Withheld(f"ForwardedReplies: {rejection.reason}"))
+        return None
+    marked = [link for link in links if host.has_table(link)]
+    kept = [each for each in unmanaged if _may_have_mark(host.links[each], host)]
+    marks = assign_marks([link.ifindex for link in marked], config, host.actual, kept)
+    for link in marked:
+        if link.ifindex not in marks:
+            withheld.append(Withheld(f"{link.name}: no mark is left for its connections; set a wider MarkMask="))
+        elif host.actual.reverse_path.get(link.ifindex) is ReversePath.DROPS:
+            what = f"{link.name}: rp_filter=1 drops what this host forwards from there to containers"
+            withheld.append(Withheld(f"{what}; set net.ipv4.conf.all.src_valid_mark=1"))
+    return marks
+
+
+def _may_have_mark(link: Link, host: Host) -> bool:
+    """Return False for a link of which netagent would refuse a mark, and the whole table with it."""
+    rejection = host.rejections.get(LinkSettings(link.ifindex, None))
+    refused = rejection is not None and rejection.cause is Cause.POLICY
+    return not refused and not is_excluded(host.config.exclude, link.name, link.mac)
 
 
 def _unnamed(config: Config, actual: Actual, matches: Matches) -> set[int]:
@@ -145,7 +187,12 @@ def _sources(
 
 
 def _link_goal(
-    usable: UsableInterface, host: Host, sources: IntervalIndex, notices: list[str], withheld: list[Withheld]
+    usable: UsableInterface,
+    host: Host,
+    sources: IntervalIndex,
+    marks: Mapping[int, int],
+    notices: list[str],
+    withheld: list[Withheld],
 ) -> LinkGoal:
     interface, link = usable.interface, usable.link
     routes: list[Route] = []
@@ -157,6 +204,10 @@ def _link_goal(
         table = _table(interface, link, host)
         homes = [route.destination for route in table if route.gateway is None]
         found = source_rules(usable.sources, usable.ranges, homes, link.ifindex, host.config, sources)
+        if link.ifindex in marks:
+            versions = sorted({address.version for address in interface.addresses})
+            strict = host.actual.reverse_path.get(link.ifindex, ReversePath.LOOSE) is not ReversePath.LOOSE
+            found += mark_rules(link.ifindex, marks[link.ifindex], versions, host.config, strict=strict)
         rules = tuple(rule for rule in found if host.rejection(rule) is None)
         routes += table
         notices += _unreachable(interface, link, table, host)
@@ -316,6 +367,7 @@ def _reported(wanted: Iterable[Object], link: Link, host: Host, notices: list[st
             yield Withheld(f"route {rejected.destination}{via} of {link.name}: {rejection.reason}", waiting)
         elif isinstance(rejected, Rule) and rejected.table == table:
             selector = rejected.selector if rejected.selector is not None else "all"
+            selector = f"{selector} fwmark {rejected.mark:#x}/{rejected.mask:#x}" if rejected.mark else selector
             yield Withheld(f"rule {rejected.priority} from {selector} of {link.name}: {rejection.reason}", waiting)
         elif isinstance(rejected, GatewayUse) and rejected.ifindex == link.ifindex:
             instead = _router_instead(rejected, rejection, kept)

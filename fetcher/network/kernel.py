@@ -303,6 +303,8 @@ def rule_from(message: Message) -> Rule:
         suppress=message.get_attr("FRA_SUPPRESS_PREFIXLEN") == 0,
         to=bool(to and not source),
         local=message.get_attr("FRA_IIFNAME") == "lo",
+        mark=message.get_attr("FRA_FWMARK") or 0,
+        mask=message.get_attr("FRA_FWMASK") or 0,
     )
 
 

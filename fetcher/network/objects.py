@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from cloud_network.fetcher.metadata.model import IPAddress, IPNetwork
+from cloud_network.netagent.operations import LinkMark
 
 ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772
 """Hardware types of links: linux/if_arp.h."""
@@ -89,6 +90,16 @@ class Rule:
     suppress: bool  # suppress_prefixlength 0: ignore default routes of the table
     to: bool = False
     local: bool = False
+    mark: int = 0  # fwmark MARK/MASK; 0/0: whatever the mark
+    mask: int = 0
+
+
+class ReversePath(Enum):
+    """The reverse path filter (rp_filter) of a link, for packets whose way back is decided by a mark."""
+
+    LOOSE = "loose"  # or off
+    BY_MARK = "by mark"  # strict, with src_valid_mark=1: it looks for the way back with the packet's mark
+    DROPS = "drops"  # strict
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +114,8 @@ class Actual:
     learned: Mapping[int, frozenset[IPNetwork]] = field(default_factory=dict)  # on-link routes from DHCP or a router
     local: Mapping[IPNetwork, int] = field(default_factory=dict)  # others' ranges in table local, with their link
     routers: Mapping[int, tuple[IPAddress, ...]] = field(default_factory=dict)  # IPv6 neighbours with NTF_ROUTER
+    marks: tuple[LinkMark, ...] | None = None  # of netagent's nftables table, as netagent says; None: it has none
+    reverse_path: Mapping[int, ReversePath] = field(default_factory=dict)  # of links, where they matter
     leased: Mapping[int, Mapping[IPNetwork, IPAddress]] = field(default_factory=dict)  # main's further routes of these
     static: frozenset[IPNetwork] = frozenset()  # destinations that an operator routes in main, if there are leased ones
     further: tuple[KernelAddress, ...] = ()  # the same address on the same link once more, with another prefix length
@@ -150,7 +163,12 @@ class GatewayUse:
     address: IPAddress
 
 
-Object = LinkSettings | Address | Route | Rule | GatewayUse
+@dataclass(frozen=True, slots=True)
+class MarkTable:
+    """netagent's nftables table, whatever its marks."""
+
+
+Object = LinkSettings | Address | Route | Rule | GatewayUse | MarkTable
 """What can be rejected."""
 Rejections = Mapping[Object, Rejection]
 
@@ -184,6 +202,8 @@ class Desired:
     unmanaged_tables: frozenset[int] = frozenset()  # ... and their tables
     notices: tuple[str, ...] = ()  # facts that may surprise and need no action
     withheld: tuple[Withheld, ...] = ()
+    marks: tuple[LinkMark, ...] | None = None  # of netagent's nftables table; None: not ours to change
+    marks_in_use: tuple[LinkMark, ...] = ()  # that rules need until they are removed
 
     @property
     def addresses(self) -> tuple[Address, ...]:

@@ -6,7 +6,7 @@ program put on its link satisfies the goal with whatever prefix length, and stay
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_interface
 
@@ -17,6 +17,7 @@ from cloud_network.fetcher.network.objects import (
     Desired,
     Link,
     LinkSettings,
+    MarkTable,
     Object,
     Route,
     Rule,
@@ -24,6 +25,8 @@ from cloud_network.fetcher.network.objects import (
 from cloud_network.netagent.operations import (
     AddressAdd,
     AddressRemove,
+    ForwardedReplies,
+    LinkMark,
     LinkMtu,
     LinkUp,
     Operation,
@@ -36,7 +39,7 @@ from cloud_network.netagent.protocol import PROTOCOL, TABLE_LOCAL, TABLE_MAIN
 
 Plan = tuple[Operation, ...]
 COMMON = 0
-"""The link of an operation that belongs to no link: rules without a selector."""
+"""The link of an operation that belongs to no link: rules without a selector and a mark, and the table of marks."""
 _TABLE_NAMES = {TABLE_MAIN: "main", TABLE_LOCAL: "local"}
 
 
@@ -54,10 +57,39 @@ def plan(desired: Desired, actual: Actual, *, may_remove: bool) -> Plan:
     for each in reforms:
         ops += each.complete()
     ops += [replace_route(route) for route in desired.routes if route not in actual.routes]
+    ops += _mark_table(desired, actual)
     ops += [add_rule(rule) for rule in desired.rules if rule not in actual.rules]
     if may_remove:
         ops += _rule_removals(desired, actual)
+        ops += _smaller_mark_table(desired)
     return tuple(ops)
+
+
+def _mark_table(desired: Desired, actual: Actual) -> Iterator[ForwardedReplies]:
+    """Yield the change of netagent's table that comes before the rules which need it."""
+    if desired.marks is not None:
+        first = _marks_with_old(desired)
+        if sorted_marks(actual.marks or ()) != first:
+            yield ForwardedReplies(first)
+
+
+def _smaller_mark_table(desired: Desired) -> Iterator[ForwardedReplies]:
+    """Yield the change of netagent's table that comes after the removal of rules which needed it."""
+    if desired.marks is not None and desired.marks != _marks_with_old(desired):
+        yield ForwardedReplies(desired.marks)
+
+
+def _marks_with_old(desired: Desired) -> tuple[LinkMark, ...]:
+    """Return the marks that are wanted, and those in use by links whose rules are about to be removed."""
+    wanted = desired.marks or ()
+    links, marks = {each.link for each in wanted}, {each.mark for each in wanted}
+    old = [each for each in desired.marks_in_use if each.link not in links and each.mark not in marks]
+    return sorted_marks((*wanted, *old))
+
+
+def sorted_marks(marks: Iterable[LinkMark]) -> tuple[LinkMark, ...]:
+    """Return marks in the order of their links."""
+    return tuple(sorted(marks, key=lambda each: each.link))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +171,9 @@ def _route_order(route: Route) -> tuple[int, bool, int, int, int]:
     )
 
 
-def _rule_order(rule: Rule) -> tuple[int, int, int, int, bool]:
+def _rule_order(rule: Rule) -> tuple[int, int, int, int, bool, int]:
     selector = rule.selector or EVERYTHING[rule.version]
-    return (rule.priority, rule.version, int(selector.network_address), selector.prefixlen, rule.to)
+    return (rule.priority, rule.version, int(selector.network_address), selector.prefixlen, rule.to, rule.mark)
 
 
 # Objects and operations
@@ -170,13 +202,13 @@ def remove_route(route: Route) -> RouteRemove:
 def add_rule(rule: Rule) -> RuleAdd:
     """Return the operation that adds a rule."""
     selector = rule.selector or EVERYTHING[rule.version]
-    return RuleAdd(rule.priority, selector, rule.to, rule.table, rule.suppress, rule.local)
+    return RuleAdd(rule.priority, selector, rule.to, rule.table, rule.suppress, rule.local, rule.mark, rule.mask)
 
 
 def remove_rule(rule: Rule) -> RuleRemove:
     """Return the operation that removes a rule."""
     selector = rule.selector or EVERYTHING[rule.version]
-    return RuleRemove(rule.priority, selector, rule.to, rule.table, rule.suppress, rule.local)
+    return RuleRemove(rule.priority, selector, rule.to, rule.table, rule.suppress, rule.local, rule.mark, rule.mask)
 
 
 def added_object(op: Operation) -> Object | None:
@@ -190,10 +222,11 @@ def added_object(op: Operation) -> Object | None:
             return Address(link, interface.ip, interface.network.prefixlen, connected)
         case RouteReplace(table, link, destination, gateway):
             return Route(table, link, destination, gateway)
-        case RuleAdd(priority, selector, to, table, suppress, local):
-            return Rule(
-                priority, selector.version, selector if selector.prefixlen else None, table, suppress, to, local
-            )
+        case RuleAdd(priority, selector, to, table, suppress, local, mark, mask):
+            source = selector if selector.prefixlen else None
+            return Rule(priority, selector.version, source, table, suppress, to, local, mark, mask)
+        case ForwardedReplies():
+            return MarkTable()
         case _:
             return None
 
@@ -206,7 +239,9 @@ def is_removal(op: Operation) -> bool:
 def link_of(op: Operation, table_base: int) -> int:
     """Return the ifindex that an operation concerns, or COMMON."""
     if isinstance(op, RuleAdd | RuleRemove):
-        return op.table - table_base if op.selector.prefixlen else COMMON
+        return op.table - table_base if op.selector.prefixlen or op.mark else COMMON
+    if isinstance(op, ForwardedReplies):
+        return COMMON
     return op.link
 
 
@@ -230,6 +265,9 @@ def in_ip_syntax(op: Operation, links: Mapping[int, Link]) -> str:
             return _route_text(op, links)
         case RuleAdd() | RuleRemove():
             return _rule_text(op)
+        case ForwardedReplies(marks):
+            shown = " ".join(f"{_name(each.link, links)}={each.mark:#x}" for each in marks)
+            return f"nft table inet cloud_network: {shown or 'removed'}"
 
 
 def _route_text(op: RouteReplace | RouteRemove, links: Mapping[int, Link]) -> str:
@@ -245,6 +283,7 @@ def _rule_text(op: RuleAdd | RuleRemove) -> str:
     verb = "add" if isinstance(op, RuleAdd) else "del"
     family = " -6" if op.selector.version == 6 else ""
     selector = f"{'to' if op.to else 'from'} {_short(op.selector)}" if op.selector.prefixlen else "from all"
+    selector += f" fwmark {op.mark:#x}/{op.mask:#x}" if op.mark else ""
     selector += " iif lo" if op.local else ""
     suppress = " suppress_prefixlength 0" if op.suppress else ""
     table = _TABLE_NAMES.get(op.table, str(op.table))
@@ -285,4 +324,5 @@ _KINDS: Mapping[type[Operation], tuple[str, str]] = {
     RouteRemove: ("route removed", "routes removed"),
     RuleAdd: ("rule", "rules"),
     RuleRemove: ("rule removed", "rules removed"),
+    ForwardedReplies: ("table of marks", "tables of marks"),
 }

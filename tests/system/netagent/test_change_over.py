@@ -87,15 +87,20 @@ def opened(on: int) -> list[dict[str, Any]]:
     ]
 
 
+def earlier(ops: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As wire version 2 has them: rules have no marks."""
+    return [{key: value for key, value in op.items() if key not in ("mark", "mask")} for op in ops]
+
+
 def test_an_open_change_of_the_earlier_netagent_is_rolled_back(lab: Lab) -> None:
     on = ifindex(lab, "eth0")
     before = start_before(lab)
     clean = state(lab)
     with As(lab) as wire:
-        assert wire.apply(*kept(on), request="kept")["verdict"] == "applied"
+        assert wire.apply(*earlier(kept(on)), request="kept")["verdict"] == "applied"
         confirmed = state(lab)
         assert wire.apply(address(on, "8.8.8.8"))["verdict"] == "refused"
-        assert wire.apply(*opened(on), confirm_within=600, request="open")["verdict"] == "applied"
+        assert wire.apply(*earlier(opened(on)), confirm_within=600, request="open")["verdict"] == "applied"
         kill(before)
     lines = audit_lines(lab)
     assert len(msgpack.unpackb(lab.path(LEDGER).read_bytes())) == 3  # version 2 has no gateways
@@ -119,10 +124,12 @@ def test_an_open_change_of_the_earlier_netagent_is_rolled_back(lab: Lab) -> None
 
 
 def test_a_client_of_the_earlier_wire_learns_the_version(lab: Lab) -> None:
-    """It asks before anything else; and its requests mean what they meant."""
+    """It asks before anything else. What has no marks means what it meant; rules without the keys are refused."""
     on = ifindex(lab, "eth0")
     start(lab)
     with As(lab) as wire:
         assert wire.ask(request="hello", version=2) == {"verdict": "refused", "version": protocol.VERSION}
-        assert wire.apply(*kept(on))["verdict"] == "applied"
+        assert wire.apply(*kept(on)[:3])["verdict"] == "applied"
         assert wire.ask(request="hello", version=protocol.VERSION)["verdict"] == "ok"
+    with As(lab) as wire:
+        assert "'mark' is missing" in wire.apply(*earlier(kept(on))[3:])["reason"]

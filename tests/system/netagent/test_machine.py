@@ -112,7 +112,7 @@ class World:
     def connected(self) -> Wire:
         """A client, once netagent has served it: it serves one at a time."""
         wire = Wire(self.lab)
-        assert self.asked(wire, request="hello", version=3) == {"verdict": "ok", "version": 3}
+        assert self.asked(wire, request="hello", version=4) == {"verdict": "ok", "version": 4}
         return wire
 
     def asked(self, wire: Wire, **message: Any) -> dict[str, Any]:

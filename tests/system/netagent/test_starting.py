@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -37,9 +38,12 @@ rtnetlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
 rtnetlink.send(struct.pack("=IHHII", 16, 1, 5, 1, 0))  # NLMSG_NOOP, and its acknowledgement is not read
 os.dup2(rtnetlink.fileno(), 4)
 os.set_inheritable(4, True)
+netfilter = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
+os.dup2(netfilter.fileno(), 5)
+os.set_inheritable(5, True)
 if ctypes.CDLL(None).unshare(0x40000000):  # CLONE_NEWNET: systemd has it in a network namespace of its own
     sys.exit("unshare")
-os.environ |= {"LISTEN_FDS": "2", "LISTEN_PID": str(os.getpid()), "BOOT_ID": "0" * 32}
+os.environ |= {"LISTEN_FDS": "3", "LISTEN_PID": str(os.getpid()), "BOOT_ID": "0" * 32}
 os.execvp(sys.argv[3], [*sys.argv[3:], "--", sys.argv[2], "-I", "-m", "cloud_network.netagent", "--idle", "1"])
 """
 
@@ -83,6 +87,55 @@ def test_with_just_what_it_wants_it_starts(lab: Lab) -> None:
     assert done.stderr.splitlines()[0] == "cloud-network-netagent: ready"
 
 
+def activated(lab: Lab) -> subprocess.Popen[str]:
+    """netagent as systemd starts it, until it has nothing to do for a second."""
+    argv = ["/usr/bin/python3", "-c", ACTIVATE, "/run/cloud-network-netagent/netagent.sock", sys.executable, *BECOME]
+    process = lab.instance.popen(argv, stderr=subprocess.PIPE)
+    lab.wait_for(lambda: answers(lab))
+    return process
+
+
+def pid_of(process: subprocess.Popen[str]) -> int:
+    """netagent, whose parent entered the room."""
+    return int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
+
+
+def sockets_of(process: subprocess.Popen[str]) -> int:
+    files = Path(f"/proc/{pid_of(process)}/fd").iterdir()
+    return sum(str(each.readlink()).startswith("socket:") for each in files)
+
+
+MARK = f'{CONFIG}[Network]\nForwardedReplies = "mark"\n'
+TABLE = {"op": "forwarded_replies"}
+
+
+def test_the_third_socket_is_of_the_hosts_namespace_and_is_kept_for_marks_alone(lab: Lab) -> None:
+    lab.stop("netagent")
+    on = ifindex(lab, "eth0")
+    for config, sockets in ((CONFIG, 2), (MARK, 3)):
+        lab.write_config(config)
+        process = activated(lab)
+        lab.wait_for(lambda: sockets_of(process) == sockets)  # noqa: B023  # called at once; a client's goes first
+        with Wire(lab) as wire:
+            answer = wire.apply({**TABLE, "marks": [{"link": on, "mark": 1}]})
+        assert answer["verdict"] == ("applied" if config == MARK else "refused")
+        assert process.wait(10) == 0
+    assert "goto published" in lab.run(["nft", "list", "table", "inet", "cloud_network"]).stdout
+
+
+def test_a_reload_that_needs_the_third_socket_ends_it_to_be_started_again(lab: Lab) -> None:
+    lab.stop("netagent")
+    lab.write_config(CONFIG)
+    process = activated(lab)
+    lab.write_config(MARK)
+    os.kill(pid_of(process), signal.SIGHUP)
+    assert process.wait(10) == 0
+    process = activated(lab)
+    with Wire(lab) as wire:
+        assert wire.ask(request="status")["marks"] == []
+    assert process.wait(10) == 0
+
+
 def test_without_work_it_leaves_when_there_is_somebody_to_start_it_again(lab: Lab) -> None:
     lab.stop("netagent")
     socket_path = "/run/cloud-network-netagent/netagent.sock"
@@ -101,12 +154,12 @@ def test_without_work_it_leaves_when_there_is_somebody_to_start_it_again(lab: La
     assert audit_lines(lab)[-1]["verdict"] == "confirmed"
 
 
-@pytest.mark.parametrize("number", [0, 1, 3])
+@pytest.mark.parametrize("number", [0, 1, 4])
 def test_with_other_sockets_than_the_unit_s_it_does_not_start(number: int) -> None:
     code = (
         f"import os; os.environ |= {{'LISTEN_FDS': '{number}', 'LISTEN_PID': str(os.getpid())}}\n"
         "import pytest; from cloud_network.netagent import __main__ as start, sandbox\n"
-        "with pytest.raises(sandbox.SandboxError, match='two sockets'): start.passed_sockets()"
+        "with pytest.raises(sandbox.SandboxError, match='three sockets'): start.passed_sockets()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

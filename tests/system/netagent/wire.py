@@ -118,10 +118,10 @@ def route(link: int, text: str, via: str | None = None, table: int | None = None
     return {**where, "address": packed(host), "prefix": int(length), "gateway": packed(via) if via else None}
 
 
-def rule(text: str, table: int, priority: int = 31000, op: str = "rule_add", **more: bool) -> dict[str, Any]:
+def rule(text: str, table: int, priority: int = 31000, op: str = "rule_add", **more: int) -> dict[str, Any]:
     host, _, length = text.partition("/")
     where = {"op": op, "address": packed(host), "prefix": int(length or 32), "table": table, "priority": priority}
-    return {**where, "to": False, "suppress": False, "local": False, **more}
+    return {**where, "to": False, "suppress": False, "local": False, "mark": 0, "mask": 0, **more}
 
 
 def kernel_state(lab: Lab) -> dict[str, str]:

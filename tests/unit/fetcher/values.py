@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, ip_address, ip_interface, ip_network
 
-from cloud_network.fetcher.config import Config, Prefixes, Rules
+from cloud_network.fetcher.config import Config, ForwardedReplies, Prefixes, Rules
 from cloud_network.fetcher.metadata.model import Instance, Interface, IPAddress
 from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.network.desired import desired
@@ -25,12 +25,16 @@ from cloud_network.fetcher.network.plan import Plan, added_object, is_removal, p
 from cloud_network.netagent.operations import (
     AddressAdd,
     AddressRemove,
+    LinkMark,
     LinkMtu,
     LinkUp,
     RouteRemove,
     RouteReplace,
     RuleAdd,
     RuleRemove,
+)
+from cloud_network.netagent.operations import (
+    ForwardedReplies as TableOfMarks,
 )
 from hypothesis import strategies as st
 
@@ -97,6 +101,7 @@ def carried_out(changes: Plan, before: Actual) -> Actual:
     links = {each.ifindex: each for each in before.links}
     addresses = [*before.addresses.values(), *before.further]
     routes, rules = set(before.routes), set(before.rules)
+    marks = before.marks
     for op in changes:
         made = added_object(op)
         if isinstance(op, LinkUp):
@@ -123,9 +128,12 @@ def carried_out(changes: Plan, before: Actual) -> Actual:
             routes.add(made)
         elif isinstance(op, RouteRemove):
             routes.remove(Route(op.table, op.link, op.destination, op.gateway))
+        elif isinstance(op, TableOfMarks):
+            marks = op.marks
         else:
             rule = rule_of(op)
             assert (rule in rules) == is_removal(op)
+            assert is_removal(op) or not rule.mark or LinkMark(rule.table - BASE, rule.mark & 0x3F) in (marks or ())
             rules ^= {rule}
     by_place, further = kernel.by_place(addresses)
     return replace(
@@ -135,13 +143,14 @@ def carried_out(changes: Plan, before: Actual) -> Actual:
         further=further,
         routes=frozenset(routes),
         rules=frozenset(rules),
+        marks=marks,
     )
 
 
 def rule_of(op: RuleAdd | RuleRemove) -> Rule:
     """The rule that an operation adds or removes."""
     selector = op.selector if op.selector.prefixlen else None
-    return Rule(op.priority, op.selector.version, selector, op.table, op.suppress, op.to, op.local)
+    return Rule(op.priority, op.selector.version, selector, op.table, op.suppress, op.to, op.local, op.mark, op.mask)
 
 
 def _on_link(route: Route, routes: set[Route]) -> bool:
@@ -162,6 +171,7 @@ configs = st.builds(
     exclude_addresses=st.sampled_from([(), (IPv4Network("10.0.1.12/30"),)]),
     prefixes=st.sampled_from([None, *Prefixes]),
     rules=st.sampled_from(Rules),
+    forwarded_replies=st.sampled_from(ForwardedReplies),
 )
 
 
@@ -205,4 +215,9 @@ def hosts(draw: st.DrawFn) -> Actual:
     gateways: dict[int, tuple[IPAddress, ...]] = {
         each.ifindex: (ip_address("fe80::1"),) for each in links[:-1] if draw(st.booleans())
     }
-    return Actual(tuple(links), addresses, frozenset(routes), frozenset(rules), gateways)
+    marks = None
+    if draw(st.booleans()):
+        marked = [each.ifindex for each in links[:-1] if draw(st.booleans())]
+        marks = tuple(LinkMark(each, at) for at, each in enumerate(marked, draw(st.integers(1, 9))))
+        rules |= {Rule(FIRST, 4, None, BASE + each.link, True, mark=each.mark, mask=0x7F) for each in marks}
+    return Actual(tuple(links), addresses, frozenset(routes), frozenset(rules), gateways, marks=marks)

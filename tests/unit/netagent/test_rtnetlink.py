@@ -79,19 +79,27 @@ def test_route(data: st.DataObject, link: int, interface: Interface, table: int,
     assert rtnetlink.encode(op) == (Packed(24, 0x500, body) if add else Packed(25, 0, body))
 
 
-@given(interface=interfaces, table=number, priority=number, flags=st.tuples(*[st.booleans()] * 4))
-def test_rule(interface: Interface, table: int, priority: int, flags: tuple[bool, ...]) -> None:
-    (to, suppress, local, add), network = flags, interface.network
-    op = (RuleAdd if add else RuleRemove)(priority, network, to, table, suppress, local)
+@given(
+    interface=interfaces,
+    table=number,
+    priority=number,
+    flags=st.tuples(*[st.booleans()] * 4),
+    marks=st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)),
+)
+def test_rule(interface: Interface, table: int, priority: int, flags: tuple[bool, ...], marks: tuple[int, int]) -> None:
+    (to, suppress, local, add), network, (mark, mask) = flags, interface.network, marks
+    op = (RuleAdd if add else RuleRemove)(priority, network, to, table, suppress, local, mark, mask)
     header = {"family": FAMILY[network.version], "dst_len" if to else "src_len": network.prefixlen, "action": 1}
     attributes: list[tuple[str, Any]] = []
     if network.prefixlen:
         attributes.append(("FRA_DST" if to else "FRA_SRC", str(network.network_address)))
     attributes += [("FRA_IIFNAME", "lo")] if local else []
-    attributes += [("FRA_PRIORITY", priority)] + ([("FRA_SUPPRESS_PREFIXLEN", 0)] if suppress else [])
-    body = encoded(fibmsg(), header, [*attributes, ("FRA_TABLE", table), ("FRA_PROTOCOL", 209)])
+    attributes += [("FRA_PRIORITY", priority)] + ([("FRA_FWMARK", mark)] if mark else [])
+    attributes += ([("FRA_SUPPRESS_PREFIXLEN", 0)] if suppress else []) + [("FRA_TABLE", table)]
+    attributes += [("FRA_FWMASK", mask)] if mask else []
+    body = encoded(fibmsg(), header, [*attributes, ("FRA_PROTOCOL", 209)])
     assert rtnetlink.encode(op) == (Packed(32, 0x600, body) if add else Packed(33, 0, body))
-    expected = Rule(priority, network, to and network.prefixlen > 0, table, suppress, local, 209)
+    expected = Rule(priority, network, to and network.prefixlen > 0, table, suppress, local, 209, mark, mask)
     assert rtnetlink.decode_rule(body) == expected
 
 

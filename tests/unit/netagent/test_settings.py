@@ -20,6 +20,7 @@ number = st.one_of(
 words = st.sampled_from(
     [
         *('"veth"', "'veth bridge'", '"10.9.0.0/16 fd01::/48"', '"refuse"', "'continue'", "12000", '"12000"', '""'),
+        *('"mark"', '"off"', "0x7f", '"0xff00"', '"0x101"', '"1"', '"0x4"'),
         *('"203.0.113.0/255.255.255.0"', '"10.0.0.1/8"', '"eth1,eth2"', '"a\\\\b"', '"""eth1"""', '"eth1\\u0020eth2"'),
         *('"eni* ens[6-9]"', '"02:0A:00:00:00:01"', '"!eth0"', '"eth1+"', '"02:00:00"', '"[!e]*"'),
     ]
@@ -30,6 +31,7 @@ names = [
     "RouteTableBase",
     "RulePriority",
     "Exclude",
+    *("ForwardedReplies", "MarkMask"),
 ]
 keys = st.sampled_from([*names, '"Exclude"', "Network.Exclude", "Listen", "Other", "exclude"])
 assignment = st.builds(
@@ -62,6 +64,7 @@ def assert_same(ours: settings.Settings, theirs: config.Config) -> None:
     assert (ours.exclude, ours.allow_kinds) == (frozenset(theirs.exclude), frozenset(theirs.allow_kinds))
     assert claims.PRIVATE + ours.allow_addresses == theirs.allow_addresses
     assert (ours.allow_gateways, ours.max_objects) == (theirs.allow_gateways, theirs.max_objects)
+    assert (ours.mark_mask, ours.forwarded_replies) == (theirs.mark_mask, theirs.forwarded_replies == "mark")
     assert ours.continue_unaudited == (theirs.audit_failure is config.AuditFailure.CONTINUE)
 
 

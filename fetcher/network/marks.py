@@ -1,0 +1,96 @@
+"""ForwardedReplies="mark": which link has which mark, and the rules that lead a mark to the link's table. Pure.
+
+The highest bit of MarkMask= is for packets that arrive by a link, the others number the links. netagent's table
+`cloud_network` sets both. For each link with table T and mark M, in the three steps of `rules`:
+
+  1. fwmark M/MASK lookup T suppress_prefixlength 0           own and sibling subnets
+  3. fwmark M/MASK lookup T                                   everything else leaves by the link of the connection
+
+On a link with the strict reverse path filter (rp_filter=1, IPv4) also for M with the highest bit, which packets have
+that arrive for published ports: the filter asks for their way back with their mark if src_valid_mark=1. These rules
+also decide where such packets go, if main has no route to the container but a default.
+
+A connection keeps its mark for its life, so a link keeps its mark: the table's, else that of its rules, else the number
+of its ifindex where that is free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from cloud_network.fetcher.config import Config
+from cloud_network.fetcher.network.objects import Actual, ReversePath, Rule
+from cloud_network.fetcher.network.rules import STEP
+from cloud_network.netagent.claims import arrival_bit, mark_bits
+from cloud_network.netagent.operations import MAX_MARKED_LINKS, LinkMark
+
+SYSCTL = Path("/proc/sys/net/ipv4/conf")
+
+
+def marks_in_use(config: Config, actual: Actual) -> dict[int, int]:
+    """Return the mark of each link that has one, by ifindex: of the rules, and before those of the table."""
+    mask, bits = config.mark_mask, mark_bits(config.mark_mask)
+    found = {rule.table - config.route_table_base: rule.mark & bits for rule in actual.rules if rule.mask == mask}
+    found |= {each.link: each.mark for each in actual.marks or ()}
+    return {link: mark for link, mark in found.items() if mark and not mark & ~bits}
+
+
+def assign_marks(links: Iterable[int], config: Config, actual: Actual, kept: Collection[int]) -> dict[int, int]:
+    """Return a mark for each link, by ifindex; none for those for which no number is left.
+
+    `kept` are other links, whose marks stay as they are. A mark that yet another link has is free once it has gone.
+    """
+    in_use, bits = marks_in_use(config, actual), mark_bits(config.mark_mask)
+    step = bits & -bits
+    free = dict.fromkeys(range(step, bits + 1, step))
+    found: dict[int, int] = {}
+    wanted = list(links)
+    present = {link.ifindex for link in actual.links}
+    leaving = {mark for link, mark in in_use.items() if link in present and link not in {*kept, *wanted}}
+    for link in (*kept, *wanted):
+        if link in in_use and in_use[link] in free:
+            found[link] = in_use[link]
+            del free[in_use[link]]
+    for mark in leaving & free.keys():
+        del free[mark]
+    for link in wanted:
+        if link not in found and free and len(found) < MAX_MARKED_LINKS:
+            found[link] = link * step if link * step in free else next(iter(free))
+            del free[found[link]]
+    return found
+
+
+def mark_rules(link: int, mark: int, versions: Iterable[int], config: Config, *, strict: bool) -> tuple[Rule, ...]:
+    """Return the rules of one link; `strict`: it has the strict reverse path filter."""
+    first, last, table = config.rule_priority, config.rule_priority + 2 * STEP, config.route_table_base + link
+    arrived, mask = mark | arrival_bit(config.mark_mask), config.mark_mask
+    found = []
+    for version in versions:
+        for value in (mark, arrived) if strict and version == 4 else (mark,):
+            found.append(Rule(first, version, None, table, suppress=True, mark=value, mask=mask))
+            found.append(Rule(last, version, None, table, suppress=False, mark=value, mask=mask))
+    return tuple(found)
+
+
+def table_of(marks: Iterable[tuple[int, int]]) -> tuple[LinkMark, ...]:
+    """Return (ifindex, mark) pairs as the table that netagent makes."""
+    return tuple(LinkMark(link, mark) for link, mark in sorted(marks))
+
+
+def reverse_path(link: str) -> ReversePath:
+    """Return what the reverse path filter does with what arrives by a link and is forwarded to a container.
+
+    The larger of `all` and the link's rp_filter counts, and either src_valid_mark: Documentation/networking/ip-sysctl.
+    """
+    if max(_sysctl("all", "rp_filter"), _sysctl(link, "rp_filter")) != 1:
+        return ReversePath.LOOSE
+    by_mark = _sysctl("all", "src_valid_mark") or _sysctl(link, "src_valid_mark")
+    return ReversePath.BY_MARK if by_mark else ReversePath.DROPS
+
+
+def _sysctl(link: str, name: str) -> int:
+    try:
+        return int((SYSCTL / link / name).read_text())
+    except (OSError, ValueError):
+        return 0

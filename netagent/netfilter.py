@@ -1,0 +1,87 @@
+"""The nfnetlink socket: replaces the table of ForwardedReplies="mark" in one transaction, and reads it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from errno import EINVAL, ENOENT
+
+from . import nftables, rtnetlink
+from .claims import mark_bits
+from .operations import LinkMark
+from .rtnetlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, Packed, Received
+
+SOL_NETLINK, NETLINK_CAP_ACK = 270, 10
+_LARGEST = 1 << 16  # bytes of a datagram: the kernel makes dumps of 32 KiB
+_ATTEMPTS = 10  # of a dump that changes while it is read
+
+
+class NetfilterError(OSError):
+    """The table could not be read."""
+
+
+class Netfilter:
+    """The nfnetlink socket that netagent was started with. It sends the messages of `nftables` and no others."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket, self._sequence = sock, 0
+        self._socket.setblocking(False)  # the kernel has answered when send() returns
+        self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
+
+    def close(self) -> None:
+        """Give up the socket."""
+        self._socket.close()
+
+    def replace(self, marks: Sequence[LinkMark], mask: int) -> int | None:
+        """Replace the table, or remove it if there are no marks. Returns an errno: 0 for done, None for not known.
+
+        Never raises OSError: the caller rolls back what is not known to have failed.
+        """
+        if any(not each.mark & mark_bits(mask) or each.mark & ~mark_bits(mask) for each in marks):
+            return EINVAL  # of a transaction that was made with another MarkMask=
+        try:
+            found = self._exchange(nftables.replacement(marks, mask))
+        except OSError:
+            return None
+        errnos = [each.errno for each in found if each.kind == NLMSG_ERROR]
+        return next((errno for errno in errnos if errno), 0) if errnos else None
+
+    def marks(self, mask: int) -> tuple[LinkMark, ...]:
+        """Return the marks of the table; nothing if it is not there, or not whole. Raises NetfilterError."""
+        get = nftables.GET_BASE_CHAIN
+        chain = self._exchange([Packed(get.kind, NLM_F_ACK, get.body)])
+        for each in chain:
+            if each.kind == NLMSG_ERROR and each.errno not in (0, ENOENT):
+                raise NetfilterError(each.errno, "nftables: read the table cloud_network")
+        if not any(each.kind != NLMSG_ERROR and nftables.is_base_chain(each.body) for each in chain):
+            return ()
+        found = (nftables.decode_rule(body) for body in self._dump(nftables.DUMP_RULES))
+        return nftables.marks_of([rule for rule in found if rule is not None], mask)
+
+    def _dump(self, request: Packed) -> list[bytes]:
+        """Return the bodies of a whole dump; one that was interrupted is started again."""
+        for _ in range(_ATTEMPTS):
+            found = self._exchange([Packed(request.kind, NLM_F_DUMP, request.body)])
+            interrupted = any(each.flags & NLM_F_DUMP_INTR for each in found)
+            if not interrupted and found and found[-1].kind == NLMSG_DONE:
+                return [each.body for each in found[:-1]]
+        raise NetfilterError(f"nftables: the rules changed {_ATTEMPTS} times while they were read")
+
+    def _exchange(self, messages: Sequence[Packed]) -> list[Received]:
+        """Send messages as one datagram, and return the answers. Raises OSError."""
+        self._receive(0)  # what an earlier netagent left
+        first = self._sequence + 1
+        self._sequence += len(messages)
+        packed = (rtnetlink.message(first + at, each) for at, each in enumerate(messages))
+        self._socket.send(b"".join(packed))
+        return self._receive(first)
+
+    def _receive(self, first: int) -> list[Received]:
+        """Return everything that is there to be read with a sequence number from `first` on."""
+        found = list[Received]()
+        while True:
+            try:
+                datagram = self._socket.recv(_LARGEST)
+            except BlockingIOError:
+                return [each for each in found if each.sequence >= first]
+            found += rtnetlink.messages(datagram)

@@ -1,0 +1,307 @@
+"""The nftables table of ForwardedReplies="mark": its nfnetlink messages, built whole and compared whole.
+
+    table inet cloud_network {
+        chain replies {
+            ct mark & MASK == MARK meta mark set meta mark & ~MASK | MARK            for each link
+        }
+        chain published {
+            ct mark & MASK == MARK meta mark set meta mark & ~MASK | MARK | ARRIVAL  for each link
+        }
+        chain prerouting {
+            type filter hook prerouting priority dstnat + 1; policy accept;
+            ct direction reply ct mark & MASK != 0 goto replies
+            iif LINK ct state new ct mark set ct mark & ~MASK | MARK                 for each link
+            ct status dnat ct mark & MASK != 0 goto published
+        }
+    }
+
+Conntrack remembers the link that a connection came in by, and replies get its mark before they are routed, when they
+still have the container's address. What arrives for a published port has the mark with the highest bit of the mask: for
+the strict reverse path filter, which asks for the way back with the packet's mark (net.ipv4.conf.*.src_valid_mark=1).
+The priority is after NAT, so that it is known what is published, and after programs that restore a whole connection
+mark in their mangle chains.
+
+No name, number or expression of this table comes from a client, except the links and their marks. Names and layouts are
+those of linux/netfilter/nfnetlink.h and linux/netfilter/nf_tables.h; attributes are big-endian, register data is in the
+host's byte order. Tests compare the messages with pyroute2's, and the table with what `nft` makes of the text above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from struct import Struct
+
+from .claims import arrival_bit
+from .operations import MAX_MARK, LinkMark
+from .rtnetlink import NLM_F_ACK, NLM_F_CREATE, RTATTR, U32, Packed, parse_attributes
+
+NLM_F_APPEND = 0x800
+NFGENMSG = Struct(">BBH")  # struct nfgenmsg: nfgen_family, version, res_id
+BE32, SBE32 = Struct(">I"), Struct(">i")
+
+NFNL_SUBSYS_NFTABLES = 10
+NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 16, 17
+NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE = 0, 2
+NFT_MSG_NEWCHAIN, NFT_MSG_GETCHAIN, NFT_MSG_NEWRULE, NFT_MSG_GETRULE = 3, 4, 6, 7
+NFPROTO_UNSPEC, NFPROTO_INET = 0, 1
+NF_INET_PRE_ROUTING, NF_ACCEPT = 0, 1
+NFTA_LIST_ELEM = 1
+NFTA_TABLE_NAME = 1
+NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY, NFTA_CHAIN_TYPE = 1, 3, 4, 5, 7
+NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY = 1, 2
+NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS = 1, 2, 4
+NFTA_EXPR_NAME, NFTA_EXPR_DATA = 1, 2
+NFTA_DATA_VALUE, NFTA_DATA_VERDICT = 1, 2
+NFTA_VERDICT_CODE, NFTA_VERDICT_CHAIN, NFT_GOTO = 1, 2, -4
+NFTA_BITWISE_SREG, NFTA_BITWISE_DREG, NFTA_BITWISE_LEN, NFTA_BITWISE_MASK, NFTA_BITWISE_XOR = 1, 2, 3, 4, 5
+NFTA_CMP_SREG, NFTA_CMP_OP, NFTA_CMP_DATA, NFT_CMP_EQ, NFT_CMP_NEQ = 1, 2, 3, 0, 1
+NFTA_CT_DREG, NFTA_CT_KEY, NFTA_CT_SREG = 1, 2, 4
+NFTA_META_DREG, NFTA_META_KEY, NFTA_META_SREG = 1, 2, 3
+NFTA_IMMEDIATE_DREG, NFTA_IMMEDIATE_DATA = 1, 2
+NFT_REG_VERDICT, NFT_REG_1 = 0, 1
+NFT_CT_STATE, NFT_CT_DIRECTION, NFT_CT_STATUS, NFT_CT_MARK = 0, 1, 2, 3
+NFT_META_MARK, NFT_META_IIF = 3, 4
+NF_CT_STATE_NEW = 8  # NF_CT_STATE_BIT(IP_CT_NEW)
+IP_CT_DIR_REPLY = 1
+IPS_DST_NAT = 32
+NF_IP_PRI_NAT_DST = -100
+
+TABLE, PREROUTING, REPLIES, PUBLISHED = b"cloud_network\0", b"prerouting\0", b"replies\0", b"published\0"
+PRIORITY = NF_IP_PRI_NAT_DST + 1
+_ORDER = (REPLIES, PUBLISHED, PREROUTING)
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """A netlink attribute: bytes, or nested attributes."""
+
+    kind: int
+    value: bytes | tuple[Attribute, ...]
+
+    def pack(self) -> bytes:
+        """Return the attribute with its header and padding."""
+        data = self.value if isinstance(self.value, bytes) else pack(self.value)
+        return RTATTR.pack(RTATTR.size + len(data), self.kind) + data + bytes(-len(data) % 4)
+
+    def is_in(self, data: bytes) -> bool:
+        """Return True if `data`, the kernel's value of this attribute, says the same (and maybe more)."""
+        if isinstance(self.value, bytes):
+            return data == self.value
+        found = parse_attributes(data)
+        return all(each.kind in found and each.is_in(found[each.kind]) for each in self.value)
+
+
+def pack(attributes: Sequence[Attribute]) -> bytes:
+    """Return the attributes as bytes."""
+    return b"".join(each.pack() for each in attributes)
+
+
+def _be32(kind: int, value: int) -> Attribute:
+    return Attribute(kind, BE32.pack(value))
+
+
+def _data(kind: int, value: bytes) -> Attribute:
+    return Attribute(kind, (Attribute(NFTA_DATA_VALUE, value),))
+
+
+# Expressions. All use one register.
+
+
+def _expression(name: str, *attributes: Attribute) -> Attribute:
+    named = Attribute(NFTA_EXPR_NAME, name.encode() + b"\0")
+    return Attribute(NFTA_LIST_ELEM, (named, Attribute(NFTA_EXPR_DATA, attributes)))
+
+
+def _load(kind: str, key: int) -> Attribute:
+    dreg, named = (NFTA_CT_DREG, NFTA_CT_KEY) if kind == "ct" else (NFTA_META_DREG, NFTA_META_KEY)
+    return _expression(kind, _be32(dreg, NFT_REG_1), _be32(named, key))
+
+
+def _store(kind: str, key: int) -> Attribute:
+    named, sreg = (NFTA_CT_KEY, NFTA_CT_SREG) if kind == "ct" else (NFTA_META_KEY, NFTA_META_SREG)
+    return _expression(kind, _be32(named, key), _be32(sreg, NFT_REG_1))
+
+
+def _bitwise(mask: int, xor: int) -> Attribute:
+    """Keep the bits of `mask`, and then flip those of `xor`."""
+    registers = _be32(NFTA_BITWISE_SREG, NFT_REG_1), _be32(NFTA_BITWISE_DREG, NFT_REG_1)
+    bits = _data(NFTA_BITWISE_MASK, U32.pack(mask)), _data(NFTA_BITWISE_XOR, U32.pack(xor))
+    return _expression("bitwise", *registers, _be32(NFTA_BITWISE_LEN, U32.size), *bits)
+
+
+def _compare(operator: int, value: bytes) -> Attribute:
+    return _expression(
+        "cmp", _be32(NFTA_CMP_SREG, NFT_REG_1), _be32(NFTA_CMP_OP, operator), _data(NFTA_CMP_DATA, value)
+    )
+
+
+def _goto(chain: bytes) -> Attribute:
+    verdict = Attribute(NFTA_VERDICT_CODE, SBE32.pack(NFT_GOTO)), Attribute(NFTA_VERDICT_CHAIN, chain)
+    data = Attribute(NFTA_IMMEDIATE_DATA, (Attribute(NFTA_DATA_VERDICT, verdict),))
+    return _expression("immediate", _be32(NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT), data)
+
+
+def _set_bits(kind: str, key: int, mask: int, bits: int) -> tuple[Attribute, ...]:
+    """Replace the bits of `mask` in a mark; all others stay."""
+    return _load(kind, key), _bitwise(MAX_MARK & ~mask, bits), _store(kind, key)
+
+
+# The table.
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule of the table."""
+
+    chain: bytes
+    expressions: tuple[Attribute, ...]
+
+    def is_in(self, found: Rule) -> bool:
+        """Return True if the kernel's rule is this one."""
+        wanted, present = self.expressions, found.expressions
+        if self.chain != found.chain or len(wanted) != len(present):
+            return False
+        pairs = zip(wanted, present, strict=True)
+        return all(isinstance(data.value, bytes) and each.is_in(data.value) for each, data in pairs)
+
+
+def _packet_rule(chain: bytes, each: LinkMark, mask: int, bits: int) -> Rule:
+    is_link = _load("ct", NFT_CT_MARK), _bitwise(mask, 0), _compare(NFT_CMP_EQ, U32.pack(each.mark))
+    return Rule(chain, (*is_link, *_set_bits("meta", NFT_META_MARK, mask, bits)))
+
+
+def _arrival_rule(each: LinkMark, mask: int) -> Rule:
+    is_link = _load("meta", NFT_META_IIF), _compare(NFT_CMP_EQ, U32.pack(each.link))
+    is_new = _load("ct", NFT_CT_STATE), _bitwise(NF_CT_STATE_NEW, 0), _compare(NFT_CMP_NEQ, bytes(U32.size))
+    return Rule(PREROUTING, (*is_link, *is_new, *_set_bits("ct", NFT_CT_MARK, mask, each.mark)))
+
+
+def _goto_rule(chain: bytes, mask: int, *condition: Attribute) -> Rule:
+    is_marked = _load("ct", NFT_CT_MARK), _bitwise(mask, 0), _compare(NFT_CMP_NEQ, bytes(U32.size))
+    return Rule(PREROUTING, (*condition, *is_marked, _goto(chain)))
+
+
+def rules(marks: Sequence[LinkMark], mask: int) -> list[Rule]:
+    """Return the rules of the table in the order in which the kernel lists them: by chain."""
+    replies = [_packet_rule(REPLIES, each, mask, each.mark) for each in marks]
+    published = [_packet_rule(PUBLISHED, each, mask, each.mark | arrival_bit(mask)) for each in marks]
+    is_reply = _load("ct", NFT_CT_DIRECTION), _compare(NFT_CMP_EQ, bytes([IP_CT_DIR_REPLY]))
+    is_dnat = _load("ct", NFT_CT_STATUS), _bitwise(IPS_DST_NAT, 0), _compare(NFT_CMP_NEQ, bytes(U32.size))
+    first, last = _goto_rule(REPLIES, mask, *is_reply), _goto_rule(PUBLISHED, mask, *is_dnat)
+    return [*replies, *published, first, *(_arrival_rule(each, mask) for each in marks), last]
+
+
+BASE_CHAIN = (
+    Attribute(NFTA_CHAIN_TABLE, TABLE),
+    Attribute(NFTA_CHAIN_NAME, PREROUTING),
+    Attribute(
+        NFTA_CHAIN_HOOK,
+        (
+            _be32(NFTA_HOOK_HOOKNUM, NF_INET_PRE_ROUTING),
+            Attribute(NFTA_HOOK_PRIORITY, SBE32.pack(PRIORITY)),
+        ),
+    ),
+    _be32(NFTA_CHAIN_POLICY, NF_ACCEPT),
+    Attribute(NFTA_CHAIN_TYPE, b"filter\0"),
+)
+CHAINS = (
+    (Attribute(NFTA_CHAIN_TABLE, TABLE), Attribute(NFTA_CHAIN_NAME, REPLIES)),
+    (Attribute(NFTA_CHAIN_TABLE, TABLE), Attribute(NFTA_CHAIN_NAME, PUBLISHED)),
+    BASE_CHAIN,
+)
+
+
+# Messages.
+
+
+def _message(kind: int, flags: int, attributes: Sequence[Attribute]) -> Packed:
+    header = NFGENMSG.pack(NFPROTO_INET, 0, 0)
+    return Packed(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, header + pack(attributes))
+
+
+def _batch(kind: int) -> Packed:
+    return Packed(kind, 0, NFGENMSG.pack(NFPROTO_UNSPEC, 0, NFNL_SUBSYS_NFTABLES))
+
+
+def replacement(marks: Sequence[LinkMark], mask: int) -> list[Packed]:
+    """Return one nfnetlink transaction that replaces the table, or removes it if there are no marks.
+
+    The table is made first, so that its removal cannot fail. The last message before the end asks for an
+    acknowledgement; errors are always answered.
+    """
+    name = (Attribute(NFTA_TABLE_NAME, TABLE),)
+    new_table = _message(NFT_MSG_NEWTABLE, NLM_F_CREATE, name)
+    messages = [new_table, _message(NFT_MSG_DELTABLE, 0, name)]
+    if marks:
+        messages += [new_table, *(_message(NFT_MSG_NEWCHAIN, NLM_F_CREATE, each) for each in CHAINS)]
+        messages += [_new_rule(rule) for rule in rules(marks, mask)]
+    last = messages[-1]
+    messages[-1] = Packed(last.kind, last.flags | NLM_F_ACK, last.body)
+    return [_batch(NFNL_MSG_BATCH_BEGIN), *messages, _batch(NFNL_MSG_BATCH_END)]
+
+
+def _new_rule(rule: Rule) -> Packed:
+    where = Attribute(NFTA_RULE_TABLE, TABLE), Attribute(NFTA_RULE_CHAIN, rule.chain)
+    expressions = Attribute(NFTA_RULE_EXPRESSIONS, rule.expressions)
+    return _message(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, (*where, expressions))
+
+
+GET_BASE_CHAIN = _message(NFT_MSG_GETCHAIN, 0, BASE_CHAIN[:2])
+DUMP_RULES = _message(NFT_MSG_GETRULE, 0, (Attribute(NFTA_RULE_TABLE, TABLE),))
+
+
+# Reading.
+
+
+def is_base_chain(body: bytes) -> bool:
+    """Return True if an answer to GET_BASE_CHAIN is our chain, with our hook and priority."""
+    return Attribute(0, BASE_CHAIN).is_in(body[NFGENMSG.size :])
+
+
+def decode_rule(body: bytes) -> Rule | None:
+    """Return the rule of an NFT_MSG_NEWRULE message, its expressions as the kernel packs them; None for others'."""
+    found = parse_attributes(body, NFGENMSG.size)
+    if found.get(NFTA_RULE_TABLE) != TABLE or body[0] != NFPROTO_INET:
+        return None
+    elements = _elements(found.get(NFTA_RULE_EXPRESSIONS, b""))
+    return Rule(found[NFTA_RULE_CHAIN], tuple(Attribute(NFTA_LIST_ELEM, each) for each in elements))
+
+
+def _elements(data: bytes) -> Iterator[bytes]:
+    """Yield the values of a list, whose attributes all have the same type."""
+    offset = 0
+    while offset + RTATTR.size <= len(data):
+        length, _ = RTATTR.unpack_from(data, offset)
+        yield data[offset + RTATTR.size : offset + length]
+        offset += max((length + 3) & ~3, RTATTR.size)
+
+
+def marks_of(found: Sequence[Rule], mask: int) -> tuple[LinkMark, ...]:
+    """Return the marks with which `rules` makes exactly what was found; nothing if there are none."""
+    if not all(rule.chain in _ORDER for rule in found):
+        return ()
+    arrivals = [rule for rule in found if rule.chain == PREROUTING][1:-1]
+    marks = tuple(filter(None, (_mark_of(rule, mask) for rule in arrivals)))
+    wanted = rules(marks, mask)
+    by_chain = sorted(found, key=lambda rule: _ORDER.index(rule.chain))
+    if len(wanted) != len(found) or not all(each.is_in(rule) for each, rule in zip(wanted, by_chain, strict=True)):
+        return ()
+    return marks
+
+
+def _mark_of(rule: Rule, mask: int) -> LinkMark | None:
+    """Return the link, of the second expression, and the mark, of the last but one, of what may be an arrival rule."""
+    if len(rule.expressions) != len(_arrival_rule(LinkMark(1, 1), mask).expressions):
+        return None
+    link = _value(rule.expressions[1], NFTA_CMP_DATA)
+    mark = _value(rule.expressions[-2], NFTA_BITWISE_XOR)
+    return LinkMark(link, mark) if link and mark else None
+
+
+def _value(expression: Attribute, kind: int) -> int:
+    """Return a 32-bit number that an expression of the kernel holds, or 0."""
+    data = expression.value if isinstance(expression.value, bytes) else b""
+    for step in (NFTA_EXPR_DATA, kind, NFTA_DATA_VALUE):
+        data = parse_attributes(data).get(step, b"")
+    return int(U32.unpack(data)[0]) if len(data) == U32.size else 0

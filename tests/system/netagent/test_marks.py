@@ -1,0 +1,366 @@
+"""The operation `forwarded_replies` and rules for marks: what they make, how they are undone, and what is refused.
+
+The lab's primary is eth0 (10.0.1.10/24); eth2 is the secondary, in 10.0.2.0/24, and eth1 is down.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab import Lab, Spec
+from tests.system.netagent.conftest import start
+from tests.system.netagent.wire import CONFIG, Wire, address, audit_lines, ifindex, kernel_state, packed, route, rule
+
+MASK, ARRIVAL = 0x7F, 0x40
+MARK = f'{CONFIG}[Network]\nForwardedReplies = "mark"\nExclude = "docker1"\n'
+FOREIGN = """
+table inet other {
+  set held { type ipv4_addr; elements = { 192.0.2.1 } }
+  chain prerouting { type filter hook prerouting priority dstnat + 1; meta mark set meta mark or 0x4000; }
+}
+table ip cloud_network { chain prerouting { type filter hook prerouting priority 0; counter accept; }; }
+"""
+"""Other programs': one has our table's name in another family."""
+TEXT = """
+table inet cloud_network {{
+  chain replies {{
+    ct mark & 0x7f == 0x1 meta mark set meta mark & 0xffffff80 | 0x1
+    ct mark & 0x7f == 0x2 meta mark set meta mark & 0xffffff80 | 0x2
+  }}
+  chain published {{
+    ct mark & 0x7f == 0x1 meta mark set meta mark & 0xffffff80 | 0x41
+    ct mark & 0x7f == 0x2 meta mark set meta mark & 0xffffff80 | 0x42
+  }}
+  chain prerouting {{
+    type filter hook prerouting priority dstnat + 1; policy accept;
+    ct direction reply ct mark & 0x7f != 0 goto replies
+    iif {0} ct state new ct mark set ct mark & 0xffffff80 | 0x1
+    iif {1} ct state new ct mark set ct mark & 0xffffff80 | 0x2
+    ct status dnat ct mark & 0x7f != 0 goto published
+  }}
+}}
+"""
+Ops = list[dict[str, Any]]
+
+
+class Links:
+    def __init__(self, lab: Lab) -> None:
+        self.primary, self.secondary, self.down = (ifindex(lab, name) for name in ("eth0", "eth2", "eth1"))
+        self.bridge, self.excluded, self.loopback = ifindex(lab, "docker0"), ifindex(lab, "docker1"), 1
+
+
+def table(*marks: tuple[int, int]) -> dict[str, Any]:
+    return {"op": "forwarded_replies", "marks": [{"link": link, "mark": mark} for link, mark in marks]}
+
+
+def mark_rule(link: int, mark: int, **more: Any) -> dict[str, Any]:
+    return {**rule("0.0.0.0/0", 9999 + link, mark=mark, mask=MASK), **more}
+
+
+def state(lab: Lab) -> tuple[dict[str, str], str]:
+    return kernel_state(lab), lab.run(["nft", "-s", "list", "ruleset"]).stdout
+
+
+def ours(lab: Lab) -> str:
+    return lab.run(["nft", "-s", "list", "table", "inet", "cloud_network"], check=False).stdout
+
+
+@pytest.fixture(scope="module")
+def marked() -> Iterator[Lab]:
+    """Each test leaves the kernel as it found it."""
+    with Lab(Spec.aws(interfaces=3, addresses=2)) as lab:
+        lab.batch(["link set eth2 up", "link add docker0 type bridge", "link add docker1 type bridge"])
+        lab.write_config(MARK)
+        lab.run(["nft", "-f", "-"], stdin=FOREIGN)
+        start(lab)
+        yield lab
+
+
+@pytest.fixture
+def lab(marked: Lab) -> Iterator[Lab]:
+    before = state(marked)
+    yield marked
+    with Wire(marked) as wire:
+        assert wire.ask(request="flush", id="clean")["verdict"] == "applied"
+    assert state(marked) == before
+
+
+@pytest.fixture
+def on(marked: Lab) -> Links:
+    return Links(marked)
+
+
+@pytest.fixture
+def wire(lab: Lab) -> Iterator[Wire]:
+    with Wire(lab) as wire:
+        yield wire
+
+
+def test_the_table_is_what_nft_makes_of_the_documented_text(lab: Lab, on: Links, wire: Wire) -> None:
+    show = ["nft", "--json", "list", "table", "inet", "cloud_network"]
+    assert wire.apply(table((on.primary, 1), (on.secondary, 2)))["verdict"] == "applied"
+    made = without_handles(lab.run(show).stdout)
+    marks = [{"link": on.primary, "mark": 1}, {"link": on.secondary, "mark": 2}]
+    assert wire.ask(request="status")["marks"] == marks
+    assert wire.apply(table())["verdict"] == "applied"
+    assert ours(lab) == ""
+    assert wire.ask(request="status")["marks"] == []
+    lab.run(["nft", "-f", "-"], stdin=TEXT.format(on.primary, on.secondary))
+    assert without_handles(lab.run(show).stdout) == made
+    assert wire.ask(request="status")["marks"] == marks
+
+
+def without_handles(text: str) -> str:
+    return re.sub(r'"(handle|version|release_name)": [^,}]+', "", text)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "delete table inet cloud_network",
+        "flush chain inet cloud_network replies",
+        "add rule inet cloud_network replies counter",
+        "insert rule inet cloud_network prerouting accept",
+        "add chain inet cloud_network more; add rule inet cloud_network more drop",
+    ],
+)
+def test_status_notices_a_table_that_is_not_whole(lab: Lab, on: Links, wire: Wire, damage: str) -> None:
+    assert wire.apply(table((on.primary, 1), (on.secondary, 2)))["verdict"] == "applied"
+    lab.run(["nft", damage])
+    assert wire.ask(request="status")["marks"] == []
+    assert wire.apply(table((on.primary, 1), (on.secondary, 2)))["verdict"] == "applied"
+    assert len(wire.ask(request="status")["marks"]) == 2
+
+
+def test_rules_for_marks_are_made_and_removed(lab: Lab, on: Links, wire: Wire) -> None:
+    six = {"address": packed("::"), "prefix": 0}
+    ops = [
+        table((on.primary, 1), (on.secondary, 2)),
+        mark_rule(on.primary, 1),
+        mark_rule(on.secondary, 2, suppress=True),
+        mark_rule(on.secondary, 2 | ARRIVAL, priority=31020),
+        mark_rule(on.secondary, 2, **six),
+    ]
+    assert wire.apply(*ops)["verdict"] == "applied"
+    shown = lab.run(["ip", "rule"]).stdout
+    assert f"31000:\tfrom all fwmark 0x1/0x7f lookup {9999 + on.primary}" in shown
+    assert f"31000:\tfrom all fwmark 0x2/0x7f lookup {9999 + on.secondary} suppress_prefixlength 0" in shown
+    assert f"31020:\tfrom all fwmark 0x42/0x7f lookup {9999 + on.secondary}" in shown
+    assert f"from all fwmark 0x2/0x7f lookup {9999 + on.secondary}" in lab.run(["ip", "-6", "rule"]).stdout
+    removals = [{**op, "op": "rule_remove"} for op in ops[1:]]
+    assert wire.apply(*removals, table((on.primary, 1)))["verdict"] == "applied"
+    assert "fwmark" not in lab.run(["ip", "rule"]).stdout
+    assert "eth2" not in ours(lab)
+    (line,) = audit_lines(lab)[-1:]
+    assert line["ops"][-1] == {**table((on.primary, 1)), "errno": 0}
+
+
+ATTACKS: dict[str, tuple[Callable[[Links], Ops], str]] = {
+    "a link that is not there": (lambda on: [table((4711, 1))], "no link 4711"),
+    "a bridge": (lambda on: [table((on.bridge, 1))], "of kind bridge"),
+    "loopback": (lambda on: [table((on.loopback, 1))], "loopback link"),
+    "an excluded link": (lambda on: [table((on.excluded, 1))], "excluded"),
+    "a mark twice": (lambda on: [table((on.primary, 3), (on.secondary, 3))], "twice"),
+    "a link twice": (lambda on: [table((on.primary, 3), (on.primary, 4))], "twice"),
+    "a mark outside of the mask": (lambda on: [table((on.primary, 0x80))], "not inside 0x3f"),
+    "kube-proxy's mark": (lambda on: [table((on.primary, 0x4001))], "not inside 0x3f"),
+    "the bit for arriving packets": (lambda on: [table((on.primary, ARRIVAL | 1))], "not inside 0x3f"),
+    "mark 0": (lambda on: [table((on.primary, 0))], "0 is not in 1.."),
+    "a mark of 33 bits": (lambda on: [table((on.primary, 1 << 32))], "is not in 1.."),
+    "a negative link": (lambda on: [table((-1, 1))], "-1 is not in 1.."),
+    "more links than there can be": (lambda on: [table(*((on.primary, n) for n in range(1, 66)))], "more than 64"),
+    "a table of another name": (lambda on: [{**table(), "table": "filter"}], "'table' is not a known key"),
+    "an expression": (
+        lambda on: [{"op": "forwarded_replies", "marks": [{"link": on.primary, "mark": 1, "drop": True}]}],
+        "'drop' is not a known key",
+    ),
+    "marks that are no list": (lambda on: [{"op": "forwarded_replies", "marks": {"1": 1}}], "is not list"),
+    "marks that are no maps": (lambda on: [{"op": "forwarded_replies", "marks": [1]}], "is not a map"),
+    "a rule for a mark without the table": (lambda on: [mark_rule(on.primary, 1)], "is not that of eth0"),
+    "a rule before its table": (lambda on: [mark_rule(on.primary, 1), table((on.primary, 1))], "is not that of eth0"),
+    "a rule for another link's mark": (
+        lambda on: [table((on.primary, 1), (on.secondary, 2)), mark_rule(on.primary, 2)],
+        "is not that of eth0",
+    ),
+    "a rule for a mark outside of the mask": (
+        lambda on: [table((on.primary, 1)), mark_rule(on.primary, 0x81)],
+        "is not that of eth0",
+    ),
+    "a rule for kube-proxy's mark": (
+        lambda on: [table((on.primary, 1)), mark_rule(on.primary, 0x4000, mask=0x4000)],
+        "is not that of eth0",
+    ),
+    "a rule with another mask": (
+        lambda on: [table((on.primary, 1)), mark_rule(on.primary, 1, mask=1)],
+        "is not that of eth0",
+    ),
+    "a rule without a mask": (
+        lambda on: [table((on.primary, 1)), mark_rule(on.primary, 1, mask=0)],
+        "is not that of eth0",
+    ),
+    "a rule for all packets without a mark": (
+        lambda on: [table((on.primary, 1)), mark_rule(on.primary, 0)],
+        "is not that of eth0",
+    ),
+    "a rule for a mark into main": (
+        lambda on: [table((on.primary, 1)), mark_rule(on.primary, 1, table=254)],
+        "no link",
+    ),
+    "a rule for a mark into an excluded link's table": (
+        lambda on: [table((on.primary, 1)), mark_rule(on.excluded, 1)],
+        "excluded",
+    ),
+    "a rule for a mark and a source": (
+        lambda on: [table((on.primary, 1)), {**mark_rule(on.primary, 1), "address": packed("10.0.1.10"), "prefix": 32}],
+        "no source",
+    ),
+    "a rule for a mark and a destination": (
+        lambda on: [table((on.primary, 1)), mark_rule(on.primary, 1, to=True)],
+        "no source",
+    ),
+    "a rule for marks of what this host sends": (
+        lambda on: [table((on.primary, 1)), mark_rule(on.primary, 1, local=True)],
+        "no source",
+    ),
+    "a rule for a mark above the band": (
+        lambda on: [table((on.primary, 1)), mark_rule(on.primary, 1, priority=100)],
+        "priority 100",
+    ),
+    "a table without the mark of a rule": (
+        lambda on: [table((on.primary, 1)), mark_rule(on.primary, 1), table((on.secondary, 1))],
+        "depends on it",
+    ),
+    "no table, with a rule left": (
+        lambda on: [table((on.primary, 1)), mark_rule(on.primary, 1), table()],
+        "depends on it",
+    ),
+    "a rule for a mark that is not there": (
+        lambda on: [mark_rule(on.primary, 1, op="rule_remove")],
+        "no such rule",
+    ),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_refuses_before_anything_is_touched(lab: Lab, on: Links, attack: str) -> None:
+    ops, reason = ATTACKS[attack]
+    before = state(lab)
+    with Wire(lab) as wire:
+        answer = wire.apply(*ops(on))
+        assert answer["verdict"] == "refused"
+        assert reason in answer["reason"]
+    with Wire(lab) as wire:
+        checked = wire.ask(request="check", ops=ops(on))
+        assert checked["verdict"] == "refused" or checked["refused"] > 0
+    assert state(lab) == before
+
+
+def test_a_rule_cannot_be_left_behind_by_a_later_request(lab: Lab, on: Links, wire: Wire) -> None:
+    assert wire.apply(table((on.primary, 1)), mark_rule(on.primary, 1))["verdict"] == "applied"
+    assert "depends on it" in wire.apply(table())["reason"]
+    assert "depends on it" in wire.apply(table((on.primary, 2)))["reason"]
+    assert wire.apply(table((on.secondary, 2), (on.primary, 1)))["verdict"] == "applied"
+
+
+@pytest.mark.parametrize("end", ["rollback", "hang up", "crash", "the time"])
+def test_what_is_not_confirmed_is_undone(lab: Lab, on: Links, end: str) -> None:
+    with Wire(lab) as wire:
+        assert wire.apply(table((on.primary, 5)))["verdict"] == "applied"
+        before = state(lab)
+        ops = [table((on.primary, 1), (on.secondary, 2)), mark_rule(on.primary, 1), mark_rule(on.secondary, 2)]
+        within = 1 if end == "the time" else 60
+        assert wire.apply(*ops, confirm_within=within, request="open")["verdict"] == "applied"
+        assert state(lab) != before
+        if end == "rollback":
+            assert wire.ask(request="rollback", id="open") == {"verdict": "rolled back"}
+        elif end == "crash":
+            lab.kill("netagent", signal.SIGKILL)
+            start(lab)
+        elif end == "the time":
+            lab.wait_for(lambda: state(lab) == before)
+    lab.wait_for(lambda: state(lab) == before)
+
+
+def test_a_failure_in_the_kernel_undoes_the_table(lab: Lab, on: Links, wire: Wire) -> None:
+    """After the table was made, the kernel refuses a route on a link that is down."""
+    before = state(lab)
+    assert wire.apply(table((on.primary, 3)))["verdict"] == "applied"
+    with_table = state(lab)
+    ops = [table((on.primary, 1)), mark_rule(on.primary, 1), address(on.down, "10.0.3.10/24")]
+    answer = wire.apply(*ops, route(on.down, "10.0.3.0/24"))
+    assert (answer["verdict"], answer["reason"]) == ("rolled back", "Network is down")
+    assert state(lab) == with_table
+    assert wire.apply(table())["verdict"] == "applied"
+    assert state(lab) == before
+
+
+def test_off_refuses_and_names_the_key(lab: Lab, on: Links) -> None:
+    lab.stop("netagent")
+    lab.write_config(CONFIG)
+    start(lab)
+    with Wire(lab) as wire:
+        refused = wire.apply(table((on.primary, 1)))
+        assert refused["allow"] == '[Network] ForwardedReplies="mark"'
+        assert "is not that of" in wire.apply(mark_rule(on.primary, 1))["reason"]
+        assert wire.ask(request="status")["marks"] is None
+    files = [str(each.readlink()) for each in Path(f"/proc/{lab.daemons.pid('netagent')}/fd").iterdir()]
+    assert sum(each.startswith("socket:") for each in files) == 2, "the listener and rtnetlink; nfnetlink is closed"
+    lab.stop("netagent")
+    lab.write_config(MARK)
+    start(lab)
+
+
+def test_off_removes_the_table_that_was_made_and_no_other(lab: Lab, on: Links) -> None:
+    with Wire(lab) as wire:
+        assert wire.apply(table((on.primary, 1)))["verdict"] == "applied"
+    lab.write_config(CONFIG)
+    lab.kill("netagent", signal.SIGHUP)
+    lab.wait_for(lambda: ours(lab) == "")
+    assert audit_lines(lab)[-1]["reason"] == "ForwardedReplies= is off"
+    lab.run(["nft", "add table inet cloud_network"])  # another program's, as far as netagent knows
+    lab.stop("netagent")
+    start(lab)
+    assert ours(lab) != ""
+    lab.run(["nft", "delete table inet cloud_network"])
+    lab.stop("netagent")
+    lab.write_config(MARK)
+    start(lab)
+
+
+def test_a_mask_of_the_operators(lab: Lab, on: Links) -> None:
+    lab.stop("netagent")
+    lab.write_config(MARK.replace("Exclude", 'MarkMask = "0xf00"\nExclude'))
+    start(lab)
+    with Wire(lab) as wire:
+        assert "not inside 0x700" in wire.apply(table((on.primary, 1)))["reason"]
+        assert wire.apply(table((on.primary, 0x700)))["verdict"] == "applied"
+        assert "& 0x00000f00 == 0x00000700" in ours(lab)
+        assert wire.ask(request="status")["marks"] == [{"link": on.primary, "mark": 0x700}]
+    lab.stop("netagent")
+    lab.write_config(MARK)
+    start(lab)
+
+
+def test_tables_of_other_programs_are_the_same_in_json(lab: Lab, on: Links, wire: Wire) -> None:
+    before = foreign(lab)
+    for marks in ([(on.primary, 1)], [(on.secondary, 1), (on.primary, 2)], []):
+        assert wire.apply(table(*marks))["verdict"] == "applied"
+        assert foreign(lab) == before
+
+
+def foreign(lab: Lab) -> list[Any]:
+    """Everything of nftables outside of our table, handles and counters included."""
+    found = json.loads(lab.run(["nft", "--json", "list", "ruleset"]).stdout)["nftables"]
+    return [each for each in found if not is_ours(each)]
+
+
+def is_ours(entry: dict[str, Any]) -> bool:
+    [(kind, fields)] = entry.items()
+    return (fields.get("family"), fields.get("name" if kind == "table" else "table")) == ("inet", "cloud_network")
