@@ -38,7 +38,7 @@ def test_routes_are_repaired_although_their_gateway_cannot_be_asked() -> None:
 
 
 def test_a_router_that_only_its_neighbour_entry_names_is_used_again() -> None:
-    """As in a VRF: main does not have the advertised route, and nothing is sent from a link-local gateway's link yet."""
+    """As in a VRF, where main does not have the advertised route."""
     lab_of = Spec.cloud("aws", interfaces=2, addresses=2, ipv6=1)
     with running(lab_of, 'AllowAddresses = "2001:db8::/32"\n') as lab:
         settle(lab)
