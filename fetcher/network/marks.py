@@ -16,6 +16,7 @@ of its ifindex where that is free.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from cloud_network.fetcher.network.rules import STEP
 from cloud_network.netagent.claims import arrival_bit, mark_bits
 from cloud_network.netagent.operations import MAX_MARKED_LINKS, LinkMark
 
-SYSCTL = Path("/proc/sys/net/ipv4/conf")
+SYSCTL = Path(os.environ.get("IPV4_CONF", "/proc/sys/net/ipv4/conf"))
+"""The sysctls of each link. The unit sets IPV4_CONF=, because ProcSubset=pid hides the usual directory."""
 
 
 def marks_in_use(config: Config, actual: Actual) -> dict[int, int]:
