@@ -86,8 +86,17 @@ def test_yaml_that_the_network_does_not_need_is_read() -> None:
     assert made("many", "hostname: my-server", "public-keys: !x {a: [b, !!binary c]}").complete
 
 
-@pytest.mark.parametrize("text", ["a: &x [b]\nc: *x\n", "a: [b", "\ta: b", "[" * 5000, "a: \x00"])
-def test_yaml_with_aliases_or_errors_is_refused(text: str) -> None:
+def test_yaml_alias_is_not_followed_and_stops_nothing() -> None:
+    bomb = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
+    assert parse_yaml(bomb, "x").value["c"] == ["*b", "*b"]
+    assert made("many", "hostname: my-server", "public-keys: [&key a, *key]").complete
+    found = made("ipv6", "gateway: fe80::1", "gateway: *somewhere")
+    assert ["'*somewhere' is not an IP address" in problem.text for problem in found.problems] == [True]
+    assert len(found.interfaces) == 2
+
+
+@pytest.mark.parametrize("text", ["a: [b", "\ta: b", "[" * 5000, "a: \x00"])
+def test_yaml_with_errors_is_refused(text: str) -> None:
     with pytest.raises(MetadataError, match="private-networks: not YAML") as caught:
         parse_yaml(text, "private-networks")
     assert caught.value.kind == "invalid"
