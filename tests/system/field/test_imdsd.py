@@ -54,7 +54,9 @@ def test_known_reverse_path_filter_drops_the_answers() -> None:
         before = present(lab)
         lab.batch([LOCK])
         assert refresh(lab) == "error"
-        assert "no answer in time" in status(lab)["last_error"]["message"]
+        message = status(lab)["last_error"]["message"]
+        assert "no answer in time; a route prohibits 169.254.169.254 on this host (systemd-imdsd?)" in message
+        assert f"unless net.ipv4.conf.{lab.nics[0].name}.rp_filter=0 its answers are dropped" in message
         assert present(lab) == before
         lab.run(["sysctl", "-qw", *(f"net.ipv4.conf.{nic.name}.rp_filter=0" for nic in lab.nics)])
         assert refresh(lab) == "ok"
