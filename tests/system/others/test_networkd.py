@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -99,6 +100,22 @@ def test_with_the_drop_in_alone_rules_stay_and_addresses_come_back(lab: Lab) -> 
         assert not [line for line in gone if "lookup" in line or "proto 209" in line]
         lab.wait_for(lambda: of_ours(lab) == before and set(lab.addresses) <= present(lab), 10, "the repair")
         assert connection.alive()
+
+
+def test_reconfigured_in_the_middle_of_a_change_all_is_there_at_the_end(lab: Lab) -> None:
+    """Five times, with new metadata each time: what networkd takes away, it takes from a change that is being made."""
+    with Networkd(lab, lab.nics[:1]) as networkd:
+        held = lab.hold_connection(lab.nics[1].addresses[1])
+        for number in range(5):
+            for subnet, nic in enumerate(list(lab.nics), 1):
+                lab.add_address(nic.mac, f"10.0.{subnet}.{70 + number}")
+            lab.kill("fetcher", signal.SIGHUP)
+            networkd.reconfigure()
+        networkd.wait_until_configured()
+        lab.wait_for(lambda: set(lab.addresses) <= present(lab), 30, "the addresses")
+        settle(lab)
+        assert all(lab.reachability().values())
+        assert held.alive()
 
 
 def test_its_own_objects_are_left_to_it(lab: Lab) -> None:
