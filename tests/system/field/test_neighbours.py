@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -97,3 +98,22 @@ def test_instance_with_ipv6_only_is_configured() -> None:
         settle(lab)
         assert ours(lab, "rule-4") == ours(lab, "route-4") == []
         assert status(lab)["notices"] == []
+
+
+def test_settings_for_kubernetes_nodes_leave_pods_addresses_alone() -> None:
+    """docs/clouds.md: a plugin owns secondary interfaces, and all further addresses and prefixes of the primary."""
+    primary, secondary = Spec.aws(interfaces=2, addresses=3).interfaces
+    spec = Spec((replace(primary, prefixes=("10.0.1.128/28",)), secondary))
+    keys = '[Network]\nManage = "primary"\nExcludeAddresses = "10.0.1.0/24"\nPrefixes = "ignore"\n'
+    with Lab(spec) as lab:
+        lab.write_config(keys + CONFIG)
+        lab.start("netagent")
+        lab.start("fetcher")
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be content")
+        lab.add_address(lab.nics[0].mac, "10.0.1.77")
+        assert refresh(lab) == "ok"
+        assert {each for each in present(lab) if ":" not in each} == {lab.nics[0].addresses[0]}
+        assert [each for each in ours(lab, "rule-4") if each["src"] != "all"] == []
+        [link] = [each for each in ip(lab, "link") if each["ifname"] == lab.nics[1].name]
+        assert "UP" not in link["flags"]
+        assert all(lab.reachability([lab.nics[0].addresses[0]]).values())
