@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from tests.lab import Lab, Spec
+from tests.lab.lab import CHECKOUT
 from tests.system.job import CONFIG, present, refresh, running, settle, status
 
 METADATA = "169.254.169.254"
@@ -46,6 +48,21 @@ def test_route_that_prohibits_the_metadata_later_changes_nothing() -> None:
         assert refresh(lab) == "ok"
         assert present(lab) == before | {"10.0.2.77"}
         assert status(lab)["last_error"] is None
+
+
+def test_firewall_rule_locks_the_metadata_for_others() -> None:
+    """That of docs/coexistence.md: a bound socket passes the route, and not the rule."""
+    page = (CHECKOUT / "docs/coexistence.md").read_text()
+    [rules] = re.findall(r"^ {6}table inet metadata \{\n(?: {6}.*\n)+", page, re.MULTILINE)
+    with running(replace(Spec.aws(interfaces=2, addresses=2), sysctl=UNFILTERED), "", "netagent", "fetcher") as lab:
+        lab.batch([LOCK])
+        bound = ["curl", "--silent", "--max-time", "2", "--interface", f"if!{lab.nics[0].name}", f"http://{METADATA}/"]
+        assert lab.run(bound, user="daemon", check=False).returncode == 0
+        lab.run(["nft", "-f", "-"], stdin=rules)
+        assert lab.run(bound, user="daemon", check=False).returncode != 0
+        lab.add_address(lab.nics[1].mac, "10.0.2.77")
+        assert refresh(lab) == "ok"
+        assert "10.0.2.77" in present(lab)
 
 
 def test_known_reverse_path_filter_drops_the_answers() -> None:
