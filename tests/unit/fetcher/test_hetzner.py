@@ -49,6 +49,13 @@ def test_other_kinds_of_entries_are_ignored_or_a_notice() -> None:
     assert ["hologram" in notice for notice in found.notices] == [True]
 
 
+def test_subnet_of_an_unknown_type_is_a_notice() -> None:
+    found = made("ipv6", "type: dhcp", "type: hologram")
+    assert ["type: 'hologram' is not a known type" in notice for notice in found.notices] == [True]
+    assert (found.problems, found.interfaces) == ((), made("ipv6").interfaces)
+    assert found.unproven == {found.interfaces[0].mac}
+
+
 def test_server_without_private_or_public_network() -> None:
     assert [each.mac for each in made("one").interfaces] == ["96:00:00:08:19:da"]
     assert [each.mac for each in made("sparse").interfaces] == ["86:00:00:2a:7d:e0"]
