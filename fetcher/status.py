@@ -27,6 +27,7 @@ class AddressStatus(TypedDict):
     public: list[str]
     present: bool  # the kernel has it on this link
     owned: bool  # added by cloud-network
+    table: int | None  # that its replies look in; None: main
 
 
 class LinkStatus(TypedDict):

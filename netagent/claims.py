@@ -44,6 +44,23 @@ CONVENTION_LENGTHS = {4: range(16, 31), 6: range(44, 65)}
 """Prefix lengths tried around an address for a gateway by convention."""
 
 
+SECOND_TABLE = 1 << 30
+"""Distance from a link's table to its second one: above every ifindex."""
+
+
+# Tables.
+
+
+def tables(link: int, base: int) -> tuple[int, int]:
+    """Return the link's table and its second one, for a subnet that has a gateway of its own."""
+    return base + link, base + link + SECOND_TABLE
+
+
+def link_of_table(table: int, base: int) -> int:
+    """Return the ifindex of the link whose table this would be."""
+    return (table - base) % SECOND_TABLE
+
+
 # Marks of ForwardedReplies="mark".
 
 

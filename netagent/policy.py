@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from . import claims
@@ -224,9 +225,9 @@ def secondary_of(address: Address, view: View) -> IPAddress | None:
 
 def existing_route(op: RouteReplace | RouteRemove, view: View) -> OwnRoute | None:
     """Return our route that the operation replaces or removes. Raises Refusal for a table or route that is not ours."""
-    own = view.own_table(op.link)
-    if op.table not in (own, TABLE_LOCAL):
-        raise Refusal(f"table {op.table} is not the link's own, {own}")
+    own = view.own_tables(op.link)
+    if op.table not in (*own, TABLE_LOCAL):
+        raise Refusal(f"table {op.table} is not the link's own, {own[0]} or {own[1]}")
     if (op.table, op.destination) in view.foreign_places:
         raise Refusal(f"the route to {op.destination} in table {op.table} is not ours")
     return view.own_routes.get((op.table, op.destination))
@@ -334,7 +335,7 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
     if op.mark or op.mask:
         check_mark_rule(op, view)
     elif op.selector.prefixlen:
-        link = op.table - view.settings.table_base
+        link = claims.link_of_table(op.table, view.settings.table_base)
         check_link(link, view)
         if not may_select(op, link, view):
             raise Refusal(f"{op.selector} is no address or range of {view.name(link)}")
@@ -500,7 +501,7 @@ def builds_on(op: Operation, earlier: Operation, view: View) -> bool:
     else:
         return False
     if isinstance(op, RuleAdd):
-        return op.table == view.own_table(link) and claims.overlap(op.selector, made)
+        return op.table in view.own_tables(link) and claims.overlap(op.selector, made)
     if isinstance(op, RouteReplace) and op.link == link:
         needs = single(op.gateway) if op.gateway is not None else op.destination
         return claims.contains(network, needs)
@@ -544,8 +545,8 @@ def first_orphan_of_addresses(ops: Sequence[Operation], view: View) -> Refused |
     rules = rules_by_table(view) if removals else {}
     for position, op in removals:
         network = single(op.interface.ip) if isinstance(op, AddressRemove) else op.destination
-        table = rules.get(view.own_table(op.link), NetworkIndex[RuleAdd]())
-        for _, rule in table.overlapping(network):
+        found = (rules[table].overlapping(network) for table in view.own_tables(op.link) if table in rules)
+        for _, rule in chain.from_iterable(found):
             if not may_select(rule, op.link, view):
                 where = f"rule {rule.priority} from {rule.selector}"
                 return Refused(f"{where} depends on it; remove the rule in the same request", position)

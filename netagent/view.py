@@ -98,8 +98,8 @@ class View:
         self.gateways: dict[IPAddress, set[int]] = defaultdict(set)  # protected: by the links that use them
         self.counts, self.losable_routes = AddressCounts(), losable(self.foreign_routes)
         self._subnet_addresses: dict[tuple[int, IPNetwork], dict[IPAddress, Address]] = defaultdict(dict)
-        self._own_on_link: dict[int, set[IPNetwork]] = defaultdict(set)  # of our routes in the link's table
-        self._own_gateways: dict[int, Counter[IPAddress]] = defaultdict(Counter)  # of our routes in the link's table
+        self._own_on_link: dict[int, Counter[IPNetwork]] = defaultdict(Counter)  # of our routes in the link's tables
+        self._own_gateways: dict[int, Counter[IPAddress]] = defaultdict(Counter)  # likewise
         self._tagged = uses_ifa_proto(snapshot.addresses)
         self.marks = snapshot.marks
         self._routers = snapshot.routers
@@ -143,7 +143,7 @@ class View:
             return
         for hop in route.hops:
             if not route.destination.prefixlen:
-                if hop.gateway is not None and route.table != self.own_table(hop.link):
+                if hop.gateway is not None and route.table not in self.own_tables(hop.link):
                     self.default_gateways[hop.link].add(hop.gateway)
             elif hop.gateway is None and hop.link and route.table == TABLE_MAIN and route.kind == rtnetlink.RTN_UNICAST:
                 self._add_subnet(hop.link, route.destination)
@@ -265,13 +265,13 @@ class View:
 
     # Routes and gateways.
 
-    def own_table(self, link: int) -> int:
-        """Return the number of the link's table."""
-        return self.settings.table_base + link
+    def own_tables(self, link: int) -> tuple[int, int]:
+        """Return the numbers of the link's table and of its second one."""
+        return claims.tables(link, self.settings.table_base)
 
     def on_link(self, link: int) -> set[IPNetwork]:
-        """Return what is on the link: networks of its addresses, on-link routes of main and of its own table."""
-        return self.near[link] | self._own_on_link[link]
+        """Return what is on the link: networks of its addresses, on-link routes of main and of its own tables."""
+        return self.near[link] | self._own_on_link[link].keys()
 
     def is_on_link(self, link: int, network: IPNetwork) -> bool:
         """Return True if all of `network` is on the link."""
@@ -363,15 +363,16 @@ class View:
             self.local_ranges.discard(destination, route.link)
 
     def _count_route(self, table: int, destination: IPNetwork, route: OwnRoute, change: int) -> None:
-        """Count a route of ours in the link's table, or with -1 forget it."""
-        if table != self.own_table(route.link):
+        """Count a route of ours in one of the link's tables, or with -1 forget it."""
+        if table not in self.own_tables(route.link):
             return
         if route.gateway is not None:
             self._own_gateways[route.link][route.gateway] += change
-        elif change > 0:
-            self._own_on_link[route.link].add(destination)
-        else:
-            self._own_on_link[route.link].discard(destination)
+            return
+        on_link = self._own_on_link[route.link]
+        on_link[destination] += change
+        if not on_link[destination]:
+            del on_link[destination]
 
     def own_rules(self) -> list[RuleRemove]:
         """Return the removal of every rule of ours."""

@@ -58,6 +58,8 @@ class Case:
         cloud = CLOUD_CLIENTS.get(provider, ()) if client is None and self.version == 4 else ()
         self.clients = (self.client, *cloud)
         self.delegated = delegated  # the range that the address is one of, where it is
+        tables = (entry["table"] for entry in link["addresses"] if entry["address"] == address)
+        self.table = next(tables, link["table"])
         self.gateways: list[str] = []  # of the default route that replies take
 
 
@@ -118,7 +120,7 @@ def address(case: Case) -> str:
 
 def rule(case: Case) -> str:
     """Check the three rules that lead replies from the address to its link's table."""
-    table = case.link["table"]
+    table = case.table
     if table is None:
         return "none needed: the link has no table of its own"
     look = f"ip {case.flag} rule show"
@@ -149,7 +151,7 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
 
 def table(case: Case) -> str:
     """Check that the table has a default route by this link, and that replies take it."""
-    name = case.link["table"] or "main"
+    name = case.table or "main"
     look = f"ip {case.flag} route show table {name}"
     routes = [route for route in ask_ip(look) if route.get("dev") == case.dev]
     defaults = [route for route in routes if route["dst"] == "default"]
@@ -181,7 +183,7 @@ def _is_local(address: str) -> bool:
 
 def gateway(case: Case) -> str:
     """Check that the gateway of the default route is the cloud's."""
-    name = case.link["table"] or "main"
+    name = case.table or "main"
     look = f"ip {case.flag} route show default table {name}"
     wanted = [text for text in case.link["gateways"] if ipaddress.ip_address(text).version == case.version]
     if not case.gateways:

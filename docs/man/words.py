@@ -13,7 +13,8 @@ KEYS = {
     "other hosts can read this host's metadata.",
     "Supplementary": "Links that get a table and rules of their own even if the instance has only one interface.",
     "Provider": "The cloud of this instance; auto detects it from the firmware.",
-    "RouteTableBase": "A link's table has the number of this plus its ifindex.",
+    "RouteTableBase": "A link's table has the number of this plus its ifindex; a second one, for "
+    "DigitalOcean's anchor address, 2^30 more.",
     "RulePriority": "The first of the 30 priorities of rules that belong to cloud-network.",
     "Rules": "aggregate: one rule for all addresses of a subnet on one link, as far as no other link has any in there. "
     "address: one rule for each address, which makes routing slower; for hosts that send from their neighbours' "

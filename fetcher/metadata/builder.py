@@ -55,6 +55,7 @@ class InterfaceBuilder:
     addresses: dict[IPAddress, IPInterface] = field(default_factory=dict)
     subnets: dict[IPNetwork, None] = field(default_factory=dict)
     gateways: list[IPAddress] = field(default_factory=list)
+    anchor: tuple[IPNetwork, IPAddress] | None = None  # a subnet with a gateway of its own
     routes: list[tuple[IPNetwork, IPAddress]] = field(default_factory=list)
     ranges: dict[IPNetwork, None] = field(default_factory=dict)
     public: list[IPAddress] = field(default_factory=list)
@@ -180,6 +181,7 @@ class InterfaceBuilder:
             addresses=tuple(self.addresses.values()),
             subnets=tuple(self.subnets),
             gateways=tuple(dict.fromkeys(self.gateways)),
+            anchor=self.anchor,
             device_number=self.number,
             network_card=self.network_card,
             routed=self.routed,

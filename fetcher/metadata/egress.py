@@ -9,7 +9,7 @@ routing into a tunnel that comes up later.
 from __future__ import annotations
 
 from cloud_network.fetcher.metadata.model import IPAddress
-from cloud_network.fetcher.network.kernel import KernelError, links_and_egress
+from cloud_network.fetcher.network.kernel import KernelError, is_prohibited, links_and_egress
 from cloud_network.fetcher.network.objects import ARPHRD_ETHER, ARPHRD_LOOPBACK, Link
 
 _TUNNEL_KINDS = frozenset(
@@ -33,6 +33,21 @@ def egress_interfaces(address: IPAddress, kinds: tuple[str, ...]) -> list[str]:
     found = [usual] if usual is not None and not _is_tunnel(usual) else []
     found += [each for each in links if each is not usual and _is_of_cloud(each, kinds)]
     return [each.name for each in found]
+
+
+def obstacle(address: IPAddress, interface: str) -> str:
+    """Return the reason why answers of `address` may be lost on this host; "" if there is none to be seen.
+
+    A request that is bound to its interface passes a prohibit route (systemd-imdsd's). The reverse path filter looks
+    the way back up by all routes, and drops the answer.
+    """
+    try:
+        if address.version == 6 or not is_prohibited(address):  # IPv6 has no such filter
+            return ""
+    except KernelError:
+        return ""
+    key = f"net.ipv4.conf.{interface or 'all'}.rp_filter"
+    return f"a route prohibits {address} on this host (systemd-imdsd?), and unless {key}=0 its answers are dropped"
 
 
 def _is_tunnel(link: Link) -> bool:

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import requests
 import urllib3
-from cloud_network.fetcher.metadata.egress import egress_interfaces
+from cloud_network.fetcher.metadata.egress import egress_interfaces, obstacle
 from cloud_network.fetcher.metadata.model import MetadataError
 from requests.adapters import HTTPAdapter
 
@@ -76,6 +76,7 @@ class _BoundAdapter(HTTPAdapter):
     """
 
     def __init__(self, interface: str) -> None:
+        self.interface = interface
         self._options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
         if interface:
             self._options.append((socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode()))  # type: ignore[arg-type]
@@ -197,9 +198,8 @@ class Client:
 
     def _request_by_any(self, method: str, path: str, headers: Mapping[str, str], seconds: float) -> Response:
         """Connect by the interface that worked last, or by another. The error is that of the first."""
-        host = urlsplit(f"//{self.endpoint}").hostname or self.endpoint
         interfaces = sorted(
-            egress_interfaces(ip_address(host), self.kinds), key=lambda interface: interface != self.interface
+            egress_interfaces(ip_address(self._host), self.kinds), key=lambda interface: interface != self.interface
         )
         first: _NotConnectedError | None = None
         for interface in interfaces:
@@ -252,10 +252,18 @@ class Client:
             connected = self._adapter.socket is not None
             self.close()
             kind = "timeout" if expired.is_set() or _is_timeout(error) else "unreachable"
-            text = "no answer in time" if kind == "timeout" else _reason(error)
+            text = self._timeout_reason() if kind == "timeout" else _reason(error)
             made = MetadataError if connected else _NotConnectedError
             raise made(kind, f"{method} {url}: {text}") from None
         return Response(answer.status_code, body, {name.lower(): value for name, value in answer.headers.items()})
+
+    def _timeout_reason(self) -> str:
+        cause = obstacle(ip_address(self._host), self._adapter.interface)
+        return f"no answer in time; {cause}; see docs/coexistence.md" if cause else "no answer in time"
+
+    @property
+    def _host(self) -> str:
+        return urlsplit(f"//{self.endpoint}").hostname or self.endpoint
 
     def close(self) -> None:
         """Close the connection. The next request makes a new one."""

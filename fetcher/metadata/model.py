@@ -66,6 +66,7 @@ class Interface:
     addresses: tuple[IPInterface, ...]  # private, in the metadata's order, each with its subnet's prefix length
     subnets: tuple[IPNetwork, ...]
     gateways: tuple[IPAddress, ...] = ()  # from the metadata or the cloud's documented convention; one per IP version
+    anchor: tuple[IPNetwork, IPAddress] | None = None  # DigitalOcean: a subnet with a gateway of its own
     device_number: int | None = None
     network_card: int = 0  # AWS: device numbers start again on each card
     routed: bool = False  # GCP: only the gateway is on link; the rest of the subnets lies behind it
@@ -177,6 +178,7 @@ def _merged(now: Interface, before: Interface, taken: set[IPAddress]) -> Interfa
         addresses=tuple(addresses),
         subnets=tuple(dict.fromkeys((*now.subnets, *before.subnets))),
         gateways=(*now.gateways, *(each for each in before.gateways if each.version not in versions)),
+        anchor=now.anchor or before.anchor,
         routes=tuple(dict.fromkeys((*now.routes, *before.routes))),
         ranges=tuple(dict.fromkeys((*now.ranges, *before.ranges))),
         mtu=now.mtu or before.mtu,

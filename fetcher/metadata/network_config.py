@@ -13,6 +13,7 @@ from cloud_network.fetcher.metadata.model import MetadataError, invalid
 
 _NOT_LINKS = ("nameserver", "route")  # entries of other types that say nothing of an interface
 _WITHOUT_ADDRESS = ("dhcp", "ipv6_", "manual")
+_WITH_ADDRESS = ("static", "static6")
 _ALIAS = re.compile(r".+:\d+")
 
 
@@ -69,9 +70,11 @@ def fill(entry: Node, aliases: list[Node], builder: InterfaceBuilder) -> None:
 
 
 def _fill_subnet(subnet: Node, builder: InterfaceBuilder) -> None:
-    written = subnet.given("address")
+    written, kind = subnet.given("address"), str(subnet.pick("type").get("type", "static"))
+    if kind not in _WITH_ADDRESS and not kind.startswith(_WITHOUT_ADDRESS):
+        builder.notices.append(f"{subnet.path}.type: {kind!r} is not a known type; an address is used as static")
     if written is None:
-        if not str(subnet.pick("type").get("type")).startswith(_WITHOUT_ADDRESS):
+        if not kind.startswith(_WITHOUT_ADDRESS):
             builder.expect(subnet, "address")
         return
     address, length = written.split_length()

@@ -22,7 +22,7 @@ from cloud_network.fetcher.network.objects import (
     Withheld,
 )
 from cloud_network.fetcher.network.rules import Interval, IntervalIndex
-from cloud_network.netagent.claims import contains, is_single, single, within
+from cloud_network.netagent.claims import contains, is_single, single, tables, within
 from cloud_network.netagent.protocol import TABLE_LOCAL
 
 _DEFAULT_PREFIXES = {"gcp": Prefixes.LOCAL}  # as Google's agent does; elsewhere as amazon-ec2-net-utils does
@@ -48,7 +48,11 @@ class Host:
 
     def table(self, link: Link) -> int:
         """Return the number of the link's table."""
-        return self.config.route_table_base + link.ifindex
+        return self.tables(link)[0]
+
+    def tables(self, link: Link) -> tuple[int, int]:
+        """Return the number of the link's table, and of the one for a subnet that has a gateway of its own."""
+        return tables(link.ifindex, self.config.route_table_base)
 
     def has_table(self, link: Link) -> bool:
         """Return True if the link has a table of its own."""

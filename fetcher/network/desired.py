@@ -5,6 +5,9 @@ gateways that they name, every sibling's subnets and what DHCP routes by a sibli
 route. Without the siblings' subnets a neighbour in one subnet could not reach an address in another: the reply would
 take the connected route of the neighbour's subnet, with a source that the cloud drops there.
 
+A subnet that has a gateway of its own (Interface.anchor) is the source of rules that lead to a second table of the
+link, T + 2**30: the same routes by that gateway.
+
 A link without a gateway (Vultr's private networks, IPv6 before the first router advertisement) has its own subnets in T
 and nothing else: other packets match nothing in steps 1 and 3 (see `rules`) and go on to main, as without us.
 
@@ -14,6 +17,7 @@ What netagent or the kernel refused before (`rejections`) is left out with what 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from ipaddress import ip_network
 
 from cloud_network.fetcher.config import Config, ForwardedReplies, Prefixes, Rules
@@ -39,7 +43,7 @@ from cloud_network.fetcher.network.objects import (
     Withheld,
 )
 from cloud_network.fetcher.network.rules import NO_LINK, Interval, IntervalIndex, main_rule, source_rules
-from cloud_network.netagent.claims import contains, is_excluded, is_single, single, within
+from cloud_network.netagent.claims import contains, is_excluded, is_single, single, tables, within
 from cloud_network.netagent.protocol import TABLE_LOCAL
 
 WIRE_SERVER = ip_network("168.63.129.16/32")
@@ -75,16 +79,16 @@ def desired(
     unmanaged |= {link.ifindex for mac, link in matches.items() if mac in instance.unproven}  # nothing is removed there
     marks = _marks([each.link for each in usable], host, unmanaged, withheld)
     goals = [_link_goal(each, host, sources, marks or {}, notices, withheld) for each in usable]
-    tables = frozenset(config.route_table_base + ifindex for ifindex in unmanaged)
+    unmanaged_tables = frozenset(each for ifindex in unmanaged for each in tables(ifindex, config.route_table_base))
     versions = {rule.version for goal in goals for rule in goal.rules}
-    versions |= {rule.version for rule in actual.rules if rule.table in tables}
+    versions |= {rule.version for rule in actual.rules if rule.table in unmanaged_tables}
     main_rules = (main_rule(version, config) for version in sorted(versions))
     return Desired(
         links=tuple(goals),
         common=tuple(rule for rule in main_rules if host.rejection(rule) is None),
         unknown_macs=unknown,
         unmanaged=unmanaged,
-        unmanaged_tables=tables,
+        unmanaged_tables=unmanaged_tables,
         notices=tuple(notices),
         withheld=tuple(dict.fromkeys(withheld)),
         marks=None if marks is None or MarkTable() in rejections else table_of(marks.items()),
@@ -201,9 +205,7 @@ def _link_goal(
         there = {single(address) for _, address in host.actual.addresses} | host.actual.local.keys()
         routes += [Route(TABLE_LOCAL, link.ifindex, each, None) for each in usable.ranges if each not in there]
     if host.has_table(link):
-        table = _table(interface, link, host)
-        homes = [route.destination for route in table if route.gateway is None]
-        found = source_rules(usable.sources, usable.ranges, homes, link.ifindex, host.config, sources)
+        table, found = _table_with_rules(usable, host, sources)
         if link.ifindex in marks:
             versions = sorted({address.version for address in interface.addresses})
             strict = host.actual.reverse_path.get(link.ifindex, ReversePath.LOOSE) is not ReversePath.LOOSE
@@ -215,6 +217,32 @@ def _link_goal(
     withheld += _ignored_routers(interface, link, host)
     settings = _settings(interface, link, host, notices, withheld)
     return LinkGoal(settings, tuple(usable.addresses), tuple(routes), rules)
+
+
+def _table_with_rules(
+    usable: UsableInterface, host: Host, sources: IntervalIndex
+) -> tuple[list[Route], tuple[Rule, ...]]:
+    """Return the routes of the link's table, and the rules that lead to it; those of its second table, too."""
+    interface, link, config = usable.interface, usable.link, host.config
+    number, second = host.tables(link)
+    table = _table(interface, link, number, host)
+    homes = [route.destination for route in table if route.gateway is None]
+    if interface.anchor is None:
+        return table, source_rules(usable.sources, usable.ranges, homes, link.ifindex, number, config, sources)
+    subnet, gateway = interface.anchor
+    anchored = [each for each in usable.sources if each in subnet]
+    others = [each for each in usable.sources if each not in subnet]
+    rules = source_rules(others, usable.ranges, homes, link.ifindex, number, config, sources)
+    if anchored:
+        by_anchor = replace(
+            interface,
+            addresses=tuple(each for each in interface.addresses if each.ip in subnet),
+            subnets=tuple(each for each in interface.subnets if each.version == subnet.version),
+            gateways=(gateway, *interface.gateways),
+        )
+        table += _table(by_anchor, link, second, host)
+        rules += source_rules(anchored, (), [subnet], link.ifindex, second, config, sources)
+    return table, rules
 
 
 def _settings(
@@ -231,9 +259,9 @@ def _settings(
     return LinkSettings(link.ifindex, mtu)
 
 
-def _table(interface: Interface, link: Link, host: Host) -> list[Route]:
-    """Return the routes of the link's table; of several to one destination the first counts."""
-    table, siblings = host.table(link), [each for each in host.instance.interfaces if each.mac != interface.mac]
+def _table(interface: Interface, link: Link, table: int, host: Host) -> list[Route]:
+    """Return the routes of a table of the link; of several to one destination the first counts."""
+    siblings = [each for each in host.instance.interfaces if each.mac != interface.mac]
     routes: dict[IPNetwork, Route] = {}
     off = link.ipv6.disabled  # the kernel then takes no IPv6 route of the link
     for subnet in (each for each in interface.subnets if not (off and each.version == 6)):
@@ -246,7 +274,7 @@ def _table(interface: Interface, link: Link, host: Host) -> list[Route]:
     versions = {address.version for address in interface.addresses} - ({6} if off else set())
     ways = [way for way in _further_routes(interface, host) if way[0].version in versions]
     for version in sorted(versions):
-        gateway = _gateway(interface, link, version, host)
+        gateway = _gateway(interface, link, table, version, host)
         if gateway is not None:
             ways += [(subnet, gateway) for subnet in far if subnet.version == version]
             known = [*routes, *(destination for destination, _ in ways if destination.prefixlen)]
@@ -302,7 +330,7 @@ def _further_routes(interface: Interface, host: Host) -> list[tuple[IPNetwork, I
     return [way for way in interface.routes if way[1] not in ours]
 
 
-def _gateway(interface: Interface, link: Link, version: int, host: Host) -> IPAddress | None:
+def _gateway(interface: Interface, link: Link, table: int, version: int, host: Host) -> IPAddress | None:
     """Return the gateway of the metadata or the cloud's convention; else that from DHCP or a router on this link.
 
     If a new gateway does not resolve, and when the kernel has purged the routes of router advertisements
@@ -312,7 +340,7 @@ def _gateway(interface: Interface, link: Link, version: int, host: Host) -> IPAd
     known = [each for each in known if each.version == version]
     usable = [each for each in known if not _is_refused(each, link, host)]
     if not usable and (known or version == 6):
-        place = (host.table(link), EVERYTHING[version])
+        place = (table, EVERYTHING[version])
         other = [route.gateway for route in host.actual.routes if (route.table, route.destination) == place]
         if version == 6 and not known:
             other += host.actual.routers.get(link.ifindex, ())
@@ -357,15 +385,15 @@ def _reported(wanted: Iterable[Object], link: Link, host: Host, notices: list[st
 
     A refused gateway in place of which the link has another one is a notice.
     """
-    kept, table = set(wanted), host.table(link)
+    kept, own_tables = set(wanted), host.tables(link)
     for rejected, rejection in host.rejections.items():
         if rejection.dependent or rejection.cause is Cause.CONFLICT or rejected in kept:
             continue
         waiting = rejection.cause is Cause.WAITING
-        if isinstance(rejected, Route) and rejected.table == table:
+        if isinstance(rejected, Route) and rejected.table in own_tables:
             via = f" via {rejected.gateway}" if rejected.gateway is not None else ""
             yield Withheld(f"route {rejected.destination}{via} of {link.name}: {rejection.reason}", waiting)
-        elif isinstance(rejected, Rule) and rejected.table == table:
+        elif isinstance(rejected, Rule) and rejected.table in own_tables:
             selector = rejected.selector if rejected.selector is not None else "all"
             selector = f"{selector} fwmark {rejected.mark:#x}/{rejected.mask:#x}" if rejected.mark else selector
             yield Withheld(f"rule {rejected.priority} from {selector} of {link.name}: {rejection.reason}", waiting)

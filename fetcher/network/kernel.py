@@ -6,6 +6,7 @@ The kernel filters route dumps (NETLINK_GET_STRICT_CHK), so that thousands of ro
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 from collections import defaultdict
@@ -81,6 +82,11 @@ def read() -> Actual:
 def links_and_egress(address: IPAddress) -> tuple[list[Link], Link | None]:
     """Return every link by ifindex, and the one by which the host's routing reaches `address`. Raises KernelError."""
     return _run(lambda kernel: _links_and_egress(kernel, address))
+
+
+def is_prohibited(address: IPAddress) -> bool:
+    """Return True if a route or rule of type prohibit decides for `address`. Raises KernelError."""
+    return _run(lambda kernel: _is_prohibited(kernel, address))
 
 
 def resolved(gateways: Iterable[GatewayUse]) -> set[GatewayUse]:
@@ -225,6 +231,14 @@ async def _links_and_egress(kernel: AsyncIPRoute, address: IPAddress) -> tuple[l
         return sorted(links, key=lambda link: link.ifindex), None
     index = answer.get_attr("RTA_OIF")
     return sorted(links, key=lambda link: link.ifindex), next((each for each in links if each.ifindex == index), None)
+
+
+async def _is_prohibited(kernel: AsyncIPRoute, address: IPAddress) -> bool:
+    try:
+        await kernel.route("get", dst=str(address), family=_FAMILIES[address.version])
+    except NetlinkError as error:
+        return bool(error.code == errno.EACCES)  # fib_props[RTN_PROHIBIT] of net/ipv4/fib_semantics.c; IPv6 likewise
+    return False
 
 
 async def _resolved(kernel: AsyncIPRoute, gateways: tuple[GatewayUse, ...]) -> set[GatewayUse]:

@@ -22,6 +22,7 @@ from cloud_network.fetcher.network.objects import (
     Route,
     Rule,
 )
+from cloud_network.netagent.claims import link_of_table
 from cloud_network.netagent.operations import (
     AddressAdd,
     AddressRemove,
@@ -239,7 +240,7 @@ def is_removal(op: Operation) -> bool:
 def link_of(op: Operation, table_base: int) -> int:
     """Return the ifindex that an operation concerns, or COMMON."""
     if isinstance(op, RuleAdd | RuleRemove):
-        return op.table - table_base if op.selector.prefixlen or op.mark else COMMON
+        return link_of_table(op.table, table_base) if op.selector.prefixlen or op.mark else COMMON
     if isinstance(op, ForwardedReplies):
         return COMMON
     return op.link

@@ -84,10 +84,11 @@ def source_rules(
     ranges: Iterable[IPNetwork],
     homes: Iterable[IPNetwork],
     link: int,
+    table: int,
     config: Config,
     sources: IntervalIndex,
 ) -> tuple[Rule, ...]:
-    """Return the rules of one link.
+    """Return the rules that lead to one table of a link.
 
     `addresses` and `ranges` are the link's sources; `homes` the networks that its table has on link: no prefix reaches
     beyond them. `sources` are those of all links.
@@ -99,7 +100,7 @@ def source_rules(
     local = dict.fromkeys(ranges, False)  # also for forwarded packets: containers may own addresses of a range
     for selector in selectors:
         local.setdefault(selector, selector.prefixlen < selector.max_prefixlen)
-    first, last, table = config.rule_priority, config.rule_priority + 2 * STEP, config.route_table_base + link
+    first, last = config.rule_priority, config.rule_priority + 2 * STEP
     found = []
     for selector, iif in local.items():
         found.append(Rule(first, selector.version, selector, table, suppress=True, local=iif))

@@ -149,8 +149,8 @@ class Fabric:
         """DHCP's own addresses pass (RFC 2131, 4.1): 0.0.0.0 asks, and the answer may be a broadcast."""
         self.filter.owners("add", [(nic, "0.0.0.0"), (nic, "255.255.255.255")])
 
-    def advertise(self, subnet: str) -> None:
-        """A router advertisement, now. Hosts that solicit get theirs without."""
+    def advertise(self, subnet: str, lifetime: int = 1800) -> None:
+        """A router advertisement, now; `lifetime` in seconds. Hosts that solicit get theirs without."""
         here = self._subnets[subnet]
         if not here.sixes:
             return
@@ -161,6 +161,7 @@ class Fabric:
             "bridge": here.bridge,
             "mac": here.mac,
             "source": self.convention.router6,
+            "lifetime": lifetime,
             "prefixes": here.sixes,
             "on_link": self.convention.on_link6,
             "autonomous": self.convention.autonomous6,

@@ -1,8 +1,8 @@
 """The cloud's IPv6 router: sends advertisements (RFC 4861, 4.2 and 4.6). One file, standard library, run by path.
 
-Each line on stdin is a bridge's configuration, a JSON object of bridge, mac, source, prefixes, on_link and autonomous.
-It is advertised at once, and again whenever a host on the bridge solicits, as its kernel does when a link comes up.
-M and O are set: on clouds addresses come by DHCPv6 or from metadata.
+Each line on stdin is a bridge's configuration, a JSON object of bridge, mac, source, lifetime, prefixes, on_link and
+autonomous. It is advertised at once, and again whenever a host on the bridge solicits, as its kernel does when a link
+comes up. M and O are set: on clouds addresses come by DHCPv6 or from metadata.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 ROUTER_SOLICITATION, ROUTER_ADVERTISEMENT = 133, 134
 SOURCE_LINK_ADDRESS, PREFIX_INFORMATION = 1, 3
 MANAGED_AND_OTHER, ON_LINK, AUTONOMOUS = 0xC0, 0x80, 0x40
-LIFETIME = 1800
 PREFIX_LIFETIME = 1 << 31
 ICMP6_FILTER = 1  # linux/icmpv6.h; a set bit blocks
 ALL_NODES = "ff02::1"
@@ -25,7 +24,7 @@ ALL_NODES = "ff02::1"
 
 def advertisement(config: dict[str, Any]) -> bytes:
     """The message without its checksum, which the kernel fills in on an ICMPv6 socket."""
-    message = struct.pack(">BBHBBHII", ROUTER_ADVERTISEMENT, 0, 0, 64, MANAGED_AND_OTHER, LIFETIME, 0, 0)
+    message = struct.pack(">BBHBBHII", ROUTER_ADVERTISEMENT, 0, 0, 64, MANAGED_AND_OTHER, config["lifetime"], 0, 0)
     message += struct.pack(">BB6s", SOURCE_LINK_ADDRESS, 1, bytes.fromhex(config["mac"].replace(":", "")))
     flags = ON_LINK * config["on_link"] | AUTONOMOUS * config["autonomous"]
     for text in config["prefixes"]:

@@ -157,6 +157,24 @@ def test_ranges_and_what_is_public(cloud: str) -> None:
         assert "refused" not in {line["verdict"] for line in audit(lab)}
 
 
+def test_digitaloceans_anchor_address_leaves_by_its_own_gateway() -> None:
+    """The public address is on the same link, and leaves by the public gateway."""
+    with Lab(Spec.cloud("digitalocean", 2)) as lab:
+        lab.write_config(CONFIG)
+        for daemon in ("netagent", "fetcher", "api"):
+            lab.start(daemon)
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be content")
+        ways = {}
+        for source in ("10.17.0.5", "192.0.2.10"):
+            [way] = ip(lab, "route", "get", "198.51.100.9", "from", source)
+            ways[source] = way["gateway"], way["dev"]
+        public = lab.nics[0].name
+        assert ways == {"10.17.0.5": ("10.17.0.1", public), "192.0.2.10": ("192.0.2.1", public)}
+        assert all(lab.reachability([*ways]).values())
+        assert cnctl(lab, "doctor", "10.17.0.5").returncode == 0
+        assert "refused" not in {line["verdict"] for line in audit(lab)}
+
+
 FORWARDED = "203.0.113.77"
 
 

@@ -63,6 +63,7 @@ def address(text: str, *public: str, present: bool = True) -> AddressStatus:
         "public": list(public),
         "present": present,
         "owned": present,
+        "table": None,
     }
 
 
@@ -77,7 +78,7 @@ def link(ifindex: int, name: str, addresses: list[AddressStatus], **changes: Any
         "table": 9999 + ifindex,
         "gateways": [f"10.0.{ifindex - 2}.1"],
         "subnets": [f"10.0.{ifindex - 2}.0/24"],
-        "addresses": addresses,
+        "addresses": [each | {"table": 9999 + ifindex} for each in addresses],
         "ranges": [],
         "desired": 31,
         "actual": 31,

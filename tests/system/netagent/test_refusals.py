@@ -67,6 +67,18 @@ ATTACKS: dict[str, tuple[Callable[[Links], Ops], str]] = {
     "a link that is up": (lambda on: [{"op": "link_up", "link": on.primary}], "already up"),
     # routes
     "table main": (lambda on: [route(on.secondary, "0.0.0.0/0", table=254)], "not the link's own"),
+    "another link's second table": (
+        lambda on: [route(on.secondary, "0.0.0.0/0", "10.0.2.1", table=9999 + 2**30 + on.primary)],
+        "not the link's own",
+    ),
+    "another link's gateway in the second table": (
+        lambda on: [route(on.secondary, "0.0.0.0/0", "10.0.1.1", table=9999 + 2**30 + on.secondary)],
+        "gateway 10.0.1.1 is not on eth0",
+    ),
+    "an address into another link's second table": (
+        lambda on: [rule("10.0.1.10", 9999 + 2**30 + on.secondary)],
+        "10.0.1.10/32 is no address or range of eth0",
+    ),
     "table default": (lambda on: [route(on.secondary, "10.7.0.0/24", table=253)], "not the link's own"),
     "another link's table": (
         lambda on: [route(on.secondary, "10.0.2.0/24", table=9999 + on.primary)],

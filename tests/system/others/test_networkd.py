@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.system.job import kernel, ours, present, running, settle, without_order
+from tests.system.job import kernel, ours, present, read_all_facts, running, settle, without_order
 
 from . import dhcp
 from .host import bus
@@ -99,6 +100,25 @@ def test_with_the_drop_in_alone_rules_stay_and_addresses_come_back(lab: Lab) -> 
         assert not [line for line in gone if "lookup" in line or "proto 209" in line]
         lab.wait_for(lambda: of_ours(lab) == before and set(lab.addresses) <= present(lab), 10, "the repair")
         assert connection.alive()
+
+
+def test_reconfigured_in_the_middle_of_a_change_all_is_there_at_the_end(lab: Lab) -> None:
+    """The fetcher is told to read new metadata while networkd takes every rule: both are done at the end."""
+    with Networkd(lab, lab.nics[:1]) as networkd:
+        held = lab.hold_connection(lab.nics[1].addresses[1])
+        read_all_facts(lab)  # else it looks again in a second by itself
+        for number in range(3):
+            settle(lab)
+            before = of_ours(lab)
+            for subnet, nic in enumerate(list(lab.nics), 1):
+                lab.add_address(nic.mac, f"10.0.{subnet}.{70 + number}")
+            lab.kill("fetcher", signal.SIGHUP)
+            gone = removed(lab, "reconfigure", networkd)
+            assert len([line for line in gone if "lookup" in line]) == len(before[0]), "it took every rule"
+            lab.wait_for(lambda: set(lab.addresses) <= present(lab), 15, "the addresses")
+            lab.wait_for(lambda wanted=before: of_ours(lab) == wanted, 15, "routes and rules")  # type: ignore[misc]
+        assert all(lab.reachability().values())
+        assert held.alive()
 
 
 def test_its_own_objects_are_left_to_it(lab: Lab) -> None:

@@ -93,6 +93,18 @@ def test_each_failure_has_its_kind_and_the_next_request_a_new_chance(
     assert client.request("GET", META).status == 200
 
 
+@pytest.mark.parametrize("prohibited", [True, False])
+def test_timeout_names_the_route_that_prohibits_the_server(
+    cloud: Cloud, client: Client, monkeypatch: pytest.MonkeyPatch, prohibited: bool
+) -> None:
+    monkeypatch.setattr("cloud_network.fetcher.metadata.egress.is_prohibited", lambda address: prohibited)
+    cloud.fail("timeout", times=1)
+    with pytest.raises(MetadataError, match="no answer in time") as raised:
+        client.request("GET", META)
+    assert ("; a route prohibits 127.0.0.1 on this host" in str(raised.value)) == prohibited
+    assert ("unless net.ipv4.conf.all.rp_filter=0" in str(raised.value)) == prohibited
+
+
 def test_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         endpoint = f"127.0.0.1:{listener.getsockname()[1]}"

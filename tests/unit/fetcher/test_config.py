@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from cloud_network.fetcher import config
+from cloud_network.fetcher.__main__ import main
 from cloud_network.fetcher.config import KEYS, Config, ConfigError, effective, load
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -286,6 +287,31 @@ def test_any_file_is_read_or_is_a_config_error(tmp_path_factory: pytest.TempPath
     path.write_text(content, newline="")
     with suppress(ConfigError):
         load(path, {})
+
+
+def test_check_config_prints_what_is_in_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "cloud-network.toml"
+    path.write_text('[System]\nLogLevel = "warn"\n[Network]\nPrimaryAddress = true\n')
+    monkeypatch.setattr("sys.argv", ["cloud-network-fetcher", "--check-config", "--config", str(path)])
+    main()
+    said = capsys.readouterr()
+    first, *values = said.out.splitlines()
+    assert first == f"{path}: OK. The values in force:"
+    shown = tomllib.loads("\n".join(values))
+    assert {section: set(keys) for section, keys in shown.items()} == {key: set(keys) for key, keys in KEYS.items()}
+    assert shown["System"]["LogLevel"] == "warning"
+    assert "PrimaryAddress = True" in said.err
+
+
+def test_check_config_of_a_bad_file_ends_with_its_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "cloud-network.toml"
+    path.write_text('[System]\nRefreshTimer = "5 minutes"\n')
+    monkeypatch.setattr("sys.argv", ["cloud-network-fetcher", "--check-config", "--config", str(path)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 78
 
 
 def test_installed_file_lists_every_key_with_its_default(tmp_path: Path) -> None:

@@ -66,6 +66,34 @@ def test_links_are_found_by_mac_whatever_their_name_or_order() -> None:
     assert (carried(found, 2), carried(found, 3)) == (["10.0.1.10/24+"], ["10.0.2.10/24+"])
 
 
+@pytest.mark.parametrize("kind", ["vlan", "ipvlan", "macvlan"])
+def test_child_of_an_interface_is_not_the_interface(kind: str) -> None:
+    """It may have its MAC: always (ipvlan), or in passthru mode (macvlan)."""
+    child = link(1, "child0", ifindex=9, kind=kind, master=None)
+    found = wanted(instance(interface(1), interface(2)), host(child, link(1), link(2)))
+    assert (carried(found, 2), carried(found, 9)) == (["10.0.1.10/24+"], [])
+    assert found.unknown_macs == {}
+
+
+def test_bond_with_fail_over_mac_is_the_interface_whose_mac_it_has() -> None:
+    """With fail_over_mac=active a bond has the MAC of its active port, and another one after a failover."""
+    cloud = instance(interface(1), interface(2), interface(3))
+    ports = (link(1, master=9), link(2, master=9), link(3))
+    for active, passive in ((1, 2), (2, 1)):
+        here = host(*ports, link(active, "bond0", ifindex=9, kind="bond"))
+        found = wanted(cloud, here, allow_kinds=("bond",))
+        assert carried(found, 9) == [f"10.0.{active}.10/24+"]
+        assert carried(found, 2) == carried(found, 3) == []
+        assert found.unknown_macs.keys() == {mac(passive)}
+        assert f'is a port of bond0; if it is for others, set [Network] Exclude="{mac(passive)}"' in str(
+            found.unknown_macs
+        )
+        without = wanted(cloud, here)
+        assert carried(without, 9) == carried(without, 2) == carried(without, 3) == []
+        assert 'AllowKinds="bond"' in without.unknown_macs[mac(active)]
+        assert carried(without, 4) == carried(found, 4) == ["10.0.3.10/24+"]
+
+
 def test_a_vlan_on_an_interface_is_not_the_interface() -> None:
     """It has its parent's MAC."""
     for links in (

@@ -37,7 +37,21 @@ def test_reserved_ipv6_belongs_on_the_droplet_while_active(active: bool | None, 
 def test_anchor_gateway_is_the_way_out_without_another() -> None:
     whole = document("digitalocean", "one")
     whole["interfaces"]["public"][0]["ipv4"].pop("gateway")
-    assert read("digitalocean", whole).interfaces[0].gateways == (ip_address("10.17.0.1"),)
+    found = read("digitalocean", whole).interfaces[0]
+    assert (found.gateways, found.anchor) == ((ip_address("10.17.0.1"),), None)
+
+
+def test_anchor_gateway_is_the_anchors_beside_the_public_one() -> None:
+    found = read("digitalocean", "one").interfaces[0]
+    assert found.gateways == (ip_address("45.55.192.1"),)
+    assert found.anchor == (ip_network("10.17.0.0/16"), ip_address("10.17.0.1"))
+
+
+@pytest.mark.parametrize("gateway", [None, "", "0.0.0.0", "203.0.113.1", "x"])
+def test_anchor_has_no_way_out_of_its_own_without_a_gateway_in_its_subnet(gateway: str | None) -> None:
+    whole = document("digitalocean", "one")
+    whole["interfaces"]["public"][0]["anchor_ipv4"]["gateway"] = gateway
+    assert read("digitalocean", whole).interfaces[0].anchor is None
 
 
 def test_wrong_anchor_gateway_costs_no_address() -> None:
@@ -45,6 +59,7 @@ def test_wrong_anchor_gateway_costs_no_address() -> None:
     whole["interfaces"]["public"][0]["anchor_ipv4"]["gateway"] = "x"
     found = read("digitalocean", whole)
     assert [str(address) for address in found.interfaces[0].addresses] == ["45.55.249.133/18", "10.17.0.5/16"]
+    assert len(found.problems) == 1
 
 
 def test_vpc_without_a_gateway_has_none() -> None:

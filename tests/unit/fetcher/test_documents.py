@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
+from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.metadata.base import Provider
 from cloud_network.fetcher.metadata.http import Client
 from cloud_network.fetcher.metadata.model import Instance, MetadataError
+from cloud_network.fetcher.network.desired import desired
+from cloud_network.fetcher.network.matching import match_links, without_absent_vlans
+from cloud_network.fetcher.network.objects import Link
 
 from tests.lab.metadata.in_process import InProcess
 from tests.unit.fetcher.emulated import CLOUDS, document, names, provider_class, read, settled
+from tests.unit.fetcher.values import NOTHING
 
 KEYS = ("ssh-ed25519 AAAA", "ssh-rsa AAAA")
 REFRESH = {"alibaba": 6, "aws": 7, "hetzner": 2, "tencent": 7}  # requests of an unchanged refresh of `one`; else 1
@@ -184,6 +190,26 @@ def test_void_token_is_replaced(cloud_name: str, cloud: InProcess, provider: Pro
 def test_unknown_keys_are_ignored_everywhere(cloud_name: str, name: str) -> None:
     whole = document(cloud_name, name)
     assert read(cloud_name, with_unknown_keys(whole)) == read(cloud_name, name)
+
+
+@pytest.mark.parametrize(
+    ("cloud_name", "name"), [("gcp", "vlan"), ("openstack", "vlan"), ("oracle", "metal"), ("oracle", "metal_tags")]
+)
+def test_vlan_is_configured_where_its_link_exists_and_is_allowed(cloud_name: str, name: str) -> None:
+    found = read(cloud_name, name)
+    *others, vlan = sorted(found.interfaces, key=lambda each: each.vlan is not None)
+    assert vlan.vlan is not None
+    links = [Link(at, f"eth{at}", each.mac, True, 1500, None) for at, each in enumerate(others, 2)]
+    links.append(Link(90, "eth2.1", vlan.mac, True, 1500, "vlan"))
+    for kinds in ((), ("vlan",)):
+        config = Config(allow_kinds=kinds)
+        matches = match_links(found, config, links)
+        present = without_absent_vlans(found, matches)
+        goal = desired(present, matches, config, replace(NOTHING, links=tuple(links)))
+        configured = {each.address for each in goal.addresses if each.ifindex == 90}
+        assert configured == ({each.ip for each in vlan.addresses} if kinds else set())
+        advice = f"ip link add link eth2 name eth2.{vlan.vlan.tag} address {vlan.mac} type vlan id {vlan.vlan.tag}"
+        assert any(advice in notice for notice in goal.notices) == (not kinds)
 
 
 def with_unknown_keys(value: object) -> object:

@@ -64,10 +64,17 @@ def test_vlan_with_a_mac_of_its_own_is_an_interface() -> None:
     assert found.vlan.tag == vlan["vlan_id"]
 
 
-@pytest.mark.parametrize("kind", [None, "phy", "hologram"])
-def test_link_of_a_null_or_unknown_type_is_an_interface(kind: str | None) -> None:
+@pytest.mark.parametrize("kind", [None, "phy", "vif"])
+def test_link_of_a_null_type_is_an_interface(kind: str | None) -> None:
     found = changed("links", {"type": kind})
-    assert (len(found.interfaces), found.complete) == (1, True)
+    assert (len(found.interfaces), found.complete, found.notices) == (1, True, ())
+
+
+def test_link_of_an_unknown_type_is_an_interface_with_a_notice() -> None:
+    found = changed("links", {"type": "hologram"})
+    assert (len(found.interfaces[0].addresses), found.problems) == (1, ())
+    assert "links[0].type: 'hologram' is not a known type" in found.notices[0]
+    assert found.unproven == {found.interfaces[0].mac}
 
 
 def test_link_without_a_mac_stops_no_other() -> None:

@@ -30,6 +30,7 @@ from cloud_network.fetcher.reporting import (
 )
 from cloud_network.fetcher.state import StateDirectory
 from cloud_network.fetcher.status import LinkStatus
+from cloud_network.netagent.claims import SECOND_TABLE
 
 from .test_schedule import Clock
 from .values import BASE, carried_out, has, host, instance, interface, link, plan_of, wanted
@@ -310,6 +311,17 @@ def test_link_status_names_what_is_there_and_what_is_missing() -> None:
         (False, False, []),
     ]
     assert (first["table"], first["gateways"], first["subnets"]) == (BASE + 2, ["10.0.1.1"], ["10.0.1.0/24"])
+
+
+def test_address_is_shown_with_the_table_of_its_replies() -> None:
+    public = interface(1, "10.0.1.10", "10.17.0.5", subnets=["10.0.1.0/24", "10.17.0.0/16"])
+    anchor = (ip_network("10.17.0.0/16"), ip_address("10.17.0.1"))
+    droplet = instance(replace(public, gateways=public.gateways[:1], anchor=anchor), interface(2))
+    found = shown(droplet, host(link(1), link(2)))
+    assert [each["table"] for each in found["2"]["addresses"]] == [BASE + 2, BASE + 2 + SECOND_TABLE]
+    assert (found["2"]["table"], found["2"]["gateways"]) == (BASE + 2, ["10.0.1.1", "10.17.0.1"])
+    alone = shown(instance(interface(1)), host(link(1)))
+    assert [each["table"] for each in alone["2"]["addresses"]] == [None]
 
 
 def test_settled_link_has_everything() -> None:

@@ -65,6 +65,7 @@ STATUS: shapes.Status = {
                     "public": ["54.1.2.3"],
                     "present": True,
                     "owned": True,
+                    "table": 10002,
                 }
             ],
             "ranges": [],

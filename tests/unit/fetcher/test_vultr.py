@@ -50,6 +50,12 @@ def test_mtu_and_routes_are_read() -> None:
     assert found.routes == ((ip_network("10.9.0.0/16"), ip_address("108.61.89.7")),)
 
 
+def test_unknown_type_of_network_is_a_notice() -> None:
+    found = made("one", **{"network-type": "hologram"})
+    assert ["network-type: 'hologram' is not a known type" in notice for notice in found.notices] == [True]
+    assert (found.problems, found.interfaces) == ((), made("one").interfaces)
+
+
 def test_cloud_interfaces_are_read_where_interfaces_is_empty() -> None:
     public, private = read("vultr", "cloud_interfaces").interfaces
     assert (public.mac, public.addresses, public.dhcp) == ("56:00:03:1b:4e:ca", (), True)

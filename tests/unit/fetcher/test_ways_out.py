@@ -1,19 +1,33 @@
-"""By which ways a link's table leads out: further gateways, no gateway, and links whose addresses DHCP alone knows."""
+"""By which ways a link leads out: further gateways, an anchor's, none, and links whose addresses DHCP alone knows."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
-from cloud_network.fetcher.network.objects import Desired, Rejection, Route
+from cloud_network.fetcher.metadata.model import Instance
+from cloud_network.fetcher.network.objects import Cause, Desired, GatewayUse, Rejection, Rejections, Route
+from cloud_network.fetcher.network.plan import is_removal, link_of
+from cloud_network.netagent.claims import SECOND_TABLE
 from cloud_network.netagent.operations import AddressAdd
 
-from tests.unit.fetcher.values import BASE, has, host, instance, interface, link, plan_of, wanted
+from tests.unit.fetcher.values import (
+    BASE,
+    FIRST,
+    carried_out,
+    has,
+    host,
+    instance,
+    interface,
+    link,
+    plan_of,
+    wanted,
+)
 
 
-def table(found: Desired, ifindex: int) -> list[str]:
-    """The routes of the link's own table, in order."""
-    own = [each for each in found.routes if each.table == BASE + ifindex]
+def table(found: Desired, ifindex: int, further: int = 0) -> list[str]:
+    """The routes of the link's own table, in order; of its second one with SECOND_TABLE."""
+    own = [each for each in found.routes if each.table == BASE + ifindex + further]
     return [f"{each.destination}{f' via {each.gateway}' if each.gateway else ''}" for each in own]
 
 
@@ -27,6 +41,47 @@ def test_a_network_behind_another_gateway_goes_before_what_is_concluded() -> Non
         "192.168.0.0/16 via 10.0.1.250",
         "0.0.0.0/0 via 10.0.1.1",
     ]
+
+
+def droplet() -> Instance:
+    """A public and an anchor address on one interface, and a private interface."""
+    public = interface(1, "203.0.113.10", "10.17.0.5", subnets=["203.0.113.0/24", "10.17.0.0/16"])
+    anchor = (ip_network("10.17.0.0/16"), ip_address("10.17.0.1"))
+    return instance(replace(public, gateways=public.gateways[:1], anchor=anchor), interface(2), provider="digitalocean")
+
+
+def test_anchor_leaves_by_its_own_gateway() -> None:
+    found = wanted(droplet(), host(link(1), link(2)))
+    near = ["203.0.113.0/24", "10.17.0.0/16"]
+    assert table(found, 2) == [*near, "10.0.2.0/24 via 203.0.113.1", "0.0.0.0/0 via 203.0.113.1"]
+    assert table(found, 2, SECOND_TABLE) == [*near, "10.0.2.0/24 via 10.17.0.1", "0.0.0.0/0 via 10.17.0.1"]
+    leads = {(str(each.selector), each.priority - FIRST, each.table) for each in found.rules if each.selector}
+    assert {each for each in leads if each[0] != "10.0.2.0/24"} == {
+        ("203.0.113.0/24", 0, BASE + 2),
+        ("203.0.113.0/24", 20, BASE + 2),
+        ("10.17.0.0/16", 0, BASE + 2 + SECOND_TABLE),
+        ("10.17.0.0/16", 20, BASE + 2 + SECOND_TABLE),
+    }
+
+
+def test_anchor_leaves_by_the_public_gateway_if_its_own_is_refused() -> None:
+    refused: Rejections = {GatewayUse(2, ip_address("10.17.0.1")): Rejection("not known", Cause.POLICY)}
+    found = wanted(droplet(), host(link(1), link(2)), refused)
+    assert "0.0.0.0/0 via 203.0.113.1" in table(found, 2, SECOND_TABLE)
+    assert [each.text for each in found.withheld] == ["gateway 10.17.0.1 of eth0: not known"]
+
+
+def test_refused_route_of_the_second_table_is_named() -> None:
+    default = Route(BASE + 2 + SECOND_TABLE, 2, ip_network("0.0.0.0/0"), ip_address("10.17.0.1"))
+    found = wanted(droplet(), host(link(1), link(2)), {default: Rejection("no")})
+    assert [each.text for each in found.withheld] == ["route 0.0.0.0/0 via 10.17.0.1 of eth0: no"]
+
+
+def test_second_table_of_a_link_that_is_left_alone_stays() -> None:
+    here = host(link(1), link(2))
+    after = carried_out(plan_of(wanted(droplet(), here), here), here)
+    found = wanted(instance(interface(2), interface(4)), after)
+    assert not [op for op in plan_of(found, after) if is_removal(op) and link_of(op, BASE) == 2]
 
 
 def test_a_route_by_a_gateway_that_is_not_there_or_is_this_host_is_left_out() -> None:

@@ -187,9 +187,15 @@ def clouds(draw: st.DrawFn, shared: bool = True) -> Instance:
         if draw(st.booleans()):
             subnets.append(f"fd00:0:0:{home}::/64")
             addresses.append(f"fd00:0:0:{home}::{number:x}")
+        anchor = None
+        if number == 1 and draw(st.booleans()):  # DigitalOcean: only on the public interface
+            anchor = ip_network("10.17.0.0/16"), ip_address("10.17.0.1")
+            subnets.append("10.17.0.0/16")
+            addresses.append("10.17.0.5")
         ranges = [IPv4Network(f"10.0.{home}.{128 + 16 * number}/28")] if draw(st.booleans()) else []
         mtu = draw(st.sampled_from([None, 9001]))
-        interfaces.append(interface(number, *addresses, subnets=subnets, ranges=tuple(ranges), mtu=mtu))
+        found = interface(number, *addresses, subnets=subnets, ranges=tuple(ranges), mtu=mtu)
+        interfaces.append(replace(found, gateways=found.gateways[:1], anchor=anchor))
     return instance(*draw(st.permutations(interfaces)))
 
 
