@@ -46,6 +46,12 @@ test: lint ## lint, types, arrows, and all tests
 check: lint ## lint, types and the unit tests, for the edit loop
 	@$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
 
+units: env ## the unit tests on another Python: make units PYTHON=python3.13
+	@$(PYTHON) -m venv --clear build/units
+	@$(call quietly,build/units/bin/python -m pip install --no-deps --require-hashes -r requirements-dev.txt)
+	@$(call quietly,build/units/bin/python -m pip install --no-deps --no-build-isolation --config-settings editable_mode=strict --editable .)
+	@build/units/bin/python -m pytest tests/unit $(PYTEST_ARGS)
+
 test-others: APT += $(OTHERS) network-manager systemd
 test-others: env ## beside the real systemd-networkd, NetworkManager, DHCP clients and the like
 	@$(BIN)/python -m pytest tests/system/others tests/system/test_coexistence.py $(PYTEST_ARGS)
@@ -171,4 +177,4 @@ clean: ## remove all that the other targets made
 	rm -rf /var/cache/cloud-network-boot /var/cache/cloud-network-ci
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help demo test check test-others bench lint man env apt lock install uninstall deb wheels dist boot clean
+.PHONY: help demo test check units test-others bench lint man env apt lock install uninstall deb wheels dist boot clean
