@@ -173,7 +173,7 @@ boot: env ## boot the package in a lab's cloud: Debian 12, 13 and Docker in virt
 clean: ## remove all that the other targets made
 	rm -rf $(VENV) build dist wheels wheels.part *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -rf .import_linter_cache debian/.debhelper debian/cloud-network debian/files debian/debhelper-build-stamp
-	rm -f debian/*.substvars debian/*.debhelper
+	rm -f debian/*.substvars debian/*.debhelper debian/*.log
 	rm -rf /var/cache/cloud-network-boot /var/cache/cloud-network-ci
 	find . -name __pycache__ -prune -exec rm -rf {} +
 

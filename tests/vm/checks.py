@@ -249,11 +249,12 @@ class Endings:
         guest.wait_for(lambda: reachable(guest), message="all addresses")
         before = ours(guest)
         held = guest.lab.hold_connection(guest.lab.nics[1].addresses[1], timeout=10)
-        guest.run("dpkg", "--remove", "cloud-network")
+        said = guest.run("dpkg", "--remove", "cloud-network")
         assert guest.run("test", "-e", AUDIT) == ""
         assert guest.run("test", "-e", "/etc/cloud-network/cloud-network.toml") == ""
         assert guest.run("find", "/etc/systemd", "-name", "cloud-network*") == ""
-        guest.run("dpkg", "--purge", "cloud-network")
+        said += guest.run("dpkg", "--purge", "cloud-network")
+        assert "warning" not in said, said
         assert normal(ours(guest)) == normal(before), ours(guest)
         assert held.alive(10)
         assert reachable(guest)
