@@ -170,11 +170,11 @@ boot: env ## boot the package in a lab's cloud: Debian 12, 13 and Docker in virt
 	@$(BIN)/python -m pytest tests/vm/test_debian12.py tests/vm/boot_kernel510.py tests/vm/boot_udev.py tests/vm/boot_debian13.py tests/vm/boot_container.py \
 	  tests/vm/boot_change_over.py tests/vm/boot_docker.py tests/vm/boot_package.py $(PYTEST_ARGS)
 
-clean: ## remove all that the other targets made
+clean: ## remove all that the other targets made, but the package in the directory above
 	rm -rf $(VENV) build dist wheels wheels.part *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -rf .import_linter_cache debian/.debhelper debian/cloud-network debian/files debian/debhelper-build-stamp
 	rm -f debian/*.substvars debian/*.debhelper debian/*.log
-	rm -rf /var/cache/cloud-network-boot /var/cache/cloud-network-ci
 	find . -name __pycache__ -prune -exec rm -rf {} +
+	[ "$$(id -u)" != 0 ] || rm -rf /var/cache/cloud-network-boot /var/cache/cloud-network-ci
 
 .PHONY: help demo test check units test-others bench lint man env apt lock install uninstall deb wheels dist boot clean
