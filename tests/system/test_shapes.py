@@ -220,9 +220,3 @@ def test_a_link_of_a_kind_that_is_not_allowed_is_named_with_the_key() -> None:
         assert 'eth0 has that MAC and is of kind veth, which needs [Netagent] AllowKinds=\\"veth\\"' in lab.log(
             "fetcher"
         )
-
-
-def test_keys_that_do_nothing_yet_are_said_to_do_nothing() -> None:
-    config = '[Network]\nForwardedReplies = "mark"\n'
-    with running(Spec.aws(interfaces=1, addresses=2), config) as lab:
-        assert 'ForwardedReplies=\\"mark\\" has no effect in this version' in lab.log("fetcher")
