@@ -46,6 +46,12 @@ test: lint ## lint, types, arrows, and all tests
 check: lint ## lint, types and the unit tests, for the edit loop
 	@$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
 
+units: env ## the unit tests on another Python: make units PYTHON=python3.13
+	@$(PYTHON) -m venv --clear build/units
+	@$(call quietly,build/units/bin/python -m pip install --no-deps --require-hashes -r requirements-dev.txt)
+	@$(call quietly,build/units/bin/python -m pip install --no-deps --no-build-isolation --config-settings editable_mode=strict --editable .)
+	@build/units/bin/python -m pytest tests/unit $(PYTEST_ARGS)
+
 test-others: APT += $(OTHERS) network-manager systemd
 test-others: env ## beside the real systemd-networkd, NetworkManager, DHCP clients and the like
 	@$(BIN)/python -m pytest tests/system/others tests/system/test_coexistence.py $(PYTEST_ARGS)
@@ -164,11 +170,11 @@ boot: env ## boot the package in a lab's cloud: Debian 12, 13 and Docker in virt
 	@$(BIN)/python -m pytest tests/vm/test_debian12.py tests/vm/boot_kernel510.py tests/vm/boot_udev.py tests/vm/boot_debian13.py tests/vm/boot_container.py \
 	  tests/vm/boot_change_over.py tests/vm/boot_docker.py tests/vm/boot_package.py $(PYTEST_ARGS)
 
-clean: ## remove all that the other targets made
+clean: ## remove all that the other targets made, but the package in the directory above
 	rm -rf $(VENV) build dist wheels wheels.part *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -rf .import_linter_cache debian/.debhelper debian/cloud-network debian/files debian/debhelper-build-stamp
-	rm -f debian/*.substvars debian/*.debhelper
-	rm -rf /var/cache/cloud-network-boot /var/cache/cloud-network-ci
+	rm -f debian/*.substvars debian/*.debhelper debian/*.log
 	find . -name __pycache__ -prune -exec rm -rf {} +
+	[ "$$(id -u)" != 0 ] || rm -rf /var/cache/cloud-network-boot /var/cache/cloud-network-ci
 
-.PHONY: help demo test check test-others bench lint man env apt lock install uninstall deb wheels dist boot clean
+.PHONY: help demo test check units test-others bench lint man env apt lock install uninstall deb wheels dist boot clean

@@ -12,7 +12,7 @@ import re
 import time
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -97,14 +97,15 @@ class TreeProvider(Provider):
     numbers_devices: ClassVar[bool] = False  # each interface says its number; else `mac` names the primary one
     lists_keys: ClassVar[bool] = True  # all ssh keys are read, by the listing of public-keys/
 
-    def __init__(self, client: Client | None = None) -> None:
+    def __init__(self, client: Client | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(client)
+        self._clock = clock
         self._token: str | None = None
         self._token_expires = 0.0
         self._primary = ""  # MAC of the primary interface, which never changes
         self._facts: dict[str, str] = {}  # path -> text; "" where there is none
         self._due: list[str] = []  # paths of facts to read
-        self._passing_at = math.inf  # time.monotonic() at which `passing_keys` are read again
+        self._passing_at = math.inf  # the clock's time at which `passing_keys` are read again
         self._listed: dict[str, frozenset[str]] = {}  # interface's name in the tree -> names in its directory
         self._last: Instance | None = None
         self._doubled: tuple[Interface, ...] = ()
@@ -152,10 +153,10 @@ class TreeProvider(Provider):
             self._last = found
             keys = (*self.system_keys, _KEYS) if self.lists_keys else self.system_keys
             self._due = [*(META + key for key in keys), *self.identity.values(), *self._shown_paths()]
-            self._passing_at = time.monotonic() + _PASSING_S
-        elif self.passing_keys and time.monotonic() >= self._passing_at:
+            self._passing_at = self._clock() + _PASSING_S
+        elif self.passing_keys and self._clock() >= self._passing_at:
             self._due += [META + key for key in self.passing_keys if META + key not in self._due]
-            self._passing_at = time.monotonic() + _PASSING_S
+            self._passing_at = self._clock() + _PASSING_S
         self._read_facts(began + _FIXED_REQUESTS + _REQUESTS_EACH * len(names) - _TOKEN_AND_LOOKS)
         return self._with_facts(found)
 
@@ -250,7 +251,7 @@ class TreeProvider(Provider):
 
     def _current_token(self, request: TokenRequest) -> str | None:
         """Return a session token; None on a server without tokens, which only 404 and 405 prove."""
-        if time.monotonic() < self._token_expires:
+        if self._clock() < self._token_expires:
             return self._token
         headers = {**self.headers, request.ttl_header: str(request.ttl)}
         answer = self.client.request("PUT", request.path, headers)
@@ -262,7 +263,7 @@ class TreeProvider(Provider):
             raise MetadataError("invalid", f"{request.path}: the answer is not a token")
         else:
             raise answer.error(request.path)
-        self._token_expires = time.monotonic() + request.ttl * 0.9
+        self._token_expires = self._clock() + request.ttl * 0.9
         return self._token
 
     def _refuse_moving_address(self, interfaces: tuple[Interface, ...]) -> None:

@@ -13,7 +13,6 @@ import pytest
 
 from tests.lab import Lab, Spec
 from tests.lab.processes import SCRIPTS
-from tests.system.clock import Clock
 from tests.system.job import CONFIG, audit, kernel, present, settle, status
 
 PATH = "/run/notify.sock"
@@ -195,24 +194,3 @@ def test_outage_at_boot_touches_nothing(lab: Lab) -> None:
     lab.kill("fetcher", SIGHUP)  # the next attempt is up to a minute away, now that a second takes one
     settle(lab)
     assert all(lab.reachability().values())
-
-
-@pytest.mark.parametrize("offset", [-400 * 86400, 400 * 86400])
-def test_a_jump_of_the_clock_changes_nothing(lab: Lab, offset: int) -> None:
-    """A real process under another wall clock, by way of the dynamic linker; only what it writes down has that time."""
-    clock = Clock(lab)
-    lab.write_config('[System]\nRefreshTimer = "1s"\n' + CONFIG)
-    lab.start("netagent")
-    lab.start("fetcher", env=clock.env)
-    settle(lab)
-    year = status(lab)["attempted_at"][:4]
-    clock.jump(offset)
-    lab.wait_for(lambda: status(lab)["attempted_at"][:4] != year, 10, "the timer to go on under the other clock")
-    lab.metadata.reset()
-    lab.add_address(lab.nics[1].mac, "10.0.2.77")
-    lab.wait_for(lambda: "10.0.2.77" in present(lab), 10, "the new address")
-    nic = lab.nics[1]
-    lab.batch([f"address del {nic.addresses[1]}/32 dev {nic.name}"])
-    lab.wait_for(lambda: nic.addresses[1] in present(lab), 10, "the repair")
-    assert status(lab)["attempted_at"][:4] != year
-    assert "address_remove" not in str(audit(lab))

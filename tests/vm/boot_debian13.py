@@ -8,9 +8,10 @@ import pytest
 
 from .checks import Checks, Endings
 from .conftest import build_both, require
-from .image import debian
+from .image import PACKAGES, debian
 from .machine import PROGRAMS, Machine, booted
 from .machine_checks import MachineChecks
+from .reply_checks import ReplyChecks
 
 
 @pytest.fixture(scope="module")
@@ -18,9 +19,10 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     require({**PROGRAMS, "systemd-nspawn": "systemd-container"})
     work = tmp_path_factory.mktemp("debian13")
     packages = build_both(work, "trixie")
-    with booted(debian("trixie"), packages.package, work, packages.newer) as guest:
+    files = debian("trixie", (*PACKAGES, "nftables"))
+    with booted(files, packages.package, work, packages.newer) as guest:
         yield guest
 
 
-class TestDebian13(Endings, MachineChecks, Checks):
+class TestDebian13(Endings, ReplyChecks, MachineChecks, Checks):
     pass

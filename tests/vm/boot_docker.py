@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,20 +14,33 @@ import pytest
 from tests.lab.lab import Where
 from tests.lab.reach import PORT
 from tests.lab.spec import beyond_address
+from tests.system.forwarding import PROGRAM
 from tests.system.others.docker import greeting
 
 from .checks import ours, reachable
 from .conftest import require
 from .guest import Guest
-from .image import PACKAGES, debian
+from .image import PACKAGES, TOOLS, debian
 from .machine import PROGRAMS, booted
+from .reply_checks import MARK, OUT, all_answer, wait_for_marks
 
-DOCKER = (*PACKAGES, "apparmor", "busybox-static", "docker.io")
+DOCKER = (*PACKAGES, "apparmor", "busybox-static", "docker.io", "nftables")
 PUBLISHED = 8080
 IMAGE = "tar -C / -c bin/busybox | docker import - busybox"
 """Of one static program: no registry is asked for anything."""
 SAYS = "/bin/busybox ip -4 -oneline address show dev eth0"
 START = f"docker run --detach --name web --publish {PUBLISHED}:{PORT} busybox /bin/busybox nc -ll -p {PORT} -e {SAYS}"
+
+IPV6 = {"ipv6": True, "fixed-cidr-v6": "fd17::/64", "experimental": True, "ip6tables": True}
+WITH_IPV6 = f"""
+for link in /proc/sys/net/ipv6/conf/eth*; do echo 2 >$link/accept_ra; done  # Docker makes this host a router
+docker rm --force web
+systemctl restart docker
+tar -C / -c bin lib lib64 | docker import - links
+docker run --detach --name echo --publish {PUBLISHED}:7000/tcp --publish {PUBLISHED}:7000/udp \\
+  --volume /usr:/usr:ro links /usr/bin/python3 -IS {TOOLS}/published.py serve 7000
+"""
+"""A container that runs the host's Python: its image has only the links to /usr."""
 
 TALK = """
 import socket, sys
@@ -106,3 +120,25 @@ def test_what_is_dockers_stays_and_what_is_ours_does_while_containers_come_and_g
     guest.wait_for(lambda: "ok:" in guest.run("cnctl", "status", check=False), message="peace")
     assert ours(guest).count("proto 209") == mine
     assert reachable(guest)
+
+
+def test_with_marks_every_client_reaches_the_published_port_on_every_address(guest: Guest) -> None:
+    """By TCP and UDP, IPv4 and IPv6. The last test: Docker has IPv6 from here on."""
+    guest.run("tee", f"{TOOLS}/published.py", stdin=PROGRAM.read_text())
+    guest.run("tee", "/etc/docker/daemon.json", stdin=json.dumps(IPV6))
+    guest.run("sh", "-ec", WITH_IPV6, timeout=240)
+    before = foreign(guest)
+    with guest.configured(MARK):
+        wait_for_marks(guest)
+        guest.lab.fabric.forget_lost()
+        all_answer(guest)
+        assert guest.lab.dropped() == 0, guest.lab.lost()
+        assert reachable(guest)
+        assert foreign(guest) == before
+        out = ["python3", "-ISc", OUT, beyond_address(0), str(PORT)]
+        assert beyond_address(0) in guest.run("docker", "exec", "echo", *out)
+        guest.run("nft", "flush", "ruleset")
+        wait_for_marks(guest)
+        guest.run("systemctl", "restart", "docker", timeout=240)
+        guest.run("docker", "start", "echo", timeout=240)
+        all_answer(guest)

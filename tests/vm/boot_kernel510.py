@@ -12,18 +12,20 @@ import pytest
 
 from .checks import Checks, Endings
 from .conftest import Packages, require
-from .image import debian
+from .image import PACKAGES, debian
 from .machine import PROGRAMS, Machine, booted
+from .reply_checks import ReplyChecks
 
 
 @pytest.fixture(scope="module")
 def guest(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     require(PROGRAMS)
     work = tmp_path_factory.mktemp("kernel510")
-    with booted(debian("bookworm", kernel_of="bullseye"), packages.package, work, packages.newer) as guest:
+    files = debian("bookworm", (*PACKAGES, "nftables"), kernel_of="bullseye")
+    with booted(files, packages.package, work, packages.newer) as guest:
         yield guest
 
 
-class TestKernel510(Endings, Checks):
+class TestKernel510(Endings, ReplyChecks, Checks):
     def test_the_kernel_is_the_old_one(self, guest: Machine) -> None:
         assert guest.run("uname", "--kernel-release").startswith("5.10.")

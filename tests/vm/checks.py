@@ -33,6 +33,26 @@ METADATA, METADATA6 = "169.254.169.254", "fd00:ec2::254"
 AUDIT = "/var/log/cloud-network/audit.log"
 
 
+ROUTE, NETFILTER = "0", "12"
+"""NETLINK_ROUTE and NETLINK_NETFILTER of linux/netlink.h."""
+NETLINK_OF = """
+import os, sys
+from pathlib import Path
+files = Path("/proc", sys.argv[1], "fd")
+sockets = {os.readlink(file) for file in files.iterdir()}
+for line in Path("/proc/net/netlink").read_text().splitlines()[1:]:
+    words = line.split()
+    if f"socket:[{words[9]}]" in sockets:
+        print(words[1])
+"""
+
+
+def netlink_of_netagent(guest: Guest) -> set[str]:
+    """The protocols of the netlink sockets of this host that netagent has."""
+    guest.run("systemctl", "start", "cloud-network-netagent.service")
+    return set(guest.run("python3", "-ISc", NETLINK_OF, str(guest.main_pid("netagent"))).split())
+
+
 def reachable(guest: Guest) -> bool:
     return all(guest.lab.reachability().values())
 
@@ -153,6 +173,9 @@ class Checks:
             guest.wait_for(lambda unit=unit: guest.show(unit, "ActiveState") == "active", message=f"{unit} to be ready")
             assert guest.main_pid(service) == before != 0
 
+    def test_netagent_closes_nfnetlink_that_it_does_not_need(self, guest: Guest) -> None:
+        assert netlink_of_netagent(guest) == {ROUTE}
+
     def test_the_audit_log_is_netagents_alone(self, guest: Guest) -> None:
         owner = "cloud-network-netagent:cloud-network-netagent"
         assert guest.run("stat", "-c", "%U:%G %a", "/var/log/cloud-network").strip() == f"{owner} 755"
@@ -226,11 +249,12 @@ class Endings:
         guest.wait_for(lambda: reachable(guest), message="all addresses")
         before = ours(guest)
         held = guest.lab.hold_connection(guest.lab.nics[1].addresses[1], timeout=10)
-        guest.run("dpkg", "--remove", "cloud-network")
+        said = guest.run("dpkg", "--remove", "cloud-network")
         assert guest.run("test", "-e", AUDIT) == ""
         assert guest.run("test", "-e", "/etc/cloud-network/cloud-network.toml") == ""
         assert guest.run("find", "/etc/systemd", "-name", "cloud-network*") == ""
-        guest.run("dpkg", "--purge", "cloud-network")
+        said += guest.run("dpkg", "--purge", "cloud-network")
+        assert "warning" not in said, said
         assert normal(ours(guest)) == normal(before), ours(guest)
         assert held.alive(10)
         assert reachable(guest)

@@ -26,6 +26,8 @@ class Guest(ABC):
 
     filters: bool
     """Whether IPAddressDeny= is enforced."""
+    patience = 1.0
+    """Factor of every time that is waited for at most: an emulated processor is slow on a busy host."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
@@ -123,6 +125,7 @@ class Guest(ABC):
 
     def wait_for(self, predicate: Callable[[], T], timeout: float = 60, message: str = "") -> T:
         """The first true value of `predicate`."""
+        timeout *= self.patience
         end = time.monotonic() + timeout
         while not (value := predicate()):
             if time.monotonic() > end:

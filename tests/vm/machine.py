@@ -41,11 +41,15 @@ SMBIOS = {
 }
 """{table: {QEMU's word: what drivers/firmware/dmi-id.c calls it}}."""
 
+EMULATED = "[Service]\nTimeoutStartSec=300\nTimeoutStopSec=120\n"
+"""For every service: on a busy host an emulated processor needs longer than the units allow on an instance."""
+
 UNIT = "[Service]\nExecStart=/usr/bin/python3 -IS {}\nRestart=always\n[Install]\nWantedBy=multi-user.target\n"
 
 
 class Machine(Guest):
     filters = True
+    patience = 3.0
 
     def __init__(
         self, lab: Lab, debian: Path, package: Path, work: Path, newer: Path | None = None, udev_rules: str = ""
@@ -72,6 +76,8 @@ class Machine(Guest):
         units = root / "etc/systemd/system"
         (units / "agent.service").write_text(UNIT.format(f"{TOOLS}/agent.py /dev/virtio-ports/agent"))
         (units / "listener.service").write_text(UNIT.format(f"{TOOLS}/listener.py serve 7"))
+        (units / "service.d").mkdir()
+        (units / "service.d/emulated.conf").write_text(EMULATED)
         (root / "etc/fstab").write_text("/dev/vda / ext4 rw 0 1\n")
         for unit in ("agent.service", "listener.service", "systemd-networkd.service"):
             said("chroot", root, "systemctl", "enable", unit)
@@ -115,7 +121,7 @@ class Machine(Guest):
         self._wait_for_port()
         said_hello = self._answers[0] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
-        end = time.monotonic() + 240
+        end = time.monotonic() + 240 * self.patience
         while said_hello.empty():
             if self._qemu.poll() is not None or time.monotonic() > end:
                 raise Failed(f"no word from inside:\n{self._console.read_text(errors='replace')[-4000:]}")
@@ -144,6 +150,7 @@ class Machine(Guest):
         mine = self._answers[number] = queue.Queue()
         with self._lock:
             self._port.sendall(json.dumps({"id": number, "argv": argv, "stdin": stdin}).encode() + b"\n")
+        timeout *= self.patience
         try:
             return mine.get(timeout=timeout)
         except queue.Empty:

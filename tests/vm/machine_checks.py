@@ -147,16 +147,27 @@ class MachineChecks:
         guest.run("cnctl", "refresh")
         guest.wait_for(lambda: reachable(guest), message="all to be as it was")
 
-    def test_a_wall_clock_that_jumps_a_day_changes_nothing(self, guest: Guest) -> None:
-        log, before = guest.run("cat", AUDIT), normal(ours(guest))
-        for step in ("+1 day", "-2 days", "+1 day"):
-            guest.run("date", "-s", step)
-            guest.run("cnctl", "refresh")
-            assert guest.run("cnctl", "status").startswith("ok:")
-        assert changes(guest, log) == (set(), set())
-        assert normal(ours(guest)) == before
-        guest.run("ip", "address", "delete", f"{guest.lab.nics[1].addresses[1]}/32", "dev", guest.lab.nics[1].name)
-        guest.wait_for(lambda: reachable(guest), message="the address to be repaired")
+    def test_a_jump_of_the_wall_clock_removes_nothing(self, guest: Guest) -> None:
+        """Back and forth by more than a year; the timer goes on, and so do addition and repair."""
+        nic, log, before = guest.lab.nics[1], guest.run("cat", AUDIT), normal(ours(guest))
+        new = str(ip_address(nic.addresses[-1]) + 60)
+        with guest.configured('[System]\nRefreshTimer = "1s"\n'):
+            for step in ("+400 days", "-800 days", "+400 days"):
+                guest.run("date", "-s", step)
+                year = guest.run("date", "-u", "+%Y").strip()
+                guest.wait_for(lambda year=year: year_of_last_read(guest) == year, message="the timer to go on")
+                assert guest.run("cnctl", "status").startswith("ok:")
+            assert changes(guest, log) == (set(), set())
+            assert normal(ours(guest)) == before
+            guest.run("date", "-s", "-400 days")
+            guest.lab.add_address(nic.mac, new)
+            guest.run("ip", "address", "delete", f"{nic.addresses[1]}/32", "dev", nic.name)
+            guest.wait_for(lambda: reachable(guest), message="the new address, and the repair of another")
+            assert changes(guest, log) == ({new, nic.addresses[1]}, set())
+            guest.run("date", "-s", "+400 days")
+        guest.lab.remove_address(nic.mac, new)
+        guest.run("cnctl", "refresh")
+        guest.wait_for(lambda: normal(ours(guest)) == before, message="all to be as it was")
 
     def test_a_metadata_server_that_is_cut_off_takes_nothing_away(self, guest: Guest) -> None:
         log, before = guest.run("cat", AUDIT), normal(ours(guest))
@@ -253,6 +264,12 @@ def settled(guest: Guest, there: str, gone: str) -> bool:
     return (
         f"{there}/" in addresses and f"{gone}/" not in addresses and "ok:" in guest.run("cnctl", "status", check=False)
     )
+
+
+def year_of_last_read(guest: Guest) -> str:
+    """The year of the last read of the metadata, by the wall clock of the guest."""
+    attempted: str = json.loads(guest.run("cat", "/run/cloud-network/status.json"))["attempted_at"]
+    return attempted[:4]
 
 
 def changes(guest: Guest, log: str) -> tuple[set[str], set[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
@@ -197,12 +196,13 @@ def test_facts_of_the_go_original_are_read(cloud: Cloud, aws: Aws) -> None:
     assert document["ipv4-associations"] == {public: private for private, public in nic.public.items()}
 
 
-def test_events_are_read_again(cloud: Cloud, aws: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_are_read_again(cloud: Cloud, client: Client) -> None:
+    now = 0.0
+    aws = Aws(client, clock=lambda: now)
     before = settled(aws).system["events"]
     cloud.content("/latest/meta-data/events/maintenance/scheduled", '[{"Code": "system-reboot"}]')
     assert settled(aws).system["events"] == before
-    now = time.monotonic
-    monkeypatch.setattr(time, "monotonic", lambda: now() + 3601)
+    now = 3601.0
     assert "system-reboot" in settled(aws).system["events"]["maintenance"]["scheduled"]
 
 
@@ -405,12 +405,13 @@ def test_server_that_takes_no_token_is_asked_twice(cloud: Cloud, aws: Aws) -> No
     assert [record.method for record in cloud.requests()] == ["PUT", "GET", "PUT", "GET"]
 
 
-def test_token_is_renewed_before_it_expires(cloud: Cloud, aws: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_is_renewed_before_it_expires(cloud: Cloud, client: Client) -> None:
+    now = 1.0
+    aws = Aws(client, clock=lambda: now)
     settled(aws)
     cloud.reset()
-    now = time.monotonic()
     for hours, renewals in ((5, 0), (5.5, 1), (6, 1)):
-        monkeypatch.setattr(time, "monotonic", lambda late=now + hours * 3600: late)
+        now = hours * 3600
         aws.fetch()
         assert sum(record.method == "PUT" for record in cloud.requests()) == renewals
     assert all(record.status != 401 for record in cloud.requests())
