@@ -36,11 +36,13 @@ from .operations import (
 from .protocol import MAX_REFUSALS, Code, Refused
 from .removal import foreign_dependents
 from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_SECONDARY, Address
-from .view import OwnRoute, View, rule_key
+from .view import OwnRoute, View, asks_main, rule_key
 
 IPV6_MIN_MTU = 1280  # RFC 8200, section 5: below it the kernel takes IPv6 off the link
 MAX_RULES = 8192
 """Rules of ours. Without a route cache every packet walks all rules: 24,576 made sending 130 times slower."""
+
+MAIN_RULE = "lookup main suppress_prefixlength 0"
 
 Check = Callable[[Any, View], Undo]
 
@@ -147,7 +149,11 @@ def check_width(link: int, network: IPNetwork, view: View) -> None:
 
 
 def check_connected(link: int, network: IPNetwork, view: View) -> None:
-    """Raise Refusal if the kernel would prefer the new connected route to that of another link in the same subnet."""
+    """Raise Refusal if the new connected route would lead a protected address, or another link's subnet, elsewhere."""
+    given = (*view.learned[link], *view.settings.allow_addresses)
+    if not claims.within(network, given) and (taken := view.protected_elsewhere(network, link)):
+        reason = f"the connected route {network} would take over {taken}, a gateway or resolver"
+        raise Refusal(reason, allow=allow_addresses(network))
     for route in view.foreign_routes:
         same = route.destination == network and route.table == TABLE_MAIN
         others = any(hop.link != link and view.is_cloud(hop.link) for hop in route.hops)
@@ -340,13 +346,23 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
             raise Refusal(f"{op.selector} is no address or range of {view.name(link)}")
     elif op.table != TABLE_MAIN or not op.suppress or op.to or op.local:
         raise Refusal("a rule without a source may only look up main with suppress_prefixlength 0")
+    if needs_main(op.table, op.suppress) and not view.main_comes_before(op.selector.version, op.priority):
+        raise Refusal(f"no rule `{MAIN_RULE}` of ours comes before priority {op.priority}; add it first")
     if rule_key(op) in view.rules:
         raise Refusal("there is such a rule already")
     if len(view.rules) >= MAX_RULES:
         raise Refusal(f"there are {MAX_RULES} rules of ours already")
     check_room(view)
-    view.rules[rule_key(op)] = (op.suppress, op.local)
+    view.add_rule(op)
     return op.inverse()
+
+
+def needs_main(table: int, suppress: bool) -> bool:
+    """Return True for a rule that leads to the default route of a link's table.
+
+    Main, with what it routes more specifically (a VPN, a CNI), must be asked first.
+    """
+    return table != TABLE_MAIN and not suppress
 
 
 def check_mark_rule(op: RuleAdd, view: View) -> None:
@@ -422,7 +438,7 @@ def check_rule_remove(op: RuleRemove, view: View) -> Undo:
     """Accept a rule of ours."""
     if view.rules.get(rule_key(op)) != (op.suppress, op.local):
         raise Refusal("there is no such rule of ours")
-    del view.rules[rule_key(op)]
+    view.remove_rule(op)
     return op.inverse()
 
 
@@ -493,6 +509,9 @@ def check_all(ops: Sequence[Operation], view: View) -> list[Refused]:
 
 def builds_on(op: Operation, earlier: Operation, view: View) -> bool:
     """Return True if `op` may have been refused only because `earlier` was."""
+    if isinstance(earlier, RuleAdd) and isinstance(op, RuleAdd):
+        same_family = earlier.selector.version == op.selector.version
+        return same_family and asks_main(earlier) and needs_main(op.table, op.suppress)
     if isinstance(earlier, AddressAdd):
         link, network, made = earlier.link, earlier.interface.network, single(earlier.interface.ip)
     elif isinstance(earlier, RouteReplace):
@@ -508,8 +527,21 @@ def builds_on(op: Operation, earlier: Operation, view: View) -> bool:
 
 
 def first_orphan(ops: Sequence[Operation], view: View) -> Refused | None:
-    """Return the operation after which a rule of ours would select what its link no longer owns."""
-    return first_orphan_of_marks(ops, view) or first_orphan_of_addresses(ops, view)
+    """Return the operation after which a rule of ours would stand without what justifies it."""
+    return first_orphan_of_marks(ops, view) or first_orphan_of_addresses(ops, view) or first_orphan_of_main(ops, view)
+
+
+def first_orphan_of_main(ops: Sequence[Operation], view: View) -> Refused | None:
+    """Return the removal of a rule for main after which a rule of ours leads past main."""
+    for position, op in enumerate(ops):
+        if not isinstance(op, RuleRemove) or not asks_main(op):
+            continue
+        version = op.selector.version
+        for key, (suppress, _) in view.rules.items():
+            needs = key.selector.version == version and needs_main(key.table, suppress)
+            if needs and not view.main_comes_before(version, key.priority):
+                return Refused(f"rule {key.priority} of ours must come after it; remove that rule, too", position)
+    return None
 
 
 def first_orphan_of_marks(ops: Sequence[Operation], view: View) -> Refused | None:

@@ -94,6 +94,10 @@ class View:
         self.foreign_routes = [route for route in snapshot.routes if route.protocol != PROTOCOL]
         self.local_ranges: NetworkIndex[int] = NetworkIndex()  # routes of type local that the kernel did not derive
         self.rules: dict[RuleKey, tuple[bool, bool]] = {}  # ours: suppress, local
+        self._main_rules: dict[int, set[int]] = {
+            4: set(),
+            6: set(),
+        }  # priorities of ours that ask main for every source
         self.default_gateways: dict[int, set[IPAddress]] = defaultdict(set)
         self.gateways: dict[IPAddress, set[int]] = defaultdict(set)  # protected: by the links that use them
         self.counts, self.losable_routes = AddressCounts(), losable(self.foreign_routes)
@@ -160,7 +164,7 @@ class View:
     def _add_rules(self, rules: Iterable[Rule]) -> None:
         for rule in rules:
             if rule.protocol == PROTOCOL:
-                self.rules[rule_key(rule)] = (rule.suppress, rule.local)
+                self.add_rule(rule)
 
     def _index_host_routes(self) -> NetworkIndex[HostRoute]:
         """Return the foreign routes that may be rivals of a claim, one entry per next hop."""
@@ -336,6 +340,14 @@ class View:
                 return gateway
         return None
 
+    def protected_elsewhere(self, network: IPNetwork, link: int) -> IPAddress | None:
+        """Return a resolver inside `network`, or a gateway there of links that are not in this very subnet."""
+        sharing = {other for each, other in self.subnets.containing(network) if each == network} | {link}
+        for ip, links in self.gateways.items():
+            if contains(network, single(ip)) and not links <= sharing:
+                return ip
+        return next((ip for ip in self.known.resolvers if contains(network, single(ip))), None)
+
     def has_heard_router(self, link: int) -> bool:
         """Return True if an IPv6 router has advertised itself on the link."""
         gateways = any(each.version == 6 for each in self.default_gateways[link])
@@ -373,9 +385,27 @@ class View:
         else:
             self._own_on_link[route.link].discard(destination)
 
+    # Rules.
+
+    def add_rule(self, rule: Rule | RuleAdd) -> None:
+        """Count a rule of ours that is there, or that this request adds."""
+        self.rules[rule_key(rule)] = (rule.suppress, rule.local)
+        if asks_main(rule):
+            self._main_rules[rule.selector.version].add(rule.priority)
+
+    def remove_rule(self, rule: RuleRemove) -> None:
+        """Forget a rule that this request removes."""
+        del self.rules[rule_key(rule)]
+        if asks_main(rule):
+            self._main_rules[rule.selector.version].discard(rule.priority)
+
+    def main_comes_before(self, version: int, priority: int) -> bool:
+        """Return True if a rule of ours asks main, for every source of this family, before this priority."""
+        return min(self._main_rules[version], default=priority) < priority
+
     def own_rules(self) -> list[RuleRemove]:
-        """Return the removal of every rule of ours."""
-        found = self.rules.items()
+        """Return the removal of every rule of ours; those that ask main go last, because others need them."""
+        found = sorted(self.rules.items(), key=lambda item: item[0].table == TABLE_MAIN)
         return [
             RuleRemove(key.priority, key.selector, key.to, key.table, *flags, key.mark, key.mask)
             for key, flags in found
@@ -385,6 +415,11 @@ class View:
     def own_objects(self) -> int:
         """Number of addresses, routes and rules that are ours."""
         return self._own_count + len(self.own_routes) + len(self.rules)
+
+
+def asks_main(rule: Rule | RuleAdd | RuleRemove) -> bool:
+    """Return True for a rule that asks table main whatever the source."""
+    return rule.table == TABLE_MAIN and not rule.selector.prefixlen and not rule.mask and not rule.local
 
 
 def rule_key(rule: Rule | RuleAdd | RuleRemove) -> RuleKey:

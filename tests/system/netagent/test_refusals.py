@@ -29,7 +29,7 @@ class Links:
 ATTACKS: dict[str, tuple[Callable[[Links], Ops], str]] = {
     # addresses of others
     "the gateway's address": (lambda on: [address(on.secondary, "10.0.1.1")], "is a gateway"),
-    "a resolver's address": (lambda on: [address(on.secondary, "10.0.2.2")], "is a resolver"),
+    "a resolver's address": (lambda on: [address(on.secondary, "10.0.4.2")], "is a resolver"),
     "the metadata server": (lambda on: [address(on.secondary, "169.254.169.254")], "metadata server"),
     "Alibaba's metadata server": (lambda on: [address(on.secondary, "100.100.100.200")], "metadata server"),
     "AWS's metadata server, IPv6": (lambda on: [address(on.secondary, "fd00:ec2::254/128")], "metadata server"),

@@ -203,7 +203,7 @@ def test_rules_are_limited_and_a_flush_of_all_is_logged_in_parts(lab: Lab) -> No
     with Wire(lab) as wire:
         assert wire.apply(address(on, "10.0.2.10/24"), route(on, "10.77.0.0/20", table=255))["verdict"] == "applied"
         hosts = [f"10.77.{at >> 8}.{at & 255}" for at in range(4096)]
-        for priority in (31000, 31020):
+        for priority in (31000, 31005):
             ops = [rule(host, 9999 + on, priority) for host in hosts]
             assert wire.apply(*ops)["verdict"] == "applied"
         assert f"{policy.MAX_RULES} rules" in wire.apply(rule("10.0.2.10", 9999 + on))["reason"]
