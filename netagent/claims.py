@@ -199,8 +199,9 @@ def rival(network: IPNetwork, link: int, routes: Iterable[HostRoute], learned: I
     """Return the first of `routes` that already leads `network`, or a part of it, elsewhere.
 
     `routes` overlap `network`; `learned` are the subnets that others gave to the link. Default routes and halves of
-    the address space (VPNs use /1) are nobody's rival. Neither are a wider route through a router of the cloud, the
-    equal subnet of another interface, and a route that is wider than a subnet which the link has learned.
+    the address space (VPNs use /1) are nobody's rival. Neither are a wider route through a router of the cloud, an
+    on-link route of this link, the equal subnet of another one, and a route that is wider than a subnet which the link
+    has learned.
     """
     own = [subnet for subnet in learned if contains(subnet, network)]
     for route in routes:
@@ -216,9 +217,9 @@ def rival(network: IPNetwork, link: int, routes: Iterable[HostRoute], learned: I
 def _leads_elsewhere(route: HostRoute, network: IPNetwork, link: int) -> bool:
     if route.discards or not route.by_cloud:
         return True
-    if route.by_kernel or route.link == link:
+    if route.by_kernel:
         return False
-    if route.gateway is None and route.destination == network:
+    if route.gateway is None and (route.link == link or route.destination == network):
         return False
     return contains(network, route.destination)
 

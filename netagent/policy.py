@@ -149,7 +149,10 @@ def check_width(link: int, network: IPNetwork, view: View) -> None:
 
 
 def check_connected(link: int, network: IPNetwork, view: View) -> None:
-    """Raise Refusal if the new connected route would lead a protected address, or another link's subnet, elsewhere."""
+    """Raise Refusal if the new connected route could lead a protected address, or another link's subnet, elsewhere.
+
+    Of two such routes with one metric the kernel takes the older one, which need not stay the older one.
+    """
     given = (*view.learned[link], *view.settings.allow_addresses)
     if not claims.within(network, given) and (taken := view.protected_elsewhere(network, link)):
         reason = f"the connected route {network} would take over {taken}, a gateway or resolver"
@@ -157,12 +160,22 @@ def check_connected(link: int, network: IPNetwork, view: View) -> None:
     for route in view.foreign_routes:
         same = route.destination == network and route.table == TABLE_MAIN
         others = any(hop.link != link and view.is_cloud(hop.link) for hop in route.hops)
-        if same and others and route.metric > _connected_metric(network):
+        if same and others:
             raise Refusal(f"the connected route {network} would take over {network} of another link")
 
 
-def _connected_metric(network: IPNetwork) -> int:
-    return 0 if network.version == 4 else 256  # IP6_RT_PRIO_ADDRCONF
+def check_edges(op: AddressAdd, view: View) -> None:
+    """Raise Refusal for a network or broadcast address, and if the kernel would broadcast what is for others.
+
+    It does so with the last address of every IPv4 network that a link has an address in, with or without its route.
+    """
+    ip, network = op.interface.ip, op.interface.network
+    near = [network, *(subnet for subnet, _ in view.subnets.at(ip))]
+    if any(claims.is_edge(ip, each) for each in near):
+        raise Refusal(f"{op.interface} is the network's or broadcast address of its subnet")
+    last = network.broadcast_address
+    if claims.is_edge(last, network) and (use := view.protects(last)):
+        raise Refusal(f"{last}, the broadcast address of {network}, is {use}")
 
 
 def check_address_add(op: AddressAdd, view: View) -> Undo:
@@ -170,6 +183,8 @@ def check_address_add(op: AddressAdd, view: View) -> Undo:
     ip, network = op.interface.ip, op.interface.network
     check_claim(op.link, network, op.interface, view)
     if not is_single(network):
+        if ip.version == 6 and not op.connected_route:  # it would keep the connected route of another one of ours
+            raise Refusal(f"{op.interface} without its connected route must be a /128")
         check_nesting(op.link, network, view)
         check_width(op.link, network, view)
         if op.connected_route:
@@ -181,9 +196,7 @@ def check_address_add(op: AddressAdd, view: View) -> Undo:
         raise Refusal(f"{view.name(holders[0])} has {ip} already")
     if (TABLE_LOCAL, single(ip)) in view.own_routes:
         raise Refusal(f"table local has a route of ours to {ip}; remove it first")
-    near = [each for each in (network, *view.learned[op.link]) if ip in each]
-    if any(claims.is_edge(ip, each) for each in near):
-        raise Refusal(f"{op.interface} is the network's or broadcast address of its subnet")
+    check_edges(op, view)
     check_room(view)
     flags = 0 if op.connected_route else IFA_F_NOPREFIXROUTE
     view.add_address(Address(op.link, ip, network.prefixlen, flags, PROTOCOL))
@@ -314,6 +327,10 @@ def check_destination(op: RouteReplace, view: View) -> None:
     network = op.destination
     if not network.prefixlen or claims.within(network, view.settings.allow_addresses):
         return
+    halves = [route for route in view.halves if claims.overlap(network, route.destination)]
+    if halves and not view.may_leave_tunnel(network):
+        reason = f"{network} lies in {halves[0].destination}, which another program routes by {_way(halves[0], view)}"
+        raise Refusal(reason, allow=allow_addresses(network))
     for _, route in view.host_routes.overlapping(network):
         same = (route.link, route.gateway) == (op.link, op.gateway)
         if not same and not claims.is_link_local(route.destination) and (route.discards or not route.by_cloud):

@@ -112,6 +112,7 @@ class View:
         self._add_routes(snapshot.routes)
         self._add_rules(snapshot.rules)
         self.host_routes = self._index_host_routes()
+        self.halves = [each for each in self._half_routes() if each.discards or not each.by_cloud]
 
     # Reading the snapshot.
 
@@ -174,6 +175,20 @@ class View:
                 for hop in route.hops:
                     index.add(route.destination, self._host_route(route, hop.link, hop.gateway))
         return index
+
+    def _half_routes(self) -> Iterator[HostRoute]:
+        """Yield the foreign routes to halves of the address space (a VPN for everything), one entry per next hop."""
+        for route in self.foreign_routes:
+            if route.destination.prefixlen == 1 and route.table != TABLE_LOCAL:
+                yield from (self._host_route(route, hop.link, hop.gateway) for hop in route.hops)
+
+    def may_leave_tunnel(self, network: IPNetwork) -> bool:
+        """Return True for what a link's table may route by its gateway beside a VPN for everything.
+
+        Private networks, metadata servers and subnets of the cloud's links.
+        """
+        subnets = (subnet for link in self.links if self.is_cloud(link) for subnet in self.near[link])
+        return claims.within(network, (*claims.PRIVATE, *claims.LINK_LOCAL, *claims.METADATA, *subnets))
 
     def _host_route(self, route: Route, link: int, gateway: IPAddress | None) -> HostRoute:
         on_cloud = self.is_cloud(link)

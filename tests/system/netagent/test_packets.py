@@ -20,12 +20,13 @@ from tests.system.netagent.wire import CONFIG, address, ifindex, kernel_state, m
 
 Ops = list[dict[str, Any]]
 METADATA, RESOLVER, ELSEWHERE = "169.254.169.254", "10.0.0.2", "10.0.77.7"
+RESOLVER2 = "10.0.4.3"
 BESIDE0, BESIDE1 = "10.0.1.250", "10.0.2.250"  # neighbour0, neighbour1
 BESIDE0_6, BESIDE1_6 = "fe80::ace0", "fe80::ace1"
 BEYOND, BEYOND6 = "198.51.100.10", "2001:db8:ffff::10"
 CLAIMED = (
     *(METADATA, RESOLVER, ELSEWHERE, "10.0.1.222", "10.0.2.221", "10.0.2.253", "10.50.0.7", "10.50.0.200"),
-    *("10.60.0.7", "10.70.0.7", "fd50::7", "fd00:1:0:7::7"),
+    *("10.60.0.7", "10.70.0.7", "fd50::7", "fd00:1:0:7::7", RESOLVER2, "10.99.0.7", "10.99.1.7", "fd00:abc::1"),
 )
 """What both neighbours answer ARP and neighbour discovery for, as hosts that work with the attacker."""
 MINE, MINE6 = "10.0.1.10", "fd00:1::10"
@@ -41,7 +42,7 @@ def lab() -> Iterator[Lab]:
         for number, (room, own) in enumerate(zip(lab.neighbours, (BESIDE0_6, BESIDE1_6), strict=True)):
             room.batch([f"address add {own}/64 dev eth0 nodad", f"address add fd00:{number + 1}::fa/64 dev eth0 nodad"])
             room.batch([f"address add {each}/{128 if ':' in each else 32} dev eth0" for each in CLAIMED])
-        lab.path("/etc/resolv.conf").write_text(f"nameserver {RESOLVER}\n")
+        lab.path("/etc/resolv.conf").write_text(f"nameserver {RESOLVER}\nnameserver {RESOLVER2}\n")
         _add_vpn(lab)
         start(lab)
         _add_ipv6(lab)
@@ -49,7 +50,7 @@ def lab() -> Iterator[Lab]:
 
 
 def _add_vpn(lab: Lab) -> None:
-    """Routes of other programs: a VPN, a CNI by another host of the subnet, and a blackhole."""
+    """Routes of other programs: a VPN, a CNI by another host of the subnet, a blackhole, and two by the gateway."""
     [vpn] = lab.rooms.open({"name": "vpn", "sysctl": {}})
     lab.batch(
         [
@@ -61,6 +62,8 @@ def _add_vpn(lab: Lab) -> None:
             "link set wg0 up",
             f"route add 10.60.0.0/24 via {BESIDE0}",
             "route add blackhole 10.70.0.0/24",
+            f"route add 10.99.0.0/24 via 10.0.1.1 dev {PRIMARY} metric 100",
+            f"route add 10.99.1.7/32 via 10.0.1.1 dev {PRIMARY}",
         ]
     )
     vpn.batch(["link set eth0 up", "address add 10.50.0.7/24 dev eth0", "address add 10.50.0.200/24 dev eth0"])
@@ -232,9 +235,12 @@ ATTACKS = {
     "the IPv6 VPN by a rule past main": Attack(
         [via(PRIMARY, "::/0", "fe80::fe"), past_main(f"{MINE6}/128", PRIMARY)], "fd50::7", MINE6
     ),
+    "what an operator routes by the gateway, on link": Attack([own(PRIMARY, "10.99.0.5/24")], "10.99.0.7"),
+    "a host that an operator routes by the gateway": Attack([own(PRIMARY, "10.99.1.7/32")], "10.99.1.7"),
     # 5: a connected route to a resolver, on a link that has learned no subnet
     "the resolver's subnet on the secondary": Attack([own(SECONDARY, "10.0.0.9/24")], RESOLVER),
     "two addresses with the resolver's": Attack([own(SECONDARY, "10.0.0.3/31")], RESOLVER),
+    "the resolver as a broadcast address": Attack([quiet(SECONDARY, "10.0.4.1/30")], RESOLVER2),
     "half of the primary's subnet as a range": Attack([local(PRIMARY, "10.0.1.128/25")], "10.0.1.222"),
 }
 
@@ -311,6 +317,40 @@ def test_what_clouds_need_is_accepted(lab: Lab, seen: Witnesses, name: str) -> N
         flushed = wire.ask(request="flush", id="after")
     assert (arrived, vpn, primary) == (GATEWAY, {"vpn"}, {"cloud:sn0"})
     assert flushed["done"] == len(needed.ops)
+
+
+def test_no_prefix_outlives_its_addresses(lab: Lab, seen: Witnesses) -> None:
+    """The kernel keeps a connected IPv6 route for an address without one, and then nobody's: it looked learned."""
+    first, second = own(PRIMARY, "fd00:abc::11/64"), quiet(PRIMARY, "fd00:abc::12/64")
+    gone = [address(ifindex(lab, PRIMARY), f"fd00:abc::{host}/64", "address_remove") for host in (11, 12)]
+    with As(lab) as wire:
+        made = wire.apply(*on(lab, [first, second]))
+        for op in gone:
+            wire.apply(op)
+        taken = wire.apply(*on(lab, [via(PRIMARY, "::/0", "fd00:abc::1"), *FROM6]))
+        arrived = seen.arrivals(BEYOND6, MINE6)
+        wire.ask(request="flush", id="after")
+    left = lab.run(["ip", "-6", "route", "show", "fd00:abc::/64"]).stdout
+    lab.run(["ip", "-6", "route", "flush", "fd00:abc::/64"], check=False)
+    assert (made["verdict"], taken["verdict"], arrived, left) == ("refused", "refused", {"cloud:sn0"}, "")
+
+
+@pytest.mark.parametrize("destination", ["198.51.100.0/24", "128.0.0.0/1", "192.0.0.0/2"])
+def test_a_tunnel_for_everything_keeps_the_internet(lab: Lab, seen: Witnesses, destination: str) -> None:
+    """A VPN routes two halves of the address space; the cloud's networks go on by the gateway."""
+    halves = [f"{network} dev wg0" for network in ("0.0.0.0/1", "128.0.0.0/1")]
+    lab.batch([f"route add {half}" for half in halves])
+    try:
+        with As(lab) as wire:
+            answer = wire.apply(*on(lab, [via(PRIMARY, destination, "10.0.1.1"), *FROM]))
+            arrived = seen.receivers(BEYOND, MINE)
+            wire.ask(request="flush", id="after")
+            needed = [via(PRIMARY, each, "10.0.1.1") for each in ("10.0.2.0/24", f"{METADATA}/32", "0.0.0.0/0")]
+            accepted = wire.apply(*on(lab, [*needed, *FROM]))
+            wire.ask(request="flush", id="after")
+    finally:
+        lab.batch([f"route del {half}" for half in halves])
+    assert (answer["verdict"], arrived, accepted["verdict"]) == ("refused", set(), "applied")
 
 
 def test_main_stays_while_a_rule_needs_it(lab: Lab, seen: Witnesses) -> None:

@@ -101,6 +101,18 @@ def test_a_second_interface_claims_the_subnet_as_it_is(lab: Lab, text: str) -> N
     assert "take over" in refused(lab, {**address(ifindex(lab, "eth0"), text), "route": False})
 
 
+def test_a_second_interface_gets_no_connected_route(lab: Lab) -> None:
+    """Of two with one metric the older one counts: that of the second interface, once the first is configured anew."""
+    on = ifindex(lab, "eth0")
+    assert "would take over 10.0.1.0/24" in refused(lab, address(on, "10.0.1.60/24"))
+    assert verdict(lab, {**address(on, "10.0.1.60/24"), "route": False}) == "applied"
+
+
+@pytest.mark.parametrize("text", ["10.0.1.255/32", "10.0.1.0/32"])
+def test_an_edge_of_another_links_subnet_is_no_address(lab: Lab, text: str) -> None:
+    assert "broadcast address" in refused(lab, address(ifindex(lab, "eth0"), text))
+
+
 def test_allow_addresses_widens_a_learned_subnet(lab: Lab) -> None:
     on = ifindex(lab, "eth1")
     wide = address(on, "10.0.1.60/23")
