@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from cloud_network.netagent import policy
+from cloud_network.netagent import ledger, policy
 
 from tests.lab import Lab, Spec
 from tests.system.netagent.conftest import start
@@ -290,6 +290,18 @@ def test_gateways_of_every_table_and_next_hop_are_protected(lab: Lab, table: str
 def test_our_former_gateway_is_protected(lab: Lab) -> None:
     on = ifindex(lab, "eth0")
     assert verdict(lab, address(on, "10.0.2.10/24"), route(on, "0.0.0.0/0", "10.0.2.1")) == "applied"
+    assert "a gateway" in refused(lab, address(on, "10.0.2.1/32"))
+
+
+def test_later_gateways_push_no_former_gateway_out(lab: Lab) -> None:
+    lab.stop("netagent")
+    lab.write_config(CONFIG + 'AllowGateways = "10.20.0.0/16"\n')
+    start(lab)
+    on = ifindex(lab, "eth0")
+    assert verdict(lab, address(on, "10.0.2.10/24"), route(on, "0.0.0.0/0", "10.0.2.1")) == "applied"
+    count = ledger.MAX_GATEWAYS + 20
+    routes = [route(on, f"10.9.{at >> 8}.{at & 255}/32", f"10.20.{at >> 8}.{at & 255}") for at in range(1, count)]
+    assert verdict(lab, address(on, "10.20.255.1/16"), *routes) == "applied"
     assert "a gateway" in refused(lab, address(on, "10.0.2.1/32"))
 
 
