@@ -180,7 +180,7 @@ def is_edge(address: IPAddress, subnet: IPNetwork) -> bool:
     """Return True for the network and the broadcast address of an IPv4 subnet that has them."""
     if subnet.version == 6 or subnet.prefixlen >= 31:
         return False
-    return address in (subnet.network_address, subnet.broadcast_address)
+    return int(address) in span(subnet)
 
 
 @dataclass(frozen=True, slots=True)

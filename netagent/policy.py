@@ -173,9 +173,8 @@ def check_edges(op: AddressAdd, view: View) -> None:
     near = [network, *(subnet for subnet, _ in view.subnets.at(ip))]
     if any(claims.is_edge(ip, each) for each in near):
         raise Refusal(f"{op.interface} is the network's or broadcast address of its subnet")
-    last = network.broadcast_address
-    if claims.is_edge(last, network) and (use := view.protects(last)):
-        raise Refusal(f"{last}, the broadcast address of {network}, is {use}")
+    if ip.version == 4 and network.prefixlen < 31 and (use := view.protects(network.broadcast_address)):
+        raise Refusal(f"{network.broadcast_address}, the broadcast address of {network}, is {use}")
 
 
 def check_address_add(op: AddressAdd, view: View) -> Undo:

@@ -85,6 +85,7 @@ class View:
         self.settings, self.known = settings, known
         self.links = {link.index: link for link in snapshot.links}
         self.addresses: dict[tuple[int, IPAddress, int], Address] = {}  # by link, address and prefix length
+        self._link_addresses: dict[int, dict[tuple[IPAddress, int], Address]] = defaultdict(dict)  # the same by link
         self.held: NetworkIndex[int] = NetworkIndex()  # each address of a link, as /32 or /128
         self.subnets: NetworkIndex[int] = NetworkIndex()  # networks of addresses and of on-link routes in main, by link
         self.learned: dict[int, set[IPNetwork]] = defaultdict(set)  # subnets that others gave to a link
@@ -236,6 +237,7 @@ class View:
     def add_address(self, address: Address) -> None:
         """Count an address that is there, or that this request adds."""
         self.addresses[address.link, address.ip, address.prefix] = address
+        self._link_addresses[address.link][address.ip, address.prefix] = address
         self.held.add(single(address.ip), address.link)
         self.counts.add(address)
         self._own_count += self.owns(address)
@@ -247,6 +249,7 @@ class View:
     def remove_address(self, address: Address) -> None:
         """Forget an address that this request removes."""
         del self.addresses[address.link, address.ip, address.prefix]
+        del self._link_addresses[address.link][address.ip, address.prefix]
         self.held.discard(single(address.ip), address.link)
         self.counts.add(address, -1)
         self._own_count -= self.owns(address)
@@ -269,9 +272,9 @@ class View:
             self.near[link].add(network)
             self.subnets.add(network, link)
 
-    def addresses_of(self, link: int) -> Iterator[Address]:
-        """Yield the addresses of a link."""
-        return (address for address in self.addresses.values() if address.link == link)
+    def addresses_of(self, link: int) -> Iterable[Address]:
+        """Return the addresses of a link."""
+        return self._link_addresses[link].values()
 
     def holders(self, ip: IPAddress) -> list[int]:
         """Return the links that have this address."""
