@@ -127,9 +127,7 @@ def _way(route: claims.HostRoute, view: View) -> str:
 
 def check_nesting(link: int, network: IPNetwork, view: View) -> None:
     """Raise Refusal if a network lies in a subnet of another interface of the cloud, or contains one."""
-    found = view.subnets.overlapping(network)
-    others = (each for each, other in found if other != link and view.is_cloud(other))
-    if other := claims.nested(network, others):
+    if other := view.nested_elsewhere(link, network):
         raise Refusal(f"{network} would take over a part of {other} of another link")
 
 
@@ -209,7 +207,7 @@ def is_other_length(op: AddressAdd, view: View) -> bool:
     in which the host does not have the address.
     """
     ip, prefix = op.interface.ip, op.interface.network.prefixlen
-    there = [each for each in view.addresses_of(op.link) if each.ip == ip]
+    there = view.entries(op.link, ip)
     lengths = {each.prefix for each in there}
     return ip.version == 4 and view.holders(ip) == [op.link] and prefix not in lengths and all(map(view.owns, there))
 
@@ -276,12 +274,12 @@ def check_local_range(op: RouteReplace, view: View) -> None:
     if op.gateway is not None:
         raise Refusal("a local route has no gateway")
     check_claim(op.link, network, network, view)
-    if limit := claims.range_limit(network, view.near[op.link]):
+    if limit := claims.range_limit(network, view.near.overlapping(op.link, network)):
         raise Refusal(limit)
     if is_single(network) and (holders := view.holders(network.network_address)):
         raise Refusal(f"{view.name(holders[0])} has {network.network_address} already")
     if not is_single(network):
-        others = (other for _, other in view.subnets.overlapping(network) if other != op.link)
+        others = (other for _, other in view.near.elsewhere(op.link, network))
         if (other := next(others, None)) is not None:
             raise Refusal(f"{network} overlaps a subnet of {view.name(other)}")
     taken = view.held_elsewhere(op.link, network) or view.protected_inside(network, None)
@@ -294,14 +292,14 @@ def check_on_link(op: RouteReplace, view: View) -> None:
     network = op.destination
     if is_single(network) and view.is_router(op.link, network.network_address):
         return
-    if claims.within(network, view.near[op.link]):
+    if view.is_near(op.link, network):
         if not is_single(network):
             check_nesting(op.link, network, view)
         return
     check_claim(op.link, network, network, view)
     check_nesting(op.link, network, view)
     check_width(op.link, network, view)
-    if any(holder == op.link for _, holder in view.held.overlapping(network)):
+    if any(True for _ in view.held.overlapping(op.link, network)):
         return
     taken = view.held_elsewhere(op.link, network) or view.protected_inside(network, op.link)
     if taken is not None:
@@ -422,10 +420,9 @@ def may_select(rule: RuleAdd, link: int, view: View) -> bool:
     given = [(each, other) for each, other in view.local_ranges.overlapping(network)]
     if not rule.local:  # packets that are forwarded, too: a range of the link
         local = any(claims.contains(each, network) and other == link for each, other in given)
-        subnets = view.on_link(link)
-        parts = [each for each in subnets if each != network and claims.contains(each, network)]
-        return local or (bool(parts) and claims.range_limit(network, subnets) is None)
-    links = {other for _, other in given} | {other for _, other in view.held.overlapping(network)}
+        around = any(each != network and claims.contains(each, network) for each in view.on_link(link, network))
+        return local or (around and claims.range_limit(network, view.on_link(link, network)) is None)
+    links = {other for _, other in given} | view.held.links(network)
     return links == {link} and view.is_on_link(link, network)
 
 
@@ -447,7 +444,9 @@ def is_source(network: IPNetwork, link: int, view: View) -> bool:
         return False
     around = {other for subnet, other in view.subnets.containing(network) if view.is_cloud(other)}
     for_itself = all(view.is_service_link(holder) for holder in holders) and claims.within(network, claims.PRIVATE)
-    return around == {link} and claims.within(network, view.near[link] if for_itself else view.learned[link])
+    if around != {link}:
+        return False
+    return for_itself or claims.within(network, view.learned[link])
 
 
 def check_rule_remove(op: RuleRemove, view: View) -> Undo:
@@ -590,10 +589,14 @@ def first_orphan_of_addresses(ops: Sequence[Operation], view: View) -> Refused |
     """Return the removal after which a rule of ours would select what its link no longer owns."""
     removals = [(position, op) for position, op in enumerate(ops) if isinstance(op, AddressRemove | RouteRemove)]
     rules = rules_by_table(view) if removals else {}
+    justified = set[RuleAdd]()
     for position, op in removals:
         network = single(op.interface.ip) if isinstance(op, AddressRemove) else op.destination
         table = rules.get(view.own_table(op.link), NetworkIndex[RuleAdd]())
         for _, rule in table.overlapping(network):
+            if rule in justified:
+                continue
+            justified.add(rule)
             if not may_select(rule, op.link, view):
                 where = f"rule {rule.priority} from {rule.selector}"
                 return Refused(f"{where} depends on it; remove the rule in the same request", position)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from . import claims, rtnetlink
-from .claims import HostRoute, NetworkIndex, contains, is_link_local, is_single, single
+from .claims import HostRoute, NetworkIndex, NetworksByLink, contains, is_link_local, is_single, single
 from .operations import (
     PROTOCOL,
     TABLE_LOCAL,
@@ -85,11 +85,12 @@ class View:
         self.settings, self.known = settings, known
         self.links = {link.index: link for link in snapshot.links}
         self.addresses: dict[tuple[int, IPAddress, int], Address] = {}  # by link, address and prefix length
-        self._link_addresses: dict[int, dict[tuple[IPAddress, int], Address]] = defaultdict(dict)  # the same by link
-        self.held: NetworkIndex[int] = NetworkIndex()  # each address of a link, as /32 or /128
+        self._entries: dict[tuple[int, IPAddress], list[Address]] = defaultdict(list)  # the same by link and address
+        self._holders: dict[IPAddress, list[int]] = defaultdict(list)  # links by address
+        self.held = NetworksByLink()  # each address of a link, as /32 or /128
         self.subnets: NetworkIndex[int] = NetworkIndex()  # networks of addresses and of on-link routes in main, by link
         self.learned: dict[int, set[IPNetwork]] = defaultdict(set)  # subnets that others gave to a link
-        self.near: dict[int, set[IPNetwork]] = defaultdict(set)  # every network that is on link
+        self.near = NetworksByLink()  # the same: every network that is on link
         self.own_routes: dict[tuple[int, IPNetwork], OwnRoute] = {}
         self.foreign_places: set[tuple[int, IPNetwork]] = set()
         self.foreign_routes = [route for route in snapshot.routes if route.protocol != PROTOCOL]
@@ -103,7 +104,7 @@ class View:
         self.gateways: dict[IPAddress, set[int]] = defaultdict(set)  # protected: by the links that use them
         self.counts, self.losable_routes = AddressCounts(), losable(self.foreign_routes)
         self._subnet_addresses: dict[tuple[int, IPNetwork], dict[IPAddress, Address]] = defaultdict(dict)
-        self._own_on_link: dict[int, set[IPNetwork]] = defaultdict(set)  # of our routes in the link's table
+        self._own_on_link = NetworksByLink()  # of our routes in the link's table
         self._own_gateways: dict[int, Counter[IPAddress]] = defaultdict(Counter)  # of our routes in the link's table
         self._tagged = uses_ifa_proto(snapshot.addresses)
         self.marks = snapshot.marks
@@ -188,8 +189,8 @@ class View:
 
         Private networks, metadata servers and subnets of the cloud's links.
         """
-        subnets = (subnet for link in self.links if self.is_cloud(link) for subnet in self.near[link])
-        return claims.within(network, (*claims.PRIVATE, *claims.LINK_LOCAL, *claims.METADATA, *subnets))
+        near = any(self.is_cloud(link) for _, link in self.subnets.containing(network))
+        return near or claims.within(network, (*claims.PRIVATE, *claims.LINK_LOCAL, *claims.METADATA))
 
     def _host_route(self, route: Route, link: int, gateway: IPAddress | None) -> HostRoute:
         on_cloud = self.is_cloud(link)
@@ -237,8 +238,11 @@ class View:
     def add_address(self, address: Address) -> None:
         """Count an address that is there, or that this request adds."""
         self.addresses[address.link, address.ip, address.prefix] = address
-        self._link_addresses[address.link][address.ip, address.prefix] = address
-        self.held.add(single(address.ip), address.link)
+        entries = self._entries[address.link, address.ip]
+        if not entries:
+            self._holders[address.ip].append(address.link)
+            self.held.add(address.link, single(address.ip))
+        entries.append(address)
         self.counts.add(address)
         self._own_count += self.owns(address)
         network = self.network_of(address)
@@ -249,8 +253,11 @@ class View:
     def remove_address(self, address: Address) -> None:
         """Forget an address that this request removes."""
         del self.addresses[address.link, address.ip, address.prefix]
-        del self._link_addresses[address.link][address.ip, address.prefix]
-        self.held.discard(single(address.ip), address.link)
+        entries = self._entries[address.link, address.ip]
+        entries.remove(address)
+        if not entries:
+            self._holders[address.ip].remove(address.link)
+            self.held.discard(address.link, single(address.ip))
         self.counts.add(address, -1)
         self._own_count -= self.owns(address)
         network = self.network_of(address)
@@ -260,7 +267,7 @@ class View:
         del same[address.ip]
         if not same and network not in self.learned[address.link]:
             self.subnets.discard(network, address.link)
-            self.near[address.link].discard(network)
+            self.near.discard(address.link, network)
 
     def same_subnet(self, address: Address) -> Iterable[Address]:
         """Return the link's addresses with the same network, this one included."""
@@ -268,22 +275,21 @@ class View:
         return () if network is None else self._subnet_addresses[address.link, network].values()
 
     def _add_subnet(self, link: int, network: IPNetwork) -> None:
-        if network not in self.near[link]:
-            self.near[link].add(network)
+        if not self.near.has(link, network):
+            self.near.add(link, network)
             self.subnets.add(network, link)
 
-    def addresses_of(self, link: int) -> Iterable[Address]:
-        """Return the addresses of a link."""
-        return self._link_addresses[link].values()
+    def entries(self, link: int, ip: IPAddress) -> list[Address]:
+        """Return an address as the link has it: more than once if with several prefix lengths."""
+        return self._entries.get((link, ip), [])
 
     def holders(self, ip: IPAddress) -> list[int]:
         """Return the links that have this address."""
-        return list(dict.fromkeys(link for _, link in self.held.at(ip)))
+        return self._holders.get(ip, [])
 
     def held_elsewhere(self, link: int, network: IPNetwork) -> IPAddress | None:
         """Return an address in `network` that another link has."""
-        found = self.held.overlapping(network)
-        return next((each.network_address for each, holder in found if holder != link), None)
+        return next((each.network_address for each, _ in self.held.elsewhere(link, network)), None)
 
     # Routes and gateways.
 
@@ -291,13 +297,18 @@ class View:
         """Return the number of the link's table."""
         return self.settings.table_base + link
 
-    def on_link(self, link: int) -> set[IPNetwork]:
-        """Return what is on the link: networks of its addresses, on-link routes of main and of its own table."""
-        return self.near[link] | self._own_on_link[link]
+    def on_link(self, link: int, network: IPNetwork) -> Iterator[IPNetwork]:
+        """Yield what is on the link and overlaps `network`: of its addresses, of main and of its own table."""
+        yield from self.near.overlapping(link, network)
+        yield from self._own_on_link.overlapping(link, network)
 
     def is_on_link(self, link: int, network: IPNetwork) -> bool:
         """Return True if all of `network` is on the link."""
-        return claims.within(network, self.near[link]) or claims.within(network, self._own_on_link[link])
+        return self.is_near(link, network) or any(True for _ in self._own_on_link.containing(link, network))
+
+    def is_near(self, link: int, network: IPNetwork) -> bool:
+        """Return True if all of `network` is on the link by an address or main, whatever its own table says."""
+        return any(True for _ in self.near.containing(link, network))
 
     def is_router(self, link: int, gateway: IPAddress) -> bool:
         """Return True if this is a gateway of the cloud on the link. docs/policy.md lists the five ways to be one."""
@@ -321,11 +332,16 @@ class View:
         used = {each for each, times in self._own_gateways[link].items() if times and each.version == gateway.version}
         if used - {gateway} - set(self._allowed(used)):
             return False
-        others = [
-            network for other in self.links if other != link and self.is_cloud(other) for network in self.near[other]
-        ]
-        addresses = (each.ip for each in self.addresses_of(link) if each.ip.version == gateway.version)
-        return any(claims.convention_subnet(gateway, each, others) is not None for each in addresses)
+        return any(
+            any(each.network_address != gateway for each in self.held.overlapping(link, subnet))
+            and self.nested_elsewhere(link, subnet) is None
+            for subnet in claims.conventional_subnets(gateway)
+        )
+
+    def nested_elsewhere(self, link: int, network: IPNetwork) -> IPNetwork | None:
+        """Return a subnet of another link of the cloud that contains `network` or lies in it."""
+        found = self.near.elsewhere(link, network)
+        return claims.nested(network, (each for each, other in found if self.is_cloud(other)))
 
     def _allowed(self, gateways: Iterable[IPAddress]) -> Iterator[IPAddress]:
         return (each for each in gateways if claims.within(single(each), self.settings.allow_gateways))
@@ -399,9 +415,9 @@ class View:
         if route.gateway is not None:
             self._own_gateways[route.link][route.gateway] += change
         elif change > 0:
-            self._own_on_link[route.link].add(destination)
+            self._own_on_link.add(route.link, destination)
         else:
-            self._own_on_link[route.link].discard(destination)
+            self._own_on_link.discard(route.link, destination)
 
     # Rules.
 

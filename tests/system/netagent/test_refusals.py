@@ -99,7 +99,7 @@ ATTACKS: dict[str, tuple[Callable[[Links], Ops], str]] = {
     "the kernel's own local route": (lambda on: [route(on.primary, "10.0.1.10/32", table=255)], "not ours"),
     # rules
     "a rule without a source": (lambda on: [rule("0.0.0.0/0", 9999 + on.primary)], "without a source"),
-    "a rule without a source to main": (lambda on: [rule("0.0.0.0/0", 254)], "without a source"),
+    "a rule without a source to main": (lambda on: [rule("0.0.0.0/0", 254, suppress=False)], "without a source"),
     "a rule for everything that goes somewhere": (
         lambda on: [rule("0.0.0.0/0", 254, suppress=True, to=True)],
         "without a source",
