@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench.figures import Figure, as_root, figure, keep, milliseconds, pss, ratio
 from tests.lab import Lab, Spec
 from tests.system.netagent.conftest import answers, start
-from tests.system.netagent.wire import CONFIG, Wire, address, ifindex, route, rule
+from tests.system.netagent.wire import CONFIG, Wire, address, ifindex, main_rule, route, rule
 
 Op = dict[str, Any]
 APPLY, MEMORY = 1.5, 1.5  # × ip -batch; × the interpreter with these imports
@@ -29,9 +29,10 @@ IMPORTS = "import msgpack, prctl, json, hashlib, socket, tomllib; input()"
 
 def changes(lab: Lab, addresses: int) -> tuple[list[Op], list[str], list[str]]:
     """What a fetcher would ask for, the same for `ip -batch`, and how `ip -batch` takes it back."""
-    ops: list[Op] = []
-    there: list[str] = []
-    back: list[str] = []
+    main = "rule add lookup main pref 31010 suppress_prefixlength 0 proto 209"
+    ops: list[Op] = [main_rule()]
+    there: list[str] = [main]
+    back: list[str] = [main.replace("add", "del")]
     nics = [nic for nic in lab.nics if nic.device]
     for nic in nics:
         index = ifindex(lab, nic.name)

@@ -231,8 +231,9 @@ def components(
     """Split a plan by link, in the order of the `role` of each part's links.
 
     Links between which an address moves, or whose rules depend on each other's addresses, stay together. Rules of no
-    link are added with the first part and removed with the last. The table of marks comes before everything, or, where
-    the plan has it after the removal of rules, last.
+    link, which the rules of all links need, are added with the first part and removed in a part of their own at the
+    end. The table of marks comes before everything, or, where the plan has it after the removal of rules, with the
+    last link.
     """
     links = dict.fromkeys(link_of(op, table_base) for op in plan)
     links.pop(COMMON, None)
@@ -258,13 +259,14 @@ def components(
     first_table = [op for op in plan[:removed] if isinstance(op, ForwardedReplies)]
     rules = [op for op in common if not isinstance(op, ForwardedReplies)]
     split[0] = [*first_table, *_with_common(split[0], [op for op in rules if not is_removal(op)])]
-    split[-1] += [*(op for op in rules if is_removal(op)), *last_table]
-    return [tuple(part) for part in split]
+    split[-1] += last_table
+    removals = tuple(op for op in rules if is_removal(op))
+    return [*(tuple(part) for part in split), *([removals] if removals else [])]
 
 
 def _with_common(ops: list[Operation], common: list[Operation]) -> list[Operation]:
-    """Put rules of no link before the removals of rules, which come last."""
-    at = next((at for at, op in enumerate(ops) if isinstance(op, RuleRemove)), len(ops))
+    """Put rules of no link before all others: netagent accepts no rule past main without them."""
+    at = next((at for at, op in enumerate(ops) if isinstance(op, RuleAdd | RuleRemove)), len(ops))
     return ops[:at] + common + ops[at:]
 
 

@@ -217,5 +217,5 @@ class Desired:
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """Rules of all links, and those that belong to none."""
-        return (*(rule for goal in self.links for rule in goal.rules), *self.common)
+        """Rules that belong to no link, which others need, and those of all links."""
+        return (*self.common, *(rule for goal in self.links for rule in goal.rules))

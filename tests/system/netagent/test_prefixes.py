@@ -110,7 +110,7 @@ def test_what_a_netagent_of_before_left_open_is_taken_back(lab: Lab) -> None:
     lab.stop("netagent")
     on = ifindex(lab, "eth0")
     lab.batch([f"rule add pref 31000 from 10.0.2.10 lookup {9999 + on} protocol 209"])
-    old: dict[str, Any] = rule("10.0.2.10", 9999 + on, op="rule_remove")
+    old: dict[str, Any] = rule("10.0.2.10", 9999 + on, op="rule_remove", suppress=False)
     del old["local"]
     path = lab.path(LEDGER)
     path.write_bytes(msgpack.packb(("open", [old], [])))
