@@ -37,6 +37,7 @@ from tests.system.chaos import TIMER, Chaos, chaos
 from tests.system.job import DAEMONS, running
 
 MINUTE, CHANGE = 60.0, 2.0  # seconds
+LINGER = 15.0  # seconds, at most, between the events of a round and peace
 FIRST, LAST = 3, 199  # hosts of a subnet that metadata may name
 FEWEST, MOST = 10, 20  # addresses of an interface
 
@@ -61,9 +62,10 @@ def events(seconds: float, seed: int, count: int, rounds: int) -> None:
     tally, end = Tally(), time.monotonic() + seconds
     while time.monotonic() < end:
         print(f"seed {seed}", flush=True)
+        chance = random.Random(seed)
         with chaos(seed) as storm, Watch(storm.lab, lambda at=storm: set(at.unlisted)) as watch:  # type: ignore[misc]
             for number in range(rounds):
-                if not one_round(storm, count, number):
+                if not one_round(storm, count, number, chance.uniform(0, LINGER)):
                     tally.violations += 1
                     break
                 tally.rounds += 1
@@ -90,11 +92,11 @@ def events(seconds: float, seed: int, count: int, rounds: int) -> None:
         sys.exit(1)
 
 
-def one_round(storm: Chaos, count: int, number: int) -> bool:
-    """Run a round. Return False after a violation, which is printed."""
+def one_round(storm: Chaos, count: int, number: int, linger: float) -> bool:
+    """Run a round: events, `linger` seconds with what they have left, and peace. Print a violation and return False."""
     began = time.monotonic()
     try:
-        storm.round(count)
+        storm.round(count, linger)
     except (AssertionError, LabError, OSError, ValueError) as error:
         print(f"VIOLATION in round {number}; again: python -m bench.soak events --seed {storm.seed}", flush=True)
         traceback.print_exception(error)

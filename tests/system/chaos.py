@@ -99,11 +99,17 @@ class Chaos:
             **self._host.events,
         }
 
-    def round(self, events: int) -> None:
-        """So many events, and then peace, in which everything is checked; AssertionError names seed and events."""
+    def round(self, events: int, linger: float = 0.0) -> None:
+        """So many events, and then peace, in which everything is checked; AssertionError names seed and events.
+
+        With `linger` the daemons have so many seconds with what the events have left, before it is undone.
+        """
         try:
             for _ in range(events):
                 self.event()
+            if linger:
+                self._all_run()
+                time.sleep(linger)
             self.peace()
         except (AssertionError, LabError) as error:
             with suppress(Exception):
