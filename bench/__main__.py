@@ -51,6 +51,7 @@ PARTS = (
     Part("change", "one change among 3,000", 140),
     Part("drift", "drift and hot-plug", 150),
     Part("memory", "memory of the three daemons", 90, ("--rounds", "5", "--seconds", "4")),
+    Part("load", "beside many links, routes and rules of other programs", 120),
     Part("datapath", "what the rules cost a packet", 60),
     Part("marks", "what ForwardedReplies=mark costs a packet", 60),
     Part("rest", "the REST server beside a Flask hello", 40, ("2",)),

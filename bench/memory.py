@@ -26,10 +26,14 @@ PACKAGES, FLAT = 1.25, 1.05  # ×: issue 15
 REST, ALL = "at rest", "at rest, all three"
 
 
+def members(pid: int) -> list[int]:
+    """A process and its children: gunicorn has a worker."""
+    return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+
+
 def family(pid: int) -> float:
-    """MB of a process and its children: gunicorn has a worker."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return pss(pid) + sum(pss(int(child)) for child in children)
+    """MB of a process and its children."""
+    return sum(pss(each) for each in members(pid))
 
 
 def bare(python: Path) -> float:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, TypedDict
 
 from cloud_network.fetcher.apply import Outcome
@@ -162,6 +163,7 @@ class Reporter:
         self._notices: tuple[str, ...] = ()
         self._unknown: Mapping[str, str] = {}
         self._known = False
+        self._unwritten = set[str]()  # the kinds of state files that could not be written
         before = _previous(state, self.status)
         self._news = _without_times(before)
         self.status["generation"], self.status["counters"] = before["generation"], before["counters"]
@@ -206,7 +208,7 @@ class Reporter:
     def renew(self) -> None:
         """Write status.json with a new time until which it holds."""
         self.status["written_at"], self.status["renew_by"] = rfc3339(), rfc3339(RENEWAL)
-        self._state.write_status(self.status)
+        self._try_to_write("status", partial(self._state.write_status, self.status))
 
     def summary(self, endpoint: str) -> str:
         """Return one line for systemd's STATUS=."""
@@ -275,7 +277,7 @@ class Reporter:
         status["unknown_macs"] = list(wanted.unknown_macs)
         unknown = [f"{mac}: {reason}" for mac, reason in wanted.unknown_macs.items()]
         status["notices"] = [*unknown, *wanted.notices][:MAX_NOTICES]
-        self._write_documents(snapshot)
+        self._try_to_write("documents", partial(self._write_documents, snapshot))
         if self._conditions.serious:
             return
         degraded = found.changes or self._conditions.last or status["unknown_macs"]
@@ -295,6 +297,21 @@ class Reporter:
         self._unknown = wanted.unknown_macs
 
     # Files
+
+    def _try_to_write(self, what: str, write: Callable[[], None]) -> None:
+        """Write state files. If that fails, the network is still configured, and readers see that the state is old."""
+        try:
+            write()
+        except OSError as error:
+            if not self._unwritten:
+                text = "state files: %s cannot be written: %s; the network is configured all the same. See: df %s"
+                logger.error(text, self._state.path, error.strerror, self._state.path)
+            self._unwritten.add(what)
+            return
+        if what in self._unwritten:
+            self._unwritten.remove(what)
+            if not self._unwritten:
+                logger.info("state files: recovered")
 
     def _publish(self) -> None:
         """Write status.json. The generation rises when anything but a time or a counter has changed."""

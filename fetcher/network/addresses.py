@@ -39,7 +39,7 @@ class Host:
     links: Mapping[int, Link]
     holders: Mapping[IPAddress, tuple[int, ...]]  # the links that have an address and keep it
     networks: IntervalIndex  # of the addresses that links have and we do not manage
-    leases: frozenset[Interval]  # networks of the addresses of other programs
+    carriers: Mapping[Interval, frozenset[IPAddress]]  # by network with its link, the addresses that keep their length
 
     @property
     def prefixes(self) -> Prefixes:
@@ -102,12 +102,11 @@ def index_host(
         if not kernel.owned or ifindex in unmanaged
     )
     links = {link.ifindex: link for link in actual.links}
-    leases = frozenset(
-        Interval.around(address, kernel.address.prefix, ifindex)
-        for (ifindex, address), kernel in actual.addresses.items()
-        if not kernel.owned
-    )
-    return Host(instance, config, actual, rejections, links, holders, networks, leases)
+    carriers = defaultdict[Interval, frozenset[IPAddress]](frozenset)
+    for (ifindex, address), kernel in actual.addresses.items():
+        if not kernel.owned or not instance.may_remove:
+            carriers[Interval.around(address, kernel.address.prefix, ifindex)] |= {address}
+    return Host(instance, config, actual, rejections, links, holders, networks, carriers)
 
 
 def usable_interfaces(
@@ -179,12 +178,13 @@ def _take_addresses(
 
 
 def _is_carried_by_others(whole: IPInterface, link: Link, host: Host) -> bool:
-    """Return True if another program gave the link a different address with the subnet's length (a DHCP lease).
+    """Return True if the link keeps a different address with the subnet's length.
 
-    A second one would be its secondary for the kernel, and would go with it.
+    Another program gave it to the link (a DHCP lease), or it is ours and may not be removed now. A second one would be
+    its secondary for the kernel, and would go with it.
     """
-    leased = Interval.of_network(whole.network, link.ifindex) in host.leases
-    return leased and all(each.owned for each in host.entries(link, whole.ip))
+    others = host.carriers.get(Interval.of_network(whole.network, link.ifindex), frozenset()) - {whole.ip}
+    return bool(others) and all(each.owned for each in host.entries(link, whole.ip))
 
 
 def _form(
