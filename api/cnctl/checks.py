@@ -1,4 +1,4 @@
-"""The steps of `cnctl doctor`: one function for each, which returns what was found or raises Broken.
+"""The steps of `cnctl doctor`: one function each, which returns a description of the result or raises Broken.
 
 Sources: ip-address(8), ip-rule(8), ip-route(8), ip-neighbour(8) for `-json`; linux/neighbour.h for the states; the
 kernel's Documentation/networking/ip-sysctl.rst for rp_filter (the larger of `all` and the link's counts).
@@ -20,26 +20,26 @@ from cloud_network.fetcher.status import LinkStatus
 
 REPAIR = "sudo cnctl refresh"
 EXAMPLE_CLIENT = {4: "192.0.2.1", 6: "2001:db8::1"}
-"""A client in the documentation prefixes (RFC 5737, RFC 3849), if none is given."""
+"""Default client: an address from the documentation prefixes (RFC 5737, RFC 3849)."""
 CLOUD_CLIENTS = {
     "azure": ("168.63.129.16", "169.254.169.254"),
     "gcp": ("35.191.0.1", "130.211.0.1", "169.254.169.254"),
 }
-"""Sources of the cloud's own: load balancers' health probes and the metadata server.
+"""Sources inside the cloud: load balancers' health probes and the metadata server.
 
 https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16,
 https://cloud.google.com/load-balancing/docs/health-check-concepts (35.191.0.0/16, 130.211.0.0/22)
 """
 MIN_MTU = {4: 576, 6: 1280}
-"""RFC 791: the datagram that every host must accept; RFC 8200: the smallest MTU of IPv6."""
+"""Smallest MTU. IPv4: the datagram that every host must accept (RFC 791); IPv6: the minimum link MTU (RFC 8200)."""
 RESOLVED = {"REACHABLE", "STALE", "DELAY", "PROBE", "PERMANENT", "NOARP"}
 RESOLVE_TIMEOUT = 4.0
-"""Seconds for a neighbour to answer; the kernel asks three times, a second apart."""
+"""Seconds to wait for a neighbour's answer. The kernel asks three times, one second apart."""
 DISCARD = 9
 
 
 class Broken(Exception):
-    """A step failed: what was found, the command that shows it, and what to do."""
+    """A step failed: the result, the command that shows it, and the next command to run."""
 
     def __init__(self, found: str, look: str, do: str = REPAIR):
         super().__init__(found)
@@ -47,7 +47,7 @@ class Broken(Exception):
 
 
 class Case:
-    """One address, the client that wants to reach it, and the link that the metadata gives it to."""
+    """One address, the client that connects to it, and the link to which the metadata assigns it."""
 
     def __init__(self, address: str, client: str | None, link: LinkStatus, provider: str, delegated: str | None = None):
         self.address, self.link, self.dev = address, link, link["name"]
@@ -57,19 +57,19 @@ class Case:
         self.client = client or EXAMPLE_CLIENT[self.version]
         cloud = CLOUD_CLIENTS.get(provider, ()) if client is None and self.version == 4 else ()
         self.clients = (self.client, *cloud)
-        self.delegated = delegated  # the range that the address is one of, where it is
-        self.gateways: list[str] = []  # of the default route that replies take
+        self.delegated = delegated  # the delegated range that contains the address, if any
+        self.gateways: list[str] = []  # gateways of the default route that replies use
 
 
 def range_of(address: str, links: list[LinkStatus]) -> tuple[LinkStatus, str] | None:
-    """Return the link to which a range with this address is delegated, and the range, from our rules and routes."""
+    """Return the link to which a range with this address is delegated, and the range. Reads our rules and routes."""
     wanted = ipaddress.ip_address(address)
     flag = f"-{wanted.version}"
     found = [(route["dst"], "dev", route.get("dev")) for route in ask_ip(f"ip {flag} route show table local proto 209")]
     found += [
         (f"{entry['src']}/{entry.get('srclen', wanted.max_prefixlen)}", "table", entry.get("table"))
         for entry in ask_ip(f"ip {flag} rule show")
-        if entry["src"] != "all" and "iif" not in entry  # else it stands for addresses, and is no range
+        if entry["src"] != "all" and "iif" not in entry  # a rule with `iif lo` is for addresses, not for a range
     ]
     for network, kind, value in found:
         if wanted in ipaddress.ip_network(network, strict=False):
@@ -95,9 +95,9 @@ def interface(case: Case) -> str:
 
 
 def address(case: Case) -> str:
-    """Check that the address is on this link, and usable."""
+    """Check that the address is on this link and usable."""
     if case.delegated:
-        return f"one of the range {case.delegated}, which {case.dev} has"
+        return f"in the range {case.delegated}, delegated to {case.dev}"
     look = f"ip {case.flag} address show to {case.address}"
     owners = {link["ifname"]: info for link in ask_ip(look) for info in link["addr_info"] if info}
     if not owners:
@@ -117,7 +117,7 @@ def address(case: Case) -> str:
 
 
 def rule(case: Case) -> str:
-    """Check the three rules that lead replies from the address to its link's table."""
+    """Check the three rules that send replies from the address to its link's table."""
     table = case.link["table"]
     if table is None:
         return "none needed: the link has no table of its own"
@@ -132,11 +132,11 @@ def rule(case: Case) -> str:
         raise Broken("no rule `from all lookup main suppress_prefixlength 0`", f"{look} table main")
     if all("suppress_prefixlen" in entry for entry in own):
         raise Broken(f"no rule `from {source} lookup {table}`, nor for a prefix around it", f"{look} table {table}")
-    return f"replies from {source} look in table {table}"
+    return f"replies from {source} use table {table}"
 
 
 def _stands_for(entry: dict[str, Any], source: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
-    """Return True if the rule is for this source, or for a prefix around it and packets of this host itself."""
+    """Return True if the rule matches this source, or packets of this host from a prefix that contains it."""
     if entry["src"] == "all":
         return False
     own = _network(f"{entry['src']}/{entry['srclen']}" if "srclen" in entry else entry["src"])
@@ -148,7 +148,7 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
 
 
 def table(case: Case) -> str:
-    """Check that the table has a default route by this link, and that replies take it."""
+    """Check that the table has a default route through this link, and that replies use it."""
     name = case.link["table"] or "main"
     look = f"ip {case.flag} route show table {name}"
     routes = [route for route in ask_ip(look) if route.get("dev") == case.dev]
@@ -156,7 +156,7 @@ def table(case: Case) -> str:
     if not defaults:
         raise Broken(f"table {name} has no default route by {case.dev}", look)
     case.gateways = [route["gateway"] for route in defaults if "gateway" in route]
-    if _is_strict(case):  # then rp_filter looks at the way back, and drops the packet before there is a reply
+    if _is_strict(case):  # a strict rp_filter drops the packet before there is a reply
         return f"table {name}: default by {case.dev}"
     for client in case.clients:
         _way_back(case, client)
@@ -165,7 +165,7 @@ def table(case: Case) -> str:
 
 def _way_back(case: Case, client: str) -> None:
     if case.delegated and not ask_ip(f"ip {case.flag} address show to {case.address}") and not _is_local(case.address):
-        return  # containers have it: where their replies go, this host's own routing does not show
+        return  # a container has the address: this host's own routing does not show where its replies go
     look = f"ip {case.flag} route get {client} from {case.address}"
     route = ask_ip(look, missing=f"no route leads from {case.address} to {client}")[0]
     if route.get("dev") != case.dev:
@@ -180,7 +180,7 @@ def _is_local(address: str) -> bool:
 
 
 def gateway(case: Case) -> str:
-    """Check that the gateway of the default route is the cloud's."""
+    """Check that the gateway of the default route is the one that the cloud documents."""
     name = case.link["table"] or "main"
     look = f"ip {case.flag} route show default table {name}"
     wanted = [text for text in case.link["gateways"] if ipaddress.ip_address(text).version == case.version]
@@ -193,7 +193,7 @@ def gateway(case: Case) -> str:
 
 
 def neighbour(case: Case) -> str:
-    """Check that the gateway answers ARP or NDP; a datagram to it from the address makes the kernel ask."""
+    """Check that the gateway answers ARP or NDP. A datagram from the address to it makes the kernel ask."""
     look = f"ip -s neigh show to {case.gateways[0]} dev {case.dev}"
     until = time.monotonic() + RESOLVE_TIMEOUT
     state, asked = _neighbour(look), False
@@ -215,22 +215,22 @@ def _neighbour(look: str) -> dict[str, Any] | None:
 
 
 def _send(case: Case) -> None:
-    """Send an empty datagram to the gateway's discard port; a failure shows in the neighbour's state."""
+    """Send an empty datagram to the gateway's discard port. A failure appears in the neighbour's state."""
     family = socket.AF_INET if case.version == 4 else socket.AF_INET6
     gateway: tuple[Any, ...] = (case.gateways[0], DISCARD)
     if case.version == 6:
         gateway = (*gateway, 0, case.link["ifindex"])
     with socket.socket(family, socket.SOCK_DGRAM) as sender:
-        with contextlib.suppress(OSError):  # a container's address cannot be ours
+        with contextlib.suppress(OSError):  # the address can belong to a container
             sender.bind((case.address, 0))
         with contextlib.suppress(OSError):
             sender.sendto(b"", gateway)
 
 
 def rp_filter(case: Case) -> str:
-    """Check that packets to this link are not dropped for their reverse path."""
+    """Check that rp_filter does not drop packets to this link."""
     if case.version == 6:
-        return "IPv6 has none"
+        return "not applicable to IPv6"
     if not _is_strict(case):
         return "off or loose"
     look = f"ip route get {case.address} from {case.client} iif {case.dev}"
@@ -241,7 +241,7 @@ def rp_filter(case: Case) -> str:
 
 
 def _is_strict(case: Case) -> bool:
-    """Return True for strict reverse-path filtering: 1 is strict, 2 loose. IPv6 has none."""
+    """Return True for strict reverse-path filtering (1 is strict, 2 is loose). IPv6 has no such setting."""
     if case.version == 6:
         return False
     values = []
@@ -251,7 +251,7 @@ def _is_strict(case: Case) -> bool:
 
 
 def mtu(case: Case) -> str:
-    """Check that the link's MTU is the cloud's, and not smaller than the protocol needs."""
+    """Check that the link's MTU is the one from the metadata, and not smaller than the protocol needs."""
     look = f"ip link show dev {case.dev}"
     is_now = ask_ip(look)[0]["mtu"]
     prefix = f"ip link set {case.dev} mtu "
@@ -265,12 +265,12 @@ def mtu(case: Case) -> str:
 
 
 def ask_ip(command: str, missing: str | None = None, do: str = REPAIR) -> list[dict[str, Any]]:
-    """Run the command with -json. If it fails, raise Broken with `missing`; without that, return nothing."""
+    """Run the command with -json. If it fails, raise Broken with `missing`, or return nothing if `missing` is None."""
     try:
         words = command.split()
         ended = subprocess.run(["ip", "-json", *words[1:]], capture_output=True, text=True, check=False, timeout=10)
     except FileNotFoundError:
-        raise Failure(Exit.WRONG, "there is no `ip` command: install iproute2") from None
+        raise Failure(Exit.WRONG, "the command `ip` is missing: install iproute2") from None
     except subprocess.TimeoutExpired:
         raise Failure(Exit.WRONG, f"`{command}` did not end in time") from None
     if ended.returncode:

@@ -1,8 +1,8 @@
-"""`cnctl doctor [ADDRESS[:PORT]]`: the steps that a packet needs, one by one, up to the first that fails.
+"""`cnctl doctor [ADDRESS[:PORT]]`: check the steps that a packet needs, up to the first that fails.
 
-The facts are the fetcher's state and what `ip -json` prints, so any user may ask, and each step is a command that can
-be repeated. Steps after the first failure are not checked: they would mostly be its consequence. Without an address,
-the daemons, the metadata and the first address of every link are checked.
+The sources are the fetcher's state and the output of `ip -json`, so every user may run it, and every step is a command
+that can be repeated. Steps after the first failure are not checked: most would fail as its consequence. Without an
+address, the daemons, the metadata and the first address of every link are checked.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STEPS = (
     ("rp_filter", checks.rp_filter),
     ("mtu", checks.mtu),
 )
-OUTSIDE = "Nothing is wrong on this host. What is left: the cloud's firewall rules and routes, the client, the service."
+OUTSIDE = "This host is OK. Check next: the cloud's firewall rules and routes, the client, the service."
 LOG = "journalctl -u cloud-network-fetcher"
 CONFIGURATION = "/etc/cloud-network/cloud-network.toml"
 NETAGENT_LOG = "journalctl -u cloud-network-netagent"
@@ -41,7 +41,7 @@ NETAGENT_LOG = "journalctl -u cloud-network-netagent"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step: its result (None: not checked), what was found, the command that shows it, and what to do."""
+    """One step: its result (None: not checked), a description, the command that shows it, and what to run next."""
 
     step: str
     ok: bool | None
@@ -51,7 +51,7 @@ class Step:
 
 
 def run(address: str | None, client: str | None, source: Source, as_json: bool) -> Exit:
-    """Check, print every step, and name the first that fails; WRONG if there is one."""
+    """Check and print every step, and name the first that fails. Returns WRONG if one fails."""
     text, port = _split_port(address) if address else (None, None)
     asked = _address(text) if text else None
     other = _address(client) if client else None
@@ -184,7 +184,7 @@ def _steps(claim: Claim, status: Status, address: str, client: str | None, port:
 
 
 def _listed(claim: Claim, status: Status, address: str) -> tuple[LinkStatus, str | None]:
-    """Return the link that the metadata gives the address to, and the delegated range that holds it."""
+    """Return the link to which the metadata assigns the address, and the delegated range that contains it."""
     if status["fetched_at"] is None:
         raise Broken(never_read(status), "cnctl status", LOG)
     for link in links(status):

@@ -1,6 +1,6 @@
-"""`cnctl`: the command line. Help, shell completion and the man pages are made from these definitions.
+"""`cnctl`: the command line. Help, shell completion and the man pages are generated from these definitions.
 
-A command's module is imported when the command runs, so that each starts as fast as it can.
+A command's module is imported when the command runs, to keep the start fast.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cloud_network.fetcher.state import IDENTITY_PARTS
 from cloud_network.fetcher.state import PATH as STATE
 
 AUDIT_LOG = Path("/var/log/cloud-network/audit.log")
-FILE = click.Path(path_type=Path, readable=False)  # what reads it says what is wrong with it
+FILE = click.Path(path_type=Path, readable=False)  # the reader of the file reports errors
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 EXAMPLES = """\
@@ -58,7 +58,7 @@ Exit codes:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Options of every command, wherever on the command line they stand."""
+    """Options of every command, at any place on the command line."""
 
     json: bool = False
     config: Path | None = None
@@ -69,7 +69,7 @@ class Options:
 
     @property
     def source(self) -> Source:
-        """Return where the state comes from."""
+        """Return the source of the state."""
         return Source(self.socket, self.state)
 
 
@@ -77,7 +77,7 @@ Run = Callable[..., Exit]
 
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of every command, and pass them as `options`; an option of an outer command holds here too."""
+    """Add the options of every command and pass them as `options`. An option of a group applies to its commands."""
 
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON value, for programs.")
     @click.option("--config", type=FILE, metavar="FILE", help="Check this configuration file first.")
@@ -129,11 +129,11 @@ def watchable(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def execute(options: Options, run: Run) -> None:
-    """Run a command, again and again with --watch, and exit with its code."""
+    """Run a command, repeatedly with --watch, and exit with its code."""
     try:
         if options.config is not None:
             read_configuration(options.config)
-        # Names may be in any script; a terminal that cannot show one gets \\u..., never an error.
+        # Names can be in any script. A terminal that cannot show a character gets \\u... instead of an error.
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         code = watch.repeat(run, options.interval, options.json) if options.watch else run()
         sys.stdout.flush()

@@ -84,7 +84,7 @@ def test_flush_takes_away_what_is_ours_until_a_refresh(lab: Lab) -> None:
     assert "flushed on request" in status(lab)["last_error"]["message"]
     plan = as_root(lab, "cnctl", "plan")
     assert plan.returncode == 1
-    assert "the network was flushed: no change is made before `sudo cnctl refresh`" in plan.stderr
+    assert "the network was flushed; run `sudo cnctl refresh` to configure it again" in plan.stderr
 
     assert as_root(lab, "cnctl", "refresh").returncode == 0
     settle(lab)

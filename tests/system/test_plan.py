@@ -195,4 +195,4 @@ def test_metadata_that_cannot_be_read_is_said_and_what_is_known_is_planned(lab: 
 def test_somebody_else_is_told_why_it_takes_root(lab: Lab) -> None:
     ended = cnctl(lab, "plan")
     assert ended.returncode == 1
-    assert ended.stderr.startswith("cnctl: only root may: a plan starts with a fresh read of the metadata")
+    assert ended.stderr.startswith("cnctl: only root may: a plan starts with a new read of the metadata")

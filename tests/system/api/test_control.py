@@ -96,7 +96,7 @@ class TestControl:
             ended = cnctl("refresh")
         assert (ended.code, ended.out) == (3, "")
         assert "systemctl status cloud-network-fetcher" in ended.err
-        assert ("beyond the limit of 4194304" in ended.err) == answer.startswith(b"\x7f")
+        assert ("the limit is 4194304" in ended.err) == answer.startswith(b"\x7f")
 
     def test_refresh_that_ends_in_an_error_is_1(self, state: StateDirectory, cnctl: Cnctl) -> None:
         with fetcher(state, frame({"ok": True, "result": {"state": "error", "error": "metadata: timed out"}})):
