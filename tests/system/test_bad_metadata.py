@@ -124,7 +124,7 @@ def test_an_address_that_cannot_be_is_named_with_its_path(lab: Lab, address: str
     lab.metadata.content(f"{MACS}{nic.mac}/local-ipv4s", "\n".join([*(nic.addresses if also else ()), address]))
     [line] = said(lab, lambda: refresh(lab))
     assert f"macs/{nic.mac}/" in line
-    assert f"local-ipv4s: '{address}' is not " in line or f"{address} is an address of the interface and its" in line
+    assert f"local-ipv4s: '{address}' is not " in line or f"{address} is both an address of the " in line
     assert status(lab)["state"] == "degraded"
     nothing_happened(lab, before)
 

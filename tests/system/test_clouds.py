@@ -230,14 +230,14 @@ def test_vlan_is_a_notice_until_its_link_exists() -> None:
         lab.start("netagent")
         lab.start("fetcher")
         lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be done")
-        [notice] = [text for text in status(lab)["notices"] if "has no link here" in text]
+        [notice] = [text for text in status(lab)["notices"] if "has no link on this host" in text]
         assert not set(vlan.addresses) & local(lab)
         command = notice.partition("run: ")[2]
         assert command.startswith(f"ip link add link eth0 name eth0.102 address {vlan.mac} type vlan id 102")
         lab.batch([f"link add name eth0.102 address {vlan.mac} type veth peer name peer"])
         lab.wait_for(lambda: set(vlan.addresses) <= local(lab), 10, "the VLAN's addresses")
         refresh(lab)
-        assert not [text for text in status(lab)["notices"] if "has no link here" in text]
+        assert not [text for text in status(lab)["notices"] if "has no link on this host" in text]
 
 
 def test_vlan_with_a_link_here_is_configured() -> None:

@@ -204,7 +204,7 @@ def test_the_control_socket_refuses_who_is_not_root_and_says_so(lab: Lab, user: 
     lab.metadata.reset()
     answer = json.loads(lab.run(["/usr/bin/python3", "-c", script], user=user).stdout)
     assert answer["ok"] is False
-    assert re.search(r"only root may ask for this, not uid \d+; use sudo", answer["error"])
+    assert re.search(r"only root may use the control socket, not uid \d+; use sudo", answer["error"])
     assert lab.metadata.requests() == []
 
 

@@ -111,7 +111,7 @@ def test_a_change_that_cuts_the_metadata_server_off_is_taken_back(lab: Lab) -> N
     lab.wait_for(lambda: verdicts(lab)[-1] != "applied", 30, "a verdict")
     assert verdicts(lab)[-2:] == ["applied", "rolled back"]
     assert without_order(kernel(lab)) == without_order(before)
-    answered = "the metadata server did not answer"
+    answered = "the metadata server does not answer"
     lab.wait_for(lambda: answered in str(status(lab)["netagent"]["reason"]), 10, "the reason in the status")
     lab.metadata.clear()
     settle(lab)

@@ -218,7 +218,7 @@ def test_a_change_that_cuts_the_metadata_off_is_taken_back_and_not_repeated_in_h
     at = [line["monotonic_us"] / 1e6 for line in audit(fresh) if line["verdict"] == "applied"]
     assert at[1] - at[0] > 0.7
     assert status(fresh)["state"] == "degraded"
-    assert "did not answer after the change" in status(fresh)["last_error"]["message"]
+    assert "does not answer after the change" in status(fresh)["last_error"]["message"]
     assert present(fresh) & set(fresh.addresses) <= set(fresh.addresses)
     fresh.metadata.clear()
     settle(fresh)

@@ -106,7 +106,7 @@ def test_without_a_fetcher_root_is_told_the_other_way_and_it_works(lab: Lab) -> 
     before = start(lab)
     refused = as_root(lab, "cloud-network-fetcher", "--flush")
     assert refused.returncode == 1
-    assert "a fetcher is running and would undo it" in refused.stderr
+    assert "a fetcher is running and would repair it" in refused.stderr
     lab.stop("fetcher")
     ended = as_root(lab, "cnctl", "flush")
     assert ended.returncode == 3

@@ -97,7 +97,7 @@ def test_show_project_is_googles(server: Server, state: StateDirectory, cnctl: C
     state.write_status(status())
     state.write_system(SYSTEM)
     ended = cnctl("show", "project", server=server)
-    assert (ended.code, ended.err) == (1, "cnctl: aws has no projects: only Google Cloud does\n")
+    assert (ended.code, ended.err) == (1, "cnctl: aws has no projects: only Google Cloud has them\n")
 
 
 # --- completion ---

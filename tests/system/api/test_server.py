@@ -195,7 +195,10 @@ def test_it_listens_where_listen_says(filled: StateDirectory) -> None:
         second = start("--config", str(config), "--state", filled.path, **unprivileged())
         _, said = second.communicate(timeout=30)
         assert second.returncode == 1
-        assert f"[Network] Listen = [::1]:{port}: Address already in use; find the process that uses it with `ss" in said.decode()
+        assert (
+            f"[Network] Listen = [::1]:{port}: Address already in use; find the process that uses it with `ss"
+            in said.decode()
+        )
     finally:
         process.terminate()
         process.communicate(timeout=30)

@@ -56,7 +56,7 @@ VARIES = (
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "TIME"),
     (r'"1\d{9}"', '"UNIX TIME"'),
     (r"\d+ lines, the last is \d+", "N lines, the last is N"),
-    (r"still there is \d+", "still there is N"),
+    (r"line in the log: \d+", "line in the log: N"),
     (r"\((reachable|stale|delay|probe)\)", "(known)"),
 )
 """What is of the moment, and what stands for it."""

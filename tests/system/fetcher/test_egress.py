@@ -134,7 +134,7 @@ def test_a_part_of_a_bridge_and_a_link_that_is_down_are_not_used(lab: Lab) -> No
 def test_no_interface_at_all_is_reported(lab: Lab) -> None:
     lab.batch(["link set eth1 down", "link set eth0 down"])
     assert python(lab, ASK).startswith(
-        "unreachable GET http://169.254.169.254/latest/meta-data/instance-id: no route to it: no Eth"
+        "unreachable GET http://169.254.169.254/latest/meta-data/instance-id: no route: no Eth"
     )
 
 

@@ -98,7 +98,7 @@ def test_ipv6_without_its_prefix_stands_alone() -> None:
         ("private-ipv4s", "[2408::1]", "private-ipv4s: '2408::1' is not an IPv4 address"),
         ("ipv6s", "[192.168.1.10]", "ipv6s: '192.168.1.10' is not an IPv6 address"),
         ("vswitch-cidr-block", "192.168.1.1/240", "vswitch-cidr-block: '192.168.1.1/240' is not a prefix"),
-        ("gateway", "192.168.1.10", "is an address of the interface and its gateway"),
+        ("gateway", "192.168.1.10", "is both an address of the interface and its gateway"),
         ("ipv4-prefixes", "192.168.0.0/16", "ipv4-prefixes: '192.168.0.0/16' is not inside"),
     ],
 )

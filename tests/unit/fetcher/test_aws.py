@@ -79,7 +79,7 @@ def test_interface_may_have_no_ipv4_and_no_number() -> None:
         ("local-ipv4s", "8.8.8.8", "8.8.8.8"),
         ("local-ipv4s", "10.0.1.10\n999.1.1.1", "999.1.1.1"),
         ("local-ipv4s", "127.0.0.1", "127.0.0.1"),
-        ("local-ipv4s", "10.0.1.1\n10.0.1.10", "10.0.1.1 is an address of the interface and its gateway"),
+        ("local-ipv4s", "10.0.1.1\n10.0.1.10", "10.0.1.1 is both an address of the interface and its gateway"),
         ("local-ipv4s", "10.0.1.255", "broadcast"),
         ("subnet-ipv4-cidr-block", "0.0.0.0/0", "0.0.0.0/0"),
         ("device-number", "-1", "-1"),

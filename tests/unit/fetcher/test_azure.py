@@ -96,7 +96,7 @@ def test_nic_without_addresses_is_a_notice_and_no_proof(changes: dict[str, Any])
                     "subnet": [{"address": "10.0.0.0", "prefix": "24"}],
                 }
             },
-            "10.0.0.1 is an address of the interface and its gateway",
+            "10.0.0.1 is both an address of the interface and its gateway",
         ),
         (
             {"ipv4": {"ipAddress": [{"privateIpAddress": "10.0.0.4"}], "subnet": [{"address": "10.0.0.0"}]}},

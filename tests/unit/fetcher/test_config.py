@@ -172,7 +172,7 @@ def test_durations_are_gos(tmp_path: Path, text: str, seconds: float) -> None:
         ("Network", 'ExcludeAddresses = "here"', "'here' is not an address or prefix; accepted: addresses or prefixes"),
         ("Network", 'Prefixes = "no"', "accepted: local, route, ignore"),
         ("Network", 'ForwardedReplies = "on"', "accepted: off, mark"),
-        ("Network", "MarkMask = 0", "not a 32-bit mask with a bit set; accepted:"),
+        ("Network", "MarkMask = 0", "not a 32-bit mask with at least one bit set; accepted:"),
         ("Network", 'MarkMask = "0x101"', "its bits are not adjacent"),
         ("Network", 'MarkMask = "0x100000000"', "not a mask"),
         ("Network", 'Purge = "always"', "accepted: never, on-stop"),

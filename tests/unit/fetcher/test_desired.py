@@ -552,7 +552,7 @@ def test_port_of_a_bridge_is_not_the_interface() -> None:
     here = host(link(1), link(2, master=9), Link(9, "br1", "02:aa:bb:cc:dd:01", True, 1500, "bridge"))
     found = wanted(instance(interface(1), interface(2)), here)
     assert carried(found, 3) == []
-    cure = f'if it is for others, set [Network] Exclude="{mac(2)}"'
+    cure = f'if another program uses it, set [Network] Exclude="{mac(2)}"'
     assert found.unknown_macs == {mac(2): f"eth1 has that MAC and is a port of br1; {cure}"}
 
 

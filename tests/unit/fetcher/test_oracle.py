@@ -59,7 +59,7 @@ def test_vlan_tag_of_a_virtual_machine_is_ignored() -> None:
     [
         ("privateIp", "10.9.9.9", "vnics: [0].privateIp: '10.9.9.9' is not inside 10.0.1.0/24"),
         ("privateIp", "10.0.1.255", "[0].privateIp"),
-        ("privateIp", "10.0.1.1", "[0]: 10.0.1.1 is an address of the interface and its gateway"),
+        ("privateIp", "10.0.1.1", "[0]: 10.0.1.1 is both an address of the interface and its gateway"),
         ("subnetCidrBlock", "10.0.1.0/240", "[0].subnetCidrBlock: '10.0.1.0/240' is not a prefix"),
         ("virtualRouterIp", "x", "[0].virtualRouterIp: 'x' is not an IP address"),
         ("ipv6Addresses", "fe80::1", "[0].ipv6Addresses: 'fe80::1' is not a list"),

@@ -242,7 +242,7 @@ def test_change_that_breaks_one_link_is_rolled_back_alone(world: World, reconcil
     report = refresh(reconciler, cloud)
     assert addresses(world) == {"10.0.1.10", "10.0.2.10"}
     assert report.netagent is not None
-    assert report.netagent.message.startswith("change rolled back: eth2: the metadata server did not answer")
+    assert report.netagent.message.startswith("change rolled back: eth2: the metadata server does not answer")
     world.requests.clear()
     for _ in range(3):
         refresh(reconciler, cloud)
@@ -300,7 +300,7 @@ def test_rules_of_no_link_that_break_something_are_held(world: World, reconciler
     world.requests.clear()
     report = refresh(reconciler)
     assert report.netagent is not None
-    assert report.netagent.message.startswith("change rolled back: rules of no link: the metadata server did not")
+    assert report.netagent.message.startswith("change rolled back: rules of no link: the metadata server does not")
     refresh(reconciler)
     assert len(world.of(Apply)) == 1
 
@@ -319,7 +319,7 @@ def test_server_that_is_down_anyway_holds_no_link(world: World, reconciler: Reco
     report = refresh(reconciler)
     assert addresses(world) == set()
     assert report.netagent is not None
-    assert "did not answer after the change" in report.netagent.message
+    assert "does not answer after the change" in report.netagent.message
     up["answers"] = True
     clock.now += 2
     assert refresh(reconciler).succeeded

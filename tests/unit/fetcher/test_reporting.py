@@ -93,7 +93,7 @@ def test_largest_status_is_within_4_mib(reporter: Reporter, state: StateDirector
     assert len(Path(state.status_path).read_bytes()) <= 4 << 20
     found = published(state)
     assert sum(len(each["addresses"]) for each in found["links"].values()) == 4096
-    assert "status.json would be" in found["notices"][0]
+    assert "status.json would have" in found["notices"][0]
     assert state.read_status() is not None, "its readers accept it"
 
 
@@ -139,7 +139,7 @@ def test_problem_of_one_interface_is_degraded(reporter: Reporter, state: StateDi
     reporter.record(refreshed(odd))
     found = published(state)
     assert found["state"] == "degraded"
-    assert found["last_error"]["message"].startswith("macs/...: no address; such an interface stays as it is")
+    assert found["last_error"]["message"].startswith("macs/...: no address; the interface is left unchanged")
 
 
 def test_failure_of_netagent_is_named_and_counted(reporter: Reporter, state: StateDirectory) -> None:

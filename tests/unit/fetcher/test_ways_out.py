@@ -75,5 +75,5 @@ def test_addresses_that_dhcp_alone_knows_get_rules_and_a_table_and_stay_dhcps() 
 def test_an_mtu_that_netagent_would_refuse_is_left_out_and_named() -> None:
     found = wanted(instance(interface(1, mtu=1200)), host(link(1)))
     assert [goal.settings.mtu for goal in found.links] == [None]
-    assert found.notices == ("eth0: an MTU of 1200 would remove IPv6 from the link; it keeps 1500",)
+    assert found.notices == ("eth0: an MTU of 1200 would disable IPv6 on the link; the MTU stays 1500",)
     assert [goal.settings.mtu for goal in wanted(instance(interface(1, mtu=1280)), host(link(1))).links] == [1280]
