@@ -181,7 +181,7 @@ PATH = click.Path(path_type=Path, readable=False)  # the reader of the file repo
     type=click.FloatRange(min=0),
     default=0.0,
     metavar="SECONDS",
-    help="With sockets of systemd: end after this time without a request. Default: never.",
+    help="With sockets from systemd: exit after this time without a request. Default: never.",
 )
 def main(config: Path, state: Path, unix: Path, log: Path, idle_exit: float) -> None:
     """Serve the state of cloud-network as JSON, read-only, on Listen= and on a Unix socket. Runs in the foreground.
