@@ -1,7 +1,8 @@
-"""Runs beyond the instance: `python3 -I -S ping.py ADDRESS`: asks every 2 ms until ADDRESS answers, and says when.
+"""Runs outside the instance: `python3 -I -S ping.py ADDRESS` pings every 2 ms until ADDRESS answers, and prints the
+time.
 
-An ICMP echo request (RFC 792) is answered by the kernel, so no process of the instance has a part in it. What it prints
-is the monotonic clock, the same in every namespace.
+The kernel answers an ICMP echo request (RFC 792), so no process of the instance takes part. The time is that of the
+monotonic clock, which is the same in every namespace.
 """
 
 import os

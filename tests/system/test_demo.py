@@ -88,7 +88,7 @@ def test_everything_the_demo_says_is_so() -> None:
     assert "384 of 384 pairs answer" in four
     assert "10.0.5.12/24" in five
     assert "suppress_prefixlength" in five
-    assert "the chain is whole" in five
+    assert "the chain is valid" in five
 
 
 def test_the_demo_fits_a_terminal_and_has_no_colour_in_a_pipe() -> None:
@@ -137,4 +137,4 @@ def test_what_is_not_so_ends_the_demo_with_1(
     said = capsys.readouterr().out
     assert "This failed: waited 1 s in vain: every address answers" in said
     assert said.count("--- fetcher (running)") == 1  # its log, once
-    assert "All of it was so" not in said
+    assert "All checks passed" not in said

@@ -145,7 +145,7 @@ def test_a_program_that_fails_is_an_error_with_its_words() -> None:
     with Lab(SMALL) as lab:
         with pytest.raises(LabError, match="ls: cannot access '/nowhere'"):
             lab.run(["ls", "/nowhere"])
-        with pytest.raises(LabError, match=r"no room 'cellar'; there are instance, cloud"):
+        with pytest.raises(LabError, match=r"no namespace 'cellar'; there are instance, cloud"):
             lab.run(["true"], where="cellar")
 
 
