@@ -5,8 +5,8 @@
 Drift: `ip` removes an address, a route or a rule of ours. The time is that from the kernel's notification of the
 removal to the one of the repair. The reference is the same fetcher without kernel events, so that only its timer starts
 a pass: with RefreshTimer at 2 s the mean wait is half of that; at the default of 5 min, half of that. Hot-plug: from
-the plugging to the last change in netagent's audit log, with metadata that name the interface before, and with metadata
-that name it only afterwards.
+the plugging to the last change in netagent's audit log, with metadata that names the interface before, and with
+metadata that names it only afterwards.
 """
 
 from __future__ import annotations

@@ -269,7 +269,7 @@ class Daemon:
     # Commands
 
     async def _refresh_command(self) -> dict[str, Any]:
-        """Read the metadata and act on them now, including the second read that a removal needs."""
+        """Read the metadata and act on it now, including the second read that a removal needs."""
         self._schedule.on_request()
         self._reconciler.resume()
         report = await self._refresh()

@@ -1,6 +1,6 @@
 """One pass: compare the metadata with the kernel, let netagent apply the difference, and report. No clocks.
 
-A failure is reported and tried again later. The previous metadata stay in force, and a failure removes nothing. The
+A failure is reported and tried again later. The previous metadata stays in force, and a failure removes nothing. The
 daemon decides when a pass runs; passes run one after the other in a separate thread.
 """
 
@@ -155,7 +155,7 @@ class Reconciler:
             instance = reading.instance.with_known(self._known)
             problem = "; ".join(each.text for each in instance.problems) or None
         if instance is None:
-            raise reading.error or MetadataError("unread", "the metadata have not been read yet")
+            raise reading.error or MetadataError("unread", "the metadata has not been read yet")
         here = self._compare(instance)
         links = {link.ifindex: link for link in here.snapshot.actual.links}
         return {

@@ -92,7 +92,7 @@ class RejectionTable:
             self._basis = _Basis(self._basis.instance, self._basis.config, actual)
 
     def clear(self) -> None:
-        """Forget everything: the configuration or the metadata are new, or root requested a retry."""
+        """Forget everything: the configuration or the metadata is new, or root requested a retry."""
         self._policy.clear()
         self._timed.clear()
         self._backoffs.clear()

@@ -87,7 +87,7 @@ class PassReport:
     """The findings and actions of one pass."""
 
     reading: Reading | None = None
-    unproven: bool = False  # the metadata list less than before; the next read decides
+    unproven: bool = False  # the metadata lists less than before; the next read decides
     kernel_error: str | None = None
     comparison: Comparison | None = None  # after the changes
     attempts: tuple[Attempt, ...] = ()
@@ -288,7 +288,7 @@ class Reporter:
         self._notices = wanted.notices
 
     def _log_unknown(self, wanted: Desired) -> None:
-        text = "metadata: interface %s: %s; until then, links that the metadata do not name stay as they are"
+        text = "metadata: interface %s: %s; until then, links that the metadata does not name stay as they are"
         for mac, reason in wanted.unknown_macs.items():
             if self._unknown.get(mac) != reason:
                 logger.warning(text, mac, reason)

@@ -61,7 +61,7 @@ class ReadResult:
     unanswered: bool = False  # no server answered: the network may not be up yet
     retry_after: float = 0.0  # seconds that the server asks the client to wait
     unread_facts: bool = False  # facts for display are still to be read
-    needs_proof: bool = False  # the metadata list less than before, for the first time
+    needs_proof: bool = False  # the metadata lists less than before, for the first time
 
 
 class Schedule:
@@ -182,7 +182,7 @@ class Schedule:
 
 
 class InterfaceMismatch:
-    """Tracks interfaces that only the host or only the metadata have. Clouds update one a few seconds early."""
+    """Tracks interfaces that only the host or only the metadata has. Clouds update one a few seconds early."""
 
     def __init__(self) -> None:
         self._mismatches: set[int | str] = set()

@@ -19,7 +19,7 @@ RENEWAL_GRACE = 5.0
 
 
 class AddressStatus(TypedDict):
-    """One address that the metadata give a link, and its state in the kernel."""
+    """One address that the metadata gives a link, and its state in the kernel."""
 
     address: str
     prefix_length: int  # of the subnet

@@ -84,7 +84,7 @@ class Waiting(Protocol):
     """A provider whose cloud reports changes immediately."""
 
     def wait_for_change(self) -> bool:
-        """Block until the metadata differ from the last fetch (True), or for about a minute (False).
+        """Block until the metadata differs from the last fetch (True), or for about a minute (False).
 
         Called in a separate thread. Raises MetadataError as `fetch` does.
         """

@@ -36,7 +36,7 @@ _THIS_NETWORK = IPv4Network("0.0.0.0/8")
 
 
 class MetadataError(Exception):
-    """The metadata could not be read, or do not match the cloud's documentation. They prove no removal.
+    """The metadata could not be read, or does not match the cloud's documentation. It proves no removal.
 
     `kind` groups errors for the metrics (timeout, status, invalid ...); the text names the path in the document.
     `retry_after` is the number of seconds that the server asks the client to wait. `status` is the response's HTTP
@@ -59,7 +59,7 @@ class Vlan:
     """A VLAN that carries an interface. The image or the operator creates its link; we never do."""
 
     tag: int
-    parent: str  # the MAC address of the parent interface; "" if the metadata do not name it
+    parent: str  # the MAC address of the parent interface; "" if the metadata does not name it
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Interface:
     ranges: tuple[IPNetwork, ...] = ()  # delegated as a whole, never expanded into addresses
     public: tuple[IPAddress, ...] = ()  # shown only: the cloud translates them
     mtu: int | None = None
-    dhcp: bool = False  # the metadata leave its addresses to DHCP
+    dhcp: bool = False  # the metadata leaves its addresses to DHCP
     vlan: Vlan | None = None
     document: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)  # as the cloud gives it
 

@@ -43,7 +43,7 @@ def read_metadata(provider: Provider, deadline: float) -> Reading:
 
 
 class RemovalProof:
-    """Decides when metadata that list less than before are accepted.
+    """Decides when metadata that lists less than before is accepted.
 
     An address, or an interface whose link is gone too, is removed when two reads agree. Clouds sometimes omit
     interfaces for seconds: an interface whose link is present and up is kept until it has been missing for
@@ -60,8 +60,8 @@ class RemovalProof:
     def keep_missing(self, instance: Instance, known: Instance | None, links: Mapping[str, bool]) -> Instance:
         """Return `instance` with the interfaces of `known` that are missing but not proven absent.
 
-        `links` maps the MACs of this host's links to True if the link is up. While the metadata name a MAC that no link
-        has, links that they do not name stay as they are: one of them may have a new MAC.
+        `links` maps the MACs of this host's links to True if the link is up. While the metadata names a MAC that no
+        link has, links that it does not name stay as they are: one of them may have a new MAC.
         """
         now, named = self._clock(), {interface.mac for interface in instance.interfaces}
         before = known.interfaces if known is not None and named <= links.keys() else ()

@@ -132,8 +132,8 @@ def _may_have_mark(link: Link, host: Host) -> bool:
 
 
 def _unnamed(config: Config, actual: Actual, matches: Matches) -> set[int]:
-    """Return the links that the metadata do not name. While the metadata name a MAC that no link has, any of them may
-    have it.
+    """Return the links that the metadata does not name. While the metadata names a MAC that no link has, any of them
+    may have it.
 
     Excluded links lose our objects, and so do ports of other links, whose packets belong to their master.
     """

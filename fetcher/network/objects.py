@@ -150,7 +150,7 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class LinkSettings:
-    """A link is up, and has this MTU if the metadata give one."""
+    """A link is up, and has this MTU if the metadata gives one."""
 
     ifindex: int
     mtu: int | None

@@ -1,6 +1,6 @@
 """Computes the operations that change the actual state into the desired one, in an order that can be applied. Pure.
 
-Only our own objects are removed, and only if the caller states that the metadata prove them gone. An address that
+Only our own objects are removed, and only if the caller states that the metadata proves them gone. An address that
 another program added to its link satisfies the goal with any prefix length, and is not changed.
 """
 

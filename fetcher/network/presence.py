@@ -17,7 +17,7 @@ from cloud_network.fetcher.network.objects import Actual
 UDEV_SECONDS = 5.0
 """Time limit for udev per link: a hanging rule must not leave an instance without addresses."""
 DEPARTED_SECONDS = 30.0
-"""Time without its link after which an interface that the metadata still name counts as moved away, e.g. to a pod."""
+"""Time without its link after which an interface that the metadata still names counts as moved away, e.g. to a pod."""
 _POLL = 0.25  # seconds; udev sends no event when it finishes with a link that it does not rename
 
 

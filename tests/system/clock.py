@@ -1,4 +1,4 @@
-"""A process under another clock, by way of the dynamic linker: real code, real sockets, and hours that take seconds."""
+"""Runs a process under another clock through the dynamic linker: real code and sockets, and hours that take seconds."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ int epoll_wait(int fd, struct epoll_event *events, int size, int timeout) {
   return real(fd, events, size, timeout > 0 ? (timeout + speed - 1) / speed : timeout);
 }
 """
-"""What is waited for is as long as before where only the loop's own wait knows how long that is."""
+"""Waits keep their real duration, except those of the event loop itself."""
 
 
 class Clock:
-    """`lab.start(name, env=Clock(lab).env)`."""
+    """Use as `lab.start(name, env=Clock(lab).env)`."""
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
@@ -59,11 +59,13 @@ class Clock:
         self.env = {"LD_PRELOAD": "/run/shim.so"}
 
     def jump(self, seconds: int) -> None:
-        """The wall clock is set."""
+        """Set the wall clock."""
         self._write("offset", seconds)
 
     def run(self, speed: int) -> None:
-        """So many seconds a second, for all but the wall clock; from the next time that the process wakes up."""
+        """Let so many seconds pass per second, for all clocks except the wall clock, from the next wake-up of the
+        process on.
+        """
         self._write("speed", speed)
 
     def _write(self, what: str, number: int) -> None:

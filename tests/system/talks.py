@@ -47,19 +47,19 @@ with socket.create_connection((target, port), 5, (source, 0) if source else None
                 break
     print(json.dumps([max(longest, time.monotonic() - heard), broken]), flush=True)
 """
-"""At the end it waits for one more echo: a connection that is silent then has been so from the last one on."""
+"""At the end, wait for one more echo: a silent connection has been silent since its last one."""
 
 
 class Talks:
-    """What was measured; filled at the end of the block."""
+    """The measurements; filled at the end of the block."""
 
     def __init__(self) -> None:
-        self.silence: dict[str, float] = {}  # the longest in seconds, by the connection
-        self.broken: dict[str, str] = {}  # why
+        self.silence: dict[str, float] = {}  # the longest in seconds, by connection
+        self.broken: dict[str, str] = {}  # the error, by connection
 
     @property
     def longest(self) -> float:
-        """The longest silence of any connection, in seconds."""
+        """Return the longest silence of any connection, in seconds."""
         return max(self.silence.values())
 
     def __str__(self) -> str:
@@ -68,7 +68,7 @@ class Talks:
 
 @contextmanager
 def talks(lab: Lab) -> Iterator[Talks]:
-    """Open the connections, and count the silence on each until the end of the block."""
+    """Open the connections, and measure the silence on each until the end of the block."""
     primary, host = lab.nics[0].addresses[0], beyond_address(0)
     lab.reach.listen(lab.instance, lab.beyond[0])
     wanted: Mapping[str, tuple[Where, str, str]] = {

@@ -1,6 +1,6 @@
-"""Bad metadata: a clear log line that names the path, the state kept, nothing removed; and recovered afterwards.
+"""Bad metadata: a log line names the path, the state is kept, nothing is removed; then the fetcher recovers.
 
-One lab for the whole file; every test leaves it as it found it.
+One lab for the whole file; every test restores its state.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def settled() -> Iterator[Lab]:
 
 @pytest.fixture
 def lab(settled: Lab) -> Iterator[Lab]:
-    """Afterwards it must recover by itself, and netagent must not have heard of anything."""
+    """Check that the fetcher recovers by itself, and that netagent received no request."""
     before, documents, lines = kernel(settled), files(settled), audit(settled)
     yield settled
     settled.metadata.clear()
@@ -41,7 +41,7 @@ def lab(settled: Lab) -> Iterator[Lab]:
 
 
 def files(lab: Lab) -> dict[str, bytes]:
-    """What the metadata said, as others read it: it stays readable whatever happens."""
+    """Return the metadata in the state files, which must stay readable."""
     root = lab.path("/run/cloud-network")
     return {
         str(path): path.read_bytes()
@@ -51,14 +51,14 @@ def files(lab: Lab) -> dict[str, bytes]:
 
 
 def said(lab: Lab, provoke: Callable[[], object]) -> list[str]:
-    """The complaints that `provoke` causes."""
+    """Return the errors and warnings that `provoke` causes."""
     before = len(errors(lab))
     provoke()
     return errors(lab)[before:]
 
 
 def nothing_happened(lab: Lab, before: object) -> None:
-    """Not to the kernel, not to the files, and the status still shows all addresses."""
+    """Check the kernel, the files and the status: all addresses are still there."""
     assert (kernel(lab), files(lab)) == before
     links = status(lab)["links"].values()
     assert {each["address"] for link in links for each in link["addresses"] if each["present"]} == set(lab.addresses)
@@ -149,7 +149,7 @@ def test_an_unknown_mac_is_named_and_the_link_it_may_stand_for_is_left_alone(lab
 
 
 def test_two_reads_that_differ_remove_nothing(lab: Lab) -> None:
-    """One that lists less than before is only believed when the next says the same."""
+    """A shorter list is accepted only if the next read agrees."""
     nic, before = lab.nics[1], kernel(lab)
     whole = "\n".join(nic.addresses)
     lab.metadata.content(f"{MACS}{nic.mac}/local-ipv4s", nic.addresses[0], whole)
@@ -184,7 +184,7 @@ OUTAGES: tuple[tuple[str | int, str], ...] = (
 )
 
 
-SPEED = 1000  # a hung pass is one of 900 s: of almost a second here
+SPEED = 1000  # a hung pass is one of 900 s: almost a second here
 
 
 def requests(lab: Lab) -> int:
@@ -204,7 +204,7 @@ def hetzner() -> Iterator[Lab]:
 @pytest.mark.parametrize("path", ["/hetzner/v1/metadata", PRIVATE])
 @pytest.mark.parametrize("fault", ["short", "empty"])
 def test_yaml_that_is_cut_off_removes_nothing(hetzner: Lab, fault: str, path: str) -> None:
-    """It is YAML still."""
+    """The document is still valid YAML."""
     before = kernel(hetzner)
     hetzner.metadata.fail(fault, path)
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Who may do what: users, capabilities, foreign objects, files, secrets and the control socket."""
+"""Permissions: users, capabilities, foreign objects, files, secrets and the control socket."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def lab() -> Iterator[Lab]:
 
 
 def processes(lab: Lab, name: str) -> list[dict[str, str]]:
-    """/proc/PID/status of a daemon and its children."""
+    """Return /proc/PID/status of a daemon and its children."""
     first = lab.daemons.pid(name)
     found, waiting = [], [first]
     while waiting:
@@ -124,7 +124,7 @@ def test_the_generation_grows_with_what_is_new_and_not_with_time(lab: Lab) -> No
 
 
 def not_ours(lab: Lab) -> Kernel:
-    """What others have, and all addresses, of which those that are ours are not told from others."""
+    """Return the objects of other programs, and all addresses, because ours cannot be distinguished."""
     return {
         what: [entry for entry in entries if str(entry.get("protocol")) != OURS]
         for what, entries in kernel(lab).items()
@@ -132,9 +132,9 @@ def not_ours(lab: Lab) -> Kernel:
 
 
 def test_foreign_objects_are_the_same_before_and_after(lab: Lab) -> None:
-    """Operators' routes, rules and addresses, also where ours are: in our tables, in our band, on our links.
+    """Operators' routes, rules and addresses, also in our tables, in our band and on our links.
 
-    An address in another interface's subnet makes that one's rules smaller, so that they are not for it.
+    An address in another interface's subnet makes that interface's rules smaller, so that they do not match it.
     """
     before = kernel(lab)
     for line in FOREIGN:
@@ -160,7 +160,7 @@ def test_foreign_objects_are_the_same_before_and_after(lab: Lab) -> None:
 
 
 def test_an_address_of_dhcps_is_adopted_and_not_touched(lab: Lab) -> None:
-    """It keeps its lifetime, its prefix length and its owner, and when the metadata drops it, it stays."""
+    """It keeps its lifetime, its prefix length and its owner, and stays when the metadata drops it."""
     first = lab.nics[0].addresses[0]
     [entry] = [each for link in ip(lab, "-d", "address") for each in link["addr_info"] if each["local"] == first]
     assert entry["dynamic"]

@@ -1,4 +1,4 @@
-"""The demo says what it has counted, ends with 0 only when all of it was so, and leaves nothing, also on ^C."""
+"""The demo prints only measured values, exits with 0 only if all are correct, and cleans up, even after ^C."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def start() -> subprocess.Popen[str]:
 
 
 def descendants(pid: int) -> dict[int, str]:
-    """{pid: start time} of every process below this one, whatever namespace or session it went to."""
+    """Return {pid: start time} of every process below this one, whatever its namespace or session."""
     found: dict[int, str] = {}
     parents: dict[int, list[tuple[int, str]]] = {}
     for process in Path("/proc").glob("[0-9]*"):
@@ -129,7 +129,7 @@ def test_what_is_not_so_ends_the_demo_with_1(
 ) -> None:
     if os.geteuid():
         pytest.fail("the lab needs root or a user namespace")
-    monkeypatch.setattr(demo, "CONFIG", demo.CONFIG.replace("veth", ""))  # the lab's links are left alone
+    monkeypatch.setattr(demo, "CONFIG", demo.CONFIG.replace("veth", ""))  # netagent does not manage the lab's links
     monkeypatch.setattr(demo, "PATIENCE", 1.0)
     monkeypatch.setattr(sys, "argv", ["demo"])
     monkeypatch.setattr(signal, "signal", lambda *_: None)

@@ -1,4 +1,4 @@
-"""`cnctl flush`, `cloud-network-fetcher --flush` and Purge=: what is ours goes, and nothing else changes."""
+"""`cnctl flush`, `cloud-network-fetcher --flush` and Purge=: our objects are removed, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPEC = Spec.aws(interfaces=3, addresses=3)
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    """With objects of others beside ours: an address, a route and a rule of an operator's."""
+    """A lab with an operator's objects beside ours: an address, a route and a rule."""
     with Lab(SPEC) as made:
         made.write_config('[Netagent]\nAllowKinds = "veth"\n')
         dev = made.nics[0].name
@@ -35,7 +35,7 @@ def lab() -> Iterator[Lab]:
 
 
 def foreign(lab: Lab) -> Kernel:
-    """All that is not ours; links are up because we set them so, and stay so: their state and what it brings is out."""
+    """Return all foreign objects. Links stay up as we set them, so their state and its consequences are left out."""
     found = kernel(lab)
     names = {lab.nics[0].name, "lo"}
     addresses = [link for link in found.pop("address") if link["ifname"] in names]
@@ -43,7 +43,7 @@ def foreign(lab: Lab) -> Kernel:
 
 
 def start(lab: Lab) -> Kernel:
-    """The kernel as it was before; then the daemons do their work."""
+    """Return the kernel's state before, then let the daemons configure the network."""
     before = foreign(lab)
     for name in ("netagent", "fetcher"):
         lab.start(name)
@@ -73,10 +73,10 @@ def test_flush_takes_away_what_is_ours_until_a_refresh(lab: Lab) -> None:
     assert (started["verdict"], started["removals"]) == ("started", answer["removed"])
     assert (line["id"], line["verdict"], len(line["ops"])) == (answer["request"], "applied", answer["removed"])
 
-    # neither an event nor the metadata brings it back
+    # neither an event nor the metadata restores it
     lab.metadata.reset()
     lab.add_address(lab.nics[1].mac, "10.0.2.99")
-    lab.kill("fetcher", 1)  # SIGHUP: reads the configuration and the metadata again
+    lab.kill("fetcher", 1)  # SIGHUP: read the configuration and the metadata again
     lab.wait_for(lambda: any("local-ipv4s" in path for path in lab.metadata.paths()), 10, "a read of the metadata")
     lab.wait_for(lambda: any(link["drift"] for link in status(lab)["links"].values()), 10, "the drift to be told")
     assert nothing_is_ours(lab)

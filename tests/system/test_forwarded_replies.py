@@ -1,4 +1,4 @@
-"""ForwardedReplies="mark": published ports answer on every address, and nothing of other programs changes."""
+"""ForwardedReplies="mark": published ports answer on every address, and other programs' objects stay."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def table(lab: Lab) -> str:
 
 
 def ruleset(lab: Lab) -> str:
-    """The nftables of all other programs."""
+    """Return the nftables rules of all other programs."""
     text = lab.run(["nft", "-s", "list", "ruleset"]).stdout
     return re.sub(r"table inet cloud_network \{\n.*?\n\}\n", "", text, flags=re.DOTALL)
 
@@ -59,12 +59,12 @@ def count(found: dict[tuple[str, str], bool]) -> str:
 
 
 def test_without_marks_a_third_of_the_pairs_answers() -> None:
-    """Those for which main happens to lead back: by the primary, or into the client's own subnet."""
+    """Return the pairs that main happens to route back: through the primary, or into the client's own subnet."""
     with running(replace(SPEC, sysctl=SYSCTL)) as lab:
         container = Container(lab)
         assert refresh(lab) == "ok"
         assert table(lab) == ""
-        assert all(lab.reachability().values())  # and the neighbours' hardware addresses are known
+        assert all(lab.reachability().values())  # also learns the neighbours' hardware addresses
         for protocol in ("tcp", "udp"):
             assert count(answered(lab, protocol, lab.addresses)) == "9 of 25"
         container.close()
@@ -96,7 +96,7 @@ def test_the_rules_and_the_table_are_those_of_the_documentation(lab: Lab) -> Non
 
 
 def test_bits_of_other_programs_stay_in_both_marks(lab: Lab) -> None:
-    """`table inet other` sets 0x4000 of the connection's mark, and 0x8000 of every packet's."""
+    """`table inet other` sets 0x4000 in the connection's mark, and 0x8000 in every packet's."""
     counters = "add table inet seen\nadd chain inet seen c { type filter hook postrouting priority 0; }\n"
     conditions = ["ct mark & 0x4000 == 0x4000", "meta mark & 0x8000 == 0x8000"]
     links = [int(ip(lab, "link", "show", "dev", nic.name)[0]["ifindex"]) for nic in lab.nics]
@@ -146,7 +146,7 @@ def test_strict_reverse_path_filter_needs_src_valid_mark(lab: Lab) -> None:
 
 
 def test_containers_leave_as_they_did(lab: Lab, container: Container) -> None:
-    """By main, with the address of the primary."""
+    """Through main, with the address of the primary."""
     lab.reach.listen(lab.beyond[0])
     talk = "exec 3<>/dev/tcp/198.51.100.10/7; head -n 1 <&3"
     assert "198.51.100.10" in container.room.run(["timeout", "3", "bash", "-c", talk]).stdout
@@ -179,7 +179,7 @@ def test_a_flushed_ruleset_is_repaired_without_being_asked(lab: Lab) -> None:
     lab.run(["nft", "flush", "ruleset"])
     lab.wait_for(lambda: "replies" in table(lab), 30, "the table to be made again")
     lab.run(["nft", "-f", "-"], stdin=before.replace(table(lab), ""))
-    lab.run(["nft", "flush", "chain", "inet", "cloud_network", "replies"])  # a part of it is missing
+    lab.run(["nft", "flush", "chain", "inet", "cloud_network", "replies"])  # make the table incomplete
     lab.wait_for(lambda: "meta mark set" in table(lab).partition("chain published")[0], 30, "the chain to be filled")
     assert count(answered(lab, "tcp", lab.addresses)) == "25 of 25"
 
@@ -237,7 +237,7 @@ def test_doctor_follows_the_replies_of_a_published_port(lab: Lab) -> None:
 
 
 def state_of(lab: Lab) -> str:
-    """After a refresh; nothing while the fetcher does not listen."""
+    """After a refresh; nothing while the fetcher is stopped."""
     try:
         return refresh(lab)
     except OSError:

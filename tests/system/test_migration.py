@@ -1,4 +1,4 @@
-"""What docs/migration.md tells an operator to do, done: the commands are read from the page."""
+"""The steps of docs/migration.md: the commands are read from the page and run."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ PAGE = CHECKOUT / "docs/migration.md"
 
 
 def commands(section: str, containing: str) -> str:
-    """The block of commands of a section in which this text is."""
+    """Return the block of commands in a section that contains this text."""
     text = PAGE.read_text().partition(f"## {section}")[2].partition("\n## ")[0]
     [block] = [each for each in re.findall(r"(?:^    .*\n)+", text, re.MULTILINE) if containing in each]
     return block
 
 
 def play_the_original(lab: Lab) -> None:
-    """What the Go original leaves: addresses with their subnet's length, a table a link, rules without a protocol."""
+    """Make the state of the Go original: addresses with their subnet's length, a table per link, rules without a
+    protocol.
+    """
     lines = []
     for nic in lab.nics:
         index = lab.path(f"/sys/class/net/{nic.name}/ifindex").read_text().strip()

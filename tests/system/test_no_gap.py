@@ -1,4 +1,4 @@
-"""Nothing flaps: what stays desired is there all the time, as every change of the kernel's and every packet say."""
+"""No gaps: desired objects exist at all times, as proved by every kernel event and every packet."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def lab() -> Iterator[Lab]:
 
 
 def is_content(lab: Lab) -> bool:
-    """Asked for anew, with all three at work."""
+    """Run a refresh while all three are running."""
     try:
         return refresh(lab) == "ok" and cnctl(lab, "status").returncode == 0
     except OSError:  # it does not listen yet
@@ -32,7 +32,7 @@ def is_content(lab: Lab) -> bool:
 
 @pytest.mark.parametrize("number", [SIGTERM, SIGKILL])
 def test_a_restart_and_a_crash_touch_nothing_at_all(lab: Lab, number: int) -> None:
-    """An upgrade restarts all; each is adopted, and the kernel hears of nothing."""
+    """An upgrade restarts all daemons; the objects are recognised, and the kernel reports no change."""
     with ExitStack() as stack:
         seen = stack.enter_context(monitor(lab))
         for nic in lab.nics:
@@ -48,7 +48,7 @@ def test_a_restart_and_a_crash_touch_nothing_at_all(lab: Lab, number: int) -> No
 
 
 def detours(lab: Lab) -> list[str]:
-    """Hosts of other links' subnets that were looked for (ARP): a packet left by a link not of its source."""
+    """Return ARP requests for hosts of other links' subnets: a packet left through the wrong link."""
     hosts = {neighbour_address(nic.subnet) for nic in lab.nics[1:]}
     return [each["dst"] for each in ip(lab, "neigh") if each["dst"] in hosts]
 
@@ -70,9 +70,9 @@ def test_new_links_take_no_connection_of_the_others() -> None:
 
 
 def lost_of_others(seen: Seen, nic: Nic) -> list[str]:
-    """What went of anybody's but the first address of an interface.
+    """Return the removed objects, except the first address of an interface.
 
-    An address whose prefix length changes has both lengths for a moment, and is not lost.
+    An address whose prefix length changes exists with both lengths for a moment, and is not lost.
     """
     first = nic.addresses[0]
     ours = [line for line in seen.gone if "proto 209" in line or "inet " in line or "local" in line]
@@ -91,7 +91,7 @@ def has_other_length(lines: list[str], deletion: str) -> bool:
 
 
 def test_the_first_address_of_a_subnet_goes_and_its_siblings_have_no_gap(lab: Lab) -> None:
-    """It is ours, and has the subnet's length; the kernel would take along what it calls its secondaries."""
+    """The address is ours, and carries the subnet's length; the kernel would remove its secondaries with it."""
     nic = lab.nics[1]
     with ExitStack() as stack:
         seen = stack.enter_context(monitor(lab))
@@ -105,7 +105,7 @@ def test_the_first_address_of_a_subnet_goes_and_its_siblings_have_no_gap(lab: La
 
 
 def test_the_lease_of_the_first_address_changes_and_its_siblings_have_no_gap(lab: Lab) -> None:
-    """As a DHCP client does it: address and routes of the old lease go, then those of the new one come."""
+    """As a DHCP client does: it removes address and routes of the old lease, then adds those of the new one."""
     nic, new = lab.nics[0], "10.0.1.99"
     first, dev = nic.addresses[0], nic.name
     with ExitStack() as stack:

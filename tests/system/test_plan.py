@@ -1,4 +1,4 @@
-"""`cnctl plan`: what would be changed, exactly, and nothing is changed by asking."""
+"""`cnctl plan`: the exact changes, and no change by the command itself."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_what_the_cloud_changed_is_planned_and_not_done(lab: Lab) -> None:
 
 
 def test_the_commands_do_what_the_fetcher_would_have_done(lab: Lab) -> None:
-    """After a flush the whole plan is typed by hand, as it is printed: then nothing is left to do."""
+    """After a flush the printed plan is run by hand: then there is nothing to do."""
     kinds = ("route-4", "route-6", "rule-4", "rule-6")
     by_us = {what: sorted(map(str, ours(lab, what))) for what in kinds}
     assert all(by_us.values())
@@ -99,12 +99,12 @@ CLOUDS = {
 
 
 def type_in(lab: Lab) -> None:
-    """What `cnctl plan` prints, typed by root in a shell; anew when a router has been heard on a link that came up."""
+    """Run the output of `cnctl plan` as root; again after a router advertisement on a link that came up."""
     lab.wait_for(lambda: type_once(lab) == "" and routers_heard(lab), 20, "nothing to type any more")
 
 
 def routers_heard(lab: Lab) -> bool:
-    """True if the kernel has a router's default route on each link with IPv6: they come seconds after the link."""
+    """Return True if each link with IPv6 has a router's default route, which arrives seconds after the link is up."""
     routes = lab.run(["ip", "-6", "route", "show", "default", "proto", "ra"]).stdout
     return all(f"dev {nic.name} " in routes for nic in lab.nics if nic.ipv6)
 
@@ -116,7 +116,7 @@ def type_once(lab: Lab) -> str:
 
 
 def change(lab: Lab) -> None:
-    """The cloud's mind, of everything that it may change without an interface that comes or goes."""
+    """Random changes in the cloud, except those of interfaces."""
     nic = lab.nics[1]
     lab.add_address(nic.mac, "10.0.2.77")
     lab.remove_address(nic.mac, nic.addresses[0])
@@ -126,7 +126,7 @@ def change(lab: Lab) -> None:
 
 
 def disturb(lab: Lab) -> None:
-    """Somebody's hands."""
+    """Random changes on the host."""
     name = lab.nics[1].name
     lab.batch([f"link set {name} mtu 1300", f"link set {name} down", f"route flush table {9999 + index(lab)}"])
 
@@ -136,7 +136,7 @@ def index(lab: Lab) -> int:
 
 
 def comparable(lab: Lab) -> tuple[object, object]:
-    """All of the kernel's addresses, routes and rules; Debian 12's ip cannot give an address a protocol number."""
+    """Return all addresses, routes and rules of the kernel; Debian 12's ip cannot set an address's protocol number."""
     found = kernel(lab)
     for link in found["address"]:
         for entry in link["addr_info"]:
@@ -146,7 +146,7 @@ def comparable(lab: Lab) -> tuple[object, object]:
 
 
 def content(lab: Lab) -> None:
-    """The fetcher has done it all itself, by way of netagent."""
+    """Check that the fetcher has made all changes itself, through netagent."""
     lab.wait_for(
         lambda: (
             status(lab).get("links")
@@ -162,7 +162,7 @@ def content(lab: Lab) -> None:
 
 @pytest.mark.parametrize("cloud", CLOUDS)
 def test_typed_in_where_nothing_may_change_the_network_it_makes_the_same_kernel(cloud: str) -> None:
-    """From nothing, and after changes of all kinds: once with netagent, once with its work done by hand."""
+    """From an empty kernel, and after changes of all kinds: once with netagent, once with the commands run by hand."""
     kernels = []
     for finish in (content, type_in):
         with Lab(CLOUDS[cloud]) as lab:

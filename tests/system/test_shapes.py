@@ -1,4 +1,4 @@
-"""Instances of other shapes: one interface, two in one subnet, everything by DHCP, IPv6, ranges, old metadata."""
+"""Instances of other shapes: one interface, two in one subnet, only DHCP, IPv6, ranges, old metadata."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_two_interfaces_in_one_subnet(dhcp_all: bool) -> None:
 
 
 def test_of_two_in_one_subnet_the_first_comes_back_too() -> None:
-    """While the second is there, the first may not take a connected route again: it works without."""
+    """While the second exists, the first must not get a connected route: it works without."""
     with running(Spec((Interface("10.0.1.0/24", 2), Interface("10.0.1.0/24", 2)))) as lab:
         first = lab.nics[0]
         lab.batch([f"address flush dev {first.name}", f"route add default via {first.gateway} dev {first.name} onlink"])
@@ -100,7 +100,7 @@ def test_what_dhcp_has_set_on_every_interface_is_adopted() -> None:
 
 
 def test_ranges_and_ipv6_are_in_place() -> None:
-    """IPv6 gateways are known when a link that came up has had its router's advertisement: seconds later."""
+    """IPv6 gateways are known after the router's advertisement, seconds after a link comes up."""
     both = [
         Interface(f"10.0.{n}.0/24", 2, ipv6=(f"fd00:{n}::a", f"fd00:{n}::b"), prefixes=(f"10.0.{n}.64/28",))
         for n in (1, 2)
@@ -119,7 +119,7 @@ def test_ranges_and_ipv6_are_in_place() -> None:
 
 
 def test_names_and_order_decide_nothing() -> None:
-    """Links renamed to each other's names while it runs: the MAC is what counts."""
+    """Links swap their names at run time: only the MAC counts."""
     with running(Spec.aws(interfaces=3, addresses=2)) as lab:
         before = {
             link["address"]: {each["local"] for each in link["addr_info"] if each["family"] == "inet"}
@@ -179,7 +179,7 @@ def test_without_a_usable_configuration_the_fetcher_does_not_start() -> None:
 
 
 def test_a_refusal_of_netagents_is_shown_with_its_cure_and_not_repeated_in_haste() -> None:
-    """Here: the operator has not allowed the lab's kind of links to netagent, only told the fetcher of it later."""
+    """Here: netagent's configuration does not allow the lab's kind of links, and only the fetcher is reloaded later."""
     with Lab(Spec.aws(interfaces=2, addresses=2)) as lab:
         lab.write_config("")
         lab.start("netagent")
@@ -198,7 +198,7 @@ def test_a_refusal_of_netagents_is_shown_with_its_cure_and_not_repeated_in_haste
 
 
 def test_cnctl_shows_what_the_kernel_has() -> None:
-    """The original's layout, from the three processes together."""
+    """In the original's layout, with the three processes together."""
     with running(Spec.aws(interfaces=2, addresses=3, public=1)) as lab:
         read_all_facts(lab)
         shown = cnctl(lab, "status", "network")

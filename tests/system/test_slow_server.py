@@ -12,12 +12,12 @@ from tests.system.clock import Clock
 from tests.system.job import CONFIG, ask, settle, status
 from tests.system.test_boot_order import Manager, start_fetcher
 
-LATE = 4.5  # seconds, below the time that one answer may take
+LATE = 4.5  # seconds, below the limit for one answer
 
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    """Nothing started yet."""
+    """A lab in which nothing is started yet."""
     with Lab(Spec.aws(interfaces=1, addresses=2)) as made:
         made.write_config(CONFIG)
         yield made
@@ -28,7 +28,7 @@ def pings(manager: Manager) -> int:
 
 
 def test_slow_answers_delay_nothing_else(lab: Lab) -> None:
-    """The watchdog, status.json and the control socket go on while the metadata are read, and commands wait for it."""
+    """The watchdog, status.json and the control socket continue during a read of the metadata; commands wait."""
     lab.metadata.fail("late", interval=LATE)
     lab.start("netagent")
     manager = start_fetcher(lab, WATCHDOG_USEC="400000")
@@ -47,7 +47,7 @@ def test_slow_answers_delay_nothing_else(lab: Lab) -> None:
 
 
 def test_pass_that_hangs_ends_the_daemon(lab: Lab) -> None:
-    """By a clock that runs 1,000 times as fast; systemd starts it again."""
+    """With a clock that runs 1,000 times as fast; systemd starts the fetcher again."""
     clock = Clock(lab)
     clock.run(1)
     lab.start("netagent")

@@ -1,4 +1,4 @@
-"""Witnesses of what happens in between: every change of the kernel's, and every packet."""
+"""Records of every kernel event and every packet during a block."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.lab.lab import Where
 from tests.lab.reach import Lines
 
 MONITOR = "ip -4 -o monitor address route rule & read -r _; kill $!"
-"""As everything here, it ends with its standard input."""
+"""Like everything here, it ends with its standard input."""
 OUTPUT = "/run/lab/monitor"
-RULES = 1 << 7  # RTNLGRP_IPV4_RULE, the last that `ip monitor address route rule` asks for
+RULES = 1 << 7  # RTNLGRP_IPV4_RULE, the last that `ip monitor address route rule` subscribes to
 
 
 class Seen:
-    """The lines of `ip monitor`; `Deleted …` is what went."""
+    """The lines of `ip monitor`; `Deleted …` marks removals."""
 
     def __init__(self, lab: Lab) -> None:
         self._path = lab.path(OUTPUT)
@@ -36,14 +36,14 @@ class Seen:
 
 @contextmanager
 def monitor(lab: Lab) -> Iterator[Seen]:
-    """Each change of an IPv4 address, route or rule in the instance, from here to the end of the block."""
+    """Record each change of an IPv4 address, route or rule in the instance until the end of the block."""
     before = _listeners(lab)
     with Path(lab.path(OUTPUT)).open("wb") as said:
         process = lab.instance.popen(["sh", "-c", MONITOR], stdin=subprocess.PIPE, stdout=said)
         try:
             lab.wait_for(lambda: _listeners(lab) > before, message="ip monitor")
             yield Seen(lab)
-            # What the kernel tells is there at once, but ip has to write it down: until it has seen one of our own.
+            # Kernel events arrive at once, but ip must print them: wait until it has printed one of our own.
             lab.batch(["rule add pref 1 from 192.0.2.200 lookup 200", "rule del pref 1"])
             lab.wait_for(lambda: any("192.0.2.200" in line for line in Seen(lab).gone), message="the last line")
         finally:
@@ -53,7 +53,7 @@ def monitor(lab: Lab) -> Iterator[Seen]:
 
 
 def _listeners(lab: Lab) -> int:
-    """How many sockets have asked for changes of rules (proc(5), /proc/net/netlink)."""
+    """Return the number of sockets that subscribed to changes of rules (proc(5), /proc/net/netlink)."""
     rows = [line.split() for line in lab.run(["cat", "/proc/net/netlink"]).stdout.splitlines()[1:]]
     return sum(row[1] == "0" and bool(int(row[3], 16) & RULES) for row in rows)
 
@@ -91,7 +91,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stream:
 
 @contextmanager
 def stream(lab: Lab, address: str, *sources: Where) -> Iterator[None]:
-    """A datagram every other millisecond to an address, and back; AssertionError at the end unless all came back."""
+    """Send a datagram every other millisecond to an address and back. AssertionError unless all came back."""
     argv = [sys.executable, "-I", "-S", "-c"]
     with ExitStack() as stack:
 

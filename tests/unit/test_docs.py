@@ -1,4 +1,4 @@
-"""What the pages for operators name exists, and what they have one copy is valid."""
+"""The pages for operators: every name in them exists, and every file to copy is valid."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TESTS = "\n".join(path.read_text() for path in (CHECKOUT / "tests").rglob("*.py"
 
 
 def blocks(page: Path) -> list[str]:
-    """Indented ones, without their indentation."""
+    """Return the indented blocks, without their indentation."""
     found = re.findall(r"(?:^ {4}.*\n|^\n(?= {4}))+", page.read_text(), re.MULTILINE)
     return [dedent(each).strip("\n") + "\n" for each in found]
 
@@ -32,7 +32,7 @@ def block(page: str, start: str) -> str:
 
 
 def cnctl_commands() -> Iterator[str]:
-    """What the pages have people type, one of each alternative."""
+    """Yield the cnctl commands in the pages, one for each alternative."""
     for page in PAGES:
         text = page.read_text()
         lines = [line for each in blocks(page) for line in each.splitlines()]
@@ -46,7 +46,7 @@ def cnctl_commands() -> Iterator[str]:
 
 @pytest.mark.parametrize("command", sorted({each for each in cnctl_commands() if "…" not in each}))
 def test_a_cnctl_command_is_one(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(main, "execute", lambda *_: None)  # parse it, and do nothing
+    monkeypatch.setattr(main, "execute", lambda *_: None)  # parse only
     words = shlex.split(command)[1:]
     for number in range(max(word.count("|") for word in [*words, ""]) + 1):
         chosen = [(word.split("|") * 9)[number] if "|" in word else word for word in words]

@@ -1,4 +1,4 @@
-"""docs/performance.md says what bench/results.json has, and shows the plots that there are."""
+"""docs/performance.md has the figures of bench/results.json, and shows the existing plots."""
 
 from __future__ import annotations
 

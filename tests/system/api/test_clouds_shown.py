@@ -1,4 +1,4 @@
-"""`cnctl status system` on each cloud: what its payload `one` is shown as on 80 columns, line by line."""
+"""`cnctl status system` on each cloud: the document `one` as shown in 80 columns, line by line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHOWN = Path(__file__).with_name("shown")
 
 
 def system(cloud: str) -> Document:
-    """What the cloud's provider leaves in the file `system`."""
+    """Return the content of the file `system` from the cloud's provider."""
     return dict(settled(provider_of(cloud, document(cloud, "one"))).system)
 
 

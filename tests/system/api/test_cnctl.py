@@ -1,4 +1,4 @@
-"""cnctl as a user runs it: what it prints, byte for byte, how it ends, and what it never lets through."""
+"""cnctl as a user runs it: its output byte for byte, its exit codes, and the escaping of hostile text."""
 
 import json
 import os
@@ -66,7 +66,7 @@ SHOWN = r"a\x1b[2J\x1b]0;owned\x07\x0ab\x0d\x9b31m\u202e\u2028\ud800\x7f"
 
 
 def on_terminal(*command: str, env: dict[str, str], columns: int = 60) -> tuple[int, bytes]:
-    """Run it with a terminal as standard output; return the exit code and what the terminal got."""
+    """Run it with a terminal as standard output; return the exit code and the output."""
     ours, theirs = pty.openpty()
     environ = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")} | {"TERM": "xterm"} | env
     environ.setdefault("COLUMNS", str(columns))
@@ -76,13 +76,13 @@ def on_terminal(*command: str, env: dict[str, str], columns: int = 60) -> tuple[
     try:
         while chunk := os.read(ours, 65536):
             received += chunk
-    except OSError:  # the other end is closed: Linux says EIO
+    except OSError:  # EIO: the program has exited
         pass
     os.close(ours)
     return process.wait(60), received.replace(b"\r\n", b"\n")
 
 
-# --- what it prints ---
+# --- output ---
 
 
 def test_status_system_is_the_originals_layout(server: Server, cnctl: Cnctl) -> None:
@@ -192,7 +192,7 @@ def test_status_names_conflicts_first(server: Server, state: StateDirectory, cnc
 
 
 def test_status_names_a_conflict_once(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
-    """The last error of this kind says the same. While all is in place, it is no failed check."""
+    """The last error of this kind has the same text. While everything is in place, the check does not fail."""
     conflict: ConflictStatus = {"object": "ip x", "times": 7, "since": now(60), "next_at": None, "by": None}
     error = {"at": now(), "kind": "conflict", "message": "reverted by another program: ip x"}
     state.write_status(status(state="degraded", last_error=error, conflicts=[conflict]))
@@ -399,7 +399,7 @@ def test_doctor_checks_a_host_on_which_nothing_runs(state: StateDirectory, cnctl
 
 
 def test_a_narrow_terminal_gets_narrow_lines(server: Server, state: StateDirectory) -> None:
-    """Of 50 columns: between words and addresses; what is one word stays whole, to be copied."""
+    """Lines of 50 columns break between words and addresses; a single word stays whole, so that it can be copied."""
     gateways = ["10.0.0.1", "fe80::200:17ff:fe00:1"]
     long = link(2, "eth0", [address(f"2001:db8:0:2::{n:x}") for n in range(16, 26)], gateways=gateways)
     state.write_status(status(long, last_error={"at": now(), "kind": "netagent", "message": "refused " * 20}))
@@ -419,7 +419,7 @@ def test_a_narrow_terminal_gets_narrow_lines(server: Server, state: StateDirecto
 
 
 def test_status_is_one_screen_however_many_links_there_are(server: Server, state: StateDirectory) -> None:
-    """Of 24 lines: what is wrong is shown, and what is right gives way."""
+    """A terminal of 24 lines shows unhealthy links, and leaves out healthy ones."""
     links = [link(n, f"eth{n}", [address(f"10.0.{n}.4")]) for n in range(2, 62)]
     links[50]["state"], links[50]["drift"] = "drift", [f"ip address add 10.0.52.{n}/32 dev eth52" for n in range(9)]
     state.write_status(status(*links, state="degraded"))
@@ -435,7 +435,7 @@ def test_status_is_one_screen_however_many_links_there_are(server: Server, state
     assert sum(" ok " in line for line in ended.stdout.splitlines()) == 59, "a pipe gets all"
 
 
-# --- how it ends ---
+# --- exit codes ---
 
 
 @pytest.mark.parametrize(
@@ -605,7 +605,7 @@ def test_bad_configuration_is_78_of_every_program(program: str, home: Path) -> N
 
 
 def test_all_facts_are_aligned_and_lines_become_words(server: Server, filled: StateDirectory, cnctl: Cnctl) -> None:
-    """Colons are in one column, also with keys that are longer than the titles; what is empty is left out."""
+    """Colons are in one column, also with keys longer than the titles; empty values are left out."""
     filled.write_link(
         2, {"mac": "00:0c:29:5f:d1:02", "local-ipv4s": "10.0.0.4\n10.0.0.6", "a-very-long-key/x": 1, "no": ""}
     )

@@ -1,4 +1,4 @@
-"""cnctl at a terminal: `--watch`, completion in real shells, and `show project`."""
+"""cnctl on a terminal: `--watch`, completion in real shells, and `show project`."""
 
 import json
 import os
@@ -19,7 +19,7 @@ Cnctl = Callable[..., Ended]
 
 
 class Watching:
-    """cnctl with a terminal (or a pipe) for its output, and what came out so far."""
+    """cnctl with a terminal (or a pipe) as its output, and the output so far."""
 
     def __init__(self, process: subprocess.Popen[bytes], descriptor: int) -> None:
         self.process, self._descriptor = process, descriptor
@@ -104,7 +104,7 @@ def test_show_project_is_googles(server: Server, state: StateDirectory, cnctl: C
 
 
 def completions(shell: str, line: str) -> set[str]:
-    """Return what click's completion offers at the end of the line, as the script of the shell asks for it."""
+    """Return click's completions at the end of the line, as the script of the shell requests them."""
     words = line.split(" ")
     environment = {**os.environ, "_CNCTL_COMPLETE": f"{shell}_complete"}
     position = {"bash": str(len(words) - 1), "zsh": str(len(words) - 1), "fish": words[-1]}[shell]

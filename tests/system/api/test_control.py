@@ -1,4 +1,4 @@
-"""What cnctl asks of the fetcher's control socket, for root alone."""
+"""Requests of cnctl to the fetcher's control socket, which only root may send."""
 
 import json
 import os
@@ -19,7 +19,7 @@ Cnctl = Callable[..., Ended]
 
 @contextmanager
 def fetcher(state: StateDirectory, answer: bytes) -> Iterator[list[Any]]:
-    """A control socket that gives one answer, as bytes, and keeps what it was asked."""
+    """A control socket that gives one answer, as bytes, and stores the request."""
     asked: list[Any] = []
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{state.path}/control.sock")
@@ -28,7 +28,7 @@ def fetcher(state: StateDirectory, answer: bytes) -> Iterator[list[Any]]:
         def serve() -> None:
             try:
                 connection, _ = listener.accept()
-            except OSError:  # nobody came, and the listener is shut down
+            except OSError:  # no client connected, and the listener is shut down
                 return
             with connection:
                 length = int.from_bytes(connection.recv(4), "big")

@@ -64,7 +64,7 @@ def test_hanging_fetcher_is_reported(lab: Lab) -> None:
 
 
 def test_killed_netagent_is_reported_by_every_reader(lab: Lab) -> None:
-    """Nothing has to be changed meanwhile."""
+    """No change of the network is needed meanwhile."""
     assert "cloud_network_netagent_up 1.0" in get(lab, "/metrics")[1]
     lab.kill("netagent")
     lab.wait_for(lambda: get(lab, "/api/v1/health")[0] == 503, SOON, "netagent to be missed")

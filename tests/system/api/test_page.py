@@ -1,4 +1,4 @@
-"""`GET /`: what a person sees, and what hostile metadata can do to it."""
+"""`GET /`: the content of the page, and the escaping of hostile metadata."""
 
 import base64
 import hashlib
@@ -17,7 +17,7 @@ HOSTILE = "</style></title><script>document.title='owned'</script><img src=x one
 
 
 class Seen(HTMLParser):
-    """The elements with their attributes, and the text, of a page."""
+    """The elements of a page with their attributes, and its text."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -104,13 +104,13 @@ def test_a_large_instance_is_all_there_and_folded(server: Server, state: StateDi
     links = [link(n, f"eth{n}", [address(f"10.{n}.0.{k}") for k in range(4, 54)]) for n in range(2, 17)]
     state.write_status(status(*links))
     page = seen(server.ask("/"))
-    assert page.text.count("/24") == 15 * 51  # with each link's subnet
+    assert page.text.count("/24") == 15 * 51  # including each link's subnet
     folded = [attributes for tag, attributes in page.elements if tag == "details"]
     assert folded == [frozenset()] * 15
 
 
 def everywhere(hostile: str) -> Any:
-    """A status and a line of the audit log with the text wherever one can be."""
+    """Return a status and a line of the audit log with the text at every possible place."""
     where: Any = address(hostile, hostile)
     changes: Any = {"mac": hostile, "gateways": [hostile], "subnets": [hostile], "drift": [hostile], "state": "drift"}
     found = status(
@@ -140,7 +140,7 @@ def everywhere(hostile: str) -> Any:
 
 def test_hostile_metadata_is_text(server: Server, state: StateDirectory, home: Path) -> None:
     pages = []
-    for what in ("x" * len(HOSTILE), HOSTILE):  # of one length: what is long is set smaller
+    for what in ("x" * len(HOSTILE), HOSTILE):  # of one length: long texts are set smaller
         found, lines = everywhere(what)
         state.write_status(found)
         (home / "audit.log").write_text(lines)

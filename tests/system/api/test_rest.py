@@ -1,4 +1,4 @@
-"""The REST server: a real gunicorn, real files, and what clients, good and bad, get from it."""
+"""The REST server: a real gunicorn, real files, and the responses to good and bad clients."""
 
 import http.client
 import json
@@ -40,7 +40,7 @@ def problem(answer: Any, code: int) -> str:
     return detail
 
 
-# --- what is served ---
+# --- responses ---
 
 
 def test_the_originals_routes_answer_as_the_original(server: Server, filled: StateDirectory) -> None:
@@ -78,7 +78,7 @@ def test_our_routes_answer_from_the_status(server: Server, filled: StateDirector
 
 
 def test_every_answer_says_as_of_when_and_whether_that_is_out_of_date(server: Server, filled: StateDirectory) -> None:
-    """In the body where that is ours, in headers where it is the cloud's; and it becomes stale without a write."""
+    """In the body if it is ours, in headers if it is the cloud's; and it becomes stale without a write."""
 
     def dates(route: str) -> tuple[object, ...]:
         answer = server.ask(route)
@@ -89,7 +89,7 @@ def test_every_answer_says_as_of_when_and_whether_that_is_out_of_date(server: Se
         )
         return int(generation), at, {"true": True, "false": False}[stale]
 
-    at = now(45)  # of two refreshes of 10 s and half a minute, some seconds are left
+    at = now(45)  # two refreshes of 10 s and half a minute are not over yet
     filled.write_status(two_links() | {"fetched_at": at, "refresh_timer": 10.0})  # type: ignore[arg-type]
     assert {dates(route) for route in ROUTES} == {(7, at, False)}
     etags = {route: server.ask(route).headers["ETag"] for route in ROUTES}
@@ -167,7 +167,7 @@ def test_half_written_is_never_seen(server: Server, filled: StateDirectory) -> N
         writer.join()
 
 
-# --- what is not served ---
+# --- refused requests ---
 
 
 @pytest.mark.parametrize("path", [*ROUTES, "/nowhere", "/api/cloud/credentials"])
@@ -259,7 +259,7 @@ def test_malformed_or_too_long_request_is_refused(server: Server, request_bytes:
     assert b"Connection: close\r\n" in answer
 
 
-# --- when there is little or nothing to show ---
+# --- little or no state ---
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -356,7 +356,7 @@ def test_one_audit_request_reads_a_bounded_part_of_the_log(server: Server, home:
     assert [entry["seq"] for entry in answer.json["entries"]] == list(range(46, 51))
 
 
-# --- a fetcher that has ended, hangs, or was taken over ---
+# --- a fetcher that has ended, hangs, or was compromised ---
 
 
 def test_stopped_fetcher_is_reported_by_every_route(server: Server, filled: StateDirectory) -> None:

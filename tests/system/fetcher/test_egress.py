@@ -1,4 +1,4 @@
-"""How the metadata server is reached from a host whose routing leads elsewhere: in the lab, as the fetcher's user."""
+"""The fetcher's route to the metadata server on a host whose routing leads elsewhere; run as the fetcher's user."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ print(client.request("GET", "/latest/meta-data/instance-id", seconds=2).status, 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    """eth1 is the primary; eth0, the secondary, is up and has no address."""
+    """A lab in which eth1 is the primary; eth0, the secondary, is up and has no address."""
     with Lab(Spec.aws(interfaces=2, addresses=1)) as made:
         made.batch(["link set eth0 up"])
         yield made
@@ -49,7 +49,7 @@ def lab() -> Iterator[Lab]:
 
 @contextmanager
 def with_(lab: Lab, *lines: str) -> Iterator[None]:
-    """`ip` in the instance; each line is undone afterwards."""
+    """Run `ip` in the instance; each line is undone at the end of the block."""
     for line in lines:
         lab.run(["ip", *line.split()])
     try:
@@ -85,7 +85,7 @@ def test_without_a_route_the_clouds_links_are_what_is_left(lab: Lab) -> None:
 
 @pytest.mark.parametrize("kind", ["tun", "tap"])
 def test_nothing_goes_into_a_tunnel_and_the_server_is_asked_beside_it(lab: Lab, kind: str) -> None:
-    """A VPN with a default route: a split one would lead the request into it."""
+    """A VPN with a default route: the routing would lead the request into it."""
     with with_(lab, f"tuntap add tun0 mode {kind}", "link set tun0 up", f"route add {SERVER}/32 dev tun0"):
         assert sorted(found(lab)) == ["eth0", "eth1"]
         before = sent(lab)
@@ -94,7 +94,7 @@ def test_nothing_goes_into_a_tunnel_and_the_server_is_asked_beside_it(lab: Lab, 
 
 
 def test_a_kept_connection_does_not_follow_the_routing_into_a_tunnel(lab: Lab) -> None:
-    """The VPN comes up between two requests; a token is in the second one's head."""
+    """The VPN comes up between two requests; the second one's header contains a token."""
     lab.run(["ip", "tuntap", "add", "tun0", "mode", "tun"])
     asking = lab.instance.enter(sys.executable, "-c", KEPT, user="cloud-network")
     with subprocess.Popen(asking, env=ENVIRONMENT, stdin=PIPE, stdout=PIPE, text=True) as process:
@@ -146,7 +146,7 @@ print(client.request("GET", "/latest/api/token").status, client.interface, clien
 
 
 def test_link_local_server_is_reached_without_a_zone() -> None:
-    """OpenStack and Hetzner have fe80::a9fe:a9fe: the socket is bound to an interface, which stands for its zone."""
+    """OpenStack and Hetzner have fe80::a9fe:a9fe: binding the socket to an interface replaces the zone."""
     with Lab(Spec.aws(interfaces=2, addresses=1)) as lab:
         bridge = "sn0"  # the cloud's end of the primary's subnet
         lab.cloud.run(["ip", "address", "add", "fe80::a9fe:a9fe/64", "dev", bridge, "nodad"])

@@ -1,4 +1,4 @@
-"""The kernel itself: what is read of it, and whether it takes our changes as `ip` would make them."""
+"""The real kernel: how it is read, and whether it accepts our changes in `ip` syntax."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def lab() -> Iterator[Lab]:
 
 
 def read(lab: Lab) -> Actual:
-    """kernel.read() inside the instance."""
+    """Run kernel.read() inside the instance."""
     found: Actual = pickle.loads(lab.run([sys.executable, "-c", READ], user="cloud-network").stdout.encode())
     return found
 
 
 def cloud(lab: Lab) -> Instance:
-    """The lab's interfaces, as a provider would read them."""
+    """Return the lab's interfaces as a provider would read them."""
     interfaces = []
     for nic in lab.nics:
         subnets = [nic.subnet, f"fd00:{nic.device + 1}::/64"]
@@ -56,7 +56,7 @@ def cloud(lab: Lab) -> Instance:
 
 
 def commands(lab: Lab, rules: Rules) -> list[str]:
-    """What is still to do, in ip's words."""
+    """Return the missing changes, in `ip` syntax."""
     actual = read(lab)
     found = plan(goal_of(cloud(lab), replace(CONFIG, rules=rules), actual), actual, may_remove=True)
     links = {link.ifindex: link for link in actual.links}
@@ -198,7 +198,7 @@ def test_links_addresses_and_learned_gateways_are_read(lab: Lab) -> None:
     assert links["lo"].hardware == ARPHRD_LOOPBACK
     assert (links["br0"].kind, links["br0"].up) == ("bridge", False)
     assert links["eth0"].mac == lab.nic("eth0").mac
-    assert found.gateways[links["eth0"].ifindex] == (lab.nics[0].network[1], ip_address("fe80::1"))  # by DHCP and RA
+    assert found.gateways[links["eth0"].ifindex] == (lab.nics[0].network[1], ip_address("fe80::1"))  # from DHCP and RA
     index = links["br0"].ifindex
     expected = has(index, "172.17.0.1/16") | has(index, "172.17.0.2/32", connected=False)
     assert {place: kernel for place, kernel in found.addresses.items() if place[0] == index} == expected

@@ -1,4 +1,4 @@
-"""The cloud's IPv6, and its delegated ranges: tried with ip(8) by hand, without cloud-network."""
+"""The cloud's IPv6, and its delegated ranges: tested with ip(8) by hand, without cloud-network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.system.lab.test_lab import configuration, table
 
 
 def configure(lab: Lab) -> None:
-    """As `configuration` says, and the same for IPv6: there the gateway is the one that advertises itself."""
+    """As `configuration`, but for IPv6: the gateway is the router that advertises itself."""
     router = lab.convention.router6
     lab.batch(configuration(lab))
     lines = ["rule add priority 30001 lookup main suppress_prefixlength 0"]
@@ -31,7 +31,7 @@ def configure(lab: Lab) -> None:
 
 
 def default6(lab: Lab) -> dict[str, str]:
-    """{device: gateway} of what the kernel learned from advertisements."""
+    """Return {device: gateway} of the routes that the kernel learned from advertisements."""
     routes = json.loads(lab.run(["ip", "-6", "-j", "route", "show", "default", "proto", "ra"]).stdout)
     return {route["dev"]: route["gateway"] for route in routes}
 
@@ -90,7 +90,7 @@ def test_an_ipv6_source_of_another_interface_is_dropped_and_counted() -> None:
 
 
 def test_ipv6_is_not_delivered_to_an_interface_that_does_not_own_it() -> None:
-    """A host with the wrong MAC for an address: the kernel would answer for its other interface."""
+    """Another host has the wrong MAC for an address: the kernel would answer through its other interface."""
     with Lab(Spec((Interface("10.0.1.0/24", 1, ipv6=1), Interface("10.0.1.0/24", 1, ipv6=1)))) as lab:
         configure(lab)
         first, second = lab.nics
@@ -114,7 +114,7 @@ def test_an_ipv6_address_is_added_and_removed_while_running() -> None:
 
 
 def test_where_no_prefix_is_on_link_neighbours_are_reached_by_the_router() -> None:
-    """And the router does not redirect (RFC 4861, 8), as no cloud's does."""
+    """The router does not redirect (RFC 4861, 8), as in every cloud."""
     with Lab(Spec.cloud("azure", interfaces=1, addresses=1, ipv6=1)) as lab:
         [nic] = lab.nics
 
@@ -152,7 +152,7 @@ def test_an_interface_with_ipv6_is_attached_and_detached() -> None:
 
 
 def test_a_range_belongs_to_its_interface() -> None:
-    """The whole of it: the first and the last address answer once the kernel takes it for local, and not before."""
+    """A whole range: the first and the last address answer only once the kernel has it as local."""
     with Lab(Spec.cloud("aws", interfaces=2, addresses=1, ipv6=1, prefixes=2)) as lab:
         first, second = lab.nics
         assert len(lab.samples) == 2 * 2 * 2 * 2

@@ -1,4 +1,4 @@
-"""The metadata server behaves like Alibaba's, and the gateway is where Alibaba has it."""
+"""The metadata server behaves like Alibaba's, and the gateway has Alibaba's address."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def test_a_long_poll_answers_at_the_change_and_not_before(lab: Lab) -> None:
     etag = get(lab, f"{ROOT}/?recursive=true").headers["etag"]
     waiting = Waiting(lambda: get(lab, f"{WATCH}{etag}&timeout_sec=15"))
     lab.wait_for(lambda: lab.metadata.waiting() == 1, message="the poll")
-    lab.metadata.load(lab.nics)  # nothing new
+    lab.metadata.load(lab.nics)  # unchanged
     assert lab.metadata.waiting() == 1
     assert waiting.answers == []
     lab.add_address(lab.nics[0].mac, "10.0.1.50")

@@ -1,4 +1,4 @@
-"""The metadata servers of Hetzner, Vultr, Scaleway, IBM and Tencent behave like theirs."""
+"""The metadata servers of Hetzner, Vultr, Scaleway, IBM and Tencent behave like the real ones."""
 
 from __future__ import annotations
 

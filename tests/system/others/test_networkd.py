@@ -1,4 +1,4 @@
-"""systemd-networkd, the real one: what it takes away is put back, and what keeps it from taking anything."""
+"""The real systemd-networkd: the objects that it removes are repaired, and settings that prevent the removal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEEP = "DHCP=ipv4\nKeepConfiguration=static"
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    """A DHCP server, as networkd's own address comes and goes with its lease."""
+    """A DHCP server, because networkd's own address depends on its lease."""
     with running(Spec.aws(interfaces=2, addresses=3)) as made, dhcp.server(made, made.nics[0]), bus(made):
         yield made
         assert "Traceback" not in made.log("fetcher") + made.log("netagent")
@@ -30,7 +30,7 @@ def of_ours(lab: Lab) -> list[list[str]]:
 
 
 def removed(lab: Lab, action: str, networkd: Networkd) -> set[str]:
-    """Rules, routes and siblings' addresses that went, if only for a moment, while networkd did this."""
+    """Return the rules, routes and siblings' addresses that networkd removed, if only for a moment."""
     path = "/run/lab/monitor"
     with lab.path(path).open("wb") as said:
         monitor = lab.instance.popen(["ip", "-o", "monitor", "address", "route", "rule"], stdout=said)
@@ -48,13 +48,15 @@ def removed(lab: Lab, action: str, networkd: Networkd) -> set[str]:
 
 
 def listens(lab: Lab) -> bool:
-    """Whether somebody beside the fetcher listens to rules (RTNLGRP_IPV4_RULE is bit 7 of the groups)."""
+    """Return True if a process other than the fetcher listens to rules (RTNLGRP_IPV4_RULE is bit 7 of the groups)."""
     rows = [line.split() for line in lab.run(["cat", "/proc/net/netlink"]).stdout.splitlines()[1:]]
     return sum(row[1] == "0" and bool(int(row[3], 16) & 0x80) for row in rows) >= 3
 
 
 def test_what_it_takes_away_is_put_back_and_it_is_named(lab: Lab) -> None:
-    """With its defaults, when it configures a link anew: rules of every link, routes and addresses of that one."""
+    """With defaults, when it configures a link again: it removes rules of every link, and routes and addresses of that
+    link.
+    """
     before, connection = of_ours(lab), lab.hold_connection(lab.nics[0].addresses[1])
     lab.stop("fetcher")
     with Networkd(lab, lab.nics[:1]) as networkd:
@@ -77,7 +79,7 @@ def test_what_it_takes_away_is_put_back_and_it_is_named(lab: Lab) -> None:
 
 @pytest.mark.parametrize("action", ["restart", "reconfigure"])
 def test_with_the_drop_in_and_its_addresses_kept_nothing_is_taken(lab: Lab, action: str) -> None:
-    """KeepConfiguration= is a .network file's: addresses have no setting in networkd.conf."""
+    """KeepConfiguration= belongs to a .network file: networkd.conf has no setting for addresses."""
     before, connection = of_ours(lab), lab.hold_connection(lab.nics[0].addresses[1])
     networkd = Networkd(lab, lab.nics[:1], KEEP)
     networkd.install_drop_in()
@@ -102,7 +104,7 @@ def test_with_the_drop_in_alone_rules_stay_and_addresses_come_back(lab: Lab) -> 
 
 
 def test_its_own_objects_are_left_to_it(lab: Lab) -> None:
-    """Its address, its routes, and those of a static section: the same when the fetcher has come and gone."""
+    """Its address, its routes, and those of a static section are unchanged after the fetcher has run and stopped."""
     section = f"{KEEP}\n[Route]\nDestination=192.0.2.0/24\nGateway={lab.nics[0].gateway}\n"
     section += "[RoutingPolicyRule]\nFrom=192.0.2.9\nTable=77\nPriority=31005\n"
     with Networkd(lab, lab.nics[:1], section):

@@ -1,4 +1,4 @@
-"""NetworkManager, the real one: whatever it does to its interface, ours is there afterwards and its own stays."""
+"""The real NetworkManager: whatever it does to its interface, our objects are restored and its own stay."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def cloud() -> Iterator[tuple[Lab, dhcp.Server]]:
 
 
 def test_ours_outlives_what_it_does(cloud: tuple[Lab, dhcp.Server]) -> None:
-    """It starts, is asked to apply its profile anew with and without a new activation, and is restarted."""
+    """It starts, reapplies its profile with and without a new activation, and restarts."""
     lab, server = cloud
 
     def mine() -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""Interfaces built part by part: one wrong part stops no other."""
+"""Interfaces built part by part: an invalid part affects no other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The connection to the metadata server: what it accepts, what it refuses, and how long and how much at most."""
+"""The connection to the metadata server: accepted and refused answers, and limits of time and size."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Serve = Callable[..., Client]
 
 @pytest.fixture
 def heard() -> list[bytes]:
-    """The requests that `serve`'s servers were sent."""
+    """Return the requests that `serve`'s servers received."""
     return []
 
 
 @pytest.fixture
 def serve(heard: list[bytes]) -> Iterator[Serve]:
-    """A server that answers each connection with the given bytes, `pause` seconds between two pieces, then closes."""
+    """Start a server that answers each connection with the given bytes, `pause` seconds apart, then closes."""
     listeners: list[socket.socket] = []
 
     def start(*pieces: bytes, pause: float = 0.0, times: int = 1) -> Client:
@@ -47,7 +47,7 @@ def serve(heard: list[bytes]) -> Iterator[Serve]:
                         for piece in pieces:
                             connection.sendall(piece)
                             time.sleep(pause)
-                except OSError:  # the client had enough, or the test is over
+                except OSError:  # the client has closed, or the test is over
                     return
 
         threading.Thread(target=answer, daemon=True).start()
@@ -59,7 +59,7 @@ def serve(heard: list[bytes]) -> Iterator[Serve]:
 
 
 def kind(client: Client, path: str = "/x", *parts: str) -> str:
-    """Of the error that a request for `path` ends in, with a twentieth of the usual time; its text names the path."""
+    """Return the kind of the error of a request with a twentieth of the usual time limit; its text names the path."""
     with pytest.raises(MetadataError) as caught:
         client.request("GET", path, seconds=0.25)
     assert path in str(caught.value)
@@ -183,7 +183,7 @@ def test_what_is_not_http_is_no_answer(serve: Serve, noise: bytes) -> None:
 
 @pytest.mark.parametrize("where", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n", b"HTT"])
 def test_a_server_that_drips_gets_no_more_time_than_one_that_is_silent(serve: Serve, where: bytes) -> None:
-    """Each pause is short enough; in the head, in the body and in the status line it is the whole that counts."""
+    """Each pause is within its limit; the total limit applies in the head, in the body and in the status line."""
     assert kind(serve(where, *([b"a"] * 60), pause=0.05)) == "timeout"
 
 
@@ -227,7 +227,7 @@ def test_habits_of_real_servers_are_understood(serve: Serve, head: bytes) -> Non
 
 
 def test_answer_without_a_length_proves_nothing_gone(serve: Serve) -> None:
-    """It ends where the connection ends, which may be anywhere."""
+    """Its end is that of the connection, which can close at any byte."""
     ipv4 = b'{"address": "10.0.1.2", "netmask": "255.255.255.0"}'
     body = b'{"interfaces": [{"mac": "56:00:03:15:c4:01", "ipv4": ' + ipv4 + b"}]}"
     length = b"Content-Length: " + str(len(body)).encode()
@@ -279,7 +279,7 @@ NOISE = [b"\r\n", b"\n", b": ", b"0", b"-", b"\xff", b"\x00", b"[", b"9" * 30, b
 
 @st.composite
 def garbled(draw: st.DrawFn) -> bytes:
-    """An answer with up to three places cut out or overgrown."""
+    """Generate an answer with up to three places removed or inserted."""
     text = draw(st.sampled_from(ANSWERS))
     for _ in range(draw(st.integers(0, 3))):
         at = draw(st.integers(0, len(text)))
@@ -326,7 +326,7 @@ def test_proxies_and_passwords_of_the_environment_are_ignored(
 
 
 def test_a_compressed_answer_is_not_asked_for_and_not_unpacked(serve: Serve, heard: list[bytes]) -> None:
-    """A small body could become a large one."""
+    """A small body could unpack to a large one."""
     client = serve(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\n\x1f\x8b\x08\x00")
     assert client.request("GET", "/x").body == b"\x1f\x8b\x08\x00"
     assert b"Accept-Encoding: identity\r\n" in heard[0]

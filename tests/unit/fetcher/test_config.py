@@ -1,4 +1,4 @@
-"""The configuration: the original's file, every key, every mistake, and agreement with TOML."""
+"""The configuration: the original's file, every key, every error, and agreement with TOML."""
 
 import re
 import tomllib

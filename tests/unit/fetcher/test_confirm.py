@@ -1,4 +1,4 @@
-"""What netagent's refusals say of single objects."""
+"""Conclusions from netagent's refusals about single objects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KEY = f'[Netagent] AllowGateways="{GATEWAY}"'
 
 
 def test_gateway_of_several_refused_routes_is_reported() -> None:
-    """The later routes may have been refused because of the first one, which is the one to name."""
+    """The later routes may have been refused because of the first one, so that one is reported."""
     ops = tuple(RouteReplace(BASE + 3, 3, ip_network(each), GATEWAY) for each in ("10.0.2.0/24", "0.0.0.0/0"))
     refusals = (Refused("not known", 0, allow=KEY), Refused("not known", 1, allow=KEY, depends_on=0))
     [(refused, rejection)] = refusals_of(refusals, ops).items()

@@ -1,4 +1,4 @@
-"""Changes that another program reverts: when they wait, what waits with them, and when they are forgotten."""
+"""Changes that another program reverts: when they wait, with which other objects, and when they are forgotten."""
 
 from __future__ import annotations
 

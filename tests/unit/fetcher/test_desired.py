@@ -30,7 +30,7 @@ EVERYTHING, EVERYTHING6 = ip_network("0.0.0.0/0"), ip_network("::/0")
 
 
 def carried(found: Desired, ifindex: int) -> list[str]:
-    """The link's addresses; `+` where the kernel makes a connected route."""
+    """Return the link's addresses; `+` if the kernel makes a connected route."""
     return [
         f"{each.address}/{each.prefix}{'+' if each.connected else ''}"
         for each in found.addresses
@@ -39,7 +39,7 @@ def carried(found: Desired, ifindex: int) -> list[str]:
 
 
 def routes(found: Desired, ifindex: int) -> list[str]:
-    """The routes of the link's own table, in order."""
+    """Return the routes of the link's own table, in order."""
     own = [each for each in found.routes if each.table == BASE + ifindex]
     assert all(each.ifindex == ifindex for each in own)
     return [f"{each.destination}{f' via {each.gateway}' if each.gateway else ''}" for each in own]
@@ -142,7 +142,7 @@ def test_an_excluded_link_gets_nothing_and_loses_what_is_ours() -> None:
     assert {each.table for each in found.rules} == {254, BASE + 2}
     assert (set(found.unmanaged), set(found.unmanaged_tables)) == (set(), set())
     assert not found.unknown_macs
-    assert "10.0.2.0/24 via 10.0.1.1" in routes(found, 2)  # in the cloud it is still a sibling
+    assert "10.0.2.0/24 via 10.0.1.1" in routes(found, 2)  # the cloud still has it as a sibling
 
 
 def test_an_excluded_link_loses_what_is_ours_while_an_interface_is_missing() -> None:
@@ -252,7 +252,7 @@ def test_no_connected_route_shadows_what_another_link_has(ifindex: int, theirs: 
 
 @pytest.mark.parametrize("more", [["10.0.0.7/32"], ["10.0.0.7/24", "10.0.0.9/32"], ["10.0.9.7/16"]])
 def test_a_link_that_has_much_else_still_is_not_shadowed(more: list[str]) -> None:
-    """Whatever lies before, inside or around its part of the subnet."""
+    """The other network may be before, inside or around its part of the subnet."""
     theirs = {place: value for text in [*more, "10.0.1.99/32"] for place, value in has(9, text).items()}
     here = host(link(1), link(8, "lan0"), addresses=theirs)
     assert carried(wanted(instance(interface(1)), here, allow_addresses=Config().allow_addresses), 2) == [
@@ -336,7 +336,7 @@ def test_links_are_wished_up_with_the_metadatas_mtu() -> None:
 
 
 def test_while_a_mac_is_unknown_links_that_are_not_named_are_left_alone() -> None:
-    """Somebody may have changed the MAC of one of them."""
+    """One of them may have a new MAC."""
     here = host(link(1), link(2), link(7, "docker0", kind="bridge"))
     known = wanted(instance(interface(1)), here)
     assert (known.unknown_macs, known.unmanaged) == ({}, frozenset())
@@ -364,7 +364,7 @@ def test_a_part_of_something_else_is_still_the_interface() -> None:
 
 
 def test_of_two_links_with_one_mac_neither_is_taken() -> None:
-    """A VF comes some milliseconds before it becomes a part of the synthetic interface."""
+    """A VF appears some milliseconds before it becomes a port of the synthetic interface."""
     here = host(link(1), link(1, "enP1s1", ifindex=9))
     found = wanted(instance(interface(1)), here)
     assert found.addresses == ()
@@ -492,7 +492,7 @@ def test_address_of_an_operators_link_is_left_to_it() -> None:
 
 
 def test_address_on_lo_or_a_dummy_gets_its_rules() -> None:
-    """A load balancer's, as kube-proxy's on kube-ipvs0."""
+    """A load balancer's address, such as kube-proxy's on kube-ipvs0."""
     for service in (Link(1, "lo", "", True, 65536, None, hardware=772), link(7, "kube-ipvs0", kind="dummy")):
         here = host(link(1), link(2), service, addresses=has(service.ifindex, "10.0.1.10/32"))
         found = wanted(instance(interface(1, "10.0.1.10", "10.0.1.11"), interface(2)), here)
@@ -563,13 +563,13 @@ def test_manage_primary_configures_only_the_primary() -> None:
 
 
 def forwarded(*ranges: str, here: Actual | None = None, **config: object) -> Desired:
-    """An interface with these ranges on GCP, where they become local routes."""
+    """Return the goal for an interface with these ranges on GCP, where they become local routes."""
     one = interface(1, ranges=tuple(map(ip_network, ranges)))
     return wanted(instance(one, provider="gcp"), here or host(link(1)), **config)
 
 
 def test_range_that_others_made_local_here_is_adopted() -> None:
-    """Google's guest agent writes the same routes, with its own protocol number."""
+    """Google's guest agent adds the same routes, with its own protocol number."""
     alias = ip_network("10.64.0.0/24")
     adopted = forwarded(str(alias), here=host(link(1), local={alias: 2}))
     assert (adopted.routes, adopted.withheld) == ((), ())
@@ -579,7 +579,7 @@ def test_range_that_others_made_local_here_is_adopted() -> None:
 
 
 def test_range_in_which_another_link_has_an_address_is_given_up() -> None:
-    """Pods: judged on every pass, also when the range is there already."""
+    """The other link belongs to a pod. This is checked on every pass, also if the range is configured already."""
     ours = Route(255, 2, ip_network("10.64.0.0/24"), None)
     bridge = host(link(1), link(7, "cbr0", kind="bridge"), addresses=has(8, "10.64.0.1/24"))
     for here in (bridge, replace(bridge, routes=frozenset({ours}))):
@@ -627,7 +627,7 @@ def test_two_network_cards_have_device_numbers_of_their_own() -> None:
 
 
 def test_a_subnet_that_the_metadata_do_not_name_is_what_dhcp_has_set() -> None:
-    """IBM names addresses alone."""
+    """IBM's metadata has addresses without prefix lengths."""
     ones = [interface(n, f"10.0.{n}.10", subnets=[f"10.0.{n}.10/32"], gateways=()) for n in (1, 2)]
     leased = has(2, "10.0.1.10/24") | has(3, "10.0.2.10/24")
     learned = {2: (ip_address("10.0.1.1"),), 3: (ip_address("10.0.2.1"),)}

@@ -1,4 +1,4 @@
-"""Documents that are not what they should be: the error names the place."""
+"""Invalid documents: the error names the place."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from tests.unit.fetcher.emulated import document, read
 
 
 def made(name: str, old: str = "", new: str = "") -> Instance:
-    """With `old` replaced in both documents."""
+    """Return the instance with `old` replaced in both documents."""
     whole = document("hetzner", name)
     return read("hetzner", {key: [line.replace(old, new) for line in whole[key]] for key in whole})
 

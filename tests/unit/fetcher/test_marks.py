@@ -1,4 +1,4 @@
-"""ForwardedReplies="mark": which link has which mark, the rules for it, and the order of the changes."""
+"""ForwardedReplies="mark": the mark of each link, the rules for it, and the order of the changes."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_the_table_comes_before_the_rules_that_need_it() -> None:
 
 
 def test_a_mark_goes_after_the_rules_that_needed_it() -> None:
-    """The metadata no longer name the second interface, and its link is still there."""
+    """The metadata no longer names the second interface, but its link is still present."""
     before = carried_out(plan_of(goal(), HERE), HERE)
     less = wanted(instance(interface(1)), before, forwarded_replies=MARK, supplementary=("eth0",))
     ops = plan_of(less, before)
@@ -142,7 +142,7 @@ def test_a_mark_goes_after_the_rules_that_needed_it() -> None:
 @given(clouds(), configs, hosts())
 @settings(deadline=None)
 def test_no_request_leaves_a_rule_without_its_mark(cloud: Instance, config: Config, here: Actual) -> None:
-    """netagent refuses such a request. It does not ask for the rules of excluded links, which stay as they are."""
+    """netagent refuses such a request. It does not check the rules of excluded links, which stay as they are."""
     config = replace(config, forwarded_replies=MARK, exclude=())
     for part in components(plan_of(goal_of(cloud, config, here), here), BASE):
         here = carried_out(part, here)

@@ -1,4 +1,4 @@
-"""What the metadata says is believed only where a host could have it."""
+"""Metadata values are accepted only if a host could have them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.unit.fetcher.values import instance, interface, mac
 
 
 def refused(error: MetadataError, *parts: str) -> bool:
-    """An error for a person: of kind invalid, and it names all of `parts`."""
+    """Return True for an error of kind invalid whose text contains all `parts`."""
     return error.kind == "invalid" and all(part in str(error) for part in parts)
 
 
@@ -146,7 +146,7 @@ def test_documents_for_display_do_not_make_two_instances_differ() -> None:
 
 
 def test_another_order_is_no_change() -> None:
-    """The first address of a subnet has the subnet's length: another first one would be a removal."""
+    """The first address of a subnet carries the subnet's length: another first address would cause a removal."""
     before = instance(interface(1, "10.0.1.10", "10.0.1.11", "10.0.1.12"))
     now = instance(interface(1, "10.0.1.13", "10.0.1.12", "10.0.1.10"))
     assert [str(each.ip) for each in now.with_known(before).interfaces[0].addresses] == [

@@ -1,4 +1,4 @@
-"""What systemd-networkd's files say. The real daemon is in tests/system/test_coexistence.py."""
+"""The configuration files of systemd-networkd. The real daemon is in tests/system/others/test_networkd.py."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ def test_the_drop_in_that_is_shipped_is_enough(tmp_path: Path) -> None:
         ({"etc/systemd/networkd.conf": f"[Network]\n{RULES} = off\n{ROUTES}=False\n"}, ()),
         ({"etc/systemd/networkd.conf": f"#{RULES}=no\n[DHCPv4]\n{ROUTES}=no\n"}, (RULES, ROUTES)),
         (
-            {  # only the first main file counts
+            {  # only the first main file is read
                 "etc/systemd/networkd.conf": "",
                 "usr/lib/systemd/networkd.conf": f"[Network]\n{RULES}=no\n{ROUTES}=no\n",
             },
             (RULES, ROUTES),
         ),
         (
-            {  # drop-ins are read by name, wherever they are, after the main file
+            {  # drop-ins are read by name from all directories, after the main file
                 "etc/systemd/networkd.conf.d/10-x.conf": f"[Network]\n{RULES}=no\n{ROUTES}=no\n",
                 "usr/lib/systemd/networkd.conf.d/90-y.conf": f"[Network]\n{ROUTES}=yes\n",
             },
             (ROUTES,),
         ),
         (
-            {  # of one name, /etc's
+            {  # /etc overrides a file of the same name
                 "etc/systemd/networkd.conf.d/50-cloud-network.conf": "",
                 "usr/lib/systemd/networkd.conf.d/50-cloud-network.conf": DROP_IN.read_text(),
             },

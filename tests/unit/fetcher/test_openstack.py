@@ -21,7 +21,7 @@ def made(name: str) -> Instance:
 
 
 def changed(what: str, change: dict[str, Any], name: str = "one") -> Instance:
-    """With these values in the first of `links` or `networks`."""
+    """Return the instance with these values in the first of `links` or `networks`."""
     whole = document("openstack", name)
     whole["network_data.json"][what][0] |= change
     return read("openstack", whole)
@@ -121,7 +121,7 @@ def test_wrong_value_is_reported_by_its_path(change: dict[str, Any], said: str) 
 
 @pytest.fixture
 def drive(tmp_path: Path) -> Path:
-    """One that is mounted in a place with a space in its name, behind others that are no config drive."""
+    """Mount a config drive on a path with a space, after other file systems."""
     place, boot, user = tmp_path / "the drive", tmp_path / "boot", Path("/media/user/stick")
     where = place / "openstack" / "latest"
     where.mkdir(parents=True)
@@ -186,7 +186,7 @@ def test_broken_drive_is_an_error(drive: Path, nobody: Client) -> None:
 
 @pytest.mark.parametrize("kind", ["ext4", "tmpfs", "fuse.iso"])
 def test_other_file_system_is_no_config_drive(drive: Path, kind: str) -> None:
-    """Users can mount such a one."""
+    """Users can mount such a file system."""
     assert mounted(drive / "mounts") == drive / "the drive"
     mounts = (drive / "mounts").read_text()
     (drive / "mounts").write_text(mounts.replace("iso9660", kind))

@@ -13,7 +13,7 @@ from tests.unit.fetcher.emulated import provider_of as provider
 
 
 def made(name: str, **changes: object) -> Instance:
-    """With these values in the last VNIC."""
+    """Return the instance with these values in the last VNIC."""
     whole = document("oracle", name)
     whole["vnics"][-1] |= changes
     return read("oracle", whole)

@@ -1,4 +1,4 @@
-"""How long refusals hold: until the metadata, the configuration or the kernel change, or their time has come."""
+"""Duration of refusals: until the metadata, the configuration or the kernel change, or a backoff ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""status.json and the other state files: what a pass found, only what changed, and what a fetcher before us knew."""
+"""status.json and the other state files: results of passes, writes of changes only, and the state of an earlier
+fetcher.
+"""
 
 from __future__ import annotations
 
@@ -154,7 +156,7 @@ def test_failure_of_netagent_is_named_and_counted(reporter: Reporter, state: Sta
 
 
 def test_netagent_that_does_not_listen_is_an_error(reporter: Reporter, state: StateDirectory) -> None:
-    """Also if nothing has to be changed; a comparison does not clear it, and netagent's return does."""
+    """Also if nothing has to be changed. A comparison does not clear the error; netagent's return does."""
     reporter.record(refreshed())
     reporter.record_netagent(listening=False)
     reporter.record(refreshed())

@@ -1,4 +1,4 @@
-"""The fewest prefixes: every case of a small network against every other choice, large ones against a plain oracle."""
+"""The fewest prefixes: every case of a small network by exhaustive search, large networks by a simple reference."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def branches(home: IPNetwork) -> list[IPNetwork]:
 
 
 def test_of_all_6561_ways_to_share_eight_addresses_none_can_be_had_with_fewer_prefixes() -> None:
-    """Each of eight is ours, another's or nobody's; every choice of fewer allowed prefixes leaves one of ours out."""
+    """Each of eight addresses is ours, another link's or unused; every choice of fewer allowed prefixes misses one of
+    ours.
+    """
     bits = {net: sum(1 << int(each) - int(HOME[0]) for each in net) for net in branches(HOME)}
     for owners in product((MINE, OTHERS, FREE), repeat=8):
         mine = [address for address, owner in zip(HOME, owners, strict=True) if owner == MINE]
@@ -70,7 +72,7 @@ def test_of_all_6561_ways_to_share_eight_addresses_none_can_be_had_with_fewer_pr
 
 
 def plainly(mine: Sequence[IPAddress], others: Sequence[IPNetwork], home: IPNetwork) -> list[IPNetwork]:
-    """The same by halving, which looks at every address each time."""
+    """Return the same prefixes by halving, which checks every address each time."""
     inside = [address for address in mine if address in home]
     if not inside:
         return []
@@ -113,7 +115,7 @@ def test_no_prefix_reaches_beyond_a_network_that_is_on_link() -> None:
 
 
 def test_numbers_that_both_families_have_are_not_mixed_up() -> None:
-    """10.0.1.10 is ::a00:10a, as a number."""
+    """As a number, 10.0.1.10 equals ::a00:10a."""
     four, six = ip_address("10.0.1.10"), ip_address("::a00:10a")
     others = [ip_network("10.0.1.128/25"), ip_network("::a00:108/126")]
     found = aggregate([six, four], others, ip_network("::/64"), ip_network("10.0.0.0/16"))
@@ -126,7 +128,7 @@ def test_address_that_another_link_has_too_stands_alone() -> None:
         assert aggregate(mine, [ip_network(theirs)], ip_network("10.0.1.0/24")) == [ip_network("10.0.1.10")]
 
 
-# — in what is desired
+# — within the desired state
 
 
 def without_rules(found: Desired) -> Desired:
@@ -134,7 +136,7 @@ def without_rules(found: Desired) -> Desired:
 
 
 def rule_for(rules: Iterable[Rule], source: IPAddress, *, last: bool) -> int | None:
-    """The table that a packet of this host with that source is sent to, in the first step or the last."""
+    """Return the table for a packet of this host with that source, in the first step or the last."""
     for rule in rules:
         named = rule.selector is not None and not rule.to and rule.suppress != last
         if named and rule.version == source.version and rule.selector is not None and source in rule.selector:
@@ -146,7 +148,7 @@ def rule_for(rules: Iterable[Rule], source: IPAddress, *, last: bool) -> int | N
 def test_every_source_of_this_host_goes_where_a_rule_of_its_own_would_send_it(
     cloud: Instance, config: Config, here: Actual
 ) -> None:
-    """An operator's address on the same link may go there too: it is that link's. Nobody else's does."""
+    """An operator's address on the same link may use the rule: it belongs to that link. No other address may."""
     singly = goal_of(cloud, replace(config, rules=Rules.ADDRESS), here)
     together = goal_of(cloud, replace(config, rules=Rules.AGGREGATE), here)
     assert without_rules(singly) == without_rules(together)
@@ -154,7 +156,7 @@ def test_every_source_of_this_host_goes_where_a_rule_of_its_own_would_send_it(
     owners = {
         address: ifindex
         for (ifindex, address), kernel in here.addresses.items()
-        if not (kernel.owned and cloud.complete and ifindex not in singly.unmanaged)  # it goes before a rule comes
+        if not (kernel.owned and cloud.complete and ifindex not in singly.unmanaged)  # removed before a rule is added
     }
     owners |= {each.address: each.ifindex for each in singly.addresses}
     for source, ifindex in owners.items():
@@ -168,7 +170,7 @@ def test_every_source_of_this_host_goes_where_a_rule_of_its_own_would_send_it(
 def test_what_is_forwarded_is_caught_by_no_prefix_that_stands_for_addresses(
     cloud: Instance, config: Config, here: Actual
 ) -> None:
-    """All that is wider than an address and not `iif lo` is a range, which has its rules anyway."""
+    """Every selector that is wider than an address and has no `iif lo` is a range, which has its own rules."""
     singly = goal_of(cloud, replace(config, rules=Rules.ADDRESS), here)
     together = goal_of(cloud, replace(config, rules=Rules.AGGREGATE), here)
     wide = {each for each in together.rules if each.selector and each.selector.num_addresses > 1 and not each.local}
@@ -177,7 +179,7 @@ def test_what_is_forwarded_is_caught_by_no_prefix_that_stands_for_addresses(
 
 
 def selectors(rules: Iterable[Rule], ifindex: int) -> list[str]:
-    """Of the first step, which are those of the last; `local` is said as ip says it."""
+    """Return the selectors of the first step, which equal those of the last; `local` is shown as `iif lo`."""
     steps = [[], []]  # type: list[list[str]]
     for each in rules:
         if each.table == BASE + ifindex:

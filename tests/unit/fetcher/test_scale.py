@@ -1,4 +1,4 @@
-"""The largest instance, 60 interfaces with 50 addresses each: what one change costs, and how the cost grows."""
+"""The largest instance, 60 interfaces with 50 addresses each: the cost of one change, and its growth."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def bare(interfaces: int) -> Actual:
 
 @pytest.fixture(scope="module")
 def large() -> tuple[Instance, Actual]:
-    """Converged."""
+    """Return the instance and a host that is completely configured."""
     found, here = cloud(60, 50), bare(60)
     return found, carried_out(plan_of(wanted(found, here), here), here)
 
@@ -45,7 +45,7 @@ def test_it_is_all_there_and_nothing_is_left_to_do(large: tuple[Instance, Actual
 
 
 def changes_after(found: Instance, here: Actual, *texts: str) -> Plan:
-    """Of interface 30 alone, whose addresses become these."""
+    """Return the changes if interface 30 alone gets these addresses."""
     odd = found.interfaces[29]
     changed = replace(odd, addresses=tuple(ip_interface(text) for text in texts))
     others = [each for each in found.interfaces if each is not odd]
@@ -79,7 +79,7 @@ def test_one_object_that_somebody_removes_is_put_back_alone(large: tuple[Instanc
 
 
 def calls(work: Callable[[], object]) -> int:
-    """How many functions it calls, ours and the interpreter's: what it costs, without the machine's mood."""
+    """Return the number of function calls: a measure of the cost that does not depend on the machine's load."""
     count = 0
 
     def seen(_frame: FrameType, _event: str, _argument: object) -> None:

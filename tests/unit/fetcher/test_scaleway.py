@@ -15,7 +15,7 @@ def test_instance_is_read_whole() -> None:
         *(f"51.158.10.{100 + number}/32" for number in range(5)),
         "2001:bc8:1640:1::1/64",
     ]
-    assert public.gateways == (ip_address("62.210.0.1"), ip_address("fe80::dc00:ff:fe00:1"))  # not of its subnet
+    assert public.gateways == (ip_address("62.210.0.1"), ip_address("fe80::dc00:ff:fe00:1"))  # outside its subnet
     assert [(each.mac, each.addresses, each.device_number) for each in private] == [
         (f"02:00:00:00:01:0{number}", (), number) for number in (1, 2, 3)
     ]

@@ -1,4 +1,4 @@
-"""When the metadata are read and the kernel is compared next, on a clock that the test moves."""
+"""The times of the next read and the next comparison, with a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DONE = ReadResult(complete=True)
 
 
 class Clock:
-    """Seconds that pass when the test says so."""
+    """A clock that the test moves, in seconds."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -122,7 +122,7 @@ def test_event_storm_is_paced(schedule: Schedule, clock: Clock) -> None:
 
 @pytest.mark.parametrize("unanswered", [True, False])
 def test_event_after_an_unanswered_read_is_a_reason_to_read(schedule: Schedule, clock: Clock, unanswered: bool) -> None:
-    """It may be the network that has come up."""
+    """The network may just have come up."""
     for _ in range(8):
         read(schedule, ReadResult(failed=True, unanswered=unanswered))
     before = schedule.refresh_due

@@ -1,4 +1,4 @@
-"""What is logged: logfmt, JSON, and entries with fields in a real journal."""
+"""Log output: logfmt, JSON, and entries with fields in a real journal."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ logger.critical("x" * 300_000)
 
 
 def said(*arguments: str, **environment: str) -> list[str]:
-    """What a daemon's log would be, line by line."""
+    """Return the log of a daemon, line by line."""
     ended = subprocess.run(
         [sys.executable, "-c", SAYING, *arguments],
         capture_output=True,
@@ -46,7 +46,7 @@ def said(*arguments: str, **environment: str) -> list[str]:
 
 
 def logfmt(line: str) -> dict[str, str]:
-    """A line taken apart as logfmt is: the message is quoted, and JSON's escapes are logfmt's."""
+    """Parse a line of logfmt: the message is quoted, with JSON's escapes."""
     time, level, message = line.split(" ", 2)
     return {
         "time": time.removeprefix("time="),
@@ -76,7 +76,7 @@ def test_nothing_below_the_level_is_said(level: str, count: int) -> None:
 
 
 def test_a_journal_that_is_not_this_stderr_is_none() -> None:
-    """JOURNAL_STREAM= is inherited by whoever is started from a unit, with its stderr elsewhere."""
+    """JOURNAL_STREAM= is inherited by processes that a unit starts with another stderr."""
     assert len(said("info", "text", JOURNAL_STREAM="8:12345")) == 4
 
 
@@ -89,11 +89,11 @@ journalctl --directory=/run/log/journal --sync 2>/dev/null; kill -RTMIN+1 $journ
 journalctl --directory=/run/log/journal --output=json --all --no-pager _TRANSPORT=journal + _TRANSPORT=stdout
 kill $journald; wait $journald
 """
-"""A journald of its own with a /run of its own; stderr and JOURNAL_STREAM= are what systemd gives a service."""
+"""A separate journald with a separate /run; stderr and JOURNAL_STREAM= are those that systemd sets for a service."""
 
 
 def journal(*arguments: str) -> list[dict[str, Any]]:
-    """The entries that what is said becomes."""
+    """Return the journal entries of these log records."""
     command = ["unshare", "--mount", "bash", "-c", IN_A_ROOM, "sh", sys.executable, "-c", SAYING, *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     entries = [json.loads(line) for line in ended.stdout.splitlines()]
@@ -116,7 +116,7 @@ def test_in_the_journal_an_entry_has_fields() -> None:
     assert (info["CODE_FUNC"], info["CODE_LINE"]) == ("<module>", "9")
     assert warning["MESSAGE"] == "a\nb", "several lines are one entry"
     assert error["MESSAGE"].startswith("unexpected\nTraceback")
-    # Beyond a datagram: by way of stderr, in pieces, and with its priority all the same.
+    # A message larger than a datagram goes to stderr, in parts, with its priority.
     assert {(piece["_TRANSPORT"], piece["SYSLOG_IDENTIFIER"]) for piece in pieces} == {("stdout", "by-stderr")}
     assert sum(piece["MESSAGE"].count("x") for piece in pieces) == 300_000
 

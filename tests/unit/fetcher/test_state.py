@@ -1,4 +1,4 @@
-"""The state files: what is written is read back, whole or not at all, by anybody."""
+"""The state files: written completely or not at all, and readable by every user."""
 
 import fcntl
 import json
@@ -207,7 +207,7 @@ def test_strange_names_among_the_links_are_not_links(state: StateDirectory) -> N
     assert state.read_links() == {}
 
 
-# Who wrote it, and when
+# Writer and date of the state
 
 
 @pytest.fixture
@@ -269,7 +269,7 @@ def test_reader_with_a_lock_cannot_pose_as_the_fetcher_or_stop_it(state: StateDi
         lock.close()
 
 
-# A fetcher that was taken over
+# A compromised fetcher
 
 
 def test_fifo_does_not_block_the_reader(state: StateDirectory) -> None:

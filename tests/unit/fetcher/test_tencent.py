@@ -14,7 +14,7 @@ from cloud_network.fetcher.metadata.providers.tencent import Tencent
 from tests.lab.metadata.in_process import InProcess
 from tests.unit.fetcher.emulated import document, read, settled
 
-MAC = "52:54:00:BF:B3:01"  # written so by the cloud
+MAC = "52:54:00:BF:B3:01"  # upper case, as from the cloud
 MACS = "/latest/meta-data/network/interfaces/macs/"
 PRIMARY = "10.104.1.59"
 
@@ -35,7 +35,7 @@ def tencent(cloud: InProcess) -> Iterator[Tencent]:
 
 
 def made(**changes: str) -> Instance:
-    """With these leaves of the primary address, or of the interface."""
+    """Return the instance with these leaves of the primary address, or of the interface."""
     ip = {"gateway": "10.104.1.1", "subnet-mask": "255.255.255.0", "local-ipv4": PRIMARY}
     ips = {"10.104.1.60": ip, PRIMARY: ip | {key: text for key, text in changes.items() if key in ip}}
     interface: dict[str, Any] = {"mac": MAC, "primary-local-ipv4": PRIMARY, "local-ipv4s": ips}

@@ -11,7 +11,7 @@ from tests.unit.fetcher.emulated import document, read
 
 
 def made(name: str, **changes: object) -> Instance:
-    """With these values in the first interface."""
+    """Return the instance with these values in the first interface."""
     whole = document("vultr", name)
     whole["interfaces"][0] |= changes
     return read("vultr", whole)

@@ -1,4 +1,4 @@
-"""By which ways a link's table leads out: further gateways, no gateway, and links whose addresses DHCP alone knows."""
+"""Egress of a link's table: further gateways, no gateway, and links whose addresses are known only to DHCP."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.unit.fetcher.values import BASE, has, host, instance, interface, link
 
 
 def table(found: Desired, ifindex: int) -> list[str]:
-    """The routes of the link's own table, in order."""
+    """Return the routes of the link's own table, in order."""
     own = [each for each in found.routes if each.table == BASE + ifindex]
     return [f"{each.destination}{f' via {each.gateway}' if each.gateway else ''}" for each in own]
 
@@ -30,7 +30,7 @@ def test_a_network_behind_another_gateway_goes_before_what_is_concluded() -> Non
 
 
 def test_a_route_by_a_gateway_that_is_not_there_or_is_this_host_is_left_out() -> None:
-    """Neutron tells a subnet's host routes to every port, that of their own gateway too."""
+    """Neutron lists a subnet's host routes on every port, including the gateway's own."""
     behind = (
         (ip_network("192.168.0.0/24"), ip_address("198.18.0.1")),
         (ip_network("192.168.1.0/24"), ip_address("10.0.1.10")),

@@ -1,4 +1,4 @@
-"""The fuzz targets in the normal suite: the corpus again, some seconds of Hypothesis, and a short run of atheris."""
+"""The fuzz targets in the normal suite: the corpus, some seconds of Hypothesis, and a short run of atheris."""
 
 from __future__ import annotations
 
