@@ -311,7 +311,7 @@ def test_root_without_the_user_is_told_how_to_make_it(tmp_path: Path) -> None:
         with_passwd("root:x:0:0::/root:/bin/sh\n", tmp_path, command), capture_output=True, timeout=60, check=False
     )
     assert ended.returncode == 1
-    assert b"the user cloud-network-api to become does not exist. Create it: systemd-sysusers" in ended.stderr
+    assert b"the user cloud-network-api does not exist. Create it: systemd-sysusers" in ended.stderr
 
 
 def test_with_systemds_socket_it_ends_when_nobody_asks_and_the_socket_stays(filled: StateDirectory) -> None:

@@ -119,7 +119,7 @@ def test_leaf_that_is_listed_must_be_there(cloud: InProcess, alibaba: Alibaba) -
     assert set(found.with_known(before).interfaces[0].addresses) == set(before.interfaces[0].addresses)
     cloud.clear()
     cloud.content(f"{MACS}{MAC}/ipv6s", "\n")
-    assert "ipv6s: is listed, and empty" in alibaba.fetch().problems[0].text
+    assert "ipv6s: is listed but empty" in alibaba.fetch().problems[0].text
 
 
 def test_leaf_that_is_not_listed_is_not_there(cloud: InProcess, alibaba: Alibaba) -> None:

@@ -147,7 +147,7 @@ def test_empty_leaf_costs_nothing_but_itself(cloud: Cloud, aws: Aws) -> None:
     cloud.content(leaf(aws, "ipv6s"), "")
     found = aws.fetch()
     assert [len(each.addresses) for each in found.interfaces] == [3, 3]
-    assert "ipv6s: is listed, and empty" in found.problems[0].text
+    assert "ipv6s: is listed but empty" in found.problems[0].text
 
 
 def test_subnet_that_cannot_be_read_keeps_its_addresses_for_later(cloud: Cloud, aws: Aws) -> None:
@@ -298,8 +298,8 @@ def test_wrong_list_of_interfaces_ends_the_read(cloud: Cloud, aws: Aws, fault: s
     ("fault", "key", "said"),
     [
         ("html", "local-ipv4s", "local-ipv4s: the answer is an HTML page"),
-        ("empty", "local-ipv4s", "local-ipv4s: is listed, and empty"),
-        ("empty", "subnet-ipv4-cidr-block", "subnet-ipv4-cidr-block: is listed, and empty"),
+        ("empty", "local-ipv4s", "local-ipv4s: is listed but empty"),
+        ("empty", "subnet-ipv4-cidr-block", "subnet-ipv4-cidr-block: is listed but empty"),
         ("status", "subnet-ipv4-cidr-block", "subnet-ipv4-cidr-block: HTTP 500"),
         ("html", "device-number", "device-number: the answer is an HTML page"),
         ("empty", "", "no 'mac'"),

@@ -248,7 +248,7 @@ def test_all_mistakes_come_at_once_in_order(tmp_path: Path) -> None:
     content = 'LogLevel = 1\n[Sytem]\nx = 1\n[Network]\nListen = "x"\n\nExclude = 1.5\n'
     found = mistakes(tmp_path, content, {"CLOUD_NETWORK_LOG_LEVEL": "x\x1b"})
     assert [problem.split(":")[0] for problem in found] == ["1", "2", "5", "7", "environment"]
-    assert "LogLevel = 1: key outside of a section; accepted: in [System]" in found[0]
+    assert "LogLevel = 1: key outside of a section; accepted sections: [System]" in found[0]
     assert "[Sytem]: unknown section (did you mean System?); accepted: System, Network, Netagent" in found[1]
     assert found[4].startswith("environment: CLOUD_NETWORK_LOG_LEVEL = x\\x1b: unknown value; accepted: trace,")
 

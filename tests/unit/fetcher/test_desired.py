@@ -524,7 +524,7 @@ def test_disabled_ipv6_is_named_once_and_ipv4_configured() -> None:
     found = wanted(instance(dual), host(link(1, ipv6=IPv6Settings(disabled=True))))
     assert carried(found, 2) == ["10.0.1.10/24+"]
     assert reports(found) == [
-        "eth0: IPv6 is disabled on this link; its IPv6 addresses need net.ipv6.conf.eth0.disable_ipv6=0"
+        "eth0: IPv6 is disabled on this link; to use its IPv6 addresses, set net.ipv6.conf.eth0.disable_ipv6=0"
     ]
 
 
@@ -575,7 +575,7 @@ def test_range_that_others_made_local_here_is_adopted() -> None:
     assert (adopted.routes, adopted.withheld) == ((), ())
     elsewhere = forwarded(str(alias), here=host(link(1), link(5, "eth9"), local={alias: 6}))
     assert elsewhere.routes == ()
-    assert reports(elsewhere) == ["10.64.0.0/24 of eth0: table local has it for eth9"]
+    assert reports(elsewhere) == ["10.64.0.0/24 of eth0: table local already has it for eth9"]
 
 
 def test_range_in_which_another_link_has_an_address_is_given_up() -> None:

@@ -56,7 +56,7 @@ def test_interface_is_read_whole_primary_address_first() -> None:
     [
         ("subnet-mask", "255.255.255", "local-ipv4s/.../subnet-mask: '255.255.255' is not a subnet mask"),
         ("gateway", "10.104.1.60", "is both an address of the interface and its gateway"),
-        ("gateway", "", "local-ipv4s/10.104.1.59/gateway: is listed, and empty"),
+        ("gateway", "", "local-ipv4s/10.104.1.59/gateway: is listed but empty"),
         ("public-ipv4s", "none", "public-ipv4s: 'none'"),
     ],
 )
