@@ -91,7 +91,7 @@ def nothing_happened(lab: Lab, before: object) -> None:
         (302, MACS, ["network/interfaces/macs/", "HTTP 302"]),
     ],
 )
-def test_a_failure_is_said_once_and_changes_nothing(lab: Lab, fault: str | int, path: str, words: list[str]) -> None:
+def test_failure_is_logged_once_and_changes_nothing(lab: Lab, fault: str | int, path: str, words: list[str]) -> None:
     mac = lab.nics[1].mac
     before = kernel(lab), files(lab)
     if path == TOKEN:
@@ -137,7 +137,7 @@ def test_a_subnet_that_cannot_be_is_named_with_its_path(lab: Lab) -> None:
     nothing_happened(lab, before)
 
 
-def test_an_unknown_mac_is_named_and_the_link_it_may_stand_for_is_left_alone(lab: Lab) -> None:
+def test_unknown_mac_is_reported_and_unnamed_links_stay(lab: Lab) -> None:
     before = kernel(lab)
     lab.metadata.load([lab.nics[0], replace(lab.nics[1], mac="02:00:00:00:00:99"), lab.nics[2]])
     [line] = said(lab, lambda: [refresh(lab), refresh(lab)])

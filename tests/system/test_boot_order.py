@@ -81,7 +81,7 @@ def test_ready_means_that_the_daemon_runs(lab: Lab) -> None:
     lab.wait_for(lambda: manager.listen()[-1] == "STOPPING=1", 5, "STOPPING=1")
 
 
-def test_without_netagent_the_network_is_not_configured_and_says_why(lab: Lab) -> None:
+def test_missing_netagent_is_reported_as_the_reason(lab: Lab) -> None:
     manager = start_fetcher(lab)
     lab.wait_for(lambda: any("is cloud-network-netagent running?" in each for each in manager.statuses()), 15, "why")
     late = wait(lab, "--timeout", "0")
@@ -100,12 +100,12 @@ def test_waiting_ends_with_the_timeout_of_the_configuration(lab: Lab) -> None:
     assert status(lab)["fetched_at"] is None
 
 
-def test_waiting_for_a_fetcher_that_does_not_run_says_so(lab: Lab) -> None:
+def test_wait_reports_a_stopped_fetcher(lab: Lab) -> None:
     late = wait(lab, "--timeout", "0")
     assert (late.returncode, "the fetcher is not running" in late.stderr) == (1, True)
 
 
-def test_no_known_cloud_is_no_failure_of_the_service(lab: Lab) -> None:
+def test_unknown_cloud_is_not_a_service_failure(lab: Lab) -> None:
     """Exit status 69 after READY=1: systemd shows the service as inactive, not as failed."""
     lab.write_config("")
     lab.metadata.fail("refuse")
@@ -122,7 +122,7 @@ def test_no_known_cloud_is_no_failure_of_the_service(lab: Lab) -> None:
     assert (shown.returncode, "no supported cloud detected" in shown.stdout) == (3, True)
 
 
-def test_a_reload_begins_and_ends_and_what_is_new_is_in_force_at_its_end(lab: Lab) -> None:
+def test_reload_ends_after_the_new_configuration_applies(lab: Lab) -> None:
     """Type=notify-reload of systemd.service(5)."""
     lab.start("netagent")
     manager = start_fetcher(lab)

@@ -46,7 +46,7 @@ def traces(lab: Lab, nic: Nic) -> list[object]:
     return [*rules, *routes, *links, *documents]
 
 
-def test_an_address_comes_and_goes(lab: Lab) -> None:
+def test_address_is_added_and_removed(lab: Lab) -> None:
     before, nic = kernel(lab), lab.nics[1]
     connection = lab.hold_connection(nic.addresses[2])
     lab.add_address(nic.mac, "10.0.2.77")
@@ -60,7 +60,7 @@ def test_an_address_comes_and_goes(lab: Lab) -> None:
     assert errors(lab) == []
 
 
-def test_the_timer_alone_finds_what_is_new_and_proves_what_is_gone(lab: Lab) -> None:
+def test_timer_alone_finds_additions_and_proves_removals(lab: Lab) -> None:
     """No request and no kernel event announces it. A removal needs two reads that agree."""
     lab.write_config('[System]\nRefreshTimer = "1s"\n[Netagent]\nAllowKinds = "veth"\n')
     lab.daemons.kill("fetcher", 1)
@@ -155,7 +155,7 @@ def test_plugged_in_again_it_works_again(lab: Lab) -> None:
     assert all(lab.reachability().values())
 
 
-def test_from_one_interface_to_two_and_back() -> None:
+def test_second_interface_is_added_and_removed() -> None:
     """Tables and rules are added with the second interface, and removed with it."""
     with running(Spec.aws(interfaces=1, addresses=3)) as lab:
         before = kernel(lab)
@@ -170,7 +170,7 @@ def test_from_one_interface_to_two_and_back() -> None:
         assert without_order(kernel(lab)) == without_order(before)
 
 
-def test_a_link_that_the_metadata_never_names_is_left_to_its_owner(lab: Lab) -> None:
+def test_link_outside_the_metadata_is_not_changed(lab: Lab) -> None:
     """After a while, the mismatch no longer causes reads."""
     lab.batch(
         ["link add other0 type veth peer name other1", "address add 192.0.2.1/24 dev other0", "link set other0 up"]
@@ -181,7 +181,7 @@ def test_a_link_that_the_metadata_never_names_is_left_to_its_owner(lab: Lab) -> 
     assert is_settled(lab)
 
 
-def test_what_is_wrong_with_one_interface_does_not_hold_up_the_others(lab: Lab) -> None:
+def test_error_of_one_interface_does_not_block_others(lab: Lab) -> None:
     """Nothing is removed meanwhile, but new objects are added and removed ones are repaired."""
     odd, good = lab.nics[1], lab.nics[2]
     lab.metadata.fail("html", f"{MACS}{odd.mac}/local-ipv4s")
@@ -197,7 +197,7 @@ def test_what_is_wrong_with_one_interface_does_not_hold_up_the_others(lab: Lab) 
     assert good.addresses[2] not in present(lab)
 
 
-def test_a_primary_address_that_goes_leaves_its_siblings(lab: Lab) -> None:
+def test_removed_primary_address_keeps_siblings(lab: Lab) -> None:
     """The kernel would remove secondaries of the same prefix as well: siblings are /32."""
     nic = lab.nics[1]
     connection = lab.hold_connection(nic.addresses[1])
@@ -227,7 +227,7 @@ def overruns(lab: Lab) -> int:
     return sum(int(line[8]) for line in lines if line[1] == "0" and int(line[3], 16))
 
 
-def test_what_an_overrun_has_swallowed_is_found_by_looking_at_everything(lab: Lab) -> None:
+def test_event_overrun_causes_a_full_read(lab: Lab) -> None:
     """The fetcher is stopped while its socket overflows, so that the important event is certainly lost."""
     victim = lab.nics[1]
     lab.kill("fetcher", signal.SIGSTOP)
@@ -245,7 +245,7 @@ def test_what_an_overrun_has_swallowed_is_found_by_looking_at_everything(lab: La
     assert errors(lab) == complaints
 
 
-def test_a_link_that_somebody_sets_down_is_up_again_with_all_that_it_had(lab: Lab) -> None:
+def test_link_set_down_is_restored_completely(lab: Lab) -> None:
     """The kernel removes the routes of a link that goes down; its addresses and rules stay."""
     before, nic = kernel(lab), lab.nics[1]
     lab.batch([f"link set {nic.name} down"])
@@ -264,7 +264,7 @@ def test_a_carrier_that_comes_back_finds_everything_in_place(lab: Lab) -> None:
     assert "address_remove" not in str(audit(lab))
 
 
-def test_an_mtu_that_somebody_changes_is_the_metadatas_again() -> None:
+def test_changed_mtu_is_repaired() -> None:
     """For clouds that give an MTU, such as GCP."""
     with Lab(Spec.cloud("gcp", interfaces=2, addresses=2)) as lab:
         lab.write_config(CONFIG)

@@ -103,7 +103,7 @@ def test_every_address_of_every_interface_is_reachable(cloud: str) -> None:
 @pytest.mark.parametrize(
     "cloud", ["azure", "digitalocean", "gcp", "hetzner", "ibm", "openstack", "oracle", "scaleway", "vultr"]
 )
-def test_the_refresh_of_an_unchanged_instance_costs_one_request_a_document(cloud: str) -> None:
+def test_unchanged_refresh_is_one_request_per_document(cloud: str) -> None:
     """Hetzner has two documents."""
     with Lab(Spec.cloud(cloud, 2, 3)) as lab:
         lab.write_config(f'{CONFIG}AllowAddresses = "{PUBLIC.get(cloud, "")}"\n')
@@ -119,7 +119,7 @@ def test_the_refresh_of_an_unchanged_instance_costs_one_request_a_document(cloud
 
 
 @pytest.mark.parametrize("cloud", ["aws", "gcp", "hetzner", "openstack", "oracle", "scaleway"])
-def test_the_ipv6_endpoint_serves_where_ipv4_leads_nowhere(cloud: str) -> None:
+def test_ipv6_endpoint_is_used_without_ipv4(cloud: str) -> None:
     with Lab(Spec.cloud(cloud, 2, 3, ipv6=1)) as lab:
         lab.batch([f"route add unreachable {lab.convention.endpoints[0]}/32"])
         lab.write_config(f'{CONFIG}AllowAddresses = "{IPV6} {PUBLIC.get(cloud, "")}"\n')
@@ -147,7 +147,7 @@ def test_gcp_tells_of_a_change_by_itself() -> None:
 
 
 @pytest.mark.parametrize("cloud", ["azure", "gcp"])
-def test_ranges_and_what_is_public(cloud: str) -> None:
+def test_ranges_and_public_addresses(cloud: str) -> None:
     """GCP's alias ranges become local routes."""
     with Lab(Spec.cloud(cloud, 2, 2, prefixes=1, public=1)) as lab:
         lab.write_config(CONFIG)
@@ -162,7 +162,7 @@ def test_ranges_and_what_is_public(cloud: str) -> None:
 FORWARDED = "203.0.113.77"
 
 
-def test_a_forwarded_address_that_is_public_is_withheld_until_it_is_allowed() -> None:
+def test_public_forwarded_address_needs_allow_addresses() -> None:
     """A load balancer's: the metadata alone cannot make netagent add a public address of other Internet hosts."""
     spec = Spec.cloud("gcp", 2, 2)
     spec = replace(spec, interfaces=(replace(spec.interfaces[0], prefixes=(f"{FORWARDED}/32",)), *spec.interfaces[1:]))

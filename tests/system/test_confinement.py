@@ -78,7 +78,7 @@ def test_each_daemon_is_its_own_user_with_no_more_than_it_needs(lab: Lab, name: 
         assert process["NoNewPrivs"] == "1"
 
 
-def test_state_files_are_everybodys_to_read_and_the_fetchers_to_write(lab: Lab) -> None:
+def test_state_files_are_world_readable_and_fetcher_writable(lab: Lab) -> None:
     root = lab.path("/run/cloud-network")
     names = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
     indexes = {str(link["ifindex"]) for link in ip(lab, "link") if link["ifname"] != "lo"}
@@ -111,7 +111,7 @@ def test_state_files_are_in_the_metadatas_own_words(lab: Lab) -> None:
     assert json.loads((root / "provider/aws/document").read_text())["region"] == "eu-central-1"
 
 
-def test_the_generation_grows_with_what_is_new_and_not_with_time(lab: Lab) -> None:
+def test_generation_rises_with_changes_only(lab: Lab) -> None:
     refresh(lab)
     before = status(lab)["generation"]
     refresh(lab)
@@ -196,7 +196,7 @@ def test_secrets_are_in_no_file_and_in_no_log(lab: Lab) -> None:
 
 @pytest.mark.parametrize("user", ["cloud-network", "cloud-network-api", "daemon"])
 @pytest.mark.parametrize("command", ["refresh", "credentials"])
-def test_the_control_socket_refuses_who_is_not_root_and_says_so(lab: Lab, user: str, command: str) -> None:
+def test_control_socket_refuses_other_users_with_the_reason(lab: Lab, user: str, command: str) -> None:
     script = (
         "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect('/run/cloud-network/control.sock'); "
         "print(s.makefile('rb').read()[4:].decode())"
@@ -213,7 +213,7 @@ def test_the_control_socket_refuses_who_is_not_root_and_says_so(lab: Lab, user: 
     [b"", b"\0\0", b"\0\0\0\2{}", b"\0\0\0\5hello", b"\xff\xff\xff\xff", b'\0\0\0\x11{"command": "rm"}',
      b"\0\0\0\4null", b'\0\0\0\x13{"command": ["x"]} ', b"\0\0\0\x40{"],
 )  # fmt: skip
-def test_nonsense_on_the_control_socket_is_answered_and_forgotten(lab: Lab, frame: bytes) -> None:
+def test_malformed_control_request_gets_an_error(lab: Lab, frame: bytes) -> None:
     script = (
         "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect('/run/cloud-network/control.sock'); "
         f"s.sendall({frame!r}); s.shutdown(socket.SHUT_WR); print(s.makefile('rb').read()[4:].decode())"
@@ -224,7 +224,7 @@ def test_nonsense_on_the_control_socket_is_answered_and_forgotten(lab: Lab, fram
     assert refresh(lab) == "ok"
 
 
-def test_a_client_that_says_nothing_is_dropped_and_the_loop_goes_on(lab: Lab) -> None:
+def test_silent_control_client_is_dropped(lab: Lab) -> None:
     script = (
         "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.connect('/run/cloud-network/control.sock'); "
         "s.sendall(b'\\0\\0\\0\\x40'); print(s.makefile('rb').read()[4:].decode())"
@@ -241,7 +241,7 @@ def test_a_credential_that_cannot_be_had_is_an_answer_too(lab: Lab) -> None:
     assert answer == {"ok": False, "error": "iam/security-credentials/: HTTP 500"}
 
 
-def test_what_is_ours_carries_our_number(lab: Lab) -> None:
+def test_our_objects_have_protocol_209(lab: Lab) -> None:
     assert len(ours(lab, "route-4")) == 12
     assert len(ours(lab, "rule-4")) == 7
     told = [

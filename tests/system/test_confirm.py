@@ -57,7 +57,7 @@ def in_mid_change(lab: Lab, nic: Nic, address: str) -> None:
     lab.wait_for(lambda: verdicts(lab)[-1] == "applied", 15, "the change to be applied")
 
 
-def test_a_change_that_cuts_a_gateway_off_is_taken_back(lab: Lab) -> None:
+def test_lost_gateway_rolls_the_change_back(lab: Lab) -> None:
     nic, before, count = lab.nics[1], kernel(lab), len(audit(lab))
     refresh(lab)
     in_mid_change(lab, nic, NEW)
@@ -96,14 +96,14 @@ def test_a_gateway_that_was_silent_before_holds_no_change_up(lab: Lab) -> None:
     assert NEW in present(lab)
 
 
-def test_the_gateway_of_another_link_is_no_reason(lab: Lab) -> None:
+def test_gateway_of_another_link_does_not_roll_back(lab: Lab) -> None:
     in_mid_change(lab, lab.nics[1], NEW)
     silence_gateway(lab, lab.nics[2])
     lab.wait_for(lambda: verdicts(lab)[-1] != "applied", 20, "a verdict")
     assert verdicts(lab)[-2:] == ["applied", "confirmed"]
 
 
-def test_a_change_that_cuts_the_metadata_server_off_is_taken_back(lab: Lab) -> None:
+def test_lost_metadata_server_rolls_the_change_back(lab: Lab) -> None:
     """The server stops between the two; the fetcher cannot see whether its change caused that."""
     before = kernel(lab)
     in_mid_change(lab, lab.nics[1], NEW)
@@ -141,7 +141,7 @@ def test_silent_new_gateway_is_not_used(route: list[str]) -> None:
         assert all(lab.reachability().values())
 
 
-def test_what_could_not_be_confirmed_is_not_tried(lab: Lab) -> None:
+def test_unconfirmable_change_is_not_tried(lab: Lab) -> None:
     """Without the metadata server, a change would be made and rolled back repeatedly."""
     nic, lines = lab.nics[1], audit(lab)
     lab.metadata.fail("refuse")

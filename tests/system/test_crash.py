@@ -85,7 +85,7 @@ def test_killed_at_rest_and_started_again_nothing_changes(lab: Lab, name: str) -
 
 
 @pytest.mark.parametrize("name", ["netagent", "fetcher"])
-def test_killed_between_apply_and_confirm_the_first_change_is_taken_back_and_made_again(fresh: Lab, name: str) -> None:
+def test_kill_before_first_confirm_rolls_back_and_retries(fresh: Lab, name: str) -> None:
     untouched = kernel(fresh)
     connection = fresh.hold_connection(fresh.nics[0].addresses[0])
     fresh.metadata.fail("timeout", META)
@@ -109,7 +109,7 @@ def test_killed_between_apply_and_confirm_the_first_change_is_taken_back_and_mad
 
 
 @pytest.mark.parametrize("name", ["netagent", "fetcher"])
-def test_killed_between_apply_and_confirm_a_later_change_leaves_the_rest_alone(lab: Lab, name: str) -> None:
+def test_kill_before_later_confirm_keeps_the_rest(lab: Lab, name: str) -> None:
     before, connections = kernel(lab), held(lab)
     new = "10.0.2.77"
     lab.add_address(lab.nics[1].mac, new)
@@ -196,7 +196,7 @@ def test_ended_and_started_again_in_any_order_the_network_stays(lab: Lab) -> Non
     assert len(audit(lab)) == 6
 
 
-def test_told_to_end_in_mid_change_it_finishes_first(fresh: Lab) -> None:
+def test_sigterm_waits_for_the_running_change(fresh: Lab) -> None:
     fresh.metadata.fail("timeout", META)
     fresh.start("netagent")
     fresh.start("fetcher")
@@ -207,7 +207,7 @@ def test_told_to_end_in_mid_change_it_finishes_first(fresh: Lab) -> None:
     assert present(fresh) & set(fresh.addresses) == {fresh.nics[0].addresses[0]}
 
 
-def test_a_change_that_cuts_the_metadata_off_is_taken_back_and_not_repeated_in_haste(fresh: Lab) -> None:
+def test_rolled_back_change_is_retried_with_backoff(fresh: Lab) -> None:
     """A change that fails must not cause many attempts: the delay doubles."""
     fresh.metadata.fail("reset", META)
     fresh.start("netagent")
@@ -224,7 +224,7 @@ def test_a_change_that_cuts_the_metadata_off_is_taken_back_and_not_repeated_in_h
     settle(fresh)
 
 
-def test_an_unexpected_error_in_one_pass_is_logged_and_the_next_one_goes_on(lab: Lab) -> None:
+def test_unexpected_error_is_logged_and_passes_continue(lab: Lab) -> None:
     """In this test a directory is in place of a file."""
     target = lab.path("/run/cloud-network/status.json")
     target.unlink()

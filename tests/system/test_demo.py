@@ -65,7 +65,7 @@ def host() -> dict[str, str]:
     return state | {"mounts": Path("/proc/self/mounts").read_text()}
 
 
-def test_everything_the_demo_says_is_so() -> None:
+def test_demo_output_is_correct() -> None:
     before = host()
     began = time.monotonic()
     process = start()
@@ -124,9 +124,7 @@ def test_a_signal_in_the_middle_leaves_nothing(number: int, moment: str) -> None
     assert host() == before
 
 
-def test_what_is_not_so_ends_the_demo_with_1(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_measurement_exits_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     if os.geteuid():
         pytest.fail("the lab needs root or a user namespace")
     monkeypatch.setattr(demo, "CONFIG", demo.CONFIG.replace("veth", ""))  # netagent does not manage the lab's links

@@ -85,7 +85,7 @@ BREAK = {
 
 
 @pytest.mark.parametrize("broken", BREAK)
-def test_what_is_broken_is_named_and_the_command_shows_it(lab: Lab, broken: str) -> None:
+def test_broken_step_is_named_with_its_command(lab: Lab, broken: str) -> None:
     nic = second(lab)
     address = nic.addresses[1]
     other = str(nic.gateway).rsplit(".", 1)[0] + ".99"
@@ -102,7 +102,7 @@ def test_what_is_broken_is_named_and_the_command_shows_it(lab: Lab, broken: str)
         lab.run(shlex.split(repair.removeprefix("sudo ")))
 
 
-def test_the_first_step_of_the_rules_and_the_one_for_main_count_too(lab: Lab) -> None:
+def test_first_step_and_main_rule_are_checked(lab: Lab) -> None:
     address = second(lab).addresses[1]
     for rule in (
         ["from", second(lab).subnet, "iif", "lo", "lookup", str(table(lab)), "suppress_prefixlength", "0"],
@@ -149,7 +149,7 @@ def test_a_gateway_that_does_not_answer(lab: Lab) -> None:
     lab.run(["ip", "link", "set", router, "arp", "on"], "cloud")
 
 
-def test_strict_rp_filter_is_named_only_where_it_drops(lab: Lab) -> None:
+def test_strict_rp_filter_is_reported_only_if_it_drops(lab: Lab) -> None:
     nic, address = second(lab), second(lab).addresses[1]
     client = next(source for source, _ in lab.reachability([address]) if source.startswith("beyond"))
     assert client
@@ -168,7 +168,7 @@ def test_strict_rp_filter_is_named_only_where_it_drops(lab: Lab) -> None:
     lab.run(["ip", "route", "del", host])
 
 
-def test_people_see_marks_and_ascii_where_there_is_no_utf_8(lab: Lab) -> None:
+def test_marks_are_ascii_without_utf_8(lab: Lab) -> None:
     address = second(lab).addresses[1]
     lab.run(["ip", "rule", "del", "from", second(lab).subnet, "iif", "lo", "lookup", str(table(lab))])
     script = str(Path(sys.executable).with_name("cnctl"))
@@ -184,7 +184,7 @@ def test_people_see_marks_and_ascii_where_there_is_no_utf_8(lab: Lab) -> None:
         assert lines[-1] == f"{address}: the first failed step is rule"
 
 
-def test_what_is_no_address_is_2(lab: Lab) -> None:
+def test_invalid_address_exits_2(lab: Lab) -> None:
     for arguments in (["nonsense"], ["10.0.2.10", "--from", "x"], ["10.0.2.10", "--from", "::1"]):
         assert cnctl(lab, "doctor", *arguments).returncode == 2
 

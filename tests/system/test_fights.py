@@ -47,7 +47,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("kind", CASES)
-def test_a_fight_backs_off_is_named_and_disturbs_nothing_else(lab: Lab, kind: str) -> None:
+def test_conflict_backs_off_and_is_reported(lab: Lab, kind: str) -> None:
     nic = lab.nics[1]
     assert nic.addresses[1] == "10.0.2.11"
     [index] = [link["ifindex"] for link in ip(lab, "link") if link["ifname"] == nic.name]
@@ -84,7 +84,7 @@ def settle_after_fight(lab: Lab) -> None:
     lab.wait_for(lambda: not [link for link in status(lab)["links"].values() if link["drift"]], 40, "the last repair")
 
 
-def test_a_few_repairs_are_no_fight(lab: Lab) -> None:
+def test_few_reverts_are_not_a_conflict(lab: Lab) -> None:
     nic = lab.nics[1]
     for _ in range(3):
         lab.batch([f"address del {nic.addresses[1]}/32 dev {nic.name}"])
@@ -94,7 +94,7 @@ def test_a_few_repairs_are_no_fight(lab: Lab) -> None:
     assert errors(lab) == []
 
 
-def test_a_foreign_route_in_our_place_stays_and_holds_up_nothing_else(lab: Lab) -> None:
+def test_foreign_route_in_our_place_blocks_nothing_else(lab: Lab) -> None:
     """netagent refuses to change it, and a refusal is of the whole request: the fetcher does not request it."""
     nic = lab.nics[1]
     [index] = [link["ifindex"] for link in ip(lab, "link") if link["ifname"] == nic.name]
@@ -117,7 +117,7 @@ def test_a_foreign_route_in_our_place_stays_and_holds_up_nothing_else(lab: Lab) 
     assert all(lab.reachability().values())
 
 
-def test_a_foreign_rule_at_our_priority_is_obeyed_and_ours_stay(lab: Lab) -> None:
+def test_foreign_rule_at_our_priority_applies(lab: Lab) -> None:
     """The rule is between our first step and our last: it applies to this one source, and to nothing else."""
     before = ours(lab, "rule-4")
     nic = lab.nics[1]
@@ -133,7 +133,7 @@ def test_a_foreign_rule_at_our_priority_is_obeyed_and_ours_stay(lab: Lab) -> Non
     assert ours(lab, "rule-4") == before
 
 
-def test_an_address_that_somebody_moves_to_another_link_is_not_doubled(lab: Lab) -> None:
+def test_address_moved_to_another_link_is_not_duplicated(lab: Lab) -> None:
     """Whichever link has it: netagent would refuse a duplicate, and it is reported."""
     nic, other = lab.nics[1], lab.nics[0]
     lab.batch(
@@ -145,7 +145,7 @@ def test_an_address_that_somebody_moves_to_another_link_is_not_doubled(lab: Lab)
     lab.wait_for(lambda: "10.0.1.77" in present(lab), 20, "what is new elsewhere to come all the same")
 
 
-def test_what_netagent_refuses_holds_up_nothing_else(lab: Lab) -> None:
+def test_refusal_blocks_nothing_else(lab: Lab) -> None:
     """A refusal is of the whole request: the next one leaves out what was refused.
 
     Here: only the fetcher has the key that allows a public subnet.

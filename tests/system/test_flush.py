@@ -62,7 +62,7 @@ def nothing_is_ours(lab: Lab) -> bool:
     )
 
 
-def test_flush_takes_away_what_is_ours_until_a_refresh(lab: Lab) -> None:
+def test_flush_removes_our_objects_until_a_refresh(lab: Lab) -> None:
     before = start(lab)
     ended = as_root(lab, "cnctl", "flush", "--json")
     assert ended.returncode == 0, ended.stderr
@@ -102,7 +102,7 @@ def test_a_second_flush_finds_nothing(lab: Lab) -> None:
     ), again.stderr
 
 
-def test_without_a_fetcher_root_is_told_the_other_way_and_it_works(lab: Lab) -> None:
+def test_flush_without_a_fetcher_names_the_other_command(lab: Lab) -> None:
     before = start(lab)
     refused = as_root(lab, "cloud-network-fetcher", "--flush")
     assert refused.returncode == 1
@@ -131,7 +131,7 @@ def test_purge_on_stop(lab: Lab) -> None:
     assert not lab.path("/run/cloud-network/control.sock").exists()
 
 
-def test_without_purge_nothing_goes(lab: Lab) -> None:
+def test_without_purge_nothing_is_removed(lab: Lab) -> None:
     start(lab)
     there = kernel(lab)
     assert lab.stop("fetcher") == 0

@@ -152,7 +152,7 @@ def test_containers_leave_as_they_did(lab: Lab, container: Container) -> None:
     assert "198.51.100.10" in container.room.run(["timeout", "3", "bash", "-c", talk]).stdout
 
 
-def test_connections_survive_restart_and_replacement_of_the_table(lab: Lab, container: Container) -> None:
+def test_connections_survive_replacement_of_the_table(lab: Lab, container: Container) -> None:
     secondary = lab.nics[1].addresses[1]
     held = [container.hold(client, secondary) for client in (lab.beyond[0], lab.neighbours[2])]
     assert all(each.is_alive() for each in held)
@@ -184,7 +184,7 @@ def test_a_flushed_ruleset_is_repaired_without_being_asked(lab: Lab) -> None:
     assert count(answered(lab, "tcp", lab.addresses)) == "25 of 25"
 
 
-def test_flush_removes_our_table_alone_and_refresh_makes_it_again(lab: Lab) -> None:
+def test_flush_removes_our_table_and_refresh_restores_it(lab: Lab) -> None:
     before = ruleset(lab)
     assert ask(lab, "flush")["ok"]
     assert (table(lab), mark_rules(lab)) == ("", [])
@@ -194,7 +194,7 @@ def test_flush_removes_our_table_alone_and_refresh_makes_it_again(lab: Lab) -> N
     assert count(answered(lab, "tcp", lab.addresses)) == "25 of 25"
 
 
-def test_an_interface_comes_and_goes_with_its_mark(lab: Lab) -> None:
+def test_mark_is_added_and_removed_with_its_interface(lab: Lab) -> None:
     nic = lab.attach_interface(Interface("10.0.9.0/24", 1))
     lab.wait_for(lambda: state_of(lab) == "ok" and f'iif "{nic.name}"' in table(lab), 20)
     assert all(answered(lab, "tcp", nic.addresses).values())

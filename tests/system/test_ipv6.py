@@ -30,7 +30,7 @@ def test_global_addresses_need_no_configuration() -> None:
 
 
 @pytest.mark.parametrize("what", ["address", "route", "rule"])
-def test_what_somebody_removes_is_put_back(what: str) -> None:
+def test_removed_ipv6_object_is_repaired(what: str) -> None:
     """The timer is five minutes: only a kernel event can wake the fetcher."""
     with running(Spec.cloud("aws", interfaces=2, addresses=1, ipv6=2), "", "netagent", "fetcher") as lab:
         read_all_facts(lab)  # else it reads again after a second, without an event

@@ -49,7 +49,7 @@ def test_every_address_is_on_the_link_with_its_mac(lab: Lab) -> None:
         assert "UP" in links[nic.mac]["flags"]
 
 
-def test_every_table_has_its_subnet_its_siblings_and_its_default_route(lab: Lab) -> None:
+def test_tables_have_subnets_siblings_and_default_route(lab: Lab) -> None:
     subnets = {nic.subnet for nic in lab.nics}
     for nic in lab.nics:
         number = str(table(lab, nic.name))
@@ -82,7 +82,7 @@ def test_every_subnet_has_its_rules_in_three_steps(lab: Lab) -> None:
     assert len(ours(lab, "rule-4")) == len(expected) == 9
 
 
-def test_all_300_pairs_answer_by_the_interface_that_owns_the_address(lab: Lab) -> None:
+def test_all_300_pairs_answer_through_the_owning_interface(lab: Lab) -> None:
     answers = lab.reachability()
     assert len(answers) == 300
     assert [pair for pair, answered in answers.items() if not answered] == []
@@ -115,7 +115,7 @@ def test_audit_lines_cut_off_the_end_are_missed(lab: Lab) -> None:
     assert "audit.log:1: line 1 is the last, and the confirmation of" in done.stdout
 
 
-def test_a_refresh_with_nothing_changed_asks_netagent_for_nothing(lab: Lab) -> None:
+def test_unchanged_refresh_sends_no_request_to_netagent(lab: Lab) -> None:
     before, log = audit(lab), lab.log("netagent")
     lab.metadata.reset()
     assert refresh(lab) == "ok"
@@ -123,7 +123,7 @@ def test_a_refresh_with_nothing_changed_asks_netagent_for_nothing(lab: Lab) -> N
     assert (audit(lab), lab.log("netagent")) == (before, log)
 
 
-def test_a_refresh_keeps_one_connection_and_its_allowance(lab: Lab) -> None:
+def test_refresh_keeps_one_connection_and_its_budget(lab: Lab) -> None:
     for _ in range(4):
         lab.metadata.reset()
         refresh(lab)
@@ -182,7 +182,7 @@ def test_our_own_changes_cause_no_second_change_and_little_work(lab: Lab) -> Non
 
 
 @pytest.mark.parametrize("what", ["address", "route", "rule", "link"])
-def test_what_the_host_undoes_is_done_again_at_once(lab: Lab, what: str) -> None:
+def test_drift_is_repaired_at_once(lab: Lab, what: str) -> None:
     """No new metadata: a kernel event reports it."""
     before, nic, counted = kernel(lab), lab.nics[2], status(lab)["counters"]
     undo = {

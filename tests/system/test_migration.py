@@ -43,7 +43,7 @@ def start(lab: Lab) -> None:
         lab.start(name)
 
 
-def test_what_the_original_leaves_is_removed_as_the_page_says() -> None:
+def test_page_removes_the_originals_objects() -> None:
     with Lab(Spec.aws(interfaces=3, addresses=3)) as lab:
         play_the_original(lab)
         assert len(rules(lab)) == 18
@@ -57,7 +57,7 @@ def test_what_the_original_leaves_is_removed_as_the_page_says() -> None:
         assert lab.dropped() == 0, lab.lost()
 
 
-def test_where_it_is_not_removed_it_is_left_and_named() -> None:
+def test_remaining_original_objects_are_reported() -> None:
     with Lab(Spec.aws(interfaces=3, addresses=3)) as lab:
         play_the_original(lab)
         start(lab)

@@ -31,7 +31,7 @@ def is_content(lab: Lab) -> bool:
 
 
 @pytest.mark.parametrize("number", [SIGTERM, SIGKILL])
-def test_a_restart_and_a_crash_touch_nothing_at_all(lab: Lab, number: int) -> None:
+def test_restart_and_crash_change_nothing(lab: Lab, number: int) -> None:
     """An upgrade restarts all daemons; the objects are recognised, and the kernel reports no change."""
     with ExitStack() as stack:
         seen = stack.enter_context(monitor(lab))
@@ -90,7 +90,7 @@ def has_other_length(lines: list[str], deletion: str) -> bool:
     return bool(about) and not about[-1].startswith("Deleted")
 
 
-def test_the_first_address_of_a_subnet_goes_and_its_siblings_have_no_gap(lab: Lab) -> None:
+def test_removed_first_address_leaves_siblings_without_gap(lab: Lab) -> None:
     """The address is ours, and carries the subnet's length; the kernel would remove its secondaries with it."""
     nic = lab.nics[1]
     with ExitStack() as stack:
@@ -104,7 +104,7 @@ def test_the_first_address_of_a_subnet_goes_and_its_siblings_have_no_gap(lab: La
     assert lost_of_others(seen, nic) == []
 
 
-def test_the_lease_of_the_first_address_changes_and_its_siblings_have_no_gap(lab: Lab) -> None:
+def test_changed_lease_leaves_siblings_without_gap(lab: Lab) -> None:
     """As a DHCP client does: it removes address and routes of the old lease, then adds those of the new one."""
     nic, new = lab.nics[0], "10.0.1.99"
     first, dev = nic.addresses[0], nic.name

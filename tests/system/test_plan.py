@@ -50,7 +50,7 @@ def test_nothing_to_do_is_0(lab: Lab) -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "nothing to do\n", "")
 
 
-def test_what_the_cloud_changed_is_planned_and_not_done(lab: Lab) -> None:
+def test_changed_metadata_is_planned_but_not_applied(lab: Lab) -> None:
     read_all_facts(lab)
     before, lines = kernel(lab), len(audit(lab))
     nic = lab.nics[1]
@@ -68,7 +68,7 @@ def test_what_the_cloud_changed_is_planned_and_not_done(lab: Lab) -> None:
     assert plan(lab)["changes"] == []
 
 
-def test_the_commands_do_what_the_fetcher_would_have_done(lab: Lab) -> None:
+def test_printed_commands_equal_the_fetchers_changes(lab: Lab) -> None:
     """After a flush the printed plan is run by hand: then there is nothing to do."""
     kinds = ("route-4", "route-6", "rule-4", "rule-6")
     by_us = {what: sorted(map(str, ours(lab, what))) for what in kinds}
@@ -161,7 +161,7 @@ def content(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_typed_in_where_nothing_may_change_the_network_it_makes_the_same_kernel(cloud: str) -> None:
+def test_printed_commands_build_the_whole_network(cloud: str) -> None:
     """From an empty kernel, and after changes of all kinds: once with netagent, once with the commands run by hand."""
     kernels = []
     for finish in (content, type_in):
@@ -184,7 +184,7 @@ def test_typed_in_where_nothing_may_change_the_network_it_makes_the_same_kernel(
         assert one == other
 
 
-def test_metadata_that_cannot_be_read_is_said_and_what_is_known_is_planned(lab: Lab) -> None:
+def test_unreadable_metadata_plans_the_known_part(lab: Lab) -> None:
     lab.metadata.fail("status", status=503)
     ended = root(lab, "plan")
     assert ended.returncode == 1
@@ -192,7 +192,7 @@ def test_metadata_that_cannot_be_read_is_said_and_what_is_known_is_planned(lab: 
     assert ended.stdout == "nothing to do\n"
 
 
-def test_somebody_else_is_told_why_it_takes_root(lab: Lab) -> None:
+def test_other_users_get_the_reason_for_root(lab: Lab) -> None:
     ended = cnctl(lab, "plan")
     assert ended.returncode == 1
     assert ended.stderr.startswith("cnctl: only root may: a plan starts with a new read of the metadata")

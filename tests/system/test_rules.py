@@ -297,7 +297,7 @@ def test_an_address_that_divides_a_prefix_leaves_no_gap() -> None:
         assert "refused" not in {line["verdict"] for line in audit(lab)}
 
 
-def test_one_address_more_or_less_changes_no_rule_where_nobody_else_is() -> None:
+def test_address_in_an_exclusive_subnet_changes_no_rule() -> None:
     with running(SPEC) as lab:
         before = _rules(lab)
         lab.add_address(lab.nics[1].mac, "10.0.2.77")

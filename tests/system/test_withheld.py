@@ -14,7 +14,7 @@ def private(lab: Lab) -> list[str]:
     return [address for address in lab.addresses if address.startswith("10.")]
 
 
-def test_addresses_that_are_not_allowed_do_not_stop_the_others_and_come_when_they_are() -> None:
+def test_disallowed_addresses_wait_and_block_nothing() -> None:
     with Lab(SPEC) as lab:
         lab.write_config(CONFIG)
         lab.start("netagent")

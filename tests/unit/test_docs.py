@@ -45,7 +45,7 @@ def cnctl_commands() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("command", sorted({each for each in cnctl_commands() if "…" not in each}))
-def test_a_cnctl_command_is_one(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cnctl_commands_are_valid(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(main, "execute", lambda *_: None)  # parse only
     words = shlex.split(command)[1:]
     for number in range(max(word.count("|") for word in [*words, ""]) + 1):
@@ -68,7 +68,7 @@ def test_units_tests_and_keys_are_there() -> None:
             assert f'"{key}": ' in (CHECKOUT / "fetcher/config.py").read_text(), (page, section, key)
 
 
-def test_the_configuration_that_cloud_init_writes_is_one(tmp_path: Path) -> None:
+def test_cloud_init_configuration_is_valid(tmp_path: Path) -> None:
     data = block("operations.md", "#cloud-config\n")
     content = dedent(data.partition("content: |\n")[2].partition("runcmd:")[0])
     path = tmp_path / "cloud-network.toml"
@@ -91,9 +91,7 @@ def test_prometheus_takes_its_configuration(tmp_path: Path) -> None:
         ("operations.md", "- hosts: cloud\n", ["ansible-playbook", "--syntax-check", "-i", "localhost,"]),
     ],
 )
-def test_what_a_fleet_is_given_is_valid_where_its_program_is_here(
-    tmp_path: Path, page: str, start: str, program: list[str]
-) -> None:
+def test_fleet_examples_are_valid(tmp_path: Path, page: str, start: str, program: list[str]) -> None:
     if not shutil.which(program[0]):
         pytest.skip(f"not here: {program[0]}")
     path = tmp_path / "copy.yml"

@@ -57,7 +57,7 @@ def test_every_key_is_in_the_toml_page_with_what_is_accepted(pages: Path) -> Non
             assert f"Accepted: {meaning.accepted}. Default: " in text, key
 
 
-def test_no_word_is_left_over() -> None:
+def test_words_have_only_existing_keys() -> None:
     """words.py documents exactly the existing keys."""
     said = (MAKER / "words.py").read_text().split("ENVIRONMENT")[0]
     assert set(re.findall(r'^    "([A-Za-z]+)":', said, re.MULTILINE)) == {
@@ -78,7 +78,7 @@ def test_mandoc_accepts_the_page(pages: Path, page: str) -> None:
     assert (ended.returncode, ended.stdout) == (0, "")
 
 
-def test_the_same_source_makes_the_same_bytes(tmp_path: Path) -> None:
+def test_pages_are_reproducible(tmp_path: Path) -> None:
     for name in ("one", "two"):
         subprocess.run(
             [sys.executable, str(MAKER), str(tmp_path / name)], check=True, timeout=60, env={"SOURCE_DATE_EPOCH": "0"}

@@ -38,7 +38,7 @@ def test_the_facts_of_a_cloud_fit_a_terminal(
 
 
 @pytest.mark.parametrize("cloud", FACTS)
-def test_what_is_not_text_and_what_is_not_there_is_left_out(cloud: str) -> None:
+def test_values_without_text_are_left_out(cloud: str) -> None:
     assert [row for row in rows(cloud, {}) if row[1]] == []
     odd: Document = {path.partition("/")[0]: {"": [None]} for _, *paths in FACTS[cloud] for path in paths}
     assert [row for row in rows(cloud, odd) if row[1]] == []

@@ -89,7 +89,7 @@ def test_status_system_is_the_originals_layout(server: Server, cnctl: Cnctl) -> 
     assert cnctl("status", "system", server=server) == Ended(0, STATUS_SYSTEM, "")
 
 
-def test_status_network_is_the_originals_layout_and_three_lines_more(server: Server, cnctl: Cnctl) -> None:
+def test_status_network_extends_the_originals_layout(server: Server, cnctl: Cnctl) -> None:
     assert cnctl("status", "network", server=server) == Ended(0, STATUS_NETWORK, "")
 
 
@@ -112,7 +112,7 @@ def test_a_link_without_public_addresses_keeps_the_line(server: Server, state: S
     assert "       Public IP:\n" in cnctl("status", "network", server=server).out
 
 
-def test_a_cloud_without_a_table_is_shown_as_it_is_nested(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
+def test_cloud_without_a_table_is_shown_nested(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
     state.write_status(status(provider="newcloud"))
     state.write_system({"id": "1", "zone": {"name": "z", "tags": ["a", "b"]}})
     assert cnctl("status", "system", server=server).out == (
@@ -120,7 +120,7 @@ def test_a_cloud_without_a_table_is_shown_as_it_is_nested(server: Server, state:
     )
 
 
-def test_status_says_in_one_screen_that_all_is_well(server: Server, cnctl: Cnctl) -> None:
+def test_healthy_status_fits_one_screen(server: Server, cnctl: Cnctl) -> None:
     ended = cnctl("status", server=server)
     lines = ended.out.splitlines()
     assert (ended.code, ended.err) == (0, "")
@@ -138,7 +138,7 @@ def test_status_says_in_one_screen_that_all_is_well(server: Server, cnctl: Cnctl
     ]
 
 
-def test_status_says_what_is_wrong(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
+def test_status_lists_problems(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
     drift = [f"ip address add 10.0.1.{n}/32 dev eth1" for n in range(8)]
     state.write_status(
         status(
@@ -205,7 +205,7 @@ def test_status_names_a_conflict_once(server: Server, state: StateDirectory, cnc
     assert json.loads(cnctl("doctor", "--json", server=server).out)["broken"] is None
 
 
-def test_json_is_what_the_server_has(server: Server, filled: StateDirectory, cnctl: Cnctl) -> None:
+def test_json_equals_the_servers_answer(server: Server, filled: StateDirectory, cnctl: Cnctl) -> None:
     known = filled.read_status()
     assert known
     for where in (["--json", "status"], ["status", "--json"]):
@@ -252,7 +252,7 @@ def test_a_pipe_gets_lines_of_80_columns(server: Server, state: StateDirectory, 
     assert ended.out.count("/24") == 200
 
 
-def test_prefix_of_the_kernel_is_shown_where_it_differs(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
+def test_differing_kernel_prefix_is_shown(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
     addresses = [address(f"10.0.0.{number}") for number in range(4, 8)]
     for entry, length in zip(addresses, (24, 32, 25, None), strict=True):
         entry["kernel_prefix_length"] = length
@@ -317,7 +317,7 @@ def test_metadata_cannot_steer_the_terminal(server: Server, state: StateDirector
             assert SHOWN in text, command
 
 
-def test_an_unusual_terminal_encoding_is_no_error(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
+def test_unusual_terminal_encoding_is_accepted(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
     state.write_system({"ami-id": "é…"})
     ended = cnctl("status", "system", server=server, env={"PYTHONIOENCODING": "ascii"})
     assert ended.code == 0
@@ -325,9 +325,7 @@ def test_an_unusual_terminal_encoding_is_no_error(server: Server, state: StateDi
 
 
 @pytest.mark.parametrize("down", [False, True])
-def test_stale_metadata_is_never_shown_without_a_remark(
-    server: Server, state: StateDirectory, cnctl: Cnctl, down: bool
-) -> None:
+def test_stale_metadata_has_a_note(server: Server, state: StateDirectory, cnctl: Cnctl, down: bool) -> None:
     state.write_system(SYSTEM)
     at = now(5000)
     state.write_status(status(link(2, "eth0", []), fetched_at=at))
@@ -342,7 +340,9 @@ def test_stale_metadata_is_never_shown_without_a_remark(
 
 
 @pytest.mark.parametrize("down", [False, True])
-def test_stopped_fetcher_is_3_and_said_first(server: Server, filled: StateDirectory, cnctl: Cnctl, down: bool) -> None:
+def test_stopped_fetcher_exits_3_and_is_listed_first(
+    server: Server, filled: StateDirectory, cnctl: Cnctl, down: bool
+) -> None:
     Path(filled.lock_path).unlink()
     asked = None if down else server
     ended = cnctl("status", server=asked)
@@ -480,7 +480,7 @@ def test_exit_codes_tell_right_from_drift(
         assert cnctl("status", "network", *flag, server=server).code == network
 
 
-def test_with_the_api_down_the_files_are_read_and_that_is_said(filled: StateDirectory, cnctl: Cnctl) -> None:
+def test_files_are_read_with_a_note_if_the_api_is_down(filled: StateDirectory, cnctl: Cnctl) -> None:
     for command, expected in (("system", STATUS_SYSTEM), ("network", STATUS_NETWORK)):
         ended = cnctl("status", command)
         assert (ended.code, ended.out) == (0, expected)
@@ -531,7 +531,7 @@ def test_api_that_never_answers_is_given_up(filled: StateDirectory, cnctl: Cnctl
     assert (ended.code, "does not answer (timed out)" in ended.err) == (0, True)
 
 
-def test_nothing_anywhere_is_3_with_what_to_check(state: StateDirectory, running: Server, cnctl: Cnctl) -> None:
+def test_missing_state_exits_3_with_a_hint(state: StateDirectory, running: Server, cnctl: Cnctl) -> None:
     for server in (None, running):
         for command in (
             ["status"],
@@ -552,7 +552,7 @@ def test_a_broken_file_is_1_and_named(state: StateDirectory, cnctl: Cnctl) -> No
     assert f"{state.status_path}: not JSON" in ended.err
 
 
-def test_a_status_of_another_version_is_said(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
+def test_status_of_another_version_is_reported(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
     state.write_status(status() | {"version": 1})  # type: ignore[typeddict-item]
     for command in ("status", "status network", "status system"):
         ended = cnctl(*command.split(), server=server)
@@ -560,7 +560,7 @@ def test_a_status_of_another_version_is_said(server: Server, state: StateDirecto
         assert "version is 1 and not 2" in ended.err
 
 
-def test_a_closed_pipe_is_no_error(server: Server, cnctl: Cnctl) -> None:
+def test_closed_pipe_is_accepted(server: Server, cnctl: Cnctl) -> None:
     command = f"{BIN}/cnctl --socket {server.socket} status --json | true; exit ${{PIPESTATUS[0]}}"
     ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -574,7 +574,7 @@ def test_version_and_help(cnctl: Cnctl) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody who may not read what root wrote")
-def test_what_may_not_be_read_names_sudo(filled: StateDirectory, home: Path, cnctl: Cnctl) -> None:
+def test_unreadable_file_names_sudo(filled: StateDirectory, home: Path, cnctl: Cnctl) -> None:
     config, log = home / "private.toml", home / "private.log"
     for file in (config, log, Path(filled.status_path)):
         file.touch()

@@ -75,7 +75,7 @@ def test_watch_without_a_terminal_prints_frames(server: Server, filled: StateDir
         assert b"\x1b" not in seen.received
 
 
-def test_watch_goes_on_when_there_is_nothing_to_be_had(server: Server, filled: StateDirectory) -> None:
+def test_watch_continues_without_a_state(server: Server, filled: StateDirectory) -> None:
     Path(filled.status_path).unlink()
     with watching(server, filled, "status", "--watch", "--interval", "0.1") as seen:
         wait_for(lambda: seen.frames(b"cnctl: ") >= 2)
@@ -84,7 +84,7 @@ def test_watch_goes_on_when_there_is_nothing_to_be_had(server: Server, filled: S
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "x", "nan", "1e9"])
-def test_watch_refuses_what_is_no_time(cnctl: Cnctl, seconds: str) -> None:
+def test_watch_refuses_an_invalid_interval(cnctl: Cnctl, seconds: str) -> None:
     ended = cnctl("status", "--watch", "--interval", seconds)
     assert (ended.code, "Invalid value for '--interval'" in ended.err) == (2, True)
 

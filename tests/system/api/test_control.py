@@ -51,7 +51,7 @@ def frame(value: Any) -> bytes:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be root, and to be somebody else")
 class TestControl:
-    def test_somebody_else_is_told_why_not_before_anything_is_tried(self, state: StateDirectory, cnctl: Cnctl) -> None:
+    def test_other_users_get_the_reason_first(self, state: StateDirectory, cnctl: Cnctl) -> None:
         with fetcher(state, b"") as asked:
             Path(f"{state.path}/control.sock").chmod(0o777)
             for command in (["show", "credentials"], ["refresh"]):
@@ -69,7 +69,7 @@ class TestControl:
         assert (ended.code, json.loads(ended.out), ended.err) == (0, secret, "")
         assert "\x1b" not in ended.out
 
-    def test_refresh_prints_what_came_of_it(self, state: StateDirectory, cnctl: Cnctl) -> None:
+    def test_refresh_prints_the_result(self, state: StateDirectory, cnctl: Cnctl) -> None:
         with fetcher(state, frame({"ok": True, "result": {"generation": 8, "verdict": "confirmed\x1b"}})) as asked:
             ended = cnctl("refresh")
         assert asked == [{"command": "refresh"}]

@@ -82,7 +82,7 @@ def test_killed_netagent_is_reported_by_every_reader(lab: Lab) -> None:
     restart(lab, "netagent")
 
 
-def test_netagent_that_comes_back_repairs_what_was_missing(lab: Lab) -> None:
+def test_restarted_netagent_repairs_the_network(lab: Lab) -> None:
     lab.kill("netagent")
     lab.run(["ip", "address", "del", f"{lab.nics[1].addresses[1]}/32", "dev", lab.nics[1].name])
     until = time.monotonic() + SOON

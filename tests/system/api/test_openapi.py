@@ -40,7 +40,7 @@ def test_every_schema_is_json_schema(described: dict[str, Any]) -> None:
         Draft202012Validator.check_schema(schema)
 
 
-def test_the_status_is_described_as_its_published_schema_describes_it(described: dict[str, Any]) -> None:
+def test_openapi_agrees_with_the_status_schema(described: dict[str, Any]) -> None:
     """docs/status.schema.json and the types have the same keys; ADDED are added by REST."""
     schemas = described["components"]["schemas"]
     pairs = {

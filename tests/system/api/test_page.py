@@ -51,7 +51,7 @@ def test_when_all_is_well_it_says_so_and_shows_every_link(server: Server, home: 
     assert said.index("03:04:02") < said.index("03:04:01")  # the newest first
 
 
-def test_what_is_wrong_comes_first(server: Server, state: StateDirectory) -> None:
+def test_problems_come_first(server: Server, state: StateDirectory) -> None:
     two = [address("10.0.0.4"), address("10.0.0.5", present=False)]
     state.write_status(
         status(
@@ -84,7 +84,7 @@ def test_what_is_wrong_comes_first(server: Server, state: StateDirectory) -> Non
     assert positions == sorted(positions)
 
 
-def test_it_is_made_anew_when_the_state_or_the_log_changes(server: Server, filled: StateDirectory, home: Path) -> None:
+def test_page_changes_with_the_state_and_the_log(server: Server, filled: StateDirectory, home: Path) -> None:
     assert "No audit log" in text(server.ask("/"))
     (home / "audit.log").write_text(audit_line(1))
     assert "03:04:01" in text(server.ask("/"))
@@ -182,7 +182,7 @@ def test_a_browser_shows_it_and_has_nothing_to_complain_of(
     assert console == ""
 
 
-def test_conflict_over_what_is_in_place_is_no_problem(server: Server, state: StateDirectory) -> None:
+def test_conflict_over_an_object_in_place_is_a_notice(server: Server, state: StateDirectory) -> None:
     conflict = {"object": "ip x", "times": 7, "since": now(60), "next_at": None, "by": None}
     error = {"at": now(), "kind": "conflict", "message": "reverted by another program: ip x"}
     state.write_status(status(link(2, "eth0", []), conflicts=[conflict]))

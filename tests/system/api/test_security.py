@@ -18,13 +18,13 @@ SECRETS = ["credentials", "user-data", "custom-data", "attributes"]
 
 
 @pytest.mark.parametrize("secret", SECRETS)
-def test_secrets_are_refused_and_the_way_that_root_has_is_named(server: Server, secret: str) -> None:
+def test_refused_secrets_name_roots_command(server: Server, secret: str) -> None:
     answer = server.ask(f"/api/cloud/{secret}")
     assert (answer.status, answer.headers["Content-Type"]) == (403, "application/problem+json")
     assert "root" in answer.json["detail"] or "sudo cnctl show credentials" in answer.json["detail"]
 
 
-def test_no_answer_has_a_header_that_names_a_version_or_lets_others_in(server: Server) -> None:
+def test_headers_name_no_version_and_allow_no_other_origin(server: Server) -> None:
     for path in ("/", "/metrics", "/openapi.json", "/api/v1/status", "/nowhere"):
         headers = server.ask(path).headers
         assert not any(character.isdigit() for character in headers["Server"])
@@ -39,7 +39,7 @@ def test_no_answer_has_a_header_that_names_a_version_or_lets_others_in(server: S
 
 
 @pytest.mark.parametrize(("listen", "warned"), [("127.0.0.1", False), ("[::1]", False), ("0.0.0.0", True)])
-def test_listening_to_everybody_is_warned_of(filled: StateDirectory, home: Path, listen: str, warned: bool) -> None:
+def test_public_listen_address_gives_a_warning(filled: StateDirectory, home: Path, listen: str, warned: bool) -> None:
     port = free_port()
     config, log = home / "listen.toml", home / "listen.log"
     config.write_text(f'[Network]\nListen = "{listen}:{port}"\n')
@@ -162,7 +162,7 @@ def test_a_request_may_not_be_endless(server: Server) -> None:
             assert answer[:10] in (b"", b"HTTP/1.1 4")
 
 
-def test_a_query_can_ask_for_no_more_than_there_is_room_for(server: Server) -> None:
+def test_query_is_bounded(server: Server) -> None:
     for limit in ("0", "-1", "1001", "9" * 500, "x", "", "1.5", "%C2%B2"):
         assert server.ask(f"/api/v1/audit?limit={limit}").status == 400, limit
 

@@ -24,7 +24,7 @@ from .conftest import BIN, Ended, Server, activated, audit_line, free_port, two_
 # --- misbehaving clients ---
 
 
-def test_clients_that_never_finish_their_request_do_not_hold_up_others(server: Server) -> None:
+def test_unfinished_requests_do_not_block_others(server: Server) -> None:
     idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
     half = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(50)]
     for client in half:
@@ -80,7 +80,7 @@ def test_a_body_is_not_waited_for(server: Server) -> None:
         del clients[:10]
 
 
-def test_clients_that_do_not_read_a_large_answer_do_not_hold_up_others(server: Server, home: Path) -> None:
+def test_unread_large_responses_do_not_block_others(server: Server, home: Path) -> None:
     """Many clients do not read their answers; one of them gets the whole answer when it does."""
     (home / "audit.log").write_text("".join(audit_line(n, reason="x" * 15_000) for n in range(1, 101)))
     request = b"GET /api/v1/audit?limit=100 HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -115,7 +115,7 @@ def test_one_connection_carries_many_requests_pipelined_or_not(server: Server) -
     assert server.raw(request * 3 + last).count(b"HTTP/1.1 200") == 4
 
 
-def test_a_client_with_many_requests_leaves_others_their_turn(server: Server) -> None:
+def test_busy_client_does_not_starve_others(server: Server) -> None:
     """It sends requests without waiting for answers; another client is answered before the last of them."""
     many, answered = 5000, 0
     ended = threading.Event()
@@ -143,7 +143,7 @@ def test_a_client_with_many_requests_leaves_others_their_turn(server: Server) ->
     assert answered == many
 
 
-def test_200_clients_at_once_for_ten_seconds_all_get_their_answers(server: Server, filled: StateDirectory) -> None:
+def test_200_parallel_clients_get_all_responses(server: Server, filled: StateDirectory) -> None:
     """While the state changes and other clients leave requests unfinished, no connection breaks and every status is
     200.
     """
@@ -176,7 +176,7 @@ def start(*arguments: str, **more: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen([str(BIN / "cloud-network-api"), *arguments], stderr=subprocess.PIPE, cwd="/", **more)
 
 
-def test_it_listens_where_listen_says(filled: StateDirectory) -> None:
+def test_server_listens_on_listen(filled: StateDirectory) -> None:
     config = Path(filled.path).parent / "own.toml"
     port = free_port()
     config.write_text(f'[Network]\nListen = "[::1]:{port}"\n')
@@ -242,7 +242,7 @@ def answer(address: str, port: int, host: str) -> int:
         return connection.getresponse().status
 
 
-def test_systemds_sockets_decide_and_a_listen_that_says_otherwise_is_told(filled: StateDirectory, home: Path) -> None:
+def test_systemd_sockets_override_listen_with_a_warning(filled: StateDirectory, home: Path) -> None:
     """Two sockets, one of them not on loopback: the server logs a warning, and accepts its address as a Host header."""
     lan = "198.51.100.7"
     with handed_over(home, '[Network]\nListen = "127.0.0.1:9"\n', "127.0.0.1", lan) as (ports, log):
@@ -304,7 +304,7 @@ def with_passwd(entries: str, tmp_path: Path, command: list[str]) -> list[str]:
 
 
 @as_root
-def test_root_without_the_user_is_told_how_to_make_it(tmp_path: Path) -> None:
+def test_missing_user_names_the_command(tmp_path: Path) -> None:
     command = [str(BIN / "cloud-network-api"), "--config", str(tmp_path / "none.toml"), "--state", "/nowhere"]
     (tmp_path / "none.toml").write_text(f'[Network]\nListen = "127.0.0.1:{free_port()}"\n')
     ended = subprocess.run(
@@ -314,7 +314,7 @@ def test_root_without_the_user_is_told_how_to_make_it(tmp_path: Path) -> None:
     assert b"the user cloud-network-api does not exist. Create it: systemd-sysusers" in ended.stderr
 
 
-def test_with_systemds_socket_it_ends_when_nobody_asks_and_the_socket_stays(filled: StateDirectory) -> None:
+def test_idle_server_exits_and_the_socket_stays(filled: StateDirectory) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         command = [str(BIN / "cloud-network-api"), "--config", "/nonexistent", "--state", filled.path]

@@ -70,21 +70,21 @@ def found(lab: Lab, address: str = SERVER) -> list[str]:
     return found
 
 
-def test_the_hosts_routing_comes_first_and_then_the_clouds_other_links(lab: Lab) -> None:
+def test_routing_is_tried_before_other_cloud_links(lab: Lab) -> None:
     assert found(lab) == ["eth1", "eth0"]
     assert python(lab, ASK).split() == ["200", "eth1"] * 2
 
 
-def test_an_address_of_this_host_is_asked_by_no_link(lab: Lab) -> None:
+def test_local_endpoint_is_not_bound_to_a_link(lab: Lab) -> None:
     assert found(lab, "127.0.0.1") == found(lab, "::1") == [""]
 
 
-def test_without_a_route_the_clouds_links_are_what_is_left(lab: Lab) -> None:
+def test_without_a_route_cloud_links_are_tried(lab: Lab) -> None:
     assert sorted(found(lab, "fd00:ec2::254")) == ["eth0", "eth1"]
 
 
 @pytest.mark.parametrize("kind", ["tun", "tap"])
-def test_nothing_goes_into_a_tunnel_and_the_server_is_asked_beside_it(lab: Lab, kind: str) -> None:
+def test_tunnel_is_avoided(lab: Lab, kind: str) -> None:
     """A VPN with a default route: the routing would lead the request into it."""
     with with_(lab, f"tuntap add tun0 mode {kind}", "link set tun0 up", f"route add {SERVER}/32 dev tun0"):
         assert sorted(found(lab)) == ["eth0", "eth1"]
@@ -93,7 +93,7 @@ def test_nothing_goes_into_a_tunnel_and_the_server_is_asked_beside_it(lab: Lab, 
         assert sent(lab) == before
 
 
-def test_a_kept_connection_does_not_follow_the_routing_into_a_tunnel(lab: Lab) -> None:
+def test_kept_connection_stays_out_of_a_new_tunnel(lab: Lab) -> None:
     """The VPN comes up between two requests; the second one's header contains a token."""
     lab.run(["ip", "tuntap", "add", "tun0", "mode", "tun"])
     asking = lab.instance.enter(sys.executable, "-c", KEPT, user="cloud-network")
@@ -115,7 +115,7 @@ def sent(lab: Lab) -> int:
     return int(link["stats64"]["tx"]["packets"])
 
 
-def test_a_default_route_by_a_link_that_does_not_lead_there_is_gone_round_and_remembered(lab: Lab) -> None:
+def test_dead_default_route_is_bypassed_and_remembered(lab: Lab) -> None:
     with with_(lab, f"route add {SERVER}/32 dev eth0"):
         assert found(lab) == ["eth0", "eth1"]
         lab.metadata.reset()

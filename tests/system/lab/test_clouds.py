@@ -31,7 +31,7 @@ def test_a_fresh_instance(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
-def test_what_is_ordered_is_what_the_cloud_has(name: str) -> None:
+def test_lab_has_the_ordered_interfaces(name: str) -> None:
     convention = PROVIDERS[name].convention
     whole = Spec.cloud(name, interfaces=4, addresses=15, ipv6=3, prefixes=2)
     assert 1 <= len(whole.interfaces) <= min(4, convention.most_interfaces)

@@ -64,7 +64,7 @@ def test_a_fresh_instance_answers_on_its_first_addresses_only() -> None:
         assert lab.lost() == []
 
 
-def test_with_the_rules_of_the_design_every_pair_of_both_families_answers() -> None:
+def test_design_rules_make_all_pairs_of_both_families_answer() -> None:
     with Lab(Spec.cloud("aws", interfaces=4, addresses=3, ipv6=3)) as lab:
         configure(lab)
         answers = lab.reachability()
@@ -74,7 +74,7 @@ def test_with_the_rules_of_the_design_every_pair_of_both_families_answers() -> N
         assert lab.lost() == []
 
 
-def test_an_ipv6_source_of_another_interface_is_dropped_and_counted() -> None:
+def test_foreign_ipv6_source_is_dropped_and_counted() -> None:
     with Lab(Spec.cloud("aws", interfaces=2, addresses=1, ipv6=1)) as lab:
         first, second = lab.nics
         lab.batch([f"address add {second.ipv6[0]}/128 dev lo"])
@@ -89,7 +89,7 @@ def test_an_ipv6_source_of_another_interface_is_dropped_and_counted() -> None:
         assert lab.dropped() == 0
 
 
-def test_ipv6_is_not_delivered_to_an_interface_that_does_not_own_it() -> None:
+def test_ipv6_is_delivered_only_to_the_owner() -> None:
     """Another host has the wrong MAC for an address: the kernel would answer through its other interface."""
     with Lab(Spec((Interface("10.0.1.0/24", 1, ipv6=1), Interface("10.0.1.0/24", 1, ipv6=1)))) as lab:
         configure(lab)
@@ -113,7 +113,7 @@ def test_an_ipv6_address_is_added_and_removed_while_running() -> None:
         assert not any(lab.reachability([new], 0.5).values())
 
 
-def test_where_no_prefix_is_on_link_neighbours_are_reached_by_the_router() -> None:
+def test_without_on_link_prefix_neighbours_use_the_router() -> None:
     """The router does not redirect (RFC 4861, 8), as in every cloud."""
     with Lab(Spec.cloud("azure", interfaces=1, addresses=1, ipv6=1)) as lab:
         [nic] = lab.nics

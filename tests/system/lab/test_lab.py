@@ -146,7 +146,7 @@ def test_two_interfaces_in_one_subnet() -> None:
         assert lab.lost() == []
 
 
-def test_nothing_is_delivered_to_an_interface_that_does_not_own_it() -> None:
+def test_packets_are_delivered_only_to_the_owner() -> None:
     """Another host has the wrong MAC for an address: the kernel would answer through its other interface."""
     with Lab(Spec((Interface("10.0.1.0/24", 1), Interface("10.0.1.0/24", 1)))) as lab:
         lab.batch(configuration(lab))

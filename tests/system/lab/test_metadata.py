@@ -127,7 +127,7 @@ def test_directories_are_listed_with_and_without_a_slash(client: Client) -> None
 @pytest.mark.parametrize(
     "path", ["ami-id/", "ami-id/x", "nothing", "network/interfaces/macs/02:00:00:00:00:00/", "spot"]
 )
-def test_what_is_not_there_is_404(client: Client, path: str) -> None:
+def test_absent_path_is_404(client: Client, path: str) -> None:
     status, body, headers = client.ask(("GET", f"{META}/{path}", {}))[0]
     assert (status, headers["content-type"]) == (404, "text/html")
     assert "404 - Not Found" in body

@@ -46,7 +46,7 @@ def test_leaves_of_an_interface(lab: Lab) -> None:
     assert {path: ask(lab, f"{MACS}/{path}").body for path in expected} == expected
 
 
-def test_what_does_not_apply_is_not_there(lab: Lab) -> None:
+def test_inapplicable_keys_are_absent(lab: Lab) -> None:
     first = lab.nics[0].mac
     assert not [key for key in ask(lab, f"{MACS}/{first}/").body.split() if "ipv6" in key or "prefixes" in key]
     assert ask(lab, f"{MACS}/{first}/ipv6s").status == 404

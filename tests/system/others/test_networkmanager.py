@@ -21,7 +21,7 @@ def cloud() -> Iterator[tuple[Lab, dhcp.Server]]:
         assert "Traceback" not in made.log("fetcher") + made.log("netagent")
 
 
-def test_ours_outlives_what_it_does(cloud: tuple[Lab, dhcp.Server]) -> None:
+def test_our_objects_outlive_reactivation(cloud: tuple[Lab, dhcp.Server]) -> None:
     """It starts, reapplies its profile with and without a new activation, and restarts."""
     lab, server = cloud
 

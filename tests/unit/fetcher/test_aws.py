@@ -150,7 +150,7 @@ def test_empty_leaf_costs_nothing_but_itself(cloud: Cloud, aws: Aws) -> None:
     assert "ipv6s: is listed but empty" in found.problems[0].text
 
 
-def test_subnet_that_cannot_be_read_keeps_its_addresses_for_later(cloud: Cloud, aws: Aws) -> None:
+def test_unreadable_subnet_keeps_its_addresses(cloud: Cloud, aws: Aws) -> None:
     before = aws.fetch()
     cloud.fail("status", leaf(aws, "subnet-ipv4-cidr-block", device=1))
     found = aws.fetch()

@@ -67,7 +67,7 @@ def kind(client: Client, path: str = "/x", *parts: str) -> str:
     return caught.value.kind
 
 
-def test_a_whole_answer_comes_with_its_status_and_the_connection_is_kept(cloud: Cloud, client: Client) -> None:
+def test_complete_answer_has_status_and_keeps_connection(cloud: Cloud, client: Client) -> None:
     for _ in range(3):
         assert "instance-id" in client.request("GET", META).text(META).split()
     assert client.request("GET", f"{META}nothing").status == 404
@@ -85,7 +85,7 @@ def test_a_server_that_closes_after_each_answer_serves_as_well(cloud: Cloud, cli
     ("fault", "expected"),
     [("timeout", "timeout"), ("reset", "unreachable"), ("truncated", "truncated"), ("drip", "timeout")],
 )
-def test_each_failure_has_its_kind_and_the_next_request_a_new_chance(
+def test_failures_have_kinds_and_do_not_affect_the_next(
     cloud: Cloud, client: Client, fault: str, expected: str
 ) -> None:
     cloud.fail(fault, times=1)
@@ -93,7 +93,7 @@ def test_each_failure_has_its_kind_and_the_next_request_a_new_chance(
     assert client.request("GET", META).status == 200
 
 
-def test_nobody_listens() -> None:
+def test_closed_port_is_unreachable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         endpoint = f"127.0.0.1:{listener.getsockname()[1]}"
     assert kind(Client(endpoint), META, "Connection refused") == "unreachable"
@@ -113,7 +113,7 @@ def _answer_once(listener: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
 
-def test_a_second_endpoint_serves_while_the_first_cannot_be_reached(cloud: Cloud) -> None:
+def test_second_endpoint_is_used_while_first_is_unreachable(cloud: Cloud) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         nobody = f"127.0.0.1:{listener.getsockname()[1]}"
     client = Client(nobody, cloud.endpoint)
@@ -126,14 +126,14 @@ def test_a_second_endpoint_serves_while_the_first_cannot_be_reached(cloud: Cloud
     assert both.endpoint == nobody
 
 
-def test_one_that_can_be_reached_and_answers_badly_is_not_changed_for_another(cloud: Cloud) -> None:
+def test_bad_answer_does_not_change_the_endpoint(cloud: Cloud) -> None:
     cloud.fail("reset", times=1)
     client = Client(cloud.endpoint, "127.0.0.1:9")
     assert kind(client, META) == "unreachable"
     assert client.request("GET", META).status == 200
 
 
-def test_a_name_is_no_endpoint() -> None:
+def test_host_name_is_refused_as_endpoint() -> None:
     with pytest.raises(ValueError, match=r"metadata\.google\.internal"):
         Client("metadata.google.internal")
     with pytest.raises(ValueError, match="localhost"):
@@ -177,12 +177,12 @@ def test_fewer_bytes_than_promised_are_no_answer(serve: Serve) -> None:
 @pytest.mark.parametrize(
     "noise", [b"", b"hello\r\n\r\n", b"HTTP/1.1 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"x" * 70000]
 )
-def test_what_is_not_http_is_no_answer(serve: Serve, noise: bytes) -> None:
+def test_invalid_http_is_an_error(serve: Serve, noise: bytes) -> None:
     assert kind(serve(noise)) == "unreachable"
 
 
 @pytest.mark.parametrize("where", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n", b"HTT"])
-def test_a_server_that_drips_gets_no_more_time_than_one_that_is_silent(serve: Serve, where: bytes) -> None:
+def test_slow_bytes_do_not_extend_the_time_limit(serve: Serve, where: bytes) -> None:
     """Each pause is within its limit; the total limit applies in the head, in the body and in the status line."""
     assert kind(serve(where, *([b"a"] * 60), pause=0.05)) == "timeout"
 
@@ -245,9 +245,7 @@ def test_text_is_read_in_the_charset_of_the_answer() -> None:
 
 
 @pytest.mark.parametrize("more", [b"", b"HTTP/1.1 500 Not asked for\r\nContent-Length: 0\r\n\r\n"])
-def test_a_kept_connection_that_was_closed_or_says_more_than_it_was_asked_is_made_anew(
-    serve: Serve, more: bytes
-) -> None:
+def test_unusable_kept_connection_is_replaced(serve: Serve, more: bytes) -> None:
     client = serve(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", more, pause=0.1, times=2)
     assert client.request("GET", "/x").status == 200
     time.sleep(0.5)
@@ -263,7 +261,7 @@ def test_redirects_are_not_followed(cloud: Cloud, serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("where", [b"//\xff", b"http://[/", b"http://\x00", b"http://a:b/", b""])
-def test_a_redirect_to_nowhere_is_an_answer_or_none(serve: Serve, where: bytes) -> None:
+def test_invalid_redirect_is_not_followed(serve: Serve, where: bytes) -> None:
     client = serve(b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: " + where + b"\r\n\r\n")
     with suppress(MetadataError):
         assert client.request("GET", "/x", seconds=0.25).status == 302
@@ -288,7 +286,7 @@ def garbled(draw: st.DrawFn) -> bytes:
 
 
 @given(st.lists(garbled(), min_size=4, max_size=4))
-def test_an_answer_that_is_garbled_is_read_or_an_error_of_ours(answers: list[bytes]) -> None:
+def test_garbled_answer_is_read_or_a_metadata_error(answers: list[bytes]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=_answer_each, args=(listener, answers), daemon=True)
         thread.start()
@@ -325,7 +323,7 @@ def test_proxies_and_passwords_of_the_environment_are_ignored(
     assert b"authorization" not in heard[0].lower()
 
 
-def test_a_compressed_answer_is_not_asked_for_and_not_unpacked(serve: Serve, heard: list[bytes]) -> None:
+def test_compression_is_neither_requested_nor_unpacked(serve: Serve, heard: list[bytes]) -> None:
     """A small body could unpack to a large one."""
     client = serve(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\n\x1f\x8b\x08\x00")
     assert client.request("GET", "/x").body == b"\x1f\x8b\x08\x00"
@@ -340,7 +338,7 @@ def test_cookies_are_not_kept(serve: Serve, heard: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("body", [b"\xff\xfe", b" \n<!DOCTYPE html>\n<html>", b"<HTML><body>", b"<html lang='en'>"])
-def test_a_page_or_binary_data_is_no_text(body: bytes) -> None:
+def test_html_and_binary_data_are_refused_as_text(body: bytes) -> None:
     with pytest.raises(MetadataError, match="macs/x/local-ipv4s: the answer is") as caught:
         Response(200, body, {}).text("macs/x/local-ipv4s")
     assert caught.value.kind == "invalid"

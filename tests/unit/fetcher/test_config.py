@@ -184,7 +184,7 @@ def test_durations_are_gos(tmp_path: Path, text: str, seconds: float) -> None:
         ("System", 'Loglevel = "info"', "keys are case-sensitive; accepted: LogLevel"),
     ],
 )  # fmt: skip
-def test_a_bad_value_names_place_reason_and_what_is_accepted(
+def test_bad_value_names_place_reason_and_accepted_values(
     tmp_path: Path, section: str, entry: str, expected: str
 ) -> None:
     (found,) = mistakes(tmp_path, f"\n[{section}]\n{entry}\n")
@@ -263,14 +263,14 @@ def test_original_level_names_are_read_in_any_case(tmp_path: Path) -> None:
         assert read(tmp_path, f'[System]\nLogLevel = "{text}"').log_level == level
 
 
-def test_the_environment_wins(tmp_path: Path) -> None:
+def test_environment_overrides_the_file(tmp_path: Path) -> None:
     environ = {"CLOUD_NETWORK_LOG_LEVEL": "Error", "CLOUD_NETWORK_LOG_FORMAT": "json"}
     found = read(tmp_path, ORIGINAL, environ)
     assert (found.log_level, found.log_format) == ("error", "json")
     assert read(tmp_path, ORIGINAL, {"CLOUD_NETWORK_LOG_LEVEL": ""}).log_level == "info"
 
 
-def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
+def test_unreadable_file_is_an_error_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "cloud-network.toml").mkdir()
     with pytest.raises(ConfigError, match=r"cannot be read: Is a directory; make it a file"):
         load(tmp_path / "cloud-network.toml", {})

@@ -42,7 +42,7 @@ def test_ec2_is_known_by_its_vendor_or_bios(dmi: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("dmi", [{}, {"sys_vendor": "QEMU", "bios_version": "1.16"}, {"sys_vendor": "Amazon"}])
-def test_unknown_machine_is_an_error_that_says_what_to_set(dmi: dict[str, str]) -> None:
+def test_unknown_machine_is_an_error_with_the_key(dmi: dict[str, str]) -> None:
     with pytest.raises(DetectionError) as caught:
         detect(Provider.AUTO, dmi)
     text = str(caught.value)
@@ -123,7 +123,7 @@ def test_clouds_are_known_by_their_firmware(dmi: dict[str, str], cloud: str) -> 
         {"sys_vendor": "Alibaba Cloud"},
     ],
 )
-def test_firmware_that_merely_resembles_a_cloud_is_none(firmware: dict[str, str]) -> None:
+def test_similar_firmware_is_no_cloud(firmware: dict[str, str]) -> None:
     with pytest.raises(DetectionError, match="no supported cloud detected"):
         detect(Provider.AUTO, firmware)
 

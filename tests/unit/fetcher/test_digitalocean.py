@@ -34,7 +34,7 @@ def test_reserved_ipv6_belongs_on_the_droplet_while_active(active: bool | None, 
     assert ("2604:a880:9::9/128" in addresses) == there
 
 
-def test_anchor_gateway_is_the_way_out_without_another() -> None:
+def test_anchor_gateway_is_the_fallback() -> None:
     whole = document("digitalocean", "one")
     whole["interfaces"]["public"][0]["ipv4"].pop("gateway")
     assert read("digitalocean", whole).interfaces[0].gateways == (ip_address("10.17.0.1"),)

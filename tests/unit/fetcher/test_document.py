@@ -75,7 +75,7 @@ def test_a_mask_is_a_prefix_length_too(value: object, version: int, length: int)
         ("x", 4),
     ],
 )
-def test_what_is_no_mask_is_refused_by_its_path(value: object, version: int) -> None:
+def test_invalid_mask_is_refused_with_its_path(value: object, version: int) -> None:
     with pytest.raises(MetadataError, match=r"^mask: "):
         Node(value, "mask").length(version)
 
@@ -94,6 +94,6 @@ def test_the_lines_of_lines_of() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "<html>", "[1", "{'a': 1}", '{"a": NaN}', '{"a": [-1e999]}', "[" * 100_000])
-def test_what_is_not_json_is_refused(text: str) -> None:
+def test_invalid_json_is_refused(text: str) -> None:
     with pytest.raises(MetadataError, match="instance: not JSON"):
         parse_json(text, "instance")

@@ -308,7 +308,7 @@ class Refusing:
         raise MetadataError("status", "HTTP 503", self.answers.pop(0))
 
 
-def test_refusing_server_is_asked_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusing_server_is_asked_with_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not before the time that the server gave, and with an upper limit."""
     refusing, slept, sleep = Refusing(), queue.Queue[float](), time.sleep
 

@@ -295,7 +295,7 @@ def is_removal_of(cloud: str, mutation: Mutation) -> bool:
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_only_what_is_said_to_be_gone_is_removed(cloud: str) -> None:
+def test_only_reported_removals_are_made(cloud: str) -> None:
     """Every kind of node in every document, mutated in every way, and read until nothing changes."""
     removed = set()
     for name in (name for name in names(cloud) if name != "broken"):

@@ -48,7 +48,7 @@ def ours(here: Actual) -> tuple[object, ...]:
 
 
 @given(st.lists(clouds(), min_size=1, max_size=4), configs, st.booleans())
-def test_after_any_changes_all_is_as_after_a_fresh_start(history: list[Instance], config: Config, leased: bool) -> None:
+def test_any_history_ends_like_a_fresh_start(history: list[Instance], config: Config, leased: bool) -> None:
     """Addresses, ranges, subnets and interfaces are added, removed and moved."""
     lease = has(2, "10.0.1.10/24") if leased else {}
     start = now = host(link(1), link(2), link(3), link(4), addresses=lease)
@@ -59,7 +59,7 @@ def test_after_any_changes_all_is_as_after_a_fresh_start(history: list[Instance]
 
 
 @given(clouds(), configs, hosts())
-def test_carrying_out_a_plan_leads_to_what_was_desired(cloud: Instance, config: Config, before: Actual) -> None:
+def test_applied_plan_reaches_the_goal(cloud: Instance, config: Config, before: Actual) -> None:
     """`carried_out` makes the changes one by one and rejects those that the kernel would refuse at that point."""
     goal = goal_of(cloud, config, before)
     after = carried_out(plan(goal, before, may_remove=True), before)
@@ -81,9 +81,7 @@ def test_a_second_plan_is_empty(cloud: Instance, config: Config, before: Actual)
 
 
 @given(clouds(), configs, hosts())
-def test_only_what_is_ours_is_removed_and_what_is_left_alone_is_not_touched(
-    cloud: Instance, config: Config, before: Actual
-) -> None:
+def test_only_our_objects_are_removed(cloud: Instance, config: Config, before: Actual) -> None:
     goal = goal_of(cloud, config, before)
     for op in plan(goal, before, may_remove=True):
         if isinstance(op, AddressRemove):
@@ -105,7 +103,7 @@ def changes_of(cloud: Instance, here: Actual, **config: object) -> list[str]:
     return [type(op).__name__ for op in plan(wanted(cloud, here, **config), here, may_remove=True)]
 
 
-def test_rules_go_last_of_all_and_links_come_up_before_what_lies_on_them() -> None:
+def test_links_come_up_first_and_rules_are_removed_last() -> None:
     table = BASE + 2
     here = host(
         link(1, up=False),
@@ -138,7 +136,7 @@ def tables(rules: list[Rule], source: IPAddress) -> list[int]:
 
 
 @given(clouds(), configs, hosts(), st.sampled_from(Rules), st.data())
-def test_no_address_is_without_its_rules_while_others_take_their_place(
+def test_no_address_lacks_a_rule_during_replacement(
     cloud: Instance, config: Config, before: Actual, rules: Rules, data: st.DataObject
 ) -> None:
     """Rules= changes, or addresses change and with them prefixes: checked after each single operation."""
@@ -164,7 +162,7 @@ def test_no_address_is_without_its_rules_while_others_take_their_place(
         assert wanted == {source: tables(order, source) for source in stay}
 
 
-def test_an_address_of_others_satisfies_with_whatever_length() -> None:
+def test_foreign_address_of_any_length_is_adopted() -> None:
     for there in ("10.0.1.10/24", "10.0.1.10/32", "10.0.1.10/16"):
         assert changes_of(instance(interface(1)), host(link(1), addresses=has(2, there))) == []
 
@@ -205,7 +203,7 @@ def test_a_route_whose_gateway_changes_is_replaced_in_place() -> None:
     )
 
 
-def test_a_detached_links_rules_go_and_a_second_interfaces_going_takes_the_firsts_table() -> None:
+def test_detach_removes_rules_and_the_remaining_table() -> None:
     cloud, here = instance(interface(1), interface(2)), host(link(1), link(2))
     both = carried_out(plan(wanted(cloud, here), here, may_remove=True), here)
     gone = replace(
@@ -220,7 +218,7 @@ def test_a_detached_links_rules_go_and_a_second_interfaces_going_takes_the_first
     assert [str(address) for _, address in after.addresses] == ["10.0.1.10"]
 
 
-def test_a_wrong_mtu_and_a_link_that_is_down_are_two_changes_and_right_ones_none() -> None:
+def test_mtu_and_link_state_are_separate_changes() -> None:
     here = host(link(1, up=False, mtu=1500), addresses=has(2, "10.0.1.10/24"))
     goal = wanted(instance(interface(1, mtu=9001)), here)
     found = plan(goal, here, may_remove=True)
@@ -238,7 +236,7 @@ def test_changed_metadata_lead_to_the_objects_of_a_fresh_boot(one: Instance, oth
     assert (here.addresses.keys(), here.routes, here.rules) == (fresh.addresses.keys(), fresh.routes, fresh.rules)
 
 
-def test_link_with_unproven_metadata_loses_nothing_after_a_restart() -> None:
+def test_unproven_metadata_removes_nothing_after_a_restart() -> None:
     """A new fetcher has no earlier metadata, so only the fact that the interface is unproven protects its link."""
     whole = values.instance(values.interface(1), values.interface(2))
     bare = values.host(values.link(1), values.link(2))

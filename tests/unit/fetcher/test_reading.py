@@ -95,7 +95,7 @@ def test_interface_that_is_listed_again_starts_anew(proof: RemovalProof, clock: 
     assert proof.keep_missing(ONE, BOTH, PLUGGED).interfaces == BOTH.interfaces
 
 
-def test_interface_whose_link_went_is_not_kept(proof: RemovalProof) -> None:
+def test_interface_without_its_link_is_not_kept(proof: RemovalProof) -> None:
     assert proof.keep_missing(ONE, BOTH, {mac(1): True}) == ONE
     assert proof.keep_missing(ONE, BOTH, {mac(1): True, mac(2): False}) == ONE
     assert proof.keep_missing(ONE, None, PLUGGED) == ONE

@@ -260,7 +260,7 @@ def test_each_link_is_confirmed_before_the_next_is_changed(world: World, reconci
     assert changed_links(world) == [{2}, {3}, {4}, {5}]
 
 
-def test_links_in_use_are_changed_before_new_ones_and_the_primary_last(world: World, reconciler: Reconciler) -> None:
+def test_links_in_use_precede_new_ones_primary_last(world: World, reconciler: Reconciler) -> None:
     """The new links' subnets are in the tables of the others before they are in main."""
     world.actual = host(*(link(number) for number in range(1, 6)))
     everything = [interface(number) for number in range(1, 6)]
@@ -335,7 +335,7 @@ def test_silent_new_gateway_gets_no_route(world: World, reconciler: Reconciler) 
     assert all(attempt.verdict == "confirmed" for attempt in report.attempts), "probed before the change"
 
 
-def test_silent_gateway_of_a_bare_link_is_rolled_back_and_left_out(world: World, reconciler: Reconciler) -> None:
+def test_silent_gateway_of_a_new_link_is_rolled_back(world: World, reconciler: Reconciler) -> None:
     world.silent = {GatewayUse(3, interface(2).gateways[0])}
     report = refresh(reconciler)
     assert [attempt.verdict for attempt in report.attempts].count("rolled back") == 1

@@ -223,7 +223,7 @@ def test_documents_are_written_when_they_change(reporter: Reporter, state: State
     assert inodes(state) == before
 
 
-def test_document_of_a_link_that_went_is_removed(reporter: Reporter, state: StateDirectory) -> None:
+def test_document_of_a_removed_link_is_removed(reporter: Reporter, state: StateDirectory) -> None:
     reporter.record(refreshed())
     reporter.record(refreshed(here=host(link(1))))
     assert state.link_indexes() == [2]
@@ -298,7 +298,7 @@ def shown(cloud: Instance, here: Actual, **config: object) -> dict[str, LinkStat
     return link_statuses(cloud, snapshot.matches, snapshot.config, here, found.wanted, found.changes)
 
 
-def test_link_status_names_what_is_there_and_what_is_missing() -> None:
+def test_link_status_lists_present_and_missing_objects() -> None:
     cloud = instance(interface(1, "10.0.1.10", "10.0.1.11", public=interface(9).gateways), interface(2))
     before = host(link(1), link(2), addresses=has(2, "10.0.1.10/24"))
     first = shown(cloud, before)["2"]

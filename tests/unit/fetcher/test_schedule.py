@@ -178,7 +178,7 @@ def test_new_link_is_chased_with_growing_pauses() -> None:
     assert 30.0 <= reads[-1] < 60.0
 
 
-def test_link_that_went_first_is_a_reason_too() -> None:
+def test_link_removed_first_causes_reads() -> None:
     mismatch, both = InterfaceMismatch(), instance(interface(1), interface(2))
     assert mismatch.read_due(both, Config(), BOTH, 0.0) == math.inf
     assert mismatch.read_due(both, Config(), host(link(1)), 10.0) == 10.0

@@ -56,7 +56,7 @@ def logfmt(line: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_each_message_is_one_line_whatever_is_in_it(form: str) -> None:
+def test_each_message_is_one_line(form: str) -> None:
     lines = said("info", form)
     entries = [json.loads(line) if form == "json" else logfmt(line) for line in lines]
     assert [entry["level"] for entry in entries] == ["info", "warning", "error", "critical"]
@@ -71,11 +71,11 @@ def test_each_message_is_one_line_whatever_is_in_it(form: str) -> None:
     ("level", "count"),
     [("trace", 6), ("debug", 5), ("info", 4), ("warning", 3), ("error", 2), ("fatal", 1), ("panic", 1)],
 )
-def test_nothing_below_the_level_is_said(level: str, count: int) -> None:
+def test_records_below_the_level_are_dropped(level: str, count: int) -> None:
     assert len(said(level, "text")) == count
 
 
-def test_a_journal_that_is_not_this_stderr_is_none() -> None:
+def test_foreign_journal_stream_is_ignored() -> None:
     """JOURNAL_STREAM= is inherited by processes that a unit starts with another stderr."""
     assert len(said("info", "text", JOURNAL_STREAM="8:12345")) == 4
 
@@ -122,7 +122,7 @@ def test_in_the_journal_an_entry_has_fields() -> None:
 
 
 @needs_journald
-def test_in_the_journal_json_is_what_was_asked_for() -> None:
+def test_journal_keeps_the_json_format() -> None:
     info, *_ = journal("info", "json")
     assert json.loads(info["MESSAGE"])["level"] == "info"
     assert (info["_TRANSPORT"], info["PRIORITY"]) == ("journal", "6")
