@@ -89,7 +89,7 @@ def size(interfaces: int, addresses: int, rounds: int, seconds: float) -> list[F
             writes.append(len(audit(lab)) - lines if lab.path(AUDIT).exists() else 0)
         monitored = Path(f"/proc/{monitor.pid}/task/{monitor.pid}/children").read_text()  # the other is nsenter
         os.kill(int(monitored), signal.SIGTERM)
-        said = len(monitor.communicate(timeout=10)[0].splitlines())
+        logged = len(monitor.communicate(timeout=10)[0].splitlines())
         reference = [shown(lab) for _ in range(rounds)]
     most = TARGET if (interfaces, addresses) == TARGET_SIZE else None
     mine = figure(f"{name}: the fetcher's processor time", spent["fetcher"], most=most)
@@ -97,7 +97,7 @@ def size(interfaces: int, addresses: int, rounds: int, seconds: float) -> list[F
     beside = figure(f"{name}: ip showing the same", reference)
     figures = [mine, asleep, beside, ratio(f"{name}: over ip showing the same", mine, beside)]
     figures.append(figure(f"{name}: metadata requests", requests, ""))
-    figures.append(figure(f"{name}: writes to the kernel", [*writes, said], "", most=0))
+    figures.append(figure(f"{name}: writes to the kernel", [*writes, logged], "", most=0))
     days = []
     for daemon in DAEMONS:
         work = sum(spent.get(daemon, [0.0])) / rounds * REFRESHES

@@ -159,11 +159,11 @@ def table(case: Case) -> str:
     if _is_strict(case):  # a strict rp_filter drops the packet before there is a reply
         return f"table {name}: default by {case.dev}"
     for client in case.clients:
-        _way_back(case, client)
+        _check_return_route(case, client)
     return f"table {name}: default by {case.dev}, and replies to {', '.join(case.clients)} leave there"
 
 
-def _way_back(case: Case, client: str) -> None:
+def _check_return_route(case: Case, client: str) -> None:
     if case.delegated and not ask_ip(f"ip {case.flag} address show to {case.address}") and not _is_local(case.address):
         return  # a container has the address: this host's own routing does not show where its replies go
     look = f"ip {case.flag} route get {client} from {case.address}"
@@ -202,9 +202,9 @@ def neighbour(case: Case) -> str:
             _send(case)
             asked = True
         elif time.monotonic() > until or (state and "FAILED" in state["state"]):
-            said = state["state"][0] if state and state["state"] else "not known"
+            found = state["state"][0] if state and state["state"] else "not known"
             do = f"check the subnet of {case.dev} in the cloud's console; sudo tcpdump -ni {case.dev} arp"
-            raise Broken(f"{case.gateways[0]} does not answer on {case.dev}: {said}", look, do)
+            raise Broken(f"{case.gateways[0]} does not answer on {case.dev}: {found}", look, do)
         time.sleep(0.05)
         state = _neighbour(look)
     return f"{case.gateways[0]} is at {state.get('lladdr', '-')} ({state['state'][0].lower()})"
@@ -235,9 +235,9 @@ def rp_filter(case: Case) -> str:
         return "off or loose"
     look = f"ip route get {case.address} from {case.client} iif {case.dev}"
     do = f"sudo sysctl net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.{case.dev}.rp_filter=2 (loose), or correct the route"
-    what = f"strict: what {case.client} sends to {case.dev} is dropped, as the way back is not by {case.dev}"
+    what = f"strict: packets from {case.client} to {case.dev} are dropped: their return route is not through {case.dev}"
     ask_ip(look, missing=what, do=do)
-    return f"strict, and the way back to {case.client} is by {case.dev}"
+    return f"strict, and the return route to {case.client} is through {case.dev}"
 
 
 def _is_strict(case: Case) -> bool:

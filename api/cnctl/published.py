@@ -44,7 +44,7 @@ def check(case: Case, port: int) -> str | None:
     if not targets:
         return f"NAT publishes no port {port} of {case.address} on this host; a process on the host must listen"
     for target in targets:
-        _way_back(case, target, port)
+        _check_return_route(case, target, port)
     named = ", ".join(dict.fromkeys(each.address for each in targets))
     return f"published by {named}, whose replies to {case.client} leave by {case.dev}"
 
@@ -102,7 +102,7 @@ def _dev(case: Case, container: str) -> str | None:
     return found[0].get("dev") if found and found[0].get("type", "unicast") == "unicast" else None
 
 
-def _way_back(case: Case, target: Target, port: int) -> None:
+def _check_return_route(case: Case, target: Target, port: int) -> None:
     mark = _mark(case)
     marked = f" mark {mark}" if mark else ""
     look = f"ip {case.flag} route get {case.client} from {target.address} iif {_dev(case, target.address)}{marked}"

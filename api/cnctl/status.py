@@ -60,8 +60,8 @@ def _show(claim: Claim, status: Status, now: float) -> None:
     if status["links"]:
         print()
         screen = output.height()
-        room = screen - len(verdict.splitlines()) - len(facts.splitlines()) - 4 if screen else None
-        print("\n".join(_fitting(links(status), limit, room)))
+        rows_left = screen - len(verdict.splitlines()) - len(facts.splitlines()) - 4 if screen else None
+        print("\n".join(_fitting(links(status), limit, rows_left)))
 
 
 def _state(claim: Claim, status: Status, now: float) -> str:

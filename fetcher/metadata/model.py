@@ -199,14 +199,14 @@ def bounded(instance: Instance) -> Instance:
     if len(instance.interfaces) > MAX_INTERFACES:
         text = f"{len(instance.interfaces)} interfaces are listed; the first {MAX_INTERFACES} are configured"
         problems.append(Problem("", text))
-    interfaces, room = list[Interface](), MAX_ADDRESSES
+    interfaces, remaining = list[Interface](), MAX_ADDRESSES
     for each in instance.interfaces[:MAX_INTERFACES]:
-        addresses = each.addresses[:room]
-        ranges = each.ranges[: room - len(addresses)]
+        addresses = each.addresses[:remaining]
+        ranges = each.ranges[: remaining - len(addresses)]
         left_out = len(each.addresses) + len(each.ranges) - len(addresses) - len(ranges)
         if left_out:
             problems.append(Problem(each.mac, f"{each.mac}: {left_out} addresses exceed the limit of {MAX_ADDRESSES}"))
-        room -= len(addresses) + len(ranges)
+        remaining -= len(addresses) + len(ranges)
         interfaces.append(replace(each, addresses=addresses, ranges=ranges) if left_out else each)
     return replace(instance, interfaces=tuple(interfaces), problems=tuple(problems))
 

@@ -248,25 +248,31 @@ def _table(interface: Interface, link: Link, host: Host) -> list[Route]:
     own = set(interface.subnets)
     far += [subnet for sibling in siblings for subnet in sibling.subnets if subnet not in own]
     versions = {address.version for address in interface.addresses} - ({6} if off else set())
-    ways = [way for way in _further_routes(interface, host) if way[0].version in versions]
+    gateway_routes = [each for each in _further_routes(interface, host) if each[0].version in versions]
     for version in sorted(versions):
         gateway = _gateway(interface, link, version, host)
         if gateway is not None:
-            ways += [(subnet, gateway) for subnet in far if subnet.version == version]
-            known = [*routes, *(destination for destination, _ in ways if destination.prefixlen)]
-            ways += [way for way in _leased_ways(link, version, gateway, host) if not within(way[0], known)]
-            ways.append((EVERYTHING[version], gateway))
-    _add_routes(routes, table, link, ways, host)
+            gateway_routes += [(subnet, gateway) for subnet in far if subnet.version == version]
+            known = [*routes, *(destination for destination, _ in gateway_routes if destination.prefixlen)]
+            gateway_routes += [
+                each for each in _leased_routes(link, version, gateway, host) if not within(each[0], known)
+            ]
+            gateway_routes.append((EVERYTHING[version], gateway))
+    _add_routes(routes, table, link, gateway_routes, host)
     return list(routes.values())
 
 
 def _add_routes(
-    routes: dict[IPNetwork, Route], table: int, link: Link, ways: Iterable[tuple[IPNetwork, IPAddress]], host: Host
+    routes: dict[IPNetwork, Route],
+    table: int,
+    link: Link,
+    gateway_routes: Iterable[tuple[IPNetwork, IPAddress]],
+    host: Host,
 ) -> None:
     """Add routes through gateways, each after an on-link route to its gateway if the table has none."""
     on_link = [route.destination for route in routes.values()]
     usable: dict[IPAddress, bool] = {}
-    for destination, gateway in ways:
+    for destination, gateway in gateway_routes:
         route = Route(table, link.ifindex, destination, gateway)
         to_itself = is_single(destination) and destination.network_address == gateway
         if destination in routes or to_itself or host.rejection(route) is not None:
@@ -282,7 +288,7 @@ def _add_routes(
             routes.setdefault(destination, route)
 
 
-def _leased_ways(link: Link, version: int, gateway: IPAddress, host: Host) -> Iterator[tuple[IPNetwork, IPAddress]]:
+def _leased_routes(link: Link, version: int, gateway: IPAddress, host: Host) -> Iterator[tuple[IPNetwork, IPAddress]]:
     """Yield the routes in main that DHCP or a router gave to another link, with this link's gateway.
 
     Those in main would also apply to this link's sources, and send their packets out through the other link (Azure's
@@ -303,7 +309,7 @@ def _further_routes(interface: Interface, host: Host) -> list[tuple[IPNetwork, I
         return []
     ours = {address for _, address in host.actual.addresses}
     ours |= {each.ip for other in host.instance.interfaces for each in other.addresses}
-    return [way for way in interface.routes if way[1] not in ours]
+    return [each for each in interface.routes if each[1] not in ours]
 
 
 def _gateway(interface: Interface, link: Link, version: int, host: Host) -> IPAddress | None:

@@ -101,8 +101,8 @@ class Held:
         self.address = address
         self._sent = 0
         self.process = room.popen(_probe("hold", address, PORT), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        self._said = Lines(self.process.stdout)
-        self.opened = self._said.next(timeout) == "open"
+        self._lines = Lines(self.process.stdout)
+        self.opened = self._lines.next(timeout) == "open"
 
     def alive(self, timeout: float = 3) -> bool:
         """Return True if bytes pass in both directions through this connection."""
@@ -114,8 +114,8 @@ class Held:
         except OSError:
             return False
         end = time.monotonic() + timeout
-        while said := self._said.next(end - time.monotonic()):
-            if said == f"echo {self._sent}":
+        while line := self._lines.next(end - time.monotonic()):
+            if line == f"echo {self._sent}":
                 return True  # late echoes of earlier calls were read before
         return False
 

@@ -77,8 +77,11 @@ def present(lab: Lab) -> set[str]:
 def is_settled(lab: Lab) -> bool:
     """Return True if the fetcher reports a healthy network, for the present state of the cloud."""
     links = status(lab).get("links", {}).values()
-    told = {entry["address"] for link in links for entry in link["addresses"]}
-    return status(lab).get("state") == "ok" and told == {*lab.addresses, *(six for nic in lab.nics for six in nic.ipv6)}
+    reported = {entry["address"] for link in links for entry in link["addresses"]}
+    return status(lab).get("state") == "ok" and reported == {
+        *lab.addresses,
+        *(six for nic in lab.nics for six in nic.ipv6),
+    }
 
 
 def answers(lab: Lab) -> bool:

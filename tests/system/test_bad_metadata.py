@@ -50,7 +50,7 @@ def files(lab: Lab) -> dict[str, bytes]:
     }
 
 
-def said(lab: Lab, provoke: Callable[[], object]) -> list[str]:
+def complaints(lab: Lab, provoke: Callable[[], object]) -> list[str]:
     """Return the errors and warnings that `provoke` causes."""
     before = len(errors(lab))
     provoke()
@@ -107,7 +107,7 @@ def test_failure_is_logged_once_and_changes_nothing(lab: Lab, fault: str | int, 
         for _ in range(repeat):
             assert refresh(lab) in ("degraded", "error")
 
-    [line] = said(lab, read)
+    [line] = complaints(lab, read)
     assert "nothing is removed" in line
     assert all(word.format(mac=mac) in line for word in words), line
     assert status(lab)["last_error"]["kind"] == "metadata"
@@ -122,7 +122,7 @@ def test_an_address_that_cannot_be_is_named_with_its_path(lab: Lab, address: str
     nic = lab.nics[1]
     before = kernel(lab), files(lab)
     lab.metadata.content(f"{MACS}{nic.mac}/local-ipv4s", "\n".join([*(nic.addresses if also else ()), address]))
-    [line] = said(lab, lambda: refresh(lab))
+    [line] = complaints(lab, lambda: refresh(lab))
     assert f"macs/{nic.mac}/" in line
     assert f"local-ipv4s: '{address}' is not " in line or f"{address} is both an address of the " in line
     assert status(lab)["state"] == "degraded"
@@ -132,7 +132,7 @@ def test_an_address_that_cannot_be_is_named_with_its_path(lab: Lab, address: str
 def test_a_subnet_that_cannot_be_is_named_with_its_path(lab: Lab) -> None:
     before = kernel(lab), files(lab)
     lab.metadata.content(f"{MACS}{lab.nics[1].mac}/subnet-ipv4-cidr-block", "0.0.0.0/0")
-    [line] = said(lab, lambda: refresh(lab))
+    [line] = complaints(lab, lambda: refresh(lab))
     assert f"macs/{lab.nics[1].mac}/subnet-ipv4-cidr-block: '0.0.0.0/0' is not " in line
     nothing_happened(lab, before)
 
@@ -140,7 +140,7 @@ def test_a_subnet_that_cannot_be_is_named_with_its_path(lab: Lab) -> None:
 def test_unknown_mac_is_reported_and_unnamed_links_stay(lab: Lab) -> None:
     before = kernel(lab)
     lab.metadata.load([lab.nics[0], replace(lab.nics[1], mac="02:00:00:00:00:99"), lab.nics[2]])
-    [line] = said(lab, lambda: [refresh(lab), refresh(lab)])
+    [line] = complaints(lab, lambda: [refresh(lab), refresh(lab)])
     assert "02:00:00:00:00:99" in line
     assert "no link here has that MAC" in line
     assert status(lab)["unknown_macs"] == ["02:00:00:00:00:99"]

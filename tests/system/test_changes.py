@@ -138,7 +138,7 @@ def test_an_interface_is_unplugged_while_it_runs(lab: Lab, first: str) -> None:
             refresh(lab)
 
     lab.detach_interface(nic.mac, first=first, between=between)  # type: ignore[arg-type]
-    lab.wait_for(lambda: traces(lab, nic) == [], 10, "the metadata to be read again, though nobody asks")
+    lab.wait_for(lambda: traces(lab, nic) == [], 10, "the metadata to be read again without a request")
     settle(lab)
     assert all(lab.reachability().values())
     assert connection.alive()

@@ -64,7 +64,7 @@ def rest(lab: Lab, path: str) -> str:
     return lab.run(["curl", "-s", "-w", "\\n%{http_code}", "--max-time", "10", url], user="daemon").stdout
 
 
-def everything_that_is_told(lab: Lab) -> str:
+def all_outputs(lab: Lab) -> str:
     """Return the state files, the REST responses, and the logs."""
     files = [path.read_text() for path in lab.path("/run/cloud-network").rglob("*") if path.is_file()]
     answers = [rest(lab, path) for path in (*REST, *(f"/api/v1/links/{nic.name}" for nic in lab.nics))]
@@ -88,9 +88,9 @@ def test_every_address_of_every_interface_is_reachable(cloud: str) -> None:
         assert refresh(lab) == "ok"
         assert len(audit(lab)) == before, "a second pass has nothing to do"
         read_all_facts(lab)
-        told = everything_that_is_told(lab)
-        assert not [text for text in ("SECRET", b64encode(USER_DATA.encode()).decode()) if text in told]
-        assert told.count("\n200\n") > len(REST) - 6
+        outputs = all_outputs(lab)
+        assert not [text for text in ("SECRET", b64encode(USER_DATA.encode()).decode()) if text in outputs]
+        assert outputs.count("\n200\n") > len(REST) - 6
         assert lab.nics[-1].mac in json.dumps(status(lab)["links"])
         kinds = ("document", "pkcs7", "rsa2048", "signature")
         shown = {part for part in kinds if cnctl(lab, "show", part).returncode == 0}
@@ -172,8 +172,8 @@ def test_public_forwarded_address_needs_allow_addresses() -> None:
         lab.start("fetcher")
         lab.wait_for(lambda: status(lab).get("state") == "degraded", 20, "the fetcher to say what it lacks")
         lab.wait_for(lambda: {*lab.addresses} <= local(lab), 20, "all the others")
-        said = str(status(lab)["last_error"])
-        assert f'to allow it, set [Netagent] AllowAddresses="{FORWARDED}/32"' in said
+        message = str(status(lab)["last_error"])
+        assert f'to allow it, set [Netagent] AllowAddresses="{FORWARDED}/32"' in message
         assert FORWARDED in cnctl(lab, "status").stdout
         assert FORWARDED not in local(lab)
         assert "refused" not in {line["verdict"] for line in audit(lab)}

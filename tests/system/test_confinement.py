@@ -104,10 +104,15 @@ def test_state_files_are_in_the_metadatas_own_words(lab: Lab) -> None:
         assert document["local-ipv4s"].split() == list(nic.addresses)
         assert document["device-number"] == str(nic.device)
         assert document["public-hostname"]
-        told = status(lab)["links"][str(index)]
-        assert (told["name"], told["mac"], told["state"], told["drift"]) == (nic.name, nic.mac, "ok", [])
-        assert [entry["address"] for entry in told["addresses"]] == list(nic.addresses)
-        assert told["desired"] == told["actual"] == 4 + 4 + 2
+        reported = status(lab)["links"][str(index)]
+        assert (reported["name"], reported["mac"], reported["state"], reported["drift"]) == (
+            nic.name,
+            nic.mac,
+            "ok",
+            [],
+        )
+        assert [entry["address"] for entry in reported["addresses"]] == list(nic.addresses)
+        assert reported["desired"] == reported["actual"] == 4 + 4 + 2
     assert json.loads((root / "provider/aws/document").read_text())["region"] == "eu-central-1"
 
 
@@ -167,8 +172,10 @@ def test_an_address_of_dhcps_is_adopted_and_not_touched(lab: Lab) -> None:
     assert 0 < entry["valid_life_time"] <= 3600
     assert entry["prefixlen"] == 24
     assert entry.get("protocol") is None
-    [told] = [each for link in status(lab)["links"].values() for each in link["addresses"] if each["address"] == first]
-    assert (told["present"], told["owned"]) == (True, False)
+    [reported] = [
+        each for link in status(lab)["links"].values() for each in link["addresses"] if each["address"] == first
+    ]
+    assert (reported["present"], reported["owned"]) == (True, False)
     assert not any(
         op.get("address") == first for line in audit(lab) for op in line.get("ops", []) if "address_" in op["op"]
     )
@@ -244,7 +251,7 @@ def test_a_credential_that_cannot_be_had_is_an_answer_too(lab: Lab) -> None:
 def test_our_objects_have_protocol_209(lab: Lab) -> None:
     assert len(ours(lab, "route-4")) == 12
     assert len(ours(lab, "rule-4")) == 7
-    told = [
+    reported = [
         each for link in status(lab)["links"].values() for each in link["addresses"]
     ]  # Debian's ip does not show it
-    assert {each["address"] for each in told if each["owned"]} == set(lab.addresses) - {lab.nics[0].addresses[0]}
+    assert {each["address"] for each in reported if each["owned"]} == set(lab.addresses) - {lab.nics[0].addresses[0]}

@@ -100,7 +100,7 @@ def test_kill_before_first_confirm_rolls_back_and_retries(fresh: Lab, name: str)
     fresh.kill("fetcher")
     if name == "netagent":
         fresh.start("netagent")
-    fresh.wait_for(lambda: without_order(kernel(fresh)) == without_order(untouched), 10, "the change to be taken back")
+    fresh.wait_for(lambda: without_order(kernel(fresh)) == without_order(untouched), 10, "the rollback")
     fresh.metadata.clear()
     fresh.start("fetcher")
     settle(fresh)
@@ -119,7 +119,7 @@ def test_kill_before_later_confirm_keeps_the_rest(lab: Lab, name: str) -> None:
     lab.kill(name)
     if name == "netagent":
         lab.start("netagent")
-    lab.wait_for(lambda: without_order(kernel(lab)) == without_order(before), 10, "the change to be taken back")
+    lab.wait_for(lambda: without_order(kernel(lab)) == without_order(before), 10, "the rollback")
     lab.metadata.clear()
     if name == "fetcher":
         lab.start("fetcher")

@@ -160,9 +160,9 @@ def test_refusal_blocks_nothing_else(lab: Lab) -> None:
     assert "10.0.1.77" in present(lab)
     assert status(lab)["netagent"]["verdict"] == "confirmed"
     assert status(lab)["state"] == "degraded"
-    said = status(lab)["last_error"]["message"]
-    assert said.startswith(f"left out: 198.51.100.7 of {nic.name}: ")
-    assert 'AllowAddresses="198.51.100.7/32"' in said
+    reason = status(lab)["last_error"]["message"]
+    assert reason.startswith(f"left out: 198.51.100.7 of {nic.name}: ")
+    assert 'AllowAddresses="198.51.100.7/32"' in reason
     lab.daemons.kill("netagent", 1)
     lab.daemons.kill("fetcher", 1)
     lab.wait_for(lambda: "198.51.100.7" in present(lab), 20, "it to be tried again")

@@ -78,7 +78,7 @@ def test_flush_removes_our_objects_until_a_refresh(lab: Lab) -> None:
     lab.add_address(lab.nics[1].mac, "10.0.2.99")
     lab.kill("fetcher", 1)  # SIGHUP: read the configuration and the metadata again
     lab.wait_for(lambda: any("local-ipv4s" in path for path in lab.metadata.paths()), 10, "a read of the metadata")
-    lab.wait_for(lambda: any(link["drift"] for link in status(lab)["links"].values()), 10, "the drift to be told")
+    lab.wait_for(lambda: any(link["drift"] for link in status(lab)["links"].values()), 10, "the drift to be reported")
     assert nothing_is_ours(lab)
     assert status(lab)["state"] == "degraded"
     assert "flushed on request" in status(lab)["last_error"]["message"]

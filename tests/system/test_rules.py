@@ -190,11 +190,11 @@ def watched(lab: Lab) -> Iterator[Watched]:
         return sum(row[1] == "0" and bool(int(row[3], 16) & 0x80) for row in rows)  # RTNLGRP_IPV4_RULE
 
     seen, before = Watched(lab, _rules(lab)), listeners()
-    with lab.path(seen.path).open("wb") as said:
-        monitor = lab.instance.popen(["ip", "-4", "-o", "monitor", "rule"], stdout=said)
+    with lab.path(seen.path).open("wb") as output:
+        monitor = lab.instance.popen(["ip", "-4", "-o", "monitor", "rule"], stdout=output)
         lab.wait_for(lambda: listeners() > before, message="ip monitor")
         yield seen
-        lab.wait_for(seen.is_whole, 10, "the last rule to be told of")
+        lab.wait_for(seen.is_whole, 10, "the last rule to be printed")
         monitor.terminate()
         monitor.wait(10)
 

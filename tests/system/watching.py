@@ -38,8 +38,8 @@ class Seen:
 def monitor(lab: Lab) -> Iterator[Seen]:
     """Record each change of an IPv4 address, route or rule in the instance until the end of the block."""
     before = _listeners(lab)
-    with Path(lab.path(OUTPUT)).open("wb") as said:
-        process = lab.instance.popen(["sh", "-c", MONITOR], stdin=subprocess.PIPE, stdout=said)
+    with Path(lab.path(OUTPUT)).open("wb") as output:
+        process = lab.instance.popen(["sh", "-c", MONITOR], stdin=subprocess.PIPE, stdout=output)
         try:
             lab.wait_for(lambda: _listeners(lab) > before, message="ip monitor")
             yield Seen(lab)
@@ -98,9 +98,9 @@ def stream(lab: Lab, address: str, *sources: Where) -> Iterator[None]:
         def start(where: Where, *words: str) -> tuple[subprocess.Popen[str], Lines]:
             process = lab.room(where).popen([*argv, *words], stdin=subprocess.PIPE)
             stack.callback(process.communicate, timeout=10)
-            said = Lines(process.stdout)
-            assert said.next(10) == "ready", f"{address} and {where} do not reach each other"
-            return process, said
+            lines = Lines(process.stdout)
+            assert lines.next(10) == "ready", f"{address} and {where} do not reach each other"
+            return process, lines
 
         start("instance", ECHO, address)
         senders = {source: start(source, STREAM, address) for source in sources}
@@ -109,6 +109,6 @@ def stream(lab: Lab, address: str, *sources: Where) -> Iterator[None]:
             assert process.stdin is not None
             process.stdin.close()
             process.stdin = None
-        for source, (_, said) in senders.items():
-            sent, missing = json.loads(said.next(10))
+        for source, (_, lines) in senders.items():
+            sent, missing = json.loads(lines.next(10))
             assert missing == [], f"of {sent} datagrams from {source} to {address} and back, {len(missing)} were lost"

@@ -78,7 +78,7 @@ CASES: Mapping[str, Wrong] = {
 
 
 @contextmanager
-def told(case: Wrong, *, at_start: bool) -> Iterator[tuple[Lab, Talks, list[str]]]:
+def serving(case: Wrong, *, at_start: bool) -> Iterator[tuple[Lab, Talks, list[str]]]:
     """Give the wrong answer from the start, or later. Yields the lab, the connections and netagent's verdicts."""
     with Lab(spec(case.provider)) as lab:
         lab.write_config(CONFIG)

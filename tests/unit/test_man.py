@@ -59,8 +59,8 @@ def test_every_key_is_in_the_toml_page_with_what_is_accepted(pages: Path) -> Non
 
 def test_words_have_only_existing_keys() -> None:
     """words.py documents exactly the existing keys."""
-    said = (MAKER / "words.py").read_text().split("ENVIRONMENT")[0]
-    assert set(re.findall(r'^    "([A-Za-z]+)":', said, re.MULTILINE)) == {
+    text = (MAKER / "words.py").read_text().split("ENVIRONMENT")[0]
+    assert set(re.findall(r'^    "([A-Za-z]+)":', text, re.MULTILINE)) == {
         key for keys in KEYS.values() for key in keys
     }
 

@@ -16,7 +16,7 @@ RESULTS = Path(__file__).parents[2] / "bench" / "results.json"
 
 def test_page_has_the_measured_figures() -> None:
     page = PAGE.read_text()
-    assert render(page, json.loads(RESULTS.read_text())) == page, "python -m bench.page writes them anew"
+    assert render(page, json.loads(RESULTS.read_text())) == page, "run: python -m bench.page"
 
 
 def test_another_figure_is_another_page() -> None:

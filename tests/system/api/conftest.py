@@ -299,7 +299,7 @@ def cnctl(state: StateDirectory, home: Path) -> Callable[..., Ended]:
     """Run cnctl on `state`; without a server, on a socket that does not exist."""
 
     def run(*arguments: str, server: Server | None = None, env: dict[str, str] | None = None, **more: Any) -> Ended:
-        path = server.socket if server else home / "nobody.sock"
+        path = server.socket if server else home / "missing.sock"
         command = [str(BIN / "cnctl"), "--socket", str(path), "--state", state.path, *arguments]
         environ = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "NO_COLOR")}
         ended = subprocess.run(

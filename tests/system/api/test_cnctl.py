@@ -355,7 +355,7 @@ def test_stopped_fetcher_exits_3_and_is_listed_first(
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [
         ({"run": "fedcba9876543210"}, "fetcher starting"),
         ({"boot_id": "f" * 32}, "state of an earlier boot"),
@@ -363,12 +363,12 @@ def test_stopped_fetcher_exits_3_and_is_listed_first(
     ],
 )
 def test_old_or_unrenewed_state_is_1(
-    server: Server, state: StateDirectory, cnctl: Cnctl, changes: dict[str, Any], said: str
+    server: Server, state: StateDirectory, cnctl: Cnctl, changes: dict[str, Any], expected: str
 ) -> None:
     state.write_status(status(link(2, "eth0", []), **changes))
     for asked in (server, None):
         ended = cnctl("status", server=asked)
-        assert (ended.code, ended.out.startswith(f"{said}: last known: 1 link")) == (1, True)
+        assert (ended.code, ended.out.startswith(f"{expected}: last known: 1 link")) == (1, True)
 
 
 def test_never_read_metadata_is_3_with_the_reason_first(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
@@ -490,7 +490,7 @@ def test_files_are_read_with_a_note_if_the_api_is_down(filled: StateDirectory, c
 
 
 @pytest.mark.parametrize(
-    "said",
+    "expected",
     [
         b"",
         b"SSH-2.0-OpenSSH_9.2\r\n",
@@ -501,7 +501,7 @@ def test_files_are_read_with_a_note_if_the_api_is_down(filled: StateDirectory, c
     ],
 )
 def test_something_else_on_the_socket_is_not_believed(
-    filled: StateDirectory, cnctl: Cnctl, said: bytes, tmp_path: Path
+    filled: StateDirectory, cnctl: Cnctl, expected: bytes, tmp_path: Path
 ) -> None:
     path = tmp_path / "other.sock"
     with socket.socket(socket.AF_UNIX) as listener:
@@ -512,7 +512,7 @@ def test_something_else_on_the_socket_is_not_believed(
             connection, _ = listener.accept()
             with connection:
                 connection.recv(4096)
-                connection.sendall(said)
+                connection.sendall(expected)
 
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
@@ -573,7 +573,7 @@ def test_version_and_help(cnctl: Cnctl) -> None:
         assert taught in text
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody who may not read what root wrote")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run cnctl as another user")
 def test_unreadable_file_names_sudo(filled: StateDirectory, home: Path, cnctl: Cnctl) -> None:
     config, log = home / "private.toml", home / "private.log"
     for file in (config, log, Path(filled.status_path)):

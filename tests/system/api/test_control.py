@@ -49,7 +49,7 @@ def frame(value: Any) -> bytes:
     return len(content).to_bytes(4, "big") + content
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be root, and to be somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run cnctl as root and as another user")
 class TestControl:
     def test_other_users_get_the_reason_first(self, state: StateDirectory, cnctl: Cnctl) -> None:
         with fetcher(state, b"") as asked:

@@ -49,8 +49,8 @@ def test_public_listen_address_gives_a_warning(filled: StateDirectory, home: Pat
     wait_for(lambda: "Booting worker" in log.read_text())
     process.terminate()
     process.wait(30)
-    said = f'level=warning msg="{listen}:{port} is not loopback: every host that reaches it'
-    assert (said in log.read_text()) == warned
+    warning = f'level=warning msg="{listen}:{port} is not loopback: every host that reaches it'
+    assert (warning in log.read_text()) == warned
 
 
 # --- a page in a browser on this host ---

@@ -195,11 +195,11 @@ def test_server_listens_on_listen(filled: StateDirectory) -> None:
 
         wait_for(answers)
         second = start("--config", str(config), "--state", filled.path, **unprivileged())
-        _, said = second.communicate(timeout=30)
+        _, logged = second.communicate(timeout=30)
         assert second.returncode == 1
         assert (
             f"[Network] Listen = [::1]:{port}: Address already in use; find the process that uses it with `ss"
-            in said.decode()
+            in logged.decode()
         )
     finally:
         process.terminate()
@@ -247,10 +247,10 @@ def test_systemd_sockets_override_listen_with_a_warning(filled: StateDirectory, 
     lan = "198.51.100.7"
     with handed_over(home, '[Network]\nListen = "127.0.0.1:9"\n', "127.0.0.1", lan) as (ports, log):
         first, second = ports
-        said = log.read_text()
-        assert f"systemd listens on 127.0.0.1:{first}, {lan}:{second}; [Network] Listen = 127.0.0.1:9 is" in said
-        assert f'level=warning msg="{lan}:{second} is not loopback' in said
-        assert f'msg="127.0.0.1:{first} is not loopback' not in said
+        logged = log.read_text()
+        assert f"systemd listens on 127.0.0.1:{first}, {lan}:{second}; [Network] Listen = 127.0.0.1:9 is" in logged
+        assert f'level=warning msg="{lan}:{second} is not loopback' in logged
+        assert f'msg="127.0.0.1:{first} is not loopback' not in logged
         assert [answer("127.0.0.1", first, host) for host in (lan, "localhost", "198.51.100.8")] == [200, 200, 421]
 
 
@@ -288,9 +288,9 @@ def test_a_bad_configuration_stops_it_with_the_place_and_reason(tmp_path: Path) 
     config = tmp_path / "bad.toml"
     config.write_text('[Network]\nListen = "everywhere"\n')
     process = start("--config", str(config))
-    _, said = process.communicate(timeout=30)
+    _, logged = process.communicate(timeout=30)
     assert process.returncode == 78
-    assert f"{config}:2: [Network] Listen = everywhere: not an address and a port; accepted:" in said.decode()
+    assert f"{config}:2: [Network] Listen = everywhere: not an address and a port; accepted:" in logged.decode()
 
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges to lose")

@@ -32,8 +32,8 @@ def of_ours(lab: Lab) -> list[list[str]]:
 def removed(lab: Lab, action: str, networkd: Networkd) -> set[str]:
     """Return the rules, routes and siblings' addresses that networkd removed, if only for a moment."""
     path = "/run/lab/monitor"
-    with lab.path(path).open("wb") as said:
-        monitor = lab.instance.popen(["ip", "-o", "monitor", "address", "route", "rule"], stdout=said)
+    with lab.path(path).open("wb") as output:
+        monitor = lab.instance.popen(["ip", "-o", "monitor", "address", "route", "rule"], stdout=output)
         lab.wait_for(lambda: listens(lab), message="ip monitor")
         before = networkd.log().count(CONFIGURED)
         getattr(networkd, action)()
@@ -62,9 +62,9 @@ def test_what_it_takes_away_is_put_back_and_it_is_named(lab: Lab) -> None:
     with Networkd(lab, lab.nics[:1]) as networkd:
         lab.start("fetcher")
         lab.wait_for(lambda: "systemd-networkd" in lab.log("fetcher"), message="the warning")
-        [said] = [line for line in lab.log("fetcher").splitlines() if "systemd-networkd" in line]
-        assert f"/etc/systemd/networkd.conf.d/{DROP_IN.name}" in said
-        assert "level=warning" in said
+        [output] = [line for line in lab.log("fetcher").splitlines() if "systemd-networkd" in line]
+        assert f"/etc/systemd/networkd.conf.d/{DROP_IN.name}" in output
+        assert "level=warning" in output
         gone = removed(lab, "reconfigure", networkd)
         assert len([line for line in gone if "lookup" in line]) == len(before[0]), "it took every rule"
         lab.wait_for(lambda: of_ours(lab) == before and set(lab.addresses) <= present(lab), 10, "the repair")

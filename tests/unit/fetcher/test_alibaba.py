@@ -90,7 +90,7 @@ def test_ipv6_without_its_prefix_stands_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "text", "said"),
+    ("key", "text", "message"),
     [
         ("private-ipv4s", '["192.168.1.10", "192.168.1.1', "private-ipv4s: "),
         ("private-ipv4s", '"192.168.1.10"]', "is not a whole list"),
@@ -102,9 +102,9 @@ def test_ipv6_without_its_prefix_stands_alone() -> None:
         ("ipv4-prefixes", "192.168.0.0/16", "ipv4-prefixes: '192.168.0.0/16' is not inside"),
     ],
 )
-def test_wrong_value_is_reported_by_its_path(key: str, text: str, said: str) -> None:
+def test_wrong_value_is_reported_by_its_path(key: str, text: str, message: str) -> None:
     (problem,) = made(LEAVES | {key: text}).problems
-    assert said in problem.text
+    assert message in problem.text
     assert f"macs/{MAC}/" in problem.text
 
 

@@ -288,14 +288,16 @@ def test_404_of_the_list_of_interfaces_ends_the_read(cloud: Cloud, aws: Aws) -> 
     refused(aws, "network/interfaces/macs/: HTTP 404")
 
 
-@pytest.mark.parametrize(("fault", "said"), [("html", "HTML page"), ("empty", "no interface"), ("truncated", "bytes")])
-def test_wrong_list_of_interfaces_ends_the_read(cloud: Cloud, aws: Aws, fault: str, said: str) -> None:
+@pytest.mark.parametrize(
+    ("fault", "message"), [("html", "HTML page"), ("empty", "no interface"), ("truncated", "bytes")]
+)
+def test_wrong_list_of_interfaces_ends_the_read(cloud: Cloud, aws: Aws, fault: str, message: str) -> None:
     cloud.fail(fault, MACS)
-    refused(aws, "network/interfaces/macs/", said)
+    refused(aws, "network/interfaces/macs/", message)
 
 
 @pytest.mark.parametrize(
-    ("fault", "key", "said"),
+    ("fault", "key", "message"),
     [
         ("html", "local-ipv4s", "local-ipv4s: the answer is an HTML page"),
         ("empty", "local-ipv4s", "local-ipv4s: is listed but empty"),
@@ -306,13 +308,13 @@ def test_wrong_list_of_interfaces_ends_the_read(cloud: Cloud, aws: Aws, fault: s
         ("html", "", "HTML page"),
     ],
 )
-def test_problem_of_one_interface_stops_no_other(cloud: Cloud, aws: Aws, fault: str, key: str, said: str) -> None:
+def test_problem_of_one_interface_stops_no_other(cloud: Cloud, aws: Aws, fault: str, key: str, message: str) -> None:
     before = aws.fetch()
     path = leaf(aws, key, device=1)
     cloud.fail(fault, path)
     found = aws.fetch()
     assert before.interfaces[0] in found.interfaces
-    assert any(said in problem.text for problem in found.problems)
+    assert any(message in problem.text for problem in found.problems)
     assert all(problem.mac in path for problem in found.problems)
     assert len(found.unproven) == 1
     cloud.clear()

@@ -87,7 +87,7 @@ def test_nic_without_addresses_is_a_notice_and_no_proof(changes: dict[str, Any])
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (
             {
@@ -105,11 +105,11 @@ def test_nic_without_addresses_is_a_notice_and_no_proof(changes: dict[str, Any])
         ({"ipv6": []}, "network.interface[0].ipv6"),
     ],
 )
-def test_wrong_part_is_reported_and_the_rest_used(changes: dict[str, Any], said: str) -> None:
+def test_wrong_part_is_reported_and_the_rest_used(changes: dict[str, Any], message: str) -> None:
     node = document("azure", "one")["network"]["interface"][0] | changes
     found = read("azure", {"network": {"interface": [node]}})
     [problem] = found.problems
-    assert said in problem.text
+    assert message in problem.text
     assert problem.mac == "00:0d:3a:f8:06:ec"
     assert len(found.interfaces[0].addresses) == 1
 

@@ -115,15 +115,15 @@ def _answer_once(listener: socket.socket) -> None:
 
 def test_second_endpoint_is_used_while_first_is_unreachable(cloud: Cloud) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        nobody = f"127.0.0.1:{listener.getsockname()[1]}"
-    client = Client(nobody, cloud.endpoint)
+        closed = f"127.0.0.1:{listener.getsockname()[1]}"
+    client = Client(closed, cloud.endpoint)
     for _ in range(2):
         assert client.request("GET", META).status == 200
     assert client.endpoint == cloud.endpoint
     assert cloud.connections() == 1
-    both = Client(nobody, "127.0.0.1:9")
-    assert kind(both, META, nobody, "Connection refused") == "unreachable"
-    assert both.endpoint == nobody
+    both = Client(closed, "127.0.0.1:9")
+    assert kind(both, META, closed, "Connection refused") == "unreachable"
+    assert both.endpoint == closed
 
 
 def test_bad_answer_does_not_change_the_endpoint(cloud: Cloud) -> None:

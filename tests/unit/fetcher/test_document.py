@@ -25,7 +25,7 @@ def test_values_are_read_with_their_types() -> None:
 
 
 @pytest.mark.parametrize(
-    ("read", "said"),
+    ("read", "message"),
     [
         (
             lambda root: root.at("network").items("interface")[1].at("ipv4").at("prefix").number(0, 32),
@@ -41,8 +41,8 @@ def test_values_are_read_with_their_types() -> None:
         (lambda root: Node("10.1.2.1/240", "subnet").network(), "subnet: '10.1.2.1/240' is not a prefix"),
     ],
 )
-def test_a_wrong_value_is_named_by_its_path(read: object, said: str) -> None:
-    with pytest.raises(MetadataError, match=re.escape(said)):
+def test_a_wrong_value_is_named_by_its_path(read: object, message: str) -> None:
+    with pytest.raises(MetadataError, match=re.escape(message)):
         read(parse_json(DOCUMENT, "instance"))  # type: ignore[operator]
 
 

@@ -107,7 +107,7 @@ def test_aliases_and_forwarded_addresses_are_ranges() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"subnetmask": "255.0.255.0"}, "networkInterfaces[0].subnetmask: '255.0.255.0' is not a mask"),
         ({"subnetmask": "0.0.0.0"}, "networkInterfaces[0].ip: '10.132.0.2/0' is not a prefix"),
@@ -118,10 +118,10 @@ def test_aliases_and_forwarded_addresses_are_ranges() -> None:
         ({"ipv6s": ["10.0.0.1", "fd20::1"]}, "networkInterfaces[0].ipv6s[0]: '10.0.0.1' is not an IPv6 address"),
     ],
 )
-def test_wrong_part_is_reported_and_the_rest_used(changes: dict[str, Any], said: str) -> None:
+def test_wrong_part_is_reported_and_the_rest_used(changes: dict[str, Any], message: str) -> None:
     found = made(**{"ipv6s": ["fd20::1"]} | changes)
     [problem] = found.problems
-    assert said in problem.text
+    assert message in problem.text
     assert "fd20::1/128" in map(str, found.interfaces[0].addresses)
 
 

@@ -100,7 +100,7 @@ def test_unknown_network_type_is_a_notice() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"netmask": "255.0.255.0"}, "networks[0].netmask: '255.0.255.0' is not a mask"),
         ({"ip_address": "2604::1"}, "networks[0].ip_address: '2604::1' is not an IPv4"),
@@ -111,9 +111,9 @@ def test_unknown_network_type_is_a_notice() -> None:
         ({"routes": [{"network": "x", "netmask": "255.0.0.0", "gateway": "10.192.35.254"}]}, "routes[0].network: 'x'"),
     ],
 )
-def test_wrong_value_is_reported_by_its_path(change: dict[str, Any], said: str) -> None:
+def test_wrong_value_is_reported_by_its_path(change: dict[str, Any], message: str) -> None:
     (problem,) = changed("networks", change, "many").problems
-    assert said in problem.text
+    assert message in problem.text
 
 
 # — the config drive
@@ -140,12 +140,12 @@ def on(drive: Path, client: Client) -> Openstack:
 
 
 @pytest.fixture
-def nobody() -> Client:
+def unreachable() -> Client:
     return Client("127.0.0.1:9")
 
 
-def test_drive_is_read_without_a_service_and_is_no_proof(drive: Path, nobody: Client) -> None:
-    provider = on(drive, nobody)
+def test_drive_is_read_without_a_service_and_is_no_proof(drive: Path, unreachable: Client) -> None:
+    provider = on(drive, unreachable)
     found = provider.fetch()
     assert found.interfaces == made("one").interfaces
     assert (found.complete, found.problems) == (False, ())
@@ -168,20 +168,20 @@ def test_drive_is_not_asked_once_the_service_has_answered(drive: Path) -> None:
     cloud.close()
 
 
-def test_neither_service_nor_drive_is_an_error(tmp_path: Path, nobody: Client) -> None:
+def test_neither_service_nor_drive_is_an_error(tmp_path: Path, unreachable: Client) -> None:
     with pytest.raises(MetadataError, match=r"no config drive .* is mounted"):
-        Openstack(nobody, tmp_path / "mounts").fetch()
+        Openstack(unreachable, tmp_path / "mounts").fetch()
 
 
-def test_drive_without_facts_has_the_network(drive: Path, nobody: Client) -> None:
+def test_drive_without_facts_has_the_network(drive: Path, unreachable: Client) -> None:
     (drive / "the drive/openstack/latest/meta_data.json").write_text("")
-    assert on(drive, nobody).fetch().interfaces
+    assert on(drive, unreachable).fetch().interfaces
 
 
-def test_broken_drive_is_an_error(drive: Path, nobody: Client) -> None:
+def test_broken_drive_is_an_error(drive: Path, unreachable: Client) -> None:
     (drive / "the drive/openstack/latest/network_data.json").write_bytes(b"\xff")
     with pytest.raises(MetadataError, match=r"network_data\.json"):
-        on(drive, nobody).fetch()
+        on(drive, unreachable).fetch()
 
 
 @pytest.mark.parametrize("kind", ["ext4", "tmpfs", "fuse.iso"])

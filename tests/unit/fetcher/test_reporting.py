@@ -247,10 +247,10 @@ def test_unknown_interface_is_logged_once_for_each_reason(
     vlan = link(2, "eth0.7", kind="vlan")
     for here in (host(link(1)), host(link(1)), host(link(1), vlan), host(link(1), vlan)):
         reporter.record(refreshed(here=here))
-    said = [record.getMessage() for record in caplog.records if "metadata: interface" in record.getMessage()]
-    assert len(said) == 2
-    assert "no link here has that MAC" in said[0]
-    assert 'eth0.7 has that MAC and is of kind vlan, which needs [Netagent] AllowKinds="vlan"' in said[1]
+    messages = [record.getMessage() for record in caplog.records if "metadata: interface" in record.getMessage()]
+    assert len(messages) == 2
+    assert "no link here has that MAC" in messages[0]
+    assert 'eth0.7 has that MAC and is of kind vlan, which needs [Netagent] AllowKinds="vlan"' in messages[1]
     assert published(state)["unknown_macs"] == [CLOUD.interfaces[1].mac]
 
 

@@ -52,7 +52,7 @@ def test_interface_is_read_whole_primary_address_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "text", "said"),
+    ("key", "text", "message"),
     [
         ("subnet-mask", "255.255.255", "local-ipv4s/.../subnet-mask: '255.255.255' is not a subnet mask"),
         ("gateway", "10.104.1.60", "is both an address of the interface and its gateway"),
@@ -60,12 +60,12 @@ def test_interface_is_read_whole_primary_address_first() -> None:
         ("public-ipv4s", "none", "public-ipv4s: 'none'"),
     ],
 )
-def test_wrong_value_is_reported_by_its_path(key: str, text: str, said: str) -> None:
+def test_wrong_value_is_reported_by_its_path(key: str, text: str, message: str) -> None:
     whole = document("tencent", "many")
     interface = whole["meta-data"]["network"]["interfaces"]["macs"][MAC]
     (interface if key in interface else interface["local-ipv4s"][interface["primary-local-ipv4"]])[key] = text
     found = read("tencent", whole)
-    assert any(said in problem.text for problem in found.problems)
+    assert any(message in problem.text for problem in found.problems)
     assert {problem.mac for problem in found.problems} == {MAC.lower()}
     assert len(found.interfaces) >= 3
 

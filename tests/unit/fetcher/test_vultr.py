@@ -60,7 +60,7 @@ def test_cloud_interfaces_are_read_where_interfaces_is_empty() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "key", "value", "said"),
+    ("family", "key", "value", "message"),
     [
         ("ipv4", "netmask", "", "interfaces[0].ipv4.netmask"),
         ("ipv4", "address", "2001::1", "interfaces[0].ipv4.address: '2001::1' is not an IPv4"),
@@ -70,11 +70,11 @@ def test_cloud_interfaces_are_read_where_interfaces_is_empty() -> None:
         ("ipv6", "additional", [{"prefix": "64"}], "ipv6.additional[0]: neither an address nor a network"),
     ],
 )
-def test_wrong_value_is_reported_by_its_path(family: str, key: str, value: object, said: str) -> None:
+def test_wrong_value_is_reported_by_its_path(family: str, key: str, value: object, message: str) -> None:
     whole = document("vultr", "one")
     whole["interfaces"][0][family][key] = value
     (problem,) = read("vultr", whole).problems
-    assert said in problem.text
+    assert message in problem.text
 
 
 def test_document_without_interfaces_is_an_error() -> None:

@@ -99,7 +99,9 @@ def main() -> None:
     messages += [{"request": "apply", "id": "1", "ops": ops, "confirm_within": 0} for ops in attacks(index)]
     frames = [msgpack.packb(message) for message in messages]
     write(HERE / "corpus" / "protocol", [*frames[:20], *BROKEN])
-    write(HERE / "corpus" / "policy", [frame for frame, said in zip(frames, messages, strict=True) if "ops" in said])
+    write(
+        HERE / "corpus" / "policy", [frame for frame, message in zip(frames, messages, strict=True) if "ops" in message]
+    )
     some = {kind: [*recorded(kind)][:12] for kind in KINDS}
     write(HERE / "corpus" / "rtnetlink", [bytes((at,)) + one for at, kind in enumerate(KINDS) for one in some[kind]])
 

@@ -64,8 +64,8 @@ def _target(op: Operation) -> tuple[Any, ...]:
     return ()
 
 
-def _hold(true: bool, said: str) -> None:
-    assert true, said
+def _hold(true: bool, message: str) -> None:
+    assert true, message
 
 
 def fuzz_protocol(data: bytes) -> protocol.Request | None:
