@@ -12,7 +12,7 @@ import struct
 import sys
 import time
 
-EVERY, PATIENCE = 0.002, 120.0
+EVERY, TIMEOUT_S = 0.002, 120.0
 ECHO, REPLY = 8, 0
 
 
@@ -27,7 +27,7 @@ if __name__ == "__main__":
     address = sys.argv[1]
     sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
     print("asking", flush=True)
-    end, number = time.monotonic() + PATIENCE, 0
+    end, number = time.monotonic() + TIMEOUT_S, 0
     while time.monotonic() < end:
         number += 1
         try:

@@ -16,7 +16,7 @@ import time
 
 GROUPS = (5, 7, 8)  # RTNLGRP_IPV4_IFADDR, _ROUTE, _RULE
 NEW = {"address": 20, "route": 24, "rule": 32}
-PATIENCE = 60.0
+TIMEOUT_S = 60.0
 
 
 def kinds(listener: socket.socket) -> set[int]:
@@ -38,7 +38,7 @@ def wait(listener: socket.socket, kind: int) -> float:
 def once(words: list[str]) -> float:
     new = NEW[words[1]]
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as listener:
-        listener.settimeout(PATIENCE)
+        listener.settimeout(TIMEOUT_S)
         listener.bind((0, sum(1 << (group - 1) for group in GROUPS)))
         subprocess.run(words, check=True)
         gone = wait(listener, new + 1)

@@ -10,7 +10,7 @@ from ipaddress import ip_address, ip_interface
 from .convention import Convention
 from .fabric import Fabric
 from .nic import Nic
-from .rooms import PATIENCE, LabError, Room
+from .rooms import TIMEOUT_S, LabError, Room
 
 
 def boot(instance: Room, served: Sequence[Nic], fabric: Fabric) -> None:
@@ -55,7 +55,7 @@ def without_dad(instance: Room, nics: Sequence[Nic]) -> Iterator[None]:
 def wait_for_router(instance: Room, nic: Nic) -> None:
     """Wait until the kernel has processed a router advertisement."""
     show = ["ip", "-6", "route", "show", "default", "proto", "ra", "dev", nic.name]
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TIMEOUT_S
     while not instance.run(show).stdout:
         if time.monotonic() > end:
             raise LabError(f"{nic.name} has learned no default route from router advertisements")

@@ -38,7 +38,7 @@ RefreshTimer = "2s"
 AllowKinds = "veth"
 """
 INTERFACES, ADDRESSES = 4, 15
-PATIENCE = 8.0
+TIMEOUT_S = 8.0
 """Time limit in seconds for operations that take about two."""
 ORDINARY = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "--no-new-privs"]
 """An unprivileged user: cnctl needs no privilege to show the state."""
@@ -158,7 +158,7 @@ def start(lab: Lab) -> None:
         lab.start(name)
     began = time.monotonic()
     with busy("waiting until every address answers"):
-        patiently(lab, lambda: all(lab.reachability(timeout=0.4).values()), "every address answers", PATIENCE)
+        wait_until(lab, lambda: all(lab.reachability(timeout=0.4).values()), "every address answers", TIMEOUT_S)
     took = time.monotonic() - began
     for name, user in zip(("netagent", "fetcher", "api"), USERS, strict=True):
         uid, capabilities = identity(lab.daemons.pid(name))
@@ -179,7 +179,7 @@ def identity(pid: int) -> tuple[int, int]:
     return int(uid), int(status["CapEff"], 16) | int(status["CapPrm"], 16) | int(status["CapAmb"], 16)
 
 
-def patiently(lab: Lab, predicate: Callable[[], object], what: str, timeout: float) -> None:
+def wait_until(lab: Lab, predicate: Callable[[], object], what: str, timeout: float) -> None:
     try:
         lab.wait_for(predicate, timeout, what)
     except AssertionError:
@@ -190,11 +190,11 @@ def answering(lab: Lab, addresses: Sequence[str]) -> float:
     """Return the seconds until every host gets answers from these addresses."""
     began = time.monotonic()
     with busy(f"waiting for {', '.join(addresses)}"):
-        patiently(
+        wait_until(
             lab,
             lambda: all(lab.reachability(addresses, timeout=0.2).values()),
             f"{', '.join(addresses)} answer",
-            PATIENCE,
+            TIMEOUT_S,
         )
     return time.monotonic() - began
 
@@ -289,9 +289,9 @@ def audit(lab: Lab) -> None:
         which = ", ".join(f"{count} {operation.replace('_', ' ')}" for operation, count in operations.items())
         which = re.sub(r"(\d+) (\w+) (add|replace)", r"+\1 \2", re.sub(r"(\d+) (\w+) remove", r"-\1 \2", which))
         tail = f" #{entry['hash'][:6]}"
-        room = WIDTH - len(tail)
+        width = WIDTH - len(tail)
         text = f"{entry['seq']} {entry['time'][11:19]} {entry['verdict']:10}{which}"
-        say((text if len(text) <= room else text[: room - 1] + "…").ljust(room) + tail)
+        say((text if len(text) <= width else text[: width - 1] + "…").ljust(width) + tail)
     verdicts = Counter(entry["verdict"] for entry in entries)
     require(verdicts["applied"] >= 3, f"the audit log has {verdicts['applied']} changes; expected at least 3")
     require(not verdicts["refused"], "the audit log has refusals")

@@ -21,7 +21,7 @@ from .rooms import Room
 from .spec import BEYOND_SUBNET, BEYOND_SUBNET6, neighbour_address, neighbour_address6
 
 ROUTER6 = Path(__file__).with_name("router6.py")
-PATIENCE = 10.0
+TIMEOUT_S = 10.0
 
 
 @dataclass
@@ -184,7 +184,7 @@ class Fabric:
         if self._router6 is not None:
             assert self._router6.stdin is not None
             self._router6.stdin.close()
-            self._router6.wait(PATIENCE)
+            self._router6.wait(TIMEOUT_S)
 
     def _plug_hosts(self, bridge: str, rooms: Sequence[Room]) -> None:
         self.cloud.batch(

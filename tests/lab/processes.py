@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from .rooms import OURS, PATIENCE, LabError, Room
+from .rooms import OURS, TIMEOUT_S, LabError, Room
 
 USERS = MappingProxyType({"cloud-network-netagent": 52091, "cloud-network": 52092, "cloud-network-api": 52093})
 """Accounts of the instance, outside the ranges that Debian's policy (9.2.2) gives to packages, people or systemd."""
@@ -61,7 +61,7 @@ class Daemons:
         """Send a signal; after SIGKILL, return when the process has ended."""
         os.kill(self.pid(name), number)
         if number == signal.SIGKILL:
-            self._running[name].wait(PATIENCE)
+            self._running[name].wait(TIMEOUT_S)
 
     def resume(self, name: str) -> None:
         """Continue after SIGSTOP: nsenter stops with its child, and wakes it when it is woken (nsenter(1), --pid)."""
@@ -71,10 +71,10 @@ class Daemons:
         """Send SIGTERM, and return the exit status. A daemon that does not end is killed, which is an error."""
         os.kill(self.pid(name), signal.SIGTERM)
         try:
-            return self._running[name].wait(PATIENCE)
+            return self._running[name].wait(TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.kill(name)
-            raise LabError(f"{name} did not end within {PATIENCE:.0f} s of SIGTERM\n{self.report(name)}") from None
+            raise LabError(f"{name} did not end within {TIMEOUT_S:.0f} s of SIGTERM\n{self.report(name)}") from None
 
     def log(self, name: str) -> str:
         file = self._logs / name
@@ -92,4 +92,4 @@ class Daemons:
     def close(self) -> None:
         """Collect nsenter's processes; the holder ends the daemons."""
         for process in self._running.values():
-            process.wait(PATIENCE)
+            process.wait(TIMEOUT_S)

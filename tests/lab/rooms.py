@@ -25,7 +25,7 @@ ENVIRONMENT = MappingProxyType(
 """Environment of programs in a namespace: nothing from the developer's shell may affect a test."""
 
 
-PATIENCE = 10.0
+TIMEOUT_S = 10.0
 END_TIMEOUT_S = 60.0  # the kernel ends every process of the lab first, which is slow on a busy machine
 
 

@@ -91,7 +91,7 @@ def answers(lab: Lab) -> bool:
 
 
 def settle(lab: Lab) -> None:
-    lab.wait_for(lambda: is_settled(lab), 20, "the fetcher to be content")
+    lab.wait_for(lambda: is_settled(lab), 20, "a healthy network")
 
 
 def read_all_facts(lab: Lab) -> None:

@@ -128,7 +128,7 @@ def test_wrong_measurement_exits_1(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     if os.geteuid():
         pytest.fail("the lab needs root or a user namespace")
     monkeypatch.setattr(demo, "CONFIG", demo.CONFIG.replace("veth", ""))  # netagent does not manage the lab's links
-    monkeypatch.setattr(demo, "PATIENCE", 1.0)
+    monkeypatch.setattr(demo, "TIMEOUT_S", 1.0)
     monkeypatch.setattr(sys, "argv", ["demo"])
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     assert demo.main() == 1

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.lab import Interface, Lab, Spec
-from tests.lab.asking import ask
+from tests.lab.curl import ask
 from tests.system.job import CONFIG, audit, errors, ip, kernel, present, refresh, running, settle, status
-from tests.system.wrong import CASES, NEIGHBOUR, changed, serving, start, with_range
+from tests.system.wrong_answers import CASES, NEIGHBOUR, changed, serving, start, with_range
 
 NETWORK_DATA = "/openstack/latest/network_data.json"
 
@@ -23,9 +23,9 @@ NETWORK_DATA = "/openstack/latest/network_data.json"
 def test_wrong_answer_costs_no_connection(name: str, at_start: bool) -> None:
     """It is applied without harm, or left out and reported; nothing must be rolled back, and the rest is configured."""
     case = CASES[name]
-    with serving(case, at_start=at_start) as (lab, talks, verdicts):
-        print(f"\nlongest silence: {talks}")
-        assert talks.broken == {}
+    with serving(case, at_start=at_start) as (lab, connections, verdicts):
+        print(f"\nlongest silence: {connections}")
+        assert connections.broken == {}
         assert set(verdicts) <= {"applied", "confirmed"}
         assert set(lab.addresses) <= present(lab)
         assert status(lab)["state"] in ("ok", "degraded")

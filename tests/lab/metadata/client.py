@@ -102,9 +102,9 @@ class Metadata:
             raise ValueError(answer["error"])
         return json.dumps(answer["value"])
 
-    def _connect(self, patience: float = 10) -> socket.socket:
+    def _connect(self, timeout: float = 10) -> socket.socket:
         """Connect to the server, which may still be starting."""
-        end = time.monotonic() + patience
+        end = time.monotonic() + timeout
         while True:
             control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:

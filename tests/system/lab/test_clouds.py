@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.lab.asking import ask
+from tests.lab.curl import ask
 from tests.lab.metadata import PROVIDERS
 
 

@@ -51,8 +51,8 @@ def inhabitants(instance: int) -> set[int]:
     return found
 
 
-def gone(pids: set[int], patience: float = 5) -> bool:
-    end = time.monotonic() + patience
+def gone(pids: set[int], timeout: float = 5) -> bool:
+    end = time.monotonic() + timeout
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         if time.monotonic() > end:
             return False
@@ -67,7 +67,7 @@ def test_nothing_is_left_after_the_end() -> None:
         lab.reachability(timeout=0.1)
         pids = inhabitants(lab.instance.pid)
         assert len(pids) > 6
-    assert gone(pids, patience=0)
+    assert gone(pids, timeout=0)
     assert host() == before
 
 
@@ -82,7 +82,7 @@ def test_nothing_is_left_after_a_failure_inside() -> None:
     with pytest.raises(ZeroDivisionError) as failure:
         fail()
     assert pids
-    assert gone(pids, patience=0)
+    assert gone(pids, timeout=0)
     assert "no lost packets" in "".join(failure.value.__notes__)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import Interface, Lab, Spec
-from tests.lab.asking import ask
+from tests.lab.curl import ask
 
 META = "/latest/meta-data"
 MACS = f"{META}/network/interfaces/macs"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import Interface, Lab, Spec
-from tests.lab.asking import Answer, ask
+from tests.lab.curl import Answer, ask
 
 VERSION = "api-version=2021-02-01"
 INTERFACES = f"/metadata/instance/network/interface?{VERSION}"

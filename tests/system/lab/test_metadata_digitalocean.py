@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.lab.asking import ask
+from tests.lab.curl import ask
 
 V1 = "/metadata/v1"
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.lab import Interface, Lab, Spec
-from tests.lab.asking import Answer, ask
+from tests.lab.curl import Answer, ask
 
 ROOT = "/computeMetadata/v1"
 NICS = f"{ROOT}/instance/network-interfaces/"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.lab import Interface, Lab, Spec
-from tests.lab.asking import ask
+from tests.lab.curl import ask
 
 
 @pytest.fixture

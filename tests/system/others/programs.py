@@ -15,7 +15,7 @@ from typing import Self
 import pytest
 
 from tests.lab import Lab
-from tests.lab.rooms import OURS, PATIENCE, Room
+from tests.lab.rooms import OURS, TIMEOUT_S, Room
 
 WAYS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/lib/systemd:/usr/lib/systemd"
 
@@ -85,10 +85,10 @@ class Program:
         assert self._process is not None
         self.send(number)
         try:
-            self._process.wait(PATIENCE)
+            self._process.wait(TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.send(signal.SIGKILL)
-            self._process.wait(PATIENCE)
+            self._process.wait(TIMEOUT_S)
 
     def restart(self) -> None:
         self.stop()

@@ -106,8 +106,8 @@ def test_marks_are_unique_and_inside_the_mask(links: set[int], mask: int) -> Non
     top = 1 << (mask.bit_length() - 1)
     assert len(set(found.values())) == len(found)
     assert all(mark and not mark & ~mask and not mark & top for mark in found.values())
-    room = min((mask & ~top) // (mask & -mask), 64)
-    assert len(found) == min(len(links), room)
+    limit = min((mask & ~top) // (mask & -mask), 64)
+    assert len(found) == min(len(links), limit)
     after = replace(HERE, marks=tuple(LinkMark(*pair) for pair in found.items()))
     assert assign_marks(sorted(links, reverse=True), config, after, ()) == found
 

@@ -1,6 +1,6 @@
 """Wrong answers of a plausible metadata server, each with the expected reaction of the host.
 
-For tests/system/test_wrong_answers.py and, with figures, bench/wrong.py.
+For tests/system/test_wrong_answers.py.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from tests.lab import Interface, Lab, Spec
+from tests.system.connections import Connections, open_connections
 from tests.system.job import CONFIG, MACS, audit, refresh, settle, status
-from tests.system.talks import Talks, talks
 
 NOBODY, NEIGHBOUR = "10.0.1.9", "10.0.1.250"
 """An address in the primary's subnet that no host has, and one of a host that does not forward."""
@@ -78,7 +78,7 @@ CASES: Mapping[str, Wrong] = {
 
 
 @contextmanager
-def serving(case: Wrong, *, at_start: bool) -> Iterator[tuple[Lab, Talks, list[str]]]:
+def serving(case: Wrong, *, at_start: bool) -> Iterator[tuple[Lab, Connections, list[str]]]:
     """Give the wrong answer from the start, or later. Yields the lab, the connections and netagent's verdicts."""
     with Lab(spec(case.provider)) as lab:
         lab.write_config(CONFIG)
@@ -86,7 +86,7 @@ def serving(case: Wrong, *, at_start: bool) -> Iterator[tuple[Lab, Talks, list[s
             start(lab)
             settle(lab)
         before = len(audit(lab))
-        with talks(lab) as found:
+        with open_connections(lab) as found:
             case.tell(lab)
             if at_start:
                 start(lab)

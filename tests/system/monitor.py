@@ -19,7 +19,7 @@ OUTPUT = "/run/lab/monitor"
 RULES = 1 << 7  # RTNLGRP_IPV4_RULE, the last that `ip monitor address route rule` subscribes to
 
 
-class Seen:
+class Events:
     """The lines of `ip monitor`; `Deleted …` marks removals."""
 
     def __init__(self, lab: Lab) -> None:
@@ -35,20 +35,20 @@ class Seen:
 
 
 @contextmanager
-def monitor(lab: Lab) -> Iterator[Seen]:
+def monitor(lab: Lab) -> Iterator[Events]:
     """Record each change of an IPv4 address, route or rule in the instance until the end of the block."""
     before = _listeners(lab)
     with Path(lab.path(OUTPUT)).open("wb") as output:
         process = lab.instance.popen(["sh", "-c", MONITOR], stdin=subprocess.PIPE, stdout=output)
         try:
             lab.wait_for(lambda: _listeners(lab) > before, message="ip monitor")
-            yield Seen(lab)
+            yield Events(lab)
             # Kernel events arrive at once, but ip must print them: wait until it has printed one of our own.
             lab.batch(["rule add pref 1 from 192.0.2.200 lookup 200", "rule del pref 1"])
-            lab.wait_for(lambda: any("192.0.2.200" in line for line in Seen(lab).gone), message="the last line")
+            lab.wait_for(lambda: any("192.0.2.200" in line for line in Events(lab).gone), message="the last line")
         finally:
             process.communicate(timeout=10)
-    rest = [line for line in Seen(lab).lines if "192.0.2.200" not in line]
+    rest = [line for line in Events(lab).lines if "192.0.2.200" not in line]
     lab.path(OUTPUT).write_text("".join(f"{line}\n" for line in rest))
 
 
