@@ -238,7 +238,7 @@ class StateDirectory:
         return {ifindex: document for ifindex, document in found if document is not None}
 
     def read_status(self) -> Status | None:
-        """Return status.json, whoever wrote it and when."""
+        """Return status.json, from any fetcher and any time."""
         document = self._read_object(("status.json",), MAX_STATUS)
         try:
             return None if document is None else parse_status(document)

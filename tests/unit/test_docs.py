@@ -16,7 +16,10 @@ from cloud_network.fetcher import config
 
 from tests.lab.lab import CHECKOUT
 
-PAGES = [*sorted((CHECKOUT / "docs").glob("*.md")), CHECKOUT / "README.md", CHECKOUT / "SECURITY.md"]
+PAGES = [
+    *sorted((CHECKOUT / "docs").glob("*.md")),
+    *(CHECKOUT / f"{name}.md" for name in ("README", "SECURITY", "CONTRIBUTING")),
+]
 TESTS = "\n".join(path.read_text() for path in (CHECKOUT / "tests").rglob("*.py"))
 
 
@@ -52,6 +55,30 @@ def test_cnctl_commands_are_valid(command: str, monkeypatch: pytest.MonkeyPatch)
         chosen = [(word.split("|") * 9)[number] if "|" in word else word for word in words]
         if chosen != ["--json"]:
             main.cli.main(chosen, standalone_mode=False)
+
+
+def commands(page: Path, program: str) -> Iterator[str]:
+    """Yield the rest of each line or code span that runs the program."""
+    text = page.read_text()
+    lines = [line.removeprefix("sudo ") for each in blocks(page) for line in each.splitlines()]
+    lines += [span.removeprefix("sudo ") for span in re.findall(r"`([^`\n]+)`", text)]
+    yield from (line.removeprefix(f"{program} ") for line in lines if line.startswith(f"{program} "))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.name))
+def test_commands_name_existing_targets_modules_and_options(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (CHECKOUT / "Makefile").read_text(), re.MULTILINE))
+    assert {line.split()[0] for line in commands(page, "make")} <= targets
+    for program in (".venv/bin/python", "python"):
+        for line in commands(page, program):
+            module = re.match(r"-m ([\w.]+)", line)
+            if module and module[1] != "pytest":
+                path = CHECKOUT / module[1].replace(".", "/")
+                assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), line
+    for name in ("fetcher", "netagent"):
+        known = (CHECKOUT / name / "__main__.py").read_text()
+        for line in commands(page, f"cloud-network-{name}"):
+            assert all(f'"{option}"' in known for option in re.findall(r"--[a-z-]+", line)), line
 
 
 def test_units_tests_and_keys_are_there() -> None:

@@ -312,7 +312,7 @@ def _answer_each(listener: socket.socket, answers: list[bytes]) -> None:
 def test_proxies_and_passwords_of_the_environment_are_ignored(
     serve: Serve, heard: list[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (netrc := tmp_path / "netrc").write_text("default login somebody password something\n")
+    (netrc := tmp_path / "netrc").write_text("default login user password secret\n")
     monkeypatch.setenv("NETRC", str(netrc))
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
