@@ -61,9 +61,7 @@ class Log(Logger):  # type: ignore[misc]  # gunicorn has no types
 
 
 class IdleExit:
-    """Ends the server after `limit` seconds without a request, through gunicorn's server hooks. systemd keeps the
-    socket.
-    """
+    """Ends the server after `limit` seconds without a request, through gunicorn's server hooks."""
 
     def __init__(self, limit: float) -> None:
         self._limit = limit

@@ -29,9 +29,7 @@ ENDING = 20.0  # seconds for a part to remove its lab
 
 
 class Part(NamedTuple):
-    """A program of bench/, a description of what it measures, and its approximate duration in seconds on two
-    processors.
-    """
+    """A program of bench/, what it measures, and its approximate duration in seconds on two processors."""
 
     name: str
     what: str

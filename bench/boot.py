@@ -23,9 +23,7 @@ SPEC = Spec.cloud("aws", interfaces=3, addresses=5, ipv6=2)
 
 
 class Watch(threading.Thread):
-    """Probes all addresses repeatedly; `four` and `at` are the times when those of IPv4, and all of them, have
-    answered.
-    """
+    """Probes all addresses repeatedly; `four` and `at` are the times when IPv4 and when all have answered."""
 
     def __init__(self, lab: Lab) -> None:
         super().__init__(daemon=True)

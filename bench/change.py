@@ -96,9 +96,7 @@ def polling(rounds: int) -> list[Stages]:
 
 
 def facts_pending(lab: Lab) -> bool:
-    """Return True if the last pass read more than the keys that define the network: then more facts are still to be
-    read.
-    """
+    """Return True if the last pass read more than the keys of the network: more facts are still to be read."""
     lab.metadata.reset()
     time.sleep(3)
     return any(path.endswith("/vpc-id") for path in lab.metadata.paths())

@@ -46,9 +46,7 @@ sys.exit(__main__.main())
 
 
 def undoings(lab: Lab, count: int) -> list[list[str]]:
-    """Return this number of `ip` commands, each for another object: an object that is reverted repeatedly is a
-    conflict.
-    """
+    """Return this number of `ip` commands, each for another object: repeated reverts of one are a conflict."""
     addresses = [
         ["address", "del", f"{each['local']}/32", "dev", str(link["ifname"])]
         for link in ip(lab, "address")

@@ -114,9 +114,7 @@ class Netagent:
         self._socket.close()
 
     def marks(self) -> tuple[LinkMark, ...] | None:
-        """Return the marks in netagent's nftables table: empty if the table is incomplete, None if netagent manages
-        none.
-        """
+        """Return the marks in netagent's nftables table: empty if it is incomplete, None if netagent has none."""
         answer = self._ask(Status())
         try:
             return StatusAnswer.from_wire(answer).marks

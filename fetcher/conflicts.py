@@ -95,9 +95,7 @@ class ConflictTracker:
         return min((self._records[op].due for op in self._waiting()), default=math.inf)
 
     def statuses(self, plan: Plan, actual: Actual) -> tuple[list[ConflictStatus], list[str]]:
-        """Return all conflicts for status.json, and as text those that are not repaired now: they wait or are in
-        `plan`.
-        """
+        """Return all conflicts for status.json, and as text those that are not repaired now."""
         links, now, missing = {link.ifindex: link for link in actual.links}, self._clock(), set(plan)
         statuses, open_now = list[ConflictStatus](), list[str]()
         for op, record in self._records.items():

@@ -40,11 +40,9 @@ Result = TypeVar("Result")
 _LONGEST_WAIT = 3600.0  # seconds; a selector accepts no infinity
 _STOP_SECONDS = 5.0  # seconds for a running pass to end after SIGTERM; netagent rolls back what is not confirmed
 _EVENTS_RETRY = 1.0  # seconds before events are subscribed to again after a failure
-_WATCH_FIRST, _WATCH_LONGEST = 0.1, 300.0  # seconds between two waits for a change of the metadata ...
-_WATCH_BUSIEST, _WATCH_CALM = (
-    5.0,
-    10.0,
-)  # ... of changes without end, and after a pause
+_WATCH_FIRST, _WATCH_LONGEST = 0.1, 300.0  # seconds between two waits for a change of the metadata
+_WATCH_BUSIEST = 5.0  # the same, while the metadata changes continuously
+_WATCH_CALM = 10.0  # seconds without a change that end this
 
 
 class PassHungError(Exception):

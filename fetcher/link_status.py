@@ -36,9 +36,7 @@ def link_statuses(
 
 
 def _drift(missing: Plan, actual: Actual, config: Config) -> Mapping[int, list[str]]:
-    """Return the operations that each link lacks, in `ip` syntax. Rules that belong to no link are listed for every
-    link.
-    """
+    """Return the operations that each link lacks, in `ip` syntax. Rules of no link are listed for every link."""
     links = {link.ifindex: link for link in actual.links}
     drift = defaultdict[int, list[str]](list)
     for op in missing:

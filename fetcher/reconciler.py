@@ -345,9 +345,7 @@ class Reconciler:
             run.repaired += len(ops)
 
     def _hold(self, part: Plan, reason: str) -> None:
-        """Put the links of a change that broke something on hold; rules of no link only if nothing else was in the
-        change.
-        """
+        """Put the links of a change that broke something on hold; rules of no link only if they were all of it."""
         base = self._config.route_table_base
         links = {link_of(op, base) for op in part}
         for link in links - {COMMON} or links:

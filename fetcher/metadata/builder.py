@@ -217,9 +217,7 @@ class InstanceBuilder:
         self.missing: list[Problem] = []
 
     def expect(self, node: Node, *keys: str) -> None:
-        """Record the keys that are missing or empty although the cloud always gives them: then no interface is proven
-        absent.
-        """
+        """Record the missing or empty ones of keys that the cloud always gives: then no interface is proven absent."""
         self.missing += [Problem("", f"{path}: missing") for path in node.lacks(*keys)]
 
     def expect_entries(self, node: Node, *keys: str) -> None:
@@ -291,9 +289,7 @@ class InstanceBuilder:
             self.problems.append(Problem("", text))
 
     def build(self, system: Mapping[str, Any]) -> Instance:
-        """Return the instance. Raises MetadataError if it has neither an interface nor a notice: every instance has
-        one.
-        """
+        """Return the instance. Raises MetadataError without any interface or notice: every instance has one."""
         if not self.interfaces and not self.notices:
             reason = self.problems[0].text if self.problems else "the document names no interface"
             raise MetadataError("invalid", reason)

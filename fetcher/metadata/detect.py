@@ -105,9 +105,7 @@ def _openstack(firmware: Firmware) -> bool:
 
 
 def _oracle(firmware: Firmware) -> bool:
-    """Match the asset tag, the same for virtual machines and bare metal (cloud-init's reference of the Oracle
-    datasource).
-    """
+    """Match the asset tag of virtual machines and bare metal (cloud-init's reference of the Oracle datasource)."""
     return firmware.get("chassis_asset_tag") == "OracleCloud.com"
 
 

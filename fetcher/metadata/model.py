@@ -97,7 +97,7 @@ class Instance:
     interfaces: tuple[Interface, ...]
     problems: tuple[Problem, ...] = ()
     notices: tuple[str, ...] = ()  # understood but not configured; no error
-    missing: tuple[Problem, ...] = ()  # the cloud always gives these; reported if they keep something
+    missing: tuple[Problem, ...] = ()  # always given by the cloud; reported if they keep something
     left_alone: frozenset[str] = frozenset()  # MACs with a notice, or merged because unproven
     system: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
     identity: Mapping[str, bytes] = field(default_factory=dict, hash=False, compare=False)
@@ -171,9 +171,7 @@ def _first(known: tuple[Part, ...], now: tuple[Part, ...]) -> tuple[Part, ...]:
 
 
 def _merged(now: Interface, before: Interface, taken: set[IPAddress]) -> Interface:
-    """Add the parts of `before` to an interface that could not be read completely; `taken` are in use on other
-    interfaces.
-    """
+    """Add the parts of `before` to an interface that was not read completely; `taken` are used on others."""
     versions = {gateway.version for gateway in now.gateways}
     known = {each.ip: each for each in before.addresses}  # with the prefix lengths of subnets that may be missing now
     addresses = [known.get(each.ip, each) for each in now.addresses]

@@ -281,9 +281,7 @@ class TreeProvider(Provider):
             logger.warning("metadata: %s: %s is on more than one interface; the first one gets it", MACS, doubled)
 
     def _read_facts(self, limit: int) -> None:
-        """Read facts that are due, until the client has sent `limit` requests. A failed one goes to the end of the
-        queue.
-        """
+        """Read facts that are due, until the client has sent `limit` requests. A failed one goes to the end."""
         self.pending_facts = False
         while self._due:
             if self.client.requests >= limit:

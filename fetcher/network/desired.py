@@ -57,9 +57,7 @@ def desired(
     rejections: Rejections | None = None,
     departed: frozenset[str] = frozenset(),
 ) -> Desired:
-    """Return what the kernel must hold for `instance` (with leases) on this host. `departed`: MACs whose links have
-    left.
-    """
+    """Return what the kernel must hold for `instance` (with leases). `departed`: MACs whose links have left."""
     rejections = rejections or {}
     configured = managed(instance, matches, config)
     pairs = [pair for pair in configured if _link_rejection(pair[1], rejections) is None]

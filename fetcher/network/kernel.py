@@ -79,9 +79,7 @@ def read() -> Actual:
 
 
 def links_and_egress(address: IPAddress) -> tuple[list[Link], Link | None]:
-    """Return every link by ifindex, and the link through which the host's routing reaches `address`. Raises
-    KernelError.
-    """
+    """Return every link by ifindex, and the link of the host's route to `address`. Raises KernelError."""
     return _run(lambda kernel: _links_and_egress(kernel, address))
 
 

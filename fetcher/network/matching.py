@@ -71,9 +71,7 @@ def idle_patterns(instance: Instance, config: Config, links: Iterable[Link]) -> 
 
 
 def without_absent_vlans(instance: Instance, matches: Matches) -> Instance:
-    """Return the instance without VLANs that have no link here. A notice for each has the command that creates the
-    link.
-    """
+    """Return the instance without VLANs that have no link here. A notice for each has the command to create it."""
     absent = [each for each in instance.interfaces if each.vlan is not None and each.mac not in matches]
     if not absent:
         return instance

@@ -117,7 +117,7 @@ class Actual:
     routers: Mapping[int, tuple[IPAddress, ...]] = field(default_factory=dict)  # IPv6 neighbours with NTF_ROUTER
     marks: tuple[LinkMark, ...] | None = None  # of netagent's nftables table; None: netagent manages none
     reverse_path: Mapping[int, ReversePath] = field(default_factory=dict)  # of links for which it matters
-    leased: Mapping[int, Mapping[IPNetwork, IPAddress]] = field(default_factory=dict)  # main's further ones from these
+    leased: Mapping[int, Mapping[IPNetwork, IPAddress]] = field(default_factory=dict)  # their further routes in main
     static: frozenset[IPNetwork] = frozenset()  # destinations of an operator's routes in main, if `leased` is not empty
     further: tuple[KernelAddress, ...] = ()  # duplicates on the same link, with another prefix length
 

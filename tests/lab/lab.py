@@ -44,9 +44,7 @@ INSTANCE_SYSCTL = MappingProxyType(
         "net.ipv4.conf.default.promote_secondaries": "0",
     }
 )
-"""Loose reverse path filter, as systemd sets it on Debian; no promotion of secondaries, which is harder for the
-fetcher.
-"""
+"""Loose reverse path filter, as systemd sets it on Debian; no promotion of secondaries, the harder case."""
 
 ROUTER_SYSCTL = MappingProxyType(
     {
@@ -333,9 +331,7 @@ class Lab:
         return self.daemons.log(name)
 
     def wait_for(self, predicate: Callable[[], T], timeout: float = 10, message: str = "") -> T:
-        """Return the first true value of `predicate`. After the timeout, raise an AssertionError with lost packets and
-        logs.
-        """
+        """Return the first true value of `predicate`; after the timeout, AssertionError with lost packets and logs."""
         end = time.monotonic() + timeout
         while not (value := predicate()):
             if time.monotonic() > end:

@@ -111,9 +111,7 @@ class Resolver:
         return (host for host in hosts if host not in self._given)
 
     def _subnet6(self, interface: Interface) -> str:
-        """Return the ordered /64; that of the former address; or the next one, the same for every interface of a
-        subnet.
-        """
+        """Return the ordered /64; that of the former address; or the next one, the same for all of a subnet."""
         given = interface.subnet6
         if isinstance(interface.ipv6, tuple) and interface.ipv6:
             given = given or str(IPv6Network((interface.ipv6[0], 64), strict=False))

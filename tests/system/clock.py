@@ -63,9 +63,7 @@ class Clock:
         self._write("offset", seconds)
 
     def run(self, speed: int) -> None:
-        """Let so many seconds pass per second, for all clocks except the wall clock, from the next wake-up of the
-        process on.
-        """
+        """Let so many seconds pass per second, from the next wake-up of the process on; the wall clock stays."""
         self._write("speed", speed)
 
     def _write(self, what: str, number: int) -> None:

@@ -35,9 +35,7 @@ def lab() -> Iterator[Lab]:
 
 
 def traces(lab: Lab, nic: Nic) -> list[object]:
-    """Return the remaining traces of an interface: rules for its addresses or subnet, routes to the subnet, its state
-    file.
-    """
+    """Return the traces of an interface: rules for its addresses or subnet, routes to the subnet, its state file."""
     sources = {*nic.addresses, nic.subnet.partition("/")[0]}
     rules = [rule for rule in ours(lab, "rule-4") if rule["src"] in sources]
     routes = [route for route in ours(lab, "route-4") if nic.subnet == route["dst"]]

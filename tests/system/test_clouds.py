@@ -14,9 +14,7 @@ from tests.lab.nic import neighbour_address
 from tests.system.job import CONFIG, audit, cnctl, ip, read_all_facts, refresh, running, status
 
 IPV6 = "2001:db8::/32"
-"""The lab's IPv6 prefix is from RFC 3849, neither private nor ULA, and on most clouds no router advertises it as on
-link.
-"""
+"""The lab's IPv6 prefix (RFC 3849) is neither private nor ULA; on most clouds no router advertises it as on link."""
 
 
 def local(lab: Lab) -> set[str]:

@@ -19,9 +19,7 @@ def commands(section: str, containing: str) -> str:
 
 
 def play_the_original(lab: Lab) -> None:
-    """Make the state of the Go original: addresses with their subnet's length, a table per link, rules without a
-    protocol.
-    """
+    """Make the state of the Go original: addresses with their subnet's length, tables, rules without a protocol."""
     lines = []
     for nic in lab.nics:
         index = lab.path(f"/sys/class/net/{nic.name}/ifindex").read_text().strip()

@@ -283,9 +283,7 @@ def identity(primary: Nic) -> str:
 
 
 def signatures(document: str) -> dict[str, str]:
-    """Return signatures of the right form and length; the lab does not have Amazon's key. Lines as base64(1) makes
-    them.
-    """
+    """Return signatures of the right form and length, in lines as base64(1) makes them; the key is not Amazon's."""
 
     def lines(kind: str, length: int) -> str:
         noise = hashlib.shake_256(f"{kind} {document}".encode()).digest(length)

@@ -115,9 +115,7 @@ def pruned(node: Tree) -> Tree:
 
 
 def find(tree: Tree, path: str) -> str | Tree | None:
-    """Return the node at `path` of a tree of text: a leaf, or a directory (a trailing slash is allowed); None if
-    absent.
-    """
+    """Return the node at `path` of a tree of text: a leaf, or a directory (with or without slash); None if absent."""
     node: str | Tree = tree
     for name in filter(None, path.split("/")):
         below = node.get(name) if isinstance(node, dict) else None

@@ -33,9 +33,7 @@ class Metadata:
         self._ask("load", nics=[asdict(nic) for nic in nics])
 
     def configure(self, **settings: object) -> None:
-        """Change the provider's settings (metadata/<provider>.py), or for any `keep_alive=False`, `listen=(address,
-        …)`.
-        """
+        """Change the provider's settings (metadata/<provider>.py), or `keep_alive=False`, `listen=(address, …)`."""
         self._ask("configure", settings=settings)
 
     def expire_tokens(self) -> None:

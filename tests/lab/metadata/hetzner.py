@@ -120,9 +120,7 @@ def reply(text: str) -> Response:
 
 
 def yaml(value: Any, indent: str = "") -> str:
-    """Return YAML in block style, except lists of plain values inside a mapping, which are in brackets as in the
-    reference.
-    """
+    """Return YAML in block style, except lists of plain values inside a mapping, which are in brackets."""
     if isinstance(value, dict):
         return "".join(f"{indent}{key}:{below(item, indent)}" for key, item in value.items())
     if isinstance(value, list):

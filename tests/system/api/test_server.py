@@ -144,9 +144,7 @@ def test_busy_client_does_not_starve_others(server: Server) -> None:
 
 
 def test_200_parallel_clients_get_all_responses(server: Server, filled: StateDirectory) -> None:
-    """While the state changes and other clients leave requests unfinished, no connection breaks and every status is
-    200.
-    """
+    """While the state changes and others leave requests unfinished, no connection breaks and every status is 200."""
     done = threading.Event()
 
     def write() -> None:

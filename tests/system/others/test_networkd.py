@@ -54,9 +54,7 @@ def listens(lab: Lab) -> bool:
 
 
 def test_what_it_takes_away_is_put_back_and_it_is_named(lab: Lab) -> None:
-    """With defaults, when it configures a link again: it removes rules of every link, and routes and addresses of that
-    link.
-    """
+    """With defaults it removes, on a reconfiguration, rules of every link, and routes and addresses of that link."""
     before, connection = of_ours(lab), lab.hold_connection(lab.nics[0].addresses[1])
     lab.stop("fetcher")
     with Networkd(lab, lab.nics[:1]) as networkd:

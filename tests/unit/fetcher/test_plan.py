@@ -126,9 +126,7 @@ def test_links_come_up_first_and_rules_are_removed_last() -> None:
 
 
 def tables(rules: list[Rule], source: IPAddress) -> list[int]:
-    """Return the tables of the first and the last step for this source; the kernel evaluates rules in order of
-    addition.
-    """
+    """Return the tables of the first and the last step for this source, in the kernel's order of evaluation."""
     return [
         next((each.table for each in rules if each.suppress == first and each.selector and source in each.selector), 0)
         for first in (True, False)

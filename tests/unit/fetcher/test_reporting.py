@@ -1,6 +1,4 @@
-"""status.json and the other state files: results of passes, writes of changes only, and the state of an earlier
-fetcher.
-"""
+"""status.json and the other state files: results of passes, changes only, and an earlier fetcher's state."""
 
 from __future__ import annotations
 

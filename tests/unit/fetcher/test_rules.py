@@ -46,9 +46,7 @@ def branches(home: IPNetwork) -> list[IPNetwork]:
 
 
 def test_prefixes_are_minimal_in_all_6561_cases() -> None:
-    """Each of eight addresses is ours, another link's or unused; every choice of fewer allowed prefixes misses one of
-    ours.
-    """
+    """Each of eight addresses is ours, another link's or unused; fewer allowed prefixes always miss one of ours."""
     bits = {net: sum(1 << int(each) - int(HOME[0]) for each in net) for net in branches(HOME)}
     for owners in product((MINE, OTHERS, FREE), repeat=8):
         mine = [address for address, owner in zip(HOME, owners, strict=True) if owner == MINE]
