@@ -343,7 +343,7 @@ async def _attempt(step: Callable[[], Awaitable[Result]]) -> Result | None:
     except PassHungError:
         raise
     except Exception:
-        logger.exception("unexpected error; retrying later")
+        logger.exception("pass: unexpected error; retrying later")
         return None
 
 
@@ -374,6 +374,6 @@ def watch_metadata(provider: Waiting, changed: Callable[[], object]) -> None:
         except RuntimeError:
             return  # the loop has ended
         except Exception:
-            logger.exception("unexpected error; retrying later")
+            logger.exception("waiting for a metadata change: unexpected error; retrying later")
             delay = backoff.next_delay()
         time.sleep(delay)

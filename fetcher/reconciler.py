@@ -132,7 +132,7 @@ class Reconciler:
             return PassReport(reading=reading, kernel_error=str(error))
         removals = tuple(filter(is_removal, here.changes))
         if not self._memory.proof.accept(here.snapshot.metadata, removes=bool(removals)):
-            logger.info("metadata: %s no longer listed; confirming before removal", summary(removals))
+            logger.info("metadata: it lists less than before; confirming before removal: %s", summary(removals))
             return PassReport(reading=reading, unproven=True)
         self._known = here.snapshot.metadata
         return replace(self._converge(here, fresh=True), reading=reading)
@@ -388,7 +388,9 @@ class Reconciler:
             hint = "to retry now, run `sudo cnctl refresh --retry`"
             condition = Condition("netagent", f"change rolled back: {first_of(texts)}; {hint}")
         elif self._marks_unknown is not None:
-            condition = Condition("netagent", f"the table of ForwardedReplies= is unknown: {self._marks_unknown}")
+            condition = Condition(
+                "netagent", f"the state of the nftables table cloud_network is unknown: {self._marks_unknown}"
+            )
         return PassReport(
             comparison=here,
             attempts=tuple(run.attempts),

@@ -36,7 +36,7 @@ def read_metadata(provider: Provider, deadline: float) -> Reading:
     except MetadataError as raised:
         error = raised
     except Exception as raised:
-        logger.exception("unexpected error; retrying later")
+        logger.exception("metadata: unexpected error; retrying later")
         error = MetadataError("unexpected", f"unexpected error: {raised!r}; please report it")
     seconds = round(time.monotonic() - began, 4)
     return Reading(instance, error, provider.client.requests - before, seconds, provider.pending_facts)
