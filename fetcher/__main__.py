@@ -41,7 +41,7 @@ def main() -> None:
     except configuration.ConfigError as error:
         if not arguments.check_config:
             _report_bad_configuration(error)
-        raise _hopeless(error) from None
+        raise _exit_without_restart(error) from None
     if arguments.check_config:
         _check_config(arguments.config, config)
         return
@@ -98,10 +98,10 @@ def _run(config: Config, path: Path) -> None:
     except NoCloudError as error:
         _write_reason(state, lock.run, "detection", error)
         Notifier().ready(str(error))  # for systemd, an exit before READY=1 is a failure, whatever the exit status
-        raise _hopeless(error, EX_NO_CLOUD) from None
+        raise _exit_without_restart(error, EX_NO_CLOUD) from None
     except DetectionError as error:
         _write_reason(state, lock.run, "detection", error)
-        raise _hopeless(error) from None
+        raise _exit_without_restart(error) from None
     configure(config, provider)
     logger.info("cloud: %s, metadata at %s", provider.name, provider.client.endpoint)
     notifier = Notifier()
@@ -133,7 +133,7 @@ def _write_reason(state: StateDirectory, run: str, kind: Literal["config", "dete
     state.write_status(failed)
 
 
-def _hopeless(error: Exception, status: int = EX_CONFIG) -> SystemExit:
+def _exit_without_restart(error: Exception, status: int = EX_CONFIG) -> SystemExit:
     """Return the exit for an error that a restart does not fix. The unit does not restart after these exit statuses."""
     print(f"cloud-network-fetcher: {error}", file=sys.stderr)
     return SystemExit(status)

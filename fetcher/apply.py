@@ -188,9 +188,9 @@ def explain(refused: Refused) -> str:
 
 
 def transact(
-    agent: Netagent, ops: Plan, confirm_within: float, broken: Callable[[], str | None]
+    agent: Netagent, ops: Plan, confirm_within: float, failure: Callable[[], str | None]
 ) -> tuple[Outcome, int]:
-    """Apply `ops` and confirm them, or roll them back if `broken` returns a reason.
+    """Apply `ops` and confirm them, or roll them back if `failure` returns a reason.
 
     More than MAX_OPS are applied and confirmed in parts. Returns the last outcome, and the number of confirmed
     operations.
@@ -201,7 +201,7 @@ def transact(
         outcome = agent.apply(part, confirm_within)
         if outcome.verdict != Verdict.APPLIED:
             return outcome, done
-        reason = broken()
+        reason = failure()
         outcome = agent.confirm(outcome) if reason is None else agent.roll_back(outcome, reason)
         if outcome.verdict != Verdict.CONFIRMED:
             return outcome, done

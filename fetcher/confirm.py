@@ -15,7 +15,7 @@ from cloud_network.netagent.operations import RouteReplace
 from cloud_network.netagent.protocol import Code, Refused
 
 _GATEWAYS_KEY = "[Netagent] AllowGateways="
-SILENT = Rejection(
+SILENT_GATEWAY = Rejection(
     "it does not answer ARP or neighbour discovery and is not used; check the gateway in the metadata",
     Cause.GATEWAY,
 )
@@ -33,7 +33,7 @@ class Confirmation:
         self.reason: str | None = None
         self._server_lost = False
 
-    def broken(self) -> str | None:
+    def failure(self) -> str | None:
         """Return what the change broke; None if nothing. Raises KernelError."""
         self.reason = self._metadata_lost() or self._gateway_lost()
         return self.reason
@@ -71,7 +71,7 @@ def _by(interface: str) -> str:
     return interface or "the host's routing"
 
 
-def refusals_of(refusals: tuple[Refused, ...], ops: Plan) -> dict[Object, Rejection]:
+def rejections_of_refusals(refusals: tuple[Refused, ...], ops: Plan) -> dict[Object, Rejection]:
     """Return the objects of the goal that netagent refuses, with the reasons."""
     found: dict[Object, Rejection] = {}
     for refused in refusals:
@@ -97,12 +97,12 @@ def _refused_object(refused: Refused, ops: Plan) -> Object | None:
     return added_object(op)
 
 
-def lessons_of(outcome: Outcome, ops: Plan, check: Confirmation) -> dict[Object, Rejection]:
+def rejections_of_failure(outcome: Outcome, ops: Plan, check: Confirmation) -> dict[Object, Rejection]:
     """Return the objects that made a request fail, so that the rest can be applied without them."""
     if check.silent:
-        return dict.fromkeys(check.silent, SILENT)
+        return dict.fromkeys(check.silent, SILENT_GATEWAY)
     if outcome.refused is not None:
-        return refusals_of((outcome.refused,), ops)
+        return rejections_of_refusals((outcome.refused,), ops)
     found: dict[Object, Rejection] = {}
     for op, errno in zip(ops[: len(outcome.errnos)], outcome.errnos, strict=False):
         rejected = added_object(op) if errno else None

@@ -14,7 +14,7 @@ from functools import partial
 
 from cloud_network.fetcher.apply import LinkRole, Netagent, NetagentError, Outcome, components, transact
 from cloud_network.fetcher.config import Config, ForwardedReplies
-from cloud_network.fetcher.confirm import SILENT, Confirmation, lessons_of, refusals_of
+from cloud_network.fetcher.confirm import SILENT_GATEWAY, Confirmation, rejections_of_failure, rejections_of_refusals
 from cloud_network.fetcher.conflicts import ConflictTracker
 from cloud_network.fetcher.gateways import new_gateways, unresolved
 from cloud_network.fetcher.metadata.base import Provider
@@ -279,7 +279,7 @@ class Reconciler:
             ops = self._next_part(here)
             found = self._silent_gateways(ops, here)
             if not found and ops:
-                found = refusals_of(agent.check(ops).refusals, ops)
+                found = rejections_of_refusals(agent.check(ops).refusals, ops)
             if not found:
                 return here, ops
             self._memory.rejections.add(found)
@@ -305,7 +305,7 @@ class Reconciler:
         """Probe each gateway that gets its first route."""
         actual = here.snapshot.actual
         silent = unresolved(new_gateways(ops, actual), here.wanted.addresses, actual)
-        return dict.fromkeys(silent, SILENT)
+        return dict.fromkeys(silent, SILENT_GATEWAY)
 
     def _apply_links(self, agent: Netagent, here: Comparison, ops: Plan, run: _Pass) -> bool:
         """Apply the plan link by link.
@@ -316,12 +316,12 @@ class Reconciler:
         again = len(here.feasible) > MAX_OPS
         for part in components(ops, base, partial(self._role, here)):
             check = Confirmation(self._provider, here, part, self._config)
-            outcome, done = transact(agent, part, self._config.confirm_timeout, check.broken)
+            outcome, done = transact(agent, part, self._config.confirm_timeout, check.failure)
             run.attempts.append(Attempt.of(outcome))
             self._count_confirmed(part[:done], run)
             if outcome.verdict == Verdict.CONFIRMED:
                 continue
-            found = lessons_of(outcome, part[done:], check)
+            found = rejections_of_failure(outcome, part[done:], check)
             if found:
                 self._memory.rejections.add(found)
             elif outcome.verdict == Verdict.ROLLED_BACK and check.is_cause:

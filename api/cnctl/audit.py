@@ -36,7 +36,7 @@ class Line:
     content: bytes
 
 
-class Broken(Exception):
+class ChainBroken(Exception):
     """The chain is broken: the place, and the reason."""
 
     def __init__(self, where: str, reason: str) -> None:
@@ -59,12 +59,12 @@ def verify(log: Path, source: Source, as_json: bool) -> Exit:
     """Check every line. Print both ends of the chain, or the place where it is broken."""
     try:
         result = _verify(log, _last_confirmed(source))
-    except Broken as broken:
+    except ChainBroken as broken:
         if as_json:
             output.show_json({"ok": False, "where": broken.where, "reason": broken.reason})
         else:
             print(f"BROKEN at {broken.where}: {broken.reason}")
-        return Exit.WRONG
+        return Exit.FAILED
     if as_json:
         output.show_json(result)
     else:
@@ -85,11 +85,11 @@ def _lines(log: Path) -> Iterator[Line]:
                 with file:
                     yield from _numbered(path, iter(lambda file=file: file.readline(MAX_LINE), b""))  # type: ignore[misc]
     except FileNotFoundError:
-        raise Failure(Exit.SILENT, f"{log} does not exist: netagent has had no request yet") from None
+        raise Failure(Exit.NO_STATE, f"{log} does not exist: netagent has had no request yet") from None
     except PermissionError:
-        raise Failure(Exit.WRONG, f"{log}: Permission denied. Use: sudo cnctl audit") from None
+        raise Failure(Exit.FAILED, f"{log}: Permission denied. Use: sudo cnctl audit") from None
     except OSError as error:
-        raise Failure(Exit.WRONG, f"{log}: {error.strerror}") from None
+        raise Failure(Exit.FAILED, f"{log}: {error.strerror}") from None
 
 
 def _numbered(path: Path, contents: Iterator[bytes]) -> Iterator[Line]:
@@ -127,23 +127,23 @@ def _verify(log: Path, confirmed: str | None) -> dict[str, Any]:
         entry = _checked(line, where)
         if count and (entry["prev"], entry["seq"]) != (previous, sequence + 1):
             reason = f"line {entry['seq']} follows line {sequence}: lines were removed, added or moved before it"
-            raise Broken(where, reason)
+            raise ChainBroken(where, reason)
         if not count:
             first, since = entry["seq"], entry.get("time")
         previous, sequence, count = entry["hash"], entry["seq"], count + 1
         seen = seen or (entry.get("verdict"), entry.get("id")) == ("confirmed", confirmed)
     if confirmed is not None and not seen:
         reason = f"line {sequence} is the last, and the confirmation of {confirmed} is missing: lines were removed"
-        raise Broken(where, reason)
+        raise ChainBroken(where, reason)
     return {"ok": True, "lines": count, "sequence": sequence, "head": previous, "first": first, "since": since}
 
 
 def _checked(line: Line, where: str) -> dict[str, Any]:
-    """Return the entry of a line. Raises Broken if its hash is wrong."""
+    """Return the entry of a line. Raises ChainBroken if its hash is wrong."""
     body, found, rest = line.content.rpartition(b',"hash":"')
     entry = parse_line(line.content)
     if not line.content.endswith(b"\n") or not found or entry is None or not {"prev", "seq", "hash"} <= entry.keys():
-        raise Broken(where, "not a whole line: it was truncated or overwritten")
+        raise ChainBroken(where, "not a whole line: it was truncated or overwritten")
     if sha256(body).hexdigest().encode() != rest.rstrip(b"\n").removesuffix(b'"}'):
-        raise Broken(where, "the line was changed: its hash is not that of its text")
+        raise ChainBroken(where, "the line was changed: its hash is not that of its text")
     return entry

@@ -1,4 +1,4 @@
-"""The steps of `cnctl doctor`: one function each, which returns a description of the result or raises Broken.
+"""The steps of `cnctl doctor`: one function each, which returns a description of the result or raises StepFailed.
 
 Sources: ip-address(8), ip-rule(8), ip-route(8), ip-neighbour(8) for `-json`; linux/neighbour.h for the states; the
 kernel's Documentation/networking/ip-sysctl.rst for rp_filter (the larger of `all` and the link's counts).
@@ -38,7 +38,7 @@ RESOLVE_TIMEOUT = 4.0
 DISCARD = 9
 
 
-class Broken(Exception):
+class StepFailed(Exception):
     """A step failed: the result, the command that shows it, and the next command to run."""
 
     def __init__(self, found: str, look: str, do: str = REPAIR):
@@ -83,14 +83,16 @@ def interface(case: Case) -> str:
     """Check that the link exists, is managed, is up, and has a carrier."""
     look = f"ip link show dev {case.dev}"
     if case.link["state"] == "excluded":
-        raise Broken(f"{case.dev} is excluded by Exclude= or its kind", look, "remove it from Exclude=")
+        raise StepFailed(f"{case.dev} is excluded by Exclude= or its kind", look, "remove it from Exclude=")
     found = ask_ip(look, missing=f"{case.dev} does not exist: it was detached or renamed")[0]
     if found.get("address", "").lower() != case.link["mac"].lower():
-        raise Broken(f"{case.dev} is another interface now: its MAC is {found.get('address')}", look)
+        raise StepFailed(f"{case.dev} is now another interface: its MAC is {found.get('address')}", look)
     if "UP" not in found["flags"]:
-        raise Broken(f"{case.dev} is down", look)
+        raise StepFailed(f"{case.dev} is down", look)
     if "LOWER_UP" not in found["flags"]:
-        raise Broken(f"{case.dev} is up, but has no carrier", look, "check in the cloud's console that it is attached")
+        raise StepFailed(
+            f"{case.dev} is up, but has no carrier", look, "check in the cloud's console that it is attached"
+        )
     return f"{case.dev} is up, with carrier"
 
 
@@ -101,17 +103,17 @@ def address(case: Case) -> str:
     look = f"ip {case.flag} address show to {case.address}"
     owners = {link["ifname"]: info for link in ask_ip(look) for info in link["addr_info"] if info}
     if not owners:
-        raise Broken(f"no link has {case.address}", look)
+        raise StepFailed(f"no link has {case.address}", look)
     if case.dev not in owners:
         other = next(iter(owners))
-        raise Broken(
+        raise StepFailed(
             f"it is on {other}, and should be on {case.dev}",
             look,
             f"sudo ip address del {case.address}/{owners[other]['prefixlen']} dev {other}; then: {REPAIR}",
         )
     for flag in ("dadfailed", "tentative"):
         if owners[case.dev].get(flag):
-            raise Broken(f"it is on {case.dev}, but {flag}: another host may have it", look, "see `journalctl -k`")
+            raise StepFailed(f"it is on {case.dev}, but {flag}: another host may have it", look, "see `journalctl -k`")
     more = f", and on {' '.join(name for name in owners if name != case.dev)}" if len(owners) > 1 else ""
     return f"{case.address}/{owners[case.dev]['prefixlen']} is on {case.dev}{more}"
 
@@ -124,18 +126,18 @@ def rule(case: Case) -> str:
     look = f"ip {case.flag} rule show"
     rules = ask_ip(look)
     source = case.delegated or case.address
-    own = [entry for entry in rules if entry.get("table") == str(table) and _stands_for(entry, _network(source))]
+    own = [entry for entry in rules if entry.get("table") == str(table) and _covers(entry, _network(source))]
     if not any("suppress_prefixlen" in entry for entry in own):
         what = f"no rule `from {source} lookup {table} suppress_prefixlength 0`, nor for a prefix around it"
-        raise Broken(what, f"{look} table {table}")
+        raise StepFailed(what, f"{look} table {table}")
     if not any(entry["src"] == "all" and "suppress_prefixlen" in entry and entry["table"] == "main" for entry in rules):
-        raise Broken("no rule `from all lookup main suppress_prefixlength 0`", f"{look} table main")
+        raise StepFailed("no rule `from all lookup main suppress_prefixlength 0`", f"{look} table main")
     if all("suppress_prefixlen" in entry for entry in own):
-        raise Broken(f"no rule `from {source} lookup {table}`, nor for a prefix around it", f"{look} table {table}")
+        raise StepFailed(f"no rule `from {source} lookup {table}`, nor for a prefix around it", f"{look} table {table}")
     return f"replies from {source} use table {table}"
 
 
-def _stands_for(entry: dict[str, Any], source: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
+def _covers(entry: dict[str, Any], source: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
     """Return True if the rule matches this source, or packets of this host from a prefix that contains it."""
     if entry["src"] == "all":
         return False
@@ -154,13 +156,13 @@ def table(case: Case) -> str:
     routes = [route for route in ask_ip(look) if route.get("dev") == case.dev]
     defaults = [route for route in routes if route["dst"] == "default"]
     if not defaults:
-        raise Broken(f"table {name} has no default route by {case.dev}", look)
+        raise StepFailed(f"table {name} has no default route through {case.dev}", look)
     case.gateways = [route["gateway"] for route in defaults if "gateway" in route]
     if _is_strict(case):  # a strict rp_filter drops the packet before there is a reply
-        return f"table {name}: default by {case.dev}"
+        return f"table {name}: default through {case.dev}"
     for client in case.clients:
         _check_return_route(case, client)
-    return f"table {name}: default by {case.dev}, and replies to {', '.join(case.clients)} leave there"
+    return f"table {name}: default through {case.dev}; replies to {', '.join(case.clients)} use it"
 
 
 def _check_return_route(case: Case, client: str) -> None:
@@ -171,7 +173,7 @@ def _check_return_route(case: Case, client: str) -> None:
     if route.get("dev") != case.dev:
         by = f"{route.get('dev')} (table {route.get('table', 'main')})"
         do = "find the rule or the more specific route that decides this: ip rule show; ip route show table main"
-        raise Broken(f"replies to {client} leave by {by}, not by {case.dev}", look, do)
+        raise StepFailed(f"replies to {client} leave by {by}, not by {case.dev}", look, do)
 
 
 def _is_local(address: str) -> bool:
@@ -185,10 +187,10 @@ def gateway(case: Case) -> str:
     look = f"ip {case.flag} route show default table {name}"
     wanted = [text for text in case.link["gateways"] if ipaddress.ip_address(text).version == case.version]
     if not case.gateways:
-        raise Broken(f"the default route in table {name} has no gateway", look)
+        raise StepFailed(f"the default route in table {name} has no gateway", look)
     if wanted and not set(wanted) & set(case.gateways):
         do = f"sudo ip {case.flag} route del default via {case.gateways[0]} dev {case.dev} table {name}; then: {REPAIR}"
-        raise Broken(f"the gateway is {case.gateways[0]}, and should be {' or '.join(wanted)}", look, do)
+        raise StepFailed(f"the gateway is {case.gateways[0]}, and should be {' or '.join(wanted)}", look, do)
     return case.gateways[0]
 
 
@@ -204,7 +206,7 @@ def neighbour(case: Case) -> str:
         elif time.monotonic() > until or (state and "FAILED" in state["state"]):
             found = state["state"][0] if state and state["state"] else "not known"
             do = f"check the subnet of {case.dev} in the cloud's console; sudo tcpdump -ni {case.dev} arp"
-            raise Broken(f"{case.gateways[0]} does not answer on {case.dev}: {found}", look, do)
+            raise StepFailed(f"{case.gateways[0]} does not answer on {case.dev}: {found}", look, do)
         time.sleep(0.05)
         state = _neighbour(look)
     return f"{case.gateways[0]} is at {state.get('lladdr', '-')} ({state['state'][0].lower()})"
@@ -258,27 +260,27 @@ def mtu(case: Case) -> str:
     wanted = next((int(line[len(prefix) :]) for line in case.link["drift"] if line.startswith(prefix)), None)
     wanted = wanted or case.link["mtu"]
     if is_now != wanted:
-        raise Broken(f"{case.dev} has an MTU of {is_now}, and should have {wanted}", look, f"sudo {prefix}{wanted}")
+        raise StepFailed(f"{case.dev} has an MTU of {is_now}, and should have {wanted}", look, f"sudo {prefix}{wanted}")
     if is_now < MIN_MTU[case.version]:
-        raise Broken(f"{case.dev} has an MTU of {is_now}; IPv{case.version} needs {MIN_MTU[case.version]}", look)
+        raise StepFailed(f"{case.dev} has an MTU of {is_now}; IPv{case.version} needs {MIN_MTU[case.version]}", look)
     return str(is_now)
 
 
 def ask_ip(command: str, missing: str | None = None, do: str = REPAIR) -> list[dict[str, Any]]:
-    """Run the command with -json. If it fails, raise Broken with `missing`, or return nothing if `missing` is None."""
+    """Run the command with -json. If it fails, raise StepFailed with `missing`; if that is None, return nothing."""
     try:
         words = command.split()
         ended = subprocess.run(["ip", "-json", *words[1:]], capture_output=True, text=True, check=False, timeout=10)
     except FileNotFoundError:
-        raise Failure(Exit.WRONG, "the command `ip` is missing: install iproute2") from None
+        raise Failure(Exit.FAILED, "the command `ip` is missing: install iproute2") from None
     except subprocess.TimeoutExpired:
-        raise Failure(Exit.WRONG, f"`{command}` did not end in time") from None
+        raise Failure(Exit.FAILED, f"`{command}` did not end in time") from None
     if ended.returncode:
         if missing:
-            raise Broken(missing, command, do)
+            raise StepFailed(missing, command, do)
         return []
     try:
         found = json.loads(ended.stdout or "[]")
     except ValueError:
-        raise Failure(Exit.WRONG, f"`{command}` prints no JSON: iproute2 is too old") from None
+        raise Failure(Exit.FAILED, f"`{command}` prints no JSON: iproute2 is too old") from None
     return [entry for entry in found if entry]

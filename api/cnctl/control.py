@@ -30,7 +30,7 @@ def plan(state: Path, as_json: bool) -> Exit:
     else:
         _note_plan(answer)
         print("\n".join(safe(change) for change in answer["changes"]) or "nothing to do")
-    return Exit.WRONG if answer["changes"] or answer["metadata_error"] else Exit.OK
+    return Exit.FAILED if answer["changes"] or answer["metadata_error"] else Exit.OK
 
 
 def _note_plan(answer: dict[str, Any]) -> None:
@@ -54,7 +54,7 @@ def refresh(state: Path, as_json: bool, *, retry: bool = False) -> Exit:
         width = max(len(str(key)) for key in result)
         table = [(safe(key), safe(value)) for key, value in result.items()]
         print(output.rows(table, width, output.columns()))
-    return Exit.WRONG if result.get("state") == "error" else Exit.OK
+    return Exit.FAILED if result.get("state") == "error" else Exit.OK
 
 
 def flush(state: Path, as_json: bool) -> Exit:
@@ -62,7 +62,7 @@ def flush(state: Path, as_json: bool) -> Exit:
     try:
         result = ask(state, "flush", "flush", "a flush changes the network")
     except Failure as failure:
-        if failure.code != Exit.SILENT:
+        if failure.code != Exit.NO_STATE:
             raise
         raise Failure(
             failure.code, f"{failure}\nIf the fetcher is stopped: sudo cloud-network-fetcher --flush"
@@ -79,19 +79,19 @@ def flush(state: Path, as_json: bool) -> Exit:
 def ask(state: Path, command: str, usage: str, why_root: str) -> dict[str, Any]:
     """Return the result of a command. Raises Failure with the fetcher's reason, or the reason why it did not answer."""
     if os.geteuid() != 0:
-        raise Failure(Exit.WRONG, f"only root may: {why_root}. Use: sudo cnctl {usage}")
+        raise Failure(Exit.FAILED, f"only root may: {why_root}. Use: sudo cnctl {usage}")
     path = state / "control.sock"
     try:
         answer = _exchange(path, json.dumps({"command": command}).encode())
     except (OSError, ValueError, RecursionError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise Failure(
-            Exit.SILENT,
+            Exit.NO_STATE,
             f"the fetcher does not answer at {path} ({safe(reason)}).\n"
             "See: cnctl status; systemctl status cloud-network-fetcher",
         ) from error
     if not answer["ok"]:
-        raise Failure(Exit.WRONG, f"{usage} failed: {safe(answer.get('error'))}")
+        raise Failure(Exit.FAILED, f"{usage} failed: {safe(answer.get('error'))}")
     result = answer.get("result")
     return result if isinstance(result, dict) else {}
 

@@ -26,7 +26,7 @@ FACTS: tuple[tuple[str, ...], ...] = (
 
 
 def run(source: Source, as_json: bool, everything: bool) -> Exit:
-    """Print the links. Returns WRONG if a link is not healthy, or the state is out of date."""
+    """Print the links. Returns FAILED if a link is not healthy, or the state is out of date."""
     claim = source.claim()
     status = source.status_of(claim)
     found = links(status)
@@ -45,9 +45,9 @@ def run(source: Source, as_json: bool, everything: bool) -> Exit:
         blocks = [output.rows(table, width, limit) for table in tables]
         print("\n\n".join(blocks) or output.wrapped("no links: ", never_read(status), 0))
     if not found or claim.doubt is Doubt.NOT_RUNNING:
-        return Exit.SILENT
+        return Exit.NO_STATE
     healthy = all(link["state"] in ("ok", "excluded") for link in found)
-    return Exit.OK if healthy and not claim.is_stale() else Exit.WRONG
+    return Exit.OK if healthy and not claim.is_stale() else Exit.FAILED
 
 
 def links(status: Status) -> list[LinkStatus]:

@@ -24,9 +24,9 @@ class Exit(IntEnum):
     """Exit codes of cnctl."""
 
     OK = 0
-    WRONG = 1  # drift, or an error without a code of its own
+    FAILED = 1  # drift, or an error without a code of its own
     USAGE = 2
-    SILENT = 3  # a daemon does not answer, or there is no state
+    NO_STATE = 3  # a daemon does not answer, or there is no state
     CONFIG = 78  # the configuration is invalid; the daemons use the same code
     INTERRUPTED = 130
 

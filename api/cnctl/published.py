@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cloud_network.api.cnctl.checks import REPAIR, Broken, Case, ask_ip
+from cloud_network.api.cnctl.checks import REPAIR, Case, StepFailed, ask_ip
 
 SYSCTL = Path("/proc/sys/net/ipv4/conf")
 RELOAD = "sudo systemctl restart cloud-network-netagent; sudo systemctl reload cloud-network-fetcher"
@@ -113,9 +113,9 @@ def _check_return_route(case: Case, target: Target, port: int) -> None:
         found = f"port {port} is published by {target.address}, whose replies to {case.client} leave by "
         found += f"{route.get('dev')}, not by {case.dev}; the cloud drops them"
         do = f'set [Network] ForwardedReplies="mark" in cloud-network.toml, then: {RELOAD}'
-        raise Broken(found, look, REPAIR if mark else do)
+        raise StepFailed(found, look, REPAIR if mark else do)
     if mark and not _output(["nft", "list", "table", "inet", "cloud_network"]):
-        raise Broken(
+        raise StepFailed(
             "the nftables table inet cloud_network, which marks connections, is missing", "sudo nft list tables"
         )
     if case.version == 4 and _drops(case.dev) and _is_asymmetric(case, target):
@@ -123,7 +123,7 @@ def _check_return_route(case: Case, target: Target, port: int) -> None:
             f"rp_filter=1: what {case.client} sends to {case.dev} is dropped, as it is forwarded to {target.address}"
         )
         do = "sudo sysctl net.ipv4.conf.all.src_valid_mark=1"
-        raise Broken(found, f"sysctl net.ipv4.conf.{case.dev}.rp_filter net.ipv4.conf.all.src_valid_mark", do)
+        raise StepFailed(found, f"sysctl net.ipv4.conf.{case.dev}.rp_filter net.ipv4.conf.all.src_valid_mark", do)
 
 
 def _mark(case: Case) -> str | None:

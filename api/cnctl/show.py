@@ -33,7 +33,7 @@ def _credentials(source: Source, _as_json: bool) -> None:
     why = "credentials of the instance's role are read from the metadata server on request, and never stored"
     found = control.ask(source.directory, "credentials", "show credentials", why)
     if not found:
-        raise Failure(Exit.WRONG, "the cloud gives this instance no credentials")
+        raise Failure(Exit.FAILED, "the cloud gives this instance no credentials")
     output.show_json({path: _nested(value) for path, value in found.items()})
 
 
@@ -45,14 +45,14 @@ def _ssh_keys(source: Source, as_json: bool) -> None:
     elif keys:
         print("\n".join(safe(key) for key in keys))
     else:
-        raise Failure(Exit.WRONG, "the metadata has no SSH key for this instance")
+        raise Failure(Exit.FAILED, "the metadata has no SSH key for this instance")
 
 
 def _project(source: Source, as_json: bool) -> None:
     """Print the project of Google Cloud."""
     project = source.system().get("project")
     if not isinstance(project, dict) or not project:
-        raise Failure(Exit.WRONG, f"{safe(source.status()['provider'])} has no projects: only Google Cloud has them")
+        raise Failure(Exit.FAILED, f"{safe(source.status()['provider'])} has no projects: only Google Cloud has them")
     if as_json:
         output.show_json(project)
     else:
@@ -72,9 +72,9 @@ def _identity(what: str, source: Source, as_json: bool) -> None:
     try:
         content = source.files.read_identity(provider, what) if provider else None
     except StateError as error:
-        raise Failure(Exit.WRONG, safe(error)) from error
+        raise Failure(Exit.FAILED, safe(error)) from error
     if content is None:
-        raise Failure(Exit.WRONG, f"{safe(provider) or 'an unknown cloud'} gives this instance no {what}")
+        raise Failure(Exit.FAILED, f"{safe(provider) or 'an unknown cloud'} gives this instance no {what}")
     if as_json:
         output.show_json(_document(content))
     elif sys.stdout.isatty():

@@ -76,10 +76,10 @@ class Source:
             try:
                 status = parse_status({key: value for key, value in answer.items() if key not in CLAIM_MEMBERS})
             except ShapeError as error:
-                raise Failure(Exit.WRONG, f"the api's answer: {safe(error)}") from error
+                raise Failure(Exit.FAILED, f"the api's answer: {safe(error)}") from error
             claim = Claim(status, _doubt(answer.get("fetcher")))
         if claim.status is None:
-            raise Failure(Exit.SILENT, nothing(claim))
+            raise Failure(Exit.NO_STATE, nothing(claim))
         return claim
 
     def find_claim(self) -> Claim:
@@ -87,7 +87,7 @@ class Source:
         try:
             return self.claim()
         except Failure as failure:
-            if failure.code != Exit.SILENT:
+            if failure.code != Exit.NO_STATE:
                 raise
             return self._read_claim()
 
@@ -108,7 +108,7 @@ class Source:
     def status_of(claim: Claim) -> Status:
         """Return the status of a claim. Raises Failure if it has none."""
         if claim.status is None:
-            raise Failure(Exit.SILENT, nothing(claim))
+            raise Failure(Exit.NO_STATE, nothing(claim))
         return claim.status
 
     def links(self) -> dict[str, Document]:
@@ -119,7 +119,7 @@ class Source:
         try:
             return {str(document.get("mac")): document for document in self.files.read_links().values()}
         except StateError as error:
-            raise Failure(Exit.WRONG, safe(error)) from error
+            raise Failure(Exit.FAILED, safe(error)) from error
 
     def system(self) -> Document:
         """Return the metadata of the instance."""
@@ -129,16 +129,16 @@ class Source:
         try:
             document = self.files.read_system()
         except StateError as error:
-            raise Failure(Exit.WRONG, safe(error)) from error
+            raise Failure(Exit.FAILED, safe(error)) from error
         if document is None:
-            raise Failure(Exit.SILENT, nothing(self._read_claim()))
+            raise Failure(Exit.NO_STATE, nothing(self._read_claim()))
         return document
 
     def _read_claim(self) -> Claim:
         try:
             return self.files.read_claim()
         except StateError as error:
-            raise Failure(Exit.WRONG, safe(error)) from error
+            raise Failure(Exit.FAILED, safe(error)) from error
 
     def _ask(self, route: str) -> dict[str, Any] | None:
         """Return the api's answer. If the api is down, print a note once and return None."""
@@ -152,7 +152,7 @@ class Source:
             return None
         if status == http.HTTPStatus.OK:
             return answer
-        code = Exit.SILENT if status == http.HTTPStatus.SERVICE_UNAVAILABLE else Exit.WRONG
+        code = Exit.NO_STATE if status == http.HTTPStatus.SERVICE_UNAVAILABLE else Exit.FAILED
         raise Failure(code, safe(answer.get("detail", f"the api answers with status {status}")))
 
 

@@ -31,7 +31,7 @@ FETCHER_UNIT = "cloud-network-fetcher.service"
 
 
 def run(source: Source, as_json: bool) -> Exit:
-    """Print the summary. Returns WRONG unless everything agrees and the state is current."""
+    """Print the summary. Returns FAILED unless everything agrees and the state is current."""
     claim = source.claim()
     status, now = source.status_of(claim), time.time()
     stale = claim.stale(now)
@@ -40,8 +40,8 @@ def run(source: Source, as_json: bool) -> Exit:
     else:
         _show(claim, status, now)
     if claim.doubt is Doubt.NOT_RUNNING or _knows_nothing(status):
-        return Exit.SILENT
-    return Exit.OK if status["state"] == "ok" and not stale else Exit.WRONG
+        return Exit.NO_STATE
+    return Exit.OK if status["state"] == "ok" and not stale else Exit.FAILED
 
 
 def _knows_nothing(status: Status) -> bool:

@@ -36,10 +36,10 @@ def run(timeout_s: float | None, config: Path | None, state: Path) -> Exit:
             if claim.doubt is None and _is_configured(claim.status):
                 return Exit.OK
             if _has_no_cloud(claim.status):
-                raise Failure(Exit.SILENT, reason)
+                raise Failure(Exit.NO_STATE, reason)
         if time.monotonic() >= end:
             raise Failure(
-                Exit.WRONG, f"the network is not configured after {timeout_s:g} s: {reason}. See: cnctl status"
+                Exit.FAILED, f"the network is not configured after {timeout_s:g} s: {reason}. See: cnctl status"
             )
         time.sleep(POLL_S)
 

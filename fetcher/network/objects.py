@@ -176,7 +176,7 @@ Rejections = Mapping[Object, Rejection]
 
 @dataclass(frozen=True, slots=True)
 class LinkGoal:
-    """What the kernel must hold for one link. Routes are in an order in which they can be added."""
+    """The desired state of one link. Routes are in an order in which they can be added."""
 
     settings: LinkSettings
     addresses: tuple[Address, ...]

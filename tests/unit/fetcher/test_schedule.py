@@ -166,7 +166,7 @@ def test_unconfirmable_change_causes_a_read(schedule: Schedule, clock: Clock) ->
     assert schedule.refresh_due == due, "a server that does not answer is not hammered"
 
 
-def test_new_link_is_chased_with_growing_pauses() -> None:
+def test_new_link_causes_reads_with_backoff() -> None:
     mismatch = InterfaceMismatch()
     assert mismatch.read_due(KNOWN, Config(), host(link(1)), 10.0) == math.inf
     now, reads = 100.0, []
@@ -186,7 +186,7 @@ def test_link_removed_first_causes_reads() -> None:
     assert mismatch.read_due(KNOWN, Config(), host(link(1)), 11.0) == math.inf
 
 
-def test_another_new_link_starts_the_chase_again() -> None:
+def test_another_new_link_restarts_the_backoff() -> None:
     mismatch = InterfaceMismatch()
     mismatch.read_due(KNOWN, Config(), BOTH, 0.0)
     assert mismatch.read_due(KNOWN, Config(), BOTH, 50.0) == math.inf
@@ -204,7 +204,7 @@ def test_another_new_link_starts_the_chase_again() -> None:
         (link(2, hardware=772), Config(), False),
     ],
 )
-def test_only_possible_interfaces_are_chased(odd: Link, config: Config, counts: bool) -> None:
+def test_only_possible_interfaces_cause_reads(odd: Link, config: Config, counts: bool) -> None:
     assert (InterfaceMismatch().read_due(KNOWN, config, host(link(1), odd), 5.0) == 5.0) is counts
 
 
