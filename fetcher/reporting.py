@@ -334,7 +334,7 @@ class Reporter:
 def _metadata_condition(instance: Instance, missing: Mapping[str, float]) -> Condition | None:
     if instance.problems:
         texts = first_of([problem.text for problem in instance.problems])
-        return Condition("metadata", f"{texts}; the interface is left unchanged, and nothing is removed")
+        return Condition("metadata", f"{texts}; that part is left out, and nothing is removed from the interface")
     if missing:
         names = ", ".join(missing)
         seconds = max(missing.values())

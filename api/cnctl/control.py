@@ -79,7 +79,7 @@ def flush(state: Path, as_json: bool) -> Exit:
 def ask(state: Path, command: str, usage: str, why_root: str) -> dict[str, Any]:
     """Return the result of a command. Raises Failure with the fetcher's reason, or the reason why it did not answer."""
     if os.geteuid() != 0:
-        raise Failure(Exit.FAILED, f"only root may: {why_root}. Use: sudo cnctl {usage}")
+        raise Failure(Exit.FAILED, f"only root may do this: {why_root}. Use: sudo cnctl {usage}")
     path = state / "control.sock"
     try:
         answer = _exchange(path, json.dumps({"command": command}).encode())

@@ -151,6 +151,6 @@ def test_only_root_may_flush(lab: Lab) -> None:
     ended = cnctl(lab, "flush")
     assert (ended.returncode, ended.stderr) == (
         1,
-        "cnctl: only root may: a flush changes the network. Use: sudo cnctl flush\n",
+        "cnctl: only root may do this: a flush changes the network. Use: sudo cnctl flush\n",
     )
     assert not nothing_is_ours(lab)

@@ -195,4 +195,4 @@ def test_unreadable_metadata_plans_the_known_part(lab: Lab) -> None:
 def test_other_users_get_the_reason_for_root(lab: Lab) -> None:
     ended = cnctl(lab, "plan")
     assert ended.returncode == 1
-    assert ended.stderr.startswith("cnctl: only root may: a plan starts with a new read of the metadata")
+    assert ended.stderr.startswith("cnctl: only root may do this: a plan starts with a new read of the metadata")

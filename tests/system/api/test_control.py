@@ -57,7 +57,7 @@ class TestControl:
             for command in (["show", "credentials"], ["refresh"]):
                 ended = cnctl(*command, **unprivileged())
                 assert (ended.code, ended.out) == (1, "")
-                assert ended.err.startswith("cnctl: only root may: ")
+                assert ended.err.startswith("cnctl: only root may do this: ")
                 assert ended.err.endswith(f"Use: sudo cnctl {' '.join(command)}\n")
         assert asked == []
 

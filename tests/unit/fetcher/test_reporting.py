@@ -139,7 +139,7 @@ def test_problem_of_one_interface_is_degraded(reporter: Reporter, state: StateDi
     reporter.record(refreshed(odd))
     found = published(state)
     assert found["state"] == "degraded"
-    assert found["last_error"]["message"].startswith("macs/...: no address; the interface is left unchanged")
+    assert found["last_error"]["message"].startswith("macs/...: no address; that part is left out")
 
 
 def test_failure_of_netagent_is_named_and_counted(reporter: Reporter, state: StateDirectory) -> None:
