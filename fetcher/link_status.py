@@ -1,4 +1,4 @@
-"""The part of status.json about each link: what it must have, has and lacks. Pure."""
+"""The part of status.json for each link: desired, actual and missing objects. Pure."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from cloud_network.fetcher.status import AddressStatus, LinkStatus
 from cloud_network.netagent.claims import tables
 
 MAX_DRIFT = 256
-"""Operations that are listed for one link; the rest is a number, so that status.json stays small."""
+"""Number of operations listed for one link; the rest is counted, to keep status.json small."""
 
 
 def link_statuses(
     instance: Instance, matches: Matches, config: Config, actual: Actual, desired: Desired, missing: Plan
 ) -> dict[str, LinkStatus]:
-    """Return {ifindex: status} for every link that the metadata name and this host has."""
+    """Return {ifindex: status} for every link that the metadata names and this host has."""
     goals = {goal.settings.ifindex: goal for goal in desired.links}
     drift = _drift(missing, actual, config)
     statuses = {}
@@ -37,7 +37,7 @@ def link_statuses(
 
 
 def _drift(missing: Plan, actual: Actual, config: Config) -> Mapping[int, list[str]]:
-    """Return the operations that each link lacks, in `ip` syntax. Rules of no link concern every link."""
+    """Return the operations that each link lacks, in `ip` syntax. Rules of no link are listed for every link."""
     links = {link.ifindex: link for link in actual.links}
     drift = defaultdict[int, list[str]](list)
     for op in missing:

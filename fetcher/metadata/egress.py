@@ -1,9 +1,9 @@
-"""The interfaces by which a metadata server may be asked.
+"""The interfaces through which a metadata server may be asked.
 
-The host's routing decides, unless it leads into a tunnel or a VPN: the other end of it must neither see the request nor
-answer it. If the usual interface does not lead to the server, each of the cloud's interfaces may. A socket is bound to
-its interface (SO_BINDTODEVICE, socket(7)) even if it is the usual one: a kept connection would otherwise follow the
-routing into a tunnel that comes up later.
+The host's routing decides, unless it leads into a tunnel or a VPN: the far end must neither see the request nor answer
+it. If the usual interface does not lead to the server, each of the cloud's interfaces is tried. A socket is always
+bound to its interface (SO_BINDTODEVICE, socket(7)): a kept connection would otherwise follow the routing into a tunnel
+that comes up later.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _TUNNEL_KINDS = frozenset(
 
 
 def egress_interfaces(address: IPAddress, kinds: tuple[str, ...]) -> list[str]:
-    """Return the names of the interfaces to bind a socket to, in the order to try: first that of the host's route.
+    """Return the names of the interfaces to bind a socket to, in order: the interface of the host's route comes first.
 
-    "" means that the socket is not bound: the address is one of this host. `kinds` are the link kinds that count as the
-    cloud's besides links without a kind ([Netagent] AllowKinds=).
+    "" means that the socket is not bound: the address is one of this host. `kinds` are the link kinds ([Netagent]
+    AllowKinds=) that a cloud may attach in addition to links without a kind.
     """
     try:
         links, usual = links_and_egress(address)

@@ -143,8 +143,8 @@ def test_missing_netagent_is_named_with_its_socket() -> None:
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (b"", "hung up"),
-        (b"\0\0\0\5\xff", "hung up"),
+        (b"", "closed the connection"),
+        (b"\0\0\0\5\xff", "closed the connection"),
         (protocol.encode({"no": "verdict"}), "has no verdict"),
         (protocol.encode({"verdict": "refused", "version": 2}), "speaks version 2"),
         (b"\0\0\0\1\xc1", "does not answer"),

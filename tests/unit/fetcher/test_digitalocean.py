@@ -34,7 +34,7 @@ def test_reserved_ipv6_belongs_on_the_droplet_while_active(active: bool | None, 
     assert ("2604:a880:9::9/128" in addresses) == there
 
 
-def test_anchor_gateway_is_the_way_out_without_another() -> None:
+def test_anchor_gateway_is_the_fallback() -> None:
     whole = document("digitalocean", "one")
     whole["interfaces"]["public"][0]["ipv4"].pop("gateway")
     found = read("digitalocean", whole).interfaces[0]
@@ -85,7 +85,7 @@ def test_ipv6_length_that_is_too_short_keeps_the_address() -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "key", "value", "said"),
+    ("place", "key", "value", "message"),
     [
         ("ipv4", "ip_address", "45.55.249.333", "public[0].ipv4.ip_address: '45.55.249.333' is not an IP"),
         ("ipv4", "netmask", "255.255.0.255", "public[0].ipv4.netmask: '255.255.0.255' is not a mask"),
@@ -95,11 +95,11 @@ def test_ipv6_length_that_is_too_short_keeps_the_address() -> None:
         ("ipv6", "ip_address", "fe80::1", "public[0].ipv6.ip_address: 'fe80::1' is not a routable"),
     ],
 )
-def test_wrong_value_is_reported_by_its_path(place: str, key: str, value: object, said: str) -> None:
+def test_wrong_value_is_reported_by_its_path(place: str, key: str, value: object, message: str) -> None:
     whole = document("digitalocean", "many")
     whole["interfaces"]["public"][0][place][key] = value
     found = read("digitalocean", whole)
-    assert any(said in problem.text for problem in found.problems)
+    assert any(message in problem.text for problem in found.problems)
     assert len(found.interfaces[0].addresses) >= 3, "the other parts are configured"
 
 

@@ -1,4 +1,4 @@
-"""What holds for every cloud and every document of it: over HTTP, with the lab's metadata server."""
+"""Properties of every document of every cloud, read over HTTP from the lab's metadata server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEYS = ("ssh-ed25519 AAAA", "ssh-rsa AAAA")
 REFRESH = {"alibaba": 6, "aws": 7, "hetzner": 2, "tencent": 7}  # requests of an unchanged refresh of `one`; else 1
 WITH_TOKEN = ("alibaba", "aws", "ibm")
 FEW = ("digitalocean", "hetzner", "scaleway", "vultr")  # not every interface can have many addresses
-NO_IPV6 = ("ibm", "tencent")  # whose metadata have none
+NO_IPV6 = ("ibm", "tencent")  # no IPv6 in the metadata
 TREES = ("alibaba", "aws", "tencent")
 WHOLE = [(cloud, name) for cloud in CLOUDS for name in names(cloud) if name != "broken"]
 every = pytest.mark.parametrize("cloud_name", CLOUDS)
@@ -38,7 +38,7 @@ def cloud(cloud_name: str) -> Iterator[InProcess]:
 
 @pytest.fixture
 def provider(cloud_name: str, cloud: InProcess) -> Iterator[Provider]:
-    """It reads the document `one`, until the test changes that."""
+    """Return a provider that reads the document `one`, until the test changes that."""
     cloud.record(document(cloud_name, "one"))
     client = Client(cloud.endpoint)
     yield provider_class(cloud_name)(client)
@@ -89,7 +89,7 @@ def test_broken_interface_is_named_and_stops_no_other(cloud_name: str) -> None:
 def test_facts_and_ssh_keys_are_read(cloud_name: str, provider: Provider) -> None:
     system = settled(provider).system
     assert len(system) > 4 or cloud_name == "aws"
-    if cloud_name != "aws":  # whose documents have none
+    if cloud_name != "aws":  # AWS's documents have none
         assert system["public-keys"]
         assert all(key.startswith(KEYS) for key in system["public-keys"])
 
@@ -118,7 +118,7 @@ def test_facts_are_read_again_after_a_change(cloud_name: str, cloud: InProcess, 
 @every
 @pytest.mark.parametrize("fault", ["404", "500", "html", "empty", "short", "truncated"])
 def test_faulty_answer_removes_no_address(cloud_name: str, cloud: InProcess, provider: Provider, fault: str) -> None:
-    """Of every document that the network is made of."""
+    """For every document that defines the network."""
     cloud.record(document(cloud_name, "one" if cloud_name in TREES else "many"))
     before = settled(provider)
     cloud.reset()
@@ -135,7 +135,7 @@ def test_faulty_answer_removes_no_address(cloud_name: str, cloud: InProcess, pro
         cloud.clear()
         listing = path.endswith(("private-networks", "macs/", "local-ipv4s/"))
         if fault in ("short", "empty") and listing:
-            continue  # a shorter list is a list: that it is shorter is believed after a second read
+            continue  # a valid shorter list: accepted after a second read
         ips = {(mac, address.partition("/")[0]) for mac, address in addresses(found)}
         assert {(mac, address.partition("/")[0]) for mac, address in addresses(before)} <= ips, path
 
@@ -163,7 +163,7 @@ def test_unreadable_facts_stop_nothing(cloud_name: str, cloud: InProcess, provid
 def test_answers_looks_at_the_answer(
     cloud: InProcess, provider: Provider, fault: str, status: int, expected: bool
 ) -> None:
-    assert provider.answers()  # and has a token, where there are some
+    assert provider.answers()  # and gets a token, on clouds with tokens
     cloud.fail(fault, status=status)
     assert provider.answers() == expected
 

@@ -12,7 +12,7 @@ from tests.unit.fetcher.emulated import document, read
 
 
 def made(name: str, old: str = "", new: str = "") -> Instance:
-    """With `old` replaced in both documents."""
+    """Return the instance with `old` replaced in both documents."""
     whole = document("hetzner", name)
     return read("hetzner", {key: [line.replace(old, new) for line in whole[key]] for key in whole})
 
@@ -64,7 +64,7 @@ def test_server_without_private_or_public_network() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("ip: 10.0.0.2", "ip: 10.9.9.2.1", "[0].ip: '10.9.9.2.1' is not an IP"),
         ("ip: 10.0.0.2", "ip: 11.9.0.2", "[0].ip: '11.9.0.2' is not inside 10.0.0.0/16"),
@@ -75,10 +75,10 @@ def test_server_without_private_or_public_network() -> None:
         ("public-ipv4: 1.2.3.4", "public-ipv4: 1.2.3", "public-ipv4: '1.2.3' is not an IP"),
     ],
 )
-def test_wrong_value_is_reported_by_its_path(old: str, new: str, said: str) -> None:
+def test_wrong_value_is_reported_by_its_path(old: str, new: str, message: str) -> None:
     found = made("ipv6", old, new)
     (problem,) = found.problems
-    assert said in problem.text
+    assert message in problem.text
     assert len(found.interfaces) == 2
 
 

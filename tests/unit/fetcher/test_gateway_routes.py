@@ -1,4 +1,4 @@
-"""By which ways a link leads out: further gateways, an anchor's, none, and links whose addresses DHCP alone knows."""
+"""Egress of a link's table: further gateways, an anchor's, no gateway, and addresses known only to DHCP."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tests.unit.fetcher.values import (
 
 
 def table(found: Desired, ifindex: int, further: int = 0) -> list[str]:
-    """The routes of the link's own table, in order; of its second one with SECOND_TABLE."""
+    """Return the routes of the link's own table, in order; of its second one with SECOND_TABLE."""
     own = [each for each in found.routes if each.table == BASE + ifindex + further]
     return [f"{each.destination}{f' via {each.gateway}' if each.gateway else ''}" for each in own]
 
 
-def test_a_network_behind_another_gateway_goes_before_what_is_concluded() -> None:
+def test_explicit_route_precedes_derived_routes() -> None:
     other = ip_address("10.0.1.250")
     behind = ((ip_network("10.0.2.0/24"), other), (ip_network("192.168.0.0/16"), other))
     found = wanted(instance(interface(1, routes=behind), interface(2)), host(link(1), link(2)))
@@ -84,8 +84,8 @@ def test_second_table_of_a_link_that_is_left_alone_stays() -> None:
     assert not [op for op in plan_of(found, after) if is_removal(op) and link_of(op, BASE) == 2]
 
 
-def test_a_route_by_a_gateway_that_is_not_there_or_is_this_host_is_left_out() -> None:
-    """Neutron tells a subnet's host routes to every port, that of their own gateway too."""
+def test_route_through_unusable_gateway_is_left_out() -> None:
+    """Neutron lists a subnet's host routes on every port, including the gateway's own."""
     behind = (
         (ip_network("192.168.0.0/24"), ip_address("198.18.0.1")),
         (ip_network("192.168.1.0/24"), ip_address("10.0.1.10")),
@@ -97,7 +97,7 @@ def test_a_route_by_a_gateway_that_is_not_there_or_is_this_host_is_left_out() ->
     assert table(found, 2) == ["10.0.1.0/24", "10.0.2.0/24 via 10.0.1.1", "0.0.0.0/0 via 10.0.1.1"]
 
 
-def test_a_link_without_a_gateway_has_its_own_subnets_alone_and_is_named() -> None:
+def test_link_without_gateway_has_only_subnets_and_a_notice() -> None:
     found = wanted(instance(interface(1), interface(2, gateways=())), host(link(1), link(2)))
     assert table(found, 3) == ["10.0.2.0/24"]
     assert found.notices == ("eth1: no gateway known; its IPv4 addresses are reachable only from their own subnet",)
@@ -111,11 +111,11 @@ def test_ipv6_is_named_until_a_router_is_heard() -> None:
     assert wanted(instance(interface(1), dual), heard).notices == ()
 
 
-def test_what_is_not_configured_is_passed_on() -> None:
+def test_unconfigured_parts_are_reported() -> None:
     assert wanted(instance(interface(1), notices=("a bond",)), host(link(1))).notices == ("a bond",)
 
 
-def test_addresses_that_dhcp_alone_knows_get_rules_and_a_table_and_stay_dhcps() -> None:
+def test_dhcp_only_addresses_get_rules_and_stay_dhcps() -> None:
     bare = replace(interface(2), addresses=(), subnets=(), gateways=())
     leased = has(3, "10.7.0.9/22") | has(3, "fe80::9/64") | has(3, "10.9.9.9/24", owned=True)
     here = host(link(1), link(2), addresses=leased, gateways={3: (ip_address("10.7.0.1"),)})
@@ -130,5 +130,5 @@ def test_addresses_that_dhcp_alone_knows_get_rules_and_a_table_and_stay_dhcps() 
 def test_an_mtu_that_netagent_would_refuse_is_left_out_and_named() -> None:
     found = wanted(instance(interface(1, mtu=1200)), host(link(1)))
     assert [goal.settings.mtu for goal in found.links] == [None]
-    assert found.notices == ("eth0: an MTU of 1200 would remove IPv6 from the link; it keeps 1500",)
+    assert found.notices == ("eth0: an MTU of 1200 would disable IPv6 on the link; the MTU stays 1500",)
     assert [goal.settings.mtu for goal in wanted(instance(interface(1, mtu=1280)), host(link(1))).links] == [1280]
