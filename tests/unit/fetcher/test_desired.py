@@ -85,7 +85,7 @@ def test_bond_with_fail_over_mac_is_the_interface_whose_mac_it_has() -> None:
         assert carried(found, 9) == [f"10.0.{active}.10/24+"]
         assert carried(found, 2) == carried(found, 3) == []
         assert found.unknown_macs.keys() == {mac(passive)}
-        assert f'is a port of bond0; if it is for others, set [Network] Exclude="{mac(passive)}"' in str(
+        assert f'is a port of bond0; if another program uses it, set [Network] Exclude="{mac(passive)}"' in str(
             found.unknown_macs
         )
         without = wanted(cloud, here)
