@@ -84,7 +84,7 @@ class TestReversePath:
         name = guest.lab.nics[1].name
         guest.lab.run(["sysctl", "-qw", f"net.ipv4.conf.{name}.rp_filter=1"])
         with guest.configured(CONFIG.replace("[Netagent]", 'ForwardedReplies = "mark"\n[Netagent]')):
-            named = f"{name}: rp_filter=1 drops what this host forwards"
+            named = f"{name}: rp_filter=1 drops packets that this host forwards"
             guest.wait_for(lambda: named in guest.run("cnctl", "--json", "status", check=False), message=named)
             guest.lab.run(["sysctl", "-qw", "net.ipv4.conf.all.src_valid_mark=1"])
             guest.run("cnctl", "refresh")

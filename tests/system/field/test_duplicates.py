@@ -58,7 +58,7 @@ def test_address_only_on_lo_answers_by_its_interface(lab: Lab) -> None:
     assert refresh(lab) == "ok"
     assert holders(lab, address) == {"lo"}
     assert way(lab, address) == nic.name
-    assert f"{address} of {nic.name} is on lo; its replies leave by {nic.name}" in status(lab)["notices"]
+    assert f"{address} of {nic.name} is on lo; its replies leave through {nic.name}" in status(lab)["notices"]
     assert all(lab.reachability().values())
 
 

@@ -8,7 +8,7 @@ import msgpack
 
 from tests.lab import Lab
 from tests.system.netagent.conftest import answers, start
-from tests.system.netagent.wire import Wire, address, ifindex, kernel_state, route, rule
+from tests.system.netagent.wire import Wire, address, ifindex, kernel_state, main_rule, route, rule
 
 LEDGER = "/run/cloud-network-netagent/ledger"
 
@@ -37,12 +37,12 @@ def test_second_table_holds_the_links_own_and_what_its_rules_need(lab: Lab, wire
     before, on = kernel_state(lab), ifindex(lab, "eth0")
     second = 9999 + 2**30 + on
     near, out = route(on, "10.0.2.0/24", table=second), route(on, "0.0.0.0/0", "10.0.2.1", table=second)
-    leads = rule("10.0.2.10", second)
-    assert wire.apply(address(on, "10.0.2.10/24"), near, out, leads)["verdict"] == "applied"
+    leads = main_rule(), rule("10.0.2.10", second, 31020)
+    assert wire.apply(address(on, "10.0.2.10/24"), near, out, *leads)["verdict"] == "applied"
     way = lab.run(["ip", "route", "get", "198.51.100.1", "from", "10.0.2.10"]).stdout
     assert f"via 10.0.2.1 dev eth0 table {second}" in way
     gone = wire.apply(address(on, "10.0.2.10/24", "address_remove"))
-    assert "rule 31000 from 10.0.2.10/32 depends on it" in gone["reason"]
+    assert "rule 31020 from 10.0.2.10/32 depends on it" in gone["reason"]
     assert wire.ask(request="flush", id="flush")["verdict"] == "applied"
     assert kernel_state(lab) == before
 
