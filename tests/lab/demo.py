@@ -145,7 +145,7 @@ def before(lab: Lab) -> None:
     say()
     say(
         f"{sum(reached.values())} of {len(reached)} pairs answer: only {first}, which DHCP configured.\n"
-        "The cloud would deliver packets to the others, but they are not configured on the instance."
+        "The cloud would deliver to the others; the instance has not configured them."
     )
     configured = {address for (_, address), answered in reached.items() if answered}
     require(configured == {first}, f"answered before anything was started: {sorted(configured)}")
