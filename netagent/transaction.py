@@ -32,7 +32,7 @@ from .operations import (
 from .policy import Refusal, check_one
 from .protocol import Remaining
 from .removal import AddressCounts, foreign_dependents, foreign_state, losable
-from .rtnetlink import Address, Route
+from .rtnetlink import RTPROT_KERNEL, Address, Route
 from .view import View, uses_ifa_proto
 
 ALREADY_UNDONE = (0, ENOENT, ESRCH, EADDRNOTAVAIL, EEXIST, ENODEV)
@@ -169,7 +169,8 @@ class _Others:
         self._left = {(each.link, each.interface): each for each in addresses}
         self._tagged, self._counts = uses_ifa_proto(addresses), AddressCounts(addresses)
         self._foreign, self._losable = foreign, losable(foreign)
-        self._places = {(route.table, route.destination) for route in foreign}
+        made = (route for route in foreign if route.protocol != RTPROT_KERNEL)  # those go with their addresses
+        self._places = {(route.table, route.destination) for route in made}
         self._taken = set[IPNetwork]()  # addresses that do not come back, and so have no rules
 
     def left_address(self, op: AddressRemove) -> bool:

@@ -308,6 +308,18 @@ def test_rollback_replaces_no_route_of_another_program(lab: Lab) -> None:
     assert "via 10.0.1.77" in lab.run(["ip", "route", "show", "table", str(9999 + on)]).stdout
 
 
+def test_rollback_turns_an_address_into_a_range_again(lab: Lab) -> None:
+    on = ifindex(lab, "eth0")
+    ranged = route(on, "10.9.0.5/32", table=255)
+    with Wire(lab) as wire:
+        assert wire.apply(ranged)["verdict"] == "applied"
+        before = kernel_state(lab)
+        change = [{**ranged, "op": "route_remove"}, {**address(on, "10.9.0.5/32"), "route": False}]
+        assert wire.apply(*change, confirm_within=60, request="open")["verdict"] == "applied"
+        assert wire.ask(request="rollback", id="open") == {"verdict": "rolled back"}
+    assert kernel_state(lab) == before
+
+
 @pytest.mark.parametrize("table", ["main", "100"])
 def test_gateways_of_every_table_and_next_hop_are_protected(lab: Lab, table: str) -> None:
     lab.batch([f"route add 192.168.99.0/24 table {table} nexthop via 10.0.1.77 nexthop via 10.0.1.78"])
