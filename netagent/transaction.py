@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from errno import EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT, ESRCH
 
+from .claims import single
 from .kernel import Kernel
 from .ledger import MAX_GATEWAYS, Entry, Ledger
 from .operations import (
@@ -20,20 +21,24 @@ from .operations import (
     AddressAdd,
     AddressRemove,
     ForwardedReplies,
+    IPNetwork,
     LinkDown,
     Operation,
     RouteRemove,
     RouteReplace,
+    RuleAdd,
     Undo,
 )
 from .policy import Refusal, check_one
 from .protocol import Remaining
 from .removal import AddressCounts, foreign_dependents, foreign_state, losable
-from .rtnetlink import Address, Route
+from .rtnetlink import RTPROT_KERNEL, Address, Route
 from .view import View, uses_ifa_proto
 
 ALREADY_UNDONE = (0, ENOENT, ESRCH, EADDRNOTAVAIL, EEXIST, ENODEV)
 UNDO_ATTEMPTS = 3
+_GUARDED = (AddressAdd, AddressRemove, LinkDown, RouteReplace)
+"""What is undone only after a look at what other programs have made since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,31 +124,23 @@ class Transaction:
             self._ledger.entry = closed
 
     def _split(self, ops: tuple[Undo, ...]) -> tuple[list[Undo], list[Remaining]]:
-        """Return what to do, and what must not be done because others depend on it now."""
-        if not any(isinstance(op, AddressRemove | LinkDown) for op in ops):
+        """Return what to do, and what must not be done because of what others have made since."""
+        if not any(isinstance(op, _GUARDED) for op in ops):
             return list(ops), []
         state = self._read()
         if state is None:  # without the kernel's answer nobody knows what depends on them
-            guarded = [op for op in ops if isinstance(op, AddressRemove | LinkDown)]
+            guarded = [op for op in ops if isinstance(op, _GUARDED)]
             return [op for op in ops if op not in guarded], [_failure(op, None) for op in guarded]
-        addresses, foreign = state
-        pending, remaining, counts = list[Undo](), list[Remaining](), AddressCounts(addresses)
-        left, routes = {(each.link, each.interface): each for each in addresses}, losable(foreign)
-        tagged = uses_ifa_proto(addresses)
+        others = _Others(*state)
+        pending, remaining = list[Undo](), list[Remaining]()
         for op in ops:
-            obstacle = None
-            if isinstance(op, AddressRemove):
-                address = left.pop((op.link, op.interface), None)
-                if address is None or (tagged and address.protocol != PROTOCOL):
-                    continue  # it is gone, or another program's now
-                obstacle = _dependent(address, counts, routes)
-                counts.add(address, -1)
-            elif isinstance(op, LinkDown):
-                obstacle = foreign_state(op.link, left.values(), foreign)
+            if isinstance(op, AddressRemove) and not others.left_address(op):
+                continue
+            obstacle = others.obstacle(op)
             if obstacle is None:
                 pending.append(op)
             else:
-                remaining.append(Remaining(op, f"{obstacle} depends on it and is not ours"))
+                remaining.append(Remaining(op, obstacle))
         return pending, remaining
 
     def _read(self) -> tuple[list[Address], list[Route]] | None:
@@ -165,9 +162,43 @@ class Transaction:
         return errnos, [_failure(op, errno) for op, errno in failed]
 
 
-def _dependent(address: Address, counts: AddressCounts, routes: Sequence[Route]) -> str | None:
-    route = foreign_dependents(address, counts, routes)
-    return None if route is None else f"the route to {route.destination} in table {route.table}"
+class _Others:
+    """What other programs have made since the change. Is asked about operations in the order of doing them."""
+
+    def __init__(self, addresses: Sequence[Address], foreign: Sequence[Route]) -> None:
+        self._left = {(each.link, each.interface): each for each in addresses}
+        self._tagged, self._counts = uses_ifa_proto(addresses), AddressCounts(addresses)
+        self._foreign, self._losable = foreign, losable(foreign)
+        made = (route for route in foreign if route.protocol != RTPROT_KERNEL)  # those go with their addresses
+        self._places = {(route.table, route.destination) for route in made}
+        self._taken = set[IPNetwork]()  # addresses that do not come back, and so have no rules
+
+    def left_address(self, op: AddressRemove) -> bool:
+        """Return True if the address is still there and ours."""
+        address = self._left.get((op.link, op.interface))
+        return address is not None and (not self._tagged or address.protocol == PROTOCOL)
+
+    def obstacle(self, op: Undo) -> str | None:
+        """Return why an operation must not be done, or None; then it counts as done."""
+        match op:
+            case AddressRemove():
+                address = self._left.pop((op.link, op.interface))
+                route = foreign_dependents(address, self._counts, self._losable)
+                self._counts.add(address, -1)
+                if route is not None:
+                    return f"the route to {route.destination} in table {route.table} depends on it and is not ours"
+            case LinkDown():
+                if state := foreign_state(op.link, self._left.values(), self._foreign):
+                    return f"{state} depends on it and is not ours"
+            case AddressAdd():
+                if any(interface.ip == op.interface.ip and link != op.link for link, interface in self._left):
+                    self._taken.add(single(op.interface.ip))
+                    return "another link has the address now"
+            case RouteReplace() if (op.table, op.destination) in self._places:
+                return "another program has a route to it there now"
+            case RuleAdd() if op.selector in self._taken:
+                return "another link has its address now"
+        return None
 
 
 def _failure(op: Undo, errno: int | None) -> Remaining:

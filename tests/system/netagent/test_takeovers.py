@@ -280,6 +280,46 @@ def test_a_link_with_foreign_state_is_not_set_down(lab: Lab) -> None:
     assert json.loads(lab.run(["ip", "-j", "link", "show", "eth0"]).stdout)[0]["flags"].count("UP") == 1
 
 
+def test_rollback_brings_back_no_address_that_another_link_has_now(lab: Lab) -> None:
+    on = ifindex(lab, "eth0")
+    own, from_own = address(on, "10.0.2.10/24"), rule("10.0.2.10", 9999 + on)
+    gone = [{**from_own, "op": "rule_remove"}, address(on, "10.0.2.10/24", "address_remove")]
+    lab.batch(["link add wg0 type bridge", "link set wg0 up"])
+    with Wire(lab) as wire:
+        assert wire.apply(own, from_own)["verdict"] == "applied"
+        assert wire.apply(*gone, confirm_within=60, request="open")["verdict"] == "applied"
+        lab.batch(["address add 10.0.2.10/32 dev wg0"])
+        answer = wire.ask(request="rollback", id="open")
+    assert [each["op"] for each in answer["not_undone"]] == ["address_add", "rule_add"]
+    assert "eth0" not in lab.run(["ip", "address", "show", "to", "10.0.2.10"]).stdout
+    assert "10.0.2.10" not in lab.run(["ip", "rule"]).stdout
+
+
+def test_rollback_replaces_no_route_of_another_program(lab: Lab) -> None:
+    on = ifindex(lab, "eth1")
+    ours = route(on, "10.9.0.0/16", "10.0.1.1")
+    with Wire(lab) as wire:
+        assert wire.apply(ours)["verdict"] == "applied"
+        gone = {**ours, "op": "route_remove"}
+        assert wire.apply(gone, confirm_within=60, request="open")["verdict"] == "applied"
+        lab.batch([f"route add 10.9.0.0/16 via 10.0.1.77 table {9999 + on} proto static"])
+        answer = wire.ask(request="rollback", id="open")
+    assert [each["op"] for each in answer["not_undone"]] == ["route_replace"]
+    assert "via 10.0.1.77" in lab.run(["ip", "route", "show", "table", str(9999 + on)]).stdout
+
+
+def test_rollback_turns_an_address_into_a_range_again(lab: Lab) -> None:
+    on = ifindex(lab, "eth0")
+    ranged = route(on, "10.9.0.5/32", table=255)
+    with Wire(lab) as wire:
+        assert wire.apply(ranged)["verdict"] == "applied"
+        before = kernel_state(lab)
+        change = [{**ranged, "op": "route_remove"}, {**address(on, "10.9.0.5/32"), "route": False}]
+        assert wire.apply(*change, confirm_within=60, request="open")["verdict"] == "applied"
+        assert wire.ask(request="rollback", id="open") == {"verdict": "rolled back"}
+    assert kernel_state(lab) == before
+
+
 @pytest.mark.parametrize("table", ["main", "100"])
 def test_gateways_of_every_table_and_next_hop_are_protected(lab: Lab, table: str) -> None:
     lab.batch([f"route add 192.168.99.0/24 table {table} nexthop via 10.0.1.77 nexthop via 10.0.1.78"])
