@@ -115,9 +115,11 @@ def standing(name: str, lines: Sequence[str], count: int) -> list[Figure]:
     with beside(*lines) as lab:
         began = time.monotonic()
         refresh(lab)
-        took = (time.monotonic() - began) * 1e3
+        took, before = (time.monotonic() - began) * 1e3, used(lab)
+        repaired = figure(f"{name}: an address repaired", repairs(lab, count), most=REPAIRED)
         return [
-            figure(f"{name}: an address repaired", repairs(lab, count), most=REPAIRED),
+            repaired,
+            figure(f"{name}: processor time of a repair", [(used(lab) - before) / count]),
             figure(f"{name}: a refresh", [took]),
             *of_memory(name, lab),
         ]

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from cloud_network.fetcher.apply import LinkRole, Netagent, NetagentError, Outcome, components, transact
+from cloud_network.fetcher.apply import LinkRole, Netagent, NetagentError, Outcome, components, explain, transact
 from cloud_network.fetcher.config import Config, ForwardedReplies
 from cloud_network.fetcher.confirm import SILENT_GATEWAY, Confirmation, rejections_of_failure, rejections_of_refusals
 from cloud_network.fetcher.conflicts import ConflictTracker
@@ -45,7 +45,7 @@ from cloud_network.fetcher.reporting import Attempt, Comparison, Condition, Pass
 from cloud_network.fetcher.schedule import NETAGENT_RETRY
 from cloud_network.netagent import protocol
 from cloud_network.netagent.operations import LinkMark
-from cloud_network.netagent.protocol import MAX_OPS, Verdict
+from cloud_network.netagent.protocol import MAX_OPS, Refused, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +81,7 @@ class _Pass:
     repaired: int = 0
     failure: str | None = None  # of netagent, or of a change that was rolled back
     unreachable: bool = False
+    refused: str | None = None  # the reason why netagent does not remove something
 
 
 class Reconciler:
@@ -255,7 +256,7 @@ class Reconciler:
         try:
             with Netagent(self._socket) as agent:
                 for _ in range(MAX_ROUNDS):
-                    here, checked = self._checked(agent, here)
+                    here, checked = self._checked(agent, here, run)
                     if checked:
                         logger.info("applying %s", summary(checked))
                     again = bool(checked) and self._apply_links(agent, here, checked, run)
@@ -266,27 +267,27 @@ class Reconciler:
             run.attempts.append(Attempt("unreachable", None, str(error), 0))
             run.failure, run.unreachable = str(error), True
             here = self._compare_again(here)
-        if run.failure is None:
+        if run.failure is None and run.refused is None:
             self._memory.retry.clear()
         else:
             left, _ = self._memory.holds.split(here.feasible, self._config.route_table_base)
             self._memory.retry.failed(left, NETAGENT_RETRY if run.unreachable else math.inf)
         return here
 
-    def _checked(self, agent: Netagent, here: Comparison) -> tuple[Comparison, Plan]:
+    def _checked(self, agent: Netagent, here: Comparison, run: _Pass) -> tuple[Comparison, Plan]:
         """Return a plan of at most MAX_OPS operations that netagent accepts; refusals become rejections of the goal."""
         for _ in range(MAX_CHECK_ROUNDS):
             ops = self._next_part(here)
-            found = self._silent_gateways(ops, here)
+            found, refusals = self._silent_gateways(ops, here), tuple[Refused, ...]()
             if not found and ops:
-                found = rejections_of_refusals(agent.check(ops).refusals, ops)
+                refusals = agent.check(ops).refusals
+                found = rejections_of_refusals(refusals, ops)
             if not found:
-                return here, ops
+                return here, _without_refused(ops, refusals, run)
             self._memory.rejections.add(found)
             here = self._plan(here.snapshot)
         ops = self._next_part(here)
-        positions = {each.position for each in agent.check(ops).refusals} if ops else set()
-        return here, tuple(op for at, op in enumerate(ops) if at not in positions)
+        return here, _without_refused(ops, agent.check(ops).refusals if ops else (), run)
 
     def _next_part(self, here: Comparison) -> Plan:
         """Return the operations to apply next: whole links, as many as fit into one request."""
@@ -384,6 +385,8 @@ class Reconciler:
             condition = Condition("netagent", FLUSHED)
         elif run.failure is not None:
             condition = Condition("netagent", run.failure, serious=run.unreachable)
+        elif run.refused is not None:
+            condition = Condition("netagent", f"refused: {run.refused}; other changes are applied")
         elif texts:
             hint = "to retry now, run `sudo cnctl refresh --retry`"
             condition = Condition("netagent", f"change rolled back: {first_of(texts)}; {hint}")
@@ -404,6 +407,14 @@ class Reconciler:
             read_first=read_first,
             retry_at=retry_at,
         )
+
+
+def _without_refused(ops: Plan, refusals: Iterable[Refused], run: _Pass) -> Plan:
+    """Return the operations that netagent accepts. A refused removal is no object of the goal; it is tried again."""
+    positions = {each.position: each for each in refusals if each.position is not None}
+    if positions:
+        run.refused = explain(positions[min(positions)])
+    return tuple(op for at, op in enumerate(ops) if at not in positions)
 
 
 def _difference(snapshot: Snapshot, rejections: Rejections) -> tuple[Desired, Plan]:

@@ -284,6 +284,8 @@ class Chaos:
             between=lambda: time.sleep(pause),
         )
         self._firsts[nic.mac] = nic.addresses[0]
+        if self.unlisted:  # the list without some interface has not this one either
+            self.unlisted.add(nic.mac)
         return f"{nic.name} in {subnet} is attached, {first} first, {pause} s before the other"
 
     def _detach(self) -> str | None:

@@ -160,3 +160,23 @@ def test_start_after_forwarding_was_switched_on_finds_the_router_among_the_neigh
         lab.wait_for(lambda: all(lab.reachability().values()), 15, "every address to answer")
         assert refresh(lab) == "degraded"
         assert "accept_ra=2" in str(status(lab)["last_error"]["message"])
+
+
+def test_removal_that_netagent_refuses_stops_nothing_else() -> None:
+    """An operator's route prefers an address as its source, and the cloud takes the address away."""
+    with running(Spec.aws(interfaces=3, addresses=3), "", "netagent", "fetcher") as lab:
+        nic, other = lab.nics[1], lab.nics[2]
+        kept = nic.addresses[1]
+        route = f"192.0.2.0/24 via {nic.gateway} dev {nic.name} src {kept} proto static"
+        lab.batch([f"route add {route}"])
+        lab.remove_address(nic.mac, kept)
+        lab.add_address(nic.mac, "10.0.2.77")
+        lab.add_address(other.mac, "10.0.3.77")
+        assert refresh(lab) == "degraded"
+        lab.wait_for(lambda: {"10.0.2.77", "10.0.3.77"} <= present(lab), 20, "the other changes")
+        assert kept in present(lab)
+        message = status(lab)["last_error"]["message"]
+        assert f"the route to 192.0.2.0/24 in table 254 depends on {kept}" in message
+        lab.batch([f"route del {route}"])
+        lab.wait_for(lambda: kept not in present(lab), 90, "the removal, once nothing needs the address")
+        lab.wait_for(lambda: is_settled(lab), 20, "the fetcher to be content")
