@@ -379,7 +379,9 @@ class View:
         """Return a resolver inside `network`, or a gateway there of links that are not in this very subnet."""
         sharing = {other for each, other in self.subnets.containing(network) if each == network} | {link}
         for ip, links in self.gateways.items():
-            if contains(network, single(ip)) and not links <= sharing:
+            # One that exchanges its address in this request has the subnet in its table meanwhile.
+            others = {other for other in links - sharing if not self._own_on_link.has(other, network)}
+            if others and contains(network, single(ip)):
                 return ip
         return next((ip for ip in self.known.resolvers if contains(network, single(ip))), None)
 
