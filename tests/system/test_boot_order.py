@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import select
 import socket
 import subprocess
@@ -119,6 +120,9 @@ def test_no_known_cloud_is_no_failure_of_the_service(lab: Lab) -> None:
     assert (ended.returncode, ended.stderr.startswith("cnctl: no supported cloud detected")) == (3, True)
     shown = lab.run([str(SCRIPTS / "cnctl"), "status"], check=False)
     assert (shown.returncode, "no supported cloud detected" in shown.stdout) == (3, True)
+    doctor = json.loads(lab.run([str(SCRIPTS / "cnctl"), "doctor", "--json"], check=False).stdout)
+    fetcher = next(step for step in doctor["steps"] if step["step"] == "fetcher")
+    assert fetcher["do"].startswith("correct /etc/cloud-network/cloud-network.toml; then: "), "a restart is not enough"
 
 
 def test_a_reload_begins_and_ends_and_what_is_new_is_in_force_at_its_end(lab: Lab) -> None:
