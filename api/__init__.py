@@ -1,1 +1,1 @@
-"""Everything that only reads: the REST server (`app`) and the command line (`cnctl`)."""
+"""The processes that only read: the REST server (`app`) and the command line (`cnctl`)."""

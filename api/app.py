@@ -1,9 +1,8 @@
-"""The Flask application: routes, the check of Host, headers, and errors as RFC 9457 problem JSON.
+"""The Flask application: routes, the check of the Host header, response headers, and errors as RFC 9457 problem JSON.
 
-It only reads, and has no access to any secret. It listens on loopback, where every web page in a browser on this host
-could reach it under a name that resolves to 127.0.0.1 (DNS rebinding). Such a page must use a name; so names other
-than localhost are refused, and addresses must be ones that this server has. Ports are not compared: an SSH tunnel
-changes them.
+It only reads, and has no access to secrets. It listens on loopback, where any web page in a browser on this host could
+reach it through a name that resolves to 127.0.0.1 (DNS rebinding). Such a page must use a name. Therefore only the name
+localhost and addresses that this server listens on are accepted. Ports are not compared: an SSH tunnel changes them.
 """
 
 from __future__ import annotations
@@ -34,19 +33,19 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
 }
-"""On every answer. There is no CORS header: no other origin may read anything."""
+"""Headers of every response. There is no CORS header: no other origin may read anything."""
 NOTHING = "default-src 'none'; frame-ancestors 'none'"
-"""The Content-Security-Policy of every answer but the page."""
+"""The Content-Security-Policy of every response except the page."""
 
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9A-Za-z.-]+))(?::[0-9]{1,5})?")
 _MAX_HOST = 255
 
 
 def create_app(state: StateDirectory, listen: Sequence[Endpoint], log: Path = audit_log.PATH) -> Flask:
-    """Return the application that serves a state directory and an audit log, and listens there."""
+    """Return the application that serves a state directory and an audit log. `listen`: its TCP endpoints."""
     app = Flask("cloud_network.api", static_folder=None, template_folder="templates")
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
-    app.url_map.merge_slashes = False  # a redirect would be an answer that is not problem JSON
+    app.url_map.merge_slashes = False  # a redirect would be a response that is not problem JSON
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
     app.before_request(lambda: check_host(request.headers.get("Host", ""), listen))
     app.after_request(_finish)
@@ -100,7 +99,7 @@ def _is_ours(host: str, listen: Sequence[Endpoint]) -> bool:
 
 
 def _finish(response: Response) -> Response:
-    """Add the headers, and the ETag of a body; answer 304 where the client has that body."""
+    """Add the headers, and an ETag to a body. Answer 304 if the client has that body."""
     response.headers.extend(HEADERS)
     response.headers.setdefault("Content-Security-Policy", NOTHING)
     if response.status_code == HTTPStatus.OK:

@@ -11,26 +11,26 @@ from cloud_network.fetcher.state import opened_below
 
 PATH = Path("/var/log/cloud-network/audit.log")
 MAX_LINES = 1000
-"""Lines that may be asked for."""
+"""Largest number of lines in one request."""
 MAX_BYTES = 512 << 10
-"""Bytes that one request reads and parses at most: of long lines, fewer are returned."""
+"""Largest number of bytes that one request reads and parses. If lines are long, fewer are returned."""
 
 
 class Tail(NamedTuple):
-    """The last lines, and the number of lines among them that are not JSON objects and are left out."""
+    """The last lines, and the number of lines left out because they are not JSON objects."""
 
     broken: int
     entries: list[dict[str, Any]]
 
 
 class AuditLog:
-    """The log at `path`, continued backwards by the rotated file before it (`.1`)."""
+    """The log at `path`, preceded by the rotated file (`.1`)."""
 
     def __init__(self, path: Path = PATH):
         self.path = path
 
     def last(self, count: int) -> Tail:
-        """Return the last `count` lines, or those that lie in the last MAX_BYTES. Raises OSError."""
+        """Return the last `count` lines, or those within the last MAX_BYTES. Raises OSError."""
         lines, size = _last_lines(self.path, count, MAX_BYTES)
         before = self.path.with_name(f"{self.path.name}.1")
         if len(lines) < count and size < MAX_BYTES and before.exists():
@@ -50,14 +50,17 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
 
 
 def _last_lines(path: Path, count: int, limit: int) -> tuple[list[bytes], int]:
-    """Return whole lines from the end, and the number of bytes read. A line without a newline is being written."""
+    """Return whole lines from the end, and the number of bytes read.
+
+    A last line without a newline is still being written.
+    """
     with opened_below(str(path.parent), (path.name,)) as descriptor:
         size = os.fstat(descriptor).st_size
         content = os.pread(descriptor, limit, max(0, size - limit))
     whole, _, _ = content.rpartition(b"\n")
     lines = whole.split(b"\n") if whole else []
     if size > limit:
-        del lines[:1]  # begins before what was read
+        del lines[:1]  # starts before the bytes that were read
     return lines[-count:], len(content)
 
 

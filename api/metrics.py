@@ -1,6 +1,6 @@
-"""The state for Prometheus: names by https://prometheus.io/docs/practices/naming/.
+"""The state as Prometheus metrics, named after https://prometheus.io/docs/practices/naming/.
 
-Nothing is measured here: a scrape shows what the fetcher wrote. A state that is in doubt is `unknown`.
+Nothing is measured here: a scrape returns what the fetcher wrote. A state in doubt is reported as `unknown`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NAMED_CONFLICTS = 20
 
 
 def encode(claim: Claim | None) -> bytes:
-    """Return the exposition of one state; None if it cannot be read."""
+    """Return the exposition of one state. `claim` is None if the state cannot be read."""
     registry = CollectorRegistry()
     registry.register(_StateCollector(claim or Claim(None, Doubt.NOT_RUNNING)))
     return generate_latest(registry)
@@ -40,18 +40,20 @@ class _StateCollector(Collector):
         state = status["state"] if status is not None and running else "unknown"
         yield InfoMetricFamily(
             "cloud_network",
-            "Version of cloud-network, and the cloud that it detected.",
+            "Version of cloud-network, and the detected cloud.",
             {"version": version("cloud-network"), "provider": status["provider"] if status else ""},
         )
         yield _labelled(
             GaugeMetricFamily(
                 "cloud_network_state",
-                "1 for the present state; unknown if the fetcher does not run, hangs, or has written none.",
+                "1 for the current state; unknown if the fetcher is not running, hangs, or has written no state.",
                 labels=["state"],
             ),
             {(each,): state == each for each in STATES},
         )
-        yield GaugeMetricFamily("cloud_network_fetcher_up", "1 if the fetcher runs and renews its state.", int(running))
+        yield GaugeMetricFamily(
+            "cloud_network_fetcher_up", "1 if the fetcher is running and renews its state.", int(running)
+        )
         yield GaugeMetricFamily(
             "cloud_network_last_success_timestamp_seconds",
             "Time of the last complete and valid answer of the metadata server; 0 before the first.",
@@ -60,7 +62,7 @@ class _StateCollector(Collector):
         if status is not None and running and status["netagent"]["listening"] is not None:
             yield GaugeMetricFamily(
                 "cloud_network_netagent_up",
-                "1 if netagent, or systemd in its place, has its socket; 0 if nothing can be repaired.",
+                "1 if netagent or systemd listens on netagent's socket; 0 if no change can be made.",
                 int(status["netagent"]["listening"]),
             )
         if status is not None:
@@ -123,20 +125,20 @@ def _netagent(status: Status) -> Iterator[Metric]:
     )
     yield CounterMetricFamily(
         "cloud_network_drift_repaired_total",
-        "Changes that repaired what another program had changed in the kernel.",
+        "Repairs of changes that another program made in the kernel.",
         counters["drift_repaired"],
     )
 
 
 def _conflicts(status: Status) -> Iterator[Metric]:
-    """Count all conflicts and name the first: a label must not have a value for each of ten thousand objects."""
+    """Count all conflicts but label only the first: a label must not have a value for each of ten thousand objects."""
     conflicts = status["conflicts"]
     yield GaugeMetricFamily(
         "cloud_network_conflicts", "Changes that another program reverts or blocks.", len(conflicts)
     )
     yield _labelled(
         GaugeMetricFamily(
-            "cloud_network_conflict_attempts", "How often a reverted change was made.", labels=["object"]
+            "cloud_network_conflict_attempts", "Times that another program reverted the change.", labels=["object"]
         ),
         {(conflict["object"],): conflict["times"] for conflict in conflicts[:NAMED_CONFLICTS]},
     )
@@ -147,7 +149,7 @@ def _links(status: Status) -> Iterator[Metric]:
     yield _labelled(
         GaugeMetricFamily(
             "cloud_network_addresses",
-            "Addresses that the metadata gives a link (desired), and those of them that it has (actual).",
+            "Addresses that the metadata assigns to a link (desired), and those in place (actual).",
             labels=["link", "state"],
         ),
         {(link["name"], "desired"): len(link["addresses"]) for link in links}
@@ -156,14 +158,14 @@ def _links(status: Status) -> Iterator[Metric]:
     yield _labelled(
         GaugeMetricFamily(
             "cloud_network_objects",
-            "Addresses, routes and rules that there should be for a link (desired), and those that there are (actual).",
+            "Addresses, routes and rules that a link needs (desired), and those in place (actual).",
             labels=["link", "state"],
         ),
         {(link["name"], "desired"): link["desired"] for link in links}
         | {(link["name"], "actual"): link["actual"] for link in links},
     )
     yield _labelled(
-        GaugeMetricFamily("cloud_network_drift", "Changes that a link needs and that are not made.", labels=["link"]),
+        GaugeMetricFamily("cloud_network_drift", "Missing changes of a link.", labels=["link"]),
         {(link["name"],): len(link["drift"]) for link in links},
     )
 

@@ -1,4 +1,4 @@
-"""The description of the REST interface (/openapi.json) and the types of its answers.
+"""The description of the REST interface (/openapi.json) and the types of its responses.
 
 OpenAPI 3.1 (https://spec.openapis.org/oas/v3.1.0), whose schemas are JSON Schema 2020-12.
 """
@@ -28,12 +28,12 @@ SECRETS: Mapping[str, str] = {
     "attributes": "Attributes can hold secrets: they are not served over HTTP, where any local user can ask, and are "
     "not stored. As root, ask the metadata server.",
 }
-"""Names below /api/cloud that are never served, and the way that root has."""
+"""Names below /api/cloud that are never served, and the way for root to read them."""
 DATES = {
     "Cloud-Network-Generation": "Generation of the state.",
     "Cloud-Network-Fetched-At": "Time of the last complete answer of the metadata server, or never.",
     "Cloud-Network-Stale": "true if the state is out of date, else false.",
-    "Cloud-Network-Fetcher": "running, or the reason to doubt the state.",
+    "Cloud-Network-Fetcher": "running, or the reason why the state is in doubt.",
 }
 ALWAYS = (
     HTTPStatus.BAD_REQUEST,
@@ -41,13 +41,13 @@ ALWAYS = (
     HTTPStatus.MISDIRECTED_REQUEST,
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
 )
-"""Answers of every route to a request that is malformed or for another host."""
+"""Statuses that every route returns for a malformed request or a wrong Host header."""
 
 Fetcher = Literal["running", "not running", "earlier run", "earlier boot", "not renewed"]
 
 
 class DatedStatus(Status):
-    """The state of the fetcher, and if it is current."""
+    """The state of the fetcher, and whether it is current."""
 
     stale: bool
     fetcher: Fetcher
@@ -86,12 +86,12 @@ class Audit(TypedDict):
     """The last lines of the audit log as netagent wrote them, the newest last."""
 
     log: str
-    broken: int  # lines among them that are not JSON objects, and are left out
+    broken: int  # lines left out because they are not JSON objects
     entries: list[dict[str, Any]]
 
 
 class Problem(TypedDict):
-    """An error of RFC 9457; some have further members."""
+    """An RFC 9457 problem; some problems have further members."""
 
     type: str
     title: str
@@ -102,7 +102,7 @@ class Problem(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A part of the path, or of the query."""
+    """A parameter in the path or the query."""
 
     name: str
     description: str
@@ -112,7 +112,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One path. `shape` is the type of its JSON answer; `errors` are its further statuses."""
+    """One path. `shape` is the type of its JSON response; `errors` are further statuses."""
 
     path: str
     summary: str
@@ -120,8 +120,8 @@ class Route:
     media_type: str = JSON
     parameter: Parameter | None = None
     errors: tuple[int, ...] = (503,)
-    refused: bool = False  # it never answers 200
-    dated: bool = False  # DATES are in headers, because the body is in the cloud's own words
+    refused: bool = False  # never answers 200
+    dated: bool = False  # DATES are headers, because the body has the cloud's own format
 
 
 _NAME = Parameter("name", "The link's name.", {"type": "string", "minLength": 1})
@@ -133,7 +133,7 @@ _LIMIT = Parameter(
     in_path=False,
 )
 ROUTES = (
-    Route("/", "The state for a person with a browser.", media_type=HTML),
+    Route("/", "The state as a page for a browser.", media_type=HTML),
     Route("/metrics", "The state for Prometheus.", media_type=TEXT, errors=()),
     Route("/openapi.json", "This interface, for programs.", Json, errors=()),
     Route("/api/cloud/system", "The metadata of the instance.", Json, dated=True),
@@ -147,7 +147,7 @@ ROUTES = (
         dated=True,
     ),
     *(
-        Route(f"/api/cloud/{secret}", "Not served; says how root gets it.", errors=(403,), refused=True)
+        Route(f"/api/cloud/{secret}", "Not served; the error names the command for root.", errors=(403,), refused=True)
         for secret in SECRETS
     ),
     Route("/api/v1/status", "The state of the fetcher.", DatedStatus),
@@ -190,8 +190,8 @@ def _operation(route: Route, schemas: dict[str, Json]) -> Json:
         responses["304"] = {"$ref": "#/components/responses/NotModified"}
     for status in (*route.errors, *ALWAYS):
         responses.setdefault(str(int(status)), {"$ref": "#/components/responses/Problem"})
-    if route.media_type == HTML:  # for a person, a missing state is a page as well
-        responses["503"] = {"description": "Says what is missing.", "content": {HTML: {}}}
+    if route.media_type == HTML:  # without a state, the page is still HTML
+        responses["503"] = {"description": "The page names what is missing.", "content": {HTML: {}}}
     operation: Json = {"operationId": _operation_id(route.path), "summary": route.summary, "responses": responses}
     if route.parameter:
         operation["parameters"] = [_parameter(route.parameter)]
@@ -200,7 +200,7 @@ def _operation(route: Route, schemas: dict[str, Json]) -> Json:
 
 def _success(route: Route, schemas: dict[str, Json]) -> Json:
     schema = {"type": "string"} if route.media_type != JSON else _schema(route.shape, schemas)
-    headers = {"ETag": "Names this body.", **(DATES if route.dated else {})}
+    headers = {"ETag": "Entity tag of this body.", **(DATES if route.dated else {})}
     return {
         "description": route.summary,
         "headers": {
@@ -221,7 +221,7 @@ def _operation_id(path: str) -> str:
 
 
 def _schema(shape: Any, schemas: dict[str, Json]) -> Json:
-    """The JSON Schema of a type; a TypedDict becomes a component that is referred to."""
+    """Return the JSON Schema of a type. A TypedDict becomes a component, referred to by name."""
     if is_typeddict(shape):
         name = shape.__name__
         if name not in schemas:

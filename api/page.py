@@ -1,7 +1,7 @@
-"""`GET /`: the content of one page for a person, without script: problems first, then links, then the last changes.
+"""`GET /`: the values for one page without scripts: problems first, then links, then the last changes.
 
-Metadata and the audit log may be hostile: Jinja2 escapes every value, and the Content-Security-Policy lets a browser
-use only the style sheet in the page, which it names by its digest.
+Metadata and the audit log can be hostile: Jinja2 escapes every value, and the Content-Security-Policy allows only the
+style sheet in the page, by its digest.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from markupsafe import Markup
 
 CONTENT_TYPE = "text/html; charset=utf-8"
 CHANGES = 12
-"""Lines of the audit log that are shown."""
+"""Number of audit log lines shown."""
 OPEN_ADDRESSES = 16
-"""Addresses of a link that are shown without a click."""
+"""Number of a link's addresses shown without a click."""
 STYLE = Markup((Path(__file__).parent / "templates/page.css").read_text())  # noqa: S704  # our own file
 _DIGEST = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 HEADERS = {
@@ -39,7 +39,7 @@ _ROW = 52
 
 
 class Finding(NamedTuple):
-    """One problem: its subject, what is wrong with it, and since when, where that is known."""
+    """One problem: its subject, a description, and its start time if known."""
 
     subject: str
     reason: str
@@ -55,7 +55,7 @@ class Egress(NamedTuple):
 
 
 class Change(NamedTuple):
-    """One line of the audit log, for a person."""
+    """One line of the audit log, as text."""
 
     time: str
     peer: str
@@ -65,7 +65,7 @@ class Change(NamedTuple):
 
 
 def build(claim: Claim | None, unreadable: str | None, tail: Tail | None, now: float) -> dict[str, Any]:
-    """Return the values of the template. `tail` is None if the audit log cannot be read."""
+    """Return the values for the template. `tail` is None if the audit log cannot be read."""
     status = claim.status if claim else None
     links = sorted(status["links"].values() if status else (), key=lambda link: link["ifindex"])
     links.sort(key=lambda link: link["state"] in _HEALTHY)
@@ -101,7 +101,7 @@ def _problems(claim: Claim | None, unreadable: str | None, now: float) -> Iterat
 
 def _metadata_problems(status: Status, stale: bool) -> Iterator[Finding]:
     error = status["last_error"]
-    if error and not (error["kind"] == "conflict" and status["conflicts"]):  # else the conflicts say the same
+    if error and not (error["kind"] == "conflict" and status["conflicts"]):  # else the conflicts have the same text
         yield Finding(error["kind"].capitalize(), error["message"], error["at"])
     elif status["fetched_at"] is None:
         yield Finding("Metadata", "never read")
@@ -137,7 +137,7 @@ def _conflict(conflict: ConflictStatus) -> str:
 
 
 def _notices(status: Status) -> Iterator[Finding]:
-    """Yield the facts that need no action: also conflicts over objects that are in place now."""
+    """Yield facts that need no action, including conflicts over objects that are in place now."""
     if status["state"] == "ok":
         for conflict in status["conflicts"]:
             yield Finding("Conflict", f"in place now; {_conflict(conflict)}", conflict["since"])
@@ -158,7 +158,7 @@ def _addresses(link: LinkStatus) -> list[Any]:
 
 
 def _missing(link: LinkStatus) -> int:
-    """Return the number of addresses that should be on the link and are not."""
+    """Return the number of desired addresses that are not on the link."""
     return 0 if link["state"] == "excluded" else sum(not address["present"] for address in link["addresses"])
 
 

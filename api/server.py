@@ -1,7 +1,7 @@
-"""`cloud-network-api`: gunicorn with its gevent worker around the application. One worker, loaded before the fork.
+"""`cloud-network-api`: gunicorn with its gevent worker runs the application. One worker, loaded before the fork.
 
-It listens on TCP for curl, Prometheus and browsers, and on a Unix socket for cnctl. The Unix socket lies in a
-directory that only root or the api's user can write, so no other local user can answer in its place.
+It listens on TCP for curl, Prometheus and browsers, and on a Unix socket for cnctl. Only root and the api's user can
+write to the socket's directory, so no other local user can answer in its place.
 """
 
 from __future__ import annotations
@@ -36,29 +36,32 @@ from gunicorn.glogging import Logger
 USER = "cloud-network-api"
 SOCKET = Path("/run/cloud-network-api/api.sock")
 CONNECTIONS = 400
-"""Open connections of each listener: so many half-open ones on TCP leave cnctl's socket free. LimitNOFILE= is above."""
+"""Limit of open connections per listener: if TCP clients use all of theirs, cnctl's socket still answers.
+
+LimitNOFILE= is higher.
+"""
 BACKLOG = 512
 IDLE_CHECKS = 10
-"""Checks for idleness in the time after which an idle server ends."""
+"""Number of checks for idleness within the idle time."""
 LEVELS = {LogLevel.TRACE: "debug", LogLevel.FATAL: "critical", LogLevel.PANIC: "critical"}
-"""gunicorn's names of the levels that it names differently."""
+"""gunicorn's names of log levels that differ from ours."""
 
 logger = logging.getLogger(__name__)
 
 
 class Log(Logger):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's log in the form of ours."""
+    """gunicorn's log in our format."""
 
     form = LogFormat.TEXT
 
     def setup(self, cfg: Any) -> None:
-        """Take gunicorn's settings, and replace its handler by ours."""
+        """Apply gunicorn's settings, and replace its handler by ours."""
         super().setup(cfg)
         self.error_log.handlers[:] = [service.log_handler(self.form)]
 
 
 class IdleExit:
-    """Ends the server after `limit` seconds without a request, by gunicorn's server hooks. systemd keeps the socket."""
+    """Ends the server after `limit` seconds without a request, through gunicorn's server hooks."""
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
@@ -66,34 +69,34 @@ class IdleExit:
         self._active = 0
 
     def pre_request(self, worker: Any, req: Any) -> None:
-        """Note the start of a request."""
+        """Record the start of a request."""
         self._active += 1
 
     def post_request(self, worker: Any, req: Any, environ: Any, resp: Any) -> None:
-        """Note the end of a request."""
+        """Record the end of a request."""
         self._active -= 1
         self._last = time.monotonic()
         take_turns(worker, req, environ, resp)
 
     def post_worker_init(self, worker: Any) -> None:
-        """Watch for idleness beside the requests."""
+        """Start the check for idleness."""
         self._last = time.monotonic()
         gevent.spawn(self._watch, worker)
 
     def _watch(self, worker: Any) -> None:
         while self._active or time.monotonic() < self._last + self._limit:
             gevent.sleep(self._limit / IDLE_CHECKS)
-        worker.log.info("no request for %g s: ending; systemd keeps the socket", self._limit)
+        worker.log.info("no request for %g s: exiting; systemd keeps the socket and starts the api again", self._limit)
         os.kill(worker.ppid, signal.SIGTERM)
 
 
 def take_turns(worker: Any, req: Any, environ: Any, resp: Any) -> None:
-    """Let the other connections have their turn: one that always has a next request would keep the worker to itself."""
+    """Yield to the other connections: a client that always sends a next request would otherwise occupy the worker."""
     gevent.sleep(0)
 
 
 class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn with these settings only: no file, environment or command line of its own is read."""
+    """gunicorn with these settings only: it reads no file, environment or command line."""
 
     def __init__(self, app: Flask, settings: dict[str, Any]):
         self._app = app
@@ -101,7 +104,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         super().__init__()
 
     def load_config(self) -> None:
-        """Take the settings."""
+        """Apply the settings."""
         for name, value in self._settings.items():
             self.cfg.set(name, value)
 
@@ -111,7 +114,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
 
 
 def gunicorn_settings(config: Config, listeners: Sequence[socket.socket], idle_exit: float) -> dict[str, Any]:
-    """Return gunicorn's settings. `listeners` are sockets of our own; without any, gunicorn takes systemd's."""
+    """Return gunicorn's settings. `listeners` are our own sockets; if empty, gunicorn takes systemd's."""
     settings = {
         "bind": [f"fd://{listener.detach()}" for listener in listeners] or [str(config.listen)],
         "user": os.geteuid(),
@@ -125,8 +128,8 @@ def gunicorn_settings(config: Config, listeners: Sequence[socket.socket], idle_e
         "limit_request_line": 2048,
         "limit_request_fields": 50,
         "limit_request_field_size": 4096,
-        "forwarded_allow_ips": "",  # there is no proxy in front
-        "secure_scheme_headers": {},  # gunicorn trusts these of every client of a Unix socket
+        "forwarded_allow_ips": "",  # no proxy in front
+        "secure_scheme_headers": {},  # gunicorn trusts these from every client of a Unix socket
         "forwarder_headers": "",
         "control_socket_disable": True,
         "logger_class": Log,
@@ -154,7 +157,7 @@ class Places:
     log: Path
 
 
-PATH = click.Path(path_type=Path, readable=False)  # what reads it says what is wrong with it
+PATH = click.Path(path_type=Path, readable=False)  # the reader of the file reports errors
 
 
 @click.command("cloud-network-api", context_settings={"help_option_names": ["-h", "--help"]})
@@ -176,7 +179,7 @@ PATH = click.Path(path_type=Path, readable=False)  # what reads it says what is 
     type=click.FloatRange(min=0),
     default=0.0,
     metavar="SECONDS",
-    help="With sockets of systemd: end after this time without a request. Default: never.",
+    help="With sockets from systemd: exit after this time without a request. Default: never.",
 )
 def main(config: Path, state: Path, unix: Path, log: Path, idle_exit: float) -> None:
     """Serve the state of cloud-network as JSON, read-only, on Listen= and on a Unix socket. Runs in the foreground.
@@ -212,8 +215,8 @@ def serve(places: Places, idle_exit: float) -> None:
 def _warn(configured: Endpoint, endpoints: Sequence[Endpoint]) -> None:
     if configured not in endpoints:
         logger.warning(
-            "systemd listens on %s; [Network] Listen = %s is ignored. Set Listen= to that, or ListenStream= of the "
-            "socket unit to this: systemctl edit cloud-network-api.socket",
+            "systemd listens on %s; [Network] Listen = %s is ignored. Make them equal: change Listen=, or "
+            "ListenStream= of the socket unit (systemctl edit cloud-network-api.socket)",
             ", ".join(map(str, endpoints)) or "no TCP address",
             configured,
         )
@@ -223,7 +226,7 @@ def _warn(configured: Endpoint, endpoints: Sequence[Endpoint]) -> None:
 
 
 def _activated() -> bool:
-    """Return True if systemd passed sockets (sd_listen_fds(3)), which gunicorn takes."""
+    """Return True if systemd passed sockets (sd_listen_fds(3)); gunicorn takes them."""
     return os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS", "0") != "0"
 
 
@@ -247,7 +250,7 @@ def _listen_tcp(endpoint: Endpoint) -> socket.socket:
     except OSError as error:
         listener.close()
         raise OSError(
-            f"[Network] Listen = {endpoint}: {error.strerror}; see who has it with "
+            f"[Network] Listen = {endpoint}: {error.strerror}; find the process that uses it with "
             f"`ss -ltnp sport = {endpoint.port}`, or set another ip:port"
         ) from error
     listener.listen(BACKLOG)
@@ -255,7 +258,7 @@ def _listen_tcp(endpoint: Endpoint) -> socket.socket:
 
 
 def _listen_unix(path: Path) -> list[socket.socket]:
-    """Return a socket at `path` for every user to connect to; none, with a warning, if it cannot be made."""
+    """Return a socket at `path` that every user can connect to; none, after a warning, if it cannot be made."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""The answer of each route, made from the state files at each request."""
+"""The response of each route, computed from the state files on each request."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from flask import Response, render_template, request
 
 FETCHER_RUNNING = "running"
 UNKNOWN = "unknown"
-"""The state of a host whose fetcher is in doubt, as in /metrics."""
+"""The state reported for a host whose fetcher is in doubt, as in /metrics."""
 RETRY = {"Retry-After": "5"}
 
 
 class Problem(Exception):
-    """An error to answer; `members` are extension members of the problem object."""
+    """An error response; `members` are extension members of the problem object."""
 
     def __init__(
         self,
@@ -36,19 +36,19 @@ class Problem(Exception):
 
 
 def json_response(value: object) -> Response:
-    """Return a JSON answer, in ASCII, so that no text in it can steer a terminal."""
+    """Return a JSON response in ASCII, so that no text in it can control a terminal."""
     return Response(json.dumps(value, separators=(",", ":")) + "\n", mimetype="application/json")
 
 
 class Views:
-    """The routes. A method raises Problem(503) while there is nothing to show."""
+    """The routes. A method raises Problem(503) while there is no state."""
 
     def __init__(self, state: StateDirectory, log: AuditLog):
         self._state = state
         self._log = log
 
     def system(self) -> Response:
-        """Return the metadata of the instance, as the provider words it."""
+        """Return the metadata of the instance, in the provider's format."""
         claim = self._claim()
         try:
             document = self._state.read_system()
@@ -59,7 +59,7 @@ class Views:
         return _dated(json_response(document), claim)
 
     def network(self) -> Response:
-        """Return the links' metadata by MAC address, as the Go original answers."""
+        """Return the links' metadata by MAC address, in the format of the Go original."""
         claim = self._claim()
         try:
             documents = self._state.read_links()
@@ -70,7 +70,7 @@ class Views:
         return _dated(json_response({str(each.get("mac")): each for each in documents.values()}), claim)
 
     def identity(self, part: str) -> Response:
-        """Return one part of the signed identity: an object where the document is JSON, else a string."""
+        """Return one part of the signed identity: an object if the document is JSON, else a string."""
         if part not in IDENTITY_PARTS:
             raise Problem(HTTPStatus.NOT_FOUND, f"There is no part {part!r}; accepted: {', '.join(IDENTITY_PARTS)}.")
         claim = self._claim()
@@ -86,7 +86,7 @@ class Views:
         return _dated(_object_or_text(content), claim)
 
     def refuse_secret(self) -> Response:
-        """Refuse a secret, and say how root gets it."""
+        """Refuse a secret, and name the command for root."""
         raise Problem(HTTPStatus.FORBIDDEN, openapi.SECRETS[request.path.rpartition("/")[2]])
 
     def status(self) -> Response:
@@ -120,7 +120,7 @@ class Views:
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, _unhealthy(claim, state), members=members)
 
     def metrics(self) -> Response:
-        """Return the state for Prometheus. Without a state there are metrics that say so."""
+        """Return the state for Prometheus. Without a state, the metrics report that."""
         try:
             claim = self._state.read_claim()
         except StateError:
@@ -184,7 +184,7 @@ def _dates(claim: Claim) -> dict[str, Any]:
 
 
 def _dated(response: Response, claim: Claim) -> Response:
-    """Add the dates as headers: the body is in the cloud's own words."""
+    """Add the dates as headers, because the body has the cloud's own format."""
     dates = _dates(claim)
     values = {
         "Cloud-Network-Generation": str(dates["generation"]),
@@ -218,7 +218,7 @@ def _unhealthy(claim: Claim, state: str) -> str:
 
 
 def _never_read(claim: Claim) -> Problem:
-    """Return the problem of a host whose metadata has never been read, with the reason if it is known."""
+    """Return the problem of a host whose metadata has never been read, with the reason if known."""
     reasons = ["The metadata has never been read."]
     if doubt := claim.explain_doubt(time.time()):
         reasons.append(f"{doubt[0].upper()}{doubt[1:]}.")

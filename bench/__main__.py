@@ -1,10 +1,10 @@
-"""`make bench`: every part in turn, then the plots and docs/performance.md.
+"""`make bench`: run every part in turn, then generate the plots and docs/performance.md.
 
-    sudo .venv/bin/python -m bench [PART …]      all parts, or those that are named
+    sudo .venv/bin/python -m bench [PART …]      all parts, or the named ones
 
-Each part is a program of its own, has a time limit, and writes its figures into bench/results.json when it has them
-all: one that fails leaves those of its last run, and the others go on. Ctrl-C ends the part that runs, and its lab.
-It ends with 1 if a part failed. A target that is missed is told, and is no failure.
+Each part is a separate program with a time limit. It writes its figures into bench/results.json once it has all of
+them: a part that fails keeps the figures of its last run, and the others continue. Ctrl-C ends the running part and its
+lab. The exit status is 1 if a part failed. A missed target is reported and is no failure.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from bench import page, plots
 from bench.figures import as_root, figures_of, kept
 
 CHECKOUT = Path(__file__).parents[1]
-ENDING = 20.0  # seconds that a part is given to take its lab down
+ENDING = 20.0  # seconds for a part to remove its lab
 
 
 class Part(NamedTuple):
-    """A program of bench/, what it measures, and about how many seconds it takes on two processors."""
+    """A program of bench/, what it measures, and its approximate duration in seconds on two processors."""
 
     name: str
     what: str
@@ -38,7 +38,7 @@ class Part(NamedTuple):
 
     @property
     def limit(self) -> int:
-        """A slower machine may take three times as long."""
+        """Return the time limit in seconds: a slower machine may take three times as long."""
         return 60 + 3 * self.seconds
 
 
@@ -51,6 +51,7 @@ PARTS = (
     Part("change", "one change among 3,000", 140),
     Part("drift", "drift and hot-plug", 150),
     Part("memory", "memory of the three daemons", 90, ("--rounds", "5", "--seconds", "4")),
+    Part("load", "beside many links, routes and rules of other programs", 120),
     Part("datapath", "what the rules cost a packet", 60),
     Part("marks", "what ForwardedReplies=mark costs a packet", 60),
     Part("rest", "the REST server beside a Flask hello", 40, ("2",)),
@@ -58,20 +59,20 @@ PARTS = (
 
 
 def run(part: Part) -> bool:
-    """Whether it went well; its output is seen as it comes."""
+    """Run a part with its output on the terminal. Return True if it succeeded."""
     argv = [sys.executable, "-m", f"bench.{part.name}", *part.arguments]
     process = subprocess.Popen(argv, cwd=CHECKOUT, start_new_session=True)
     try:
         return process.wait(part.limit) == 0
     except subprocess.TimeoutExpired:
-        print(f"  stopped: it has taken {part.limit} s, and takes {part.seconds} s on two idle processors")
+        print(f"  stopped after {part.limit} s; it takes {part.seconds} s on two idle processors")
         return False
     finally:
         end(process)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """As Ctrl-C would, so that its lab is taken down; by force when that takes too long, and then the kernel does."""
+    """End a part as Ctrl-C would, so that it removes its lab; kill it if that takes too long."""
     for number in (signal.SIGINT, signal.SIGKILL):
         if process.poll() is None:
             os.killpg(process.pid, number)
@@ -82,7 +83,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def tell_targets(measured: Collection[str]) -> None:
-    """Which were met, and which were not, by the parts that were measured now and by those that are older."""
+    """Print the targets that were met and missed, for the parts measured now and for earlier ones."""
     found = [(part.name, each) for part in PARTS for each in figures_of(kept(), part.name).values()]
     bounded = [(part, each) for part, each in found if each.bound is not None]
     for title, missed in (("met", False), ("missed", True)):
@@ -94,7 +95,7 @@ def tell_targets(measured: Collection[str]) -> None:
 
 
 def _interrupt(*_: object) -> None:
-    """However it is ended, the part that runs is ended with it."""
+    """End the running part, whatever the signal."""
     raise KeyboardInterrupt
 
 
@@ -113,7 +114,7 @@ def main() -> None:
     began, failed = time.monotonic(), list[str]()
     load = os.getloadavg()[0]
     if load > 0.5 * (os.cpu_count() or 1):
-        print(f"The load is {load:.1f} already: what is measured beside other work is worse, and varies more.")
+        print(f"The load is {load:.1f} already: other work makes the figures higher and less stable.")
     for number, part in enumerate(chosen, 1):
         left = sum(each.seconds for each in chosen[number - 1 :])
         print(
@@ -128,11 +129,11 @@ def main() -> None:
         f"\n{(time.monotonic() - began) / 60:.1f} min; bench/results.json, docs/performance.md and docs/*.svg are new"
     )
     if failed:
-        sys.exit(f"these failed, and kept the figures of their last run: {', '.join(failed)}")
+        sys.exit(f"these parts failed, and keep the figures of their last run: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted; the lab is gone")
+        sys.exit("\ninterrupted; the lab was removed")

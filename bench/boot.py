@@ -1,6 +1,6 @@
-"""Cold boot: from the fetcher's start until every address answers. `python -m bench.boot [SUITE]`, as root.
+"""Cold boot: time from the fetcher's start until every address answers. `python -m bench.boot [SUITE]`, as root.
 
-A container has this machine's processor as an instance has its own; QEMU without KVM emulates one, ten times slower.
+A container uses this machine's processor directly. QEMU without KVM emulates one, ten times slower.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SPEC = Spec.cloud("aws", interfaces=3, addresses=5, ipv6=2)
 
 
 class Watch(threading.Thread):
-    """Asks all addresses again and again; `four` and `at` are when those of IPv4, and all of them, have answered."""
+    """Probes all addresses repeatedly; `four` and `at` are the times when IPv4 and when all have answered."""
 
     def __init__(self, lab: Lab) -> None:
         super().__init__(daemon=True)
@@ -40,7 +40,7 @@ class Watch(threading.Thread):
 
 
 def started(guest: Guest) -> float:
-    """When the fetcher was started, by this process's clock; to a few hundredths of a second."""
+    """Return the start time of the fetcher on this process's clock, to a few hundredths of a second."""
     before = time.monotonic()
     uptime = float(guest.run("cat", "/proc/uptime").split()[0])
     now = (before + time.monotonic()) / 2
@@ -49,7 +49,7 @@ def started(guest: Guest) -> float:
 
 
 def measure(form: str, suite: str, package: Path) -> tuple[float, float]:
-    """Seconds until those of IPv4 answer, and all."""
+    """Return the seconds until the IPv4 addresses answer, and until all answer."""
     with ExitStack() as stack:
         work = Path(stack.enter_context(TemporaryDirectory(prefix="boot-")))
         lab = stack.enter_context(Lab(SPEC, vacant=form == "machine"))

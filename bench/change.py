@@ -1,13 +1,13 @@
-"""One address more among 3,000: from the change of the metadata to the first packet that it answers.
+"""One more address among 3,000: time from the change of the metadata to the first packet that it answers.
 
     sudo .venv/bin/python -m bench.change [--rounds 5]
 
-On EC2 by polling (RefreshTimer is 1 s here; the default is 5 min, and on average half of it passes before anything
-else can happen), and on GCP by a request that the metadata server keeps until something changes. 60 × 50 addresses
-there, here 8 interfaces, the most that there are, with 94 alias ranges of four addresses each. Told apart by the
-metadata server's record and netagent's audit log: waiting, reading, from validated metadata to netagent's
-acknowledgement, and until it answers. What is called validated is the moment of the last request, so the time for
-its answer, for parsing and for validating is in.
+On EC2 by polling (RefreshTimer is 1 s here; with the default of 5 min, half of it passes on average before the read),
+and on GCP by a request that the metadata server keeps open until something changes. 60 × 50 addresses on EC2; on GCP
+8 interfaces, the largest number there, with 94 alias ranges of four addresses each. The metadata server's record and
+netagent's audit log separate the stages: waiting, reading, from validated metadata to netagent's acknowledgement, and
+until the address answers. "Validated" starts at the last request, so it includes the time for its answer, parsing and
+validation.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ STAGES = ("until the pass begins", "reading the metadata", "validated to acknowl
 
 
 class Stages(NamedTuple):
-    """Milliseconds, one after the other."""
+    """Durations of the stages in milliseconds, in their order."""
 
     waiting: float
     reading: float
@@ -46,7 +46,7 @@ class Stages(NamedTuple):
 
 
 def gcp() -> Spec:
-    """3,008 addresses in 752 alias ranges, and eight of interfaces."""
+    """Return a lab with 3,008 addresses in 752 alias ranges, and eight of interfaces."""
     interfaces = [
         Interface(f"10.{n}.0.0/20", 1, prefixes=tuple(f"10.{n}.{1 + k // 64}.{4 * (k % 64)}/30" for k in range(94)))
         for n in range(1, 9)
@@ -55,7 +55,7 @@ def gcp() -> Spec:
 
 
 def once(lab: Lab, address: str, add: Callable[[], None], first: str) -> Stages:
-    """Add it, and wait until it answers; `first` is what a pass asks for first."""
+    """Add the address and wait until it answers; `first` is the path of the first request of a pass."""
     process = lab.beyond[0].popen(["/usr/bin/python3", "-I", "-S", str(PING), address])
     try:
         lines, lab_clock = Lines(process.stdout), time.time() - time.monotonic()
@@ -73,30 +73,30 @@ def once(lab: Lab, address: str, add: Callable[[], None], first: str) -> Stages:
     applied = next(entry["monotonic_us"] / 1e6 for entry in audit(lab)[before:] if entry["verdict"] == "applied")
     asked = [(record.path, record.at - lab_clock) for record in lab.metadata.requests()]
     read = [at for path, at in asked if at < applied]
-    started = max(began, *(at for path, at in asked if at < applied and path == first))  # perhaps it was under way
+    started = max(began, *(at for path, at in asked if at < applied and path == first))  # it may have started earlier
     marks = [began, started, read[-1], applied, answered]
     return Stages(*((till - since) * 1e3 for since, till in pairwise(marks)))
 
 
 def polling(rounds: int) -> list[Stages]:
-    """EC2, 60 × 50."""
+    """Measure EC2 with 60 × 50 addresses."""
     with Lab(Spec.aws(interfaces=60, addresses=50)) as lab:
         lab.write_config(CONFIG + TIMER)
         lab.start("netagent")
         lab.start("fetcher")
         lab.wait_for(lambda: is_settled(lab), 120, "convergence")
-        lab.wait_for(lambda: not told(lab), 60, "the facts to have been read")
+        lab.wait_for(lambda: not facts_pending(lab), 60, "the facts to have been read")
         found = []
         for number in range(rounds):
             nic, address = lab.nics[7 * number + 1], f"10.0.{7 * number + 2}.200"
             time.sleep(1.3)
             found.append(once(lab, address, lambda mac=nic.mac, new=address: lab.add_address(mac, new), MACS))  # type: ignore[misc]
-            lab.wait_for(lambda: not told(lab), 60, "the facts to have been read")
+            lab.wait_for(lambda: not facts_pending(lab), 60, "the facts to have been read")
         return found
 
 
-def told(lab: Lab) -> bool:
-    """Whether the last pass read more than what the network is made of: then facts are still to be read."""
+def facts_pending(lab: Lab) -> bool:
+    """Return True if the last pass read more than the keys of the network: more facts are still to be read."""
     lab.metadata.reset()
     time.sleep(3)
     return any(path.endswith("/vpc-id") for path in lab.metadata.paths())
@@ -109,7 +109,7 @@ def long_poll(rounds: int) -> list[Stages]:
         for number in range(rounds):
             lab.wait_for(lambda: lab.metadata.waiting() > 0, 60, "the fetcher to wait")
             lab.metadata.reset()
-            time.sleep(6)  # Watch gives a server that changes all the time more and more peace; this one is calm
+            time.sleep(6)  # the watch backs off while the metadata changes continuously; this one is calm
             nic, address = lab.nics[number % 8], f"10.{number % 8 + 1}.9.{4 * number}"
             found.append(
                 once(lab, address, lambda mac=nic.mac, new=address: lab.add_range(mac, f"{new}/30"), DOCUMENT)  # type: ignore[misc]

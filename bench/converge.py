@@ -2,11 +2,10 @@
 
     sudo .venv/bin/python -m bench.converge [--sizes 1x1,4x15,15x50,60x50] [--rounds 5]
 
-Beside it, of the very same changes: `ip -batch`, which is the kernel's own cost, and a shell that calls `ip` for each,
-which is what people do today; two interpreters that import what the daemons are built on; and the metadata server's own
-answer time, for the very same requests. The target is of `ip -batch` and the two interpreters together: issue 15.
-The daemons start as on an instance (installed.py).
-The parts are told apart from outside: by the metadata server's record and by netagent's audit lines.
+References for the same changes: `ip -batch`, the kernel's own cost; a shell that calls `ip` for each, the usual manual
+way; two interpreters that import the daemons' packages; and the metadata server's own answer time for the same
+requests. The target is for the sum of `ip -batch` and the two interpreters (issue 15). The daemons start as on an
+instance (installed.py). The metadata server's record and netagent's audit log separate the stages.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ from tests.system.netagent.wire import AUDIT
 Change = dict[str, Any]
 REPLAY = Path(__file__).with_name("inside") / "replay.py"
 TARGET_SIZES, TARGET = ((4, 15), (15, 50)), 1.8
-FETCHER, NETAGENT = "requests, pyroute2, msgpack", "msgpack, prctl"  # what the two daemons are built on
+FETCHER, NETAGENT = "requests, pyroute2, msgpack", "msgpack, prctl"  # packages of the two daemons
 PARTS = ("start and imports", "metadata", "kernel read, planning, wire", "netagent and kernel")
 
 
 def line(change: Change, names: dict[int, str]) -> str:
-    """One operation of the audit log as `ip` would be told."""
+    """Return one operation of the audit log in the syntax of `ip -batch`."""
     what, name = change["op"], names.get(change.get("link", 0), "")
     if what == "link_up":
         return f"link set {name} up"
@@ -57,7 +56,7 @@ def line(change: Change, names: dict[int, str]) -> str:
 
 
 def undone(text: str) -> str:
-    """How `ip -batch` takes a line back."""
+    """Return the inverse of a line of `ip -batch`."""
     if text.startswith("link"):
         return ""
     if text.startswith("address"):
@@ -67,7 +66,7 @@ def undone(text: str) -> str:
 
 @dataclass(frozen=True)
 class Pass:
-    """One start of the daemons, in milliseconds, with what it asked and changed."""
+    """One start of the daemons: its duration in milliseconds, its requests and its changes."""
 
     taken: float
     parts: tuple[float, float, float, float]
@@ -76,17 +75,17 @@ class Pass:
 
 
 def once(lab: Lab) -> Pass:
-    """Start both daemons, and wait until they have done it all."""
+    """Start both daemons, and wait until they have finished."""
     lab.path(AUDIT).unlink(missing_ok=True)
     lab.metadata.reset()
-    wall = time.time() - time.monotonic()  # the record's clock is the wall's, the audit log's the other
+    wall = time.time() - time.monotonic()  # the record uses wall-clock time, the audit log the monotonic clock
     began = time.monotonic()
     lab.start("netagent")
     lab.start("fetcher")
     lab.wait_for(lambda: status(lab).get("state") == "ok" and bool(status(lab).get("links")), 120, "convergence")
     seen = time.monotonic()
     entries = [entry for entry in audit(lab) if entry["verdict"] == "applied"]
-    ends = [entry["monotonic_us"] / 1e6 for entry in entries] or [seen]  # none: DHCP has done it all
+    ends = [entry["monotonic_us"] / 1e6 for entry in entries] or [seen]  # none: DHCP has configured everything
     heard = ends[0] - (entries[0]["duration_us"] / 1e6 if entries else 0.0)
     asked = [record for record in lab.metadata.requests() if record.at - wall < heard]
     marks = [began, asked[0].at - wall, asked[-1].at - wall, heard, ends[-1]]
@@ -96,7 +95,7 @@ def once(lab: Lab) -> Pass:
 
 
 def answer_times(lab: Lab, asked: Sequence[Record], rounds: int) -> list[float]:
-    """Milliseconds that the metadata server takes for all the requests of a pass."""
+    """Return the metadata server's time in milliseconds for all requests of a pass."""
     requests = [[each.method, f"{each.path}?{each.query}" if each.query else each.path] for each in asked]
     argv = [sys.executable, "-I", "-S", str(REPLAY), lab.convention.endpoints[0], str(rounds)]
     found: list[float] = json.loads(lab.run(argv, stdin=json.dumps(requests), timeout=120).stdout)
@@ -104,7 +103,7 @@ def answer_times(lab: Lab, asked: Sequence[Record], rounds: int) -> list[float]:
 
 
 def size(interfaces: int, addresses: int, rounds: int, python: str) -> list[Figure]:
-    """All figures of one size."""
+    """Return all figures of one size."""
     passes: list[Pass] = []
     batch: list[float] = []
     shell: list[float] = []

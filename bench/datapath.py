@@ -1,11 +1,11 @@
-"""What the rules cost a packet: the kernel goes through them in order for every lookup.
+"""The cost of the rules per packet: the kernel evaluates them in order on every lookup.
 
     sudo .venv/bin/python -m bench.datapath [--rounds 5]
 
-In a namespace of its own with a veth: datagrams from a socket that is not connected, so that each asks for its route,
-to a host beyond the gateway, as most replies go, so that all three steps are gone through, and from the address whose
-rules come last. The rules are those that `desired` wants of an instance with so many interfaces of fifteen or fifty
-addresses, with Rules=address and with Rules=aggregate; beside them the same packets without any rule of ours.
+In a separate namespace with a veth. Datagrams from an unconnected socket, so that each looks up its route, to a host
+beyond the gateway, as most replies, so that all three steps are evaluated, and from the address whose rules come last.
+The rules are those that `desired` computes for an instance with so many interfaces of fifteen or fifty addresses, with
+Rules=address and with Rules=aggregate. The reference are the same packets without our rules.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ def source(number: int, position: int) -> str:
 
 
 def rules(interfaces: int, addresses: int, form: Rules) -> list[str]:
-    """As `ip -batch` takes them, in the order in which they are made."""
+    """Return the rules for `ip -batch`, in the order in which they are added."""
     cloud = instance(*(interface(n, *(source(n, each) for each in range(addresses))) for n in range(1, interfaces + 1)))
     found = wanted(cloud, host(*map(link, range(1, interfaces + 1))), rules=form)
     return [in_ip_syntax(add_rule(rule), {}).removeprefix("ip ") for rule in found.rules]
 
 
 def nanoseconds(lines: list[str], last: str, table: int, rounds: int) -> list[float]:
-    """A datagram's way down from the address `last`, with these rules, of which its own lead to `table`."""
+    """Return the time in ns to send a datagram from the address `last` with these rules; its own ones use `table`."""
     ip("netns", "add", NAMESPACE)
     try:
         setup = [

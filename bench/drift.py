@@ -1,12 +1,12 @@
-"""Drift and hot-plug: how long until the network is right again, and until a new interface works.
+"""Drift and hot-plug: time until the network is repaired, and until a new interface works.
 
     sudo .venv/bin/python -m bench.drift [--sizes 4x15,60x50] [--rounds 5] [--plugs 5]
 
-Drift: `ip` takes away an address, a route or a rule of ours; from the kernel's notification that it is gone to the one
-that it is back. Beside it the same fetcher, deaf to notifications, so that only its timer tells it: RefreshTimer is 2 s
-there, so half of that is what one waits, and at the default of 5 min half of that.
-Hot-plug: from plugging to the last change of netagent's audit log; with metadata that know the interface before, and
-with metadata that know it only afterwards.
+Drift: `ip` removes an address, a route or a rule of ours. The time is that from the kernel's notification of the
+removal to the one of the repair. The reference is the same fetcher without kernel events, so that only its timer starts
+a pass: with RefreshTimer at 2 s the mean wait is half of that; at the default of 5 min, half of that. Hot-plug: from
+the plugging to the last change in netagent's audit log, with metadata that names the interface before, and with
+metadata that names it only afterwards.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.system.job import OURS, audit, ip, is_settled, refresh, running
 REPAIR = Path(__file__).with_name("inside") / "repair.py"
 TARGET_SIZE, TARGET = (4, 15), 200.0  # milliseconds: issue 15
 TIMER = 2.0
-PAUSE = 1.2  # seconds, up to twice as many: after a look at the kernel the fetcher takes half a second until the next
+PAUSE = 1.2  # seconds, up to twice as many: after a pass the fetcher waits half a second before the next
 DEAF = """#!{python}
 import sys
 from cloud_network.fetcher import __main__, daemon
@@ -40,13 +40,13 @@ async def deaf(self):
     return
 
 
-daemon.Daemon._listen = deaf  # it hears nothing of the kernel
+daemon.Daemon._listen = deaf  # it receives no kernel events
 sys.exit(__main__.main())
 """
 
 
 def undoings(lab: Lab, count: int) -> list[list[str]]:
-    """So many `ip` commands, each of another object: one that is undone again and again is a fight, and waits."""
+    """Return this number of `ip` commands, each for another object: repeated reverts of one are a conflict."""
     addresses = [
         ["address", "del", f"{each['local']}/32", "dev", str(link["ifname"])]
         for link in ip(lab, "address")
@@ -68,7 +68,7 @@ def undoings(lab: Lab, count: int) -> list[list[str]]:
 
 
 def repairs(lab: Lab, count: int, pause: float) -> list[float]:
-    """Milliseconds of each repair."""
+    """Return the milliseconds of each repair."""
     program = ["/usr/bin/python3", "-I", "-S", str(REPAIR), str(pause)]
     done = lab.run(program, stdin=json.dumps(undoings(lab, count)), timeout=170)
     found: list[float] = json.loads(done.stdout)
@@ -77,7 +77,7 @@ def repairs(lab: Lab, count: int, pause: float) -> list[float]:
 
 @contextmanager
 def deaf() -> Iterator[None]:
-    """The daemons as they are, but for a fetcher that no notification of the kernel reaches."""
+    """Replace the fetcher by one that receives no kernel events."""
     before = processes.SCRIPTS
     with tempfile.TemporaryDirectory(prefix="bench-", dir=before) as name:
         directory = Path(name)
@@ -96,7 +96,7 @@ def deaf() -> Iterator[None]:
 
 
 def drift(interfaces: int, addresses: int, rounds: int) -> Figure:
-    """With notifications, as it is."""
+    """Measure repairs with kernel events."""
     with running(Spec.aws(interfaces=interfaces, addresses=addresses), "", "netagent", "fetcher") as lab:
         time.sleep(2)
         most = TARGET if (interfaces, addresses) == TARGET_SIZE else None
@@ -104,7 +104,7 @@ def drift(interfaces: int, addresses: int, rounds: int) -> Figure:
 
 
 def without_events(interfaces: int, addresses: int, rounds: int) -> Figure:
-    """By the timer alone."""
+    """Measure repairs by the timer alone."""
     timer = f'[System]\nRefreshTimer = "{TIMER:g}s"\n'
     with deaf(), running(Spec.aws(interfaces=interfaces, addresses=addresses), timer, "netagent", "fetcher") as lab:
         name = f"{interfaces} × {addresses}: drift repaired, deaf, RefreshTimer {TIMER:g} s"
@@ -112,7 +112,7 @@ def without_events(interfaces: int, addresses: int, rounds: int) -> Figure:
 
 
 def plug(lab: Lab, number: int, *, known: bool) -> float:
-    """Milliseconds from plugging an interface of 15 addresses to the last change."""
+    """Return the milliseconds from plugging an interface of 15 addresses to the last change."""
     began = 0.0
 
     def between() -> None:

@@ -1,4 +1,4 @@
-"""What every script of bench/ shares: a figure is the median of several rounds, with the least and the most."""
+"""Shared code of the scripts in bench/. A figure is the median of several rounds, with the least and the most."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 _HERE = Path(__file__).parent
-_BEGAN, _LOAD = time.monotonic(), round(os.getloadavg()[0], 1)  # load: processes that wanted a processor before we did
+_BEGAN, _LOAD = time.monotonic(), round(os.getloadavg()[0], 1)  # load: runnable processes before this one started
 RESULTS = Path(os.environ.get("BENCH_RESULTS", _HERE / "results.json"))
 
 
 @dataclass(frozen=True)
 class Figure:
-    """Of `name`, in `unit`; of a target, the `bound` that the median may not exceed."""
+    """A median of `name`, in `unit`. If it is a target, `bound` is the largest accepted value."""
 
     name: str
     unit: str
@@ -34,12 +34,12 @@ class Figure:
 
     @property
     def missed(self) -> bool:
-        """Whether it is a target's, and above it."""
+        """Return True if the figure is a target and exceeds it."""
         return self.bound is not None and self.median > self.bound
 
     @property
     def shown(self) -> str:
-        """The median with its unit."""
+        """Return the median with its unit."""
         return f"{short(self.median)} {self.unit}".rstrip()
 
     def __str__(self) -> str:
@@ -49,21 +49,21 @@ class Figure:
 
 
 def short(value: float) -> str:
-    """Three digits that count, and no more."""
+    """Return a number with three significant digits."""
     if value == round(value) and abs(value) < 1000:
         return f"{value:.0f}"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
 def figure(name: str, values: Sequence[float], unit: str = "ms", most: float | None = None) -> Figure:
-    """Print it and give it back; seconds are given as milliseconds already."""
+    """Print and return a figure. Times are in milliseconds."""
     found = Figure(name, unit, statistics.median(values), min(values), max(values), len(values), most)
     print(found, flush=True)
     return found
 
 
 def ratio(name: str, ours: Figure, reference: Figure, most: float | None = None) -> Figure:
-    """Ours as a multiple of the reference's median in the same run."""
+    """Return our figure as a multiple of the reference's median in the same run."""
     spans = (each / reference.median for each in (ours.median, ours.least, ours.most))
     found = Figure(name, "×", *(round(each, 3) for each in spans), ours.rounds, most)
     print(found, flush=True)
@@ -71,7 +71,7 @@ def ratio(name: str, ours: Figure, reference: Figure, most: float | None = None)
 
 
 def total(name: str, *parts: Figure) -> Figure:
-    """A reference that is made of several."""
+    """Return the sum of several references."""
     sums = [sum(getattr(part, what) for part in parts) for what in ("median", "least", "most")]
     found = Figure(name, parts[0].unit, *sums, min(part.rounds for part in parts))
     print(found, flush=True)
@@ -79,32 +79,32 @@ def total(name: str, *parts: Figure) -> Figure:
 
 
 def as_root() -> None:
-    """End here unless it is root who runs this: the lab's instance and its daemons have users of their own."""
+    """Exit unless run as root: the lab's instance and its daemons have their own users."""
     if os.geteuid() != 0:
         raise SystemExit("run it as root, with sudo")
 
 
 def milliseconds(what: Callable[[], object]) -> float:
-    """How long it takes, on a clock."""
+    """Return the duration of a call in milliseconds."""
     began = time.perf_counter()
     what()
     return (time.perf_counter() - began) * 1e3
 
 
 def bare_interpreter() -> float:
-    """One start and end of `python3 -c pass`."""
+    """Return the milliseconds of one start and end of `python3 -c pass`."""
     return milliseconds(lambda: subprocess.run([sys.executable, "-c", "pass"], check=True))
 
 
 def imports(python: str, modules: str) -> float:
-    """Milliseconds of one start and end of an interpreter that imports `modules`."""
+    """Return the milliseconds of one start and end of an interpreter that imports `modules`."""
     paths = [path for path in sys.path if "site-packages" in path]
     code = f"import sys; sys.path[:0] = {paths}; import {modules}"
     return milliseconds(lambda: subprocess.run([python, "-IS", "-c", code], check=True))
 
 
 def pss(pid: int) -> float:
-    """Proportional set size in MB (proc_pid_smaps(5))."""
+    """Return the proportional set size in MB (proc_pid_smaps(5))."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) / 1024
@@ -112,31 +112,31 @@ def pss(pid: int) -> float:
 
 
 def processor_time(pid: int) -> float:
-    """Milliseconds that a process and its threads have had a processor, by the scheduler's own count."""
+    """Return the processor time in milliseconds of a process and its threads, as counted by the scheduler."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e6
 
 
 def kept() -> dict[str, Any]:
-    """results.json as it is; empty where there is none."""
+    """Return the content of results.json; empty if there is none."""
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     return found
 
 
 def figures_of(results: dict[str, Any], part: str) -> dict[str, Figure]:
-    """{name: figure} of a part of results.json."""
+    """Return {name: figure} of a part of results.json."""
     return {each["name"]: Figure(**each) for each in results.get(part, [])}
 
 
 def keep(part: str, figures: Sequence[Figure]) -> None:
-    """Write this part of results.json, and of which run it is; the others stay, with theirs."""
+    """Write this part of results.json with its run; the other parts stay."""
     known = kept()
     runs = {**known.get("runs", {}), part: this_run()}
     write({**known, "runs": runs, part: [asdict(each) for each in figures]})
 
 
 def this_run() -> dict[str, Any]:
-    """When, of which code and on what this process has measured: figures of other runs lie beside its own."""
+    """Return the date, commit and machine of this run: results.json also has figures of other runs."""
     model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
@@ -151,7 +151,7 @@ def this_run() -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """HEAD, with a + where the code is not as it was committed: what a run itself writes does not count."""
+    """Return HEAD, with a + if the code differs from the commit. Files that a run writes do not count."""
 
     def git(*words: str) -> str:
         argv = ["git", "-c", "safe.directory=*", *words]
@@ -164,7 +164,7 @@ def _commit() -> str:
 
 
 def write(results: dict[str, Any]) -> None:
-    """All of results.json, whole or not at all."""
+    """Write results.json atomically."""
     new = RESULTS.with_suffix(".new")
     new.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     new.replace(RESULTS)

@@ -1,8 +1,8 @@
-"""The daemons as an instance has them: systemd/install starts them with `-IS`, and one private directory.
+"""Starts the daemons as on an instance: with `-IS` and one private directory, as systemd/install does.
 
-A virtual environment's console scripts load what a host never does: site, the .pth files, and for the name of the
-script a regular expression. Their interpreter is a copy: of a page that several processes map each has its share
-(proc_pid_smaps(5)), and the lab's own processes would take theirs of what an instance's daemons have for themselves.
+A virtual environment's console scripts load more than an installed program: site, the .pth files, and a regular
+expression for the script's name. The interpreter is copied: a page that several processes map is divided among them
+(proc_pid_smaps(5)), and the lab's own processes would lower the share of the daemons.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ START = "#!{python} -IS\nimport sys\n\nsys.path[:0] = {paths}\nfrom {module} imp
 
 @contextmanager
 def installed() -> Iterator[Path]:
-    """The lab starts such programs meanwhile. Gives their interpreter."""
+    """Make the lab start such programs within the block. Yields their interpreter."""
     with TemporaryDirectory(prefix="cloud-network-bench-", dir="/usr/local/lib") as root:
         directory = Path(root)
         directory.chmod(0o755)

@@ -1,11 +1,11 @@
-"""What ForwardedReplies="mark" costs a packet: of a published port, there and back, and of the host itself.
+"""The cost of ForwardedReplies="mark" per packet: for a published port in both directions, and for the host itself.
 
     sudo .venv/bin/python -m bench.marks [--rounds 7]
 
-A client, a router with DNAT as Docker makes it, and a container, each in a namespace of its own. The client sends a
-datagram to the published port and waits for its echo, so two packets are forwarded for each. Beside the router as it
-is: with the table and the rules for marks of so many links, of which the client's is the last. The second part is
-that of `bench.datapath`: datagrams of the host, which walk the rules for marks, too.
+A client, a router with Docker's DNAT rules, and a container, each in a separate namespace. The client sends a datagram
+to the published port and waits for its echo, so the router forwards two packets each time. The reference is the router
+without marks. The other measurements have the table and the rules for marks of so many links, the client's last. The
+second part is that of `bench.datapath`: datagrams of the host, which are also matched with the rules for marks.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def inside(name: str, *argv: str) -> list[str]:
 
 @contextmanager
 def network() -> Iterator[None]:
-    """The three, connected; gone at the end."""
+    """Connect the three namespaces; remove them at the end."""
     made: list[str] = []
     try:
         for name in (CLIENT, ROUTER, CONTAINER):
@@ -102,14 +102,14 @@ def network() -> Iterator[None]:
 
 
 def mark(links: int) -> None:
-    """Have the router mark connections of so many links; the client's is the last, and its table leads back."""
+    """Make the router mark connections of so many links; the client's is the last, and its table leads back to it."""
     argv = inside(ROUTER, "cat", "/sys/class/net/outside/ifindex")
     outside = int(subprocess.run(argv, check=True, capture_output=True, text=True).stdout)
     marks = [*(LinkMark(1000 + number, number) for number in range(1, links)), LinkMark(outside, links)]
     with in_namespace(ROUTER):
         netfilter = Netfilter(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER))
     if netfilter.replace(marks, MASK) != 0:
-        raise SystemExit("the kernel does not take the table")
+        raise SystemExit("the kernel rejects the nftables table; load the module nf_conntrack")
     netfilter.close()
     rules = [f"route add 10.250.0.0/24 dev outside table {BASE}"]
     for priority, suppress in ((31000, " suppress_prefixlength 0"), (31020, "")):
@@ -121,7 +121,7 @@ def mark(links: int) -> None:
 
 @contextmanager
 def in_namespace(name: str) -> Iterator[None]:
-    """This thread in a network namespace."""
+    """Move this thread into a network namespace within the block."""
     with Path("/proc/thread-self/ns/net").open() as before, Path(f"/run/netns/{name}").open() as there:
         _setns(there.fileno())
         try:
@@ -131,7 +131,7 @@ def in_namespace(name: str) -> Iterator[None]:
 
 
 def _setns(file: int) -> None:
-    """setns(2), which os has from Python 3.12 on."""
+    """Call setns(2), which `os` has since Python 3.12."""
     import ctypes
 
     if ctypes.CDLL(None, use_errno=True).setns(file, 0x40000000):  # CLONE_NEWNET
@@ -139,7 +139,7 @@ def _setns(file: int) -> None:
 
 
 def echoes(rounds: int, links: int = 0) -> list[float]:
-    """Nanoseconds of a datagram and its echo, through the router."""
+    """Return the nanoseconds of a datagram and its echo through the router."""
     with network():
         if links:
             mark(links)
@@ -156,7 +156,7 @@ def echoes(rounds: int, links: int = 0) -> list[float]:
 
 
 def host_rules(interfaces: int, addresses: int, forwarded: ForwardedReplies) -> list[str]:
-    """As `ip -batch` takes them."""
+    """Return the rules for `ip -batch`."""
     cloud = instance(*(interface(n, *(source(n, each) for each in range(addresses))) for n in range(1, interfaces + 1)))
     found = wanted(cloud, host(*map(link, range(1, interfaces + 1))), forwarded_replies=forwarded)
     return [in_ip_syntax(add_rule(rule), {}).removeprefix("ip ") for rule in found.rules]

@@ -1,4 +1,4 @@
-"""Memory of the three daemons (PSS), at rest and after work, beside a bare interpreter.
+"""Memory of the three daemons (PSS), at rest and after work. The reference is a bare interpreter.
 
     sudo .venv/bin/python -m bench.memory [--sizes 4x15,15x50] [--rounds 3] [--seconds 8]
 
@@ -26,14 +26,18 @@ PACKAGES, FLAT = 1.25, 1.05  # ×: issue 15
 REST, ALL = "at rest", "at rest, all three"
 
 
+def members(pid: int) -> list[int]:
+    """A process and its children: gunicorn has a worker."""
+    return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+
+
 def family(pid: int) -> float:
-    """MB of a process and its children: gunicorn has a worker."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return pss(pid) + sum(pss(int(child)) for child in children)
+    """Return the MB of a process and its children: gunicorn has a worker."""
+    return sum(pss(each) for each in members(pid))
 
 
 def bare(python: Path) -> float:
-    """MB of an interpreter that waits."""
+    """Return the MB of an interpreter that waits."""
     with subprocess.Popen([python, "-IS", "-c", "input()"], stdin=subprocess.PIPE) as process:
         time.sleep(0.3)
         found = pss(process.pid)
@@ -42,7 +46,7 @@ def bare(python: Path) -> float:
 
 
 def with_packages(python: Path) -> float:
-    """MB of an interpreter that has imported what the fetcher is built on, and waits."""
+    """Return the MB of an interpreter that has imported the fetcher's packages, and waits."""
     paths = [path for path in sys.path if "site-packages" in path]
     code = f"import sys; sys.path[:0] = {paths}; import requests, pyroute2, msgpack, prctl; input()"
     with subprocess.Popen([python, "-IS", "-c", code], stdin=subprocess.PIPE) as process:
@@ -53,7 +57,7 @@ def with_packages(python: Path) -> float:
 
 
 def after_refreshes(spec: Spec, count: int) -> tuple[float, float]:
-    """MB of the fetcher after the first few refreshes, and after `count` more."""
+    """Return the MB of the fetcher after the first few refreshes, and after `count` more."""
     with running(spec, "", "netagent", "fetcher") as lab:
         sizes = []
         for number in (5, count):
@@ -65,13 +69,13 @@ def after_refreshes(spec: Spec, count: int) -> tuple[float, float]:
 
 
 def ask_everything(lab: Lab) -> None:
-    """Every kind of answer of the api, several times."""
+    """Request every route of the api several times."""
     for path in PATHS * 3:
         lab.run(["curl", "--silent", "--output", "/dev/null", f"http://127.0.0.1:5209{path}"])
 
 
 def once(spec: Spec, seconds: float) -> dict[str, float]:
-    """MB of each daemon, and of all: at rest after the first pass, at the peak of it all, and at rest again."""
+    """Return the MB of each daemon and of all: at rest after the first pass, at the peak, and at rest again."""
     found: dict[str, float] = {}
     with running(spec) as lab:
 

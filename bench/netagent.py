@@ -1,4 +1,4 @@
-"""netagent beside its references: `ip -batch` of the same changes, and an interpreter with the same imports.
+"""netagent compared with `ip -batch` of the same changes, and with an interpreter with the same imports.
 
     sudo .venv/bin/python -m bench.netagent [--interfaces 15] [--addresses 50] [--rounds 5]
 
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench.figures import Figure, as_root, figure, keep, milliseconds, pss, ratio
 from tests.lab import Lab, Spec
 from tests.system.netagent.conftest import answers, start
-from tests.system.netagent.wire import CONFIG, Wire, address, ifindex, route, rule
+from tests.system.netagent.wire import CONFIG, Wire, address, ifindex, main_rule, route, rule
 
 Op = dict[str, Any]
 APPLY, MEMORY = 1.5, 1.5  # × ip -batch; × the interpreter with these imports
@@ -28,10 +28,11 @@ IMPORTS = "import msgpack, prctl, json, hashlib, socket, tomllib; input()"
 
 
 def changes(lab: Lab, addresses: int) -> tuple[list[Op], list[str], list[str]]:
-    """What a fetcher would ask for, the same for `ip -batch`, and how `ip -batch` takes it back."""
-    ops: list[Op] = []
-    there: list[str] = []
-    back: list[str] = []
+    """Return the operations of a fetcher, the same changes for `ip -batch`, and their inverse."""
+    main = "rule add lookup main pref 31010 suppress_prefixlength 0 proto 209"
+    ops: list[Op] = [main_rule()]
+    there: list[str] = [main]
+    back: list[str] = [main.replace("add", "del")]
     nics = [nic for nic in lab.nics if nic.device]
     for nic in nics:
         index = ifindex(lab, nic.name)
@@ -57,7 +58,7 @@ def changes(lab: Lab, addresses: int) -> tuple[list[Op], list[str], list[str]]:
 
 
 def measure_apply(lab: Lab, addresses: int, rounds: int) -> list[Figure]:
-    """Asked to answered, beside `ip -batch`."""
+    """Measure the time from request to answer, and that of `ip -batch`."""
     ops, there, back = changes(lab, addresses)
     parts = [ops[at : at + 4096] for at in range(0, len(ops), 4096)]
     ours: list[float] = []

@@ -1,7 +1,7 @@
-"""bench/results.json → the figures of docs/performance.md: `python -m bench.page`, and at the end of `make bench`.
+"""bench/results.json → the figures of docs/performance.md: `python -m bench.page`, also run by `make bench`.
 
-What people have to say stands in the page; what was measured stands between two comments, and is only ever written
-here, so that it cannot drift (tests/unit/test_performance.py):
+The page's text is written by hand. The figures are between two comments and are only written here, so that they always
+agree with the results (tests/unit/test_performance.py):
 
     <!-- bench: KIND PART -->        targets · runs · table PART · sizes PART
     …
@@ -26,12 +26,12 @@ _NOT_MEASURED = "*Not measured yet: `make bench`.*"
 
 
 def generate() -> None:
-    """Write the page anew."""
+    """Write the page again."""
     PAGE.write_text(render(PAGE.read_text(), kept()))
 
 
 def render(page: str, results: dict[str, Any]) -> str:
-    """The page with the figures of `results` in it; ValueError for a block of a kind that there is not."""
+    """Return the page with the figures of `results`. Raises ValueError for an unknown kind of block."""
 
     def block(found: re.Match[str]) -> str:
         return "\n".join([found[1].rstrip(), *_lines(found[2], found[3], results), found[4]])
@@ -63,7 +63,7 @@ def _shown(figure: Figure) -> str:
 
 
 def _runs(results: dict[str, Any]) -> Iterator[str]:
-    """Of which run each part is: they need not be of the same code, nor of a machine at rest."""
+    """Yield the run of each part: parts can be from different commits and machines."""
     runs: dict[str, dict[str, Any]] = results.get("runs", {})
     if not runs:
         return iter([_NOT_MEASURED])
@@ -95,7 +95,7 @@ def _table(figures: Iterable[Figure]) -> Iterator[str]:
 
 
 def _sizes(figures: Iterable[Figure]) -> Iterator[str]:
-    """A row for what was measured, a column for each size: the name of a figure is `SIZE: WHAT`."""
+    """Yield a row for each measurement and a column for each size; a figure's name is `SIZE: WHAT`."""
     cells = {tuple(each.name.split(": ", 1)): _shown(each) for each in figures if ": " in each.name}
     if not cells:
         return iter([_NOT_MEASURED])

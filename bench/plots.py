@@ -1,6 +1,6 @@
-"""bench/results.json → docs/*.svg: `python -m bench.plots`, and at the end of `make bench`.
+"""bench/results.json → docs/*.svg: `python -m bench.plots`, also run by `make bench`.
 
-Matplotlib is imported here alone. Small, on white, with text as text. What was not measured is not drawn.
+Only this module imports matplotlib. Plots are small, on white, with text as text. Parts without results are not drawn.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench.figures import Figure, figures_of, kept, short
 
 DOCS = Path(__file__).parents[1] / "docs"
-# Okabe and Ito's colours, which colour-blind people tell apart.
+# Okabe and Ito's colours, which are distinguishable for colour-blind people.
 BLUE, ORANGE, GREEN, RED, GREY, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#999999", "#56b4e9"
 STYLE = {
     "font.size": 9,
@@ -30,14 +30,14 @@ STYLE = {
     "legend.fontsize": 8,
     "figure.facecolor": "white",
     "svg.fonttype": "none",
-    "svg.hashsalt": "cloud-network",  # the same figures make the same file
+    "svg.hashsalt": "cloud-network",  # the same figures give the same file
 }
 Found = Mapping[str, Figure]
 SIZES = ("1 × 1", "4 × 15", "15 × 50", "60 × 50")
 
 
 def draw() -> None:
-    """Every plot whose part has been measured."""
+    """Draw every plot whose part has been measured."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -53,7 +53,7 @@ def draw() -> None:
 
 
 def _stack(axes: Any, at: float, parts: Sequence[tuple[str, float, str]], whole: Figure | None = None) -> None:
-    """One bar of several parts, and behind it the median of the whole, if that was measured: medians do not add up."""
+    """Draw one bar of several parts, and behind it the median of the whole if measured: medians do not add up."""
     left = 0.0
     for label, width, colour in parts:
         axes.barh(at, width, left=left, color=colour, label=label, height=0.6)
@@ -62,13 +62,13 @@ def _stack(axes: Any, at: float, parts: Sequence[tuple[str, float, str]], whole:
 
 
 def _legend(axes: Any, **more: Any) -> None:
-    """Every label once."""
+    """Add every label once."""
     labels = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     axes.legend(labels.values(), labels.keys(), **more)
 
 
 def converge(found: Found, pyplot: Any) -> Any:
-    """How it grows, and what it is made of."""
+    """Plot the growth by size, and the parts of the time."""
     sizes = [size for size in SIZES if f"{size}: changes" in found]
     figure, (growth, parts) = pyplot.subplots(1, 2, figsize=(9, 3.2), width_ratios=(1, 1.3))
     lines = (
@@ -112,7 +112,7 @@ def converge(found: Found, pyplot: Any) -> Any:
 
 
 def steps(found: Found, pyplot: Any) -> Any:
-    """Where a pass spends its time."""
+    """Plot the time of each step of a pass."""
     rows = list(dict.fromkeys(name.split(": ")[0] for name in found))
     labels = [name for name in dict.fromkeys(name.split(": ")[1] for name in found) if "bare dumps" not in name]
     figure, axes = pyplot.subplots(figsize=(7, 0.5 * len(rows) + 1))
@@ -127,7 +127,7 @@ def steps(found: Found, pyplot: Any) -> Any:
 
 
 def change(found: Found, pyplot: Any) -> Any:
-    """One change among 3,000, stage by stage."""
+    """Plot one change among 3,000 by stage."""
     rows = list(dict.fromkeys(name.split(": ")[0] for name in found))
     labels = list(dict.fromkeys(name.split(": ")[1] for name in found if "change to answer" not in name))
     figure, axes = pyplot.subplots(figsize=(7, 0.5 * len(rows) + 1))
@@ -143,7 +143,7 @@ def change(found: Found, pyplot: Any) -> Any:
 
 
 def drift(found: Found, pyplot: Any) -> Any:
-    """Medians with the least and the most, and the target."""
+    """Plot medians with the least and the most, and the target."""
     figures = [each for each in reversed(found.values()) if each.unit == "ms"]
     figure, axes = pyplot.subplots(figsize=(6, 0.4 * len(figures) + 0.8))
     for at, each in enumerate(figures):
@@ -161,7 +161,7 @@ def drift(found: Found, pyplot: Any) -> Any:
 
 
 def memory(found: Found, pyplot: Any) -> Any:
-    """Of each daemon, beside a bare interpreter."""
+    """Plot the memory of each daemon, and of a bare interpreter."""
     figures = [each for each in found.values() if each.unit == "MB"]
     figure, axes = pyplot.subplots(figsize=(6, 0.28 * len(figures) + 0.8))
     for at, each in enumerate(reversed(figures)):
@@ -175,7 +175,7 @@ def memory(found: Found, pyplot: Any) -> Any:
 
 
 def datapath(found: Found, pyplot: Any) -> Any:
-    """What a packet's way down costs, by the number of addresses that have rules."""
+    """Plot the cost per packet by the number of addresses that have rules."""
     figure, axes = pyplot.subplots(figsize=(5, 3))
     series: dict[str, dict[int, Figure]] = defaultdict(dict)
     for each in found.values():

@@ -1,11 +1,11 @@
-"""A refresh that finds nothing to change: processor time, metadata requests, and writes to the kernel, which must be 0.
+"""A refresh without changes: processor time, metadata requests, and writes to the kernel, which must be 0.
 
     sudo .venv/bin/python -m bench.refresh [--sizes 4x15,60x50] [--rounds 5] [--seconds 10]
 
-Beside it the processor time of three `ip` commands that only show the same addresses, routes and rules. A day is then
-288 refreshes (RefreshTimer is 5 min) and what the daemons use while nothing happens.
-Three witnesses say that nothing was written: the kernel notified nobody, the audit log has no new line, and netagent,
-the only one who could, had no processor.
+The reference is the processor time of three `ip` commands that only show the same addresses, routes and rules. A day is
+288 refreshes (RefreshTimer is 5 min) plus what the daemons use while nothing happens.
+Three observations prove that nothing was written: the kernel sent no notification, the audit log has no new line, and
+netagent, the only process that could write, used no processor time.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from tests.system.netagent.wire import AUDIT
 
 DAY, REFRESHES = 86400.0, 288
 TARGET_SIZE, TARGET = (4, 15), 100.0  # milliseconds of processor: issue 15
-QUIET = 3.0  # seconds without a metadata request: the facts that are only shown have been read, too
+QUIET = 3.0  # seconds without a metadata request: the facts for display have been read, too
 SHOW = (["ip", "address"], ["ip", "route", "show", "table", "all"], ["ip", "rule"])
 
 
 def quiet(lab: Lab) -> None:
-    """Wait until the daemons rest."""
+    """Wait until the daemons are idle."""
     lab.wait_for(lambda: is_settled(lab), 120, "convergence")
 
     def resting() -> bool:
@@ -40,11 +40,11 @@ def quiet(lab: Lab) -> None:
         time.sleep(QUIET)
         return not lab.metadata.requests()
 
-    lab.wait_for(resting, 120, "the daemons to rest")
+    lab.wait_for(resting, 120, "the daemons to be idle")
 
 
 def shown(lab: Lab) -> float:
-    """Processor time, in milliseconds, of `ip` showing the same."""
+    """Return the processor time, in milliseconds, of `ip` showing the same objects."""
 
     def spent() -> float:
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -57,13 +57,13 @@ def shown(lab: Lab) -> float:
 
 
 def pids(lab: Lab, name: str) -> list[int]:
-    """A daemon and its children: gunicorn has a worker."""
+    """Return the pids of a daemon and its children: gunicorn has a worker."""
     pid = lab.daemons.pid(name)
     return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
 
 
 def size(interfaces: int, addresses: int, rounds: int, seconds: float) -> list[Figure]:
-    """All figures of one size."""
+    """Return all figures of one size."""
     name = f"{interfaces} × {addresses}"
     spent: dict[str, list[float]] = {"fetcher": [], "netagent": []}
     requests: list[float] = []
@@ -89,7 +89,7 @@ def size(interfaces: int, addresses: int, rounds: int, seconds: float) -> list[F
             writes.append(len(audit(lab)) - lines if lab.path(AUDIT).exists() else 0)
         monitored = Path(f"/proc/{monitor.pid}/task/{monitor.pid}/children").read_text()  # the other is nsenter
         os.kill(int(monitored), signal.SIGTERM)
-        said = len(monitor.communicate(timeout=10)[0].splitlines())
+        logged = len(monitor.communicate(timeout=10)[0].splitlines())
         reference = [shown(lab) for _ in range(rounds)]
     most = TARGET if (interfaces, addresses) == TARGET_SIZE else None
     mine = figure(f"{name}: the fetcher's processor time", spent["fetcher"], most=most)
@@ -97,7 +97,7 @@ def size(interfaces: int, addresses: int, rounds: int, seconds: float) -> list[F
     beside = figure(f"{name}: ip showing the same", reference)
     figures = [mine, asleep, beside, ratio(f"{name}: over ip showing the same", mine, beside)]
     figures.append(figure(f"{name}: metadata requests", requests, ""))
-    figures.append(figure(f"{name}: writes to the kernel", [*writes, said], "", most=0))
+    figures.append(figure(f"{name}: writes to the kernel", [*writes, logged], "", most=0))
     days = []
     for daemon in DAEMONS:
         work = sum(spent.get(daemon, [0.0])) / rounds * REFRESHES

@@ -1,9 +1,9 @@
-"""The REST server beside a bare Flask-on-gunicorn 'hello', in the same run: `.venv/bin/python -m bench.rest [seconds]`.
+"""The REST server compared with a bare Flask-on-gunicorn 'hello': `.venv/bin/python -m bench.rest [seconds]`.
 
-200 clients at once on kept-alive connections, each asks again when it has its answer. The two servers take turns, so
-that what else the machine does meets both. Both have one gevent worker. The throughput that counts is answers for each
-second of the servers' processor time: it does not depend on what else runs. Then 10 s against ours alone, in which no
-request may fail, and `/api/v1/health` beside 200 half-open connections.
+200 clients on kept-alive connections; each sends its next request when it has its answer. The two servers take turns,
+so that other work on the machine affects both. Both have one gevent worker. Throughput is answers per second of the
+servers' processor time, which does not depend on other work. Then 10 s against our server alone, in which no request
+may fail, and `/api/v1/health` while 200 other connections are half-open.
 """
 
 import contextlib
@@ -42,16 +42,16 @@ def hello():
 
 
 class Round(NamedTuple):
-    """What came back in one round."""
+    """The results of one round."""
 
-    rate: float  # answers a second
+    rate: float  # answers per second
     median: float  # seconds from request to answer
     worst: float
-    failed: int  # answers that are not 200, and connections that broke
+    failed: int  # answers other than 200, and broken connections
 
 
 def load(port: int, path: str, seconds: float) -> Round:
-    """200 clients in one thread."""
+    """Send requests from 200 clients in one thread."""
     request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     selector = selectors.EpollSelector()
     asked: dict[socket.socket, float] = {}
@@ -108,7 +108,7 @@ def load(port: int, path: str, seconds: float) -> Round:
 
 
 def state(directory: Path) -> RunLock:
-    """A status of 4 × 15, as a running fetcher writes it; the lock of that fetcher."""
+    """Write a status of 4 × 15, as a running fetcher does; return the lock of that fetcher."""
     from tests.system.api.conftest import RUN, address, link, status
 
     files = StateDirectory(directory)
@@ -124,7 +124,7 @@ def state(directory: Path) -> RunLock:
 
 @contextlib.contextmanager
 def serving(command: list[str], port: int, directory: Path) -> Iterator[int]:
-    """The command, once it answers; its pid."""
+    """Start the command, and yield its pid once it answers."""
     with (directory / "log").open("ab") as log:
         process = subprocess.Popen(command, cwd=directory, stderr=log, stdout=log)
     until = time.monotonic() + 30
@@ -145,12 +145,12 @@ def free_port() -> int:
 
 
 def processes(pid: int) -> list[int]:
-    """Master and worker."""
+    """Return the pids of master and worker."""
     return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
 
 
 def measured(pid: int, port: int, path: str, seconds: float) -> tuple[Round, float]:
-    """A round, and the answers for each second of processor time that the server took for it."""
+    """Return a round, and its answers per second of the server's processor time."""
     before = sum(map(processor_time, processes(pid)))
     found = load(port, path, seconds)
     busy = sum(map(processor_time, processes(pid))) - before
@@ -158,7 +158,7 @@ def measured(pid: int, port: int, path: str, seconds: float) -> tuple[Round, flo
 
 
 def beside_half_open(port: int) -> list[float]:
-    """Milliseconds of ten requests while 200 others have begun theirs and do not end them."""
+    """Return the milliseconds of ten requests while 200 other connections stay half-open."""
     begun = [socket.create_connection(("127.0.0.1", port)) for _ in range(CLIENTS)]
     for client in begun:
         client.sendall(b"GET /api/v1/status HTTP/1.1\r\nHost: local")

@@ -1,9 +1,17 @@
-"""Chaos for as long as one likes: `.venv/bin/python -m bench.soak --seconds 600`; replay with `--seed N`.
+"""The two soaks, each for as long as one likes:
 
-Every round is some random events and then peace, in which the kernel must equal the cloud, what is others' must be
-byte for byte as before, and connections must still live (tests/system/chaos.py).
-The refresh timer is 2 s, so that an hour
-of a host's life at the default of 5 min is 24 s here. It ends with 1 at the first violation, and says how to repeat it.
+    sudo .venv/bin/python -m bench.soak events [--seconds 3600] [--seed N]
+    sudo .venv/bin/python -m bench.soak growth [--seconds 3600] [--seed N]
+
+*events*: rounds of random events, each followed by peace, in which the kernel must equal the cloud, what is others'
+must be byte for byte as before, and connections must still live (tests/system/chaos.py). All the time a watch looks
+for addresses of the metadata that are missing for more than 5 s without a cause in status.json. A violation ends its
+lab, and the next seed goes on; the exit status is then 1. `--seed` repeats.
+
+*growth*: four interfaces of 15 addresses whose metadata change about every 2 s. Every minute: memory, descriptors and
+threads of each daemon, and the size of the fetcher's log and of the audit log.
+
+RefreshTimer is 2 s in both, so that an hour of a host's life at the default of 5 min is 24 s here.
 """
 
 from __future__ import annotations
@@ -13,40 +21,219 @@ import random
 import sys
 import time
 import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from tests.lab import LabError
-from tests.system.chaos import chaos
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.figures import Figure, as_root, figure, keep
+from bench.installed import installed
+from bench.memory import ask_everything, family, members
+from tests.lab import Lab, LabError, Spec
+from tests.lab.rooms import OURS
+from tests.system.absences import Absence, Watch
+from tests.system.chaos import TIMER, Chaos, chaos
+from tests.system.job import DAEMONS, running
+
+MINUTE, CHANGE = 60.0, 2.0  # seconds
+LINGER = 15.0  # seconds, at most, between the events of a round and peace
+FIRST, LAST = 3, 199  # hosts of a subnet that metadata may name
+FEWEST, MOST = 10, 20  # addresses of an interface
+
+
+# Events
+
+
+@dataclass
+class Tally:
+    """What the rounds of all labs have come to."""
+
+    rounds: int = 0
+    events: int = 0
+    samples: int = 0
+    longest: float = 0.0
+    violations: int = 0
+    absences: list[Absence] = field(default_factory=list)
+
+
+def events(seconds: float, seed: int, count: int, rounds: int) -> None:
+    """Run rounds of `count` events until the time has passed; `rounds` of them in each lab."""
+    tally, end = Tally(), time.monotonic() + seconds
+    while time.monotonic() < end:
+        print(f"seed {seed}", flush=True)
+        chance = random.Random(seed)
+        with chaos(seed) as storm, Watch(storm.lab, lambda at=storm: set(at.unlisted)) as watch:  # type: ignore[misc]
+            for number in range(rounds):
+                if not one_round(storm, count, number, chance.uniform(0, LINGER)):
+                    tally.violations += 1
+                    break
+                tally.rounds += 1
+                if time.monotonic() > end:
+                    break
+            tally.events += storm.events
+        for absence in watch.found:
+            print(f"VIOLATION: {absence}", flush=True)
+        tally.samples += watch.samples
+        tally.longest = max(tally.longest, watch.longest)
+        tally.absences += watch.found
+        seed += 1
+    print(f"{tally.rounds} rounds and {tally.events} events, {tally.violations + len(tally.absences)} violations")
+    figures = [
+        figure("events", [tally.events], ""),
+        figure("rounds that ended as they should", [tally.rounds], ""),
+        figure("rounds that did not", [tally.violations], ""),
+        figure("looks at kernel and status.json", [tally.samples], ""),
+        figure("an address missing without a cause, at most", [tally.longest * 1e3], "ms"),
+        figure("addresses missing for more than 5 s without a cause", [len(tally.absences)], ""),
+    ]
+    keep("events", figures)
+    if tally.violations or tally.absences:
+        sys.exit(1)
+
+
+def one_round(storm: Chaos, count: int, number: int, linger: float) -> bool:
+    """Run a round: events, `linger` seconds with what they have left, and peace. Print a violation and return False."""
+    began = time.monotonic()
+    try:
+        storm.round(count, linger)
+    except (AssertionError, LabError, OSError, ValueError) as error:
+        print(f"VIOLATION in round {number}; again: python -m bench.soak events --seed {storm.seed}", flush=True)
+        traceback.print_exception(error)
+        return False
+    took = time.monotonic() - began
+    print(f"  round {number}: {len(storm.lab.nics)} links, {storm.events} events, {took:.1f} s", flush=True)
+    return True
+
+
+# Growth
+
+
+@dataclass(frozen=True)
+class Series:
+    """A quantity of a daemon, or of a log, once a minute."""
+
+    name: str
+    unit: str
+    values: list[float]
+
+
+def open_files(pid: int) -> float:
+    """Descriptors of a daemon's processes."""
+    return sum(len(list(Path(f"/proc/{each}/fd").iterdir())) for each in members(pid))
+
+
+def threads(pid: int) -> float:
+    """Threads of a daemon's processes."""
+    return sum(len(list(Path(f"/proc/{each}/task").iterdir())) for each in members(pid))
+
+
+QUANTITIES: Mapping[str, tuple[str, Callable[[int], float]]] = {
+    "PSS": ("MB", family),
+    "descriptors": ("", open_files),
+    "threads": ("", threads),
+}
+
+
+def log_size(lab: Lab, log: str) -> float:
+    """Megabytes of a daemon's log, or of the audit log with the files that it was rotated to."""
+    if log == "fetcher log":
+        return lab.path(OURS / "log/fetcher").stat().st_size / 1e6
+    return sum(each.stat().st_size for each in lab.path("/var/log/cloud-network").glob("audit.log*")) / 1e6
+
+
+LOGS = ("fetcher log", "audit log")
+
+
+def measure(lab: Lab, series: Sequence[Series]) -> None:
+    """Add a value to every series, and print them."""
+    ask_everything(lab)
+    found = {
+        f"{name}: {what}": quantity(lab.daemons.pid(name))
+        for name in DAEMONS
+        for what, (_, quantity) in QUANTITIES.items()
+    }
+    found |= {log: log_size(lab, log) for log in LOGS}
+    for each in series:
+        each.values.append(found[each.name])
+    print("  " + "  ".join(f"{each.name} {each.values[-1]:.4g}" for each in series), flush=True)
+
+
+def change(lab: Lab, chance: random.Random) -> None:
+    """Change the metadata: another address on one interface, or one less. The first of the primary stays."""
+    nic = chance.choice(lab.nics)
+    removable = nic.addresses[1:] if nic == lab.nics[0] else nic.addresses
+    if len(nic.addresses) >= MOST or (len(nic.addresses) > FEWEST and chance.random() < 0.5):
+        lab.remove_address(nic.mac, chance.choice(removable))
+    else:
+        taken = {*lab.addresses, nic.gateway}
+        hosts = [str(nic.network[at]) for at in range(FIRST, LAST) if str(nic.network[at]) not in taken]
+        lab.add_address(nic.mac, chance.choice(hosts))
+
+
+def paced(seconds: float) -> Iterator[float]:
+    """Yield the seconds since the start, every CHANGE seconds, until `seconds` have passed."""
+    began, number = time.monotonic(), 0
+    while (now := time.monotonic() - began) < seconds:
+        yield now
+        number += 1
+        time.sleep(max(0.0, began + number * CHANGE - time.monotonic()))
+
+
+def growth(seconds: float, seed: int) -> None:
+    """Change the metadata for so long, and measure every minute."""
+    chance = random.Random(seed)
+    series = [Series(f"{name}: {what}", unit, []) for name in DAEMONS for what, (unit, _) in QUANTITIES.items()]
+    series += [Series(log, "MB", []) for log in LOGS]
+    changes, next_measure = 0, 0.0
+    with installed(), running(Spec.aws(interfaces=4, addresses=15), TIMER) as lab, Watch(lab) as watch:
+        for now in paced(seconds):
+            if now >= next_measure:
+                measure(lab, series)
+                next_measure += MINUTE
+            change(lab, chance)
+            changes += 1
+        measure(lab, series)
+        figures = [figure("metadata: changes", [changes], "")]
+        figures += summary(series, seconds)
+    for absence in watch.found:
+        print(f"VIOLATION: {absence}", flush=True)
+    figures.append(figure("metadata: an address missing without a cause, at most", [watch.longest * 1e3], "ms"))
+    keep("growth", figures)
+    if watch.found:
+        sys.exit(1)
+
+
+def summary(series: Sequence[Series], seconds: float) -> list[Figure]:
+    """Return the first, the last and the greatest value of each daemon's series, and what each log grows an hour."""
+    print(f"\n{'':<24}{'first':>10}{'last':>10}{'most':>10}")
+    found = []
+    for each in series:
+        first, last, most = each.values[0], each.values[-1], max(each.values)
+        print(f"{each.name:<24}{first:>10.4g}{last:>10.4g}{most:>10.4g} {each.unit}")
+        if each.name in LOGS:
+            found.append(figure(f"{each.name}: an hour", [(last - first) * 3600 / seconds], "MB"))
+        else:
+            values = {"at first": first, "at last": last, "at most": most}
+            found += [figure(f"{each.name} {when}", [value], each.unit) for when, value in values.items()]
+    return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.soak", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("mode", choices=("events", "growth"))
     parser.add_argument("--seconds", type=float, default=3600.0)
     parser.add_argument("--seed", type=int, default=None, help="default: a new one")
-    parser.add_argument("--events", type=int, default=15, help="before each peace (default: %(default)s)")
+    parser.add_argument("--events", type=int, default=15, help="of a round, before peace (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=20, help="in each lab (default: %(default)s)")
-    arguments = parser.parse_args()
-    seed = random.randrange(1 << 32) if arguments.seed is None else arguments.seed
-    end, rounds, events = time.monotonic() + arguments.seconds, 0, 0
-    while time.monotonic() < end:
-        print(f"seed {seed}", flush=True)
-        with chaos(seed) as storm:
-            for number in range(arguments.rounds):
-                began = time.monotonic()
-                try:
-                    storm.round(arguments.events)
-                except (AssertionError, LabError, OSError, ValueError) as error:
-                    print(f"VIOLATION in round {number}; again: python -m bench.soak --seed {seed}", flush=True)
-                    traceback.print_exception(error)
-                    sys.exit(1)
-                rounds += 1
-                took = time.monotonic() - began
-                print(f"  round {number}: {len(storm.lab.nics)} links, {storm.events} events, {took:.1f} s", flush=True)
-                if time.monotonic() > end:
-                    break
-            events += storm.events
-        seed += 1
-    print(f"{rounds} rounds and {events} events, no violation")
+    given = parser.parse_args()
+    seed = random.randrange(1 << 32) if given.seed is None else given.seed
+    if given.mode == "events":
+        events(given.seconds, seed, given.events, given.rounds)
+    else:
+        growth(given.seconds, seed)
 
 
 if __name__ == "__main__":
+    as_root()
     main()

@@ -1,9 +1,9 @@
-"""How long a person waits for `cnctl`, and the host for the daemons' interpreters: beside `python3 -c pass`.
+"""Start-up time of `cnctl` and of the daemons' interpreters, compared with `python3 -c pass`.
 
     sudo .venv/bin/python -m bench.startup [--rounds 15]
 
-In a lab of 4 × 15 with the three daemons. They take turns, so that what else the machine does meets all of them.
-What the daemons import is measured without their work: an interpreter that imports the module and ends.
+In a lab of 4 × 15 with the three daemons. The programs take turns, so that other work on the machine affects all.
+The daemons' imports are measured without their work: an interpreter imports the module and exits.
 """
 
 from __future__ import annotations

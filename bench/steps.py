@@ -1,10 +1,10 @@
-"""The steps of a pass one by one, in one process and without a socket between: where a pass spends its time.
+"""The steps of a pass one by one, in one process and without sockets.
 
     sudo .venv/bin/python -m bench.steps [--sizes 15x50,60x50] [--rounds 7]
 
-In a lab's instance, of its real kernel and metadata: with nothing of ours in the kernel, and with all of it. The
+In a lab's instance, with its real kernel and metadata: with none of our objects in the kernel, and with all. The
 fetcher's steps are reading the metadata, reading the kernel, planning (`desired` and `plan`, which are pure) and
-writing the request; netagent's, before it touches anything, are its own look at the kernel and its checks.
+writing the request. netagent's steps, before any change, are reading the kernel and its checks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LARGEST, PLANNING, LOOK = (60, 50), 100.0, 1.3  # milliseconds; × bare dumps, f
 
 
 def measure(lab: Lab, name: str, rounds: int, bound: float | None) -> list[Figure]:
-    """The figures of all steps as the kernel is now."""
+    """Return the figures of all steps in the present state of the kernel."""
     program = [sys.executable, "-m", "bench.inside.steps", str(rounds)]
     done = lab.run(["env", f"PYTHONPATH={Path(__file__).parents[1]}", *program], timeout=240)
     found: dict[str, list[float]] = json.loads(done.stdout)
@@ -38,7 +38,7 @@ def measure(lab: Lab, name: str, rounds: int, bound: float | None) -> list[Figur
 
 
 def size(interfaces: int, addresses: int, rounds: int) -> list[Figure]:
-    """All figures of one size."""
+    """Return all figures of one size."""
     name, bound = f"{interfaces} × {addresses}", PLANNING if (interfaces, addresses) == LARGEST else None
     with Lab(Spec.aws(interfaces=interfaces, addresses=addresses)) as lab:
         lab.write_config(CONFIG)

@@ -1,4 +1,4 @@
-"""Entry point of cloud-network-fetcher: arguments, privileges, and the parts of the daemon put together."""
+"""Entry point of cloud-network-fetcher: arguments, privileges, and wiring of the daemon's parts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 USER = "cloud-network"
 EX_NO_CLOUD = 69
-"""Exit status on a machine of no known cloud: EX_UNAVAILABLE of sysexits.h. The unit counts it as success."""
+"""Exit status if no supported cloud is detected: EX_UNAVAILABLE of sysexits.h. The unit counts it as success."""
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
     except configuration.ConfigError as error:
         if not arguments.check_config:
             _report_bad_configuration(error)
-        raise _hopeless(error) from None
+        raise _exit_without_restart(error) from None
     if arguments.check_config:
         _check_config(arguments.config, config)
         return
@@ -52,16 +52,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cloud-network-fetcher",
         description="Reads the cloud's metadata and asks netagent to make the network agree with it.",
-        epilog="Signals: SIGHUP reads the configuration again and refreshes; SIGTERM ends it, and the network stays as "
-        f'it is unless Purge="on-stop" is set. Exit status {EX_CONFIG}: the configuration is invalid. Exit status '
-        f"{EX_NO_CLOUD}: no supported cloud is detected. With both, a restart does not help. --check-config prints "
-        "every value in force as a TOML file, with defaults marked, and exits with 0; for a bad file it prints every "
-        f"mistake and exits with {EX_CONFIG}.",
+        epilog="Signals: SIGHUP reads the configuration again and refreshes. SIGTERM stops the fetcher; the network "
+        f'stays as it is unless Purge="on-stop" is set. Exit status {EX_CONFIG}: the configuration is invalid. '
+        f"Exit status {EX_NO_CLOUD}: no supported cloud is detected. A restart does not help in either case. "
+        "--check-config prints every value in force as a TOML file, with defaults marked, and exits with 0. For an "
+        f"invalid file it prints every error and exits with {EX_CONFIG}.",
     )
     parser.add_argument("--config", type=Path, default=configuration.PATH, metavar="FILE", help="default: %(default)s")
     parser.add_argument("--check-config", action="store_true", help="check the file and print every value")
     parser.add_argument(
-        "--flush", action="store_true", help="as root, while no fetcher runs: remove everything that is owned"
+        "--flush", action="store_true", help="as root, while no fetcher is running: remove everything that is owned"
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('cloud-network')}")
     return parser
@@ -97,16 +97,16 @@ def _run(config: Config, path: Path) -> None:
         provider = detect(config.provider, read_firmware(credentials=service.credentials_directory()))
     except NoCloudError as error:
         _write_reason(state, lock.run, "detection", error)
-        Notifier().ready(str(error))  # systemd takes an end before READY=1 for a failure, whatever the exit status
-        raise _hopeless(error, EX_NO_CLOUD) from None
+        Notifier().ready(str(error))  # for systemd, an exit before READY=1 is a failure, whatever the exit status
+        raise _exit_without_restart(error, EX_NO_CLOUD) from None
     except DetectionError as error:
         _write_reason(state, lock.run, "detection", error)
-        raise _hopeless(error) from None
+        raise _exit_without_restart(error) from None
     configure(config, provider)
     logger.info("cloud: %s, metadata at %s", provider.name, provider.client.endpoint)
     notifier = Notifier()
     reporter = Reporter(state, provider.name, lock.run, config)
-    reporter.renew()  # from now on, status.json is of this run
+    reporter.renew()  # from now on, status.json is from this run
     reconciler = Reconciler(config, provider, status=notifier.status)
     try:
         asyncio.run(Daemon(config, provider, reconciler, reporter, notifier, path).run())
@@ -118,7 +118,7 @@ def _run(config: Config, path: Path) -> None:
 
 
 def _report_bad_configuration(error: Exception) -> None:
-    """Write the reason where `cnctl status` finds it, if no other fetcher runs."""
+    """Write the reason to status.json for `cnctl status`, if no other fetcher is running."""
     with suppress(service.PrivilegeError, AlreadyRunning, OSError):
         service.drop_privileges(USER, (PATH,))
         state = StateDirectory()
@@ -133,8 +133,8 @@ def _write_reason(state: StateDirectory, run: str, kind: Literal["config", "dete
     state.write_status(failed)
 
 
-def _hopeless(error: Exception, status: int = EX_CONFIG) -> SystemExit:
-    """Return the exit for a cause that a restart does not cure; the unit does not restart after these exit statuses."""
+def _exit_without_restart(error: Exception, status: int = EX_CONFIG) -> SystemExit:
+    """Return the exit for an error that a restart does not fix. The unit does not restart after these exit statuses."""
     print(f"cloud-network-fetcher: {error}", file=sys.stderr)
     return SystemExit(status)
 

@@ -1,7 +1,8 @@
-"""Client of netagent: check a plan, apply it link by link, confirm each link's change or roll it back.
+"""Client of netagent: check a plan, apply it link by link, and confirm each link's change or roll it back.
 
-Links are independent where no address or rule moves between them, so a change which breaks something is rolled back
-alone. The order is LinkRole's: of the links in use, the one with the metadata connection and the default route is last.
+Links are independent unless an address or rule moves between them, so a change that breaks something is rolled back
+alone. LinkRole gives the order: of the links in use, the one with the metadata connection and the default route is
+last.
 """
 
 from __future__ import annotations
@@ -51,29 +52,29 @@ _TIMEVAL = struct.Struct("@ll")  # struct timeval
 
 
 def is_listening(path: str = protocol.SOCKET) -> bool:
-    """Return True if a process has netagent's socket: netagent, or systemd in its place.
+    """Return True if a process listens on netagent's socket: netagent, or systemd in its place.
 
-    A connection would make systemd start netagent, which ends when it is idle. A datagram socket gets none: connect(2)
-    fails with EPROTOTYPE if the socket has an owner (unix(7)), and with ECONNREFUSED if it has not.
+    A stream connection would make systemd start netagent, which exits when idle. A datagram socket cannot connect to
+    it: connect(2) fails with EPROTOTYPE if a process listens (unix(7)), and with ECONNREFUSED if none does.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         return probe.connect_ex(path) == errno.EPROTOTYPE
 
 
 class NetagentError(Exception):
-    """netagent could not be reached or hung up: nothing was changed, or what was changed is rolled back."""
+    """netagent could not be reached or closed the connection. Nothing was changed, or the change is rolled back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """netagent's last word on one request."""
+    """The final answer of netagent to one request."""
 
     verdict: str  # applied, confirmed, refused, rolled back
     request: str = ""
     ops: int = 0
     reason: str | None = None
     refused: Refused | None = None
-    errnos: tuple[int | None, ...] = ()  # of each operation, after the kernel refused one
+    errnos: tuple[int | None, ...] = ()  # of each operation, if the kernel refused one
 
 
 class Netagent:
@@ -81,7 +82,7 @@ class Netagent:
 
     def __init__(self, path: str = protocol.SOCKET) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # Timeouts of the kernel: a socket with Python's own would fail with EAGAIN while netagent's queue is full.
+        # Timeouts of the kernel: a socket with Python's timeout would fail with EAGAIN while netagent's queue is full.
         for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
             self._socket.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(_ANSWER_SECONDS, 0))
         try:
@@ -109,11 +110,11 @@ class Netagent:
         self.close()
 
     def close(self) -> None:
-        """Hang up. netagent rolls back what was applied and not confirmed."""
+        """Close the connection. netagent rolls back what was applied and not confirmed."""
         self._socket.close()
 
     def marks(self) -> tuple[LinkMark, ...] | None:
-        """Return the marks of netagent's nftables table: nothing if it is not whole, None if it makes none."""
+        """Return the marks in netagent's nftables table: empty if it is incomplete, None if netagent has none."""
         answer = self._ask(Status())
         try:
             return StatusAnswer.from_wire(answer).marks
@@ -121,7 +122,7 @@ class Netagent:
             raise NetagentError(f"netagent's answer has no status: {error}") from None
 
     def check(self, ops: Plan) -> CheckAnswer:
-        """Return what `apply` would refuse of at most MAX_OPS operations."""
+        """Return the operations that `apply` would refuse, of at most MAX_OPS."""
         answer = self._ask(Check(ops))
         if answer["verdict"] != Verdict.OK:
             refused = Refused.from_wire(answer)
@@ -137,17 +138,17 @@ class Netagent:
         return Outcome(answer["verdict"], request, len(ops), _reason(answer), refused, errnos)
 
     def confirm(self, applied: Outcome) -> Outcome:
-        """Keep what was applied."""
+        """Keep the applied change."""
         answer = self._ask(Confirm(applied.request))
         return Outcome(answer["verdict"], applied.request, applied.ops, _reason(answer))
 
     def roll_back(self, applied: Outcome, reason: str) -> Outcome:
-        """Undo what was applied."""
+        """Undo the applied change."""
         self._ask(Rollback(applied.request))
         return Outcome(Verdict.ROLLED_BACK.value, applied.request, applied.ops, reason)
 
     def flush(self) -> Outcome:
-        """Remove everything that is owned. That is not confirmed and not rolled back."""
+        """Remove everything that is owned. A flush is neither confirmed nor rolled back."""
         request = os.urandom(8).hex()
         answer = self._ask(Flush(request))
         return Outcome(answer["verdict"], request, answer.get("done") or 0, _reason(answer))
@@ -168,13 +169,13 @@ class Netagent:
         while len(data) < size:
             chunk = self._socket.recv(size - len(data))
             if not chunk:
-                raise NetagentError("netagent hung up in the middle of an answer")
+                raise NetagentError("netagent closed the connection in the middle of an answer")
             data += chunk
         return bytes(data)
 
 
 def _reason(answer: dict[str, Any]) -> str | None:
-    """Return the reason in an answer, with the key that would allow it."""
+    """Return the reason in an answer, with the configuration key that would allow the operation."""
     if answer.get("reason") is None:
         return None
     allow = f"; to allow it, set {answer['allow']}" if answer.get("allow") else ""
@@ -182,16 +183,17 @@ def _reason(answer: dict[str, Any]) -> str | None:
 
 
 def explain(refused: Refused) -> str:
-    """Return a refusal for the operator: the reason, and the key that would allow it."""
+    """Return the text of a refusal: the reason, and the configuration key that would allow the operation."""
     return f"{refused.reason}; to allow it, set {refused.allow}" if refused.allow else refused.reason
 
 
 def transact(
-    agent: Netagent, ops: Plan, confirm_within: float, broken: Callable[[], str | None]
+    agent: Netagent, ops: Plan, confirm_within: float, failure: Callable[[], str | None]
 ) -> tuple[Outcome, int]:
-    """Apply `ops` and confirm them, or roll them back if `broken` returns a reason.
+    """Apply `ops` and confirm them, or roll them back if `failure` returns a reason.
 
-    More than MAX_OPS are applied and confirmed part by part. Returns the last outcome, and how many were confirmed.
+    More than MAX_OPS are applied and confirmed in parts. Returns the last outcome, and the number of confirmed
+    operations.
     """
     done, outcome = 0, Outcome(Verdict.CONFIRMED.value)
     for start in range(0, len(ops), MAX_OPS):
@@ -199,7 +201,7 @@ def transact(
         outcome = agent.apply(part, confirm_within)
         if outcome.verdict != Verdict.APPLIED:
             return outcome, done
-        reason = broken()
+        reason = failure()
         outcome = agent.confirm(outcome) if reason is None else agent.roll_back(outcome, reason)
         if outcome.verdict != Verdict.CONFIRMED:
             return outcome, done
@@ -213,10 +215,10 @@ def transact(
 class LinkRole(IntEnum):
     """The order in which links are changed.
 
-    A link's first address brings the route to its subnet into main. Connections of other links to hosts there follow
-    that route, to where the cloud drops them, unless their link's own table has the subnet by then. One packet is
-    enough for 3 s of silence: the kernel sends it again only when ARP has failed. So new links come after those in
-    use, and links that are given up before them.
+    A link's first address adds the route to its subnet to the table main. Connections of other links to hosts in that
+    subnet then use that route, and the cloud drops their packets, unless their own link's table has the subnet by then.
+    One such packet costs 3 s: the kernel retransmits only after ARP has failed. Therefore new links come after links in
+    use, and links that are given up come before them.
     """
 
     GIVEN_UP = 0
@@ -228,11 +230,11 @@ class LinkRole(IntEnum):
 def components(
     plan: Plan, table_base: int, role: Callable[[Collection[int]], LinkRole] = lambda _: LinkRole.SECONDARY
 ) -> list[Plan]:
-    """Split a plan by link, in the order of the `role` of each part's links.
+    """Split a plan by link, ordered by the `role` of each part's links.
 
-    Links between which an address moves, or whose rules depend on each other's addresses, stay together. Rules of no
-    link are added with the first part and removed with the last. The table of marks comes before everything, or, where
-    the plan has it after the removal of rules, last.
+    Links stay together if an address moves between them or their rules depend on each other's addresses. Rules that
+    belong to no link, which the rules of all links need, are added with the first part and removed in a part of their
+    own at the end. The table of marks comes first, or with the last link if the plan has it after the removal of rules.
     """
     links = dict.fromkeys(link_of(op, table_base) for op in plan)
     links.pop(COMMON, None)
@@ -258,13 +260,14 @@ def components(
     first_table = [op for op in plan[:removed] if isinstance(op, ForwardedReplies)]
     rules = [op for op in common if not isinstance(op, ForwardedReplies)]
     split[0] = [*first_table, *_with_common(split[0], [op for op in rules if not is_removal(op)])]
-    split[-1] += [*(op for op in rules if is_removal(op)), *last_table]
-    return [tuple(part) for part in split]
+    split[-1] += last_table
+    removals = tuple(op for op in rules if is_removal(op))
+    return [*(tuple(part) for part in split), *([removals] if removals else [])]
 
 
 def _with_common(ops: list[Operation], common: list[Operation]) -> list[Operation]:
-    """Put rules of no link before the removals of rules, which come last."""
-    at = next((at for at, op in enumerate(ops) if isinstance(op, RuleRemove)), len(ops))
+    """Insert the rules that belong to no link before the removals of rules, which come last."""
+    at = next((at for at, op in enumerate(ops) if isinstance(op, RuleAdd | RuleRemove)), len(ops))
     return ops[:at] + common + ops[at:]
 
 

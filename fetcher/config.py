@@ -1,7 +1,7 @@
-"""Settings: /etc/cloud-network/cloud-network.toml (TOML 1.0) and the environment, checked, as one frozen `Config`.
+"""Settings: /etc/cloud-network/cloud-network.toml (TOML 1.0) and the environment, validated, as one frozen `Config`.
 
-`KEYS` is the whole list of keys: the field, the parser of its value, and the accepted form, which every error names.
-The file is described in cloud-network.toml(5). netagent reads the same file with its own code, and means the same.
+`KEYS` lists all keys: the field, the parser of its value, and the accepted form, which every error names. The file is
+documented in cloud-network.toml(5). netagent reads the same file with its own code and the same meaning.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ PATH = Path("/etc/cloud-network/cloud-network.toml")
 RULE_BAND = 30
 """Number of rule priorities, from RulePriority= on, that belong to us."""
 MAIN_PRIORITY = 32766
-"""Priority of the kernel's own `lookup main`; every rule of ours must come before it."""
+"""Priority of the kernel's own rule `lookup main`; all our rules must come before it."""
 EX_CONFIG = 78
-"""Exit status of every program of ours for an invalid configuration (sysexits.h)."""
+"""Exit status of all our programs for an invalid configuration (sysexits.h)."""
 MAX_BYTES = 1 << 20
-"""Size of the largest file that is read."""
+"""Largest accepted size of the file."""
 
 
 class ConfigError(Exception):
@@ -79,7 +79,7 @@ class Provider(StrEnum):
 
 
 class Rules(StrEnum):
-    """Rules=: a rule for each subnet or for each address; `original` adds the `to` rules of the Go original."""
+    """Rules=: one rule per subnet or per address; `original` adds the `to` rules of the Go original."""
 
     AGGREGATE = "aggregate"
     ADDRESS = "address"
@@ -102,7 +102,7 @@ class Prefixes(StrEnum):
 
 
 class ForwardedReplies(StrEnum):
-    """ForwardedReplies=: `mark` returns replies of forwarded connections by the interface they came in by."""
+    """ForwardedReplies=: `mark` sends replies of forwarded connections out through the interface they came in by."""
 
     OFF = "off"
     MARK = "mark"
@@ -116,7 +116,7 @@ class Purge(StrEnum):
 
 
 class AuditFailure(StrEnum):
-    """AuditFailure=: netagent refuses, or continues with, a change that it cannot write to the audit log."""
+    """AuditFailure=: netagent refuses a change that it cannot write to the audit log, or makes it all the same."""
 
     REFUSE = "refuse"
     CONTINUE = "continue"
@@ -133,7 +133,7 @@ DEFAULT_LISTEN = Endpoint(IPv4Address("127.0.0.1"), 5209)
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Every key of the file, checked. Times are in seconds."""
+    """The value of every key. Times are in seconds."""
 
     log_level: LogLevel = LogLevel.INFO
     log_format: LogFormat = LogFormat.TEXT
@@ -150,7 +150,7 @@ class Config:
     exclude_addresses: tuple[Network, ...] = ()
     prefixes: Prefixes | None = None  # None: the cloud's own default
     forwarded_replies: ForwardedReplies = ForwardedReplies.OFF
-    mark_mask: int = 0x7F  # clear of kube-proxy's, Cilium's, Calico's, Tailscale's and the AWS CNI's bits
+    mark_mask: int = 0x7F  # avoids the bits of kube-proxy, Cilium, Calico, Tailscale and the AWS CNI
     purge: Purge = Purge.NEVER
     confirm_timeout: float = 30.0
     allow_kinds: tuple[str, ...] = ()
@@ -158,7 +158,7 @@ class Config:
     allow_gateways: tuple[Network, ...] = ()
     max_objects: int = 16384
     audit_failure: AuditFailure = AuditFailure.REFUSE
-    notices: tuple[str, ...] = field(default=(), compare=False)  # of keys in the file that have no effect
+    notices: tuple[str, ...] = field(default=(), compare=False)  # about keys in the file that have no effect
 
 
 def _log_level(text: str) -> StrEnum:
@@ -225,11 +225,11 @@ OBSOLETE: Mapping[str, Mapping[str, str]] = {
     "Network": {
         "Address": 'it has no effect; use Listen = "ADDRESS:PORT"',
         "Port": 'it has no effect; use Listen = "ADDRESS:PORT"',
-        "PrimaryAddress": "it has no effect; the primary address of every interface is configured, as all others",
+        "PrimaryAddress": "it has no effect; the primary address of every interface is always configured",
     },
     "Netagent": {},
 }
-"""Keys of the Go original that are accepted with any value, and what the notice says. netagent accepts them, too."""
+"""Keys of the Go original that are accepted with any value, and the text of the notice. netagent accepts them, too."""
 ENVIRONMENT: Mapping[str, Key] = {
     "CLOUD_NETWORK_LOG_LEVEL": KEYS["System"]["LogLevel"],
     "CLOUD_NETWORK_LOG_FORMAT": KEYS["System"]["LogFormat"],
@@ -300,7 +300,7 @@ class _Reader:
         """Take the values of one section; return its mistakes as (key, value, reason)."""
         if not isinstance(entries, dict):
             sections = [f"[{name}]" for name, keys in KEYS.items() if section in keys] or [f"[{name}]" for name in KEYS]
-            return [("", entries, f"key outside of a section; accepted: in {' or '.join(sections)}")]
+            return [("", entries, f"key outside of a section; accepted sections: {', '.join(sections)}")]
         if section not in KEYS:
             hint = values.did_you_mean(section, list(KEYS))
             return [("", None, f"unknown section{hint}; accepted: {', '.join(KEYS)}")]
@@ -325,7 +325,7 @@ class _Reader:
 
 
 def _text(value: Any) -> str:
-    """Return a value as text: a string, or an integer, which means the same as the string of its digits."""
+    """Return a value as text: a string, or an integer, which is equivalent to the string of its digits."""
     if isinstance(value, str):
         return value
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63:
@@ -352,14 +352,14 @@ def _content(path: Path) -> str:
 def _document(path: Path, content: str) -> dict[str, Any]:
     try:
         return tomllib.loads(content)
-    except (ValueError, RecursionError) as error:  # ValueError: TOMLDecodeError, or an integer of too many digits
+    except (ValueError, RecursionError) as error:  # ValueError: TOMLDecodeError, or an integer with too many digits
         found = re.search(r"at line ([0-9]+)", str(error))
         where = f"{path}:{found[1]}" if found else str(path)
         raise ConfigError([visible(f"{where}: not TOML: {error}; see cloud-network.toml(5)")]) from error
 
 
 def _line_of(content: str, section: str, key: str) -> int:
-    """Return the line of a key, or of a section for key "", in the usual layout; 0 where it cannot be told."""
+    """Return the line of a key, or of a section for key "", in the usual layout; 0 if it cannot be found."""
     current = ""
     for number, line in enumerate(content.splitlines(), 1):
         if header := re.match(r"\s*\[\s*['\"]?([^\]'\"]*?)['\"]?\s*\]", line):
@@ -381,12 +381,12 @@ def _shown(section: str, key: str, value: Any) -> str:
 def _excerpt(value: Any) -> str:
     try:
         return f"{value!s:.80}"
-    except ValueError:  # an integer of too many digits to print
+    except ValueError:  # an integer with too many digits to print
         return "..."
 
 
 def _unknown_key(section: str, key: str) -> str:
-    """Return the reason for a key that its section does not have, with the right spelling where it is known."""
+    """Return the reason for a key that its section does not have, with the correct spelling or section if known."""
     by_lower = {
         name.lower(): (home, name) for known in (KEYS, OBSOLETE) for home, keys in known.items() for name in keys
     }
@@ -400,5 +400,5 @@ def _unknown_key(section: str, key: str) -> str:
 
 
 def visible(text: str) -> str:
-    r"""Return the text with control characters as \x.., so that it cannot steer a terminal."""
+    r"""Return the text with control characters as \x.., so that it cannot control a terminal."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda control: f"\\x{ord(control[0]):02x}", text)

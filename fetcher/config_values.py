@@ -23,9 +23,6 @@ class Endpoint:
         return f"{self.address}:{self.port}" if self.address.version == 4 else f"[{self.address}]:{self.port}"
 
 
-# Parsers of values. Each takes the value's text and raises ValueError with the reason.
-
-
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PART = re.compile(r"([0-9]{1,12}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})(ns|us|µs|μs|ms|s|m|h)")
 
@@ -82,7 +79,7 @@ def mask(text: str) -> int:
         raise ValueError("not a mask")
     bits = int(text, 16 if text.startswith("0x") else 10)
     if not 0 < bits < 1 << 32:
-        raise ValueError("not a 32-bit mask with a bit set")
+        raise ValueError("not a 32-bit mask with at least one bit set")
     run = bits // (bits & -bits)  # shifted down to bit 0
     if run & (run + 1):
         raise ValueError("its bits are not adjacent")

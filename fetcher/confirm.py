@@ -1,4 +1,4 @@
-"""Between apply and confirm: did the change break anything? And what does a failure say of single objects?"""
+"""Checks between apply and confirm: does the change break connectivity, and which objects does a failure concern?"""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from cloud_network.netagent.operations import RouteReplace
 from cloud_network.netagent.protocol import Code, Refused
 
 _GATEWAYS_KEY = "[Netagent] AllowGateways="
-SILENT = Rejection(
-    "it does not answer ARP or neighbour discovery, and is not used; check the gateway in the metadata",
+SILENT_GATEWAY = Rejection(
+    "it does not answer ARP or neighbour discovery and is not used; check the gateway in the metadata",
     Cause.GATEWAY,
 )
 
 
 class Confirmation:
-    """Decides between apply and confirm. Made before the change."""
+    """Decides whether a change is confirmed or rolled back. Created before the change."""
 
     def __init__(self, provider: Provider, here: Comparison, ops: Plan, config: Config) -> None:
         self._provider, self._seconds = provider, config.confirm_timeout
@@ -33,26 +33,26 @@ class Confirmation:
         self.reason: str | None = None
         self._server_lost = False
 
-    def broken(self) -> str | None:
-        """Return what the change has broken. Raises KernelError."""
+    def failure(self) -> str | None:
+        """Return what the change broke; None if nothing. Raises KernelError."""
         self.reason = self._metadata_lost() or self._gateway_lost()
         return self.reason
 
     @property
     def is_cause(self) -> bool:
-        """True if the change broke something. A server that is silent after the rollback was not cut off by it."""
+        """Return True if the change broke connectivity. If the server is also silent after the rollback, it did not."""
         return self.reason is not None and (not self._server_lost or self._provider.answers())
 
     def _metadata_lost(self) -> str | None:
         client = self._provider.client
         if not self._provider.answers():
             self._server_lost = True
-            return "the metadata server did not answer after the change"
+            return "the metadata server does not answer after the change"
         if client.interface != self._egress:
             before, after = _by(self._egress), _by(client.interface)
             client.close()
-            client.interface = self._egress  # it is tried first after the rollback
-            return f"the metadata server answered by {before} before the change, and only by {after} after it"
+            client.interface = self._egress  # tried first after the rollback
+            return f"the metadata server answered on {before} before the change, and only on {after} after it"
         return None
 
     def _gateway_lost(self) -> str | None:
@@ -71,8 +71,8 @@ def _by(interface: str) -> str:
     return interface or "the host's routing"
 
 
-def refusals_of(refusals: tuple[Refused, ...], ops: Plan) -> dict[Object, Rejection]:
-    """Return what netagent refuses, as objects of the goal."""
+def rejections_of_refusals(refusals: tuple[Refused, ...], ops: Plan) -> dict[Object, Rejection]:
+    """Return the objects of the goal that netagent refuses, with the reasons."""
     found: dict[Object, Rejection] = {}
     for refused in refusals:
         cause = Cause.WAITING if refused.code is Code.WAITING else Cause.POLICY
@@ -81,14 +81,14 @@ def refusals_of(refusals: tuple[Refused, ...], ops: Plan) -> dict[Object, Reject
             continue
         rejected = _refused_object(refused, ops)
         if rejected is None or (rejected in found and not found[rejected].dependent):
-            continue  # several routes by one gateway: the first refusal is the one to report
+            continue  # several routes through one gateway: only the first refusal is reported
         found[rejected] = Rejection(explain(refused), cause, dependent=refused.depends_on is not None)
-    # What depends on something refused may be accepted once that has another form, or is left out by `desired`.
+    # Objects that depend on a refused one may be accepted once that has another form, or is left out by `desired`.
     return {each: rejection for each, rejection in found.items() if not rejection.dependent} or found
 
 
 def _refused_object(refused: Refused, ops: Plan) -> Object | None:
-    """Return what is refused: what the operation makes, or its gateway if that is the reason."""
+    """Return the refused object: the one that the operation makes, or its gateway if that is the reason."""
     if refused.position is None:
         return None
     op = ops[refused.position]
@@ -97,12 +97,12 @@ def _refused_object(refused: Refused, ops: Plan) -> Object | None:
     return added_object(op)
 
 
-def lessons_of(outcome: Outcome, ops: Plan, check: Confirmation) -> dict[Object, Rejection]:
-    """Return what a failed request says of single objects, so that the rest can be applied without them."""
+def rejections_of_failure(outcome: Outcome, ops: Plan, check: Confirmation) -> dict[Object, Rejection]:
+    """Return the objects that made a request fail, so that the rest can be applied without them."""
     if check.silent:
-        return dict.fromkeys(check.silent, SILENT)
+        return dict.fromkeys(check.silent, SILENT_GATEWAY)
     if outcome.refused is not None:
-        return refusals_of((outcome.refused,), ops)
+        return rejections_of_refusals((outcome.refused,), ops)
     found: dict[Object, Rejection] = {}
     for op, errno in zip(ops[: len(outcome.errnos)], outcome.errnos, strict=False):
         rejected = added_object(op) if errno else None

@@ -1,4 +1,4 @@
-"""Changes that another program reverts again and again: repaired at once, then less and less often, and reported."""
+"""Changes that another program keeps reverting: repaired at once at first, then with backoff, and reported."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from cloud_network.netagent.operations import (
 )
 
 TOLERATED = 5
-"""Times that a change is made before it is a conflict and waits."""
+"""Number of times that a change is made before it counts as a conflict and waits."""
 _FIRST, _LONGEST = 1.0, 300.0
 _QUIET = 120.0  # seconds without a repair after which a change is forgotten
 
 
 @dataclass(slots=True)
 class _Record:
-    """One change that was made; times are those of the clock."""
+    """One change that was made; times are on the tracker's clock."""
 
     times: int = 0
     made_at: float = 0.0
@@ -43,15 +43,15 @@ class _Record:
 
 
 class ConflictTracker:
-    """Counts how often each change was made, and holds back those that do not last."""
+    """Counts how often each change was made, and delays those that are reverted repeatedly."""
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
         self._records: dict[Operation, _Record] = {}
-        self._opposite: dict[Hashable, Operation] = {}  # the change that was made last to each object
+        self._opposite: dict[Hashable, Operation] = {}  # the latest change to each object
 
     def made(self, plan: Plan) -> None:
-        """Count changes that were confirmed. A change that we revert ourselves is no conflict."""
+        """Count confirmed changes. A change that we revert ourselves is no conflict."""
         now = self._clock()
         for op in plan:
             before = self._opposite.get(_place(op))
@@ -64,7 +64,7 @@ class ConflictTracker:
                 record.due = now + record.backoff.next_delay()
 
     def observe(self, plan: Plan, actual: Actual) -> None:
-        """Note which program undid the changes of `plan`, and forget those that have lasted."""
+        """Record which program reverted the changes of `plan`, and forget the changes that have lasted."""
         now, missing = self._clock(), set(plan)
         for op in [op for op, record in self._records.items() if self._has_lasted(record, now) and op not in missing]:
             del self._records[op]
@@ -80,12 +80,12 @@ class ConflictTracker:
 
     @property
     def rejections(self) -> Rejections:
-        """The objects that must wait."""
+        """The objects that must wait for their next repair."""
         waiting = (added_object(op) for op in self._waiting() if not is_removal(op))
         return {each: Rejection("another program removes it", Cause.CONFLICT) for each in waiting if each is not None}
 
     def without_waiting(self, plan: Plan) -> Plan:
-        """Return the plan without removals that must wait."""
+        """Return the plan without the removals that must wait."""
         waiting = {op for op in self._waiting() if is_removal(op)}
         return tuple(op for op in plan if op not in waiting)
 
@@ -95,7 +95,7 @@ class ConflictTracker:
         return min((self._records[op].due for op in self._waiting()), default=math.inf)
 
     def statuses(self, plan: Plan, actual: Actual) -> tuple[list[ConflictStatus], list[str]]:
-        """Return all conflicts for status.json, and in words those that wait or are in `plan`: not repaired now."""
+        """Return all conflicts for status.json, and as text those that are not repaired now."""
         links, now, missing = {link.ifindex: link for link in actual.links}, self._clock(), set(plan)
         statuses, open_now = list[ConflictStatus](), list[str]()
         for op, record in self._records.items():
@@ -119,7 +119,7 @@ class ConflictTracker:
 
 
 def _place(op: Operation) -> Hashable:
-    """Return what identifies the object of an operation, whether it is added or removed."""
+    """Return a key that identifies the object of an operation, the same for its addition and removal."""
     match op:
         case LinkUp(link) | LinkMtu(link, _):
             return op.NAME, link
@@ -134,7 +134,7 @@ def _place(op: Operation) -> Hashable:
 
 
 def _holder(op: Operation, actual: Actual) -> str | None:
-    """Return which link has the address instead."""
+    """Return the name of another link that has the address."""
     if not isinstance(op, AddressAdd):
         return None
     names: Mapping[int, str] = {link.ifindex: link.name for link in actual.links}
@@ -145,5 +145,5 @@ def _holder(op: Operation, actual: Actual) -> str | None:
 
 
 def objects_of(plan: Plan) -> set[Object]:
-    """Return what the additions of a plan make."""
+    """Return the objects that the additions of a plan make."""
     return {each for each in map(added_object, plan) if each is not None}

@@ -1,7 +1,7 @@
-"""The control socket: what root may ask the fetcher for. Credentials go through it and nowhere else.
+"""The control socket: root's commands to the fetcher. Credentials are sent over it and nowhere else.
 
-A frame each way: 4-byte big-endian length, then a UTF-8 JSON object: {"command": ...} and {"ok": ..., "result" or
-"error": ...}. Only uid 0 (SO_PEERCRED) is served.
+Each direction carries one frame: 4-byte big-endian length, then a UTF-8 JSON object, {"command": ...} or {"ok": ...,
+"result" or "error": ...}. Only uid 0 (SO_PEERCRED) is served.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class FlushAnswer(TypedDict):
     """The answer to `flush`."""
 
     removed: int
-    request: str  # as in the audit log
+    request: str  # the request id in the audit log
 
 
 class Control:
@@ -48,7 +48,7 @@ class Control:
         new.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._socket.bind(str(new))
-        new.chmod(0o666)  # so that a refusal can give the reason
+        new.chmod(0o666)  # every user may connect, to receive the reason for a refusal
         self._socket.listen(MAX_CLIENTS)
         new.rename(path)
 
@@ -59,7 +59,7 @@ class Control:
             await server.serve_forever()
 
     def remove(self) -> None:
-        """Remove the socket at the end, so that cnctl can say at once that nothing listens."""
+        """Remove the socket, so that cnctl notices at once that no fetcher is running."""
         self._path.unlink(missing_ok=True)
 
     async def _serve_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -78,7 +78,7 @@ class Control:
         credentials = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         _, uid, _ = _UCRED.unpack(credentials)
         if uid != 0:
-            return {"ok": False, "error": f"only root may ask for this, not uid {uid}; use sudo"}
+            return {"ok": False, "error": f"only root may use the control socket, not uid {uid}; use sudo"}
         if self._clients > MAX_CLIENTS:
             return {"ok": False, "error": f"{MAX_CLIENTS} commands are running; try again later"}
         try:
@@ -91,7 +91,7 @@ class Control:
         logger.info("control: uid %d requests %s", uid, command)
         try:
             return {"ok": True, "result": await self._commands[command]()}
-        except Exception as error:  # noqa: BLE001  # root gets the reason, and the daemon goes on
+        except Exception as error:  # noqa: BLE001  # root gets the reason, and the daemon continues
             return {"ok": False, "error": str(error)}
 
     async def _command(self, reader: asyncio.StreamReader) -> object:
@@ -113,7 +113,7 @@ def flush_directly() -> None:
     if os.geteuid() != 0:
         raise SystemExit("cloud-network-fetcher: only root may flush. Use: sudo cloud-network-fetcher --flush")
     if is_running():
-        raise SystemExit("cloud-network-fetcher: a fetcher is running and would undo it. Use: sudo cnctl flush")
+        raise SystemExit("cloud-network-fetcher: a fetcher is running and would repair it. Use: sudo cnctl flush")
     try:
         with Netagent() as agent:
             removed = flush_answer(agent.flush())["removed"]

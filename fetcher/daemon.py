@@ -1,6 +1,6 @@
 """The event loop: timers, kernel events, the control socket, signals, the watchdog. It never waits for anything else.
 
-Passes run one after the other in a thread of their own, so that a slow metadata server or netagent delays nothing here.
+Passes run one after the other in a separate thread, so a slow metadata server or netagent delays nothing here.
 """
 
 from __future__ import annotations
@@ -37,19 +37,20 @@ from cloud_network.fetcher.status import RENEWAL
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-_LONGEST_WAIT = 3600.0  # seconds; a selector takes no infinity
-_STOP_SECONDS = 5.0  # that a running pass has to end at SIGTERM; netagent rolls back what is not confirmed
-_EVENTS_RETRY = 1.0  # until events are listened for again after a failure
-_WATCH_FIRST, _WATCH_LONGEST = 0.1, 300.0  # between two waits for a change of the metadata ...
-_WATCH_BUSIEST, _WATCH_CALM = 5.0, 10.0  # ... when they change all the time, and what counts as calm
+_LONGEST_WAIT = 3600.0  # seconds; a selector accepts no infinity
+_STOP_SECONDS = 5.0  # seconds for a running pass to end after SIGTERM; netagent rolls back what is not confirmed
+_EVENTS_RETRY = 1.0  # seconds before events are subscribed to again after a failure
+_WATCH_FIRST, _WATCH_LONGEST = 0.1, 300.0  # seconds between two waits for a change of the metadata
+_WATCH_BUSIEST = 5.0  # the same, while the metadata changes continuously
+_WATCH_CALM = 10.0  # seconds without a change that end this
 
 
 class PassHungError(Exception):
-    """A pass did not end in time. Only a new process helps."""
+    """A pass did not end in time. Only a new process can continue."""
 
 
 class Worker:
-    """A thread that runs one function after the other."""
+    """A thread that runs functions one after the other."""
 
     def __init__(self, name: str) -> None:
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]]] = queue.SimpleQueue()
@@ -70,7 +71,7 @@ class Worker:
             loop = future.get_loop()
             try:
                 result = function()
-            except BaseException as error:  # noqa: BLE001  # it belongs to the coroutine that waits
+            except BaseException as error:  # noqa: BLE001  # raised again in the coroutine that waits
                 report: Callable[[], None] = partial(_set, future, error=error)
             else:
                 report = partial(_set, future, result)
@@ -88,7 +89,7 @@ def _set(future: asyncio.Future[Any], result: object = None, error: BaseExceptio
 
 
 class Daemon:
-    """Waits for what comes next, and runs passes."""
+    """Waits for the next event or deadline, and runs passes."""
 
     def __init__(
         self,
@@ -110,7 +111,7 @@ class Daemon:
         self._networkd = Networkd()
 
     async def run(self) -> None:
-        """Run until SIGTERM or SIGINT. The network stays as it is unless Purge= says otherwise."""
+        """Run until SIGTERM or SIGINT. The network stays as it is unless Purge= is set."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
@@ -154,12 +155,12 @@ class Daemon:
         self._wake.set()
 
     async def _listen(self) -> None:
-        """Note the kernel's events. If some were lost, that is an event, too."""
+        """Record the kernel's events. A loss of events counts as an event."""
         while True:
             try:
                 async for _ in kernel.events():
                     self._on_kernel_event()
-            except Exception as error:  # noqa: BLE001  # whatever pyroute2 raises, the kernel is read anew
+            except Exception as error:  # noqa: BLE001  # whatever pyroute2 raises, the kernel is read again
                 logger.debug("kernel events: %s", error)
             self._on_kernel_event()
             await asyncio.sleep(_EVENTS_RETRY)
@@ -170,7 +171,7 @@ class Daemon:
         self._wake.set()
 
     async def _keep_alive(self) -> None:
-        """Feed the watchdog, and renew status.json: both say that this loop runs."""
+        """Send watchdog pings and renew status.json: both prove that this loop runs."""
         renewed_at = -math.inf
         while True:
             self._notifier.alive()
@@ -182,7 +183,7 @@ class Daemon:
     async def _renew(self) -> None:
         listening = is_listening()
         if listening and self._reporter.status["netagent"]["listening"] is False:
-            self._on_kernel_event()  # netagent is back: compare, and have it repair what is missing
+            self._on_kernel_event()  # netagent is back: compare, and repair the differences
         self._reporter.record_netagent(listening)
         self._reporter.renew()
 
@@ -202,7 +203,7 @@ class Daemon:
                 self._wake.clear()
 
     async def _unless_stopped(self, step: Callable[[], Awaitable[object]]) -> None:
-        """Run a pass. At SIGTERM wait for its end a short time only."""
+        """Run a pass. After SIGTERM, wait only a short time for its end."""
         running = asyncio.ensure_future(_attempt(step))
         while not running.done() and not self._stopping:
             stop = asyncio.ensure_future(self._wake.wait())
@@ -214,7 +215,7 @@ class Daemon:
             running.result()
 
     async def _refresh(self) -> PassReport:
-        """Read the metadata, and act upon them."""
+        """Read the metadata and act on the result."""
         async with self._pass_lock:
             await _attempt(self._warn_of_networkd)
             self._schedule.read_begins()
@@ -228,7 +229,7 @@ class Daemon:
             report = await self._worker.run(partial(self._reconciler.refresh, reading, kernel_changed=changed))
             self._schedule.read_ended(_read_result(reading, report))
             if changed and report.comparison is None:
-                self._on_kernel_event()  # nothing was compared, so what the kernel reported still counts
+                self._on_kernel_event()  # nothing was compared, so the kernel's events are still pending
             self._record(report)
             return report
 
@@ -246,7 +247,7 @@ class Daemon:
         return changed
 
     def _record(self, report: PassReport) -> None:
-        """Report a pass, and schedule the next one."""
+        """Report a pass and schedule the next one."""
         self._reporter.record(report)
         if report.reading is None or report.reading.error is None:
             self._schedule.compare_ended(report.retry_at if report.kernel_error is None else -math.inf)
@@ -258,7 +259,7 @@ class Daemon:
         if report.missing:
             self._schedule.read_within(min(report.missing.values()))
         self._notifier.status(self._reporter.summary(self._provider.client.endpoint))
-        self._wake.set()  # a command or a reload may have moved the deadlines
+        self._wake.set()  # a command or a reload may have changed the deadlines
 
     async def _warn_of_networkd(self) -> None:
         self._networkd.warn()
@@ -266,7 +267,7 @@ class Daemon:
     # Commands
 
     async def _refresh_command(self) -> dict[str, Any]:
-        """Read the metadata and act upon them now, with the second read that a removal needs."""
+        """Read the metadata and act on it now, including the second read that a removal needs."""
         self._schedule.on_request()
         self._reconciler.resume()
         report = await self._refresh()
@@ -286,7 +287,7 @@ class Daemon:
             reading = await self._read()
             answer = await self._worker.run(partial(self._reconciler.look_ahead, reading))
         if isinstance(self._provider, Waiting):
-            self._on_metadata_change()  # having read a change, the provider no longer reports it as one
+            self._on_metadata_change()  # the provider has seen the change in this read and no longer reports it
         return answer
 
     async def _flush_command(self) -> FlushAnswer:
@@ -296,14 +297,14 @@ class Daemon:
         return flush_answer(outcome)
 
     async def _reloads(self) -> None:
-        """Reload whenever SIGHUP has arrived."""
+        """Reload after each SIGHUP."""
         while True:
             await self._reload.wait()
             self._reload.clear()
             await self._read_configuration()
 
     async def _read_configuration(self) -> None:
-        """Read the configuration again. The reload ends when it has been tried or was refused."""
+        """Read the configuration again. The reload ends when it has been applied or rejected."""
         reloading = self._notifier.reloading()
         try:
             config = configuration.load(self._config_path)
@@ -329,20 +330,20 @@ class Daemon:
 
 
 def configure(config: Config, provider: Provider) -> None:
-    """Hand the configuration to the metadata client."""
+    """Pass the configuration to the metadata client."""
     provider.client.kinds = config.allow_kinds
     for notice in config.notices:
         logger.warning("%s", notice)
 
 
 async def _attempt(step: Callable[[], Awaitable[Result]]) -> Result | None:
-    """Run a step. Whatever goes wrong is logged, and the daemon goes on; only a hung pass ends it."""
+    """Run a step. Log every error and continue; only a hung pass ends the daemon."""
     try:
         return await step()
     except PassHungError:
         raise
     except Exception:
-        logger.exception("unexpected error; it will be tried again")
+        logger.exception("pass: unexpected error; retrying later")
         return None
 
 
@@ -357,7 +358,7 @@ def _read_result(reading: Reading, report: PassReport) -> ReadResult:
 
 
 def watch_metadata(provider: Waiting, changed: Callable[[], object]) -> None:
-    """Wait for changes of the metadata, in a thread of its own, and report each."""
+    """Wait for changes of the metadata in a separate thread, and report each."""
     backoff = Backoff(_WATCH_FIRST, _WATCH_LONGEST)
     while True:
         began, delay = time.monotonic(), 0.0
@@ -368,11 +369,11 @@ def watch_metadata(provider: Waiting, changed: Callable[[], object]) -> None:
                 backoff.reset()
             delay = backoff.next_delay(_WATCH_BUSIEST)
         except MetadataError as error:
-            logger.debug("waiting for a change: %s; the timer goes on", error)
+            logger.debug("waiting for a metadata change: %s; the refresh timer continues", error)
             delay = max(backoff.next_delay(), min(error.retry_after, _WATCH_LONGEST))
         except RuntimeError:
             return  # the loop has ended
         except Exception:
-            logger.exception("unexpected error; it will be tried again")
+            logger.exception("waiting for a metadata change: unexpected error; retrying later")
             delay = backoff.next_delay()
         time.sleep(delay)

@@ -1,13 +1,13 @@
-"""Gateways, before and after a change: does each still resolve?
+"""Gateways before and after a change: does each still resolve?
 
-A datagram is sent towards a gateway by its link, and then its neighbour entry is read: gateways of clouds answer ARP
-and neighbour discovery, seldom ping. A socket may be bound to a device without privilege since Linux 5.7
-(SO_BINDTODEVICE, socket(7)). The units' IPAddressDeny= drops a datagram to a gateway before the kernel asks for its
-neighbour entry. One to a metadata server's address passes, has the same next hop, and ends there.
+A datagram is sent to a gateway through its link, then its neighbour entry is read: clouds' gateways answer ARP and
+neighbour discovery, but seldom ping. A socket may be bound to a device without privilege since Linux 5.7
+(SO_BINDTODEVICE, socket(7)). The units' IPAddressDeny= drops a datagram to a gateway before the kernel looks up its
+neighbour entry. A datagram to the metadata server's address is allowed, has the same next hop, and ends there.
 
-A gateway that resolved before a change and is still in use after it must resolve then, too. A gateway that is about to
-get its first route must resolve before that route is made; if its link has no address to ask from yet, right after it.
-A gateway that was in use and did not resolve before the change does not block it: there is nothing to lose.
+A gateway that resolved before a change and is still in use after it must still resolve. A gateway that gets its first
+route must resolve before that route is added, or right after it if its link has no source address yet. A gateway in use
+that did not resolve before the change does not block it: the change cannot make it worse.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from cloud_network.fetcher.network.plan import COMMON, Plan, link_of
 from cloud_network.netagent.operations import RouteReplace
 
 Sources = Mapping[tuple[int, int], list[Address]]
-"""Addresses that may be the source of a probe, by link and version of IP."""
+"""Addresses that may be the source of a probe, by link and IP version."""
 
 PROBE_SECONDS = 1.0
-"""Time that a gateway has to resolve before it gets its first route."""
+"""Time for a gateway to resolve before it gets its first route."""
 _ALLOWED_TARGET = {4: ip_address("169.254.169.254"), 6: ip_address("fd00:ec2::254")}
-"""In IPAddressAllow= of the unit, on every cloud."""
+"""In the unit's IPAddressAllow=, on every cloud."""
 _DISCARD = 9  # port, RFC 863
 _RESEND = 0.5  # seconds; the kernel gives up on a neighbour after three attempts
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.0003, 0.005  # seconds between two looks at the neighbour entries
-_NEW_LINK = 3.0  # seconds for the gateway of a link that had no address before: it may just have come up
-_BEFORE = 0.5  # seconds for a gateway to show that it resolves before a change ...
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.0003, 0.005  # seconds between two reads of the neighbour entries
+_NEW_LINK = 3.0  # seconds for the gateway of a link without an address before: the link may just have come up
+_BEFORE = 0.5  # seconds for a gateway to resolve before a change ...
 _AFTER = 6.0  # ... and after it: a new MTU resets some network cards
 
 
 def new_gateways(plan: Plan, actual: Actual) -> set[GatewayUse]:
-    """Return the gateways for which the plan makes a first default route: neither ours nor DHCP's or a router's."""
+    """Return the gateways for which the plan adds the first default route, and that no DHCP or router route uses."""
     known = {GatewayUse(route.ifindex, route.gateway) for route in actual.routes if route.gateway is not None}
     known |= {GatewayUse(index, each) for index, gateways in actual.gateways.items() for each in gateways}
     defaults = (op for op in plan if isinstance(op, RouteReplace) and not op.destination.prefixlen)
@@ -49,11 +49,11 @@ def new_gateways(plan: Plan, actual: Actual) -> set[GatewayUse]:
 
 
 def unresolved(gateways: Iterable[GatewayUse], wanted: Iterable[Address], actual: Actual) -> set[GatewayUse]:
-    """Return those of new gateways that do not resolve. One that cannot be asked is not judged.
+    """Return the new gateways that do not resolve. A gateway that cannot be probed is left out.
 
-    It cannot be asked if its link has no address to ask from, or where IPAddressDeny= drops what is sent to it: a
-    datagram to the metadata server passes, but goes by the gateway only once there is a route. The source is one of
-    the `wanted` addresses: the cloud drops packets from one that it has taken away.
+    It cannot be probed if its link has no source address, or if IPAddressDeny= drops the datagram: one to the metadata
+    server passes, but uses the gateway only once a route exists. The source is one of the `wanted` addresses, because
+    the cloud drops packets from an address that it has reassigned.
     """
     there = [each for each in wanted if (each.ifindex, each.address) in actual.addresses]
     sources = _sources(there)
@@ -65,12 +65,12 @@ def unresolved(gateways: Iterable[GatewayUse], wanted: Iterable[Address], actual
 
 
 def _can_be_asked(gateway: GatewayUse, link: str, sources: Sources) -> bool:
-    """Return True if a datagram to the gateway itself leaves this process."""
+    """Return True if a datagram to the gateway itself can leave this process."""
     return _send(gateway, link, _source(gateway, sources), by_metadata=False)
 
 
 class GatewayCheck:
-    """The gateways of the links that a plan changes. The first look is taken when this is made, before the change."""
+    """The gateways of the links that a plan changes. Created, and first probed, before the change."""
 
     def __init__(self, plan: Plan, desired: Desired, actual: Actual, table_base: int) -> None:
         changed = {link_of(op, table_base) for op in plan}
@@ -92,21 +92,22 @@ class GatewayCheck:
         self._before = resolving(used, self._names, there, _BEFORE)
 
     def lost(self, seconds: float) -> set[GatewayUse]:
-        """Return the gateways that resolved before the change and do not after it. Raises KernelError."""
+        """Return the gateways that resolved before the change but not after it. Raises KernelError."""
         kept = self._wanted & self._before
         return kept - resolving(kept, self._names, self._addresses, min(_AFTER, seconds))
 
     def unresolved_new(self) -> set[GatewayUse]:
-        """Return the gateways with a first route that do not resolve after the change. Raises KernelError."""
+        """Return the gateways with a new first route that do not resolve after the change. Raises KernelError."""
         return self._new - resolving(self._new, self._names, self._addresses, _NEW_LINK)
 
 
 def resolving(
     gateways: Iterable[GatewayUse], names: Mapping[int, str], addresses: Iterable[Address], seconds: float
 ) -> frozenset[GatewayUse]:
-    """Return the gateways that resolve within `seconds`. One towards which nothing can be sent does not.
+    """Return the gateways that resolve within `seconds`. One to which nothing can be sent does not.
 
-    `names` are the links'. `addresses` may be the source: the cloud drops packets with any other. Raises KernelError.
+    `names` are the links' names. `addresses` are possible sources: the cloud drops packets from others. Raises
+    KernelError.
     """
     sources = _sources(addresses)
     waiting = {each for each in gateways if each.ifindex in names}
@@ -119,7 +120,7 @@ def resolving(
         found |= kernel.resolved(sent & waiting)
         waiting -= found
         if now >= end or (not sent & waiting and seconds <= _BEFORE):
-            break  # what cannot be sent now may be sendable only some time after a change
+            break  # sending may become possible only some time after a change
         if waiting:
             time.sleep(pause)
             pause = min(_LONGEST_PAUSE, 2 * pause)
@@ -127,7 +128,7 @@ def resolving(
 
 
 def _sources(addresses: Iterable[Address]) -> Sources:
-    """Return the addresses by link and version of IP."""
+    """Return the addresses by link and IP version."""
     found = defaultdict[tuple[int, int], list[Address]](list)
     for address in addresses:
         found[address.ifindex, address.address.version].append(address)
@@ -135,7 +136,7 @@ def _sources(addresses: Iterable[Address]) -> Sources:
 
 
 def _source(gateway: GatewayUse, sources: Sources) -> IPAddress | None:
-    """Return an address of the link, of the gateway's subnet if there is one: source rules then lead to the link."""
+    """Return an address of the link, preferably in the gateway's subnet: source rules then select the link."""
     own = sources.get((gateway.ifindex, gateway.address.version))
     if not own:
         return None
@@ -144,7 +145,7 @@ def _source(gateway: GatewayUse, sources: Sources) -> IPAddress | None:
 
 
 def _send(gateway: GatewayUse, link: str, source: IPAddress | None, *, by_metadata: bool = True) -> bool:
-    """Send a datagram that ends at the next hop. Return False if the kernel does not take it.
+    """Send a datagram that ends at the next hop. Return False if the kernel rejects it.
 
     `by_metadata`: try the metadata server's address if the gateway's own is denied.
     """
@@ -156,14 +157,14 @@ def _send(gateway: GatewayUse, link: str, source: IPAddress | None, *, by_metada
         try:
             with _socket(version, link) as sender:
                 if not link_local:
-                    with contextlib.suppress(OSError):  # gone, or still tentative: the kernel chooses
+                    with contextlib.suppress(OSError):  # removed, or still tentative: the kernel chooses a source
                         sender.bind((str(source), 0))
                 sender.sendto(b"", _endpoint(gateway.address, scope))
         except PermissionError:
             if source is None or not by_metadata:
                 return False
-            with _socket(version, link) as sender:  # the first one has a port now, and cannot be bound any more
-                sender.bind((str(source), 0))  # or the source would be an address of another link
+            with _socket(version, link) as sender:  # the first socket has a port now and cannot be bound any more
+                sender.bind((str(source), 0))  # else the source would be an address of another link
                 sender.sendto(b"", _endpoint(_ALLOWED_TARGET[version]))
     except OSError:
         return False
@@ -171,7 +172,7 @@ def _send(gateway: GatewayUse, link: str, source: IPAddress | None, *, by_metada
 
 
 def _socket(version: int, link: str) -> socket.socket:
-    """Return a socket whose datagrams leave by this link and go no further than the next hop."""
+    """Return a socket whose datagrams leave through this link and go no further than the next hop."""
     family = socket.AF_INET6 if version == 6 else socket.AF_INET
     sender = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:

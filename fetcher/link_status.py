@@ -1,4 +1,4 @@
-"""The part of status.json about each link: what it must have, has and lacks. Pure."""
+"""The part of status.json for each link: desired, actual and missing objects. Pure."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from cloud_network.fetcher.network.matching import Matches, managed
 from cloud_network.fetcher.network.objects import Actual, Desired, Link, LinkGoal, LinkSettings
 from cloud_network.fetcher.network.plan import COMMON, Plan, in_ip_syntax, link_of
 from cloud_network.fetcher.status import AddressStatus, LinkStatus
+from cloud_network.netagent.claims import tables
 
 MAX_DRIFT = 256
-"""Operations that are listed for one link; the rest is a number, so that status.json stays small."""
+"""Number of operations listed for one link; the rest is counted, to keep status.json small."""
 
 
 def link_statuses(
     instance: Instance, matches: Matches, config: Config, actual: Actual, desired: Desired, missing: Plan
 ) -> dict[str, LinkStatus]:
-    """Return {ifindex: status} for every link that the metadata name and this host has."""
+    """Return {ifindex: status} for every link that the metadata names and this host has."""
     goals = {goal.settings.ifindex: goal for goal in desired.links}
     drift = _drift(missing, actual, config)
     statuses = {}
@@ -36,7 +37,7 @@ def link_statuses(
 
 
 def _drift(missing: Plan, actual: Actual, config: Config) -> Mapping[int, list[str]]:
-    """Return the operations that each link lacks, in `ip` syntax. Rules of no link concern every link."""
+    """Return the operations that each link lacks, in `ip` syntax. Rules of no link are listed for every link."""
     links = {link.ifindex: link for link in actual.links}
     drift = defaultdict[int, list[str]](list)
     for op in missing:
@@ -54,7 +55,7 @@ def _bounded(texts: list[str]) -> list[str]:
 def _status(
     interface: Interface, link: Link, config: Config, actual: Actual, goal: LinkGoal, drift: Sequence[str]
 ) -> LinkStatus:
-    table = config.route_table_base + link.ifindex
+    table = _table(tables(link.ifindex, config.route_table_base)[0], goal)
     present = sum((link.ifindex, each.address) in actual.addresses for each in goal.addresses)
     present += sum(each in actual.routes for each in goal.routes) + sum(each in actual.rules for each in goal.rules)
     defaults = [str(each.gateway) for each in goal.routes if each.gateway and each.destination.prefixlen == 0]
@@ -65,10 +66,10 @@ def _status(
         "device_number": interface.device_number,
         "state": "drift" if drift else "ok",
         "mtu": link.mtu,
-        "table": table if any(each.table == table for each in goal.routes) else None,
+        "table": table,
         "gateways": list(dict.fromkeys(defaults)),
         "subnets": [str(subnet) for subnet in interface.subnets],
-        "addresses": _address_statuses(interface, link, actual),
+        "addresses": _address_statuses(interface, link, config, actual, goal),
         "ranges": [str(network) for network in interface.ranges],
         "desired": len(goal.addresses) + len(goal.routes) + len(goal.rules),
         "actual": present,
@@ -76,10 +77,19 @@ def _status(
     }
 
 
-def _address_statuses(interface: Interface, link: Link, actual: Actual) -> list[AddressStatus]:
+def _table(number: int, goal: LinkGoal) -> int | None:
+    """Return the number if the link has that table."""
+    return number if any(each.table == number for each in goal.routes) else None
+
+
+def _address_statuses(
+    interface: Interface, link: Link, config: Config, actual: Actual, goal: LinkGoal
+) -> list[AddressStatus]:
+    first, second = (_table(number, goal) for number in tables(link.ifindex, config.route_table_base))
     statuses: list[AddressStatus] = []
     for position, address in enumerate(interface.addresses):
         kernel = actual.addresses.get((link.ifindex, address.ip))
+        anchored = second is not None and interface.anchor is not None and address.ip in interface.anchor[0]
         statuses.append(
             {
                 "address": str(address.ip),
@@ -88,6 +98,7 @@ def _address_statuses(interface: Interface, link: Link, actual: Actual) -> list[
                 "public": [str(public) for public in interface.public] if position == 0 else [],
                 "present": kernel is not None,
                 "owned": kernel is not None and kernel.owned,
+                "table": second if anchored else first,
             }
         )
     return statuses

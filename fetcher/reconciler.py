@@ -1,7 +1,7 @@
-"""One pass: compare the metadata with the kernel, have netagent apply the difference, and report. No clocks.
+"""One pass: compare the metadata with the kernel, let netagent apply the difference, and report. No clocks.
 
-A failure is reported and tried again later; what was known before stays in force, and nothing is removed on account of
-a failure. The daemon runs passes one after the other in a thread of their own, and decides when.
+A failure is reported and tried again later. The previous metadata stays in force, and a failure removes nothing. The
+daemon decides when a pass runs; passes run one after the other in a separate thread.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import partial
 
 from cloud_network.fetcher.apply import LinkRole, Netagent, NetagentError, Outcome, components, transact
 from cloud_network.fetcher.config import Config, ForwardedReplies
-from cloud_network.fetcher.confirm import SILENT, Confirmation, lessons_of, refusals_of
+from cloud_network.fetcher.confirm import SILENT_GATEWAY, Confirmation, rejections_of_failure, rejections_of_refusals
 from cloud_network.fetcher.conflicts import ConflictTracker
 from cloud_network.fetcher.gateways import new_gateways, unresolved
 from cloud_network.fetcher.metadata.base import Provider
@@ -50,15 +50,15 @@ from cloud_network.netagent.protocol import MAX_OPS, Verdict
 logger = logging.getLogger(__name__)
 
 MAX_CHECK_ROUNDS = 3
-"""Times that a pass plans anew because netagent's `check` refuses something; then it leaves out those operations."""
+"""Number of times that a pass plans again because of refusals by `check`; then it leaves out those operations."""
 MAX_ROUNDS = 12
-"""Times that a pass plans anew for any reason; the rest waits for the next pass."""
-FLUSHED = "flushed on request; nothing is changed before `cnctl refresh` or a restart of the service"
+"""Number of times that a pass plans again for any reason; the rest waits for the next pass."""
+FLUSHED = "flushed on request; nothing is changed until `sudo cnctl refresh` or a restart of the service"
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What outlasts a pass, each with its own clock: what to leave out, and until when."""
+    """State that outlasts a pass, each part with its own clock: objects and links to leave out, and for how long."""
 
     conflicts: ConflictTracker
     rejections: RejectionTable
@@ -69,13 +69,13 @@ class Memory:
 
     @classmethod
     def new(cls) -> Memory:
-        """Return an empty one."""
+        """Return an empty memory."""
         return cls(ConflictTracker(), RejectionTable(), LinkHolds(), PlanRetry(), RemovalProof())
 
 
 @dataclass(slots=True)
 class _Pass:
-    """Results of the running pass."""
+    """Results of the current pass."""
 
     attempts: list[Attempt]
     repaired: int = 0
@@ -97,21 +97,21 @@ class Reconciler:
         self._socket = socket
         self._config, self._provider, self._memory, self._status = config, provider, memory or Memory.new(), status
         self._known: Instance | None = None
-        self._agreed: tuple[Instance, Config] | None = None  # what the kernel last agreed with
+        self._agreed: tuple[Instance, Config] | None = None  # the state that the kernel last agreed with
         self._flushed = False
         self._server_ok = False  # the last read of the metadata succeeded
-        self._marks: tuple[LinkMark, ...] | None = None  # of netagent's nftables table, when it was asked last
-        self._marks_unknown: str | None = None  # the reason why it could not be asked
+        self._marks: tuple[LinkMark, ...] | None = None  # of netagent's nftables table, at the last query
+        self._marks_unknown: str | None = None  # the error of that query
 
-    # What the daemon asks for
+    # Interface for the daemon
 
     def reconfigure(self, config: Config) -> None:
-        """Go on with another configuration."""
+        """Continue with another configuration."""
         self._config = config
         self.retry()
 
     def retry(self) -> None:
-        """Forget what was refused or rolled back: root asks for another try."""
+        """Forget refusals and rollbacks, on root's request."""
         self._memory.rejections.clear()
         self._memory.holds.clear()
         self._memory.retry.clear()
@@ -121,7 +121,7 @@ class Reconciler:
         self._flushed = False
 
     def refresh(self, reading: Reading, *, kernel_changed: bool) -> PassReport:
-        """Act upon a read of the metadata."""
+        """Act on a read of the metadata."""
         self._server_ok = reading.error is None
         if reading.instance is None:
             return PassReport(reading=reading)
@@ -132,13 +132,13 @@ class Reconciler:
             return PassReport(reading=reading, kernel_error=str(error))
         removals = tuple(filter(is_removal, here.changes))
         if not self._memory.proof.accept(here.snapshot.metadata, removes=bool(removals)):
-            logger.info("metadata: list less than before: %s; confirming before removal", summary(removals))
+            logger.info("metadata: it lists less than before; confirming before removal: %s", summary(removals))
             return PassReport(reading=reading, unproven=True)
         self._known = here.snapshot.metadata
         return replace(self._converge(here, fresh=True), reading=reading)
 
     def compare(self, *, kernel_changed: bool) -> PassReport:
-        """Make the kernel agree with the metadata that are known."""
+        """Make the kernel agree with the known metadata."""
         if self._known is None:
             return PassReport()
         try:
@@ -148,14 +148,14 @@ class Reconciler:
         return self._converge(here, fresh=False)
 
     def look_ahead(self, reading: Reading) -> PlanAnswer:
-        """Return what a refresh would change. Nothing is changed or remembered. Raises MetadataError."""
+        """Return the changes that a refresh would make. Nothing is changed or remembered. Raises MetadataError."""
         problem = str(reading.error) if reading.error is not None else None
         instance = self._known
         if reading.instance is not None:
             instance = reading.instance.with_known(self._known)
             problem = "; ".join(each.text for each in instance.problems) or None
         if instance is None:
-            raise reading.error or MetadataError("unread", "the metadata have not been read yet")
+            raise reading.error or MetadataError("unread", "the metadata has not been read yet")
         here = self._compare(instance)
         links = {link.ifindex: link for link in here.snapshot.actual.links}
         return {
@@ -179,7 +179,7 @@ class Reconciler:
     # Comparing
 
     def _read(self, metadata: Instance, agent: Netagent | None = None) -> Actual:
-        """Read the kernel, and ask netagent for what only it can read. Raises KernelError."""
+        """Read the kernel, and ask netagent for the state that only it can read. Raises KernelError."""
         presence, macs = self._memory.presence, {each.mac for each in metadata.interfaces}
         finished = presence.finished()
         actual = presence.observe(kernel.read(), macs, finished)
@@ -198,9 +198,9 @@ class Reconciler:
             return agent.marks()
 
     def _compare_again(self, here: Comparison, agent: Netagent | None = None) -> Comparison:
-        """Read the kernel after our own changes, which do not lift refusals, and compare. Raises KernelError."""
+        """Compare after our own changes, which do not clear refusals. Raises KernelError."""
         snapshot = self._snapshot(here.snapshot.metadata, self._read(here.snapshot.metadata, agent))
-        self._memory.rejections.settle(snapshot.actual)
+        self._memory.rejections.rebase(snapshot.actual)
         return self._plan(snapshot)
 
     def _compare(self, metadata: Instance, *, proof: bool = False, kernel_changed: bool = False) -> Comparison:
@@ -220,7 +220,7 @@ class Reconciler:
         return Snapshot(metadata, leased, matches, self._config, actual, self._memory.presence.departed)
 
     def _plan(self, snapshot: Snapshot) -> Comparison:
-        """Plan with the present rejections."""
+        """Plan with the current rejections."""
         rejections, waiting = self._memory.rejections.current, self._memory.conflicts.rejections
         wanted, changes = _difference(snapshot, rejections)
         feasible = _difference(snapshot, {**rejections, **waiting})[1] if waiting else changes
@@ -243,14 +243,14 @@ class Reconciler:
         return self._report(here, run, read_first)
 
     def _can_confirm(self, fresh: bool) -> bool:
-        """Return False if the metadata server does not answer: a change would be rolled back for nothing."""
+        """Return False if the metadata server does not answer: every change would be rolled back."""
         if fresh or (self._server_ok and self._provider.answers()):
             return True
         self._server_ok = False
         return False
 
     def _apply(self, here: Comparison, ops: Plan, run: _Pass) -> Comparison:
-        """Have netagent apply the plan, planning anew after each refusal. Returns the state afterwards."""
+        """Let netagent apply the plan, planning again after each refusal. Returns the state afterwards."""
         self._status(f"applying {summary(ops)}")
         try:
             with Netagent(self._socket) as agent:
@@ -274,12 +274,12 @@ class Reconciler:
         return here
 
     def _checked(self, agent: Netagent, here: Comparison) -> tuple[Comparison, Plan]:
-        """Return a plan of at most MAX_OPS operations that netagent accepts; refusals go into the goal."""
+        """Return a plan of at most MAX_OPS operations that netagent accepts; refusals become rejections of the goal."""
         for _ in range(MAX_CHECK_ROUNDS):
             ops = self._next_part(here)
             found = self._silent_gateways(ops, here)
             if not found and ops:
-                found = refusals_of(agent.check(ops).refusals, ops)
+                found = rejections_of_refusals(agent.check(ops).refusals, ops)
             if not found:
                 return here, ops
             self._memory.rejections.add(found)
@@ -302,23 +302,26 @@ class Reconciler:
         return tuple(op for part in taken for op in part)[:MAX_OPS]
 
     def _silent_gateways(self, ops: Plan, here: Comparison) -> Rejections:
-        """Probe each gateway that is about to get its first route."""
+        """Probe each gateway that gets its first route."""
         actual = here.snapshot.actual
         silent = unresolved(new_gateways(ops, actual), here.wanted.addresses, actual)
-        return dict.fromkeys(silent, SILENT)
+        return dict.fromkeys(silent, SILENT_GATEWAY)
 
     def _apply_links(self, agent: Netagent, here: Comparison, ops: Plan, run: _Pass) -> bool:
-        """Apply the plan link by link. Return True if the pass must plan anew: there is a lesson, or more to do."""
+        """Apply the plan link by link.
+
+        Return True if the pass must plan again: an object was rejected, or there is more to do.
+        """
         base = self._config.route_table_base
         again = len(here.feasible) > MAX_OPS
         for part in components(ops, base, partial(self._role, here)):
             check = Confirmation(self._provider, here, part, self._config)
-            outcome, done = transact(agent, part, self._config.confirm_timeout, check.broken)
+            outcome, done = transact(agent, part, self._config.confirm_timeout, check.failure)
             run.attempts.append(Attempt.of(outcome))
             self._count_confirmed(part[:done], run)
             if outcome.verdict == Verdict.CONFIRMED:
                 continue
-            found = lessons_of(outcome, part[done:], check)
+            found = rejections_of_failure(outcome, part[done:], check)
             if found:
                 self._memory.rejections.add(found)
             elif outcome.verdict == Verdict.ROLLED_BACK and check.is_cause:
@@ -328,7 +331,7 @@ class Reconciler:
                 return False  # the other links' changes could not be confirmed either
             again = True
             if any(link_of(op, base) == COMMON for op in part):
-                break  # the rules of the other links need the rules of no link, so plan these with another part
+                break  # the other links' rules need the rules that belong to no link: plan them with another part
         return again
 
     def _count_confirmed(self, ops: Plan, run: _Pass) -> None:
@@ -342,14 +345,14 @@ class Reconciler:
             run.repaired += len(ops)
 
     def _hold(self, part: Plan, reason: str) -> None:
-        """Leave the links of a change alone that broke something; the rules of no link only if they were all of it."""
+        """Put the links of a change that broke something on hold; rules of no link only if they were all of it."""
         base = self._config.route_table_base
         links = {link_of(op, base) for op in part}
         for link in links - {COMMON} or links:
             self._memory.holds.hold(link, tuple(op for op in part if link_of(op, base) == link), reason)
 
     def _role(self, here: Comparison, links: Collection[int]) -> LinkRole:
-        """Return the role of links that are changed together. The metadata's connection makes a link primary, too."""
+        """Return the role of links that are changed together. The link of the metadata connection is primary, too."""
         snapshot, egress = here.snapshot, self._provider.client.interface
         first = {link.ifindex for _, link in managed(snapshot.instance, snapshot.matches, snapshot.config)[:1]}
         first |= {link.ifindex for link in snapshot.actual.links if link.name == egress}
@@ -382,10 +385,12 @@ class Reconciler:
         elif run.failure is not None:
             condition = Condition("netagent", run.failure, serious=run.unreachable)
         elif texts:
-            hint = "`cnctl refresh --retry` tries at once"
+            hint = "to retry now, run `sudo cnctl refresh --retry`"
             condition = Condition("netagent", f"change rolled back: {first_of(texts)}; {hint}")
         elif self._marks_unknown is not None:
-            condition = Condition("netagent", f"the table of ForwardedReplies= is unknown: {self._marks_unknown}")
+            condition = Condition(
+                "netagent", f"the state of the nftables table cloud_network is unknown: {self._marks_unknown}"
+            )
         return PassReport(
             comparison=here,
             attempts=tuple(run.attempts),

@@ -1,8 +1,8 @@
-"""What netagent, the kernel or a gateway has refused, and how long that holds: the memory behind `desired`'s argument.
+"""Memory of refusals by netagent, the kernel or a gateway, and their duration. `desired` gets them as an argument.
 
-A refusal by netagent's policy holds until the metadata, the configuration or the kernel change. What the kernel refused
-and gateways that did not resolve are tried again with backoff, too. A link on which a change broke something is left
-alone for minutes to hours, unless the change that it needs becomes another one.
+A refusal by netagent's policy holds until the metadata, the configuration or the kernel change. Kernel refusals and
+gateways that did not resolve are also tried again with backoff. A link on which a change broke something is left alone
+for minutes to hours, unless it needs a different change.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from cloud_network.netagent.operations import Operation
 _RETRY_FIRST, _RETRY_LONGEST = 1.0, 300.0
 _HOLD_FIRST, _HOLD_LONGEST = 300.0, 6 * 3600.0
 _TIMED = frozenset({Cause.KERNEL, Cause.GATEWAY})
-"""Causes that may pass without a change that we see."""
+"""Causes that can disappear without a visible change."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Basis:
-    """What the rejections were found against."""
+    """The state in which the rejections were recorded."""
 
     instance: Instance
     config: Config
@@ -35,7 +35,7 @@ class _Basis:
 
 
 class RejectionTable:
-    """Rejections that hold now."""
+    """The rejections in force."""
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
@@ -47,10 +47,10 @@ class RejectionTable:
         self._recheck_at = math.inf
 
     def update(self, instance: Instance, config: Config, actual: Actual, *, kernel_changed: bool) -> Rejections:
-        """Drop what no longer holds and return the rest.
+        """Drop the rejections that no longer hold, and return the rest.
 
         With `kernel_changed`, the kernel has reported a change since the last pass. If `actual` does not show it
-        (another program's route), refusals are checked again, less and less often.
+        (another program's route), refusals are checked again, with backoff.
         """
         now, basis, found = self._clock(), self._basis, _Basis(instance, config, actual)
         if basis is None or (basis.instance, basis.config) != (instance, config):
@@ -73,7 +73,7 @@ class RejectionTable:
         return {**self._policy, **{each: rejection for each, (rejection, _) in self._timed.items()}}
 
     def add(self, found: Rejections) -> None:
-        """Remember rejections."""
+        """Record rejections."""
         now = self._clock()
         delays = dict[Cause, float]()
         for rejected, rejection in found.items():
@@ -86,13 +86,13 @@ class RejectionTable:
             if rejection.cause in _TIMED:
                 self._timed[rejected] = rejection, now + delays[rejection.cause]
 
-    def settle(self, actual: Actual) -> None:
-        """Hold the rejections against this state: the pass has ended, and has changed the kernel itself."""
+    def rebase(self, actual: Actual) -> None:
+        """Compare with this state from now on: the pass has ended and has changed the kernel itself."""
         if self._basis is not None:
             self._basis = _Basis(self._basis.instance, self._basis.config, actual)
 
     def clear(self) -> None:
-        """Forget everything: the configuration or the metadata are new, or root asks for another try."""
+        """Forget everything: the configuration or the metadata is new, or root requested a retry."""
         self._policy.clear()
         self._timed.clear()
         self._backoffs.clear()
@@ -101,7 +101,7 @@ class RejectionTable:
 
     @property
     def due(self) -> float:
-        """When something may be tried again; infinity if that needs a change."""
+        """Time of the next retry; infinity if only a change can lift a rejection."""
         return min((due for _, due in self._timed.values()), default=self._recheck_at)
 
 
@@ -123,12 +123,12 @@ class LinkHolds:
         self._backoffs: dict[int, Backoff] = {}
 
     def hold(self, link: int, ops: Plan, reason: str) -> None:
-        """Leave the link alone as long as it needs these operations."""
+        """Leave the link alone while it needs these operations."""
         delay = self._backoffs.setdefault(link, Backoff(_HOLD_FIRST, _HOLD_LONGEST)).next_delay()
         self._holds[link] = _Hold(frozenset(ops), reason, self._clock() + delay)
 
     def split(self, plan: Plan, table_base: int) -> tuple[Plan, Mapping[int, tuple[str, float]]]:
-        """Return the plan without the links on hold, and {ifindex: (reason, seconds left)} of these."""
+        """Return the plan without the links on hold, and their {ifindex: (reason, seconds left)}."""
         by_link: dict[int, set[Operation]] = {}
         for op in plan:
             by_link.setdefault(link_of(op, table_base), set()).add(op)
@@ -152,7 +152,7 @@ class LinkHolds:
 
     @property
     def due(self) -> float:
-        """When the next link may be tried again."""
+        """Time at which the next hold ends."""
         now = self._clock()
         return min((hold.due for hold in self._holds.values() if hold.due > now), default=math.inf)
 
@@ -171,11 +171,11 @@ class PlanRetry:
         self.due = -math.inf
 
     def may_try(self, ops: Plan) -> bool:
-        """Return True for a plan that has not just failed."""
+        """Return False for a plan that failed recently."""
         return ops != self._tried or self._clock() >= self.due
 
     def failed(self, ops: Plan, longest: float = math.inf) -> None:
-        """Wait before `ops` are tried again, at most `longest` seconds."""
+        """Delay the next attempt of `ops`, by at most `longest` seconds."""
         now = self._clock()
         if ops != self._tried or now > self._tried_at + self._FORGET:
             self._backoff.reset()

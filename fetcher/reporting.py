@@ -1,4 +1,4 @@
-"""Conditions, and the one owner of status.json: what a pass found becomes what operators and programs read."""
+"""Conditions, and the owner of status.json: turns the result of a pass into reports for operators and programs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, TypedDict
 
 from cloud_network.fetcher.apply import Outcome
@@ -25,24 +26,24 @@ logger = logging.getLogger(__name__)
 Kind = Literal["metadata", "netagent", "kernel", "config", "detection", "conflict"]
 MAX_CONFLICTS = 1000
 MAX_NOTICES = 256
-"""Listed in status.json, which stays below 4 MiB."""
+"""Limit of the lists in status.json, to keep it below 4 MiB."""
 _NOT_LISTENING = (
-    "netagent is not running: nothing listens on its socket, and no difference is repaired. "
+    "netagent is not running: nothing listens on its socket, and differences are not repaired. "
     "See: systemctl status cloud-network-netagent.socket cloud-network-netagent"
 )
-_SHOWN = 5  # of a list that goes into one message
+_SHOWN = 5  # of a list in one message
 _TIMES = ("at", "fetched_at", "attempted_at", "written_at", "since", "next_at", "metadata_seconds")
 _NO_NEWS = (*_TIMES, "renew_by", "compared_at", "run", "boot_id", "generation", "counters")
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """Something that is wrong now. `serious`: that part cannot be dealt with at all."""
+    """A present error. `serious`: that part cannot be processed at all."""
 
     kind: Kind
     message: str
     serious: bool = False
-    transient: bool = False  # it will most likely pass by itself; no action needed
+    transient: bool = False  # will most likely disappear without action
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a comparison starts from."""
+    """The input of a comparison."""
 
     metadata: Instance
     instance: Instance  # the metadata with DHCP leases
@@ -74,28 +75,28 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Kernel and goal at one moment, and the difference."""
+    """Actual and desired state at one moment, and the difference."""
 
     snapshot: Snapshot
     wanted: Desired
     changes: Plan  # everything that is missing
-    feasible: Plan  # without what waits because of a conflict
+    feasible: Plan  # without changes that wait because of a conflict
 
 
 @dataclass(frozen=True, slots=True)
 class PassReport:
-    """Everything that a pass found and did."""
+    """The findings and actions of one pass."""
 
     reading: Reading | None = None
-    unproven: bool = False  # the metadata list less than before; the next read decides
+    unproven: bool = False  # the metadata lists less than before; the next read decides
     kernel_error: str | None = None
     comparison: Comparison | None = None  # after the changes
     attempts: tuple[Attempt, ...] = ()
     netagent: Condition | None = None
-    netagent_pending: bool = False  # there is something left to apply, and no failure
+    netagent_pending: bool = False  # something is left to apply, without a failure
     conflicts: tuple[ConflictStatus, ...] = ()
     open_conflicts: tuple[str, ...] = ()
-    missing: Mapping[str, float] = field(default_factory=dict)  # interfaces that are kept, with seconds until removal
+    missing: Mapping[str, float] = field(default_factory=dict)  # kept interfaces, with seconds until removal
     repaired: int = 0
     succeeded: bool = False  # nothing is left to do
     read_first: bool = False  # a change waits for the metadata server
@@ -105,11 +106,11 @@ class PassReport:
 class PlanAnswer(TypedDict):
     """The control socket's answer to `plan`."""
 
-    metadata_error: str | None  # the plan is then of the metadata that were known before
+    metadata_error: str | None  # the plan then uses the previous metadata
     changes: list[str]  # in order, as `ip` commands
     withheld: list[str]
     unknown_macs: list[str]
-    flushed: bool  # nothing is changed before `cnctl refresh`
+    flushed: bool  # nothing is changed until `sudo cnctl refresh`
 
 
 class Conditions:
@@ -120,7 +121,7 @@ class Conditions:
         self._active: dict[Kind, tuple[Condition, LastError, float]] = {}
 
     def begin(self, condition: Condition) -> None:
-        """Start a condition, or go on with it."""
+        """Start a condition, or continue it."""
         before = self._active.pop(condition.kind, None)
         repeated = before is not None and before[0].message == condition.message
         level = logging.WARNING if condition.transient else logging.ERROR
@@ -135,7 +136,7 @@ class Conditions:
             logger.info("%s: recovered after %.0f s", kind, self._clock() - before[2])
 
     def set(self, kind: Kind, condition: Condition | None) -> None:
-        """Begin or clear."""
+        """Start a condition, or clear it if None."""
         if condition is None:
             self.clear(kind)
         else:
@@ -143,12 +144,12 @@ class Conditions:
 
     @property
     def last(self) -> LastError | None:
-        """The condition that was reported last."""
+        """The most recently reported condition."""
         return next((error for _, error, _ in reversed(self._active.values())), None)
 
     @property
     def serious(self) -> bool:
-        """True if any condition keeps the fetcher from its work."""
+        """True if any condition keeps the fetcher from working."""
         return any(condition.serious for condition, _, _ in self._active.values())
 
 
@@ -162,6 +163,7 @@ class Reporter:
         self._notices: tuple[str, ...] = ()
         self._unknown: Mapping[str, str] = {}
         self._known = False
+        self._unwritten = set[str]()  # the kinds of state files that could not be written
         before = _previous(state, self.status)
         self._news = _without_times(before)
         self.status["generation"], self.status["counters"] = before["generation"], before["counters"]
@@ -169,15 +171,15 @@ class Reporter:
         self.status["unknown_macs"] = before["unknown_macs"]
 
     def reconfigure(self, config: Config) -> None:
-        """Go on with another configuration."""
+        """Continue with another configuration."""
         self._config = config
 
     def read_begins(self) -> None:
-        """Note that the metadata are read now."""
+        """Record that a read of the metadata has started."""
         self.status["attempted_at"] = rfc3339()
 
     def record(self, report: PassReport) -> None:
-        """Take in what a pass found, and write it."""
+        """Record the result of a pass, and write it."""
         if report.reading is not None:
             self._record_reading(report.reading, report)
         for attempt in report.attempts:
@@ -191,7 +193,7 @@ class Reporter:
         self._publish()
 
     def record_netagent(self, listening: bool) -> None:
-        """Take in if netagent's socket has an owner. If it has none, that is an error until it has one again."""
+        """Record whether a process listens on netagent's socket. If not, that is an error until one does again."""
         if listening == self.status["netagent"]["listening"]:
             return
         self.status["netagent"]["listening"] = listening
@@ -204,9 +206,9 @@ class Reporter:
         return Condition("netagent", _NOT_LISTENING, serious=True) if gone else None
 
     def renew(self) -> None:
-        """Write status.json with a new time until which it holds."""
+        """Write status.json with a new time of expiry."""
         self.status["written_at"], self.status["renew_by"] = rfc3339(), rfc3339(RENEWAL)
-        self._state.write_status(self.status)
+        self._try_to_write("status", partial(self._state.write_status, self.status))
 
     def summary(self, endpoint: str) -> str:
         """Return one line for systemd's STATUS=."""
@@ -249,7 +251,7 @@ class Reporter:
     def _record_attempt(self, attempt: Attempt) -> None:
         self.status["netagent"] = {
             "listening": self.status["netagent"]["listening"],
-            "verdict": attempt.verdict,  # type: ignore[typeddict-item]  # netagent's words are the schema's
+            "verdict": attempt.verdict,  # type: ignore[typeddict-item]  # netagent's verdicts are the schema's
             "request": attempt.request,
             "at": rfc3339(),
             "reason": attempt.reason,
@@ -275,7 +277,7 @@ class Reporter:
         status["unknown_macs"] = list(wanted.unknown_macs)
         unknown = [f"{mac}: {reason}" for mac, reason in wanted.unknown_macs.items()]
         status["notices"] = [*unknown, *wanted.notices][:MAX_NOTICES]
-        self._write_documents(snapshot)
+        self._try_to_write("documents", partial(self._write_documents, snapshot))
         if self._conditions.serious:
             return
         degraded = found.changes or self._conditions.last or status["unknown_macs"]
@@ -288,7 +290,7 @@ class Reporter:
         self._notices = wanted.notices
 
     def _log_unknown(self, wanted: Desired) -> None:
-        text = "metadata: interface %s: %s; until then, links that the metadata do not name stay as they are"
+        text = "metadata: interface %s: %s; until then, links that the metadata does not name stay as they are"
         for mac, reason in wanted.unknown_macs.items():
             if self._unknown.get(mac) != reason:
                 logger.warning(text, mac, reason)
@@ -296,8 +298,23 @@ class Reporter:
 
     # Files
 
+    def _try_to_write(self, what: str, write: Callable[[], None]) -> None:
+        """Write state files. If that fails, the network is still configured, and readers see that the state is old."""
+        try:
+            write()
+        except OSError as error:
+            if not self._unwritten:
+                text = "state files: %s cannot be written: %s; the network is configured all the same. See: df %s"
+                logger.error(text, self._state.path, error.strerror, self._state.path)
+            self._unwritten.add(what)
+            return
+        if what in self._unwritten:
+            self._unwritten.remove(what)
+            if not self._unwritten:
+                logger.info("state files: recovered")
+
     def _publish(self) -> None:
-        """Write status.json. The generation rises when anything but a time or a counter has changed."""
+        """Write status.json. The generation rises when anything except times and counters has changed."""
         status = self.status
         status["last_error"], status["refresh_timer"] = self._conditions.last, self._config.refresh_timer
         if self._conditions.serious:
@@ -312,7 +329,7 @@ class Reporter:
         self.renew()
 
     def _write_documents(self, snapshot: Snapshot) -> None:
-        """Write the metadata's own words: of the instance, and of each interface that this host has."""
+        """Write the cloud's own documents: of the instance, and of each interface that this host has."""
         state, instance = self._state, snapshot.instance
         documents = {
             snapshot.matches[each.mac].ifindex: each.document
@@ -334,7 +351,7 @@ class Reporter:
 def _metadata_condition(instance: Instance, missing: Mapping[str, float]) -> Condition | None:
     if instance.problems:
         texts = first_of([problem.text for problem in instance.problems])
-        return Condition("metadata", f"{texts}; such an interface stays as it is, and nothing is removed")
+        return Condition("metadata", f"{texts}; that part is left out, and nothing is removed from the interface")
     if missing:
         names = ", ".join(missing)
         seconds = max(missing.values())
@@ -355,17 +372,20 @@ def _withheld_condition(wanted: Desired) -> Condition | None:
 def _conflict_condition(conflicts: Sequence[str]) -> Condition | None:
     if not conflicts:
         return None
-    return Condition("conflict", f"reverted by another program: {first_of(conflicts)}. See docs/coexistence.md")
+    return Condition(
+        "conflict",
+        f"reverted by another program: {first_of(conflicts)}. See /usr/share/doc/cloud-network/coexistence.md",
+    )
 
 
 def first_of(texts: Sequence[str]) -> str:
-    """Return a few of the texts, and how many more there are."""
+    """Return the first few texts, and the number of the others."""
     more = len(texts) - _SHOWN
     return "; ".join(texts[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _read_or_none(read: Callable[[], object]) -> object:
-    """Return what a state file holds; None for one that cannot be read, which is then written again."""
+    """Return the content of a state file; None if it cannot be read, so that it is written again."""
     try:
         return read()
     except StateError:
@@ -373,7 +393,7 @@ def _read_or_none(read: Callable[[], object]) -> object:
 
 
 def _previous(state: StateDirectory, fresh: Status) -> Status:
-    """Return the status that a fetcher of this cloud left, or the fresh one."""
+    """Return the status that an earlier fetcher of this cloud wrote, or the fresh one."""
     try:
         before = state.read_status()
     except StateError as error:
@@ -383,7 +403,7 @@ def _previous(state: StateDirectory, fresh: Status) -> Status:
 
 
 def _without_times(value: object) -> object:
-    """Return a JSON value without members that change without being news."""
+    """Return a JSON value without members whose changes are no news."""
     if isinstance(value, list):
         return [_without_times(each) for each in value]
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The process as a service, for fetcher and api: logging, sd_notify(3) with its watchdog, and dropping privileges."""
+"""Service functions of fetcher and api: logging, sd_notify(3) with the watchdog, and dropping privileges."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), 
 
 
 def credentials_directory() -> Path | None:
-    """Return the directory with the unit's credentials (LoadCredential= of systemd.exec(5)), if there is one."""
+    """Return the directory of the unit's credentials (LoadCredential= of systemd.exec(5)), if there is one."""
     path = os.environ.get("CREDENTIALS_DIRECTORY")
     return Path(path) if path else None
 
@@ -45,7 +45,7 @@ def credentials_directory() -> Path | None:
 
 
 def set_up_logging(level: LogLevel, form: LogFormat) -> None:
-    """Write the log of cloud_network in this form, from this level on."""
+    """Configure the log of cloud_network with this format and level."""
     logging.addLevelName(TRACE, "TRACE")
     root = logging.getLogger("cloud_network")
     for before in root.handlers[:]:
@@ -57,7 +57,7 @@ def set_up_logging(level: LogLevel, form: LogFormat) -> None:
 
 
 def log_handler(form: LogFormat) -> logging.Handler:
-    """Return a handler that writes to the journal with fields if stderr leads there, else lines to stderr."""
+    """Return a handler that writes to the journal with fields if stderr is connected to it, else lines to stderr."""
     formatter = LineFormatter(form)
     if _stderr_is_the_journal():
         return JournalHandler(formatter)
@@ -82,7 +82,7 @@ class LineFormatter(logging.Formatter):
         return f"time={at} level={level} msg={json.dumps(message)}"
 
     def journal_message(self, record: logging.LogRecord) -> str:
-        """Return MESSAGE= for the journal, which has time and level in fields of its own."""
+        """Return MESSAGE= for the journal, which has separate fields for time and level."""
         if self._json:
             return self.format(record)
         return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", self._message(record))
@@ -95,7 +95,7 @@ class LineFormatter(logging.Formatter):
 class JournalHandler(logging.Handler):
     """Sends records to the journal by its native protocol (https://systemd.io/JOURNAL_NATIVE_PROTOCOL).
 
-    A record that the journal does not take, for example one larger than a datagram, goes to stderr.
+    A record that the journal rejects, for example because it exceeds a datagram, goes to stderr.
     """
 
     def __init__(self, formatter: LineFormatter) -> None:
@@ -128,7 +128,7 @@ class JournalHandler(logging.Handler):
 
 
 def _journal_field(name: str, value: object) -> bytes:
-    """Return a field in the form with a length, whose value may have several lines."""
+    """Return a field in the form with a length, whose value may contain newlines."""
     content = str(value).encode(errors="backslashreplace")
     return name.encode() + b"\n" + len(content).to_bytes(8, "little") + content + b"\n"
 
@@ -163,7 +163,7 @@ class Notifier:
         self._send("READY=1", *([f"STATUS={status}"] if status else []))
 
     def status(self, text: str) -> None:
-        """Report what the service does, if that has changed."""
+        """Report the state of the service, if it has changed."""
         line = text.replace("\n", " ")[:_MAX_STATUS]
         if line != self._status:
             self._status = line
@@ -181,7 +181,7 @@ class Notifier:
         return self._ready
 
     def stopping(self) -> None:
-        """Report that the service ends."""
+        """Report that the service is stopping."""
         self._send("STOPPING=1")
 
     def _send(self, *lines: str) -> None:
@@ -191,7 +191,7 @@ class Notifier:
 
 
 def api_listeners() -> list[str]:
-    """Return where systemd listens for the api over TCP, as `ip:port` and `[ipv6]:port`; empty if it does not."""
+    """Return the TCP addresses on which systemd listens for the api, as `ip:port` and `[ipv6]:port`."""
     if not Path("/run/systemd/system").is_dir():  # sd_booted(3)
         return []
     command = ["systemctl", "show", "--property=ActiveState,Listen", API_SOCKET_UNIT]
@@ -209,11 +209,12 @@ def api_listeners() -> list[str]:
 
 
 class PrivilegeError(Exception):
-    """Privileges could not be dropped; str() says what to do."""
+    """Privileges could not be dropped; str() gives the reason and the command to run."""
 
 
 def drop_privileges(user: str, owned: tuple[Path, ...] = ()) -> None:
-    """Keep no capability and gain none by execve(2). As root: first give the user the directories, and become it.
+    """Drop all capabilities, and prevent execve(2) from gaining any. As root: first give the directories to the user,
+    then become that user.
 
     Raises PrivilegeError if the user does not exist, or the process still has a capability.
     """
@@ -237,7 +238,7 @@ def _become(user: str, owned: tuple[Path, ...]) -> None:
         entry = pwd.getpwnam(user)
     except KeyError:
         raise PrivilegeError(
-            f"started as root, and the user {user} to become does not exist. "
+            f"started as root, but the user {user} does not exist. "
             f"Create it: systemd-sysusers cloud-network.conf, or: useradd --system --no-create-home {user}"
         ) from None
     for directory in owned:

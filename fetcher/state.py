@@ -1,20 +1,20 @@
 """The state files in /run/cloud-network: written by the fetcher, readable by every user.
 
-    system                     the metadata of the instance, nested by key, as the cloud words it
+    system                     the metadata of the instance, nested by key, in the cloud's own format
     links/<ifindex>            the same for one interface
     status.json                status.Status (docs/status.schema.json)
     provider/<name>/<part>     signed identity: document, pkcs7, signature, rsa2048, byte for byte
     fetcher.lock               locked by the running fetcher; holds the id of its run
 
-A file is written whole under a temporary name and renamed into place, so a reader never sees a part of it. Files
-are 0644 and directories 0755 whatever the umask. No secrets are written here.
+A file is written under a temporary name and renamed into place, so a reader never sees a partial file. Files are 0644
+and directories 0755 whatever the umask. No secrets are written here.
 
-The fetcher reads a hostile network, so its readers do not trust it: they follow no symbolic link, open only regular
-files, do not block, and read a bounded number of bytes.
+The fetcher reads from a hostile network, so readers of its files do not trust it: they follow no symbolic link, open
+only regular files, do not block, and read a bounded number of bytes.
 
-A state file is a claim with a date. `read_claim` tells if the fetcher that wrote status.json still runs: the running
-fetcher holds a write lock (fcntl(2), F_OFD_SETLK), for which the file must be open for writing, so no reader can hold
-it; the kernel drops it when the process ends, however it ends.
+A state file is a claim with a date. `read_claim` detects whether the fetcher that wrote status.json is still running:
+it holds a write lock (fcntl(2), F_OFD_SETLK), for which the file must be open for writing, so no reader can hold it.
+The kernel releases the lock when the process ends for any reason.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ IDENTITY_PARTS = ("document", "pkcs7", "signature", "rsa2048")
 MAX_STATUS = 4 << 20
 MAX_DOCUMENT = 4 << 20
 MAX_IDENTITY = 1 << 20
-"""Bytes of the largest file of each kind that is read; no larger status is written."""
-_SHORT = 16  # entries of each list of a status that would be larger
+"""Largest accepted size of each kind of file, in bytes; no larger status is written."""
+_SHORT = 16  # entries of each list in a status that would be too large
 
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
 Document = dict[str, Json]
-"""One object of a provider's metadata, in the provider's own words."""
+"""One object of a provider's metadata, in the provider's own format."""
 
 RUN_LENGTH = 16
-"""Characters in the id of a run."""
+"""Length of a run's id, in characters."""
 
 _FLOCK = struct.Struct("hhqqi0q")  # struct flock: l_type, l_whence, l_start, l_len, l_pid
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class StateError(Exception):
-    """A state file cannot be read or is not what it should be; str() names the file and what to do."""
+    """A state file cannot be read or is invalid; str() names the file and the command to run."""
 
 
 class AlreadyRunning(Exception):
@@ -63,23 +63,23 @@ class AlreadyRunning(Exception):
 
 
 class Doubt(StrEnum):
-    """A reason not to take status.json for the present state."""
+    """A reason why status.json may not be the present state."""
 
     NOT_RUNNING = "not running"  # the fetcher that wrote it has ended
-    EARLIER_RUN = "earlier run"  # a fetcher runs, and has not written its own status yet
+    EARLIER_RUN = "earlier run"  # a fetcher is running, but has not written its own status yet
     EARLIER_BOOT = "earlier boot"
-    NOT_RENEWED = "not renewed"  # the fetcher runs, and has not renewed the file in time: it hangs
+    NOT_RENEWED = "not renewed"  # the fetcher is running, but has not renewed the file in time: it hangs
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """status.json as it was read, and the reason to doubt it. Without a status there is no file."""
+    """The content of status.json and the reason to doubt it. `status` is None if there is no file."""
 
     status: Status | None
     doubt: Doubt | None
 
     def stale(self, now: float) -> bool:
-        """Return True if the fetcher is in doubt, or two refreshes and 30 s passed without metadata (`now`: Unix)."""
+        """Return True if there is a doubt, or two refreshes and 30 s passed without metadata (`now`: Unix time)."""
         if self.status is None or self.doubt is not None or self.status["fetched_at"] is None:
             return True
         return age(self.status["fetched_at"], now) > 2 * self.status["refresh_timer"] + 30
@@ -89,7 +89,7 @@ class Claim:
         return self.stale(time.time())
 
     def explain_doubt(self, now: float) -> str | None:
-        """Return the doubt for a person; None without one."""
+        """Return the doubt as text; None if there is none."""
         if self.doubt is None:
             return None
         written = f"; last state written {age(self.status['written_at'], now):.0f} s ago" if self.status else ""
@@ -104,11 +104,11 @@ _DOUBTS = {
 }
 
 
-@functools.cache  # does not change while a process lives
+@functools.cache  # constant for the lifetime of a process
 def boot_id() -> str:
-    """Return the id of this boot, 32 hexadecimal digits; "" where it cannot be told.
+    """Return the id of this boot, 32 hexadecimal digits; "" if unknown.
 
-    The units set BOOT_ID=%b, because ProcSubset=pid hides the file of the kernel.
+    The units set BOOT_ID=%b, because ProcSubset=pid hides the kernel's file.
     """
     if given := os.environ.get("BOOT_ID"):
         return given.replace("-", "")
@@ -123,8 +123,8 @@ class RunLock:
     def __init__(self, state: StateDirectory) -> None:
         """Take the lock. Raises AlreadyRunning if another process holds it.
 
-        The lock is taken on a new file that is then renamed into place: every user may open the file for reading and
-        so hold a read lock on it, which must not keep a fetcher from starting.
+        The lock is taken on a new file, which is then renamed into place: every user may open the file for reading and
+        hold a read lock on it, and that must not keep a fetcher from starting.
         """
         if state.running() is not None:
             raise AlreadyRunning(f"{state.lock_path} is locked: another fetcher is running")
@@ -190,10 +190,10 @@ class StateDirectory:
             raise _unreadable(self.links_path, error) from error
         return sorted(int(name) for name in names if name.isascii() and name.isdigit() and len(name) < 11)
 
-    # Writing: the fetcher alone
+    # Writing: only by the fetcher
 
     def prepare(self) -> None:
-        """Make the directories, and remove temporary files of a killed writer. Call at start."""
+        """Make the directories, and remove temporary files left by a killed writer. Call at start."""
         for directory in (self.path, self.links_path, f"{self.path}/provider"):
             _make_directory(Path(directory))
         for left in Path(self.path).rglob(".*.tmp"):
@@ -212,7 +212,7 @@ class StateDirectory:
         Path(self.link_path(ifindex)).unlink(missing_ok=True)
 
     def write_status(self, status: Status) -> None:
-        """Write status.json, with shortened lists if it would be larger than MAX_STATUS."""
+        """Write status.json; if it would exceed MAX_STATUS, with shortened lists."""
         content = _encode(status)
         if len(content) > MAX_STATUS:
             content = _encode(_shortened(status, len(content)))
@@ -238,7 +238,7 @@ class StateDirectory:
         return {ifindex: document for ifindex, document in found if document is not None}
 
     def read_status(self) -> Status | None:
-        """Return status.json, by any fetcher of any time."""
+        """Return status.json, from any fetcher and any time."""
         document = self._read_object(("status.json",), MAX_STATUS)
         try:
             return None if document is None else parse_status(document)
@@ -254,7 +254,7 @@ class StateDirectory:
         return self._read(parts, MAX_IDENTITY)
 
     def running(self) -> str | None:
-        """Return the id of the running fetcher; None if none runs."""
+        """Return the id of the running fetcher; None if none is running."""
         try:
             with opened_below(self.path, ("fetcher.lock",)) as descriptor:
                 asked = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
@@ -333,14 +333,14 @@ def opened_below(directory: str, parts: tuple[str, ...], kind: int = 0) -> Itera
 
 
 def _component(name: str) -> str:
-    """Return the name if it is one path component and not hidden, else raise ValueError."""
+    """Return the name if it is a single path component and not hidden, else raise ValueError."""
     if not name or name.startswith(".") or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in name):
-        raise ValueError(f"{name!r} cannot be a file's name: letters, digits, '-', '_' and '.', not first")
+        raise ValueError(f"{name!r} is not a file name; accepted: letters, digits, '-', '_' and '.', not as the first")
     return name
 
 
 def _encode(value: object) -> bytes:
-    # ASCII only: whatever the metadata holds, control characters and lone surrogates included, stays inert.
+    # ASCII only: control characters and lone surrogates in the metadata become harmless escapes.
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
@@ -351,8 +351,8 @@ def _make_directory(path: Path) -> None:
 
 
 def _shortened(status: Status, size: int) -> Status:
-    """Return the status with a few entries of each list whose length the metadata or other programs decide."""
-    notice = f"status.json would be {size} bytes, more than {MAX_STATUS}: its lists are shortened to {_SHORT} entries"
+    """Return the status with a few entries of each list whose length depends on the metadata or other programs."""
+    notice = f"status.json would have {size} bytes; the limit is {MAX_STATUS}: lists are cut to {_SHORT} entries"
     shortened: Status = {
         **status,
         "links": {ifindex: _shortened_link(link) for ifindex, link in status["links"].items()},
@@ -395,5 +395,5 @@ def _write(path: str, content: bytes) -> None:
 def _unreadable(path: str, error: OSError) -> StateError:
     what = f"{path}: cannot be read: {error.strerror}"
     if isinstance(error, PermissionError):
-        what += "; use sudo, or restart cloud-network-fetcher, which makes it readable"
+        what += "; use sudo, or restart cloud-network-fetcher, which corrects the file mode"
     return StateError(what)

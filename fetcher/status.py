@@ -1,4 +1,4 @@
-"""The JSON types of status.json, and the check that a document has them. docs/status.schema.json says the same.
+"""The JSON types of status.json, and the validation of a document. docs/status.schema.json is equivalent.
 
 Times are RFC 3339 in UTC ("2026-01-02T03:04:05Z"). Addresses and prefixes are text in their canonical form.
 """
@@ -11,15 +11,15 @@ from datetime import UTC, datetime
 from typing import Any, Literal, TypedDict, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 VERSION: Literal[2] = 2
-"""Rises when the shape of status.json changes."""
+"""Increases when the format of status.json changes."""
 RENEWAL = 5.0
-"""Seconds between two writes of status.json, at most, while the fetcher's main loop runs."""
+"""Longest time in seconds between two writes of status.json while the fetcher's main loop runs."""
 RENEWAL_GRACE = 5.0
 """Seconds after a missed renewal from which readers report the fetcher as hung."""
 
 
 class AddressStatus(TypedDict):
-    """One address that the metadata gives a link, and what the kernel has of it."""
+    """One address that the metadata gives a link, and its state in the kernel."""
 
     address: str
     prefix_length: int  # of the subnet
@@ -27,6 +27,7 @@ class AddressStatus(TypedDict):
     public: list[str]
     present: bool  # the kernel has it on this link
     owned: bool  # added by cloud-network
+    table: int | None  # that its replies look in; None: main
 
 
 class LinkStatus(TypedDict):
@@ -42,16 +43,16 @@ class LinkStatus(TypedDict):
     gateways: list[str]
     subnets: list[str]
     addresses: list[AddressStatus]
-    ranges: list[str]  # delegated prefixes; Prefixes= says what is done with them
-    desired: int  # number of addresses, routes and rules that there should be ...
-    actual: int  # ... and of those that there are
-    drift: list[str]  # the changes that are missing, in `ip` syntax
+    ranges: list[str]  # delegated prefixes, handled according to Prefixes=
+    desired: int  # number of addresses, routes and rules that the link needs ...
+    actual: int  # ... and of those in place
+    drift: list[str]  # the missing changes, in `ip` syntax
 
 
 class NetagentStatus(TypedDict):
-    """The last answer of netagent, and if it can be asked again."""
+    """The last answer of netagent, and whether it can be reached."""
 
-    listening: bool | None  # netagent, or systemd in its place, has its socket; None: not looked yet
+    listening: bool | None  # a process listens on netagent's socket; None: not checked yet
 
     verdict: Literal["none", "applied", "confirmed", "refused", "rolled back", "unreachable"]
     request: str | None
@@ -61,17 +62,17 @@ class NetagentStatus(TypedDict):
 
 
 class ConflictStatus(TypedDict):
-    """A change that another program reverts again and again."""
+    """A change that another program keeps reverting."""
 
     object: str  # the change, in `ip` syntax
-    times: int  # how often it was made
+    times: int  # number of times that it was made
     since: str
-    next_at: str | None  # the next attempt; None while it is in place, or waits for another program to make room
-    by: str | None  # the program, as far as the kernel tells
+    next_at: str | None  # the next attempt; None while it is in place, or another program's object blocks it
+    by: str | None  # the program, if the kernel tells
 
 
 class LastError(TypedDict):
-    """The last error; it may be over."""
+    """The last error; it may have been resolved."""
 
     at: str
     kind: Literal["metadata", "netagent", "kernel", "config", "detection", "conflict"]
@@ -84,14 +85,14 @@ class Counters(TypedDict):
     metadata_requests: int
     metadata_errors: dict[str, int]  # by MetadataError.kind
     netagent_requests: dict[str, int]  # by verdict
-    drift_repaired: int  # changes that repaired what another program had changed in the kernel
+    drift_repaired: int  # repairs of changes that another program made in the kernel
 
 
 class Status(TypedDict):
     """All of status.json."""
 
     version: Literal[2]
-    run: str  # id of the fetcher process that wrote it; the running one's is in fetcher.lock
+    run: str  # id of the fetcher process that wrote it; fetcher.lock has the running one's
     boot_id: str
     renew_by: str  # a running fetcher writes the file again before this time
     generation: int
@@ -109,12 +110,12 @@ class Status(TypedDict):
     netagent: NetagentStatus
     links: dict[str, LinkStatus]
     unknown_macs: list[str]
-    notices: list[str]  # facts that may surprise and need no action
+    notices: list[str]  # unusual facts that need no action
     conflicts: list[ConflictStatus]
 
 
 class ShapeError(ValueError):
-    """A document is not what its type says; str() names the place."""
+    """A document does not match its type; str() names the place."""
 
 
 def new_status(provider: str, run: str, boot_id: str) -> Status:
@@ -145,7 +146,7 @@ def new_status(provider: str, run: str, boot_id: str) -> Status:
 
 
 def rfc3339(seconds_from_now: float = 0.0) -> str:
-    """Return the present time, or one near it, as status.json writes times."""
+    """Return the present time, or one near it, in the format of status.json."""
     return datetime.fromtimestamp(datetime.now(UTC).timestamp() + seconds_from_now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -155,7 +156,7 @@ def age(at: str, now: float) -> float:
 
 
 def parse_status(document: dict[str, Any]) -> Status:
-    """Return the document as a Status. Raises ShapeError for another version, or a member that is not of its type."""
+    """Return the document as a Status. Raises ShapeError for another version, or a member of the wrong type."""
     version = document.get("version")
     if version != VERSION:
         raise ShapeError(
@@ -181,7 +182,7 @@ Check = Callable[[Any], None]
 
 
 def _checker(shape: Any) -> Check:
-    """Return the check of a type."""
+    """Return the validation function of a type."""
     origin, arguments = get_origin(shape), get_args(shape)
     if is_typeddict(shape):
         return _object_checker({name: _checker(each) for name, each in get_type_hints(shape).items()})

@@ -21,7 +21,8 @@ from typing import Any
 
 MAX_FILE = 16 << 20  # bytes; then the file is rotated
 KEPT = 8  # rotated files
-OPS_PER_LINE = 256  # about 44 KB, below the journal's LineMax= of 48 KB
+OPS_PER_LINE = 224  # at most 46 KB: the journal splits a line at its LineMax= of 48 KB
+REMAINING_PER_LINE = 128  # of what was not undone: an operation and a reason each
 LINE_BYTES, OP_BYTES = 2048, 256
 """Upper bounds of the bytes that a request and each of its operations add to the log."""
 _BLOCK = 1 << 16
@@ -37,6 +38,11 @@ def cost(ops: int) -> int:
 def _address(packed: bytes) -> str:
     """Return the text of a packed address, for JSON."""
     return str(ip_address(packed))
+
+
+def _parts(values: Sequence[Mapping[str, Any]], most: int) -> list[Sequence[Mapping[str, Any]]]:
+    """Split `values` into parts of at most so many."""
+    return [values[start : start + most] for start in range(0, len(values), most)]
 
 
 class Audit:
@@ -97,13 +103,20 @@ class Audit:
         return self._path.with_name(f"{self._path.name}.{number}")
 
     def write(self, entry: Mapping[str, Any], ops: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Append an entry, in as many lines as its operations need. Raises OSError if not all of it was written."""
-        parts = [ops[start : start + OPS_PER_LINE] for start in range(0, len(ops), OPS_PER_LINE)]
+        """Append an entry, in as many lines as its operations and what was not undone (`not_undone`) need.
+
+        Raises OSError if not all of it was written.
+        """
+        remaining = entry.get("not_undone", ())
+        parts = [{"ops": part} for part in _parts(ops, OPS_PER_LINE)]
+        if remaining and len(ops) / OPS_PER_LINE + len(remaining) / REMAINING_PER_LINE > 1:
+            entry = {key: value for key, value in entry.items() if key != "not_undone"}
+            parts += [{"not_undone": part} for part in _parts(remaining, REMAINING_PER_LINE)]
         if len(parts) <= 1:
-            self._append({**entry, "ops": parts[0]} if parts else entry)
+            self._append({**entry, **parts[0]} if parts else entry)
             return
         for number, part in enumerate(parts, 1):
-            self._append({**entry, "part": number, "parts": len(parts), "ops": part})
+            self._append({**entry, "part": number, "parts": len(parts), **part})
 
     def _append(self, entry: Mapping[str, Any]) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

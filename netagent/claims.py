@@ -41,7 +41,24 @@ RANGE_OF_SUBNET = 2
 _MAC = re.compile("[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _PATTERN = re.compile(r"\[[^]]+\]|[*?]")  # what stands for other letters in a pattern
 CONVENTION_LENGTHS = {4: range(16, 31), 6: range(44, 65)}
-"""Prefix lengths tried around an address for a gateway by convention."""
+"""Prefix lengths tried around a gateway by convention."""
+
+
+SECOND_TABLE = 1 << 30
+"""Distance from a link's table to its second one: above every ifindex."""
+
+
+# Tables.
+
+
+def tables(link: int, base: int) -> tuple[int, int]:
+    """Return the link's table and its second one, for a subnet that has a gateway of its own."""
+    return base + link, base + link + SECOND_TABLE
+
+
+def link_of_table(table: int, base: int) -> int:
+    """Return the ifindex of the link whose table this would be."""
+    return (table - base) % SECOND_TABLE
 
 
 # Marks of ForwardedReplies="mark".
@@ -127,21 +144,12 @@ def is_conventional_gateway(offset: int, size: int, version: int) -> bool:
     return size > last + 1 and offset in (1, size - 1 - last)
 
 
-def convention_subnet(gateway: IPAddress, address: IPAddress, others: Iterable[IPNetwork]) -> IPNetwork | None:
-    """Return a network around `address` of which `gateway` is the gateway by convention, or None.
-
-    The network may not be nested with one of `others`, the subnets of other links.
-    """
-    if gateway.version != address.version or gateway == address:
-        return None
-    taken, number, version = tuple(others), int(address), address.version
-    for length in CONVENTION_LENGTHS[version]:
-        size = 1 << address.max_prefixlen - length
-        if is_conventional_gateway(int(gateway) - number // size * size, size, version):
-            around = single(address).supernet(new_prefix=length)
-            if nested(around, taken) is None:
-                return around
-    return None
+def conventional_subnets(gateway: IPAddress) -> Iterator[IPNetwork]:
+    """Yield the networks of which `gateway` is the gateway by convention."""
+    for length in CONVENTION_LENGTHS[gateway.version]:
+        size = 1 << gateway.max_prefixlen - length
+        if is_conventional_gateway(int(gateway) % size, size, gateway.version):
+            yield single(gateway).supernet(new_prefix=length)
 
 
 def subnet_limit(subnet: IPNetwork, learned: Iterable[IPNetwork]) -> str | None:
@@ -180,7 +188,7 @@ def is_edge(address: IPAddress, subnet: IPNetwork) -> bool:
     """Return True for the network and the broadcast address of an IPv4 subnet that has them."""
     if subnet.version == 6 or subnet.prefixlen >= 31:
         return False
-    return address in (subnet.network_address, subnet.broadcast_address)
+    return int(address) in span(subnet)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +207,9 @@ def rival(network: IPNetwork, link: int, routes: Iterable[HostRoute], learned: I
     """Return the first of `routes` that already leads `network`, or a part of it, elsewhere.
 
     `routes` overlap `network`; `learned` are the subnets that others gave to the link. Default routes and halves of
-    the address space (VPNs use /1) are nobody's rival. Neither are a wider route through a router of the cloud, the
-    equal subnet of another interface, and a route that is wider than a subnet which the link has learned.
+    the address space (VPNs use /1) are nobody's rival. Neither are a wider route through a router of the cloud, an
+    on-link route of this link, the equal subnet of another one, and a route that is wider than a subnet which the link
+    has learned.
     """
     own = [subnet for subnet in learned if contains(subnet, network)]
     for route in routes:
@@ -216,9 +225,9 @@ def rival(network: IPNetwork, link: int, routes: Iterable[HostRoute], learned: I
 def _leads_elsewhere(route: HostRoute, network: IPNetwork, link: int) -> bool:
     if route.discards or not route.by_cloud:
         return True
-    if route.by_kernel or route.link == link:
+    if route.by_kernel:
         return False
-    if route.gateway is None and route.destination == network:
+    if route.gateway is None and (route.link == link or route.destination == network):
         return False
     return contains(network, route.destination)
 
@@ -282,6 +291,46 @@ class NetworkIndex(Generic[Value]):
         """Yield what has an address in common with `network`."""
         yield from self.containing(network)
         yield from self.inside(network)
+
+
+class NetworksByLink:
+    """The networks of each link, each once. Answers for one link, however many networks the others have."""
+
+    def __init__(self) -> None:
+        self._links: dict[int, NetworkIndex[None]] = {}
+
+    def add(self, link: int, network: IPNetwork) -> None:
+        """Add a network of a link, which it does not have yet."""
+        self._links.setdefault(link, NetworkIndex()).add(network, None)
+
+    def discard(self, link: int, network: IPNetwork) -> None:
+        """Remove a network of a link, if it is there."""
+        if link in self._links:
+            self._links[link].discard(network, None)
+
+    def has(self, link: int, network: IPNetwork) -> bool:
+        """Return True if the link has exactly this network."""
+        return any(each == network for each in self.containing(link, network))
+
+    def containing(self, link: int, network: IPNetwork) -> Iterator[IPNetwork]:
+        """Yield the link's networks that are or contain `network`."""
+        if link in self._links:
+            yield from (each for each, _ in self._links[link].containing(network))
+
+    def overlapping(self, link: int, network: IPNetwork) -> Iterator[IPNetwork]:
+        """Yield the link's networks that have an address in common with `network`."""
+        if link in self._links:
+            yield from (each for each, _ in self._links[link].overlapping(network))
+
+    def elsewhere(self, link: int, network: IPNetwork) -> Iterator[tuple[IPNetwork, int]]:
+        """Yield the networks of all other links that have an address in common with `network`, with their links."""
+        for other in self._links:
+            if other != link:
+                yield from ((each, other) for each in self.overlapping(other, network))
+
+    def links(self, network: IPNetwork) -> set[int]:
+        """Return the links with a network that has an address in common with `network`."""
+        return {link for link in self._links if any(True for _ in self.overlapping(link, network))}
 
 
 class _Family(Generic[Value]):

@@ -19,6 +19,7 @@ from .operations import IPAddress, Malformed, Undo, undo_from_wire
 from .view import Owned
 
 MAX_GATEWAYS = 256
+"""Gateways that are remembered; what is a gateway now is protected without that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Entry:
     request: str | None = None  # id of the open transaction
     undo: tuple[Undo, ...] = ()  # in the order in which to do it
     owned: Owned = frozenset()
-    gateways: tuple[IPAddress, ...] = ()  # that our routes had, the latest last
+    gateways: tuple[IPAddress, ...] = ()  # that our routes had since boot, the earliest first
     table: bool = False  # the nftables table `cloud_network` was made since boot, and may be there
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from . import claims
@@ -36,11 +37,13 @@ from .operations import (
 from .protocol import MAX_REFUSALS, Code, Refused
 from .removal import foreign_dependents
 from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_SECONDARY, Address
-from .view import OwnRoute, View, rule_key
+from .view import OwnRoute, View, asks_main, rule_key
 
 IPV6_MIN_MTU = 1280  # RFC 8200, section 5: below it the kernel takes IPv6 off the link
 MAX_RULES = 8192
 """Rules of ours. Without a route cache every packet walks all rules: 24,576 made sending 130 times slower."""
+
+MAIN_RULE = "lookup main suppress_prefixlength 0"
 
 Check = Callable[[Any, View], Undo]
 
@@ -125,9 +128,7 @@ def _way(route: claims.HostRoute, view: View) -> str:
 
 def check_nesting(link: int, network: IPNetwork, view: View) -> None:
     """Raise Refusal if a network lies in a subnet of another interface of the cloud, or contains one."""
-    found = view.subnets.overlapping(network)
-    others = (each for each, other in found if other != link and view.is_cloud(other))
-    if other := claims.nested(network, others):
+    if other := view.nested_elsewhere(link, network):
         raise Refusal(f"{network} would take over a part of {other} of another link")
 
 
@@ -147,16 +148,32 @@ def check_width(link: int, network: IPNetwork, view: View) -> None:
 
 
 def check_connected(link: int, network: IPNetwork, view: View) -> None:
-    """Raise Refusal if the kernel would prefer the new connected route to that of another link in the same subnet."""
+    """Raise Refusal if the new connected route could lead a protected address, or another link's subnet, elsewhere.
+
+    Of two such routes with one metric the kernel takes the older one, which need not stay the older one.
+    """
+    given = (*view.learned[link], *view.settings.allow_addresses)
+    if not claims.within(network, given) and (taken := view.protected_elsewhere(network, link)):
+        reason = f"the connected route {network} would take over {taken}, a gateway or resolver"
+        raise Refusal(reason, allow=allow_addresses(network))
     for route in view.foreign_routes:
         same = route.destination == network and route.table == TABLE_MAIN
         others = any(hop.link != link and view.is_cloud(hop.link) for hop in route.hops)
-        if same and others and route.metric > _connected_metric(network):
+        if same and others:
             raise Refusal(f"the connected route {network} would take over {network} of another link")
 
 
-def _connected_metric(network: IPNetwork) -> int:
-    return 0 if network.version == 4 else 256  # IP6_RT_PRIO_ADDRCONF
+def check_edges(op: AddressAdd, view: View) -> None:
+    """Raise Refusal for a network or broadcast address, and if the kernel would broadcast what is for others.
+
+    It does so with the last address of every IPv4 network that a link has an address in, with or without its route.
+    """
+    ip, network = op.interface.ip, op.interface.network
+    near = [network, *(subnet for subnet, _ in view.subnets.at(ip))]
+    if any(claims.is_edge(ip, each) for each in near):
+        raise Refusal(f"{op.interface} is the network's or broadcast address of its subnet")
+    if ip.version == 4 and network.prefixlen < 31 and (use := view.protects(network.broadcast_address)):
+        raise Refusal(f"{network.broadcast_address}, the broadcast address of {network}, is {use}")
 
 
 def check_address_add(op: AddressAdd, view: View) -> Undo:
@@ -164,6 +181,8 @@ def check_address_add(op: AddressAdd, view: View) -> Undo:
     ip, network = op.interface.ip, op.interface.network
     check_claim(op.link, network, op.interface, view)
     if not is_single(network):
+        if ip.version == 6 and not op.connected_route:  # it would keep the connected route of another one of ours
+            raise Refusal(f"{op.interface} without its connected route must be a /128")
         check_nesting(op.link, network, view)
         check_width(op.link, network, view)
         if op.connected_route:
@@ -175,9 +194,7 @@ def check_address_add(op: AddressAdd, view: View) -> Undo:
         raise Refusal(f"{view.name(holders[0])} has {ip} already")
     if (TABLE_LOCAL, single(ip)) in view.own_routes:
         raise Refusal(f"table local has a route of ours to {ip}; remove it first")
-    near = [each for each in (network, *view.learned[op.link]) if ip in each]
-    if any(claims.is_edge(ip, each) for each in near):
-        raise Refusal(f"{op.interface} is the network's or broadcast address of its subnet")
+    check_edges(op, view)
     check_room(view)
     flags = 0 if op.connected_route else IFA_F_NOPREFIXROUTE
     view.add_address(Address(op.link, ip, network.prefixlen, flags, PROTOCOL))
@@ -191,7 +208,7 @@ def is_other_length(op: AddressAdd, view: View) -> bool:
     in which the host does not have the address.
     """
     ip, prefix = op.interface.ip, op.interface.network.prefixlen
-    there = [each for each in view.addresses_of(op.link) if each.ip == ip]
+    there = view.entries(op.link, ip)
     lengths = {each.prefix for each in there}
     return ip.version == 4 and view.holders(ip) == [op.link] and prefix not in lengths and all(map(view.owns, there))
 
@@ -224,9 +241,9 @@ def secondary_of(address: Address, view: View) -> IPAddress | None:
 
 def existing_route(op: RouteReplace | RouteRemove, view: View) -> OwnRoute | None:
     """Return our route that the operation replaces or removes. Raises Refusal for a table or route that is not ours."""
-    own = view.own_table(op.link)
-    if op.table not in (own, TABLE_LOCAL):
-        raise Refusal(f"table {op.table} is not the link's own, {own}")
+    own = view.own_tables(op.link)
+    if op.table not in (*own, TABLE_LOCAL):
+        raise Refusal(f"table {op.table} is not the link's own, {own[0]} or {own[1]}")
     if (op.table, op.destination) in view.foreign_places:
         raise Refusal(f"the route to {op.destination} in table {op.table} is not ours")
     return view.own_routes.get((op.table, op.destination))
@@ -258,12 +275,12 @@ def check_local_range(op: RouteReplace, view: View) -> None:
     if op.gateway is not None:
         raise Refusal("a local route has no gateway")
     check_claim(op.link, network, network, view)
-    if limit := claims.range_limit(network, view.near[op.link]):
+    if limit := claims.range_limit(network, view.near.overlapping(op.link, network)):
         raise Refusal(limit)
     if is_single(network) and (holders := view.holders(network.network_address)):
         raise Refusal(f"{view.name(holders[0])} has {network.network_address} already")
     if not is_single(network):
-        others = (other for _, other in view.subnets.overlapping(network) if other != op.link)
+        others = (other for _, other in view.near.elsewhere(op.link, network))
         if (other := next(others, None)) is not None:
             raise Refusal(f"{network} overlaps a subnet of {view.name(other)}")
     taken = view.held_elsewhere(op.link, network) or view.protected_inside(network, None)
@@ -276,14 +293,14 @@ def check_on_link(op: RouteReplace, view: View) -> None:
     network = op.destination
     if is_single(network) and view.is_router(op.link, network.network_address):
         return
-    if claims.within(network, view.near[op.link]):
+    if view.is_near(op.link, network):
         if not is_single(network):
             check_nesting(op.link, network, view)
         return
     check_claim(op.link, network, network, view)
     check_nesting(op.link, network, view)
     check_width(op.link, network, view)
-    if any(holder == op.link for _, holder in view.held.overlapping(network)):
+    if any(True for _ in view.held.overlapping(op.link, network)):
         return
     taken = view.held_elsewhere(op.link, network) or view.protected_inside(network, op.link)
     if taken is not None:
@@ -308,6 +325,10 @@ def check_destination(op: RouteReplace, view: View) -> None:
     network = op.destination
     if not network.prefixlen or claims.within(network, view.settings.allow_addresses):
         return
+    halves = [route for route in view.halves if claims.overlap(network, route.destination)]
+    if halves and not view.may_leave_tunnel(network):
+        reason = f"{network} lies in {halves[0].destination}, which another program routes by {_way(halves[0], view)}"
+        raise Refusal(reason, allow=allow_addresses(network))
     for _, route in view.host_routes.overlapping(network):
         same = (route.link, route.gateway) == (op.link, op.gateway)
         if not same and not claims.is_link_local(route.destination) and (route.discards or not route.by_cloud):
@@ -334,19 +355,29 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
     if op.mark or op.mask:
         check_mark_rule(op, view)
     elif op.selector.prefixlen:
-        link = op.table - view.settings.table_base
+        link = claims.link_of_table(op.table, view.settings.table_base)
         check_link(link, view)
         if not may_select(op, link, view):
             raise Refusal(f"{op.selector} is no address or range of {view.name(link)}")
     elif op.table != TABLE_MAIN or not op.suppress or op.to or op.local:
         raise Refusal("a rule without a source may only look up main with suppress_prefixlength 0")
+    if needs_main(op.table, op.suppress) and not view.main_comes_before(op.selector.version, op.priority):
+        raise Refusal(f"no rule `{MAIN_RULE}` of ours comes before priority {op.priority}; add it first")
     if rule_key(op) in view.rules:
         raise Refusal("there is such a rule already")
     if len(view.rules) >= MAX_RULES:
         raise Refusal(f"there are {MAX_RULES} rules of ours already")
     check_room(view)
-    view.rules[rule_key(op)] = (op.suppress, op.local)
+    view.add_rule(op)
     return op.inverse()
+
+
+def needs_main(table: int, suppress: bool) -> bool:
+    """Return True for a rule that leads to the default route of a link's table.
+
+    Main, with what it routes more specifically (a VPN, a CNI), must be asked first.
+    """
+    return table != TABLE_MAIN and not suppress
 
 
 def check_mark_rule(op: RuleAdd, view: View) -> None:
@@ -390,10 +421,9 @@ def may_select(rule: RuleAdd, link: int, view: View) -> bool:
     given = [(each, other) for each, other in view.local_ranges.overlapping(network)]
     if not rule.local:  # packets that are forwarded, too: a range of the link
         local = any(claims.contains(each, network) and other == link for each, other in given)
-        subnets = view.on_link(link)
-        parts = [each for each in subnets if each != network and claims.contains(each, network)]
-        return local or (bool(parts) and claims.range_limit(network, subnets) is None)
-    links = {other for _, other in given} | {other for _, other in view.held.overlapping(network)}
+        around = any(each != network and claims.contains(each, network) for each in view.on_link(link, network))
+        return local or (around and claims.range_limit(network, view.on_link(link, network)) is None)
+    links = {other for _, other in given} | view.held.links(network)
     return links == {link} and view.is_on_link(link, network)
 
 
@@ -415,14 +445,16 @@ def is_source(network: IPNetwork, link: int, view: View) -> bool:
         return False
     around = {other for subnet, other in view.subnets.containing(network) if view.is_cloud(other)}
     for_itself = all(view.is_service_link(holder) for holder in holders) and claims.within(network, claims.PRIVATE)
-    return around == {link} and claims.within(network, view.near[link] if for_itself else view.learned[link])
+    if around != {link}:
+        return False
+    return for_itself or claims.within(network, view.learned[link])
 
 
 def check_rule_remove(op: RuleRemove, view: View) -> Undo:
     """Accept a rule of ours."""
     if view.rules.get(rule_key(op)) != (op.suppress, op.local):
         raise Refusal("there is no such rule of ours")
-    del view.rules[rule_key(op)]
+    view.remove_rule(op)
     return op.inverse()
 
 
@@ -493,6 +525,9 @@ def check_all(ops: Sequence[Operation], view: View) -> list[Refused]:
 
 def builds_on(op: Operation, earlier: Operation, view: View) -> bool:
     """Return True if `op` may have been refused only because `earlier` was."""
+    if isinstance(earlier, RuleAdd) and isinstance(op, RuleAdd):
+        same_family = earlier.selector.version == op.selector.version
+        return same_family and asks_main(earlier) and needs_main(op.table, op.suppress)
     if isinstance(earlier, AddressAdd):
         link, network, made = earlier.link, earlier.interface.network, single(earlier.interface.ip)
     elif isinstance(earlier, RouteReplace):
@@ -500,7 +535,7 @@ def builds_on(op: Operation, earlier: Operation, view: View) -> bool:
     else:
         return False
     if isinstance(op, RuleAdd):
-        return op.table == view.own_table(link) and claims.overlap(op.selector, made)
+        return op.table in view.own_tables(link) and claims.overlap(op.selector, made)
     if isinstance(op, RouteReplace) and op.link == link:
         needs = single(op.gateway) if op.gateway is not None else op.destination
         return claims.contains(network, needs)
@@ -508,8 +543,21 @@ def builds_on(op: Operation, earlier: Operation, view: View) -> bool:
 
 
 def first_orphan(ops: Sequence[Operation], view: View) -> Refused | None:
-    """Return the operation after which a rule of ours would select what its link no longer owns."""
-    return first_orphan_of_marks(ops, view) or first_orphan_of_addresses(ops, view)
+    """Return the operation after which a rule of ours would stand without what justifies it."""
+    return first_orphan_of_marks(ops, view) or first_orphan_of_addresses(ops, view) or first_orphan_of_main(ops, view)
+
+
+def first_orphan_of_main(ops: Sequence[Operation], view: View) -> Refused | None:
+    """Return the removal of a rule for main after which a rule of ours leads past main."""
+    for position, op in enumerate(ops):
+        if not isinstance(op, RuleRemove) or not asks_main(op):
+            continue
+        version = op.selector.version
+        for key, (suppress, _) in view.rules.items():
+            needs = key.selector.version == version and needs_main(key.table, suppress)
+            if needs and not view.main_comes_before(version, key.priority):
+                return Refused(f"rule {key.priority} of ours must come after it; remove that rule, too", position)
+    return None
 
 
 def first_orphan_of_marks(ops: Sequence[Operation], view: View) -> Refused | None:
@@ -542,10 +590,14 @@ def first_orphan_of_addresses(ops: Sequence[Operation], view: View) -> Refused |
     """Return the removal after which a rule of ours would select what its link no longer owns."""
     removals = [(position, op) for position, op in enumerate(ops) if isinstance(op, AddressRemove | RouteRemove)]
     rules = rules_by_table(view) if removals else {}
+    justified = set[RuleAdd]()
     for position, op in removals:
         network = single(op.interface.ip) if isinstance(op, AddressRemove) else op.destination
-        table = rules.get(view.own_table(op.link), NetworkIndex[RuleAdd]())
-        for _, rule in table.overlapping(network):
+        found = (rules[table].overlapping(network) for table in view.own_tables(op.link) if table in rules)
+        for _, rule in chain.from_iterable(found):
+            if rule in justified:
+                continue
+            justified.add(rule)
             if not may_select(rule, op.link, view):
                 where = f"rule {rule.priority} from {rule.selector}"
                 return Refused(f"{where} depends on it; remove the rule in the same request", position)

@@ -27,6 +27,7 @@ MAX_FRAME = 1 << 20  # bytes
 MAX_OPS = 4096  # operations in one request; that many are well below MAX_FRAME
 MAX_CONFIRM = 600  # seconds
 MAX_REFUSALS = 256  # in the answer to `check`
+MAX_REMAINING = 256  # in an answer: operations that were not undone
 HEADER = Struct(">I")
 UCRED = Struct("=iII")  # struct ucred of linux/socket.h: pid, uid, gid
 ROOT = UCRED.pack(1, 0, 0)
@@ -249,6 +250,14 @@ class Remaining:
         return {**self.op.to_wire(), "reason": self.reason, "errno": self.errno}
 
 
+def _not_undone(remaining: tuple[Remaining, ...]) -> Message:
+    """Return the first MAX_REMAINING, and the number of those that are left out; the audit log has all."""
+    message: Message = {"not_undone": [each.to_wire() for each in remaining[:MAX_REMAINING]]}
+    if len(remaining) > MAX_REMAINING:
+        message["not_undone_more"] = len(remaining) - MAX_REMAINING
+    return message
+
+
 @dataclass(frozen=True, slots=True)
 class Done:
     """A request took effect: applied, confirmed, or rolled back on request. `remaining` is normally empty."""
@@ -260,9 +269,7 @@ class Done:
     def to_wire(self) -> Message:
         """Return the answer that is sent."""
         message = _without_none({"verdict": self.verdict.value, "done": self.done})
-        if self.remaining:
-            message["not_undone"] = [each.to_wire() for each in self.remaining]
-        return message
+        return {**message, **_not_undone(self.remaining)} if self.remaining else message
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +290,7 @@ class Failed:
             "errno": self.errnos[self.position],
             "errnos": list(self.errnos),
             "reason": self.reason,
-            "not_undone": [each.to_wire() for each in self.remaining],
+            **_not_undone(self.remaining),
         }
 
 

@@ -164,9 +164,10 @@ class Server:
         """Remove what is ours in parts, each with its audit line. There is no way back, so nothing is rolled back."""
         self._roll_back("a flush was requested")
         ops, remaining = removals(self._view())
-        if not self._may_log(_bulk(ops)):
+        if not self._may_log(_bulk(ops) + 2 * len(remaining)):
             return self._over_budget(request)
-        self._log({**request.to_wire(), "verdict": "started", "removals": len(ops)})
+        started = {"verdict": "started", "removals": len(ops), "not_undone": _to_wire(remaining)}
+        self._log({**request.to_wire(), **started})
         parts = [ops[start : start + OPS_PER_LINE] for start in range(0, len(ops), OPS_PER_LINE)]
         done = 0
         for number, part in enumerate(parts, 1):
@@ -176,7 +177,7 @@ class Server:
             remaining += failed
             numbered = {"part": number, "parts": len(parts)} if len(parts) > 1 else {}
             self._log_change(request, Done(Verdict.APPLIED, len(part) - len(failed)), part, errnos, began, numbered)
-        return Done(Verdict.APPLIED, done, tuple(remaining[:MAX_REFUSALS]))
+        return Done(Verdict.APPLIED, done, tuple(remaining))
 
     def _view(self) -> View:
         kernel, entry = self._kernel, self._ledger.entry
@@ -197,9 +198,8 @@ class Server:
         if request is None:
             return ()
         remaining = self._transaction.roll_back()
-        answer = Done(Verdict.ROLLED_BACK, remaining=remaining)
-        entry = {"request": "rollback", "id": request, "reason": reason, "not_undone": []}
-        self._log({**entry, **answer.to_wire()}, must=False)
+        entry = {"request": "rollback", "id": request, "reason": reason, "not_undone": _to_wire(remaining)}
+        self._log({**entry, "verdict": Verdict.ROLLED_BACK.value}, must=False)
         return remaining
 
     def _roll_back_overdue(self) -> None:
@@ -238,7 +238,9 @@ class Server:
         more: Mapping[str, Any] | None = None,
     ) -> None:
         """Log a change with the errno of each operation."""
-        said = {key: value for key, value in answer.to_wire().items() if key != "errnos"}
+        said = {key: value for key, value in answer.to_wire().items() if key not in ("errnos", "not_undone_more")}
+        if isinstance(answer, Failed):
+            said["not_undone"] = _to_wire(answer.remaining)
         done = [{**op.to_wire(), "errno": errno} for op, errno in zip(ops, errnos, strict=True)]
         duration = {"duration_us": int((monotonic() - began) * 1e6)}
         self._log({**_without_ops(request), **said, **duration, **(more or {})}, done)
@@ -384,6 +386,11 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
 
 def _without_ops(request: Request) -> Message:
     return {key: value for key, value in request.to_wire().items() if key != "ops"}
+
+
+def _to_wire(remaining: Sequence[Remaining]) -> list[Message]:
+    """Return all of what was not undone, for the audit log."""
+    return [each.to_wire() for each in remaining]
 
 
 def _bulk(ops: Sequence[Operation]) -> int:

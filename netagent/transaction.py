@@ -88,8 +88,9 @@ class Transaction:
         removed = {(op.link, op.interface.ip) for op in entry.undo if isinstance(op, AddressAdd)}
         used = [op.gateway for op in entry.undo if isinstance(op, RouteRemove | RouteReplace)]
         gateways = tuple(dict.fromkeys((*entry.gateways, *(gateway for gateway in used if gateway is not None))))
+        remembered = gateways[:MAX_GATEWAYS]  # the earliest: no client can push out those of the boot
         owned = (entry.owned - removed) | added
-        self._ledger.write(Entry(owned=owned, gateways=gateways[-MAX_GATEWAYS:], table=entry.table))
+        self._ledger.write(Entry(owned=owned, gateways=remembered, table=entry.table))
 
     def remove_table(self) -> int | None:
         """Remove the nftables table for good. Returns an errno: 0 for done, None for not known."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from . import claims, rtnetlink
-from .claims import HostRoute, NetworkIndex, contains, is_link_local, is_single, single
+from .claims import HostRoute, NetworkIndex, NetworksByLink, contains, is_link_local, is_single, single
 from .operations import (
     PROTOCOL,
     TABLE_LOCAL,
@@ -85,21 +85,28 @@ class View:
         self.settings, self.known = settings, known
         self.links = {link.index: link for link in snapshot.links}
         self.addresses: dict[tuple[int, IPAddress, int], Address] = {}  # by link, address and prefix length
-        self.held: NetworkIndex[int] = NetworkIndex()  # each address of a link, as /32 or /128
+        self._entries: dict[tuple[int, IPAddress], list[Address]] = defaultdict(list)  # the same by link and address
+        self._holders: dict[IPAddress, list[int]] = defaultdict(list)  # links by address
+        self.held = NetworksByLink()  # each address of a link, as /32 or /128
         self.subnets: NetworkIndex[int] = NetworkIndex()  # networks of addresses and of on-link routes in main, by link
         self.learned: dict[int, set[IPNetwork]] = defaultdict(set)  # subnets that others gave to a link
-        self.near: dict[int, set[IPNetwork]] = defaultdict(set)  # every network that is on link
+        self.near = NetworksByLink()  # the same: every network that is on link
         self.own_routes: dict[tuple[int, IPNetwork], OwnRoute] = {}
         self.foreign_places: set[tuple[int, IPNetwork]] = set()
         self.foreign_routes = [route for route in snapshot.routes if route.protocol != PROTOCOL]
         self.local_ranges: NetworkIndex[int] = NetworkIndex()  # routes of type local that the kernel did not derive
         self.rules: dict[RuleKey, tuple[bool, bool]] = {}  # ours: suppress, local
+        self._main_rules: dict[int, set[int]] = {
+            4: set(),
+            6: set(),
+        }  # priorities of ours that ask main for every source
         self.default_gateways: dict[int, set[IPAddress]] = defaultdict(set)
         self.gateways: dict[IPAddress, set[int]] = defaultdict(set)  # protected: by the links that use them
         self.counts, self.losable_routes = AddressCounts(), losable(self.foreign_routes)
         self._subnet_addresses: dict[tuple[int, IPNetwork], dict[IPAddress, Address]] = defaultdict(dict)
-        self._own_on_link: dict[int, set[IPNetwork]] = defaultdict(set)  # of our routes in the link's table
-        self._own_gateways: dict[int, Counter[IPAddress]] = defaultdict(Counter)  # of our routes in the link's table
+        self._own_on_link = NetworksByLink()  # of our routes in the link's tables
+        self._own_copies = Counter[tuple[int, IPNetwork]]()  # the number of these tables that have each
+        self._own_gateways: dict[int, Counter[IPAddress]] = defaultdict(Counter)  # of our routes in the link's tables
         self._tagged = uses_ifa_proto(snapshot.addresses)
         self.marks = snapshot.marks
         self._routers = snapshot.routers
@@ -108,6 +115,7 @@ class View:
         self._add_routes(snapshot.routes)
         self._add_rules(snapshot.rules)
         self.host_routes = self._index_host_routes()
+        self.halves = [each for each in self._half_routes() if each.discards or not each.by_cloud]
 
     # Reading the snapshot.
 
@@ -143,7 +151,7 @@ class View:
             return
         for hop in route.hops:
             if not route.destination.prefixlen:
-                if hop.gateway is not None and route.table != self.own_table(hop.link):
+                if hop.gateway is not None and route.table not in self.own_tables(hop.link):
                     self.default_gateways[hop.link].add(hop.gateway)
             elif hop.gateway is None and hop.link and route.table == TABLE_MAIN and route.kind == rtnetlink.RTN_UNICAST:
                 self._add_subnet(hop.link, route.destination)
@@ -160,7 +168,7 @@ class View:
     def _add_rules(self, rules: Iterable[Rule]) -> None:
         for rule in rules:
             if rule.protocol == PROTOCOL:
-                self.rules[rule_key(rule)] = (rule.suppress, rule.local)
+                self.add_rule(rule)
 
     def _index_host_routes(self) -> NetworkIndex[HostRoute]:
         """Return the foreign routes that may be rivals of a claim, one entry per next hop."""
@@ -170,6 +178,20 @@ class View:
                 for hop in route.hops:
                     index.add(route.destination, self._host_route(route, hop.link, hop.gateway))
         return index
+
+    def _half_routes(self) -> Iterator[HostRoute]:
+        """Yield the foreign routes to halves of the address space (a VPN for everything), one entry per next hop."""
+        for route in self.foreign_routes:
+            if route.destination.prefixlen == 1 and route.table != TABLE_LOCAL:
+                yield from (self._host_route(route, hop.link, hop.gateway) for hop in route.hops)
+
+    def may_leave_tunnel(self, network: IPNetwork) -> bool:
+        """Return True for what a link's table may route by its gateway beside a VPN for everything.
+
+        Private networks, metadata servers and subnets of the cloud's links.
+        """
+        near = any(self.is_cloud(link) for _, link in self.subnets.containing(network))
+        return near or claims.within(network, (*claims.PRIVATE, *claims.LINK_LOCAL, *claims.METADATA))
 
     def _host_route(self, route: Route, link: int, gateway: IPAddress | None) -> HostRoute:
         on_cloud = self.is_cloud(link)
@@ -217,7 +239,11 @@ class View:
     def add_address(self, address: Address) -> None:
         """Count an address that is there, or that this request adds."""
         self.addresses[address.link, address.ip, address.prefix] = address
-        self.held.add(single(address.ip), address.link)
+        entries = self._entries[address.link, address.ip]
+        if not entries:
+            self._holders[address.ip].append(address.link)
+            self.held.add(address.link, single(address.ip))
+        entries.append(address)
         self.counts.add(address)
         self._own_count += self.owns(address)
         network = self.network_of(address)
@@ -228,7 +254,11 @@ class View:
     def remove_address(self, address: Address) -> None:
         """Forget an address that this request removes."""
         del self.addresses[address.link, address.ip, address.prefix]
-        self.held.discard(single(address.ip), address.link)
+        entries = self._entries[address.link, address.ip]
+        entries.remove(address)
+        if not entries:
+            self._holders[address.ip].remove(address.link)
+            self.held.discard(address.link, single(address.ip))
         self.counts.add(address, -1)
         self._own_count -= self.owns(address)
         network = self.network_of(address)
@@ -238,7 +268,7 @@ class View:
         del same[address.ip]
         if not same and network not in self.learned[address.link]:
             self.subnets.discard(network, address.link)
-            self.near[address.link].discard(network)
+            self.near.discard(address.link, network)
 
     def same_subnet(self, address: Address) -> Iterable[Address]:
         """Return the link's addresses with the same network, this one included."""
@@ -246,36 +276,40 @@ class View:
         return () if network is None else self._subnet_addresses[address.link, network].values()
 
     def _add_subnet(self, link: int, network: IPNetwork) -> None:
-        if network not in self.near[link]:
-            self.near[link].add(network)
+        if not self.near.has(link, network):
+            self.near.add(link, network)
             self.subnets.add(network, link)
 
-    def addresses_of(self, link: int) -> Iterator[Address]:
-        """Yield the addresses of a link."""
-        return (address for address in self.addresses.values() if address.link == link)
+    def entries(self, link: int, ip: IPAddress) -> list[Address]:
+        """Return an address as the link has it: more than once if with several prefix lengths."""
+        return self._entries.get((link, ip), [])
 
     def holders(self, ip: IPAddress) -> list[int]:
         """Return the links that have this address."""
-        return list(dict.fromkeys(link for _, link in self.held.at(ip)))
+        return self._holders.get(ip, [])
 
     def held_elsewhere(self, link: int, network: IPNetwork) -> IPAddress | None:
         """Return an address in `network` that another link has."""
-        found = self.held.overlapping(network)
-        return next((each.network_address for each, holder in found if holder != link), None)
+        return next((each.network_address for each, _ in self.held.elsewhere(link, network)), None)
 
     # Routes and gateways.
 
-    def own_table(self, link: int) -> int:
-        """Return the number of the link's table."""
-        return self.settings.table_base + link
+    def own_tables(self, link: int) -> tuple[int, int]:
+        """Return the numbers of the link's table and of its second one."""
+        return claims.tables(link, self.settings.table_base)
 
-    def on_link(self, link: int) -> set[IPNetwork]:
-        """Return what is on the link: networks of its addresses, on-link routes of main and of its own table."""
-        return self.near[link] | self._own_on_link[link]
+    def on_link(self, link: int, network: IPNetwork) -> Iterator[IPNetwork]:
+        """Yield what is on the link and overlaps `network`: of its addresses, of main and of its own tables."""
+        yield from self.near.overlapping(link, network)
+        yield from self._own_on_link.overlapping(link, network)
 
     def is_on_link(self, link: int, network: IPNetwork) -> bool:
         """Return True if all of `network` is on the link."""
-        return claims.within(network, self.near[link]) or claims.within(network, self._own_on_link[link])
+        return self.is_near(link, network) or any(True for _ in self._own_on_link.containing(link, network))
+
+    def is_near(self, link: int, network: IPNetwork) -> bool:
+        """Return True if all of `network` is on the link by an address or main, whatever its own table says."""
+        return any(True for _ in self.near.containing(link, network))
 
     def is_router(self, link: int, gateway: IPAddress) -> bool:
         """Return True if this is a gateway of the cloud on the link. docs/policy.md lists the five ways to be one."""
@@ -299,11 +333,16 @@ class View:
         used = {each for each, times in self._own_gateways[link].items() if times and each.version == gateway.version}
         if used - {gateway} - set(self._allowed(used)):
             return False
-        others = [
-            network for other in self.links if other != link and self.is_cloud(other) for network in self.near[other]
-        ]
-        addresses = (each.ip for each in self.addresses_of(link) if each.ip.version == gateway.version)
-        return any(claims.convention_subnet(gateway, each, others) is not None for each in addresses)
+        return any(
+            any(each.network_address != gateway for each in self.held.overlapping(link, subnet))
+            and self.nested_elsewhere(link, subnet) is None
+            for subnet in claims.conventional_subnets(gateway)
+        )
+
+    def nested_elsewhere(self, link: int, network: IPNetwork) -> IPNetwork | None:
+        """Return a subnet of another link of the cloud that contains `network` or lies in it."""
+        found = self.near.elsewhere(link, network)
+        return claims.nested(network, (each for each, other in found if self.is_cloud(other)))
 
     def _allowed(self, gateways: Iterable[IPAddress]) -> Iterator[IPAddress]:
         return (each for each in gateways if claims.within(single(each), self.settings.allow_gateways))
@@ -336,6 +375,14 @@ class View:
                 return gateway
         return None
 
+    def protected_elsewhere(self, network: IPNetwork, link: int) -> IPAddress | None:
+        """Return a resolver inside `network`, or a gateway there of links that are not in this very subnet."""
+        sharing = {other for each, other in self.subnets.containing(network) if each == network} | {link}
+        for ip, links in self.gateways.items():
+            if contains(network, single(ip)) and not links <= sharing:
+                return ip
+        return next((ip for ip in self.known.resolvers if contains(network, single(ip))), None)
+
     def has_heard_router(self, link: int) -> bool:
         """Return True if an IPv6 router has advertised itself on the link."""
         gateways = any(each.version == 6 for each in self.default_gateways[link])
@@ -363,19 +410,40 @@ class View:
             self.local_ranges.discard(destination, route.link)
 
     def _count_route(self, table: int, destination: IPNetwork, route: OwnRoute, change: int) -> None:
-        """Count a route of ours in the link's table, or with -1 forget it."""
-        if table != self.own_table(route.link):
+        """Count a route of ours in one of the link's tables, or with -1 forget it."""
+        if table not in self.own_tables(route.link):
             return
         if route.gateway is not None:
             self._own_gateways[route.link][route.gateway] += change
-        elif change > 0:
-            self._own_on_link[route.link].add(destination)
-        else:
-            self._own_on_link[route.link].discard(destination)
+            return
+        copies = self._own_copies[route.link, destination]
+        self._own_copies[route.link, destination] += change
+        if not copies:
+            self._own_on_link.add(route.link, destination)
+        elif not copies + change:
+            self._own_on_link.discard(route.link, destination)
+
+    # Rules.
+
+    def add_rule(self, rule: Rule | RuleAdd) -> None:
+        """Count a rule of ours that is there, or that this request adds."""
+        self.rules[rule_key(rule)] = (rule.suppress, rule.local)
+        if asks_main(rule):
+            self._main_rules[rule.selector.version].add(rule.priority)
+
+    def remove_rule(self, rule: RuleRemove) -> None:
+        """Forget a rule that this request removes."""
+        del self.rules[rule_key(rule)]
+        if asks_main(rule):
+            self._main_rules[rule.selector.version].discard(rule.priority)
+
+    def main_comes_before(self, version: int, priority: int) -> bool:
+        """Return True if a rule of ours asks main, for every source of this family, before this priority."""
+        return min(self._main_rules[version], default=priority) < priority
 
     def own_rules(self) -> list[RuleRemove]:
-        """Return the removal of every rule of ours."""
-        found = self.rules.items()
+        """Return the removal of every rule of ours; those that ask main go last, because others need them."""
+        found = sorted(self.rules.items(), key=lambda item: item[0].table == TABLE_MAIN)
         return [
             RuleRemove(key.priority, key.selector, key.to, key.table, *flags, key.mark, key.mask)
             for key, flags in found
@@ -385,6 +453,11 @@ class View:
     def own_objects(self) -> int:
         """Number of addresses, routes and rules that are ours."""
         return self._own_count + len(self.own_routes) + len(self.rules)
+
+
+def asks_main(rule: Rule | RuleAdd | RuleRemove) -> bool:
+    """Return True for a rule that asks table main whatever the source."""
+    return rule.table == TABLE_MAIN and not rule.selector.prefixlen and not rule.mask and not rule.local
 
 
 def rule_key(rule: Rule | RuleAdd | RuleRemove) -> RuleKey:

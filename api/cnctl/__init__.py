@@ -1,1 +1,1 @@
-"""`cnctl`: a file a command; `main` picks one and imports only that."""
+"""`cnctl`: one module per command. `main` imports only the module of the command that runs."""

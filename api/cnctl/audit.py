@@ -1,10 +1,10 @@
-"""`cnctl audit`: the requests to netagent, who sent them, and the verdict; `--verify` proves that no line was changed.
+"""`cnctl audit`: requests to netagent, their senders and verdicts. `--verify` proves that no line was changed.
 
-A line's hash is the SHA-256 of everything before `,"hash"` in it, with the hash of the line before (`prev`); `seq`
-counts from 1. A line that was changed, removed or moved breaks the chain there. Lines removed at the end leave no trace
-in the file itself; the last change that the fetcher saw confirmed (status.json) must be among them, and the printed
-head can be compared with the last line in the journal. The oldest lines go by rotation, so the number and the time of
-the first line that is still there are printed, too.
+A line's hash is the SHA-256 of everything before `,"hash"` in it, including the hash of the previous line (`prev`).
+`seq` counts from 1. A changed, removed or moved line breaks the chain at that place. Lines removed at the end leave no
+trace in the file itself. Therefore the last change that the fetcher saw confirmed (status.json) must be in the log, and
+the printed head can be compared with the last entry in the journal. Rotation removes the oldest lines, so the number
+and the time of the first remaining line are printed, too.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Line:
     content: bytes
 
 
-class Broken(Exception):
-    """The chain is broken: the place, and how."""
+class ChainBroken(Exception):
+    """The chain is broken: the place, and the reason."""
 
     def __init__(self, where: str, reason: str) -> None:
         super().__init__(reason)
@@ -56,22 +56,22 @@ def show(log: Path, last: int, as_json: bool) -> Exit:
 
 
 def verify(log: Path, source: Source, as_json: bool) -> Exit:
-    """Check every line, and print both ends of the chain or the place where it is broken."""
+    """Check every line. Print both ends of the chain, or the place where it is broken."""
     try:
         result = _verify(log, _last_confirmed(source))
-    except Broken as broken:
+    except ChainBroken as broken:
         if as_json:
             output.show_json({"ok": False, "where": broken.where, "reason": broken.reason})
         else:
             print(f"BROKEN at {broken.where}: {broken.reason}")
-        return Exit.WRONG
+        return Exit.FAILED
     if as_json:
         output.show_json(result)
     else:
         lines = output.count(result["lines"], "line")
         print(f"OK: {lines}, the last is {result['sequence']}, head {result['head'] or '-'}")
         if result["lines"]:
-            print(f"the first line still there is {result['first']}, of {safe(str(result['since']))}")
+            print(f"first line in the log: {result['first']}, of {safe(str(result['since']))}")
     return Exit.OK
 
 
@@ -85,11 +85,11 @@ def _lines(log: Path) -> Iterator[Line]:
                 with file:
                     yield from _numbered(path, iter(lambda file=file: file.readline(MAX_LINE), b""))  # type: ignore[misc]
     except FileNotFoundError:
-        raise Failure(Exit.SILENT, f"{log} does not exist: netagent has had no request yet") from None
+        raise Failure(Exit.NO_STATE, f"{log} does not exist: netagent has had no request yet") from None
     except PermissionError:
-        raise Failure(Exit.WRONG, f"{log}: Permission denied. Use: sudo cnctl audit") from None
+        raise Failure(Exit.FAILED, f"{log}: Permission denied. Use: sudo cnctl audit") from None
     except OSError as error:
-        raise Failure(Exit.WRONG, f"{log}: {error.strerror}") from None
+        raise Failure(Exit.FAILED, f"{log}: {error.strerror}") from None
 
 
 def _numbered(path: Path, contents: Iterator[bytes]) -> Iterator[Line]:
@@ -98,7 +98,7 @@ def _numbered(path: Path, contents: Iterator[bytes]) -> Iterator[Line]:
 
 
 def _summary(entry: dict[str, Any]) -> str:
-    """Return one line for a person: number, time, peer, request and verdict."""
+    """Return one line of text: number, time, peer, request and verdict."""
     peer = entry.get("peer") or {}
     name = peer.get("unit") or (f"uid {peer['uid']}" if "uid" in peer else "netagent")
     ops = entry.get("ops")
@@ -109,7 +109,7 @@ def _summary(entry: dict[str, Any]) -> str:
 
 
 def _last_confirmed(source: Source) -> str | None:
-    """Return the id of the last change that the fetcher saw confirmed; None if there is none, or none since."""
+    """Return the id of the last change that the fetcher saw confirmed; None if there is none."""
     try:
         status = source.files.read_status()
     except StateError:
@@ -127,23 +127,23 @@ def _verify(log: Path, confirmed: str | None) -> dict[str, Any]:
         entry = _checked(line, where)
         if count and (entry["prev"], entry["seq"]) != (previous, sequence + 1):
             reason = f"line {entry['seq']} follows line {sequence}: lines were removed, added or moved before it"
-            raise Broken(where, reason)
+            raise ChainBroken(where, reason)
         if not count:
             first, since = entry["seq"], entry.get("time")
         previous, sequence, count = entry["hash"], entry["seq"], count + 1
         seen = seen or (entry.get("verdict"), entry.get("id")) == ("confirmed", confirmed)
     if confirmed is not None and not seen:
         reason = f"line {sequence} is the last, and the confirmation of {confirmed} is missing: lines were removed"
-        raise Broken(where, reason)
+        raise ChainBroken(where, reason)
     return {"ok": True, "lines": count, "sequence": sequence, "head": previous, "first": first, "since": since}
 
 
 def _checked(line: Line, where: str) -> dict[str, Any]:
-    """Return the entry of a line whose hash is that of its text."""
+    """Return the entry of a line. Raises ChainBroken if its hash is wrong."""
     body, found, rest = line.content.rpartition(b',"hash":"')
     entry = parse_line(line.content)
     if not line.content.endswith(b"\n") or not found or entry is None or not {"prev", "seq", "hash"} <= entry.keys():
-        raise Broken(where, "not a whole line: it was truncated or overwritten")
+        raise ChainBroken(where, "not a whole line: it was truncated or overwritten")
     if sha256(body).hexdigest().encode() != rest.rstrip(b"\n").removesuffix(b'"}'):
-        raise Broken(where, "the line was changed: its hash is not that of its text")
+        raise ChainBroken(where, "the line was changed: its hash is not that of its text")
     return entry

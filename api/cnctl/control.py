@@ -1,7 +1,8 @@
-"""`cnctl plan`, `refresh` and `flush`: commands of root over the fetcher's control socket.
+"""`cnctl plan`, `refresh` and `flush`: root's commands, sent over the fetcher's control socket.
 
-A frame each way: 4 bytes of length, big-endian, then a UTF-8 JSON object. {"command": ...} is answered by
-{"ok": ..., "result": ..., "error": ...}. The fetcher checks who asks (SO_PEERCRED); this side checks first, to say why.
+Each direction carries one frame: 4 bytes of length, big-endian, then a UTF-8 JSON object. {"command": ...} is answered
+by {"ok": ..., "result": ..., "error": ...}. The fetcher checks the caller (SO_PEERCRED). cnctl checks first, to give a
+better error message.
 """
 
 from __future__ import annotations
@@ -16,27 +17,27 @@ from cloud_network.api.cnctl import output
 from cloud_network.api.cnctl.output import Exit, Failure, note, safe
 
 TIMEOUT = 60.0
-"""Seconds; a refresh reads the metadata, applies and confirms before it answers."""
+"""Time limit in seconds: a refresh reads the metadata, applies and confirms before it answers."""
 MAX_ANSWER = 4 << 20
 
 
 def plan(state: Path, as_json: bool) -> Exit:
     """Print the missing changes on standard output, and everything else on standard error."""
-    why = "a plan starts with a fresh read of the metadata, which clouds limit. `cnctl status` needs no root"
+    why = "a plan starts with a new read of the metadata, and clouds limit reads. `cnctl status` needs no root"
     answer = ask(state, "plan", "plan", why)
     if as_json:
         output.show_json(answer)
     else:
         _note_plan(answer)
         print("\n".join(safe(change) for change in answer["changes"]) or "nothing to do")
-    return Exit.WRONG if answer["changes"] or answer["metadata_error"] else Exit.OK
+    return Exit.FAILED if answer["changes"] or answer["metadata_error"] else Exit.OK
 
 
 def _note_plan(answer: dict[str, Any]) -> None:
     if answer["metadata_error"]:
-        note(f"the metadata could not be read completely ({answer['metadata_error']}); the plan is of the known part")
+        note(f"the metadata could not be read completely ({answer['metadata_error']}); the plan covers the known part")
     if answer["flushed"]:
-        note("the network was flushed: no change is made before `sudo cnctl refresh`")
+        note("the network was flushed; run `sudo cnctl refresh` to configure it again")
     for mac in answer["unknown_macs"]:
         note(f"the metadata names the interface {mac}, and no link here has that MAC")
     for text in answer["withheld"]:
@@ -44,7 +45,7 @@ def _note_plan(answer: dict[str, Any]) -> None:
 
 
 def refresh(state: Path, as_json: bool, *, retry: bool = False) -> Exit:
-    """Have the fetcher read the metadata and repair the network, and print the result."""
+    """Make the fetcher read the metadata and repair the network; print the result."""
     command = "retry" if retry else "refresh"
     result = ask(state, command, "refresh", "a refresh can change the network")
     if as_json:
@@ -53,17 +54,19 @@ def refresh(state: Path, as_json: bool, *, retry: bool = False) -> Exit:
         width = max(len(str(key)) for key in result)
         table = [(safe(key), safe(value)) for key, value in result.items()]
         print(output.rows(table, width, output.columns()))
-    return Exit.WRONG if result.get("state") == "error" else Exit.OK
+    return Exit.FAILED if result.get("state") == "error" else Exit.OK
 
 
 def flush(state: Path, as_json: bool) -> Exit:
-    """Have everything removed that cloud-network added, and print how much."""
+    """Make netagent remove everything that cloud-network added; print the number of objects."""
     try:
         result = ask(state, "flush", "flush", "a flush changes the network")
     except Failure as failure:
-        if failure.code != Exit.SILENT:
+        if failure.code != Exit.NO_STATE:
             raise
-        raise Failure(failure.code, f"{failure}\nWithout it:   sudo cloud-network-fetcher --flush") from failure
+        raise Failure(
+            failure.code, f"{failure}\nIf the fetcher is stopped: sudo cloud-network-fetcher --flush"
+        ) from failure
     if as_json:
         output.show_json(result)
     else:
@@ -74,21 +77,21 @@ def flush(state: Path, as_json: bool) -> Exit:
 
 
 def ask(state: Path, command: str, usage: str, why_root: str) -> dict[str, Any]:
-    """Return the result of a command. Raises Failure with the fetcher's reason, or why it could not be asked."""
+    """Return the result of a command. Raises Failure with the fetcher's reason, or the reason why it did not answer."""
     if os.geteuid() != 0:
-        raise Failure(Exit.WRONG, f"only root may: {why_root}. Use: sudo cnctl {usage}")
+        raise Failure(Exit.FAILED, f"only root may do this: {why_root}. Use: sudo cnctl {usage}")
     path = state / "control.sock"
     try:
         answer = _exchange(path, json.dumps({"command": command}).encode())
     except (OSError, ValueError, RecursionError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise Failure(
-            Exit.SILENT,
+            Exit.NO_STATE,
             f"the fetcher does not answer at {path} ({safe(reason)}).\n"
             "See: cnctl status; systemctl status cloud-network-fetcher",
         ) from error
     if not answer["ok"]:
-        raise Failure(Exit.WRONG, f"{usage} failed: {safe(answer.get('error'))}")
+        raise Failure(Exit.FAILED, f"{usage} failed: {safe(answer.get('error'))}")
     result = answer.get("result")
     return result if isinstance(result, dict) else {}
 
@@ -100,10 +103,10 @@ def _exchange(path: Path, content: bytes) -> dict[str, Any]:
         connection.sendall(len(content).to_bytes(4, "big") + content)
         length = int.from_bytes(_receive(connection, 4), "big")
         if length > MAX_ANSWER:
-            raise ValueError(f"an answer of {length} bytes is beyond the limit of {MAX_ANSWER}")
+            raise ValueError(f"the answer has {length} bytes; the limit is {MAX_ANSWER}")
         answer = json.loads(_receive(connection, length))
     if not isinstance(answer, dict) or not isinstance(answer.get("ok"), bool):
-        raise ValueError("its answer is not one")
+        raise ValueError("the answer is not a JSON object of the control protocol")
     return answer
 
 
@@ -112,6 +115,6 @@ def _receive(connection: socket.socket, length: int) -> bytes:
     while len(received) < length:
         chunk = connection.recv(length - len(received))
         if not chunk:
-            raise ValueError("it closed the connection in the middle of its answer")
+            raise ValueError("the connection was closed in the middle of the answer")
         received += chunk
     return received

@@ -1,8 +1,8 @@
-"""`cnctl doctor [ADDRESS[:PORT]]`: the steps that a packet needs, one by one, up to the first that fails.
+"""`cnctl doctor [ADDRESS[:PORT]]`: check the steps that a packet needs, up to the first that fails.
 
-The facts are the fetcher's state and what `ip -json` prints, so any user may ask, and each step is a command that can
-be repeated. Steps after the first failure are not checked: they would mostly be its consequence. Without an address,
-the daemons, the metadata and the first address of every link are checked.
+The sources are the fetcher's state and the output of `ip -json`, so every user may run it, and every step is a command
+that can be repeated. Steps after the first failure are not checked: most would fail as its consequence. Without an
+address, the daemons, the metadata and the first address of every link are checked.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from cloud_network.api.cnctl import checks, output, published
-from cloud_network.api.cnctl.checks import Broken, Case
+from cloud_network.api.cnctl.checks import Case, StepFailed
 from cloud_network.api.cnctl.network import links
 from cloud_network.api.cnctl.output import GREEN, RED, Exit, Failure, ago, coloured, count, safe, wrapped
 from cloud_network.api.cnctl.source import Source, never_read
@@ -33,7 +33,7 @@ STEPS = (
     ("rp_filter", checks.rp_filter),
     ("mtu", checks.mtu),
 )
-OUTSIDE = "Nothing is wrong on this host. What is left: the cloud's firewall rules and routes, the client, the service."
+OUTSIDE = "This host is OK. Check next: the cloud's firewall rules and routes, the client, the service."
 LOG = "journalctl -u cloud-network-fetcher"
 CONFIGURATION = "/etc/cloud-network/cloud-network.toml"
 NETAGENT_LOG = "journalctl -u cloud-network-netagent"
@@ -41,7 +41,7 @@ NETAGENT_LOG = "journalctl -u cloud-network-netagent"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step: its result (None: not checked), what was found, the command that shows it, and what to do."""
+    """One step: its result (None: not checked), a description, the command that shows it, and what to run next."""
 
     step: str
     ok: bool | None
@@ -51,7 +51,7 @@ class Step:
 
 
 def run(address: str | None, client: str | None, source: Source, as_json: bool) -> Exit:
-    """Check, print every step, and name the first that fails; WRONG if there is one."""
+    """Check and print every step, and name the first that fails. Returns FAILED if one fails."""
     text, port = _split_port(address) if address else (None, None)
     asked = _address(text) if text else None
     other = _address(client) if client else None
@@ -70,7 +70,7 @@ def run(address: str | None, client: str | None, source: Source, as_json: bool) 
         )
     else:
         _show(str(asked) if asked else "host", steps, broken)
-    return Exit.OK if broken is None else Exit.WRONG
+    return Exit.OK if broken is None else Exit.FAILED
 
 
 def _split_port(text: str) -> tuple[str, int | None]:
@@ -166,8 +166,8 @@ def _link(link: LinkStatus, provider: str) -> Step:
     try:
         for _, check in STEPS:
             check(case)
-    except Broken as broken:
-        return Step(name, False, broken.found, broken.look, broken.do)
+    except StepFailed as failed:
+        return Step(name, False, failed.found, failed.look, failed.do)
     if link["drift"]:
         return Step(name, False, f"{count(len(link['drift']), 'change')} missing", "cnctl status", checks.REPAIR)
     return Step(name, True, f"{case.address} and its route: OK; {count(len(link['addresses']), 'address')}")
@@ -188,15 +188,15 @@ def _steps(claim: Claim, status: Status, address: str, client: str | None, port:
             replies = published.check(case, port)
             unseen = "not checked: only root sees NAT rules; run it with sudo"
             steps.append(Step("published", None if replies is None else True, replies or unseen))
-    except Broken as broken:
-        steps.append(Step(names[len(steps)], False, broken.found, broken.look, broken.do))
+    except StepFailed as failed:
+        steps.append(Step(names[len(steps)], False, failed.found, failed.look, failed.do))
     return steps + [Step(name, None, "") for name in names[len(steps) :]]
 
 
 def _listed(claim: Claim, status: Status, address: str) -> tuple[LinkStatus, str | None]:
-    """Return the link that the metadata gives the address to, and the delegated range that holds it."""
+    """Return the link to which the metadata assigns the address, and the delegated range that contains it."""
     if status["fetched_at"] is None:
-        raise Broken(never_read(status), "cnctl status", LOG)
+        raise StepFailed(never_read(status), "cnctl status", LOG)
     for link in links(status):
         if any(entry["address"] == address for entry in link["addresses"]):
             return link, None
@@ -208,7 +208,7 @@ def _listed(claim: Claim, status: Status, address: str) -> tuple[LinkStatus, str
     if status["unknown_macs"]:
         found += f"; it names interfaces that are not here: {' '.join(status['unknown_macs'])}"
         look, do = "cnctl status", f"if it is an address of theirs, see the notices of cnctl status; else {do}"
-    raise Broken(found, look, do)
+    raise StepFailed(found, look, do)
 
 
 def _read(status: Status) -> str:

@@ -1,7 +1,7 @@
-"""The facts of each cloud in `cnctl status system`; `--all` and `--json` have all of the metadata.
+"""The facts that `cnctl status system` shows for each cloud; `--all` and `--json` show all of the metadata.
 
-A line is its title, then the paths in the metadata whose values it shows; `*` in a path is every item. A path that ends
-in a slash leads to the whole path of a resource (projects/1/zones/europe-west1-b), of which the last part is shown.
+A line is its title, then the metadata paths whose values it shows; `*` in a path stands for every item. A path that
+ends in a slash refers to a resource name (projects/1/zones/europe-west1-b), of which only the last part is shown.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""`cnctl`: the command line. Help, shell completion and the man pages are made from these definitions.
+"""`cnctl`: the command line. Help, shell completion and the man pages are generated from these definitions.
 
-A command's module is imported when the command runs, so that each starts as fast as it can.
+A command's module is imported when the command runs, to keep the start fast.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from cloud_network.fetcher.state import IDENTITY_PARTS
 from cloud_network.fetcher.state import PATH as STATE
 
 AUDIT_LOG = Path("/var/log/cloud-network/audit.log")
-FILE = click.Path(path_type=Path, readable=False)  # what reads it says what is wrong with it
+FILE = click.Path(path_type=Path, readable=False)  # the reader of the file reports errors
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 EXAMPLES = """\
 \b
 Examples:
-  cnctl status                         is the network healthy? problems come first
-  cnctl status --watch                 the same, again every second
+  cnctl status                         the health of the network, problems first
+  cnctl status --watch                 the same, repeated every second
   cnctl status network                 the addresses of every link
   cnctl status system                  the metadata of this instance
   cnctl status --json | jq .links      for programs; --json works with every command
   cnctl doctor                         check the host: daemons, metadata, every link
   cnctl doctor 10.0.1.11               why an address does not answer
-  sudo cnctl doctor 10.0.1.11:8080     the same for a port that a container has published
+  sudo cnctl doctor 10.0.1.11:8080     the same for a port that a container publishes
   cnctl show ssh-keys                  the public keys of the instance
   cnctl show document > document.json  the signed identity document, byte for byte
   cnctl audit --last 5                 the last requests to netagent
   cnctl audit --verify                 prove that the audit log is unchanged
   sudo cnctl show credentials          the credentials of the instance's role
-  sudo cnctl plan                      the changes that are missing; makes none
+  sudo cnctl plan                      the missing changes; makes none
   sudo cnctl refresh                   read the metadata now, and repair differences
   sudo cnctl flush                     remove everything that cloud-network added
   cnctl wait --timeout 30              in a script: until the network is configured
@@ -58,7 +58,7 @@ Exit codes:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Options of every command, wherever on the command line they stand."""
+    """Options of every command, at any place on the command line."""
 
     json: bool = False
     config: Path | None = None
@@ -69,7 +69,7 @@ class Options:
 
     @property
     def source(self) -> Source:
-        """Return where the state comes from."""
+        """Return the source of the state."""
         return Source(self.socket, self.state)
 
 
@@ -77,9 +77,9 @@ Run = Callable[..., Exit]
 
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of every command, and pass them as `options`; an option of an outer command holds here too."""
+    """Add the options of every command and pass them as `options`. An option of a group applies to its commands."""
 
-    @click.option("--json", "as_json", is_flag=True, help="Print one JSON value, for programs.")
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON value.")
     @click.option("--config", type=FILE, metavar="FILE", help="Check this configuration file first.")
     @click.option("--state", type=FILE, metavar="DIRECTORY", help=f"State files of the fetcher. [{STATE}]")
     @click.option("--socket", "unix", type=FILE, metavar="FILE", help=f"Socket of the api. [{SOCKET}]")
@@ -129,11 +129,11 @@ def watchable(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def execute(options: Options, run: Run) -> None:
-    """Run a command, again and again with --watch, and exit with its code."""
+    """Run a command, repeatedly with --watch, and exit with its code."""
     try:
         if options.config is not None:
             read_configuration(options.config)
-        # Names may be in any script; a terminal that cannot show one gets \\u..., never an error.
+        # Names can be in any script. A terminal that cannot show a character gets \\u... instead of an error.
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         code = watch.repeat(run, options.interval, options.json) if options.watch else run()
         sys.stdout.flush()
@@ -165,11 +165,11 @@ def cli(options: Options) -> None:
     """Show and control what cloud-network does on this instance."""
 
 
-@cli.group("status", invoke_without_command=True, short_help="Is the network healthy? Problems come first.")
+@cli.group("status", invoke_without_command=True, short_help="Show the health of the network, problems first.")
 @common
 @watchable
 def status_command(options: Options) -> None:
-    """Show if the network is healthy, problems first; or one part of the state."""
+    """Show the health of the network, problems first; or one part of the state."""
     from cloud_network.api.cnctl import status
 
     if click.get_current_context().invoked_subcommand is None:
@@ -177,7 +177,7 @@ def status_command(options: Options) -> None:
 
 
 @status_command.command("system")
-@click.option("--all", "everything", is_flag=True, help="Show every fact of the metadata.")
+@click.option("--all", "everything", is_flag=True, help="Show all of the metadata.")
 @common
 def system_command(options: Options, everything: bool) -> None:
     """Show the metadata of this instance."""
@@ -187,7 +187,7 @@ def system_command(options: Options, everything: bool) -> None:
 
 
 @status_command.command("network")
-@click.option("--all", "everything", is_flag=True, help="Show every fact of the metadata.")
+@click.option("--all", "everything", is_flag=True, help="Show all of the metadata.")
 @common
 @watchable
 def network_command(options: Options, everything: bool) -> None:
@@ -197,39 +197,39 @@ def network_command(options: Options, everything: bool) -> None:
     execute(options, lambda: network.run(options.source, options.json, everything))
 
 
-@cli.command("show", short_help="One thing of the metadata, as it is.")
+@cli.command("show", short_help="Print one item of the metadata, unchanged.")
 @click.argument("what", type=click.Choice(["ssh-keys", "credentials", "project", *IDENTITY_PARTS]))
 @common
 def show_command(options: Options, what: str) -> None:
-    """Show one thing of the metadata as it is. Credentials: as root."""
+    """Print one item of the metadata, unchanged. Credentials: as root."""
     from cloud_network.api.cnctl import show
 
     execute(options, lambda: show.run(what, options.source, options.json))
 
 
-@cli.command("doctor", short_help="Check the host, or why an address does not answer.")
+@cli.command("doctor", short_help="Check the host, or find why an address does not answer.")
 @click.argument("address", required=False)
 @click.option("--from", "client", metavar="CLIENT", help="Address of the client that gets no answer.")
 @common
 def doctor_command(options: Options, address: str | None, client: str | None) -> None:
     """Find why an address does not answer; without ADDRESS, check the whole host.
 
-    Checks every step that a packet needs, from the metadata to the MTU, up to the first that fails, and names the
-    command that shows the failure and what to do. With --from, checks the route of replies to that client. ADDRESS:PORT
-    (IPv6: [ADDRESS]:PORT), as root, also checks the replies of a container that has published the port.
+    Checks every step that a packet needs, from the metadata to the MTU, up to the first that fails. Names the command
+    that shows the failure, and the command to run next. With --from, checks the route of replies to that client.
+    ADDRESS:PORT (IPv6: [ADDRESS]:PORT), as root, also checks the replies of a container that publishes the port.
     """
     from cloud_network.api.cnctl import doctor
 
     execute(options, lambda: doctor.run(address, client, options.source, options.json))
 
 
-@cli.command("audit", short_help="Requests to netagent, and their verdicts.")
+@cli.command("audit", short_help="Show the requests to netagent, and their verdicts.")
 @click.option("--verify", is_flag=True, help="Prove that no line was changed, removed or moved.")
 @click.option("--last", type=click.IntRange(min=1), default=20, metavar="N", help="Number of lines. [20]")
 @click.option("--log", type=FILE, default=AUDIT_LOG, metavar="FILE", help=f"Audit log. [{AUDIT_LOG}]")
 @common
 def audit_command(options: Options, verify: bool, last: int, log: Path) -> None:
-    """Show the requests to netagent: who sent them, and the verdict."""
+    """Show the requests to netagent: sender, operations and verdict."""
     from cloud_network.api.cnctl import audit
 
     execute(
@@ -238,12 +238,12 @@ def audit_command(options: Options, verify: bool, last: int, log: Path) -> None:
     )
 
 
-@cli.command("plan", short_help="Print the changes that are missing. As root.")
+@cli.command("plan", short_help="Print the missing changes. As root.")
 @common
 def plan_command(options: Options) -> None:
-    """Print the changes that are missing, as `ip` commands, and make none. As root.
+    """Print the missing changes as `ip` commands, and make none. As root.
 
-    The metadata is read afresh. Exit code 0: nothing to do; 1: changes are missing.
+    Reads the metadata first. Exit code 0: nothing to do; 1: changes are missing.
     """
     from cloud_network.api.cnctl import control
 
@@ -251,12 +251,12 @@ def plan_command(options: Options) -> None:
 
 
 @cli.command("refresh", short_help="Read the metadata and repair now. As root.")
-@click.option("--retry", is_flag=True, help="Also try again what was refused or rolled back.")
+@click.option("--retry", is_flag=True, help="Also retry changes that were refused or rolled back.")
 @common
 def refresh_command(options: Options, retry: bool) -> None:
     """Read the metadata now, and repair differences. As root.
 
-    A change that broke something, and was rolled back, waits for minutes to hours; --retry tries it at once.
+    A change that was rolled back waits for minutes to hours; --retry tries it at once.
     """
     from cloud_network.api.cnctl import control
 
@@ -269,7 +269,7 @@ def flush_command(options: Options) -> None:
     """Remove every address, route and rule that cloud-network added. As root.
 
     Objects of other programs stay, and links keep their state and MTU. Nothing is added again until `cnctl refresh`,
-    or until the fetcher restarts. To stop it for good: sudo systemctl disable --now cloud-network-fetcher. While the
+    or until the fetcher restarts. To stop it for good: sudo systemctl disable --now cloud-network-fetcher. If the
     fetcher is not running: sudo cloud-network-fetcher --flush.
     """
     from cloud_network.api.cnctl import control
@@ -288,8 +288,8 @@ def flush_command(options: Options) -> None:
 def wait_command(options: Options, timeout: float | None) -> None:
     """Wait until the network is configured for the first time since the fetcher started.
 
-    Exit code 0: it is; 1: not in time; 3: no supported cloud is detected. Units that need every address of the instance
-    order themselves after cloud-network-wait-online.service, which runs this command.
+    Exit code 0: configured; 1: not in time; 3: no supported cloud is detected. To start a unit after this, order it
+    after cloud-network-wait-online.service, which runs this command.
     """
     from cloud_network.api.cnctl import wait
 

@@ -1,4 +1,4 @@
-"""`cnctl status network`: each link's addresses, in the Go original's layout with a few lines more."""
+"""`cnctl status network`: each link's addresses, in the layout of the Go original with a few more lines."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ FACTS: tuple[tuple[str, ...], ...] = (
     ("Access Type", "accessConfigs/*/type"),
     ("DNS", "dnsServers"),
 )
-"""Titles, and paths in the metadata of an interface, as in `facts`; a line is shown if the cloud gives it."""
+"""Titles and paths in the metadata of an interface, as in `facts`. A line is shown if the cloud has a value for it."""
 
 
 def run(source: Source, as_json: bool, everything: bool) -> Exit:
-    """Print the links; WRONG if one of them is not as it should be, or the state is out of date."""
+    """Print the links. Returns FAILED if a link is not healthy, or the state is out of date."""
     claim = source.claim()
     status = source.status_of(claim)
     found = links(status)
@@ -45,9 +45,9 @@ def run(source: Source, as_json: bool, everything: bool) -> Exit:
         blocks = [output.rows(table, width, limit) for table in tables]
         print("\n\n".join(blocks) or output.wrapped("no links: ", never_read(status), 0))
     if not found or claim.doubt is Doubt.NOT_RUNNING:
-        return Exit.SILENT
+        return Exit.NO_STATE
     healthy = all(link["state"] in ("ok", "excluded") for link in found)
-    return Exit.OK if healthy and not claim.is_stale() else Exit.WRONG
+    return Exit.OK if healthy and not claim.is_stale() else Exit.FAILED
 
 
 def links(status: Status) -> list[LinkStatus]:
@@ -80,7 +80,7 @@ def _rows(link: LinkStatus, document: Document, everything: bool) -> list[Row]:
 
 
 def _private(entry: AddressStatus) -> str:
-    """Return an address with its subnet's length, and what differs in the kernel."""
+    """Return an address with its subnet's prefix length, and the difference from the kernel."""
     text = f"{entry['address']}/{entry['prefix_length']}"
     kernel, whole = entry["kernel_prefix_length"], 128 if ":" in entry["address"] else 32
     if kernel is None:

@@ -1,7 +1,7 @@
-"""How text reaches the terminal, and how a command ends.
+"""Terminal output, and exit codes of cnctl.
 
-Metadata is hostile. Whatever comes from it passes `safe`, so that no escape sequence, bidirectional override or line
-break of its own gets through.
+Metadata is hostile. Every value from it passes through `safe`, which escapes control characters, bidirectional
+overrides and line breaks.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ PIPE_COLUMNS = 80
 """Width of lines in a pipe or file."""
 
 Row = tuple[str, str | Sequence[str]]
-"""A key, and its value: a text, which wraps at its spaces, or words, which do not wrap inside."""
+"""A key and its value: a text, which wraps at spaces, or words, which do not wrap inside."""
 
 
 class Exit(IntEnum):
     """Exit codes of cnctl."""
 
     OK = 0
-    WRONG = 1  # drift, or an error that is not one of the others
+    FAILED = 1  # drift, or an error without a code of its own
     USAGE = 2
-    SILENT = 3  # a daemon does not answer, or there is no state
-    CONFIG = 78  # an invalid configuration, as for the daemons
+    NO_STATE = 3  # a daemon does not answer, or there is no state
+    CONFIG = 78  # the configuration is invalid; the daemons use the same code
     INTERRUPTED = 130
 
 
 class Failure(Exception):
-    """The command cannot do its work; str() says why and what to do next."""
+    """The command cannot do its work; str() gives the reason and the next command to run."""
 
     def __init__(self, code: Exit, message: str):
         super().__init__(message)
@@ -40,7 +40,7 @@ class Failure(Exception):
 
 
 def safe(value: object) -> str:
-    r"""Return the text of a value, with everything unprintable as \x.., \u.... or \U........ ."""
+    r"""Return the text of a value, with unprintable characters as \x.., \u.... or \U........ ."""
     text = "" if value is None else str(value)
     return text if text.isprintable() else "".join(c if c.isprintable() else _escape(ord(c)) for c in text)
 
@@ -73,7 +73,10 @@ def _size(variable: str, which: int, default: int) -> int | None:
 
 
 def rows(table: Iterable[Row], width: int, limit: int) -> str:
-    """Return `key: value` lines with the colons in column `width`; values wrap to their own column at `limit`."""
+    """Return `key: value` lines with the colons in column `width`.
+
+    Values wrap at `limit` and continue in their own column.
+    """
     lines = []
     for key, value in table:
         words = safe(value).split(" ") if isinstance(value, str) else [safe(word) for word in value]
@@ -88,7 +91,10 @@ def rows(table: Iterable[Row], width: int, limit: int) -> str:
 
 
 def wrapped(head: str, text: str, before: int) -> str:
-    """Return the head and the text; further lines start below the text. `before`: columns left of the head."""
+    """Return the head and the text; further lines start below the text.
+
+    `before`: number of columns to the left of the head.
+    """
     limit, indent = columns(), before + len(head)
     lines, used = [head], indent
     for word in safe(text).split(" "):
@@ -101,7 +107,7 @@ def wrapped(head: str, text: str, before: int) -> str:
 
 
 def coloured(text: str, colour: int) -> str:
-    """Return the text in a colour, if the output is a terminal that wants it (https://no-color.org)."""
+    """Return the text in a colour, if the output is a terminal that allows it (https://no-color.org)."""
     if not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return text
     return f"\x1b[{colour}m{text}\x1b[0m"
@@ -128,12 +134,12 @@ def ago(seconds: float) -> str:
 
 
 def show_json(value: object) -> None:
-    """Print JSON for programs; in ASCII, so it is safe on a terminal as well."""
+    """Print JSON for programs, in ASCII: it is safe on a terminal as well."""
     print(json.dumps(value, indent=2))
 
 
 def note(text: str) -> None:
-    """Print a remark or an error on standard error: wrapped on a terminal, else a line for each line of the text."""
+    """Print a note or an error on standard error: wrapped on a terminal, else unchanged."""
     for number, line in enumerate(text.splitlines()):
         head = "" if number else "cnctl: "
         print(wrapped(head, line, 0) if sys.stderr.isatty() else head + safe(line), file=sys.stderr)

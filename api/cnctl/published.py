@@ -1,8 +1,9 @@
-"""The last step of `cnctl doctor ADDRESS:PORT`: a port that NAT publishes for a container, and the way of its replies.
+"""The last step of `cnctl doctor ADDRESS:PORT`: a port that NAT publishes for a container, and the route of its
+replies.
 
-NAT rules are read from `iptables-save` and `nft --json list ruleset`, which only root may run. Of rules that spread
-over several chains, as kube-proxy's, the container's address is not seen. The way back is asked of the kernel, as for a
-packet that comes from the container: with the mark of ForwardedReplies="mark", if there is a rule for that.
+NAT rules are read from `iptables-save` and `nft --json list ruleset`, which only root may run. The container's address
+is not found in rules that are spread over several chains, as those of kube-proxy. The kernel is asked for the route of
+a packet that comes from the container: with the mark of ForwardedReplies="mark", if a rule for that exists.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cloud_network.api.cnctl.checks import REPAIR, Broken, Case, ask_ip
+from cloud_network.api.cnctl.checks import REPAIR, Case, StepFailed, ask_ip
 
 SYSCTL = Path("/proc/sys/net/ipv4/conf")
 RELOAD = "sudo systemctl restart cloud-network-netagent; sudo systemctl reload cloud-network-fetcher"
@@ -33,14 +34,17 @@ class Target:
 
 
 def check(case: Case, port: int) -> str | None:
-    """Check that replies of a published port leave by the link of the address. None: only root sees NAT rules."""
+    """Check that replies of a published port leave by the link of the address.
+
+    Return None if not root: NAT rules are hidden.
+    """
     if os.geteuid() != 0:
         return None
     targets = [each for each in _targets(case, port) if _dev(case, each.address) is not None]
     if not targets:
-        return f"NAT publishes no port {port} of {case.address} on this host; a process of the host must listen"
+        return f"NAT publishes no port {port} of {case.address} on this host; a process on the host must listen"
     for target in targets:
-        _way_back(case, target, port)
+        _check_return_route(case, target, port)
     named = ", ".join(dict.fromkeys(each.address for each in targets))
     return f"published by {named}, whose replies to {case.client} leave by {case.dev}"
 
@@ -98,30 +102,32 @@ def _dev(case: Case, container: str) -> str | None:
     return found[0].get("dev") if found and found[0].get("type", "unicast") == "unicast" else None
 
 
-def _way_back(case: Case, target: Target, port: int) -> None:
+def _check_return_route(case: Case, target: Target, port: int) -> None:
     mark = _mark(case)
     marked = f" mark {mark}" if mark else ""
     look = f"ip {case.flag} route get {case.client} from {target.address} iif {_dev(case, target.address)}{marked}"
-    what = f"port {port} is published by {target.address}, from which nothing is forwarded to {case.client}"
+    what = f"port {port} is published by {target.address}, but this host forwards nothing from there to {case.client}"
     forwarding = "net.ipv4.ip_forward" if case.version == 4 else "net.ipv6.conf.all.forwarding"
     route = ask_ip(look, missing=what, do=f"sudo sysctl {forwarding}=1")[0]
     if route.get("dev") != case.dev:
         found = f"port {port} is published by {target.address}, whose replies to {case.client} leave by "
         found += f"{route.get('dev')}, not by {case.dev}; the cloud drops them"
         do = f'set [Network] ForwardedReplies="mark" in cloud-network.toml, then: {RELOAD}'
-        raise Broken(found, look, REPAIR if mark else do)
+        raise StepFailed(found, look, REPAIR if mark else do)
     if mark and not _output(["nft", "list", "table", "inet", "cloud_network"]):
-        raise Broken("the table inet cloud_network, which marks connections, is not there", "sudo nft list tables")
+        raise StepFailed(
+            "the nftables table inet cloud_network, which marks connections, is missing", "sudo nft list tables"
+        )
     if case.version == 4 and _drops(case.dev) and _is_asymmetric(case, target):
         found = (
             f"rp_filter=1: what {case.client} sends to {case.dev} is dropped, as it is forwarded to {target.address}"
         )
         do = "sudo sysctl net.ipv4.conf.all.src_valid_mark=1"
-        raise Broken(found, f"sysctl net.ipv4.conf.{case.dev}.rp_filter net.ipv4.conf.all.src_valid_mark", do)
+        raise StepFailed(found, f"sysctl net.ipv4.conf.{case.dev}.rp_filter net.ipv4.conf.all.src_valid_mark", do)
 
 
 def _mark(case: Case) -> str | None:
-    """Return MARK/MASK's mark of the rules that lead to the link's table."""
+    """Return the value of MARK/MASK in the rules for the link's table."""
     table = str(case.link["table"])
     for entry in ask_ip(f"ip {case.flag} rule show"):
         if entry.get("table") == table and "fwmark" in entry and "suppress_prefixlen" not in entry:
@@ -139,6 +145,6 @@ def _sysctl(link: str, name: str) -> int:
 
 
 def _is_asymmetric(case: Case, target: Target) -> bool:
-    """Return True if the way back without a mark is not by the link, which is what rp_filter looks at."""
+    """Return True if replies without a mark do not leave by the link: that is the route that rp_filter checks."""
     found = ask_ip(f"ip {case.flag} route get {case.client} from {target.address} iif {_dev(case, target.address)}")
     return bool(found) and found[0].get("dev") != case.dev

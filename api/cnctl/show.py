@@ -1,7 +1,7 @@
-"""`cnctl show`: one thing of the metadata, as it is.
+"""`cnctl show`: print one item of the metadata, unchanged.
 
-The parts of the identity document are read from the state files and not from REST: a signature holds for the exact
-bytes, and REST answers JSON. To a pipe or file they go unchanged; to a terminal, made safe.
+The parts of the identity document are read from the state files and not from REST: a signature covers the exact bytes,
+and REST answers JSON. A pipe or file gets the bytes unchanged; on a terminal they are escaped.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from cloud_network.api.cnctl.source import Source
 from cloud_network.fetcher.state import Json, StateError
 
 KEY_TYPES = ("ssh-", "ecdsa-", "sk-")
-"""Beginnings of the line of a public key."""
+"""Prefixes of a line that holds a public key."""
 
 
 def run(what: str, source: Source, as_json: bool) -> Exit:
-    """Print what is asked for."""
+    """Print the requested item."""
     commands = {"credentials": _credentials, "ssh-keys": _ssh_keys, "project": _project}
     if what in commands:
         commands[what](source, as_json)
@@ -30,10 +30,10 @@ def run(what: str, source: Source, as_json: bool) -> Exit:
 
 
 def _credentials(source: Source, _as_json: bool) -> None:
-    why = "credentials of the instance's role are fetched for root on request, and never stored"
+    why = "credentials of the instance's role are read from the metadata server on request, and never stored"
     found = control.ask(source.directory, "credentials", "show credentials", why)
     if not found:
-        raise Failure(Exit.WRONG, "the cloud gives this instance no credentials")
+        raise Failure(Exit.FAILED, "the cloud gives this instance no credentials")
     output.show_json({path: _nested(value) for path, value in found.items()})
 
 
@@ -45,14 +45,14 @@ def _ssh_keys(source: Source, as_json: bool) -> None:
     elif keys:
         print("\n".join(safe(key) for key in keys))
     else:
-        raise Failure(Exit.WRONG, "the metadata has no ssh key for this instance")
+        raise Failure(Exit.FAILED, "the metadata has no SSH key for this instance")
 
 
 def _project(source: Source, as_json: bool) -> None:
     """Print the project of Google Cloud."""
     project = source.system().get("project")
     if not isinstance(project, dict) or not project:
-        raise Failure(Exit.WRONG, f"{safe(source.status()['provider'])} has no projects: only Google Cloud does")
+        raise Failure(Exit.FAILED, f"{safe(source.status()['provider'])} has no projects: only Google Cloud has them")
     if as_json:
         output.show_json(project)
     else:
@@ -72,9 +72,9 @@ def _identity(what: str, source: Source, as_json: bool) -> None:
     try:
         content = source.files.read_identity(provider, what) if provider else None
     except StateError as error:
-        raise Failure(Exit.WRONG, safe(error)) from error
+        raise Failure(Exit.FAILED, safe(error)) from error
     if content is None:
-        raise Failure(Exit.WRONG, f"{safe(provider) or 'an unknown cloud'} gives this instance no {what}")
+        raise Failure(Exit.FAILED, f"{safe(provider) or 'an unknown cloud'} gives this instance no {what}")
     if as_json:
         output.show_json(_document(content))
     elif sys.stdout.isatty():
@@ -84,7 +84,7 @@ def _identity(what: str, source: Source, as_json: bool) -> None:
 
 
 def _nested(value: object) -> object:
-    """Return EC2's credentials, JSON objects in a string, as objects."""
+    """Return EC2's credentials, which are JSON objects in strings, as objects."""
     return _document(value.encode()) if isinstance(value, str) and value.startswith("{") else value
 
 

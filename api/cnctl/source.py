@@ -1,6 +1,6 @@
-"""Where cnctl gets the state: it asks the api over its Unix socket; if that is down, it reads the state files.
+"""Source of the state for cnctl: the api, over its Unix socket; the state files if the api does not answer.
 
-The socket lies in a directory that only root and the api's user can write, so no other local user can answer.
+Only root and the api's user can write to the socket's directory, so no other local user can answer.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 SOCKET = Path("/run/cloud-network-api/api.sock")
 TIMEOUT = 2.0
-"""Seconds for one answer of the api."""
+"""Time limit in seconds for one answer of the api."""
 MAX_ANSWER = 16 << 20
 UNIT = "cloud-network-fetcher"
 FETCHER_RUNNING = "running"
-"""The api's `fetcher` where there is no doubt."""
+"""The api's value of `fetcher` for a current state."""
 CLAIM_MEMBERS = frozenset({"stale", "fetcher"})
 """Members that the api adds to status.json."""
 
 
 def read_configuration(path: Path) -> Config:
-    """Return the configuration. Raises Failure if the file is invalid. Its reader is imported only for this."""
+    """Return the configuration. Raises Failure if the file is invalid. Imports its reader only when called."""
     from cloud_network.fetcher.config import ConfigError, load
 
     try:
@@ -41,7 +41,7 @@ def read_configuration(path: Path) -> Config:
 
 
 class ApiDown(Exception):
-    """The api does not answer; str() says how."""
+    """The api does not answer; str() gives the reason."""
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -59,7 +59,7 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 class Source:
-    """The state of one fetcher. Methods raise Failure if there is nothing, with what to do."""
+    """The state of one fetcher. Methods raise Failure, with the next command to run, if there is no state."""
 
     def __init__(self, path: Path, directory: Path) -> None:
         self.directory = directory
@@ -76,23 +76,23 @@ class Source:
             try:
                 status = parse_status({key: value for key, value in answer.items() if key not in CLAIM_MEMBERS})
             except ShapeError as error:
-                raise Failure(Exit.WRONG, f"the api's answer: {safe(error)}") from error
+                raise Failure(Exit.FAILED, f"the api's answer: {safe(error)}") from error
             claim = Claim(status, _doubt(answer.get("fetcher")))
         if claim.status is None:
-            raise Failure(Exit.SILENT, nothing(claim))
+            raise Failure(Exit.NO_STATE, nothing(claim))
         return claim
 
     def find_claim(self) -> Claim:
-        """Return the status, or a claim without one if there is none."""
+        """Return the status, or a claim without a status if there is none."""
         try:
             return self.claim()
         except Failure as failure:
-            if failure.code != Exit.SILENT:
+            if failure.code != Exit.NO_STATE:
                 raise
             return self._read_claim()
 
     def find_api_error(self) -> str | None:
-        """Return why the api does not answer; None if it does. The state is then read from the files."""
+        """Return the reason why the api does not answer; None if it does. Without the api, the state files are read."""
         try:
             request(self._socket, "/api/v1/health")
         except ApiDown as error:
@@ -101,14 +101,14 @@ class Source:
         return None
 
     def status(self) -> Status:
-        """Return the status alone."""
+        """Return the status without the claim around it."""
         return self.status_of(self.claim())
 
     @staticmethod
     def status_of(claim: Claim) -> Status:
-        """Return the status of a claim, of which there is one."""
+        """Return the status of a claim. Raises Failure if it has none."""
         if claim.status is None:
-            raise Failure(Exit.SILENT, nothing(claim))
+            raise Failure(Exit.NO_STATE, nothing(claim))
         return claim.status
 
     def links(self) -> dict[str, Document]:
@@ -119,7 +119,7 @@ class Source:
         try:
             return {str(document.get("mac")): document for document in self.files.read_links().values()}
         except StateError as error:
-            raise Failure(Exit.WRONG, safe(error)) from error
+            raise Failure(Exit.FAILED, safe(error)) from error
 
     def system(self) -> Document:
         """Return the metadata of the instance."""
@@ -129,19 +129,19 @@ class Source:
         try:
             document = self.files.read_system()
         except StateError as error:
-            raise Failure(Exit.WRONG, safe(error)) from error
+            raise Failure(Exit.FAILED, safe(error)) from error
         if document is None:
-            raise Failure(Exit.SILENT, nothing(self._read_claim()))
+            raise Failure(Exit.NO_STATE, nothing(self._read_claim()))
         return document
 
     def _read_claim(self) -> Claim:
         try:
             return self.files.read_claim()
         except StateError as error:
-            raise Failure(Exit.WRONG, safe(error)) from error
+            raise Failure(Exit.FAILED, safe(error)) from error
 
     def _ask(self, route: str) -> dict[str, Any] | None:
-        """Return the api's answer; None if it is down, which is said once."""
+        """Return the api's answer. If the api is down, print a note once and return None."""
         if self._down:
             return None
         try:
@@ -152,7 +152,7 @@ class Source:
             return None
         if status == http.HTTPStatus.OK:
             return answer
-        code = Exit.SILENT if status == http.HTTPStatus.SERVICE_UNAVAILABLE else Exit.WRONG
+        code = Exit.NO_STATE if status == http.HTTPStatus.SERVICE_UNAVAILABLE else Exit.FAILED
         raise Failure(code, safe(answer.get("detail", f"the api answers with status {status}")))
 
 
@@ -168,7 +168,7 @@ def request(path: Path, route: str) -> tuple[int, dict[str, Any]]:
             body += chunk
             if len(body) > MAX_ANSWER or time.monotonic() > until:
                 raise ApiDown("its answer is too large or too slow")
-        if answer.length:  # bytes that were announced and did not come
+        if answer.length:  # announced bytes that did not arrive
             raise ApiDown("its answer was cut off")
         content = json.loads(bytes(body))
     except OSError as error:
@@ -183,14 +183,14 @@ def request(path: Path, route: str) -> tuple[int, dict[str, Any]]:
 
 
 def nothing(claim: Claim) -> str:
-    """Return the sentence for a host without any state."""
+    """Return the message for a host without any state."""
     doubt = claim.explain_doubt(time.time())
     reason = f": {doubt}" if doubt else ""
     return f"the metadata has never been read{reason}\nSee: systemctl status {UNIT}; journalctl -u {UNIT}"
 
 
 def never_read(status: Status) -> str:
-    """Return why there is nothing of the metadata, for a person."""
+    """Return the reason why there is nothing to show."""
     if status["fetched_at"] is not None:
         return "the metadata names no link of this host"
     error = status["last_error"]
@@ -199,7 +199,7 @@ def never_read(status: Status) -> str:
 
 
 def warn_if_stale(claim: Claim) -> None:
-    """Say that what is shown may not be so any more."""
+    """Print a note if the state is out of date."""
     now = time.time()
     if doubt := claim.explain_doubt(now):
         note(f"out of date: {doubt}. See: systemctl status {UNIT}")

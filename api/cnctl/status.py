@@ -1,4 +1,4 @@
-"""`cnctl status`: is the network healthy? On one screen, problems first."""
+"""`cnctl status`: the health of the network on one screen, problems first."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from cloud_network.fetcher.status import ConflictStatus, LinkStatus, Status, age
 COLOURS = {"ok": GREEN, "excluded": GREEN, "starting": YELLOW, "degraded": YELLOW, "drift": YELLOW}
 HEALTHY = ("ok", "excluded")
 DRIFT_LINES = 5
-"""Changes of one link that are shown; the rest are counted."""
+"""Number of changes shown for a link; the rest are counted."""
 CONFLICTS = 3
-"""Conflicts that are shown; the rest are counted."""
+"""Number of conflicts shown; the rest are counted."""
 WIDTH = 9
 DOUBTS = {
     Doubt.NOT_RUNNING: "fetcher not running",
@@ -31,7 +31,7 @@ FETCHER_UNIT = "cloud-network-fetcher.service"
 
 
 def run(source: Source, as_json: bool) -> Exit:
-    """Print the summary; WRONG unless everything agrees and the state is current."""
+    """Print the summary. Returns FAILED unless everything agrees and the state is current."""
     claim = source.claim()
     status, now = source.status_of(claim), time.time()
     stale = claim.stale(now)
@@ -40,12 +40,12 @@ def run(source: Source, as_json: bool) -> Exit:
     else:
         _show(claim, status, now)
     if claim.doubt is Doubt.NOT_RUNNING or _knows_nothing(status):
-        return Exit.SILENT
-    return Exit.OK if status["state"] == "ok" and not stale else Exit.WRONG
+        return Exit.NO_STATE
+    return Exit.OK if status["state"] == "ok" and not stale else Exit.FAILED
 
 
 def _knows_nothing(status: Status) -> bool:
-    """Return True for a host of no known cloud, or whose metadata has never been read."""
+    """Return True if the host has no known cloud, or its metadata has never been read."""
     return status["fetched_at"] is None and status["state"] in ("starting", "error")
 
 
@@ -60,8 +60,8 @@ def _show(claim: Claim, status: Status, now: float) -> None:
     if status["links"]:
         print()
         screen = output.height()
-        room = screen - len(verdict.splitlines()) - len(facts.splitlines()) - 4 if screen else None
-        print("\n".join(_fitting(links(status), limit, room)))
+        rows_left = screen - len(verdict.splitlines()) - len(facts.splitlines()) - 4 if screen else None
+        print("\n".join(_fitting(links(status), limit, rows_left)))
 
 
 def _state(claim: Claim, status: Status, now: float) -> str:
@@ -82,9 +82,9 @@ def _verdict(status: Status) -> str:
 
 
 def _problems(claim: Claim, status: Status, now: float) -> Iterator[Row]:
-    """Yield what is wrong, the reason first."""
+    """Yield the problems, the cause first."""
     error, conflicts = status["last_error"], status["conflicts"]
-    if error and not (error["kind"] == "conflict" and conflicts):  # else the conflicts say the same
+    if error and not (error["kind"] == "conflict" and conflicts):  # else the conflicts have the same text
         yield "Error", f"{error['kind']}, {_since(error['at'], now)}: {error['message']}"
     if doubt := claim.explain_doubt(now):
         yield "Fetcher", f"{doubt}. See: systemctl status cloud-network-fetcher"
@@ -124,7 +124,7 @@ def _facts(status: Status, now: float) -> Iterator[Row]:
 
 
 def service_failure() -> str | None:
-    """Return systemd's result of the fetcher if it is not running; None without systemd, or if it did not fail."""
+    """Return systemd's result of the fetcher; None if it is running, did not fail, or systemd is absent."""
     if not Path("/run/systemd/system").is_dir():  # sd_booted(3)
         return None
     command = ["systemctl", "show", "--property=ActiveState,Result,ExecMainStatus", FETCHER_UNIT]
@@ -139,7 +139,7 @@ def service_failure() -> str | None:
 
 
 def conflict_words(conflict: ConflictStatus, state: str, now: float) -> str:
-    """Return a conflict for a person: the change, how often it was reverted, and what comes next."""
+    """Return a conflict as text: the change, how often it was reverted, and the time of the next repair."""
     what = "not made"
     if conflict["times"]:
         period = duration(age(conflict["since"], now))
@@ -155,22 +155,22 @@ def _since(at: str, now: float) -> str:
     return ago(age(at, now))
 
 
-def _fitting(found: list[LinkStatus], limit: int, room: int | None) -> list[str]:
-    """Return the table; if it is higher than the room, healthy links are left out, the last first."""
+def _fitting(found: list[LinkStatus], limit: int, rows_left: int | None) -> list[str]:
+    """Return the lines of the table. If they exceed `rows_left`, healthy links are left out, starting with the last."""
     lines = list(_table(found, limit))
-    if room is None or len(lines) <= room:
+    if rows_left is None or len(lines) <= rows_left:
         return lines
     unhealthy = [link for link in found if link["state"] not in HEALTHY]
     healthy = [link for link in found if link["state"] in HEALTHY]
-    while healthy and len(lines) > room:
-        del healthy[-max(1, (len(lines) - room) // 3) :]  # a row has a few lines at most
+    while healthy and len(lines) > rows_left:
+        del healthy[-max(1, (len(lines) - rows_left) // 3) :]  # a row has at most a few lines
         lines = list(_table(sorted([*unhealthy, *healthy], key=lambda link: link["ifindex"]), limit))
     left_out = len(found) - len(unhealthy) - len(healthy)
     return [*lines, f"... and {count(left_out, 'healthy link')}: cnctl status network"]
 
 
 def _table(found: list[LinkStatus], limit: int) -> Iterator[str]:
-    """Yield a row for each link; gateways that do not fit stand below it."""
+    """Yield a row for each link. Gateways that do not fit continue below it."""
     head = ("LINK", "STATE", "ADDRESSES", "TABLE", "MTU", "GATEWAY")
     cells = [tuple(safe(cell) for cell in _cells(link)) for link in found]
     widths = [max(len(row[column]) for row in (head, *cells)) for column in range(len(head))]

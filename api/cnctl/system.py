@@ -1,7 +1,7 @@
-"""`cnctl status system`: facts of the instance, in the Go original's layout; `--all` shows all that the metadata has.
+"""`cnctl status system`: facts of the instance, in the layout of the Go original; `--all` shows all of the metadata.
 
-AWS has the original's table, with a line for every key; other clouds have the lines of `facts` that their metadata
-fills. A cloud without either is shown as its metadata is nested.
+AWS has the original's table, with a line for every key. Other clouds have those lines of `facts` for which their
+metadata has a value. For a cloud without either, the metadata is shown as it is nested.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cloud_network.api.cnctl.source import Source, warn_if_stale
 from cloud_network.fetcher.state import Document, Json
 
 EMPTY_LIST = "[]"
-"""AWS's events are JSON in a text; most hosts have none."""
+"""Metadata keys of AWS that hold JSON in a string; most hosts have no events."""
 
 Column = tuple[str, str | Callable[[Document], str]]
 
@@ -44,7 +44,7 @@ def rows(provider: str, document: Document) -> list[Row]:
 
 
 def flat(value: Json) -> list[Row]:
-    """Return a row for every value that is not empty, keyed by its path. Lines of a plain text become its words."""
+    """Return a row for every value that is not empty, keyed by its path. Lines of a plain text become words."""
     found: list[Row] = []
     for path, text in _leaves("", value):
         lines = text.split("\n")
@@ -69,7 +69,7 @@ def _leaves(path: str, value: Json) -> Iterator[tuple[str, str]]:
 
 
 def _at(value: Json, path: str) -> list[Json]:
-    """Return the values at `key/key/...`, or under a key that is written so; `*` is every item of a list or object."""
+    """Return the values at `key/key/...`, or under a key with slashes; `*` is every item of a list or object."""
     if not path:
         return [] if value is None else [value]
     if isinstance(value, dict) and path in value:
@@ -96,7 +96,7 @@ def _text(document: Document, path: str) -> str:
 
 
 def fact_words(document: Document, paths: list[str]) -> list[str]:
-    """Return every value that there is; of a path that ends in a slash, the part after the value's last slash."""
+    """Return all values at the paths. For a path that ends in a slash, return the part after the value's last slash."""
     found = []
     for path in paths:
         text = _text(document, path.removesuffix("/"))
@@ -106,7 +106,7 @@ def fact_words(document: Document, paths: list[str]) -> list[str]:
 
 
 def _named(**paths: str) -> Callable[[Document], str]:
-    """Return several values as `Name:value Name:value`; "" if the metadata has none of them."""
+    """Return a function that joins several values as `Name:value Name:value`; "" if the metadata has none of them."""
 
     def value(document: Document) -> str:
         texts = {name: _text(document, path) for name, path in paths.items()}

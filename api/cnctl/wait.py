@@ -13,13 +13,14 @@ from cloud_network.fetcher.status import Status
 
 POLL_S = 0.25
 CONFIGURED = ("ok", "degraded")
-"""States after a first comparison with the metadata. What a degraded host lacks does not come by waiting."""
+"""States after a first comparison with the metadata. Waiting longer does not repair a degraded host."""
 
 
 def run(timeout_s: float | None, config: Path | None, state: Path) -> Exit:
-    """Wait for at most `timeout_s` seconds, else ReadyTimeout=. Raises Failure if the network is not ready by then.
+    """Wait for at most `timeout_s` seconds (default: ReadyTimeout=). Raises Failure if the network is not ready by
+    then.
 
-    The state files are read rather than the api asked, because the api need not run for units that wait.
+    The state files are read instead of asking the api, because the api need not run for units that wait.
     """
     if timeout_s is None:
         timeout_s = read_configuration(config or PATH).ready_timeout
@@ -35,10 +36,10 @@ def run(timeout_s: float | None, config: Path | None, state: Path) -> Exit:
             if claim.doubt is None and _is_configured(claim.status):
                 return Exit.OK
             if _has_no_cloud(claim.status):
-                raise Failure(Exit.SILENT, reason)
+                raise Failure(Exit.NO_STATE, reason)
         if time.monotonic() >= end:
             raise Failure(
-                Exit.WRONG, f"the network is not configured after {timeout_s:g} s: {reason}. See: cnctl status"
+                Exit.FAILED, f"the network is not configured after {timeout_s:g} s: {reason}. See: cnctl status"
             )
         time.sleep(POLL_S)
 
@@ -48,7 +49,7 @@ def _is_configured(status: Status) -> bool:
 
 
 def _has_no_cloud(status: Status) -> bool:
-    """Return True if the fetcher of this boot has ended because no cloud is detected."""
+    """Return True if the fetcher of this boot ended because no cloud was detected."""
     error = status["last_error"]
     return (
         status["boot_id"] == boot_id() and not status["provider"] and error is not None and error["kind"] == "detection"

@@ -1,4 +1,4 @@
-"""`--watch`: repeat a command. On a terminal each frame replaces the last one; else they follow each other."""
+"""`--watch`: repeat a command. On a terminal each frame replaces the previous one; elsewhere it follows it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cloud_network.api.cnctl.output import Exit, Failure
 
 HOME, CLEAR, TO_END_OF_LINE, TO_END = "\x1b[H", "\x1b[H\x1b[2J", "\x1b[K", "\x1b[J"
 HIDE, SHOW = "\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h"
-"""The cursor and line wrapping, which would make a frame higher than its lines."""
+"""Hide or show the cursor, and turn line wrapping off or on: a wrapped line would make a frame too high."""
 
 
 def repeat(run: Callable[[], Exit], interval: float, as_json: bool) -> Exit:
@@ -42,7 +42,7 @@ def _show(frame: str, in_place: bool) -> None:
 
 
 def _frame(run: Callable[[], Exit]) -> str:
-    """Return everything that the command prints, errors included: a daemon may be restarting."""
+    """Return everything that the command prints, including errors: a daemon may be restarting."""
     frame = _Frame()
     with contextlib.redirect_stdout(frame), contextlib.redirect_stderr(frame):
         try:
@@ -53,7 +53,7 @@ def _frame(run: Callable[[], Exit]) -> str:
 
 
 class _Frame(io.StringIO):
-    """Collects output that is laid out for the real standard output."""
+    """Collects output in the layout of the real standard output."""
 
     def isatty(self) -> bool:
         return sys.__stdout__ is not None and sys.__stdout__.isatty()

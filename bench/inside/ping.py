@@ -1,7 +1,8 @@
-"""Runs beyond the instance: `python3 -I -S ping.py ADDRESS`: asks every 2 ms until ADDRESS answers, and says when.
+"""Runs outside the instance: `python3 -I -S ping.py ADDRESS` pings every 2 ms until ADDRESS answers, and prints the
+time.
 
-An ICMP echo request (RFC 792) is answered by the kernel, so no process of the instance has a part in it. What it prints
-is the monotonic clock, the same in every namespace.
+The kernel answers an ICMP echo request (RFC 792), so no process of the instance takes part. The time is that of the
+monotonic clock, which is the same in every namespace.
 """
 
 import os
@@ -11,7 +12,7 @@ import struct
 import sys
 import time
 
-EVERY, PATIENCE = 0.002, 120.0
+EVERY, TIMEOUT_S = 0.002, 120.0
 ECHO, REPLY = 8, 0
 
 
@@ -26,7 +27,7 @@ if __name__ == "__main__":
     address = sys.argv[1]
     sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
     print("asking", flush=True)
-    end, number = time.monotonic() + PATIENCE, 0
+    end, number = time.monotonic() + TIMEOUT_S, 0
     while time.monotonic() < end:
         number += 1
         try:

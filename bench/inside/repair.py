@@ -1,9 +1,9 @@
-"""Runs in the instance: undoes one thing after the other, and waits until somebody puts it back.
+"""Runs in the instance: removes one object after the other, and waits until each is repaired.
 
     python3 -I -S repair.py PAUSE < [["ip", "address", "del", …], …]
 
-Milliseconds from the kernel's notification that it is gone to the one that it is back, by the kernel's own messages
-(linux/rtnetlink.h): RTM_NEWADDR 20, RTM_NEWROUTE 24, RTM_NEWRULE 32, and one more for each that is gone.
+Prints milliseconds from the kernel's notification of the removal to that of the repair (linux/rtnetlink.h):
+RTM_NEWADDR 20, RTM_NEWROUTE 24, RTM_NEWRULE 32; the removal of each has the next number.
 """
 
 import json
@@ -16,11 +16,11 @@ import time
 
 GROUPS = (5, 7, 8)  # RTNLGRP_IPV4_IFADDR, _ROUTE, _RULE
 NEW = {"address": 20, "route": 24, "rule": 32}
-PATIENCE = 60.0
+TIMEOUT_S = 60.0
 
 
 def kinds(listener: socket.socket) -> set[int]:
-    """The kinds of the messages of one datagram."""
+    """Return the types of the messages in one datagram."""
     data, found = listener.recv(1 << 16), set()
     while data:
         length, kind = struct.unpack_from("=IH", data)
@@ -38,7 +38,7 @@ def wait(listener: socket.socket, kind: int) -> float:
 def once(words: list[str]) -> float:
     new = NEW[words[1]]
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as listener:
-        listener.settimeout(PATIENCE)
+        listener.settimeout(TIMEOUT_S)
         listener.bind((0, sum(1 << (group - 1) for group in GROUPS)))
         subprocess.run(words, check=True)
         gone = wait(listener, new + 1)
@@ -49,5 +49,5 @@ if __name__ == "__main__":
     pause, taken = float(sys.argv[1]), []
     for words in json.load(sys.stdin):
         taken.append(once(words))
-        time.sleep(pause * random.uniform(1, 2))  # no beat that the fetcher could fall into step with
+        time.sleep(pause * random.uniform(1, 2))  # random, so that the fetcher cannot fall into step
     print(json.dumps(taken))

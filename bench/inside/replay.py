@@ -1,8 +1,8 @@
-"""Runs in the instance: asks what the fetcher asked, over one socket and with no HTTP library; milliseconds on stdout.
+"""Runs in the instance: repeats the fetcher's requests over one socket without an HTTP library; prints milliseconds.
 
     python3 -I -S replay.py ADDRESS ROUNDS < [["GET", "/path?query"], …]
 
-That is the metadata server's own answer time, the least that any client must wait: nothing is parsed but the length.
+This is the metadata server's own answer time, the least that any client must wait: only the length is parsed.
 """
 
 import json
@@ -14,7 +14,7 @@ TTL = b"X-aws-ec2-metadata-token-ttl-seconds: 21600\r\n"
 
 
 def answer(sock: socket.socket, request: bytes) -> bytes:
-    """The body of one answer."""
+    """Return the body of one answer."""
     sock.sendall(request)
     data = b""
     while b"\r\n\r\n" not in data:

@@ -24,7 +24,7 @@ from pyroute2 import IPRoute
 
 
 def dump_everything() -> None:
-    """Dump what `kernel.read` looks at with pyroute2 alone, without making values of it."""
+    """Dump the objects of `kernel.read` with pyroute2 alone, without converting them to values."""
     with IPRoute() as ip:
         for question in (ip.link, ip.addr):
             list(question("dump"))
@@ -35,7 +35,7 @@ def dump_everything() -> None:
 
 
 def measure(rounds: int) -> dict[str, list[float]]:
-    """{step: milliseconds of each round}."""
+    """Return {step: milliseconds of each round}."""
     config = configuration.load(configuration.PATH)
     provider = detect(config.provider, read_firmware())
     provider.client.kinds = config.allow_kinds

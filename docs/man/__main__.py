@@ -1,6 +1,6 @@
-"""`python docs/man DIRECTORY`: writes the man pages of cnctl, cloud-network.8 and cloud-network.toml.5 there, in roff.
+"""`python docs/man DIRECTORY`: write the man pages of cnctl, cloud-network.8 and cloud-network.toml.5, in roff.
 
-click-man makes cnctl's pages from its commands; the others come from the configuration's KEYS and from words.py.
+click-man generates cnctl's pages from its commands; the others come from the configuration's KEYS and from words.py.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main(directory: Path) -> None:
 
 
 def more_of_cnctl() -> Lines:
-    """Yield the sections of cnctl(1) that click-man does not make."""
+    """Yield the sections of cnctl(1) that click-man does not generate."""
     yield from section("JSON")
     yield from text(words.JSON)
     yield from section("EXIT STATUS")
@@ -49,7 +49,7 @@ def more_of_cnctl() -> Lines:
 
 
 def overview() -> Lines:
-    """cloud-network(8): what runs, and what becomes of the network."""
+    """Yield cloud-network(8): the daemons, and their effect on the network."""
     yield from head("cloud-network", "8", "configure every address that the cloud gives this instance")
     yield from section("SYNOPSIS")
     yield r"\fBcloud\-network\-fetcher\fR [\fB\-\-config\fR \fIFILE\fR] [\fB\-\-check\-config\fR | \fB\-\-flush\fR]"
@@ -60,7 +60,7 @@ def overview() -> Lines:
     yield from section("DESCRIPTION")
     yield from text(words.OVERVIEW)
     yield from items(words.DAEMONS)
-    yield from section("WHAT STAYS AND WHAT GOES")
+    yield from section("REMOVAL")
     yield from text(words.REMOVAL)
     yield from section("LOG")
     yield from text(words.LOG)
@@ -72,7 +72,7 @@ def overview() -> Lines:
 
 
 def toml() -> Lines:
-    """cloud-network.toml(5): every key, with its meaning, what is accepted, and the default."""
+    """Yield cloud-network.toml(5): every key with its meaning, the accepted values, and the default."""
     yield from head("cloud-network.toml", "5", "configuration of cloud-network")
     yield from section("SYNOPSIS")
     yield escape("/etc/cloud-network/cloud-network.toml")
@@ -88,7 +88,7 @@ def toml() -> Lines:
 
 
 def default(field: str) -> str:
-    """A key's default, as one would write it."""
+    """Return a key's default in the syntax of the file."""
     value = getattr(Config(), field)
     if value is None:
         return "the cloud's own"
@@ -102,11 +102,11 @@ def default(field: str) -> str:
 # --- roff ---
 
 
-def head(name: str, number: str, what: str) -> Lines:
-    """Yield the page's title. Its date is SOURCE_DATE_EPOCH's, so that the same source makes the same bytes."""
+def head(name: str, number: str, summary: str) -> Lines:
+    """Yield the page's title. Its date is that of SOURCE_DATE_EPOCH, for reproducible builds."""
     yield f'.TH {name.upper()} {number} "{date()}" "cloud\\-network {version("cloud-network")}"'
     yield from section("NAME")
-    yield rf"{escape(name)} \- {escape(what)}"
+    yield rf"{escape(name)} \- {escape(summary)}"
 
 
 def date() -> str:
@@ -115,32 +115,32 @@ def date() -> str:
 
 
 def section(title: str) -> Lines:
-    """A heading."""
+    """Yield a heading."""
     yield f'.SH "{escape(title)}"'
 
 
 def item(term: str, meaning: str) -> Lines:
-    """A term, already in roff, and its meaning below."""
+    """Yield a term, already in roff, and its meaning below."""
     yield ".TP"
     yield term
     yield from text(meaning)
 
 
 def items(found: Mapping[str, str]) -> Lines:
-    """Terms in bold, and their meanings."""
+    """Yield terms in bold, and their meanings."""
     for term, meaning in found.items():
         yield from item(bold(term), meaning)
 
 
-def text(said: str) -> Lines:
-    """Lines of running text."""
-    for line in said.splitlines():
+def text(prose: str) -> Lines:
+    """Yield lines of running text."""
+    for line in prose.splitlines():
         if line.strip():
             yield escape(line.strip())
 
 
 def see(*pages: str) -> Lines:
-    """The last section."""
+    """Yield the section SEE ALSO."""
     yield from section("SEE ALSO")
     for page in pages:
         name, number = page.rstrip(")").split("(")
@@ -148,14 +148,14 @@ def see(*pages: str) -> Lines:
 
 
 def bold(word: str) -> str:
-    """In bold."""
+    """Return a word in bold."""
     return rf"\fB{escape(word)}\fR"
 
 
-def escape(said: str) -> str:
-    """Text that roff takes as it is: man(7) wants hyphens that people copy as minus signs."""
-    said = said.replace("\\", r"\e").replace("-", r"\-").replace("`", r"\(ga")
-    return rf"\&{said}" if said.startswith((".", "'")) else said
+def escape(plain: str) -> str:
+    """Escape text for roff. Hyphens become minus signs, so that readers can copy them (man(7))."""
+    escaped = plain.replace("\\", r"\e").replace("-", r"\-").replace("`", r"\(ga")
+    return rf"\&{escaped}" if escaped.startswith((".", "'")) else escaped
 
 
 if __name__ == "__main__":

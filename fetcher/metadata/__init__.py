@@ -1,1 +1,1 @@
-"""Reads the instance metadata: HTTP, detection of the cloud, one provider per cloud, and the model they fill."""
+"""Reads the instance metadata: HTTP, cloud detection, one provider per cloud, and the model that they fill."""

@@ -1,7 +1,7 @@
-"""What the providers share: the Provider itself, and one that reads JSON documents (`tree` has one that reads a tree).
+"""Base classes of the providers: Provider, and one for clouds with JSON documents (`tree` has one for trees of texts).
 
-A provider is used by one thread at a time, except for `wait_for_change`, which has a connection of its own and runs in
-another thread beside the reads.
+A provider is used by one thread at a time, except `wait_for_change`, which has its own connection and runs in another
+thread, in parallel with reads.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from cloud_network.fetcher.metadata.model import Instance, MetadataError, Proble
 
 logger = logging.getLogger(__name__)
 
-LOOK_S = 2.0  # seconds to wait for the next bytes when only asking whether the server answers
-BUSY = (429, 503)  # statuses of a server that is there, and reachable, and asks to be left alone for now
+LOOK_S = 2.0  # seconds to wait for the next bytes when only testing whether the server answers
+BUSY = (429, 503)  # statuses of a reachable server that asks the client to wait
 
 
 class Provider(ABC):
-    """One cloud: reads its metadata, decides nothing."""
+    """One cloud: reads its metadata, makes no decisions."""
 
     name: ClassVar[str]
     endpoints: ClassVar[
         tuple[str, ...]
-    ]  # addresses of the metadata server; the second serves if the first is not there
+    ]  # addresses of the metadata server; the second is used if the first does not answer
 
     def __init__(self, client: Client | None = None) -> None:
         self.client = client or Client(*self.endpoints)
-        self.pending_facts = False  # facts that are only shown are still to be read by the next fetches
+        self.pending_facts = False  # facts for display are still to be read by the next fetches
 
     def fetch(self, deadline: float = math.inf) -> Instance:
         """Read the metadata once, until `deadline` (of time.monotonic) at the latest.
@@ -47,17 +47,17 @@ class Provider(ABC):
             found = bounded(self.read())
         if not self.client.unbounded:
             return found
-        text = f"{self.client.unbounded}: the answer has no length and may have been cut off"
+        text = f"{self.client.unbounded}: the answer has no length and may be incomplete"
         return replace(found, missing=(*found.missing, Problem("", text)))
 
     @abstractmethod
     def read(self) -> Instance:
-        """Return what the metadata say now (called by `fetch`)."""
+        """Return the current metadata (called by `fetch`)."""
 
     def answers(self) -> bool:
         """Return True if the metadata server can be reached: one cheap request, at most twice.
 
-        Twice, because a kept connection may have had a source address that is gone.
+        Twice, because a kept connection may have a source address that is no longer on this host.
         """
         for _ in range(2):
             try:
@@ -68,38 +68,38 @@ class Provider(ABC):
 
     @abstractmethod
     def look(self) -> bool:
-        """Send one request and return True if the answer is the cloud's (called by `answers`)."""
+        """Send one request and return True if the answer is from this cloud (called by `answers`)."""
 
     def credentials(self) -> dict[str, Any]:
-        """Return the instance's secrets by their paths; for root only, and never stored."""
+        """Return the instance's secrets by path. For root only, never stored."""
         return {}
 
     def is_recognised(self) -> bool:
-        """Return True if the server shows a sign that only this cloud's has. For hosts without firmware fields."""
+        """Return True if the server has a characteristic unique to this cloud. For hosts without firmware fields."""
         return False
 
 
 @runtime_checkable
 class Waiting(Protocol):
-    """A provider whose cloud reports changes at once."""
+    """A provider whose cloud reports changes immediately."""
 
     def wait_for_change(self) -> bool:
-        """Block until the metadata differ from those last fetched (True), or for about a minute (False).
+        """Block until the metadata differs from the last fetch (True), or for about a minute (False).
 
-        For a thread of its own. Raises MetadataError as `fetch`.
+        Called in a separate thread. Raises MetadataError as `fetch` does.
         """
         ...
 
 
 class JsonProvider(Provider):
-    """A Provider that reads JSON documents. Facts that are only shown are read again when the network has changed."""
+    """A Provider that reads JSON documents. Facts for display are read again when the network has changed."""
 
     headers: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    probe: ClassVar[str]  # the path of a document that is always there
+    probe: ClassVar[str]  # the path of a document that always exists
 
     def __init__(self, client: Client | None = None) -> None:
         super().__init__(client)
-        self._network: object = None  # the document that the facts below belong to
+        self._network: object = None  # the document for which the facts below were read
         self._facts: dict[str, Node] = {}
         self._due: list[str] = []  # paths of facts to read
 
@@ -113,14 +113,14 @@ class JsonProvider(Provider):
         return parse_json(self.text(path), path)
 
     def text(self, path: str) -> str:
-        """Return the text at `path`. Raises MetadataError unless it is there."""
+        """Return the text at `path`. Raises MetadataError if it is missing."""
         answer = self.request(path)
         if answer.status != 200:
             raise answer.error(path)
         return answer.text(path)
 
     def facts(self, network: Node, *paths: str) -> dict[str, Node]:
-        """Return the documents at `paths`, as they were when `network` last changed. One that failed is tried again."""
+        """Return the documents at `paths`, read when `network` last changed. A failed one is tried again."""
         if self._network != network.value:
             self._network, self._due = network.value, list(paths)
         for path in list(self._due):
@@ -128,7 +128,7 @@ class JsonProvider(Provider):
                 self._facts[path] = self.document(path)
                 self._due.remove(path)
             except MetadataError as error:
-                logger.debug("metadata: %s; only shown, read again at the next refresh", error)
+                logger.debug("metadata: %s; for display only, retrying at the next refresh", error)
         return self._facts
 
     def request(self, path: str, seconds: float | None = None) -> Response:

@@ -1,6 +1,6 @@
-"""Interfaces, built part by part from a cloud's document.
+"""Builders of interfaces, filled part by part from a cloud's document.
 
-A part that is wrong is reported by its path and left out; the other parts of the interface and all other interfaces are
+An invalid part is reported by its path and left out; the other parts of the interface and all other interfaces are
 built. An `InterfaceBuilder` collects one interface, an `InstanceBuilder` all of them.
 """
 
@@ -30,13 +30,13 @@ from cloud_network.fetcher.metadata.model import (
     place,
 )
 
-_MTU = (576, 65535)  # bytes; what netagent accepts
+_MTU = (576, 65535)  # bytes; netagent accepts the same
 _MAX_SUBNETS = 256  # of one interface
-_MAX_REPORTED = 8  # problems of one interface
+_MAX_REPORTED = 8  # problems per interface
 
 
 class UnsupportedError(MetadataError):
-    """A part is valid and of a sort that is not configured: a notice, and no Problem."""
+    """A part is valid but of a kind that is not configured: reported as a notice, not as a Problem."""
 
     def __init__(self, text: str) -> None:
         super().__init__("unsupported", text)
@@ -46,8 +46,8 @@ class UnsupportedError(MetadataError):
 class InterfaceBuilder:
     """Collects the parts of the interface with this MAC. Add subnets first and gateways last.
 
-    `path` names the interface in errors. Wrap each part in `with builder.part():`, so that a wrong one is reported and
-    the next is still read.
+    `path` names the interface in errors. Wrap each part in `with builder.part():`, so that an invalid one is reported
+    and the next part is still read.
     """
 
     mac: str
@@ -55,6 +55,7 @@ class InterfaceBuilder:
     addresses: dict[IPAddress, IPInterface] = field(default_factory=dict)
     subnets: dict[IPNetwork, None] = field(default_factory=dict)
     gateways: list[IPAddress] = field(default_factory=list)
+    anchor: tuple[IPNetwork, IPAddress] | None = None  # a subnet with a gateway of its own
     routes: list[tuple[IPNetwork, IPAddress]] = field(default_factory=list)
     ranges: dict[IPNetwork, None] = field(default_factory=dict)
     public: list[IPAddress] = field(default_factory=list)
@@ -70,20 +71,20 @@ class InterfaceBuilder:
     missing: list[str] = field(default_factory=list)
 
     def expect(self, node: Node, *keys: str) -> None:
-        """Note those keys, always given by the cloud, that are missing or empty: then absence proves nothing."""
+        """Record the missing or empty ones of keys that the cloud always gives: their absence proves nothing."""
         self.missing += [f"{path}: missing" for path in node.lacks(*keys)]
 
     def expect_entries(self, node: Node, *keys: str) -> None:
-        """Note those keys that are missing or have no entry, where the cloud always gives at least one."""
+        """Record the keys that are missing or have no entry, although the cloud always gives at least one."""
         self.missing += [f"{path}: missing or empty" for path in node.lacks(*keys, or_empty=True)]
 
     def expect_no_null(self, node: Node, *keys: str) -> None:
-        """Note those keys that are null, where the cloud omits what an interface does not have."""
+        """Record the keys that are null, although the cloud omits what an interface does not have."""
         self.missing += [f"{path}: null" for path in node.nulls(*keys)]
 
     @contextmanager
     def part(self) -> Iterator[None]:
-        """Report an error in one part of the interface; the code after the block goes on with the next part."""
+        """Report an error in one part of the interface; the code after the block continues with the next part."""
         try:
             yield
         except UnsupportedError as notice:
@@ -98,9 +99,9 @@ class InterfaceBuilder:
         self.subnets[network] = None
 
     def add_address(self, node: Node, version: int | None = None, length: int | None = None) -> None:
-        """Add a private address with the prefix length of its subnet, which `length` makes if it is given.
+        """Add a private address with the prefix length of its subnet, computed from `length` if given.
 
-        An address of an IP version of which no subnet is known stands alone (/32 or /128).
+        An address without a known subnet of its IP version gets the full length (/32 or /128).
         """
         address = node.address(version)
         if address.is_link_local:
@@ -114,9 +115,10 @@ class InterfaceBuilder:
         self.addresses.setdefault(address, place(node.path, address, subnets))
 
     def _subnet_of(self, node: Node, address: IPAddress, length: int) -> IPNetwork:
-        """Return the subnet that a prefix length makes of an address; the address alone if it is too short to be one.
+        """Return the subnet of an address with this prefix length; the address alone if the length is too short for a
+        subnet.
 
-        DigitalOcean and others write a /24 of IPv6 where a /64 is meant: the address is usable, the subnet is not.
+        DigitalOcean and others give a /24 for IPv6 instead of a /64: the address is usable, the subnet is not.
         """
         try:
             subnet = parse_network(node.path, f"{address}/{length}")
@@ -128,33 +130,33 @@ class InterfaceBuilder:
         return subnet
 
     def add_range(self, node: Node, network: IPNetwork) -> None:
-        """Add a block that is delegated as a whole and lies inside a subnet of the interface, if one is known."""
+        """Add a delegated block, which must be inside a subnet of the interface if any is known."""
         subnets = [subnet for subnet in self.subnets if subnet.version == network.version]
         if subnets and not any(_is_within(network, subnet) for subnet in subnets):
             raise invalid(node.path, str(network), "inside a subnet of its interface")
         self.add_forwarded(network)
 
     def add_forwarded(self, network: IPNetwork) -> None:
-        """Add a block, or an address, that the cloud forwards to the interface, wherever it lies."""
+        """Add a block or address that the cloud forwards to the interface, inside or outside its subnets."""
         if len(self.ranges) >= MAX_ADDRESSES and network not in self.ranges:
             raise MetadataError("invalid", f"{self.path}: more than {MAX_ADDRESSES} ranges")
         self.ranges[network] = None
 
     def add_gateway(self, node: Node | None, version: int) -> None:
-        """Add the gateway of an IP version; the first counts. One outside the subnets is reached by a host route."""
+        """Add the gateway of an IP version; the first is used. One outside the subnets is reached by a host route."""
         if node is None or any(known.version == version for known in self.gateways):
             return
         gateway = _without_zone(node).address(version)
         self.gateways.append(gateway)
 
     def add_first_as_gateway(self) -> None:
-        """Add the first address of every IPv4 subnet: the router, where a cloud documents it so."""
+        """Add the first address of every IPv4 subnet as gateway, for clouds that document it as the router."""
         for subnet in self.subnets:
             if isinstance(subnet.network_address, IPv4Address) and subnet.prefixlen < 31:
                 self.gateways.append(subnet.network_address + 1)
 
     def add_route(self, node: Node, length: int, gateway: Node) -> None:
-        """Add a network behind a gateway of its own."""
+        """Add a network with its own gateway."""
         try:
             network = ip_network(f"{node.text()}/{length}", strict=False)
         except ValueError:
@@ -167,10 +169,10 @@ class InterfaceBuilder:
             self.mtu = node.number(*_MTU)
 
     def build(self) -> Interface | None:
-        """Return the interface, or None if nothing of it is usable. An address that is its gateway's is left out."""
+        """Return the interface, or None if no part of it is usable. An address equal to its gateway is left out."""
         for gateway in self.gateways:
             if gateway in self.addresses:
-                self.problems.append(f"{self.path}: {gateway} is an address of the interface and its gateway")
+                self.problems.append(f"{self.path}: {gateway} is both an address of the interface and its gateway")
                 del self.addresses[gateway]
         if self.problems and not (self.addresses or self.ranges or self.dhcp):
             return None
@@ -180,6 +182,7 @@ class InterfaceBuilder:
             addresses=tuple(self.addresses.values()),
             subnets=tuple(self.subnets),
             gateways=tuple(dict.fromkeys(self.gateways)),
+            anchor=self.anchor,
             device_number=self.number,
             network_card=self.network_card,
             routed=self.routed,
@@ -189,7 +192,7 @@ class InterfaceBuilder:
             mtu=self.mtu,
             dhcp=self.dhcp and not self.addresses,
             vlan=self.vlan,
-            document={"mac": self.mac} | dict(self.document) | {"mac": self.mac},  # first, spelt alike on all clouds
+            document={"mac": self.mac} | dict(self.document) | {"mac": self.mac},  # first: same form on all clouds
         )
 
 
@@ -212,19 +215,19 @@ class InstanceBuilder:
         self.interfaces: list[Interface] = []
         self.problems: list[Problem] = []
         self.notices: list[str] = []
-        self.left_alone: set[str] = set()  # MACs of interfaces that a notice is about
+        self.left_alone: set[str] = set()  # MACs of interfaces with a notice
         self.missing: list[Problem] = []
 
     def expect(self, node: Node, *keys: str) -> None:
-        """Note those keys, always given by the cloud, that are missing or empty: then no interface is proven gone."""
+        """Record the missing or empty ones of keys that the cloud always gives: then no interface is proven absent."""
         self.missing += [Problem("", f"{path}: missing") for path in node.lacks(*keys)]
 
     def expect_entries(self, node: Node, *keys: str) -> None:
-        """Note those keys that are missing or have no entry, where the cloud always gives at least one."""
+        """Record the keys that are missing or have no entry, although the cloud always gives at least one."""
         self.missing += [Problem("", f"{path}: missing or empty") for path in node.lacks(*keys, or_empty=True)]
 
     def start(self, mac: str, path: str) -> InterfaceBuilder | None:
-        """Return the builder of an interface; None if its MAC was there already, or there are too many."""
+        """Return the builder of an interface; None if its MAC is a duplicate, or there are too many."""
         if mac in self._seen:
             self.problems.append(Problem(mac, f"{path}: a second interface with the MAC {mac}; the first is used"))
             return None
@@ -233,7 +236,7 @@ class InstanceBuilder:
 
     @contextmanager
     def adding(self, builder: InterfaceBuilder) -> Iterator[None]:
-        """Add the interface that the block fills, with the problems and notices that its parts had.
+        """Add the interface that the block fills, with the problems and notices of its parts.
 
         An UnsupportedError leaves the interface out, with a notice.
         """
@@ -283,12 +286,12 @@ class InstanceBuilder:
                 fill(node, builder, position)
 
     def report(self, text: str) -> None:
-        """Report a part that belongs to no interface, or to one that cannot be told."""
+        """Report a part that belongs to no interface, or to an unknown one."""
         if sum(not problem.mac for problem in self.problems) < _MAX_REPORTED:
             self.problems.append(Problem("", text))
 
     def build(self, system: Mapping[str, Any]) -> Instance:
-        """Return the instance. Raises MetadataError if it has no interface and no notice: every instance has one."""
+        """Return the instance. Raises MetadataError without any interface or notice: every instance has one."""
         if not self.interfaces and not self.notices:
             reason = self.problems[0].text if self.problems else "the document names no interface"
             raise MetadataError("invalid", reason)

@@ -1,8 +1,9 @@
-"""Detection of the cloud: by firmware and other marks of the host, or by the metadata server; Provider= overrides.
+"""Detection of the cloud by firmware fields and other marks of the host, or by the metadata server. Provider=
+overrides.
 
-Sources: /sys/class/dmi/id of the kernel's dmi-id driver (drivers/firmware/dmi-id.c), /sys/hypervisor/uuid of Xen's;
-what stands there on each cloud is in cloud-init's ds-identify where no page is named below. Product UUID and serial are
-for root only on most kernels, and are used where they can be read.
+Sources: /sys/class/dmi/id (drivers/firmware/dmi-id.c) and /sys/hypervisor/uuid (Xen). Unless a page is named below, the
+values of each cloud are from cloud-init's ds-identify. On most kernels only root can read product UUID and serial; they
+are used if readable.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ _MARKS = {"/etc/vultr": "etc/vultr", "/run/scaleway": "run/scaleway"}
 _LONGEST_SHOWN = 60  # characters of a value in an error
 
 Firmware = Mapping[str, str]
-"""Name of a field, file or mark -> its text. Absent ones are left out."""
+"""Maps the name of a field, file or mark to its text. Absent ones are left out."""
 
 
 class DetectionError(Exception):
-    """More than one cloud fits, or none. The text says what was seen and what to set."""
+    """No cloud matches, or more than one. The text gives the values found and the key to set."""
 
 
 class NoCloudError(DetectionError):
@@ -41,11 +42,11 @@ class NoCloudError(DetectionError):
 
 @dataclass(frozen=True, slots=True)
 class Cloud:
-    """How a cloud is told, and the class that reads its metadata."""
+    """The test that detects a cloud, and the class that reads its metadata."""
 
     class_name: str
     is_here: Callable[[Firmware], bool]
-    may_be_here: Callable[[Firmware], bool] = lambda _: False  # then the metadata server's own sign decides
+    may_be_here: Callable[[Firmware], bool] = lambda _: False  # then a characteristic of the metadata server decides
 
 
 def _alibaba(firmware: Firmware) -> bool:
@@ -53,19 +54,23 @@ def _alibaba(firmware: Firmware) -> bool:
 
 
 def _aws(firmware: Firmware) -> bool:
-    """Nitro names the vendor, Xen the BIOS version, or a product UUID that is the serial number too."""
+    """Match Nitro by the vendor, Xen by the BIOS version, or by a product UUID that equals the serial number."""
     uuid = firmware.get("product_uuid", "").lower()
     same = uuid.startswith("ec2") and uuid == firmware.get("product_serial", "").lower()
     return firmware.get("sys_vendor") == "Amazon EC2" or "amazon" in firmware.get("bios_version", "").lower() or same
 
 
 def _may_be_aws(firmware: Firmware) -> bool:
-    """One UUID in 4096 begins with ec2: "Detect whether a host is an EC2 instance" has one ask the server as well."""
+    """Match UUIDs that begin with ec2.
+
+    One other UUID in 4096 does, too, so AWS's documentation ("Detect whether a host is an EC2 instance") requires
+    asking the server as well.
+    """
     return any(firmware.get(key, "").lower().startswith("ec2") for key in ("hypervisor_uuid", "product_uuid"))
 
 
 def _azure(firmware: Firmware) -> bool:
-    """The chassis asset tag, "MSFT AZURE VM" in ASCII; vendor and product are any Hyper-V's."""
+    """Match the chassis asset tag, "MSFT AZURE VM" in ASCII; vendor and product are those of every Hyper-V guest."""
     return firmware.get("chassis_asset_tag") == "7783-7084-3265-9085-8269-3286-77"
 
 
@@ -74,7 +79,7 @@ def _digitalocean(firmware: Firmware) -> bool:
 
 
 def _gcp(firmware: Firmware) -> bool:
-    """The product name or serial; bare metal instances have Google's own hardware in them, and say so as well."""
+    """Match the product name or serial. Bare metal instances are Google's own hardware and have the same values."""
     name = firmware.get("product_name", "")
     if name == "Google Compute Engine" or firmware.get("product_serial", "").startswith("GoogleCloud-"):
         return True
@@ -86,37 +91,37 @@ def _hetzner(firmware: Firmware) -> bool:
 
 
 def _ibm(firmware: Firmware) -> bool:
-    """The asset tag, the vendor or the chassis' vendor, as IBM Cloud's virtual servers have them."""
+    """Match the asset tag, the vendor or the chassis vendor of IBM Cloud's virtual servers."""
     vendors = (firmware.get("sys_vendor", ""), firmware.get("chassis_vendor", ""))
     ours = any(vendor.startswith("IBM:Cloud Compute Server") for vendor in vendors)
     return ours or firmware.get("chassis_asset_tag") == "ibmcloud"
 
 
 def _openstack(firmware: Firmware) -> bool:
-    """Nova's own product names, or the asset tags that clouds on OpenStack set."""
+    """Match Nova's product names, or the asset tags that clouds built on OpenStack set."""
     names = ("OpenStack Nova", "OpenStack Compute")
     tags = (*names, "HUAWEICLOUD", "OpenTelekomCloud", "SAP CCloud VM", "Samsung Cloud Platform")
     return firmware.get("product_name") in names or firmware.get("chassis_asset_tag") in tags
 
 
 def _oracle(firmware: Firmware) -> bool:
-    """Virtual machines and bare metal have the same asset tag (cloud-init's reference of the Oracle datasource)."""
+    """Match the asset tag of virtual machines and bare metal (cloud-init's reference of the Oracle datasource)."""
     return firmware.get("chassis_asset_tag") == "OracleCloud.com"
 
 
 def _scaleway(firmware: Firmware) -> bool:
-    """The vendor; /run/scaleway or the kernel's command line where there is no firmware to ask."""
+    """Match the vendor; without firmware fields, /run/scaleway or the kernel's command line."""
     marked = "/run/scaleway" in firmware or "scaleway" in firmware.get("kernel_command_line", "").split()
     return firmware.get("sys_vendor") == "Scaleway" or marked
 
 
 def _tencent(firmware: Firmware) -> bool:
-    """The vendor, as CVMs have it (systemd-detect-virt and Tencent's own agents look there)."""
+    """Match the vendor of CVMs (systemd-detect-virt and Tencent's own agents use it, too)."""
     return firmware.get("sys_vendor") == "Tencent Cloud"
 
 
 def _vultr(firmware: Firmware) -> bool:
-    """The vendor; /etc/vultr or the kernel's command line on bare metal."""
+    """Match the vendor; on bare metal, /etc/vultr or the kernel's command line."""
     marked = "/etc/vultr" in firmware or "vultr" in firmware.get("kernel_command_line", "").split()
     return firmware.get("sys_vendor") == "Vultr" or marked
 
@@ -137,14 +142,14 @@ CLOUDS: Mapping[str, Cloud] = MappingProxyType(
         "vultr": Cloud("Vultr", _vultr),
     }
 )
-"""Module of `providers` -> how to tell the cloud."""
+"""Module of `providers` -> how the cloud is detected."""
 
 
 def read_firmware(root: Path = Path("/"), credentials: Path | None = None) -> Firmware:
-    """Return what this process may read of the host's firmware and marks.
+    """Return the firmware fields and marks of the host that this process can read.
 
-    `credentials` is the directory of systemd's credentials ($CREDENTIALS_DIRECTORY of systemd.exec(5)): the unit passes
-    the files that the fetcher itself may not read, and "unknown" for those that the host does not have.
+    `credentials` is the directory of systemd's credentials ($CREDENTIALS_DIRECTORY of systemd.exec(5)). The unit passes
+    the files that the fetcher itself cannot read, and "unknown" for those that the host does not have.
     """
     paths = {name: root / DMI / name for name in _FIELDS} | {name: root / path for name, path in _FILES.items()}
     if credentials:
@@ -159,7 +164,7 @@ def read_firmware(root: Path = Path("/"), credentials: Path | None = None) -> Fi
 
 
 def detect(choice: Choice, firmware: Firmware) -> Provider:
-    """Return the provider that Provider= names, or the one that the host or a metadata server shows."""
+    """Return the provider that Provider= names, or the one detected from the host or a metadata server."""
     if choice is not Choice.AUTO:
         return load(choice.value)
     fitting = [name for name, cloud in CLOUDS.items() if cloud.is_here(firmware)]

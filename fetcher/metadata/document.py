@@ -1,4 +1,4 @@
-"""Values of a document, read with their paths, so that an error names where the value stands:
+"""Values of a document with their paths, so that an error names the place:
 
 network.interface[1].ipv4.subnet[0].prefix: '240' is not 0..32
 """

@@ -1,7 +1,7 @@
 """HTTP to a metadata server with requests: pinned to an address, bounded in time and size, no proxy, no redirect.
 
-What goes wrong is a MetadataError of a kind: `unreachable`, `timeout`, `truncated`, `too large`, `invalid`; and
-`status`, for callers that cannot use an answer.
+Errors are MetadataErrors of kind `unreachable`, `timeout`, `truncated`, `too large` or `invalid`, and `status` for
+callers that cannot use the response's status.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from urllib.parse import urlsplit
 
 import requests
 import urllib3
-from cloud_network.fetcher.metadata.egress import egress_interfaces
+from cloud_network.fetcher.metadata.egress import egress_interfaces, obstacle
 from cloud_network.fetcher.metadata.model import MetadataError
 from requests.adapters import HTTPAdapter
 
 MAX_BODY = 1 << 20  # bytes; GCP's whole document for a large instance is a few hundred KiB
 READ_TIMEOUT_S = 5.0  # for the next bytes; a whole answer may take twice as long
 _CONNECT_TIMEOUT_S = 2.0
-_FURTHER_CONNECT_TIMEOUT_S = 1.0  # by another link than the usual one: there may be many
+_FURTHER_CONNECT_TIMEOUT_S = 1.0  # through another link than the usual one: there may be many
 _CHUNK = 1 << 16  # bytes
 _HEADERS = {"User-Agent": "cloud-network", "Accept": "*/*", "Accept-Encoding": "identity"}
 _HTML = (b"<!doctype html", b"<html")
@@ -38,7 +38,7 @@ _HTML = (b"<!doctype html", b"<html")
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An answer whose body arrived whole."""
+    """A complete response."""
 
     status: int
     body: bytes
@@ -47,7 +47,7 @@ class Response:
     def text(self, path: str) -> str:
         """Return the body as text, in the charset of Content-Type or UTF-8.
 
-        Raises MetadataError if it is not text, or an HTML page that a proxy or a captive portal answered with.
+        Raises MetadataError if it is not text, or is an HTML page from a proxy or a captive portal.
         """
         if self.body.lstrip()[:20].lower().startswith(_HTML):
             raise MetadataError("invalid", f"{path}: the answer is an HTML page, not metadata")
@@ -60,26 +60,27 @@ class Response:
             raise MetadataError("invalid", f"{path}: the answer is not text in {charset}") from None
 
     def error(self, path: str) -> MetadataError:
-        """Return the error for a status that cannot be used, with the server's Retry-After (RFC 9110, 10.2.3)."""
+        """Return the error for an unusable status, with the server's Retry-After (RFC 9110, 10.2.3)."""
         retry_after = _retry_after(self.headers.get("retry-after", ""))
         return MetadataError("status", f"{path}: HTTP {self.status}", retry_after, self.status)
 
 
 class _NotConnectedError(MetadataError):
-    """No connection could be made; nothing was sent."""
+    """No connection was established; nothing was sent."""
 
 
 class _BoundAdapter(HTTPAdapter):
-    """An HTTPAdapter whose connections leave by one interface and report their socket.
+    """An HTTPAdapter whose connections leave through one interface and report their socket.
 
     SO_BINDTODEVICE (socket(7)) needs no privilege since Linux 5.7.
     """
 
     def __init__(self, interface: str) -> None:
+        self.interface = interface
         self._options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
         if interface:
             self._options.append((socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode()))  # type: ignore[arg-type]
-        self.socket: socket.socket | None = None  # of the connection that was made last
+        self.socket: socket.socket | None = None  # of the latest connection
         self._expired = threading.Event()
         super().__init__(pool_connections=1, pool_maxsize=1)
 
@@ -99,7 +100,7 @@ class _BoundAdapter(HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = {"http": Pool}
 
     def register(self, connected: socket.socket) -> None:
-        """Note the socket of a new connection, and shut it down if the deadline has passed while it was made."""
+        """Store the socket of a new connection; shut it down if the deadline passed while it was being established."""
         self.socket = connected
         if self._expired.is_set():
             self._shut_down()
@@ -108,7 +109,7 @@ class _BoundAdapter(HTTPAdapter):
     def deadline(self, seconds: float) -> Iterator[threading.Event]:
         """Shut the connection down after `seconds`. The event is set if that happened.
 
-        A server that sends one byte at a time outlasts every timeout that starts again with each byte.
+        A server that sends one byte at a time defeats every timeout that restarts with each byte.
         """
         expired = self._expired = threading.Event()
         timer = threading.Timer(seconds, self._expire, (expired,))
@@ -121,7 +122,7 @@ class _BoundAdapter(HTTPAdapter):
 
     def _expire(self, expired: threading.Event) -> None:
         expired.set()
-        if expired is self._expired:  # else the next request has begun
+        if expired is self._expired:  # else the next request has started
             self._shut_down()
 
     def _shut_down(self) -> None:
@@ -133,18 +134,18 @@ class _BoundAdapter(HTTPAdapter):
 class Client:
     """Requests to a metadata server over one kept connection, for one thread.
 
-    An endpoint is an address with an optional port (`[...]` around IPv6), never a name, which anyone could resolve. A
-    second endpoint serves while the first cannot be reached.
+    An endpoint is an address with an optional port (`[...]` around IPv6), never a name, because anyone could resolve
+    it. A second endpoint is used while the first cannot be reached.
     """
 
     def __init__(self, *endpoints: str) -> None:
         for endpoint in endpoints:
             ip_address(urlsplit(f"//{endpoint}").hostname or endpoint)  # ValueError for a name
         self._endpoints = deque(endpoints)
-        self.kinds: tuple[str, ...] = ()  # link kinds that count as the cloud's besides plain ones: AllowKinds=
+        self.kinds: tuple[str, ...] = ()  # AllowKinds=: link kinds of the cloud besides None
         self.requests = 0
-        self.unbounded = ""  # path of an answer whose end is that of its connection: it may have been cut off
-        self.interface = ""  # by which the server was reached last; "": not bound to an interface
+        self.unbounded = ""  # path of an answer without a length, which may be incomplete
+        self.interface = ""  # through which the server was reached last; "": not bound
         self._until = math.inf  # time.monotonic() at which all requests end
         self._session: requests.Session | None = None
         self._adapter = _BoundAdapter("")
@@ -170,7 +171,7 @@ class Client:
     def request(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, seconds: float | None = None
     ) -> Response:
-        """Return the answer, whatever its status. Raises MetadataError if none arrived whole in time.
+        """Return the response, whatever its status. Raises MetadataError if no complete response arrives in time.
 
         `seconds` is the time for the next bytes (READ_TIMEOUT_S if None); the whole answer may take twice as long.
         """
@@ -187,7 +188,7 @@ class Client:
         raise first or ValueError("no endpoint")
 
     def _request(self, method: str, path: str, headers: Mapping[str, str], seconds: float) -> Response:
-        """Send over the kept session; connect by each possible interface if that cannot connect."""
+        """Send over the kept session. If it cannot connect, try each possible interface."""
         if self._session is not None:
             try:
                 return self._exchange(method, path, headers, seconds, _CONNECT_TIMEOUT_S)
@@ -196,10 +197,9 @@ class Client:
         return self._request_by_any(method, path, headers, seconds)
 
     def _request_by_any(self, method: str, path: str, headers: Mapping[str, str], seconds: float) -> Response:
-        """Connect by the interface that worked last, or by another. The error is that of the first."""
-        host = urlsplit(f"//{self.endpoint}").hostname or self.endpoint
+        """Connect through the interface that worked last, or another. Raises the error of the first."""
         interfaces = sorted(
-            egress_interfaces(ip_address(host), self.kinds), key=lambda interface: interface != self.interface
+            egress_interfaces(ip_address(self._host), self.kinds), key=lambda interface: interface != self.interface
         )
         first: _NotConnectedError | None = None
         for interface in interfaces:
@@ -214,7 +214,7 @@ class Client:
                 self.interface = interface
                 return response
         url = f"http://{self.endpoint}{path}"
-        reason = "no route to it: no Ethernet link is up that is hardware or of a kind in [Netagent] AllowKinds="
+        reason = "no route: no Ethernet link is up that is hardware or of a kind in [Netagent] AllowKinds="
         raise first or _NotConnectedError("unreachable", f"{method} {url}: {reason}")
 
     def _open(self, interface: str) -> None:
@@ -228,12 +228,12 @@ class Client:
     def _exchange(
         self, method: str, path: str, headers: Mapping[str, str], seconds: float, connect_timeout: float
     ) -> Response:
-        """Send one request and read its answer whole. A connection on which anything went wrong is closed."""
+        """Send one request and read the complete response. The connection is closed after any error."""
         url = f"http://{self.endpoint}{path}"
         assert self._session is not None, "_open comes first"
         left = self._until - time.monotonic()
         if left <= 0:
-            raise MetadataError("timeout", f"{method} {url}: not sent, the time for this refresh is over")
+            raise MetadataError("timeout", f"{method} {url}: not sent: the time limit of this refresh has passed")
         try:
             with self._adapter.deadline(min(2 * seconds, left)) as expired:
                 answer = self._session.request(
@@ -252,20 +252,28 @@ class Client:
             connected = self._adapter.socket is not None
             self.close()
             kind = "timeout" if expired.is_set() or _is_timeout(error) else "unreachable"
-            text = "no answer in time" if kind == "timeout" else _reason(error)
+            text = self._timeout_reason() if kind == "timeout" else _reason(error)
             made = MetadataError if connected else _NotConnectedError
             raise made(kind, f"{method} {url}: {text}") from None
         return Response(answer.status_code, body, {name.lower(): value for name, value in answer.headers.items()})
 
+    def _timeout_reason(self) -> str:
+        cause = obstacle(ip_address(self._host), self._adapter.interface)
+        return f"no answer in time; {cause}; see docs/coexistence.md" if cause else "no answer in time"
+
+    @property
+    def _host(self) -> str:
+        return urlsplit(f"//{self.endpoint}").hostname or self.endpoint
+
     def close(self) -> None:
-        """Close the connection. The next request makes a new one."""
+        """Close the connection. The next request opens a new one."""
         if self._session is not None:
             self._session.close()
             self._session = None
 
 
 def _read_body(answer: requests.Response, url: str, expired: threading.Event) -> bytes:
-    """Return the body as it was sent, whole. Raises MetadataError of the kinds timeout, truncated and too large."""
+    """Return the complete body as it was sent. Raises MetadataError of kind timeout, truncated or too large."""
     body = bytearray()
     try:
         for piece in answer.raw.stream(_CHUNK, decode_content=False):
@@ -274,10 +282,10 @@ def _read_body(answer: requests.Response, url: str, expired: threading.Event) ->
                 raise MetadataError("too large", f"{url}: the answer is longer than {MAX_BODY} bytes")
     except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
         if expired.is_set() or isinstance(error, urllib3.exceptions.ReadTimeoutError):
-            raise MetadataError("timeout", f"{url}: the answer was not whole in time") from None
+            raise MetadataError("timeout", f"{url}: the answer was incomplete at the time limit") from None
         raise MetadataError("truncated", f"{url}: {_reason(error)}") from None
     if expired.is_set():
-        raise MetadataError("timeout", f"{url}: the answer was not whole in time")
+        raise MetadataError("timeout", f"{url}: the answer was incomplete at the time limit")
     return bytes(body)
 
 
@@ -286,7 +294,7 @@ def _is_timeout(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Return the system's reason where there is one, or else the library's, shortened."""
+    """Return the system's error text, or else the library's, shortened."""
     inner: BaseException | None = error
     while inner is not None:
         if isinstance(inner, OSError) and inner.strerror:

@@ -1,4 +1,4 @@
-"""An instance as its cloud describes it: validated, frozen, and the same for every provider."""
+"""An instance as its cloud describes it: validated, frozen, and the same type for every provider."""
 
 from __future__ import annotations
 
@@ -26,17 +26,21 @@ EVERYTHING: dict[int, IPNetwork] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network(
 """The default route's destination, by IP version."""
 MAX_INTERFACES = 64
 MAX_ADDRESSES = 4096
-"""Bounds of one instance, addresses and ranges of all interfaces together. More is reported and left out."""
+"""Limits of one instance, for the addresses and ranges of all interfaces together.
+
+The excess is reported and left out.
+"""
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _SHORTEST = {4: 8, 6: 32}  # no subnet or range of an instance is larger
 _THIS_NETWORK = IPv4Network("0.0.0.0/8")
 
 
 class MetadataError(Exception):
-    """The metadata could not be read, or are not what the cloud documents. Nothing may be removed on account of it.
+    """The metadata could not be read, or does not match the cloud's documentation. It proves no removal.
 
     `kind` groups errors for the metrics (timeout, status, invalid ...); the text names the path in the document.
-    `retry_after` is how many seconds the server asks to wait; `status` is that of the answer, 0 if that was not wrong.
+    `retry_after` is the number of seconds that the server asks the client to wait. `status` is the response's HTTP
+    status, or 0 if the status was not the error.
     """
 
     def __init__(self, kind: str, message: str, retry_after: float = 0.0, status: int = 0) -> None:
@@ -45,17 +49,17 @@ class MetadataError(Exception):
 
 
 def invalid(path: str, value: object, accepted: str) -> MetadataError:
-    """Return the error for a value at `path` of the document that is not what is `accepted` there."""
+    """Return the error for a value at `path` of the document that does not match `accepted`."""
     shown = repr(value)
     return MetadataError("invalid", f"{path}: {shown if len(shown) <= 60 else shown[:57] + '...'} is not {accepted}")
 
 
 @dataclass(frozen=True, slots=True)
 class Vlan:
-    """A VLAN that carries an interface. Its link is made by the image or the operator, never by us."""
+    """A VLAN that carries an interface. The image or the operator creates its link; we never do."""
 
     tag: int
-    parent: str  # the MAC address of the interface below it; "" if the metadata do not tell
+    parent: str  # the MAC address of the parent interface; "" if the metadata does not name it
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ class Interface:
     addresses: tuple[IPInterface, ...]  # private, in the metadata's order, each with its subnet's prefix length
     subnets: tuple[IPNetwork, ...]
     gateways: tuple[IPAddress, ...] = ()  # from the metadata or the cloud's documented convention; one per IP version
+    anchor: tuple[IPNetwork, IPAddress] | None = None  # DigitalOcean: a subnet with a gateway of its own
     device_number: int | None = None
     network_card: int = 0  # AWS: device numbers start again on each card
     routed: bool = False  # GCP: only the gateway is on link; the rest of the subnets lies behind it
@@ -73,35 +78,35 @@ class Interface:
     ranges: tuple[IPNetwork, ...] = ()  # delegated as a whole, never expanded into addresses
     public: tuple[IPAddress, ...] = ()  # shown only: the cloud translates them
     mtu: int | None = None
-    dhcp: bool = False  # the metadata leave its addresses to DHCP
+    dhcp: bool = False  # the metadata leaves its addresses to DHCP
     vlan: Vlan | None = None
     document: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)  # as the cloud gives it
 
 
 class Problem(NamedTuple):
-    """A part of the metadata that is not understood, and therefore left alone."""
+    """A part of the metadata that is not understood and therefore not acted on."""
 
-    mac: str  # of the interface that it belongs to; "" if that cannot be told
+    mac: str  # of its interface; "" if unknown
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """The result of one read of the metadata. Two are equal if their network parts are."""
+    """The result of one read of the metadata. Two instances are equal if their network parts are."""
 
     provider: str
     interfaces: tuple[Interface, ...]
     problems: tuple[Problem, ...] = ()
-    notices: tuple[str, ...] = ()  # understood and not configured; no error
-    missing: tuple[Problem, ...] = ()  # parts that the cloud always gives; reported once something is kept for them
-    left_alone: frozenset[str] = frozenset()  # MACs that a notice is about, or that were merged as unproven
+    notices: tuple[str, ...] = ()  # understood but not configured; no error
+    missing: tuple[Problem, ...] = ()  # always given by the cloud; reported if they keep something
+    left_alone: frozenset[str] = frozenset()  # MACs with a notice, or merged because unproven
     system: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
     identity: Mapping[str, bytes] = field(default_factory=dict, hash=False, compare=False)
     stale: bool = False  # from a source that may be older than the instance's state, such as a config drive
 
     @property
     def unproven(self) -> frozenset[str]:
-        """The MACs of interfaces that may have more than is listed: nothing of theirs may be removed.
+        """The MACs of interfaces that may have more parts than listed: nothing of theirs may be removed.
 
         These are the interfaces with a problem, a notice or a missing part, and those without any address that are not
         left to DHCP: an unexpected empty list proves nothing.
@@ -111,18 +116,18 @@ class Instance:
 
     @property
     def may_remove(self) -> bool:
-        """True if whatever is not listed is no longer there, except on interfaces that are `unproven`."""
+        """True if everything that is not listed is gone, except on `unproven` interfaces."""
         return not self.stale and not self.problems and all(each.mac for each in self.missing)
 
     @property
     def complete(self) -> bool:
-        """True if everything was understood, so that whatever is not listed is no longer there."""
+        """True if everything was understood, so that everything that is not listed is gone."""
         return self.may_remove and not self.unproven
 
     def with_known(self, before: Instance | None) -> Instance:
-        """Return this instance with the parts that it does not prove absent, as `before` had them.
+        """Return this instance with the parts of `before` whose absence it does not prove.
 
-        What was known comes first, in the order that it had: another order in the document is no change.
+        Known parts come first, in their previous order: a different order in the document is no change.
         """
         if before is None:
             return self
@@ -145,13 +150,13 @@ class Instance:
             self,
             interfaces=(*merged, *kept),
             notices=(*self.notices, *(f"{reason}; what was known before is kept" for reason in reasons)),
-            # What was merged no longer shows that it is unproven, and would count as proof of absence.
+            # A merged interface no longer shows that it is unproven, and would otherwise count as proof of absence.
             left_alone=self.left_alone | self.unproven,
         )
 
 
 def _in_order(now: Interface, before: Interface) -> Interface:
-    """Return the interface with its parts in the order of `before`, and new ones last."""
+    """Return the interface with its parts in the order of `before`, new ones last."""
     position = {each.ip: number for number, each in enumerate(before.addresses)}
     return replace(
         now,
@@ -162,14 +167,14 @@ def _in_order(now: Interface, before: Interface) -> Interface:
 
 
 def _first(known: tuple[Part, ...], now: tuple[Part, ...]) -> tuple[Part, ...]:
-    """Return `now` with the parts that are `known` first, in the order that they had."""
+    """Return `now` with the `known` parts first, in their previous order."""
     return tuple(dict.fromkeys((*(each for each in known if each in now), *now)))
 
 
 def _merged(now: Interface, before: Interface, taken: set[IPAddress]) -> Interface:
-    """Add the parts of `before` to an interface whose parts could not all be read; `taken` is in use elsewhere."""
+    """Add the parts of `before` to an interface that was not read completely; `taken` are used on others."""
     versions = {gateway.version for gateway in now.gateways}
-    known = {each.ip: each for each in before.addresses}  # with the lengths of subnets that may be missing now
+    known = {each.ip: each for each in before.addresses}  # with the prefix lengths of subnets that may be missing now
     addresses = [known.get(each.ip, each) for each in now.addresses]
     addresses += [each for each in before.addresses if each.ip not in taken]
     merged = replace(
@@ -177,6 +182,7 @@ def _merged(now: Interface, before: Interface, taken: set[IPAddress]) -> Interfa
         addresses=tuple(addresses),
         subnets=tuple(dict.fromkeys((*now.subnets, *before.subnets))),
         gateways=(*now.gateways, *(each for each in before.gateways if each.version not in versions)),
+        anchor=now.anchor or before.anchor,
         routes=tuple(dict.fromkeys((*now.routes, *before.routes))),
         ranges=tuple(dict.fromkeys((*now.ranges, *before.ranges))),
         mtu=now.mtu or before.mtu,
@@ -193,14 +199,14 @@ def bounded(instance: Instance) -> Instance:
     if len(instance.interfaces) > MAX_INTERFACES:
         text = f"{len(instance.interfaces)} interfaces are listed; the first {MAX_INTERFACES} are configured"
         problems.append(Problem("", text))
-    interfaces, room = list[Interface](), MAX_ADDRESSES
+    interfaces, remaining = list[Interface](), MAX_ADDRESSES
     for each in instance.interfaces[:MAX_INTERFACES]:
-        addresses = each.addresses[:room]
-        ranges = each.ranges[: room - len(addresses)]
+        addresses = each.addresses[:remaining]
+        ranges = each.ranges[: remaining - len(addresses)]
         left_out = len(each.addresses) + len(each.ranges) - len(addresses) - len(ranges)
         if left_out:
             problems.append(Problem(each.mac, f"{each.mac}: {left_out} addresses exceed the limit of {MAX_ADDRESSES}"))
-        room -= len(addresses) + len(ranges)
+        remaining -= len(addresses) + len(ranges)
         interfaces.append(replace(each, addresses=addresses, ranges=ranges) if left_out else each)
     return replace(instance, interfaces=tuple(interfaces), problems=tuple(problems))
 
@@ -247,7 +253,10 @@ def parse_network(path: str, text: str) -> IPNetwork:
 
 
 def place(path: str, address: IPAddress, subnets: tuple[IPNetwork, ...]) -> IPInterface:
-    """Return the address with the prefix length of its subnet. Raises MetadataError if no host in them can have it."""
+    """Return the address with the prefix length of its subnet.
+
+    Raises MetadataError if it is no host address in any of them.
+    """
     make = IPv4Interface if address.version == 4 else IPv6Interface
     for subnet in subnets:
         if address.version == subnet.version and address in subnet:

@@ -11,13 +11,14 @@ from cloud_network.fetcher.metadata.builder import InstanceBuilder, InterfaceBui
 from cloud_network.fetcher.metadata.document import Node
 from cloud_network.fetcher.metadata.model import MetadataError, invalid
 
-_NOT_LINKS = ("nameserver", "route")  # entries of other types that say nothing of an interface
+_NOT_LINKS = ("nameserver", "route")  # entries of other types, which describe no interface
 _WITHOUT_ADDRESS = ("dhcp", "ipv6_", "manual")
+_WITH_ADDRESS = ("static", "static6")
 _ALIAS = re.compile(r".+:\d+")
 
 
 def physical(config: Node | None, builder: InstanceBuilder) -> tuple[list[Node], dict[int, list[Node]]]:
-    """Return the physical interfaces, and the aliases of each by its position. Other kinds of links are a notice."""
+    """Return the physical interfaces, and the aliases of each by its position. Other kinds of links give a notice."""
     entries = list[Node]()
     if config:
         builder.expect(config, "version")
@@ -41,12 +42,12 @@ def physical(config: Node | None, builder: InstanceBuilder) -> tuple[list[Node],
         if parent in names:
             aliases.setdefault(names.index(parent), []).append(entry)
         else:
-            builder.report(f"{entry.path}: it has no MAC, and is no alias: there is no {parent!r}")
+            builder.report(f"{entry.path}: no MAC, and not an alias: no physical interface is named {parent!r}")
     return parents, aliases
 
 
 def _is_alias(entry: Node) -> bool:
-    """Return True for an entry such as eth0:0, without a MAC: it holds further addresses of eth0."""
+    """Return True for an entry without a MAC such as eth0:0: it holds further addresses of eth0."""
     return entry.given("mac_address") is None and bool(_ALIAS.fullmatch(str(entry.pick("name").get("name"))))
 
 
@@ -69,9 +70,11 @@ def fill(entry: Node, aliases: list[Node], builder: InterfaceBuilder) -> None:
 
 
 def _fill_subnet(subnet: Node, builder: InterfaceBuilder) -> None:
-    written = subnet.given("address")
+    written, kind = subnet.given("address"), str(subnet.pick("type").get("type", "static"))
+    if kind not in _WITH_ADDRESS and not kind.startswith(_WITHOUT_ADDRESS):
+        builder.notices.append(f"{subnet.path}.type: {kind!r} is not a known type; an address is used as static")
     if written is None:
-        if not str(subnet.pick("type").get("type")).startswith(_WITHOUT_ADDRESS):
+        if not kind.startswith(_WITHOUT_ADDRESS):
             builder.expect(subnet, "address")
         return
     address, length = written.split_length()
@@ -95,9 +98,9 @@ def _fill_subnet(subnet: Node, builder: InterfaceBuilder) -> None:
 
 
 def add_route(route: Node, builder: InterfaceBuilder) -> None:
-    """Add a route: `destination` or `network`, with a prefix length behind it or a netmask, and `gateway`.
+    """Add a route: `destination` or `network`, followed by a prefix length or a netmask, and `gateway`.
 
-    Without a gateway the network is on link, which its subnet's own route says.
+    Without a gateway the network is on link and covered by its subnet's route.
     """
     destination = route.given("destination") or route.at("network")
     gateway = route.given("gateway")

@@ -1,4 +1,4 @@
-"""One read of the metadata: its result, or the reason why there is none, within a deadline."""
+"""One read of the metadata within a deadline: its result, or the error."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A read that has ended. Either `instance` or `error` is set."""
+    """A finished read. Either `instance` or `error` is set."""
 
     instance: Instance | None
     error: MetadataError | None
     requests: int
     seconds: float
-    unread_facts: bool = False  # facts that are only shown are still to be read
+    unread_facts: bool = False  # facts for display are still to be read
 
 
 def read_metadata(provider: Provider, deadline: float) -> Reading:
-    """Read the metadata within `deadline` seconds, however many requests that takes.
+    """Read the metadata within `deadline` seconds, with any number of requests.
 
-    An exception that no provider may raise is an error of the read, too, so that the status shows it.
+    An unexpected exception is reported as an error of the read, so that the status shows it.
     """
     began, before = time.monotonic(), provider.client.requests
     instance, error = None, None
@@ -36,17 +36,18 @@ def read_metadata(provider: Provider, deadline: float) -> Reading:
     except MetadataError as raised:
         error = raised
     except Exception as raised:
-        logger.exception("unexpected error; it will be tried again")
+        logger.exception("metadata: unexpected error; retrying later")
         error = MetadataError("unexpected", f"unexpected error: {raised!r}; please report it")
     seconds = round(time.monotonic() - began, 4)
     return Reading(instance, error, provider.client.requests - before, seconds, provider.pending_facts)
 
 
 class RemovalProof:
-    """Decides when metadata that list less than before are believed.
+    """Decides when metadata that lists less than before is accepted.
 
-    An address, or an interface whose link is gone too, is removed when two reads agree. Clouds have been seen to leave
-    out interfaces for seconds: one whose link is there and up is kept until it has been missing for PROOF_SECONDS.
+    An address, or an interface whose link is gone too, is removed when two reads agree. Clouds sometimes omit
+    interfaces for seconds: an interface whose link is present and up is kept until it has been missing for
+    PROOF_SECONDS.
     """
 
     PROOF_SECONDS = 60.0
@@ -57,10 +58,10 @@ class RemovalProof:
         self._unproven: Instance | None = None
 
     def keep_missing(self, instance: Instance, known: Instance | None, links: Mapping[str, bool]) -> Instance:
-        """Return `instance` with the interfaces of `known` that are missing and not proven gone.
+        """Return `instance` with the interfaces of `known` that are missing but not proven absent.
 
-        `links` are the MACs of this host's links, with True for those that are up. While the metadata name a MAC that
-        no link has, links that they do not name stay as they are anyway: one of them may have another MAC now.
+        `links` maps the MACs of this host's links to True if the link is up. While the metadata names a MAC that no
+        link has, links that it does not name stay as they are: one of them may have a new MAC.
         """
         now, named = self._clock(), {interface.mac for interface in instance.interfaces}
         before = known.interfaces if known is not None and named <= links.keys() else ()
@@ -71,13 +72,13 @@ class RemovalProof:
 
     @property
     def missing(self) -> dict[str, float]:
-        """MACs of interfaces that are kept without being named, with the seconds left until they are removed."""
+        """MACs of missing interfaces that are kept, with the seconds until they are removed."""
         now = self._clock()
         left = {mac: since + self.PROOF_SECONDS - now for mac, since in self._missing_since.items()}
         return {mac: seconds for mac, seconds in left.items() if seconds > 0}
 
     def accept(self, instance: Instance, *, removes: bool) -> bool:
-        """Return True if `instance` may be acted upon: it removes nothing, or the read before said the same."""
+        """Return True if `instance` may be acted on: it removes nothing, or the previous read agrees."""
         if removes and instance != self._unproven:
             self._unproven = instance
             return False

@@ -1,7 +1,8 @@
 """Metadata served as a tree of texts, leaf by leaf, as EC2, Alibaba Cloud and Tencent Cloud do.
 
-Such a tree answers 404 both for "there is none" and for "not now", so only the listing of a directory says what an
-interface has: a leaf that is listed and cannot be read is a problem of that interface, and nothing of it is removed.
+Such a tree answers 404 both for an absent value and for one that is temporarily unavailable. Only a directory listing
+shows what an interface has: a leaf that is listed but cannot be read is a problem of that interface, and nothing of it
+is removed.
 """
 
 from __future__ import annotations
@@ -37,20 +38,20 @@ META = "/latest/meta-data/"
 MACS = "network/interfaces/macs/"
 _KEYS = "public-keys/"
 _NAME = re.compile(r"[A-Za-z0-9._:=+@,-]+/?")  # a role's name may have +=,.@- (IAM)
-_FIXED_REQUESTS, _REQUESTS_EACH = 5, 12  # what a refresh may cost, and for each interface
+_FIXED_REQUESTS, _REQUESTS_EACH = 5, 12  # request budget of a refresh: fixed, and per interface
 _PASSING_S = 3600.0
-_MOST_SHOWN = 256  # leaves of one directory that is only shown
-_TOKEN_AND_LOOKS = 4  # requests of these kept free of facts: a token, and a look after each group of changes
+_MOST_SHOWN = 256  # leaves read from a directory for display only
+_TOKEN_AND_LOOKS = 4  # requests kept free of facts: a token, and a check after each group of changes
 
 
 @dataclass(frozen=True, slots=True)
 class TokenRequest:
-    """How a session token is asked for with PUT and presented."""
+    """The PUT request for a session token, and the header that carries it."""
 
     path: str
     ttl_header: str
     header: str
-    ttl: int = 21600  # seconds, the longest that is granted
+    ttl: int = 21600  # seconds, the longest that the server grants
 
 
 class NotFoundError(MetadataError):
@@ -59,7 +60,7 @@ class NotFoundError(MetadataError):
 
 @dataclass(slots=True)
 class Leaves:
-    """The texts below one interface's directory, and why others that are listed could not be read."""
+    """The texts below one interface's directory, and the errors of listed leaves that could not be read."""
 
     directory: str
     listed: frozenset[str]
@@ -67,14 +68,14 @@ class Leaves:
     errors: dict[str, MetadataError]
 
     def words(self, builder: InterfaceBuilder, key: str) -> list[Node]:
-        """Return the values of a leaf; none, and a problem, if they cannot be told apart."""
+        """Return the values of a leaf; an empty list and a problem if they cannot be separated."""
         found = list[Node]()
         with builder.part():
             found += self._split(key)
         return found
 
     def _split(self, key: str) -> list[Node]:
-        """Return the values of a leaf that holds one, or several: a line each, or ["a", "b"], or [a, b]."""
+        """Return the values of a leaf with one or several: one per line, or ["a", "b"], or [a, b]."""
         text = self.texts.get(key, "").strip()
         if text.startswith("[") != text.endswith("]"):
             raise invalid(self.directory + key, text, "a whole list")
@@ -83,18 +84,18 @@ class Leaves:
 
 
 class TreeProvider(Provider):
-    """A Provider that reads such a tree. Facts that are only shown are read last, a few with each fetch."""
+    """A Provider that reads such a tree. Facts for display are read last, a few with each fetch."""
 
     headers: ClassVar[Mapping[str, str]] = MappingProxyType({})
     token_request: ClassVar[TokenRequest | None] = None
-    network_keys: ClassVar[tuple[str, ...]]  # leaves of an interface that its network is made of
-    shown_keys: ClassVar[tuple[str, ...]]  # leaves of an interface that are only shown
-    shown_directories: ClassVar[tuple[str, ...]] = ()  # of an interface, with leaves that are only shown
+    network_keys: ClassVar[tuple[str, ...]]  # leaves of an interface that define its network
+    shown_keys: ClassVar[tuple[str, ...]]  # leaves of an interface for display only
+    shown_directories: ClassVar[tuple[str, ...]] = ()  # directories of an interface with leaves for display only
     system_keys: ClassVar[tuple[str, ...]]
-    passing_keys: ClassVar[tuple[str, ...]] = ()  # those of `system_keys` that change by themselves
+    passing_keys: ClassVar[tuple[str, ...]] = ()  # those of `system_keys` that change without a change of the network
     identity: ClassVar[Mapping[str, str]] = MappingProxyType({})  # document, pkcs7 ... -> path
     role_directories: ClassVar[tuple[str, ...]]  # of the credentials of the instance's roles
-    numbers_devices: ClassVar[bool] = False  # each interface says its number; else `mac` names the primary one
+    numbers_devices: ClassVar[bool] = False  # each interface has a number; else `mac` names the primary one
     lists_keys: ClassVar[bool] = True  # all ssh keys are read, by the listing of public-keys/
 
     def __init__(self, client: Client | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -119,7 +120,7 @@ class TreeProvider(Provider):
         """Fill the builder from the leaves of one interface."""
 
     def leaves(self, directory: str, listed: frozenset[str]) -> Leaves:
-        """Read the leaves that the network of the interface in `directory` is made of."""
+        """Read the leaves that define the network of the interface in `directory`."""
         found = Leaves(directory, listed, {}, {})
         for key in self.network_keys:
             if key in listed:
@@ -127,12 +128,12 @@ class TreeProvider(Provider):
         return found
 
     def read_leaf(self, leaves: Leaves, key: str, path: str = "") -> None:
-        """Read one leaf (at `path` below the directory, if that is not its key), or note why it cannot be read."""
+        """Read one leaf (at `path` below the directory if that differs from its key), or record the error."""
         where = leaves.directory + (path or key)
         try:
             text = self.leaf(where)
             if not text.strip():
-                raise MetadataError("invalid", f"{where}: is listed, and empty")
+                raise MetadataError("invalid", f"{where}: is listed but empty")
             leaves.texts[key] = text
         except MetadataError as error:
             if not _concerns_one_part(error):
@@ -144,7 +145,7 @@ class TreeProvider(Provider):
         began = self.client.requests
         names = [line.rstrip("/") for line in self.listing(MACS)]
         if not names:
-            raise MetadataError("invalid", f"{MACS}: names no interface; every instance has one")
+            raise MetadataError("invalid", f"{MACS}: lists no interface; every instance has one")
         primary_problem = self._read_primary()
         found = self._read_interfaces(names)
         found = replace(found, problems=found.problems + primary_problem)
@@ -161,7 +162,7 @@ class TreeProvider(Provider):
         return self._with_facts(found)
 
     def _read_primary(self) -> tuple[Problem, ...]:
-        """Read the primary interface's MAC once. Without it the others are configured all the same."""
+        """Read the primary interface's MAC once. If that fails, the other interfaces are still configured."""
         if self._primary or self.numbers_devices:
             return ()
         try:
@@ -210,7 +211,7 @@ class TreeProvider(Provider):
         return answer.status in BUSY or (answer.status == 200 and "instance-id" in answer.text(META).split())
 
     def credentials(self) -> dict[str, Any]:
-        """Return the temporary credentials of the instance's roles: JSON texts by their path."""
+        """Return the temporary credentials of the instance's roles: JSON texts by path."""
         found: dict[str, Any] = {}
         for directory in self.role_directories:
             try:
@@ -221,16 +222,16 @@ class TreeProvider(Provider):
         return found
 
     def leaf(self, path: str) -> str:
-        """Return the text at `path` of the metadata, which must be there."""
+        """Return the text at `path` of the metadata. Raises NotFoundError if it is missing."""
         answer = self.get(META + path)
         if answer.status == 404:
-            raise NotFoundError("changed", f"{path}: HTTP 404, although it is listed; read again at the next refresh")
+            raise NotFoundError("changed", f"{path}: HTTP 404 although it is listed; reading again at the next refresh")
         if answer.status != 200:
             raise answer.error(path)
         return answer.text(path)
 
     def listing(self, path: str) -> list[str]:
-        """Return the names in a directory. Those of directories end with a slash on most clouds."""
+        """Return the names in a directory. On most clouds, those of directories end with a slash."""
         lines = [line.strip() for line in self.leaf(path).split("\n")]
         for line in lines:
             if line and not _NAME.fullmatch(line):
@@ -238,7 +239,7 @@ class TreeProvider(Provider):
         return [line for line in lines if line]
 
     def get(self, path: str, seconds: float | None = None) -> Response:
-        """Send a GET request with a session token, once more with a new one if the server no longer knows it."""
+        """Send a GET request with a session token; repeat it with a new token if the server rejects the old one."""
         for _ in range(2):
             headers = dict(self.headers)
             if self.token_request and (token := self._current_token(self.token_request)):
@@ -250,7 +251,7 @@ class TreeProvider(Provider):
         return answer
 
     def _current_token(self, request: TokenRequest) -> str | None:
-        """Return a session token; None on a server without tokens, which only 404 and 405 prove."""
+        """Return a session token; None for a server without tokens, which only 404 and 405 prove."""
         if self._clock() < self._token_expires:
             return self._token
         headers = {**self.headers, request.ttl_header: str(request.ttl)}
@@ -267,20 +268,21 @@ class TreeProvider(Provider):
         return self._token
 
     def _refuse_moving_address(self, interfaces: tuple[Interface, ...]) -> None:
-        """Raise MetadataError if an address is on two interfaces, unless the read before said the same.
+        """Raise MetadataError if an address is on two interfaces, unless the previous read was the same.
 
-        It was moved while the tree was read. Two interfaces in two VPCs may keep the same address: the first has it.
+        The address was moved during the read of the tree. Interfaces in two VPCs may share an address: the first one
+        gets it.
         """
         count = Counter(address.ip for interface in interfaces for address in interface.addresses)
         doubled = ", ".join(str(address) for address, times in count.items() if times > 1)
         before, self._doubled = self._doubled, interfaces if doubled else ()
         if doubled and before != interfaces:
-            raise MetadataError("changed", f"{MACS}: {doubled} is on more than one interface; reading it again")
+            raise MetadataError("changed", f"{MACS}: {doubled} is on more than one interface; reading again")
         if doubled and (self._last is None or self._last.interfaces != interfaces):
-            logger.warning("metadata: %s: %s is on more than one interface; the first has it here", MACS, doubled)
+            logger.warning("metadata: %s: %s is on more than one interface; the first one gets it", MACS, doubled)
 
     def _read_facts(self, limit: int) -> None:
-        """Read facts that are due, until the client has sent `limit` requests. One that fails goes to the end."""
+        """Read facts that are due, until the client has sent `limit` requests. A failed one goes to the end."""
         self.pending_facts = False
         while self._due:
             if self.client.requests >= limit:
@@ -294,7 +296,7 @@ class TreeProvider(Provider):
                 self._facts[path] = answer.text(path) if answer.status == 200 else ""
             except MetadataError as error:
                 self._due.append(path)
-                logger.debug("metadata: %s; only shown, read again at the next refresh", error)
+                logger.debug("metadata: %s; for display only, retrying at the next refresh", error)
                 return
             if path == META + _KEYS:
                 self._due += list(self._key_paths())
@@ -308,7 +310,7 @@ class TreeProvider(Provider):
                 yield directory + name
 
     def _key_paths(self) -> Iterator[str]:
-        """Yield the path of each ssh key. The listing has its number and name (0=name), or its name alone."""
+        """Yield the path of each SSH key. The listing has its number and name (0=name), or its name alone."""
         for line in self._facts.get(META + _KEYS, "").split():
             if _NAME.fullmatch(line):
                 yield f"{META}{_KEYS}{line.partition('=')[0].rstrip('/')}/openssh-key"
@@ -340,7 +342,7 @@ class TreeProvider(Provider):
 
 
 def _concerns_one_part(error: MetadataError) -> bool:
-    """Return True if the error is of one answer, not of the server: the next request may well succeed."""
+    """Return True if the error concerns one answer and not the server: the next request may succeed."""
     return error.kind in ("invalid", "changed", "truncated", "too large", "status") and error.status not in BUSY
 
 

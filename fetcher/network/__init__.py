@@ -1,1 +1,1 @@
-"""Kernel state: what it is, what it should be, and the plan that leads from one to the other."""
+"""Kernel state: the actual state, the desired state, and the plan that changes one into the other."""

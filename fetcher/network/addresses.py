@@ -1,4 +1,4 @@
-"""Which addresses and ranges each link can have, and in which form. Pure; the first half of `desired`."""
+"""The addresses and ranges that each link can have, and their form. Pure; the first half of `desired`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cloud_network.fetcher.network.objects import (
     Withheld,
 )
 from cloud_network.fetcher.network.rules import Interval, IntervalIndex
-from cloud_network.netagent.claims import contains, is_single, single, within
+from cloud_network.netagent.claims import contains, is_single, single, tables, within
 from cloud_network.netagent.protocol import TABLE_LOCAL
 
 _DEFAULT_PREFIXES = {"gcp": Prefixes.LOCAL}  # as Google's agent does; elsewhere as amazon-ec2-net-utils does
@@ -39,16 +39,20 @@ class Host:
     links: Mapping[int, Link]
     holders: Mapping[IPAddress, tuple[int, ...]]  # the links that have an address and keep it
     networks: IntervalIndex  # of the addresses that links have and we do not manage
-    leases: frozenset[Interval]  # networks of the addresses of other programs
+    carriers: Mapping[Interval, frozenset[IPAddress]]  # by network with its link, the addresses that keep their length
 
     @property
     def prefixes(self) -> Prefixes:
-        """What becomes of ranges."""
+        """Prefixes=, or the cloud's default."""
         return self.config.prefixes or _DEFAULT_PREFIXES.get(self.instance.provider, Prefixes.ROUTE)
 
     def table(self, link: Link) -> int:
         """Return the number of the link's table."""
-        return self.config.route_table_base + link.ifindex
+        return self.tables(link)[0]
+
+    def tables(self, link: Link) -> tuple[int, int]:
+        """Return the number of the link's table, and of the one for a subnet that has a gateway of its own."""
+        return tables(link.ifindex, self.config.route_table_base)
 
     def has_table(self, link: Link) -> bool:
         """Return True if the link has a table of its own."""
@@ -63,7 +67,7 @@ class Host:
         return self.actual.entries((link.ifindex, address))
 
     def rejection(self, wanted: Route | Rule) -> Rejection | None:
-        """Return the reason why a route or rule cannot be made. What is there stays."""
+        """Return the reason why a route or rule cannot be made. An existing object stays."""
         if wanted in self.actual.routes or wanted in self.actual.rules:
             return None
         return self.rejections.get(wanted)
@@ -98,18 +102,17 @@ def index_host(
         if not kernel.owned or ifindex in unmanaged
     )
     links = {link.ifindex: link for link in actual.links}
-    leases = frozenset(
-        Interval.around(address, kernel.address.prefix, ifindex)
-        for (ifindex, address), kernel in actual.addresses.items()
-        if not kernel.owned
-    )
-    return Host(instance, config, actual, rejections, links, holders, networks, leases)
+    carriers = defaultdict[Interval, frozenset[IPAddress]](frozenset)
+    for (ifindex, address), kernel in actual.addresses.items():
+        if not kernel.owned or not instance.may_remove:
+            carriers[Interval.around(address, kernel.address.prefix, ifindex)] |= {address}
+    return Host(instance, config, actual, rejections, links, holders, networks, carriers)
 
 
 def usable_interfaces(
     pairs: Iterable[tuple[Interface, Link]], host: Host, notices: list[str], withheld: list[Withheld]
 ) -> list[UsableInterface]:
-    """Return what each link can have. What two interfaces name belongs to the first."""
+    """Return what each link can have. If two interfaces have the same object, the first one gets it."""
     found = []
     taken, given, networks = set[IPAddress](), set[IPNetwork](), list[Interval]()
     for interface, link in pairs:
@@ -134,7 +137,7 @@ def _take_addresses(
 ) -> None:
     """Choose the form of each address.
 
-    The first IPv4 address of a subnet carries its prefix length. Siblings are /32, so that they outlive the first.
+    The first IPv4 address of a subnet carries its prefix length. The others are /32, so that they survive its removal.
     """
     link, excluded = usable.link, host.config.exclude_addresses
     carried, reported = set[tuple[int, int]](), False
@@ -146,13 +149,13 @@ def _take_addresses(
             if not reported:
                 key = f"net.ipv6.conf.{link.name}.disable_ipv6"
                 withheld.append(
-                    Withheld(f"{link.name}: IPv6 is disabled on this link; its IPv6 addresses need {key}=0")
+                    Withheld(f"{link.name}: IPv6 is disabled on this link; to use its IPv6 addresses, set {key}=0")
                 )
             reported = True
             continue
         if not host.has(link, address) and (holder := _other_holder(link, address, host)) is not None:
             if _is_service_link(holder):
-                notices.append(f"{address} of {link.name} is on {holder.name}; its replies leave by {link.name}")
+                notices.append(f"{address} of {link.name} is on {holder.name}; its replies leave through {link.name}")
                 usable.sources.append(address)
             else:
                 key = f'[Network] ExcludeAddresses="{address}"'
@@ -171,16 +174,17 @@ def _take_addresses(
             usable.addresses.append(form)
             usable.sources.append(address)
         if carries and not (isinstance(form, Rejection) and form.cause is Cause.CONFLICT):
-            carried.add(subnet)  # or, if its length is refused, no other address gets it either
+            carried.add(subnet)  # if its length is refused, no other address gets it either
 
 
 def _is_carried_by_others(whole: IPInterface, link: Link, host: Host) -> bool:
-    """Return True if another program gave the link a different address with the subnet's length (a DHCP lease).
+    """Return True if the link keeps a different address with the subnet's length.
 
-    A second one would be its secondary for the kernel, and would go with it.
+    Another program gave it to the link (a DHCP lease), or it is ours and may not be removed now. The kernel would treat
+    a second one as its secondary and remove both together.
     """
-    leased = Interval.of_network(whole.network, link.ifindex) in host.leases
-    return leased and all(each.owned for each in host.entries(link, whole.ip))
+    others = host.carriers.get(Interval.of_network(whole.network, link.ifindex), frozenset()) - {whole.ip}
+    return bool(others) and all(each.owned for each in host.entries(link, whole.ip))
 
 
 def _form(
@@ -197,7 +201,7 @@ def _form(
     rejection = None if there else host.rejections.get(form)
     if rejection is None:
         return form
-    if entries:  # it stays in the form that it has
+    if entries:  # an existing address keeps its form
         return entries[0].address
     if form == plain or rejection.cause is Cause.CONFLICT:
         return rejection
@@ -207,7 +211,7 @@ def _form(
 def _is_shared(link: Link, network: IPNetwork, networks: Iterable[Interval], host: Host, *, has_route: bool) -> bool:
     """Return True if another link has or gets a part of the network: a connected route must not shadow it.
 
-    A connected route that is there outlives an address of another program that comes later.
+    An existing connected route stays when another program adds an address later.
     """
     span = Interval.of_network(network)
     foreign = () if has_route else host.networks.overlapping(span)
@@ -222,7 +226,7 @@ def _other_holder(link: Link, address: IPAddress, host: Host) -> Link | None:
 
 
 def _is_service_link(link: Link) -> bool:
-    """Return True for links where load balancers put addresses that this host answers for (kube-ipvs0 is a dummy)."""
+    """Return True for links on which load balancers put addresses that this host serves (kube-ipvs0 is a dummy)."""
     return link.hardware == ARPHRD_LOOPBACK or link.kind == "dummy"
 
 
@@ -239,19 +243,19 @@ def _take_ranges(usable: UsableInterface, given: set[IPNetwork], host: Host, wit
 
 
 def _range_obstacle(network: IPNetwork, usable: UsableInterface, host: Host) -> Rejection | None:
-    """Return the reason why a range cannot be configured. It is judged on every pass: pods may come after us."""
+    """Return the reason why a range cannot be configured. Checked on every pass: pods may start later."""
     link, actual = usable.link, host.actual
     inside = (each for each in host.holders if each.version == network.version and contains(network, single(each)))
     for address in inside:
         holder = _other_holder(link, address, host)
         if holder is not None:
             keys = f'[Network] Prefixes="ignore", or ExcludeAddresses="{network}" for this range alone'
-            return Rejection(f"{holder.name} has {address}; if that is right, set {keys}")
+            return Rejection(f"{holder.name} has {address}; if that is intended, set {keys}")
     if actual.local.get(network, link.ifindex) != link.ifindex:
-        return Rejection(f"table local has it for {host.name(actual.local[network])}")
+        return Rejection(f"table local already has it for {host.name(actual.local[network])}")
     if host.prefixes is Prefixes.LOCAL:
         return host.rejection(Route(TABLE_LOCAL, link.ifindex, network, None))
     homes = [subnet for subnet in usable.interface.subnets if not usable.interface.routed and subnet != network]
     if is_single(network) or not within(network, homes):
-        return Rejection('source rules alone need a range inside its subnet; set [Network] Prefixes="local"')
+        return Rejection('source rules need a range inside its subnet; set [Network] Prefixes="local"')
     return None

@@ -1,19 +1,24 @@
-"""Instance, configuration and the host's state -> what the kernel must hold. Pure.
+"""Computes what the kernel must hold from the instance, the configuration and the host's state. Pure.
 
-A link's table T = RouteTableBase + ifindex holds the link's own subnets on link, the metadata's further routes by the
-gateways that they name, every sibling's subnets and what DHCP routes by a sibling by this link's gateway, and a default
-route. Without the siblings' subnets a neighbour in one subnet could not reach an address in another: the reply would
+A link's table T = RouteTableBase + ifindex holds the link's own subnets on link, the metadata's further routes through
+their gateways, every sibling's subnets and the DHCP routes of siblings through this link's gateway, and a default
+route. Without the siblings' subnets, a neighbour in one subnet could not reach an address in another: the reply would
 take the connected route of the neighbour's subnet, with a source that the cloud drops there.
 
-A link without a gateway (Vultr's private networks, IPv6 before the first router advertisement) has its own subnets in T
-and nothing else: other packets match nothing in steps 1 and 3 (see `rules`) and go on to main, as without us.
+A subnet that has a gateway of its own (Interface.anchor) is the source of rules that lead to a second table of the
+link, T + 2**30: the same routes by that gateway.
 
-What netagent or the kernel refused before (`rejections`) is left out with what depends on it, and reported.
+A link without a gateway (Vultr's private networks, IPv6 before the first router advertisement) has only its own subnets
+in T. Other packets match nothing in steps 1 and 3 (see `rules`) and continue to main, as they would without us.
+
+Objects that netagent or the kernel refused before (`rejections`) are left out, with those that depend on them, and
+reported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from ipaddress import ip_network
 
 from cloud_network.fetcher.config import Config, ForwardedReplies, Prefixes, Rules
@@ -39,7 +44,7 @@ from cloud_network.fetcher.network.objects import (
     Withheld,
 )
 from cloud_network.fetcher.network.rules import NO_LINK, Interval, IntervalIndex, main_rule, source_rules
-from cloud_network.netagent.claims import contains, is_excluded, is_single, single, within
+from cloud_network.netagent.claims import contains, is_excluded, is_single, single, tables, within
 from cloud_network.netagent.protocol import TABLE_LOCAL
 
 WIRE_SERVER = ip_network("168.63.129.16/32")
@@ -56,7 +61,7 @@ def desired(
     rejections: Rejections | None = None,
     departed: frozenset[str] = frozenset(),
 ) -> Desired:
-    """Return what the kernel must hold for `instance` (with leases) on this host. `departed`: MACs that were here."""
+    """Return what the kernel must hold for `instance` (with leases). `departed`: MACs whose links have left."""
     rejections = rejections or {}
     configured = managed(instance, matches, config)
     pairs = [pair for pair in configured if _link_rejection(pair[1], rejections) is None]
@@ -75,16 +80,16 @@ def desired(
     unmanaged |= {link.ifindex for mac, link in matches.items() if mac in instance.unproven}  # nothing is removed there
     marks = _marks([each.link for each in usable], host, unmanaged, withheld)
     goals = [_link_goal(each, host, sources, marks or {}, notices, withheld) for each in usable]
-    tables = frozenset(config.route_table_base + ifindex for ifindex in unmanaged)
+    unmanaged_tables = frozenset(each for ifindex in unmanaged for each in tables(ifindex, config.route_table_base))
     versions = {rule.version for goal in goals for rule in goal.rules}
-    versions |= {rule.version for rule in actual.rules if rule.table in tables}
+    versions |= {rule.version for rule in actual.rules if rule.table in unmanaged_tables}
     main_rules = (main_rule(version, config) for version in sorted(versions))
     return Desired(
         links=tuple(goals),
         common=tuple(rule for rule in main_rules if host.rejection(rule) is None),
         unknown_macs=unknown,
         unmanaged=unmanaged,
-        unmanaged_tables=tables,
+        unmanaged_tables=unmanaged_tables,
         notices=tuple(notices),
         withheld=tuple(dict.fromkeys(withheld)),
         marks=None if marks is None or MarkTable() in rejections else table_of(marks.items()),
@@ -93,7 +98,7 @@ def desired(
 
 
 def _in_use(host: Host) -> Iterator[tuple[int, int]]:
-    """Yield ifindex and mark of each link that has one and that netagent may change."""
+    """Yield ifindex and mark of each link that has a mark and that netagent may change."""
     for ifindex, mark in marks_in_use(host.config, host.actual).items():
         if ifindex in host.links and _may_have_mark(host.links[ifindex], host):
             yield ifindex, mark
@@ -102,7 +107,7 @@ def _in_use(host: Host) -> Iterator[tuple[int, int]]:
 def _marks(
     links: Iterable[Link], host: Host, unmanaged: frozenset[int], withheld: list[Withheld]
 ) -> Mapping[int, int] | None:
-    """Return the mark of each link whose connections are marked, by ifindex; None if none are to be marked."""
+    """Return the mark of each link whose connections are marked, by ifindex; None if no table is wanted."""
     config, rejection = host.config, host.rejections.get(MarkTable())
     if config.forwarded_replies is ForwardedReplies.OFF:
         return None
@@ -116,22 +121,23 @@ def _marks(
         if link.ifindex not in marks:
             withheld.append(Withheld(f"{link.name}: no mark is left for its connections; set a wider MarkMask="))
         elif host.actual.reverse_path.get(link.ifindex) is ReversePath.DROPS:
-            what = f"{link.name}: rp_filter=1 drops what this host forwards from there to containers"
+            what = f"{link.name}: rp_filter=1 drops packets that this host forwards from there to containers"
             withheld.append(Withheld(f"{what}; set net.ipv4.conf.all.src_valid_mark=1"))
     return marks
 
 
 def _may_have_mark(link: Link, host: Host) -> bool:
-    """Return False for a link of which netagent would refuse a mark, and the whole table with it."""
+    """Return False for a link for which netagent would refuse a mark, and with it the whole table."""
     rejection = host.rejections.get(LinkSettings(link.ifindex, None))
     refused = rejection is not None and rejection.cause is Cause.POLICY
     return not refused and not is_excluded(host.config.exclude, link.name, link.mac)
 
 
 def _unnamed(config: Config, actual: Actual, matches: Matches) -> set[int]:
-    """Return the links that the metadata do not name. While they name a MAC that no link has, any of them may be meant.
+    """Return the links that the metadata does not name. While the metadata names a MAC that no link has, any of them
+    may have it.
 
-    What is excluded cannot be meant, and loses what is ours; so does a port, whose packets belong to its master.
+    Excluded links lose our objects, and so do ports of other links, whose packets belong to their master.
     """
     named = {link.ifindex for link in matches.values()}
     rest = (link for link in actual.links if link.ifindex not in named)
@@ -140,13 +146,13 @@ def _unnamed(config: Config, actual: Actual, matches: Matches) -> set[int]:
 
 def _departed_notice(mac: str) -> str:
     return (
-        f"{mac}: its link was here and has left, to another network namespace or with the interface; it is left alone. "
-        f'If that is right, set [Network] Exclude="{mac}"'
+        f"{mac}: its link has left this host, to another network namespace or by a detach; it is left alone. "
+        f'If that is intended, set [Network] Exclude="{mac}"'
     )
 
 
 def _link_rejection(link: Link, rejections: Rejections) -> Rejection | None:
-    """Return the reason why nothing can be done on a link: netagent refuses it, or it cannot be set up."""
+    """Return the reason why a link cannot be configured: netagent refuses it, or it cannot be set up."""
     rejection = rejections.get(LinkSettings(link.ifindex, None))
     if rejection is None or (link.up and rejection.cause is not Cause.POLICY):
         return None
@@ -163,7 +169,7 @@ def _rejected_links(matches: Matches, host: Host) -> Iterator[Withheld]:
 def _sources(
     usable: Iterable[UsableInterface], matches: Matches, host: Host, unmanaged: frozenset[int]
 ) -> IntervalIndex:
-    """Return what may be the source of a packet of this host, also on links to come and what is left to others."""
+    """Return the possible sources of this host's packets, including those of unready and unmanaged links."""
     config, actual = host.config, host.actual
     if config.rules is not Rules.AGGREGATE:
         return IntervalIndex(())
@@ -201,9 +207,7 @@ def _link_goal(
         there = {single(address) for _, address in host.actual.addresses} | host.actual.local.keys()
         routes += [Route(TABLE_LOCAL, link.ifindex, each, None) for each in usable.ranges if each not in there]
     if host.has_table(link):
-        table = _table(interface, link, host)
-        homes = [route.destination for route in table if route.gateway is None]
-        found = source_rules(usable.sources, usable.ranges, homes, link.ifindex, host.config, sources)
+        table, found = _table_with_rules(usable, host, sources)
         if link.ifindex in marks:
             versions = sorted({address.version for address in interface.addresses})
             strict = host.actual.reverse_path.get(link.ifindex, ReversePath.LOOSE) is not ReversePath.LOOSE
@@ -217,12 +221,38 @@ def _link_goal(
     return LinkGoal(settings, tuple(usable.addresses), tuple(routes), rules)
 
 
+def _table_with_rules(
+    usable: UsableInterface, host: Host, sources: IntervalIndex
+) -> tuple[list[Route], tuple[Rule, ...]]:
+    """Return the routes of the link's table, and the rules that lead to it; those of its second table, too."""
+    interface, link, config = usable.interface, usable.link, host.config
+    number, second = host.tables(link)
+    table = _table(interface, link, number, host)
+    homes = [route.destination for route in table if route.gateway is None]
+    if interface.anchor is None:
+        return table, source_rules(usable.sources, usable.ranges, homes, link.ifindex, number, config, sources)
+    subnet, gateway = interface.anchor
+    anchored = [each for each in usable.sources if each in subnet]
+    others = [each for each in usable.sources if each not in subnet]
+    rules = source_rules(others, usable.ranges, homes, link.ifindex, number, config, sources)
+    if anchored:
+        by_anchor = replace(
+            interface,
+            addresses=tuple(each for each in interface.addresses if each.ip in subnet),
+            subnets=tuple(each for each in interface.subnets if each.version == subnet.version),
+            gateways=(gateway, *interface.gateways),
+        )
+        table += _table(by_anchor, link, second, host)
+        rules += source_rules(anchored, (), [subnet], link.ifindex, second, config, sources)
+    return table, rules
+
+
 def _settings(
     interface: Interface, link: Link, host: Host, notices: list[str], withheld: list[Withheld]
 ) -> LinkSettings:
     mtu = interface.mtu
     if mtu is not None and mtu < MIN_MTU:
-        notices.append(f"{link.name}: an MTU of {mtu} would remove IPv6 from the link; it keeps {link.mtu}")
+        notices.append(f"{link.name}: an MTU of {mtu} would disable IPv6 on the link; the MTU stays {link.mtu}")
         mtu = None
     rejection = host.rejections.get(LinkSettings(link.ifindex, mtu)) if mtu is not None else None
     if rejection is not None and link.mtu != mtu:
@@ -231,11 +261,11 @@ def _settings(
     return LinkSettings(link.ifindex, mtu)
 
 
-def _table(interface: Interface, link: Link, host: Host) -> list[Route]:
-    """Return the routes of the link's table; of several to one destination the first counts."""
-    table, siblings = host.table(link), [each for each in host.instance.interfaces if each.mac != interface.mac]
+def _table(interface: Interface, link: Link, table: int, host: Host) -> list[Route]:
+    """Return the routes of a table of the link. If several have one destination, the first one is used."""
+    siblings = [each for each in host.instance.interfaces if each.mac != interface.mac]
     routes: dict[IPNetwork, Route] = {}
-    off = link.ipv6.disabled  # the kernel then takes no IPv6 route of the link
+    off = link.ipv6.disabled  # the kernel then accepts no IPv6 route for the link
     for subnet in (each for each in interface.subnets if not (off and each.version == 6)):
         route = Route(table, link.ifindex, subnet, None)
         if not interface.routed and host.rejection(route) is None:
@@ -244,25 +274,31 @@ def _table(interface: Interface, link: Link, host: Host) -> list[Route]:
     own = set(interface.subnets)
     far += [subnet for sibling in siblings for subnet in sibling.subnets if subnet not in own]
     versions = {address.version for address in interface.addresses} - ({6} if off else set())
-    ways = [way for way in _further_routes(interface, host) if way[0].version in versions]
+    gateway_routes = [each for each in _further_routes(interface, host) if each[0].version in versions]
     for version in sorted(versions):
-        gateway = _gateway(interface, link, version, host)
+        gateway = _gateway(interface, link, table, version, host)
         if gateway is not None:
-            ways += [(subnet, gateway) for subnet in far if subnet.version == version]
-            known = [*routes, *(destination for destination, _ in ways if destination.prefixlen)]
-            ways += [way for way in _leased_ways(link, version, gateway, host) if not within(way[0], known)]
-            ways.append((EVERYTHING[version], gateway))
-    _add_routes(routes, table, link, ways, host)
+            gateway_routes += [(subnet, gateway) for subnet in far if subnet.version == version]
+            known = [*routes, *(destination for destination, _ in gateway_routes if destination.prefixlen)]
+            gateway_routes += [
+                each for each in _leased_routes(link, version, gateway, host) if not within(each[0], known)
+            ]
+            gateway_routes.append((EVERYTHING[version], gateway))
+    _add_routes(routes, table, link, gateway_routes, host)
     return list(routes.values())
 
 
 def _add_routes(
-    routes: dict[IPNetwork, Route], table: int, link: Link, ways: Iterable[tuple[IPNetwork, IPAddress]], host: Host
+    routes: dict[IPNetwork, Route],
+    table: int,
+    link: Link,
+    gateway_routes: Iterable[tuple[IPNetwork, IPAddress]],
+    host: Host,
 ) -> None:
-    """Add routes by gateways, each after an on-link route to its gateway where the table has none."""
+    """Add routes through gateways, each after an on-link route to its gateway if the table has none."""
     on_link = [route.destination for route in routes.values()]
     usable: dict[IPAddress, bool] = {}
-    for destination, gateway in ways:
+    for destination, gateway in gateway_routes:
         route = Route(table, link.ifindex, destination, gateway)
         to_itself = is_single(destination) and destination.network_address == gateway
         if destination in routes or to_itself or host.rejection(route) is not None:
@@ -278,11 +314,11 @@ def _add_routes(
             routes.setdefault(destination, route)
 
 
-def _leased_ways(link: Link, version: int, gateway: IPAddress, host: Host) -> Iterator[tuple[IPNetwork, IPAddress]]:
-    """Yield the routes of main that DHCP or a router gave to another link, by the gateway of this one.
+def _leased_routes(link: Link, version: int, gateway: IPAddress, host: Host) -> Iterator[tuple[IPNetwork, IPAddress]]:
+    """Yield the routes in main that DHCP or a router gave to another link, with this link's gateway.
 
-    Main's would decide for this link's sources, too, and lead their packets out by the other link (Azure's load
-    balancers probe every interface from WIRE_SERVER). What an operator routes in main stays with main.
+    Those in main would also apply to this link's sources, and send their packets out through the other link (Azure's
+    load balancers probe every interface from WIRE_SERVER). An operator's routes in main are left out.
     """
     own = host.actual.leased.get(link.ifindex, {})
     theirs = {each for other, found in host.actual.leased.items() if other != link.ifindex for each in found}
@@ -294,25 +330,25 @@ def _leased_ways(link: Link, version: int, gateway: IPAddress, host: Host) -> It
 
 
 def _further_routes(interface: Interface, host: Host) -> list[tuple[IPNetwork, IPAddress]]:
-    """Return the metadata's routes, except those by this host itself, which is a gateway of others."""
+    """Return the metadata's routes, except those whose gateway is this host itself."""
     if not interface.routes:
         return []
     ours = {address for _, address in host.actual.addresses}
     ours |= {each.ip for other in host.instance.interfaces for each in other.addresses}
-    return [way for way in interface.routes if way[1] not in ours]
+    return [each for each in interface.routes if each[1] not in ours]
 
 
-def _gateway(interface: Interface, link: Link, version: int, host: Host) -> IPAddress | None:
-    """Return the gateway of the metadata or the cloud's convention; else that from DHCP or a router on this link.
+def _gateway(interface: Interface, link: Link, table: int, version: int, host: Host) -> IPAddress | None:
+    """Return the gateway from the metadata or the cloud's convention; else the one from DHCP or a router on this link.
 
-    If a new gateway does not resolve, and when the kernel has purged the routes of router advertisements
-    (net.ipv6.conf.*.forwarding), the present one stays.
+    The present gateway stays if the new one does not resolve, or if the kernel has purged the routes of router
+    advertisements (net.ipv6.conf.*.forwarding).
     """
     known = [*interface.gateways, *host.actual.gateways.get(link.ifindex, ())]
     known = [each for each in known if each.version == version]
     usable = [each for each in known if not _is_refused(each, link, host)]
     if not usable and (known or version == 6):
-        place = (host.table(link), EVERYTHING[version])
+        place = (table, EVERYTHING[version])
         other = [route.gateway for route in host.actual.routes if (route.table, route.destination) == place]
         if version == 6 and not known:
             other += host.actual.routers.get(link.ifindex, ())
@@ -328,14 +364,14 @@ def _is_refused(gateway: IPAddress, link: Link, host: Host) -> bool:
 def _unreachable(interface: Interface, link: Link, table: Iterable[Route], host: Host) -> Iterator[str]:
     """Yield a notice for each family without a gateway."""
     has = {route.destination.version for route in table if route.destination.prefixlen == 0}
-    off = {6} if link.ipv6.disabled else set()  # which is reported
+    off = {6} if link.ipv6.disabled else set()  # already reported
     for version in sorted({address.version for address in interface.addresses} - has - off):
         reason = "no gateway known" if version == 4 else "no IPv6 router advertisement received"
         yield f"{link.name}: {reason}; its IPv{version} addresses are reachable only from their own subnet"
 
 
 def _ignored_routers(interface: Interface, link: Link, host: Host) -> Iterator[Withheld]:
-    """Yield a report if the kernel ignores router advertisements because it forwards (Documentation/networking)."""
+    """Yield a report if the kernel ignores router advertisements because it forwards (ip-sysctl.rst, accept_ra)."""
     needs = any(address.version == 6 for address in interface.addresses) and not link.ipv6.disabled
     heard = any(each.version == 6 for each in host.actual.gateways.get(link.ifindex, ()))
     if needs and not heard and link.ipv6.forwarding and link.ipv6.accept_ra == 1:
@@ -345,7 +381,7 @@ def _ignored_routers(interface: Interface, link: Link, host: Host) -> Iterator[W
 
 
 def _router_instead(use: GatewayUse, rejection: Rejection, wanted: Iterable[Object]) -> IPAddress | None:
-    """Return the gateway of a router advertisement that the link has in place of one that netagent refuses."""
+    """Return the gateway from a router advertisement that the link uses instead of one that netagent refuses."""
     if use.address.version == 4 or rejection.cause is not Cause.POLICY:
         return None
     routes = (each for each in wanted if isinstance(each, Route))
@@ -353,19 +389,20 @@ def _router_instead(use: GatewayUse, rejection: Rejection, wanted: Iterable[Obje
 
 
 def _reported(wanted: Iterable[Object], link: Link, host: Host, notices: list[str]) -> Iterator[Withheld]:
-    """Yield a report for each rejection of this link's routes, rules and gateways that follows from no other one.
+    """Yield a report for each rejection of this link's routes, rules and gateways that does not follow from another
+    one.
 
-    A refused gateway in place of which the link has another one is a notice.
+    A refused gateway is only a notice if the link uses another one instead.
     """
-    kept, table = set(wanted), host.table(link)
+    kept, own_tables = set(wanted), host.tables(link)
     for rejected, rejection in host.rejections.items():
         if rejection.dependent or rejection.cause is Cause.CONFLICT or rejected in kept:
             continue
         waiting = rejection.cause is Cause.WAITING
-        if isinstance(rejected, Route) and rejected.table == table:
+        if isinstance(rejected, Route) and rejected.table in own_tables:
             via = f" via {rejected.gateway}" if rejected.gateway is not None else ""
             yield Withheld(f"route {rejected.destination}{via} of {link.name}: {rejection.reason}", waiting)
-        elif isinstance(rejected, Rule) and rejected.table == table:
+        elif isinstance(rejected, Rule) and rejected.table in own_tables:
             selector = rejected.selector if rejected.selector is not None else "all"
             selector = f"{selector} fwmark {rejected.mark:#x}/{rejected.mask:#x}" if rejected.mark else selector
             yield Withheld(f"rule {rejected.priority} from {selector} of {link.name}: {rejection.reason}", waiting)

@@ -1,11 +1,12 @@
-"""Reads the kernel's links, addresses, routes, rules and neighbours with pyroute2, as values. Changes nothing.
+"""Reads the kernel's links, addresses, routes, rules and neighbours with pyroute2. Changes nothing.
 
-The kernel filters route dumps (NETLINK_GET_STRICT_CHK), so that thousands of routes of other programs cost nothing.
+The kernel filters route dumps (NETLINK_GET_STRICT_CHK), so thousands of other programs' routes cost nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 from collections import defaultdict
@@ -62,7 +63,7 @@ _NUD_RESOLVED = 0x02 | 0x04 | 0x08 | 0x40 | 0x80  # REACHABLE, STALE, DELAY, NOA
 _RTEXT_FILTER_SKIP_STATS = 8
 _DUMP_ATTEMPTS = 5
 
-logging.getLogger("pyroute2").setLevel(logging.CRITICAL)  # it also raises what it logs
+logging.getLogger("pyroute2").setLevel(logging.CRITICAL)  # pyroute2 also raises the errors that it logs
 
 Message = Any
 """A message of pyroute2: fields by name, attributes with get_attr()."""
@@ -79,12 +80,17 @@ def read() -> Actual:
 
 
 def links_and_egress(address: IPAddress) -> tuple[list[Link], Link | None]:
-    """Return every link by ifindex, and the one by which the host's routing reaches `address`. Raises KernelError."""
+    """Return every link by ifindex, and the link of the host's route to `address`. Raises KernelError."""
     return _run(lambda kernel: _links_and_egress(kernel, address))
 
 
+def is_prohibited(address: IPAddress) -> bool:
+    """Return True if a route or rule of type prohibit decides for `address`. Raises KernelError."""
+    return _run(lambda kernel: _is_prohibited(kernel, address))
+
+
 def resolved(gateways: Iterable[GatewayUse]) -> set[GatewayUse]:
-    """Return the gateways that the kernel knows how to reach: RTM_GETNEIGH. Raises KernelError."""
+    """Return the gateways that have a resolved neighbour entry: RTM_GETNEIGH. Raises KernelError."""
     asked = tuple(gateways)
     return _run(lambda kernel: _resolved(kernel, asked))
 
@@ -100,7 +106,7 @@ async def events() -> AsyncIterator[None]:
 
 
 def _run(question: Callable[[AsyncIPRoute], Awaitable[Result]]) -> Result:
-    """Ask on a new socket. A dump that changes interrupted (NLM_F_DUMP_INTR) is taken again."""
+    """Run a query on a new socket. A dump interrupted by changes (NLM_F_DUMP_INTR) is repeated."""
 
     async def ask() -> Result:
         async with AsyncIPRoute(strict_check=True) as kernel:
@@ -158,7 +164,7 @@ async def _read(kernel: AsyncIPRoute) -> Actual:
 def by_place(
     addresses: Iterable[KernelAddress],
 ) -> tuple[dict[tuple[int, IPAddress], KernelAddress], tuple[KernelAddress, ...]]:
-    """Return each address by its place, and those that a link has once more with another prefix length."""
+    """Return each address by its place, and the duplicates with another prefix length on the same link."""
     found, further = dict[tuple[int, IPAddress], KernelAddress](), list[KernelAddress]()
     for each in sorted(addresses, key=lambda each: each.owned):
         if found.setdefault(each.place, each) is not each:
@@ -172,7 +178,10 @@ def _add_learned(
     gateways: dict[int, tuple[IPAddress, ...]],
     learned: dict[int, frozenset[IPNetwork]],
 ) -> None:
-    """Sort a route of main in. The kernel's own IPv6 prefixes are those of router advertisements (addrconf.c)."""
+    """Sort a route of main into its collection.
+
+    The kernel's own IPv6 prefix routes are from router advertisements (addrconf.c).
+    """
     destination, index = route.destination, route.ifindex
     if not index:
         return
@@ -184,7 +193,7 @@ def _add_learned(
 
 
 async def _routes(kernel: AsyncIPRoute, family: int, **fields: int) -> list[tuple[Route, int]]:
-    """Return the routes that have these fields of struct rtmsg, each with its protocol. The kernel filters."""
+    """Return the routes with these fields of struct rtmsg, each with its protocol. The kernel filters."""
     question = rtmsg()
     question["family"] = family
     for name, value in fields.items():
@@ -195,7 +204,7 @@ async def _routes(kernel: AsyncIPRoute, family: int, **fields: int) -> list[tupl
 
 
 async def _static(kernel: AsyncIPRoute) -> frozenset[IPNetwork]:
-    """Return the destinations that `ip route add` and static configuration have in main, also those that discard."""
+    """Return the destinations of static routes in main, including routes that discard packets."""
     found = set[IPNetwork]()
     for family in _FAMILIES.values():
         for protocol in (RTPROT_BOOT, RTPROT_STATIC):
@@ -227,12 +236,20 @@ async def _links_and_egress(kernel: AsyncIPRoute, address: IPAddress) -> tuple[l
     return sorted(links, key=lambda link: link.ifindex), next((each for each in links if each.ifindex == index), None)
 
 
+async def _is_prohibited(kernel: AsyncIPRoute, address: IPAddress) -> bool:
+    try:
+        await kernel.route("get", dst=str(address), family=_FAMILIES[address.version])
+    except NetlinkError as error:
+        return bool(error.code == errno.EACCES)  # fib_props[RTN_PROHIBIT] of net/ipv4/fib_semantics.c; IPv6 likewise
+    return False
+
+
 async def _resolved(kernel: AsyncIPRoute, gateways: tuple[GatewayUse, ...]) -> set[GatewayUse]:
     found = set()
     for gateway in gateways:
         try:
             answers = await kernel.neigh("get", ifindex=gateway.ifindex, dst=str(gateway.address))
-        except NetlinkError:  # there is no such entry, or no such link
+        except NetlinkError:  # no such entry, or no such link
             continue
         if any(each["state"] & _NUD_RESOLVED for each in answers):
             found.add(gateway)
@@ -268,7 +285,7 @@ def _ipv6_settings(message: Message) -> IPv6Settings:
 
 
 def address_from(message: Message) -> KernelAddress:
-    """Read RTM_NEWADDR: struct ifaddrmsg. IFA_LOCAL is the address where IFA_ADDRESS is that of a tunnel's peer."""
+    """Read RTM_NEWADDR: struct ifaddrmsg. IFA_LOCAL is the address if IFA_ADDRESS is a tunnel's peer."""
     flags = message.get_attr("IFA_FLAGS") or message["flags"]
     text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
     ip, length = ip_address(text), message["prefixlen"]
@@ -309,7 +326,7 @@ def rule_from(message: Message) -> Rule:
 
 
 def _network(family: int, text: str | None, length: int) -> IPNetwork:
-    """Return a network; all zeros without a text. Rules of other programs may have host bits."""
+    """Return a network; the whole address space if `text` is None. Rules of other programs may have host bits."""
     if family == socket.AF_INET:
         return IPv4Network((text or "0.0.0.0", length), strict=False)  # noqa: S104
     return IPv6Network((text or "::", length), strict=False)

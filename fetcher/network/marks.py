@@ -1,21 +1,22 @@
-"""ForwardedReplies="mark": which link has which mark, and the rules that lead a mark to the link's table. Pure.
+"""ForwardedReplies="mark": the mark of each link, and the rules that select the link's table by mark. Pure.
 
-The highest bit of MarkMask= is for packets that arrive by a link, the others number the links. netagent's table
+The highest bit of MarkMask= marks packets that arrive on a link; the other bits number the links. netagent's table
 `cloud_network` sets both. For each link with table T and mark M, in the three steps of `rules`:
 
   1. fwmark M/MASK lookup T suppress_prefixlength 0           own and sibling subnets
-  3. fwmark M/MASK lookup T                                   everything else leaves by the link of the connection
+  3. fwmark M/MASK lookup T                                   everything else leaves through the connection's link
 
-On a link with the strict reverse path filter (rp_filter=1, IPv4) also for M with the highest bit, which packets have
-that arrive for published ports: the filter asks for their way back with their mark if src_valid_mark=1. These rules
-also decide where such packets go, if main has no route to the container but a default.
+On a link with the strict reverse path filter (rp_filter=1, IPv4) the rules also match M with the highest bit, which
+packets that arrive for published ports have: with src_valid_mark=1, the filter looks up their reverse path by mark.
+These rules also decide the route of such packets if main has only a default route for the container.
 
-A connection keeps its mark for its life, so a link keeps its mark: the table's, else that of its rules, else the number
-of its ifindex where that is free.
+A connection keeps its mark for its lifetime, so a link keeps its mark: the one in the table, else the one in its rules,
+else the number of its ifindex if that is free.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -25,11 +26,12 @@ from cloud_network.fetcher.network.rules import STEP
 from cloud_network.netagent.claims import arrival_bit, mark_bits
 from cloud_network.netagent.operations import MAX_MARKED_LINKS, LinkMark
 
-SYSCTL = Path("/proc/sys/net/ipv4/conf")
+SYSCTL = Path(os.environ.get("IPV4_CONF", "/proc/sys/net/ipv4/conf"))
+"""The sysctls of each link. The unit sets IPV4_CONF=, because ProcSubset=pid hides the usual directory."""
 
 
 def marks_in_use(config: Config, actual: Actual) -> dict[int, int]:
-    """Return the mark of each link that has one, by ifindex: of the rules, and before those of the table."""
+    """Return the mark of each link that has one, by ifindex: from the table, else from the rules."""
     mask, bits = config.mark_mask, mark_bits(config.mark_mask)
     found = {rule.table - config.route_table_base: rule.mark & bits for rule in actual.rules if rule.mask == mask}
     found |= {each.link: each.mark for each in actual.marks or ()}
@@ -37,9 +39,9 @@ def marks_in_use(config: Config, actual: Actual) -> dict[int, int]:
 
 
 def assign_marks(links: Iterable[int], config: Config, actual: Actual, kept: Collection[int]) -> dict[int, int]:
-    """Return a mark for each link, by ifindex; none for those for which no number is left.
+    """Return a mark for each link, by ifindex, except links for which no number is left.
 
-    `kept` are other links, whose marks stay as they are. A mark that yet another link has is free once it has gone.
+    `kept` are other links, whose marks stay. The mark of any further link becomes free once that link is gone.
     """
     in_use, bits = marks_in_use(config, actual), mark_bits(config.mark_mask)
     step = bits & -bits
@@ -62,7 +64,7 @@ def assign_marks(links: Iterable[int], config: Config, actual: Actual, kept: Col
 
 
 def mark_rules(link: int, mark: int, versions: Iterable[int], config: Config, *, strict: bool) -> tuple[Rule, ...]:
-    """Return the rules of one link; `strict`: it has the strict reverse path filter."""
+    """Return the rules of one link. `strict`: the link has the strict reverse path filter."""
     first, last, table = config.rule_priority, config.rule_priority + 2 * STEP, config.route_table_base + link
     arrived, mask = mark | arrival_bit(config.mark_mask), config.mark_mask
     found = []
@@ -74,14 +76,14 @@ def mark_rules(link: int, mark: int, versions: Iterable[int], config: Config, *,
 
 
 def table_of(marks: Iterable[tuple[int, int]]) -> tuple[LinkMark, ...]:
-    """Return (ifindex, mark) pairs as the table that netagent makes."""
+    """Return (ifindex, mark) pairs as entries of netagent's table."""
     return tuple(LinkMark(link, mark) for link, mark in sorted(marks))
 
 
 def reverse_path(link: str) -> ReversePath:
-    """Return what the reverse path filter does with what arrives by a link and is forwarded to a container.
+    """Return how the reverse path filter treats packets that arrive on a link and are forwarded to a container.
 
-    The larger of `all` and the link's rp_filter counts, and either src_valid_mark: Documentation/networking/ip-sysctl.
+    The larger value of `all` and the link counts for rp_filter; either enables src_valid_mark: ip-sysctl.rst.
     """
     if max(_sysctl("all", "rp_filter"), _sysctl(link, "rp_filter")) != 1:
         return ReversePath.LOOSE

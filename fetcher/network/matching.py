@@ -1,4 +1,4 @@
-"""Which link of this host is which interface of the cloud, and what only DHCP says of it. Pure."""
+"""Matches the cloud's interfaces with this host's links, and adds what only DHCP provides. Pure."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def match_links(instance: Instance, config: Config, links: Iterable[Link]) -> Ma
     """Match by MAC alone, and only links of a kind that a cloud attaches (a VLAN has its parent's MAC).
 
     A port of another link is not matched: Azure's accelerated networking has a VF below each synthetic interface with
-    the same MAC, virtio's failover a primary and a standby, and a bridge answers for its ports. A member of a VRF is
-    matched. If two links are left (a VF that is not yet a port), neither is.
+    the same MAC, virtio's failover a primary and a standby, and a bridge stands for its ports. A member of a VRF is
+    matched. If two links remain (a VF that is not yet a port), neither is matched.
     """
     macs = {interface.mac for interface in instance.interfaces}
     by_index = {link.ifindex: link for link in links}
@@ -57,10 +57,10 @@ def ports(instance: Instance, links: Iterable[Link]) -> set[int]:
 
 
 def _explain_port(port: Link, master: Link, config: Config) -> str:
-    """Return what to do about a port: it belongs to its master, which may have its MAC and stand for the interface."""
-    cure = f'if it is for others, set [Network] Exclude="{port.mac}"'
+    """Return the advice for a port: its master may have its MAC and represent the interface."""
+    cure = f'if another program uses it, set [Network] Exclude="{port.mac}"'
     if master.mac == port.mac and master.kind not in config.allow_kinds:
-        cure += f'; if {master.name} is to have the addresses, set [Netagent] AllowKinds="{master.kind}"'
+        cure += f'; to configure {master.name} instead, set [Netagent] AllowKinds="{master.kind}"'
     return f"{port.name} has that MAC and is a port of {master.name}; {cure}"
 
 
@@ -71,7 +71,7 @@ def idle_patterns(instance: Instance, config: Config, links: Iterable[Link]) -> 
 
 
 def without_absent_vlans(instance: Instance, matches: Matches) -> Instance:
-    """Return the instance without VLANs that have no link here; a notice for each says how to make the link."""
+    """Return the instance without VLANs that have no link here. A notice for each has the command to create it."""
     absent = [each for each in instance.interfaces if each.vlan is not None and each.mac not in matches]
     if not absent:
         return instance
@@ -86,7 +86,7 @@ def _how_to_make(interface: Interface, matches: Matches) -> str:
     tag, below = interface.vlan.tag, matches.get(interface.vlan.parent)
     parent = below.name if below is not None else "PARENT"
     return (
-        f"{interface.mac}: VLAN {tag} of {parent} has no link here. To have it configured, set [Netagent] "
+        f"{interface.mac}: VLAN {tag} of {parent} has no link on this host. To configure it, set [Netagent] "
         f'AllowKinds="vlan" and run: ip link add link {parent} name {parent}.{tag} address {interface.mac} '
         f"type vlan id {tag}"
     )
@@ -105,7 +105,7 @@ def managed(instance: Instance, matches: Matches, config: Config) -> list[tuple[
 
 
 def order(interface: Interface) -> tuple[int, int, str]:
-    """Return the sorting key that puts the primary first: in a shared subnet it has the connected route."""
+    """Return the sorting key that puts the primary first: in a shared subnet it gets the connected route."""
     number = interface.device_number if interface.device_number is not None else 1 << 16
     return (number, interface.network_card, interface.mac)
 
@@ -140,6 +140,6 @@ def _may_be_of_cloud(link: Link, config: Config) -> bool:
 
 
 def _is_port(link: Link, links: Mapping[int, Link]) -> bool:
-    """Return True for a port. A VRF's members are not, unless they have its MAC: then the VRF is a bond by its kind."""
+    """Return True for a port. A VRF's members are none, unless it has their MAC: then it is matched like a bond."""
     master = links.get(link.master or 0)
     return master is not None and (master.kind != "vrf" or master.mac == link.mac)

@@ -1,4 +1,4 @@
-"""The kernel's objects as values: what `kernel` reads, `desired` wants and `plan` compares."""
+"""The kernel's objects as values: read by `kernel`, computed by `desired`, compared by `plan`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772
 
 @dataclass(frozen=True, slots=True)
 class IPv6Settings:
-    """The sysctls net.ipv6.conf.LINK that decide if addresses and router advertisements work on a link."""
+    """The sysctls net.ipv6.conf.LINK that decide whether addresses and router advertisements work on a link."""
 
     disabled: bool = False  # disable_ipv6
     forwarding: bool = False
@@ -31,8 +31,8 @@ class Link:
     mac: str
     up: bool
     mtu: int
-    kind: str | None  # rtnetlink's: bridge, veth, vlan ...; None for hardware and for what a cloud attaches
-    master: int | None = None  # ifindex of the bond, bridge or VRF that it is a port of
+    kind: str | None  # rtnetlink's kind: bridge, veth, vlan ...; None for hardware and for what a cloud attaches
+    master: int | None = None  # ifindex of the bond, bridge or VRF that the link is a port of
     hardware: int = ARPHRD_ETHER
     ipv6: IPv6Settings = IPv6Settings()
     ready: bool = True  # udev has finished with it
@@ -40,7 +40,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An address on a link. With `connected`, the kernel makes the connected route of its prefix."""
+    """An address on a link. With `connected`, the kernel adds the connected route of its prefix."""
 
     ifindex: int
     address: IPAddress
@@ -68,7 +68,7 @@ class KernelAddress:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route in a table; on link when there is no gateway, of type local in table 255."""
+    """A route in a table: on link without a gateway; of type local in table 255."""
 
     table: int
     ifindex: int
@@ -78,9 +78,10 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`from SELECTOR lookup TABLE`, or `to SELECTOR`; without a selector it matches everything of its family.
+    """`from SELECTOR lookup TABLE`, or `to SELECTOR`; without a selector, the rule matches its whole family.
 
-    `local`: only what this host itself sends (`iif lo`), not what it forwards. A prefix around addresses has it.
+    `local`: match only packets that this host itself sends (`iif lo`), not forwarded ones. Rules for a prefix that
+    contains addresses have it.
     """
 
     priority: int
@@ -90,38 +91,38 @@ class Rule:
     suppress: bool  # suppress_prefixlength 0: ignore default routes of the table
     to: bool = False
     local: bool = False
-    mark: int = 0  # fwmark MARK/MASK; 0/0: whatever the mark
+    mark: int = 0  # fwmark MARK/MASK; 0/0: any mark
     mask: int = 0
 
 
 class ReversePath(Enum):
-    """The reverse path filter (rp_filter) of a link, for packets whose way back is decided by a mark."""
+    """The reverse path filter (rp_filter) of a link, for packets whose reverse path is selected by mark."""
 
     LOOSE = "loose"  # or off
-    BY_MARK = "by mark"  # strict, with src_valid_mark=1: it looks for the way back with the packet's mark
+    BY_MARK = "by mark"  # strict, with src_valid_mark=1: the reverse path is looked up with the packet's mark
     DROPS = "drops"  # strict
 
 
 @dataclass(frozen=True, slots=True)
 class Actual:
-    """What the kernel holds now, as far as it concerns us."""
+    """The relevant part of the kernel's state."""
 
     links: tuple[Link, ...]
-    addresses: Mapping[tuple[int, IPAddress], KernelAddress]  # one of others before one of ours
+    addresses: Mapping[tuple[int, IPAddress], KernelAddress]  # an address of another program takes precedence over ours
     routes: frozenset[Route]  # with our protocol number
     rules: frozenset[Rule]  # with our protocol number
     gateways: Mapping[int, tuple[IPAddress, ...]]  # of default routes from DHCP or a router, by ifindex
     learned: Mapping[int, frozenset[IPNetwork]] = field(default_factory=dict)  # on-link routes from DHCP or a router
     local: Mapping[IPNetwork, int] = field(default_factory=dict)  # others' ranges in table local, with their link
     routers: Mapping[int, tuple[IPAddress, ...]] = field(default_factory=dict)  # IPv6 neighbours with NTF_ROUTER
-    marks: tuple[LinkMark, ...] | None = None  # of netagent's nftables table, as netagent says; None: it has none
-    reverse_path: Mapping[int, ReversePath] = field(default_factory=dict)  # of links, where they matter
-    leased: Mapping[int, Mapping[IPNetwork, IPAddress]] = field(default_factory=dict)  # main's further routes of these
-    static: frozenset[IPNetwork] = frozenset()  # destinations that an operator routes in main, if there are leased ones
-    further: tuple[KernelAddress, ...] = ()  # the same address on the same link once more, with another prefix length
+    marks: tuple[LinkMark, ...] | None = None  # of netagent's nftables table; None: netagent manages none
+    reverse_path: Mapping[int, ReversePath] = field(default_factory=dict)  # of links for which it matters
+    leased: Mapping[int, Mapping[IPNetwork, IPAddress]] = field(default_factory=dict)  # their further routes in main
+    static: frozenset[IPNetwork] = frozenset()  # destinations of an operator's routes in main, if `leased` is not empty
+    further: tuple[KernelAddress, ...] = ()  # duplicates on the same link, with another prefix length
 
     def entries(self, place: tuple[int, IPAddress]) -> list[KernelAddress]:
-        """Return an address as its link has it: seldom more than once, with several prefix lengths."""
+        """Return the entries of an address on a link: seldom more than one, with different prefix lengths."""
         first = self.addresses.get(place)
         if first is None:
             return []
@@ -132,24 +133,24 @@ class Cause(Enum):
     """The reason why an object is left out."""
 
     POLICY = "policy"  # netagent refuses it
-    WAITING = "waiting"  # netagent refuses it until an IPv6 router has advertised itself
+    WAITING = "waiting"  # netagent refuses it until an IPv6 router advertisement arrives
     KERNEL = "kernel"  # the kernel refused it
     GATEWAY = "gateway"  # a new gateway does not resolve
-    CONFLICT = "conflict"  # another program reverts it again and again
+    CONFLICT = "conflict"  # another program keeps reverting it
 
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A reason, for the operator, why an object cannot be made."""
+    """A reason, as text for the operator, why an object cannot be made."""
 
     reason: str
     cause: Cause = Cause.POLICY
-    dependent: bool = False  # it follows from another rejection, which is reported
+    dependent: bool = False  # follows from another rejection, which is reported
 
 
 @dataclass(frozen=True, slots=True)
 class LinkSettings:
-    """A link is up, and has this MTU where the metadata gives one."""
+    """A link is up, and has this MTU if the metadata gives one."""
 
     ifindex: int
     mtu: int | None
@@ -165,17 +166,17 @@ class GatewayUse:
 
 @dataclass(frozen=True, slots=True)
 class MarkTable:
-    """netagent's nftables table, whatever its marks."""
+    """netagent's nftables table as an object, independent of its marks."""
 
 
 Object = LinkSettings | Address | Route | Rule | GatewayUse | MarkTable
-"""What can be rejected."""
+"""An object that can be rejected."""
 Rejections = Mapping[Object, Rejection]
 
 
 @dataclass(frozen=True, slots=True)
 class LinkGoal:
-    """What the kernel must hold for one link. Routes are in an order in which they can be added."""
+    """The desired state of one link. Routes are in an order in which they can be added."""
 
     settings: LinkSettings
     addresses: tuple[Address, ...]
@@ -185,25 +186,25 @@ class LinkGoal:
 
 @dataclass(frozen=True, slots=True)
 class Withheld:
-    """Something that the metadata name and that is not configured."""
+    """A part of the metadata that is not configured."""
 
     text: str  # object, reason, and the key to set
-    transient: bool = False  # it will most likely pass by itself, within seconds
+    transient: bool = False  # will most likely disappear within seconds without action
 
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """Everything of ours that the kernel must hold."""
+    """All our objects that the kernel must hold."""
 
     links: tuple[LinkGoal, ...]
     common: tuple[Rule, ...]  # rules that belong to no link
-    unknown_macs: Mapping[str, str]  # named by the metadata, without a link here: the reason
-    unmanaged: frozenset[int] = frozenset()  # ifindexes of links that stay as they are ...
+    unknown_macs: Mapping[str, str]  # named by the metadata, without a link here, and the reason
+    unmanaged: frozenset[int] = frozenset()  # ifindexes of links that are not changed ...
     unmanaged_tables: frozenset[int] = frozenset()  # ... and their tables
-    notices: tuple[str, ...] = ()  # facts that may surprise and need no action
+    notices: tuple[str, ...] = ()  # unusual facts that need no action
     withheld: tuple[Withheld, ...] = ()
-    marks: tuple[LinkMark, ...] | None = None  # of netagent's nftables table; None: not ours to change
-    marks_in_use: tuple[LinkMark, ...] = ()  # that rules need until they are removed
+    marks: tuple[LinkMark, ...] | None = None  # of netagent's nftables table; None: the table is not changed
+    marks_in_use: tuple[LinkMark, ...] = ()  # that rules use until they are removed
 
     @property
     def addresses(self) -> tuple[Address, ...]:
@@ -217,5 +218,5 @@ class Desired:
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """Rules of all links, and those that belong to none."""
-        return (*(rule for goal in self.links for rule in goal.rules), *self.common)
+        """Rules that belong to no link, which others need, and those of all links."""
+        return (*self.common, *(rule for goal in self.links for rule in goal.rules))

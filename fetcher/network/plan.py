@@ -1,7 +1,7 @@
-"""Desired and Actual -> the operations between them, in the order in which they can be applied. Pure.
+"""Computes the operations that change the actual state into the desired one, in an order that can be applied. Pure.
 
-Only what is ours is ever removed, and only if the caller says that the metadata prove it gone. An address that another
-program put on its link satisfies the goal with whatever prefix length, and stays as it is.
+Only our own objects are removed, and only if the caller states that the metadata proves them gone. An address that
+another program added to its link satisfies the goal with any prefix length, and is not changed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from cloud_network.fetcher.network.objects import (
     Route,
     Rule,
 )
+from cloud_network.netagent.claims import link_of_table
 from cloud_network.netagent.operations import (
     AddressAdd,
     AddressRemove,
@@ -39,12 +40,12 @@ from cloud_network.netagent.protocol import PROTOCOL, TABLE_LOCAL, TABLE_MAIN
 
 Plan = tuple[Operation, ...]
 COMMON = 0
-"""The link of an operation that belongs to no link: rules without a selector and a mark, and the table of marks."""
+"""The link of an operation that belongs to no link: rules with neither selector nor mark, and the table of marks."""
 _TABLE_NAMES = {TABLE_MAIN: "main", TABLE_LOCAL: "local"}
 
 
 def plan(desired: Desired, actual: Actual, *, may_remove: bool) -> Plan:
-    """Return the operations that make `actual` what `desired` says."""
+    """Return the operations that change `actual` into `desired`."""
     links = {link.ifindex: link for link in actual.links}
     ops: list[Operation] = list(_removals(desired, actual)) if may_remove else []
     reforms = list(_reforms(desired, actual)) if may_remove else []
@@ -66,7 +67,7 @@ def plan(desired: Desired, actual: Actual, *, may_remove: bool) -> Plan:
 
 
 def _mark_table(desired: Desired, actual: Actual) -> Iterator[ForwardedReplies]:
-    """Yield the change of netagent's table that comes before the rules which need it."""
+    """Yield the change of netagent's table that comes before the rules that need it."""
     if desired.marks is not None:
         first = _marks_with_old(desired)
         if sorted_marks(actual.marks or ()) != first:
@@ -74,13 +75,13 @@ def _mark_table(desired: Desired, actual: Actual) -> Iterator[ForwardedReplies]:
 
 
 def _smaller_mark_table(desired: Desired) -> Iterator[ForwardedReplies]:
-    """Yield the change of netagent's table that comes after the removal of rules which needed it."""
+    """Yield the change of netagent's table that comes after the removal of the rules that needed it."""
     if desired.marks is not None and desired.marks != _marks_with_old(desired):
         yield ForwardedReplies(desired.marks)
 
 
 def _marks_with_old(desired: Desired) -> tuple[LinkMark, ...]:
-    """Return the marks that are wanted, and those in use by links whose rules are about to be removed."""
+    """Return the desired marks, and those of links whose rules are about to be removed."""
     wanted = desired.marks or ()
     links, marks = {each.link for each in wanted}, {each.mark for each in wanted}
     old = [each for each in desired.marks_in_use if each.link not in links and each.mark not in marks]
@@ -94,23 +95,23 @@ def sorted_marks(marks: Iterable[LinkMark]) -> tuple[LinkMark, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Reform:
-    """An address of ours that needs another prefix length or connected route, as after a fresh start.
+    """An address of ours that needs another prefix length or connected route, for example after a first start.
 
-    The kernel keeps an address once for each length. The host has it throughout: in between as /32.
+    The kernel stores an address once per prefix length. The address stays on the host throughout, temporarily as /32.
     """
 
     wanted: Address
     have: frozenset[Address]
 
     def release(self) -> Iterator[Operation]:
-        """Yield what takes the connected route from the address."""
+        """Yield the operations that remove the connected route from the address."""
         outdated = self.have - {self.wanted, self.wanted.plain}
         if outdated and self.wanted.plain not in self.have:
             yield add_address(self.wanted.plain)
         yield from map(remove_address, sorted(outdated, key=lambda each: each.prefix))
 
     def complete(self) -> Iterator[Operation]:
-        """Yield what gives the address its form, when no other address has the connected route any more."""
+        """Yield the operations that give the address its form, once no other address has the connected route."""
         if self.wanted not in self.have | {self.wanted.plain}:
             yield add_address(self.wanted)
         if self.wanted != self.wanted.plain:
@@ -118,7 +119,7 @@ class _Reform:
 
 
 def _reforms(desired: Desired, actual: Actual) -> Iterator[_Reform]:
-    """Yield the addresses that are ours alone, and not exactly as they must be."""
+    """Yield our addresses that are not in their desired form."""
     for wanted in desired.addresses:
         if wanted.address.version == 6 or wanted.ifindex in desired.unmanaged:
             continue
@@ -141,7 +142,7 @@ def _removals(desired: Desired, actual: Actual) -> Iterator[Operation]:
     places = {(route.table, route.destination) for route in wanted_routes}
     for route in sorted(actual.routes - wanted_routes, key=_route_order):
         if (route.table, route.destination) not in places and route.ifindex not in desired.unmanaged:
-            yield remove_route(route)  # a route that changes is replaced in place
+            yield remove_route(route)  # a changed route is replaced in place
     wanted = {(each.ifindex, each.address) for each in desired.addresses}
     for kernel in (*actual.addresses.values(), *actual.further):
         if kernel.owned and kernel.place not in wanted and kernel.place[0] not in desired.unmanaged:
@@ -149,10 +150,10 @@ def _removals(desired: Desired, actual: Actual) -> Iterator[Operation]:
 
 
 def _rule_removals(desired: Desired, actual: Actual) -> Iterator[Operation]:
-    """Yield removals of rules, last of all: no address of an open connection may be without a rule meanwhile.
+    """Yield removals of rules, last of all: every address with an open connection needs a rule at all times.
 
-    The kernel asks rules of one priority in the order in which they were added, so an old rule comes first until it is
-    removed; one whose address or table is gone already leads nowhere.
+    The kernel evaluates rules of one priority in the order of their addition, so an old rule matches first until it is
+    removed. If its address or table is already gone, it has no effect.
     """
     for rule in sorted(actual.rules - set(desired.rules), key=_rule_order):
         if rule.table not in desired.unmanaged_tables:
@@ -160,7 +161,7 @@ def _rule_removals(desired: Desired, actual: Actual) -> Iterator[Operation]:
 
 
 def _route_order(route: Route) -> tuple[int, bool, int, int, int]:
-    """Return the sorting key that puts routes by a gateway before the on-link routes that they need."""
+    """Return the sorting key that puts routes through a gateway before the on-link routes that they need."""
     destination = route.destination
     return (
         route.table,
@@ -190,7 +191,7 @@ def remove_address(address: Address) -> AddressRemove:
 
 
 def replace_route(route: Route) -> RouteReplace:
-    """Return the operation that adds a route, or replaces ours to the same destination."""
+    """Return the operation that adds a route, or replaces our route to the same destination."""
     return RouteReplace(route.table, route.ifindex, route.destination, route.gateway)
 
 
@@ -212,7 +213,7 @@ def remove_rule(rule: Rule) -> RuleRemove:
 
 
 def added_object(op: Operation) -> Object | None:
-    """Return what an operation makes, as `desired` knows it; None for a removal."""
+    """Return the object that an operation adds, as in `desired`; None for a removal."""
     match op:
         case LinkUp(link):
             return LinkSettings(link, None)
@@ -239,7 +240,7 @@ def is_removal(op: Operation) -> bool:
 def link_of(op: Operation, table_base: int) -> int:
     """Return the ifindex that an operation concerns, or COMMON."""
     if isinstance(op, RuleAdd | RuleRemove):
-        return op.table - table_base if op.selector.prefixlen or op.mark else COMMON
+        return link_of_table(op.table, table_base) if op.selector.prefixlen or op.mark else COMMON
     if isinstance(op, ForwardedReplies):
         return COMMON
     return op.link
@@ -249,7 +250,7 @@ def link_of(op: Operation, table_base: int) -> int:
 
 
 def in_ip_syntax(op: Operation, links: Mapping[int, Link]) -> str:
-    """Return the operation as the `ip` command that would do it."""
+    """Return the operation as the equivalent `ip` command."""
     match op:
         case LinkUp(link):
             return f"ip link set {_name(link, links)} up"
@@ -257,7 +258,7 @@ def in_ip_syntax(op: Operation, links: Mapping[int, Link]) -> str:
             return f"ip link set {_name(link, links)} mtu {mtu}"
         case AddressAdd(link, interface, connected):
             flags = "" if connected else " noprefixroute"
-            flags += " nodad" if interface.version == 6 else ""  # the cloud assigns each address once
+            flags += " nodad" if interface.version == 6 else ""  # the cloud assigns each address only once
             return f"ip address add {interface} dev {_name(link, links)}{flags}"
         case AddressRemove(link, interface):
             return f"ip address del {interface} dev {_name(link, links)}"
@@ -301,7 +302,7 @@ def _short(network: IPNetwork) -> str:
 
 
 def summary(ops: Collection[Operation]) -> str:
-    """Return the number of operations, in all and of each kind, such as `4 changes (3 addresses, 1 route)`."""
+    """Return the number of operations, in total and of each kind, such as `4 changes (3 addresses, 1 route)`."""
     counts: dict[tuple[str, str], int] = {}
     for op in ops:
         words = _KINDS[type(op)]

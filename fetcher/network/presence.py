@@ -1,7 +1,7 @@
-"""Links over time: those with which udev has not finished yet, and those that have left this network namespace.
+"""Links over time: those that udev has not finished with, and those that have left this network namespace.
 
-udev may rename a link after it appears, and a link that is up cannot be renamed on every kernel; until then its name
-says nothing about Exclude=. systemd-udevd writes /run/udev/data/n<ifindex> when it has finished with a link.
+udev may rename a link after it appears, and some kernels cannot rename a link that is up. Until then its name must not
+be compared with Exclude=. systemd-udevd writes /run/udev/data/n<ifindex> when it has finished with a link.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 from cloud_network.fetcher.network.objects import Actual
 
 UDEV_SECONDS = 5.0
-"""Time that udev has for a link; a rule that hangs must not leave an instance without addresses."""
+"""Time limit for udev per link: a hanging rule must not leave an instance without addresses."""
 DEPARTED_SECONDS = 30.0
-"""Time without its link after which an interface that the metadata still name has left, to a pod for instance."""
-_POLL = 0.25  # seconds; no event says that udev has finished with a link that it does not rename
+"""Time without its link after which an interface that the metadata still names counts as moved away, e.g. to a pod."""
+_POLL = 0.25  # seconds; udev sends no event when it finishes with a link that it does not rename
 
 
 class Presence:
-    """Tells which links are ready, and which have left. Used by one thread."""
+    """Tracks which links are ready, and which have left. Used by one thread."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, root: Path = Path("/")) -> None:
         self._clock, self._udev = clock, root / "run/udev"
@@ -32,16 +32,16 @@ class Presence:
         self._pending: set[int] = set()
 
     def finished(self) -> frozenset[str] | None:
-        """Return the names of the files of udev's database; None if udev does not run here.
+        """Return the names of the files in udev's database; None if udev does not run here.
 
-        Call it before the links are read: a name that is read earlier may be that before the rename.
+        Call it before the links are read: a name that is read earlier may precede the rename.
         """
         if not (self._udev / "control").exists():
             return None
         return frozenset(path.name for path in (self._udev / "data").glob("n*"))
 
     def observe(self, actual: Actual, macs: Collection[str], finished: frozenset[str] | None) -> Actual:
-        """Return `actual` with the links marked that udev has not finished with. `macs` are the metadata's."""
+        """Return `actual` with the links marked that udev has not finished with. `macs` are those of the metadata."""
         now = self._clock()
         here = {link.ifindex for link in actual.links}
         self._first_seen = {index: self._first_seen.get(index, now) for index in here}
@@ -62,13 +62,13 @@ class Presence:
 
     @property
     def departed(self) -> frozenset[str]:
-        """MACs that the metadata name and whose link was here, and has been away for DEPARTED_SECONDS."""
+        """MACs in the metadata whose link was here and has been away for DEPARTED_SECONDS."""
         now = self._clock()
         return frozenset(mac for mac in self._away if now >= self._last_seen[mac] + DEPARTED_SECONDS)
 
     @property
     def due(self) -> float:
-        """When to look again; infinity if only an event can change anything."""
+        """Time of the next check; infinity if only an event can change anything."""
         now = self._clock()
         if self._pending:
             return now + _POLL

@@ -1,17 +1,17 @@
-"""Source rules: which table decides for packets of this host, by their source. Pure.
+"""Source rules: select the routing table of this host's packets by their source address. Pure.
 
 For each source SOURCE of a link with table T = RouteTableBase + ifindex, rules in three steps:
   1. from SOURCE lookup T suppress_prefixlength 0    own and sibling subnets
   2. lookup main suppress_prefixlength 0             routes in main that are more specific than a default route
-  3. from SOURCE lookup T                            everything else leaves by the link that owns the source
+  3. from SOURCE lookup T                            everything else leaves through the link that owns the source
 
-With Rules=aggregate, SOURCE is a prefix with `iif lo` that holds all addresses of the link in a subnet and no address
-of another link: the kernel walks its rules in order for every lookup, so fewer are better.
+With Rules=aggregate, SOURCE is a prefix with `iif lo` that contains all addresses of the link in a subnet and no
+address of another link. The kernel evaluates its rules in order on every lookup, so fewer rules are faster.
 
-The prefixes are the fewest possible. Numbers in order are the leaves of a binary tree from left to right, and a prefix
-is a branch. Of all foreign addresses, the next one on either side shares the longest run of leading bits with an
-address of ours, so these two bound the largest branch around it that is free of others. Two such branches are the same
-or disjoint; every allowed prefix lies in one of them, and each holds an address that no other one holds.
+The number of prefixes is minimal. Addresses in order are the leaves of a binary tree from left to right, and a prefix
+is a branch. Of all foreign addresses, the nearest one on either side shares the most leading bits with an address of
+ours, so these two bound the largest branch around it that contains no foreign address. Two such branches are equal or
+disjoint. Every allowed prefix lies in one of them, and each contains an address that no other branch contains.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from cloud_network.fetcher.network.objects import Rule
 from cloud_network.netagent.protocol import TABLE_MAIN
 
 STEP = 10
-"""Distance of the priorities of two steps; those in between are free for an operator's rules."""
+"""Distance between the priorities of two steps; those in between are free for the operator's rules."""
 NO_LINK = 0
-"""The ifindex of what is on no link here."""
+"""The ifindex for objects that belong to no link of this host."""
 
 
 class Interval(NamedTuple):
@@ -59,7 +59,7 @@ class Interval(NamedTuple):
         return cls(address.version, first, first | (1 << bits) - 1, link)
 
     def overlaps(self, other: Interval) -> bool:
-        """Return True if both have an address in common."""
+        """Return True if both intervals have an address in common."""
         return self.version == other.version and self.first <= other.last and other.first <= self.last
 
 
@@ -84,13 +84,14 @@ def source_rules(
     ranges: Iterable[IPNetwork],
     homes: Iterable[IPNetwork],
     link: int,
+    table: int,
     config: Config,
     sources: IntervalIndex,
 ) -> tuple[Rule, ...]:
-    """Return the rules of one link.
+    """Return the rules that lead to one table of a link.
 
-    `addresses` and `ranges` are the link's sources; `homes` the networks that its table has on link: no prefix reaches
-    beyond them. `sources` are those of all links.
+    `addresses` and `ranges` are the link's sources. `homes` are the networks that its table has on link: no prefix
+    exceeds them. `sources` are those of all links.
     """
     if config.rules is Rules.AGGREGATE:
         selectors = aggregate(addresses, homes, link, sources)
@@ -99,7 +100,7 @@ def source_rules(
     local = dict.fromkeys(ranges, False)  # also for forwarded packets: containers may own addresses of a range
     for selector in selectors:
         local.setdefault(selector, selector.prefixlen < selector.max_prefixlen)
-    first, last, table = config.rule_priority, config.rule_priority + 2 * STEP, config.route_table_base + link
+    first, last = config.rule_priority, config.rule_priority + 2 * STEP
     found = []
     for selector, iif in local.items():
         found.append(Rule(first, selector.version, selector, table, suppress=True, local=iif))
@@ -117,9 +118,9 @@ def main_rule(version: int, config: Config) -> Rule:
 def aggregate(
     addresses: Sequence[IPAddress], homes: Iterable[IPNetwork], link: int, sources: IntervalIndex
 ) -> list[IPNetwork]:
-    """Return the fewest prefixes that hold all of `addresses`, and no source of another link.
+    """Return the fewest prefixes that contain all `addresses` and no source of another link.
 
-    An address outside of all homes stands alone, and so does one that another link has too.
+    An address outside of all homes gets its own rule, and so does one that another link has, too.
     """
     left = {version: sorted({int(each) for each in addresses if each.version == version}) for version in (4, 6)}
     found: list[IPNetwork] = []
@@ -135,7 +136,7 @@ def aggregate(
 
 
 def _largest_around(own: Iterable[int], others: Collection[Interval], home: IPNetwork) -> Iterator[IPNetwork]:
-    """Yield the largest prefixes of `home` around our numbers that are free of others, each once."""
+    """Yield the largest prefixes of `home` around our addresses that contain no other address, each once."""
     firsts, lasts = sorted(each.first for each in others), sorted(each.last for each in others)
     size, found = home.max_prefixlen, dict[tuple[int, int], None]()
     for number in own:

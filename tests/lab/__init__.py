@@ -7,7 +7,7 @@
         ...
         assert all(lab.reachability().values())
 
-For people: `python -m tests.lab --help`.
+For interactive use: `python -m tests.lab --help`.
 """
 
 from .filter import Lost

@@ -1,10 +1,10 @@
-"""The lab for people: look around in a cloud of one's own.
+"""Command line of the lab, for interactive use.
 
-python -m tests.lab shell                        a lab, and a shell in its instance; gone when the shell ends
-python -m tests.lab shell --cloud gcp --ipv6 1   as Google's
-python -m tests.lab up --start                   a lab with the daemons running, until ^C; meanwhile, elsewhere:
-python -m tests.lab list                         the labs that are running, and their rooms
-python -m tests.lab enter instance ip rule       a command (or a shell) in a room of the newest one
+python -m tests.lab shell                        a lab, and a shell in its instance; removed when the shell exits
+python -m tests.lab shell --cloud gcp --ipv6 1   the same on Google Cloud, with IPv6
+python -m tests.lab up --start                   a lab with running daemons, until ^C; meanwhile, in another terminal:
+python -m tests.lab list                         the running labs and their namespaces
+python -m tests.lab enter instance ip rule       a command (or a shell) in a namespace of the newest lab
 python -m tests.lab metadata fail status --status 503     its metadata server: requests, fail KIND, clear
 """
 
@@ -28,11 +28,11 @@ from .spec import Spec
 
 DAEMONS = ("netagent", "fetcher", "api")
 CONFIG = '[Netagent]\nAllowKinds = "veth"\n'
-"""The lab's cables are veth, which netagent would leave alone."""
+"""The lab's cables are veth, which netagent does not manage by default."""
 
 
 def running() -> dict[int, dict[str, Room]]:
-    """Rooms by lab, the newest last, one's own only. A lab's number is its holder's pid; holder.py names processes."""
+    """Return the caller's namespaces by lab, the newest last. A lab's number is its holder's pid (holder.py)."""
     labs: dict[int, dict[str, Room]] = defaultdict(dict)
     for process in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
         try:
@@ -51,12 +51,12 @@ def chosen(number: int | None) -> dict[str, Room]:
     if not labs:
         sys.exit("No lab is running. Try: python -m tests.lab up")
     if number is not None and number not in labs:
-        sys.exit(f"No lab {number}; there are {', '.join(map(str, labs))}.")
+        sys.exit(f"No lab {number}; running: {', '.join(map(str, labs))}.")
     return labs[max(labs) if number is None else number]
 
 
 def interactive(room: Room, argv: Sequence[str]) -> int:
-    """^C belongs to the program inside."""
+    """Run a program that handles ^C itself."""
     environment = {**ENVIRONMENT, "PATH": f"{SCRIPTS}:{ENVIRONMENT['PATH']}", "PS1": f"[{room.name}] # "}
     enter = room.enter(*(argv or ["bash", "--norc"]))
     if os.geteuid():
@@ -91,7 +91,7 @@ def up(options: argparse.Namespace) -> int:
         furnish(lab, options.start)
         for nic in lab.nics:
             print(f"{nic.name}  {nic.mac}  device {nic.device}  {nic.subnet}  {len(nic.everything)} addresses")
-        print("Running until ^C. Elsewhere: python -m tests.lab enter instance", flush=True)
+        print("Running until ^C. In another terminal: python -m tests.lab enter instance", flush=True)
         for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job ignores ^C otherwise
             signal.signal(number, signal.default_int_handler)
         try:
@@ -110,7 +110,7 @@ def show(_: argparse.Namespace) -> int:
 def enter(options: argparse.Namespace) -> int:
     rooms = chosen(options.lab)
     if options.room not in rooms:
-        sys.exit(f"No room {options.room}; there are {', '.join(rooms)}.")
+        sys.exit(f"No namespace {options.room}; there are {', '.join(rooms)}.")
     return interactive(rooms[options.room], options.command)
 
 
@@ -134,29 +134,29 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     size = argparse.ArgumentParser(add_help=False)
     size.add_argument("--interfaces", type=int, default=4, help="(default %(default)s)")
-    size.add_argument("--addresses", type=int, default=15, help="on each (default %(default)s)")
-    size.add_argument("--ipv6", type=int, default=0, help="addresses of IPv6 on each (default %(default)s)")
-    size.add_argument("--cloud", choices=PROVIDERS, default="aws", help="which one to be (default %(default)s)")
+    size.add_argument("--addresses", type=int, default=15, help="per interface (default %(default)s)")
+    size.add_argument("--ipv6", type=int, default=0, help="IPv6 addresses per interface (default %(default)s)")
+    size.add_argument("--cloud", choices=PROVIDERS, default="aws", help="cloud to emulate (default %(default)s)")
     size.add_argument("--start", action="store_true", help="start netagent, fetcher and api")
 
-    command = commands.add_parser("shell", parents=[size], help="bring a lab up and open a shell in it")
+    command = commands.add_parser("shell", parents=[size], help="start a lab and a shell in it")
     command.add_argument("room", nargs="?", default="instance")
     command.set_defaults(run=shell)
-    commands.add_parser("up", parents=[size], help="bring a lab up until ^C").set_defaults(run=up)
-    commands.add_parser("list", help="running labs and their rooms").set_defaults(run=show)
+    commands.add_parser("up", parents=[size], help="start a lab, until ^C").set_defaults(run=up)
+    commands.add_parser("list", help="list running labs and their namespaces").set_defaults(run=show)
 
     which = argparse.ArgumentParser(add_help=False)
     which.add_argument("--lab", type=int, help="its number in `list` (default: the newest)")
-    command = commands.add_parser("enter", parents=[which], help="a command or a shell in a running lab")
+    command = commands.add_parser("enter", parents=[which], help="run a command or a shell in a running lab")
     command.add_argument("room", nargs="?", default="instance", help="instance, cloud, neighbour0, beyond0, …")
     command.add_argument("command", nargs=argparse.REMAINDER)
     command.set_defaults(run=enter)
 
-    command = commands.add_parser("metadata", parents=[which], help="a running lab's metadata server")
+    command = commands.add_parser("metadata", parents=[which], help="control a running lab's metadata server")
     actions = command.add_subparsers(dest="what", required=True, metavar="WHAT")
-    actions.add_parser("requests", help="what was asked")
-    actions.add_parser("clear", help="no more faults")
-    fail = actions.add_parser("fail", help="fail from now on")
+    actions.add_parser("requests", help="print the requests")
+    actions.add_parser("clear", help="end all faults")
+    fail = actions.add_parser("fail", help="start a fault")
     fail.add_argument("kind", help="timeout, refuse, reset, status, html, truncated, short, empty, drip")
     fail.add_argument("path", nargs="?", default="*", help="shell pattern (default: all)")
     fail.add_argument("--status", type=int, default=500)

@@ -1,4 +1,4 @@
-"""What a cloud's image has done by the time that somebody can log in; of IPv6 the kernel does its own part itself."""
+"""Configures the instance as a cloud's image does at boot. The kernel itself does its part for IPv6."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ipaddress import ip_address, ip_interface
 from .convention import Convention
 from .fabric import Fabric
 from .nic import Nic
-from .rooms import PATIENCE, LabError, Room
+from .rooms import TIMEOUT_S, LabError, Room
 
 
 def boot(instance: Room, served: Sequence[Nic], fabric: Fabric) -> None:
-    """Configure loopback and the interfaces that the image serves; the others stay down."""
+    """Configure loopback and the interfaces that the image configures; the others stay down."""
     six = [nic for nic in served if nic.ipv6]
     with without_dad(instance, six):
         instance.batch(["link set lo up", *(line for nic in served for line in lines(nic, fabric.convention))])
@@ -24,7 +24,7 @@ def boot(instance: Room, served: Sequence[Nic], fabric: Fabric) -> None:
 
 
 def lines(nic: Nic, convention: Convention) -> Iterator[str]:
-    """One interface's configuration, for ip(8)."""
+    """Yield one interface's configuration as lines for `ip -batch`."""
     first, length = nic.addresses[0], convention.mask or nic.network.prefixlen
     leased = "valid_lft 3600 preferred_lft 3600" if convention.protocol == "dhcp" else ""
     route = f"proto {convention.protocol} src {first} metric {100 + nic.device}"
@@ -35,13 +35,13 @@ def lines(nic: Nic, convention: Convention) -> Iterator[str]:
     yield f"route add default via {nic.gateway} dev {nic.name} {route}"
     if nic.anchor:
         yield f"address add {nic.anchor} brd + dev {nic.name}"
-    if nic.ipv6:  # DHCPv6 has no prefix length: that is the router's to say (RFC 8415, 21.6)
+    if nic.ipv6:  # DHCPv6 gives no prefix length; the router advertises it (RFC 8415, 21.6)
         yield f"address add {nic.ipv6[0]}/128 dev {nic.name} {leased} nodad"
 
 
 @contextmanager
 def without_dad(instance: Room, nics: Sequence[Nic]) -> Iterator[None]:
-    """Duplicate address detection takes a second, in which nothing is sent: an instance has long had it."""
+    """Disable duplicate address detection within the block: it takes a second, and an instance has finished it."""
 
     def set_to(value: int) -> None:
         for nic in nics:
@@ -53,9 +53,9 @@ def without_dad(instance: Room, nics: Sequence[Nic]) -> Iterator[None]:
 
 
 def wait_for_router(instance: Room, nic: Nic) -> None:
-    """Until the kernel has understood the advertisement."""
+    """Wait until the kernel has processed a router advertisement."""
     show = ["ip", "-6", "route", "show", "default", "proto", "ra", "dev", nic.name]
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TIMEOUT_S
     while not instance.run(show).stdout:
         if time.monotonic() > end:
             raise LabError(f"{nic.name} has learned no default route from router advertisements")

@@ -1,4 +1,4 @@
-"""What a cloud's network does to an instance, apart from metadata: each behaviour in metadata/ states its own."""
+"""The properties of a cloud's network, apart from its metadata. Each module in metadata/ defines its own."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ RANGES = 128
 
 @dataclass(frozen=True)
 class Convention:
-    """Where the metadata server is, what the image configures at boot, what the router says, and what can be ordered.
+    """Addresses of the metadata server, configuration at boot, router advertisements, and the limits of the cloud.
 
-    `protocol` is the boot-time route's: `dhcp`, or `static` where cloud-init writes the configuration. `mask` is the
-    prefix length that the primary address gets when it isn't the subnet's: with 32 the gateway's route is on link.
-    `first` is the primary interface where it is of another sort than the others, with public addresses on it; its
-    numbers are what it has at most.
+    `protocol` is that of the boot-time route: `dhcp`, or `static` if cloud-init writes the configuration. `mask` is the
+    prefix length of the primary address if it differs from the subnet's: with 32 the gateway's route is on link.
+    `first` is the primary interface if it differs from the others, with public addresses on it; its numbers are upper
+    limits.
     """
 
     endpoints: tuple[str, ...] = ("169.254.169.254",)
@@ -28,26 +28,26 @@ class Convention:
     mask: int | None = None
     mtu: int = 1500
     all_links: bool = False
-    """Whether the image configures every interface's first address, not only the primary's."""
+    """True if the image configures every interface's first address, not only the primary's."""
 
     gateway: int = 1
-    """Which address of a subnet is the router's."""
+    """Position of the router's address in a subnet."""
     gateway6: int = 1
     router6: str = "fe80::1"
     on_link6: bool = True
-    """RFC 4861, 4.6.2: the advertised prefix has the L flag. Without it neighbours are reached by the router."""
+    """RFC 4861, 4.6.2: the advertised prefix has the L flag. Without it, neighbours are reached through the router."""
     autonomous6: bool = False
-    """The A flag: hosts make an address of their own (SLAAC)."""
+    """The A flag: hosts make their own address (SLAAC)."""
 
     first: Interface | None = None
     most_interfaces: int = 64
     most_addresses: int = 64
     most_ipv6: int = 64
     ranges: tuple[int, ...] = ()
-    """The families of which the cloud delegates ranges: 4, 6."""
+    """The IP versions of which the cloud delegates ranges: 4, 6."""
 
     def order(self, interfaces: int, addresses: int, ipv6: int, public: int, prefixes: int) -> tuple[Interface, ...]:
-        """The interfaces of `Spec.cloud`: no more of anything than the cloud has."""
+        """Return the interfaces of `Spec.cloud`, within the cloud's limits."""
         usual = [
             Interface(
                 f"10.0.{n}.0/24",
@@ -70,7 +70,7 @@ class Convention:
         return replace(most, addresses=addresses, ipv6=ipv6, subnet6=subnet6(1))
 
     def _ranges(self, number: int, count: int) -> tuple[str, ...]:
-        """A /28 as AWS and Alibaba delegate them, and a /80 of IPv6."""
+        """Return a /28 as AWS and Alibaba delegate them, and a /80 of IPv6."""
         four, six = IPv4Network(f"10.0.{number}.0/24"), subnet6(number).removesuffix("::/64")
         wanted = {
             4: [f"{four[RANGES + 16 * n]}/28" for n in range(count)],

@@ -1,7 +1,7 @@
-"""The demo: an instance of four interfaces becomes reachable, and stays so while the cloud changes.
+"""The demo: an instance with four interfaces becomes reachable, and stays so while the cloud changes.
 
-`make demo`, or `python -m tests.lab.demo`. Whatever it says, it has counted; exit 1 and the reason when a count is
-wrong, 130 after ^C. The lab ends with it in every case.
+`make demo`, or `python -m tests.lab.demo`. Every printed number is measured. Exit status 1 and the reason if a
+measurement differs from the claim, 130 after ^C. The lab is removed in every case.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ RefreshTimer = "2s"
 AllowKinds = "veth"
 """
 INTERFACES, ADDRESSES = 4, 15
-PATIENCE = 8.0
-"""Seconds for anything that should take two."""
+TIMEOUT_S = 8.0
+"""Time limit in seconds for operations that take about two."""
 ORDINARY = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "--no-new-privs"]
-"""Nobody in particular: cnctl needs no privilege to look."""
+"""An unprivileged user: cnctl needs no privilege to show the state."""
 GREEN, RED, BOLD, DIM = "32", "31", "1", "2"
 WIDTH = 78
 NET_ADMIN = 1 << 12
@@ -49,7 +49,7 @@ NET_ADMIN = 1 << 12
 
 
 class Untrue(Exception):
-    """Something that the demo was about to claim is not so."""
+    """A measurement differs from what the demo claims."""
 
 
 def require(truth: object, otherwise: str) -> None:
@@ -78,7 +78,7 @@ def step(number: int, title: str) -> None:
 
 @contextlib.contextmanager
 def busy(text: str) -> Iterator[None]:
-    """On a terminal, a line that says what is being waited for, and goes away afterwards."""
+    """Show a line with the current operation on a terminal, and remove it afterwards."""
     if not sys.stdout.isatty():
         yield
         return
@@ -94,7 +94,7 @@ def share(answered: int, of: int, width: int = 0) -> str:
 
 
 def table(lab: Lab, reached: dict[tuple[str, str], bool], outbound: dict[str, bool]) -> None:
-    """Who reaches which interface: a row for each host, a column for each interface."""
+    """Print the reachability: a row for each host, a column for each interface."""
     column = min(12, (WIDTH - 26) // len(lab.nics))
     say("answered".ljust(26) + "".join(f"{nic.name:>{column}}" for nic in lab.nics), BOLD)
     say(" " * 26 + "".join(f"{nic.subnet.partition('/')[0]:>{column}}" for nic in lab.nics), DIM)
@@ -113,14 +113,14 @@ def table(lab: Lab, reached: dict[tuple[str, str], bool], outbound: dict[str, bo
 
 
 def measure(lab: Lab) -> tuple[dict[tuple[str, str], bool], dict[str, bool]]:
-    """Every host to every address, and every address to a host beyond."""
+    """Connect from every host to every address, and from every address to a host beyond."""
     pairs = len(lab.sources) * len(lab.addresses)
     with busy(f"making {pairs} connections in and {len(lab.addresses)} out"):
         return lab.reachability(), lab.outbound()
 
 
 def everything(lab: Lab) -> None:
-    """Measure, show, and require that all of it answers."""
+    """Measure, print, and require that every pair answers."""
     reached, outbound = measure(lab)
     table(lab, reached, outbound)
     say()
@@ -138,27 +138,27 @@ def everything(lab: Lab) -> None:
 
 
 def before(lab: Lab) -> None:
-    """Only what DHCP did is there."""
+    """Show that only the address from DHCP answers."""
     reached, outbound = measure(lab)
     table(lab, reached, outbound)
     first = lab.nics[0].addresses[0]
     say()
     say(
         f"{sum(reached.values())} of {len(reached)} pairs answer: only {first}, which DHCP configured.\n"
-        "The cloud would deliver the others; the instance does not know of them."
+        "The cloud would deliver packets to the others, but they are not configured on the instance."
     )
     configured = {address for (_, address), answered in reached.items() if answered}
     require(configured == {first}, f"answered before anything was started: {sorted(configured)}")
-    require(sum(reached.values()) == len(lab.sources), f"{first} does not answer everybody")
+    require(sum(reached.values()) == len(lab.sources), f"{first} does not answer every host")
 
 
 def start(lab: Lab) -> None:
-    """The daemons, and who they are."""
+    """Start the daemons, and print their users and capabilities."""
     for name in ("netagent", "fetcher", "api"):
         lab.start(name)
     began = time.monotonic()
     with busy("waiting until every address answers"):
-        patiently(lab, lambda: all(lab.reachability(timeout=0.4).values()), "every address answers", PATIENCE)
+        wait_until(lab, lambda: all(lab.reachability(timeout=0.4).values()), "every address answers", TIMEOUT_S)
     took = time.monotonic() - began
     for name, user in zip(("netagent", "fetcher", "api"), USERS, strict=True):
         uid, capabilities = identity(lab.daemons.pid(name))
@@ -167,11 +167,11 @@ def start(lab: Lab) -> None:
         require(capabilities == wanted, f"{name} has the capabilities {capabilities:#x}, not {wanted:#x}")
         say(f"{name:10}{user:26}{'CAP_NET_ADMIN and nothing else' if wanted else 'no capability'}")
     say()
-    say(f"All {len(lab.addresses)} addresses answer everybody {took:.1f} s later.")
+    say(f"All {len(lab.addresses)} addresses answer every host {took:.1f} s later.")
 
 
 def identity(pid: int) -> tuple[int, int]:
-    """(uid inside the instance, effective and permitted and ambient capabilities) of a process."""
+    """Return the uid inside the instance, and the effective, permitted and ambient capabilities of a process."""
     status = dict(
         line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
     )
@@ -179,7 +179,7 @@ def identity(pid: int) -> tuple[int, int]:
     return int(uid), int(status["CapEff"], 16) | int(status["CapPrm"], 16) | int(status["CapAmb"], 16)
 
 
-def patiently(lab: Lab, predicate: Callable[[], object], what: str, timeout: float) -> None:
+def wait_until(lab: Lab, predicate: Callable[[], object], what: str, timeout: float) -> None:
     try:
         lab.wait_for(predicate, timeout, what)
     except AssertionError:
@@ -187,20 +187,20 @@ def patiently(lab: Lab, predicate: Callable[[], object], what: str, timeout: flo
 
 
 def answering(lab: Lab, addresses: Sequence[str]) -> float:
-    """Seconds until everybody gets answers from these addresses."""
+    """Return the seconds until every host gets answers from these addresses."""
     began = time.monotonic()
     with busy(f"waiting for {', '.join(addresses)}"):
-        patiently(
+        wait_until(
             lab,
             lambda: all(lab.reachability(addresses, timeout=0.2).values()),
             f"{', '.join(addresses)} answer",
-            PATIENCE,
+            TIMEOUT_S,
         )
     return time.monotonic() - began
 
 
 def change(lab: Lab) -> None:
-    """What an operator does in a cloud's console, while a client is connected."""
+    """Change the cloud as an operator would in its console, while a client is connected."""
     say("RefreshTimer is 2s here; times are from the change to the answers.", DIM)
     nic = lab.nics[1]
     kept = lab.hold_connection(nic.addresses[0])
@@ -211,13 +211,13 @@ def change(lab: Lab) -> None:
     new: Nic = lab.attach_interface(Interface(subnet, addresses=3))
     say(f"{new.name} plugged in, {new.subnet}, 3 addresses: all answer after {answering(lab, new.addresses):.1f} s")
     require(kept.alive(), f"the connection to {nic.addresses[0]} was lost")
-    say(f"A connection to {nic.addresses[0]} that was open all the time still is.")
+    say(f"A connection to {nic.addresses[0]}, opened before the changes, is still open.")
     say()
     everything(lab)
 
 
 def status(lab: Lab) -> None:
-    """The real cnctl, on a terminal of its own."""
+    """Run the real cnctl on a separate terminal."""
     program = str(SCRIPTS / "cnctl")
     shown = terminal(lab, [program, "status", "network"])
     blocks = shown.strip("\n").split("\n\n")
@@ -230,7 +230,7 @@ def status(lab: Lab) -> None:
 
 
 def terminal(lab: Lab, argv: Sequence[str]) -> str:
-    """What the program would show a person, in WIDTH columns."""
+    """Return the output of a program on a terminal of WIDTH columns."""
     ours, theirs = pty.openpty()
     environment = {**ENVIRONMENT, "COLUMNS": str(WIDTH), "NO_COLOR": "1"}
     with subprocess.Popen(
@@ -243,7 +243,7 @@ def terminal(lab: Lab, argv: Sequence[str]) -> str:
     ) as process:
         os.close(theirs)
         shown = b""
-        with contextlib.suppress(OSError), os.fdopen(ours, "rb", buffering=0) as stream:  # EIO: nobody writes any more
+        with contextlib.suppress(OSError), os.fdopen(ours, "rb", buffering=0) as stream:  # EIO: the program has exited
             while chunk := stream.read(4096):
                 shown += chunk
         errors = process.stderr.read().decode() if process.stderr else ""
@@ -252,7 +252,7 @@ def terminal(lab: Lab, argv: Sequence[str]) -> str:
 
 
 def rules(lab: Lab) -> None:
-    """Every subnet twice, and the one rule between."""
+    """Show the rules: two for each subnet, and the one between them."""
     lines = lab.run(["ip", "rule"]).stdout.splitlines()
 
     def kind(line: str) -> str:
@@ -267,31 +267,33 @@ def rules(lab: Lab) -> None:
     ours = Counter(re.findall(r"from ([0-9./]+) iif lo lookup 1", "\n".join(lines)))
     wrong = [nic.subnet for nic in lab.nics if ours[nic.subnet] != 2]
     require(not wrong, f"not two rules: {', '.join(wrong[:5])}")
-    require(len(ours) == len(lab.nics), "there are rules for subnets that the cloud does not know")
+    require(len(ours) == len(lab.nics), "there are rules for unknown subnets")
 
 
 def audit(lab: Lab) -> None:
-    """What was asked of the kernel, by whom; and that nobody changed the record."""
+    """Show the requests in the audit log, and verify its hash chain."""
     lines = lab.path("/var/log/cloud-network/audit.log").read_text().splitlines()
     previous = "0" * 64
     for line in lines:
         body, _, rest = line.rpartition(',"hash":"')
         digest = hashlib.sha256(body.encode()).hexdigest()
-        require(rest == f'{digest}"}}' and json.loads(line)["prev"] == previous, f"the audit chain breaks: {line}")
+        require(rest == f'{digest}"}}' and json.loads(line)["prev"] == previous, f"the audit chain is broken: {line}")
         previous = digest
     entries = [json.loads(line) for line in lines]
-    require({entry["peer"]["uid"] for entry in entries} == {USERS["cloud-network"]}, "not only the fetcher asked")
-    say(f"audit.log        ({len(lines)} lines, asked by the fetcher; the chain is whole)", DIM)
+    require(
+        {entry["peer"]["uid"] for entry in entries} == {USERS["cloud-network"]}, "a request is not from the fetcher"
+    )
+    say(f"audit.log        ({len(lines)} lines, all requests from the fetcher; the chain is valid)", DIM)
     for entry in entries:
         operations = Counter(operation["op"] for operation in entry.get("ops", ()))
         which = ", ".join(f"{count} {operation.replace('_', ' ')}" for operation, count in operations.items())
         which = re.sub(r"(\d+) (\w+) (add|replace)", r"+\1 \2", re.sub(r"(\d+) (\w+) remove", r"-\1 \2", which))
         tail = f" #{entry['hash'][:6]}"
-        room = WIDTH - len(tail)
+        width = WIDTH - len(tail)
         text = f"{entry['seq']} {entry['time'][11:19]} {entry['verdict']:10}{which}"
-        say((text if len(text) <= room else text[: room - 1] + "…").ljust(room) + tail)
+        say((text if len(text) <= width else text[: width - 1] + "…").ljust(width) + tail)
     verdicts = Counter(entry["verdict"] for entry in entries)
-    require(verdicts["applied"] >= 3, f"the audit log has {verdicts['applied']} changes, and 3 were made")
+    require(verdicts["applied"] >= 3, f"the audit log has {verdicts['applied']} changes; expected at least 3")
     require(not verdicts["refused"], "the audit log has refusals")
 
 
@@ -318,11 +320,11 @@ def demonstrate() -> None:
     left = [pid for pid in inside if Path(f"/proc/{pid}").exists()]
     require(not left, f"the lab is closed, and these of its processes are left: {left}")
     print()
-    print(paint(f"All of it was so. The lab is gone; it took {time.monotonic() - began:.1f} s.", GREEN))
+    print(paint(f"All checks passed. The lab was removed; it took {time.monotonic() - began:.1f} s.", GREEN))
 
 
 def interrupt(number: int, _: FrameType | None) -> None:
-    """The first signal ends the demo; while it cleans up it listens to no other."""
+    """End the demo at the first signal, and ignore further ones during the cleanup."""
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
     raise SystemExit(128 + number)
@@ -346,7 +348,7 @@ def main() -> int:
         print(f"\n{paint('This failed', RED)}: {error}\n{notes}".rstrip(), flush=True)
         return 1
     except SystemExit as end:
-        print("\nInterrupted; the lab is gone.", flush=True)
+        print("\nInterrupted; the lab was removed.", flush=True)
         return int(end.code or 0)
     except BrokenPipeError:  # make demo | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,7 +1,7 @@
-"""The cloud's network: a bridge per subnet, a port per interface, and the filter that makes it a cloud (filter.py).
+"""The cloud's network: a bridge per subnet, a port per interface, and the filter of a cloud (filter.py).
 
-Hosts and the router know the instance's MACs by permanent neighbour entries, as a cloud does; only the instance asks,
-by ARP and neighbour discovery. A delegated range is routed to its owner, by way of a neighbour entry of its own.
+Hosts and the router have permanent neighbour entries for the instance's MACs, as in a cloud; only the instance uses ARP
+and neighbour discovery. A delegated range is routed to its owner through a separate neighbour entry.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from .rooms import Room
 from .spec import BEYOND_SUBNET, BEYOND_SUBNET6, neighbour_address, neighbour_address6
 
 ROUTER6 = Path(__file__).with_name("router6.py")
-PATIENCE = 10.0
+TIMEOUT_S = 10.0
 
 
 @dataclass
 class Subnet:
-    """A bridge, and who else is on it."""
+    """A bridge, and the other hosts on it."""
 
     number: int
     cidr: str
@@ -44,7 +44,7 @@ class Subnet:
 
 
 class Fabric:
-    """Changes the cloud. It remembers subnets and ports; which interfaces exist is the lab's knowledge."""
+    """Changes the cloud. It stores subnets and ports; the lab stores the interfaces."""
 
     def __init__(self, cloud: Room, convention: Convention) -> None:
         self.cloud = cloud
@@ -66,7 +66,7 @@ class Fabric:
         return list(self._subnets)
 
     def add_beyond(self, hosts: Mapping[Room, tuple[str, str]]) -> None:
-        """Plug in the hosts beyond, each with an address of either family."""
+        """Connect the hosts beyond, each with an IPv4 and an IPv6 address."""
         self._plug_hosts("wan", list(hosts))
         for room, (four, six) in hosts.items():
             room.batch(
@@ -80,7 +80,7 @@ class Fabric:
             )
 
     def add_subnets(self, wanted: Mapping[str, str], neighbours: Sequence[Room]) -> None:
-        """{subnet: its router's address}, with a neighbour for each."""
+        """Add subnets from {subnet: its router's address}, with a neighbour for each."""
         lines = []
         for (cidr, router), room in zip(wanted.items(), neighbours, strict=True):
             subnet = self._subnets[cidr] = Subnet(len(self._subnets), cidr, router, room)
@@ -98,9 +98,9 @@ class Fabric:
             )
 
     def plug(self, nics: Sequence[Nic], instance: Room | None) -> None:
-        """Cables from the cloud into the instance; the instance's end stays down, as a new interface is.
+        """Connect the instance with the cloud; the instance's end stays down, as a new interface does.
 
-        Without an instance, taps: whoever opens one holds the other end.
+        Without an instance, create taps: the process that opens one holds the other end.
         """
         lines = []
         for nic in sorted(nics, key=lambda nic: nic.name):
@@ -117,7 +117,7 @@ class Fabric:
         self.cloud.batch([f"link delete {nic.port}"])
 
     def admit(self, nics: Sequence[Nic]) -> None:
-        """These interfaces own what they have: the filter lets it pass, the hosts know the way."""
+        """Register the interfaces as owners of their addresses, in the filter and on the hosts."""
         for nic in nics:
             self._have6(nic)
             if nic.anchor:
@@ -134,7 +134,7 @@ class Fabric:
         self.filter.interfaces("delete", [nic])
 
     def admit_address(self, nic: Nic, what: str) -> None:
-        """An address, or a range in CIDR notation."""
+        """Register an address, or a range in CIDR notation."""
         self._have6(nic)
         self._own("add", [(nic, what)])
 
@@ -142,15 +142,15 @@ class Fabric:
         self._own("delete", [(nic, what)])
 
     def bridge(self, subnet: str) -> str:
-        """Where a server of the subnet listens."""
+        """Return the bridge of a subnet, where a server of the subnet can listen."""
         return self._subnets[subnet].bridge
 
     def admit_dhcp(self, nic: Nic) -> None:
-        """DHCP's own addresses pass (RFC 2131, 4.1): 0.0.0.0 asks, and the answer may be a broadcast."""
+        """Let DHCP's own addresses pass (RFC 2131, 4.1): 0.0.0.0 as the source, and broadcast answers."""
         self.filter.owners("add", [(nic, "0.0.0.0"), (nic, "255.255.255.255")])
 
-    def advertise(self, subnet: str) -> None:
-        """A router advertisement, now. Hosts that solicit get theirs without."""
+    def advertise(self, subnet: str, lifetime: int = 1800) -> None:
+        """Send a router advertisement now. Hosts that solicit get theirs without this."""
         here = self._subnets[subnet]
         if not here.sixes:
             return
@@ -161,6 +161,7 @@ class Fabric:
             "bridge": here.bridge,
             "mac": here.mac,
             "source": self.convention.router6,
+            "lifetime": lifetime,
             "prefixes": here.sixes,
             "on_link": self.convention.on_link6,
             "autonomous": self.convention.autonomous6,
@@ -170,7 +171,7 @@ class Fabric:
         self._router6.stdin.flush()
 
     def has6(self, room: Room) -> bool:
-        """Whether this host outside has an IPv6 address."""
+        """Return True if this outside host has an IPv6 address."""
         return all(here.sixes for here in self._subnets.values() if here.neighbour == room)
 
     def lost(self) -> list[Lost]:
@@ -180,11 +181,11 @@ class Fabric:
         self.filter.forget_lost()
 
     def close(self) -> None:
-        """The holder ends the processes; this collects what is left of them."""
+        """Collect what remains of the processes; the holder ends them."""
         if self._router6 is not None:
             assert self._router6.stdin is not None
             self._router6.stdin.close()
-            self._router6.wait(PATIENCE)
+            self._router6.wait(TIMEOUT_S)
 
     def _plug_hosts(self, bridge: str, rooms: Sequence[Room]) -> None:
         self.cloud.batch(
@@ -199,7 +200,7 @@ class Fabric:
             room.batch(["link set lo up"])
 
     def _have6(self, nic: Nic) -> None:
-        """The subnet has this interface's /64: on the router, on the neighbour, and in advertisements."""
+        """Give the subnet this interface's /64: on the router, on the neighbour, and in advertisements."""
         here = self._subnets[nic.subnet]
         if not nic.network6 or nic.subnet6 in here.sixes:
             return
@@ -212,7 +213,7 @@ class Fabric:
         self.advertise(nic.subnet)
 
     def _own(self, verb: str, pairs: Sequence[tuple[Nic, str]]) -> None:
-        """`add` or `delete` what an interface owns."""
+        """`add` or `delete` an interface's ownership of addresses and ranges."""
         self.filter.owners(verb, pairs)
         change = "replace" if verb == "add" else "delete"
         self._know(change, [(nic, what) for nic, what in pairs if "/" not in what])
@@ -226,7 +227,7 @@ class Fabric:
         )
 
     def _everywhere(self, lines: Sequence[tuple[Nic, str]]) -> None:
-        """In the router and in the interface's subnet; `{}` is the device there."""
+        """Run lines of `ip -batch` on the router and in the interface's subnet; `{}` is the device there."""
         self.cloud.batch(line.format(self._subnets[nic.subnet].bridge) for nic, line in lines)
         for here in self._subnets.values():
             if local := [line.format("eth0") for nic, line in lines if nic.subnet == here.cidr]:
@@ -234,12 +235,12 @@ class Fabric:
 
 
 def _hops(nic: Nic) -> tuple[str, str]:
-    """Next hops that stand for an interface where ranges are routed to it, whatever addresses it has."""
+    """Return the next hops that ranges of an interface are routed to, independent of its addresses."""
     return f"169.254.128.{nic.device + 1}", f"fe80::128:{nic.device + 1:x}"
 
 
 def _bridge(name: str, mac: str, router: IPv4Address, subnet: IPv4Network) -> list[str]:
-    """A fixed MAC: a bridge otherwise takes that of its ports, and changes it when one goes."""
+    """Return the lines that create a bridge. Its MAC is fixed: by default it changes with the ports."""
     inside = router in subnet
     return [
         f"link add {name} address {mac} type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
@@ -251,7 +252,7 @@ def _bridge(name: str, mac: str, router: IPv4Address, subnet: IPv4Network) -> li
 
 
 def _bridge6(name: str, convention: Convention, subnet: IPv6Network, first: bool = True) -> list[str]:
-    """The router's link-local address, which is the hosts' gateway, and one in the subnet."""
+    """Return the lines that add the router's link-local address, the gateway of the hosts, and one in the subnet."""
     addresses = [convention.router6, convention.link_local] if convention.link_local else [convention.router6]
     link_local = [f"address add {address}/64 dev {name} nodad" for address in addresses] if first else []
     return [*link_local, f"address add {subnet[convention.gateway6]}/{subnet.prefixlen} dev {name} nodad"]

@@ -1,9 +1,9 @@
-"""The filter that makes a network a cloud's, as nftables rules of the bridges.
+"""The filter of a cloud's network, as nftables rules of the bridges.
 
-Real clouds do not learn: they know which address belongs to which interface, drop what claims another source, and
-deliver to the owner only. So here: sets keep the pairs (port, MAC), (port, address) and (port, delegated range); what
-comes from a port with another source, ARP included, is dropped and counted; what goes to a port that doesn't own the
-destination is dropped as well. Whoever receives a reply from an address therefore knows that it left the instance by
+Real clouds do not learn: they know the interface that owns each address, drop packets with another source, and deliver
+only to the owner. Here, sets have the pairs (port, MAC), (port, address) and (port, delegated range). A packet from a
+port with another source, including ARP, is dropped and counted. A packet to a port that does not own the destination is
+dropped as well. A host that receives a reply from an address therefore proves that the reply left the instance through
 the interface that owns the address.
 
 AWS calls it the source/destination check (EC2 user guide, "Elastic network interfaces"); other clouds have the same.
@@ -66,13 +66,13 @@ table bridge cloud {
   }
 }
 """
-"""A request for somebody else's address isn't delivered: a cloud answers ARP itself. Neighbour discovery passes, since
-a kernel answers it only for addresses of the very link."""
+"""A request for an address of another host is not delivered: a cloud answers ARP itself. Neighbour discovery passes,
+because a kernel answers it only for addresses of the very link."""
 
 
 @dataclass(frozen=True)
 class Lost:
-    """Packets that came from an interface with a source which isn't its own (an ARP request counts too)."""
+    """Packets from an interface with a source that it does not own (ARP requests included)."""
 
     mac: str
     source: str
@@ -81,7 +81,7 @@ class Lost:
 
 
 class Filter:
-    """Who owns what, in the kernel of `cloud`."""
+    """The owners of addresses and ranges, in the kernel of `cloud`."""
 
     def __init__(self, cloud: Room) -> None:
         self._cloud = cloud
@@ -89,7 +89,7 @@ class Filter:
         self._nft(RULES)
 
     def interfaces(self, verb: str, nics: Sequence[Nic]) -> None:
-        """`add` or `delete` their MACs. Who had a port is remembered, for what was lost before."""
+        """`add` or `delete` their MACs. Former owners of a port are kept, for packets lost before."""
         self._owner |= {nic.port: nic.mac for nic in nics}
         self._nft("\n".join(_element(verb, "mac_of", nic, nic.mac) for nic in nics))
 

@@ -1,15 +1,15 @@
 """Holds a lab's namespaces. Nothing of a lab exists outside this process's tree.
 
 The lab starts it as `unshare --pid --fork --kill-child --mount python holder.py`, so it is process 1 of a PID
-namespace: when it ends, however it ends, the kernel kills everything inside and the anonymous network and mount
-namespaces go with the last process in them. It ends when its standard input does. That is a pipe from the lab, so
-`kill -9` of a test runner, ^C and an ordinary exit are the same case (and PR_SET_PDEATHSIG, which speaks of the
+namespace: when it ends for any reason, the kernel kills everything inside, and the anonymous network and mount
+namespaces end with their last process. It ends when its standard input does, which is a pipe from the lab. Therefore
+`kill -9` of a test runner, ^C and an ordinary exit are the same case (and PR_SET_PDEATHSIG, which refers to the
 *thread* that forked, is only used between the two processes of unshare).
 
-One line of JSON in, one room: a child with namespaces of its own; one line out: its pid as the lab sees it.
-The instance's room also gets a file system: the host's, seen through mounts which no one else sees.
+Each line of JSON on stdin makes a child with its own namespaces; the answer is its pid as the lab sees it. The
+instance also gets a file system: the host's, with private mounts.
 
-Standard library only, one file, run by path with -I: start-up is what a lab waits for.
+Standard library only, one file, run by path with -I, because the lab waits for its start.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MS_PRIVATE = 1 << 18
 PR_SET_NAME = 15
 
 OURS = Path("/run/lab")
-"""Sockets, logs, and the parts of the host's tree that were covered. The same tmpfs in every room."""
+"""Sockets, logs, and the covered parts of the host's tree. The same tmpfs in every namespace."""
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -59,20 +59,20 @@ def tmpfs(target: Path, mode: int = 0o755) -> None:
 
 
 def bind(source: Path, target: Path) -> None:
-    """Bind with everything mounted below: a user namespace may not uncover what another one covered."""
+    """Bind with everything mounted below: a user namespace must not uncover what another one covered."""
     mount(str(source), target, flags=MS_BIND | MS_REC)
 
 
 def closed_ancestor(path: Path) -> Path | None:
-    """The topmost directory on the way to `path` that other users may not pass, such as /root."""
+    """Return the topmost directory above `path` that other users cannot enter, such as /root."""
     return next((p for p in reversed(path.parents) if not p.stat().st_mode & 0o001), None)
 
 
 def expose(paths: Sequence[Path], keep: Path = OURS / "exposed") -> None:
-    """Let unprivileged users reach `paths` (checkout, interpreter), and nothing else of what is beside them."""
+    """Let unprivileged users reach `paths` (checkout, interpreter), and nothing else in the same directories."""
     for path in paths:
         if path.stat().st_mode & 0o005 != 0o005:
-            raise PermissionError(f"{path} is closed to other users, so the daemons cannot run: chmod o+rx {path}")
+            raise PermissionError(f"{path} is closed to other users, so the daemons cannot run. Run: chmod o+rx {path}")
     hidden = {path: top for path in paths if (top := closed_ancestor(path))}
     kept = {}
     for number, path in enumerate(hidden):
@@ -87,7 +87,7 @@ def expose(paths: Sequence[Path], keep: Path = OURS / "exposed") -> None:
 
 
 def expose_here(path: Path) -> None:
-    """The same for this process and its children, in a mount namespace of their own; nothing where `path` is open."""
+    """Expose `path` to this process and its children, in a separate mount namespace; do nothing if it is open."""
     if closed_ancestor(path):
         unshare(CLONE_NEWNS)
         mount("none", Path("/"), flags=MS_REC | MS_PRIVATE)
@@ -97,7 +97,7 @@ def expose_here(path: Path) -> None:
 
 
 def replace_etc(users: Mapping[str, int], files: Mapping[str, str]) -> None:
-    """A writable /etc of links into the host's, with accounts of our own: nothing on the host changes."""
+    """Make a writable /etc of links into the host's, with accounts of the lab: the host does not change."""
     etc, host = Path("/etc"), OURS / "etc"
     host.mkdir()
     bind(etc, host)
@@ -124,9 +124,9 @@ def replace_etc(users: Mapping[str, int], files: Mapping[str, str]) -> None:
 
 
 def replace_sys(dmi: Mapping[str, Sequence[Any]]) -> None:
-    """Sysfs of the room's own network namespace, with the provider's firmware tables in /sys/class/dmi/id.
+    """Mount sysfs of the network namespace, with the provider's firmware tables in /sys/class/dmi/id.
 
-    Modes as drivers/firmware/dmi-id.c has them: serial numbers and the UUID are for root only.
+    Modes are those of drivers/firmware/dmi-id.c: only root can read serial numbers and the UUID.
     """
     sys_class = Path("/sys/class")
     mount("sysfs", Path("/sys"), "sysfs")
@@ -146,7 +146,7 @@ def replace_sys(dmi: Mapping[str, Sequence[Any]]) -> None:
 
 
 def furnish(room: Mapping[str, Any]) -> None:
-    """The instance's file system. Order matters: what is covered has to be bound elsewhere before."""
+    """Build the instance's file system. The order matters: what is covered must be bound elsewhere first."""
     expose([Path(path) for path in room["expose"]])
     replace_etc(room["users"], room["etc"])
     tmpfs(Path("/var/log"))
@@ -155,7 +155,7 @@ def furnish(room: Mapping[str, Any]) -> None:
 
 
 def hold(room: Mapping[str, Any], reply: int) -> None:
-    """Be a room until the end."""
+    """Hold the namespaces until the end."""
     pid = Path("/proc/self").readlink()  # /proc is still the host's, and so is this number
     libc.prctl(PR_SET_NAME, f"lab:{room['name']}".encode()[:15], 0, 0, 0)
     furnished = "etc" in room
@@ -180,7 +180,7 @@ def main(requests: Iterable[str], reply: int) -> None:
     tmpfs(Path("/run"))
     OURS.mkdir()
     OURS.chmod(0o711)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # process 1 reaps, and wants to know nothing
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # process 1 must reap; the kernel does it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the lab; this process follows
     for line in requests:
         if os.fork():

@@ -5,9 +5,9 @@
         …          …    │  169.254.169.254)── eth3 (device 2)   accounts and process numbers
     beyond0 ───── wan ──┘                 └── eth1 (device 3)
 
-The kernel's routing is real; only metadata and DHCP are played. DHCP's work is done for the primary interface, as a
-cloud's image does it: link up, first address with a lifetime, default route `proto dhcp`. The other links are down.
-IPv6 routes come from router advertisements (router6.py). Where a cloud differs, its `Convention` says how.
+The kernel's routing is real; only metadata and DHCP are emulated. The primary interface is configured as DHCP does in a
+cloud's image: link up, first address with a lifetime, default route `proto dhcp`. The other links are down. IPv6 routes
+come from router advertisements (router6.py). A cloud's differences are in its `Convention`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ INSTANCE_SYSCTL = MappingProxyType(
         "net.ipv4.conf.default.promote_secondaries": "0",
     }
 )
-"""Loose reverse path filter, as systemd sets it on Debian; no promotion of secondaries, the harder of the two."""
+"""Loose reverse path filter, as systemd sets it on Debian; no promotion of secondaries, the harder case."""
 
 ROUTER_SYSCTL = MappingProxyType(
     {
@@ -59,7 +59,7 @@ ROUTER_SYSCTL = MappingProxyType(
 )
 
 HOST_SYSCTL = MappingProxyType({"net.ipv6.conf.default.accept_ra": "0", "net.ipv6.conf.default.accept_dad": "0"})
-"""Hosts outside have what the lab gives them. The instance's kernel does as it always does."""
+"""Outside hosts have only the addresses that the lab gives them. The instance's kernel is unchanged."""
 
 T = TypeVar("T")
 Where = str | tuple[str, int]
@@ -67,13 +67,13 @@ Order = Literal["metadata", "interface"]
 
 
 def nothing() -> None:
-    """Happens between the two halves of a change, unless a test has something to do there."""
+    """Default for `between`, the callback between the two halves of a change."""
 
 
 class Lab:
-    """`with Lab(Spec.aws(interfaces=4, addresses=15)) as lab:`; gone at the end, and when the process is killed.
+    """`with Lab(Spec.aws(interfaces=4, addresses=15)) as lab:`; removed at the end, and when the process is killed.
 
-    With `vacant` the cloud has the interfaces as taps, for a virtual machine; the instance's room is left without.
+    With `vacant` the cloud's interfaces are taps, for a virtual machine, and the instance's namespace has none.
     """
 
     def __init__(self, spec: Spec, vacant: bool = False) -> None:
@@ -151,7 +151,7 @@ class Lab:
         return self.rooms.open(*({"name": f"{kind}{first + n}", "sysctl": dict(HOST_SYSCTL)} for n in range(count)))
 
     def _add_subnets(self, nics: Sequence[Nic]) -> None:
-        """Those that aren't there yet, each with a neighbour."""
+        """Add the missing subnets, each with a neighbour."""
         wanted = {nic.subnet: nic.gateway for nic in nics if nic.subnet not in self.fabric.subnets}
         neighbours = self._open_hosts("neighbour", len(self.neighbours), len(wanted))
         self.fabric.add_subnets(wanted, neighbours)
@@ -167,17 +167,17 @@ class Lab:
 
     @property
     def addresses(self) -> list[str]:
-        """Every private IPv4 address of the instance, as the cloud has it."""
+        """Return every private IPv4 address of the instance, as the cloud has it."""
         return [address for nic in self.nics for address in nic.addresses]
 
     @property
     def addresses6(self) -> list[str]:
-        """Every IPv6 address of the instance, as the cloud has it."""
+        """Return every IPv6 address of the instance, as the cloud has it."""
         return [address for nic in self.nics for address in nic.ipv6]
 
     @property
     def samples(self) -> list[str]:
-        """The first and last address of every delegated range."""
+        """Return the first and last address of every delegated range."""
         return [address for nic in self.nics for address in nic.samples]
 
     @property
@@ -185,7 +185,7 @@ class Lab:
         return [*self.beyond, *self.neighbours]
 
     def nic(self, key: str) -> Nic:
-        """By MAC, by kernel name, or by one of its addresses."""
+        """Return an interface by MAC, by kernel name, or by one of its addresses."""
         for nic in self.nics:
             if key in (nic.mac, nic.name, *nic.everything):
                 return nic
@@ -197,7 +197,7 @@ class Lab:
         return self.rooms["beyond0" if where == "beyond" else where]
 
     def path(self, path: str | Path) -> Path:
-        """A file of the instance, as this process reaches it."""
+        """Return a file of the instance as a path for this process."""
         return self.instance.path(path)
 
     def run(
@@ -210,22 +210,22 @@ class Lab:
         stdin: str | None = None,
         timeout: float = 30,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end in a room, as root or as one of its users."""
+        """Run a command to its end in a namespace, as root or as one of its users."""
         return self.room(where).run(argv, user=user, check=check, stdin=stdin, timeout=timeout)
 
     def batch(self, lines: Sequence[str]) -> None:
-        """`ip -batch` in the instance."""
+        """Run `ip -batch` in the instance."""
         self.instance.batch(lines)
 
     def lost(self) -> list[Lost]:
         return self.fabric.lost()
 
     def dropped(self) -> int:
-        """Packets that left the instance by an interface which doesn't own their source. Zero is what one wants."""
+        """Return the number of packets that left the instance through an interface that does not own their source."""
         return sum(lost.packets for lost in self.fabric.lost())
 
     def report(self) -> str:
-        """What somebody needs to see when a test failed."""
+        """Return the information needed after a failed test."""
         lost = [f"  {lost}" for lost in self.fabric.lost()[:20]]
         return "\n".join(["--- lost packets" if lost else "--- no lost packets", *lost, self.daemons.report()])
 
@@ -234,7 +234,7 @@ class Lab:
     def attach_interface(
         self, interface: Interface, first: Order = "metadata", between: Callable[[], object] = nothing
     ) -> Nic:
-        """Hot-plug. Clouds do it in either order, with seconds between; `between` is called there."""
+        """Hot-plug an interface. Clouds update host and metadata in either order; `between` is called in between."""
         device = 1 + max(nic.device for nic in self.nics)
         taken = {nic.name for nic in self.nics}
         name = next(name for n in range(len(taken) + 1) if (name := f"eth{n}") not in taken)
@@ -258,7 +258,7 @@ class Lab:
         self._change([other for other in self.nics if other != nic], unplug, first, between)
 
     def add_address(self, mac: str, address: str) -> None:
-        """Of either family. The first IPv6 address of an interface decides its /64."""
+        """Add an address of either family. The first IPv6 address of an interface decides its /64."""
         nic = self.nic(mac)
         if ":" in address:
             subnet6 = nic.subnet6 or str(IPv6Network((address, 64), strict=False))
@@ -277,7 +277,7 @@ class Lab:
         self._replace(nic, replace(nic, addresses=left, ipv6=left6, public=public))
 
     def add_range(self, mac: str, prefix: str) -> None:
-        """A delegated block or alias range, in CIDR notation."""
+        """Add a delegated block or alias range, in CIDR notation."""
         nic = self.nic(mac)
         new = replace(nic, prefixes=(*nic.prefixes, prefix))
         self.fabric.admit_address(new, prefix)
@@ -327,11 +327,11 @@ class Lab:
         self.daemons.start(name)
 
     def log(self, name: str) -> str:
-        """Everything the daemon has said on stdout and stderr, over restarts."""
+        """Return the daemon's output on stdout and stderr, including earlier runs."""
         return self.daemons.log(name)
 
     def wait_for(self, predicate: Callable[[], T], timeout: float = 10, message: str = "") -> T:
-        """The first true value of `predicate`. Too late is an AssertionError which shows what was lost and said."""
+        """Return the first true value of `predicate`; after the timeout, AssertionError with lost packets and logs."""
         end = time.monotonic() + timeout
         while not (value := predicate()):
             if time.monotonic() > end:
@@ -342,11 +342,11 @@ class Lab:
     # — reachability
 
     def reachability(self, addresses: Sequence[str] | None = None, timeout: float = 1.5) -> dict[tuple[str, str], bool]:
-        """{(source, address): answered} for every host outside and every address, all at once.
+        """Return {(source, address): answered} for every outside host and every address, tested in parallel.
 
-        An answer came by the interface that owns the address: the cloud drops it on any other (filter.py). Without
-        `addresses` they are all of the instance's, of either family, but none of ranges. A neighbour in a subnet
-        without IPv6 isn't asked to reach IPv6 addresses.
+        An answer proves that it left through the interface that owns the address: the cloud drops others (filter.py).
+        Without `addresses`, all addresses of the instance are tested, but none of ranges. A neighbour in a subnet
+        without IPv6 does not connect to IPv6 addresses.
         """
         self.reach.listen(self.instance)
         wanted = [*self.addresses, *self.addresses6] if addresses is None else addresses
@@ -357,7 +357,7 @@ class Lab:
         return {(source, target): answered for (source, target, _), answered in answers.items()}
 
     def outbound(self, timeout: float = 1.5, addresses: Sequence[str] | None = None) -> dict[str, bool]:
-        """{address: could connect from it to the first host beyond}. False too when it isn't configured."""
+        """Return {address: can connect from it to the first host beyond}; False if it is not configured."""
         self.reach.listen(self.beyond[0])
         sources = [*self.addresses, *self.addresses6] if addresses is None else addresses
         wanted = [(beyond_address6(0) if ":" in source else beyond_address(0), source) for source in sources]
@@ -365,6 +365,6 @@ class Lab:
         return {str(source): answered for (_, _, source), answered in answers.items()}
 
     def hold_connection(self, address: str, source: Where = "beyond", timeout: float = 3) -> Held:
-        """A connection to `address` which stays open; `.alive()` sends bytes through it and wants them back."""
+        """Open a connection to `address`; `.alive()` sends bytes through it and waits for their echo."""
         self.reach.listen(self.instance)
         return self.reach.hold(self.room(source), address, timeout)

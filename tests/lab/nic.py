@@ -1,4 +1,4 @@
-"""One interface: as somebody orders it (`Interface`), and as the lab made it (`Nic`)."""
+"""One interface: as ordered (`Interface`), and as made by the lab (`Nic`)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 
 @dataclass(frozen=True)
 class Interface:
-    """One interface as a user would order it.
+    """One interface as a user orders it.
 
     `addresses` is a number or the private addresses themselves, the primary one first; `ipv6` likewise. `public` is the
     number of them (from the first) that have a public address, or those public addresses. `prefixes` are delegated
-    blocks or alias ranges. `subnet6` is the subnet's /64, else the one that the lab gives it or that of the first
-    address; `gateway` the router's address where it is not the convention's, possibly outside the subnet. `anchor` is
-    DigitalOcean's: a further address of a subnet of its own, with its length.
+    blocks or alias ranges. `subnet6` is the subnet's /64; by default the one that the lab gives it or that of the first
+    address. `gateway` is the router's address if it differs from the convention's, possibly outside the subnet.
+    `anchor` is DigitalOcean's: a further address in a separate subnet, with its length.
     """
 
     subnet: str
@@ -32,9 +32,9 @@ class Interface:
 
 @dataclass(frozen=True)
 class Nic:
-    """One interface as it is: plain strings, so that it travels to the metadata server as JSON.
+    """One interface of the lab: plain strings, so that it can be sent to the metadata server as JSON.
 
-    The same value goes to the cloud's filter and to the metadata, so that the two cannot disagree by accident.
+    The cloud's filter and the metadata use the same value, so that they cannot disagree by accident.
     """
 
     device: int
@@ -81,7 +81,7 @@ class Nic:
 
     @property
     def samples(self) -> Iterator[str]:
-        """The first and the last address of every range: none is ever tried whole."""
+        """Yield the first and the last address of every range: no range is tested as a whole."""
         for prefix in self.prefixes:
             network = ip_network(prefix)
             yield from dict.fromkeys((str(network[0]), str(network[-1])))
@@ -89,11 +89,11 @@ class Nic:
     @classmethod
     def from_json(cls, value: Mapping[str, object]) -> Nic:
         tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
-        return cls(**tuples)  # type: ignore[arg-type]  # the other end is `asdict(nic)`
+        return cls(**tuples)  # type: ignore[arg-type]  # the sender uses `asdict(nic)`
 
 
 def neighbour_address(subnet: str) -> str:
-    """Another host in the subnet, well above the instance's addresses."""
+    """Return the address of another host in the subnet, well above the instance's addresses."""
     return str(IPv4Network(subnet)[-6])
 
 

@@ -1,7 +1,7 @@
-"""Root, or a user namespace in which one is root.
+"""Root, or root of a user namespace.
 
 The lab needs several user ids (each daemon has its own), so a namespace with one id is not enough: newuidmap(1) maps a
-range which /etc/subuid grants. Entering a user namespace is for single-threaded processes, hence by exec, at the top.
+range that /etc/subuid grants. Only single-threaded processes can enter a user namespace, hence the exec at the start.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ UNSHARE = ("unshare", "--user", "--map-auto", "--map-root-user", "--")
 
 
 def obstacle() -> str | None:
-    """Why an ordinary user cannot have a lab here, and what to do about it."""
+    """Return the reason why an ordinary user cannot have a lab here, and the command to run; None if it works."""
     if os.geteuid() == 0:
         return None
     missing = [tool for tool in ("newuidmap", "newgidmap", "ip", "nft") if not shutil.which(tool, path=_path())]
     if missing:
         packages = {"ip": "iproute2", "nft": "nftables"}
         wanted = sorted({packages.get(tool, "uidmap") for tool in missing})
-        return f"{', '.join(missing)} missing: apt-get install {' '.join(wanted)}, or be root"
+        return f"{', '.join(missing)} missing: run apt-get install {' '.join(wanted)}, or become root"
     user = getpass.getuser()
     for table in ("/etc/subuid", "/etc/subgid"):
         if not Path(table).exists() or f"\n{user}:" not in f"\n{Path(table).read_text()}":
             return f"{table} has no range for {user}: usermod --add-subuids 100000-165535 --add-subgids 100000-165535"
     tried = subprocess.run([*UNSHARE, "true"], env=_environment(), capture_output=True, text=True, check=False)
     if tried.returncode:
-        return f"the kernel allows no user namespace here ({tried.stderr.strip()}); be root"
+        return f"the kernel allows no user namespace here ({tried.stderr.strip()}); become root"
     return None
 
 
 def become_root(argv: Sequence[str]) -> None:
-    """Continue as `argv` in a user namespace of our own, unless already root. SystemExit says what is missing."""
+    """Continue as `argv` in a user namespace, unless already root. SystemExit names what is missing."""
     if os.geteuid() == 0:
         return
     if reason := obstacle():
@@ -46,7 +46,7 @@ def become_root(argv: Sequence[str]) -> None:
 
 
 def _path() -> str:
-    """Debian keeps ip and nft out of an ordinary user's PATH."""
+    """Return PATH with the directories of ip and nft, which Debian keeps out of an ordinary user's PATH."""
     return f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/sbin:/sbin"
 
 

@@ -1,11 +1,11 @@
-"""Runs inside rooms: answers TCP connections, and makes many at once. One file, standard library, run by path.
+"""Runs inside namespaces: answers TCP connections, and opens many at once. One file, standard library, run by path.
 
     probe.py serve PORT            greet each connection with its own local address, then echo lines
     probe.py connect PORT TIMEOUT  [[target, source or null], …] on stdin, all at once; true or false for each
-    probe.py hold TARGET PORT      one connection; a line on stdin is sent through it and has to come back
+    probe.py hold TARGET PORT      one connection; a line on stdin is sent through it and must come back
 
-An address counts as answering only if the greeting names it: the packet reached that very address. The greeting also
-has a number of the connection's own, which every echo repeats: an echo proves that this connection never broke.
+An address counts as answering only if the greeting names it: then the packet reached that address. The greeting also
+has the number of the connection, which every echo repeats: an echo proves that this connection never broke.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The daemons in the instance: started as root, in the foreground, as a person would try them."""
+"""The daemons in the instance, started as root in the foreground, as on a command line."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from .rooms import OURS, PATIENCE, LabError, Room
+from .rooms import OURS, TIMEOUT_S, LabError, Room
 
 USERS = MappingProxyType({"cloud-network-netagent": 52091, "cloud-network": 52092, "cloud-network-api": 52093})
-"""Accounts of the instance, outside what Debian's policy (9.2.2) gives to packages, people or systemd."""
+"""Accounts of the instance, outside the ranges that Debian's policy (9.2.2) gives to packages, people or systemd."""
 
 SCRIPTS = Path(sys.executable).parent
-"""Console scripts lie beside the interpreter. Not resolved: that of a virtual environment is a link."""
+"""Console scripts are next to the interpreter. Not resolved: in a virtual environment it is a link."""
 
 
 ISOLATED = {"netagent": "cloud_network.netagent"}
@@ -48,7 +48,7 @@ class Daemons:
         return name in self._running and self._running[name].poll() is None
 
     def pid(self, name: str) -> int:
-        """Of the daemon itself: what `_running` has is nsenter, which waits for it."""
+        """Return the pid of the daemon itself: `_running` has nsenter, which waits for it."""
         entered = self._running[name].pid
         children = Path(f"/proc/{entered}/task/{entered}/children")
         while self.running(name):
@@ -58,30 +58,30 @@ class Daemons:
         raise LabError(f"{name} isn't running\n{self.report(name)}")
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
-        """Send a signal; return when the process has ended if it was SIGKILL."""
+        """Send a signal; after SIGKILL, return when the process has ended."""
         os.kill(self.pid(name), number)
         if number == signal.SIGKILL:
-            self._running[name].wait(PATIENCE)
+            self._running[name].wait(TIMEOUT_S)
 
     def resume(self, name: str) -> None:
-        """After SIGSTOP: nsenter has stopped with its child, and wakes it when it is woken (nsenter(1), --pid)."""
+        """Continue after SIGSTOP: nsenter stops with its child, and wakes it when it is woken (nsenter(1), --pid)."""
         self._running[name].send_signal(signal.SIGCONT)
 
     def stop(self, name: str) -> int:
-        """SIGTERM, and the exit status. One that does not end is killed, and is an error."""
+        """Send SIGTERM, and return the exit status. A daemon that does not end is killed, which is an error."""
         os.kill(self.pid(name), signal.SIGTERM)
         try:
-            return self._running[name].wait(PATIENCE)
+            return self._running[name].wait(TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.kill(name)
-            raise LabError(f"{name} did not end within {PATIENCE:.0f} s of SIGTERM\n{self.report(name)}") from None
+            raise LabError(f"{name} did not end within {TIMEOUT_S:.0f} s of SIGTERM\n{self.report(name)}") from None
 
     def log(self, name: str) -> str:
         file = self._logs / name
         return file.read_text(errors="replace") if file.exists() else ""
 
     def report(self, *names: str, lines: int = 40) -> str:
-        """The last lines of each log, for a failure's message."""
+        """Return the last lines of each log, for the message of a failure."""
         parts = []
         for name in names or self._running:
             state = "running" if self.running(name) else f"ended with {self._running[name].returncode}"
@@ -90,6 +90,6 @@ class Daemons:
         return "\n".join(parts)
 
     def close(self) -> None:
-        """The holder ends them all; this only collects nsenter's."""
+        """Collect nsenter's processes; the holder ends the daemons."""
         for process in self._running.values():
-            process.wait(PATIENCE)
+            process.wait(TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""Who reaches whom, measured with TCP connections from where a client would sit."""
+"""Measures reachability with TCP connections from the hosts of clients."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _probe(*argv: object) -> list[str]:
 
 
 class Lines:
-    """What a probe says, line by line, with a time limit that a buffered stream could not keep."""
+    """The output lines of a probe, with a time limit, which a buffered stream could not keep."""
 
     def __init__(self, stream: IO[str] | None) -> None:
         assert stream is not None
@@ -33,7 +33,7 @@ class Lines:
         self._rest = b""
 
     def next(self, timeout: float) -> str:
-        """One line, or nothing when it does not come in time or never will."""
+        """Return one line; "" if it does not arrive in time or the stream ended."""
         end = time.monotonic() + timeout
         while b"\n" not in self._rest:
             ready, _, _ = select.select([self._stream], [], [], max(0.0, end - time.monotonic()))
@@ -63,7 +63,7 @@ class Reach:
     def probe(
         self, pairs: Mapping[Room, Sequence[tuple[str, str | None]]], timeout: float
     ) -> dict[tuple[str, str, str | None], bool]:
-        """All (target, source address) pairs of all rooms at once: {(room, target, source address): answered}."""
+        """Connect all (target, source address) pairs in parallel: {(namespace, target, source address): answered}."""
 
         def one(room: Room, wanted: Sequence[tuple[str, str | None]]) -> list[bool]:
             argv = _probe("connect", PORT, timeout)
@@ -86,7 +86,7 @@ class Reach:
         return held
 
     def close(self) -> None:
-        """The holder ends the processes; this collects what is left of them on our side."""
+        """Collect what remains of the processes; the holder ends them."""
         for process in [*self._listeners.values(), *(held.process for held in self._held)]:
             for stream in (process.stdin, process.stdout):
                 if stream:
@@ -95,17 +95,17 @@ class Reach:
 
 
 class Held:
-    """A TCP connection that stays open, as an operator's SSH session would."""
+    """A TCP connection that stays open, as an operator's SSH session does."""
 
     def __init__(self, room: Room, address: str, timeout: float) -> None:
         self.address = address
         self._sent = 0
         self.process = room.popen(_probe("hold", address, PORT), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        self._said = Lines(self.process.stdout)
-        self.opened = self._said.next(timeout) == "open"
+        self._lines = Lines(self.process.stdout)
+        self.opened = self._lines.next(timeout) == "open"
 
     def alive(self, timeout: float = 3) -> bool:
-        """Whether bytes go out and come back through this very connection."""
+        """Return True if bytes pass in both directions through this connection."""
         assert self.process.stdin is not None
         self._sent += 1
         try:
@@ -114,9 +114,9 @@ class Held:
         except OSError:
             return False
         end = time.monotonic() + timeout
-        while said := self._said.next(end - time.monotonic()):
-            if said == f"echo {self._sent}":
-                return True  # an older echo, late, was read before
+        while line := self._lines.next(end - time.monotonic()):
+            if line == f"echo {self._sent}":
+                return True  # late echoes of earlier calls were read before
         return False
 
     def close(self) -> None:

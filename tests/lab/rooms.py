@@ -1,4 +1,4 @@
-"""Rooms: the lab's side of holder.py. A room is a network namespace and the process that holds it."""
+"""Network namespaces, each with the process that holds it: the lab's side of holder.py."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ ENVIRONMENT = MappingProxyType(
         "TERM": os.environ.get("TERM", "dumb"),
     }
 )
-"""What a program in a room gets: nothing of the developer's shell may decide whether a test passes."""
+"""Environment of programs in a namespace: nothing from the developer's shell may affect a test."""
 
 
-PATIENCE = 10.0
-END_TIMEOUT_S = 60.0  # the kernel ends every process of the lab first, which takes long on a busy machine
+TIMEOUT_S = 10.0
+END_TIMEOUT_S = 60.0  # the kernel ends every process of the lab first, which is slow on a busy machine
 
 
 class LabError(Exception):
@@ -39,7 +39,7 @@ class Room:
     pid: int
 
     def enter(self, *argv: str, user: str | None = None) -> list[str]:
-        """`argv` as it is run inside, in the lab's PID namespace too, so that it cannot outlive the lab."""
+        """Return `argv` as it is run inside, in the lab's PID namespace as well, so that it cannot outlive the lab."""
         inside = ["--net", "--pid", "--mount", "--uts"]
         become = ["setpriv", "--reuid", user, "--regid", user, "--init-groups"] if user else []
         return ["nsenter", f"--target={self.pid}", *inside, "--", *become, *argv]
@@ -53,7 +53,7 @@ class Room:
         stdin: str | None = None,
         timeout: float = 30,
     ) -> subprocess.CompletedProcess[str]:
-        """Run to the end, output captured; when `check`, failure is a LabError that shows the output."""
+        """Run to the end with captured output. With `check`, a failure is a LabError with the output."""
         done = subprocess.run(
             self.enter(*argv, user=user),
             env=ENVIRONMENT,
@@ -87,7 +87,7 @@ class Room:
         )
 
     def batch(self, lines: Iterable[str]) -> None:
-        """Many `ip` commands in one process. In the lab's own PID namespace, where `netns PID` means our pids."""
+        """Run many `ip` commands in one process, in the PID namespace of the lab: `netns PID` needs our pids."""
         done = subprocess.run(
             ["nsenter", f"--target={self.pid}", "--net", "--", "ip", "-batch", "-"],
             env=ENVIRONMENT,
@@ -100,12 +100,12 @@ class Room:
             raise LabError(f"{self.name}: ip -batch: {done.stderr}")
 
     def path(self, path: str | Path) -> Path:
-        """A file of the room as the lab reaches it."""
+        """Return a file of the namespace as a path for this process."""
         return Path(f"/proc/{self.pid}/root", str(path).lstrip("/"))
 
 
 class Rooms:
-    """The holder and the rooms it holds."""
+    """The holder and its namespaces."""
 
     def __init__(self) -> None:
         self._rooms: dict[str, Room] = {}
@@ -135,13 +135,13 @@ class Rooms:
         try:
             return self._rooms[name]
         except KeyError:
-            raise LabError(f"no room {name!r}; there are {', '.join(self._rooms)}") from None
+            raise LabError(f"no namespace {name!r}; there are {', '.join(self._rooms)}") from None
 
     def __iter__(self) -> Iterable[str]:
         return iter(self._rooms)
 
     def open(self, *wanted: Mapping[str, object]) -> list[Room]:
-        """Make rooms, all at once: `{"name": …, "sysctl": {…}, …}`, see holder.py."""
+        """Make namespaces, all at once: `{"name": …, "sysctl": {…}, …}`, see holder.py."""
         assert self._holder.stdin is not None
         assert self._holder.stdout is not None
         before = len(self._rooms)
@@ -153,19 +153,19 @@ class Rooms:
                 break
             answer = json.loads(self._holder.stdout.readline() or "{}")
             if "pid" not in answer:
-                raise LabError(f"cannot make the room {room['name']}: {answer.get('error') or self._last_words()}")
+                raise LabError(f"cannot make the namespace {room['name']}: {answer.get('error') or self._last_words()}")
             self._rooms[str(room["name"])] = Room(str(room["name"]), answer["pid"])
         if len(self._rooms) != before + len(wanted):
             raise LabError(f"cannot make namespaces: {self._last_words()}")
         return list(self._rooms.values())[before:]
 
     def close(self) -> None:
-        """End the holder; everything inside ends with it."""
+        """End the holder, and with it everything inside."""
         try:
             self._holder.communicate(timeout=END_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._holder.kill()  # --kill-child: the holder too
-            raise LabError(f"the lab did not end by itself within {END_TIMEOUT_S:.0f} s") from None
+            raise LabError(f"the lab did not end within {END_TIMEOUT_S:.0f} s") from None
 
     def _last_words(self) -> str:
         return self._holder.communicate()[1].strip()

@@ -1,4 +1,4 @@
-"""What a lab is made of: written by a test, resolved once, then only read."""
+"""The specification of a lab: written by a test, resolved once, then only read."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ BEYOND_SUBNET = IPv4Network("198.51.100.0/24")
 BEYOND_SUBNET6 = IPv6Network("2001:db8:ffff::/64")
 PUBLIC_SUBNET = IPv4Network("203.0.113.0/24")
 FIRST_HOST = 10
-"""The first address an instance gets in a subnet: clouds keep the lowest for gateway, resolver and themselves."""
+"""The first address of an instance in a subnet: clouds reserve the lowest for gateway, resolver and others."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A whole lab. `sysctl` is set in the instance, over the defaults that `Lab` documents."""
+    """A whole lab. `sysctl` is set in the instance, in addition to the defaults that `Lab` documents."""
 
     interfaces: tuple[Interface, ...]
     provider: str = "aws"
@@ -31,11 +31,11 @@ class Spec:
     dhcp_all: bool = False
     sysctl: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, object] = field(default_factory=dict)
-    """What the provider's metadata server is told at its start, e.g. {"v1": False}."""
+    """Settings of the provider's metadata server at its start, e.g. {"v1": False}."""
 
     @classmethod
     def aws(cls, interfaces: int = 4, addresses: int = 15, public: int = 0, **settings: object) -> Spec:
-        """The usual lab: every interface in a subnet of its own, 10.0.1.0/24 and so on."""
+        """Return the usual lab: every interface in a separate subnet, 10.0.1.0/24 and so on."""
         return cls(PROVIDERS["aws"].convention.order(interfaces, addresses, 0, public, 0), settings=settings)
 
     @classmethod
@@ -49,15 +49,16 @@ class Spec:
         prefixes: int = 0,
         **settings: object,
     ) -> Spec:
-        """The same on any cloud, each number for every interface, and no more of anything than this cloud has."""
+        """Return the same on any cloud, each number for every interface, within the cloud's limits."""
         ordered = PROVIDERS[name].convention.order(interfaces, addresses, ipv6, public, prefixes)
         return cls(ordered, provider=name, settings=settings)
 
 
 def names(count: int) -> list[str]:
-    """Kernel names by device number, never in that order: who goes by order configures the wrong link.
+    """Return kernel names by device number, never in that order: a program that relies on the order configures the
+    wrong link.
 
-    The first stays eth0, as on every cloud; the others are rotated. Of two, both change places.
+    The first stays eth0, as on every cloud; the others are rotated. Of two, both are swapped.
     """
     if count == 2:
         return ["eth1", "eth0"]
@@ -65,13 +66,13 @@ def names(count: int) -> list[str]:
 
 
 def mac(subnet: str, device: int) -> str:
-    """Locally administered, the same on every run, in no order."""
+    """Return a locally administered MAC, the same on every run, in no order."""
     digest = hashlib.sha256(f"{subnet} {device}".encode()).hexdigest()
     return ":".join(["02", *(digest[i : i + 2] for i in range(0, 10, 2))])
 
 
 class Resolver:
-    """Gives out addresses, so that a later interface never gets one that was given before."""
+    """Assigns addresses. A later interface never gets one that was assigned before."""
 
     def __init__(self, gateway: int = 1) -> None:
         self._gateway = gateway
@@ -110,7 +111,7 @@ class Resolver:
         return (host for host in hosts if host not in self._given)
 
     def _subnet6(self, interface: Interface) -> str:
-        """As ordered; that of the address that was; or the next one, the same for every interface of a subnet."""
+        """Return the ordered /64; that of the former address; or the next one, the same for all of a subnet."""
         given = interface.subnet6
         if isinstance(interface.ipv6, tuple) and interface.ipv6:
             given = given or str(IPv6Network((interface.ipv6[0], 64), strict=False))

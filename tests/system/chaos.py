@@ -16,6 +16,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from tests.lab import Held, Interface, Lab, LabError, Nic, Spec
+from tests.system.host_events import HostEvents
 from tests.system.job import CONFIG, DAEMONS, MACS, OURS, audit, ip, is_settled, refresh, settle, status
 
 TIMER = '[System]\nRefreshTimer = "2s"\n'
@@ -47,7 +48,7 @@ ONCE = ("short", "empty")
 @contextmanager
 def chaos(seed: int) -> Iterator[Chaos]:
     """A lab of three interfaces, all daemons at work, and nothing gone wrong yet."""
-    with Lab(Spec.aws(interfaces=3, addresses=5)) as lab:
+    with Lab(Spec.cloud("aws", interfaces=3, addresses=5, ipv6=2)) as lab:
         lab.write_config(TIMER + CONFIG)
         lab.batch(FOREIGN)
         for name in DAEMONS:
@@ -74,9 +75,12 @@ class Chaos:
         self._foreign = self._foreign_objects()
         self._firsts = {nic.mac: nic.addresses[0] for nic in lab.nics}
         self._audited, self._stayed = len(audit(lab)), set(lab.addresses)
+        self.unlisted = set[str]()
+        self._host = HostEvents(lab, self._chance, TIMER + CONFIG, self._safe_links, self._give_up)
         self._actions: dict[Callable[[], str | None], int] = {
             self._add_address: 4,
             self._remove_address: 4,
+            self._remove_first: 1,
             self._attach: 2,
             self._detach: 2,
             self._lose_address: 3,
@@ -88,16 +92,24 @@ class Chaos:
             self._fault: 4,
             self._fault_once: 2,
             self._wrong_mac: 1,
+            self._partial: 1,
             self._half_updated: 3,
             self._clear: 2,
             self._refresh: 2,
+            **self._host.events,
         }
 
-    def round(self, events: int) -> None:
-        """So many events, and then peace, in which everything is checked; AssertionError names seed and events."""
+    def round(self, events: int, linger: float = 0.0) -> None:
+        """So many events, and then peace, in which everything is checked; AssertionError names seed and events.
+
+        With `linger` the daemons have so many seconds with what the events have left, before it is undone.
+        """
         try:
             for _ in range(events):
                 self.event()
+            if linger:
+                self._all_run()
+                time.sleep(linger)
             self.peace()
         except (AssertionError, LabError) as error:
             with suppress(Exception):
@@ -121,7 +133,8 @@ class Chaos:
     def peace(self) -> None:
         """Nobody does anything any more: all is as it should be, in the end."""
         lab = self.lab
-        lab.metadata.clear()
+        self._clear()
+        self._host.undo()
         self._halved = False
         lab.wait_for(lambda: self._is_at_peace() and not self.differences(), SETTLES, "peace")
         foreign = self._foreign_objects()
@@ -142,7 +155,9 @@ class Chaos:
         for nic in self.lab.nics:
             link = links[nic.mac]
             has = {each["local"] for each in link["addr_info"] if each["family"] == "inet"} - {"192.0.2.55"}
+            has6 = {each["local"] for each in link["addr_info"] if each["family"] == "inet6"}
             found += [f"{nic.name}: address {each}" for each in has ^ set(nic.addresses)]
+            found += [f"{nic.name}: address {each}" for each in set(nic.ipv6) - has6]
             found += [] if "UP" in link["flags"] else [f"{nic.name} is down"]
         tables = {nic.mac: str(BASE + int(links[nic.mac]["ifindex"])) for nic in self.lab.nics}
         wanted, actual = self._routes_wanted(tables), self._routes()
@@ -244,7 +259,14 @@ class Chaos:
         nic = self._one([nic for nic in self.lab.nics if len(nic.addresses) > 3])
         if nic is None:
             return None
-        address = self._chance.choice([each for each in nic.addresses if each not in self._kept])
+        return self._take(nic, self._chance.choice([each for each in nic.addresses if each not in self._kept]))
+
+    def _remove_first(self) -> str | None:
+        """The address that carries the subnet's length, and main's connected route with it."""
+        nic = self._one([nic for nic in self.lab.nics if len(nic.addresses) > 1 and nic.addresses[0] not in self._kept])
+        return None if nic is None else self._take(nic, nic.addresses[0])
+
+    def _take(self, nic: Nic, address: str) -> str:
         self.lab.remove_address(nic.mac, address)
         self._stayed.discard(address)
         return f"{address} is taken from {nic.name}"
@@ -257,7 +279,7 @@ class Chaos:
         first = self._chance.choice(("metadata", "interface"))
         pause = self._chance.choice((0.0, 0.1, 1.0))
         nic = self.lab.attach_interface(
-            Interface(subnet, tuple(sorted(addresses))),
+            Interface(subnet, tuple(sorted(addresses)), ipv6=self._chance.randint(0, 2)),
             first=first,  # type: ignore[arg-type]
             between=lambda: time.sleep(pause),
         )
@@ -353,8 +375,18 @@ class Chaos:
         macs = [nic.mac for nic in self.lab.nics]
         wrong = self._chance.randrange(len(macs))
         macs[wrong] = macs[wrong][:-2] + "ff"
+        self.unlisted.add(self.lab.nics[wrong].mac)
         self.lab.metadata.content(MACS, "".join(f"{mac}/\n" for mac in macs))
         return f"metadata: a wrong MAC for device {wrong}"
+
+    def _partial(self) -> str | None:
+        """The metadata lack an interface for a while, shorter than what proves that it has gone."""
+        nic = self._nic(safe=False)
+        if nic is None:
+            return None
+        self.unlisted.add(nic.mac)
+        self.lab.metadata.content(MACS, "".join(f"{each.mac}/\n" for each in self.lab.nics if each != nic))
+        return f"metadata: {nic.name} is missing"
 
     def _half_updated(self) -> str | None:
         """One read of a leaf lacks an address; once, as two reads that agree are believed."""
@@ -368,7 +400,12 @@ class Chaos:
 
     def _clear(self) -> str:
         self.lab.metadata.clear()
+        self.unlisted.clear()
         return "metadata: recovered"
+
+    def _give_up(self, nic: Nic) -> None:
+        """The daemons are to remove the addresses of this interface."""
+        self._stayed -= set(nic.addresses)
 
     def _refresh(self) -> str:
         if self.lab.daemons.running("fetcher"):

@@ -1,4 +1,4 @@
-"""A container behind NAT, as Docker makes it, whose port is published on every address of the instance."""
+"""A container behind NAT as made by Docker, whose port is published on every address of the instance."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ table inet other {{
   }}
 }}
 """
-"""Besides Docker's, a program that has marks of its own."""
+"""Rules of Docker, and of a program with its own marks."""
 SYSCTL = {"net.ipv6.conf.all.accept_ra": "2", "net.ipv6.conf.default.accept_ra": "2"}
 SPEC = Spec(tuple(Interface(f"10.0.{n}.0/24", count, ipv6=1) for n, count in enumerate((2, 2, 1), 1)), beyond=2)
 """Five clients and five IPv4 addresses: 25 pairs."""
@@ -58,7 +58,7 @@ def python(*argv: object) -> list[str]:
 
 
 class Container:
-    """A room behind the bridge, and its server."""
+    """A namespace behind the bridge, and its server."""
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
@@ -94,7 +94,7 @@ class Container:
         return bool(all(json.loads(self._lab.run(python("ask", 2, PORT), stdin=pairs).stdout)))
 
     def hold(self, client: Room, address: str) -> Connection:
-        """A connection to the published port that stays open."""
+        """Open a connection to the published port."""
         return Connection(client, address)
 
     def close(self) -> None:
@@ -136,7 +136,7 @@ class Connection:
 
 
 def answered(lab: Lab, protocol: str, addresses: Sequence[str], timeout: float = 2) -> dict[tuple[str, str], bool]:
-    """{(client, address): the published port answered} for every client, all at once."""
+    """Return {(client, address): the published port answered} for every client, tested in parallel."""
     clients = [room for room in lab.sources if ":" not in addresses[0] or lab.fabric.has6(room)]
     pairs = json.dumps([[protocol, address] for address in addresses])
 

@@ -1,4 +1,4 @@
-"""The whole job in the lab: start the three daemons, ask the fetcher, look at the kernel, the files and the log."""
+"""The complete service in the lab: start the three daemons, call the fetcher, inspect kernel, files and logs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.lab import Lab, Spec
 CONFIG = '[Netagent]\nAllowKinds = "veth"\n'
 DAEMONS = ("netagent", "fetcher", "api")
 MACS = "/latest/meta-data/network/interfaces/macs/"
-OURS = "209"  # the protocol number of routes and rules, as ip shows it
+OURS = "209"  # the protocol number of routes and rules in the output of ip
 TIMES = ("valid_life_time", "preferred_life_time", "expires")
 
 Kernel = dict[str, list[dict[str, Any]]]
@@ -25,19 +25,19 @@ Kernel = dict[str, list[dict[str, Any]]]
 
 @contextmanager
 def running(spec: Spec, config: str = "", *daemons: str) -> Iterator[Lab]:
-    """A lab whose daemons (all, or those named) have done their work."""
+    """Yield a lab whose daemons (all, or those named) have configured the network."""
     with Lab(spec) as lab:
         lab.write_config(CONFIG + config)
         for name in daemons or DAEMONS:
             lab.start(name)
         settle(lab)
-        if "api" in (daemons or DAEMONS):  # it may be the last to be there
+        if "api" in (daemons or DAEMONS):  # it may be the last to start
             lab.wait_for(lambda: answers(lab), 30, "the api to answer")
         yield lab
 
 
 def ask(lab: Lab, command: str) -> dict[str, Any]:
-    """Over the control socket, as root."""
+    """Send a command over the control socket, as root."""
     body = json.dumps({"command": command}).encode()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(60)
@@ -50,49 +50,52 @@ def ask(lab: Lab, command: str) -> dict[str, Any]:
 
 
 def cnctl(lab: Lab, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """As a user of the host runs it."""
+    """Run cnctl as a user of the host."""
     return lab.run([str(Path(sys.executable).with_name("cnctl")), *arguments], user="daemon", check=False)
 
 
 def refresh(lab: Lab) -> str:
-    """Have the metadata read and the kernel compared, now; the state that this ended in."""
+    """Make the fetcher read the metadata and compare the kernel now; return the resulting state."""
     answer = ask(lab, "refresh")
     assert answer["ok"], answer
     return str(answer["result"]["state"])
 
 
 def status(lab: Lab) -> dict[str, Any]:
-    """status.json, {} while there is none."""
+    """Return status.json; {} if there is none."""
     path = lab.path("/run/cloud-network/status.json")
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return found
 
 
 def present(lab: Lab) -> set[str]:
-    """The addresses that the kernel has on the links that the metadata names."""
+    """Return the addresses that the kernel has on the links that the metadata names."""
     names = {nic.name for nic in lab.nics}
     return {entry["local"] for link in ip(lab, "address") if link["ifname"] in names for entry in link["addr_info"]}
 
 
 def is_settled(lab: Lab) -> bool:
-    """The fetcher says that all is well, and what it says is of the cloud as it is now."""
+    """Return True if the fetcher reports a healthy network, for the present state of the cloud."""
     links = status(lab).get("links", {}).values()
-    told = {entry["address"] for link in links for entry in link["addresses"]}
-    return status(lab).get("state") == "ok" and told == {*lab.addresses, *(six for nic in lab.nics for six in nic.ipv6)}
+    reported = {entry["address"] for link in links for entry in link["addresses"]}
+    return status(lab).get("state") == "ok" and reported == {
+        *lab.addresses,
+        *(six for nic in lab.nics for six in nic.ipv6),
+    }
 
 
 def answers(lab: Lab) -> bool:
-    """Whether the api does."""
+    """Return True if the api does."""
     asked = ["curl", "--silent", "--output", "/dev/null", "http://127.0.0.1:5209/api/v1/health"]
     return lab.run(asked, check=False).returncode == 0
 
 
 def settle(lab: Lab) -> None:
-    lab.wait_for(lambda: is_settled(lab), 20, "the fetcher to be content")
+    lab.wait_for(lambda: is_settled(lab), 20, "a healthy network")
 
 
 def read_all_facts(lab: Lab) -> None:
-    """Facts are read bit by bit: until two refreshes ask for the same, and nothing is left to do on its own account."""
+    """Wait until all facts are read: two refreshes send the same requests, and no further ones are pending."""
     before: list[str] = []
     while True:
         lab.metadata.reset()
@@ -104,12 +107,12 @@ def read_all_facts(lab: Lab) -> None:
 
 
 def ip(lab: Lab, *what: str) -> list[dict[str, Any]]:
-    """`ip -j WHAT` in the instance."""
+    """Return the JSON of `ip -j WHAT` in the instance."""
     return [entry for entry in json.loads(lab.run(["ip", "-j", *what]).stdout or "[]") if entry]
 
 
 def kernel(lab: Lab) -> Kernel:
-    """Addresses, routes and rules, without what changes by itself (times left, and IPv6's own link-local ones)."""
+    """Return addresses, routes and rules, without lifetimes and link-local addresses, which change by themselves."""
     addresses = ip(lab, "-d", "address")
     for link in addresses:
         link["addr_info"] = [_timeless(entry) for entry in link["addr_info"] if entry.get("scope") != "link"]
@@ -123,7 +126,7 @@ def kernel(lab: Lab) -> Kernel:
 
 
 def without_order(found: Kernel) -> tuple[object, object]:
-    """The same kernel: addresses and rules come in the order in which they were added, which matters to nobody."""
+    """Return the same with addresses and rules sorted: their order of addition does not matter."""
     links = {str(link["ifname"]): (link["flags"], sorted(map(str, link["addr_info"]))) for link in found["address"]}
     return links, {what: sorted(map(str, entries)) for what, entries in found.items() if what != "address"}
 
@@ -137,16 +140,16 @@ def _by_itself(route: dict[str, Any]) -> bool:
 
 
 def ours(lab: Lab, what: str) -> list[dict[str, Any]]:
-    """The routes or rules (`route-4`, `rule-6` …) with our protocol number."""
+    """Return the routes or rules (`route-4`, `rule-6` …) with our protocol number."""
     return [entry for entry in kernel(lab)[what] if str(entry.get("protocol")) == OURS]
 
 
 def audit(lab: Lab) -> list[dict[str, Any]]:
-    """The audit log's lines."""
+    """Return the lines of the audit log."""
     path = lab.path("/var/log/cloud-network/audit.log")
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def errors(lab: Lab) -> list[str]:
-    """What the fetcher has complained of."""
+    """Return the fetcher's warnings and errors."""
     return [line for line in lab.log("fetcher").splitlines() if "level=error" in line or "level=warning" in line]

@@ -1,6 +1,6 @@
-"""Bad metadata: a clear log line that names the path, the state kept, nothing removed; and recovered afterwards.
+"""Bad metadata: a log line names the path, the state is kept, nothing is removed; then the fetcher recovers.
 
-One lab for the whole file; every test leaves it as it found it.
+One lab for the whole file; every test restores its state.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def settled() -> Iterator[Lab]:
 
 @pytest.fixture
 def lab(settled: Lab) -> Iterator[Lab]:
-    """Afterwards it must recover by itself, and netagent must not have heard of anything."""
+    """Check that the fetcher recovers by itself, and that netagent received no request."""
     before, documents, lines = kernel(settled), files(settled), audit(settled)
     yield settled
     settled.metadata.clear()
@@ -41,7 +41,7 @@ def lab(settled: Lab) -> Iterator[Lab]:
 
 
 def files(lab: Lab) -> dict[str, bytes]:
-    """What the metadata said, as others read it: it stays readable whatever happens."""
+    """Return the metadata in the state files, which must stay readable."""
     root = lab.path("/run/cloud-network")
     return {
         str(path): path.read_bytes()
@@ -50,15 +50,15 @@ def files(lab: Lab) -> dict[str, bytes]:
     }
 
 
-def said(lab: Lab, provoke: Callable[[], object]) -> list[str]:
-    """The complaints that `provoke` causes."""
+def complaints(lab: Lab, provoke: Callable[[], object]) -> list[str]:
+    """Return the errors and warnings that `provoke` causes."""
     before = len(errors(lab))
     provoke()
     return errors(lab)[before:]
 
 
 def nothing_happened(lab: Lab, before: object) -> None:
-    """Not to the kernel, not to the files, and the status still shows all addresses."""
+    """Check the kernel, the files and the status: all addresses are still there."""
     assert (kernel(lab), files(lab)) == before
     links = status(lab)["links"].values()
     assert {each["address"] for link in links for each in link["addresses"] if each["present"]} == set(lab.addresses)
@@ -91,7 +91,7 @@ def nothing_happened(lab: Lab, before: object) -> None:
         (302, MACS, ["network/interfaces/macs/", "HTTP 302"]),
     ],
 )
-def test_a_failure_is_said_once_and_changes_nothing(lab: Lab, fault: str | int, path: str, words: list[str]) -> None:
+def test_failure_is_logged_once_and_changes_nothing(lab: Lab, fault: str | int, path: str, words: list[str]) -> None:
     mac = lab.nics[1].mac
     before = kernel(lab), files(lab)
     if path == TOKEN:
@@ -107,7 +107,7 @@ def test_a_failure_is_said_once_and_changes_nothing(lab: Lab, fault: str | int, 
         for _ in range(repeat):
             assert refresh(lab) in ("degraded", "error")
 
-    [line] = said(lab, read)
+    [line] = complaints(lab, read)
     assert "nothing is removed" in line
     assert all(word.format(mac=mac) in line for word in words), line
     assert status(lab)["last_error"]["kind"] == "metadata"
@@ -122,9 +122,9 @@ def test_an_address_that_cannot_be_is_named_with_its_path(lab: Lab, address: str
     nic = lab.nics[1]
     before = kernel(lab), files(lab)
     lab.metadata.content(f"{MACS}{nic.mac}/local-ipv4s", "\n".join([*(nic.addresses if also else ()), address]))
-    [line] = said(lab, lambda: refresh(lab))
+    [line] = complaints(lab, lambda: refresh(lab))
     assert f"macs/{nic.mac}/" in line
-    assert f"local-ipv4s: '{address}' is not " in line or f"{address} is an address of the interface and its" in line
+    assert f"local-ipv4s: '{address}' is not " in line or f"{address} is both an address of the " in line
     assert status(lab)["state"] == "degraded"
     nothing_happened(lab, before)
 
@@ -132,15 +132,15 @@ def test_an_address_that_cannot_be_is_named_with_its_path(lab: Lab, address: str
 def test_a_subnet_that_cannot_be_is_named_with_its_path(lab: Lab) -> None:
     before = kernel(lab), files(lab)
     lab.metadata.content(f"{MACS}{lab.nics[1].mac}/subnet-ipv4-cidr-block", "0.0.0.0/0")
-    [line] = said(lab, lambda: refresh(lab))
+    [line] = complaints(lab, lambda: refresh(lab))
     assert f"macs/{lab.nics[1].mac}/subnet-ipv4-cidr-block: '0.0.0.0/0' is not " in line
     nothing_happened(lab, before)
 
 
-def test_an_unknown_mac_is_named_and_the_link_it_may_stand_for_is_left_alone(lab: Lab) -> None:
+def test_unknown_mac_is_reported_and_unnamed_links_stay(lab: Lab) -> None:
     before = kernel(lab)
     lab.metadata.load([lab.nics[0], replace(lab.nics[1], mac="02:00:00:00:00:99"), lab.nics[2]])
-    [line] = said(lab, lambda: [refresh(lab), refresh(lab)])
+    [line] = complaints(lab, lambda: [refresh(lab), refresh(lab)])
     assert "02:00:00:00:00:99" in line
     assert "no link here has that MAC" in line
     assert status(lab)["unknown_macs"] == ["02:00:00:00:00:99"]
@@ -149,7 +149,7 @@ def test_an_unknown_mac_is_named_and_the_link_it_may_stand_for_is_left_alone(lab
 
 
 def test_two_reads_that_differ_remove_nothing(lab: Lab) -> None:
-    """One that lists less than before is only believed when the next says the same."""
+    """A shorter list is accepted only if the next read agrees."""
     nic, before = lab.nics[1], kernel(lab)
     whole = "\n".join(nic.addresses)
     lab.metadata.content(f"{MACS}{nic.mac}/local-ipv4s", nic.addresses[0], whole)
@@ -184,7 +184,7 @@ OUTAGES: tuple[tuple[str | int, str], ...] = (
 )
 
 
-SPEED = 1000  # a hung pass is one of 900 s: of almost a second here
+SPEED = 1000  # a hung pass is one of 900 s: almost a second here
 
 
 def requests(lab: Lab) -> int:
@@ -204,7 +204,7 @@ def hetzner() -> Iterator[Lab]:
 @pytest.mark.parametrize("path", ["/hetzner/v1/metadata", PRIVATE])
 @pytest.mark.parametrize("fault", ["short", "empty"])
 def test_yaml_that_is_cut_off_removes_nothing(hetzner: Lab, fault: str, path: str) -> None:
-    """It is YAML still."""
+    """The document is still valid YAML."""
     before = kernel(hetzner)
     hetzner.metadata.fail(fault, path)
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Boot: whatever comes late, and what systemd is told meanwhile (sd_notify(3))."""
+"""Boot: parts that come late, and the messages to systemd meanwhile (sd_notify(3))."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PATH = "/run/notify.sock"
 
 
 class Manager:
-    """Who reads NOTIFY_SOCKET, as systemd does."""
+    """A reader of NOTIFY_SOCKET, in place of systemd."""
 
     def __init__(self, lab: Lab) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -29,7 +29,7 @@ class Manager:
         self.heard: list[str] = []
 
     def listen(self) -> list[str]:
-        """Every line that has arrived so far."""
+        """Return every line that has arrived so far."""
         while select.select([self._socket], [], [], 0)[0]:
             self.heard += self._socket.recv(4096).decode().splitlines()
         return self.heard
@@ -43,7 +43,7 @@ class Manager:
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    """Nothing started yet."""
+    """A lab in which nothing is started yet."""
     with Lab(Spec.aws(interfaces=2, addresses=3)) as made:
         made.write_config(CONFIG)
         yield made
@@ -61,7 +61,7 @@ def wait(lab: Lab, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_ready_means_that_the_daemon_runs(lab: Lab) -> None:
-    """Starting the unit blocks nobody; `cnctl wait` is what waits for the network."""
+    """Starting the unit blocks nothing; `cnctl wait` waits for the network."""
     lab.metadata.fail("refuse")
     lab.start("netagent")
     manager = start_fetcher(lab)
@@ -81,7 +81,7 @@ def test_ready_means_that_the_daemon_runs(lab: Lab) -> None:
     lab.wait_for(lambda: manager.listen()[-1] == "STOPPING=1", 5, "STOPPING=1")
 
 
-def test_without_netagent_the_network_is_not_configured_and_says_why(lab: Lab) -> None:
+def test_missing_netagent_is_reported_as_the_reason(lab: Lab) -> None:
     manager = start_fetcher(lab)
     lab.wait_for(lambda: any("is cloud-network-netagent running?" in each for each in manager.statuses()), 15, "why")
     late = wait(lab, "--timeout", "0")
@@ -100,13 +100,13 @@ def test_waiting_ends_with_the_timeout_of_the_configuration(lab: Lab) -> None:
     assert status(lab)["fetched_at"] is None
 
 
-def test_waiting_for_a_fetcher_that_does_not_run_says_so(lab: Lab) -> None:
+def test_wait_reports_a_stopped_fetcher(lab: Lab) -> None:
     late = wait(lab, "--timeout", "0")
     assert (late.returncode, "the fetcher is not running" in late.stderr) == (1, True)
 
 
-def test_no_known_cloud_is_no_failure_of_the_service(lab: Lab) -> None:
-    """Exit status 69 after READY=1: systemd counts the service as inactive, and not as failed."""
+def test_unknown_cloud_is_not_a_service_failure(lab: Lab) -> None:
+    """Exit status 69 after READY=1: systemd shows the service as inactive, not as failed."""
     lab.write_config("")
     lab.metadata.fail("refuse")
     lab.run(["sh", "-c", "rm /sys/class/dmi/id/*"])
@@ -125,7 +125,7 @@ def test_no_known_cloud_is_no_failure_of_the_service(lab: Lab) -> None:
     assert fetcher["do"].startswith("correct /etc/cloud-network/cloud-network.toml; then: "), "a restart is not enough"
 
 
-def test_a_reload_begins_and_ends_and_what_is_new_is_in_force_at_its_end(lab: Lab) -> None:
+def test_reload_ends_after_the_new_configuration_applies(lab: Lab) -> None:
     """Type=notify-reload of systemd.service(5)."""
     lab.start("netagent")
     manager = start_fetcher(lab)
@@ -156,7 +156,7 @@ def test_the_watchdog_is_fed_while_nothing_happens(lab: Lab) -> None:
 
 
 def test_started_before_the_network_is_up(lab: Lab) -> None:
-    """The primary link is down and DHCP has not been there: it converges when both come."""
+    """The primary link is down and DHCP has not configured it: the fetcher converges after both."""
     primary = lab.nics[0]
     lab.batch([f"address flush dev {primary.name}", f"link set {primary.name} down"])
     lab.start("netagent")
@@ -175,7 +175,7 @@ def test_started_before_the_network_is_up(lab: Lab) -> None:
 
 
 def test_a_slow_metadata_server_is_waited_for(lab: Lab) -> None:
-    """A byte every 4 ms: seconds for a document."""
+    """One byte every 4 ms: seconds for a document."""
     lab.metadata.fail("drip", interval=0.004)
     lab.start("netagent")
     start_fetcher(lab)
@@ -185,7 +185,7 @@ def test_a_slow_metadata_server_is_waited_for(lab: Lab) -> None:
 
 
 def test_outage_at_boot_touches_nothing(lab: Lab) -> None:
-    """The server is asked less and less often, and then everything is configured."""
+    """The fetcher backs off, and then everything is configured."""
     before = kernel(lab)
     lab.metadata.fail("refuse")
     lab.start("netagent")
@@ -195,6 +195,6 @@ def test_outage_at_boot_touches_nothing(lab: Lab) -> None:
     assert manager.is_ready()
     assert kernel(lab) == before
     lab.metadata.clear()
-    lab.kill("fetcher", SIGHUP)  # the next attempt is up to a minute away, now that a second takes one
+    lab.kill("fetcher", SIGHUP)  # the next attempt can be a minute away, as a second passes per second again
     settle(lab)
     assert all(lab.reachability().values())

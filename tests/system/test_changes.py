@@ -1,4 +1,4 @@
-"""The cloud's configuration changes while everything runs: addresses and interfaces come and go."""
+"""The cloud's configuration changes at run time: addresses and interfaces are added and removed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def lab() -> Iterator[Lab]:
 
 
 def traces(lab: Lab, nic: Nic) -> list[object]:
-    """What still speaks of an interface: rules for its addresses or its subnet, routes to that, its state file."""
+    """Return the traces of an interface: rules for its addresses or subnet, routes to the subnet, its state file."""
     sources = {*nic.addresses, nic.subnet.partition("/")[0]}
     rules = [rule for rule in ours(lab, "rule-4") if rule["src"] in sources]
     routes = [route for route in ours(lab, "route-4") if nic.subnet == route["dst"]]
@@ -44,7 +44,7 @@ def traces(lab: Lab, nic: Nic) -> list[object]:
     return [*rules, *routes, *links, *documents]
 
 
-def test_an_address_comes_and_goes(lab: Lab) -> None:
+def test_address_is_added_and_removed(lab: Lab) -> None:
     before, nic = kernel(lab), lab.nics[1]
     connection = lab.hold_connection(nic.addresses[2])
     lab.add_address(nic.mac, "10.0.2.77")
@@ -58,8 +58,8 @@ def test_an_address_comes_and_goes(lab: Lab) -> None:
     assert errors(lab) == []
 
 
-def test_the_timer_alone_finds_what_is_new_and_proves_what_is_gone(lab: Lab) -> None:
-    """Nobody asks, and no kernel event hints at it. A removal needs two reads that agree."""
+def test_timer_alone_finds_additions_and_proves_removals(lab: Lab) -> None:
+    """No request and no kernel event announces it. A removal needs two reads that agree."""
     lab.write_config('[System]\nRefreshTimer = "1s"\n[Netagent]\nAllowKinds = "veth"\n')
     lab.daemons.kill("fetcher", 1)
     nic = lab.nics[2]
@@ -72,7 +72,7 @@ def test_the_timer_alone_finds_what_is_new_and_proves_what_is_gone(lab: Lab) -> 
 
 
 def test_many_addresses_at_once(lab: Lab) -> None:
-    read_all_facts(lab)  # else it reads the next ones when a second has passed, and with them some of the addresses
+    read_all_facts(lab)  # else it reads the next ones after a second, and with them some of the addresses
     nic = lab.nics[1]
     for last in range(100, 140):
         lab.add_address(nic.mac, f"10.0.2.{last}")
@@ -85,7 +85,7 @@ def test_many_addresses_at_once(lab: Lab) -> None:
 
 
 def test_an_address_moves_from_one_interface_to_another(lab: Lab) -> None:
-    """Both in one subnet; it is removed from one and added to the other in one change."""
+    """Both are in one subnet; the address is removed from one and added to the other in one change."""
     extra = lab.attach_interface(Interface("10.0.2.0/24", ("10.0.2.50",)))
     refresh(lab)
     settle(lab)
@@ -100,7 +100,7 @@ def test_an_address_moves_from_one_interface_to_another(lab: Lab) -> None:
 
 @pytest.mark.parametrize("first", ["metadata", "interface"])
 def test_an_interface_is_plugged_in_while_it_runs(lab: Lab, first: str) -> None:
-    """Whichever comes first, the other is waited for, and nobody has to ask."""
+    """Whichever is first, the fetcher waits for the other without a request."""
     read_all_facts(lab)
     before = kernel(lab)
     connection = lab.hold_connection(lab.nics[1].addresses[1])
@@ -136,14 +136,14 @@ def test_an_interface_is_unplugged_while_it_runs(lab: Lab, first: str) -> None:
             refresh(lab)
 
     lab.detach_interface(nic.mac, first=first, between=between)  # type: ignore[arg-type]
-    lab.wait_for(lambda: traces(lab, nic) == [], 10, "the metadata to be read again, though nobody asks")
+    lab.wait_for(lambda: traces(lab, nic) == [], 10, "the metadata to be read again without a request")
     settle(lab)
     assert all(lab.reachability().values())
     assert connection.alive()
 
 
 def test_plugged_in_again_it_works_again(lab: Lab) -> None:
-    """With another index, hence another table."""
+    """The new link has another ifindex, and therefore another table."""
     nic = lab.nics[2]
     lab.detach_interface(nic.mac)
     refresh(lab)
@@ -153,8 +153,8 @@ def test_plugged_in_again_it_works_again(lab: Lab) -> None:
     assert all(lab.reachability().values())
 
 
-def test_from_one_interface_to_two_and_back() -> None:
-    """Tables and rules come with the second interface and go with it."""
+def test_second_interface_is_added_and_removed() -> None:
+    """Tables and rules are added with the second interface, and removed with it."""
     with running(Spec.aws(interfaces=1, addresses=3)) as lab:
         before = kernel(lab)
         assert ours(lab, "rule-4") == ours(lab, "route-4") == []
@@ -168,8 +168,8 @@ def test_from_one_interface_to_two_and_back() -> None:
         assert without_order(kernel(lab)) == without_order(before)
 
 
-def test_a_link_that_the_metadata_never_names_is_left_to_its_owner(lab: Lab) -> None:
-    """After a while it is no longer a reason to ask the metadata server all the time."""
+def test_link_outside_the_metadata_is_not_changed(lab: Lab) -> None:
+    """After a while, the mismatch no longer causes reads."""
     lab.batch(
         ["link add other0 type veth peer name other1", "address add 192.0.2.1/24 dev other0", "link set other0 up"]
     )
@@ -179,8 +179,8 @@ def test_a_link_that_the_metadata_never_names_is_left_to_its_owner(lab: Lab) -> 
     assert is_settled(lab)
 
 
-def test_what_is_wrong_with_one_interface_does_not_hold_up_the_others(lab: Lab) -> None:
-    """Nothing is removed meanwhile, but what is new comes, and what the host undoes is done again."""
+def test_error_of_one_interface_does_not_block_others(lab: Lab) -> None:
+    """Nothing is removed meanwhile, but new objects are added and removed ones are repaired."""
     odd, good = lab.nics[1], lab.nics[2]
     lab.metadata.fail("html", f"{MACS}{odd.mac}/local-ipv4s")
     lab.add_address(good.mac, "10.0.3.77")
@@ -195,8 +195,8 @@ def test_what_is_wrong_with_one_interface_does_not_hold_up_the_others(lab: Lab) 
     assert good.addresses[2] not in present(lab)
 
 
-def test_a_primary_address_that_goes_leaves_its_siblings(lab: Lab) -> None:
-    """The kernel would take secondaries of the same prefix along: siblings are /32."""
+def test_removed_primary_address_keeps_siblings(lab: Lab) -> None:
+    """The kernel would remove secondaries of the same prefix as well: siblings are /32."""
     nic = lab.nics[1]
     connection = lab.hold_connection(nic.addresses[1])
     lab.remove_address(nic.mac, nic.addresses[0])
@@ -208,7 +208,7 @@ def test_a_primary_address_that_goes_leaves_its_siblings(lab: Lab) -> None:
 
 
 def test_a_storm_of_kernel_events_is_weathered(lab: Lab) -> None:
-    """A routing daemon makes thousands; the socket overruns, and then what matters may have been among the lost."""
+    """A routing daemon adds thousands; the socket overruns, and an important event may be among the lost ones."""
     victim = lab.nics[1]
     routes = [f"10.{100 + n // 200}.{n % 200}.0/24" for n in range(2000)]
     for verb in ("add", "del"):
@@ -220,13 +220,13 @@ def test_a_storm_of_kernel_events_is_weathered(lab: Lab) -> None:
 
 
 def overruns(lab: Lab) -> int:
-    """How often a message for a listener of rtnetlink had no room (proc(5), /proc/net/netlink)."""
+    """Return how often a message for an rtnetlink listener was dropped (proc(5), /proc/net/netlink)."""
     lines = [line.split() for line in lab.run(["cat", "/proc/net/netlink"]).stdout.splitlines()[1:]]
     return sum(int(line[8]) for line in lines if line[1] == "0" and int(line[3], 16))
 
 
-def test_what_an_overrun_has_swallowed_is_found_by_looking_at_everything(lab: Lab) -> None:
-    """The fetcher is held while its socket overflows, so that the event that matters is certainly lost."""
+def test_event_overrun_causes_a_full_read(lab: Lab) -> None:
+    """The fetcher is stopped while its socket overflows, so that the important event is certainly lost."""
     victim = lab.nics[1]
     lab.kill("fetcher", signal.SIGSTOP)
     routes = [f"10.{100 + n // 200}.{n % 200}.0/24" for n in range(2000)]
@@ -243,8 +243,8 @@ def test_what_an_overrun_has_swallowed_is_found_by_looking_at_everything(lab: La
     assert errors(lab) == complaints
 
 
-def test_a_link_that_somebody_sets_down_is_up_again_with_all_that_it_had(lab: Lab) -> None:
-    """The kernel takes the routes of a link that goes down; its addresses and rules stay."""
+def test_link_set_down_is_restored_completely(lab: Lab) -> None:
+    """The kernel removes the routes of a link that goes down; its addresses and rules stay."""
     before, nic = kernel(lab), lab.nics[1]
     lab.batch([f"link set {nic.name} down"])
     lab.wait_for(lambda: without_order(kernel(lab)) == without_order(before), 10, "the kernel to be as before")
@@ -262,8 +262,8 @@ def test_a_carrier_that_comes_back_finds_everything_in_place(lab: Lab) -> None:
     assert "address_remove" not in str(audit(lab))
 
 
-def test_an_mtu_that_somebody_changes_is_the_metadatas_again() -> None:
-    """Where the cloud gives one, as GCP does."""
+def test_changed_mtu_is_repaired() -> None:
+    """For clouds that give an MTU, such as GCP."""
     with Lab(Spec.cloud("gcp", interfaces=2, addresses=2)) as lab:
         lab.write_config(CONFIG)
         for name in ("netagent", "fetcher"):

@@ -1,4 +1,4 @@
-"""The main job on every cloud: four interfaces with fifteen addresses each, or as many as the cloud has; IPv6 too."""
+"""The complete service on every cloud: four interfaces with fifteen addresses, or the cloud's maximum; IPv6 too."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from tests.lab.nic import neighbour_address
 from tests.system.job import CONFIG, audit, cnctl, ip, read_all_facts, refresh, running, status
 
 IPV6 = "2001:db8::/32"
-"""The lab's IPv6 is of RFC 3849, neither private nor ULA, and on most clouds no router says that it is on link."""
+"""The lab's IPv6 prefix (RFC 3849) is neither private nor ULA; on most clouds no router advertises it as on link."""
 
 
 def local(lab: Lab) -> set[str]:
-    """What the instance takes for its own: addresses, and the ranges that are local routes."""
+    """Return the instance's local addresses, and the ranges that are local routes."""
     routes = [route for family in ("-4", "-6") for route in ip(lab, family, "route", "show", "table", "local")]
     return {str(route["dst"]) for route in routes if route.get("type") == "local"}
 
 
 BY_DHCP = {"ibm", "scaleway"}
-"""Whose metadata have no subnets, gateways or addresses of further interfaces: their images ask DHCP on each."""
+"""Clouds whose metadata lacks subnets, gateways or addresses of further interfaces: their images use DHCP on each."""
 
 PUBLIC = {"scaleway": "192.0.2.0/24"}
-"""Of the clouds whose addresses on the first interface are public and in no subnet: AllowAddresses= names them."""
+"""Clouds whose first interface has public addresses outside any subnet: AllowAddresses= names them."""
 
 
 def promised(lab: Lab) -> list[str]:
-    """What can be reached by what the metadata say."""
+    """Return the addresses that the metadata makes reachable."""
     first = lab.nics[0]
     if lab.spec.provider == "vultr":  # private networks without a router
         return [*first.addresses, *first.ipv6]
@@ -39,15 +39,15 @@ def promised(lab: Lab) -> list[str]:
 
 
 def lost(lab: Lab) -> list[str]:
-    """The addresses that somebody could not reach."""
+    """Return the addresses that some host could not reach."""
     return sorted({target for (_, target), answered in lab.reachability(promised(lab)).items() if not answered})
 
 
 USER_DATA = "#!SECRET"
-"""What the user gave the instance, on every cloud; roles' credentials have SECRET in them besides."""
+"""Secrets that the user gave the instance, on every cloud; credentials of roles contain SECRET in addition."""
 
 IDENTITY = {"aws": {"document", "pkcs7", "rsa2048", "signature"}, "alibaba": {"document", "pkcs7"}, "azure": {"pkcs7"}}
-"""Of the clouds that document a signed identity which is no credential: its parts."""
+"""Parts of the signed identity, on clouds that document one that is no credential."""
 
 REST = (
     *("/", "/metrics", "/openapi.json", "/api/cloud/system", "/api/cloud/network", "/api/cloud/credentials"),
@@ -57,13 +57,13 @@ REST = (
 
 
 def rest(lab: Lab, path: str) -> str:
-    """The answer, whatever its status, and the status on a line of its own."""
+    """Return the body, whatever its status, and the status on a separate line."""
     url = f"http://127.0.0.1:5209{path}"
     return lab.run(["curl", "-s", "-w", "\\n%{http_code}", "--max-time", "10", url], user="daemon").stdout
 
 
-def everything_that_is_told(lab: Lab) -> str:
-    """The state files, what REST answers, and the logs."""
+def all_outputs(lab: Lab) -> str:
+    """Return the state files, the REST responses, and the logs."""
     files = [path.read_text() for path in lab.path("/run/cloud-network").rglob("*") if path.is_file()]
     answers = [rest(lab, path) for path in (*REST, *(f"/api/v1/links/{nic.name}" for nic in lab.nics))]
     return "\n".join([*files, *answers, lab.log("fetcher"), lab.log("netagent"), lab.log("api")])
@@ -86,9 +86,9 @@ def test_every_address_of_every_interface_is_reachable(cloud: str) -> None:
         assert refresh(lab) == "ok"
         assert len(audit(lab)) == before, "a second pass has nothing to do"
         read_all_facts(lab)
-        told = everything_that_is_told(lab)
-        assert not [text for text in ("SECRET", b64encode(USER_DATA.encode()).decode()) if text in told]
-        assert told.count("\n200\n") > len(REST) - 6
+        outputs = all_outputs(lab)
+        assert not [text for text in ("SECRET", b64encode(USER_DATA.encode()).decode()) if text in outputs]
+        assert outputs.count("\n200\n") > len(REST) - 6
         assert lab.nics[-1].mac in json.dumps(status(lab)["links"])
         kinds = ("document", "pkcs7", "rsa2048", "signature")
         shown = {part for part in kinds if cnctl(lab, "show", part).returncode == 0}
@@ -101,8 +101,8 @@ def test_every_address_of_every_interface_is_reachable(cloud: str) -> None:
 @pytest.mark.parametrize(
     "cloud", ["azure", "digitalocean", "gcp", "hetzner", "ibm", "openstack", "oracle", "scaleway", "vultr"]
 )
-def test_the_refresh_of_an_unchanged_instance_costs_one_request_a_document(cloud: str) -> None:
-    """Hetzner has two."""
+def test_unchanged_refresh_is_one_request_per_document(cloud: str) -> None:
+    """Hetzner has two documents."""
     with Lab(Spec.cloud(cloud, 2, 3)) as lab:
         lab.write_config(f'{CONFIG}AllowAddresses = "{PUBLIC.get(cloud, "")}"\n')
         lab.start("netagent")
@@ -117,19 +117,19 @@ def test_the_refresh_of_an_unchanged_instance_costs_one_request_a_document(cloud
 
 
 @pytest.mark.parametrize("cloud", ["aws", "gcp", "hetzner", "openstack", "oracle", "scaleway"])
-def test_the_ipv6_endpoint_serves_where_ipv4_leads_nowhere(cloud: str) -> None:
+def test_ipv6_endpoint_is_used_without_ipv4(cloud: str) -> None:
     with Lab(Spec.cloud(cloud, 2, 3, ipv6=1)) as lab:
         lab.batch([f"route add unreachable {lab.convention.endpoints[0]}/32"])
         lab.write_config(f'{CONFIG}AllowAddresses = "{IPV6} {PUBLIC.get(cloud, "")}"\n')
         lab.start("netagent")
         lab.start("fetcher")
         lab.wait_for(lambda: status(lab).get("state") == "ok", 40, "the fetcher to be content")
-        private = set(lab.nics[1].addresses) if cloud == "scaleway" else set()  # IPAM's, by DHCP alone
+        private = set(lab.nics[1].addresses) if cloud == "scaleway" else set()  # IPAM's, only by DHCP
         assert set(lab.addresses) - private <= local(lab)
 
 
 def test_gcp_tells_of_a_change_by_itself() -> None:
-    """RefreshTimer= is far away: nothing but the answer to wait_for_change brings the change here."""
+    """RefreshTimer= is far away: only the answer to wait_for_change reports the change."""
     with Lab(Spec.cloud("gcp", 2, 3)) as lab:
         lab.write_config('[System]\nRefreshTimer = "24h"\n' + CONFIG)
         lab.start("netagent")
@@ -145,7 +145,7 @@ def test_gcp_tells_of_a_change_by_itself() -> None:
 
 
 @pytest.mark.parametrize("cloud", ["azure", "gcp"])
-def test_ranges_and_what_is_public(cloud: str) -> None:
+def test_ranges_and_public_addresses(cloud: str) -> None:
     """GCP's alias ranges become local routes."""
     with Lab(Spec.cloud(cloud, 2, 2, prefixes=1, public=1)) as lab:
         lab.write_config(CONFIG)
@@ -157,11 +157,29 @@ def test_ranges_and_what_is_public(cloud: str) -> None:
         assert "refused" not in {line["verdict"] for line in audit(lab)}
 
 
+def test_digitaloceans_anchor_address_leaves_by_its_own_gateway() -> None:
+    """The public address is on the same link, and leaves by the public gateway."""
+    with Lab(Spec.cloud("digitalocean", 2)) as lab:
+        lab.write_config(CONFIG)
+        for daemon in ("netagent", "fetcher", "api"):
+            lab.start(daemon)
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be content")
+        ways = {}
+        for source in ("10.17.0.5", "192.0.2.10"):
+            [way] = ip(lab, "route", "get", "198.51.100.9", "from", source)
+            ways[source] = way["gateway"], way["dev"]
+        public = lab.nics[0].name
+        assert ways == {"10.17.0.5": ("10.17.0.1", public), "192.0.2.10": ("192.0.2.1", public)}
+        assert all(lab.reachability([*ways]).values())
+        assert cnctl(lab, "doctor", "10.17.0.5").returncode == 0
+        assert "refused" not in {line["verdict"] for line in audit(lab)}
+
+
 FORWARDED = "203.0.113.77"
 
 
-def test_a_forwarded_address_that_is_public_is_withheld_until_it_is_allowed() -> None:
-    """A load balancer's: the metadata's word alone gives nobody an address that is somebody else's on the Internet."""
+def test_public_forwarded_address_needs_allow_addresses() -> None:
+    """A load balancer's: the metadata alone cannot make netagent add a public address of other Internet hosts."""
     spec = Spec.cloud("gcp", 2, 2)
     spec = replace(spec, interfaces=(replace(spec.interfaces[0], prefixes=(f"{FORWARDED}/32",)), *spec.interfaces[1:]))
     with Lab(spec) as lab:
@@ -170,8 +188,8 @@ def test_a_forwarded_address_that_is_public_is_withheld_until_it_is_allowed() ->
         lab.start("fetcher")
         lab.wait_for(lambda: status(lab).get("state") == "degraded", 20, "the fetcher to say what it lacks")
         lab.wait_for(lambda: {*lab.addresses} <= local(lab), 20, "all the others")
-        said = str(status(lab)["last_error"])
-        assert f'to allow it, set [Netagent] AllowAddresses="{FORWARDED}/32"' in said
+        message = str(status(lab)["last_error"])
+        assert f'to allow it, set [Netagent] AllowAddresses="{FORWARDED}/32"' in message
         assert FORWARDED in cnctl(lab, "status").stdout
         assert FORWARDED not in local(lab)
         assert "refused" not in {line["verdict"] for line in audit(lab)}
@@ -202,7 +220,7 @@ def test_a_destination_behind_an_extra_route_answers() -> None:
 
 
 def test_bond_is_a_notice_and_stops_nothing() -> None:
-    """It is named in the status, which is ok, and an address of another interface is still removed."""
+    """The status names it and is ok, and an address of another interface is still removed."""
     with Lab(Spec.cloud("openstack", 3, 3, links="bond")) as lab:
         lab.write_config(CONFIG)
         lab.start("netagent")
@@ -219,9 +237,9 @@ def test_bond_is_a_notice_and_stops_nothing() -> None:
 
 
 def test_vlan_is_a_notice_until_its_link_exists() -> None:
-    """The notice has the command that makes it; then it is configured like any other interface.
+    """The notice contains the command that creates the link; then the link is configured like any other interface.
 
-    A veth stands for the VLAN, because not every kernel that runs the tests has VLANs.
+    A veth replaces the VLAN, because not every kernel that runs the tests has VLANs.
     """
     with Lab(Spec.cloud("openstack", 3, 3, links="vlan")) as lab:
         vlan = lab.nics[-1]
@@ -230,14 +248,14 @@ def test_vlan_is_a_notice_until_its_link_exists() -> None:
         lab.start("netagent")
         lab.start("fetcher")
         lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be done")
-        [notice] = [text for text in status(lab)["notices"] if "has no link here" in text]
+        [notice] = [text for text in status(lab)["notices"] if "has no link on this host" in text]
         assert not set(vlan.addresses) & local(lab)
         command = notice.partition("run: ")[2]
         assert command.startswith(f"ip link add link eth0 name eth0.102 address {vlan.mac} type vlan id 102")
         lab.batch([f"link add name eth0.102 address {vlan.mac} type veth peer name peer"])
         lab.wait_for(lambda: set(vlan.addresses) <= local(lab), 10, "the VLAN's addresses")
         refresh(lab)
-        assert not [text for text in status(lab)["notices"] if "has no link here" in text]
+        assert not [text for text in status(lab)["notices"] if "has no link on this host" in text]
 
 
 def test_vlan_with_a_link_here_is_configured() -> None:

@@ -1,4 +1,4 @@
-"""Other people's objects on the same host: each is left as it is, and wins where it is more specific or comes first.
+"""Objects of other programs on the same host: they stay unchanged, and take precedence by specificity or priority.
 
 Real programs (systemd-networkd, NetworkManager, DHCP clients) are in tests/system/others/.
 """
@@ -22,7 +22,7 @@ from tests.system.others import docker
 STRICT = {"net.ipv4.conf.all.rp_filter": "1", "net.ipv4.conf.default.rp_filter": "1"}
 SPEC = Spec.aws(interfaces=3, addresses=3)
 METADATA = "169.254.169.254"
-ELSEWHERE = "192.0.2.1"  # behind a host that the operator, or a container network, has chosen
+ELSEWHERE = "192.0.2.1"  # behind a host that the operator, or a container network, uses as a gateway
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def lab() -> Iterator[Lab]:
 
 @contextmanager
 def theirs(lab: Lab, *lines: str) -> Iterator[None]:
-    """Somebody else's objects; the same to the byte when the fetcher has been asked and was started anew."""
+    """Objects of other programs, compared byte for byte after a refresh and a restart of the fetcher."""
     lab.batch(lines)
     try:
         before = foreign(lab)
@@ -45,12 +45,12 @@ def theirs(lab: Lab, *lines: str) -> Iterator[None]:
     finally:
         undo = [line.replace(" add ", " del ", 1) for line in reversed(lines) if line.split()[:2] != ["link", "set"]]
         for line in undo:
-            lab.run(["ip", *line.split()], check=False)  # with its link, a route is gone
+            lab.run(["ip", *line.split()], check=False)  # a route may have been removed with its link
     assert refresh(lab) == "ok"
 
 
 def restart(lab: Lab) -> None:
-    """Both daemons anew; nothing that this asks of the kernel may be somebody else's."""
+    """Restart both daemons; their queries must not change other programs' objects."""
     lab.stop("fetcher")
     lab.restart("netagent")
     lab.start("fetcher")
@@ -59,7 +59,7 @@ def restart(lab: Lab) -> None:
 
 
 def foreign(lab: Lab) -> dict[str, list[Any]]:
-    """All that is not ours, nor what the kernel makes of our addresses; carrier comes and goes by itself."""
+    """Return all foreign objects, except what the kernel derives from our addresses; carrier changes by itself."""
     found, mine = kernel(lab), set(lab.addresses)
     links = found.pop("address")
     kept: dict[str, list[Any]] = {
@@ -77,7 +77,7 @@ def foreign(lab: Lab) -> dict[str, list[Any]]:
 
 
 def way(lab: Lab, destination: str, source: str | None = None, mark: int = 0) -> dict[str, Any]:
-    """What the kernel answers: device, gateway, table."""
+    """Return the kernel's answer: device, gateway, table."""
     words = ["from", source] if source else []
     return ip(lab, "route", "get", destination, *words, *(["mark", str(mark)] if mark else []))[0]
 
@@ -97,7 +97,7 @@ def test_strict_reverse_path_filtering_changes_nothing(lab: Lab) -> None:
 
 
 def test_a_vpn_of_everything_at_a_smaller_number_wins(lab: Lab) -> None:
-    """As `wg-quick up` does it, started after us: the kernel then gives its rules the numbers before ours."""
+    """As `wg-quick up` does, started after us: the kernel gives its rules the priorities before ours."""
     held = lab.hold_connection(lab.nics[1].addresses[1], source=("neighbour", 1))
     lines = [
         "link add wg0 type bridge",
@@ -121,8 +121,8 @@ def test_a_vpn_of_everything_at_a_smaller_number_wins(lab: Lab) -> None:
     assert all(lab.outbound().values())
 
 
-def test_a_vpn_that_takes_the_metadata_server_too_takes_nothing_away(lab: Lab) -> None:
-    """Without a route of its own in main it is behind the VPN, here one that is down: an error, the network stays."""
+def test_vpn_over_the_metadata_server_removes_nothing(lab: Lab) -> None:
+    """Without a route in main the server is behind the VPN, which is down here: an error, and the network stays."""
     lines = ["route add unreachable default table 51820", "rule add pref 100 not fwmark 51820 table 51820"]
     lab.batch(lines)
     before = kernel(lab)
@@ -133,7 +133,7 @@ def test_a_vpn_that_takes_the_metadata_server_too_takes_nothing_away(lab: Lab) -
 
 
 def test_a_vpn_that_was_there_first_has_what_has_no_source_yet(lab: Lab) -> None:
-    """At numbers above ours: replies from our addresses leave by their link, everything else takes the VPN."""
+    """With priorities after ours: replies from our addresses leave through their link, others use the VPN."""
     lines = [
         "link add wg0 type bridge",
         "link set wg0 up",
@@ -149,7 +149,7 @@ def test_a_vpn_that_was_there_first_has_what_has_no_source_yet(lab: Lab) -> None
 
 
 def test_an_operators_static_route_wins_over_our_default_routes(lab: Lab) -> None:
-    """With any source; a real connection goes there from the address whose link leads to that host."""
+    """With any source address; the real connection uses the address whose link leads to that host."""
     primary, other = lab.nics[0], lab.nics[1]
     host = neighbour_address(primary.subnet)
     serve_elsewhere(lab, lab.neighbours[0])
@@ -163,7 +163,7 @@ def test_an_operators_static_route_wins_over_our_default_routes(lab: Lab) -> Non
 
 
 def test_a_container_networks_routes_in_main_win(lab: Lab) -> None:
-    """Pods of this host behind a bridge, pods of another host by way of it (Flannel's host-gw, kube-router)."""
+    """Pods of this host behind a bridge, and pods of another host through it (Flannel's host-gw, kube-router)."""
     host = neighbour_address(lab.nics[1].subnet)
     lines = [
         "link add cni0 type bridge",
@@ -178,7 +178,7 @@ def test_a_container_networks_routes_in_main_win(lab: Lab) -> None:
 
 
 def test_known_a_route_in_main_into_our_own_subnets_needs_a_rule_of_its_own(lab: Lab) -> None:
-    """Step 1 comes before main. Container networks with pods in the subnet bring such rules (aws-vpc-cni at 512)."""
+    """Step 1 comes before main. Container networks with pods in the subnet add such rules (aws-vpc-cni at 512)."""
     pod, source = "10.0.2.77", lab.nics[1].addresses[1]
     lines = ["link add pod0 type bridge", "link set pod0 up", f"route add {pod}/32 dev pod0"]
     with theirs(lab, *lines):
@@ -189,7 +189,7 @@ def test_known_a_route_in_main_into_our_own_subnets_needs_a_rule_of_its_own(lab:
 
 
 def test_an_operators_policy_routing_stays_and_wins_by_its_number(lab: Lab) -> None:
-    """Before our band, in the gaps that it has for this, and after it."""
+    """Before our band, in its gaps for operators, and after it."""
     nic = lab.nics[1]
     host, source = neighbour_address(nic.subnet), nic.addresses[1]
     table = f"route add default via {host} dev {nic.name} table 100"
@@ -201,7 +201,7 @@ def test_an_operators_policy_routing_stays_and_wins_by_its_number(lab: Lab) -> N
 
 
 def test_a_foreign_route_in_our_table_stays_and_the_rest_is_done() -> None:
-    """Somebody's default route where ours would be: it wins, it is named, and it stops nothing else."""
+    """Another program's default route in place of ours: it is kept and reported, and the rest is configured."""
     with Lab(SPEC) as lab:
         nic = lab.nics[1]
         host = neighbour_address(nic.subnet)
@@ -228,7 +228,7 @@ def addresses(lab: Lab) -> set[str]:
 
 
 def test_googles_agent_and_its_own_local_routes() -> None:
-    """Of two that mean the same range the first stays; of an alias that is already an address, nothing is made."""
+    """Of two ranges that are equal, the first stays; for an alias that is already an address, nothing is added."""
     alias, forwarded = "10.0.1.200/32", "10.0.1.64/28"
     nics = (Interface("10.0.1.0/24", 1, prefixes=(forwarded, alias)), Interface("10.0.2.0/24", 1))
     with Lab(Spec(nics, provider="gcp")) as lab:
@@ -246,7 +246,9 @@ def test_googles_agent_and_its_own_local_routes() -> None:
         assert [verdict["verdict"] for verdict in audit(lab)] == ["applied", "confirmed"] * 2
         assert errors(lab) == []
         assert all(lab.reachability([*lab.addresses, *lab.samples]).values())
-        lab.batch([f"route del local {forwarded} dev {nic.name} proto 66"])  # the agent goes: ours takes its place
+        lab.batch(
+            [f"route del local {forwarded} dev {nic.name} proto 66"]
+        )  # the agent's route is removed: ours replaces it
         lab.wait_for(lambda: [r["dst"] for r in ours(lab, "route-4") if r["table"] == "local"] == [forwarded])
         assert all(lab.reachability(lab.samples).values())
 
@@ -258,7 +260,7 @@ def container() -> Iterator[tuple[Lab, Room]]:
 
 
 def test_dockers_network_works_on_the_primary(container: tuple[Lab, Room]) -> None:
-    """Out by MASQUERADE, in by a published port; the bridge, its routes and the rules of NAT are left alone."""
+    """Outgoing with MASQUERADE, incoming through a published port; bridge, routes and NAT rules stay."""
     lab, room = container
     before, rules = foreign(lab), lab.run(["nft", "-s", "list", "ruleset"]).stdout
     assert docker.CONTAINER not in [
@@ -276,7 +278,7 @@ def test_dockers_network_works_on_the_primary(container: tuple[Lab, Room]) -> No
 
 
 def test_known_a_published_port_answers_where_main_happens_to_lead_back(container: tuple[Lab, Room]) -> None:
-    """Without ForwardedReplies="mark": the reply is routed before NAT gives it the published address back."""
+    """Without ForwardedReplies="mark": the reply is routed before NAT restores the published address."""
     lab, _ = container
     primary, other = (nic.addresses[1] for nic in lab.nics[:2])
     assert docker.CONTAINER in docker.greeting(lab, ("neighbour", 1), other, docker.PUBLISHED)

@@ -1,4 +1,4 @@
-"""Who may do what: users, capabilities, foreign objects, files, secrets and the control socket."""
+"""Permissions: users, capabilities, foreign objects, files, secrets and the control socket."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def lab() -> Iterator[Lab]:
 
 
 def processes(lab: Lab, name: str) -> list[dict[str, str]]:
-    """/proc/PID/status of a daemon and its children."""
+    """Return /proc/PID/status of a daemon and its children."""
     first = lab.daemons.pid(name)
     found, waiting = [], [first]
     while waiting:
@@ -78,7 +78,7 @@ def test_each_daemon_is_its_own_user_with_no_more_than_it_needs(lab: Lab, name: 
         assert process["NoNewPrivs"] == "1"
 
 
-def test_state_files_are_everybodys_to_read_and_the_fetchers_to_write(lab: Lab) -> None:
+def test_state_files_are_world_readable_and_fetcher_writable(lab: Lab) -> None:
     root = lab.path("/run/cloud-network")
     names = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
     indexes = {str(link["ifindex"]) for link in ip(lab, "link") if link["ifname"] != "lo"}
@@ -104,14 +104,19 @@ def test_state_files_are_in_the_metadatas_own_words(lab: Lab) -> None:
         assert document["local-ipv4s"].split() == list(nic.addresses)
         assert document["device-number"] == str(nic.device)
         assert document["public-hostname"]
-        told = status(lab)["links"][str(index)]
-        assert (told["name"], told["mac"], told["state"], told["drift"]) == (nic.name, nic.mac, "ok", [])
-        assert [entry["address"] for entry in told["addresses"]] == list(nic.addresses)
-        assert told["desired"] == told["actual"] == 4 + 4 + 2
+        reported = status(lab)["links"][str(index)]
+        assert (reported["name"], reported["mac"], reported["state"], reported["drift"]) == (
+            nic.name,
+            nic.mac,
+            "ok",
+            [],
+        )
+        assert [entry["address"] for entry in reported["addresses"]] == list(nic.addresses)
+        assert reported["desired"] == reported["actual"] == 4 + 4 + 2
     assert json.loads((root / "provider/aws/document").read_text())["region"] == "eu-central-1"
 
 
-def test_the_generation_grows_with_what_is_new_and_not_with_time(lab: Lab) -> None:
+def test_generation_rises_with_changes_only(lab: Lab) -> None:
     refresh(lab)
     before = status(lab)["generation"]
     refresh(lab)
@@ -124,7 +129,7 @@ def test_the_generation_grows_with_what_is_new_and_not_with_time(lab: Lab) -> No
 
 
 def not_ours(lab: Lab) -> Kernel:
-    """What others have, and all addresses, of which those that are ours are not told from others."""
+    """Return the objects of other programs, and all addresses, because ours cannot be distinguished."""
     return {
         what: [entry for entry in entries if str(entry.get("protocol")) != OURS]
         for what, entries in kernel(lab).items()
@@ -132,9 +137,9 @@ def not_ours(lab: Lab) -> Kernel:
 
 
 def test_foreign_objects_are_the_same_before_and_after(lab: Lab) -> None:
-    """Operators' routes, rules and addresses, also where ours are: in our tables, in our band, on our links.
+    """Operators' routes, rules and addresses, also in our tables, in our band and on our links.
 
-    An address in another interface's subnet makes that one's rules smaller, so that they are not for it.
+    An address in another interface's subnet makes that interface's rules smaller, so that they do not match it.
     """
     before = kernel(lab)
     for line in FOREIGN:
@@ -160,15 +165,17 @@ def test_foreign_objects_are_the_same_before_and_after(lab: Lab) -> None:
 
 
 def test_an_address_of_dhcps_is_adopted_and_not_touched(lab: Lab) -> None:
-    """It keeps its lifetime, its prefix length and its owner, and when the metadata drops it, it stays."""
+    """It keeps its lifetime, its prefix length and its owner, and stays when the metadata drops it."""
     first = lab.nics[0].addresses[0]
     [entry] = [each for link in ip(lab, "-d", "address") for each in link["addr_info"] if each["local"] == first]
     assert entry["dynamic"]
     assert 0 < entry["valid_life_time"] <= 3600
     assert entry["prefixlen"] == 24
     assert entry.get("protocol") is None
-    [told] = [each for link in status(lab)["links"].values() for each in link["addresses"] if each["address"] == first]
-    assert (told["present"], told["owned"]) == (True, False)
+    [reported] = [
+        each for link in status(lab)["links"].values() for each in link["addresses"] if each["address"] == first
+    ]
+    assert (reported["present"], reported["owned"]) == (True, False)
     assert not any(
         op.get("address") == first for line in audit(lab) for op in line.get("ops", []) if "address_" in op["op"]
     )
@@ -196,7 +203,7 @@ def test_secrets_are_in_no_file_and_in_no_log(lab: Lab) -> None:
 
 @pytest.mark.parametrize("user", ["cloud-network", "cloud-network-api", "daemon"])
 @pytest.mark.parametrize("command", ["refresh", "credentials"])
-def test_the_control_socket_refuses_who_is_not_root_and_says_so(lab: Lab, user: str, command: str) -> None:
+def test_control_socket_refuses_other_users_with_the_reason(lab: Lab, user: str, command: str) -> None:
     script = (
         "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect('/run/cloud-network/control.sock'); "
         "print(s.makefile('rb').read()[4:].decode())"
@@ -204,7 +211,7 @@ def test_the_control_socket_refuses_who_is_not_root_and_says_so(lab: Lab, user: 
     lab.metadata.reset()
     answer = json.loads(lab.run(["/usr/bin/python3", "-c", script], user=user).stdout)
     assert answer["ok"] is False
-    assert re.search(r"only root may ask for this, not uid \d+; use sudo", answer["error"])
+    assert re.search(r"only root may use the control socket, not uid \d+; use sudo", answer["error"])
     assert lab.metadata.requests() == []
 
 
@@ -213,7 +220,7 @@ def test_the_control_socket_refuses_who_is_not_root_and_says_so(lab: Lab, user: 
     [b"", b"\0\0", b"\0\0\0\2{}", b"\0\0\0\5hello", b"\xff\xff\xff\xff", b'\0\0\0\x11{"command": "rm"}',
      b"\0\0\0\4null", b'\0\0\0\x13{"command": ["x"]} ', b"\0\0\0\x40{"],
 )  # fmt: skip
-def test_nonsense_on_the_control_socket_is_answered_and_forgotten(lab: Lab, frame: bytes) -> None:
+def test_malformed_control_request_gets_an_error(lab: Lab, frame: bytes) -> None:
     script = (
         "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect('/run/cloud-network/control.sock'); "
         f"s.sendall({frame!r}); s.shutdown(socket.SHUT_WR); print(s.makefile('rb').read()[4:].decode())"
@@ -224,7 +231,7 @@ def test_nonsense_on_the_control_socket_is_answered_and_forgotten(lab: Lab, fram
     assert refresh(lab) == "ok"
 
 
-def test_a_client_that_says_nothing_is_dropped_and_the_loop_goes_on(lab: Lab) -> None:
+def test_silent_control_client_is_dropped(lab: Lab) -> None:
     script = (
         "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.connect('/run/cloud-network/control.sock'); "
         "s.sendall(b'\\0\\0\\0\\x40'); print(s.makefile('rb').read()[4:].decode())"
@@ -241,10 +248,10 @@ def test_a_credential_that_cannot_be_had_is_an_answer_too(lab: Lab) -> None:
     assert answer == {"ok": False, "error": "iam/security-credentials/: HTTP 500"}
 
 
-def test_what_is_ours_carries_our_number(lab: Lab) -> None:
+def test_our_objects_have_protocol_209(lab: Lab) -> None:
     assert len(ours(lab, "route-4")) == 12
     assert len(ours(lab, "rule-4")) == 7
-    told = [
+    reported = [
         each for link in status(lab)["links"].values() for each in link["addresses"]
     ]  # Debian's ip does not show it
-    assert {each["address"] for each in told if each["owned"]} == set(lab.addresses) - {lab.nics[0].addresses[0]}
+    assert {each["address"] for each in reported if each["owned"]} == set(lab.addresses) - {lab.nics[0].addresses[0]}

@@ -1,4 +1,4 @@
-"""Between apply and confirm: a change that costs the metadata server or a gateway is taken back."""
+"""Between apply and confirm: a change that disconnects the metadata server or a gateway is rolled back."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.system.job import (
 )
 
 NEW = "10.0.2.77"
-META = "/latest/meta-data/"  # what is asked between apply and confirm, before the gateways are
+META = "/latest/meta-data/"  # requested between apply and confirm, before the gateways are probed
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def verdicts(lab: Lab) -> list[str]:
 
 
 def silence_gateway(lab: Lab, nic: Nic) -> None:
-    """The router no longer answers this interface's ARP; what the instance knows of it is gone."""
+    """Make the router ignore this interface's ARP, and delete the instance's neighbour entry."""
     lab.run(["nft", "-f", "-"], "cloud", stdin=f"table bridge silence {{ chain c {{ type filter hook prerouting "
             f"priority -350; iifname {nic.port} ether type arp drop; }}; }}")  # fmt: skip
     lab.batch([f"neigh flush dev {nic.name}"])
@@ -50,14 +50,14 @@ def give_gateway_its_voice_back(lab: Lab) -> None:
 
 
 def in_mid_change(lab: Lab, nic: Nic, address: str) -> None:
-    """A change that is applied; its confirmation waits for a metadata server that takes seconds to say a few bytes."""
+    """Apply a change whose confirmation waits for a metadata server that takes seconds for a few bytes."""
     lab.metadata.fail("drip", META, interval=0.004)
     lab.add_address(nic.mac, address)
     lab.kill("fetcher", SIGHUP)
     lab.wait_for(lambda: verdicts(lab)[-1] == "applied", 15, "the change to be applied")
 
 
-def test_a_change_that_cuts_a_gateway_off_is_taken_back(lab: Lab) -> None:
+def test_lost_gateway_rolls_the_change_back(lab: Lab) -> None:
     nic, before, count = lab.nics[1], kernel(lab), len(audit(lab))
     refresh(lab)
     in_mid_change(lab, nic, NEW)
@@ -80,7 +80,7 @@ def test_a_change_that_cuts_a_gateway_off_is_taken_back(lab: Lab) -> None:
 
 
 def test_a_change_whose_gateways_answer_is_confirmed(lab: Lab) -> None:
-    """The same, with nothing cut off: what is slow is not what is broken."""
+    """The same without a disconnection: a slow server does not count as lost."""
     count = len(audit(lab))
     in_mid_change(lab, lab.nics[1], NEW)
     lab.wait_for(lambda: verdicts(lab)[-1] != "applied", 20, "a verdict")
@@ -96,22 +96,22 @@ def test_a_gateway_that_was_silent_before_holds_no_change_up(lab: Lab) -> None:
     assert NEW in present(lab)
 
 
-def test_the_gateway_of_another_link_is_no_reason(lab: Lab) -> None:
+def test_gateway_of_another_link_does_not_roll_back(lab: Lab) -> None:
     in_mid_change(lab, lab.nics[1], NEW)
     silence_gateway(lab, lab.nics[2])
     lab.wait_for(lambda: verdicts(lab)[-1] != "applied", 20, "a verdict")
     assert verdicts(lab)[-2:] == ["applied", "confirmed"]
 
 
-def test_a_change_that_cuts_the_metadata_server_off_is_taken_back(lab: Lab) -> None:
-    """It goes away between the two; whether by our doing is not to be seen from here."""
+def test_lost_metadata_server_rolls_the_change_back(lab: Lab) -> None:
+    """The server stops between the two; the fetcher cannot see whether its change caused that."""
     before = kernel(lab)
     in_mid_change(lab, lab.nics[1], NEW)
     lab.metadata.fail("refuse")
     lab.wait_for(lambda: verdicts(lab)[-1] != "applied", 30, "a verdict")
     assert verdicts(lab)[-2:] == ["applied", "rolled back"]
     assert without_order(kernel(lab)) == without_order(before)
-    answered = "the metadata server did not answer"
+    answered = "the metadata server does not answer"
     lab.wait_for(lambda: answered in str(status(lab)["netagent"]["reason"]), 10, "the reason in the status")
     lab.metadata.clear()
     settle(lab)
@@ -120,7 +120,7 @@ def test_a_change_that_cuts_the_metadata_server_off_is_taken_back(lab: Lab) -> N
 
 @pytest.mark.parametrize("route", [[], ["route add 169.254.169.254 via 10.0.1.1 dev eth1"]])
 def test_silent_new_gateway_is_not_used(route: list[str]) -> None:
-    """The metadata are wrong about the primary's subnet, and so about its gateway, which no host has."""
+    """The metadata has a wrong subnet for the primary, and therefore a wrong gateway, which no host has."""
     with Lab(Spec.aws(interfaces=2, addresses=2)) as lab:
         nic, other = lab.nics
         assert nic.name == "eth1"
@@ -141,14 +141,14 @@ def test_silent_new_gateway_is_not_used(route: list[str]) -> None:
         assert all(lab.reachability().values())
 
 
-def test_what_could_not_be_confirmed_is_not_tried(lab: Lab) -> None:
-    """Without the metadata server a change would be made and taken back, again and again."""
+def test_unconfirmable_change_is_not_tried(lab: Lab) -> None:
+    """Without the metadata server, a change would be made and rolled back repeatedly."""
     nic, lines = lab.nics[1], audit(lab)
     lab.metadata.fail("refuse")
     lab.batch([f"address del {nic.addresses[1]}/32 dev {nic.name}"])
     lab.wait_for(lambda: status(lab)["state"] == "error", 10, "the fetcher to miss the metadata server")
     lab.batch([f"address del {nic.addresses[2]}/32 dev {nic.name}"])
-    lab.wait_for(lambda: len(status(lab)["links"][str(index(lab, nic))]["drift"]) == 2, 10, "the drift to be told")
+    lab.wait_for(lambda: len(status(lab)["links"][str(index(lab, nic))]["drift"]) == 2, 10, "the drift to be reported")
     assert audit(lab) == lines
     lab.metadata.clear()
     settle(lab)

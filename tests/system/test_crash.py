@@ -1,4 +1,4 @@
-"""kill -9 of any of the three, at any moment: the restart converges to the same state, and no connection is lost."""
+"""kill -9 of any of the three at any moment: the restart converges to the same state, and no connection is lost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.system.job import (
     without_order,
 )
 
-META = "/latest/meta-data/"  # what is asked between apply and confirm
+META = "/latest/meta-data/"  # requested between apply and confirm
 
 
 @pytest.fixture
@@ -37,14 +37,14 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture
 def fresh() -> Iterator[Lab]:
-    """Nothing started yet; the primary address is DHCP's."""
+    """A lab in which nothing is started; DHCP configured the primary address."""
     with Lab(Spec.aws(interfaces=3, addresses=5)) as made:
         made.write_config(CONFIG)
         yield made
 
 
 def held(lab: Lab) -> list[Held]:
-    """Connections through an address of DHCP's, and through one of ours on another interface."""
+    """Connections through an address of DHCP, and through one of ours on another interface."""
     return [
         lab.hold_connection(lab.nics[0].addresses[0]),
         lab.hold_connection(lab.nics[1].addresses[2], ("neighbour", 0)),
@@ -52,12 +52,12 @@ def held(lab: Lab) -> list[Held]:
 
 
 def in_mid_change(lab: Lab) -> None:
-    """Wait until a change is applied, and its confirmation waits for the metadata server."""
+    """Wait until a change is applied and its confirmation waits for the metadata server."""
     lab.wait_for(lambda: any(line["verdict"] == "applied" for line in audit(lab)[-1:]), 10, "a change to be applied")
 
 
 def start_until_it_runs(lab: Lab, name: str) -> None:
-    """As systemd does (Restart=always): a killed gunicorn's worker holds on to the port for a moment."""
+    """As systemd does (Restart=always): a killed gunicorn's worker keeps the port for a moment."""
 
     def runs() -> bool:
         if not lab.daemons.running(name):
@@ -85,7 +85,7 @@ def test_killed_at_rest_and_started_again_nothing_changes(lab: Lab, name: str) -
 
 
 @pytest.mark.parametrize("name", ["netagent", "fetcher"])
-def test_killed_between_apply_and_confirm_the_first_change_is_taken_back_and_made_again(fresh: Lab, name: str) -> None:
+def test_kill_before_first_confirm_rolls_back_and_retries(fresh: Lab, name: str) -> None:
     untouched = kernel(fresh)
     connection = fresh.hold_connection(fresh.nics[0].addresses[0])
     fresh.metadata.fail("timeout", META)
@@ -100,7 +100,7 @@ def test_killed_between_apply_and_confirm_the_first_change_is_taken_back_and_mad
     fresh.kill("fetcher")
     if name == "netagent":
         fresh.start("netagent")
-    fresh.wait_for(lambda: without_order(kernel(fresh)) == without_order(untouched), 10, "the change to be taken back")
+    fresh.wait_for(lambda: without_order(kernel(fresh)) == without_order(untouched), 10, "the rollback")
     fresh.metadata.clear()
     fresh.start("fetcher")
     settle(fresh)
@@ -109,17 +109,17 @@ def test_killed_between_apply_and_confirm_the_first_change_is_taken_back_and_mad
 
 
 @pytest.mark.parametrize("name", ["netagent", "fetcher"])
-def test_killed_between_apply_and_confirm_a_later_change_leaves_the_rest_alone(lab: Lab, name: str) -> None:
+def test_kill_before_later_confirm_keeps_the_rest(lab: Lab, name: str) -> None:
     before, connections = kernel(lab), held(lab)
     new = "10.0.2.77"
     lab.add_address(lab.nics[1].mac, new)
     lab.metadata.fail("timeout", META)
-    lab.daemons.kill("fetcher", 1)  # SIGHUP: read again
+    lab.daemons.kill("fetcher", 1)  # SIGHUP: read the configuration again
     lab.wait_for(lambda: new in present(lab), 10, "the change to be applied")
     lab.kill(name)
     if name == "netagent":
         lab.start("netagent")
-    lab.wait_for(lambda: without_order(kernel(lab)) == without_order(before), 10, "the change to be taken back")
+    lab.wait_for(lambda: without_order(kernel(lab)) == without_order(before), 10, "the rollback")
     lab.metadata.clear()
     if name == "fetcher":
         lab.start("fetcher")
@@ -196,7 +196,7 @@ def test_ended_and_started_again_in_any_order_the_network_stays(lab: Lab) -> Non
     assert len(audit(lab)) == 6
 
 
-def test_told_to_end_in_mid_change_it_finishes_first(fresh: Lab) -> None:
+def test_sigterm_waits_for_the_running_change(fresh: Lab) -> None:
     fresh.metadata.fail("timeout", META)
     fresh.start("netagent")
     fresh.start("fetcher")
@@ -207,8 +207,8 @@ def test_told_to_end_in_mid_change_it_finishes_first(fresh: Lab) -> None:
     assert present(fresh) & set(fresh.addresses) == {fresh.nics[0].addresses[0]}
 
 
-def test_a_change_that_cuts_the_metadata_off_is_taken_back_and_not_repeated_in_haste(fresh: Lab) -> None:
-    """An error a change has made is not worth a storm of changes: the waiting time doubles."""
+def test_rolled_back_change_is_retried_with_backoff(fresh: Lab) -> None:
+    """A change that fails must not cause many attempts: the delay doubles."""
     fresh.metadata.fail("reset", META)
     fresh.start("netagent")
     fresh.start("fetcher")
@@ -218,14 +218,14 @@ def test_a_change_that_cuts_the_metadata_off_is_taken_back_and_not_repeated_in_h
     at = [line["monotonic_us"] / 1e6 for line in audit(fresh) if line["verdict"] == "applied"]
     assert at[1] - at[0] > 0.7
     assert status(fresh)["state"] == "degraded"
-    assert "did not answer after the change" in status(fresh)["last_error"]["message"]
+    assert "does not answer after the change" in status(fresh)["last_error"]["message"]
     assert present(fresh) & set(fresh.addresses) <= set(fresh.addresses)
     fresh.metadata.clear()
     settle(fresh)
 
 
-def test_an_unexpected_error_in_one_pass_is_logged_and_the_next_one_goes_on(lab: Lab) -> None:
-    """Here: somebody made a directory where a file has to be."""
+def test_unexpected_error_is_logged_and_passes_continue(lab: Lab) -> None:
+    """In this test a directory is in place of a file."""
     target = lab.path("/run/cloud-network/status.json")
     target.unlink()
     target.mkdir()

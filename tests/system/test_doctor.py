@@ -1,4 +1,4 @@
-"""`cnctl doctor`: each link of the chain is broken in turn, and exactly that one is named, to an ordinary user."""
+"""`cnctl doctor`: each step is broken in turn, and exactly that step is reported to an ordinary user."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STEPS = ["metadata", "interface", "address", "rule", "table", "gateway", "neighb
 
 @pytest.fixture(scope="module")
 def stopped() -> Iterator[Lab]:
-    """A lab whose network is as it should be, and whose fetcher no longer repairs it."""
+    """A lab with a healthy network, whose fetcher no longer repairs it."""
     with running(Spec.aws(interfaces=2, addresses=2)) as lab:
         lab.stop("fetcher")
         yield lab
@@ -29,12 +29,12 @@ def stopped() -> Iterator[Lab]:
 def lab(stopped: Lab) -> Iterator[Lab]:
     mtu = ip(stopped, "link", "show", "dev", second(stopped).name)[0]["mtu"]
     yield stopped
-    stopped.run(["ip", "link", "set", second(stopped).name, "mtu", str(mtu)])  # AWS's metadata says nothing of it
+    stopped.run(["ip", "link", "set", second(stopped).name, "mtu", str(mtu)])  # AWS's metadata has no MTU
     repair(stopped)
 
 
 def is_right(lab: Lab) -> bool:
-    """After a refresh; not as long as the fetcher does not listen."""
+    """After a refresh; no check while the fetcher is stopped."""
     try:
         return refresh(lab) == "ok"
     except (FileNotFoundError, ConnectionRefusedError):
@@ -42,7 +42,7 @@ def is_right(lab: Lab) -> bool:
 
 
 def repair(lab: Lab) -> None:
-    """The fetcher puts right all that a test broke."""
+    """Let the fetcher repair everything that a test broke."""
     lab.start("fetcher")
     lab.wait_for(lambda: is_right(lab), 10, "all to be right again")
     lab.stop("fetcher")
@@ -85,7 +85,7 @@ BREAK = {
 
 
 @pytest.mark.parametrize("broken", BREAK)
-def test_what_is_broken_is_named_and_the_command_shows_it(lab: Lab, broken: str) -> None:
+def test_broken_step_is_named_with_its_command(lab: Lab, broken: str) -> None:
     nic = second(lab)
     address = nic.addresses[1]
     other = str(nic.gateway).rsplit(".", 1)[0] + ".99"
@@ -102,7 +102,7 @@ def test_what_is_broken_is_named_and_the_command_shows_it(lab: Lab, broken: str)
         lab.run(shlex.split(repair.removeprefix("sudo ")))
 
 
-def test_the_first_step_of_the_rules_and_the_one_for_main_count_too(lab: Lab) -> None:
+def test_first_step_and_main_rule_are_checked(lab: Lab) -> None:
     address = second(lab).addresses[1]
     for rule in (
         ["from", second(lab).subnet, "iif", "lo", "lookup", str(table(lab)), "suppress_prefixlength", "0"],
@@ -132,7 +132,7 @@ def test_an_address_on_the_wrong_interface(lab: Lab) -> None:
 
 
 def test_a_gateway_that_does_not_answer(lab: Lab) -> None:
-    """It is asked, so that an entry from better days, or none, misleads nobody."""
+    """The gateway is probed, so an old or missing neighbour entry misleads nobody."""
     nic, address = second(lab), second(lab).addresses[1]
     gateway = str(nic.gateway)
     [router] = [link["ifname"] for link in json.loads(lab.run(["ip", "-j", "address"], "cloud").stdout)
@@ -149,7 +149,7 @@ def test_a_gateway_that_does_not_answer(lab: Lab) -> None:
     lab.run(["ip", "link", "set", router, "arp", "on"], "cloud")
 
 
-def test_strict_rp_filter_is_named_only_where_it_drops(lab: Lab) -> None:
+def test_strict_rp_filter_is_reported_only_if_it_drops(lab: Lab) -> None:
     nic, address = second(lab), second(lab).addresses[1]
     client = next(source for source, _ in lab.reachability([address]) if source.startswith("beyond"))
     assert client
@@ -168,7 +168,7 @@ def test_strict_rp_filter_is_named_only_where_it_drops(lab: Lab) -> None:
     lab.run(["ip", "route", "del", host])
 
 
-def test_people_see_marks_and_ascii_where_there_is_no_utf_8(lab: Lab) -> None:
+def test_marks_are_ascii_without_utf_8(lab: Lab) -> None:
     address = second(lab).addresses[1]
     lab.run(["ip", "rule", "del", "from", second(lab).subnet, "iif", "lo", "lookup", str(table(lab))])
     script = str(Path(sys.executable).with_name("cnctl"))
@@ -184,14 +184,14 @@ def test_people_see_marks_and_ascii_where_there_is_no_utf_8(lab: Lab) -> None:
         assert lines[-1] == f"{address}: the first failed step is rule"
 
 
-def test_what_is_no_address_is_2(lab: Lab) -> None:
+def test_invalid_address_exits_2(lab: Lab) -> None:
     for arguments in (["nonsense"], ["10.0.2.10", "--from", "x"], ["10.0.2.10", "--from", "::1"]):
         assert cnctl(lab, "doctor", *arguments).returncode == 2
 
 
 @pytest.mark.parametrize("cloud", ["aws", "azure", "gcp", "oracle"])
 def test_no_cloud_is_called_broken_while_it_works(cloud: str) -> None:
-    """Of either family; and an IPv6 rule that is gone is named as one of IPv4's is."""
+    """For both families; a missing IPv6 rule is reported as an IPv4 one is."""
     with Lab(Spec.cloud(cloud, interfaces=2, addresses=2, ipv6=1)) as lab:
         lab.write_config('[Netagent]\nAllowKinds = "veth"\nAllowAddresses = "2001:db8::/32"\n')
         lab.start("netagent")

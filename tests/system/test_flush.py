@@ -1,4 +1,4 @@
-"""`cnctl flush`, `cloud-network-fetcher --flush` and Purge=: what is ours goes, and nothing else changes."""
+"""`cnctl flush`, `cloud-network-fetcher --flush` and Purge=: our objects are removed, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPEC = Spec.aws(interfaces=3, addresses=3)
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    """With objects of others beside ours: an address, a route and a rule of an operator's."""
+    """A lab with an operator's objects beside ours: an address, a route and a rule."""
     with Lab(SPEC) as made:
         made.write_config('[Netagent]\nAllowKinds = "veth"\n')
         dev = made.nics[0].name
@@ -35,7 +35,7 @@ def lab() -> Iterator[Lab]:
 
 
 def foreign(lab: Lab) -> Kernel:
-    """All that is not ours; links are up because we set them so, and stay so: their state and what it brings is out."""
+    """Return all foreign objects. Links stay up as we set them, so their state and its consequences are left out."""
     found = kernel(lab)
     names = {lab.nics[0].name, "lo"}
     addresses = [link for link in found.pop("address") if link["ifname"] in names]
@@ -43,7 +43,7 @@ def foreign(lab: Lab) -> Kernel:
 
 
 def start(lab: Lab) -> Kernel:
-    """The kernel as it was before; then the daemons do their work."""
+    """Return the kernel's state before, then let the daemons configure the network."""
     before = foreign(lab)
     for name in ("netagent", "fetcher"):
         lab.start(name)
@@ -62,7 +62,7 @@ def nothing_is_ours(lab: Lab) -> bool:
     )
 
 
-def test_flush_takes_away_what_is_ours_until_a_refresh(lab: Lab) -> None:
+def test_flush_removes_our_objects_until_a_refresh(lab: Lab) -> None:
     before = start(lab)
     ended = as_root(lab, "cnctl", "flush", "--json")
     assert ended.returncode == 0, ended.stderr
@@ -73,18 +73,18 @@ def test_flush_takes_away_what_is_ours_until_a_refresh(lab: Lab) -> None:
     assert (started["verdict"], started["removals"]) == ("started", answer["removed"])
     assert (line["id"], line["verdict"], len(line["ops"])) == (answer["request"], "applied", answer["removed"])
 
-    # neither an event nor the metadata brings it back
+    # neither an event nor the metadata restores it
     lab.metadata.reset()
     lab.add_address(lab.nics[1].mac, "10.0.2.99")
-    lab.kill("fetcher", 1)  # SIGHUP: reads the configuration and the metadata again
+    lab.kill("fetcher", 1)  # SIGHUP: read the configuration and the metadata again
     lab.wait_for(lambda: any("local-ipv4s" in path for path in lab.metadata.paths()), 10, "a read of the metadata")
-    lab.wait_for(lambda: any(link["drift"] for link in status(lab)["links"].values()), 10, "the drift to be told")
+    lab.wait_for(lambda: any(link["drift"] for link in status(lab)["links"].values()), 10, "the drift to be reported")
     assert nothing_is_ours(lab)
     assert status(lab)["state"] == "degraded"
     assert "flushed on request" in status(lab)["last_error"]["message"]
     plan = as_root(lab, "cnctl", "plan")
     assert plan.returncode == 1
-    assert "the network was flushed: no change is made before `sudo cnctl refresh`" in plan.stderr
+    assert "the network was flushed; run `sudo cnctl refresh` to configure it again" in plan.stderr
 
     assert as_root(lab, "cnctl", "refresh").returncode == 0
     settle(lab)
@@ -102,11 +102,11 @@ def test_a_second_flush_finds_nothing(lab: Lab) -> None:
     ), again.stderr
 
 
-def test_without_a_fetcher_root_is_told_the_other_way_and_it_works(lab: Lab) -> None:
+def test_flush_without_a_fetcher_names_the_other_command(lab: Lab) -> None:
     before = start(lab)
     refused = as_root(lab, "cloud-network-fetcher", "--flush")
     assert refused.returncode == 1
-    assert "a fetcher is running and would undo it" in refused.stderr
+    assert "a fetcher is running and would repair it" in refused.stderr
     lab.stop("fetcher")
     ended = as_root(lab, "cnctl", "flush")
     assert ended.returncode == 3
@@ -131,7 +131,7 @@ def test_purge_on_stop(lab: Lab) -> None:
     assert not lab.path("/run/cloud-network/control.sock").exists()
 
 
-def test_without_purge_nothing_goes(lab: Lab) -> None:
+def test_without_purge_nothing_is_removed(lab: Lab) -> None:
     start(lab)
     there = kernel(lab)
     assert lab.stop("fetcher") == 0
@@ -151,6 +151,6 @@ def test_only_root_may_flush(lab: Lab) -> None:
     ended = cnctl(lab, "flush")
     assert (ended.returncode, ended.stderr) == (
         1,
-        "cnctl: only root may: a flush changes the network. Use: sudo cnctl flush\n",
+        "cnctl: only root may do this: a flush changes the network. Use: sudo cnctl flush\n",
     )
     assert not nothing_is_ours(lab)

@@ -1,4 +1,4 @@
-"""ForwardedReplies="mark": published ports answer on every address, and nothing of other programs changes."""
+"""ForwardedReplies="mark": published ports answer on every address, and other programs' objects stay."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def table(lab: Lab) -> str:
 
 
 def ruleset(lab: Lab) -> str:
-    """The nftables of all other programs."""
+    """Return the nftables rules of all other programs."""
     text = lab.run(["nft", "-s", "list", "ruleset"]).stdout
     return re.sub(r"table inet cloud_network \{\n.*?\n\}\n", "", text, flags=re.DOTALL)
 
@@ -59,12 +59,12 @@ def count(found: dict[tuple[str, str], bool]) -> str:
 
 
 def test_without_marks_a_third_of_the_pairs_answers() -> None:
-    """Those for which main happens to lead back: by the primary, or into the client's own subnet."""
+    """Return the pairs that main happens to route back: through the primary, or into the client's own subnet."""
     with running(replace(SPEC, sysctl=SYSCTL)) as lab:
         container = Container(lab)
         assert refresh(lab) == "ok"
         assert table(lab) == ""
-        assert all(lab.reachability().values())  # and the neighbours' hardware addresses are known
+        assert all(lab.reachability().values())  # also learns the neighbours' hardware addresses
         for protocol in ("tcp", "udp"):
             assert count(answered(lab, protocol, lab.addresses)) == "9 of 25"
         container.close()
@@ -96,7 +96,7 @@ def test_the_rules_and_the_table_are_those_of_the_documentation(lab: Lab) -> Non
 
 
 def test_bits_of_other_programs_stay_in_both_marks(lab: Lab) -> None:
-    """`table inet other` sets 0x4000 of the connection's mark, and 0x8000 of every packet's."""
+    """`table inet other` sets 0x4000 in the connection's mark, and 0x8000 in every packet's."""
     counters = "add table inet seen\nadd chain inet seen c { type filter hook postrouting priority 0; }\n"
     conditions = ["ct mark & 0x4000 == 0x4000", "meta mark & 0x8000 == 0x8000"]
     links = [int(ip(lab, "link", "show", "dev", nic.name)[0]["ifindex"]) for nic in lab.nics]
@@ -146,13 +146,13 @@ def test_strict_reverse_path_filter_needs_src_valid_mark(lab: Lab) -> None:
 
 
 def test_containers_leave_as_they_did(lab: Lab, container: Container) -> None:
-    """By main, with the address of the primary."""
+    """Through main, with the address of the primary."""
     lab.reach.listen(lab.beyond[0])
     talk = "exec 3<>/dev/tcp/198.51.100.10/7; head -n 1 <&3"
     assert "198.51.100.10" in container.room.run(["timeout", "3", "bash", "-c", talk]).stdout
 
 
-def test_connections_survive_restart_and_replacement_of_the_table(lab: Lab, container: Container) -> None:
+def test_connections_survive_replacement_of_the_table(lab: Lab, container: Container) -> None:
     secondary = lab.nics[1].addresses[1]
     held = [container.hold(client, secondary) for client in (lab.beyond[0], lab.neighbours[2])]
     assert all(each.is_alive() for each in held)
@@ -179,12 +179,12 @@ def test_a_flushed_ruleset_is_repaired_without_being_asked(lab: Lab) -> None:
     lab.run(["nft", "flush", "ruleset"])
     lab.wait_for(lambda: "replies" in table(lab), 30, "the table to be made again")
     lab.run(["nft", "-f", "-"], stdin=before.replace(table(lab), ""))
-    lab.run(["nft", "flush", "chain", "inet", "cloud_network", "replies"])  # a part of it is missing
+    lab.run(["nft", "flush", "chain", "inet", "cloud_network", "replies"])  # make the table incomplete
     lab.wait_for(lambda: "meta mark set" in table(lab).partition("chain published")[0], 30, "the chain to be filled")
     assert count(answered(lab, "tcp", lab.addresses)) == "25 of 25"
 
 
-def test_flush_removes_our_table_alone_and_refresh_makes_it_again(lab: Lab) -> None:
+def test_flush_removes_our_table_and_refresh_restores_it(lab: Lab) -> None:
     before = ruleset(lab)
     assert ask(lab, "flush")["ok"]
     assert (table(lab), mark_rules(lab)) == ("", [])
@@ -194,7 +194,7 @@ def test_flush_removes_our_table_alone_and_refresh_makes_it_again(lab: Lab) -> N
     assert count(answered(lab, "tcp", lab.addresses)) == "25 of 25"
 
 
-def test_an_interface_comes_and_goes_with_its_mark(lab: Lab) -> None:
+def test_mark_is_added_and_removed_with_its_interface(lab: Lab) -> None:
     nic = lab.attach_interface(Interface("10.0.9.0/24", 1))
     lab.wait_for(lambda: state_of(lab) == "ok" and f'iif "{nic.name}"' in table(lab), 20)
     assert all(answered(lab, "tcp", nic.addresses).values())
@@ -223,7 +223,7 @@ def test_doctor_follows_the_replies_of_a_published_port(lab: Lab) -> None:
     lab.stop("fetcher")
     lab.run(["nft", "delete", "table", "inet", "cloud_network"])
     found = doctor(lab, f"{address}:{PUBLISHED}")
-    assert (found["broken"], "is not there" in found["steps"][-1]["found"]) == ("published", True)
+    assert (found["broken"], "is missing" in found["steps"][-1]["found"]) == ("published", True)
     lab.run(["sysctl", "-q", "-w", f"net.ipv4.conf.{lab.nics[1].name}.rp_filter=1"])
     lab.start("fetcher")
     lab.wait_for(lambda: state_of(lab) == "degraded")
@@ -237,7 +237,7 @@ def test_doctor_follows_the_replies_of_a_published_port(lab: Lab) -> None:
 
 
 def state_of(lab: Lab) -> str:
-    """After a refresh; nothing while the fetcher does not listen."""
+    """After a refresh; nothing while the fetcher is stopped."""
     try:
         return refresh(lab)
     except OSError:

@@ -1,4 +1,4 @@
-"""IPv6 end to end, with addresses that are global as a cloud's are, and routes from router advertisements."""
+"""IPv6 end to end, with global addresses as in a cloud, and routes from router advertisements."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def test_global_addresses_need_no_configuration() -> None:
 
 
 @pytest.mark.parametrize("what", ["address", "route", "rule"])
-def test_what_somebody_removes_is_put_back(what: str) -> None:
-    """The timer is five minutes: the kernel's own word of it is what wakes the fetcher."""
+def test_removed_ipv6_object_is_repaired(what: str) -> None:
+    """The timer is five minutes: only a kernel event can wake the fetcher."""
     with running(Spec.cloud("aws", interfaces=2, addresses=1, ipv6=2), "", "netagent", "fetcher") as lab:
-        read_all_facts(lab)  # else it looks again in a second, and sees what nobody told it
+        read_all_facts(lab)  # else it reads again after a second, without an event
         before, nic = without_order(kernel(lab)), lab.nics[1]
         table = ours(lab, "rule-6")[0]["table"]
         removal = {

@@ -1,4 +1,4 @@
-"""What docs/migration.md tells an operator to do, done: the commands are read from the page."""
+"""The steps of docs/migration.md: the commands are read from the page and run."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ PAGE = CHECKOUT / "docs/migration.md"
 
 
 def commands(section: str, containing: str) -> str:
-    """The block of commands of a section in which this text is."""
+    """Return the block of commands in a section that contains this text."""
     text = PAGE.read_text().partition(f"## {section}")[2].partition("\n## ")[0]
     [block] = [each for each in re.findall(r"(?:^    .*\n)+", text, re.MULTILINE) if containing in each]
     return block
 
 
 def play_the_original(lab: Lab) -> None:
-    """What the Go original leaves: addresses with their subnet's length, a table a link, rules without a protocol."""
+    """Make the state of the Go original: addresses with their subnet's length, tables, rules without a protocol."""
     lines = []
     for nic in lab.nics:
         index = lab.path(f"/sys/class/net/{nic.name}/ifindex").read_text().strip()
@@ -41,7 +41,7 @@ def start(lab: Lab) -> None:
         lab.start(name)
 
 
-def test_what_the_original_leaves_is_removed_as_the_page_says() -> None:
+def test_page_removes_the_originals_objects() -> None:
     with Lab(Spec.aws(interfaces=3, addresses=3)) as lab:
         play_the_original(lab)
         assert len(rules(lab)) == 18
@@ -55,7 +55,7 @@ def test_what_the_original_leaves_is_removed_as_the_page_says() -> None:
         assert lab.dropped() == 0, lab.lost()
 
 
-def test_where_it_is_not_removed_it_is_left_and_named() -> None:
+def test_remaining_original_objects_are_reported() -> None:
     with Lab(Spec.aws(interfaces=3, addresses=3)) as lab:
         play_the_original(lab)
         start(lab)

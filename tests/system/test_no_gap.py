@@ -1,4 +1,4 @@
-"""Nothing flaps: what stays desired is there all the time, as every change of the kernel's and every packet say."""
+"""No gaps: desired objects exist at all times, as proved by every kernel event and every packet."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 
 from tests.lab import Interface, Lab, Nic, Spec
 from tests.lab.spec import neighbour_address
+from tests.system.connections import open_connections
 from tests.system.job import CONFIG, cnctl, ip, present, refresh, running, settle
-from tests.system.talks import talks
-from tests.system.watching import Seen, monitor, stream
+from tests.system.monitor import Events, monitor, stream
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def lab() -> Iterator[Lab]:
 
 
 def is_content(lab: Lab) -> bool:
-    """Asked for anew, with all three at work."""
+    """Run a refresh while all three are running."""
     try:
         return refresh(lab) == "ok" and cnctl(lab, "status").returncode == 0
     except OSError:  # it does not listen yet
@@ -31,10 +31,10 @@ def is_content(lab: Lab) -> bool:
 
 
 @pytest.mark.parametrize("number", [SIGTERM, SIGKILL])
-def test_a_restart_and_a_crash_touch_nothing_at_all(lab: Lab, number: int) -> None:
-    """An upgrade restarts all; each is adopted, and the kernel hears of nothing."""
+def test_restart_and_crash_change_nothing(lab: Lab, number: int) -> None:
+    """An upgrade restarts all daemons; the objects are recognised, and the kernel reports no change."""
     with ExitStack() as stack:
-        seen = stack.enter_context(monitor(lab))
+        events = stack.enter_context(monitor(lab))
         for nic in lab.nics:
             stack.enter_context(stream(lab, nic.addresses[1], "beyond"))
         for names in (["fetcher"], ["netagent"], ["netagent", "fetcher"]):
@@ -44,11 +44,11 @@ def test_a_restart_and_a_crash_touch_nothing_at_all(lab: Lab, number: int) -> No
             for name in reversed(names):  # the wrong order: one waits for the other
                 lab.start(name)
             lab.wait_for(lambda: is_content(lab), 20, "all to be content")
-    assert seen.lines == []
+    assert events.lines == []
 
 
 def detours(lab: Lab) -> list[str]:
-    """Hosts of other links' subnets that were looked for (ARP): a packet left by a link not of its source."""
+    """Return ARP requests for hosts of other links' subnets: a packet left through the wrong link."""
     hosts = {neighbour_address(nic.subnet) for nic in lab.nics[1:]}
     return [each["dst"] for each in ip(lab, "neigh") if each["dst"] in hosts]
 
@@ -57,7 +57,7 @@ def test_new_links_take_no_connection_of_the_others() -> None:
     """Main gets the new subnet's route after the tables of the others; one packet in between would cost 3 s."""
     with Lab(Spec.aws(interfaces=5, addresses=4)) as lab:
         lab.write_config(CONFIG)
-        with talks(lab) as found:
+        with open_connections(lab) as found:
             for name in ("netagent", "fetcher"):
                 lab.start(name)
             settle(lab)
@@ -69,15 +69,15 @@ def test_new_links_take_no_connection_of_the_others() -> None:
         assert found.broken == {}
 
 
-def lost_of_others(seen: Seen, nic: Nic) -> list[str]:
-    """What went of anybody's but the first address of an interface.
+def lost_of_others(events: Events, nic: Nic) -> list[str]:
+    """Return the removed objects, except the first address of an interface.
 
-    An address whose prefix length changes has both lengths for a moment, and is not lost.
+    An address whose prefix length changes exists with both lengths for a moment, and is not lost.
     """
     first = nic.addresses[0]
-    ours = [line for line in seen.gone if "proto 209" in line or "inet " in line or "local" in line]
+    ours = [line for line in events.gone if "proto 209" in line or "inet " in line or "local" in line]
     others = [line for line in ours if f" {first} " not in f"{line} ".replace("/", " ")]
-    return [line for line in others if not has_other_length(seen.lines, line)]
+    return [line for line in others if not has_other_length(events.lines, line)]
 
 
 def has_other_length(lines: list[str], deletion: str) -> bool:
@@ -90,26 +90,26 @@ def has_other_length(lines: list[str], deletion: str) -> bool:
     return bool(about) and not about[-1].startswith("Deleted")
 
 
-def test_the_first_address_of_a_subnet_goes_and_its_siblings_have_no_gap(lab: Lab) -> None:
-    """It is ours, and has the subnet's length; the kernel would take along what it calls its secondaries."""
+def test_removed_first_address_leaves_siblings_without_gap(lab: Lab) -> None:
+    """The address is ours, and carries the subnet's length; the kernel would remove its secondaries with it."""
     nic = lab.nics[1]
     with ExitStack() as stack:
-        seen = stack.enter_context(monitor(lab))
+        events = stack.enter_context(monitor(lab))
         stack.enter_context(stream(lab, nic.addresses[1], "beyond", ("neighbour", 0), ("neighbour", 1)))
         lab.remove_address(nic.mac, nic.addresses[0])
         assert refresh(lab) == "ok"
         settle(lab)
         assert nic.addresses[0] not in present(lab)
-    assert seen.gone
-    assert lost_of_others(seen, nic) == []
+    assert events.gone
+    assert lost_of_others(events, nic) == []
 
 
-def test_the_lease_of_the_first_address_changes_and_its_siblings_have_no_gap(lab: Lab) -> None:
-    """As a DHCP client does it: address and routes of the old lease go, then those of the new one come."""
+def test_changed_lease_leaves_siblings_without_gap(lab: Lab) -> None:
+    """As a DHCP client does: it removes address and routes of the old lease, then adds those of the new one."""
     nic, new = lab.nics[0], "10.0.1.99"
     first, dev = nic.addresses[0], nic.name
     with ExitStack() as stack:
-        seen = stack.enter_context(monitor(lab))
+        events = stack.enter_context(monitor(lab))
         stack.enter_context(stream(lab, nic.addresses[1], "beyond", ("neighbour", 0), ("neighbour", 1)))
         lab.add_address(nic.mac, new)
         lab.remove_address(nic.mac, first)
@@ -122,5 +122,5 @@ def test_the_lease_of_the_first_address_changes_and_its_siblings_have_no_gap(lab
         )
         lab.wait_for(lambda: is_content(lab), 20, "all to be content")
         settle(lab)
-    assert lost_of_others(seen, nic) == []
+    assert lost_of_others(events, nic) == []
     assert all(lab.reachability().values())

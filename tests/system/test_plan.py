@@ -1,4 +1,4 @@
-"""`cnctl plan`: what would be changed, exactly, and nothing is changed by asking."""
+"""`cnctl plan`: the exact changes, and no change by the command itself."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_nothing_to_do_is_0(lab: Lab) -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "nothing to do\n", "")
 
 
-def test_what_the_cloud_changed_is_planned_and_not_done(lab: Lab) -> None:
+def test_changed_metadata_is_planned_but_not_applied(lab: Lab) -> None:
     read_all_facts(lab)
     before, lines = kernel(lab), len(audit(lab))
     nic = lab.nics[1]
@@ -68,8 +68,8 @@ def test_what_the_cloud_changed_is_planned_and_not_done(lab: Lab) -> None:
     assert plan(lab)["changes"] == []
 
 
-def test_the_commands_do_what_the_fetcher_would_have_done(lab: Lab) -> None:
-    """After a flush the whole plan is typed by hand, as it is printed: then nothing is left to do."""
+def test_printed_commands_equal_the_fetchers_changes(lab: Lab) -> None:
+    """After a flush the printed plan is run by hand: then there is nothing to do."""
     kinds = ("route-4", "route-6", "rule-4", "rule-6")
     by_us = {what: sorted(map(str, ours(lab, what))) for what in kinds}
     assert all(by_us.values())
@@ -99,12 +99,12 @@ CLOUDS = {
 
 
 def type_in(lab: Lab) -> None:
-    """What `cnctl plan` prints, typed by root in a shell; anew when a router has been heard on a link that came up."""
+    """Run the output of `cnctl plan` as root; again after a router advertisement on a link that came up."""
     lab.wait_for(lambda: type_once(lab) == "" and routers_heard(lab), 20, "nothing to type any more")
 
 
 def routers_heard(lab: Lab) -> bool:
-    """True if the kernel has a router's default route on each link with IPv6: they come seconds after the link."""
+    """Return True if each link with IPv6 has a router's default route, which arrives seconds after the link is up."""
     routes = lab.run(["ip", "-6", "route", "show", "default", "proto", "ra"]).stdout
     return all(f"dev {nic.name} " in routes for nic in lab.nics if nic.ipv6)
 
@@ -116,7 +116,7 @@ def type_once(lab: Lab) -> str:
 
 
 def change(lab: Lab) -> None:
-    """The cloud's mind, of everything that it may change without an interface that comes or goes."""
+    """Random changes in the cloud, except those of interfaces."""
     nic = lab.nics[1]
     lab.add_address(nic.mac, "10.0.2.77")
     lab.remove_address(nic.mac, nic.addresses[0])
@@ -126,7 +126,7 @@ def change(lab: Lab) -> None:
 
 
 def disturb(lab: Lab) -> None:
-    """Somebody's hands."""
+    """Random changes on the host."""
     name = lab.nics[1].name
     lab.batch([f"link set {name} mtu 1300", f"link set {name} down", f"route flush table {9999 + index(lab)}"])
 
@@ -136,7 +136,7 @@ def index(lab: Lab) -> int:
 
 
 def comparable(lab: Lab) -> tuple[object, object]:
-    """All of the kernel's addresses, routes and rules; Debian 12's ip cannot give an address a protocol number."""
+    """Return all addresses, routes and rules of the kernel; Debian 12's ip cannot set an address's protocol number."""
     found = kernel(lab)
     for link in found["address"]:
         for entry in link["addr_info"]:
@@ -146,7 +146,7 @@ def comparable(lab: Lab) -> tuple[object, object]:
 
 
 def content(lab: Lab) -> None:
-    """The fetcher has done it all itself, by way of netagent."""
+    """Check that the fetcher has made all changes itself, through netagent."""
     lab.wait_for(
         lambda: (
             status(lab).get("links")
@@ -161,8 +161,8 @@ def content(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_typed_in_where_nothing_may_change_the_network_it_makes_the_same_kernel(cloud: str) -> None:
-    """From nothing, and after changes of all kinds: once with netagent, once with its work done by hand."""
+def test_printed_commands_build_the_whole_network(cloud: str) -> None:
+    """From an empty kernel, and after changes of all kinds: once with netagent, once with the commands run by hand."""
     kernels = []
     for finish in (content, type_in):
         with Lab(CLOUDS[cloud]) as lab:
@@ -184,7 +184,7 @@ def test_typed_in_where_nothing_may_change_the_network_it_makes_the_same_kernel(
         assert one == other
 
 
-def test_metadata_that_cannot_be_read_is_said_and_what_is_known_is_planned(lab: Lab) -> None:
+def test_unreadable_metadata_plans_the_known_part(lab: Lab) -> None:
     lab.metadata.fail("status", status=503)
     ended = root(lab, "plan")
     assert ended.returncode == 1
@@ -192,7 +192,7 @@ def test_metadata_that_cannot_be_read_is_said_and_what_is_known_is_planned(lab: 
     assert ended.stdout == "nothing to do\n"
 
 
-def test_somebody_else_is_told_why_it_takes_root(lab: Lab) -> None:
+def test_other_users_get_the_reason_for_root(lab: Lab) -> None:
     ended = cnctl(lab, "plan")
     assert ended.returncode == 1
-    assert ended.stderr.startswith("cnctl: only root may: a plan starts with a fresh read of the metadata")
+    assert ended.stderr.startswith("cnctl: only root may do this: a plan starts with a new read of the metadata")

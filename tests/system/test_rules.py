@@ -1,4 +1,4 @@
-"""One rule for all addresses of a subnet on a link: whom it is for, whom it leaves alone, and how it gives way."""
+"""One rule for all addresses of a subnet on a link: packets that it matches, and its replacement."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def table(lab: Lab, nic: Nic) -> int:
 
 
 def sources(lab: Lab, nic: Nic) -> list[str]:
-    """What the rules of an interface's first step are for, those for what is forwarded, too, in brackets."""
+    """Return the sources of an interface's first step; those for forwarded packets are in brackets."""
     own = [rule for rule in ours(lab, "rule-4") if rule["table"] == str(table(lab, nic)) and rule["priority"] == 31000]
     texts = [f"{rule['src']}/{rule.get('srclen', 32)}" for rule in own]
     return sorted(text if rule.get("iif") == "lo" else f"({text})" for text, rule in zip(texts, own, strict=True))
 
 
-# — whom it is for
+# — matched packets
 
 
 NAT = """
@@ -48,7 +48,7 @@ table ip nat {{
 
 
 def becomes_a_gateway(lab: Lab) -> str:
-    """NAT for the neighbour of the second interface's subnet, with the source/destination check off; who uses it."""
+    """NAT for the neighbour of the second interface's subnet, with the source/destination check off."""
     primary, nic, room = lab.nics[0], lab.nics[1], lab.neighbours[1]
     outside = beyond_address(0)
     lab.run(["tee", "/proc/sys/net/ipv4/ip_forward"], stdin="1")
@@ -70,7 +70,7 @@ def masqueraded(lab: Lab) -> int:
 
 @pytest.mark.parametrize("rules", ["aggregate", "address"])
 def test_what_is_forwarded_for_a_neighbour_is_mains(rules: str) -> None:
-    """The neighbour's address is in the prefix; what it sends through this host is none of this host's own."""
+    """The neighbour's address is in the prefix; packets that it sends through this host are not this host's own."""
     with running(SPEC, of(rules), "netagent", "fetcher") as lab:
         primary, nic = lab.nics
         neighbour = becomes_a_gateway(lab)
@@ -118,7 +118,7 @@ s.sendto(b"", (sys.argv[2], 9))
 
 @pytest.mark.parametrize(("rules", "by"), [("aggregate", 1), ("address", 0)])
 def test_known_a_transparent_proxy_with_a_neighbours_address_counts_as_this_host(rules: str, by: int) -> None:
-    """A process with CAP_NET_ADMIN may send from what is not its host's: it leaves by the link whose subnet that is."""
+    """A process with CAP_NET_ADMIN may use a foreign source: packets leave through the link with that subnet."""
     with running(SPEC, of(rules), "netagent", "fetcher") as lab:
         spoofed = neighbour_address(lab.nics[1].subnet)
         lab.run(["/usr/bin/python3", "-c", SPOOF, spoofed, beyond_address(0)])
@@ -126,7 +126,7 @@ def test_known_a_transparent_proxy_with_a_neighbours_address_counts_as_this_host
 
 
 def test_an_operators_address_elsewhere_makes_room_for_itself() -> None:
-    """Whoever comes later, on whatever link, with an address of the prefix: the kernel tells of it."""
+    """A later address in the prefix, on any link: a kernel event reports it."""
     with running(SPEC) as lab:
         primary, nic = lab.nics
         held = lab.hold_connection(nic.addresses[1])
@@ -144,12 +144,12 @@ def test_an_operators_address_elsewhere_makes_room_for_itself() -> None:
         assert "refused" not in {line["verdict"] for line in audit(lab)}
 
 
-# — how it gives way
+# — replacement
 
 
 @dataclass
 class Watched:
-    """Rules as they were, in the kernel's order, and what became of them, line by line of `ip monitor`."""
+    """Return the rules before, in the kernel's order, and each change of them in the output of `ip monitor`."""
 
     lab: Lab
     first: list[str]
@@ -166,7 +166,7 @@ class Watched:
             yield now
 
     def is_whole(self) -> bool:
-        """Whether all has been said that happened."""
+        """Return True if all changes have been printed."""
         *_, last = [self.first, *self.states()]
         return last == _rules(self.lab)
 
@@ -190,17 +190,17 @@ def watched(lab: Lab) -> Iterator[Watched]:
         return sum(row[1] == "0" and bool(int(row[3], 16) & 0x80) for row in rows)  # RTNLGRP_IPV4_RULE
 
     seen, before = Watched(lab, _rules(lab)), listeners()
-    with lab.path(seen.path).open("wb") as said:
-        monitor = lab.instance.popen(["ip", "-4", "-o", "monitor", "rule"], stdout=said)
+    with lab.path(seen.path).open("wb") as output:
+        monitor = lab.instance.popen(["ip", "-4", "-o", "monitor", "rule"], stdout=output)
         lab.wait_for(lambda: listeners() > before, message="ip monitor")
         yield seen
-        lab.wait_for(seen.is_whole, 10, "the last rule to be told of")
+        lab.wait_for(seen.is_whole, 10, "the last rule to be printed")
         monitor.terminate()
         monitor.wait(10)
 
 
 def way(rules: Sequence[str], source: str, step: int) -> str | None:
-    """The table that the first rule of a step for what this host sends from there leads to."""
+    """Return the table of the first rule in a step for packets of this host with that source."""
     for rule in rules:
         found = re.fullmatch(
             r"(\d+): from ([0-9./]+)( iif lo)? lookup (\w+)( suppress_prefixlength 0)? proto 209", rule
@@ -211,7 +211,7 @@ def way(rules: Sequence[str], source: str, step: int) -> str | None:
 
 
 def never_without(seen: Watched, wanted: dict[str, int]) -> None:
-    """At no moment did an address have no rule, or another link's."""
+    """Check that every address had a rule at every moment, and never another link's."""
     count = 0
     for rules in seen.states():
         count += 1
@@ -230,7 +230,7 @@ def configure(lab: Lab, rules: str, count: int) -> None:
 
 @pytest.mark.parametrize("spec", [SPEC, SHARED], ids=["two subnets", "one subnet"])
 def test_another_form_of_the_rules_breaks_no_connection(spec: Spec) -> None:
-    """While it runs, and with new daemons, as an upgrade of the package from rules for each address would."""
+    """At run time, and with new daemons, as in an upgrade of the package from one rule per address."""
     with running(spec, of("address"), "netagent", "fetcher") as lab:
         held = [lab.hold_connection(address) for nic in lab.nics for address in nic.addresses]
         wanted = {address: table(lab, nic) for nic in lab.nics for address in nic.addresses}
@@ -253,7 +253,7 @@ def test_another_form_of_the_rules_breaks_no_connection(spec: Spec) -> None:
 
 
 def ours_if_aggregated(lab: Lab) -> list[tuple[int, IPv4Network]]:
-    """By halving: (step or table, network) of each rule that there should be, and the one for main."""
+    """By halving: return (step or table, network) of each expected rule, and the one for main."""
 
     def halves(network: IPv4Network, nic: Nic) -> list[IPv4Network]:
         mine = [each for each in nic.addresses if ip_address(each) in network]
@@ -270,7 +270,7 @@ def ours_if_aggregated(lab: Lab) -> list[tuple[int, IPv4Network]]:
 
 
 def test_an_address_that_divides_a_prefix_leaves_no_gap() -> None:
-    """Of two interfaces in one subnet: the one's new address lies where a rule was for all that is the other's."""
+    """Two interfaces in one subnet: a new address of one is inside a prefix of the other's rule."""
     with running(SHARED) as lab:
         one, other = lab.nics
         held = [lab.hold_connection(address) for nic in lab.nics for address in nic.addresses]
@@ -297,7 +297,7 @@ def test_an_address_that_divides_a_prefix_leaves_no_gap() -> None:
         assert "refused" not in {line["verdict"] for line in audit(lab)}
 
 
-def test_one_address_more_or_less_changes_no_rule_where_nobody_else_is() -> None:
+def test_address_in_an_exclusive_subnet_changes_no_rule() -> None:
     with running(SPEC) as lab:
         before = _rules(lab)
         lab.add_address(lab.nics[1].mac, "10.0.2.77")

@@ -1,4 +1,4 @@
-"""Instances of other shapes: one interface, two in one subnet, everything by DHCP, IPv6, ranges, old metadata."""
+"""Instances of other shapes: one interface, two in one subnet, only DHCP, IPv6, ranges, old metadata."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_single_interface_named_in_supplementary_gets_a_table() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"v1": False}, {"tokens": 404}, {"tokens": 405}])
-def test_metadata_of_version_1_or_2_alone_will_do(settings: dict[str, Any]) -> None:
+def test_either_metadata_version_is_sufficient(settings: dict[str, Any]) -> None:
     tokens = settings.pop("tokens", None)
     with Lab(Spec.aws(interfaces=2, addresses=3, **settings)) as lab:
         if tokens:
@@ -72,8 +72,8 @@ def test_two_interfaces_in_one_subnet(dhcp_all: bool) -> None:
             assert connected == [lab.nics[0].name]  # the second's would shadow the first's
 
 
-def test_of_two_in_one_subnet_the_first_comes_back_too() -> None:
-    """While the second is there, the first may not take a connected route again: it works without."""
+def test_first_of_two_in_one_subnet_can_return() -> None:
+    """While the second exists, the first must not get a connected route: it works without."""
     with running(Spec((Interface("10.0.1.0/24", 2), Interface("10.0.1.0/24", 2)))) as lab:
         first = lab.nics[0]
         lab.batch([f"address flush dev {first.name}", f"route add default via {first.gateway} dev {first.name} onlink"])
@@ -82,7 +82,7 @@ def test_of_two_in_one_subnet_the_first_comes_back_too() -> None:
         assert all(lab.reachability().values())
 
 
-def test_what_dhcp_has_set_on_every_interface_is_adopted() -> None:
+def test_dhcp_addresses_of_all_interfaces_are_adopted() -> None:
     spec = Spec(tuple(Interface(f"10.0.{n}.0/24", 4) for n in (1, 2, 3)), dhcp_all=True)
     with Lab(spec) as lab:
         theirs = {nic.addresses[0] for nic in lab.nics}
@@ -100,7 +100,7 @@ def test_what_dhcp_has_set_on_every_interface_is_adopted() -> None:
 
 
 def test_ranges_and_ipv6_are_in_place() -> None:
-    """IPv6 gateways are known when a link that came up has had its router's advertisement: seconds later."""
+    """IPv6 gateways are known after the router's advertisement, seconds after a link comes up."""
     both = [
         Interface(f"10.0.{n}.0/24", 2, ipv6=(f"fd00:{n}::a", f"fd00:{n}::b"), prefixes=(f"10.0.{n}.64/28",))
         for n in (1, 2)
@@ -119,7 +119,7 @@ def test_ranges_and_ipv6_are_in_place() -> None:
 
 
 def test_names_and_order_decide_nothing() -> None:
-    """Links renamed to each other's names while it runs: the MAC is what counts."""
+    """Links swap their names at run time: only the MAC counts."""
     with running(Spec.aws(interfaces=3, addresses=2)) as lab:
         before = {
             link["address"]: {each["local"] for each in link["addr_info"] if each["family"] == "inet"}
@@ -147,7 +147,7 @@ def test_an_excluded_link_is_left_as_it_is() -> None:
         assert [link["state"] for link in status(lab)["links"].values() if link["mac"] == left.mac] == ["excluded"]
 
 
-def test_a_new_configuration_is_taken_up_and_a_bad_one_is_not() -> None:
+def test_reload_applies_valid_configurations_only() -> None:
     with running(Spec.aws(interfaces=2, addresses=3)) as lab:
         before = kernel(lab)
         lab.write_config(f'[Network]\nRules = "orginal"\n{CONFIG}')
@@ -169,7 +169,7 @@ def test_a_new_configuration_is_taken_up_and_a_bad_one_is_not() -> None:
         assert all(lab.reachability().values())
 
 
-def test_without_a_usable_configuration_the_fetcher_does_not_start() -> None:
+def test_invalid_configuration_prevents_the_start() -> None:
     with Lab(Spec.aws(interfaces=1, addresses=1)) as lab:
         lab.write_config("[Network]\nListen = here\n")
         lab.start("fetcher")
@@ -178,8 +178,8 @@ def test_without_a_usable_configuration_the_fetcher_does_not_start() -> None:
         assert "Traceback" not in lab.log("fetcher")
 
 
-def test_a_refusal_of_netagents_is_shown_with_its_cure_and_not_repeated_in_haste() -> None:
-    """Here: the operator has not allowed the lab's kind of links to netagent, only told the fetcher of it later."""
+def test_refusal_is_shown_with_its_key_and_retried_slowly() -> None:
+    """Here: netagent's configuration does not allow the lab's kind of links, and only the fetcher is reloaded later."""
     with Lab(Spec.aws(interfaces=2, addresses=2)) as lab:
         lab.write_config("")
         lab.start("netagent")
@@ -197,8 +197,8 @@ def test_a_refusal_of_netagents_is_shown_with_its_cure_and_not_repeated_in_haste
         settle(lab)
 
 
-def test_cnctl_shows_what_the_kernel_has() -> None:
-    """The original's layout, from the three processes together."""
+def test_cnctl_agrees_with_the_kernel() -> None:
+    """In the original's layout, with the three processes together."""
     with running(Spec.aws(interfaces=2, addresses=3, public=1)) as lab:
         read_all_facts(lab)
         shown = cnctl(lab, "status", "network")
@@ -212,7 +212,7 @@ def test_cnctl_shows_what_the_kernel_has() -> None:
         assert "root" in refused.stderr
 
 
-def test_a_link_of_a_kind_that_is_not_allowed_is_named_with_the_key() -> None:
+def test_disallowed_link_kind_is_reported_with_its_key() -> None:
     with Lab(Spec.aws(interfaces=1, addresses=2)) as lab:
         lab.start("netagent")
         lab.start("fetcher")

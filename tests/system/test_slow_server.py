@@ -24,7 +24,7 @@ __main__.main()
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    """Nothing started yet."""
+    """A lab in which nothing is started yet."""
     with Lab(Spec.aws(interfaces=1, addresses=2)) as made:
         made.write_config(CONFIG)
         yield made
@@ -35,7 +35,7 @@ def pings(manager: Manager) -> int:
 
 
 def test_slow_answers_delay_nothing_else(lab: Lab) -> None:
-    """The watchdog, status.json and the control socket go on while the metadata are read, and commands wait for it."""
+    """The watchdog, status.json and the control socket continue during a read of the metadata; commands wait."""
     lab.metadata.fail("late", interval=LATE)
     lab.start("netagent")
     manager = start_fetcher(lab, WATCHDOG_USEC="400000")
@@ -54,7 +54,7 @@ def test_slow_answers_delay_nothing_else(lab: Lab) -> None:
 
 
 def test_pass_that_hangs_ends_the_daemon(lab: Lab) -> None:
-    """The real daemon with a deadline of a second; systemd starts it again."""
+    """With a clock that runs 1,000 times as fast; systemd starts the fetcher again."""
     lab.start("netagent")
     lab.metadata.fail("timeout")
     fetcher = lab.instance.popen([sys.executable, "-c", WITH_SHORT_DEADLINE], stderr=subprocess.STDOUT)

@@ -1,11 +1,11 @@
-"""What netagent would refuse is not asked of it: the rest is done, and what was left out is named with its key."""
+"""The fetcher requests nothing that netagent would refuse: the rest is configured, and the key is reported."""
 
 from __future__ import annotations
 
 from tests.lab import Interface, Lab, Spec
 from tests.system.job import CONFIG, audit, errors, present, refresh, running, settle, status
 
-# The second interface has addresses that are neither private nor learned (RFC 2544's, which nobody routes).
+# The second interface has addresses that are neither private nor learned (RFC 2544, never routed).
 TEST_NET = "198.18.7.0/24"
 SPEC = Spec((Interface("10.0.1.0/24", 3), Interface(TEST_NET, 3), Interface("10.0.3.0/24", 3)))
 
@@ -14,7 +14,7 @@ def private(lab: Lab) -> list[str]:
     return [address for address in lab.addresses if address.startswith("10.")]
 
 
-def test_addresses_that_are_not_allowed_do_not_stop_the_others_and_come_when_they_are() -> None:
+def test_disallowed_addresses_wait_and_block_nothing() -> None:
     with Lab(SPEC) as lab:
         lab.write_config(CONFIG)
         lab.start("netagent")

@@ -1,4 +1,4 @@
-"""A metadata server that answers wrongly, and an honest fetcher: no connection is lost, the rest is configured."""
+"""A metadata server with wrong answers, and an honest fetcher: no connection is lost, the rest is configured."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.lab import Interface, Lab, Spec
-from tests.lab.asking import ask
+from tests.lab.curl import ask
 from tests.system.job import CONFIG, audit, errors, ip, kernel, present, refresh, running, settle, status
-from tests.system.wrong import CASES, NEIGHBOUR, changed, start, told, with_range
+from tests.system.wrong_answers import CASES, NEIGHBOUR, changed, serving, start, with_range
 
 NETWORK_DATA = "/openstack/latest/network_data.json"
 
@@ -21,11 +21,11 @@ NETWORK_DATA = "/openstack/latest/network_data.json"
 @pytest.mark.parametrize("at_start", [True, False], ids=["from the start", "later"])
 @pytest.mark.parametrize("name", CASES)
 def test_wrong_answer_costs_no_connection(name: str, at_start: bool) -> None:
-    """It is applied without harm, or left out and named; nothing has to be rolled back, and the rest is configured."""
+    """It is applied without harm, or left out and reported; nothing must be rolled back, and the rest is configured."""
     case = CASES[name]
-    with told(case, at_start=at_start) as (lab, talks, verdicts):
-        print(f"\nlongest silence: {talks}")
-        assert talks.broken == {}
+    with serving(case, at_start=at_start) as (lab, connections, verdicts):
+        print(f"\nlongest silence: {connections}")
+        assert connections.broken == {}
         assert set(verdicts) <= {"applied", "confirmed"}
         assert set(lab.addresses) <= present(lab)
         assert status(lab)["state"] in ("ok", "degraded")
@@ -39,7 +39,7 @@ def test_wrong_answer_costs_no_connection(name: str, at_start: bool) -> None:
 
 @pytest.fixture(scope="module")
 def resolved() -> Iterator[Lab]:
-    """A host that asks systemd-resolved's stub, which asks resolvers in two of its subnets."""
+    """A host that uses systemd-resolved's stub, whose resolvers are in two of its subnets."""
     interfaces = tuple(Interface(f"10.0.{n}.0/24", 2, prefixes=(f"10.0.{n}.128/28",)) for n in (1, 2, 3))
     with Lab(Spec(interfaces)) as lab:
         lab.write_config(CONFIG + '[Network]\nPrefixes = "local"\n')
@@ -69,12 +69,12 @@ def test_address_of_a_resolver_or_gateway_is_named(resolved: Lab, device: int, a
     ("prefix", "reason"), [("10.0.2.48/28", "resolver"), ("10.0.2.0/30", "gateway"), ("10.0.3.0/28", "not inside")]
 )
 def test_range_around_a_resolver_or_gateway_is_named(resolved: Lab, prefix: str, reason: str) -> None:
-    """The last one is around addresses of another link, and not in a subnet of its own."""
+    """The last one contains addresses of another link, and is in none of its own subnets."""
     left_out(resolved, with_range(1, prefix), prefix, reason)
 
 
 def left_out(lab: Lab, change: Callable[[Lab], None], named: str, reason: str) -> None:
-    """Assert that a change of the metadata is left out and named, and take it back."""
+    """Assert that a change of the metadata is left out and reported, and undo it."""
     before = kernel(lab)
     change(lab)
     assert refresh(lab) == "degraded"
@@ -87,7 +87,7 @@ def left_out(lab: Lab, change: Callable[[Lab], None], named: str, reason: str) -
 
 
 def netagent_time(lab: Lab) -> int:
-    """Nanoseconds that netagent has had a processor: none passes while nobody asks it."""
+    """Return the nanoseconds of processor time of netagent: none passes without requests."""
     tasks = Path(f"/proc/{lab.daemons.pid('netagent')}/task").iterdir()
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
 
@@ -103,7 +103,7 @@ def test_refresh_with_standing_refusals_asks_netagent_nothing() -> None:
 
         def rests() -> bool:
             before = netagent_time(lab)
-            time.sleep(6)  # events of our own changes are a reason to ask once more, after seconds
+            time.sleep(6)  # events of our own changes cause one more read, after seconds
             return netagent_time(lab) == before
 
         lab.wait_for(rests, 60, "netagent to rest")
@@ -127,7 +127,7 @@ def docker() -> Iterator[Lab]:
 
 @pytest.mark.parametrize("mac", ["00:00:00:00:00:00", "02:42:ac:11:00:01", "02:42:AC:11:00:01", "same"])
 def test_mac_that_is_none_of_the_clouds_takes_no_link(docker: Lab, mac: str) -> None:
-    """Those of lo and docker0, and one that is there twice, in lower and upper case, with another address."""
+    """The MACs of lo and docker0, and a duplicate in lower and upper case, with another address."""
     lab, before, connection = docker, addresses(docker), docker.hold_connection(docker.nics[1].addresses[1])
     more = replace(lab.nics[1], mac=lab.nics[1].mac.upper() if mac == "same" else mac, addresses=("10.0.2.99",))
     lab.metadata.load([*lab.nics, replace(more, device=3)])
@@ -176,11 +176,11 @@ def test_mtu_that_is_odd_or_flaps_costs_no_connection() -> None:
 
 
 def addresses(lab: Lab) -> set[tuple[str, str]]:
-    """Every address of the host, with its link."""
+    """Return every address of the host, with its link."""
     return {(str(link["ifname"]), str(each["local"])) for link in ip(lab, "address") for each in link["addr_info"]}
 
 
 def mtus(lab: Lab) -> set[int]:
-    """The MTUs of the cloud's links."""
+    """Return the MTUs of the cloud's links."""
     names = {nic.name for nic in lab.nics}
     return {int(link["mtu"]) for link in ip(lab, "link") if link["ifname"] in names}

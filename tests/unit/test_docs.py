@@ -1,4 +1,4 @@
-"""What the pages for operators name exists, and what they have one copy is valid."""
+"""The pages for operators: every name in them exists, and every file to copy is valid."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from cloud_network.fetcher import config
 
 from tests.lab.lab import CHECKOUT
 
-PAGES = [*sorted((CHECKOUT / "docs").glob("*.md")), CHECKOUT / "README.md", CHECKOUT / "SECURITY.md"]
+PAGES = [
+    *sorted((CHECKOUT / "docs").glob("*.md")),
+    *(CHECKOUT / f"{name}.md" for name in ("README", "SECURITY", "CONTRIBUTING")),
+]
 TESTS = "\n".join(path.read_text() for path in (CHECKOUT / "tests").rglob("*.py"))
 
 
 def blocks(page: Path) -> list[str]:
-    """Indented ones, without their indentation."""
+    """Return the indented blocks, without their indentation."""
     found = re.findall(r"(?:^ {4}.*\n|^\n(?= {4}))+", page.read_text(), re.MULTILINE)
     return [dedent(each).strip("\n") + "\n" for each in found]
 
@@ -32,7 +35,7 @@ def block(page: str, start: str) -> str:
 
 
 def cnctl_commands() -> Iterator[str]:
-    """What the pages have people type, one of each alternative."""
+    """Yield the cnctl commands in the pages, one for each alternative."""
     for page in PAGES:
         text = page.read_text()
         lines = [line for each in blocks(page) for line in each.splitlines()]
@@ -45,13 +48,37 @@ def cnctl_commands() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("command", sorted({each for each in cnctl_commands() if "…" not in each}))
-def test_a_cnctl_command_is_one(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(main, "execute", lambda *_: None)  # parse it, and do nothing
+def test_cnctl_commands_are_valid(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main, "execute", lambda *_: None)  # parse only
     words = shlex.split(command)[1:]
     for number in range(max(word.count("|") for word in [*words, ""]) + 1):
         chosen = [(word.split("|") * 9)[number] if "|" in word else word for word in words]
         if chosen != ["--json"]:
             main.cli.main(chosen, standalone_mode=False)
+
+
+def commands(page: Path, program: str) -> Iterator[str]:
+    """Yield the rest of each line or code span that runs the program."""
+    text = page.read_text()
+    lines = [line.removeprefix("sudo ") for each in blocks(page) for line in each.splitlines()]
+    lines += [span.removeprefix("sudo ") for span in re.findall(r"`([^`\n]+)`", text)]
+    yield from (line.removeprefix(f"{program} ") for line in lines if line.startswith(f"{program} "))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.name))
+def test_commands_name_existing_targets_modules_and_options(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (CHECKOUT / "Makefile").read_text(), re.MULTILINE))
+    assert {line.split()[0] for line in commands(page, "make")} <= targets
+    for program in (".venv/bin/python", "python"):
+        for line in commands(page, program):
+            module = re.match(r"-m ([\w.]+)", line)
+            if module and module[1] != "pytest":
+                path = CHECKOUT / module[1].replace(".", "/")
+                assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), line
+    for name in ("fetcher", "netagent"):
+        known = (CHECKOUT / name / "__main__.py").read_text()
+        for line in commands(page, f"cloud-network-{name}"):
+            assert all(f'"{option}"' in known for option in re.findall(r"--[a-z-]+", line)), line
 
 
 def test_units_tests_and_keys_are_there() -> None:
@@ -68,7 +95,7 @@ def test_units_tests_and_keys_are_there() -> None:
             assert f'"{key}": ' in (CHECKOUT / "fetcher/config.py").read_text(), (page, section, key)
 
 
-def test_the_configuration_that_cloud_init_writes_is_one(tmp_path: Path) -> None:
+def test_cloud_init_configuration_is_valid(tmp_path: Path) -> None:
     data = block("operations.md", "#cloud-config\n")
     content = dedent(data.partition("content: |\n")[2].partition("runcmd:")[0])
     path = tmp_path / "cloud-network.toml"
@@ -91,9 +118,7 @@ def test_prometheus_takes_its_configuration(tmp_path: Path) -> None:
         ("operations.md", "- hosts: cloud\n", ["ansible-playbook", "--syntax-check", "-i", "localhost,"]),
     ],
 )
-def test_what_a_fleet_is_given_is_valid_where_its_program_is_here(
-    tmp_path: Path, page: str, start: str, program: list[str]
-) -> None:
+def test_fleet_examples_are_valid(tmp_path: Path, page: str, start: str, program: list[str]) -> None:
     if not shutil.which(program[0]):
         pytest.skip(f"not here: {program[0]}")
     path = tmp_path / "copy.yml"

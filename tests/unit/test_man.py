@@ -1,4 +1,4 @@
-"""The man pages: made from the code, they name every command, option and key, and are roff that tools accept."""
+"""The man pages: they name every command, option and key, and are valid roff."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plain(page: Path) -> str:
-    """The page's text without roff: fonts, escapes and macros."""
+    """Return the page's text without roff's fonts, escapes and macros."""
     text = re.sub(r"\\f[BIR]|\\&", "", page.read_text()).replace(r"\-", "-").replace(r"\e", "\\")
     return re.sub(r"^\.(SS|SH|TP|BR) ?", "", text, flags=re.MULTILINE)
 
@@ -57,10 +57,10 @@ def test_every_key_is_in_the_toml_page_with_what_is_accepted(pages: Path) -> Non
             assert f"Accepted: {meaning.accepted}. Default: " in text, key
 
 
-def test_no_word_is_left_over() -> None:
-    """words.py explains the keys that there are, and no other."""
-    said = (MAKER / "words.py").read_text().split("ENVIRONMENT")[0]
-    assert set(re.findall(r'^    "([A-Za-z]+)":', said, re.MULTILINE)) == {
+def test_words_have_only_existing_keys() -> None:
+    """words.py documents exactly the existing keys."""
+    text = (MAKER / "words.py").read_text().split("ENVIRONMENT")[0]
+    assert set(re.findall(r'^    "([A-Za-z]+)":', text, re.MULTILINE)) == {
         key for keys in KEYS.values() for key in keys
     }
 
@@ -78,7 +78,7 @@ def test_mandoc_accepts_the_page(pages: Path, page: str) -> None:
     assert (ended.returncode, ended.stdout) == (0, "")
 
 
-def test_the_same_source_makes_the_same_bytes(tmp_path: Path) -> None:
+def test_pages_are_reproducible(tmp_path: Path) -> None:
     for name in ("one", "two"):
         subprocess.run(
             [sys.executable, str(MAKER), str(tmp_path / name)], check=True, timeout=60, env={"SOURCE_DATE_EPOCH": "0"}

@@ -1,4 +1,4 @@
-"""docs/performance.md says what bench/results.json has, and shows the plots that there are."""
+"""docs/performance.md has the figures of bench/results.json, and shows the existing plots."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from bench.page import PAGE, render
 RESULTS = Path(__file__).parents[2] / "bench" / "results.json"
 
 
-def test_the_figures_of_the_page_are_those_that_were_measured() -> None:
+def test_page_has_the_measured_figures() -> None:
     page = PAGE.read_text()
-    assert render(page, json.loads(RESULTS.read_text())) == page, "python -m bench.page writes them anew"
+    assert render(page, json.loads(RESULTS.read_text())) == page, "run: python -m bench.page"
 
 
 def test_another_figure_is_another_page() -> None:
@@ -26,13 +26,13 @@ def test_another_figure_is_another_page() -> None:
     assert render(PAGE.read_text(), results) != PAGE.read_text()
 
 
-def test_there_is_every_plot_that_it_shows() -> None:
+def test_every_shown_plot_exists() -> None:
     shown = re.findall(r"!\[.*?\]\((.*?)\)", PAGE.read_text())
     assert shown
     assert [name for name in shown if not (PAGE.parent / name).exists()] == []
 
 
-def test_a_block_of_figures_is_replaced_and_what_people_wrote_stays() -> None:
+def test_figures_are_replaced_and_the_text_stays() -> None:
     figure = {
         "name": "4 × 15: drift",
         "unit": "ms",
@@ -51,19 +51,19 @@ def test_a_block_of_figures_is_replaced_and_what_people_wrote_stays() -> None:
     )
 
 
-def test_what_was_not_measured_is_told_so_and_a_kind_that_is_none_is_refused() -> None:
+def test_missing_part_is_marked_and_unknown_kind_is_refused() -> None:
     assert "Not measured" in render("<!-- bench: table drift -->\n<!-- end -->\n", {})
     with pytest.raises(ValueError, match="kind 'tabel'"):
         render("<!-- bench: tabel drift -->\n<!-- end -->\n", {})
 
 
-def test_a_target_is_missed_above_its_bound_alone() -> None:
+def test_target_is_missed_only_above_its_bound() -> None:
     at = Figure("a", "ms", 200.0, 1, 300, 5, 200.0)
     above = Figure("a", "ms", 200.1, 1, 300, 5, 200.0)
     assert (at.missed, above.missed, Figure("a", "ms", 1e9, 1, 2, 5).missed) == (False, True, False)
 
 
-def test_each_part_says_of_which_run_it_is() -> None:
+def test_each_part_names_its_run() -> None:
     run = {"date": "2026-01-02", "seconds": 9, "processors": 2, "processor": "P", "kernel": "6.1", "python": "3.11"}
     page = "<!-- bench: runs -->\n<!-- end -->\n"
     found = render(

@@ -1,4 +1,4 @@
-"""`cnctl doctor ADDRESS:PORT`: the NAT rules of programs, as iptables-save and nft print them."""
+"""`cnctl doctor ADDRESS:PORT`: NAT rules of other programs, as printed by iptables-save and nft."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from tests.lab import Lab, Spec
 
 from .checks import Checks, Endings, reachable
 from .conftest import Packages, require
-from .container import Container
+from .container import CONFIG, Container
 from .guest import SERVICES, Guest
 from .image import debian
 
@@ -74,3 +74,18 @@ class TestNoCloud:
         assert (
             guest.run("systemctl", "is-enabled", "cloud-network-wait-online.service", check=False).strip() == "disabled"
         )
+
+
+class TestReversePath:
+    """ProcSubset=pid hides /proc/sys; the unit shows the fetcher the reverse path filter's part of it."""
+
+    def test_the_strict_filter_is_seen_and_named(self, guest: Guest) -> None:
+        guest.wait_for(lambda: reachable(guest), message="all addresses")
+        name = guest.lab.nics[1].name
+        guest.lab.run(["sysctl", "-qw", f"net.ipv4.conf.{name}.rp_filter=1"])
+        with guest.configured(CONFIG.replace("[Netagent]", 'ForwardedReplies = "mark"\n[Netagent]')):
+            named = f"{name}: rp_filter=1 drops what this host forwards"
+            guest.wait_for(lambda: named in guest.run("cnctl", "--json", "status", check=False), message=named)
+            guest.lab.run(["sysctl", "-qw", "net.ipv4.conf.all.src_valid_mark=1"])
+            guest.run("cnctl", "refresh")
+            assert named not in guest.run("cnctl", "--json", "status")

@@ -7,8 +7,9 @@ tests/unittests/sources/test_digitalocean.py. The page shows the document inside
 anchor address; a reserved IPv6 address is routed to the Droplet untranslated and belongs on its public interface as a
 /128.
 
-The public address is on the interface itself. A link has one default route in its table, by the public gateway, which
-takes the anchor address's replies too; without one, the anchor gateway is the way out.
+The public address and the anchor address are on the same interface. "How to Send Outbound Traffic Over a Reserved IP"
+(.../how-to/outbound-traffic/): packets leave with the reserved address if they go by the anchor gateway. So the anchor
+gateway is the way out for the anchor address, and the public one for all others.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 from cloud_network.fetcher.metadata.base import JsonProvider
 from cloud_network.fetcher.metadata.builder import InstanceBuilder, InterfaceBuilder
 from cloud_network.fetcher.metadata.document import Node, lines_of
-from cloud_network.fetcher.metadata.model import Instance
+from cloud_network.fetcher.metadata.model import Instance, IPAddress
 
 _PATH = "/metadata/v1.json"
 _FACTS = ("droplet_id", "hostname", "region", "tags", "features", "dns", "floating_ip", "reserved_ip")
@@ -66,7 +67,17 @@ def _fill(node: Node, builder: InterfaceBuilder) -> None:
         with builder.part():
             if family := node.find(key):
                 builder.expect(family, "gateway")
-                builder.add_gateway(_gateway(family), version)
+                gateway = _gateway(family)
+                builder.add_gateway(gateway, version)
+                if gateway and key == "anchor_ipv4":
+                    _set_anchor(gateway.address(4), builder)
+
+
+def _set_anchor(gateway: IPAddress, builder: InterfaceBuilder) -> None:
+    """Give the anchor address's subnet, which the gateway lies in, a way out of its own beside the public one."""
+    subnet = next((each for each in builder.subnets if gateway in each), None)
+    if subnet is not None and gateway not in builder.gateways:
+        builder.anchor = subnet, gateway
 
 
 def _gateway(node: Node) -> Node | None:

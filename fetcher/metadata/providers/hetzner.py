@@ -30,15 +30,16 @@ _FACTS = ("instance-id", "hostname", "availability-zone", "region", "public-ipv4
 
 
 class _Loader(yaml.BaseLoader):
-    """Reads every scalar as text, except null, and refuses aliases.
+    """Reads every scalar as text, except null, and an alias as the text `*name`: what needs it is reported.
 
     YAML's types would read the MAC 86:00:00:12:34:56 as a number of base 60. Nested aliases make a small document huge.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Compose the next node, which may not be an alias (called by yaml.load)."""
+        """Compose the next node; an alias is not followed (called by yaml.load)."""
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("has an alias")
+            alias = self.get_event()  # type: ignore[no-untyped-call]  # of PyYAML
+            return yaml.ScalarNode("tag:yaml.org,2002:str", f"*{alias.anchor}", alias.start_mark, alias.end_mark)
         return super().compose_node(parent, index)
 
 

@@ -34,6 +34,11 @@ _NETWORK, _META = "openstack/latest/network_data.json", "openstack/latest/meta_d
 _FACTS = (
     "uuid", "name", "hostname", "availability_zone", "launch_index", "project_id", "devices", "dedicated_cpus",
 )  # fmt: skip
+# Of a plain interface: Nova's LEGACY_EXPOSED_VIF_TYPES and "phy", and those of clouds that cloud-init knows.
+_PLAIN = (
+    "bgpovs", "bridge", "cascading", "dvs", "ethernet", "hw_veb", "hyperv", "None", "ovs", "phy", "tap", "vhostuser",
+    "vif", "",
+)  # fmt: skip
 _MOUNTS = Path("/proc/self/mounts")
 _DRIVES = ("iso9660", "vfat")  # what Nova makes; a user of the host can mount neither, except ...
 _USER_MOUNTS = ("/media/", "/run/media/")  # ... where udisks mounts what is plugged in
@@ -125,7 +130,10 @@ def instance(network: Node, facts: Node | None = None) -> Instance:
 
     def fill(link: Node, interface: InterfaceBuilder, position: int) -> None:
         interface.number = position
-        if _type(link) == "vlan":
+        kind = _type(link)
+        if kind not in (*_PLAIN, "vlan"):
+            interface.notices.append(f"{link.path}.type: {kind!r} is not a known type; it is configured like a NIC")
+        if kind == "vlan":
             interface.number = len(plain) + position
             parent = macs.get(str(link.pick("vlan_link").get("vlan_link")), "")
             interface.vlan = Vlan(link.at("vlan_id").number(1, 4094), parent)

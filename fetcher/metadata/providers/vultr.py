@@ -57,9 +57,12 @@ def _fill(node: Node, builder: InterfaceBuilder, position: int) -> None:
     if node.pick("unconfigured").get("unconfigured") not in (None, False, "false"):
         builder.dhcp = True
         return
+    kind = node.pick("network-type").get("network-type")
+    if kind not in (None, "public", "private"):
+        builder.notices.append(f"{node.path}.network-type: {kind!r} is not a known type; configured like private")
     builder.expect(node, "ipv4", "ipv6")
     builder.expect_no_null(node, "routes")
-    if node.pick("network-type").get("network-type") == "public" and (family := node.pick("ipv4").get("ipv4")):
+    if kind == "public" and (family := node.pick("ipv4").get("ipv4")):
         builder.expect(Node(family, f"{node.path}.ipv4"), "gateway")
     for key, fill in (("ipv4", _fill_ipv4), ("ipv6", _fill_ipv6)):
         with builder.part():

@@ -1,4 +1,4 @@
-"""Metadata servers. The frame (server.py) is common; a provider is one file here and one line below."""
+"""Metadata servers. The server (server.py) is common; a provider is one module here and one line in providers.py."""
 
 from .client import Metadata, Record
 from .providers import PROVIDERS

@@ -3,9 +3,9 @@
 Sources: "Instance metadata" (alibabacloud.com/help/en/ecs/user-guide/view-instance-metadata: normal and security
 hardening mode, tokens of 1 to 21600 seconds, 400, 401 and 403) and "Instance metadata items" (the same guide,
 instance-metadata-items: the tree, and the form of its lists: private-ipv4s is JSON, ipv6s has brackets and no quotes,
-prefixes are bare). How several prefixes are separated is not written there; here it is by lines. A vSwitch's gateway
-is its third address from the end ("VPCs and vSwitches": the first and the last three addresses are reserved), that of
-IPv6 the ninth. There is no device number. What is not there is a 404.
+prefixes are bare). The separator of several prefixes is not documented; here it is a newline. A vSwitch's gateway
+is its third address from the end ("VPCs and vSwitches": the first and the last three addresses are reserved); that of
+IPv6 is the ninth. There is no device number. Absent keys are a 404.
 """
 
 from __future__ import annotations
@@ -169,5 +169,5 @@ def identity(primary: Nic) -> str:
 
 
 def signature(primary: Nic) -> str:
-    """Of the right form; nobody here has Alibaba's key."""
+    """Return a signature of the right form; the lab does not have Alibaba's key."""
     return hashlib.shake_256(identity(primary).encode()).hexdigest(600)

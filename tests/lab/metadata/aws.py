@@ -69,7 +69,7 @@ def ok(text: str, headers: Mapping[str, str] = NO_HEADERS) -> Response:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user can choose for an instance. `v1` is HttpTokens=optional; False is what new images require."""
+    """Options of an instance. `v1` is HttpTokens=optional; False is what new images require."""
 
     v1: bool = True
     role: str | None = "lab-role"
@@ -131,7 +131,7 @@ class Aws(Behaviour[Settings]):
 
 
 def listed(path: str, node: Tree) -> str:
-    """As usual: but the directories at the top have no slash, and keys have their names beside them."""
+    """Return a directory listing. Directories at the top have no slash, and keys are listed with their names."""
     match path.strip("/").split("/"):
         case [_]:
             return "\n".join(sorted(node))
@@ -141,7 +141,7 @@ def listed(path: str, node: Tree) -> str:
 
 
 def tree(nics: Sequence[Nic], settings: Settings) -> Tree:
-    """Everything below a version. A key exists only where EC2 has it: empty text is left out, and is a 404."""
+    """Return everything below a version. A key exists only if EC2 has it: empty text is left out, and is a 404."""
     primary = nics[0]
     document = identity(primary)
     whole: Tree = {
@@ -163,7 +163,7 @@ def tree(nics: Sequence[Nic], settings: Settings) -> Tree:
             "instance-life-cycle": "on-demand",
             "instance-type": TYPE,
             "local-hostname": hostname(primary),
-            "local-ipv4": primary.addresses[0],
+            "local-ipv4": next(iter(primary.addresses), ""),
             "mac": primary.mac,
             "metrics": {"vhostmd": '<?xml version="1.0" encoding="UTF-8"?>'},
             "network": {"interfaces": {"macs": {nic.mac: interface(nic) for nic in nics}}},
@@ -205,7 +205,7 @@ def interface(nic: Nic) -> Tree:
         "security-group-ids": identifier("sg", "lab"),
         "security-groups": "lab",
         "subnet-id": identifier("subnet", nic.subnet),
-        "subnet-ipv4-cidr-block": nic.subnet,
+        "subnet-ipv4-cidr-block": nic.subnet if nic.addresses or not nic.ipv6 else "",  # "" in an IPv6-only subnet
         "subnet-ipv6-cidr-blocks": nic.subnet6,
         "vpc-id": identifier("vpc", VPC),
         "vpc-ipv4-cidr-block": VPC,
@@ -243,7 +243,7 @@ def own_identity() -> Tree:
 
 
 def credentials() -> str:
-    """Not real, but recognisable: a test looks for SECRET in whatever must not have it."""
+    """Return fake credentials; they contain SECRET, which tests search for in outputs that must not have it."""
     return json.dumps(
         {
             "Code": "Success",
@@ -273,7 +273,7 @@ def identity(primary: Nic) -> str:
             "instanceType": TYPE,
             "kernelId": None,
             "pendingTime": STARTED,
-            "privateIp": primary.addresses[0],
+            "privateIp": next(iter(primary.addresses), None),
             "ramdiskId": None,
             "region": REGION,
             "version": "2017-09-30",
@@ -283,7 +283,7 @@ def identity(primary: Nic) -> str:
 
 
 def signatures(document: str) -> dict[str, str]:
-    """Of the right form and length; nobody here has Amazon's key. Lines as base64(1) makes them, no newline last."""
+    """Return signatures of the right form and length, in lines as base64(1) makes them; the key is not Amazon's."""
 
     def lines(kind: str, length: int) -> str:
         noise = hashlib.shake_256(f"{kind} {document}".encode()).digest(length)

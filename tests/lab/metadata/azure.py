@@ -4,8 +4,8 @@ Sources: "Azure Instance Metadata Service" (learn.microsoft.com/azure/virtual-ma
 header, versions, filters by path, `format=text` for leaves, 5 requests a second, attested document, error codes) and
 "Retrieve load balancer information" (learn.microsoft.com/azure/load-balancer/instance-metadata-service-load-balancer),
 for public addresses of the Standard SKU, which are not in the instance's. MAC addresses have no separators; values are
-text, and what doesn't apply is empty. The asset tag is Azure's on every host (cloud-init, sources/azure/identity.py).
-IPv6 has addresses only, no subnet: the router (fe80::1234:5678:9abc) says the rest, and no prefix is on link.
+text, and inapplicable ones are empty. The asset tag is Azure's on every host (cloud-init, sources/azure/identity.py).
+IPv6 has addresses only, no subnet: the router (fe80::1234:5678:9abc) advertises the rest, and no prefix is on link.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SERVER = {"Server": "IMDS/150.870.65.1854"}
 
 @dataclass(frozen=True)
 class Settings:
-    """`standard`: public addresses are of the Standard SKU. `per_second`: more requests than that are a 429."""
+    """`standard`: public addresses are of the Standard SKU. `per_second`: more requests than that get a 429."""
 
     versions: tuple[str, ...] = VERSIONS
     standard: bool = False
@@ -114,7 +114,7 @@ def duplicates(query: str) -> bool:
 
 
 def filtered(document: object, names: list[str], request: Request) -> Response:
-    """The part that the path names. A leaf is text, and has to be asked for as such."""
+    """Return the part that the path names. A leaf is text, and must be requested as text."""
     text = request.parameters.get("format") == "text"
     try:
         found = pick(document, [name for name in names if name])
@@ -178,7 +178,7 @@ def compute(user_data: str) -> dict[str, Any]:
 
 
 def signature(request: Request) -> str:
-    """Of the right form; nobody here has Microsoft's key. Another one for every nonce."""
+    """Return a signature of the right form, different for every nonce; the lab does not have Microsoft's key."""
     noise = hashlib.shake_256(f"{VM} {request.parameters.get('nonce', '')}".encode()).digest(2300)
     return b64encode(noise).decode()
 

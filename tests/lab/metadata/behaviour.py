@@ -1,4 +1,4 @@
-"""What the clouds' behaviours share: state, tokens, answers in JSON, and trees of text."""
+"""Base class of the emulated clouds: state, tokens, answers in JSON, and trees of text."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from .frame import NO_HEADERS, Headers, Response, Tree
 Dmi = Mapping[str, tuple[str, int]]
 
 LONGEST = 21600
-"""Seconds: six hours, for a token of AWS, Alibaba and others alike."""
+"""Lifetime in seconds: six hours, for a token of AWS, Alibaba and others."""
 
 
 @dataclass(frozen=True)
 class NoSettings:
-    """A cloud without anything to choose."""
+    """A cloud without options."""
 
 
 S = TypeVar("S")
 
 
 class Behaviour(Generic[S]):
-    """A provider (frame.py) but for `answer`: the interfaces and the settings as they are now."""
+    """A provider (frame.py) without `answer`: the present interfaces and settings."""
 
     dmi: ClassVar[Dmi]
     convention: ClassVar[Convention] = Convention()
@@ -38,7 +38,7 @@ class Behaviour(Generic[S]):
     def __init__(self, settings: S) -> None:
         self.settings = settings
         self.recorded: Any = None
-        """A document of `documents/` that is served in place of what the interfaces make."""
+        """A document from `documents/` that is served instead of one made from the interfaces."""
         self.nics: Sequence[Nic] = ()
         self.tokens = Tokens()
 
@@ -46,7 +46,7 @@ class Behaviour(Generic[S]):
         self.nics, self.recorded = nics, None
 
     def record(self, document: Any) -> None:
-        """Serve this document from now on. Each cloud's module says what it holds."""
+        """Serve this document from now on. Each cloud's module documents its content."""
         self.recorded = document
 
     def configure(self, **settings: object) -> None:
@@ -57,7 +57,7 @@ class Behaviour(Generic[S]):
 
 
 class Tokens:
-    """What was handed out, and until when."""
+    """Granted tokens and their expiry times."""
 
     def __init__(self) -> None:
         self._ends: dict[str, float] = {}
@@ -68,7 +68,7 @@ class Tokens:
         return token
 
     def left(self, token: str) -> float:
-        """Seconds; not more than 0 when it isn't valid (any more)."""
+        """Return the seconds until a token expires; 0 or less if it is invalid."""
         return self._ends.get(token, 0) - time.monotonic()
 
     def expire(self) -> None:
@@ -76,25 +76,28 @@ class Tokens:
 
 
 def lifetime(text: str | None) -> int | None:
-    """The seconds that a request for a token names, where they are allowed."""
+    """Return the requested lifetime of a token in seconds; None if it is not allowed."""
     valid = text is not None and text.isascii() and text.isdigit() and 1 <= int(text) <= LONGEST
     return int(text) if text is not None and valid else None
 
 
 def dmi(**entries: str) -> Dmi:
-    """Modes as drivers/firmware/dmi-id.c has them: serial numbers and the UUID are for root only."""
+    """Return firmware files.
+
+    Modes are those of drivers/firmware/dmi-id.c: only root can read serial numbers and the UUID.
+    """
     return {
         name: (text, 0o400 if name.endswith(("_serial", "_uuid")) else 0o444) for name, text in sorted(entries.items())
     }
 
 
 def answer(value: object, headers: Headers = NO_HEADERS, status: int = 200) -> Response:
-    """In JSON."""
+    """Return a response in JSON."""
     return Response(status, json.dumps(value, indent=2).encode(), headers, "application/json")
 
 
 def pick(value: object, names: Sequence[str]) -> object:
-    """The part of a document that a path names, indices included; LookupError when there is none."""
+    """Return the part of a document that a path names, indices included; LookupError if there is none."""
     for name in names:
         if isinstance(value, list) and name.isascii() and name.isdigit():
             value = value[int(name)]
@@ -106,13 +109,13 @@ def pick(value: object, names: Sequence[str]) -> object:
 
 
 def pruned(node: Tree) -> Tree:
-    """Without empty text and empty directories: where a cloud has nothing to say, it has no key."""
+    """Return the tree without empty text and empty directories: the cloud omits such keys."""
     parts = ((name, pruned(below) if isinstance(below, dict) else below) for name, below in node.items())
     return {name: below for name, below in parts if below}
 
 
 def find(tree: Tree, path: str) -> str | Tree | None:
-    """What is at `path` of a tree of text: a leaf, a directory (a slash at the end is allowed), or nothing."""
+    """Return the node at `path` of a tree of text: a leaf, or a directory (with or without slash); None if absent."""
     node: str | Tree = tree
     for name in filter(None, path.split("/")):
         below = node.get(name) if isinstance(node, dict) else None
@@ -123,5 +126,5 @@ def find(tree: Tree, path: str) -> str | Tree | None:
 
 
 def listing(node: Tree) -> str:
-    """One name a line, sorted, directories with a slash."""
+    """Return a listing: one name per line, sorted, directories with a slash."""
     return "\n".join(f"{name}/" if isinstance(below, dict) else name for name, below in sorted(node.items()))

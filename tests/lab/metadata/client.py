@@ -1,4 +1,4 @@
-"""The lab's hand on a running metadata server: one line of JSON over a Unix socket, one line back."""
+"""Client for the control socket of a running metadata server: one line of JSON per request, one per answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..nic import Nic
 
 @dataclass(frozen=True)
 class Record:
-    """A request that was dealt with. `status` is 0 when nothing was answered."""
+    """A processed request. `status` is 0 if nothing was answered."""
 
     at: float
     connection: int
@@ -29,11 +29,11 @@ class Metadata:
         self._path = path
 
     def load(self, nics: Sequence[Nic]) -> None:
-        """The instance's interfaces as the cloud has them now."""
+        """Set the instance's interfaces as the cloud has them now."""
         self._ask("load", nics=[asdict(nic) for nic in nics])
 
     def configure(self, **settings: object) -> None:
-        """The provider's settings (metadata/<provider>.py), or for any `keep_alive=False`, `listen=(address, …)`."""
+        """Change the provider's settings (metadata/<provider>.py), or `keep_alive=False`, `listen=(address, …)`."""
         self._ask("configure", settings=settings)
 
     def expire_tokens(self) -> None:
@@ -50,7 +50,7 @@ class Metadata:
         retry_after: int | None = None,
         interval: float = 0.2,
     ) -> None:
-        """From now on: see faults.py for the kinds."""
+        """Start a fault: see faults.py for the kinds."""
         self._ask(
             "fail",
             fault={
@@ -65,30 +65,30 @@ class Metadata:
         )
 
     def content(self, path: str, *bodies: str, times: int | None = None) -> None:
-        """Other bodies for `path`, the first on the first read, and so on; the last stays."""
+        """Serve other bodies for `path`, the first on the first read, and so on; the last one stays."""
         self._ask("fail", fault={"kind": "content", "path": path, "bodies": bodies, "times": times})
 
     def clear(self) -> None:
-        """No more faults; what was kept waiting is let go without an answer."""
+        """End all faults; requests that were kept waiting end without an answer."""
         self._ask("clear")
 
     def requests(self) -> list[Record]:
-        """Since the last `reset`."""
+        """Return the requests since the last `reset`."""
         return [Record(**record) for record in json.loads(self._ask("requests"))]
 
     def paths(self) -> list[str]:
         return [record.path for record in self.requests()]
 
     def connections(self) -> int:
-        """TCP connections accepted since the last `reset`."""
+        """Return the number of TCP connections accepted since the last `reset`."""
         return int(self._ask("connections"))
 
     def waiting(self) -> int:
-        """Requests that are kept until something changes (long polls)."""
+        """Return the number of requests that wait for a change (long polls)."""
         return int(self._ask("waiting"))
 
     def reset(self) -> None:
-        """Forget requests and connections (not faults)."""
+        """Forget requests and connections, but not faults."""
         self._ask("reset")
 
     def _ask(self, what: str, **arguments: object) -> str:
@@ -100,9 +100,9 @@ class Metadata:
             raise ValueError(answer["error"])
         return json.dumps(answer["value"])
 
-    def _connect(self, patience: float = 10) -> socket.socket:
-        """The server may still be starting."""
-        end = time.monotonic() + patience
+    def _connect(self, timeout: float = 10) -> socket.socket:
+        """Connect to the server, which may still be starting."""
+        end = time.monotonic() + timeout
         while True:
             control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:

@@ -4,7 +4,7 @@ Sources: "Droplet Properties" and "Network Interfaces" (docs.digitalocean.com/re
 is everything at once; an index without its slash is a 301) and "How to Manually Enable Reserved IPs" for the anchor
 address, a second IPv4 address of the public interface to which a reserved address is translated. A Droplet has one
 public address, and at most one interface in a VPC with one address; all is configured by cloud-init, statically. The
-reference gives the private interface a gateway; captures of today have 0.0.0.0 there (setting `vpc_gateway`).
+reference gives the private interface a gateway; recent captures have 0.0.0.0 there (setting `vpc_gateway`).
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def public(nic: Nic) -> dict[str, Any]:
 
 
 def tree(document: dict[str, Any]) -> Tree:
-    """The same as text: other names for some of it, and a number for every interface."""
+    """Return the same as text: some names differ, and every interface has a number."""
     names = {"droplet_id": "id", "user_data": "user-data", "vendor_data": "vendor-data", "public_keys": "public-keys"}
     found: Tree = {}
     for name, value in document.items():

@@ -1,15 +1,15 @@
-"""How a metadata server fails: each kind here has been seen in the field.
+"""Faults of a metadata server. Each kind was observed in the field.
 
 timeout     the request is read and never answered          status     an error page, e.g. 429 with Retry-After
-refuse      nobody listens (the whole server)               html       a portal's or proxy's page, with status 200
+refuse      nothing listens (the whole server)              html       a portal's or proxy's page, with status 200
 reset       the connection is reset instead of answered     truncated  Content-Length promises more than is sent
 short       well-formed, but only the first half            empty      200 with no body
 drip        a byte now and then                             content    other bodies than the true one, in turn
 late        the true answer, after `interval` seconds
 
-A fault holds for requests whose method and path match (shell patterns; the path with or without its query), `times`
-times or until cleared; of several the newest that matches wins. `content` needs the same authentication as the true
-answer; the others come before it.
+A fault applies to requests whose method and path match (shell patterns; the path with or without its query), `times`
+times or until cleared. If several match, the newest one applies. `content` needs the same authentication as the true
+answer; the others are checked before it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Fault:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"no fault {self.kind!r}; there are {', '.join(KINDS)}")
+            raise ValueError(f"unknown fault {self.kind!r}; accepted: {', '.join(KINDS)}")
 
     def applies(self, request: Request) -> bool:
         asked = (request.path, f"{request.path}?{request.query}")
@@ -51,7 +51,7 @@ class Fault:
             self.times -= 1
 
     def alter(self, true: Response) -> Response:
-        """The answer that is sent instead of the true one. How it is sent is the server's part."""
+        """Return the answer to send instead of the true one. The server decides how it is sent."""
         match self.kind:
             case "status":
                 wait = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
@@ -67,7 +67,7 @@ class Fault:
         return true
 
     def _next_body(self) -> bytes:
-        """Each once, and the last for ever: a tree that changes between two reads of one leaf."""
+        """Return each body once, then the last one for ever: a tree that changes between two reads of one leaf."""
         first, *rest = self.bodies
         if rest:
             self.bodies = rest

@@ -1,4 +1,4 @@
-"""What a provider has to be, and the few words of HTTP that it speaks in."""
+"""The protocol of a provider, and its HTTP requests and responses."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Request:
     query: str = ""
     body: bytes = b""
     waited: bool = False
-    """Asked again because the time that the provider wanted to wait is over."""
+    """True on the second call, after the time that the provider wanted to wait."""
 
     @property
     def parameters(self) -> Mapping[str, str]:
-        """The query's, the last of each name."""
+        """Return the query's parameters, the last of each name."""
         return dict(parse_qsl(self.query, keep_blank_values=True))
 
 
@@ -44,32 +44,32 @@ class Response:
 
 @dataclass(frozen=True)
 class Wait:
-    """Instead of a response: ask `again` at the next change, or after so many seconds with `waited`."""
+    """Returned instead of a response: call `again` at the next change, or after so many seconds with `waited`."""
 
     seconds: float
     again: Request
 
 
 class Provider(Protocol):
-    """One cloud's metadata: a pure function of the interfaces, the settings, and the tokens it gave out."""
+    """One cloud's metadata: a pure function of the interfaces, the settings, and the granted tokens."""
 
     dmi: ClassVar[Mapping[str, tuple[str, int]]]
     """/sys/class/dmi/id on this cloud: file name → (content, mode)."""
 
     convention: ClassVar[Convention]
-    """Where its server listens, and how its network treats an instance."""
+    """The addresses of the server, and the properties of the network."""
 
     def load(self, nics: Sequence[Nic]) -> None:
-        """From now on these are the instance's interfaces."""
+        """Set the interfaces of the instance."""
 
     def record(self, document: Any) -> None:
-        """From now on this is what the cloud says, whatever the interfaces are."""
+        """Set a fixed document, independent of the interfaces."""
 
     def configure(self, **settings: object) -> None:
         """Change settings by name; an unknown one is a TypeError."""
 
     def expire_tokens(self) -> None:
-        """Whatever was handed out to authenticate requests is void."""
+        """Revoke all tokens."""
 
     def answer(self, request: Request) -> Response | Wait:
         """Answer one request."""

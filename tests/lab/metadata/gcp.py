@@ -41,7 +41,7 @@ ROOT = "/computeMetadata/v1"
 
 @dataclass(frozen=True)
 class Settings:
-    """`flavor` False: an answer without Metadata-Flavor, as whatever isn't Google's would give."""
+    """`flavor` False: an answer without Metadata-Flavor, as from a server that is not Google's."""
 
     flavor: bool = True
     target_instance: bool = False
@@ -170,7 +170,7 @@ def reply(body: str, headers: Headers = NO_HEADERS, status: int = 200, kind: str
 
 
 def camel(name: str, above: list[str]) -> str:
-    """`ip-aliases` is ipAliases; but what a user named stays as it is."""
+    """Return the key in camel case (`ip-aliases` is ipAliases); names from a user stay unchanged."""
     return name if "attributes" in above else re.sub(r"-(\w)", lambda match: match.group(1).upper(), name)
 
 
@@ -179,7 +179,7 @@ def dashed(name: str) -> str:
 
 
 def text(value: object) -> str:
-    """A listing, the values of a list one a line, or a value."""
+    """Return a listing, the values of a list one per line, or a value."""
     if isinstance(value, dict):
         return "".join(f"{dashed(k)}{'/' if isinstance(v, dict | list) else ''}\n" for k, v in value.items())
     if isinstance(value, list):

@@ -71,7 +71,7 @@ class Hetzner(Behaviour[Settings]):
         return Response(404, b"not found")
 
     def _recorded(self, path: str) -> Response:
-        """Of {"metadata": its lines, "private-networks": its lines}."""
+        """Serve parts of {"metadata": its lines, "private-networks": its lines}."""
         name = path.removeprefix(ROOT).strip("/") or "metadata"
         if name == "instance-id":
             return reply("42")
@@ -120,7 +120,7 @@ def reply(text: str) -> Response:
 
 
 def yaml(value: Any, indent: str = "") -> str:
-    """In blocks, but for lists of plain values inside of a mapping, which are in brackets as in the reference."""
+    """Return YAML in block style, except lists of plain values inside a mapping, which are in brackets."""
     if isinstance(value, dict):
         return "".join(f"{indent}{key}:{below(item, indent)}" for key, item in value.items())
     if isinstance(value, list):

@@ -1,11 +1,11 @@
 """IBM Cloud's VPC metadata service.
 
 Source: "Use the instance metadata service" (cloud.ibm.com/docs/vpc?topic=vpc-imd-get-metadata: a token by PUT with
-`Metadata-Flavor: ibm`, for 5 to 3600 seconds and 300 unless told; `version` and `Authorization: Bearer` on every
+`Metadata-Flavor: ibm`, for 5 to 3600 seconds, 300 by default; `version` and `Authorization: Bearer` on every
 request; the instance, its network interfaces and attachments, keys, initialization), "VPC Metadata API change log" for
 virtual network interfaces. Secondary addresses are in a virtual network interface's `ips`; `mac_address` there is the
-VPC API's key, which no page says for sure of the metadata: `macs` False leaves it out. No answer has a prefix length.
-The firmware's strings are as public detectors read them: no page has them.
+VPC API's key; no page confirms that the metadata has it: `macs` False leaves it out. No answer has a prefix length.
+The firmware's strings are those that public detectors read: no page has them.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Ibm(Behaviour[Settings]):
         return granted("lab-SECRET-iam-token", LONGEST)
 
     def _documents(self) -> dict[str, Any]:
-        """By path below /metadata/v1/."""
+        """Return the documents by path below /metadata/v1/."""
         interfaces = [interface(nic) for nic in self.nics]
         attachments = [attachment(nic) for nic in self.nics]
         virtual = [self._virtual(nic) for nic in self.nics]

@@ -1,4 +1,4 @@
-"""The metadata server in this process, on a port of loopback: for tests without a lab."""
+"""The metadata server in this process, on a port of loopback, for tests without a lab."""
 
 from __future__ import annotations
 

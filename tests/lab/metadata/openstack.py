@@ -28,7 +28,7 @@ KEY = f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEx{'A' * 42} lab-key"
 
 @dataclass(frozen=True)
 class Settings:
-    """`dhcp`: the networks say that DHCP has the addresses. `links`: what the last interface is: ovs, vlan or bond.
+    """`dhcp`: the networks leave the addresses to DHCP. `links`: the type of the last interface: ovs, vlan or bond.
 
     `routes`: the subnets' host routes, (network, gateway) each; Nova lists them with every address of the subnet.
     """

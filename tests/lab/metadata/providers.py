@@ -1,4 +1,4 @@
-"""Which clouds there are."""
+"""The supported clouds."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
 Sources: "How to use Instance metadata" (scaleway.com/en/docs/instances: 169.254.42.42 and fd00:42::42,
 /conf?format=json) and the type of that document in Scaleway's own SDK (scaleway-sdk-go, api/instance/v1,
 instance_metadata_sdk.go: MACAddress, "mac_address", of the server, and one of each private NIC). Public addresses are
-on the first interface: /32 each, with a gateway outside; the first comes by DHCP, the others are for the image to add.
-Of private interfaces there are MAC and network, and no addresses: DHCP has them.
+on the first interface: /32 each, with a gateway outside; DHCP gives the first, the image must add the others.
+Private interfaces have MAC and network, and no addresses: DHCP has them.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def identifier(what: str) -> str:
 
 
 def shell(document: dict[str, Any]) -> Response:
-    """Without `format`, as assignments of a shell: the plain ones of them."""
+    """Return the answer without `format`: assignments for a shell, of plain values only."""
     plain = {name.upper(): value for name, value in document.items() if isinstance(value, str)}
     lines = [*(f"{name}={value}" for name, value in plain.items()), f"PUBLIC_IP={document['public_ip']['address']}"]
     return Response(200, "\n".join(lines).encode())

@@ -1,7 +1,7 @@
-"""The server of every provider: HTTP/1.1 over asyncio, faults, a record of what was asked, a control socket.
+"""The server of every provider: HTTP/1.1 over asyncio, faults, a record of the requests, a control socket.
 
-Written on streams rather than on http.server, because most of its work is to be wrong on purpose: to stop in the
-middle of a body, to reset, to say nothing at all. `python -m tests.lab.metadata PROVIDER CONTROL-SOCKET`.
+It uses streams instead of http.server, because most of its work is to fail on purpose: to stop in the middle of a body,
+to reset, or not to answer at all. `python -m tests.lab.metadata PROVIDER CONTROL-SOCKET`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Server:
             self._listener = await asyncio.start_server(self.client, self.addresses, 80, limit=MAX_HEAD)
 
     def _close(self) -> None:
-        """Nobody listens any more, and what is open is reset."""
+        """Stop listening, and reset open connections."""
         if self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -83,7 +83,7 @@ class Server:
             writer.close()
 
     async def _read(self, reader: asyncio.StreamReader) -> tuple[Request, bool]:
-        """A request, and whether the client wants the connection closed after it."""
+        """Read a request; also return True if the client wants the connection closed after it."""
         head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), IDLE)
         first, *lines = head.decode("latin-1").split("\r\n")
         try:
@@ -121,7 +121,7 @@ class Server:
             raise Hangup
 
     async def _answer(self, request: Request) -> Response:
-        """The provider's answer, when it has one."""
+        """Return the provider's answer, once it has one."""
         end = None
         while isinstance(response := self.provider.answer(request), Wait):
             request = response.again
@@ -136,7 +136,7 @@ class Server:
         return response
 
     def _change(self) -> None:
-        """Wake those who wait; who comes later waits for the next change."""
+        """Wake the waiting requests; later ones wait for the next change."""
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -169,7 +169,7 @@ class Server:
                 await writer.drain()
 
     def _reset(self, writer: asyncio.StreamWriter) -> None:
-        """SO_LINGER with no time: closing sends RST."""
+        """Reset the connection: SO_LINGER with no time makes close send RST."""
         raw = writer.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()

@@ -1,4 +1,4 @@
-"""A state directory as a fetcher would leave it, a real server on it, and cnctl as a user would run it."""
+"""A state directory as a fetcher writes it, a real server that reads it, and cnctl as a user runs it."""
 
 import contextlib
 import fcntl
@@ -48,7 +48,7 @@ SYSTEM: dict[str, Any] = {
 
 
 RUN = "0123456789abcdef"
-"""Id of the fetcher that the tests stand for."""
+"""Run id of the fetcher that the tests emulate."""
 
 
 def now(seconds_ago: float = 0) -> str:
@@ -63,6 +63,7 @@ def address(text: str, *public: str, present: bool = True) -> AddressStatus:
         "public": list(public),
         "present": present,
         "owned": present,
+        "table": None,
     }
 
 
@@ -77,7 +78,7 @@ def link(ifindex: int, name: str, addresses: list[AddressStatus], **changes: Any
         "table": 9999 + ifindex,
         "gateways": [f"10.0.{ifindex - 2}.1"],
         "subnets": [f"10.0.{ifindex - 2}.0/24"],
-        "addresses": addresses,
+        "addresses": [each | {"table": 9999 + ifindex} for each in addresses],
         "ranges": [],
         "desired": 31,
         "actual": 31,
@@ -131,7 +132,7 @@ def two_links() -> Status:
 
 
 def audit_line(seq: int, **changes: Any) -> str:
-    """A line of netagent's audit log."""
+    """Return a line of netagent's audit log."""
     entry = {
         "seq": seq,
         "time": f"2026-01-02T03:04:{seq % 60:02}.123456Z",
@@ -146,7 +147,7 @@ def audit_line(seq: int, **changes: Any) -> str:
 
 @pytest.fixture(scope="session")
 def home() -> Iterator[Path]:
-    """A directory that every user may read (pytest's own are root's alone)."""
+    """A directory that every user can read (only root can read pytest's own)."""
     path = Path(tempfile.mkdtemp(prefix="cloud-network-test-"))
     path.chmod(0o755)
     yield path
@@ -155,7 +156,7 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture
 def state(home: Path) -> Iterator[StateDirectory]:
-    """An empty one, always at the same place: the server of the session sees a fetcher that starts afresh."""
+    """An empty state directory, always at the same path: the server of the session sees a fetcher that starts again."""
     shutil.rmtree(home / "run", ignore_errors=True)
     for log in home.glob("audit.log*"):
         log.unlink()
@@ -218,13 +219,13 @@ class Server:
 
 
 def unprivileged() -> dict[str, Any]:
-    """Popen arguments for a process that has nothing: nobody when we are root, else ourselves."""
+    """Return Popen arguments for an unprivileged process: user nobody if run as root, else the same user."""
     return {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
 
 
 def activated(command: list[str], *listeners: socket.socket, **more: Any) -> subprocess.Popen[bytes]:
-    """Start the command as systemd would: the sockets are descriptors from 3 on, and the environment says so."""
-    moved = [fcntl.fcntl(listener, fcntl.F_DUPFD, 100) for listener in listeners]  # clear of where they go
+    """Start the command as systemd does: the sockets are descriptors from 3 on, and the environment names them."""
+    moved = [fcntl.fcntl(listener, fcntl.F_DUPFD, 100) for listener in listeners]  # above the target descriptors
     script = "".join(f"exec {number}<&{given} && " for number, given in enumerate(moved, 3))
     script += f'LISTEN_PID=$$ LISTEN_FDS={len(listeners)} exec "$@"'
     try:
@@ -236,7 +237,7 @@ def activated(command: list[str], *listeners: socket.socket, **more: Any) -> sub
 
 @pytest.fixture(scope="session")
 def serve(home: Path) -> Iterator[Callable[[], Server]]:
-    """Start servers with the port handed over, so that there is no moment when it does not answer."""
+    """Start servers with the port passed on, so that the port always answers."""
     started: list[Server] = []
 
     def start() -> Server:
@@ -270,7 +271,7 @@ def running(serve: Callable[[], Server]) -> Server:
 
 @pytest.fixture
 def server(filled: StateDirectory, running: Server) -> Server:
-    """The server of the session, on a state directory that has been filled anew."""
+    """The server of the session, on a newly filled state directory."""
     return running
 
 
@@ -296,10 +297,10 @@ class Ended:
 
 @pytest.fixture
 def cnctl(state: StateDirectory, home: Path) -> Callable[..., Ended]:
-    """Run cnctl on `state`; with no server given, on a socket that does not exist."""
+    """Run cnctl on `state`; without a server, on a socket that does not exist."""
 
     def run(*arguments: str, server: Server | None = None, env: dict[str, str] | None = None, **more: Any) -> Ended:
-        path = server.socket if server else home / "nobody.sock"
+        path = server.socket if server else home / "missing.sock"
         command = [str(BIN / "cnctl"), "--socket", str(path), "--state", state.path, *arguments]
         environ = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "NO_COLOR")}
         ended = subprocess.run(

@@ -1,4 +1,4 @@
-"""`cnctl status system` on each cloud: what its payload `one` is shown as on 80 columns, line by line."""
+"""`cnctl status system` on each cloud: the document `one` as shown in 80 columns, line by line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHOWN = Path(__file__).with_name("shown")
 
 
 def system(cloud: str) -> Document:
-    """What the cloud's provider leaves in the file `system`."""
+    """Return the content of the file `system` from the cloud's provider."""
     return dict(settled(provider_of(cloud, document(cloud, "one"))).system)
 
 
@@ -38,7 +38,7 @@ def test_the_facts_of_a_cloud_fit_a_terminal(
 
 
 @pytest.mark.parametrize("cloud", FACTS)
-def test_what_is_not_text_and_what_is_not_there_is_left_out(cloud: str) -> None:
+def test_values_without_text_are_left_out(cloud: str) -> None:
     assert [row for row in rows(cloud, {}) if row[1]] == []
     odd: Document = {path.partition("/")[0]: {"": [None]} for _, *paths in FACTS[cloud] for path in paths}
     assert [row for row in rows(cloud, odd) if row[1]] == []

@@ -1,4 +1,4 @@
-"""cnctl as a user runs it: what it prints, byte for byte, how it ends, and what it never lets through."""
+"""cnctl as a user runs it: its output byte for byte, its exit codes, and the escaping of hostile text."""
 
 import json
 import os
@@ -66,7 +66,7 @@ SHOWN = r"a\x1b[2J\x1b]0;owned\x07\x0ab\x0d\x9b31m\u202e\u2028\ud800\x7f"
 
 
 def on_terminal(*command: str, env: dict[str, str], columns: int = 60) -> tuple[int, bytes]:
-    """Run it with a terminal as standard output; return the exit code and what the terminal got."""
+    """Run it with a terminal as standard output; return the exit code and the output."""
     ours, theirs = pty.openpty()
     environ = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")} | {"TERM": "xterm"} | env
     environ.setdefault("COLUMNS", str(columns))
@@ -76,20 +76,20 @@ def on_terminal(*command: str, env: dict[str, str], columns: int = 60) -> tuple[
     try:
         while chunk := os.read(ours, 65536):
             received += chunk
-    except OSError:  # the other end is closed: Linux says EIO
+    except OSError:  # EIO: the program has exited
         pass
     os.close(ours)
     return process.wait(60), received.replace(b"\r\n", b"\n")
 
 
-# --- what it prints ---
+# --- output ---
 
 
 def test_status_system_is_the_originals_layout(server: Server, cnctl: Cnctl) -> None:
     assert cnctl("status", "system", server=server) == Ended(0, STATUS_SYSTEM, "")
 
 
-def test_status_network_is_the_originals_layout_and_three_lines_more(server: Server, cnctl: Cnctl) -> None:
+def test_status_network_extends_the_originals_layout(server: Server, cnctl: Cnctl) -> None:
     assert cnctl("status", "network", server=server) == Ended(0, STATUS_NETWORK, "")
 
 
@@ -112,7 +112,7 @@ def test_a_link_without_public_addresses_keeps_the_line(server: Server, state: S
     assert "       Public IP:\n" in cnctl("status", "network", server=server).out
 
 
-def test_a_cloud_without_a_table_is_shown_as_it_is_nested(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
+def test_cloud_without_a_table_is_shown_nested(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
     state.write_status(status(provider="newcloud"))
     state.write_system({"id": "1", "zone": {"name": "z", "tags": ["a", "b"]}})
     assert cnctl("status", "system", server=server).out == (
@@ -120,7 +120,7 @@ def test_a_cloud_without_a_table_is_shown_as_it_is_nested(server: Server, state:
     )
 
 
-def test_status_says_in_one_screen_that_all_is_well(server: Server, cnctl: Cnctl) -> None:
+def test_healthy_status_fits_one_screen(server: Server, cnctl: Cnctl) -> None:
     ended = cnctl("status", server=server)
     lines = ended.out.splitlines()
     assert (ended.code, ended.err) == (0, "")
@@ -138,7 +138,7 @@ def test_status_says_in_one_screen_that_all_is_well(server: Server, cnctl: Cnctl
     ]
 
 
-def test_status_says_what_is_wrong(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
+def test_status_lists_problems(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
     drift = [f"ip address add 10.0.1.{n}/32 dev eth1" for n in range(8)]
     state.write_status(
         status(
@@ -192,7 +192,7 @@ def test_status_names_conflicts_first(server: Server, state: StateDirectory, cnc
 
 
 def test_status_names_a_conflict_once(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
-    """The last error of this kind says the same. While all is in place, it is no failed check."""
+    """The last error of this kind has the same text. While everything is in place, the check does not fail."""
     conflict: ConflictStatus = {"object": "ip x", "times": 7, "since": now(60), "next_at": None, "by": None}
     error = {"at": now(), "kind": "conflict", "message": "reverted by another program: ip x"}
     state.write_status(status(state="degraded", last_error=error, conflicts=[conflict]))
@@ -205,7 +205,7 @@ def test_status_names_a_conflict_once(server: Server, state: StateDirectory, cnc
     assert json.loads(cnctl("doctor", "--json", server=server).out)["broken"] is None
 
 
-def test_json_is_what_the_server_has(server: Server, filled: StateDirectory, cnctl: Cnctl) -> None:
+def test_json_equals_the_servers_answer(server: Server, filled: StateDirectory, cnctl: Cnctl) -> None:
     known = filled.read_status()
     assert known
     for where in (["--json", "status"], ["status", "--json"]):
@@ -252,7 +252,7 @@ def test_a_pipe_gets_lines_of_80_columns(server: Server, state: StateDirectory, 
     assert ended.out.count("/24") == 200
 
 
-def test_prefix_of_the_kernel_is_shown_where_it_differs(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
+def test_differing_kernel_prefix_is_shown(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
     addresses = [address(f"10.0.0.{number}") for number in range(4, 8)]
     for entry, length in zip(addresses, (24, 32, 25, None), strict=True):
         entry["kernel_prefix_length"] = length
@@ -317,7 +317,7 @@ def test_metadata_cannot_steer_the_terminal(server: Server, state: StateDirector
             assert SHOWN in text, command
 
 
-def test_an_unusual_terminal_encoding_is_no_error(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
+def test_unusual_terminal_encoding_is_accepted(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
     state.write_system({"ami-id": "é…"})
     ended = cnctl("status", "system", server=server, env={"PYTHONIOENCODING": "ascii"})
     assert ended.code == 0
@@ -325,9 +325,7 @@ def test_an_unusual_terminal_encoding_is_no_error(server: Server, state: StateDi
 
 
 @pytest.mark.parametrize("down", [False, True])
-def test_stale_metadata_is_never_shown_without_a_remark(
-    server: Server, state: StateDirectory, cnctl: Cnctl, down: bool
-) -> None:
+def test_stale_metadata_has_a_note(server: Server, state: StateDirectory, cnctl: Cnctl, down: bool) -> None:
     state.write_system(SYSTEM)
     at = now(5000)
     state.write_status(status(link(2, "eth0", []), fetched_at=at))
@@ -342,7 +340,9 @@ def test_stale_metadata_is_never_shown_without_a_remark(
 
 
 @pytest.mark.parametrize("down", [False, True])
-def test_stopped_fetcher_is_3_and_said_first(server: Server, filled: StateDirectory, cnctl: Cnctl, down: bool) -> None:
+def test_stopped_fetcher_exits_3_and_is_listed_first(
+    server: Server, filled: StateDirectory, cnctl: Cnctl, down: bool
+) -> None:
     Path(filled.lock_path).unlink()
     asked = None if down else server
     ended = cnctl("status", server=asked)
@@ -355,7 +355,7 @@ def test_stopped_fetcher_is_3_and_said_first(server: Server, filled: StateDirect
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [
         ({"run": "fedcba9876543210"}, "fetcher starting"),
         ({"boot_id": "f" * 32}, "state of an earlier boot"),
@@ -363,12 +363,12 @@ def test_stopped_fetcher_is_3_and_said_first(server: Server, filled: StateDirect
     ],
 )
 def test_old_or_unrenewed_state_is_1(
-    server: Server, state: StateDirectory, cnctl: Cnctl, changes: dict[str, Any], said: str
+    server: Server, state: StateDirectory, cnctl: Cnctl, changes: dict[str, Any], expected: str
 ) -> None:
     state.write_status(status(link(2, "eth0", []), **changes))
     for asked in (server, None):
         ended = cnctl("status", server=asked)
-        assert (ended.code, ended.out.startswith(f"{said}: last known: 1 link")) == (1, True)
+        assert (ended.code, ended.out.startswith(f"{expected}: last known: 1 link")) == (1, True)
 
 
 def test_never_read_metadata_is_3_with_the_reason_first(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
@@ -399,7 +399,7 @@ def test_doctor_checks_a_host_on_which_nothing_runs(state: StateDirectory, cnctl
 
 
 def test_a_narrow_terminal_gets_narrow_lines(server: Server, state: StateDirectory) -> None:
-    """Of 50 columns: between words and addresses; what is one word stays whole, to be copied."""
+    """Lines of 50 columns break between words and addresses; a single word stays whole, so that it can be copied."""
     gateways = ["10.0.0.1", "fe80::200:17ff:fe00:1"]
     long = link(2, "eth0", [address(f"2001:db8:0:2::{n:x}") for n in range(16, 26)], gateways=gateways)
     state.write_status(status(long, last_error={"at": now(), "kind": "netagent", "message": "refused " * 20}))
@@ -419,7 +419,7 @@ def test_a_narrow_terminal_gets_narrow_lines(server: Server, state: StateDirecto
 
 
 def test_status_is_one_screen_however_many_links_there_are(server: Server, state: StateDirectory) -> None:
-    """Of 24 lines: what is wrong is shown, and what is right gives way."""
+    """A terminal of 24 lines shows unhealthy links, and leaves out healthy ones."""
     links = [link(n, f"eth{n}", [address(f"10.0.{n}.4")]) for n in range(2, 62)]
     links[50]["state"], links[50]["drift"] = "drift", [f"ip address add 10.0.52.{n}/32 dev eth52" for n in range(9)]
     state.write_status(status(*links, state="degraded"))
@@ -435,7 +435,7 @@ def test_status_is_one_screen_however_many_links_there_are(server: Server, state
     assert sum(" ok " in line for line in ended.stdout.splitlines()) == 59, "a pipe gets all"
 
 
-# --- how it ends ---
+# --- exit codes ---
 
 
 @pytest.mark.parametrize(
@@ -480,7 +480,7 @@ def test_exit_codes_tell_right_from_drift(
         assert cnctl("status", "network", *flag, server=server).code == network
 
 
-def test_with_the_api_down_the_files_are_read_and_that_is_said(filled: StateDirectory, cnctl: Cnctl) -> None:
+def test_files_are_read_with_a_note_if_the_api_is_down(filled: StateDirectory, cnctl: Cnctl) -> None:
     for command, expected in (("system", STATUS_SYSTEM), ("network", STATUS_NETWORK)):
         ended = cnctl("status", command)
         assert (ended.code, ended.out) == (0, expected)
@@ -490,7 +490,7 @@ def test_with_the_api_down_the_files_are_read_and_that_is_said(filled: StateDire
 
 
 @pytest.mark.parametrize(
-    "said",
+    "expected",
     [
         b"",
         b"SSH-2.0-OpenSSH_9.2\r\n",
@@ -501,7 +501,7 @@ def test_with_the_api_down_the_files_are_read_and_that_is_said(filled: StateDire
     ],
 )
 def test_something_else_on_the_socket_is_not_believed(
-    filled: StateDirectory, cnctl: Cnctl, said: bytes, tmp_path: Path
+    filled: StateDirectory, cnctl: Cnctl, expected: bytes, tmp_path: Path
 ) -> None:
     path = tmp_path / "other.sock"
     with socket.socket(socket.AF_UNIX) as listener:
@@ -512,7 +512,7 @@ def test_something_else_on_the_socket_is_not_believed(
             connection, _ = listener.accept()
             with connection:
                 connection.recv(4096)
-                connection.sendall(said)
+                connection.sendall(expected)
 
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
@@ -531,7 +531,7 @@ def test_api_that_never_answers_is_given_up(filled: StateDirectory, cnctl: Cnctl
     assert (ended.code, "does not answer (timed out)" in ended.err) == (0, True)
 
 
-def test_nothing_anywhere_is_3_with_what_to_check(state: StateDirectory, running: Server, cnctl: Cnctl) -> None:
+def test_missing_state_exits_3_with_a_hint(state: StateDirectory, running: Server, cnctl: Cnctl) -> None:
     for server in (None, running):
         for command in (
             ["status"],
@@ -552,7 +552,7 @@ def test_a_broken_file_is_1_and_named(state: StateDirectory, cnctl: Cnctl) -> No
     assert f"{state.status_path}: not JSON" in ended.err
 
 
-def test_a_status_of_another_version_is_said(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
+def test_status_of_another_version_is_reported(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
     state.write_status(status() | {"version": 1})  # type: ignore[typeddict-item]
     for command in ("status", "status network", "status system"):
         ended = cnctl(*command.split(), server=server)
@@ -560,7 +560,7 @@ def test_a_status_of_another_version_is_said(server: Server, state: StateDirecto
         assert "version is 1 and not 2" in ended.err
 
 
-def test_a_closed_pipe_is_no_error(server: Server, cnctl: Cnctl) -> None:
+def test_closed_pipe_is_accepted(server: Server, cnctl: Cnctl) -> None:
     command = f"{BIN}/cnctl --socket {server.socket} status --json | true; exit ${{PIPESTATUS[0]}}"
     ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -573,8 +573,8 @@ def test_version_and_help(cnctl: Cnctl) -> None:
         assert taught in text
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody who may not read what root wrote")
-def test_what_may_not_be_read_names_sudo(filled: StateDirectory, home: Path, cnctl: Cnctl) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run cnctl as another user")
+def test_unreadable_file_names_sudo(filled: StateDirectory, home: Path, cnctl: Cnctl) -> None:
     config, log = home / "private.toml", home / "private.log"
     for file in (config, log, Path(filled.status_path)):
         file.touch()
@@ -605,7 +605,7 @@ def test_bad_configuration_is_78_of_every_program(program: str, home: Path) -> N
 
 
 def test_all_facts_are_aligned_and_lines_become_words(server: Server, filled: StateDirectory, cnctl: Cnctl) -> None:
-    """Colons are in one column, also with keys that are longer than the titles; what is empty is left out."""
+    """Colons are in one column, also with keys longer than the titles; empty values are left out."""
     filled.write_link(
         2, {"mac": "00:0c:29:5f:d1:02", "local-ipv4s": "10.0.0.4\n10.0.0.6", "a-very-long-key/x": 1, "no": ""}
     )

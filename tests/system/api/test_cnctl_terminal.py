@@ -1,4 +1,4 @@
-"""cnctl at a terminal: `--watch`, completion in real shells, and `show project`."""
+"""cnctl on a terminal: `--watch`, completion in real shells, and `show project`."""
 
 import json
 import os
@@ -19,7 +19,7 @@ Cnctl = Callable[..., Ended]
 
 
 class Watching:
-    """cnctl with a terminal (or a pipe) for its output, and what came out so far."""
+    """cnctl with a terminal (or a pipe) as its output, and the output so far."""
 
     def __init__(self, process: subprocess.Popen[bytes], descriptor: int) -> None:
         self.process, self._descriptor = process, descriptor
@@ -75,7 +75,7 @@ def test_watch_without_a_terminal_prints_frames(server: Server, filled: StateDir
         assert b"\x1b" not in seen.received
 
 
-def test_watch_goes_on_when_there_is_nothing_to_be_had(server: Server, filled: StateDirectory) -> None:
+def test_watch_continues_without_a_state(server: Server, filled: StateDirectory) -> None:
     Path(filled.status_path).unlink()
     with watching(server, filled, "status", "--watch", "--interval", "0.1") as seen:
         wait_for(lambda: seen.frames(b"cnctl: ") >= 2)
@@ -84,7 +84,7 @@ def test_watch_goes_on_when_there_is_nothing_to_be_had(server: Server, filled: S
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "x", "nan", "1e9"])
-def test_watch_refuses_what_is_no_time(cnctl: Cnctl, seconds: str) -> None:
+def test_watch_refuses_an_invalid_interval(cnctl: Cnctl, seconds: str) -> None:
     ended = cnctl("status", "--watch", "--interval", seconds)
     assert (ended.code, "Invalid value for '--interval'" in ended.err) == (2, True)
 
@@ -97,14 +97,14 @@ def test_show_project_is_googles(server: Server, state: StateDirectory, cnctl: C
     state.write_status(status())
     state.write_system(SYSTEM)
     ended = cnctl("show", "project", server=server)
-    assert (ended.code, ended.err) == (1, "cnctl: aws has no projects: only Google Cloud does\n")
+    assert (ended.code, ended.err) == (1, "cnctl: aws has no projects: only Google Cloud has them\n")
 
 
 # --- completion ---
 
 
 def completions(shell: str, line: str) -> set[str]:
-    """Return what click's completion offers at the end of the line, as the script of the shell asks for it."""
+    """Return click's completions at the end of the line, as the script of the shell requests them."""
     words = line.split(" ")
     environment = {**os.environ, "_CNCTL_COMPLETE": f"{shell}_complete"}
     position = {"bash": str(len(words) - 1), "zsh": str(len(words) - 1), "fish": words[-1]}[shell]

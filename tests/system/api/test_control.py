@@ -1,4 +1,4 @@
-"""What cnctl asks of the fetcher's control socket, for root alone."""
+"""Requests of cnctl to the fetcher's control socket, which only root may send."""
 
 import json
 import os
@@ -19,7 +19,7 @@ Cnctl = Callable[..., Ended]
 
 @contextmanager
 def fetcher(state: StateDirectory, answer: bytes) -> Iterator[list[Any]]:
-    """A control socket that gives one answer, as bytes, and keeps what it was asked."""
+    """A control socket that gives one answer, as bytes, and stores the request."""
     asked: list[Any] = []
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{state.path}/control.sock")
@@ -28,7 +28,7 @@ def fetcher(state: StateDirectory, answer: bytes) -> Iterator[list[Any]]:
         def serve() -> None:
             try:
                 connection, _ = listener.accept()
-            except OSError:  # nobody came, and the listener is shut down
+            except OSError:  # no client connected, and the listener is shut down
                 return
             with connection:
                 length = int.from_bytes(connection.recv(4), "big")
@@ -49,15 +49,15 @@ def frame(value: Any) -> bytes:
     return len(content).to_bytes(4, "big") + content
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be root, and to be somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run cnctl as root and as another user")
 class TestControl:
-    def test_somebody_else_is_told_why_not_before_anything_is_tried(self, state: StateDirectory, cnctl: Cnctl) -> None:
+    def test_other_users_get_the_reason_first(self, state: StateDirectory, cnctl: Cnctl) -> None:
         with fetcher(state, b"") as asked:
             Path(f"{state.path}/control.sock").chmod(0o777)
             for command in (["show", "credentials"], ["refresh"]):
                 ended = cnctl(*command, **unprivileged())
                 assert (ended.code, ended.out) == (1, "")
-                assert ended.err.startswith("cnctl: only root may: ")
+                assert ended.err.startswith("cnctl: only root may do this: ")
                 assert ended.err.endswith(f"Use: sudo cnctl {' '.join(command)}\n")
         assert asked == []
 
@@ -69,7 +69,7 @@ class TestControl:
         assert (ended.code, json.loads(ended.out), ended.err) == (0, secret, "")
         assert "\x1b" not in ended.out
 
-    def test_refresh_prints_what_came_of_it(self, state: StateDirectory, cnctl: Cnctl) -> None:
+    def test_refresh_prints_the_result(self, state: StateDirectory, cnctl: Cnctl) -> None:
         with fetcher(state, frame({"ok": True, "result": {"generation": 8, "verdict": "confirmed\x1b"}})) as asked:
             ended = cnctl("refresh")
         assert asked == [{"command": "refresh"}]
@@ -96,7 +96,7 @@ class TestControl:
             ended = cnctl("refresh")
         assert (ended.code, ended.out) == (3, "")
         assert "systemctl status cloud-network-fetcher" in ended.err
-        assert ("beyond the limit of 4194304" in ended.err) == answer.startswith(b"\x7f")
+        assert ("the limit is 4194304" in ended.err) == answer.startswith(b"\x7f")
 
     def test_refresh_that_ends_in_an_error_is_1(self, state: StateDirectory, cnctl: Cnctl) -> None:
         with fetcher(state, frame({"ok": True, "result": {"state": "error", "error": "metadata: timed out"}})):

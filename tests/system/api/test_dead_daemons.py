@@ -64,7 +64,7 @@ def test_hanging_fetcher_is_reported(lab: Lab) -> None:
 
 
 def test_killed_netagent_is_reported_by_every_reader(lab: Lab) -> None:
-    """Nothing has to be changed meanwhile."""
+    """No change of the network is needed meanwhile."""
     assert "cloud_network_netagent_up 1.0" in get(lab, "/metrics")[1]
     lab.kill("netagent")
     lab.wait_for(lambda: get(lab, "/api/v1/health")[0] == 503, SOON, "netagent to be missed")
@@ -82,7 +82,7 @@ def test_killed_netagent_is_reported_by_every_reader(lab: Lab) -> None:
     restart(lab, "netagent")
 
 
-def test_netagent_that_comes_back_repairs_what_was_missing(lab: Lab) -> None:
+def test_restarted_netagent_repairs_the_network(lab: Lab) -> None:
     lab.kill("netagent")
     lab.run(["ip", "address", "del", f"{lab.nics[1].addresses[1]}/32", "dev", lab.nics[1].name])
     until = time.monotonic() + SOON

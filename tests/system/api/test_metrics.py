@@ -1,4 +1,4 @@
-"""/metrics: the numbers, their names as promtool likes them, and a real Prometheus that scrapes and alerts."""
+"""/metrics: the values, names that promtool accepts, and a real Prometheus that scrapes and alerts."""
 
 import json
 import shutil
@@ -145,7 +145,7 @@ RULES = {
     "CloudNetworkRollback": {"cloud_network_rollbacks_total": "0x10 1x50"},
     "CloudNetworkRefused": {'cloud_network_netagent_requests_total{verdict="refused"}': "0x10 1x50"},
 }
-"""Values that make each rule fire, in promtool's notation of a value a minute."""
+"""Values that make each rule fire, in promtool's notation of one value per minute."""
 QUIET = {
     'up{job="cloud-network"}': "1x60",
     "cloud_network_fetcher_up": "1x60",
@@ -166,7 +166,7 @@ QUIET = {
 
 
 def unit_test(tmp_path: Path, values: dict[str, str], names: dict[str, bool]) -> subprocess.CompletedProcess[str]:
-    """promtool on the rules after 20 minutes of these values; the expression says which alerts are to fire."""
+    """Run promtool on the rules after 20 minutes of these values; the expression names the alerts that must fire."""
     series = [{"series": name, "values": value} for name, value in values.items()]
     cases = [
         {
@@ -217,7 +217,7 @@ def test_no_rule_speaks_when_all_is_well(tmp_path: Path) -> None:
 
 @pytest.fixture
 def prometheus(server: Server, tmp_path: Path) -> Iterator[int]:
-    """A Prometheus on loopback that scrapes the server every second, with our rules; its port."""
+    """Run a Prometheus on loopback that scrapes the server every second, with our rules; yield its port."""
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(ALERTS)],
@@ -242,7 +242,7 @@ def query(port: int, expression: str) -> list[Any]:
             found: list[Any] = json.load(answer)["data"]["result"]
             return found
     except OSError:
-        return []  # it is starting
+        return []  # still starting
 
 
 @debian

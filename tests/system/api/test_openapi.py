@@ -1,4 +1,4 @@
-"""/openapi.json: what it says is what is served, asked by schemathesis; and it says it of all that is served."""
+"""/openapi.json: it describes all routes, and schemathesis checks that their responses match."""
 
 import json
 from pathlib import Path
@@ -40,8 +40,8 @@ def test_every_schema_is_json_schema(described: dict[str, Any]) -> None:
         Draft202012Validator.check_schema(schema)
 
 
-def test_the_status_is_described_as_its_published_schema_describes_it(described: dict[str, Any]) -> None:
-    """docs/status.schema.json and the types have the same keys; ADDED are REST's."""
+def test_openapi_agrees_with_the_status_schema(described: dict[str, Any]) -> None:
+    """docs/status.schema.json and the types have the same keys; ADDED are added by REST."""
     schemas = described["components"]["schemas"]
     pairs = {
         "LinkStatus": "link",
@@ -62,7 +62,7 @@ def test_the_status_is_described_as_its_published_schema_describes_it(described:
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("filled_in", [True, False], ids=["state", "no state"])
 def test_schemathesis_finds_nothing(described: dict[str, Any], running: Server, path: str, filled_in: bool) -> None:
-    """Every request it can think of, well formed or not, gets an answer that the description allows."""
+    """Every generated request, valid or not, gets a response that the description allows."""
     state = StateDirectory(running.config.parent / "run")
     if not filled_in:
         Path(state.status_path).unlink()
@@ -70,7 +70,7 @@ def test_schemathesis_finds_nothing(described: dict[str, Any], running: Server, 
     schema = schemathesis.openapi.from_dict(described)
     schema.config.update(base_url=f"http://127.0.0.1:{running.port}")
     operation = schema[path]["GET"]
-    # A 503 that is described is the right answer without state; a 500 never is, for none is described.
+    # A described 503 is correct without state; a 500 is never correct, because none is described.
     checks = [check for check in CHECKS.get_all() if filled_in or check.__name__ != "not_a_server_error"]
     asked = 0
 
@@ -86,7 +86,7 @@ def test_schemathesis_finds_nothing(described: dict[str, Any], running: Server, 
 
 
 def test_a_described_answer_is_the_answer(described: dict[str, Any], filled: StateDirectory) -> None:
-    """That the check can fail: a status with a key too many is not what is described."""
+    """Proof that the check can fail: a status with an extra key does not match the description."""
     components = {"components": described["components"]}
     validator = Draft202012Validator({"$ref": "#/components/schemas/DatedStatus", **components})
     assert validator.is_valid({**two_links(), "stale": False, "fetcher": "running"})

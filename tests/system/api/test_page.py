@@ -1,4 +1,4 @@
-"""`GET /`: what a person sees, and what hostile metadata can do to it."""
+"""`GET /`: the content of the page, and the escaping of hostile metadata."""
 
 import base64
 import hashlib
@@ -17,7 +17,7 @@ HOSTILE = "</style></title><script>document.title='owned'</script><img src=x one
 
 
 class Seen(HTMLParser):
-    """The elements with their attributes, and the text, of a page."""
+    """The elements of a page with their attributes, and its text."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -43,15 +43,15 @@ def text(answer: Answer, code: int = 200) -> str:
 
 def test_when_all_is_well_it_says_so_and_shows_every_link(server: Server, home: Path) -> None:
     (home / "audit.log").write_text(audit_line(1) + audit_line(2, verdict="refused", reason="not allowed"))
-    said = text(server.ask("/"))
-    assert "✓ Healthy: 2 interfaces, 4 addresses" in said
+    shown = text(server.ask("/"))
+    assert "✓ Healthy: 2 interfaces, 4 addresses" in shown
     for part in ("eth0", "table 10001", "10.0.0.1", "10.0.0.4/24 public 104.42.20.194", "eth1", "table 10009"):
-        assert part in said
-    assert "2026-01-02T03:04:02 refused apply: 2 × rule add, 1 × address add not allowed" in said
-    assert said.index("03:04:02") < said.index("03:04:01")  # the newest first
+        assert part in shown
+    assert "2026-01-02T03:04:02 refused apply: 2 × rule add, 1 × address add not allowed" in shown
+    assert shown.index("03:04:02") < shown.index("03:04:01")  # the newest first
 
 
-def test_what_is_wrong_comes_first(server: Server, state: StateDirectory) -> None:
+def test_problems_come_first(server: Server, state: StateDirectory) -> None:
     two = [address("10.0.0.4"), address("10.0.0.5", present=False)]
     state.write_status(
         status(
@@ -74,17 +74,17 @@ def test_what_is_wrong_comes_first(server: Server, state: StateDirectory) -> Non
             notices=["eth3 is a vlan"],
         )
     )
-    said = text(server.ask("/"))
+    shown = text(server.ask("/"))
     parts = ["✗ 7 problems", "no answer in time", "out of date", "outside AllowAddresses=", "30 of 31"]
     parts += ["eth2: named by the metadata", "ip rule add 7: reverted 9 times by another program (eth9)"]
     parts += ["02:00:00:00:00:07", "eth3 is a vlan", "1 change needed", "ip address add 10.0.0.5/32"]
     parts += ["2 addresses, 1 missing", "✗ 10.0.0.5/24", "Missing on this host.", "10.0.9.4/24"]
-    positions = [said.find(part) for part in parts]
+    positions = [shown.find(part) for part in parts]
     assert -1 not in positions
     assert positions == sorted(positions)
 
 
-def test_it_is_made_anew_when_the_state_or_the_log_changes(server: Server, filled: StateDirectory, home: Path) -> None:
+def test_page_changes_with_the_state_and_the_log(server: Server, filled: StateDirectory, home: Path) -> None:
     assert "No audit log" in text(server.ask("/"))
     (home / "audit.log").write_text(audit_line(1))
     assert "03:04:01" in text(server.ask("/"))
@@ -104,13 +104,13 @@ def test_a_large_instance_is_all_there_and_folded(server: Server, state: StateDi
     links = [link(n, f"eth{n}", [address(f"10.{n}.0.{k}") for k in range(4, 54)]) for n in range(2, 17)]
     state.write_status(status(*links))
     page = seen(server.ask("/"))
-    assert page.text.count("/24") == 15 * 51  # with each link's subnet
+    assert page.text.count("/24") == 15 * 51  # including each link's subnet
     folded = [attributes for tag, attributes in page.elements if tag == "details"]
     assert folded == [frozenset()] * 15
 
 
 def everywhere(hostile: str) -> Any:
-    """A status and a line of the audit log with the text wherever one can be."""
+    """Return a status and a line of the audit log with the text at every possible place."""
     where: Any = address(hostile, hostile)
     changes: Any = {"mac": hostile, "gateways": [hostile], "subnets": [hostile], "drift": [hostile], "state": "drift"}
     found = status(
@@ -140,7 +140,7 @@ def everywhere(hostile: str) -> Any:
 
 def test_hostile_metadata_is_text(server: Server, state: StateDirectory, home: Path) -> None:
     pages = []
-    for what in ("x" * len(HOSTILE), HOSTILE):  # of one length: what is long is set smaller
+    for what in ("x" * len(HOSTILE), HOSTILE):  # of one length: long texts are set smaller
         found, lines = everywhere(what)
         state.write_status(found)
         (home / "audit.log").write_text(lines)
@@ -182,23 +182,23 @@ def test_a_browser_shows_it_and_has_nothing_to_complain_of(
     assert console == ""
 
 
-def test_conflict_over_what_is_in_place_is_no_problem(server: Server, state: StateDirectory) -> None:
+def test_conflict_over_an_object_in_place_is_a_notice(server: Server, state: StateDirectory) -> None:
     conflict = {"object": "ip x", "times": 7, "since": now(60), "next_at": None, "by": None}
     error = {"at": now(), "kind": "conflict", "message": "reverted by another program: ip x"}
     state.write_status(status(link(2, "eth0", []), conflicts=[conflict]))
-    said = text(server.ask("/"))
-    assert "✓ Healthy" in said
-    assert "Conflict: in place now; ip x: reverted 7 times by another program" in said
+    shown = text(server.ask("/"))
+    assert "✓ Healthy" in shown
+    assert "Conflict: in place now; ip x: reverted 7 times by another program" in shown
     state.write_status(status(link(2, "eth0", []), state="degraded", last_error=error, conflicts=[conflict]))
-    said = text(server.ask("/"))
-    assert "✗ 1 problem" in said
-    assert said.count("ip x") == 1
+    shown = text(server.ask("/"))
+    assert "✗ 1 problem" in shown
+    assert shown.count("ip x") == 1
 
 
 def test_states_of_links_are_last_known_without_a_fetcher(server: Server, state: StateDirectory) -> None:
     state.write_status(status(link(2, "eth0", [address("10.0.0.4")])))
     assert "last known" not in text(server.ask("/"))
     Path(state.lock_path).unlink()
-    said = text(server.ask("/"))
-    assert "Fetcher: the fetcher is not running; last state written" in said
-    assert "eth0 last known: ok" in said
+    shown = text(server.ask("/"))
+    assert "Fetcher: the fetcher is not running; last state written" in shown
+    assert "eth0 last known: ok" in shown

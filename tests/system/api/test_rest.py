@@ -1,4 +1,4 @@
-"""The REST server: a real gunicorn, real files, and what clients, good and bad, get from it."""
+"""The REST server: a real gunicorn, real files, and the responses to good and bad clients."""
 
 import http.client
 import json
@@ -40,7 +40,7 @@ def problem(answer: Any, code: int) -> str:
     return detail
 
 
-# --- what is served ---
+# --- responses ---
 
 
 def test_the_originals_routes_answer_as_the_original(server: Server, filled: StateDirectory) -> None:
@@ -77,8 +77,8 @@ def test_our_routes_answer_from_the_status(server: Server, filled: StateDirector
     }
 
 
-def test_every_answer_says_as_of_when_and_whether_that_is_out_of_date(server: Server, filled: StateDirectory) -> None:
-    """In the body where that is ours, in headers where it is the cloud's; and it becomes stale without a write."""
+def test_every_response_has_its_date_and_staleness(server: Server, filled: StateDirectory) -> None:
+    """In the body if it is ours, in headers if it is the cloud's; and it becomes stale without a write."""
 
     def dates(route: str) -> tuple[object, ...]:
         answer = server.ask(route)
@@ -89,7 +89,7 @@ def test_every_answer_says_as_of_when_and_whether_that_is_out_of_date(server: Se
         )
         return int(generation), at, {"true": True, "false": False}[stale]
 
-    at = now(45)  # of two refreshes of 10 s and half a minute, some seconds are left
+    at = now(45)  # two refreshes of 10 s and half a minute are not over yet
     filled.write_status(two_links() | {"fetched_at": at, "refresh_timer": 10.0})  # type: ignore[arg-type]
     assert {dates(route) for route in ROUTES} == {(7, at, False)}
     etags = {route: server.ask(route).headers["ETag"] for route in ROUTES}
@@ -167,7 +167,7 @@ def test_half_written_is_never_seen(server: Server, filled: StateDirectory) -> N
         writer.join()
 
 
-# --- what is not served ---
+# --- refused requests ---
 
 
 @pytest.mark.parametrize("path", [*ROUTES, "/nowhere", "/api/cloud/credentials"])
@@ -186,7 +186,7 @@ def test_nothing_can_be_written(server: Server, method: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/api", "/api/v1/status/", "/api//v1/status", "/api/v1/audits", "/%1b[2J"])
-def test_what_is_not_there_is_a_404_that_names_the_routes(server: Server, path: str) -> None:
+def test_unknown_path_is_a_404_that_names_the_routes(server: Server, path: str) -> None:
     answer = server.ask(path)
     assert "/api/cloud/system" in problem(answer, 404)
     assert b"\x1b" not in answer.content
@@ -203,7 +203,7 @@ def test_an_unknown_part_of_the_identity_is_a_404(server: Server) -> None:
     assert "aws gives this instance no signature" in problem(server.ask(f"{base}/signature"), 404)
 
 
-def test_credentials_are_refused_and_the_way_is_named(server: Server) -> None:
+def test_refused_credentials_name_the_command(server: Server) -> None:
     assert "sudo cnctl show credentials" in problem(server.ask("/api/cloud/credentials"), 403)
 
 
@@ -231,7 +231,7 @@ def test_a_request_without_a_host_is_refused(server: Server) -> None:
     assert server.raw(b"GET /api/v1/status HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.0 421")
 
 
-def test_a_header_cannot_say_what_the_path_was(server: Server) -> None:
+def test_headers_cannot_replace_the_path(server: Server) -> None:
     fields = b"Host: localhost\r\nPATH_INFO: /api/v1/status\r\nSCRIPT_NAME: /x\r\n"
     for path in (b"/nowhere", b"/x/api/v1/status"):
         assert server.raw(b"GET " + path + b" HTTP/1.0\r\n" + fields + b"\r\n").startswith(b"HTTP/1.0 404")
@@ -259,11 +259,11 @@ def test_malformed_or_too_long_request_is_refused(server: Server, request_bytes:
     assert b"Connection: close\r\n" in answer
 
 
-# --- when there is little or nothing to show ---
+# --- little or no state ---
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_without_state_every_route_says_what_is_missing(state: StateDirectory, running: Server, route: str) -> None:
+def test_without_state_every_route_names_the_reason(state: StateDirectory, running: Server, route: str) -> None:
     answer = running.ask(route)
     assert "The metadata has never been read." in problem(answer, 503)
     assert "journalctl -u cloud-network-fetcher" in problem(answer, 503)
@@ -274,7 +274,7 @@ BROKEN = json.dumps(status() | {"links": {"2": {"name": "eth0"}}}).encode()
 
 
 @pytest.mark.parametrize("content", [b"{half", b"[]", b"{}", b"\xff", BROKEN])
-def test_a_broken_status_is_a_503_that_says_so(server: Server, filled: StateDirectory, content: bytes) -> None:
+def test_broken_status_is_a_503_with_the_reason(server: Server, filled: StateDirectory, content: bytes) -> None:
     Path(filled.status_path).write_bytes(content)
     for route in ("/api/v1/links", "/api/v1/health", "/api/v1/links/eth0", "/api/cloud/system"):
         assert f"The state cannot be read: {filled.status_path}" in problem(server.ask(route), 503)
@@ -332,14 +332,14 @@ def test_long_lines_and_a_rotation_are_read_over(server: Server, home: Path) -> 
         assert [entry["seq"] for entry in entries] == list(range(11 - limit, 11))
 
 
-def test_a_line_that_is_no_json_object_is_counted_and_left_out(server: Server, home: Path) -> None:
+def test_invalid_log_line_is_counted_and_left_out(server: Server, home: Path) -> None:
     (home / "audit.log").write_text(audit_line(1) + "[]\n{half\n" + '{"n": NaN}\n' + audit_line(2) + '{"seq": 3')
     answer = server.ask("/api/v1/audit").json
     assert [entry["seq"] for entry in answer["entries"]] == [1, 2]  # the third is still being written
     assert answer["broken"] == 3
 
 
-def test_without_an_audit_log_it_says_so(server: Server) -> None:
+def test_missing_audit_log_is_reported(server: Server) -> None:
     assert "audit.log does not exist: netagent has had no request yet" in problem(server.ask("/api/v1/audit"), 503)
 
 
@@ -356,7 +356,7 @@ def test_one_audit_request_reads_a_bounded_part_of_the_log(server: Server, home:
     assert [entry["seq"] for entry in answer.json["entries"]] == list(range(46, 51))
 
 
-# --- a fetcher that has ended, hangs, or was taken over ---
+# --- a fetcher that has ended, hangs, or was compromised ---
 
 
 def test_stopped_fetcher_is_reported_by_every_route(server: Server, filled: StateDirectory) -> None:

@@ -1,4 +1,4 @@
-"""Who may read: no page in a browser, nobody any secret, nobody elsewhere without a warning."""
+"""Access control: browser pages read nothing, nobody reads secrets, and a non-loopback address gives a warning."""
 
 import http.client
 import socket
@@ -18,13 +18,13 @@ SECRETS = ["credentials", "user-data", "custom-data", "attributes"]
 
 
 @pytest.mark.parametrize("secret", SECRETS)
-def test_secrets_are_refused_and_the_way_that_root_has_is_named(server: Server, secret: str) -> None:
+def test_refused_secrets_name_roots_command(server: Server, secret: str) -> None:
     answer = server.ask(f"/api/cloud/{secret}")
     assert (answer.status, answer.headers["Content-Type"]) == (403, "application/problem+json")
     assert "root" in answer.json["detail"] or "sudo cnctl show credentials" in answer.json["detail"]
 
 
-def test_no_answer_has_a_header_that_names_a_version_or_lets_others_in(server: Server) -> None:
+def test_headers_name_no_version_and_allow_no_other_origin(server: Server) -> None:
     for path in ("/", "/metrics", "/openapi.json", "/api/v1/status", "/nowhere"):
         headers = server.ask(path).headers
         assert not any(character.isdigit() for character in headers["Server"])
@@ -39,7 +39,7 @@ def test_no_answer_has_a_header_that_names_a_version_or_lets_others_in(server: S
 
 
 @pytest.mark.parametrize(("listen", "warned"), [("127.0.0.1", False), ("[::1]", False), ("0.0.0.0", True)])
-def test_listening_to_everybody_is_warned_of(filled: StateDirectory, home: Path, listen: str, warned: bool) -> None:
+def test_public_listen_address_gives_a_warning(filled: StateDirectory, home: Path, listen: str, warned: bool) -> None:
     port = free_port()
     config, log = home / "listen.toml", home / "listen.log"
     config.write_text(f'[Network]\nListen = "{listen}:{port}"\n')
@@ -49,8 +49,8 @@ def test_listening_to_everybody_is_warned_of(filled: StateDirectory, home: Path,
     wait_for(lambda: "Booting worker" in log.read_text())
     process.terminate()
     process.wait(30)
-    said = f'level=warning msg="{listen}:{port} is not loopback: every host that reaches it'
-    assert (said in log.read_text()) == warned
+    warning = f'level=warning msg="{listen}:{port} is not loopback: every host that reaches it'
+    assert (warning in log.read_text()) == warned
 
 
 # --- a page in a browser on this host ---
@@ -64,9 +64,9 @@ catch (error) { found.textContent = "error " + error; }
 
 
 class Rebinding(socketserver.ThreadingTCPServer):
-    """evil.example: gives its page for / itself, and then is at another address: what follows reaches our server.
+    """A server for evil.example that sends its own page for /, and then forwards requests to our server.
 
-    Each byte goes on as it is, so the server sees what it would see after DNS rebinding.
+    Each byte is forwarded unchanged, so our server sees the same requests as after DNS rebinding.
     """
 
     daemon_threads = True
@@ -112,7 +112,7 @@ def evil(server: Server) -> Iterator[Rebinding]:
 
 
 def visit(evil: Rebinding, name: str, profile: Path) -> str:
-    """What the page finds out when the browser knows the server by this name."""
+    """Return what the page reads if the browser knows the server by this name."""
     port = evil.server_address[1]
     rules = f"--host-resolver-rules=MAP {name} 127.0.0.2"
     shown, _ = browser.dom(f"http://{name}:{port}/", profile, rules)
@@ -122,14 +122,14 @@ def visit(evil: Rebinding, name: str, profile: Path) -> str:
 @browser.needed
 def test_a_rebinding_page_reads_nothing(evil: Rebinding, tmp_path: Path) -> None:
     shown = visit(evil, "evil.example", tmp_path)
-    assert evil.passed_on >= 1  # it did ask our server …
-    assert "421 {" in shown  # … which answered that it is not for that name
+    assert evil.passed_on >= 1  # it did send the request to our server …
+    assert "421 {" in shown  # … which answered that the host is wrong
     assert "generation" not in shown
 
 
 @browser.needed
 def test_that_page_could_read_under_a_name_that_is_answered(evil: Rebinding, tmp_path: Path) -> None:
-    """That the test above can fail: by an address of loopback, which no page gets by rebinding, it is a page's own."""
+    """Proof that the test above can fail: an address of loopback, which no page gets by rebinding, is accepted."""
     shown, _ = browser.dom(f"http://127.0.0.2:{evil.server_address[1]}/", tmp_path)
     assert "200 {" in shown
     assert "generation" in shown
@@ -137,7 +137,7 @@ def test_that_page_could_read_under_a_name_that_is_answered(evil: Rebinding, tmp
 
 @browser.needed
 def test_a_page_of_another_origin_reads_nothing(evil: Rebinding, server: Server, tmp_path: Path) -> None:
-    """Not even by the server's own address: there is no CORS header that would allow it."""
+    """Not even with the server's own address: no CORS header allows it."""
     evil.reader = READER % f"http://127.0.0.1:{server.port}".encode()
     shown = visit(evil, "evil.example", tmp_path)
     assert "error NetworkError" in shown
@@ -162,7 +162,7 @@ def test_a_request_may_not_be_endless(server: Server) -> None:
             assert answer[:10] in (b"", b"HTTP/1.1 4")
 
 
-def test_a_query_can_ask_for_no_more_than_there_is_room_for(server: Server) -> None:
+def test_query_is_bounded(server: Server) -> None:
     for limit in ("0", "-1", "1001", "9" * 500, "x", "", "1.5", "%C2%B2"):
         assert server.ask(f"/api/v1/audit?limit={limit}").status == 400, limit
 

@@ -1,4 +1,4 @@
-"""The process around the routes: clients that do not behave, how it starts, and what it keeps of root."""
+"""The server process: misbehaving clients, its start, and its privileges."""
 
 import contextlib
 import http.client
@@ -21,10 +21,10 @@ from bench.rest import CLIENTS, load
 
 from .conftest import BIN, Ended, Server, activated, audit_line, free_port, two_links, unprivileged, wait_for
 
-# --- clients that do not behave ---
+# --- misbehaving clients ---
 
 
-def test_clients_that_never_finish_their_request_do_not_hold_up_others(server: Server) -> None:
+def test_unfinished_requests_do_not_block_others(server: Server) -> None:
     idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
     half = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(50)]
     for client in half:
@@ -33,7 +33,7 @@ def test_clients_that_never_finish_their_request_do_not_hold_up_others(server: S
         for client in half:
             client.send(bytes([byte]))
         assert server.ask("/api/v1/status").status == 200
-    # … and one that does finish, however slowly, is answered.
+    # … and a slow client that does finish is answered.
     half[7].sendall(b"\r\n\r\n")
     assert half[7].recv(12) == b"HTTP/1.1 200"
     for client in idle + half:
@@ -80,8 +80,8 @@ def test_a_body_is_not_waited_for(server: Server) -> None:
         del clients[:10]
 
 
-def test_clients_that_do_not_read_a_large_answer_do_not_hold_up_others(server: Server, home: Path) -> None:
-    """None of many clients reads; and one of them gets the whole answer when it does."""
+def test_unread_large_responses_do_not_block_others(server: Server, home: Path) -> None:
+    """Many clients do not read their answers; one of them gets the whole answer when it does."""
     (home / "audit.log").write_text("".join(audit_line(n, reason="x" * 15_000) for n in range(1, 101)))
     request = b"GET /api/v1/audit?limit=100 HTTP/1.1\r\nHost: localhost\r\n\r\n"
     expected = server.ask("/api/v1/audit?limit=100").content
@@ -95,7 +95,7 @@ def test_clients_that_do_not_read_a_large_answer_do_not_hold_up_others(server: S
         client.sendall(request)
         clients.append(client)
     for client in clients:
-        assert client.recv(12, socket.MSG_PEEK | socket.MSG_WAITALL) == b"HTTP/1.1 200"  # each was begun
+        assert client.recv(12, socket.MSG_PEEK | socket.MSG_WAITALL) == b"HTTP/1.1 200"  # each answer was started
     assert server.ask("/api/v1/status").status == 200
     got = b"".join(iter(lambda: clients[3].recv(1 << 20), b""))
     assert got.partition(b"\r\n\r\n")[2] == expected
@@ -115,7 +115,7 @@ def test_one_connection_carries_many_requests_pipelined_or_not(server: Server) -
     assert server.raw(request * 3 + last).count(b"HTTP/1.1 200") == 4
 
 
-def test_a_client_with_many_requests_leaves_others_their_turn(server: Server) -> None:
+def test_busy_client_does_not_starve_others(server: Server) -> None:
     """It sends requests without waiting for answers; another client is answered before the last of them."""
     many, answered = 5000, 0
     ended = threading.Event()
@@ -143,8 +143,8 @@ def test_a_client_with_many_requests_leaves_others_their_turn(server: Server) ->
     assert answered == many
 
 
-def test_200_clients_at_once_for_ten_seconds_all_get_their_answers(server: Server, filled: StateDirectory) -> None:
-    """While the state changes, and others begin requests that they do not end: no connection breaks, all is 200."""
+def test_200_parallel_clients_get_all_responses(server: Server, filled: StateDirectory) -> None:
+    """While the state changes and others leave requests unfinished, no connection breaks and every status is 200."""
     done = threading.Event()
 
     def write() -> None:
@@ -174,7 +174,7 @@ def start(*arguments: str, **more: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen([str(BIN / "cloud-network-api"), *arguments], stderr=subprocess.PIPE, cwd="/", **more)
 
 
-def test_it_listens_where_listen_says(filled: StateDirectory) -> None:
+def test_server_listens_on_listen(filled: StateDirectory) -> None:
     config = Path(filled.path).parent / "own.toml"
     port = free_port()
     config.write_text(f'[Network]\nListen = "[::1]:{port}"\n')
@@ -193,9 +193,12 @@ def test_it_listens_where_listen_says(filled: StateDirectory) -> None:
 
         wait_for(answers)
         second = start("--config", str(config), "--state", filled.path, **unprivileged())
-        _, said = second.communicate(timeout=30)
+        _, logged = second.communicate(timeout=30)
         assert second.returncode == 1
-        assert f"[Network] Listen = [::1]:{port}: Address already in use; see who has it with `ss" in said.decode()
+        assert (
+            f"[Network] Listen = [::1]:{port}: Address already in use; find the process that uses it with `ss"
+            in logged.decode()
+        )
     finally:
         process.terminate()
         process.communicate(timeout=30)
@@ -203,12 +206,12 @@ def test_it_listens_where_listen_says(filled: StateDirectory) -> None:
 
 
 IP_FREEBIND = 15
-"""linux/in.h: an address may be bound that this host does not have."""
+"""linux/in.h: bind an address that this host does not have."""
 
 
 @contextlib.contextmanager
 def handed_over(home: Path, config: str, *addresses: str, **more: Any) -> Iterator[tuple[list[int], Path]]:
-    """A server that systemd hands sockets to; their ports, and its log."""
+    """Start a server with sockets from systemd; yield their ports, and its log."""
     path, log = home / "handed.toml", home / "handed.log"
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(socket.socket()) for _ in addresses]
@@ -222,7 +225,7 @@ def handed_over(home: Path, config: str, *addresses: str, **more: Any) -> Iterat
         with log.open("wb") as output:
             process = activated(command, *listeners, stderr=output, cwd="/", **unprivileged(), **more)
         wait_for(lambda: "Booting worker" in log.read_text())
-        assert answer("127.0.0.1", ports[0], "localhost") == 200  # only then does the worker heed SIGTERM
+        assert answer("127.0.0.1", ports[0], "localhost") == 200  # then the worker handles SIGTERM
         try:
             yield ports, log
         finally:
@@ -237,15 +240,15 @@ def answer(address: str, port: int, host: str) -> int:
         return connection.getresponse().status
 
 
-def test_systemds_sockets_decide_and_a_listen_that_says_otherwise_is_told(filled: StateDirectory, home: Path) -> None:
-    """Two of them, one of which is not loopback's: it is warned of, and is a host that is answered for."""
+def test_systemd_sockets_override_listen_with_a_warning(filled: StateDirectory, home: Path) -> None:
+    """Two sockets, one of them not on loopback: the server logs a warning, and accepts its address as a Host header."""
     lan = "198.51.100.7"
     with handed_over(home, '[Network]\nListen = "127.0.0.1:9"\n', "127.0.0.1", lan) as (ports, log):
         first, second = ports
-        said = log.read_text()
-        assert f"systemd listens on 127.0.0.1:{first}, {lan}:{second}; [Network] Listen = 127.0.0.1:9 is" in said
-        assert f'level=warning msg="{lan}:{second} is not loopback' in said
-        assert f'msg="127.0.0.1:{first} is not loopback' not in said
+        logged = log.read_text()
+        assert f"systemd listens on 127.0.0.1:{first}, {lan}:{second}; [Network] Listen = 127.0.0.1:9 is" in logged
+        assert f'level=warning msg="{lan}:{second} is not loopback' in logged
+        assert f'msg="127.0.0.1:{first} is not loopback' not in logged
         assert [answer("127.0.0.1", first, host) for host in (lan, "localhost", "198.51.100.8")] == [200, 200, 421]
 
 
@@ -283,37 +286,37 @@ def test_a_bad_configuration_stops_it_with_the_place_and_reason(tmp_path: Path) 
     config = tmp_path / "bad.toml"
     config.write_text('[Network]\nListen = "everywhere"\n')
     process = start("--config", str(config))
-    _, said = process.communicate(timeout=30)
+    _, logged = process.communicate(timeout=30)
     assert process.returncode == 78
-    assert f"{config}:2: [Network] Listen = everywhere: not an address and a port; accepted:" in said.decode()
+    assert f"{config}:2: [Network] Listen = everywhere: not an address and a port; accepted:" in logged.decode()
 
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges to lose")
 
 
 def with_passwd(entries: str, tmp_path: Path, command: list[str]) -> list[str]:
-    """The command in a mount namespace of its own, whose /etc/passwd is another."""
+    """Run the command in a separate mount namespace with another /etc/passwd."""
     passwd = tmp_path / "passwd"
     passwd.write_text(entries)
     return ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/passwd && exec "$@"', str(passwd), *command]
 
 
 @as_root
-def test_root_without_the_user_is_told_how_to_make_it(tmp_path: Path) -> None:
+def test_missing_user_names_the_command(tmp_path: Path) -> None:
     command = [str(BIN / "cloud-network-api"), "--config", str(tmp_path / "none.toml"), "--state", "/nowhere"]
     (tmp_path / "none.toml").write_text(f'[Network]\nListen = "127.0.0.1:{free_port()}"\n')
     ended = subprocess.run(
         with_passwd("root:x:0:0::/root:/bin/sh\n", tmp_path, command), capture_output=True, timeout=60, check=False
     )
     assert ended.returncode == 1
-    assert b"the user cloud-network-api to become does not exist. Create it: systemd-sysusers" in ended.stderr
+    assert b"the user cloud-network-api does not exist. Create it: systemd-sysusers" in ended.stderr
 
 
-def test_with_systemds_socket_it_ends_when_nobody_asks_and_the_socket_stays(filled: StateDirectory) -> None:
+def test_idle_server_exits_and_the_socket_stays(filled: StateDirectory) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         command = [str(BIN / "cloud-network-api"), "--config", "/nonexistent", "--state", filled.path]
-        for _ in range(2):  # the second is started for a request that came while nobody was there
+        for _ in range(2):  # the second is started by a request that arrived while no server was running
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
             connection.request("GET", "/api/v1/status")
             process = activated([*command, "--idle-exit", "0.5"], listener, cwd="/", **unprivileged())
@@ -342,7 +345,13 @@ def test_root_becomes_the_user_and_keeps_nothing(filled: StateDirectory, tmp_pat
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         api = [str(BIN / "cloud-network-api"), "--config", "/nonexistent", "--state", filled.path]
-        inner = ["sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh", *api]  # unshare's shell had the descriptor's pid
+        inner = [
+            "sh",
+            "-c",
+            'LISTEN_PID=$$ exec "$@"',
+            "sh",
+            *api,
+        ]  # the descriptors belong to the shell that unshare starts
         process = activated(with_passwd(entries, tmp_path, inner), listener, extra_groups=[4, 27])
     try:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)

@@ -1,6 +1,6 @@
-"""Every command on every cloud, as it looks on a terminal of 80 columns: shown/cnctl/<cloud>.txt, to be read by eye.
+"""Every command on every cloud, as shown on a terminal of 80 columns: shown/cnctl/<cloud>.txt, for review by eye.
 
-The lab's own cloud, daemons and kernel. `SHOWN=write pytest tests/system/api/test_shown.py` writes the files anew.
+Uses the lab's cloud, daemons and kernel. `SHOWN=write pytest tests/system/api/test_shown.py` writes the files again.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ VARIES = (
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "TIME"),
     (r'"1\d{9}"', '"UNIX TIME"'),
     (r"\d+ lines, the last is \d+", "N lines, the last is N"),
-    (r"still there is \d+", "still there is N"),
+    (r"line in the log: \d+", "line in the log: N"),
     (r"\((reachable|stale|delay|probe)\)", "(known)"),
 )
-"""What is of the moment, and what stands for it."""
+"""Patterns of varying values, and their replacements."""
 
 
 def on_terminal(lab: Lab, command: str, columns: int = 80) -> str:
-    """What root sees who types it in the instance, and how it ends."""
+    """Return the output and the exit code of a command that root runs on a terminal in the instance."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     argv = lab.instance.enter(str(BIN / "cnctl"), *command.split())
@@ -76,7 +76,7 @@ def on_terminal(lab: Lab, command: str, columns: int = 80) -> str:
     try:
         while chunk := os.read(ours, 65536):
             received += chunk
-    except OSError:  # the other end is closed: Linux says EIO
+    except OSError:  # EIO: the program has exited
         pass
     os.close(ours)
     code = process.wait(60)
@@ -85,11 +85,11 @@ def on_terminal(lab: Lab, command: str, columns: int = 80) -> str:
 
 DOCS = Path(__file__).parents[3] / "docs"
 ONLY_SOMETIMES = {"error", "where", "reason", "metadata", "ops", "duration_us", "id", "ranges"}
-"""Keys that are there when there is something to say."""
+"""Optional keys."""
 
 
 def documented() -> dict[str, set[str]]:
-    """{command: the keys of its answer}, as the table of docs/json.md has them."""
+    """Return {command: the keys of its answer} from the table in docs/json.md."""
     rows = [line.split("|") for line in (DOCS / "json.md").read_text().splitlines() if line.startswith("| `")]
     return {command: set(WORD.findall(row[2])) for row in rows for command in re.findall(r"`([a-z0-9 -]+)`", row[1])}
 
@@ -98,7 +98,7 @@ WORD = re.compile(r"`([A-Za-z_]+)`")
 
 
 def test_json_has_the_keys_that_are_documented() -> None:
-    """Each of them, and no other."""
+    """All documented keys, and no others."""
     known = documented()
     commands = {re.sub(r" \{.*| --last.*", "", command): command for command in COMMANDS}
     assert known.keys() == commands.keys()
@@ -137,7 +137,7 @@ def test_each_command_looks_as_it_did(cloud: str) -> None:
         )
         assert refresh(lab) == "ok"
         lab.wait_for(lambda: "Listening at" in lab.log("api"), 20, "the api to listen")
-        if cloud in ("alibaba", "aws"):  # read the facts of their interfaces over several refreshes
+        if cloud in ("alibaba", "aws"):  # the facts of their interfaces take several refreshes
             lab.wait_for(lambda: on_terminal(lab, "status network").count("VPC ID") == 2, 20, "every fact to be read")
         address = lab.nics[-1].addresses[-1]
         shown = "".join(on_terminal(lab, command.format(address=address)) for command in COMMANDS)

@@ -1,4 +1,4 @@
-"""How the metadata server is reached from a host whose routing leads elsewhere: in the lab, as the fetcher's user."""
+"""The fetcher's route to the metadata server on a host whose routing leads elsewhere; run as the fetcher's user."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ print(client.request("GET", "/latest/meta-data/instance-id", seconds=2).status, 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    """eth1 is the primary; eth0, the secondary, is up and has no address."""
+    """A lab in which eth1 is the primary; eth0, the secondary, is up and has no address."""
     with Lab(Spec.aws(interfaces=2, addresses=1)) as made:
         made.batch(["link set eth0 up"])
         yield made
@@ -49,7 +49,7 @@ def lab() -> Iterator[Lab]:
 
 @contextmanager
 def with_(lab: Lab, *lines: str) -> Iterator[None]:
-    """`ip` in the instance; each line is undone afterwards."""
+    """Run `ip` in the instance; each line is undone at the end of the block."""
     for line in lines:
         lab.run(["ip", *line.split()])
     try:
@@ -70,22 +70,22 @@ def found(lab: Lab, address: str = SERVER) -> list[str]:
     return found
 
 
-def test_the_hosts_routing_comes_first_and_then_the_clouds_other_links(lab: Lab) -> None:
+def test_routing_is_tried_before_other_cloud_links(lab: Lab) -> None:
     assert found(lab) == ["eth1", "eth0"]
     assert python(lab, ASK).split() == ["200", "eth1"] * 2
 
 
-def test_an_address_of_this_host_is_asked_by_no_link(lab: Lab) -> None:
+def test_local_endpoint_is_not_bound_to_a_link(lab: Lab) -> None:
     assert found(lab, "127.0.0.1") == found(lab, "::1") == [""]
 
 
-def test_without_a_route_the_clouds_links_are_what_is_left(lab: Lab) -> None:
+def test_without_a_route_cloud_links_are_tried(lab: Lab) -> None:
     assert sorted(found(lab, "fd00:ec2::254")) == ["eth0", "eth1"]
 
 
 @pytest.mark.parametrize("kind", ["tun", "tap"])
-def test_nothing_goes_into_a_tunnel_and_the_server_is_asked_beside_it(lab: Lab, kind: str) -> None:
-    """A VPN with a default route: a split one would lead the request into it."""
+def test_tunnel_is_avoided(lab: Lab, kind: str) -> None:
+    """A VPN with a default route: the routing would lead the request into it."""
     with with_(lab, f"tuntap add tun0 mode {kind}", "link set tun0 up", f"route add {SERVER}/32 dev tun0"):
         assert sorted(found(lab)) == ["eth0", "eth1"]
         before = sent(lab)
@@ -93,8 +93,8 @@ def test_nothing_goes_into_a_tunnel_and_the_server_is_asked_beside_it(lab: Lab, 
         assert sent(lab) == before
 
 
-def test_a_kept_connection_does_not_follow_the_routing_into_a_tunnel(lab: Lab) -> None:
-    """The VPN comes up between two requests; a token is in the second one's head."""
+def test_kept_connection_stays_out_of_a_new_tunnel(lab: Lab) -> None:
+    """The VPN comes up between two requests; the second one's header contains a token."""
     lab.run(["ip", "tuntap", "add", "tun0", "mode", "tun"])
     asking = lab.instance.enter(sys.executable, "-c", KEPT, user="cloud-network")
     with subprocess.Popen(asking, env=ENVIRONMENT, stdin=PIPE, stdout=PIPE, text=True) as process:
@@ -115,7 +115,7 @@ def sent(lab: Lab) -> int:
     return int(link["stats64"]["tx"]["packets"])
 
 
-def test_a_default_route_by_a_link_that_does_not_lead_there_is_gone_round_and_remembered(lab: Lab) -> None:
+def test_dead_default_route_is_bypassed_and_remembered(lab: Lab) -> None:
     with with_(lab, f"route add {SERVER}/32 dev eth0"):
         assert found(lab) == ["eth0", "eth1"]
         lab.metadata.reset()
@@ -134,7 +134,7 @@ def test_a_part_of_a_bridge_and_a_link_that_is_down_are_not_used(lab: Lab) -> No
 def test_no_interface_at_all_is_reported(lab: Lab) -> None:
     lab.batch(["link set eth1 down", "link set eth0 down"])
     assert python(lab, ASK).startswith(
-        "unreachable GET http://169.254.169.254/latest/meta-data/instance-id: no route to it: no Eth"
+        "unreachable GET http://169.254.169.254/latest/meta-data/instance-id: no route: no Eth"
     )
 
 
@@ -146,7 +146,7 @@ print(client.request("GET", "/latest/api/token").status, client.interface, clien
 
 
 def test_link_local_server_is_reached_without_a_zone() -> None:
-    """OpenStack and Hetzner have fe80::a9fe:a9fe: the socket is bound to an interface, which stands for its zone."""
+    """OpenStack and Hetzner have fe80::a9fe:a9fe: binding the socket to an interface replaces the zone."""
     with Lab(Spec.aws(interfaces=2, addresses=1)) as lab:
         bridge = "sn0"  # the cloud's end of the primary's subnet
         lab.cloud.run(["ip", "address", "add", "fe80::a9fe:a9fe/64", "dev", bridge, "nodad"])

@@ -1,4 +1,4 @@
-"""The kernel itself: what is read of it, and whether it takes our changes as `ip` would make them."""
+"""The real kernel: how it is read, and whether it accepts our changes in `ip` syntax."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def lab() -> Iterator[Lab]:
 
 
 def read(lab: Lab) -> Actual:
-    """kernel.read() inside the instance."""
+    """Run kernel.read() inside the instance."""
     found: Actual = pickle.loads(lab.run([sys.executable, "-c", READ], user="cloud-network").stdout.encode())
     return found
 
 
 def cloud(lab: Lab) -> Instance:
-    """The lab's interfaces, as a provider would read them."""
+    """Return the lab's interfaces as a provider would read them."""
     interfaces = []
     for nic in lab.nics:
         subnets = [nic.subnet, f"fd00:{nic.device + 1}::/64"]
@@ -56,7 +56,7 @@ def cloud(lab: Lab) -> Instance:
 
 
 def commands(lab: Lab, rules: Rules) -> list[str]:
-    """What is still to do, in ip's words."""
+    """Return the missing changes, in `ip` syntax."""
     actual = read(lab)
     found = plan(goal_of(cloud(lab), replace(CONFIG, rules=rules), actual), actual, may_remove=True)
     links = {link.ifindex: link for link in actual.links}
@@ -70,7 +70,7 @@ def removal(line: str) -> str:
 
 
 @pytest.mark.parametrize("rules", Rules)
-def test_the_real_ip_takes_the_plan_as_it_is_shown_and_then_nothing_is_left_to_do(lab: Lab, rules: Rules) -> None:
+def test_printed_plan_runs_with_ip_and_completes(lab: Lab, rules: Rules) -> None:
     lines = commands(lab, rules)
     kinds = {line.removeprefix("ip ").removeprefix("-6 ").split()[0] for line in lines}
     assert kinds - {"link"} == {"address", "route", "rule"}
@@ -84,7 +84,7 @@ def test_the_real_ip_takes_the_plan_as_it_is_shown_and_then_nothing_is_left_to_d
     assert set(commands(lab, rules)) == set(undone)
 
 
-def test_removals_are_shown_as_ip_takes_them_too(lab: Lab) -> None:
+def test_printed_removals_run_with_ip(lab: Lab) -> None:
     added = [
         "ip route replace 10.9.4.0/24 dev eth0 table 777 proto 209",
         "ip -6 route replace fd09::/64 via fe80::9 dev eth0 table 777 proto 209",
@@ -105,7 +105,7 @@ def test_removals_are_shown_as_ip_takes_them_too(lab: Lab) -> None:
     assert plan(NOWHERE, read(lab), may_remove=True) == ()
 
 
-def test_ours_is_told_by_its_number_and_others_are_not_seen(lab: Lab) -> None:
+def test_only_our_protocol_number_is_read(lab: Lab) -> None:
     ours = [
         "route add 10.9.1.0/24 dev eth0 table 777 proto 209",
         "rule add pref 31000 from 10.9.1.1 lookup 777 protocol 209",
@@ -146,7 +146,7 @@ def test_every_kind_of_route_and_rule_comes_back_as_it_is(lab: Lab) -> None:
         lab.run(["ip", *line.replace(" add ", " del ").split()])
 
 
-def test_the_part_of_a_link_with_the_same_mac_is_told_from_it(lab: Lab) -> None:
+def test_port_with_the_same_mac_is_distinguished(lab: Lab) -> None:
     """As Azure's VF below the synthetic interface; here a bridge takes the MAC of its first port."""
     nic = lab.nic("eth1")
     lab.batch([f"link add up0 address {nic.mac} type bridge", "link set eth1 master up0"])
@@ -160,7 +160,7 @@ def test_the_part_of_a_link_with_the_same_mac_is_told_from_it(lab: Lab) -> None:
     assert match_links(cloud(lab), both, read(lab).links)[nic.mac].name == "eth1"
 
 
-def test_what_dhcp_and_routers_say_is_on_link_and_what_others_made_local_is_read(lab: Lab) -> None:
+def test_learned_subnets_and_foreign_local_ranges_are_read(lab: Lab) -> None:
     lines = [
         "route add 198.18.0.0/24 dev eth0 proto dhcp",
         "-6 route add 2001:db8::/64 dev eth0 proto ra",
@@ -198,7 +198,7 @@ def test_links_addresses_and_learned_gateways_are_read(lab: Lab) -> None:
     assert links["lo"].hardware == ARPHRD_LOOPBACK
     assert (links["br0"].kind, links["br0"].up) == ("bridge", False)
     assert links["eth0"].mac == lab.nic("eth0").mac
-    assert found.gateways[links["eth0"].ifindex] == (lab.nics[0].network[1], ip_address("fe80::1"))  # by DHCP and RA
+    assert found.gateways[links["eth0"].ifindex] == (lab.nics[0].network[1], ip_address("fe80::1"))  # from DHCP and RA
     index = links["br0"].ifindex
     expected = has(index, "172.17.0.1/16") | has(index, "172.17.0.2/32", connected=False)
     assert {place: kernel for place, kernel in found.addresses.items() if place[0] == index} == expected

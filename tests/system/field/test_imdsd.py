@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from tests.lab import Lab, Spec
+from tests.lab.lab import CHECKOUT
 from tests.system.job import CONFIG, present, refresh, running, settle, status
 
 METADATA = "169.254.169.254"
@@ -48,13 +50,30 @@ def test_route_that_prohibits_the_metadata_later_changes_nothing() -> None:
         assert status(lab)["last_error"] is None
 
 
+def test_firewall_rule_locks_the_metadata_for_others() -> None:
+    """That of docs/coexistence.md: a bound socket passes the route, and not the rule."""
+    page = (CHECKOUT / "docs/coexistence.md").read_text()
+    [rules] = re.findall(r"^ {6}table inet metadata \{\n(?: {6}.*\n)+", page, re.MULTILINE)
+    with running(replace(Spec.aws(interfaces=2, addresses=2), sysctl=UNFILTERED), "", "netagent", "fetcher") as lab:
+        lab.batch([LOCK])
+        bound = ["curl", "--silent", "--max-time", "2", "--interface", f"if!{lab.nics[0].name}", f"http://{METADATA}/"]
+        assert lab.run(bound, user="daemon", check=False).returncode == 0
+        lab.run(["nft", "-f", "-"], stdin=rules)
+        assert lab.run(bound, user="daemon", check=False).returncode != 0
+        lab.add_address(lab.nics[1].mac, "10.0.2.77")
+        assert refresh(lab) == "ok"
+        assert "10.0.2.77" in present(lab)
+
+
 def test_known_reverse_path_filter_drops_the_answers() -> None:
     """With rp_filter 1 or 2 the prohibit route is the way back: an error, and the network stays as it is."""
     with running(Spec.aws(interfaces=3, addresses=3), "", "netagent", "fetcher") as lab:
         before = present(lab)
         lab.batch([LOCK])
         assert refresh(lab) == "error"
-        assert "no answer in time" in status(lab)["last_error"]["message"]
+        message = status(lab)["last_error"]["message"]
+        assert "no answer in time; a route prohibits 169.254.169.254 on this host (systemd-imdsd?)" in message
+        assert f"unless net.ipv4.conf.{lab.nics[0].name}.rp_filter=0 its answers are dropped" in message
         assert present(lab) == before
         lab.run(["sysctl", "-qw", *(f"net.ipv4.conf.{nic.name}.rp_filter=0" for nic in lab.nics)])
         assert refresh(lab) == "ok"

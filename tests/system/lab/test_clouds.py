@@ -1,11 +1,11 @@
-"""Every cloud boots as its convention says: the primary interface answers, the metadata server is reached."""
+"""Every cloud boots as its convention defines: the primary interface answers, and the metadata server is reachable."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.lab.asking import ask
+from tests.lab.curl import ask
 from tests.lab.metadata import PROVIDERS
 
 
@@ -16,7 +16,7 @@ def test_a_fresh_instance(name: str) -> None:
         served = lab.nics if lab.convention.all_links else [first]
         ready = [address for nic in served for address in (nic.addresses[0], *nic.ipv6[:1])]
         reached = [first.addresses[0], *first.ipv6[:1]]
-        if lab.convention.all_links:  # of three routers that advertise themselves, the kernel may take any
+        if lab.convention.all_links:  # the kernel may use any of three routers that advertise themselves
             del reached[1:]
         answers = lab.reachability(reached)
         assert [pair for pair, answer in answers.items() if pair[0] in ("beyond0", "neighbour0") and not answer] == []
@@ -31,7 +31,7 @@ def test_a_fresh_instance(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
-def test_what_is_ordered_is_what_the_cloud_has(name: str) -> None:
+def test_lab_has_the_ordered_interfaces(name: str) -> None:
     convention = PROVIDERS[name].convention
     whole = Spec.cloud(name, interfaces=4, addresses=15, ipv6=3, prefixes=2)
     assert 1 <= len(whole.interfaces) <= min(4, convention.most_interfaces)

@@ -1,4 +1,4 @@
-"""The cloud's IPv6, and its delegated ranges: tried with ip(8) by hand, without cloud-network."""
+"""The cloud's IPv6, and its delegated ranges: tested with ip(8) by hand, without cloud-network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.system.lab.test_lab import configuration, table
 
 
 def configure(lab: Lab) -> None:
-    """As `configuration` says, and the same for IPv6: there the gateway is the one that advertises itself."""
+    """As `configuration`, but for IPv6: the gateway is the router that advertises itself."""
     router = lab.convention.router6
     lab.batch(configuration(lab))
     lines = ["rule add priority 30001 lookup main suppress_prefixlength 0"]
@@ -31,7 +31,7 @@ def configure(lab: Lab) -> None:
 
 
 def default6(lab: Lab) -> dict[str, str]:
-    """{device: gateway} of what the kernel learned from advertisements."""
+    """Return {device: gateway} of the routes that the kernel learned from advertisements."""
     routes = json.loads(lab.run(["ip", "-6", "-j", "route", "show", "default", "proto", "ra"]).stdout)
     return {route["dev"]: route["gateway"] for route in routes}
 
@@ -64,7 +64,7 @@ def test_a_fresh_instance_answers_on_its_first_addresses_only() -> None:
         assert lab.lost() == []
 
 
-def test_with_the_rules_of_the_design_every_pair_of_both_families_answers() -> None:
+def test_design_rules_make_all_pairs_of_both_families_answer() -> None:
     with Lab(Spec.cloud("aws", interfaces=4, addresses=3, ipv6=3)) as lab:
         configure(lab)
         answers = lab.reachability()
@@ -74,7 +74,7 @@ def test_with_the_rules_of_the_design_every_pair_of_both_families_answers() -> N
         assert lab.lost() == []
 
 
-def test_an_ipv6_source_of_another_interface_is_dropped_and_counted() -> None:
+def test_foreign_ipv6_source_is_dropped_and_counted() -> None:
     with Lab(Spec.cloud("aws", interfaces=2, addresses=1, ipv6=1)) as lab:
         first, second = lab.nics
         lab.batch([f"address add {second.ipv6[0]}/128 dev lo"])
@@ -89,8 +89,8 @@ def test_an_ipv6_source_of_another_interface_is_dropped_and_counted() -> None:
         assert lab.dropped() == 0
 
 
-def test_ipv6_is_not_delivered_to_an_interface_that_does_not_own_it() -> None:
-    """A host with the wrong MAC for an address: the kernel would answer for its other interface."""
+def test_ipv6_is_delivered_only_to_the_owner() -> None:
+    """Another host has the wrong MAC for an address: the kernel would answer through its other interface."""
     with Lab(Spec((Interface("10.0.1.0/24", 1, ipv6=1), Interface("10.0.1.0/24", 1, ipv6=1)))) as lab:
         configure(lab)
         first, second = lab.nics
@@ -113,8 +113,8 @@ def test_an_ipv6_address_is_added_and_removed_while_running() -> None:
         assert not any(lab.reachability([new], 0.5).values())
 
 
-def test_where_no_prefix_is_on_link_neighbours_are_reached_by_the_router() -> None:
-    """And the router does not redirect (RFC 4861, 8), as no cloud's does."""
+def test_without_on_link_prefix_neighbours_use_the_router() -> None:
+    """The router does not redirect (RFC 4861, 8), as in every cloud."""
     with Lab(Spec.cloud("azure", interfaces=1, addresses=1, ipv6=1)) as lab:
         [nic] = lab.nics
 
@@ -152,7 +152,7 @@ def test_an_interface_with_ipv6_is_attached_and_detached() -> None:
 
 
 def test_a_range_belongs_to_its_interface() -> None:
-    """The whole of it: the first and the last address answer once the kernel takes it for local, and not before."""
+    """A whole range: the first and the last address answer only once the kernel has it as local."""
     with Lab(Spec.cloud("aws", interfaces=2, addresses=1, ipv6=1, prefixes=2)) as lab:
         first, second = lab.nics
         assert len(lab.samples) == 2 * 2 * 2 * 2

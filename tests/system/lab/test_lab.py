@@ -1,4 +1,4 @@
-"""The lab's network is a cloud's: tried with ip(8) by hand, without cloud-network."""
+"""The lab's network behaves like a cloud's: tested with ip(8) by hand, without cloud-network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def table(lab: Lab, name: str) -> int:
 
 
 def configuration(lab: Lab, siblings: bool = True) -> list[str]:
-    """DESIGN.md, "What the kernel must look like", as a person would type it."""
+    """Return the state of DESIGN.md, "Kernel state", as lines for ip."""
     lines = [f"rule add priority {MAIN_STEP} lookup main suppress_prefixlength 0"]
     present = lab.run(["ip", "-br", "address"]).stdout
     for nic in lab.nics:
@@ -45,7 +45,7 @@ def configuration(lab: Lab, siblings: bool = True) -> list[str]:
 
 @pytest.fixture(scope="module")
 def fresh() -> Iterator[Lab]:
-    """4 × 15 as it boots. Only for tests that change nothing."""
+    """A lab with 4 × 15 addresses after boot. Only for tests that change nothing."""
     with Lab(Spec.aws(interfaces=4, addresses=15)) as lab:
         yield lab
 
@@ -84,10 +84,11 @@ def test_with_the_rules_of_the_design_all_300_pairs_answer() -> None:
 
 
 def test_without_routes_to_the_siblings_replies_are_lost() -> None:
-    """A neighbour's packet for another subnet's address: main sends the reply through the neighbour's own subnet.
+    """A neighbour's packet to another subnet's address: main sends the reply through the neighbour's own subnet.
 
-    That is 180 of 300 pairs. The 60 from beyond answer. Of the 60 within one subnet some fail too, by chance: the lost
-    reply's ARP request has a foreign sender, is dropped, and all that waits for the same neighbour fails with it.
+    That affects 180 of 300 pairs. The 60 from beyond answer. Of the 60 within one subnet some fail as well, by chance:
+    the lost reply's ARP request has a foreign sender and is dropped, and all packets to the same neighbour fail with
+    it.
     """
     with Lab(Spec.aws(interfaces=4, addresses=15)) as lab:
         lab.batch(configuration(lab, siblings=False))
@@ -113,7 +114,7 @@ def test_source_of_another_interface_is_dropped_and_counted() -> None:
 
 
 def test_arp_with_a_foreign_sender_is_dropped_and_counted() -> None:
-    """The gateway isn't known at first, so the first thing sent is an ARP request, with the packet's source in it."""
+    """The gateway is not known at first, so the first packet is an ARP request with the packet's source in it."""
     send = (
         "import socket as s; u = s.socket(type=s.SOCK_DGRAM); u.bind(('10.0.1.99', 0)); u.sendto(b'', ('10.0.1.1', 9))"
     )
@@ -133,7 +134,7 @@ def test_a_foreign_mac_passes_nothing() -> None:
 
 
 def test_two_interfaces_in_one_subnet() -> None:
-    """Both connected routes are in main, and only one can win there; each table sees to its own."""
+    """Both connected routes are in main, and only one can apply there; each table has its own."""
     spec = Spec((Interface("10.0.1.0/24", 3), Interface("10.0.1.0/24", 3), Interface("10.0.2.0/24", 3)))
     with Lab(spec) as lab:
         assert [nic.addresses[0] for nic in lab.nics] == ["10.0.1.10", "10.0.1.13", "10.0.2.10"]
@@ -145,8 +146,8 @@ def test_two_interfaces_in_one_subnet() -> None:
         assert lab.lost() == []
 
 
-def test_nothing_is_delivered_to_an_interface_that_does_not_own_it() -> None:
-    """A host with the wrong MAC for an address: the kernel would answer for its other interface."""
+def test_packets_are_delivered_only_to_the_owner() -> None:
+    """Another host has the wrong MAC for an address: the kernel would answer through its other interface."""
     with Lab(Spec((Interface("10.0.1.0/24", 1), Interface("10.0.1.0/24", 1)))) as lab:
         lab.batch(configuration(lab))
         first, second = lab.nics
@@ -162,7 +163,7 @@ def test_dhcp_may_serve_all_interfaces() -> None:
         assert [route["metric"] for route in routes] == [100, 101, 102]
         answers = lab.reachability([nic.addresses[0] for nic in lab.nics])
         assert answers["beyond0", "10.0.1.10"]
-        assert not answers["beyond0", "10.0.2.10"]  # the reply leaves by the default route, and is dropped
+        assert not answers["beyond0", "10.0.2.10"]  # the reply uses the default route, and is dropped
         assert lab.dropped() > 0
 
 

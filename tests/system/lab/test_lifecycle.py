@@ -1,4 +1,4 @@
-"""What surrounds the instance: its own files and users, and nothing of it afterwards."""
+"""The instance's own files and users, and the cleanup of the lab."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ with Lab(Spec.aws(interfaces=2, addresses=1)) as lab:
 
 
 def host() -> dict[str, str]:
-    """What a lab must not change: read again afterwards."""
+    """Return the host's state that a lab must not change."""
     commands = {"links": ["ip", "-br", "link"], "rules": ["ip", "rule"], "nft": ["nft", "list", "ruleset"]}
     state = {name: subprocess.run(argv, capture_output=True, text=True).stdout for name, argv in commands.items()}
     files = ("/etc/passwd", "/etc/group", "/etc/resolv.conf", "/proc/self/mounts", "/proc/sys/kernel/hostname")
@@ -39,7 +39,7 @@ def host() -> dict[str, str]:
 
 
 def inhabitants(instance: int) -> set[int]:
-    """Every process that is inside the same PID namespace, whatever its user or session."""
+    """Return every process inside the same PID namespace, whatever its user or session."""
     inside = Path(f"/proc/{instance}/ns/pid").readlink()
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
@@ -51,8 +51,8 @@ def inhabitants(instance: int) -> set[int]:
     return found
 
 
-def gone(pids: set[int], patience: float = 5) -> bool:
-    end = time.monotonic() + patience
+def gone(pids: set[int], timeout: float = 5) -> bool:
+    end = time.monotonic() + timeout
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         if time.monotonic() > end:
             return False
@@ -67,7 +67,7 @@ def test_nothing_is_left_after_the_end() -> None:
         lab.reachability(timeout=0.1)
         pids = inhabitants(lab.instance.pid)
         assert len(pids) > 6
-    assert gone(pids, patience=0)
+    assert gone(pids, timeout=0)
     assert host() == before
 
 
@@ -82,7 +82,7 @@ def test_nothing_is_left_after_a_failure_inside() -> None:
     with pytest.raises(ZeroDivisionError) as failure:
         fail()
     assert pids
-    assert gone(pids, patience=0)
+    assert gone(pids, timeout=0)
     assert "no lost packets" in "".join(failure.value.__notes__)
 
 
@@ -145,12 +145,12 @@ def test_a_program_that_fails_is_an_error_with_its_words() -> None:
     with Lab(SMALL) as lab:
         with pytest.raises(LabError, match="ls: cannot access '/nowhere'"):
             lab.run(["ls", "/nowhere"])
-        with pytest.raises(LabError, match=r"no room 'cellar'; there are instance, cloud"):
+        with pytest.raises(LabError, match=r"no namespace 'cellar'; there are instance, cloud"):
             lab.run(["true"], where="cellar")
 
 
 def test_a_daemon_is_started_killed_and_its_log_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """With a script in the daemon's place, which becomes its user and says so."""
+    """A script in the daemon's place becomes the daemon's user and prints it."""
     script = tmp_path / "cloud-network-fetcher"
     script.write_text("#!/bin/sh\necho up as $(id -u)\nexec setpriv --reuid=cloud-network --clear-groups sleep 1000\n")
     script.chmod(0o755)

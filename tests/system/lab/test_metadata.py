@@ -1,4 +1,4 @@
-"""The metadata server behaves like EC2's, and fails as it is told to."""
+"""The metadata server behaves like EC2's, and fails as configured."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ print(json.dumps(answers))
 
 
 class Client:
-    """Asks from inside the instance; what is asked in one call goes over one connection where the server lets it."""
+    """A client inside the instance; the requests of one call use one connection if the server allows it."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
@@ -67,7 +67,7 @@ def shared() -> Iterator[Client]:
 
 @pytest.fixture
 def client(shared: Client) -> Iterator[Client]:
-    """As new for each test."""
+    """The server, reset for each test."""
     yield shared
     shared.lab.metadata.clear()
     shared.lab.metadata.configure(v1=True, role="lab-role", user_data=None, keep_alive=True)
@@ -127,7 +127,7 @@ def test_directories_are_listed_with_and_without_a_slash(client: Client) -> None
 @pytest.mark.parametrize(
     "path", ["ami-id/", "ami-id/x", "nothing", "network/interfaces/macs/02:00:00:00:00:00/", "spot"]
 )
-def test_what_is_not_there_is_404(client: Client, path: str) -> None:
+def test_absent_path_is_404(client: Client, path: str) -> None:
     status, body, headers = client.ask(("GET", f"{META}/{path}", {}))[0]
     assert (status, headers["content-type"]) == (404, "text/html")
     assert "404 - Not Found" in body

@@ -1,4 +1,4 @@
-"""The metadata server behaves like Alibaba's, and the gateway is where Alibaba has it."""
+"""The metadata server behaves like Alibaba's, and the gateway has Alibaba's address."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import Interface, Lab, Spec
-from tests.lab.asking import ask
+from tests.lab.curl import ask
 
 META = "/latest/meta-data"
 MACS = f"{META}/network/interfaces/macs"
@@ -46,7 +46,7 @@ def test_leaves_of_an_interface(lab: Lab) -> None:
     assert {path: ask(lab, f"{MACS}/{path}").body for path in expected} == expected
 
 
-def test_what_does_not_apply_is_not_there(lab: Lab) -> None:
+def test_inapplicable_keys_are_absent(lab: Lab) -> None:
     first = lab.nics[0].mac
     assert not [key for key in ask(lab, f"{MACS}/{first}/").body.split() if "ipv6" in key or "prefixes" in key]
     assert ask(lab, f"{MACS}/{first}/ipv6s").status == 404

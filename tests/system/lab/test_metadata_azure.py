@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import Interface, Lab, Spec
-from tests.lab.asking import Answer, ask
+from tests.lab.curl import Answer, ask
 
 VERSION = "api-version=2021-02-01"
 INTERFACES = f"/metadata/instance/network/interface?{VERSION}"
@@ -74,19 +74,19 @@ def test_what_is_refused(lab: Lab, headers: tuple[str, ...], query: str, status:
     assert ask(lab, f"/metadata/instance?{query}", *headers).status == status
 
 
-def test_without_a_version_the_newest_are_told(lab: Lab) -> None:
+def test_missing_version_lists_the_newest(lab: Lab) -> None:
     assert get(lab, "/metadata/instance").json["newest-versions"] == ["2025-04-07", "2024-07-17", "2024-03-15"]
     assert "2017-04-02" in get(lab, "/metadata/versions").json["apiVersions"]
     assert ask(lab, INTERFACES, "Metadata: true", method="POST").status == 405
 
 
-def test_more_requests_than_allowed_are_told_to_wait(lab: Lab) -> None:
+def test_too_many_requests_get_retry_after(lab: Lab) -> None:
     lab.metadata.configure(per_second=0)
     refused = get(lab, INTERFACES)
     assert (refused.status, refused.headers["retry-after"]) == (429, "1")
 
 
-def test_public_addresses_of_the_standard_sku_are_the_load_balancers(lab: Lab) -> None:
+def test_standard_sku_addresses_are_in_the_load_balancer(lab: Lab) -> None:
     lab.metadata.configure(standard=True)
     assert get(lab, INTERFACES).json[0]["ipv4"]["ipAddress"][0]["publicIpAddress"] == ""
     [pair] = get(lab, f"/metadata/loadbalancer?{VERSION}").json["loadbalancer"]["publicIpAddresses"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.lab.asking import ask
+from tests.lab.curl import ask
 
 V1 = "/metadata/v1"
 
@@ -53,7 +53,7 @@ def test_the_same_as_a_tree(lab: Lab) -> None:
     assert ask(lab, f"{V1}/nothing").status == 404
 
 
-def test_the_anchor_and_all_else_that_cloud_init_configured_is_reached(lab: Lab) -> None:
+def test_anchor_and_cloud_init_addresses_are_reachable(lab: Lab) -> None:
     answers = lab.reachability(["192.0.2.10", "10.17.0.5", "2001:db8:0:1::a"])
     assert {source for source, _ in answers} == {"beyond0", "neighbour0", "neighbour1"}
     assert all(answers[pair] for pair in answers if pair[0] != "neighbour1")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.lab import Interface, Lab, Spec
-from tests.lab.asking import Answer, ask
+from tests.lab.curl import Answer, ask
 
 ROOT = "/computeMetadata/v1"
 NICS = f"{ROOT}/instance/network-interfaces/"
@@ -101,7 +101,7 @@ def test_a_long_poll_answers_at_the_change_and_not_before(lab: Lab) -> None:
     etag = get(lab, f"{ROOT}/?recursive=true").headers["etag"]
     waiting = Waiting(lambda: get(lab, f"{WATCH}{etag}&timeout_sec=15"))
     lab.wait_for(lambda: lab.metadata.waiting() == 1, message="the poll")
-    lab.metadata.load(lab.nics)  # nothing new
+    lab.metadata.load(lab.nics)  # unchanged
     assert lab.metadata.waiting() == 1
     assert waiting.answers == []
     lab.add_address(lab.nics[0].mac, "10.0.1.50")
@@ -113,7 +113,7 @@ def test_a_long_poll_answers_at_the_change_and_not_before(lab: Lab) -> None:
     lab.remove_address(lab.nics[0].mac, "10.0.1.50")
 
 
-def test_a_long_poll_answers_at_once_when_the_etag_is_old_and_at_its_end(lab: Lab) -> None:
+def test_long_poll_answers_for_an_old_etag_and_at_its_timeout(lab: Lab) -> None:
     etag = get(lab, f"{ROOT}/?recursive=true").headers["etag"]
     assert get(lab, f"{WATCH}0&timeout_sec=300").headers["etag"] == etag
     lab.metadata.reset()

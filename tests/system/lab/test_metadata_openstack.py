@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.lab.asking import ask
+from tests.lab.curl import ask
 
 LATEST = "/openstack/latest"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import Interface, Lab, Spec
-from tests.lab.asking import Answer, ask
+from tests.lab.curl import Answer, ask
 
 
 def get(lab: Lab, path: str, *more: str) -> Answer:
@@ -60,7 +60,7 @@ def test_the_instance(lab: Lab) -> None:
     assert get(lab, "instance/metadata/user_data").body == "IyEvYmluL3No"
 
 
-def test_version_2_wants_its_header_and_version_1_can_be_switched_off(lab: Lab) -> None:
+def test_version_2_needs_its_header_and_version_1_can_be_off(lab: Lab) -> None:
     assert ask(lab, "/opc/v2/vnics/").status == 401
     assert get(lab, "vnics/", "X-Forwarded-For: 10.0.0.1").status == 403
     assert ask(lab, "/opc/v1/vnics/").json == get(lab, "vnics/").json

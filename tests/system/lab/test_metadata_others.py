@@ -1,4 +1,4 @@
-"""The metadata servers of Hetzner, Vultr, Scaleway, IBM and Tencent behave like theirs."""
+"""The metadata servers of Hetzner, Vultr, Scaleway, IBM and Tencent behave like the real ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.lab import Interface, Lab, Spec
-from tests.lab.asking import ask
+from tests.lab.curl import ask
 
 
 @pytest.fixture

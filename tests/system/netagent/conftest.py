@@ -58,6 +58,6 @@ def shared_lab() -> Iterator[Lab]:
                 "rule add pref 31005 from 10.9.9.9 lookup main",
             ]
         )
-        lab.path("/etc/resolv.conf").write_text("nameserver 10.0.2.2\nnameserver fd00::53\n")
+        lab.path("/etc/resolv.conf").write_text("nameserver 10.0.4.2\nnameserver fd00::53\n")
         start(lab)
         yield lab

@@ -18,7 +18,7 @@ from tests.lab.rooms import ENVIRONMENT
 from tests.system.netagent.conftest import start
 from tests.system.netagent.faults_trace import KILL, Point, Trace, points
 from tests.system.netagent.faults_who import As
-from tests.system.netagent.wire import AUDIT, Wire, address, ifindex, kernel_state, route, rule
+from tests.system.netagent.wire import AUDIT, Wire, address, ifindex, kernel_state, main_rule, route, rule
 
 Answer = dict[str, Any] | None
 Ops = list[dict[str, Any]]
@@ -110,7 +110,7 @@ class Bench:
         """On two links, and more than one batch of 128 messages: things come, go and are replaced."""
         hosts = range(11, 33)
         self.there = [address(a, "10.0.2.10/24"), _single(a, "10.0.2.90"), route(a, "10.9.0.0/16", "10.0.2.1")]
-        self.there += [rule("10.0.2.90", 9999 + a)]
+        self.there += [rule("10.0.2.90", 9999 + a), main_rule()]
         with As(self.lab) as wire:
             assert wire.apply(*self.there)["verdict"] == "applied"
         for link, net, gateway in ((a, "10.0.2", "10.0.2.1"), (b, "10.0.1", "10.0.1.1")):

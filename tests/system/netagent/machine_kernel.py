@@ -43,7 +43,7 @@ FOREIGN6 = ["route add fd00:9::/64 dev eth1 metric 7", "rule add pref 31010 from
 def furnish(lab: Lab) -> None:
     """What belongs to others and stays: DHCP's, an operator's, a container's; and a spare link that is down."""
     lab.write_config(CONFIG)
-    lab.path("/etc/resolv.conf").write_text("nameserver 10.0.2.2\nnameserver fd00::53\n")
+    lab.path("/etc/resolv.conf").write_text("nameserver 10.0.4.2\nnameserver fd00::53\n")
     lab.batch(FOREIGN)
     lab.batch([f"route add 10.66.0.0/24 via 10.0.1.1 table {9999 + ifindex(lab, 'eth1')} proto static"])
     for line in FOREIGN6:
@@ -191,7 +191,7 @@ def ours(state: Snapshot) -> tuple[object, ...]:
 FORBIDDEN = [
     *map(ip_network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "172.17.0.1")),
     *map(
-        ip_network, ("10.0.1.1", "10.0.1.10", "10.0.2.2", "10.0.2.50", "10.0.3.50", "100.100.100.200", "168.63.129.16")
+        ip_network, ("10.0.1.1", "10.0.1.10", "10.0.4.2", "10.0.2.50", "10.0.3.50", "100.100.100.200", "168.63.129.16")
     ),
     *map(ip_network, ("::/64", "fe80::/10", "ff00::/8", "fd00:ec2::254", "fd00:2::50", "fd00::53")),
 ]
@@ -254,8 +254,15 @@ def dangers(state: Snapshot, names: dict[int, str]) -> list[str]:
             found.append(f"a gateway that is this host: {route}")
         if route.gateway and route.gateway in ip_network(OTHERS.get(route.link, "::/128")):
             found.append(f"a gateway of another link: {route}")
+    mains = {
+        ip_network(rule.network).version: rule.priority
+        for rule in sorted(state.rules, reverse=True)
+        if rule.table == MAIN
+    }
     for rule in state.rules:
         network = ip_network(rule.network)
+        if rule.table != MAIN and not rule.suppress and rule.priority <= mains.get(network.version, rule.priority):
+            found.append(f"a rule past main: {rule}")
         if rule.priority not in PRIORITIES:
             found.append(f"a rule outside the band: {rule}")
         if not network.prefixlen:

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from tests.system.netagent.test_refusals import ATTACKS, Links
-from tests.system.netagent.wire import address, packed, route, rule
+from tests.system.netagent.wire import address, main_rule, packed, route, rule
 
 Op = dict[str, Any]
 ETH0, ETH1, SPARE, BRIDGE, LO = "eth0", "eth1", "spare", "docker0", "lo"
@@ -23,7 +23,7 @@ _SUBNETS = ("10.0.1.0/24", "10.0.2.0/24", "10.0.3.0/24", "10.9.0.0/16", "0.0.0.0
 _PREFIXES = ("10.0.2.0/24", "10.0.2.0/28", "10.0.1.0/24", "10.0.1.8/29", "10.0.3.0/24", "10.0.0.0/16", "fd00:2::/64")
 _RANGES = ("10.77.0.0/24", "10.78.0.0/28", "fd00:7::/80")
 _THEIRS = (
-    *("10.0.1.1/32", "10.0.1.10/32", "10.0.2.1/32", "10.0.2.2/32", "10.0.2.50/32", "172.17.0.1/16", "172.17.0.8/32"),
+    *("10.0.1.1/32", "10.0.1.10/32", "10.0.2.1/32", "10.0.4.2/32", "10.0.2.50/32", "172.17.0.1/16", "172.17.0.8/32"),
     *("169.254.169.254/32", "100.100.100.200/32", "fd00:ec2::254/128", "8.8.8.8/32", "203.0.113.5/24", "127.0.0.2/8"),
     *(
         "224.0.0.1/32",
@@ -133,7 +133,7 @@ def attacks(index: dict[str, int]) -> list[list[Op]]:
         rule("10.9.9.9", 254, 31005, "rule_remove"),
         rule("10.9.9.8", 100, 31000, "rule_remove"),
         *(address(link, "10.0.1.1/32") for link in (one, other, index[SPARE])),
-        address(other, "10.0.2.2/32"),
+        address(other, "10.0.4.2/32"),
         address(other, "fd00::53/128"),
         route(index[SPARE], "10.0.1.0/24", table=255),
         address(other, "10.0.2.10/33"),
@@ -168,7 +168,8 @@ def plan(index: dict[str, int]) -> list[Op]:
         route(on, "10.77.0.0/24", table=255),
         rule("10.0.2.0/24", table, suppress=True, local=True),
         rule("10.0.2.10", table, suppress=True),
-        rule("0.0.0.0/0", 254, priority=31010, suppress=True),
+        main_rule(),
+        main_rule("::/0"),
         rule("10.0.2.0/24", table, priority=31020, local=True),
         rule("10.0.2.10", table, priority=31020),
         rule("10.0.2.11", table, priority=31020),

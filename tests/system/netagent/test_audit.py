@@ -6,10 +6,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from ipaddress import IPv6Network
 from pathlib import Path
 
 import pytest
 from cloud_network.netagent import audit
+from cloud_network.netagent.operations import RuleRemove
+from cloud_network.netagent.protocol import MAX_FRAME, MAX_OPS, MAX_REMAINING, Done, Failed, Remaining, Verdict, encode
 
 Lines = list[str]
 CNCTL = [sys.executable, "-m", "cloud_network.api.cnctl.main", "audit"]
@@ -69,6 +72,24 @@ def test_a_chain_goes_on_after_a_line_of_any_length(tmp_path: Path) -> None:
     assert cnctl(path, "--verify").stdout.startswith("OK: 3 lines")
 
 
+@pytest.mark.parametrize(("ops", "remaining", "lines"), [(224, 0, 1), (112, 64, 1), (225, 0, 2), (4096, 4096, 51)])
+def test_every_operation_is_there_and_no_line_is_longer_than_the_journals(
+    tmp_path: Path, ops: int, remaining: int, lines: int
+) -> None:
+    path = tmp_path / "audit.log"
+    network = IPv6Network("fd00:1111:2222:3333:4444:5555:6666::/112")
+    op = RuleRemove(32765, network, False, 1_000_000_000, True, True, 2**32 - 1, 2**32 - 1)
+    left = Remaining(op, "the route to 255.255.255.128/25 in table 1000000000 depends on it and is not ours", None)
+    entry = {"request": "rollback", "id": "x" * 64, "not_undone": [left.to_wire()] * remaining, "verdict": "v"}
+    audit.Audit(path, "0" * 36).write(entry, [{**op.to_wire(), "errno": 0}] * ops)
+    text = path.read_text().splitlines()
+    found = [json.loads(line) for line in text]
+    assert len(found) == lines
+    assert sum(len(line.get("ops", ())) for line in found) == ops
+    assert sum(len(line.get("not_undone", ())) for line in found) == remaining
+    assert max(map(len, text)) < 48 << 10
+
+
 @pytest.mark.parametrize(
     ("tamper", "where", "reason"),
     [
@@ -102,3 +123,13 @@ def test_lines_for_a_person_are_safe_on_a_terminal(tmp_path: Path) -> None:
     assert "apply of 1" in shown[-1]
     assert "\\x1b[31m" in shown[-1]
     assert cnctl(tmp_path / "none").returncode == 3
+
+
+def test_an_answer_is_a_frame_however_much_was_not_undone() -> None:
+    op = RuleRemove(32765, IPv6Network("fd00:1111:2222:3333:4444:5555:6666::/112"), False, 1_000_000_000, True, True)
+    remaining = (Remaining(op, "x" * 200),) * MAX_OPS
+    rolled_back = Done(Verdict.ROLLED_BACK, remaining=remaining)
+    for answer in (rolled_back, Failed(0, (None,) * MAX_OPS, "x" * 200, remaining)):
+        message = answer.to_wire()
+        assert len(encode(message)) < MAX_FRAME
+        assert (len(message["not_undone"]), message["not_undone_more"]) == (MAX_REMAINING, MAX_OPS - MAX_REMAINING)

@@ -87,6 +87,26 @@ def test_max_objects_bounds_addresses_routes_and_rules_together(lab: Lab) -> Non
     assert Settings().max_objects == 16384  # docs/policy.md
 
 
+def test_no_request_takes_minutes_however_many_subnets_a_link_has(lab: Lab) -> None:
+    """An open transaction is overdue meanwhile, and root waits. Comparing each pair takes three times this timeout."""
+    on = ifindex(lab, "eth0")
+    subnets = [
+        {**address(on, f"10.{64 + (at >> 14)}.{at >> 6 & 255}.{at % 64 * 4 + 1}/30"), "route": False}
+        for at in range(8000)
+    ]
+    hosts = [f"10.{96 + (at >> 8)}.{at & 255}.0/24" for at in range(protocol.MAX_OPS)]
+    with As(lab) as wire:
+        wire.socket.settimeout(25)
+        for part in (subnets[:4000], subnets[4000:]):
+            assert wire.apply(*part)["verdict"] == "applied"
+        for gateway, table in ((None, None), ("10.64.0.2", None), (None, 255)):
+            ops = [route(on, host, gateway, table) for host in hosts]
+            assert wire.ask(request="check", ops=ops)["verdict"] == "ok"
+    with Wire(lab) as root:
+        root.socket.settimeout(60)
+        assert root.ask(request="flush", id="flush")["done"] == len(subnets)
+
+
 def test_a_flush_at_the_limits_removes_everything(lab: Lab) -> None:
     """8,192 addresses, as many rules; with a second of processor time for each million pairs it would not end."""
     on = ifindex(lab, "eth0")

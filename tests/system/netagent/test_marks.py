@@ -16,7 +16,18 @@ import pytest
 
 from tests.lab import Lab, Spec
 from tests.system.netagent.conftest import start
-from tests.system.netagent.wire import CONFIG, Wire, address, audit_lines, ifindex, kernel_state, packed, route, rule
+from tests.system.netagent.wire import (
+    CONFIG,
+    Wire,
+    address,
+    audit_lines,
+    ifindex,
+    kernel_state,
+    main_rule,
+    packed,
+    route,
+    rule,
+)
 
 MASK, ARRIVAL = 0x7F, 0x40
 MARK = f'{CONFIG}[Network]\nForwardedReplies = "mark"\nExclude = "docker1"\n'
@@ -145,7 +156,8 @@ def test_rules_for_marks_are_made_and_removed(lab: Lab, on: Links, wire: Wire) -
         table((on.primary, 1), (on.secondary, 2)),
         mark_rule(on.primary, 1),
         mark_rule(on.secondary, 2, suppress=True),
-        mark_rule(on.secondary, 2 | ARRIVAL, priority=31020),
+        main_rule(),
+        mark_rule(on.secondary, 2 | ARRIVAL, priority=31020, suppress=False),
         mark_rule(on.secondary, 2, **six),
     ]
     assert wire.apply(*ops)["verdict"] == "applied"

@@ -16,16 +16,17 @@ from tests.lab import Lab, Spec
 from tests.system.netagent.conftest import start
 from tests.system.netagent.faults_who import As
 from tests.system.netagent.packets import Witnesses, witnesses
-from tests.system.netagent.wire import CONFIG, address, ifindex, kernel_state, route, rule
+from tests.system.netagent.wire import CONFIG, address, ifindex, kernel_state, main_rule, route, rule
 
 Ops = list[dict[str, Any]]
 METADATA, RESOLVER, ELSEWHERE = "169.254.169.254", "10.0.0.2", "10.0.77.7"
+RESOLVER2 = "10.0.4.3"
 BESIDE0, BESIDE1 = "10.0.1.250", "10.0.2.250"  # neighbour0, neighbour1
 BESIDE0_6, BESIDE1_6 = "fe80::ace0", "fe80::ace1"
 BEYOND, BEYOND6 = "198.51.100.10", "2001:db8:ffff::10"
 CLAIMED = (
     *(METADATA, RESOLVER, ELSEWHERE, "10.0.1.222", "10.0.2.221", "10.0.2.253", "10.50.0.7", "10.50.0.200"),
-    *("10.60.0.7", "10.70.0.7", "fd50::7", "fd00:1:0:7::7"),
+    *("10.60.0.7", "10.70.0.7", "fd50::7", "fd00:1:0:7::7", RESOLVER2, "10.99.0.7", "10.99.1.7", "fd00:abc::1"),
 )
 """What both neighbours answer ARP and neighbour discovery for, as hosts that work with the attacker."""
 MINE, MINE6 = "10.0.1.10", "fd00:1::10"
@@ -41,7 +42,7 @@ def lab() -> Iterator[Lab]:
         for number, (room, own) in enumerate(zip(lab.neighbours, (BESIDE0_6, BESIDE1_6), strict=True)):
             room.batch([f"address add {own}/64 dev eth0 nodad", f"address add fd00:{number + 1}::fa/64 dev eth0 nodad"])
             room.batch([f"address add {each}/{128 if ':' in each else 32} dev eth0" for each in CLAIMED])
-        lab.path("/etc/resolv.conf").write_text(f"nameserver {RESOLVER}\n")
+        lab.path("/etc/resolv.conf").write_text(f"nameserver {RESOLVER}\nnameserver {RESOLVER2}\n")
         _add_vpn(lab)
         start(lab)
         _add_ipv6(lab)
@@ -49,7 +50,7 @@ def lab() -> Iterator[Lab]:
 
 
 def _add_vpn(lab: Lab) -> None:
-    """Routes of other programs: a VPN, a CNI by another host of the subnet, and a blackhole."""
+    """Routes of other programs: a VPN, a CNI by another host of the subnet, a blackhole, and two by the gateway."""
     [vpn] = lab.rooms.open({"name": "vpn", "sysctl": {}})
     lab.batch(
         [
@@ -61,6 +62,8 @@ def _add_vpn(lab: Lab) -> None:
             "link set wg0 up",
             f"route add 10.60.0.0/24 via {BESIDE0}",
             "route add blackhole 10.70.0.0/24",
+            f"route add 10.99.0.0/24 via 10.0.1.1 dev {PRIMARY} metric 100",
+            f"route add 10.99.1.7/32 via 10.0.1.1 dev {PRIMARY}",
         ]
     )
     vpn.batch(["link set eth0 up", "address add 10.50.0.7/24 dev eth0", "address add 10.50.0.200/24 dev eth0"])
@@ -129,7 +132,19 @@ def own(link: Any, text: str) -> dict[str, Any]:
     return address(link, text)
 
 
-FROM, FROM6 = source(f"{MINE}/32", PRIMARY), source(f"{MINE6}/128", PRIMARY)
+def steps(link: str, text: str, **more: Any) -> Ops:
+    """The rules of a selector, in three steps."""
+    first, last = (source(text, link, priority=priority, **more) for priority in (31000, 31020))
+    return [first, main_rule("::/0" if ":" in text else "0.0.0.0/0"), last]
+
+
+def past_main(text: str, link: str, **more: Any) -> dict[str, Any]:
+    """A rule that asks for all of the table, with a priority before that of main."""
+    return source(text, link, suppress=False, **more)
+
+
+FROM, FROM6 = steps(PRIMARY, f"{MINE}/32"), steps(PRIMARY, f"{MINE6}/128")
+BY_GATEWAY = [via(PRIMARY, "0.0.0.0/0", "10.0.1.1")]
 BY_NEIGHBOUR = [
     own(SECONDARY, "10.0.2.222/32"),
     via(SECONDARY, "10.0.2.221/32", None),
@@ -138,68 +153,94 @@ BY_NEIGHBOUR = [
 """A default route by a neighbour that is accepted: the first host of 10.0.2.220/30, on a link without a subnet."""
 ATTACKS = {
     # 1: a neighbour as gateway
-    "metadata by a neighbour": Attack([via(PRIMARY, f"{METADATA}/32", BESIDE0), FROM], METADATA, MINE),
-    "metadata on link": Attack([via(PRIMARY, f"{METADATA}/32", None), FROM], METADATA, MINE),
-    "everything by a neighbour": Attack([via(PRIMARY, "0.0.0.0/0", BESIDE0), FROM], BEYOND, MINE),
-    "half of everything by a neighbour": Attack([via(PRIMARY, "128.0.0.0/1", BESIDE0), FROM], BEYOND, MINE),
-    "the resolver by a neighbour": Attack([via(PRIMARY, f"{RESOLVER}/32", BESIDE0), FROM], RESOLVER, MINE),
-    "the resolver on link": Attack([via(PRIMARY, f"{RESOLVER}/32", None), FROM], RESOLVER, MINE),
-    "a rule to the resolver": Attack([*BY_NEIGHBOUR, source("10.0.0.2/31", SECONDARY, to=True)], RESOLVER),
-    "a rule to one resolver": Attack([*BY_NEIGHBOUR, source(RESOLVER, SECONDARY, to=True)], RESOLVER),
-    "a rule from another link": Attack([*BY_NEIGHBOUR, source(MINE, SECONDARY)], BEYOND, MINE),
+    "metadata by a neighbour": Attack([via(PRIMARY, f"{METADATA}/32", BESIDE0), *FROM], METADATA, MINE),
+    "metadata on link": Attack([via(PRIMARY, f"{METADATA}/32", None), *FROM], METADATA, MINE),
+    "everything by a neighbour": Attack([via(PRIMARY, "0.0.0.0/0", BESIDE0), *FROM], BEYOND, MINE),
+    "half of everything by a neighbour": Attack([via(PRIMARY, "128.0.0.0/1", BESIDE0), *FROM], BEYOND, MINE),
+    "the resolver by a neighbour": Attack([via(PRIMARY, f"{RESOLVER}/32", BESIDE0), *FROM], RESOLVER, MINE),
+    "the resolver on link": Attack([via(PRIMARY, f"{RESOLVER}/32", None), *FROM], RESOLVER, MINE),
+    "a rule to the resolver": Attack([*BY_NEIGHBOUR, *steps(SECONDARY, "10.0.0.2/31", to=True)], RESOLVER),
+    "a rule to one resolver": Attack([*BY_NEIGHBOUR, *steps(SECONDARY, RESOLVER, to=True)], RESOLVER),
+    "a rule from another link": Attack([*BY_NEIGHBOUR, *steps(SECONDARY, MINE)], BEYOND, MINE),
     "a rule from everything of another link": Attack(
-        [*BY_NEIGHBOUR, source("10.0.1.0/24", SECONDARY, local=True)], BEYOND, MINE
+        [*BY_NEIGHBOUR, *steps(SECONDARY, "10.0.1.0/24", local=True)], BEYOND, MINE
     ),
     "a range around the gateway, then another gateway": Attack(
-        [local(PRIMARY, "10.0.1.0/26"), via(PRIMARY, "0.0.0.0/0", BESIDE0), FROM], BEYOND, MINE
+        [local(PRIMARY, "10.0.1.0/26"), via(PRIMARY, "0.0.0.0/0", BESIDE0), *FROM], BEYOND, MINE
     ),
-    "IPv6 by a neighbour's link-local address": Attack([via(PRIMARY, "::/0", BESIDE0_6), FROM6], BEYOND6, MINE6),
-    "IPv6 by a neighbour's address": Attack([via(PRIMARY, "::/0", "fd00:1::fa"), FROM6], BEYOND6, MINE6),
-    "IPv6 half of everything by a neighbour": Attack([via(PRIMARY, "2000::/3", BESIDE0_6), FROM6], BEYOND6, MINE6),
+    "IPv6 by a neighbour's link-local address": Attack([via(PRIMARY, "::/0", BESIDE0_6), *FROM6], BEYOND6, MINE6),
+    "IPv6 by a neighbour's address": Attack([via(PRIMARY, "::/0", "fd00:1::fa"), *FROM6], BEYOND6, MINE6),
+    "IPv6 half of everything by a neighbour": Attack([via(PRIMARY, "2000::/3", BESIDE0_6), *FROM6], BEYOND6, MINE6),
     # 2: what others route
     "an address of the VPN": Attack([own(SECONDARY, "10.50.0.7/32")], "10.50.0.7"),
     "a subnet of the VPN": Attack([own(SECONDARY, "10.50.0.129/25")], "10.50.0.200"),
     "a subnet around the VPN": Attack(
-        [own(SECONDARY, "10.50.1.9/16"), via(SECONDARY, "10.50.0.0/24", None), source("10.50.1.9", SECONDARY)],
+        [own(SECONDARY, "10.50.1.9/16"), via(SECONDARY, "10.50.0.0/24", None), *steps(SECONDARY, "10.50.1.9")],
         "10.50.0.7",
         "10.50.1.9",
     ),
     "a range of the VPN": Attack([local(SECONDARY, "10.50.0.192/26")], "10.50.0.200"),
-    "the VPN by the gateway": Attack([via(PRIMARY, "10.50.0.0/24", "10.0.1.1"), FROM], "10.50.0.7", MINE),
-    "half of the VPN by the gateway": Attack([via(PRIMARY, "10.50.0.128/25", "10.0.1.1"), FROM], "10.50.0.200", MINE),
-    "around the VPN by the gateway": Attack([via(PRIMARY, "10.0.0.0/8", "10.0.1.1"), FROM], "10.50.0.7", MINE),
-    "the VPN on link": Attack([via(PRIMARY, "10.50.0.0/24", None), FROM], "10.50.0.7", MINE),
+    "the VPN by the gateway": Attack([via(PRIMARY, "10.50.0.0/24", "10.0.1.1"), *FROM], "10.50.0.7", MINE),
+    "half of the VPN by the gateway": Attack([via(PRIMARY, "10.50.0.128/25", "10.0.1.1"), *FROM], "10.50.0.200", MINE),
+    "around the VPN by the gateway": Attack([via(PRIMARY, "10.0.0.0/8", "10.0.1.1"), *FROM], "10.50.0.7", MINE),
+    "the VPN on link": Attack([via(PRIMARY, "10.50.0.0/24", None), *FROM], "10.50.0.7", MINE),
     "an address of the CNI": Attack([own(SECONDARY, "10.60.0.7/32")], "10.60.0.7"),
-    "the CNI by the gateway": Attack([via(PRIMARY, "10.60.0.0/24", "10.0.1.1"), FROM], "10.60.0.7", MINE),
-    "the blackhole by the gateway": Attack([via(PRIMARY, "10.70.0.0/24", "10.0.1.1"), FROM], "10.70.0.7", MINE),
+    "the CNI by the gateway": Attack([via(PRIMARY, "10.60.0.0/24", "10.0.1.1"), *FROM], "10.60.0.7", MINE),
+    "the blackhole by the gateway": Attack([via(PRIMARY, "10.70.0.0/24", "10.0.1.1"), *FROM], "10.70.0.7", MINE),
     "an address of the blackhole": Attack([own(SECONDARY, "10.70.0.1/25")], "10.70.0.7"),
     "an IPv6 address of the VPN": Attack([own(SECONDARY, "fd50::7/128")], "fd50::7"),
     "an IPv6 subnet of the VPN": Attack([own(SECONDARY, "fd50::9/65")], "fd50::7"),
     "an IPv6 range of the VPN": Attack([local(SECONDARY, "fd50::/112")], "fd50::7"),
-    "the IPv6 VPN by the gateway": Attack([via(PRIMARY, "fd50::/64", "fe80::fe"), FROM6], "fd50::7", MINE6),
+    "the IPv6 VPN by the gateway": Attack([via(PRIMARY, "fd50::/64", "fe80::fe"), *FROM6], "fd50::7", MINE6),
     # 3: invented subnets
     "an eighth of the address space": Attack(
-        [quiet(SECONDARY, "10.200.0.5/8"), via(SECONDARY, "10.0.1.222/32", None), source("10.200.0.5", SECONDARY)],
+        [quiet(SECONDARY, "10.200.0.5/8"), via(SECONDARY, "10.0.1.222/32", None), *steps(SECONDARY, "10.200.0.5")],
         "10.0.1.222",
         "10.200.0.5",
     ),
     "a part of the primary's subnet": Attack([own(SECONDARY, "10.0.1.201/26")], "10.0.1.222"),
     "a part of it without its route": Attack(
-        [quiet(SECONDARY, "10.0.1.201/26"), via(SECONDARY, "10.0.1.192/26", None), source("10.0.1.201", SECONDARY)],
+        [quiet(SECONDARY, "10.0.1.201/26"), via(SECONDARY, "10.0.1.192/26", None), *steps(SECONDARY, "10.0.1.201")],
         "10.0.1.222",
         "10.0.1.201",
     ),
     "the primary's neighbour on the secondary": Attack(
-        [own(SECONDARY, "10.0.2.10/24"), via(SECONDARY, "10.0.1.222/32", None), source("10.0.2.10", SECONDARY)],
+        [own(SECONDARY, "10.0.2.10/24"), via(SECONDARY, "10.0.1.222/32", None), *steps(SECONDARY, "10.0.2.10")],
         "10.0.1.222",
         "10.0.2.10",
     ),
     "around the primary's subnet": Attack([own(PRIMARY, "10.0.1.201/16")], ELSEWHERE),
     "around the resolver's subnet": Attack([own(PRIMARY, "10.0.0.9/24")], RESOLVER),
-    "around the primary's subnet, on link": Attack([via(PRIMARY, "10.0.0.0/16", None), FROM], ELSEWHERE, MINE),
+    "around the primary's subnet, on link": Attack([via(PRIMARY, "10.0.0.0/16", None), *FROM], ELSEWHERE, MINE),
     "an IPv6 part of the primary's subnet": Attack([own(SECONDARY, "fd00:1::99/80")], "fd00:1::fa"),
     "around the primary's IPv6 subnet": Attack([own(PRIMARY, "fd00:1::99/44")], "fd00:1:0:7::7"),
     "a huge range": Attack([local(SECONDARY, "10.0.64.0/18")], ELSEWHERE),
+    # 4: the default route of a link's table before the routes of main
+    "the VPN by a rule past main": Attack([*BY_GATEWAY, past_main(MINE, PRIMARY)], "10.50.0.7", MINE),
+    "the VPN by a prefix past main": Attack(
+        [*BY_GATEWAY, past_main("10.0.1.0/24", PRIMARY, local=True)], "10.50.0.7", MINE
+    ),
+    "the CNI by a rule past main": Attack([*BY_GATEWAY, past_main(MINE, PRIMARY)], "10.60.0.7", MINE),
+    "the blackhole by a rule past main": Attack([*BY_GATEWAY, past_main(MINE, PRIMARY)], "10.70.0.7", MINE),
+    "the VPN by a rule beside main": Attack(
+        [*BY_GATEWAY, main_rule(), source(MINE, PRIMARY, priority=31010, suppress=False)], "10.50.0.7", MINE
+    ),
+    "the VPN by a rule before main": Attack(
+        [*BY_GATEWAY, past_main(MINE, PRIMARY, priority=31009), main_rule()], "10.50.0.7", MINE
+    ),
+    "the VPN after main is removed": Attack([*BY_GATEWAY, *FROM, main_rule(op="rule_remove")], "10.50.0.7", MINE),
+    "the VPN by a rule with main of IPv6": Attack(
+        [*BY_GATEWAY, main_rule("::/0"), source(MINE, PRIMARY, priority=31020)], "10.50.0.7", MINE
+    ),
+    "the IPv6 VPN by a rule past main": Attack(
+        [via(PRIMARY, "::/0", "fe80::fe"), past_main(f"{MINE6}/128", PRIMARY)], "fd50::7", MINE6
+    ),
+    "what an operator routes by the gateway, on link": Attack([own(PRIMARY, "10.99.0.5/24")], "10.99.0.7"),
+    "a host that an operator routes by the gateway": Attack([own(PRIMARY, "10.99.1.7/32")], "10.99.1.7"),
+    # 5: a connected route to a resolver, on a link that has learned no subnet
+    "the resolver's subnet on the secondary": Attack([own(SECONDARY, "10.0.0.9/24")], RESOLVER),
+    "two addresses with the resolver's": Attack([own(SECONDARY, "10.0.0.3/31")], RESOLVER),
+    "the resolver as a broadcast address": Attack([quiet(SECONDARY, "10.0.4.1/30")], RESOLVER2),
     "half of the primary's subnet as a range": Attack([local(PRIMARY, "10.0.1.128/25")], "10.0.1.222"),
 }
 
@@ -219,13 +260,6 @@ def test_no_packet_goes_another_way(lab: Lab, seen: Witnesses, name: str) -> Non
     assert answer["verdict"] == "refused", answer
     assert kernel_state(lab) == state
     assert seen.receivers(attack.destination, attack.source if held else "") == before
-
-
-def steps(link: str, text: str) -> Ops:
-    """The rules of one address, in three steps."""
-    everything = "::/0" if ":" in text else "0.0.0.0/0"
-    main = rule(everything, 254, 31010, suppress=True)
-    return [source(text, link, suppress=True), main, source(text, link, priority=31020)]
 
 
 FIRST, FIRST6 = "10.0.2.10", "fd00:2::10"
@@ -283,6 +317,67 @@ def test_what_clouds_need_is_accepted(lab: Lab, seen: Witnesses, name: str) -> N
         flushed = wire.ask(request="flush", id="after")
     assert (arrived, vpn, primary) == (GATEWAY, {"vpn"}, {"cloud:sn0"})
     assert flushed["done"] == len(needed.ops)
+
+
+def test_no_prefix_outlives_its_addresses(lab: Lab, seen: Witnesses) -> None:
+    """The kernel keeps a connected IPv6 route for an address without one, and then nobody's: it looked learned."""
+    first, second = own(PRIMARY, "fd00:abc::11/64"), quiet(PRIMARY, "fd00:abc::12/64")
+    gone = [address(ifindex(lab, PRIMARY), f"fd00:abc::{host}/64", "address_remove") for host in (11, 12)]
+    with As(lab) as wire:
+        made = wire.apply(*on(lab, [first, second]))
+        for op in gone:
+            wire.apply(op)
+        taken = wire.apply(*on(lab, [via(PRIMARY, "::/0", "fd00:abc::1"), *FROM6]))
+        arrived = seen.arrivals(BEYOND6, MINE6)
+        wire.ask(request="flush", id="after")
+    left = lab.run(["ip", "-6", "route", "show", "fd00:abc::/64"]).stdout
+    lab.run(["ip", "-6", "route", "flush", "fd00:abc::/64"], check=False)
+    assert (made["verdict"], taken["verdict"], arrived, left) == ("refused", "refused", {"cloud:sn0"}, "")
+
+
+@pytest.mark.parametrize("destination", ["198.51.100.0/24", "128.0.0.0/1", "192.0.0.0/2"])
+def test_a_tunnel_for_everything_keeps_the_internet(lab: Lab, seen: Witnesses, destination: str) -> None:
+    """A VPN routes two halves of the address space; the cloud's networks go on by the gateway."""
+    halves = [f"{network} dev wg0" for network in ("0.0.0.0/1", "128.0.0.0/1")]
+    lab.batch([f"route add {half}" for half in halves])
+    try:
+        with As(lab) as wire:
+            answer = wire.apply(*on(lab, [via(PRIMARY, destination, "10.0.1.1"), *FROM]))
+            arrived = seen.receivers(BEYOND, MINE)
+            wire.ask(request="flush", id="after")
+            needed = [via(PRIMARY, each, "10.0.1.1") for each in ("10.0.2.0/24", f"{METADATA}/32", "0.0.0.0/0")]
+            accepted = wire.apply(*on(lab, [*needed, *FROM]))
+            wire.ask(request="flush", id="after")
+    finally:
+        lab.batch([f"route del {half}" for half in halves])
+    assert (answer["verdict"], arrived, accepted["verdict"]) == ("refused", set(), "applied")
+
+
+def test_main_stays_while_a_rule_needs_it(lab: Lab, seen: Witnesses) -> None:
+    ops = [*BY_GATEWAY, *FROM]
+    with As(lab) as wire:
+        assert wire.apply(*on(lab, ops))["verdict"] == "applied"
+        removed = wire.apply(main_rule(op="rule_remove"))
+        arrived = seen.receivers("10.50.0.7", MINE)
+        again = [{**op, "op": "rule_remove"} for op in on(lab, FROM)]
+        whole = wire.apply(*again)
+        wire.ask(request="flush", id="after")
+    assert (removed["verdict"], arrived, whole["verdict"]) == ("refused", {"vpn"}, "applied")
+
+
+def test_a_secondary_in_the_resolvers_subnet_leaves_the_resolver(lab: Lab, seen: Witnesses) -> None:
+    """As in the default VPC of AWS: the subnet is on link in the link's table, and has no connected route."""
+    ops = [
+        quiet(SECONDARY, "10.0.0.9/32"),
+        via(SECONDARY, "10.0.0.0/24", None),
+        via(SECONDARY, "0.0.0.0/0", "10.0.0.1"),
+        *steps(SECONDARY, "10.0.0.9"),
+    ]
+    with As(lab) as wire:
+        assert wire.apply(*on(lab, ops))["verdict"] == "applied"
+        arrived = seen.arrivals(RESOLVER)
+        wire.ask(request="flush", id="after")
+    assert arrived == {"cloud:sn0"}
 
 
 def test_alibabas_gateway_is_the_third_last_address(lab: Lab, seen: Witnesses) -> None:

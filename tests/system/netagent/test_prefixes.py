@@ -33,6 +33,20 @@ def test_a_rule_for_a_whole_subnet_is_made_and_removed(lab: Lab, wire: Wire) -> 
     assert kernel_state(lab) == before
 
 
+def test_second_table_holds_the_links_own_and_what_its_rules_need(lab: Lab, wire: Wire) -> None:
+    before, on = kernel_state(lab), ifindex(lab, "eth0")
+    second = 9999 + 2**30 + on
+    near, out = route(on, "10.0.2.0/24", table=second), route(on, "0.0.0.0/0", "10.0.2.1", table=second)
+    leads = rule("10.0.2.10", second)
+    assert wire.apply(address(on, "10.0.2.10/24"), near, out, leads)["verdict"] == "applied"
+    way = lab.run(["ip", "route", "get", "198.51.100.1", "from", "10.0.2.10"]).stdout
+    assert f"via 10.0.2.1 dev eth0 table {second}" in way
+    gone = wire.apply(address(on, "10.0.2.10/24", "address_remove"))
+    assert "rule 31000 from 10.0.2.10/32 depends on it" in gone["reason"]
+    assert wire.ask(request="flush", id="flush")["verdict"] == "applied"
+    assert kernel_state(lab) == before
+
+
 def test_it_is_taken_back_and_flushed_like_any_other(lab: Lab, wire: Wire) -> None:
     before, on = kernel_state(lab), ifindex(lab, "eth0")
     done = [address(on, "10.0.2.10/24"), rule("10.0.2.0/25", 9999 + on, local=True)]
@@ -96,7 +110,7 @@ def test_what_a_netagent_of_before_left_open_is_taken_back(lab: Lab) -> None:
     lab.stop("netagent")
     on = ifindex(lab, "eth0")
     lab.batch([f"rule add pref 31000 from 10.0.2.10 lookup {9999 + on} protocol 209"])
-    old: dict[str, Any] = rule("10.0.2.10", 9999 + on, op="rule_remove")
+    old: dict[str, Any] = rule("10.0.2.10", 9999 + on, op="rule_remove", suppress=False)
     del old["local"]
     path = lab.path(LEDGER)
     path.write_bytes(msgpack.packb(("open", [old], [])))

@@ -29,7 +29,7 @@ class Links:
 ATTACKS: dict[str, tuple[Callable[[Links], Ops], str]] = {
     # addresses of others
     "the gateway's address": (lambda on: [address(on.secondary, "10.0.1.1")], "is a gateway"),
-    "a resolver's address": (lambda on: [address(on.secondary, "10.0.2.2")], "is a resolver"),
+    "a resolver's address": (lambda on: [address(on.secondary, "10.0.4.2")], "is a resolver"),
     "the metadata server": (lambda on: [address(on.secondary, "169.254.169.254")], "metadata server"),
     "Alibaba's metadata server": (lambda on: [address(on.secondary, "100.100.100.200")], "metadata server"),
     "AWS's metadata server, IPv6": (lambda on: [address(on.secondary, "fd00:ec2::254/128")], "metadata server"),
@@ -67,6 +67,18 @@ ATTACKS: dict[str, tuple[Callable[[Links], Ops], str]] = {
     "a link that is up": (lambda on: [{"op": "link_up", "link": on.primary}], "already up"),
     # routes
     "table main": (lambda on: [route(on.secondary, "0.0.0.0/0", table=254)], "not the link's own"),
+    "another link's second table": (
+        lambda on: [route(on.secondary, "0.0.0.0/0", "10.0.2.1", table=9999 + 2**30 + on.primary)],
+        "not the link's own",
+    ),
+    "another link's gateway in the second table": (
+        lambda on: [route(on.secondary, "0.0.0.0/0", "10.0.1.1", table=9999 + 2**30 + on.secondary)],
+        "gateway 10.0.1.1 is not on eth0",
+    ),
+    "an address into another link's second table": (
+        lambda on: [rule("10.0.1.10", 9999 + 2**30 + on.secondary)],
+        "10.0.1.10/32 is no address or range of eth0",
+    ),
     "table default": (lambda on: [route(on.secondary, "10.7.0.0/24", table=253)], "not the link's own"),
     "another link's table": (
         lambda on: [route(on.secondary, "10.0.2.0/24", table=9999 + on.primary)],
@@ -99,7 +111,7 @@ ATTACKS: dict[str, tuple[Callable[[Links], Ops], str]] = {
     "the kernel's own local route": (lambda on: [route(on.primary, "10.0.1.10/32", table=255)], "not ours"),
     # rules
     "a rule without a source": (lambda on: [rule("0.0.0.0/0", 9999 + on.primary)], "without a source"),
-    "a rule without a source to main": (lambda on: [rule("0.0.0.0/0", 254)], "without a source"),
+    "a rule without a source to main": (lambda on: [rule("0.0.0.0/0", 254, suppress=False)], "without a source"),
     "a rule for everything that goes somewhere": (
         lambda on: [rule("0.0.0.0/0", 254, suppress=True, to=True)],
         "without a source",

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from cloud_network.netagent import policy
+from cloud_network.netagent import ledger, policy
 
 from tests.lab import Lab, Spec
 from tests.system.netagent.conftest import start
@@ -99,6 +99,18 @@ def test_two_interfaces_in_one_subnet_are_accepted(lab: Lab) -> None:
 @pytest.mark.parametrize("text", ["10.0.1.60/23", "10.0.1.60/25"])
 def test_a_second_interface_claims_the_subnet_as_it_is(lab: Lab, text: str) -> None:
     assert "take over" in refused(lab, {**address(ifindex(lab, "eth0"), text), "route": False})
+
+
+def test_a_second_interface_gets_no_connected_route(lab: Lab) -> None:
+    """Of two with one metric the older one counts: that of the second interface, once the first is configured anew."""
+    on = ifindex(lab, "eth0")
+    assert "would take over 10.0.1.0/24" in refused(lab, address(on, "10.0.1.60/24"))
+    assert verdict(lab, {**address(on, "10.0.1.60/24"), "route": False}) == "applied"
+
+
+@pytest.mark.parametrize("text", ["10.0.1.255/32", "10.0.1.0/32"])
+def test_an_edge_of_another_links_subnet_is_no_address(lab: Lab, text: str) -> None:
+    assert "broadcast address" in refused(lab, address(ifindex(lab, "eth0"), text))
 
 
 def test_allow_addresses_widens_a_learned_subnet(lab: Lab) -> None:
@@ -203,7 +215,7 @@ def test_rules_are_limited_and_a_flush_of_all_is_logged_in_parts(lab: Lab) -> No
     with Wire(lab) as wire:
         assert wire.apply(address(on, "10.0.2.10/24"), route(on, "10.77.0.0/20", table=255))["verdict"] == "applied"
         hosts = [f"10.77.{at >> 8}.{at & 255}" for at in range(4096)]
-        for priority in (31000, 31020):
+        for priority in (31000, 31005):
             ops = [rule(host, 9999 + on, priority) for host in hosts]
             assert wire.apply(*ops)["verdict"] == "applied"
         assert f"{policy.MAX_RULES} rules" in wire.apply(rule("10.0.2.10", 9999 + on))["reason"]
@@ -278,6 +290,18 @@ def test_gateways_of_every_table_and_next_hop_are_protected(lab: Lab, table: str
 def test_our_former_gateway_is_protected(lab: Lab) -> None:
     on = ifindex(lab, "eth0")
     assert verdict(lab, address(on, "10.0.2.10/24"), route(on, "0.0.0.0/0", "10.0.2.1")) == "applied"
+    assert "a gateway" in refused(lab, address(on, "10.0.2.1/32"))
+
+
+def test_later_gateways_push_no_former_gateway_out(lab: Lab) -> None:
+    lab.stop("netagent")
+    lab.write_config(CONFIG + 'AllowGateways = "10.20.0.0/16"\n')
+    start(lab)
+    on = ifindex(lab, "eth0")
+    assert verdict(lab, address(on, "10.0.2.10/24"), route(on, "0.0.0.0/0", "10.0.2.1")) == "applied"
+    count = ledger.MAX_GATEWAYS + 20
+    routes = [route(on, f"10.9.{at >> 8}.{at & 255}/32", f"10.20.{at >> 8}.{at & 255}") for at in range(1, count)]
+    assert verdict(lab, address(on, "10.20.255.1/16"), *routes) == "applied"
     assert "a gateway" in refused(lab, address(on, "10.0.2.1/32"))
 
 

@@ -119,9 +119,15 @@ def route(link: int, text: str, via: str | None = None, table: int | None = None
 
 
 def rule(text: str, table: int, priority: int = 31000, op: str = "rule_add", **more: int) -> dict[str, Any]:
+    """A rule of the first step (`suppress`), or with a priority from 31010 on one that asks the whole table."""
     host, _, length = text.partition("/")
     where = {"op": op, "address": packed(host), "prefix": int(length or 32), "table": table, "priority": priority}
-    return {**where, "to": False, "suppress": False, "local": False, "mark": 0, "mask": 0, **more}
+    return {**where, "to": False, "suppress": priority < 31010, "local": False, "mark": 0, "mask": 0, **more}
+
+
+def main_rule(everything: str = "0.0.0.0/0", op: str = "rule_add") -> dict[str, Any]:
+    """The rule of the second step, which rules of the third one need."""
+    return rule(everything, 254, 31010, op, suppress=True)
 
 
 def kernel_state(lab: Lab) -> dict[str, str]:

@@ -1,1 +1,1 @@
-"""Other people's programs, run for real in the lab's rooms: they configure the same host as cloud-network does."""
+"""Real programs of other projects, run in the lab's namespaces: they configure the same host as cloud-network."""

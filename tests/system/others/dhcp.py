@@ -14,24 +14,24 @@ from .programs import Program, need
 LEASES = OURS / "dnsmasq.leases"
 HOSTS = OURS / "dnsmasq.hosts"
 T2 = 4
-"""Seconds until a client asks anybody; dnsmasq has it renew one second before. No test waits for half an hour."""
+"""Seconds until a client renews; dnsmasq makes it renew one second earlier, so that no test waits for half an hour."""
 
 
 class Server:
-    """Gives each interface one address, as a cloud's does, and renews it as often as it is asked."""
+    """A server that gives each interface one address, as a cloud does, and renews it on every request."""
 
     def __init__(self, lab: Lab, program: Program, given: str) -> None:
         self._lab, self._program, self._given = lab, program, given
 
     def grants(self) -> int:
-        """How many leases it has granted or renewed."""
+        """Return the number of leases that it has granted or renewed."""
         return self._program.log().count("DHCPACK(")
 
     def released(self) -> bool:
         return "DHCPRELEASE(" in self._program.log()
 
     def give(self, nic: Nic, address: str) -> None:
-        """From the next question on, this address: what was leased before is refused. The old one may still ask."""
+        """Give this address from now on, and refuse the old one. A client may still request the old one."""
         self._lab.fabric.filter.owners("add", [(nic, self._given)])
         _write(self._lab, nic, address)
         self._program.send(signal.SIGHUP)
@@ -43,7 +43,7 @@ class Server:
 
 @contextmanager
 def server(lab: Lab, nic: Nic) -> Iterator[Server]:
-    """Serves the subnet of one interface, which has its first address until told otherwise."""
+    """Serve the subnet of one interface, by default with the interface's first address."""
     bridge = lab.fabric.bridge(nic.subnet)
     lab.fabric.admit_dhcp(nic)
     _write(lab, nic, nic.addresses[0])
@@ -67,7 +67,7 @@ def _write(lab: Lab, nic: Nic, address: str) -> None:
 
 
 def dhclient(lab: Lab, nic: Nic) -> Program:
-    """isc-dhcp-client, with Debian's script, but not its hooks: they would write to /etc."""
+    """isc-dhcp-client with Debian's script, but without its hooks, which would write to /etc."""
     argv = [
         need("dhclient", "isc-dhcp-client"),
         *("-4", "-d", "-v", "-cf", "/dev/null", "-lf", "/run/dhclient.leases", "-pf", "/run/dhclient.pid", nic.name),

@@ -1,6 +1,6 @@
-"""A container network as Docker makes one: a bridge, MASQUERADE for what leaves it, DNAT for what is published.
+"""A container network as Docker makes it: a bridge, MASQUERADE for outgoing connections, DNAT for published ports.
 
-The rules are those of `iptables-save` on a host of Docker's with one published port, in nft's words.
+The rules are the output of `iptables-save` on a Docker host with one published port, in nft's syntax.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ table ip nat {{
 
 
 def start(lab: Lab) -> Room:
-    """The bridge, and one container behind it that has published its port of the probe."""
+    """The bridge, and one container behind it that publishes its probe port."""
     [container] = lab.rooms.open({"name": "container", "sysctl": {}})
     lab.batch(
         [
@@ -58,6 +58,6 @@ def start(lab: Lab) -> Room:
 
 
 def greeting(lab: Lab, where: Where, address: str, port: int) -> str:
-    """Who answers a connection, as it names itself; nothing when nobody does."""
+    """Return the name that the server sends on a connection; "" if nothing answers."""
     talk = f"exec 3<>/dev/tcp/{address}/{port}; head -n 1 <&3"
     return lab.run(["timeout", "2", "bash", "-c", talk], where, check=False).stdout

@@ -1,4 +1,4 @@
-"""What a host has that a room has not: the system bus, and a directory of /etc to write to."""
+"""Parts of a host that a network namespace lacks: the system bus, and a writable directory in /etc."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .programs import Program, need
 
 @contextmanager
 def bus(lab: Lab) -> Iterator[Program]:
-    """The system bus. Anybody may own any name: the policies of packages are not what is tried here."""
+    """The system bus. Any process may own any name: the policies of packages are not tested here."""
     lab.path("/run/dbus").mkdir()
     config = """<busconfig><type>system</type><listen>unix:path=/run/dbus/system_bus_socket</listen>
     <auth>EXTERNAL</auth><policy context="default"><allow user="*"/><allow own="*"/>
@@ -25,7 +25,7 @@ def bus(lab: Lab) -> Iterator[Program]:
 
 
 def own(lab: Lab, directory: str) -> None:
-    """A directory of /etc that is empty and the lab's: by itself it would be a link to the host's."""
+    """Make a directory of /etc empty and private to the lab: by default it is a link to the host's."""
     path = lab.path(directory)
     if path.is_symlink():
         path.unlink()

@@ -1,4 +1,4 @@
-"""systemd-networkd as an instance runs it, by itself: there is no systemd in the lab, but the bus is real."""
+"""systemd-networkd as an instance runs it, without systemd, because the lab has none; the bus is real."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DROP_IN = Path(__file__).parents[3] / "systemd/networkd.conf.d/50-cloud-network.
 
 
 class Networkd(Program):
-    """`networkctl` and the daemon. It serves the links of which it is given a .network file."""
+    """`networkctl` and the daemon. It manages the links for which it has a .network file."""
 
     def __init__(self, lab: Lab, nics: Sequence[Nic], section: str = "DHCP=ipv4") -> None:
         argv = [need("systemd-networkd", "systemd")]
@@ -46,7 +46,7 @@ class Networkd(Program):
         )
 
     def reconfigure(self) -> None:
-        """As an operator does who has changed a .network file."""
+        """Reconfigure as an operator does after changing a .network file."""
         self._instance.run(["networkctl", "reconfigure", *(nic.name for nic in self._nics)])
 
     def _state(self, nic: Nic) -> str:

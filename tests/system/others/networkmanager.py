@@ -1,4 +1,4 @@
-"""NetworkManager by itself, on the real bus, with its own DHCP client; no polkit: root alone asks it."""
+"""NetworkManager alone on the real bus, with its own DHCP client; without polkit, only root can use it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CONFIG = "[main]\nplugins=keyfile\ndhcp=internal\nauth-polkit=false\nno-auto-def
 
 
 class NetworkManager(Program):
-    """Has one interface, by DHCP."""
+    """NetworkManager with one interface configured by DHCP."""
 
     def __init__(self, lab: Lab, nic: Nic) -> None:
         argv = [need("NetworkManager", "network-manager"), "--no-daemon"]
@@ -28,14 +28,14 @@ class NetworkManager(Program):
         profile.chmod(0o600)
 
     def start(self) -> None:
-        """It takes an interface that is up for somebody else's until its profile is asked for."""
+        """Treat an interface that is already up as external until its profile is activated."""
         super().start()
         self._lab.wait_for(lambda: self._state().startswith("100 "), 20, "NetworkManager")
         if not self.connected():
             self.up()
 
     def connected(self) -> bool:
-        """By the profile, and not `connected (externally)`."""
+        """Return True if it is connected by the profile, and not `connected (externally)`."""
         return self._state() == "100 (connected)"
 
     def _state(self) -> str:
@@ -43,9 +43,9 @@ class NetworkManager(Program):
         return self._lab.run(argv, check=False).stdout.strip()
 
     def reapply(self) -> None:
-        """As an operator does who has changed a setting: without taking the interface down."""
+        """Reapply a changed setting, as an operator does, without taking the interface down."""
         self._lab.run(["nmcli", "device", "reapply", self._nic.name])
 
     def up(self) -> None:
-        """The profile once more, from the beginning."""
+        """Activate the profile again."""
         self._lab.run(["nmcli", "connection", "up", "lease"])

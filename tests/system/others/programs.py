@@ -1,4 +1,4 @@
-"""One program of somebody else's in a room: started as root, its words kept, ended by its own process number."""
+"""A program of another project in a namespace: started as root, with its output stored, ended by its pid."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Self
 import pytest
 
 from tests.lab import Lab
-from tests.lab.rooms import OURS, PATIENCE, Room
+from tests.lab.rooms import OURS, TIMEOUT_S, Room
 
 WAYS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/lib/systemd:/usr/lib/systemd"
 
 
 def need(program: str, package: str) -> str:
-    """Where the program is; a test that needs one which Debian packages, and which is not here, is skipped."""
+    """Return the path of the program; skip the test if Debian packages it and it is not installed."""
     found = shutil.which(program, path=WAYS)
     if found is None:
         pytest.skip(f"{program} is not here: apt-get install {package}")
@@ -29,9 +29,9 @@ def need(program: str, package: str) -> str:
 
 
 class Program:
-    """`with Program(lab, argv) as it:`. `private` directories are its own and empty: nothing of the host's changes.
+    """`with Program(lab, argv) as it:`. `private` directories are its own and empty: nothing on the host changes.
 
-    /sys is read-only for it, as in a container: there is no udev in the lab that a program could wait for.
+    /sys is read-only for it, as in a container: the lab has no udev that a program could wait for.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Program:
         return self._process is not None and self._process.poll() is None
 
     def pid(self) -> int:
-        """Of the program itself, below nsenter."""
+        """Return the pid of the program itself, below nsenter."""
         assert self._process is not None
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
         return self._lab.wait_for(lambda: [int(pid) for pid in children.read_text().split()])[0]
@@ -81,14 +81,14 @@ class Program:
         os.kill(self.pid(), number)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """A signal, and the end of it; one that will not end is killed."""
+        """Send a signal and wait for its end; a program that does not end is killed."""
         assert self._process is not None
         self.send(number)
         try:
-            self._process.wait(PATIENCE)
+            self._process.wait(TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.send(signal.SIGKILL)
-            self._process.wait(PATIENCE)
+            self._process.wait(TIMEOUT_S)
 
     def restart(self) -> None:
         self.stop()

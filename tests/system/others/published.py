@@ -1,6 +1,6 @@
-"""Ports that a container has published, TCP and UDP, IPv4 and IPv6, and clients that ask for them.
+"""Ports that a container publishes, TCP and UDP, IPv4 and IPv6, and their clients.
 
-Run by path inside rooms:
+Run by path inside namespaces:
 
     published.py serve PORT             answer each TCP connection and each datagram with a line
     published.py ask TIMEOUT PORT       [[protocol, address], …] on stdin, all at once; true or false for each

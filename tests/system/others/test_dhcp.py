@@ -1,4 +1,4 @@
-"""DHCP clients, the real ones, with a real server: renewal, another address, release. Beside them ours stay."""
+"""Real DHCP clients with a real server: renewal, another address, release. Our objects stay."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.mark.parametrize("name", CLIENTS)
 def test_a_lease_is_taken_renewed_changed_and_released(lab: Lab, name: str) -> None:
-    """The primary interface's. Its siblings' connections live through all of it."""
+    """The primary interface is tested. Its siblings' connections stay open throughout."""
     nic = lab.nics[0]
     first, second = nic.addresses[0], "10.0.1.99"
     held = [lab.hold_connection(address) for address in (nic.addresses[1], nic.addresses[2], lab.nics[1].addresses[0])]
@@ -57,13 +57,13 @@ def test_a_lease_is_taken_renewed_changed_and_released(lab: Lab, name: str) -> N
 
 
 def lasts(lab: Lab, address: str) -> bool:
-    """Whether it is there with a lease's lifetime."""
+    """Return True if the address has a lease's lifetime."""
     found = [each for link in ip(lab, "address") for each in link["addr_info"] if each["local"] == address]
     return any(each["valid_life_time"] < 2**32 - 1 for each in found)
 
 
 def release(lab: Lab, client: Program, name: str, server: dhcp.Server) -> None:
-    """As the package says: `dhclient -r`, and dhcpcd on its signal for it."""
+    """Release as the package documents: `dhclient -r`, and dhcpcd's signal."""
     if name == "dhcpcd":
         client.stop(signal.SIGALRM)
     else:

@@ -1,13 +1,14 @@
-"""systemd-networkd, the real one: what it takes away is put back, and what keeps it from taking anything."""
+"""The real systemd-networkd: the objects that it removes are repaired, and settings that prevent the removal."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.system.job import kernel, ours, present, running, settle, without_order
+from tests.system.job import kernel, ours, present, read_all_facts, running, settle, without_order
 
 from . import dhcp
 from .host import bus
@@ -19,7 +20,7 @@ KEEP = "DHCP=ipv4\nKeepConfiguration=static"
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    """A DHCP server, as networkd's own address comes and goes with its lease."""
+    """A DHCP server, because networkd's own address depends on its lease."""
     with running(Spec.aws(interfaces=2, addresses=3)) as made, dhcp.server(made, made.nics[0]), bus(made):
         yield made
         assert "Traceback" not in made.log("fetcher") + made.log("netagent")
@@ -30,10 +31,10 @@ def of_ours(lab: Lab) -> list[list[str]]:
 
 
 def removed(lab: Lab, action: str, networkd: Networkd) -> set[str]:
-    """Rules, routes and siblings' addresses that went, if only for a moment, while networkd did this."""
+    """Return the rules, routes and siblings' addresses that networkd removed, if only for a moment."""
     path = "/run/lab/monitor"
-    with lab.path(path).open("wb") as said:
-        monitor = lab.instance.popen(["ip", "-o", "monitor", "address", "route", "rule"], stdout=said)
+    with lab.path(path).open("wb") as output:
+        monitor = lab.instance.popen(["ip", "-o", "monitor", "address", "route", "rule"], stdout=output)
         lab.wait_for(lambda: listens(lab), message="ip monitor")
         before = networkd.log().count(CONFIGURED)
         getattr(networkd, action)()
@@ -48,21 +49,21 @@ def removed(lab: Lab, action: str, networkd: Networkd) -> set[str]:
 
 
 def listens(lab: Lab) -> bool:
-    """Whether somebody beside the fetcher listens to rules (RTNLGRP_IPV4_RULE is bit 7 of the groups)."""
+    """Return True if a process other than the fetcher listens to rules (RTNLGRP_IPV4_RULE is bit 7 of the groups)."""
     rows = [line.split() for line in lab.run(["cat", "/proc/net/netlink"]).stdout.splitlines()[1:]]
     return sum(row[1] == "0" and bool(int(row[3], 16) & 0x80) for row in rows) >= 3
 
 
 def test_what_it_takes_away_is_put_back_and_it_is_named(lab: Lab) -> None:
-    """With its defaults, when it configures a link anew: rules of every link, routes and addresses of that one."""
+    """With defaults it removes, on a reconfiguration, rules of every link, and routes and addresses of that link."""
     before, connection = of_ours(lab), lab.hold_connection(lab.nics[0].addresses[1])
     lab.stop("fetcher")
     with Networkd(lab, lab.nics[:1]) as networkd:
         lab.start("fetcher")
         lab.wait_for(lambda: "systemd-networkd" in lab.log("fetcher"), message="the warning")
-        [said] = [line for line in lab.log("fetcher").splitlines() if "systemd-networkd" in line]
-        assert f"/etc/systemd/networkd.conf.d/{DROP_IN.name}" in said
-        assert "level=warning" in said
+        [output] = [line for line in lab.log("fetcher").splitlines() if "systemd-networkd" in line]
+        assert f"/etc/systemd/networkd.conf.d/{DROP_IN.name}" in output
+        assert "level=warning" in output
         gone = removed(lab, "reconfigure", networkd)
         assert len([line for line in gone if "lookup" in line]) == len(before[0]), "it took every rule"
         lab.wait_for(lambda: of_ours(lab) == before and set(lab.addresses) <= present(lab), 10, "the repair")
@@ -77,7 +78,7 @@ def test_what_it_takes_away_is_put_back_and_it_is_named(lab: Lab) -> None:
 
 @pytest.mark.parametrize("action", ["restart", "reconfigure"])
 def test_with_the_drop_in_and_its_addresses_kept_nothing_is_taken(lab: Lab, action: str) -> None:
-    """KeepConfiguration= is a .network file's: addresses have no setting in networkd.conf."""
+    """KeepConfiguration= belongs to a .network file: networkd.conf has no setting for addresses."""
     before, connection = of_ours(lab), lab.hold_connection(lab.nics[0].addresses[1])
     networkd = Networkd(lab, lab.nics[:1], KEEP)
     networkd.install_drop_in()
@@ -101,8 +102,27 @@ def test_with_the_drop_in_alone_rules_stay_and_addresses_come_back(lab: Lab) -> 
         assert connection.alive()
 
 
+def test_reconfigured_in_the_middle_of_a_change_all_is_there_at_the_end(lab: Lab) -> None:
+    """The fetcher is told to read new metadata while networkd takes every rule: both are done at the end."""
+    with Networkd(lab, lab.nics[:1]) as networkd:
+        held = lab.hold_connection(lab.nics[1].addresses[1])
+        read_all_facts(lab)  # else it looks again in a second by itself
+        for number in range(3):
+            settle(lab)
+            before = of_ours(lab)
+            for subnet, nic in enumerate(list(lab.nics), 1):
+                lab.add_address(nic.mac, f"10.0.{subnet}.{70 + number}")
+            lab.kill("fetcher", signal.SIGHUP)
+            gone = removed(lab, "reconfigure", networkd)
+            assert len([line for line in gone if "lookup" in line]) == len(before[0]), "it took every rule"
+            lab.wait_for(lambda: set(lab.addresses) <= present(lab), 15, "the addresses")
+            lab.wait_for(lambda wanted=before: of_ours(lab) == wanted, 15, "routes and rules")  # type: ignore[misc]
+        assert all(lab.reachability().values())
+        assert held.alive()
+
+
 def test_its_own_objects_are_left_to_it(lab: Lab) -> None:
-    """Its address, its routes, and those of a static section: the same when the fetcher has come and gone."""
+    """Its address, its routes, and those of a static section are unchanged after the fetcher has run and stopped."""
     section = f"{KEEP}\n[Route]\nDestination=192.0.2.0/24\nGateway={lab.nics[0].gateway}\n"
     section += "[RoutingPolicyRule]\nFrom=192.0.2.9\nTable=77\nPriority=31005\n"
     with Networkd(lab, lab.nics[:1], section):

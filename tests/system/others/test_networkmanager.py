@@ -1,4 +1,4 @@
-"""NetworkManager, the real one: whatever it does to its interface, ours is there afterwards and its own stays."""
+"""The real NetworkManager: whatever it does to its interface, our objects are restored and its own stay."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def cloud() -> Iterator[tuple[Lab, dhcp.Server]]:
         assert "Traceback" not in made.log("fetcher") + made.log("netagent")
 
 
-def test_ours_outlives_what_it_does(cloud: tuple[Lab, dhcp.Server]) -> None:
-    """It starts, is asked to apply its profile anew with and without a new activation, and is restarted."""
+def test_our_objects_outlive_reactivation(cloud: tuple[Lab, dhcp.Server]) -> None:
+    """It starts, reapplies its profile with and without a new activation, and restarts."""
     lab, server = cloud
 
     def mine() -> list[list[str]]:

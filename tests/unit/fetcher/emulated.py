@@ -1,4 +1,4 @@
-"""The documents of tests/lab/metadata/documents, read by the providers from the lab's metadata servers."""
+"""The documents of tests/lab/metadata/documents, served by the lab's metadata servers and read by the providers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLOUDS = tuple(PROVIDERS)
 
 
 class Direct(Client):
-    """A client that asks an emulated cloud without a network between, for tests that read thousands of documents."""
+    """A client that calls an emulated cloud without a network, for tests that read thousands of documents."""
 
     def __init__(self, cloud: frame.Provider) -> None:
         super().__init__("127.0.0.1")
@@ -39,14 +39,14 @@ class Direct(Client):
 
 
 def names(cloud: str) -> list[str]:
-    """The cloud's documents."""
+    """Return the names of the cloud's documents."""
     found = sorted(path.stem for path in (DOCUMENTS / cloud).glob("*.json"))
     assert found, f"{DOCUMENTS / cloud} has no document"
     return found
 
 
 def document(cloud: str, name: str) -> Any:
-    """A document, the caller's to change."""
+    """Return a copy of a document, which the caller may change."""
     return json.loads((DOCUMENTS / cloud / f"{name}.json").read_text())
 
 
@@ -55,14 +55,14 @@ def provider_class(cloud: str) -> type[Provider]:
 
 
 def provider_of(cloud: str, served: Any) -> Provider:
-    """A provider whose metadata server serves this document."""
+    """Return a provider whose metadata server serves this document."""
     emulated = PROVIDERS[cloud]()
     emulated.record(copy.deepcopy(served))
     return provider_class(cloud)(Direct(emulated))
 
 
 def settled(provider: Provider) -> Instance:
-    """The instance after as many reads as its facts take."""
+    """Return the instance after enough reads to have all facts."""
     found = provider.fetch()
     for _ in range(40):
         if not provider.pending_facts:
@@ -72,6 +72,6 @@ def settled(provider: Provider) -> Instance:
 
 
 def read(cloud: str, served: Any) -> Instance:
-    """What the provider makes of a document, or of the one with this name."""
+    """Return the provider's instance for a document, or for the document with this name."""
     named = isinstance(served, str)
     return provider_of(cloud, document(cloud, served) if named else served).fetch()

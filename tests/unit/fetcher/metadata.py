@@ -1,4 +1,4 @@
-"""A metadata server of a few lines, in this process: answers by path, and a record of what it was asked."""
+"""A small metadata server in this process: answers by path, and records the requests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Asked(NamedTuple):
 
 
 class Server:
-    """`answer(path with query)` says what comes back; it may block."""
+    """`answer(path with query)` returns the answer; it may block."""
 
     def __init__(self, answer: Callable[[str], Answer]) -> None:
         self.answer, self.asked = answer, list[Asked]()

@@ -90,7 +90,7 @@ def test_ipv6_without_its_prefix_stands_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "text", "said"),
+    ("key", "text", "message"),
     [
         ("private-ipv4s", '["192.168.1.10", "192.168.1.1', "private-ipv4s: "),
         ("private-ipv4s", '"192.168.1.10"]', "is not a whole list"),
@@ -98,13 +98,13 @@ def test_ipv6_without_its_prefix_stands_alone() -> None:
         ("private-ipv4s", "[2408::1]", "private-ipv4s: '2408::1' is not an IPv4 address"),
         ("ipv6s", "[192.168.1.10]", "ipv6s: '192.168.1.10' is not an IPv6 address"),
         ("vswitch-cidr-block", "192.168.1.1/240", "vswitch-cidr-block: '192.168.1.1/240' is not a prefix"),
-        ("gateway", "192.168.1.10", "is an address of the interface and its gateway"),
+        ("gateway", "192.168.1.10", "is both an address of the interface and its gateway"),
         ("ipv4-prefixes", "192.168.0.0/16", "ipv4-prefixes: '192.168.0.0/16' is not inside"),
     ],
 )
-def test_wrong_value_is_reported_by_its_path(key: str, text: str, said: str) -> None:
+def test_wrong_value_is_reported_by_its_path(key: str, text: str, message: str) -> None:
     (problem,) = made(LEAVES | {key: text}).problems
-    assert said in problem.text
+    assert message in problem.text
     assert f"macs/{MAC}/" in problem.text
 
 
@@ -119,7 +119,7 @@ def test_leaf_that_is_listed_must_be_there(cloud: InProcess, alibaba: Alibaba) -
     assert set(found.with_known(before).interfaces[0].addresses) == set(before.interfaces[0].addresses)
     cloud.clear()
     cloud.content(f"{MACS}{MAC}/ipv6s", "\n")
-    assert "ipv6s: is listed, and empty" in alibaba.fetch().problems[0].text
+    assert "ipv6s: is listed but empty" in alibaba.fetch().problems[0].text
 
 
 def test_leaf_that_is_not_listed_is_not_there(cloud: InProcess, alibaba: Alibaba) -> None:

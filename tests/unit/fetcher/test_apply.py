@@ -13,7 +13,9 @@ from cloud_network.fetcher.config import Config, Rules
 from cloud_network.fetcher.metadata.model import Instance
 from cloud_network.fetcher.network.objects import Actual
 from cloud_network.fetcher.network.plan import COMMON, Plan, is_removal, link_of
+from cloud_network.fetcher.network.rules import main_rule
 from cloud_network.netagent import protocol
+from cloud_network.netagent.operations import RuleAdd
 from cloud_network.netagent.protocol import Apply, Refused
 from hypothesis import given
 
@@ -112,7 +114,20 @@ def test_rules_of_no_link_are_removed_last() -> None:
     parts = components(plan_of(wanted(instance(interface(1)), here, rules=Rules.ADDRESS), here), BASE)
     common = [op for part in parts[:-1] for op in part if link_of(op, BASE) == COMMON]
     assert common == []
-    assert is_removal(parts[-1][-1])
+    assert {link_of(op, BASE) for op in parts[-1]} == {COMMON}, "if it is refused, the links' changes are made"
+    assert all(map(is_removal, parts[-1]))
+
+
+@given(clouds(), configs, hosts())
+def test_no_rule_comes_before_that_for_main(cloud: Instance, config: Config, before: Actual) -> None:
+    """netagent refuses a rule to a link's default route unless main is asked first."""
+    here = before
+    for part in components(plan_of(goal_of(cloud, config, before), before), BASE):
+        for op in part:
+            here = carried_out((op,), here)
+            if isinstance(op, RuleAdd) and not op.suppress:
+                mains = [rule for rule in here.rules if rule == main_rule(op.selector.version, config)]
+                assert [rule.priority < op.priority for rule in mains] == [True]
 
 
 def test_refusal_is_explained_with_the_key() -> None:
@@ -128,8 +143,8 @@ def test_missing_netagent_is_named_with_its_socket() -> None:
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (b"", "hung up"),
-        (b"\0\0\0\5\xff", "hung up"),
+        (b"", "closed the connection"),
+        (b"\0\0\0\5\xff", "closed the connection"),
         (protocol.encode({"no": "verdict"}), "has no verdict"),
         (protocol.encode({"verdict": "refused", "version": 2}), "speaks version 2"),
         (b"\0\0\0\1\xc1", "does not answer"),

@@ -25,7 +25,7 @@ def aws(client: Client) -> Aws:
 
 
 def leaf(aws: Aws, key: str, device: int = 0) -> str:
-    """The path of one interface's key."""
+    """Return the path of one interface's key."""
     found = next(each for each in aws.fetch().interfaces if each.device_number == device)
     return f"{MACS}{found.mac}/{key}"
 
@@ -38,7 +38,7 @@ def refused(aws: Aws, *parts: str) -> MetadataError:
 
 
 def made(tree: dict[str, str]) -> Instance:
-    """The instance whose only interface has these leaves."""
+    """Return the instance whose only interface has these leaves."""
     whole = {"mac": MAC, "vpc-id": "vpc-1"} | tree
     return read("aws", {"meta-data": {"network": {"interfaces": {"macs": {MAC: whole}}}}})
 
@@ -62,7 +62,7 @@ def test_every_part_of_an_interface_is_read() -> None:
     (found,) = made(TREE).interfaces
     assert [str(address) for address in found.addresses] == ["10.0.1.10/24", "10.0.1.11/24", "fd00::a/64"]
     assert found.subnets == (ip_network("10.0.1.0/24"), ip_network("fd00::/64"))
-    assert found.gateways == (ip_address("10.0.1.1"),)  # IPv6's comes from the router
+    assert found.gateways == (ip_address("10.0.1.1"),)  # the IPv6 gateway comes from the router
     assert [str(network) for network in found.ranges] == ["10.0.1.16/28", "10.0.1.32/28", "fd00::1:0/112"]
     assert (found.device_number, found.public, found.mtu) == (1, (ip_address("203.0.113.1"),), None)
 
@@ -78,7 +78,7 @@ def test_interface_may_have_no_ipv4_and_no_number() -> None:
         ("local-ipv4s", "8.8.8.8", "8.8.8.8"),
         ("local-ipv4s", "10.0.1.10\n999.1.1.1", "999.1.1.1"),
         ("local-ipv4s", "127.0.0.1", "127.0.0.1"),
-        ("local-ipv4s", "10.0.1.1\n10.0.1.10", "10.0.1.1 is an address of the interface and its gateway"),
+        ("local-ipv4s", "10.0.1.1\n10.0.1.10", "10.0.1.1 is both an address of the interface and its gateway"),
         ("local-ipv4s", "10.0.1.255", "broadcast"),
         ("subnet-ipv4-cidr-block", "0.0.0.0/0", "0.0.0.0/0"),
         ("device-number", "-1", "-1"),
@@ -106,7 +106,7 @@ def test_subnet_with_host_bits_or_too_short_keeps_the_addresses() -> None:
 
 
 def test_efa_only_interface_is_a_notice(cloud: Cloud, aws: Aws) -> None:
-    """It is listed for as long as the instance lives; the others' addresses still come and go."""
+    """The notice stays for the lifetime of the instance; the others' addresses can still change."""
     directory = leaf(aws, "", device=1)
     cloud.content(directory, "device-number\ninterface-id\nmac\nvpc-id\nvpc-ipv4-cidr-block\n")
     found = aws.fetch()
@@ -118,7 +118,7 @@ def test_efa_only_interface_is_a_notice(cloud: Cloud, aws: Aws) -> None:
 def test_listing_cut_short_is_no_proof(cloud: Cloud, aws: Aws) -> None:
     before = aws.fetch()
     directory = leaf(aws, "", device=1)
-    cloud.content(directory, "device-number\nmac\n")  # not its whole listing
+    cloud.content(directory, "device-number\nmac\n")  # an incomplete listing
     found = aws.fetch()
     mac = next(each.mac for each in before.interfaces if each.device_number == 1)
     assert found.unproven == {mac}
@@ -146,10 +146,10 @@ def test_empty_leaf_costs_nothing_but_itself(cloud: Cloud, aws: Aws) -> None:
     cloud.content(leaf(aws, "ipv6s"), "")
     found = aws.fetch()
     assert [len(each.addresses) for each in found.interfaces] == [3, 3]
-    assert "ipv6s: is listed, and empty" in found.problems[0].text
+    assert "ipv6s: is listed but empty" in found.problems[0].text
 
 
-def test_subnet_that_cannot_be_read_keeps_its_addresses_for_later(cloud: Cloud, aws: Aws) -> None:
+def test_unreadable_subnet_keeps_its_addresses(cloud: Cloud, aws: Aws) -> None:
     before = aws.fetch()
     cloud.fail("status", leaf(aws, "subnet-ipv4-cidr-block", device=1))
     found = aws.fetch()
@@ -157,7 +157,7 @@ def test_subnet_that_cannot_be_read_keeps_its_addresses_for_later(cloud: Cloud, 
     assert set(found.with_known(before).interfaces) == set(before.interfaces)
 
 
-# — the whole
+# — the whole instance
 
 
 def test_instance_is_what_the_cloud_has(cloud: Cloud, aws: Aws) -> None:
@@ -218,7 +218,7 @@ def test_ipv6_only_instance_shows_no_ipv4_address(cloud: Cloud, aws: Aws) -> Non
 
 
 def test_facts_stay_while_they_are_read_again(cloud: Cloud, aws: Aws) -> None:
-    """An address that comes may bring another public name with it; meanwhile the old one is better than none."""
+    """A new address can have another public name; until it is read, the old one is shown."""
     before = settled(aws)
     nics = cloud.load(Interface("10.0.1.0/24", 4, public=2), Interface("10.0.2.0/24", 3))
     during = aws.fetch()
@@ -235,14 +235,14 @@ def test_unreadable_fact_costs_nothing_but_itself(cloud: Cloud, aws: Aws, fault:
         found = aws.fetch()
     assert "ami-id" not in found.system
     assert {"instance-id", "profile", "public-keys"} <= found.system.keys()
-    assert not aws.pending_facts  # not a reason to hurry
+    assert not aws.pending_facts  # no reason to read again soon
     cloud.clear()
     assert settled(aws).system["ami-id"].startswith("ami-")
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 15])
 def test_refresh_stays_within_its_allowance(cloud: Cloud, aws: Aws, count: int) -> None:
-    """With the look whether the server still answers, and with a session that expires in between."""
+    """This includes the check whether the server still answers, and a session that expires in between."""
     full = [Interface(f"10.0.{n}.0/24", 15, 1, (f"fd00:{n}::a",), (f"10.0.{n}.128/28",)) for n in range(1, count + 1)]
     cloud.load(*full)
     passes = 0
@@ -253,7 +253,7 @@ def test_refresh_stays_within_its_allowance(cloud: Cloud, aws: Aws, count: int) 
         assert len(cloud.requests()) <= 5 + 12 * count
         passes += 1
         cloud.expire_tokens()
-    assert cloud.connections() == 0  # since the last reset: it is one and the same
+    assert cloud.connections() == 0  # since the last reset: the connection is reused
 
 
 def test_each_path_is_asked_for_once(cloud: Cloud, aws: Aws) -> None:
@@ -264,7 +264,7 @@ def test_each_path_is_asked_for_once(cloud: Cloud, aws: Aws) -> None:
     assert len(paths) == len(set(paths))
 
 
-# — what is not whole
+# — incomplete answers
 
 
 @pytest.mark.parametrize("status", [400, 403, 429, 500, 503])
@@ -288,31 +288,33 @@ def test_404_of_the_list_of_interfaces_ends_the_read(cloud: Cloud, aws: Aws) -> 
     refused(aws, "network/interfaces/macs/: HTTP 404")
 
 
-@pytest.mark.parametrize(("fault", "said"), [("html", "HTML page"), ("empty", "no interface"), ("truncated", "bytes")])
-def test_wrong_list_of_interfaces_ends_the_read(cloud: Cloud, aws: Aws, fault: str, said: str) -> None:
+@pytest.mark.parametrize(
+    ("fault", "message"), [("html", "HTML page"), ("empty", "no interface"), ("truncated", "bytes")]
+)
+def test_wrong_list_of_interfaces_ends_the_read(cloud: Cloud, aws: Aws, fault: str, message: str) -> None:
     cloud.fail(fault, MACS)
-    refused(aws, "network/interfaces/macs/", said)
+    refused(aws, "network/interfaces/macs/", message)
 
 
 @pytest.mark.parametrize(
-    ("fault", "key", "said"),
+    ("fault", "key", "message"),
     [
         ("html", "local-ipv4s", "local-ipv4s: the answer is an HTML page"),
-        ("empty", "local-ipv4s", "local-ipv4s: is listed, and empty"),
-        ("empty", "subnet-ipv4-cidr-block", "subnet-ipv4-cidr-block: is listed, and empty"),
+        ("empty", "local-ipv4s", "local-ipv4s: is listed but empty"),
+        ("empty", "subnet-ipv4-cidr-block", "subnet-ipv4-cidr-block: is listed but empty"),
         ("status", "subnet-ipv4-cidr-block", "subnet-ipv4-cidr-block: HTTP 500"),
         ("html", "device-number", "device-number: the answer is an HTML page"),
         ("empty", "", "no 'mac'"),
         ("html", "", "HTML page"),
     ],
 )
-def test_problem_of_one_interface_stops_no_other(cloud: Cloud, aws: Aws, fault: str, key: str, said: str) -> None:
+def test_problem_of_one_interface_stops_no_other(cloud: Cloud, aws: Aws, fault: str, key: str, message: str) -> None:
     before = aws.fetch()
     path = leaf(aws, key, device=1)
     cloud.fail(fault, path)
     found = aws.fetch()
     assert before.interfaces[0] in found.interfaces
-    assert any(said in problem.text for problem in found.problems)
+    assert any(message in problem.text for problem in found.problems)
     assert all(problem.mac in path for problem in found.problems)
     assert len(found.unproven) == 1
     cloud.clear()
@@ -320,7 +322,7 @@ def test_problem_of_one_interface_stops_no_other(cloud: Cloud, aws: Aws, fault: 
 
 
 def test_leaf_that_is_listed_and_missing_is_no_proof(cloud: Cloud, aws: Aws) -> None:
-    """EC2 says 404 for 'there is none' and for 'not now'."""
+    """EC2 answers 404 both for an absent value and for a temporarily unavailable one."""
     cloud.fail("status", leaf(aws, "local-ipv4s"), status=404, times=1)
     [problem] = aws.fetch().problems
     assert "local-ipv4s: HTTP 404" in problem.text
@@ -339,7 +341,7 @@ def test_moving_address_is_believed_when_read_twice(cloud: Cloud, aws: Aws) -> N
     )
     nics[1] = replace(nics[1], addresses=("10.0.1.20", "10.0.1.11"))
     cloud.serve(nics)
-    for _ in range(2):  # moved and moved back is seen anew
+    for _ in range(2):  # a move back is a new move
         assert refused(aws, "10.0.1.11 is on more than one interface").kind == "changed"
         assert len(aws.fetch().interfaces[1].addresses) == 2
         assert aws.fetch().complete
@@ -367,7 +369,7 @@ def test_version_1_is_used_without_tokens(cloud: Cloud, aws: Aws, status: int) -
 
 @pytest.mark.parametrize("status", [400, 401, 403, 429, 500, 503])
 def test_no_other_answer_leads_to_version_1(cloud: Cloud, aws: Aws, status: int) -> None:
-    """A throttled or firewalled token server must not make us send requests that anybody can forge."""
+    """A throttled or firewalled token server must not make the provider send requests that anyone can forge."""
     cloud.fail("status", TOKEN, status=status)
     refused(aws, "/latest/api/token", f"HTTP {status}")
     assert {record.method for record in cloud.requests()} == {"PUT"}
@@ -424,7 +426,7 @@ def test_version_2_follows_when_version_1_is_off(cloud: Cloud, aws: Aws) -> None
     assert aws.fetch().complete
 
 
-# — whether it still answers, and its secrets
+# — availability, and secrets
 
 
 @pytest.mark.parametrize(
@@ -440,12 +442,12 @@ def test_busy_server_answers_and_a_portal_does_not(
 
 
 def test_dead_connection_is_tried_once_more(cloud: Cloud, aws: Aws) -> None:
-    """Its source address may have been taken away; a new one has another."""
+    """Its source address may have been removed; a new connection has another one."""
     settled(aws)
     cloud.reset()
     cloud.fail("reset", "/latest/meta-data/", times=1)
     assert aws.answers()
-    assert cloud.connections() == 1  # new since the reset
+    assert cloud.connections() == 1  # a new one since the reset
 
 
 def test_credentials_are_the_roles_and_the_instances(cloud: Cloud, aws: Aws) -> None:

@@ -1,4 +1,4 @@
-"""Azure: the instance document, its versions, and what its server says when it is busy."""
+"""Azure: the instance document, its versions, and the answers of a busy server."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def provider(server: Server) -> Azure:
 
 
 def first(**changes: Any) -> Interface:
-    """The only interface of one.json, with changes."""
+    """Return the only interface of one.json, with changes."""
     node = document("azure", "one")["network"]["interface"][0] | changes
     found = read("azure", ({"network": {"interface": [node]}}))
     assert not found.problems, found.problems
@@ -87,7 +87,7 @@ def test_nic_without_addresses_is_a_notice_and_no_proof(changes: dict[str, Any])
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (
             {
@@ -96,7 +96,7 @@ def test_nic_without_addresses_is_a_notice_and_no_proof(changes: dict[str, Any])
                     "subnet": [{"address": "10.0.0.0", "prefix": "24"}],
                 }
             },
-            "10.0.0.1 is an address of the interface and its gateway",
+            "10.0.0.1 is both an address of the interface and its gateway",
         ),
         (
             {"ipv4": {"ipAddress": [{"privateIpAddress": "10.0.0.4"}], "subnet": [{"address": "10.0.0.0"}]}},
@@ -105,11 +105,11 @@ def test_nic_without_addresses_is_a_notice_and_no_proof(changes: dict[str, Any])
         ({"ipv6": []}, "network.interface[0].ipv6"),
     ],
 )
-def test_wrong_part_is_reported_and_the_rest_used(changes: dict[str, Any], said: str) -> None:
+def test_wrong_part_is_reported_and_the_rest_used(changes: dict[str, Any], message: str) -> None:
     node = document("azure", "one")["network"]["interface"][0] | changes
     found = read("azure", {"network": {"interface": [node]}})
     [problem] = found.problems
-    assert said in problem.text
+    assert message in problem.text
     assert problem.mac == "00:0d:3a:f8:06:ec"
     assert len(found.interfaces[0].addresses) == 1
 
@@ -202,7 +202,7 @@ def test_wrong_signed_document_costs_nothing(server: Server, provider: Azure, si
     server.answer = lambda path: Answer(200, signed) if "attested" in path else ordinary(path)
     assert provider.fetch().identity == {}
     assert provider.fetch().complete
-    assert sum("attested" in path for path in server.paths) == 1  # and it is not asked for again at once
+    assert sum("attested" in path for path in server.paths) == 1  # and it is not requested again at once
 
 
 def test_credentials_are_a_token_or_none(server: Server, provider: Azure) -> None:
@@ -219,7 +219,7 @@ BLOB = "AAAAC3NzaC1lZDI1NTE5AAAAIE9uZTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTEx
 @pytest.mark.parametrize(
     ("data", "keys"),
     [
-        ("ssh-rsa AAAA\r\nBBBB\r\nCC==\r\n", ["ssh-rsa AAAABBBBCC=="]),  # as Azure folds a key that it has made
+        ("ssh-rsa AAAA\r\nBBBB\r\nCC==\r\n", ["ssh-rsa AAAABBBBCC=="]),  # as Azure folds a key that it has generated
         ("ssh-rsa AAAA\r\nBBBB\r\n user@host\n", ["ssh-rsa AAAABBBB user@host"]),
         ("ssh-rsa AAAA one\nssh-ed25519 BBBB two\n", ["ssh-rsa AAAA one", "ssh-ed25519 BBBB two"]),
         ("ecdsa-sha2-nistp256 AA\nBB\nsk-ssh-ed25519@openssh.com CC\n",

@@ -1,4 +1,4 @@
-"""Interfaces built part by part: one wrong part stops no other."""
+"""Interfaces built part by part: an invalid part affects no other."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_address_outside_its_known_subnet_is_refused() -> None:
 def test_address_of_the_gateway_is_left_out() -> None:
     found = made(nic(1, addresses=["10.0.1.1", "10.0.1.10"]))
     assert [str(each) for each in found.interfaces[0].addresses] == ["10.0.1.10/24"]
-    assert "10.0.1.1 is an address of the interface and its gateway" in found.problems[0].text
+    assert "10.0.1.1 is both an address of the interface and its gateway" in found.problems[0].text
 
 
 def test_too_many_interfaces_are_reported_once() -> None:

@@ -1,4 +1,4 @@
-"""The connection to the metadata server: what it accepts, what it refuses, and how long and how much at most."""
+"""The connection to the metadata server: accepted and refused answers, and limits of time and size."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Serve = Callable[..., Client]
 
 @pytest.fixture
 def heard() -> list[bytes]:
-    """The requests that `serve`'s servers were sent."""
+    """Return the requests that `serve`'s servers received."""
     return []
 
 
 @pytest.fixture
 def serve(heard: list[bytes]) -> Iterator[Serve]:
-    """A server that answers each connection with the given bytes, `pause` seconds between two pieces, then closes."""
+    """Start a server that answers each connection with the given bytes, `pause` seconds apart, then closes."""
     listeners: list[socket.socket] = []
 
     def start(*pieces: bytes, pause: float = 0.0, times: int = 1) -> Client:
@@ -47,7 +47,7 @@ def serve(heard: list[bytes]) -> Iterator[Serve]:
                         for piece in pieces:
                             connection.sendall(piece)
                             time.sleep(pause)
-                except OSError:  # the client had enough, or the test is over
+                except OSError:  # the client has closed, or the test is over
                     return
 
         threading.Thread(target=answer, daemon=True).start()
@@ -59,7 +59,7 @@ def serve(heard: list[bytes]) -> Iterator[Serve]:
 
 
 def kind(client: Client, path: str = "/x", *parts: str) -> str:
-    """Of the error that a request for `path` ends in, with a twentieth of the usual time; its text names the path."""
+    """Return the kind of the error of a request with a twentieth of the usual time limit; its text names the path."""
     with pytest.raises(MetadataError) as caught:
         client.request("GET", path, seconds=0.25)
     assert path in str(caught.value)
@@ -67,7 +67,7 @@ def kind(client: Client, path: str = "/x", *parts: str) -> str:
     return caught.value.kind
 
 
-def test_a_whole_answer_comes_with_its_status_and_the_connection_is_kept(cloud: Cloud, client: Client) -> None:
+def test_complete_answer_has_status_and_keeps_connection(cloud: Cloud, client: Client) -> None:
     for _ in range(3):
         assert "instance-id" in client.request("GET", META).text(META).split()
     assert client.request("GET", f"{META}nothing").status == 404
@@ -85,12 +85,24 @@ def test_a_server_that_closes_after_each_answer_serves_as_well(cloud: Cloud, cli
     ("fault", "expected"),
     [("timeout", "timeout"), ("reset", "unreachable"), ("truncated", "truncated"), ("drip", "timeout")],
 )
-def test_each_failure_has_its_kind_and_the_next_request_a_new_chance(
+def test_failures_have_kinds_and_do_not_affect_the_next(
     cloud: Cloud, client: Client, fault: str, expected: str
 ) -> None:
     cloud.fail(fault, times=1)
     assert kind(client, META) == expected
     assert client.request("GET", META).status == 200
+
+
+@pytest.mark.parametrize("prohibited", [True, False])
+def test_timeout_names_the_route_that_prohibits_the_server(
+    cloud: Cloud, client: Client, monkeypatch: pytest.MonkeyPatch, prohibited: bool
+) -> None:
+    monkeypatch.setattr("cloud_network.fetcher.metadata.egress.is_prohibited", lambda address: prohibited)
+    cloud.fail("timeout", times=1)
+    with pytest.raises(MetadataError, match="no answer in time") as raised:
+        client.request("GET", META)
+    assert ("; a route prohibits 127.0.0.1 on this host" in str(raised.value)) == prohibited
+    assert ("unless net.ipv4.conf.all.rp_filter=0" in str(raised.value)) == prohibited
 
 
 def test_nobody_listens() -> None:
@@ -113,27 +125,27 @@ def _answer_once(listener: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
 
-def test_a_second_endpoint_serves_while_the_first_cannot_be_reached(cloud: Cloud) -> None:
+def test_second_endpoint_is_used_while_first_is_unreachable(cloud: Cloud) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        nobody = f"127.0.0.1:{listener.getsockname()[1]}"
-    client = Client(nobody, cloud.endpoint)
+        closed = f"127.0.0.1:{listener.getsockname()[1]}"
+    client = Client(closed, cloud.endpoint)
     for _ in range(2):
         assert client.request("GET", META).status == 200
     assert client.endpoint == cloud.endpoint
     assert cloud.connections() == 1
-    both = Client(nobody, "127.0.0.1:9")
-    assert kind(both, META, nobody, "Connection refused") == "unreachable"
-    assert both.endpoint == nobody
+    both = Client(closed, "127.0.0.1:9")
+    assert kind(both, META, closed, "Connection refused") == "unreachable"
+    assert both.endpoint == closed
 
 
-def test_one_that_can_be_reached_and_answers_badly_is_not_changed_for_another(cloud: Cloud) -> None:
+def test_bad_answer_does_not_change_the_endpoint(cloud: Cloud) -> None:
     cloud.fail("reset", times=1)
     client = Client(cloud.endpoint, "127.0.0.1:9")
     assert kind(client, META) == "unreachable"
     assert client.request("GET", META).status == 200
 
 
-def test_a_name_is_no_endpoint() -> None:
+def test_host_name_is_refused_as_endpoint() -> None:
     with pytest.raises(ValueError, match=r"metadata\.google\.internal"):
         Client("metadata.google.internal")
     with pytest.raises(ValueError, match="localhost"):
@@ -177,13 +189,13 @@ def test_fewer_bytes_than_promised_are_no_answer(serve: Serve) -> None:
 @pytest.mark.parametrize(
     "noise", [b"", b"hello\r\n\r\n", b"HTTP/1.1 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"x" * 70000]
 )
-def test_what_is_not_http_is_no_answer(serve: Serve, noise: bytes) -> None:
+def test_invalid_http_is_an_error(serve: Serve, noise: bytes) -> None:
     assert kind(serve(noise)) == "unreachable"
 
 
 @pytest.mark.parametrize("where", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n", b"HTT"])
-def test_a_server_that_drips_gets_no_more_time_than_one_that_is_silent(serve: Serve, where: bytes) -> None:
-    """Each pause is short enough; in the head, in the body and in the status line it is the whole that counts."""
+def test_slow_bytes_do_not_extend_the_time_limit(serve: Serve, where: bytes) -> None:
+    """Each pause is within its limit; the total limit applies in the head, in the body and in the status line."""
     assert kind(serve(where, *([b"a"] * 60), pause=0.05)) == "timeout"
 
 
@@ -227,7 +239,7 @@ def test_habits_of_real_servers_are_understood(serve: Serve, head: bytes) -> Non
 
 
 def test_answer_without_a_length_proves_nothing_gone(serve: Serve) -> None:
-    """It ends where the connection ends, which may be anywhere."""
+    """Its end is that of the connection, which can close at any byte."""
     ipv4 = b'{"address": "10.0.1.2", "netmask": "255.255.255.0"}'
     body = b'{"interfaces": [{"mac": "56:00:03:15:c4:01", "ipv4": ' + ipv4 + b"}]}"
     length = b"Content-Length: " + str(len(body)).encode()
@@ -245,9 +257,7 @@ def test_text_is_read_in_the_charset_of_the_answer() -> None:
 
 
 @pytest.mark.parametrize("more", [b"", b"HTTP/1.1 500 Not asked for\r\nContent-Length: 0\r\n\r\n"])
-def test_a_kept_connection_that_was_closed_or_says_more_than_it_was_asked_is_made_anew(
-    serve: Serve, more: bytes
-) -> None:
+def test_unusable_kept_connection_is_replaced(serve: Serve, more: bytes) -> None:
     client = serve(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", more, pause=0.1, times=2)
     assert client.request("GET", "/x").status == 200
     time.sleep(0.5)
@@ -263,7 +273,7 @@ def test_redirects_are_not_followed(cloud: Cloud, serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("where", [b"//\xff", b"http://[/", b"http://\x00", b"http://a:b/", b""])
-def test_a_redirect_to_nowhere_is_an_answer_or_none(serve: Serve, where: bytes) -> None:
+def test_invalid_redirect_is_not_followed(serve: Serve, where: bytes) -> None:
     client = serve(b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: " + where + b"\r\n\r\n")
     with suppress(MetadataError):
         assert client.request("GET", "/x", seconds=0.25).status == 302
@@ -279,7 +289,7 @@ NOISE = [b"\r\n", b"\n", b": ", b"0", b"-", b"\xff", b"\x00", b"[", b"9" * 30, b
 
 @st.composite
 def garbled(draw: st.DrawFn) -> bytes:
-    """An answer with up to three places cut out or overgrown."""
+    """Generate an answer with up to three places removed or inserted."""
     text = draw(st.sampled_from(ANSWERS))
     for _ in range(draw(st.integers(0, 3))):
         at = draw(st.integers(0, len(text)))
@@ -288,7 +298,7 @@ def garbled(draw: st.DrawFn) -> bytes:
 
 
 @given(st.lists(garbled(), min_size=4, max_size=4))
-def test_an_answer_that_is_garbled_is_read_or_an_error_of_ours(answers: list[bytes]) -> None:
+def test_garbled_answer_is_read_or_a_metadata_error(answers: list[bytes]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=_answer_each, args=(listener, answers), daemon=True)
         thread.start()
@@ -314,7 +324,7 @@ def _answer_each(listener: socket.socket, answers: list[bytes]) -> None:
 def test_proxies_and_passwords_of_the_environment_are_ignored(
     serve: Serve, heard: list[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (netrc := tmp_path / "netrc").write_text("default login somebody password something\n")
+    (netrc := tmp_path / "netrc").write_text("default login user password secret\n")
     monkeypatch.setenv("NETRC", str(netrc))
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
@@ -325,8 +335,8 @@ def test_proxies_and_passwords_of_the_environment_are_ignored(
     assert b"authorization" not in heard[0].lower()
 
 
-def test_a_compressed_answer_is_not_asked_for_and_not_unpacked(serve: Serve, heard: list[bytes]) -> None:
-    """A small body could become a large one."""
+def test_compression_is_neither_requested_nor_unpacked(serve: Serve, heard: list[bytes]) -> None:
+    """A small body could unpack to a large one."""
     client = serve(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\n\x1f\x8b\x08\x00")
     assert client.request("GET", "/x").body == b"\x1f\x8b\x08\x00"
     assert b"Accept-Encoding: identity\r\n" in heard[0]
@@ -340,7 +350,7 @@ def test_cookies_are_not_kept(serve: Serve, heard: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("body", [b"\xff\xfe", b" \n<!DOCTYPE html>\n<html>", b"<HTML><body>", b"<html lang='en'>"])
-def test_a_page_or_binary_data_is_no_text(body: bytes) -> None:
+def test_html_and_binary_data_are_refused_as_text(body: bytes) -> None:
     with pytest.raises(MetadataError, match="macs/x/local-ipv4s: the answer is") as caught:
         Response(200, body, {}).text("macs/x/local-ipv4s")
     assert caught.value.kind == "invalid"

@@ -1,4 +1,4 @@
-"""The configuration: the original's file, every key, every mistake, and agreement with TOML."""
+"""The configuration: the original's file, every key, every error, and agreement with TOML."""
 
 import re
 import tomllib
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from cloud_network.fetcher import config
+from cloud_network.fetcher.__main__ import main
 from cloud_network.fetcher.config import KEYS, Config, ConfigError, effective, load
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -172,7 +173,7 @@ def test_durations_are_gos(tmp_path: Path, text: str, seconds: float) -> None:
         ("Network", 'ExcludeAddresses = "here"', "'here' is not an address or prefix; accepted: addresses or prefixes"),
         ("Network", 'Prefixes = "no"', "accepted: local, route, ignore"),
         ("Network", 'ForwardedReplies = "on"', "accepted: off, mark"),
-        ("Network", "MarkMask = 0", "not a 32-bit mask with a bit set; accepted:"),
+        ("Network", "MarkMask = 0", "not a 32-bit mask with at least one bit set; accepted:"),
         ("Network", 'MarkMask = "0x101"', "its bits are not adjacent"),
         ("Network", 'MarkMask = "0x100000000"', "not a mask"),
         ("Network", 'Purge = "always"', "accepted: never, on-stop"),
@@ -184,7 +185,7 @@ def test_durations_are_gos(tmp_path: Path, text: str, seconds: float) -> None:
         ("System", 'Loglevel = "info"', "keys are case-sensitive; accepted: LogLevel"),
     ],
 )  # fmt: skip
-def test_a_bad_value_names_place_reason_and_what_is_accepted(
+def test_bad_value_names_place_reason_and_accepted_values(
     tmp_path: Path, section: str, entry: str, expected: str
 ) -> None:
     (found,) = mistakes(tmp_path, f"\n[{section}]\n{entry}\n")
@@ -248,7 +249,7 @@ def test_all_mistakes_come_at_once_in_order(tmp_path: Path) -> None:
     content = 'LogLevel = 1\n[Sytem]\nx = 1\n[Network]\nListen = "x"\n\nExclude = 1.5\n'
     found = mistakes(tmp_path, content, {"CLOUD_NETWORK_LOG_LEVEL": "x\x1b"})
     assert [problem.split(":")[0] for problem in found] == ["1", "2", "5", "7", "environment"]
-    assert "LogLevel = 1: key outside of a section; accepted: in [System]" in found[0]
+    assert "LogLevel = 1: key outside of a section; accepted sections: [System]" in found[0]
     assert "[Sytem]: unknown section (did you mean System?); accepted: System, Network, Netagent" in found[1]
     assert found[4].startswith("environment: CLOUD_NETWORK_LOG_LEVEL = x\\x1b: unknown value; accepted: trace,")
 
@@ -263,14 +264,14 @@ def test_original_level_names_are_read_in_any_case(tmp_path: Path) -> None:
         assert read(tmp_path, f'[System]\nLogLevel = "{text}"').log_level == level
 
 
-def test_the_environment_wins(tmp_path: Path) -> None:
+def test_environment_overrides_the_file(tmp_path: Path) -> None:
     environ = {"CLOUD_NETWORK_LOG_LEVEL": "Error", "CLOUD_NETWORK_LOG_FORMAT": "json"}
     found = read(tmp_path, ORIGINAL, environ)
     assert (found.log_level, found.log_format) == ("error", "json")
     assert read(tmp_path, ORIGINAL, {"CLOUD_NETWORK_LOG_LEVEL": ""}).log_level == "info"
 
 
-def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
+def test_unreadable_file_is_an_error_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "cloud-network.toml").mkdir()
     with pytest.raises(ConfigError, match=r"cannot be read: Is a directory; make it a file"):
         load(tmp_path / "cloud-network.toml", {})
@@ -286,6 +287,31 @@ def test_any_file_is_read_or_is_a_config_error(tmp_path_factory: pytest.TempPath
     path.write_text(content, newline="")
     with suppress(ConfigError):
         load(path, {})
+
+
+def test_check_config_prints_what_is_in_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "cloud-network.toml"
+    path.write_text('[System]\nLogLevel = "warn"\n[Network]\nPrimaryAddress = true\n')
+    monkeypatch.setattr("sys.argv", ["cloud-network-fetcher", "--check-config", "--config", str(path)])
+    main()
+    said = capsys.readouterr()
+    first, *values = said.out.splitlines()
+    assert first == f"{path}: OK. The values in force:"
+    shown = tomllib.loads("\n".join(values))
+    assert {section: set(keys) for section, keys in shown.items()} == {key: set(keys) for key, keys in KEYS.items()}
+    assert shown["System"]["LogLevel"] == "warning"
+    assert "PrimaryAddress = True" in said.err
+
+
+def test_check_config_of_a_bad_file_ends_with_its_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "cloud-network.toml"
+    path.write_text('[System]\nRefreshTimer = "5 minutes"\n')
+    monkeypatch.setattr("sys.argv", ["cloud-network-fetcher", "--check-config", "--config", str(path)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 78
 
 
 def test_installed_file_lists_every_key_with_its_default(tmp_path: Path) -> None:

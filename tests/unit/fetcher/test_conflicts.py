@@ -1,4 +1,4 @@
-"""Changes that another program reverts: when they wait, what waits with them, and when they are forgotten."""
+"""Changes that another program reverts: when they wait, with which other objects, and when they are forgotten."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_rules_of_a_waiting_address_wait_with_it(form: Rules, siblings: int, tra
     assert rules == (expected[form] if siblings else set())
 
 
-def test_what_is_there_stays_while_it_waits(tracker: ConflictTracker) -> None:
+def test_present_object_stays_while_it_waits(tracker: ConflictTracker) -> None:
     settled = carried_out(PLAN, HERE)
     for op in PLAN:
         for _ in range(TOLERATED):

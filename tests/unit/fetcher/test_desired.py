@@ -30,7 +30,7 @@ EVERYTHING, EVERYTHING6 = ip_network("0.0.0.0/0"), ip_network("::/0")
 
 
 def carried(found: Desired, ifindex: int) -> list[str]:
-    """The link's addresses; `+` where the kernel makes a connected route."""
+    """Return the link's addresses; `+` if the kernel makes a connected route."""
     return [
         f"{each.address}/{each.prefix}{'+' if each.connected else ''}"
         for each in found.addresses
@@ -39,7 +39,7 @@ def carried(found: Desired, ifindex: int) -> list[str]:
 
 
 def routes(found: Desired, ifindex: int) -> list[str]:
-    """The routes of the link's own table, in order."""
+    """Return the routes of the link's own table, in order."""
     own = [each for each in found.routes if each.table == BASE + ifindex]
     assert all(each.ifindex == ifindex for each in own)
     return [f"{each.destination}{f' via {each.gateway}' if each.gateway else ''}" for each in own]
@@ -50,7 +50,7 @@ def rule(step: int, selector: str | None, table: int, *, to: bool = False, versi
     return Rule(FIRST + 10 * step, version, network, table, suppress=step < 2, to=to)
 
 
-def test_the_first_address_of_a_subnet_carries_it_and_siblings_stand_alone() -> None:
+def test_first_address_carries_the_subnet() -> None:
     found = wanted(instance(interface(1, "10.0.1.10", "10.0.1.11", "10.0.1.12")), host(link(1)))
     assert carried(found, 2) == ["10.0.1.10/24+", "10.0.1.11/32", "10.0.1.12/32"]
 
@@ -60,10 +60,38 @@ def test_each_subnet_of_an_interface_has_its_own_first_address() -> None:
     assert carried(wanted(instance(one), host(link(1))), 2) == ["10.0.1.10/24+", "10.0.9.10/25+", "10.0.1.11/32"]
 
 
-def test_links_are_found_by_mac_whatever_their_name_or_order() -> None:
+def test_links_are_matched_by_mac_only() -> None:
     here = host(link(2, "eth0"), link(1, "enp0s9"))
     found = wanted(instance(interface(1), interface(2)), here)
     assert (carried(found, 2), carried(found, 3)) == (["10.0.1.10/24+"], ["10.0.2.10/24+"])
+
+
+@pytest.mark.parametrize("kind", ["vlan", "ipvlan", "macvlan"])
+def test_child_of_an_interface_is_not_the_interface(kind: str) -> None:
+    """It may have its MAC: always (ipvlan), or in passthru mode (macvlan)."""
+    child = link(1, "child0", ifindex=9, kind=kind, master=None)
+    found = wanted(instance(interface(1), interface(2)), host(child, link(1), link(2)))
+    assert (carried(found, 2), carried(found, 9)) == (["10.0.1.10/24+"], [])
+    assert found.unknown_macs == {}
+
+
+def test_bond_with_fail_over_mac_is_the_interface_whose_mac_it_has() -> None:
+    """With fail_over_mac=active a bond has the MAC of its active port, and another one after a failover."""
+    cloud = instance(interface(1), interface(2), interface(3))
+    ports = (link(1, master=9), link(2, master=9), link(3))
+    for active, passive in ((1, 2), (2, 1)):
+        here = host(*ports, link(active, "bond0", ifindex=9, kind="bond"))
+        found = wanted(cloud, here, allow_kinds=("bond",))
+        assert carried(found, 9) == [f"10.0.{active}.10/24+"]
+        assert carried(found, 2) == carried(found, 3) == []
+        assert found.unknown_macs.keys() == {mac(passive)}
+        assert f'is a port of bond0; if it is for others, set [Network] Exclude="{mac(passive)}"' in str(
+            found.unknown_macs
+        )
+        without = wanted(cloud, here)
+        assert carried(without, 9) == carried(without, 2) == carried(without, 3) == []
+        assert 'AllowKinds="bond"' in without.unknown_macs[mac(active)]
+        assert carried(without, 4) == carried(found, 4) == ["10.0.3.10/24+"]
 
 
 def test_a_vlan_on_an_interface_is_not_the_interface() -> None:
@@ -94,7 +122,7 @@ def test_a_single_interface_named_in_supplementary_has_a_table() -> None:
     assert len(found.rules) == 3
 
 
-def test_a_table_holds_own_subnet_then_the_siblings_by_its_gateway_then_everything() -> None:
+def test_table_has_subnet_siblings_and_default_in_order() -> None:
     cloud = instance(interface(1), interface(2), interface(3))
     found = wanted(cloud, host(link(1), link(2), link(3)))
     assert routes(found, 3) == [
@@ -105,7 +133,7 @@ def test_a_table_holds_own_subnet_then_the_siblings_by_its_gateway_then_everythi
     ]
 
 
-def test_siblings_count_even_where_this_host_lacks_their_link() -> None:
+def test_siblings_without_a_link_count() -> None:
     found = wanted(instance(interface(1), interface(2)), host(link(1)))
     assert "10.0.2.0/24 via 10.0.1.1" in routes(found, 2)
     assert found.unknown_macs.keys() == {mac(2)}
@@ -129,29 +157,29 @@ def test_the_original_asks_for_rules_to_addresses_too() -> None:
     }
 
 
-def test_bands_of_tables_and_rules_are_the_operators() -> None:
+def test_table_base_and_priorities_are_configurable() -> None:
     found = wanted(instance(interface(1), interface(2)), host(link(1), link(2)), route_table_base=500, rule_priority=7)
     assert {route.table for route in found.routes} == {502, 503}
     assert {each.priority for each in found.rules} == {7, 17, 27}
 
 
-def test_an_excluded_link_gets_nothing_and_loses_what_is_ours() -> None:
+def test_excluded_link_loses_our_objects() -> None:
     here = host(link(1), link(2))
     found = wanted(instance(interface(1), interface(2)), here, exclude=("eth1",))
     assert carried(found, 3) == routes(found, 3) == []
     assert {each.table for each in found.rules} == {254, BASE + 2}
     assert (set(found.unmanaged), set(found.unmanaged_tables)) == (set(), set())
     assert not found.unknown_macs
-    assert "10.0.2.0/24 via 10.0.1.1" in routes(found, 2)  # in the cloud it is still a sibling
+    assert "10.0.2.0/24 via 10.0.1.1" in routes(found, 2)  # the cloud still has it as a sibling
 
 
-def test_an_excluded_link_loses_what_is_ours_while_an_interface_is_missing() -> None:
+def test_excluded_link_loses_ours_despite_missing_interface() -> None:
     here = host(link(1), link(2), link(3))
     found = wanted(instance(interface(1), interface(4)), here, exclude=("eth1",))
     assert found.unmanaged == {4}
 
 
-def test_the_rule_that_rules_of_a_refused_link_lean_on_stays() -> None:
+def test_main_rule_of_a_refused_link_stays() -> None:
     left = host(link(1), rules=frozenset({rule(0, "10.0.1.10", BASE + 2), rule(1, None, 254)}))
     refused: dict[Object, Rejection] = {LinkSettings(2, None): Rejection("of kind veth")}
     found = wanted(instance(interface(1), interface(2)), left, refused)
@@ -215,7 +243,7 @@ def test_excluded_addresses_are_left_to_others() -> None:
         ("gcp", Prefixes.IGNORE, False, False),
     ],
 )
-def test_a_range_is_one_object_and_becomes_what_prefixes_says(
+def test_range_is_one_object_in_the_form_of_prefixes(
     provider: str, config: Prefixes | None, local: bool, selected: bool
 ) -> None:
     block = ip_network("10.0.1.128/28")
@@ -235,7 +263,7 @@ def test_a_local_range_needs_no_second_interface() -> None:
     assert found.rules == ()
 
 
-def test_of_two_interfaces_in_one_subnet_the_primary_keeps_the_connected_route() -> None:
+def test_shared_subnet_connected_route_is_the_primarys() -> None:
     same = ["10.0.1.0/24"]
     cloud = instance(interface(2, "10.0.1.20", subnets=same), interface(1, "10.0.1.10", subnets=same))
     found = wanted(cloud, host(link(1), link(2)))
@@ -245,14 +273,14 @@ def test_of_two_interfaces_in_one_subnet_the_primary_keeps_the_connected_route()
 
 
 @pytest.mark.parametrize(("ifindex", "theirs"), [(3, "10.0.1.13/24"), (9, "10.0.0.1/16"), (1, "10.0.1.99/32")])
-def test_no_connected_route_shadows_what_another_link_has(ifindex: int, theirs: str) -> None:
+def test_connected_route_never_shadows_another_link(ifindex: int, theirs: str) -> None:
     here = host(link(1), link(2), addresses=has(ifindex, theirs))
     assert carried(wanted(instance(interface(1), interface(2)), here), 2) == ["10.0.1.10/24"]
 
 
 @pytest.mark.parametrize("more", [["10.0.0.7/32"], ["10.0.0.7/24", "10.0.0.9/32"], ["10.0.9.7/16"]])
-def test_a_link_that_has_much_else_still_is_not_shadowed(more: list[str]) -> None:
-    """Whatever lies before, inside or around its part of the subnet."""
+def test_link_with_further_addresses_is_not_shadowed(more: list[str]) -> None:
+    """The other network may be before, inside or around its part of the subnet."""
     theirs = {place: value for text in [*more, "10.0.1.99/32"] for place, value in has(9, text).items()}
     here = host(link(1), link(8, "lan0"), addresses=theirs)
     assert carried(wanted(instance(interface(1)), here, allow_addresses=Config().allow_addresses), 2) == [
@@ -260,12 +288,12 @@ def test_a_link_that_has_much_else_still_is_not_shadowed(more: list[str]) -> Non
     ]
 
 
-def test_what_the_link_itself_has_hides_nothing_of_anothers() -> None:
+def test_own_addresses_do_not_hide_another_links() -> None:
     here = host(link(1), link(8, "lan0"), addresses=has(2, "10.0.0.7/16") | has(9, "10.0.1.99/32"))
     assert carried(wanted(instance(interface(1)), here), 2) == ["10.0.1.10/24"]
 
 
-def test_what_the_link_itself_has_shadows_nothing() -> None:
+def test_own_addresses_shadow_nothing() -> None:
     here = host(link(1), addresses=has(2, "10.0.1.10/24") | has(2, "fe80::1/64") | has(1, "127.0.0.1/8"))
     assert carried(wanted(instance(interface(1)), here), 2) == ["10.0.1.10/24+"]
 
@@ -291,7 +319,7 @@ def test_a_gateway_outside_the_subnets_is_reached_on_link_first() -> None:
     assert routes(found, 2) == ["10.0.1.10/32", "10.0.1.1/32", "10.0.2.0/24 via 10.0.1.1", "0.0.0.0/0 via 10.0.1.1"]
 
 
-def test_the_kernels_gateway_of_the_same_link_serves_where_the_cloud_names_none() -> None:
+def test_kernel_gateway_is_used_without_a_cloud_gateway() -> None:
     cloud = instance(interface(1, gateways=()), interface(2, gateways=()))
     learned = {2: (ip_address("10.0.1.7"), ip_address("fe80::7"))}
     found = wanted(cloud, host(link(1), link(2), gateways=learned))
@@ -299,14 +327,14 @@ def test_the_kernels_gateway_of_the_same_link_serves_where_the_cloud_names_none(
     assert routes(found, 3) == ["10.0.2.0/24"]  # never another link's
 
 
-def test_the_clouds_gateway_goes_before_the_kernels() -> None:
+def test_cloud_gateway_precedes_the_kernels() -> None:
     found = wanted(
         instance(interface(1), interface(2)), host(link(1), link(2), gateways={2: (ip_address("10.0.1.7"),)})
     )
     assert "0.0.0.0/0 via 10.0.1.1" in routes(found, 2)
 
 
-def test_ipv6_goes_by_the_routers_advertisement() -> None:
+def test_ipv6_gateway_comes_from_router_advertisements() -> None:
     dual = [interface(n, f"10.0.{n}.10", f"fd00:{n}::a", subnets=[f"10.0.{n}.0/24", f"fd00:{n}::/64"]) for n in (1, 2)]
     found = wanted(instance(*dual), host(link(1), link(2), gateways={2: (ip_address("fe80::1"),)}))
     assert carried(found, 2) == ["10.0.1.10/24+", "fd00:1::a/128"]
@@ -322,7 +350,7 @@ def test_ipv6_goes_by_the_routers_advertisement() -> None:
     assert len([each for each in found.rules if isinstance(each.selector, IPv6Network)]) == 4
 
 
-def test_an_interface_without_ipv4_gets_no_ipv4_routes_but_its_siblings_do() -> None:
+def test_ipv6_only_interface_gets_no_ipv4_routes() -> None:
     six = interface(2, "fd00:2::a", subnets=["fd00:2::/64"])
     found = wanted(instance(interface(1), six), host(link(1), link(2), gateways={3: (ip_address("fe80::1"),)}))
     assert routes(found, 3) == ["fd00:2::/64", "::/0 via fe80::1"]
@@ -330,13 +358,13 @@ def test_an_interface_without_ipv4_gets_no_ipv4_routes_but_its_siblings_do() -> 
     assert {each.version for each in found.rules} == {4, 6}
 
 
-def test_links_are_wished_up_with_the_metadatas_mtu() -> None:
+def test_links_are_up_with_the_metadatas_mtu() -> None:
     found = wanted(instance(interface(1, mtu=9001), interface(2)), host(link(1, up=False), link(2)))
     assert [(goal.settings.ifindex, goal.settings.mtu) for goal in found.links] == [(2, 9001), (3, None)]
 
 
-def test_while_a_mac_is_unknown_links_that_are_not_named_are_left_alone() -> None:
-    """Somebody may have changed the MAC of one of them."""
+def test_unknown_mac_keeps_unnamed_links_unchanged() -> None:
+    """One of them may have a new MAC."""
     here = host(link(1), link(2), link(7, "docker0", kind="bridge"))
     known = wanted(instance(interface(1)), here)
     assert (known.unknown_macs, known.unmanaged) == ({}, frozenset())
@@ -347,7 +375,7 @@ def test_while_a_mac_is_unknown_links_that_are_not_named_are_left_alone() -> Non
 # Links that share a MAC
 
 
-def test_the_parts_of_a_link_with_the_same_mac_are_not_it() -> None:
+def test_ports_with_the_same_mac_are_not_matched() -> None:
     """Azure: a VF (mlx5) below the synthetic interface (hv_netvsc), neither with a kind."""
     synthetic, vf = link(1), link(1, "enP1s1", ifindex=9, master=2)
     for links in ((synthetic, vf), (vf, synthetic)):
@@ -357,14 +385,14 @@ def test_the_parts_of_a_link_with_the_same_mac_are_not_it() -> None:
         assert not found.unknown_macs
 
 
-def test_a_part_of_something_else_is_still_the_interface() -> None:
+def test_port_of_a_foreign_master_is_matched() -> None:
     """A VRF has a MAC of its own."""
     here = host(link(1, master=7), link(6, "vrf0", kind="vrf", mac="02:00:00:00:00:99"))
     assert carried(wanted(instance(interface(1)), here), 2) == ["10.0.1.10/24+"]
 
 
-def test_of_two_links_with_one_mac_neither_is_taken() -> None:
-    """A VF comes some milliseconds before it becomes a part of the synthetic interface."""
+def test_two_links_with_one_mac_match_neither() -> None:
+    """A VF appears some milliseconds before it becomes a port of the synthetic interface."""
     here = host(link(1), link(1, "enP1s1", ifindex=9))
     found = wanted(instance(interface(1)), here)
     assert found.addresses == ()
@@ -375,7 +403,7 @@ def test_of_two_links_with_one_mac_neither_is_taken() -> None:
 # Interfaces of which only the gateway is on link
 
 
-def test_behind_the_gateway_lie_the_own_subnet_and_the_siblings() -> None:
+def test_routed_subnet_and_siblings_are_behind_the_gateway() -> None:
     ones = [interface(n, f"10.0.{n}.10", routed=True) for n in (1, 2)]
     found = wanted(instance(*ones, provider="gcp"), host(link(1), link(2)))
     assert routes(found, 2) == [
@@ -492,7 +520,7 @@ def test_address_of_an_operators_link_is_left_to_it() -> None:
 
 
 def test_address_on_lo_or_a_dummy_gets_its_rules() -> None:
-    """A load balancer's, as kube-proxy's on kube-ipvs0."""
+    """A load balancer's address, such as kube-proxy's on kube-ipvs0."""
     for service in (Link(1, "lo", "", True, 65536, None, hardware=772), link(7, "kube-ipvs0", kind="dummy")):
         here = host(link(1), link(2), service, addresses=has(service.ifindex, "10.0.1.10/32"))
         found = wanted(instance(interface(1, "10.0.1.10", "10.0.1.11"), interface(2)), here)
@@ -513,7 +541,7 @@ def test_duplicate_on_another_link_removes_nothing() -> None:
     assert rule(0, "10.0.1.10", BASE + 2) in found.rules
 
 
-def test_ours_on_another_of_the_clouds_links_moves() -> None:
+def test_our_address_moves_to_its_new_link() -> None:
     here = host(link(1), link(2), addresses=has(3, "10.0.1.10/32", owned=True))
     found = wanted(instance(interface(1), interface(2)), here)
     assert "10.0.1.10" in carried(found, 2)[0]
@@ -524,7 +552,7 @@ def test_disabled_ipv6_is_named_once_and_ipv4_configured() -> None:
     found = wanted(instance(dual), host(link(1, ipv6=IPv6Settings(disabled=True))))
     assert carried(found, 2) == ["10.0.1.10/24+"]
     assert reports(found) == [
-        "eth0: IPv6 is disabled on this link; its IPv6 addresses need net.ipv6.conf.eth0.disable_ipv6=0"
+        "eth0: IPv6 is disabled on this link; to use its IPv6 addresses, set net.ipv6.conf.eth0.disable_ipv6=0"
     ]
 
 
@@ -552,7 +580,7 @@ def test_port_of_a_bridge_is_not_the_interface() -> None:
     here = host(link(1), link(2, master=9), Link(9, "br1", "02:aa:bb:cc:dd:01", True, 1500, "bridge"))
     found = wanted(instance(interface(1), interface(2)), here)
     assert carried(found, 3) == []
-    cure = f'if it is for others, set [Network] Exclude="{mac(2)}"'
+    cure = f'if another program uses it, set [Network] Exclude="{mac(2)}"'
     assert found.unknown_macs == {mac(2): f"eth1 has that MAC and is a port of br1; {cure}"}
 
 
@@ -563,23 +591,23 @@ def test_manage_primary_configures_only_the_primary() -> None:
 
 
 def forwarded(*ranges: str, here: Actual | None = None, **config: object) -> Desired:
-    """An interface with these ranges on GCP, where they become local routes."""
+    """Return the goal for an interface with these ranges on GCP, where they become local routes."""
     one = interface(1, ranges=tuple(map(ip_network, ranges)))
     return wanted(instance(one, provider="gcp"), here or host(link(1)), **config)
 
 
-def test_range_that_others_made_local_here_is_adopted() -> None:
-    """Google's guest agent writes the same routes, with its own protocol number."""
+def test_foreign_local_range_is_adopted() -> None:
+    """Google's guest agent adds the same routes, with its own protocol number."""
     alias = ip_network("10.64.0.0/24")
     adopted = forwarded(str(alias), here=host(link(1), local={alias: 2}))
     assert (adopted.routes, adopted.withheld) == ((), ())
     elsewhere = forwarded(str(alias), here=host(link(1), link(5, "eth9"), local={alias: 6}))
     assert elsewhere.routes == ()
-    assert reports(elsewhere) == ["10.64.0.0/24 of eth0: table local has it for eth9"]
+    assert reports(elsewhere) == ["10.64.0.0/24 of eth0: table local already has it for eth9"]
 
 
 def test_range_in_which_another_link_has_an_address_is_given_up() -> None:
-    """Pods: judged on every pass, also when the range is there already."""
+    """The other link belongs to a pod. This is checked on every pass, also if the range is configured already."""
     ours = Route(255, 2, ip_network("10.64.0.0/24"), None)
     bridge = host(link(1), link(7, "cbr0", kind="bridge"), addresses=has(8, "10.64.0.1/24"))
     for here in (bridge, replace(bridge, routes=frozenset({ours}))):
@@ -599,7 +627,7 @@ def test_forwarded_address_of_two_interfaces_is_the_primarys() -> None:
     assert [route.ifindex for route in found.routes if route.table == 255] == [2]
 
 
-def test_range_outside_the_subnets_cannot_have_rules_alone() -> None:
+def test_range_outside_subnets_needs_a_local_route() -> None:
     ones = [interface(1, ranges=(ip_network("10.64.0.0/24"), ip_network("10.0.1.16/28"))), interface(2)]
     found = wanted(instance(*ones), host(link(1), link(2)), prefixes=Prefixes.ROUTE)
     assert {str(each.selector) for each in found.rules if each.table == BASE + 2} == {"10.0.1.0/24", "10.0.1.16/28"}
@@ -626,8 +654,8 @@ def test_two_network_cards_have_device_numbers_of_their_own() -> None:
     assert (carried(found, 2), carried(found, 3)) == (["10.0.1.10/24"], ["10.0.1.20/24+"])
 
 
-def test_a_subnet_that_the_metadata_do_not_name_is_what_dhcp_has_set() -> None:
-    """IBM names addresses alone."""
+def test_missing_subnet_is_taken_from_dhcp() -> None:
+    """IBM's metadata has addresses without prefix lengths."""
     ones = [interface(n, f"10.0.{n}.10", subnets=[f"10.0.{n}.10/32"], gateways=()) for n in (1, 2)]
     leased = has(2, "10.0.1.10/24") | has(3, "10.0.2.10/24")
     learned = {2: (ip_address("10.0.1.1"),), 3: (ip_address("10.0.2.1"),)}

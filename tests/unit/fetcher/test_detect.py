@@ -1,4 +1,4 @@
-"""Which cloud: by what the firmware says, or by Provider=."""
+"""Detection of the cloud by firmware, or by Provider=."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EC2_UUID = "ec2e1916-9099-7caf-fd21-012345abcdef"
 
 @pytest.fixture(autouse=True)
 def no_metadata_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test asks no server, whatever cloud it runs on: nobody listens on that port of loopback."""
+    """Point the metadata clients to a closed port of loopback: a test must not depend on the cloud that it runs on."""
     for provider in (Aws, Gcp):
         monkeypatch.setattr(provider, "endpoints", NOBODY)
 
@@ -42,7 +42,7 @@ def test_ec2_is_known_by_its_vendor_or_bios(dmi: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("dmi", [{}, {"sys_vendor": "QEMU", "bios_version": "1.16"}, {"sys_vendor": "Amazon"}])
-def test_unknown_machine_is_an_error_that_says_what_to_set(dmi: dict[str, str]) -> None:
+def test_unknown_machine_is_an_error_with_the_key(dmi: dict[str, str]) -> None:
     with pytest.raises(DetectionError) as caught:
         detect(Provider.AUTO, dmi)
     text = str(caught.value)
@@ -123,7 +123,7 @@ def test_clouds_are_known_by_their_firmware(dmi: dict[str, str], cloud: str) -> 
         {"sys_vendor": "Alibaba Cloud"},
     ],
 )
-def test_firmware_that_merely_resembles_a_cloud_is_none(firmware: dict[str, str]) -> None:
+def test_similar_firmware_is_no_cloud(firmware: dict[str, str]) -> None:
     with pytest.raises(DetectionError, match="no supported cloud detected"):
         detect(Provider.AUTO, firmware)
 
@@ -152,7 +152,7 @@ def test_servers_sign_decides_without_firmware(monkeypatch: pytest.MonkeyPatch, 
         with pytest.raises(DetectionError, match=r"and by asking the metadata servers of .*gcp"):
             detect(Provider.AUTO, {})
     assert detect(Provider.AUTO, {"sys_vendor": "Amazon EC2"}).name == "aws"
-    assert len(server.asked) == 1  # not where the firmware says enough
+    assert len(server.asked) == 1  # none if the firmware is sufficient
     server.close()
 
 

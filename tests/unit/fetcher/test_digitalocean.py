@@ -34,10 +34,24 @@ def test_reserved_ipv6_belongs_on_the_droplet_while_active(active: bool | None, 
     assert ("2604:a880:9::9/128" in addresses) == there
 
 
-def test_anchor_gateway_is_the_way_out_without_another() -> None:
+def test_anchor_gateway_is_the_fallback() -> None:
     whole = document("digitalocean", "one")
     whole["interfaces"]["public"][0]["ipv4"].pop("gateway")
-    assert read("digitalocean", whole).interfaces[0].gateways == (ip_address("10.17.0.1"),)
+    found = read("digitalocean", whole).interfaces[0]
+    assert (found.gateways, found.anchor) == ((ip_address("10.17.0.1"),), None)
+
+
+def test_anchor_gateway_is_the_anchors_beside_the_public_one() -> None:
+    found = read("digitalocean", "one").interfaces[0]
+    assert found.gateways == (ip_address("45.55.192.1"),)
+    assert found.anchor == (ip_network("10.17.0.0/16"), ip_address("10.17.0.1"))
+
+
+@pytest.mark.parametrize("gateway", [None, "", "0.0.0.0", "203.0.113.1", "x"])
+def test_anchor_has_no_way_out_of_its_own_without_a_gateway_in_its_subnet(gateway: str | None) -> None:
+    whole = document("digitalocean", "one")
+    whole["interfaces"]["public"][0]["anchor_ipv4"]["gateway"] = gateway
+    assert read("digitalocean", whole).interfaces[0].anchor is None
 
 
 def test_wrong_anchor_gateway_costs_no_address() -> None:
@@ -45,6 +59,7 @@ def test_wrong_anchor_gateway_costs_no_address() -> None:
     whole["interfaces"]["public"][0]["anchor_ipv4"]["gateway"] = "x"
     found = read("digitalocean", whole)
     assert [str(address) for address in found.interfaces[0].addresses] == ["45.55.249.133/18", "10.17.0.5/16"]
+    assert len(found.problems) == 1
 
 
 def test_vpc_without_a_gateway_has_none() -> None:
@@ -70,7 +85,7 @@ def test_ipv6_length_that_is_too_short_keeps_the_address() -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "key", "value", "said"),
+    ("place", "key", "value", "message"),
     [
         ("ipv4", "ip_address", "45.55.249.333", "public[0].ipv4.ip_address: '45.55.249.333' is not an IP"),
         ("ipv4", "netmask", "255.255.0.255", "public[0].ipv4.netmask: '255.255.0.255' is not a mask"),
@@ -80,11 +95,11 @@ def test_ipv6_length_that_is_too_short_keeps_the_address() -> None:
         ("ipv6", "ip_address", "fe80::1", "public[0].ipv6.ip_address: 'fe80::1' is not a routable"),
     ],
 )
-def test_wrong_value_is_reported_by_its_path(place: str, key: str, value: object, said: str) -> None:
+def test_wrong_value_is_reported_by_its_path(place: str, key: str, value: object, message: str) -> None:
     whole = document("digitalocean", "many")
     whole["interfaces"]["public"][0][place][key] = value
     found = read("digitalocean", whole)
-    assert any(said in problem.text for problem in found.problems)
+    assert any(message in problem.text for problem in found.problems)
     assert len(found.interfaces[0].addresses) >= 3, "the other parts are configured"
 
 

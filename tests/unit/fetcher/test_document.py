@@ -1,4 +1,4 @@
-"""Documents that are not what they should be: the error names the place."""
+"""Invalid documents: the error names the place."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_values_are_read_with_their_types() -> None:
 
 
 @pytest.mark.parametrize(
-    ("read", "said"),
+    ("read", "message"),
     [
         (
             lambda root: root.at("network").items("interface")[1].at("ipv4").at("prefix").number(0, 32),
@@ -41,8 +41,8 @@ def test_values_are_read_with_their_types() -> None:
         (lambda root: Node("10.1.2.1/240", "subnet").network(), "subnet: '10.1.2.1/240' is not a prefix"),
     ],
 )
-def test_a_wrong_value_is_named_by_its_path(read: object, said: str) -> None:
-    with pytest.raises(MetadataError, match=re.escape(said)):
+def test_a_wrong_value_is_named_by_its_path(read: object, message: str) -> None:
+    with pytest.raises(MetadataError, match=re.escape(message)):
         read(parse_json(DOCUMENT, "instance"))  # type: ignore[operator]
 
 
@@ -75,7 +75,7 @@ def test_a_mask_is_a_prefix_length_too(value: object, version: int, length: int)
         ("x", 4),
     ],
 )
-def test_what_is_no_mask_is_refused_by_its_path(value: object, version: int) -> None:
+def test_invalid_mask_is_refused_with_its_path(value: object, version: int) -> None:
     with pytest.raises(MetadataError, match=r"^mask: "):
         Node(value, "mask").length(version)
 
@@ -94,6 +94,6 @@ def test_the_lines_of_lines_of() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "<html>", "[1", "{'a': 1}", '{"a": NaN}', '{"a": [-1e999]}', "[" * 100_000])
-def test_what_is_not_json_is_refused(text: str) -> None:
+def test_invalid_json_is_refused(text: str) -> None:
     with pytest.raises(MetadataError, match="instance: not JSON"):
         parse_json(text, "instance")

@@ -1,23 +1,29 @@
-"""What holds for every cloud and every document of it: over HTTP, with the lab's metadata server."""
+"""Properties of every document of every cloud, read over HTTP from the lab's metadata server."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
+from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.metadata.base import Provider
 from cloud_network.fetcher.metadata.http import Client
 from cloud_network.fetcher.metadata.model import Instance, MetadataError
+from cloud_network.fetcher.network.desired import desired
+from cloud_network.fetcher.network.matching import match_links, without_absent_vlans
+from cloud_network.fetcher.network.objects import Link
 
 from tests.lab.metadata.in_process import InProcess
 from tests.unit.fetcher.emulated import CLOUDS, document, names, provider_class, read, settled
+from tests.unit.fetcher.values import NOTHING
 
 KEYS = ("ssh-ed25519 AAAA", "ssh-rsa AAAA")
 REFRESH = {"alibaba": 6, "aws": 7, "hetzner": 2, "tencent": 7}  # requests of an unchanged refresh of `one`; else 1
 WITH_TOKEN = ("alibaba", "aws", "ibm")
 FEW = ("digitalocean", "hetzner", "scaleway", "vultr")  # not every interface can have many addresses
-NO_IPV6 = ("ibm", "tencent")  # whose metadata have none
+NO_IPV6 = ("ibm", "tencent")  # no IPv6 in the metadata
 TREES = ("alibaba", "aws", "tencent")
 WHOLE = [(cloud, name) for cloud in CLOUDS for name in names(cloud) if name != "broken"]
 every = pytest.mark.parametrize("cloud_name", CLOUDS)
@@ -32,7 +38,7 @@ def cloud(cloud_name: str) -> Iterator[InProcess]:
 
 @pytest.fixture
 def provider(cloud_name: str, cloud: InProcess) -> Iterator[Provider]:
-    """It reads the document `one`, until the test changes that."""
+    """Return a provider that reads the document `one`, until the test changes that."""
     cloud.record(document(cloud_name, "one"))
     client = Client(cloud.endpoint)
     yield provider_class(cloud_name)(client)
@@ -83,7 +89,7 @@ def test_broken_interface_is_named_and_stops_no_other(cloud_name: str) -> None:
 def test_facts_and_ssh_keys_are_read(cloud_name: str, provider: Provider) -> None:
     system = settled(provider).system
     assert len(system) > 4 or cloud_name == "aws"
-    if cloud_name != "aws":  # whose documents have none
+    if cloud_name != "aws":  # AWS's documents have none
         assert system["public-keys"]
         assert all(key.startswith(KEYS) for key in system["public-keys"])
 
@@ -112,7 +118,7 @@ def test_facts_are_read_again_after_a_change(cloud_name: str, cloud: InProcess, 
 @every
 @pytest.mark.parametrize("fault", ["404", "500", "html", "empty", "short", "truncated"])
 def test_faulty_answer_removes_no_address(cloud_name: str, cloud: InProcess, provider: Provider, fault: str) -> None:
-    """Of every document that the network is made of."""
+    """For every document that defines the network."""
     cloud.record(document(cloud_name, "one" if cloud_name in TREES else "many"))
     before = settled(provider)
     cloud.reset()
@@ -129,7 +135,7 @@ def test_faulty_answer_removes_no_address(cloud_name: str, cloud: InProcess, pro
         cloud.clear()
         listing = path.endswith(("private-networks", "macs/", "local-ipv4s/"))
         if fault in ("short", "empty") and listing:
-            continue  # a shorter list is a list: that it is shorter is believed after a second read
+            continue  # a valid shorter list: accepted after a second read
         ips = {(mac, address.partition("/")[0]) for mac, address in addresses(found)}
         assert {(mac, address.partition("/")[0]) for mac, address in addresses(before)} <= ips, path
 
@@ -157,7 +163,7 @@ def test_unreadable_facts_stop_nothing(cloud_name: str, cloud: InProcess, provid
 def test_answers_looks_at_the_answer(
     cloud: InProcess, provider: Provider, fault: str, status: int, expected: bool
 ) -> None:
-    assert provider.answers()  # and has a token, where there are some
+    assert provider.answers()  # and gets a token, on clouds with tokens
     cloud.fail(fault, status=status)
     assert provider.answers() == expected
 
@@ -184,6 +190,26 @@ def test_void_token_is_replaced(cloud_name: str, cloud: InProcess, provider: Pro
 def test_unknown_keys_are_ignored_everywhere(cloud_name: str, name: str) -> None:
     whole = document(cloud_name, name)
     assert read(cloud_name, with_unknown_keys(whole)) == read(cloud_name, name)
+
+
+@pytest.mark.parametrize(
+    ("cloud_name", "name"), [("gcp", "vlan"), ("openstack", "vlan"), ("oracle", "metal"), ("oracle", "metal_tags")]
+)
+def test_vlan_is_configured_where_its_link_exists_and_is_allowed(cloud_name: str, name: str) -> None:
+    found = read(cloud_name, name)
+    *others, vlan = sorted(found.interfaces, key=lambda each: each.vlan is not None)
+    assert vlan.vlan is not None
+    links = [Link(at, f"eth{at}", each.mac, True, 1500, None) for at, each in enumerate(others, 2)]
+    links.append(Link(90, "eth2.1", vlan.mac, True, 1500, "vlan"))
+    for kinds in ((), ("vlan",)):
+        config = Config(allow_kinds=kinds)
+        matches = match_links(found, config, links)
+        present = without_absent_vlans(found, matches)
+        goal = desired(present, matches, config, replace(NOTHING, links=tuple(links)))
+        configured = {each.address for each in goal.addresses if each.ifindex == 90}
+        assert configured == ({each.ip for each in vlan.addresses} if kinds else set())
+        advice = f"ip link add link eth2 name eth2.{vlan.vlan.tag} address {vlan.mac} type vlan id {vlan.vlan.tag}"
+        assert any(advice in notice for notice in goal.notices) == (not kinds)
 
 
 def with_unknown_keys(value: object) -> object:

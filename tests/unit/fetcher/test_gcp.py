@@ -1,4 +1,4 @@
-"""GCP: the document, ranges, what must not be shown, and the wait for a change."""
+"""GCP: the document, ranges, secrets that must not be shown, and the wait for a change."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GOOGLES = {"Metadata-Flavor": "Google", "ETag": "e1"}
 
 
 class Changing:
-    """A metadata server that answers `wait_for_change` when there is a change, and at no other time."""
+    """A metadata server that answers `wait_for_change` only when there is a change."""
 
     def __init__(self) -> None:
         self.etag, self.changes = "e1", queue.Queue[str]()
@@ -56,7 +56,7 @@ def provider(server: Server) -> Gcp:
 
 
 def made(**changes: Any) -> Instance:
-    """one.json with its interface changed."""
+    """Return the instance of one.json with changes in its interface."""
     whole: Any = document("gcp", "one")
     whole["instance"]["networkInterfaces"][0] |= changes
     return read("gcp", whole)
@@ -107,7 +107,7 @@ def test_aliases_and_forwarded_addresses_are_ranges() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"subnetmask": "255.0.255.0"}, "networkInterfaces[0].subnetmask: '255.0.255.0' is not a mask"),
         ({"subnetmask": "0.0.0.0"}, "networkInterfaces[0].ip: '10.132.0.2/0' is not a prefix"),
@@ -118,10 +118,10 @@ def test_aliases_and_forwarded_addresses_are_ranges() -> None:
         ({"ipv6s": ["10.0.0.1", "fd20::1"]}, "networkInterfaces[0].ipv6s[0]: '10.0.0.1' is not an IPv6 address"),
     ],
 )
-def test_wrong_part_is_reported_and_the_rest_used(changes: dict[str, Any], said: str) -> None:
+def test_wrong_part_is_reported_and_the_rest_used(changes: dict[str, Any], message: str) -> None:
     found = made(**{"ipv6s": ["fd20::1"]} | changes)
     [problem] = found.problems
-    assert said in problem.text
+    assert message in problem.text
     assert "fd20::1/128" in map(str, found.interfaces[0].addresses)
 
 
@@ -271,7 +271,7 @@ def test_unusable_etag_is_an_error(server: Server, provider: Gcp, etag: str) -> 
 
 
 def watch(provider: Waiting) -> queue.Queue[None]:
-    """Every change that is reported."""
+    """Return a queue of the reported changes."""
     changes: queue.Queue[None] = queue.Queue()
     threading.Thread(target=watch_metadata, args=(provider, lambda: changes.put(None)), daemon=True).start()
     return changes
@@ -286,7 +286,7 @@ def test_change_is_reported_and_failure_tried_again(cloud: Changing, server: Ser
         reported.get(timeout=20)
         provider.fetch()
     server.answer = lambda _: Answer(500, "")
-    cloud.changes.put(cloud.etag)  # ends the wait that has begun
+    cloud.changes.put(cloud.etag)  # ends the current wait
     asked = len(server.asked)
     while len(server.asked) < asked + 2:
         time.sleep(0.01)
@@ -296,7 +296,7 @@ def test_change_is_reported_and_failure_tried_again(cloud: Changing, server: Ser
 
 
 class Refusing:
-    """Waiting, at a server that refuses at once: three times by itself, then with a time to come back, then never."""
+    """A provider whose server refuses at once: three times by itself, then with a Retry-After, then for ever."""
 
     def __init__(self) -> None:
         self.answers, self.thread = [0.0, 0.0, 0.0, 17.0, 1e9], 0
@@ -308,8 +308,8 @@ class Refusing:
         raise MetadataError("status", "HTTP 503", self.answers.pop(0))
 
 
-def test_refusing_server_is_asked_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And not before it said, but never as late as never."""
+def test_refusing_server_is_asked_with_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not before the time that the server gave, and with an upper limit."""
     refusing, slept, sleep = Refusing(), queue.Queue[float](), time.sleep
 
     def note(seconds: float) -> None:

@@ -12,7 +12,7 @@ from tests.unit.fetcher.emulated import document, read
 
 
 def made(name: str, old: str = "", new: str = "") -> Instance:
-    """With `old` replaced in both documents."""
+    """Return the instance with `old` replaced in both documents."""
     whole = document("hetzner", name)
     return read("hetzner", {key: [line.replace(old, new) for line in whole[key]] for key in whole})
 
@@ -49,6 +49,13 @@ def test_other_kinds_of_entries_are_ignored_or_a_notice() -> None:
     assert ["hologram" in notice for notice in found.notices] == [True]
 
 
+def test_subnet_of_an_unknown_type_is_a_notice() -> None:
+    found = made("ipv6", "type: dhcp", "type: hologram")
+    assert ["type: 'hologram' is not a known type" in notice for notice in found.notices] == [True]
+    assert (found.problems, found.interfaces) == ((), made("ipv6").interfaces)
+    assert found.unproven == {found.interfaces[0].mac}
+
+
 def test_server_without_private_or_public_network() -> None:
     assert [each.mac for each in made("one").interfaces] == ["96:00:00:08:19:da"]
     assert [each.mac for each in made("sparse").interfaces] == ["86:00:00:2a:7d:e0"]
@@ -57,7 +64,7 @@ def test_server_without_private_or_public_network() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("ip: 10.0.0.2", "ip: 10.9.9.2.1", "[0].ip: '10.9.9.2.1' is not an IP"),
         ("ip: 10.0.0.2", "ip: 11.9.0.2", "[0].ip: '11.9.0.2' is not inside 10.0.0.0/16"),
@@ -68,10 +75,10 @@ def test_server_without_private_or_public_network() -> None:
         ("public-ipv4: 1.2.3.4", "public-ipv4: 1.2.3", "public-ipv4: '1.2.3' is not an IP"),
     ],
 )
-def test_wrong_value_is_reported_by_its_path(old: str, new: str, said: str) -> None:
+def test_wrong_value_is_reported_by_its_path(old: str, new: str, message: str) -> None:
     found = made("ipv6", old, new)
     (problem,) = found.problems
-    assert said in problem.text
+    assert message in problem.text
     assert len(found.interfaces) == 2
 
 
@@ -86,8 +93,17 @@ def test_yaml_that_the_network_does_not_need_is_read() -> None:
     assert made("many", "hostname: my-server", "public-keys: !x {a: [b, !!binary c]}").complete
 
 
-@pytest.mark.parametrize("text", ["a: &x [b]\nc: *x\n", "a: [b", "\ta: b", "[" * 5000, "a: \x00"])
-def test_yaml_with_aliases_or_errors_is_refused(text: str) -> None:
+def test_yaml_alias_is_not_followed_and_stops_nothing() -> None:
+    bomb = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
+    assert parse_yaml(bomb, "x").value["c"] == ["*b", "*b"]
+    assert made("many", "hostname: my-server", "public-keys: [&key a, *key]").complete
+    found = made("ipv6", "gateway: fe80::1", "gateway: *somewhere")
+    assert ["'*somewhere' is not an IP address" in problem.text for problem in found.problems] == [True]
+    assert len(found.interfaces) == 2
+
+
+@pytest.mark.parametrize("text", ["a: [b", "\ta: b", "[" * 5000, "a: \x00"])
+def test_yaml_with_errors_is_refused(text: str) -> None:
     with pytest.raises(MetadataError, match="private-networks: not YAML") as caught:
         parse_yaml(text, "private-networks")
     assert caught.value.kind == "invalid"

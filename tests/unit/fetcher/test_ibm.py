@@ -49,15 +49,15 @@ def test_floating_addresses_are_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"primary_ip": {"address": "0.0.0.0"}}, "virtual_network_interfaces[0].primary_ip.address: '0.0.0.0'"),
         ({"ips": [{"address": "10.240.1.5"}, {}]}, "virtual_network_interfaces[0].ips[1].address: missing"),
     ],
 )
-def test_wrong_value_is_reported_by_its_path(change: dict[str, object], said: str) -> None:
+def test_wrong_value_is_reported_by_its_path(change: dict[str, object], message: str) -> None:
     found = made(**change)
-    assert said in found.problems[0].text
+    assert message in found.problems[0].text
     assert found.interfaces[0].addresses
 
 

@@ -1,4 +1,4 @@
-"""All that the lab's clouds serve is read by the providers, and the lab's firmware is known."""
+"""The providers read everything that the lab's clouds serve, and detect the lab's firmware."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_everything_the_labs_cloud_has_is_read(cloud: str) -> None:
         interface.mac: {address.ip for address in interface.addresses} | {network[0] for network in interface.ranges}
         for interface in found.interfaces
     }
-    assert found.complete  # so that what it no longer lists is removed
+    assert found.complete  # absent objects can be removed
     assert set(got) == set(has)
     assert all(has[mac] <= got[mac] for mac in has)
 

@@ -1,4 +1,4 @@
-"""What the metadata says is believed only where a host could have it."""
+"""Metadata values are accepted only if a host could have them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.unit.fetcher.values import instance, interface, mac
 
 
 def refused(error: MetadataError, *parts: str) -> bool:
-    """An error for a person: of kind invalid, and it names all of `parts`."""
+    """Return True for an error of kind invalid whose text contains all `parts`."""
     return error.kind == "invalid" and all(part in str(error) for part in parts)
 
 
@@ -24,14 +24,14 @@ def refused(error: MetadataError, *parts: str) -> bool:
     ["", "10.0.1", "999.1.1.1", "127.0.0.1", "224.0.0.1", "255.255.255.255", "240.0.0.1", "0.0.0.0", "0.1.2.3",
      "10.0.0.1/24", "<html>", "::", "::1", "ff02::1", "::ffff:10.0.0.1", "fd00::1%eth0", "10.0.0.1\n10.0.0.2"],
 )  # fmt: skip
-def test_an_address_that_no_host_has_is_refused_with_path_and_value(text: str) -> None:
+def test_impossible_address_is_refused_with_path_and_value(text: str) -> None:
     with pytest.raises(MetadataError) as caught:
         model.parse_address("macs/x/local-ipv4s", text)
     assert refused(caught.value, "macs/x/local-ipv4s", repr(text), "address")
 
 
 @given(st.ip_addresses())
-def test_an_accepted_address_is_the_one_that_was_written(address: IPv4Address | IPv6Address) -> None:
+def test_accepted_address_is_unchanged(address: IPv4Address | IPv6Address) -> None:
     try:
         assert model.parse_address("p", f" {address}\n") == address
     except MetadataError:
@@ -40,7 +40,7 @@ def test_an_accepted_address_is_the_one_that_was_written(address: IPv4Address | 
 
 
 @pytest.mark.parametrize("text", ["0.0.0.0/0", "10.0.0.0/7", "127.0.0.0/8", "224.0.0.0/8", "fd00::/31", "x"])
-def test_a_prefix_that_no_interface_has_is_refused_with_path_and_value(text: str) -> None:
+def test_impossible_prefix_is_refused_with_path_and_value(text: str) -> None:
     with pytest.raises(MetadataError) as caught:
         model.parse_network("macs/x/ipv4-prefix", text)
     assert refused(caught.value, "macs/x/ipv4-prefix", repr(text), "prefix")
@@ -49,7 +49,7 @@ def test_a_prefix_that_no_interface_has_is_refused_with_path_and_value(text: str
 @pytest.mark.parametrize(
     "text", ["", "02:00:00:00:00", "02:00:00:00:00:zz", "02-00-00-00-00-01", "02:00:00:00:00:01:02"]
 )
-def test_what_is_no_mac_is_refused_with_path_and_value(text: str) -> None:
+def test_invalid_mac_is_refused_with_path_and_value(text: str) -> None:
     with pytest.raises(MetadataError) as caught:
         model.parse_mac("macs/", text)
     assert refused(caught.value, "macs/", repr(text), "a MAC address")
@@ -72,7 +72,7 @@ def test_an_address_gets_the_length_of_the_subnet_it_lies_in() -> None:
 
 
 @pytest.mark.parametrize("text", ["8.8.8.8", "10.0.2.1", "fd01::1", "10.0.1.0", "10.0.1.255"])
-def test_an_address_that_no_host_in_the_subnets_has_is_refused_with_what_would_do(text: str) -> None:
+def test_address_outside_subnets_is_refused_with_the_subnets(text: str) -> None:
     with pytest.raises(MetadataError) as caught:
         model.place("macs/x/local-ipv4s", ip_address(text), (ip_network("10.0.1.0/24"), ip_network("fd00::/64")))
     assert refused(caught.value, "macs/x/local-ipv4s", text, "10.0.1.0/24")
@@ -146,7 +146,7 @@ def test_documents_for_display_do_not_make_two_instances_differ() -> None:
 
 
 def test_another_order_is_no_change() -> None:
-    """The first address of a subnet has the subnet's length: another first one would be a removal."""
+    """The first address of a subnet carries the subnet's length: another first address would cause a removal."""
     before = instance(interface(1, "10.0.1.10", "10.0.1.11", "10.0.1.12"))
     now = instance(interface(1, "10.0.1.13", "10.0.1.12", "10.0.1.10"))
     assert [str(each.ip) for each in now.with_known(before).interfaces[0].addresses] == [
@@ -154,7 +154,7 @@ def test_another_order_is_no_change() -> None:
     ]  # fmt: skip
 
 
-def test_missing_part_keeps_what_was_known_and_says_so() -> None:
+def test_missing_part_keeps_known_parts_with_a_notice() -> None:
     before = instance(interface(1, "10.0.1.10", "10.0.1.11"), interface(2))
     less = instance(interface(1, "10.0.1.10"), interface(2), missing=(Problem(mac(1), "ipv6: missing"),))
     assert (less.complete, less.may_remove, less.unproven) == (False, True, {mac(1)})
@@ -167,7 +167,7 @@ def test_missing_part_keeps_what_was_known_and_says_so() -> None:
     assert partial.with_known(before).notices == ("private: missing; what was known before is kept",)
 
 
-def test_routers_anycast_address_is_no_hosts() -> None:
+def test_subnet_router_anycast_address_is_refused() -> None:
     with pytest.raises(MetadataError, match="anycast"):
         model.place("p", ip_address("fd00::"), (ip_network("fd00::/64"),))
     assert str(model.place("p", ip_address("fd00::"), (ip_network("fd00::/127"),))) == "fd00::/127"

@@ -1,7 +1,8 @@
-"""Every document with one node dropped, null, empty, of another type, doubled or reordered, or with its text cut off.
+"""Every document with one node dropped, null, empty, of another type, duplicated or reordered, or with its text cut
+off.
 
-The provider raises nothing but MetadataError, an interface that the mutation does not touch is configured as before,
-and nothing is removed on account of it, unless that is how the cloud says that something is gone.
+The provider raises only MetadataError. An interface that the mutation does not touch is configured as before. Nothing
+is removed because of it, unless that is how the cloud reports a removal.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ INTERFACES: dict[str, tuple[Path, ...]] = {
     "tencent": (("meta-data", "network", "interfaces", "macs"),),
     "vultr": (("interfaces",), ("cloud_interfaces", "config")),
 }
-"""Where each cloud lists its interfaces."""
+"""The place where each cloud lists its interfaces."""
 FACTS: dict[str, tuple[str, ...]] = {
     "alibaba": ("dynamic",),
     "azure": ("compute",),
@@ -59,7 +60,7 @@ FACTS: dict[str, tuple[str, ...]] = {
     "oracle": ("instance",),
     "vultr": ("public-keys", "hostname", "region", "bgp", "user-data", "vendor-data"),
 }
-"""Parts at the top that no interface depends on."""
+"""Parts at the top level on which no interface depends."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Mutation:
 
 
 def structured(cloud: str, name: str) -> Any:
-    """The document; Hetzner's as what its YAML means."""
+    """Return the document; Hetzner's as parsed YAML."""
     whole = document(cloud, name)
     if cloud != "hetzner":
         return whole
@@ -77,7 +78,7 @@ def structured(cloud: str, name: str) -> Any:
 
 
 def served(cloud: str, value: Any) -> Any:
-    """What the emulated server takes: JSON is YAML, and a tree has texts and directories."""
+    """Return the document for the emulated server: JSON is YAML, and a tree has texts and directories."""
     if cloud in TREES:
         return tree(value)
     if cloud != "hetzner" or not isinstance(value, dict):
@@ -86,7 +87,7 @@ def served(cloud: str, value: Any) -> Any:
 
 
 def encodable(value: Any) -> Any:
-    """A whole document that is text: what UTF-8 can carry of it."""
+    """Return the part of a whole text document that UTF-8 can encode."""
     return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
@@ -98,7 +99,7 @@ def tree(value: Any) -> Any:
 
 
 def nodes(value: object, path: Path = ()) -> Iterator[tuple[Path, object]]:
-    """Every node below the top, with its path."""
+    """Yield every node below the top, with its path."""
     if path:
         yield path, value
     if isinstance(value, dict | list):
@@ -107,7 +108,7 @@ def nodes(value: object, path: Path = ()) -> Iterator[tuple[Path, object]]:
 
 
 def mutations(whole: Any) -> list[Mutation]:
-    """All that change something."""
+    """Return all mutations that change something."""
     found = []
     for path, value in nodes(whole):
         kinds = ["drop", "null", "retype"]
@@ -142,7 +143,7 @@ def mutated(whole: Any, mutation: Mutation) -> Any:
 
 
 def touched(cloud: str, whole: Any, mutation: Mutation, macs: set[str]) -> set[str]:
-    """The MACs of the interfaces that the mutated node is a part of, or that are parts of it."""
+    """Return the MACs of the interfaces that contain the mutated node, or that it contains."""
     path = mutation.path
     if path[0] in FACTS.get(cloud, ()):
         return set()
@@ -161,19 +162,19 @@ def touched(cloud: str, whole: Any, mutation: Mutation, macs: set[str]) -> set[s
 
 
 def owners(cloud: str, whole: Any, path: Path, macs: set[str]) -> set[str]:
-    """The MAC of one entry of the interfaces: the name of its directory, or what stands in it."""
+    """Return the MACs of one entry in the list of interfaces: the directory's name, or a value in it."""
     entry = whole
     for step in path:
         entry = entry[step]
     text = json.dumps([path[-1], entry]).lower().replace("-", ":")
     found = {mac for mac in macs if mac in text or mac.replace(":", "") in text}
     if cloud == "openstack" and entry.get("type") in ("bond", "vlan"):
-        return macs  # which names, or shares the MAC of, another link
+        return macs  # this interface names another link, or shares its MAC
     return found or macs
 
 
 def host(instance: Instance) -> Actual:
-    """A host that has the instance's links, and on them all that it should."""
+    """Return a host with the instance's links, completely configured."""
     links = [
         Link(number + 2, f"eth{number}", interface.mac, True, interface.mtu or 1500, None)
         for number, interface in enumerate(instance.interfaces)
@@ -183,7 +184,7 @@ def host(instance: Instance) -> Actual:
 
 
 def removals(before: Instance, here: Actual, after: Instance) -> Plan:
-    """What `host(before)` would lose on account of `after`; not an address that gets another prefix length."""
+    """Return the removals from `host(before)` because of `after`, except changes of a prefix length."""
     known = after.with_known(before)
     goal = goal_of(known, Config(), here)
     changes = plan(goal, here, may_remove=known.may_remove)
@@ -193,7 +194,7 @@ def removals(before: Instance, here: Actual, after: Instance) -> Plan:
 
 
 def attempt(cloud: str, value: Any) -> Instance | None:
-    """What is made of a document; None if it is refused as a whole."""
+    """Return the instance of a document; None if the document is refused as a whole."""
     try:
         return read(cloud, served(cloud, value))
     except MetadataError:
@@ -275,17 +276,18 @@ REMOVALS: dict[str, str] = {
         drop routes.*             drop additional.*.address   empty additional.*.address   null additional.*.address
     """,
 }
-"""What is believed after a second read, as the kind of the mutation and the end of the node's path: a list that has
-another entry less, and a part that the cloud leaves out, or writes empty, where there is none."""
+"""Removals that are accepted after a second read, as the kind of the mutation and the end of the node's path: an entry
+is missing from a list, or a part is missing or empty that the cloud omits or leaves empty when it has no value.
+"""
 
 
 def pattern(path: Path) -> tuple[str, ...]:
-    """The path without positions and without names of interfaces and addresses."""
+    """Return the path without positions and names of interfaces and addresses."""
     return tuple("*" if isinstance(step, int) or NAME.fullmatch(step) else step for step in path)
 
 
 def is_removal_of(cloud: str, mutation: Mutation) -> bool:
-    """Whether that is how the cloud says that something is gone."""
+    """Return True if this is how the cloud reports a removal."""
     path = "." + ".".join(pattern(mutation.path))
     words = REMOVALS[cloud].split()
     ends = zip(words[::2], words[1::2], strict=True)
@@ -293,8 +295,8 @@ def is_removal_of(cloud: str, mutation: Mutation) -> bool:
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_only_what_is_said_to_be_gone_is_removed(cloud: str) -> None:
-    """Every sort of node of every document, mutated in every way, and read for ever."""
+def test_only_reported_removals_are_made(cloud: str) -> None:
+    """Every kind of node in every document, mutated in every way, and read until nothing changes."""
     removed = set()
     for name in (name for name in names(cloud) if name != "broken"):
         whole = structured(cloud, name)
@@ -312,11 +314,11 @@ def test_only_what_is_said_to_be_gone_is_removed(cloud: str) -> None:
     assert removed, "nothing is ever removed"
 
 
-LISTS = ("/macs/", "/local-ipv4s/", "/local-ipv4s", "/ipv6s", "/ipv4-prefix", "/ipv6-prefix")  # an entry a line
+LISTS = ("/macs/", "/local-ipv4s/", "/local-ipv4s", "/ipv6s", "/ipv4-prefix", "/ipv6-prefix")  # one entry per line
 
 
 class Cutting(Direct):
-    """A client whose server cuts off the answer for one path, and says that it is whole."""
+    """A client whose server cuts off the answer for one path, but reports it as complete."""
 
     path, length = "", 0
 
@@ -330,9 +332,10 @@ class Cutting(Direct):
 
 
 def is_shorter_list(body: bytes, length: int) -> bool:
-    """Whether what is left of a list is a list of some of its entries, which no reader can tell from a removal.
+    """Return True if the rest of a list is a list of some of its entries: a reader cannot distinguish that from a
+    removal.
 
-    Of the last entry a part may be left that is an address, a prefix or a name itself.
+    The last entry may be cut to a shorter valid address, prefix or name.
     """
     left, entries = body[:length].decode(), body.decode().split()
     *whole, last = left.split() or [""]
@@ -341,7 +344,7 @@ def is_shorter_list(body: bytes, length: int) -> bool:
 
 @every
 def test_cut_answer_removes_nothing(cloud: str, name: str) -> None:
-    """JSON that is cut off is no JSON. Texts, listings and YAML are cut off everywhere."""
+    """JSON that is cut off is invalid. Texts, listings and YAML are cut off everywhere."""
     emulated = PROVIDERS[cloud]()
     emulated.record(document(cloud, name))
     client = Recording(emulated)
@@ -365,7 +368,7 @@ def test_cut_answer_removes_nothing(cloud: str, name: str) -> None:
 
 
 class Recording(Direct):
-    """A client that remembers the answers."""
+    """A client that stores the answers."""
 
     def __init__(self, cloud: Emulated) -> None:
         super().__init__(cloud)
@@ -381,7 +384,7 @@ class Recording(Direct):
 
 
 def ends_with_an_entry(body: bytes, length: int) -> bool:
-    """Whether a list in YAML ends with a whole entry."""
+    """Return True if a list in YAML ends with a complete entry."""
     return body[length:].lstrip().startswith(b"- ")
 
 

@@ -1,4 +1,4 @@
-"""What systemd-networkd's files say. The real daemon is in tests/system/test_coexistence.py."""
+"""The configuration files of systemd-networkd. The real daemon is in tests/system/others/test_networkd.py."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def write(root: Path, path: str, text: str) -> None:
     (root / path).write_text(text)
 
 
-def test_its_defaults_are_not_ours(tmp_path: Path) -> None:
+def test_networkd_defaults_need_the_drop_in(tmp_path: Path) -> None:
     assert Networkd(tmp_path).missing() == (RULES, ROUTES)
 
 
-def test_the_drop_in_that_is_shipped_is_enough(tmp_path: Path) -> None:
+def test_shipped_drop_in_is_sufficient(tmp_path: Path) -> None:
     write(tmp_path, "usr/lib/systemd/networkd.conf.d/50-cloud-network.conf", DROP_IN.read_text())
     assert Networkd(tmp_path).missing() == ()
 
@@ -32,21 +32,21 @@ def test_the_drop_in_that_is_shipped_is_enough(tmp_path: Path) -> None:
         ({"etc/systemd/networkd.conf": f"[Network]\n{RULES} = off\n{ROUTES}=False\n"}, ()),
         ({"etc/systemd/networkd.conf": f"#{RULES}=no\n[DHCPv4]\n{ROUTES}=no\n"}, (RULES, ROUTES)),
         (
-            {  # only the first main file counts
+            {  # only the first main file is read
                 "etc/systemd/networkd.conf": "",
                 "usr/lib/systemd/networkd.conf": f"[Network]\n{RULES}=no\n{ROUTES}=no\n",
             },
             (RULES, ROUTES),
         ),
         (
-            {  # drop-ins are read by name, wherever they are, after the main file
+            {  # drop-ins are read by name from all directories, after the main file
                 "etc/systemd/networkd.conf.d/10-x.conf": f"[Network]\n{RULES}=no\n{ROUTES}=no\n",
                 "usr/lib/systemd/networkd.conf.d/90-y.conf": f"[Network]\n{ROUTES}=yes\n",
             },
             (ROUTES,),
         ),
         (
-            {  # of one name, /etc's
+            {  # /etc overrides a file of the same name
                 "etc/systemd/networkd.conf.d/50-cloud-network.conf": "",
                 "usr/lib/systemd/networkd.conf.d/50-cloud-network.conf": DROP_IN.read_text(),
             },
@@ -54,13 +54,13 @@ def test_the_drop_in_that_is_shipped_is_enough(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_files_are_read_as_it_reads_them(tmp_path: Path, files: dict[str, str], missing: tuple[str, ...]) -> None:
+def test_files_are_read_in_networkds_order(tmp_path: Path, files: dict[str, str], missing: tuple[str, ...]) -> None:
     for path, text in files.items():
         write(tmp_path, path, text)
     assert Networkd(tmp_path).missing() == missing
 
 
-def test_it_is_said_once_and_only_where_it_serves_a_link(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_warning_is_logged_once_if_networkd_manages_a_link(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     networkd = Networkd(tmp_path)
     write(tmp_path, "run/systemd/netif/links/1", "# this is private\nADMIN_STATE=unmanaged\n")

@@ -21,7 +21,7 @@ def made(name: str) -> Instance:
 
 
 def changed(what: str, change: dict[str, Any], name: str = "one") -> Instance:
-    """With these values in the first of `links` or `networks`."""
+    """Return the instance with these values in the first of `links` or `networks`."""
     whole = document("openstack", name)
     whole["network_data.json"][what][0] |= change
     return read("openstack", whole)
@@ -64,10 +64,17 @@ def test_vlan_with_a_mac_of_its_own_is_an_interface() -> None:
     assert found.vlan.tag == vlan["vlan_id"]
 
 
-@pytest.mark.parametrize("kind", [None, "phy", "hologram"])
-def test_link_of_a_null_or_unknown_type_is_an_interface(kind: str | None) -> None:
+@pytest.mark.parametrize("kind", [None, "phy", "vif"])
+def test_link_of_a_null_type_is_an_interface(kind: str | None) -> None:
     found = changed("links", {"type": kind})
-    assert (len(found.interfaces), found.complete) == (1, True)
+    assert (len(found.interfaces), found.complete, found.notices) == (1, True, ())
+
+
+def test_link_of_an_unknown_type_is_an_interface_with_a_notice() -> None:
+    found = changed("links", {"type": "hologram"})
+    assert (len(found.interfaces[0].addresses), found.problems) == (1, ())
+    assert "links[0].type: 'hologram' is not a known type" in found.notices[0]
+    assert found.unproven == {found.interfaces[0].mac}
 
 
 def test_link_without_a_mac_stops_no_other() -> None:
@@ -100,7 +107,7 @@ def test_unknown_network_type_is_a_notice() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"netmask": "255.0.255.0"}, "networks[0].netmask: '255.0.255.0' is not a mask"),
         ({"ip_address": "2604::1"}, "networks[0].ip_address: '2604::1' is not an IPv4"),
@@ -111,9 +118,9 @@ def test_unknown_network_type_is_a_notice() -> None:
         ({"routes": [{"network": "x", "netmask": "255.0.0.0", "gateway": "10.192.35.254"}]}, "routes[0].network: 'x'"),
     ],
 )
-def test_wrong_value_is_reported_by_its_path(change: dict[str, Any], said: str) -> None:
+def test_wrong_value_is_reported_by_its_path(change: dict[str, Any], message: str) -> None:
     (problem,) = changed("networks", change, "many").problems
-    assert said in problem.text
+    assert message in problem.text
 
 
 # — the config drive
@@ -121,7 +128,7 @@ def test_wrong_value_is_reported_by_its_path(change: dict[str, Any], said: str) 
 
 @pytest.fixture
 def drive(tmp_path: Path) -> Path:
-    """One that is mounted in a place with a space in its name, behind others that are no config drive."""
+    """Mount a config drive on a path with a space, after other file systems."""
     place, boot, user = tmp_path / "the drive", tmp_path / "boot", Path("/media/user/stick")
     where = place / "openstack" / "latest"
     where.mkdir(parents=True)
@@ -140,12 +147,12 @@ def on(drive: Path, client: Client) -> Openstack:
 
 
 @pytest.fixture
-def nobody() -> Client:
+def unreachable() -> Client:
     return Client("127.0.0.1:9")
 
 
-def test_drive_is_read_without_a_service_and_is_no_proof(drive: Path, nobody: Client) -> None:
-    provider = on(drive, nobody)
+def test_drive_is_read_without_a_service_and_is_no_proof(drive: Path, unreachable: Client) -> None:
+    provider = on(drive, unreachable)
     found = provider.fetch()
     assert found.interfaces == made("one").interfaces
     assert (found.complete, found.problems) == (False, ())
@@ -168,25 +175,25 @@ def test_drive_is_not_asked_once_the_service_has_answered(drive: Path) -> None:
     cloud.close()
 
 
-def test_neither_service_nor_drive_is_an_error(tmp_path: Path, nobody: Client) -> None:
+def test_neither_service_nor_drive_is_an_error(tmp_path: Path, unreachable: Client) -> None:
     with pytest.raises(MetadataError, match=r"no config drive .* is mounted"):
-        Openstack(nobody, tmp_path / "mounts").fetch()
+        Openstack(unreachable, tmp_path / "mounts").fetch()
 
 
-def test_drive_without_facts_has_the_network(drive: Path, nobody: Client) -> None:
+def test_drive_without_facts_has_the_network(drive: Path, unreachable: Client) -> None:
     (drive / "the drive/openstack/latest/meta_data.json").write_text("")
-    assert on(drive, nobody).fetch().interfaces
+    assert on(drive, unreachable).fetch().interfaces
 
 
-def test_broken_drive_is_an_error(drive: Path, nobody: Client) -> None:
+def test_broken_drive_is_an_error(drive: Path, unreachable: Client) -> None:
     (drive / "the drive/openstack/latest/network_data.json").write_bytes(b"\xff")
     with pytest.raises(MetadataError, match=r"network_data\.json"):
-        on(drive, nobody).fetch()
+        on(drive, unreachable).fetch()
 
 
 @pytest.mark.parametrize("kind", ["ext4", "tmpfs", "fuse.iso"])
 def test_other_file_system_is_no_config_drive(drive: Path, kind: str) -> None:
-    """Users can mount such a one."""
+    """Users can mount such a file system."""
     assert mounted(drive / "mounts") == drive / "the drive"
     mounts = (drive / "mounts").read_text()
     (drive / "mounts").write_text(mounts.replace("iso9660", kind))

@@ -13,7 +13,7 @@ from tests.unit.fetcher.emulated import provider_of as provider
 
 
 def made(name: str, **changes: object) -> Instance:
-    """With these values in the last VNIC."""
+    """Return the instance with these values in the last VNIC."""
     whole = document("oracle", name)
     whole["vnics"][-1] |= changes
     return read("oracle", whole)
@@ -55,22 +55,22 @@ def test_vlan_tag_of_a_virtual_machine_is_ignored() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "message"),
     [
         ("privateIp", "10.9.9.9", "vnics: [0].privateIp: '10.9.9.9' is not inside 10.0.1.0/24"),
         ("privateIp", "10.0.1.255", "[0].privateIp"),
-        ("privateIp", "10.0.1.1", "[0]: 10.0.1.1 is an address of the interface and its gateway"),
+        ("privateIp", "10.0.1.1", "[0]: 10.0.1.1 is both an address of the interface and its gateway"),
         ("subnetCidrBlock", "10.0.1.0/240", "[0].subnetCidrBlock: '10.0.1.0/240' is not a prefix"),
         ("virtualRouterIp", "x", "[0].virtualRouterIp: 'x' is not an IP address"),
         ("ipv6Addresses", "fe80::1", "[0].ipv6Addresses: 'fe80::1' is not a list"),
         ("ipv6Addresses", ["fe80::1"], "[0].ipv6Addresses[0]: 'fe80::1' is not a routable"),
     ],
 )
-def test_wrong_value_is_reported_by_its_path(key: str, value: object, said: str) -> None:
+def test_wrong_value_is_reported_by_its_path(key: str, value: object, message: str) -> None:
     whole = document("oracle", "many")
     whole["vnics"][0] |= {key: value}
     found = read("oracle", whole)
-    assert any(said.removeprefix("vnics: ") in problem.text for problem in found.problems)
+    assert any(message.removeprefix("vnics: ") in problem.text for problem in found.problems)
     assert len(found.interfaces) == 4
     assert found.interfaces[0].addresses, "its other addresses are configured"
 

@@ -1,4 +1,4 @@
-"""Desired and actual -> changes: what they lead to, what they never touch, and in which order they come."""
+"""Desired and actual state -> changes: their result, their order, and what they never touch."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ from tests.unit.fetcher.values import (
 
 
 def ours(here: Actual) -> tuple[object, ...]:
-    """All that is ours, each address in its form."""
+    """Return all our objects, each address with its form."""
     entries = (*here.addresses.values(), *here.further)
     return {each.address for each in entries if each.owned}, here.routes, here.rules
 
 
 @given(st.lists(clouds(), min_size=1, max_size=4), configs, st.booleans())
-def test_after_any_changes_all_is_as_after_a_fresh_start(history: list[Instance], config: Config, leased: bool) -> None:
-    """Addresses, ranges, subnets and interfaces come, go and change places."""
+def test_any_history_ends_like_a_fresh_start(history: list[Instance], config: Config, leased: bool) -> None:
+    """Addresses, ranges, subnets and interfaces are added, removed and moved."""
     lease = has(2, "10.0.1.10/24") if leased else {}
     start = now = host(link(1), link(2), link(3), link(4), addresses=lease)
     for cloud in history:
@@ -59,8 +59,8 @@ def test_after_any_changes_all_is_as_after_a_fresh_start(history: list[Instance]
 
 
 @given(clouds(), configs, hosts())
-def test_carrying_out_a_plan_leads_to_what_was_desired(cloud: Instance, config: Config, before: Actual) -> None:
-    """`carried_out` makes the changes one by one and accepts none that the kernel would refuse where it comes."""
+def test_applied_plan_reaches_the_goal(cloud: Instance, config: Config, before: Actual) -> None:
+    """`carried_out` makes the changes one by one and rejects those that the kernel would refuse at that point."""
     goal = goal_of(cloud, config, before)
     after = carried_out(plan(goal, before, may_remove=True), before)
     owned = {place for place, kernel in after.addresses.items() if kernel.owned and place[0] not in goal.unmanaged}
@@ -81,9 +81,7 @@ def test_a_second_plan_is_empty(cloud: Instance, config: Config, before: Actual)
 
 
 @given(clouds(), configs, hosts())
-def test_only_what_is_ours_is_removed_and_what_is_left_alone_is_not_touched(
-    cloud: Instance, config: Config, before: Actual
-) -> None:
+def test_only_our_objects_are_removed(cloud: Instance, config: Config, before: Actual) -> None:
     goal = goal_of(cloud, config, before)
     for op in plan(goal, before, may_remove=True):
         if isinstance(op, AddressRemove):
@@ -105,7 +103,7 @@ def changes_of(cloud: Instance, here: Actual, **config: object) -> list[str]:
     return [type(op).__name__ for op in plan(wanted(cloud, here, **config), here, may_remove=True)]
 
 
-def test_rules_go_last_of_all_and_links_come_up_before_what_lies_on_them() -> None:
+def test_links_come_up_first_and_rules_are_removed_last() -> None:
     table = BASE + 2
     here = host(
         link(1, up=False),
@@ -128,7 +126,7 @@ def test_rules_go_last_of_all_and_links_come_up_before_what_lies_on_them() -> No
 
 
 def tables(rules: list[Rule], source: IPAddress) -> list[int]:
-    """Where the first and the last step send what this host sends from there; the kernel asks in order of making."""
+    """Return the tables of the first and the last step for this source, in the kernel's order of evaluation."""
     return [
         next((each.table for each in rules if each.suppress == first and each.selector and source in each.selector), 0)
         for first in (True, False)
@@ -136,10 +134,10 @@ def tables(rules: list[Rule], source: IPAddress) -> list[int]:
 
 
 @given(clouds(), configs, hosts(), st.sampled_from(Rules), st.data())
-def test_no_address_is_without_its_rules_while_others_take_their_place(
+def test_no_address_lacks_a_rule_during_replacement(
     cloud: Instance, config: Config, before: Actual, rules: Rules, data: st.DataObject
 ) -> None:
-    """Another Rules=, and addresses more or less, of which prefixes change: after each single operation."""
+    """Rules= changes, or addresses change and with them prefixes: checked after each single operation."""
     start = carried_out(plan(goal_of(cloud, config, before), before, may_remove=True), before)
     final = cloud.interfaces[-1]
     fewer = replace(final, addresses=final.addresses[: data.draw(st.integers(0, len(final.addresses)))])
@@ -162,7 +160,7 @@ def test_no_address_is_without_its_rules_while_others_take_their_place(
         assert wanted == {source: tables(order, source) for source in stay}
 
 
-def test_an_address_of_others_satisfies_with_whatever_length() -> None:
+def test_foreign_address_of_any_length_is_adopted() -> None:
     for there in ("10.0.1.10/24", "10.0.1.10/32", "10.0.1.10/16"):
         assert changes_of(instance(interface(1)), host(link(1), addresses=has(2, there))) == []
 
@@ -176,7 +174,7 @@ def test_an_address_of_others_satisfies_with_whatever_length() -> None:
     ],
 )
 def test_our_address_gets_the_form_of_a_fresh_start(there: str, expected: list[str]) -> None:
-    """The kernel has it all the time, as /32 in between."""
+    """The kernel has the address throughout, temporarily as /32."""
     here = host(link(1), addresses=has(2, there, owned=True, connected=not there.endswith("/32")))
     ops = plan(wanted(instance(interface(1)), here), here, may_remove=True)
     assert [f"{'-' if is_removal(op) else '+'}{op.interface}" for op in ops] == expected  # type: ignore[union-attr]
@@ -203,7 +201,7 @@ def test_a_route_whose_gateway_changes_is_replaced_in_place() -> None:
     )
 
 
-def test_a_detached_links_rules_go_and_a_second_interfaces_going_takes_the_firsts_table() -> None:
+def test_detach_removes_rules_and_the_remaining_table() -> None:
     cloud, here = instance(interface(1), interface(2)), host(link(1), link(2))
     both = carried_out(plan(wanted(cloud, here), here, may_remove=True), here)
     gone = replace(
@@ -218,7 +216,7 @@ def test_a_detached_links_rules_go_and_a_second_interfaces_going_takes_the_first
     assert [str(address) for _, address in after.addresses] == ["10.0.1.10"]
 
 
-def test_a_wrong_mtu_and_a_link_that_is_down_are_two_changes_and_right_ones_none() -> None:
+def test_mtu_and_link_state_are_separate_changes() -> None:
     here = host(link(1, up=False, mtu=1500), addresses=has(2, "10.0.1.10/24"))
     goal = wanted(instance(interface(1, mtu=9001)), here)
     found = plan(goal, here, may_remove=True)
@@ -228,7 +226,7 @@ def test_a_wrong_mtu_and_a_link_that_is_down_are_two_changes_and_right_ones_none
 
 @given(clouds(shared=False), clouds(shared=False), configs)
 def test_changed_metadata_lead_to_the_objects_of_a_fresh_boot(one: Instance, other: Instance, config: Config) -> None:
-    """All but the length of an address that is there already, and the connected route that depends on it."""
+    """All except the length of an existing address, and the connected route that depends on it."""
     bare = host(*(link(number, up=False) for number in range(1, 5)))
     here = carried_out(plan(goal_of(one, config, bare), bare, may_remove=True), bare)
     here = carried_out(plan(goal_of(other, config, here), here, may_remove=True), here)
@@ -236,8 +234,8 @@ def test_changed_metadata_lead_to_the_objects_of_a_fresh_boot(one: Instance, oth
     assert (here.addresses.keys(), here.routes, here.rules) == (fresh.addresses.keys(), fresh.routes, fresh.rules)
 
 
-def test_link_with_unproven_metadata_loses_nothing_after_a_restart() -> None:
-    """A new fetcher knows nothing from before, so only the unproven interface itself protects its link."""
+def test_unproven_metadata_removes_nothing_after_a_restart() -> None:
+    """A new fetcher has no earlier metadata, so only the fact that the interface is unproven protects its link."""
     whole = values.instance(values.interface(1), values.interface(2))
     bare = values.host(values.link(1), values.link(2))
     here = values.carried_out(values.plan_of(values.wanted(whole, bare), bare), bare)

@@ -1,4 +1,4 @@
-"""Links that udev has not finished with, and links that have left: by a clock and a directory of their own."""
+"""Links that udev has not finished with, and links that have left, with a fake clock and directory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.unit.fetcher.values import host, link, mac
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """A clock that the test moves, in seconds."""
 
     now = 100.0
 
@@ -21,12 +21,12 @@ class Clock:
 
 
 def observe(presence: Presence, here: Actual, *macs: str) -> list[bool]:
-    """Which links are ready."""
+    """Return True for each link that is ready."""
     return [each.ready for each in presence.observe(here, macs, presence.finished()).links]
 
 
 def udev(root: Path) -> Path:
-    """A udev that runs and has finished with nothing."""
+    """Return a running udev that has finished with no link."""
     (root / "run/udev/data").mkdir(parents=True)
     (root / "run/udev/control").touch()
     return root / "run/udev/data"
@@ -48,7 +48,7 @@ def test_a_link_waits_for_udev(tmp_path: Path) -> None:
 
 
 def test_a_name_from_before_udev_finished_is_not_trusted(tmp_path: Path) -> None:
-    """The rename, and the end of udev's work, may come after the links were read and before their names are used."""
+    """udev may rename the link and finish after the links were read, but before their names are used."""
     data, presence = udev(tmp_path), Presence(Clock(), tmp_path)
     finished = presence.finished()
     (data / "n2").touch()

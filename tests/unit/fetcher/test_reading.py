@@ -1,4 +1,4 @@
-"""One read of the metadata within bounds, and the proof that something is gone."""
+"""One read of the metadata within its limits, and the proof of a removal."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_unexpected_exception_is_an_error_of_the_read(client: Client) -> None:
 
 
 def test_slow_server_does_not_outlast_the_deadline(cloud: Cloud, client: Client) -> None:
-    """Each answer is in time; all of them together are not."""
+    """Each answer is within its limit, but all together exceed the deadline."""
     cloud.fail("drip", "*", interval=0.02)
     found = read_metadata(Aws(client), 0.5)
     assert found.error is not None
@@ -95,7 +95,7 @@ def test_interface_that_is_listed_again_starts_anew(proof: RemovalProof, clock: 
     assert proof.keep_missing(ONE, BOTH, PLUGGED).interfaces == BOTH.interfaces
 
 
-def test_interface_whose_link_went_is_not_kept(proof: RemovalProof) -> None:
+def test_interface_without_its_link_is_not_kept(proof: RemovalProof) -> None:
     assert proof.keep_missing(ONE, BOTH, {mac(1): True}) == ONE
     assert proof.keep_missing(ONE, BOTH, {mac(1): True, mac(2): False}) == ONE
     assert proof.keep_missing(ONE, None, PLUGGED) == ONE
@@ -107,6 +107,6 @@ def test_kept_interface_is_not_a_problem(proof: RemovalProof) -> None:
 
 
 def test_nothing_is_kept_while_another_mac_is_unknown(proof: RemovalProof) -> None:
-    """One interface may have got another MAC: links that are not named stay as they are then."""
+    """One interface may have a new MAC, so links that are not named stay as they are."""
     other = instance(interface(1), interface(3))
     assert proof.keep_missing(other, BOTH, PLUGGED) == other

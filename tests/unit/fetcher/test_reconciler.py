@@ -1,4 +1,4 @@
-"""Passes against a netagent that the test scripts, over its real socket, and a kernel that does what it is told."""
+"""Passes against a scripted netagent over its real socket, and a kernel that follows its operations."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ BOTH = instance(interface(1), interface(2))
 
 @dataclass
 class World:
-    """A kernel, a netagent that changes it, and a metadata server that answers or not."""
+    """A kernel, a netagent that changes it, and a metadata server that can be switched off."""
 
     actual: Actual
-    refuse: Callable[[Operation], str | None] = lambda _: None  # by policy: the reason
-    fail: Callable[[Operation], int] = lambda _: 0  # by the kernel: the errno
+    refuse: Callable[[Operation], str | None] = lambda _: None  # by policy: returns the reason
+    fail: Callable[[Operation], int] = lambda _: 0  # by the kernel: returns the errno
     server_answers: Callable[[Actual], bool] = lambda _: True
     silent: set[GatewayUse] = field(default_factory=set)
     requests: list[Request] = field(default_factory=list)
@@ -92,7 +92,7 @@ class World:
 
 
 class Provider:
-    """A cloud whose metadata the test passes on itself."""
+    """A cloud whose metadata the test passes to the reconciler itself."""
 
     name, unread = "aws", False
 
@@ -136,8 +136,8 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[World]:
     made = World(host(link(1), link(2)))
     monkeypatch.setattr(kernel, "read", lambda: made.actual)
     monkeypatch.setattr(gateways, "resolving", lambda asked, *_: frozenset(asked) - made.silent)
-    monkeypatch.setattr(gateways, "_can_be_asked", lambda *_: True)  # the links of this world are not real
-    monkeypatch.setattr("os.geteuid", lambda: 1)  # root sends credentials first, which are not this test's
+    monkeypatch.setattr(gateways, "_can_be_asked", lambda *_: True)  # the links of this test are not real
+    monkeypatch.setattr("os.geteuid", lambda: 1)  # root sends credentials first, which this test does not read
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(tmp_path / "netagent.sock"))
         listener.listen(4)
@@ -172,7 +172,7 @@ def is_address(op: Operation, text: str) -> bool:
 
 
 def changed_links(world: World) -> list[set[int]]:
-    """The links of each request."""
+    """Return the links of each request."""
     return [{link_of(op, BASE) for op in request.ops} - {COMMON} for request in world.of(Apply)]
 
 
@@ -235,14 +235,14 @@ def test_kernel_refusals_are_isolated_in_one_round(world: World, reconciler: Rec
 
 
 def test_change_that_breaks_one_link_is_rolled_back_alone(world: World, reconciler: Reconciler, clock: Clock) -> None:
-    """Of three links, the third's addresses cut the metadata server off."""
+    """Of three links, the third's addresses disconnect the metadata server."""
     world.actual = host(link(1), link(2), link(3))
     cloud = instance(interface(1), interface(2), interface(3))
     world.server_answers = lambda actual: not any(ifindex == 4 for ifindex, _ in actual.addresses)
     report = refresh(reconciler, cloud)
     assert addresses(world) == {"10.0.1.10", "10.0.2.10"}
     assert report.netagent is not None
-    assert report.netagent.message.startswith("change rolled back: eth2: the metadata server did not answer")
+    assert report.netagent.message.startswith("change rolled back: eth2: the metadata server does not answer")
     world.requests.clear()
     for _ in range(3):
         refresh(reconciler, cloud)
@@ -260,8 +260,8 @@ def test_each_link_is_confirmed_before_the_next_is_changed(world: World, reconci
     assert changed_links(world) == [{2}, {3}, {4}, {5}]
 
 
-def test_links_in_use_are_changed_before_new_ones_and_the_primary_last(world: World, reconciler: Reconciler) -> None:
-    """The new links' subnets are in the tables of the others before main has them."""
+def test_links_in_use_precede_new_ones_primary_last(world: World, reconciler: Reconciler) -> None:
+    """The new links' subnets are in the tables of the others before they are in main."""
     world.actual = host(*(link(number) for number in range(1, 6)))
     everything = [interface(number) for number in range(1, 6)]
     refresh(reconciler, instance(*everything[:3]))
@@ -271,7 +271,7 @@ def test_links_in_use_are_changed_before_new_ones_and_the_primary_last(world: Wo
 
 
 def test_links_that_are_given_up_are_changed_first(world: World, reconciler: Reconciler, clock: Clock) -> None:
-    """Their subnets leave main before the tables of the others lose them."""
+    """Their subnets are removed from main before they are removed from the tables of the others."""
     world.actual = host(*(link(number) for number in range(1, 5)))
     refresh(reconciler, instance(*(interface(number) for number in range(1, 5))))
     world.requests.clear()
@@ -282,7 +282,7 @@ def test_links_that_are_given_up_are_changed_first(world: World, reconciler: Rec
 
 
 def test_rules_of_no_link_outlive_the_first_links_rollback(world: World, reconciler: Reconciler) -> None:
-    """They come with the first link, and the rules of all other links need them."""
+    """They are added with the first link, and the rules of all other links need them."""
     world.actual = host(link(1), link(2), link(3))
     world.server_answers = lambda actual: not any(ifindex == 2 for ifindex, _ in actual.addresses)
     refresh(reconciler, instance(interface(1), interface(2), interface(3)))
@@ -300,7 +300,7 @@ def test_rules_of_no_link_that_break_something_are_held(world: World, reconciler
     world.requests.clear()
     report = refresh(reconciler)
     assert report.netagent is not None
-    assert report.netagent.message.startswith("change rolled back: rules of no link: the metadata server did not")
+    assert report.netagent.message.startswith("change rolled back: rules of no link: the metadata server does not")
     refresh(reconciler)
     assert len(world.of(Apply)) == 1
 
@@ -319,7 +319,7 @@ def test_server_that_is_down_anyway_holds_no_link(world: World, reconciler: Reco
     report = refresh(reconciler)
     assert addresses(world) == set()
     assert report.netagent is not None
-    assert "did not answer after the change" in report.netagent.message
+    assert "does not answer after the change" in report.netagent.message
     up["answers"] = True
     clock.now += 2
     assert refresh(reconciler).succeeded
@@ -335,7 +335,7 @@ def test_silent_new_gateway_gets_no_route(world: World, reconciler: Reconciler) 
     assert all(attempt.verdict == "confirmed" for attempt in report.attempts), "probed before the change"
 
 
-def test_silent_gateway_of_a_bare_link_is_rolled_back_and_left_out(world: World, reconciler: Reconciler) -> None:
+def test_silent_gateway_of_a_new_link_is_rolled_back(world: World, reconciler: Reconciler) -> None:
     world.silent = {GatewayUse(3, interface(2).gateways[0])}
     report = refresh(reconciler)
     assert [attempt.verdict for attempt in report.attempts].count("rolled back") == 1

@@ -1,4 +1,4 @@
-"""How long refusals hold: until the metadata, the configuration or the kernel change, or their time has come."""
+"""Duration of refusals: until the metadata, the configuration or the kernel change, or a backoff ends."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_policy_refusal_ends_with_a_change(table: RejectionTable, what: str) -> 
 def test_our_own_changes_are_no_reason(table: RejectionTable) -> None:
     table.add({OBJECT: Rejection("no")})
     after = host(link(1), routes=frozenset({Route(BASE + 2, 2, CLOUD.interfaces[0].subnets[0], None)}))
-    table.settle(after)
+    table.rebase(after)
     assert set(table.update(CLOUD, CONFIG, after, kernel_changed=False)) == {OBJECT}
 
 

@@ -1,4 +1,4 @@
-"""status.json and the other state files: what a pass found, only what changed, and what a fetcher before us knew."""
+"""status.json and the other state files: results of passes, changes only, and an earlier fetcher's state."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from cloud_network.fetcher.reporting import (
 )
 from cloud_network.fetcher.state import StateDirectory
 from cloud_network.fetcher.status import LinkStatus
+from cloud_network.netagent.claims import SECOND_TABLE
 
 from .test_schedule import Clock
 from .values import BASE, carried_out, has, host, instance, interface, link, plan_of, wanted
@@ -93,7 +94,7 @@ def test_largest_status_is_within_4_mib(reporter: Reporter, state: StateDirector
     assert len(Path(state.status_path).read_bytes()) <= 4 << 20
     found = published(state)
     assert sum(len(each["addresses"]) for each in found["links"].values()) == 4096
-    assert "status.json would be" in found["notices"][0]
+    assert "status.json would have" in found["notices"][0]
     assert state.read_status() is not None, "its readers accept it"
 
 
@@ -139,7 +140,7 @@ def test_problem_of_one_interface_is_degraded(reporter: Reporter, state: StateDi
     reporter.record(refreshed(odd))
     found = published(state)
     assert found["state"] == "degraded"
-    assert found["last_error"]["message"].startswith("macs/...: no address; such an interface stays as it is")
+    assert found["last_error"]["message"].startswith("macs/...: no address; that part is left out")
 
 
 def test_failure_of_netagent_is_named_and_counted(reporter: Reporter, state: StateDirectory) -> None:
@@ -154,7 +155,7 @@ def test_failure_of_netagent_is_named_and_counted(reporter: Reporter, state: Sta
 
 
 def test_netagent_that_does_not_listen_is_an_error(reporter: Reporter, state: StateDirectory) -> None:
-    """Also if nothing has to be changed; a comparison does not clear it, and netagent's return does."""
+    """Also if nothing has to be changed. A comparison does not clear the error; netagent's return does."""
     reporter.record(refreshed())
     reporter.record_netagent(listening=False)
     reporter.record(refreshed())
@@ -221,7 +222,7 @@ def test_documents_are_written_when_they_change(reporter: Reporter, state: State
     assert inodes(state) == before
 
 
-def test_document_of_a_link_that_went_is_removed(reporter: Reporter, state: StateDirectory) -> None:
+def test_document_of_a_removed_link_is_removed(reporter: Reporter, state: StateDirectory) -> None:
     reporter.record(refreshed())
     reporter.record(refreshed(here=host(link(1))))
     assert state.link_indexes() == [2]
@@ -245,10 +246,10 @@ def test_unknown_interface_is_logged_once_for_each_reason(
     vlan = link(2, "eth0.7", kind="vlan")
     for here in (host(link(1)), host(link(1)), host(link(1), vlan), host(link(1), vlan)):
         reporter.record(refreshed(here=here))
-    said = [record.getMessage() for record in caplog.records if "metadata: interface" in record.getMessage()]
-    assert len(said) == 2
-    assert "no link here has that MAC" in said[0]
-    assert 'eth0.7 has that MAC and is of kind vlan, which needs [Netagent] AllowKinds="vlan"' in said[1]
+    messages = [record.getMessage() for record in caplog.records if "metadata: interface" in record.getMessage()]
+    assert len(messages) == 2
+    assert "no link here has that MAC" in messages[0]
+    assert 'eth0.7 has that MAC and is of kind vlan, which needs [Netagent] AllowKinds="vlan"' in messages[1]
     assert published(state)["unknown_macs"] == [CLOUD.interfaces[1].mac]
 
 
@@ -296,7 +297,7 @@ def shown(cloud: Instance, here: Actual, **config: object) -> dict[str, LinkStat
     return link_statuses(cloud, snapshot.matches, snapshot.config, here, found.wanted, found.changes)
 
 
-def test_link_status_names_what_is_there_and_what_is_missing() -> None:
+def test_link_status_lists_present_and_missing_objects() -> None:
     cloud = instance(interface(1, "10.0.1.10", "10.0.1.11", public=interface(9).gateways), interface(2))
     before = host(link(1), link(2), addresses=has(2, "10.0.1.10/24"))
     first = shown(cloud, before)["2"]
@@ -310,6 +311,17 @@ def test_link_status_names_what_is_there_and_what_is_missing() -> None:
         (False, False, []),
     ]
     assert (first["table"], first["gateways"], first["subnets"]) == (BASE + 2, ["10.0.1.1"], ["10.0.1.0/24"])
+
+
+def test_address_is_shown_with_the_table_of_its_replies() -> None:
+    public = interface(1, "10.0.1.10", "10.17.0.5", subnets=["10.0.1.0/24", "10.17.0.0/16"])
+    anchor = (ip_network("10.17.0.0/16"), ip_address("10.17.0.1"))
+    droplet = instance(replace(public, gateways=public.gateways[:1], anchor=anchor), interface(2))
+    found = shown(droplet, host(link(1), link(2)))
+    assert [each["table"] for each in found["2"]["addresses"]] == [BASE + 2, BASE + 2 + SECOND_TABLE]
+    assert (found["2"]["table"], found["2"]["gateways"]) == (BASE + 2, ["10.0.1.1", "10.17.0.1"])
+    alone = shown(instance(interface(1)), host(link(1)))
+    assert [each["table"] for each in alone["2"]["addresses"]] == [None]
 
 
 def test_settled_link_has_everything() -> None:

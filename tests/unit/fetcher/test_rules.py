@@ -1,4 +1,4 @@
-"""The fewest prefixes: every case of a small network against every other choice, large ones against a plain oracle."""
+"""The fewest prefixes: every case of a small network by exhaustive search, large networks by a simple reference."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def branches(home: IPNetwork) -> list[IPNetwork]:
     return [net for length in range(home.prefixlen, home.max_prefixlen + 1) for net in home.subnets(new_prefix=length)]
 
 
-def test_of_all_6561_ways_to_share_eight_addresses_none_can_be_had_with_fewer_prefixes() -> None:
-    """Each of eight is ours, another's or nobody's; every choice of fewer allowed prefixes leaves one of ours out."""
+def test_prefixes_are_minimal_in_all_6561_cases() -> None:
+    """Each of eight addresses is ours, another link's or unused; fewer allowed prefixes always miss one of ours."""
     bits = {net: sum(1 << int(each) - int(HOME[0]) for each in net) for net in branches(HOME)}
     for owners in product((MINE, OTHERS, FREE), repeat=8):
         mine = [address for address, owner in zip(HOME, owners, strict=True) if owner == MINE]
@@ -70,7 +70,7 @@ def test_of_all_6561_ways_to_share_eight_addresses_none_can_be_had_with_fewer_pr
 
 
 def plainly(mine: Sequence[IPAddress], others: Sequence[IPNetwork], home: IPNetwork) -> list[IPNetwork]:
-    """The same by halving, which looks at every address each time."""
+    """Return the same prefixes by halving, which checks every address each time."""
     inside = [address for address in mine if address in home]
     if not inside:
         return []
@@ -98,7 +98,7 @@ def test_large_ones_are_as_by_halving(text: str) -> None:
     check()
 
 
-def test_one_address_more_changes_nothing_where_nobody_else_is() -> None:
+def test_additional_address_keeps_an_exclusive_prefix() -> None:
     network = ip_network("10.0.1.0/24")
     for count in (1, 2, 50, 254):
         assert aggregate(list(network.hosts())[:count], [], network) == [network]
@@ -112,8 +112,8 @@ def test_no_prefix_reaches_beyond_a_network_that_is_on_link() -> None:
     assert aggregate([one], []) == [ip_network("10.0.1.10/32")]
 
 
-def test_numbers_that_both_families_have_are_not_mixed_up() -> None:
-    """10.0.1.10 is ::a00:10a, as a number."""
+def test_families_with_equal_numbers_are_separate() -> None:
+    """As a number, 10.0.1.10 equals ::a00:10a."""
     four, six = ip_address("10.0.1.10"), ip_address("::a00:10a")
     others = [ip_network("10.0.1.128/25"), ip_network("::a00:108/126")]
     found = aggregate([six, four], others, ip_network("::/64"), ip_network("10.0.0.0/16"))
@@ -126,7 +126,7 @@ def test_address_that_another_link_has_too_stands_alone() -> None:
         assert aggregate(mine, [ip_network(theirs)], ip_network("10.0.1.0/24")) == [ip_network("10.0.1.10")]
 
 
-# — in what is desired
+# — within the desired state
 
 
 def without_rules(found: Desired) -> Desired:
@@ -134,7 +134,7 @@ def without_rules(found: Desired) -> Desired:
 
 
 def rule_for(rules: Iterable[Rule], source: IPAddress, *, last: bool) -> int | None:
-    """The table that a packet of this host with that source is sent to, in the first step or the last."""
+    """Return the table for a packet of this host with that source, in the first step or the last."""
     for rule in rules:
         named = rule.selector is not None and not rule.to and rule.suppress != last
         if named and rule.version == source.version and rule.selector is not None and source in rule.selector:
@@ -146,7 +146,7 @@ def rule_for(rules: Iterable[Rule], source: IPAddress, *, last: bool) -> int | N
 def test_every_source_of_this_host_goes_where_a_rule_of_its_own_would_send_it(
     cloud: Instance, config: Config, here: Actual
 ) -> None:
-    """An operator's address on the same link may go there too: it is that link's. Nobody else's does."""
+    """An operator's address on the same link may use the rule: it belongs to that link. No other address may."""
     singly = goal_of(cloud, replace(config, rules=Rules.ADDRESS), here)
     together = goal_of(cloud, replace(config, rules=Rules.AGGREGATE), here)
     assert without_rules(singly) == without_rules(together)
@@ -154,7 +154,7 @@ def test_every_source_of_this_host_goes_where_a_rule_of_its_own_would_send_it(
     owners = {
         address: ifindex
         for (ifindex, address), kernel in here.addresses.items()
-        if not (kernel.owned and cloud.complete and ifindex not in singly.unmanaged)  # it goes before a rule comes
+        if not (kernel.owned and cloud.complete and ifindex not in singly.unmanaged)  # removed before a rule is added
     }
     owners |= {each.address: each.ifindex for each in singly.addresses}
     for source, ifindex in owners.items():
@@ -165,10 +165,8 @@ def test_every_source_of_this_host_goes_where_a_rule_of_its_own_would_send_it(
 
 
 @given(clouds(), configs, hosts())
-def test_what_is_forwarded_is_caught_by_no_prefix_that_stands_for_addresses(
-    cloud: Instance, config: Config, here: Actual
-) -> None:
-    """All that is wider than an address and not `iif lo` is a range, which has its rules anyway."""
+def test_forwarded_packets_match_no_aggregate_rule(cloud: Instance, config: Config, here: Actual) -> None:
+    """Every selector that is wider than an address and has no `iif lo` is a range, which has its own rules."""
     singly = goal_of(cloud, replace(config, rules=Rules.ADDRESS), here)
     together = goal_of(cloud, replace(config, rules=Rules.AGGREGATE), here)
     wide = {each for each in together.rules if each.selector and each.selector.num_addresses > 1 and not each.local}
@@ -177,7 +175,7 @@ def test_what_is_forwarded_is_caught_by_no_prefix_that_stands_for_addresses(
 
 
 def selectors(rules: Iterable[Rule], ifindex: int) -> list[str]:
-    """Of the first step, which are those of the last; `local` is said as ip says it."""
+    """Return the selectors of the first step, which equal those of the last; `local` is shown as `iif lo`."""
     steps = [[], []]  # type: list[list[str]]
     for each in rules:
         if each.table == BASE + ifindex:
@@ -186,7 +184,7 @@ def selectors(rules: Iterable[Rule], ifindex: int) -> list[str]:
     return steps[0]
 
 
-def test_a_subnet_on_one_link_is_one_rule_a_step() -> None:
+def test_subnet_on_one_link_is_one_rule_per_step() -> None:
     cloud = instance(interface(1, *(f"10.0.1.{n}" for n in range(10, 60))), interface(2))
     found = wanted(cloud, host(link(1), link(2)))
     assert Config().rules is Rules.AGGREGATE
@@ -195,7 +193,7 @@ def test_a_subnet_on_one_link_is_one_rule_a_step() -> None:
     assert len(found.rules) == 5
 
 
-def test_what_another_link_has_or_will_have_or_is_left_to_others_is_not_in_it() -> None:
+def test_aggregate_contains_no_foreign_address() -> None:
     cloud = instance(interface(1, "10.0.1.10"), interface(2))
     whole = ["10.0.1.0/24 iif lo"]
     halved = ["10.0.1.0/25 iif lo"]
@@ -225,13 +223,13 @@ def test_ranges_keep_rules_that_forwarded_packets_meet() -> None:
     assert selectors(wanted(other, host(link(1), link(2))).rules, 2) == ["10.0.1.0/25 iif lo"]
 
 
-def test_where_only_the_gateway_is_on_link_addresses_stand_alone() -> None:
+def test_routed_subnet_has_one_rule_per_address() -> None:
     ones = [interface(n, f"10.0.{n}.10", f"10.0.{n}.11", routed=True) for n in (1, 2)]
     found = wanted(instance(*ones, provider="gcp"), host(link(1), link(2)))
     assert selectors(found.rules, 2) == ["10.0.1.10/32", "10.0.1.11/32"]
 
 
-def test_ipv6_too_and_only_in_what_the_table_has_on_link() -> None:
+def test_ipv6_prefix_stays_inside_on_link_networks() -> None:
     six = [interface(n, f"2001:db8:{n}::a", f"2001:db8:{n}::b", subnets=[f"2001:db8:{n}::/64"]) for n in (1, 2)]
     found = wanted(instance(*six), host(link(1), link(2)))
     assert selectors(found.rules, 2) == ["2001:db8:1::/64 iif lo"]

@@ -1,4 +1,4 @@
-"""The largest instance, 60 interfaces with 50 addresses each: what one change costs, and how the cost grows."""
+"""The largest instance, 60 interfaces with 50 addresses each: the cost of one change, and its growth."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def bare(interfaces: int) -> Actual:
 
 @pytest.fixture(scope="module")
 def large() -> tuple[Instance, Actual]:
-    """Converged."""
+    """Return the instance and a host that is completely configured."""
     found, here = cloud(60, 50), bare(60)
     return found, carried_out(plan_of(wanted(found, here), here), here)
 
 
-def test_it_is_all_there_and_nothing_is_left_to_do(large: tuple[Instance, Actual]) -> None:
+def test_largest_instance_is_complete(large: tuple[Instance, Actual]) -> None:
     found, here = large
     assert len(here.addresses) == 3000
     assert plan_of(wanted(found, here), here) == ()
 
 
 def changes_after(found: Instance, here: Actual, *texts: str) -> Plan:
-    """Of interface 30 alone, whose addresses become these."""
+    """Return the changes if interface 30 alone gets these addresses."""
     odd = found.interfaces[29]
     changed = replace(odd, addresses=tuple(ip_interface(text) for text in texts))
     others = [each for each in found.interfaces if each is not odd]
@@ -53,7 +53,7 @@ def changes_after(found: Instance, here: Actual, *texts: str) -> Plan:
     return plan_of(wanted(new, here), here)
 
 
-def test_one_address_that_comes_and_one_that_goes_are_exactly_their_own_objects(large: tuple[Instance, Actual]) -> None:
+def test_one_changed_address_changes_only_its_objects(large: tuple[Instance, Actual]) -> None:
     found, here = large
     before = [str(address) for address in found.interfaces[29].addresses]
     gone, new = before[20], "10.0.30.200/24"
@@ -68,7 +68,7 @@ def test_one_address_that_comes_and_one_that_goes_are_exactly_their_own_objects(
     assert len(lines) <= 6
 
 
-def test_one_object_that_somebody_removes_is_put_back_alone(large: tuple[Instance, Actual]) -> None:
+def test_one_removed_object_is_repaired_alone(large: tuple[Instance, Actual]) -> None:
     found, here = large
     for rule in sorted(here.rules, key=str)[::4000]:
         [change] = plan_of(wanted(found, here), replace(here, rules=here.rules - {rule}))
@@ -79,7 +79,7 @@ def test_one_object_that_somebody_removes_is_put_back_alone(large: tuple[Instanc
 
 
 def calls(work: Callable[[], object]) -> int:
-    """How many functions it calls, ours and the interpreter's: what it costs, without the machine's mood."""
+    """Return the number of function calls: a measure of the cost that does not depend on the machine's load."""
     count = 0
 
     def seen(_frame: FrameType, _event: str, _argument: object) -> None:
@@ -94,7 +94,7 @@ def calls(work: Callable[[], object]) -> int:
     return count
 
 
-def test_the_cost_grows_with_the_number_of_addresses_and_no_faster() -> None:
+def test_cost_grows_linearly_with_addresses() -> None:
     def cost(addresses: int) -> int:
         found, here = cloud(8, addresses), bare(8)
         there = carried_out(plan_of(wanted(found, here), here), here)

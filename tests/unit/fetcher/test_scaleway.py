@@ -15,7 +15,7 @@ def test_instance_is_read_whole() -> None:
         *(f"51.158.10.{100 + number}/32" for number in range(5)),
         "2001:bc8:1640:1::1/64",
     ]
-    assert public.gateways == (ip_address("62.210.0.1"), ip_address("fe80::dc00:ff:fe00:1"))  # not of its subnet
+    assert public.gateways == (ip_address("62.210.0.1"), ip_address("fe80::dc00:ff:fe00:1"))  # outside its subnet
     assert [(each.mac, each.addresses, each.device_number) for each in private] == [
         (f"02:00:00:00:01:0{number}", (), number) for number in (1, 2, 3)
     ]
@@ -59,15 +59,15 @@ def test_document_without_public_mac_is_a_notice() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "message"),
     [
         ("netmask", "33", "public_ips_v4[0].netmask: '33' is not 0..32"),
         ("address", "fe80::1", "public_ips_v4[0].address: 'fe80::1' is not a routable"),
         ("gateway", "x", "public_ips_v4[0].gateway: 'x' is not an IP address"),
     ],
 )
-def test_wrong_value_is_reported_by_its_path(key: str, value: object, said: str) -> None:
+def test_wrong_value_is_reported_by_its_path(key: str, value: object, message: str) -> None:
     whole = document("scaleway", "one")
     whole["public_ips_v4"][0][key] = value
     (problem,) = read("scaleway", whole).problems
-    assert said in problem.text
+    assert message in problem.text

@@ -1,4 +1,4 @@
-"""When the metadata are read and the kernel is compared next, on a clock that the test moves."""
+"""The times of the next read and the next comparison, with a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DONE = ReadResult(complete=True)
 
 
 class Clock:
-    """Seconds that pass when the test says so."""
+    """A clock that the test moves, in seconds."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -122,7 +122,7 @@ def test_event_storm_is_paced(schedule: Schedule, clock: Clock) -> None:
 
 @pytest.mark.parametrize("unanswered", [True, False])
 def test_event_after_an_unanswered_read_is_a_reason_to_read(schedule: Schedule, clock: Clock, unanswered: bool) -> None:
-    """It may be the network that has come up."""
+    """The network may just have come up."""
     for _ in range(8):
         read(schedule, ReadResult(failed=True, unanswered=unanswered))
     before = schedule.refresh_due
@@ -166,7 +166,7 @@ def test_unconfirmable_change_causes_a_read(schedule: Schedule, clock: Clock) ->
     assert schedule.refresh_due == due, "a server that does not answer is not hammered"
 
 
-def test_new_link_is_chased_with_growing_pauses() -> None:
+def test_new_link_causes_reads_with_backoff() -> None:
     mismatch = InterfaceMismatch()
     assert mismatch.read_due(KNOWN, Config(), host(link(1)), 10.0) == math.inf
     now, reads = 100.0, []
@@ -178,7 +178,7 @@ def test_new_link_is_chased_with_growing_pauses() -> None:
     assert 30.0 <= reads[-1] < 60.0
 
 
-def test_link_that_went_first_is_a_reason_too() -> None:
+def test_link_removed_first_causes_reads() -> None:
     mismatch, both = InterfaceMismatch(), instance(interface(1), interface(2))
     assert mismatch.read_due(both, Config(), BOTH, 0.0) == math.inf
     assert mismatch.read_due(both, Config(), host(link(1)), 10.0) == 10.0
@@ -186,7 +186,7 @@ def test_link_that_went_first_is_a_reason_too() -> None:
     assert mismatch.read_due(KNOWN, Config(), host(link(1)), 11.0) == math.inf
 
 
-def test_another_new_link_starts_the_chase_again() -> None:
+def test_another_new_link_restarts_the_backoff() -> None:
     mismatch = InterfaceMismatch()
     mismatch.read_due(KNOWN, Config(), BOTH, 0.0)
     assert mismatch.read_due(KNOWN, Config(), BOTH, 50.0) == math.inf
@@ -204,7 +204,7 @@ def test_another_new_link_starts_the_chase_again() -> None:
         (link(2, hardware=772), Config(), False),
     ],
 )
-def test_only_possible_interfaces_are_chased(odd: Link, config: Config, counts: bool) -> None:
+def test_only_possible_interfaces_cause_reads(odd: Link, config: Config, counts: bool) -> None:
     assert (InterfaceMismatch().read_due(KNOWN, config, host(link(1), odd), 5.0) == 5.0) is counts
 
 

@@ -1,4 +1,4 @@
-"""The state files: what is written is read back, whole or not at all, by anybody."""
+"""The state files: written completely or not at all, and readable by every user."""
 
 import fcntl
 import json
@@ -65,6 +65,7 @@ STATUS: shapes.Status = {
                     "public": ["54.1.2.3"],
                     "present": True,
                     "owned": True,
+                    "table": 10002,
                 }
             ],
             "ranges": [],
@@ -86,7 +87,7 @@ def state(tmp_path: Path) -> StateDirectory:
     return directory
 
 
-def test_what_is_written_is_read_back(state: StateDirectory) -> None:
+def test_written_documents_are_read_back(state: StateDirectory) -> None:
     document = {"ami-id": "ami-1", "placement": {"region": "us-west-2"}, "evil": "\x1b[2J\ud800 é"}
     state.write_system(document)
     for ifindex in (10, 4, 100, 9, 3, 77, 8):
@@ -107,7 +108,7 @@ def test_a_shorter_document_leaves_nothing_of_the_longer_one(state: StateDirecto
     assert Path(state.system_path).read_bytes() == b"{}\n"
 
 
-def test_what_is_missing_reads_as_none(tmp_path: Path) -> None:
+def test_missing_files_read_as_none(tmp_path: Path) -> None:
     state = StateDirectory(tmp_path / "never made")
     assert state.read_system() is None
     assert state.read_status() is None
@@ -122,7 +123,7 @@ def test_a_link_is_removed_once_or_twice(state: StateDirectory) -> None:
     assert state.link_indexes() == []
 
 
-def test_everybody_may_read_whatever_the_umask(tmp_path: Path) -> None:
+def test_files_are_world_readable_with_any_umask(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
         state = StateDirectory(tmp_path / "run")
@@ -135,7 +136,7 @@ def test_everybody_may_read_whatever_the_umask(tmp_path: Path) -> None:
         assert path.stat().st_mode & 0o7777 == (0o755 if path.is_dir() else 0o644), path
 
 
-def test_prepare_clears_what_a_killed_writer_left(state: StateDirectory) -> None:
+def test_prepare_removes_a_killed_writers_files(state: StateDirectory) -> None:
     state.write_system({"kept": "yes"})
     left = [Path(state.path, name) for name in (".system.77.tmp", "links/.3.77.tmp", "provider/.x.1.tmp")]
     for path in left:
@@ -157,7 +158,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(state: StateDirectory) 
     assert not list(Path(state.path).rglob("*.tmp"))
 
 
-def test_a_writer_that_dies_half_way_is_never_seen(state: StateDirectory) -> None:
+def test_partial_write_is_never_visible(state: StateDirectory) -> None:
     state.write_system({"old": "yes"})
     program = (
         "import os, sys\n"
@@ -175,9 +176,9 @@ def test_a_writer_that_dies_half_way_is_never_seen(state: StateDirectory) -> Non
 @pytest.mark.parametrize("name", ["", ".", "..", "../system", "a/b", ".hidden", "a b", "é", "a\0"])
 def test_a_name_is_never_a_path(state: StateDirectory, name: str) -> None:
     for provider, part in ((name, "document"), ("aws", name)):
-        with pytest.raises(ValueError, match="cannot be a file's name"):
+        with pytest.raises(ValueError, match="is not a file name"):
             state.write_identity(provider, part, b"")
-        with pytest.raises(StateError, match="cannot be a file's name"):
+        with pytest.raises(StateError, match="is not a file name"):
             state.read_identity(provider, part)
 
 
@@ -188,7 +189,7 @@ def test_an_ifindex_is_positive(state: StateDirectory, ifindex: int) -> None:
 
 
 @pytest.mark.parametrize("content", [b"{half", b"[]", b"\xff", b""])
-def test_a_file_that_is_no_document_is_named(state: StateDirectory, content: bytes) -> None:
+def test_invalid_document_is_named(state: StateDirectory, content: bytes) -> None:
     Path(state.status_path).write_bytes(content)
     with pytest.raises(StateError, match=r"status\.json: not .*cnctl refresh"):
         state.read_status()
@@ -207,7 +208,7 @@ def test_strange_names_among_the_links_are_not_links(state: StateDirectory) -> N
     assert state.read_links() == {}
 
 
-# Who wrote it, and when
+# Writer and date of the state
 
 
 @pytest.fixture
@@ -258,7 +259,7 @@ def test_killed_fetcher_is_noticed_at_once(state: StateDirectory) -> None:
     assert state.read_claim().doubt is Doubt.NOT_RUNNING
 
 
-def test_reader_with_a_lock_cannot_pose_as_the_fetcher_or_stop_it(state: StateDirectory) -> None:
+def test_readers_lock_neither_imitates_nor_stops_the_fetcher(state: StateDirectory) -> None:
     RunLock(state).close()
     with Path(state.lock_path).open("rb") as file:
         fcntl.lockf(file, fcntl.LOCK_SH)
@@ -269,7 +270,7 @@ def test_reader_with_a_lock_cannot_pose_as_the_fetcher_or_stop_it(state: StateDi
         lock.close()
 
 
-# A fetcher that was taken over
+# A compromised fetcher
 
 
 def test_fifo_does_not_block_the_reader(state: StateDirectory) -> None:
@@ -329,7 +330,7 @@ def test_status_of_another_shape_is_refused(state: StateDirectory, change: dict[
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 
-def test_the_schema_is_one_and_the_example_holds() -> None:
+def test_schema_and_example_are_valid() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     VALIDATOR.validate(STATUS)
 
@@ -371,5 +372,5 @@ def test_every_field_is_described() -> None:
         {"refresh_timer": 0}, {"links": {"eth0": {}}}, {"netagent": {"verdict": "ok"}}, {"generation": -1},
     ],
 )  # fmt: skip
-def test_the_schema_refuses_what_is_wrong(change: dict[str, object]) -> None:
+def test_schema_refuses_invalid_documents(change: dict[str, object]) -> None:
     assert list(VALIDATOR.iter_errors({**STATUS, **change}))

@@ -14,7 +14,7 @@ from cloud_network.fetcher.metadata.providers.tencent import Tencent
 from tests.lab.metadata.in_process import InProcess
 from tests.unit.fetcher.emulated import document, read, settled
 
-MAC = "52:54:00:BF:B3:01"  # written so by the cloud
+MAC = "52:54:00:BF:B3:01"  # upper case, as from the cloud
 MACS = "/latest/meta-data/network/interfaces/macs/"
 PRIMARY = "10.104.1.59"
 
@@ -35,7 +35,7 @@ def tencent(cloud: InProcess) -> Iterator[Tencent]:
 
 
 def made(**changes: str) -> Instance:
-    """With these leaves of the primary address, or of the interface."""
+    """Return the instance with these leaves of the primary address, or of the interface."""
     ip = {"gateway": "10.104.1.1", "subnet-mask": "255.255.255.0", "local-ipv4": PRIMARY}
     ips = {"10.104.1.60": ip, PRIMARY: ip | {key: text for key, text in changes.items() if key in ip}}
     interface: dict[str, Any] = {"mac": MAC, "primary-local-ipv4": PRIMARY, "local-ipv4s": ips}
@@ -52,20 +52,20 @@ def test_interface_is_read_whole_primary_address_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "text", "said"),
+    ("key", "text", "message"),
     [
         ("subnet-mask", "255.255.255", "local-ipv4s/.../subnet-mask: '255.255.255' is not a subnet mask"),
-        ("gateway", "10.104.1.60", "is an address of the interface and its gateway"),
-        ("gateway", "", "local-ipv4s/10.104.1.59/gateway: is listed, and empty"),
+        ("gateway", "10.104.1.60", "is both an address of the interface and its gateway"),
+        ("gateway", "", "local-ipv4s/10.104.1.59/gateway: is listed but empty"),
         ("public-ipv4s", "none", "public-ipv4s: 'none'"),
     ],
 )
-def test_wrong_value_is_reported_by_its_path(key: str, text: str, said: str) -> None:
+def test_wrong_value_is_reported_by_its_path(key: str, text: str, message: str) -> None:
     whole = document("tencent", "many")
     interface = whole["meta-data"]["network"]["interfaces"]["macs"][MAC]
     (interface if key in interface else interface["local-ipv4s"][interface["primary-local-ipv4"]])[key] = text
     found = read("tencent", whole)
-    assert any(said in problem.text for problem in found.problems)
+    assert any(message in problem.text for problem in found.problems)
     assert {problem.mac for problem in found.problems} == {MAC.lower()}
     assert len(found.interfaces) >= 3
 

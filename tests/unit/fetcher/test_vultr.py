@@ -11,7 +11,7 @@ from tests.unit.fetcher.emulated import document, read
 
 
 def made(name: str, **changes: object) -> Instance:
-    """With these values in the first interface."""
+    """Return the instance with these values in the first interface."""
     whole = document("vultr", name)
     whole["interfaces"][0] |= changes
     return read("vultr", whole)
@@ -50,6 +50,12 @@ def test_mtu_and_routes_are_read() -> None:
     assert found.routes == ((ip_network("10.9.0.0/16"), ip_address("108.61.89.7")),)
 
 
+def test_unknown_type_of_network_is_a_notice() -> None:
+    found = made("one", **{"network-type": "hologram"})
+    assert ["network-type: 'hologram' is not a known type" in notice for notice in found.notices] == [True]
+    assert (found.problems, found.interfaces) == ((), made("one").interfaces)
+
+
 def test_cloud_interfaces_are_read_where_interfaces_is_empty() -> None:
     public, private = read("vultr", "cloud_interfaces").interfaces
     assert (public.mac, public.addresses, public.dhcp) == ("56:00:03:1b:4e:ca", (), True)
@@ -60,7 +66,7 @@ def test_cloud_interfaces_are_read_where_interfaces_is_empty() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "key", "value", "said"),
+    ("family", "key", "value", "message"),
     [
         ("ipv4", "netmask", "", "interfaces[0].ipv4.netmask"),
         ("ipv4", "address", "2001::1", "interfaces[0].ipv4.address: '2001::1' is not an IPv4"),
@@ -70,11 +76,11 @@ def test_cloud_interfaces_are_read_where_interfaces_is_empty() -> None:
         ("ipv6", "additional", [{"prefix": "64"}], "ipv6.additional[0]: neither an address nor a network"),
     ],
 )
-def test_wrong_value_is_reported_by_its_path(family: str, key: str, value: object, said: str) -> None:
+def test_wrong_value_is_reported_by_its_path(family: str, key: str, value: object, message: str) -> None:
     whole = document("vultr", "one")
     whole["interfaces"][0][family][key] = value
     (problem,) = read("vultr", whole).problems
-    assert said in problem.text
+    assert message in problem.text
 
 
 def test_document_without_interfaces_is_an_error() -> None:

@@ -1,4 +1,4 @@
-"""Instances, hosts and strategies from which the pure parts' tests are made."""
+"""Instances, hosts and strategies for the tests of pure functions."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def mac(number: int) -> str:
 
 
 def interface(number: int, *addresses: str, subnets: Iterable[str] = (), **more: object) -> Interface:
-    """Number 1 has MAC …:01 and, unless said otherwise, 10.0.1.0/24 with the router at .1, as on AWS."""
+    """Return an interface. Number 1 has MAC …:01 and, by default, 10.0.1.0/24 with the router at .1, as on AWS."""
     networks = tuple(ip_network(subnet) for subnet in subnets or [f"10.0.{number}.0/24"])
     placed = []
     for text in addresses or [f"10.0.{number}.10"]:
@@ -66,7 +66,7 @@ def instance(*interfaces: Interface, **more: object) -> Instance:
 
 
 def link(number: int, name: str = "", **more: object) -> Link:
-    """The host's end of interface `number`: index number + 1, up, as a cloud attaches it."""
+    """Return the link of interface `number` on the host: ifindex number + 1, up, as a cloud attaches it."""
     whole = Link(number + 1, name or f"eth{number - 1}", mac(number), True, 1500, None)
     return replace(whole, **more)  # type: ignore[arg-type]
 
@@ -76,14 +76,14 @@ def host(*links: Link, **more: object) -> Actual:
 
 
 def has(ifindex: int, text: str, *, owned: bool = False, connected: bool = True) -> Addresses:
-    """An address as `Actual.addresses` has it."""
+    """Return an address as in `Actual.addresses`."""
     found = ip_interface(text)
     value = Address(ifindex, found.ip, found.network.prefixlen, connected)
     return {(ifindex, found.ip): KernelAddress(value, owned)}
 
 
 def goal_of(cloud: Instance, config: Config, here: Actual, rejections: Rejections | None = None) -> Desired:
-    """What a pass wants."""
+    """Return the goal of a pass."""
     matches = match_links(cloud, config, here.links)
     return desired(with_leases(cloud, matches, here), matches, config, here, rejections)
 
@@ -97,7 +97,7 @@ def plan_of(goal: Desired, here: Actual) -> Plan:
 
 
 def carried_out(changes: Plan, before: Actual) -> Actual:
-    """What the kernel holds after the changes. They are made in order; one that the kernel would refuse is an error."""
+    """Return the state after the changes, made in order. A change that the kernel would refuse is an error."""
     links = {each.ifindex: each for each in before.links}
     addresses = [*before.addresses.values(), *before.further]
     routes, rules = set(before.routes), set(before.rules)
@@ -148,7 +148,7 @@ def carried_out(changes: Plan, before: Actual) -> Actual:
 
 
 def rule_of(op: RuleAdd | RuleRemove) -> Rule:
-    """The rule that an operation adds or removes."""
+    """Return the rule that an operation adds or removes."""
     selector = op.selector if op.selector.prefixlen else None
     return Rule(op.priority, op.selector.version, selector, op.table, op.suppress, op.to, op.local, op.mark, op.mask)
 
@@ -177,7 +177,7 @@ configs = st.builds(
 
 @st.composite
 def clouds(draw: st.DrawFn, shared: bool = True) -> Instance:
-    """Up to four interfaces in up to four subnets: several may share one, with or without IPv6 and ranges."""
+    """Generate up to four interfaces in up to four subnets; several may share one, with or without IPv6 and ranges."""
     free = {number: iter(range(10, 100)) for number in range(1, 5)}
     interfaces = []
     for number in range(1, 1 + draw(st.integers(1, 4))):
@@ -187,15 +187,21 @@ def clouds(draw: st.DrawFn, shared: bool = True) -> Instance:
         if draw(st.booleans()):
             subnets.append(f"fd00:0:0:{home}::/64")
             addresses.append(f"fd00:0:0:{home}::{number:x}")
+        anchor = None
+        if number == 1 and draw(st.booleans()):  # DigitalOcean: only on the public interface
+            anchor = ip_network("10.17.0.0/16"), ip_address("10.17.0.1")
+            subnets.append("10.17.0.0/16")
+            addresses.append("10.17.0.5")
         ranges = [IPv4Network(f"10.0.{home}.{128 + 16 * number}/28")] if draw(st.booleans()) else []
         mtu = draw(st.sampled_from([None, 9001]))
-        interfaces.append(interface(number, *addresses, subnets=subnets, ranges=tuple(ranges), mtu=mtu))
+        found = interface(number, *addresses, subnets=subnets, ranges=tuple(ranges), mtu=mtu)
+        interfaces.append(replace(found, gateways=found.gateways[:1], anchor=anchor))
     return instance(*draw(st.permutations(interfaces)))
 
 
 @st.composite
 def hosts(draw: st.DrawFn) -> Actual:
-    """A host that has most of the interfaces, and what DHCP, an operator and we ourselves left there."""
+    """Generate a host that has most of the interfaces, with objects of DHCP, of an operator and of ours."""
     numbers = draw(st.sets(st.integers(1, 4), min_size=1))
     links = [link(number, up=draw(st.booleans()), mtu=draw(st.sampled_from([1500, 9001]))) for number in numbers]
     links.append(Link(40, "docker0", "02:42:00:00:00:01", True, 1500, "bridge"))

@@ -1,9 +1,9 @@
-"""Coverage-guided fuzzing of what netagent reads, with atheris (libFuzzer for Python, github.com/google/atheris).
+"""Coverage-guided fuzzing of netagent's inputs, with atheris (libFuzzer for Python, github.com/google/atheris).
 
     .venv/bin/python tests/unit/fuzz/fuzz_protocol.py -runs=1000000 tests/unit/fuzz/corpus/protocol
 
-The folder's name says which target: protocol, policy or rtnetlink. New inputs that reach new code are written to the
-first folder named, so give a scratch folder of the same name first to leave the checked-in corpus alone.
+The folder's name selects the target: protocol, policy or rtnetlink. New inputs that reach new code are written to the
+first folder named; to keep the checked-in corpus unchanged, name a scratch folder of the same name first.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ import msgpack
 
 from tests.unit.fuzz.targets import CORPUS, SEEN, TARGETS
 
-OPS: list[dict[str, Any]] = []  # of the corpus, for mutations to borrow from
+OPS: list[dict[str, Any]] = []  # of the corpus, as material for mutations
 
 
 def mutate(data: bytes, max_size: int, seed: int) -> bytes:
-    """One operation of a request changed, added or moved; now and then bytes, as libFuzzer does."""
+    """Change, add or move one operation of a request; sometimes bytes, as libFuzzer does."""
     random = Random(seed)
     try:
         message = msgpack.unpackb(data)
@@ -71,9 +71,9 @@ def main() -> None:
     def one(data: bytes) -> None:
         TARGETS[name](data)
 
-    # libFuzzer's own -runs= leaves by _exit(2), without Python's last words.
+    # libFuzzer's -runs= exits with _exit(2), so Python's exit handlers do not run.
     arguments = [argument.replace("-runs=", "-atheris_runs=") for argument in sys.argv[1:]]
-    custom = {"custom_mutator": mutate} if name == "policy" else {}  # costs nine tenths of the speed
+    custom = {"custom_mutator": mutate} if name == "policy" else {}  # reduces the speed to a tenth
     atheris.Setup([sys.argv[0], "-max_len=4096", *arguments], one, **custom)
     atexit.register(lambda: print(f"{name}: {dict(SEEN)} in {time.monotonic() - began:.1f} s", flush=True))
     atheris.Fuzz()

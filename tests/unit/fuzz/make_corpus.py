@@ -1,7 +1,8 @@
-"""Makes recorded/ and corpus/ anew: `.venv/bin/python -m tests.unit.fuzz.make_corpus`, as root. Small, and checked in.
+"""Writes recorded/ and corpus/ again: `.venv/bin/python -m tests.unit.fuzz.make_corpus`, as root. Small, and checked
+in.
 
-The dumps are those of the state machine's lab with a fetcher's plan applied; the frames are such as a fetcher sends,
-and the well-known ways to break msgpack. Corpus files are named for their content, as libFuzzer does.
+The dumps are those of the state machine's lab with a fetcher's plan applied. The frames are those of a fetcher, and the
+well-known ways to break msgpack. Corpus files are named after their content, as libFuzzer does.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def write(folder: Path, bodies: Iterable[bytes]) -> None:
 
 
 def requests(ops: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Such as a fetcher sends."""
+    """Yield requests as a fetcher sends them."""
     yield {"request": "hello", "version": 3}
     yield from ({"request": name, "id": "1"} for name in ("confirm", "rollback", "flush"))
     yield {"request": "status"}
@@ -79,7 +80,7 @@ def main() -> None:
             argv = ["nsenter", f"--target={lab.instance.pid}", "--net", "--", sys.executable, "-c", DUMP, str(number)]
             dump = subprocess.run(argv, capture_output=True, check=True).stdout
             (HERE / "recorded" / kind).write_bytes(dump)
-    from tests.unit.fuzz.targets import recorded  # only now: it reads what was recorded
+    from tests.unit.fuzz.targets import recorded  # imported late: it reads the recorded files
 
     on, spare = index["eth0"], index["spare"]
     more = [
@@ -98,7 +99,9 @@ def main() -> None:
     messages += [{"request": "apply", "id": "1", "ops": ops, "confirm_within": 0} for ops in attacks(index)]
     frames = [msgpack.packb(message) for message in messages]
     write(HERE / "corpus" / "protocol", [*frames[:20], *BROKEN])
-    write(HERE / "corpus" / "policy", [frame for frame, said in zip(frames, messages, strict=True) if "ops" in said])
+    write(
+        HERE / "corpus" / "policy", [frame for frame, message in zip(frames, messages, strict=True) if "ops" in message]
+    )
     some = {kind: [*recorded(kind)][:12] for kind in KINDS}
     write(HERE / "corpus" / "rtnetlink", [bytes((at,)) + one for at, kind in enumerate(KINDS) for one in some[kind]])
 

@@ -1,7 +1,7 @@
-"""Fuzz targets: bytes go in, and nothing but the intended refusals may come out.
+"""Fuzz targets: each takes bytes, and only the intended refusals may be raised.
 
-Each target is named for the folder of its corpus. `SEEN` counts what became of the inputs, so that a run which never
-got past the first check is noticed.
+Each target is named after the folder of its corpus. `SEEN` counts the results, so that a run whose inputs all fail the
+first check is noticed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {
 
 
 def recorded(kind: str) -> Iterator[bytes]:
-    """The messages of a dump that make_corpus.py recorded, without their struct nlmsghdr."""
+    """Yield the messages of a dump that make_corpus.py recorded, without their struct nlmsghdr."""
     data = (HERE / "recorded" / kind).read_bytes()
     while data:
         (length,) = struct.unpack_from("=I", data)
@@ -56,7 +56,7 @@ FOREIGN = {
 
 
 def _target(op: Operation) -> tuple[Any, ...]:
-    """What an operation removes or replaces."""
+    """Return the object that an operation removes or replaces."""
     if isinstance(op, AddressRemove):
         return op.link, op.interface.ip
     if isinstance(op, RouteReplace | RouteRemove):
@@ -64,17 +64,17 @@ def _target(op: Operation) -> tuple[Any, ...]:
     return ()
 
 
-def _hold(true: bool, said: str) -> None:
-    assert true, said
+def _hold(true: bool, message: str) -> None:
+    assert true, message
 
 
 def fuzz_protocol(data: bytes) -> protocol.Request | None:
-    """The decoders; the request when it is well formed."""
+    """Run the decoders; return the request if it is well formed."""
     try:
         request = protocol.request_from_wire(protocol.decode(data))
     except protocol.Malformed as error:
         SEEN["malformed"] += 1
-        _hold(len(str(error)) < 400, str(error))  # or a client decides how long a line of the log is
+        _hold(len(str(error)) < 400, str(error))  # else a client could decide the length of a log line
         return None
     again = protocol.decode(protocol.encode(request.to_wire())[protocol.HEADER.size :])
     assert protocol.request_from_wire(again) == request
@@ -83,7 +83,7 @@ def fuzz_protocol(data: bytes) -> protocol.Request | None:
 
 
 def fuzz_policy(data: bytes) -> None:
-    """The same, and what is allowed: every accepted operation has its inverse, and does no harm to others."""
+    """Run the decoders and the policy: every accepted operation has an inverse, and does not harm other programs."""
     request = fuzz_protocol(data)
     if not isinstance(request, protocol.Apply):
         return
@@ -107,7 +107,10 @@ def fuzz_policy(data: bytes) -> None:
 
 
 def fuzz_rtnetlink(data: bytes) -> None:
-    """One message of a dump: the first byte says of which. What the kernel always sends may be missing."""
+    """Parse one message of a dump; the first byte selects its type.
+
+    Attributes that the kernel always sends may be missing.
+    """
     decode = [*DECODERS.values()][data[0] % len(DECODERS)] if data else rtnetlink.decode_link
     try:
         decode(data[1:])

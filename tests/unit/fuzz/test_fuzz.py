@@ -1,4 +1,4 @@
-"""The fuzz targets in the normal suite: the corpus again, some seconds of Hypothesis, and a short run of atheris."""
+"""The fuzz targets in the normal suite: the corpus, some seconds of Hypothesis, and a short run of atheris."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TREES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dict
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_the_corpus_is_read_without_surprise_and_some_of_it_is_good(name: str) -> None:
+def test_corpus_is_parsed_and_partly_valid(name: str) -> None:
     SEEN.clear()
     files = sorted((CORPUS / name).iterdir())
     for file in files:
@@ -38,13 +38,13 @@ def test_the_corpus_is_read_without_surprise_and_some_of_it_is_good(name: str) -
 @SOME
 @given(st.one_of(st.binary(max_size=300), TREES.map(msgpack.packb)))
 @example(b"\x91" * 5000)
-def test_what_is_no_message_is_malformed_and_nothing_else(body: bytes) -> None:
+def test_invalid_message_is_malformed(body: bytes) -> None:
     fuzz_protocol(body)
 
 
 @SOME
 @given(ops=st.lists(OPS, min_size=1, max_size=4), how=st.integers(0, 1000), value=VALUES, spoil=st.booleans())
-def test_what_is_asked_is_refused_or_does_no_harm(ops: Ops, how: int, value: object, spoil: bool) -> None:
+def test_accepted_requests_do_no_harm(ops: Ops, how: int, value: object, spoil: bool) -> None:
     at = how % len(ops)
     if spoil:
         ops = [*ops[:at], nearly(ops[at], how // 8, value), *ops[at + 1 :]]
@@ -53,7 +53,7 @@ def test_what_is_asked_is_refused_or_does_no_harm(ops: Ops, how: int, value: obj
 
 @SOME
 @given(st.sampled_from(sorted((CORPUS / "rtnetlink").iterdir())), st.integers(0, 2**16), st.binary(max_size=6))
-def test_a_dump_that_is_cut_or_overwritten_is_parsed_or_found_wanting(file: Path, at: int, value: bytes) -> None:
+def test_damaged_dump_is_parsed_or_refused(file: Path, at: int, value: bytes) -> None:
     data = file.read_bytes()
     at = 1 + at % len(data)
     fuzz_rtnetlink(data[:at] + value + data[at + len(value) :])

@@ -1,4 +1,4 @@
-"""What a user of the instance would type: curl, and its answer taken apart. For the tests of metadata servers."""
+"""Requests to the lab's metadata servers with curl, for the tests of these servers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Answer:
 
 
 def ask(lab: Lab, path: str, *headers: str, method: str = "GET", address: str | None = None, data: str = "") -> Answer:
-    """One request to the cloud's metadata server, at its first address unless told another."""
+    """Send one request to the cloud's metadata server, by default at its first address."""
     host = address or lab.convention.endpoints[0]
     host = f"[{host}]" if ":" in host else host
     given = [part for header in headers for part in ("-H", header)] + (["--data", data] if data else [])

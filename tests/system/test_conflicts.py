@@ -1,4 +1,4 @@
-"""Somebody undoes what we do, again and again: a real process that deletes an object whenever it appears."""
+"""A real process that keeps reverting our changes: it deletes an object whenever it appears."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ while not select.select([sys.stdin], [], [], 0.01)[0]:
     if subprocess.run(["ip", *show], capture_output=True).stdout.strip():
         subprocess.run(["ip", *delete], capture_output=True)
 """
-"""It ends with its standard input."""
+"""Run a process that ends with its standard input."""
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def lab() -> Iterator[Lab]:
 
 @contextmanager
 def adversary(lab: Lab, show: str, delete: str) -> Iterator[None]:
-    """While `ip SHOW` has something to show, `ip DELETE`."""
+    """Run `ip DELETE` while `ip SHOW` prints something."""
     argv = [sys.executable, "-I", "-S", "-c", ADVERSARY, show, delete]
     process = lab.instance.popen(argv, stdin=subprocess.PIPE)
     try:
@@ -47,7 +47,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("kind", CASES)
-def test_a_fight_backs_off_is_named_and_disturbs_nothing_else(lab: Lab, kind: str) -> None:
+def test_conflict_backs_off_and_is_reported(lab: Lab, kind: str) -> None:
     nic = lab.nics[1]
     assert nic.addresses[1] == "10.0.2.11"
     [index] = [link["ifindex"] for link in ip(lab, "link") if link["ifname"] == nic.name]
@@ -59,7 +59,7 @@ def test_a_fight_backs_off_is_named_and_disturbs_nothing_else(lab: Lab, kind: st
         assert delete.split()[2] in fight["object"]
         assert f"ip {kind}" in fight["object"]
         assert fight["times"] >= 5
-        lab.add_address(nic.mac, "10.0.2.77")  # meanwhile life goes on
+        lab.add_address(nic.mac, "10.0.2.77")  # other changes continue meanwhile
         refresh(lab)
         assert "10.0.2.77" in present(lab)
         lab.wait_for(lambda: status(lab)["conflicts"][0]["times"] >= fight["times"] + 2, 30, "two more tries")
@@ -80,11 +80,11 @@ def test_a_fight_backs_off_is_named_and_disturbs_nothing_else(lab: Lab, kind: st
 
 
 def settle_after_fight(lab: Lab) -> None:
-    """It is put back when its time has come."""
+    """Check that it is repaired after its delay."""
     lab.wait_for(lambda: not [link for link in status(lab)["links"].values() if link["drift"]], 40, "the last repair")
 
 
-def test_a_few_repairs_are_no_fight(lab: Lab) -> None:
+def test_few_reverts_are_not_a_conflict(lab: Lab) -> None:
     nic = lab.nics[1]
     for _ in range(3):
         lab.batch([f"address del {nic.addresses[1]}/32 dev {nic.name}"])
@@ -94,8 +94,8 @@ def test_a_few_repairs_are_no_fight(lab: Lab) -> None:
     assert errors(lab) == []
 
 
-def test_a_foreign_route_in_our_place_stays_and_holds_up_nothing_else(lab: Lab) -> None:
-    """netagent refuses to touch it, and a refusal is of the whole request: it is not asked to."""
+def test_foreign_route_in_our_place_blocks_nothing_else(lab: Lab) -> None:
+    """netagent refuses to change it, and a refusal is of the whole request: the fetcher does not request it."""
     nic = lab.nics[1]
     [index] = [link["ifindex"] for link in ip(lab, "link") if link["ifname"] == nic.name]
     table = 9999 + index
@@ -117,8 +117,8 @@ def test_a_foreign_route_in_our_place_stays_and_holds_up_nothing_else(lab: Lab) 
     assert all(lab.reachability().values())
 
 
-def test_a_foreign_rule_at_our_priority_is_obeyed_and_ours_stay(lab: Lab) -> None:
-    """It comes between our first step and our last: what its owner says of this one source is done, and no more."""
+def test_foreign_rule_at_our_priority_applies(lab: Lab) -> None:
+    """The rule is between our first step and our last: it applies to this one source, and to nothing else."""
     before = ours(lab, "rule-4")
     nic = lab.nics[1]
     theirs = f"rule add pref 31000 from {nic.addresses[1]} lookup main"
@@ -133,8 +133,8 @@ def test_a_foreign_rule_at_our_priority_is_obeyed_and_ours_stay(lab: Lab) -> Non
     assert ours(lab, "rule-4") == before
 
 
-def test_an_address_that_somebody_moves_to_another_link_is_not_doubled(lab: Lab) -> None:
-    """Whoever has it: netagent would refuse to have it twice, and it is named."""
+def test_address_moved_to_another_link_is_not_duplicated(lab: Lab) -> None:
+    """Whichever link has it: netagent would refuse a duplicate, and it is reported."""
     nic, other = lab.nics[1], lab.nics[0]
     lab.batch(
         [f"address del {nic.addresses[2]}/32 dev {nic.name}", f"address add {nic.addresses[2]}/32 dev {other.name}"]
@@ -145,9 +145,11 @@ def test_an_address_that_somebody_moves_to_another_link_is_not_doubled(lab: Lab)
     lab.wait_for(lambda: "10.0.1.77" in present(lab), 20, "what is new elsewhere to come all the same")
 
 
-def test_what_netagent_refuses_holds_up_nothing_else(lab: Lab) -> None:
-    """A refusal is of the whole request: the next one goes without what was refused. Here: only the fetcher has been
-    told that a public subnet is allowed."""
+def test_refusal_blocks_nothing_else(lab: Lab) -> None:
+    """A refusal is of the whole request: the next one leaves out what was refused.
+
+    Here: only the fetcher has the key that allows a public subnet.
+    """
     lab.write_config(CONFIG + 'AllowAddresses = "198.51.100.0/24"\n')
     lab.daemons.kill("fetcher", 1)
     nic = lab.attach_interface(Interface("198.51.100.0/24", ("198.51.100.7",)))
@@ -158,9 +160,9 @@ def test_what_netagent_refuses_holds_up_nothing_else(lab: Lab) -> None:
     assert "10.0.1.77" in present(lab)
     assert status(lab)["netagent"]["verdict"] == "confirmed"
     assert status(lab)["state"] == "degraded"
-    said = status(lab)["last_error"]["message"]
-    assert said.startswith(f"left out: 198.51.100.7 of {nic.name}: ")
-    assert 'AllowAddresses="198.51.100.7/32"' in said
+    reason = status(lab)["last_error"]["message"]
+    assert reason.startswith(f"left out: 198.51.100.7 of {nic.name}: ")
+    assert 'AllowAddresses="198.51.100.7/32"' in reason
     lab.daemons.kill("netagent", 1)
     lab.daemons.kill("fetcher", 1)
     lab.wait_for(lambda: "198.51.100.7" in present(lab), 20, "it to be tried again")
@@ -168,7 +170,7 @@ def test_what_netagent_refuses_holds_up_nothing_else(lab: Lab) -> None:
 
 
 def test_a_route_of_a_shared_subnet_comes_back_when_its_first_address_has_gone(lab: Lab) -> None:
-    """Two links in one subnet; the one's first address, which has the subnet's length, goes, and then its routes."""
+    """Two links in one subnet; the first address of one, with the subnet's length, is removed with its routes."""
     nic = lab.nics[1]
     lab.attach_interface(Interface(nic.subnet, ("10.0.2.50",)))
     settle(lab)

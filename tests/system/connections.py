@@ -13,31 +13,31 @@ from tests.lab.lab import Where
 from tests.lab.reach import PORT, Lines
 from tests.lab.spec import beyond_address
 
-TALK = """
+CLIENT = """
 import json, select, socket, sys, time
 target, source, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
-with socket.create_connection((target, port), 5, (source, 0) if source else None) as talk:
-    talk.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    talk.recv(4096)
-    talk.setblocking(False)
+with socket.create_connection((target, port), 5, (source, 0) if source else None) as connection:
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.recv(4096)
+    connection.setblocking(False)
     print("ready", flush=True)
     heard, longest, broken, end, due = time.monotonic(), 0.0, None, None, 0.0
     while broken is None and (end is None or time.monotonic() < end):
         now = time.monotonic()
         try:
             if now >= due:
-                talk.send(b"x\\n")
+                connection.send(b"x\\n")
                 due = now + 0.02
         except BlockingIOError:
             due = now + 0.02
         except OSError as error:
             broken = str(error)
-        ready = select.select([talk] + ([sys.stdin] if end is None else []), [], [], max(0.0, due - now))[0]
+        ready = select.select([connection] + ([sys.stdin] if end is None else []), [], [], max(0.0, due - now))[0]
         if sys.stdin in ready:
             end = time.monotonic() + 30
-        if talk in ready:
+        if connection in ready:
             try:
-                if not talk.recv(65536):
+                if not connection.recv(65536):
                     broken = "closed"
             except OSError as error:
                 broken = str(error)
@@ -47,19 +47,19 @@ with socket.create_connection((target, port), 5, (source, 0) if source else None
                 break
     print(json.dumps([max(longest, time.monotonic() - heard), broken]), flush=True)
 """
-"""At the end it waits for one more echo: a connection that is silent then has been so from the last one on."""
+"""At the end, wait for one more echo: a silent connection has been silent since its last one."""
 
 
-class Talks:
-    """What was measured; filled at the end of the block."""
+class Connections:
+    """The measurements; filled at the end of the block."""
 
     def __init__(self) -> None:
-        self.silence: dict[str, float] = {}  # the longest in seconds, by the connection
-        self.broken: dict[str, str] = {}  # why
+        self.silence: dict[str, float] = {}  # the longest in seconds, by connection
+        self.broken: dict[str, str] = {}  # the error, by connection
 
     @property
     def longest(self) -> float:
-        """The longest silence of any connection, in seconds."""
+        """Return the longest silence of any connection, in seconds."""
         return max(self.silence.values())
 
     def __str__(self) -> str:
@@ -67,8 +67,8 @@ class Talks:
 
 
 @contextmanager
-def talks(lab: Lab) -> Iterator[Talks]:
-    """Open the connections, and count the silence on each until the end of the block."""
+def open_connections(lab: Lab) -> Iterator[Connections]:
+    """Open the connections, and measure the silence on each until the end of the block."""
     primary, host = lab.nics[0].addresses[0], beyond_address(0)
     lab.reach.listen(lab.instance, lab.beyond[0])
     wanted: Mapping[str, tuple[Where, str, str]] = {
@@ -77,11 +77,11 @@ def talks(lab: Lab) -> Iterator[Talks]:
         "same VPC": (("neighbour", 1), primary, ""),
         "outgoing": ("instance", host, primary),
     }
-    found = Talks()
+    found = Connections()
     with ExitStack() as stack:
         opened: dict[str, tuple[subprocess.Popen[str], Lines]] = {}
         for name, (where, target, source) in wanted.items():
-            argv = [sys.executable, "-I", "-S", "-c", TALK, target, source, str(PORT)]
+            argv = [sys.executable, "-I", "-S", "-c", CLIENT, target, source, str(PORT)]
             process = lab.room(where).popen(argv, stdin=subprocess.PIPE)
             stack.callback(process.kill)
             opened[name] = process, Lines(process.stdout)

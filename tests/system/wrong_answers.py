@@ -1,6 +1,6 @@
-"""Wrong answers of an honest-looking metadata server, each with what the host must do about it.
+"""Wrong answers of a plausible metadata server, each with the expected reaction of the host.
 
-For tests/system/test_wrong_answers.py and, with figures, bench/wrong.py.
+For tests/system/test_wrong_answers.py.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from tests.lab import Interface, Lab, Spec
+from tests.system.connections import Connections, open_connections
 from tests.system.job import CONFIG, MACS, audit, refresh, settle, status
-from tests.system.talks import Talks, talks
 
 NOBODY, NEIGHBOUR = "10.0.1.9", "10.0.1.250"
-"""An address of the primary's subnet that no host has, and that of a host which does not forward."""
+"""An address in the primary's subnet that no host has, and one of a host that does not forward."""
 READS = 3
 
 
 def spec(provider: str) -> Spec:
-    """Return three interfaces; the primary has the one address that DHCP gave it."""
+    """Return three interfaces; the primary has only the address from DHCP."""
     subnets = [("10.0.1.0/24", 1), ("10.0.2.0/24", 3), ("10.0.3.0/24", 3)]
     if provider == "gcp":
         ranges = tuple(f"10.0.{number}.128/28" for number in (1, 2, 3))
@@ -29,12 +29,12 @@ def spec(provider: str) -> Spec:
 
 
 def primary_subnet(subnet: str) -> Callable[[Lab], None]:
-    """Return what gives the primary another subnet, on EC2."""
+    """Return a change that gives the primary another subnet, on EC2."""
     return lambda lab: lab.metadata.content(f"{MACS}{lab.nics[0].mac}/subnet-ipv4-cidr-block", subnet)
 
 
 def changed(device: int, **fields: object) -> Callable[[Lab], None]:
-    """Return what changes an interface in the metadata alone."""
+    """Return a change of an interface in the metadata only."""
 
     def change(lab: Lab) -> None:
         new = replace(lab.nics[device], **fields)  # type: ignore[arg-type]
@@ -44,13 +44,13 @@ def changed(device: int, **fields: object) -> Callable[[Lab], None]:
 
 
 def with_range(device: int, prefix: str) -> Callable[[Lab], None]:
-    """Return what adds an alias range in the metadata alone."""
+    """Return a change that adds an alias range in the metadata only."""
     return lambda lab: changed(device, prefixes=(*lab.nics[device].prefixes, prefix))(lab)
 
 
 @dataclass(frozen=True)
 class Wrong:
-    """A wrong answer, and what an error or a notice names; nothing if the answer is usable all the same."""
+    """A wrong answer, and the text that an error or a notice must contain; "" if the answer is usable."""
 
     provider: str
     tell: Callable[[Lab], None]
@@ -78,15 +78,15 @@ CASES: Mapping[str, Wrong] = {
 
 
 @contextmanager
-def told(case: Wrong, *, at_start: bool) -> Iterator[tuple[Lab, Talks, list[str]]]:
-    """Tell the wrong answer: from the start, or later. Yields the lab, the connections and netagent's verdicts."""
+def serving(case: Wrong, *, at_start: bool) -> Iterator[tuple[Lab, Connections, list[str]]]:
+    """Give the wrong answer from the start, or later. Yields the lab, the connections and netagent's verdicts."""
     with Lab(spec(case.provider)) as lab:
         lab.write_config(CONFIG)
         if not at_start:
             start(lab)
             settle(lab)
         before = len(audit(lab))
-        with talks(lab) as found:
+        with open_connections(lab) as found:
             case.tell(lab)
             if at_start:
                 start(lab)
@@ -98,7 +98,7 @@ def told(case: Wrong, *, at_start: bool) -> Iterator[tuple[Lab, Talks, list[str]
 
 
 def start(lab: Lab) -> None:
-    """Start the two daemons that configure the network, the second when the first listens."""
+    """Start the two daemons that configure the network, the second one after the first listens."""
     lab.start("netagent")
     lab.wait_for(lambda: "cloud-network-netagent: ready" in lab.log("netagent"), 20, "netagent")
     lab.start("fetcher")

@@ -1,6 +1,6 @@
-"""The main job (issue 3): four interfaces with fifteen addresses each, from unreachable to reachable.
+"""The complete service (issue 3): four interfaces with fifteen addresses each, from unreachable to reachable.
 
-One lab for the whole file: its tests look, and what they change they put back.
+One lab for the whole file: its tests undo their changes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def test_every_address_is_on_the_link_with_its_mac(lab: Lab) -> None:
         assert "UP" in links[nic.mac]["flags"]
 
 
-def test_every_table_has_its_subnet_its_siblings_and_its_default_route(lab: Lab) -> None:
+def test_tables_have_subnets_siblings_and_default_route(lab: Lab) -> None:
     subnets = {nic.subnet for nic in lab.nics}
     for nic in lab.nics:
         number = str(table(lab, nic.name))
@@ -65,7 +65,7 @@ Steps = set[tuple[int, str, int, str | None, str, int | None]]
 
 
 def steps(lab: Lab) -> Steps:
-    """Our rules: priority, source and its length, incoming link, table, suppress_prefixlength."""
+    """Return our rules: priority, source and its length, incoming link, table, suppress_prefixlength."""
     return {
         (rule["priority"], rule["src"], rule.get("srclen", 32), rule.get("iif"), rule["table"],
          rule.get("suppress_prefixlen"))
@@ -82,7 +82,7 @@ def test_every_subnet_has_its_rules_in_three_steps(lab: Lab) -> None:
     assert len(ours(lab, "rule-4")) == len(expected) == 9
 
 
-def test_all_300_pairs_answer_by_the_interface_that_owns_the_address(lab: Lab) -> None:
+def test_all_300_pairs_answer_through_the_owning_interface(lab: Lab) -> None:
     answers = lab.reachability()
     assert len(answers) == 300
     assert [pair for pair, answered in answers.items() if not answered] == []
@@ -102,7 +102,7 @@ def test_nothing_was_complained_of(lab: Lab) -> None:
 
 
 def test_audit_lines_cut_off_the_end_are_missed(lab: Lab) -> None:
-    """The file alone does not show it; the fetcher knows what was confirmed to it."""
+    """The file alone does not show it; the fetcher knows which changes were confirmed."""
     log = lab.path("/var/log/cloud-network/audit.log")
     whole = log.read_text()
     assert cnctl(lab, "audit", "--verify").stdout.startswith("OK: 8 lines")
@@ -115,7 +115,7 @@ def test_audit_lines_cut_off_the_end_are_missed(lab: Lab) -> None:
     assert "audit.log:1: line 1 is the last, and the confirmation of" in done.stdout
 
 
-def test_a_refresh_with_nothing_changed_asks_netagent_for_nothing(lab: Lab) -> None:
+def test_unchanged_refresh_sends_no_request_to_netagent(lab: Lab) -> None:
     before, log = audit(lab), lab.log("netagent")
     lab.metadata.reset()
     assert refresh(lab) == "ok"
@@ -123,18 +123,18 @@ def test_a_refresh_with_nothing_changed_asks_netagent_for_nothing(lab: Lab) -> N
     assert (audit(lab), lab.log("netagent")) == (before, log)
 
 
-def test_a_refresh_keeps_one_connection_and_its_allowance(lab: Lab) -> None:
+def test_refresh_keeps_one_connection_and_its_budget(lab: Lab) -> None:
     for _ in range(4):
         lab.metadata.reset()
         refresh(lab)
         assert len(lab.metadata.requests()) <= 5 + 12 * 4
-        assert lab.metadata.connections() == 0  # since the reset: it is the one from before
+        assert lab.metadata.connections() == 0  # since the reset: the connection is reused
     assert status(lab)["metadata_requests"] == len(lab.metadata.requests())
 
 
 @pytest.mark.parametrize("rules", ["address", "original"])
 def test_rules_for_each_address_do_the_same(rules: str) -> None:
-    """And what `original` adds is never asked."""
+    """The kernel never evaluates the rules that `original` adds."""
     with running(Spec.aws(interfaces=4, addresses=15), f'[Network]\nRules = "{rules}"\n') as singly:
         expected: Steps = {(31010, "all", 32, None, "main", 0)}
         for nic in singly.nics:
@@ -154,7 +154,7 @@ def test_rules_for_each_address_do_the_same(rules: str) -> None:
 
 @pytest.mark.parametrize("interfaces", [1, 4])
 def test_the_first_refreshes_keep_the_allowance_too(interfaces: int) -> None:
-    """The change and the look whether the server still answers included. Refreshes are at least half a second apart."""
+    """This includes the change and the check of the server. Refreshes are at least half a second apart."""
     with running(Spec.aws(interfaces=interfaces, addresses=15, public=1)) as fresh:
         document = fresh.path("/run/cloud-network/links")
         fresh.wait_for(
@@ -166,11 +166,11 @@ def test_the_first_refreshes_keep_the_allowance_too(interfaces: int) -> None:
             token = sum(record.method == "PUT" for record in fresh.metadata.requests()) if start == begun[0] else 0
             assert count + token <= 5 + 12 * interfaces
         assert fresh.metadata.connections() == 1
-        assert len(fresh.metadata.requests()) < 248  # what the Go original makes each time
+        assert len(fresh.metadata.requests()) < 248  # requests of the Go original for each refresh
 
 
 def test_our_own_changes_cause_no_second_change_and_little_work(lab: Lab) -> None:
-    """The kernel tells us of what we did ourselves: one more look, and that is all."""
+    """The kernel reports our own changes, which cause exactly one more read."""
     read_all_facts(lab)
     before = len(audit(lab))
     victim = lab.nics[1].addresses[7]
@@ -182,8 +182,8 @@ def test_our_own_changes_cause_no_second_change_and_little_work(lab: Lab) -> Non
 
 
 @pytest.mark.parametrize("what", ["address", "route", "rule", "link"])
-def test_what_the_host_undoes_is_done_again_at_once(lab: Lab, what: str) -> None:
-    """Without a word from the metadata: the kernel says so itself."""
+def test_drift_is_repaired_at_once(lab: Lab, what: str) -> None:
+    """No new metadata: a kernel event reports it."""
     before, nic, counted = kernel(lab), lab.nics[2], status(lab)["counters"]
     undo = {
         "address": [f"address del {nic.addresses[0]}/24 dev {nic.name}"],

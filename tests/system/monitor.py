@@ -1,4 +1,4 @@
-"""Witnesses of what happens in between: every change of the kernel's, and every packet."""
+"""Records of every kernel event and every packet during a block."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.lab.lab import Where
 from tests.lab.reach import Lines
 
 MONITOR = "ip -4 -o monitor address route rule & read -r _; kill $!"
-"""As everything here, it ends with its standard input."""
+"""Like everything here, it ends with its standard input."""
 OUTPUT = "/run/lab/monitor"
-RULES = 1 << 7  # RTNLGRP_IPV4_RULE, the last that `ip monitor address route rule` asks for
+RULES = 1 << 7  # RTNLGRP_IPV4_RULE, the last that `ip monitor address route rule` subscribes to
 
 
-class Seen:
-    """The lines of `ip monitor`; `Deleted …` is what went."""
+class Events:
+    """The lines of `ip monitor`; `Deleted …` marks removals."""
 
     def __init__(self, lab: Lab) -> None:
         self._path = lab.path(OUTPUT)
@@ -35,25 +35,25 @@ class Seen:
 
 
 @contextmanager
-def monitor(lab: Lab) -> Iterator[Seen]:
-    """Each change of an IPv4 address, route or rule in the instance, from here to the end of the block."""
+def monitor(lab: Lab) -> Iterator[Events]:
+    """Record each change of an IPv4 address, route or rule in the instance until the end of the block."""
     before = _listeners(lab)
-    with Path(lab.path(OUTPUT)).open("wb") as said:
-        process = lab.instance.popen(["sh", "-c", MONITOR], stdin=subprocess.PIPE, stdout=said)
+    with Path(lab.path(OUTPUT)).open("wb") as output:
+        process = lab.instance.popen(["sh", "-c", MONITOR], stdin=subprocess.PIPE, stdout=output)
         try:
             lab.wait_for(lambda: _listeners(lab) > before, message="ip monitor")
-            yield Seen(lab)
-            # What the kernel tells is there at once, but ip has to write it down: until it has seen one of our own.
+            yield Events(lab)
+            # Kernel events arrive at once, but ip must print them: wait until it has printed one of our own.
             lab.batch(["rule add pref 1 from 192.0.2.200 lookup 200", "rule del pref 1"])
-            lab.wait_for(lambda: any("192.0.2.200" in line for line in Seen(lab).gone), message="the last line")
+            lab.wait_for(lambda: any("192.0.2.200" in line for line in Events(lab).gone), message="the last line")
         finally:
             process.communicate(timeout=10)
-    rest = [line for line in Seen(lab).lines if "192.0.2.200" not in line]
+    rest = [line for line in Events(lab).lines if "192.0.2.200" not in line]
     lab.path(OUTPUT).write_text("".join(f"{line}\n" for line in rest))
 
 
 def _listeners(lab: Lab) -> int:
-    """How many sockets have asked for changes of rules (proc(5), /proc/net/netlink)."""
+    """Return the number of sockets that subscribed to changes of rules (proc(5), /proc/net/netlink)."""
     rows = [line.split() for line in lab.run(["cat", "/proc/net/netlink"]).stdout.splitlines()[1:]]
     return sum(row[1] == "0" and bool(int(row[3], 16) & RULES) for row in rows)
 
@@ -91,16 +91,16 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stream:
 
 @contextmanager
 def stream(lab: Lab, address: str, *sources: Where) -> Iterator[None]:
-    """A datagram every other millisecond to an address, and back; AssertionError at the end unless all came back."""
+    """Send a datagram every other millisecond to an address and back. AssertionError unless all came back."""
     argv = [sys.executable, "-I", "-S", "-c"]
     with ExitStack() as stack:
 
         def start(where: Where, *words: str) -> tuple[subprocess.Popen[str], Lines]:
             process = lab.room(where).popen([*argv, *words], stdin=subprocess.PIPE)
             stack.callback(process.communicate, timeout=10)
-            said = Lines(process.stdout)
-            assert said.next(10) == "ready", f"{address} and {where} do not reach each other"
-            return process, said
+            lines = Lines(process.stdout)
+            assert lines.next(10) == "ready", f"{address} and {where} do not reach each other"
+            return process, lines
 
         start("instance", ECHO, address)
         senders = {source: start(source, STREAM, address) for source in sources}
@@ -109,6 +109,6 @@ def stream(lab: Lab, address: str, *sources: Where) -> Iterator[None]:
             assert process.stdin is not None
             process.stdin.close()
             process.stdin = None
-        for source, (_, said) in senders.items():
-            sent, missing = json.loads(said.next(10))
+        for source, (_, lines) in senders.items():
+            sent, missing = json.loads(lines.next(10))
             assert missing == [], f"of {sent} datagrams from {source} to {address} and back, {len(missing)} were lost"

@@ -1,0 +1,119 @@
+"""What else real hosts have beside the interfaces: children of links, links that are down, routers that end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from tests.lab import Lab, Spec
+from tests.system.job import CONFIG, ip, ours, present, refresh, running, settle, status
+
+IPV6 = 'AllowAddresses = "2001:db8::/32"\n'
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with running(Spec.aws(interfaces=3, addresses=3), "", "netagent", "fetcher") as made:
+        yield made
+
+
+def test_macvlan_child_is_left_alone(lab: Lab) -> None:
+    """A container's, in another namespace or here, with an address of its own in the interface's subnet."""
+    nic = lab.nics[1]
+    held = lab.hold_connection(nic.addresses[1])
+    lab.batch([f"link add link {nic.name} name child0 type macvlan mode bridge", "link set child0 up"])
+    lab.batch(["address add 10.0.2.200/32 dev child0"])
+    assert refresh(lab) == "ok"
+    [child] = [link for link in ip(lab, "address") if link["ifname"] == "child0"]
+    assert [each["local"] for each in child["addr_info"] if each["family"] == "inet"] == ["10.0.2.200"]
+    selectors = {(each.get("src"), each.get("srclen")) for each in ours(lab, "rule-4")}
+    assert ("10.0.2.0", 24) not in selectors, "the rules make room for an address of another link"
+    lab.add_address(nic.mac, "10.0.2.77")
+    assert refresh(lab) == "ok"
+    assert all(lab.reachability().values())
+    assert held.alive()
+
+
+def test_child_with_the_mac_of_the_interface_is_not_the_interface(lab: Lab) -> None:
+    """As an ipvlan has it, which this kernel may lack: a macvlan in passthru mode has it as well."""
+    nic = lab.nics[1]
+    lab.batch([f"link add link {nic.name} name child0 type macvlan mode passthru", "link set child0 up"])
+    [child] = [link for link in ip(lab, "address") if link["ifname"] == "child0"]
+    assert child["address"] == nic.mac
+    lab.add_address(lab.nics[2].mac, "10.0.3.77")
+    assert refresh(lab) == "ok"
+    [child] = [link for link in ip(lab, "address") if link["ifname"] == "child0"]
+    assert [each for each in child["addr_info"] if each["family"] == "inet"] == []
+    assert set(lab.addresses) <= present(lab)
+    assert {link["name"] for link in status(lab)["links"].values()} == {each.name for each in lab.nics}
+
+
+def test_link_that_is_down_on_purpose_is_excluded_and_stays_down(lab: Lab) -> None:
+    nic, others = lab.nics[1], [lab.nics[0], lab.nics[2]]
+    lab.write_config(f'[Network]\nExclude = "{nic.name}"\n{CONFIG}')
+    lab.restart("netagent")
+    lab.restart("fetcher")
+    lab.wait_for(lambda: not set(nic.addresses) & present(lab), 15, "ours to go from the link")
+    lab.batch([f"link set {nic.name} down"])
+    lab.add_address(lab.nics[2].mac, "10.0.3.77")
+    assert refresh(lab) == "ok"
+    [link] = [each for each in ip(lab, "link") if each["ifname"] == nic.name]
+    assert "UP" not in link["flags"]
+    assert all(lab.reachability([address for each in others for address in each.addresses]).values())
+
+
+def test_router_that_ends_keeps_its_routes_while_it_resolves() -> None:
+    """A router lifetime of 0 takes the default route from main. What has no other way out keeps the one it has."""
+    with running(Spec.cloud("aws", interfaces=2, addresses=2, ipv6=2), IPV6, "netagent", "fetcher") as lab:
+        lab.wait_for(lambda: all(lab.reachability().values()), 15, "every link's router")
+        nic = lab.nics[1]
+        held = lab.hold_connection(nic.ipv6[1])
+        before = sorted(map(str, ours(lab, "route-6")))
+        lab.fabric.advertise(nic.subnet, lifetime=0)
+        learned = ["ip", "-6", "route", "show", "default", "proto", "ra", "dev", nic.name]
+        lab.wait_for(lambda: lab.run(learned).stdout == "", 10, "main's route to go")
+        assert refresh(lab) == "ok"
+        assert sorted(map(str, ours(lab, "route-6"))) == before
+        assert held.alive()
+        assert all(lab.reachability().values())
+        lab.fabric.advertise(nic.subnet)
+        lab.wait_for(lambda: lab.run(learned).stdout != "", 10, "main's route to be back")
+        assert refresh(lab) == "ok"
+        assert sorted(map(str, ours(lab, "route-6"))) == before
+
+
+def test_instance_with_ipv6_only_is_configured() -> None:
+    """Its metadata name no IPv4 address, its links have none, and the server is asked by its IPv6 address."""
+    with Lab(Spec.cloud("aws", interfaces=2, addresses=1, ipv6=3)) as lab:
+        for nic in lab.nics:
+            lab.remove_address(nic.mac, nic.addresses[0])
+        lab.run(["ip", "-4", "address", "flush", "dev", lab.nics[0].name])
+        lab.write_config(CONFIG + IPV6)
+        lab.start("netagent")
+        lab.start("fetcher")
+        lab.wait_for(lambda: set(lab.addresses6) <= present(lab), 20, "the IPv6 addresses")
+        lab.wait_for(lambda: all(lab.reachability().values()), 20, "every address to answer")
+        settle(lab)
+        assert ours(lab, "rule-4") == ours(lab, "route-4") == []
+        assert status(lab)["notices"] == []
+
+
+def test_settings_for_kubernetes_nodes_leave_pods_addresses_alone() -> None:
+    """docs/clouds.md: a plugin owns secondary interfaces, and all further addresses and prefixes of the primary."""
+    primary, secondary = Spec.aws(interfaces=2, addresses=3).interfaces
+    spec = Spec((replace(primary, prefixes=("10.0.1.128/28",)), secondary))
+    keys = '[Network]\nManage = "primary"\nExcludeAddresses = "10.0.1.0/24"\nPrefixes = "ignore"\n'
+    with Lab(spec) as lab:
+        lab.write_config(keys + CONFIG)
+        lab.start("netagent")
+        lab.start("fetcher")
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be content")
+        lab.add_address(lab.nics[0].mac, "10.0.1.77")
+        assert refresh(lab) == "ok"
+        assert {each for each in present(lab) if ":" not in each} == {lab.nics[0].addresses[0]}
+        assert [each for each in ours(lab, "rule-4") if each["src"] != "all"] == []
+        [link] = [each for each in ip(lab, "link") if each["ifname"] == lab.nics[1].name]
+        assert "UP" not in link["flags"]
+        assert all(lab.reachability([lab.nics[0].addresses[0]]).values())

@@ -1,0 +1,26 @@
+"""Part of the metadata cannot be read, so nothing is removed; what is added must not stand in the way of that later."""
+
+from __future__ import annotations
+
+from tests.lab import Spec
+from tests.system.job import MACS, ip, is_settled, present, refresh, running
+
+
+def test_next_address_can_follow_one_whose_removal_waits() -> None:
+    """A second address with the subnet's length would be the first one's secondary, and netagent would keep both."""
+    with running(Spec.aws(interfaces=2, addresses=3), "", "netagent", "fetcher") as lab:
+        nic, other = lab.nics[1], lab.nics[0]
+        first, second = nic.addresses[:2]
+        lab.metadata.fail("status", f"{MACS}{other.mac}/*", status=500)
+        lab.remove_address(nic.mac, first)
+        lab.batch([f"address flush dev {nic.name} to {second}/32"])
+        refresh(lab)
+        lab.wait_for(lambda: second in present(lab), 20, "the address to be back")
+        assert first in present(lab), "the test needs a removal that waits"
+        lab.metadata.clear()
+        refresh(lab)
+        lab.wait_for(lambda: is_settled(lab), 30, "the removal")
+        assert first not in present(lab)
+        [link] = [each for each in ip(lab, "address") if each["ifname"] == nic.name]
+        lengths = {each["local"]: each["prefixlen"] for each in link["addr_info"] if each["family"] == "inet"}
+        assert lengths == {second: 24, nic.addresses[2]: 32}

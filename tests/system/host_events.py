@@ -1,0 +1,141 @@
+"""Changes that other programs and operators make on real hosts (issue 17). Each has its undo."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Callable, Collection
+
+from tests.lab import Lab, Nic
+from tests.lab.spec import beyond_address
+
+Event = Callable[[], str | None]
+BRIDGE, VIP = "port0", "vip0"
+BRIDGE_MAC = "02:aa:bb:cc:dd:01"  # not that of its port
+
+
+class HostEvents:
+    """Makes such changes, one of each kind at a time, and undoes them.
+
+    `safe` are the MACs of interfaces that keep their links. `given_up` is called with each interface whose addresses
+    the daemons are to remove because of an event.
+    """
+
+    def __init__(
+        self,
+        lab: Lab,
+        chance: random.Random,
+        config: str,
+        safe: Collection[str],
+        given_up: Callable[[Nic], None],
+    ) -> None:
+        self._lab, self._chance, self._config = lab, chance, config
+        self._safe, self._given_up = safe, given_up
+        self._undo: dict[Event, Callable[[], None]] = {}
+        self.events: dict[Event, int] = {
+            self._disable_ipv6: 2,
+            self._forward: 1,
+            self._duplicate: 2,
+            self._enslave: 1,
+            self._lease_route: 2,
+            self._exclude: 1,
+            self._undo_one: 4,
+        }
+
+    def undo(self) -> None:
+        """Undo every change that is still there."""
+        while self._undo_one():
+            pass
+
+    def _undo_one(self) -> str | None:
+        if not self._undo:
+            return None
+        event, undo = self._undo.popitem()
+        undo()
+        return f"undone: {event.__name__.strip('_')}"
+
+    def _begin(self, event: Event, undo: Callable[[], None], text: str) -> str:
+        self._undo[event] = undo
+        return text
+
+    def _disable_ipv6(self) -> str | None:
+        if self._disable_ipv6 in self._undo:
+            return None
+        nic = self._chance.choice(self._lab.nics)
+        key = f"net.ipv6.conf.{nic.name}.disable_ipv6"
+        self._sysctl(key, 1)
+        return self._begin(self._disable_ipv6, lambda: self._sysctl(key, 0), f"{key}=1")
+
+    def _forward(self) -> str | None:
+        """As Docker and k3s do. The kernel forgets what routers have advertised; real routers do so again."""
+        if self._forward in self._undo:
+            return None
+        key = "net.ipv6.conf.all.forwarding"
+
+        def undo() -> None:
+            self._sysctl(key, 0)
+            for subnet in self._lab.fabric.subnets:
+                self._lab.fabric.advertise(subnet)
+
+        self._sysctl(key, 1)
+        return self._begin(self._forward, undo, f"{key}=1")
+
+    def _duplicate(self) -> str | None:
+        """An address of the cloud on another link, too: kube-proxy's, or a VIP by hand."""
+        if self._duplicate in self._undo:
+            return None
+        address = self._chance.choice(self._lab.addresses)
+        if self._chance.random() < 0.5:
+            self._ip(f"address add {address}/32 dev lo")
+            undo = f"address del {address}/32 dev lo"
+        else:
+            self._ip(f"link add {VIP} type bridge", f"link set {VIP} up", f"address add {address}/32 dev {VIP}")
+            undo = f"link delete {VIP}"
+        where = undo.split()[-1]
+        return self._begin(self._duplicate, lambda: self._ip(undo), f"{address} is added to {where}")
+
+    def _enslave(self) -> str | None:
+        nic = self._unsafe()
+        if nic is None or self._enslave in self._undo:
+            return None
+        self._given_up(nic)
+        self._ip(
+            f"link add {BRIDGE} address {BRIDGE_MAC} type bridge",
+            f"link set {BRIDGE} up",
+            f"link set {nic.name} master {BRIDGE}",
+        )
+        return self._begin(self._enslave, lambda: self._ip(f"link delete {BRIDGE}"), f"{nic.name} is a port")
+
+    def _lease_route(self) -> str | None:
+        """A host route of DHCP's, to the host beyond, by one link of several."""
+        if self._lease_route in self._undo:
+            return None
+        nic = self._chance.choice(self._lab.nics)
+        route = f"{beyond_address(0)} via {nic.gateway} dev {nic.name} proto dhcp"
+        self._ip(f"route add {route}")
+        return self._begin(self._lease_route, lambda: self._ip(f"route del {route}"), f"route {route}")
+
+    def _exclude(self) -> str | None:
+        nic = self._unsafe()
+        if nic is None or self._exclude in self._undo:
+            return None
+        self._given_up(nic)
+        self._configure(f'[Network]\nExclude = "{nic.mac}"\n{self._config}')
+        return self._begin(self._exclude, lambda: self._configure(self._config), f"{nic.name} is excluded")
+
+    def _configure(self, text: str) -> None:
+        self._lab.write_config(text)
+        for name in ("netagent", "fetcher"):
+            if self._lab.daemons.running(name):
+                self._lab.kill(name, signal.SIGHUP)
+
+    def _unsafe(self) -> Nic | None:
+        nics = [nic for nic in self._lab.nics if nic.mac not in self._safe]
+        return self._chance.choice(nics) if nics else None
+
+    def _sysctl(self, key: str, value: int) -> None:
+        self._lab.run(["sysctl", "-qw", f"{key}={value}"], check=False)  # the link may have gone
+
+    def _ip(self, *lines: str) -> None:
+        for line in lines:
+            self._lab.run(["ip", *line.split()], check=False)

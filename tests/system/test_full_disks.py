@@ -1,0 +1,79 @@
+"""A file system that is full, and has room again: nothing is lost, the cause is named, and no one needs to act."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab import Lab, Spec
+from tests.lab.processes import USERS
+from tests.system.job import CONFIG, DAEMONS, audit, cnctl, is_settled, present, settle, status
+
+STATE, LEDGER, LOG = "/run/cloud-network", "/run/cloud-network-netagent", "/var/log/cloud-network"
+OWNERS = {STATE: "cloud-network", LEDGER: "cloud-network-netagent", LOG: "cloud-network-netagent"}
+TIMER = '[System]\nRefreshTimer = "1s"\n'
+FULL = "No space left on device"
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """Each directory is a small file system of its own."""
+    with Lab(Spec.aws(interfaces=2, addresses=3)) as made:
+        for directory, user in OWNERS.items():
+            made.path(directory).mkdir(parents=True, exist_ok=True)
+            options = f"size=256k,mode=755,uid={USERS[user]},gid={USERS[user]}"
+            made.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", directory])
+        made.write_config(TIMER + CONFIG)
+        for name in DAEMONS:
+            made.start(name)
+        settle(made)
+        yield made
+
+
+def fill(lab: Lab, directory: str) -> Path:
+    """Leave no room. Returns the file that takes it."""
+    filler = f"{directory}/filler"
+    lab.run(["dd", "if=/dev/zero", f"of={filler}", "bs=4k"], check=False)
+    return lab.path(filler)
+
+
+def test_full_run_costs_no_address_and_recovers(lab: Lab) -> None:
+    """The network goes on; only the state is old, and every reader says so."""
+    nic = lab.nics[1]
+    held = lab.hold_connection(nic.addresses[1])
+    fillers = [fill(lab, STATE), fill(lab, LEDGER)]
+    lab.wait_for(lambda: FULL in lab.log("fetcher"), 20, "the fetcher's complaint")
+    lab.wait_for(lambda: cnctl(lab, "status").returncode != 0, 30, "cnctl to doubt the state")
+    lab.add_address(nic.mac, "10.0.2.77")
+    lab.remove_address(nic.mac, nic.addresses[2])
+    for filler in fillers:
+        filler.unlink()
+    lab.wait_for(lambda: is_settled(lab), 30, "the state to be written")
+    lab.wait_for(lambda: cnctl(lab, "status").returncode == 0, 30, "cnctl to be content")
+    assert present(lab) >= set(lab.addresses)
+    assert held.alive()
+    log = lab.log("fetcher")
+    assert "Traceback" not in log
+    lines = [line for line in log.splitlines() if FULL in line]
+    assert all(STATE in line for line in lines)
+    assert len(lines) == 1, "it is logged once"
+    assert "state files: recovered" in log
+
+
+def test_full_log_withholds_changes_until_there_is_room(lab: Lab) -> None:
+    nic = lab.nics[1]
+    held = lab.hold_connection(nic.addresses[1])
+    before = len(audit(lab))
+    filler = fill(lab, LOG)
+    lab.add_address(nic.mac, "10.0.2.77")
+    lab.wait_for(lambda: FULL in str(status(lab)["last_error"]), 20, "the cause in the status")
+    assert "10.0.2.77" not in present(lab), "what cannot be logged is not done"
+    assert 'AuditFailure="continue"' in str(status(lab)["last_error"])
+    filler.unlink()
+    settle(lab)
+    assert present(lab) >= set(lab.addresses)
+    assert held.alive()
+    assert len(audit(lab)) > before
+    assert cnctl(lab, "audit", "--verify").returncode == 0

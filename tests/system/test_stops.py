@@ -1,0 +1,69 @@
+"""Daemons that stop and start in every order, and a configuration that cannot be read, while the metadata change."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from itertools import permutations
+
+import pytest
+
+from tests.lab import Lab, Spec
+from tests.system.job import CONFIG, DAEMONS, cnctl, errors, present, running, settle
+from tests.system.test_crash import start_until_it_runs
+
+TIMER = '[System]\nRefreshTimer = "1s"\n'
+FILE = "/etc/cloud-network/cloud-network.toml"
+EXTRA = "10.0.2.77"
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with running(Spec.aws(interfaces=2, addresses=4), TIMER) as made:
+        yield made
+
+
+def change(lab: Lab) -> None:
+    """One address more on the second interface, or that one less."""
+    mac = lab.nics[1].mac
+    (lab.remove_address if EXTRA in lab.addresses else lab.add_address)(mac, EXTRA)
+
+
+@pytest.mark.parametrize("order", list(permutations(DAEMONS)), ids="-".join)
+def test_daemons_stop_and_start_in_any_order_while_metadata_change(lab: Lab, order: tuple[str, ...]) -> None:
+    connections = [lab.hold_connection(lab.nics[0].addresses[0]), lab.hold_connection(lab.nics[1].addresses[1])]
+    for action in (lab.stop, lambda name: start_until_it_runs(lab, name)):
+        for name in order:
+            action(name)
+            change(lab)
+            assert all(connection.alive() for connection in connections)
+    settle(lab)
+    lab.wait_for(lambda: cnctl(lab, "status").returncode == 0, 20, "the three together")
+    assert {each for each in present(lab) if ":" not in each} == set(lab.addresses)
+    assert all(connection.alive() for connection in connections)
+
+
+@pytest.mark.parametrize("how", ["unreadable", "broken", "missing key"])
+def test_configuration_that_cannot_be_read_keeps_the_old_one(lab: Lab, how: str) -> None:
+    """On reload, in both processes. The file is named, the work goes on, and the next good file is taken."""
+    nic, file = lab.nics[1], lab.path(FILE)
+    good = file.read_text()
+    if how == "unreadable":
+        file.chmod(0)
+    else:
+        file.write_text("[Network\n" if how == "broken" else good + "Nonsense = 1\n")
+    for name in ("netagent", "fetcher"):
+        lab.kill(name, signal.SIGHUP)
+    lab.wait_for(
+        lambda: "continuing with the configuration in use" in lab.log("fetcher"), 20, "the fetcher's complaint"
+    )
+    lab.wait_for(lambda: "continuing with the log and the settings in use" in lab.log("netagent"), 20, "netagent's")
+    assert any(FILE in line for line in errors(lab))
+    lab.add_address(nic.mac, EXTRA)  # AllowKinds= is still in force: without it netagent would refuse
+    settle(lab)
+    assert EXTRA in present(lab)
+    file.chmod(0o644)
+    file.write_text(f'[Network]\nExcludeAddresses = "{EXTRA}"\n{TIMER}{CONFIG}')
+    for name in ("netagent", "fetcher"):
+        lab.kill(name, signal.SIGHUP)
+    lab.wait_for(lambda: EXTRA not in present(lab), 20, "the new configuration")
