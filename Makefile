@@ -46,7 +46,7 @@ test: lint ## lint, types, arrows, and all tests
 check: lint ## lint, types and the unit tests, for the edit loop
 	@$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
 
-units: env ## the unit tests on another Python: make units PYTHON=python3.13
+units: apt ## the unit tests on another Python: make units PYTHON=python3.13
 	@$(PYTHON) -m venv --clear build/units
 	@$(call quietly,build/units/bin/python -m pip install --no-deps --require-hashes -r requirements-dev.txt)
 	@$(call quietly,build/units/bin/python -m pip install --no-deps --no-build-isolation --config-settings editable_mode=strict --editable .)

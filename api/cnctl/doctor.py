@@ -95,7 +95,7 @@ def _host(source: Source) -> Iterator[Step]:
     now, api_error = time.time(), source.find_api_error()
     claim = source.find_claim()
     if doubt := claim.explain_doubt(now):
-        yield Step("fetcher", False, doubt, LOG, "sudo systemctl restart cloud-network-fetcher")
+        yield Step("fetcher", False, doubt, LOG, _restart(claim.status))
     else:
         yield Step("fetcher", True, "running")
     status = claim.status
@@ -136,11 +136,21 @@ def _conflicts(status: Status, now: float) -> Iterator[Step]:
             yield Step("conflict", False, found, "cnctl status", "see /usr/share/doc/cloud-network/coexistence.md")
 
 
+def _has_ended(status: Status) -> bool:
+    """Return True if the fetcher has ended by itself, because of the configuration or of an unknown cloud."""
+    error = status["last_error"]
+    return status["fetched_at"] is None and error is not None and error["kind"] in ("detection", "config")
+
+
+def _restart(status: Status | None) -> str:
+    """Return what starts the fetcher; a restart alone does not help one that has ended by itself."""
+    restart = "sudo systemctl restart cloud-network-fetcher"
+    return f"correct {CONFIGURATION}; then: {restart}" if status and _has_ended(status) else restart
+
+
 def _metadata(claim: Claim, status: Status) -> Step:
     if status["fetched_at"] is None:
-        do = "check the route to the metadata server"
-        if (error := status["last_error"]) and error["kind"] in ("detection", "config"):
-            do = f"correct {CONFIGURATION}; then: sudo systemctl restart cloud-network-fetcher"
+        do = _restart(status) if _has_ended(status) else "check the route to the metadata server"
         return Step("metadata", False, never_read(status), LOG, do)
     if claim.doubt is None and claim.is_stale():
         reason = f": {error['message']}" if (error := status["last_error"]) else ""

@@ -177,7 +177,7 @@ def detect(choice: Choice, firmware: Firmware) -> Provider:
     fields = (f"{name}={value[:_LONGEST_SHOWN]!r}" for name, value in firmware.items() if name in _FIELDS)
     seen = ", ".join(fields) or f"the firmware (/{DMI} has none of its fields)"
     if asked:
-        seen += f" and by the signs of the metadata servers of {', '.join(asked)}"
+        seen += f" and by asking the metadata servers of {', '.join(asked)}"
     advice = f"Set [Network] Provider= to override; supported: {', '.join(sorted(CLOUDS))}"
     if fitting:
         raise DetectionError(f"more than one cloud detected ({', '.join(fitting)}) by {seen}. {advice}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import select
 import socket
 import subprocess
@@ -119,6 +120,9 @@ def test_unknown_cloud_is_not_a_service_failure(lab: Lab) -> None:
     assert (ended.returncode, ended.stderr.startswith("cnctl: no supported cloud detected")) == (3, True)
     shown = lab.run([str(SCRIPTS / "cnctl"), "status"], check=False)
     assert (shown.returncode, "no supported cloud detected" in shown.stdout) == (3, True)
+    doctor = json.loads(lab.run([str(SCRIPTS / "cnctl"), "doctor", "--json"], check=False).stdout)
+    fetcher = next(step for step in doctor["steps"] if step["step"] == "fetcher")
+    assert fetcher["do"].startswith("correct /etc/cloud-network/cloud-network.toml; then: "), "a restart is not enough"
 
 
 def test_reload_ends_after_the_new_configuration_applies(lab: Lab) -> None:

@@ -68,6 +68,11 @@ def container(guest: Guest) -> str:
     return guest.run("docker", "inspect", "--format", "{{.NetworkSettings.IPAddress}}", "web").strip()
 
 
+def start(guest: Guest, name: str) -> None:
+    """Start a container after a restart of Docker, which refuses that until it has removed the container's old task."""
+    guest.wait_for(lambda: guest.run("docker", "start", name, check=False, timeout=240).strip() == name, message=name)
+
+
 def foreign(guest: Guest) -> str:
     """Docker's bridge, route and rules of NAT."""
     commands = "ip -4 address show dev docker0; ip route show dev docker0; iptables-save | grep ^-A"
@@ -116,7 +121,7 @@ def test_what_is_dockers_stays_and_what_is_ours_does_while_containers_come_and_g
     guest.run("docker", "run", "--rm", "busybox", "/bin/busybox", "true", timeout=240)
     guest.run("docker", "restart", "--time", "1", "web", timeout=240)
     guest.run("systemctl", "restart", "docker", timeout=240)
-    guest.run("docker", "start", "web", timeout=240)
+    start(guest, "web")
     guest.wait_for(lambda: "ok:" in guest.run("cnctl", "status", check=False), message="peace")
     assert ours(guest).count("proto 209") == mine
     assert reachable(guest)
@@ -127,6 +132,7 @@ def test_with_marks_every_client_reaches_the_published_port_on_every_address(gue
     guest.run("tee", f"{TOOLS}/published.py", stdin=PROGRAM.read_text())
     guest.run("tee", "/etc/docker/daemon.json", stdin=json.dumps(IPV6))
     guest.run("sh", "-ec", WITH_IPV6, timeout=240)
+    guest.wait_for(lambda: "ready" in guest.run("docker", "logs", "echo"), message="the server to listen")
     before = foreign(guest)
     with guest.configured(MARK):
         wait_for_marks(guest)
@@ -140,5 +146,6 @@ def test_with_marks_every_client_reaches_the_published_port_on_every_address(gue
         guest.run("nft", "flush", "ruleset")
         wait_for_marks(guest)
         guest.run("systemctl", "restart", "docker", timeout=240)
-        guest.run("docker", "start", "echo", timeout=240)
+        start(guest, "echo")
+        guest.wait_for(lambda: guest.run("docker", "logs", "echo").count("ready") == 2, message="the server to listen")
         all_answer(guest)

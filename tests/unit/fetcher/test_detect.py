@@ -50,7 +50,7 @@ def test_unknown_machine_is_an_error_with_the_key(dmi: dict[str, str]) -> None:
     assert "Provider=" in text
     assert "supported: alibaba, aws" in text
     assert all(f"{key}={value!r}" in text for key, value in dmi.items())
-    assert dmi or "by the firmware (/sys/class/dmi/id has none of its fields) and by the signs" in text
+    assert dmi or "by the firmware (/sys/class/dmi/id has none of its fields) and by asking" in text
 
 
 def test_configuration_overrides_the_firmware() -> None:
@@ -149,7 +149,7 @@ def test_servers_sign_decides_without_firmware(monkeypatch: pytest.MonkeyPatch, 
     if known:
         assert detect(Provider.AUTO, {}).name == "gcp"
     else:
-        with pytest.raises(DetectionError, match=r"and by the signs of the metadata servers of .*gcp"):
+        with pytest.raises(DetectionError, match=r"and by asking the metadata servers of .*gcp"):
             detect(Provider.AUTO, {})
     assert detect(Provider.AUTO, {"sys_vendor": "Amazon EC2"}).name == "aws"
     assert len(server.asked) == 1  # none if the firmware is sufficient
