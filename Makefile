@@ -91,7 +91,7 @@ apt:
 	$(call quietly,apt-get update); \
 	$(call quietly,apt-get install -y --no-install-recommends $$missing)
 
-# Built anew when the lock changes, so that nothing stays that the lock no longer names.
+# Built again when the lock changes, so that nothing stays that the lock no longer names.
 $(VENV)/.ready: requirements-dev.txt | apt
 	@echo "building the virtual environment in $(VENV) (a minute the first time)"
 	@$(PYTHON) -m venv --clear $(VENV)

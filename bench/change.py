@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench.figures import Figure, as_root, figure, keep
 from tests.lab import Interface, Lab, Spec
 from tests.lab.reach import Lines
-from tests.system.job import CONFIG, MACS, audit, is_settled, running
+from tests.system.service import CONFIG, MACS, audit, is_healthy, running
 
 PING = Path(__file__).with_name("inside") / "ping.py"
 ACKNOWLEDGED = 600.0  # milliseconds from validated metadata: issue 15
@@ -84,7 +84,7 @@ def polling(rounds: int) -> list[Stages]:
         lab.write_config(CONFIG + TIMER)
         lab.start("netagent")
         lab.start("fetcher")
-        lab.wait_for(lambda: is_settled(lab), 120, "convergence")
+        lab.wait_for(lambda: is_healthy(lab), 120, "convergence")
         lab.wait_for(lambda: not facts_pending(lab), 60, "the facts to have been read")
         found = []
         for number in range(rounds):

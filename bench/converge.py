@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench.figures import Figure, as_root, figure, imports, keep, milliseconds, pss, ratio, total
 from bench.installed import installed
 from tests.lab import Lab, Record, Spec
-from tests.system.job import CONFIG, audit, status
 from tests.system.netagent.wire import AUDIT
+from tests.system.service import CONFIG, audit, status
 
 Change = dict[str, Any]
 REPLAY = Path(__file__).with_name("inside") / "replay.py"

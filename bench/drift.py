@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.figures import Figure, as_root, figure, keep, ratio
 from tests.lab import Interface, Lab, Spec, processes
-from tests.system.job import OURS, audit, ip, is_settled, refresh, running
+from tests.system.service import OURS, audit, ip, is_healthy, refresh, running
 
 REPAIR = Path(__file__).with_name("inside") / "repair.py"
 TARGET_SIZE, TARGET = (4, 15), 200.0  # milliseconds: issue 15
@@ -125,7 +125,7 @@ def plug(lab: Lab, number: int, *, known: bool) -> float:
     began = 0.0 if known else time.monotonic()
     first = "metadata" if known else "interface"
     lab.attach_interface(Interface(f"10.1.{number}.0/24", 15), first=first, between=between)  # type: ignore[arg-type]
-    lab.wait_for(lambda: is_settled(lab), 60, "the new interface")
+    lab.wait_for(lambda: is_healthy(lab), 60, "the new interface")
     ended = max(entry["monotonic_us"] / 1e6 for entry in audit(lab) if entry["verdict"] == "applied")
     time.sleep(1.5)
     return (ended - began) * 1e3

@@ -27,7 +27,7 @@ from bench.figures import Figure, as_root, figure, keep, processor_time
 from bench.installed import installed
 from bench.memory import members
 from tests.lab import Lab, Spec
-from tests.system.job import DAEMONS, ip, refresh, running
+from tests.system.service import DAEMONS, ip, refresh, running
 
 UNITS = Path(__file__).parents[1] / "systemd" / "system"
 REPAIRED, REPAIRED_IN_CHANGES, PROCESSOR = 2000.0, 5000.0, 50.0  # ms, ms, % of one processor: issue 22
@@ -57,7 +57,7 @@ def limit(name: str) -> float:
 
 
 def forget_peaks(lab: Lab) -> None:
-    """Start the peaks of the resident sets anew (proc_pid_clear_refs(5))."""
+    """Start the peaks of the resident sets again (proc_pid_clear_refs(5))."""
     for name in DAEMONS:
         for pid in members(lab.daemons.pid(name)):
             Path(f"/proc/{pid}/clear_refs").write_text("5")

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench.figures import Figure, figure, keep, pss, ratio
 from bench.installed import installed
 from tests.lab import Lab, Spec
-from tests.system.job import DAEMONS, refresh, running
+from tests.system.service import DAEMONS, refresh, running
 
 PATHS = ("/api/v1/status", "/api/v1/health", "/api/v1/links", "/metrics", "/openapi.json", "/", "/api/v1/audit", "/no")
 PACKAGES, FLAT = 1.25, 1.05  # ×: issue 15

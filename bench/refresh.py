@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.figures import Figure, as_root, figure, keep, processor_time, ratio, total
 from tests.lab import Lab, Spec
-from tests.system.job import CONFIG, DAEMONS, audit, is_settled, refresh, status
 from tests.system.netagent.wire import AUDIT
+from tests.system.service import CONFIG, DAEMONS, audit, is_healthy, refresh, status
 
 DAY, REFRESHES = 86400.0, 288
 TARGET_SIZE, TARGET = (4, 15), 100.0  # milliseconds of processor: issue 15
@@ -33,7 +33,7 @@ SHOW = (["ip", "address"], ["ip", "route", "show", "table", "all"], ["ip", "rule
 
 def quiet(lab: Lab) -> None:
     """Wait until the daemons are idle."""
-    lab.wait_for(lambda: is_settled(lab), 120, "convergence")
+    lab.wait_for(lambda: is_healthy(lab), 120, "convergence")
 
     def resting() -> bool:
         lab.metadata.reset()

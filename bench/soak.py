@@ -31,10 +31,10 @@ from bench.figures import Figure, as_root, figure, keep
 from bench.installed import installed
 from bench.memory import ask_everything, family, members
 from tests.lab import Lab, LabError, Spec
-from tests.lab.rooms import OURS
+from tests.lab.namespaces import OURS
 from tests.system.absences import Absence, Watch
 from tests.system.chaos import TIMER, Chaos, chaos
-from tests.system.job import DAEMONS, running
+from tests.system.service import DAEMONS, running
 
 MINUTE, CHANGE = 60.0, 2.0  # seconds
 LINGER = 15.0  # seconds, at most, between the events of a round and peace

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.figures import Figure, as_root, bare_interpreter, figure, keep, milliseconds, ratio
 from tests.lab import Spec
-from tests.system.job import running
+from tests.system.service import running
 
 CNCTL = str(Path(sys.executable).with_name("cnctl"))
 TARGET = 8.0

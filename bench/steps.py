@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.figures import Figure, as_root, figure, keep, ratio
 from tests.lab import Lab, Spec
-from tests.system.job import CONFIG, is_settled
+from tests.system.service import CONFIG, is_healthy
 
 LARGEST, PLANNING, LOOK = (60, 50), 100.0, 1.3  # milliseconds; × bare dumps, for 3,000 addresses: issue 15
 
@@ -45,7 +45,7 @@ def size(interfaces: int, addresses: int, rounds: int) -> list[Figure]:
         figures = measure(lab, f"{name}, nothing there", rounds, bound)
         for daemon in ("netagent", "fetcher"):
             lab.start(daemon)
-        lab.wait_for(lambda: is_settled(lab), 120, "convergence")
+        lab.wait_for(lambda: is_healthy(lab), 120, "convergence")
         lab.stop("fetcher")
         return [*figures, *measure(lab, f"{name}, all there", rounds, bound)]
 

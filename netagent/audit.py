@@ -146,6 +146,6 @@ class Audit:
         self.reopen()
 
     def reopen(self) -> None:
-        """Open the path anew, after a rotation by us or by another program (SIGHUP)."""
+        """Open the path again, after a rotation by us or by another program (SIGHUP)."""
         before, self._file = self._file, self._open()  # if it cannot be opened, the old one stays
         os.close(before)

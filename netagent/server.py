@@ -371,7 +371,7 @@ class Server:
             return self._refuse(request, Refused(str(error), allow=allow))
 
     def _reload(self, _number: int, _frame: FrameType | None) -> None:
-        """SIGHUP: open the log anew and read the settings; keep what was in use if that fails."""
+        """SIGHUP: open the log again and read the settings; keep what was in use if that fails."""
         try:
             self._audit.reopen()
             self._settings = settings.load(self._config)

@@ -13,9 +13,9 @@ For interactive use: `python -m tests.lab --help`.
 from .filter import Lost
 from .lab import Lab
 from .metadata import Metadata, Record
+from .namespaces import LabError, Namespace
 from .nic import Interface, Nic
 from .reach import Held
-from .rooms import LabError, Room
 from .spec import Spec
 
-__all__ = ["Held", "Interface", "Lab", "LabError", "Lost", "Metadata", "Nic", "Record", "Room", "Spec"]
+__all__ = ["Held", "Interface", "Lab", "LabError", "Lost", "Metadata", "Namespace", "Nic", "Record", "Spec"]

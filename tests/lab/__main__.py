@@ -21,9 +21,9 @@ from pathlib import Path
 
 from .lab import Lab
 from .metadata import PROVIDERS, Metadata
+from .namespaces import ENVIRONMENT, OURS, LabError, Namespace
 from .privilege import become_root
 from .processes import SCRIPTS
-from .rooms import ENVIRONMENT, OURS, LabError, Room
 from .spec import Spec
 
 DAEMONS = ("netagent", "fetcher", "api")
@@ -31,9 +31,9 @@ CONFIG = '[Netagent]\nAllowKinds = "veth"\n'
 """The lab's cables are veth, which netagent does not manage by default."""
 
 
-def running() -> dict[int, dict[str, Room]]:
+def running() -> dict[int, dict[str, Namespace]]:
     """Return the caller's namespaces by lab, the newest last. A lab's number is its holder's pid (holder.py)."""
-    labs: dict[int, dict[str, Room]] = defaultdict(dict)
+    labs: dict[int, dict[str, Namespace]] = defaultdict(dict)
     for process in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
         try:
             name = (process / "comm").read_text().strip()
@@ -42,11 +42,11 @@ def running() -> dict[int, dict[str, Room]]:
         except OSError:
             continue
         if mine and name.startswith("lab:"):
-            labs[parent][name.removeprefix("lab:")] = Room(name.removeprefix("lab:"), int(process.name))
+            labs[parent][name.removeprefix("lab:")] = Namespace(name.removeprefix("lab:"), int(process.name))
     return labs
 
 
-def chosen(number: int | None) -> dict[str, Room]:
+def chosen(number: int | None) -> dict[str, Namespace]:
     labs = running()
     if not labs:
         sys.exit("No lab is running. Try: python -m tests.lab up")
@@ -55,10 +55,10 @@ def chosen(number: int | None) -> dict[str, Room]:
     return labs[max(labs) if number is None else number]
 
 
-def interactive(room: Room, argv: Sequence[str]) -> int:
+def interactive(namespace: Namespace, argv: Sequence[str]) -> int:
     """Run a program that handles ^C itself."""
-    environment = {**ENVIRONMENT, "PATH": f"{SCRIPTS}:{ENVIRONMENT['PATH']}", "PS1": f"[{room.name}] # "}
-    enter = room.enter(*(argv or ["bash", "--norc"]))
+    environment = {**ENVIRONMENT, "PATH": f"{SCRIPTS}:{ENVIRONMENT['PATH']}", "PS1": f"[{namespace.name}] # "}
+    enter = namespace.enter(*(argv or ["bash", "--norc"]))
     if os.geteuid():
         enter[1:1] = ["--user", "--preserve-credentials"]
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -83,7 +83,7 @@ def spec(options: argparse.Namespace) -> Spec:
 def shell(options: argparse.Namespace) -> int:
     with Lab(spec(options)) as lab:
         furnish(lab, options.start)
-        return interactive(lab.room(options.room), [])
+        return interactive(lab.namespace(options.namespace), [])
 
 
 def up(options: argparse.Namespace) -> int:
@@ -102,16 +102,16 @@ def up(options: argparse.Namespace) -> int:
 
 
 def show(_: argparse.Namespace) -> int:
-    for number, rooms in running().items():
-        print(f"lab {number}: " + ", ".join(f"{name} (pid {room.pid})" for name, room in rooms.items()))
+    for number, namespaces in running().items():
+        print(f"lab {number}: " + ", ".join(f"{name} (pid {namespace.pid})" for name, namespace in namespaces.items()))
     return 0
 
 
 def enter(options: argparse.Namespace) -> int:
-    rooms = chosen(options.lab)
-    if options.room not in rooms:
-        sys.exit(f"No namespace {options.room}; there are {', '.join(rooms)}.")
-    return interactive(rooms[options.room], options.command)
+    namespaces = chosen(options.lab)
+    if options.namespace not in namespaces:
+        sys.exit(f"No namespace {options.namespace}; there are {', '.join(namespaces)}.")
+    return interactive(namespaces[options.namespace], options.command)
 
 
 def metadata(options: argparse.Namespace) -> int:
@@ -140,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
     size.add_argument("--start", action="store_true", help="start netagent, fetcher and api")
 
     command = commands.add_parser("shell", parents=[size], help="start a lab and a shell in it")
-    command.add_argument("room", nargs="?", default="instance")
+    command.add_argument("namespace", nargs="?", default="instance")
     command.set_defaults(run=shell)
     commands.add_parser("up", parents=[size], help="start a lab, until ^C").set_defaults(run=up)
     commands.add_parser("list", help="list running labs and their namespaces").set_defaults(run=show)
@@ -148,7 +148,7 @@ def parser() -> argparse.ArgumentParser:
     which = argparse.ArgumentParser(add_help=False)
     which.add_argument("--lab", type=int, help="its number in `list` (default: the newest)")
     command = commands.add_parser("enter", parents=[which], help="run a command or a shell in a running lab")
-    command.add_argument("room", nargs="?", default="instance", help="instance, cloud, neighbour0, beyond0, …")
+    command.add_argument("namespace", nargs="?", default="instance", help="instance, cloud, neighbour0, beyond0, …")
     command.add_argument("command", nargs=argparse.REMAINDER)
     command.set_defaults(run=enter)
 

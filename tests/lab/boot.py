@@ -9,11 +9,11 @@ from ipaddress import ip_address, ip_interface
 
 from .convention import Convention
 from .fabric import Fabric
+from .namespaces import TIMEOUT_S, LabError, Namespace
 from .nic import Nic
-from .rooms import TIMEOUT_S, LabError, Room
 
 
-def boot(instance: Room, served: Sequence[Nic], fabric: Fabric) -> None:
+def boot(instance: Namespace, served: Sequence[Nic], fabric: Fabric) -> None:
     """Configure loopback and the interfaces that the image configures; the others stay down."""
     six = [nic for nic in served if nic.ipv6]
     with without_dad(instance, six):
@@ -40,7 +40,7 @@ def lines(nic: Nic, convention: Convention) -> Iterator[str]:
 
 
 @contextmanager
-def without_dad(instance: Room, nics: Sequence[Nic]) -> Iterator[None]:
+def without_dad(instance: Namespace, nics: Sequence[Nic]) -> Iterator[None]:
     """Disable duplicate address detection within the block: it takes a second, and an instance has finished it."""
 
     def set_to(value: int) -> None:
@@ -52,7 +52,7 @@ def without_dad(instance: Room, nics: Sequence[Nic]) -> Iterator[None]:
     set_to(1)
 
 
-def wait_for_router(instance: Room, nic: Nic) -> None:
+def wait_for_router(instance: Namespace, nic: Nic) -> None:
     """Wait until the kernel has processed a router advertisement."""
     show = ["ip", "-6", "route", "show", "default", "proto", "ra", "dev", nic.name]
     end = time.monotonic() + TIMEOUT_S

@@ -24,10 +24,10 @@ from pathlib import Path
 from types import FrameType
 
 from .lab import Lab
+from .namespaces import ENVIRONMENT, LabError
 from .nic import Interface, Nic
 from .privilege import become_root
 from .processes import SCRIPTS, USERS
-from .rooms import ENVIRONMENT, LabError
 from .spec import Spec
 
 CONFIG = """\
@@ -103,12 +103,12 @@ def table(lab: Lab, reached: dict[tuple[str, str], bool], outbound: dict[str, bo
         counts = [(sum(map(answered, nic.addresses)), len(nic.addresses)) for nic in lab.nics]
         say(f"{label:26}" + "".join(share(*count, width=column) for count in counts))
 
-    for room in lab.beyond:
-        row("a host beyond", lambda address, name=room.name: reached[name, address])
-    for number, (room, subnet) in enumerate(zip(lab.neighbours, lab.fabric.subnets, strict=True)):
-        require(room.name == f"neighbour{number}", "the lab has its neighbours in another order")
+    for namespace in lab.beyond:
+        row("a host beyond", lambda address, name=namespace.name: reached[name, address])
+    for number, (namespace, subnet) in enumerate(zip(lab.neighbours, lab.fabric.subnets, strict=True)):
+        require(namespace.name == f"neighbour{number}", "the lab has its neighbours in another order")
         label = f"a neighbour in {subnet.partition('/')[0]}"
-        row(label, lambda address, name=room.name: reached[name, address])
+        row(label, lambda address, name=namespace.name: reached[name, address])
     row("outwards, from each", lambda address: outbound[address])
 
 
@@ -316,7 +316,7 @@ def demonstrate() -> None:
         rules(lab)
         say()
         audit(lab)
-        inside = [room.pid for room in (lab.instance, lab.cloud, *lab.beyond, *lab.neighbours)]
+        inside = [namespace.pid for namespace in (lab.instance, lab.cloud, *lab.beyond, *lab.neighbours)]
     left = [pid for pid in inside if Path(f"/proc/{pid}").exists()]
     require(not left, f"the lab is closed, and these of its processes are left: {left}")
     print()

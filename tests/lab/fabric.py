@@ -16,8 +16,8 @@ from pathlib import Path
 
 from .convention import Convention
 from .filter import Filter, Lost
+from .namespaces import Namespace
 from .nic import Nic
-from .rooms import Room
 from .spec import BEYOND_SUBNET, BEYOND_SUBNET6, neighbour_address, neighbour_address6
 
 ROUTER6 = Path(__file__).with_name("router6.py")
@@ -31,7 +31,7 @@ class Subnet:
     number: int
     cidr: str
     router: str
-    neighbour: Room
+    neighbour: Namespace
     sixes: list[str] = field(default_factory=list)
 
     @property
@@ -46,7 +46,7 @@ class Subnet:
 class Fabric:
     """Changes the cloud. It stores subnets and ports; the lab stores the interfaces."""
 
-    def __init__(self, cloud: Room, convention: Convention) -> None:
+    def __init__(self, cloud: Namespace, convention: Convention) -> None:
         self.cloud = cloud
         self.convention = convention
         self.filter = Filter(cloud)
@@ -65,11 +65,11 @@ class Fabric:
     def subnets(self) -> list[str]:
         return list(self._subnets)
 
-    def add_beyond(self, hosts: Mapping[Room, tuple[str, str]]) -> None:
+    def add_beyond(self, hosts: Mapping[Namespace, tuple[str, str]]) -> None:
         """Connect the hosts beyond, each with an IPv4 and an IPv6 address."""
         self._plug_hosts("wan", list(hosts))
-        for room, (four, six) in hosts.items():
-            room.batch(
+        for namespace, (four, six) in hosts.items():
+            namespace.batch(
                 [
                     f"address add {four}/{BEYOND_SUBNET.prefixlen} dev eth0",
                     f"address add {six}/{BEYOND_SUBNET6.prefixlen} dev eth0",
@@ -79,17 +79,17 @@ class Fabric:
                 ]
             )
 
-    def add_subnets(self, wanted: Mapping[str, str], neighbours: Sequence[Room]) -> None:
+    def add_subnets(self, wanted: Mapping[str, str], neighbours: Sequence[Namespace]) -> None:
         """Add subnets from {subnet: its router's address}, with a neighbour for each."""
         lines = []
-        for (cidr, router), room in zip(wanted.items(), neighbours, strict=True):
-            subnet = self._subnets[cidr] = Subnet(len(self._subnets), cidr, router, room)
+        for (cidr, router), namespace in zip(wanted.items(), neighbours, strict=True):
+            subnet = self._subnets[cidr] = Subnet(len(self._subnets), cidr, router, namespace)
             lines += _bridge(subnet.bridge, subnet.mac, IPv4Address(router), IPv4Network(cidr))
         self.cloud.batch(lines)
-        for cidr, room in zip(wanted, neighbours, strict=True):
+        for cidr, namespace in zip(wanted, neighbours, strict=True):
             subnet = self._subnets[cidr]
-            self._plug_hosts(subnet.bridge, [room])
-            room.batch(
+            self._plug_hosts(subnet.bridge, [namespace])
+            namespace.batch(
                 [
                     f"address add {neighbour_address(cidr)}/{IPv4Network(cidr).prefixlen} dev eth0",
                     "link set eth0 up",
@@ -97,7 +97,7 @@ class Fabric:
                 ]
             )
 
-    def plug(self, nics: Sequence[Nic], instance: Room | None) -> None:
+    def plug(self, nics: Sequence[Nic], instance: Namespace | None) -> None:
         """Connect the instance with the cloud; the instance's end stays down, as a new interface does.
 
         Without an instance, create taps: the process that opens one holds the other end.
@@ -170,9 +170,9 @@ class Fabric:
         self._router6.stdin.write(json.dumps(config) + "\n")
         self._router6.stdin.flush()
 
-    def has6(self, room: Room) -> bool:
+    def has6(self, namespace: Namespace) -> bool:
         """Return True if this outside host has an IPv6 address."""
-        return all(here.sixes for here in self._subnets.values() if here.neighbour == room)
+        return all(here.sixes for here in self._subnets.values() if here.neighbour == namespace)
 
     def lost(self) -> list[Lost]:
         return self.filter.lost()
@@ -187,17 +187,17 @@ class Fabric:
             self._router6.stdin.close()
             self._router6.wait(TIMEOUT_S)
 
-    def _plug_hosts(self, bridge: str, rooms: Sequence[Room]) -> None:
+    def _plug_hosts(self, bridge: str, namespaces: Sequence[Namespace]) -> None:
         self.cloud.batch(
             line
-            for room in rooms
+            for namespace in namespaces
             for line in (
-                f"link add {room.name} type veth peer name eth0 netns {room.pid}",
-                f"link set {room.name} master {bridge} up",
+                f"link add {namespace.name} type veth peer name eth0 netns {namespace.pid}",
+                f"link set {namespace.name} master {bridge} up",
             )
         )
-        for room in rooms:
-            room.batch(["link set lo up"])
+        for namespace in namespaces:
+            namespace.batch(["link set lo up"])
 
     def _have6(self, nic: Nic) -> None:
         """Give the subnet this interface's /64: on the router, on the neighbour, and in advertisements."""

@@ -15,8 +15,8 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from .namespaces import Namespace
 from .nic import Nic
-from .rooms import Room
 
 RULES = """
 table bridge cloud {
@@ -83,7 +83,7 @@ class Lost:
 class Filter:
     """The owners of addresses and ranges, in the kernel of `cloud`."""
 
-    def __init__(self, cloud: Room) -> None:
+    def __init__(self, cloud: Namespace) -> None:
         self._cloud = cloud
         self._owner: dict[str, str] = {}
         self._nft(RULES)

@@ -145,26 +145,26 @@ def replace_sys(dmi: Mapping[str, Sequence[Any]]) -> None:
         (table / name).chmod(mode)
 
 
-def furnish(room: Mapping[str, Any]) -> None:
+def furnish(namespace: Mapping[str, Any]) -> None:
     """Build the instance's file system. The order matters: what is covered must be bound elsewhere first."""
-    expose([Path(path) for path in room["expose"]])
-    replace_etc(room["users"], room["etc"])
+    expose([Path(path) for path in namespace["expose"]])
+    replace_etc(namespace["users"], namespace["etc"])
     tmpfs(Path("/var/log"))
-    replace_sys(room["dmi"])
+    replace_sys(namespace["dmi"])
     mount("proc", Path("/proc"), "proc")
 
 
-def hold(room: Mapping[str, Any], reply: int) -> None:
+def hold(namespace: Mapping[str, Any], reply: int) -> None:
     """Hold the namespaces until the end."""
     pid = Path("/proc/self").readlink()  # /proc is still the host's, and so is this number
-    libc.prctl(PR_SET_NAME, f"lab:{room['name']}".encode()[:15], 0, 0, 0)
-    furnished = "etc" in room
+    libc.prctl(PR_SET_NAME, f"lab:{namespace['name']}".encode()[:15], 0, 0, 0)
+    furnished = "etc" in namespace
     unshare(CLONE_NEWNET | CLONE_NEWUTS | (CLONE_NEWNS if furnished else 0))
-    socket.sethostname(room.get("hostname", room["name"]))
-    for name, value in room["sysctl"].items():
+    socket.sethostname(namespace.get("hostname", namespace["name"]))
+    for name, value in namespace["sysctl"].items():
         Path("/proc/sys", *name.split(".")).write_text(value)
     if furnished:
-        furnish(room)
+        furnish(namespace)
     answer(reply, pid=int(str(pid)))
     os.dup2(os.open("/dev/null", os.O_RDWR), reply)
     while True:

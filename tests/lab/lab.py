@@ -27,10 +27,10 @@ from .boot import boot
 from .fabric import Fabric
 from .filter import Lost
 from .metadata import PROVIDERS, Metadata
+from .namespaces import OURS, LabError, Namespace, Namespaces
 from .nic import Interface, Nic
 from .processes import USERS, Daemons
 from .reach import Held, Reach
-from .rooms import OURS, LabError, Room, Rooms
 from .spec import Resolver, Spec, beyond_address, beyond_address6, resolve
 
 CHECKOUT = Path(__file__).parents[2]
@@ -84,11 +84,11 @@ class Lab:
         self.nics = resolve(spec, self._resolver)
 
     def __enter__(self) -> Self:
-        self.rooms = Rooms()
+        self.namespaces = Namespaces()
         try:
             self._build()
         except BaseException:
-            self.rooms.close()
+            self.namespaces.close()
             raise
         return self
 
@@ -100,7 +100,7 @@ class Lab:
         self.close()
 
     def close(self) -> None:
-        self.rooms.close()
+        self.namespaces.close()
         self.reach.close()
         self.daemons.close()
         self.fabric.close()
@@ -110,13 +110,15 @@ class Lab:
 
     def _build(self) -> None:
         self._furnish_instance()
-        self.cloud = self.rooms.open({"name": "cloud", "sysctl": dict(ROUTER_SYSCTL)})[0]
+        self.cloud = self.namespaces.open({"name": "cloud", "sysctl": dict(ROUTER_SYSCTL)})[0]
         self.fabric = Fabric(self.cloud, self.convention)
         self._start_metadata()
-        self.neighbours: list[Room] = []
+        self.neighbours: list[Namespace] = []
         self._add_subnets(self.nics)
         self.beyond = self._open_hosts("beyond", 0, self.spec.beyond)
-        self.fabric.add_beyond({room: (beyond_address(n), beyond_address6(n)) for n, room in enumerate(self.beyond)})
+        self.fabric.add_beyond(
+            {namespace: (beyond_address(n), beyond_address6(n)) for n, namespace in enumerate(self.beyond)}
+        )
         self.fabric.plug(self.nics, None if self.vacant else self.instance)
         self.fabric.admit(self.nics)
         if not self.vacant:
@@ -131,7 +133,7 @@ class Lab:
         primary = self.nics[0].addresses[0]
         hostname = f"ip-{primary.replace('.', '-')}"
         interpreter = {Path(sys.prefix), Path(sys.base_prefix)}
-        [self.instance] = self.rooms.open(
+        [self.instance] = self.namespaces.open(
             {
                 "name": "instance",
                 "sysctl": {**INSTANCE_SYSCTL, **self.spec.sysctl},
@@ -147,8 +149,10 @@ class Lab:
         argv = [sys.executable, "-m", f"{__package__}.metadata", self.spec.provider, str(OURS / "metadata.sock")]
         self._metadata_process = self.cloud.popen(argv, stdout=None, env={"PYTHONPATH": str(CHECKOUT)})
 
-    def _open_hosts(self, kind: str, first: int, count: int) -> list[Room]:
-        return self.rooms.open(*({"name": f"{kind}{first + n}", "sysctl": dict(HOST_SYSCTL)} for n in range(count)))
+    def _open_hosts(self, kind: str, first: int, count: int) -> list[Namespace]:
+        return self.namespaces.open(
+            *({"name": f"{kind}{first + n}", "sysctl": dict(HOST_SYSCTL)} for n in range(count))
+        )
 
     def _add_subnets(self, nics: Sequence[Nic]) -> None:
         """Add the missing subnets, each with a neighbour."""
@@ -181,7 +185,7 @@ class Lab:
         return [address for nic in self.nics for address in nic.samples]
 
     @property
-    def sources(self) -> list[Room]:
+    def sources(self) -> list[Namespace]:
         return [*self.beyond, *self.neighbours]
 
     def nic(self, key: str) -> Nic:
@@ -191,10 +195,10 @@ class Lab:
                 return nic
         raise LabError(f"no interface {key}")
 
-    def room(self, where: Where) -> Room:
+    def namespace(self, where: Where) -> Namespace:
         if isinstance(where, tuple):
-            return self.rooms[f"{where[0]}{where[1]}"]
-        return self.rooms["beyond0" if where == "beyond" else where]
+            return self.namespaces[f"{where[0]}{where[1]}"]
+        return self.namespaces["beyond0" if where == "beyond" else where]
 
     def path(self, path: str | Path) -> Path:
         """Return a file of the instance as a path for this process."""
@@ -211,7 +215,7 @@ class Lab:
         timeout: float = 30,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end in a namespace, as root or as one of its users."""
-        return self.room(where).run(argv, user=user, check=check, stdin=stdin, timeout=timeout)
+        return self.namespace(where).run(argv, user=user, check=check, stdin=stdin, timeout=timeout)
 
     def batch(self, lines: Sequence[str]) -> None:
         """Run `ip -batch` in the instance."""
@@ -352,7 +356,7 @@ class Lab:
         wanted = [*self.addresses, *self.addresses6] if addresses is None else addresses
         four = [(address, None) for address in wanted if ":" not in address]
         six = [(address, None) for address in wanted if ":" in address]
-        sources = {room: [*four, *(six if self.fabric.has6(room) else [])] for room in self.sources}
+        sources = {namespace: [*four, *(six if self.fabric.has6(namespace) else [])] for namespace in self.sources}
         answers = self.reach.probe(sources, timeout)
         return {(source, target): answered for (source, target, _), answered in answers.items()}
 
@@ -367,4 +371,4 @@ class Lab:
     def hold_connection(self, address: str, source: Where = "beyond", timeout: float = 3) -> Held:
         """Open a connection to `address`; `.alive()` sends bytes through it and waits for their echo."""
         self.reach.listen(self.instance)
-        return self.reach.hold(self.room(source), address, timeout)
+        return self.reach.hold(self.namespace(source), address, timeout)

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
-from .rooms import LabError, Room
+from .namespaces import LabError, Namespace
 
 PROBE = Path(__file__).with_name("probe.py")
 PORT = 7
@@ -52,37 +52,37 @@ class Reach:
         self._listeners: dict[str, subprocess.Popen[str]] = {}
         self._held: list[Held] = []
 
-    def listen(self, *rooms: Room) -> None:
-        missing = [room for room in rooms if room.name not in self._listeners]
-        started = {room.name: room.popen(_probe("serve", PORT)) for room in missing}
+    def listen(self, *namespaces: Namespace) -> None:
+        missing = [namespace for namespace in namespaces if namespace.name not in self._listeners]
+        started = {namespace.name: namespace.popen(_probe("serve", PORT)) for namespace in missing}
         for name, process in started.items():
             if Lines(process.stdout).next(10) != "ready":
                 raise LabError(f"the listener in {name} did not start")
         self._listeners |= started
 
     def probe(
-        self, pairs: Mapping[Room, Sequence[tuple[str, str | None]]], timeout: float
+        self, pairs: Mapping[Namespace, Sequence[tuple[str, str | None]]], timeout: float
     ) -> dict[tuple[str, str, str | None], bool]:
         """Connect all (target, source address) pairs in parallel: {(namespace, target, source address): answered}."""
 
-        def one(room: Room, wanted: Sequence[tuple[str, str | None]]) -> list[bool]:
+        def one(namespace: Namespace, wanted: Sequence[tuple[str, str | None]]) -> list[bool]:
             argv = _probe("connect", PORT, timeout)
-            done = room.run(argv, stdin=json.dumps(wanted), timeout=timeout + 30)
+            done = namespace.run(argv, stdin=json.dumps(wanted), timeout=timeout + 30)
             return [bool(answered) for answered in json.loads(done.stdout)]
 
         with ThreadPoolExecutor(len(pairs)) as pool:
             answers = list(pool.map(lambda item: one(*item), pairs.items()))
         return {
-            (room.name, *pair): answered
-            for (room, wanted), given in zip(pairs.items(), answers, strict=True)
+            (namespace.name, *pair): answered
+            for (namespace, wanted), given in zip(pairs.items(), answers, strict=True)
             for pair, answered in zip(wanted, given, strict=True)
         }
 
-    def hold(self, room: Room, address: str, timeout: float) -> Held:
-        held = Held(room, address, timeout)
+    def hold(self, namespace: Namespace, address: str, timeout: float) -> Held:
+        held = Held(namespace, address, timeout)
         self._held.append(held)
         if not held.opened:
-            raise LabError(f"{address} does not answer {room.name}")
+            raise LabError(f"{address} does not answer {namespace.name}")
         return held
 
     def close(self) -> None:
@@ -97,10 +97,10 @@ class Reach:
 class Held:
     """A TCP connection that stays open, as an operator's SSH session does."""
 
-    def __init__(self, room: Room, address: str, timeout: float) -> None:
+    def __init__(self, namespace: Namespace, address: str, timeout: float) -> None:
         self.address = address
         self._sent = 0
-        self.process = room.popen(_probe("hold", address, PORT), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self.process = namespace.popen(_probe("hold", address, PORT), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self._lines = Lines(self.process.stdout)
         self.opened = self._lines.next(timeout) == "open"
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.lab import Lab, LabError, Nic
-from tests.system.job import ip, status
+from tests.system.service import ip, status
 
 LIMIT = 5.0  # seconds, of issue 17
 PERIOD = 0.25
@@ -81,7 +81,7 @@ class Watch:
     """Samples kernel and status.json several times a second, in a thread of its own: `with Watch(lab) as watch:`."""
 
     def __init__(self, lab: Lab, unlisted: Callable[[], Collection[str]] = tuple, limit: float = LIMIT) -> None:
-        """`unlisted` gives the MACs that the metadata do not name at the moment."""
+        """`unlisted` gives the MACs that the metadata does not name at the moment."""
         self._lab, self._unlisted = lab, unlisted
         self._absences = Absences(limit)
         self._ended = threading.Event()

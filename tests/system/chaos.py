@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.lab import Held, Interface, Lab, LabError, Nic, Spec
 from tests.system.host_events import HostEvents
-from tests.system.job import CONFIG, DAEMONS, MACS, OURS, audit, ip, is_settled, refresh, settle, status
+from tests.system.service import CONFIG, DAEMONS, MACS, OURS, audit, ip, is_healthy, refresh, status, wait_until_healthy
 
 TIMER = '[System]\nRefreshTimer = "2s"\n'
 SUBNETS = tuple(f"10.0.{number}.0/24" for number in (2, 3, 21, 22))
@@ -53,7 +53,7 @@ def chaos(seed: int) -> Iterator[Chaos]:
         lab.batch(FOREIGN)
         for name in DAEMONS:
             lab.start(name)
-        settle(lab)
+        wait_until_healthy(lab)
         yield Chaos(lab, seed)
 
 
@@ -145,7 +145,7 @@ class Chaos:
 
     def _is_at_peace(self) -> bool:
         with suppress(OSError):  # it is just starting or ending: no socket yet, or that of its predecessor
-            return self._all_run() and refresh(self.lab) == "ok" and is_settled(self.lab)
+            return self._all_run() and refresh(self.lab) == "ok" and is_healthy(self.lab)
         return False
 
     def differences(self) -> list[str]:
@@ -325,7 +325,7 @@ class Chaos:
 
     def _has_its_first(self, nic: Nic) -> bool:
         """Without the address that carries the subnet's length, netagent may refuse to restore the subnet's route:
-        see test_a_route_of_a_shared_subnet_comes_back_when_its_first_address_has_gone."""
+        see test_shared_subnet_route_survives_its_first_address."""
         return self._firsts.setdefault(nic.mac, nic.addresses[0]) in nic.addresses
 
     def _link_down(self) -> str | None:

@@ -82,7 +82,7 @@ def open_connections(lab: Lab) -> Iterator[Connections]:
         opened: dict[str, tuple[subprocess.Popen[str], Lines]] = {}
         for name, (where, target, source) in wanted.items():
             argv = [sys.executable, "-I", "-S", "-c", CLIENT, target, source, str(PORT)]
-            process = lab.room(where).popen(argv, stdin=subprocess.PIPE)
+            process = lab.namespace(where).popen(argv, stdin=subprocess.PIPE)
             stack.callback(process.kill)
             opened[name] = process, Lines(process.stdout)
             assert opened[name][1].next(10) == "ready", f"{name}: no connection to {target}"

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.lab import Interface, Lab, Spec
+from tests.lab.namespaces import Namespace
 from tests.lab.reach import Lines
-from tests.lab.rooms import Room
 
 PROGRAM = Path(__file__).with_name("others") / "published.py"
 PORT, PUBLISHED = 7000, 8080
@@ -62,18 +62,20 @@ class Container:
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
-        [self.room] = lab.rooms.open({"name": "container", "sysctl": {"net.ipv6.conf.default.accept_dad": "0"}})
+        [self.namespace] = lab.namespaces.open(
+            {"name": "container", "sysctl": {"net.ipv6.conf.default.accept_dad": "0"}}
+        )
         lab.batch(
             [
                 f"link add {BRIDGE} type bridge",
                 f"address add {HOST[0]}/16 dev {BRIDGE}",
                 f"address add {HOST[1]}/64 dev {BRIDGE} nodad",
-                f"link add veth0 type veth peer name eth0 netns {self.room.pid}",
+                f"link add veth0 type veth peer name eth0 netns {self.namespace.pid}",
                 f"link set veth0 master {BRIDGE} up",
                 f"link set {BRIDGE} up",
             ]
         )
-        self.room.batch(
+        self.namespace.batch(
             [
                 "link set lo up",
                 f"address add {CONTAINER[0]}/16 dev eth0",
@@ -85,7 +87,7 @@ class Container:
         )
         lab.run(["sysctl", "-q", "-w", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"])
         lab.run(["nft", "-f", "-"], stdin=RULES)
-        self._server = self.room.popen(python("serve", PORT))
+        self._server = self.namespace.popen(python("serve", PORT))
         assert Lines(self._server.stdout).next(10) == "ready"
         lab.wait_for(self._is_reachable, message="the container to be reachable by the host, by IPv6, too")
 
@@ -93,7 +95,7 @@ class Container:
         pairs = json.dumps([["tcp", address] for address in CONTAINER])
         return bool(all(json.loads(self._lab.run(python("ask", 2, PORT), stdin=pairs).stdout)))
 
-    def hold(self, client: Room, address: str) -> Connection:
+    def hold(self, client: Namespace, address: str) -> Connection:
         """Open a connection to the published port."""
         return Connection(client, address)
 
@@ -112,7 +114,7 @@ class Connection:
         "[(f.write(l), f.flush(), print(f.readline(), end='', flush=True)) for l in sys.stdin]"
     )
 
-    def __init__(self, client: Room, address: str) -> None:
+    def __init__(self, client: Namespace, address: str) -> None:
         argv = [sys.executable, "-I", "-S", "-c", self.PROGRAM, address, str(PUBLISHED)]
         self._process = client.popen(argv, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self._said, self._sent = Lines(self._process.stdout), 0
@@ -137,10 +139,10 @@ class Connection:
 
 def answered(lab: Lab, protocol: str, addresses: Sequence[str], timeout: float = 2) -> dict[tuple[str, str], bool]:
     """Return {(client, address): the published port answered} for every client, tested in parallel."""
-    clients = [room for room in lab.sources if ":" not in addresses[0] or lab.fabric.has6(room)]
+    clients = [namespace for namespace in lab.sources if ":" not in addresses[0] or lab.fabric.has6(namespace)]
     pairs = json.dumps([[protocol, address] for address in addresses])
 
-    def one(client: Room) -> list[bool]:
+    def one(client: Namespace) -> list[bool]:
         done = client.run(python("ask", timeout, PUBLISHED), stdin=pairs, timeout=timeout + 30)
         return [bool(each) for each in json.loads(done.stdout)]
 

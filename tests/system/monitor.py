@@ -96,7 +96,7 @@ def stream(lab: Lab, address: str, *sources: Where) -> Iterator[None]:
     with ExitStack() as stack:
 
         def start(where: Where, *words: str) -> tuple[subprocess.Popen[str], Lines]:
-            process = lab.room(where).popen([*argv, *words], stdin=subprocess.PIPE)
+            process = lab.namespace(where).popen([*argv, *words], stdin=subprocess.PIPE)
             stack.callback(process.communicate, timeout=10)
             lines = Lines(process.stdout)
             assert lines.next(10) == "ready", f"{address} and {where} do not reach each other"

@@ -12,7 +12,7 @@ import pytest
 
 from tests.lab import Lab, Spec
 from tests.lab.metadata.hetzner import private_network, yaml
-from tests.system.job import MACS, audit, errors, kernel, read_all_facts, refresh, running, status
+from tests.system.service import MACS, audit, errors, kernel, read_all_facts, refresh, running, status
 
 META = "/latest/meta-data/"
 TOKEN = "/latest/api/token"

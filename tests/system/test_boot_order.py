@@ -14,7 +14,7 @@ import pytest
 
 from tests.lab import Lab, Spec
 from tests.lab.processes import SCRIPTS
-from tests.system.job import CONFIG, audit, kernel, present, settle, status
+from tests.system.service import CONFIG, audit, kernel, present, status, wait_until_healthy
 
 PATH = "/run/notify.sock"
 
@@ -75,7 +75,7 @@ def test_ready_means_that_the_daemon_runs(lab: Lab) -> None:
     done = wait(lab, "--timeout", "30")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert set(lab.addresses) <= present(lab)
-    settle(lab)
+    wait_until_healthy(lab)
     lab.wait_for(lambda: manager.statuses()[-1] == "2 interfaces, 6 addresses, in agreement", 5, "the last status")
     lab.daemons.kill("fetcher", SIGTERM)
     lab.wait_for(lambda: manager.listen()[-1] == "STOPPING=1", 5, "STOPPING=1")
@@ -150,7 +150,7 @@ def test_the_watchdog_is_fed_while_nothing_happens(lab: Lab) -> None:
     lab.start("netagent")
     manager = start_fetcher(lab, WATCHDOG_USEC="400000")
     lab.wait_for(manager.is_ready, 20, "READY=1")
-    settle(lab)
+    wait_until_healthy(lab)
     manager.heard.clear()
     lab.wait_for(lambda: manager.listen().count("WATCHDOG=1") >= 5, 10, "signs of life")
 
@@ -170,7 +170,7 @@ def test_started_before_the_network_is_up(lab: Lab) -> None:
         ]
     )
     lab.wait_for(manager.is_ready, 20, "READY=1")
-    settle(lab)
+    wait_until_healthy(lab)
     assert all(lab.reachability().values())
 
 
@@ -196,5 +196,5 @@ def test_outage_at_boot_touches_nothing(lab: Lab) -> None:
     assert kernel(lab) == before
     lab.metadata.clear()
     lab.kill("fetcher", SIGHUP)  # the next attempt can be a minute away, as a second passes per second again
-    settle(lab)
+    wait_until_healthy(lab)
     assert all(lab.reachability().values())

@@ -8,21 +8,21 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import Interface, Lab, Nic, Spec
-from tests.system.job import (
+from tests.system.service import (
     CONFIG,
     MACS,
     audit,
     errors,
     ip,
-    is_settled,
+    is_healthy,
     kernel,
     ours,
     present,
     read_all_facts,
     refresh,
     running,
-    settle,
     status,
+    wait_until_healthy,
     without_order,
 )
 
@@ -88,7 +88,7 @@ def test_an_address_moves_from_one_interface_to_another(lab: Lab) -> None:
     """Both are in one subnet; the address is removed from one and added to the other in one change."""
     extra = lab.attach_interface(Interface("10.0.2.0/24", ("10.0.2.50",)))
     refresh(lab)
-    settle(lab)
+    wait_until_healthy(lab)
     moving = lab.nics[1].addresses[2]
     lab.remove_address(lab.nics[1].mac, moving)
     lab.add_address(extra.mac, moving)
@@ -115,7 +115,7 @@ def test_an_interface_is_plugged_in_while_it_runs(lab: Lab, first: str) -> None:
             assert without_order(kernel(lab))[1] == without_order(before)[1]  # no route, no rule
 
     nic = lab.attach_interface(Interface("10.0.9.0/24", 3), first=first, between=between)  # type: ignore[arg-type]
-    settle(lab)
+    wait_until_healthy(lab)
     assert set(nic.addresses) <= present(lab)
     answers = lab.reachability()
     assert all(answers.values())
@@ -137,7 +137,7 @@ def test_an_interface_is_unplugged_while_it_runs(lab: Lab, first: str) -> None:
 
     lab.detach_interface(nic.mac, first=first, between=between)  # type: ignore[arg-type]
     lab.wait_for(lambda: traces(lab, nic) == [], 10, "the metadata to be read again without a request")
-    settle(lab)
+    wait_until_healthy(lab)
     assert all(lab.reachability().values())
     assert connection.alive()
 
@@ -148,7 +148,7 @@ def test_plugged_in_again_it_works_again(lab: Lab) -> None:
     lab.detach_interface(nic.mac)
     refresh(lab)
     again = lab.attach_interface(Interface(nic.subnet, nic.addresses, mac=nic.mac), first="interface")
-    lab.wait_for(lambda: is_settled(lab), 20, "the interface to be back")
+    lab.wait_for(lambda: is_healthy(lab), 20, "the interface to be back")
     assert again.mac == nic.mac
     assert all(lab.reachability().values())
 
@@ -159,12 +159,12 @@ def test_second_interface_is_added_and_removed() -> None:
         before = kernel(lab)
         assert ours(lab, "rule-4") == ours(lab, "route-4") == []
         nic = lab.attach_interface(Interface("10.0.9.0/24", 3))
-        settle(lab)
+        wait_until_healthy(lab)
         assert all(lab.reachability().values())
         assert len(ours(lab, "rule-4")) == 5
         lab.detach_interface(nic.mac)
         refresh(lab)
-        settle(lab)
+        wait_until_healthy(lab)
         assert without_order(kernel(lab)) == without_order(before)
 
 
@@ -176,7 +176,7 @@ def test_link_outside_the_metadata_is_not_changed(lab: Lab) -> None:
     refresh(lab)
     found = next(link for link in ip(lab, "address") if link["ifname"] == "other0")
     assert [each["local"] for each in found["addr_info"] if each["family"] == "inet"] == ["192.0.2.1"]
-    assert is_settled(lab)
+    assert is_healthy(lab)
 
 
 def test_error_of_one_interface_does_not_block_others(lab: Lab) -> None:
@@ -191,7 +191,7 @@ def test_error_of_one_interface_does_not_block_others(lab: Lab) -> None:
     lab.wait_for(lambda: {odd.addresses[1], good.addresses[1]} <= present(lab), 10, "the repair")
     lab.metadata.clear()
     refresh(lab)
-    settle(lab)
+    wait_until_healthy(lab)
     assert good.addresses[2] not in present(lab)
 
 
@@ -215,7 +215,7 @@ def test_a_storm_of_kernel_events_is_weathered(lab: Lab) -> None:
         lab.batch([f"route {verb} {route} dev eth0" for route in routes])
     lab.batch([f"address del {victim.addresses[1]}/32 dev {victim.name}"])
     lab.wait_for(lambda: victim.addresses[1] in present(lab), 10, "the repair")
-    settle(lab)
+    wait_until_healthy(lab)
     lab.wait_for(lambda: [line["verdict"] for line in audit(lab)] == ["applied", "confirmed"] * 4)
 
 
@@ -239,7 +239,7 @@ def test_event_overrun_causes_a_full_read(lab: Lab) -> None:
     complaints = errors(lab)
     lab.daemons.resume("fetcher")
     lab.wait_for(lambda: victim.addresses[1] in present(lab), 10, "the repair")
-    settle(lab)
+    wait_until_healthy(lab)
     assert errors(lab) == complaints
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.lab import Lab, Spec
 from tests.lab.metadata.providers import PROVIDERS
 from tests.lab.nic import neighbour_address
-from tests.system.job import CONFIG, audit, cnctl, ip, read_all_facts, refresh, running, status
+from tests.system.service import CONFIG, audit, cnctl, ip, read_all_facts, refresh, running, status
 
 IPV6 = "2001:db8::/32"
 """The lab's IPv6 prefix (RFC 3849) is neither private nor ULA; on most clouds no router advertises it as on link."""
@@ -208,10 +208,10 @@ def test_a_destination_behind_an_extra_route_answers() -> None:
         lab.start("netagent")
         lab.start("fetcher")
         nic = lab.nics[1]
-        gateway, room = neighbour_address(nic.subnet), lab.neighbours[1]
-        room.batch(["address add 198.51.100.1/32 dev lo"])
+        gateway, namespace = neighbour_address(nic.subnet), lab.neighbours[1]
+        namespace.batch(["address add 198.51.100.1/32 dev lo"])
         lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be content")
-        pairs = {room: [(address, "198.51.100.1") for address in nic.addresses]}
+        pairs = {namespace: [(address, "198.51.100.1") for address in nic.addresses]}
         lab.reach.listen(lab.instance)
         assert not any(lab.reach.probe(pairs, 1.5).values()), "by the default gateway the replies are lost"
         lab.metadata.configure(routes=[["198.51.100.0/24", gateway]])

@@ -14,10 +14,22 @@ import pytest
 
 from tests.lab import Interface, Lab, Spec
 from tests.lab.lab import Where
-from tests.lab.rooms import Room
+from tests.lab.namespaces import Namespace
 from tests.lab.spec import beyond_address, neighbour_address
-from tests.system.job import CONFIG, OURS, audit, errors, ip, kernel, ours, refresh, running, settle, status
 from tests.system.others import docker
+from tests.system.service import (
+    CONFIG,
+    OURS,
+    audit,
+    errors,
+    ip,
+    kernel,
+    ours,
+    refresh,
+    running,
+    status,
+    wait_until_healthy,
+)
 
 STRICT = {"net.ipv4.conf.all.rp_filter": "1", "net.ipv4.conf.default.rp_filter": "1"}
 SPEC = Spec.aws(interfaces=3, addresses=3)
@@ -82,7 +94,7 @@ def way(lab: Lab, destination: str, source: str | None = None, mark: int = 0) ->
     return ip(lab, "route", "get", destination, *words, *(["mark", str(mark)] if mark else []))[0]
 
 
-def serve_elsewhere(lab: Lab, host: Room) -> None:
+def serve_elsewhere(lab: Lab, host: Namespace) -> None:
     """A service behind a neighbour in the primary's subnet."""
     host.batch([f"address replace {ELSEWHERE}/32 dev lo"])
     lab.reach.listen(host)
@@ -96,7 +108,7 @@ def test_strict_reverse_path_filtering_changes_nothing(lab: Lab) -> None:
     assert lab.lost() == []
 
 
-def test_a_vpn_of_everything_at_a_smaller_number_wins(lab: Lab) -> None:
+def test_vpn_with_a_lower_priority_number_takes_precedence(lab: Lab) -> None:
     """As `wg-quick up` does, started after us: the kernel gives its rules the priorities before ours."""
     held = lab.hold_connection(lab.nics[1].addresses[1], source=("neighbour", 1))
     lines = [
@@ -132,7 +144,7 @@ def test_vpn_over_the_metadata_server_removes_nothing(lab: Lab) -> None:
     assert refresh(lab) == "ok"
 
 
-def test_a_vpn_that_was_there_first_has_what_has_no_source_yet(lab: Lab) -> None:
+def test_earlier_vpn_gets_packets_without_a_source(lab: Lab) -> None:
     """With priorities after ours: replies from our addresses leave through their link, others use the VPN."""
     lines = [
         "link add wg0 type bridge",
@@ -148,7 +160,7 @@ def test_a_vpn_that_was_there_first_has_what_has_no_source_yet(lab: Lab) -> None
         assert all(lab.reachability().values())
 
 
-def test_an_operators_static_route_wins_over_our_default_routes(lab: Lab) -> None:
+def test_static_route_overrides_our_default_routes(lab: Lab) -> None:
     """With any source address; the real connection uses the address whose link leads to that host."""
     primary, other = lab.nics[0], lab.nics[1]
     host = neighbour_address(primary.subnet)
@@ -177,7 +189,7 @@ def test_a_container_networks_routes_in_main_win(lab: Lab) -> None:
             assert way(lab, "10.244.1.7", source)["gateway"] == host
 
 
-def test_known_a_route_in_main_into_our_own_subnets_needs_a_rule_of_its_own(lab: Lab) -> None:
+def test_known_main_route_into_own_subnet_needs_a_rule(lab: Lab) -> None:
     """Step 1 comes before main. Container networks with pods in the subnet add such rules (aws-vpc-cni at 512)."""
     pod, source = "10.0.2.77", lab.nics[1].addresses[1]
     lines = ["link add pod0 type bridge", "link set pod0 up", f"route add {pod}/32 dev pod0"]
@@ -188,7 +200,7 @@ def test_known_a_route_in_main_into_our_own_subnets_needs_a_rule_of_its_own(lab:
             assert way(lab, pod, source)["dev"] == "pod0"
 
 
-def test_an_operators_policy_routing_stays_and_wins_by_its_number(lab: Lab) -> None:
+def test_operators_policy_routing_applies_by_priority(lab: Lab) -> None:
     """Before our band, in its gaps for operators, and after it."""
     nic = lab.nics[1]
     host, source = neighbour_address(nic.subnet), nic.addresses[1]
@@ -219,7 +231,7 @@ def test_a_foreign_route_in_our_table_stays_and_the_rest_is_done() -> None:
         assert f"table {9999 + index}" in status(lab)["last_error"]["message"]
         assert len(errors(lab)) == 1
         lab.batch([lines[1].replace("add", "del", 1)])
-        settle(lab)
+        wait_until_healthy(lab)
         assert all(lab.reachability().values())
 
 
@@ -238,7 +250,7 @@ def test_googles_agent_and_its_own_local_routes() -> None:
         lab.write_config(CONFIG)
         lab.start("netagent")
         lab.start("fetcher")
-        settle(lab)
+        wait_until_healthy(lab)
         assert refresh(lab) == "ok"
         assert [route for route in ours(lab, "route-4") if route["table"] == "local"] == []
         after = foreign(lab)
@@ -254,20 +266,20 @@ def test_googles_agent_and_its_own_local_routes() -> None:
 
 
 @pytest.fixture(scope="module")
-def container() -> Iterator[tuple[Lab, Room]]:
+def container() -> Iterator[tuple[Lab, Namespace]]:
     with running(Spec.aws(interfaces=3, addresses=3)) as made:
         yield made, docker.start(made)
 
 
-def test_dockers_network_works_on_the_primary(container: tuple[Lab, Room]) -> None:
+def test_dockers_network_works_on_the_primary(container: tuple[Lab, Namespace]) -> None:
     """Outgoing with MASQUERADE, incoming through a published port; bridge, routes and NAT rules stay."""
-    lab, room = container
+    lab, namespace = container
     before, rules = foreign(lab), lab.run(["nft", "-s", "list", "ruleset"]).stdout
     assert docker.CONTAINER not in [
         each["address"] for link in status(lab)["links"].values() for each in link["addresses"]
     ]
     lab.reach.listen(lab.beyond[0])
-    assert beyond_address(0) in docker.greeting(lab, room.name, beyond_address(0), docker.PORT)
+    assert beyond_address(0) in docker.greeting(lab, namespace.name, beyond_address(0), docker.PORT)
     for address in lab.nics[0].addresses:
         assert docker.CONTAINER in docker.greeting(lab, "beyond", address, docker.PUBLISHED)
         assert docker.CONTAINER in docker.greeting(lab, ("neighbour", 0), address, docker.PUBLISHED)
@@ -277,7 +289,7 @@ def test_dockers_network_works_on_the_primary(container: tuple[Lab, Room]) -> No
     assert all(lab.reachability().values())
 
 
-def test_known_a_published_port_answers_where_main_happens_to_lead_back(container: tuple[Lab, Room]) -> None:
+def test_known_published_port_answers_only_as_main_routes(container: tuple[Lab, Namespace]) -> None:
     """Without ForwardedReplies="mark": the reply is routed before NAT restores the published address."""
     lab, _ = container
     primary, other = (nic.addresses[1] for nic in lab.nics[:2])

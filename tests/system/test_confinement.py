@@ -11,12 +11,11 @@ import pytest
 
 from tests.lab import Lab, Spec
 from tests.lab.processes import USERS
-from tests.system.job import (
+from tests.system.service import (
     DAEMONS,
     MACS,
     OURS,
     Kernel,
-    ask,
     audit,
     ip,
     kernel,
@@ -24,8 +23,9 @@ from tests.system.job import (
     read_all_facts,
     refresh,
     running,
-    settle,
+    send_command,
     status,
+    wait_until_healthy,
     without_order,
 )
 
@@ -155,7 +155,7 @@ def test_foreign_objects_are_the_same_before_and_after(lab: Lab) -> None:
     refresh(lab)
     lab.remove_address(nic.mac, "10.0.2.77")
     refresh(lab)
-    settle(lab)
+    wait_until_healthy(lab)
     assert without_order(kernel(lab)) == without_order(with_foreign)
     assert len(audit(lab)) == len(lines) + 4
     for line in reversed(FOREIGN):
@@ -182,7 +182,7 @@ def test_an_address_of_dhcps_is_adopted_and_not_touched(lab: Lab) -> None:
 
 
 def test_secrets_are_in_no_file_and_in_no_log(lab: Lab) -> None:
-    answer = ask(lab, "credentials")
+    answer = send_command(lab, "credentials")
     assert answer["ok"]
     assert "SECRET" in json.dumps(answer["result"])
     refresh(lab)
@@ -243,7 +243,7 @@ def test_silent_control_client_is_dropped(lab: Lab) -> None:
 
 def test_a_credential_that_cannot_be_had_is_an_answer_too(lab: Lab) -> None:
     lab.metadata.fail("status", "/latest/meta-data/iam/*", status=500)
-    answer = ask(lab, "credentials")
+    answer = send_command(lab, "credentials")
     lab.metadata.clear()
     assert answer == {"ok": False, "error": "iam/security-credentials/: HTTP 500"}
 

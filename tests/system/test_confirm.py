@@ -8,10 +8,9 @@ from signal import SIGHUP
 import pytest
 
 from tests.lab import Lab, Nic, Spec
-from tests.system.job import (
+from tests.system.service import (
     CONFIG,
     MACS,
-    ask,
     audit,
     ip,
     kernel,
@@ -19,8 +18,9 @@ from tests.system.job import (
     present,
     refresh,
     running,
-    settle,
+    send_command,
     status,
+    wait_until_healthy,
     without_order,
 )
 
@@ -73,8 +73,8 @@ def test_lost_gateway_rolls_the_change_back(lab: Lab) -> None:
     give_gateway_its_voice_back(lab)
     assert refresh(lab) == "degraded", "an ordinary refresh is no reason for another try"
     assert verdicts(lab)[count:] == ["applied", "rolled back"]
-    assert ask(lab, "retry")["ok"]
-    settle(lab)
+    assert send_command(lab, "retry")["ok"]
+    wait_until_healthy(lab)
     assert NEW in present(lab)
     assert status(lab)["last_error"] is None
 
@@ -114,7 +114,7 @@ def test_lost_metadata_server_rolls_the_change_back(lab: Lab) -> None:
     answered = "the metadata server does not answer"
     lab.wait_for(lambda: answered in str(status(lab)["netagent"]["reason"]), 10, "the reason in the status")
     lab.metadata.clear()
-    settle(lab)
+    wait_until_healthy(lab)
     assert NEW in present(lab)
 
 
@@ -137,7 +137,7 @@ def test_silent_new_gateway_is_not_used(route: list[str]) -> None:
         assert not any(route.get("gateway") == "10.0.0.1" for route in ours(lab, "route-4"))
         lab.metadata.clear()
         assert refresh(lab) in ("ok", "degraded")
-        settle(lab)
+        wait_until_healthy(lab)
         assert all(lab.reachability().values())
 
 
@@ -151,7 +151,7 @@ def test_unconfirmable_change_is_not_tried(lab: Lab) -> None:
     lab.wait_for(lambda: len(status(lab)["links"][str(index(lab, nic))]["drift"]) == 2, 10, "the drift to be reported")
     assert audit(lab) == lines
     lab.metadata.clear()
-    settle(lab)
+    wait_until_healthy(lab)
     assert set(lab.addresses) <= present(lab)
 
 

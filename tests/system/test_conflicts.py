@@ -10,7 +10,19 @@ from contextlib import contextmanager
 import pytest
 
 from tests.lab import Interface, Lab, Spec
-from tests.system.job import CONFIG, audit, cnctl, errors, ip, ours, present, refresh, running, settle, status
+from tests.system.service import (
+    CONFIG,
+    audit,
+    cnctl,
+    errors,
+    ip,
+    ours,
+    present,
+    refresh,
+    running,
+    status,
+    wait_until_healthy,
+)
 
 ADVERSARY = """
 import select, subprocess, sys
@@ -89,7 +101,7 @@ def test_few_reverts_are_not_a_conflict(lab: Lab) -> None:
     for _ in range(3):
         lab.batch([f"address del {nic.addresses[1]}/32 dev {nic.name}"])
         lab.wait_for(lambda: nic.addresses[1] in present(lab), 10, "the repair")
-        settle(lab)
+        wait_until_healthy(lab)
     assert status(lab)["conflicts"] == []
     assert errors(lab) == []
 
@@ -112,7 +124,7 @@ def test_foreign_route_in_our_place_blocks_nothing_else(lab: Lab) -> None:
     [route] = ip(lab, "route", "show", "default", "table", str(table))
     assert (route["gateway"], route["protocol"]) == ("10.0.2.5", "static")
     lab.batch([f"route del default table {table}"])
-    settle(lab)
+    wait_until_healthy(lab)
     assert status(lab)["conflicts"] == []
     assert all(lab.reachability().values())
 
@@ -124,7 +136,7 @@ def test_foreign_rule_at_our_priority_applies(lab: Lab) -> None:
     theirs = f"rule add pref 31000 from {nic.addresses[1]} lookup main"
     lab.batch([theirs])
     refresh(lab)
-    settle(lab)
+    wait_until_healthy(lab)
     assert ours(lab, "rule-4") == before
     assert [rule["table"] for rule in ip(lab, "rule") if rule["src"] == nic.addresses[1]] == ["main"]
     assert {pair for pair, answered in lab.reachability().items() if not answered} == {("beyond0", nic.addresses[1])}
@@ -166,16 +178,16 @@ def test_refusal_blocks_nothing_else(lab: Lab) -> None:
     lab.daemons.kill("netagent", 1)
     lab.daemons.kill("fetcher", 1)
     lab.wait_for(lambda: "198.51.100.7" in present(lab), 20, "it to be tried again")
-    settle(lab)
+    wait_until_healthy(lab)
 
 
-def test_a_route_of_a_shared_subnet_comes_back_when_its_first_address_has_gone(lab: Lab) -> None:
+def test_shared_subnet_route_survives_its_first_address(lab: Lab) -> None:
     """Two links in one subnet; the first address of one, with the subnet's length, is removed with its routes."""
     nic = lab.nics[1]
     lab.attach_interface(Interface(nic.subnet, ("10.0.2.50",)))
-    settle(lab)
+    wait_until_healthy(lab)
     lab.remove_address(nic.mac, nic.addresses[0])
     refresh(lab)
-    settle(lab)
+    wait_until_healthy(lab)
     lab.batch([f"route flush table all proto 209 dev {nic.name}"])
     assert refresh(lab) == "ok"

@@ -10,7 +10,7 @@ from signal import SIGTERM
 import pytest
 
 from tests.lab import Held, Lab, Spec
-from tests.system.job import (
+from tests.system.service import (
     CONFIG,
     DAEMONS,
     MACS,
@@ -21,8 +21,8 @@ from tests.system.job import (
     present,
     refresh,
     running,
-    settle,
     status,
+    wait_until_healthy,
     without_order,
 )
 
@@ -103,7 +103,7 @@ def test_kill_before_first_confirm_rolls_back_and_retries(fresh: Lab, name: str)
     fresh.wait_for(lambda: without_order(kernel(fresh)) == without_order(untouched), 10, "the rollback")
     fresh.metadata.clear()
     fresh.start("fetcher")
-    settle(fresh)
+    wait_until_healthy(fresh)
     assert all(fresh.reachability().values())
     assert connection.alive()
 
@@ -123,7 +123,7 @@ def test_kill_before_later_confirm_keeps_the_rest(lab: Lab, name: str) -> None:
     lab.metadata.clear()
     if name == "fetcher":
         lab.start("fetcher")
-    settle(lab)
+    wait_until_healthy(lab)
     assert new in present(lab)
     assert all(connection.alive() for connection in connections)
     assert all(lab.reachability([new]).values())
@@ -140,7 +140,7 @@ def test_killed_at_random_moments_it_converges_to_the_same(lab: Lab) -> None:
         for name in chance.sample(["netagent", "fetcher"], chance.randint(1, 2)):
             lab.kill(name)
             lab.start(name)
-    settle(lab)
+    wait_until_healthy(lab)
     lab.wait_for(lambda: without_order(kernel(lab)) == settled, 20, "the kernel to be as before")
     assert all(connection.alive() for connection in connections)
     assert all(lab.reachability().values())
@@ -153,7 +153,7 @@ def test_killed_while_it_starts_it_starts_again(fresh: Lab) -> None:
         time.sleep(moment)
         fresh.kill("fetcher")
     fresh.start("fetcher")
-    settle(fresh)
+    wait_until_healthy(fresh)
     assert all(fresh.reachability().values())
 
 
@@ -164,7 +164,7 @@ def test_the_fetcher_may_be_there_before_netagent(fresh: Lab) -> None:
     assert status(fresh)["netagent"]["listening"] is False
     assert "netagent is not running" in status(fresh)["last_error"]["message"]
     fresh.start("netagent")
-    settle(fresh)
+    wait_until_healthy(fresh)
     assert status(fresh)["last_error"] is None
     assert any("netagent: recovered" in line for line in fresh.log("fetcher").splitlines())
 
@@ -180,7 +180,7 @@ def test_the_metadata_server_may_come_later(fresh: Lab, fault: str) -> None:
     assert status(fresh)["fetched_at"] is None
     assert kernel(fresh) == before
     fresh.metadata.clear()
-    settle(fresh)
+    wait_until_healthy(fresh)
 
 
 def test_ended_and_started_again_in_any_order_the_network_stays(lab: Lab) -> None:
@@ -190,7 +190,7 @@ def test_ended_and_started_again_in_any_order_the_network_stays(lab: Lab) -> Non
     assert not lab.path("/run/cloud-network/control.sock").exists()
     for name in ("api", "fetcher", "netagent"):
         lab.start(name)
-    settle(lab)
+    wait_until_healthy(lab)
     assert kernel(lab) == before
     assert all(connection.alive() for connection in connections)
     assert len(audit(lab)) == 6
@@ -221,7 +221,7 @@ def test_rolled_back_change_is_retried_with_backoff(fresh: Lab) -> None:
     assert "does not answer after the change" in status(fresh)["last_error"]["message"]
     assert present(fresh) & set(fresh.addresses) <= set(fresh.addresses)
     fresh.metadata.clear()
-    settle(fresh)
+    wait_until_healthy(fresh)
 
 
 def test_unexpected_error_is_logged_and_passes_continue(lab: Lab) -> None:
@@ -235,5 +235,5 @@ def test_unexpected_error_is_logged_and_passes_continue(lab: Lab) -> None:
     lab.wait_for(lambda: "Traceback" in lab.log("fetcher"), 10, "the log of it")
     (target / "in the way").unlink()
     target.rmdir()
-    settle(lab)
+    wait_until_healthy(lab)
     assert any("unexpected" in line for line in errors(lab))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.lab import Lab, Nic, Spec
-from tests.system.job import cnctl, ip, refresh, running, status
+from tests.system.service import cnctl, ip, refresh, running, status
 
 STEPS = ["metadata", "interface", "address", "rule", "table", "gateway", "neighbour", "rp_filter", "mtu"]
 

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.system.job import (
+from tests.system.service import (
     MACS,
     audit,
     cnctl,
     errors,
     ip,
-    is_settled,
+    is_healthy,
     kernel,
     ours,
     present,
@@ -175,7 +175,7 @@ def test_our_own_changes_cause_no_second_change_and_little_work(lab: Lab) -> Non
     before = len(audit(lab))
     victim = lab.nics[1].addresses[7]
     lab.batch([f"address del {victim}/32 dev {lab.nics[1].name}"])
-    lab.wait_for(lambda: victim in present(lab) and is_settled(lab), 10, "the repair")
+    lab.wait_for(lambda: victim in present(lab) and is_healthy(lab), 10, "the repair")
     lab.metadata.reset()
     refresh(lab)
     assert [line["verdict"] for line in audit(lab)[before:]] == ["applied", "confirmed"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.system.job import Kernel, audit, cnctl, kernel, ours, present, settle, status
+from tests.system.service import Kernel, audit, cnctl, kernel, ours, present, status, wait_until_healthy
 
 SCRIPTS = Path(sys.executable).parent
 SPEC = Spec.aws(interfaces=3, addresses=3)
@@ -47,7 +47,7 @@ def start(lab: Lab) -> Kernel:
     before = foreign(lab)
     for name in ("netagent", "fetcher"):
         lab.start(name)
-    settle(lab)
+    wait_until_healthy(lab)
     assert len(ours(lab, "rule-4")) == 7
     return before
 
@@ -87,7 +87,7 @@ def test_flush_removes_our_objects_until_a_refresh(lab: Lab) -> None:
     assert "the network was flushed; run `sudo cnctl refresh` to configure it again" in plan.stderr
 
     assert as_root(lab, "cnctl", "refresh").returncode == 0
-    settle(lab)
+    wait_until_healthy(lab)
     assert set(lab.addresses) <= present(lab)
     assert all(lab.reachability().values())
 

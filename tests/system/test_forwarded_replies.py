@@ -14,7 +14,7 @@ import pytest
 
 from tests.lab import Interface, Lab
 from tests.system.forwarding import PUBLISHED, SPEC, SYSCTL, Container, answered
-from tests.system.job import ask, audit, ip, ours, refresh, running, status
+from tests.system.service import audit, ip, ours, refresh, running, send_command, status
 
 MARK = '[Network]\nForwardedReplies = "mark"\n'
 OFF = '[Netagent]\nAllowKinds = "veth"\n'
@@ -149,7 +149,7 @@ def test_containers_leave_as_they_did(lab: Lab, container: Container) -> None:
     """Through main, with the address of the primary."""
     lab.reach.listen(lab.beyond[0])
     talk = "exec 3<>/dev/tcp/198.51.100.10/7; head -n 1 <&3"
-    assert "198.51.100.10" in container.room.run(["timeout", "3", "bash", "-c", talk]).stdout
+    assert "198.51.100.10" in container.namespace.run(["timeout", "3", "bash", "-c", talk]).stdout
 
 
 def test_connections_survive_replacement_of_the_table(lab: Lab, container: Container) -> None:
@@ -174,7 +174,7 @@ def test_connections_survive_replacement_of_the_table(lab: Lab, container: Conta
         each.close()
 
 
-def test_a_flushed_ruleset_is_repaired_without_being_asked(lab: Lab) -> None:
+def test_flushed_ruleset_is_repaired_by_the_timer(lab: Lab) -> None:
     before = lab.run(["nft", "-s", "list", "ruleset"]).stdout
     lab.run(["nft", "flush", "ruleset"])
     lab.wait_for(lambda: "replies" in table(lab), 30, "the table to be made again")
@@ -186,7 +186,7 @@ def test_a_flushed_ruleset_is_repaired_without_being_asked(lab: Lab) -> None:
 
 def test_flush_removes_our_table_and_refresh_restores_it(lab: Lab) -> None:
     before = ruleset(lab)
-    assert ask(lab, "flush")["ok"]
+    assert send_command(lab, "flush")["ok"]
     assert (table(lab), mark_rules(lab)) == ("", [])
     assert ruleset(lab) == before
     lab.wait_for(lambda: refresh(lab) == "ok")

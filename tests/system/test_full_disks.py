@@ -9,7 +9,7 @@ import pytest
 
 from tests.lab import Lab, Spec
 from tests.lab.processes import USERS
-from tests.system.job import CONFIG, DAEMONS, audit, cnctl, is_settled, present, settle, status
+from tests.system.service import CONFIG, DAEMONS, audit, cnctl, is_healthy, present, status, wait_until_healthy
 
 STATE, LEDGER, LOG = "/run/cloud-network", "/run/cloud-network-netagent", "/var/log/cloud-network"
 OWNERS = {STATE: "cloud-network", LEDGER: "cloud-network-netagent", LOG: "cloud-network-netagent"}
@@ -28,7 +28,7 @@ def lab() -> Iterator[Lab]:
         made.write_config(TIMER + CONFIG)
         for name in DAEMONS:
             made.start(name)
-        settle(made)
+        wait_until_healthy(made)
         yield made
 
 
@@ -50,7 +50,7 @@ def test_full_run_costs_no_address_and_recovers(lab: Lab) -> None:
     lab.remove_address(nic.mac, nic.addresses[2])
     for filler in fillers:
         filler.unlink()
-    lab.wait_for(lambda: is_settled(lab), 30, "the state to be written")
+    lab.wait_for(lambda: is_healthy(lab), 30, "the state to be written")
     lab.wait_for(lambda: cnctl(lab, "status").returncode == 0, 30, "cnctl to be content")
     assert present(lab) >= set(lab.addresses)
     assert held.alive()
@@ -72,7 +72,7 @@ def test_full_log_withholds_changes_until_there_is_room(lab: Lab) -> None:
     assert "10.0.2.77" not in present(lab), "what cannot be logged is not done"
     assert 'AuditFailure="continue"' in str(status(lab)["last_error"])
     filler.unlink()
-    settle(lab)
+    wait_until_healthy(lab)
     assert present(lab) >= set(lab.addresses)
     assert held.alive()
     assert len(audit(lab)) > before

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.system.job import CONFIG, audit, kernel, ours, read_all_facts, running, without_order
+from tests.system.service import CONFIG, audit, kernel, ours, read_all_facts, running, without_order
 
 
 def test_every_address_of_both_families_is_reached() -> None:

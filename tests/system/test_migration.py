@@ -6,7 +6,7 @@ import re
 
 from tests.lab import Lab, Spec
 from tests.lab.lab import CHECKOUT
-from tests.system.job import CONFIG, ip, present, settle, status
+from tests.system.service import CONFIG, ip, present, status, wait_until_healthy
 
 PAGE = CHECKOUT / "docs/migration.md"
 
@@ -49,7 +49,7 @@ def test_page_removes_the_originals_objects() -> None:
         assert rules(lab) == []
         assert present(lab) >= set(lab.addresses), "its addresses stay, and are adopted"
         start(lab)
-        settle(lab)
+        wait_until_healthy(lab)
         assert {str(each.get("protocol")) for each in ip(lab, "rule") if str(each["table"]).startswith("1")} == {"209"}
         assert all(lab.reachability().values())
         assert lab.dropped() == 0, lab.lost()

@@ -12,8 +12,8 @@ import pytest
 from tests.lab import Interface, Lab, Nic, Spec
 from tests.lab.spec import neighbour_address
 from tests.system.connections import open_connections
-from tests.system.job import CONFIG, cnctl, ip, present, refresh, running, settle
 from tests.system.monitor import Events, monitor, stream
+from tests.system.service import CONFIG, cnctl, ip, present, refresh, running, wait_until_healthy
 
 
 @pytest.fixture
@@ -60,10 +60,10 @@ def test_new_links_take_no_connection_of_the_others() -> None:
         with open_connections(lab) as found:
             for name in ("netagent", "fetcher"):
                 lab.start(name)
-            settle(lab)
+            wait_until_healthy(lab)
             assert detours(lab) == []
             nic = lab.attach_interface(Interface("10.0.9.0/24", 3))
-            settle(lab)
+            wait_until_healthy(lab)
             assert nic.addresses[0] in present(lab)
             assert detours(lab) == []
         assert found.broken == {}
@@ -98,7 +98,7 @@ def test_removed_first_address_leaves_siblings_without_gap(lab: Lab) -> None:
         stack.enter_context(stream(lab, nic.addresses[1], "beyond", ("neighbour", 0), ("neighbour", 1)))
         lab.remove_address(nic.mac, nic.addresses[0])
         assert refresh(lab) == "ok"
-        settle(lab)
+        wait_until_healthy(lab)
         assert nic.addresses[0] not in present(lab)
     assert events.gone
     assert lost_of_others(events, nic) == []
@@ -121,6 +121,6 @@ def test_changed_lease_leaves_siblings_without_gap(lab: Lab) -> None:
             ]
         )
         lab.wait_for(lambda: is_content(lab), 20, "all to be content")
-        settle(lab)
+        wait_until_healthy(lab)
     assert lost_of_others(events, nic) == []
     assert all(lab.reachability().values())

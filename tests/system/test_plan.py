@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.lab import Interface, Lab, Spec
-from tests.system.job import (
+from tests.system.service import (
     CONFIG,
     audit,
     cnctl,

@@ -13,7 +13,7 @@ import pytest
 
 from tests.lab import Interface, Lab, Nic, Spec
 from tests.lab.spec import beyond_address, neighbour_address
-from tests.system.job import CONFIG, audit, errors, ip, is_settled, ours, refresh, running, settle
+from tests.system.service import CONFIG, audit, errors, ip, is_healthy, ours, refresh, running, wait_until_healthy
 
 SPEC = Spec.aws(interfaces=2, addresses=3)
 SHARED = Spec(tuple(Interface("10.0.1.0/24", count) for count in (4, 4)))
@@ -49,19 +49,19 @@ table ip nat {{
 
 def becomes_a_gateway(lab: Lab) -> str:
     """NAT for the neighbour of the second interface's subnet, with the source/destination check off."""
-    primary, nic, room = lab.nics[0], lab.nics[1], lab.neighbours[1]
+    primary, nic, namespace = lab.nics[0], lab.nics[1], lab.neighbours[1]
     outside = beyond_address(0)
     lab.run(["tee", "/proc/sys/net/ipv4/ip_forward"], stdin="1")
     lab.run(["nft", "-f", "-"], stdin=NAT.format(primary=primary.name, subnet=nic.subnet))
     lab.fabric.admit_address(nic, outside)
-    room.batch([f"route replace {outside}/32 via {nic.addresses[0]}"])
+    namespace.batch([f"route replace {outside}/32 via {nic.addresses[0]}"])
     lab.reach.listen(lab.beyond[0])
     return neighbour_address(nic.subnet)
 
 
 def gets_out(lab: Lab) -> bool:
-    room, pair = lab.neighbours[1], (beyond_address(0), None)
-    return lab.reach.probe({room: [pair]}, 1.5)[(room.name, *pair)]
+    namespace, pair = lab.neighbours[1], (beyond_address(0), None)
+    return lab.reach.probe({namespace: [pair]}, 1.5)[(namespace.name, *pair)]
 
 
 def masqueraded(lab: Lab) -> int:
@@ -69,7 +69,7 @@ def masqueraded(lab: Lab) -> int:
 
 
 @pytest.mark.parametrize("rules", ["aggregate", "address"])
-def test_what_is_forwarded_for_a_neighbour_is_mains(rules: str) -> None:
+def test_forwarded_packets_of_a_neighbour_use_main(rules: str) -> None:
     """The neighbour's address is in the prefix; packets that it sends through this host are not this host's own."""
     with running(SPEC, of(rules), "netagent", "fetcher") as lab:
         primary, nic = lab.nics
@@ -95,7 +95,7 @@ def test_of_ipv6_too() -> None:
     with running(Spec(tuple(both)), "", "netagent", "fetcher") as lab:
         primary, nic = lab.nics
         lab.wait_for(lambda: all(lab.reachability().values()), 20, "every address to answer")
-        assert is_settled(lab)
+        assert is_healthy(lab)
         lab.stop("fetcher")
         lab.run(["tee", "/proc/sys/net/ipv6/conf/all/forwarding"], stdin="1")
         lab.run(["ip", "-6", "route", "replace", "default", "via", "fe80::1", "dev", primary.name, "metric", "1"])
@@ -117,7 +117,7 @@ s.sendto(b"", (sys.argv[2], 9))
 
 
 @pytest.mark.parametrize(("rules", "by"), [("aggregate", 1), ("address", 0)])
-def test_known_a_transparent_proxy_with_a_neighbours_address_counts_as_this_host(rules: str, by: int) -> None:
+def test_known_transparent_proxy_counts_as_this_host(rules: str, by: int) -> None:
     """A process with CAP_NET_ADMIN may use a foreign source: packets leave through the link with that subnet."""
     with running(SPEC, of(rules), "netagent", "fetcher") as lab:
         spoofed = neighbour_address(lab.nics[1].subnet)
@@ -125,7 +125,7 @@ def test_known_a_transparent_proxy_with_a_neighbours_address_counts_as_this_host
         assert {(lost.mac, lost.source) for lost in lab.lost()} == {(lab.nics[by].mac, spoofed)}
 
 
-def test_an_operators_address_elsewhere_makes_room_for_itself() -> None:
+def test_foreign_address_splits_the_aggregate_rule() -> None:
     """A later address in the prefix, on any link: a kernel event reports it."""
     with running(SPEC) as lab:
         primary, nic = lab.nics
@@ -133,12 +133,12 @@ def test_an_operators_address_elsewhere_makes_room_for_itself() -> None:
         assert sources(lab, nic) == [nic.subnet]
         lab.batch(["link add their0 type bridge", "address add 10.0.2.200/32 dev their0", "link set their0 up"])
         lab.wait_for(lambda: sources(lab, nic) == ["10.0.2.0/25"], 10, "the rules to be smaller")
-        settle(lab)
+        wait_until_healthy(lab)
         assert ip(lab, "route", "get", beyond_address(0), "from", "10.0.2.200")[0]["dev"] == primary.name
         assert all(lab.reachability().values())
         lab.batch(["link del their0"])
         lab.wait_for(lambda: sources(lab, nic) == [nic.subnet], 10, "the rule for all of the subnet")
-        settle(lab)
+        wait_until_healthy(lab)
         assert held.alive()
         assert errors(lab) == []
         assert "refused" not in {line["verdict"] for line in audit(lab)}
@@ -225,7 +225,7 @@ def never_without(seen: Watched, wanted: dict[str, int]) -> None:
 def configure(lab: Lab, rules: str, count: int) -> None:
     lab.write_config(CONFIG + of(rules))
     lab.kill("fetcher", 1)
-    lab.wait_for(lambda: len(ours(lab, "rule-4")) == count and is_settled(lab), 20, f"Rules={rules}")
+    lab.wait_for(lambda: len(ours(lab, "rule-4")) == count and is_healthy(lab), 20, f"Rules={rules}")
 
 
 @pytest.mark.parametrize("spec", [SPEC, SHARED], ids=["two subnets", "one subnet"])
@@ -245,7 +245,7 @@ def test_another_form_of_the_rules_breaks_no_connection(spec: Spec) -> None:
             lab.write_config(CONFIG)
             lab.start("netagent")
             lab.start("fetcher")
-            lab.wait_for(lambda: len(ours(lab, "rule-4")) == together and is_settled(lab), 20, "the new daemons")
+            lab.wait_for(lambda: len(ours(lab, "rule-4")) == together and is_healthy(lab), 20, "the new daemons")
         never_without(seen, wanted)
         assert all(each.alive() for each in held)
         assert all(lab.reachability().values())
@@ -280,12 +280,12 @@ def test_an_address_that_divides_a_prefix_leaves_no_gap() -> None:
         with watched(lab) as seen:
             lab.add_address(one.mac, "10.0.1.24")
             refresh(lab)
-            settle(lab)
+            wait_until_healthy(lab)
             assert whole not in sources(lab, other)
             assert all(lab.reachability().values())
             lab.remove_address(one.mac, "10.0.1.24")
             refresh(lab)
-            settle(lab)
+            wait_until_healthy(lab)
             lab.wait_for(lambda: whole in sources(lab, other), 10, "the parts to be one again")
         never_without(seen, wanted)
         assert (sources(lab, one), sources(lab, other)) == before
@@ -304,6 +304,6 @@ def test_address_in_an_exclusive_subnet_changes_no_rule() -> None:
         refresh(lab)
         lab.remove_address(lab.nics[1].mac, lab.nics[1].addresses[0])
         refresh(lab)
-        settle(lab)
+        wait_until_healthy(lab)
         assert _rules(lab) == before
         assert json.dumps([line.get("ops") for line in audit(lab)[4:]]).count("rule_") == 0

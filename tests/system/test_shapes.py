@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.lab import Interface, Lab, Spec
-from tests.system.job import (
+from tests.system.service import (
     CONFIG,
     audit,
     cnctl,
@@ -20,8 +20,8 @@ from tests.system.job import (
     read_all_facts,
     refresh,
     running,
-    settle,
     status,
+    wait_until_healthy,
     without_order,
 )
 
@@ -54,7 +54,7 @@ def test_either_metadata_version_is_sufficient(settings: dict[str, Any]) -> None
         lab.write_config(CONFIG)
         lab.start("netagent")
         lab.start("fetcher")
-        settle(lab)
+        wait_until_healthy(lab)
         assert all(lab.reachability().values())
         assert all(record.status == 200 for record in lab.metadata.requests() if record.path.endswith("local-ipv4s"))
         assert errors(lab) == []
@@ -78,7 +78,7 @@ def test_first_of_two_in_one_subnet_can_return() -> None:
         first = lab.nics[0]
         lab.batch([f"address flush dev {first.name}", f"route add default via {first.gateway} dev {first.name} onlink"])
         lab.wait_for(lambda: set(first.addresses) <= present(lab), 15, "the first interface's addresses")
-        settle(lab)
+        wait_until_healthy(lab)
         assert all(lab.reachability().values())
 
 
@@ -91,7 +91,7 @@ def test_dhcp_addresses_of_all_interfaces_are_adopted() -> None:
         lab.write_config(CONFIG)
         for name in ("netagent", "fetcher"):
             lab.start(name)
-        settle(lab)
+        wait_until_healthy(lab)
         after = [each for link in kernel(lab)["address"] for each in link["addr_info"] if each["local"] in theirs]
         assert (after, ip(lab, "route", "show", "proto", "dhcp")) == (before, main)
         assert all(lab.reachability().values())
@@ -194,7 +194,7 @@ def test_refusal_is_shown_with_its_key_and_retried_slowly() -> None:
         assert len(errors(lab)) == 1
         lab.restart("netagent")
         lab.kill("fetcher", SIGHUP)
-        settle(lab)
+        wait_until_healthy(lab)
 
 
 def test_cnctl_agrees_with_the_kernel() -> None:

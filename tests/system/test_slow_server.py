@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.system.job import CONFIG, ask, settle, status
+from tests.system.service import CONFIG, send_command, status, wait_until_healthy
 from tests.system.test_boot_order import Manager, start_fetcher
 
 LATE = 4.5  # seconds, below the time that one answer may take
@@ -41,16 +41,16 @@ def test_slow_answers_delay_nothing_else(lab: Lab) -> None:
     manager = start_fetcher(lab, WATCHDOG_USEC="400000")
     lab.wait_for(lambda: len(lab.metadata.requests()) >= 2, 20, "the read to be under way")
     with ThreadPoolExecutor() as pool:
-        refresh = pool.submit(ask, lab, "refresh")
+        refresh = pool.submit(send_command, lab, "refresh")
         before, requests = pings(manager), len(lab.metadata.requests())
         lab.wait_for(lambda: pings(manager) > before + 20, 30, "the watchdog to be fed")
-        assert "is not a command" in ask(lab, "nonsense")["error"]
+        assert "is not a command" in send_command(lab, "nonsense")["error"]
         assert status(lab)["state"] == "starting"
         assert len(lab.metadata.requests()) < requests + 10, "all that while the answers were late"
         assert not refresh.done()
         lab.metadata.clear()
         assert refresh.result(60)["ok"]
-    settle(lab)
+    wait_until_healthy(lab)
 
 
 def test_pass_that_hangs_ends_the_daemon(lab: Lab) -> None:
@@ -63,4 +63,4 @@ def test_pass_that_hangs_ends_the_daemon(lab: Lab) -> None:
     assert fetcher.returncode == 1
     lab.metadata.clear()
     lab.start("fetcher")
-    settle(lab)
+    wait_until_healthy(lab)

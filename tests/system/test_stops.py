@@ -9,7 +9,7 @@ from itertools import permutations
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.system.job import CONFIG, DAEMONS, cnctl, errors, present, running, settle
+from tests.system.service import CONFIG, DAEMONS, cnctl, errors, present, running, wait_until_healthy
 from tests.system.test_crash import start_until_it_runs
 
 TIMER = '[System]\nRefreshTimer = "1s"\n'
@@ -37,7 +37,7 @@ def test_daemons_stop_and_start_in_any_order_while_metadata_change(lab: Lab, ord
             action(name)
             change(lab)
             assert all(connection.alive() for connection in connections)
-    settle(lab)
+    wait_until_healthy(lab)
     lab.wait_for(lambda: cnctl(lab, "status").returncode == 0, 20, "the three together")
     assert {each for each in present(lab) if ":" not in each} == set(lab.addresses)
     assert all(connection.alive() for connection in connections)
@@ -60,7 +60,7 @@ def test_configuration_that_cannot_be_read_keeps_the_old_one(lab: Lab, how: str)
     lab.wait_for(lambda: "continuing with the log and the settings in use" in lab.log("netagent"), 20, "netagent's")
     assert any(FILE in line for line in errors(lab))
     lab.add_address(nic.mac, EXTRA)  # AllowKinds= is still in force: without it netagent would refuse
-    settle(lab)
+    wait_until_healthy(lab)
     assert EXTRA in present(lab)
     file.chmod(0o644)
     file.write_text(f'[Network]\nExcludeAddresses = "{EXTRA}"\n{TIMER}{CONFIG}')

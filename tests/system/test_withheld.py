@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.lab import Interface, Lab, Spec
-from tests.system.job import CONFIG, audit, errors, present, refresh, running, settle, status
+from tests.system.service import CONFIG, audit, errors, present, refresh, running, status, wait_until_healthy
 
 # The second interface has addresses that are neither private nor learned (RFC 2544, never routed).
 TEST_NET = "198.18.7.0/24"
@@ -35,7 +35,7 @@ def test_disallowed_addresses_wait_and_block_nothing() -> None:
         lab.write_config(f'{CONFIG}AllowAddresses = "{TEST_NET}"\n')
         lab.restart("netagent")
         lab.daemons.kill("fetcher", 1)
-        settle(lab)
+        wait_until_healthy(lab)
         assert status(lab)["last_error"] is None
         assert all(lab.reachability().values()), lab.report()
         assert "refused" not in {line["verdict"] for line in audit(lab)}
@@ -51,4 +51,4 @@ def test_an_address_that_a_bridge_has_is_left_to_it() -> None:
         lab.wait_for(lambda: "br0 has" in str(status(lab)["last_error"]), 10, "the reason")
         assert "refused" not in {line["verdict"] for line in audit(lab)[before:]}
         lab.batch(["link delete br0"])
-        settle(lab)
+        wait_until_healthy(lab)

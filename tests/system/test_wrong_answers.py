@@ -12,7 +12,18 @@ import pytest
 
 from tests.lab import Interface, Lab, Spec
 from tests.lab.curl import ask
-from tests.system.job import CONFIG, audit, errors, ip, kernel, present, refresh, running, settle, status
+from tests.system.service import (
+    CONFIG,
+    audit,
+    errors,
+    ip,
+    kernel,
+    present,
+    refresh,
+    running,
+    status,
+    wait_until_healthy,
+)
 from tests.system.wrong_answers import CASES, NEIGHBOUR, changed, serving, start, with_range
 
 NETWORK_DATA = "/openstack/latest/network_data.json"
@@ -33,7 +44,7 @@ def test_wrong_answer_costs_no_connection(name: str, at_start: bool) -> None:
         lab.metadata.clear()
         lab.metadata.load(lab.nics)
         refresh(lab)
-        settle(lab)
+        wait_until_healthy(lab)
         assert all(lab.reachability().values())
 
 
@@ -48,7 +59,7 @@ def resolved() -> Iterator[Lab]:
         directory.mkdir(parents=True)
         (directory / "resolv.conf").write_text("nameserver 10.0.2.53\nnameserver 10.0.1.53\n")
         start(lab)
-        settle(lab)
+        wait_until_healthy(lab)
         yield lab
 
 
@@ -83,7 +94,7 @@ def left_out(lab: Lab, change: Callable[[Lab], None], named: str, reason: str) -
     assert kernel(lab) == before
     lab.metadata.load(lab.nics)
     refresh(lab)
-    settle(lab)
+    wait_until_healthy(lab)
 
 
 def netagent_time(lab: Lab) -> int:
@@ -121,7 +132,7 @@ def docker() -> Iterator[Lab]:
         lab.batch(["link add docker0 address 02:42:ac:11:00:01 type bridge", "address add 172.17.0.1/16 dev docker0"])
         lab.batch(["link set docker0 up"])
         start(lab)
-        settle(lab)
+        wait_until_healthy(lab)
         yield lab
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from tests.lab import Interface, Lab, Spec
 from tests.system.connections import Connections, open_connections
-from tests.system.job import CONFIG, MACS, audit, refresh, settle, status
+from tests.system.service import CONFIG, MACS, audit, refresh, status, wait_until_healthy
 
 NOBODY, NEIGHBOUR = "10.0.1.9", "10.0.1.250"
 """An address in the primary's subnet that no host has, and one of a host that does not forward."""
@@ -84,7 +84,7 @@ def serving(case: Wrong, *, at_start: bool) -> Iterator[tuple[Lab, Connections, 
         lab.write_config(CONFIG)
         if not at_start:
             start(lab)
-            settle(lab)
+            wait_until_healthy(lab)
         before = len(audit(lab))
         with open_connections(lab) as found:
             case.tell(lab)

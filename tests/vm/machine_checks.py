@@ -75,7 +75,7 @@ class MachineChecks:
         assert reachable(guest)
 
     def test_a_vlan_of_bare_metal_is_configured_where_its_kind_is_allowed(self, guest: Machine) -> None:
-        """The metadata name it by its MAC, as they do any interface; the operator's image makes the link."""
+        """The metadata names it by its MAC, as they do any interface; the operator's image makes the link."""
         before = normal(ours(guest))
         with plugged(guest, CARD_MAC) as nic:
             guest.run("sh", "-ec", CARD.format(link=link_of(guest, CARD_MAC)))

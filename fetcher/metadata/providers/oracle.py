@@ -5,7 +5,7 @@ the IPv6 endpoint and a sample of two VNICs on nicIndex 0 with VLAN tags; "Virtu
 (.../Content/Network/Tasks/managingVNICs.htm) and "IPv6 Addresses"; what /opc/v2/vnics/ holds on a VM, a dual-stack VM
 and bare metal: cloud-init's tests/unittests/sources/test_oracle.py.
 
-Of IPv4 the metadata name a VNIC's primary address only: secondary private IPs are in Oracle's API and nowhere in
+Of IPv4 the metadata names a VNIC's primary address only: secondary private IPs are in Oracle's API and nowhere in
 /opc/v2/vnics/ ("Private IP Addresses", .../managingIPaddresses.htm, has the operator add them by hand); all IPv6
 addresses are there. On bare metal the first VNIC of each physical NIC (nicIndex) is the NIC itself, and a further one
 is a VLAN on it (vlanTag) with a MAC of its own: configured where that link exists.

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.system.job import CONFIG, cnctl, status
+from tests.system.service import CONFIG, cnctl, status
 from tests.system.test_clouds import local
 
 SOON = 5.0

@@ -21,7 +21,7 @@ import pytest
 
 from tests.lab import Lab, Spec
 from tests.lab.metadata.providers import PROVIDERS
-from tests.system.job import CONFIG, refresh, status
+from tests.system.service import CONFIG, refresh, status
 from tests.system.test_clouds import BY_DHCP, local
 
 from .conftest import BIN

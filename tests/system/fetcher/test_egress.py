@@ -12,7 +12,7 @@ from subprocess import PIPE
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.lab.rooms import ENVIRONMENT
+from tests.lab.namespaces import ENVIRONMENT
 
 SERVER = "169.254.169.254"
 EGRESS = """

@@ -8,7 +8,7 @@ import pytest
 
 from tests.lab import Interface, Lab, Spec
 from tests.lab.spec import beyond_address
-from tests.system.job import ip, present, refresh, running, settle, status
+from tests.system.service import ip, present, refresh, running, status, wait_until_healthy
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_duplicate_removes_nothing_and_replies_leave_by_the_link(lab: Lab, kind:
     assert lab.lost() == []
     lab.batch([f"address del {address}/32 dev {other}"])
     lab.wait_for(lambda: not any(rule["src"] == address for rule in ip(lab, "rule")), 10, "one rule for the subnet")
-    settle(lab)
+    wait_until_healthy(lab)
     assert all(lab.reachability().values())
 
 
@@ -72,15 +72,15 @@ def test_address_only_on_a_bridge_is_named_with_its_cure(lab: Lab) -> None:
     assert f'ExcludeAddresses="{address}"' in message
     assert set(lab.addresses) - {address} <= present(lab)
     lab.batch(["link delete br0"])
-    settle(lab)
+    wait_until_healthy(lab)
     assert holders(lab, address) == {nic.name}
 
 
 def test_move_to_another_link_by_the_cloud_is_followed(lab: Lab) -> None:
-    """Also if a script has put the address there before the metadata say so."""
+    """Also if a script has put the address there before the metadata says so."""
     extra = lab.attach_interface(Interface("10.0.2.0/24", ("10.0.2.50",)))
     refresh(lab)
-    settle(lab)
+    wait_until_healthy(lab)
     old, moving = lab.nics[1], lab.nics[1].addresses[2]
     lab.batch([f"address add {moving}/32 dev {extra.name}"])
     lab.wait_for(lambda: any(rule["src"] == moving for rule in ip(lab, "rule")), 10, "a rule for the address")

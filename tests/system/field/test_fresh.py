@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.lab import Interface, Lab, Spec
-from tests.system.job import Kernel, ask, ip, kernel, refresh, running, settle, without_order
+from tests.system.service import Kernel, ip, kernel, refresh, running, send_command, wait_until_healthy, without_order
 
 
 @pytest.fixture
@@ -19,11 +19,11 @@ def lab() -> Iterator[Lab]:
 
 def fresh(lab: Lab) -> Kernel:
     """The kernel after a flush and another start."""
-    assert ask(lab, "flush")["ok"]
+    assert send_command(lab, "flush")["ok"]
     lab.stop("fetcher")
     lab.start("fetcher")
     lab.wait_for(lambda: lab.path("/run/cloud-network/control.sock").exists(), message="the fetcher")
-    settle(lab)
+    wait_until_healthy(lab)
     return kernel(lab)
 
 
@@ -53,7 +53,7 @@ def test_several_changes_end_as_a_fresh_start(lab: Lab) -> None:
     held = lab.hold_connection(nic.addresses[2])
     extra = lab.attach_interface(Interface(nic.subnet, ("10.0.2.50", "10.0.2.51")))
     refresh(lab)
-    settle(lab)
+    wait_until_healthy(lab)
     lab.remove_address(nic.mac, nic.addresses[0])
     lab.add_address(extra.mac, "10.0.2.52")
     assert refresh(lab) == "ok"
@@ -67,6 +67,6 @@ def test_several_changes_end_as_a_fresh_start(lab: Lab) -> None:
     assert without_order(fresh(lab)) == without_order(now)
     lab.detach_interface(extra.mac)
     refresh(lab)
-    settle(lab)
+    wait_until_healthy(lab)
     now = kernel(lab)
     assert without_order(fresh(lab)) == without_order(now)

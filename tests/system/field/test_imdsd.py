@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tests.lab import Lab, Spec
 from tests.lab.lab import CHECKOUT
-from tests.system.job import CONFIG, present, refresh, running, settle, status
+from tests.system.service import CONFIG, present, refresh, running, status, wait_until_healthy
 
 METADATA = "169.254.169.254"
 UNFILTERED = {"net.ipv4.conf.default.rp_filter": "0"}
@@ -29,13 +29,13 @@ def test_metadata_are_read_although_a_route_prohibits_them() -> None:
         lab.write_config(CONFIG)
         lab.start("netagent")
         lab.start("fetcher")
-        settle(lab)
+        wait_until_healthy(lab)
         assert all(lab.reachability().values())
         lab.add_address(lab.nics[1].mac, "10.0.2.77")
         assert refresh(lab) == "ok"
         assert "10.0.2.77" in present(lab)
         lab.restart("fetcher")
-        settle(lab)
+        wait_until_healthy(lab)
         assert ask(lab) != 0, "it is locked for others all the time"
 
 

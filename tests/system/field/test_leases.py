@@ -9,7 +9,7 @@ import pytest
 
 from tests.lab import Lab, Spec
 from tests.lab.spec import beyond_address, neighbour_address
-from tests.system.job import cnctl, ip, ours, refresh, running
+from tests.system.service import cnctl, ip, ours, refresh, running
 
 PROBES = "168.63.129.16"
 """Azure's load balancers and DHCP: learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16."""

@@ -9,7 +9,18 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import Interface, Lab, Spec
-from tests.system.job import CONFIG, cnctl, ip, is_settled, ours, present, refresh, running, settle, status
+from tests.system.service import (
+    CONFIG,
+    cnctl,
+    ip,
+    is_healthy,
+    ours,
+    present,
+    refresh,
+    running,
+    status,
+    wait_until_healthy,
+)
 
 
 @pytest.fixture
@@ -65,7 +76,7 @@ def test_link_that_becomes_excluded_loses_what_is_ours(lab: Lab, how: str) -> No
     lab.wait_for(lambda: refresh(lab) == "ok" and held.alive())
     assert lab.log("fetcher").count('Exclude=\\"eni*\\" matches') == len(notices), "it is logged once"
     reload(lab, "")
-    lab.wait_for(lambda: is_settled(lab) and set(lab.addresses) <= present(lab), 15, "the addresses to be back")
+    lab.wait_for(lambda: is_healthy(lab) and set(lab.addresses) <= present(lab), 15, "the addresses to be back")
     assert all(lab.reachability().values())
 
 
@@ -113,7 +124,7 @@ def test_udev_that_hangs_does_not_keep_a_link_from_its_addresses() -> None:
         lab.write_config(CONFIG)
         lab.start("netagent")
         lab.start("fetcher")
-        lab.wait_for(lambda: is_settled(lab), 15, "the addresses")
+        lab.wait_for(lambda: is_healthy(lab), 15, "the addresses")
 
 
 def test_link_in_another_namespace_is_a_notice_and_exclude_by_mac_silences_it(lab: Lab) -> None:
@@ -139,7 +150,7 @@ def test_link_in_another_namespace_is_a_notice_and_exclude_by_mac_silences_it(la
     assert nic.mac not in str(status(lab)["notices"])
     reload(lab, "")
     lab.run(["sh", "-c", f"nsenter -t {pod} -n ip link set {name} netns $$"])
-    lab.wait_for(lambda: is_settled(lab), 20, "the interface to be back")
+    lab.wait_for(lambda: is_healthy(lab), 20, "the interface to be back")
     assert all(lab.reachability().values())
 
 
@@ -158,7 +169,7 @@ def test_port_of_a_bridge_with_another_mac_is_not_the_interface(lab: Lab) -> Non
     lab.wait_for(lambda: status(lab)["state"] == "ok", 10, "the fetcher to be content")
     reload(lab, "")
     lab.batch([f"link set {nic.name} nomaster"])
-    settle(lab)
+    wait_until_healthy(lab)
     assert set(nic.addresses) <= present(lab)
 
 
@@ -173,7 +184,7 @@ def test_interface_that_becomes_a_port_loses_what_is_ours(lab: Lab) -> None:
     assert all(lab.reachability(others).values())
     assert held.alive()
     lab.batch([f"link set {nic.name} nomaster"])
-    lab.wait_for(lambda: is_settled(lab), 15, "the interface to be back")
+    lab.wait_for(lambda: is_healthy(lab), 15, "the interface to be back")
     assert all(lab.reachability().values())
 
 

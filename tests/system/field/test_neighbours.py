@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.system.job import CONFIG, ip, ours, present, refresh, running, settle, status
+from tests.system.service import CONFIG, ip, ours, present, refresh, running, status, wait_until_healthy
 
 IPV6 = 'AllowAddresses = "2001:db8::/32"\n'
 
@@ -95,7 +95,7 @@ def test_instance_with_ipv6_only_is_configured() -> None:
         lab.start("fetcher")
         lab.wait_for(lambda: set(lab.addresses6) <= present(lab), 20, "the IPv6 addresses")
         lab.wait_for(lambda: all(lab.reachability().values()), 20, "every address to answer")
-        settle(lab)
+        wait_until_healthy(lab)
         assert ours(lab, "rule-4") == ours(lab, "route-4") == []
         assert status(lab)["notices"] == []
 

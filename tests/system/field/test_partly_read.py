@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.lab import Spec
-from tests.system.job import MACS, ip, is_settled, present, refresh, running
+from tests.system.service import MACS, ip, is_healthy, present, refresh, running
 
 
 def test_next_address_can_follow_one_whose_removal_waits() -> None:
@@ -19,7 +19,7 @@ def test_next_address_can_follow_one_whose_removal_waits() -> None:
         assert first in present(lab), "the test needs a removal that waits"
         lab.metadata.clear()
         refresh(lab)
-        lab.wait_for(lambda: is_settled(lab), 30, "the removal")
+        lab.wait_for(lambda: is_healthy(lab), 30, "the removal")
         assert first not in present(lab)
         [link] = [each for each in ip(lab, "address") if each["ifname"] == nic.name]
         lengths = {each["local"]: each["prefixlen"] for each in link["addr_info"] if each["family"] == "inet"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.lab import Spec
-from tests.system.job import audit, running, settle, status
+from tests.system.service import audit, running, status, wait_until_healthy
 
 DENY = """
 table inet deny {
@@ -26,13 +26,13 @@ table inet deny {
 
 def test_routes_are_repaired_although_their_gateway_cannot_be_asked() -> None:
     with running(Spec.aws(interfaces=2, addresses=2)) as lab:
-        settle(lab)
+        wait_until_healthy(lab)
         lab.run(["nft", "-f", "-"], stdin=DENY)
         [link] = [each for each in status(lab)["links"].values() if each["name"] == lab.nics[1].name]
         lab.run(["ip", "neigh", "flush", "dev", lab.nics[1].name])
         lab.run(["ip", "route", "flush", "table", str(link["table"])])
         lab.wait_for(lambda: status(lab)["counters"]["drift_repaired"] > 0, 15, "the routes to be repaired")
-        settle(lab)
+        wait_until_healthy(lab)
         assert status(lab)["last_error"] is None
         assert all(lab.reachability().values())
 
@@ -41,7 +41,7 @@ def test_a_router_that_only_its_neighbour_entry_names_is_used_again() -> None:
     """As in a VRF, where main does not have the advertised route."""
     lab_of = Spec.cloud("aws", interfaces=2, addresses=2, ipv6=1)
     with running(lab_of, 'AllowAddresses = "2001:db8::/32"\n') as lab:
-        settle(lab)
+        wait_until_healthy(lab)
         lab.wait_for(lambda: all(lab.reachability().values()), message="all addresses")
         name = lab.nics[1].name
         [link] = [each for each in status(lab)["links"].values() if each["name"] == name]
@@ -51,6 +51,6 @@ def test_a_router_that_only_its_neighbour_entry_names_is_used_again() -> None:
         lab.run(["ip", "-6", "route", "flush", "table", str(link["table"])])
         lab.wait_for(lambda: "via fe80::1" in lab.run(show).stdout, 15, "the route to be repaired")
         lab.wait_for(lambda: audit(lab)[-1]["verdict"] == "confirmed", 15, "the change to be confirmed")
-        settle(lab)
+        wait_until_healthy(lab)
         assert "via fe80::1" in lab.run(show).stdout
         assert status(lab)["last_error"] is None

@@ -1,4 +1,4 @@
-"""What the metadata no longer name while its link is up is kept for a minute: clouds leave NICs out for seconds."""
+"""What the metadata no longer names while its link is up is kept for a minute: clouds leave NICs out for seconds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.lab import Spec
-from tests.system.job import present, refresh, running, settle, status
+from tests.system.service import present, refresh, running, status, wait_until_healthy
 
 
 def test_interfaces_that_are_left_out_for_seconds_lose_nothing() -> None:
@@ -27,7 +27,7 @@ def test_interfaces_that_are_left_out_for_seconds_lose_nothing() -> None:
         assert all(lab.reachability().values())
         lab.metadata.load(lab.nics)
         refresh(lab)
-        settle(lab)
+        wait_until_healthy(lab)
         assert all(each.alive() for each in held)
 
         lab.metadata.load(lab.nics[:1])

@@ -6,7 +6,7 @@ import signal
 from dataclasses import replace
 
 from tests.lab import Interface, Lab, Spec
-from tests.system.job import CONFIG, ip, ours, present, refresh, running, status
+from tests.system.service import CONFIG, ip, ours, present, refresh, running, status
 
 RANGE, POD, BRIDGE = "10.4.0.0/24", "10.4.0.7", "10.4.0.1/24"
 SPEC = Spec((Interface("10.0.1.0/24", 1, prefixes=(RANGE,)), Interface("10.0.2.0/24", 1)), provider="gcp")

@@ -8,8 +8,8 @@ import pytest
 
 from tests.lab import Interface, Lab, Spec
 from tests.lab.nic import Nic
-from tests.system.job import CONFIG as JOB_CONFIG
-from tests.system.job import audit, ip, is_settled, ours, present, refresh, running, settle, status
+from tests.system.service import CONFIG as JOB_CONFIG
+from tests.system.service import audit, ip, is_healthy, ours, present, refresh, running, status, wait_until_healthy
 
 SIX = tuple(Interface(f"10.0.{n}.0/24", 3, ipv6=(f"fd00:{n}::a", f"fd00:{n}::b")) for n in (1, 2, 3))
 CONFIG = '[Netagent]\nAllowKinds = "veth macvlan"\n'
@@ -43,7 +43,7 @@ def test_disabled_ipv6_stops_no_ipv4() -> None:
             assert f"net.ipv6.conf.{nic.name}.disable_ipv6=0" in message
         assert rolled_back(lab) == []
         sysctl(lab, "all", "disable_ipv6", 0)
-        lab.wait_for(lambda: is_settled(lab), 20, "the IPv6 addresses")
+        lab.wait_for(lambda: is_healthy(lab), 20, "the IPv6 addresses")
 
 
 def test_ipv6_disabled_on_one_link_stops_no_other_link() -> None:
@@ -133,7 +133,7 @@ def test_forwarding_leaves_the_routes_that_work_and_names_the_cause(six: Lab) ->
     for nic in lab.nics:
         sysctl(lab, nic.name, "accept_ra", 2)
         lab.fabric.advertise(nic.subnet)
-    settle(lab)
+    wait_until_healthy(lab)
     assert defaults(lab) == before
     assert all(lab.reachability().values())
 
@@ -179,4 +179,4 @@ def test_removal_that_netagent_refuses_stops_nothing_else() -> None:
         assert f"the route to 192.0.2.0/24 in table 254 depends on {kept}" in message
         lab.batch([f"route del {route}"])
         lab.wait_for(lambda: kept not in present(lab), 90, "the removal, once nothing needs the address")
-        lab.wait_for(lambda: is_settled(lab), 20, "the fetcher to be content")
+        lab.wait_for(lambda: is_healthy(lab), 20, "the fetcher to be content")

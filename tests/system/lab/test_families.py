@@ -118,8 +118,8 @@ def test_without_on_link_prefix_neighbours_use_the_router() -> None:
     with Lab(Spec.cloud("azure", interfaces=1, addresses=1, ipv6=1)) as lab:
         [nic] = lab.nics
 
-        def redirects(which: str, room: str) -> int:
-            counters = lab.run(["cat", "/proc/net/snmp6"], where=room).stdout.split()
+        def redirects(which: str, namespace: str) -> int:
+            counters = lab.run(["cat", "/proc/net/snmp6"], where=namespace).stdout.split()
             return int(counters[counters.index(f"Icmp6{which}Redirects") + 1])
 
         lab.wait_for(

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab import Lab
+from tests.lab.namespaces import ENVIRONMENT
 from tests.lab.processes import ISOLATED
-from tests.lab.rooms import ENVIRONMENT
 from tests.system.netagent.conftest import start
 from tests.system.netagent.faults_trace import KILL, Point, Trace, points
 from tests.system.netagent.faults_who import As

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tests.lab import Lab, Room
+from tests.lab import Lab, Namespace
 
 WITNESS = """
 import os, re, socket
@@ -42,15 +42,15 @@ SECONDS, SETTLED = 3.0, 0.15
 
 
 class Witnesses:
-    """A witness in each room; `receivers` sends a datagram from the instance and names those who got it."""
+    """A witness in each namespace; `receivers` sends a datagram from the instance and names those who got it."""
 
-    def __init__(self, lab: Lab, rooms: Iterable[Room], scratch: Path) -> None:
+    def __init__(self, lab: Lab, namespaces: Iterable[Namespace], scratch: Path) -> None:
         self._lab, self._marks = lab, itertools.count(1)
-        self._logs = {room.name: scratch / room.name for room in rooms}
+        self._logs = {namespace.name: scratch / namespace.name for namespace in namespaces}
         self._processes: list[subprocess.Popen[str]] = []
-        for room in rooms:
-            with self._logs[room.name].open("wb") as out:
-                self._processes.append(room.popen([sys.executable, "-I", "-S", "-c", WITNESS], stdout=out))
+        for namespace in namespaces:
+            with self._logs[namespace.name].open("wb") as out:
+                self._processes.append(namespace.popen([sys.executable, "-I", "-S", "-c", WITNESS], stdout=out))
         lab.wait_for(lambda: all("ready" in log.read_text() for log in self._logs.values()), 20, "the witnesses")
 
     def close(self) -> None:
@@ -60,11 +60,11 @@ class Witnesses:
             process.wait(10)
 
     def receivers(self, destination: str, source: str = "") -> set[str]:
-        """Names of the rooms that receive what the instance sends to `destination`; empty if nobody does."""
+        """Names of the namespaces that receive what the instance sends to `destination`; empty if nobody does."""
         return {name.partition(":")[0] for name in self.arrivals(destination, source)}
 
     def arrivals(self, destination: str, source: str = "") -> set[str]:
-        """`room:interface` wherever what the instance sends to `destination` arrives."""
+        """`namespace:interface` wherever what the instance sends to `destination` arrives."""
         mark = f"<{next(self._marks)}>"
         self._lab.run([sys.executable, "-I", "-S", "-c", SEND, destination, source, mark])
         end = time.monotonic() + SECONDS
@@ -74,14 +74,14 @@ class Witnesses:
         return self._seen(mark)
 
     def _seen(self, mark: str) -> set[str]:
-        lines = [(room, line) for room, log in self._logs.items() for line in log.read_text().split()]
-        return {f"{room}:{line.removeprefix(mark)}" for room, line in lines if line.startswith(mark)}
+        lines = [(namespace, line) for namespace, log in self._logs.items() for line in log.read_text().split()]
+        return {f"{namespace}:{line.removeprefix(mark)}" for namespace, line in lines if line.startswith(mark)}
 
 
 @contextmanager
-def witnesses(lab: Lab, rooms: Iterable[Room], scratch: Path) -> Iterator[Witnesses]:
+def witnesses(lab: Lab, namespaces: Iterable[Namespace], scratch: Path) -> Iterator[Witnesses]:
     """Witnesses for the length of the block."""
     with ExitStack() as stack:
-        found = Witnesses(lab, list(rooms), scratch)
+        found = Witnesses(lab, list(namespaces), scratch)
         stack.callback(found.close)
         yield found

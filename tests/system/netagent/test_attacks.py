@@ -53,7 +53,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(autouse=True)
 def is_as_before(lab: Lab) -> Iterator[None]:
-    """After every attack netagent, begun anew for it, is the same process, serves, and has changed nothing."""
+    """After every attack netagent, begun again for it, is the same process, serves, and has changed nothing."""
     lab.stop("netagent")
     start(lab)
     before, pid = kernel_state(lab), lab.daemons.pid("netagent")

@@ -36,7 +36,7 @@ def test_a_log_that_nobody_touched_is_whole(tmp_path: Path) -> None:
     head = write(path, 6).head
     done = cnctl(path, "--verify")
     first = json.loads(path.read_text().splitlines()[0])
-    since = f"the first line still there is 1, of {first['time']}"
+    since = f"first line in the log: 1, of {first['time']}"
     assert (done.returncode, done.stdout) == (0, f"OK: 6 lines, the last is 6, head {head}\n{since}\n")
     for line in path.read_text().splitlines():
         assert json.loads(line)["ops"] == [{"op": "link_up", "link": 3}]

@@ -32,8 +32,8 @@ from hypothesis.stateful import (
 )
 
 from tests.lab import Lab, Spec
+from tests.lab.namespaces import OURS
 from tests.lab.processes import SCRIPTS
-from tests.lab.rooms import OURS
 from tests.system.netagent.conftest import start
 from tests.system.netagent.machine_kernel import FOREIGN, Snapshot, dangers, furnish, ours, predict, snapshot
 from tests.system.netagent.machine_ops import VALUES, attacks, nearly, operations, plan, removals

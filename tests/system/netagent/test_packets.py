@@ -39,9 +39,11 @@ def lab() -> Iterator[Lab]:
         lab.write_config(CONFIG)
         lab.run(["nft", "flush", "table", "bridge", "cloud"], "cloud")
         lab.batch(["link set eth0 up"])
-        for number, (room, own) in enumerate(zip(lab.neighbours, (BESIDE0_6, BESIDE1_6), strict=True)):
-            room.batch([f"address add {own}/64 dev eth0 nodad", f"address add fd00:{number + 1}::fa/64 dev eth0 nodad"])
-            room.batch([f"address add {each}/{128 if ':' in each else 32} dev eth0" for each in CLAIMED])
+        for number, (namespace, own) in enumerate(zip(lab.neighbours, (BESIDE0_6, BESIDE1_6), strict=True)):
+            namespace.batch(
+                [f"address add {own}/64 dev eth0 nodad", f"address add fd00:{number + 1}::fa/64 dev eth0 nodad"]
+            )
+            namespace.batch([f"address add {each}/{128 if ':' in each else 32} dev eth0" for each in CLAIMED])
         lab.path("/etc/resolv.conf").write_text(f"nameserver {RESOLVER}\nnameserver {RESOLVER2}\n")
         _add_vpn(lab)
         start(lab)
@@ -51,7 +53,7 @@ def lab() -> Iterator[Lab]:
 
 def _add_vpn(lab: Lab) -> None:
     """Routes of other programs: a VPN, a CNI by another host of the subnet, a blackhole, and two by the gateway."""
-    [vpn] = lab.rooms.open({"name": "vpn", "sysctl": {}})
+    [vpn] = lab.namespaces.open({"name": "vpn", "sysctl": {}})
     lab.batch(
         [
             "link add wg0 type bridge",
@@ -84,8 +86,8 @@ def _add_ipv6(lab: Lab) -> None:
 
 @pytest.fixture(scope="module")
 def seen(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Witnesses]:
-    rooms = [lab.cloud, *lab.neighbours, lab.room("vpn")]
-    with witnesses(lab, rooms, tmp_path_factory.mktemp("witnesses")) as found:
+    namespaces = [lab.cloud, *lab.neighbours, lab.namespace("vpn")]
+    with witnesses(lab, namespaces, tmp_path_factory.mktemp("witnesses")) as found:
         yield found
 
 

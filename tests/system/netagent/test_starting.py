@@ -96,7 +96,7 @@ def activated(lab: Lab) -> subprocess.Popen[str]:
 
 
 def pid_of(process: subprocess.Popen[str]) -> int:
-    """netagent, whose parent entered the room."""
+    """netagent, whose parent entered the namespace."""
     return int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
 
 

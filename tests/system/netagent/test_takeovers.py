@@ -102,7 +102,7 @@ def test_a_second_interface_claims_the_subnet_as_it_is(lab: Lab, text: str) -> N
 
 
 def test_a_second_interface_gets_no_connected_route(lab: Lab) -> None:
-    """Of two with one metric the older one counts: that of the second interface, once the first is configured anew."""
+    """Of two with one metric the older one counts: that of the second interface, once the first is configured again."""
     on = ifindex(lab, "eth0")
     assert "would take over 10.0.1.0/24" in refused(lab, address(on, "10.0.1.60/24"))
     assert verdict(lab, {**address(on, "10.0.1.60/24"), "route": False}) == "applied"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.lab import Lab, Nic
-from tests.lab.rooms import OURS
+from tests.lab.namespaces import OURS
 
 from .programs import Program, need
 
@@ -57,7 +57,7 @@ def server(lab: Lab, nic: Nic) -> Iterator[Server]:
         f"--dhcp-leasefile={LEASES}",
         f"--dhcp-hostsfile={HOSTS}",
     ]
-    with Program(lab, argv, room=lab.cloud) as program:
+    with Program(lab, argv, namespace=lab.cloud) as program:
         lab.wait_for(lambda: "started" in program.log(), message="dnsmasq")
         yield Server(lab, program, nic.addresses[0])
 

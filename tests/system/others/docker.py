@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from tests.lab import Lab
 from tests.lab.lab import Where
+from tests.lab.namespaces import Namespace
 from tests.lab.reach import PORT
-from tests.lab.rooms import Room
 
 BRIDGE, HOST, CONTAINER = "docker0", "172.17.0.1", "172.17.0.2"
 PUBLISHED = 8080
@@ -31,9 +31,9 @@ table ip nat {{
 """
 
 
-def start(lab: Lab) -> Room:
+def start(lab: Lab) -> Namespace:
     """The bridge, and one container behind it that publishes its probe port."""
-    [container] = lab.rooms.open({"name": "container", "sysctl": {}})
+    [container] = lab.namespaces.open({"name": "container", "sysctl": {}})
     lab.batch(
         [
             f"link add {BRIDGE} type bridge",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.lab import Lab, Nic
-from tests.lab.rooms import Room
+from tests.lab.namespaces import Namespace
 
 from .host import own
 from .programs import Program, need
@@ -20,7 +20,7 @@ class Networkd(Program):
     def __init__(self, lab: Lab, nics: Sequence[Nic], section: str = "DHCP=ipv4") -> None:
         argv = [need("systemd-networkd", "systemd")]
         super().__init__(lab, argv, env={"SYSTEMD_LOG_LEVEL": "debug"})
-        self._instance: Room = lab.instance
+        self._instance: Namespace = lab.instance
         self._nics = nics
         own(lab, "/etc/systemd")
         own(lab, "/etc/systemd/network")

@@ -15,7 +15,7 @@ from typing import Self
 import pytest
 
 from tests.lab import Lab
-from tests.lab.rooms import OURS, TIMEOUT_S, Room
+from tests.lab.namespaces import OURS, TIMEOUT_S, Namespace
 
 WAYS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/lib/systemd:/usr/lib/systemd"
 
@@ -39,15 +39,15 @@ class Program:
         lab: Lab,
         argv: Sequence[str],
         *,
-        room: Room | None = None,
+        namespace: Namespace | None = None,
         private: Sequence[str] = (),
         env: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self._lab, self._room = lab, room or lab.instance
+        self._lab, self._namespace = lab, namespace or lab.instance
         self.name = Path(argv[0]).name
         self._log = lab.path(OURS / "log" / self.name)
         steps = [f"mount -t tmpfs tmpfs {directory}" for directory in private]
-        steps += ["mount -o remount,ro,bind /sys"] if room is None else []
+        steps += ["mount -o remount,ro,bind /sys"] if namespace is None else []
         steps += [f"exec {shlex.join(argv)}"]
         self._argv, self._env = ["unshare", "--mount", "sh", "-ec", "\n".join(steps)], env
         self._process: subprocess.Popen[str] | None = None
@@ -66,7 +66,7 @@ class Program:
 
     def start(self) -> None:
         with self._log.open("ab") as log:
-            self._process = self._room.popen(self._argv, stdout=log, stderr=log, env=self._env)
+            self._process = self._namespace.popen(self._argv, stdout=log, stderr=log, env=self._env)
 
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.system.job import ip, kernel, ours, present, refresh, running, settle, without_order
+from tests.system.service import ip, kernel, ours, present, refresh, running, wait_until_healthy, without_order
 
 from . import dhcp
 from .programs import Program
@@ -33,7 +33,7 @@ def test_a_lease_is_taken_renewed_changed_and_released(lab: Lab, name: str) -> N
     with dhcp.server(lab, nic) as server, CLIENTS[name](lab, nic) as client:
         server.wait_for_grants(1)
         lab.wait_for(lambda: lasts(lab, first) and set(lab.addresses) <= present(lab), message="the lease")
-        settle(lab)
+        wait_until_healthy(lab)
         before = without_order(kernel(lab))
         server.wait_for_grants(1)
         lab.wait_for(lambda: lasts(lab, first), message="the renewal")

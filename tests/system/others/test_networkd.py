@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.system.job import kernel, ours, present, read_all_facts, running, settle, without_order
+from tests.system.service import kernel, ours, present, read_all_facts, running, wait_until_healthy, without_order
 
 from . import dhcp
 from .host import bus
@@ -39,7 +39,7 @@ def removed(lab: Lab, action: str, networkd: Networkd) -> set[str]:
         before = networkd.log().count(CONFIGURED)
         getattr(networkd, action)()
         lab.wait_for(lambda: networkd.log().count(CONFIGURED) > before, 15, f"networkd's {action}")
-        settle(lab)
+        wait_until_healthy(lab)
         monitor.terminate()
         monitor.wait(10)
     lines = lab.path(path).read_text().splitlines()
@@ -54,7 +54,7 @@ def listens(lab: Lab) -> bool:
     return sum(row[1] == "0" and bool(int(row[3], 16) & 0x80) for row in rows) >= 3
 
 
-def test_what_it_takes_away_is_put_back_and_it_is_named(lab: Lab) -> None:
+def test_removed_objects_are_repaired_and_networkd_is_named(lab: Lab) -> None:
     """With defaults it removes, on a reconfiguration, rules of every link, and routes and addresses of that link."""
     before, connection = of_ours(lab), lab.hold_connection(lab.nics[0].addresses[1])
     lab.stop("fetcher")
@@ -67,7 +67,7 @@ def test_what_it_takes_away_is_put_back_and_it_is_named(lab: Lab) -> None:
         gone = removed(lab, "reconfigure", networkd)
         assert len([line for line in gone if "lookup" in line]) == len(before[0]), "it took every rule"
         lab.wait_for(lambda: of_ours(lab) == before and set(lab.addresses) <= present(lab), 10, "the repair")
-        settle(lab)
+        wait_until_healthy(lab)
         assert connection.alive()
         assert all(lab.reachability().values())
         networkd.restart()
@@ -77,21 +77,21 @@ def test_what_it_takes_away_is_put_back_and_it_is_named(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("action", ["restart", "reconfigure"])
-def test_with_the_drop_in_and_its_addresses_kept_nothing_is_taken(lab: Lab, action: str) -> None:
+def test_drop_in_and_kept_addresses_prevent_all_removals(lab: Lab, action: str) -> None:
     """KeepConfiguration= belongs to a .network file: networkd.conf has no setting for addresses."""
     before, connection = of_ours(lab), lab.hold_connection(lab.nics[0].addresses[1])
     networkd = Networkd(lab, lab.nics[:1], KEEP)
     networkd.install_drop_in()
     with networkd:
         lab.restart("fetcher")
-        settle(lab)
+        wait_until_healthy(lab)
         assert removed(lab, action, networkd) == set()
         assert of_ours(lab) == before
         assert connection.alive()
         assert "systemd-networkd" not in lab.log("fetcher")
 
 
-def test_with_the_drop_in_alone_rules_stay_and_addresses_come_back(lab: Lab) -> None:
+def test_drop_in_keeps_rules_and_addresses_are_repaired(lab: Lab) -> None:
     before, connection = of_ours(lab), lab.hold_connection(lab.nics[0].addresses[1])
     networkd = Networkd(lab, lab.nics[:1])
     networkd.install_drop_in()
@@ -108,7 +108,7 @@ def test_reconfigured_in_the_middle_of_a_change_all_is_there_at_the_end(lab: Lab
         held = lab.hold_connection(lab.nics[1].addresses[1])
         read_all_facts(lab)  # else it looks again in a second by itself
         for number in range(3):
-            settle(lab)
+            wait_until_healthy(lab)
             before = of_ours(lab)
             for subnet, nic in enumerate(list(lab.nics), 1):
                 lab.add_address(nic.mac, f"10.0.{subnet}.{70 + number}")
@@ -127,9 +127,9 @@ def test_its_own_objects_are_left_to_it(lab: Lab) -> None:
     section += "[RoutingPolicyRule]\nFrom=192.0.2.9\nTable=77\nPriority=31005\n"
     with Networkd(lab, lab.nics[:1], section):
         lab.wait_for(lambda: "192.0.2.9" in lab.run(["ip", "rule"]).stdout, message="networkd's rule")
-        settle(lab)
+        wait_until_healthy(lab)
         before = without_order(kernel(lab))
         lab.restart("netagent")
         lab.restart("fetcher")
-        settle(lab)
+        wait_until_healthy(lab)
         assert without_order(kernel(lab)) == before

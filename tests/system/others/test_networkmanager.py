@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.system.job import ours, present, refresh, running
+from tests.system.service import ours, present, refresh, running
 
 from . import dhcp
 from .host import bus

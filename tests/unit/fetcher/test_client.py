@@ -105,7 +105,7 @@ def test_timeout_names_the_route_that_prohibits_the_server(
     assert ("unless net.ipv4.conf.all.rp_filter=0" in str(raised.value)) == prohibited
 
 
-def test_nobody_listens() -> None:
+def test_closed_port_is_unreachable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         endpoint = f"127.0.0.1:{listener.getsockname()[1]}"
     assert kind(Client(endpoint), META, "Connection refused") == "unreachable"

@@ -143,9 +143,7 @@ def rule_for(rules: Iterable[Rule], source: IPAddress, *, last: bool) -> int | N
 
 
 @given(clouds(), configs, hosts())
-def test_every_source_of_this_host_goes_where_a_rule_of_its_own_would_send_it(
-    cloud: Instance, config: Config, here: Actual
-) -> None:
+def test_aggregate_routes_every_source_as_single_rules_do(cloud: Instance, config: Config, here: Actual) -> None:
     """An operator's address on the same link may use the rule: it belongs to that link. No other address may."""
     singly = goal_of(cloud, replace(config, rules=Rules.ADDRESS), here)
     together = goal_of(cloud, replace(config, rules=Rules.AGGREGATE), here)

@@ -34,7 +34,7 @@ class LabError(Exception):
 
 
 @dataclass(frozen=True)
-class Room:
+class Namespace:
     name: str
     pid: int
 
@@ -104,11 +104,11 @@ class Room:
         return Path(f"/proc/{self.pid}/root", str(path).lstrip("/"))
 
 
-class Rooms:
+class Namespaces:
     """The holder and its namespaces."""
 
     def __init__(self) -> None:
-        self._rooms: dict[str, Room] = {}
+        self._namespaces: dict[str, Namespace] = {}
         self._holder = subprocess.Popen(
             [
                 "unshare",
@@ -131,33 +131,35 @@ class Rooms:
             start_new_session=True,
         )
 
-    def __getitem__(self, name: str) -> Room:
+    def __getitem__(self, name: str) -> Namespace:
         try:
-            return self._rooms[name]
+            return self._namespaces[name]
         except KeyError:
-            raise LabError(f"no namespace {name!r}; there are {', '.join(self._rooms)}") from None
+            raise LabError(f"no namespace {name!r}; there are {', '.join(self._namespaces)}") from None
 
     def __iter__(self) -> Iterable[str]:
-        return iter(self._rooms)
+        return iter(self._namespaces)
 
-    def open(self, *wanted: Mapping[str, object]) -> list[Room]:
+    def open(self, *wanted: Mapping[str, object]) -> list[Namespace]:
         """Make namespaces, all at once: `{"name": …, "sysctl": {…}, …}`, see holder.py."""
         assert self._holder.stdin is not None
         assert self._holder.stdout is not None
-        before = len(self._rooms)
-        for room in wanted:
+        before = len(self._namespaces)
+        for namespace in wanted:
             try:
-                self._holder.stdin.write(json.dumps(room) + "\n")
+                self._holder.stdin.write(json.dumps(namespace) + "\n")
                 self._holder.stdin.flush()
             except BrokenPipeError:
                 break
             answer = json.loads(self._holder.stdout.readline() or "{}")
             if "pid" not in answer:
-                raise LabError(f"cannot make the namespace {room['name']}: {answer.get('error') or self._last_words()}")
-            self._rooms[str(room["name"])] = Room(str(room["name"]), answer["pid"])
-        if len(self._rooms) != before + len(wanted):
+                raise LabError(
+                    f"cannot make the namespace {namespace['name']}: {answer.get('error') or self._last_words()}"
+                )
+            self._namespaces[str(namespace["name"])] = Namespace(str(namespace["name"]), answer["pid"])
+        if len(self._namespaces) != before + len(wanted):
             raise LabError(f"cannot make namespaces: {self._last_words()}")
-        return list(self._rooms.values())[before:]
+        return list(self._namespaces.values())[before:]
 
     def close(self) -> None:
         """End the holder, and with it everything inside."""

@@ -30,13 +30,13 @@ def running(spec: Spec, config: str = "", *daemons: str) -> Iterator[Lab]:
         lab.write_config(CONFIG + config)
         for name in daemons or DAEMONS:
             lab.start(name)
-        settle(lab)
+        wait_until_healthy(lab)
         if "api" in (daemons or DAEMONS):  # it may be the last to start
             lab.wait_for(lambda: answers(lab), 30, "the api to answer")
         yield lab
 
 
-def ask(lab: Lab, command: str) -> dict[str, Any]:
+def send_command(lab: Lab, command: str) -> dict[str, Any]:
     """Send a command over the control socket, as root."""
     body = json.dumps({"command": command}).encode()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
@@ -56,7 +56,7 @@ def cnctl(lab: Lab, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def refresh(lab: Lab) -> str:
     """Make the fetcher read the metadata and compare the kernel now; return the resulting state."""
-    answer = ask(lab, "refresh")
+    answer = send_command(lab, "refresh")
     assert answer["ok"], answer
     return str(answer["result"]["state"])
 
@@ -74,7 +74,7 @@ def present(lab: Lab) -> set[str]:
     return {entry["local"] for link in ip(lab, "address") if link["ifname"] in names for entry in link["addr_info"]}
 
 
-def is_settled(lab: Lab) -> bool:
+def is_healthy(lab: Lab) -> bool:
     """Return True if the fetcher reports a healthy network, for the present state of the cloud."""
     links = status(lab).get("links", {}).values()
     reported = {entry["address"] for link in links for entry in link["addresses"]}
@@ -90,8 +90,8 @@ def answers(lab: Lab) -> bool:
     return lab.run(asked, check=False).returncode == 0
 
 
-def settle(lab: Lab) -> None:
-    lab.wait_for(lambda: is_settled(lab), 20, "a healthy network")
+def wait_until_healthy(lab: Lab) -> None:
+    lab.wait_for(lambda: is_healthy(lab), 20, "a healthy network")
 
 
 def read_all_facts(lab: Lab) -> None:
