@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 VENV := .venv
 BIN := $(VENV)/bin
-# Debian's interpreter: the daemons' users cannot read one that lies below somebody's home.
+# Debian's interpreter: the daemons' users cannot read one below a home directory.
 PYTHON ?= /usr/bin/python3
 # gcc, python3-dev and libcap-dev build python-prctl; curl, iproute2, nftables and procps are the lab's.
 # strace makes system calls of netagent fail (tests/system/netagent/test_faults.py).
