@@ -1,6 +1,7 @@
 """The event loop: timers, kernel events, the control socket, signals, the watchdog. It never waits for anything else.
 
-Passes run one after the other in a separate thread, so a slow metadata server or netagent delays nothing here.
+Passes run one after the other. The metadata is read in one thread, and the rest of a pass runs in another, so a slow
+metadata server or netagent delays nothing here.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 _LONGEST_WAIT = 3600.0  # seconds; a selector accepts no infinity
+_SLOW_READ = 2.0  # seconds of a read of the metadata after which drift is reported before the read has ended
 _STOP_SECONDS = 5.0  # seconds for a running pass to end after SIGTERM; netagent rolls back what is not confirmed
 _EVENTS_RETRY = 1.0  # seconds before events are subscribed to again after a failure
 _WATCH_FIRST, _WATCH_LONGEST = 0.1, 300.0  # seconds between two waits for a change of the metadata
@@ -103,7 +105,7 @@ class Daemon:
         self._config, self._provider, self._config_path = config, provider, config_path
         self._reconciler, self._reporter, self._notifier = reconciler, reporter, notifier
         self._schedule = Schedule(config)
-        self._worker = Worker("pass")
+        self._reads, self._worker = Worker("metadata"), Worker("pass")
         self._pass_lock = asyncio.Lock()
         self._wake, self._reload = asyncio.Event(), asyncio.Event()
         self._stopping = False
@@ -122,7 +124,7 @@ class Daemon:
                 "retry": self._retry_command,
                 "plan": self._plan_command,
                 "flush": self._flush_command,
-                "credentials": lambda: self._worker.run(self._provider.credentials),
+                "credentials": self._credentials_command,
             }
         )
         if isinstance(self._provider, Waiting):
@@ -222,7 +224,7 @@ class Daemon:
             self._reporter.read_begins()
             if self._schedule.is_first_read:
                 self._notifier.status(f"reading the metadata at {self._provider.client.endpoint}")
-            reading = await self._read()
+            reading = await self._read_and_report_drift()
             changed = reading.error is None and self._take_kernel_changed()
             if reading.error is None:
                 self._schedule.compare_begins(on_event=False)
@@ -234,7 +236,19 @@ class Daemon:
             return report
 
     async def _read(self) -> Reading:
-        return await self._worker.run(partial(read_metadata, self._provider, READ_DEADLINE))
+        return await self._reads.run(partial(read_metadata, self._provider, READ_DEADLINE))
+
+    async def _read_and_report_drift(self) -> Reading:
+        """Read the metadata. Meanwhile, report changes in the kernel; they are repaired after the read.
+
+        Before that, no repair could be confirmed: it needs an answer of the metadata server.
+        """
+        reading = asyncio.ensure_future(self._read())
+        while not (await asyncio.wait({reading}, timeout=_SLOW_READ))[0]:
+            if self._kernel_changed:
+                compare = partial(self._reconciler.compare, kernel_changed=False, may_change=False)
+                self._reporter.record(await self._worker.run(compare))
+        return reading.result()
 
     async def _compare(self) -> None:
         async with self._pass_lock:
@@ -289,6 +303,10 @@ class Daemon:
         if isinstance(self._provider, Waiting):
             self._on_metadata_change()  # the provider has seen the change in this read and no longer reports it
         return answer
+
+    async def _credentials_command(self) -> dict[str, Any]:
+        async with self._pass_lock:  # the provider is used by one thread at a time
+            return await self._reads.run(self._provider.credentials)
 
     async def _flush_command(self) -> FlushAnswer:
         async with self._pass_lock:

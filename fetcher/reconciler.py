@@ -138,15 +138,15 @@ class Reconciler:
         self._known = here.snapshot.metadata
         return replace(self._converge(here, fresh=True), reading=reading)
 
-    def compare(self, *, kernel_changed: bool) -> PassReport:
-        """Make the kernel agree with the known metadata."""
+    def compare(self, *, kernel_changed: bool, may_change: bool = True) -> PassReport:
+        """Make the kernel agree with the known metadata, or only report the differences."""
         if self._known is None:
             return PassReport()
         try:
             here = self._compare(self._known, kernel_changed=kernel_changed)
         except kernel.KernelError as error:
             return PassReport(kernel_error=str(error))
-        return self._converge(here, fresh=False)
+        return self._converge(here, fresh=False) if may_change else self._report(here, _Pass([]), read_first=True)
 
     def look_ahead(self, reading: Reading) -> PlanAnswer:
         """Return the changes that a refresh would make. Nothing is changed or remembered. Raises MetadataError."""

@@ -288,6 +288,8 @@ def flush_command(options: Options) -> None:
 def wait_command(options: Options, timeout: float | None) -> None:
     """Wait until the network is configured for the first time since the fetcher started.
 
+    A host that stays degraded for 10 s, or until the timeout, counts as configured: see cnctl status.
+
     Exit code 0: configured; 1: not in time; 3: no supported cloud is detected. To start a unit after this, order it
     after cloud-network-wait-online.service, which runs this command.
     """

@@ -12,8 +12,8 @@ from cloud_network.fetcher.state import Claim, StateDirectory, StateError, boot_
 from cloud_network.fetcher.status import Status
 
 POLL_S = 0.25
-CONFIGURED = ("ok", "degraded")
-"""States after a first comparison with the metadata. Waiting longer does not repair a degraded host."""
+DEGRADED_S = 10.0
+"""A host that is degraded for so long is configured as far as it can be. IPv6 waits seconds for its router."""
 
 
 def run(timeout_s: float | None, config: Path | None, state: Path) -> Exit:
@@ -25,6 +25,7 @@ def run(timeout_s: float | None, config: Path | None, state: Path) -> Exit:
     if timeout_s is None:
         timeout_s = read_configuration(config or PATH).ready_timeout
     files, end = StateDirectory(state), time.monotonic() + timeout_s
+    degraded_until = end
     while True:
         try:
             claim = files.read_claim()
@@ -33,7 +34,10 @@ def run(timeout_s: float | None, config: Path | None, state: Path) -> Exit:
         else:
             reason = _reason(claim)
         if claim.status is not None:
-            if claim.doubt is None and _is_configured(claim.status):
+            state_now = _compared_state(claim)
+            if state_now == "degraded":
+                degraded_until = min(degraded_until, time.monotonic() + DEGRADED_S)
+            if state_now == "ok" or (state_now == "degraded" and time.monotonic() >= degraded_until):
                 return Exit.OK
             if _has_no_cloud(claim.status):
                 raise Failure(Exit.NO_STATE, reason)
@@ -44,8 +48,12 @@ def run(timeout_s: float | None, config: Path | None, state: Path) -> Exit:
         time.sleep(POLL_S)
 
 
-def _is_configured(status: Status) -> bool:
-    return status["fetched_at"] is not None and status["compared_at"] is not None and status["state"] in CONFIGURED
+def _compared_state(claim: Claim) -> str | None:
+    """Return the state, if the fetcher that runs has compared the kernel with the metadata."""
+    status = claim.status
+    if status is None or claim.doubt is not None or status["fetched_at"] is None or status["compared_at"] is None:
+        return None
+    return status["state"]
 
 
 def _has_no_cloud(status: Status) -> bool:

@@ -81,6 +81,19 @@ def test_ready_means_that_the_daemon_runs(lab: Lab) -> None:
     lab.wait_for(lambda: manager.listen()[-1] == "STOPPING=1", 5, "STOPPING=1")
 
 
+def test_wait_includes_ipv6_that_needs_a_router_but_not_what_cannot_be() -> None:
+    """After its link comes up, an IPv6 address that is not private waits for the router's advertisement."""
+    with Lab(Spec.cloud("aws", interfaces=2, addresses=2, ipv6=1)) as lab:
+        lab.write_config(CONFIG)
+        lab.start("netagent")
+        lab.start("fetcher")
+        assert wait(lab, "--timeout", "30").returncode == 0
+        assert {*lab.addresses, *(each for nic in lab.nics for each in nic.ipv6)} <= present(lab)
+        lab.run(["sysctl", "-qw", f"net.ipv6.conf.{lab.nics[1].name}.disable_ipv6=1"])
+        lab.wait_for(lambda: status(lab)["state"] == "degraded", 20, "the missing IPv6 address")
+        assert wait(lab, "--timeout", "1").returncode == 0
+
+
 def test_missing_netagent_is_reported_as_the_reason(lab: Lab) -> None:
     manager = start_fetcher(lab)
     lab.wait_for(lambda: any("is cloud-network-netagent running?" in each for each in manager.statuses()), 15, "why")
