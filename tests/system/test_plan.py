@@ -100,7 +100,8 @@ CLOUDS = {
 
 def type_in(lab: Lab) -> None:
     """Run the output of `cnctl plan` as root; again after a router advertisement on a link that came up."""
-    lab.wait_for(lambda: type_once(lab) == "" and routers_heard(lab), 20, "nothing to type any more")
+    done = [lambda: type_once(lab) == "", lambda: routers_heard(lab), lambda: type_once(lab) == ""]
+    lab.wait_for(lambda: all(each() for each in done), 20, "nothing to type any more")
 
 
 def routers_heard(lab: Lab) -> bool:

@@ -166,8 +166,8 @@ class Checks:
         assert reachable(guest)
 
     def test_reload_keeps_the_process(self, guest: Guest) -> None:
-        guest.run("systemctl", "start", "cloud-network-netagent.service")
         for service in ("fetcher", "netagent"):
+            guest.run("systemctl", "start", "cloud-network-netagent.service")  # it ends when it is idle
             before, unit = guest.main_pid(service), f"cloud-network-{service}.service"
             guest.run("systemctl", "reload", unit)
             guest.wait_for(lambda unit=unit: guest.show(unit, "ActiveState") == "active", message=f"{unit} to be ready")

@@ -7,6 +7,7 @@ to reset, or not to answer at all. `python -m tests.lab.metadata PROVIDER CONTRO
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import socket
@@ -27,6 +28,7 @@ from .frame import Provider, Request, Response, Wait
 
 IDLE = 60.0
 MAX_HEAD = 16384
+ATTEMPTS = 50  # to listen, 0.1 s apart
 
 
 class Hangup(Exception):
@@ -57,8 +59,15 @@ class Server:
     # — HTTP
 
     async def listen(self) -> None:
-        if self._listener is None:
-            self._listener = await asyncio.start_server(self.client, self.addresses, 80, limit=MAX_HEAD)
+        for attempt in range(ATTEMPTS):
+            if self._listener is not None:
+                return
+            try:
+                self._listener = await asyncio.start_server(self.client, self.addresses, 80, limit=MAX_HEAD)
+            except OSError as error:  # an IPv6 address that was just added may be tentative
+                if error.errno != errno.EADDRNOTAVAIL or attempt == ATTEMPTS - 1:
+                    raise
+                await asyncio.sleep(0.1)
 
     def _close(self) -> None:
         """Stop listening, and reset open connections."""

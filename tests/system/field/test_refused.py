@@ -55,7 +55,7 @@ def test_ipv6_disabled_on_one_link_stops_no_other_link() -> None:
         lab.add_address(off.mac, "10.0.3.77")
         assert refresh(lab) == "degraded"
         assert {"10.0.2.77", "10.0.3.77", *other.ipv6} <= present(lab)
-        assert all(lab.reachability([*lab.addresses, *other.ipv6]).values())
+        lab.wait_for(lambda: all(lab.reachability([*lab.addresses, *other.ipv6]).values()), 10, "the other links")
         assert rolled_back(lab) == []
 
 

@@ -251,7 +251,7 @@ def test_wrong_content_does_not_excuse_a_missing_token(client: Client) -> None:
 
 
 def test_a_mistake_in_a_test_is_an_error(client: Client) -> None:
-    with pytest.raises(ValueError, match="no fault 'brocken'"):
+    with pytest.raises(ValueError, match="unknown fault 'brocken'"):
         client.lab.metadata.fail("brocken")
     with pytest.raises(ValueError, match="v3"):
         client.lab.metadata.configure(v3=True)

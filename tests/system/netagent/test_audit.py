@@ -59,7 +59,7 @@ def test_verify_names_the_first_line_that_rotation_left(tmp_path: Path, monkeypa
     assert oldest["seq"] > 1
     told = json.loads(cnctl(path, "--verify", "--json").stdout)
     assert (told["first"], told["since"]) == (oldest["seq"], oldest["time"])
-    assert f"is {oldest['seq']}, of {oldest['time']}" in cnctl(path, "--verify").stdout
+    assert f"first line in the log: {oldest['seq']}, of {oldest['time']}" in cnctl(path, "--verify").stdout
 
 
 def test_a_chain_goes_on_after_a_line_of_any_length(tmp_path: Path) -> None:
