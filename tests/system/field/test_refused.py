@@ -49,6 +49,8 @@ def test_disabled_ipv6_stops_no_ipv4() -> None:
 def test_ipv6_disabled_on_one_link_stops_no_other_link() -> None:
     with running(Spec(SIX), "", "netagent", "fetcher") as lab:
         off, other = lab.nics[2], lab.nics[1]
+        six = [each for nic in lab.nics for each in nic.ipv6]
+        lab.wait_for(lambda: all(lab.reachability([*lab.addresses, *six]).values()), 20, "all addresses")
         sysctl(lab, off.name, "disable_ipv6", 1)
         lab.wait_for(lambda: "disable_ipv6=0" in str(status(lab)["last_error"]), 10, "the cause")
         lab.add_address(other.mac, "10.0.2.77")
