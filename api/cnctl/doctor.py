@@ -111,6 +111,7 @@ def _host(source: Source) -> Iterator[Step]:
         yield Step("api", True, "answers")
     if status is not None:
         yield from _conflicts(status, now)
+        yield from _missing_interfaces(status)
         for link in links(status):
             if link["state"] != "excluded":
                 yield _link(link, status["provider"])
@@ -134,6 +135,14 @@ def _conflicts(status: Status, now: float) -> Iterator[Step]:
             yield Step("conflict", True, found)
         else:
             yield Step("conflict", False, found, "cnctl status", "see /usr/share/doc/cloud-network/coexistence.md")
+
+
+def _missing_interfaces(status: Status) -> Iterator[Step]:
+    """Report the interfaces of the metadata that have no link of this host."""
+    for mac in status["unknown_macs"]:
+        found = next((text for text in status["notices"] if text.startswith(mac)), f"{mac}: not on this host")
+        do = f'if the interface is not for this host, set [Network] Exclude="{mac}"'
+        yield Step("interface", False, found, "ip link", do)
 
 
 def _has_ended(status: Status) -> bool:

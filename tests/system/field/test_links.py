@@ -162,6 +162,8 @@ def test_port_of_a_bridge_with_another_mac_is_not_the_interface(lab: Lab) -> Non
     assert set(nic.addresses).isdisjoint(present(lab))
     notices = str(status(lab)["notices"])
     assert f"{nic.name} has that MAC and is a port of br1" in notices
+    ended = cnctl(lab, "doctor")
+    assert (ended.returncode, "is a port of br1" in " ".join(ended.stdout.split())) == (1, True)
     assert f'[Network] Exclude="{nic.mac}"' in notices
     assert "AllowKinds" not in notices
     assert all(lab.reachability([address for each in lab.nics[:3] for address in each.addresses]).values())
