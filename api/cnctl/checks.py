@@ -246,12 +246,12 @@ def rp_filter(case: Case) -> str:
 
 def _is_strict(case: Case) -> bool:
     """Return True for strict reverse-path filtering (1 is strict, 2 is loose). IPv6 has no such setting."""
-    if case.version == 6:
-        return False
-    values = []
-    for name in ("all", case.dev):
-        values.append(int(Path(f"/proc/sys/net/ipv4/conf/{name}/rp_filter").read_text()))
-    return max(values) == 1
+    return case.version == 4 and ipv4_setting(case.dev, "rp_filter") == 1
+
+
+def ipv4_setting(dev: str, name: str) -> int:
+    """Return a setting of net.ipv4.conf of which the larger of the link's and that of `all` applies (ip-sysctl.rst)."""
+    return max(int(Path("/proc/sys/net/ipv4/conf", link, name).read_text()) for link in ("all", dev))
 
 
 def mtu(case: Case) -> str:

@@ -16,12 +16,10 @@ import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from cloud_network.api.cnctl.checks import REPAIR, Case, StepFailed, ask_ip
+from cloud_network.api.cnctl.checks import REPAIR, Case, StepFailed, ask_ip, ipv4_setting
 
-SYSCTL = Path("/proc/sys/net/ipv4/conf")
 RELOAD = "sudo systemctl restart cloud-network-netagent; sudo systemctl reload cloud-network-fetcher"
 
 
@@ -136,12 +134,7 @@ def _mark(case: Case) -> str | None:
 
 
 def _drops(dev: str) -> bool:
-    strict = max(_sysctl("all", "rp_filter"), _sysctl(dev, "rp_filter")) == 1
-    return strict and not max(_sysctl("all", "src_valid_mark"), _sysctl(dev, "src_valid_mark"))
-
-
-def _sysctl(link: str, name: str) -> int:
-    return int((SYSCTL / link / name).read_text())
+    return ipv4_setting(dev, "rp_filter") == 1 and not ipv4_setting(dev, "src_valid_mark")
 
 
 def _is_asymmetric(case: Case, target: Target) -> bool:
