@@ -96,10 +96,7 @@ class View:
         self.foreign_routes = [route for route in snapshot.routes if route.protocol != PROTOCOL]
         self.local_ranges: NetworkIndex[int] = NetworkIndex()  # routes of type local that the kernel did not derive
         self.rules: dict[RuleKey, tuple[bool, bool]] = {}  # ours: suppress, local
-        self._main_rules: dict[int, set[int]] = {
-            4: set(),
-            6: set(),
-        }  # priorities of ours that ask main for every source
+        self._main_rules: dict[int, set[int]] = defaultdict(set)  # by version of IP, priorities of ours: see asks_main
         self.default_gateways: dict[int, set[IPAddress]] = defaultdict(set)
         self.gateways: dict[IPAddress, set[int]] = defaultdict(set)  # protected: by the links that use them
         self.counts, self.losable_routes = AddressCounts(), losable(self.foreign_routes)
