@@ -77,7 +77,7 @@ class MachineChecks:
     def test_a_vlan_of_bare_metal_is_configured_where_its_kind_is_allowed(self, guest: Machine) -> None:
         """The metadata names it by its MAC, as they do any interface; the operator's image makes the link."""
         before = normal(ours(guest))
-        with plugged(guest, CARD_MAC) as nic:
+        with plugged(guest, card_mac=CARD_MAC) as nic:
             guest.run("sh", "-ec", CARD.format(link=link_of(guest, CARD_MAC)))
             try:
                 made = f"ip link add link {TRUNK} name {VLAN_LINK} address {nic.mac} type vlan id {VLAN}"
@@ -208,10 +208,11 @@ def astray(guest: Guest) -> list[Lost]:
 
 
 @contextmanager
-def plugged(guest: Machine, mac: str | None = None) -> Iterator[Nic]:
-    """Another interface of the cloud's, on the guest's bus; with the MAC of the card itself where it has one."""
-    nic = guest.lab.attach_interface(Interface(f"10.0.{len(guest.lab.fabric.subnets) + 1}.0/24", addresses=2, ipv6=1))
-    guest.plug(replace(nic, mac=mac or nic.mac))
+def plugged(guest: Machine, *, mac: str | None = None, card_mac: str | None = None) -> Iterator[Nic]:
+    """Attach another interface of the cloud, by default with the MAC that the metadata names on the card itself."""
+    subnet = f"10.0.{len(guest.lab.fabric.subnets) + 1}.0/24"
+    nic = guest.lab.attach_interface(Interface(subnet, addresses=2, ipv6=1, mac=mac))
+    guest.plug(replace(nic, mac=card_mac or nic.mac))
     try:
         yield nic
     finally:
