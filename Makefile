@@ -43,8 +43,8 @@ test: APT += $(OTHERS) $(BOOT) $(TOOLS)
 test: lint ## lint, types, arrows, and all tests
 	@$(BIN)/python -m pytest --hypothesis-profile=thorough $(PYTEST_ARGS)
 
-check: lint ## lint, types and the unit tests, for the edit loop
-	@$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
+check: lint ## lint, types and the quick unit tests, for the edit loop
+	@$(BIN)/python -m pytest tests/unit -m 'not exhaustive' $(PYTEST_ARGS)
 
 units: apt ## the unit tests on another Python: make units PYTHON=python3.13
 	@$(PYTHON) -m venv --clear build/units
