@@ -370,8 +370,7 @@ class Reconciler:
     def _report(self, here: Comparison, run: _Pass, read_first: bool) -> PassReport:
         memory, config = self._memory, self._config
         ops, held = memory.holds.split(here.feasible, config.route_table_base)
-        settled = not ops and not held and not self._flushed
-        if settled and self._known is not None:
+        if not ops and not held and not self._flushed and self._known is not None:
             self._agreed = self._known, config
         conflicts, open_conflicts = memory.conflicts.statuses(here.changes, here.snapshot.actual)
         retry_at = min(memory.conflicts.due, memory.rejections.due, memory.holds.due, memory.presence.due)
@@ -404,7 +403,6 @@ class Reconciler:
             open_conflicts=tuple(open_conflicts),
             missing=memory.proof.missing,
             repaired=run.repaired,
-            succeeded=settled,
             read_first=read_first,
             retry_at=retry_at,
         )
