@@ -110,6 +110,7 @@ class Reconciler:
         """Continue with another configuration."""
         self._config = config
         self.retry()
+        self._memory.rejections.reconfigured()
 
     def retry(self) -> None:
         """Forget refusals and rollbacks, on root's request."""

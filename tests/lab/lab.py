@@ -314,7 +314,10 @@ class Lab:
     # — the daemons
 
     def write_config(self, text: str) -> None:
-        self.path("/etc/cloud-network/cloud-network.toml").write_text(text)
+        """Replace the configuration in one step, as editors do: no daemon reads half of it."""
+        new = self.path("/etc/cloud-network/cloud-network.toml.new")
+        new.write_text(text)
+        new.rename(self.path("/etc/cloud-network/cloud-network.toml"))
 
     def start(self, name: str, *argv: str, env: Mapping[str, str] = MappingProxyType({})) -> None:
         """Run the console script cloud-network-NAME (netagent, fetcher, api) as root in the instance."""

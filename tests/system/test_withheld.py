@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import time
+
 from tests.lab import Interface, Lab, Spec
 from tests.system.service import CONFIG, audit, errors, present, refresh, running, status, wait_until_healthy
 
@@ -39,6 +42,24 @@ def test_disallowed_addresses_wait_and_block_nothing() -> None:
         assert status(lab)["last_error"] is None
         assert all(lab.reachability().values()), lab.report()
         assert "refused" not in {line["verdict"] for line in audit(lab)}
+
+
+def test_reload_of_the_fetcher_before_netagent_is_not_the_last_word() -> None:
+    """An operator reloads both; the fetcher checks its plan before netagent has read the key."""
+    with Lab(SPEC) as lab:
+        lab.write_config(CONFIG)
+        lab.start("netagent")
+        lab.start("fetcher")
+        lab.wait_for(lambda: status(lab).get("state") == "degraded", 20, "the fetcher to say what it lacks")
+        time.sleep(8)  # until the links' own events are over, which would have the plan checked again, too
+        lab.write_config(f'{CONFIG}AllowAddresses = "{TEST_NET}"\n')
+        lab.kill("fetcher", signal.SIGHUP)
+        lab.wait_for(lambda: "configuration read again" in lab.log("fetcher"), 10, "the reload")
+        time.sleep(1)
+        assert status(lab)["state"] == "degraded"
+        lab.kill("netagent", signal.SIGHUP)
+        lab.wait_for(lambda: set(lab.addresses) <= present(lab), 10, "the allowed addresses")
+        wait_until_healthy(lab)
 
 
 def test_an_address_that_a_bridge_has_is_left_to_it() -> None:

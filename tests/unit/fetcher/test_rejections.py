@@ -47,6 +47,17 @@ def test_policy_refusal_ends_with_a_change(table: RejectionTable, what: str) -> 
     assert table.update(cloud, config, here, kernel_changed=False) == {}
 
 
+def test_policy_refusal_is_checked_again_once_after_a_reload(table: RejectionTable, clock: Clock) -> None:
+    """netagent may read the same file a moment later."""
+    table.reconfigured()
+    table.add({OBJECT: Rejection("no")})
+    assert table.update(CLOUD, CONFIG, HERE, kernel_changed=False)
+    clock.now = table.due
+    assert table.update(CLOUD, CONFIG, HERE, kernel_changed=False) == {}
+    table.add({OBJECT: Rejection("no")})
+    assert table.due == math.inf
+
+
 def test_our_own_changes_are_no_reason(table: RejectionTable) -> None:
     table.add({OBJECT: Rejection("no")})
     after = host(link(1), routes=frozenset({Route(BASE + 2, 2, CLOUD.interfaces[0].subnets[0], None)}))
