@@ -27,6 +27,7 @@ Kind = Literal["metadata", "netagent", "kernel", "config", "detection", "conflic
 MAX_CONFLICTS = 1000
 MAX_NOTICES = 256
 """Limit of the lists in status.json, to keep it below 4 MiB."""
+_SILENT_SERVER = "the metadata server does not answer; what was known before stays in force until it does"
 _NOT_LISTENING = (
     "netagent is not running: nothing listens on its socket, and differences are not repaired. "
     "See: systemctl status cloud-network-netagent.socket cloud-network-netagent"
@@ -119,11 +120,11 @@ class Conditions:
         self._clock = clock
         self._active: dict[Kind, tuple[Condition, LastError, float]] = {}
 
-    def begin(self, condition: Condition) -> None:
-        """Start a condition, or continue it."""
+    def begin(self, condition: Condition, level: int | None = None) -> None:
+        """Start a condition, or continue it. `level`: of the log line, if it is not that of the condition."""
         before = self._active.pop(condition.kind, None)
         repeated = before is not None and before[0].message == condition.message
-        level = logging.WARNING if condition.transient else logging.ERROR
+        level = level or (logging.WARNING if condition.transient else logging.ERROR)
         logger.log(logging.DEBUG if repeated else level, "%s: %s", condition.kind, condition.message)
         error: LastError = {"at": rfc3339(), "kind": condition.kind, "message": condition.message}
         self._active[condition.kind] = condition, error, before[2] if before else self._clock()
@@ -133,6 +134,10 @@ class Conditions:
         before = self._active.pop(kind, None)
         if before is not None:
             logger.info("%s: recovered after %.0f s", kind, self._clock() - before[2])
+
+    def has(self, kind: Kind) -> bool:
+        """Return True if a condition of this kind is active."""
+        return kind in self._active
 
     def set(self, kind: Kind, condition: Condition | None) -> None:
         """Start a condition, or clear it if None."""
@@ -190,6 +195,12 @@ class Reporter:
             self._conditions.clear("kernel")
             self._record_comparison(report.comparison, report)
         self._publish()
+
+    def record_silence(self) -> None:
+        """Report that the metadata server does not answer, while the read has not failed yet: then that is logged."""
+        if not self._conditions.has("metadata"):
+            self._conditions.begin(Condition("metadata", _SILENT_SERVER, transient=True), logging.INFO)
+            self._publish()
 
     def record_netagent(self, listening: bool) -> None:
         """Record whether a process listens on netagent's socket. If not, that is an error until one does again."""

@@ -146,6 +146,7 @@ class Client:
         self.requests = 0
         self.unbounded = ""  # path of an answer without a length, which may be incomplete
         self.interface = ""  # through which the server was reached last; "": not bound
+        self.waiting_since: float | None = None  # time.monotonic() at which the request without an answer was sent
         self._until = math.inf  # time.monotonic() at which all requests end
         self._session: requests.Session | None = None
         self._adapter = _BoundAdapter("")
@@ -234,6 +235,7 @@ class Client:
         left = self._until - time.monotonic()
         if left <= 0:
             raise MetadataError("timeout", f"{method} {url}: not sent: the time limit of this refresh has passed")
+        self.waiting_since = time.monotonic()
         try:
             with self._adapter.deadline(min(2 * seconds, left)) as expired:
                 answer = self._session.request(
@@ -255,6 +257,8 @@ class Client:
             text = self._timeout_reason() if kind == "timeout" else _reason(error)
             made = MetadataError if connected else _NotConnectedError
             raise made(kind, f"{method} {url}: {text}") from None
+        finally:
+            self.waiting_since = None
         return Response(answer.status_code, body, {name.lower(): value for name, value in answer.headers.items()})
 
     def _timeout_reason(self) -> str:

@@ -53,6 +53,24 @@ def test_slow_answers_delay_nothing_else(lab: Lab) -> None:
     wait_until_healthy(lab)
 
 
+def test_silent_server_is_reported_before_the_read_fails(lab: Lab) -> None:
+    lab.start("netagent")
+    lab.start("fetcher")
+    wait_until_healthy(lab)
+    read = status(lab)["fetched_at"]
+    lab.metadata.fail("late", interval=LATE)
+    with ThreadPoolExecutor() as pool:
+        refresh = pool.submit(send_command, lab, "refresh")
+        lab.wait_for(lambda: status(lab)["state"] == "degraded", 10, "the report")
+        error = status(lab)["last_error"]
+        assert error["kind"] == "metadata"
+        assert error["message"].startswith("the metadata server does not answer; ")
+        assert (status(lab)["fetched_at"], status(lab)["counters"]["metadata_errors"]) == (read, {})
+        lab.metadata.clear()
+        assert refresh.result(60)["result"] == {"state": "ok"}
+    assert status(lab)["last_error"] is None
+
+
 def test_drift_is_reported_during_a_slow_read_and_repaired_after_it(lab: Lab) -> None:
     lab.start("netagent")
     lab.start("fetcher")
