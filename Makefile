@@ -56,7 +56,7 @@ test-others: APT += $(OTHERS) network-manager systemd
 test-others: env ## beside the real systemd-networkd, NetworkManager, DHCP clients and the like
 	@$(BIN)/python -m pytest tests/system/others tests/system/test_coexistence.py $(PYTEST_ARGS)
 
-lint: env ## ruff, mypy --strict, import-linter, spelling
+lint: env ## ruff, mypy --strict (tests, too), import-linter, spelling
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy

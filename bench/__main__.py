@@ -107,8 +107,8 @@ def main() -> None:
     if unknown:
         parser.error(f"no part {', '.join(unknown)}; accepted: {', '.join(part.name for part in PARTS)}")
     as_root()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, _interrupt)
     there = [part for part in PARTS if Path(__file__).with_name(f"{part.name}.py").exists()]
     chosen = [part for part in there if not given.parts or part.name in given.parts]
     began, failed = time.monotonic(), list[str]()

@@ -128,7 +128,7 @@ def plug(lab: Lab, number: int, *, known: bool) -> float:
     lab.wait_for(lambda: is_healthy(lab), 60, "the new interface")
     ended = max(entry["monotonic_us"] / 1e6 for entry in audit(lab) if entry["verdict"] == "applied")
     time.sleep(1.5)
-    return (ended - began) * 1e3
+    return float(ended - began) * 1e3
 
 
 def main() -> None:

@@ -64,16 +64,16 @@ def figure(name: str, values: Sequence[float], unit: str = "ms", most: float | N
 
 def ratio(name: str, ours: Figure, reference: Figure, most: float | None = None) -> Figure:
     """Return our figure as a multiple of the reference's median in the same run."""
-    spans = (each / reference.median for each in (ours.median, ours.least, ours.most))
-    found = Figure(name, "×", *(round(each, 3) for each in spans), ours.rounds, most)
+    median, least, largest = (round(each / reference.median, 3) for each in (ours.median, ours.least, ours.most))
+    found = Figure(name, "×", median, least, largest, ours.rounds, most)
     print(found, flush=True)
     return found
 
 
 def total(name: str, *parts: Figure) -> Figure:
     """Return the sum of several references."""
-    sums = [sum(getattr(part, what) for part in parts) for what in ("median", "least", "most")]
-    found = Figure(name, parts[0].unit, *sums, min(part.rounds for part in parts))
+    median, least, most = (sum(getattr(part, what) for part in parts) for what in ("median", "least", "most"))
+    found = Figure(name, parts[0].unit, median, least, most, min(part.rounds for part in parts))
     print(found, flush=True)
     return found
 

@@ -46,7 +46,7 @@ def draw() -> None:
     results = kept()
     for part, plot in PLOTS.items():
         if found := figures_of(results, part):
-            with pyplot.rc_context(STYLE):
+            with pyplot.rc_context(STYLE):  # type: ignore[arg-type]
                 figure = plot(found, pyplot)
                 figure.savefig(DOCS / f"performance-{part}.svg", bbox_inches="tight", metadata={"Date": None})
                 pyplot.close(figure)
@@ -144,7 +144,7 @@ def change(found: Found, pyplot: Any) -> Any:
 
 def drift(found: Found, pyplot: Any) -> Any:
     """Plot medians with the least and the most, and the target."""
-    figures = [each for each in reversed(found.values()) if each.unit == "ms"]
+    figures = [each for each in reversed(list(found.values())) if each.unit == "ms"]
     figure, axes = pyplot.subplots(figsize=(6, 0.4 * len(figures) + 0.8))
     for at, each in enumerate(figures):
         span = [[each.median - each.least], [each.most - each.median]]

@@ -104,11 +104,11 @@ def table(lab: Lab, reached: dict[tuple[str, str], bool], outbound: dict[str, bo
         say(f"{label:26}" + "".join(share(*count, width=column) for count in counts))
 
     for namespace in lab.beyond:
-        row("a host beyond", lambda address, name=namespace.name: reached[name, address])
+        row("a host beyond", lambda address, name=namespace.name: reached[name, address])  # type: ignore[misc]
     for number, (namespace, subnet) in enumerate(zip(lab.neighbours, lab.fabric.subnets, strict=True)):
         require(namespace.name == f"neighbour{number}", "the lab has its neighbours in another order")
         label = f"a neighbour in {subnet.partition('/')[0]}"
-        row(label, lambda address, name=namespace.name: reached[name, address])
+        row(label, lambda address, name=namespace.name: reached[name, address])  # type: ignore[misc]
     row("outwards, from each", lambda address: outbound[address])
 
 

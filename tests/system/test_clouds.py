@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -71,7 +72,7 @@ def all_outputs(lab: Lab) -> str:
 
 @pytest.mark.parametrize("cloud", PROVIDERS)
 def test_every_address_of_every_interface_is_reachable(cloud: str) -> None:
-    secret = {"startup_script" if cloud == "gcp" else "user_data": USER_DATA}
+    secret: dict[str, Any] = {"startup_script" if cloud == "gcp" else "user_data": USER_DATA}
     with Lab(replace(Spec.cloud(cloud, 4, 15, ipv6=2, public=1, **secret), dhcp_all=cloud in BY_DHCP)) as lab:
         lab.write_config(f'[System]\nLogLevel = "trace"\n{CONFIG}AllowAddresses = "{IPV6} {PUBLIC.get(cloud, "")}"\n')
         for daemon in ("netagent", "fetcher", "api"):

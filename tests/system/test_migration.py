@@ -14,6 +14,7 @@ PAGE = CHECKOUT / "docs/migration.md"
 def commands(section: str, containing: str) -> str:
     """Return the block of commands in a section that contains this text."""
     text = PAGE.read_text().partition(f"## {section}")[2].partition("\n## ")[0]
+    block: str
     [block] = [each for each in re.findall(r"(?:^    .*\n)+", text, re.MULTILINE) if containing in each]
     return block
 

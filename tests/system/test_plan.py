@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,11 @@ CLOUDS = {
 
 def type_in(lab: Lab) -> None:
     """Run the output of `cnctl plan` as root; again after a router advertisement on a link that came up."""
-    done = [lambda: type_once(lab) == "", lambda: routers_heard(lab), lambda: type_once(lab) == ""]
+
+    def nothing_left() -> bool:
+        return type_once(lab) == ""
+
+    done: list[Callable[[], bool]] = [nothing_left, lambda: routers_heard(lab), nothing_left]
     lab.wait_for(lambda: all(each() for each in done), 20, "nothing to type any more")
 
 

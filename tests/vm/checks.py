@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -170,7 +171,7 @@ class Checks:
             guest.run("systemctl", "start", "cloud-network-netagent.service")  # it ends when it is idle
             before, unit = guest.main_pid(service), f"cloud-network-{service}.service"
             guest.run("systemctl", "reload", unit)
-            guest.wait_for(lambda unit=unit: guest.show(unit, "ActiveState") == "active", message=f"{unit} to be ready")
+            guest.wait_for(partial(guest.is_active, unit), message=f"{unit} to be ready")
             assert guest.main_pid(service) == before != 0
 
     def test_netagent_closes_nfnetlink_that_it_does_not_need(self, guest: Guest) -> None:

@@ -123,6 +123,9 @@ class Guest(ABC):
         assert said, self.run("journalctl", "-u", name)
         return json.loads(said[-1])
 
+    def is_active(self, unit: str) -> bool:
+        return self.show(unit, "ActiveState") == "active"
+
     def wait_for(self, predicate: Callable[[], T], timeout: float = 60, message: str = "") -> T:
         """The first true value of `predicate`."""
         timeout *= self.patience

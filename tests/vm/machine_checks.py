@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_address
 from typing import Any
 
@@ -155,7 +156,7 @@ class MachineChecks:
             for step in ("+400 days", "-800 days", "+400 days"):
                 guest.run("date", "-s", step)
                 year = guest.run("date", "-u", "+%Y").strip()
-                guest.wait_for(lambda year=year: year_of_last_read(guest) == year, message="the timer to go on")
+                guest.wait_for(partial(was_read_in, guest, year), message="the timer to go on")
                 assert guest.run("cnctl", "status").startswith("ok:")
             assert changes(guest, log) == (set(), set())
             assert normal(ours(guest)) == before
@@ -267,6 +268,11 @@ def settled(guest: Guest, there: str, gone: str) -> bool:
     return (
         f"{there}/" in addresses and f"{gone}/" not in addresses and "ok:" in guest.run("cnctl", "status", check=False)
     )
+
+
+def was_read_in(guest: Guest, year: str) -> bool:
+    """Return True if the metadata was last read in this year."""
+    return year_of_last_read(guest) == year
 
 
 def year_of_last_read(guest: Guest) -> str:

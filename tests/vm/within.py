@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 
@@ -69,8 +70,8 @@ def main(argv: list[str]) -> dict[str, object]:
             "rtnetlink": tried(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)),
             "nfnetlink": tried(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)),
         },
-        "connect": {f"{host} {port}": tried(lambda at=(host, port): connect(*at)) for host, port in places},
-        "send": {f"{host} {port}": tried(lambda at=(host, port): send(*at)) for host, port in places},
+        "connect": {f"{host} {port}": tried(partial(connect, host, port)) for host, port in places},
+        "send": {f"{host} {port}": tried(partial(send, host, port)) for host, port in places},
         "links": links(),
         "setuid": tried(lambda: os.setuid(0)),
         "devices": sorted(p.name for p in Path("/dev").iterdir()),

@@ -474,7 +474,7 @@ def test_a_wrong_command_line_is_2_with_the_usage(cnctl: Cnctl, arguments: list[
 def test_exit_codes_tell_right_from_drift(
     server: Server, state: StateDirectory, cnctl: Cnctl, changes: dict[str, Any], summary: int, network: int
 ) -> None:
-    state.write_status(status(link(2, "eth0", [])) | changes)  # type: ignore[typeddict-item, arg-type]
+    state.write_status(status(link(2, "eth0", [])) | changes)  # type: ignore[arg-type]
     for flag in ([], ["--json"]):
         assert cnctl("status", *flag, server=server).code == summary
         assert cnctl("status", "network", *flag, server=server).code == network
@@ -553,7 +553,7 @@ def test_a_broken_file_is_1_and_named(state: StateDirectory, cnctl: Cnctl) -> No
 
 
 def test_status_of_another_version_is_reported(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
-    state.write_status(status() | {"version": 1})  # type: ignore[typeddict-item]
+    state.write_status(status() | {"version": 1})  # type: ignore[arg-type]
     for command in ("status", "status network", "status system"):
         ended = cnctl(*command.split(), server=server)
         assert (ended.code, ended.out) == (3, "")

@@ -89,7 +89,7 @@ def test_restarted_netagent_repairs_the_network(lab: Lab) -> None:
 
     def reported() -> bool:
         found: dict[str, Any] = json.loads(cnctl(lab, "status", "--json").stdout)
-        return found["state"] != "ok" and found["netagent"]["verdict"] == "unreachable"
+        return bool(found["state"] != "ok" and found["netagent"]["verdict"] == "unreachable")
 
     lab.wait_for(reported, until - time.monotonic(), "netagent to be missed")
     assert cnctl(lab, "status").returncode == 1

@@ -247,7 +247,7 @@ def query(port: int, expression: str) -> list[Any]:
 
 @debian
 def test_a_real_prometheus_scrapes_it(prometheus: int, state: StateDirectory) -> None:
-    state.write_status(two_links() | {"fetched_at": now()})  # type: ignore[arg-type]
+    state.write_status(two_links() | {"fetched_at": now()})
     wait_for(lambda: bool(query(prometheus, 'up{job="cloud-network"} == 1')), 60)
     wait_for(lambda: bool(query(prometheus, 'cloud_network_addresses{state="actual"}')), 60)
     found = query(prometheus, 'cloud_network_addresses{link="eth0",state="actual"}')

@@ -90,7 +90,7 @@ def test_every_response_has_its_date_and_staleness(server: Server, filled: State
         return int(generation), at, {"true": True, "false": False}[stale]
 
     at = now(45)  # two refreshes of 10 s and half a minute are not over yet
-    filled.write_status(two_links() | {"fetched_at": at, "refresh_timer": 10.0})  # type: ignore[arg-type]
+    filled.write_status(two_links() | {"fetched_at": at, "refresh_timer": 10.0})
     assert {dates(route) for route in ROUTES} == {(7, at, False)}
     etags = {route: server.ask(route).headers["ETag"] for route in ROUTES}
     wait_for(lambda: dates("/api/v1/status") == (7, at, True))

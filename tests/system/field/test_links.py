@@ -38,7 +38,7 @@ def reload(lab: Lab, network: str) -> None:
 
 def index(lab: Lab, name: str) -> int:
     """The ifindex of a link."""
-    return next(link["ifindex"] for link in ip(lab, "link") if link["ifname"] == name)
+    return int(next(link["ifindex"] for link in ip(lab, "link") if link["ifname"] == name))
 
 
 def traces(lab: Lab, name: str) -> list[object]:

@@ -246,7 +246,7 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
                 other.send(request=request, id=self.open)
                 assert world.asked(self.wire, request="status")["open"] == self.open
                 assert "still open" in world.asked(self.wire, **apply("x", ops))["reason"]
-                self.client.close()  # type: ignore[union-attr]
+                self.client.close()
                 assert other.answer()["verdict"] == "refused"
             self.gone()
 

@@ -50,7 +50,7 @@ class Wire:
     def __init__(self, lab: Lab, user: str | None = None, prefix: Sequence[str] = ()) -> None:
         self._ours, theirs = socket.socketpair()
         argv = lab.instance.enter(*prefix, "/usr/bin/python3", "-I", "-S", "-c", DIAL, user=user)
-        self._dialler = subprocess.Popen(argv, stdin=theirs, stdout=subprocess.DEVNULL)
+        self._dialler = subprocess.Popen(argv, stdin=theirs.fileno(), stdout=subprocess.DEVNULL)
         theirs.close()
         self._ours.settimeout(15)
         said, files, _, _ = socket.recv_fds(self._ours, 16, 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from tests.lab import Lab
 from tests.lab.lab import Where
 from tests.lab.namespaces import Namespace
-from tests.lab.reach import PORT
+from tests.lab.reach import PORT as PORT
 
 BRIDGE, HOST, CONTAINER = "docker0", "172.17.0.1", "172.17.0.2"
 PUBLISHED = 8080

@@ -11,7 +11,7 @@ from cloud_network.fetcher.metadata.model import Instance, MetadataError
 from cloud_network.fetcher.metadata.providers.aws import Aws
 
 from tests.lab import Interface
-from tests.unit.fetcher.conftest import Cloud
+from tests.lab.metadata.in_process import InProcess as Cloud
 from tests.unit.fetcher.emulated import read, settled
 
 TOKEN = "/latest/api/token"

@@ -17,7 +17,7 @@ from cloud_network.fetcher.metadata.providers.vultr import Vultr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.fetcher.conftest import Cloud
+from tests.lab.metadata.in_process import InProcess as Cloud
 
 META = "/latest/meta-data/"
 Serve = Callable[..., Client]

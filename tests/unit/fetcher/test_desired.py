@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import IPv6Network, ip_address, ip_interface, ip_network
+from typing import Any
 
 import pytest
 from cloud_network.fetcher.config import Config, Manage, Prefixes, Rules
@@ -590,7 +591,7 @@ def test_manage_primary_configures_only_the_primary() -> None:
     assert found.unmanaged == set()
 
 
-def forwarded(*ranges: str, here: Actual | None = None, **config: object) -> Desired:
+def forwarded(*ranges: str, here: Actual | None = None, **config: Any) -> Desired:
     """Return the goal for an interface with these ranges on GCP, where they become local routes."""
     one = interface(1, ranges=tuple(map(ip_network, ranges)))
     return wanted(instance(one, provider="gcp"), here or host(link(1)), **config)

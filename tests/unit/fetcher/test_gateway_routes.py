@@ -99,7 +99,7 @@ def test_route_through_unusable_gateway_is_left_out() -> None:
         (ip_network("192.168.2.0/24"), ip_address("10.0.2.10")),
         (ip_network("10.0.1.0/24"), ip_address("10.0.1.250")),
     )
-    refused = {Route(BASE + 2, 2, ip_network("198.18.0.1"), None): Rejection("refused")}
+    refused: Rejections = {Route(BASE + 2, 2, ip_network("198.18.0.1"), None): Rejection("refused")}
     found = wanted(instance(interface(1, routes=behind), interface(2)), host(link(1), link(2)), refused)
     assert table(found, 2) == ["10.0.1.0/24", "10.0.2.0/24 via 10.0.1.1", "0.0.0.0/0 via 10.0.1.1"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from cloud_network.fetcher.apply import components
 from cloud_network.fetcher.config import Config, ForwardedReplies
@@ -15,6 +16,7 @@ from cloud_network.fetcher.network.objects import (
     LinkSettings,
     MarkTable,
     Rejection,
+    Rejections,
     ReversePath,
     Rule,
 )
@@ -47,7 +49,7 @@ CLOUD = instance(interface(1), interface(2, "10.0.2.10", "fd00:2::10", subnets=[
 HERE = host(link(1), link(2))
 
 
-def goal(here: Actual = HERE, **more: object) -> Desired:
+def goal(here: Actual = HERE, **more: Any) -> Desired:
     return wanted(CLOUD, here, forwarded_replies=MARK, **more)
 
 
@@ -163,7 +165,7 @@ def test_incomplete_table_is_replaced() -> None:
 
 
 def test_a_kernel_without_nftables_gets_everything_else() -> None:
-    refused = {MarkTable(): Rejection("the kernel refuses it: Operation not supported", Cause.KERNEL)}
+    refused: Rejections = {MarkTable(): Rejection("the kernel refuses it: Operation not supported", Cause.KERNEL)}
     found = wanted(CLOUD, HERE, refused, forwarded_replies=MARK)
     assert found.marks is None
     assert [each.text for each in found.withheld] == [
@@ -174,7 +176,7 @@ def test_a_kernel_without_nftables_gets_everything_else() -> None:
 
 def test_refused_link_does_not_block_other_marks() -> None:
     after = carried_out(plan_of(goal(), HERE), HERE)
-    refused = {LinkSettings(3, None): Rejection("eth1 is of kind bond, not an interface of the cloud")}
+    refused: Rejections = {LinkSettings(3, None): Rejection("eth1 is of kind bond, not an interface of the cloud")}
     found = wanted(CLOUD, after, refused, forwarded_replies=MARK)
     assert found.marks == marks((2, 2))
     assert [op for op in plan_of(found, after) if isinstance(op, Table)] == [Table(marks((2, 2)))]
@@ -182,7 +184,7 @@ def test_refused_link_does_not_block_other_marks() -> None:
 
 def test_while_another_program_reverts_the_table_the_rules_stay() -> None:
     after = carried_out(plan_of(goal(), HERE), HERE)
-    waiting = {MarkTable(): Rejection("another program removes it", Cause.CONFLICT)}
+    waiting: Rejections = {MarkTable(): Rejection("another program removes it", Cause.CONFLICT)}
     found = wanted(CLOUD, replace(after, marks=()), waiting, forwarded_replies=MARK)
     assert plan_of(found, replace(after, marks=())) == ()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_network
 from operator import contains
+from typing import Any
 
 import pytest
 from cloud_network.fetcher.config import Config, Rules
@@ -99,7 +100,7 @@ def test_without_proof_nothing_is_removed(cloud: Instance, config: Config, befor
     assert not any(map(is_removal, changes))
 
 
-def changes_of(cloud: Instance, here: Actual, **config: object) -> list[str]:
+def changes_of(cloud: Instance, here: Actual, **config: Any) -> list[str]:
     return [type(op).__name__ for op in plan(wanted(cloud, here, **config), here, may_remove=True)]
 
 

@@ -10,7 +10,8 @@ from cloud_network.fetcher.metadata.model import Instance
 from cloud_network.fetcher.metadata.providers.aws import Aws
 from cloud_network.fetcher.metadata.reading import RemovalProof, read_metadata
 
-from .conftest import Cloud
+from tests.lab.metadata.in_process import InProcess as Cloud
+
 from .test_schedule import Clock
 from .values import instance, interface, mac
 

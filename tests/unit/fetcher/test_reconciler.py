@@ -8,12 +8,13 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from cloud_network.fetcher import gateways
 from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.conflicts import ConflictTracker
+from cloud_network.fetcher.metadata.base import Provider as BaseProvider
 from cloud_network.fetcher.metadata.http import Client
 from cloud_network.fetcher.metadata.model import Instance, MetadataError
 from cloud_network.fetcher.metadata.reading import Reading, RemovalProof
@@ -151,7 +152,7 @@ def reconciler(world: World, clock: Clock, tmp_path: Path) -> Reconciler:
     memory = Memory(
         ConflictTracker(clock), RejectionTable(clock), LinkHolds(clock), PlanRetry(clock), RemovalProof(clock)
     )
-    return Reconciler(Config(), Provider(world), memory, socket=str(tmp_path / "netagent.sock"))
+    return Reconciler(Config(), cast(BaseProvider, Provider(world)), memory, socket=str(tmp_path / "netagent.sock"))
 
 
 def refresh(reconciler: Reconciler, cloud: Instance = BOTH) -> PassReport:
@@ -192,10 +193,16 @@ def test_refresh_without_a_change_reads_the_kernel_once(
     world: World, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refresh(reconciler)
-    reads = []
-    monkeypatch.setattr(kernel, "read", lambda: reads.append(1) or world.actual)
+    reads = 0
+
+    def read() -> Actual:
+        nonlocal reads
+        reads += 1
+        return world.actual
+
+    monkeypatch.setattr(kernel, "read", read)
     assert is_settled(refresh(reconciler))
-    assert len(reads) == 1
+    assert reads == 1
 
 
 def test_second_pass_sends_no_request(world: World, reconciler: Reconciler) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -119,7 +120,8 @@ def test_another_change_of_the_link_is_news(clock: Clock) -> None:
 
 def test_confirmed_or_requested_ends_the_hold(clock: Clock) -> None:
     holds = LinkHolds(clock)
-    for end in (lambda: holds.confirmed(2), holds.clear):
+    ends: tuple[Callable[[], None], ...] = (lambda: holds.confirmed(2), holds.clear)
+    for end in ends:
         holds.hold(2, (LinkUp(2),), "it broke something")
         end()
         assert holds.split((LinkUp(2),), BASE)[0] == (LinkUp(2),)

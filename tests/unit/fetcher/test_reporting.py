@@ -62,8 +62,8 @@ def published(state: StateDirectory) -> dict[str, Any]:
     return found
 
 
-def comparison(cloud: Instance, here: Actual, **config: object) -> Comparison:
-    settings = Config(**config)  # type: ignore[arg-type]
+def comparison(cloud: Instance, here: Actual, **config: Any) -> Comparison:
+    settings = Config(**config)
     goal = wanted(cloud, here, **config)
     changes = plan_of(goal, here)
     snapshot = Snapshot(cloud, cloud, match_links(cloud, settings, here.links), settings, here)

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network, ip_address, ip_network
 from itertools import combinations, product
+from typing import Any
 
 import pytest
 from cloud_network.fetcher.config import Config, Prefixes, Rules
 from cloud_network.fetcher.metadata.model import Instance, IPAddress, IPNetwork
 from cloud_network.fetcher.network import rules as fewest
-from cloud_network.fetcher.network.objects import Actual, Desired, Rejection, Route, Rule
+from cloud_network.fetcher.network.objects import Actual, Desired, Rejection, Rejections, Route, Rule
 from cloud_network.fetcher.network.rules import Interval, IntervalIndex
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,7 +33,7 @@ from tests.unit.fetcher.values import (
 )
 
 MINE, OTHERS, FREE = 2, 3, None
-HOME = ip_network("10.0.1.8/29")
+HOME = IPv4Network("10.0.1.8/29")
 
 
 def aggregate(mine: Sequence[IPAddress], others: Iterable[IPNetwork], *homes: IPNetwork) -> list[IPNetwork]:
@@ -64,8 +65,8 @@ def test_prefixes_are_minimal_in_all_6561_cases() -> None:
         for fewer in range(len(found)):
             for choice in combinations(allowed, fewer):
                 together = 0
-                for each in choice:
-                    together |= each
+                for bit in choice:
+                    together |= bit
                 assert ours & ~together, f"{owners}: {fewer} prefixes would do, and there are {len(found)}"
 
 
@@ -93,13 +94,13 @@ def test_large_ones_are_as_by_halving(text: str) -> None:
     @given(st.lists(parts(home, 128 if home.version == 6 else 32), unique=True), st.lists(parts(home, 10)))
     def check(mine: list[IPNetwork], others: list[IPNetwork]) -> None:
         addresses = [each.network_address for each in mine]
-        assert sorted(aggregate(addresses, others, home)) == plainly(addresses, others, home)  # type: ignore[type-var]
+        assert sorted(aggregate(addresses, others, home)) == plainly(addresses, others, home)
 
     check()
 
 
 def test_additional_address_keeps_an_exclusive_prefix() -> None:
-    network = ip_network("10.0.1.0/24")
+    network = IPv4Network("10.0.1.0/24")
     for count in (1, 2, 50, 254):
         assert aggregate(list(network.hosts())[:count], [], network) == [network]
 
@@ -196,7 +197,7 @@ def test_aggregate_contains_no_foreign_address() -> None:
     whole = ["10.0.1.0/24 iif lo"]
     halved = ["10.0.1.0/25 iif lo"]
     bridge, other = link(7, "docker0", kind="bridge"), interface(3, "10.0.1.200", subnets=["10.0.1.0/24"])
-    cases = [
+    cases: list[tuple[Instance, Actual, dict[str, Any], list[str]]] = [
         (cloud, host(link(1), link(2)), {}, whole),
         (cloud, host(link(1), link(2), addresses=has(3, "10.0.1.200/32")), {}, halved),
         (cloud, host(link(1), link(2), bridge, addresses=has(8, "10.0.1.200/32")), {}, halved),
@@ -231,7 +232,7 @@ def test_ipv6_prefix_stays_inside_on_link_networks() -> None:
     six = [interface(n, f"2001:db8:{n}::a", f"2001:db8:{n}::b", subnets=[f"2001:db8:{n}::/64"]) for n in (1, 2)]
     found = wanted(instance(*six), host(link(1), link(2)))
     assert selectors(found.rules, 2) == ["2001:db8:1::/64 iif lo"]
-    refused = {Route(BASE + 2, 2, ip_network("2001:db8:1::/64"), None): Rejection("refused")}
+    refused: Rejections = {Route(BASE + 2, 2, ip_network("2001:db8:1::/64"), None): Rejection("refused")}
     there = has(2, "2001:db8:1::a/128") | has(2, "2001:db8:1::b/128")
     found = wanted(instance(*six), host(link(1), link(2), addresses=there), refused)
     assert selectors(found.rules, 2) == ["2001:db8:1::a/128", "2001:db8:1::b/128"]

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast, get_type_hints
 
@@ -289,12 +289,13 @@ def test_symbolic_links_are_not_followed(state: StateDirectory, path: str, tmp_p
     if place.is_dir():
         place.rmdir()
     place.symlink_to(elsewhere / "3" if path == "status.json" else elsewhere)
+    readers: dict[str, Callable[[], object]] = {
+        "status.json": state.read_status,
+        "links": state.link_indexes,
+        "provider/aws": lambda: state.read_identity("aws", "document"),
+    }
     with pytest.raises(StateError, match="cannot be read"):
-        {
-            "status.json": state.read_status,
-            "links": state.link_indexes,
-            "provider/aws": lambda: state.read_identity("aws", "document"),
-        }[path]()
+        readers[path]()
 
 
 def test_endless_and_nested_files_are_refused(state: StateDirectory) -> None:
@@ -347,7 +348,7 @@ def test_schema_and_types_have_the_same_keys() -> None:
     for schema, shape in pairs:
         hints = get_type_hints(shape)
         assert list(schema["properties"]) == list(hints)
-        assert schema["required"] == [key for key in hints if key in shape.__required_keys__]
+        assert schema["required"] == [key for key in hints if key in shape.__required_keys__]  # type: ignore[attr-defined]
         for key, hint in hints.items():
             if values := getattr(hint, "__args__", None):
                 described = schema["properties"][key].get("enum")

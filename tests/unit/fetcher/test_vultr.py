@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 import pytest
 from cloud_network.fetcher.metadata.model import Instance, MetadataError
@@ -84,6 +85,7 @@ def test_wrong_value_is_reported_by_its_path(family: str, key: str, value: objec
 
 
 def test_document_without_interfaces_is_an_error() -> None:
-    for cloud_interfaces in ({}, {"config": []}):
+    documents: tuple[dict[str, Any], ...] = ({}, {"config": []})
+    for cloud_interfaces in documents:
         with pytest.raises(MetadataError, match="names no interface"):
             read("vultr", {"interfaces": [], "cloud_interfaces": cloud_interfaces})
