@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.figures import Figure, as_root, figure, keep, processor_time, ratio, total
+from bench.figures import Figure, as_root, figure, processor_time, ratio, save, total
 from tests.lab import Lab, Spec
 from tests.system.netagent.wire import AUDIT
 from tests.system.service import CONFIG, DAEMONS, audit, is_healthy, refresh, status
@@ -115,7 +115,7 @@ def main() -> None:
     for each in given.sizes.split(","):
         interfaces, addresses = map(int, each.split("x"))
         figures += size(interfaces, addresses, given.rounds, given.seconds)
-    keep("refresh", figures)
+    save("refresh", figures)
 
 
 if __name__ == "__main__":
