@@ -5,8 +5,8 @@
 
 *events*: rounds of random events, each followed by a calm period, after which the kernel must match the cloud, objects
 of other programs must be unchanged, and connections must still work (tests/system/chaos.py). Meanwhile a watch looks
-for addresses of the metadata that are missing for more than 5 s without a cause in status.json. A violation ends the lab,
-and a new lab continues with the next seed; the exit status is then 1. `--seed` repeats a run.
+for addresses of the metadata that are missing for more than 5 s without a cause in status.json. A violation ends the
+lab, and a new lab continues with the next seed; the exit status is then 1. `--seed` repeats a run.
 
 *growth*: four interfaces of 15 addresses whose metadata change about every 2 s. Measured every minute: memory,
 descriptors and threads of each daemon, and the size of the fetcher's log and of the audit log.
