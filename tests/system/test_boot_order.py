@@ -81,7 +81,7 @@ def test_ready_means_that_the_daemon_runs(lab: Lab) -> None:
     lab.wait_for(lambda: manager.listen()[-1] == "STOPPING=1", 5, "STOPPING=1")
 
 
-def test_wait_includes_ipv6_that_needs_a_router_but_not_what_cannot_be() -> None:
+def test_wait_includes_ipv6_but_not_impossible_changes() -> None:
     """After its link comes up, an IPv6 address that is not private waits for the router's advertisement."""
     with Lab(Spec.cloud("aws", interfaces=2, addresses=2, ipv6=1)) as lab:
         lab.write_config(CONFIG)

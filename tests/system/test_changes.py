@@ -207,7 +207,7 @@ def test_removed_primary_address_keeps_siblings(lab: Lab) -> None:
     assert connection.alive()
 
 
-def test_a_storm_of_kernel_events_is_weathered(lab: Lab) -> None:
+def test_many_kernel_events_do_not_stop_the_fetcher(lab: Lab) -> None:
     """A routing daemon adds thousands; the socket overruns, and an important event may be among the lost ones."""
     victim = lab.nics[1]
     routes = [f"10.{100 + n // 200}.{n % 200}.0/24" for n in range(2000)]

@@ -219,7 +219,7 @@ def test_a_destination_behind_an_extra_route_answers() -> None:
         assert all(lab.reach.probe(pairs, 1.5).values())
 
 
-def test_bond_is_a_notice_and_stops_nothing() -> None:
+def test_bond_is_a_notice_and_blocks_nothing() -> None:
     """The status names it and is ok, and an address of another interface is still removed."""
     with Lab(Spec.cloud("openstack", 3, 3, links="bond")) as lab:
         lab.write_config(CONFIG)

@@ -87,7 +87,7 @@ def test_a_change_whose_gateways_answer_is_confirmed(lab: Lab) -> None:
     assert verdicts(lab)[count:] == ["applied", "confirmed"]
 
 
-def test_a_gateway_that_was_silent_before_holds_no_change_up(lab: Lab) -> None:
+def test_gateway_that_was_silent_before_does_not_block_changes(lab: Lab) -> None:
     nic = lab.nics[1]
     silence_gateway(lab, nic)
     lab.add_address(nic.mac, NEW)

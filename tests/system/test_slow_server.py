@@ -53,7 +53,7 @@ def test_slow_answers_delay_nothing_else(lab: Lab) -> None:
     wait_until_healthy(lab)
 
 
-def test_drift_is_reported_during_a_slow_read_and_repaired_after_it(lab: Lab) -> None:
+def test_drift_during_a_slow_read_is_reported_then_repaired(lab: Lab) -> None:
     lab.start("netagent")
     lab.start("fetcher")
     wait_until_healthy(lab)

@@ -137,7 +137,7 @@ def docker() -> Iterator[Lab]:
 
 
 @pytest.mark.parametrize("mac", ["00:00:00:00:00:00", "02:42:ac:11:00:01", "02:42:AC:11:00:01", "same"])
-def test_mac_that_is_none_of_the_clouds_takes_no_link(docker: Lab, mac: str) -> None:
+def test_metadata_mac_of_another_link_matches_nothing(docker: Lab, mac: str) -> None:
     """The MACs of lo and docker0, and a duplicate in lower and upper case, with another address."""
     lab, before, connection = docker, addresses(docker), docker.hold_connection(docker.nics[1].addresses[1])
     more = replace(lab.nics[1], mac=lab.nics[1].mac.upper() if mac == "same" else mac, addresses=("10.0.2.99",))

@@ -54,7 +54,7 @@ def socket_mode(guest: Guest) -> str:
     return guest.run("stat", "-c", "%G %a", protocol.SOCKET).strip()
 
 
-def test_an_upgrade_over_the_rebuild_keeps_connections_and_undoes_what_was_open(guest: Machine) -> None:
+def test_upgrade_keeps_connections_and_rolls_back_open_change(guest: Machine) -> None:
     guest.wait_for(lambda: reachable(guest), 120, "all addresses")
     assert socket_mode(guest).endswith(" 666")
     assert ask(guest, request="hello", version=2) == {"verdict": "ok", "version": 2}

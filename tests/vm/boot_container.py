@@ -34,7 +34,7 @@ class TestContainer(Endings, Checks):
 class TestMemory:
     """Of what runs: measured where a process has the same pages as on an instance, without waiting for an emulator."""
 
-    def test_each_daemon_needs_less_than_half_of_what_its_unit_allows(self, guest: Guest) -> None:
+    def test_each_daemon_uses_less_than_half_of_its_memory_limit(self, guest: Guest) -> None:
         guest.wait_for(lambda: guest.get("/api/v1/health")[0] == 200, message="health")
         guest.run("cnctl", "refresh")
         for service in SERVICES:
@@ -52,7 +52,7 @@ class TestMemory:
 class TestNoCloud:
     """On a machine that is no known cloud the package is installed, and nothing is degraded."""
 
-    def test_nothing_fails_and_cnctl_says_so(self, guest: Guest) -> None:
+    def test_no_unit_fails_and_cnctl_reports_ok(self, guest: Guest) -> None:
         fetcher = "cloud-network-fetcher.service"
         guest.run("sed", "-i", "s/^Provider/# Provider/", "/etc/cloud-network/cloud-network.toml")
         guest.run("systemctl", "restart", fetcher)

@@ -79,16 +79,14 @@ def foreign(guest: Guest) -> str:
     return guest.run("sh", "-c", commands)
 
 
-def test_a_port_published_on_the_primary_answers_its_subnet_and_the_outside(guest: Guest, container: str) -> None:
+def test_port_published_on_the_primary_answers_every_client(guest: Guest, container: str) -> None:
     everywhere: list[Where] = ["beyond", ("neighbour", 0)]
     for address in guest.lab.nics[0].addresses:
         for where in everywhere:
             assert f"inet {container}/" in greeting(guest.lab, where, address, PUBLISHED), (where, address)
 
 
-def test_known_one_published_on_a_secondary_answers_where_main_happens_to_lead_back(
-    guest: Guest, container: str
-) -> None:
+def test_known_secondary_port_answers_only_where_main_leads_back(guest: Guest, container: str) -> None:
     """Without ForwardedReplies="mark": the reply is routed before NAT gives it the published address back."""
     primary, other = (nic.addresses[1] for nic in guest.lab.nics[:2])
     assert f"inet {container}/" in greeting(guest.lab, ("neighbour", 1), other, PUBLISHED)
@@ -100,9 +98,7 @@ def test_known_one_published_on_a_secondary_answers_where_main_happens_to_lead_b
     guest.lab.fabric.forget_lost()
 
 
-def test_a_container_reaches_the_outside_and_what_this_host_sends_reaches_it_from_every_address(
-    guest: Guest, container: str
-) -> None:
+def test_container_reaches_the_outside_and_is_reached_from_here(guest: Guest, container: str) -> None:
     lab = guest.lab
     lab.reach.listen(lab.beyond[0])
     out = f"/bin/busybox nc -w 10 {beyond_address(0)} {PORT}"
@@ -113,7 +109,7 @@ def test_a_container_reaches_the_outside_and_what_this_host_sends_reaches_it_fro
         assert f"inet {container}/" in guest.run("python3", "-c", TALK, container, str(PORT), address), address
 
 
-def test_what_is_dockers_stays_and_what_is_ours_does_while_containers_come_and_go(guest: Guest) -> None:
+def test_docker_and_cloud_network_keep_their_objects(guest: Guest) -> None:
     before, mine = foreign(guest), ours(guest).count("proto 209")
     guest.run("systemctl", "restart", "cloud-network-fetcher")
     guest.run("cnctl", "refresh")
@@ -122,12 +118,12 @@ def test_what_is_dockers_stays_and_what_is_ours_does_while_containers_come_and_g
     guest.run("docker", "restart", "--time", "1", "web", timeout=240)
     guest.run("systemctl", "restart", "docker", timeout=240)
     start(guest, "web")
-    guest.wait_for(lambda: "ok:" in guest.run("cnctl", "status", check=False), message="peace")
+    guest.wait_for(lambda: "ok:" in guest.run("cnctl", "status", check=False), message="cnctl status: ok")
     assert ours(guest).count("proto 209") == mine
     assert reachable(guest)
 
 
-def test_with_marks_every_client_reaches_the_published_port_on_every_address(guest: Guest) -> None:
+def test_marks_make_every_published_address_reachable(guest: Guest) -> None:
     """By TCP and UDP, IPv4 and IPv6. The last test: Docker has IPv6 from here on."""
     guest.run("tee", f"{TOOLS}/published.py", stdin=PROGRAM.read_text())
     guest.run("tee", "/etc/docker/daemon.json", stdin=json.dumps(IPV6))

@@ -43,7 +43,7 @@ def test_lintian_says_nothing(package: Path) -> None:
     assert (done.stdout, done.returncode) == ("", 0), done.stdout
 
 
-def test_what_make_install_made_make_uninstall_takes_away(tmp_path: Path) -> None:
+def test_make_uninstall_removes_what_make_install_installed(tmp_path: Path) -> None:
     made = tmp_path / "made"
     said("make", "-C", CHECKOUT, "install", f"DESTDIR={made}")
     assert (made / "usr/bin/cnctl").exists()

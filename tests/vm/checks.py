@@ -92,7 +92,7 @@ class Checks:
         assert said == "", said
 
     @pytest.mark.parametrize("service", SERVICES)
-    def test_what_a_program_in_the_sandbox_can_reach(self, guest: Guest, service: str) -> None:
+    def test_sandbox_access(self, guest: Guest, service: str) -> None:
         neighbour = neighbour_address(guest.lab.nics[0].subnet)
         guest.lab.reach.listen(guest.lab.neighbours[0], guest.lab.beyond[0])
         places = [METADATA, "80", neighbour, "7", "127.0.0.1", "7", beyond_address(0), "7", beyond_address6(0), "7"]
@@ -132,7 +132,7 @@ class Checks:
         assert set(found["capabilities"].values()) == {NET_ADMIN if service == "netagent" else NONE}, found
         assert (found["no new privileges"], found["seccomp"]) == ("1", "2")
 
-    def test_a_gateway_is_asked_for_by_what_the_sandbox_lets_out(self, guest: Guest) -> None:
+    def test_sandbox_allows_gateway_probes(self, guest: Guest) -> None:
         """A datagram to a gateway is dropped before its neighbour entry is made; one to the metadata server is not.
 
         It goes by the same link, to the same next hop, and dies there: that resolves, and nothing more is allowed.
@@ -229,7 +229,7 @@ class Endings:
             ),
             message="another fetcher",
         )
-        guest.wait_for(lambda: "ok:" in guest.run("cnctl", "status", check=False), message="peace")
+        guest.wait_for(lambda: "ok:" in guest.run("cnctl", "status", check=False), message="cnctl status: ok")
         assert all(each.alive(10) for each in held)
         assert normal(ours(guest)) == normal(before)
         since = guest.run("cat", AUDIT).removeprefix(log).splitlines()

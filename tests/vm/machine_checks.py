@@ -74,7 +74,7 @@ class MachineChecks:
         guest.wait_for(lambda: normal(ours(guest)) == before, message="what was its own to be gone")
         assert reachable(guest)
 
-    def test_a_vlan_of_bare_metal_is_configured_where_its_kind_is_allowed(self, guest: Machine) -> None:
+    def test_bare_metal_vlan_is_configured_if_its_kind_is_allowed(self, guest: Machine) -> None:
         """The metadata names it by its MAC, as they do any interface; the operator's image makes the link."""
         before = normal(ours(guest))
         with plugged(guest, CARD_MAC) as nic:
@@ -118,7 +118,7 @@ class MachineChecks:
                 guest.run(*f"ip route replace default via {nic.gateway} dev {nic.name} table {VRF_TABLE}".split())
                 guest.wait_for(lambda: reachable(guest), message="all addresses, by the VRF")
                 assert astray(guest) == [], astray(guest)
-                guest.wait_for(lambda: "ok:" in guest.run("cnctl", "status", check=False), message="peace")
+                guest.wait_for(lambda: "ok:" in guest.run("cnctl", "status", check=False), message="cnctl status: ok")
                 table = guest.run("ip", "route", "show", "table", str(VRF_TABLE))
                 assert f"default via {nic.gateway} dev {nic.name}" in table
                 assert "203.0.113.0/24 via 192.168.77.9 dev pod" in table
@@ -171,13 +171,13 @@ class MachineChecks:
         in_order = [sorted(line.split()) for line in before]
         guest.wait_for(lambda: [sorted(line.split()) for line in normal(ours(guest))] == in_order, message="as it was")
 
-    def test_a_metadata_server_that_is_cut_off_takes_nothing_away(self, guest: Guest) -> None:
+    def test_unreachable_metadata_server_removes_nothing(self, guest: Guest) -> None:
         log, before = guest.run("cat", AUDIT), normal(ours(guest))
         with netem(guest, "loss 100%"):
             guest.run("cnctl", "refresh", check=False, timeout=120)
             assert "nothing is removed" in unwrapped(guest.run("cnctl", "status", check=False))
             assert normal(ours(guest)) == before
-        guest.wait_for(lambda: "ok:" in guest.run("cnctl", "status", check=False), message="peace")
+        guest.wait_for(lambda: "ok:" in guest.run("cnctl", "status", check=False), message="cnctl status: ok")
         made = changes(guest, log)
         assert made == (set(), set()), made
         assert normal(ours(guest)) == before

@@ -64,7 +64,7 @@ def test_watch_updates_in_place_until_ctrl_c(server: Server, filled: StateDirect
     assert seen.received.endswith(b"\x1b[?7h\x1b[?25h")
 
 
-def test_watch_before_the_part_does_not_take_it_for_its_seconds(server: Server, filled: StateDirectory) -> None:
+def test_watch_before_the_command_is_not_its_argument(server: Server, filled: StateDirectory) -> None:
     with watching(server, filled, "status", "--watch", "network") as seen:
         wait_for(lambda: seen.frames(b"Private IP") >= 2)
 

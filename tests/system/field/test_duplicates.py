@@ -28,7 +28,7 @@ def way(lab: Lab, source: str) -> str:
 
 
 @pytest.mark.parametrize("kind", ["lo", "bridge"])
-def test_duplicate_removes_nothing_and_replies_leave_by_the_link(lab: Lab, kind: str) -> None:
+def test_duplicate_address_keeps_its_reply_link(lab: Lab, kind: str) -> None:
     """kube-proxy's kube-ipvs0, a VIP by hand: the rule for the whole subnet gives way to one for this address."""
     nic, other = lab.nics[1], "lo" if kind == "lo" else "vip0"
     address = nic.addresses[1]
@@ -49,7 +49,7 @@ def test_duplicate_removes_nothing_and_replies_leave_by_the_link(lab: Lab, kind:
     assert all(lab.reachability().values())
 
 
-def test_address_only_on_lo_answers_by_its_interface(lab: Lab) -> None:
+def test_address_only_on_lo_replies_through_its_interface(lab: Lab) -> None:
     """A load balancer that answers for the address without having it on the interface; a notice, not degraded."""
     nic = lab.nics[1]
     address = "10.0.2.99"
@@ -62,7 +62,7 @@ def test_address_only_on_lo_answers_by_its_interface(lab: Lab) -> None:
     assert all(lab.reachability().values())
 
 
-def test_address_only_on_a_bridge_is_named_with_its_cure(lab: Lab) -> None:
+def test_address_only_on_a_bridge_is_reported_with_its_key(lab: Lab) -> None:
     nic, address = lab.nics[1], "10.0.2.99"
     lab.batch(["link add br0 type bridge", "link set br0 up", f"address add {address}/32 dev br0"])
     lab.add_address(nic.mac, address)
@@ -76,7 +76,7 @@ def test_address_only_on_a_bridge_is_named_with_its_cure(lab: Lab) -> None:
     assert holders(lab, address) == {nic.name}
 
 
-def test_move_to_another_link_by_the_cloud_is_followed(lab: Lab) -> None:
+def test_address_moved_by_the_cloud_moves_to_the_other_link(lab: Lab) -> None:
     """Also if a script has put the address there before the metadata says so."""
     extra = lab.attach_interface(Interface("10.0.2.0/24", ("10.0.2.50",)))
     refresh(lab)

@@ -33,7 +33,7 @@ def connected(lab: Lab, name: str) -> list[str]:
     return [f"{route['dst']} src {route['prefsrc']}" for route in routes]
 
 
-def test_connected_route_returns_after_the_first_address_went(lab: Lab) -> None:
+def test_connected_route_survives_removal_of_the_first_address(lab: Lab) -> None:
     nic = lab.nics[1]
     assert connected(lab, nic.name) == [f"{nic.subnet} src {nic.addresses[0]}"]
     connections = [lab.hold_connection(address, ("neighbour", 1)) for address in nic.addresses[1:]]

@@ -48,7 +48,7 @@ def aws() -> Iterator[Lab]:
         yield made
 
 
-def test_azures_probes_are_answered_by_the_link_that_they_came_to(azure: Lab) -> None:
+def test_azure_probes_are_answered_through_the_link_of_arrival(azure: Lab) -> None:
     """By a route of DHCP, or one that a script of dhclient made (protocol boot): each table has its own."""
     lab = azure
     assert {route["table"] for route in ours(lab, "route-4") if route["dst"] == PROBES} == {
@@ -81,7 +81,7 @@ def test_doctor_tries_the_clouds_own_sources(azure: Lab) -> None:
     assert found.returncode == 0
 
 
-def test_dhcps_route_on_one_link_is_for_that_links_sources(aws: Lab) -> None:
+def test_dhcp_route_applies_to_sources_of_its_link(aws: Lab) -> None:
     """Option 121 on the primary; also a wider one. It goes from the tables when the lease does."""
     lab, primary = aws, aws.nics[0]
     for destination in (f"{SERVICE}/32", "192.0.2.0/24"):
@@ -96,7 +96,7 @@ def test_dhcps_route_on_one_link_is_for_that_links_sources(aws: Lab) -> None:
         lab.wait_for(lambda: not [r for r in ours(lab, "route-4") if r["dst"].startswith("192.0.2.")], 10, "the end")
 
 
-def test_operators_static_route_still_wins(aws: Lab) -> None:
+def test_operators_static_route_takes_precedence(aws: Lab) -> None:
     """Beside the route of DHCP, and inside of it."""
     lab, primary = aws, aws.nics[0]
     host = neighbour_address(primary.subnet)

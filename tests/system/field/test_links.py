@@ -50,7 +50,7 @@ def traces(lab: Lab, name: str) -> list[object]:
 
 
 @pytest.mark.parametrize("how", ["pattern", "mac", "manage"])
-def test_link_that_becomes_excluded_loses_what_is_ours(lab: Lab, how: str) -> None:
+def test_newly_excluded_link_loses_our_objects(lab: Lab, how: str) -> None:
     """And gets it back. An address of the operator, and what others have there, stays."""
     nic = lab.nics[1]
     keys = {
@@ -80,7 +80,7 @@ def test_link_that_becomes_excluded_loses_what_is_ours(lab: Lab, how: str) -> No
     assert all(lab.reachability().values())
 
 
-def test_commas_in_exclude_are_refused_by_both_with_the_right_spelling(lab: Lab) -> None:
+def test_commas_in_exclude_are_refused_with_the_right_spelling(lab: Lab) -> None:
     lab.write_config('[Network]\nExclude = "eth0,eth1"\n')
     lab.kill("fetcher", signal.SIGHUP)
     lab.wait_for(lambda: '\\"eth0 eth1\\"?' in lab.log("fetcher"), 10, "the fetcher's complaint")
@@ -117,7 +117,7 @@ def test_link_waits_until_udev_has_finished_with_it() -> None:
         assert "UP" not in pod["flags"]
 
 
-def test_udev_that_hangs_does_not_keep_a_link_from_its_addresses() -> None:
+def test_hanging_udev_does_not_block_addresses() -> None:
     with Lab(Spec.aws(interfaces=2, addresses=2)) as lab:
         lab.path("/run/udev/data").mkdir(parents=True)
         lab.path("/run/udev/control").touch()
@@ -127,7 +127,7 @@ def test_udev_that_hangs_does_not_keep_a_link_from_its_addresses() -> None:
         lab.wait_for(lambda: is_healthy(lab), 15, "the addresses")
 
 
-def test_link_in_another_namespace_is_a_notice_and_exclude_by_mac_silences_it(lab: Lab) -> None:
+def test_link_in_another_namespace_is_a_notice_unless_excluded(lab: Lab) -> None:
     """As a CNI plugin moves a NIC into a pod. It comes back when the pod ends."""
     nic = lab.nics[1]
     held = lab.hold_connection(lab.nics[2].addresses[1])
@@ -175,7 +175,7 @@ def test_port_of_a_bridge_with_another_mac_is_not_the_interface(lab: Lab) -> Non
     assert set(nic.addresses) <= present(lab)
 
 
-def test_interface_that_becomes_a_port_loses_what_is_ours(lab: Lab) -> None:
+def test_interface_that_becomes_a_bridge_port_loses_our_objects(lab: Lab) -> None:
     """Else this host answers for the guest behind the bridge, which has the address now."""
     nic, others = lab.nics[1], [address for each in (lab.nics[0], lab.nics[2]) for address in each.addresses]
     held = lab.hold_connection(lab.nics[2].addresses[1])

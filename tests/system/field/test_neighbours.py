@@ -36,7 +36,7 @@ def test_macvlan_child_is_left_alone(lab: Lab) -> None:
     assert held.alive()
 
 
-def test_child_with_the_mac_of_the_interface_is_not_the_interface(lab: Lab) -> None:
+def test_child_link_with_the_interfaces_mac_is_not_matched(lab: Lab) -> None:
     """As an ipvlan has it, which this kernel may lack: a macvlan in passthru mode has it as well."""
     nic = lab.nics[1]
     lab.batch([f"link add link {nic.name} name child0 type macvlan mode passthru", "link set child0 up"])
@@ -50,7 +50,7 @@ def test_child_with_the_mac_of_the_interface_is_not_the_interface(lab: Lab) -> N
     assert {link["name"] for link in status(lab)["links"].values()} == {each.name for each in lab.nics}
 
 
-def test_link_that_is_down_on_purpose_is_excluded_and_stays_down(lab: Lab) -> None:
+def test_excluded_link_that_is_down_stays_down(lab: Lab) -> None:
     nic, others = lab.nics[1], [lab.nics[0], lab.nics[2]]
     lab.write_config(f'[Network]\nExclude = "{nic.name}"\n{CONFIG}')
     lab.restart("netagent")
@@ -64,7 +64,7 @@ def test_link_that_is_down_on_purpose_is_excluded_and_stays_down(lab: Lab) -> No
     assert all(lab.reachability([address for each in others for address in each.addresses]).values())
 
 
-def test_router_that_ends_keeps_its_routes_while_it_resolves() -> None:
+def test_routes_stay_while_a_withdrawn_router_still_resolves() -> None:
     """A router lifetime of 0 takes the default route from main. What has no other way out keeps the one it has."""
     with running(Spec.cloud("aws", interfaces=2, addresses=2, ipv6=2), IPV6, "netagent", "fetcher") as lab:
         lab.wait_for(lambda: all(lab.reachability().values()), 15, "every link's router")
@@ -100,7 +100,7 @@ def test_instance_with_ipv6_only_is_configured() -> None:
         assert status(lab)["notices"] == []
 
 
-def test_settings_for_kubernetes_nodes_leave_pods_addresses_alone() -> None:
+def test_settings_for_kubernetes_nodes_leave_pod_addresses_alone() -> None:
     """docs/clouds.md: a plugin owns secondary interfaces, and all further addresses and prefixes of the primary."""
     primary, secondary = Spec.aws(interfaces=2, addresses=3).interfaces
     spec = Spec((replace(primary, prefixes=("10.0.1.128/28",)), secondary))

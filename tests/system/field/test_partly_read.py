@@ -6,7 +6,7 @@ from tests.lab import Spec
 from tests.system.service import MACS, ip, is_healthy, present, refresh, running
 
 
-def test_next_address_can_follow_one_whose_removal_waits() -> None:
+def test_address_is_added_while_the_removal_of_the_first_waits() -> None:
     """A second address with the subnet's length would be the first one's secondary, and netagent would keep both."""
     with running(Spec.aws(interfaces=2, addresses=3), "", "netagent", "fetcher") as lab:
         nic, other = lab.nics[1], lab.nics[0]

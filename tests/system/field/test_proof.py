@@ -10,7 +10,7 @@ from tests.lab import Spec
 from tests.system.service import present, refresh, running, status, wait_until_healthy
 
 
-def test_interfaces_that_are_left_out_for_seconds_lose_nothing() -> None:
+def test_interfaces_missing_for_seconds_are_kept() -> None:
     """Azure: 200 OK with one of three NICs. After a minute of that they are gone, and others' connections live on."""
     with running(Spec.cloud("azure", interfaces=3, addresses=3), "", "netagent", "fetcher") as lab:
         missing = lab.nics[1:]
@@ -41,7 +41,7 @@ def test_interfaces_that_are_left_out_for_seconds_lose_nothing() -> None:
 
 
 @pytest.mark.xfail(strict=True, reason="the minute of proof is forgotten with the process; found by bench.soak")
-def test_known_restart_while_interfaces_are_left_out_removes_them() -> None:
+def test_known_restart_removes_interfaces_missing_from_metadata() -> None:
     with running(Spec.cloud("azure", interfaces=3, addresses=3), "", "netagent", "fetcher") as lab:
         lab.metadata.load(lab.nics[:1])
         lab.kill("fetcher")

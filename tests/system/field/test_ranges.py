@@ -44,14 +44,14 @@ def check(lab: Lab) -> None:
     lab.wait_for(lambda: status(lab)["state"] == "ok", 10, "the fetcher to be content")
 
 
-def test_range_is_given_up_when_pods_come_after_us() -> None:
+def test_range_is_given_up_when_pods_start_later() -> None:
     with running(SPEC, "", "netagent", "fetcher") as lab:
         assert local(lab) == [RANGE]
         lab.batch(["link add cbr0 type bridge", f"address add {BRIDGE} dev cbr0", "link set cbr0 up"])
         check(lab)
 
 
-def test_range_of_pods_that_were_there_first_is_left_to_them() -> None:
+def test_range_of_earlier_pods_is_left_alone() -> None:
     with Lab(replace(SPEC)) as lab:
         lab.batch(["link add cbr0 type bridge", f"address add {BRIDGE} dev cbr0", "link set cbr0 up"])
         lab.write_config(CONFIG)

@@ -29,7 +29,7 @@ def rolled_back(lab: Lab) -> list[object]:
     return [line for line in audit(lab) if line["verdict"] not in ("applied", "confirmed")]
 
 
-def test_disabled_ipv6_stops_no_ipv4() -> None:
+def test_disabled_ipv6_does_not_block_ipv4() -> None:
     """By sysctl for all links, before the start. The cause is named once for each link, and passes when it does."""
     with Lab(Spec(SIX)) as lab:
         sysctl(lab, "all", "disable_ipv6", 1)
@@ -46,7 +46,7 @@ def test_disabled_ipv6_stops_no_ipv4() -> None:
         lab.wait_for(lambda: is_healthy(lab), 20, "the IPv6 addresses")
 
 
-def test_ipv6_disabled_on_one_link_stops_no_other_link() -> None:
+def test_ipv6_disabled_on_one_link_does_not_block_others() -> None:
     with running(Spec(SIX), "", "netagent", "fetcher") as lab:
         off, other = lab.nics[2], lab.nics[1]
         six = [each for nic in lab.nics for each in nic.ipv6]
@@ -77,7 +77,7 @@ def upon() -> Iterator[Lab]:
         yield lab
 
 
-def test_link_that_cannot_come_up_or_have_its_mtu_stops_no_other(upon: Lab) -> None:
+def test_link_that_cannot_come_up_does_not_block_others(upon: Lab) -> None:
     lab, nic = upon, upon.nics[1]
     others = [each for each in lab.nics if each is not nic]
     lab.wait_for(lambda: {*others[0].addresses, *others[1].addresses} <= present(lab), 10, "the others' addresses")
@@ -117,7 +117,7 @@ def defaults(lab: Lab) -> list[str]:
     )
 
 
-def test_forwarding_leaves_the_routes_that_work_and_names_the_cause(six: Lab) -> None:
+def test_forwarding_keeps_working_routes_and_reports_the_cause(six: Lab) -> None:
     """As Docker and k3s switch it on: the kernel purges its routes of routers' advertisements, and hears no more."""
     lab, before = six, defaults(six)
     held = lab.hold_connection(lab.nics[1].ipv6[1])
@@ -150,7 +150,7 @@ def test_forwarding_with_accept_ra_2_changes_nothing(six: Lab) -> None:
     assert all(lab.reachability().values())
 
 
-def test_start_after_forwarding_was_switched_on_finds_the_router_among_the_neighbours() -> None:
+def test_start_with_forwarding_on_finds_the_router_by_neighbours() -> None:
     with Lab(Spec.cloud("aws", interfaces=3, addresses=2, ipv6=2)) as lab:
         lab.batch([f"link set {nic.name} up" for nic in lab.nics])
         learned = ["ip", "-6", "route", "show", "default", "proto", "ra"]
@@ -164,7 +164,7 @@ def test_start_after_forwarding_was_switched_on_finds_the_router_among_the_neigh
         assert "accept_ra=2" in str(status(lab)["last_error"]["message"])
 
 
-def test_removal_that_netagent_refuses_stops_nothing_else() -> None:
+def test_refused_removal_does_not_block_other_changes() -> None:
     """An operator's route prefers an address as its source, and the cloud takes the address away."""
     with running(Spec.aws(interfaces=3, addresses=3), "", "netagent", "fetcher") as lab:
         nic, other = lab.nics[1], lab.nics[2]

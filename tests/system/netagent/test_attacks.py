@@ -82,7 +82,7 @@ def attack(lab: Lab, who: Sequence[str], *arguments: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("who", WHO)
-def test_nobody_reaches_the_process_or_its_files(lab: Lab, who: str) -> None:
+def test_other_users_cannot_reach_the_process_or_its_files(lab: Lab, who: str) -> None:
     lines = lab.path(AUDIT).read_text()
     rotated = lab.path(f"{AUDIT}.1")
     rotated.touch()
@@ -107,7 +107,7 @@ def test_nobody_reaches_the_process_or_its_files(lab: Lab, who: str) -> None:
     whole(lab)
 
 
-def test_even_a_process_like_it_does_not_see_its_inside(lab: Lab) -> None:
+def test_process_of_the_same_user_cannot_trace_it(lab: Lab) -> None:
     """The same user and the same capability: what keeps it out is that netagent is not dumpable (ptrace(2))."""
     capability = ["--inh-caps=+net_admin", "--ambient-caps=+net_admin"]
     said = attack(lab, [*become(USERS["cloud-network-netagent"]), *capability], "inside")
@@ -127,7 +127,7 @@ STRANGERS = {
 
 @pytest.mark.parametrize("nested", [[], NAMESPACE], ids=["", "nested"])
 @pytest.mark.parametrize("how", STRANGERS)
-def test_a_strangers_root_of_a_user_namespace_is_a_stranger(lab: Lab, how: str, nested: list[str]) -> None:
+def test_root_of_a_foreign_user_namespace_is_refused(lab: Lab, how: str, nested: list[str]) -> None:
     uid, table = STRANGERS[how]
     said = mapped(lab, become(uid), table, *nested)
     assert (said["uid"], said["connect"]) == ("0", "EACCES")
@@ -188,7 +188,7 @@ for _ in range(20):
 """
 
 
-def test_files_that_root_hands_over_do_not_use_up_netagent_s(lab: Lab) -> None:
+def test_passed_descriptors_do_not_exhaust_netagent(lab: Lab) -> None:
     """They may come with the credentials that only root's first byte is asked for."""
     files = Path(f"/proc/{lab.daemons.pid('netagent')}/fd")
     before = len(list(files.iterdir()))
@@ -231,14 +231,14 @@ BODIES = {
 
 
 @pytest.mark.parametrize("what", BODIES)
-def test_a_frame_that_unpacks_to_much_does_not_fill_the_memory(lab: Lab, what: str) -> None:
+def test_frames_that_unpack_to_much_do_not_fill_the_memory(lab: Lab, what: str) -> None:
     for _ in range(3):
         with As(lab) as wire:
             assert wire.raw(BODIES[what])["verdict"] == "refused"
     assert memory(lab) < MEMORY
 
 
-def test_a_frame_that_is_never_whole_does_not_fill_the_memory(lab: Lab) -> None:
+def test_incomplete_frames_do_not_fill_the_memory(lab: Lab) -> None:
     with As(lab) as wire:
         wire.socket.sendall(protocol.HEADER.pack(protocol.MAX_FRAME) + bytes(protocol.MAX_FRAME - 1))
         waiting = [As(lab) for _ in range(50)]
@@ -262,7 +262,7 @@ def test_many_requests_at_once_do_not_fill_the_memory(lab: Lab) -> None:
 # — the log
 
 
-def test_a_flood_of_refusals_fills_no_more_of_the_disk_than_the_rotation_allows(lab: Lab) -> None:
+def test_many_refusals_do_not_exceed_the_rotated_log_size(lab: Lab) -> None:
     """Eight files of 16 MiB are there before: what is added pushes the oldest out."""
     log, uid = lab.path(AUDIT), USERS["cloud-network-netagent"]
     files = [log.with_name(f"audit.log.{number}") for number in range(1, FILES)]
@@ -358,7 +358,7 @@ def test_the_fetcher_is_served_while_root_of_containers_waits(lab: Lab) -> None:
     child.wait(10)
 
 
-def test_what_has_been_recorded_and_is_sent_again_does_nothing(lab: Lab) -> None:
+def test_replayed_request_changes_nothing(lab: Lab) -> None:
     """The same bytes on another connection of the fetcher, while the change is open, confirmed and gone."""
     link, before = ifindex(lab, "eth0"), kernel_state(lab)
     add = protocol.encode({"request": "apply", "id": "one", "ops": [address(link, "10.0.2.77")], "confirm_within": 60})

@@ -64,7 +64,7 @@ def test_a_member_of_the_group_is_refused_and_logged(lab: Lab) -> None:
         (msgpack.packb({1: 2}), "not msgpack"),
     ],
 )
-def test_what_is_malformed_is_refused_audited_and_hung_up_on(shared_lab: Lab, body: bytes, reason: str) -> None:
+def test_malformed_request_is_refused_logged_and_disconnected(shared_lab: Lab, body: bytes, reason: str) -> None:
     before, lines = kernel_state(shared_lab), len(audit_lines(shared_lab))
     with Wire(shared_lab) as wire:
         answer = wire.raw(body)
@@ -94,13 +94,13 @@ def test_a_half_sent_frame_is_dropped_and_the_next_client_served(shared_lab: Lab
     assert any(line.get("reason") == "a frame did not arrive in time" for line in audit_lines(shared_lab))
 
 
-def test_a_silent_client_keeps_nobody_waiting_for_long(shared_lab: Lab) -> None:
+def test_silent_client_does_not_delay_others_for_long(shared_lab: Lab) -> None:
     with Wire(shared_lab) as silent, Wire(shared_lab) as waiting:
         assert waiting.ask(request="status")["verdict"] == "ok"
         assert silent.socket.recv(1) == b""
 
 
-def test_a_flood_of_requests_is_refused_and_the_log_counts_what_it_leaves_out(lab: Lab) -> None:
+def test_too_many_requests_are_refused_and_counted_in_the_log(lab: Lab) -> None:
     size = lab.path(AUDIT).stat().st_size
     refused = 0
     with Wire(lab) as wire:
@@ -171,7 +171,7 @@ def full_disk(lab: Lab, config: str) -> None:
     start(lab)
 
 
-def test_what_cannot_be_logged_is_not_done(lab: Lab) -> None:
+def test_change_that_cannot_be_logged_is_refused(lab: Lab) -> None:
     full_disk(lab, CONFIG)
     before = kernel_state(lab)
     with Wire(lab) as wire:

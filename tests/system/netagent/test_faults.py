@@ -78,7 +78,7 @@ def play(bench: Bench, phase: Phase, what: str, *, kill: bool) -> None:
     ],
     ids=str,
 )
-def test_a_change_that_is_killed_is_made_whole_or_not_at_all(bench: Bench, phase: Phase, what: str) -> None:
+def test_kill_during_a_change_leaves_all_or_nothing(bench: Bench, phase: Phase, what: str) -> None:
     play(bench, phase, what, kill=True)
 
 
@@ -94,19 +94,19 @@ def test_a_change_that_is_killed_is_made_whole_or_not_at_all(bench: Bench, phase
         "journal",
     ],
 )
-def test_a_change_in_which_a_call_fails_is_made_whole_or_not_at_all(bench: Bench, what: str) -> None:
+def test_failed_system_call_leaves_all_or_nothing(bench: Bench, what: str) -> None:
     play(bench, APPLY, what, kill=False)
 
 
 @pytest.mark.parametrize("what", ["client", "ledger", "audit", "journal"])
 @pytest.mark.parametrize("kill", [True, False], ids=["killed", "failing"])
-def test_what_is_confirmed_stays_and_what_is_not_goes(bench: Bench, what: str, kill: bool) -> None:
+def test_confirmed_change_stays_and_unconfirmed_is_rolled_back(bench: Bench, what: str, kill: bool) -> None:
     play(bench, CONFIRM, what, kill=kill)
 
 
 @pytest.mark.parametrize("what", ["client", "dump", "ledger", "batch", "audit", "journal"])
 @pytest.mark.parametrize("phase", [ROLLBACK, GONE], ids=str)
-def test_what_is_taken_back_is_taken_back_whole_by_the_next_netagent(bench: Bench, phase: Phase, what: str) -> None:
+def test_restart_rolls_back_unconfirmed_change(bench: Bench, phase: Phase, what: str) -> None:
     play(bench, phase, what, kill=True)
 
 
@@ -128,12 +128,12 @@ def test_what_is_taken_back_is_taken_back_whole_by_the_next_netagent(bench: Benc
     ],
     ids=str,
 )
-def test_what_is_taken_back_is_taken_back_whole(bench: Bench, phase: Phase, what: str) -> None:
+def test_rollback_is_complete(bench: Bench, phase: Phase, what: str) -> None:
     play(bench, phase, what, kill=False)
 
 
 @pytest.mark.parametrize("what", ["dump", "ledger"])
-def test_what_is_not_confirmed_in_time_is_taken_back_whole(bench: Bench, what: str) -> None:
+def test_change_not_confirmed_in_time_is_rolled_back(bench: Bench, what: str) -> None:
     found = [point for point in chosen(bench.record(EXPIRY), what) if point.call in ("sendto", "rename")]
     wrong = [f"{point}: {each}" for point in found[:1] for each in bench.attempt(EXPIRY, point, point.errors[0])]
     assert found
@@ -173,7 +173,7 @@ def without(state: State, link: str) -> State:
     return {key: "\n".join(line for line in text.splitlines() if link not in line) for key, text in state.items()}
 
 
-def test_acknowledgements_that_the_kernel_loses_take_the_change_back(bench: Bench) -> None:
+def test_lost_acknowledgements_roll_the_change_back(bench: Bench) -> None:
     """A receive buffer that is too small, for real: the kernel drops acknowledgements and says ENOBUFS (netlink(7))."""
     with receive_buffer(bench.lab.daemons.pid("netagent"), 1), As(bench.lab) as wire:
         wire.socket.settimeout(3)
@@ -192,7 +192,7 @@ def test_acknowledgements_that_the_kernel_loses_take_the_change_back(bench: Benc
 
 
 @pytest.mark.parametrize("length", [0, 4, 36])
-def test_an_answer_of_the_kernel_that_is_cut_short_is_no_acknowledgement(bench: Bench, length: int) -> None:
+def test_truncated_kernel_answer_is_not_an_acknowledgement(bench: Bench, length: int) -> None:
     found = [point for point in chosen(bench.record(APPLY), "batch") if point.call == "recvmsg"]
     assert found, "nothing was tried"
     for point in found:
@@ -201,7 +201,7 @@ def test_an_answer_of_the_kernel_that_is_cut_short_is_no_acknowledgement(bench: 
         assert not wrong, f"{point}: {wrong}"
 
 
-def test_a_link_that_goes_in_mid_change_takes_the_rest_of_the_change_along(bench_to_break: Bench) -> None:
+def test_link_removed_during_a_change_rolls_back_the_rest(bench_to_break: Bench) -> None:
     bench, lab = bench_to_break, bench_to_break.lab
     one, other = ifindex(lab, "eth0"), ifindex(lab, "eth1")
     ops = [{**address(one, f"10.0.2.{host}"), "route": False} for host in range(100, 180)]
@@ -223,7 +223,7 @@ def test_a_link_that_goes_in_mid_change_takes_the_rest_of_the_change_along(bench
     whole(lab)
 
 
-def test_a_log_that_is_full_in_mid_line_has_none_of_it_and_neither_has_the_kernel(bench_to_break: Bench) -> None:
+def test_log_full_within_a_line_refuses_the_change(bench_to_break: Bench) -> None:
     bench, lab = bench_to_break, bench_to_break.lab
     lab.stop("netagent")
     lab.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", "/var/log/cloud-network"])
@@ -241,7 +241,7 @@ def test_a_log_that_is_full_in_mid_line_has_none_of_it_and_neither_has_the_kerne
     whole(lab)
 
 
-def test_killed_while_it_takes_back_what_was_open_the_next_one_does(bench: Bench) -> None:
+def test_rollback_continues_after_a_kill_during_the_rollback(bench: Bench) -> None:
     request, found = bench.recover()
     assert bench.judge(OPEN, None, request) == []
     kept = [point for point in found if EVERY or point.call != "recvmsg"]
@@ -251,7 +251,7 @@ def test_killed_while_it_takes_back_what_was_open_the_next_one_does(bench: Bench
         assert bench.judge(OPEN, None, request) == [], str(point)
 
 
-def test_the_log_of_all_this_is_one_chain(bench: Bench) -> None:
+def test_audit_log_of_all_tests_is_one_chain(bench: Bench) -> None:
     """The last test of this file, for all that came before."""
     bench.record(APPLY)
     whole(bench.lab)

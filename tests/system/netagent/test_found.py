@@ -11,7 +11,7 @@ from tests.system.netagent.wire import Wire, address, ifindex, kernel_state, rou
 known = pytest.mark.xfail(strict=True, reason="found by test_machine.py: the kernel does it with a last address")
 
 
-def test_a_flush_takes_away_two_addresses_of_one_subnet(lab: Lab, wire: Wire) -> None:
+def test_flush_removes_two_addresses_of_one_subnet(lab: Lab, wire: Wire) -> None:
     """Without promote_secondaries the second goes with the first, and its own removal then fails with EADDRNOTAVAIL."""
     before, on = kernel_state(lab), ifindex(lab, "eth0")
     assert wire.apply(address(on, "10.0.2.10/24"), address(on, "10.0.2.12/24"))["verdict"] == "applied"
@@ -19,7 +19,7 @@ def test_a_flush_takes_away_two_addresses_of_one_subnet(lab: Lab, wire: Wire) ->
     assert kernel_state(lab) == before
 
 
-def test_taking_back_brings_the_second_address_of_a_subnet_back_too(lab: Lab, wire: Wire) -> None:
+def test_rollback_restores_the_secondary_address_of_a_subnet(lab: Lab, wire: Wire) -> None:
     on = ifindex(lab, "eth0")
     assert wire.apply(address(on, "10.0.2.10/24"), address(on, "10.0.2.12/24"))["verdict"] == "applied"
     gone = address(on, "10.0.2.10/24", "address_remove")
@@ -32,7 +32,7 @@ def test_taking_back_brings_the_second_address_of_a_subnet_back_too(lab: Lab, wi
 
 
 @known
-def test_an_operators_route_stays_when_the_only_address_of_its_link_is_taken_back(lab: Lab, wire: Wire) -> None:
+def test_rollback_of_the_only_address_keeps_an_operators_route(lab: Lab, wire: Wire) -> None:
     """The kernel removes a link's IPv4 routes with its last IPv4 address (fib_disable_ip, fib_frontend.c)."""
     lab.batch(["route add 192.168.9.0/24 dev eth0"])
     lab.wait_for(lambda: answers(lab))
@@ -44,7 +44,7 @@ def test_an_operators_route_stays_when_the_only_address_of_its_link_is_taken_bac
 
 
 @known
-def test_our_own_routes_stay_when_the_only_address_of_their_link_is_taken_back(lab: Lab, wire: Wire) -> None:
+def test_rollback_of_the_only_address_keeps_our_routes(lab: Lab, wire: Wire) -> None:
     on = ifindex(lab, "eth0")
     assert wire.apply(route(on, "10.77.0.0/24", table=255))["verdict"] == "applied"
     before = kernel_state(lab)
@@ -68,7 +68,7 @@ def test_a_containers_address_is_not_taken_over(lab: Lab, wire: Wire) -> None:
     assert wire.apply(address(ifindex(lab, "eth0"), "172.17.0.33/32"))["verdict"] == "refused"
 
 
-def test_nothing_is_left_when_the_route_that_was_to_be_replaced_failed(lab: Lab, wire: Wire) -> None:
+def test_failed_route_replacement_leaves_nothing(lab: Lab, wire: Wire) -> None:
     """The way back of the second is to put the first there again, which the kernel never took: that link is down."""
     lab.batch(["link add spare type veth peer name spare1"])
     first, second = (route(ifindex(lab, name), "fd00:7::/80", table=255) for name in ("spare", "eth0"))

@@ -87,7 +87,7 @@ def test_max_objects_bounds_addresses_routes_and_rules_together(lab: Lab) -> Non
     assert Settings().max_objects == 16384  # docs/policy.md
 
 
-def test_no_request_takes_minutes_however_many_subnets_a_link_has(lab: Lab) -> None:
+def test_many_subnets_on_a_link_do_not_delay_requests(lab: Lab) -> None:
     """An open transaction is overdue meanwhile, and root waits. Comparing each pair takes three times this timeout."""
     on = ifindex(lab, "eth0")
     subnets = [
@@ -161,7 +161,7 @@ def memory_max() -> int:
 # The audit log
 
 
-def test_changes_over_the_budget_are_refused_and_a_flush_by_root_is_not(lab: Lab) -> None:
+def test_rate_limit_refuses_changes_but_not_a_flush_by_root(lab: Lab) -> None:
     on = ifindex(lab, "eth0")
     with small(lab, changes=5):
         with As(lab) as wire:
@@ -305,7 +305,7 @@ def test_resolvers_behind_systemd_resolved_are_protected(lab: Lab) -> None:
         )
 
 
-def test_an_ipv6_gateway_is_kept_when_its_advertisement_has_expired(lab: Lab) -> None:
+def test_ipv6_gateway_is_kept_after_its_advertisement_expires(lab: Lab) -> None:
     on = ifindex(lab, "eth1")
     advertised = "default via fe80::1 dev eth1 proto ra"
     lab.batch([f"route add {advertised}"])

@@ -460,5 +460,5 @@ def world() -> Iterator[World]:
         print(f"{world.sequence} audit lines; what became of requests to apply: {world.tally}")
 
 
-def test_whatever_is_asked_in_whatever_order_what_must_hold_holds(world: World) -> None:
+def test_invariants_hold_for_random_requests(world: World) -> None:
     run_state_machine_as_test(machine(world), settings=SETTINGS)

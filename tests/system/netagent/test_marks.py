@@ -282,7 +282,7 @@ def test_a_rule_cannot_be_left_behind_by_a_later_request(lab: Lab, on: Links, wi
 
 
 @pytest.mark.parametrize("end", ["rollback", "hang up", "crash", "the time"])
-def test_what_is_not_confirmed_is_undone(lab: Lab, on: Links, end: str) -> None:
+def test_unconfirmed_change_is_rolled_back(lab: Lab, on: Links, end: str) -> None:
     with Wire(lab) as wire:
         assert wire.apply(table((on.primary, 5)))["verdict"] == "applied"
         before = state(lab)

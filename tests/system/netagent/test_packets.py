@@ -309,7 +309,7 @@ NEEDED = {
 
 
 @pytest.mark.parametrize("name", NEEDED)
-def test_what_clouds_need_is_accepted(lab: Lab, seen: Witnesses, name: str) -> None:
+def test_requests_of_real_clouds_are_accepted(lab: Lab, seen: Witnesses, name: str) -> None:
     needed = NEEDED[name]
     with As(lab) as wire:
         answer = wire.apply(*on(lab, needed.ops))

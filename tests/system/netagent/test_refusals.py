@@ -245,7 +245,7 @@ def test_the_named_key_does_allow_it(lab: Lab) -> None:
         ('AllowKinds = "veth"\nAllowKinds = "bridge"', "not TOML"),
     ],
 )
-def test_a_mistake_in_the_configuration_keeps_netagent_from_starting(lab: Lab, line: str, said: str) -> None:
+def test_invalid_configuration_stops_the_start(lab: Lab, line: str, said: str) -> None:
     lab.stop("netagent")
     lab.write_config(f"[Netagent]\n{line}\n")
     lab.start("netagent")
@@ -254,7 +254,7 @@ def test_a_mistake_in_the_configuration_keeps_netagent_from_starting(lab: Lab, l
     assert said in lab.log("netagent")
 
 
-def test_what_the_wire_does_not_know_is_refused(shared_lab: Lab) -> None:
+def test_unknown_requests_are_refused(shared_lab: Lab) -> None:
     link = ifindex(shared_lab, "eth0")
     good = address(link, "10.0.2.10/24")
     for op, reason in (

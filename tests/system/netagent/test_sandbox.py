@@ -66,7 +66,7 @@ print("the end: allowed")
 """
 
 
-def test_what_the_kernel_says_of_the_running_process(shared_lab: Lab) -> None:
+def test_process_state_in_the_kernel(shared_lab: Lab) -> None:
     lines = Path(f"/proc/{shared_lab.daemons.pid('netagent')}/status").read_text().splitlines()
     status = {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
     net_admin = f"{1 << 12:016x}"
@@ -84,7 +84,7 @@ def inside(home: Path, *also: str) -> tuple[int, dict[str, str]]:
     return done.returncode, dict(line.split(": ") for line in done.stdout.splitlines())
 
 
-def test_what_can_and_cannot_be_done_from_inside(tmp_path: Path) -> None:
+def test_actions_inside_the_sandbox(tmp_path: Path) -> None:
     status, said = inside(tmp_path)
     assert status == 0
     allowed = ("write its own", "replace its own", "read", "the end")

@@ -69,9 +69,7 @@ def started_with(lab: Lab, *setpriv: str) -> subprocess.CompletedProcess[str]:
         ),
     ],
 )
-def test_with_other_privilege_it_refuses_to_start_and_says_how_to_start_it(
-    lab: Lab, setpriv: list[str], said: str
-) -> None:
+def test_wrong_privileges_stop_the_start_with_the_right_command(lab: Lab, setpriv: list[str], said: str) -> None:
     lab.stop("netagent")
     done = started_with(lab, *setpriv)
     assert done.returncode == 1
@@ -79,7 +77,7 @@ def test_with_other_privilege_it_refuses_to_start_and_says_how_to_start_it(
     assert "AmbientCapabilities= and CapabilityBoundingSet=CAP_NET_ADMIN" in done.stderr
 
 
-def test_with_just_what_it_wants_it_starts(lab: Lab) -> None:
+def test_starts_with_exactly_the_required_privileges(lab: Lab) -> None:
     lab.stop("netagent")
     just = ["--inh-caps=-all,+net_admin", "--ambient-caps=+net_admin", "--bounding-set=-all,+net_admin"]
     done = started_with(lab, "--clear-groups", *just)
@@ -109,7 +107,7 @@ MARK = f'{CONFIG}[Network]\nForwardedReplies = "mark"\n'
 TABLE = {"op": "forwarded_replies"}
 
 
-def test_the_third_socket_is_of_the_hosts_namespace_and_is_kept_for_marks_alone(lab: Lab) -> None:
+def test_nfnetlink_socket_is_kept_only_for_marks(lab: Lab) -> None:
     lab.stop("netagent")
     on = ifindex(lab, "eth0")
     for config, sockets in ((CONFIG, 2), (MARK, 3)):
@@ -123,7 +121,7 @@ def test_the_third_socket_is_of_the_hosts_namespace_and_is_kept_for_marks_alone(
     assert "goto published" in lab.run(["nft", "list", "table", "inet", "cloud_network"]).stdout
 
 
-def test_a_reload_that_needs_the_third_socket_ends_it_to_be_started_again(lab: Lab) -> None:
+def test_reload_that_needs_nfnetlink_ends_netagent_for_a_restart(lab: Lab) -> None:
     lab.stop("netagent")
     lab.write_config(CONFIG)
     process = activated(lab)
@@ -136,7 +134,7 @@ def test_a_reload_that_needs_the_third_socket_ends_it_to_be_started_again(lab: L
     assert process.wait(10) == 0
 
 
-def test_without_work_it_leaves_when_there_is_somebody_to_start_it_again(lab: Lab) -> None:
+def test_idle_netagent_exits_if_its_socket_unit_can_start_it(lab: Lab) -> None:
     lab.stop("netagent")
     socket_path = "/run/cloud-network-netagent/netagent.sock"
     argv = ["/usr/bin/python3", "-c", ACTIVATE, socket_path, sys.executable, *BECOME]
@@ -155,7 +153,7 @@ def test_without_work_it_leaves_when_there_is_somebody_to_start_it_again(lab: La
 
 
 @pytest.mark.parametrize("number", [0, 1, 4])
-def test_with_other_sockets_than_the_unit_s_it_does_not_start(number: int) -> None:
+def test_unexpected_sockets_stop_the_start(number: int) -> None:
     code = (
         f"import os; os.environ |= {{'LISTEN_FDS': '{number}', 'LISTEN_PID': str(os.getpid())}}\n"
         "import pytest; from cloud_network.netagent import __main__ as start, sandbox\n"
@@ -172,7 +170,7 @@ def test_started_by_hand_it_stays(lab: Lab) -> None:
         lab.wait_for(lambda: not lab.daemons.running("netagent"), timeout=2)
 
 
-def test_root_s_environment_is_not_used(lab: Lab) -> None:
+def test_environment_of_root_is_not_used(lab: Lab) -> None:
     """A sitecustomize on PYTHONPATH would run as root before netagent does."""
     lab.stop("netagent")
     argv = [sys.executable, "-m", "cloud_network.netagent"]

@@ -77,7 +77,7 @@ def test_an_ipv6_neighbour_is_a_gateway_only_as_a_router(lab: Lab) -> None:
     assert verdict(lab, *ops) == "applied"
 
 
-def test_a_flagged_neighbour_is_a_gateway_by_its_link_local_address_only(lab: Lab) -> None:
+def test_router_neighbour_is_a_gateway_by_link_local_address(lab: Lab) -> None:
     """A neighbour flags itself, by one neighbour advertisement (RFC 4861, 7.2.5)."""
     on = ifindex(lab, "eth1")
     lab.batch(
@@ -159,7 +159,7 @@ RIVALS = {
 
 
 @pytest.mark.parametrize("kind", RIVALS)
-def test_what_another_program_routes_is_not_claimed(lab: Lab, kind: str) -> None:
+def test_address_routed_by_another_program_is_not_claimed(lab: Lab, kind: str) -> None:
     on = ifindex(lab, "eth0")
     lab.batch(RIVALS[kind])
     claims = [
@@ -183,7 +183,7 @@ def test_a_local_range_is_bounded(lab: Lab, network: str) -> None:
     assert refused(lab, route(ifindex(lab, "eth1"), network, table=255))
 
 
-def test_a_local_range_leaves_the_gateway_that_a_lease_will_name(lab: Lab) -> None:
+def test_local_range_spares_the_gateway_of_a_later_lease(lab: Lab) -> None:
     on = ifindex(lab, "eth0")
     lab.batch(["address add 10.0.2.30/24 dev eth0"])  # as DHCP without a default route gives it
     assert "covers 10.0.2.1" in refused(lab, route(on, "10.0.2.0/28", table=255))
@@ -280,7 +280,7 @@ def test_a_link_with_foreign_state_is_not_set_down(lab: Lab) -> None:
     assert json.loads(lab.run(["ip", "-j", "link", "show", "eth0"]).stdout)[0]["flags"].count("UP") == 1
 
 
-def test_rollback_brings_back_no_address_that_another_link_has_now(lab: Lab) -> None:
+def test_rollback_skips_an_address_that_another_link_has_now(lab: Lab) -> None:
     on = ifindex(lab, "eth0")
     own, from_own = address(on, "10.0.2.10/24"), rule("10.0.2.10", 9999 + on)
     gone = [{**from_own, "op": "rule_remove"}, address(on, "10.0.2.10/24", "address_remove")]

@@ -102,7 +102,7 @@ def test_drop_in_keeps_rules_and_addresses_are_repaired(lab: Lab) -> None:
         assert connection.alive()
 
 
-def test_reconfigured_in_the_middle_of_a_change_all_is_there_at_the_end(lab: Lab) -> None:
+def test_networkd_reconfigure_during_a_change_is_repaired(lab: Lab) -> None:
     """The fetcher is told to read new metadata while networkd takes every rule: both are done at the end."""
     with Networkd(lab, lab.nics[:1]) as networkd:
         held = lab.hold_connection(lab.nics[1].addresses[1])

@@ -75,7 +75,7 @@ def test_child_of_an_interface_is_not_the_interface(kind: str) -> None:
     assert found.unknown_macs == {}
 
 
-def test_bond_with_fail_over_mac_is_the_interface_whose_mac_it_has() -> None:
+def test_bond_with_fail_over_mac_is_matched_by_its_mac() -> None:
     """With fail_over_mac=active a bond has the MAC of its active port, and another one after a failover."""
     cloud = instance(interface(1), interface(2), interface(3))
     ports = (link(1, master=9), link(2, master=9), link(3))

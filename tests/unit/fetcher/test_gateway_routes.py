@@ -64,7 +64,7 @@ def test_anchor_leaves_by_its_own_gateway() -> None:
     }
 
 
-def test_anchor_leaves_by_the_public_gateway_if_its_own_is_refused() -> None:
+def test_anchor_uses_the_public_gateway_if_its_own_is_refused() -> None:
     refused: Rejections = {GatewayUse(2, ip_address("10.17.0.1")): Rejection("not known", Cause.POLICY)}
     found = wanted(droplet(), host(link(1), link(2)), refused)
     assert "0.0.0.0/0 via 203.0.113.1" in table(found, 2, SECOND_TABLE)

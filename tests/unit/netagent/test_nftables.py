@@ -139,7 +139,7 @@ def test_marks_are_read_back(found: list[int], shift: int) -> None:
 
 
 @pytest.mark.parametrize("chain", [REPLIES, PUBLISHED, PREROUTING])
-def test_a_foreign_rule_makes_the_table_not_whole(chain: bytes) -> None:
+def test_a_foreign_rule_makes_the_table_incomplete(chain: bytes) -> None:
     marks = (LinkMark(2, 1), LinkMark(3, 2))
     drop = nftables.Rule(chain, nftables.rules(marks, 0x7F)[0].expressions[:1])
     assert nftables.marks_of([*as_dumped(marks, 0x7F), drop], 0x7F) == ()
