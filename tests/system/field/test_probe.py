@@ -1,4 +1,4 @@
-"""A gateway that the fetcher may not ask, as under IPAddressDeny= of its unit, is judged after its route is made."""
+"""A gateway that the fetcher cannot probe (IPAddressDeny= of its unit) is checked after its route is added."""
 
 from __future__ import annotations
 

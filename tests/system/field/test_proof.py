@@ -1,4 +1,4 @@
-"""What the metadata no longer names while its link is up is kept for a minute: clouds leave NICs out for seconds."""
+"""Interfaces that the metadata no longer list while their link is up are kept for a minute."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from tests.system.service import present, refresh, running, status, wait_until_h
 
 
 def test_interfaces_missing_for_seconds_are_kept() -> None:
-    """Azure: 200 OK with one of three NICs. After a minute of that they are gone, and others' connections live on."""
+    """Azure answers 200 OK with one of three NICs. After a minute the others are removed; connections of the first
+    survive.
+    """
     with running(Spec.cloud("azure", interfaces=3, addresses=3), "", "netagent", "fetcher") as lab:
         missing = lab.nics[1:]
         held = [lab.hold_connection(nic.addresses[1]) for nic in lab.nics]
@@ -34,20 +36,20 @@ def test_interfaces_missing_for_seconds_are_kept() -> None:
         began = time.monotonic()
         assert refresh(lab) == "degraded"
         gone = {address for nic in missing for address in nic.addresses}
-        lab.wait_for(lambda: not gone & present(lab), 80, "the interfaces to go")
+        lab.wait_for(lambda: not gone & present(lab), 80, "the removal of the interfaces")
         assert time.monotonic() - began > 60
         assert held[0].alive()
         assert all(lab.reachability(lab.nics[0].addresses).values())
 
 
-@pytest.mark.xfail(strict=True, reason="the minute of proof is forgotten with the process; found by bench.soak")
+@pytest.mark.xfail(strict=True, reason="a restart ends the minute of proof; found by bench.soak")
 def test_known_restart_removes_interfaces_missing_from_metadata() -> None:
     with running(Spec.cloud("azure", interfaces=3, addresses=3), "", "netagent", "fetcher") as lab:
         lab.metadata.load(lab.nics[:1])
         lab.kill("fetcher")
         lab.start("fetcher")
         lab.wait_for(lambda: lab.path("/run/cloud-network/control.sock").exists(), 20, "the fetcher")
-        time.sleep(2)  # a killed fetcher leaves its socket behind
+        time.sleep(2)  # the socket of the killed fetcher still exists
         for _ in range(5):
             refresh(lab)
             assert set(lab.addresses) <= present(lab)
