@@ -168,7 +168,7 @@ deb: apt ## build the Debian package in the parent directory
 boot: APT += $(BOOT) lintian systemd-container
 boot: env ## boot the package in virtual machines and a container (root; slow)
 	@$(BIN)/python -m pytest tests/vm/test_debian12.py tests/vm/boot_kernel510.py tests/vm/boot_udev.py tests/vm/boot_debian13.py tests/vm/boot_container.py \
-	  tests/vm/boot_change_over.py tests/vm/boot_docker.py tests/vm/boot_package.py $(PYTEST_ARGS)
+	  tests/vm/boot_upgrade.py tests/vm/boot_docker.py tests/vm/boot_package.py $(PYTEST_ARGS)
 
 clean: ## remove everything that the other targets made, except the package in ..
 	rm -rf $(VENV) build dist wheels wheels.part *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,4 +1,4 @@
-"""`cnctl audit` on a log that the real writer wrote, and on what somebody made of it afterwards."""
+"""`cnctl audit` with a log of the real writer, unchanged and with later changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules for prefixes that stand for all addresses of a link in there: what is allowed, and what becomes of it."""
+"""Rules for prefixes that cover all addresses of a link in them: what is allowed, and the rules' effect."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEDGER = "/run/cloud-network-netagent/ledger"
 
 
 def rules(lab: Lab, family: str = "-4") -> list[str]:
-    """Ours."""
+    """Return our rules."""
     lines = lab.run(["ip", family, "rule"]).stdout.splitlines()
     return [" ".join(line.split()).removesuffix(" proto 209") for line in lines if "proto 209" in line]
 
@@ -60,7 +60,7 @@ def test_it_is_taken_back_and_flushed_like_any_other(lab: Lab, wire: Wire) -> No
 
 
 def test_ipv6_subnet_on_link_in_the_table_allows_later_rules(lab: Lab, wire: Wire) -> None:
-    """No address carries the subnet's length, and main need not know the subnet."""
+    """No address has the subnet's length, and main need not have the subnet."""
     on = ifindex(lab, "eth0")
     near = [address(on, "fd00:2::10/128"), route(on, "fd00:2::/64")]
     add = rule("fd00:2::/64", 9999 + on, local=True)
@@ -71,7 +71,7 @@ def test_ipv6_subnet_on_link_in_the_table_allows_later_rules(lab: Lab, wire: Wir
 
 
 def test_address_added_earlier_to_another_link_is_respected(lab: Lab, wire: Wire) -> None:
-    """In the same request, too: each operation is judged by those before it."""
+    """Also within one request: each operation is checked after those before it."""
     one, other = ifindex(lab, "eth0"), ifindex(lab, "eth1")
     first, second = address(one, "10.0.2.10/24"), {**address(other, "10.0.2.200/32"), "route": False}
     whole, half = (rule(text, 9999 + one, local=True) for text in ("10.0.2.0/24", "10.0.2.0/25"))
@@ -81,7 +81,7 @@ def test_address_added_earlier_to_another_link_is_respected(lab: Lab, wire: Wire
 
 
 def test_foreign_local_route_makes_addresses_local(lab: Lab, wire: Wire) -> None:
-    """`ip route add local` on another link, or on lo: this host may send from all of it."""
+    """`ip route add local` on another link or on lo: the host can send from the whole range."""
     on = ifindex(lab, "eth0")
     assert wire.apply(address(on, "10.0.2.10/24"))["verdict"] == "applied"
     for theirs in ("10.0.2.128/25", "10.0.2.77/32"):
@@ -94,7 +94,7 @@ def test_foreign_local_route_makes_addresses_local(lab: Lab, wire: Wire) -> None
 
 
 def test_kernel_removes_the_first_of_rules_that_differ_in_a_flag(lab: Lab) -> None:
-    """Told to remove the one without the flag, it does not ask for the flag: netagent lets no two such rules be."""
+    """A removal without the flag matches rules with it: netagent does not allow two such rules."""
     for flag in ("iif lo", "suppress_prefixlength 0"):
         lab.batch(
             [f"rule add pref 31000 from 10.9.9.7 {flag} lookup 77", "rule add pref 31000 from 10.9.9.7 lookup 77"]
@@ -106,7 +106,7 @@ def test_kernel_removes_the_first_of_rules_that_differ_in_a_flag(lab: Lab) -> No
 
 
 def test_open_change_of_an_earlier_version_is_rolled_back(lab: Lab) -> None:
-    """Its ledger knows nothing of `local`; an upgrade may come while a transaction is open."""
+    """Its ledger has no `local`; an upgrade can happen while a transaction is open."""
     lab.stop("netagent")
     on = ifindex(lab, "eth0")
     lab.batch([f"rule add pref 31000 from 10.0.2.10 lookup {9999 + on} protocol 209"])

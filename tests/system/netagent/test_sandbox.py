@@ -1,4 +1,4 @@
-"""What is left to netagent when it serves: read from the kernel, and tried from inside the same confinement."""
+"""The privileges of the serving netagent: read from the kernel, and tested inside the same sandbox."""
 
 from __future__ import annotations
 
@@ -85,19 +85,21 @@ def inside(home: Path, *also: str) -> tuple[int, dict[str, str]]:
 
 
 def test_actions_inside_the_sandbox(tmp_path: Path) -> None:
-    status, said = inside(tmp_path)
+    status, results = inside(tmp_path)
     assert status == 0
     allowed = ("write its own", "replace its own", "read", "the end")
-    assert {name: said.pop(name) for name in allowed} == dict.fromkeys(allowed, "allowed")
-    assert said.pop("memory") == "MemoryError"
-    assert said.pop("write another") == "EACCES"  # Landlock's
-    assert len(said) == 13
-    assert set(said.values()) == {"EPERM"}, said  # without seccomp's filter they succeed, or fail otherwise
+    assert {name: results.pop(name) for name in allowed} == dict.fromkeys(allowed, "allowed")
+    assert results.pop("memory") == "MemoryError"
+    assert results.pop("write another") == "EACCES"  # refused by Landlock
+    assert len(results) == 13
+    assert set(results.values()) == {"EPERM"}, (
+        results
+    )  # seccomp's error; without the filter they succeed or fail with another
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="x86_64 has two other sets of numbers")
 @pytest.mark.parametrize("numbers", ["i386", "x32"])
 def test_a_call_by_other_numbers_is_the_end(tmp_path: Path, numbers: str) -> None:
-    status, said = inside(tmp_path, numbers)
+    status, results = inside(tmp_path, numbers)
     assert status == -signal.SIGSYS
-    assert "the end" not in said
+    assert "the end" not in results

@@ -1,4 +1,4 @@
-"""Whole or not at all, and taken back unless confirmed: whatever ends the client, the time or netagent itself."""
+"""Transactions are atomic, and rolled back unless confirmed, whatever ends the client, the time or netagent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.system.netagent.wire import Wire, address, audit_lines, ifindex, kern
 
 
 def change(lab: Lab) -> list[dict[str, object]]:
-    """Of every kind one: what a plan for the secondary is made of."""
+    """Return one operation of every kind, as in a plan for the secondary."""
     on = ifindex(lab, "eth0")
     table = 9999 + on
     return [
@@ -38,7 +38,7 @@ def change(lab: Lab) -> list[dict[str, object]]:
 
 
 def open_change(lab: Lab, wire: Wire, within: int = 60) -> dict[str, str]:
-    """Apply the change unconfirmed; the state before it."""
+    """Apply the change unconfirmed; return the state before it."""
     before = kernel_state(lab)
     assert wire.apply(*change(lab), confirm_within=within, request="open")["verdict"] == "applied"
     assert kernel_state(lab) != before
@@ -61,7 +61,7 @@ def test_confirmed_stays(lab: Lab, wire: Wire) -> None:
 
 
 def test_foreign_local_range_may_have_rules(lab: Lab, wire: Wire) -> None:
-    """Google's guest agent writes the local routes of alias ranges before we come."""
+    """Google's guest agent may add the local routes of alias ranges first."""
     on = ifindex(lab, "eth0")
     lab.batch(["route add local 10.77.0.0/24 dev eth0 table local proto 66"])
     assert wire.apply(rule("10.77.0.0/24", 9999 + on))["verdict"] != "refused"
@@ -69,7 +69,7 @@ def test_foreign_local_range_may_have_rules(lab: Lab, wire: Wire) -> None:
 
 
 def test_route_via_the_other_family_is_not_on_link(lab: Lab, wire: Wire) -> None:
-    """RTA_VIA instead of RTA_GATEWAY: a route by way of a router, too."""
+    """RTA_VIA instead of RTA_GATEWAY also means a route through a router."""
     on = ifindex(lab, "eth0")
     lab.batch(["route add 10.55.0.0/16 via inet6 fe80::1 dev eth0"])
     assert "10.55.0.1 is not on eth0" in wire.apply(route(on, "10.9.0.0/16", "10.55.0.1"))["reason"]
@@ -77,7 +77,7 @@ def test_route_via_the_other_family_is_not_on_link(lab: Lab, wire: Wire) -> None
 
 
 def test_prefix_from_a_router_advertisement_belongs_to_the_link(lab: Lab, wire: Wire) -> None:
-    """As the kernel writes it from an advertisement: protocol `kernel`, and it expires."""
+    """The kernel adds it from an advertisement with protocol `kernel` and an expiry time."""
     on, other = ifindex(lab, "eth0"), ifindex(lab, "eth1")
     heard = {**address(on, "2001:db8:5::a/128"), "route": False}
     assert wire.apply(heard)["verdict"] == "refused"
@@ -131,7 +131,7 @@ def test_rolled_back_when_netagent_ends(lab: Lab, wire: Wire, how: signal.Signal
 def test_only_one_is_open_and_only_its_client_decides(lab: Lab, wire: Wire) -> None:
     open_change(lab, wire)
     with Wire(lab) as other:
-        other.send(request="confirm", id="open")  # netagent reads it when the one before is gone
+        other.send(request="confirm", id="open")  # read after the first client has disconnected
         assert "still open" in wire.apply(address(ifindex(lab, "eth0"), "10.0.2.12"))["reason"]
         assert wire.ask(request="confirm", id="another")["verdict"] == "refused"
         assert wire.ask(request="confirm", id="open")["verdict"] == "confirmed"
@@ -182,7 +182,7 @@ def test_flush_removes_only_our_objects(lab: Lab) -> None:
 
 
 def test_rollback_keeps_a_foreign_address(lab: Lab, wire: Wire) -> None:
-    """Somebody removed ours and put the same address there: it is theirs now."""
+    """Another program removed our address and added the same one: it is that program's now."""
     on = ifindex(lab, "eth0")
     assert wire.apply(address(on, "10.0.2.10/24"), confirm_within=60, request="open")["verdict"] == "applied"
     lab.batch(["address del 10.0.2.10/24 dev eth0", "address add 10.0.2.10/24 dev eth0"])

@@ -1,4 +1,6 @@
-"""What the state machine and the fuzzer found, each by itself; mostly the kernel removes more than it was asked to."""
+"""Regression tests for errors found by the state machine and the fuzzer; in most, the kernel removes more than
+requested.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,13 @@ from tests.lab import Lab
 from tests.system.netagent.conftest import answers
 from tests.system.netagent.wire import Wire, address, ifindex, kernel_state, route
 
-known = pytest.mark.xfail(strict=True, reason="found by test_machine.py: the kernel does it with a last address")
+known = pytest.mark.xfail(strict=True, reason="the kernel removes routes with the last address")
 
 
 def test_flush_removes_two_addresses_of_one_subnet(lab: Lab, wire: Wire) -> None:
-    """Without promote_secondaries the second goes with the first, and its own removal then fails with EADDRNOTAVAIL."""
+    """Without promote_secondaries the kernel removes the second with the first; its own removal then fails with
+    EADDRNOTAVAIL.
+    """
     before, on = kernel_state(lab), ifindex(lab, "eth0")
     assert wire.apply(address(on, "10.0.2.10/24"), address(on, "10.0.2.12/24"))["verdict"] == "applied"
     assert wire.ask(request="flush", id="flush")["verdict"] == "applied"
@@ -54,7 +58,7 @@ def test_rollback_of_the_only_address_keeps_our_routes(lab: Lab, wire: Wire) -> 
 
 
 def test_an_mtu_that_ipv6_cannot_have_leaves_ipv6_routes(lab: Lab, wire: Wire) -> None:
-    """Below 1280 the kernel takes IPv6 off the link, its routes with it, whether or not there is an address."""
+    """Below 1280 the kernel disables IPv6 on the link and removes its routes, with or without an address."""
     lab.batch(["link add spare type veth peer name spare1", "link set spare addrgenmode none", "link set spare up"])
     lab.run(["ip", "-6", "route", "add", "fd00:9::/64", "dev", "spare", "metric", "7"])
     before = kernel_state(lab)["routes6"]
@@ -63,13 +67,13 @@ def test_an_mtu_that_ipv6_cannot_have_leaves_ipv6_routes(lab: Lab, wire: Wire) -
 
 
 def test_a_containers_address_is_not_taken_over(lab: Lab, wire: Wire) -> None:
-    """Found by fuzzing: on a cloud's link it would draw in what the host sends to the container behind the bridge."""
+    """On a cloud's link, the address would attract the host's packets to the container behind the bridge."""
     lab.batch(["link add docker0 type bridge", "address add 172.17.0.1/16 dev docker0", "link set docker0 up"])
     assert wire.apply(address(ifindex(lab, "eth0"), "172.17.0.33/32"))["verdict"] == "refused"
 
 
 def test_failed_route_replacement_leaves_nothing(lab: Lab, wire: Wire) -> None:
-    """The way back of the second is to put the first there again, which the kernel never took: that link is down."""
+    """To undo the second route, netagent would add the first, which the kernel never accepted: its link is down."""
     lab.batch(["link add spare type veth peer name spare1"])
     first, second = (route(ifindex(lab, name), "fd00:7::/80", table=255) for name in ("spare", "eth0"))
     before = kernel_state(lab)
