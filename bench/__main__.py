@@ -100,7 +100,7 @@ def _interrupt(*_: object) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Run benchmarks, write docs/performance.md.")
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Run benchmarks and write the results.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(part.name for part in PARTS))
     given = parser.parse_args()
     unknown = sorted(set(given.parts) - {part.name for part in PARTS})

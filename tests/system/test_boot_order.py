@@ -26,13 +26,13 @@ class Manager:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(lab.path(PATH)))
         lab.path(PATH).chmod(0o666)
-        self.heard: list[str] = []
+        self.received: list[str] = []
 
     def listen(self) -> list[str]:
         """Return every line that has arrived so far."""
         while select.select([self._socket], [], [], 0)[0]:
-            self.heard += self._socket.recv(4096).decode().splitlines()
-        return self.heard
+            self.received += self._socket.recv(4096).decode().splitlines()
+        return self.received
 
     def statuses(self) -> list[str]:
         return [line.removeprefix("STATUS=") for line in self.listen() if line.startswith("STATUS=")]
@@ -135,7 +135,9 @@ def test_unknown_cloud_is_not_a_service_failure(lab: Lab) -> None:
     assert (shown.returncode, "no supported cloud detected" in shown.stdout) == (3, True)
     doctor = json.loads(lab.run([str(SCRIPTS / "cnctl"), "doctor", "--json"], check=False).stdout)
     fetcher = next(step for step in doctor["steps"] if step["step"] == "fetcher")
-    assert fetcher["do"].startswith("correct /etc/cloud-network/cloud-network.toml; then: "), "a restart is not enough"
+    assert fetcher["do"].startswith("correct /etc/cloud-network/cloud-network.toml; then: "), (
+        "a restart alone does not help"
+    )
 
 
 def test_reload_ends_after_the_new_configuration_applies(lab: Lab) -> None:
@@ -143,7 +145,7 @@ def test_reload_ends_after_the_new_configuration_applies(lab: Lab) -> None:
     lab.start("netagent")
     manager = start_fetcher(lab)
     lab.wait_for(manager.is_ready, 20, "READY=1")
-    manager.heard.clear()
+    manager.received.clear()
     before = time.monotonic_ns() // 1000
     lab.write_config('[System]\nRefreshTimer = "77s"\n' + CONFIG)
     lab.daemons.kill("fetcher", SIGHUP)
@@ -153,7 +155,7 @@ def test_reload_ends_after_the_new_configuration_applies(lab: Lab) -> None:
     assert int(kept[1].partition("=")[2]) >= before
     assert status(lab)["refresh_timer"] == 77.0
     lab.write_config("nonsense")
-    manager.heard.clear()
+    manager.received.clear()
     lab.daemons.kill("fetcher", SIGHUP)
     lab.wait_for(manager.is_ready, 10, "the end of a reload that was refused")
     assert status(lab)["refresh_timer"] == 77.0
@@ -164,7 +166,7 @@ def test_the_watchdog_is_fed_while_nothing_happens(lab: Lab) -> None:
     manager = start_fetcher(lab, WATCHDOG_USEC="400000")
     lab.wait_for(manager.is_ready, 20, "READY=1")
     wait_until_healthy(lab)
-    manager.heard.clear()
+    manager.received.clear()
     lab.wait_for(lambda: manager.listen().count("WATCHDOG=1") >= 5, 10, "signs of life")
 
 

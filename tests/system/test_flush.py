@@ -19,7 +19,7 @@ SPEC = Spec.aws(interfaces=3, addresses=3)
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    """A lab with an operator's objects beside ours: an address, a route and a rule."""
+    """A lab with an operator's address, route and rule in addition to ours."""
     with Lab(SPEC) as made:
         made.write_config('[Netagent]\nAllowKinds = "veth"\n')
         dev = made.nics[0].name

@@ -46,7 +46,7 @@ def test_slow_answers_delay_nothing_else(lab: Lab) -> None:
         lab.wait_for(lambda: pings(manager) > before + 20, 30, "the watchdog to be fed")
         assert "is not a command" in send_command(lab, "nonsense")["error"]
         assert status(lab)["state"] == "starting"
-        assert len(lab.metadata.requests()) < requests + 10, "all that while the answers were late"
+        assert len(lab.metadata.requests()) < requests + 10, "during the slow answers"
         assert not refresh.done()
         lab.metadata.clear()
         assert refresh.result(60)["ok"]

@@ -59,7 +59,7 @@ def test_watch_updates_in_place_until_ctrl_c(server: Server, filled: StateDirect
         seen.process.send_signal(signal.SIGINT)
         assert seen.process.wait(30) == 130
         seen.frames(b"")
-    assert seen.received.count(b"\x1b[2J") == 1, "cleared once, and then each frame takes the place of the last"
+    assert seen.received.count(b"\x1b[2J") == 1, "only the first frame clears the screen"
     assert seen.received.startswith(b"\x1b[?25l\x1b[?7l")
     assert seen.received.endswith(b"\x1b[?7h\x1b[?25h")
 

@@ -137,7 +137,7 @@ def test_busy_client_does_not_starve_others(server: Server) -> None:
         sender.start()
         wait_for(lambda: answered > 10)
         assert server.ask("/api/v1/health").status == 200
-        assert not ended.is_set(), f"it had to wait for all {many}"
+        assert not ended.is_set(), f"answered only after all {many} requests"
         sender.join(60)
         reader.join(60)
     assert answered == many
@@ -164,7 +164,7 @@ def test_200_parallel_clients_get_all_responses(server: Server, filled: StateDir
         for client in idle:
             client.close()
     assert found.failed == 0
-    assert found.rate * 10 > CLIENTS, "each client had its turn"
+    assert found.rate * 10 > CLIENTS, "every client was answered"
 
 
 # --- starting ---
@@ -264,7 +264,7 @@ def test_every_line_of_its_log_has_the_form_that_is_configured(filled: StateDire
     with handed_over(home, config, "127.0.0.1") as (_, log):
         pass
     lines = log.read_text().splitlines()
-    assert len(lines) > 4, "gunicorn's beginning and end, and our warning"
+    assert len(lines) > 4, "gunicorn's first and last lines, and our warning"
     for line in lines:
         if form == "json":
             assert json.loads(line).keys() == {"time", "level", "msg"}

@@ -57,7 +57,7 @@ def test_rollback_of_the_only_address_keeps_our_routes(lab: Lab, wire: Wire) -> 
     assert kernel_state(lab) == before
 
 
-def test_an_mtu_that_ipv6_cannot_have_leaves_ipv6_routes(lab: Lab, wire: Wire) -> None:
+def test_mtu_below_1280_keeps_ipv6_routes(lab: Lab, wire: Wire) -> None:
     """Below 1280 the kernel disables IPv6 on the link and removes its routes, with or without an address."""
     lab.batch(["link add spare type veth peer name spare1", "link set spare addrgenmode none", "link set spare up"])
     lab.run(["ip", "-6", "route", "add", "fd00:9::/64", "dev", "spare", "metric", "7"])

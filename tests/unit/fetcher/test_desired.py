@@ -488,7 +488,7 @@ def test_link_that_cannot_come_up_does_not_stop_the_other() -> None:
     cloud = instance(interface(1), interface(2))
     found = wanted(cloud, host(link(1), link(2, up=False)), rejections)
     assert (carried(found, 2), carried(found, 3)) == (["10.0.1.10/24+"], [])
-    assert carried(wanted(cloud, host(link(1), link(2)), rejections), 3) == ["10.0.2.10/24+"], "it is up now"
+    assert carried(wanted(cloud, host(link(1), link(2)), rejections), 3) == ["10.0.2.10/24+"], "the link is up now"
 
 
 def test_refused_mtu_is_reported_and_the_rest_configured() -> None:

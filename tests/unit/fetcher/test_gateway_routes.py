@@ -107,8 +107,8 @@ def test_ipv6_is_named_until_a_router_is_heard() -> None:
     dual = interface(2, "10.0.2.10", "fd00::10", subnets=["10.0.2.0/24", "fd00::/64"])
     [notice] = wanted(instance(interface(1), dual), host(link(1), link(2))).notices
     assert notice.startswith("eth1: no IPv6 router advertisement received")
-    heard = host(link(1), link(2), gateways={3: (ip_address("fe80::1"),)})
-    assert wanted(instance(interface(1), dual), heard).notices == ()
+    here = host(link(1), link(2), gateways={3: (ip_address("fe80::1"),)})
+    assert wanted(instance(interface(1), dual), here).notices == ()
 
 
 def test_unconfigured_parts_are_reported() -> None:
@@ -122,7 +122,7 @@ def test_dhcp_only_addresses_get_rules_and_stay_dhcps() -> None:
     found = wanted(instance(interface(1), bare), here)
     assert table(found, 3) == ["10.7.0.0/22", "10.0.1.0/24 via 10.7.0.1", "0.0.0.0/0 via 10.7.0.1"]
     assert {str(each.selector) for each in found.rules if each.table == BASE + 3} == {"10.7.0.0/22"}
-    assert "10.7.0.0/22 via 10.0.1.1" in table(found, 2), "the sibling's way there"
+    assert "10.7.0.0/22 via 10.0.1.1" in table(found, 2), "the sibling's route"
     added = [op.interface.ip for op in plan_of(found, here) if isinstance(op, AddressAdd)]
     assert list(map(str, added)) == ["10.0.1.10"]
 

@@ -61,7 +61,7 @@ def test_slow_server_does_not_outlast_the_deadline(cloud: Cloud, client: Client)
     assert found.error.kind == "timeout"
     assert found.seconds < 5
     cloud.clear()
-    assert read_metadata(Aws(client), 60.0).error is None, "the next read has its own time"
+    assert read_metadata(Aws(client), 60.0).error is None, "the next read has a new deadline"
 
 
 def test_second_read_proves_a_removal(proof: RemovalProof) -> None:

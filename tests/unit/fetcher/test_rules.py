@@ -66,7 +66,7 @@ def test_prefixes_are_minimal_in_all_6561_cases() -> None:
                 together = 0
                 for each in choice:
                     together |= each
-                assert ours & ~together, f"{owners}: {fewer} prefixes would do, and there are {len(found)}"
+                assert ours & ~together, f"{owners}: {fewer} prefixes suffice, got {len(found)}"
 
 
 def plainly(mine: Sequence[IPAddress], others: Sequence[IPNetwork], home: IPNetwork) -> list[IPNetwork]:
