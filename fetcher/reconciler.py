@@ -210,6 +210,7 @@ class Reconciler:
         if proof:
             links = {link.mac: link.up for link in actual.links}
             metadata = self._memory.proof.keep_missing(metadata, self._known, links)
+            metadata = self._memory.proof.keep_unlisted(metadata, links, actual.configured_macs)
         snapshot = self._snapshot(metadata, actual)
         self._memory.rejections.update(snapshot.instance, self._config, actual, kernel_changed=kernel_changed)
         return self._plan(snapshot)

@@ -102,7 +102,7 @@ class Instance:
     left_alone: frozenset[str] = frozenset()  # MACs with a notice, or merged because unproven
     system: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
     identity: Mapping[str, bytes] = field(default_factory=dict, hash=False, compare=False)
-    stale: bool = False  # from a source that may be older than the instance's state, such as a config drive
+    stale: bool = False  # may be older than the instance's state (a config drive), or lack interfaces for a moment
 
     @property
     def unproven(self) -> frozenset[str]:

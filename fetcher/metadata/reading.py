@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 from cloud_network.fetcher.metadata.base import Provider
@@ -47,7 +47,7 @@ class RemovalProof:
 
     An address, or an interface whose link is gone too, is removed when two reads agree. Clouds sometimes omit
     interfaces for seconds: an interface whose link is present and up is kept until it has been missing for
-    PROOF_SECONDS.
+    PROOF_SECONDS. The same holds for a link that an earlier process configured, counted from the first read.
     """
 
     PROOF_SECONDS = 60.0
@@ -55,6 +55,7 @@ class RemovalProof:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._missing_since: dict[str, float] = {}
+        self._unlisted_since: dict[str, float] | None = None  # None before the first read
         self._unproven: Instance | None = None
 
     def keep_missing(self, instance: Instance, known: Instance | None, links: Mapping[str, bool]) -> Instance:
@@ -70,11 +71,27 @@ class RemovalProof:
         kept = tuple(each for each in missing if now < self._missing_since[each.mac] + self.PROOF_SECONDS)
         return replace(instance, interfaces=instance.interfaces + kept) if kept else instance
 
+    def keep_unlisted(self, instance: Instance, links: Mapping[str, bool], configured: Collection[str]) -> Instance:
+        """Return `instance`, marked as stale while a link is up that an earlier process configured and no read named.
+
+        This process does not know the link's interface, so that nothing can be removed until then. `links` is that of
+        `keep_missing`; `configured` are the MACs of links with objects of ours.
+        """
+        if self._unlisted_since is None:
+            self._unlisted_since = dict.fromkeys(configured, self._clock())
+        named = {interface.mac for interface in instance.interfaces}
+        before = self._unlisted_since.items()
+        self._unlisted_since = {mac: since for mac, since in before if mac not in named and links.get(mac)}
+        return replace(instance, stale=True) if self._left(self._unlisted_since) else instance
+
     @property
     def missing(self) -> dict[str, float]:
-        """MACs of missing interfaces that are kept, with the seconds until they are removed."""
+        """MACs of missing interfaces and unlisted links that are kept, with the seconds until they are removed."""
+        return self._left(self._missing_since) | self._left(self._unlisted_since or {})
+
+    def _left(self, since: Mapping[str, float]) -> dict[str, float]:
         now = self._clock()
-        left = {mac: since + self.PROOF_SECONDS - now for mac, since in self._missing_since.items()}
+        left = {mac: begin + self.PROOF_SECONDS - now for mac, begin in since.items()}
         return {mac: seconds for mac, seconds in left.items() if seconds > 0}
 
     def accept(self, instance: Instance, *, removes: bool) -> bool:

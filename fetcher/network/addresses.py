@@ -55,8 +55,9 @@ class Host:
         return tables(link.ifindex, self.config.route_table_base)
 
     def has_table(self, link: Link) -> bool:
-        """Return True if the link has a table of its own."""
-        return len(self.instance.interfaces) > 1 or link.name in self.config.supplementary
+        """Return True if the link has a table of its own: the host has several gateways, or Supplementary= names it."""
+        several = len(self.instance.interfaces) > 1 or any(each.anchor for each in self.instance.interfaces)
+        return several or link.name in self.config.supplementary
 
     def has(self, link: Link, address: IPAddress) -> bool:
         """Return True if the link has the address."""

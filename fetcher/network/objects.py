@@ -121,6 +121,13 @@ class Actual:
     static: frozenset[IPNetwork] = frozenset()  # destinations of an operator's routes in main, if `leased` is not empty
     further: tuple[KernelAddress, ...] = ()  # duplicates on the same link, with another prefix length
 
+    @property
+    def configured_macs(self) -> frozenset[str]:
+        """The MACs of links with addresses or routes of ours."""
+        configured = {ifindex for (ifindex, _), address in self.addresses.items() if address.owned}
+        configured |= {route.ifindex for route in self.routes}
+        return frozenset(link.mac for link in self.links if link.ifindex in configured)
+
     def entries(self, place: tuple[int, IPAddress]) -> list[KernelAddress]:
         """Return the entries of an address on a link: seldom more than one, with different prefix lengths."""
         first = self.addresses.get(place)

@@ -157,9 +157,10 @@ def test_ranges_and_public_addresses(cloud: str) -> None:
         assert "refused" not in {line["verdict"] for line in audit(lab)}
 
 
-def test_digitaloceans_anchor_address_leaves_by_its_own_gateway() -> None:
+@pytest.mark.parametrize("interfaces", [1, 2])
+def test_digitaloceans_anchor_address_leaves_by_its_own_gateway(interfaces: int) -> None:
     """The public address is on the same link, and leaves by the public gateway."""
-    with Lab(Spec.cloud("digitalocean", 2)) as lab:
+    with Lab(Spec.cloud("digitalocean", interfaces)) as lab:
         lab.write_config(CONFIG)
         for daemon in ("netagent", "fetcher", "api"):
             lab.start(daemon)

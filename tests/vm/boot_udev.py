@@ -35,14 +35,14 @@ class TestUdev:
         assert not [name for name in names if name.startswith("eth")], names
 
     def test_link_is_renamed_before_it_is_configured(self, guest: VirtualMachine) -> None:
-        with plugged(guest, MAC):
+        with plugged(guest, mac=MAC):
             guest.wait_for(lambda: reachable(guest), message="the addresses of the new interface")
             assert link_of(guest, MAC) == NAME
 
     def test_link_that_udev_gives_an_excluded_name_is_never_touched(self, guest: VirtualMachine) -> None:
         with guest.configured(f'[Network]\nExclude = "{NAME}"\n'):
             log = guest.run("cat", AUDIT)
-            with plugged(guest, MAC):
+            with plugged(guest, mac=MAC):
                 guest.wait_for(lambda: link_of(guest, MAC) == NAME, message="the name of udev")
                 guest.run("cnctl", "refresh")
                 index = int(guest.run("cat", f"/sys/class/net/{NAME}/ifindex"))

@@ -77,7 +77,7 @@ class KernelChecks:
     def test_bare_metal_vlan_is_configured_if_its_kind_is_allowed(self, guest: VirtualMachine) -> None:
         """The metadata name the VLAN by its MAC, like any interface; the operator's image creates the link."""
         before = normalized(ours(guest))
-        with plugged(guest, CARD_MAC) as nic:
+        with plugged(guest, card_mac=CARD_MAC) as nic:
             guest.run("sh", "-ec", CARD.format(link=link_of(guest, CARD_MAC)))
             try:
                 made = f"ip link add link {TRUNK} name {VLAN_LINK} address {nic.mac} type vlan id {VLAN}"
@@ -214,10 +214,11 @@ def misrouted(guest: Guest) -> list[Lost]:
 
 
 @contextmanager
-def plugged(guest: VirtualMachine, mac: str | None = None) -> Iterator[Nic]:
-    """Hot-plug another interface of the cloud, with this MAC of the network card if given."""
-    nic = guest.lab.attach_interface(Interface(f"10.0.{len(guest.lab.fabric.subnets) + 1}.0/24", addresses=2, ipv6=1))
-    guest.plug(replace(nic, mac=mac or nic.mac))
+def plugged(guest: VirtualMachine, *, mac: str | None = None, card_mac: str | None = None) -> Iterator[Nic]:
+    """Hot-plug another interface of the cloud. `card_mac` is the network card's MAC if it differs from the metadata's."""
+    subnet = f"10.0.{len(guest.lab.fabric.subnets) + 1}.0/24"
+    nic = guest.lab.attach_interface(Interface(subnet, addresses=2, ipv6=1, mac=mac))
+    guest.plug(replace(nic, mac=card_mac or nic.mac))
     try:
         yield nic
     finally:

@@ -64,6 +64,13 @@ def test_anchor_leaves_by_its_own_gateway() -> None:
     }
 
 
+def test_anchor_of_a_single_interface_uses_its_own_gateway() -> None:
+    found = wanted(replace(droplet(), interfaces=droplet().interfaces[:1]), host(link(1)))
+    near = ["203.0.113.0/24", "10.17.0.0/16"]
+    assert table(found, 2) == [*near, "0.0.0.0/0 via 203.0.113.1"]
+    assert table(found, 2, SECOND_TABLE) == [*near, "0.0.0.0/0 via 10.17.0.1"]
+
+
 def test_anchor_uses_the_public_gateway_if_its_own_is_refused() -> None:
     refused: Rejections = {GatewayUse(2, ip_address("10.17.0.1")): Rejection("not known", Cause.POLICY)}
     found = wanted(droplet(), host(link(1), link(2)), refused)

@@ -110,3 +110,30 @@ def test_nothing_is_kept_while_another_mac_is_unknown(proof: RemovalProof) -> No
     """One interface may have a new MAC, so links that are not named stay as they are."""
     other = instance(interface(1), interface(3))
     assert proof.keep_missing(other, BOTH, PLUGGED) == other
+
+
+def test_nothing_is_removed_for_a_minute_if_an_earlier_process_configured_an_unlisted_link(
+    proof: RemovalProof, clock: Clock
+) -> None:
+    for _ in range(30):
+        assert not proof.keep_unlisted(ONE, PLUGGED, {mac(1), mac(2)}).may_remove
+        assert proof.missing.keys() == {mac(2)}
+        clock.now += 2
+    assert proof.keep_unlisted(ONE, PLUGGED, {mac(1), mac(2)}).may_remove
+    assert not proof.missing
+
+
+def test_link_that_was_named_once_is_not_unlisted(proof: RemovalProof) -> None:
+    proof.keep_unlisted(ONE, PLUGGED, {mac(2)})
+    proof.keep_unlisted(BOTH, PLUGGED, {mac(2)})
+    assert proof.keep_unlisted(ONE, PLUGGED, {mac(2)}).may_remove
+
+
+@pytest.mark.parametrize("links", [{mac(1): True, mac(2): False}, {mac(1): True}])
+def test_link_that_is_down_or_gone_is_not_unlisted(proof: RemovalProof, links: dict[str, bool]) -> None:
+    assert proof.keep_unlisted(ONE, links, {mac(2)}).may_remove
+
+
+def test_link_that_this_process_configured_is_not_unlisted(proof: RemovalProof) -> None:
+    proof.keep_unlisted(ONE, PLUGGED, {mac(1)})
+    assert proof.keep_unlisted(ONE, PLUGGED, {mac(1), mac(2)}).may_remove
