@@ -215,7 +215,7 @@ def misrouted(guest: Guest) -> list[Lost]:
 
 @contextmanager
 def plugged(guest: VirtualMachine, *, mac: str | None = None, card_mac: str | None = None) -> Iterator[Nic]:
-    """Hot-plug another interface of the cloud. `card_mac` is the network card's MAC if it differs from the metadata's."""
+    """Hot-plug another interface of the cloud. `card_mac` is the card's MAC if it differs from the metadata's."""
     subnet = f"10.0.{len(guest.lab.fabric.subnets) + 1}.0/24"
     nic = guest.lab.attach_interface(Interface(subnet, addresses=2, ipv6=1, mac=mac))
     guest.plug(replace(nic, mac=card_mac or nic.mac))
