@@ -94,8 +94,8 @@ def size(interfaces: int, addresses: int, rounds: int, seconds: float) -> list[F
     most = TARGET if (interfaces, addresses) == TARGET_SIZE else None
     mine = figure(f"{name}: the fetcher's processor time", spent["fetcher"], most=most)
     asleep = figure(f"{name}: netagent's processor time", spent["netagent"], most=0)
-    beside = figure(f"{name}: ip showing the same", reference)
-    figures = [mine, asleep, beside, ratio(f"{name}: over ip showing the same", mine, beside)]
+    showing = figure(f"{name}: ip showing the same", reference)
+    figures = [mine, asleep, showing, ratio(f"{name}: over ip showing the same", mine, showing)]
     figures.append(figure(f"{name}: metadata requests", requests, ""))
     figures.append(figure(f"{name}: writes to the kernel", [*writes, logged], "", most=0))
     days = []
