@@ -142,7 +142,7 @@ def without_handles(text: str) -> str:
         "add chain inet cloud_network more; add rule inet cloud_network more drop",
     ],
 )
-def test_status_notices_a_table_that_is_not_whole(lab: Lab, on: Links, wire: Wire, damage: str) -> None:
+def test_status_reports_an_incomplete_table(lab: Lab, on: Links, wire: Wire, damage: str) -> None:
     assert wire.apply(table((on.primary, 1), (on.secondary, 2)))["verdict"] == "applied"
     lab.run(["nft", damage])
     assert wire.ask(request="status")["marks"] == []
@@ -281,13 +281,13 @@ def test_a_rule_cannot_be_left_behind_by_a_later_request(lab: Lab, on: Links, wi
     assert wire.apply(table((on.secondary, 2), (on.primary, 1)))["verdict"] == "applied"
 
 
-@pytest.mark.parametrize("end", ["rollback", "hang up", "crash", "the time"])
+@pytest.mark.parametrize("end", ["rollback", "disconnect", "crash", "timeout"])
 def test_unconfirmed_change_is_rolled_back(lab: Lab, on: Links, end: str) -> None:
     with Wire(lab) as wire:
         assert wire.apply(table((on.primary, 5)))["verdict"] == "applied"
         before = state(lab)
         ops = [table((on.primary, 1), (on.secondary, 2)), mark_rule(on.primary, 1), mark_rule(on.secondary, 2)]
-        within = 1 if end == "the time" else 60
+        within = 1 if end == "timeout" else 60
         assert wire.apply(*ops, confirm_within=within, request="open")["verdict"] == "applied"
         assert state(lab) != before
         if end == "rollback":
@@ -295,7 +295,7 @@ def test_unconfirmed_change_is_rolled_back(lab: Lab, on: Links, end: str) -> Non
         elif end == "crash":
             lab.kill("netagent", signal.SIGKILL)
             start(lab)
-        elif end == "the time":
+        elif end == "timeout":
             lab.wait_for(lambda: state(lab) == before)
     lab.wait_for(lambda: state(lab) == before)
 
