@@ -43,8 +43,8 @@ test: APT += $(PROGRAMS) $(BOOT) $(TOOLS)
 test: lint ## run lint and all tests
 	@$(BIN)/python -m pytest --hypothesis-profile=thorough $(PYTEST_ARGS)
 
-check: lint ## run lint and the unit tests (edit loop)
-	@$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
+check: lint ## run lint and the quick unit tests (edit loop)
+	@$(BIN)/python -m pytest tests/unit -m 'not exhaustive' $(PYTEST_ARGS)
 
 units: apt ## run the unit tests with another Python: make units PYTHON=python3.13
 	@$(PYTHON) -m venv --clear build/units

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -370,31 +370,13 @@ class Reconciler:
     def _report(self, here: Comparison, run: _Pass, read_first: bool) -> PassReport:
         memory, config = self._memory, self._config
         ops, held = memory.holds.split(here.feasible, config.route_table_base)
-        settled = not ops and not held and not self._flushed
-        if settled and self._known is not None:
+        if not ops and not held and not self._flushed and self._known is not None:
             self._agreed = self._known, config
         conflicts, open_conflicts = memory.conflicts.statuses(here.changes, here.snapshot.actual)
         retry_at = min(memory.conflicts.due, memory.rejections.due, memory.holds.due, memory.presence.due)
         if ops and not self._flushed and not read_first:
             retry_at = min(retry_at, memory.retry.due)
-        names = {COMMON: "rules of no link"} | {link.ifindex: link.name for link in here.snapshot.actual.links}
-        texts = [
-            f"{names.get(link, link)}: {reason}; next try in {left:.0f} s" for link, (reason, left) in held.items()
-        ]
-        condition = None
-        if self._flushed:
-            condition = Condition("netagent", FLUSHED)
-        elif run.failure is not None:
-            condition = Condition("netagent", run.failure, serious=run.unreachable)
-        elif run.refused is not None:
-            condition = Condition("netagent", f"refused: {run.refused}; other changes are applied")
-        elif texts:
-            hint = "to retry now, run `sudo cnctl refresh --retry`"
-            condition = Condition("netagent", f"change rolled back: {first_of(texts)}; {hint}")
-        elif self._marks_unknown is not None:
-            condition = Condition(
-                "netagent", f"the state of the nftables table cloud_network is unknown: {self._marks_unknown}"
-            )
+        condition = self._netagent_condition(here, held, run)
         return PassReport(
             comparison=here,
             attempts=tuple(run.attempts),
@@ -404,10 +386,32 @@ class Reconciler:
             open_conflicts=tuple(open_conflicts),
             missing=memory.proof.missing,
             repaired=run.repaired,
-            succeeded=settled,
             read_first=read_first,
             retry_at=retry_at,
         )
+
+    def _netagent_condition(
+        self, here: Comparison, held: Mapping[int, tuple[str, float]], run: _Pass
+    ) -> Condition | None:
+        """Return the reason why netagent has not made every change, if there is one."""
+        if self._flushed:
+            return Condition("netagent", FLUSHED)
+        if run.failure is not None:
+            return Condition("netagent", run.failure, serious=run.unreachable)
+        if run.refused is not None:
+            return Condition("netagent", f"refused: {run.refused}; other changes are applied")
+        if held:
+            names = {COMMON: "rules of no link"} | {link.ifindex: link.name for link in here.snapshot.actual.links}
+            texts = [
+                f"{names.get(link, link)}: {reason}; next try in {left:.0f} s" for link, (reason, left) in held.items()
+            ]
+            hint = "to retry now, run `sudo cnctl refresh --retry`"
+            return Condition("netagent", f"change rolled back: {first_of(texts)}; {hint}")
+        if self._marks_unknown is not None:
+            return Condition(
+                "netagent", f"the state of the nftables table cloud_network is unknown: {self._marks_unknown}"
+            )
+        return None
 
 
 def _without_refused(ops: Plan, refusals: Iterable[Refused], run: _Pass) -> Plan:

@@ -98,7 +98,6 @@ class PassReport:
     open_conflicts: tuple[str, ...] = ()
     missing: Mapping[str, float] = field(default_factory=dict)  # kept interfaces, with seconds until removal
     repaired: int = 0
-    succeeded: bool = False  # nothing is left to do
     read_first: bool = False  # a change waits for the metadata server
     retry_at: float = math.inf
 

@@ -145,21 +145,29 @@ def _missing_interfaces(status: Status) -> Iterator[Step]:
         yield Step("interface", False, found, "ip link", do)
 
 
-def _has_ended(status: Status) -> bool:
-    """Return True if the fetcher has ended by itself, because of the configuration or of an unknown cloud."""
-    error = status["last_error"]
-    return status["fetched_at"] is None and error is not None and error["kind"] in ("detection", "config")
+_CORRECTIONS = {
+    "config": f"correct {CONFIGURATION}",
+    "detection": f"if this machine is in a supported cloud, set [Network] Provider= in {CONFIGURATION}",
+}
+"""What must come before a restart of a fetcher that has ended by itself, by the kind of its error."""
+
+
+def _correction(status: Status | None) -> str | None:
+    """Return what the operator must correct before a restart; None if a restart alone may help."""
+    if status is None or status["fetched_at"] is not None or status["last_error"] is None:
+        return None
+    return _CORRECTIONS.get(status["last_error"]["kind"])
 
 
 def _restart(status: Status | None) -> str:
-    """Return what starts the fetcher; a restart alone does not help one that has ended by itself."""
     restart = "sudo systemctl restart cloud-network-fetcher"
-    return f"correct {CONFIGURATION}; then: {restart}" if status and _has_ended(status) else restart
+    correction = _correction(status)
+    return f"{correction}; then: {restart}" if correction else restart
 
 
 def _metadata(claim: Claim, status: Status) -> Step:
     if status["fetched_at"] is None:
-        do = _restart(status) if _has_ended(status) else "check the route to the metadata server"
+        do = _restart(status) if _correction(status) else "check the route to the metadata server"
         return Step("metadata", False, never_read(status), LOG, do)
     if claim.doubt is None and claim.is_stale():
         reason = f": {error['message']}" if (error := status["last_error"]) else ""

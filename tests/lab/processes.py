@@ -23,6 +23,9 @@ SCRIPTS = Path(sys.executable).parent
 ISOLATED = {"netagent": "cloud_network.netagent"}
 """Modules that root may start only in an isolated interpreter, as the installed programs do."""
 
+ENVIRONMENT = {"fetcher": {"MALLOC_TRIM_THRESHOLD_": "131072"}}
+"""Variables that the units set and that the lab does not provide otherwise."""
+
 
 def _program(name: str) -> list[str]:
     if name in ISOLATED:
@@ -42,7 +45,10 @@ class Daemons:
         if self.running(name):
             raise LabError(f"{name} is running already")
         with (self._logs / name).open("ab") as log:
-            self._running[name] = self._instance.popen([*_program(name), *argv], stdout=log, stderr=log, env=env)
+            environment = {**ENVIRONMENT.get(name, {}), **env}
+            self._running[name] = self._instance.popen(
+                [*_program(name), *argv], stdout=log, stderr=log, env=environment
+            )
 
     def running(self, name: str) -> bool:
         return name in self._running and self._running[name].poll() is None

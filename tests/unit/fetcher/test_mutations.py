@@ -294,6 +294,7 @@ def is_removal_of(cloud: str, mutation: Mutation) -> bool:
     return any(mutation.kind == kind and path.endswith("." + end) for kind, end in ends)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("cloud", CLOUDS)
 def test_only_reported_removals_are_made(cloud: str) -> None:
     """Every kind of node in every document, mutated in every way, and read until nothing changes."""
@@ -342,6 +343,7 @@ def is_shorter_list(body: bytes, length: int) -> bool:
     return bool(left.strip()) and whole == entries[: len(whole)] and entries[len(whole)].startswith(last)
 
 
+@pytest.mark.exhaustive
 @every
 def test_cut_answer_removes_nothing(cloud: str, name: str) -> None:
     """JSON that is cut off is invalid. Texts, listings and YAML are cut off everywhere."""

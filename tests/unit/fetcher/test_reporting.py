@@ -79,6 +79,7 @@ def failed(kind: str = "timeout") -> PassReport:
     return PassReport(reading=Reading(None, MetadataError(kind, "no answer"), requests=1, seconds=5.0))
 
 
+@pytest.mark.exhaustive
 def test_largest_status_is_within_4_mib(reporter: Reporter, state: StateDirectory) -> None:
     """64 interfaces with 4,096 addresses, 256 subnets and 1,000 public addresses each; nothing is configured yet."""
     interfaces = [

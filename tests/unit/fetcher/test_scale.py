@@ -94,6 +94,7 @@ def calls(work: Callable[[], object]) -> int:
     return count
 
 
+@pytest.mark.exhaustive
 def test_cost_grows_linearly_with_addresses() -> None:
     def cost(addresses: int) -> int:
         found, here = cloud(8, addresses), bare(8)

@@ -61,6 +61,7 @@ def test_damaged_dump_is_parsed_or_refused(file: Path, at: int, value: bytes) ->
 
 
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris has no wheel for this machine")
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", RUNS)
 def test_a_short_run_guided_by_coverage_finds_nothing(name: str, tmp_path: Path) -> None:
     found = tmp_path / name
