@@ -112,9 +112,7 @@ def test_nothing_is_kept_while_another_mac_is_unknown(proof: RemovalProof) -> No
     assert proof.keep_missing(other, BOTH, PLUGGED) == other
 
 
-def test_nothing_is_removed_for_a_minute_if_an_earlier_process_configured_an_unlisted_link(
-    proof: RemovalProof, clock: Clock
-) -> None:
+def test_unlisted_link_of_an_earlier_process_is_kept_a_minute(proof: RemovalProof, clock: Clock) -> None:
     for _ in range(30):
         assert not proof.keep_unlisted(ONE, PLUGGED, {mac(1), mac(2)}).may_remove
         assert proof.missing.keys() == {mac(2)}
