@@ -172,7 +172,7 @@ class KernelChecks:
         # The repaired address is the last one of its link now.
         in_order = [sorted(line.split()) for line in before]
         guest.wait_for(
-            lambda: [sorted(line.split()) for line in normalized(ours(guest))] == in_order, message="as it was"
+            lambda: [sorted(line.split()) for line in normalized(ours(guest))] == in_order, message="the original state"
         )
 
     def test_unreachable_metadata_server_removes_nothing(self, guest: Guest) -> None:

@@ -237,7 +237,7 @@ def test_the_named_key_does_allow_it(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "expected"),
     [
         ("AllowKinds = [veth]", "not TOML"),
         ('AuditFailure = "sometimes"', "accepted: refuse, continue"),
@@ -245,13 +245,13 @@ def test_the_named_key_does_allow_it(lab: Lab) -> None:
         ('AllowKinds = "veth"\nAllowKinds = "bridge"', "not TOML"),
     ],
 )
-def test_invalid_configuration_stops_the_start(lab: Lab, line: str, said: str) -> None:
+def test_invalid_configuration_stops_the_start(lab: Lab, line: str, expected: str) -> None:
     lab.stop("netagent")
     lab.write_config(f"[Netagent]\n{line}\n")
     lab.start("netagent")
     lab.wait_for(lambda: not lab.daemons.running("netagent"))
     assert "/etc/cloud-network/cloud-network.toml: " in lab.log("netagent")
-    assert said in lab.log("netagent")
+    assert expected in lab.log("netagent")
 
 
 def test_unknown_requests_are_refused(shared_lab: Lab) -> None:
