@@ -226,7 +226,7 @@ def doctor_command(options: Options, address: str | None, client: str | None) ->
 
 @cli.command("audit", short_help="Show the requests to netagent, and their verdicts.")
 @click.option("--verify", is_flag=True, help="Verify the hash chain: no line was changed, removed or moved.")
-@click.option("--last", type=click.IntRange(min=1), default=20, metavar="N", help="Number of requests to show. [20]")
+@click.option("--last", type=click.IntRange(min=1), default=20, metavar="N", help="Number of log lines to show. [20]")
 @click.option("--log", type=FILE, default=AUDIT_LOG, metavar="FILE", help=f"Audit log. [{AUDIT_LOG}]")
 @common
 def audit_command(options: Options, verify: bool, last: int, log: Path) -> None:
@@ -257,7 +257,7 @@ def plan_command(options: Options) -> None:
 def refresh_command(options: Options, retry: bool) -> None:
     """Read the metadata now, and repair differences. As root.
 
-    A refused or rolled back change is tried again only after minutes to hours; --retry tries it now.
+    A change that was rolled back is retried only after 5 minutes to 6 hours; --retry retries it now.
     """
     from cloud_network.api.cnctl import control
 
