@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all their own set-up; the other targets are for people who work on the code.
+# `make demo` and `make test` install what they need. CONTRIBUTING.md describes the other targets.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -10,73 +10,73 @@ PYTHON ?= /usr/bin/python3
 # gcc, python3-dev and libcap-dev build python-prctl; curl, iproute2, nftables and procps are the lab's.
 # strace makes system calls of netagent fail (tests/system/netagent/test_faults.py).
 APT := curl gcc git iproute2 libc6-dev libcap-dev nftables procps python3-dev python3-venv strace
-# An ordinary user has the lab in a user namespace; uidmap's newuidmap gives it the ids of the daemons.
+# Without root, the lab runs in a user namespace; newuidmap (package uidmap) maps the ids of the daemons' users.
 ifneq ($(or $(SUDO_UID),$(shell id -u)),0)
 APT += uidmap
 endif
-# Other people's programs, for tests/others: 5 MB and 7 s. NetworkManager is 30 MB, and may draw in a newer systemd.
-OTHERS := dbus-daemon dhcpcd-base dnsmasq-base isc-dhcp-client
-# A virtual machine that boots the package: QEMU without KVM, debootstrap, and what builds the package.
+# Network programs for tests/system/others: 5 MB, 7 s. Not NetworkManager: it is 30 MB and may upgrade systemd.
+PROGRAMS := dbus-daemon dhcpcd-base dnsmasq-base isc-dhcp-client
+# For tests/vm: build the package, make a root file system, and boot it in QEMU without KVM.
 BOOT := debhelper debootstrap dnsmasq-base dpkg-dev e2fsprogs qemu-system-x86
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --no-deps
-# What tools have to say is worth reading when they fail, and then all of it.
+# Run a command; print its output only if it fails.
 define quietly
-said=$$($(1) 2>&1) || { status=$$?; printf '%s\n' "$$said" >&2; exit $$status; }
+output=$$($(1) 2>&1) || { status=$$?; printf '%s\n' "$$output" >&2; exit $$status; }
 endef
-ROOMS := netagent fetcher fetcher/metadata fetcher/metadata/providers fetcher/network api api/cnctl
-# What builds the locked packages; python-prctl comes as source.
+PACKAGES := netagent fetcher fetcher/metadata fetcher/metadata/providers fetcher/network api api/cnctl
+# Packages that build the locked Python packages; python-prctl has no wheel.
 BUILD := ca-certificates gcc git libc6-dev libcap-dev python3-dev python3-venv
-# What some tests run: a browser, shells, a reader of man pages, networkd and journald. NetworkManager and Prometheus are
-# not among them, because their packages start a service on the host; their tests are skipped where they are missing.
+# Programs that some tests run. NetworkManager and Prometheus are not in the list, because their packages start a service
+# on the host; without them, their tests are skipped.
 TOOLS := chromium fish mandoc systemd zsh
-# They mostly wait, so three at once keep two cores busy; a file stays together, for its fixtures.
+# Tests mostly wait: three workers keep two cores busy. loadfile keeps each file's fixtures in one worker.
 PYTEST_ARGS ?= --numprocesses=3 --dist=loadfile
 UNITS := cloud-network-fetcher.service cloud-network-netagent.socket cloud-network-api.socket
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: env ## an instance from unreachable to reachable, in ten seconds
+demo: env ## make the addresses of an instance in the lab reachable (10 seconds)
 	@$(BIN)/python -m tests.lab.demo
 
-test: APT += $(OTHERS) $(BOOT) $(TOOLS)
-test: lint ## lint, types, arrows, and all tests
+test: APT += $(PROGRAMS) $(BOOT) $(TOOLS)
+test: lint ## run lint and all tests
 	@$(BIN)/python -m pytest --hypothesis-profile=thorough $(PYTEST_ARGS)
 
-check: lint ## lint, types and the quick unit tests, for the edit loop
+check: lint ## run lint and the quick unit tests (edit loop)
 	@$(BIN)/python -m pytest tests/unit -m 'not exhaustive' $(PYTEST_ARGS)
 
-units: apt ## the unit tests on another Python: make units PYTHON=python3.13
+units: apt ## run the unit tests with another Python: make units PYTHON=python3.13
 	@$(PYTHON) -m venv --clear build/units
 	@$(call quietly,build/units/bin/python -m pip install --no-deps --require-hashes -r requirements-dev.txt)
 	@$(call quietly,build/units/bin/python -m pip install --no-deps --no-build-isolation --config-settings editable_mode=strict --editable .)
 	@build/units/bin/python -m pytest tests/unit $(PYTEST_ARGS)
 
-test-others: APT += $(OTHERS) network-manager systemd
-test-others: env ## beside the real systemd-networkd, NetworkManager, DHCP clients and the like
+test-others: APT += $(PROGRAMS) network-manager systemd
+test-others: env ## run the tests with systemd-networkd, NetworkManager and DHCP clients
 	@$(BIN)/python -m pytest tests/system/others tests/system/test_coexistence.py $(PYTEST_ARGS)
 
-lint: env ## ruff, mypy --strict (tests, too), import-linter, spelling
+lint: env ## run ruff, mypy --strict (tests, too), import-linter and codespell
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/codespell
 
-bench: env $(VENV)/.bench ## measure it all beside its references, and draw docs/performance.md (as root; 15 minutes)
+bench: env $(VENV)/.bench ## run the benchmarks and write docs/performance.md (root; 15 minutes)
 	@$(BIN)/python -m bench $(PARTS)
 
-# matplotlib draws the plots: 60 MB that nothing else needs.
+# Only the plots need matplotlib (60 MB).
 $(VENV)/.bench: requirements-bench.txt $(VENV)/.ready
 	@$(call quietly,$(PIP) --require-hashes -r requirements-bench.txt)
 	@touch $@
 
-man: env ## the man pages, in build/man
+man: env ## write the man pages to build/man
 	@$(BIN)/python docs/man build/man
 
-env: $(VENV)/.linked ## the virtual environment with everything locked
+env: $(VENV)/.linked ## make the virtual environment in .venv, with locked versions
 
-# An error of apt or pip stops make, with its text.
+# If apt or pip fails, make stops and prints its output.
 apt:
 	@missing=; for p in $(sort $(APT)); do \
 	  state=$$(dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null || true); \
@@ -91,7 +91,7 @@ apt:
 	$(call quietly,apt-get update); \
 	$(call quietly,apt-get install -y --no-install-recommends $$missing)
 
-# Built again when the lock changes, so that nothing stays that the lock no longer names.
+# Rebuilt when the lock file changes, so that removed packages do not stay installed.
 $(VENV)/.ready: requirements-dev.txt | apt
 	@echo "building the virtual environment in $(VENV) (a minute the first time)"
 	@$(PYTHON) -m venv --clear $(VENV)
@@ -99,15 +99,15 @@ $(VENV)/.ready: requirements-dev.txt | apt
 	@$(BIN)/python -c 'import flask, gunicorn, msgpack, prctl, pyroute2'
 	@touch $@
 
-# A strict editable install links file by file (mypy sees it), so a new file, or one that went, asks for new links.
-$(VENV)/.linked: $(VENV)/.ready pyproject.toml $(ROOMS) | apt
+# A strict editable install links each file (mypy needs that), so it is repeated when a file is added or removed.
+$(VENV)/.linked: $(VENV)/.ready pyproject.toml $(PACKAGES) | apt
 	@rm -rf build
 	@$(call quietly,$(PIP) --no-build-isolation --config-settings editable_mode=strict --editable .)
 	@cd / && $(CURDIR)/$(BIN)/python -c 'import cloud_network.netagent, cloud_network.fetcher, cloud_network.api'
-	@$(BIN)/python -m compileall -q build  # the daemons' users could not write what they compile
+	@$(BIN)/python -m compileall -q build  # the daemons' users cannot write .pyc files
 	@touch $@
 
-lock: env ## pin the newest versions of what requirements*.in name, with hashes
+lock: env ## update requirements*.txt to the newest versions, with hashes
 	@command -v uv >/dev/null || { echo "uv is missing. Install it with: pipx install uv" >&2; exit 1; }; \
 	for name in requirements requirements-dev requirements-build requirements-bench; do \
 	  uv pip compile --quiet --upgrade --python $(PYTHON) --generate-hashes --no-header --no-emit-index-url \
@@ -115,7 +115,7 @@ lock: env ## pin the newest versions of what requirements*.in name, with hashes
 	done
 
 wheels: APT := $(BUILD)
-wheels: apt ## download what `make install` and `make deb` need, so that they work without a package index
+wheels: apt ## download Python packages to wheels/, for `make install` and `make deb` without a network
 	@rm -rf wheels.part
 	@$(PYTHON) -m venv --clear build/wheels
 	@$(call quietly,build/wheels/bin/pip install --no-deps --require-hashes -r requirements-build.txt)
@@ -126,7 +126,7 @@ wheels: apt ## download what `make install` and `make deb` need, so that they wo
 	@mv wheels.part wheels
 	@echo "wheels/ has $$(ls wheels | wc -l) packages"
 
-dist: env ## the release: wheel, sdist, .deb and their checksums, in dist/
+dist: env ## build the release in dist/: wheel, sdist, .deb and checksums
 	@rm -rf dist
 	@mkdir dist
 	@$(call quietly,$(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .)
@@ -136,7 +136,7 @@ dist: env ## the release: wheel, sdist, .deb and their checksums, in dist/
 	@cd dist && sha256sum * >SHA256SUMS && cat SHA256SUMS
 
 install: APT := $(BUILD) iproute2 libseccomp2
-install: apt ## install on this machine, or below DESTDIR=, and start
+install: apt ## install and start on this host, or only install below DESTDIR=
 	@systemd/install "$(DESTDIR)"
 	@[ -n "$(DESTDIR)" ] || { systemd-sysusers cloud-network.conf; systemd-tmpfiles --create cloud-network.conf; }
 	@[ -n "$(DESTDIR)" ] || [ ! -d /run/systemd/system ] || { systemctl daemon-reload; \
@@ -144,7 +144,7 @@ install: apt ## install on this machine, or below DESTDIR=, and start
 	  systemctl restart cloud-network-netagent.socket cloud-network-api.socket cloud-network-fetcher.service; \
 	  systemctl start cloud-network.target; }
 
-uninstall: ## take away what install made; the network, the configuration and the log stay
+uninstall: ## remove the installed files; keep the network, the configuration and the log
 	@[ -n "$(DESTDIR)" ] || [ ! -d /run/systemd/system ] || \
 	  systemctl disable --now cloud-network.target $(UNITS) cloud-network-netagent.service cloud-network-api.service \
 	    cloud-network-wait-online.service
@@ -161,16 +161,16 @@ uninstall: ## take away what install made; the network, the configuration and th
 	  $(DESTDIR)/usr/lib/sysusers.d/cloud-network.conf $(DESTDIR)/usr/lib/tmpfiles.d/cloud-network.conf
 
 deb: APT := $(BUILD) build-essential debhelper dpkg-dev
-deb: apt ## the Debian package, in the directory above
+deb: apt ## build the Debian package in the parent directory
 	@$(call quietly,dpkg-buildpackage --build=binary --no-sign)
 	@ls ../cloud-network_*.deb
 
 boot: APT += $(BOOT) lintian systemd-container
-boot: env ## boot the package in a lab's cloud: Debian 12, 13 and Docker in virtual machines, and a container (as root)
+boot: env ## boot the package in virtual machines and a container (root; slow)
 	@$(BIN)/python -m pytest tests/vm/test_debian12.py tests/vm/boot_kernel510.py tests/vm/boot_udev.py tests/vm/boot_debian13.py tests/vm/boot_container.py \
-	  tests/vm/boot_change_over.py tests/vm/boot_docker.py tests/vm/boot_package.py $(PYTEST_ARGS)
+	  tests/vm/boot_upgrade.py tests/vm/boot_docker.py tests/vm/boot_package.py $(PYTEST_ARGS)
 
-clean: ## remove all that the other targets made, but the package in the directory above
+clean: ## remove everything that the other targets made, except the package in ..
 	rm -rf $(VENV) build dist wheels wheels.part *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -rf .import_linter_cache debian/.debhelper debian/cloud-network debian/files debian/debhelper-build-stamp
 	rm -f debian/*.substvars debian/*.debhelper debian/*.log

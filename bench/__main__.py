@@ -22,7 +22,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench import page, plots
-from bench.figures import as_root, figures_of, kept
+from bench.figures import as_root, figures_of, load_results
 
 CHECKOUT = Path(__file__).parents[1]
 ENDING = 20.0  # seconds for a part to remove its lab
@@ -44,17 +44,17 @@ class Part(NamedTuple):
 
 PARTS = (
     Part("startup", "cnctl, and what the daemons import", 15),
-    Part("netagent", "netagent beside ip -batch", 15),
+    Part("netagent", "netagent compared with ip -batch", 15),
     Part("steps", "the steps of a pass", 60),
     Part("converge", "cold convergence, 1 × 1 to 60 × 50", 150),
     Part("refresh", "a refresh that changes nothing", 60),
     Part("change", "one change among 3,000", 140),
     Part("drift", "drift and hot-plug", 150),
     Part("memory", "memory of the three daemons", 90, ("--rounds", "5", "--seconds", "4")),
-    Part("load", "beside many links, routes and rules of other programs", 120),
+    Part("load", "many links, routes and rules of other programs", 120),
     Part("datapath", "what the rules cost a packet", 60),
     Part("marks", "what ForwardedReplies=mark costs a packet", 60),
-    Part("rest", "the REST server beside a Flask hello", 40, ("2",)),
+    Part("rest", "the REST server compared with a Flask hello", 40, ("2",)),
 )
 
 
@@ -82,9 +82,9 @@ def end(process: subprocess.Popen[bytes]) -> None:
                 continue
 
 
-def tell_targets(measured: Collection[str]) -> None:
+def print_targets(measured: Collection[str]) -> None:
     """Print the targets that were met and missed, for the parts measured now and for earlier ones."""
-    found = [(part.name, each) for part in PARTS for each in figures_of(kept(), part.name).values()]
+    found = [(part.name, each) for part in PARTS for each in figures_of(load_results(), part.name).values()]
     bounded = [(part, each) for part, each in found if each.bound is not None]
     for title, missed in (("met", False), ("missed", True)):
         those = [(part, each) for part, each in bounded if each.missed is missed]
@@ -100,7 +100,7 @@ def _interrupt(*_: object) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure, and draw what was measured.")
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Run benchmarks and write the results.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(part.name for part in PARTS))
     given = parser.parse_args()
     unknown = sorted(set(given.parts) - {part.name for part in PARTS})
@@ -124,7 +124,7 @@ def main() -> None:
             failed.append(part.name)
     plots.draw()
     page.generate()
-    tell_targets({part.name for part in chosen} - set(failed))
+    print_targets({part.name for part in chosen} - set(failed))
     print(
         f"\n{(time.monotonic() - began) / 60:.1f} min; bench/results.json, docs/performance.md and docs/*.svg are new"
     )

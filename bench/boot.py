@@ -17,7 +17,7 @@ from tests.system.others.dhcp import server
 from tests.vm.container import Container
 from tests.vm.guest import Guest
 from tests.vm.image import build, debian
-from tests.vm.machine import Machine
+from tests.vm.virtual_machine import VirtualMachine
 
 SPEC = Spec.cloud("aws", interfaces=3, addresses=5, ipv6=2)
 
@@ -57,7 +57,7 @@ def measure(form: str, suite: str, package: Path) -> tuple[float, float]:
         watch.start()
         if form == "machine":
             stack.enter_context(server(lab, lab.nics[0]))
-            guest: Guest = stack.enter_context(Machine(lab, debian(suite), package, work))
+            guest: Guest = stack.enter_context(VirtualMachine(lab, debian(suite), package, work))
         else:
             guest = stack.enter_context(Container(lab, debian(suite), package, work))
         watch.join(180)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.figures import Figure, as_root, figure, keep
+from bench.figures import Figure, as_root, figure, save
 from tests.lab import Interface, Lab, Spec
 from tests.lab.reach import Lines
 from tests.system.service import CONFIG, MACS, audit, is_healthy, running
@@ -136,7 +136,7 @@ def main() -> None:
         for at, text in enumerate(texts):
             bound = ACKNOWLEDGED if text.startswith("validated") else None
             figures.append(figure(f"{name}: {text}", [each[at] for each in found], most=bound))
-    keep("change", figures)
+    save("change", figures)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.figures import Figure, as_root, figure, imports, keep, milliseconds, pss, ratio, total
+from bench.figures import Figure, as_root, figure, imports, milliseconds, pss, ratio, save, total
 from bench.installed import installed
 from tests.lab import Lab, Record, Spec
 from tests.system.netagent.wire import AUDIT
@@ -55,7 +55,7 @@ def line(change: Change, names: dict[int, str]) -> str:
     return f"rule add {source}lookup {change['table']} pref {change['priority']} proto 209{rest}"
 
 
-def undone(text: str) -> str:
+def inverse(text: str) -> str:
     """Return the inverse of a line of `ip -batch`."""
     if text.startswith("link"):
         return ""
@@ -119,7 +119,7 @@ def size(interfaces: int, addresses: int, rounds: int, python: str) -> list[Figu
             lab.stop("fetcher")
             lab.stop("netagent")
             there = [line(change, names) for change in passes[-1].changes]
-            back = [text for text in map(undone, reversed(there)) if text]
+            back = [text for text in map(inverse, reversed(there)) if text]
             down = [f"link set {text.split()[2]} down" for text in there if text.endswith(" up")]
             lab.batch(back + down)
             for path in (*lab.path("/run/cloud-network").glob("*.json"),):
@@ -160,7 +160,7 @@ def main() -> None:
         for each in given.sizes.split(","):
             interfaces, addresses = map(int, each.split("x"))
             figures += size(interfaces, addresses, given.rounds, str(python))
-    keep("converge", figures)
+    save("converge", figures)
 
 
 if __name__ == "__main__":

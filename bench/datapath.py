@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from cloud_network.fetcher.config import Rules
 from cloud_network.fetcher.network.plan import add_rule, in_ip_syntax
 
-from bench.figures import Figure, figure, keep, ratio
+from bench.figures import Figure, figure, ratio, save
 from tests.unit.fetcher.values import BASE, host, instance, interface, link, wanted
 
 NAMESPACE = "cloud-network-bench"
@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
-    bare = figure("0 addresses, no rule of ours", nanoseconds([], source(1, 0), BASE + 2, given.rounds), "ns")
+    bare = figure("0 addresses, no rules", nanoseconds([], source(1, 0), BASE + 2, given.rounds), "ns")
     figures: list[Figure] = [bare]
     for interfaces, addresses in SHAPES:
         total, last, table = interfaces * addresses, source(interfaces, addresses - 1), BASE + interfaces + 1
@@ -89,8 +89,8 @@ def main() -> None:
             lines = rules(interfaces, addresses, form)
             name = f"{total} addresses, {form}: {len(lines)} rules"
             each = figure(name, nanoseconds(lines, last, table, given.rounds), "ns")
-            figures += [each, ratio(f"{total} addresses, {form}, of a packet without rules", each, bare)]
-    keep("datapath", figures)
+            figures += [each, ratio(f"{total} addresses, {form}, relative to no rules", each, bare)]
+    save("datapath", figures)
 
 
 if __name__ == "__main__":

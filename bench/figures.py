@@ -117,7 +117,7 @@ def processor_time(pid: int) -> float:
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e6
 
 
-def kept() -> dict[str, Any]:
+def load_results() -> dict[str, Any]:
     """Return the content of results.json; empty if there is none."""
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     return found
@@ -128,9 +128,9 @@ def figures_of(results: dict[str, Any], part: str) -> dict[str, Figure]:
     return {each["name"]: Figure(**each) for each in results.get(part, [])}
 
 
-def keep(part: str, figures: Sequence[Figure]) -> None:
+def save(part: str, figures: Sequence[Figure]) -> None:
     """Write this part of results.json with its run; the other parts stay."""
-    known = kept()
+    known = load_results()
     runs = {**known.get("runs", {}), part: this_run()}
     write({**known, "runs": runs, part: [asdict(each) for each in figures]})
 

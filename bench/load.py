@@ -1,11 +1,11 @@
-"""Beside what other programs have on a big host: memory, processor time, and how long a repair takes.
+"""Hosts with many links, routes and rules of other programs: memory, processor time and time of a repair.
 
     sudo .venv/bin/python -m bench.load [--links 1000] [--routes 100000] [--rules 5000] [--rate 1000] [--seconds 20]
 
-Four interfaces of 15 addresses, and in turn: many links of other programs; a full table of their routes and many of
-their rules; and a routing daemon that changes routes all the time. In each, `ip` removes addresses of ours; from the
-kernel's notification that one is gone to the one that it is back. Memory is the peak of the resident sets, to be
-compared with MemoryMax= of the units; processor time is of all three daemons.
+Four interfaces of 15 addresses, with in turn: many links of other programs; many of their routes and rules; and a
+routing daemon that changes routes continuously. In each, `ip` removes our addresses. A repair is the time from the
+kernel's notification of the removal to that of the repair. Memory is the peak of the resident sets, and its target
+MemoryMax= of the unit; processor time is the sum of all three daemons.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.drift import REPAIR
-from bench.figures import Figure, as_root, figure, keep, processor_time
+from bench.figures import Figure, as_root, figure, processor_time, save
 from bench.installed import installed
-from bench.memory import members
+from bench.memory import process_tree
 from tests.lab import Lab, Spec
 from tests.system.service import DAEMONS, ip, refresh, running
 
 UNITS = Path(__file__).parents[1] / "systemd" / "system"
 REPAIRED, REPAIRED_IN_CHANGES, PROCESSOR = 2000.0, 5000.0, 50.0  # ms, ms, % of one processor: issue 22
-REST = 2.0  # seconds
+SETTLE = 2.0  # seconds
 CHANGES = """
 import subprocess, sys, time
 rate, seconds = int(sys.argv[1]), float(sys.argv[2])
@@ -46,39 +46,39 @@ with subprocess.Popen(["ip", "-batch", "-"], stdin=subprocess.PIPE, text=True) a
         time.sleep(0.02)
 print(made)
 """
-"""A routing daemon: it adds a route and removes it, so many changes a second."""
+"""A routing daemon: adds and removes routes, at the given number of changes per second."""
 
 
 def limit(name: str) -> float:
-    """MemoryMax= of a daemon's unit, in MB."""
+    """Return MemoryMax= of a daemon's unit, in MB."""
     unit = RawConfigParser(strict=False, interpolation=None)
     unit.read(UNITS / f"cloud-network-{name}.service")
     return float(unit["Service"]["MemoryMax"].removesuffix("M"))
 
 
-def forget_peaks(lab: Lab) -> None:
-    """Start the peaks of the resident sets again (proc_pid_clear_refs(5))."""
+def reset_peaks(lab: Lab) -> None:
+    """Reset the peaks of the resident sets (proc_pid_clear_refs(5))."""
     for name in DAEMONS:
-        for pid in members(lab.daemons.pid(name)):
+        for pid in process_tree(lab.daemons.pid(name)):
             Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 def peak(pid: int) -> float:
-    """Peak of the resident sets of a process and its children, in MB."""
+    """Return the peak of the resident sets of a process and its children, in MB."""
     found = 0
-    for each in members(pid):
+    for each in process_tree(pid):
         lines = Path(f"/proc/{each}/status").read_text().splitlines()
         found += next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     return found / 1024
 
 
 def used(lab: Lab) -> float:
-    """Milliseconds of processor time of all daemons."""
-    return sum(processor_time(pid) for name in DAEMONS for pid in members(lab.daemons.pid(name)))
+    """Return the processor time of all daemons in milliseconds."""
+    return sum(processor_time(pid) for name in DAEMONS for pid in process_tree(lab.daemons.pid(name)))
 
 
 def repairs(lab: Lab, count: int) -> list[float]:
-    """Milliseconds until each of so many addresses of ours is back."""
+    """Remove `count` of our addresses; return the milliseconds until the repair of each."""
     names = {nic.name for nic in lab.nics}
     removals = [
         ["ip", "address", "del", f"{each['local']}/32", "dev", str(link["ifname"])]
@@ -93,42 +93,42 @@ def repairs(lab: Lab, count: int) -> list[float]:
 
 
 @contextmanager
-def beside(*lines: str) -> Iterator[Lab]:
-    """A lab whose daemons have done their work, and then what other programs have, made by `ip -batch`."""
+def loaded_lab(*lines: str) -> Iterator[Lab]:
+    """Yield a configured lab with objects of other programs, which `ip -batch` creates from `lines`."""
     with running(Spec.aws(interfaces=4, addresses=15)) as lab:
         lab.batch(["link add load0 type bridge", "link set load0 up", *lines])
-        time.sleep(REST)
-        forget_peaks(lab)
+        time.sleep(SETTLE)
+        reset_peaks(lab)
         yield lab
 
 
-def of_memory(name: str, lab: Lab) -> list[Figure]:
-    """The peaks since they were forgotten."""
+def memory_figures(name: str, lab: Lab) -> list[Figure]:
+    """Return the peaks since the last reset."""
     return [
         figure(f"{name}: {daemon}'s peak memory", [peak(lab.daemons.pid(daemon))], "MB", limit(daemon))
         for daemon in DAEMONS
     ]
 
 
-def standing(name: str, lines: Sequence[str], count: int) -> list[Figure]:
-    """Repairs and memory beside what other programs have."""
-    with beside(*lines) as lab:
+def measure_static(name: str, lines: Sequence[str], count: int) -> list[Figure]:
+    """Measure repairs and memory with objects of other programs that do not change."""
+    with loaded_lab(*lines) as lab:
         began = time.monotonic()
         refresh(lab)
         took, before = (time.monotonic() - began) * 1e3, used(lab)
-        repaired = figure(f"{name}: an address repaired", repairs(lab, count), most=REPAIRED)
+        repaired = figure(f"{name}: repair of an address", repairs(lab, count), most=REPAIRED)
         return [
             repaired,
-            figure(f"{name}: processor time of a repair", [(used(lab) - before) / count]),
-            figure(f"{name}: a refresh", [took]),
-            *of_memory(name, lab),
+            figure(f"{name}: processor time per repair", [(used(lab) - before) / count]),
+            figure(f"{name}: refresh", [took]),
+            *memory_figures(name, lab),
         ]
 
 
-def changing(rate: int, seconds: float) -> list[Figure]:
-    """Repairs, memory and processor time while a routing daemon changes routes."""
-    name = f"{rate} route changes a second"
-    with beside() as lab, ThreadPoolExecutor() as pool:
+def measure_changing(rate: int, seconds: float) -> list[Figure]:
+    """Measure repairs, memory and processor time while a routing daemon changes routes."""
+    name = f"{rate} route changes per second"
+    with loaded_lab() as lab, ThreadPoolExecutor() as pool:
         before, began = used(lab), time.monotonic()
         argv = [sys.executable, "-I", "-S", "-c", CHANGES, str(rate), str(seconds)]
         made = pool.submit(lab.run, argv, timeout=seconds + 60)
@@ -138,14 +138,14 @@ def changing(rate: int, seconds: float) -> list[Figure]:
         share = (used(lab) - before) / took / 10
         return [
             figure(f"{name}: changes made", [changes], ""),
-            figure(f"{name}: an address repaired", found, most=REPAIRED_IN_CHANGES),
+            figure(f"{name}: repair of an address", found, most=REPAIRED_IN_CHANGES),
             figure(f"{name}: processor time of the daemons", [share], "%", PROCESSOR),
-            *of_memory(name, lab),
+            *memory_figures(name, lab),
         ]
 
 
 def address(number: int) -> str:
-    """An address of 172.16.0.0/12."""
+    """Return an address of 172.16.0.0/12."""
     return f"172.{16 + (number >> 16)}.{number >> 8 & 255}.{number & 255}"
 
 
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--links", type=int, default=1000)
     parser.add_argument("--routes", type=int, default=100_000)
     parser.add_argument("--rules", type=int, default=5000)
-    parser.add_argument("--rate", type=int, default=1000, help="route changes a second")
+    parser.add_argument("--rate", type=int, default=1000, help="route changes per second")
     parser.add_argument("--seconds", type=float, default=20.0, help="of route changes")
     parser.add_argument("--repairs", type=int, default=5)
     given = parser.parse_args()
@@ -163,11 +163,11 @@ def main() -> None:
     rules = [f"rule add pref 100 to {address(number)} lookup 77" for number in range(given.rules)]
     with installed():
         figures = [
-            *standing(f"{given.links} links", links, given.repairs),
-            *standing(f"{given.routes} routes and {given.rules} rules", [*routes, *rules], given.repairs),
-            *changing(given.rate, given.seconds),
+            *measure_static(f"{given.links} links", links, given.repairs),
+            *measure_static(f"{given.routes} routes and {given.rules} rules", [*routes, *rules], given.repairs),
+            *measure_changing(given.rate, given.seconds),
         ]
-    keep("load", figures)
+    save("load", figures)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 
 A client, a router with Docker's DNAT rules, and a container, each in a separate namespace. The client sends a datagram
 to the published port and waits for its echo, so the router forwards two packets each time. The reference is the router
-without marks. The other measurements have the table and the rules for marks of so many links, the client's last. The
-second part is that of `bench.datapath`: datagrams of the host, which are also matched with the rules for marks.
+without marks. The other measurements have the table and the rules for marks of several links; the client's is the last.
+The second part is that of `bench.datapath`: datagrams of the host, which also pass the rules for marks.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cloud_network.netagent.netfilter import Netfilter
 from cloud_network.netagent.operations import LinkMark
 
 from bench.datapath import nanoseconds, source
-from bench.figures import Figure, as_root, figure, keep, ratio
+from bench.figures import Figure, as_root, figure, ratio, save
 from tests.unit.fetcher.values import BASE, host, instance, interface, link, wanted
 
 CLIENT, ROUTER, CONTAINER = (f"cloud-network-bench-{name}" for name in ("client", "router", "container"))
@@ -102,7 +102,7 @@ def network() -> Iterator[None]:
 
 
 def mark(links: int) -> None:
-    """Make the router mark connections of so many links; the client's is the last, and its table leads back to it."""
+    """Make the router mark connections of `links` links. The client's link is the last; its table leads back to it."""
     argv = inside(ROUTER, "cat", "/sys/class/net/outside/ifindex")
     outside = int(subprocess.run(argv, check=True, capture_output=True, text=True).stdout)
     marks = [*(LinkMark(1000 + number, number) for number in range(1, links)), LinkMark(outside, links)]
@@ -163,11 +163,11 @@ def host_rules(interfaces: int, addresses: int, forwarded: ForwardedReplies) -> 
 
 
 def of_published_ports(rounds: int) -> list[Figure]:
-    bare = figure("a published port, there and back: NAT alone", echoes(rounds), "ns")
+    bare = figure("a published port, round trip: NAT alone", echoes(rounds), "ns")
     found = [bare]
     for links in LINKS:
-        each = figure(f"a published port, there and back: marks of {links} links", echoes(rounds, links), "ns")
-        found += [each, ratio(f"marks of {links} links, of NAT alone", each, bare)]
+        each = figure(f"a published port, round trip: marks of {links} links", echoes(rounds, links), "ns")
+        found += [each, ratio(f"marks of {links} links, relative to NAT alone", each, bare)]
     return found
 
 
@@ -179,7 +179,10 @@ def of_the_host(rounds: int, shapes: Sequence[tuple[int, int]] = ((4, 15), (60, 
             lines = host_rules(interfaces, addresses, forwarded)
             name = f"a datagram of the host, {interfaces} interfaces, {forwarded}: {len(lines)} rules"
             pair.append(figure(name, nanoseconds(lines, last, table, rounds), "ns"))
-        found += [*pair, ratio(f"a datagram of the host, {interfaces} interfaces, mark of off", pair[1], pair[0])]
+        found += [
+            *pair,
+            ratio(f"a datagram of the host, {interfaces} interfaces, mark relative to off", pair[1], pair[0]),
+        ]
     return found
 
 
@@ -187,7 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=7)
     rounds: int = parser.parse_args().rounds
-    keep("marks", [*of_published_ports(rounds), *of_the_host(rounds)])
+    save("marks", [*of_published_ports(rounds), *of_the_host(rounds)])
 
 
 if __name__ == "__main__":

@@ -16,24 +16,23 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.figures import Figure, figure, keep, pss, ratio
+from bench.figures import Figure, figure, pss, ratio, save
 from bench.installed import installed
 from tests.lab import Lab, Spec
 from tests.system.service import DAEMONS, refresh, running
 
 PATHS = ("/api/v1/status", "/api/v1/health", "/api/v1/links", "/metrics", "/openapi.json", "/", "/api/v1/audit", "/no")
 PACKAGES, FLAT = 1.25, 1.05  # ×: issue 15
-REST, ALL = "at rest", "at rest, all three"
 
 
-def members(pid: int) -> list[int]:
-    """A process and its children: gunicorn has a worker."""
+def process_tree(pid: int) -> list[int]:
+    """Return the pids of a process and its children: gunicorn has a worker."""
     return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
 
 
-def family(pid: int) -> float:
+def memory_of(pid: int) -> float:
     """Return the MB of a process and its children: gunicorn has a worker."""
-    return sum(pss(each) for each in members(pid))
+    return sum(pss(each) for each in process_tree(pid))
 
 
 def bare(python: Path) -> float:
@@ -64,7 +63,7 @@ def after_refreshes(spec: Spec, count: int) -> tuple[float, float]:
             for _ in range(number):
                 refresh(lab)
             time.sleep(1)
-            sizes.append(family(lab.daemons.pid("fetcher")))
+            sizes.append(memory_of(lab.daemons.pid("fetcher")))
         return sizes[0], sizes[1]
 
 
@@ -80,7 +79,7 @@ def once(spec: Spec, seconds: float) -> dict[str, float]:
     with running(spec) as lab:
 
         def now(what: str) -> None:
-            each = {name: family(lab.daemons.pid(name)) for name in DAEMONS}
+            each = {name: memory_of(lab.daemons.pid(name)) for name in DAEMONS}
             found.update({f"{name} {what}": size for name, size in each.items()} | {f"all {what}": sum(each.values())})
 
         refresh(lab)
@@ -97,8 +96,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", default="4x15,15x50", help="interfaces × addresses (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--refreshes", type=int, default=60, help="after which the fetcher is measured again")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of rest before it is measured")
+    parser.add_argument("--refreshes", type=int, default=60, help="refreshes before the fetcher is measured again")
+    parser.add_argument("--seconds", type=float, default=8.0, help="idle time before the measurement")
     given = parser.parse_args()
     with installed() as python:
         figures: list[Figure] = [figure("a bare interpreter", [bare(python) for _ in range(given.rounds)], "MB")]
@@ -121,8 +120,8 @@ def main() -> None:
             last,
             ratio("4 × 15: the fetcher over the interpreter", last, reference, PACKAGES),
         ]
-        figures.append(ratio("4 × 15: the fetcher after the last over after the first", last, first, FLAT))
-    keep("memory", figures)
+        figures.append(ratio("4 × 15: the fetcher after the last relative to the first", last, first, FLAT))
+    save("memory", figures)
 
 
 if __name__ == "__main__":

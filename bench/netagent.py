@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.figures import Figure, as_root, figure, keep, milliseconds, pss, ratio
+from bench.figures import Figure, as_root, figure, milliseconds, pss, ratio, save
 from tests.lab import Lab, Spec
 from tests.system.netagent.conftest import answers, start
 from tests.system.netagent.wire import CONFIG, Wire, address, ifindex, main_rule, route, rule
@@ -77,7 +77,7 @@ def measure_apply(lab: Lab, addresses: int, rounds: int) -> list[Figure]:
         theirs.append(milliseconds(lambda: lab.batch(there)))
         lab.batch(back)
     print(f"{len(ops)} changes: {len(lab.nics) - 1} interfaces, {addresses} addresses each")
-    mine, reference = figure("netagent, asked to answered", ours), figure("ip -batch of the same", theirs)
+    mine, reference = figure("netagent, request to answer", ours), figure("ip -batch of the same", theirs)
     return [mine, reference, ratio("netagent's answer over ip -batch", mine, reference, APPLY)]
 
 
@@ -101,7 +101,7 @@ def main() -> None:
             imports = figure("PSS of an interpreter with the same imports", [pss(reference.pid)], "MB")
             reference.communicate(b"\n")
         figures += [after, imports, ratio("netagent's PSS over it", after, imports, MEMORY)]
-    keep("netagent", figures)
+    save("netagent", figures)
 
 
 if __name__ == "__main__":

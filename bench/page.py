@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.figures import Figure, figures_of, kept, short
+from bench.figures import Figure, figures_of, load_results, short
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 _BLOCK = re.compile(r"(<!-- bench: ([a-z]+) ?([a-z]*) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -27,7 +27,7 @@ _NOT_MEASURED = "*Not measured yet: `make bench`.*"
 
 def generate() -> None:
     """Write the page again."""
-    PAGE.write_text(render(PAGE.read_text(), kept()))
+    PAGE.write_text(render(PAGE.read_text(), load_results()))
 
 
 def render(page: str, results: dict[str, Any]) -> str:

@@ -14,14 +14,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.figures import Figure, figures_of, kept, short
+from bench.figures import Figure, figures_of, load_results, short
 
 DOCS = Path(__file__).parents[1] / "docs"
 # Okabe and Ito's colours, which are distinguishable for colour-blind people.
 BLUE, ORANGE, GREEN, RED, GREY, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#999999", "#56b4e9"
 STYLE = {
     "font.size": 9,
-    "font.family": "sans-serif",
+    "font.memory_of": "sans-serif",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 10,
@@ -43,7 +43,7 @@ def draw() -> None:
     mpl.use("svg")
     from matplotlib import pyplot
 
-    results = kept()
+    results = load_results()
     for part, plot in PLOTS.items():
         if found := figures_of(results, part):
             with pyplot.rc_context(STYLE):  # type: ignore[arg-type]
@@ -148,7 +148,7 @@ def drift(found: Found, pyplot: Any) -> Any:
     figure, axes = pyplot.subplots(figsize=(6, 0.4 * len(figures) + 0.8))
     for at, each in enumerate(figures):
         span = [[each.median - each.least], [each.most - each.median]]
-        axes.barh(at, each.median, color=BLUE if "deaf" not in each.name else GREY, height=0.6)
+        axes.barh(at, each.median, color=BLUE if "no kernel events" not in each.name else GREY, height=0.6)
         axes.errorbar(each.median, at, xerr=span, color="black", capsize=3, linewidth=1)
         axes.text(each.most, at, f"  {short(each.median)}", va="center")
         if each.bound is not None:
@@ -191,7 +191,7 @@ def datapath(found: Found, pyplot: Any) -> Any:
         axes.errorbar(list(values), middle, spans, fmt="o-", color=colour, label=label, capsize=2, markersize=4)
     for each in bare.values():
         axes.axhline(each.median / 1e3, color=GREY, linestyle="--", label="no rule of ours")
-    axes.set(xlabel="addresses", ylabel="µs a packet", title="What the rules cost a packet")
+    axes.set(xlabel="addresses", ylabel="µs per packet", title="Cost of the rules per packet")
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", alpha=0.3)
     axes.legend()

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.figures import Figure, as_root, figure, keep, processor_time, ratio, total
+from bench.figures import Figure, as_root, figure, processor_time, ratio, save, total
 from tests.lab import Lab, Spec
 from tests.system.netagent.wire import AUDIT
 from tests.system.service import CONFIG, DAEMONS, audit, is_healthy, refresh, status
@@ -94,8 +94,8 @@ def size(interfaces: int, addresses: int, rounds: int, seconds: float) -> list[F
     most = TARGET if (interfaces, addresses) == TARGET_SIZE else None
     mine = figure(f"{name}: the fetcher's processor time", spent["fetcher"], most=most)
     asleep = figure(f"{name}: netagent's processor time", spent["netagent"], most=0)
-    beside = figure(f"{name}: ip showing the same", reference)
-    figures = [mine, asleep, beside, ratio(f"{name}: over ip showing the same", mine, beside)]
+    showing = figure(f"{name}: ip showing the same", reference)
+    figures = [mine, asleep, showing, ratio(f"{name}: over ip showing the same", mine, showing)]
     figures.append(figure(f"{name}: metadata requests", requests, ""))
     figures.append(figure(f"{name}: writes to the kernel", [*writes, logged], "", most=0))
     days = []
@@ -115,7 +115,7 @@ def main() -> None:
     for each in given.sizes.split(","):
         interfaces, addresses = map(int, each.split("x"))
         figures += size(interfaces, addresses, given.rounds, given.seconds)
-    keep("refresh", figures)
+    save("refresh", figures)
 
 
 if __name__ == "__main__":

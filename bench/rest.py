@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cloud_network.fetcher.state import RunLock, StateDirectory
 
-from bench.figures import Figure, figure, keep, milliseconds, processor_time, pss, ratio
+from bench.figures import Figure, figure, milliseconds, processor_time, pss, ratio, save
 
 BIN = Path(sys.executable).parent
 CLIENTS = 200
@@ -157,7 +157,7 @@ def measured(pid: int, port: int, path: str, seconds: float) -> tuple[Round, flo
     return found, found.rate * seconds / busy * 1e3
 
 
-def beside_half_open(port: int) -> list[float]:
+def with_half_open(port: int) -> list[float]:
     """Return the milliseconds of ten requests while 200 other connections stay half-open."""
     begun = [socket.create_connection(("127.0.0.1", port)) for _ in range(CLIENTS)]
     for client in begun:
@@ -200,20 +200,20 @@ def main() -> None:
             f"{CLIENTS} clients, {ROUNDS} rounds of {seconds:g} s, {os.cpu_count()} processors; medians of the rounds"
         )
         figures: list[Figure] = []
-        rates = {path: figure(f"{path}: answers a processor second", all_, "/s") for path, all_ in per_second.items()}
-        waits = {path: figure(f"{path}: to answer", [e.median * 1e3 for e in all_]) for path, all_ in found.items()}
+        rates = {path: figure(f"{path}: answers per processor second", all_, "/s") for path, all_ in per_second.items()}
+        waits = {path: figure(f"{path}: response time", [e.median * 1e3 for e in all_]) for path, all_ in found.items()}
         for path in found:
             figures += [rates[path], waits[path]]
         figures += [ratio(f"hello's throughput over {path}'s", rates["hello"], rates[path], 1 / 0.7) for path in PATHS]
         mine = figure("memory, master and worker", [sum(map(pss, processes(pid)))], "MB")
         bare_one = figure("hello: memory, master and worker", [sum(map(pss, processes(other)))], "MB")
         figures += [mine, bare_one, ratio("memory over hello's", mine, bare_one, 1.25)]
-        figures.append(figure("/api/v1/health beside 200 half-open connections", beside_half_open(ours), most=500))
+        figures.append(figure("/api/v1/health with 200 half-open connections", with_half_open(ours), most=500))
         long = load(ours, "/api/v1/status", 10)
         lock.close()
         print(f"10 s: {json.dumps(long._asdict())}")
         failed = long.failed + sum(each.failed for rounds in found.values() for each in rounds)
-        keep("rest", [*figures, figure("requests that failed", [failed], "", most=0)])
+        save("rest", [*figures, figure("requests that failed", [failed], "", most=0)])
         if failed:
             sys.exit("requests failed")
 

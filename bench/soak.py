@@ -1,17 +1,17 @@
-"""The two soaks, each for as long as one likes:
+"""Two soak tests: random events, and growth of memory and logs.
 
     sudo .venv/bin/python -m bench.soak events [--seconds 3600] [--seed N]
     sudo .venv/bin/python -m bench.soak growth [--seconds 3600] [--seed N]
 
-*events*: rounds of random events, each followed by peace, in which the kernel must equal the cloud, what is others'
-must be byte for byte as before, and connections must still live (tests/system/chaos.py). All the time a watch looks
-for addresses of the metadata that are missing for more than 5 s without a cause in status.json. A violation ends its
-lab, and the next seed goes on; the exit status is then 1. `--seed` repeats.
+*events*: rounds of random events, each followed by a calm period, after which the kernel must match the cloud, objects
+of other programs must be unchanged, and connections must still work (tests/system/chaos.py). Meanwhile a watch looks
+for addresses of the metadata that are missing for more than 5 s without a cause in status.json. A violation ends the
+lab, and a new lab continues with the next seed; the exit status is then 1. `--seed` repeats a run.
 
-*growth*: four interfaces of 15 addresses whose metadata change about every 2 s. Every minute: memory, descriptors and
-threads of each daemon, and the size of the fetcher's log and of the audit log.
+*growth*: four interfaces of 15 addresses whose metadata change about every 2 s. Measured every minute: memory,
+descriptors and threads of each daemon, and the size of the fetcher's log and of the audit log.
 
-RefreshTimer is 2 s in both, so that an hour of a host's life at the default of 5 min is 24 s here.
+RefreshTimer is 2 s in both: 24 s have as many refreshes as an hour with the default of 5 min.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.figures import Figure, as_root, figure, keep
+from bench.figures import Figure, as_root, figure, save
 from bench.installed import installed
-from bench.memory import ask_everything, family, members
+from bench.memory import ask_everything, memory_of, process_tree
 from tests.lab import Lab, LabError, Spec
 from tests.lab.namespaces import OURS
 from tests.system.absences import Absence, Watch
@@ -37,9 +37,9 @@ from tests.system.chaos import TIMER, Chaos, chaos
 from tests.system.service import DAEMONS, running
 
 MINUTE, CHANGE = 60.0, 2.0  # seconds
-LINGER = 15.0  # seconds, at most, between the events of a round and peace
-FIRST, LAST = 3, 199  # hosts of a subnet that metadata may name
-FEWEST, MOST = 10, 20  # addresses of an interface
+LINGER = 15.0  # seconds, at most, between the events of a round and the calm period
+FIRST, LAST = 3, 199  # range of host numbers in a subnet
+FEWEST, MOST = 10, 20  # number of addresses of an interface
 
 
 # Events
@@ -47,7 +47,7 @@ FEWEST, MOST = 10, 20  # addresses of an interface
 
 @dataclass
 class Tally:
-    """What the rounds of all labs have come to."""
+    """Results of the rounds of all labs."""
 
     rounds: int = 0
     events: int = 0
@@ -58,7 +58,7 @@ class Tally:
 
 
 def events(seconds: float, seed: int, count: int, rounds: int) -> None:
-    """Run rounds of `count` events until the time has passed; `rounds` of them in each lab."""
+    """Run rounds of `count` events for `seconds`, with at most `rounds` rounds in each lab."""
     tally, end = Tally(), time.monotonic() + seconds
     while time.monotonic() < end:
         print(f"seed {seed}", flush=True)
@@ -81,24 +81,24 @@ def events(seconds: float, seed: int, count: int, rounds: int) -> None:
     print(f"{tally.rounds} rounds and {tally.events} events, {tally.violations + len(tally.absences)} violations")
     figures = [
         figure("events", [tally.events], ""),
-        figure("rounds that ended as they should", [tally.rounds], ""),
-        figure("rounds that did not", [tally.violations], ""),
-        figure("looks at kernel and status.json", [tally.samples], ""),
-        figure("an address missing without a cause, at most", [tally.longest * 1e3], "ms"),
-        figure("addresses missing for more than 5 s without a cause", [len(tally.absences)], ""),
+        figure("rounds without a violation", [tally.rounds], ""),
+        figure("rounds with a violation", [tally.violations], ""),
+        figure("samples of kernel and status.json", [tally.samples], ""),
+        figure("longest unreported absence of an address", [tally.longest * 1e3], "ms"),
+        figure("unreported absences longer than 5 s", [len(tally.absences)], ""),
     ]
-    keep("events", figures)
+    save("events", figures)
     if tally.violations or tally.absences:
         sys.exit(1)
 
 
 def one_round(storm: Chaos, count: int, number: int, linger: float) -> bool:
-    """Run a round: events, `linger` seconds with what they have left, and peace. Print a violation and return False."""
+    """Run a round: events, `linger` seconds, and a calm period. On a violation, print it and return False."""
     began = time.monotonic()
     try:
         storm.round(count, linger)
     except (AssertionError, LabError, OSError, ValueError) as error:
-        print(f"VIOLATION in round {number}; again: python -m bench.soak events --seed {storm.seed}", flush=True)
+        print(f"VIOLATION in round {number}; to repeat: python -m bench.soak events --seed {storm.seed}", flush=True)
         traceback.print_exception(error)
         return False
     took = time.monotonic() - began
@@ -111,7 +111,7 @@ def one_round(storm: Chaos, count: int, number: int, linger: float) -> bool:
 
 @dataclass(frozen=True)
 class Series:
-    """A quantity of a daemon, or of a log, once a minute."""
+    """The values of one quantity of a daemon or a log, one per minute."""
 
     name: str
     unit: str
@@ -119,24 +119,24 @@ class Series:
 
 
 def open_files(pid: int) -> float:
-    """Descriptors of a daemon's processes."""
-    return sum(len(list(Path(f"/proc/{each}/fd").iterdir())) for each in members(pid))
+    """Return the number of open descriptors of a daemon's processes."""
+    return sum(len(list(Path(f"/proc/{each}/fd").iterdir())) for each in process_tree(pid))
 
 
 def threads(pid: int) -> float:
-    """Threads of a daemon's processes."""
-    return sum(len(list(Path(f"/proc/{each}/task").iterdir())) for each in members(pid))
+    """Return the number of threads of a daemon's processes."""
+    return sum(len(list(Path(f"/proc/{each}/task").iterdir())) for each in process_tree(pid))
 
 
 QUANTITIES: Mapping[str, tuple[str, Callable[[int], float]]] = {
-    "PSS": ("MB", family),
+    "PSS": ("MB", memory_of),
     "descriptors": ("", open_files),
     "threads": ("", threads),
 }
 
 
 def log_size(lab: Lab, log: str) -> float:
-    """Megabytes of a daemon's log, or of the audit log with the files that it was rotated to."""
+    """Return the size of a log in MB; the audit log includes its rotated files."""
     if log == "fetcher log":
         return lab.path(OURS / "log/fetcher").stat().st_size / 1e6
     return sum(each.stat().st_size for each in lab.path("/var/log/cloud-network").glob("audit.log*")) / 1e6
@@ -146,7 +146,7 @@ LOGS = ("fetcher log", "audit log")
 
 
 def measure(lab: Lab, series: Sequence[Series]) -> None:
-    """Add a value to every series, and print them."""
+    """Add a value to every series, and print the values."""
     ask_everything(lab)
     found = {
         f"{name}: {what}": quantity(lab.daemons.pid(name))
@@ -160,7 +160,7 @@ def measure(lab: Lab, series: Sequence[Series]) -> None:
 
 
 def change(lab: Lab, chance: random.Random) -> None:
-    """Change the metadata: another address on one interface, or one less. The first of the primary stays."""
+    """Add or remove an address in the metadata of one interface, but never the primary address of the instance."""
     nic = chance.choice(lab.nics)
     removable = nic.addresses[1:] if nic == lab.nics[0] else nic.addresses
     if len(nic.addresses) >= MOST or (len(nic.addresses) > FEWEST and chance.random() < 0.5):
@@ -181,7 +181,7 @@ def paced(seconds: float) -> Iterator[float]:
 
 
 def growth(seconds: float, seed: int) -> None:
-    """Change the metadata for so long, and measure every minute."""
+    """Change the metadata for `seconds`, and measure every minute."""
     chance = random.Random(seed)
     series = [Series(f"{name}: {what}", unit, []) for name in DAEMONS for what, (unit, _) in QUANTITIES.items()]
     series += [Series(log, "MB", []) for log in LOGS]
@@ -198,23 +198,23 @@ def growth(seconds: float, seed: int) -> None:
         figures += summary(series, seconds)
     for absence in watch.found:
         print(f"VIOLATION: {absence}", flush=True)
-    figures.append(figure("metadata: an address missing without a cause, at most", [watch.longest * 1e3], "ms"))
-    keep("growth", figures)
+    figures.append(figure("metadata: longest unreported absence of an address", [watch.longest * 1e3], "ms"))
+    save("growth", figures)
     if watch.found:
         sys.exit(1)
 
 
 def summary(series: Sequence[Series], seconds: float) -> list[Figure]:
-    """Return the first, the last and the greatest value of each daemon's series, and what each log grows an hour."""
+    """Return the first, the last and the greatest value of each daemon's series, and each log's growth per hour."""
     print(f"\n{'':<24}{'first':>10}{'last':>10}{'most':>10}")
     found = []
     for each in series:
         first, last, most = each.values[0], each.values[-1], max(each.values)
         print(f"{each.name:<24}{first:>10.4g}{last:>10.4g}{most:>10.4g} {each.unit}")
         if each.name in LOGS:
-            found.append(figure(f"{each.name}: an hour", [(last - first) * 3600 / seconds], "MB"))
+            found.append(figure(f"{each.name}: per hour", [(last - first) * 3600 / seconds], "MB"))
         else:
-            values = {"at first": first, "at last": last, "at most": most}
+            values = {"first": first, "last": last, "largest": most}
             found += [figure(f"{each.name} {when}", [value], each.unit) for when, value in values.items()]
     return found
 
@@ -223,8 +223,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.soak", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("mode", choices=("events", "growth"))
     parser.add_argument("--seconds", type=float, default=3600.0)
-    parser.add_argument("--seed", type=int, default=None, help="default: a new one")
-    parser.add_argument("--events", type=int, default=15, help="of a round, before peace (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=None, help="default: random")
+    parser.add_argument("--events", type=int, default=15, help="in each round (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=20, help="in each lab (default: %(default)s)")
     given = parser.parse_args()
     seed = random.randrange(1 << 32) if given.seed is None else given.seed

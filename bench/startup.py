@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.figures import Figure, as_root, bare_interpreter, figure, keep, milliseconds, ratio
+from bench.figures import Figure, as_root, bare_interpreter, figure, milliseconds, ratio, save
 from tests.lab import Spec
 from tests.system.service import running
 
@@ -64,7 +64,7 @@ def main() -> None:
     for name, values in imported.items():
         each = figure(f"imports of {name}", values)
         figures += [each, ratio(f"imports of {name}: over python3 -c pass", each, alone)]
-    keep("startup", figures)
+    save("startup", figures)
 
 
 if __name__ == "__main__":

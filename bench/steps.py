@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.figures import Figure, as_root, figure, keep, ratio
+from bench.figures import Figure, as_root, figure, ratio, save
 from tests.lab import Lab, Spec
 from tests.system.service import CONFIG, is_healthy
 
@@ -59,7 +59,7 @@ def main() -> None:
     for each in given.sizes.split(","):
         interfaces, addresses = map(int, each.split("x"))
         figures += size(interfaces, addresses, given.rounds)
-    keep("steps", figures)
+    save("steps", figures)
 
 
 if __name__ == "__main__":

@@ -51,17 +51,17 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cloud-network-fetcher",
-        description="Reads the cloud's metadata and asks netagent to make the network agree with it.",
-        epilog="Signals: SIGHUP reads the configuration again and refreshes. SIGTERM stops the fetcher; the network "
-        f'stays as it is unless Purge="on-stop" is set. Exit status {EX_CONFIG}: the configuration is invalid. '
+        description="Reads the instance metadata and asks netagent to configure the network accordingly.",
+        epilog="Signals: SIGHUP reloads the configuration and reads the metadata. SIGTERM stops the fetcher; the "
+        f'network stays as it is unless Purge="on-stop" is set. Exit status {EX_CONFIG}: the configuration is invalid. '
         f"Exit status {EX_NO_CLOUD}: no supported cloud is detected. A restart does not help in either case. "
         "--check-config prints every value in force as a TOML file, with defaults marked, and exits with 0. For an "
         f"invalid file it prints every error and exits with {EX_CONFIG}.",
     )
     parser.add_argument("--config", type=Path, default=configuration.PATH, metavar="FILE", help="default: %(default)s")
-    parser.add_argument("--check-config", action="store_true", help="check the file and print every value")
+    parser.add_argument("--check-config", action="store_true", help="check the configuration, print it and exit")
     parser.add_argument(
-        "--flush", action="store_true", help="as root, while no fetcher is running: remove everything that is owned"
+        "--flush", action="store_true", help="as root, while no fetcher runs: remove all that cloud-network added"
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('cloud-network')}")
     return parser

@@ -181,7 +181,7 @@ class Key:
 _LINKS = "names of links, separated by spaces"
 _PATTERNS = 'names of links with *, ? and [...], and MACs, separated by spaces, such as "eni* ens[6-9]"'
 _SECONDS = 'at least 1s, such as "300s", "5m" or "1h30m"'
-_BELOW_MAIN = f"1 to {MAIN_PRIORITY - RULE_BAND}: the {RULE_BAND} from it on must lie below main's {MAIN_PRIORITY}"
+_BELOW_MAIN = f"1 to {MAIN_PRIORITY - RULE_BAND}: all {RULE_BAND} priorities must be below main's {MAIN_PRIORITY}"
 _NETWORKS = 'addresses or prefixes, separated by spaces, such as "10.0.0.0/8 2001:db8::/32"'
 
 

@@ -62,13 +62,13 @@ def parse_arguments() -> argparse.Namespace:
         description="The only process of cloud-network that may change the network. It serves the fetcher and root on "
         f"{SOCKET}. See /usr/share/doc/cloud-network/policy.md.",
     )
-    parser.add_argument("--config", type=Path, default=settings.PATH, help="the configuration (default: %(default)s)")
+    parser.add_argument("--config", type=Path, default=settings.PATH, metavar="FILE", help="default: %(default)s")
     parser.add_argument(
         "--idle",
         type=float,
         default=IDLE_SECONDS,
         metavar="SECONDS",
-        help="under systemd, end after so long without a client (default: %(default)s)",
+        help="under systemd, exit after this time without a client (default: %(default)g)",
     )
     parser.add_argument("--version", action="store_true", help="show the version and exit")
     return parser.parse_args()

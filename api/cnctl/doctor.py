@@ -149,7 +149,7 @@ _CORRECTIONS = {
     "config": f"correct {CONFIGURATION}",
     "detection": f"if this machine is in a supported cloud, set [Network] Provider= in {CONFIGURATION}",
 }
-"""What must come before a restart of a fetcher that has ended by itself, by the kind of its error."""
+"""Corrections that are needed before a restart of a fetcher that ended with an error, by the error's kind."""
 
 
 def _correction(status: Status | None) -> str | None:

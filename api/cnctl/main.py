@@ -40,9 +40,9 @@ Examples:
   cnctl show ssh-keys                  the public keys of the instance
   cnctl show document > document.json  the signed identity document, byte for byte
   cnctl audit --last 5                 the last requests to netagent
-  cnctl audit --verify                 prove that the audit log is unchanged
+  cnctl audit --verify                 verify the hash chain of the audit log
   sudo cnctl show credentials          the credentials of the instance's role
-  sudo cnctl plan                      the missing changes; makes none
+  sudo cnctl plan                      the missing changes, as a dry run
   sudo cnctl refresh                   read the metadata now, and repair differences
   sudo cnctl flush                     remove everything that cloud-network added
   cnctl wait --timeout 30              in a script: until the network is configured
@@ -50,7 +50,7 @@ Examples:
 
 \b
 Exit codes:
-  0    healthy                2   the command line is wrong
+  0    healthy                2   the command line is invalid
   1    drift, or an error     3   a daemon does not answer, or there is no state
   130  interrupted            78  the configuration is invalid
 """
@@ -80,7 +80,7 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of every command and pass them as `options`. An option of a group applies to its commands."""
 
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON value.")
-    @click.option("--config", type=FILE, metavar="FILE", help="Check this configuration file first.")
+    @click.option("--config", type=FILE, metavar="FILE", help="Configuration to check first; exit with 78 if invalid.")
     @click.option("--state", type=FILE, metavar="DIRECTORY", help=f"State files of the fetcher. [{STATE}]")
     @click.option("--socket", "unix", type=FILE, metavar="FILE", help=f"Socket of the api. [{SOCKET}]")
     @functools.wraps(command)
@@ -209,14 +209,15 @@ def show_command(options: Options, what: str) -> None:
 
 @cli.command("doctor", short_help="Check the host, or find why an address does not answer.")
 @click.argument("address", required=False)
-@click.option("--from", "client", metavar="CLIENT", help="Address of the client that gets no answer.")
+@click.option("--from", "client", metavar="CLIENT", help="Address of the client that gets no reply.")
 @common
 def doctor_command(options: Options, address: str | None, client: str | None) -> None:
     """Find why an address does not answer; without ADDRESS, check the whole host.
 
-    Checks every step that a packet needs, from the metadata to the MTU, up to the first that fails. Names the command
-    that shows the failure, and the command to run next. With --from, checks the route of replies to that client.
-    ADDRESS:PORT (IPv6: [ADDRESS]:PORT), as root, also checks the replies of a container that publishes the port.
+    Checks every step that a packet needs, from the metadata to the MTU, and stops at the first that fails. Prints the
+    command that shows the failure, and the command to run next. With --from, checks the route of replies to that
+    client. ADDRESS:PORT (IPv6: [ADDRESS]:PORT), as root, also checks the replies of a container that publishes the
+    port.
     """
     from cloud_network.api.cnctl import doctor
 
@@ -224,8 +225,8 @@ def doctor_command(options: Options, address: str | None, client: str | None) ->
 
 
 @cli.command("audit", short_help="Show the requests to netagent, and their verdicts.")
-@click.option("--verify", is_flag=True, help="Prove that no line was changed, removed or moved.")
-@click.option("--last", type=click.IntRange(min=1), default=20, metavar="N", help="Number of lines. [20]")
+@click.option("--verify", is_flag=True, help="Verify the hash chain: no line was changed, removed or moved.")
+@click.option("--last", type=click.IntRange(min=1), default=20, metavar="N", help="Number of log lines to show. [20]")
 @click.option("--log", type=FILE, default=AUDIT_LOG, metavar="FILE", help=f"Audit log. [{AUDIT_LOG}]")
 @common
 def audit_command(options: Options, verify: bool, last: int, log: Path) -> None:
@@ -238,10 +239,10 @@ def audit_command(options: Options, verify: bool, last: int, log: Path) -> None:
     )
 
 
-@cli.command("plan", short_help="Print the missing changes. As root.")
+@cli.command("plan", short_help="Print the missing changes (dry run). As root.")
 @common
 def plan_command(options: Options) -> None:
-    """Print the missing changes as `ip` commands, and make none. As root.
+    """Print the missing changes as `ip` commands, without applying them. As root.
 
     Reads the metadata first. Exit code 0: nothing to do; 1: changes are missing.
     """
@@ -250,13 +251,13 @@ def plan_command(options: Options) -> None:
     execute(options, lambda: control.plan(options.state, options.json))
 
 
-@cli.command("refresh", short_help="Read the metadata and repair now. As root.")
+@cli.command("refresh", short_help="Read the metadata and repair differences now. As root.")
 @click.option("--retry", is_flag=True, help="Also retry changes that were refused or rolled back.")
 @common
 def refresh_command(options: Options, retry: bool) -> None:
     """Read the metadata now, and repair differences. As root.
 
-    A change that was rolled back waits for minutes to hours; --retry tries it at once.
+    A change that was rolled back is retried only after 5 minutes to 6 hours; --retry retries it now.
     """
     from cloud_network.api.cnctl import control
 
@@ -288,10 +289,11 @@ def flush_command(options: Options) -> None:
 def wait_command(options: Options, timeout: float | None) -> None:
     """Wait until the network is configured for the first time since the fetcher started.
 
-    A host that stays degraded for 10 s, or until the timeout, counts as configured: see cnctl status.
+    Exits with 0 also if the network is configured with problems (degraded) for 10 s or until the timeout; `cnctl
+    status` shows them.
 
-    Exit code 0: configured; 1: not in time; 3: no supported cloud is detected. To start a unit after this, order it
-    after cloud-network-wait-online.service, which runs this command.
+    Exit code 0: configured; 1: not configured in time; 3: no supported cloud is detected. To start a unit after
+    this, order it after cloud-network-wait-online.service, which runs this command.
     """
     from cloud_network.api.cnctl import wait
 
@@ -304,10 +306,9 @@ def wait_command(options: Options, timeout: float | None) -> None:
 def completion_command(options: Options, shell: str) -> None:
     """Print the completion script of a shell.
 
-    \b
-    bash   cnctl completion bash > /etc/bash_completion.d/cnctl
-    zsh    cnctl completion zsh > /usr/local/share/zsh/site-functions/_cnctl
-    fish   cnctl completion fish > /etc/fish/completions/cnctl.fish
+    The Debian package and `make install` install these scripts. To load one into a running bash:
+
+    source <(cnctl completion bash)
     """
     completion = get_completion_class(shell)
     if completion is not None:

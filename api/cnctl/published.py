@@ -20,7 +20,7 @@ from typing import Any
 
 from cloud_network.api.cnctl.checks import REPAIR, Case, StepFailed, ask_ip, ipv4_setting
 
-RELOAD = "sudo systemctl restart cloud-network-netagent; sudo systemctl reload cloud-network-fetcher"
+RELOAD = "sudo systemctl try-reload-or-restart cloud-network-netagent cloud-network-fetcher"
 
 
 @dataclass(frozen=True, slots=True)

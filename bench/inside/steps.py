@@ -64,7 +64,7 @@ def measure(rounds: int) -> dict[str, list[float]]:
             ops = [op.to_wire() for op in changes]
             for at in range(0, max(1, len(ops)), protocol.MAX_OPS):
                 protocol.encode({"request": "apply", "id": "0", "ops": ops[at : at + protocol.MAX_OPS]})
-        with timed("netagent's look"):
+        with timed("netagent's kernel read"):
             found_now = (
                 tuple(netlink.links()),
                 tuple(netlink.addresses()),

@@ -11,14 +11,14 @@ KEYS = {
     "ReadyTimeout": "Longest time that `cnctl wait`, and therefore cloud-network-wait-online.service, waits for the "
     "network. The fetcher configures the network even if the metadata arrives later.",
     "Listen": "Address and port of the REST server. With an address other than loopback, other hosts can read this "
-    "host's metadata. Under systemd, cloud-network-api.socket sets the address, and Listen= must be equal.",
+    "host's metadata. Under systemd, cloud-network-api.socket sets the address; set Listen= to the same value.",
     "Supplementary": "Links that get their own table and rules even if the instance has only one interface.",
     "Provider": "The cloud of this instance; auto detects it from the firmware.",
     "RouteTableBase": "The number of a link's routing table is this number plus the link's ifindex. A second table, "
     "for DigitalOcean's anchor address, has 2^30 more.",
     "RulePriority": "First of the 30 rule priorities that belong to cloud-network.",
-    "Rules": "aggregate: as few rules as possible; one rule covers all addresses of a subnet on one link that are not "
-    "mixed with addresses of other links. address: one rule per address, which makes routing slower; for hosts that "
+    "Rules": "aggregate: as few rules as possible: one rule for all addresses of a subnet, if they are on one link; "
+    "otherwise more rules. address: one rule per address, which makes routing slower; for hosts that "
     "send from their neighbours' addresses. original: as address, plus the `to ADDRESS` rules of the Go original, "
     "which never match, for programs that look for them.",
     "Manage": "all: configure every interface that the metadata names. primary: configure only the primary one, on "
@@ -27,9 +27,9 @@ KEYS = {
     "spaces. Objects of cloud-network on them are removed.",
     "ExcludeAddresses": "Addresses that containers, VRRP or other programs manage.",
     "Prefixes": "Handling of delegated ranges. local: a local route and source rules. route: source rules only. "
-    "ignore: nothing. Default: local on Google Cloud, route elsewhere.",
-    "ForwardedReplies": "mark: mark each connection with the interface that it came in by, so that replies of ports "
-    "published by NAT leave through that interface. netagent then owns the nftables table cloud_network; see "
+    "ignore: no configuration. local is the default on Google Cloud, route elsewhere.",
+    "ForwardedReplies": "mark: mark each forwarded connection with the link it arrived on, so that replies of ports "
+    "published by NAT leave through that link. netagent then owns the nftables table cloud_network; see "
     "/usr/share/doc/cloud-network/containers.md.",
     "MarkMask": "Bits of packet and connection marks that ForwardedReplies= uses. They must be adjacent. The highest "
     "bit marks arriving packets, the others number the links.",
@@ -45,23 +45,23 @@ KEYS = {
     "change.",
 }
 ENVIRONMENT = {
-    "CLOUD_NETWORK_LOG_LEVEL": "Overrides LogLevel=.",
-    "CLOUD_NETWORK_LOG_FORMAT": "Overrides LogFormat=.",
+    "CLOUD_NETWORK_LOG_LEVEL": "Overrides LogLevel= of the configuration.",
+    "CLOUD_NETWORK_LOG_FORMAT": "Overrides LogFormat= of the configuration.",
 }
 FILES = {
     "/etc/cloud-network/cloud-network.toml": "The configuration; see cloud-network.toml(5). If it is missing, the "
     "defaults apply.",
     "/run/cloud-network/status.json": "The state of the fetcher, in the format of status.schema.json.",
-    "/run/cloud-network/fetcher.lock": "Locked by the running fetcher.",
-    "/run/cloud-network-api/api.sock": "REST server for cnctl.",
-    "/run/cloud-network/control.sock": "Commands from root to the fetcher, sent by cnctl.",
-    "/run/cloud-network-netagent/netagent.sock": "Requests from the fetcher to netagent.",
+    "/run/cloud-network/fetcher.lock": "Lock of the running fetcher, so that only one runs.",
+    "/run/cloud-network-api/api.sock": "Unix socket of the REST server, for cnctl.",
+    "/run/cloud-network/control.sock": "Unix socket of the fetcher, for commands of root through cnctl.",
+    "/run/cloud-network-netagent/netagent.sock": "Unix socket of netagent, for requests of the fetcher and root.",
     "/var/log/cloud-network/audit.log": "Every request to netagent, in a hash chain; see cnctl audit.",
 }
 EXIT = {
     "0": "Healthy; nothing to do.",
     "1": "Drift, an error, or a failed check; plan: changes are missing.",
-    "2": "The command line is wrong.",
+    "2": "The command line is invalid.",
     "3": "A daemon does not answer, or there is no state: no known cloud, or no metadata yet.",
     "78": "The configuration is invalid.",
     "130": "Interrupted with Ctrl-C.",
@@ -76,9 +76,9 @@ audit log. If standard error is connected to the journal, an entry has PRIORITY=
 CODE_FUNC=, and MESSAGE= is the message alone."""
 OVERVIEW = """\
 A cloud gives an instance several network interfaces and several private addresses on each. DHCP configures one
-address on one interface; the others are unreachable. cloud-network reads the instance metadata and makes the kernel
-agree with it: at boot, when an interface is hot-plugged, when the cloud's configuration changes, and when another
-program on the host removes something."""
+address on one interface; the others are unreachable. cloud-network reads the instance metadata and configures the
+kernel's addresses, routes and rules accordingly: at boot, when an interface is hot-plugged, when the cloud's
+configuration changes, and when another program on the host removes something."""
 DAEMONS = {
     "cloud-network-fetcher": "Reads the metadata, compares it with the kernel, and asks netagent to apply the "
     "difference. It has no capabilities. SIGHUP reloads the configuration. SIGTERM stops it; the network stays as it "
@@ -87,8 +87,8 @@ DAEMONS = {
     "capability. It checks every request as a whole, applies it in one batch, rolls it back unless it is confirmed, "
     "and logs it.",
     "cloud-network-api": "Serves the state, read-only, over HTTP on Listen= and to cnctl on a Unix socket. Under "
-    "systemd, cloud-network-api.socket sets the address, and Listen= must be equal; the log and --check-config report "
-    "a difference.",
+    "systemd, cloud-network-api.socket sets the address; set Listen= to the same value. The log and --check-config "
+    "report a difference.",
 }
 REMOVAL = """\
 Objects of other programs are never changed. Routes and rules of cloud-network have protocol number 209. An
@@ -101,5 +101,6 @@ TOML 1.0. A value is a string, or a whole number with or without quotes. Keys ar
 invalid value is an error that names the file, line, key, value and the accepted values. With an error, the daemons
 refuse to start; on reload they keep the last valid configuration. cloud-network-fetcher --check-config checks the file.
 It prints every value in force, with defaults marked, and exits with 0; for an invalid file it prints every error and
-exits with 78. Keys of the Go original
-that have no effect here (Address, Port and PrimaryAddress in [Network]) are accepted with a notice."""
+exits with 78. Keys of the Go original that have no effect here (Address, Port and PrimaryAddress in [Network]) are
+accepted with a notice. To apply a change, run:
+systemctl try-reload-or-restart cloud-network-netagent cloud-network-fetcher"""

@@ -68,7 +68,7 @@ class Nic:
 
     @property
     def everything(self) -> tuple[str, ...]:
-        """Its addresses of both families, and the anchor's."""
+        """Return its addresses of both families, and the anchor address."""
         return (*self.addresses, *self.ipv6, *([self.anchor.partition("/")[0]] if self.anchor else []))
 
     @property

@@ -18,7 +18,7 @@ from tests.system.service import ip, status
 LIMIT = 5.0  # seconds, of issue 17
 PERIOD = 0.25
 SERIOUS = ("metadata", "kernel", "netagent")
-"""Kinds of errors that may keep the fetcher from any address: it cannot read the metadata, or change the kernel."""
+"""Kinds of errors that affect every address: the fetcher cannot read the metadata, or cannot change the kernel."""
 
 
 @dataclass(frozen=True)
@@ -28,42 +28,42 @@ class Absence:
     address: str
     link: str
     seconds: float
-    status: str  # as it was then
+    status: str  # status.json at that time
 
     def __str__(self) -> str:
         return f"{self.address} of {self.link} was missing for {self.seconds:.1f} s without a cause\n{self.status}"
 
 
 class Absences:
-    """Keeps the time for which each address has been missing without a cause."""
+    """Measures for how long each address has been missing without a cause."""
 
     def __init__(self, limit: float = LIMIT) -> None:
         self._limit = limit
         self._since: dict[tuple[str, str], float] = {}
-        self._told = set[tuple[str, str]]()
+        self._reported = set[tuple[str, str]]()
         self.longest = 0.0
 
-    def observe(self, now: float, missing: Collection[tuple[str, str]], said: str) -> list[Absence]:
-        """Take in the (address, link) pairs that are missing now. Return each that is newly above the limit."""
+    def observe(self, now: float, missing: Collection[tuple[str, str]], report: str) -> list[Absence]:
+        """Record the (address, link) pairs that are missing now. Return those that have just exceeded the limit."""
         self._since = {each: self._since.get(each, now) for each in missing}
-        self._told &= set(missing)
+        self._reported &= set(missing)
         found = []
         for each, since in self._since.items():
             self.longest = max(self.longest, now - since)
-            if now - since > self._limit and each not in self._told:
-                self._told.add(each)
-                found.append(Absence(*each, now - since, said))
+            if now - since > self._limit and each not in self._reported:
+                self._reported.add(each)
+                found.append(Absence(*each, now - since, report))
         return found
 
 
-def is_reported(said: dict[str, Any], nic: Nic, address: str) -> bool:
+def is_reported(report: dict[str, Any], nic: Nic, address: str) -> bool:
     """Return True if status.json gives a cause for the lack of an address."""
-    error = said.get("last_error")
-    link = next((each for each in said.get("links", {}).values() if each["mac"] == nic.mac), None)
+    error = report.get("last_error")
+    link = next((each for each in report.get("links", {}).values() if each["mac"] == nic.mac), None)
     if (error and error["kind"] in SERIOUS) or (link and link["state"] == "excluded"):
         return True
-    about_addresses = [*(link["drift"] if link else []), *(each["object"] for each in said.get("conflicts", []))]
-    causes = [*(error["message"].split("; ") if error else []), *said.get("notices", [])]
+    about_addresses = [*(link["drift"] if link else []), *(each["object"] for each in report.get("conflicts", []))]
+    causes = [*(error["message"].split("; ") if error else []), *report.get("notices", [])]
     if ":" not in address:
         causes = [each for each in causes if "IPv6" not in each]
     words = (address, nic.name, nic.mac)
@@ -73,15 +73,15 @@ def is_reported(said: dict[str, Any], nic: Nic, address: str) -> bool:
 
 
 def _names(text: str, word: str) -> bool:
-    """Return True if a text has a word, not as a part of another: 10.0.1.1 is not in 10.0.1.10."""
+    """Return True if a text contains a word as a whole: 10.0.1.1 is not in 10.0.1.10."""
     return re.search(rf"(?<![\w.:]){re.escape(word)}(?![\w]|[.:]\w)", text) is not None
 
 
 class Watch:
-    """Samples kernel and status.json several times a second, in a thread of its own: `with Watch(lab) as watch:`."""
+    """Samples kernel and status.json several times a second, in a separate thread: `with Watch(lab) as watch:`."""
 
     def __init__(self, lab: Lab, unlisted: Callable[[], Collection[str]] = tuple, limit: float = LIMIT) -> None:
-        """`unlisted` gives the MACs that the metadata does not name at the moment."""
+        """`unlisted` returns the MACs that the metadata does not list at the moment."""
         self._lab, self._unlisted = lab, unlisted
         self._absences = Absences(limit)
         self._ended = threading.Event()
@@ -101,28 +101,30 @@ class Watch:
 
     @property
     def longest(self) -> float:
-        """Seconds."""
+        """Return the longest absence in seconds."""
         return self._absences.longest
 
     def _run(self) -> None:
         while not self._ended.wait(PERIOD):
             try:
-                missing, said = self._sample()
-            except (LabError, OSError, ValueError, TimeoutExpired):  # the lab changes, or ends
+                missing, report = self._sample()
+            except (LabError, OSError, ValueError, TimeoutExpired):  # the lab is changing or ending
                 continue
             self.samples += 1
-            self.found += self._absences.observe(time.monotonic(), missing, json.dumps(said))
+            self.found += self._absences.observe(time.monotonic(), missing, json.dumps(report))
 
     def _sample(self) -> tuple[list[tuple[str, str]], dict[str, Any]]:
-        """Nothing counts while the fetcher does not run: readers of status.json notice that."""
+        """Return the missing (address, link) pairs and status.json. While the fetcher does not run, nothing is missing:
+        readers of status.json report that.
+        """
         nics, unlisted = self._lab.nics, self._unlisted()
         links = {link["address"]: link for link in ip(self._lab, "address")}
-        said = status(self._lab)
-        if not self._lab.daemons.running("fetcher") or said.get("state") in (None, "starting"):
-            return [], said
+        report = status(self._lab)
+        if not self._lab.daemons.running("fetcher") or report.get("state") in (None, "starting"):
+            return [], report
         missing = []
         for nic in nics:
             has = {each["local"] for each in links[nic.mac]["addr_info"]} if nic.mac in links else set()
             lacks = set(nic.everything) - has if nic.mac not in unlisted else set()
-            missing += [(each, nic.name) for each in lacks if not is_reported(said, nic, each)]
-        return missing, said
+            missing += [(each, nic.name) for each in lacks if not is_reported(report, nic, each)]
+        return missing, report

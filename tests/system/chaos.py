@@ -1,7 +1,7 @@
-"""Everything that can happen to an instance, at random, and what must hold whenever it is left in peace.
+"""Random events on an instance, and the state that must hold after them.
 
-One seed makes one sequence of events. Which moment of the daemons' work each falls into is the machine's choice, so a
-replay repeats the events and not the races: a failure names its seed and its last events.
+A seed determines the sequence of events, but not the moment at which each happens within the daemons' work. A replay
+therefore repeats the events and not the races. A failure prints its seed and its last events.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TIMER = '[System]\nRefreshTimer = "2s"\n'
 SUBNETS = tuple(f"10.0.{number}.0/24" for number in (2, 3, 21, 22))
 MOST_LINKS, MOST_ADDRESSES = 6, 12
 BASE = 9999
-SETTLES = 60.0  # seconds: longer than the pauses that a fight ends up with here
+SETTLE_S = 60.0  # longer than the backoff of a conflict in this test
 
 FOREIGN = (
     "link add operator0 type bridge",
@@ -38,16 +38,16 @@ FOREIGN = (
     "rule add pref 31000 from 192.0.2.55 lookup 77",
     "rule add pref 32000 to 192.0.2.128/25 lookup 77 protocol static",
 )
-"""What an operator, a VPN or a container network has: ours may not touch any of it."""
+"""Objects of an operator, a VPN and a container network, which must not change."""
 
-# Kinds that prove nothing however long they go on; and those that are believed when two reads agree, so come once.
+# Faults that never prove a removal; and faults that two equal reads would prove, so they last for one read only.
 LASTING = ("timeout", "refuse", "reset", "html", "truncated", 401, 429, 500, 503)
 ONCE = ("short", "empty")
 
 
 @contextmanager
 def chaos(seed: int) -> Iterator[Chaos]:
-    """A lab of three interfaces, all daemons at work, and nothing gone wrong yet."""
+    """Yield a healthy lab with three interfaces and all daemons."""
     with Lab(Spec.cloud("aws", interfaces=3, addresses=5, ipv6=2)) as lab:
         lab.write_config(TIMER + CONFIG)
         lab.batch(FOREIGN)
@@ -58,7 +58,7 @@ def chaos(seed: int) -> Iterator[Chaos]:
 
 
 class Chaos:
-    """Does things to a lab, and knows what must be the case afterwards."""
+    """Causes events in a lab, and checks the state afterwards."""
 
     def __init__(self, lab: Lab, seed: int) -> None:
         self.lab, self.seed, self.events = lab, seed, 0
@@ -76,7 +76,7 @@ class Chaos:
         self._firsts = {nic.mac: nic.addresses[0] for nic in lab.nics}
         self._audited, self._stayed = len(audit(lab)), set(lab.addresses)
         self.unlisted = set[str]()
-        self._host = HostEvents(lab, self._chance, TIMER + CONFIG, self._safe_links, self._give_up)
+        self._host = HostEvents(lab, self._chance, TIMER + CONFIG, self._safe_links, self._expect_removal)
         self._actions: dict[Callable[[], str | None], int] = {
             self._add_address: 4,
             self._remove_address: 4,
@@ -100,9 +100,9 @@ class Chaos:
         }
 
     def round(self, events: int, linger: float = 0.0) -> None:
-        """So many events, and then peace, in which everything is checked; AssertionError names seed and events.
+        """Cause events, then check the state in a calm period. An AssertionError names the seed and the last events.
 
-        With `linger` the daemons have so many seconds with what the events have left, before it is undone.
+        With `linger`, the daemons first run for `linger` seconds with the faults that the events caused.
         """
         try:
             for _ in range(events):
@@ -110,46 +110,46 @@ class Chaos:
             if linger:
                 self._all_run()
                 time.sleep(linger)
-            self.peace()
+            self._check_calm()
         except (AssertionError, LabError) as error:
             with suppress(Exception):
                 error.add_note("\n".join(self.differences()))
-                said = status(self.lab)
-                drift = [line for link in said["links"].values() for line in link["drift"]]
+                state = status(self.lab)
+                drift = [line for link in state["links"].values() for line in link["drift"]]
                 keys = ("state", "last_error", "netagent", "conflicts", "unknown_macs")
-                error.add_note("\n".join([*drift, *(f"{key}: {said[key]}" for key in keys)]))
+                error.add_note("\n".join([*drift, *(f"{key}: {state[key]}" for key in keys)]))
             error.add_note(f"seed {self.seed}, after {self.events} events; the last:\n  " + "\n  ".join(self._last))
             raise
 
     def event(self) -> None:
         action = self._chance.choices(list(self._actions), list(self._actions.values()))[0]
-        if said := action():
+        if description := action():
             self.events += 1
-            self._last.append(said)
+            self._last.append(description)
         time.sleep(self._chance.choice((0.0, 0.0, 0.02, 0.1, 0.4)))
 
-    # — what must hold
+    # — checks
 
-    def peace(self) -> None:
-        """Nobody does anything any more: all is as it should be, in the end."""
+    def _check_calm(self) -> None:
+        """End all faults, wait until the network is healthy, and check everything."""
         lab = self.lab
         self._clear()
         self._host.undo()
         self._halved = False
-        lab.wait_for(lambda: self._is_at_peace() and not self.differences(), SETTLES, "peace")
+        lab.wait_for(lambda: self._is_calm() and not self.differences(), SETTLE_S, "a healthy network")
         foreign = self._foreign_objects()
-        assert foreign == self._foreign, f"others' objects were\n{self._foreign}\nand are\n{foreign}"
-        self._nothing_desired_was_removed()
+        assert foreign == self._foreign, f"objects of other programs were\n{self._foreign}\nand are now\n{foreign}"
+        self._check_removals()
         assert all(held.alive() for held in self._held), "a connection broke"
         assert "Traceback" not in lab.log("fetcher") + lab.log("netagent")
 
-    def _is_at_peace(self) -> bool:
-        with suppress(OSError):  # it is just starting or ending: no socket yet, or that of its predecessor
+    def _is_calm(self) -> bool:
+        with suppress(OSError):  # the fetcher is starting or ending: no socket, or one without a listener
             return self._all_run() and refresh(self.lab) == "ok" and is_healthy(self.lab)
         return False
 
     def differences(self) -> list[str]:
-        """What the kernel lacks, or has and should not: computed from the cloud, not by the fetcher."""
+        """Return the differences between the kernel and the cloud, computed without the fetcher."""
         links = {link["address"]: link for link in ip(self.lab, "address")}
         found = []
         for nic in self.lab.nics:
@@ -180,11 +180,13 @@ class Chaos:
         return [rule for rule in ip(self.lab, "-4", "rule") if rule.get("protocol") == OURS]
 
     def _wrong_rules(self, tables: dict[str, str]) -> list[str]:
-        """In both steps exactly one rule is for each address, that of its link; and none is for nothing."""
+        """Return errors in the rules: in both steps each address has exactly one rule, that of its link, and no rule is
+        unused.
+        """
         rules = self._rules()
         named = {step: [rule for rule in rules if rule["priority"] == step] for step in (31000, 31020)}
         found = (
-            [] if [rule["src"] for rule in rules if rule["priority"] == 31010] == ["all"] else ["no one rule for main"]
+            [] if [rule["src"] for rule in rules if rule["priority"] == 31010] == ["all"] else ["not one rule for main"]
         )
         for step, those in named.items():
             left = {f"{rule['src']}/{rule.get('srclen', 32)}": rule["table"] for rule in those}
@@ -195,12 +197,12 @@ class Chaos:
                     idle -= set(at)
                     if [left[network] for network in at] != [tables[nic.mac]]:
                         found.append(f"{step}: {address} of {nic.name} has {at}")
-            found += [f"{step}: a rule for nothing: {network}" for network in idle]
-            found += [f"{step}: a rule twice"] if len(left) < len(those) else []
+            found += [f"{step}: unused rule: {network}" for network in idle]
+            found += [f"{step}: duplicate rule"] if len(left) < len(those) else []
         return found
 
     def _foreign_objects(self) -> str:
-        """Byte for byte."""
+        """Return the objects of other programs as text."""
         shown = [
             self.lab.run(["ip", *what.split()]).stdout
             for what in (
@@ -216,15 +218,15 @@ class Chaos:
         rules = self.lab.run(["ip", "-d", "rule"]).stdout.splitlines(keepends=True)
         return "".join([*shown, *(rule for rule in rules if "192.0.2.55" in rule)])
 
-    def _nothing_desired_was_removed(self) -> None:
-        """Whatever the metadata server said: an address that the cloud had all the time was never taken away."""
+    def _check_removals(self) -> None:
+        """Check that no address was removed that the cloud had all the time, whatever the metadata server answered."""
         lines = audit(self.lab)
         stayed = self._stayed & set(self.lab.addresses)
         for line in lines[self._audited :]:
             ops = line.get("ops") or []
             added = {op["address"] for op in ops if op["op"] == "address_add"}  # with another prefix length
-            gone = {op["address"] for op in ops if op["op"] == "address_remove"} & stayed - added
-            assert not gone, f"{gone} was removed by request {line['id']}"
+            removed = {op["address"] for op in ops if op["op"] == "address_remove"} & stayed - added
+            assert not removed, f"request {line['id']} removed {removed}, which the cloud always had"
         self._audited, self._stayed = len(lines), set(self.lab.addresses)
 
     def _all_run(self) -> bool:
@@ -234,7 +236,7 @@ class Chaos:
                 time.sleep(0.5)
         return all(self.lab.daemons.running(name) for name in DAEMONS)
 
-    # — what can happen; each says what it did, or None when there was nothing to do it to
+    # — events; each returns its description, or None if it was not possible
 
     def _nic(self, *, safe: bool = True) -> Nic | None:
         return self._one([nic for nic in self.lab.nics if safe or nic.mac not in self._safe_links])
@@ -253,7 +255,7 @@ class Chaos:
             return None
         address = self._free(nic.subnet)
         self.lab.add_address(nic.mac, address)
-        return f"{address} is given to {nic.name}"
+        return f"cloud: {address} added to {nic.name}"
 
     def _remove_address(self) -> str | None:
         nic = self._one([nic for nic in self.lab.nics if len(nic.addresses) > 3])
@@ -262,14 +264,14 @@ class Chaos:
         return self._take(nic, self._chance.choice([each for each in nic.addresses if each not in self._kept]))
 
     def _remove_first(self) -> str | None:
-        """The address that carries the subnet's length, and main's connected route with it."""
+        """Remove the address with the subnet's length, and with it main's connected route."""
         nic = self._one([nic for nic in self.lab.nics if len(nic.addresses) > 1 and nic.addresses[0] not in self._kept])
         return None if nic is None else self._take(nic, nic.addresses[0])
 
     def _take(self, nic: Nic, address: str) -> str:
         self.lab.remove_address(nic.mac, address)
         self._stayed.discard(address)
-        return f"{address} is taken from {nic.name}"
+        return f"cloud: {address} removed from {nic.name}"
 
     def _attach(self) -> str | None:
         if len(self.lab.nics) >= MOST_LINKS:
@@ -284,9 +286,9 @@ class Chaos:
             between=lambda: time.sleep(pause),
         )
         self._firsts[nic.mac] = nic.addresses[0]
-        if self.unlisted:  # the list without some interface has not this one either
+        if self.unlisted:  # the faulty list of interfaces does not have this one either
             self.unlisted.add(nic.mac)
-        return f"{nic.name} in {subnet} is attached, {first} first, {pause} s before the other"
+        return f"cloud: {nic.name} in {subnet} attached, {first} first, {pause} s before the other"
 
     def _detach(self) -> str | None:
         nic = self._nic(safe=False)
@@ -295,7 +297,7 @@ class Chaos:
         first = self._chance.choice(("metadata", "interface"))
         self.lab.detach_interface(nic.mac, first=first)  # type: ignore[arg-type]
         self._stayed -= set(nic.addresses)
-        return f"{nic.name} is detached, {first} first"
+        return f"cloud: {nic.name} detached, {first} first"
 
     def _lose_address(self) -> str | None:
         nic = self._nic()
@@ -304,7 +306,7 @@ class Chaos:
             return None
         address = self._chance.choice(lost)
         self._ip(f"address flush dev {nic.name} to {address}/32")
-        return f"somebody removes {address}"
+        return f"ip: {address} removed"
 
     def _lose_rule(self) -> str | None:
         rules = self._rules()
@@ -313,7 +315,7 @@ class Chaos:
         lost = self._chance.choice(rules)
         source = "all" if lost["src"] == "all" else f"{lost['src']}/{lost.get('srclen', 32)}"
         self._ip(f"rule del pref {lost['priority']} from {source} lookup {lost['table']}")
-        return f"somebody removes rule {lost['priority']} from {source}"
+        return f"ip: rule {lost['priority']} from {source} removed"
 
     def _lose_routes(self) -> str | None:
         nic = self._nic()
@@ -321,11 +323,14 @@ class Chaos:
             return None
         what = self._chance.choice(("default", nic.subnet, "") if self._has_its_first(nic) else ("default",))
         self._ip(f"route flush {what} table all proto {OURS} dev {nic.name}")
-        return f"somebody removes routes to {what or 'everywhere'} by {nic.name}"
+        return f"ip: routes to {what or 'everywhere'} by {nic.name} removed"
 
     def _has_its_first(self, nic: Nic) -> bool:
-        """Without the address that carries the subnet's length, netagent may refuse to restore the subnet's route:
-        see test_shared_subnet_route_survives_its_first_address."""
+        """Return True if the address with the subnet's length is there.
+
+        Without it, netagent may refuse to restore the subnet's route: see
+        test_shared_subnet_route_survives_its_first_address.
+        """
         return self._firsts.setdefault(nic.mac, nic.addresses[0]) in nic.addresses
 
     def _link_down(self) -> str | None:
@@ -333,17 +338,17 @@ class Chaos:
         if nic is None or not self._has_its_first(nic):
             return None
         self._ip(f"link set {nic.name} down")
-        return f"somebody sets {nic.name} down"
+        return f"ip: {nic.name} set down"
 
     def _mtu(self) -> str | None:
         nic = self._nic(safe=False)
         if nic is None:
             return None
         self._ip(f"link set {nic.name} mtu {self._chance.choice((1400, 1500))}")
-        return f"somebody changes the MTU of {nic.name}"
+        return f"ip: MTU of {nic.name} changed"
 
     def _ip(self, what: str) -> None:
-        """What is not there (any more) cannot be taken away."""
+        """Run `ip`; the object may not exist any more."""
         self.lab.run(["ip", *what.split()], check=False)
 
     def _kill(self) -> str:
@@ -354,7 +359,7 @@ class Chaos:
             self.lab.kill(name, number)
         if again and not self.lab.daemons.running(name):
             self.lab.start(name)
-        return f"{name} is ended by {number.name}" + (" and started again" if again else "")
+        return f"{name} ended by {number.name}" + (" and started again" if again else "")
 
     def _path(self) -> str:
         nic = self._chance.choice(self.lab.nics)
@@ -382,7 +387,7 @@ class Chaos:
         return f"metadata: a wrong MAC for device {wrong}"
 
     def _partial(self) -> str | None:
-        """The metadata lack an interface for a while, shorter than what proves that it has gone."""
+        """Leave an interface out of the metadata, for less time than its removal needs."""
         nic = self._nic(safe=False)
         if nic is None:
             return None
@@ -391,7 +396,7 @@ class Chaos:
         return f"metadata: {nic.name} is missing"
 
     def _half_updated(self) -> str | None:
-        """One read of a leaf lacks an address; once, as two reads that agree are believed."""
+        """Leave addresses out of one read of one key. Only once: two equal reads would be a change of the cloud."""
         nic = self._nic()
         if nic is None or self._halved or len(nic.addresses) < 2:
             return None
@@ -405,11 +410,11 @@ class Chaos:
         self.unlisted.clear()
         return "metadata: recovered"
 
-    def _give_up(self, nic: Nic) -> None:
-        """The daemons are to remove the addresses of this interface."""
+    def _expect_removal(self, nic: Nic) -> None:
+        """Expect the removal of this interface's addresses."""
         self._stayed -= set(nic.addresses)
 
     def _refresh(self) -> str:
         if self.lab.daemons.running("fetcher"):
             self.lab.kill("fetcher", signal.SIGHUP)
-        return "a reload is asked for"
+        return "fetcher: reload requested"

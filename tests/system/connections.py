@@ -21,7 +21,7 @@ with socket.create_connection((target, port), 5, (source, 0) if source else None
     connection.recv(4096)
     connection.setblocking(False)
     print("ready", flush=True)
-    heard, longest, broken, end, due = time.monotonic(), 0.0, None, None, 0.0
+    last_echo, longest, broken, end, due = time.monotonic(), 0.0, None, None, 0.0
     while broken is None and (end is None or time.monotonic() < end):
         now = time.monotonic()
         try:
@@ -42,10 +42,10 @@ with socket.create_connection((target, port), 5, (source, 0) if source else None
             except OSError as error:
                 broken = str(error)
             now = time.monotonic()
-            longest, heard = max(longest, now - heard), now
+            longest, last_echo = max(longest, now - last_echo), now
             if end is not None:
                 break
-    print(json.dumps([max(longest, time.monotonic() - heard), broken]), flush=True)
+    print(json.dumps([max(longest, time.monotonic() - last_echo), broken]), flush=True)
 """
 """At the end, wait for one more echo: a silent connection has been silent since its last one."""
 

@@ -117,7 +117,7 @@ class Connection:
     def __init__(self, client: Namespace, address: str) -> None:
         argv = [sys.executable, "-I", "-S", "-c", self.PROGRAM, address, str(PUBLISHED)]
         self._process = client.popen(argv, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        self._said, self._sent = Lines(self._process.stdout), 0
+        self._lines, self._sent = Lines(self._process.stdout), 0
 
     def is_alive(self) -> bool:
         self._sent += 1
@@ -127,7 +127,7 @@ class Connection:
             self._process.stdin.flush()
         except OSError:
             return False
-        return self._said.next(5) == str(self._sent)
+        return self._lines.next(5) == str(self._sent)
 
     def close(self) -> None:
         self._process.kill()

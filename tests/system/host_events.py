@@ -1,4 +1,4 @@
-"""Changes that other programs and operators make on real hosts (issue 17). Each has its undo."""
+"""Events that other programs and operators cause on real hosts (issue 17). Each can be undone."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tests.lab.spec import beyond_address
 
 Event = Callable[[], str | None]
 BRIDGE, VIP = "port0", "vip0"
-BRIDGE_MAC = "02:aa:bb:cc:dd:01"  # not that of its port
+BRIDGE_MAC = "02:aa:bb:cc:dd:01"  # differs from its port's
 
 
 class HostEvents:
-    """Makes such changes, one of each kind at a time, and undoes them.
+    """Causes these events, at most one of each kind at a time, and undoes them.
 
-    `safe` are the MACs of interfaces that keep their links. `given_up` is called with each interface whose addresses
-    the daemons are to remove because of an event.
+    `safe` are the MACs of interfaces that keep their links. `on_removal` is called with each interface whose addresses
+    the daemons must remove because of an event.
     """
 
     def __init__(
@@ -27,10 +27,10 @@ class HostEvents:
         chance: random.Random,
         config: str,
         safe: Collection[str],
-        given_up: Callable[[Nic], None],
+        on_removal: Callable[[Nic], None],
     ) -> None:
         self._lab, self._chance, self._config = lab, chance, config
-        self._safe, self._given_up = safe, given_up
+        self._safe, self._on_removal = safe, on_removal
         self._undo: dict[Event, Callable[[], None]] = {}
         self.events: dict[Event, int] = {
             self._disable_ipv6: 2,
@@ -43,7 +43,7 @@ class HostEvents:
         }
 
     def undo(self) -> None:
-        """Undo every change that is still there."""
+        """Undo every event."""
         while self._undo_one():
             pass
 
@@ -67,7 +67,9 @@ class HostEvents:
         return self._begin(self._disable_ipv6, lambda: self._sysctl(key, 0), f"{key}=1")
 
     def _forward(self) -> str | None:
-        """As Docker and k3s do. The kernel forgets what routers have advertised; real routers do so again."""
+        """Enable forwarding, as Docker and k3s do. The kernel then removes what routers advertised; real routers
+        advertise it again.
+        """
         if self._forward in self._undo:
             return None
         key = "net.ipv6.conf.all.forwarding"
@@ -81,7 +83,7 @@ class HostEvents:
         return self._begin(self._forward, undo, f"{key}=1")
 
     def _duplicate(self) -> str | None:
-        """An address of the cloud on another link, too: kube-proxy's, or a VIP by hand."""
+        """Add an address of the cloud to another link as well, as kube-proxy and VIPs do."""
         if self._duplicate in self._undo:
             return None
         address = self._chance.choice(self._lab.addresses)
@@ -92,13 +94,13 @@ class HostEvents:
             self._ip(f"link add {VIP} type bridge", f"link set {VIP} up", f"address add {address}/32 dev {VIP}")
             undo = f"link delete {VIP}"
         where = undo.split()[-1]
-        return self._begin(self._duplicate, lambda: self._ip(undo), f"{address} is added to {where}")
+        return self._begin(self._duplicate, lambda: self._ip(undo), f"{address} added to {where}")
 
     def _enslave(self) -> str | None:
         nic = self._unsafe()
         if nic is None or self._enslave in self._undo:
             return None
-        self._given_up(nic)
+        self._on_removal(nic)
         self._ip(
             f"link add {BRIDGE} address {BRIDGE_MAC} type bridge",
             f"link set {BRIDGE} up",
@@ -107,7 +109,7 @@ class HostEvents:
         return self._begin(self._enslave, lambda: self._ip(f"link delete {BRIDGE}"), f"{nic.name} is a port")
 
     def _lease_route(self) -> str | None:
-        """A host route of DHCP's, to the host beyond, by one link of several."""
+        """Add a host route as DHCP does, to the host beyond, by one of several links."""
         if self._lease_route in self._undo:
             return None
         nic = self._chance.choice(self._lab.nics)
@@ -119,7 +121,7 @@ class HostEvents:
         nic = self._unsafe()
         if nic is None or self._exclude in self._undo:
             return None
-        self._given_up(nic)
+        self._on_removal(nic)
         self._configure(f'[Network]\nExclude = "{nic.mac}"\n{self._config}')
         return self._begin(self._exclude, lambda: self._configure(self._config), f"{nic.name} is excluded")
 
@@ -134,7 +136,7 @@ class HostEvents:
         return self._chance.choice(nics) if nics else None
 
     def _sysctl(self, key: str, value: int) -> None:
-        self._lab.run(["sysctl", "-qw", f"{key}={value}"], check=False)  # the link may have gone
+        self._lab.run(["sysctl", "-qw", f"{key}={value}"], check=False)  # the link may be removed
 
     def _ip(self, *lines: str) -> None:
         for line in lines:

@@ -85,7 +85,7 @@ def is_healthy(lab: Lab) -> bool:
 
 
 def answers(lab: Lab) -> bool:
-    """Return True if the api does."""
+    """Return True if the api answers."""
     asked = ["curl", "--silent", "--output", "/dev/null", "http://127.0.0.1:5209/api/v1/health"]
     return lab.run(asked, check=False).returncode == 0
 

@@ -50,14 +50,14 @@ def files(lab: Lab) -> dict[str, bytes]:
     }
 
 
-def complaints(lab: Lab, provoke: Callable[[], object]) -> list[str]:
+def logged_errors(lab: Lab, provoke: Callable[[], object]) -> list[str]:
     """Return the errors and warnings that `provoke` causes."""
     before = len(errors(lab))
     provoke()
     return errors(lab)[before:]
 
 
-def nothing_happened(lab: Lab, before: object) -> None:
+def assert_unchanged(lab: Lab, before: object) -> None:
     """Check the kernel, the files and the status: all addresses are still there."""
     assert (kernel(lab), files(lab)) == before
     links = status(lab)["links"].values()
@@ -107,11 +107,11 @@ def test_failure_is_logged_once_and_changes_nothing(lab: Lab, fault: str | int, 
         for _ in range(repeat):
             assert refresh(lab) in ("degraded", "error")
 
-    [line] = complaints(lab, read)
+    [line] = logged_errors(lab, read)
     assert "nothing is removed" in line
     assert all(word.format(mac=mac) in line for word in words), line
     assert status(lab)["last_error"]["kind"] == "metadata"
-    nothing_happened(lab, before)
+    assert_unchanged(lab, before)
 
 
 @pytest.mark.parametrize(
@@ -122,25 +122,25 @@ def test_an_address_that_cannot_be_is_named_with_its_path(lab: Lab, address: str
     nic = lab.nics[1]
     before = kernel(lab), files(lab)
     lab.metadata.content(f"{MACS}{nic.mac}/local-ipv4s", "\n".join([*(nic.addresses if also else ()), address]))
-    [line] = complaints(lab, lambda: refresh(lab))
+    [line] = logged_errors(lab, lambda: refresh(lab))
     assert f"macs/{nic.mac}/" in line
     assert f"local-ipv4s: '{address}' is not " in line or f"{address} is both an address of the " in line
     assert status(lab)["state"] == "degraded"
-    nothing_happened(lab, before)
+    assert_unchanged(lab, before)
 
 
 def test_a_subnet_that_cannot_be_is_named_with_its_path(lab: Lab) -> None:
     before = kernel(lab), files(lab)
     lab.metadata.content(f"{MACS}{lab.nics[1].mac}/subnet-ipv4-cidr-block", "0.0.0.0/0")
-    [line] = complaints(lab, lambda: refresh(lab))
+    [line] = logged_errors(lab, lambda: refresh(lab))
     assert f"macs/{lab.nics[1].mac}/subnet-ipv4-cidr-block: '0.0.0.0/0' is not " in line
-    nothing_happened(lab, before)
+    assert_unchanged(lab, before)
 
 
 def test_unknown_mac_is_reported_and_unnamed_links_stay(lab: Lab) -> None:
     before = kernel(lab)
     lab.metadata.load([lab.nics[0], replace(lab.nics[1], mac="02:00:00:00:00:99"), lab.nics[2]])
-    [line] = complaints(lab, lambda: [refresh(lab), refresh(lab)])
+    [line] = logged_errors(lab, lambda: [refresh(lab), refresh(lab)])
     assert "02:00:00:00:00:99" in line
     assert "no link here has that MAC" in line
     assert status(lab)["unknown_macs"] == ["02:00:00:00:00:99"]

@@ -26,13 +26,13 @@ class Manager:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(lab.path(PATH)))
         lab.path(PATH).chmod(0o666)
-        self.heard: list[str] = []
+        self.received: list[str] = []
 
     def listen(self) -> list[str]:
         """Return every line that has arrived so far."""
         while select.select([self._socket], [], [], 0)[0]:
-            self.heard += self._socket.recv(4096).decode().splitlines()
-        return self.heard
+            self.received += self._socket.recv(4096).decode().splitlines()
+        return self.received
 
     def statuses(self) -> list[str]:
         return [line.removeprefix("STATUS=") for line in self.listen() if line.startswith("STATUS=")]
@@ -81,7 +81,7 @@ def test_ready_means_that_the_daemon_runs(lab: Lab) -> None:
     lab.wait_for(lambda: manager.listen()[-1] == "STOPPING=1", 5, "STOPPING=1")
 
 
-def test_wait_includes_ipv6_that_needs_a_router_but_not_what_cannot_be() -> None:
+def test_wait_includes_ipv6_but_not_impossible_changes() -> None:
     """After its link comes up, an IPv6 address that is not private waits for the router's advertisement."""
     with Lab(Spec.cloud("aws", interfaces=2, addresses=2, ipv6=1)) as lab:
         lab.write_config(CONFIG)
@@ -143,7 +143,7 @@ def test_reload_ends_after_the_new_configuration_applies(lab: Lab) -> None:
     lab.start("netagent")
     manager = start_fetcher(lab)
     lab.wait_for(manager.is_ready, 20, "READY=1")
-    manager.heard.clear()
+    manager.received.clear()
     before = time.monotonic_ns() // 1000
     lab.write_config('[System]\nRefreshTimer = "77s"\n' + CONFIG)
     lab.daemons.kill("fetcher", SIGHUP)
@@ -153,7 +153,7 @@ def test_reload_ends_after_the_new_configuration_applies(lab: Lab) -> None:
     assert int(kept[1].partition("=")[2]) >= before
     assert status(lab)["refresh_timer"] == 77.0
     lab.write_config("nonsense")
-    manager.heard.clear()
+    manager.received.clear()
     lab.daemons.kill("fetcher", SIGHUP)
     lab.wait_for(manager.is_ready, 10, "the end of a reload that was refused")
     assert status(lab)["refresh_timer"] == 77.0
@@ -164,7 +164,7 @@ def test_the_watchdog_is_fed_while_nothing_happens(lab: Lab) -> None:
     manager = start_fetcher(lab, WATCHDOG_USEC="400000")
     lab.wait_for(manager.is_ready, 20, "READY=1")
     wait_until_healthy(lab)
-    manager.heard.clear()
+    manager.received.clear()
     lab.wait_for(lambda: manager.listen().count("WATCHDOG=1") >= 5, 10, "signs of life")
 
 

@@ -34,8 +34,8 @@ def lab() -> Iterator[Lab]:
         assert made.lost() == []
 
 
-def traces(lab: Lab, nic: Nic) -> list[object]:
-    """Return the traces of an interface: rules for its addresses or subnet, routes to the subnet, its state file."""
+def objects_of(lab: Lab, nic: Nic) -> list[object]:
+    """Return all objects of an interface: rules for its addresses or subnet, routes to the subnet, its state file."""
     sources = {*nic.addresses, nic.subnet.partition("/")[0]}
     rules = [rule for rule in ours(lab, "rule-4") if rule["src"] in sources]
     routes = [route for route in ours(lab, "route-4") if nic.subnet == route["dst"]]
@@ -67,12 +67,12 @@ def test_timer_alone_finds_additions_and_proves_removals(lab: Lab) -> None:
     lab.wait_for(lambda: "10.0.3.77" in present(lab), 10, "the new address")
     lab.metadata.reset()
     lab.remove_address(nic.mac, "10.0.3.77")
-    lab.wait_for(lambda: "10.0.3.77" not in present(lab), 10, "the old address to go")
+    lab.wait_for(lambda: "10.0.3.77" not in present(lab), 10, "the removal of the old address")
     assert lab.metadata.paths().count(f"{MACS}{nic.mac}/local-ipv4s") >= 2
 
 
 def test_many_addresses_at_once(lab: Lab) -> None:
-    read_all_facts(lab)  # else it reads the next ones after a second, and with them some of the addresses
+    read_all_facts(lab)  # otherwise the next read comes after a second, with some of the addresses
     nic = lab.nics[1]
     for last in range(100, 140):
         lab.add_address(nic.mac, f"10.0.2.{last}")
@@ -81,7 +81,7 @@ def test_many_addresses_at_once(lab: Lab) -> None:
     assert all(lab.reachability([f"10.0.2.{last}" for last in (100, 120, 139)]).values())
     verdicts = [line["verdict"] for line in audit(lab)]
     assert verdicts == ["applied", "confirmed"] * (len(verdicts) // 2)
-    assert len(verdicts) <= 8, "many at once are one change, or a few where a pass fell into the middle"
+    assert len(verdicts) <= 8, "one change, or a few if a pass ran in between"
 
 
 def test_an_address_moves_from_one_interface_to_another(lab: Lab) -> None:
@@ -136,7 +136,7 @@ def test_an_interface_is_unplugged_while_it_runs(lab: Lab, first: str) -> None:
             refresh(lab)
 
     lab.detach_interface(nic.mac, first=first, between=between)  # type: ignore[arg-type]
-    lab.wait_for(lambda: traces(lab, nic) == [], 10, "the metadata to be read again without a request")
+    lab.wait_for(lambda: objects_of(lab, nic) == [], 10, "a read without a request")
     wait_until_healthy(lab)
     assert all(lab.reachability().values())
     assert connection.alive()
@@ -148,7 +148,7 @@ def test_plugged_in_again_it_works_again(lab: Lab) -> None:
     lab.detach_interface(nic.mac)
     refresh(lab)
     again = lab.attach_interface(Interface(nic.subnet, nic.addresses, mac=nic.mac), first="interface")
-    lab.wait_for(lambda: is_healthy(lab), 20, "the interface to be back")
+    lab.wait_for(lambda: is_healthy(lab), 20, "the interface")
     assert again.mac == nic.mac
     assert all(lab.reachability().values())
 
@@ -207,7 +207,7 @@ def test_removed_primary_address_keeps_siblings(lab: Lab) -> None:
     assert connection.alive()
 
 
-def test_a_storm_of_kernel_events_is_weathered(lab: Lab) -> None:
+def test_many_kernel_events_do_not_stop_the_fetcher(lab: Lab) -> None:
     """A routing daemon adds thousands; the socket overruns, and an important event may be among the lost ones."""
     victim = lab.nics[1]
     routes = [f"10.{100 + n // 200}.{n % 200}.0/24" for n in range(2000)]
@@ -268,7 +268,7 @@ def test_changed_mtu_is_repaired() -> None:
         lab.write_config(CONFIG)
         for name in ("netagent", "fetcher"):
             lab.start(name)
-        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be content")
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "state ok")
         nic = lab.nics[1]
 
         def mtu() -> int:

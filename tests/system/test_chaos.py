@@ -1,4 +1,4 @@
-"""A short storm of everything, always the same one; bench/soak.py is the long one, with seeds of its own."""
+"""Random events with fixed seeds; bench/soak.py runs longer, with other seeds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.system.chaos import chaos
 
 
 @pytest.mark.parametrize("seed", [209, 31])
-def test_left_in_peace_all_is_as_it_should_be(seed: int) -> None:
-    with chaos(seed) as storm:
+def test_random_events_end_in_a_healthy_network(seed: int) -> None:
+    with chaos(seed) as run:
         for _ in range(3):
-            storm.round(12)
+            run.round(12)

@@ -64,7 +64,7 @@ def rest(lab: Lab, path: str) -> str:
 
 
 def all_outputs(lab: Lab) -> str:
-    """Return the state files, the REST responses, and the logs."""
+    """Return the state files, the REST answers, and the logs."""
     files = [path.read_text() for path in lab.path("/run/cloud-network").rglob("*") if path.is_file()]
     answers = [rest(lab, path) for path in (*REST, *(f"/api/v1/links/{nic.name}" for nic in lab.nics))]
     return "\n".join([*files, *answers, lab.log("fetcher"), lab.log("netagent"), lab.log("api")])
@@ -79,7 +79,7 @@ def test_every_address_of_every_interface_is_reachable(cloud: str) -> None:
             lab.start(daemon)
         wanted = {*promised(lab), *lab.addresses}
         lab.wait_for(lambda: wanted <= local(lab), 20, f"{cloud}: the addresses")
-        lab.wait_for(lambda: not lost(lab), 30, f"{cloud}: an answer of every address, once routers have been heard")
+        lab.wait_for(lambda: not lost(lab), 30, f"{cloud}: every address to answer")
         lab.wait_for(lambda: status(lab).get("state") == "ok", 20, f"{cloud}: the fetcher to be content")
         assert status(lab)["provider"] == cloud
         assert "refused" not in {line["verdict"] for line in audit(lab)}
@@ -108,7 +108,7 @@ def test_unchanged_refresh_is_one_request_per_document(cloud: str) -> None:
         lab.write_config(f'{CONFIG}AllowAddresses = "{PUBLIC.get(cloud, "")}"\n')
         lab.start("netagent")
         lab.start("fetcher")
-        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be content")
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "state ok")
         refresh(lab)
         lab.metadata.reset()
         documents = 2 if cloud == "hetzner" else 1
@@ -124,7 +124,7 @@ def test_ipv6_endpoint_is_used_without_ipv4(cloud: str) -> None:
         lab.write_config(f'{CONFIG}AllowAddresses = "{IPV6} {PUBLIC.get(cloud, "")}"\n')
         lab.start("netagent")
         lab.start("fetcher")
-        lab.wait_for(lambda: status(lab).get("state") == "ok", 40, "the fetcher to be content")
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 40, "state ok")
         private = set(lab.nics[1].addresses) if cloud == "scaleway" else set()  # IPAM's, only by DHCP
         assert set(lab.addresses) - private <= local(lab)
 
@@ -136,12 +136,12 @@ def test_gcp_tells_of_a_change_by_itself() -> None:
         lab.start("netagent")
         lab.start("fetcher")
         lab.wait_for(lambda: set(lab.addresses) <= local(lab), 20, "the addresses")
-        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be content")
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "state ok")
         nic = lab.nics[1]
         lab.add_address(nic.mac, "10.0.2.77")
         lab.wait_for(lambda: "10.0.2.77" in local(lab), 10, "the new address")
         lab.remove_address(nic.mac, nic.addresses[2])
-        lab.wait_for(lambda: nic.addresses[2] not in local(lab), 10, "the old address to go")
+        lab.wait_for(lambda: nic.addresses[2] not in local(lab), 10, "the removal of the old address")
         assert not lost(lab)
 
 
@@ -165,7 +165,7 @@ def test_digitaloceans_anchor_address_leaves_by_its_own_gateway(interfaces: int)
         lab.write_config(CONFIG)
         for daemon in ("netagent", "fetcher", "api"):
             lab.start(daemon)
-        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be content")
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "state ok")
         ways = {}
         for source in ("10.17.0.5", "192.0.2.10"):
             [way] = ip(lab, "route", "get", "198.51.100.9", "from", source)
@@ -188,8 +188,8 @@ def test_public_forwarded_address_needs_allow_addresses() -> None:
         lab.write_config(CONFIG)
         lab.start("netagent")
         lab.start("fetcher")
-        lab.wait_for(lambda: status(lab).get("state") == "degraded", 20, "the fetcher to say what it lacks")
-        lab.wait_for(lambda: {*lab.addresses} <= local(lab), 20, "all the others")
+        lab.wait_for(lambda: status(lab).get("state") == "degraded", 20, "state degraded")
+        lab.wait_for(lambda: {*lab.addresses} <= local(lab), 20, "the other addresses")
         message = str(status(lab)["last_error"])
         assert f'to allow it, set [Netagent] AllowAddresses="{FORWARDED}/32"' in message
         assert FORWARDED in cnctl(lab, "status").stdout
@@ -200,7 +200,7 @@ def test_public_forwarded_address_needs_allow_addresses() -> None:
             lab.stop(daemon)
             lab.start(daemon)
         lab.wait_for(lambda: FORWARDED in local(lab), 20, "the forwarded address")
-        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be content")
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "state ok")
 
 
 def test_a_destination_behind_an_extra_route_answers() -> None:
@@ -212,16 +212,16 @@ def test_a_destination_behind_an_extra_route_answers() -> None:
         nic = lab.nics[1]
         gateway, namespace = neighbour_address(nic.subnet), lab.neighbours[1]
         namespace.batch(["address add 198.51.100.1/32 dev lo"])
-        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be content")
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "state ok")
         pairs = {namespace: [(address, "198.51.100.1") for address in nic.addresses]}
         lab.reach.listen(lab.instance)
-        assert not any(lab.reach.probe(pairs, 1.5).values()), "by the default gateway the replies are lost"
+        assert not any(lab.reach.probe(pairs, 1.5).values()), "replies are lost without the route"
         lab.metadata.configure(routes=[["198.51.100.0/24", gateway]])
         assert refresh(lab) == "ok"
         assert all(lab.reach.probe(pairs, 1.5).values())
 
 
-def test_bond_is_a_notice_and_stops_nothing() -> None:
+def test_bond_is_a_notice_and_blocks_nothing() -> None:
     """The status names it and is ok, and an address of another interface is still removed."""
     with Lab(Spec.cloud("openstack", 3, 3, links="bond")) as lab:
         lab.write_config(CONFIG)
@@ -235,7 +235,7 @@ def test_bond_is_a_notice_and_stops_nothing() -> None:
         assert refresh(lab) == "ok"
         assert gone not in local(lab)
         logged = [line for line in lab.log("fetcher").splitlines() if "which is not configured" in line]
-        assert len(logged) == 1, "in the log once"
+        assert len(logged) == 1, "logged once"
 
 
 def test_vlan_is_a_notice_until_its_link_exists() -> None:

@@ -44,8 +44,8 @@ def lab() -> Iterator[Lab]:
 
 
 @contextmanager
-def theirs(lab: Lab, *lines: str) -> Iterator[None]:
-    """Objects of other programs, compared byte for byte after a refresh and a restart of the fetcher."""
+def foreign_objects(lab: Lab, *lines: str) -> Iterator[None]:
+    """Add objects of other programs, and check that a refresh and a restart of the fetcher leave them unchanged."""
     lab.batch(lines)
     try:
         before = foreign(lab)
@@ -88,14 +88,14 @@ def foreign(lab: Lab) -> dict[str, list[Any]]:
     return kept
 
 
-def way(lab: Lab, destination: str, source: str | None = None, mark: int = 0) -> dict[str, Any]:
-    """Return the kernel's answer: device, gateway, table."""
+def route_for(lab: Lab, destination: str, source: str | None = None, mark: int = 0) -> dict[str, Any]:
+    """Return the kernel's route: device, gateway, table."""
     words = ["from", source] if source else []
     return ip(lab, "route", "get", destination, *words, *(["mark", str(mark)] if mark else []))[0]
 
 
 def serve_elsewhere(lab: Lab, host: Namespace) -> None:
-    """A service behind a neighbour in the primary's subnet."""
+    """Run a service behind a neighbour in the primary's subnet."""
     host.batch([f"address replace {ELSEWHERE}/32 dev lo"])
     lab.reach.listen(host)
 
@@ -120,21 +120,21 @@ def test_vpn_with_a_lower_priority_number_takes_precedence(lab: Lab) -> None:
         "rule add table main suppress_prefixlength 0",
         f"route add {METADATA} via {lab.nics[0].gateway} dev {lab.nics[0].name}",
     ]
-    with theirs(lab, *lines):
+    with foreign_objects(lab, *lines):
         priorities = [rule["priority"] for rule in ip(lab, "rule") if rule.get("protocol") != OURS]
         assert {30998, 30999} <= set(priorities)
         source = lab.nics[1].addresses[1]
-        assert way(lab, beyond_address(0))["dev"] == "wg0"
-        assert way(lab, beyond_address(0), source)["dev"] == "wg0"
-        assert way(lab, beyond_address(0), source, mark=51820)["dev"] == lab.nics[1].name, "its own packets"
-        assert way(lab, neighbour_address(lab.nics[1].subnet), source)["dev"] == lab.nics[1].name
-        assert held.alive(), "what main knows stays on its link"
+        assert route_for(lab, beyond_address(0))["dev"] == "wg0"
+        assert route_for(lab, beyond_address(0), source)["dev"] == "wg0"
+        assert route_for(lab, beyond_address(0), source, mark=51820)["dev"] == lab.nics[1].name, "the VPN's own packets"
+        assert route_for(lab, neighbour_address(lab.nics[1].subnet), source)["dev"] == lab.nics[1].name
+        assert held.alive(), "destinations of main keep their link"
         assert not any(lab.outbound(timeout=0.3).values())
     assert all(lab.outbound().values())
 
 
 def test_vpn_over_the_metadata_server_removes_nothing(lab: Lab) -> None:
-    """Without a route in main the server is behind the VPN, which is down here: an error, and the network stays."""
+    """Without a route in main the metadata server is behind the VPN, which is down: an error, and the network stays."""
     lines = ["route add unreachable default table 51820", "rule add pref 100 not fwmark 51820 table 51820"]
     lab.batch(lines)
     before = kernel(lab)
@@ -154,8 +154,8 @@ def test_earlier_vpn_gets_packets_without_a_source(lab: Lab) -> None:
         "rule add pref 32764 table main suppress_prefixlength 0",
         f"route add {METADATA} via {lab.nics[0].gateway} dev {lab.nics[0].name}",
     ]
-    with theirs(lab, *lines):
-        assert way(lab, "203.0.113.9")["dev"] == "wg0"
+    with foreign_objects(lab, *lines):
+        assert route_for(lab, "203.0.113.9")["dev"] == "wg0"
         assert all(lab.outbound().values())
         assert all(lab.reachability().values())
 
@@ -165,10 +165,10 @@ def test_static_route_overrides_our_default_routes(lab: Lab) -> None:
     primary, other = lab.nics[0], lab.nics[1]
     host = neighbour_address(primary.subnet)
     serve_elsewhere(lab, lab.neighbours[0])
-    assert way(lab, ELSEWHERE, other.addresses[1])["dev"] == other.name
-    with theirs(lab, f"route add 192.0.2.0/24 via {host} dev {primary.name}"):
+    assert route_for(lab, ELSEWHERE, other.addresses[1])["dev"] == other.name
+    with foreign_objects(lab, f"route add 192.0.2.0/24 via {host} dev {primary.name}"):
         for source in (None, *lab.addresses):
-            found = way(lab, ELSEWHERE, source)
+            found = route_for(lab, ELSEWHERE, source)
             assert (found["dev"], found["gateway"]) == (primary.name, host)
         wanted: list[tuple[str, str | None]] = [(ELSEWHERE, address) for address in primary.addresses]
         assert all(lab.reach.probe({lab.instance: wanted}, 1.5).values())
@@ -183,21 +183,21 @@ def test_a_container_networks_routes_in_main_win(lab: Lab) -> None:
         "address add 10.244.0.1/24 dev cni0",
         f"route add 10.244.1.0/24 via {host} dev {lab.nics[1].name}",
     ]
-    with theirs(lab, *lines):
+    with foreign_objects(lab, *lines):
         for source in lab.addresses:
-            assert way(lab, "10.244.0.7", source)["dev"] == "cni0"
-            assert way(lab, "10.244.1.7", source)["gateway"] == host
+            assert route_for(lab, "10.244.0.7", source)["dev"] == "cni0"
+            assert route_for(lab, "10.244.1.7", source)["gateway"] == host
 
 
 def test_known_main_route_into_own_subnet_needs_a_rule(lab: Lab) -> None:
     """Step 1 comes before main. Container networks with pods in the subnet add such rules (aws-vpc-cni at 512)."""
     pod, source = "10.0.2.77", lab.nics[1].addresses[1]
     lines = ["link add pod0 type bridge", "link set pod0 up", f"route add {pod}/32 dev pod0"]
-    with theirs(lab, *lines):
-        assert way(lab, pod)["dev"] == "pod0"
-        assert way(lab, pod, source)["dev"] == lab.nics[1].name
-        with theirs(lab, f"rule add pref 512 to {pod} lookup main"):
-            assert way(lab, pod, source)["dev"] == "pod0"
+    with foreign_objects(lab, *lines):
+        assert route_for(lab, pod)["dev"] == "pod0"
+        assert route_for(lab, pod, source)["dev"] == lab.nics[1].name
+        with foreign_objects(lab, f"rule add pref 512 to {pod} lookup main"):
+            assert route_for(lab, pod, source)["dev"] == "pod0"
 
 
 def test_operators_policy_routing_applies_by_priority(lab: Lab) -> None:
@@ -205,11 +205,11 @@ def test_operators_policy_routing_applies_by_priority(lab: Lab) -> None:
     nic = lab.nics[1]
     host, source = neighbour_address(nic.subnet), nic.addresses[1]
     table = f"route add default via {host} dev {nic.name} table 100"
-    assert way(lab, ELSEWHERE, source)["gateway"] == nic.gateway
+    assert route_for(lab, ELSEWHERE, source)["gateway"] == nic.gateway
     for priority, winner in ((1000, host), (31005, host), (31015, host), (31500, nic.gateway)):
-        with theirs(lab, table, f"rule add pref {priority} from {source} lookup 100"):
-            assert way(lab, ELSEWHERE, source)["gateway"] == winner, priority
-            assert way(lab, ELSEWHERE, nic.addresses[2])["gateway"] == nic.gateway
+        with foreign_objects(lab, table, f"rule add pref {priority} from {source} lookup 100"):
+            assert route_for(lab, ELSEWHERE, source)["gateway"] == winner, priority
+            assert route_for(lab, ELSEWHERE, nic.addresses[2])["gateway"] == nic.gateway
 
 
 def test_a_foreign_route_in_our_table_stays_and_the_rest_is_done() -> None:
@@ -225,7 +225,7 @@ def test_a_foreign_route_in_our_table_stays_and_the_rest_is_done() -> None:
         lab.start("fetcher")
         lab.wait_for(lambda: set(lab.addresses) <= addresses(lab), message="the addresses")
         assert refresh(lab) == "degraded"
-        assert way(lab, beyond_address(0), nic.addresses[0])["gateway"] == host
+        assert route_for(lab, beyond_address(0), nic.addresses[0])["gateway"] == host
         assert all(lab.reachability([*lab.nics[0].addresses, *lab.nics[2].addresses]).values())
         assert "refused" not in [line["verdict"] for line in audit(lab)]
         assert f"table {9999 + index}" in status(lab)["last_error"]["message"]
@@ -283,7 +283,7 @@ def test_dockers_network_works_on_the_primary(container: tuple[Lab, Namespace]) 
     for address in lab.nics[0].addresses:
         assert docker.CONTAINER in docker.greeting(lab, "beyond", address, docker.PUBLISHED)
         assert docker.CONTAINER in docker.greeting(lab, ("neighbour", 0), address, docker.PUBLISHED)
-    assert way(lab, docker.CONTAINER, lab.nics[1].addresses[1])["dev"] == docker.BRIDGE
+    assert route_for(lab, docker.CONTAINER, lab.nics[1].addresses[1])["dev"] == docker.BRIDGE
     restart(lab)
     assert (foreign(lab), lab.run(["nft", "-s", "list", "ruleset"]).stdout) == (before, rules)
     assert all(lab.reachability().values())
@@ -298,4 +298,4 @@ def test_known_published_port_answers_only_as_main_routes(container: tuple[Lab, 
     unanswered: list[tuple[Where, str]] = [("beyond", other), (("neighbour", 2), other), (("neighbour", 1), primary)]
     for where, address in unanswered:
         assert docker.greeting(lab, where, address, docker.PUBLISHED) == ""
-    assert {lost.source for lost in lab.lost()} == {primary, other}, "the cloud has dropped their replies"
+    assert {lost.source for lost in lab.lost()} == {primary, other}, "the cloud dropped the replies"

@@ -49,7 +49,7 @@ def give_gateway_its_voice_back(lab: Lab) -> None:
     lab.run(["nft", "delete", "table", "bridge", "silence"], "cloud")
 
 
-def in_mid_change(lab: Lab, nic: Nic, address: str) -> None:
+def with_open_change(lab: Lab, nic: Nic, address: str) -> None:
     """Apply a change whose confirmation waits for a metadata server that takes seconds for a few bytes."""
     lab.metadata.fail("drip", META, interval=0.004)
     lab.add_address(nic.mac, address)
@@ -60,7 +60,7 @@ def in_mid_change(lab: Lab, nic: Nic, address: str) -> None:
 def test_lost_gateway_rolls_the_change_back(lab: Lab) -> None:
     nic, before, count = lab.nics[1], kernel(lab), len(audit(lab))
     refresh(lab)
-    in_mid_change(lab, nic, NEW)
+    with_open_change(lab, nic, NEW)
     assert NEW in present(lab)
     silence_gateway(lab, nic)
     lab.wait_for(lambda: verdicts(lab)[-1] != "applied", 20, "a verdict")
@@ -71,7 +71,7 @@ def test_lost_gateway_rolls_the_change_back(lab: Lab) -> None:
     assert f"gateway {nic.gateway} on {nic.name} no longer resolves" in status(lab)["last_error"]["message"]
     lab.metadata.clear()
     give_gateway_its_voice_back(lab)
-    assert refresh(lab) == "degraded", "an ordinary refresh is no reason for another try"
+    assert refresh(lab) == "degraded", "a plain refresh does not retry"
     assert verdicts(lab)[count:] == ["applied", "rolled back"]
     assert send_command(lab, "retry")["ok"]
     wait_until_healthy(lab)
@@ -82,12 +82,12 @@ def test_lost_gateway_rolls_the_change_back(lab: Lab) -> None:
 def test_a_change_whose_gateways_answer_is_confirmed(lab: Lab) -> None:
     """The same without a disconnection: a slow server does not count as lost."""
     count = len(audit(lab))
-    in_mid_change(lab, lab.nics[1], NEW)
+    with_open_change(lab, lab.nics[1], NEW)
     lab.wait_for(lambda: verdicts(lab)[-1] != "applied", 20, "a verdict")
     assert verdicts(lab)[count:] == ["applied", "confirmed"]
 
 
-def test_a_gateway_that_was_silent_before_holds_no_change_up(lab: Lab) -> None:
+def test_gateway_that_was_silent_before_does_not_block_changes(lab: Lab) -> None:
     nic = lab.nics[1]
     silence_gateway(lab, nic)
     lab.add_address(nic.mac, NEW)
@@ -97,7 +97,7 @@ def test_a_gateway_that_was_silent_before_holds_no_change_up(lab: Lab) -> None:
 
 
 def test_gateway_of_another_link_does_not_roll_back(lab: Lab) -> None:
-    in_mid_change(lab, lab.nics[1], NEW)
+    with_open_change(lab, lab.nics[1], NEW)
     silence_gateway(lab, lab.nics[2])
     lab.wait_for(lambda: verdicts(lab)[-1] != "applied", 20, "a verdict")
     assert verdicts(lab)[-2:] == ["applied", "confirmed"]
@@ -106,7 +106,7 @@ def test_gateway_of_another_link_does_not_roll_back(lab: Lab) -> None:
 def test_lost_metadata_server_rolls_the_change_back(lab: Lab) -> None:
     """The server stops between the two; the fetcher cannot see whether its change caused that."""
     before = kernel(lab)
-    in_mid_change(lab, lab.nics[1], NEW)
+    with_open_change(lab, lab.nics[1], NEW)
     lab.metadata.fail("refuse")
     lab.wait_for(lambda: verdicts(lab)[-1] != "applied", 30, "a verdict")
     assert verdicts(lab)[-2:] == ["applied", "rolled back"]

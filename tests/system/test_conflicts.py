@@ -83,15 +83,15 @@ def test_conflict_backs_off_and_is_reported(lab: Lab, kind: str) -> None:
             for line in audit(lab)
             if any((each["op"], each.get("address")) == (op, address) for each in line.get("ops") or ())
         ]
-        assert tries[-1] - tries[-2] > 1.4, "the pauses grow"
+        assert tries[-1] - tries[-2] > 1.4, "the delays grow"
         assert status(lab)["state"] == "degraded"
         assert "another program reverted it" in " ".join(cnctl(lab, "status").stdout.split())
         assert "reverted by another program" in str(errors(lab))
-    settle_after_fight(lab)
+    wait_for_repair(lab)
     assert ours(lab, "rule-4")
 
 
-def settle_after_fight(lab: Lab) -> None:
+def wait_for_repair(lab: Lab) -> None:
     """Check that it is repaired after its delay."""
     lab.wait_for(lambda: not [link for link in status(lab)["links"].values() if link["drift"]], 40, "the last repair")
 
@@ -112,7 +112,7 @@ def test_foreign_route_in_our_place_blocks_nothing_else(lab: Lab) -> None:
     [index] = [link["ifindex"] for link in ip(lab, "link") if link["ifname"] == nic.name]
     table = 9999 + index
     lab.batch([f"route replace default via 10.0.2.5 dev {nic.name} table {table} proto static"])
-    lab.wait_for(lambda: "is not ours" in str(status(lab)["last_error"]), 10, "it to be named")
+    lab.wait_for(lambda: "is not ours" in str(status(lab)["last_error"]), 10, "the error")
     assert f"the route to 0.0.0.0/0 in table {table} is not ours" in status(lab)["last_error"]["message"]
     lines = len(audit(lab))
     assert refresh(lab) == "degraded"
@@ -167,7 +167,7 @@ def test_refusal_blocks_nothing_else(lab: Lab) -> None:
     nic = lab.attach_interface(Interface("198.51.100.0/24", ("198.51.100.7",)))
     lab.add_address(lab.nics[0].mac, "10.0.1.77")
     refresh(lab)
-    assert "refused" not in {line["verdict"] for line in audit(lab)}, "netagent was asked before"
+    assert "refused" not in {line["verdict"] for line in audit(lab)}, "netagent refused it before"
     assert "198.51.100.7" not in present(lab)
     assert "10.0.1.77" in present(lab)
     assert status(lab)["netagent"]["verdict"] == "confirmed"
@@ -177,7 +177,7 @@ def test_refusal_blocks_nothing_else(lab: Lab) -> None:
     assert 'AllowAddresses="198.51.100.7/32"' in reason
     lab.daemons.kill("netagent", 1)
     lab.daemons.kill("fetcher", 1)
-    lab.wait_for(lambda: "198.51.100.7" in present(lab), 20, "it to be tried again")
+    lab.wait_for(lambda: "198.51.100.7" in present(lab), 20, "the next attempt")
     wait_until_healthy(lab)
 
 

@@ -1,4 +1,4 @@
-"""kill -9 of any of the three at any moment: the restart converges to the same state, and no connection is lost."""
+"""kill -9 of any daemon at any moment: the restart converges to the same state, and no connection is lost."""
 
 from __future__ import annotations
 
@@ -44,20 +44,22 @@ def fresh() -> Iterator[Lab]:
 
 
 def held(lab: Lab) -> list[Held]:
-    """Connections through an address of DHCP, and through one of ours on another interface."""
+    """Hold connections through an address of DHCP, and through one of ours on another interface."""
     return [
         lab.hold_connection(lab.nics[0].addresses[0]),
         lab.hold_connection(lab.nics[1].addresses[2], ("neighbour", 0)),
     ]
 
 
-def in_mid_change(lab: Lab) -> None:
+def wait_for_open_change(lab: Lab) -> None:
     """Wait until a change is applied and its confirmation waits for the metadata server."""
     lab.wait_for(lambda: any(line["verdict"] == "applied" for line in audit(lab)[-1:]), 10, "a change to be applied")
 
 
 def start_until_it_runs(lab: Lab, name: str) -> None:
-    """As systemd does (Restart=always): a killed gunicorn's worker keeps the port for a moment."""
+    """Start the daemon repeatedly, as systemd does (Restart=always): a killed gunicorn's worker keeps the port for a
+    moment.
+    """
 
     def runs() -> bool:
         if not lab.daemons.running(name):
@@ -91,7 +93,7 @@ def test_kill_before_first_confirm_rolls_back_and_retries(fresh: Lab, name: str)
     fresh.metadata.fail("timeout", META)
     for daemon in DAEMONS:
         fresh.start(daemon)
-    in_mid_change(fresh)
+    wait_for_open_change(fresh)
     first = set(fresh.nics[0].addresses)
     assert first <= present(fresh)
     if name == "netagent":  # only the next netagent can roll it back
@@ -200,7 +202,7 @@ def test_sigterm_waits_for_the_running_change(fresh: Lab) -> None:
     fresh.metadata.fail("timeout", META)
     fresh.start("netagent")
     fresh.start("fetcher")
-    in_mid_change(fresh)
+    wait_for_open_change(fresh)
     fresh.daemons.kill("fetcher", SIGTERM)
     fresh.wait_for(lambda: not fresh.daemons.running("fetcher"), 10, "the fetcher to end")
     assert [line["verdict"] for line in audit(fresh)] == ["applied", "rolled back"]

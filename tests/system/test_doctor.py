@@ -33,8 +33,8 @@ def lab(stopped: Lab) -> Iterator[Lab]:
     repair(stopped)
 
 
-def is_right(lab: Lab) -> bool:
-    """After a refresh; no check while the fetcher is stopped."""
+def is_healthy_again(lab: Lab) -> bool:
+    """Return True if a refresh ends with state ok; False while the fetcher does not listen."""
     try:
         return refresh(lab) == "ok"
     except (FileNotFoundError, ConnectionRefusedError):
@@ -44,7 +44,7 @@ def is_right(lab: Lab) -> bool:
 def repair(lab: Lab) -> None:
     """Let the fetcher repair everything that a test broke."""
     lab.start("fetcher")
-    lab.wait_for(lambda: is_right(lab), 10, "all to be right again")
+    lab.wait_for(lambda: is_healthy_again(lab), 10, "the repair")
     lab.stop("fetcher")
 
 
@@ -132,7 +132,7 @@ def test_an_address_on_the_wrong_interface(lab: Lab) -> None:
 
 
 def test_a_gateway_that_does_not_answer(lab: Lab) -> None:
-    """The gateway is probed, so an old or missing neighbour entry misleads nobody."""
+    """The gateway is probed, so an old or missing neighbour entry has no effect."""
     nic, address = second(lab), second(lab).addresses[1]
     gateway = str(nic.gateway)
     [router] = [link["ifname"] for link in json.loads(lab.run(["ip", "-j", "address"], "cloud").stdout)
@@ -155,7 +155,7 @@ def test_strict_rp_filter_is_reported_only_if_it_drops(lab: Lab) -> None:
     assert client
     lab.run(["sysctl", "-q", "net.ipv4.conf.all.rp_filter=1", f"net.ipv4.conf.{nic.name}.rp_filter=1"])
     assert doctor(lab, address)["broken"] is None
-    assert all(lab.reachability([address]).values()), "the rules make it a right path"
+    assert all(lab.reachability([address]).values()), "with the rules, the reverse path is correct"
     outside = json.loads(lab.run(["ip", "-j", "-4", "address", "show", "scope", "global"], "beyond").stdout)
     host = next(info["local"] for link in outside for info in link.get("addr_info", []))
     first = lab.nics[0]
@@ -196,7 +196,7 @@ def test_no_cloud_is_called_broken_while_it_works(cloud: str) -> None:
         lab.write_config('[Netagent]\nAllowKinds = "veth"\nAllowAddresses = "2001:db8::/32"\n')
         lab.start("netagent")
         lab.start("fetcher")
-        lab.wait_for(lambda: all(lab.reachability().values()), 20, "all to answer")
+        lab.wait_for(lambda: all(lab.reachability().values()), 20, "all addresses")
         for address in (*lab.addresses, *lab.addresses6):
             found = doctor(lab, address)
             assert found["broken"] is None, found

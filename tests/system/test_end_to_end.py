@@ -194,5 +194,5 @@ def test_drift_is_repaired_at_once(lab: Lab, what: str) -> None:
     lab.batch(undo)
     lab.wait_for(lambda: without_order(kernel(lab)) == without_order(before), 15, "the kernel to be as before")
     assert all(lab.reachability(nic.addresses).values())
-    lab.wait_for(lambda: status(lab)["counters"]["drift_repaired"] > counted["drift_repaired"], 10, "it to be counted")
+    lab.wait_for(lambda: status(lab)["counters"]["drift_repaired"] > counted["drift_repaired"], 10, "the counter")
     assert status(lab)["counters"]["netagent_requests"]["confirmed"] > counted["netagent_requests"]["confirmed"]

@@ -19,7 +19,7 @@ SPEC = Spec.aws(interfaces=3, addresses=3)
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    """A lab with an operator's objects beside ours: an address, a route and a rule."""
+    """A lab with an operator's address, route and rule in addition to ours."""
     with Lab(SPEC) as made:
         made.write_config('[Netagent]\nAllowKinds = "veth"\n')
         dev = made.nics[0].name
@@ -111,8 +111,8 @@ def test_flush_without_a_fetcher_names_the_other_command(lab: Lab) -> None:
     ended = as_root(lab, "cnctl", "flush")
     assert ended.returncode == 3
     assert "sudo cloud-network-fetcher --flush" in ended.stderr
-    stranger = lab.run([str(SCRIPTS / "cloud-network-fetcher"), "--flush"], user="daemon", check=False)
-    assert (stranger.returncode, "only root may flush" in stranger.stderr) == (1, True)
+    other_user = lab.run([str(SCRIPTS / "cloud-network-fetcher"), "--flush"], user="daemon", check=False)
+    assert (other_user.returncode, "only root may flush" in other_user.stderr) == (1, True)
     flushed = as_root(lab, "cloud-network-fetcher", "--flush")
     assert flushed.returncode == 0, flushed.stderr
     assert nothing_is_ours(lab)

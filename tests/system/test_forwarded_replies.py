@@ -59,7 +59,7 @@ def count(found: dict[tuple[str, str], bool]) -> str:
 
 
 def test_without_marks_a_third_of_the_pairs_answers() -> None:
-    """Return the pairs that main happens to route back: through the primary, or into the client's own subnet."""
+    """Only the pairs answer that main routes back: through the primary, or into the client's own subnet."""
     with running(replace(SPEC, sysctl=SYSCTL)) as lab:
         container = Container(lab)
         assert refresh(lab) == "ok"
@@ -77,7 +77,7 @@ def test_every_pair_answers(lab: Lab, protocol: str) -> None:
     found = answered(lab, protocol, lab.addresses6)
     assert all(found.values()), found
     assert lab.dropped() == 0
-    assert all(lab.reachability().values()), "and the host's own addresses do, too"
+    assert all(lab.reachability().values()), "the host's own addresses answer as well"
 
 
 def test_the_rules_and_the_table_are_those_of_the_documentation(lab: Lab) -> None:
@@ -128,7 +128,7 @@ def test_strict_reverse_path_filter_needs_src_valid_mark(lab: Lab) -> None:
         assert refresh(lab) == "ok"
         for protocol in ("tcp", "udp"):
             assert count(answered(lab, protocol, lab.addresses)) == "25 of 25"
-        assert len(mark_rules(lab)) == 6 * len(lab.nics), "those for arriving packets of IPv4, too"
+        assert len(mark_rules(lab)) == 6 * len(lab.nics), "including the IPv4 rules for arriving packets"
         assert all(lab.reachability().values())
     finally:
         lab.run(
@@ -146,7 +146,7 @@ def test_strict_reverse_path_filter_needs_src_valid_mark(lab: Lab) -> None:
 
 
 def test_containers_leave_as_they_did(lab: Lab, container: Container) -> None:
-    """Through main, with the address of the primary."""
+    """Containers' connections leave through main, with the primary's address."""
     lab.reach.listen(lab.beyond[0])
     talk = "exec 3<>/dev/tcp/198.51.100.10/7; head -n 1 <&3"
     assert "198.51.100.10" in container.namespace.run(["timeout", "3", "bash", "-c", talk]).stdout
@@ -177,7 +177,7 @@ def test_connections_survive_replacement_of_the_table(lab: Lab, container: Conta
 def test_flushed_ruleset_is_repaired_by_the_timer(lab: Lab) -> None:
     before = lab.run(["nft", "-s", "list", "ruleset"]).stdout
     lab.run(["nft", "flush", "ruleset"])
-    lab.wait_for(lambda: "replies" in table(lab), 30, "the table to be made again")
+    lab.wait_for(lambda: "replies" in table(lab), 30, "the table")
     lab.run(["nft", "-f", "-"], stdin=before.replace(table(lab), ""))
     lab.run(["nft", "flush", "chain", "inet", "cloud_network", "replies"])  # make the table incomplete
     lab.wait_for(lambda: "meta mark set" in table(lab).partition("chain published")[0], 30, "the chain to be filled")
@@ -237,7 +237,7 @@ def test_doctor_follows_the_replies_of_a_published_port(lab: Lab) -> None:
 
 
 def state_of(lab: Lab) -> str:
-    """After a refresh; nothing while the fetcher is stopped."""
+    """Return the state after a refresh; "" while the fetcher is stopped."""
     try:
         return refresh(lab)
     except OSError:
@@ -254,7 +254,7 @@ def test_off_removes_the_table_and_the_rules(lab: Lab) -> None:
     assert refresh(lab) == "ok"
     assert ruleset(lab) == before
     assert audit(lab)[-1]["seq"] > 0
-    assert [line for line in audit(lab) if line["request"] == "settings"], "netagent says that it has removed the table"
+    assert [line for line in audit(lab) if line["request"] == "settings"], "netagent logs the removal of the table"
     lab.restart("netagent")
     lab.wait_for(lambda: state_of(lab) == "ok")
     assert table(lab) == ""

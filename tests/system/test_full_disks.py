@@ -1,4 +1,4 @@
-"""A file system that is full, and has room again: nothing is lost, the cause is named, and no one needs to act."""
+"""A full file system that has room again: nothing is lost, the cause is reported, and no action is needed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FULL = "No space left on device"
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    """Each directory is a small file system of its own."""
+    """Each directory is a separate small file system."""
     with Lab(Spec.aws(interfaces=2, addresses=3)) as made:
         for directory, user in OWNERS.items():
             made.path(directory).mkdir(parents=True, exist_ok=True)
@@ -33,14 +33,14 @@ def lab() -> Iterator[Lab]:
 
 
 def fill(lab: Lab, directory: str) -> Path:
-    """Leave no room. Returns the file that takes it."""
+    """Fill a directory's file system; return the file."""
     filler = f"{directory}/filler"
     lab.run(["dd", "if=/dev/zero", f"of={filler}", "bs=4k"], check=False)
     return lab.path(filler)
 
 
 def test_full_run_costs_no_address_and_recovers(lab: Lab) -> None:
-    """The network goes on; only the state is old, and every reader says so."""
+    """The network stays configured; only the state is old, and every reader reports that."""
     nic = lab.nics[1]
     held = lab.hold_connection(nic.addresses[1])
     fillers = [fill(lab, STATE), fill(lab, LEDGER)]
@@ -51,14 +51,14 @@ def test_full_run_costs_no_address_and_recovers(lab: Lab) -> None:
     for filler in fillers:
         filler.unlink()
     lab.wait_for(lambda: is_healthy(lab), 30, "the state to be written")
-    lab.wait_for(lambda: cnctl(lab, "status").returncode == 0, 30, "cnctl to be content")
+    lab.wait_for(lambda: cnctl(lab, "status").returncode == 0, 30, "cnctl status to succeed")
     assert present(lab) >= set(lab.addresses)
     assert held.alive()
     log = lab.log("fetcher")
     assert "Traceback" not in log
     lines = [line for line in log.splitlines() if FULL in line]
     assert all(STATE in line for line in lines)
-    assert len(lines) == 1, "it is logged once"
+    assert len(lines) == 1, "logged once"
     assert "state files: recovered" in log
 
 
@@ -69,7 +69,7 @@ def test_full_log_withholds_changes_until_there_is_room(lab: Lab) -> None:
     filler = fill(lab, LOG)
     lab.add_address(nic.mac, "10.0.2.77")
     lab.wait_for(lambda: FULL in str(status(lab)["last_error"]), 20, "the cause in the status")
-    assert "10.0.2.77" not in present(lab), "what cannot be logged is not done"
+    assert "10.0.2.77" not in present(lab), "a change that cannot be logged is not made"
     assert 'AuditFailure="continue"' in str(status(lab)["last_error"])
     filler.unlink()
     wait_until_healthy(lab)

@@ -26,14 +26,14 @@ def test_global_addresses_need_no_configuration() -> None:
         for name in ("netagent", "fetcher"):
             lab.start(name)
         lab.wait_for(lambda: all(lab.reachability().values()), 8, "every address to answer")
-        assert "level=error" not in lab.log("fetcher"), "a router that has not advertised itself yet is no mistake"
+        assert "level=error" not in lab.log("fetcher"), "waiting for a router advertisement is not an error"
 
 
 @pytest.mark.parametrize("what", ["address", "route", "rule"])
 def test_removed_ipv6_object_is_repaired(what: str) -> None:
     """The timer is five minutes: only a kernel event can wake the fetcher."""
     with running(Spec.cloud("aws", interfaces=2, addresses=1, ipv6=2), "", "netagent", "fetcher") as lab:
-        read_all_facts(lab)  # else it reads again after a second, without an event
+        read_all_facts(lab)  # otherwise it reads again after a second, without an event
         before, nic = without_order(kernel(lab)), lab.nics[1]
         table = ours(lab, "rule-6")[0]["table"]
         removal = {

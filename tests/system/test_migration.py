@@ -20,7 +20,7 @@ def commands(section: str, containing: str) -> str:
 
 
 def play_the_original(lab: Lab) -> None:
-    """Make the state of the Go original: addresses with their subnet's length, tables, rules without a protocol."""
+    """Create the state of the Go original: addresses with their subnet's length, tables, rules without a protocol."""
     lines = []
     for nic in lab.nics:
         index = lab.path(f"/sys/class/net/{nic.name}/ifindex").read_text().strip()
@@ -48,7 +48,7 @@ def test_page_removes_the_originals_objects() -> None:
         assert len(rules(lab)) == 18
         lab.run(["bash", "-ec", commands("From the Go original", "route flush")])
         assert rules(lab) == []
-        assert present(lab) >= set(lab.addresses), "its addresses stay, and are adopted"
+        assert present(lab) >= set(lab.addresses), "the original's addresses stay and are adopted"
         start(lab)
         wait_until_healthy(lab)
         assert {str(each.get("protocol")) for each in ip(lab, "rule") if str(each["table"]).startswith("1")} == {"209"}

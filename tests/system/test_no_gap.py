@@ -22,11 +22,11 @@ def lab() -> Iterator[Lab]:
         yield made
 
 
-def is_content(lab: Lab) -> bool:
-    """Run a refresh while all three are running."""
+def is_ready(lab: Lab) -> bool:
+    """Return True if a refresh ends with state ok and `cnctl status` succeeds."""
     try:
         return refresh(lab) == "ok" and cnctl(lab, "status").returncode == 0
-    except OSError:  # it does not listen yet
+    except OSError:  # the fetcher does not listen yet
         return False
 
 
@@ -43,7 +43,7 @@ def test_restart_and_crash_change_nothing(lab: Lab, number: int) -> None:
             lab.wait_for(lambda names=names: not any(map(lab.daemons.running, names)))  # type: ignore[misc]
             for name in reversed(names):  # the wrong order: one waits for the other
                 lab.start(name)
-            lab.wait_for(lambda: is_content(lab), 20, "all to be content")
+            lab.wait_for(lambda: is_ready(lab), 20, "all daemons")
     assert events.lines == []
 
 
@@ -120,7 +120,7 @@ def test_changed_lease_leaves_siblings_without_gap(lab: Lab) -> None:
                 f"route add default via {nic.gateway} dev {dev} proto dhcp src {new} metric 100",
             ]
         )
-        lab.wait_for(lambda: is_content(lab), 20, "all to be content")
+        lab.wait_for(lambda: is_ready(lab), 20, "all daemons")
         wait_until_healthy(lab)
     assert lost_of_others(events, nic) == []
     assert all(lab.reachability().values())

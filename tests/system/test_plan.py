@@ -121,7 +121,7 @@ def type_once(lab: Lab) -> str:
 
 
 def change(lab: Lab) -> None:
-    """Random changes in the cloud, except those of interfaces."""
+    """Make random changes in the cloud, except of interfaces."""
     nic = lab.nics[1]
     lab.add_address(nic.mac, "10.0.2.77")
     lab.remove_address(nic.mac, nic.addresses[0])
@@ -131,7 +131,7 @@ def change(lab: Lab) -> None:
 
 
 def disturb(lab: Lab) -> None:
-    """Random changes on the host."""
+    """Make random changes on the host."""
     name = lab.nics[1].name
     lab.batch([f"link set {name} mtu 1300", f"link set {name} down", f"route flush table {9999 + index(lab)}"])
 
@@ -160,7 +160,7 @@ def content(lab: Lab) -> None:
             and set(lab.addresses6) <= present(lab)
         ),
         20,
-        "the fetcher to be content",
+        "state ok",
     )
     assert plan(lab)["changes"] == []
 

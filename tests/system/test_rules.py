@@ -85,7 +85,7 @@ def test_forwarded_packets_of_a_neighbour_use_main(rules: str) -> None:
         lab.stop("fetcher")
         for priority, more in ((31000, "suppress_prefixlength 0"), (31020, "")):
             lab.batch([f"rule add pref {priority} from {nic.subnet} lookup {table(lab, nic)} {more}"])
-        assert ip(lab, *way)[0]["dev"] == nic.name, "without `iif lo` it would be caught"
+        assert ip(lab, *way)[0]["dev"] == nic.name, "without `iif lo` the rule would match"
         assert not gets_out(lab)
         assert {lost.source for lost in lab.lost()} == {neighbour}
 
@@ -149,7 +149,7 @@ def test_foreign_address_splits_the_aggregate_rule() -> None:
 
 @dataclass
 class Watched:
-    """Return the rules before, in the kernel's order, and each change of them in the output of `ip monitor`."""
+    """The rules before, in the kernel's order, and each change of them as printed by `ip monitor`."""
 
     lab: Lab
     first: list[str]
@@ -165,7 +165,7 @@ class Watched:
                 now.insert(later[0] if later else len(now), line)
             yield now
 
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Return True if all changes have been printed."""
         *_, last = [self.first, *self.states()]
         return last == _rules(self.lab)
@@ -194,12 +194,12 @@ def watched(lab: Lab) -> Iterator[Watched]:
         monitor = lab.instance.popen(["ip", "-4", "-o", "monitor", "rule"], stdout=output)
         lab.wait_for(lambda: listeners() > before, message="ip monitor")
         yield seen
-        lab.wait_for(seen.is_whole, 10, "the last rule to be printed")
+        lab.wait_for(seen.is_complete, 10, "the last rule to be printed")
         monitor.terminate()
         monitor.wait(10)
 
 
-def way(rules: Sequence[str], source: str, step: int) -> str | None:
+def table_for(rules: Sequence[str], source: str, step: int) -> str | None:
     """Return the table of the first rule in a step for packets of this host with that source."""
     for rule in rules:
         found = re.fullmatch(
@@ -217,7 +217,9 @@ def never_without(seen: Watched, wanted: dict[str, int]) -> None:
         count += 1
         for source, number in wanted.items():
             for step in (31000, 31020):
-                assert way(rules, source, step) == str(number), f"{source} in {step} after {count} changes: {rules}"
+                assert table_for(rules, source, step) == str(number), (
+                    f"{source} in {step} after {count} changes: {rules}"
+                )
         assert any("from all lookup main suppress_prefixlength 0" in rule for rule in rules)
     assert count, "no rule was changed"
 
@@ -253,7 +255,7 @@ def test_another_form_of_the_rules_breaks_no_connection(spec: Spec) -> None:
 
 
 def ours_if_aggregated(lab: Lab) -> list[tuple[int, IPv4Network]]:
-    """By halving: return (step or table, network) of each expected rule, and the one for main."""
+    """Return (step or table, network) of each expected rule and of the one for main, computed by halving."""
 
     def halves(network: IPv4Network, nic: Nic) -> list[IPv4Network]:
         mine = [each for each in nic.addresses if ip_address(each) in network]
@@ -286,14 +288,14 @@ def test_an_address_that_divides_a_prefix_leaves_no_gap() -> None:
             lab.remove_address(one.mac, "10.0.1.24")
             refresh(lab)
             wait_until_healthy(lab)
-            lab.wait_for(lambda: whole in sources(lab, other), 10, "the parts to be one again")
+            lab.wait_for(lambda: whole in sources(lab, other), 10, "one rule for the subnet")
         never_without(seen, wanted)
         assert (sources(lab, one), sources(lab, other)) == before
         assert all(each.alive() for each in held)
         assert lab.lost() == []
         orders = [[op["op"] for op in line.get("ops") or () if "rule" in op["op"]] for line in audit(lab)]
         assert ["rule_add"] * 4 + ["rule_remove"] * 2 in orders, "links that share the subnet are changed together"
-        assert all(order == sorted(order) for order in orders), "what takes a rule's place comes before it goes"
+        assert all(order == sorted(order) for order in orders), "the new rules are added before the old one is removed"
         assert "refused" not in {line["verdict"] for line in audit(lab)}
 
 

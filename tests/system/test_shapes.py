@@ -165,7 +165,7 @@ def test_reload_applies_valid_configurations_only() -> None:
         lab.wait_for(lambda: len(ours(lab, "rule-4")) == 19, 10, "the new rules")
         lab.write_config(CONFIG)
         lab.daemons.kill("fetcher", 1)
-        lab.wait_for(lambda: without_order(kernel(lab)) == without_order(before), 10, "the new rules to go")
+        lab.wait_for(lambda: without_order(kernel(lab)) == without_order(before), 10, "the removal of the new rules")
         assert all(lab.reachability().values())
 
 
@@ -190,7 +190,7 @@ def test_refusal_is_shown_with_its_key_and_retried_slowly() -> None:
         assert status(lab)["state"] == "degraded"
         assert {nic.name for nic in lab.nics} <= set(status(lab)["last_error"]["message"].replace(":", " ").split())
         assert refresh(lab) == "degraded"
-        assert audit(lab) == [], "a standing refusal is not asked for again"
+        assert audit(lab) == [], "a lasting refusal is not requested again"
         assert len(errors(lab)) == 1
         lab.restart("netagent")
         lab.kill("fetcher", SIGHUP)

@@ -46,7 +46,7 @@ def test_slow_answers_delay_nothing_else(lab: Lab) -> None:
         lab.wait_for(lambda: pings(manager) > before + 20, 30, "the watchdog to be fed")
         assert "is not a command" in send_command(lab, "nonsense")["error"]
         assert status(lab)["state"] == "starting"
-        assert len(lab.metadata.requests()) < requests + 10, "all that while the answers were late"
+        assert len(lab.metadata.requests()) < requests + 10, "during the slow answers"
         assert not refresh.done()
         lab.metadata.clear()
         assert refresh.result(60)["ok"]
@@ -71,7 +71,7 @@ def test_silent_server_is_reported_before_the_read_fails(lab: Lab) -> None:
     assert status(lab)["last_error"] is None
 
 
-def test_drift_is_reported_during_a_slow_read_and_repaired_after_it(lab: Lab) -> None:
+def test_drift_during_a_slow_read_is_reported_then_repaired(lab: Lab) -> None:
     lab.start("netagent")
     lab.start("fetcher")
     wait_until_healthy(lab)

@@ -24,13 +24,13 @@ def lab() -> Iterator[Lab]:
 
 
 def change(lab: Lab) -> None:
-    """One address more on the second interface, or that one less."""
+    """Add an address to the second interface, or remove it again."""
     mac = lab.nics[1].mac
     (lab.remove_address if EXTRA in lab.addresses else lab.add_address)(mac, EXTRA)
 
 
 @pytest.mark.parametrize("order", list(permutations(DAEMONS)), ids="-".join)
-def test_daemons_stop_and_start_in_any_order_while_metadata_change(lab: Lab, order: tuple[str, ...]) -> None:
+def test_daemons_restart_in_any_order_while_metadata_change(lab: Lab, order: tuple[str, ...]) -> None:
     connections = [lab.hold_connection(lab.nics[0].addresses[0]), lab.hold_connection(lab.nics[1].addresses[1])]
     for action in (lab.stop, lambda name: start_until_it_runs(lab, name)):
         for name in order:
@@ -45,7 +45,7 @@ def test_daemons_stop_and_start_in_any_order_while_metadata_change(lab: Lab, ord
 
 @pytest.mark.parametrize("how", ["unreadable", "broken", "missing key"])
 def test_configuration_that_cannot_be_read_keeps_the_old_one(lab: Lab, how: str) -> None:
-    """On reload, in both processes. The file is named, the work goes on, and the next good file is taken."""
+    """On reload, in both processes: the file is reported, the daemons keep working, and the next valid file is used."""
     nic, file = lab.nics[1], lab.path(FILE)
     good = file.read_text()
     if how == "unreadable":

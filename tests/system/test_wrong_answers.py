@@ -50,7 +50,7 @@ def test_wrong_answer_costs_no_connection(name: str, at_start: bool) -> None:
 
 @pytest.fixture(scope="module")
 def resolved() -> Iterator[Lab]:
-    """A host that uses systemd-resolved's stub, whose resolvers are in two of its subnets."""
+    """A host with systemd-resolved's stub, whose resolvers are in two of its subnets."""
     interfaces = tuple(Interface(f"10.0.{n}.0/24", 2, prefixes=(f"10.0.{n}.128/28",)) for n in (1, 2, 3))
     with Lab(Spec(interfaces)) as lab:
         lab.write_config(CONFIG + '[Network]\nPrefixes = "local"\n')
@@ -85,7 +85,7 @@ def test_range_around_a_resolver_or_gateway_is_named(resolved: Lab, prefix: str,
 
 
 def left_out(lab: Lab, change: Callable[[Lab], None], named: str, reason: str) -> None:
-    """Assert that a change of the metadata is left out and reported, and undo it."""
+    """Check that a change of the metadata is left out and reported, and undo it."""
     before = kernel(lab)
     change(lab)
     assert refresh(lab) == "degraded"
@@ -137,7 +137,7 @@ def docker() -> Iterator[Lab]:
 
 
 @pytest.mark.parametrize("mac", ["00:00:00:00:00:00", "02:42:ac:11:00:01", "02:42:AC:11:00:01", "same"])
-def test_mac_that_is_none_of_the_clouds_takes_no_link(docker: Lab, mac: str) -> None:
+def test_metadata_mac_of_another_link_matches_nothing(docker: Lab, mac: str) -> None:
     """The MACs of lo and docker0, and a duplicate in lower and upper case, with another address."""
     lab, before, connection = docker, addresses(docker), docker.hold_connection(docker.nics[1].addresses[1])
     more = replace(lab.nics[1], mac=lab.nics[1].mac.upper() if mac == "same" else mac, addresses=("10.0.2.99",))
@@ -146,7 +146,7 @@ def test_mac_that_is_none_of_the_clouds_takes_no_link(docker: Lab, mac: str) -> 
     refresh(lab)
     more_now = addresses(lab) - before
     assert before <= addresses(lab)
-    assert more_now <= ({(lab.nics[1].name, "10.0.2.99")} if mac == "same" else set()), "the first of the two is used"
+    assert more_now <= ({(lab.nics[1].name, "10.0.2.99")} if mac == "same" else set()), "the first entry is used"
     assert connection.alive()
     assert more.mac.lower() in str(status(lab)["last_error"]).lower() + str(status(lab)["unknown_macs"])
     assert all(lab.reachability().values())
@@ -168,7 +168,7 @@ def test_mtu_that_is_odd_or_flaps_costs_no_connection() -> None:
     with Lab(Spec.cloud("openstack", interfaces=3, addresses=2)) as lab:
         lab.write_config(CONFIG)
         start(lab)
-        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be content")
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "state ok")
         connection = lab.hold_connection(lab.nics[0].addresses[0])
         document = ask(lab, NETWORK_DATA).json
         usual = mtus(lab)

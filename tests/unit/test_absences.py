@@ -1,4 +1,4 @@
-"""The soak's watch: for how long an address is missing, and what counts as a cause."""
+"""The soak's watch: the duration of an absence, and the causes in status.json."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ NIC = Nic(1, "eth1", "02:00:00:00:00:01", "10.0.1.0/24", ("10.0.1.1", "10.0.1.10
 MISSING = [("10.0.1.1", "eth1")]
 
 
-def test_absence_is_told_once_when_it_is_above_the_limit() -> None:
+def test_absence_above_the_limit_is_reported_once() -> None:
     absences = Absences(5.0)
     assert absences.observe(100.0, MISSING, "") == []
     assert absences.observe(105.0, MISSING, "") == []
-    assert [each.seconds for each in absences.observe(105.5, MISSING, "said")] == [5.5]
+    assert [each.seconds for each in absences.observe(105.5, MISSING, "status")] == [5.5]
     assert absences.observe(107.0, MISSING, "") == []
     assert absences.longest == 7.0
 
 
-def test_absence_begins_anew_after_the_address_was_there() -> None:
+def test_absence_starts_again_after_the_address_was_there() -> None:
     absences = Absences(5.0)
     absences.observe(100.0, MISSING, "")
     absences.observe(104.0, [], "")
@@ -30,8 +30,8 @@ def test_absence_begins_anew_after_the_address_was_there() -> None:
     assert len(absences.observe(113.5, MISSING, "")) == 1
 
 
-def said(**what: Any) -> dict[str, Any]:
-    """A status.json with one link."""
+def status_of(**what: Any) -> dict[str, Any]:
+    """Return a status.json with one link."""
     link = {"mac": NIC.mac, "state": "ok", "drift": what.pop("drift", [])} | what.pop("link", {})
     return {"last_error": None, "links": {"7": link}, "unknown_macs": [], "notices": [], "conflicts": [], **what}
 
@@ -43,15 +43,15 @@ def error(kind: str, message: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("status", "expected"),
     [
-        (said(), False),
-        (said(drift=["ip address add 10.0.1.10/32 dev eth1"]), False),
-        (said(drift=["ip address add 10.0.1.1/32 dev eth1"]), True),
-        (said(link={"state": "excluded"}), True),
-        (said(**error("metadata", "HTTP 500")), True),
-        (said(**error("config", "left out: eth10 has 10.0.1.10; x")), False),
-        (said(**error("config", "left out: a; 10.0.1.1 of eth1: br0 has 10.0.1.1")), True),
-        (said(**error("config", "left out: eth1: IPv6 is disabled on this link")), False),
-        (said(notices=["02:00:00:00:00:01: eth1 has that MAC and is a port of br1"]), True),
+        (status_of(), False),
+        (status_of(drift=["ip address add 10.0.1.10/32 dev eth1"]), False),
+        (status_of(drift=["ip address add 10.0.1.1/32 dev eth1"]), True),
+        (status_of(link={"state": "excluded"}), True),
+        (status_of(**error("metadata", "HTTP 500")), True),
+        (status_of(**error("config", "left out: eth10 has 10.0.1.10; x")), False),
+        (status_of(**error("config", "left out: a; 10.0.1.1 of eth1: br0 has 10.0.1.1")), True),
+        (status_of(**error("config", "left out: eth1: IPv6 is disabled on this link")), False),
+        (status_of(notices=["02:00:00:00:00:01: eth1 has that MAC and is a port of br1"]), True),
     ],
 )
 def test_cause_names_the_address_or_its_link(status: dict[str, Any], expected: bool) -> None:
@@ -59,4 +59,4 @@ def test_cause_names_the_address_or_its_link(status: dict[str, Any], expected: b
 
 
 def test_disabled_ipv6_is_a_cause_for_ipv6() -> None:
-    assert is_reported(said(**error("config", "left out: eth1: IPv6 is disabled on this link")), NIC, "fd00::1")
+    assert is_reported(status_of(**error("config", "left out: eth1: IPv6 is disabled on this link")), NIC, "fd00::1")

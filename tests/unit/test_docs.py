@@ -1,4 +1,4 @@
-"""The pages for operators: every name in them exists, and every file to copy is valid."""
+"""The documentation: every name in it exists, and every file to copy is valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The man pages: they name every command, option and key, and are valid roff."""
+"""The man pages contain every command, option and key, and are valid roff."""
 
 from __future__ import annotations
 

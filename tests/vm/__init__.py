@@ -1,1 +1,1 @@
-"""A Debian that boots for real, with cloud-network installed in it, joined to a lab's cloud."""
+"""A Debian that boots, with cloud-network's package installed, connected to a lab's cloud."""

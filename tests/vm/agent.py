@@ -1,7 +1,7 @@
-"""Runs in a machine, on a virtio port: carries out commands, many at once. One file, standard library.
+"""Runs in the virtual machine on a virtio port: executes commands, many in parallel. One file, standard library.
 
-A line of JSON in, {"id", "argv", "stdin"}; a line out, {"id", "status", "output"}: what the command said on both of
-its outputs. The first line that it says by itself is {"id": 0}.
+Input: lines of JSON, {"id", "argv", "stdin"}. Output: lines of JSON, {"id", "status", "output"}, with standard output
+and standard error of the command. The first line is {"id": 0}.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ def main(port: str) -> None:
     lock = threading.Lock()
     with open(port, "r+b", buffering=0) as stream:  # noqa: PTH123  # no seeking: a character device
 
-        def say(**what: Any) -> None:
+        def send(**what: Any) -> None:
             with lock:
                 left = json.dumps(what).encode() + b"\n"
                 while left:
                     left = left[stream.write(left) or 0 :]
 
-        def carry_out(number: int, argv: list[str], stdin: str) -> None:
+        def execute(number: int, argv: list[str], stdin: str) -> None:
             done = subprocess.run(
                 argv,
                 input=stdin.encode(),
@@ -35,17 +35,15 @@ def main(port: str) -> None:
                 cwd="/",
                 check=False,
             )
-            say(id=number, status=done.returncode, output=done.stdout.decode(errors="replace"))
+            send(id=number, status=done.returncode, output=done.stdout.decode(errors="replace"))
 
-        say(id=0)
+        send(id=0)
         rest = b""
         while chunk := stream.read(65536):
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
                 order = json.loads(line)
-                threading.Thread(
-                    target=carry_out, args=(order["id"], order["argv"], order["stdin"]), daemon=True
-                ).start()
+                threading.Thread(target=execute, args=(order["id"], order["argv"], order["stdin"]), daemon=True).start()
 
 
 if __name__ == "__main__":

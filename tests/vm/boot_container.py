@@ -1,4 +1,4 @@
-"""The same in a container, in a fraction of the time: for the developer at work. `make boot` runs it."""
+"""The checks in a container, which is much faster than a virtual machine. `make boot` runs it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from tests.lab import Lab, Spec
 
-from .checks import Checks, Endings, reachable
+from .checks import Checks, LastChecks, reachable
 from .conftest import Packages, require
 from .container import CONFIG, Container
 from .guest import SERVICES, Guest
@@ -17,7 +17,7 @@ from .image import debian
 
 @pytest.fixture(scope="class")
 def guest(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
-    """Purged at the end of its checks: each class has its own."""
+    """Each class has its own container: the checks purge the package at the end."""
     require({"systemd-nspawn": "systemd-container"})
     work = tmp_path_factory.mktemp("container")
     with (
@@ -27,22 +27,22 @@ def guest(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield it
 
 
-class TestContainer(Endings, Checks):
+class TestContainer(LastChecks, Checks):
     pass
 
 
 class TestMemory:
-    """Of what runs: measured where a process has the same pages as on an instance, without waiting for an emulator."""
+    """The memory of the daemons, measured without an emulator: a process has the same pages as on an instance."""
 
-    def test_each_daemon_needs_less_than_half_of_what_its_unit_allows(self, guest: Guest) -> None:
+    def test_each_daemon_uses_less_than_half_of_its_memory_limit(self, guest: Guest) -> None:
         guest.wait_for(lambda: guest.get("/api/v1/health")[0] == 200, message="health")
         guest.run("cnctl", "refresh")
         for service in SERVICES:
             assert guest.main_pid(service)
             assert guest.memory([service]) < int(guest.show(f"cloud-network-{service}.service", "MemoryMax")) / 2
 
-    def test_netagent_leaves_when_idle(self, guest: Guest) -> None:
-        guest.wait_for(lambda: guest.main_pid("netagent") == 0, 120, "netagent to leave")
+    def test_netagent_exits_when_idle(self, guest: Guest) -> None:
+        guest.wait_for(lambda: guest.main_pid("netagent") == 0, 120, "netagent's exit")
         assert guest.show("cloud-network-netagent.service", "Result") == "success"
         assert guest.show("cloud-network-netagent.socket", "ActiveState") == "active"
         guest.run("cnctl", "refresh")
@@ -50,19 +50,19 @@ class TestMemory:
 
 
 class TestNoCloud:
-    """On a machine that is no known cloud the package is installed, and nothing is degraded."""
+    """On a host of an unknown cloud the package can be installed, and nothing is degraded."""
 
-    def test_nothing_fails_and_cnctl_says_so(self, guest: Guest) -> None:
+    def test_no_unit_fails_and_cnctl_reports_ok(self, guest: Guest) -> None:
         fetcher = "cloud-network-fetcher.service"
         guest.run("sed", "-i", "s/^Provider/# Provider/", "/etc/cloud-network/cloud-network.toml")
         guest.run("systemctl", "restart", fetcher)
-        guest.wait_for(lambda: guest.show(fetcher, "ActiveState") == "inactive", 30, "the fetcher to end")
+        guest.wait_for(lambda: guest.show(fetcher, "ActiveState") == "inactive", 30, "the fetcher's exit")
         assert guest.show(fetcher, "Result") == "success"
         assert guest.show(fetcher, "StatusText").startswith("no supported cloud detected")
         assert guest.run("systemctl", "--failed", "--plain", "--no-legend", "list-units", "cloud-network*") == ""
-        said = guest.run("sh", "-c", "cnctl status; echo $?")
-        assert "no supported cloud detected" in said
-        assert said.splitlines()[-1] == "3"
+        output = guest.run("sh", "-c", "cnctl status; echo $?")
+        assert "no supported cloud detected" in output
+        assert output.splitlines()[-1] == "3"
         guest.run("systemctl", "start", "cloud-network-wait-online.service")
 
     def test_waiting_for_the_network_ends_when_it_is_configured(self, guest: Guest) -> None:
@@ -77,7 +77,7 @@ class TestNoCloud:
 
 
 class TestReversePath:
-    """ProcSubset=pid hides /proc/sys; the unit shows the fetcher the reverse path filter's part of it."""
+    """ProcSubset=pid hides /proc/sys; the unit gives the fetcher access to the sysctls of the reverse path filter."""
 
     def test_the_strict_filter_is_seen_and_named(self, guest: Guest) -> None:
         guest.wait_for(lambda: reachable(guest), message="all addresses")

@@ -1,4 +1,4 @@
-"""The same of Debian 13, with its own kernel, systemd and Python: `make boot` runs it, `make test` does not."""
+"""The checks on Debian 13, with its own kernel, systemd and Python: `make boot` runs it, `make test` does not."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from .checks import Checks, Endings
+from .checks import Checks, LastChecks
 from .conftest import build_both, require
 from .image import PACKAGES, debian
-from .machine import PROGRAMS, Machine, booted
-from .machine_checks import MachineChecks
+from .kernel_checks import KernelChecks
 from .reply_checks import ReplyChecks
+from .virtual_machine import PROGRAMS, VirtualMachine, booted
 
 
 @pytest.fixture(scope="module")
-def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VirtualMachine]:
     require({**PROGRAMS, "systemd-nspawn": "systemd-container"})
     work = tmp_path_factory.mktemp("debian13")
     packages = build_both(work, "trixie")
@@ -24,5 +24,5 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         yield guest
 
 
-class TestDebian13(Endings, ReplyChecks, MachineChecks, Checks):
+class TestDebian13(LastChecks, ReplyChecks, KernelChecks, Checks):
     pass

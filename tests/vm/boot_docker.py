@@ -1,6 +1,7 @@
-"""Debian's own Docker beside us, in a virtual machine: what docs/coexistence.md says of it, not played but real.
+"""Debian's Docker with cloud-network in a virtual machine: tests of docs/coexistence.md with the real program.
 
-`make boot` runs it: a Debian with Docker in it takes a minute to fetch, and an emulated processor another to start it.
+`make boot` runs it: it takes a minute to download a Debian with Docker, and another to start it on an emulated
+processor.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from .checks import ours, reachable
 from .conftest import require
 from .guest import Guest
 from .image import PACKAGES, TOOLS, debian
-from .machine import PROGRAMS, booted
 from .reply_checks import MARK, OUT, all_answer, wait_for_marks
+from .virtual_machine import PROGRAMS, booted
 
 DOCKER = (*PACKAGES, "apparmor", "busybox-static", "docker.io", "nftables")
 PUBLISHED = 8080
 IMAGE = "tar -C / -c bin/busybox | docker import - busybox"
-"""Of one static program: no registry is asked for anything."""
+"""An image of one static program: no registry is needed."""
 SAYS = "/bin/busybox ip -4 -oneline address show dev eth0"
 START = f"docker run --detach --name web --publish {PUBLISHED}:{PORT} busybox /bin/busybox nc -ll -p {PORT} -e {SAYS}"
 
@@ -48,7 +49,7 @@ host, port, source = sys.argv[1:]
 with socket.create_connection((host, int(port)), 10, (source, 0)) as talk:
     print(talk.makefile().readline())
 """
-"""From an address of this host."""
+"""Connects from an address of this host, and prints the greeting."""
 
 
 @pytest.fixture(scope="module")
@@ -64,56 +65,54 @@ def guest(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[G
 
 @pytest.fixture(scope="module")
 def container(guest: Guest) -> str:
-    """Its address on docker0."""
+    """Return the container's address on docker0."""
     return guest.run("docker", "inspect", "--format", "{{.NetworkSettings.IPAddress}}", "web").strip()
 
 
 def start(guest: Guest, name: str) -> None:
-    """Start a container after a restart of Docker, which refuses that until it has removed the container's old task."""
+    """Start a container after a restart of Docker, which refuses the start until it has removed the container's old
+    task.
+    """
     guest.wait_for(lambda: guest.run("docker", "start", name, check=False, timeout=240).strip() == name, message=name)
 
 
 def foreign(guest: Guest) -> str:
-    """Docker's bridge, route and rules of NAT."""
+    """Return Docker's bridge, route and NAT rules."""
     commands = "ip -4 address show dev docker0; ip route show dev docker0; iptables-save | grep ^-A"
     return guest.run("sh", "-c", commands)
 
 
-def test_a_port_published_on_the_primary_answers_its_subnet_and_the_outside(guest: Guest, container: str) -> None:
+def test_port_published_on_the_primary_answers_every_client(guest: Guest, container: str) -> None:
     everywhere: list[Where] = ["beyond", ("neighbour", 0)]
     for address in guest.lab.nics[0].addresses:
         for where in everywhere:
             assert f"inet {container}/" in greeting(guest.lab, where, address, PUBLISHED), (where, address)
 
 
-def test_known_one_published_on_a_secondary_answers_where_main_happens_to_lead_back(
-    guest: Guest, container: str
-) -> None:
-    """Without ForwardedReplies="mark": the reply is routed before NAT gives it the published address back."""
+def test_known_secondary_port_answers_only_where_main_leads_back(guest: Guest, container: str) -> None:
+    """Without ForwardedReplies="mark", the reply is routed before NAT restores the published address."""
     primary, other = (nic.addresses[1] for nic in guest.lab.nics[:2])
     assert f"inet {container}/" in greeting(guest.lab, ("neighbour", 1), other, PUBLISHED)
     guest.lab.fabric.forget_lost()
     unanswered: list[tuple[Where, str]] = [("beyond", other), (("neighbour", 2), other), (("neighbour", 1), primary)]
     for where, address in unanswered:
         assert greeting(guest.lab, where, address, PUBLISHED) == ""
-    assert {lost.source for lost in guest.lab.lost()} == {primary, other}, "the cloud has dropped their replies"
+    assert {lost.source for lost in guest.lab.lost()} == {primary, other}, "the cloud dropped the replies"
     guest.lab.fabric.forget_lost()
 
 
-def test_a_container_reaches_the_outside_and_what_this_host_sends_reaches_it_from_every_address(
-    guest: Guest, container: str
-) -> None:
+def test_container_reaches_the_outside_and_is_reached_from_here(guest: Guest, container: str) -> None:
     lab = guest.lab
     lab.reach.listen(lab.beyond[0])
     out = f"/bin/busybox nc -w 10 {beyond_address(0)} {PORT}"
     assert beyond_address(0) in guest.run("docker", "exec", "web", *out.split())
     for address in lab.addresses:
-        way = guest.run("ip", "route", "get", container, "from", address)
-        assert "dev docker0" in way, way
+        route = guest.run("ip", "route", "get", container, "from", address)
+        assert "dev docker0" in route, route
         assert f"inet {container}/" in guest.run("python3", "-c", TALK, container, str(PORT), address), address
 
 
-def test_what_is_dockers_stays_and_what_is_ours_does_while_containers_come_and_go(guest: Guest) -> None:
+def test_docker_and_cloud_network_keep_their_objects(guest: Guest) -> None:
     before, mine = foreign(guest), ours(guest).count("proto 209")
     guest.run("systemctl", "restart", "cloud-network-fetcher")
     guest.run("cnctl", "refresh")
@@ -122,13 +121,13 @@ def test_what_is_dockers_stays_and_what_is_ours_does_while_containers_come_and_g
     guest.run("docker", "restart", "--time", "1", "web", timeout=240)
     guest.run("systemctl", "restart", "docker", timeout=240)
     start(guest, "web")
-    guest.wait_for(lambda: "ok:" in guest.run("cnctl", "status", check=False), message="peace")
+    guest.wait_for(lambda: "ok:" in guest.run("cnctl", "status", check=False), message="cnctl status: ok")
     assert ours(guest).count("proto 209") == mine
     assert reachable(guest)
 
 
-def test_with_marks_every_client_reaches_the_published_port_on_every_address(guest: Guest) -> None:
-    """By TCP and UDP, IPv4 and IPv6. The last test: Docker has IPv6 from here on."""
+def test_marks_make_every_published_address_reachable(guest: Guest) -> None:
+    """Over TCP and UDP, IPv4 and IPv6. Must be the last test: it enables IPv6 in Docker."""
     guest.run("tee", f"{TOOLS}/published.py", stdin=PROGRAM.read_text())
     guest.run("tee", "/etc/docker/daemon.json", stdin=json.dumps(IPV6))
     guest.run("sh", "-ec", WITH_IPV6, timeout=240)

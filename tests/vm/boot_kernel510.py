@@ -1,7 +1,7 @@
-"""Debian 12 with Debian 11's kernel 5.10, the oldest that is supported: `make boot` runs it, `make test` does not.
+"""Debian 12 with Debian 11's kernel 5.10, the oldest supported one: `make boot` runs it, `make test` does not.
 
-This kernel has no IFA_PROTO (5.18), so netagent's ledger says which addresses are ours; no Landlock (5.13) and no
-SO_PEERPIDFD (6.5).
+This kernel has no IFA_PROTO (5.18), so only netagent's ledger identifies our addresses; it also has no Landlock (5.13)
+and no SO_PEERPIDFD (6.5).
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from .checks import Checks, Endings
+from .checks import Checks, LastChecks
 from .conftest import Packages, require
 from .image import PACKAGES, debian
-from .machine import PROGRAMS, Machine, booted
 from .reply_checks import ReplyChecks
+from .virtual_machine import PROGRAMS, VirtualMachine, booted
 
 
 @pytest.fixture(scope="module")
-def guest(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+def guest(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VirtualMachine]:
     require(PROGRAMS)
     work = tmp_path_factory.mktemp("kernel510")
     files = debian("bookworm", (*PACKAGES, "nftables"), kernel_of="bullseye")
@@ -26,6 +26,6 @@ def guest(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield guest
 
 
-class TestKernel510(Endings, ReplyChecks, Checks):
-    def test_the_kernel_is_the_old_one(self, guest: Machine) -> None:
+class TestKernel510(LastChecks, ReplyChecks, Checks):
+    def test_the_kernel_is_the_old_one(self, guest: VirtualMachine) -> None:
         assert guest.run("uname", "--kernel-release").startswith("5.10.")

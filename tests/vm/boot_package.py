@@ -1,4 +1,4 @@
-"""The package as a file: the same twice, and nothing that lintian objects to; and installing without a package."""
+"""The package file: reproducible, and accepted by lintian; and `make install` and `make uninstall`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 from tests.lab.lab import CHECKOUT
 
 from .conftest import require
-from .image import build, said
+from .image import build, run_program
 
 
 def test_two_builds_are_the_same_bytes(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Elsewhere, in another time zone and language, by somebody who lets others read nothing."""
+    """The second build is in another directory, time zone and locale, and with umask 077."""
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     monkeypatch.setenv("LC_ALL", "C")
     before = os.umask(0o077)
@@ -32,21 +32,21 @@ def test_two_builds_are_the_same_bytes(package: Path, tmp_path: Path, monkeypatc
 
 
 def _contents(package: Path) -> list[str]:
-    """A line a file: what dpkg-deb lists, and the control archive's md5sums."""
-    listed = said("dpkg-deb", "--contents", package) + said("dpkg-deb", "--info", package, "md5sums")
+    """Return one line per file: the list of dpkg-deb, and the md5sums of the control archive."""
+    listed = run_program("dpkg-deb", "--contents", package) + run_program("dpkg-deb", "--info", package, "md5sums")
     return listed.splitlines()
 
 
-def test_lintian_says_nothing(package: Path) -> None:
+def test_lintian_accepts_the_package(package: Path) -> None:
     require({"lintian": "lintian"})
     done = subprocess.run(["lintian", "--allow-root", "--fail-on", "warning", package], capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ("", 0), done.stdout
 
 
-def test_what_make_install_made_make_uninstall_takes_away(tmp_path: Path) -> None:
+def test_make_uninstall_removes_what_make_install_installed(tmp_path: Path) -> None:
     made = tmp_path / "made"
-    said("make", "-C", CHECKOUT, "install", f"DESTDIR={made}")
+    run_program("make", "-C", CHECKOUT, "install", f"DESTDIR={made}")
     assert (made / "usr/bin/cnctl").exists()
-    said("make", "-C", CHECKOUT, "uninstall", f"DESTDIR={made}")
+    run_program("make", "-C", CHECKOUT, "uninstall", f"DESTDIR={made}")
     left = [str(path.relative_to(made)) for path in made.rglob("*") if not path.is_dir()]
-    assert left == ["etc/cloud-network/cloud-network.toml"], "the configuration stays"
+    assert left == ["etc/cloud-network/cloud-network.toml"], "only the configuration stays"

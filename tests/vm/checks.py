@@ -1,7 +1,7 @@
-"""What is true of a booted guest, whatever its form.
+"""Checks for every booted guest, virtual machine or container.
 
-`class TestForm(Endings, Checks)`: pytest runs the checks of the last base first, and what upgrades, stops and purges
-the guest at the end.
+`class TestForm(LastChecks, Checks)`: pytest runs the checks of the last base class first; LastChecks upgrade, stop and
+purge the package.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from tests.lab.spec import beyond_address, beyond_address6, neighbour_address
 from .guest import SERVICES, Guest
 from .image import NEWER, TOOLS
 
-WITHIN = Path(__file__).with_name("within.py").read_text()
-GATEWAY = Path(__file__).with_name("gateway.py").read_text()
+SANDBOX_PROBE = Path(__file__).with_name("sandbox_probe.py").read_text()
+GATEWAY_PROBE = Path(__file__).with_name("gateway_probe.py").read_text()
 NET_ADMIN = f"{1 << 12:016x}"
 NONE = f"{0:016x}"
 EXPOSURE = {"netagent": 0.6, "fetcher": 1.0, "api": 1.0}
@@ -29,7 +29,7 @@ OWN = {
     "api": ["/run/cloud-network-api"],
 }
 PRIVATE = {"/tmp", "/var/tmp", "/dev/mqueue"}
-"""Writable too, and each service has its own (PrivateTmp=, PrivateIPC=)."""
+"""Also writable; each service has its own (PrivateTmp=, PrivateIPC=)."""
 METADATA, METADATA6 = "169.254.169.254", "fd00:ec2::254"
 AUDIT = "/var/log/cloud-network/audit.log"
 
@@ -49,7 +49,7 @@ for line in Path("/proc/net/netlink").read_text().splitlines()[1:]:
 
 
 def netlink_of_netagent(guest: Guest) -> set[str]:
-    """The protocols of the netlink sockets of this host that netagent has."""
+    """Return the protocols of netagent's netlink sockets in the host's namespace."""
     guest.run("systemctl", "start", "cloud-network-netagent.service")
     return set(guest.run("python3", "-ISc", NETLINK_OF, str(guest.main_pid("netagent"))).split())
 
@@ -59,12 +59,12 @@ def reachable(guest: Guest) -> bool:
 
 
 def ours(guest: Guest) -> str:
-    """Addresses, routes and rules that carry our number."""
+    """Return all addresses, routes and rules as text."""
     return guest.run("sh", "-c", "ip -br address; for f in -4 -6; do ip $f rule; ip $f route show table all; done")
 
 
 class Checks:
-    """Each test class of a form inherits these; `guest` is its fixture."""
+    """Base class of the test classes; `guest` is their fixture."""
 
     def test_every_address_is_reachable_after_the_boot(self, guest: Guest) -> None:
         guest.wait_for(lambda: reachable(guest), 120, "all addresses")
@@ -72,7 +72,7 @@ class Checks:
 
     def test_the_units_are_active(self, guest: Guest) -> None:
         fetcher = "cloud-network-fetcher.service"
-        guest.wait_for(lambda: guest.show(fetcher, "ActiveState") == "active", message="the fetcher to be ready")
+        guest.wait_for(lambda: guest.show(fetcher, "ActiveState") == "active", message="the fetcher")
         for unit in ("cloud-network.target", "cloud-network-netagent.socket", "cloud-network-api.socket", fetcher):
             assert guest.run("systemctl", "is-active", unit).strip() == "active"
             assert guest.run("systemctl", "is-enabled", unit).strip() == "enabled"
@@ -81,23 +81,23 @@ class Checks:
 
     @pytest.mark.parametrize("service", SERVICES)
     def test_exposure(self, guest: Guest, service: str) -> None:
-        said = guest.run("systemd-analyze", "security", "--no-pager", f"cloud-network-{service}.service")
-        found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", said)
+        output = guest.run("systemd-analyze", "security", "--no-pager", f"cloud-network-{service}.service")
+        found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", output)
         assert found
-        assert float(found[1]) <= EXPOSURE[service], said
+        assert float(found[1]) <= EXPOSURE[service], output
 
     def test_verify_is_silent(self, guest: Guest) -> None:
         units = guest.run("sh", "-c", "cd /usr/lib/systemd/system && ls cloud-network*").split()
         assert len(units) == 7
-        said = guest.run("systemd-analyze", "verify", "--man=no", *units)
-        assert said == "", said
+        output = guest.run("systemd-analyze", "verify", "--man=no", *units)
+        assert output == "", output
 
     @pytest.mark.parametrize("service", SERVICES)
-    def test_what_a_program_in_the_sandbox_can_reach(self, guest: Guest, service: str) -> None:
+    def test_sandbox_access(self, guest: Guest, service: str) -> None:
         neighbour = neighbour_address(guest.lab.nics[0].subnet)
         guest.lab.reach.listen(guest.lab.neighbours[0], guest.lab.beyond[0])
         places = [METADATA, "80", neighbour, "7", "127.0.0.1", "7", beyond_address(0), "7", beyond_address6(0), "7"]
-        found = guest.within(service, WITHIN, *places)
+        found = guest.run_in_sandbox(service, SANDBOX_PROBE, *places)
         assert set(found["write"]) - PRIVATE == set(OWN[service]), found
         assert found["sysctl"] != "yes"
         assert found["processes"] == []
@@ -106,8 +106,8 @@ class Checks:
         assert sockets == families.get(service, {"inet", "inet6", "rtnetlink", "nfnetlink"}), found
         if guest.filters or service == "netagent":
             allowed = {"fetcher": METADATA, "api": "127.0.0.1"}.get(service)
-            for way in ("connect", "send"):
-                assert {p.split()[0] for p, verdict in found[way].items() if verdict == "yes"} <= {allowed}, found
+            for action in ("connect", "send"):
+                assert {p.split()[0] for p, verdict in found[action].items() if verdict == "yes"} <= {allowed}, found
             if allowed:
                 assert "yes" in found["connect"].values(), found
         assert found["links"] == (["lo", "eth0", "eth1", "eth2"] if service == "fetcher" else []), found
@@ -133,10 +133,12 @@ class Checks:
         assert set(found["capabilities"].values()) == {NET_ADMIN if service == "netagent" else NONE}, found
         assert (found["no new privileges"], found["seccomp"]) == ("1", "2")
 
-    def test_a_gateway_is_asked_for_by_what_the_sandbox_lets_out(self, guest: Guest) -> None:
-        """A datagram to a gateway is dropped before its neighbour entry is made; one to the metadata server is not.
+    def test_sandbox_allows_gateway_probes(self, guest: Guest) -> None:
+        """IPAddressDeny= drops a datagram to a gateway before the kernel resolves its neighbour entry. Gateways are
+        therefore probed by a datagram to the metadata server.
 
-        It goes by the same link, to the same next hop, and dies there: that resolves, and nothing more is allowed.
+        It leaves by the same link through the same next hop and expires there: the kernel resolves the gateway, and no
+        other destination need be allowed.
         """
         if not guest.filters:
             pytest.skip("IPAddressDeny= is not enforced here")
@@ -146,15 +148,15 @@ class Checks:
 
         def asked(*targets: str) -> tuple[list[str], set[str]]:
             guest.run("sh", "-c", f"ip neigh flush dev {nic.name}; ip -6 neigh flush dev {nic.name}")
-            said = guest.within("fetcher", GATEWAY, nic.name, four, targets[0], six, targets[1])
+            output = guest.run_in_sandbox("fetcher", GATEWAY_PROBE, nic.name, four, targets[0], six, targets[1])
             lines = [line.split() for line in guest.run("ip", "neigh", "show", "dev", nic.name).splitlines()]
-            return said, {words[0] for words in lines if "lladdr" in words} & set(gateways)
+            return output, {words[0] for words in lines if "lladdr" in words} & set(gateways)
 
         assert asked(*gateways) == (["Operation not permitted"] * 2, set())
         assert asked(METADATA, METADATA6) == (["sent"] * 2, set(gateways))
 
     @pytest.mark.parametrize("service", SERVICES)
-    def test_killed_comes_back(self, guest: Guest, service: str) -> None:
+    def test_killed_service_is_restarted(self, guest: Guest, service: str) -> None:
         held = guest.lab.hold_connection(guest.lab.nics[1].addresses[1], timeout=10)
         unit = f"cloud-network-{service}.service"
         guest.run("systemctl", "start", unit)
@@ -168,7 +170,7 @@ class Checks:
 
     def test_reload_keeps_the_process(self, guest: Guest) -> None:
         for service in ("fetcher", "netagent"):
-            guest.run("systemctl", "start", "cloud-network-netagent.service")  # it ends when it is idle
+            guest.run("systemctl", "start", "cloud-network-netagent.service")  # it exits when idle
             before, unit = guest.main_pid(service), f"cloud-network-{service}.service"
             guest.run("systemctl", "reload", unit)
             guest.wait_for(partial(guest.is_active, unit), message=f"{unit} to be ready")
@@ -177,30 +179,30 @@ class Checks:
     def test_netagent_closes_nfnetlink_that_it_does_not_need(self, guest: Guest) -> None:
         assert netlink_of_netagent(guest) == {ROUTE}
 
-    def test_the_audit_log_is_netagents_alone(self, guest: Guest) -> None:
+    def test_only_netagent_can_write_the_audit_log(self, guest: Guest) -> None:
         owner = "cloud-network-netagent:cloud-network-netagent"
         assert guest.run("stat", "-c", "%U:%G %a", "/var/log/cloud-network").strip() == f"{owner} 755"
         assert guest.run("stat", "-c", "%U:%G %a", AUDIT).strip() == f"{owner} 644"
         before = guest.run("cat", AUDIT)
         for user in ("cloud-network", "cloud-network-api", "daemon"):
             for command in (f"echo x >>{AUDIT}", f": >{AUDIT}", f"rm -f {AUDIT}", f"mv {AUDIT} {AUDIT}.1"):
-                said = guest.run("sh", "-c", command, user=user, check=False)
-                assert "Permission denied" in said, (user, command, said)
+                output = guest.run("sh", "-c", command, user=user, check=False)
+                assert "Permission denied" in output, (user, command, output)
         assert guest.run("cat", AUDIT).startswith(before)
         first = json.loads(before.splitlines()[0])
         assert first["boot"] == guest.run("cat", "/proc/sys/kernel/random/boot_id").strip()
         assert guest.run("cnctl", "audit", "--verify")
 
     def test_nothing_that_the_sandbox_refuses_is_needed(self, guest: Guest) -> None:
-        """What a unit's own start, work and reload were refused would be here."""
-        said = guest.journal()
-        assert guest.run("journalctl", "-q", "-o", "cat", "-p", "err", "-u", "cloud-network*") == "", said[-4000:]
-        assert "Permission denied" not in said
-        assert "Operation not permitted" not in said
+        """The journal would have the errors of a start, a pass or a reload."""
+        output = guest.journal()
+        assert guest.run("journalctl", "-q", "-o", "cat", "-p", "err", "-u", "cloud-network*") == "", output[-4000:]
+        assert "Permission denied" not in output
+        assert "Operation not permitted" not in output
 
     def test_the_journal_has_the_audit_too(self, guest: Guest) -> None:
-        said = guest.run("journalctl", "-o", "cat", "-u", "cloud-network-netagent.service")
-        lines = {line for line in said.splitlines() if line.startswith("{")}
+        output = guest.run("journalctl", "-o", "cat", "-u", "cloud-network-netagent.service")
+        lines = {line for line in output.splitlines() if line.startswith("{")}
         assert set(guest.run("cat", AUDIT).splitlines()) <= lines
 
     def test_cnctl_as_root_and_as_a_user(self, guest: Guest) -> None:
@@ -210,12 +212,12 @@ class Checks:
         assert guest.run("cnctl", "status", "network", user="daemon") == network
         assert "ok:" in guest.run("cnctl", "status", user="daemon")
         guest.run("cnctl", "refresh")
-        said = guest.run("cnctl", "refresh", user="daemon", check=False)
-        assert "root" in said, said
+        output = guest.run("cnctl", "refresh", user="daemon", check=False)
+        assert "root" in output, output
 
 
-class Endings:
-    """Upgrade, stop and purge: after all others."""
+class LastChecks:
+    """Upgrade, stop and purge: run after all other checks."""
 
     def test_an_upgrade_drops_no_connection(self, guest: Guest) -> None:
         held = [guest.lab.hold_connection(nic.addresses[-1], timeout=10) for nic in guest.lab.nics]
@@ -230,12 +232,12 @@ class Endings:
             ),
             message="another fetcher",
         )
-        guest.wait_for(lambda: "ok:" in guest.run("cnctl", "status", check=False), message="peace")
+        guest.wait_for(lambda: "ok:" in guest.run("cnctl", "status", check=False), message="cnctl status: ok")
         assert all(each.alive(10) for each in held)
-        assert normal(ours(guest)) == normal(before)
+        assert normalized(ours(guest)) == normalized(before)
         since = guest.run("cat", AUDIT).removeprefix(log).splitlines()
         changes = [op for line in since for op in json.loads(line).get("ops", ())]
-        assert changes == [], "an upgrade changes nothing in the kernel"
+        assert changes == [], "the upgrade changed the kernel"
 
     def test_stop_leaves_the_network(self, guest: Guest) -> None:
         before = ours(guest)
@@ -243,20 +245,20 @@ class Endings:
         for service in SERVICES:
             guest.run("systemctl", "stop", f"cloud-network-{service}.service")
             assert guest.main_pid(service) == 0
-        assert normal(ours(guest)) == normal(before)
+        assert normalized(ours(guest)) == normalized(before)
         assert reachable(guest)
 
     def test_remove_and_purge_leave_the_network_alone(self, guest: Guest) -> None:
         guest.wait_for(lambda: reachable(guest), message="all addresses")
         before = ours(guest)
         held = guest.lab.hold_connection(guest.lab.nics[1].addresses[1], timeout=10)
-        said = guest.run("dpkg", "--remove", "cloud-network")
+        output = guest.run("dpkg", "--remove", "cloud-network")
         assert guest.run("test", "-e", AUDIT) == ""
         assert guest.run("test", "-e", "/etc/cloud-network/cloud-network.toml") == ""
         assert guest.run("find", "/etc/systemd", "-name", "cloud-network*") == ""
-        said += guest.run("dpkg", "--purge", "cloud-network")
-        assert "warning" not in said, said
-        assert normal(ours(guest)) == normal(before), ours(guest)
+        output += guest.run("dpkg", "--purge", "cloud-network")
+        assert "warning" not in output, output
+        assert normalized(ours(guest)) == normalized(before), ours(guest)
         assert held.alive(10)
         assert reachable(guest)
         left = guest.run(
@@ -269,6 +271,6 @@ class Endings:
         assert "cloud-network" not in accounts
 
 
-def normal(listing: str) -> list[str]:
-    """Without what counts down, and in an order of its own."""
+def normalized(listing: str) -> list[str]:
+    """Return the sorted lines without lifetimes."""
     return sorted(re.sub(r"(expires|valid_lft|preferred_lft) \S+", "", line).strip() for line in listing.splitlines())

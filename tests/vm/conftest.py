@@ -1,4 +1,4 @@
-"""The package of this checkout and its next release, built once for all boots, while Debian's files are fetched."""
+"""The package of this checkout and its next release, built once for all guests, while Debian is downloaded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 def require(programs: Mapping[str, str] = NOTHING) -> None:
-    """Skip, naming the packages, where the programs are not; {program: package}."""
+    """Skip the test, naming the missing packages, unless all programs exist; {program: package}."""
     if os.geteuid() != 0:
         pytest.skip("a boot needs root")
     if missing := {package for program, package in {**NEEDED, **programs}.items() if not shutil.which(program)}:

@@ -1,6 +1,6 @@
-"""A systemd-nspawn container in the network namespace of a lab's instance: a real systemd, our kernel. The quick form.
+"""A systemd-nspawn container in the network namespace of a lab's instance: a real systemd on the host's kernel.
 
-What it cannot show: IPAddressDeny= (there is no cgroup BPF inside), the firmware's strings, DHCP (the lab's has been).
+It cannot test IPAddressDeny= (no cgroup BPF inside), firmware strings, and DHCP (the lab configures the address).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.lab.lab import Lab
 
 from .guest import Guest
-from .image import Failed, furnish, said
+from .image import ImageError, install_package, run_program
 
 CONFIG = '[Network]\nProvider = "aws"\n[Netagent]\nAllowKinds = "veth"\n'
 
@@ -30,10 +30,10 @@ class Container(Guest):
 
     def _boot(self) -> None:
         root = self._work / "root"
-        furnish(root, self._debian, self._package, self._newer)
+        install_package(root, self._debian, self._package, self._newer)
         (root / "etc/cloud-network/cloud-network.toml").write_text(CONFIG)
         for unit in ("systemd-networkd", "systemd-networkd-wait-online", "systemd-resolved"):
-            said("chroot", root, "systemctl", "mask", f"{unit}.service")
+            run_program("chroot", root, "systemctl", "mask", f"{unit}.service")
         self._console = (self._work / "console").open("w")
         self._nspawn = subprocess.Popen(
             [
@@ -49,12 +49,12 @@ class Container(Guest):
         end = time.monotonic() + 30
         while not (found := self._find_init()):
             if time.monotonic() > end or self._nspawn.poll() is not None:
-                raise Failed(f"systemd did not start:\n{(self._work / 'console').read_text()}")
+                raise ImageError(f"systemd did not start:\n{(self._work / 'console').read_text()}")
             time.sleep(0.05)
         self.init = found
 
     def _find_init(self) -> int:
-        """The host's number of the guest's process 1."""
+        """Return the pid on the host of the guest's process 1."""
         for entry in Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children").read_text().split():
             status = Path(f"/proc/{entry}/status").read_text()
             inside = status.partition("NSpid:")[2].split("\n")[0].split()

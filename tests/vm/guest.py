@@ -1,4 +1,6 @@
-"""A booted Debian with cloud-network's package in it, joined to a lab's cloud: what both forms of it have in common."""
+"""A booted Debian with cloud-network's package, connected to a lab's cloud: common code of virtual machine and
+container.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,12 @@ T = TypeVar("T")
 
 
 class Guest(ABC):
-    """`with Machine(…) as guest:`; its files go with it."""
+    """`with VirtualMachine(…) as guest:`; its files are removed at the end."""
 
     filters: bool
-    """Whether IPAddressDeny= is enforced."""
-    patience = 1.0
-    """Factor of every time that is waited for at most: an emulated processor is slow on a busy host."""
+    """True if IPAddressDeny= is enforced."""
+    timeout_factor = 1.0
+    """Factor of every timeout: an emulated processor is slow on a busy host."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
@@ -35,7 +37,7 @@ class Guest(ABC):
     def __enter__(self) -> Self:
         try:
             self._boot()
-            self.wait_for(self._up, 120, "the boot to end")
+            self.wait_for(self._up, 120, "the end of the boot")
         except BaseException:
             self.close()
             raise
@@ -48,26 +50,28 @@ class Guest(ABC):
 
     @abstractmethod
     def _boot(self) -> None:
-        """Until commands can be run."""
+        """Boot until commands can be run."""
 
     @abstractmethod
     def close(self) -> None:
-        """However far it came."""
+        """End the guest, also after an incomplete boot."""
 
     @abstractmethod
     def command(self, argv: Sequence[str], stdin: str, timeout: float) -> tuple[int, str]:
-        """Its exit status, and what it said on both of its outputs."""
+        """Run a command; return its exit status, and its standard output and standard error together."""
 
     def _up(self) -> bool:
-        """Not is-system-running: that waits for the fetcher, which waits for the metadata server."""
+        """Return True if multi-user.target is active. is-system-running would also wait for the fetcher, and so for the
+        metadata server.
+        """
         return self.run("systemctl", "is-active", "multi-user.target", check=False).strip() == "active"
 
-    # — inside
+    # — commands in the guest
 
     def run(
         self, *argv: str, user: str | None = None, check: bool = True, stdin: str = "", timeout: float = 120
     ) -> str:
-        """What a command inside says."""
+        """Run a command and return its output."""
         become = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups"] if user else []
         status, output = self.command([*become, *argv], stdin, timeout)
         if check and status:
@@ -85,7 +89,7 @@ class Guest(ABC):
 
     @contextmanager
     def configured(self, text: str) -> Iterator[None]:
-        """With this configuration, which is read again; dpkg finds the file as it was."""
+        """Use this configuration within the block; afterwards the file is unchanged for dpkg."""
         before = self.run("cat", CONFIG)
         try:
             self._configure(text)
@@ -98,7 +102,7 @@ class Guest(ABC):
         self.run("systemctl", "try-reload-or-restart", "cloud-network-netagent", "cloud-network-fetcher")
 
     def get(self, path: str) -> tuple[int, str]:
-        """Status and body of the REST server's answer, asked from inside."""
+        """Return status and body of a REST answer, requested inside the guest."""
         program = (
             "import sys, urllib.request, urllib.error\n"
             "try:\n    answer = urllib.request.urlopen(sys.argv[1], timeout=30)\n"
@@ -108,9 +112,9 @@ class Guest(ABC):
         status, _, body = self.run("python3", "-c", program, f"http://127.0.0.1:5209{path}").partition(" ")
         return int(status), body
 
-    def within(self, service: str, program: str, *argv: str) -> Any:
-        """What a Python program prints as JSON that is run in a service's sandbox: its unit with another ExecStart."""
-        name, script = f"probe-{service}.service", f"{TOOLS}/within-{service}.py"
+    def run_in_sandbox(self, service: str, program: str, *argv: str) -> Any:
+        """Run a Python program in a service's sandbox (its unit with another ExecStart=); return its JSON output."""
+        name, script = f"probe-{service}.service", f"{TOOLS}/probe-{service}.py"
         unit = self.run("cat", self.show(f"cloud-network-{service}.service", "FragmentPath"))
         left_out = ("Type=", "ExecStart=", "Restart", "ExecReload", "Watchdog", "Requires=", "Wants=", "Also=")
         kept = "\n".join(line for line in unit.splitlines() if not line.startswith(left_out))
@@ -119,16 +123,16 @@ class Guest(ABC):
         self.run("tee", f"/run/systemd/system/{name}", stdin=kept.replace("[Service]", f"[Service]\n{start}"))
         self.run("systemctl", "daemon-reload")
         self.run("systemctl", "start", name)
-        said = self.run("journalctl", "-o", "cat", "-t", "python3", "-u", name).splitlines()
-        assert said, self.run("journalctl", "-u", name)
-        return json.loads(said[-1])
+        output = self.run("journalctl", "-o", "cat", "-t", "python3", "-u", name).splitlines()
+        assert output, self.run("journalctl", "-u", name)
+        return json.loads(output[-1])
 
     def is_active(self, unit: str) -> bool:
         return self.show(unit, "ActiveState") == "active"
 
     def wait_for(self, predicate: Callable[[], T], timeout: float = 60, message: str = "") -> T:
-        """The first true value of `predicate`."""
-        timeout *= self.patience
+        """Return the first true value of `predicate`."""
+        timeout *= self.timeout_factor
         end = time.monotonic() + timeout
         while not (value := predicate()):
             if time.monotonic() > end:
@@ -137,7 +141,7 @@ class Guest(ABC):
         return value
 
     def memory(self, services: Sequence[str] = SERVICES) -> int:
-        """PSS of all processes of these services, in bytes."""
+        """Return the PSS of all processes of these services, in bytes."""
         groups = [self.show(f"cloud-network-{service}.service", "ControlGroup") for service in services]
         program = " ".join(f"/sys/fs/cgroup{group}/cgroup.procs" for group in groups if group)
         pids = self.run("sh", "-c", f"cat {program or '/dev/null'}", check=False).split()

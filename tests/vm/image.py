@@ -1,4 +1,4 @@
-"""What is booted: a Debian by debootstrap, made once, and cloud-network's package installed in a copy of it."""
+"""The guest's files: a Debian made once by debootstrap, and cloud-network's package installed in a copy of it."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ PACKAGES = (
     *(KERNEL, "initramfs-tools", "zstd"),
 )
 BUILDING = ("dpkg-dev", "debhelper", "gcc", "libc6-dev", "libcap-dev", "python3-dev", "python3-venv", "ca-certificates")
-"""What builds the package where the host is another Debian than the guest."""
+"""Packages for building the package if the guest's Debian differs from the host's."""
 TOOLS = Path("/usr/local/lib/boot")
-"""Ours in the guest: the agent, the listener, and what runs in sandboxes."""
+"""The tests' programs in the guest: the agent, the listener, and those for sandboxes."""
 NEWER = "0.1.0+newer"
 
 
-class Failed(Exception):
-    """A step of making the image; the text has all that its program said."""
+class ImageError(Exception):
+    """A failed step of building the image; the text has the output of its program."""
 
 
-def said(*argv: str | Path, cwd: Path | None = None) -> str:
-    """What a program prints; Failed with all of it when it fails."""
+def run_program(*argv: str | Path, cwd: Path | None = None) -> str:
+    """Run a program and return its output; raise ImageError with the output if it fails."""
     done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, cwd=cwd)
     if done.returncode:
-        raise Failed(f"{' '.join(map(str, argv))} ended with {done.returncode}:\n{done.stdout[-4000:]}")
+        raise ImageError(f"{' '.join(map(str, argv))} ended with {done.returncode}:\n{done.stdout[-4000:]}")
     return done.stdout
 
 
@@ -60,12 +60,12 @@ def debian(suite: str, packages: Sequence[str] = PACKAGES, name: str = "", kerne
         if not root.exists() or (root / "made-of").read_text() != names:
             part = root.with_suffix(".part")
             shutil.rmtree(part, ignore_errors=True)
-            said("debootstrap", "--variant=minbase", f"--include={names}", suite, part)
+            run_program("debootstrap", "--variant=minbase", f"--include={names}", suite, part)
             if kernel_of:
                 source = f"deb http://deb.debian.org/debian {kernel_of} main\n"
                 (part / "etc/apt/sources.list.d/kernel.list").write_text(source)
-                said("chroot", part, "apt-get", "update", "-qq")
-                said(
+                run_program("chroot", part, "apt-get", "update", "-qq")
+                run_program(
                     "chroot",
                     part,
                     "apt-get",
@@ -82,10 +82,10 @@ def debian(suite: str, packages: Sequence[str] = PACKAGES, name: str = "", kerne
 
 
 def build(target: Path, suite: str | None = None, version: str | None = None, commit: str | None = None) -> Path:
-    """The package of this checkout, as dpkg-buildpackage makes it, in the directory `target`.
+    """Build the package of this checkout with dpkg-buildpackage in the directory `target`.
 
-    For the host's Debian, or in a container of another one: the package is for one version of Python. `version` is
-    that of the next release, for an upgrade; `commit` is an earlier one in place of this checkout.
+    For the host's Debian, or in a container of another one: the package depends on the version of Python. `version` is
+    the next release, for an upgrade; `commit` is an earlier commit to build instead of this checkout.
     """
     source = target / "source"
     source.mkdir(parents=True)
@@ -98,16 +98,16 @@ def build(target: Path, suite: str | None = None, version: str | None = None, co
     argv = ["dpkg-buildpackage", "--build=binary", "--no-sign", "--no-check-builddeps"]  # not all of build-essential
     if suite:
         inside = ["sh", "-c", f"cd /build/source && {shlex.join(argv)}"]
-        said(*_container(debian(suite, BUILDING, f"{suite}-building"), target), *inside)
+        run_program(*_container(debian(suite, BUILDING, f"{suite}-building"), target), *inside)
     else:
-        said(*argv, cwd=source)
+        run_program(*argv, cwd=source)
     shutil.rmtree(source)
     return next(target.glob("cloud-network_*.deb"))
 
 
 def _copy(source: Path) -> None:
     """Copy the files of this checkout that git knows, as they are now."""
-    for path in said("git", "-C", CHECKOUT, "ls-files", "-z").split("\0"):
+    for path in run_program("git", "-C", CHECKOUT, "ls-files", "-z").split("\0"):
         if path and (CHECKOUT / path).exists():
             (source / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(CHECKOUT / path, source / path)
@@ -116,13 +116,13 @@ def _copy(source: Path) -> None:
 def _extract(source: Path, commit: str) -> None:
     """Extract the files of an earlier commit."""
     archive = source.with_suffix(".tar")
-    said("git", "-C", CHECKOUT, "archive", f"--output={archive}", commit)
-    said("tar", "--extract", f"--file={archive}", f"--directory={source}")
+    run_program("git", "-C", CHECKOUT, "archive", f"--output={archive}", commit)
+    run_program("tar", "--extract", f"--file={archive}", f"--directory={source}")
     archive.unlink()
 
 
 def _container(root: Path, target: Path) -> list[str]:
-    """What runs a command in `root` with `target` at /build, pip's settings and the host's network."""
+    """Return the prefix of a command that runs in `root`, with `target` at /build, pip's settings and the network."""
     argv = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--pipe", "--ephemeral", f"--directory={root}"]
     argv += [f"--bind={target}:/build"]
     argv += [f"--bind-ro={path}" for path in ("/etc/pip.conf", "/etc/ssl/certs", "/opt") if Path(path).exists()]
@@ -130,7 +130,7 @@ def _container(root: Path, target: Path) -> list[str]:
 
 
 def _release(source: Path, version: str) -> None:
-    """Turn a source tree into that of another release, as somebody who makes one does."""
+    """Change a source tree to that of another release."""
     changelog, project = source / "debian/changelog", source / "pyproject.toml"
     before = changelog.read_text()
     author = before.partition(" -- ")[2].partition("  ")[0]
@@ -139,9 +139,9 @@ def _release(source: Path, version: str) -> None:
     project.write_text(re.sub(r'(?m)^version = ".*"', f'version = "{version}"', project.read_text(), count=1))
 
 
-def furnish(root: Path, debian: Path, package: Path, newer: Path | None) -> None:
-    """`root` becomes a copy of Debian's files, with the package installed by dpkg, and the newer one beside."""
-    said("cp", "-a", "--reflink=auto", debian, root)
+def install_package(root: Path, debian: Path, package: Path, newer: Path | None) -> None:
+    """Copy Debian's files to `root`, install the package with dpkg, and add the newer package."""
+    run_program("cp", "-a", "--reflink=auto", debian, root)
     tools = root / TOOLS.relative_to("/")
     tools.mkdir(parents=True)
     shutil.copy(HERE / "agent.py", tools)
@@ -149,4 +149,4 @@ def furnish(root: Path, debian: Path, package: Path, newer: Path | None) -> None
     if newer:
         shutil.copy(newer, tools / "newer.deb")
     shutil.copy(package, tools / "package.deb")
-    said("chroot", root, "dpkg", "--install", str(TOOLS / "package.deb"))
+    run_program("chroot", root, "dpkg", "--install", str(TOOLS / "package.deb"))

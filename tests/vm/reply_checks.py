@@ -1,4 +1,4 @@
-"""ForwardedReplies="mark" under the real units, on a kernel of the guest's own."""
+"""ForwardedReplies="mark" with the real units, on a kernel of the guest."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ nft flush ruleset
 """
 OUT = "import socket, sys; print(socket.create_connection((sys.argv[1], int(sys.argv[2])), 20).makefile().readline())"
 SECONDS = 10.0
-"""For an answer: an emulated processor is slow."""
+"""Time limit of an answer: an emulated processor is slow."""
 
 
 class ReplyChecks:
@@ -48,7 +48,7 @@ class ReplyChecks:
         guest.wait_for(lambda: reachable(guest), message="all addresses")
         before = mark_rules(guest)
         with container(guest):
-            # Without marks; by UDP, because TCP would repeat its answers, unmarked, while marks are tested.
+            # Without marks, over UDP: TCP would retransmit its unmarked replies during the test with marks.
             assert not all(answered(guest.lab, "udp", guest.lab.addresses, SECONDS).values())
             with guest.configured(MARK):
                 wait_for_marks(guest)
@@ -58,7 +58,7 @@ class ReplyChecks:
                 assert reachable(guest)
                 guest.lab.reach.listen(guest.lab.beyond[0])
                 out = ["ip", "netns", "exec", "container", "python3", "-ISc", OUT, beyond_address(0), str(LISTENER)]
-                assert beyond_address(0) in guest.run(*out), "a container's own connection"
+                assert beyond_address(0) in guest.run(*out), "a connection of the container"
                 assert netlink_of_netagent(guest) == {ROUTE, NETFILTER}
                 guest.run("nft", "flush", "ruleset")
                 wait_for_marks(guest)
@@ -71,11 +71,11 @@ class ReplyChecks:
 
 @contextmanager
 def container(guest: Guest) -> Iterator[None]:
-    """A container as Docker makes it: a namespace behind a bridge, and a port that is published by DNAT."""
+    """A container as Docker creates it: a namespace behind a bridge, and a port published by DNAT."""
     links = [nic.name for nic in guest.lab.nics]
     guest.run("tee", PUBLISHED, stdin=PROGRAM.read_text())
     try:
-        # A router does not accept advertisements, unless it is told to.
+        # With forwarding, the kernel accepts advertisements only with accept_ra=2.
         guest.run("sysctl", "-qw", *(f"net.ipv6.conf.{link}.accept_ra=2" for link in links))
         guest.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
         guest.run("sh", "-ec", START)
@@ -90,7 +90,7 @@ def container(guest: Guest) -> Iterator[None]:
 
 
 def all_answer(guest: Guest) -> None:
-    """Each client reaches the published port on each address."""
+    """Check that every client reaches the published port on every address."""
     for protocol in ("tcp", "udp"):
         for addresses in (guest.lab.addresses, guest.lab.addresses6):
             found = answered(guest.lab, protocol, addresses, SECONDS)
@@ -106,7 +106,7 @@ def mark_rules(guest: Guest) -> list[str]:
 
 
 def wait_for_marks(guest: Guest) -> None:
-    """Until the table and its rules are there, and all is well."""
+    """Wait until the table and its rules exist and the state is ok."""
     guest.wait_for(lambda: "meta mark set" in table(guest), message="the table")
     links = len(guest.lab.nics)
     guest.wait_for(lambda: len(mark_rules(guest)) == 4 * links, message="the rules for marks")

@@ -6,20 +6,20 @@ from collections.abc import Iterator
 
 import pytest
 
-from .checks import Checks, Endings
+from .checks import Checks, LastChecks
 from .conftest import Packages, require
 from .image import debian
-from .machine import PROGRAMS, Machine, booted
-from .machine_checks import MachineChecks
+from .kernel_checks import KernelChecks
+from .virtual_machine import PROGRAMS, VirtualMachine, booted
 
 
 @pytest.fixture(scope="module")
-def guest(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+def guest(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VirtualMachine]:
     require(PROGRAMS)
     work = tmp_path_factory.mktemp("debian12")
     with booted(debian("bookworm"), packages.package, work, packages.newer) as guest:
         yield guest
 
 
-class TestDebian12(Endings, MachineChecks, Checks):
+class TestDebian12(LastChecks, KernelChecks, Checks):
     pass

@@ -40,7 +40,7 @@ class Alibaba(TreeProvider):
     role_directories = ("ram/security-credentials/",)
 
     def leaves(self, directory: str, listed: frozenset[str]) -> Leaves:
-        """See TreeProvider. The netmask says no more than the vSwitch's block, and is read only in its place."""
+        """See TreeProvider. The netmask is read only if the vSwitch's block is missing."""
         if not listed & _INTERFACE_KEYS:
             raise MetadataError("invalid", f"{directory}: the listing is not an interface's: {sorted(listed)[:8]}")
         found = super().leaves(directory, listed)

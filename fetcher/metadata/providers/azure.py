@@ -151,7 +151,7 @@ def ssh_keys(data: str) -> list[str]:
 
 
 def _from_ssh2(lines: list[str]) -> list[str]:
-    """Return a key of RFC 4716: headers, of which a backslash at the end goes on, and base64."""
+    """Return a key of RFC 4716: headers, continued after a backslash at the end of a line, and base64."""
     body, in_header = "", False
     for line in lines:
         is_header = in_header or ":" in line

@@ -74,7 +74,7 @@ def _fill(node: Node, builder: InterfaceBuilder) -> None:
 
 
 def _set_anchor(gateway: IPAddress, builder: InterfaceBuilder) -> None:
-    """Give the anchor address's subnet, which the gateway lies in, a way out of its own beside the public one."""
+    """Give the subnet of the anchor address its own default route through the anchor gateway."""
     subnet = next((each for each in builder.subnets if gateway in each), None)
     if subnet is not None and gateway not in builder.gateways:
         builder.anchor = subnet, gateway

@@ -28,7 +28,7 @@ _ALL = "/computeMetadata/v1/?recursive=true&alt=json"
 _ID = "/computeMetadata/v1/instance/id"
 _ACCOUNTS = "/computeMetadata/v1/instance/service-accounts/"
 _HEADERS = {"Metadata-Flavor": "Google"}
-_WAIT_S = 60  # until the server says that nothing has changed
+_WAIT_S = 60  # timeout_sec of wait_for_change: the server answers then, also without a change
 _RANGES = ("ipAliases", "forwardedIps", "forwardedIpv6s", "targetInstanceIps")
 _VLANS = "vlanNetworkInterfaces"
 _ALWAYS = ("forwardedIps", "ipAliases")
@@ -108,7 +108,7 @@ class Gcp(Provider):
 
 
 def _text(answer: Response, path: str) -> str:
-    """Return the text of an answer that says that it is Google's."""
+    """Return the text of an answer with the header Metadata-Flavor: Google."""
     if answer.status != 200:
         raise answer.error(path)
     if answer.headers.get("metadata-flavor") != "Google":

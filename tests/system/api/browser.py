@@ -12,7 +12,7 @@ needed = pytest.mark.skipif(
 
 
 def dom(url: str, profile: Path, *options: str) -> tuple[str, str]:
-    """The page after loading and running its scripts, and the messages of the browser's console."""
+    """Return the page after loading and running its scripts, and the messages of the browser's console."""
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
     command += ["--disable-background-networking", "--enable-logging=stderr", f"--user-data-dir={profile}"]
     ended = subprocess.run(

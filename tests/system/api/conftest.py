@@ -284,7 +284,7 @@ def free_port() -> int:
 def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
     until = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < until, "it never came true"
+        assert time.monotonic() < until, "timed out"
         time.sleep(0.02)
 
 

@@ -211,7 +211,7 @@ def test_json_equals_the_servers_answer(server: Server, filled: StateDirectory, 
     for where in (["--json", "status"], ["status", "--json"]):
         assert json.loads(cnctl(*where, server=server).out) == {**known, "stale": False, "fetcher": "running"}
         assert json.loads(cnctl(*where).out) == {**known, "stale": False, "fetcher": "running"}, (
-            "and so when the server is down"
+            "the same without a server"
         )
     assert json.loads(cnctl("status", "system", "--json", server=server).out) == SYSTEM
     assert json.loads(cnctl("status", "network", "--json", server=server).out) == server.ask("/api/v1/links").json
@@ -432,7 +432,7 @@ def test_status_is_one_screen_however_many_links_there_are(server: Server, state
     count = sum(" ok " in line for line in lines)
     assert lines[-1] == f"... and {59 - count} healthy links: cnctl status network"
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert sum(" ok " in line for line in ended.stdout.splitlines()) == 59, "a pipe gets all"
+    assert sum(" ok " in line for line in ended.stdout.splitlines()) == 59, "a pipe gets all lines"
 
 
 # --- exit codes ---

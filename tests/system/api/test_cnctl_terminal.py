@@ -59,12 +59,12 @@ def test_watch_updates_in_place_until_ctrl_c(server: Server, filled: StateDirect
         seen.process.send_signal(signal.SIGINT)
         assert seen.process.wait(30) == 130
         seen.frames(b"")
-    assert seen.received.count(b"\x1b[2J") == 1, "cleared once, and then each frame takes the place of the last"
+    assert seen.received.count(b"\x1b[2J") == 1, "only the first frame clears the screen"
     assert seen.received.startswith(b"\x1b[?25l\x1b[?7l")
     assert seen.received.endswith(b"\x1b[?7h\x1b[?25h")
 
 
-def test_watch_before_the_part_does_not_take_it_for_its_seconds(server: Server, filled: StateDirectory) -> None:
+def test_watch_before_the_command_is_not_its_argument(server: Server, filled: StateDirectory) -> None:
     with watching(server, filled, "status", "--watch", "network") as seen:
         wait_for(lambda: seen.frames(b"Private IP") >= 2)
 

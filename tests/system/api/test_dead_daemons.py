@@ -39,7 +39,7 @@ def healthy(lab: Lab) -> bool:
 
 def restart(lab: Lab, name: str) -> None:
     lab.start(name)
-    lab.wait_for(lambda: healthy(lab), 20, "the host to be healthy again")
+    lab.wait_for(lambda: healthy(lab), 20, "a healthy host")
 
 
 def test_killed_fetcher_is_reported_by_every_reader(lab: Lab) -> None:
@@ -60,7 +60,7 @@ def test_hanging_fetcher_is_reported(lab: Lab) -> None:
     lab.wait_for(lambda: cnctl(lab, "status").stdout.startswith("fetcher hangs"), 15, "the fetcher to be missed")
     assert get(lab, "/api/v1/health")[0] == 503
     lab.daemons.resume("fetcher")
-    lab.wait_for(lambda: healthy(lab), 20, "the host to be healthy again")
+    lab.wait_for(lambda: healthy(lab), 20, "a healthy host")
 
 
 def test_killed_netagent_is_reported_by_every_reader(lab: Lab) -> None:
@@ -99,7 +99,7 @@ def test_restarted_netagent_repairs_the_network(lab: Lab) -> None:
 
 def test_killed_api_is_replaced_by_the_files(lab: Lab) -> None:
     lab.kill("api")
-    lab.wait_for(lambda: "does not answer" in cnctl(lab, "status").stderr, SOON, "the api to be gone")
+    lab.wait_for(lambda: "does not answer" in cnctl(lab, "status").stderr, SOON, "the end of the api")
     assert cnctl(lab, "status").returncode == 0
     assert [get(lab, path) for path in ("/api/v1/health", "/metrics", "/")] == [(0, "")] * 3
     restart(lab, "api")

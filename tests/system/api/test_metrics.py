@@ -115,7 +115,7 @@ def test_a_hostile_name_stays_one_label(server: Server, state: StateDirectory) -
 
 
 @debian
-def test_promtool_finds_nothing_to_say(server: Server) -> None:
+def test_promtool_accepts_the_metrics(server: Server) -> None:
     exposition = server.ask("/metrics").content
     checked = subprocess.run(["promtool", "check", "metrics"], input=exposition, capture_output=True, check=False)
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
@@ -210,7 +210,7 @@ def test_many_repairs_are_a_conflict_as_well(tmp_path: Path) -> None:
 
 
 @debian
-def test_no_rule_speaks_when_all_is_well(tmp_path: Path) -> None:
+def test_no_alert_fires_on_a_healthy_host(tmp_path: Path) -> None:
     tried = unit_test(tmp_path, QUIET, dict.fromkeys(RULES, False))
     assert tried.returncode == 0, tried.stdout + tried.stderr
 

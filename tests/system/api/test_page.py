@@ -41,7 +41,7 @@ def text(answer: Answer, code: int = 200) -> str:
     return " ".join(seen(answer, code).text.split())
 
 
-def test_when_all_is_well_it_says_so_and_shows_every_link(server: Server, home: Path) -> None:
+def test_healthy_page_shows_every_link(server: Server, home: Path) -> None:
     (home / "audit.log").write_text(audit_line(1) + audit_line(2, verdict="refused", reason="not allowed"))
     shown = text(server.ask("/"))
     assert "✓ Healthy: 2 interfaces, 4 addresses" in shown
@@ -170,7 +170,7 @@ def test_the_policy_allows_the_one_style_sheet_and_nothing_else(server: Server) 
 
 @browser.needed
 @pytest.mark.parametrize("what", ["harmless", HOSTILE])
-def test_a_browser_shows_it_and_has_nothing_to_complain_of(
+def test_browser_shows_the_page_without_errors(
     server: Server, state: StateDirectory, home: Path, tmp_path: Path, what: str
 ) -> None:
     found, lines = everywhere(what)

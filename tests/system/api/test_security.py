@@ -1,4 +1,4 @@
-"""Access control: browser pages read nothing, nobody reads secrets, and a non-loopback address gives a warning."""
+"""Access control: browser pages read nothing, secrets are never served, and a non-loopback address gives a warning."""
 
 import http.client
 import socket

@@ -137,7 +137,7 @@ def test_busy_client_does_not_starve_others(server: Server) -> None:
         sender.start()
         wait_for(lambda: answered > 10)
         assert server.ask("/api/v1/health").status == 200
-        assert not ended.is_set(), f"it had to wait for all {many}"
+        assert not ended.is_set(), f"answered only after all {many} requests"
         sender.join(60)
         reader.join(60)
     assert answered == many
@@ -164,7 +164,7 @@ def test_200_parallel_clients_get_all_responses(server: Server, filled: StateDir
         for client in idle:
             client.close()
     assert found.failed == 0
-    assert found.rate * 10 > CLIENTS, "each client had its turn"
+    assert found.rate * 10 > CLIENTS, "every client was answered"
 
 
 # --- starting ---
@@ -252,7 +252,7 @@ def test_systemd_sockets_override_listen_with_a_warning(filled: StateDirectory, 
         assert [answer("127.0.0.1", first, host) for host in (lan, "localhost", "198.51.100.8")] == [200, 200, 421]
 
 
-def test_a_listen_that_is_the_sockets_is_nothing_to_tell_of(filled: StateDirectory, home: Path) -> None:
+def test_listen_equal_to_the_socket_unit_gives_no_notice(filled: StateDirectory, home: Path) -> None:
     with handed_over(home, '[Network]\nListen = "127.0.0.1:{}"\n', "127.0.0.1") as (ports, log):
         assert answer("127.0.0.1", ports[0], "198.51.100.7") == 421
         assert "level=warning" not in log.read_text()
@@ -264,7 +264,7 @@ def test_every_line_of_its_log_has_the_form_that_is_configured(filled: StateDire
     with handed_over(home, config, "127.0.0.1") as (_, log):
         pass
     lines = log.read_text().splitlines()
-    assert len(lines) > 4, "gunicorn's beginning and end, and our warning"
+    assert len(lines) > 4, "gunicorn's first and last lines, and our warning"
     for line in lines:
         if form == "json":
             assert json.loads(line).keys() == {"time", "level", "msg"}
@@ -282,7 +282,7 @@ def test_the_environment_says_how_much_and_in_which_form(filled: StateDirectory,
     assert "debug" in {json.loads(line)["level"] for line in log.read_text().splitlines()}
 
 
-def test_a_bad_configuration_stops_it_with_the_place_and_reason(tmp_path: Path) -> None:
+def test_invalid_configuration_stops_it_with_place_and_reason(tmp_path: Path) -> None:
     config = tmp_path / "bad.toml"
     config.write_text('[Network]\nListen = "everywhere"\n')
     process = start("--config", str(config))

@@ -1,1 +1,1 @@
-"""What real hosts do: reports of other agents' users, each with the state that is right."""
+"""Situations that users of other agents reported from real hosts, with the correct behaviour in each."""

@@ -1,4 +1,4 @@
-"""An address of the cloud that another link of the host has, too, or instead."""
+"""Addresses of the cloud that another link of the host has as well, or instead."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ def lab() -> Iterator[Lab]:
         yield made
 
 
-def holders(lab: Lab, address: str) -> set[str]:
-    """The links that have an address."""
+def links_with(lab: Lab, address: str) -> set[str]:
+    """Return the names of the links that have an address."""
     return {link["ifname"] for link in ip(lab, "address") for each in link["addr_info"] if each["local"] == address}
 
 
-def way(lab: Lab, source: str) -> str:
-    """The device by which packets from `source` leave."""
+def egress_link(lab: Lab, source: str) -> str:
+    """Return the link through which packets from `source` leave."""
     return str(ip(lab, "route", "get", beyond_address(0), "from", source)[0]["dev"])
 
 
 @pytest.mark.parametrize("kind", ["lo", "bridge"])
-def test_duplicate_removes_nothing_and_replies_leave_by_the_link(lab: Lab, kind: str) -> None:
-    """kube-proxy's kube-ipvs0, a VIP by hand: the rule for the whole subnet gives way to one for this address."""
+def test_duplicate_address_keeps_its_reply_link(lab: Lab, kind: str) -> None:
+    """As on kube-proxy's kube-ipvs0, or a manual VIP: the rule for the subnet is replaced by one for this address."""
     nic, other = lab.nics[1], "lo" if kind == "lo" else "vip0"
     address = nic.addresses[1]
     held = lab.hold_connection(address)
@@ -38,8 +38,8 @@ def test_duplicate_removes_nothing_and_replies_leave_by_the_link(lab: Lab, kind:
     lab.batch([f"address add {address}/32 dev {other}"])
     lab.wait_for(lambda: any(rule["src"] == address for rule in ip(lab, "rule")), 10, "a rule for the address")
     assert refresh(lab) == "ok"
-    assert holders(lab, address) == {nic.name, other}
-    assert way(lab, address) == nic.name
+    assert links_with(lab, address) == {nic.name, other}
+    assert egress_link(lab, address) == nic.name
     assert all(lab.reachability().values())
     assert held.alive()
     assert lab.lost() == []
@@ -49,20 +49,20 @@ def test_duplicate_removes_nothing_and_replies_leave_by_the_link(lab: Lab, kind:
     assert all(lab.reachability().values())
 
 
-def test_address_only_on_lo_answers_by_its_interface(lab: Lab) -> None:
-    """A load balancer that answers for the address without having it on the interface; a notice, not degraded."""
+def test_address_only_on_lo_replies_through_its_interface(lab: Lab) -> None:
+    """A load balancer serves an address that is only on lo: this is a notice, not degraded."""
     nic = lab.nics[1]
     address = "10.0.2.99"
     lab.batch([f"address add {address}/32 dev lo"])
     lab.add_address(nic.mac, address)
     assert refresh(lab) == "ok"
-    assert holders(lab, address) == {"lo"}
-    assert way(lab, address) == nic.name
+    assert links_with(lab, address) == {"lo"}
+    assert egress_link(lab, address) == nic.name
     assert f"{address} of {nic.name} is on lo; its replies leave through {nic.name}" in status(lab)["notices"]
     assert all(lab.reachability().values())
 
 
-def test_address_only_on_a_bridge_is_named_with_its_cure(lab: Lab) -> None:
+def test_address_only_on_a_bridge_is_reported_with_its_key(lab: Lab) -> None:
     nic, address = lab.nics[1], "10.0.2.99"
     lab.batch(["link add br0 type bridge", "link set br0 up", f"address add {address}/32 dev br0"])
     lab.add_address(nic.mac, address)
@@ -73,11 +73,11 @@ def test_address_only_on_a_bridge_is_named_with_its_cure(lab: Lab) -> None:
     assert set(lab.addresses) - {address} <= present(lab)
     lab.batch(["link delete br0"])
     wait_until_healthy(lab)
-    assert holders(lab, address) == {nic.name}
+    assert links_with(lab, address) == {nic.name}
 
 
-def test_move_to_another_link_by_the_cloud_is_followed(lab: Lab) -> None:
-    """Also if a script has put the address there before the metadata says so."""
+def test_address_moved_by_the_cloud_moves_to_the_other_link(lab: Lab) -> None:
+    """Also if a script adds the address before the metadata changes."""
     extra = lab.attach_interface(Interface("10.0.2.0/24", ("10.0.2.50",)))
     refresh(lab)
     wait_until_healthy(lab)
@@ -85,10 +85,10 @@ def test_move_to_another_link_by_the_cloud_is_followed(lab: Lab) -> None:
     lab.batch([f"address add {moving}/32 dev {extra.name}"])
     lab.wait_for(lambda: any(rule["src"] == moving for rule in ip(lab, "rule")), 10, "a rule for the address")
     assert refresh(lab) == "ok"
-    assert way(lab, moving) == old.name
+    assert egress_link(lab, moving) == old.name
     lab.remove_address(old.mac, moving)
     lab.add_address(extra.mac, moving)
     assert refresh(lab) == "ok"
-    assert holders(lab, moving) == {extra.name}
-    assert way(lab, moving) == extra.name
+    assert links_with(lab, moving) == {extra.name}
+    assert egress_link(lab, moving) == extra.name
     assert all(lab.reachability([moving]).values())

@@ -1,4 +1,4 @@
-"""After any change of the metadata the kernel is as after a fresh start with the same metadata."""
+"""After any change of the metadata, the kernel has the same objects as after a fresh start with these metadata."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def lab() -> Iterator[Lab]:
 
 
 def fresh(lab: Lab) -> Kernel:
-    """The kernel after a flush and another start."""
+    """Return the kernel's objects after a flush and a restart of the fetcher."""
     assert send_command(lab, "flush")["ok"]
     lab.stop("fetcher")
     lab.start("fetcher")
@@ -28,12 +28,12 @@ def fresh(lab: Lab) -> Kernel:
 
 
 def connected(lab: Lab, name: str) -> list[str]:
-    """The subnets that main has on a link, with their preferred source."""
+    """Return the connected subnets of a link in main, with their preferred source."""
     routes: list[dict[str, Any]] = ip(lab, "-4", "route", "show", "dev", name, "proto", "kernel")
     return [f"{route['dst']} src {route['prefsrc']}" for route in routes]
 
 
-def test_connected_route_returns_after_the_first_address_went(lab: Lab) -> None:
+def test_connected_route_survives_removal_of_the_first_address(lab: Lab) -> None:
     nic = lab.nics[1]
     assert connected(lab, nic.name) == [f"{nic.subnet} src {nic.addresses[0]}"]
     connections = [lab.hold_connection(address, ("neighbour", 1)) for address in nic.addresses[1:]]
@@ -48,7 +48,7 @@ def test_connected_route_returns_after_the_first_address_went(lab: Lab) -> None:
 
 
 def test_several_changes_end_as_a_fresh_start(lab: Lab) -> None:
-    """Another first address, an interface in the same subnet that comes and goes, and all addresses but one."""
+    """The first address changes, an interface in the same subnet comes and goes, and most addresses are removed."""
     nic = lab.nics[1]
     held = lab.hold_connection(nic.addresses[2])
     extra = lab.attach_interface(Interface(nic.subnet, ("10.0.2.50", "10.0.2.51")))

@@ -1,4 +1,4 @@
-"""systemd 261's systemd-imdsd in locked mode: a prohibit route keeps programs from the metadata server."""
+"""systemd-imdsd (systemd 261) in locked mode: a prohibit route keeps programs from the metadata server."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ LOCK = f"route add prohibit {METADATA}/32"
 
 
 def ask(lab: Lab) -> int:
-    """curl's exit status, as a user of the host."""
+    """Return curl's exit status for a request of an ordinary user."""
     argv = ["curl", "--silent", "--max-time", "2", f"http://{METADATA}/"]
     return lab.run(argv, user="daemon", check=False).returncode
 
 
 def test_metadata_are_read_although_a_route_prohibits_them() -> None:
-    """From the start, with every change that needs a confirmation, and after a restart."""
+    """At the first start, for the confirmation of each change, and after a restart."""
     with Lab(replace(Spec.aws(interfaces=3, addresses=3), sysctl=UNFILTERED)) as lab:
         assert ask(lab) == 0
         lab.batch([LOCK])
@@ -36,7 +36,7 @@ def test_metadata_are_read_although_a_route_prohibits_them() -> None:
         assert "10.0.2.77" in present(lab)
         lab.restart("fetcher")
         wait_until_healthy(lab)
-        assert ask(lab) != 0, "it is locked for others all the time"
+        assert ask(lab) != 0, "other users remain locked out"
 
 
 def test_route_that_prohibits_the_metadata_later_changes_nothing() -> None:
@@ -51,7 +51,7 @@ def test_route_that_prohibits_the_metadata_later_changes_nothing() -> None:
 
 
 def test_firewall_rule_locks_the_metadata_for_others() -> None:
-    """That of docs/coexistence.md: a bound socket passes the route, and not the rule."""
+    """The rule of docs/coexistence.md: a bound socket bypasses the route, but not the rule."""
     page = (CHECKOUT / "docs/coexistence.md").read_text()
     [rules] = re.findall(r"^ {6}table inet metadata \{\n(?: {6}.*\n)+", page, re.MULTILINE)
     with running(replace(Spec.aws(interfaces=2, addresses=2), sysctl=UNFILTERED), "", "netagent", "fetcher") as lab:
@@ -66,7 +66,9 @@ def test_firewall_rule_locks_the_metadata_for_others() -> None:
 
 
 def test_known_reverse_path_filter_drops_the_answers() -> None:
-    """With rp_filter 1 or 2 the prohibit route is the way back: an error, and the network stays as it is."""
+    """With rp_filter 1 or 2 the prohibit route is also the reverse path: the state is error, and the network does not
+    change.
+    """
     with running(Spec.aws(interfaces=3, addresses=3), "", "netagent", "fetcher") as lab:
         before = present(lab)
         lab.batch([LOCK])

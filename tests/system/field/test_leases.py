@@ -1,4 +1,4 @@
-"""Routes that DHCP gives to one link are for the sources of that link; an operator's are for all."""
+"""A DHCP route of a link applies to the sources of that link; an operator's route applies to all sources."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ PROBES = "168.63.129.16"
 SERVICE = "192.0.2.9"
 
 
-def way(lab: Lab, destination: str, source: str) -> str:
-    """The device by which packets leave."""
+def egress_link(lab: Lab, destination: str, source: str) -> str:
+    """Return the link through which packets from `source` to `destination` leave."""
     return str(ip(lab, "route", "get", destination, "from", source)[0]["dev"])
 
 
-def place(lab: Lab, address: str) -> None:
-    """Give a host beyond another address, which the cloud routes to it."""
+def add_remote_address(lab: Lab, address: str) -> None:
+    """Add an address to a host beyond, and route it there in the cloud."""
     lab.beyond[0].batch([f"address add {address}/32 dev lo"])
     lab.run(["ip", "route", "add", address, "via", beyond_address(0)], "cloud")
 
 
-def probes(lab: Lab, source: str) -> dict[str, bool]:
-    """Whether each address of the instance answers a client with this address."""
+def answered_from(lab: Lab, source: str) -> dict[str, bool]:
+    """Return {address: answered} for every address of the instance, tested from a client with the address `source`."""
     lab.reach.listen(lab.instance)
     answers = lab.reach.probe({lab.beyond[0]: [(address, source) for address in lab.addresses]}, 1.5)
     return {target: answered for (_, target, _), answered in answers.items()}
@@ -37,19 +37,19 @@ def probes(lab: Lab, source: str) -> dict[str, bool]:
 @pytest.fixture
 def azure() -> Iterator[Lab]:
     with running(Spec.cloud("azure", interfaces=3, addresses=2)) as made:
-        place(made, PROBES)
+        add_remote_address(made, PROBES)
         yield made
 
 
 @pytest.fixture
 def aws() -> Iterator[Lab]:
     with running(Spec.aws(interfaces=3, addresses=2), "", "netagent", "fetcher") as made:
-        place(made, SERVICE)
+        add_remote_address(made, SERVICE)
         yield made
 
 
-def test_azures_probes_are_answered_by_the_link_that_they_came_to(azure: Lab) -> None:
-    """By a route of DHCP, or one that a script of dhclient made (protocol boot): each table has its own."""
+def test_azure_probes_are_answered_through_the_link_of_arrival(azure: Lab) -> None:
+    """The route comes from DHCP or from a dhclient script (protocol boot); each table has its own."""
     lab = azure
     assert {route["table"] for route in ours(lab, "route-4") if route["dst"] == PROBES} == {
         route["table"] for route in ours(lab, "route-4") if route["dst"] == "default"
@@ -58,13 +58,13 @@ def test_azures_probes_are_answered_by_the_link_that_they_came_to(azure: Lab) ->
         line = f"{PROBES} via {lab.nics[0].gateway} dev {lab.nics[0].name} proto {protocol}"
         lab.batch([f"route add {line}"])
         assert refresh(lab) == "ok"
-        assert all(probes(lab, PROBES).values())
+        assert all(answered_from(lab, PROBES).values())
         assert lab.lost() == []
         lab.batch([f"route del {line}"])
 
 
 def test_doctor_tries_the_clouds_own_sources(azure: Lab) -> None:
-    """A rule of an operator that leads the probes' answers astray is found without being asked for."""
+    """Without --from, doctor finds a rule of an operator that diverts the replies to the probes."""
     lab, nic = azure, azure.nics[1]
     lines = [
         f"route add default via {lab.nics[0].gateway} dev {lab.nics[0].name} table 77",
@@ -81,28 +81,34 @@ def test_doctor_tries_the_clouds_own_sources(azure: Lab) -> None:
     assert found.returncode == 0
 
 
-def test_dhcps_route_on_one_link_is_for_that_links_sources(aws: Lab) -> None:
-    """Option 121 on the primary; also a wider one. It goes from the tables when the lease does."""
+def test_dhcp_route_applies_to_sources_of_its_link(aws: Lab) -> None:
+    """Option 121 on the primary, also with a wider prefix. The route leaves the tables when the lease loses it."""
     lab, primary = aws, aws.nics[0]
     for destination in (f"{SERVICE}/32", "192.0.2.0/24"):
         line = f"{destination} via {primary.gateway} dev {primary.name} proto dhcp"
         lab.batch([f"route add {line}"])
-        lab.wait_for(lambda: way(lab, SERVICE, lab.nics[1].addresses[0]) == lab.nics[1].name, 10, "its own way")
+        lab.wait_for(
+            lambda: egress_link(lab, SERVICE, lab.nics[1].addresses[0]) == lab.nics[1].name, 10, "its own link"
+        )
         assert refresh(lab) == "ok"
         for nic in lab.nics:
-            assert {way(lab, SERVICE, address) for address in nic.addresses} == {nic.name}
-        assert all(probes(lab, SERVICE).values())
+            assert {egress_link(lab, SERVICE, address) for address in nic.addresses} == {nic.name}
+        assert all(answered_from(lab, SERVICE).values())
         lab.batch([f"route del {line}"])
-        lab.wait_for(lambda: not [r for r in ours(lab, "route-4") if r["dst"].startswith("192.0.2.")], 10, "the end")
+        lab.wait_for(
+            lambda: not [r for r in ours(lab, "route-4") if r["dst"].startswith("192.0.2.")],
+            10,
+            "the removal of the routes",
+        )
 
 
-def test_operators_static_route_still_wins(aws: Lab) -> None:
-    """Beside the route of DHCP, and inside of it."""
+def test_operators_static_route_takes_precedence(aws: Lab) -> None:
+    """The operator's route has the same destination as the DHCP route, or lies within it."""
     lab, primary = aws, aws.nics[0]
     host = neighbour_address(primary.subnet)
     lease = f"192.0.2.0/24 via {primary.gateway} dev {primary.name} proto dhcp metric 100"
-    by_host = f"via {host} dev {primary.name}"
-    for line in (f"192.0.2.0/24 {by_host} proto static", f"{SERVICE} {by_host}"):
+    via_host = f"via {host} dev {primary.name}"
+    for line in (f"192.0.2.0/24 {via_host} proto static", f"{SERVICE} {via_host}"):
         lab.batch([f"route add {lease}", f"route add {line}"])
         assert refresh(lab) == "ok"
         for source in lab.addresses:

@@ -1,4 +1,4 @@
-"""Which links are configured: Exclude=, Manage=, udev, other network namespaces, ports of a bridge."""
+"""Which links are configured: Exclude=, Manage=, udev, network namespaces and bridge ports."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def lab() -> Iterator[Lab]:
 
 
 def reload(lab: Lab, network: str) -> None:
-    """Another [Network] section for both daemons."""
+    """Give netagent and the fetcher a configuration with this [Network] section."""
     lab.write_config(f"[Network]\n{network}\n{CONFIG}")
     lab.restart("netagent")
     lab.kill("fetcher", signal.SIGHUP)
 
 
-def index(lab: Lab, name: str) -> int:
-    """The ifindex of a link."""
+def ifindex(lab: Lab, name: str) -> int:
+    """Return the ifindex of a link."""
     return int(next(link["ifindex"] for link in ip(lab, "link") if link["ifname"] == name))
 
 
-def traces(lab: Lab, name: str) -> list[object]:
-    """What is ours on a link: IPv4 addresses that DHCP did not set, its table and the rules into it."""
+def our_objects(lab: Lab, name: str) -> list[object]:
+    """Return our objects on a link: IPv4 addresses that DHCP did not set, routes of its table and rules for it."""
     [link] = [each for each in ip(lab, "address") if each["ifname"] == name]
     table = str(9999 + link["ifindex"])
     found: list[object] = [each for each in link["addr_info"] if each["family"] == "inet" and not each.get("dynamic")]
@@ -50,8 +50,8 @@ def traces(lab: Lab, name: str) -> list[object]:
 
 
 @pytest.mark.parametrize("how", ["pattern", "mac", "manage"])
-def test_link_that_becomes_excluded_loses_what_is_ours(lab: Lab, how: str) -> None:
-    """And gets it back. An address of the operator, and what others have there, stays."""
+def test_newly_excluded_link_loses_our_objects(lab: Lab, how: str) -> None:
+    """The objects return with the next configuration. Addresses of the operator and of other programs stay."""
     nic = lab.nics[1]
     keys = {
         "pattern": f'Exclude = "{nic.name[:-1]}[{nic.name[-1]}] eni*"',
@@ -64,33 +64,33 @@ def test_link_that_becomes_excluded_loses_what_is_ours(lab: Lab, how: str) -> No
     lab.batch([f"address add 192.0.2.9/32 dev {nic.name}"])
     reload(lab, keys[how])
     for each in excluded:
-        lab.wait_for(lambda at=each: len(traces(lab, at.name)) <= (at is nic), 10, "ours to go")  # type: ignore[misc]
+        lab.wait_for(lambda at=each: len(our_objects(lab, at.name)) <= (at is nic), 10, "the removal of our objects")  # type: ignore[misc]
     wanted = {**dict.fromkeys([each.name for each in managed], "ok"), **{each.name: "excluded" for each in excluded}}
     lab.wait_for(lambda: {link["name"]: link["state"] for link in status(lab)["links"].values()} == wanted, 10)
-    lab.wait_for(lambda: status(lab)["state"] == "ok", 10, "the fetcher to be content")
+    lab.wait_for(lambda: status(lab)["state"] == "ok", 10, "state ok")
     assert "excluded" in cnctl(lab, "status").stdout
     assert all(lab.reachability([address for each in managed for address in each.addresses]).values())
     notices = [text for text in status(lab)["notices"] if "matches no link" in text]
     assert notices == (['[Network] Exclude="eni*" matches no link of this host'] if how == "pattern" else [])
     assert lab.log("fetcher").count('Exclude=\\"eni*\\" matches') == len(notices)
     lab.wait_for(lambda: refresh(lab) == "ok" and held.alive())
-    assert lab.log("fetcher").count('Exclude=\\"eni*\\" matches') == len(notices), "it is logged once"
+    assert lab.log("fetcher").count('Exclude=\\"eni*\\" matches') == len(notices), "logged once"
     reload(lab, "")
-    lab.wait_for(lambda: is_healthy(lab) and set(lab.addresses) <= present(lab), 15, "the addresses to be back")
+    lab.wait_for(lambda: is_healthy(lab) and set(lab.addresses) <= present(lab), 15, "the addresses")
     assert all(lab.reachability().values())
 
 
-def test_commas_in_exclude_are_refused_by_both_with_the_right_spelling(lab: Lab) -> None:
+def test_commas_in_exclude_are_refused_with_the_right_spelling(lab: Lab) -> None:
     lab.write_config('[Network]\nExclude = "eth0,eth1"\n')
     lab.kill("fetcher", signal.SIGHUP)
-    lab.wait_for(lambda: '\\"eth0 eth1\\"?' in lab.log("fetcher"), 10, "the fetcher's complaint")
+    lab.wait_for(lambda: '\\"eth0 eth1\\"?' in lab.log("fetcher"), 10, "the fetcher's error message")
     lab.stop("netagent")
     lab.start("netagent")
-    lab.wait_for(lambda: '"eth0 eth1"?' in lab.log("netagent"), 10, "netagent's complaint")
+    lab.wait_for(lambda: '"eth0 eth1"?' in lab.log("netagent"), 10, "netagent's error message")
 
 
 def test_link_waits_until_udev_has_finished_with_it() -> None:
-    """A udev rule that renames a link half a second after it appeared: nothing is done under the first name."""
+    """udev renames a link half a second after it appeared: it is not configured under its first name."""
     with Lab(Spec.aws(interfaces=3, addresses=3)) as lab:
         data = lab.path("/run/udev/data")
         data.mkdir(parents=True)
@@ -98,26 +98,26 @@ def test_link_waits_until_udev_has_finished_with_it() -> None:
         late, excluded = lab.nics[1], lab.nics[2]
         lab.write_config(f'[Network]\nExclude = "pod*"\n{CONFIG}')
         for nic in lab.nics[:1]:
-            (data / f"n{index(lab, nic.name)}").touch()
+            (data / f"n{ifindex(lab, nic.name)}").touch()
         lab.start("netagent")
         lab.start("fetcher")
         lab.wait_for(lambda: set(lab.nics[0].addresses) <= present(lab), 10, "the primary")
         time.sleep(0.5)
         assert {link["ifname"] for link in ip(lab, "link") if "UP" in link["flags"]} == {"lo", lab.nics[0].name}
         assert f"udev has not finished with {late.name}" in str(status(lab)["notices"])
-        at = index(lab, late.name), index(lab, excluded.name)
+        at = ifindex(lab, late.name), ifindex(lab, excluded.name)
         lab.batch([f"link set {late.name} name ens7", f"link set {excluded.name} name pod0"])
         for each in at:
             (data / f"n{each}").touch()
         lab.wait_for(lambda: status(lab)["state"] == "ok", 4, "the links")
         states = {link["name"]: link["state"] for link in status(lab)["links"].values()}
         assert states == {lab.nics[0].name: "ok", "ens7": "ok", "pod0": "excluded"}
-        assert traces(lab, "pod0") == []
+        assert our_objects(lab, "pod0") == []
         [pod] = [link for link in ip(lab, "link") if link["ifname"] == "pod0"]
         assert "UP" not in pod["flags"]
 
 
-def test_udev_that_hangs_does_not_keep_a_link_from_its_addresses() -> None:
+def test_hanging_udev_does_not_block_addresses() -> None:
     with Lab(Spec.aws(interfaces=2, addresses=2)) as lab:
         lab.path("/run/udev/data").mkdir(parents=True)
         lab.path("/run/udev/control").touch()
@@ -127,8 +127,8 @@ def test_udev_that_hangs_does_not_keep_a_link_from_its_addresses() -> None:
         lab.wait_for(lambda: is_healthy(lab), 15, "the addresses")
 
 
-def test_link_in_another_namespace_is_a_notice_and_exclude_by_mac_silences_it(lab: Lab) -> None:
-    """As a CNI plugin moves a NIC into a pod. It comes back when the pod ends."""
+def test_link_in_another_namespace_is_a_notice_unless_excluded(lab: Lab) -> None:
+    """A CNI plugin moves a NIC into a pod; the NIC returns when the pod ends."""
     nic = lab.nics[1]
     held = lab.hold_connection(lab.nics[2].addresses[1])
     name = nic.name
@@ -136,9 +136,9 @@ def test_link_in_another_namespace_is_a_notice_and_exclude_by_mac_silences_it(la
     here = lab.run(["readlink", "/proc/self/ns/net"]).stdout
     lab.wait_for(lambda: lab.run(["readlink", f"/proc/{pod}/ns/net"]).stdout != here, 10, "the pod's namespace")
     lab.run(["ip", "link", "set", name, "netns", pod])
-    lab.wait_for(lambda: status(lab)["unknown_macs"] == [nic.mac], 10, "the fetcher to miss the link")
+    lab.wait_for(lambda: status(lab)["unknown_macs"] == [nic.mac], 10, "the unknown MAC")
     assert f'Exclude="{nic.mac}"' in str(status(lab)["notices"])
-    lab.wait_for(lambda: status(lab)["state"] == "ok", 45, "the interface to count as departed")
+    lab.wait_for(lambda: status(lab)["state"] == "ok", 45, "the end of the wait for the interface")
     assert refresh(lab) == "ok"
     assert f"{nic.mac}: its link has left this host" in str(status(lab)["notices"])
     assert cnctl(lab, "status").returncode == 0
@@ -150,12 +150,12 @@ def test_link_in_another_namespace_is_a_notice_and_exclude_by_mac_silences_it(la
     assert nic.mac not in str(status(lab)["notices"])
     reload(lab, "")
     lab.run(["sh", "-c", f"nsenter -t {pod} -n ip link set {name} netns $$"])
-    lab.wait_for(lambda: is_healthy(lab), 20, "the interface to be back")
+    lab.wait_for(lambda: is_healthy(lab), 20, "the interface")
     assert all(lab.reachability().values())
 
 
 def test_port_of_a_bridge_with_another_mac_is_not_the_interface(lab: Lab) -> None:
-    """A guest with an address of the interface lives behind the bridge; the host must not answer for it."""
+    """A guest behind the bridge has an address of the interface: the host must not answer for it."""
     nic = lab.attach_interface(Interface("10.0.9.0/24", 2), first="interface", between=lambda: enslave(lab))
     lab.wait_for(lambda: nic.mac in str(status(lab)["notices"]), 10, "the reason")
     assert refresh(lab) == "degraded"
@@ -168,29 +168,29 @@ def test_port_of_a_bridge_with_another_mac_is_not_the_interface(lab: Lab) -> Non
     assert "AllowKinds" not in notices
     assert all(lab.reachability([address for each in lab.nics[:3] for address in each.addresses]).values())
     reload(lab, f'Exclude = "{nic.mac}"')
-    lab.wait_for(lambda: status(lab)["state"] == "ok", 10, "the fetcher to be content")
+    lab.wait_for(lambda: status(lab)["state"] == "ok", 10, "state ok")
     reload(lab, "")
     lab.batch([f"link set {nic.name} nomaster"])
     wait_until_healthy(lab)
     assert set(nic.addresses) <= present(lab)
 
 
-def test_interface_that_becomes_a_port_loses_what_is_ours(lab: Lab) -> None:
-    """Else this host answers for the guest behind the bridge, which has the address now."""
+def test_interface_that_becomes_a_bridge_port_loses_our_objects(lab: Lab) -> None:
+    """Otherwise the host would answer for the guest behind the bridge, which has the address now."""
     nic, others = lab.nics[1], [address for each in (lab.nics[0], lab.nics[2]) for address in each.addresses]
     held = lab.hold_connection(lab.nics[2].addresses[1])
     lab.batch(["link add br1 type bridge", "link set br1 address 02:aa:bb:cc:dd:01", f"link set {nic.name} master br1"])
-    lab.wait_for(lambda: traces(lab, nic.name) == [], 10, "ours to go from the port")
+    lab.wait_for(lambda: our_objects(lab, nic.name) == [], 10, "the removal of our objects")
     assert refresh(lab) == "degraded"
     assert f"{nic.name} has that MAC and is a port of br1" in str(status(lab)["notices"])
     assert all(lab.reachability(others).values())
     assert held.alive()
     lab.batch([f"link set {nic.name} nomaster"])
-    lab.wait_for(lambda: is_healthy(lab), 15, "the interface to be back")
+    lab.wait_for(lambda: is_healthy(lab), 15, "the interface")
     assert all(lab.reachability().values())
 
 
 def enslave(lab: Lab) -> None:
-    """A bridge with a MAC of its own, and the new NIC as its port."""
+    """Create a bridge with a separate MAC, and make the new NIC its port."""
     [name] = [link["ifname"] for link in ip(lab, "link") if link["ifname"] not in ("lo", "eth0", "eth1", "eth2")]
     lab.batch(["link add br1 type bridge", "link set br1 address 02:aa:bb:cc:dd:01", f"link set {name} master br1"])

@@ -1,4 +1,4 @@
-"""What else real hosts have beside the interfaces: children of links, links that are down, routers that end."""
+"""Child links of interfaces, links that are down, withdrawn routers, IPv6 without IPv4, and Kubernetes nodes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def lab() -> Iterator[Lab]:
 
 
 def test_macvlan_child_is_left_alone(lab: Lab) -> None:
-    """A container's, in another namespace or here, with an address of its own in the interface's subnet."""
+    """As of a container, in this or another namespace, with an address in the interface's subnet."""
     nic = lab.nics[1]
     held = lab.hold_connection(nic.addresses[1])
     lab.batch([f"link add link {nic.name} name child0 type macvlan mode bridge", "link set child0 up"])
@@ -29,15 +29,15 @@ def test_macvlan_child_is_left_alone(lab: Lab) -> None:
     [child] = [link for link in ip(lab, "address") if link["ifname"] == "child0"]
     assert [each["local"] for each in child["addr_info"] if each["family"] == "inet"] == ["10.0.2.200"]
     selectors = {(each.get("src"), each.get("srclen")) for each in ours(lab, "rule-4")}
-    assert ("10.0.2.0", 24) not in selectors, "the rules make room for an address of another link"
+    assert ("10.0.2.0", 24) not in selectors, "no rule covers the whole subnet"
     lab.add_address(nic.mac, "10.0.2.77")
     assert refresh(lab) == "ok"
     assert all(lab.reachability().values())
     assert held.alive()
 
 
-def test_child_with_the_mac_of_the_interface_is_not_the_interface(lab: Lab) -> None:
-    """As an ipvlan has it, which this kernel may lack: a macvlan in passthru mode has it as well."""
+def test_child_link_with_the_interfaces_mac_is_not_matched(lab: Lab) -> None:
+    """Like ipvlan, which the kernel may lack: a macvlan in passthru mode has the interface's MAC as well."""
     nic = lab.nics[1]
     lab.batch([f"link add link {nic.name} name child0 type macvlan mode passthru", "link set child0 up"])
     [child] = [link for link in ip(lab, "address") if link["ifname"] == "child0"]
@@ -50,12 +50,12 @@ def test_child_with_the_mac_of_the_interface_is_not_the_interface(lab: Lab) -> N
     assert {link["name"] for link in status(lab)["links"].values()} == {each.name for each in lab.nics}
 
 
-def test_link_that_is_down_on_purpose_is_excluded_and_stays_down(lab: Lab) -> None:
+def test_excluded_link_that_is_down_stays_down(lab: Lab) -> None:
     nic, others = lab.nics[1], [lab.nics[0], lab.nics[2]]
     lab.write_config(f'[Network]\nExclude = "{nic.name}"\n{CONFIG}')
     lab.restart("netagent")
     lab.restart("fetcher")
-    lab.wait_for(lambda: not set(nic.addresses) & present(lab), 15, "ours to go from the link")
+    lab.wait_for(lambda: not set(nic.addresses) & present(lab), 15, "the removal of our objects")
     lab.batch([f"link set {nic.name} down"])
     lab.add_address(lab.nics[2].mac, "10.0.3.77")
     assert refresh(lab) == "ok"
@@ -64,8 +64,10 @@ def test_link_that_is_down_on_purpose_is_excluded_and_stays_down(lab: Lab) -> No
     assert all(lab.reachability([address for each in others for address in each.addresses]).values())
 
 
-def test_router_that_ends_keeps_its_routes_while_it_resolves() -> None:
-    """A router lifetime of 0 takes the default route from main. What has no other way out keeps the one it has."""
+def test_routes_stay_while_a_withdrawn_router_still_resolves() -> None:
+    """A router lifetime of 0 removes the default route from main. A table without another route keeps its default
+    route.
+    """
     with running(Spec.cloud("aws", interfaces=2, addresses=2, ipv6=2), IPV6, "netagent", "fetcher") as lab:
         lab.wait_for(lambda: all(lab.reachability().values()), 15, "every link's router")
         nic = lab.nics[1]
@@ -73,19 +75,19 @@ def test_router_that_ends_keeps_its_routes_while_it_resolves() -> None:
         before = sorted(map(str, ours(lab, "route-6")))
         lab.fabric.advertise(nic.subnet, lifetime=0)
         learned = ["ip", "-6", "route", "show", "default", "proto", "ra", "dev", nic.name]
-        lab.wait_for(lambda: lab.run(learned).stdout == "", 10, "main's route to go")
+        lab.wait_for(lambda: lab.run(learned).stdout == "", 10, "the removal from main")
         assert refresh(lab) == "ok"
         assert sorted(map(str, ours(lab, "route-6"))) == before
         assert held.alive()
         assert all(lab.reachability().values())
         lab.fabric.advertise(nic.subnet)
-        lab.wait_for(lambda: lab.run(learned).stdout != "", 10, "main's route to be back")
+        lab.wait_for(lambda: lab.run(learned).stdout != "", 10, "the route in main")
         assert refresh(lab) == "ok"
         assert sorted(map(str, ours(lab, "route-6"))) == before
 
 
 def test_instance_with_ipv6_only_is_configured() -> None:
-    """Its metadata name no IPv4 address, its links have none, and the server is asked by its IPv6 address."""
+    """The metadata have no IPv4 address, the links have none, and the metadata server is reached over IPv6."""
     with Lab(Spec.cloud("aws", interfaces=2, addresses=1, ipv6=3)) as lab:
         for nic in lab.nics:
             lab.remove_address(nic.mac, nic.addresses[0])
@@ -100,8 +102,10 @@ def test_instance_with_ipv6_only_is_configured() -> None:
         assert status(lab)["notices"] == []
 
 
-def test_settings_for_kubernetes_nodes_leave_pods_addresses_alone() -> None:
-    """docs/clouds.md: a plugin owns secondary interfaces, and all further addresses and prefixes of the primary."""
+def test_settings_for_kubernetes_nodes_leave_pod_addresses_alone() -> None:
+    """As in docs/clouds.md: a plugin owns secondary interfaces, and the secondary addresses and prefixes of the
+    primary.
+    """
     primary, secondary = Spec.aws(interfaces=2, addresses=3).interfaces
     spec = Spec((replace(primary, prefixes=("10.0.1.128/28",)), secondary))
     keys = '[Network]\nManage = "primary"\nExcludeAddresses = "10.0.1.0/24"\nPrefixes = "ignore"\n'
@@ -109,7 +113,7 @@ def test_settings_for_kubernetes_nodes_leave_pods_addresses_alone() -> None:
         lab.write_config(keys + CONFIG)
         lab.start("netagent")
         lab.start("fetcher")
-        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be content")
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "state ok")
         lab.add_address(lab.nics[0].mac, "10.0.1.77")
         assert refresh(lab) == "ok"
         assert {each for each in present(lab) if ":" not in each} == {lab.nics[0].addresses[0]}

@@ -1,4 +1,4 @@
-"""Part of the metadata cannot be read, so nothing is removed; what is added must not stand in the way of that later."""
+"""An incomplete read of the metadata removes nothing; additions must not block the later removal."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from tests.lab import Spec
 from tests.system.service import MACS, ip, is_healthy, present, refresh, running
 
 
-def test_next_address_can_follow_one_whose_removal_waits() -> None:
-    """A second address with the subnet's length would be the first one's secondary, and netagent would keep both."""
+def test_address_is_added_while_the_removal_of_the_first_waits() -> None:
+    """A second address with the subnet's length would be a secondary address of the first, and netagent would keep
+    both.
+    """
     with running(Spec.aws(interfaces=2, addresses=3), "", "netagent", "fetcher") as lab:
         nic, other = lab.nics[1], lab.nics[0]
         first, second = nic.addresses[:2]
@@ -15,7 +17,7 @@ def test_next_address_can_follow_one_whose_removal_waits() -> None:
         lab.remove_address(nic.mac, first)
         lab.batch([f"address flush dev {nic.name} to {second}/32"])
         refresh(lab)
-        lab.wait_for(lambda: second in present(lab), 20, "the address to be back")
+        lab.wait_for(lambda: second in present(lab), 20, "the address")
         assert first in present(lab), "the test needs a removal that waits"
         lab.metadata.clear()
         refresh(lab)

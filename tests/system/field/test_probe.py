@@ -1,4 +1,4 @@
-"""A gateway that the fetcher may not ask, as under IPAddressDeny= of its unit, is judged after its route is made."""
+"""A gateway that the fetcher cannot probe (IPAddressDeny= of its unit) is checked after its route is added."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ table inet deny {
 """
 
 
-def test_routes_are_repaired_although_their_gateway_cannot_be_asked() -> None:
+def test_routes_are_repaired_without_probing_their_gateway() -> None:
     with running(Spec.aws(interfaces=2, addresses=2)) as lab:
         wait_until_healthy(lab)
         lab.run(["nft", "-f", "-"], stdin=DENY)
@@ -37,7 +37,7 @@ def test_routes_are_repaired_although_their_gateway_cannot_be_asked() -> None:
         assert all(lab.reachability().values())
 
 
-def test_a_router_that_only_its_neighbour_entry_names_is_used_again() -> None:
+def test_router_known_only_by_its_neighbour_entry_is_used_again() -> None:
     """As in a VRF, where main does not have the advertised route."""
     lab_of = Spec.cloud("aws", interfaces=2, addresses=2, ipv6=1)
     with running(lab_of, 'AllowAddresses = "2001:db8::/32"\n') as lab:

@@ -1,4 +1,4 @@
-"""What the metadata no longer names while its link is up is kept for a minute: clouds leave NICs out for seconds."""
+"""Interfaces that the metadata no longer list while their link is up are kept for a minute."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from tests.lab import Spec
 from tests.system.service import kernel, present, refresh, running, status, wait_until_healthy, without_order
 
 
-def test_interfaces_that_are_left_out_for_seconds_lose_nothing() -> None:
-    """Azure: 200 OK with one of three NICs. After a minute of that they are gone, and others' connections live on."""
+def test_interfaces_missing_for_seconds_are_kept() -> None:
+    """Azure answers 200 OK with one of three NICs. After a minute the others are removed; connections of the first
+    survive.
+    """
     with running(Spec.cloud("azure", interfaces=3, addresses=3), "", "netagent", "fetcher") as lab:
         missing = lab.nics[1:]
         held = [lab.hold_connection(nic.addresses[1]) for nic in lab.nics]
@@ -32,14 +34,14 @@ def test_interfaces_that_are_left_out_for_seconds_lose_nothing() -> None:
         began = time.monotonic()
         assert refresh(lab) == "degraded"
         gone = {address for nic in missing for address in nic.addresses}
-        lab.wait_for(lambda: not gone & present(lab), 80, "the interfaces to go")
+        lab.wait_for(lambda: not gone & present(lab), 80, "the removal of the interfaces")
         assert time.monotonic() - began > 60
         assert held[0].alive()
         assert all(lab.reachability(lab.nics[0].addresses).values())
 
 
-def test_restart_while_interfaces_are_left_out_keeps_them_a_minute() -> None:
-    """A new process knows only the kernel: what an earlier one configured stays, and then goes or is taken over."""
+def test_restart_keeps_missing_interfaces_for_a_minute() -> None:
+    """A new process knows only the kernel: objects of an earlier one are first kept, and then removed or adopted."""
     with running(Spec.cloud("azure", interfaces=3, addresses=3), "", "netagent", "fetcher") as lab:
         missing = lab.nics[1:]
         held = [lab.hold_connection(nic.addresses[1]) for nic in lab.nics]
@@ -49,7 +51,7 @@ def test_restart_while_interfaces_are_left_out_keeps_them_a_minute() -> None:
         lab.kill("fetcher")
         lab.start("fetcher")
         lab.wait_for(lambda: lab.path("/run/cloud-network/control.sock").exists(), 20, "the fetcher")
-        time.sleep(2)  # a killed fetcher leaves its socket behind
+        time.sleep(2)  # the socket of the killed fetcher still exists
         for _ in range(5):
             refresh(lab)
             assert set(lab.addresses) <= present(lab)
@@ -61,7 +63,7 @@ def test_restart_while_interfaces_are_left_out_keeps_them_a_minute() -> None:
         lab.metadata.load(lab.nics[:2])
         refresh(lab)
         gone = set(lab.nics[2].addresses)
-        lab.wait_for(lambda: not gone & present(lab), 80, "the interface to go")
+        lab.wait_for(lambda: not gone & present(lab), 80, "the removal of the interface")
         assert time.monotonic() - began > 60
         lab.metadata.load(lab.nics)
         refresh(lab)

@@ -1,4 +1,4 @@
-"""GCP's alias ranges that belong to pods: given up at once when another link has an address in one."""
+"""GCP alias ranges that pods use: given up as soon as another link has an address of the range."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SPEC = Spec((Interface("10.0.1.0/24", 1, prefixes=(RANGE,)), Interface("10.0.2.0
 
 
 def local(lab: Lab) -> list[str]:
-    """Our routes of type local."""
+    """Return the destinations of our routes of type local."""
     return [route["dst"] for route in ours(lab, "route-4") if route["table"] == "local"]
 
 
@@ -22,7 +22,7 @@ def given_up(lab: Lab) -> bool:
 
 
 def check(lab: Lab) -> None:
-    """The pods have the range: the state says so with both keys, and either makes it ok."""
+    """Check that the state reports the range with both keys, and that either key makes it ok."""
     nic = lab.nics[0]
     lab.wait_for(lambda: given_up(lab), 10, "the range to be given up")
     assert refresh(lab) == "degraded"
@@ -35,23 +35,23 @@ def check(lab: Lab) -> None:
     for key in ('Prefixes = "ignore"', f'ExcludeAddresses = "{RANGE}"'):
         lab.write_config(f"[Network]\n{key}\n{CONFIG}")
         lab.kill("fetcher", signal.SIGHUP)
-        lab.wait_for(lambda: status(lab)["state"] == "ok", 10, f"{key} to help")
+        lab.wait_for(lambda: status(lab)["state"] == "ok", 10, f"{key}")
         lab.write_config(CONFIG)
         lab.kill("fetcher", signal.SIGHUP)
-        lab.wait_for(lambda: status(lab)["state"] == "degraded", 10, "the report again")
+        lab.wait_for(lambda: status(lab)["state"] == "degraded", 10, "the report")
     lab.batch(["link delete cbr0"])
     lab.wait_for(lambda: local(lab) == [RANGE], 10, "the range")
-    lab.wait_for(lambda: status(lab)["state"] == "ok", 10, "the fetcher to be content")
+    lab.wait_for(lambda: status(lab)["state"] == "ok", 10, "state ok")
 
 
-def test_range_is_given_up_when_pods_come_after_us() -> None:
+def test_range_is_given_up_when_pods_start_later() -> None:
     with running(SPEC, "", "netagent", "fetcher") as lab:
         assert local(lab) == [RANGE]
         lab.batch(["link add cbr0 type bridge", f"address add {BRIDGE} dev cbr0", "link set cbr0 up"])
         check(lab)
 
 
-def test_range_of_pods_that_were_there_first_is_left_to_them() -> None:
+def test_range_of_earlier_pods_is_left_alone() -> None:
     with Lab(replace(SPEC)) as lab:
         lab.batch(["link add cbr0 type bridge", f"address add {BRIDGE} dev cbr0", "link set cbr0 up"])
         lab.write_config(CONFIG)

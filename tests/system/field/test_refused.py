@@ -1,4 +1,4 @@
-"""What the kernel cannot do is left out, named with its cause, and stops nothing else."""
+"""Changes that the kernel or netagent refuses are left out and reported with their cause, and do not block others."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 
 from tests.lab import Interface, Lab, Spec
 from tests.lab.nic import Nic
-from tests.system.service import CONFIG as JOB_CONFIG
+from tests.system.service import CONFIG as SERVICE_CONFIG
 from tests.system.service import audit, ip, is_healthy, ours, present, refresh, running, status, wait_until_healthy
 
-SIX = tuple(Interface(f"10.0.{n}.0/24", 3, ipv6=(f"fd00:{n}::a", f"fd00:{n}::b")) for n in (1, 2, 3))
+DUAL_STACK = tuple(Interface(f"10.0.{n}.0/24", 3, ipv6=(f"fd00:{n}::a", f"fd00:{n}::b")) for n in (1, 2, 3))
 CONFIG = '[Netagent]\nAllowKinds = "veth macvlan"\n'
 
 
@@ -19,7 +19,7 @@ def sysctl(lab: Lab, link: str, key: str, value: int) -> None:
     lab.run(["sysctl", "-qw", f"net.ipv6.conf.{link}.{key}={value}"])
 
 
-def start(lab: Lab, config: str = JOB_CONFIG) -> None:
+def start(lab: Lab, config: str = SERVICE_CONFIG) -> None:
     lab.write_config(config)
     lab.start("netagent")
     lab.start("fetcher")
@@ -29,9 +29,9 @@ def rolled_back(lab: Lab) -> list[object]:
     return [line for line in audit(lab) if line["verdict"] not in ("applied", "confirmed")]
 
 
-def test_disabled_ipv6_stops_no_ipv4() -> None:
-    """By sysctl for all links, before the start. The cause is named once for each link, and passes when it does."""
-    with Lab(Spec(SIX)) as lab:
+def test_disabled_ipv6_does_not_block_ipv4() -> None:
+    """IPv6 is disabled for all links before the start. The cause is reported for each link, and clears with it."""
+    with Lab(Spec(DUAL_STACK)) as lab:
         sysctl(lab, "all", "disable_ipv6", 1)
         start(lab)
         lab.wait_for(lambda: set(lab.addresses) <= present(lab), 10, "the IPv4 addresses")
@@ -46,8 +46,8 @@ def test_disabled_ipv6_stops_no_ipv4() -> None:
         lab.wait_for(lambda: is_healthy(lab), 20, "the IPv6 addresses")
 
 
-def test_ipv6_disabled_on_one_link_stops_no_other_link() -> None:
-    with running(Spec(SIX), "", "netagent", "fetcher") as lab:
+def test_ipv6_disabled_on_one_link_does_not_block_others() -> None:
+    with running(Spec(DUAL_STACK), "", "netagent", "fetcher") as lab:
         off, other = lab.nics[2], lab.nics[1]
         six = [each for nic in lab.nics for each in nic.ipv6]
         lab.wait_for(lambda: all(lab.reachability([*lab.addresses, *six]).values()), 20, "all addresses")
@@ -62,8 +62,10 @@ def test_ipv6_disabled_on_one_link_stops_no_other_link() -> None:
 
 
 @pytest.fixture
-def upon() -> Iterator[Lab]:
-    """GCP gives the MTU. An interface's MAC is that of a macvlan on a link that is down: neither up nor MTU work."""
+def macvlan_lab() -> Iterator[Lab]:
+    """Yield a GCP lab, whose metadata have MTUs. An interface is a macvlan on a link that is down: it can neither be
+    set up nor get its MTU.
+    """
     with Lab(Spec.cloud("gcp", interfaces=3, addresses=1)) as lab:
         nic = lab.nics[1]
         lower = [
@@ -77,8 +79,8 @@ def upon() -> Iterator[Lab]:
         yield lab
 
 
-def test_link_that_cannot_come_up_or_have_its_mtu_stops_no_other(upon: Lab) -> None:
-    lab, nic = upon, upon.nics[1]
+def test_link_that_cannot_come_up_does_not_block_others(macvlan_lab: Lab) -> None:
+    lab, nic = macvlan_lab, macvlan_lab.nics[1]
     others = [each for each in lab.nics if each is not nic]
     lab.wait_for(lambda: {*others[0].addresses, *others[1].addresses} <= present(lab), 10, "the others' addresses")
     lab.wait_for(lambda: status(lab).get("state") == "degraded", 10, "the report")
@@ -86,18 +88,18 @@ def test_link_that_cannot_come_up_or_have_its_mtu_stops_no_other(upon: Lab) -> N
     assert nic.name in message
     assert "the kernel refuses it" in message
     assert all(lab.reachability([address for each in others for address in each.addresses]).values())
-    lab.batch(["link set lower0 up"])  # no event of the upper link says so: it is tried again by itself
+    lab.batch(["link set lower0 up"])  # the upper link has no event; the fetcher retries
     lab.wait_for(lambda: set(nic.addresses) <= present(lab), 30, "the link to come up")
     assert refresh(lab) == "degraded"
-    assert f"MTU {lab_mtu(lab, others[0])} of {nic.name}: the kernel refuses it: Invalid argument" in str(
+    assert f"MTU {mtu_of(lab, others[0])} of {nic.name}: the kernel refuses it: Invalid argument" in str(
         status(lab)["last_error"]["message"]
     )
-    lab.batch([f"link set lower0 mtu {lab_mtu(lab, others[0])}"])
+    lab.batch([f"link set lower0 mtu {mtu_of(lab, others[0])}"])
     lab.wait_for(lambda: status(lab)["state"] == "ok", 60, "the MTU")
-    assert lab_mtu(lab, nic) == lab_mtu(lab, others[0])
+    assert mtu_of(lab, nic) == mtu_of(lab, others[0])
 
 
-def lab_mtu(lab: Lab, nic: Nic) -> int:
+def mtu_of(lab: Lab, nic: Nic) -> int:
     return next(int(link["mtu"]) for link in ip(lab, "link") if link["ifname"] == nic.name)
 
 
@@ -105,7 +107,7 @@ def lab_mtu(lab: Lab, nic: Nic) -> int:
 
 
 @pytest.fixture
-def six() -> Iterator[Lab]:
+def ipv6_lab() -> Iterator[Lab]:
     with running(Spec.cloud("aws", interfaces=3, addresses=2, ipv6=2), "", "netagent", "fetcher") as made:
         made.wait_for(lambda: all(made.reachability().values()), 15, "every link's router")
         yield made
@@ -117,9 +119,9 @@ def defaults(lab: Lab) -> list[str]:
     )
 
 
-def test_forwarding_leaves_the_routes_that_work_and_names_the_cause(six: Lab) -> None:
-    """As Docker and k3s switch it on: the kernel purges its routes of routers' advertisements, and hears no more."""
-    lab, before = six, defaults(six)
+def test_forwarding_keeps_working_routes_and_reports_the_cause(ipv6_lab: Lab) -> None:
+    """As enabled by Docker and k3s: the kernel removes the advertised routes and ignores further advertisements."""
+    lab, before = ipv6_lab, defaults(ipv6_lab)
     held = lab.hold_connection(lab.nics[1].ipv6[1])
     sysctl(lab, "all", "forwarding", 1)
     lab.wait_for(lambda: status(lab)["state"] == "degraded", 10, "the cause")
@@ -140,8 +142,8 @@ def test_forwarding_leaves_the_routes_that_work_and_names_the_cause(six: Lab) ->
     assert all(lab.reachability().values())
 
 
-def test_forwarding_with_accept_ra_2_changes_nothing(six: Lab) -> None:
-    lab, before = six, defaults(six)
+def test_forwarding_with_accept_ra_2_changes_nothing(ipv6_lab: Lab) -> None:
+    lab, before = ipv6_lab, defaults(ipv6_lab)
     for nic in lab.nics:
         sysctl(lab, nic.name, "accept_ra", 2)
     sysctl(lab, "all", "forwarding", 1)
@@ -150,7 +152,7 @@ def test_forwarding_with_accept_ra_2_changes_nothing(six: Lab) -> None:
     assert all(lab.reachability().values())
 
 
-def test_start_after_forwarding_was_switched_on_finds_the_router_among_the_neighbours() -> None:
+def test_start_with_forwarding_on_finds_the_router_by_neighbours() -> None:
     with Lab(Spec.cloud("aws", interfaces=3, addresses=2, ipv6=2)) as lab:
         lab.batch([f"link set {nic.name} up" for nic in lab.nics])
         learned = ["ip", "-6", "route", "show", "default", "proto", "ra"]
@@ -164,8 +166,8 @@ def test_start_after_forwarding_was_switched_on_finds_the_router_among_the_neigh
         assert "accept_ra=2" in str(status(lab)["last_error"]["message"])
 
 
-def test_removal_that_netagent_refuses_stops_nothing_else() -> None:
-    """An operator's route prefers an address as its source, and the cloud takes the address away."""
+def test_refused_removal_does_not_block_other_changes() -> None:
+    """A route of an operator has the removed address as its preferred source."""
     with running(Spec.aws(interfaces=3, addresses=3), "", "netagent", "fetcher") as lab:
         nic, other = lab.nics[1], lab.nics[2]
         kept = nic.addresses[1]
@@ -180,5 +182,5 @@ def test_removal_that_netagent_refuses_stops_nothing_else() -> None:
         message = status(lab)["last_error"]["message"]
         assert f"the route to 192.0.2.0/24 in table 254 depends on {kept}" in message
         lab.batch([f"route del {route}"])
-        lab.wait_for(lambda: kept not in present(lab), 90, "the removal, once nothing needs the address")
-        lab.wait_for(lambda: is_healthy(lab), 20, "the fetcher to be content")
+        lab.wait_for(lambda: kept not in present(lab), 90, "the removal after the route")
+        lab.wait_for(lambda: is_healthy(lab), 20, "state ok")

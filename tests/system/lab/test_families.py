@@ -9,7 +9,7 @@ from tests.system.lab.test_lab import configuration, table
 
 
 def configure(lab: Lab) -> None:
-    """As `configuration`, but for IPv6: the gateway is the router that advertises itself."""
+    """Configure IPv6 like `configuration`; the gateway is the router of the advertisements."""
     router = lab.convention.router6
     lab.batch(configuration(lab))
     lines = ["rule add priority 30001 lookup main suppress_prefixlength 0"]

@@ -204,7 +204,7 @@ def test_an_interface_is_attached_and_detached_while_running(first: str, subnet:
         assert lab.addresses == ["10.0.1.10"]
 
 
-def test_a_held_connection_tells_when_it_breaks() -> None:
+def test_held_connection_reports_a_break() -> None:
     with Lab(Spec.aws(interfaces=1, addresses=2)) as lab:
         lab.batch(["address add 10.0.1.11/32 dev eth0"])
         held = lab.hold_connection("10.0.1.11", ("neighbour", 0))

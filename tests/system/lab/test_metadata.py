@@ -228,7 +228,7 @@ def test_a_page_instead_of_an_answer(client: Client) -> None:
     assert body.startswith("<!DOCTYPE html>")
 
 
-def test_a_dripping_answer_is_slow_but_whole(client: Client) -> None:
+def test_a_dripping_answer_is_slow_but_complete(client: Client) -> None:
     client.lab.metadata.fail("drip", interval=0.05)
     start = time.monotonic()
     assert client.get(f"{META}/instance-type") == (200, "m7i.4xlarge")
@@ -250,7 +250,7 @@ def test_wrong_content_does_not_excuse_a_missing_token(client: Client) -> None:
     assert client.get(f"{META}/mac")[0] == 401
 
 
-def test_a_mistake_in_a_test_is_an_error(client: Client) -> None:
+def test_wrong_fault_name_is_an_error(client: Client) -> None:
     with pytest.raises(ValueError, match="unknown fault 'brocken'"):
         client.lab.metadata.fail("brocken")
     with pytest.raises(ValueError, match="v3"):

@@ -66,7 +66,7 @@ def test_paths_have_dashes(lab: Lab) -> None:
     assert get(lab, f"{NICS}7/").status == 404
 
 
-def test_who_does_not_say_google_is_refused(lab: Lab) -> None:
+def test_request_without_the_metadata_flavor_is_refused(lab: Lab) -> None:
     assert ask(lab, NICS).status == 403
     assert ask(lab, NICS, "Metadata-Flavor: Google", "X-Forwarded-For: 10.0.0.1").status == 403
     lab.metadata.configure(flavor=False)

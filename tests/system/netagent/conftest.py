@@ -1,4 +1,4 @@
-"""A lab with a running netagent and no fetcher: the tests are its client."""
+"""A lab with a running netagent and without a fetcher: the tests send its requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def start(lab: Lab) -> None:
 
 
 def answers(lab: Lab) -> bool:
-    """Whether netagent serves, and IPv6 is done with duplicate address detection: nothing changes by itself."""
+    """Return True if netagent answers and duplicate address detection has ended, so that nothing changes by itself."""
     try:
         with Wire(lab) as wire:
             return (
@@ -44,7 +44,7 @@ def wire(lab: Lab) -> Iterator[Wire]:
 
 @pytest.fixture(scope="module")
 def shared_lab() -> Iterator[Lab]:
-    """For tests after which the kernel is as it was before."""
+    """For tests that leave the kernel unchanged."""
     with Lab(Spec.aws(interfaces=2, addresses=2)) as lab:
         lab.write_config(CONFIG)
         lab.batch(

@@ -1,4 +1,6 @@
-"""Where packets of the instance really go: witnesses on every host outside, and UDP datagrams from the instance."""
+"""The actual destinations of the instance's packets: observers on every outside host, and UDP datagrams from the
+instance.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,14 @@ from pathlib import Path
 
 from tests.lab import Lab, Namespace
 
-WITNESS = """
+OBSERVER = """
 import os, re, socket
 packets = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))
 os.write(1, b"ready\\n")
 while True:
     data, (name, _, kind, _, _) = packets.recvfrom(2048)
     found = re.search(rb"<[0-9]+>", data)
-    protocol = data[9] if data[0] >> 4 == 4 else data[6]  # an ICMP error has the mark, too
+    protocol = data[9] if data[0] >> 4 == 4 else data[6]  # an ICMP error contains the mark, too
     if found and kind == socket.PACKET_HOST and name != "lo" and protocol == socket.IPPROTO_UDP:
         os.write(1, found[0] + name.encode() + b"\\n")
 """
@@ -38,11 +40,11 @@ with socket.socket(family, socket.SOCK_DGRAM) as sock:
         print(error.strerror)
 """
 SECONDS, SETTLED = 3.0, 0.15
-"""How long nobody must have received a packet, and how long a second receiver is waited for."""
+"""Time limits for the first receiver of a packet, and for a second one."""
 
 
-class Witnesses:
-    """A witness in each namespace; `receivers` sends a datagram from the instance and names those who got it."""
+class PacketObservers:
+    """An observer in each namespace; `receivers` sends a datagram from the instance and returns who received it."""
 
     def __init__(self, lab: Lab, namespaces: Iterable[Namespace], scratch: Path) -> None:
         self._lab, self._marks = lab, itertools.count(1)
@@ -50,21 +52,21 @@ class Witnesses:
         self._processes: list[subprocess.Popen[str]] = []
         for namespace in namespaces:
             with self._logs[namespace.name].open("wb") as out:
-                self._processes.append(namespace.popen([sys.executable, "-I", "-S", "-c", WITNESS], stdout=out))
-        lab.wait_for(lambda: all("ready" in log.read_text() for log in self._logs.values()), 20, "the witnesses")
+                self._processes.append(namespace.popen([sys.executable, "-I", "-S", "-c", OBSERVER], stdout=out))
+        lab.wait_for(lambda: all("ready" in log.read_text() for log in self._logs.values()), 20, "the observers")
 
     def close(self) -> None:
-        """End the witnesses."""
+        """End the observers."""
         for process in self._processes:
             process.terminate()
             process.wait(10)
 
     def receivers(self, destination: str, source: str = "") -> set[str]:
-        """Names of the namespaces that receive what the instance sends to `destination`; empty if nobody does."""
+        """Return the names of the namespaces that receive a datagram from the instance to `destination`."""
         return {name.partition(":")[0] for name in self.arrivals(destination, source)}
 
     def arrivals(self, destination: str, source: str = "") -> set[str]:
-        """`namespace:interface` wherever what the instance sends to `destination` arrives."""
+        """Return `namespace:interface` wherever a datagram from the instance to `destination` arrives."""
         mark = f"<{next(self._marks)}>"
         self._lab.run([sys.executable, "-I", "-S", "-c", SEND, destination, source, mark])
         end = time.monotonic() + SECONDS
@@ -79,9 +81,9 @@ class Witnesses:
 
 
 @contextmanager
-def witnesses(lab: Lab, namespaces: Iterable[Namespace], scratch: Path) -> Iterator[Witnesses]:
-    """Witnesses for the length of the block."""
+def packet_observers(lab: Lab, namespaces: Iterable[Namespace], scratch: Path) -> Iterator[PacketObservers]:
+    """Yield observers for the duration of the block."""
     with ExitStack() as stack:
-        found = Witnesses(lab, list(namespaces), scratch)
+        found = PacketObservers(lab, list(namespaces), scratch)
         stack.callback(found.close)
         yield found

@@ -1,4 +1,4 @@
-"""What somebody tries who has become the fetcher, or anybody else, or root of a user namespace; and that none works."""
+"""Attacks by a compromised fetcher, by other users, and by root of a user namespace; all must fail."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from cloud_network.netagent import protocol
 from tests.lab import Lab, Spec
 from tests.lab.processes import USERS
 from tests.system.netagent.conftest import start
-from tests.system.netagent.faults_bench import whole
-from tests.system.netagent.faults_who import ATTACKER, FETCHER, NAMESPACE, As, become, mapped
+from tests.system.netagent.fault_bench import verify_audit_log
+from tests.system.netagent.identities import ATTACKER, FETCHER, NAMESPACE, UserWire, attack_from_user_namespace, become
 from tests.system.netagent.wire import AUDIT, CONFIG, Wire, address, audit_lines, ifindex, kernel_state
 
 MEMORY = 64 << 10  # KiB
 MAX_FILE, FILES = 16 << 20, 9
 
 
-WHO = {
+CLIENTS = {
     "the fetcher": become(FETCHER),
     "the api": become(USERS["cloud-network-api"]),
     "nobody": become(65534),
@@ -53,7 +53,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(autouse=True)
 def is_as_before(lab: Lab) -> Iterator[None]:
-    """After every attack netagent, begun again for it, is the same process, serves, and has changed nothing."""
+    """After each attack, check that netagent is the same process, answers, and has changed nothing."""
     lab.stop("netagent")
     start(lab)
     before, pid = kernel_state(lab), lab.daemons.pid("netagent")
@@ -72,17 +72,17 @@ def serves(lab: Lab) -> bool:
 
 
 def attack(lab: Lab, who: Sequence[str], *arguments: str) -> dict[str, str]:
-    """What the attacker says: {what was tried: how it ended}."""
+    """Run the attacker; return {attempt: result}."""
     done = lab.run([*who, "/usr/bin/python3", str(ATTACKER), *arguments], timeout=60)
-    said: dict[str, str] = json.loads(done.stdout)
-    return said
+    results: dict[str, str] = json.loads(done.stdout)
+    return results
 
 
 # — the process, its files and its socket
 
 
-@pytest.mark.parametrize("who", WHO)
-def test_nobody_reaches_the_process_or_its_files(lab: Lab, who: str) -> None:
+@pytest.mark.parametrize("who", CLIENTS)
+def test_other_users_cannot_reach_the_process_or_its_files(lab: Lab, who: str) -> None:
     lines = lab.path(AUDIT).read_text()
     rotated = lab.path(f"{AUDIT}.1")
     rotated.touch()
@@ -90,13 +90,16 @@ def test_nobody_reaches_the_process_or_its_files(lab: Lab, who: str) -> None:
         lab.path(path).stat() for path in (AUDIT, f"{AUDIT}.1", protocol.SOCKET, f"{Path(protocol.SOCKET).parent}")
     ]
     limits = Path(f"/proc/{lab.daemons.pid('netagent')}/limits").read_text()
-    said = attack(lab, WHO[who])
+    results = attack(lab, CLIENTS[who])
     rotated.unlink()
-    uid = int(said.pop("uid"))
-    answered = said.pop("connect")
-    assert len(said) > 150
-    assert (said.pop("bind over the socket"), said.pop("setpgid")) in {("EADDRINUSE", "ESRCH"), ("EADDRINUSE", "EPERM")}
-    assert {name: how for name, how in said.items() if how not in ("EPERM", "EACCES")} == {}
+    uid = int(results.pop("uid"))
+    answered = results.pop("connect")
+    assert len(results) > 150
+    assert (results.pop("bind over the socket"), results.pop("setpgid")) in {
+        ("EADDRINUSE", "ESRCH"),
+        ("EADDRINUSE", "EPERM"),
+    }
+    assert {name: how for name, how in results.items() if how not in ("EPERM", "EACCES")} == {}
     after = lab.path(AUDIT).read_text()
     assert after.startswith(lines)
     assert uid in (0, *(each for each in (FETCHER, USERS["cloud-network-api"], 65534)))
@@ -104,36 +107,36 @@ def test_nobody_reaches_the_process_or_its_files(lab: Lab, who: str) -> None:
     assert Path(f"/proc/{lab.daemons.pid('netagent')}/limits").read_text() == limits
     refused = [line for line in audit_lines(lab)[len(lines.splitlines()) :] if line["verdict"] == "refused"]
     assert (answered, refused) == ("allowed" if "fetcher" in who else "EACCES", [])
-    whole(lab)
+    verify_audit_log(lab)
 
 
-def test_even_a_process_like_it_does_not_see_its_inside(lab: Lab) -> None:
-    """The same user and the same capability: what keeps it out is that netagent is not dumpable (ptrace(2))."""
+def test_process_of_the_same_user_cannot_trace_it(lab: Lab) -> None:
+    """Even with the same user and capability: netagent is not dumpable (ptrace(2))."""
     capability = ["--inh-caps=+net_admin", "--ambient-caps=+net_admin"]
-    said = attack(lab, [*become(USERS["cloud-network-netagent"]), *capability], "inside")
-    assert (said.pop("uid"), said.pop("connect") != "allowed") == (str(USERS["cloud-network-netagent"]), True)
-    assert len(said) > 25
-    assert {name: how for name, how in said.items() if how not in ("EPERM", "EACCES")} == {}
+    results = attack(lab, [*become(USERS["cloud-network-netagent"]), *capability], "inside")
+    assert (results.pop("uid"), results.pop("connect") != "allowed") == (str(USERS["cloud-network-netagent"]), True)
+    assert len(results) > 25
+    assert {name: how for name, how in results.items() if how not in ("EPERM", "EACCES")} == {}
 
 
-STRANGERS = {
+FOREIGN_ROOTS = {
     "nobody is root": (65534, "0 65534 1\n"),
     "with a range of subordinate uids": (65534, "0 65534 1\n1 60000 1000\n"),
     "a subordinate uid is root": (65534, "0 60000 1000\n"),
-    "the api is root, beside the fetcher": (52093, f"0 52093 1\n{FETCHER} {FETCHER} 1\n"),
+    "the api is root, with the fetcher": (52093, f"0 52093 1\n{FETCHER} {FETCHER} 1\n"),
     "root is somewhere else": (65534, "0 60000 1\n1 0 1\n"),
 }
 
 
 @pytest.mark.parametrize("nested", [[], NAMESPACE], ids=["", "nested"])
-@pytest.mark.parametrize("how", STRANGERS)
-def test_a_strangers_root_of_a_user_namespace_is_a_stranger(lab: Lab, how: str, nested: list[str]) -> None:
-    uid, table = STRANGERS[how]
-    said = mapped(lab, become(uid), table, *nested)
-    assert (said["uid"], said["connect"]) == ("0", "EACCES")
+@pytest.mark.parametrize("how", FOREIGN_ROOTS)
+def test_root_of_a_foreign_user_namespace_is_refused(lab: Lab, how: str, nested: list[str]) -> None:
+    uid, table = FOREIGN_ROOTS[how]
+    results = attack_from_user_namespace(lab, become(uid), table, *nested)
+    assert (results["uid"], results["connect"]) == ("0", "EACCES")
 
 
-# As many as this process knows: an ordinary user's tests run in a user namespace themselves.
+# The uids of this process's user namespace: without root, the tests run in one themselves.
 HERE = sum(int(line.split()[2]) for line in Path("/proc/self/uid_map").read_text().splitlines())
 EVERY = "every uid, as a container without a mapping of its own"
 ROOTS = {
@@ -146,10 +149,10 @@ ROOTS = {
 @pytest.mark.parametrize("nested", [[], NAMESPACE], ids=["", "nested"])
 @pytest.mark.parametrize("how", ROOTS)
 def test_root_of_another_user_namespace_is_not_root(lab: Lab, how: str, nested: list[str]) -> None:
-    """It is uid 0 for SO_PEERCRED too, but has no privilege over what is netagent's."""
+    """SO_PEERCRED reports uid 0, but it has no privilege over netagent's objects."""
     lines = len(audit_lines(lab))
-    said = mapped(lab, [], ROOTS[how], *nested)
-    assert said["connect"] != "allowed"
+    results = attack_from_user_namespace(lab, [], ROOTS[how], *nested)
+    assert results["connect"] != "allowed"
     assert {(line["request"], line["verdict"]) for line in audit_lines(lab)[lines:]} == {("connect", "refused")}
 
 
@@ -161,21 +164,21 @@ CONTAINERS = {
 
 @pytest.mark.parametrize("how", CONTAINERS)
 def test_root_of_a_container_is_not_root(lab: Lab, how: str) -> None:
-    """Process 1 of a container is another process here, and without CAP_SYS_ADMIN nobody else's number can be said."""
+    """Process 1 of a container has another pid here, and without CAP_SYS_ADMIN a process cannot claim another pid."""
     lines = len(audit_lines(lab))
-    said = attack(lab, CONTAINERS[how], "connect")
-    assert said["uid"] == "0"
-    assert said["connect"] != "allowed"
+    results = attack(lab, CONTAINERS[how], "connect")
+    assert results["uid"] == "0"
+    assert results["connect"] != "allowed"
     assert {(line["request"], line["verdict"]) for line in audit_lines(lab)[lines:]} == {("connect", "refused")}
-    assert attack(lab, [], "connect")["connect"] == "allowed", "and root itself is"
+    assert attack(lab, [], "connect")["connect"] == "allowed", "root of the host is accepted"
 
 
 def test_the_fetcher_is_the_fetcher_in_any_user_namespace(lab: Lab) -> None:
-    """Who maps the fetcher's uid has been given it: by the kernel's rule (user_namespaces(7)) it is the fetcher."""
-    assert mapped(lab, become(FETCHER), f"0 {FETCHER} 1\n")["connect"] == "allowed"
+    """Only the fetcher's user or root can map the fetcher's uid (user_namespaces(7))."""
+    assert attack_from_user_namespace(lab, become(FETCHER), f"0 {FETCHER} 1\n")["connect"] == "allowed"
 
 
-HANDS_OVER = f"""
+PASS_DESCRIPTORS = f"""
 import array, socket, struct
 for _ in range(20):
     with socket.socket(socket.AF_UNIX) as client:
@@ -188,11 +191,11 @@ for _ in range(20):
 """
 
 
-def test_files_that_root_hands_over_do_not_use_up_netagent_s(lab: Lab) -> None:
-    """They may come with the credentials that only root's first byte is asked for."""
+def test_passed_descriptors_do_not_exhaust_netagent(lab: Lab) -> None:
+    """Descriptors arrive with the credentials that are only read from root's first byte."""
     files = Path(f"/proc/{lab.daemons.pid('netagent')}/fd")
     before = len(list(files.iterdir()))
-    lab.run(["/usr/bin/python3", "-c", HANDS_OVER])
+    lab.run(["/usr/bin/python3", "-c", PASS_DESCRIPTORS])
     with Wire(lab) as wire:
         assert wire.ask(request="status")["verdict"] == "ok"
     assert len(list(files.iterdir())) in (before, before + 1)  # one connection may not be closed yet
@@ -202,14 +205,14 @@ def test_files_that_root_hands_over_do_not_use_up_netagent_s(lab: Lab) -> None:
 
 
 def memory(lab: Lab) -> int:
-    """The most that netagent has had, in KiB."""
+    """Return netagent's peak memory in KiB."""
     found = re.search(r"^VmHWM:\s+(\d+)", Path(f"/proc/{lab.daemons.pid('netagent')}/status").read_text(), re.MULTILINE)
     assert found
     return int(found[1])
 
 
 def many(each: bytes) -> bytes:
-    """A whole frame's body of arrays, as long as netagent allows, of the same small thing."""
+    """Return the body of a frame of maximum size: arrays of maximum length with the same small value."""
     inner = b"\xdc" + struct.pack(">H", protocol.MAX_OPS) + each * protocol.MAX_OPS
     count = (protocol.MAX_FRAME - 3) // len(inner)
     return b"\xdc" + struct.pack(">H", count) + inner * count
@@ -231,17 +234,17 @@ BODIES = {
 
 
 @pytest.mark.parametrize("what", BODIES)
-def test_a_frame_that_unpacks_to_much_does_not_fill_the_memory(lab: Lab, what: str) -> None:
+def test_frames_that_unpack_to_much_do_not_fill_the_memory(lab: Lab, what: str) -> None:
     for _ in range(3):
-        with As(lab) as wire:
+        with UserWire(lab) as wire:
             assert wire.raw(BODIES[what])["verdict"] == "refused"
     assert memory(lab) < MEMORY
 
 
-def test_a_frame_that_is_never_whole_does_not_fill_the_memory(lab: Lab) -> None:
-    with As(lab) as wire:
+def test_incomplete_frames_do_not_fill_the_memory(lab: Lab) -> None:
+    with UserWire(lab) as wire:
         wire.socket.sendall(protocol.HEADER.pack(protocol.MAX_FRAME) + bytes(protocol.MAX_FRAME - 1))
-        waiting = [As(lab) for _ in range(50)]
+        waiting = [UserWire(lab) for _ in range(50)]
         for each in waiting:
             each.socket.sendall(protocol.HEADER.pack(protocol.MAX_FRAME) + bytes(1000))
         assert wire.answer()["reason"] == "a frame did not arrive in time"
@@ -252,9 +255,9 @@ def test_a_frame_that_is_never_whole_does_not_fill_the_memory(lab: Lab) -> None:
 
 
 def test_many_requests_at_once_do_not_fill_the_memory(lab: Lab) -> None:
-    """More than netagent answers: its answers are not read, so they cannot be sent."""
+    """More requests than netagent can answer, because the client does not read the answers."""
     request = protocol.encode({"request": "status"})
-    with As(lab) as wire, pytest.raises(OSError, match=r"Broken pipe|reset"):
+    with UserWire(lab) as wire, pytest.raises(OSError, match=r"Broken pipe|reset"):
         wire.socket.sendall(request * 200_000)
     assert memory(lab) < MEMORY
 
@@ -262,8 +265,8 @@ def test_many_requests_at_once_do_not_fill_the_memory(lab: Lab) -> None:
 # — the log
 
 
-def test_a_flood_of_refusals_fills_no_more_of_the_disk_than_the_rotation_allows(lab: Lab) -> None:
-    """Eight files of 16 MiB are there before: what is added pushes the oldest out."""
+def test_many_refusals_do_not_exceed_the_rotated_log_size(lab: Lab) -> None:
+    """Eight files of 16 MiB exist before: a new one removes the oldest."""
     log, uid = lab.path(AUDIT), USERS["cloud-network-netagent"]
     files = [log.with_name(f"audit.log.{number}") for number in range(1, FILES)]
     for file in files:
@@ -274,9 +277,9 @@ def test_a_flood_of_refusals_fills_no_more_of_the_disk_than_the_rotation_allows(
     frame = protocol.encode({"request": "apply", "id": "x" * 64, "ops": [op] * 4096, "confirm_within": 0})
     before = len(audit_lines(lab))
     for _ in range(2):
-        os.truncate(log, MAX_FILE - len(frame) // 4)  # so that not all of this has to be sent
+        os.truncate(log, MAX_FILE - len(frame) // 4)  # nearly full, to send less
         first = log.stat().st_ino
-        with As(lab) as wire:
+        with UserWire(lab) as wire:
             for _ in range(4):
                 wire.socket.sendall(frame)
                 assert wire.answer()["verdict"] == "refused"
@@ -293,7 +296,7 @@ def test_a_flood_of_refusals_fills_no_more_of_the_disk_than_the_rotation_allows(
     assert len(numbers) > before
     for file in files:
         file.unlink()
-    log.write_text("")  # for the tests that come; the lab is not the place for a rule that nobody may do this
+    log.write_text("")  # for the following tests
 
 
 FORGERY = ',"hash":"' + "0" * 9 + '"}\n{"seq":1,"x":"'
@@ -314,7 +317,7 @@ NASTY = [
 
 @pytest.mark.parametrize("where", ["id", "key", "request", "op"])
 def test_no_text_of_a_client_forges_a_line_or_reaches_a_terminal(lab: Lab, where: str) -> None:
-    said, lines = len(lab.log("netagent")), len(audit_lines(lab))
+    start_of_log, lines = len(lab.log("netagent")), len(audit_lines(lab))
     make: dict[str, Callable[[str], dict[str, Any]]] = {
         "id": lambda text: {"request": "rollback", "id": text[:64]},
         "key": lambda text: {"request": "status", text: 1},
@@ -322,7 +325,7 @@ def test_no_text_of_a_client_forges_a_line_or_reaches_a_terminal(lab: Lab, where
         "op": lambda text: {"request": "apply", "id": text[:64], "ops": [{"op": text}], "confirm_within": 0},
     }
     for text in NASTY:
-        with As(lab) as wire:
+        with UserWire(lab) as wire:
             assert wire.ask(**make[where](text))["verdict"] == "refused"
     raw = lab.path(AUDIT).read_bytes()
     assert set(raw) <= {10, *range(32, 127)}
@@ -330,11 +333,11 @@ def test_no_text_of_a_client_forges_a_line_or_reaches_a_terminal(lab: Lab, where
     assert [line["verdict"] for line in added] == ["refused"] * len(NASTY)
     if where == "id":
         assert [line["id"] for line in added] == [text[:64] for text in NASTY]
-    journal = lab.log("netagent")[said:]
+    journal = lab.log("netagent")[start_of_log:]
     assert set(journal.encode()) <= {10, *range(32, 127)}
     for line in journal.splitlines():
         assert line.startswith("cloud-network-netagent: ") or json.loads(line)["verdict"] == "refused"
-    whole(lab)
+    verify_audit_log(lab)
     cnctl = [sys.executable, "-m", "cloud_network.api.cnctl.main", "audit", "--log", str(lab.path(AUDIT))]
     shown = subprocess.run(cnctl, capture_output=True, check=True).stdout
     assert len(shown.splitlines()) == len(audit_lines(lab)[-len(shown.splitlines()) :])
@@ -342,7 +345,7 @@ def test_no_text_of_a_client_forges_a_line_or_reaches_a_terminal(lab: Lab, where
 
 
 def test_the_fetcher_is_served_while_root_of_containers_waits(lab: Lab) -> None:
-    """uid 0 without credentials holds no place: 20 such connections delay the fetcher by less than one of them may."""
+    """20 connections of uid 0 without credentials delay the fetcher by less than the time limit of one of them."""
     hold = (
         f"import socket, time\nheld = [socket.socket(socket.AF_UNIX) for _ in range(20)]\n"
         f"for each in held: each.connect({protocol.SOCKET!r})\nprint('held', flush=True)\ntime.sleep(60)"
@@ -350,7 +353,7 @@ def test_the_fetcher_is_served_while_root_of_containers_waits(lab: Lab) -> None:
     child = lab.instance.popen(["/usr/bin/python3", "-c", hold], stdout=subprocess.PIPE)
     assert child.stdout is not None
     assert child.stdout.readline() == "held\n"
-    with As(lab) as wire:
+    with UserWire(lab) as wire:
         wire.socket.settimeout(0.9)  # ROOT_SECONDS is 1
         assert wire.ask(request="status")["verdict"] == "ok"
     (holder,) = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()  # of nsenter(1)
@@ -358,8 +361,8 @@ def test_the_fetcher_is_served_while_root_of_containers_waits(lab: Lab) -> None:
     child.wait(10)
 
 
-def test_what_has_been_recorded_and_is_sent_again_does_nothing(lab: Lab) -> None:
-    """The same bytes on another connection of the fetcher, while the change is open, confirmed and gone."""
+def test_replayed_request_changes_nothing(lab: Lab) -> None:
+    """The same bytes on another connection of the fetcher, while the change is open, confirmed and removed."""
     link, before = ifindex(lab, "eth0"), kernel_state(lab)
     add = protocol.encode({"request": "apply", "id": "one", "ops": [address(link, "10.0.2.77")], "confirm_within": 60})
     confirm = protocol.encode({"request": "confirm", "id": "one"})
@@ -371,10 +374,10 @@ def test_what_has_been_recorded_and_is_sent_again_does_nothing(lab: Lab) -> None
         wire.socket.sendall(b"".join(frames))
         return [str(wire.answer()["verdict"]) for _ in frames]
 
-    with As(lab) as first, As(lab) as other:
+    with UserWire(lab) as first, UserWire(lab) as other:
         assert send(first, add, add) == ["applied", "refused"]
         opened = kernel_state(lab)
-        other.socket.sendall(confirm + rollback + add)  # answered now, or when the first one has gone
+        other.socket.sendall(confirm + rollback + add)  # answered now, or after the first client has disconnected
         assert kernel_state(lab) == opened != before
         assert send(first, confirm, confirm, rollback, add) == ["confirmed", "refused", "refused", "refused"]
         first.close()
@@ -382,9 +385,9 @@ def test_what_has_been_recorded_and_is_sent_again_does_nothing(lab: Lab) -> None
         assert kernel_state(lab) == opened
         assert send(other, remove, remove) == ["applied", "refused"]
         other.close()
-    with As(lab) as first, As(lab) as other:
+    with UserWire(lab) as first, UserWire(lab) as other:
         assert send(first, add) == ["applied"]
         other.socket.sendall(confirm + rollback)
-        first.close()  # and with it the change
+        first.close()  # which rolls the change back
         assert [other.answer()["verdict"] for _ in range(2)] == ["refused"] * 2
-    whole(lab)
+    verify_audit_log(lab)

@@ -1,4 +1,4 @@
-"""`cnctl audit` on a log that the real writer wrote, and on what somebody made of it afterwards."""
+"""`cnctl audit` with a log of the real writer, unchanged and with later changes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def cnctl(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*CNCTL, "--log", str(path), *arguments], capture_output=True, text=True, check=False)
 
 
-def test_a_log_that_nobody_touched_is_whole(tmp_path: Path) -> None:
+def test_unchanged_log_is_verified(tmp_path: Path) -> None:
     path = tmp_path / "audit.log"
     head = write(path, 6).head
     done = cnctl(path, "--verify")
@@ -73,7 +73,7 @@ def test_a_chain_goes_on_after_a_line_of_any_length(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("ops", "remaining", "lines"), [(224, 0, 1), (112, 64, 1), (225, 0, 2), (4096, 4096, 51)])
-def test_every_operation_is_there_and_no_line_is_longer_than_the_journals(
+def test_large_requests_are_logged_whole_in_journal_sized_lines(
     tmp_path: Path, ops: int, remaining: int, lines: int
 ) -> None:
     path = tmp_path / "audit.log"
@@ -102,7 +102,7 @@ def test_every_operation_is_there_and_no_line_is_longer_than_the_journals(
         (lambda lines: [*lines[:3], "\x00" * 50 + "\n", *lines[4:]], 4, "not a whole line"),
     ],
 )
-def test_a_line_that_somebody_touched_is_named(
+def test_verify_reports_the_changed_line(
     tmp_path: Path, tamper: Callable[[Lines], Lines], where: int, reason: str
 ) -> None:
     path = tmp_path / "audit.log"
@@ -125,7 +125,7 @@ def test_lines_for_a_person_are_safe_on_a_terminal(tmp_path: Path) -> None:
     assert cnctl(tmp_path / "none").returncode == 3
 
 
-def test_an_answer_is_a_frame_however_much_was_not_undone() -> None:
+def test_answer_fits_a_frame_even_if_much_was_not_undone() -> None:
     op = RuleRemove(32765, IPv6Network("fd00:1111:2222:3333:4444:5555:6666::/112"), False, 1_000_000_000, True, True)
     remaining = (Remaining(op, "x" * 200),) * MAX_OPS
     rolled_back = Done(Verdict.ROLLED_BACK, remaining=remaining)

@@ -1,4 +1,4 @@
-"""Who may connect, what a client that misbehaves gets, and what the log says of it."""
+"""Who can connect, what a misbehaving client gets, and what is logged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cloud_network.netagent import protocol
 from tests.lab import Lab
 from tests.lab.processes import USERS
 from tests.system.netagent.conftest import start
-from tests.system.netagent.faults_who import As
+from tests.system.netagent.identities import UserWire
 from tests.system.netagent.wire import AUDIT, CONFIG, Wire, address, audit_lines, ifindex, kernel_state
 
 
@@ -24,7 +24,7 @@ def test_only_the_fetcher_and_root_may_connect(lab: Lab) -> None:
     assert (mode.st_mode & 0o777, mode.st_gid) == (0o660, USERS["cloud-network"])
     for uid in (65534, USERS["cloud-network-api"], USERS["cloud-network-netagent"]):
         with pytest.raises(ConnectionError, match="Permission denied"):
-            As(lab, uid)
+            UserWire(lab, uid)
     assert audit_lines(lab)[lines:] == []
 
 
@@ -32,7 +32,7 @@ def test_a_member_of_the_group_is_refused_and_logged(lab: Lab) -> None:
     """The socket's mode is not the only barrier."""
     lines = len(audit_lines(lab))
     member = ["setpriv", "--reuid=65534", f"--regid={USERS['cloud-network']}", "--clear-groups"]
-    with Wire(lab, prefix=member) as wire, pytest.raises(OSError, match=r"hung up|Broken pipe|reset"):
+    with Wire(lab, prefix=member) as wire, pytest.raises(OSError, match=r"closed the connection|Broken pipe|reset"):
         wire.ask(request="status")
     (line,) = audit_lines(lab)[lines:]
     assert (line["request"], line["verdict"], line["reason"]) == ("connect", "refused", "uid 65534 may not connect")
@@ -64,7 +64,7 @@ def test_a_member_of_the_group_is_refused_and_logged(lab: Lab) -> None:
         (msgpack.packb({1: 2}), "not msgpack"),
     ],
 )
-def test_what_is_malformed_is_refused_audited_and_hung_up_on(shared_lab: Lab, body: bytes, reason: str) -> None:
+def test_malformed_request_is_refused_logged_and_disconnected(shared_lab: Lab, body: bytes, reason: str) -> None:
     before, lines = kernel_state(shared_lab), len(audit_lines(shared_lab))
     with Wire(shared_lab) as wire:
         answer = wire.raw(body)
@@ -94,13 +94,13 @@ def test_a_half_sent_frame_is_dropped_and_the_next_client_served(shared_lab: Lab
     assert any(line.get("reason") == "a frame did not arrive in time" for line in audit_lines(shared_lab))
 
 
-def test_a_silent_client_keeps_nobody_waiting_for_long(shared_lab: Lab) -> None:
+def test_silent_client_does_not_delay_others_for_long(shared_lab: Lab) -> None:
     with Wire(shared_lab) as silent, Wire(shared_lab) as waiting:
         assert waiting.ask(request="status")["verdict"] == "ok"
         assert silent.socket.recv(1) == b""
 
 
-def test_a_flood_of_requests_is_refused_and_the_log_counts_what_it_leaves_out(lab: Lab) -> None:
+def test_too_many_requests_are_refused_and_counted_in_the_log(lab: Lab) -> None:
     size = lab.path(AUDIT).stat().st_size
     refused = 0
     with Wire(lab) as wire:
@@ -112,7 +112,7 @@ def test_a_flood_of_requests_is_refused_and_the_log_counts_what_it_leaves_out(la
         assert "too many requests: 20 a second" in answer["reason"]
         with pytest.raises(ConnectionError):
             wire.answer()
-    assert refused >= 390  # 400 at once, less what the start of the test has asked
+    assert refused >= 390  # a burst of 400, minus the requests of the start
 
     def has_counted() -> bool:
         with Wire(lab) as wire:
@@ -129,7 +129,7 @@ def test_a_flood_of_requests_is_refused_and_the_log_counts_what_it_leaves_out(la
 
 
 def chain(lines: list[str]) -> None:
-    """Every line's hash is that of its own text, and its `prev` the hash of the line before."""
+    """Check that every line's hash is that of its text, and its `prev` the hash of the line before."""
     previous = "0" * 64
     for number, line in enumerate(lines, 1):
         body, _, _ = line.rpartition(',"hash":"')
@@ -148,7 +148,7 @@ def test_the_audit_log_is_one_chain_over_restarts_and_reloads(lab: Lab) -> None:
         if host % 4 == 0:
             lab.stop("netagent")
             with lab.path(AUDIT).open("a") as log:
-                log.write('{"seq":99,"unfinished"')  # what a crash in the middle of a write leaves
+                log.write('{"seq":99,"unfinished"')  # as left by a crash during a write
             start(lab)
     lines = lab.path(AUDIT).read_text().splitlines()
     assert len(lines) == 20
@@ -163,7 +163,7 @@ def test_the_audit_log_is_one_chain_over_restarts_and_reloads(lab: Lab) -> None:
 
 
 def full_disk(lab: Lab, config: str) -> None:
-    """Start netagent with an audit log that has no room left."""
+    """Start netagent with an audit log on a full file system."""
     lab.stop("netagent")
     lab.write_config(config)
     lab.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", "/var/log/cloud-network"])
@@ -171,7 +171,7 @@ def full_disk(lab: Lab, config: str) -> None:
     start(lab)
 
 
-def test_what_cannot_be_logged_is_not_done(lab: Lab) -> None:
+def test_change_that_cannot_be_logged_is_refused(lab: Lab) -> None:
     full_disk(lab, CONFIG)
     before = kernel_state(lab)
     with Wire(lab) as wire:

@@ -10,7 +10,7 @@ from tests.system.netagent.wire import CONFIG, Wire, address, ifindex, route, ru
 
 
 @pytest.mark.parametrize("pattern", ["eth0", "e*0", "eth[0]", "MAC"])
-def test_what_is_ours_leaves_an_excluded_link_and_nothing_is_added(lab: Lab, pattern: str) -> None:
+def test_excluded_link_loses_our_objects_and_gets_none(lab: Lab, pattern: str) -> None:
     on, text = ifindex(lab, "eth0"), "10.0.2.10/24"
     with Wire(lab) as wire:
         added = [address(on, text), route(on, "0.0.0.0/0", "10.0.2.1"), rule("10.0.2.10", 9999 + on)]

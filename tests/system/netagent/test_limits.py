@@ -1,4 +1,4 @@
-"""Bounds on what a client can make netagent keep, write and wait for; and what ends a connection."""
+"""Limits on netagent's objects, log, connections and waiting times."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cloud_network.netagent.settings import Settings
 
 from tests.lab import Lab
 from tests.system.netagent.conftest import answers, start
-from tests.system.netagent.faults_who import FETCHER, As
+from tests.system.netagent.identities import FETCHER, UserWire
 from tests.system.netagent.wire import CONFIG, Wire, address, audit_lines, ifindex, route, rule
 
 Ops = list[dict[str, Any]]
@@ -52,7 +52,7 @@ server.run(listener, fetcher, float("inf"))
 
 @contextmanager
 def small(lab: Lab, changes: int = 1000, lifetime: float = 900.0) -> Iterator[None]:
-    """This netagent in place of the usual one."""
+    """Run a netagent with small limits instead of the usual one."""
     lab.stop("netagent")
     argv = [sys.executable, "-I", "-c", SMALL, str(changes), str(lifetime), str(FETCHER)]
     process = lab.instance.popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -72,7 +72,7 @@ def test_max_objects_bounds_addresses_routes_and_rules_together(lab: Lab) -> Non
     start(lab)
     on = ifindex(lab, "eth0")
     more: Ops = [address(on, "10.0.2.12/32"), route(on, "10.9.0.0/16", "10.0.2.1"), rule("10.0.2.11", 9999 + on)]
-    with As(lab) as wire:
+    with UserWire(lab) as wire:
         there = [address(on, "10.0.2.10/24"), address(on, "10.0.2.11/32")]
         there += [route(on, "0.0.0.0/0", "10.0.2.1"), rule("10.0.2.10", 9999 + on)]
         assert wire.apply(*there)["verdict"] == "applied"
@@ -87,15 +87,17 @@ def test_max_objects_bounds_addresses_routes_and_rules_together(lab: Lab) -> Non
     assert Settings().max_objects == 16384  # docs/policy.md
 
 
-def test_no_request_takes_minutes_however_many_subnets_a_link_has(lab: Lab) -> None:
-    """An open transaction is overdue meanwhile, and root waits. Comparing each pair takes three times this timeout."""
+def test_many_subnets_on_a_link_do_not_delay_requests(lab: Lab) -> None:
+    """Meanwhile an open transaction expires, and root waits. A comparison of each pair would take three times this
+    timeout.
+    """
     on = ifindex(lab, "eth0")
     subnets = [
         {**address(on, f"10.{64 + (at >> 14)}.{at >> 6 & 255}.{at % 64 * 4 + 1}/30"), "route": False}
         for at in range(8000)
     ]
     hosts = [f"10.{96 + (at >> 8)}.{at & 255}.0/24" for at in range(protocol.MAX_OPS)]
-    with As(lab) as wire:
+    with UserWire(lab) as wire:
         wire.socket.settimeout(25)
         for part in (subnets[:4000], subnets[4000:]):
             assert wire.apply(*part)["verdict"] == "applied"
@@ -108,10 +110,10 @@ def test_no_request_takes_minutes_however_many_subnets_a_link_has(lab: Lab) -> N
 
 
 def test_a_flush_at_the_limits_removes_everything(lab: Lab) -> None:
-    """8,192 addresses, as many rules; with a second of processor time for each million pairs it would not end."""
+    """8,192 addresses and as many rules: with a cost of a second per million pairs it would not end in time."""
     on = ifindex(lab, "eth0")
     hosts = [f"10.77.{at >> 8}.{at & 255}" for at in range(policy.MAX_RULES)]
-    with As(lab) as wire:
+    with UserWire(lab) as wire:
         wire.socket.settimeout(60)
         for at in range(0, len(hosts), protocol.MAX_OPS):
             part = hosts[at : at + protocol.MAX_OPS]
@@ -144,14 +146,14 @@ def test_a_full_routing_table_fits_into_the_units_memory(lab: Lab) -> None:
 
 
 def peak_memory(pid: int) -> int:
-    """The peak of a process's resident set, in bytes."""
+    """Return the peak of a process's resident set, in bytes."""
     peak = re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     assert peak is not None
     return int(peak[1]) << 10
 
 
 def memory_max() -> int:
-    """MemoryMax= of netagent's unit, in bytes."""
+    """Return MemoryMax= of netagent's unit, in bytes."""
     unit = Path(__file__).parents[3] / "systemd/system/cloud-network-netagent.service"
     limit = re.search(r"^MemoryMax=(\d+)M$", unit.read_text(), re.MULTILINE)
     assert limit is not None
@@ -161,10 +163,10 @@ def memory_max() -> int:
 # The audit log
 
 
-def test_changes_over_the_budget_are_refused_and_a_flush_by_root_is_not(lab: Lab) -> None:
+def test_rate_limit_refuses_changes_but_not_a_flush_by_root(lab: Lab) -> None:
     on = ifindex(lab, "eth0")
     with small(lab, changes=5):
-        with As(lab) as wire:
+        with UserWire(lab) as wire:
             answers_ = [wire.apply(address(on, f"10.0.2.{host}")) for host in range(20, 30)]
             assert [each["verdict"] for each in answers_] == ["applied"] * 5 + ["refused"] * 5
             assert "too many changes" in answers_[-1]["reason"]
@@ -175,7 +177,7 @@ def test_changes_over_the_budget_are_refused_and_a_flush_by_root_is_not(lab: Lab
 
 
 def test_the_budgets_keep_hours_of_history() -> None:
-    """However a client spends them: what it may write at once, and in an hour, is less than the log holds."""
+    """What a client may write at once plus in an hour is less than the log holds."""
     budgets = Budgets.default()
     at_once = sum(
         _drained(bucket, size) for bucket, size in ((budgets.change_bytes, 32 << 20), (budgets.refusal_bytes, 4 << 20))
@@ -185,7 +187,7 @@ def test_the_budgets_keep_hours_of_history() -> None:
 
 
 def _drained(bucket: TokenBucket, size: int) -> int:
-    """The size of a full bucket."""
+    """Empty a full bucket, and return its size."""
     assert bucket.take(size)
     assert not bucket.take(size / 100)
     return size
@@ -195,11 +197,11 @@ def _drained(bucket: TokenBucket, size: int) -> int:
 
 
 def test_a_connection_ends_with_the_process_that_opened_it(lab: Lab) -> None:
-    """A process passes its connected socket to another user's and ends."""
+    """A process passes its connected socket to another user's process, and exits."""
     on = ifindex(lab, "eth0")
-    wire = As(lab)
+    wire = UserWire(lab)
     assert wire.apply(address(on, "10.0.2.10/24"), confirm_within=600, request="open")["verdict"] == "applied"
-    wire.hang_up()  # the process that dialled ends; the connection is open here
+    wire.disconnect()  # the connecting process ends; this process still has the connection
     assert wire.socket.recv(1) == b""
     wire.socket.close()
     lab.wait_for(lambda: "10.0.2.10" not in lab.run(["ip", "-o", "address"]).stdout)
@@ -214,7 +216,7 @@ def still_served(wire: Wire) -> bool:
 
 
 def test_a_connection_has_a_lifetime(lab: Lab) -> None:
-    with small(lab, lifetime=2), As(lab) as wire:
+    with small(lab, lifetime=2), UserWire(lab) as wire:
         assert wire.apply(address(ifindex(lab, "eth0"), "10.0.2.10"), confirm_within=600)["verdict"] == "applied"
         lab.wait_for(lambda: not still_served(wire))
     assert "10.0.2.10" not in lab.run(["ip", "-o", "address"]).stdout
@@ -223,7 +225,7 @@ def test_a_connection_has_a_lifetime(lab: Lab) -> None:
 
 def test_a_confirmation_behind_half_a_frame_is_late(lab: Lab) -> None:
     frame = protocol.encode({"request": "confirm", "id": "open"})
-    with As(lab) as wire:
+    with UserWire(lab) as wire:
         answer = wire.apply(address(ifindex(lab, "eth0"), "10.0.2.10"), confirm_within=1, request="open")
         assert answer["verdict"] == "applied"
         wire.socket.sendall(frame[:7])
@@ -277,7 +279,7 @@ def test_a_flush_removes_ipv6_beside_a_temporary_address(lab: Lab) -> None:
     """Temporary addresses have the flag that marks secondary ones of IPv4 (IFA_F_TEMPORARY, linux/if_addr.h)."""
     on = ifindex(lab, "eth0")
     lab.run(["sysctl", "-qw", "net.ipv6.conf.eth0.use_tempaddr=2"])
-    with As(lab) as wire:
+    with UserWire(lab) as wire:
         assert wire.apply(address(on, "fd00:2::10/64"))["verdict"] == "applied"
     lifetimes = ["valid_lft", "3600", "preferred_lft", "3600"]
     lab.run(["ip", "address", "add", "fd00:2::5/64", "dev", "eth0", "mngtmpaddr", "nodad", *lifetimes])
@@ -287,7 +289,7 @@ def test_a_flush_removes_ipv6_beside_a_temporary_address(lab: Lab) -> None:
     assert (answer["done"], answer.get("not_undone")) == (1, None)
 
 
-# Addresses that are protected
+# Protected addresses
 
 
 def test_resolvers_behind_systemd_resolved_are_protected(lab: Lab) -> None:
@@ -295,7 +297,7 @@ def test_resolvers_behind_systemd_resolved_are_protected(lab: Lab) -> None:
     lab.path("/run/systemd/resolve").mkdir(parents=True)
     lab.path("/run/systemd/resolve/resolv.conf").write_text("nameserver 10.0.1.53\nnameserver fd00:1::53\n")
     on = ifindex(lab, "eth1")
-    with As(lab) as wire:
+    with UserWire(lab) as wire:
         for text in ("10.0.1.53/32", "fd00:1::53/128"):
             answer = wire.apply(address(on, text))
             assert answer["reason"] == f"{text.partition('/')[0]} is a resolver's address"
@@ -305,11 +307,11 @@ def test_resolvers_behind_systemd_resolved_are_protected(lab: Lab) -> None:
         )
 
 
-def test_an_ipv6_gateway_is_kept_when_its_advertisement_has_expired(lab: Lab) -> None:
+def test_ipv6_gateway_is_kept_after_its_advertisement_expires(lab: Lab) -> None:
     on = ifindex(lab, "eth1")
     advertised = "default via fe80::1 dev eth1 proto ra"
     lab.batch([f"route add {advertised}"])
-    with As(lab) as wire:
+    with UserWire(lab) as wire:
         assert wire.apply(address(on, "fd00:1::10/128"), route(on, "::/0", "fe80::1"))["verdict"] == "applied"
         lab.batch([f"route del {advertised}"])
         assert wire.apply(route(on, "fd00:5::/48", "fe80::1"))["verdict"] == "applied"

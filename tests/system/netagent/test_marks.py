@@ -1,4 +1,4 @@
-"""The operation `forwarded_replies` and rules for marks: what they make, how they are undone, and what is refused.
+"""The operation `forwarded_replies` and rules for marks: their effect, their inverse, and their refusals.
 
 The lab's primary is eth0 (10.0.1.10/24); eth2 is the secondary, in 10.0.2.0/24, and eth1 is down.
 """
@@ -85,7 +85,7 @@ def ours(lab: Lab) -> str:
 
 @pytest.fixture(scope="module")
 def marked() -> Iterator[Lab]:
-    """Each test leaves the kernel as it found it."""
+    """Restore the kernel after each test."""
     with Lab(Spec.aws(interfaces=3, addresses=2)) as lab:
         lab.batch(["link set eth2 up", "link add docker0 type bridge", "link add docker1 type bridge"])
         lab.write_config(MARK)
@@ -142,7 +142,7 @@ def without_handles(text: str) -> str:
         "add chain inet cloud_network more; add rule inet cloud_network more drop",
     ],
 )
-def test_status_notices_a_table_that_is_not_whole(lab: Lab, on: Links, wire: Wire, damage: str) -> None:
+def test_status_reports_an_incomplete_table(lab: Lab, on: Links, wire: Wire, damage: str) -> None:
     assert wire.apply(table((on.primary, 1), (on.secondary, 2)))["verdict"] == "applied"
     lab.run(["nft", damage])
     assert wire.ask(request="status")["marks"] == []
@@ -281,13 +281,13 @@ def test_a_rule_cannot_be_left_behind_by_a_later_request(lab: Lab, on: Links, wi
     assert wire.apply(table((on.secondary, 2), (on.primary, 1)))["verdict"] == "applied"
 
 
-@pytest.mark.parametrize("end", ["rollback", "hang up", "crash", "the time"])
-def test_what_is_not_confirmed_is_undone(lab: Lab, on: Links, end: str) -> None:
+@pytest.mark.parametrize("end", ["rollback", "disconnect", "crash", "timeout"])
+def test_unconfirmed_change_is_rolled_back(lab: Lab, on: Links, end: str) -> None:
     with Wire(lab) as wire:
         assert wire.apply(table((on.primary, 5)))["verdict"] == "applied"
         before = state(lab)
         ops = [table((on.primary, 1), (on.secondary, 2)), mark_rule(on.primary, 1), mark_rule(on.secondary, 2)]
-        within = 1 if end == "the time" else 60
+        within = 1 if end == "timeout" else 60
         assert wire.apply(*ops, confirm_within=within, request="open")["verdict"] == "applied"
         assert state(lab) != before
         if end == "rollback":
@@ -295,7 +295,7 @@ def test_what_is_not_confirmed_is_undone(lab: Lab, on: Links, end: str) -> None:
         elif end == "crash":
             lab.kill("netagent", signal.SIGKILL)
             start(lab)
-        elif end == "the time":
+        elif end == "timeout":
             lab.wait_for(lambda: state(lab) == before)
     lab.wait_for(lambda: state(lab) == before)
 
@@ -336,7 +336,7 @@ def test_off_removes_the_table_that_was_made_and_no_other(lab: Lab, on: Links) -
     lab.kill("netagent", signal.SIGHUP)
     lab.wait_for(lambda: ours(lab) == "")
     assert audit_lines(lab)[-1]["reason"] == "ForwardedReplies= is off"
-    lab.run(["nft", "add table inet cloud_network"])  # another program's, as far as netagent knows
+    lab.run(["nft", "add table inet cloud_network"])  # netagent's ledger does not have this table
     lab.stop("netagent")
     start(lab)
     assert ours(lab) != ""
@@ -368,7 +368,7 @@ def test_tables_of_other_programs_are_the_same_in_json(lab: Lab, on: Links, wire
 
 
 def foreign(lab: Lab) -> list[Any]:
-    """Everything of nftables outside of our table, handles and counters included."""
+    """Return all nftables objects outside our table, with handles and counters."""
     found = json.loads(lab.run(["nft", "--json", "list", "ruleset"]).stdout)["nftables"]
     return [each for each in found if not is_ours(each)]
 

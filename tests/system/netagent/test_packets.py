@@ -1,7 +1,8 @@
 """Takeovers with the fetcher's uid, seen from the neighbours: no packet goes to another host than before the request.
 
-The lab's filter is off: a cloud that stops spoofed packets and ARP answers would hide what the policy lets through.
-neighbour0 is beside eth1 (the primary, 10.0.1.10/24, by DHCP), neighbour1 beside eth0; `vpn` is behind wg0.
+The lab's filter is off: a cloud that drops spoofed packets and ARP answers would hide gaps in the policy.
+neighbour0 is in the subnet of eth1 (the primary, 10.0.1.10/24, by DHCP), neighbour1 in that of eth0; `vpn` is behind
+wg0.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import pytest
 
 from tests.lab import Lab, Spec
 from tests.system.netagent.conftest import start
-from tests.system.netagent.faults_who import As
-from tests.system.netagent.packets import Witnesses, witnesses
+from tests.system.netagent.identities import UserWire
+from tests.system.netagent.packets import PacketObservers, packet_observers
 from tests.system.netagent.wire import CONFIG, address, ifindex, kernel_state, main_rule, route, rule
 
 Ops = list[dict[str, Any]]
 METADATA, RESOLVER, ELSEWHERE = "169.254.169.254", "10.0.0.2", "10.0.77.7"
 RESOLVER2 = "10.0.4.3"
-BESIDE0, BESIDE1 = "10.0.1.250", "10.0.2.250"  # neighbour0, neighbour1
+NEIGHBOUR0, NEIGHBOUR1 = "10.0.1.250", "10.0.2.250"  # neighbour0, neighbour1
 BESIDE0_6, BESIDE1_6 = "fe80::ace0", "fe80::ace1"
 BEYOND, BEYOND6 = "198.51.100.10", "2001:db8:ffff::10"
 CLAIMED = (
@@ -52,7 +53,9 @@ def lab() -> Iterator[Lab]:
 
 
 def _add_vpn(lab: Lab) -> None:
-    """Routes of other programs: a VPN, a CNI by another host of the subnet, a blackhole, and two by the gateway."""
+    """Add routes of other programs: a VPN, a CNI through another host of the subnet, a blackhole, and two through the
+    gateway.
+    """
     [vpn] = lab.namespaces.open({"name": "vpn", "sysctl": {}})
     lab.batch(
         [
@@ -62,7 +65,7 @@ def _add_vpn(lab: Lab) -> None:
             "address add 10.50.0.1/24 dev wg0",
             "address add fd50::1/64 dev wg0 nodad",
             "link set wg0 up",
-            f"route add 10.60.0.0/24 via {BESIDE0}",
+            f"route add 10.60.0.0/24 via {NEIGHBOUR0}",
             "route add blackhole 10.70.0.0/24",
             f"route add 10.99.0.0/24 via 10.0.1.1 dev {PRIMARY} metric 100",
             f"route add 10.99.1.7/32 via 10.0.1.1 dev {PRIMARY}",
@@ -73,7 +76,7 @@ def _add_vpn(lab: Lab) -> None:
 
 
 def _add_ipv6(lab: Lab) -> None:
-    """IPv6 of the primary, as a router advertises it; of the secondary the kernel knows the router only."""
+    """Add the primary's IPv6 as a router advertises it; for the secondary the kernel knows only the router."""
     lab.cloud.batch([f"address add fe80::fe/64 dev sn{number} nodad" for number in (0, 1)])
     lab.batch(
         [
@@ -85,15 +88,15 @@ def _add_ipv6(lab: Lab) -> None:
 
 
 @pytest.fixture(scope="module")
-def seen(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Witnesses]:
+def seen(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PacketObservers]:
     namespaces = [lab.cloud, *lab.neighbours, lab.namespace("vpn")]
-    with witnesses(lab, namespaces, tmp_path_factory.mktemp("witnesses")) as found:
+    with packet_observers(lab, namespaces, tmp_path_factory.mktemp("packets")) as found:
         yield found
 
 
 @dataclass(frozen=True)
 class Attack:
-    """Operations in which PRIMARY and SECONDARY stand for links, and a datagram that must not change its way."""
+    """Operations in which PRIMARY and SECONDARY stand for links, and a datagram whose path must not change."""
 
     ops: Ops
     destination: str
@@ -105,7 +108,7 @@ def table(link: str) -> str:
 
 
 def on(lab: Lab, ops: Ops) -> Ops:
-    """The operations with the numbers of links and tables."""
+    """Return the operations with the numbers of links and tables."""
     links = {name: ifindex(lab, name) for name in (PRIMARY, SECONDARY)}
     numbers: dict[Any, int] = links | {table(name): 9999 + number for name, number in links.items()}
     return [
@@ -126,7 +129,7 @@ def source(text: str, link: str, **more: Any) -> dict[str, Any]:
 
 
 def quiet(link: Any, text: str) -> dict[str, Any]:
-    """An address without its connected route."""
+    """Return an address without its connected route."""
     return {**address(link, text), "route": False}
 
 
@@ -135,13 +138,13 @@ def own(link: Any, text: str) -> dict[str, Any]:
 
 
 def steps(link: str, text: str, **more: Any) -> Ops:
-    """The rules of a selector, in three steps."""
+    """Return the rules of a selector, in three steps."""
     first, last = (source(text, link, priority=priority, **more) for priority in (31000, 31020))
     return [first, main_rule("::/0" if ":" in text else "0.0.0.0/0"), last]
 
 
 def past_main(text: str, link: str, **more: Any) -> dict[str, Any]:
-    """A rule that asks for all of the table, with a priority before that of main."""
+    """Return a rule that looks up the whole table, with a priority before that of main."""
     return source(text, link, suppress=False, **more)
 
 
@@ -155,11 +158,11 @@ BY_NEIGHBOUR = [
 """A default route by a neighbour that is accepted: the first host of 10.0.2.220/30, on a link without a subnet."""
 ATTACKS = {
     # 1: a neighbour as gateway
-    "metadata by a neighbour": Attack([via(PRIMARY, f"{METADATA}/32", BESIDE0), *FROM], METADATA, MINE),
+    "metadata by a neighbour": Attack([via(PRIMARY, f"{METADATA}/32", NEIGHBOUR0), *FROM], METADATA, MINE),
     "metadata on link": Attack([via(PRIMARY, f"{METADATA}/32", None), *FROM], METADATA, MINE),
-    "everything by a neighbour": Attack([via(PRIMARY, "0.0.0.0/0", BESIDE0), *FROM], BEYOND, MINE),
-    "half of everything by a neighbour": Attack([via(PRIMARY, "128.0.0.0/1", BESIDE0), *FROM], BEYOND, MINE),
-    "the resolver by a neighbour": Attack([via(PRIMARY, f"{RESOLVER}/32", BESIDE0), *FROM], RESOLVER, MINE),
+    "everything by a neighbour": Attack([via(PRIMARY, "0.0.0.0/0", NEIGHBOUR0), *FROM], BEYOND, MINE),
+    "half of everything by a neighbour": Attack([via(PRIMARY, "128.0.0.0/1", NEIGHBOUR0), *FROM], BEYOND, MINE),
+    "the resolver by a neighbour": Attack([via(PRIMARY, f"{RESOLVER}/32", NEIGHBOUR0), *FROM], RESOLVER, MINE),
     "the resolver on link": Attack([via(PRIMARY, f"{RESOLVER}/32", None), *FROM], RESOLVER, MINE),
     "a rule to the resolver": Attack([*BY_NEIGHBOUR, *steps(SECONDARY, "10.0.0.2/31", to=True)], RESOLVER),
     "a rule to one resolver": Attack([*BY_NEIGHBOUR, *steps(SECONDARY, RESOLVER, to=True)], RESOLVER),
@@ -168,12 +171,12 @@ ATTACKS = {
         [*BY_NEIGHBOUR, *steps(SECONDARY, "10.0.1.0/24", local=True)], BEYOND, MINE
     ),
     "a range around the gateway, then another gateway": Attack(
-        [local(PRIMARY, "10.0.1.0/26"), via(PRIMARY, "0.0.0.0/0", BESIDE0), *FROM], BEYOND, MINE
+        [local(PRIMARY, "10.0.1.0/26"), via(PRIMARY, "0.0.0.0/0", NEIGHBOUR0), *FROM], BEYOND, MINE
     ),
     "IPv6 by a neighbour's link-local address": Attack([via(PRIMARY, "::/0", BESIDE0_6), *FROM6], BEYOND6, MINE6),
     "IPv6 by a neighbour's address": Attack([via(PRIMARY, "::/0", "fd00:1::fa"), *FROM6], BEYOND6, MINE6),
     "IPv6 half of everything by a neighbour": Attack([via(PRIMARY, "2000::/3", BESIDE0_6), *FROM6], BEYOND6, MINE6),
-    # 2: what others route
+    # 2: routes of other programs
     "an address of the VPN": Attack([own(SECONDARY, "10.50.0.7/32")], "10.50.0.7"),
     "a subnet of the VPN": Attack([own(SECONDARY, "10.50.0.129/25")], "10.50.0.200"),
     "a subnet around the VPN": Attack(
@@ -248,14 +251,14 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_no_packet_goes_another_way(lab: Lab, seen: Witnesses, name: str) -> None:
+def test_no_packet_goes_another_way(lab: Lab, seen: PacketObservers, name: str) -> None:
     attack = ATTACKS[name]
     held = attack.source in (MINE, MINE6, "")
     before = seen.receivers(attack.destination, attack.source if held else "")
     state = kernel_state(lab)
-    with As(lab) as wire:
+    with UserWire(lab) as wire:
         answer = wire.apply(*on(lab, attack.ops))
-        if answer["verdict"] == "applied":  # its packets show what it does
+        if answer["verdict"] == "applied":  # an accepted attack must not change the packet's path
             after = seen.receivers(attack.destination, attack.source)
             wire.ask(request="flush", id="after")
             assert after == before, answer
@@ -309,9 +312,9 @@ NEEDED = {
 
 
 @pytest.mark.parametrize("name", NEEDED)
-def test_what_clouds_need_is_accepted(lab: Lab, seen: Witnesses, name: str) -> None:
+def test_requests_of_real_clouds_are_accepted(lab: Lab, seen: PacketObservers, name: str) -> None:
     needed = NEEDED[name]
-    with As(lab) as wire:
+    with UserWire(lab) as wire:
         answer = wire.apply(*on(lab, needed.ops))
         assert answer["verdict"] == "applied", answer
         arrived = seen.arrivals(needed.destination, needed.source)
@@ -321,11 +324,11 @@ def test_what_clouds_need_is_accepted(lab: Lab, seen: Witnesses, name: str) -> N
     assert flushed["done"] == len(needed.ops)
 
 
-def test_no_prefix_outlives_its_addresses(lab: Lab, seen: Witnesses) -> None:
-    """The kernel keeps a connected IPv6 route for an address without one, and then nobody's: it looked learned."""
+def test_no_prefix_outlives_its_addresses(lab: Lab, seen: PacketObservers) -> None:
+    """The kernel keeps a connected IPv6 route of an address that has been removed; it looked like a learned route."""
     first, second = own(PRIMARY, "fd00:abc::11/64"), quiet(PRIMARY, "fd00:abc::12/64")
     gone = [address(ifindex(lab, PRIMARY), f"fd00:abc::{host}/64", "address_remove") for host in (11, 12)]
-    with As(lab) as wire:
+    with UserWire(lab) as wire:
         made = wire.apply(*on(lab, [first, second]))
         for op in gone:
             wire.apply(op)
@@ -338,12 +341,12 @@ def test_no_prefix_outlives_its_addresses(lab: Lab, seen: Witnesses) -> None:
 
 
 @pytest.mark.parametrize("destination", ["198.51.100.0/24", "128.0.0.0/1", "192.0.0.0/2"])
-def test_a_tunnel_for_everything_keeps_the_internet(lab: Lab, seen: Witnesses, destination: str) -> None:
-    """A VPN routes two halves of the address space; the cloud's networks go on by the gateway."""
+def test_a_tunnel_for_everything_keeps_the_internet(lab: Lab, seen: PacketObservers, destination: str) -> None:
+    """A VPN routes two halves of the address space; the cloud's networks stay behind the gateway."""
     halves = [f"{network} dev wg0" for network in ("0.0.0.0/1", "128.0.0.0/1")]
     lab.batch([f"route add {half}" for half in halves])
     try:
-        with As(lab) as wire:
+        with UserWire(lab) as wire:
             answer = wire.apply(*on(lab, [via(PRIMARY, destination, "10.0.1.1"), *FROM]))
             arrived = seen.receivers(BEYOND, MINE)
             wire.ask(request="flush", id="after")
@@ -355,9 +358,9 @@ def test_a_tunnel_for_everything_keeps_the_internet(lab: Lab, seen: Witnesses, d
     assert (answer["verdict"], arrived, accepted["verdict"]) == ("refused", set(), "applied")
 
 
-def test_main_stays_while_a_rule_needs_it(lab: Lab, seen: Witnesses) -> None:
+def test_main_stays_while_a_rule_needs_it(lab: Lab, seen: PacketObservers) -> None:
     ops = [*BY_GATEWAY, *FROM]
-    with As(lab) as wire:
+    with UserWire(lab) as wire:
         assert wire.apply(*on(lab, ops))["verdict"] == "applied"
         removed = wire.apply(main_rule(op="rule_remove"))
         arrived = seen.receivers("10.50.0.7", MINE)
@@ -367,7 +370,7 @@ def test_main_stays_while_a_rule_needs_it(lab: Lab, seen: Witnesses) -> None:
     assert (removed["verdict"], arrived, whole["verdict"]) == ("refused", {"vpn"}, "applied")
 
 
-def test_a_secondary_in_the_resolvers_subnet_leaves_the_resolver(lab: Lab, seen: Witnesses) -> None:
+def test_a_secondary_in_the_resolvers_subnet_leaves_the_resolver(lab: Lab, seen: PacketObservers) -> None:
     """As in the default VPC of AWS: the subnet is on link in the link's table, and has no connected route."""
     ops = [
         quiet(SECONDARY, "10.0.0.9/32"),
@@ -375,17 +378,17 @@ def test_a_secondary_in_the_resolvers_subnet_leaves_the_resolver(lab: Lab, seen:
         via(SECONDARY, "0.0.0.0/0", "10.0.0.1"),
         *steps(SECONDARY, "10.0.0.9"),
     ]
-    with As(lab) as wire:
+    with UserWire(lab) as wire:
         assert wire.apply(*on(lab, ops))["verdict"] == "applied"
         arrived = seen.arrivals(RESOLVER)
         wire.ask(request="flush", id="after")
     assert arrived == {"cloud:sn0"}
 
 
-def test_alibabas_gateway_is_the_third_last_address(lab: Lab, seen: Witnesses) -> None:
+def test_alibabas_gateway_is_the_third_last_address(lab: Lab, seen: PacketObservers) -> None:
     ops = [own(SECONDARY, f"{FIRST}/24"), via(SECONDARY, "0.0.0.0/0", "10.0.2.253"), *steps(SECONDARY, FIRST)]
-    with As(lab) as wire:
+    with UserWire(lab) as wire:
         assert wire.apply(*on(lab, ops))["verdict"] == "applied"
         arrived = seen.receivers(BEYOND, FIRST)
         wire.ask(request="flush", id="after")
-    assert arrived == {"neighbour1"}  # which has this address here
+    assert arrived == {"neighbour1"}  # neighbour1 has this address here

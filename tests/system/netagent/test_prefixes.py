@@ -1,4 +1,4 @@
-"""Rules for prefixes that stand for all addresses of a link in there: what is allowed, and what becomes of it."""
+"""Rules for prefixes that cover all addresses of a link in them: what is allowed, and the rules' effect."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEDGER = "/run/cloud-network-netagent/ledger"
 
 
 def rules(lab: Lab, family: str = "-4") -> list[str]:
-    """Ours."""
+    """Return our rules."""
     lines = lab.run(["ip", family, "rule"]).stdout.splitlines()
     return [" ".join(line.split()).removesuffix(" proto 209") for line in lines if "proto 209" in line]
 
@@ -33,7 +33,7 @@ def test_a_rule_for_a_whole_subnet_is_made_and_removed(lab: Lab, wire: Wire) -> 
     assert kernel_state(lab) == before
 
 
-def test_second_table_holds_the_links_own_and_what_its_rules_need(lab: Lab, wire: Wire) -> None:
+def test_second_table_has_the_routes_that_its_rules_need(lab: Lab, wire: Wire) -> None:
     before, on = kernel_state(lab), ifindex(lab, "eth0")
     second = 9999 + 2**30 + on
     near, out = route(on, "10.0.2.0/24", table=second), route(on, "0.0.0.0/0", "10.0.2.1", table=second)
@@ -59,8 +59,8 @@ def test_it_is_taken_back_and_flushed_like_any_other(lab: Lab, wire: Wire) -> No
     assert kernel_state(lab) == before
 
 
-def test_of_ipv6_what_the_table_has_on_link_will_do_in_a_later_request_too(lab: Lab, wire: Wire) -> None:
-    """No address carries the subnet's length, and main need not know the subnet."""
+def test_ipv6_subnet_on_link_in_the_table_allows_later_rules(lab: Lab, wire: Wire) -> None:
+    """No address has the subnet's length, and main need not have the subnet."""
     on = ifindex(lab, "eth0")
     near = [address(on, "fd00:2::10/128"), route(on, "fd00:2::/64")]
     add = rule("fd00:2::/64", 9999 + on, local=True)
@@ -70,8 +70,8 @@ def test_of_ipv6_what_the_table_has_on_link_will_do_in_a_later_request_too(lab: 
     assert "from fd00:2::/64 iif lo" in rules(lab, "-6")[0]
 
 
-def test_an_address_that_comes_to_another_link_first_is_respected(lab: Lab, wire: Wire) -> None:
-    """In the same request, too: each operation is judged by those before it."""
+def test_address_added_earlier_to_another_link_is_respected(lab: Lab, wire: Wire) -> None:
+    """Also within one request: each operation is checked after those before it."""
     one, other = ifindex(lab, "eth0"), ifindex(lab, "eth1")
     first, second = address(one, "10.0.2.10/24"), {**address(other, "10.0.2.200/32"), "route": False}
     whole, half = (rule(text, 9999 + one, local=True) for text in ("10.0.2.0/24", "10.0.2.0/25"))
@@ -80,8 +80,8 @@ def test_an_address_that_comes_to_another_link_first_is_respected(lab: Lab, wire
     assert wire.apply(first, second, half)["verdict"] == "applied"
 
 
-def test_a_local_route_of_somebody_elses_makes_addresses_too(lab: Lab, wire: Wire) -> None:
-    """`ip route add local` on another link, or on lo: this host may send from all of it."""
+def test_foreign_local_route_makes_addresses_local(lab: Lab, wire: Wire) -> None:
+    """`ip route add local` on another link or on lo: the host can send from the whole range."""
     on = ifindex(lab, "eth0")
     assert wire.apply(address(on, "10.0.2.10/24"))["verdict"] == "applied"
     for theirs in ("10.0.2.128/25", "10.0.2.77/32"):
@@ -93,8 +93,8 @@ def test_a_local_route_of_somebody_elses_makes_addresses_too(lab: Lab, wire: Wir
     assert wire.apply(rule("10.0.2.0/24", 9999 + on, local=True))["verdict"] == "applied"
 
 
-def test_of_two_rules_that_differ_in_a_flag_the_kernel_removes_the_first(lab: Lab) -> None:
-    """Told to remove the one without the flag, it does not ask for the flag: netagent lets no two such rules be."""
+def test_kernel_removes_the_first_of_rules_that_differ_in_a_flag(lab: Lab) -> None:
+    """A removal without the flag matches rules with it: netagent does not allow two such rules."""
     for flag in ("iif lo", "suppress_prefixlength 0"):
         lab.batch(
             [f"rule add pref 31000 from 10.9.9.7 {flag} lookup 77", "rule add pref 31000 from 10.9.9.7 lookup 77"]
@@ -105,8 +105,8 @@ def test_of_two_rules_that_differ_in_a_flag_the_kernel_removes_the_first(lab: La
         lab.batch(["rule del pref 31000 from 10.9.9.7 lookup 77"])
 
 
-def test_what_a_netagent_of_before_left_open_is_taken_back(lab: Lab) -> None:
-    """Its ledger knows nothing of `local`; an upgrade may come while a transaction is open."""
+def test_open_change_of_an_earlier_version_is_rolled_back(lab: Lab) -> None:
+    """Its ledger has no `local`; an upgrade can happen while a transaction is open."""
     lab.stop("netagent")
     on = ifindex(lab, "eth0")
     lab.batch([f"rule add pref 31000 from 10.0.2.10 lookup {9999 + on} protocol 209"])

@@ -1,4 +1,4 @@
-"""A compromised fetcher, played: well-formed requests for what it has no business with, and what becomes of them.
+"""Valid requests of a compromised fetcher for objects that it must not change, and their refusals.
 
 The lab's primary is eth1 (10.0.1.10/24, gateway 10.0.1.1, all by DHCP); eth0 is the secondary, in 10.0.2.0/24.
 """
@@ -120,7 +120,7 @@ ATTACKS: dict[str, tuple[Callable[[Links], Ops], str]] = {
     "a neighbour's source": (lambda on: [rule("10.0.1.77", 9999 + on.primary)], "no address or range"),
     "a source that nobody has": (lambda on: [rule("198.51.100.7", 9999 + on.primary)], "no address or range"),
     "a range with another link's address": (lambda on: [rule("10.0.0.0/16", 9999 + on.primary)], "no address or range"),
-    # prefixes that stand for addresses
+    # prefixes that cover addresses
     "a prefix in which the link has nothing": (
         lambda on: [rule("10.0.1.64/26", 9999 + on.primary, local=True)],
         "no address or range",
@@ -178,7 +178,7 @@ ATTACKS: dict[str, tuple[Callable[[Links], Ops], str]] = {
     "a priority below the band": (lambda on: [rule("10.0.1.10", 9999 + on.primary, priority=31030)], "priority 31030"),
     "a rule into table main": (lambda on: [rule("10.0.1.10", 254)], "is no link's|no link"),
     "a rule into the bridge's table": (lambda on: [rule("172.17.0.1", 9999 + on.bridge)], "of kind bridge"),
-    # removals of what is not ours
+    # removals of foreign objects
     "DHCP's address": (lambda on: [address(on.primary, "10.0.1.10/24", "address_remove")], "not ours"),
     "the bridge's": (lambda on: [address(on.bridge, "172.17.0.1/16", "address_remove")], "of kind bridge"),
     "an address that is not there": (lambda on: [address(on.primary, "10.0.1.99", "address_remove")], "has no"),
@@ -191,7 +191,7 @@ ATTACKS: dict[str, tuple[Callable[[Links], Ops], str]] = {
         "not ours",
     ),
     "an operator's rule": (lambda on: [rule("10.9.9.9", 254, priority=31005, op="rule_remove")], "no such rule"),
-    # one bad operation refuses the whole request
+    # a request with one invalid operation is refused as a whole
     "a good one and a bad one": (
         lambda on: [address(on.secondary, "10.0.2.10/24"), address(on.secondary, "8.8.8.8")],
         "neither private",
@@ -237,7 +237,7 @@ def test_the_named_key_does_allow_it(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "expected"),
     [
         ("AllowKinds = [veth]", "not TOML"),
         ('AuditFailure = "sometimes"', "accepted: refuse, continue"),
@@ -245,16 +245,16 @@ def test_the_named_key_does_allow_it(lab: Lab) -> None:
         ('AllowKinds = "veth"\nAllowKinds = "bridge"', "not TOML"),
     ],
 )
-def test_a_mistake_in_the_configuration_keeps_netagent_from_starting(lab: Lab, line: str, said: str) -> None:
+def test_invalid_configuration_stops_the_start(lab: Lab, line: str, expected: str) -> None:
     lab.stop("netagent")
     lab.write_config(f"[Netagent]\n{line}\n")
     lab.start("netagent")
     lab.wait_for(lambda: not lab.daemons.running("netagent"))
     assert "/etc/cloud-network/cloud-network.toml: " in lab.log("netagent")
-    assert said in lab.log("netagent")
+    assert expected in lab.log("netagent")
 
 
-def test_what_the_wire_does_not_know_is_refused(shared_lab: Lab) -> None:
+def test_unknown_requests_are_refused(shared_lab: Lab) -> None:
     link = ifindex(shared_lab, "eth0")
     good = address(link, "10.0.2.10/24")
     for op, reason in (

@@ -1,4 +1,4 @@
-"""What is left to netagent when it serves: read from the kernel, and tried from inside the same confinement."""
+"""The privileges of the serving netagent: read from the kernel, and tested inside the same sandbox."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ print("the end: allowed")
 """
 
 
-def test_what_the_kernel_says_of_the_running_process(shared_lab: Lab) -> None:
+def test_process_state_in_the_kernel(shared_lab: Lab) -> None:
     lines = Path(f"/proc/{shared_lab.daemons.pid('netagent')}/status").read_text().splitlines()
     status = {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
     net_admin = f"{1 << 12:016x}"
@@ -84,20 +84,22 @@ def inside(home: Path, *also: str) -> tuple[int, dict[str, str]]:
     return done.returncode, dict(line.split(": ") for line in done.stdout.splitlines())
 
 
-def test_what_can_and_cannot_be_done_from_inside(tmp_path: Path) -> None:
-    status, said = inside(tmp_path)
+def test_actions_inside_the_sandbox(tmp_path: Path) -> None:
+    status, results = inside(tmp_path)
     assert status == 0
     allowed = ("write its own", "replace its own", "read", "the end")
-    assert {name: said.pop(name) for name in allowed} == dict.fromkeys(allowed, "allowed")
-    assert said.pop("memory") == "MemoryError"
-    assert said.pop("write another") == "EACCES"  # Landlock's
-    assert len(said) == 13
-    assert set(said.values()) == {"EPERM"}, said  # without seccomp's filter they succeed, or fail otherwise
+    assert {name: results.pop(name) for name in allowed} == dict.fromkeys(allowed, "allowed")
+    assert results.pop("memory") == "MemoryError"
+    assert results.pop("write another") == "EACCES"  # refused by Landlock
+    assert len(results) == 13
+    assert set(results.values()) == {"EPERM"}, (
+        results
+    )  # seccomp's error; without the filter they succeed or fail with another
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="x86_64 has two other sets of numbers")
 @pytest.mark.parametrize("numbers", ["i386", "x32"])
 def test_a_call_by_other_numbers_is_the_end(tmp_path: Path, numbers: str) -> None:
-    status, said = inside(tmp_path, numbers)
+    status, results = inside(tmp_path, numbers)
     assert status == -signal.SIGSYS
-    assert "the end" not in said
+    assert "the end" not in results

@@ -1,4 +1,4 @@
-"""How netagent is started: with what it wants, with too much, and by a listening socket of systemd's kind."""
+"""Start of netagent: with the required privileges, with others, and with sockets from systemd."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BECOME = [
     *("--bounding-set=-all,+net_admin", "--inh-caps=-all,+net_admin", "--ambient-caps=-all,+net_admin"),
     "--no-new-privs",
 ]
-"""What the unit does."""
+"""Set the privileges as the unit does."""
 ACTIVATE = """
 import ctypes, os, socket, struct, sys
 listener = socket.socket(socket.AF_UNIX)
@@ -49,7 +49,7 @@ os.execvp(sys.argv[3], [*sys.argv[3:], "--", sys.argv[2], "-I", "-m", "cloud_net
 
 
 def started_with(lab: Lab, *setpriv: str) -> subprocess.CompletedProcess[str]:
-    """netagent's end, when it is started by its user and not by root."""
+    """Start netagent as its user with these arguments of setpriv, and return its result."""
     for directory in (RUNTIME, LOGS):
         lab.run(["install", "-d", "-o", USER, "-g", USER, str(directory)])
     lab.run(["rm", "-f", "/run/cloud-network-netagent/netagent.sock"])
@@ -58,7 +58,7 @@ def started_with(lab: Lab, *setpriv: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    ("setpriv", "said"),
+    ("setpriv", "expected"),
     [
         (["--clear-groups"], "CapPrm is 0000000000000000, not 0000000000001000. Start it as root; or"),
         (["--clear-groups", *("--inh-caps=+net_admin", "--ambient-caps=+net_admin")], "CapBnd is"),
@@ -69,26 +69,24 @@ def started_with(lab: Lab, *setpriv: str) -> subprocess.CompletedProcess[str]:
         ),
     ],
 )
-def test_with_other_privilege_it_refuses_to_start_and_says_how_to_start_it(
-    lab: Lab, setpriv: list[str], said: str
-) -> None:
+def test_wrong_privileges_stop_the_start_with_the_right_command(lab: Lab, setpriv: list[str], expected: str) -> None:
     lab.stop("netagent")
     done = started_with(lab, *setpriv)
     assert done.returncode == 1
-    assert said in done.stderr
+    assert expected in done.stderr
     assert "AmbientCapabilities= and CapabilityBoundingSet=CAP_NET_ADMIN" in done.stderr
 
 
-def test_with_just_what_it_wants_it_starts(lab: Lab) -> None:
+def test_starts_with_exactly_the_required_privileges(lab: Lab) -> None:
     lab.stop("netagent")
     just = ["--inh-caps=-all,+net_admin", "--ambient-caps=+net_admin", "--bounding-set=-all,+net_admin"]
     done = started_with(lab, "--clear-groups", *just)
-    assert done.returncode == 124  # timeout(1)'s: it was running until then
+    assert done.returncode == 124  # timeout(1): it was still running
     assert done.stderr.splitlines()[0] == "cloud-network-netagent: ready"
 
 
 def activated(lab: Lab) -> subprocess.Popen[str]:
-    """netagent as systemd starts it, until it has nothing to do for a second."""
+    """Start netagent as systemd does; it exits after a second without work."""
     argv = ["/usr/bin/python3", "-c", ACTIVATE, "/run/cloud-network-netagent/netagent.sock", sys.executable, *BECOME]
     process = lab.instance.popen(argv, stderr=subprocess.PIPE)
     lab.wait_for(lambda: answers(lab))
@@ -96,7 +94,7 @@ def activated(lab: Lab) -> subprocess.Popen[str]:
 
 
 def pid_of(process: subprocess.Popen[str]) -> int:
-    """netagent, whose parent entered the namespace."""
+    """Return netagent's pid; its parent entered the namespace."""
     return int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
 
 
@@ -109,13 +107,13 @@ MARK = f'{CONFIG}[Network]\nForwardedReplies = "mark"\n'
 TABLE = {"op": "forwarded_replies"}
 
 
-def test_the_third_socket_is_of_the_hosts_namespace_and_is_kept_for_marks_alone(lab: Lab) -> None:
+def test_nfnetlink_socket_is_kept_only_for_marks(lab: Lab) -> None:
     lab.stop("netagent")
     on = ifindex(lab, "eth0")
     for config, sockets in ((CONFIG, 2), (MARK, 3)):
         lab.write_config(config)
         process = activated(lab)
-        lab.wait_for(lambda: sockets_of(process) == sockets)  # noqa: B023  # called at once; a client's goes first
+        lab.wait_for(lambda: sockets_of(process) == sockets)  # noqa: B023  # called at once; a client's socket closes first
         with Wire(lab) as wire:
             answer = wire.apply({**TABLE, "marks": [{"link": on, "mark": 1}]})
         assert answer["verdict"] == ("applied" if config == MARK else "refused")
@@ -123,7 +121,7 @@ def test_the_third_socket_is_of_the_hosts_namespace_and_is_kept_for_marks_alone(
     assert "goto published" in lab.run(["nft", "list", "table", "inet", "cloud_network"]).stdout
 
 
-def test_a_reload_that_needs_the_third_socket_ends_it_to_be_started_again(lab: Lab) -> None:
+def test_reload_that_needs_nfnetlink_ends_netagent_for_a_restart(lab: Lab) -> None:
     lab.stop("netagent")
     lab.write_config(CONFIG)
     process = activated(lab)
@@ -136,7 +134,7 @@ def test_a_reload_that_needs_the_third_socket_ends_it_to_be_started_again(lab: L
     assert process.wait(10) == 0
 
 
-def test_without_work_it_leaves_when_there_is_somebody_to_start_it_again(lab: Lab) -> None:
+def test_idle_netagent_exits_if_its_socket_unit_can_start_it(lab: Lab) -> None:
     lab.stop("netagent")
     socket_path = "/run/cloud-network-netagent/netagent.sock"
     argv = ["/usr/bin/python3", "-c", ACTIVATE, socket_path, sys.executable, *BECOME]
@@ -146,16 +144,16 @@ def test_without_work_it_leaves_when_there_is_somebody_to_start_it_again(lab: La
     with Wire(lab) as wire:
         assert wire.apply(address(on, "10.0.2.10/24"), confirm_within=3, request="open")["verdict"] == "applied"
         with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(2)  # an open transaction is work
+            process.wait(2)  # an open transaction is not idle
         assert wire.ask(request="confirm", id="open")["verdict"] == "confirmed"
     assert process.wait(10) == 0
-    assert lab.path(socket_path).is_socket(), "the socket is systemd's and stays"
+    assert lab.path(socket_path).is_socket(), "systemd's socket stays"
     assert "10.0.2.10/24" in lab.run(["ip", "-o", "address"]).stdout
     assert audit_lines(lab)[-1]["verdict"] == "confirmed"
 
 
 @pytest.mark.parametrize("number", [0, 1, 4])
-def test_with_other_sockets_than_the_unit_s_it_does_not_start(number: int) -> None:
+def test_unexpected_sockets_stop_the_start(number: int) -> None:
     code = (
         f"import os; os.environ |= {{'LISTEN_FDS': '{number}', 'LISTEN_PID': str(os.getpid())}}\n"
         "import pytest; from cloud_network.netagent import __main__ as start, sandbox\n"
@@ -172,7 +170,7 @@ def test_started_by_hand_it_stays(lab: Lab) -> None:
         lab.wait_for(lambda: not lab.daemons.running("netagent"), timeout=2)
 
 
-def test_root_s_environment_is_not_used(lab: Lab) -> None:
+def test_environment_of_root_is_not_used(lab: Lab) -> None:
     """A sitecustomize on PYTHONPATH would run as root before netagent does."""
     lab.stop("netagent")
     argv = [sys.executable, "-m", "cloud_network.netagent"]
@@ -202,11 +200,11 @@ def test_no_http_tls_or_asyncio_in_the_process(lab: Lab) -> None:
     assert not modules & {"asyncio", "ssl", "http", "http.client", "urllib.request", "pyroute2", "requests", "email"}
 
 
-@pytest.mark.parametrize(("option", "said"), [("--version", f"{USER} 0."), ("--help", f"usage: {USER}")])
-def test_help_and_version_need_no_privilege(option: str, said: str) -> None:
+@pytest.mark.parametrize(("option", "expected"), [("--version", f"{USER} 0."), ("--help", f"usage: {USER}")])
+def test_help_and_version_need_no_privilege(option: str, expected: str) -> None:
     become = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.geteuid() == 0 else []
     done = subprocess.run([*become, *NETAGENT, option], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(said)
+    assert done.stdout.startswith(expected)
 
 
 def test_a_configuration_elsewhere_is_read(lab: Lab) -> None:

@@ -1,4 +1,4 @@
-"""Requests with the fetcher's uid that once moved traffic: each is refused, and a legitimate neighbour of it is not.
+"""Requests of the fetcher's user that once diverted traffic: each is refused, and a similar legitimate one is accepted.
 
 The lab's primary is eth1 (10.0.1.10/24, gateway 10.0.1.1, all by DHCP); eth0 is the secondary, in 10.0.2.0/24.
 """
@@ -29,7 +29,7 @@ def lab() -> Iterator[Lab]:
 
 
 def verdict(lab: Lab, *ops: dict[str, Any]) -> str:
-    """The verdict on `ops`; what was applied is flushed again."""
+    """Return the verdict on `ops`, and flush what was applied."""
     with Wire(lab) as wire:
         answer = wire.apply(*ops)
         if answer["verdict"] == "applied":
@@ -38,7 +38,7 @@ def verdict(lab: Lab, *ops: dict[str, Any]) -> str:
 
 
 def refused(lab: Lab, *ops: dict[str, Any]) -> str:
-    """The reason of the refusal, which changes nothing and which `check` gives, too."""
+    """Return the reason of the refusal; check that nothing changed and that `check` gives the same reason."""
     before = kernel_state(lab)
     with Wire(lab) as wire:
         checked = wire.ask(request="check", ops=list(ops))
@@ -49,7 +49,7 @@ def refused(lab: Lab, *ops: dict[str, Any]) -> str:
     return str(answer["reason"])
 
 
-# 1: gateways
+# Gateways
 
 
 @pytest.mark.parametrize("destination", ["169.254.169.254/32", "0.0.0.0/0", "10.9.0.0/16"])
@@ -77,8 +77,8 @@ def test_an_ipv6_neighbour_is_a_gateway_only_as_a_router(lab: Lab) -> None:
     assert verdict(lab, *ops) == "applied"
 
 
-def test_a_flagged_neighbour_is_a_gateway_by_its_link_local_address_only(lab: Lab) -> None:
-    """A neighbour flags itself, by one neighbour advertisement (RFC 4861, 7.2.5)."""
+def test_router_neighbour_is_a_gateway_by_link_local_address(lab: Lab) -> None:
+    """A neighbour sets its router flag by one neighbour advertisement (RFC 4861, 7.2.5)."""
     on = ifindex(lab, "eth1")
     lab.batch(
         [
@@ -102,7 +102,7 @@ def test_a_second_interface_claims_the_subnet_as_it_is(lab: Lab, text: str) -> N
 
 
 def test_a_second_interface_gets_no_connected_route(lab: Lab) -> None:
-    """Of two with one metric the older one counts: that of the second interface, once the first is configured again."""
+    """Of two routes with one metric the older is used: the second interface's, once the first is configured again."""
     on = ifindex(lab, "eth0")
     assert "would take over 10.0.1.0/24" in refused(lab, address(on, "10.0.1.60/24"))
     assert verdict(lab, {**address(on, "10.0.1.60/24"), "route": False}) == "applied"
@@ -136,7 +136,7 @@ def test_a_rule_to_a_resolvers_prefix_is_refused(lab: Lab) -> None:
     assert verdict(lab, rule("10.0.1.10", 9999 + on, to=True)) == "applied"
 
 
-# 2: claims of what the host already routes elsewhere
+# Addresses that the host already routes elsewhere
 
 
 RIVALS = {
@@ -159,7 +159,7 @@ RIVALS = {
 
 
 @pytest.mark.parametrize("kind", RIVALS)
-def test_what_another_program_routes_is_not_claimed(lab: Lab, kind: str) -> None:
+def test_address_routed_by_another_program_is_not_claimed(lab: Lab, kind: str) -> None:
     on = ifindex(lab, "eth0")
     lab.batch(RIVALS[kind])
     claims = [
@@ -183,13 +183,13 @@ def test_a_local_range_is_bounded(lab: Lab, network: str) -> None:
     assert refused(lab, route(ifindex(lab, "eth1"), network, table=255))
 
 
-def test_a_local_range_leaves_the_gateway_that_a_lease_will_name(lab: Lab) -> None:
+def test_local_range_spares_the_gateway_of_a_later_lease(lab: Lab) -> None:
     on = ifindex(lab, "eth0")
-    lab.batch(["address add 10.0.2.30/24 dev eth0"])  # as DHCP without a default route gives it
+    lab.batch(["address add 10.0.2.30/24 dev eth0"])  # as added by DHCP without a default route
     assert "covers 10.0.2.1" in refused(lab, route(on, "10.0.2.0/28", table=255))
 
 
-# 3: invented subnets
+# Invented subnets
 
 
 @pytest.mark.parametrize("connected", [True, False])
@@ -207,7 +207,7 @@ def test_a_rule_does_not_outlive_its_address(lab: Lab) -> None:
         assert wire.apply(gone, rule("10.0.2.10", 9999 + on, op="rule_remove"))["verdict"] == "applied"
 
 
-# 4 and 5: limits, and flushing at them
+# Limits, and a flush at the limits
 
 
 def test_rules_are_limited_and_a_flush_of_all_is_logged_in_parts(lab: Lab) -> None:
@@ -240,7 +240,7 @@ def test_a_damaged_log_is_moved_aside(lab: Lab) -> None:
     assert [path.name for path in log.parent.iterdir() if "damaged" in path.name]
 
 
-# 6, 10 and 11: removal, and protected addresses
+# Removal, and protected addresses
 
 
 def test_a_flush_removes_what_it_may_and_names_the_rest(lab: Lab) -> None:
@@ -280,7 +280,7 @@ def test_a_link_with_foreign_state_is_not_set_down(lab: Lab) -> None:
     assert json.loads(lab.run(["ip", "-j", "link", "show", "eth0"]).stdout)[0]["flags"].count("UP") == 1
 
 
-def test_rollback_brings_back_no_address_that_another_link_has_now(lab: Lab) -> None:
+def test_rollback_skips_an_address_that_another_link_has_now(lab: Lab) -> None:
     on = ifindex(lab, "eth0")
     own, from_own = address(on, "10.0.2.10/24"), rule("10.0.2.10", 9999 + on)
     gone = [{**from_own, "op": "rule_remove"}, address(on, "10.0.2.10/24", "address_remove")]
@@ -350,7 +350,7 @@ def test_metadata_servers_are_no_links_address(lab: Lab, text: str) -> None:
     assert "metadata server" in refused(lab, address(ifindex(lab, "eth0"), text))
 
 
-# 12: decided for later issues
+# Other decisions
 
 
 def test_azures_wire_server_is_reached_by_each_links_gateway(lab: Lab) -> None:

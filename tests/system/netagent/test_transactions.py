@@ -1,4 +1,4 @@
-"""Whole or not at all, and taken back unless confirmed: whatever ends the client, the time or netagent itself."""
+"""Transactions are atomic, and rolled back unless confirmed, whatever ends the client, the time or netagent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.system.netagent.wire import Wire, address, audit_lines, ifindex, kern
 
 
 def change(lab: Lab) -> list[dict[str, object]]:
-    """Of every kind one: what a plan for the secondary is made of."""
+    """Return one operation of every kind, as in a plan for the secondary."""
     on = ifindex(lab, "eth0")
     table = 9999 + on
     return [
@@ -38,7 +38,7 @@ def change(lab: Lab) -> list[dict[str, object]]:
 
 
 def open_change(lab: Lab, wire: Wire, within: int = 60) -> dict[str, str]:
-    """Apply the change unconfirmed; the state before it."""
+    """Apply the change unconfirmed; return the state before it."""
     before = kernel_state(lab)
     assert wire.apply(*change(lab), confirm_within=within, request="open")["verdict"] == "applied"
     assert kernel_state(lab) != before
@@ -60,24 +60,24 @@ def test_confirmed_stays(lab: Lab, wire: Wire) -> None:
     assert "local 10.77.0.0/24 dev eth0 proto 209" in lab.run(["ip", "route", "show", "table", "local"]).stdout
 
 
-def test_a_range_that_somebody_else_made_local_may_have_rules(lab: Lab, wire: Wire) -> None:
-    """Google's guest agent writes the local routes of alias ranges before we come."""
+def test_foreign_local_range_may_have_rules(lab: Lab, wire: Wire) -> None:
+    """Google's guest agent may add the local routes of alias ranges first."""
     on = ifindex(lab, "eth0")
     lab.batch(["route add local 10.77.0.0/24 dev eth0 table local proto 66"])
     assert wire.apply(rule("10.77.0.0/24", 9999 + on))["verdict"] != "refused"
     assert wire.apply(rule("10.77.0.0/24", 9999 + ifindex(lab, "eth1")))["verdict"] == "refused"
 
 
-def test_what_is_behind_a_gateway_of_the_other_family_is_not_on_link(lab: Lab, wire: Wire) -> None:
-    """RTA_VIA instead of RTA_GATEWAY: a route by way of a router, too."""
+def test_route_via_the_other_family_is_not_on_link(lab: Lab, wire: Wire) -> None:
+    """RTA_VIA instead of RTA_GATEWAY also means a route through a router."""
     on = ifindex(lab, "eth0")
     lab.batch(["route add 10.55.0.0/16 via inet6 fe80::1 dev eth0"])
     assert "10.55.0.1 is not on eth0" in wire.apply(route(on, "10.9.0.0/16", "10.55.0.1"))["reason"]
     assert "no address or range" in wire.apply(rule("10.55.1.0/24", 9999 + on))["reason"]
 
 
-def test_a_prefix_that_the_kernel_heard_from_the_router_is_the_links(lab: Lab, wire: Wire) -> None:
-    """As the kernel writes it from an advertisement: protocol `kernel`, and it expires."""
+def test_prefix_from_a_router_advertisement_belongs_to_the_link(lab: Lab, wire: Wire) -> None:
+    """The kernel adds it from an advertisement with protocol `kernel` and an expiry time."""
     on, other = ifindex(lab, "eth0"), ifindex(lab, "eth1")
     heard = {**address(on, "2001:db8:5::a/128"), "route": False}
     assert wire.apply(heard)["verdict"] == "refused"
@@ -87,27 +87,27 @@ def test_a_prefix_that_the_kernel_heard_from_the_router_is_the_links(lab: Lab, w
     assert wire.apply(heard)["verdict"] != "refused"
 
 
-def test_taken_back_when_asked(lab: Lab, wire: Wire) -> None:
+def test_rolled_back_on_request(lab: Lab, wire: Wire) -> None:
     before = open_change(lab, wire)
     assert wire.ask(request="rollback", id="open") == {"verdict": "rolled back"}
     assert kernel_state(lab) == before
 
 
-def test_taken_back_when_the_client_goes(lab: Lab, wire: Wire) -> None:
+def test_rolled_back_when_the_client_disconnects(lab: Lab, wire: Wire) -> None:
     before = open_change(lab, wire)
     wire.socket.close()
     lab.wait_for(lambda: kernel_state(lab) == before)
     assert "went away" in audit_lines(lab)[-1]["reason"]
 
 
-def test_taken_back_when_time_is_up(lab: Lab, wire: Wire) -> None:
+def test_rolled_back_when_the_time_is_up(lab: Lab, wire: Wire) -> None:
     before = open_change(lab, wire, within=1)
     lab.wait_for(lambda: kernel_state(lab) == before)
     assert "in time" in audit_lines(lab)[-1]["reason"]
     assert wire.ask(request="confirm", id="open")["verdict"] == "refused"
 
 
-def test_talking_on_does_not_put_the_time_off(lab: Lab, wire: Wire) -> None:
+def test_further_requests_do_not_extend_the_time(lab: Lab, wire: Wire) -> None:
     before = kernel_state(lab)
     answer = wire.apply(*change(lab), confirm_within=1, request="open")
     assert answer["verdict"] == "applied"
@@ -119,7 +119,7 @@ def test_talking_on_does_not_put_the_time_off(lab: Lab, wire: Wire) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_taken_back_when_netagent_ends(lab: Lab, wire: Wire, how: signal.Signals) -> None:
+def test_rolled_back_when_netagent_ends(lab: Lab, wire: Wire, how: signal.Signals) -> None:
     before = open_change(lab, wire)
     lab.kill("netagent", how)
     lab.wait_for(lambda: not lab.daemons.running("netagent"))
@@ -131,7 +131,7 @@ def test_taken_back_when_netagent_ends(lab: Lab, wire: Wire, how: signal.Signals
 def test_only_one_is_open_and_only_its_client_decides(lab: Lab, wire: Wire) -> None:
     open_change(lab, wire)
     with Wire(lab) as other:
-        other.send(request="confirm", id="open")  # netagent reads it when the one before is gone
+        other.send(request="confirm", id="open")  # read after the first client has disconnected
         assert "still open" in wire.apply(address(ifindex(lab, "eth0"), "10.0.2.12"))["reason"]
         assert wire.ask(request="confirm", id="another")["verdict"] == "refused"
         assert wire.ask(request="confirm", id="open")["verdict"] == "confirmed"
@@ -139,7 +139,7 @@ def test_only_one_is_open_and_only_its_client_decides(lab: Lab, wire: Wire) -> N
         assert other.answer()["reason"] == "there is no such open transaction"
 
 
-def test_one_that_the_kernel_refuses_undoes_all(lab: Lab, wire: Wire) -> None:
+def test_operation_that_the_kernel_refuses_rolls_back_all(lab: Lab, wire: Wire) -> None:
     lab.batch(["link set eth0 down"])
     before = kernel_state(lab)
     answer = wire.apply(*change(lab))
@@ -163,7 +163,7 @@ def test_a_replaced_route_comes_back_as_it_was(lab: Lab, wire: Wire) -> None:
     assert kernel_state(lab)["rules"] == before["rules"]
 
 
-def test_a_flush_takes_away_what_is_ours_and_nothing_else(lab: Lab) -> None:
+def test_flush_removes_only_our_objects(lab: Lab) -> None:
     lab.batch(
         [
             "address add 10.0.2.50/32 dev eth0",
@@ -181,8 +181,8 @@ def test_a_flush_takes_away_what_is_ours_and_nothing_else(lab: Lab) -> None:
     assert kernel_state(lab) == before
 
 
-def test_a_foreign_address_is_not_removed_by_taking_back(lab: Lab, wire: Wire) -> None:
-    """Somebody removed ours and put the same address there: it is theirs now."""
+def test_rollback_keeps_a_foreign_address(lab: Lab, wire: Wire) -> None:
+    """Another program removed our address and added the same one: it is that program's now."""
     on = ifindex(lab, "eth0")
     assert wire.apply(address(on, "10.0.2.10/24"), confirm_within=60, request="open")["verdict"] == "applied"
     lab.batch(["address del 10.0.2.10/24 dev eth0", "address add 10.0.2.10/24 dev eth0"])

@@ -1,4 +1,4 @@
-"""A client that says to netagent whatever a test wants, well formed or not."""
+"""A client of netagent that can send any message, valid or not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cloud_network.netagent import protocol
 
 from tests.lab import Lab
 
-_LEASE = re.compile(r"(valid|preferred)_lft \d+sec")  # DHCP's counts down
+_LEASE = re.compile(r"(valid|preferred)_lft \d+sec")  # lifetimes of DHCP count down
 CONFIG = '[Netagent]\nAllowKinds = "veth"\n'
 AUDIT = "/var/log/cloud-network/audit.log"
 
@@ -26,7 +26,7 @@ def packed(address: str) -> bytes:
     return ip_address(address).packed
 
 
-DIAL = f"""
+CONNECT = f"""
 import array, os, socket, sys
 ours = socket.socket(fileno=0)
 there = socket.socket(socket.AF_UNIX)
@@ -40,23 +40,23 @@ else:
         there.sendmsg([b"0"], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, {protocol.ROOT!r})])
     ours.sendmsg([b"0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [there.fileno()]))])
     there.close()
-    ours.recv(1)  # the peer that netagent sees lives as long as the connection
+    ours.recv(1)  # netagent sees this peer until the connection ends
 """
 
 
 class Wire:
-    """A connection as a user of the instance: a process in there dials, and hands the line over."""
+    """A connection of a user of the instance: a process there connects, and passes the socket to the test."""
 
     def __init__(self, lab: Lab, user: str | None = None, prefix: Sequence[str] = ()) -> None:
         self._ours, theirs = socket.socketpair()
-        argv = lab.instance.enter(*prefix, "/usr/bin/python3", "-I", "-S", "-c", DIAL, user=user)
-        self._dialler = subprocess.Popen(argv, stdin=theirs.fileno(), stdout=subprocess.DEVNULL)
+        argv = lab.instance.enter(*prefix, "/usr/bin/python3", "-I", "-S", "-c", CONNECT, user=user)
+        self._connector = subprocess.Popen(argv, stdin=theirs.fileno(), stdout=subprocess.DEVNULL)
         theirs.close()
         self._ours.settimeout(15)
-        said, files, _, _ = socket.recv_fds(self._ours, 16, 1)
-        if said != b"0":
-            self.hang_up()
-            raise ConnectionError(os.strerror(int(said or b"5")))
+        data, files, _, _ = socket.recv_fds(self._ours, 16, 1)
+        if data != b"0":
+            self.disconnect()
+            raise ConnectionError(os.strerror(int(data or b"5")))
         self.socket = socket.socket(fileno=files[0])
         self.socket.settimeout(10)
 
@@ -68,15 +68,15 @@ class Wire:
 
     def close(self) -> None:
         self.socket.close()
-        self.hang_up()
+        self.disconnect()
 
-    def hang_up(self) -> None:
-        """End the process that dialled."""
+    def disconnect(self) -> None:
+        """End the process that connected."""
         self._ours.close()
-        self._dialler.wait(10)
+        self._connector.wait(10)
 
     def raw(self, body: bytes) -> dict[str, Any]:
-        """Send a frame with this body; the answer."""
+        """Send a frame with this body, and return the answer."""
         self.socket.sendall(protocol.HEADER.pack(len(body)) + body)
         return self.answer()
 
@@ -89,7 +89,7 @@ class Wire:
         while len(data) < size:
             chunk = self.socket.recv(size - len(data))
             if not chunk:
-                raise ConnectionError("netagent hung up")
+                raise ConnectionError("netagent closed the connection")
             data += chunk
         return data
 
@@ -106,7 +106,7 @@ class Wire:
 
 
 def address(link: int, text: str, op: str = "address_add") -> dict[str, Any]:
-    """`10.0.1.5/24` on a link, with its connected route."""
+    """Return the operation for `10.0.1.5/24` on a link, with its connected route."""
     host, _, length = text.partition("/")
     shown = {"op": op, "link": link, "address": packed(host), "prefix": int(length or 32)}
     return {**shown, "route": True} if op == "address_add" else shown
@@ -119,19 +119,19 @@ def route(link: int, text: str, via: str | None = None, table: int | None = None
 
 
 def rule(text: str, table: int, priority: int = 31000, op: str = "rule_add", **more: int) -> dict[str, Any]:
-    """A rule of the first step (`suppress`), or with a priority from 31010 on one that asks the whole table."""
+    """Return a rule of the first step (`suppress`); with a priority from 31010 on, a rule without it."""
     host, _, length = text.partition("/")
     where = {"op": op, "address": packed(host), "prefix": int(length or 32), "table": table, "priority": priority}
     return {**where, "to": False, "suppress": priority < 31010, "local": False, "mark": 0, "mask": 0, **more}
 
 
 def main_rule(everything: str = "0.0.0.0/0", op: str = "rule_add") -> dict[str, Any]:
-    """The rule of the second step, which rules of the third one need."""
+    """Return the rule of the second step, which rules of the third step need."""
     return rule(everything, 254, 31010, op, suppress=True)
 
 
 def kernel_state(lab: Lab) -> dict[str, str]:
-    """Everything that netagent could change, as `ip` prints it."""
+    """Return everything that netagent could change, as printed by `ip`."""
     commands = {
         "links": "ip -o link",
         "addresses": "ip -o address",

@@ -32,7 +32,7 @@ table ip nat {{
 
 
 def start(lab: Lab) -> Namespace:
-    """The bridge, and one container behind it that publishes its probe port."""
+    """Create the bridge, and one container behind it that publishes its probe port."""
     [container] = lab.namespaces.open({"name": "container", "sysctl": {}})
     lab.batch(
         [

@@ -12,7 +12,7 @@ from .programs import Program, need
 
 @contextmanager
 def bus(lab: Lab) -> Iterator[Program]:
-    """The system bus. Any process may own any name: the policies of packages are not tested here."""
+    """Run the system bus. Any process may own any name: the policies of packages are not tested here."""
     lab.path("/run/dbus").mkdir()
     config = """<busconfig><type>system</type><listen>unix:path=/run/dbus/system_bus_socket</listen>
     <auth>EXTERNAL</auth><policy context="default"><allow user="*"/><allow own="*"/>

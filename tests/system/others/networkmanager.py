@@ -35,7 +35,7 @@ class NetworkManager(Program):
             self.up()
 
     def connected(self) -> bool:
-        """Return True if it is connected by the profile, and not `connected (externally)`."""
+        """Return True if the profile has connected the interface, and it is not `connected (externally)`."""
         return self._state() == "100 (connected)"
 
     def _state(self) -> str:

@@ -55,7 +55,9 @@ def listens(lab: Lab) -> bool:
 
 
 def test_removed_objects_are_repaired_and_networkd_is_named(lab: Lab) -> None:
-    """With defaults it removes, on a reconfiguration, rules of every link, and routes and addresses of that link."""
+    """With its defaults networkd removes, on a reconfiguration, the rules of every link, and routes and addresses of
+    that link.
+    """
     before, connection = of_ours(lab), lab.hold_connection(lab.nics[0].addresses[1])
     lab.stop("fetcher")
     with Networkd(lab, lab.nics[:1]) as networkd:
@@ -65,7 +67,7 @@ def test_removed_objects_are_repaired_and_networkd_is_named(lab: Lab) -> None:
         assert f"/etc/systemd/networkd.conf.d/{DROP_IN.name}" in output
         assert "level=warning" in output
         gone = removed(lab, "reconfigure", networkd)
-        assert len([line for line in gone if "lookup" in line]) == len(before[0]), "it took every rule"
+        assert len([line for line in gone if "lookup" in line]) == len(before[0]), "networkd removed every rule"
         lab.wait_for(lambda: of_ours(lab) == before and set(lab.addresses) <= present(lab), 10, "the repair")
         wait_until_healthy(lab)
         assert connection.alive()
@@ -78,7 +80,7 @@ def test_removed_objects_are_repaired_and_networkd_is_named(lab: Lab) -> None:
 
 @pytest.mark.parametrize("action", ["restart", "reconfigure"])
 def test_drop_in_and_kept_addresses_prevent_all_removals(lab: Lab, action: str) -> None:
-    """KeepConfiguration= belongs to a .network file: networkd.conf has no setting for addresses."""
+    """KeepConfiguration= must be in the .network file: networkd.conf has no setting for addresses."""
     before, connection = of_ours(lab), lab.hold_connection(lab.nics[0].addresses[1])
     networkd = Networkd(lab, lab.nics[:1], KEEP)
     networkd.install_drop_in()
@@ -102,11 +104,11 @@ def test_drop_in_keeps_rules_and_addresses_are_repaired(lab: Lab) -> None:
         assert connection.alive()
 
 
-def test_reconfigured_in_the_middle_of_a_change_all_is_there_at_the_end(lab: Lab) -> None:
-    """The fetcher is told to read new metadata while networkd takes every rule: both are done at the end."""
+def test_networkd_reconfigure_during_a_change_is_repaired(lab: Lab) -> None:
+    """The fetcher reads new metadata while networkd removes every rule: afterwards all objects are there."""
     with Networkd(lab, lab.nics[:1]) as networkd:
         held = lab.hold_connection(lab.nics[1].addresses[1])
-        read_all_facts(lab)  # else it looks again in a second by itself
+        read_all_facts(lab)  # otherwise it reads again after a second
         for number in range(3):
             wait_until_healthy(lab)
             before = of_ours(lab)
@@ -114,7 +116,7 @@ def test_reconfigured_in_the_middle_of_a_change_all_is_there_at_the_end(lab: Lab
                 lab.add_address(nic.mac, f"10.0.{subnet}.{70 + number}")
             lab.kill("fetcher", signal.SIGHUP)
             gone = removed(lab, "reconfigure", networkd)
-            assert len([line for line in gone if "lookup" in line]) == len(before[0]), "it took every rule"
+            assert len([line for line in gone if "lookup" in line]) == len(before[0]), "networkd removed every rule"
             lab.wait_for(lambda: set(lab.addresses) <= present(lab), 15, "the addresses")
             lab.wait_for(lambda wanted=before: of_ours(lab) == wanted, 15, "routes and rules")  # type: ignore[misc]
         assert all(lab.reachability().values())
@@ -122,7 +124,7 @@ def test_reconfigured_in_the_middle_of_a_change_all_is_there_at_the_end(lab: Lab
 
 
 def test_its_own_objects_are_left_to_it(lab: Lab) -> None:
-    """Its address, its routes, and those of a static section are unchanged after the fetcher has run and stopped."""
+    """networkd's address, routes and static sections are unchanged after the fetcher has run and stopped."""
     section = f"{KEEP}\n[Route]\nDestination=192.0.2.0/24\nGateway={lab.nics[0].gateway}\n"
     section += "[RoutingPolicyRule]\nFrom=192.0.2.9\nTable=77\nPriority=31005\n"
     with Networkd(lab, lab.nics[:1], section):

@@ -1,4 +1,4 @@
-"""The real NetworkManager: whatever it does to its interface, our objects are restored and its own stay."""
+"""The real NetworkManager: after each of its actions our objects are repaired, and its own stay."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ def cloud() -> Iterator[tuple[Lab, dhcp.Server]]:
 
 
 def test_our_objects_outlive_reactivation(cloud: tuple[Lab, dhcp.Server]) -> None:
-    """It starts, reapplies its profile with and without a new activation, and restarts."""
+    """NetworkManager starts, reapplies its profile with and without a new activation, and restarts."""
     lab, server = cloud
 
     def mine() -> list[list[str]]:
         return [sorted(map(str, ours(lab, what))) for what in ("rule-4", "route-4")]
 
-    def whole() -> bool:
+    def all_objects_exist() -> bool:
         return mine() == before and set(lab.addresses) <= present(lab)
 
     before, nic = mine(), lab.nics[0]
     held = [lab.hold_connection(address) for address in (nic.addresses[1], lab.nics[1].addresses[0])]
     with NetworkManager(lab, nic) as manager:
-        lab.wait_for(whole, message="ours, beside NetworkManager's")
+        lab.wait_for(all_objects_exist, message="our objects and NetworkManager's")
         for step in (manager.reapply, manager.up, manager.restart):
             step()
             lab.wait_for(manager.connected, 20, f"NetworkManager after {step.__name__}")
-            lab.wait_for(whole, message=f"ours after {step.__name__}")
+            lab.wait_for(all_objects_exist, message=f"ours after {step.__name__}")
             assert all(connection.alive() for connection in held), step.__name__
-        assert server.grants() >= 2, "it has the lease itself"
-        lab.wait_for(lambda: refresh(lab) == "ok", 20, "the fetcher to be content")
+        assert server.grants() >= 2, "NetworkManager has its own lease"
+        lab.wait_for(lambda: refresh(lab) == "ok", 20, "state ok")
         theirs = lab.run(["ip", "route", "show", "proto", "dhcp"]).stdout
         assert f"default via {nic.gateway}" in theirs
         lab.restart("fetcher")

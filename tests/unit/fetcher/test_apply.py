@@ -50,7 +50,7 @@ def test_listener_is_found_without_connecting(tmp_path: Path) -> None:
         listener.setblocking(False)
         with pytest.raises(BlockingIOError):
             listener.accept()
-    assert not is_listening(path), "its process has ended, and the file is still there"
+    assert not is_listening(path), "the file of a process that has ended"
 
 
 @given(clouds(), configs, hosts())
@@ -70,7 +70,7 @@ def test_parts_have_every_operation_once_in_order(cloud: Instance, config: Confi
     for part in parts:
         own = [op for op in part if link_of(op, BASE) != COMMON]
         assert own == [op for op in ops if op in own]
-    assert sum(len(links_of(part)) for part in parts) == len(links_of(ops)), "a link is in one part"
+    assert sum(len(links_of(part)) for part in parts) == len(links_of(ops)), "each link is in one part"
 
 
 @given(clouds(), configs, hosts())
@@ -89,7 +89,7 @@ def test_parts_are_in_the_order_of_their_links_roles() -> None:
     roles = {2: LinkRole.NEW, 3: LinkRole.PRIMARY, 4: LinkRole.SECONDARY}
     parts = components(plan_of(wanted(cloud, here), here), BASE, lambda links: roles[min(links)])
     assert [links_of(part) for part in parts] == [{4}, {3}, {2}]
-    assert any(link_of(op, BASE) == COMMON for op in parts[0]), "routes of main must win before the last step of rules"
+    assert any(link_of(op, BASE) == COMMON for op in parts[0]), "the rule for main must precede the last step"
 
 
 def test_address_that_moves_ties_its_links_together() -> None:
@@ -114,7 +114,7 @@ def test_rules_of_no_link_are_removed_last() -> None:
     parts = components(plan_of(wanted(instance(interface(1)), here, rules=Rules.ADDRESS), here), BASE)
     common = [op for part in parts[:-1] for op in part if link_of(op, BASE) == COMMON]
     assert common == []
-    assert {link_of(op, BASE) for op in parts[-1]} == {COMMON}, "if it is refused, the links' changes are made"
+    assert {link_of(op, BASE) for op in parts[-1]} == {COMMON}, "a refusal does not block the links' changes"
     assert all(map(is_removal, parts[-1]))
 
 

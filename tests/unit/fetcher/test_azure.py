@@ -190,7 +190,7 @@ def test_busy_server_is_there_and_says_when_to_retry(server: Server, provider: A
     ("answer", "alive"),
     [(Answer(200, ONE), True), (Answer(200, "<html>"), False), (Answer(200, "hello"), False), (Answer(404, ""), False)],
 )
-def test_answers_looks_at_the_answer(server: Server, provider: Azure, answer: Answer, alive: bool) -> None:
+def test_answers_checks_the_content(server: Server, provider: Azure, answer: Answer, alive: bool) -> None:
     server.answer = lambda _: answer
     assert provider.answers() is alive
 

@@ -24,13 +24,13 @@ Serve = Callable[..., Client]
 
 
 @pytest.fixture
-def heard() -> list[bytes]:
+def requests() -> list[bytes]:
     """Return the requests that `serve`'s servers received."""
     return []
 
 
 @pytest.fixture
-def serve(heard: list[bytes]) -> Iterator[Serve]:
+def serve(requests: list[bytes]) -> Iterator[Serve]:
     """Start a server that answers each connection with the given bytes, `pause` seconds apart, then closes."""
     listeners: list[socket.socket] = []
 
@@ -43,7 +43,7 @@ def serve(heard: list[bytes]) -> Iterator[Serve]:
                 try:
                     connection, _ = listener.accept()
                     with connection:
-                        heard.append(connection.recv(65536))
+                        requests.append(connection.recv(65536))
                         for piece in pieces:
                             connection.sendall(piece)
                             time.sleep(pause)
@@ -322,7 +322,7 @@ def _answer_each(listener: socket.socket, answers: list[bytes]) -> None:
 
 
 def test_proxies_and_passwords_of_the_environment_are_ignored(
-    serve: Serve, heard: list[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    serve: Serve, requests: list[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (netrc := tmp_path / "netrc").write_text("default login user password secret\n")
     monkeypatch.setenv("NETRC", str(netrc))
@@ -331,22 +331,22 @@ def test_proxies_and_passwords_of_the_environment_are_ignored(
     monkeypatch.delenv("no_proxy", raising=False)
     client = serve(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
     assert client.request("GET", "/x").status == 200
-    assert heard[0].startswith(b"GET /x HTTP/1.1\r\n")
-    assert b"authorization" not in heard[0].lower()
+    assert requests[0].startswith(b"GET /x HTTP/1.1\r\n")
+    assert b"authorization" not in requests[0].lower()
 
 
-def test_compression_is_neither_requested_nor_unpacked(serve: Serve, heard: list[bytes]) -> None:
+def test_compression_is_neither_requested_nor_unpacked(serve: Serve, requests: list[bytes]) -> None:
     """A small body could unpack to a large one."""
     client = serve(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\n\x1f\x8b\x08\x00")
     assert client.request("GET", "/x").body == b"\x1f\x8b\x08\x00"
-    assert b"Accept-Encoding: identity\r\n" in heard[0]
+    assert b"Accept-Encoding: identity\r\n" in requests[0]
 
 
-def test_cookies_are_not_kept(serve: Serve, heard: list[bytes]) -> None:
+def test_cookies_are_not_kept(serve: Serve, requests: list[bytes]) -> None:
     client = serve(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", times=2)
     client.request("GET", "/x")
     client.request("GET", "/x")
-    assert [b"ookie" in request for request in heard] == [False, False]
+    assert [b"ookie" in request for request in requests] == [False, False]
 
 
 @pytest.mark.parametrize("body", [b"\xff\xfe", b" \n<!DOCTYPE html>\n<html>", b"<HTML><body>", b"<html lang='en'>"])

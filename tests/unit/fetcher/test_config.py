@@ -296,13 +296,13 @@ def test_check_config_prints_what_is_in_force(
     path.write_text('[System]\nLogLevel = "warn"\n[Network]\nPrimaryAddress = true\n')
     monkeypatch.setattr("sys.argv", ["cloud-network-fetcher", "--check-config", "--config", str(path)])
     main()
-    said = capsys.readouterr()
-    first, *values = said.out.splitlines()
+    output = capsys.readouterr()
+    first, *values = output.out.splitlines()
     assert first == f"{path}: OK. The values in force:"
     shown = tomllib.loads("\n".join(values))
     assert {section: set(keys) for section, keys in shown.items()} == {key: set(keys) for key, keys in KEYS.items()}
     assert shown["System"]["LogLevel"] == "warning"
-    assert "PrimaryAddress = True" in said.err
+    assert "PrimaryAddress = True" in output.err
 
 
 def test_check_config_of_a_bad_file_ends_with_its_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

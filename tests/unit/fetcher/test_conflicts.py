@@ -1,4 +1,4 @@
-"""Changes that another program reverts: when they wait, with which other objects, and when they are forgotten."""
+"""Changes that another program reverts: their delays, the objects that wait with them, and the end of a conflict."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_conflict_waits_and_waits_longer(tracker: ConflictTracker, clock: Clock)
             clock.now = tracker.due + 0.001
     assert [round(wait, 2) for wait in waits] == sorted(round(wait, 2) for wait in waits)
     assert len(waits) == 3
-    assert tracker.rejections == {}, "its time has come"
+    assert tracker.rejections == {}, "after the delay"
 
 
 def test_waiting_object_is_rejected_and_reported(tracker: ConflictTracker) -> None:
@@ -85,7 +85,7 @@ def test_lasting_repair_is_forgotten(tracker: ConflictTracker, clock: Clock) -> 
         tracker.made((ADDRESS,))
     clock.now += 121
     tracker.observe((ADDRESS,), HERE)
-    assert tracker.statuses((), HERE)[0], "it is missing again"
+    assert tracker.statuses((), HERE)[0], "missing again"
     tracker.observe((), HERE)
     assert tracker.statuses((), HERE) == ([], [])
 

@@ -76,7 +76,7 @@ def test_child_of_an_interface_is_not_the_interface(kind: str) -> None:
     assert found.unknown_macs == {}
 
 
-def test_bond_with_fail_over_mac_is_the_interface_whose_mac_it_has() -> None:
+def test_bond_with_fail_over_mac_is_matched_by_its_mac() -> None:
     """With fail_over_mac=active a bond has the MAC of its active port, and another one after a failover."""
     cloud = instance(interface(1), interface(2), interface(3))
     ports = (link(1, master=9), link(2, master=9), link(3))
@@ -489,7 +489,7 @@ def test_link_that_cannot_come_up_does_not_stop_the_other() -> None:
     cloud = instance(interface(1), interface(2))
     found = wanted(cloud, host(link(1), link(2, up=False)), rejections)
     assert (carried(found, 2), carried(found, 3)) == (["10.0.1.10/24+"], [])
-    assert carried(wanted(cloud, host(link(1), link(2)), rejections), 3) == ["10.0.2.10/24+"], "it is up now"
+    assert carried(wanted(cloud, host(link(1), link(2)), rejections), 3) == ["10.0.2.10/24+"], "the link is up now"
 
 
 def test_refused_mtu_is_reported_and_the_rest_configured() -> None:

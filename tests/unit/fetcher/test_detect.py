@@ -65,7 +65,7 @@ def test_every_cloud_has_its_provider_and_documentation(cloud: str) -> None:
     assert not is_here(cloud)
     assert not is_here(cloud, sys_vendor="QEMU", product_name="Standard PC (Q35 + ICH9, 2009)")
     text = sys.modules[type(found).__module__].__doc__ or ""
-    assert re.search(r"\w\.(com|org|net|io|cloud)/\w", text), "it names its cloud's documentation"
+    assert re.search(r"\w\.(com|org|net|io|cloud)/\w", text), "the docstring has the URL of the documentation"
 
 
 def test_unit_lets_the_fetcher_reach_every_metadata_server(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ def test_anchor_gateway_is_the_anchors_beside_the_public_one() -> None:
 
 
 @pytest.mark.parametrize("gateway", [None, "", "0.0.0.0", "203.0.113.1", "x"])
-def test_anchor_has_no_way_out_of_its_own_without_a_gateway_in_its_subnet(gateway: str | None) -> None:
+def test_anchor_without_its_own_gateway_has_no_default_route(gateway: str | None) -> None:
     whole = document("digitalocean", "one")
     whole["interfaces"]["public"][0]["anchor_ipv4"]["gateway"] = gateway
     assert read("digitalocean", whole).interfaces[0].anchor is None

@@ -160,7 +160,7 @@ def test_unreadable_facts_stop_nothing(cloud_name: str, cloud: InProcess, provid
 @pytest.mark.parametrize(
     ("fault", "status", "expected"), [("status", 503, True), ("status", 404, False), ("html", 200, False)]
 )
-def test_answers_looks_at_the_answer(
+def test_answers_checks_the_content(
     cloud: InProcess, provider: Provider, fault: str, status: int, expected: bool
 ) -> None:
     assert provider.answers()  # and gets a token, on clouds with tokens

@@ -64,14 +64,14 @@ def test_anchor_leaves_by_its_own_gateway() -> None:
     }
 
 
-def test_anchor_leaves_by_its_own_gateway_on_a_droplet_with_one_interface() -> None:
+def test_anchor_of_a_single_interface_uses_its_own_gateway() -> None:
     found = wanted(replace(droplet(), interfaces=droplet().interfaces[:1]), host(link(1)))
     near = ["203.0.113.0/24", "10.17.0.0/16"]
     assert table(found, 2) == [*near, "0.0.0.0/0 via 203.0.113.1"]
     assert table(found, 2, SECOND_TABLE) == [*near, "0.0.0.0/0 via 10.17.0.1"]
 
 
-def test_anchor_leaves_by_the_public_gateway_if_its_own_is_refused() -> None:
+def test_anchor_uses_the_public_gateway_if_its_own_is_refused() -> None:
     refused: Rejections = {GatewayUse(2, ip_address("10.17.0.1")): Rejection("not known", Cause.POLICY)}
     found = wanted(droplet(), host(link(1), link(2)), refused)
     assert "0.0.0.0/0 via 203.0.113.1" in table(found, 2, SECOND_TABLE)
@@ -114,8 +114,8 @@ def test_ipv6_is_named_until_a_router_is_heard() -> None:
     dual = interface(2, "10.0.2.10", "fd00::10", subnets=["10.0.2.0/24", "fd00::/64"])
     [notice] = wanted(instance(interface(1), dual), host(link(1), link(2))).notices
     assert notice.startswith("eth1: no IPv6 router advertisement received")
-    heard = host(link(1), link(2), gateways={3: (ip_address("fe80::1"),)})
-    assert wanted(instance(interface(1), dual), heard).notices == ()
+    here = host(link(1), link(2), gateways={3: (ip_address("fe80::1"),)})
+    assert wanted(instance(interface(1), dual), here).notices == ()
 
 
 def test_unconfigured_parts_are_reported() -> None:
@@ -129,7 +129,7 @@ def test_dhcp_only_addresses_get_rules_and_stay_dhcps() -> None:
     found = wanted(instance(interface(1), bare), here)
     assert table(found, 3) == ["10.7.0.0/22", "10.0.1.0/24 via 10.7.0.1", "0.0.0.0/0 via 10.7.0.1"]
     assert {str(each.selector) for each in found.rules if each.table == BASE + 3} == {"10.7.0.0/22"}
-    assert "10.7.0.0/22 via 10.0.1.1" in table(found, 2), "the sibling's way there"
+    assert "10.7.0.0/22 via 10.0.1.1" in table(found, 2), "the sibling's route"
     added = [op.interface.ip for op in plan_of(found, here) if isinstance(op, AddressAdd)]
     assert list(map(str, added)) == ["10.0.1.10"]
 

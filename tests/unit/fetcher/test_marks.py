@@ -57,7 +57,7 @@ def marks(*pairs: tuple[int, int]) -> tuple[LinkMark, ...]:
     return tuple(LinkMark(*pair) for pair in pairs)
 
 
-def test_off_wants_no_mark_and_leaves_the_table_alone() -> None:
+def test_off_needs_no_mark_and_leaves_the_table_alone() -> None:
     found = wanted(CLOUD, replace(HERE, marks=marks((2, 2))))
     assert found.marks is None
     assert not any(rule.mark for rule in found.rules)
@@ -96,7 +96,7 @@ def test_a_link_keeps_the_mark_of_the_table_or_of_its_rules() -> None:
     assert goal(replace(here, marks=marks((3, 5)))).marks == marks((2, 2), (3, 5))
 
 
-def test_a_mark_of_another_mask_is_not_kept() -> None:
+def test_mark_of_another_mask_is_replaced() -> None:
     rule = Rule(FIRST, 4, None, BASE + 3, True, mark=9, mask=0xFF)
     assert goal(replace(HERE, rules=frozenset({rule}))).marks == marks((2, 2), (3, 3))
 
@@ -182,7 +182,7 @@ def test_refused_link_does_not_block_other_marks() -> None:
     assert [op for op in plan_of(found, after) if isinstance(op, Table)] == [Table(marks((2, 2)))]
 
 
-def test_while_another_program_reverts_the_table_the_rules_stay() -> None:
+def test_rules_stay_while_another_program_reverts_the_table() -> None:
     after = carried_out(plan_of(goal(), HERE), HERE)
     waiting: Rejections = {MarkTable(): Rejection("another program removes it", Cause.CONFLICT)}
     found = wanted(CLOUD, replace(after, marks=()), waiting, forwarded_replies=MARK)

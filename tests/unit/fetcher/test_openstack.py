@@ -51,7 +51,7 @@ def test_bonds_are_a_notice_and_their_members_left_alone() -> None:
         "bond, which is not configured; its link is the operator's",
         "VLAN with the MAC of its parent, which is not configured",
     ]
-    assert found.complete, "what is not configured stops nothing"
+    assert found.complete, "an unsupported link does not block others"
 
 
 def test_vlan_with_a_mac_of_its_own_is_an_interface() -> None:
@@ -102,7 +102,7 @@ def test_routes_by_other_gateways_are_read() -> None:
 def test_unknown_network_type_is_a_notice() -> None:
     found = changed("networks", {"type": "carrier pigeon"})
     assert (found.problems, len(found.interfaces)) == ((), 1)
-    assert found.unproven == {found.interfaces[0].mac}, "its addresses may be listed there"
+    assert found.unproven == {found.interfaces[0].mac}, "the addresses may be in the missing part"
     assert "networks[0].type: 'carrier pigeon'" in found.notices[0]
 
 

@@ -249,4 +249,4 @@ def test_unproven_metadata_removes_nothing_after_a_restart() -> None:
     indexes = {each.ifindex for each in here.links if each.mac == empty.mac}
     lost += [each for each in changes if is_removal(each) and getattr(each, "link", None) in indexes]
     assert lost == []
-    assert any(each.ifindex in indexes for each in here.routes), "there was something to lose"
+    assert any(each.ifindex in indexes for each in here.routes), "the host had objects to remove"

@@ -80,6 +80,6 @@ def test_a_link_that_was_here_has_left_after_a_while(tmp_path: Path) -> None:
     assert presence.due == clock.now + DEPARTED_SECONDS
     clock.now += DEPARTED_SECONDS
     observe(presence, host(link(1)), mac(1), mac(2), mac(3))
-    assert presence.departed == {mac(2)}, "the third was never here: it may still come"
+    assert presence.departed == {mac(2)}, "the third link was never present"
     observe(presence, host(link(1), link(2)), mac(1), mac(2))
     assert presence.departed == frozenset()

@@ -62,7 +62,7 @@ def test_slow_server_does_not_outlast_the_deadline(cloud: Cloud, client: Client)
     assert found.error.kind == "timeout"
     assert found.seconds < 5
     cloud.clear()
-    assert read_metadata(Aws(client), 60.0).error is None, "the next read has its own time"
+    assert read_metadata(Aws(client), 60.0).error is None, "the next read has a new deadline"
 
 
 def test_second_read_proves_a_removal(proof: RemovalProof) -> None:
@@ -113,9 +113,7 @@ def test_nothing_is_kept_while_another_mac_is_unknown(proof: RemovalProof) -> No
     assert proof.keep_missing(other, BOTH, PLUGGED) == other
 
 
-def test_nothing_is_removed_for_a_minute_if_an_earlier_process_configured_an_unlisted_link(
-    proof: RemovalProof, clock: Clock
-) -> None:
+def test_unlisted_link_of_an_earlier_process_is_kept_a_minute(proof: RemovalProof, clock: Clock) -> None:
     for _ in range(30):
         assert not proof.keep_unlisted(ONE, PLUGGED, {mac(1), mac(2)}).may_remove
         assert proof.missing.keys() == {mac(2)}

@@ -220,7 +220,7 @@ def test_refused_operation_is_left_out_and_not_asked_again(world: World, reconci
     assert "refused" not in {attempt.verdict for attempt in report.attempts}
     world.requests.clear()
     refresh(reconciler)
-    assert world.requests == [], "a standing refusal"
+    assert world.requests == [], "a lasting refusal"
     reconciler.retry()
     world.refuse = lambda _: None
     assert is_settled(refresh(reconciler))
@@ -243,7 +243,7 @@ def test_kernel_refusals_are_isolated_in_one_round(world: World, reconciler: Rec
     assert "the kernel refuses it: Permission denied" in texts(report)[0]
     world.fail = lambda _: 0
     clock.now += 10
-    assert is_settled(refresh(reconciler, cloud)), "tried again after a time"
+    assert is_settled(refresh(reconciler, cloud)), "retried after a delay"
 
 
 def test_change_that_breaks_one_link_is_rolled_back_alone(world: World, reconciler: Reconciler, clock: Clock) -> None:
@@ -258,7 +258,7 @@ def test_change_that_breaks_one_link_is_rolled_back_alone(world: World, reconcil
     world.requests.clear()
     for _ in range(3):
         refresh(reconciler, cloud)
-    assert world.of(Apply) == [], "not tried again without news"
+    assert world.of(Apply) == [], "not retried without a change"
     clock.now += 400
     refresh(reconciler, cloud)
     assert len(world.of(Apply)) == 1

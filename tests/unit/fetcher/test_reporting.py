@@ -96,7 +96,7 @@ def test_largest_status_is_within_4_mib(reporter: Reporter, state: StateDirector
     found = published(state)
     assert sum(len(each["addresses"]) for each in found["links"].values()) == 4096
     assert "status.json would have" in found["notices"][0]
-    assert state.read_status() is not None, "its readers accept it"
+    assert state.read_status() is not None, "readers accept this size"
 
 
 def test_first_status_is_a_start(reporter: Reporter, state: StateDirectory) -> None:

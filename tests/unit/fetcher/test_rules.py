@@ -67,7 +67,7 @@ def test_prefixes_are_minimal_in_all_6561_cases() -> None:
                 together = 0
                 for bit in choice:
                     together |= bit
-                assert ours & ~together, f"{owners}: {fewer} prefixes would do, and there are {len(found)}"
+                assert ours & ~together, f"{owners}: {fewer} prefixes suffice, got {len(found)}"
 
 
 def plainly(mine: Sequence[IPAddress], others: Sequence[IPNetwork], home: IPNetwork) -> list[IPNetwork]:

@@ -114,7 +114,7 @@ def test_in_the_journal_an_entry_has_fields() -> None:
     assert {entry["_TRANSPORT"] for entry in (info, warning, error)} == {"journal"}
     assert info["LOGGER"] == "cloud_network.fetcher.trial"
     assert (info["CODE_FUNC"], info["CODE_LINE"]) == ("<module>", "9")
-    assert warning["MESSAGE"] == "a\nb", "several lines are one entry"
+    assert warning["MESSAGE"] == "a\nb", "a message of several lines is one entry"
     assert error["MESSAGE"].startswith("unexpected\nTraceback")
     # A message larger than a datagram goes to stderr, in parts, with its priority.
     assert {(piece["_TRANSPORT"], piece["SYSLOG_IDENTIFIER"]) for piece in pieces} == {("stdout", "by-stderr")}

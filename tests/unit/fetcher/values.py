@@ -118,7 +118,7 @@ def carried_out(changes: Plan, before: Actual) -> Actual:
         elif isinstance(op, AddressRemove):
             place, length = (op.link, op.interface.ip), op.interface.network.prefixlen
             [gone] = [each for each in addresses if each.place == place and each.address.prefix == length]
-            assert gone.owned, f"{op} is not ours"
+            assert gone.owned, f"{op}: the object is not ours"
             addresses.remove(gone)
         elif isinstance(op, RouteReplace):
             assert isinstance(made, Route)

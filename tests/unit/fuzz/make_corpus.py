@@ -18,8 +18,8 @@ import msgpack
 
 from tests.lab import Lab, Spec
 from tests.system.netagent.conftest import start
-from tests.system.netagent.machine_kernel import furnish
-from tests.system.netagent.machine_ops import attacks, plan, removals
+from tests.system.netagent.state_model import add_foreign_objects
+from tests.system.netagent.state_operations import attacks, plan, removals
 from tests.system.netagent.wire import Wire, address, ifindex, route, rule
 
 HERE = Path(__file__).parent
@@ -69,7 +69,7 @@ def applies(ops: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     with Lab(Spec.aws(interfaces=2, addresses=2)) as lab:
-        furnish(lab)
+        add_foreign_objects(lab)
         start(lab)
         index = {name: ifindex(lab, name) for name in ("eth0", "eth1", "spare", "docker0", "lo")}
         done = plan(index)

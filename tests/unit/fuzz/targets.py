@@ -17,7 +17,7 @@ from cloud_network.netagent import operations, policy, protocol, rtnetlink, view
 from cloud_network.netagent.operations import AddressRemove, LinkDown, Operation, RouteRemove, RouteReplace
 from cloud_network.netagent.settings import Settings
 
-from tests.system.netagent.machine_kernel import Snapshot, dangers, predict
+from tests.system.netagent.state_model import Snapshot, predict, violations
 from tests.system.netagent.wire import main_rule
 
 HERE = Path(__file__).parent
@@ -104,7 +104,7 @@ def fuzz_policy(data: bytes) -> None:
     assert not [op for op in ops if _target(op) in FOREIGN], ops
     wire = [op.to_wire() for op in ops]
     made = [main_rule(), *wire]  # KERNEL has this rule
-    assert dangers(predict(NOTHING, made, NAMES), NAMES) == [], ops
+    assert violations(predict(NOTHING, made, NAMES), NAMES) == [], ops
     SEEN["accepted"] += 1
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.system.netagent.machine_ops import VALUES, attacks, nearly, operations
+from tests.system.netagent.state_operations import VALUES, attacks, nearly, operations
 from tests.unit.fuzz.targets import CORPUS, HERE, NAMES, SEEN, TARGETS, fuzz_policy, fuzz_protocol, fuzz_rtnetlink
 
 SOME = settings(derandomize=True, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))

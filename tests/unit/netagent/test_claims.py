@@ -36,7 +36,7 @@ def test_networks_are_found_by_link(
 
 
 @given(st.one_of(st.integers(1, 254).map(lambda host: IPv4Address(0x0A000100 + host)), st.ip_addresses()))
-def test_a_gateway_by_convention_is_first_third_last_or_ninth_last(gateway: IPAddress) -> None:
+def test_conventional_gateways_are_accepted(gateway: IPAddress) -> None:
     last = 2 if gateway.version == 4 else 8
     around = [ip_network(f"{gateway}/{length}", strict=False) for length in CONVENTION_LENGTHS[gateway.version]]
     wanted = [each for each in around if gateway in (each[1], each[-1 - last])]

@@ -1,4 +1,4 @@
-"""Every message of the nftables table, byte for byte what pyroute2's encoder makes of the same fields."""
+"""Every message of the nftables table equals what pyroute2 encodes from the same fields."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TABLE = "cloud_network"
 
 
 def encoded(message: Any, attributes: Attributes, family: int = 1, res_id: int = 0) -> bytes:
-    """The body that pyroute2 packs: all but struct nlmsghdr."""
+    """Return the body that pyroute2 encodes: everything but struct nlmsghdr."""
     message["nfgen_family"], message["version"], message["res_id"] = family, 0, res_id
     message["attrs"] = attributes
     message.encode()
@@ -121,7 +121,7 @@ def test_without_marks_the_table_is_removed() -> None:
 
 
 def as_dumped(marks: tuple[LinkMark, ...], mask: int) -> list[nftables.Rule]:
-    """The rules of the table as a dump has them, in the kernel's order of chains."""
+    """Return the rules of the table as in a dump, in the kernel's order of chains."""
     bodies = [each.body for each in nftables.replacement(marks, mask) if each.kind == 0xA06]
     return [rule for body in bodies if (rule := nftables.decode_rule(body)) is not None]
 
@@ -139,7 +139,7 @@ def test_marks_are_read_back(found: list[int], shift: int) -> None:
 
 
 @pytest.mark.parametrize("chain", [REPLIES, PUBLISHED, PREROUTING])
-def test_a_foreign_rule_makes_the_table_not_whole(chain: bytes) -> None:
+def test_a_foreign_rule_makes_the_table_incomplete(chain: bytes) -> None:
     marks = (LinkMark(2, 1), LinkMark(3, 2))
     drop = nftables.Rule(chain, nftables.rules(marks, 0x7F)[0].expressions[:1])
     assert nftables.marks_of([*as_dumped(marks, 0x7F), drop], 0x7F) == ()

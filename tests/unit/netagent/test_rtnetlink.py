@@ -1,4 +1,4 @@
-"""Every message that netagent packs, byte for byte what pyroute2's encoder makes of the same fields."""
+"""Every message that netagent packs equals what pyroute2 encodes from the same fields."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ number = st.integers(1, 2**31 - 1)
 
 
 def encoded(message: Any, header: dict[str, int], attributes: list[tuple[str, Any]]) -> bytes:
-    """The body that pyroute2 packs: all but struct nlmsghdr."""
+    """Return the body that pyroute2 encodes: everything but struct nlmsghdr."""
     for key, value in header.items():
         message[key] = value
     message["attrs"] = attributes

@@ -1,4 +1,4 @@
-"""netagent and the fetcher read the same file, each with its own code: it must mean the same to both."""
+"""netagent and the fetcher read the same file, each with its own code, and must get the same values."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ content = st.builds(lambda end, lines: end.join(lines), st.sampled_from(["\n", "
 
 
 def both(path: Path) -> tuple[settings.Settings | None, config.Config | None]:
-    """What the file means to netagent and to the fetcher; None for what is refused."""
+    """Return the values for netagent and for the fetcher; None for a refused file."""
     try:
         ours = settings.load(path)
     except settings.SettingsError:
@@ -75,7 +75,7 @@ def test_a_file_means_the_same_to_both(tmp_path: Path, content: str) -> None:
     path.write_bytes(content.encode())
     ours, theirs = both(path)
     if theirs is not None:
-        assert ours is not None, "netagent stays down over a file that the fetcher accepts"
+        assert ours is not None, "netagent refuses a file that the fetcher accepts"
         assert_same(ours, theirs)
 
 

@@ -1,8 +1,8 @@
-"""A random client, or several, against a real netagent: whatever is asked in whatever order, what must hold holds.
+"""Random requests of one or several clients to a real netagent: the invariants hold in every order.
 
-Each example is a sequence of requests, hang-ups and kills; after every step the kernel is compared with a model.
-`MACHINE_EXAMPLES=500 .venv/bin/pytest tests/system/netagent/test_machine.py` is a soak with fresh seeds; without it the
-same few examples run each time. What a failure prints (steps, and a blob for @reproduce_failure) repeats it.
+Each example is a sequence of requests, disconnections and kills; after every step the kernel is compared with a model.
+`STATE_MACHINE_EXAMPLES=500 .venv/bin/pytest tests/system/netagent/test_state_machine.py` is a soak with new seeds; by
+default the same few examples run each time. A failure prints its steps, and a blob for @reproduce_failure.
 """
 
 from __future__ import annotations
@@ -35,11 +35,19 @@ from tests.lab import Lab, Spec
 from tests.lab.namespaces import OURS
 from tests.lab.processes import SCRIPTS
 from tests.system.netagent.conftest import start
-from tests.system.netagent.machine_kernel import FOREIGN, Snapshot, dangers, furnish, ours, predict, snapshot
-from tests.system.netagent.machine_ops import VALUES, attacks, nearly, operations, plan, removals
+from tests.system.netagent.state_model import (
+    FOREIGN,
+    Snapshot,
+    add_foreign_objects,
+    ours,
+    predict,
+    snapshot,
+    violations,
+)
+from tests.system.netagent.state_operations import VALUES, attacks, nearly, operations, plan, removals
 from tests.system.netagent.wire import AUDIT, CONFIG, Wire, ifindex
 
-EXAMPLES = int(os.environ.get("MACHINE_EXAMPLES", "0"))
+EXAMPLES = int(os.environ.get("STATE_MACHINE_EXAMPLES", "0"))
 PHASES = (Phase.explicit, Phase.generate)
 SETTINGS = settings(
     max_examples=EXAMPLES or 16,
@@ -51,7 +59,7 @@ SETTINGS = settings(
     suppress_health_check=list(HealthCheck),
 )
 LINKS = ("eth0", "eth1", "spare", "docker0", "lo")
-BY_HAND = """
+CLEANUP = """
 for family in -4 -6; do
   ip $family route flush table all proto 209
   while ip $family rule del proto 209; do :; done
@@ -68,7 +76,7 @@ done
 
 
 class Log:
-    """A file that grows: what was written since it was last asked for."""
+    """A growing file; returns the lines since the last read."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._at = path, 0
@@ -83,7 +91,7 @@ class Log:
 
 
 class World:
-    """The lab, and what stays from one example to the next."""
+    """The lab, and state that is common to all examples."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
@@ -99,7 +107,7 @@ class World:
         self.begin = snapshot(lab)
 
     def entries(self) -> list[dict[str, Any]]:
-        """The audit lines since the last call, each of which must continue the chain."""
+        """Return the audit lines since the last call; each must continue the hash chain."""
         found = []
         for line in self.audit.new().splitlines():
             entry = json.loads(line)
@@ -110,7 +118,7 @@ class World:
         return found
 
     def connected(self) -> Wire:
-        """A client, once netagent has served it: it serves one at a time."""
+        """Return a client that netagent serves; it serves one at a time."""
         wire = Wire(self.lab)
         assert self.asked(wire, request="hello", version=4) == {"verdict": "ok", "version": 4}
         return wire
@@ -120,7 +128,7 @@ class World:
         return wire.ask(**message)
 
     def pace(self) -> None:
-        """No faster than netagent lets a client be: 20 requests a second, of which 400 may be saved up."""
+        """Stay below netagent's rate limit: 20 requests per second, with a burst of 400."""
         self.left = min(350.0, self.left + (time.monotonic() - self.at) * 15) - 1
         self.at = time.monotonic()
         if self.left < 0:
@@ -132,13 +140,13 @@ class World:
         self.left = 350.0
 
     def reset(self) -> None:
-        """The kernel as in the beginning, for the next example: netagent is asked, then it is done by hand."""
+        """Restore the kernel's initial state for the next example: first by a flush, then by `ip`."""
         with self.connected() as wire:
             self.asked(wire, request="flush", id="reset")
         lines = [f"link set {name} mtu {self.begin.links[name][1]}" for name in LINKS]
         self.lab.batch([*lines, "link set spare down"])
         if snapshot(self.lab) != self.begin:
-            self.lab.run(["sh", "-c", BY_HAND], check=False)
+            self.lab.run(["sh", "-c", CLEANUP], check=False)
             for line in FOREIGN[5:]:
                 self.lab.run(["ip", *line.split()], check=False)
 
@@ -148,7 +156,7 @@ def apply(name: str, ops: list[Any], seconds: int = 0) -> dict[str, Any]:
 
 
 def malformed(message: dict[str, Any]) -> str:
-    """What the wire has against a message; nothing if it is well formed."""
+    """Return the error of protocol validation; "" if the message is valid."""
     try:
         protocol.request_from_wire(protocol.decode(protocol.encode(message)[protocol.HEADER.size :]))
     except protocol.Malformed as error:
@@ -157,7 +165,7 @@ def malformed(message: dict[str, Any]) -> str:
 
 
 def machine(world: World) -> type[RuleBasedStateMachine]:
-    """The machine of this world."""
+    """Return the state machine for this world."""
     lab, some = world.lab, st.lists(operations(world.index), min_size=1, max_size=6)
     whole, hostile = plan(world.index), attacks(world.index)
     cuts = st.tuples(st.sampled_from((0, 0, 0, 1, 2, 4, 8)), st.integers(1, 14))
@@ -191,28 +199,28 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
         def message(self, ops: list[Any], seconds: int) -> dict[str, Any]:
             return apply(f"m{next(world.numbers)}", ops, seconds)
 
-        def gone(self, *, said: bool = False) -> None:
-            """The connection ended, and with it what it had not confirmed."""
+        def disconnected(self, *, sent: bool = False) -> None:
+            """Record that the connection ended, and that its unconfirmed change is rolled back."""
             if self.client is not None:
                 self.client.close()
                 self.client = None
-            if self.open or said:
-                with world.connected() as another:  # it is served after all that was said before
+            if self.open or sent:
+                with world.connected() as another:  # served after all earlier requests
                     assert world.asked(another, request="status")["open"] is None
             if self.open:
-                self.taken_back()
+                self.rolled_back()
 
-        def taken_back(self) -> None:
+        def rolled_back(self) -> None:
             self.open, self.expected = None, self.before
 
         def outcome(self, message: dict[str, Any], answer: dict[str, Any]) -> None:
-            """Take note of an apply's answer."""
+            """Record the answer to an apply request."""
             world.tally[answer["verdict"]] = world.tally.get(answer["verdict"], 0) + 1
             if answer["verdict"] != "applied":
                 assert answer["verdict"] in ("refused", "rolled back"), answer
                 assert not answer.get("not_undone"), answer
                 return
-            assert self.open is None, "two open at once"
+            assert self.open is None, "two open transactions"
             self.before = self.expected
             self.expected = predict(self.expected, message["ops"], world.names)
             self.made += message["ops"]
@@ -226,29 +234,29 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
             if reason := malformed(message):
                 assert answer == {"verdict": "refused", "code": "refused", "reason": reason}
                 assert wire.socket.recv(1) == b""
-                self.gone()
+                self.disconnected()
             else:
                 self.outcome(message, answer)
 
-        # — what may happen. No @precondition: what is drawn must not depend on how a race with netagent ended.
+        # — steps. No @precondition: generated data must not depend on the result of a race with netagent.
 
         @rule(ops=kinds, seconds=within)
         def applies(self, ops: list[Any], seconds: int) -> None:
             self.apply(ops, seconds)
 
         @rule(mtu=st.sampled_from((1300, 1400, 1500)), ops=formed, request=st.sampled_from(("confirm", "rollback")))
-        def leaves_one_open_that_another_wants(self, mtu: int, ops: list[Any], request: str) -> None:
+        def another_client_requests_the_open_change(self, mtu: int, ops: list[Any], request: str) -> None:
             if self.open:
                 return
             self.apply([{"op": "link_mtu", "link": world.index["eth0"], "mtu": mtu}], 60)
             assert self.open
-            with Wire(lab) as other:  # which has to wait, and then there is none any more
+            with Wire(lab) as other:  # it waits until there is no open change
                 other.send(request=request, id=self.open)
                 assert world.asked(self.wire, request="status")["open"] == self.open
                 assert "still open" in world.asked(self.wire, **apply("x", ops))["reason"]
                 self.client.close()
                 assert other.answer()["verdict"] == "refused"
-            self.gone()
+            self.disconnected()
 
         @rule(requests=st.lists(st.integers(0, len(hostile) - 1), min_size=4, max_size=12))
         def attacks(self, requests: list[int]) -> None:
@@ -259,7 +267,7 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
 
         @rule(first=st.integers(0, 40), count=st.integers(1, 8), seconds=within, data=st.data())
         def removes(self, first: int, count: int, seconds: int, data: st.DataObject) -> None:
-            """What was made, and something more perhaps."""
+            """Remove earlier objects, and possibly add others."""
             gone = removals(self.made)[first % (len(self.made) + 1) :][:count]
             self.apply(gone + data.draw(st.one_of(st.just([]), some)) or whole[:1], seconds)
 
@@ -284,20 +292,20 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
             answer = world.asked(self.wire, request="rollback", id=name)
             assert answer["verdict"] == ("rolled back" if may else "refused")
             if may:
-                self.taken_back()
+                self.rolled_back()
 
         @rule(ops=kinds)
-        def lets_time_run_out(self, ops: list[Any]) -> None:
+        def lets_the_time_expire(self, ops: list[Any]) -> None:
             if self.open or self.expired:
                 return
             self.apply(ops, 1)
             if self.open:
                 self.expired += 1
-                self.taken_back()
-                lab.wait_for(self.nothing_is_left)
+                self.rolled_back()
+                lab.wait_for(self.is_rolled_back)
                 assert world.asked(self.wire, request="confirm", id="late")["verdict"] == "refused"
 
-        def nothing_is_left(self) -> bool:
+        def is_rolled_back(self) -> bool:
             now = snapshot(lab, self.before.addresses)
             return ours(now) == ours(self.before) and now.foreign_addresses == self.before.foreign_addresses
 
@@ -306,7 +314,7 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
             answer = world.asked(self.wire, request="flush", id="flush")
             assert answer["verdict"] == "applied", answer
             if self.open:
-                self.taken_back()
+                self.rolled_back()
             self.expected = replace(self.expected, addresses=frozenset(), routes=frozenset(), rules=frozenset())
             self.made = []
 
@@ -318,23 +326,23 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
             assert (answer["sequence"], answer["head"]) == (world.sequence, world.head)
 
         @rule()
-        def hangs_up(self) -> None:
+        def disconnects(self) -> None:
             if self.client is None:
                 return
-            self.gone()
+            self.disconnected()
 
         @rule(ops=formed, seconds=within)
-        def hangs_up_before_the_answer(self, ops: list[Any], seconds: int) -> None:
-            """What was asked is done all the same, and stays if it asked for no confirmation."""
+        def disconnects_before_the_answer(self, ops: list[Any], seconds: int) -> None:
+            """The request is still applied, and stays if it asked for no confirmation."""
             world.pace()
             self.wire.socket.sendall(protocol.encode(self.message(ops, seconds)))
             busy = self.open
-            self.gone(said=True)
+            self.disconnected(sent=True)
             if not busy and not seconds:
-                self.as_it_turned_out(ops)
+                self.read_result(ops)
 
-        def as_it_turned_out(self, ops: list[Any]) -> None:
-            """Whole or not at all; which, only the kernel knows."""
+        def read_result(self, ops: list[Any]) -> None:
+            """Read from the kernel if all or nothing of the change was applied."""
             done = predict(self.expected, ops, world.names)
             if ours(snapshot(lab, done.addresses)) == ours(done):
                 self.expected = done
@@ -350,7 +358,7 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
                 wire.socket.sendall(frame[at:])
                 assert wire.answer()["verdict"] in ("ok", "refused")
             else:
-                self.gone()
+                self.disconnected()
 
         @rule(
             body=st.one_of(
@@ -361,11 +369,11 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
             answer = self.wire.raw(body)
             assert answer["verdict"] == "refused"
             assert self.wire.socket.recv(1) == b""
-            self.gone()
+            self.disconnected()
 
         @rule(one=formed, two=formed, seconds=within, other=within)
         def two_at_once(self, one: list[Any], two: list[Any], seconds: int, other: int) -> None:
-            """Both have sent before either has an answer; the second has its when the first has gone."""
+            """Two clients send requests; the second is answered after the first has disconnected."""
             if self.open:
                 return
             first, second = self.message(one, seconds), self.message(two, other)
@@ -375,67 +383,67 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
                 self.outcome(first, world.asked(wire, **first))
                 wire.close()
                 if self.open:
-                    self.taken_back()
+                    self.rolled_back()
                 world.pace()
                 self.client = waiting
                 self.outcome(second, waiting.answer())
-                self.gone()
+                self.disconnected()
 
         @rule(ops=formed, seconds=within)
-        def is_killed_at_work(self, ops: list[Any], seconds: int) -> None:
-            """Whole or not at all, and gone if it was not confirmed; which, only the kernel knows."""
+        def is_killed_during_a_change(self, ops: list[Any], seconds: int) -> None:
+            """All or nothing is applied, and nothing stays without a confirmation; only the kernel shows which."""
             if self.open:
                 return
             world.pace()
             self.wire.socket.sendall(protocol.encode(self.message(ops, seconds)))
             self.end(signal.SIGKILL)
             if not seconds:
-                self.as_it_turned_out(ops)
+                self.read_result(ops)
 
         @rule(how=st.sampled_from((signal.SIGKILL, signal.SIGTERM)))
-        def ends_and_is_started(self, how: signal.Signals) -> None:
+        def ends_and_restarts(self, how: signal.Signals) -> None:
             self.end(how)
 
         def end(self, how: signal.Signals) -> None:
             lab.kill("netagent", how)
             lab.wait_for(lambda: not lab.daemons.running("netagent"))
             world.restart()
-            self.gone()
+            self.disconnected()
 
-        @rule(sense=st.booleans())
-        def reads_its_settings_anew(self, sense: bool) -> None:
-            if not sense:
+        @rule(valid=st.booleans())
+        def reloads_its_settings(self, valid: bool) -> None:
+            if not valid:
                 lab.write_config("nonsense\n")
             lab.kill("netagent", signal.SIGHUP)
-            if not sense:
-                lab.wait_for(lambda: "continuing with" in self.said())
+            if not valid:
+                lab.wait_for(lambda: "continuing with" in self.new_log())
                 lab.write_config(CONFIG)
 
-        # — what must hold
+        # — invariants
 
-        def said(self) -> str:
+        def new_log(self) -> str:
             text = world.log.new()
             assert "Traceback" not in text, text
             return text
 
         @invariant()
-        def all_is_well(self) -> None:
+        def state_is_as_expected(self) -> None:
             now = self.now = snapshot(lab, self.expected.addresses)
             begin = world.begin
             assert now.foreign_addresses == begin.foreign_addresses
             assert now.foreign_routes == begin.foreign_routes
             assert now.foreign_rules == begin.foreign_rules
             assert begin.kernel_routes <= now.kernel_routes, begin.kernel_routes - now.kernel_routes
-            assert now.ways == begin.ways
+            assert now.egress == begin.egress
             assert now.addresses == self.expected.addresses
             assert now.routes == self.expected.routes
             assert now.rules == self.expected.rules
             assert now.links == self.expected.links
-            assert dangers(now, world.names) == []
+            assert violations(now, world.names) == []
 
             assert lab.daemons.running("netagent")
             assert lab.daemons.pid("netagent") == world.pid
-            self.said()
+            self.new_log()
             world.entries()
 
         def teardown(self) -> None:
@@ -453,12 +461,12 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
 @pytest.fixture
 def world() -> Iterator[World]:
     with Lab(Spec.aws(interfaces=2, addresses=2)) as lab:
-        furnish(lab)
+        add_foreign_objects(lab)
         start(lab)
         world = World(lab)
         yield world
         print(f"{world.sequence} audit lines; what became of requests to apply: {world.tally}")
 
 
-def test_whatever_is_asked_in_whatever_order_what_must_hold_holds(world: World) -> None:
+def test_invariants_hold_for_random_requests(world: World) -> None:
     run_state_machine_as_test(machine(world), settings=SETTINGS)

@@ -1,4 +1,4 @@
-"""What is true of a guest with a kernel, a bus and firmware of its own. Each check leaves the guest as it found it."""
+"""Checks for guests with their own kernel, bus and firmware. Each check leaves the guest unchanged."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 from tests.lab.filter import Lost
 from tests.lab.nic import Interface, Nic
 
-from .checks import AUDIT, normal, ours, reachable
+from .checks import AUDIT, normalized, ours, reachable
 from .guest import Guest
-from .machine import Machine
+from .virtual_machine import VirtualMachine
 
 VLAN, TRUNK, CARD_MAC = 7, "trunk", "02:00:00:00:c0:01"
 VLAN_LINK = f"{TRUNK}.{VLAN}"
@@ -31,7 +31,7 @@ for each in {{link}} host.{VLAN}; do ip -n card link set $each master uplink up;
 ip -n card link set uplink up
 ip link set {TRUNK} up
 """
-"""A bare metal host's network card: what the cloud sends to {link} reaches the host by one link, tagged."""
+"""The network card of a bare metal host: packets of the cloud to {link} arrive on one link with a VLAN tag."""
 
 ASK = """
 import sys
@@ -40,8 +40,8 @@ from ipaddress import ip_interface
 from cloud_network.fetcher.apply import Netagent
 from cloud_network.netagent.operations import AddressAdd
 with Netagent() as netagent:
-    said = netagent.apply((AddressAdd(int(sys.argv[1]), ip_interface(sys.argv[2] + "/24"), True),), 5)
-print(said.verdict, said.reason, said.refused)
+    answer = netagent.apply((AddressAdd(int(sys.argv[1]), ip_interface(sys.argv[2] + "/24"), True),), 5)
+print(answer.verdict, answer.reason, answer.refused)
 """
 
 VRF, VRF_TABLE = "blue", 77
@@ -58,26 +58,26 @@ ip route add 203.0.113.0/24 via 192.168.77.9 table {VRF_TABLE}
 """
 
 
-class MachineChecks:
-    """Each test class of a form with its own kernel inherits these."""
+class KernelChecks:
+    """Base class of the test classes of virtual machines."""
 
     def test_the_cloud_is_known_by_its_firmware(self, guest: Guest) -> None:
         assert guest.run("cat", "/sys/class/dmi/id/sys_vendor").strip() == "Amazon EC2"
         assert "rovider" not in guest.run("grep", "-v", "^#", "/etc/cloud-network/cloud-network.toml", check=False)
         assert "cloud: aws" in guest.journal()
 
-    def test_an_interface_comes_and_goes_while_it_runs(self, guest: Machine) -> None:
-        before = normal(ours(guest))
+    def test_an_interface_comes_and_goes_while_it_runs(self, guest: VirtualMachine) -> None:
+        before = normalized(ours(guest))
         with plugged(guest) as nic:
             guest.wait_for(lambda: reachable(guest), message="the new interface's addresses")
-            assert astray(guest) == [], astray(guest)
+            assert misrouted(guest) == [], misrouted(guest)
             assert guest.run("cnctl", "status", "network").count(nic.addresses[-1]) == 1
-        guest.wait_for(lambda: normal(ours(guest)) == before, message="what was its own to be gone")
+        guest.wait_for(lambda: normalized(ours(guest)) == before, message="the removal of its objects")
         assert reachable(guest)
 
-    def test_a_vlan_of_bare_metal_is_configured_where_its_kind_is_allowed(self, guest: Machine) -> None:
-        """The metadata names it by its MAC, as they do any interface; the operator's image makes the link."""
-        before = normal(ours(guest))
+    def test_bare_metal_vlan_is_configured_if_its_kind_is_allowed(self, guest: VirtualMachine) -> None:
+        """The metadata name the VLAN by its MAC, like any interface; the operator's image creates the link."""
+        before = normalized(ours(guest))
         with plugged(guest, card_mac=CARD_MAC) as nic:
             guest.run("sh", "-ec", CARD.format(link=link_of(guest, CARD_MAC)))
             try:
@@ -86,14 +86,16 @@ class MachineChecks:
                 refused(guest, nic)
                 with guest.configured('[Netagent]\nAllowKinds = "vlan"\n'):
                     guest.wait_for(lambda: reachable(guest), message="the VLAN's addresses")
-                    assert astray(guest) == [], astray(guest)
+                    assert misrouted(guest) == [], misrouted(guest)
                     link = json.loads(guest.get(f"/api/v1/links/{VLAN_LINK}")[1])
                     assert {each["address"] for each in link["addresses"]} == {*nic.everything}
                     guest.run("ip", "link", "delete", VLAN_LINK)
-                    guest.wait_for(lambda: f"lookup {link['table']}" not in ours(guest), message="its rules to be gone")
+                    guest.wait_for(
+                        lambda: f"lookup {link['table']}" not in ours(guest), message="the removal of its rules"
+                    )
             finally:
                 guest.run("ip", "netns", "delete", "card")
-        guest.wait_for(lambda: normal(ours(guest)) == before, message="all to be as it was")
+        guest.wait_for(lambda: normalized(ours(guest)) == before, message="the original state")
 
     def test_a_vrf_is_left_to_its_operator(self, guest: Guest) -> None:
         guest.wait_for(lambda: reachable(guest), message="all addresses")
@@ -101,15 +103,15 @@ class MachineChecks:
             foreign = of_vrf(guest)
             assert "from all lookup [l3mdev-table]" in foreign
             guest.run("ip", "rule", "delete", "priority", "31010")
-            guest.wait_for(lambda: "31010:" in guest.run("ip", "rule"), message="our rule to be put back")
+            guest.wait_for(lambda: "31010:" in guest.run("ip", "rule"), message="the repair of our rule")
             guest.run("cnctl", "refresh")
             assert reachable(guest)
-            assert astray(guest) == [], astray(guest)
+            assert misrouted(guest) == [], misrouted(guest)
             assert of_vrf(guest) == foreign
             assert "dev pod" in guest.run("ip", "route", "get", "203.0.113.9", "vrf", VRF)
 
     def test_an_interface_in_a_vrf_answers_by_the_vrf(self, guest: Guest) -> None:
-        """Enslaved, it loses its IPv6 addresses and its routes; its router's word now goes to the VRF's table."""
+        """As a VRF port, the link loses its IPv6 addresses and routes; advertised routes are in the VRF's table."""
         nic = guest.lab.nics[1]
         with vrf(guest), guest.configured(f'[Netagent]\nAllowAddresses = "{nic.subnet6}"\n'):
             rule = guest.run("ip", "rule", "show", "priority", "1000")
@@ -117,9 +119,9 @@ class MachineChecks:
             try:
                 guest.run("ip", "link", "set", nic.name, "master", VRF)
                 guest.run(*f"ip route replace default via {nic.gateway} dev {nic.name} table {VRF_TABLE}".split())
-                guest.wait_for(lambda: reachable(guest), message="all addresses, by the VRF")
-                assert astray(guest) == [], astray(guest)
-                guest.wait_for(lambda: "ok:" in guest.run("cnctl", "status", check=False), message="peace")
+                guest.wait_for(lambda: reachable(guest), message="all addresses, through the VRF")
+                assert misrouted(guest) == [], misrouted(guest)
+                guest.wait_for(lambda: "ok:" in guest.run("cnctl", "status", check=False), message="cnctl status: ok")
                 table = guest.run("ip", "route", "show", "table", str(VRF_TABLE))
                 assert f"default via {nic.gateway} dev {nic.name}" in table
                 assert "203.0.113.0/24 via 192.168.77.9 dev pod" in table
@@ -128,10 +130,10 @@ class MachineChecks:
             finally:
                 guest.run("ip", "link", "set", nic.name, "nomaster")
                 guest.run("sysctl", "-qw", "net.ipv4.tcp_l3mdev_accept=0")
-            guest.wait_for(lambda: reachable(guest), message="all addresses, as before")
+            guest.wait_for(lambda: reachable(guest), message="all addresses")
 
-    def test_delay_and_loss_take_nothing_away(self, guest: Guest) -> None:
-        """A fifth of what this host sends is lost, ARP, neighbour discovery and metadata included."""
+    def test_delay_and_loss_remove_nothing(self, guest: Guest) -> None:
+        """A fifth of the host's packets is lost, including ARP, neighbour discovery and metadata requests."""
         nic, log = guest.lab.nics[1], guest.run("cat", AUDIT)
         gone, new = nic.addresses[-1], str(ip_address(nic.addresses[-1]) + 50)
         held = [guest.lab.hold_connection(each.addresses[1], timeout=10) for each in guest.lab.nics]
@@ -139,27 +141,27 @@ class MachineChecks:
             guest.lab.add_address(nic.mac, new)
             guest.lab.remove_address(nic.mac, gone)
             guest.run("cnctl", "refresh", check=False, timeout=300)
-            guest.wait_for(lambda: settled(guest, new, gone), 240, "the change to be made")
+            guest.wait_for(lambda: is_applied(guest, new, gone), 240, "the change")
             assert all(each.alive(60) for each in held)
         made = changes(guest, log)
         assert made == ({new}, {gone}), made
         guest.lab.remove_address(nic.mac, new)
         guest.lab.add_address(nic.mac, gone)
         guest.run("cnctl", "refresh")
-        guest.wait_for(lambda: reachable(guest), message="all to be as it was")
+        guest.wait_for(lambda: reachable(guest), message="the original state")
 
     def test_a_jump_of_the_wall_clock_removes_nothing(self, guest: Guest) -> None:
-        """Back and forth by more than a year; the timer goes on, and so do addition and repair."""
-        nic, log, before = guest.lab.nics[1], guest.run("cat", AUDIT), normal(ours(guest))
+        """The clock jumps by more than a year in both directions; the timer, additions and repairs still work."""
+        nic, log, before = guest.lab.nics[1], guest.run("cat", AUDIT), normalized(ours(guest))
         new = str(ip_address(nic.addresses[-1]) + 60)
         with guest.configured('[System]\nRefreshTimer = "1s"\n'):
             for step in ("+400 days", "-800 days", "+400 days"):
                 guest.run("date", "-s", step)
                 year = guest.run("date", "-u", "+%Y").strip()
-                guest.wait_for(partial(was_read_in, guest, year), message="the timer to go on")
+                guest.wait_for(partial(was_read_in, guest, year), message="the next read by the timer")
                 assert guest.run("cnctl", "status").startswith("ok:")
             assert changes(guest, log) == (set(), set())
-            assert normal(ours(guest)) == before
+            assert normalized(ours(guest)) == before
             guest.run("date", "-s", "-400 days")
             guest.lab.add_address(nic.mac, new)
             guest.run("ip", "address", "delete", f"{nic.addresses[1]}/32", "dev", nic.name)
@@ -170,47 +172,51 @@ class MachineChecks:
         guest.run("cnctl", "refresh")
         # The repaired address is the last one of its link now.
         in_order = [sorted(line.split()) for line in before]
-        guest.wait_for(lambda: [sorted(line.split()) for line in normal(ours(guest))] == in_order, message="as it was")
+        guest.wait_for(
+            lambda: [sorted(line.split()) for line in normalized(ours(guest))] == in_order, message="the original state"
+        )
 
-    def test_a_metadata_server_that_is_cut_off_takes_nothing_away(self, guest: Guest) -> None:
-        log, before = guest.run("cat", AUDIT), normal(ours(guest))
+    def test_unreachable_metadata_server_removes_nothing(self, guest: Guest) -> None:
+        log, before = guest.run("cat", AUDIT), normalized(ours(guest))
         with netem(guest, "loss 100%"):
             guest.run("cnctl", "refresh", check=False, timeout=120)
             assert "nothing is removed" in unwrapped(guest.run("cnctl", "status", check=False))
-            assert normal(ours(guest)) == before
-        guest.wait_for(lambda: "ok:" in guest.run("cnctl", "status", check=False), message="peace")
+            assert normalized(ours(guest)) == before
+        guest.wait_for(lambda: "ok:" in guest.run("cnctl", "status", check=False), message="cnctl status: ok")
         made = changes(guest, log)
         assert made == (set(), set()), made
-        assert normal(ours(guest)) == before
+        assert normalized(ours(guest)) == before
 
 
 def refused(guest: Guest, nic: Nic) -> None:
-    """Neither the fetcher nor netagent, when root asks it, makes anything of the VLAN; both say which key would."""
+    """Check that the fetcher and netagent refuse the VLAN, and that both name the key that would allow it."""
     key = f'{VLAN_LINK} has that MAC and is of kind vlan, which needs [Netagent] AllowKinds="vlan"'
-    guest.wait_for(lambda: key in guest.journal(), message="the fetcher to name the key")
+    guest.wait_for(lambda: key in guest.journal(), message="the key in the log")
     assert key in unwrapped(guest.run("cnctl", "status", check=False))
     assert "see the notices of cnctl status" in unwrapped(guest.run("cnctl", "doctor", nic.addresses[0], check=False))
     index = guest.run("cat", f"/sys/class/net/{VLAN_LINK}/ifindex").strip()
-    said = guest.run("python3", "-IS", "-c", ASK, index, nic.addresses[0])
-    assert said.startswith("refused"), said
-    assert "kind vlan" in said
-    assert "AllowKinds" in said
+    output = guest.run("python3", "-IS", "-c", ASK, index, nic.addresses[0])
+    assert output.startswith("refused"), output
+    assert "kind vlan" in output
+    assert "AllowKinds" in output
     assert guest.run("ip", "-o", "address", "show", "dev", VLAN_LINK, "scope", "global") == ""
 
 
 def unwrapped(text: str) -> str:
-    """Text that was wrapped for a terminal, on one line."""
+    """Return text that was wrapped for a terminal on one line."""
     return " ".join(text.split())
 
 
-def astray(guest: Guest) -> list[Lost]:
-    """What left by a link that does not own its source; a link without an address reports its groups from 0.0.0.0."""
+def misrouted(guest: Guest) -> list[Lost]:
+    """Return packets that left by a link that does not own their source. Multicast reports from 0.0.0.0, of links
+    without an address, do not count.
+    """
     return [lost for lost in guest.lab.lost() if lost.source != "0.0.0.0"]
 
 
 @contextmanager
-def plugged(guest: Machine, *, mac: str | None = None, card_mac: str | None = None) -> Iterator[Nic]:
-    """Attach another interface of the cloud, by default with the MAC that the metadata names on the card itself."""
+def plugged(guest: VirtualMachine, *, mac: str | None = None, card_mac: str | None = None) -> Iterator[Nic]:
+    """Hot-plug another interface of the cloud. `card_mac` is the card's MAC if it differs from the metadata's."""
     subnet = f"10.0.{len(guest.lab.fabric.subnets) + 1}.0/24"
     nic = guest.lab.attach_interface(Interface(subnet, addresses=2, ipv6=1, mac=mac))
     guest.plug(replace(nic, mac=card_mac or nic.mac))
@@ -222,7 +228,7 @@ def plugged(guest: Machine, *, mac: str | None = None, card_mac: str | None = No
 
 
 def link_of(guest: Guest, mac: str) -> str:
-    """The name that the guest gives to a new interface, when it has it."""
+    """Wait for a new interface, and return its name in the guest."""
 
     def found() -> str:
         links = json.loads(guest.run("ip", "-json", "link"))
@@ -233,7 +239,7 @@ def link_of(guest: Guest, mac: str) -> str:
 
 @contextmanager
 def vrf(guest: Guest) -> Iterator[None]:
-    """An operator's VRF, with a link and routes of his in it."""
+    """An operator's VRF, with a link and routes."""
     guest.run("sh", "-ec", WITH_VRF)
     try:
         yield
@@ -253,7 +259,7 @@ def of_vrf(guest: Guest) -> str:
 
 @contextmanager
 def netem(guest: Guest, what: str) -> Iterator[None]:
-    """On what leaves by any link: were it but one, the metadata would be read by another."""
+    """Add the impairment to all links: with one link impaired, the metadata would be read through another."""
     links = [nic.name for nic in guest.lab.nics]
     guest.run("modprobe", "sch_netem")
     try:
@@ -263,7 +269,7 @@ def netem(guest: Guest, what: str) -> Iterator[None]:
         guest.run("sh", "-c", "".join(f"tc qdisc delete dev {link} root\n" for link in links), check=False)
 
 
-def settled(guest: Guest, there: str, gone: str) -> bool:
+def is_applied(guest: Guest, there: str, gone: str) -> bool:
     addresses = guest.run("ip", "-br", "address")
     return (
         f"{there}/" in addresses and f"{gone}/" not in addresses and "ok:" in guest.run("cnctl", "status", check=False)
@@ -276,13 +282,13 @@ def was_read_in(guest: Guest, year: str) -> bool:
 
 
 def year_of_last_read(guest: Guest) -> str:
-    """The year of the last read of the metadata, by the wall clock of the guest."""
+    """Return the year of the last read of the metadata, by the guest's wall clock."""
     attempted: str = json.loads(guest.run("cat", "/run/cloud-network/status.json"))["attempted_at"]
     return attempted[:4]
 
 
 def changes(guest: Guest, log: str) -> tuple[set[str], set[str]]:
-    """What has been added, and what removed, of any kind, since the audit log was `log`."""
+    """Return the added and the removed objects since the audit log had the content `log`."""
     lines: list[dict[str, Any]] = list(map(json.loads, guest.run("cat", AUDIT).removeprefix(log).splitlines()))
     ops = [op for line in lines if line["verdict"] == "applied" for op in line.get("ops", ())]
     sides: tuple[set[str], set[str]] = (set(), set())

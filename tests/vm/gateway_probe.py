@@ -1,6 +1,6 @@
-"""Runs in the fetcher's sandbox: asks for gateways, as fetcher/gateways.py does.
+"""Runs in the fetcher's sandbox: probes gateways, as fetcher/gateways.py does.
 
-gateway.py LINK SOURCE TARGET …    a datagram each that dies at the next hop; what became of it, as JSON
+gateway_probe.py LINK SOURCE TARGET …    one datagram each that expires at the next hop; the results as JSON
 """
 
 from __future__ import annotations
@@ -29,6 +29,6 @@ def ask(link: str, source: str, target: str) -> str:
 
 if __name__ == "__main__":
     link, *pairs = sys.argv[1:]
-    said = [ask(link, source, target) for source, target in zip(pairs[::2], pairs[1::2], strict=True)]
-    time.sleep(2)  # until the neighbour has answered: the test looks when this has ended
-    print(json.dumps(said))
+    results = [ask(link, source, target) for source, target in zip(pairs[::2], pairs[1::2], strict=True)]
+    time.sleep(2)  # for the neighbour's answer: the test reads the neighbour entries after this program
+    print(json.dumps(results))

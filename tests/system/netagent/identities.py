@@ -1,4 +1,4 @@
-"""Being somebody else: another user, or root of a user namespace."""
+"""Clients with other identities: another user, or root of a user namespace."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.lab import Lab
 from tests.lab.processes import USERS
 from tests.system.netagent.wire import Wire
 
-ATTACKER = Path(__file__).with_name("faults_attacker.py")
+ATTACKER = Path(__file__).with_name("attacker.py")
 FETCHER = USERS["cloud-network"]
 NAMESPACE = ["unshare", "--user", "--map-root-user"]
 ENTER = """
@@ -29,15 +29,17 @@ def become(uid: int) -> list[str]:
     return ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
 
 
-class As(Wire):
+class UserWire(Wire):
     """A connection of a process in the instance with another uid, and the gid of the same number."""
 
     def __init__(self, lab: Lab, uid: int = FETCHER) -> None:
         super().__init__(lab, prefix=become(uid))
 
 
-def mapped(lab: Lab, who: Sequence[str], table: str, *then: str) -> dict[str, str]:
-    """Attack as uid 0 of a user namespace with this uid_map, written from outside by root as newuidmap(1) does."""
+def attack_from_user_namespace(lab: Lab, who: Sequence[str], table: str, *then: str) -> dict[str, str]:
+    """Return the attacker's results as uid 0 of a user namespace with this uid_map, which root writes from outside, as
+    newuidmap(1) does.
+    """
     inside = [*who, "/usr/bin/python3", "-c", ENTER, *then, "/usr/bin/python3", str(ATTACKER)]
     child = lab.instance.popen([*inside, "connect"], stdin=subprocess.PIPE)
     assert child.stdin
@@ -52,5 +54,5 @@ def mapped(lab: Lab, who: Sequence[str], table: str, *then: str) -> dict[str, st
     for kind in ("uid_map", "gid_map"):
         Path(f"/proc/{found}/{kind}").write_text(table)
     out, _ = child.communicate("go\n", timeout=20)
-    said: dict[str, str] = json.loads(out)
-    return said
+    results: dict[str, str] = json.loads(out)
+    return results

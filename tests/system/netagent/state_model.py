@@ -1,6 +1,6 @@
-"""What the state machine holds the kernel to: snapshots by iproute2, what operations should make of one, and safety.
+"""The model of the state machine: snapshots by iproute2, predicted snapshots, and safety rules.
 
-Nothing here is netagent's: iproute2 reads the kernel, and the rules of safety are written down a second time.
+It is independent of netagent: iproute2 reads the kernel, and the safety rules are implemented a second time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.system.netagent.wire import CONFIG, ifindex
 Address = IPv4Address | IPv6Address
 OURS, MAIN, LOCAL, BASE, PRIORITIES = 209, 254, 255, 9999, range(31000, 31030)
 _TABLES = {"main": MAIN, "local": LOCAL, "default": 253}
-# Where the host itself goes without a source of ours: the gateway, a resolver, a container, an operator's, the world.
+# Destinations of the host's own packets: gateways, hosts of a container and of an operator, and the internet.
 PROBES = ("10.0.1.1", "10.0.1.77", "172.17.0.9", "192.168.77.7", "8.8.8.8", "169.254.169.254", "10.66.0.1")
 
 FOREIGN = [
@@ -29,7 +29,7 @@ FOREIGN = [
     "link add spare type veth peer name spare1",
     "address change 10.0.1.10/24 brd + dev eth1 valid_lft 86400 preferred_lft 86400",
     "address add 10.0.2.50/32 dev eth0",
-    "address add 10.0.3.50/32 dev spare",  # else the kernel takes a link's routes with its last address: test_found.py
+    "address add 10.0.3.50/32 dev spare",  # a link's last address takes its routes: test_regressions.py
     "address add fd00:2::50/128 dev eth0 nodad",
     "route add 192.168.77.0/24 via 10.0.1.1",
     "route add default via 10.0.1.1 table 100",
@@ -40,8 +40,8 @@ FOREIGN = [
 FOREIGN6 = ["route add fd00:9::/64 dev eth1 metric 7", "rule add pref 31010 from fd00:9::/64 lookup 100"]
 
 
-def furnish(lab: Lab) -> None:
-    """What belongs to others and stays: DHCP's, an operator's, a container's; and a spare link that is down."""
+def add_foreign_objects(lab: Lab) -> None:
+    """Add objects of DHCP, an operator and a container network, which must not change, and a link that is down."""
     lab.write_config(CONFIG)
     lab.path("/etc/resolv.conf").write_text("nameserver 10.0.4.2\nnameserver fd00::53\n")
     lab.batch(FOREIGN)
@@ -50,13 +50,13 @@ def furnish(lab: Lab) -> None:
         lab.run(["ip", "-6", *line.split()])
 
 
-class Held(NamedTuple):
-    """An address on a link."""
+class LinkAddress(NamedTuple):
+    """An address of a link, with its prefix length."""
 
     link: str
     address: Address
     prefix: int
-    route: bool  # whether the kernel made its connected route
+    route: bool  # True if the kernel added its connected route
 
 
 class Route(NamedTuple):
@@ -78,17 +78,17 @@ class Rule(NamedTuple):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that netagent could change: what is ours as values, and what is not as text."""
+    """Everything that netagent could change: our objects as values, the others as text."""
 
     links: dict[str, tuple[bool, int]]  # up, MTU
-    addresses: frozenset[Held]
+    addresses: frozenset[LinkAddress]
     routes: frozenset[Route]
     rules: frozenset[Rule]
     foreign_addresses: tuple[str, ...]
     foreign_routes: tuple[str, ...]
     foreign_rules: tuple[str, ...]
     kernel_routes: frozenset[str]
-    ways: tuple[str, ...]
+    egress: tuple[str, ...]
 
 
 def _ip(lab: Lab, family: str, *lines: str) -> list[list[dict[str, Any]]]:
@@ -101,15 +101,19 @@ def _text(each: dict[str, Any]) -> str:
     return json.dumps(each, sort_keys=True)
 
 
-def snapshot(lab: Lab, ours: frozenset[Held] = frozenset()) -> Snapshot:
-    """The kernel now. iproute2 does not show IFA_PROTO, so the caller says which addresses should be ours."""
-    ways = [f"route get {probe}" for probe in PROBES]
-    links, addresses4, routes4, rules4, *got = _ip(lab, "-4", "link", "address", "route show table all", "rule", *ways)
+def snapshot(lab: Lab, ours: frozenset[LinkAddress] = frozenset()) -> Snapshot:
+    """Return a snapshot of the kernel. iproute2 does not show IFA_PROTO, so `ours` names our addresses."""
+    egress = [f"route get {probe}" for probe in PROBES]
+    links, addresses4, routes4, rules4, *got = _ip(
+        lab, "-4", "link", "address", "route show table all", "rule", *egress
+    )
     addresses6, routes6, rules6 = _ip(lab, "-6", "address", "route show table all", "rule")
-    held: dict[Held, str] = {}
+    held: dict[LinkAddress, str] = {}
     for link in addresses4 + addresses6:
         for each in link.get("addr_info", ()):
-            made = Held(link["ifname"], ip_address(each["local"]), each["prefixlen"], not each.get("noprefixroute"))
+            made = LinkAddress(
+                link["ifname"], ip_address(each["local"]), each["prefixlen"], not each.get("noprefixroute")
+            )
             kept = {key: each[key] for key in each.keys() - {"valid_life_time", "preferred_life_time", "tentative"}}
             held[made] = f"{link['ifname']} {_text(kept)}"
     kinds = ("unicast", "local", "broadcast", "anycast")
@@ -127,7 +131,7 @@ def snapshot(lab: Lab, ours: frozenset[Held] = frozenset()) -> Snapshot:
         foreign_routes=tuple(sorted(others)),
         foreign_rules=tuple(_text(each) + all_ for each, all_ in rules if each["protocol"] != str(OURS)),
         kernel_routes=frozenset(made_by_kernel),
-        ways=tuple(_text(answer[0]) for answer in got),
+        egress=tuple(_text(answer[0]) for answer in got),
     )
 
 
@@ -150,11 +154,11 @@ def _rule(each: dict[str, Any], anywhere: str) -> Rule:
     return Rule(each["priority"], str(ip_network(network)), side == "dst", table, *flags)
 
 
-NO_LINK = (False, 0)  # what netagent refuses may name one
+NO_LINK = (False, 0)  # a refused operation may name an unknown link
 
 
 def predict(before: Snapshot, ops: Iterable[dict[str, Any]], names: dict[int, str]) -> Snapshot:
-    """What is ours after `ops`, all of which were done."""
+    """Return the snapshot with our objects after `ops`, if all of them are applied."""
     links, addresses = dict(before.links), set(before.addresses)
     routes, rules = set(before.routes), set(before.rules)
     for op in ops:
@@ -164,7 +168,7 @@ def predict(before: Snapshot, ops: Iterable[dict[str, Any]], names: dict[int, st
         elif name == "link_mtu":
             links[link] = (links.get(link, NO_LINK)[0], op["mtu"])
         elif name == "address_add":
-            addresses.add(Held(link, ip_address(op["address"]), op["prefix"], op["route"]))
+            addresses.add(LinkAddress(link, ip_address(op["address"]), op["prefix"], op["route"]))
         elif name == "address_remove":
             addresses -= {each for each in addresses if each[:2] == (link, ip_address(op["address"]))}
         elif name.startswith("route"):
@@ -187,7 +191,7 @@ def ours(state: Snapshot) -> tuple[object, ...]:
     return state.links, state.addresses, state.routes, state.rules
 
 
-# Nobody's to have, whoever asks: DHCP's, a router's, the resolver's, the metadata servers', the container bridge's.
+# Addresses that netagent must never add: of DHCP, routers, resolvers, metadata servers and the container bridge.
 FORBIDDEN = [
     *map(ip_network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "172.17.0.1")),
     *map(
@@ -197,10 +201,10 @@ FORBIDDEN = [
 ]
 PRIVATE = [ip_network(n) for n in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")]
 
-OTHERS = {"eth0": "10.0.1.0/24", "eth1": "10.0.2.0/24"}  # whose gateways are not this link's
+OTHERS = {"eth0": "10.0.1.0/24", "eth1": "10.0.2.0/24"}  # the other link's subnet
 
 
-# What foreign things may be the source of what the host sends, and on which link they are.
+# Source addresses of other programs, and their links.
 HELD = {
     "10.0.1.10": "eth1",
     "10.0.2.50": "eth0",
@@ -212,21 +216,21 @@ HELD = {
 }
 
 
-def _strangers(network: IPv4Network | IPv6Network) -> set[str]:
-    """Links whose rule for this network would be for another's source, too."""
+def _conflicting_links(network: IPv4Network | IPv6Network) -> set[str]:
+    """Return the links on which a rule for this network would also match a source of another link."""
     holders = {link for text, link in HELD.items() if ip_address(text) in network}
     return {link for link in ("eth0", "eth1", "spare") if holders - {link}}
 
 
-def dangers(state: Snapshot, names: dict[int, str]) -> list[str]:
-    """What must never be seen in the kernel, however netagent was asked for it."""
+def violations(state: Snapshot, names: dict[int, str]) -> list[str]:
+    """Return violations of the safety rules: objects that must never be in the kernel, whatever netagent was asked."""
     found = []
     gateways = {route.gateway for route in state.routes if route.gateway}
     holders: dict[Address, set[str]] = {}
     for held in state.addresses:
         holders.setdefault(held.address, set()).add(held.link)
         if any(held.address in network for network in FORBIDDEN):
-            found.append(f"an address of somebody else: {held}")
+            found.append(f"an address of another program: {held}")
         if not any(held.address in network for network in PRIVATE):
             found.append(f"a public address: {held}")
         if held.address in gateways:
@@ -245,7 +249,7 @@ def dangers(state: Snapshot, names: dict[int, str]) -> list[str]:
                 or route.kind != "local"
                 or any(network.overlaps(other) for other in FORBIDDEN if other.version == network.version)
             ):
-                found.append(f"a local route over somebody else: {route}")
+                found.append(f"a local route over another program's address: {route}")
             if any(gateway in network for gateway in gateways):
                 found.append(f"a local route over a gateway: {route}")
         elif route.table not in own or route.link not in ("eth0", "eth1", "spare"):
@@ -262,7 +266,7 @@ def dangers(state: Snapshot, names: dict[int, str]) -> list[str]:
     for rule in state.rules:
         network = ip_network(rule.network)
         if rule.table != MAIN and not rule.suppress and rule.priority <= mains.get(network.version, rule.priority):
-            found.append(f"a rule past main: {rule}")
+            found.append(f"a rule before main's: {rule}")
         if rule.priority not in PRIORITIES:
             found.append(f"a rule outside the band: {rule}")
         if not network.prefixlen:
@@ -276,6 +280,6 @@ def dangers(state: Snapshot, names: dict[int, str]) -> list[str]:
             and network[0] in map(ip_address, ("10.0.1.10", "10.0.1.1"))
         ):
             found.append(f"a rule for another link's source: {rule}")
-        elif network.num_addresses > 1 and names[rule.table - BASE] in _strangers(network):
-            found.append(f"a rule for a prefix in which somebody else has something: {rule}")
+        elif network.num_addresses > 1 and names[rule.table - BASE] in _conflicting_links(network):
+            found.append(f"a rule for a prefix with sources of another link: {rule}")
     return found

@@ -1,4 +1,6 @@
-"""What the state machine and the fuzzer found, each by itself; mostly the kernel removes more than it was asked to."""
+"""Regression tests for errors found by the state machine and the fuzzer; in most, the kernel removes more than
+requested.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +10,20 @@ from tests.lab import Lab
 from tests.system.netagent.conftest import answers
 from tests.system.netagent.wire import Wire, address, ifindex, kernel_state, route
 
-known = pytest.mark.xfail(strict=True, reason="found by test_machine.py: the kernel does it with a last address")
+known = pytest.mark.xfail(strict=True, reason="the kernel removes routes with the last address")
 
 
-def test_a_flush_takes_away_two_addresses_of_one_subnet(lab: Lab, wire: Wire) -> None:
-    """Without promote_secondaries the second goes with the first, and its own removal then fails with EADDRNOTAVAIL."""
+def test_flush_removes_two_addresses_of_one_subnet(lab: Lab, wire: Wire) -> None:
+    """Without promote_secondaries the kernel removes the second with the first; its own removal then fails with
+    EADDRNOTAVAIL.
+    """
     before, on = kernel_state(lab), ifindex(lab, "eth0")
     assert wire.apply(address(on, "10.0.2.10/24"), address(on, "10.0.2.12/24"))["verdict"] == "applied"
     assert wire.ask(request="flush", id="flush")["verdict"] == "applied"
     assert kernel_state(lab) == before
 
 
-def test_taking_back_brings_the_second_address_of_a_subnet_back_too(lab: Lab, wire: Wire) -> None:
+def test_rollback_restores_the_secondary_address_of_a_subnet(lab: Lab, wire: Wire) -> None:
     on = ifindex(lab, "eth0")
     assert wire.apply(address(on, "10.0.2.10/24"), address(on, "10.0.2.12/24"))["verdict"] == "applied"
     gone = address(on, "10.0.2.10/24", "address_remove")
@@ -32,7 +36,7 @@ def test_taking_back_brings_the_second_address_of_a_subnet_back_too(lab: Lab, wi
 
 
 @known
-def test_an_operators_route_stays_when_the_only_address_of_its_link_is_taken_back(lab: Lab, wire: Wire) -> None:
+def test_rollback_of_the_only_address_keeps_an_operators_route(lab: Lab, wire: Wire) -> None:
     """The kernel removes a link's IPv4 routes with its last IPv4 address (fib_disable_ip, fib_frontend.c)."""
     lab.batch(["route add 192.168.9.0/24 dev eth0"])
     lab.wait_for(lambda: answers(lab))
@@ -44,7 +48,7 @@ def test_an_operators_route_stays_when_the_only_address_of_its_link_is_taken_bac
 
 
 @known
-def test_our_own_routes_stay_when_the_only_address_of_their_link_is_taken_back(lab: Lab, wire: Wire) -> None:
+def test_rollback_of_the_only_address_keeps_our_routes(lab: Lab, wire: Wire) -> None:
     on = ifindex(lab, "eth0")
     assert wire.apply(route(on, "10.77.0.0/24", table=255))["verdict"] == "applied"
     before = kernel_state(lab)
@@ -53,8 +57,8 @@ def test_our_own_routes_stay_when_the_only_address_of_their_link_is_taken_back(l
     assert kernel_state(lab) == before
 
 
-def test_an_mtu_that_ipv6_cannot_have_leaves_ipv6_routes(lab: Lab, wire: Wire) -> None:
-    """Below 1280 the kernel takes IPv6 off the link, its routes with it, whether or not there is an address."""
+def test_mtu_below_1280_keeps_ipv6_routes(lab: Lab, wire: Wire) -> None:
+    """Below 1280 the kernel disables IPv6 on the link and removes its routes, with or without an address."""
     lab.batch(["link add spare type veth peer name spare1", "link set spare addrgenmode none", "link set spare up"])
     lab.run(["ip", "-6", "route", "add", "fd00:9::/64", "dev", "spare", "metric", "7"])
     before = kernel_state(lab)["routes6"]
@@ -63,13 +67,13 @@ def test_an_mtu_that_ipv6_cannot_have_leaves_ipv6_routes(lab: Lab, wire: Wire) -
 
 
 def test_a_containers_address_is_not_taken_over(lab: Lab, wire: Wire) -> None:
-    """Found by fuzzing: on a cloud's link it would draw in what the host sends to the container behind the bridge."""
+    """On a cloud's link, the address would attract the host's packets to the container behind the bridge."""
     lab.batch(["link add docker0 type bridge", "address add 172.17.0.1/16 dev docker0", "link set docker0 up"])
     assert wire.apply(address(ifindex(lab, "eth0"), "172.17.0.33/32"))["verdict"] == "refused"
 
 
-def test_nothing_is_left_when_the_route_that_was_to_be_replaced_failed(lab: Lab, wire: Wire) -> None:
-    """The way back of the second is to put the first there again, which the kernel never took: that link is down."""
+def test_failed_route_replacement_leaves_nothing(lab: Lab, wire: Wire) -> None:
+    """To undo the second route, netagent would add the first, which the kernel never accepted: its link is down."""
     lab.batch(["link add spare type veth peer name spare1"])
     first, second = (route(ifindex(lab, name), "fd00:7::/80", table=255) for name in ("spare", "eth0"))
     before = kernel_state(lab)

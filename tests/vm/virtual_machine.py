@@ -1,7 +1,7 @@
-"""A virtual machine by QEMU without KVM: its own kernel, the cloud's firmware strings, a tap for each interface.
+"""A virtual machine in QEMU without KVM: its own kernel, the cloud's firmware strings, and a tap for each interface.
 
-What this form has and a container has not: detection by what the firmware says, virtio interfaces (which have no
-rtnetlink kind, so that the configuration's defaults hold), udev, an enforced IPAddressDeny=, DHCP by systemd-networkd.
+In contrast to a container it has detection by firmware, virtio interfaces (without an rtnetlink kind, as the default
+configuration requires), udev, an effective IPAddressDeny=, and DHCP by systemd-networkd.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from tests.lab.spec import Spec
 from tests.system.others.dhcp import server
 
 from .guest import Guest
-from .image import TOOLS, Failed, furnish, said
+from .image import TOOLS, ImageError, install_package, run_program
 
 SPEC = Spec.cloud("aws", interfaces=3, addresses=4, ipv6=2)
 PROGRAMS = {"qemu-system-x86_64": "qemu-system-x86", "dnsmasq": "dnsmasq-base"}
-"""What `booted` needs: {program: Debian's package}."""
+"""The programs that `booted` needs: {program: Debian's package}."""
 MIB = 768
 CPUS = 1
-"""With two, QEMU 7.2 now and then runs a breakpoint of the kernel's that patches itself, and the kernel panics."""
+"""With two, QEMU 7.2 sometimes runs a breakpoint of the kernel's code patching, and the kernel panics."""
 SMBIOS = {
     0: {"vendor": "bios_vendor", "version": "bios_version", "date": "bios_date"},
     1: {"manufacturer": "sys_vendor", "product": "product_name", "version": "product_version", "uuid": "product_uuid"},
     3: {"manufacturer": "chassis_vendor", "asset": "chassis_asset_tag"},
 }
-"""{table: {QEMU's word: what drivers/firmware/dmi-id.c calls it}}."""
+"""{table: {QEMU's name: the name in drivers/firmware/dmi-id.c}}."""
 
 EMULATED = "[Service]\nTimeoutStartSec=300\nTimeoutStopSec=120\n"
 """For every service: on a busy host an emulated processor needs longer than the units allow on an instance."""
@@ -47,14 +47,14 @@ EMULATED = "[Service]\nTimeoutStartSec=300\nTimeoutStopSec=120\n"
 UNIT = "[Service]\nExecStart=/usr/bin/python3 -IS {}\nRestart=always\n[Install]\nWantedBy=multi-user.target\n"
 
 
-class Machine(Guest):
+class VirtualMachine(Guest):
     filters = True
-    patience = 3.0
+    timeout_factor = 3.0
 
     def __init__(
         self, lab: Lab, debian: Path, package: Path, work: Path, newer: Path | None = None, udev_rules: str = ""
     ) -> None:
-        """`udev_rules` name the links; without them they keep the kernel's names (net.ifnames=0)."""
+        """`udev_rules` name the links; without them the links keep the kernel's names (net.ifnames=0)."""
         super().__init__(lab)
         self._udev_rules = udev_rules
         self._debian, self._package, self._work, self._newer = debian, package, work, newer
@@ -65,11 +65,11 @@ class Machine(Guest):
         self.started = 0.0
 
     def _disk(self) -> Path:
-        """An ext4 image of the furnished tree."""
+        """Make an ext4 image of the installed Debian."""
         root, disk = self._work / "root", self._work / "disk"
-        furnish(root, self._debian, self._package, self._newer)
+        install_package(root, self._debian, self._package, self._newer)
         network = root / "etc/systemd/network/10-primary.network"
-        # As cloud-init has it: the primary interface by its MAC, and DHCP; nobody cares for the others.
+        # As written by cloud-init: DHCP for the primary interface, matched by MAC; the others are unmanaged.
         network.write_text(f"[Match]\nMACAddress={self.lab.nics[0].mac}\n[Network]\nDHCP=ipv4\nIPv6AcceptRA=yes\n")
         if self._udev_rules:
             (root / "etc/udev/rules.d/70-lab.rules").write_text(self._udev_rules)
@@ -80,11 +80,11 @@ class Machine(Guest):
         (units / "service.d/emulated.conf").write_text(EMULATED)
         (root / "etc/fstab").write_text("/dev/vda / ext4 rw 0 1\n")
         for unit in ("agent.service", "listener.service", "systemd-networkd.service"):
-            said("chroot", root, "systemctl", "enable", unit)
+            run_program("chroot", root, "systemctl", "enable", unit)
         for unit in ("systemd-networkd-wait-online.service", "getty.target", "timers.target", "e2scrub_reap.service"):
-            said("chroot", root, "systemctl", "mask", unit)
-        said("truncate", "--size=2G", disk)
-        said("mkfs.ext4", "-q", "-E", "lazy_itable_init=1", "-d", root, disk)
+            run_program("chroot", root, "systemctl", "mask", unit)
+        run_program("truncate", "--size=2G", disk)
+        run_program("mkfs.ext4", "-q", "-E", "lazy_itable_init=1", "-d", root, disk)
         shutil.rmtree(root)
         return disk
 
@@ -119,12 +119,12 @@ class Machine(Guest):
         self._qemu = self.lab.cloud.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self._port = socket.socket(socket.AF_UNIX)
         self._wait_for_port()
-        said_hello = self._answers[0] = queue.Queue()
+        hello = self._answers[0] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
-        end = time.monotonic() + 240 * self.patience
-        while said_hello.empty():
+        end = time.monotonic() + 240 * self.timeout_factor
+        while hello.empty():
             if self._qemu.poll() is not None or time.monotonic() > end:
-                raise Failed(f"no word from inside:\n{self._console.read_text(errors='replace')[-4000:]}")
+                raise ImageError(f"the agent did not answer:\n{self._console.read_text(errors='replace')[-4000:]}")
             time.sleep(0.1)
 
     def _wait_for_port(self) -> None:
@@ -133,7 +133,7 @@ class Machine(Guest):
             if self._qemu.poll() is not None or time.monotonic() > end:
                 self._qemu.kill()
                 assert self._qemu.stdout
-                raise Failed(f"QEMU did not start: {self._qemu.stdout.read()}")
+                raise ImageError(f"QEMU did not start: {self._qemu.stdout.read()}")
             time.sleep(0.05)
 
     def _listen(self) -> None:
@@ -141,33 +141,33 @@ class Machine(Guest):
         while chunk := self._port.recv(1 << 16):
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
-                said = json.loads(line)
-                if waiting := self._answers.get(said["id"]):
-                    waiting.put((said.get("status", 0), said.get("output", "")))
+                message = json.loads(line)
+                if waiting := self._answers.get(message["id"]):
+                    waiting.put((message.get("status", 0), message.get("output", "")))
 
     def command(self, argv: Sequence[str], stdin: str, timeout: float) -> tuple[int, str]:
         number = next(self._numbers)
         mine = self._answers[number] = queue.Queue()
         with self._lock:
             self._port.sendall(json.dumps({"id": number, "argv": argv, "stdin": stdin}).encode() + b"\n")
-        timeout *= self.patience
+        timeout *= self.timeout_factor
         try:
             return mine.get(timeout=timeout)
         except queue.Empty:
             console = self._console.read_text(errors="replace")[-4000:]
-            raise AssertionError(f"{' '.join(argv)} has not ended within {timeout:g} s\n{console}") from None
+            raise AssertionError(f"{' '.join(argv)} did not end within {timeout:g} s\n{console}") from None
         finally:
             del self._answers[number]
 
     def plug(self, nic: Nic) -> None:
-        """Hot-plug: what `Lab.attach_interface` has made a tap of becomes an interface of the guest."""
+        """Hot-plug an interface: connect the tap that `Lab.attach_interface` created."""
         tap = {"type": "tap", "id": nic.port, "ifname": nic.port, "script": "no", "downscript": "no"}
         with Monitor(self._work / "monitor") as qemu:
             qemu.ask("netdev_add", **tap)
             qemu.ask("device_add", driver="virtio-net-pci", id=nic.port, netdev=nic.port, mac=nic.mac, romfile="")
 
     def unplug(self, nic: Nic) -> None:
-        """The guest is asked to let go of it, as a cloud asks, and has."""
+        """Ask the guest to release the interface, as a cloud does, and wait until it has."""
         with Monitor(self._work / "monitor") as qemu:
             qemu.ask("device_del", id=nic.port)
             qemu.wait_for("DEVICE_DELETED", nic.port)
@@ -182,7 +182,7 @@ class Machine(Guest):
 
 
 class Monitor:
-    """QEMU's, by its Machine Protocol: a line of JSON each way, and events in between."""
+    """A connection by the QEMU Machine Protocol: a line of JSON in each direction, and events in between."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -191,40 +191,42 @@ class Monitor:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(60)
         self._socket.connect(str(self._path))
-        self._said = self._socket.makefile("r")
+        self._input = self._socket.makefile("r")
         self._events: list[dict[str, Any]] = []
         self.ask("qmp_capabilities")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._said.close()
+        self._input.close()
         self._socket.close()
 
     def ask(self, command: str, **arguments: str) -> None:
         self._socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
         while "return" not in (answer := self._next()):
             if "error" in answer:
-                raise Failed(f"QEMU's {command}: {answer['error']['desc']}")
+                raise ImageError(f"QEMU's {command}: {answer['error']['desc']}")
             self._events.append(answer)
 
     def wait_for(self, event: str, device: str) -> None:
-        def is_it(said: dict[str, Any]) -> bool:
-            return said.get("event") == event and said["data"].get("device") == device
+        def is_it(message: dict[str, Any]) -> bool:
+            return message.get("event") == event and message["data"].get("device") == device
 
         while not any(map(is_it, self._events)):
             self._events.append(self._next())
 
     def _next(self) -> dict[str, Any]:
-        said: dict[str, Any] = json.loads(self._said.readline())
-        return said
+        message: dict[str, Any] = json.loads(self._input.readline())
+        return message
 
 
 @contextmanager
-def booted(tree: Path, package: Path, work: Path, newer: Path | None = None, udev_rules: str = "") -> Iterator[Machine]:
-    """One of these Debian files in place of the instance of an EC2 lab (SPEC), whose primary interface has DHCP."""
+def booted(
+    tree: Path, package: Path, work: Path, newer: Path | None = None, udev_rules: str = ""
+) -> Iterator[VirtualMachine]:
+    """Boot one of these Debian trees as the instance of an EC2 lab (SPEC), whose primary interface uses DHCP."""
     with (
         Lab(SPEC, vacant=True) as lab,
         server(lab, lab.nics[0]),
-        Machine(lab, tree, package, work, newer, udev_rules) as guest,
+        VirtualMachine(lab, tree, package, work, newer, udev_rules) as guest,
     ):
         yield guest

@@ -1,4 +1,4 @@
-"""Operations for the state machine: mostly such as a fetcher would send, some nearly so, some hostile."""
+"""Operations for the state machine: most as a fetcher sends them, some nearly valid, some hostile."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.system.netagent.wire import address, main_rule, packed, route, rule
 Op = dict[str, Any]
 ETH0, ETH1, SPARE, BRIDGE, LO = "eth0", "eth1", "spare", "docker0", "lo"
 
-# No two of a link are of one subnet and length, or the one would go with the other: test_found.py.
+# No two addresses of a link have the same subnet and length: the kernel would remove both (test_regressions.py).
 _OWN = {
     ETH0: ("10.0.2.10/24", "10.0.2.11/32", "10.0.2.12/25", "10.0.2.13/32", "fd00:2::10/128", "fd00:2::11/64"),
     ETH1: ("10.0.1.11/32", "10.0.1.12/24", "10.44.0.1/32", "fd00:1::10/128"),
@@ -22,7 +22,7 @@ _GATEWAY = {ETH0: ("10.0.2.1", "10.0.2.2"), ETH1: ("10.0.1.1", "10.0.1.2"), SPAR
 _SUBNETS = ("10.0.1.0/24", "10.0.2.0/24", "10.0.3.0/24", "10.9.0.0/16", "0.0.0.0/0", "fd00:2::/64", "fd00:5::/48")
 _PREFIXES = ("10.0.2.0/24", "10.0.2.0/28", "10.0.1.0/24", "10.0.1.8/29", "10.0.3.0/24", "10.0.0.0/16", "fd00:2::/64")
 _RANGES = ("10.77.0.0/24", "10.78.0.0/28", "fd00:7::/80")
-_THEIRS = (
+_FOREIGN = (
     *("10.0.1.1/32", "10.0.1.10/32", "10.0.2.1/32", "10.0.4.2/32", "10.0.2.50/32", "172.17.0.1/16", "172.17.0.8/32"),
     *("169.254.169.254/32", "100.100.100.200/32", "fd00:ec2::254/128", "8.8.8.8/32", "203.0.113.5/24", "127.0.0.2/8"),
     *(
@@ -49,7 +49,7 @@ _PRIORITIES = st.sampled_from((31000, 31000, 31010, 31020, 31020, 31029))
 
 
 def operations(index: dict[str, int]) -> st.SearchStrategy[Op]:
-    """One operation, for links of these indices."""
+    """Return a strategy for one operation on links with these indices."""
 
     def good(link: str) -> st.SearchStrategy[Op]:
         on, own, via = index[link], st.sampled_from(_OWN[link]), st.sampled_from(_GATEWAY[link])
@@ -82,7 +82,7 @@ def operations(index: dict[str, int]) -> st.SearchStrategy[Op]:
         up = st.just({"op": "link_up", "link": on})
         return st.one_of(adds, adds, adds, replaced, replaced, ranges, sources, sources, prefixes, main, mtu, up)
 
-    hosts = st.sampled_from([*_THEIRS, *_OWN[ETH0], *_OWN[ETH1], *_SUBNETS])
+    hosts = st.sampled_from([*_FOREIGN, *_OWN[ETH0], *_OWN[ETH1], *_SUBNETS])
     links = st.sampled_from([*index.values(), 4711])
     tables = st.sampled_from([254, 255, 253, 100, *(9999 + each for each in index.values())])
     vias = st.one_of(
@@ -119,10 +119,10 @@ def operations(index: dict[str, int]) -> st.SearchStrategy[Op]:
 
 
 def attacks(index: dict[str, int]) -> list[list[Op]]:
-    """Requests that are after what is somebody else's: those of test_refusals, and of what is foreign here."""
+    """Return requests that attack objects of others: those of test_refusals, and those for this lab's objects."""
     on = Links(index[ETH1], index[ETH0], index[BRIDGE])
     one, other, table = index[ETH1], index[ETH0], 9999 + index[ETH1]
-    thefts = [
+    foreign = [
         address(other, "10.0.2.50/32", "address_remove"),
         address(other, "fd00:2::50/128", "address_remove"),
         address(index[SPARE], "10.0.3.50/32", "address_remove"),
@@ -140,11 +140,11 @@ def attacks(index: dict[str, int]) -> list[list[Op]]:
         route(other, "10.9.0.0/33", "10.0.2.1"),
         rule("10.0.2.10/33", 9999 + other),
     ]
-    return [*(ops(on) for ops, _ in ATTACKS.values()), *([op] for op in thefts)]
+    return [*(ops(on) for ops, _ in ATTACKS.values()), *([op] for op in foreign)]
 
 
 def nearly(op: Op, how: int, value: Any) -> Op:
-    """An operation with one thing wrong with it, or perhaps only different."""
+    """Return an operation with one key missing, changed or added."""
     key = sorted(op)[how % len(op)]
     if how % 3 == 0:
         return {other: op[other] for other in op if other != key}
@@ -154,7 +154,7 @@ def nearly(op: Op, how: int, value: Any) -> Op:
 
 
 def plan(index: dict[str, int]) -> list[Op]:
-    """All that a fetcher would ask for the secondary, in its order."""
+    """Return all operations of a fetcher for the secondary, in its order."""
     on = index[ETH0]
     table = 9999 + on
     return [
@@ -179,7 +179,7 @@ def plan(index: dict[str, int]) -> list[Op]:
 
 
 def removals(ops: list[Op]) -> list[Op]:
-    """The operations that remove what `ops` made, last first."""
+    """Return the operations that remove the objects of `ops`, in reverse order."""
     pairs = {"address_add": "address_remove", "route_replace": "route_remove", "rule_add": "rule_remove"}
     return [
         {key: op[key] for key in op if op["op"] != "address_add" or key != "route"} | {"op": pairs[op["op"]]}

@@ -1,4 +1,4 @@
-"""Debian 12 with the package of before netagent's rebuild, upgraded to this one: `make boot` runs it."""
+"""Debian 12 with a package of wire version 2, upgraded to this one: `make boot` runs it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import msgpack
 import pytest
 from cloud_network.netagent import protocol
 
-from tests.system.netagent.test_change_over import BEFORE
+from tests.system.netagent.test_upgrade import BEFORE
 from tests.system.netagent.wire import address
 
 from .checks import AUDIT, ours, reachable
 from .conftest import require
 from .guest import Guest
 from .image import NEWER, TOOLS, build, debian
-from .machine import PROGRAMS, Machine, booted
+from .virtual_machine import PROGRAMS, VirtualMachine, booted
 
 ASK = f"""
 import socket, sys, time
@@ -28,13 +28,13 @@ with socket.socket(socket.AF_UNIX) as client:
     print(client.recv(4096).hex(), flush=True)
     time.sleep(float(sys.argv[2]))
 """
-"""Sends a frame with the fetcher's uid, prints the answer, and keeps the connection open for so many seconds."""
+"""Sends a frame, prints the answer, and keeps the connection open for the given number of seconds."""
 
 
 @pytest.fixture(scope="module")
-def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VirtualMachine]:
     require(PROGRAMS)
-    work = tmp_path_factory.mktemp("change-over")
+    work = tmp_path_factory.mktemp("upgrade")
     with ThreadPoolExecutor(2) as pool:
         before = pool.submit(build, work / "before", commit=BEFORE)
         newer = pool.submit(build, work / "newer", version=NEWER)
@@ -44,7 +44,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 
 def ask(guest: Guest, **message: object) -> object:
-    """Ask netagent with the fetcher's uid."""
+    """Ask netagent as the fetcher's user."""
     frame = protocol.encode(message).hex()
     answer = guest.run("python3", "-c", ASK, frame, "0", user="cloud-network")
     return msgpack.unpackb(bytes.fromhex(answer)[protocol.HEADER.size :])
@@ -54,7 +54,7 @@ def socket_mode(guest: Guest) -> str:
     return guest.run("stat", "-c", "%G %a", protocol.SOCKET).strip()
 
 
-def test_an_upgrade_over_the_rebuild_keeps_connections_and_undoes_what_was_open(guest: Machine) -> None:
+def test_upgrade_keeps_connections_and_rolls_back_open_change(guest: VirtualMachine) -> None:
     guest.wait_for(lambda: reachable(guest), 120, "all addresses")
     assert socket_mode(guest).endswith(" 666")
     assert ask(guest, request="hello", version=2) == {"verdict": "ok", "version": 2}
@@ -67,7 +67,7 @@ def test_an_upgrade_over_the_rebuild_keeps_connections_and_undoes_what_was_open(
     guest.run("tee", f"{TOOLS}/ask.py", stdin=ASK)
     command = ["python3", f"{TOOLS}/ask.py", frame, "600"]
     guest.run("systemd-run", "--unit=open-change", "--uid=cloud-network", "--gid=cloud-network", *command)
-    guest.wait_for(lambda: unused in ours(guest), message="the change to be open")
+    guest.wait_for(lambda: unused in ours(guest), message="the open change")
     log = guest.run("cat", AUDIT)
 
     guest.run("dpkg", "--install", f"{TOOLS}/newer.deb", timeout=240)
@@ -85,7 +85,7 @@ def test_an_upgrade_over_the_rebuild_keeps_connections_and_undoes_what_was_open(
     assert guest.run("cnctl", "audit", "--verify").startswith("OK:")
 
 
-def test_a_flush_after_it_leaves_nothing_of_ours(guest: Machine) -> None:
+def test_a_flush_after_it_leaves_nothing_of_ours(guest: VirtualMachine) -> None:
     guest.run("cnctl", "flush")
     assert "proto 209" not in ours(guest)
     addresses = guest.run("ip", "-oneline", "-4", "address")

@@ -1,8 +1,8 @@
-"""strace(1) on the running netagent: which system calls serve a request, and a fault in any one of them.
+"""strace(1) on the running netagent: it records the system calls that serve a request, or makes one of them fail.
 
-strace is attached from outside, by root, after netagent has locked itself down. A call that is made to fail is turned
-into getpid(2) and not, as strace does by itself, into call number -1: netagent's seccomp filter would see that number
-after the tracer has set it (kernel/entry/common.c, syscall_trace_enter) and kill.
+Root attaches strace from outside, after netagent has confined itself. A call that must fail is replaced by getpid(2).
+By default strace replaces it by call number -1, which netagent's seccomp filter would see after the tracer has set it
+(kernel/entry/common.c, syscall_trace_enter), and kill the process.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ KILL = "KILL"
 
 @dataclass(frozen=True)
 class Point:
-    """The `nth` call of `call` since strace was attached; `what` it is done to."""
+    """The `nth` call of `call` since strace was attached; `what` is the kind of its file."""
 
     call: str
     nth: int
@@ -59,13 +59,13 @@ class Point:
 
     @property
     def errors(self) -> tuple[str, ...]:
-        """The ways in which this call may really fail."""
+        """Return the errors that this call can really have."""
         if self.what in ("client", "dump", "batch"):
             return _ERRORS.get((self.what, self.call), ())
         return _OF_A_FILE.get(self.call, ("EIO",)) if self.call in _FILES else ()
 
     def fault(self, name: str) -> str:
-        """The argument of strace -e: an errno's name, KILL, or an argument of it already."""
+        """Return the argument of strace -e for an errno's name or KILL; other arguments stay unchanged."""
         if "inject=" in name:
             return name
         how = f"error={name}:syscall=getpid" if name.startswith("E") else f"signal={name}"
@@ -73,7 +73,7 @@ class Point:
 
 
 class Trace:
-    """`with Trace(pid, out, faults):` strace is attached; afterwards `text` is what it has seen."""
+    """`with Trace(pid, out, faults):` attaches strace; afterwards `text` is its output."""
 
     def __init__(self, pid: int, out: Path, *faults: str) -> None:
         self._out, self.text = out, ""
@@ -93,20 +93,20 @@ class Trace:
         return self
 
     def _attached(self) -> bool:
-        """Attached, and seen to wait again: everything from now on is counted."""
+        """Return True if strace is attached and netagent waits again: all later calls are counted."""
         text = self.so_far() if self._out.exists() else ""
         return "restart_syscall(" in text or "poll(" in text
 
     def __exit__(self, *_: object) -> None:
         try:
-            self._strace.communicate(timeout=3 if self._deadly else 0)  # it ends with its tracee
+            self._strace.communicate(timeout=3 if self._deadly else 0)  # strace exits with its tracee
         except subprocess.TimeoutExpired:
             self._strace.send_signal(signal.SIGINT)  # detaches
             self._strace.communicate(timeout=10)
         self.text = self.so_far()
 
     def so_far(self) -> str:
-        """What it has seen up to now."""
+        """Return the output up to now."""
         return self._out.read_text()
 
     @property
@@ -115,12 +115,12 @@ class Trace:
 
 
 def points(lines: Iterable[str]) -> list[Point]:
-    """What a trace shows, in order; of one call each."""
+    """Return the calls of a trace in order."""
     seen: Counter[str] = Counter()
     found = []
     for line in lines:
         match = _CALL.match(line)
-        # What it waits in is going on when strace comes, so it cannot be counted; whatever follows it can.
+        # The call in which netagent waits when strace is attached cannot be counted; all later calls can.
         if match is None or match["call"] in ("restart_syscall", "poll", "ppoll") or "<detached" in line:
             continue
         call, shown = match["call"], f"{match['what']} {match['rest']}"

@@ -1,6 +1,7 @@
-"""A process with somebody's uid that tries everything on netagent. Run in the lab's instance, as a program of its own.
+"""A process with the uid of another user that tries to attack netagent. Runs in the lab's instance as a separate
+program.
 
-Prints one JSON object: what was tried, and `allowed` or the errno's name. Standard library only.
+Prints one JSON object: each attempt with `allowed` or the errno's name. Standard library only.
 """
 
 from __future__ import annotations
@@ -42,23 +43,23 @@ CALLS |= {"pidfd_send_signal": 424, "pidfd_getfd": 438, "process_madvise": 440}
 PTRACE_ATTACH, PTRACE_SEIZE = 16, 0x4206
 MS_BIND, MADV_PAGEOUT = 0x1000, 21
 INSIDE = ("read", "list", "write mem", "write fd", "ptrace", "process_", "pidfd_getfd", "kcmp")
-Tries = dict[str, tuple[Any, ...]]  # a function and its arguments
+Tries = dict[str, tuple[Any, ...]]  # function and arguments of each attempt
 
 
 def netagent() -> int:
-    """Its pid: every user may read the command lines in /proc."""
+    """Return netagent's pid: every user can read the command lines in /proc."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().split(b"\0")
         except OSError:
-            continue  # it has ended
+            continue  # the process has exited
         if words[1:4] == [b"-I", b"-m", b"cloud_network.netagent"]:
             return int(path.parent.name)
     raise SystemExit("netagent does not run")
 
 
 def call(name: str, *arguments: object) -> None:
-    """All as long: what is passed on the stack would have garbage in its upper half."""
+    """Call a system call with arguments of register size: the upper half of a smaller one on the stack is undefined."""
     check(LIBC.syscall(CALLS[name], *(ctypes.c_long(each) if type(each) is int else each for each in arguments)))
 
 
@@ -73,14 +74,14 @@ def ptrace(request: int, pid: int) -> None:
 
 
 def vector() -> ctypes.Array[ctypes.c_char]:
-    """struct iovec of 16 bytes, at the address of itself."""
+    """Return a struct iovec of 16 bytes that refers to itself."""
     vector = ctypes.create_string_buffer(16)
     struct.pack_into("@PN", vector, 0, ctypes.addressof(vector), 16)
     return vector
 
 
 def use(path: str, flags: int = os.O_RDONLY, data: bytes = b"") -> None:
-    """Open a file and read a byte of it, or write some."""
+    """Open a file and read one byte, or write `data`."""
     descriptor = os.open(path, flags)
     try:
         os.write(descriptor, data) if data else os.read(descriptor, 1)
@@ -105,7 +106,7 @@ def lease(path: str) -> None:
 
 
 def of_the_process(pid: int) -> Tries:
-    """Signals, ptrace, memory, limits, scheduling."""
+    """Return attempts with signals, ptrace, memory, limits and scheduling."""
     proc, here, descriptor = f"/proc/{pid}", vector(), os.pidfd_open(pid)
     tries: Tries = {f"kill {number}": (os.kill, pid, number) for number in range(65)}
     for name in ("mem", "environ", "maps", "smaps", "auxv", "stack", "syscall", "io", "pagemap", "personality", "fd/0"):
@@ -137,7 +138,7 @@ def of_the_process(pid: int) -> Tries:
 
 
 def of_the_files() -> Tries:
-    """The audit log, the ledger, the socket, and the directories they lie in."""
+    """Return attempts on the audit log, the ledger, the socket and their directories."""
     tries: Tries = {}
     for path in (AUDIT, f"{AUDIT}.1", LEDGER, SOCKET):
         if path != SOCKET:
@@ -171,24 +172,24 @@ def of_the_files() -> Tries:
 
 
 def mine(path: str) -> str:
-    """A file of one's own, on the same file system as `path` (the test has made the directory)."""
+    """Return a new file of this user on the same file system as `path`; the test has created its directory."""
     own = f"/{'/'.join(path.split('/')[1:-2])}/attacker/{os.getpid()}"
     os.close(os.open(own, os.O_CREAT))
     return own
 
 
 def connect() -> str:
-    """`allowed` when netagent answers a request for its status, with or without a claim to be root's process 1."""
-    said = ""
+    """Return `allowed` if netagent answers a status request, with or without a claim to be root's process 1."""
+    results = ""
     for claim in ((), (os.getpid(), os.getuid(), os.getgid()), (1, 0, 0)):
         if (answered := ask(claim)) == "allowed":
             return answered
-        said = said or answered
-    return said
+        results = results or answered
+    return results
 
 
 def ask(claim: tuple[int, ...]) -> str:
-    """What becomes of a request for netagent's status after a first byte with these SCM_CREDENTIALS, or without one."""
+    """Return the result of a status request after a first byte with these SCM_CREDENTIALS, or without one."""
     body = b"\x81\xa7request\xa6status"
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(5)
@@ -197,7 +198,7 @@ def ask(claim: tuple[int, ...]) -> str:
             if claim:
                 client.sendmsg([b"0"], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, struct.pack("=iII", *claim))])
             client.sendall(struct.pack(">I", len(body)) + body)
-            return "allowed" if client.recv(100) else "hung up"
+            return "allowed" if client.recv(100) else "disconnected"
         except OSError as error:
             return errno.errorcode[error.errno or 0]
 
@@ -213,16 +214,16 @@ def outcome(what: Callable[..., object], *arguments: Any) -> str:
 
 
 def main() -> None:
-    said = {"uid": str(os.getuid()), "connect": connect()}
+    results = {"uid": str(os.getuid()), "connect": connect()}
     if "connect" not in sys.argv[1:]:
         tries = of_the_process(netagent())
-        if "inside" in sys.argv[1:]:  # only what shows or changes the inside of the process
+        if "inside" in sys.argv[1:]:  # only attempts to read or change the process itself
             tries = {name: what for name, what in tries.items() if name.startswith(INSIDE)}
         else:
             tries |= of_the_files()
         for name, what in tries.items():
-            said[name] = outcome(*what)
-    print(json.dumps(said))
+            results[name] = outcome(*what)
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

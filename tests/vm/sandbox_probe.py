@@ -1,8 +1,8 @@
-"""Runs in a service's sandbox, in place of the service: tries what a program that took it over might, and tells.
+"""Runs in a service's sandbox instead of the service: tries the actions of a compromised program.
 
-    within.py [HOST PORT …]    one JSON object on standard output
+    sandbox_probe.py [HOST PORT …]    one JSON object on standard output
 
-`connect` has each place, and what became of it. `write` has the directories in which a file could be made.
+`connect` has the result for each destination. `write` has the directories in which a file can be created.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def send(host: str, port: int) -> None:
 
 
 def writable() -> list[str]:
-    """The topmost directories, no deeper than three, in which a file can be made. /proc and /sys are the kernel's."""
+    """Return the topmost directories, at most three deep, in which a file can be created; without /proc and /sys."""
     found = []
     for top, below, _ in os.walk("/"):
         depth = top.count("/") if top != "/" else 0

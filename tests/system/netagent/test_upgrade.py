@@ -1,4 +1,4 @@
-"""The netagent of before the rebuild, killed with a change open: the present one takes over what it left."""
+"""Upgrade from wire version 2: the earlier netagent is killed with an open change, which the current one rolls back."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from cloud_network.netagent import protocol
 
 from tests.lab import Lab, Spec
 from tests.system.netagent.conftest import answers, start
-from tests.system.netagent.faults_bench import State, comparable, whole
-from tests.system.netagent.faults_who import As
+from tests.system.netagent.fault_bench import State, comparable, verify_audit_log
+from tests.system.netagent.identities import UserWire
 from tests.system.netagent.wire import CONFIG, Wire, address, audit_lines, ifindex, kernel_state, route, rule
 
 CHECKOUT = Path(__file__).parents[3]
 BEFORE = "7faa7dbc7b115969097a8668540d2176cce63f69"
-"""The last commit with the netagent of before the rebuild: wire and ledger version 2."""
+"""The last commit with wire and ledger version 2."""
 PLACE = "/run/before"
 LEDGER = "/run/cloud-network-netagent/ledger"
 START = "import sys; sys.path[:] = sys.argv.pop(1).split(':'); from cloud_network.netagent.start import main; main()"
@@ -38,7 +38,7 @@ def lab() -> Iterator[Lab]:
 
 
 def start_before(lab: Lab) -> subprocess.Popen[str]:
-    """Start the netagent of that commit, as it was started then."""
+    """Start the netagent of that commit, in the way of that commit."""
     argv = ["git", "-C", str(CHECKOUT), "archive", "--format=tar", BEFORE, "netagent"]
     packed = subprocess.run(argv, capture_output=True, check=True).stdout
     package = lab.path(PLACE) / "cloud_network"
@@ -53,7 +53,7 @@ def start_before(lab: Lab) -> subprocess.Popen[str]:
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """End it as a crash does: nothing is undone."""
+    """Kill netagent; nothing is rolled back."""
     (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()  # of nsenter(1)
     subprocess.run(["kill", "-KILL", child], check=True)
     process.wait(10)
@@ -64,7 +64,7 @@ def state(lab: Lab) -> State:
 
 
 def kept(on: int) -> list[dict[str, Any]]:
-    """A change that is confirmed."""
+    """Return a change that is confirmed."""
     return [
         address(on, "10.0.2.10/24"),
         {**address(on, "10.0.2.11/32"), "route": False},
@@ -76,7 +76,7 @@ def kept(on: int) -> list[dict[str, Any]]:
 
 
 def opened(on: int) -> list[dict[str, Any]]:
-    """A change that is open when netagent is killed: it adds, replaces and removes."""
+    """Return a change that is open when netagent is killed: it adds, replaces and removes."""
     return [
         rule("10.0.2.10", 9999 + on, 31020, op="rule_remove"),
         route(on, "10.9.0.0/16", "10.0.2.1"),
@@ -88,7 +88,7 @@ def opened(on: int) -> list[dict[str, Any]]:
 
 
 def earlier(ops: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """As wire version 2 has them: rules have no marks."""
+    """Return the operations of wire version 2, in which rules have no marks."""
     return [{key: value for key, value in op.items() if key not in ("mark", "mask")} for op in ops]
 
 
@@ -96,7 +96,7 @@ def test_an_open_change_of_the_earlier_netagent_is_rolled_back(lab: Lab) -> None
     on = ifindex(lab, "eth0")
     before = start_before(lab)
     clean = state(lab)
-    with As(lab) as wire:
+    with UserWire(lab) as wire:
         assert wire.apply(*earlier(kept(on)), request="kept")["verdict"] == "applied"
         confirmed = state(lab)
         assert wire.apply(address(on, "8.8.8.8"))["verdict"] == "refused"
@@ -117,19 +117,21 @@ def test_an_open_change_of_the_earlier_netagent_is_rolled_back(lab: Lab) -> None
         hashlib.sha256(json.dumps(last, separators=(",", ":")).partition(',"hash"')[0].encode()).hexdigest()
         == last["hash"]
     )
-    whole(lab)
+    verify_audit_log(lab)
     with Wire(lab) as wire:
         assert wire.ask(request="flush", id="flush")["done"] == len(kept(on))
     assert state(lab) == clean
 
 
 def test_a_client_of_the_earlier_wire_learns_the_version(lab: Lab) -> None:
-    """It asks before anything else. What has no marks means what it meant; rules without the keys are refused."""
+    """The client asks for the version first. Operations without marks keep their meaning; rules without the keys are
+    refused.
+    """
     on = ifindex(lab, "eth0")
     start(lab)
-    with As(lab) as wire:
+    with UserWire(lab) as wire:
         assert wire.ask(request="hello", version=2) == {"verdict": "refused", "version": protocol.VERSION}
         assert wire.apply(*kept(on)[:3])["verdict"] == "applied"
         assert wire.ask(request="hello", version=protocol.VERSION)["verdict"] == "ok"
-    with As(lab) as wire:
+    with UserWire(lab) as wire:
         assert "'mark' is missing" in wire.apply(*earlier(kept(on))[3:])["reason"]
