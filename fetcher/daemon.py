@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 _LONGEST_WAIT = 3600.0  # seconds; a selector accepts no infinity
 _SLOW_READ = 2.0  # seconds of a read of the metadata after which drift is reported before the read has ended
-_SILENCE = 1.5  # seconds without an answer to one request that such a report names
+_SLOW_ANSWER = 1.0  # seconds for one answer after which the server is reported as slow; the usual is milliseconds
 _STOP_SECONDS = 5.0  # seconds for a running pass to end after SIGTERM; netagent rolls back what is not confirmed
 _EVENTS_RETRY = 1.0  # seconds before events are subscribed to again after a failure
 _WATCH_FIRST, _WATCH_LONGEST = 0.1, 300.0  # seconds between two waits for a change of the metadata
@@ -240,16 +240,15 @@ class Daemon:
         return await self._reads.run(partial(read_metadata, self._provider, READ_DEADLINE))
 
     async def _read_and_report_drift(self) -> Reading:
-        """Read the metadata. Meanwhile, report a silent server, and changes in the kernel.
+        """Read the metadata. Meanwhile, report a slow server, and changes in the kernel.
 
         They are repaired after the read. No repair could be confirmed before: it needs an answer of the server.
         """
-        reading = asyncio.ensure_future(self._read())
-        while not (await asyncio.wait({reading}, timeout=_SLOW_READ))[0]:
-            waiting_since = self._provider.client.waiting_since
-            if waiting_since is not None and time.monotonic() > waiting_since + _SILENCE:
-                self._reporter.record_silence()
-            if self._kernel_changed:
+        began, reading = time.monotonic(), asyncio.ensure_future(self._read())
+        while not (await asyncio.wait({reading}, timeout=_SLOW_ANSWER))[0]:
+            if self._provider.client.slowest > _SLOW_ANSWER:
+                self._reporter.record_slow_server()
+            if self._kernel_changed and time.monotonic() > began + _SLOW_READ:
                 compare = partial(self._reconciler.compare, kernel_changed=False, may_change=False)
                 self._reporter.record(await self._worker.run(compare))
         return reading.result()

@@ -27,7 +27,7 @@ Kind = Literal["metadata", "netagent", "kernel", "config", "detection", "conflic
 MAX_CONFLICTS = 1000
 MAX_NOTICES = 256
 """Limit of the lists in status.json, to keep it below 4 MiB."""
-_SILENT_SERVER = "the metadata server does not answer; what was known before stays in force until it does"
+_SLOW_SERVER = "the metadata server takes seconds to answer; what was known before stays in force until the read ends"
 _NOT_LISTENING = (
     "netagent is not running: nothing listens on its socket, and differences are not repaired. "
     "See: systemctl status cloud-network-netagent.socket cloud-network-netagent"
@@ -196,10 +196,10 @@ class Reporter:
             self._record_comparison(report.comparison, report)
         self._publish()
 
-    def record_silence(self) -> None:
-        """Report that the metadata server does not answer, while the read has not failed yet: then that is logged."""
+    def record_slow_server(self) -> None:
+        """Report that the metadata server takes seconds to answer. If the read fails, that is logged as an error."""
         if not self._conditions.has("metadata"):
-            self._conditions.begin(Condition("metadata", _SILENT_SERVER, transient=True), logging.INFO)
+            self._conditions.begin(Condition("metadata", _SLOW_SERVER, transient=True), logging.INFO)
             self._publish()
 
     def record_netagent(self, listening: bool) -> None:

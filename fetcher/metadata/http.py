@@ -146,7 +146,8 @@ class Client:
         self.requests = 0
         self.unbounded = ""  # path of an answer without a length, which may be incomplete
         self.interface = ""  # through which the server was reached last; "": not bound
-        self.waiting_since: float | None = None  # time.monotonic() at which the request without an answer was sent
+        self._slowest = 0.0  # seconds that an answer took since `until` began
+        self._sent_at: float | None = None  # time.monotonic() of the request without an answer
         self._until = math.inf  # time.monotonic() at which all requests end
         self._session: requests.Session | None = None
         self._adapter = _BoundAdapter("")
@@ -163,11 +164,17 @@ class Client:
     @contextmanager
     def until(self, deadline: float) -> Iterator[None]:
         """End every request in the block at `deadline` (of time.monotonic), with an error of kind timeout."""
-        self._until = deadline
+        self._until, self._slowest = deadline, 0.0
         try:
             yield
         finally:
             self._until = math.inf
+
+    @property
+    def slowest(self) -> float:
+        """Seconds that the slowest answer in the `until` block has taken, or takes already."""
+        sent_at = self._sent_at
+        return max(self._slowest, 0.0 if sent_at is None else time.monotonic() - sent_at)
 
     def request(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, seconds: float | None = None
@@ -235,7 +242,7 @@ class Client:
         left = self._until - time.monotonic()
         if left <= 0:
             raise MetadataError("timeout", f"{method} {url}: not sent: the time limit of this refresh has passed")
-        self.waiting_since = time.monotonic()
+        self._sent_at = time.monotonic()
         try:
             with self._adapter.deadline(min(2 * seconds, left)) as expired:
                 answer = self._session.request(
@@ -258,7 +265,7 @@ class Client:
             made = MetadataError if connected else _NotConnectedError
             raise made(kind, f"{method} {url}: {text}") from None
         finally:
-            self.waiting_since = None
+            self._slowest, self._sent_at = self.slowest, None
         return Response(answer.status_code, body, {name.lower(): value for name, value in answer.headers.items()})
 
     def _timeout_reason(self) -> str:
