@@ -7,10 +7,11 @@ from collections.abc import Iterable
 
 from . import rtnetlink
 from .claims import is_link_local, single
-from .operations import PROTOCOL, TABLE_LOCAL, IPAddress
+from .operations import PROTOCOL, TABLE_LOCAL, TABLE_MAIN, IPAddress, IPNetwork
 from .rtnetlink import Address, Route
 
 IFAPROT_KERNEL_RA = 2  # IFA_PROTO of addresses from router advertisements
+IP6_RT_PRIO_ADDRCONF = 256  # linux/ipv6_route.h
 _BY_ITSELF = (rtnetlink.RTPROT_KERNEL, rtnetlink.RTPROT_RA, PROTOCOL)
 
 
@@ -37,25 +38,40 @@ class AddressCounts:
 
 
 def losable(routes: Iterable[Route]) -> list[Route]:
-    """Return the routes of other programs that could go with an address: those that nobody makes again."""
-    return [route for route in routes if route.destination.version == 4 and not is_derived(route)]
+    """Return the routes of other programs that an address could take along: those that nobody makes again."""
+    found = (route for route in routes if not is_derived(route))
+    return [route for route in found if route.destination.version == 4 or route.source is not None]
 
 
 def foreign_dependents(address: Address, counts: AddressCounts, routes: Iterable[Route]) -> Route | None:
-    """Return a route of another program that the kernel would remove with `address`, or None.
+    """Return a route of another program that the kernel would remove or change with `address`, or None.
 
-    With the last IPv4 address of a link all of the link's IPv4 routes go (fib_disable_ip), and with any address the
-    routes that prefer it as source. Routes that the kernel derived are no loss: `routes` are those of `losable`.
-    `counts` still has the address.
+    With the last IPv4 address of a link all of the link's IPv4 routes go (fib_disable_ip). With any address the IPv4
+    routes of any link that prefer it as source go (fib_sync_down_addr), and IPv6 routes lose that preference
+    (rt6_remove_prefsrc). Routes that the kernel derived are no loss: `routes` are those of `losable`. `counts` still
+    has the address.
     """
-    if address.ip.version == 6:
-        return None  # the kernel removes only the connected route
     if counts.has_twice(address):
         return None  # the address stays, with another prefix length
-    last = counts.is_last(address)
+    last = address.ip.version == 4 and counts.is_last(address)
     for route in routes:
-        on_link = any(hop.link == address.link for hop in route.hops)
-        if on_link and (last or route.source == address.ip):
+        if route.source == address.ip:
+            return route
+        if last and route.destination.version == 4 and any(hop.link == address.link for hop in route.hops):
+            return route
+    return None
+
+
+def prefix_route_of_others(link: int, network: IPNetwork, routes: Iterable[Route]) -> Route | None:
+    """Return the route that the kernel would take for the connected route of an IPv6 address of ours, or None.
+
+    With the last address of a prefix it removes the first route in main to that prefix which is on link, whoever made
+    it (addrconf_get_prefix_route). Connected routes have the metric IP6_RT_PRIO_ADDRCONF.
+    """
+    for route in routes:
+        same = route.destination == network and route.table == TABLE_MAIN and route.metric <= IP6_RT_PRIO_ADDRCONF
+        derived = route.protocol == rtnetlink.RTPROT_KERNEL and not route.expires
+        if same and not derived and any(hop.link == link and hop.gateway is None for hop in route.hops):
             return route
     return None
 

@@ -168,10 +168,14 @@ class View:
                 self.add_rule(rule)
 
     def _index_host_routes(self) -> NetworkIndex[HostRoute]:
-        """Return the foreign routes that may be rivals of a claim, one entry per next hop."""
+        """Return the foreign routes that may be rivals of a claim, one entry per next hop.
+
+        In table local those are the ranges that another program made local (AnyIP), mostly on lo.
+        """
         index: NetworkIndex[HostRoute] = NetworkIndex()
         for route in self.foreign_routes:
-            if route.table != TABLE_LOCAL and route.destination.prefixlen > 1:
+            is_range = route.kind == rtnetlink.RTN_LOCAL and route.protocol != rtnetlink.RTPROT_KERNEL
+            if (route.table != TABLE_LOCAL or is_range) and route.destination.prefixlen > 1:
                 for hop in route.hops:
                     index.add(route.destination, self._host_route(route, hop.link, hop.gateway))
         return index
@@ -213,8 +217,8 @@ class View:
 
     def is_service_link(self, link: int) -> bool:
         """Return True for links that carry addresses for this host alone: lo and dummies (kube-ipvs0 is one)."""
-        found = self.links[link]
-        return found.loopback or found.kind == "dummy"
+        found = self.links.get(link)  # None: the link is newer than the dump of the links
+        return found is not None and (found.loopback or found.kind == "dummy")
 
     def name(self, link: int) -> str:
         """Return the name of a link, for messages."""
