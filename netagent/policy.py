@@ -242,6 +242,8 @@ def check_address_remove(op: AddressRemove, view: View) -> Undo:
         raise Refusal(
             f"the route to {dependent.destination} in table {dependent.table} depends on {ip}, and is not ours"
         )
+    if ip.version == 4 and op.link in view.static_neighbours and view.counts.is_last(address):
+        raise Refusal(f"static neighbour entries depend on {ip}, the last IPv4 address of {view.name(op.link)}")
     view.remove_address(address)
     return op.inverse(connected_route=not address.flags & IFA_F_NOPREFIXROUTE)
 

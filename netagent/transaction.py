@@ -142,12 +142,13 @@ class Transaction:
                 remaining.append(Remaining(op, obstacle))
         return pending, remaining
 
-    def _read(self) -> tuple[list[Address], list[Route]] | None:
-        """Return all addresses and the routes of others; None if the kernel does not answer."""
+    def _read(self) -> tuple[list[Address], list[Route], frozenset[int]] | None:
+        """Return all addresses, the routes of others, and the links with static neighbours; None without an answer."""
         for _ in range(UNDO_ATTEMPTS):
             with contextlib.suppress(OSError):
                 routes = self._kernel.routes()
-                return self._kernel.addresses(), [route for route in routes if route.protocol != PROTOCOL]
+                foreign = [route for route in routes if route.protocol != PROTOCOL]
+                return self._kernel.addresses(), foreign, self._kernel.static_neighbours()
         return None
 
     def remove(self, ops: Sequence[Operation]) -> tuple[list[int | None], list[Remaining]]:
@@ -164,7 +165,10 @@ class Transaction:
 class _Others:
     """What other programs have made since the change. Is asked about operations in the order of doing them."""
 
-    def __init__(self, addresses: Sequence[Address], foreign: Sequence[Route]) -> None:
+    def __init__(
+        self, addresses: Sequence[Address], foreign: Sequence[Route], static_neighbours: frozenset[int]
+    ) -> None:
+        self._static_neighbours = static_neighbours
         self._left = {(each.link, each.interface): each for each in addresses}
         self._tagged, self._counts = uses_ifa_proto(addresses), AddressCounts(addresses)
         self._foreign, self._losable = foreign, losable(foreign)
@@ -189,6 +193,8 @@ class _Others:
             case LinkDown():
                 if state := foreign_state(op.link, self._left.values(), self._foreign):
                     return f"{state} depends on it and is not ours"
+                if op.link in self._static_neighbours:
+                    return "static neighbour entries of the link depend on it"
             case AddressAdd():
                 if any(interface.ip == op.interface.ip and link != op.link for link, interface in self._left):
                     self._taken.add(single(op.interface.ip))
@@ -209,7 +215,10 @@ class _Others:
         network = address.interface.network
         if route is None and address.ip.version == 6 and not address.flags & IFA_F_NOPREFIXROUTE:
             route = prefix_route_of_others(address.link, network, self._foreign)
+        last = address.ip.version == 4 and self._counts.is_last(address)
         self._counts.add(address, -1)
+        if last and address.link in self._static_neighbours:
+            return "static neighbour entries of the link depend on it"
         if route is not None:
             return f"the route to {route.destination} in table {route.table} depends on it and is not ours"
         secondaries = self._secondaries[address.link, network]

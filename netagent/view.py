@@ -36,6 +36,7 @@ class Snapshot:
     routes: tuple[Route, ...]
     rules: tuple[Rule, ...]
     routers: frozenset[tuple[int, IPAddress]]  # IPv6 neighbours with NTF_ROUTER
+    static_neighbours: frozenset[int] = frozenset()  # links with IPv4 neighbour entries of an operator
     marks: tuple[LinkMark, ...] | None = None  # of the table `cloud_network`; None without a socket to nfnetlink
 
 
@@ -106,7 +107,7 @@ class View:
         self._own_gateways: dict[int, Counter[IPAddress]] = defaultdict(Counter)  # of our routes in the link's tables
         self._tagged = uses_ifa_proto(snapshot.addresses)
         self.marks = snapshot.marks
-        self._routers = snapshot.routers
+        self._routers, self.static_neighbours = snapshot.routers, snapshot.static_neighbours
         self._own_count = 0
         self._add_addresses(snapshot.addresses)
         self._add_routes(snapshot.routes)

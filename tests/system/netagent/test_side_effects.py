@@ -170,7 +170,32 @@ def test_any_former_mtu_comes_back_after_a_crash(lab: Lab) -> None:
     assert json.loads(sh(lab, "ip -j link show spare"))[0]["mtu"] == 500
 
 
+@pytest.mark.parametrize("how", ["remove", "roll back"])
+def test_static_neighbours_stay(lab: Lab, wire: Wire, how: str) -> None:
+    """With the last IPv4 address of a link the kernel removes them, too: a neighbour could be the gateway then."""
+    spare = spare_link(lab)
+    add = wire.apply(address(spare, "10.9.4.10/24"), confirm_within=60 if how == "roll back" else 0, request="open")
+    assert add["verdict"] == "applied"
+    sh(lab, "ip neighbour add 10.9.4.1 lladdr 02:00:00:00:00:99 nud permanent dev spare")
+    if how == "remove":
+        assert "static neighbour" in reason(wire, address(spare, "10.9.4.10/24", "address_remove"))
+    else:
+        assert len(wire.ask(request="rollback", id="open")["not_undone"]) == 1
+    assert "PERMANENT" in sh(lab, "ip neighbour show dev spare")
+
+
 # — what the kernel makes local or broadcast
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_the_gateway_of_a_nexthop_object_is_protected(lab: Lab, wire: Wire, group: bool) -> None:
+    """Without the compatibility mode the kernel shows only the object's id in a route."""
+    sh(lab, "sysctl -qw net.ipv4.nexthop_compat_mode=0; ip nexthop add id 5 via 10.0.1.77 dev eth1")
+    sh(lab, "ip nexthop add id 6 dev vpn; ip nexthop add id 9 group 5/6")
+    lab.batch([f"route add 10.55.0.0/16 nhid {9 if group else 5} proto static"])
+    assert "10.0.1.77 is a gateway's address" in reason(wire, address(ifindex(lab, "eth1"), "10.0.1.77/32"))
+    assert "10.55.0.0/16" in reason(wire, address(ifindex(lab, "eth0"), "10.55.0.77/32"))
+    sh(lab, "ip route flush proto static; ip nexthop flush; sysctl -qw net.ipv4.nexthop_compat_mode=1")
 
 
 def test_another_links_address_does_not_become_broadcast(lab: Lab, wire: Wire) -> None:
