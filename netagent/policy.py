@@ -36,7 +36,7 @@ from .operations import (
     Undo,
 )
 from .protocol import MAX_REFUSALS, Code, Refused
-from .removal import foreign_dependents, prefix_route_of_others
+from .removal import foreign_dependents
 from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_SECONDARY, Address
 from .view import OwnRoute, View, asks_main, rule_key
 
@@ -157,11 +157,8 @@ def check_connected(link: int, network: IPNetwork, view: View) -> None:
     if not claims.within(network, given) and (taken := view.protected_elsewhere(network, link)):
         reason = f"the connected route {network} would take over {taken}, a gateway or resolver"
         raise Refusal(reason, allow=allow_addresses(network))
-    for route in view.foreign_routes:
-        same = route.destination == network and route.table == TABLE_MAIN
-        others = any(hop.link != link and view.is_cloud(hop.link) for hop in route.hops)
-        if same and others:
-            raise Refusal(f"the connected route {network} would take over {network} of another link")
+    if any(other != link and view.is_cloud(other) for other in view.main_links.get(network, ())):
+        raise Refusal(f"the connected route {network} would take over {network} of another link")
 
 
 def check_edges(op: AddressAdd, view: View) -> None:
@@ -194,7 +191,7 @@ def check_address_add(op: AddressAdd, view: View) -> Undo:
         check_width(op.link, network, view)
         if op.connected_route:
             check_connected(op.link, network, view)
-            if ip.version == 6 and prefix_route_of_others(op.link, network, view.foreign_routes):
+            if (op.link, network) in view.losable_routes.by_prefix:
                 raise Refusal(f"another program routes {network} on link; the kernel would take its route for ours")
     if use := view.protects(ip):
         raise Refusal(f"{ip} is {use}'s address" if use.startswith("a ") else f"{ip} is {use}")
@@ -235,10 +232,7 @@ def check_address_remove(op: AddressRemove, view: View) -> Undo:
     secondary = secondary_of(address, view)
     if secondary is not None:
         raise Refusal(f"{secondary} may go with {ip}")
-    dependent = foreign_dependents(address, view.counts, view.losable_routes)
-    if dependent is None and ip.version == 6 and not address.flags & IFA_F_NOPREFIXROUTE:
-        dependent = prefix_route_of_others(op.link, network, view.foreign_routes)
-    if dependent:
+    if dependent := foreign_dependents(address, view.counts, view.losable_routes):
         raise Refusal(
             f"the route to {dependent.destination} in table {dependent.table} depends on {ip}, and is not ours"
         )

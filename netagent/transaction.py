@@ -34,8 +34,8 @@ from .operations import (
 )
 from .policy import IPV6_MIN_MTU, Refusal, check_one
 from .protocol import Remaining
-from .removal import AddressCounts, foreign_dependents, foreign_state, losable, prefix_route_of_others
-from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_SECONDARY, RTPROT_KERNEL, Address, Route
+from .removal import AddressCounts, foreign_dependents, foreign_state, losable
+from .rtnetlink import IFA_F_SECONDARY, RTPROT_KERNEL, Address, Route
 from .view import View, uses_ifa_proto
 
 ALREADY_UNDONE = (0, ENOENT, ESRCH, EADDRNOTAVAIL, EEXIST, ENODEV)
@@ -212,16 +212,13 @@ class _Others:
     def _dependent(self, address: Address) -> str | None:
         """Return what of others would go with an address of ours, or None."""
         route = foreign_dependents(address, self._counts, self._losable)
-        network = address.interface.network
-        if route is None and address.ip.version == 6 and not address.flags & IFA_F_NOPREFIXROUTE:
-            route = prefix_route_of_others(address.link, network, self._foreign)
         last = address.ip.version == 4 and self._counts.is_last(address)
         self._counts.add(address, -1)
         if last and address.link in self._static_neighbours:
             return "static neighbour entries of the link depend on it"
         if route is not None:
             return f"the route to {route.destination} in table {route.table} depends on it and is not ours"
-        secondaries = self._secondaries[address.link, network]
+        secondaries = self._secondaries[address.link, address.interface.network]
         if address.flags & IFA_F_SECONDARY:
             secondaries.discard(address.ip)
         elif secondaries and address.ip.version == 4:
