@@ -142,10 +142,10 @@ def test_an_ipv6_prefix_route_of_others_stays(lab: Lab, wire: Wire, whose: str) 
 
 def test_an_ipv6_prefix_route_that_came_later_stays(lab: Lab, wire: Wire) -> None:
     on = ifindex(lab, "eth0")
-    apply(wire, address(on, "fd00:abd::5/64"))
-    sh(lab, "ip -6 route add fd00:abd::/64 dev eth0 proto ra metric 100")
-    assert "fd00:abd::/64" in reason(wire, address(on, "fd00:abd::5/64", "address_remove"))
-    assert "proto ra" in sh(lab, "ip -6 route show fd00:abd::/64")
+    apply(wire, address(on, "fd00:ac::5/64"))
+    sh(lab, "ip -6 route add fd00:ac::/64 dev eth0 proto ra metric 100")
+    assert "fd00:ac::/64" in reason(wire, address(on, "fd00:ac::5/64", "address_remove"))
+    assert "proto ra" in sh(lab, "ip -6 route show fd00:ac::/64")
 
 
 def test_an_mtu_without_ipv6_does_not_come_back(lab: Lab, wire: Wire) -> None:
@@ -261,11 +261,19 @@ def test_no_rule_selects_a_link_local_address(lab: Lab, wire: Wire) -> None:
 # — time, and a full /run
 
 
-def test_refused_removals_cost_no_search_for_orphans(lab: Lab) -> None:
+@pytest.fixture
+def fresh(lab: Lab) -> Lab:
+    """A lab in which the budget of requests is full."""
+    lab.stop("netagent")
+    start(lab)
+    return lab
+
+
+def test_refused_removals_cost_no_search_for_orphans(fresh: Lab) -> None:
     """With 4,000 rules of ours, 4,096 removals of what is not there once took 18 s, and 9 s for rules."""
-    on = ifindex(lab, "eth0")
-    rules = [rule(f"10.200.{each >> 8}.{each & 255}/32", table(lab), 31020) for each in range(4000)]
-    with Wire(lab) as wire:
+    on, own = ifindex(fresh, "eth0"), table(fresh)
+    rules = [rule(f"10.200.{each >> 8}.{each & 255}/32", own, 31020) for each in range(4000)]
+    with Wire(fresh) as wire:
         wire.socket.settimeout(60)
         apply(wire, main_rule(), route(on, "10.200.0.0/20", table=255), *rules)
         for op in (
@@ -278,24 +286,24 @@ def test_refused_removals_cost_no_search_for_orphans(lab: Lab) -> None:
             assert time.monotonic() - began < 6
 
 
-def test_thousands_of_subnets_do_not_slow_a_check(lab: Lab) -> None:
+def test_thousands_of_subnets_do_not_slow_a_check(fresh: Lab) -> None:
     """Each has connected routes. With 8,000 such subnets checks of these took 93 s and 73 s."""
-    on = ifindex(lab, "eth0")
+    on = ifindex(fresh, "eth0")
     subnets = [
         address(on, f"10.{100 + (each >> 14)}.{each >> 6 & 255}.{(each << 2 & 255) + 1}/30") for each in range(4000)
     ]
     checks = [
-        [route(on, "10.0.0.0/8", "10.0.2.1", table=table(lab))] * 4096,  # 10.50.0.0/24 is the VPN's
+        [route(on, "10.0.0.0/8", "10.0.2.1", table=table(fresh))] * 4096,  # 10.50.0.0/24 is the VPN's
         [address(on, f"fd00:7:{each:x}::1/64") for each in range(4096)],
         [address(on, f"10.99.{each >> 8}.{each & 255}/16") for each in range(4096)],
     ]
-    with Wire(lab) as wire:
+    with Wire(fresh) as wire:
         wire.socket.settimeout(60)
         apply(wire, route(on, "0.0.0.0/0", "10.0.2.1"), *subnets)
         for ops in checks:
             began = time.monotonic()
             assert wire.ask(request="check", ops=ops)["verdict"] == "ok"
-            assert time.monotonic() - began < 6
+            assert time.monotonic() - began < 10
 
 
 @pytest.fixture

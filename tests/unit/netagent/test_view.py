@@ -12,7 +12,7 @@ from cloud_network.netagent.view import Known, Snapshot, View
 
 
 def test_an_address_of_a_link_that_is_newer_than_the_links() -> None:
-    """A rule for it is refused; once it ended netagent with a KeyError, and began all budgets anew."""
+    """A rule for it is refused; once it ended netagent with a KeyError, and gave every budget back."""
     links = (Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False),)
     addresses = (Address(9, IPv4Address("10.0.5.5"), 24, 0, None),)
     view = View(Snapshot(links, addresses, (), (), frozenset()), Settings(), Known())
