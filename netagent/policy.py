@@ -165,15 +165,17 @@ def check_edges(op: AddressAdd, view: View) -> None:
     """Raise Refusal for a network or broadcast address, and if the kernel would broadcast what is for others.
 
     It does so with the last address of every IPv4 network that a link has an address in, with or without its route;
-    before Linux 5.14 with the first one, too.
+    before Linux 5.14 with the first one, too. With IPv6 forwarding it takes the first one for this host's own (the
+    subnet-router anycast address, RFC 4291, section 2.6.1).
     """
     ip, network = op.interface.ip, op.interface.network
     near = [network, *(subnet for subnet, _ in view.subnets.at(ip))]
     if any(claims.is_edge(ip, each) for each in near):
         raise Refusal(f"{op.interface} is the network's or broadcast address of its subnet")
-    if ip.version == 6 or network.prefixlen >= 31:
+    if network.prefixlen >= network.max_prefixlen - 1:
         return
-    for edge in (network.network_address, network.broadcast_address):
+    ends = {4: (network.network_address, network.broadcast_address), 6: (network.network_address,)}
+    for edge in ends[ip.version]:
         if use := view.protects(edge):
             raise Refusal(f"{edge}, an end of {network}, is {use}")
         if holders := view.holders(edge):

@@ -207,6 +207,15 @@ def test_another_links_address_does_not_become_broadcast(lab: Lab, wire: Wire) -
     lab.batch(["address delete 10.86.0.203/32 dev vpn"])
 
 
+def test_a_gateway_does_not_become_an_anycast_address(lab: Lab, wire: Wire) -> None:
+    """With forwarding the first address of an IPv6 subnet is the host's own, too: all traffic would end here."""
+    lab.batch(["address add fd00:2::a/64 dev eth0 nodad", "route add default via fd00:2::100 dev eth0 proto static"])
+    sh(lab, "sysctl -qw net.ipv6.conf.all.forwarding=1")
+    assert "is a gateway" in reason(wire, address(ifindex(lab, "eth0"), "fd00:2::101/120"))
+    assert "anycast" not in get(lab, "fd00:2::100")
+    sh(lab, "sysctl -qw net.ipv6.conf.all.forwarding=0")
+
+
 def test_a_range_that_an_operator_made_local_stays_whole(lab: Lab, wire: Wire) -> None:
     on = ifindex(lab, "eth0")
     lab.batch(["route add local 10.88.0.0/16 dev lo proto static table local"])
