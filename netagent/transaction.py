@@ -104,7 +104,7 @@ class Transaction:
         """Remove the nftables table for good. Returns an errno: 0 for done, None for not known."""
         [errno] = self._kernel.change([ForwardedReplies(())])
         if errno == 0:
-            self._ledger.write(replace(self._ledger.entry, table=False))
+            self._ledger.shorten(replace(self._ledger.entry, table=False))
         return errno
 
     def _undo(self, ops: tuple[Undo, ...]) -> tuple[Remaining, ...]:
