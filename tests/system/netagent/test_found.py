@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from tests.lab import Lab
-from tests.system.netagent.conftest import answers
 from tests.system.netagent.wire import Wire, address, ifindex, kernel_state, route
 
 known = pytest.mark.xfail(strict=True, reason="found by test_machine.py: the kernel does it with a last address")
@@ -31,11 +30,9 @@ def test_taking_back_brings_the_second_address_of_a_subnet_back_too(lab: Lab, wi
     assert ("10.0.2.10/24" in shown, "10.0.2.12/24" in shown) == (True, True)
 
 
-@known
 def test_an_operators_route_stays_when_the_only_address_of_its_link_is_taken_back(lab: Lab, wire: Wire) -> None:
     """The kernel removes a link's IPv4 routes with its last IPv4 address (fib_disable_ip, fib_frontend.c)."""
     lab.batch(["route add 192.168.9.0/24 dev eth0"])
-    lab.wait_for(lambda: answers(lab))
     on = ifindex(lab, "eth0")
     added = wire.apply(address(on, "10.0.2.10/24"), confirm_within=60, request="open")
     assert added["verdict"] == "applied"
