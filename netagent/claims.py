@@ -227,7 +227,8 @@ def _leads_elsewhere(route: HostRoute, network: IPNetwork, link: int) -> bool:
         return True
     if route.by_kernel:
         return False
-    if route.gateway is None and (route.link == link or route.destination == network):
+    is_equal_subnet = route.destination == network and not is_single(network)
+    if route.gateway is None and (route.link == link or is_equal_subnet):
         return False
     return contains(network, route.destination)
 

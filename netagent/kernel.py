@@ -6,13 +6,14 @@ import contextlib
 import select
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from errno import EOPNOTSUPP
 from typing import TypeVar
 
 from . import rtnetlink
 from .netfilter import Netfilter
 from .operations import ForwardedReplies, IPAddress, LinkMark, Undo
-from .rtnetlink import Address, Link, Packed, Received, Route, Rule
+from .rtnetlink import Address, Link, NextHop, Packed, Received, Route, Rule
 
 SOL_NETLINK, NETLINK_NO_ENOBUFS, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK = 270, 5, 10, 12
 _LARGEST = 1 << 16  # bytes of a datagram: the kernel makes dumps of 32 KiB
@@ -58,6 +59,20 @@ class Kernel:
         for family in (socket.AF_INET, socket.AF_INET6):
             header = rtnetlink.RTMSG.pack(family, 0, 0, 0, 0, protocol, 0, 0, 0)
             found += self._dump(rtnetlink.RTM_GETROUTE, header, rtnetlink.decode_route)
+        if all(route.hops[0].link or not route.nexthop for route in found):
+            return found
+        objects = self.nexthops()
+        return [replace(each, hops=objects.get(each.nexthop, each.hops)) for each in found]
+
+    def nexthops(self) -> dict[int, tuple[NextHop, ...]]:
+        """Return the ways out of each nexthop object, by its id."""
+        header = rtnetlink.NHMSG.pack(socket.AF_UNSPEC, 0, 0, 0)
+        objects = self._dump(rtnetlink.RTM_GETNEXTHOP, header, rtnetlink.decode_nexthop)
+        single = {each.id: (each.hop,) for each in objects if not each.members}
+        found = dict[int, tuple[NextHop, ...]](single)
+        for each in objects:
+            if hops := [hop for member in each.members for hop in single.get(member, ())]:
+                found[each.id] = tuple(hops)
         return found
 
     def rules(self) -> list[Rule]:
@@ -72,6 +87,12 @@ class Kernel:
         """Return link and address of each IPv6 neighbour that the kernel flags as a router."""
         header = rtnetlink.NDMSG.pack(socket.AF_INET6, 0, 0, 0, 0)
         found = self._dump(rtnetlink.RTM_GETNEIGH, header, rtnetlink.decode_router)
+        return frozenset(each for each in found if each is not None)
+
+    def static_neighbours(self) -> frozenset[int]:
+        """Return the links with IPv4 neighbour entries that an operator made."""
+        header = rtnetlink.NDMSG.pack(socket.AF_INET, 0, 0, 0, 0)
+        found = self._dump(rtnetlink.RTM_GETNEIGH, header, rtnetlink.decode_static_neighbour)
         return frozenset(each for each in found if each is not None)
 
     def marks(self) -> tuple[LinkMark, ...] | None:

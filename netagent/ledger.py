@@ -7,6 +7,7 @@ of wire version 2 have no gateways, and those of wire version 3 do not say wheth
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -55,6 +56,21 @@ class Ledger:
         new.write_bytes(_encode(entry))
         new.replace(self._path)
         self.entry = entry
+
+    def shorten(self, entry: Entry) -> None:
+        """Replace the content by a shorter one. Never raises: the kernel has been changed already.
+
+        The directory is on a file system that others can fill, the fetcher among them. Then the file is overwritten in
+        place, for which it has the blocks; a crash meanwhile damages it. If that fails, too, the next start undoes once
+        more what was open.
+        """
+        try:
+            self.write(entry)
+        except OSError:
+            self.entry = entry
+            with contextlib.suppress(OSError), self._path.open("r+b") as file:
+                file.write(_encode(entry))
+                file.truncate()
 
 
 def _encode(entry: Entry) -> bytes:

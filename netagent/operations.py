@@ -391,6 +391,9 @@ def undo_from_wire(value: object) -> Undo:
     if isinstance(value, dict) and value.get("op") == LinkDown.NAME:
         fields = Fields("undo", {key: each for key, each in value.items() if key != "op"})
         return LinkDown.from_wire(fields)
+    if isinstance(value, dict) and value.get("op") == LinkMtu.NAME:
+        fields = Fields("undo", {key: each for key, each in value.items() if key != "op"})
+        return LinkMtu(fields.integer("link", 1, MAX_INDEX), fields.integer("mtu", 0, MAX_INDEX))  # any MTU of before
     if isinstance(value, dict) and value.get("op") == RuleRemove.NAME:
         value = {"local": False, **value}  # the ledger of wire version 1 has no `local`
     if isinstance(value, dict) and value.get("op") in (RuleAdd.NAME, RuleRemove.NAME):

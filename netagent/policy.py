@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -156,24 +157,29 @@ def check_connected(link: int, network: IPNetwork, view: View) -> None:
     if not claims.within(network, given) and (taken := view.protected_elsewhere(network, link)):
         reason = f"the connected route {network} would take over {taken}, a gateway or resolver"
         raise Refusal(reason, allow=allow_addresses(network))
-    for route in view.foreign_routes:
-        same = route.destination == network and route.table == TABLE_MAIN
-        others = any(hop.link != link and view.is_cloud(hop.link) for hop in route.hops)
-        if same and others:
-            raise Refusal(f"the connected route {network} would take over {network} of another link")
+    if any(other != link and view.is_cloud(other) for other in view.main_links.get(network, ())):
+        raise Refusal(f"the connected route {network} would take over {network} of another link")
 
 
 def check_edges(op: AddressAdd, view: View) -> None:
     """Raise Refusal for a network or broadcast address, and if the kernel would broadcast what is for others.
 
-    It does so with the last address of every IPv4 network that a link has an address in, with or without its route.
+    It does so with the last address of every IPv4 network that a link has an address in, with or without its route;
+    before Linux 5.14 with the first one, too. With IPv6 forwarding it takes the first one for this host's own (the
+    subnet-router anycast address, RFC 4291, section 2.6.1).
     """
     ip, network = op.interface.ip, op.interface.network
     near = [network, *(subnet for subnet, _ in view.subnets.at(ip))]
     if any(claims.is_edge(ip, each) for each in near):
         raise Refusal(f"{op.interface} is the network's or broadcast address of its subnet")
-    if ip.version == 4 and network.prefixlen < 31 and (use := view.protects(network.broadcast_address)):
-        raise Refusal(f"{network.broadcast_address}, the broadcast address of {network}, is {use}")
+    if network.prefixlen >= network.max_prefixlen - 1:
+        return
+    ends = {4: (network.network_address, network.broadcast_address), 6: (network.network_address,)}
+    for edge in ends[ip.version]:
+        if use := view.protects(edge):
+            raise Refusal(f"{edge}, an end of {network}, is {use}")
+        if holders := view.holders(edge):
+            raise Refusal(f"{edge}, an end of {network}, is an address of {view.name(holders[0])}")
 
 
 def check_address_add(op: AddressAdd, view: View) -> Undo:
@@ -187,6 +193,8 @@ def check_address_add(op: AddressAdd, view: View) -> Undo:
         check_width(op.link, network, view)
         if op.connected_route:
             check_connected(op.link, network, view)
+            if (op.link, network) in view.losable_routes.by_prefix:
+                raise Refusal(f"another program routes {network} on link; the kernel would take its route for ours")
     if use := view.protects(ip):
         raise Refusal(f"{ip} is {use}'s address" if use.startswith("a ") else f"{ip} is {use}")
     holders = view.holders(ip)
@@ -196,8 +204,10 @@ def check_address_add(op: AddressAdd, view: View) -> Undo:
         raise Refusal(f"table local has a route of ours to {ip}; remove it first")
     check_edges(op, view)
     check_room(view)
-    flags = 0 if op.connected_route else IFA_F_NOPREFIXROUTE
-    view.add_address(Address(op.link, ip, network.prefixlen, flags, PROTOCOL))
+    address = Address(op.link, ip, network.prefixlen, 0 if op.connected_route else IFA_F_NOPREFIXROUTE, PROTOCOL)
+    if ip.version == 4 and any(True for _ in view.same_subnet(address)):
+        address = replace(address, flags=address.flags | IFA_F_SECONDARY)  # the kernel removes it with the first one
+    view.add_address(address)
     return op.inverse()
 
 
@@ -228,6 +238,8 @@ def check_address_remove(op: AddressRemove, view: View) -> Undo:
         raise Refusal(
             f"the route to {dependent.destination} in table {dependent.table} depends on {ip}, and is not ours"
         )
+    if ip.version == 4 and op.link in view.static_neighbours and view.counts.is_last(address):
+        raise Refusal(f"static neighbour entries depend on {ip}, the last IPv4 address of {view.name(op.link)}")
     view.remove_address(address)
     return op.inverse(connected_route=not address.flags & IFA_F_NOPREFIXROUTE)
 
@@ -359,6 +371,8 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
         check_link(link, view)
         if not may_select(op, link, view):
             raise Refusal(f"{op.selector} is no address or range of {view.name(link)}")
+        if claims.is_link_local(op.selector):
+            raise Refusal(f"{op.selector} is link-local; its traffic stays on its link")
     elif op.table != TABLE_MAIN or not op.suppress or op.to or op.local:
         raise Refusal("a rule without a source may only look up main with suppress_prefixlength 0")
     if needs_main(op.table, op.suppress) and not view.main_comes_before(op.selector.version, op.priority):
@@ -485,6 +499,15 @@ def check_one(op: Operation, view: View) -> Undo:
     return CHECKS[type(op)](op, view)
 
 
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """An operation of a request that was accepted, and the one that undoes it."""
+
+    position: int
+    op: Operation
+    undo: Undo
+
+
 class Rejected(Exception):
     """A request has an operation that may not be done."""
 
@@ -495,30 +518,30 @@ class Rejected(Exception):
 
 def check(ops: Sequence[Operation], view: View) -> list[Undo]:
     """Return the operation that undoes each of `ops`. Raises Rejected for the first that may not be done."""
-    undo = []
+    accepted = []
     for position, op in enumerate(ops):
         try:
-            undo.append(check_one(op, view))
+            accepted.append(Accepted(position, op, check_one(op, view)))
         except Refusal as refusal:
             raise Rejected(refusal.at(position)) from None
-    if orphan := first_orphan(ops, view):
+    if orphan := first_orphan(accepted, view):
         raise Rejected(orphan)
-    return undo
+    return [each.undo for each in accepted]
 
 
 def check_all(ops: Sequence[Operation], view: View) -> list[Refused]:
     """Return every refusal, each operation judged as if the accepted ones before it were applied."""
-    refusals, positions = list[Refused](), list[int]()
+    accepted, refusals, positions = list[Accepted](), list[Refused](), list[int]()
     for position, op in enumerate(ops):
         try:
-            check_one(op, view)
+            accepted.append(Accepted(position, op, check_one(op, view)))
         except Refusal as refusal:
             depends = None
             if len(refusals) < MAX_REFUSALS:  # later ones are only counted
                 depends = next((each for each in positions if builds_on(op, ops[each], view)), None)
             refusals.append(refusal.at(position, depends))
             positions.append(position)
-    if orphan := first_orphan(ops, view):
+    if orphan := first_orphan(accepted, view):
         refusals.append(orphan)
     return refusals
 
@@ -542,27 +565,32 @@ def builds_on(op: Operation, earlier: Operation, view: View) -> bool:
     return False
 
 
-def first_orphan(ops: Sequence[Operation], view: View) -> Refused | None:
+def first_orphan(accepted: Sequence[Accepted], view: View) -> Refused | None:
     """Return the operation after which a rule of ours would stand without what justifies it."""
-    return first_orphan_of_marks(ops, view) or first_orphan_of_addresses(ops, view) or first_orphan_of_main(ops, view)
+    return (
+        first_orphan_of_marks(accepted, view)
+        or first_orphan_of_addresses(accepted, view)
+        or first_orphan_of_main(accepted, view)
+    )
 
 
-def first_orphan_of_main(ops: Sequence[Operation], view: View) -> Refused | None:
+def first_orphan_of_main(accepted: Sequence[Accepted], view: View) -> Refused | None:
     """Return the removal of a rule for main after which a rule of ours leads past main."""
-    for position, op in enumerate(ops):
-        if not isinstance(op, RuleRemove) or not asks_main(op):
-            continue
-        version = op.selector.version
-        for key, (suppress, _) in view.rules.items():
-            needs = key.selector.version == version and needs_main(key.table, suppress)
-            if needs and not view.main_comes_before(version, key.priority):
-                return Refused(f"rule {key.priority} of ours must come after it; remove that rule, too", position)
+    removed = dict[int, int]()  # by version of IP, the position
+    for each in accepted:
+        if isinstance(each.op, RuleRemove) and asks_main(each.op):
+            removed.setdefault(each.op.selector.version, each.position)
+    for key, (suppress, _) in view.rules.items() if removed else ():
+        version = key.selector.version
+        needs = version in removed and needs_main(key.table, suppress)
+        if needs and not view.main_comes_before(version, key.priority):
+            return Refused(f"rule {key.priority} of ours must come after it; remove that rule, too", removed[version])
     return None
 
 
-def first_orphan_of_marks(ops: Sequence[Operation], view: View) -> Refused | None:
+def first_orphan_of_marks(accepted: Sequence[Accepted], view: View) -> Refused | None:
     """Return the last change of the table if it leaves a rule for a mark that it no longer sets."""
-    position = max((at for at, op in enumerate(ops) if isinstance(op, ForwardedReplies)), default=None)
+    position = max((each.position for each in accepted if isinstance(each.op, ForwardedReplies)), default=None)
     if position is None or view.marks is None:
         return None
     mask = view.settings.mark_mask
@@ -586,21 +614,38 @@ def is_managed(link: int, view: View) -> bool:
     return view.is_cloud(link) and not excluded
 
 
-def first_orphan_of_addresses(ops: Sequence[Operation], view: View) -> Refused | None:
-    """Return the removal after which a rule of ours would select what its link no longer owns."""
-    removals = [(position, op) for position, op in enumerate(ops) if isinstance(op, AddressRemove | RouteRemove)]
-    rules = rules_by_table(view) if removals else {}
+def first_orphan_of_addresses(accepted: Sequence[Accepted], view: View) -> Refused | None:
+    """Return the operation after which a rule of ours would select what its link no longer owns."""
+    lost = dict[tuple[int, IPNetwork], int]()  # by link and network, the position
+    for each in accepted:
+        if (what := lost_by(each)) is not None:
+            lost.setdefault(what, each.position)
+    rules = rules_by_table(view) if lost else {}
     justified = set[RuleAdd]()
-    for position, op in removals:
-        network = single(op.interface.ip) if isinstance(op, AddressRemove) else op.destination
-        found = (rules[table].overlapping(network) for table in view.own_tables(op.link) if table in rules)
+    for (link, network), position in lost.items():
+        found = (rules[table].overlapping(network) for table in view.own_tables(link) if table in rules)
         for _, rule in chain.from_iterable(found):
             if rule in justified:
                 continue
             justified.add(rule)
-            if not may_select(rule, op.link, view):
+            if not may_select(rule, link, view):
                 where = f"rule {rule.priority} from {rule.selector}"
                 return Refused(f"{where} depends on it; remove the rule in the same request", position)
+    return None
+
+
+def lost_by(accepted: Accepted) -> tuple[int, IPNetwork] | None:
+    """Return the link and network that may have justified a rule and that the operation removes or replaces.
+
+    An address justifies rules for its whole subnet, and an on-link or local route those for its destination.
+    """
+    match accepted.op, accepted.undo:
+        case AddressRemove() as op, _:
+            return op.link, op.interface.network
+        case RouteRemove() as op, _:
+            return op.link, op.destination
+        case RouteReplace(), RouteReplace(gateway=None) as before:
+            return before.link, before.destination
     return None
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from . import rtnetlink
 from .claims import is_link_local, single
-from .operations import PROTOCOL, TABLE_LOCAL, IPAddress
+from .operations import PROTOCOL, TABLE_LOCAL, TABLE_MAIN, IPAddress, IPNetwork
 from .rtnetlink import Address, Route
 
 IFAPROT_KERNEL_RA = 2  # IFA_PROTO of addresses from router advertisements
+IP6_RT_PRIO_ADDRCONF = 256  # linux/ipv6_route.h
 _BY_ITSELF = (rtnetlink.RTPROT_KERNEL, rtnetlink.RTPROT_RA, PROTOCOL)
 
 
@@ -36,28 +38,57 @@ class AddressCounts:
         return self._ips[address.link, address.ip] > 1
 
 
-def losable(routes: Iterable[Route]) -> list[Route]:
-    """Return the routes of other programs that could go with an address: those that nobody makes again."""
-    return [route for route in routes if route.destination.version == 4 and not is_derived(route)]
+@dataclass(frozen=True, slots=True)
+class LosableRoutes:
+    """Routes of other programs that an address could take along: those that nobody makes again. One for each key."""
+
+    by_source: Mapping[IPAddress, Route]  # by the source that they prefer
+    by_link: Mapping[int, Route]  # of IPv4, by their links
+    by_prefix: Mapping[tuple[int, IPNetwork], Route]  # by link and prefix, of IPv6: see is_prefix_route
 
 
-def foreign_dependents(address: Address, counts: AddressCounts, routes: Iterable[Route]) -> Route | None:
-    """Return a route of another program that the kernel would remove with `address`, or None.
+def losable(routes: Iterable[Route]) -> LosableRoutes:
+    """Return what could go with an address. `routes` are those of other programs."""
+    by_source, by_link = dict[IPAddress, Route](), dict[int, Route]()
+    by_prefix = dict[tuple[int, IPNetwork], Route]()
+    for route in routes:
+        if is_prefix_route(route):
+            by_prefix.update({(hop.link, route.destination): route for hop in route.hops if hop.gateway is None})
+        if is_derived(route):
+            continue
+        if route.source is not None:
+            by_source[route.source] = route
+        if route.destination.version == 4:
+            by_link.update({hop.link: route for hop in route.hops})
+    return LosableRoutes(by_source, by_link, by_prefix)
 
-    With the last IPv4 address of a link all of the link's IPv4 routes go (fib_disable_ip), and with any address the
-    routes that prefer it as source. Routes that the kernel derived are no loss: `routes` are those of `losable`.
-    `counts` still has the address.
+
+def is_prefix_route(route: Route) -> bool:
+    """Return True for a route that the kernel could take for the connected route of an IPv6 address of ours.
+
+    With the last address of a prefix it removes the first route in main to that prefix which is on link, whoever made
+    it (addrconf_get_prefix_route). Connected routes have the metric IP6_RT_PRIO_ADDRCONF.
     """
-    if address.ip.version == 6:
-        return None  # the kernel removes only the connected route
+    derived = route.protocol == rtnetlink.RTPROT_KERNEL and not route.expires
+    first = route.table == TABLE_MAIN and route.metric <= IP6_RT_PRIO_ADDRCONF
+    return route.destination.version == 6 and first and not derived
+
+
+def foreign_dependents(address: Address, counts: AddressCounts, routes: LosableRoutes) -> Route | None:
+    """Return a route of another program that the kernel would remove or change with `address`, or None.
+
+    With the last IPv4 address of a link all of the link's IPv4 routes go (fib_disable_ip). With any address the IPv4
+    routes of any link that prefer it as source go (fib_sync_down_addr), and IPv6 routes lose that preference
+    (rt6_remove_prefsrc). Routes that the kernel derived are no loss. `counts` still has the address.
+    """
     if counts.has_twice(address):
         return None  # the address stays, with another prefix length
-    last = counts.is_last(address)
-    for route in routes:
-        on_link = any(hop.link == address.link for hop in route.hops)
-        if on_link and (last or route.source == address.ip):
-            return route
-    return None
+    found = routes.by_source.get(address.ip)
+    if found is None and address.ip.version == 4 and counts.is_last(address):
+        found = routes.by_link.get(address.link)
+    if found is None and address.ip.version == 6 and not address.flags & rtnetlink.IFA_F_NOPREFIXROUTE:
+        found = routes.by_prefix.get((address.link, address.interface.network))
+    return found
 
 
 def is_derived(route: Route) -> bool:

@@ -39,6 +39,8 @@ IFADDRMSG = Struct("=BBBBI")  # struct ifaddrmsg: family, prefixlen, flags, scop
 RTMSG = Struct("=BBBBBBBBI")  # struct rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags
 FIB_RULE_HDR = Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, res1, res2, action, flags
 NDMSG = Struct("=BxxxiHBB")  # struct ndmsg: family, pads, ifindex, state, flags, type
+NHMSG = Struct("=BBBxI")  # struct nhmsg: family, scope, protocol, resvd, flags
+NEXTHOP_GRP = Struct("=IBBH")  # struct nexthop_grp: id, weight, weight_high, resvd2
 RTNEXTHOP = Struct("=HBBi")  # struct rtnexthop: len, flags, hops, ifindex
 RTA_CACHEINFO_FORMAT = Struct("=IIiIIIII")  # struct rta_cacheinfo: clntref, lastuse, expires, ...
 U32, S32 = Struct("=I"), Struct("=i")
@@ -49,6 +51,7 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_GETNEIGH = 28, 30
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
+RTM_NEWNEXTHOP, RTM_GETNEXTHOP = 104, 106
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR = 0x01, 0x04, 0x10
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_DUMP = 0x100, 0x200, 0x400, 0x300
 IFF_UP, IFF_LOOPBACK = 0x1, 0x8
@@ -56,10 +59,11 @@ IFA_F_SECONDARY, IFA_F_NODAD, IFA_F_PERMANENT, IFA_F_NOPREFIXROUTE = 0x01, 0x02,
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_INFO_KIND = 1, 3, 4, 18, 1
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_PROTO = 1, 2, 8, 11
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 4, 5, 6, 7
-RTA_MULTIPATH, RTA_CACHEINFO, RTA_TABLE, RTA_VIA = 9, 12, 15, 18
+RTA_MULTIPATH, RTA_CACHEINFO, RTA_TABLE, RTA_VIA, RTA_NH_ID = 9, 12, 15, 18, 30
+NHA_ID, NHA_GROUP, NHA_OIF, NHA_GATEWAY = 1, 2, 5, 6
 FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_PRIORITY, FRA_FWMARK = 1, 2, 3, 6, 10
 FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, FRA_FWMASK, FRA_PROTOCOL = 14, 15, 16, 21
-NDA_DST, NTF_ROUTER = 1, 0x80
+NDA_DST, NTF_ROUTER, NUD_PERMANENT = 1, 0x80, 0x80
 RTN_UNICAST, RTN_LOCAL, RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT = 1, 2, 6, 7, 8
 RTPROT_KERNEL, RTPROT_DHCP, RTPROT_RA = 2, 16, 9
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST = 0, 253, 254
@@ -122,6 +126,16 @@ class Route:
     metric: int
     source: IPAddress | None  # RTA_PREFSRC
     expires: bool  # IPv6: of a router advertisement with a limited lifetime
+    nexthop: int = 0  # id of a nexthop object; its hops are missing with net.ipv4.nexthop_compat_mode=0
+
+
+@dataclass(frozen=True, slots=True)
+class NextHopObject:
+    """A nexthop object: one way out, or a group of others."""
+
+    id: int
+    hop: NextHop
+    members: tuple[int, ...]  # ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,7 +387,16 @@ def decode_route(body: bytes) -> Route:
         metric=_u32(found, RTA_PRIORITY),
         source=_address(found[RTA_PREFSRC]) if RTA_PREFSRC in found else None,
         expires=len(cache) >= RTA_CACHEINFO_FORMAT.size and RTA_CACHEINFO_FORMAT.unpack_from(cache)[2] > 0,
+        nexthop=_u32(found, RTA_NH_ID),
     )
+
+
+def decode_nexthop(body: bytes) -> NextHopObject:
+    """Return the object of an RTM_NEWNEXTHOP message."""
+    _, found = _unpack(NHMSG, body)
+    gateway = _address(found[NHA_GATEWAY]) if NHA_GATEWAY in found else None
+    members = tuple(int(each[0]) for each in NEXTHOP_GRP.iter_unpack(found.get(NHA_GROUP, b"")))
+    return NextHopObject(_u32(found, NHA_ID), NextHop(_u32(found, NHA_OIF), gateway), members)
 
 
 def _hop(link: int, found: Attributes) -> NextHop:
@@ -415,3 +438,9 @@ def decode_router(body: bytes) -> tuple[int, IPAddress] | None:
     if not flags & NTF_ROUTER or NDA_DST not in found:
         return None
     return index, _address(found[NDA_DST])
+
+
+def decode_static_neighbour(body: bytes) -> int | None:
+    """Return the link of a neighbour entry that an operator made (NUD_PERMANENT); None for others."""
+    (_, index, state, _, _), _ = _unpack(NDMSG, body)
+    return int(index) if state & NUD_PERMANENT else None

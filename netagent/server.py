@@ -187,6 +187,7 @@ class Server:
             routes=tuple(kernel.routes()),
             rules=tuple(kernel.rules()),
             routers=kernel.routers(),
+            static_neighbours=kernel.static_neighbours(),
             marks=kernel.marks() if self._settings.forwarded_replies else None,
         )
         known = Known(settings.resolvers(), entry.owned, frozenset(entry.gateways))

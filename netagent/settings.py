@@ -10,8 +10,9 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
+from socket import inet_aton
 from typing import Any
 
 from .claims import link_patterns
@@ -213,8 +214,20 @@ def _name_servers(path: Path) -> list[IPAddress]:
     for line in lines:
         words = line.split()
         if len(words) > 1 and words[0] == "nameserver":
-            try:
-                found.append(ip_address(words[1].partition("%")[0]))
-            except ValueError:
-                continue  # resolver(3) ignores it, too
+            address = _name_server(words[1].partition("%")[0])
+            if address is not None:
+                found.append(address)
     return found
+
+
+def _name_server(text: str) -> IPAddress | None:
+    """Return an address in any form that resolver(3) reads; None for what it ignores."""
+    try:
+        return IPv4Address(inet_aton(text))  # 10.1026 and 0x0a000402 are 10.0.4.2
+    except (OSError, ValueError):
+        pass
+    try:
+        address = IPv6Address(text)
+    except ValueError:
+        return None
+    return address.ipv4_mapped or address

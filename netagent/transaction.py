@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from errno import EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT, ESRCH
@@ -21,23 +22,25 @@ from .operations import (
     AddressAdd,
     AddressRemove,
     ForwardedReplies,
+    IPAddress,
     IPNetwork,
     LinkDown,
+    LinkMtu,
     Operation,
     RouteRemove,
     RouteReplace,
     RuleAdd,
     Undo,
 )
-from .policy import Refusal, check_one
+from .policy import IPV6_MIN_MTU, Refusal, check_one
 from .protocol import Remaining
 from .removal import AddressCounts, foreign_dependents, foreign_state, losable
-from .rtnetlink import RTPROT_KERNEL, Address, Route
+from .rtnetlink import IFA_F_SECONDARY, RTPROT_KERNEL, Address, Route
 from .view import View, uses_ifa_proto
 
 ALREADY_UNDONE = (0, ENOENT, ESRCH, EADDRNOTAVAIL, EEXIST, ENODEV)
 UNDO_ATTEMPTS = 3
-_GUARDED = (AddressAdd, AddressRemove, LinkDown, RouteReplace)
+_GUARDED = (AddressAdd, AddressRemove, LinkDown, LinkMtu, RouteReplace)
 """What is undone only after a look at what other programs have made since."""
 
 
@@ -101,7 +104,7 @@ class Transaction:
         """Remove the nftables table for good. Returns an errno: 0 for done, None for not known."""
         [errno] = self._kernel.change([ForwardedReplies(())])
         if errno == 0:
-            self._ledger.write(replace(self._ledger.entry, table=False))
+            self._ledger.shorten(replace(self._ledger.entry, table=False))
         return errno
 
     def _undo(self, ops: tuple[Undo, ...]) -> tuple[Remaining, ...]:
@@ -116,12 +119,8 @@ class Transaction:
         return (*remaining, *(_failure(op, errno) for op, errno in failed))
 
     def _close(self) -> None:
-        """Close the transaction. If the ledger cannot be written, the next start undoes it once more: no harm."""
-        closed = replace(self._ledger.entry, request=None, undo=())
-        try:
-            self._ledger.write(closed)
-        except OSError:
-            self._ledger.entry = closed
+        """Close the transaction."""
+        self._ledger.shorten(replace(self._ledger.entry, request=None, undo=()))
 
     def _split(self, ops: tuple[Undo, ...]) -> tuple[list[Undo], list[Remaining]]:
         """Return what to do, and what must not be done because of what others have made since."""
@@ -143,12 +142,13 @@ class Transaction:
                 remaining.append(Remaining(op, obstacle))
         return pending, remaining
 
-    def _read(self) -> tuple[list[Address], list[Route]] | None:
-        """Return all addresses and the routes of others; None if the kernel does not answer."""
+    def _read(self) -> tuple[list[Address], list[Route], frozenset[int]] | None:
+        """Return all addresses, the routes of others, and the links with static neighbours; None without an answer."""
         for _ in range(UNDO_ATTEMPTS):
             with contextlib.suppress(OSError):
                 routes = self._kernel.routes()
-                return self._kernel.addresses(), [route for route in routes if route.protocol != PROTOCOL]
+                foreign = [route for route in routes if route.protocol != PROTOCOL]
+                return self._kernel.addresses(), foreign, self._kernel.static_neighbours()
         return None
 
     def remove(self, ops: Sequence[Operation]) -> tuple[list[int | None], list[Remaining]]:
@@ -157,7 +157,7 @@ class Transaction:
         gone = {(op.link, op.interface.ip) for op in ops if isinstance(op, AddressRemove)}
         entry = self._ledger.entry
         if entry.owned & gone:
-            self._ledger.write(replace(entry, owned=entry.owned - gone))
+            self._ledger.shorten(replace(entry, owned=entry.owned - gone))
         failed = [(op, errno) for op, errno in zip(ops, errnos, strict=True) if errno not in ALREADY_UNDONE]
         return errnos, [_failure(op, errno) for op, errno in failed]
 
@@ -165,12 +165,19 @@ class Transaction:
 class _Others:
     """What other programs have made since the change. Is asked about operations in the order of doing them."""
 
-    def __init__(self, addresses: Sequence[Address], foreign: Sequence[Route]) -> None:
+    def __init__(
+        self, addresses: Sequence[Address], foreign: Sequence[Route], static_neighbours: frozenset[int]
+    ) -> None:
+        self._static_neighbours = static_neighbours
         self._left = {(each.link, each.interface): each for each in addresses}
         self._tagged, self._counts = uses_ifa_proto(addresses), AddressCounts(addresses)
         self._foreign, self._losable = foreign, losable(foreign)
         made = (route for route in foreign if route.protocol != RTPROT_KERNEL)  # those go with their addresses
         self._places = {(route.table, route.destination) for route in made}
+        self._secondaries = defaultdict[tuple[int, IPNetwork], set[IPAddress]](set)
+        for each in addresses:
+            if each.ip.version == 4 and each.flags & IFA_F_SECONDARY:
+                self._secondaries[each.link, each.interface.network].add(each.ip)
         self._taken = set[IPNetwork]()  # addresses that do not come back, and so have no rules
 
     def left_address(self, op: AddressRemove) -> bool:
@@ -182,14 +189,12 @@ class _Others:
         """Return why an operation must not be done, or None; then it counts as done."""
         match op:
             case AddressRemove():
-                address = self._left.pop((op.link, op.interface))
-                route = foreign_dependents(address, self._counts, self._losable)
-                self._counts.add(address, -1)
-                if route is not None:
-                    return f"the route to {route.destination} in table {route.table} depends on it and is not ours"
+                return self._dependent(self._left.pop((op.link, op.interface)))
             case LinkDown():
                 if state := foreign_state(op.link, self._left.values(), self._foreign):
                     return f"{state} depends on it and is not ours"
+                if op.link in self._static_neighbours:
+                    return "static neighbour entries of the link depend on it"
             case AddressAdd():
                 if any(interface.ip == op.interface.ip and link != op.link for link, interface in self._left):
                     self._taken.add(single(op.interface.ip))
@@ -198,6 +203,26 @@ class _Others:
                 return "another program has a route to it there now"
             case RuleAdd() if op.selector in self._taken:
                 return "another link has its address now"
+            case LinkMtu() if op.mtu < IPV6_MIN_MTU:
+                routes = [route for route in self._foreign if route.destination.version == 6]
+                if state := foreign_state(op.link, self._left.values(), routes):
+                    return f"{state} depends on it and is not ours"
+        return None
+
+    def _dependent(self, address: Address) -> str | None:
+        """Return what of others would go with an address of ours, or None."""
+        route = foreign_dependents(address, self._counts, self._losable)
+        last = address.ip.version == 4 and self._counts.is_last(address)
+        self._counts.add(address, -1)
+        if last and address.link in self._static_neighbours:
+            return "static neighbour entries of the link depend on it"
+        if route is not None:
+            return f"the route to {route.destination} in table {route.table} depends on it and is not ours"
+        secondaries = self._secondaries[address.link, address.interface.network]
+        if address.flags & IFA_F_SECONDARY:
+            secondaries.discard(address.ip)
+        elif secondaries and address.ip.version == 4:
+            return f"{min(secondaries)} is its secondary and may go with it"
         return None
 
 

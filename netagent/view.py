@@ -36,6 +36,7 @@ class Snapshot:
     routes: tuple[Route, ...]
     rules: tuple[Rule, ...]
     routers: frozenset[tuple[int, IPAddress]]  # IPv6 neighbours with NTF_ROUTER
+    static_neighbours: frozenset[int] = frozenset()  # links with IPv4 neighbour entries of an operator
     marks: tuple[LinkMark, ...] | None = None  # of the table `cloud_network`; None without a socket to nfnetlink
 
 
@@ -94,6 +95,7 @@ class View:
         self.own_routes: dict[tuple[int, IPNetwork], OwnRoute] = {}
         self.foreign_places: set[tuple[int, IPNetwork]] = set()
         self.foreign_routes = [route for route in snapshot.routes if route.protocol != PROTOCOL]
+        self.main_links: dict[IPNetwork, set[int]] = defaultdict(set)  # of foreign routes in main, by destination
         self.local_ranges: NetworkIndex[int] = NetworkIndex()  # routes of type local that the kernel did not derive
         self.rules: dict[RuleKey, tuple[bool, bool]] = {}  # ours: suppress, local
         self._main_rules: dict[int, set[int]] = defaultdict(set)  # by version of IP, priorities of ours: see asks_main
@@ -106,7 +108,7 @@ class View:
         self._own_gateways: dict[int, Counter[IPAddress]] = defaultdict(Counter)  # of our routes in the link's tables
         self._tagged = uses_ifa_proto(snapshot.addresses)
         self.marks = snapshot.marks
-        self._routers = snapshot.routers
+        self._routers, self.static_neighbours = snapshot.routers, snapshot.static_neighbours
         self._own_count = 0
         self._add_addresses(snapshot.addresses)
         self._add_routes(snapshot.routes)
@@ -142,6 +144,8 @@ class View:
 
     def _add_foreign(self, route: Route, explained: set[tuple[int, IPNetwork | None]]) -> None:
         self.foreign_places.add((route.table, route.destination))
+        if route.table == TABLE_MAIN:
+            self.main_links[route.destination].update(hop.link for hop in route.hops)
         if route.table == TABLE_LOCAL:
             if route.kind == rtnetlink.RTN_LOCAL and route.protocol != rtnetlink.RTPROT_KERNEL:
                 self.local_ranges.add(route.destination, route.hops[0].link)
@@ -168,12 +172,19 @@ class View:
                 self.add_rule(rule)
 
     def _index_host_routes(self) -> NetworkIndex[HostRoute]:
-        """Return the foreign routes that may be rivals of a claim, one entry per next hop."""
+        """Return the foreign routes that may be rivals of a claim, one entry per next hop.
+
+        In table local those are the ranges that another program made local (AnyIP), mostly on lo. What the kernel
+        derived from addresses on the cloud's links is left out: no rival, and a client can make thousands of them.
+        """
         index: NetworkIndex[HostRoute] = NetworkIndex()
         for route in self.foreign_routes:
-            if route.table != TABLE_LOCAL and route.destination.prefixlen > 1:
-                for hop in route.hops:
-                    index.add(route.destination, self._host_route(route, hop.link, hop.gateway))
+            is_range = route.kind == rtnetlink.RTN_LOCAL and route.protocol != rtnetlink.RTPROT_KERNEL
+            if (route.table != TABLE_LOCAL or is_range) and route.destination.prefixlen > 1:
+                found = (self._host_route(route, hop.link, hop.gateway) for hop in route.hops)
+                for each in found:
+                    if each.discards or not (each.by_cloud and each.by_kernel):
+                        index.add(each.destination, each)
         return index
 
     def _half_routes(self) -> Iterator[HostRoute]:
@@ -213,8 +224,8 @@ class View:
 
     def is_service_link(self, link: int) -> bool:
         """Return True for links that carry addresses for this host alone: lo and dummies (kube-ipvs0 is one)."""
-        found = self.links[link]
-        return found.loopback or found.kind == "dummy"
+        found = self.links.get(link)  # None: the link is newer than the dump of the links
+        return found is not None and (found.loopback or found.kind == "dummy")
 
     def name(self, link: int) -> str:
         """Return the name of a link, for messages."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 import pytest
 
 from tests.lab import Lab
-from tests.system.netagent.conftest import answers
 from tests.system.netagent.wire import Wire, address, ifindex, kernel_state, route
 
 known = pytest.mark.xfail(strict=True, reason="the kernel removes routes with the last address")
@@ -35,11 +34,9 @@ def test_rollback_restores_the_secondary_address_of_a_subnet(lab: Lab, wire: Wir
     assert ("10.0.2.10/24" in shown, "10.0.2.12/24" in shown) == (True, True)
 
 
-@known
 def test_rollback_of_the_only_address_keeps_an_operators_route(lab: Lab, wire: Wire) -> None:
     """The kernel removes a link's IPv4 routes with its last IPv4 address (fib_disable_ip, fib_frontend.c)."""
     lab.batch(["route add 192.168.9.0/24 dev eth0"])
-    lab.wait_for(lambda: answers(lab))
     on = ifindex(lab, "eth0")
     added = wire.apply(address(on, "10.0.2.10/24"), confirm_within=60, request="open")
     assert added["verdict"] == "applied"

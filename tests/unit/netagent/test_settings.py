@@ -141,6 +141,14 @@ def test_the_defaults_are_the_fetchers(tmp_path: Path) -> None:
     assert_same(ours, theirs)
 
 
+def test_name_servers_are_read_as_the_resolver_reads_them(tmp_path: Path) -> None:
+    """inet_aton(3) takes fewer numbers, and other bases; a mapped address is asked by IPv4."""
+    file = tmp_path / "resolv.conf"
+    forms = ("10.1026", "0x0a000403", "::ffff:10.0.4.4", "fe80::1%eth0", "10.0.4.5#x", "[fd00::1]")
+    file.write_text("".join(f"nameserver {form}\n" for form in forms))
+    assert sorted(map(str, settings.resolvers((file,)))) == ["10.0.4.2", "10.0.4.3", "10.0.4.4", "fe80::1"]
+
+
 def test_resolvers_are_read_from_every_file(tmp_path: Path) -> None:
     stub, real = tmp_path / "resolv.conf", tmp_path / "real"
     servers = ["127.0.0.53", "none", "", "fe80::1%eth0", "fd00::53 # x"]

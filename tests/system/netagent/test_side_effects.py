@@ -1,0 +1,360 @@
+"""Requests whose effect in the kernel reaches further than what they ask for: onto addresses and routes of others."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab import Lab, Spec
+from tests.system.netagent.conftest import start
+from tests.system.netagent.wire import CONFIG, Wire, address, audit_lines, ifindex, kernel_state, main_rule, route, rule
+
+RUNTIME = "/run/cloud-network-netagent"
+
+
+@pytest.fixture(scope="module")
+def module_lab() -> Iterator[Lab]:
+    with Lab(Spec.aws(interfaces=2, addresses=2)) as lab:
+        lab.write_config(CONFIG)
+        lab.batch(
+            [
+                "link set eth0 up",
+                "link add vpn type bridge",
+                "address add 10.50.0.1/24 dev vpn",
+                "link set vpn up",
+            ]
+        )
+        start(lab)
+        yield lab
+
+
+@pytest.fixture
+def lab(module_lab: Lab) -> Iterator[Lab]:
+    """The lab with one address of ours on eth0, and afterwards with nothing of ours or of the test's on it."""
+    with Wire(module_lab) as wire:
+        assert wire.apply(address(ifindex(module_lab, "eth0"), "10.0.2.10/24"))["verdict"] == "applied"
+    yield module_lab
+    sh(module_lab, "ip route flush proto static; ip -6 route flush proto static; ip -6 route flush proto ra")
+    with Wire(module_lab) as wire:
+        wire.ask(request="flush", id="after")
+    sh(module_lab, "ip address flush dev eth0 scope global; ip route flush table 10001; ip -6 route flush table 10001")
+
+
+@pytest.fixture
+def wire(lab: Lab) -> Iterator[Wire]:
+    with Wire(lab) as wire:
+        yield wire
+
+
+def sh(lab: Lab, commands: str) -> str:
+    return lab.run(["sh", "-c", commands], check=False).stdout
+
+
+def get(lab: Lab, destination: str) -> str:
+    """Return how the kernel routes what the host sends to an address."""
+    return lab.run(["ip", "-o", "route", "get", destination]).stdout.partition(" uid")[0]
+
+
+def apply(wire: Wire, *ops: dict[str, Any]) -> None:
+    answer = wire.apply(*ops)
+    assert answer["verdict"] == "applied", answer
+
+
+def reason(wire: Wire, *ops: dict[str, Any]) -> str:
+    answer = wire.apply(*ops)
+    assert answer["verdict"] == "refused", answer
+    return str(answer["reason"])
+
+
+# — addresses and routes that the kernel removes with an address
+
+
+def test_a_rollback_keeps_a_secondary_of_another_program(lab: Lab) -> None:
+    """Without promote_secondaries the kernel removes the secondary with the first address of its subnet."""
+    on = ifindex(lab, "eth0")
+    with Wire(lab) as wire:
+        answer = wire.apply(address(on, "10.9.2.10/24"), confirm_within=60, request="open")
+        assert answer["verdict"] == "applied"
+        lab.batch(["address add 10.9.2.77/24 dev eth0"])
+        left = wire.ask(request="rollback", id="open")["not_undone"]
+    assert [each["reason"] for each in left] == ["10.9.2.77 is its secondary and may go with it"]
+    assert "10.9.2.77/24" in kernel_state(lab)["addresses"]
+
+
+def test_a_secondary_of_the_same_request_is_known_as_one(lab: Lab, wire: Wire) -> None:
+    """Else the removal of the first address takes the second and then all routes of the link along."""
+    spare = spare_link(lab)
+    lab.batch(["route add 10.77.0.0/16 dev spare proto static"])
+    first, second = address(spare, "10.9.3.10/24"), address(spare, "10.9.3.11/24")
+    assert "may go with" in reason(wire, first, second, address(spare, "10.9.3.10/24", "address_remove"))
+    assert "10.77.0.0/16" in kernel_state(lab)["routes"]
+
+
+def spare_link(lab: Lab) -> int:
+    sh(lab, "ip link delete spare; ip link add spare type veth peer name spare1; ip link set spare1 up")
+    lab.batch(["link set spare up"])
+    return ifindex(lab, "spare")
+
+
+@pytest.mark.parametrize("how", ["remove", "roll back"])
+def test_a_vpn_route_that_prefers_our_address_stays(lab: Lab, wire: Wire, how: str) -> None:
+    on = ifindex(lab, "eth0")
+    add = wire.apply(address(on, "10.0.2.11/32"), confirm_within=60 if how == "roll back" else 0, request="open")
+    assert add["verdict"] == "applied"
+    lab.batch(["route add 10.60.0.0/16 dev vpn src 10.0.2.11 proto static"])
+    if how == "remove":
+        assert "10.60.0.0/16" in reason(wire, address(on, "10.0.2.11/32", "address_remove"))
+    else:
+        assert len(wire.ask(request="rollback", id="open")["not_undone"]) == 1
+    assert "dev vpn" in get(lab, "10.60.0.1")
+
+
+def test_an_ipv6_route_keeps_the_source_it_prefers(lab: Lab, wire: Wire) -> None:
+    on = ifindex(lab, "eth0")
+    apply(wire, address(on, "fd00:2::10/128"))
+    sh(lab, "ip -6 route add fd00:60::/48 dev eth0 src fd00:2::10 proto static")
+    assert "fd00:60::/48" in reason(wire, address(on, "fd00:2::10/128", "address_remove"))
+    assert "src fd00:2::10" in sh(lab, "ip -6 route show fd00:60::/48")
+
+
+PREFIX_ROUTES = {
+    "NetworkManager's": "proto ra metric 100",
+    "one with the kernel's metric": "proto static metric 256",
+    "a router's": "proto kernel metric 256 expires 1800",
+}
+
+
+@pytest.mark.parametrize("whose", PREFIX_ROUTES)
+def test_an_ipv6_prefix_route_of_others_stays(lab: Lab, wire: Wire, whose: str) -> None:
+    """The kernel would remove it with an address of ours; a router's would no longer count as learned meanwhile."""
+    on = ifindex(lab, "eth0")
+    sh(lab, f"ip -6 route add fd00:abc::/64 dev eth0 {PREFIX_ROUTES[whose]}")
+    assert "another program routes fd00:abc::/64" in reason(wire, address(on, "fd00:abc::5/64"))
+    apply(wire, address(on, "fd00:abc::5/128"))
+    sh(lab, "ip -6 route flush fd00:abc::/64")
+
+
+def test_an_ipv6_prefix_route_that_came_later_stays(lab: Lab, wire: Wire) -> None:
+    on = ifindex(lab, "eth0")
+    apply(wire, address(on, "fd00:ac::5/64"))
+    sh(lab, "ip -6 route add fd00:ac::/64 dev eth0 proto ra metric 100")
+    assert "fd00:ac::/64" in reason(wire, address(on, "fd00:ac::5/64", "address_remove"))
+    assert "proto ra" in sh(lab, "ip -6 route show fd00:ac::/64")
+
+
+def test_an_mtu_without_ipv6_does_not_come_back(lab: Lab, wire: Wire) -> None:
+    """Below 1280 the kernel removes the link's IPv6 addresses and routes, which an operator has made since."""
+    spare = spare_link(lab)
+    lab.batch(["link set spare mtu 1000"])
+    raised = wire.apply({"op": "link_mtu", "link": spare, "mtu": 1500}, confirm_within=60, request="open")
+    assert raised["verdict"] == "applied"
+    lab.batch(["address add fd00:77::1/64 dev spare"])
+    assert len(wire.ask(request="rollback", id="open")["not_undone"]) == 1
+    assert "fd00:77::1/64" in kernel_state(lab)["addresses"]
+
+
+def test_any_former_mtu_comes_back_after_a_crash(lab: Lab) -> None:
+    spare = spare_link(lab)
+    lab.batch(["link set spare mtu 500"])
+    with Wire(lab) as wire:
+        raised = wire.apply({"op": "link_mtu", "link": spare, "mtu": 1500}, confirm_within=60, request="open")
+        assert raised["verdict"] == "applied"
+        lab.kill("netagent")
+    start(lab)
+    assert json.loads(sh(lab, "ip -j link show spare"))[0]["mtu"] == 500
+
+
+@pytest.mark.parametrize("how", ["remove", "roll back"])
+def test_static_neighbours_stay(lab: Lab, wire: Wire, how: str) -> None:
+    """With the last IPv4 address of a link the kernel removes them, too: a neighbour could be the gateway then."""
+    spare = spare_link(lab)
+    add = wire.apply(address(spare, "10.9.4.10/24"), confirm_within=60 if how == "roll back" else 0, request="open")
+    assert add["verdict"] == "applied"
+    sh(lab, "ip neighbour add 10.9.4.1 lladdr 02:00:00:00:00:99 nud permanent dev spare")
+    if how == "remove":
+        assert "static neighbour" in reason(wire, address(spare, "10.9.4.10/24", "address_remove"))
+    else:
+        assert len(wire.ask(request="rollback", id="open")["not_undone"]) == 1
+    assert "PERMANENT" in sh(lab, "ip neighbour show dev spare")
+
+
+# — what the kernel makes local or broadcast
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_the_gateway_of_a_nexthop_object_is_protected(lab: Lab, wire: Wire, group: bool) -> None:
+    """Without the compatibility mode the kernel shows only the object's id in a route."""
+    sh(lab, "sysctl -qw net.ipv4.nexthop_compat_mode=0; ip nexthop add id 5 via 10.0.1.77 dev eth1")
+    sh(lab, "ip nexthop add id 6 dev vpn; ip nexthop add id 9 group 5/6")
+    lab.batch([f"route add 10.55.0.0/16 nhid {9 if group else 5} proto static"])
+    assert "10.0.1.77 is a gateway's address" in reason(wire, address(ifindex(lab, "eth1"), "10.0.1.77/32"))
+    assert "10.55.0.0/16" in reason(wire, address(ifindex(lab, "eth0"), "10.55.0.77/32"))
+    sh(lab, "ip route flush proto static; ip nexthop flush; sysctl -qw net.ipv4.nexthop_compat_mode=1")
+
+
+def test_another_links_address_does_not_become_broadcast(lab: Lab, wire: Wire) -> None:
+    """The broadcast route is older than the local one as soon as the address has gone and come again (VRRP)."""
+    lab.batch(["address add 10.86.0.203/32 dev vpn"])
+    assert "is an address of vpn" in reason(wire, address(ifindex(lab, "eth0"), "10.86.0.201/30"))
+    lab.batch(["address delete 10.86.0.203/32 dev vpn", "address add 10.86.0.203/32 dev vpn"])
+    assert get(lab, "10.86.0.203").startswith("local ")
+    lab.batch(["address delete 10.86.0.203/32 dev vpn"])
+
+
+def test_a_gateway_does_not_become_an_anycast_address(lab: Lab, wire: Wire) -> None:
+    """With forwarding the first address of an IPv6 subnet is the host's own, too: all traffic would end here."""
+    lab.batch(["address add fd00:2::a/64 dev eth0 nodad", "route add default via fd00:2::100 dev eth0 proto static"])
+    sh(lab, "sysctl -qw net.ipv6.conf.all.forwarding=1")
+    assert "is a gateway" in reason(wire, address(ifindex(lab, "eth0"), "fd00:2::101/120"))
+    assert "anycast" not in get(lab, "fd00:2::100")
+    sh(lab, "sysctl -qw net.ipv6.conf.all.forwarding=0")
+
+
+def test_a_range_that_an_operator_made_local_stays_whole(lab: Lab, wire: Wire) -> None:
+    on = ifindex(lab, "eth0")
+    lab.batch(["route add local 10.88.0.0/16 dev lo proto static table local"])
+    asked = (address(on, "10.88.0.5"), address(on, "10.88.5.1/24"), route(on, "10.88.4.0/24", table=255))
+    for op in asked:
+        assert "another program routes by lo" in reason(wire, op)
+    assert get(lab, "10.88.5.255").startswith("local ")
+    lab.batch(["route delete local 10.88.0.0/16 dev lo table local"])
+
+
+def test_a_host_route_of_another_link_stays(lab: Lab, wire: Wire) -> None:
+    on = ifindex(lab, "eth0")
+    lab.batch(["route add 10.99.9.9/32 dev eth1 proto static"])
+    for op in (address(on, "10.99.9.9"), route(on, "10.99.9.9/32", table=255)):
+        assert "another program routes by eth1" in reason(wire, op)
+    assert "dev eth1" in get(lab, "10.99.9.9")
+
+
+# — rules whose reason goes
+
+
+def table(lab: Lab) -> int:
+    return 9999 + ifindex(lab, "eth0")
+
+
+def test_a_range_that_moves_to_another_link_leaves_no_rule(lab: Lab, wire: Wire) -> None:
+    on, other = ifindex(lab, "eth0"), ifindex(lab, "eth1")
+    selects = rule("10.88.0.0/24", table(lab), 31020)
+    apply(wire, main_rule(), route(on, "10.88.0.0/24", table=255), selects)
+    assert "depends on it" in reason(wire, route(other, "10.88.0.0/24", table=255))
+
+
+def test_a_rule_inside_a_subnet_goes_with_the_subnet(lab: Lab, wire: Wire) -> None:
+    on = ifindex(lab, "eth0")
+    apply(wire, address(on, "10.87.0.10/24"), main_rule(), rule("10.87.0.64/26", table(lab), 31020))
+    assert "depends on it" in reason(wire, address(on, "10.87.0.10/24", "address_remove"))
+
+
+def test_a_rule_inside_a_replaced_on_link_route_goes(lab: Lab, wire: Wire) -> None:
+    on = ifindex(lab, "eth0")
+    apply(wire, main_rule(), route(on, "10.96.0.0/22"), rule("10.96.1.0/24", table(lab), 31020))
+    assert "depends on it" in reason(wire, route(on, "10.96.0.0/22", "10.0.2.1"))
+
+
+def test_no_rule_selects_a_link_local_address(lab: Lab, wire: Wire) -> None:
+    """It would lead traffic with neighbours to a router."""
+    shown = json.loads(sh(lab, "ip -j -6 address show dev eth0 scope link"))
+    (own,) = [each["local"] for each in shown[0]["addr_info"]]
+    assert "link-local" in reason(wire, rule(f"{own}/128", table(lab)))
+
+
+# — time, and a full /run
+
+
+@pytest.fixture
+def fresh(lab: Lab) -> Lab:
+    """A lab in which the budget of requests is full."""
+    lab.stop("netagent")
+    start(lab)
+    return lab
+
+
+def test_refused_removals_cost_no_search_for_orphans(fresh: Lab) -> None:
+    """With 4,000 rules of ours, 4,096 removals of what is not there once took 18 s, and 9 s for rules."""
+    on, own = ifindex(fresh, "eth0"), table(fresh)
+    rules = [rule(f"10.200.{each >> 8}.{each & 255}/32", own, 31020) for each in range(4000)]
+    with Wire(fresh) as wire:
+        wire.socket.settimeout(60)
+        apply(wire, main_rule(), route(on, "10.200.0.0/20", table=255), *rules)
+        for op in (
+            route(on, "0.0.0.0/0", "10.0.2.2", op="route_remove"),
+            {**main_rule(op="rule_remove"), "table": 254},
+        ):
+            absent = {**op, "priority": 31005} if op["op"] == "rule_remove" else op
+            began = time.monotonic()
+            assert wire.ask(request="check", ops=[absent] * 4096)["refused"] == 4096
+            assert time.monotonic() - began < 6
+
+
+def test_thousands_of_subnets_do_not_slow_a_check(fresh: Lab) -> None:
+    """Each has connected routes. With 8,000 such subnets checks of these took 93 s and 73 s."""
+    on = ifindex(fresh, "eth0")
+    subnets = [
+        address(on, f"10.{100 + (each >> 14)}.{each >> 6 & 255}.{(each << 2 & 255) + 1}/30") for each in range(4000)
+    ]
+    checks = [
+        [route(on, "10.0.0.0/8", "10.0.2.1", table=table(fresh))] * 4096,  # 10.50.0.0/24 is the VPN's
+        [address(on, f"fd00:7:{each:x}::1/64") for each in range(4096)],
+        [address(on, f"10.99.{each >> 8}.{each & 255}/16") for each in range(4096)],
+    ]
+    with Wire(fresh) as wire:
+        wire.socket.settimeout(60)
+        apply(wire, route(on, "0.0.0.0/0", "10.0.2.1"), *subnets)
+        for ops in checks:
+            began = time.monotonic()
+            assert wire.ask(request="check", ops=ops)["verdict"] == "ok"
+            assert time.monotonic() - began < 10
+
+
+@pytest.fixture
+def full(lab: Lab) -> Iterator[Path]:
+    """A file that fills netagent's runtime directory when it is written, as the fetcher could fill /run."""
+    lab.stop("netagent")
+    sh(lab, f"mount -t tmpfs -o size=64k,mode=755 tmpfs {RUNTIME}; chown cloud-network-netagent: {RUNTIME}")
+    start(lab)
+    yield lab.path(f"{RUNTIME}/fill")
+    lab.stop("netagent")
+    sh(lab, f"umount {RUNTIME}")
+    start(lab)
+
+
+def fill(file: Path) -> None:
+    with file.open("wb") as out:
+        try:
+            while True:
+                os.write(out.fileno(), bytes(4096))
+        except OSError:
+            return
+
+
+def test_a_full_run_directory_does_not_stop_a_flush(lab: Lab, full: Path) -> None:
+    with Wire(lab) as wire:
+        apply(wire, address(ifindex(lab, "eth0"), "10.0.2.12/32"))
+        fill(full)
+        answer = wire.ask(request="flush", id="full")
+    assert (answer["verdict"], answer["done"]) == ("applied", 2)
+    assert audit_lines(lab)[-1]["done"] == 2
+
+
+def test_what_was_rolled_back_in_a_full_directory_stays_so(lab: Lab, full: Path) -> None:
+    """Else the next start undoes it once more, after root has flushed."""
+    on = ifindex(lab, "eth0")
+    with Wire(lab) as wire:
+        apply(wire, main_rule(), route(on, "0.0.0.0/0", "10.0.2.1"))
+        gone = (main_rule(op="rule_remove"), route(on, "0.0.0.0/0", "10.0.2.1", op="route_remove"))
+        assert wire.apply(*gone, confirm_within=60, request="open")["verdict"] == "applied"
+        fill(full)
+        assert wire.ask(request="rollback", id="open")["verdict"] == "rolled back"
+        assert wire.ask(request="flush", id="full")["verdict"] == "applied"
+    lab.stop("netagent")
+    start(lab)
+    assert "proto 209" not in kernel_state(lab)["rules"]
