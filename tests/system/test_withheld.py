@@ -44,14 +44,14 @@ def test_disallowed_addresses_wait_and_block_nothing() -> None:
         assert "refused" not in {line["verdict"] for line in audit(lab)}
 
 
-def test_reload_of_the_fetcher_before_netagent_is_not_the_last_word() -> None:
+def test_refusals_are_checked_again_after_a_reload() -> None:
     """An operator reloads both; the fetcher checks its plan before netagent has read the key."""
     with Lab(SPEC) as lab:
         lab.write_config(CONFIG)
         lab.start("netagent")
         lab.start("fetcher")
-        lab.wait_for(lambda: status(lab).get("state") == "degraded", 20, "the fetcher to say what it lacks")
-        time.sleep(8)  # until the links' own events are over, which would have the plan checked again, too
+        lab.wait_for(lambda: status(lab).get("state") == "degraded", 20, "state degraded")
+        time.sleep(8)  # until the links have no more events, which would also check the plan again
         lab.write_config(f'{CONFIG}AllowAddresses = "{TEST_NET}"\n')
         lab.kill("fetcher", signal.SIGHUP)
         lab.wait_for(lambda: "configuration read again" in lab.log("fetcher"), 10, "the reload")
