@@ -23,7 +23,7 @@ def _networks(text: str) -> tuple[IPNetwork, ...]:
 
 
 PRIVATE = _networks("10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 fc00::/7")
-"""What a link may claim without having learned it: RFC 1918, RFC 6598 and RFC 4193."""
+"""Networks that a link may claim without having learned them: RFC 1918, RFC 6598 and RFC 4193."""
 LINK_LOCAL = _networks("169.254.0.0/16 fe80::/10")
 METADATA = _networks(
     "100.100.100.200 168.63.129.16 192.0.0.192"  # Alibaba; Azure's wire server; Oracle

@@ -1,4 +1,4 @@
-"""What must survive a crash: how to undo the open transaction, and what of the kernel's state is ours.
+"""The state that must survive a crash: the undo of the open transaction, and the list of our objects.
 
 Routes, rules and (from Linux 5.18) addresses carry our protocol number, so the kernel itself remembers those. The file
 lies in the runtime directory, which goes at a reboot, exactly when the addresses go. It is one msgpack array; files

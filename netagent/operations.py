@@ -358,9 +358,9 @@ class ForwardedReplies:
 Operation = (
     LinkUp | LinkMtu | AddressAdd | AddressRemove | RouteReplace | RouteRemove | RuleAdd | RuleRemove | ForwardedReplies
 )
-"""What a client may request."""
+"""Operations that a client may request."""
 Undo = Operation | LinkDown
-"""What undoes an operation."""
+"""The operations that undo an operation."""
 
 DECODERS: Mapping[str, Callable[[Fields], Operation]] = {
     LinkUp.NAME: LinkUp.from_wire,

@@ -1,4 +1,4 @@
-"""What netagent refuses: one check function per operation, against the view of the kernel. docs/policy.md is the table.
+"""The policy: one check function per operation, against the view of the kernel. docs/policy.md has it as a table.
 
 Nothing that a request says about the host is believed. Operations are checked in order and each may build on those
 before it. A check returns the operation that undoes the one it accepts, or raises Refusal; nothing is touched here.
@@ -6,14 +6,12 @@ before it. A check returns the operation that undoes the one it accepts, or rais
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from . import claims
-from .claims import NetworkIndex, is_single, single
+from .claims import is_single, single
 from .operations import (
     BAND,
     PROTOCOL,
@@ -35,10 +33,10 @@ from .operations import (
     RuleRemove,
     Undo,
 )
-from .protocol import MAX_REFUSALS, Code, Refused
+from .protocol import Code, Refused
 from .removal import foreign_dependents
 from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_SECONDARY, Address
-from .view import OwnRoute, View, asks_main, rule_key
+from .view import OwnRoute, View, rule_key
 
 IPV6_MIN_MTU = 1280  # RFC 8200, section 5: below it the kernel takes IPv6 off the link
 MAX_RULES = 8192
@@ -497,163 +495,3 @@ def check_one(op: Operation, view: View) -> Undo:
     if not isinstance(op, RuleAdd | RuleRemove | ForwardedReplies):
         check_link(op.link, view, removes=isinstance(op, AddressRemove | RouteRemove))
     return CHECKS[type(op)](op, view)
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """An operation of a request that was accepted, and the one that undoes it."""
-
-    position: int
-    op: Operation
-    undo: Undo
-
-
-class Rejected(Exception):
-    """A request has an operation that may not be done."""
-
-    def __init__(self, refused: Refused) -> None:
-        super().__init__(refused.reason)
-        self.refused = refused
-
-
-def check(ops: Sequence[Operation], view: View) -> list[Undo]:
-    """Return the operation that undoes each of `ops`. Raises Rejected for the first that may not be done."""
-    accepted = []
-    for position, op in enumerate(ops):
-        try:
-            accepted.append(Accepted(position, op, check_one(op, view)))
-        except Refusal as refusal:
-            raise Rejected(refusal.at(position)) from None
-    if orphan := first_orphan(accepted, view):
-        raise Rejected(orphan)
-    return [each.undo for each in accepted]
-
-
-def check_all(ops: Sequence[Operation], view: View) -> list[Refused]:
-    """Return every refusal, each operation judged as if the accepted ones before it were applied."""
-    accepted, refusals, positions = list[Accepted](), list[Refused](), list[int]()
-    for position, op in enumerate(ops):
-        try:
-            accepted.append(Accepted(position, op, check_one(op, view)))
-        except Refusal as refusal:
-            depends = None
-            if len(refusals) < MAX_REFUSALS:  # later ones are only counted
-                depends = next((each for each in positions if builds_on(op, ops[each], view)), None)
-            refusals.append(refusal.at(position, depends))
-            positions.append(position)
-    if orphan := first_orphan(accepted, view):
-        refusals.append(orphan)
-    return refusals
-
-
-def builds_on(op: Operation, earlier: Operation, view: View) -> bool:
-    """Return True if `op` may have been refused only because `earlier` was."""
-    if isinstance(earlier, RuleAdd) and isinstance(op, RuleAdd):
-        same_family = earlier.selector.version == op.selector.version
-        return same_family and asks_main(earlier) and needs_main(op.table, op.suppress)
-    if isinstance(earlier, AddressAdd):
-        link, network, made = earlier.link, earlier.interface.network, single(earlier.interface.ip)
-    elif isinstance(earlier, RouteReplace):
-        link, network, made = earlier.link, earlier.destination, earlier.destination
-    else:
-        return False
-    if isinstance(op, RuleAdd):
-        return op.table in view.own_tables(link) and claims.overlap(op.selector, made)
-    if isinstance(op, RouteReplace) and op.link == link:
-        needs = single(op.gateway) if op.gateway is not None else op.destination
-        return claims.contains(network, needs)
-    return False
-
-
-def first_orphan(accepted: Sequence[Accepted], view: View) -> Refused | None:
-    """Return the operation after which a rule of ours would stand without what justifies it."""
-    return (
-        first_orphan_of_marks(accepted, view)
-        or first_orphan_of_addresses(accepted, view)
-        or first_orphan_of_main(accepted, view)
-    )
-
-
-def first_orphan_of_main(accepted: Sequence[Accepted], view: View) -> Refused | None:
-    """Return the removal of a rule for main after which a rule of ours leads past main."""
-    removed = dict[int, int]()  # by version of IP, the position
-    for each in accepted:
-        if isinstance(each.op, RuleRemove) and asks_main(each.op):
-            removed.setdefault(each.op.selector.version, each.position)
-    for key, (suppress, _) in view.rules.items() if removed else ():
-        version = key.selector.version
-        needs = version in removed and needs_main(key.table, suppress)
-        if needs and not view.main_comes_before(version, key.priority):
-            return Refused(f"rule {key.priority} of ours must come after it; remove that rule, too", removed[version])
-    return None
-
-
-def first_orphan_of_marks(accepted: Sequence[Accepted], view: View) -> Refused | None:
-    """Return the last change of the table if it leaves a rule for a mark that it no longer sets."""
-    position = max((each.position for each in accepted if isinstance(each.op, ForwardedReplies)), default=None)
-    if position is None or view.marks is None:
-        return None
-    mask = view.settings.mark_mask
-    marks = set(view.marks)
-    for key in view.rules:
-        link = key.table - view.settings.table_base
-        if (
-            key.mask == mask
-            and is_managed(link, view)
-            and LinkMark(link, key.mark & claims.mark_bits(mask)) not in marks
-        ):
-            reason = f"rule {key.priority} fwmark {key.mark:#x}/{key.mask:#x} depends on it; remove the rule, too"
-            return Refused(reason, position)
-    return None
-
-
-def is_managed(link: int, view: View) -> bool:
-    """Return True if the link may have a mark."""
-    found = view.links.get(link)
-    excluded = found is not None and claims.is_excluded(view.settings.exclude, found.name, found.mac)
-    return view.is_cloud(link) and not excluded
-
-
-def first_orphan_of_addresses(accepted: Sequence[Accepted], view: View) -> Refused | None:
-    """Return the operation after which a rule of ours would select what its link no longer owns."""
-    lost = dict[tuple[int, IPNetwork], int]()  # by link and network, the position
-    for each in accepted:
-        if (what := lost_by(each)) is not None:
-            lost.setdefault(what, each.position)
-    rules = rules_by_table(view) if lost else {}
-    justified = set[RuleAdd]()
-    for (link, network), position in lost.items():
-        found = (rules[table].overlapping(network) for table in view.own_tables(link) if table in rules)
-        for _, rule in chain.from_iterable(found):
-            if rule in justified:
-                continue
-            justified.add(rule)
-            if not may_select(rule, link, view):
-                where = f"rule {rule.priority} from {rule.selector}"
-                return Refused(f"{where} depends on it; remove the rule in the same request", position)
-    return None
-
-
-def lost_by(accepted: Accepted) -> tuple[int, IPNetwork] | None:
-    """Return the link and network that may have justified a rule and that the operation removes or replaces.
-
-    An address justifies rules for its whole subnet, and an on-link or local route those for its destination.
-    """
-    match accepted.op, accepted.undo:
-        case AddressRemove() as op, _:
-            return op.link, op.interface.network
-        case RouteRemove() as op, _:
-            return op.link, op.destination
-        case RouteReplace(), RouteReplace(gateway=None) as before:
-            return before.link, before.destination
-    return None
-
-
-def rules_by_table(view: View) -> dict[int, NetworkIndex[RuleAdd]]:
-    """Return our rules that have a selector: by table, then by selector."""
-    found: dict[int, NetworkIndex[RuleAdd]] = defaultdict(NetworkIndex)
-    for key, (suppress, local) in view.rules.items():
-        if key.selector.prefixlen:
-            rule = RuleAdd(key.priority, key.selector, key.to, key.table, suppress, local)
-            found[key.table].add(key.selector, rule)
-    return found

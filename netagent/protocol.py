@@ -182,7 +182,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class HelloAnswer:
-    """Whether the versions match, and netagent's."""
+    """Answer to `hello`: netagent's version, and the verdict about the client's."""
 
     verdict: Verdict
     version: int

@@ -1,4 +1,4 @@
-"""What else the kernel removes when an address goes or a link is set down, as far as it belongs to others."""
+"""Objects of other programs that the kernel removes together with an address, or when a link is set down."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def losable(routes: Iterable[Route]) -> LosableRoutes:
 def is_prefix_route(route: Route) -> bool:
     """Return True for a route that the kernel could take for the connected route of an IPv6 address of ours.
 
-    With the last address of a prefix it removes the first route in main to that prefix which is on link, whoever made
-    it (addrconf_get_prefix_route). Connected routes have the metric IP6_RT_PRIO_ADDRCONF.
+    With the last address of a prefix it removes the first route in main to that prefix which is on link, of any
+    program (addrconf_get_prefix_route). Connected routes have the metric IP6_RT_PRIO_ADDRCONF.
     """
     derived = route.protocol == rtnetlink.RTPROT_KERNEL and not route.expires
     first = route.table == TABLE_MAIN and route.metric <= IP6_RT_PRIO_ADDRCONF

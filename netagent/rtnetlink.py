@@ -158,7 +158,7 @@ class Packed:
     """A message without its struct nlmsghdr."""
 
     kind: int  # RTM_*
-    flags: int  # NLM_F_*, beside REQUEST and ACK
+    flags: int  # NLM_F_*, in addition to REQUEST and ACK
     body: bytes
 
 

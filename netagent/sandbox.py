@@ -1,4 +1,4 @@
-"""What netagent gives up before it reads the first byte from a client: capabilities, limits, files, system calls.
+"""Confinement before the first byte from a client is read: capabilities, limits, files and system calls.
 
 It goes on only if /proc says that CAP_NET_ADMIN is all it has. Sources: capabilities(7), prctl(2), landlock(7),
 linux/landlock.h, seccomp(2) and seccomp.h. python-prctl does not know the ambient set; libseccomp's Python bindings

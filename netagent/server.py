@@ -14,7 +14,7 @@ from time import monotonic
 from types import FrameType
 from typing import Any
 
-from . import policy, protocol, sandbox, settings
+from . import protocol, request_policy, sandbox, settings
 from .audit import OPS_PER_LINE, Audit, cost
 from .connection import FRAME_SECONDS, SIGNALS, Connection, HungUp, Listener, Peer
 from .kernel import Kernel
@@ -59,7 +59,7 @@ class AuditError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """What clients may use up. The log holds 144 MiB: at these rates its history lasts for hours at least."""
+    """Budgets of all clients together. The log holds 144 MiB: at these rates its history lasts for hours at least."""
 
     requests: TokenBucket
     refusal_lines: TokenBucket
@@ -124,7 +124,7 @@ class Server:
 
     def _check(self, request: Check) -> Answer:
         self._checks += 1
-        refusals = policy.check_all(request.ops, self._view())
+        refusals = request_policy.check_all(request.ops, self._view())
         return CheckAnswer(len(refusals), tuple(refusals[:MAX_REFUSALS]))
 
     def _apply(self, request: Apply) -> Answer:
@@ -134,8 +134,8 @@ class Server:
         if not self._may_log(_bulk(request.ops)):
             return self._over_budget(request)
         try:
-            undo = policy.check(request.ops, self._view())
-        except policy.Rejected as rejected:
+            undo = request_policy.check(request.ops, self._view())
+        except request_policy.Rejected as rejected:
             return self._refuse(request, rejected.refused)
         outcome = self._transaction.apply(request.id, request.ops, undo)
         answer: Answer = Done(Verdict.APPLIED, len(request.ops))

@@ -43,7 +43,7 @@ class Settings:
     priority: int = 31000
     exclude: frozenset[str] = frozenset()  # patterns: claims.is_excluded
     allow_kinds: frozenset[str] = frozenset()
-    allow_addresses: tuple[IPNetwork, ...] = ()  # beside claims.PRIVATE
+    allow_addresses: tuple[IPNetwork, ...] = ()  # in addition to claims.PRIVATE
     allow_gateways: tuple[IPNetwork, ...] = ()
     max_objects: int = 16384
     forwarded_replies: bool = False  # ForwardedReplies="mark"

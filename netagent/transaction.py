@@ -41,7 +41,7 @@ from .view import View, uses_ifa_proto
 ALREADY_UNDONE = (0, ENOENT, ESRCH, EADDRNOTAVAIL, EEXIST, ENODEV)
 UNDO_ATTEMPTS = 3
 _GUARDED = (AddressAdd, AddressRemove, LinkDown, LinkMtu, RouteReplace)
-"""What is undone only after a look at what other programs have made since."""
+"""Operations that are undone only after a check for objects that other programs have added since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +163,7 @@ class Transaction:
 
 
 class _Others:
-    """What other programs have made since the change. Is asked about operations in the order of doing them."""
+    """Objects that other programs have added since the change. Queried in the order of the operations."""
 
     def __init__(
         self, addresses: Sequence[Address], foreign: Sequence[Route], static_neighbours: frozenset[int]

@@ -1,4 +1,4 @@
-"""What the kernel says now, plus the accepted operations of this request so far. Answers questions; decides nothing."""
+"""The kernel's state, with the accepted operations of this request applied. Answers queries; decides nothing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is not in the kernel: the host's resolvers, and what the ledger remembers."""
+    """State outside the kernel: the host's resolvers, and the ledger's entries."""
 
     resolvers: frozenset[IPAddress] = frozenset()
     owned: Owned = frozenset()
@@ -60,7 +60,7 @@ class OwnRoute:
 
 @dataclass(frozen=True, slots=True)
 class RuleKey:
-    """What makes two rules the same rule for the kernel's removal.
+    """The key by which the kernel's removal identifies a rule.
 
     Told to remove a rule without `suppress` or `local`, the kernel may remove one that has it. So no two rules of ours
     may differ in these alone.
@@ -194,9 +194,9 @@ class View:
                 yield from (self._host_route(route, hop.link, hop.gateway) for hop in route.hops)
 
     def may_leave_tunnel(self, network: IPNetwork) -> bool:
-        """Return True for what a link's table may route by its gateway beside a VPN for everything.
+        """Return True if a link's table may route the network through its gateway, although a VPN carries all traffic.
 
-        Private networks, metadata servers and subnets of the cloud's links.
+        These are private networks, metadata servers and subnets of the cloud's links.
         """
         near = any(self.is_cloud(link) for _, link in self.subnets.containing(network))
         return near or claims.within(network, (*claims.PRIVATE, *claims.LINK_LOCAL, *claims.METADATA))

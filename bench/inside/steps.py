@@ -16,7 +16,7 @@ from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.network.desired import desired
 from cloud_network.fetcher.network.matching import match_links, with_leases
 from cloud_network.fetcher.network.plan import plan
-from cloud_network.netagent import policy, protocol, settings
+from cloud_network.netagent import protocol, request_policy, settings
 from cloud_network.netagent.kernel import Kernel
 from cloud_network.netagent.operations import operation_from_wire
 from cloud_network.netagent.view import Known, Snapshot, View
@@ -73,7 +73,7 @@ def measure(rounds: int) -> dict[str, list[float]]:
             )
             view = View(Snapshot(*found_now, netlink.routers()), operator, known)
         with timed("netagent's checks"):
-            policy.check([operation_from_wire(op) for op in ops], view)
+            request_policy.check([operation_from_wire(op) for op in ops], view)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Who can connect, what a misbehaving client gets, and what is logged."""
+"""Clients: who can connect, how a misbehaving one is treated, and what is logged."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ def test_rate_limit_refuses_changes_but_not_a_flush_by_root(lab: Lab) -> None:
 
 
 def test_the_budgets_keep_hours_of_history() -> None:
-    """What a client may write at once plus in an hour is less than the log holds."""
+    """A client's burst plus an hour at its rate is less than the log holds."""
     budgets = Budgets.default()
     at_once = sum(
         _drained(bucket, size) for bucket, size in ((budgets.change_bytes, 32 << 20), (budgets.refusal_bytes, 4 << 20))

@@ -29,7 +29,7 @@ CLAIMED = (
     *(METADATA, RESOLVER, ELSEWHERE, "10.0.1.222", "10.0.2.221", "10.0.2.253", "10.50.0.7", "10.50.0.200"),
     *("10.60.0.7", "10.70.0.7", "fd50::7", "fd00:1:0:7::7", RESOLVER2, "10.99.0.7", "10.99.1.7", "fd00:abc::1"),
 )
-"""What both neighbours answer ARP and neighbour discovery for, as hosts that work with the attacker."""
+"""Addresses for which both neighbours, working with the attacker, answer ARP and neighbour discovery."""
 MINE, MINE6 = "10.0.1.10", "fd00:1::10"
 PRIMARY, SECONDARY = "eth1", "eth0"
 
@@ -308,7 +308,7 @@ NEEDED = {
         FIRST6,
     ),
 }
-"""What clouds need: packets of the secondary's addresses leave by its own gateway."""
+"""Clouds need this: packets from the secondary's addresses leave by its own gateway."""
 
 
 @pytest.mark.parametrize("name", NEEDED)

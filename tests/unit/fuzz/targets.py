@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from cloud_network.netagent import operations, policy, protocol, rtnetlink, view
+from cloud_network.netagent import operations, protocol, request_policy, rtnetlink, view
 from cloud_network.netagent.operations import AddressRemove, LinkDown, Operation, RouteRemove, RouteReplace
 from cloud_network.netagent.settings import Settings
 
@@ -89,10 +89,10 @@ def fuzz_policy(data: bytes) -> None:
     if not isinstance(request, protocol.Apply):
         return
     ops = request.ops
-    reported = policy.check_all(ops, view.View(KERNEL, SETTINGS, KNOWN))
+    reported = request_policy.check_all(ops, view.View(KERNEL, SETTINGS, KNOWN))
     try:
-        undo = policy.check(ops, view.View(KERNEL, SETTINGS, KNOWN))
-    except policy.Rejected as rejected:
+        undo = request_policy.check(ops, view.View(KERNEL, SETTINGS, KNOWN))
+    except request_policy.Rejected as rejected:
         SEEN["refused"] += 1
         _hold(rejected.refused.position in range(len(ops)) and bool(reported), rejected.refused.reason)
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network
 
-from cloud_network.netagent import policy
+from cloud_network.netagent import request_policy
 from cloud_network.netagent.operations import RuleAdd
 from cloud_network.netagent.rtnetlink import Address, Link
 from cloud_network.netagent.settings import Settings
@@ -17,5 +17,5 @@ def test_an_address_of_a_link_that_is_newer_than_the_links() -> None:
     addresses = (Address(9, IPv4Address("10.0.5.5"), 24, 0, None),)
     view = View(Snapshot(links, addresses, (), (), frozenset()), Settings(), Known())
     rule = RuleAdd(31000, IPv4Network("10.0.5.5/32"), False, 10001, True, False)
-    (refused,) = policy.check_all([rule], view)
+    (refused,) = request_policy.check_all([rule], view)
     assert refused.reason == "10.0.5.5/32 is no address or range of eth0"
