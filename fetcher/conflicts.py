@@ -7,7 +7,7 @@ import time
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from cloud_network.fetcher.network.objects import Actual, Cause, Object, Rejection, Rejections
+from cloud_network.fetcher.network.objects import Actual, Cause, Rejection, Rejections
 from cloud_network.fetcher.network.plan import Plan, added_object, in_ip_syntax, is_removal
 from cloud_network.fetcher.schedule import Backoff, Clock
 from cloud_network.fetcher.status import ConflictStatus, rfc3339
@@ -142,8 +142,3 @@ def _holder(op: Operation, actual: Actual) -> str | None:
         if address == op.interface.ip and ifindex != op.link:
             return f"{names.get(ifindex, ifindex)} has it"
     return None
-
-
-def objects_of(plan: Plan) -> set[Object]:
-    """Return the objects that the additions of a plan make."""
-    return {each for each in map(added_object, plan) if each is not None}

@@ -39,7 +39,6 @@ of this host from root of a container.
 """
 Message = dict[str, Any]
 """A map as msgpack decodes or encodes it."""
-Op = dict[str, Any]
 
 
 class Verdict(StrEnum):
