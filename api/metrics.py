@@ -37,6 +37,7 @@ class _StateCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         status, running = self._claim.status, self._claim.doubt is None
+        is_up = self._claim.doubt in (None, Doubt.EARLIER_RUN)
         state = status["state"] if status is not None and running else "unknown"
         yield InfoMetricFamily(
             "cloud_network",
@@ -52,7 +53,7 @@ class _StateCollector(Collector):
             {(each,): state == each for each in STATES},
         )
         yield GaugeMetricFamily(
-            "cloud_network_fetcher_up", "1 if the fetcher is running and renews its state.", int(running)
+            "cloud_network_fetcher_up", "1 if the fetcher is running and renews its state.", int(is_up)
         )
         yield GaugeMetricFamily(
             "cloud_network_last_success_timestamp_seconds",
@@ -69,7 +70,8 @@ class _StateCollector(Collector):
             yield from _metadata(status)
             yield from _netagent(status)
             yield from _conflicts(status)
-            yield from _links(status)
+            if running:  # else they are those of an earlier run
+                yield from _links(status)
 
 
 def _timestamp(at: str | None) -> float:
@@ -146,14 +148,15 @@ def _conflicts(status: Status) -> Iterator[Metric]:
 
 def _links(status: Status) -> Iterator[Metric]:
     links = status["links"].values()
+    managed = [link for link in links if link["state"] != "excluded"]
     yield _labelled(
         GaugeMetricFamily(
             "cloud_network_addresses",
             "Addresses that the metadata assigns to a link (desired), and those in place (actual).",
             labels=["link", "state"],
         ),
-        {(link["name"], "desired"): len(link["addresses"]) for link in links}
-        | {(link["name"], "actual"): sum(each["present"] for each in link["addresses"]) for link in links},
+        {(link["name"], "desired"): len(link["addresses"]) for link in managed}
+        | {(link["name"], "actual"): sum(each["present"] for each in link["addresses"]) for link in managed},
     )
     yield _labelled(
         GaugeMetricFamily(

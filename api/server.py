@@ -201,7 +201,8 @@ def serve(places: Places, idle_exit: float) -> None:
     activated = _activated()
     # Bound before privileges are dropped, so that a port below 1024 works too.
     listeners = [] if activated else [_listen_tcp(config.listen)]
-    service.drop_privileges(USER, () if activated else (places.socket.parent,))
+    own_directory = not activated and places.socket == SOCKET  # another path's directory keeps its owner
+    service.drop_privileges(USER, (SOCKET.parent,) if own_directory else ())
     Log.form = config.log_format
     service.set_up_logging(config.log_level, config.log_format)
     if not activated:

@@ -68,7 +68,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check_config(path: Path, config: Config) -> None:
-    print(f"{path}: OK. The values in force:")
+    found = "OK" if path.exists() else "there is no such file; the defaults apply"
+    print(f"{path}: {found}. The values in force:")
     print("\n".join(configuration.effective(config)))
     for notice in config.notices:
         print(notice, file=sys.stderr)
@@ -88,10 +89,10 @@ def _run(config: Config, path: Path) -> None:
         raise SystemExit(f"cloud-network-fetcher: {error}") from None
     service.set_up_logging(config.log_level, config.log_format)
     state = StateDirectory()
-    state.prepare()
     try:
+        state.prepare()
         lock = RunLock(state)
-    except AlreadyRunning as error:
+    except (AlreadyRunning, OSError) as error:
         raise SystemExit(f"cloud-network-fetcher: {error}") from None
     try:
         provider = detect(config.provider, read_firmware(credentials=service.credentials_directory()))

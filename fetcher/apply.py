@@ -23,7 +23,6 @@ from cloud_network.netagent.operations import (
     AddressAdd,
     AddressRemove,
     ForwardedReplies,
-    LinkMark,
     Operation,
     RuleAdd,
     RuleRemove,
@@ -113,12 +112,12 @@ class Netagent:
         """Close the connection. netagent rolls back what was applied and not confirmed."""
         self._socket.close()
 
-    def marks(self) -> tuple[LinkMark, ...] | None:
-        """Return the marks in netagent's nftables table: empty if it is incomplete, None if netagent has none."""
+    def status(self) -> StatusAnswer:
+        """Return netagent's status, with the state of the kernel that only netagent knows."""
         answer = self._ask(Status())
         try:
-            return StatusAnswer.from_wire(answer).marks
-        except (KeyError, Malformed) as error:
+            return StatusAnswer.from_wire(answer)
+        except (KeyError, TypeError, ValueError, Malformed) as error:
             raise NetagentError(f"netagent's answer has no status: {error}") from None
 
     def check(self, ops: Plan) -> CheckAnswer:

@@ -45,7 +45,7 @@ from cloud_network.fetcher.reporting import Attempt, Comparison, Condition, Pass
 from cloud_network.fetcher.schedule import NETAGENT_RETRY
 from cloud_network.netagent import protocol
 from cloud_network.netagent.operations import LinkMark
-from cloud_network.netagent.protocol import MAX_OPS, Refused, Verdict
+from cloud_network.netagent.protocol import MAX_OPS, Refused, StatusAnswer, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -185,19 +185,23 @@ class Reconciler:
         presence, macs = self._memory.presence, {each.mac for each in metadata.interfaces}
         finished = presence.finished()
         actual = presence.observe(kernel.read(), macs, finished)
-        if self._config.forwarded_replies is ForwardedReplies.OFF:
+        with_marks = self._config.forwarded_replies is not ForwardedReplies.OFF
+        if protocol.MARKS_ADDRESSES and not with_marks:
             return actual
         self._marks_unknown = None
         try:
-            self._marks = self._ask_marks() if agent is None else agent.marks()
+            answer = self._ask_status() if agent is None else agent.status()
+            actual, self._marks = actual.with_owned(answer.owned), answer.marks
         except NetagentError as error:
-            self._marks_unknown = str(error)
+            self._marks_unknown = str(error) if with_marks else None
+        if not with_marks:
+            return actual
         filters = {link.ifindex: reverse_path(link.name) for link in actual.links}
         return replace(actual, marks=self._marks, reverse_path=filters)
 
-    def _ask_marks(self) -> tuple[LinkMark, ...] | None:
+    def _ask_status(self) -> StatusAnswer:
         with Netagent(self._socket) as agent:
-            return agent.marks()
+            return agent.status()
 
     def _compare_again(self, here: Comparison, agent: Netagent | None = None) -> Comparison:
         """Compare after our own changes, which do not clear refusals. Raises KernelError."""

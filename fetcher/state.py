@@ -66,7 +66,7 @@ class Doubt(StrEnum):
     """A reason why status.json may not be the present state."""
 
     NOT_RUNNING = "not running"  # the fetcher that wrote it has ended
-    EARLIER_RUN = "earlier run"  # a fetcher is running, but has not written its own status yet
+    EARLIER_RUN = "earlier run"  # a fetcher is running, but has not compared the kernel yet
     EARLIER_BOOT = "earlier boot"
     NOT_RENEWED = "not renewed"  # the fetcher is running, but has not renewed the file in time: it hangs
 
@@ -98,9 +98,9 @@ class Claim:
 
 _DOUBTS = {
     Doubt.NOT_RUNNING: "the fetcher is not running",
-    Doubt.EARLIER_RUN: "the fetcher has just started and has written no state yet",
+    Doubt.EARLIER_RUN: "the fetcher has not compared the kernel since it started",
     Doubt.EARLIER_BOOT: "the state is from an earlier boot",
-    Doubt.NOT_RENEWED: "the fetcher hangs: it has not renewed its state in time",
+    Doubt.NOT_RENEWED: "the fetcher hangs, or cannot write its state (df /run): it has not renewed it in time",
 }
 
 
@@ -279,6 +279,8 @@ class StateDirectory:
             return Claim(status, Doubt.EARLIER_RUN)
         if age(status["renew_by"], time.time() if now is None else now) > RENEWAL_GRACE:
             return Claim(status, Doubt.NOT_RENEWED)
+        if status["fetched_at"] is not None and status["compared_at"] is None:  # the links are of an earlier run
+            return Claim(status, Doubt.EARLIER_RUN)
         return Claim(status, None)
 
     def _read(self, parts: tuple[str, ...], limit: int) -> bytes | None:

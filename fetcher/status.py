@@ -166,6 +166,14 @@ def parse_status(document: dict[str, Any]) -> Status:
     _check_status(document)
     for name in ("renew_by", "written_at", "fetched_at", "attempted_at", "compared_at"):
         _check_time(document[name], name)
+    _check_time(document["netagent"]["at"], "netagent.at")
+    if document["last_error"] is not None:
+        _check_time(document["last_error"]["at"], "last_error.at")
+    for conflict in document["conflicts"]:
+        _check_time(conflict["since"], "conflicts.since")
+        _check_time(conflict["next_at"], "conflicts.next_at")
+    if not document["provider"].isascii():
+        raise ShapeError("provider is not ASCII")
     return cast(Status, document)
 
 

@@ -6,9 +6,11 @@ links are interface indices: there are no names, and no string that anything int
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from ipaddress import ip_address
 from struct import Struct
 from typing import Any
 
@@ -18,12 +20,23 @@ from .operations import BAND as BAND
 from .operations import PROTOCOL as PROTOCOL
 from .operations import TABLE_LOCAL as TABLE_LOCAL
 from .operations import TABLE_MAIN as TABLE_MAIN
-from .operations import Fields, LinkMark, Operation, Undo, marks_from_wire, marks_to_wire, operation_from_wire
+from .operations import (
+    Fields,
+    IPAddress,
+    LinkMark,
+    Operation,
+    Undo,
+    marks_from_wire,
+    marks_to_wire,
+    operation_from_wire,
+)
 from .operations import Malformed as Malformed
 
 VERSION = 4
 SOCKET = "/run/cloud-network-netagent/netagent.sock"
 MAX_FRAME = 1 << 20  # bytes
+MARKS_ADDRESSES = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2]) >= (5, 18)
+"""True if this kernel stores the protocol number of an address (IFA_PROTO). Else the ledger says which are ours."""
 MAX_OPS = 4096  # operations in one request; that many are well below MAX_FRAME
 MAX_CONFIRM = 600  # seconds
 MAX_REFUSALS = 256  # in the answer to `check`
@@ -195,18 +208,21 @@ class HelloAnswer:
 class StatusAnswer:
     """The open transaction, the sequence number and hash of the last audit line, and the marks of the table.
 
-    `marks` is None if ForwardedReplies= is off, and empty if the table is not there or not whole.
+    `marks` is None if ForwardedReplies= is off, and empty if the table is not there or not whole. `owned` has our
+    addresses by link if the kernel does not mark them (MARKS_ADDRESSES); else it is empty.
     """
 
     open: str | None
     sequence: int
     head: str
     marks: tuple[LinkMark, ...] | None = None
+    owned: frozenset[tuple[int, IPAddress]] = frozenset()
 
     def to_wire(self) -> Message:
         """Return the answer that is sent."""
         marks = None if self.marks is None else marks_to_wire(self.marks)
-        where = {"sequence": self.sequence, "head": self.head, "marks": marks}
+        owned = [[link, ip.packed] for link, ip in self.owned]
+        where = {"sequence": self.sequence, "head": self.head, "marks": marks, "owned": owned}
         return {"verdict": Verdict.OK.value, "open": self.open, **where}
 
     @classmethod
@@ -215,7 +231,8 @@ class StatusAnswer:
         marks = None
         if value.get("marks") is not None:
             marks = marks_from_wire(Fields("status", {"marks": value["marks"]}), "marks")
-        return cls(value["open"], value["sequence"], value["head"], marks)
+        owned = frozenset((link, ip_address(packed)) for link, packed in value.get("owned", ()))
+        return cls(value["open"], value["sequence"], value["head"], marks, owned)
 
 
 @dataclass(frozen=True, slots=True)

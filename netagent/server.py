@@ -120,7 +120,8 @@ class Server:
 
     def _status(self, _: Status) -> Answer:
         marks = self._kernel.marks() if self._settings.forwarded_replies else None
-        return StatusAnswer(self._transaction.request, self._audit.sequence, self._audit.head, marks)
+        owned = frozenset() if protocol.MARKS_ADDRESSES else self._ledger.entry.owned
+        return StatusAnswer(self._transaction.request, self._audit.sequence, self._audit.head, marks, owned)
 
     def _check(self, request: Check) -> Answer:
         self._checks += 1

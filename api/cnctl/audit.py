@@ -144,6 +144,8 @@ def _checked(line: Line, where: str) -> dict[str, Any]:
     entry = parse_line(line.content)
     if not line.content.endswith(b"\n") or not found or entry is None or not {"prev", "seq", "hash"} <= entry.keys():
         raise ChainBroken(where, "not a whole line: it was truncated or overwritten")
+    if not (isinstance(entry["seq"], int) and isinstance(entry["prev"], str)):
+        raise ChainBroken(where, "seq or prev is of the wrong type")
     if sha256(body).hexdigest().encode() != rest.rstrip(b"\n").removesuffix(b'"}'):
         raise ChainBroken(where, "the line was changed: its hash is not that of its text")
     return entry

@@ -238,7 +238,7 @@ def rp_filter(case: Case) -> str:
     if not _is_strict(case):
         return "off or loose"
     look = f"ip route get {case.address} from {case.client} iif {case.dev}"
-    do = f"sudo sysctl net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.{case.dev}.rp_filter=2 (loose), or correct the route"
+    do = f"sudo sysctl net.ipv4.conf.all.rp_filter=2 net/ipv4/conf/{case.dev}/rp_filter=2 (loose), or correct the route"
     what = f"strict: packets from {case.client} to {case.dev} are dropped: their return route is not through {case.dev}"
     ask_ip(look, missing=what, do=do)
     return f"strict, and the return route to {case.client} is through {case.dev}"

@@ -83,6 +83,9 @@ def ask(state: Path, command: str, usage: str, why_root: str) -> dict[str, Any]:
     path = state / "control.sock"
     try:
         answer = _exchange(path, json.dumps({"command": command}).encode())
+    except TimeoutError:
+        text = f"no answer within {TIMEOUT:g} s: the fetcher is busy, and will still run `{usage}`. See: cnctl status"
+        raise Failure(Exit.FAILED, text) from None
     except (OSError, ValueError, RecursionError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise Failure(

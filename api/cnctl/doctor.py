@@ -104,6 +104,9 @@ def _host(source: Source) -> Iterator[Step]:
     else:
         yield _metadata(claim, status)
         yield _netagent(status["netagent"])
+        error = status["last_error"]
+        if claim.doubt is None and error is not None and error["kind"] in ("config", "kernel"):
+            yield Step(error["kind"], False, error["message"], "cnctl status", LOG)
     if api_error:
         look, do = "systemctl status cloud-network-api.socket", "sudo systemctl restart cloud-network-api.socket"
         yield Step("api", False, api_error, look, do)

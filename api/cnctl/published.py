@@ -121,7 +121,7 @@ def _check_return_route(case: Case, target: Target, port: int) -> None:
             f"rp_filter=1: what {case.client} sends to {case.dev} is dropped, as it is forwarded to {target.address}"
         )
         do = "sudo sysctl net.ipv4.conf.all.src_valid_mark=1"
-        raise StepFailed(found, f"sysctl net.ipv4.conf.{case.dev}.rp_filter net.ipv4.conf.all.src_valid_mark", do)
+        raise StepFailed(found, f"sysctl net/ipv4/conf/{case.dev}/rp_filter net.ipv4.conf.all.src_valid_mark", do)
 
 
 def _mark(case: Case) -> str | None:

@@ -23,17 +23,18 @@ def repeat(run: Callable[[], Exit], interval: float, as_json: bool) -> Exit:
         if in_place:
             print(HIDE + CLEAR, end="")
         while True:
-            _show(_frame(run), in_place)
+            if in_place:
+                _show(_frame(run))
+            else:
+                _run(run)
+                sys.stdout.flush()
             time.sleep(interval)
     finally:
         if in_place:
             print(SHOW, end="", flush=True)
 
 
-def _show(frame: str, in_place: bool) -> None:
-    if not in_place:
-        print(frame, flush=True)
-        return
+def _show(frame: str) -> None:
     lines = frame.splitlines()
     height = max(3, output.height() or 24)
     if len(lines) >= height:
@@ -45,11 +46,16 @@ def _frame(run: Callable[[], Exit]) -> str:
     """Return everything that the command prints, including errors: a daemon may be restarting."""
     frame = _Frame()
     with contextlib.redirect_stdout(frame), contextlib.redirect_stderr(frame):
-        try:
-            run()
-        except Failure as failure:
-            print(f"cnctl: {failure}")
+        _run(run)
     return frame.getvalue()
+
+
+def _run(run: Callable[[], Exit]) -> None:
+    """Run the command once; report an error and continue."""
+    try:
+        run()
+    except Failure as failure:
+        output.note(str(failure))
 
 
 class _Frame(io.StringIO):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from cloud_network.fetcher.metadata.model import IPAddress, IPNetwork
@@ -127,6 +127,14 @@ class Actual:
         configured = {ifindex for (ifindex, _), address in self.addresses.items() if address.owned}
         configured |= {route.ifindex for route in self.routes}
         return frozenset(link.mac for link in self.links if link.ifindex in configured)
+
+    def with_owned(self, owned: Collection[tuple[int, IPAddress]]) -> Actual:
+        """Return this with the addresses at these places as ours: kernels before 5.18 do not mark them."""
+        if not owned:
+            return self
+        addresses = {place: replace(each, owned=each.owned or place in owned) for place, each in self.addresses.items()}
+        further = tuple(replace(each, owned=each.owned or each.place in owned) for each in self.further)
+        return replace(self, addresses=addresses, further=further)
 
     def entries(self, place: tuple[int, IPAddress]) -> list[KernelAddress]:
         """Return the entries of an address on a link: seldom more than one, with different prefix lengths."""

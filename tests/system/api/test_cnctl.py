@@ -358,6 +358,7 @@ def test_stopped_fetcher_exits_3_and_is_listed_first(
     ("changes", "expected"),
     [
         ({"run": "fedcba9876543210"}, "fetcher starting"),
+        ({"compared_at": None}, "fetcher starting"),
         ({"boot_id": "f" * 32}, "state of an earlier boot"),
         ({"renew_by": now(10)}, "fetcher hangs"),
     ],

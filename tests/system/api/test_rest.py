@@ -375,6 +375,7 @@ def test_stopped_fetcher_is_reported_by_every_route(server: Server, filled: Stat
     ("changes", "fetcher"),
     [
         ({"run": "fedcba9876543210"}, "earlier run"),
+        ({"compared_at": None}, "earlier run"),
         ({"boot_id": "f" * 32}, "earlier boot"),
         ({"renew_by": now(10)}, "not renewed"),
     ],

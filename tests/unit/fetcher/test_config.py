@@ -299,6 +299,11 @@ def test_check_config_prints_what_is_in_force(
     output = capsys.readouterr()
     first, *values = output.out.splitlines()
     assert first == f"{path}: OK. The values in force:"
+    path.unlink()
+    main()
+    assert capsys.readouterr().out.startswith(
+        f"{path}: there is no such file; the defaults apply. The values in force:"
+    )
     shown = tomllib.loads("\n".join(values))
     assert {section: set(keys) for section, keys in shown.items()} == {key: set(keys) for key, keys in KEYS.items()}
     assert shown["System"]["LogLevel"] == "warning"

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.conflicts import ConflictTracker
 from cloud_network.fetcher.metadata.base import Provider as BaseProvider
 from cloud_network.fetcher.metadata.http import Client
-from cloud_network.fetcher.metadata.model import Instance, MetadataError
+from cloud_network.fetcher.metadata.model import Instance, IPAddress, MetadataError
 from cloud_network.fetcher.metadata.reading import Reading, RemovalProof
 from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.network.objects import Actual, GatewayUse
@@ -40,6 +41,8 @@ from cloud_network.netagent.protocol import (
     Refused,
     Request,
     Rollback,
+    Status,
+    StatusAnswer,
     Verdict,
 )
 
@@ -60,11 +63,14 @@ class World:
     silent: set[GatewayUse] = field(default_factory=set)
     requests: list[Request] = field(default_factory=list)
     before: Actual | None = None
+    owned: frozenset[tuple[int, IPAddress]] = frozenset()  # netagent's ledger
 
     def answer(self, request: Request) -> Answer:
         if isinstance(request, Hello):
             return HelloAnswer(Verdict.OK, protocol.VERSION)
         self.requests.append(request)
+        if isinstance(request, Status):
+            return StatusAnswer(None, 1, "", None, self.owned)
         if isinstance(request, Check):
             found = [Refused(why, at) for at, op in enumerate(request.ops) if (why := self.refuse(op))]
             return CheckAnswer(len(found), tuple(found))
@@ -85,7 +91,7 @@ class World:
         if any(errnos):
             position = next(at for at, each in enumerate(errnos) if each)
             return Failed(position, errnos, "Permission denied")
-        self.before, self.actual = self.actual, carried_out(ops, self.actual)
+        self.before, self.actual = self.actual, carried_out(ops, self.actual.with_owned(self.owned))
         return Done(Verdict.APPLIED, len(ops))
 
     def of(self, kind: type[Request]) -> list[Any]:
@@ -203,6 +209,18 @@ def test_refresh_without_a_change_reads_the_kernel_once(
     monkeypatch.setattr(kernel, "read", read)
     assert is_settled(refresh(reconciler))
     assert reads == 1
+
+
+def test_kernel_that_marks_no_address_has_those_of_the_ledger(
+    world: World, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Linux 5.18 netagent's ledger says which addresses are ours; others stay."""
+    monkeypatch.setattr(protocol, "MARKS_ADDRESSES", False)
+    world.actual = host(link(1), link(2), addresses=has(2, "10.0.1.11/32") | has(2, "10.0.1.12/32"))
+    world.owned = frozenset({(2, ip_address("10.0.1.11"))})
+    refresh(reconciler)
+    refresh(reconciler)  # a removal needs two reads
+    assert addresses(world) == {"10.0.1.10", "10.0.1.12", "10.0.2.10"}
 
 
 def test_second_pass_sends_no_request(world: World, reconciler: Reconciler) -> None:

@@ -239,6 +239,8 @@ def test_earlier_run_boot_and_missed_renewal_are_doubted(state: StateDirectory, 
     assert claimed(state, running.run, boot_id="f" * 32) is Doubt.EARLIER_BOOT
     assert claimed(state, running.run, renew_by=shapes.rfc3339(-6)) is Doubt.NOT_RENEWED
     assert claimed(state, running.run, renew_by=shapes.rfc3339(-3)) is None
+    assert claimed(state, running.run, compared_at=None) is Doubt.EARLIER_RUN, "its links are those of an earlier run"
+    assert claimed(state, running.run, compared_at=None, fetched_at=None) is None
 
 
 def test_killed_fetcher_is_noticed_at_once(state: StateDirectory) -> None:
