@@ -37,12 +37,12 @@ class _StateCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         status, running = self._claim.status, self._claim.doubt is None
-        is_up = self._claim.doubt in (None, Doubt.EARLIER_RUN)
+        is_up = status is not None and self._claim.doubt in (None, Doubt.EARLIER_RUN)
         state = status["state"] if status is not None and running else "unknown"
         yield InfoMetricFamily(
             "cloud_network",
             "Version of cloud-network, and the detected cloud.",
-            {"version": version("cloud-network"), "provider": status["provider"] if status else ""},
+            {"version": version("cloud-network"), "provider": _text(status["provider"]) if status else ""},
         )
         yield _labelled(
             GaugeMetricFamily(
@@ -72,6 +72,11 @@ class _StateCollector(Collector):
             yield from _conflicts(status)
             if running:  # else they are those of an earlier run
                 yield from _links(status)
+
+
+def _text(label: str) -> str:
+    """Return a label without lone surrogates, which JSON can contain and UTF-8 cannot."""
+    return label.encode(errors="replace").decode()
 
 
 def _timestamp(at: str | None) -> float:
@@ -178,5 +183,5 @@ def _labelled(
     samples: Mapping[tuple[str, str], float] | Mapping[tuple[str], float],
 ) -> Metric:
     for labels, value in samples.items():
-        family.add_metric(labels, value)
+        family.add_metric([_text(label) for label in labels], value)
     return family

@@ -20,7 +20,7 @@ from cloud_network.fetcher.metadata.detect import DetectionError, NoCloudError, 
 from cloud_network.fetcher.reconciler import Reconciler
 from cloud_network.fetcher.reporting import Reporter
 from cloud_network.fetcher.service import Notifier, api_listeners
-from cloud_network.fetcher.state import PATH, AlreadyRunning, RunLock, StateDirectory, boot_id
+from cloud_network.fetcher.state import PATH, AlreadyRunning, RunLock, StateDirectory, StateError, boot_id
 from cloud_network.fetcher.status import new_status, rfc3339
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def _run(config: Config, path: Path) -> None:
     try:
         state.prepare()
         lock = RunLock(state)
-    except (AlreadyRunning, OSError) as error:
+    except (AlreadyRunning, OSError, StateError) as error:
         raise SystemExit(f"cloud-network-fetcher: {error}") from None
     try:
         provider = detect(config.provider, read_firmware(credentials=service.credentials_directory()))
@@ -120,7 +120,7 @@ def _run(config: Config, path: Path) -> None:
 
 def _report_bad_configuration(error: Exception) -> None:
     """Write the reason to status.json for `cnctl status`, if no other fetcher is running."""
-    with suppress(service.PrivilegeError, AlreadyRunning, OSError):
+    with suppress(service.PrivilegeError, AlreadyRunning, OSError, StateError):
         service.drop_privileges(USER, (PATH,))
         state = StateDirectory()
         state.prepare()

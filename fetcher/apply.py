@@ -157,6 +157,9 @@ class Netagent:
             self._socket.sendall(protocol.encode(request.to_wire()))
             (size,) = protocol.HEADER.unpack(self._receive(protocol.HEADER.size))
             answer = protocol.decode(self._receive(min(size, MAX_FRAME)))
+        except BlockingIOError:
+            text = f"netagent did not answer within {_ANSWER_SECONDS:g} s. See: systemctl status cloud-network-netagent"
+            raise NetagentError(text) from None
         except (OSError, Malformed) as error:
             raise NetagentError(f"netagent does not answer: {error}") from None
         if not isinstance(answer, dict) or not isinstance(answer.get("verdict"), str):

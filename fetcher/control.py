@@ -55,8 +55,10 @@ class Control:
     async def serve(self) -> None:
         """Serve until cancelled."""
         server = await asyncio.start_unix_server(self._serve_client, sock=self._socket, limit=MAX_REQUEST)
-        async with server:
-            await server.serve_forever()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            server.close()  # without waiting for commands that are running
 
     def remove(self) -> None:
         """Remove the socket, so that cnctl notices at once that no fetcher is running."""

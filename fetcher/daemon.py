@@ -286,7 +286,7 @@ class Daemon:
     async def _refresh_command(self) -> dict[str, Any]:
         """Read the metadata and act on it now, including the second read that a removal needs."""
         self._schedule.on_request()
-        self._reconciler.resume()
+        await self._worker.run(self._reconciler.resume)
         report = await self._refresh()
         if report.unproven:
             await self._refresh()
@@ -296,7 +296,7 @@ class Daemon:
 
     async def _retry_command(self) -> dict[str, Any]:
         """Refresh, and try again what was refused or rolled back."""
-        self._reconciler.retry()
+        await self._worker.run(self._reconciler.retry)
         return await self._refresh_command()
 
     async def _plan_command(self) -> PlanAnswer:
@@ -309,7 +309,11 @@ class Daemon:
 
     async def _credentials_command(self) -> dict[str, Any]:
         async with self._pass_lock:  # the provider is used by one thread at a time
-            return await self._reads.run(self._provider.credentials)
+            return await self._reads.run(self._credentials)
+
+    def _credentials(self) -> dict[str, Any]:
+        with self._provider.client.until(time.monotonic() + READ_DEADLINE):
+            return self._provider.credentials()
 
     async def _flush_command(self) -> FlushAnswer:
         async with self._pass_lock:
@@ -336,7 +340,7 @@ class Daemon:
             logger.info("configuration read again from %s", self._config_path)
             configure(config, self._provider)
             self._config = config
-            self._reconciler.reconfigure(config)
+            await self._worker.run(partial(self._reconciler.reconfigure, config))
             self._reporter.reconfigure(config)
             self._schedule.on_configuration(config)
         await _attempt(self._refresh)
@@ -378,22 +382,29 @@ def _read_result(reading: Reading, report: PassReport) -> ReadResult:
     return ReadResult(complete=complete, unread_facts=reading.unread_facts, needs_proof=report.unproven)
 
 
+def _call(changed: Callable[[], object]) -> bool:
+    """Report a change to the loop. Return False if the loop has ended."""
+    try:
+        changed()
+    except RuntimeError:
+        return False
+    return True
+
+
 def watch_metadata(provider: Waiting, changed: Callable[[], object]) -> None:
     """Wait for changes of the metadata in a separate thread, and report each."""
     backoff = Backoff(_WATCH_FIRST, _WATCH_LONGEST)
     while True:
         began, delay = time.monotonic(), 0.0
         try:
-            if provider.wait_for_change():
-                changed()
+            if provider.wait_for_change() and not _call(changed):
+                return
             if time.monotonic() > began + _WATCH_CALM:
                 backoff.reset()
             delay = backoff.next_delay(_WATCH_BUSIEST)
         except MetadataError as error:
             logger.debug("waiting for a metadata change: %s; the refresh timer continues", error)
             delay = max(backoff.next_delay(), min(error.retry_after, _WATCH_LONGEST))
-        except RuntimeError:
-            return  # the loop has ended
         except Exception:
             logger.exception("waiting for a metadata change: unexpected error; retrying later")
             delay = backoff.next_delay()

@@ -134,7 +134,7 @@ class Reconciler:
             return PassReport(reading=reading, kernel_error=str(error))
         removals = tuple(filter(is_removal, here.changes))
         if not self._memory.proof.accept(here.snapshot.metadata, removes=bool(removals)):
-            logger.info("metadata: it lists less than before; confirming before removal: %s", summary(removals))
+            logger.info("metadata: confirming with a second read before removal: %s", summary(removals))
             return PassReport(reading=reading, unproven=True)
         self._known = here.snapshot.metadata
         return replace(self._converge(here, fresh=True), reading=reading)
@@ -213,8 +213,9 @@ class Reconciler:
         """Read the kernel and compare. Raises KernelError."""
         actual = self._read(metadata)
         if proof:
-            links = {link.mac: link.up for link in actual.links}
-            metadata = self._memory.proof.keep_missing(metadata, self._known, links)
+            links = {link.mac: False for link in actual.links} | {link.mac: True for link in actual.links if link.up}
+            elsewhere = self._memory.presence.departed | set(self._config.exclude)
+            metadata = self._memory.proof.keep_missing(metadata, self._known, links, elsewhere)
             metadata = self._memory.proof.keep_unlisted(metadata, links, actual.configured_macs)
         snapshot = self._snapshot(metadata, actual)
         self._memory.rejections.update(snapshot.instance, self._config, actual, kernel_changed=kernel_changed)
@@ -332,7 +333,7 @@ class Reconciler:
             if found:
                 self._memory.rejections.add(found)
             elif outcome.verdict == Verdict.ROLLED_BACK and check.is_cause:
-                self._hold(part, check.reason or "")
+                self._hold(part, here.feasible, check.reason or "")
             else:
                 run.failure = f"{outcome.verdict}: {outcome.reason}"
                 return False  # the other links' changes could not be confirmed either
@@ -351,12 +352,15 @@ class Reconciler:
         if self._agreed == (self._known, self._config):
             run.repaired += len(ops)
 
-    def _hold(self, part: Plan, reason: str) -> None:
-        """Put the links of a change that broke something on hold; rules of no link only if they were all of it."""
+    def _hold(self, part: Plan, feasible: Plan, reason: str) -> None:
+        """Put the links of a change that broke something on hold; rules of no link only if they were all of it.
+
+        The hold ends when the link needs other operations than now, including those that netagent refuses.
+        """
         base = self._config.route_table_base
         links = {link_of(op, base) for op in part}
         for link in links - {COMMON} or links:
-            self._memory.holds.hold(link, tuple(op for op in part if link_of(op, base) == link), reason)
+            self._memory.holds.hold(link, tuple(op for op in feasible if link_of(op, base) == link), reason)
 
     def _role(self, here: Comparison, links: Collection[int]) -> LinkRole:
         """Return the role of links that are changed together. The link of the metadata connection is primary, too."""

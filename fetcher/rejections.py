@@ -108,7 +108,7 @@ class RejectionTable:
     @property
     def due(self) -> float:
         """Time of the next retry; infinity if only a change can lift a rejection."""
-        return min((due for _, due in self._timed.values()), default=self._recheck_at)
+        return min(self._recheck_at, *(due for _, due in self._timed.values()), math.inf)
 
 
 @dataclass(frozen=True, slots=True)

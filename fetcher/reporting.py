@@ -148,8 +148,9 @@ class Conditions:
 
     @property
     def last(self) -> LastError | None:
-        """The most recently reported condition."""
-        return next((error for _, error, _ in reversed(self._active.values())), None)
+        """The most recently reported condition; a serious one takes precedence."""
+        ordered = sorted(self._active.values(), key=lambda each: each[0].serious)  # stable: the latest is last
+        return ordered[-1][1] if ordered else None
 
     @property
     def serious(self) -> bool:
@@ -361,7 +362,7 @@ class Reporter:
 def _metadata_condition(instance: Instance, missing: Mapping[str, float]) -> Condition | None:
     if instance.problems:
         texts = first_of([problem.text for problem in instance.problems])
-        return Condition("metadata", f"{texts}; that part is left out, and nothing is removed from the interface")
+        return Condition("metadata", f"{texts}; that part is left out, and nothing is removed until it is understood")
     if missing:
         names = ", ".join(missing)
         seconds = max(missing.values())

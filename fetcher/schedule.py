@@ -77,6 +77,7 @@ class Schedule:
         self._refresh_reason, self._compare_reason = -math.inf, math.inf
         self._read_retry = Backoff(_FIRST_READ_RETRY, _LONGEST_READ_RETRY)
         self._read_at = self._quiet_until = -math.inf
+        self._read_delay = 0.0
         self._unanswered_at = math.inf
         self._last_event_check = self._compared_at = -math.inf
         self._mismatch = InterfaceMismatch()
@@ -130,7 +131,8 @@ class Schedule:
         """Schedule the next read in case this one does not end normally."""
         self._read_at = self._clock()
         self._refresh_reason = math.inf
-        self._refresh_timer = self._read_at + self._read_retry.next_delay(self._config.refresh_timer)
+        self._read_delay = self._read_retry.next_delay(self._config.refresh_timer)
+        self._refresh_timer = self._read_at + self._read_delay
 
     def read_ended(self, result: ReadResult) -> None:
         """Schedule the next read according to this result."""
@@ -140,7 +142,8 @@ class Schedule:
         if result.failed:
             longest = max(_LONGEST_READ_RETRY, self._config.refresh_timer)
             self._quiet_until = now + min(result.retry_after, longest)
-            self._refresh_timer = max(self._refresh_timer, self._quiet_until)
+            # Counted from the end: comparisons run between reads that take long and fail.
+            self._refresh_timer = max(now + self._read_delay, self._quiet_until)
         elif result.needs_proof:
             self._refresh_timer = min(self._refresh_timer, self._read_at + _PROOF_DELAY)
         elif result.complete:

@@ -172,8 +172,6 @@ def parse_status(document: dict[str, Any]) -> Status:
     for conflict in document["conflicts"]:
         _check_time(conflict["since"], "conflicts.since")
         _check_time(conflict["next_at"], "conflicts.next_at")
-    if not document["provider"].isascii():
-        raise ShapeError("provider is not ASCII")
     return cast(Status, document)
 
 

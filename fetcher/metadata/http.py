@@ -56,7 +56,7 @@ class Response:
         charset = content_type.get_content_charset("utf-8")
         try:
             return self.body.decode(charset)
-        except (LookupError, UnicodeDecodeError):
+        except (LookupError, ValueError):  # UnicodeError is a ValueError
             raise MetadataError("invalid", f"{path}: the answer is not text in {charset}") from None
 
     def error(self, path: str) -> MetadataError:
@@ -91,6 +91,7 @@ class _BoundAdapter(HTTPAdapter):
 
         class Connection(urllib3.connection.HTTPConnection):
             def connect(self) -> None:
+                adapter.socket = None
                 super().connect()
                 adapter.register(self.sock)
 

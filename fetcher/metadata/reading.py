@@ -58,14 +58,22 @@ class RemovalProof:
         self._unlisted_since: dict[str, float] | None = None  # None before the first read
         self._unproven: Instance | None = None
 
-    def keep_missing(self, instance: Instance, known: Instance | None, links: Mapping[str, bool]) -> Instance:
+    def keep_missing(
+        self,
+        instance: Instance,
+        known: Instance | None,
+        links: Mapping[str, bool],
+        elsewhere: Collection[str] = (),
+    ) -> Instance:
         """Return `instance` with the interfaces of `known` that are missing but not proven absent.
 
         `links` maps the MACs of this host's links to True if the link is up. While the metadata names a MAC that no
-        link has, links that it does not name stay as they are: one of them may have a new MAC.
+        link has, links that it does not name stay as they are: one of them may have a new MAC. That does not hold for
+        VLANs and the MACs in `elsewhere`, which are known to be away from this host.
         """
         now, named = self._clock(), {interface.mac for interface in instance.interfaces}
-        before = known.interfaces if known is not None and named <= links.keys() else ()
+        expected = {interface.mac for interface in instance.interfaces if interface.vlan is None} - set(elsewhere)
+        before = known.interfaces if known is not None and expected <= links.keys() else ()
         missing = [each for each in before if each.mac not in named and links.get(each.mac)]
         self._missing_since = {each.mac: self._missing_since.get(each.mac, now) for each in missing}
         kept = tuple(each for each in missing if now < self._missing_since[each.mac] + self.PROOF_SECONDS)

@@ -152,6 +152,7 @@ class TreeProvider(Provider):
         self._refuse_moving_address(found.interfaces)
         if found != self._last:
             self._last = found
+            self._forget_facts()
             keys = (*self.system_keys, _KEYS) if self.lists_keys else self.system_keys
             self._due = [*(META + key for key in keys), *self.identity.values(), *self._shown_paths()]
             self._passing_at = self._clock() + _PASSING_S
@@ -280,6 +281,16 @@ class TreeProvider(Provider):
             raise MetadataError("changed", f"{MACS}: {doubled} is on more than one interface; reading again")
         if doubled and (self._last is None or self._last.interfaces != interfaces):
             logger.warning("metadata: %s: %s is on more than one interface; the first one gets it", MACS, doubled)
+
+    def _forget_facts(self) -> None:
+        """Forget the facts of interfaces that are no longer listed."""
+        listed = tuple(f"{META}{MACS}{name}/" for name in self._listed)
+        directory = META + MACS
+        self._facts = {
+            path: text
+            for path, text in self._facts.items()
+            if not path.startswith(directory) or path.startswith(listed)
+        }
 
     def _read_facts(self, limit: int) -> None:
         """Read facts that are due, until the client has sent `limit` requests. A failed one goes to the end."""

@@ -96,10 +96,14 @@ def resolved(gateways: Iterable[GatewayUse]) -> set[GatewayUse]:
 
 
 async def events() -> AsyncIterator[None]:
-    """Yield once for every message about a changed link, address, route or rule. Raises OSError if some were lost."""
+    """Yield once for every message about a changed link, address, route or rule. Raises OSError if some were lost.
+
+    Yields once when subscribed, too: earlier changes were not seen.
+    """
     async with AsyncIPRoute() as kernel:
         await kernel.bind(_EVENTS)
         kernel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _EVENT_BUFFER)
+        yield
         while True:
             async for _ in kernel.get():
                 yield

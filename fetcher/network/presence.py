@@ -18,6 +18,8 @@ UDEV_SECONDS = 5.0
 """Time limit for udev per link: a hanging rule must not leave an instance without addresses."""
 DEPARTED_SECONDS = 30.0
 """Time without its link after which an interface that the metadata still names counts as moved away, e.g. to a pod."""
+FORGOTTEN_SECONDS = 3600.0
+"""Time after which an interface that the metadata no longer names is forgotten; partial answers omit it for seconds."""
 _POLL = 0.25  # seconds; udev sends no event when it finishes with a link that it does not rename
 
 
@@ -28,6 +30,7 @@ class Presence:
         self._clock, self._udev = clock, root / "run/udev"
         self._first_seen: dict[int, float] = {}
         self._last_seen: dict[str, float] = {}  # by MAC
+        self._last_named: dict[str, float] = {}  # by MAC
         self._away: set[str] = set()
         self._pending: set[int] = set()
 
@@ -46,8 +49,11 @@ class Presence:
         here = {link.ifindex for link in actual.links}
         self._first_seen = {index: self._first_seen.get(index, now) for index in here}
         seen_now = {link.mac: now for link in actual.links if link.mac in macs}
-        self._last_seen = {mac: seen for mac, seen in (self._last_seen | seen_now).items() if mac in macs}
-        self._away = self._last_seen.keys() - seen_now.keys()
+        named = self._last_named | dict.fromkeys(macs, now)
+        self._last_named = {mac: at for mac, at in named.items() if at > now - FORGOTTEN_SECONDS}
+        seen = self._last_seen | seen_now
+        self._last_seen = {mac: at for mac, at in seen.items() if mac in self._last_named}
+        self._away = (self._last_seen.keys() & set(macs)) - seen_now.keys()
         self._pending = set() if finished is None else set(self._unfinished(actual, macs, finished))
         if not self._pending:
             return actual

@@ -117,18 +117,18 @@ def everywhere(hostile: str) -> Any:
         link(2, hostile, [where, where], **changes),
         provider=hostile,
         state="error",
-        last_error={"at": hostile, "kind": "kernel", "message": hostile},
+        last_error={"at": now(), "kind": "kernel", "message": hostile},
         netagent={
             "listening": True,
             "verdict": "refused",
             "request": hostile,
-            "at": hostile,
+            "at": now(),
             "reason": hostile,
             "ops": 1,
         },
         unknown_macs=[hostile],
         notices=[hostile],
-        conflicts=[{"object": hostile, "times": 5, "since": hostile, "next_at": hostile, "by": hostile}],
+        conflicts=[{"object": hostile, "times": 5, "since": now(), "next_at": now(), "by": hostile}],
     )
     found["links"]["2"]["ranges"] = [hostile]
     peer = {"unit": hostile, "uid": hostile}

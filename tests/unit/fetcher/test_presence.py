@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from cloud_network.fetcher.network.objects import Actual
-from cloud_network.fetcher.network.presence import DEPARTED_SECONDS, UDEV_SECONDS, Presence
+from cloud_network.fetcher.network.presence import DEPARTED_SECONDS, FORGOTTEN_SECONDS, UDEV_SECONDS, Presence
 
 from tests.unit.fetcher.values import host, link, mac
 
@@ -82,4 +82,18 @@ def test_a_link_that_was_here_has_left_after_a_while(tmp_path: Path) -> None:
     observe(presence, host(link(1)), mac(1), mac(2), mac(3))
     assert presence.departed == {mac(2)}, "the third link was never present"
     observe(presence, host(link(1), link(2)), mac(1), mac(2))
+    assert presence.departed == frozenset()
+
+
+def test_a_partial_answer_does_not_bring_a_departed_link_back(tmp_path: Path) -> None:
+    clock = Clock()
+    presence = Presence(clock, tmp_path)
+    observe(presence, host(link(1), link(2)), mac(1), mac(2))
+    clock.now += 2 * DEPARTED_SECONDS
+    observe(presence, host(link(1)), mac(1))
+    observe(presence, host(link(1)), mac(1), mac(2))
+    assert presence.departed == {mac(2)}
+    clock.now += 2 * FORGOTTEN_SECONDS
+    observe(presence, host(link(1)), mac(1))
+    observe(presence, host(link(1)), mac(1), mac(2))
     assert presence.departed == frozenset()

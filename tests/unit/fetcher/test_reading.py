@@ -107,6 +107,13 @@ def test_kept_interface_is_not_a_problem(proof: RemovalProof) -> None:
     assert kept.complete
 
 
+def test_interface_is_kept_while_a_mac_is_known_to_be_elsewhere(proof: RemovalProof) -> None:
+    """A NIC in a pod or in Exclude= has no link here, and says nothing about the others."""
+    other = instance(interface(1), interface(3))
+    kept = proof.keep_missing(other, instance(interface(1), interface(2), interface(3)), PLUGGED, {mac(3)})
+    assert {each.mac for each in kept.interfaces} == {mac(1), mac(2), mac(3)}
+
+
 def test_nothing_is_kept_while_another_mac_is_unknown(proof: RemovalProof) -> None:
     """One interface may have a new MAC, so links that are not named stay as they are."""
     other = instance(interface(1), interface(3))

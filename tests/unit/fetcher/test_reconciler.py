@@ -27,7 +27,7 @@ from cloud_network.fetcher.reconciler import Memory, Reconciler
 from cloud_network.fetcher.rejections import LinkHolds, PlanRetry, RejectionTable
 from cloud_network.fetcher.reporting import PassReport
 from cloud_network.netagent import protocol
-from cloud_network.netagent.operations import AddressAdd, Operation, RuleAdd
+from cloud_network.netagent.operations import AddressAdd, AddressRemove, Operation, RuleAdd
 from cloud_network.netagent.protocol import (
     Answer,
     Apply,
@@ -341,6 +341,17 @@ def test_news_of_the_link_ends_its_hold(world: World, reconciler: Reconciler) ->
     assert addresses(world) == {"10.0.1.10"}
     refresh(reconciler, instance(interface(1), interface(2, "10.0.2.10")))
     assert addresses(world) == {"10.0.1.10", "10.0.2.10"}
+
+
+def test_refused_removal_does_not_end_the_hold(world: World, reconciler: Reconciler) -> None:
+    """An operator's route depends on the address; the link's other change breaks something and is tried once."""
+    refresh(reconciler, instance(interface(1), interface(2, "10.0.2.10", "10.0.2.11")))
+    world.refuse = lambda op: "a route depends on it" if isinstance(op, AddressRemove) else None
+    world.server_answers = lambda actual: not any(str(ip) == "10.0.2.66" for _, ip in actual.addresses)
+    world.requests.clear()
+    for _ in range(3):
+        refresh(reconciler, instance(interface(1), interface(2, "10.0.2.10", "10.0.2.66")))
+    assert sum(any(is_address(op, "10.0.2.66") for op in request.ops) for request in world.of(Apply)) == 1
 
 
 def test_server_that_is_down_anyway_holds_no_link(world: World, reconciler: Reconciler, clock: Clock) -> None:

@@ -89,6 +89,15 @@ def test_kernel_refusals_of_one_batch_are_retried_together(table: RejectionTable
     assert table.due - clock.now > first
 
 
+def test_earlier_of_two_retries_is_due(table: RejectionTable, clock: Clock) -> None:
+    table.add({OBJECT: Rejection("no")})
+    table.update(CLOUD, CONFIG, HERE, kernel_changed=True)
+    due = table.due
+    for _ in range(6):
+        table.add({OTHER: Rejection("refused", Cause.KERNEL)})
+    assert table.due == due < clock.now + 5
+
+
 def test_hold_lasts_while_the_same_change_is_needed(clock: Clock) -> None:
     holds, op, more = LinkHolds(clock), LinkUp(2), LinkUp(3)
     holds.hold(2, (op,), "it broke something")

@@ -289,6 +289,14 @@ def test_last_condition_is_shown_and_seriousness_follows() -> None:
     assert conditions.last["message"] == "refused"
 
 
+def test_serious_condition_is_shown_before_a_later_one() -> None:
+    conditions = Conditions()
+    conditions.begin(Condition("metadata", "no answer", serious=True))
+    conditions.begin(Condition("config", "left out: a"))
+    assert conditions.last is not None
+    assert conditions.last["kind"] == "metadata"
+
+
 # Links
 
 

@@ -83,6 +83,13 @@ def test_failures_wait_longer_and_success_resets(schedule: Schedule, clock: Cloc
     assert about(schedule.refresh_due - clock.now, 1)
 
 
+def test_failed_read_that_took_long_is_followed_by_a_pause(schedule: Schedule, clock: Clock) -> None:
+    schedule.read_begins()
+    clock.now += 120
+    schedule.read_ended(ReadResult(failed=True))
+    assert about(schedule.refresh_due - clock.now, 1)
+
+
 def test_root_resets_the_failures(schedule: Schedule, clock: Clock) -> None:
     for _ in range(5):
         read(schedule, ReadResult(failed=True))

@@ -377,3 +377,19 @@ def test_every_field_is_described() -> None:
 )  # fmt: skip
 def test_schema_refuses_invalid_documents(change: dict[str, object]) -> None:
     assert list(VALIDATOR.iter_errors({**STATUS, **change}))
+
+
+CONFLICT = {"object": "ip x", "times": 1, "since": shapes.rfc3339(), "next_at": None, "by": None}
+
+
+@pytest.mark.parametrize("name", ["last_error.at", "netagent.at", "conflicts.since", "conflicts.next_at"])
+def test_time_inside_a_member_must_be_a_time(state: StateDirectory, name: str) -> None:
+    wrongs: dict[str, dict[str, object]] = {
+        "last_error.at": {"last_error": {"at": "x", "kind": "kernel", "message": ""}},
+        "netagent.at": {"netagent": {**cast(dict[str, object], STATUS["netagent"]), "at": "x"}},
+        "conflicts.since": {"conflicts": [{**CONFLICT, "since": "x"}]},
+        "conflicts.next_at": {"conflicts": [{**CONFLICT, "next_at": "x"}]},
+    }
+    state.write_status(cast(shapes.Status, {**STATUS, **wrongs[name]}))
+    with pytest.raises(StateError, match=f"{name} is not an RFC 3339 time"):
+        state.read_status()
