@@ -221,7 +221,7 @@ class StatusAnswer:
     def to_wire(self) -> Message:
         """Return the answer that is sent."""
         marks = None if self.marks is None else marks_to_wire(self.marks)
-        owned = [[link, ip.packed] for link, ip in self.owned]
+        owned = [{"link": link, "address": ip.packed} for link, ip in sorted(self.owned, key=str)[:MAX_OPS]]
         where = {"sequence": self.sequence, "head": self.head, "marks": marks, "owned": owned}
         return {"verdict": Verdict.OK.value, "open": self.open, **where}
 
@@ -231,7 +231,7 @@ class StatusAnswer:
         marks = None
         if value.get("marks") is not None:
             marks = marks_from_wire(Fields("status", {"marks": value["marks"]}), "marks")
-        owned = frozenset((link, ip_address(packed)) for link, packed in value.get("owned", ()))
+        owned = frozenset((each["link"], ip_address(each["address"])) for each in value.get("owned", ()))
         return cls(value["open"], value["sequence"], value["head"], marks, owned)
 
 
