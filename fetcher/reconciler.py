@@ -97,6 +97,7 @@ class Reconciler:
     ) -> None:
         self._socket = socket
         self._config, self._provider, self._memory, self._status = config, provider, memory or Memory.new(), status
+        self._memory.rejections.reconfigured()
         self._known: Instance | None = None
         self._agreed: tuple[Instance, Config] | None = None  # the state that the kernel last agreed with
         self._flushed = False

@@ -20,7 +20,7 @@ from cloud_network.fetcher.schedule import Backoff, Clock
 from cloud_network.netagent.operations import Operation
 
 RELOAD_SECONDS = 5.0
-"""Time after a reload in which netagent reads its configuration, too. Refusals are checked again after it."""
+"""Time after a start or reload in which netagent reads its configuration, too. Refusals are checked again after it."""
 _RETRY_FIRST, _RETRY_LONGEST = 1.0, 300.0
 _HOLD_FIRST, _HOLD_LONGEST = 300.0, 6 * 3600.0
 _TIMED = frozenset({Cause.KERNEL, Cause.GATEWAY})
@@ -101,7 +101,7 @@ class RejectionTable:
         self._recheck.reset()
 
     def reconfigured(self) -> None:
-        """Forget everything after a reload, once now and once after RELOAD_SECONDS."""
+        """Forget everything after a start or reload, once now and once after RELOAD_SECONDS."""
         self.clear()
         self._recheck_at = self._clock() + RELOAD_SECONDS
 

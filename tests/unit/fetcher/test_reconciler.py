@@ -354,6 +354,18 @@ def test_refused_removal_does_not_end_the_hold(world: World, reconciler: Reconci
     assert sum(any(is_address(op, "10.0.2.66") for op in request.ops) for request in world.of(Apply)) == 1
 
 
+def test_refusals_are_checked_again_soon_after_a_start(world: World, reconciler: Reconciler, clock: Clock) -> None:
+    """netagent may read a changed configuration a moment later than a restarted fetcher."""
+    world.refuse = lambda op: "eth1 is excluded" if is_address(op, "10.0.2.10") else None
+    refresh(reconciler)
+    world.refuse = lambda _: None
+    refresh(reconciler)
+    assert addresses(world) == {"10.0.1.10"}
+    clock.now += 6
+    refresh(reconciler)
+    assert addresses(world) == {"10.0.1.10", "10.0.2.10"}
+
+
 def test_server_that_is_down_anyway_holds_no_link(world: World, reconciler: Reconciler, clock: Clock) -> None:
     up = {"answers": False}
     world.server_answers = lambda _: up["answers"]
