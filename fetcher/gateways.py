@@ -6,8 +6,9 @@ neighbour discovery, but seldom ping. A socket may be bound to a device without 
 neighbour entry. A datagram to the metadata server's address is allowed, has the same next hop, and ends there.
 
 A gateway that resolved before a change and is still in use after it must still resolve. A gateway that gets its first
-route must resolve before that route is added, or right after it if its link has no source address yet. A gateway in use
-that did not resolve before the change does not block it: the change cannot make it worse.
+route must resolve before that route is added, or right after it if it could not be probed before: its link has no
+source address yet, or IPAddressDeny= drops the probe. A gateway in use that did not resolve before the change does not
+block it: the change cannot make it worse.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Sources = Mapping[tuple[int, int], list[Address]]
 """Addresses that may be the source of a probe, by link and IP version."""
 
 PROBE_SECONDS = 1.0
-"""Time for a gateway to resolve before it gets its first route."""
+"""Time for a new gateway to resolve, on a link that has been in use."""
 _ALLOWED_TARGET = {4: ip_address("169.254.169.254"), 6: ip_address("fd00:ec2::254")}
 """In the unit's IPAddressAllow=, on every cloud."""
 _DISCARD = 9  # port, RFC 863
@@ -89,6 +90,7 @@ class GatewayCheck:
         self._names = {link.ifindex: link.name for link in actual.links}
         self._addresses = [address for goal in goals for address in goal.addresses]
         there = [each for each in self._addresses if (each.ifindex, each.address) in actual.addresses]
+        self._in_use = {each.ifindex for each in there}  # links with a source address before the change
         self._before = resolving(used, self._names, there, _BEFORE)
 
     def lost(self, seconds: float) -> set[GatewayUse]:
@@ -98,7 +100,10 @@ class GatewayCheck:
 
     def unresolved_new(self) -> set[GatewayUse]:
         """Return the gateways with a new first route that do not resolve after the change. Raises KernelError."""
-        return self._new - resolving(self._new, self._names, self._addresses, _NEW_LINK)
+        early = {each for each in self._new if each.ifindex in self._in_use}
+        late = self._new - early
+        found = resolving(early, self._names, self._addresses, PROBE_SECONDS)
+        return self._new - found - resolving(late, self._names, self._addresses, _NEW_LINK)
 
 
 def resolving(
