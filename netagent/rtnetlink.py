@@ -59,11 +59,11 @@ IFA_F_SECONDARY, IFA_F_NODAD, IFA_F_PERMANENT, IFA_F_NOPREFIXROUTE = 0x01, 0x02,
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_INFO_KIND = 1, 3, 4, 18, 1
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_PROTO = 1, 2, 8, 11
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 4, 5, 6, 7
-RTA_MULTIPATH, RTA_CACHEINFO, RTA_TABLE, RTA_VIA, RTA_NH_ID = 9, 12, 15, 18, 30
-NHA_ID, NHA_GROUP, NHA_OIF, NHA_GATEWAY = 1, 2, 5, 6
+RTA_MULTIPATH, RTA_CACHEINFO, RTA_TABLE, RTA_VIA, RTA_ENCAP_TYPE, RTA_NH_ID = 9, 12, 15, 18, 21, 30
+NHA_ID, NHA_GROUP, NHA_OIF, NHA_GATEWAY, NHA_ENCAP_TYPE = 1, 2, 5, 6, 7
 FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_PRIORITY, FRA_FWMARK = 1, 2, 3, 6, 10
 FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, FRA_FWMASK, FRA_PROTOCOL = 14, 15, 16, 21
-NDA_DST, NTF_ROUTER, NUD_PERMANENT = 1, 0x80, 0x80
+NDA_DST, NTF_PROXY, NTF_EXT_LEARNED, NTF_ROUTER, NUD_NOARP, NUD_PERMANENT = 1, 0x08, 0x10, 0x80, 0x40, 0x80
 RTN_UNICAST, RTN_LOCAL, RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT = 1, 2, 6, 7, 8
 RTPROT_KERNEL, RTPROT_DHCP, RTPROT_RA = 2, 16, 9
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST = 0, 253, 254
@@ -97,6 +97,7 @@ class Address:
     prefix: int
     flags: int  # IFA_F_*
     protocol: int | None  # IFA_PROTO; None if it has none, or before Linux 5.18
+    peer: IPv4Address | None = None  # of a point-to-point address
 
     @property
     def interface(self) -> IPInterface:
@@ -105,6 +106,11 @@ class Address:
             return IPv4Interface((self.ip, self.prefix))
         return IPv6Interface((self.ip, self.prefix))
 
+    @property
+    def network(self) -> IPNetwork:
+        """The network that the kernel counts the address to: its peer's, if it has one."""
+        return self.interface.network if self.peer is None else IPv4Network((self.peer, self.prefix), strict=False)
+
 
 @dataclass(frozen=True, slots=True)
 class NextHop:
@@ -112,6 +118,7 @@ class NextHop:
 
     link: int  # 0: none
     gateway: IPAddress | None
+    encapsulates: bool = False  # a tunnel without a link of its own (ip-route(8), encap)
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,7 +377,9 @@ def decode_address(body: bytes) -> Address:
     (_, prefix, flags, _, index), found = _unpack(IFADDRMSG, body)
     ip = _address(found.get(IFA_LOCAL) or found[IFA_ADDRESS])
     protocol = found[IFA_PROTO][0] if IFA_PROTO in found else None
-    return Address(index, ip, prefix, _u32(found, IFA_FLAGS, flags), protocol)
+    other = _address(found[IFA_ADDRESS])
+    peer = other if isinstance(other, IPv4Address) and other != ip else None
+    return Address(index, ip, prefix, _u32(found, IFA_FLAGS, flags), protocol, peer)
 
 
 def decode_route(body: bytes) -> Route:
@@ -396,14 +405,15 @@ def decode_nexthop(body: bytes) -> NextHopObject:
     _, found = _unpack(NHMSG, body)
     gateway = _address(found[NHA_GATEWAY]) if NHA_GATEWAY in found else None
     members = tuple(int(each[0]) for each in NEXTHOP_GRP.iter_unpack(found.get(NHA_GROUP, b"")))
-    return NextHopObject(_u32(found, NHA_ID), NextHop(_u32(found, NHA_OIF), gateway), members)
+    hop = NextHop(_u32(found, NHA_OIF), gateway, NHA_ENCAP_TYPE in found)
+    return NextHopObject(_u32(found, NHA_ID), hop, members)
 
 
 def _hop(link: int, found: Attributes) -> NextHop:
     gateway = found.get(RTA_GATEWAY)
     if gateway is None and RTA_VIA in found:
         gateway = found[RTA_VIA][2:]  # struct rtvia: family, address
-    return NextHop(link, None if gateway is None else _address(gateway))
+    return NextHop(link, None if gateway is None else _address(gateway), RTA_ENCAP_TYPE in found)
 
 
 def _multipath(data: bytes) -> Iterator[NextHop]:
@@ -440,7 +450,13 @@ def decode_router(body: bytes) -> tuple[int, IPAddress] | None:
     return index, _address(found[NDA_DST])
 
 
-def decode_static_neighbour(body: bytes) -> int | None:
-    """Return the link of a neighbour entry that an operator made (NUD_PERMANENT); None for others."""
-    (_, index, state, _, _), _ = _unpack(NDMSG, body)
-    return int(index) if state & NUD_PERMANENT else None
+def decode_static_neighbour(body: bytes) -> tuple[int, int] | None:
+    """Return link and version of IP of a neighbour entry that another program made; None for others.
+
+    The kernel itself makes entries without ARP for multicast and broadcast.
+    """
+    (family, index, state, flags, kind), _ = _unpack(NDMSG, body)
+    by_hand = state & NUD_PERMANENT or (state & NUD_NOARP and kind == RTN_UNICAST)
+    if not by_hand and not flags & (NTF_PROXY | NTF_EXT_LEARNED):
+        return None
+    return int(index), 4 if family == AF_INET else 6

@@ -130,7 +130,7 @@ class Transaction:
         if state is None:  # without the kernel's answer nobody knows what depends on them
             guarded = [op for op in ops if isinstance(op, _GUARDED)]
             return [op for op in ops if op not in guarded], [_failure(op, None) for op in guarded]
-        others = _Others(*state)
+        others = _Others(state)
         pending, remaining = list[Undo](), list[Remaining]()
         for op in ops:
             if isinstance(op, AddressRemove) and not others.left_address(op):
@@ -142,13 +142,14 @@ class Transaction:
                 remaining.append(Remaining(op, obstacle))
         return pending, remaining
 
-    def _read(self) -> tuple[list[Address], list[Route], frozenset[int]] | None:
-        """Return all addresses, the routes of others, and the links with static neighbours; None without an answer."""
+    def _read(self) -> _State | None:
+        """Return what others have; None without an answer."""
         for _ in range(UNDO_ATTEMPTS):
             with contextlib.suppress(OSError):
                 routes = self._kernel.routes()
                 foreign = [route for route in routes if route.protocol != PROTOCOL]
-                return self._kernel.addresses(), foreign, self._kernel.static_neighbours()
+                neighbours, nexthops = self._kernel.static_neighbours(), self._kernel.nexthop_links()
+                return _State(self._kernel.addresses(), foreign, neighbours, nexthops)
         return None
 
     def remove(self, ops: Sequence[Operation]) -> tuple[list[int | None], list[Remaining]]:
@@ -162,13 +163,22 @@ class Transaction:
         return errnos, [_failure(op, errno) for op, errno in failed]
 
 
+@dataclass(frozen=True, slots=True)
+class _State:
+    """The part of the kernel's state that a rollback must not damage."""
+
+    addresses: Sequence[Address]
+    foreign: Sequence[Route]  # routes of others
+    static_neighbours: frozenset[tuple[int, int]]  # links, versions of IP
+    nexthop_links: frozenset[int]  # links of nexthop objects
+
+
 class _Others:
     """Objects that other programs have added since the change. Queried in the order of the operations."""
 
-    def __init__(
-        self, addresses: Sequence[Address], foreign: Sequence[Route], static_neighbours: frozenset[int]
-    ) -> None:
-        self._static_neighbours = static_neighbours
+    def __init__(self, state: _State) -> None:
+        addresses, foreign = state.addresses, state.foreign
+        self._static_neighbours, self._nexthop_links = state.static_neighbours, state.nexthop_links
         self._left = {(each.link, each.interface): each for each in addresses}
         self._tagged, self._counts = uses_ifa_proto(addresses), AddressCounts(addresses)
         self._foreign, self._losable = foreign, losable(foreign)
@@ -177,7 +187,7 @@ class _Others:
         self._secondaries = defaultdict[tuple[int, IPNetwork], set[IPAddress]](set)
         for each in addresses:
             if each.ip.version == 4 and each.flags & IFA_F_SECONDARY:
-                self._secondaries[each.link, each.interface.network].add(each.ip)
+                self._secondaries[each.link, each.network].add(each.ip)
         self._taken = set[IPNetwork]()  # addresses that do not come back, and so have no rules
 
     def left_address(self, op: AddressRemove) -> bool:
@@ -193,8 +203,10 @@ class _Others:
             case LinkDown():
                 if state := foreign_state(op.link, self._left.values(), self._foreign):
                     return f"{state} depends on it and is not ours"
-                if op.link in self._static_neighbours:
+                if {(op.link, 4), (op.link, 6)} & self._static_neighbours:
                     return "static neighbour entries of the link depend on it"
+                if op.link in self._nexthop_links:
+                    return "nexthop objects of the link depend on it and are not ours"
             case AddressAdd():
                 if any(interface.ip == op.interface.ip and link != op.link for link, interface in self._left):
                     self._taken.add(single(op.interface.ip))
@@ -207,6 +219,8 @@ class _Others:
                 routes = [route for route in self._foreign if route.destination.version == 6]
                 if state := foreign_state(op.link, self._left.values(), routes):
                     return f"{state} depends on it and is not ours"
+                if (op.link, 6) in self._static_neighbours:
+                    return "static neighbour entries of the link depend on it"
         return None
 
     def _dependent(self, address: Address) -> str | None:
@@ -214,11 +228,11 @@ class _Others:
         route = foreign_dependents(address, self._counts, self._losable)
         last = address.ip.version == 4 and self._counts.is_last(address)
         self._counts.add(address, -1)
-        if last and address.link in self._static_neighbours:
+        if last and (address.link, 4) in self._static_neighbours:
             return "static neighbour entries of the link depend on it"
         if route is not None:
             return f"the route to {route.destination} in table {route.table} depends on it and is not ours"
-        secondaries = self._secondaries[address.link, address.interface.network]
+        secondaries = self._secondaries[address.link, address.network]
         if address.flags & IFA_F_SECONDARY:
             secondaries.discard(address.ip)
         elif secondaries and address.ip.version == 4:
