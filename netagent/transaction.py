@@ -23,6 +23,7 @@ from .operations import (
     AddressRemove,
     ForwardedReplies,
     IPAddress,
+    IPInterface,
     IPNetwork,
     LinkDown,
     LinkMtu,
@@ -36,7 +37,7 @@ from .policy import IPV6_MIN_MTU, Refusal, check_one
 from .protocol import Remaining
 from .removal import AddressCounts, foreign_dependents, foreign_state, losable
 from .rtnetlink import IFA_F_SECONDARY, RTPROT_KERNEL, Address, Route
-from .view import View, uses_ifa_proto
+from .view import Owned, View, uses_ifa_proto
 
 ALREADY_UNDONE = (0, ENOENT, ESRCH, EADDRNOTAVAIL, EEXIST, ENODEV)
 UNDO_ATTEMPTS = 3
@@ -90,15 +91,29 @@ class Transaction:
         return self._undo(self._ledger.entry.undo)
 
     def commit(self) -> None:
-        """Keep the open transaction. Raises OSError if the ledger cannot be written."""
+        """Keep the open transaction. Raises OSError if the ledger cannot be written or the kernel not be read."""
         entry = self._ledger.entry
-        added = {(op.link, op.interface.ip) for op in entry.undo if isinstance(op, AddressRemove)}
-        removed = {(op.link, op.interface.ip) for op in entry.undo if isinstance(op, AddressAdd)}
         used = [op.gateway for op in entry.undo if isinstance(op, RouteRemove | RouteReplace)]
         gateways = tuple(dict.fromkeys((*entry.gateways, *(gateway for gateway in used if gateway is not None))))
         remembered = gateways[:MAX_GATEWAYS]  # the earliest: no client can push out those of the boot
-        owned = (entry.owned - removed) | added
-        self._ledger.write(Entry(owned=owned, gateways=remembered, table=entry.table))
+        self._ledger.write(Entry(owned=self._owned(entry), gateways=remembered, table=entry.table))
+
+    def _owned(self, entry: Entry) -> Owned:
+        """Return the addresses that are ours once the transaction is kept.
+
+        An address that it added and removed again is not: another program may add it later. One of which it removed a
+        prefix length is, if the link still has it with another one.
+        """
+        there = dict[tuple[int, IPInterface], bool]()
+        for op in reversed(entry.undo):  # in the order of the request
+            if isinstance(op, AddressAdd | AddressRemove):
+                there[op.link, op.interface] = isinstance(op, AddressRemove)
+        added = {(link, interface.ip) for (link, interface), is_there in there.items() if is_there}
+        removed = {(link, interface.ip) for link, interface in there} - added
+        if removed:
+            left = (each for each in self._kernel.addresses() if (each.link, each.interface) not in there)
+            removed -= {(each.link, each.ip) for each in left}
+        return (entry.owned - removed) | added
 
     def remove_table(self) -> int | None:
         """Remove the nftables table for good. Returns an errno: 0 for done, None for not known."""
@@ -115,12 +130,16 @@ class Transaction:
             errnos = self._kernel.change([op for op, _ in failed], stop=False)
             tried = [(op, errno) for (op, _), errno in zip(failed, errnos, strict=True)]
             failed = [(op, errno) for op, errno in tried if errno not in ALREADY_UNDONE]
-        self._close()
-        return (*remaining, *(_failure(op, errno) for op, errno in failed))
+        left = (*remaining, *(_failure(op, errno) for op, errno in failed))
+        self._close(left)
+        return left
 
-    def _close(self) -> None:
-        """Close the transaction."""
-        self._ledger.shorten(replace(self._ledger.entry, request=None, undo=()))
+    def _close(self, left: Sequence[Remaining]) -> None:
+        """Close the transaction. Addresses that could not be removed stay ours."""
+        entry = self._ledger.entry
+        kept = {(each.op.link, each.op.interface.ip) for each in left if isinstance(each.op, AddressRemove)}
+        lost = {(each.op.link, each.op.interface.ip) for each in left if isinstance(each.op, AddressAdd)}
+        self._ledger.shorten(replace(entry, request=None, undo=(), owned=(entry.owned - lost) | kept))
 
     def _split(self, ops: tuple[Undo, ...]) -> tuple[list[Undo], list[Remaining]]:
         """Return what to do, and what must not be done because of what others have made since."""
