@@ -193,6 +193,9 @@ def check_edges(op: AddressAdd, view: View) -> None:
             raise Refusal(f"{edge}, an end of {network}, is {use}")
         if holders := view.holders(edge):
             raise Refusal(f"{edge}, an end of {network}, is an address of {view.name(holders[0])}")
+        ranges = (each for each, _ in view.local_ranges.containing(single(edge)))
+        if foreign := next((each for each in ranges if (TABLE_LOCAL, each) not in view.own_routes), None):
+            raise Refusal(f"{edge}, an end of {network}, lies in the local range {foreign} of another program")
 
 
 def check_address_add(op: AddressAdd, view: View) -> Undo:

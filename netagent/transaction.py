@@ -151,7 +151,7 @@ class Transaction:
             return [op for op in ops if op not in guarded], [_failure(op, None) for op in guarded]
         others = _Others(state)
         pending, remaining = list[Undo](), list[Remaining]()
-        for op in ops:
+        for op in _final(ops):
             if isinstance(op, AddressRemove) and not others.left_address(op):
                 continue
             obstacle = others.obstacle(op)
@@ -180,6 +180,14 @@ class Transaction:
             self._ledger.shorten(replace(entry, owned=entry.owned - gone))
         failed = [(op, errno) for op, errno in zip(ops, errnos, strict=True) if errno not in ALREADY_UNDONE]
         return errnos, [_failure(op, errno) for op, errno in failed]
+
+
+def _final(ops: Sequence[Undo]) -> list[Undo]:
+    """Return `ops` without those on an address that a later one adds or removes again: the kernel is read only once."""
+    changes = [(at, op) for at, op in enumerate(ops) if isinstance(op, AddressAdd | AddressRemove)]
+    last = {(op.link, op.interface): at for at, op in changes}
+    superseded = {at for at, op in changes if last[op.link, op.interface] != at}
+    return [op for at, op in enumerate(ops) if at not in superseded]
 
 
 @dataclass(frozen=True, slots=True)

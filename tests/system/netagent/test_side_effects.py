@@ -298,6 +298,14 @@ def test_a_range_that_an_operator_made_local_stays_whole(lab: Lab, wire: Wire) -
     lab.batch(["route delete local 10.88.0.0/16 dev lo table local"])
 
 
+def test_an_address_in_a_local_range_does_not_become_broadcast(lab: Lab, wire: Wire) -> None:
+    lab.batch(["route add local 10.88.0.0/16 dev eth0 proto static table local"])
+    assert "lies in the local range 10.88.0.0/16" in reason(wire, address(ifindex(lab, "eth0"), "10.88.5.1/24"))
+    apply(wire, address(ifindex(lab, "eth0"), "10.88.5.1"))
+    assert get(lab, "10.88.5.255").startswith("local ")
+    lab.batch(["route delete local 10.88.0.0/16 dev eth0 table local"])
+
+
 @pytest.mark.parametrize("way", ["dev eth0", "via 10.0.2.1 dev eth0"])
 def test_a_tunnel_without_a_link_of_its_own_stays(lab: Lab, wire: Wire, way: str) -> None:
     """`encap` in a route of the cloud's link: the packets go elsewhere than the link says."""
