@@ -151,7 +151,7 @@ class Transaction:
             return [op for op in ops if op not in guarded], [_failure(op, None) for op in guarded]
         others = _Others(state)
         pending, remaining = list[Undo](), list[Remaining]()
-        for op in _final(ops):
+        for op in _without_detours(ops):
             if isinstance(op, AddressRemove) and not others.left_address(op):
                 continue
             obstacle = others.obstacle(op)
@@ -182,12 +182,18 @@ class Transaction:
         return errnos, [_failure(op, errno) for op, errno in failed]
 
 
-def _final(ops: Sequence[Undo]) -> list[Undo]:
-    """Return `ops` without those on an address that a later one adds or removes again: the kernel is read only once."""
-    changes = [(at, op) for at, op in enumerate(ops) if isinstance(op, AddressAdd | AddressRemove)]
-    last = {(op.link, op.interface): at for at, op in changes}
-    superseded = {at for at, op in changes if last[op.link, op.interface] != at}
-    return [op for at, op in enumerate(ops) if at not in superseded]
+def _without_detours(ops: Sequence[Undo]) -> list[Undo]:
+    """Return `ops` without each addition of an address that a later one removes again, and without that removal.
+
+    An address that came and went in the request is not there, and need not come back for a moment.
+    """
+    added, cancelled = dict[tuple[int, IPInterface], int](), set[int]()
+    for at, op in enumerate(ops):
+        if isinstance(op, AddressAdd):
+            added[op.link, op.interface] = at
+        elif isinstance(op, AddressRemove) and (op.link, op.interface) in added:
+            cancelled |= {at, added.pop((op.link, op.interface))}
+    return [op for at, op in enumerate(ops) if at not in cancelled]
 
 
 @dataclass(frozen=True, slots=True)

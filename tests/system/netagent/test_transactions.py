@@ -209,3 +209,19 @@ def test_an_address_that_went_and_came_is_there_after_a_rollback(lab: Lab, wire:
         assert wire.apply(*steps, confirm_within=60, request="open")["verdict"] == "applied"
         assert wire.ask(request="rollback", id="open") == {"verdict": "rolled back"}
         assert kernel_state(lab) == before
+
+
+def test_a_rollback_restores_the_form_and_the_order_of_addresses(lab: Lab, wire: Wire) -> None:
+    on, names = ifindex(lab, "eth0"), ("10.60.0.5/24", "10.60.0.6/24")
+    first, second = (address(on, text) for text in names)
+    gone_first, gone_second = (address(on, text, "address_remove") for text in names)
+    assert wire.apply(first, second)["verdict"] == "applied"
+    before = kernel_state(lab)
+    for steps in (
+        [gone_second, gone_first, second, first],
+        [gone_second, gone_first, {**first, "route": False}, second],
+    ):
+        assert wire.apply(*steps, confirm_within=60, request="open")["verdict"] == "applied"
+        assert kernel_state(lab) != before
+        assert wire.ask(request="rollback", id="open") == {"verdict": "rolled back"}
+        assert kernel_state(lab) == before
