@@ -380,6 +380,10 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
     low = view.settings.priority
     if not low <= op.priority < low + BAND:
         raise Refusal(f"priority {op.priority} is not {low}..{low + BAND - 1}")
+    if view.local_comes_last(op.selector.version):
+        raise Refusal(
+            f"the rule for table local comes after {low}; add one before it: ip rule add pref {low - 1} lookup local"
+        )
     if op.mark or op.mask:
         check_mark_rule(op, view)
     elif op.selector.prefixlen:

@@ -212,7 +212,8 @@ class _Others:
     def __init__(self, state: _State) -> None:
         addresses, foreign = state.addresses, state.foreign
         self._static_neighbours, self._nexthop_links = state.static_neighbours, state.nexthop_links
-        self._left = {(each.link, each.interface): each for each in addresses}
+        by_peer = sorted(addresses, key=lambda each: each.peer is None)  # ours have none, and must not be hidden
+        self._left = {(each.link, each.interface): each for each in by_peer}
         self._tagged, self._counts = uses_ifa_proto(addresses), AddressCounts(addresses)
         self._foreign, self._losable = foreign, losable(foreign)
         made = (route for route in foreign if route.protocol != RTPROT_KERNEL)  # those go with their addresses

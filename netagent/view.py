@@ -99,6 +99,7 @@ class View:
         self.local_ranges: NetworkIndex[int] = NetworkIndex()  # routes of type local that the kernel did not derive
         self.rules: dict[RuleKey, tuple[bool, bool]] = {}  # ours: suppress, local
         self._main_rules: dict[int, set[int]] = defaultdict(set)  # by version of IP, priorities of ours: see asks_main
+        self._local_rules: dict[int, set[int]] = defaultdict(set)  # the same, of others: for table local
         self.default_gateways: dict[int, set[IPAddress]] = defaultdict(set)
         self.gateways: dict[IPAddress, set[int]] = defaultdict(set)  # protected: by the links that use them
         self.counts, self.losable_routes = AddressCounts(), losable(self.foreign_routes)
@@ -181,6 +182,8 @@ class View:
         for rule in rules:
             if rule.protocol == PROTOCOL:
                 self.add_rule(rule)
+            elif rule.table == TABLE_LOCAL and not (rule.selector.prefixlen or rule.mask or rule.local):
+                self._local_rules[rule.selector.version].add(rule.priority)
 
     def _index_host_routes(self) -> NetworkIndex[HostRoute]:
         """Return the foreign routes that may be rivals of a claim, one entry per next hop.
@@ -258,7 +261,8 @@ class View:
 
     def add_address(self, address: Address) -> None:
         """Count an address that is there, or that this request adds."""
-        self.addresses[address.link, address.ip, address.prefix] = address
+        if address.peer is None or (address.link, address.ip, address.prefix) not in self.addresses:  # ours have none
+            self.addresses[address.link, address.ip, address.prefix] = address
         entries = self._entries[address.link, address.ip]
         if not entries:
             self._holders[address.ip].append(address.link)
@@ -466,6 +470,11 @@ class View:
     def main_comes_before(self, version: int, priority: int) -> bool:
         """Return True if a rule of ours asks main, for every source of this family, before this priority."""
         return min(self._main_rules[version], default=priority) < priority
+
+    def local_comes_last(self, version: int) -> bool:
+        """Return True if table local is asked only after our rules, as an operator of VRFs may have moved its rule."""
+        found = self._local_rules[version]
+        return bool(found) and min(found) >= self.settings.priority
 
     def own_rules(self) -> list[RuleRemove]:
         """Return the removal of every rule of ours; those that ask main go last, because others need them."""

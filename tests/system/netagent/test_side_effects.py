@@ -324,6 +324,19 @@ def test_link_local_destinations_that_are_prohibited_stay_so(lab: Lab, wire: Wir
     apply(wire, route(on, "169.254.169.254/32", "10.0.2.1", table(lab)))
 
 
+@pytest.mark.parametrize("how", ["flush", "rollback"])
+def test_our_address_goes_although_another_has_a_peer(lab: Lab, wire: Wire, how: str) -> None:
+    """Both have the same address, link and length; ours was neither removed nor reported."""
+    on = ifindex(lab, "eth0")
+    assert wire.apply(address(on, "10.9.3.11/24"), confirm_within=60, request="open")["verdict"] == "applied"
+    if how == "flush":
+        wire.ask(request="confirm", id="open")
+    lab.batch(["address add 10.9.3.11 peer 10.9.9.1/24 dev eth0"])
+    assert "not_undone" not in wire.ask(request=how, id="open")
+    assert "10.9.3.11/24" not in kernel_state(lab)["addresses"]
+    assert "10.9.3.11 peer 10.9.9.1/24" in kernel_state(lab)["addresses"]
+
+
 def test_a_host_route_of_another_link_stays(lab: Lab, wire: Wire) -> None:
     on = ifindex(lab, "eth0")
     lab.batch(["route add 10.99.9.9/32 dev eth1 proto static"])
@@ -363,6 +376,19 @@ def test_no_rule_selects_a_link_local_address(lab: Lab, wire: Wire) -> None:
     shown = json.loads(sh(lab, "ip -j -6 address show dev eth0 scope link"))
     (own,) = [each["local"] for each in shown[0]["addr_info"]]
     assert "link-local" in reason(wire, rule(f"{own}/128", table(lab)))
+
+
+@pytest.mark.parametrize("everything", ["0.0.0.0/0", "::/0"])
+def test_no_rule_comes_before_table_local(lab: Lab, wire: Wire, everything: str) -> None:
+    """For VRFs its rule is moved behind the kernel's for them. Main would then put our own addresses on the wire."""
+    ip = "ip -6" if ":" in everything else "ip"
+    sh(lab, f"{ip} rule add pref 32765 lookup local; {ip} rule delete pref 0")
+    assert "the rule for table local comes after 31000" in reason(wire, main_rule(everything))
+    assert " dev lo " in get(lab, "10.0.2.10")
+    sh(lab, f"{ip} rule add pref 30999 lookup local")
+    apply(wire, main_rule(everything))
+    assert " dev lo " in get(lab, "10.0.2.10")
+    sh(lab, f"{ip} rule add pref 0 lookup local; {ip} rule delete pref 30999; {ip} rule delete pref 32765")
 
 
 # — time, and a full /run
