@@ -182,7 +182,7 @@ class View:
         for rule in rules:
             if rule.protocol == PROTOCOL:
                 self.add_rule(rule)
-            elif rule.table == TABLE_LOCAL and not (rule.selector.prefixlen or rule.mask or rule.local):
+            elif rule.table == TABLE_LOCAL and rule.is_for_all:
                 self._local_rules[rule.selector.version].add(rule.priority)
 
     def _index_host_routes(self) -> NetworkIndex[HostRoute]:

@@ -382,13 +382,17 @@ def test_no_rule_selects_a_link_local_address(lab: Lab, wire: Wire) -> None:
 def test_no_rule_comes_before_table_local(lab: Lab, wire: Wire, everything: str) -> None:
     """For VRFs its rule is moved behind the kernel's for them. Main would then put our own addresses on the wire."""
     ip = "ip -6" if ":" in everything else "ip"
-    sh(lab, f"{ip} rule add pref 32765 lookup local; {ip} rule delete pref 0")
+    sh(
+        lab,
+        f"{ip} rule add pref 32765 lookup local; {ip} rule delete pref 0; {ip} rule add pref 9 iif vpn lookup local",
+    )
     assert "the rule for table local comes after 31000" in reason(wire, main_rule(everything))
     assert " dev lo " in get(lab, "10.0.2.10")
     sh(lab, f"{ip} rule add pref 30999 lookup local")
     apply(wire, main_rule(everything))
     assert " dev lo " in get(lab, "10.0.2.10")
     sh(lab, f"{ip} rule add pref 0 lookup local; {ip} rule delete pref 30999; {ip} rule delete pref 32765")
+    sh(lab, f"{ip} rule delete pref 9")
 
 
 # — time, and a full /run
