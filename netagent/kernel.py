@@ -13,7 +13,7 @@ from typing import TypeVar
 from . import rtnetlink
 from .netfilter import Netfilter
 from .operations import ForwardedReplies, IPAddress, LinkMark, Undo
-from .rtnetlink import Address, Link, NextHop, Packed, Received, Route, Rule
+from .rtnetlink import Address, Link, NextHop, NextHopObject, Packed, Received, Route, Rule
 
 SOL_NETLINK, NETLINK_NO_ENOBUFS, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK = 270, 5, 10, 12
 _LARGEST = 1 << 16  # bytes of a datagram: the kernel makes dumps of 32 KiB
@@ -64,10 +64,22 @@ class Kernel:
         objects = self.nexthops()
         return [replace(each, hops=objects.get(each.nexthop, each.hops)) for each in found]
 
+    def nexthop_links(self) -> frozenset[int]:
+        """Return the links of all nexthop objects, which the kernel removes when a link is set down."""
+        return frozenset(each.hop.link for each in self._nexthop_objects())
+
+    def _nexthop_objects(self) -> list[NextHopObject]:
+        header = rtnetlink.NHMSG.pack(socket.AF_UNSPEC, 0, 0, 0)
+        try:
+            return self._dump(rtnetlink.RTM_GETNEXTHOP, header, rtnetlink.decode_nexthop)
+        except OSError as error:
+            if error.errno == EOPNOTSUPP:  # before Linux 5.3
+                return []
+            raise
+
     def nexthops(self) -> dict[int, tuple[NextHop, ...]]:
         """Return the ways out of each nexthop object, by its id."""
-        header = rtnetlink.NHMSG.pack(socket.AF_UNSPEC, 0, 0, 0)
-        objects = self._dump(rtnetlink.RTM_GETNEXTHOP, header, rtnetlink.decode_nexthop)
+        objects = self._nexthop_objects()
         single = {each.id: (each.hop,) for each in objects if not each.members}
         found = dict[int, tuple[NextHop, ...]](single)
         for each in objects:
@@ -89,10 +101,13 @@ class Kernel:
         found = self._dump(rtnetlink.RTM_GETNEIGH, header, rtnetlink.decode_router)
         return frozenset(each for each in found if each is not None)
 
-    def static_neighbours(self) -> frozenset[int]:
-        """Return the links with IPv4 neighbour entries that an operator made."""
-        header = rtnetlink.NDMSG.pack(socket.AF_INET, 0, 0, 0, 0)
-        found = self._dump(rtnetlink.RTM_GETNEIGH, header, rtnetlink.decode_static_neighbour)
+    def static_neighbours(self) -> frozenset[tuple[int, int]]:
+        """Return the links and versions of IP with neighbour entries that another program made, proxy entries too."""
+        found = []
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for flags in (0, rtnetlink.NTF_PROXY):
+                header = rtnetlink.NDMSG.pack(family, 0, 0, flags, 0)
+                found += self._dump(rtnetlink.RTM_GETNEIGH, header, rtnetlink.decode_static_neighbour)
         return frozenset(each for each in found if each is not None)
 
     def marks(self) -> tuple[LinkMark, ...] | None:

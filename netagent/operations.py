@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from reprlib import repr as shortened
 from typing import Any, ClassVar
 
 IPAddress = IPv4Address | IPv6Address
@@ -35,11 +36,14 @@ class Malformed(ValueError):
 
 
 class Fields:
-    """Reads the keys of one received map, each with its type and limits. `where` starts every error text."""
+    """Reads the keys of one received map, each with its type and limits. `where` starts every error text.
+
+    A value may be nested deeper than repr() can follow, so an error text has a shortened one.
+    """
 
     def __init__(self, where: str, value: object) -> None:
         if not isinstance(value, dict):
-            raise Malformed(f"{where}: {value!r:.40} is not a map")
+            raise Malformed(f"{where}: {shortened(value):.40} is not a map")
         self._where = where
         self._left: Wire = dict(value)
 
@@ -49,7 +53,7 @@ class Fields:
             raise Malformed(f"{self._where}: the key {key!r} is missing")
         value = self._left.pop(key)
         if type(value) is not kind:
-            raise Malformed(f"{self._where}.{key}: {value!r:.40} is not {kind.__name__}")
+            raise Malformed(f"{self._where}.{key}: {shortened(value):.40} is not {kind.__name__}")
         return value
 
     def integer(self, key: str, low: int, high: int) -> int:

@@ -159,6 +159,21 @@ def check_connected(link: int, network: IPNetwork, view: View) -> None:
         raise Refusal(f"the connected route {network} would take over {network} of another link")
 
 
+def check_prefix_route(link: int, network: IPNetwork, view: View) -> None:
+    """Raise Refusal if the kernel would later confuse the connected route of an IPv6 address with one of others.
+
+    It would remove another program's or a router's with our address; and with an address of others that has no
+    connected route of its own, it would keep ours.
+    """
+    if network.version == 4:
+        return
+    if (link, network) in view.losable_routes.by_prefix or (link, network) in view.unclaimed_prefixes:
+        raise Refusal(f"another program routes {network} on link; the kernel would take its route for ours")
+    for each in view.addresses_in(link, network):
+        if each.flags & IFA_F_NOPREFIXROUTE:
+            raise Refusal(f"{each.ip} has no connected route of its own, and the kernel would keep that of {network}")
+
+
 def check_edges(op: AddressAdd, view: View) -> None:
     """Raise Refusal for a network or broadcast address, and if the kernel would broadcast what is for others.
 
@@ -178,6 +193,9 @@ def check_edges(op: AddressAdd, view: View) -> None:
             raise Refusal(f"{edge}, an end of {network}, is {use}")
         if holders := view.holders(edge):
             raise Refusal(f"{edge}, an end of {network}, is an address of {view.name(holders[0])}")
+        ranges = (each for each, _ in view.local_ranges.containing(single(edge)))
+        if foreign := next((each for each in ranges if (TABLE_LOCAL, each) not in view.own_routes), None):
+            raise Refusal(f"{edge}, an end of {network}, lies in the local range {foreign} of another program")
 
 
 def check_address_add(op: AddressAdd, view: View) -> Undo:
@@ -191,8 +209,7 @@ def check_address_add(op: AddressAdd, view: View) -> Undo:
         check_width(op.link, network, view)
         if op.connected_route:
             check_connected(op.link, network, view)
-            if (op.link, network) in view.losable_routes.by_prefix:
-                raise Refusal(f"another program routes {network} on link; the kernel would take its route for ours")
+            check_prefix_route(op.link, network, view)
     if use := view.protects(ip):
         raise Refusal(f"{ip} is {use}'s address" if use.startswith("a ") else f"{ip} is {use}")
     holders = view.holders(ip)
@@ -236,7 +253,7 @@ def check_address_remove(op: AddressRemove, view: View) -> Undo:
         raise Refusal(
             f"the route to {dependent.destination} in table {dependent.table} depends on {ip}, and is not ours"
         )
-    if ip.version == 4 and op.link in view.static_neighbours and view.counts.is_last(address):
+    if ip.version == 4 and (op.link, 4) in view.static_neighbours and view.counts.is_last(address):
         raise Refusal(f"static neighbour entries depend on {ip}, the last IPv4 address of {view.name(op.link)}")
     view.remove_address(address)
     return op.inverse(connected_route=not address.flags & IFA_F_NOPREFIXROUTE)
@@ -341,7 +358,8 @@ def check_destination(op: RouteReplace, view: View) -> None:
         raise Refusal(reason, allow=allow_addresses(network))
     for _, route in view.host_routes.overlapping(network):
         same = (route.link, route.gateway) == (op.link, op.gateway)
-        if not same and not claims.is_link_local(route.destination) and (route.discards or not route.by_cloud):
+        of_cloud = same or route.by_cloud or claims.is_link_local(route.destination)
+        if route.discards or not of_cloud:
             reason = f"{network} overlaps {route.destination}, which another program routes by {_way(route, view)}"
             raise Refusal(reason, allow=allow_addresses(network))
 
@@ -362,6 +380,10 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
     low = view.settings.priority
     if not low <= op.priority < low + BAND:
         raise Refusal(f"priority {op.priority} is not {low}..{low + BAND - 1}")
+    if view.local_comes_last(op.selector.version):
+        raise Refusal(
+            f"the rule for table local comes after {low}; add one before it: ip rule add pref {low - 1} lookup local"
+        )
     if op.mark or op.mask:
         check_mark_rule(op, view)
     elif op.selector.prefixlen:

@@ -87,7 +87,7 @@ def foreign_dependents(address: Address, counts: AddressCounts, routes: LosableR
     if found is None and address.ip.version == 4 and counts.is_last(address):
         found = routes.by_link.get(address.link)
     if found is None and address.ip.version == 6 and not address.flags & rtnetlink.IFA_F_NOPREFIXROUTE:
-        found = routes.by_prefix.get((address.link, address.interface.network))
+        found = routes.by_prefix.get((address.link, address.network))
     return found
 
 

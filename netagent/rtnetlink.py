@@ -59,15 +59,17 @@ IFA_F_SECONDARY, IFA_F_NODAD, IFA_F_NOPREFIXROUTE = 0x01, 0x02, 0x200
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_INFO_KIND = 1, 3, 4, 18, 1
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_PROTO = 1, 2, 8, 11
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 4, 5, 6, 7
-RTA_MULTIPATH, RTA_CACHEINFO, RTA_TABLE, RTA_VIA, RTA_NH_ID = 9, 12, 15, 18, 30
-NHA_ID, NHA_GROUP, NHA_OIF, NHA_GATEWAY = 1, 2, 5, 6
+RTA_MULTIPATH, RTA_CACHEINFO, RTA_TABLE, RTA_VIA, RTA_ENCAP_TYPE, RTA_NH_ID = 9, 12, 15, 18, 21, 30
+NHA_ID, NHA_GROUP, NHA_OIF, NHA_GATEWAY, NHA_ENCAP_TYPE = 1, 2, 5, 6, 7
 FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_PRIORITY, FRA_FWMARK = 1, 2, 3, 6, 10
 FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, FRA_FWMASK, FRA_PROTOCOL = 14, 15, 16, 21
-NDA_DST, NTF_ROUTER, NUD_PERMANENT = 1, 0x80, 0x80
+NDA_DST, NTF_PROXY, NTF_EXT_LEARNED, NTF_ROUTER, NUD_NOARP, NUD_PERMANENT = 1, 0x08, 0x10, 0x80, 0x40, 0x80
 RTN_UNICAST, RTN_LOCAL, RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT = 1, 2, 6, 7, 8
 RTPROT_KERNEL, RTPROT_DHCP, RTPROT_RA = 2, 16, 9
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST = 0, 253, 254
-FR_ACT_TO_TBL = 1
+FR_ACT_TO_TBL, FIB_RULE_INVERT = 1, 2
+FRA_TUN_ID, FRA_OIFNAME, FRA_UID_RANGE, FRA_IP_PROTO, FRA_SPORT_RANGE, FRA_DPORT_RANGE = 12, 17, 20, 22, 23, 24
+_FRA_NARROWING = {FRA_TUN_ID, FRA_OIFNAME, FRA_UID_RANGE, FRA_IP_PROTO, FRA_SPORT_RANGE, FRA_DPORT_RANGE}
 _NLA_TYPE_MASK = 0x3FFF
 _FAMILY = {4: AF_INET, 6: AF_INET6}
 _ANYWHERE: Mapping[int, IPNetwork] = {AF_INET: IPv4Network("0.0.0.0/0"), AF_INET6: IPv6Network("::/0")}
@@ -97,6 +99,7 @@ class Address:
     prefix: int
     flags: int  # IFA_F_*
     protocol: int | None  # IFA_PROTO; None if it has none, or before Linux 5.18
+    peer: IPv4Address | None = None  # of a point-to-point address
 
     @property
     def interface(self) -> IPInterface:
@@ -105,6 +108,11 @@ class Address:
             return IPv4Interface((self.ip, self.prefix))
         return IPv6Interface((self.ip, self.prefix))
 
+    @property
+    def network(self) -> IPNetwork:
+        """The network that the kernel counts the address to: its peer's, if it has one."""
+        return self.interface.network if self.peer is None else IPv4Network((self.peer, self.prefix), strict=False)
+
 
 @dataclass(frozen=True, slots=True)
 class NextHop:
@@ -112,6 +120,7 @@ class NextHop:
 
     link: int  # 0: none
     gateway: IPAddress | None
+    encapsulates: bool = False  # a tunnel without a link of its own (ip-route(8), encap)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +149,7 @@ class NextHopObject:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A routing rule; only what an operation can express."""
+    """A routing rule; of what no operation can express, only that there is something."""
 
     priority: int
     selector: IPNetwork
@@ -151,6 +160,12 @@ class Rule:
     protocol: int
     mark: int = 0
     mask: int = 0
+    narrowed: bool = False  # by a link, an owner, a port ...
+
+    @property
+    def is_for_all(self) -> bool:
+        """True if it selects every packet."""
+        return not (self.selector.prefixlen or self.mask or self.local or self.narrowed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,7 +385,9 @@ def decode_address(body: bytes) -> Address:
     (_, prefix, flags, _, index), found = _unpack(IFADDRMSG, body)
     ip = _address(found.get(IFA_LOCAL) or found[IFA_ADDRESS])
     protocol = found[IFA_PROTO][0] if IFA_PROTO in found else None
-    return Address(index, ip, prefix, _u32(found, IFA_FLAGS, flags), protocol)
+    other = _address(found[IFA_ADDRESS])
+    peer = other if isinstance(other, IPv4Address) and other != ip else None
+    return Address(index, ip, prefix, _u32(found, IFA_FLAGS, flags), protocol, peer)
 
 
 def decode_route(body: bytes) -> Route:
@@ -396,14 +413,15 @@ def decode_nexthop(body: bytes) -> NextHopObject:
     _, found = _unpack(NHMSG, body)
     gateway = _address(found[NHA_GATEWAY]) if NHA_GATEWAY in found else None
     members = tuple(int(each[0]) for each in NEXTHOP_GRP.iter_unpack(found.get(NHA_GROUP, b"")))
-    return NextHopObject(_u32(found, NHA_ID), NextHop(_u32(found, NHA_OIF), gateway), members)
+    hop = NextHop(_u32(found, NHA_OIF), gateway, NHA_ENCAP_TYPE in found)
+    return NextHopObject(_u32(found, NHA_ID), hop, members)
 
 
 def _hop(link: int, found: Attributes) -> NextHop:
     gateway = found.get(RTA_GATEWAY)
     if gateway is None and RTA_VIA in found:
         gateway = found[RTA_VIA][2:]  # struct rtvia: family, address
-    return NextHop(link, None if gateway is None else _address(gateway))
+    return NextHop(link, None if gateway is None else _address(gateway), RTA_ENCAP_TYPE in found)
 
 
 def _multipath(data: bytes) -> Iterator[NextHop]:
@@ -416,19 +434,21 @@ def _multipath(data: bytes) -> Iterator[NextHop]:
 
 def decode_rule(body: bytes) -> Rule | None:
     """Return the rule of an RTM_NEWRULE message; None for a family that is not IP (multicast routing)."""
-    (family, to, source, _, table, _, _, _, _), found = _unpack(FIB_RULE_HDR, body)
+    (family, to, source, tos, table, _, _, _, flags), found = _unpack(FIB_RULE_HDR, body)
     if family not in _ANYWHERE:
         return None
+    iif = found.get(FRA_IIFNAME)
     return Rule(
         priority=_u32(found, FRA_PRIORITY),
         selector=_network(family, found.get(FRA_SRC) or found.get(FRA_DST), source or to),
         to=to > 0,
         table=_u32(found, FRA_TABLE, table),
         suppress=found.get(FRA_SUPPRESS_PREFIXLEN) == bytes(4),
-        local=found.get(FRA_IIFNAME) == b"lo\0",
+        local=iif == b"lo\0",
         protocol=found.get(FRA_PROTOCOL, b"\0")[0],
         mark=_u32(found, FRA_FWMARK),
         mask=_u32(found, FRA_FWMASK),
+        narrowed=bool(tos or flags & FIB_RULE_INVERT or _FRA_NARROWING & found.keys() or iif not in (None, b"lo\0")),
     )
 
 
@@ -440,7 +460,13 @@ def decode_router(body: bytes) -> tuple[int, IPAddress] | None:
     return index, _address(found[NDA_DST])
 
 
-def decode_static_neighbour(body: bytes) -> int | None:
-    """Return the link of a neighbour entry that an operator made (NUD_PERMANENT); None for others."""
-    (_, index, state, _, _), _ = _unpack(NDMSG, body)
-    return int(index) if state & NUD_PERMANENT else None
+def decode_static_neighbour(body: bytes) -> tuple[int, int] | None:
+    """Return link and version of IP of a neighbour entry that another program made; None for others.
+
+    The kernel itself makes entries without ARP for multicast and broadcast.
+    """
+    (family, index, state, flags, kind), _ = _unpack(NDMSG, body)
+    by_hand = state & NUD_PERMANENT or (state & NUD_NOARP and kind == RTN_UNICAST)
+    if not by_hand and not flags & (NTF_PROXY | NTF_EXT_LEARNED):
+        return None
+    return int(index), 4 if family == AF_INET else 6

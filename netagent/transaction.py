@@ -23,6 +23,7 @@ from .operations import (
     AddressRemove,
     ForwardedReplies,
     IPAddress,
+    IPInterface,
     IPNetwork,
     LinkDown,
     LinkMtu,
@@ -36,7 +37,7 @@ from .policy import IPV6_MIN_MTU, Refusal, check_one
 from .protocol import Remaining
 from .removal import AddressCounts, foreign_dependents, foreign_state, losable
 from .rtnetlink import IFA_F_SECONDARY, RTPROT_KERNEL, Address, Route
-from .view import View, uses_ifa_proto
+from .view import Owned, View, uses_ifa_proto
 
 ALREADY_UNDONE = (0, ENOENT, ESRCH, EADDRNOTAVAIL, EEXIST, ENODEV)
 UNDO_ATTEMPTS = 3
@@ -90,15 +91,29 @@ class Transaction:
         return self._undo(self._ledger.entry.undo)
 
     def commit(self) -> None:
-        """Keep the open transaction. Raises OSError if the ledger cannot be written."""
+        """Keep the open transaction. Raises OSError if the ledger cannot be written or the kernel not be read."""
         entry = self._ledger.entry
-        added = {(op.link, op.interface.ip) for op in entry.undo if isinstance(op, AddressRemove)}
-        removed = {(op.link, op.interface.ip) for op in entry.undo if isinstance(op, AddressAdd)}
         used = [op.gateway for op in entry.undo if isinstance(op, RouteRemove | RouteReplace)]
         gateways = tuple(dict.fromkeys((*entry.gateways, *(gateway for gateway in used if gateway is not None))))
         remembered = gateways[:MAX_GATEWAYS]  # the earliest: no client can push out those of the boot
-        owned = (entry.owned - removed) | added
-        self._ledger.write(Entry(owned=owned, gateways=remembered, table=entry.table))
+        self._ledger.write(Entry(owned=self._owned(entry), gateways=remembered, table=entry.table))
+
+    def _owned(self, entry: Entry) -> Owned:
+        """Return the addresses that are ours once the transaction is kept.
+
+        An address that it added and removed again is not: another program may add it later. One of which it removed a
+        prefix length is, if the link still has it with another one.
+        """
+        there = dict[tuple[int, IPInterface], bool]()
+        for op in reversed(entry.undo):  # in the order of the request
+            if isinstance(op, AddressAdd | AddressRemove):
+                there[op.link, op.interface] = isinstance(op, AddressRemove)
+        added = {(link, interface.ip) for (link, interface), is_there in there.items() if is_there}
+        removed = {(link, interface.ip) for link, interface in there} - added
+        if removed:
+            left = (each for each in self._kernel.addresses() if (each.link, each.interface) not in there)
+            removed -= {(each.link, each.ip) for each in left}
+        return (entry.owned - removed) | added
 
     def remove_table(self) -> int | None:
         """Remove the nftables table for good. Returns an errno: 0 for done, None for not known."""
@@ -115,12 +130,16 @@ class Transaction:
             errnos = self._kernel.change([op for op, _ in failed], stop=False)
             tried = [(op, errno) for (op, _), errno in zip(failed, errnos, strict=True)]
             failed = [(op, errno) for op, errno in tried if errno not in ALREADY_UNDONE]
-        self._close()
-        return (*remaining, *(_failure(op, errno) for op, errno in failed))
+        left = (*remaining, *(_failure(op, errno) for op, errno in failed))
+        self._close(left)
+        return left
 
-    def _close(self) -> None:
-        """Close the transaction."""
-        self._ledger.shorten(replace(self._ledger.entry, request=None, undo=()))
+    def _close(self, left: Sequence[Remaining]) -> None:
+        """Close the transaction. Addresses that could not be removed stay ours."""
+        entry = self._ledger.entry
+        kept = {(each.op.link, each.op.interface.ip) for each in left if isinstance(each.op, AddressRemove)}
+        lost = {(each.op.link, each.op.interface.ip) for each in left if isinstance(each.op, AddressAdd)}
+        self._ledger.shorten(replace(entry, request=None, undo=(), owned=(entry.owned - lost) | kept))
 
     def _split(self, ops: tuple[Undo, ...]) -> tuple[list[Undo], list[Remaining]]:
         """Return what to do, and what must not be done because of what others have made since."""
@@ -130,9 +149,9 @@ class Transaction:
         if state is None:  # without the kernel's answer nobody knows what depends on them
             guarded = [op for op in ops if isinstance(op, _GUARDED)]
             return [op for op in ops if op not in guarded], [_failure(op, None) for op in guarded]
-        others = _Others(*state)
+        others = _Others(state)
         pending, remaining = list[Undo](), list[Remaining]()
-        for op in ops:
+        for op in _without_detours(ops):
             if isinstance(op, AddressRemove) and not others.left_address(op):
                 continue
             obstacle = others.obstacle(op)
@@ -142,13 +161,14 @@ class Transaction:
                 remaining.append(Remaining(op, obstacle))
         return pending, remaining
 
-    def _read(self) -> tuple[list[Address], list[Route], frozenset[int]] | None:
-        """Return all addresses, the routes of others, and the links with static neighbours; None without an answer."""
+    def _read(self) -> _State | None:
+        """Return what others have; None without an answer."""
         for _ in range(UNDO_ATTEMPTS):
             with contextlib.suppress(OSError):
                 routes = self._kernel.routes()
                 foreign = [route for route in routes if route.protocol != PROTOCOL]
-                return self._kernel.addresses(), foreign, self._kernel.static_neighbours()
+                neighbours, nexthops = self._kernel.static_neighbours(), self._kernel.nexthop_links()
+                return _State(self._kernel.addresses(), foreign, neighbours, nexthops)
         return None
 
     def remove(self, ops: Sequence[Operation]) -> tuple[list[int | None], list[Remaining]]:
@@ -162,14 +182,38 @@ class Transaction:
         return errnos, [_failure(op, errno) for op, errno in failed]
 
 
+def _without_detours(ops: Sequence[Undo]) -> list[Undo]:
+    """Return `ops` without each addition of an address that a later one removes again, and without that removal.
+
+    An address that came and went in the request is not there, and need not come back for a moment.
+    """
+    added, cancelled = dict[tuple[int, IPInterface], int](), set[int]()
+    for at, op in enumerate(ops):
+        if isinstance(op, AddressAdd):
+            added[op.link, op.interface] = at
+        elif isinstance(op, AddressRemove) and (op.link, op.interface) in added:
+            cancelled |= {at, added.pop((op.link, op.interface))}
+    return [op for at, op in enumerate(ops) if at not in cancelled]
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """The part of the kernel's state that a rollback must not damage."""
+
+    addresses: Sequence[Address]
+    foreign: Sequence[Route]  # routes of others
+    static_neighbours: frozenset[tuple[int, int]]  # links, versions of IP
+    nexthop_links: frozenset[int]  # links of nexthop objects
+
+
 class _Others:
     """Objects that other programs have added since the change. Queried in the order of the operations."""
 
-    def __init__(
-        self, addresses: Sequence[Address], foreign: Sequence[Route], static_neighbours: frozenset[int]
-    ) -> None:
-        self._static_neighbours = static_neighbours
-        self._left = {(each.link, each.interface): each for each in addresses}
+    def __init__(self, state: _State) -> None:
+        addresses, foreign = state.addresses, state.foreign
+        self._static_neighbours, self._nexthop_links = state.static_neighbours, state.nexthop_links
+        by_peer = sorted(addresses, key=lambda each: each.peer is None)  # ours have none, and must not be hidden
+        self._left = {(each.link, each.interface): each for each in by_peer}
         self._tagged, self._counts = uses_ifa_proto(addresses), AddressCounts(addresses)
         self._foreign, self._losable = foreign, losable(foreign)
         made = (route for route in foreign if route.protocol != RTPROT_KERNEL)  # those go with their addresses
@@ -177,7 +221,7 @@ class _Others:
         self._secondaries = defaultdict[tuple[int, IPNetwork], set[IPAddress]](set)
         for each in addresses:
             if each.ip.version == 4 and each.flags & IFA_F_SECONDARY:
-                self._secondaries[each.link, each.interface.network].add(each.ip)
+                self._secondaries[each.link, each.network].add(each.ip)
         self._taken = set[IPNetwork]()  # addresses that do not come back, and so have no rules
 
     def left_address(self, op: AddressRemove) -> bool:
@@ -193,8 +237,10 @@ class _Others:
             case LinkDown():
                 if state := foreign_state(op.link, self._left.values(), self._foreign):
                     return f"{state} depends on it and is not ours"
-                if op.link in self._static_neighbours:
+                if {(op.link, 4), (op.link, 6)} & self._static_neighbours:
                     return "static neighbour entries of the link depend on it"
+                if op.link in self._nexthop_links:
+                    return "nexthop objects of the link depend on it and are not ours"
             case AddressAdd():
                 if any(interface.ip == op.interface.ip and link != op.link for link, interface in self._left):
                     self._taken.add(single(op.interface.ip))
@@ -207,6 +253,8 @@ class _Others:
                 routes = [route for route in self._foreign if route.destination.version == 6]
                 if state := foreign_state(op.link, self._left.values(), routes):
                     return f"{state} depends on it and is not ours"
+                if (op.link, 6) in self._static_neighbours:
+                    return "static neighbour entries of the link depend on it"
         return None
 
     def _dependent(self, address: Address) -> str | None:
@@ -214,11 +262,11 @@ class _Others:
         route = foreign_dependents(address, self._counts, self._losable)
         last = address.ip.version == 4 and self._counts.is_last(address)
         self._counts.add(address, -1)
-        if last and address.link in self._static_neighbours:
+        if last and (address.link, 4) in self._static_neighbours:
             return "static neighbour entries of the link depend on it"
         if route is not None:
             return f"the route to {route.destination} in table {route.table} depends on it and is not ours"
-        secondaries = self._secondaries[address.link, address.interface.network]
+        secondaries = self._secondaries[address.link, address.network]
         if address.flags & IFA_F_SECONDARY:
             secondaries.discard(address.ip)
         elif secondaries and address.ip.version == 4:

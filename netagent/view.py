@@ -19,7 +19,7 @@ from .operations import (
     RuleRemove,
 )
 from .removal import AddressCounts, losable
-from .rtnetlink import Address, Link, Route, Rule
+from .rtnetlink import IFA_F_NOPREFIXROUTE, Address, Link, NextHop, Route, Rule
 from .settings import Settings
 
 Owned = frozenset[tuple[int, IPAddress]]
@@ -36,7 +36,7 @@ class Snapshot:
     routes: tuple[Route, ...]
     rules: tuple[Rule, ...]
     routers: frozenset[tuple[int, IPAddress]]  # IPv6 neighbours with NTF_ROUTER
-    static_neighbours: frozenset[int] = frozenset()  # links with IPv4 neighbour entries of an operator
+    static_neighbours: frozenset[tuple[int, int]] = frozenset()  # links, versions of IP: see Kernel.static_neighbours
     marks: tuple[LinkMark, ...] | None = None  # of the table `cloud_network`; None without a socket to nfnetlink
 
 
@@ -99,9 +99,11 @@ class View:
         self.local_ranges: NetworkIndex[int] = NetworkIndex()  # routes of type local that the kernel did not derive
         self.rules: dict[RuleKey, tuple[bool, bool]] = {}  # ours: suppress, local
         self._main_rules: dict[int, set[int]] = defaultdict(set)  # by version of IP, priorities of ours: see asks_main
+        self._local_rules: dict[int, set[int]] = defaultdict(set)  # the same, of others: for table local
         self.default_gateways: dict[int, set[IPAddress]] = defaultdict(set)
         self.gateways: dict[IPAddress, set[int]] = defaultdict(set)  # protected: by the links that use them
         self.counts, self.losable_routes = AddressCounts(), losable(self.foreign_routes)
+        self.unclaimed_prefixes: set[tuple[int, IPNetwork]] = set()  # IPv6, of routers: no address keeps their route
         self._subnet_addresses: dict[tuple[int, IPNetwork], dict[IPAddress, Address]] = defaultdict(dict)
         self._own_on_link = NetworksByLink()  # of our routes in the link's tables
         self._own_copies = Counter[tuple[int, IPNetwork]]()  # the number of these tables that have each
@@ -154,10 +156,20 @@ class View:
             if not route.destination.prefixlen:
                 if hop.gateway is not None and route.table not in self.own_tables(hop.link):
                     self.default_gateways[hop.link].add(hop.gateway)
-            elif hop.gateway is None and hop.link and route.table == TABLE_MAIN and route.kind == rtnetlink.RTN_UNICAST:
+            elif self._is_on_link(route, hop):
                 self._add_subnet(hop.link, route.destination)
                 if self._is_learned(route, (hop.link, route.destination) in explained):
                     self.learned[hop.link].add(route.destination)
+                addresses = self.addresses_in(hop.link, route.destination)
+                kept = any(not each.flags & IFA_F_NOPREFIXROUTE for each in addresses)
+                if route.protocol == rtnetlink.RTPROT_KERNEL and not kept:
+                    self.unclaimed_prefixes.add((hop.link, route.destination))
+
+    @staticmethod
+    def _is_on_link(route: Route, hop: NextHop) -> bool:
+        """Return True for a way out in main that puts the destination on a link."""
+        direct = hop.gateway is None and hop.link > 0 and not hop.encapsulates
+        return direct and route.table == TABLE_MAIN and route.kind == rtnetlink.RTN_UNICAST
 
     def _is_learned(self, route: Route, explained: bool) -> bool:
         """Return True for a subnet from DHCP or a router; IPv6 prefixes of routers have the protocol `kernel`."""
@@ -170,6 +182,8 @@ class View:
         for rule in rules:
             if rule.protocol == PROTOCOL:
                 self.add_rule(rule)
+            elif rule.table == TABLE_LOCAL and rule.is_for_all:
+                self._local_rules[rule.selector.version].add(rule.priority)
 
     def _index_host_routes(self) -> NetworkIndex[HostRoute]:
         """Return the foreign routes that may be rivals of a claim, one entry per next hop.
@@ -181,8 +195,7 @@ class View:
         for route in self.foreign_routes:
             is_range = route.kind == rtnetlink.RTN_LOCAL and route.protocol != rtnetlink.RTPROT_KERNEL
             if (route.table != TABLE_LOCAL or is_range) and route.destination.prefixlen > 1:
-                found = (self._host_route(route, hop.link, hop.gateway) for hop in route.hops)
-                for each in found:
+                for each in (self._host_route(route, hop) for hop in route.hops):
                     if each.discards or not (each.by_cloud and each.by_kernel):
                         index.add(each.destination, each)
         return index
@@ -191,7 +204,7 @@ class View:
         """Yield the foreign routes to halves of the address space (a VPN for everything), one entry per next hop."""
         for route in self.foreign_routes:
             if route.destination.prefixlen == 1 and route.table != TABLE_LOCAL:
-                yield from (self._host_route(route, hop.link, hop.gateway) for hop in route.hops)
+                yield from (self._host_route(route, hop) for hop in route.hops)
 
     def may_leave_tunnel(self, network: IPNetwork) -> bool:
         """Return True if a link's table may route the network through its gateway, although a VPN carries all traffic.
@@ -201,8 +214,10 @@ class View:
         near = any(self.is_cloud(link) for _, link in self.subnets.containing(network))
         return near or claims.within(network, (*claims.PRIVATE, *claims.LINK_LOCAL, *claims.METADATA))
 
-    def _host_route(self, route: Route, link: int, gateway: IPAddress | None) -> HostRoute:
-        on_cloud = self.is_cloud(link)
+    def _host_route(self, route: Route, hop: NextHop) -> HostRoute:
+        """Return one way out of a route of another program. A tunnel (encap) is not the cloud's, whatever its link."""
+        link, gateway = hop.link, None if hop.encapsulates else hop.gateway
+        on_cloud = self.is_cloud(link) and not hop.encapsulates
         by_lease = route.protocol in (rtnetlink.RTPROT_DHCP, rtnetlink.RTPROT_RA)
         return HostRoute(
             destination=route.destination,
@@ -242,11 +257,12 @@ class View:
         """Return the network of an address, or None if it is a /32 or /128 alone."""
         if address.prefix == address.ip.max_prefixlen:
             return None
-        return single(address.ip).supernet(new_prefix=address.prefix)
+        return address.network
 
     def add_address(self, address: Address) -> None:
         """Count an address that is there, or that this request adds."""
-        self.addresses[address.link, address.ip, address.prefix] = address
+        if address.peer is None or (address.link, address.ip, address.prefix) not in self.addresses:  # ours have none
+            self.addresses[address.link, address.ip, address.prefix] = address
         entries = self._entries[address.link, address.ip]
         if not entries:
             self._holders[address.ip].append(address.link)
@@ -281,7 +297,11 @@ class View:
     def same_subnet(self, address: Address) -> Iterable[Address]:
         """Return the link's addresses with the same network, this one included."""
         network = self.network_of(address)
-        return () if network is None else self._subnet_addresses[address.link, network].values()
+        return () if network is None else self.addresses_in(address.link, network)
+
+    def addresses_in(self, link: int, network: IPNetwork) -> Iterable[Address]:
+        """Return the link's addresses with exactly this network."""
+        return self._subnet_addresses.get((link, network), {}).values()
 
     def _add_subnet(self, link: int, network: IPNetwork) -> None:
         if not self.near.has(link, network):
@@ -450,6 +470,11 @@ class View:
     def main_comes_before(self, version: int, priority: int) -> bool:
         """Return True if a rule of ours asks main, for every source of this family, before this priority."""
         return min(self._main_rules[version], default=priority) < priority
+
+    def local_comes_last(self, version: int) -> bool:
+        """Return True if table local is asked only after our rules, as an operator of VRFs may have moved its rule."""
+        found = self._local_rules[version]
+        return bool(found) and min(found) >= self.settings.priority
 
     def own_rules(self) -> list[RuleRemove]:
         """Return the removal of every rule of ours; those that ask main go last, because others need them."""

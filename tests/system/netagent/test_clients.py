@@ -48,6 +48,7 @@ def test_a_member_of_the_group_is_refused_and_logged(lab: Lab) -> None:
         (b"\x81\xa7request\xa5apply\x00", "not msgpack"),
         (b"\xdd\xff\xff\xff\xff", "not msgpack"),
         (b"\x91" * 5000, "not msgpack"),
+        (b"\x81\xa7request" + b"\x81\xa1a" * 1015 + b"\xc0", "is not str"),  # repr() raised RecursionError
         (msgpack.packb({"request": "shell"}), "is not one of hello, check, apply"),
         (msgpack.packb({"request": ["apply"]}), "is not str"),
         (msgpack.packb({"request": "status", "more": 1}), "'more' is not a known key"),

@@ -127,6 +127,7 @@ PREFIX_ROUTES = {
     "NetworkManager's": "proto ra metric 100",
     "one with the kernel's metric": "proto static metric 256",
     "a router's": "proto kernel metric 256 expires 1800",
+    "a router's, with infinite lifetime": "proto kernel metric 256",
 }
 
 
@@ -138,6 +139,13 @@ def test_an_ipv6_prefix_route_of_others_stays(lab: Lab, wire: Wire, whose: str) 
     assert "another program routes fd00:abc::/64" in reason(wire, address(on, "fd00:abc::5/64"))
     apply(wire, address(on, "fd00:abc::5/128"))
     sh(lab, "ip -6 route flush fd00:abc::/64")
+
+
+def test_no_ipv6_prefix_route_of_ours_stays_behind(lab: Lab, wire: Wire) -> None:
+    """With another address that has no connected route of its own, the kernel keeps ours when our address goes."""
+    lab.batch(["address add fd00:ad::a/64 dev eth0 noprefixroute nodad"])
+    assert "no connected route of its own" in reason(wire, address(ifindex(lab, "eth0"), "fd00:ad::5/64"))
+    apply(wire, address(ifindex(lab, "eth0"), "fd00:ad::5/128"))
 
 
 def test_an_ipv6_prefix_route_that_came_later_stays(lab: Lab, wire: Wire) -> None:
@@ -170,18 +178,82 @@ def test_any_former_mtu_comes_back_after_a_crash(lab: Lab) -> None:
     assert json.loads(sh(lab, "ip -j link show spare"))[0]["mtu"] == 500
 
 
+NEIGHBOURS = {
+    "static": ("10.9.4.1 lladdr 02:00:00:00:00:99 nud permanent", "PERMANENT"),
+    "without ARP": ("10.9.4.1 lladdr 02:00:00:00:00:99 nud noarp", "02:00:00:00:00:99 NOARP"),
+    "learned from another program": ("10.9.4.1 lladdr 02:00:00:00:00:99 nud reachable extern_learn", "extern_learn"),
+    "proxy": ("proxy 10.9.4.7", "10.9.4.7"),
+    "static, IPv6": ("fe80::1 lladdr 02:00:00:00:00:99 nud permanent", "PERMANENT"),
+    "proxy, IPv6": ("proxy fd00::77", "fd00::77"),
+}
+
+
+def neighbours(lab: Lab) -> str:
+    show = "neighbour show dev spare"
+    return sh(lab, f"for v in -4 -6; do ip $v {show} nud all; ip $v {show} proxy; done")
+
+
 @pytest.mark.parametrize("how", ["remove", "roll back"])
-def test_static_neighbours_stay(lab: Lab, wire: Wire, how: str) -> None:
+@pytest.mark.parametrize("what", [what for what in NEIGHBOURS if "IPv6" not in what])
+def test_static_neighbours_stay(lab: Lab, wire: Wire, what: str, how: str) -> None:
     """With the last IPv4 address of a link the kernel removes them, too: a neighbour could be the gateway then."""
     spare = spare_link(lab)
     add = wire.apply(address(spare, "10.9.4.10/24"), confirm_within=60 if how == "roll back" else 0, request="open")
     assert add["verdict"] == "applied"
-    sh(lab, "ip neighbour add 10.9.4.1 lladdr 02:00:00:00:00:99 nud permanent dev spare")
+    entry, shown = NEIGHBOURS[what]
+    sh(lab, f"ip neighbour add {entry} dev spare")
     if how == "remove":
         assert "static neighbour" in reason(wire, address(spare, "10.9.4.10/24", "address_remove"))
     else:
         assert len(wire.ask(request="rollback", id="open")["not_undone"]) == 1
-    assert "PERMANENT" in sh(lab, "ip neighbour show dev spare")
+    assert shown in neighbours(lab)
+
+
+@pytest.mark.parametrize("what", NEIGHBOURS)
+def test_a_link_with_static_neighbours_stays_up(lab: Lab, wire: Wire, what: str) -> None:
+    spare = spare_link(lab)
+    lab.batch(["link set spare down"])
+    assert wire.apply({"op": "link_up", "link": spare}, confirm_within=60, request="open")["verdict"] == "applied"
+    entry, shown = NEIGHBOURS[what]
+    sh(lab, f"ip neighbour add {entry} dev spare")
+    (left,) = wire.ask(request="rollback", id="open")["not_undone"]
+    assert left["reason"] == "static neighbour entries of the link depend on it"
+    assert shown in neighbours(lab)
+
+
+@pytest.mark.parametrize("what", [what for what in NEIGHBOURS if "IPv6" in what])
+def test_an_mtu_without_ipv6_takes_no_static_neighbours(lab: Lab, wire: Wire, what: str) -> None:
+    spare = spare_link(lab)
+    lab.batch(["link set spare mtu 1000"])
+    raised = wire.apply({"op": "link_mtu", "link": spare, "mtu": 1500}, confirm_within=60, request="open")
+    assert raised["verdict"] == "applied"
+    entry, shown = NEIGHBOURS[what]
+    sh(lab, f"ip neighbour add {entry} dev spare")
+    assert len(wire.ask(request="rollback", id="open")["not_undone"]) == 1
+    assert shown in neighbours(lab)
+
+
+def test_a_link_with_a_nexthop_object_stays_up(lab: Lab, wire: Wire) -> None:
+    spare = spare_link(lab)
+    lab.batch(["link set spare down"])
+    assert wire.apply({"op": "link_up", "link": spare}, confirm_within=60, request="open")["verdict"] == "applied"
+    sh(lab, "ip nexthop add id 55 dev spare")
+    assert len(wire.ask(request="rollback", id="open")["not_undone"]) == 1
+    assert "id 55" in sh(lab, "ip nexthop show; ip nexthop delete id 55")
+
+
+@pytest.mark.parametrize("how", ["remove", "roll back"])
+def test_a_secondary_by_its_peer_stays(lab: Lab, wire: Wire, how: str) -> None:
+    """The kernel counts a point-to-point address to the network of its peer."""
+    on = ifindex(lab, "eth0")
+    add = wire.apply(address(on, "10.9.9.5/24"), confirm_within=60 if how == "roll back" else 0, request="open")
+    assert add["verdict"] == "applied"
+    lab.batch(["address add 10.1.1.1 peer 10.9.9.1/24 dev eth0"])
+    if how == "remove":
+        assert "10.1.1.1 may go with" in reason(wire, address(on, "10.9.9.5/24", "address_remove"))
+    else:
+        assert len(wire.ask(request="rollback", id="open")["not_undone"]) == 1
+    assert "10.1.1.1 peer 10.9.9.1/24" in kernel_state(lab)["addresses"]
 
 
 # — what the kernel makes local or broadcast
@@ -226,6 +298,45 @@ def test_a_range_that_an_operator_made_local_stays_whole(lab: Lab, wire: Wire) -
     lab.batch(["route delete local 10.88.0.0/16 dev lo table local"])
 
 
+def test_an_address_in_a_local_range_does_not_become_broadcast(lab: Lab, wire: Wire) -> None:
+    lab.batch(["route add local 10.88.0.0/16 dev eth0 proto static table local"])
+    assert "lies in the local range 10.88.0.0/16" in reason(wire, address(ifindex(lab, "eth0"), "10.88.5.1/24"))
+    apply(wire, address(ifindex(lab, "eth0"), "10.88.5.1"))
+    assert get(lab, "10.88.5.255").startswith("local ")
+    lab.batch(["route delete local 10.88.0.0/16 dev eth0 table local"])
+
+
+@pytest.mark.parametrize("way", ["dev eth0", "via 10.0.2.1 dev eth0"])
+def test_a_tunnel_without_a_link_of_its_own_stays(lab: Lab, wire: Wire, way: str) -> None:
+    """`encap` in a route of the cloud's link: the packets go elsewhere than the link says."""
+    on = ifindex(lab, "eth0")
+    lab.batch([f"route add 10.55.0.0/16 encap ip id 5 dst 10.0.2.1 {way} proto static"])
+    for op in (address(on, "10.55.0.7/24"), route(on, "10.55.0.0/16", "10.0.2.1", table(lab))):
+        assert "another program routes by eth0" in reason(wire, op)
+    assert "encap" in get(lab, "10.55.0.9")
+
+
+def test_link_local_destinations_that_are_prohibited_stay_so(lab: Lab, wire: Wire) -> None:
+    on = ifindex(lab, "eth0")
+    lab.batch(["route add prohibit 169.254.77.0/24 proto static"])
+    for to in ("169.254.0.0/16", "169.254.77.5/32"):
+        assert "another program routes by discarding it" in reason(wire, route(on, to, "10.0.2.1", table(lab)))
+    apply(wire, route(on, "169.254.169.254/32", "10.0.2.1", table(lab)))
+
+
+@pytest.mark.parametrize("how", ["flush", "rollback"])
+def test_our_address_goes_although_another_has_a_peer(lab: Lab, wire: Wire, how: str) -> None:
+    """Both have the same address, link and length; ours was neither removed nor reported."""
+    on = ifindex(lab, "eth0")
+    assert wire.apply(address(on, "10.9.3.11/24"), confirm_within=60, request="open")["verdict"] == "applied"
+    if how == "flush":
+        wire.ask(request="confirm", id="open")
+    lab.batch(["address add 10.9.3.11 peer 10.9.9.1/24 dev eth0"])
+    assert "not_undone" not in wire.ask(request=how, id="open")
+    assert "10.9.3.11/24" not in kernel_state(lab)["addresses"]
+    assert "10.9.3.11 peer 10.9.9.1/24" in kernel_state(lab)["addresses"]
+
+
 def test_a_host_route_of_another_link_stays(lab: Lab, wire: Wire) -> None:
     on = ifindex(lab, "eth0")
     lab.batch(["route add 10.99.9.9/32 dev eth1 proto static"])
@@ -265,6 +376,23 @@ def test_no_rule_selects_a_link_local_address(lab: Lab, wire: Wire) -> None:
     shown = json.loads(sh(lab, "ip -j -6 address show dev eth0 scope link"))
     (own,) = [each["local"] for each in shown[0]["addr_info"]]
     assert "link-local" in reason(wire, rule(f"{own}/128", table(lab)))
+
+
+@pytest.mark.parametrize("everything", ["0.0.0.0/0", "::/0"])
+def test_no_rule_comes_before_table_local(lab: Lab, wire: Wire, everything: str) -> None:
+    """For VRFs its rule is moved behind the kernel's for them. Main would then put our own addresses on the wire."""
+    ip = "ip -6" if ":" in everything else "ip"
+    sh(
+        lab,
+        f"{ip} rule add pref 32765 lookup local; {ip} rule delete pref 0; {ip} rule add pref 9 iif vpn lookup local",
+    )
+    assert "the rule for table local comes after 31000" in reason(wire, main_rule(everything))
+    assert " dev lo " in get(lab, "10.0.2.10")
+    sh(lab, f"{ip} rule add pref 30999 lookup local")
+    apply(wire, main_rule(everything))
+    assert " dev lo " in get(lab, "10.0.2.10")
+    sh(lab, f"{ip} rule add pref 0 lookup local; {ip} rule delete pref 30999; {ip} rule delete pref 32765")
+    sh(lab, f"{ip} rule delete pref 9")
 
 
 # — time, and a full /run

@@ -1,23 +1,41 @@
-"""The ledger on a file system that is full."""
+"""The ledger: on a file system that is full, and as the list of our addresses before Linux 5.18."""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 
 import pytest
 from cloud_network.netagent.kernel import Kernel
 from cloud_network.netagent.ledger import Entry, Ledger
-from cloud_network.netagent.operations import Undo
+from cloud_network.netagent.operations import AddressAdd, AddressRemove, Operation, Undo
+from cloud_network.netagent.rtnetlink import Address, NextHop, Route
 from cloud_network.netagent.transaction import Transaction
+
+IP = IPv4Address("10.0.2.50")
+HOST, SUBNET = IPv4Interface("10.0.2.50/32"), IPv4Interface("10.0.2.50/24")
 
 
 class DoingKernel(Kernel):
-    """Does whatever it is asked to."""
+    """Does whatever it is asked to, and has these addresses and routes."""
 
-    def __init__(self) -> None:
+    def __init__(self, addresses: Sequence[Address] = (), routes: Sequence[Route] = ()) -> None:
         """Open no socket."""
+        self._addresses, self._routes = list(addresses), list(routes)
+
+    def addresses(self, link: int = 0) -> list[Address]:
+        return [each for each in self._addresses if link in (0, each.link)]
+
+    def routes(self, protocol: int = 0) -> list[Route]:
+        return [each for each in self._routes if protocol in (0, each.protocol)]
+
+    def static_neighbours(self) -> frozenset[tuple[int, int]]:
+        return frozenset()
+
+    def nexthop_links(self) -> frozenset[int]:
+        return frozenset()
 
     def change(self, ops: Sequence[Undo], *, stop: bool = True) -> list[int | None]:
         return [0] * len(ops)
@@ -35,3 +53,37 @@ def test_netagent_starts_although_the_ledger_cannot_grow(tmp_path: Path, monkeyp
     assert Transaction(DoingKernel(), ledger).remove_table() == 0
     assert not ledger.entry.table
     assert not Ledger(tmp_path / "ledger").entry.table
+
+
+def apply(ledger: Ledger, kernel: Kernel, *ops: AddressAdd | AddressRemove) -> Transaction:
+    """Apply a transaction; it stays open."""
+    transaction, request = Transaction(kernel, ledger), list[Operation](ops)
+    undo = [op.inverse() if isinstance(op, AddressAdd) else op.inverse(connected_route=True) for op in ops]
+    assert transaction.apply("test", request, undo).failed is None
+    return transaction
+
+
+def test_an_address_that_came_and_went_is_not_ours(tmp_path: Path) -> None:
+    """Else a fetcher could remove what DHCP adds later."""
+    ledger = Ledger(tmp_path / "ledger")
+    apply(ledger, DoingKernel(), AddressAdd(2, HOST, True), AddressRemove(2, HOST)).commit()
+    assert ledger.entry.owned == frozenset()
+
+
+def test_an_address_with_another_length_stays_ours(tmp_path: Path) -> None:
+    """Else its network would count as learned, and the first host in it as a gateway."""
+    ledger = Ledger(tmp_path / "ledger")
+    kernel = DoingKernel([Address(2, IP, 24, 0, None)])
+    apply(ledger, kernel, AddressAdd(2, HOST, True), AddressAdd(2, SUBNET, True)).commit()
+    apply(ledger, kernel, AddressRemove(2, HOST)).commit()
+    assert ledger.entry.owned == {(2, IP)}
+    apply(ledger, DoingKernel(), AddressRemove(2, SUBNET)).commit()
+    assert ledger.entry.owned == frozenset()
+
+
+def test_an_address_that_a_rollback_leaves_stays_ours(tmp_path: Path) -> None:
+    needs_it = Route(254, SUBNET.network, (NextHop(3, None),), 1, 4, 0, IP, False)
+    kernel = DoingKernel([Address(2, IP, 32, 0, None)], [needs_it])
+    ledger = Ledger(tmp_path / "ledger")
+    assert len(apply(ledger, kernel, AddressAdd(2, HOST, True)).roll_back()) == 1
+    assert ledger.entry.owned == {(2, IP)}
