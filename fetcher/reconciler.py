@@ -51,6 +51,7 @@ logger = logging.getLogger(__name__)
 
 MAX_CHECK_ROUNDS = 3
 """Number of times that a pass plans again because of refusals by `check`; then it leaves out those operations."""
+BEFORE_CHANGE_S = 3.0  # seconds for the metadata server to answer before a change; else it is read first
 MAX_ROUNDS = 12
 """Number of times that a pass plans again for any reason; the rest waits for the next pass."""
 FLUSHED = "flushed on request; nothing is changed until `sudo cnctl refresh` or a restart of the service"
@@ -253,7 +254,7 @@ class Reconciler:
 
     def _can_confirm(self, fresh: bool) -> bool:
         """Return False if the metadata server does not answer: every change would be rolled back."""
-        if fresh or (self._server_ok and self._provider.answers()):
+        if fresh or (self._server_ok and self._provider.answers(BEFORE_CHANGE_S)):
             return True
         self._server_ok = False
         return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,6 +22,7 @@ from cloud_network.fetcher.metadata.model import Instance, MetadataError, Proble
 logger = logging.getLogger(__name__)
 
 LOOK_S = 2.0  # seconds to wait for the next bytes when only testing whether the server answers
+ANSWERS_S = 10.0  # seconds for `Provider.answers` after a change, over all links and endpoints
 BUSY = (429, 503)  # statuses of a reachable server that asks the client to wait
 
 
@@ -54,16 +56,17 @@ class Provider(ABC):
     def read(self) -> Instance:
         """Return the current metadata (called by `fetch`)."""
 
-    def answers(self) -> bool:
-        """Return True if the metadata server can be reached: one cheap request, at most twice.
+    def answers(self, seconds: float = ANSWERS_S) -> bool:
+        """Return True if the metadata server can be reached within this time: one cheap request, at most twice.
 
         Twice, because a kept connection may have a source address that is no longer on this host.
         """
-        for _ in range(2):
-            try:
-                return self.look()
-            except MetadataError:
-                continue
+        with self.client.until(time.monotonic() + seconds):
+            for _ in range(2):
+                try:
+                    return self.look()
+                except MetadataError:
+                    continue
         return False
 
     @abstractmethod
