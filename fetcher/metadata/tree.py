@@ -40,6 +40,7 @@ _KEYS = "public-keys/"
 _NAME = re.compile(r"[A-Za-z0-9._:=+@,-]+/?")  # a role's name may have +=,.@- (IAM)
 _FIXED_REQUESTS, _REQUESTS_EACH = 5, 12  # request budget of a refresh: fixed, and per interface
 _PASSING_S = 3600.0
+_MOST_FACTS = 4096  # facts kept, those of interfaces that are gone included: a partial answer must not lose them
 _MOST_SHOWN = 256  # leaves read from a directory for display only
 _TOKEN_AND_LOOKS = 4  # requests kept free of facts: a token, and a check after each group of changes
 
@@ -150,9 +151,10 @@ class TreeProvider(Provider):
         found = self._read_interfaces(names)
         found = replace(found, problems=found.problems + primary_problem)
         self._refuse_moving_address(found.interfaces)
+        if len(self._facts) > _MOST_FACTS:
+            self._forget_facts()
         if found != self._last:
             self._last = found
-            self._forget_facts()
             keys = (*self.system_keys, _KEYS) if self.lists_keys else self.system_keys
             self._due = [*(META + key for key in keys), *self.identity.values(), *self._shown_paths()]
             self._passing_at = self._clock() + _PASSING_S

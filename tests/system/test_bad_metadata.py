@@ -158,7 +158,7 @@ def test_two_reads_that_differ_remove_nothing(lab: Lab) -> None:
     lab.metadata.content(f"{MACS}{nic.mac}/local-ipv4s", nic.addresses[0], nic.addresses[1], whole)
     refresh(lab)
     assert kernel(lab) == before
-    assert "confirming before removal" in lab.log("fetcher")
+    assert "confirming with a second read before removal" in lab.log("fetcher")
 
 
 def test_a_server_that_fails_is_not_hammered(lab: Lab) -> None:
