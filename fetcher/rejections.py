@@ -108,7 +108,7 @@ class RejectionTable:
     @property
     def due(self) -> float:
         """Time of the next retry; infinity if only a change can lift a rejection."""
-        return min(self._recheck_at, *(due for _, due in self._timed.values()), math.inf)
+        return min([self._recheck_at, *(due for _, due in self._timed.values())])
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,6 +163,7 @@ def _correction(status: Status | None) -> str | None:
 
 
 def _restart(status: Status | None) -> str:
+    """Return what starts the fetcher, after the correction that it needs."""
     restart = "sudo systemctl restart cloud-network-fetcher"
     correction = _correction(status)
     return f"{correction}; then: {restart}" if correction else restart
