@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, TypedDict
@@ -410,7 +411,7 @@ def _previous(state: StateDirectory, fresh: Status) -> Status:
     except StateError as error:
         logger.warning("%s", error)
         before = None
-    return before if before is not None and before["provider"] == fresh["provider"] else fresh
+    return deepcopy(before) if before is not None and before["provider"] == fresh["provider"] else fresh
 
 
 def _without_times(value: object) -> object:

@@ -238,12 +238,9 @@ class StateDirectory:
         return {ifindex: document for ifindex, document in found if document is not None}
 
     def read_status(self) -> Status | None:
-        """Return status.json, from any fetcher and any time."""
-        document = self._read_object(("status.json",), MAX_STATUS)
-        try:
-            return None if document is None else parse_status(document)
-        except ShapeError as error:
-            raise StateError(f"{self.status_path}: {error}") from error
+        """Return status.json, from any fetcher and any time. Do not change it: another read may return it, too."""
+        content = self._read(("status.json",), MAX_STATUS)
+        return None if content is None else _decode_status(content, self.status_path)
 
     def read_identity(self, provider: str, name: str) -> bytes | None:
         """Return one part of the signed identity."""
@@ -298,16 +295,25 @@ class StateDirectory:
 
     def _read_object(self, parts: tuple[str, ...], limit: int) -> Document | None:
         content = self._read(parts, limit)
-        if content is None:
-            return None
-        path = "/".join((self.path, *parts))
-        try:
-            document = json.loads(content, parse_constant=_not_json)
-        except (ValueError, RecursionError) as error:
-            raise StateError(f"{path}: not JSON ({error}); `sudo cnctl refresh` writes it again") from error
-        if not isinstance(document, dict):
-            raise StateError(f"{path}: not a JSON object; `sudo cnctl refresh` writes it again")
-        return document
+        return None if content is None else _decode(content, "/".join((self.path, *parts)))
+
+
+@functools.lru_cache(maxsize=1)  # the api reads the same content again and again
+def _decode_status(content: bytes, path: str) -> Status:
+    try:
+        return parse_status(_decode(content, path))
+    except ShapeError as error:
+        raise StateError(f"{path}: {error}") from error
+
+
+def _decode(content: bytes, path: str) -> Document:
+    try:
+        document = json.loads(content, parse_constant=_not_json)
+    except (ValueError, RecursionError) as error:
+        raise StateError(f"{path}: not JSON ({error}); `sudo cnctl refresh` writes it again") from error
+    if not isinstance(document, dict):
+        raise StateError(f"{path}: not a JSON object; `sudo cnctl refresh` writes it again")
+    return document
 
 
 def _not_json(name: str) -> None:
