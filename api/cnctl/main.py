@@ -310,9 +310,14 @@ def completion_command(options: Options, shell: str) -> None:
 
     source <(cnctl completion bash)
     """
+    execute(options, lambda: _print_completion(shell))
+
+
+def _print_completion(shell: str) -> Exit:
     completion = get_completion_class(shell)
     if completion is not None:
         print(completion(cli, {}, "cnctl", "_CNCTL_COMPLETE").source())
+    return Exit.OK
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cloud_network.api.cnctl.main import cli
 from cloud_network.fetcher.state import StateDirectory
 from cloud_network.fetcher.status import ConflictStatus
 
@@ -603,6 +604,17 @@ def test_bad_configuration_is_78_of_every_program(program: str, home: Path) -> N
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd="/")
     assert (ended.returncode, ended.stdout) == (78, "")
     assert f"{program}: {config}:2: [Network] Listen = everywhere: not an address and a port" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [*sorted(set(cli.commands) - {"completion", "show", "status"}), "completion bash", "show document"]
+)
+def test_bad_configuration_is_78_of_every_command(command: str, cnctl: Cnctl, home: Path) -> None:
+    config = home / "bad.toml"
+    config.write_text("[Network]\nListen = 'everywhere'\n")
+    ended = cnctl(*command.split(), "--config", str(config))
+    assert (ended.code, ended.out) == (78, ""), ended
+    assert "[Network] Listen = everywhere" in ended.err
 
 
 def test_all_facts_are_aligned_and_lines_become_words(server: Server, filled: StateDirectory, cnctl: Cnctl) -> None:
