@@ -153,15 +153,19 @@ def _conflicts(status: Status) -> Iterator[Metric]:
 
 def _links(status: Status) -> Iterator[Metric]:
     links = status["links"].values()
-    managed = [link for link in links if link["state"] != "excluded"]
+    managed = {
+        link["name"]: [each for each in link["addresses"] if not each["excluded"]]
+        for link in links
+        if link["state"] != "excluded"
+    }
     yield _labelled(
         GaugeMetricFamily(
             "cloud_network_addresses",
-            "Addresses that the metadata assigns to a link (desired), and those in place (actual).",
+            "Addresses that a link must have (desired), and those in place (actual); without ExcludeAddresses=.",
             labels=["link", "state"],
         ),
-        {(link["name"], "desired"): len(link["addresses"]) for link in managed}
-        | {(link["name"], "actual"): sum(each["present"] for each in link["addresses"]) for link in managed},
+        {(name, "desired"): len(addresses) for name, addresses in managed.items()}
+        | {(name, "actual"): sum(each["present"] for each in addresses) for name, addresses in managed.items()},
     )
     yield _labelled(
         GaugeMetricFamily(

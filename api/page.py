@@ -153,13 +153,15 @@ def _egress(link: LinkStatus) -> list[Egress]:
 
 
 def _addresses(link: LinkStatus) -> list[Any]:
-    """Return the addresses, missing ones first."""
-    return sorted(link["addresses"], key=lambda address: address["present"])
+    """Return the addresses: missing ones first, excluded ones last."""
+    return sorted(link["addresses"], key=lambda address: (address["excluded"], address["present"]))
 
 
 def _missing(link: LinkStatus) -> int:
     """Return the number of desired addresses that are not on the link."""
-    return 0 if link["state"] == "excluded" else sum(not address["present"] for address in link["addresses"])
+    if link["state"] == "excluded":
+        return 0
+    return sum(not address["present"] and not address["excluded"] for address in link["addresses"])
 
 
 def _change(entry: dict[str, Any]) -> Change:

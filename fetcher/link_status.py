@@ -11,7 +11,7 @@ from cloud_network.fetcher.network.matching import Matches, managed
 from cloud_network.fetcher.network.objects import Actual, Desired, Link, LinkGoal, LinkSettings
 from cloud_network.fetcher.network.plan import COMMON, Plan, in_ip_syntax, link_of
 from cloud_network.fetcher.status import AddressStatus, LinkStatus
-from cloud_network.netagent.claims import tables
+from cloud_network.netagent.claims import single, tables, within
 
 MAX_DRIFT = 256
 """Number of operations listed for one link; the rest is counted, to keep status.json small."""
@@ -98,6 +98,7 @@ def _address_statuses(
                 "public": [str(public) for public in interface.public] if position == 0 else [],
                 "present": kernel is not None,
                 "owned": kernel is not None and kernel.owned,
+                "excluded": within(single(address.ip), config.exclude_addresses),
                 "table": second if anchored else first,
             }
         )

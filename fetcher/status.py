@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Literal, TypedDict, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
 
-VERSION: Literal[2] = 2
+VERSION: Literal[3] = 3
 """Increases when the format of status.json changes."""
 RENEWAL = 5.0
 """Longest time in seconds between two writes of status.json while the fetcher's main loop runs."""
@@ -27,6 +27,7 @@ class AddressStatus(TypedDict):
     public: list[str]
     present: bool  # the kernel has it on this link
     owned: bool  # added by cloud-network
+    excluded: bool  # ExcludeAddresses= contains it: cloud-network neither adds nor removes it
     table: int | None  # that its replies look in; None: main
 
 
@@ -91,7 +92,7 @@ class Counters(TypedDict):
 class Status(TypedDict):
     """All of status.json."""
 
-    version: Literal[2]
+    version: Literal[3]
     run: str  # id of the fetcher process that wrote it; fetcher.lock has the running one's
     boot_id: str
     renew_by: str  # a running fetcher writes the file again before this time

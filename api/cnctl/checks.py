@@ -58,8 +58,9 @@ class Case:
         cloud = CLOUD_CLIENTS.get(provider, ()) if client is None and self.version == 4 else ()
         self.clients = (self.client, *cloud)
         self.delegated = delegated  # the range that the address is one of, where it is
-        tables = (entry["table"] for entry in link["addresses"] if entry["address"] == address)
-        self.table = next(tables, link["table"])
+        listed = [entry for entry in link["addresses"] if entry["address"] == address]
+        self.table = listed[0]["table"] if listed else link["table"]
+        self.excluded = any(entry["excluded"] for entry in listed)
         self.gateways: list[str] = []  # of the default route that replies take
 
 
@@ -104,6 +105,9 @@ def address(case: Case) -> str:
         return f"in the range {case.delegated}, delegated to {case.dev}"
     look = f"ip {case.flag} address show to {case.address}"
     owners = {link["ifname"]: info for link in ask_ip(look) for info in link["addr_info"] if info}
+    if not owners and case.excluded:
+        found = f"no link has {case.address}: ExcludeAddresses= leaves it to another program"
+        raise StepFailed(found, look, "to let cloud-network configure it, remove it from [Network] ExcludeAddresses=")
     if not owners:
         raise StepFailed(f"no link has {case.address}", look)
     if case.dev not in owners:

@@ -183,7 +183,10 @@ def _link(link: LinkStatus, provider: str) -> Step:
     name = link["name"]
     if not link["addresses"]:
         return Step(name, link["state"] == "ok", "the metadata gives it no address")
-    case = Case(link["addresses"][0]["address"], None, link, provider)
+    addresses = [entry["address"] for entry in link["addresses"] if not entry["excluded"]]
+    if not addresses:
+        return Step(name, link["state"] == "ok", "ExcludeAddresses= contains all its addresses")
+    case = Case(addresses[0], None, link, provider)
     try:
         for _, check in STEPS:
             check(case)
@@ -191,7 +194,7 @@ def _link(link: LinkStatus, provider: str) -> Step:
         return Step(name, False, failed.found, failed.look, failed.do)
     if link["drift"]:
         return Step(name, False, f"{count(len(link['drift']), 'change')} missing", "cnctl status", checks.REPAIR)
-    return Step(name, True, f"{case.address} and its route: OK; {count(len(link['addresses']), 'address')}")
+    return Step(name, True, f"{case.address} and its route: OK; {count(len(addresses), 'address')}")
 
 
 def _steps(claim: Claim, status: Status, address: str, client: str | None, port: int | None) -> list[Step]:

@@ -82,6 +82,8 @@ def _rows(link: LinkStatus, document: Document, everything: bool) -> list[Row]:
 def _private(entry: AddressStatus) -> str:
     """Return an address with its subnet's prefix length, and the difference from the kernel."""
     text = f"{entry['address']}/{entry['prefix_length']}"
+    if entry["excluded"]:
+        return f"{text} (excluded)"
     kernel, whole = entry["kernel_prefix_length"], 128 if ":" in entry["address"] else 32
     if kernel is None:
         return f"{text} (missing)"

@@ -200,11 +200,12 @@ def _row(row: tuple[str, ...], widths: list[int], colour: int | None, limit: int
 
 
 def _cells(link: LinkStatus) -> tuple[str, ...]:
-    present = sum(address["present"] for address in link["addresses"])
+    addresses = [address for address in link["addresses"] if not address["excluded"]]
+    present = sum(address["present"] for address in addresses)
     return (
         link["name"],
         link["state"],
-        f"{present}/{len(link['addresses'])}",
+        f"{present}/{len(addresses)}",
         str(link["table"] or "-"),
         str(link["mtu"]),
         " ".join(link["gateways"]) or "-",

@@ -67,3 +67,5 @@ def test_configuration_that_cannot_be_read_keeps_the_old_one(lab: Lab, how: str)
     for name in ("netagent", "fetcher"):
         lab.kill(name, signal.SIGHUP)
     lab.wait_for(lambda: EXTRA not in present(lab), 20, "the new configuration")
+    reason = "ExcludeAddresses= leaves it to another program"
+    lab.wait_for(lambda: reason in " ".join(cnctl(lab, "doctor", EXTRA).stdout.split()), 10, "the reason in doctor")

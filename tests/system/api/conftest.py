@@ -55,7 +55,7 @@ def now(seconds_ago: float = 0) -> str:
     return (datetime.now(UTC) - timedelta(seconds=seconds_ago)).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def address(text: str, *public: str, present: bool = True) -> AddressStatus:
+def address(text: str, *public: str, present: bool = True, excluded: bool = False) -> AddressStatus:
     return {
         "address": text,
         "prefix_length": 24,
@@ -63,6 +63,7 @@ def address(text: str, *public: str, present: bool = True) -> AddressStatus:
         "public": list(public),
         "present": present,
         "owned": present,
+        "excluded": excluded,
         "table": None,
     }
 
@@ -89,7 +90,7 @@ def link(ifindex: int, name: str, addresses: list[AddressStatus], **changes: Any
 
 def status(*links: LinkStatus, **changes: Any) -> Status:
     found: Status = {
-        "version": 2,
+        "version": 3,
         "run": RUN,
         "boot_id": boot_id(),
         "renew_by": rfc3339(600),

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from cloud_network.fetcher.state import StateDirectory
 
 from . import browser
-from .conftest import Answer, Server, address, audit_line, link, now, status
+from .conftest import Answer, Ended, Server, address, audit_line, link, now, status
 
 HOSTILE = "</style></title><script>document.title='owned'</script><img src=x onerror=document.title='owned'>\"'&{{7*7}}"
 
@@ -82,6 +83,20 @@ def test_problems_come_first(server: Server, state: StateDirectory) -> None:
     positions = [shown.find(part) for part in parts]
     assert -1 not in positions
     assert positions == sorted(positions)
+
+
+def test_excluded_address_is_not_missing(server: Server, state: StateDirectory, cnctl: Callable[..., Ended]) -> None:
+    excluded = address("10.0.0.5", present=False, excluded=True)
+    state.write_status(status(link(2, "eth0", [address("10.0.0.4"), excluded])))
+    shown = text(server.ask("/"))
+    assert "✓ Healthy: 1 interface, 2 addresses" in shown
+    assert "10.0.0.5/24 excluded" in shown
+    assert "missing" not in shown
+    assert "  1/1  " in cnctl("status", server=server).out
+    assert "10.0.0.4/24 10.0.0.5/24 (excluded)" in cnctl("status", "network", server=server).out
+    metrics = server.ask("/metrics").content.decode()
+    assert 'cloud_network_addresses{link="eth0",state="desired"} 1.0' in metrics
+    assert 'cloud_network_addresses{link="eth0",state="actual"} 1.0' in metrics
 
 
 def test_page_changes_with_the_state_and_the_log(server: Server, filled: StateDirectory, home: Path) -> None:

@@ -196,7 +196,7 @@ def test_new_fetcher_continues_where_the_old_one_was(reporter: Reporter, state: 
     assert (found["state"], found["run"]) == ("starting", "f" * 16)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"version": 99}', '{"version": 2, "links": 7}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"version": 99}', '{"version": 3, "links": 7}'])
 def test_unusable_previous_status_is_ignored(state: StateDirectory, content: str) -> None:
     Path(state.status_path).write_text(content)
     Reporter(state, "aws", "0" * 16, Config()).renew()
@@ -320,6 +320,15 @@ def test_link_status_lists_present_and_missing_objects() -> None:
         (False, False, []),
     ]
     assert (first["table"], first["gateways"], first["subnets"]) == (BASE + 2, ["10.0.1.1"], ["10.0.1.0/24"])
+
+
+def test_excluded_address_is_marked_and_needs_no_change() -> None:
+    excluded = (ip_network("10.0.1.11/32"),)
+    cloud, before = instance(interface(1, "10.0.1.10", "10.0.1.11"), interface(2)), host(link(1), link(2))
+    here = carried_out(plan_of(wanted(cloud, before, exclude_addresses=excluded), before), before)
+    first = shown(cloud, here, exclude_addresses=excluded)["2"]
+    assert (first["state"], first["drift"]) == ("ok", [])
+    assert [(each["present"], each["excluded"]) for each in first["addresses"]] == [(True, False), (False, True)]
 
 
 def test_address_is_shown_with_the_table_of_its_replies() -> None:

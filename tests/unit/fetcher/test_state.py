@@ -17,7 +17,7 @@ from cloud_network.fetcher.state import AlreadyRunning, Claim, Doubt, RunLock, S
 SCHEMA = json.loads((Path(__file__).parents[3] / "docs/status.schema.json").read_text())
 
 STATUS: shapes.Status = {
-    "version": 2,
+    "version": 3,
     "run": "0123456789abcdef",
     "boot_id": "0" * 32,
     "renew_by": "2026-01-02T03:04:11Z",
@@ -65,6 +65,7 @@ STATUS: shapes.Status = {
                     "public": ["54.1.2.3"],
                     "present": True,
                     "owned": True,
+                    "excluded": False,
                     "table": 10002,
                 }
             ],
@@ -313,7 +314,7 @@ def test_endless_and_nested_files_are_refused(state: StateDirectory) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"version": 1}, "version is 1 and not 2: .*Install one release"),
+        ({"version": 1}, "version is 1 and not 3: .*Install one release"),
         ({"links": []}, "links: is not an object"),
         ({"links": {"3": {}}}, "links: has no name"),
         ({"fetched_at": "soon"}, "fetched_at is not an RFC 3339 time"),
