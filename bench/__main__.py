@@ -25,7 +25,7 @@ from bench import page, plots
 from bench.figures import as_root, figures_of, load_results
 
 CHECKOUT = Path(__file__).parents[1]
-ENDING = 20.0  # seconds for a part to remove its lab
+END_TIMEOUT_S = 20.0  # seconds for a part to remove its lab
 
 
 class Part(NamedTuple):
@@ -77,7 +77,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
         if process.poll() is None:
             os.killpg(process.pid, number)
             try:
-                process.wait(ENDING)
+                process.wait(END_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 continue
 
@@ -109,8 +109,8 @@ def main() -> None:
     as_root()
     for each in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, _interrupt)
-    there = [part for part in PARTS if Path(__file__).with_name(f"{part.name}.py").exists()]
-    chosen = [part for part in there if not given.parts or part.name in given.parts]
+    existing = [part for part in PARTS if Path(__file__).with_name(f"{part.name}.py").exists()]
+    chosen = [part for part in existing if not given.parts or part.name in given.parts]
     began, failed = time.monotonic(), list[str]()
     load = os.getloadavg()[0]
     if load > 0.5 * (os.cpu_count() or 1):

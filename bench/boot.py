@@ -52,7 +52,7 @@ def measure(form: str, suite: str, package: Path) -> tuple[float, float]:
     """Return the seconds until the IPv4 addresses answer, and until all answer."""
     with ExitStack() as stack:
         work = Path(stack.enter_context(TemporaryDirectory(prefix="boot-")))
-        lab = stack.enter_context(Lab(SPEC, vacant=form == "machine"))
+        lab = stack.enter_context(Lab(SPEC, taps=form == "machine"))
         watch = Watch(lab)
         watch.start()
         if form == "machine":

@@ -24,12 +24,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.figures import Figure, as_root, figure, save
 from tests.lab import Interface, Lab, Spec
-from tests.lab.reach import Lines
-from tests.system.service import CONFIG, MACS, audit, is_healthy, running
+from tests.lab.reach import LineReader
+from tests.system.service import CONFIG, MACS, audit, is_healthy, running_lab
 
 PING = Path(__file__).with_name("inside") / "ping.py"
-ACKNOWLEDGED = 600.0  # milliseconds from validated metadata: issue 15
-TIMER = '[System]\nRefreshTimer = "1s"\n'
+TARGET_MS = 600.0  # milliseconds from validated metadata: issue 15
+REFRESH_CONFIG = '[System]\nRefreshTimer = "1s"\n'
 DOCUMENT = "/computeMetadata/v1/"
 
 
@@ -54,11 +54,11 @@ def gcp() -> Spec:
     return Spec(tuple(interfaces), provider="gcp")
 
 
-def once(lab: Lab, address: str, add: Callable[[], None], first: str) -> Stages:
+def measure_once(lab: Lab, address: str, add: Callable[[], None], first: str) -> Stages:
     """Add the address and wait until it answers; `first` is the path of the first request of a pass."""
     process = lab.beyond[0].popen(["/usr/bin/python3", "-I", "-S", str(PING), address])
     try:
-        lines, lab_clock = Lines(process.stdout), time.time() - time.monotonic()
+        lines, lab_clock = LineReader(process.stdout), time.time() - time.monotonic()
         assert lines.next(10) == "asking"
         before = len(audit(lab))
         began = time.monotonic()
@@ -78,10 +78,10 @@ def once(lab: Lab, address: str, add: Callable[[], None], first: str) -> Stages:
     return Stages(*((till - since) * 1e3 for since, till in pairwise(marks)))
 
 
-def polling(rounds: int) -> list[Stages]:
+def measure_polling(rounds: int) -> list[Stages]:
     """Measure EC2 with 60 × 50 addresses."""
     with Lab(Spec.aws(interfaces=60, addresses=50)) as lab:
-        lab.write_config(CONFIG + TIMER)
+        lab.write_config(CONFIG + REFRESH_CONFIG)
         lab.start("netagent")
         lab.start("fetcher")
         lab.wait_for(lambda: is_healthy(lab), 120, "convergence")
@@ -90,7 +90,7 @@ def polling(rounds: int) -> list[Stages]:
         for number in range(rounds):
             nic, address = lab.nics[7 * number + 1], f"10.0.{7 * number + 2}.200"
             time.sleep(1.3)
-            found.append(once(lab, address, lambda mac=nic.mac, new=address: lab.add_address(mac, new), MACS))  # type: ignore[misc]
+            found.append(measure_once(lab, address, lambda mac=nic.mac, new=address: lab.add_address(mac, new), MACS))  # type: ignore[misc]
             lab.wait_for(lambda: not facts_pending(lab), 60, "the facts to have been read")
         return found
 
@@ -102,9 +102,9 @@ def facts_pending(lab: Lab) -> bool:
     return any(path.endswith("/vpc-id") for path in lab.metadata.paths())
 
 
-def long_poll(rounds: int) -> list[Stages]:
+def measure_long_poll(rounds: int) -> list[Stages]:
     """GCP."""
-    with running(gcp(), "", "netagent", "fetcher") as lab:
+    with running_lab(gcp(), "", "netagent", "fetcher") as lab:
         found = []
         for number in range(rounds):
             lab.wait_for(lambda: lab.metadata.waiting() > 0, 60, "the fetcher to wait")
@@ -112,7 +112,7 @@ def long_poll(rounds: int) -> list[Stages]:
             time.sleep(6)  # the watch backs off while the metadata changes continuously; this one is calm
             nic, address = lab.nics[number % 8], f"10.{number % 8 + 1}.9.{4 * number}"
             found.append(
-                once(lab, address, lambda mac=nic.mac, new=address: lab.add_range(mac, f"{new}/30"), DOCUMENT)  # type: ignore[misc]
+                measure_once(lab, address, lambda mac=nic.mac, new=address: lab.add_range(mac, f"{new}/30"), DOCUMENT)  # type: ignore[misc]
             )
         return found
 
@@ -123,8 +123,8 @@ def main() -> None:
     given = parser.parse_args()
     figures: list[Figure] = []
     for name, found in (
-        ("EC2, polling every second", polling(given.rounds)),
-        ("GCP, waiting", long_poll(given.rounds)),
+        ("EC2, polling every second", measure_polling(given.rounds)),
+        ("GCP, waiting", measure_long_poll(given.rounds)),
     ):
         figures.append(figure(f"{name}: change to answer", [sum(each) for each in found]))
         texts = (
@@ -134,7 +134,7 @@ def main() -> None:
             "acknowledged to answered",
         )
         for at, text in enumerate(texts):
-            bound = ACKNOWLEDGED if text.startswith("validated") else None
+            bound = TARGET_MS if text.startswith("validated") else None
             figures.append(figure(f"{name}: {text}", [each[at] for each in found], most=bound))
     save("change", figures)
 

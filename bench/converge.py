@@ -30,7 +30,7 @@ from tests.system.service import CONFIG, audit, status
 
 Change = dict[str, Any]
 REPLAY = Path(__file__).with_name("inside") / "replay.py"
-TARGET_SIZES, TARGET = ((4, 15), (15, 50)), 1.8
+TARGET_SIZES, MAX_RATIO = ((4, 15), (15, 50)), 1.8
 FETCHER, NETAGENT = "requests, pyroute2, msgpack", "msgpack, prctl"  # packages of the two daemons
 PARTS = ("start and imports", "metadata", "kernel read, planning, wire", "netagent and kernel")
 
@@ -74,7 +74,7 @@ class Pass:
     asked: list[Record]
 
 
-def once(lab: Lab) -> Pass:
+def measure_once(lab: Lab) -> Pass:
     """Start both daemons, and wait until they have finished."""
     lab.path(AUDIT).unlink(missing_ok=True)
     lab.metadata.reset()
@@ -94,7 +94,7 @@ def once(lab: Lab) -> Pass:
     return Pass((ends[-1] - began) * 1e3, (first, second, third, fourth), changes, asked)
 
 
-def answer_times(lab: Lab, asked: Sequence[Record], rounds: int) -> list[float]:
+def metadata_answer_times(lab: Lab, asked: Sequence[Record], rounds: int) -> list[float]:
     """Return the metadata server's time in milliseconds for all requests of a pass."""
     requests = [[each.method, f"{each.path}?{each.query}" if each.query else each.path] for each in asked]
     argv = [sys.executable, "-I", "-S", str(REPLAY), lab.convention.endpoints[0], str(rounds)]
@@ -102,7 +102,7 @@ def answer_times(lab: Lab, asked: Sequence[Record], rounds: int) -> list[float]:
     return found
 
 
-def size(interfaces: int, addresses: int, rounds: int, python: str) -> list[Figure]:
+def measure_size(interfaces: int, addresses: int, rounds: int, python: str) -> list[Figure]:
     """Return all figures of one size."""
     passes: list[Pass] = []
     batch: list[float] = []
@@ -114,7 +114,7 @@ def size(interfaces: int, addresses: int, rounds: int, python: str) -> list[Figu
         found = json.loads(lab.run(["ip", "-j", "link"]).stdout)
         names = {int(each["ifindex"]): str(each["ifname"]) for each in found}
         for number in range(rounds):
-            passes.append(once(lab))
+            passes.append(measure_once(lab))
             memory.append(pss(lab.daemons.pid("fetcher")))
             lab.stop("fetcher")
             lab.stop("netagent")
@@ -130,9 +130,9 @@ def size(interfaces: int, addresses: int, rounds: int, python: str) -> list[Figu
                 script = "\n".join(f"ip {text}" for text in there)
                 shell.append(milliseconds(lambda script=script: lab.run(["sh", "-s"], stdin=script, timeout=600)))  # type: ignore[misc]
                 lab.batch(back + down)
-        server = answer_times(lab, passes[-1].asked, rounds)
+        server = metadata_answer_times(lab, passes[-1].asked, rounds)
     print(f"{name}: {len(passes[-1].changes)} changes, {len(passes[-1].asked)} metadata requests", flush=True)
-    bound = TARGET if (interfaces, addresses) in TARGET_SIZES else None
+    bound = MAX_RATIO if (interfaces, addresses) in TARGET_SIZES else None
     mine = figure(f"{name}: start to all in the kernel", [each.taken for each in passes])
     parts = [figure(f"{name}: {part}", [each.parts[at] for each in passes]) for at, part in enumerate(PARTS)]
     reference = figure(f"{name}: ip -batch of the same", batch)
@@ -159,7 +159,7 @@ def main() -> None:
     with installed() as python:
         for each in given.sizes.split(","):
             interfaces, addresses = map(int, each.split("x"))
-            figures += size(interfaces, addresses, given.rounds, str(python))
+            figures += measure_size(interfaces, addresses, given.rounds, str(python))
     save("converge", figures)
 
 

@@ -25,12 +25,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.figures import Figure, as_root, figure, ratio, save
 from tests.lab import Interface, Lab, Spec, processes
-from tests.system.service import OURS, audit, ip, is_healthy, refresh, running
+from tests.system.service import PROTOCOL, audit, ip, is_healthy, refresh, running_lab
 
 REPAIR = Path(__file__).with_name("inside") / "repair.py"
-TARGET_SIZE, TARGET = (4, 15), 200.0  # milliseconds: issue 15
-TIMER = 2.0
-PAUSE = 1.2  # seconds, up to twice as many: after a pass the fetcher waits half a second before the next
+TARGET_SIZE, TARGET_MS = (4, 15), 200.0  # milliseconds: issue 15
+REFRESH_TIMER_S = 2.0
+PAUSE_S = 1.2  # seconds, up to twice as many: after a pass the fetcher waits half a second before the next
 WITHOUT_EVENTS = """#!{python}
 import sys
 from cloud_network.fetcher import __main__, daemon
@@ -56,12 +56,12 @@ def removals(lab: Lab, count: int) -> list[list[str]]:
     routes = [
         ["route", "del", str(each["dst"]), "table", str(each["table"])]
         for each in ip(lab, "-d", "route", "show", "table", "all")
-        if str(each.get("protocol")) == OURS and "gateway" in each and each["dst"] != "default"
+        if str(each.get("protocol")) == PROTOCOL and "gateway" in each and each["dst"] != "default"
     ]
     rules = [
         ["rule", "del", "pref", str(each["priority"]), "from", f"{each['src']}/{each.get('srclen', 32)}"]
         for each in ip(lab, "-d", "rule")
-        if str(each.get("protocol")) == OURS and each["src"] != "all"
+        if str(each.get("protocol")) == PROTOCOL and each["src"] != "all"
     ]
     found = [each for each in chain(*zip_longest(addresses, routes, rules)) if each][: 3 * count]
     return [["ip", *each] for each in found]
@@ -95,30 +95,30 @@ def without_kernel_events() -> Iterator[None]:
             processes.SCRIPTS = before
 
 
-def drift(interfaces: int, addresses: int, rounds: int) -> Figure:
+def measure_drift(interfaces: int, addresses: int, rounds: int) -> Figure:
     """Measure repairs with kernel events."""
-    with running(Spec.aws(interfaces=interfaces, addresses=addresses), "", "netagent", "fetcher") as lab:
+    with running_lab(Spec.aws(interfaces=interfaces, addresses=addresses), "", "netagent", "fetcher") as lab:
         time.sleep(2)
-        most = TARGET if (interfaces, addresses) == TARGET_SIZE else None
-        return figure(f"{interfaces} × {addresses}: drift repaired", repairs(lab, rounds, PAUSE), most=most)
+        most = TARGET_MS if (interfaces, addresses) == TARGET_SIZE else None
+        return figure(f"{interfaces} × {addresses}: drift repaired", repairs(lab, rounds, PAUSE_S), most=most)
 
 
-def drift_without_events(interfaces: int, addresses: int, rounds: int) -> Figure:
+def measure_drift_without_events(interfaces: int, addresses: int, rounds: int) -> Figure:
     """Measure repairs by the timer alone."""
-    timer = f'[System]\nRefreshTimer = "{TIMER:g}s"\n'
+    timer = f'[System]\nRefreshTimer = "{REFRESH_TIMER_S:g}s"\n'
     with (
         without_kernel_events(),
-        running(Spec.aws(interfaces=interfaces, addresses=addresses), timer, "netagent", "fetcher") as lab,
+        running_lab(Spec.aws(interfaces=interfaces, addresses=addresses), timer, "netagent", "fetcher") as lab,
     ):
-        name = f"{interfaces} × {addresses}: drift repaired, no kernel events, RefreshTimer {TIMER:g} s"
-        return figure(name, repairs(lab, rounds, PAUSE))
+        name = f"{interfaces} × {addresses}: drift repaired, no kernel events, RefreshTimer {REFRESH_TIMER_S:g} s"
+        return figure(name, repairs(lab, rounds, PAUSE_S))
 
 
-def plug(lab: Lab, number: int, *, known: bool) -> float:
+def measure_hot_plug(lab: Lab, number: int, *, known: bool) -> float:
     """Return the milliseconds from plugging an interface of 15 addresses to the last change."""
     began = 0.0
 
-    def between() -> None:
+    def start_clock() -> None:
         nonlocal began
         if known:
             refresh(lab)
@@ -127,7 +127,7 @@ def plug(lab: Lab, number: int, *, known: bool) -> float:
 
     began = 0.0 if known else time.monotonic()
     first = "metadata" if known else "interface"
-    lab.attach_interface(Interface(f"10.1.{number}.0/24", 15), first=first, between=between)  # type: ignore[arg-type]
+    lab.attach_interface(Interface(f"10.1.{number}.0/24", 15), first_update=first, between_updates=start_clock)  # type: ignore[arg-type]
     lab.wait_for(lambda: is_healthy(lab), 60, "the new interface")
     ended = max(entry["monotonic_us"] / 1e6 for entry in audit(lab) if entry["verdict"] == "applied")
     time.sleep(1.5)
@@ -143,15 +143,19 @@ def main() -> None:
     figures: list[Figure] = []
     for each in given.sizes.split(","):
         interfaces, addresses = map(int, each.split("x"))
-        figures.append(drift(interfaces, addresses, given.rounds))
-    alone = drift_without_events(4, 15, given.rounds)
+        figures.append(measure_drift(interfaces, addresses, given.rounds))
+    alone = measure_drift_without_events(4, 15, given.rounds)
     figures += [alone, ratio("4 × 15: relative to no kernel events", figures[0], alone)]
-    with running(Spec.aws(interfaces=4, addresses=15), "", "netagent", "fetcher") as lab:
+    with running_lab(Spec.aws(interfaces=4, addresses=15), "", "netagent", "fetcher") as lab:
         time.sleep(2)
-        plugs = [(known, plug(lab, 2 * n + known, known=known)) for n in range(given.plugs) for known in (True, False)]
+        plugs = [
+            (known, measure_hot_plug(lab, 2 * n + known, known=known))
+            for n in range(given.plugs)
+            for known in (True, False)
+        ]
     for known, name in ((True, "in the metadata before"), (False, "in the metadata afterwards")):
         found = [taken for when, taken in plugs if when is known]
-        figures.append(figure(f"hot-plug, {name}", found, most=TARGET if known else None))
+        figures.append(figure(f"hot-plug, {name}", found, most=TARGET_MS if known else None))
     save("drift", figures)
 
 

@@ -40,15 +40,17 @@ class Figure:
     @property
     def shown(self) -> str:
         """Return the median with its unit."""
-        return f"{short(self.median)} {self.unit}".rstrip()
+        return f"{format_number(self.median)} {self.unit}".rstrip()
 
     def __str__(self) -> str:
-        span = f"({short(self.least)}–{short(self.most)}, {self.rounds} rounds)" if self.rounds > 1 else ""
+        span = (
+            f"({format_number(self.least)}–{format_number(self.most)}, {self.rounds} rounds)" if self.rounds > 1 else ""
+        )
         target = "" if self.bound is None else f"  at most {self.bound:g}{': MISSED' if self.missed else ''}"
-        return f"  {self.name:<60} {short(self.median):>8} {self.unit:<3} {span}{target}".rstrip()
+        return f"  {self.name:<60} {format_number(self.median):>8} {self.unit:<3} {span}{target}".rstrip()
 
 
-def short(value: float) -> str:
+def format_number(value: float) -> str:
     """Return a number with three significant digits."""
     if value == round(value) and abs(value) < 1000:
         return f"{value:.0f}"

@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench.figures import Figure, figure, pss, ratio, save
 from bench.installed import installed
 from tests.lab import Lab, Spec
-from tests.system.service import DAEMONS, refresh, running
+from tests.system.service import DAEMONS, refresh, running_lab
 
 PATHS = ("/api/v1/status", "/api/v1/health", "/api/v1/links", "/metrics", "/openapi.json", "/", "/api/v1/audit", "/no")
-PACKAGES, FLAT = 1.25, 1.05  # ×: issue 15
+MAX_OVER_INTERPRETER, MAX_GROWTH = 1.25, 1.05  # ×: issue 15
 
 
 def process_tree(pid: int) -> list[int]:
@@ -35,7 +35,7 @@ def memory_of(pid: int) -> float:
     return sum(pss(each) for each in process_tree(pid))
 
 
-def bare(python: Path) -> float:
+def bare_memory(python: Path) -> float:
     """Return the MB of an interpreter that waits."""
     with subprocess.Popen([python, "-IS", "-c", "input()"], stdin=subprocess.PIPE) as process:
         time.sleep(0.3)
@@ -57,7 +57,7 @@ def with_packages(python: Path) -> float:
 
 def after_refreshes(spec: Spec, count: int) -> tuple[float, float]:
     """Return the MB of the fetcher after the first few refreshes, and after `count` more."""
-    with running(spec, "", "netagent", "fetcher") as lab:
+    with running_lab(spec, "", "netagent", "fetcher") as lab:
         sizes = []
         for number in (5, count):
             for _ in range(number):
@@ -73,10 +73,10 @@ def ask_everything(lab: Lab) -> None:
         lab.run(["curl", "--silent", "--output", "/dev/null", f"http://127.0.0.1:5209{path}"])
 
 
-def once(spec: Spec, seconds: float) -> dict[str, float]:
+def measure_once(spec: Spec, seconds: float) -> dict[str, float]:
     """Return the MB of each daemon and of all: at rest after the first pass, at the peak, and at rest again."""
     found: dict[str, float] = {}
-    with running(spec) as lab:
+    with running_lab(spec) as lab:
 
         def now(what: str) -> None:
             each = {name: memory_of(lab.daemons.pid(name)) for name in DAEMONS}
@@ -100,11 +100,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="idle time before the measurement")
     given = parser.parse_args()
     with installed() as python:
-        figures: list[Figure] = [figure("a bare interpreter", [bare(python) for _ in range(given.rounds)], "MB")]
+        figures: list[Figure] = [figure("a bare interpreter", [bare_memory(python) for _ in range(given.rounds)], "MB")]
         for each in given.sizes.split(","):
             interfaces, addresses = map(int, each.split("x"))
             rounds = [
-                once(Spec.aws(interfaces=interfaces, addresses=addresses), given.seconds) for _ in range(given.rounds)
+                measure_once(Spec.aws(interfaces=interfaces, addresses=addresses), given.seconds)
+                for _ in range(given.rounds)
             ]
             for name in rounds[0]:
                 figures.append(figure(f"{interfaces} × {addresses}: {name}", [found[name] for found in rounds], "MB"))
@@ -118,9 +119,9 @@ def main() -> None:
             reference,
             first,
             last,
-            ratio("4 × 15: the fetcher over the interpreter", last, reference, PACKAGES),
+            ratio("4 × 15: the fetcher over the interpreter", last, reference, MAX_OVER_INTERPRETER),
         ]
-        figures.append(ratio("4 × 15: the fetcher after the last relative to the first", last, first, FLAT))
+        figures.append(ratio("4 × 15: the fetcher after the last relative to the first", last, first, MAX_GROWTH))
     save("memory", figures)
 
 

@@ -23,7 +23,7 @@ from tests.system.netagent.conftest import answers, start
 from tests.system.netagent.wire import CONFIG, Wire, address, ifindex, main_rule, route, rule
 
 Op = dict[str, Any]
-APPLY, MEMORY = 1.5, 1.5  # × ip -batch; × the interpreter with these imports
+MAX_APPLY_RATIO, MAX_MEMORY_RATIO = 1.5, 1.5  # × ip -batch; × the interpreter with these imports
 IMPORTS = "import msgpack, prctl, json, hashlib, socket, tomllib; input()"
 
 
@@ -78,7 +78,7 @@ def measure_apply(lab: Lab, addresses: int, rounds: int) -> list[Figure]:
         lab.batch(back)
     print(f"{len(ops)} changes: {len(lab.nics) - 1} interfaces, {addresses} addresses each")
     mine, reference = figure("netagent, request to answer", ours), figure("ip -batch of the same", theirs)
-    return [mine, reference, ratio("netagent's answer over ip -batch", mine, reference, APPLY)]
+    return [mine, reference, ratio("netagent's answer over ip -batch", mine, reference, MAX_APPLY_RATIO)]
 
 
 def main() -> None:
@@ -91,7 +91,7 @@ def main() -> None:
         lab.write_config(CONFIG)
         lab.batch([f"link set {nic.name} up" for nic in lab.nics])
         start(lab)
-        lab.wait_for(lambda: answers(lab))
+        lab.wait_for(lambda: answers(lab), message="netagent to answer")
         figures: list[Figure] = []
         figures.append(figure("PSS at rest", [pss(lab.daemons.pid("netagent"))], "MB"))
         figures += measure_apply(lab, given.addresses, given.rounds)
@@ -100,7 +100,7 @@ def main() -> None:
             time.sleep(0.5)  # until it waits for input
             imports = figure("PSS of an interpreter with the same imports", [pss(reference.pid)], "MB")
             reference.communicate(b"\n")
-        figures += [after, imports, ratio("netagent's PSS over it", after, imports, MEMORY)]
+        figures += [after, imports, ratio("netagent's PSS over it", after, imports, MAX_MEMORY_RATIO)]
     save("netagent", figures)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.figures import Figure, figures_of, load_results, short
+from bench.figures import Figure, figures_of, format_number, load_results
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 _BLOCK = re.compile(r"(<!-- bench: ([a-z]+) ?([a-z]*) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -59,7 +59,9 @@ def _rows(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
 
 
 def _shown(figure: Figure) -> str:
-    return figure.shown + (f" ({short(figure.least)}–{short(figure.most)})" if figure.rounds > 1 else "")
+    return figure.shown + (
+        f" ({format_number(figure.least)}–{format_number(figure.most)})" if figure.rounds > 1 else ""
+    )
 
 
 def _runs(results: dict[str, Any]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.figures import Figure, figures_of, load_results, short
+from bench.figures import Figure, figures_of, format_number, load_results
 
 DOCS = Path(__file__).parents[1] / "docs"
 # Okabe and Ito's colours, which are distinguishable for colour-blind people.
@@ -58,7 +58,7 @@ def _stack(axes: Any, at: float, parts: Sequence[tuple[str, float, str]], whole:
     for label, width, colour in parts:
         axes.barh(at, width, left=left, color=colour, label=label, height=0.6)
         left += width
-    axes.text(left, at, f"  {short(whole.median if whole else left)}", va="center")
+    axes.text(left, at, f"  {format_number(whole.median if whole else left)}", va="center")
 
 
 def _legend(axes: Any, **more: Any) -> None:
@@ -150,7 +150,7 @@ def drift(found: Found, pyplot: Any) -> Any:
         span = [[each.median - each.least], [each.most - each.median]]
         axes.barh(at, each.median, color=BLUE if "no kernel events" not in each.name else GREY, height=0.6)
         axes.errorbar(each.median, at, xerr=span, color="black", capsize=3, linewidth=1)
-        axes.text(each.most, at, f"  {short(each.median)}", va="center")
+        axes.text(each.most, at, f"  {format_number(each.median)}", va="center")
         if each.bound is not None:
             axes.plot([each.bound] * 2, [at - 0.45, at + 0.45], color=RED, label=f"target: {each.bound:g} ms")
     axes.set_yticks(range(len(figures)), [each.name for each in figures])
@@ -167,7 +167,7 @@ def memory(found: Found, pyplot: Any) -> Any:
     for at, each in enumerate(reversed(figures)):
         colour = GREY if "bare" in each.name else ORANGE if "all" in each.name else BLUE
         axes.barh(at, each.median, color=colour, height=0.6)
-        axes.text(each.median, at, f"  {short(each.median)}", va="center")
+        axes.text(each.median, at, f"  {format_number(each.median)}", va="center")
     axes.set_yticks(range(len(figures)), [each.name for each in reversed(figures)])
     axes.set(xlabel="MB (PSS)", title="Memory")
     axes.margins(x=0.12)

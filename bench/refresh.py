@@ -25,25 +25,25 @@ from tests.lab import Lab, Spec
 from tests.system.netagent.wire import AUDIT
 from tests.system.service import CONFIG, DAEMONS, audit, is_healthy, refresh, status
 
-DAY, REFRESHES = 86400.0, 288
-TARGET_SIZE, TARGET = (4, 15), 100.0  # milliseconds of processor: issue 15
-QUIET = 3.0  # seconds without a metadata request: the facts for display have been read, too
+DAY_S, REFRESHES = 86400.0, 288
+TARGET_SIZE, TARGET_MS = (4, 15), 100.0  # milliseconds of processor: issue 15
+QUIET_S = 3.0  # seconds without a metadata request: the facts for display have been read, too
 SHOW = (["ip", "address"], ["ip", "route", "show", "table", "all"], ["ip", "rule"])
 
 
-def quiet(lab: Lab) -> None:
+def wait_until_quiet(lab: Lab) -> None:
     """Wait until the daemons are idle."""
     lab.wait_for(lambda: is_healthy(lab), 120, "convergence")
 
     def resting() -> bool:
         lab.metadata.reset()
-        time.sleep(QUIET)
+        time.sleep(QUIET_S)
         return not lab.metadata.requests()
 
     lab.wait_for(resting, 120, "the daemons to be idle")
 
 
-def shown(lab: Lab) -> float:
+def cnctl_processor_time(lab: Lab) -> float:
     """Return the processor time, in milliseconds, of `ip` showing the same objects."""
 
     def spent() -> float:
@@ -62,7 +62,7 @@ def pids(lab: Lab, name: str) -> list[int]:
     return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
 
 
-def size(interfaces: int, addresses: int, rounds: int, seconds: float) -> list[Figure]:
+def measure_size(interfaces: int, addresses: int, rounds: int, seconds: float) -> list[Figure]:
     """Return all figures of one size."""
     name = f"{interfaces} × {addresses}"
     spent: dict[str, list[float]] = {"fetcher": [], "netagent": []}
@@ -72,7 +72,7 @@ def size(interfaces: int, addresses: int, rounds: int, seconds: float) -> list[F
         lab.write_config(CONFIG)
         for daemon in DAEMONS:
             lab.start(daemon)
-        quiet(lab)
+        wait_until_quiet(lab)
         monitor = lab.instance.popen(["ip", "monitor", "address", "route", "rule"])
         idle: dict[str, float] = {}
         before = {daemon: sum(map(processor_time, pids(lab, daemon))) for daemon in DAEMONS}
@@ -90,8 +90,8 @@ def size(interfaces: int, addresses: int, rounds: int, seconds: float) -> list[F
         monitored = Path(f"/proc/{monitor.pid}/task/{monitor.pid}/children").read_text()  # the other is nsenter
         os.kill(int(monitored), signal.SIGTERM)
         logged = len(monitor.communicate(timeout=10)[0].splitlines())
-        reference = [shown(lab) for _ in range(rounds)]
-    most = TARGET if (interfaces, addresses) == TARGET_SIZE else None
+        reference = [cnctl_processor_time(lab) for _ in range(rounds)]
+    most = TARGET_MS if (interfaces, addresses) == TARGET_SIZE else None
     mine = figure(f"{name}: the fetcher's processor time", spent["fetcher"], most=most)
     asleep = figure(f"{name}: netagent's processor time", spent["netagent"], most=0)
     showing = figure(f"{name}: ip showing the same", reference)
@@ -101,7 +101,7 @@ def size(interfaces: int, addresses: int, rounds: int, seconds: float) -> list[F
     days = []
     for daemon in DAEMONS:
         work = sum(spent.get(daemon, [0.0])) / rounds * REFRESHES
-        days.append(figure(f"{name}: a day of {daemon}", [(idle[daemon] * DAY + work) / 1e3], "s"))
+        days.append(figure(f"{name}: a day of {daemon}", [(idle[daemon] * DAY_S + work) / 1e3], "s"))
     return [*figures, *days, total(f"{name}: a day of all three", *days)]
 
 
@@ -114,7 +114,7 @@ def main() -> None:
     figures: list[Figure] = []
     for each in given.sizes.split(","):
         interfaces, addresses = map(int, each.split("x"))
-        figures += size(interfaces, addresses, given.rounds, given.seconds)
+        figures += measure_size(interfaces, addresses, given.rounds, given.seconds)
     save("refresh", figures)
 
 

@@ -123,7 +123,7 @@ def state(directory: Path) -> RunLock:
 
 
 @contextlib.contextmanager
-def serving(command: list[str], port: int, directory: Path) -> Iterator[int]:
+def running_server(command: list[str], port: int, directory: Path) -> Iterator[int]:
     """Start the command, and yield its pid once it answers."""
     with (directory / "log").open("ab") as log:
         process = subprocess.Popen(command, cwd=directory, stderr=log, stdout=log)
@@ -144,16 +144,16 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def processes(pid: int) -> list[int]:
+def process_tree(pid: int) -> list[int]:
     """Return the pids of master and worker."""
     return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
 
 
 def measured(pid: int, port: int, path: str, seconds: float) -> tuple[Round, float]:
     """Return a round, and its answers per second of the server's processor time."""
-    before = sum(map(processor_time, processes(pid)))
+    before = sum(map(processor_time, process_tree(pid)))
     found = load(port, path, seconds)
-    busy = sum(map(processor_time, processes(pid))) - before
+    busy = sum(map(processor_time, process_tree(pid))) - before
     return found, found.rate * seconds / busy * 1e3
 
 
@@ -187,8 +187,10 @@ def main() -> None:
         api = [str(BIN / "cloud-network-api"), "--config", f"{directory}/config.toml", "--state", f"{directory}/run"]
         api += ["--socket", f"{directory}/api.sock"]
         bare = [str(BIN / "gunicorn"), "-w", "1", "-k", "gevent", "--preload", "--keep-alive", "5"]
-        pid = stack.enter_context(serving([*user, *api], ours, directory))
-        other = stack.enter_context(serving([*bare, "-b", f"127.0.0.1:{theirs}", "hello:app"], theirs, directory))
+        pid = stack.enter_context(running_server([*user, *api], ours, directory))
+        other = stack.enter_context(
+            running_server([*bare, "-b", f"127.0.0.1:{theirs}", "hello:app"], theirs, directory)
+        )
         found: dict[str, list[Round]] = {}
         per_second: dict[str, list[float]] = {}
         for _ in range(ROUNDS):
@@ -205,8 +207,8 @@ def main() -> None:
         for path in found:
             figures += [rates[path], waits[path]]
         figures += [ratio(f"hello's throughput over {path}'s", rates["hello"], rates[path], 1 / 0.7) for path in PATHS]
-        mine = figure("memory, master and worker", [sum(map(pss, processes(pid)))], "MB")
-        bare_one = figure("hello: memory, master and worker", [sum(map(pss, processes(other)))], "MB")
+        mine = figure("memory, master and worker", [sum(map(pss, process_tree(pid)))], "MB")
+        bare_one = figure("hello: memory, master and worker", [sum(map(pss, process_tree(other)))], "MB")
         figures += [mine, bare_one, ratio("memory over hello's", mine, bare_one, 1.25)]
         figures.append(figure("/api/v1/health with 200 half-open connections", with_half_open(ours), most=500))
         long = load(ours, "/api/v1/status", 10)

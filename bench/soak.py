@@ -34,12 +34,12 @@ from tests.lab import Lab, LabError, Spec
 from tests.lab.namespaces import OURS
 from tests.system.absences import Absence, Watch
 from tests.system.chaos import TIMER, Chaos, chaos
-from tests.system.service import DAEMONS, running
+from tests.system.service import DAEMONS, running_lab
 
-MINUTE, CHANGE = 60.0, 2.0  # seconds
-LINGER = 15.0  # seconds, at most, between the events of a round and the calm period
-FIRST, LAST = 3, 199  # range of host numbers in a subnet
-FEWEST, MOST = 10, 20  # number of addresses of an interface
+MEASURE_INTERVAL_S, CHANGE_INTERVAL_S = 60.0, 2.0  # seconds
+MAX_LINGER_S = 15.0  # seconds, at most, between the events of a round and the calm period
+FIRST_HOST, LAST_HOST = 3, 199  # range of host numbers in a subnet
+MIN_ADDRESSES, MAX_ADDRESSES = 10, 20  # number of addresses of an interface
 
 
 # Events
@@ -65,7 +65,7 @@ def events(seconds: float, seed: int, count: int, rounds: int) -> None:
         chance = random.Random(seed)
         with chaos(seed) as storm, Watch(storm.lab, lambda at=storm: set(at.unlisted)) as watch:  # type: ignore[misc]
             for number in range(rounds):
-                if not one_round(storm, count, number, chance.uniform(0, LINGER)):
+                if not run_round(storm, count, number, chance.uniform(0, MAX_LINGER_S)):
                     tally.violations += 1
                     break
                 tally.rounds += 1
@@ -92,7 +92,7 @@ def events(seconds: float, seed: int, count: int, rounds: int) -> None:
         sys.exit(1)
 
 
-def one_round(storm: Chaos, count: int, number: int, linger: float) -> bool:
+def run_round(storm: Chaos, count: int, number: int, linger: float) -> bool:
     """Run a round: events, `linger` seconds, and a calm period. On a violation, print it and return False."""
     began = time.monotonic()
     try:
@@ -163,21 +163,21 @@ def change(lab: Lab, chance: random.Random) -> None:
     """Add or remove an address in the metadata of one interface, but never the primary address of the instance."""
     nic = chance.choice(lab.nics)
     removable = nic.addresses[1:] if nic == lab.nics[0] else nic.addresses
-    if len(nic.addresses) >= MOST or (len(nic.addresses) > FEWEST and chance.random() < 0.5):
+    if len(nic.addresses) >= MAX_ADDRESSES or (len(nic.addresses) > MIN_ADDRESSES and chance.random() < 0.5):
         lab.remove_address(nic.mac, chance.choice(removable))
     else:
         taken = {*lab.addresses, nic.gateway}
-        hosts = [str(nic.network[at]) for at in range(FIRST, LAST) if str(nic.network[at]) not in taken]
+        hosts = [str(nic.network[at]) for at in range(FIRST_HOST, LAST_HOST) if str(nic.network[at]) not in taken]
         lab.add_address(nic.mac, chance.choice(hosts))
 
 
-def paced(seconds: float) -> Iterator[float]:
-    """Yield the seconds since the start, every CHANGE seconds, until `seconds` have passed."""
+def ticks(seconds: float) -> Iterator[float]:
+    """Yield the seconds since the start, every CHANGE_INTERVAL_S, until `seconds` have passed."""
     began, number = time.monotonic(), 0
     while (now := time.monotonic() - began) < seconds:
         yield now
         number += 1
-        time.sleep(max(0.0, began + number * CHANGE - time.monotonic()))
+        time.sleep(max(0.0, began + number * CHANGE_INTERVAL_S - time.monotonic()))
 
 
 def growth(seconds: float, seed: int) -> None:
@@ -186,11 +186,11 @@ def growth(seconds: float, seed: int) -> None:
     series = [Series(f"{name}: {what}", unit, []) for name in DAEMONS for what, (unit, _) in QUANTITIES.items()]
     series += [Series(log, "MB", []) for log in LOGS]
     changes, next_measure = 0, 0.0
-    with installed(), running(Spec.aws(interfaces=4, addresses=15), TIMER) as lab, Watch(lab) as watch:
-        for now in paced(seconds):
+    with installed(), running_lab(Spec.aws(interfaces=4, addresses=15), TIMER) as lab, Watch(lab) as watch:
+        for now in ticks(seconds):
             if now >= next_measure:
                 measure(lab, series)
-                next_measure += MINUTE
+                next_measure += MEASURE_INTERVAL_S
             change(lab, chance)
             changes += 1
         measure(lab, series)

@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.figures import Figure, as_root, bare_interpreter, figure, milliseconds, ratio, save
 from tests.lab import Spec
-from tests.system.service import running
+from tests.system.service import running_lab
 
 CNCTL = str(Path(sys.executable).with_name("cnctl"))
-TARGET = 8.0
+MAX_RATIO = 8.0
 COMMANDS = (("status", "network"), ("status",), ("status", "--json"), ("--help",))
 MODULES = {
     "netagent": "cloud_network.netagent.server",
@@ -37,7 +37,7 @@ def main() -> None:
     imported: dict[str, list[float]] = {}
     bare: list[float] = []
     within: list[float] = []
-    with running(Spec.aws(interfaces=4, addresses=15)) as lab:
+    with running_lab(Spec.aws(interfaces=4, addresses=15)) as lab:
 
         def run(*words: str) -> float:
             return milliseconds(lambda: lab.run(words))
@@ -57,7 +57,7 @@ def main() -> None:
     figures: list[Figure] = [reference]
     for text, values in shown.items():
         each = figure(f"cnctl {text}", values)
-        bound = TARGET if text == "status network" else None
+        bound = MAX_RATIO if text == "status network" else None
         figures += [each, ratio(f"cnctl {text}: over python3 -c pass", each, reference, bound)]
     alone = figure("python3 -c pass", bare)
     figures.append(alone)

@@ -10,12 +10,23 @@
 For interactive use: `python -m tests.lab --help`.
 """
 
-from .filter import Lost
+from .filter import LostPackets
 from .lab import Lab
 from .metadata import Metadata, Record
 from .namespaces import LabError, Namespace
 from .nic import Interface, Nic
-from .reach import Held
+from .reach import HeldConnection
 from .spec import Spec
 
-__all__ = ["Held", "Interface", "Lab", "LabError", "Lost", "Metadata", "Namespace", "Nic", "Record", "Spec"]
+__all__ = [
+    "HeldConnection",
+    "Interface",
+    "Lab",
+    "LabError",
+    "LostPackets",
+    "Metadata",
+    "Namespace",
+    "Nic",
+    "Record",
+    "Spec",
+]

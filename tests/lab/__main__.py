@@ -31,7 +31,7 @@ CONFIG = '[Netagent]\nAllowKinds = "veth"\n'
 """The lab's cables are veth, which netagent does not manage by default."""
 
 
-def running() -> dict[int, dict[str, Namespace]]:
+def running_labs() -> dict[int, dict[str, Namespace]]:
     """Return the caller's namespaces by lab, the newest last. A lab's number is its holder's pid (holder.py)."""
     labs: dict[int, dict[str, Namespace]] = defaultdict(dict)
     for process in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
@@ -46,8 +46,8 @@ def running() -> dict[int, dict[str, Namespace]]:
     return labs
 
 
-def chosen(number: int | None) -> dict[str, Namespace]:
-    labs = running()
+def find_lab(number: int | None) -> dict[str, Namespace]:
+    labs = running_labs()
     if not labs:
         sys.exit("No lab is running. Try: python -m tests.lab up")
     if number is not None and number not in labs:
@@ -70,27 +70,27 @@ def interactive(namespace: Namespace, argv: Sequence[str]) -> int:
         signal.signal(signal.SIGINT, before)
 
 
-def furnish(lab: Lab, start: bool) -> None:
+def configure(lab: Lab, start: bool) -> None:
     lab.write_config(CONFIG)
     for name in DAEMONS if start else ():
         lab.start(name)
 
 
-def spec(options: argparse.Namespace) -> Spec:
+def ordered_spec(options: argparse.Namespace) -> Spec:
     return Spec.cloud(options.cloud, options.interfaces, options.addresses, options.ipv6)
 
 
 def shell(options: argparse.Namespace) -> int:
-    with Lab(spec(options)) as lab:
-        furnish(lab, options.start)
+    with Lab(ordered_spec(options)) as lab:
+        configure(lab, options.start)
         return interactive(lab.namespace(options.namespace), [])
 
 
 def up(options: argparse.Namespace) -> int:
-    with Lab(spec(options)) as lab:
-        furnish(lab, options.start)
+    with Lab(ordered_spec(options)) as lab:
+        configure(lab, options.start)
         for nic in lab.nics:
-            print(f"{nic.name}  {nic.mac}  device {nic.device}  {nic.subnet}  {len(nic.everything)} addresses")
+            print(f"{nic.name}  {nic.mac}  device {nic.device}  {nic.subnet}  {len(nic.all_addresses)} addresses")
         print("Running until ^C. In another terminal: python -m tests.lab enter instance", flush=True)
         for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job ignores ^C otherwise
             signal.signal(number, signal.default_int_handler)
@@ -102,20 +102,20 @@ def up(options: argparse.Namespace) -> int:
 
 
 def show(_: argparse.Namespace) -> int:
-    for number, namespaces in running().items():
+    for number, namespaces in running_labs().items():
         print(f"lab {number}: " + ", ".join(f"{name} (pid {namespace.pid})" for name, namespace in namespaces.items()))
     return 0
 
 
 def enter(options: argparse.Namespace) -> int:
-    namespaces = chosen(options.lab)
+    namespaces = find_lab(options.lab)
     if options.namespace not in namespaces:
         sys.exit(f"No namespace {options.namespace}; there are {', '.join(namespaces)}.")
     return interactive(namespaces[options.namespace], options.command)
 
 
 def metadata(options: argparse.Namespace) -> int:
-    server = Metadata(chosen(options.lab)["cloud"].path(OURS / "metadata.sock"))
+    server = Metadata(find_lab(options.lab)["cloud"].path(OURS / "metadata.sock"))
     match options.what:
         case "requests":
             for record in server.requests():

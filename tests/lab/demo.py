@@ -40,7 +40,7 @@ AllowKinds = "veth"
 INTERFACES, ADDRESSES = 4, 15
 TIMEOUT_S = 8.0
 """Time limit in seconds for operations that take about two."""
-ORDINARY = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "--no-new-privs"]
+UNPRIVILEGED = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "--no-new-privs"]
 """An unprivileged user: cnctl needs no privilege to show the state."""
 GREEN, RED, BOLD, DIM = "32", "31", "1", "2"
 WIDTH = 78
@@ -48,13 +48,13 @@ NET_ADMIN = 1 << 12
 """CAP_NET_ADMIN of linux/capability.h."""
 
 
-class Untrue(Exception):
+class DemoFailure(Exception):
     """A measurement differs from what the demo claims."""
 
 
-def require(truth: object, otherwise: str) -> None:
+def check_claim(truth: object, failure: str) -> None:
     if not truth:
-        raise Untrue(otherwise)
+        raise DemoFailure(failure)
 
 
 # --- what the reader sees ---
@@ -77,7 +77,7 @@ def step(number: int, title: str) -> None:
 
 
 @contextlib.contextmanager
-def busy(text: str) -> Iterator[None]:
+def progress(text: str) -> Iterator[None]:
     """Show a line with the current operation on a terminal, and remove it afterwards."""
     if not sys.stdout.isatty():
         yield
@@ -106,7 +106,7 @@ def table(lab: Lab, reached: dict[tuple[str, str], bool], outbound: dict[str, bo
     for namespace in lab.beyond:
         row("a host beyond", lambda address, name=namespace.name: reached[name, address])  # type: ignore[misc]
     for number, (namespace, subnet) in enumerate(zip(lab.neighbours, lab.fabric.subnets, strict=True)):
-        require(namespace.name == f"neighbour{number}", "the lab has its neighbours in another order")
+        check_claim(namespace.name == f"neighbour{number}", "the lab has its neighbours in another order")
         label = f"a neighbour in {subnet.partition('/')[0]}"
         row(label, lambda address, name=namespace.name: reached[name, address])  # type: ignore[misc]
     row("outwards, from each", lambda address: outbound[address])
@@ -115,11 +115,11 @@ def table(lab: Lab, reached: dict[tuple[str, str], bool], outbound: dict[str, bo
 def measure(lab: Lab) -> tuple[dict[tuple[str, str], bool], dict[str, bool]]:
     """Connect from every host to every address, and from every address to a host beyond."""
     pairs = len(lab.sources) * len(lab.addresses)
-    with busy(f"making {pairs} connections in and {len(lab.addresses)} out"):
+    with progress(f"making {pairs} connections in and {len(lab.addresses)} out"):
         return lab.reachability(), lab.outbound()
 
 
-def everything(lab: Lab) -> None:
+def show_reachability(lab: Lab) -> None:
     """Measure, print, and require that every pair answers."""
     reached, outbound = measure(lab)
     table(lab, reached, outbound)
@@ -130,14 +130,14 @@ def everything(lab: Lab) -> None:
     )
     silent = [f"{host} → {address}" for (host, address), answered in reached.items() if not answered]
     mute = [address for address, answered in outbound.items() if not answered]
-    require(not silent, f"no answer: {', '.join(silent[:5])} ({len(silent)} in all)")
-    require(not mute, f"no way out: {', '.join(mute[:5])} ({len(mute)} in all)")
+    check_claim(not silent, f"no answer: {', '.join(silent[:5])} ({len(silent)} in all)")
+    check_claim(not mute, f"no way out: {', '.join(mute[:5])} ({len(mute)} in all)")
 
 
 # --- the steps ---
 
 
-def before(lab: Lab) -> None:
+def show_unconfigured(lab: Lab) -> None:
     """Show that only the address from DHCP answers."""
     reached, outbound = measure(lab)
     table(lab, reached, outbound)
@@ -148,8 +148,8 @@ def before(lab: Lab) -> None:
         "The cloud would deliver to the others; the instance has not configured them."
     )
     configured = {address for (_, address), answered in reached.items() if answered}
-    require(configured == {first}, f"answered before anything was started: {sorted(configured)}")
-    require(sum(reached.values()) == len(lab.sources), f"{first} does not answer every host")
+    check_claim(configured == {first}, f"answered before anything was started: {sorted(configured)}")
+    check_claim(sum(reached.values()) == len(lab.sources), f"{first} does not answer every host")
 
 
 def start(lab: Lab) -> None:
@@ -157,14 +157,14 @@ def start(lab: Lab) -> None:
     for name in ("netagent", "fetcher", "api"):
         lab.start(name)
     began = time.monotonic()
-    with busy("waiting until every address answers"):
+    with progress("waiting until every address answers"):
         wait_until(lab, lambda: all(lab.reachability(timeout=0.4).values()), "every address answers", TIMEOUT_S)
     took = time.monotonic() - began
     for name, user in zip(("netagent", "fetcher", "api"), USERS, strict=True):
         uid, capabilities = identity(lab.daemons.pid(name))
         wanted = NET_ADMIN if name == "netagent" else 0
-        require(uid == USERS[user], f"{name} runs as uid {uid}, not as {user}")
-        require(capabilities == wanted, f"{name} has the capabilities {capabilities:#x}, not {wanted:#x}")
+        check_claim(uid == USERS[user], f"{name} runs as uid {uid}, not as {user}")
+        check_claim(capabilities == wanted, f"{name} has the capabilities {capabilities:#x}, not {wanted:#x}")
         say(f"{name:10}{user:26}{'CAP_NET_ADMIN and nothing else' if wanted else 'no capability'}")
     say()
     say(f"All {len(lab.addresses)} addresses answer every host {took:.1f} s later.")
@@ -183,13 +183,13 @@ def wait_until(lab: Lab, predicate: Callable[[], object], what: str, timeout: fl
     try:
         lab.wait_for(predicate, timeout, what)
     except AssertionError:
-        raise Untrue(f"waited {timeout:g} s in vain: {what}") from None  # the lab adds the logs
+        raise DemoFailure(f"waited {timeout:g} s in vain: {what}") from None  # the lab adds the logs
 
 
-def answering(lab: Lab, addresses: Sequence[str]) -> float:
+def seconds_until_answering(lab: Lab, addresses: Sequence[str]) -> float:
     """Return the seconds until every host gets answers from these addresses."""
     began = time.monotonic()
-    with busy(f"waiting for {', '.join(addresses)}"):
+    with progress(f"waiting for {', '.join(addresses)}"):
         wait_until(
             lab,
             lambda: all(lab.reachability(addresses, timeout=0.2).values()),
@@ -206,14 +206,15 @@ def change(lab: Lab) -> None:
     kept = lab.hold_connection(nic.addresses[0])
     address = str(nic.network[200])
     lab.add_address(nic.mac, address)
-    say(f"{address} added to {nic.name}: answers after {answering(lab, [address]):.1f} s")
+    say(f"{address} added to {nic.name}: answers after {seconds_until_answering(lab, [address]):.1f} s")
     subnet = f"10.0.{INTERFACES + 1}.0/24"
     new: Nic = lab.attach_interface(Interface(subnet, addresses=3))
-    say(f"{new.name} plugged in, {new.subnet}, 3 addresses: all answer after {answering(lab, new.addresses):.1f} s")
-    require(kept.alive(), f"the connection to {nic.addresses[0]} was lost")
+    seconds = seconds_until_answering(lab, new.addresses)
+    say(f"{new.name} plugged in, {new.subnet}, 3 addresses: all answer after {seconds:.1f} s")
+    check_claim(kept.alive(), f"the connection to {nic.addresses[0]} was lost")
     say(f"A connection to {nic.addresses[0]}, opened before the changes, is still open.")
     say()
-    everything(lab)
+    show_reachability(lab)
 
 
 def status(lab: Lab) -> None:
@@ -221,9 +222,9 @@ def status(lab: Lab) -> None:
     program = str(SCRIPTS / "cnctl")
     shown = terminal(lab, [program, "status", "network"])
     blocks = shown.strip("\n").split("\n\n")
-    require(len(blocks) == len(lab.nics), f"cnctl shows {len(blocks)} interfaces of {len(lab.nics)}:\n{shown}")
+    check_claim(len(blocks) == len(lab.nics), f"cnctl shows {len(blocks)} interfaces of {len(lab.nics)}:\n{shown}")
     missing = [address for address in lab.addresses if f" {address}/24" not in shown]
-    require(not missing, f"cnctl does not show {', '.join(missing[:5])}")
+    check_claim(not missing, f"cnctl does not show {', '.join(missing[:5])}")
     say(f"$ cnctl status network        (as uid 1000; 2 of the {len(blocks)} interfaces)", DIM)
     last = next(block for block in blocks if lab.nics[-1].mac in block)
     say("\n".join(line.rstrip() for line in f"{blocks[0]}\n\n{last}".split("\n")))
@@ -234,7 +235,7 @@ def terminal(lab: Lab, argv: Sequence[str]) -> str:
     ours, theirs = pty.openpty()
     environment = {**ENVIRONMENT, "COLUMNS": str(WIDTH), "NO_COLOR": "1"}
     with subprocess.Popen(
-        lab.instance.enter(*ORDINARY, *argv),
+        lab.instance.enter(*UNPRIVILEGED, *argv),
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=theirs,
@@ -247,7 +248,7 @@ def terminal(lab: Lab, argv: Sequence[str]) -> str:
             while chunk := stream.read(4096):
                 shown += chunk
         errors = process.stderr.read().decode() if process.stderr else ""
-    require(process.returncode == 0, f"{' '.join(argv)} ended with {process.returncode}:\n{shown.decode()}{errors}")
+    check_claim(process.returncode == 0, f"{' '.join(argv)} ended with {process.returncode}:\n{shown.decode()}{errors}")
     return shown.decode().replace("\r\n", "\n")
 
 
@@ -266,8 +267,8 @@ def rules(lab: Lab) -> None:
             say(f"        … and {len(rest)} more, one for each interface", DIM)
     ours = Counter(re.findall(r"from ([0-9./]+) iif lo lookup 1", "\n".join(lines)))
     wrong = [nic.subnet for nic in lab.nics if ours[nic.subnet] != 2]
-    require(not wrong, f"not two rules: {', '.join(wrong[:5])}")
-    require(len(ours) == len(lab.nics), "there are rules for unknown subnets")
+    check_claim(not wrong, f"not two rules: {', '.join(wrong[:5])}")
+    check_claim(len(ours) == len(lab.nics), "there are rules for unknown subnets")
 
 
 def audit(lab: Lab) -> None:
@@ -277,10 +278,12 @@ def audit(lab: Lab) -> None:
     for line in lines:
         body, _, rest = line.rpartition(',"hash":"')
         digest = hashlib.sha256(body.encode()).hexdigest()
-        require(rest == f'{digest}"}}' and json.loads(line)["prev"] == previous, f"the audit chain is broken: {line}")
+        check_claim(
+            rest == f'{digest}"}}' and json.loads(line)["prev"] == previous, f"the audit chain is broken: {line}"
+        )
         previous = digest
     entries = [json.loads(line) for line in lines]
-    require(
+    check_claim(
         {entry["peer"]["uid"] for entry in entries} == {USERS["cloud-network"]}, "a request is not from the fetcher"
     )
     say(f"audit.log        ({len(lines)} lines, all requests from the fetcher; the chain is valid)", DIM)
@@ -293,8 +296,8 @@ def audit(lab: Lab) -> None:
         text = f"{entry['seq']} {entry['time'][11:19]} {entry['verdict']:10}{which}"
         say((text if len(text) <= width else text[: width - 1] + "…").ljust(width) + tail)
     verdicts = Counter(entry["verdict"] for entry in entries)
-    require(verdicts["applied"] >= 3, f"the audit log has {verdicts['applied']} changes; expected at least 3")
-    require(not verdicts["refused"], "the audit log has refusals")
+    check_claim(verdicts["applied"] >= 3, f"the audit log has {verdicts['applied']} changes; expected at least 3")
+    check_claim(not verdicts["refused"], "the audit log has refusals")
 
 
 def demonstrate() -> None:
@@ -303,11 +306,11 @@ def demonstrate() -> None:
     step(1, f"A cloud in network namespaces: {INTERFACES} interfaces × {ADDRESSES} addresses, AWS metadata")
     with Lab(Spec.aws(INTERFACES, ADDRESSES)) as lab:
         lab.write_config(CONFIG)
-        before(lab)
+        show_unconfigured(lab)
         step(2, "Start the three processes")
         start(lab)
         step(3, "Measure again")
-        everything(lab)
+        show_reachability(lab)
         step(4, "Change the cloud while it runs")
         change(lab)
         step(5, "Look at the instance")
@@ -318,7 +321,7 @@ def demonstrate() -> None:
         audit(lab)
         inside = [namespace.pid for namespace in (lab.instance, lab.cloud, *lab.beyond, *lab.neighbours)]
     left = [pid for pid in inside if Path(f"/proc/{pid}").exists()]
-    require(not left, f"the lab is closed, and these of its processes are left: {left}")
+    check_claim(not left, f"the lab is closed, and these of its processes are left: {left}")
     print()
     print(paint(f"All checks passed. The lab was removed; it took {time.monotonic() - began:.1f} s.", GREEN))
 
@@ -343,7 +346,7 @@ def main() -> int:
         signal.signal(number, interrupt)
     try:
         demonstrate()
-    except (Untrue, LabError) as error:
+    except (DemoFailure, LabError) as error:
         notes = "\n".join(getattr(error, "__notes__", ()))
         print(f"\n{paint('This failed', RED)}: {error}\n{notes}".rstrip(), flush=True)
         return 1

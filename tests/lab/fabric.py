@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 from pathlib import Path
 
 from .convention import Convention
-from .filter import Filter, Lost
+from .filter import Filter, LostPackets
 from .namespaces import Namespace
 from .nic import Nic
 from .spec import BEYOND_SUBNET, BEYOND_SUBNET6, neighbour_address, neighbour_address6
@@ -32,7 +32,7 @@ class Subnet:
     cidr: str
     router: str
     neighbour: Namespace
-    sixes: list[str] = field(default_factory=list)
+    prefixes6: list[str] = field(default_factory=list)
 
     @property
     def bridge(self) -> str:
@@ -56,8 +56,8 @@ class Fabric:
             [
                 "link set lo up",
                 *(f"address add {address} dev lo" for address in convention.endpoints),
-                *_bridge("wan", "02:00:00:00:fe:00", BEYOND_SUBNET[1], BEYOND_SUBNET),
-                *_bridge6("wan", convention, BEYOND_SUBNET6),
+                *_bridge_commands("wan", "02:00:00:00:fe:00", BEYOND_SUBNET[1], BEYOND_SUBNET),
+                *_bridge6_commands("wan", convention, BEYOND_SUBNET6),
             ]
         )
 
@@ -65,7 +65,7 @@ class Fabric:
     def subnets(self) -> list[str]:
         return list(self._subnets)
 
-    def add_beyond(self, hosts: Mapping[Namespace, tuple[str, str]]) -> None:
+    def add_beyond_hosts(self, hosts: Mapping[Namespace, tuple[str, str]]) -> None:
         """Connect the hosts beyond, each with an IPv4 and an IPv6 address."""
         self._plug_hosts("wan", list(hosts))
         for namespace, (four, six) in hosts.items():
@@ -84,7 +84,7 @@ class Fabric:
         lines = []
         for (cidr, router), namespace in zip(wanted.items(), neighbours, strict=True):
             subnet = self._subnets[cidr] = Subnet(len(self._subnets), cidr, router, namespace)
-            lines += _bridge(subnet.bridge, subnet.mac, IPv4Address(router), IPv4Network(cidr))
+            lines += _bridge_commands(subnet.bridge, subnet.mac, IPv4Address(router), IPv4Network(cidr))
         self.cloud.batch(lines)
         for cidr, namespace in zip(wanted, neighbours, strict=True):
             subnet = self._subnets[cidr]
@@ -116,43 +116,43 @@ class Fabric:
     def unplug(self, nic: Nic) -> None:
         self.cloud.batch([f"link delete {nic.port}"])
 
-    def admit(self, nics: Sequence[Nic]) -> None:
+    def register_interfaces(self, nics: Sequence[Nic]) -> None:
         """Register the interfaces as owners of their addresses, in the filter and on the hosts."""
         for nic in nics:
-            self._have6(nic)
+            self._ensure_ipv6(nic)
             if nic.anchor:
                 subnet = IPv4Interface(nic.anchor).network
                 router = f"{subnet[1]}/{subnet.prefixlen}"
                 self.cloud.batch([f"address add {router} dev {self._subnets[nic.subnet].bridge}"])
         self.filter.interfaces("add", nics)
-        self._know("replace", [(nic, hop) for nic in nics for hop in _hops(nic)])
-        self._own("add", [(nic, what) for nic in nics for what in (*nic.everything, *nic.prefixes)])
+        self._change_neighbours("replace", [(nic, hop) for nic in nics for hop in _next_hops(nic)])
+        self._change_owners("add", [(nic, what) for nic in nics for what in (*nic.all_addresses, *nic.prefixes)])
 
-    def dismiss(self, nic: Nic) -> None:
-        self._own("delete", [(nic, what) for what in (*nic.everything, *nic.prefixes)])
-        self._know("delete", [(nic, hop) for hop in _hops(nic)])
+    def unregister_interface(self, nic: Nic) -> None:
+        self._change_owners("delete", [(nic, what) for what in (*nic.all_addresses, *nic.prefixes)])
+        self._change_neighbours("delete", [(nic, hop) for hop in _next_hops(nic)])
         self.filter.interfaces("delete", [nic])
 
-    def admit_address(self, nic: Nic, what: str) -> None:
+    def register_address(self, nic: Nic, what: str) -> None:
         """Register an address, or a range in CIDR notation."""
-        self._have6(nic)
-        self._own("add", [(nic, what)])
+        self._ensure_ipv6(nic)
+        self._change_owners("add", [(nic, what)])
 
-    def dismiss_address(self, nic: Nic, what: str) -> None:
-        self._own("delete", [(nic, what)])
+    def unregister_address(self, nic: Nic, what: str) -> None:
+        self._change_owners("delete", [(nic, what)])
 
     def bridge(self, subnet: str) -> str:
         """Return the bridge of a subnet, where a server of the subnet can listen."""
         return self._subnets[subnet].bridge
 
-    def admit_dhcp(self, nic: Nic) -> None:
+    def allow_dhcp(self, nic: Nic) -> None:
         """Let DHCP's own addresses pass (RFC 2131, 4.1): 0.0.0.0 as the source, and broadcast answers."""
         self.filter.owners("add", [(nic, "0.0.0.0"), (nic, "255.255.255.255")])
 
     def advertise(self, subnet: str, lifetime: int = 1800) -> None:
         """Send a router advertisement now. Hosts that solicit get theirs without this."""
         here = self._subnets[subnet]
-        if not here.sixes:
+        if not here.prefixes6:
             return
         if self._router6 is None:
             argv = [sys.executable, "-I", "-S", str(ROUTER6)]
@@ -162,7 +162,7 @@ class Fabric:
             "mac": here.mac,
             "source": self.convention.router6,
             "lifetime": lifetime,
-            "prefixes": here.sixes,
+            "prefixes": here.prefixes6,
             "on_link": self.convention.on_link6,
             "autonomous": self.convention.autonomous6,
         }
@@ -170,15 +170,15 @@ class Fabric:
         self._router6.stdin.write(json.dumps(config) + "\n")
         self._router6.stdin.flush()
 
-    def has6(self, namespace: Namespace) -> bool:
+    def has_ipv6(self, namespace: Namespace) -> bool:
         """Return True if this outside host has an IPv6 address."""
-        return all(here.sixes for here in self._subnets.values() if here.neighbour == namespace)
+        return all(here.prefixes6 for here in self._subnets.values() if here.neighbour == namespace)
 
-    def lost(self) -> list[Lost]:
+    def lost(self) -> list[LostPackets]:
         return self.filter.lost()
 
-    def forget_lost(self) -> None:
-        self.filter.forget_lost()
+    def clear_lost(self) -> None:
+        self.filter.clear_lost()
 
     def close(self) -> None:
         """Collect what remains of the processes; the holder ends them."""
@@ -199,34 +199,36 @@ class Fabric:
         for namespace in namespaces:
             namespace.batch(["link set lo up"])
 
-    def _have6(self, nic: Nic) -> None:
+    def _ensure_ipv6(self, nic: Nic) -> None:
         """Give the subnet this interface's /64: on the router, on the neighbour, and in advertisements."""
         here = self._subnets[nic.subnet]
-        if not nic.network6 or nic.subnet6 in here.sixes:
+        if not nic.network6 or nic.subnet6 in here.prefixes6:
             return
-        self.cloud.batch(_bridge6(here.bridge, self.convention, nic.network6, first=not here.sixes))
+        self.cloud.batch(_bridge6_commands(here.bridge, self.convention, nic.network6, first=not here.prefixes6))
         lines = [f"address add {neighbour_address6(nic.subnet6)}/{nic.network6.prefixlen} dev eth0"]
-        if not here.sixes:
+        if not here.prefixes6:
             lines.append(f"route add default via {self.convention.router6} dev eth0")
         here.neighbour.batch(lines)
-        here.sixes.append(nic.subnet6)
+        here.prefixes6.append(nic.subnet6)
         self.advertise(nic.subnet)
 
-    def _own(self, verb: str, pairs: Sequence[tuple[Nic, str]]) -> None:
+    def _change_owners(self, action: str, pairs: Sequence[tuple[Nic, str]]) -> None:
         """`add` or `delete` an interface's ownership of addresses and ranges."""
-        self.filter.owners(verb, pairs)
-        change = "replace" if verb == "add" else "delete"
-        self._know(change, [(nic, what) for nic, what in pairs if "/" not in what])
-        routes = [(nic, what, _hops(nic)[":" in what]) for nic, what in pairs if "/" in what]
-        self._everywhere([(nic, f"route {change} {what} via {hop} dev {{}} onlink") for nic, what, hop in routes])
+        self.filter.owners(action, pairs)
+        change = "replace" if action == "add" else "delete"
+        self._change_neighbours(change, [(nic, what) for nic, what in pairs if "/" not in what])
+        routes = [(nic, what, _next_hops(nic)[":" in what]) for nic, what in pairs if "/" in what]
+        self._run_on_router_and_neighbours(
+            [(nic, f"route {change} {what} via {hop} dev {{}} onlink") for nic, what, hop in routes]
+        )
 
-    def _know(self, change: str, pairs: Sequence[tuple[Nic, str]]) -> None:
+    def _change_neighbours(self, change: str, pairs: Sequence[tuple[Nic, str]]) -> None:
         """`replace` or `delete` neighbour entries."""
-        self._everywhere(
+        self._run_on_router_and_neighbours(
             [(nic, f"neigh {change} {what} lladdr {nic.mac} dev {{}} nud permanent") for nic, what in pairs]
         )
 
-    def _everywhere(self, lines: Sequence[tuple[Nic, str]]) -> None:
+    def _run_on_router_and_neighbours(self, lines: Sequence[tuple[Nic, str]]) -> None:
         """Run lines of `ip -batch` on the router and in the interface's subnet; `{}` is the device there."""
         self.cloud.batch(line.format(self._subnets[nic.subnet].bridge) for nic, line in lines)
         for here in self._subnets.values():
@@ -234,12 +236,12 @@ class Fabric:
                 here.neighbour.batch(local)
 
 
-def _hops(nic: Nic) -> tuple[str, str]:
+def _next_hops(nic: Nic) -> tuple[str, str]:
     """Return the next hops that ranges of an interface are routed to, independent of its addresses."""
     return f"169.254.128.{nic.device + 1}", f"fe80::128:{nic.device + 1:x}"
 
 
-def _bridge(name: str, mac: str, router: IPv4Address, subnet: IPv4Network) -> list[str]:
+def _bridge_commands(name: str, mac: str, router: IPv4Address, subnet: IPv4Network) -> list[str]:
     """Return the lines that create a bridge. Its MAC is fixed: by default it changes with the ports."""
     inside = router in subnet
     return [
@@ -251,7 +253,7 @@ def _bridge(name: str, mac: str, router: IPv4Address, subnet: IPv4Network) -> li
     ]
 
 
-def _bridge6(name: str, convention: Convention, subnet: IPv6Network, first: bool = True) -> list[str]:
+def _bridge6_commands(name: str, convention: Convention, subnet: IPv6Network, first: bool = True) -> list[str]:
     """Return the lines that add the router's link-local address, the gateway of the hosts, and one in the subnet."""
     addresses = [convention.router6, convention.link_local] if convention.link_local else [convention.router6]
     link_local = [f"address add {address}/64 dev {name} nodad" for address in addresses] if first else []

@@ -71,7 +71,7 @@ because a kernel answers it only for addresses of the very link."""
 
 
 @dataclass(frozen=True)
-class Lost:
+class LostPackets:
     """Packets from an interface with a source that it does not own (ARP requests included)."""
 
     mac: str
@@ -88,26 +88,28 @@ class Filter:
         self._owner: dict[str, str] = {}
         self._nft(RULES)
 
-    def interfaces(self, verb: str, nics: Sequence[Nic]) -> None:
+    def interfaces(self, action: str, nics: Sequence[Nic]) -> None:
         """`add` or `delete` their MACs. Former owners of a port are kept, for packets lost before."""
         self._owner |= {nic.port: nic.mac for nic in nics}
-        self._nft("\n".join(_element(verb, "mac_of", nic, nic.mac) for nic in nics))
+        self._nft("\n".join(_element_command(action, "mac_of", nic, nic.mac) for nic in nics))
 
-    def owners(self, verb: str, pairs: Sequence[tuple[Nic, str]]) -> None:
+    def owners(self, action: str, pairs: Sequence[tuple[Nic, str]]) -> None:
         """`add` or `delete` addresses and ranges."""
         names = {(False, 4): "v4_of", (False, 6): "v6_of", (True, 4): "range4_of", (True, 6): "range6_of"}
         self._nft(
-            "\n".join(_element(verb, names["/" in what, 6 if ":" in what else 4], nic, what) for nic, what in pairs)
+            "\n".join(
+                _element_command(action, names["/" in what, 6 if ":" in what else 4], nic, what) for nic, what in pairs
+            )
         )
 
-    def lost(self) -> list[Lost]:
+    def lost(self) -> list[LostPackets]:
         return [
-            Lost(self._owner[port], source, destination, packets)
+            LostPackets(self._owner[port], source, destination, packets)
             for name in ("lost", "lost6")
             for port, source, destination, packets in self._entries(name)
         ]
 
-    def forget_lost(self) -> None:
+    def clear_lost(self) -> None:
         self._nft("flush set bridge cloud lost\nflush set bridge cloud lost6")
 
     def _entries(self, name: str) -> Iterator[tuple[str, str, str, int]]:
@@ -122,5 +124,5 @@ class Filter:
             self._cloud.run(["nft", "-f", "-"], stdin=rules)
 
 
-def _element(verb: str, name: str, nic: Nic, what: str) -> str:
-    return f"{verb} element bridge cloud {name} {{ {nic.port} . {what} }}"
+def _element_command(action: str, name: str, nic: Nic, what: str) -> str:
+    return f"{action} element bridge cloud {name} {{ {nic.port} . {what} }}"

@@ -145,7 +145,7 @@ def replace_sys(dmi: Mapping[str, Sequence[Any]]) -> None:
         (table / name).chmod(mode)
 
 
-def furnish(namespace: Mapping[str, Any]) -> None:
+def build_file_system(namespace: Mapping[str, Any]) -> None:
     """Build the instance's file system. The order matters: what is covered must be bound elsewhere first."""
     expose([Path(path) for path in namespace["expose"]])
     replace_etc(namespace["users"], namespace["etc"])
@@ -158,13 +158,13 @@ def hold(namespace: Mapping[str, Any], reply: int) -> None:
     """Hold the namespaces until the end."""
     pid = Path("/proc/self").readlink()  # /proc is still the host's, and so is this number
     libc.prctl(PR_SET_NAME, f"lab:{namespace['name']}".encode()[:15], 0, 0, 0)
-    furnished = "etc" in namespace
-    unshare(CLONE_NEWNET | CLONE_NEWUTS | (CLONE_NEWNS if furnished else 0))
+    has_file_system = "etc" in namespace
+    unshare(CLONE_NEWNET | CLONE_NEWUTS | (CLONE_NEWNS if has_file_system else 0))
     socket.sethostname(namespace.get("hostname", namespace["name"]))
     for name, value in namespace["sysctl"].items():
         Path("/proc/sys", *name.split(".")).write_text(value)
-    if furnished:
-        furnish(namespace)
+    if has_file_system:
+        build_file_system(namespace)
     answer(reply, pid=int(str(pid)))
     os.dup2(os.open("/dev/null", os.O_RDWR), reply)
     while True:

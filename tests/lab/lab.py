@@ -25,12 +25,12 @@ from typing import Literal, Self, TypeVar
 
 from .boot import boot
 from .fabric import Fabric
-from .filter import Lost
+from .filter import LostPackets
 from .metadata import PROVIDERS, Metadata
 from .namespaces import OURS, LabError, Namespace, Namespaces
 from .nic import Interface, Nic
 from .processes import USERS, Daemons
-from .reach import Held, Reach
+from .reach import HeldConnection, Reach
 from .spec import Resolver, Spec, beyond_address, beyond_address6, resolve
 
 CHECKOUT = Path(__file__).parents[2]
@@ -63,22 +63,22 @@ HOST_SYSCTL = MappingProxyType({"net.ipv6.conf.default.accept_ra": "0", "net.ipv
 
 T = TypeVar("T")
 Where = str | tuple[str, int]
-Order = Literal["metadata", "interface"]
+Update = Literal["metadata", "interface"]
 
 
-def nothing() -> None:
-    """Default for `between`, the callback between the two halves of a change."""
+def do_nothing() -> None:
+    """Default for `between_updates`, the callback between the two halves of a change."""
 
 
 class Lab:
     """`with Lab(Spec.aws(interfaces=4, addresses=15)) as lab:`; removed at the end, and when the process is killed.
 
-    With `vacant` the cloud's interfaces are taps, for a virtual machine, and the instance's namespace has none.
+    With `taps` the cloud's interfaces are taps, for a virtual machine, and the instance's namespace has none.
     """
 
-    def __init__(self, spec: Spec, vacant: bool = False) -> None:
+    def __init__(self, spec: Spec, taps: bool = False) -> None:
         self.spec = spec
-        self.vacant = vacant
+        self.taps = taps
         self.convention = PROVIDERS[spec.provider].convention
         self._resolver = Resolver(self.convention.gateway)
         self.nics = resolve(spec, self._resolver)
@@ -109,27 +109,27 @@ class Lab:
     # — building
 
     def _build(self) -> None:
-        self._furnish_instance()
+        self._open_instance()
         self.cloud = self.namespaces.open({"name": "cloud", "sysctl": dict(ROUTER_SYSCTL)})[0]
         self.fabric = Fabric(self.cloud, self.convention)
         self._start_metadata()
         self.neighbours: list[Namespace] = []
         self._add_subnets(self.nics)
         self.beyond = self._open_hosts("beyond", 0, self.spec.beyond)
-        self.fabric.add_beyond(
+        self.fabric.add_beyond_hosts(
             {namespace: (beyond_address(n), beyond_address6(n)) for n, namespace in enumerate(self.beyond)}
         )
-        self.fabric.plug(self.nics, None if self.vacant else self.instance)
-        self.fabric.admit(self.nics)
-        if not self.vacant:
+        self.fabric.plug(self.nics, None if self.taps else self.instance)
+        self.fabric.register_interfaces(self.nics)
+        if not self.taps:
             served = self.nics if self.spec.dhcp_all or self.convention.all_links else self.nics[:1]
             boot(self.instance, served, self.fabric)
         self.daemons = Daemons(self.instance)
         self.reach = Reach()
         self.metadata = Metadata(self.cloud.path(OURS / "metadata.sock"))
-        self._tell_metadata()
+        self._load_metadata()
 
-    def _furnish_instance(self) -> None:
+    def _open_instance(self) -> None:
         primary = self.nics[0].addresses[0]
         hostname = f"ip-{primary.replace('.', '-')}"
         interpreter = {Path(sys.prefix), Path(sys.base_prefix)}
@@ -161,7 +161,7 @@ class Lab:
         self.fabric.add_subnets(wanted, neighbours)
         self.neighbours += neighbours
 
-    def _tell_metadata(self) -> None:
+    def _load_metadata(self) -> None:
         self.metadata.load(self.nics)
         if self.spec.settings:
             self.metadata.configure(**self.spec.settings)
@@ -180,9 +180,9 @@ class Lab:
         return [address for nic in self.nics for address in nic.ipv6]
 
     @property
-    def samples(self) -> list[str]:
+    def range_ends(self) -> list[str]:
         """Return the first and last address of every delegated range."""
-        return [address for nic in self.nics for address in nic.samples]
+        return [address for nic in self.nics for address in nic.range_ends]
 
     @property
     def sources(self) -> list[Namespace]:
@@ -191,7 +191,7 @@ class Lab:
     def nic(self, key: str) -> Nic:
         """Return an interface by MAC, by kernel name, or by one of its addresses."""
         for nic in self.nics:
-            if key in (nic.mac, nic.name, *nic.everything):
+            if key in (nic.mac, nic.name, *nic.all_addresses):
                 return nic
         raise LabError(f"no interface {key}")
 
@@ -221,7 +221,7 @@ class Lab:
         """Run `ip -batch` in the instance."""
         self.instance.batch(lines)
 
-    def lost(self) -> list[Lost]:
+    def lost(self) -> list[LostPackets]:
         return self.fabric.lost()
 
     def dropped(self) -> int:
@@ -236,9 +236,15 @@ class Lab:
     # — changing the cloud while it runs
 
     def attach_interface(
-        self, interface: Interface, first: Order = "metadata", between: Callable[[], object] = nothing
+        self,
+        interface: Interface,
+        first_update: Update = "metadata",
+        between_updates: Callable[[], object] = do_nothing,
     ) -> Nic:
-        """Hot-plug an interface. Clouds update host and metadata in either order; `between` is called in between."""
+        """Hot-plug an interface.
+
+        Clouds update the host and the metadata in either order; `between_updates` is called after the first update.
+        """
         device = 1 + max(nic.device for nic in self.nics)
         taken = {nic.name for nic in self.nics}
         name = next(name for n in range(len(taken) + 1) if (name := f"eth{n}") not in taken)
@@ -246,20 +252,22 @@ class Lab:
         self._add_subnets([nic])
 
         def plug() -> None:
-            self.fabric.plug([nic], None if self.vacant else self.instance)
-            self.fabric.admit([nic])
+            self.fabric.plug([nic], None if self.taps else self.instance)
+            self.fabric.register_interfaces([nic])
 
-        self._change([*self.nics, nic], plug, first, between)
+        self._change([*self.nics, nic], plug, first_update, between_updates)
         return nic
 
-    def detach_interface(self, mac: str, first: Order = "interface", between: Callable[[], object] = nothing) -> None:
+    def detach_interface(
+        self, mac: str, first_update: Update = "interface", between_updates: Callable[[], object] = do_nothing
+    ) -> None:
         nic = self.nic(mac)
 
         def unplug() -> None:
-            self.fabric.dismiss(nic)
+            self.fabric.unregister_interface(nic)
             self.fabric.unplug(nic)
 
-        self._change([other for other in self.nics if other != nic], unplug, first, between)
+        self._change([other for other in self.nics if other != nic], unplug, first_update, between_updates)
 
     def add_address(self, mac: str, address: str) -> None:
         """Add an address of either family. The first IPv6 address of an interface decides its /64."""
@@ -269,12 +277,12 @@ class Lab:
             new = replace(nic, ipv6=(*nic.ipv6, address), subnet6=subnet6)
         else:
             new = replace(nic, addresses=(*nic.addresses, address))
-        self.fabric.admit_address(new, address)
+        self.fabric.register_address(new, address)
         self._replace(nic, new)
 
     def remove_address(self, mac: str, address: str) -> None:
         nic = self.nic(mac)
-        self.fabric.dismiss_address(nic, address)
+        self.fabric.unregister_address(nic, address)
         left = tuple(other for other in nic.addresses if other != address)
         left6 = tuple(other for other in nic.ipv6 if other != address)
         public = {private: public for private, public in nic.public.items() if private != address}
@@ -284,12 +292,12 @@ class Lab:
         """Add a delegated block or alias range, in CIDR notation."""
         nic = self.nic(mac)
         new = replace(nic, prefixes=(*nic.prefixes, prefix))
-        self.fabric.admit_address(new, prefix)
+        self.fabric.register_address(new, prefix)
         self._replace(nic, new)
 
     def remove_range(self, mac: str, prefix: str) -> None:
         nic = self.nic(mac)
-        self.fabric.dismiss_address(nic, prefix)
+        self.fabric.unregister_address(nic, prefix)
         self._replace(nic, replace(nic, prefixes=tuple(other for other in nic.prefixes if other != prefix)))
 
     def _replace(self, old: Nic, new: Nic) -> None:
@@ -298,18 +306,22 @@ class Lab:
     def _change(
         self,
         nics: list[Nic],
-        cable: Callable[[], None] = nothing,
-        first: Order = "interface",
-        between: Callable[[], object] = nothing,
+        update_host: Callable[[], None] = do_nothing,
+        first_update: Update = "interface",
+        between_updates: Callable[[], object] = do_nothing,
     ) -> None:
-        def tell() -> None:
+        def update_metadata() -> None:
             self.nics = nics
             self.metadata.load(nics)
 
-        before, after = (tell, cable) if first == "metadata" else (cable, tell)
-        before()
-        between()
-        after()
+        if first_update == "metadata":
+            update_metadata()
+            between_updates()
+            update_host()
+        else:
+            update_host()
+            between_updates()
+            update_metadata()
 
     # — the daemons
 
@@ -359,7 +371,7 @@ class Lab:
         wanted = [*self.addresses, *self.addresses6] if addresses is None else addresses
         four = [(address, None) for address in wanted if ":" not in address]
         six = [(address, None) for address in wanted if ":" in address]
-        sources = {namespace: [*four, *(six if self.fabric.has6(namespace) else [])] for namespace in self.sources}
+        sources = {namespace: [*four, *(six if self.fabric.has_ipv6(namespace) else [])] for namespace in self.sources}
         answers = self.reach.probe(sources, timeout)
         return {(source, target): answered for (source, target, _), answered in answers.items()}
 
@@ -371,7 +383,7 @@ class Lab:
         answers = self.reach.probe({self.instance: wanted}, timeout)
         return {str(source): answered for (_, _, source), answered in answers.items()}
 
-    def hold_connection(self, address: str, source: Where = "beyond", timeout: float = 3) -> Held:
+    def hold_connection(self, address: str, source: Where = "beyond", timeout: float = 3) -> HeldConnection:
         """Open a connection to `address`; `.alive()` sends bytes through it and waits for their echo."""
         self.reach.listen(self.instance)
         return self.reach.hold(self.namespace(source), address, timeout)

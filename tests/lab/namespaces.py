@@ -154,11 +154,11 @@ class Namespaces:
             answer = json.loads(self._holder.stdout.readline() or "{}")
             if "pid" not in answer:
                 raise LabError(
-                    f"cannot make the namespace {namespace['name']}: {answer.get('error') or self._last_words()}"
+                    f"cannot make the namespace {namespace['name']}: {answer.get('error') or self._holder_errors()}"
                 )
             self._namespaces[str(namespace["name"])] = Namespace(str(namespace["name"]), answer["pid"])
         if len(self._namespaces) != before + len(wanted):
-            raise LabError(f"cannot make namespaces: {self._last_words()}")
+            raise LabError(f"cannot make namespaces: {self._holder_errors()}")
         return list(self._namespaces.values())[before:]
 
     def close(self) -> None:
@@ -169,5 +169,5 @@ class Namespaces:
             self._holder.kill()  # --kill-child: the holder too
             raise LabError(f"the lab did not end within {END_TIMEOUT_S:.0f} s") from None
 
-    def _last_words(self) -> str:
+    def _holder_errors(self) -> str:
         return self._holder.communicate()[1].strip()

@@ -67,7 +67,7 @@ class Nic:
         return f"vm{self.device}"
 
     @property
-    def everything(self) -> tuple[str, ...]:
+    def all_addresses(self) -> tuple[str, ...]:
         """Return its addresses of both families, and the anchor address."""
         return (*self.addresses, *self.ipv6, *([self.anchor.partition("/")[0]] if self.anchor else []))
 
@@ -80,7 +80,7 @@ class Nic:
         return [prefix for prefix in self.prefixes if ":" in prefix]
 
     @property
-    def samples(self) -> Iterator[str]:
+    def range_ends(self) -> Iterator[str]:
         """Yield the first and the last address of every range: no range is tested as a whole."""
         for prefix in self.prefixes:
             network = ip_network(prefix)

@@ -24,7 +24,7 @@ def _probe(*argv: object) -> list[str]:
     return [sys.executable, "-I", "-S", str(PROBE), *map(str, argv)]
 
 
-class Lines:
+class LineReader:
     """The output lines of a probe, with a time limit, which a buffered stream could not keep."""
 
     def __init__(self, stream: IO[str] | None) -> None:
@@ -50,13 +50,13 @@ class Reach:
 
     def __init__(self) -> None:
         self._listeners: dict[str, subprocess.Popen[str]] = {}
-        self._held: list[Held] = []
+        self._held: list[HeldConnection] = []
 
     def listen(self, *namespaces: Namespace) -> None:
         missing = [namespace for namespace in namespaces if namespace.name not in self._listeners]
         started = {namespace.name: namespace.popen(_probe("serve", PORT)) for namespace in missing}
         for name, process in started.items():
-            if Lines(process.stdout).next(10) != "ready":
+            if LineReader(process.stdout).next(10) != "ready":
                 raise LabError(f"the listener in {name} did not start")
         self._listeners |= started
 
@@ -65,21 +65,21 @@ class Reach:
     ) -> dict[tuple[str, str, str | None], bool]:
         """Connect all (target, source address) pairs in parallel: {(namespace, target, source address): answered}."""
 
-        def one(namespace: Namespace, wanted: Sequence[tuple[str, str | None]]) -> list[bool]:
+        def probe_from(namespace: Namespace, wanted: Sequence[tuple[str, str | None]]) -> list[bool]:
             argv = _probe("connect", PORT, timeout)
             done = namespace.run(argv, stdin=json.dumps(wanted), timeout=timeout + 30)
             return [bool(answered) for answered in json.loads(done.stdout)]
 
         with ThreadPoolExecutor(len(pairs)) as pool:
-            answers = list(pool.map(lambda item: one(*item), pairs.items()))
+            answers = list(pool.map(lambda item: probe_from(*item), pairs.items()))
         return {
             (namespace.name, *pair): answered
             for (namespace, wanted), given in zip(pairs.items(), answers, strict=True)
             for pair, answered in zip(wanted, given, strict=True)
         }
 
-    def hold(self, namespace: Namespace, address: str, timeout: float) -> Held:
-        held = Held(namespace, address, timeout)
+    def hold(self, namespace: Namespace, address: str, timeout: float) -> HeldConnection:
+        held = HeldConnection(namespace, address, timeout)
         self._held.append(held)
         if not held.opened:
             raise LabError(f"{address} does not answer {namespace.name}")
@@ -94,14 +94,14 @@ class Reach:
             process.wait(10)
 
 
-class Held:
+class HeldConnection:
     """A TCP connection that stays open, as an operator's SSH session does."""
 
     def __init__(self, namespace: Namespace, address: str, timeout: float) -> None:
         self.address = address
         self._sent = 0
         self.process = namespace.popen(_probe("hold", address, PORT), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        self._lines = Lines(self.process.stdout)
+        self._lines = LineReader(self.process.stdout)
         self.opened = self._lines.next(timeout) == "open"
 
     def alive(self, timeout: float = 3) -> bool:

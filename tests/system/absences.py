@@ -15,8 +15,8 @@ from typing import Any, Self
 from tests.lab import Lab, LabError, Nic
 from tests.system.service import ip, status
 
-LIMIT = 5.0  # seconds, of issue 17
-PERIOD = 0.25
+LIMIT_S = 5.0  # seconds, of issue 17
+SAMPLE_INTERVAL_S = 0.25
 SERIOUS = ("metadata", "kernel", "netagent")
 """Kinds of errors that affect every address: the fetcher cannot read the metadata, or cannot change the kernel."""
 
@@ -37,7 +37,7 @@ class Absence:
 class Absences:
     """Measures for how long each address has been missing without a cause."""
 
-    def __init__(self, limit: float = LIMIT) -> None:
+    def __init__(self, limit: float = LIMIT_S) -> None:
         self._limit = limit
         self._since: dict[tuple[str, str], float] = {}
         self._reported = set[tuple[str, str]]()
@@ -67,12 +67,12 @@ def is_reported(report: dict[str, Any], nic: Nic, address: str) -> bool:
     if ":" not in address:
         causes = [each for each in causes if "IPv6" not in each]
     words = (address, nic.name, nic.mac)
-    return any(_names(text, address) for text in about_addresses) or any(
-        _names(text, word) for text in causes for word in words
+    return any(_contains_word(text, address) for text in about_addresses) or any(
+        _contains_word(text, word) for text in causes for word in words
     )
 
 
-def _names(text: str, word: str) -> bool:
+def _contains_word(text: str, word: str) -> bool:
     """Return True if a text contains a word as a whole: 10.0.1.1 is not in 10.0.1.10."""
     return re.search(rf"(?<![\w.:]){re.escape(word)}(?![\w]|[.:]\w)", text) is not None
 
@@ -80,7 +80,7 @@ def _names(text: str, word: str) -> bool:
 class Watch:
     """Samples kernel and status.json several times a second, in a separate thread: `with Watch(lab) as watch:`."""
 
-    def __init__(self, lab: Lab, unlisted: Callable[[], Collection[str]] = tuple, limit: float = LIMIT) -> None:
+    def __init__(self, lab: Lab, unlisted: Callable[[], Collection[str]] = tuple, limit: float = LIMIT_S) -> None:
         """`unlisted` returns the MACs that the metadata does not list at the moment."""
         self._lab, self._unlisted = lab, unlisted
         self._absences = Absences(limit)
@@ -105,7 +105,7 @@ class Watch:
         return self._absences.longest
 
     def _run(self) -> None:
-        while not self._ended.wait(PERIOD):
+        while not self._ended.wait(SAMPLE_INTERVAL_S):
             try:
                 missing, report = self._sample()
             except (LabError, OSError, ValueError, TimeoutExpired):  # the lab is changing or ending
@@ -125,6 +125,6 @@ class Watch:
         missing = []
         for nic in nics:
             has = {each["local"] for each in links[nic.mac]["addr_info"]} if nic.mac in links else set()
-            lacks = set(nic.everything) - has if nic.mac not in unlisted else set()
+            lacks = set(nic.all_addresses) - has if nic.mac not in unlisted else set()
             missing += [(each, nic.name) for each in lacks if not is_reported(report, nic, each)]
         return missing, report

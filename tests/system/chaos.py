@@ -15,9 +15,20 @@ from contextlib import contextmanager, suppress
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from tests.lab import Held, Interface, Lab, LabError, Nic, Spec
+from tests.lab import HeldConnection, Interface, Lab, LabError, Nic, Spec
 from tests.system.host_events import HostEvents
-from tests.system.service import CONFIG, DAEMONS, MACS, OURS, audit, ip, is_healthy, refresh, status, wait_until_healthy
+from tests.system.service import (
+    CONFIG,
+    DAEMONS,
+    MACS,
+    PROTOCOL,
+    audit,
+    ip,
+    is_healthy,
+    refresh,
+    status,
+    wait_until_healthy,
+)
 
 TIMER = '[System]\nRefreshTimer = "2s"\n'
 SUBNETS = tuple(f"10.0.{number}.0/24" for number in (2, 3, 21, 22))
@@ -68,7 +79,7 @@ class Chaos:
         primary, second = lab.nics[0], lab.nics[1]
         self._kept = {primary.addresses[0], second.addresses[2]}
         self._safe_links = {primary.mac, second.mac}
-        self._held: list[Held] = [
+        self._held: list[HeldConnection] = [
             lab.hold_connection(primary.addresses[0]),
             lab.hold_connection(second.addresses[2], ("neighbour", 0)),
         ]
@@ -173,11 +184,11 @@ class Chaos:
         return wanted
 
     def _routes(self) -> set[tuple[object, ...]]:
-        routes = ip(self.lab, "-d", "-4", "route", "show", "table", "all", "proto", OURS)
+        routes = ip(self.lab, "-d", "-4", "route", "show", "table", "all", "proto", PROTOCOL)
         return {(str(route["table"]), route["dst"], route.get("gateway")) for route in routes}
 
     def _rules(self) -> list[dict[str, Any]]:
-        return [rule for rule in ip(self.lab, "-4", "rule") if rule.get("protocol") == OURS]
+        return [rule for rule in ip(self.lab, "-4", "rule") if rule.get("protocol") == PROTOCOL]
 
     def _wrong_rules(self, tables: dict[str, str]) -> list[str]:
         """Return errors in the rules: in both steps each address has exactly one rule, that of its link, and no rule is
@@ -282,8 +293,8 @@ class Chaos:
         pause = self._chance.choice((0.0, 0.1, 1.0))
         nic = self.lab.attach_interface(
             Interface(subnet, tuple(sorted(addresses)), ipv6=self._chance.randint(0, 2)),
-            first=first,  # type: ignore[arg-type]
-            between=lambda: time.sleep(pause),
+            first_update=first,  # type: ignore[arg-type]
+            between_updates=lambda: time.sleep(pause),
         )
         self._firsts[nic.mac] = nic.addresses[0]
         if self.unlisted:  # the faulty list of interfaces does not have this one either
@@ -295,7 +306,7 @@ class Chaos:
         if nic is None or len(self.lab.nics) <= 2:
             return None
         first = self._chance.choice(("metadata", "interface"))
-        self.lab.detach_interface(nic.mac, first=first)  # type: ignore[arg-type]
+        self.lab.detach_interface(nic.mac, first_update=first)  # type: ignore[arg-type]
         self._stayed -= set(nic.addresses)
         return f"cloud: {nic.name} detached, {first} first"
 
@@ -322,7 +333,7 @@ class Chaos:
         if nic is None:
             return None
         what = self._chance.choice(("default", nic.subnet, "") if self._has_its_first(nic) else ("default",))
-        self._ip(f"route flush {what} table all proto {OURS} dev {nic.name}")
+        self._ip(f"route flush {what} table all proto {PROTOCOL} dev {nic.name}")
         return f"ip: routes to {what or 'everywhere'} by {nic.name} removed"
 
     def _has_its_first(self, nic: Nic) -> bool:

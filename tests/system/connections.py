@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 
 from tests.lab import Lab
 from tests.lab.lab import Where
-from tests.lab.reach import PORT, Lines
+from tests.lab.reach import PORT, LineReader
 from tests.lab.spec import beyond_address
 
 CLIENT = """
@@ -79,12 +79,12 @@ def open_connections(lab: Lab) -> Iterator[Connections]:
     }
     found = Connections()
     with ExitStack() as stack:
-        opened: dict[str, tuple[subprocess.Popen[str], Lines]] = {}
+        opened: dict[str, tuple[subprocess.Popen[str], LineReader]] = {}
         for name, (where, target, source) in wanted.items():
             argv = [sys.executable, "-I", "-S", "-c", CLIENT, target, source, str(PORT)]
             process = lab.namespace(where).popen(argv, stdin=subprocess.PIPE)
             stack.callback(process.kill)
-            opened[name] = process, Lines(process.stdout)
+            opened[name] = process, LineReader(process.stdout)
             assert opened[name][1].next(10) == "ready", f"{name}: no connection to {target}"
         yield found
         for process, _ in opened.values():

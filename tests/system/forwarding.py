@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.lab import Interface, Lab, Spec
 from tests.lab.namespaces import Namespace
-from tests.lab.reach import Lines
+from tests.lab.reach import LineReader
 
 PROGRAM = Path(__file__).with_name("others") / "published.py"
 PORT, PUBLISHED = 7000, 8080
@@ -88,7 +88,7 @@ class Container:
         lab.run(["sysctl", "-q", "-w", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"])
         lab.run(["nft", "-f", "-"], stdin=RULES)
         self._server = self.namespace.popen(python("serve", PORT))
-        assert Lines(self._server.stdout).next(10) == "ready"
+        assert LineReader(self._server.stdout).next(10) == "ready"
         lab.wait_for(self._is_reachable, message="the container to be reachable by the host, by IPv6, too")
 
     def _is_reachable(self) -> bool:
@@ -117,7 +117,7 @@ class Connection:
     def __init__(self, client: Namespace, address: str) -> None:
         argv = [sys.executable, "-I", "-S", "-c", self.PROGRAM, address, str(PUBLISHED)]
         self._process = client.popen(argv, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        self._lines, self._sent = Lines(self._process.stdout), 0
+        self._lines, self._sent = LineReader(self._process.stdout), 0
 
     def is_alive(self) -> bool:
         self._sent += 1
@@ -139,7 +139,7 @@ class Connection:
 
 def answered(lab: Lab, protocol: str, addresses: Sequence[str], timeout: float = 2) -> dict[tuple[str, str], bool]:
     """Return {(client, address): the published port answered} for every client, tested in parallel."""
-    clients = [namespace for namespace in lab.sources if ":" not in addresses[0] or lab.fabric.has6(namespace)]
+    clients = [namespace for namespace in lab.sources if ":" not in addresses[0] or lab.fabric.has_ipv6(namespace)]
     pairs = json.dumps([[protocol, address] for address in addresses])
 
     def one(client: Namespace) -> list[bool]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.lab import Lab
 from tests.lab.lab import Where
-from tests.lab.reach import Lines
+from tests.lab.reach import LineReader
 
 MONITOR = "ip -4 -o monitor address route rule & read -r _; kill $!"
 """Like everything here, it ends with its standard input."""
@@ -95,10 +95,10 @@ def stream(lab: Lab, address: str, *sources: Where) -> Iterator[None]:
     argv = [sys.executable, "-I", "-S", "-c"]
     with ExitStack() as stack:
 
-        def start(where: Where, *words: str) -> tuple[subprocess.Popen[str], Lines]:
+        def start(where: Where, *words: str) -> tuple[subprocess.Popen[str], LineReader]:
             process = lab.namespace(where).popen([*argv, *words], stdin=subprocess.PIPE)
             stack.callback(process.communicate, timeout=10)
-            lines = Lines(process.stdout)
+            lines = LineReader(process.stdout)
             assert lines.next(10) == "ready", f"{address} and {where} do not reach each other"
             return process, lines
 

@@ -17,14 +17,14 @@ from tests.lab import Lab, Spec
 CONFIG = '[Netagent]\nAllowKinds = "veth"\n'
 DAEMONS = ("netagent", "fetcher", "api")
 MACS = "/latest/meta-data/network/interfaces/macs/"
-OURS = "209"  # the protocol number of routes and rules in the output of ip
+PROTOCOL = "209"  # the protocol number of routes and rules in the output of ip
 TIMES = ("valid_life_time", "preferred_life_time", "expires")
 
 Kernel = dict[str, list[dict[str, Any]]]
 
 
 @contextmanager
-def running(spec: Spec, config: str = "", *daemons: str) -> Iterator[Lab]:
+def running_lab(spec: Spec, config: str = "", *daemons: str) -> Iterator[Lab]:
     """Yield a lab whose daemons (all, or those named) have configured the network."""
     with Lab(spec) as lab:
         lab.write_config(CONFIG + config)
@@ -32,7 +32,7 @@ def running(spec: Spec, config: str = "", *daemons: str) -> Iterator[Lab]:
             lab.start(name)
         wait_until_healthy(lab)
         if "api" in (daemons or DAEMONS):  # it may be the last to start
-            lab.wait_for(lambda: answers(lab), 30, "the api to answer")
+            lab.wait_for(lambda: api_answers(lab), 30, "the api to answer")
         yield lab
 
 
@@ -68,7 +68,7 @@ def status(lab: Lab) -> dict[str, Any]:
     return found
 
 
-def present(lab: Lab) -> set[str]:
+def kernel_addresses(lab: Lab) -> set[str]:
     """Return the addresses that the kernel has on the links that the metadata names."""
     names = {nic.name for nic in lab.nics}
     return {entry["local"] for link in ip(lab, "address") if link["ifname"] in names for entry in link["addr_info"]}
@@ -84,7 +84,7 @@ def is_healthy(lab: Lab) -> bool:
     }
 
 
-def answers(lab: Lab) -> bool:
+def api_answers(lab: Lab) -> bool:
     """Return True if the api answers."""
     asked = ["curl", "--silent", "--output", "/dev/null", "http://127.0.0.1:5209/api/v1/health"]
     return lab.run(asked, check=False).returncode == 0
@@ -119,7 +119,7 @@ def kernel(lab: Lab) -> Kernel:
     found = {"address": addresses}
     for version in ("-4", "-6"):
         routes = ip(lab, "-d", version, "route", "show", "table", "all")
-        kept = [_timeless(route) for route in routes if not _by_itself(route)]
+        kept = [_timeless(route) for route in routes if not _is_made_by_kernel(route)]
         found[f"route{version}"] = sorted(kept, key=str)
         found[f"rule{version}"] = ip(lab, version, "rule")
     return found
@@ -135,13 +135,13 @@ def _timeless(entry: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in entry.items() if key not in TIMES}
 
 
-def _by_itself(route: dict[str, Any]) -> bool:
+def _is_made_by_kernel(route: dict[str, Any]) -> bool:
     return str(route["dst"]).startswith(("fe80:", "ff00:")) or (route["dst"] == "anycast")
 
 
-def ours(lab: Lab, what: str) -> list[dict[str, Any]]:
+def own_objects(lab: Lab, what: str) -> list[dict[str, Any]]:
     """Return the routes or rules (`route-4`, `rule-6` …) with our protocol number."""
-    return [entry for entry in kernel(lab)[what] if str(entry.get("protocol")) == OURS]
+    return [entry for entry in kernel(lab)[what] if str(entry.get("protocol")) == PROTOCOL]
 
 
 def audit(lab: Lab) -> list[dict[str, Any]]:

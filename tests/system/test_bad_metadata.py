@@ -12,7 +12,7 @@ import pytest
 
 from tests.lab import Lab, Spec
 from tests.lab.metadata.hetzner import private_network, yaml
-from tests.system.service import MACS, audit, errors, kernel, read_all_facts, refresh, running, status
+from tests.system.service import MACS, audit, errors, kernel, read_all_facts, refresh, running_lab, status
 
 META = "/latest/meta-data/"
 TOKEN = "/latest/api/token"
@@ -21,7 +21,7 @@ SECOND = "{second}"  # the second interface's directory
 
 @pytest.fixture(scope="module")
 def settled() -> Iterator[Lab]:
-    with running(Spec.aws(interfaces=3, addresses=4)) as made:
+    with running_lab(Spec.aws(interfaces=3, addresses=4)) as made:
         read_all_facts(made)
         yield made
 
@@ -197,7 +197,7 @@ PRIVATE = "/hetzner/v1/metadata/private-networks"
 
 @pytest.fixture(scope="module")
 def hetzner() -> Iterator[Lab]:
-    with running(Spec.cloud("hetzner", 3, 4, 1), f'AllowAddresses = "{HETZNER}"\n') as made:
+    with running_lab(Spec.cloud("hetzner", 3, 4, 1), f'AllowAddresses = "{HETZNER}"\n') as made:
         yield made
 
 

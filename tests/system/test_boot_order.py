@@ -14,7 +14,7 @@ import pytest
 
 from tests.lab import Lab, Spec
 from tests.lab.processes import SCRIPTS
-from tests.system.service import CONFIG, audit, kernel, present, status, wait_until_healthy
+from tests.system.service import CONFIG, audit, kernel, kernel_addresses, status, wait_until_healthy
 
 PATH = "/run/notify.sock"
 
@@ -74,7 +74,7 @@ def test_ready_means_that_the_daemon_runs(lab: Lab) -> None:
     lab.metadata.clear()
     done = wait(lab, "--timeout", "30")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert set(lab.addresses) <= present(lab)
+    assert set(lab.addresses) <= kernel_addresses(lab)
     wait_until_healthy(lab)
     lab.wait_for(lambda: manager.statuses()[-1] == "2 interfaces, 6 addresses, in agreement", 5, "the last status")
     lab.daemons.kill("fetcher", SIGTERM)
@@ -88,7 +88,7 @@ def test_wait_includes_ipv6_but_not_impossible_changes() -> None:
         lab.start("netagent")
         lab.start("fetcher")
         assert wait(lab, "--timeout", "30").returncode == 0
-        assert {*lab.addresses, *(each for nic in lab.nics for each in nic.ipv6)} <= present(lab)
+        assert {*lab.addresses, *(each for nic in lab.nics for each in nic.ipv6)} <= kernel_addresses(lab)
         lab.run(["sysctl", "-qw", f"net.ipv6.conf.{lab.nics[1].name}.disable_ipv6=1"])
         lab.wait_for(lambda: status(lab)["state"] == "degraded", 20, "the missing IPv6 address")
         assert wait(lab, "--timeout", "1").returncode == 0
@@ -193,7 +193,7 @@ def test_a_slow_metadata_server_is_waited_for(lab: Lab) -> None:
     lab.start("netagent")
     start_fetcher(lab)
     assert wait(lab).returncode == 0
-    assert set(lab.addresses) <= present(lab)
+    assert set(lab.addresses) <= kernel_addresses(lab)
     assert [line["verdict"] for line in audit(lab)[:2]] == ["applied", "confirmed"]
 
 

@@ -16,11 +16,11 @@ from tests.system.service import (
     ip,
     is_healthy,
     kernel,
-    ours,
-    present,
+    kernel_addresses,
+    own_objects,
     read_all_facts,
     refresh,
-    running,
+    running_lab,
     status,
     wait_until_healthy,
     without_order,
@@ -29,7 +29,7 @@ from tests.system.service import (
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    with running(Spec.aws(interfaces=3, addresses=3)) as made:
+    with running_lab(Spec.aws(interfaces=3, addresses=3)) as made:
         yield made
         assert made.lost() == []
 
@@ -37,8 +37,8 @@ def lab() -> Iterator[Lab]:
 def objects_of(lab: Lab, nic: Nic) -> list[object]:
     """Return all objects of an interface: rules for its addresses or subnet, routes to the subnet, its state file."""
     sources = {*nic.addresses, nic.subnet.partition("/")[0]}
-    rules = [rule for rule in ours(lab, "rule-4") if rule["src"] in sources]
-    routes = [route for route in ours(lab, "route-4") if nic.subnet == route["dst"]]
+    rules = [rule for rule in own_objects(lab, "rule-4") if rule["src"] in sources]
+    routes = [route for route in own_objects(lab, "route-4") if nic.subnet == route["dst"]]
     links = [link for link in status(lab)["links"].values() if link["mac"] == nic.mac]
     documents = [path for path in lab.path("/run/cloud-network/links").iterdir() if nic.mac in path.read_text()]
     return [*rules, *routes, *links, *documents]
@@ -49,7 +49,7 @@ def test_address_is_added_and_removed(lab: Lab) -> None:
     connection = lab.hold_connection(nic.addresses[2])
     lab.add_address(nic.mac, "10.0.2.77")
     assert refresh(lab) == "ok"
-    assert "10.0.2.77" in present(lab)
+    assert "10.0.2.77" in kernel_addresses(lab)
     assert all(lab.reachability(["10.0.2.77"]).values())
     lab.remove_address(nic.mac, "10.0.2.77")
     assert refresh(lab) == "ok"
@@ -64,10 +64,10 @@ def test_timer_alone_finds_additions_and_proves_removals(lab: Lab) -> None:
     lab.daemons.kill("fetcher", 1)
     nic = lab.nics[2]
     lab.add_address(nic.mac, "10.0.3.77")
-    lab.wait_for(lambda: "10.0.3.77" in present(lab), 10, "the new address")
+    lab.wait_for(lambda: "10.0.3.77" in kernel_addresses(lab), 10, "the new address")
     lab.metadata.reset()
     lab.remove_address(nic.mac, "10.0.3.77")
-    lab.wait_for(lambda: "10.0.3.77" not in present(lab), 10, "the removal of the old address")
+    lab.wait_for(lambda: "10.0.3.77" not in kernel_addresses(lab), 10, "the removal of the old address")
     assert lab.metadata.paths().count(f"{MACS}{nic.mac}/local-ipv4s") >= 2
 
 
@@ -77,7 +77,7 @@ def test_many_addresses_at_once(lab: Lab) -> None:
     for last in range(100, 140):
         lab.add_address(nic.mac, f"10.0.2.{last}")
     assert refresh(lab) == "ok"
-    assert set(lab.addresses) <= present(lab)
+    assert set(lab.addresses) <= kernel_addresses(lab)
     assert all(lab.reachability([f"10.0.2.{last}" for last in (100, 120, 139)]).values())
     verdicts = [line["verdict"] for line in audit(lab)]
     assert verdicts == ["applied", "confirmed"] * (len(verdicts) // 2)
@@ -105,7 +105,7 @@ def test_an_interface_is_plugged_in_while_it_runs(lab: Lab, first: str) -> None:
     before = kernel(lab)
     connection = lab.hold_connection(lab.nics[1].addresses[1])
 
-    def between() -> None:
+    def check_half_updated() -> None:
         if first == "metadata":
             assert refresh(lab) == "degraded"
             assert len(status(lab)["unknown_macs"]) == 1
@@ -114,9 +114,9 @@ def test_an_interface_is_plugged_in_while_it_runs(lab: Lab, first: str) -> None:
             lab.wait_for(lambda: len([path for path in lab.metadata.paths() if path == MACS]) >= 2, 10, "the chase")
             assert without_order(kernel(lab))[1] == without_order(before)[1]  # no route, no rule
 
-    nic = lab.attach_interface(Interface("10.0.9.0/24", 3), first=first, between=between)  # type: ignore[arg-type]
+    nic = lab.attach_interface(Interface("10.0.9.0/24", 3), first_update=first, between_updates=check_half_updated)  # type: ignore[arg-type]
     wait_until_healthy(lab)
-    assert set(nic.addresses) <= present(lab)
+    assert set(nic.addresses) <= kernel_addresses(lab)
     answers = lab.reachability()
     assert all(answers.values())
     assert len(answers) == 5 * len(lab.addresses)
@@ -129,13 +129,13 @@ def test_an_interface_is_unplugged_while_it_runs(lab: Lab, first: str) -> None:
     read_all_facts(lab)
     connection = lab.hold_connection(lab.nics[1].addresses[1])
 
-    def between() -> None:
+    def check_half_updated() -> None:
         if first == "interface":
             lab.wait_for(lambda: status(lab)["unknown_macs"] == [nic.mac], 10, "the fetcher to miss the link")
         else:
             refresh(lab)
 
-    lab.detach_interface(nic.mac, first=first, between=between)  # type: ignore[arg-type]
+    lab.detach_interface(nic.mac, first_update=first, between_updates=check_half_updated)  # type: ignore[arg-type]
     lab.wait_for(lambda: objects_of(lab, nic) == [], 10, "a read without a request")
     wait_until_healthy(lab)
     assert all(lab.reachability().values())
@@ -147,7 +147,7 @@ def test_plugged_in_again_it_works_again(lab: Lab) -> None:
     nic = lab.nics[2]
     lab.detach_interface(nic.mac)
     refresh(lab)
-    again = lab.attach_interface(Interface(nic.subnet, nic.addresses, mac=nic.mac), first="interface")
+    again = lab.attach_interface(Interface(nic.subnet, nic.addresses, mac=nic.mac), first_update="interface")
     lab.wait_for(lambda: is_healthy(lab), 20, "the interface")
     assert again.mac == nic.mac
     assert all(lab.reachability().values())
@@ -155,13 +155,13 @@ def test_plugged_in_again_it_works_again(lab: Lab) -> None:
 
 def test_second_interface_is_added_and_removed() -> None:
     """Tables and rules are added with the second interface, and removed with it."""
-    with running(Spec.aws(interfaces=1, addresses=3)) as lab:
+    with running_lab(Spec.aws(interfaces=1, addresses=3)) as lab:
         before = kernel(lab)
-        assert ours(lab, "rule-4") == ours(lab, "route-4") == []
+        assert own_objects(lab, "rule-4") == own_objects(lab, "route-4") == []
         nic = lab.attach_interface(Interface("10.0.9.0/24", 3))
         wait_until_healthy(lab)
         assert all(lab.reachability().values())
-        assert len(ours(lab, "rule-4")) == 5
+        assert len(own_objects(lab, "rule-4")) == 5
         lab.detach_interface(nic.mac)
         refresh(lab)
         wait_until_healthy(lab)
@@ -186,13 +186,13 @@ def test_error_of_one_interface_does_not_block_others(lab: Lab) -> None:
     lab.add_address(good.mac, "10.0.3.77")
     lab.remove_address(good.mac, good.addresses[2])
     assert refresh(lab) == "degraded"
-    assert {"10.0.3.77", good.addresses[2]} <= present(lab)
+    assert {"10.0.3.77", good.addresses[2]} <= kernel_addresses(lab)
     lab.batch([f"address del {each.addresses[1]}/32 dev {each.name}" for each in (odd, good)])
-    lab.wait_for(lambda: {odd.addresses[1], good.addresses[1]} <= present(lab), 10, "the repair")
+    lab.wait_for(lambda: {odd.addresses[1], good.addresses[1]} <= kernel_addresses(lab), 10, "the repair")
     lab.metadata.clear()
     refresh(lab)
     wait_until_healthy(lab)
-    assert good.addresses[2] not in present(lab)
+    assert good.addresses[2] not in kernel_addresses(lab)
 
 
 def test_removed_primary_address_keeps_siblings(lab: Lab) -> None:
@@ -201,8 +201,8 @@ def test_removed_primary_address_keeps_siblings(lab: Lab) -> None:
     connection = lab.hold_connection(nic.addresses[1])
     lab.remove_address(nic.mac, nic.addresses[0])
     assert refresh(lab) == "ok"
-    assert nic.addresses[0] not in present(lab)
-    assert set(lab.addresses) <= present(lab)
+    assert nic.addresses[0] not in kernel_addresses(lab)
+    assert set(lab.addresses) <= kernel_addresses(lab)
     assert all(lab.reachability().values())
     assert connection.alive()
 
@@ -214,9 +214,12 @@ def test_many_kernel_events_do_not_stop_the_fetcher(lab: Lab) -> None:
     for verb in ("add", "del"):
         lab.batch([f"route {verb} {route} dev eth0" for route in routes])
     lab.batch([f"address del {victim.addresses[1]}/32 dev {victim.name}"])
-    lab.wait_for(lambda: victim.addresses[1] in present(lab), 10, "the repair")
+    lab.wait_for(lambda: victim.addresses[1] in kernel_addresses(lab), 10, "the repair")
     wait_until_healthy(lab)
-    lab.wait_for(lambda: [line["verdict"] for line in audit(lab)] == ["applied", "confirmed"] * 4)
+    lab.wait_for(
+        lambda: [line["verdict"] for line in audit(lab)] == ["applied", "confirmed"] * 4,
+        message="four changes, applied and confirmed",
+    )
 
 
 def overruns(lab: Lab) -> int:
@@ -238,7 +241,7 @@ def test_event_overrun_causes_a_full_read(lab: Lab) -> None:
     assert overruns(lab) > before
     complaints = errors(lab)
     lab.daemons.resume("fetcher")
-    lab.wait_for(lambda: victim.addresses[1] in present(lab), 10, "the repair")
+    lab.wait_for(lambda: victim.addresses[1] in kernel_addresses(lab), 10, "the repair")
     wait_until_healthy(lab)
     assert errors(lab) == complaints
 

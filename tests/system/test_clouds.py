@@ -12,7 +12,7 @@ import pytest
 from tests.lab import Lab, Spec
 from tests.lab.metadata.providers import PROVIDERS
 from tests.lab.nic import neighbour_address
-from tests.system.service import CONFIG, audit, cnctl, ip, read_all_facts, refresh, running, status
+from tests.system.service import CONFIG, audit, cnctl, ip, read_all_facts, refresh, running_lab, status
 
 IPV6 = "2001:db8::/32"
 """The lab's IPv6 prefix (RFC 3849) is neither private nor ULA; on most clouds no router advertises it as on link."""
@@ -261,6 +261,6 @@ def test_vlan_is_a_notice_until_its_link_exists() -> None:
 
 
 def test_vlan_with_a_link_here_is_configured() -> None:
-    with running(Spec.cloud("openstack", 3, 3, links="vlan")) as lab:
+    with running_lab(Spec.cloud("openstack", 3, 3, links="vlan")) as lab:
         assert set(lab.addresses) <= local(lab)
         assert status(lab)["state"] == "ok"

@@ -19,14 +19,14 @@ from tests.lab.spec import beyond_address, neighbour_address
 from tests.system.others import docker
 from tests.system.service import (
     CONFIG,
-    OURS,
+    PROTOCOL,
     audit,
     errors,
     ip,
     kernel,
-    ours,
+    own_objects,
     refresh,
-    running,
+    running_lab,
     status,
     wait_until_healthy,
 )
@@ -39,7 +39,7 @@ ELSEWHERE = "192.0.2.1"  # behind a host that the operator, or a container netwo
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with running(replace(SPEC, sysctl=STRICT)) as made:
+    with running_lab(replace(SPEC, sysctl=STRICT)) as made:
         yield made
 
 
@@ -78,7 +78,7 @@ def foreign(lab: Lab) -> dict[str, list[Any]]:
         what: [
             {key: value for key, value in entry.items() if key != "flags"}
             for entry in entries
-            if str(entry.get("protocol")) != OURS and entry.get("prefsrc") not in mine
+            if str(entry.get("protocol")) != PROTOCOL and entry.get("prefsrc") not in mine
         ]
         for what, entries in found.items()
     }
@@ -121,7 +121,7 @@ def test_vpn_with_a_lower_priority_number_takes_precedence(lab: Lab) -> None:
         f"route add {METADATA} via {lab.nics[0].gateway} dev {lab.nics[0].name}",
     ]
     with foreign_objects(lab, *lines):
-        priorities = [rule["priority"] for rule in ip(lab, "rule") if rule.get("protocol") != OURS]
+        priorities = [rule["priority"] for rule in ip(lab, "rule") if rule.get("protocol") != PROTOCOL]
         assert {30998, 30999} <= set(priorities)
         source = lab.nics[1].addresses[1]
         assert route_for(lab, beyond_address(0))["dev"] == "wg0"
@@ -252,22 +252,25 @@ def test_googles_agent_and_its_own_local_routes() -> None:
         lab.start("fetcher")
         wait_until_healthy(lab)
         assert refresh(lab) == "ok"
-        assert [route for route in ours(lab, "route-4") if route["table"] == "local"] == []
+        assert [route for route in own_objects(lab, "route-4") if route["table"] == "local"] == []
         after = foreign(lab)
         assert after["route-4"] == before["route-4"]
         assert [verdict["verdict"] for verdict in audit(lab)] == ["applied", "confirmed"] * 2
         assert errors(lab) == []
-        assert all(lab.reachability([*lab.addresses, *lab.samples]).values())
+        assert all(lab.reachability([*lab.addresses, *lab.range_ends]).values())
         lab.batch(
             [f"route del local {forwarded} dev {nic.name} proto 66"]
         )  # the agent's route is removed: ours replaces it
-        lab.wait_for(lambda: [r["dst"] for r in ours(lab, "route-4") if r["table"] == "local"] == [forwarded])
-        assert all(lab.reachability(lab.samples).values())
+        lab.wait_for(
+            lambda: [r["dst"] for r in own_objects(lab, "route-4") if r["table"] == "local"] == [forwarded],
+            message="our local route for the forwarded address alone",
+        )
+        assert all(lab.reachability(lab.range_ends).values())
 
 
 @pytest.fixture(scope="module")
 def container() -> Iterator[tuple[Lab, Namespace]]:
-    with running(Spec.aws(interfaces=3, addresses=3)) as made:
+    with running_lab(Spec.aws(interfaces=3, addresses=3)) as made:
         yield made, docker.start(made)
 
 
@@ -294,7 +297,7 @@ def test_known_published_port_answers_only_as_main_routes(container: tuple[Lab, 
     lab, _ = container
     primary, other = (nic.addresses[1] for nic in lab.nics[:2])
     assert docker.CONTAINER in docker.greeting(lab, ("neighbour", 1), other, docker.PUBLISHED)
-    lab.fabric.forget_lost()
+    lab.fabric.clear_lost()
     unanswered: list[tuple[Where, str]] = [("beyond", other), (("neighbour", 2), other), (("neighbour", 1), primary)]
     for where, address in unanswered:
         assert docker.greeting(lab, where, address, docker.PUBLISHED) == ""

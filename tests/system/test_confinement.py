@@ -14,15 +14,15 @@ from tests.lab.processes import USERS
 from tests.system.service import (
     DAEMONS,
     MACS,
-    OURS,
+    PROTOCOL,
     Kernel,
     audit,
     ip,
     kernel,
-    ours,
+    own_objects,
     read_all_facts,
     refresh,
-    running,
+    running_lab,
     send_command,
     status,
     wait_until_healthy,
@@ -47,7 +47,7 @@ FOREIGN = [
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     spec = Spec.aws(interfaces=3, addresses=4, public=1, user_data="#!SECRET")
-    with running(spec, '[System]\nLogLevel = "trace"\n') as made:
+    with running_lab(spec, '[System]\nLogLevel = "trace"\n') as made:
         read_all_facts(made)
         yield made
 
@@ -131,7 +131,7 @@ def test_generation_rises_with_changes_only(lab: Lab) -> None:
 def not_ours(lab: Lab) -> Kernel:
     """Return the objects of other programs, and all addresses, because ours cannot be distinguished."""
     return {
-        what: [entry for entry in entries if str(entry.get("protocol")) != OURS]
+        what: [entry for entry in entries if str(entry.get("protocol")) != PROTOCOL]
         for what, entries in kernel(lab).items()
     }
 
@@ -249,8 +249,8 @@ def test_a_credential_that_cannot_be_had_is_an_answer_too(lab: Lab) -> None:
 
 
 def test_our_objects_have_protocol_209(lab: Lab) -> None:
-    assert len(ours(lab, "route-4")) == 12
-    assert len(ours(lab, "rule-4")) == 7
+    assert len(own_objects(lab, "route-4")) == 12
+    assert len(own_objects(lab, "rule-4")) == 7
     reported = [
         each for link in status(lab)["links"].values() for each in link["addresses"]
     ]  # Debian's ip does not show it

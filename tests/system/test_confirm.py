@@ -14,10 +14,10 @@ from tests.system.service import (
     audit,
     ip,
     kernel,
-    ours,
-    present,
+    kernel_addresses,
+    own_objects,
     refresh,
-    running,
+    running_lab,
     send_command,
     status,
     wait_until_healthy,
@@ -30,7 +30,7 @@ META = "/latest/meta-data/"  # requested between apply and confirm, before the g
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    with running(Spec.aws(interfaces=3, addresses=3)) as made:
+    with running_lab(Spec.aws(interfaces=3, addresses=3)) as made:
         yield made
 
 
@@ -45,7 +45,7 @@ def silence_gateway(lab: Lab, nic: Nic) -> None:
     lab.batch([f"neigh flush dev {nic.name}"])
 
 
-def give_gateway_its_voice_back(lab: Lab) -> None:
+def restore_gateway(lab: Lab) -> None:
     lab.run(["nft", "delete", "table", "bridge", "silence"], "cloud")
 
 
@@ -61,7 +61,7 @@ def test_lost_gateway_rolls_the_change_back(lab: Lab) -> None:
     nic, before, count = lab.nics[1], kernel(lab), len(audit(lab))
     refresh(lab)
     with_open_change(lab, nic, NEW)
-    assert NEW in present(lab)
+    assert NEW in kernel_addresses(lab)
     silence_gateway(lab, nic)
     lab.wait_for(lambda: verdicts(lab)[-1] != "applied", 20, "a verdict")
     assert verdicts(lab)[count:] == ["applied", "rolled back"]
@@ -70,12 +70,12 @@ def test_lost_gateway_rolls_the_change_back(lab: Lab) -> None:
     lab.wait_for(lambda: "next try in" in str(status(lab)["last_error"]), 5, "the reason")
     assert f"gateway {nic.gateway} on {nic.name} no longer resolves" in status(lab)["last_error"]["message"]
     lab.metadata.clear()
-    give_gateway_its_voice_back(lab)
+    restore_gateway(lab)
     assert refresh(lab) == "degraded", "a plain refresh does not retry"
     assert verdicts(lab)[count:] == ["applied", "rolled back"]
     assert send_command(lab, "retry")["ok"]
     wait_until_healthy(lab)
-    assert NEW in present(lab)
+    assert NEW in kernel_addresses(lab)
     assert status(lab)["last_error"] is None
 
 
@@ -93,7 +93,7 @@ def test_gateway_that_was_silent_before_does_not_block_changes(lab: Lab) -> None
     lab.add_address(nic.mac, NEW)
     assert refresh(lab) == "ok"
     assert verdicts(lab)[-2:] == ["applied", "confirmed"]
-    assert NEW in present(lab)
+    assert NEW in kernel_addresses(lab)
 
 
 def test_gateway_of_another_link_does_not_roll_back(lab: Lab) -> None:
@@ -115,7 +115,7 @@ def test_lost_metadata_server_rolls_the_change_back(lab: Lab) -> None:
     lab.wait_for(lambda: answered in str(status(lab)["netagent"]["reason"]), 10, "the reason in the status")
     lab.metadata.clear()
     wait_until_healthy(lab)
-    assert NEW in present(lab)
+    assert NEW in kernel_addresses(lab)
 
 
 @pytest.mark.parametrize("route", [[], ["route add 169.254.169.254 via 10.0.1.1 dev eth1"]])
@@ -133,8 +133,8 @@ def test_silent_new_gateway_is_not_used(route: list[str]) -> None:
         lab.wait_for(lambda: "gateway 10.0.0.1" in str(status(lab).get("last_error")), 30, "the reason")
         assert "rolled back" not in verdicts(lab)
         assert connection.alive()
-        assert set(other.addresses) <= present(lab), "the rest is configured"
-        assert not any(route.get("gateway") == "10.0.0.1" for route in ours(lab, "route-4"))
+        assert set(other.addresses) <= kernel_addresses(lab), "the rest is configured"
+        assert not any(route.get("gateway") == "10.0.0.1" for route in own_objects(lab, "route-4"))
         lab.metadata.clear()
         assert refresh(lab) in ("ok", "degraded")
         wait_until_healthy(lab)
@@ -152,7 +152,7 @@ def test_unconfirmable_change_is_not_tried(lab: Lab) -> None:
     assert audit(lab) == lines
     lab.metadata.clear()
     wait_until_healthy(lab)
-    assert set(lab.addresses) <= present(lab)
+    assert set(lab.addresses) <= kernel_addresses(lab)
 
 
 def index(lab: Lab, nic: Nic) -> int:

@@ -16,10 +16,10 @@ from tests.system.service import (
     cnctl,
     errors,
     ip,
-    ours,
-    present,
+    kernel_addresses,
+    own_objects,
     refresh,
-    running,
+    running_lab,
     status,
     wait_until_healthy,
 )
@@ -36,7 +36,7 @@ while not select.select([sys.stdin], [], [], 0.01)[0]:
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    with running(Spec.aws(interfaces=2, addresses=3)) as made:
+    with running_lab(Spec.aws(interfaces=2, addresses=3)) as made:
         yield made
 
 
@@ -73,7 +73,7 @@ def test_conflict_backs_off_and_is_reported(lab: Lab, kind: str) -> None:
         assert fight["times"] >= 5
         lab.add_address(nic.mac, "10.0.2.77")  # other changes continue meanwhile
         refresh(lab)
-        assert "10.0.2.77" in present(lab)
+        assert "10.0.2.77" in kernel_addresses(lab)
         lab.wait_for(lambda: status(lab)["conflicts"][0]["times"] >= fight["times"] + 2, 30, "two more tries")
         op, address = {"address": ("address_add", nic.addresses[1]), "rule": ("rule_add", "10.0.2.0")}.get(
             kind, ("route_replace", "0.0.0.0")
@@ -88,7 +88,7 @@ def test_conflict_backs_off_and_is_reported(lab: Lab, kind: str) -> None:
         assert "another program reverted it" in " ".join(cnctl(lab, "status").stdout.split())
         assert "reverted by another program" in str(errors(lab))
     wait_for_repair(lab)
-    assert ours(lab, "rule-4")
+    assert own_objects(lab, "rule-4")
 
 
 def wait_for_repair(lab: Lab) -> None:
@@ -100,7 +100,7 @@ def test_few_reverts_are_not_a_conflict(lab: Lab) -> None:
     nic = lab.nics[1]
     for _ in range(3):
         lab.batch([f"address del {nic.addresses[1]}/32 dev {nic.name}"])
-        lab.wait_for(lambda: nic.addresses[1] in present(lab), 10, "the repair")
+        lab.wait_for(lambda: nic.addresses[1] in kernel_addresses(lab), 10, "the repair")
         wait_until_healthy(lab)
     assert status(lab)["conflicts"] == []
     assert errors(lab) == []
@@ -119,7 +119,7 @@ def test_foreign_route_in_our_place_blocks_nothing_else(lab: Lab) -> None:
     assert len(audit(lab)) == lines
     lab.add_address(nic.mac, "10.0.2.77")
     refresh(lab)
-    assert "10.0.2.77" in present(lab)
+    assert "10.0.2.77" in kernel_addresses(lab)
     assert status(lab)["netagent"]["verdict"] == "confirmed"
     [route] = ip(lab, "route", "show", "default", "table", str(table))
     assert (route["gateway"], route["protocol"]) == ("10.0.2.5", "static")
@@ -131,18 +131,18 @@ def test_foreign_route_in_our_place_blocks_nothing_else(lab: Lab) -> None:
 
 def test_foreign_rule_at_our_priority_applies(lab: Lab) -> None:
     """The rule is between our first step and our last: it applies to this one source, and to nothing else."""
-    before = ours(lab, "rule-4")
+    before = own_objects(lab, "rule-4")
     nic = lab.nics[1]
     theirs = f"rule add pref 31000 from {nic.addresses[1]} lookup main"
     lab.batch([theirs])
     refresh(lab)
     wait_until_healthy(lab)
-    assert ours(lab, "rule-4") == before
+    assert own_objects(lab, "rule-4") == before
     assert [rule["table"] for rule in ip(lab, "rule") if rule["src"] == nic.addresses[1]] == ["main"]
     assert {pair for pair, answered in lab.reachability().items() if not answered} == {("beyond0", nic.addresses[1])}
     lab.batch([theirs.replace("add", "del") + " protocol 0"])
     assert all(lab.reachability().values())
-    assert ours(lab, "rule-4") == before
+    assert own_objects(lab, "rule-4") == before
 
 
 def test_address_moved_to_another_link_is_not_duplicated(lab: Lab) -> None:
@@ -151,10 +151,14 @@ def test_address_moved_to_another_link_is_not_duplicated(lab: Lab) -> None:
     lab.batch(
         [f"address del {nic.addresses[2]}/32 dev {nic.name}", f"address add {nic.addresses[2]}/32 dev {other.name}"]
     )
-    lab.wait_for(lambda: [line for line in audit(lab) if line["verdict"] == "refused"] or present(lab), 10)
+    lab.wait_for(
+        lambda: [line for line in audit(lab) if line["verdict"] == "refused"] or kernel_addresses(lab),
+        10,
+        "a refusal, or the addresses",
+    )
     lab.add_address(other.mac, "10.0.1.77")
     refresh(lab)
-    lab.wait_for(lambda: "10.0.1.77" in present(lab), 20, "what is new elsewhere to come all the same")
+    lab.wait_for(lambda: "10.0.1.77" in kernel_addresses(lab), 20, "what is new elsewhere to come all the same")
 
 
 def test_refusal_blocks_nothing_else(lab: Lab) -> None:
@@ -168,8 +172,8 @@ def test_refusal_blocks_nothing_else(lab: Lab) -> None:
     lab.add_address(lab.nics[0].mac, "10.0.1.77")
     refresh(lab)
     assert "refused" not in {line["verdict"] for line in audit(lab)}, "netagent refused it before"
-    assert "198.51.100.7" not in present(lab)
-    assert "10.0.1.77" in present(lab)
+    assert "198.51.100.7" not in kernel_addresses(lab)
+    assert "10.0.1.77" in kernel_addresses(lab)
     assert status(lab)["netagent"]["verdict"] == "confirmed"
     assert status(lab)["state"] == "degraded"
     reason = status(lab)["last_error"]["message"]
@@ -177,7 +181,7 @@ def test_refusal_blocks_nothing_else(lab: Lab) -> None:
     assert 'AllowAddresses="198.51.100.7/32"' in reason
     lab.daemons.kill("netagent", 1)
     lab.daemons.kill("fetcher", 1)
-    lab.wait_for(lambda: "198.51.100.7" in present(lab), 20, "the next attempt")
+    lab.wait_for(lambda: "198.51.100.7" in kernel_addresses(lab), 20, "the next attempt")
     wait_until_healthy(lab)
 
 

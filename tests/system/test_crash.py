@@ -9,7 +9,7 @@ from signal import SIGTERM
 
 import pytest
 
-from tests.lab import Held, Lab, Spec
+from tests.lab import HeldConnection, Lab, Spec
 from tests.system.service import (
     CONFIG,
     DAEMONS,
@@ -18,9 +18,9 @@ from tests.system.service import (
     cnctl,
     errors,
     kernel,
-    present,
+    kernel_addresses,
     refresh,
-    running,
+    running_lab,
     status,
     wait_until_healthy,
     without_order,
@@ -31,7 +31,7 @@ META = "/latest/meta-data/"  # requested between apply and confirm
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    with running(Spec.aws(interfaces=3, addresses=5)) as made:
+    with running_lab(Spec.aws(interfaces=3, addresses=5)) as made:
         yield made
 
 
@@ -43,7 +43,7 @@ def fresh() -> Iterator[Lab]:
         yield made
 
 
-def held(lab: Lab) -> list[Held]:
+def held(lab: Lab) -> list[HeldConnection]:
     """Hold connections through an address of DHCP, and through one of ours on another interface."""
     return [
         lab.hold_connection(lab.nics[0].addresses[0]),
@@ -95,10 +95,10 @@ def test_kill_before_first_confirm_rolls_back_and_retries(fresh: Lab, name: str)
         fresh.start(daemon)
     wait_for_open_change(fresh)
     first = set(fresh.nics[0].addresses)
-    assert first <= present(fresh)
+    assert first <= kernel_addresses(fresh)
     if name == "netagent":  # only the next netagent can roll it back
         fresh.kill("netagent")
-        assert first <= present(fresh)
+        assert first <= kernel_addresses(fresh)
     fresh.kill("fetcher")
     if name == "netagent":
         fresh.start("netagent")
@@ -117,7 +117,7 @@ def test_kill_before_later_confirm_keeps_the_rest(lab: Lab, name: str) -> None:
     lab.add_address(lab.nics[1].mac, new)
     lab.metadata.fail("timeout", META)
     lab.daemons.kill("fetcher", 1)  # SIGHUP: read the configuration again
-    lab.wait_for(lambda: new in present(lab), 10, "the change to be applied")
+    lab.wait_for(lambda: new in kernel_addresses(lab), 10, "the change to be applied")
     lab.kill(name)
     if name == "netagent":
         lab.start("netagent")
@@ -126,7 +126,7 @@ def test_kill_before_later_confirm_keeps_the_rest(lab: Lab, name: str) -> None:
     if name == "fetcher":
         lab.start("fetcher")
     wait_until_healthy(lab)
-    assert new in present(lab)
+    assert new in kernel_addresses(lab)
     assert all(connection.alive() for connection in connections)
     assert all(lab.reachability([new]).values())
 
@@ -206,7 +206,7 @@ def test_sigterm_waits_for_the_running_change(fresh: Lab) -> None:
     fresh.daemons.kill("fetcher", SIGTERM)
     fresh.wait_for(lambda: not fresh.daemons.running("fetcher"), 10, "the fetcher to end")
     assert [line["verdict"] for line in audit(fresh)] == ["applied", "rolled back"]
-    assert present(fresh) & set(fresh.addresses) == {fresh.nics[0].addresses[0]}
+    assert kernel_addresses(fresh) & set(fresh.addresses) == {fresh.nics[0].addresses[0]}
 
 
 def test_rolled_back_change_is_retried_with_backoff(fresh: Lab) -> None:
@@ -221,7 +221,7 @@ def test_rolled_back_change_is_retried_with_backoff(fresh: Lab) -> None:
     assert at[1] - at[0] > 0.7
     assert status(fresh)["state"] == "degraded"
     assert "does not answer after the change" in status(fresh)["last_error"]["message"]
-    assert present(fresh) & set(fresh.addresses) <= set(fresh.addresses)
+    assert kernel_addresses(fresh) & set(fresh.addresses) <= set(fresh.addresses)
     fresh.metadata.clear()
     wait_until_healthy(fresh)
 
@@ -233,7 +233,7 @@ def test_unwritable_state_file_is_logged_and_passes_continue(lab: Lab) -> None:
     target.mkdir()
     (target / "in the way").touch()
     lab.batch([f"address del {lab.nics[1].addresses[3]}/32 dev {lab.nics[1].name}"])
-    lab.wait_for(lambda: lab.nics[1].addresses[3] in present(lab), 10, "the repair")
+    lab.wait_for(lambda: lab.nics[1].addresses[3] in kernel_addresses(lab), 10, "the repair")
     lab.wait_for(lambda: "cannot be written: Is a directory" in str(errors(lab)), 10, "the log of it")
     (target / "in the way").unlink()
     target.rmdir()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.lab import Lab, Nic, Spec
-from tests.system.service import cnctl, ip, refresh, running, status
+from tests.system.service import cnctl, ip, refresh, running_lab, status
 
 STEPS = ["metadata", "interface", "address", "rule", "table", "gateway", "neighbour", "rp_filter", "mtu"]
 
@@ -20,7 +20,7 @@ STEPS = ["metadata", "interface", "address", "rule", "table", "gateway", "neighb
 @pytest.fixture(scope="module")
 def stopped() -> Iterator[Lab]:
     """A lab with a healthy network, whose fetcher no longer repairs it."""
-    with running(Spec.aws(interfaces=2, addresses=2)) as lab:
+    with running_lab(Spec.aws(interfaces=2, addresses=2)) as lab:
         lab.stop("fetcher")
         yield lab
 
@@ -208,7 +208,9 @@ def test_no_cloud_is_called_broken_while_it_works(cloud: str) -> None:
 
 @pytest.mark.parametrize("broken", ["", "from {address} lookup {table}"])
 def test_rules_for_each_address_are_known_too(broken: str) -> None:
-    with running(Spec.aws(interfaces=2, addresses=2), '[Network]\nRules = "address"\n', "netagent", "fetcher") as lab:
+    with running_lab(
+        Spec.aws(interfaces=2, addresses=2), '[Network]\nRules = "address"\n', "netagent", "fetcher"
+    ) as lab:
         lab.stop("fetcher")
         address = second(lab).addresses[1]
         if broken:
@@ -218,5 +220,5 @@ def test_rules_for_each_address_are_known_too(broken: str) -> None:
 
 
 def test_one_interface_needs_neither_rule_nor_table() -> None:
-    with running(Spec.aws(interfaces=1, addresses=2), "", "netagent", "fetcher") as lab:
+    with running_lab(Spec.aws(interfaces=1, addresses=2), "", "netagent", "fetcher") as lab:
         assert [doctor(lab, address)["broken"] for address in lab.addresses] == [None, None]

@@ -18,11 +18,11 @@ from tests.system.service import (
     ip,
     is_healthy,
     kernel,
-    ours,
-    present,
+    kernel_addresses,
+    own_objects,
     read_all_facts,
     refresh,
-    running,
+    running_lab,
     status,
     without_order,
 )
@@ -30,7 +30,7 @@ from tests.system.service import (
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with running(Spec.aws(interfaces=4, addresses=15, public=1)) as made:
+    with running_lab(Spec.aws(interfaces=4, addresses=15, public=1)) as made:
         yield made
 
 
@@ -53,7 +53,7 @@ def test_tables_have_subnets_siblings_and_default_route(lab: Lab) -> None:
     subnets = {nic.subnet for nic in lab.nics}
     for nic in lab.nics:
         number = str(table(lab, nic.name))
-        found = {route["dst"]: route for route in ours(lab, "route-4") if route["table"] == number}
+        found = {route["dst"]: route for route in own_objects(lab, "route-4") if route["table"] == number}
         assert set(found) == {*subnets, "default"}
         assert all(route["dev"] == nic.name for route in found.values())
         assert {dst: route.get("gateway") for dst, route in found.items()} == {
@@ -69,7 +69,7 @@ def steps(lab: Lab) -> Steps:
     return {
         (rule["priority"], rule["src"], rule.get("srclen", 32), rule.get("iif"), rule["table"],
          rule.get("suppress_prefixlen"))
-        for rule in ours(lab, "rule-4")
+        for rule in own_objects(lab, "rule-4")
     }  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def test_every_subnet_has_its_rules_in_three_steps(lab: Lab) -> None:
         number, source = str(table(lab, nic.name)), nic.subnet.removesuffix("/24")
         expected |= {(31000, source, 24, "lo", number, 0), (31020, source, 24, "lo", number, None)}
     assert steps(lab) == expected
-    assert len(ours(lab, "rule-4")) == len(expected) == 9
+    assert len(own_objects(lab, "rule-4")) == len(expected) == 9
 
 
 def test_all_300_pairs_answer_through_the_owning_interface(lab: Lab) -> None:
@@ -135,7 +135,7 @@ def test_refresh_keeps_one_connection_and_its_budget(lab: Lab) -> None:
 @pytest.mark.parametrize("rules", ["address", "original"])
 def test_rules_for_each_address_do_the_same(rules: str) -> None:
     """The kernel never evaluates the rules that `original` adds."""
-    with running(Spec.aws(interfaces=4, addresses=15), f'[Network]\nRules = "{rules}"\n') as singly:
+    with running_lab(Spec.aws(interfaces=4, addresses=15), f'[Network]\nRules = "{rules}"\n') as singly:
         expected: Steps = {(31010, "all", 32, None, "main", 0)}
         for nic in singly.nics:
             number = str(table(singly, nic.name))
@@ -143,7 +143,7 @@ def test_rules_for_each_address_do_the_same(rules: str) -> None:
             expected |= {(31020, address, 32, None, number, None) for address in nic.addresses}
             if rules == "original":
                 expected.add((31020, "all", 32, None, number, None))
-        assert len(ours(singly, "rule-4")) == {"address": 121, "original": 181}[rules]
+        assert len(own_objects(singly, "rule-4")) == {"address": 121, "original": 181}[rules]
         assert steps(singly) == expected
         answers = singly.reachability()
         assert len(answers) == 300
@@ -155,7 +155,7 @@ def test_rules_for_each_address_do_the_same(rules: str) -> None:
 @pytest.mark.parametrize("interfaces", [1, 4])
 def test_the_first_refreshes_keep_the_allowance_too(interfaces: int) -> None:
     """This includes the change and the check of the server. Refreshes are at least half a second apart."""
-    with running(Spec.aws(interfaces=interfaces, addresses=15, public=1)) as fresh:
+    with running_lab(Spec.aws(interfaces=interfaces, addresses=15, public=1)) as fresh:
         document = fresh.path("/run/cloud-network/links")
         fresh.wait_for(
             lambda: all("vpc-ipv4-cidr-blocks" in each.read_text() for each in document.iterdir()), 20, "facts"
@@ -175,7 +175,7 @@ def test_our_own_changes_cause_no_second_change_and_little_work(lab: Lab) -> Non
     before = len(audit(lab))
     victim = lab.nics[1].addresses[7]
     lab.batch([f"address del {victim}/32 dev {lab.nics[1].name}"])
-    lab.wait_for(lambda: victim in present(lab) and is_healthy(lab), 10, "the repair")
+    lab.wait_for(lambda: victim in kernel_addresses(lab) and is_healthy(lab), 10, "the repair")
     lab.metadata.reset()
     refresh(lab)
     assert [line["verdict"] for line in audit(lab)[before:]] == ["applied", "confirmed"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.system.service import Kernel, audit, cnctl, kernel, ours, present, status, wait_until_healthy
+from tests.system.service import Kernel, audit, cnctl, kernel, kernel_addresses, own_objects, status, wait_until_healthy
 
 SCRIPTS = Path(sys.executable).parent
 SPEC = Spec.aws(interfaces=3, addresses=3)
@@ -48,7 +48,7 @@ def start(lab: Lab) -> Kernel:
     for name in ("netagent", "fetcher"):
         lab.start(name)
     wait_until_healthy(lab)
-    assert len(ours(lab, "rule-4")) == 7
+    assert len(own_objects(lab, "rule-4")) == 7
     return before
 
 
@@ -57,8 +57,8 @@ def as_root(lab: Lab, script: str, *arguments: str) -> subprocess.CompletedProce
 
 
 def nothing_is_ours(lab: Lab) -> bool:
-    return not any(ours(lab, what) for what in ("route-4", "route-6", "rule-4", "rule-6")) and not (
-        present(lab) & set(lab.addresses) - {lab.nics[0].addresses[0]}
+    return not any(own_objects(lab, what) for what in ("route-4", "route-6", "rule-4", "rule-6")) and not (
+        kernel_addresses(lab) & set(lab.addresses) - {lab.nics[0].addresses[0]}
     )
 
 
@@ -88,7 +88,7 @@ def test_flush_removes_our_objects_until_a_refresh(lab: Lab) -> None:
 
     assert as_root(lab, "cnctl", "refresh").returncode == 0
     wait_until_healthy(lab)
-    assert set(lab.addresses) <= present(lab)
+    assert set(lab.addresses) <= kernel_addresses(lab)
     assert all(lab.reachability().values())
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.lab import Interface, Lab
 from tests.system.forwarding import PUBLISHED, SPEC, SYSCTL, Container, answered
-from tests.system.service import audit, ip, ours, refresh, running, send_command, status
+from tests.system.service import audit, ip, own_objects, refresh, running_lab, send_command, status
 
 MARK = '[Network]\nForwardedReplies = "mark"\n'
 OFF = '[Netagent]\nAllowKinds = "veth"\n'
@@ -23,9 +23,9 @@ TABLE = ["nft", "-s", "list", "table", "inet", "cloud_network"]
 
 @pytest.fixture(scope="module")
 def marked() -> Iterator[tuple[Lab, Container]]:
-    with running(replace(SPEC, sysctl=SYSCTL), MARK) as lab:
+    with running_lab(replace(SPEC, sysctl=SYSCTL), MARK) as lab:
         container = Container(lab)
-        lab.wait_for(lambda: refresh(lab) == "ok")
+        lab.wait_for(lambda: refresh(lab) == "ok", message="state ok")
         yield lab, container
         container.close()
 
@@ -51,7 +51,7 @@ def ruleset(lab: Lab) -> str:
 
 
 def mark_rules(lab: Lab) -> list[dict[str, Any]]:
-    return [rule for version in (4, 6) for rule in ours(lab, f"rule-{version}") if "fwmark" in rule]
+    return [rule for version in (4, 6) for rule in own_objects(lab, f"rule-{version}") if "fwmark" in rule]
 
 
 def count(found: dict[tuple[str, str], bool]) -> str:
@@ -60,7 +60,7 @@ def count(found: dict[tuple[str, str], bool]) -> str:
 
 def test_without_marks_a_third_of_the_pairs_answers() -> None:
     """Only the pairs answer that main routes back: through the primary, or into the client's own subnet."""
-    with running(replace(SPEC, sysctl=SYSCTL)) as lab:
+    with running_lab(replace(SPEC, sysctl=SYSCTL)) as lab:
         container = Container(lab)
         assert refresh(lab) == "ok"
         assert table(lab) == ""
@@ -72,7 +72,7 @@ def test_without_marks_a_third_of_the_pairs_answers() -> None:
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 def test_every_pair_answers(lab: Lab, protocol: str) -> None:
-    lab.fabric.forget_lost()
+    lab.fabric.clear_lost()
     assert count(answered(lab, protocol, lab.addresses)) == "25 of 25"
     found = answered(lab, protocol, lab.addresses6)
     assert all(found.values()), found
@@ -166,8 +166,11 @@ def test_connections_survive_replacement_of_the_table(lab: Lab, container: Conta
     lab.kill("netagent")
     for name in ("netagent", "fetcher"):
         lab.start(name)
-    lab.wait_for(lambda: status(lab)["state"] == "ok" and lab.path("/run/cloud-network/control.sock").exists())
-    lab.wait_for(lambda: state_of(lab) == "ok")
+    lab.wait_for(
+        lambda: status(lab)["state"] == "ok" and lab.path("/run/cloud-network/control.sock").exists(),
+        message="the restarted fetcher",
+    )
+    lab.wait_for(lambda: state_of(lab) == "ok", message="state ok with netagent")
     assert all(each.is_alive() for each in held)
     assert (ruleset(lab), mark_rules(lab)) == (before, rules)
     for each in held:
@@ -189,17 +192,21 @@ def test_flush_removes_our_table_and_refresh_restores_it(lab: Lab) -> None:
     assert send_command(lab, "flush")["ok"]
     assert (table(lab), mark_rules(lab)) == ("", [])
     assert ruleset(lab) == before
-    lab.wait_for(lambda: refresh(lab) == "ok")
+    lab.wait_for(lambda: refresh(lab) == "ok", message="state ok")
     assert ruleset(lab) == before
     assert count(answered(lab, "tcp", lab.addresses)) == "25 of 25"
 
 
 def test_mark_is_added_and_removed_with_its_interface(lab: Lab) -> None:
     nic = lab.attach_interface(Interface("10.0.9.0/24", 1))
-    lab.wait_for(lambda: state_of(lab) == "ok" and f'iif "{nic.name}"' in table(lab), 20)
+    lab.wait_for(lambda: state_of(lab) == "ok" and f'iif "{nic.name}"' in table(lab), 20, "a mark for the new link")
     assert all(answered(lab, "tcp", nic.addresses).values())
     lab.detach_interface(nic.mac)
-    lab.wait_for(lambda: state_of(lab) == "ok" and len(re.findall("iif ", table(lab))) == len(lab.nics), 20)
+    lab.wait_for(
+        lambda: state_of(lab) == "ok" and len(re.findall("iif ", table(lab))) == len(lab.nics),
+        20,
+        "the removal of the link's mark",
+    )
     assert len({rule["table"] for rule in mark_rules(lab)}) == len(lab.nics)
 
 
@@ -226,7 +233,7 @@ def test_doctor_follows_the_replies_of_a_published_port(lab: Lab) -> None:
     assert (found["broken"], "is missing" in found["steps"][-1]["found"]) == ("published", True)
     lab.run(["sysctl", "-q", "-w", f"net.ipv4.conf.{lab.nics[1].name}.rp_filter=1"])
     lab.start("fetcher")
-    lab.wait_for(lambda: state_of(lab) == "degraded")
+    lab.wait_for(lambda: state_of(lab) == "degraded", message="state degraded")
     found = doctor(lab, f"{address}:{PUBLISHED}")
     assert (found["broken"], found["steps"][-1]["do"]) == (
         "published",
@@ -250,13 +257,15 @@ def test_off_removes_the_table_and_the_rules(lab: Lab) -> None:
     lab.write_config(OFF)
     lab.kill("netagent", 1)
     lab.kill("fetcher", 1)
-    lab.wait_for(lambda: (table(lab), mark_rules(lab)) == ("", []), 10)
+    lab.wait_for(
+        lambda: (table(lab), mark_rules(lab)) == ("", []), 10, "the removal of the table and of the rules for marks"
+    )
     assert refresh(lab) == "ok"
     assert ruleset(lab) == before
     assert audit(lab)[-1]["seq"] > 0
     assert [line for line in audit(lab) if line["request"] == "settings"], "netagent logs the removal of the table"
     lab.restart("netagent")
-    lab.wait_for(lambda: state_of(lab) == "ok")
+    lab.wait_for(lambda: state_of(lab) == "ok", message="state ok")
     assert table(lab) == ""
     found = doctor(lab, f"{lab.nics[1].addresses[1]}:{PUBLISHED}")
     assert found["broken"] == "published"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.system.service import CONFIG, audit, kernel, ours, read_all_facts, running, without_order
+from tests.system.service import CONFIG, audit, kernel, own_objects, read_all_facts, running_lab, without_order
 
 
 def test_every_address_of_both_families_is_reached() -> None:
     allowed = 'AllowAddresses = "2001:db8::/32"\n'
-    with running(Spec.cloud("aws", interfaces=4, addresses=15, ipv6=15), allowed, "netagent", "fetcher") as lab:
+    with running_lab(Spec.cloud("aws", interfaces=4, addresses=15, ipv6=15), allowed, "netagent", "fetcher") as lab:
         lab.wait_for(lambda: all(lab.reachability().values()), message="every link's router to be known")
-        lab.fabric.forget_lost()
+        lab.fabric.clear_lost()
         answers = lab.reachability()
         assert len(answers) == 600
         assert all(answers.values())
@@ -32,10 +32,10 @@ def test_global_addresses_need_no_configuration() -> None:
 @pytest.mark.parametrize("what", ["address", "route", "rule"])
 def test_removed_ipv6_object_is_repaired(what: str) -> None:
     """The timer is five minutes: only a kernel event can wake the fetcher."""
-    with running(Spec.cloud("aws", interfaces=2, addresses=1, ipv6=2), "", "netagent", "fetcher") as lab:
+    with running_lab(Spec.cloud("aws", interfaces=2, addresses=1, ipv6=2), "", "netagent", "fetcher") as lab:
         read_all_facts(lab)  # otherwise it reads again after a second, without an event
         before, nic = without_order(kernel(lab)), lab.nics[1]
-        table = ours(lab, "rule-6")[0]["table"]
+        table = own_objects(lab, "rule-6")[0]["table"]
         removal = {
             "address": f"-6 address del {nic.ipv6[1]}/128 dev {nic.name}",
             "route": f"-6 route del default table {table}",

@@ -6,7 +6,7 @@ import re
 
 from tests.lab import Lab, Spec
 from tests.lab.lab import CHECKOUT
-from tests.system.service import CONFIG, ip, present, status, wait_until_healthy
+from tests.system.service import CONFIG, ip, kernel_addresses, status, wait_until_healthy
 
 PAGE = CHECKOUT / "docs/migration.md"
 
@@ -19,7 +19,7 @@ def commands(section: str, containing: str) -> str:
     return block
 
 
-def play_the_original(lab: Lab) -> None:
+def create_originals_state(lab: Lab) -> None:
     """Create the state of the Go original: addresses with their subnet's length, tables, rules without a protocol."""
     lines = []
     for nic in lab.nics:
@@ -44,11 +44,11 @@ def start(lab: Lab) -> None:
 
 def test_page_removes_the_originals_objects() -> None:
     with Lab(Spec.aws(interfaces=3, addresses=3)) as lab:
-        play_the_original(lab)
+        create_originals_state(lab)
         assert len(rules(lab)) == 18
         lab.run(["bash", "-ec", commands("From the Go original", "route flush")])
         assert rules(lab) == []
-        assert present(lab) >= set(lab.addresses), "the original's addresses stay and are adopted"
+        assert kernel_addresses(lab) >= set(lab.addresses), "the original's addresses stay and are adopted"
         start(lab)
         wait_until_healthy(lab)
         assert {str(each.get("protocol")) for each in ip(lab, "rule") if str(each["table"]).startswith("1")} == {"209"}
@@ -58,7 +58,7 @@ def test_page_removes_the_originals_objects() -> None:
 
 def test_remaining_original_objects_are_reported() -> None:
     with Lab(Spec.aws(interfaces=3, addresses=3)) as lab:
-        play_the_original(lab)
+        create_originals_state(lab)
         start(lab)
         lab.wait_for(lambda: status(lab).get("state") == "degraded", 20, "the fetcher to name what is in its way")
         lab.wait_for(lambda: "is not ours" in str(status(lab)["last_error"]), 10, "the route in our place to be named")

@@ -13,12 +13,12 @@ from tests.lab import Interface, Lab, Nic, Spec
 from tests.lab.spec import neighbour_address
 from tests.system.connections import open_connections
 from tests.system.monitor import Events, monitor, stream
-from tests.system.service import CONFIG, cnctl, ip, present, refresh, running, wait_until_healthy
+from tests.system.service import CONFIG, cnctl, ip, kernel_addresses, refresh, running_lab, wait_until_healthy
 
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    with running(Spec.aws(interfaces=3, addresses=4)) as made:
+    with running_lab(Spec.aws(interfaces=3, addresses=4)) as made:
         yield made
 
 
@@ -40,7 +40,7 @@ def test_restart_and_crash_change_nothing(lab: Lab, number: int) -> None:
         for names in (["fetcher"], ["netagent"], ["netagent", "fetcher"]):
             for name in names:
                 lab.daemons.kill(name, number)
-            lab.wait_for(lambda names=names: not any(map(lab.daemons.running, names)))  # type: ignore[misc]
+            lab.wait_for(lambda names=names: not any(map(lab.daemons.running, names)), message="the daemons to end")  # type: ignore[misc]
             for name in reversed(names):  # the wrong order: one waits for the other
                 lab.start(name)
             lab.wait_for(lambda: is_ready(lab), 20, "all daemons")
@@ -64,7 +64,7 @@ def test_new_links_take_no_connection_of_the_others() -> None:
             assert detours(lab) == []
             nic = lab.attach_interface(Interface("10.0.9.0/24", 3))
             wait_until_healthy(lab)
-            assert nic.addresses[0] in present(lab)
+            assert nic.addresses[0] in kernel_addresses(lab)
             assert detours(lab) == []
         assert found.broken == {}
 
@@ -99,7 +99,7 @@ def test_removed_first_address_leaves_siblings_without_gap(lab: Lab) -> None:
         lab.remove_address(nic.mac, nic.addresses[0])
         assert refresh(lab) == "ok"
         wait_until_healthy(lab)
-        assert nic.addresses[0] not in present(lab)
+        assert nic.addresses[0] not in kernel_addresses(lab)
     assert events.gone
     assert lost_of_others(events, nic) == []
 

@@ -18,11 +18,11 @@ from tests.system.service import (
     cnctl,
     ip,
     kernel,
-    ours,
-    present,
+    kernel_addresses,
+    own_objects,
     read_all_facts,
     refresh,
-    running,
+    running_lab,
     status,
     without_order,
 )
@@ -30,23 +30,23 @@ from tests.system.service import (
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    with running(Spec.cloud("aws", interfaces=2, addresses=2, ipv6=1), "", "netagent", "fetcher") as made:
+    with running_lab(Spec.cloud("aws", interfaces=2, addresses=2, ipv6=1), "", "netagent", "fetcher") as made:
         yield made
 
 
-def root(lab: Lab, *arguments: str) -> subprocess.CompletedProcess[str]:
+def cnctl_as_root(lab: Lab, *arguments: str) -> subprocess.CompletedProcess[str]:
     return lab.run([str(Path(sys.executable).with_name("cnctl")), *arguments], check=False)
 
 
 def plan(lab: Lab) -> dict[str, Any]:
-    ended = root(lab, "plan", "--json")
+    ended = cnctl_as_root(lab, "plan", "--json")
     found: dict[str, Any] = json.loads(ended.stdout)
     assert ended.returncode == (1 if found["changes"] or found["metadata_error"] else 0)
     return found
 
 
 def test_nothing_to_do_is_0(lab: Lab) -> None:
-    ended = root(lab, "plan")
+    ended = cnctl_as_root(lab, "plan")
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "nothing to do\n", "")
 
 
@@ -63,18 +63,18 @@ def test_changed_metadata_is_planned_but_not_applied(lab: Lab) -> None:
     assert not any(" rule " in line for line in found), "the subnet's rule is for all of its addresses"
     assert (kernel(lab), len(audit(lab))) == (before, lines)
     assert refresh(lab) == "ok"
-    assert "10.0.2.77" in present(lab)
-    assert gone not in present(lab)
+    assert "10.0.2.77" in kernel_addresses(lab)
+    assert gone not in kernel_addresses(lab)
     assert plan(lab)["changes"] == []
 
 
 def test_printed_commands_equal_the_fetchers_changes(lab: Lab) -> None:
     """After a flush the printed plan is run by hand: then there is nothing to do."""
     kinds = ("route-4", "route-6", "rule-4", "rule-6")
-    by_us = {what: sorted(map(str, ours(lab, what))) for what in kinds}
-    assert all(by_us.values())
-    assert root(lab, "flush").returncode == 0
-    ended = root(lab, "plan")
+    made_by_fetcher = {what: sorted(map(str, own_objects(lab, what))) for what in kinds}
+    assert all(made_by_fetcher.values())
+    assert cnctl_as_root(lab, "flush").returncode == 0
+    ended = cnctl_as_root(lab, "plan")
     assert ended.returncode == 1
     commands = ended.stdout.splitlines()
     assert len(commands) > 10
@@ -82,8 +82,8 @@ def test_printed_commands_equal_the_fetchers_changes(lab: Lab) -> None:
         lab.run(command.split())
     left = plan(lab)
     assert (left["changes"], left["flushed"]) == ([], True)
-    for what, entries in by_us.items():
-        assert sorted(map(str, ours(lab, what))) == entries, what
+    for what, entries in made_by_fetcher.items():
+        assert sorted(map(str, own_objects(lab, what))) == entries, what
 
 
 CLOUDS = {
@@ -98,29 +98,29 @@ CLOUDS = {
 }
 
 
-def type_in(lab: Lab) -> None:
+def run_plan_until_empty(lab: Lab) -> None:
     """Run the output of `cnctl plan` as root; again after a router advertisement on a link that came up."""
 
-    def nothing_left() -> bool:
-        return type_once(lab) == ""
+    def plan_is_empty() -> bool:
+        return run_plan(lab) == ""
 
-    done: list[Callable[[], bool]] = [nothing_left, lambda: routers_heard(lab), nothing_left]
+    done: list[Callable[[], bool]] = [plan_is_empty, lambda: has_router_routes(lab), plan_is_empty]
     lab.wait_for(lambda: all(each() for each in done), 20, "nothing to type any more")
 
 
-def routers_heard(lab: Lab) -> bool:
+def has_router_routes(lab: Lab) -> bool:
     """Return True if each link with IPv6 has a router's default route, which arrives seconds after the link is up."""
     routes = lab.run(["ip", "-6", "route", "show", "default", "proto", "ra"]).stdout
     return all(f"dev {nic.name} " in routes for nic in lab.nics if nic.ipv6)
 
 
-def type_once(lab: Lab) -> str:
-    commands = root(lab, "plan").stdout.removesuffix("nothing to do\n")
+def run_plan(lab: Lab) -> str:
+    commands = cnctl_as_root(lab, "plan").stdout.removesuffix("nothing to do\n")
     lab.run(["sh", "-e"], stdin=commands)
     return commands
 
 
-def change(lab: Lab) -> None:
+def change_cloud(lab: Lab) -> None:
     """Make random changes in the cloud, except of interfaces."""
     nic = lab.nics[1]
     lab.add_address(nic.mac, "10.0.2.77")
@@ -130,7 +130,7 @@ def change(lab: Lab) -> None:
         lab.remove_range(nic.mac, prefix)
 
 
-def disturb(lab: Lab) -> None:
+def change_host(lab: Lab) -> None:
     """Make random changes on the host."""
     name = lab.nics[1].name
     lab.batch([f"link set {name} mtu 1300", f"link set {name} down", f"route flush table {9999 + index(lab)}"])
@@ -150,14 +150,14 @@ def comparable(lab: Lab) -> tuple[object, object]:
     return without_order(found), mtus
 
 
-def content(lab: Lab) -> None:
+def wait_for_fetcher(lab: Lab) -> None:
     """Check that the fetcher has made all changes itself, through netagent."""
     lab.wait_for(
         lambda: (
             status(lab).get("links")
-            and routers_heard(lab)
+            and has_router_routes(lab)
             and refresh(lab) == "ok"
-            and set(lab.addresses6) <= present(lab)
+            and set(lab.addresses6) <= kernel_addresses(lab)
         ),
         20,
         "state ok",
@@ -169,20 +169,20 @@ def content(lab: Lab) -> None:
 def test_printed_commands_build_the_whole_network(cloud: str) -> None:
     """From an empty kernel, and after changes of all kinds: once with netagent, once with the commands run by hand."""
     kernels = []
-    for finish in (content, type_in):
+    for finish in (wait_for_fetcher, run_plan_until_empty):
         with Lab(CLOUDS[cloud]) as lab:
             lab.write_config(CONFIG)
             lab.start("fetcher")
             lab.wait_for(lambda lab=lab: status(lab).get("links"), message="the fetcher")  # type: ignore[misc]
-            if finish is content:
+            if finish is wait_for_fetcher:
                 lab.start("netagent")
             finish(lab)
             new = comparable(lab)
-        with running(CLOUDS[cloud], "", "netagent", "fetcher") as lab:
-            if finish is type_in:
+        with running_lab(CLOUDS[cloud], "", "netagent", "fetcher") as lab:
+            if finish is run_plan_until_empty:
                 lab.stop("netagent")
-            change(lab)
-            disturb(lab)
+            change_cloud(lab)
+            change_host(lab)
             finish(lab)
             kernels.append((new, comparable(lab)))
     for one, other in zip(*kernels, strict=True):
@@ -191,7 +191,7 @@ def test_printed_commands_build_the_whole_network(cloud: str) -> None:
 
 def test_unreadable_metadata_plans_the_known_part(lab: Lab) -> None:
     lab.metadata.fail("status", status=503)
-    ended = root(lab, "plan")
+    ended = cnctl_as_root(lab, "plan")
     assert ended.returncode == 1
     assert "the metadata could not be read completely" in ended.stderr
     assert ended.stdout == "nothing to do\n"

@@ -13,13 +13,23 @@ import pytest
 
 from tests.lab import Interface, Lab, Nic, Spec
 from tests.lab.spec import beyond_address, neighbour_address
-from tests.system.service import CONFIG, audit, errors, ip, is_healthy, ours, refresh, running, wait_until_healthy
+from tests.system.service import (
+    CONFIG,
+    audit,
+    errors,
+    ip,
+    is_healthy,
+    own_objects,
+    refresh,
+    running_lab,
+    wait_until_healthy,
+)
 
 SPEC = Spec.aws(interfaces=2, addresses=3)
 SHARED = Spec(tuple(Interface("10.0.1.0/24", count) for count in (4, 4)))
 
 
-def of(rules: str) -> str:
+def rules_config(rules: str) -> str:
     return f'[Network]\nRules = "{rules}"\n'
 
 
@@ -27,9 +37,13 @@ def table(lab: Lab, nic: Nic) -> int:
     return 9999 + next(int(link["ifindex"]) for link in ip(lab, "link") if link["ifname"] == nic.name)
 
 
-def sources(lab: Lab, nic: Nic) -> list[str]:
+def rule_sources(lab: Lab, nic: Nic) -> list[str]:
     """Return the sources of an interface's first step; those for forwarded packets are in brackets."""
-    own = [rule for rule in ours(lab, "rule-4") if rule["table"] == str(table(lab, nic)) and rule["priority"] == 31000]
+    own = [
+        rule
+        for rule in own_objects(lab, "rule-4")
+        if rule["table"] == str(table(lab, nic)) and rule["priority"] == 31000
+    ]
     texts = [f"{rule['src']}/{rule.get('srclen', 32)}" for rule in own]
     return sorted(text if rule.get("iif") == "lo" else f"({text})" for text, rule in zip(texts, own, strict=True))
 
@@ -47,36 +61,36 @@ table ip nat {{
 """
 
 
-def becomes_a_gateway(lab: Lab) -> str:
+def make_nat_gateway(lab: Lab) -> str:
     """NAT for the neighbour of the second interface's subnet, with the source/destination check off."""
     primary, nic, namespace = lab.nics[0], lab.nics[1], lab.neighbours[1]
     outside = beyond_address(0)
     lab.run(["tee", "/proc/sys/net/ipv4/ip_forward"], stdin="1")
     lab.run(["nft", "-f", "-"], stdin=NAT.format(primary=primary.name, subnet=nic.subnet))
-    lab.fabric.admit_address(nic, outside)
+    lab.fabric.register_address(nic, outside)
     namespace.batch([f"route replace {outside}/32 via {nic.addresses[0]}"])
     lab.reach.listen(lab.beyond[0])
     return neighbour_address(nic.subnet)
 
 
-def gets_out(lab: Lab) -> bool:
+def neighbour_reaches_outside(lab: Lab) -> bool:
     namespace, pair = lab.neighbours[1], (beyond_address(0), None)
     return lab.reach.probe({namespace: [pair]}, 1.5)[(namespace.name, *pair)]
 
 
-def masqueraded(lab: Lab) -> int:
+def masqueraded_packets(lab: Lab) -> int:
     return int(re.findall(r"counter packets (\d+)", lab.run(["nft", "list", "table", "ip", "nat"]).stdout)[0])
 
 
 @pytest.mark.parametrize("rules", ["aggregate", "address"])
 def test_forwarded_packets_of_a_neighbour_use_main(rules: str) -> None:
     """The neighbour's address is in the prefix; packets that it sends through this host are not this host's own."""
-    with running(SPEC, of(rules), "netagent", "fetcher") as lab:
+    with running_lab(SPEC, rules_config(rules), "netagent", "fetcher") as lab:
         primary, nic = lab.nics
-        neighbour = becomes_a_gateway(lab)
+        neighbour = make_nat_gateway(lab)
         assert ip_address(neighbour) in ip_network(nic.subnet)
-        assert gets_out(lab)
-        assert masqueraded(lab) > 0
+        assert neighbour_reaches_outside(lab)
+        assert masqueraded_packets(lab) > 0
         way = ["route", "get", beyond_address(0), "from", neighbour, "iif", nic.name]
         assert ip(lab, *way)[0]["dev"] == primary.name
         assert all(lab.reachability().values())
@@ -86,13 +100,13 @@ def test_forwarded_packets_of_a_neighbour_use_main(rules: str) -> None:
         for priority, more in ((31000, "suppress_prefixlength 0"), (31020, "")):
             lab.batch([f"rule add pref {priority} from {nic.subnet} lookup {table(lab, nic)} {more}"])
         assert ip(lab, *way)[0]["dev"] == nic.name, "without `iif lo` the rule would match"
-        assert not gets_out(lab)
+        assert not neighbour_reaches_outside(lab)
         assert {lost.source for lost in lab.lost()} == {neighbour}
 
 
 def test_of_ipv6_too() -> None:
     both = [Interface(f"10.0.{n}.0/24", 1, ipv6=(f"fd00:{n}::a", f"fd00:{n}::b")) for n in (1, 2)]
-    with running(Spec(tuple(both)), "", "netagent", "fetcher") as lab:
+    with running_lab(Spec(tuple(both)), "", "netagent", "fetcher") as lab:
         primary, nic = lab.nics
         lab.wait_for(lambda: all(lab.reachability().values()), 20, "every address to answer")
         assert is_healthy(lab)
@@ -119,7 +133,7 @@ s.sendto(b"", (sys.argv[2], 9))
 @pytest.mark.parametrize(("rules", "by"), [("aggregate", 1), ("address", 0)])
 def test_known_transparent_proxy_counts_as_this_host(rules: str, by: int) -> None:
     """A process with CAP_NET_ADMIN may use a foreign source: packets leave through the link with that subnet."""
-    with running(SPEC, of(rules), "netagent", "fetcher") as lab:
+    with running_lab(SPEC, rules_config(rules), "netagent", "fetcher") as lab:
         spoofed = neighbour_address(lab.nics[1].subnet)
         lab.run(["/usr/bin/python3", "-c", SPOOF, spoofed, beyond_address(0)])
         assert {(lost.mac, lost.source) for lost in lab.lost()} == {(lab.nics[by].mac, spoofed)}
@@ -127,17 +141,17 @@ def test_known_transparent_proxy_counts_as_this_host(rules: str, by: int) -> Non
 
 def test_foreign_address_splits_the_aggregate_rule() -> None:
     """A later address in the prefix, on any link: a kernel event reports it."""
-    with running(SPEC) as lab:
+    with running_lab(SPEC) as lab:
         primary, nic = lab.nics
         held = lab.hold_connection(nic.addresses[1])
-        assert sources(lab, nic) == [nic.subnet]
+        assert rule_sources(lab, nic) == [nic.subnet]
         lab.batch(["link add their0 type bridge", "address add 10.0.2.200/32 dev their0", "link set their0 up"])
-        lab.wait_for(lambda: sources(lab, nic) == ["10.0.2.0/25"], 10, "the rules to be smaller")
+        lab.wait_for(lambda: rule_sources(lab, nic) == ["10.0.2.0/25"], 10, "the rules to be smaller")
         wait_until_healthy(lab)
         assert ip(lab, "route", "get", beyond_address(0), "from", "10.0.2.200")[0]["dev"] == primary.name
         assert all(lab.reachability().values())
         lab.batch(["link del their0"])
-        lab.wait_for(lambda: sources(lab, nic) == [nic.subnet], 10, "the rule for all of the subnet")
+        lab.wait_for(lambda: rule_sources(lab, nic) == [nic.subnet], 10, "the rule for all of the subnet")
         wait_until_healthy(lab)
         assert held.alive()
         assert errors(lab) == []
@@ -148,7 +162,7 @@ def test_foreign_address_splits_the_aggregate_rule() -> None:
 
 
 @dataclass
-class Watched:
+class RuleHistory:
     """The rules before, in the kernel's order, and each change of them as printed by `ip monitor`."""
 
     lab: Lab
@@ -184,17 +198,17 @@ def _rules(lab: Lab) -> list[str]:
 
 
 @contextmanager
-def watched(lab: Lab) -> Iterator[Watched]:
+def rule_history(lab: Lab) -> Iterator[RuleHistory]:
     def listeners() -> int:
         rows = [line.split() for line in lab.run(["cat", "/proc/net/netlink"]).stdout.splitlines()[1:]]
         return sum(row[1] == "0" and bool(int(row[3], 16) & 0x80) for row in rows)  # RTNLGRP_IPV4_RULE
 
-    seen, before = Watched(lab, _rules(lab)), listeners()
-    with lab.path(seen.path).open("wb") as output:
+    history, before = RuleHistory(lab, _rules(lab)), listeners()
+    with lab.path(history.path).open("wb") as output:
         monitor = lab.instance.popen(["ip", "-4", "-o", "monitor", "rule"], stdout=output)
         lab.wait_for(lambda: listeners() > before, message="ip monitor")
-        yield seen
-        lab.wait_for(seen.is_complete, 10, "the last rule to be printed")
+        yield history
+        lab.wait_for(history.is_complete, 10, "the last rule to be printed")
         monitor.terminate()
         monitor.wait(10)
 
@@ -210,10 +224,10 @@ def table_for(rules: Sequence[str], source: str, step: int) -> str | None:
     return None
 
 
-def never_without(seen: Watched, wanted: dict[str, int]) -> None:
+def check_rules_at_all_times(history: RuleHistory, wanted: dict[str, int]) -> None:
     """Check that every address had a rule at every moment, and never another link's."""
     count = 0
-    for rules in seen.states():
+    for rules in history.states():
         count += 1
         for source, number in wanted.items():
             for step in (31000, 31020):
@@ -225,19 +239,19 @@ def never_without(seen: Watched, wanted: dict[str, int]) -> None:
 
 
 def configure(lab: Lab, rules: str, count: int) -> None:
-    lab.write_config(CONFIG + of(rules))
+    lab.write_config(CONFIG + rules_config(rules))
     lab.kill("fetcher", 1)
-    lab.wait_for(lambda: len(ours(lab, "rule-4")) == count and is_healthy(lab), 20, f"Rules={rules}")
+    lab.wait_for(lambda: len(own_objects(lab, "rule-4")) == count and is_healthy(lab), 20, f"Rules={rules}")
 
 
 @pytest.mark.parametrize("spec", [SPEC, SHARED], ids=["two subnets", "one subnet"])
 def test_another_form_of_the_rules_breaks_no_connection(spec: Spec) -> None:
     """At run time, and with new daemons, as in an upgrade of the package from one rule per address."""
-    with running(spec, of("address"), "netagent", "fetcher") as lab:
+    with running_lab(spec, rules_config("address"), "netagent", "fetcher") as lab:
         held = [lab.hold_connection(address) for nic in lab.nics for address in nic.addresses]
         wanted = {address: table(lab, nic) for nic in lab.nics for address in nic.addresses}
-        singly, together = 1 + 2 * len(wanted), len(set(ours_if_aggregated(lab)))
-        with watched(lab) as seen:
+        singly, together = 1 + 2 * len(wanted), len(set(aggregated_rules(lab)))
+        with rule_history(lab) as history:
             configure(lab, "aggregate", together)
             configure(lab, "original", singly + len(wanted))
             configure(lab, "aggregate", together)
@@ -247,14 +261,14 @@ def test_another_form_of_the_rules_breaks_no_connection(spec: Spec) -> None:
             lab.write_config(CONFIG)
             lab.start("netagent")
             lab.start("fetcher")
-            lab.wait_for(lambda: len(ours(lab, "rule-4")) == together and is_healthy(lab), 20, "the new daemons")
-        never_without(seen, wanted)
+            lab.wait_for(lambda: len(own_objects(lab, "rule-4")) == together and is_healthy(lab), 20, "the new daemons")
+        check_rules_at_all_times(history, wanted)
         assert all(each.alive() for each in held)
         assert all(lab.reachability().values())
         assert lab.lost() == []
 
 
-def ours_if_aggregated(lab: Lab) -> list[tuple[int, IPv4Network]]:
+def aggregated_rules(lab: Lab) -> list[tuple[int, IPv4Network]]:
     """Return (step or table, network) of each expected rule and of the one for main, computed by halving."""
 
     def halves(network: IPv4Network, nic: Nic) -> list[IPv4Network]:
@@ -273,24 +287,24 @@ def ours_if_aggregated(lab: Lab) -> list[tuple[int, IPv4Network]]:
 
 def test_an_address_that_divides_a_prefix_leaves_no_gap() -> None:
     """Two interfaces in one subnet: a new address of one is inside a prefix of the other's rule."""
-    with running(SHARED) as lab:
+    with running_lab(SHARED) as lab:
         one, other = lab.nics
         held = [lab.hold_connection(address) for nic in lab.nics for address in nic.addresses]
         wanted = {address: table(lab, nic) for nic in lab.nics for address in nic.addresses}
-        before = (sources(lab, one), sources(lab, other))
+        before = (rule_sources(lab, one), rule_sources(lab, other))
         [whole] = [text for text in before[1] if ip_address("10.0.1.24") in ip_network(text)]
-        with watched(lab) as seen:
+        with rule_history(lab) as history:
             lab.add_address(one.mac, "10.0.1.24")
             refresh(lab)
             wait_until_healthy(lab)
-            assert whole not in sources(lab, other)
+            assert whole not in rule_sources(lab, other)
             assert all(lab.reachability().values())
             lab.remove_address(one.mac, "10.0.1.24")
             refresh(lab)
             wait_until_healthy(lab)
-            lab.wait_for(lambda: whole in sources(lab, other), 10, "one rule for the subnet")
-        never_without(seen, wanted)
-        assert (sources(lab, one), sources(lab, other)) == before
+            lab.wait_for(lambda: whole in rule_sources(lab, other), 10, "one rule for the subnet")
+        check_rules_at_all_times(history, wanted)
+        assert (rule_sources(lab, one), rule_sources(lab, other)) == before
         assert all(each.alive() for each in held)
         assert lab.lost() == []
         orders = [[op["op"] for op in line.get("ops") or () if "rule" in op["op"]] for line in audit(lab)]
@@ -300,7 +314,7 @@ def test_an_address_that_divides_a_prefix_leaves_no_gap() -> None:
 
 
 def test_address_in_an_exclusive_subnet_changes_no_rule() -> None:
-    with running(SPEC) as lab:
+    with running_lab(SPEC) as lab:
         before = _rules(lab)
         lab.add_address(lab.nics[1].mac, "10.0.2.77")
         refresh(lab)

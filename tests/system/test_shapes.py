@@ -15,11 +15,11 @@ from tests.system.service import (
     errors,
     ip,
     kernel,
-    ours,
-    present,
+    kernel_addresses,
+    own_objects,
     read_all_facts,
     refresh,
-    running,
+    running_lab,
     status,
     wait_until_healthy,
     without_order,
@@ -29,18 +29,18 @@ META = "/latest/meta-data/"
 
 
 def test_a_single_interface_gets_its_addresses_and_no_tables() -> None:
-    with running(Spec.aws(interfaces=1, addresses=15)) as lab:
-        assert set(lab.addresses) <= present(lab)
-        assert ours(lab, "route-4") == ours(lab, "rule-4") == []
+    with running_lab(Spec.aws(interfaces=1, addresses=15)) as lab:
+        assert set(lab.addresses) <= kernel_addresses(lab)
+        assert own_objects(lab, "route-4") == own_objects(lab, "rule-4") == []
         assert all(lab.reachability().values())
         assert all(lab.outbound().values())
         assert lab.lost() == []
 
 
 def test_a_single_interface_named_in_supplementary_gets_a_table() -> None:
-    with running(Spec.aws(interfaces=1, addresses=5), '[Network]\nSupplementary = "eth0"\n') as lab:
-        assert [route["dst"] for route in ours(lab, "route-4")] == ["10.0.1.0/24", "default"]
-        assert len(ours(lab, "rule-4")) == 3
+    with running_lab(Spec.aws(interfaces=1, addresses=5), '[Network]\nSupplementary = "eth0"\n') as lab:
+        assert [route["dst"] for route in own_objects(lab, "route-4")] == ["10.0.1.0/24", "default"]
+        assert len(own_objects(lab, "rule-4")) == 3
         assert all(lab.reachability().values())
         assert all(lab.outbound().values())
 
@@ -63,7 +63,7 @@ def test_either_metadata_version_is_sufficient(settings: dict[str, Any]) -> None
 @pytest.mark.parametrize("dhcp_all", [False, True])
 def test_two_interfaces_in_one_subnet(dhcp_all: bool) -> None:
     same = [Interface("10.0.1.0/24", 4), Interface("10.0.1.0/24", 4), Interface("10.0.2.0/24", 4)]
-    with running(Spec(tuple(same), dhcp_all=dhcp_all)) as lab:
+    with running_lab(Spec(tuple(same), dhcp_all=dhcp_all)) as lab:
         assert all(lab.reachability().values())
         assert all(lab.outbound().values())
         assert lab.lost() == []
@@ -74,10 +74,10 @@ def test_two_interfaces_in_one_subnet(dhcp_all: bool) -> None:
 
 def test_first_of_two_in_one_subnet_can_return() -> None:
     """While the second exists, the first must not get a connected route: it works without."""
-    with running(Spec((Interface("10.0.1.0/24", 2), Interface("10.0.1.0/24", 2)))) as lab:
+    with running_lab(Spec((Interface("10.0.1.0/24", 2), Interface("10.0.1.0/24", 2)))) as lab:
         first = lab.nics[0]
         lab.batch([f"address flush dev {first.name}", f"route add default via {first.gateway} dev {first.name} onlink"])
-        lab.wait_for(lambda: set(first.addresses) <= present(lab), 15, "the first interface's addresses")
+        lab.wait_for(lambda: set(first.addresses) <= kernel_addresses(lab), 15, "the first interface's addresses")
         wait_until_healthy(lab)
         assert all(lab.reachability().values())
 
@@ -105,22 +105,22 @@ def test_ranges_and_ipv6_are_in_place() -> None:
         Interface(f"10.0.{n}.0/24", 2, ipv6=(f"fd00:{n}::a", f"fd00:{n}::b"), prefixes=(f"10.0.{n}.64/28",))
         for n in (1, 2)
     ]
-    with running(Spec(tuple(both))) as lab:
+    with running_lab(Spec(tuple(both))) as lab:
         for nic in lab.nics:
-            assert {*nic.addresses, *nic.ipv6} <= present(lab)
+            assert {*nic.addresses, *nic.ipv6} <= kernel_addresses(lab)
         lengths = {each["local"]: each["prefixlen"] for link in ip(lab, "address") for each in link["addr_info"]}
         assert {lengths[six] for nic in lab.nics for six in nic.ipv6} == {128}
-        assert {rule["src"] for rule in ours(lab, "rule-4")} >= {"10.0.1.64", "10.0.2.64"}
-        assert {(rule["src"], rule.get("srclen")) for rule in ours(lab, "rule-6")} == {
+        assert {rule["src"] for rule in own_objects(lab, "rule-4")} >= {"10.0.1.64", "10.0.2.64"}
+        assert {(rule["src"], rule.get("srclen")) for rule in own_objects(lab, "rule-6")} == {
             ("all", None), ("fd00:1::", 64), ("fd00:2::", 64)
         }  # fmt: skip
-        assert not any("/28" in str(route["dst"]) for route in ours(lab, "route-4"))
+        assert not any("/28" in str(route["dst"]) for route in own_objects(lab, "route-4"))
         lab.wait_for(lambda: all(lab.reachability().values()), message="every address to answer")
 
 
 def test_names_and_order_decide_nothing() -> None:
     """Links swap their names at run time: only the MAC counts."""
-    with running(Spec.aws(interfaces=3, addresses=2)) as lab:
+    with running_lab(Spec.aws(interfaces=3, addresses=2)) as lab:
         before = {
             link["address"]: {each["local"] for each in link["addr_info"] if each["family"] == "inet"}
             for link in ip(lab, "address")
@@ -142,13 +142,13 @@ def test_an_excluded_link_is_left_as_it_is() -> None:
         lab.start("netagent")
         lab.start("fetcher")
         lab.wait_for(lambda: status(lab).get("state") == "ok", 10, "the rest to be done")
-        assert present(lab).isdisjoint(left.addresses)
-        assert {*lab.nics[0].addresses, *lab.nics[2].addresses} <= present(lab)
+        assert kernel_addresses(lab).isdisjoint(left.addresses)
+        assert {*lab.nics[0].addresses, *lab.nics[2].addresses} <= kernel_addresses(lab)
         assert [link["state"] for link in status(lab)["links"].values() if link["mac"] == left.mac] == ["excluded"]
 
 
 def test_reload_applies_valid_configurations_only() -> None:
-    with running(Spec.aws(interfaces=2, addresses=3)) as lab:
+    with running_lab(Spec.aws(interfaces=2, addresses=3)) as lab:
         before = kernel(lab)
         lab.write_config(f'[Network]\nRules = "orginal"\n{CONFIG}')
         lab.daemons.kill("fetcher", 1)
@@ -162,7 +162,7 @@ def test_reload_applies_valid_configurations_only() -> None:
         assert kernel(lab) == before
         lab.write_config(f'[Network]\nRules = "original"\n{CONFIG}')
         lab.daemons.kill("fetcher", 1)
-        lab.wait_for(lambda: len(ours(lab, "rule-4")) == 19, 10, "the new rules")
+        lab.wait_for(lambda: len(own_objects(lab, "rule-4")) == 19, 10, "the new rules")
         lab.write_config(CONFIG)
         lab.daemons.kill("fetcher", 1)
         lab.wait_for(lambda: without_order(kernel(lab)) == without_order(before), 10, "the removal of the new rules")
@@ -199,7 +199,7 @@ def test_refusal_is_shown_with_its_key_and_retried_slowly() -> None:
 
 def test_cnctl_agrees_with_the_kernel() -> None:
     """In the original's layout, with the three processes together."""
-    with running(Spec.aws(interfaces=2, addresses=3, public=1)) as lab:
+    with running_lab(Spec.aws(interfaces=2, addresses=3, public=1)) as lab:
         read_all_facts(lab)
         shown = cnctl(lab, "status", "network")
         for nic in lab.nics:
@@ -216,7 +216,7 @@ def test_disallowed_link_kind_is_reported_with_its_key() -> None:
     with Lab(Spec.aws(interfaces=1, addresses=2)) as lab:
         lab.start("netagent")
         lab.start("fetcher")
-        lab.wait_for(lambda: "AllowKinds" in lab.log("fetcher"))
+        lab.wait_for(lambda: "AllowKinds" in lab.log("fetcher"), message="the log to name AllowKinds")
         assert 'eth0 has that MAC and is of kind veth, which needs [Netagent] AllowKinds=\\"veth\\"' in lab.log(
             "fetcher"
         )

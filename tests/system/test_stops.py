@@ -9,7 +9,7 @@ from itertools import permutations
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.system.service import CONFIG, DAEMONS, cnctl, errors, present, running, wait_until_healthy
+from tests.system.service import CONFIG, DAEMONS, cnctl, errors, kernel_addresses, running_lab, wait_until_healthy
 from tests.system.test_crash import start_until_it_runs
 
 TIMER = '[System]\nRefreshTimer = "1s"\n'
@@ -19,7 +19,7 @@ EXTRA = "10.0.2.77"
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    with running(Spec.aws(interfaces=2, addresses=4), TIMER) as made:
+    with running_lab(Spec.aws(interfaces=2, addresses=4), TIMER) as made:
         yield made
 
 
@@ -39,7 +39,7 @@ def test_daemons_restart_in_any_order_while_metadata_change(lab: Lab, order: tup
             assert all(connection.alive() for connection in connections)
     wait_until_healthy(lab)
     lab.wait_for(lambda: cnctl(lab, "status").returncode == 0, 20, "the three together")
-    assert {each for each in present(lab) if ":" not in each} == set(lab.addresses)
+    assert {each for each in kernel_addresses(lab) if ":" not in each} == set(lab.addresses)
     assert all(connection.alive() for connection in connections)
 
 
@@ -61,11 +61,11 @@ def test_configuration_that_cannot_be_read_keeps_the_old_one(lab: Lab, how: str)
     assert any(FILE in line for line in errors(lab))
     lab.add_address(nic.mac, EXTRA)  # AllowKinds= is still in force: without it netagent would refuse
     wait_until_healthy(lab)
-    assert EXTRA in present(lab)
+    assert EXTRA in kernel_addresses(lab)
     file.chmod(0o644)
     file.write_text(f'[Network]\nExcludeAddresses = "{EXTRA}"\n{TIMER}{CONFIG}')
     for name in ("netagent", "fetcher"):
         lab.kill(name, signal.SIGHUP)
-    lab.wait_for(lambda: EXTRA not in present(lab), 20, "the new configuration")
+    lab.wait_for(lambda: EXTRA not in kernel_addresses(lab), 20, "the new configuration")
     reason = "ExcludeAddresses= leaves it to another program"
     lab.wait_for(lambda: reason in " ".join(cnctl(lab, "doctor", EXTRA).stdout.split()), 10, "the reason in doctor")

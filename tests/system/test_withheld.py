@@ -6,7 +6,16 @@ import signal
 import time
 
 from tests.lab import Interface, Lab, Spec
-from tests.system.service import CONFIG, audit, errors, present, refresh, running, status, wait_until_healthy
+from tests.system.service import (
+    CONFIG,
+    audit,
+    errors,
+    kernel_addresses,
+    refresh,
+    running_lab,
+    status,
+    wait_until_healthy,
+)
 
 # The second interface has addresses that are neither private nor learned (RFC 2544, never routed).
 TEST_NET = "198.18.7.0/24"
@@ -22,14 +31,14 @@ def test_disallowed_addresses_wait_and_block_nothing() -> None:
         lab.write_config(CONFIG)
         lab.start("netagent")
         lab.start("fetcher")
-        lab.wait_for(lambda: set(private(lab)) <= present(lab), 10, "the private addresses")
+        lab.wait_for(lambda: set(private(lab)) <= kernel_addresses(lab), 10, "the private addresses")
         assert refresh(lab) == "degraded"
         error = status(lab)["last_error"]
         assert error["kind"] == "config"
         for address in lab.nics[1].addresses:
             assert f"{address} of {lab.nics[1].name}" in error["message"]
             assert f'[Netagent] AllowAddresses="{address}/32"' in error["message"]
-        assert not present(lab) & set(lab.nics[1].addresses)
+        assert not kernel_addresses(lab) & set(lab.nics[1].addresses)
         assert all(answer for (_, target), answer in lab.reachability(private(lab)).items()), lab.report()
         refresh(lab)
         assert len(errors(lab)) == 1
@@ -58,12 +67,12 @@ def test_refusals_are_checked_again_after_a_reload() -> None:
         time.sleep(1)
         assert status(lab)["state"] == "degraded"
         lab.kill("netagent", signal.SIGHUP)
-        lab.wait_for(lambda: set(lab.addresses) <= present(lab), 10, "the allowed addresses")
+        lab.wait_for(lambda: set(lab.addresses) <= kernel_addresses(lab), 10, "the allowed addresses")
         wait_until_healthy(lab)
 
 
 def test_an_address_that_a_bridge_has_is_left_to_it() -> None:
-    with running(Spec.aws(interfaces=2, addresses=2)) as lab:
+    with running_lab(Spec.aws(interfaces=2, addresses=2)) as lab:
         taken = lab.nics[1].addresses[1]
         before = len(audit(lab))
         lab.batch([f"address del {taken}/32 dev {lab.nics[1].name}", "link add br0 type bridge"])

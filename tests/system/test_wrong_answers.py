@@ -18,9 +18,9 @@ from tests.system.service import (
     errors,
     ip,
     kernel,
-    present,
+    kernel_addresses,
     refresh,
-    running,
+    running_lab,
     status,
     wait_until_healthy,
 )
@@ -38,7 +38,7 @@ def test_wrong_answer_costs_no_connection(name: str, at_start: bool) -> None:
         print(f"\nlongest silence: {connections}")
         assert connections.broken == {}
         assert set(verdicts) <= {"applied", "confirmed"}
-        assert set(lab.addresses) <= present(lab)
+        assert set(lab.addresses) <= kernel_addresses(lab)
         assert status(lab)["state"] in ("ok", "degraded")
         assert (case.named or "") in f"{status(lab)['last_error']} {status(lab)['notices']}"
         lab.metadata.clear()
@@ -155,7 +155,7 @@ def test_metadata_mac_of_another_link_matches_nothing(docker: Lab, mac: str) -> 
 
 
 def test_macs_in_upper_case_are_the_same() -> None:
-    with running(Spec.aws(interfaces=3, addresses=3)) as lab:
+    with running_lab(Spec.aws(interfaces=3, addresses=3)) as lab:
         before, lines = kernel(lab), audit(lab)
         lab.metadata.load([replace(nic, mac=nic.mac.upper()) for nic in lab.nics])
         assert refresh(lab) == "ok"

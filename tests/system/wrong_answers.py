@@ -14,7 +14,7 @@ from tests.lab import Interface, Lab, Spec
 from tests.system.connections import Connections, open_connections
 from tests.system.service import CONFIG, MACS, audit, refresh, status, wait_until_healthy
 
-NOBODY, NEIGHBOUR = "10.0.1.9", "10.0.1.250"
+UNUSED_ADDRESS, NEIGHBOUR = "10.0.1.9", "10.0.1.250"
 """An address in the primary's subnet that no host has, and one of a host that does not forward."""
 READS = 3
 
@@ -49,36 +49,38 @@ def with_range(device: int, prefix: str) -> Callable[[Lab], None]:
 
 
 @dataclass(frozen=True)
-class Wrong:
+class WrongAnswer:
     """A wrong answer, and the text that an error or a notice must contain; "" if the answer is usable."""
 
     provider: str
-    tell: Callable[[Lab], None]
+    apply: Callable[[Lab], None]
     named: str | None
 
 
-CASES: Mapping[str, Wrong] = {
-    "subnet of the primary, /31": Wrong("aws", primary_subnet("10.0.1.10/31"), None),
-    "subnet of the primary, /30, so a gateway that no host has": Wrong(
-        "aws", primary_subnet("10.0.1.8/30"), f"gateway {NOBODY} of eth0: it does not answer ARP"
+CASES: Mapping[str, WrongAnswer] = {
+    "subnet of the primary, /31": WrongAnswer("aws", primary_subnet("10.0.1.10/31"), None),
+    "subnet of the primary, /30, so a gateway that no host has": WrongAnswer(
+        "aws", primary_subnet("10.0.1.8/30"), f"gateway {UNUSED_ADDRESS} of eth0: it does not answer ARP"
     ),
-    "gateway of the primary that does not answer": Wrong(
+    "gateway of the primary that does not answer": WrongAnswer(
         "gcp", changed(0, router=NEIGHBOUR), f"gateway {NEIGHBOUR} of eth0: it does not answer ARP"
     ),
-    "gateway of the primary that answers and does not forward": Wrong(
+    "gateway of the primary that answers and does not forward": WrongAnswer(
         "tencent", changed(0, router=NEIGHBOUR), f"{NEIGHBOUR} is not known as a gateway on eth0"
     ),
-    "gateway of a secondary that does not forward": Wrong(
+    "gateway of a secondary that does not forward": WrongAnswer(
         "tencent", changed(1, router="10.0.2.250"), "10.0.2.250 is not known as a gateway on eth2"
     ),
-    "alias range 10.128.0.0/9": Wrong("gcp", with_range(0, "10.128.0.0/9"), "left out: 10.128.0.0/9 of eth0"),
-    "alias range 172.16.0.0/12": Wrong("gcp", with_range(1, "172.16.0.0/12"), "left out: 172.16.0.0/12 of eth2"),
-    "alias range 192.168.0.0/16": Wrong("gcp", with_range(1, "192.168.0.0/16"), "left out: 192.168.0.0/16 of eth2"),
+    "alias range 10.128.0.0/9": WrongAnswer("gcp", with_range(0, "10.128.0.0/9"), "left out: 10.128.0.0/9 of eth0"),
+    "alias range 172.16.0.0/12": WrongAnswer("gcp", with_range(1, "172.16.0.0/12"), "left out: 172.16.0.0/12 of eth2"),
+    "alias range 192.168.0.0/16": WrongAnswer(
+        "gcp", with_range(1, "192.168.0.0/16"), "left out: 192.168.0.0/16 of eth2"
+    ),
 }
 
 
 @contextmanager
-def serving(case: Wrong, *, at_start: bool) -> Iterator[tuple[Lab, Connections, list[str]]]:
+def serving(case: WrongAnswer, *, at_start: bool) -> Iterator[tuple[Lab, Connections, list[str]]]:
     """Give the wrong answer from the start, or later. Yields the lab, the connections and netagent's verdicts."""
     with Lab(spec(case.provider)) as lab:
         lab.write_config(CONFIG)
@@ -87,7 +89,7 @@ def serving(case: Wrong, *, at_start: bool) -> Iterator[tuple[Lab, Connections, 
             wait_until_healthy(lab)
         before = len(audit(lab))
         with open_connections(lab) as found:
-            case.tell(lab)
+            case.apply(lab)
             if at_start:
                 start(lab)
                 lab.wait_for(lambda: status(lab).get("fetched_at"), 20, "the first pass")

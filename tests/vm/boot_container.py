@@ -8,7 +8,7 @@ import pytest
 
 from tests.lab import Lab, Spec
 
-from .checks import Checks, LastChecks, reachable
+from .checks import Checks, LastChecks, all_reachable
 from .conftest import Packages, require
 from .container import CONFIG, Container
 from .guest import SERVICES, Guest
@@ -46,7 +46,7 @@ class TestMemory:
         assert guest.show("cloud-network-netagent.service", "Result") == "success"
         assert guest.show("cloud-network-netagent.socket", "ActiveState") == "active"
         guest.run("cnctl", "refresh")
-        assert reachable(guest)
+        assert all_reachable(guest)
 
 
 class TestNoCloud:
@@ -70,7 +70,7 @@ class TestNoCloud:
         guest.run("sed", "-i", "s/^# Provider/Provider/", "/etc/cloud-network/cloud-network.toml")
         guest.run("systemctl", "restart", "cloud-network-fetcher.service")
         guest.run("systemctl", "start", "cloud-network-wait-online.service")
-        assert reachable(guest)
+        assert all_reachable(guest)
         assert (
             guest.run("systemctl", "is-enabled", "cloud-network-wait-online.service", check=False).strip() == "disabled"
         )
@@ -80,7 +80,7 @@ class TestReversePath:
     """ProcSubset=pid hides /proc/sys; the unit gives the fetcher access to the sysctls of the reverse path filter."""
 
     def test_the_strict_filter_is_seen_and_named(self, guest: Guest) -> None:
-        guest.wait_for(lambda: reachable(guest), message="all addresses")
+        guest.wait_for(lambda: all_reachable(guest), message="all addresses")
         name = guest.lab.nics[1].name
         guest.lab.run(["sysctl", "-qw", f"net.ipv4.conf.{name}.rp_filter=1"])
         with guest.configured(CONFIG.replace("[Netagent]", 'ForwardedReplies = "mark"\n[Netagent]')):

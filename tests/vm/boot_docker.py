@@ -18,7 +18,7 @@ from tests.lab.spec import beyond_address
 from tests.system.forwarding import PROGRAM
 from tests.system.others.docker import greeting
 
-from .checks import ours, reachable
+from .checks import all_reachable, network_state
 from .conftest import require
 from .guest import Guest
 from .image import PACKAGES, TOOLS, debian
@@ -43,7 +43,7 @@ docker run --detach --name echo --publish {PUBLISHED}:7000/tcp --publish {PUBLIS
 """
 """A container that runs the host's Python: its image has only the links to /usr."""
 
-TALK = """
+ASK_SERVER = """
 import socket, sys
 host, port, source = sys.argv[1:]
 with socket.create_connection((host, int(port)), 10, (source, 0)) as talk:
@@ -57,7 +57,7 @@ def guest(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[G
     require(PROGRAMS)
     work = tmp_path_factory.mktemp("docker")
     with booted(debian("bookworm", DOCKER, "bookworm-docker"), package, work) as guest:
-        guest.wait_for(lambda: reachable(guest), 120, "all addresses")
+        guest.wait_for(lambda: all_reachable(guest), 120, "all addresses")
         guest.wait_for(lambda: guest.show("docker.service", "ActiveState") == "active", 240, "Docker")
         guest.run("sh", "-ec", f"{IMAGE}\n{START}", timeout=240)
         yield guest
@@ -83,9 +83,9 @@ def foreign(guest: Guest) -> str:
 
 
 def test_port_published_on_the_primary_answers_every_client(guest: Guest, container: str) -> None:
-    everywhere: list[Where] = ["beyond", ("neighbour", 0)]
+    namespaces: list[Where] = ["beyond", ("neighbour", 0)]
     for address in guest.lab.nics[0].addresses:
-        for where in everywhere:
+        for where in namespaces:
             assert f"inet {container}/" in greeting(guest.lab, where, address, PUBLISHED), (where, address)
 
 
@@ -93,12 +93,12 @@ def test_known_secondary_port_answers_only_where_main_leads_back(guest: Guest, c
     """Without ForwardedReplies="mark", the reply is routed before NAT restores the published address."""
     primary, other = (nic.addresses[1] for nic in guest.lab.nics[:2])
     assert f"inet {container}/" in greeting(guest.lab, ("neighbour", 1), other, PUBLISHED)
-    guest.lab.fabric.forget_lost()
+    guest.lab.fabric.clear_lost()
     unanswered: list[tuple[Where, str]] = [("beyond", other), (("neighbour", 2), other), (("neighbour", 1), primary)]
     for where, address in unanswered:
         assert greeting(guest.lab, where, address, PUBLISHED) == ""
     assert {lost.source for lost in guest.lab.lost()} == {primary, other}, "the cloud dropped the replies"
-    guest.lab.fabric.forget_lost()
+    guest.lab.fabric.clear_lost()
 
 
 def test_container_reaches_the_outside_and_is_reached_from_here(guest: Guest, container: str) -> None:
@@ -109,11 +109,11 @@ def test_container_reaches_the_outside_and_is_reached_from_here(guest: Guest, co
     for address in lab.addresses:
         route = guest.run("ip", "route", "get", container, "from", address)
         assert "dev docker0" in route, route
-        assert f"inet {container}/" in guest.run("python3", "-c", TALK, container, str(PORT), address), address
+        assert f"inet {container}/" in guest.run("python3", "-c", ASK_SERVER, container, str(PORT), address), address
 
 
 def test_docker_and_cloud_network_keep_their_objects(guest: Guest) -> None:
-    before, mine = foreign(guest), ours(guest).count("proto 209")
+    before, mine = foreign(guest), network_state(guest).count("proto 209")
     guest.run("systemctl", "restart", "cloud-network-fetcher")
     guest.run("cnctl", "refresh")
     assert foreign(guest) == before
@@ -122,8 +122,8 @@ def test_docker_and_cloud_network_keep_their_objects(guest: Guest) -> None:
     guest.run("systemctl", "restart", "docker", timeout=240)
     start(guest, "web")
     guest.wait_for(lambda: "ok:" in guest.run("cnctl", "status", check=False), message="cnctl status: ok")
-    assert ours(guest).count("proto 209") == mine
-    assert reachable(guest)
+    assert network_state(guest).count("proto 209") == mine
+    assert all_reachable(guest)
 
 
 def test_marks_make_every_published_address_reachable(guest: Guest) -> None:
@@ -135,10 +135,10 @@ def test_marks_make_every_published_address_reachable(guest: Guest) -> None:
     before = foreign(guest)
     with guest.configured(MARK):
         wait_for_marks(guest)
-        guest.lab.fabric.forget_lost()
+        guest.lab.fabric.clear_lost()
         all_answer(guest)
         assert guest.lab.dropped() == 0, guest.lab.lost()
-        assert reachable(guest)
+        assert all_reachable(guest)
         assert foreign(guest) == before
         out = ["python3", "-ISc", OUT, beyond_address(0), str(PORT)]
         assert beyond_address(0) in guest.run("docker", "exec", "echo", *out)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .checks import Checks, LastChecks, reachable
+from .checks import Checks, LastChecks, all_reachable
 from .conftest import Packages, require
 from .image import PACKAGES, debian
 from .reply_checks import ReplyChecks
@@ -29,16 +29,16 @@ def guest(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Itera
 class RemovalChecks:
     def test_an_address_that_the_cloud_removes_goes_and_returns(self, guest: VirtualMachine) -> None:
         """The ledger alone says that it is ours; DHCP's address, which it does not have, stays."""
-        guest.wait_for(lambda: reachable(guest), 120, "all addresses")
+        guest.wait_for(lambda: all_reachable(guest), 120, "all addresses")
         nic = guest.lab.nics[1]
         gone = nic.addresses[-1]
         guest.lab.remove_address(nic.mac, gone)
         guest.run("cnctl", "refresh", check=False)
         guest.wait_for(lambda: f" {gone}/" not in guest.run("ip", "-4", "-o", "address"), 30, f"the removal of {gone}")
-        assert reachable(guest)
+        assert all_reachable(guest)
         guest.lab.add_address(nic.mac, gone)
         guest.run("cnctl", "refresh", check=False)
-        guest.wait_for(lambda: reachable(guest), 30, "the address again")
+        guest.wait_for(lambda: all_reachable(guest), 30, "the address again")
 
 
 class TestKernel510(LastChecks, RemovalChecks, ReplyChecks, Checks):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .checks import AUDIT, reachable
+from .checks import AUDIT, all_reachable
 from .conftest import Packages, require
 from .image import debian
 from .kernel_checks import link_of, plugged
@@ -30,13 +30,13 @@ def guest(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 class TestUdev:
     def test_every_address_answers_under_the_names_of_udev(self, guest: VirtualMachine) -> None:
-        guest.wait_for(lambda: reachable(guest), 120, "all addresses")
+        guest.wait_for(lambda: all_reachable(guest), 120, "all addresses")
         names = [link["ifname"] for link in json.loads(guest.run("ip", "-json", "link"))]
         assert not [name for name in names if name.startswith("eth")], names
 
     def test_link_is_renamed_before_it_is_configured(self, guest: VirtualMachine) -> None:
         with plugged(guest, mac=MAC):
-            guest.wait_for(lambda: reachable(guest), message="the addresses of the new interface")
+            guest.wait_for(lambda: all_reachable(guest), message="the addresses of the new interface")
             assert link_of(guest, MAC) == NAME
 
     def test_link_that_udev_gives_an_excluded_name_is_never_touched(self, guest: VirtualMachine) -> None:

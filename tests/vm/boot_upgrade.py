@@ -13,7 +13,7 @@ from cloud_network.netagent import protocol
 from tests.system.netagent.test_upgrade import BEFORE
 from tests.system.netagent.wire import address
 
-from .checks import AUDIT, ours, reachable
+from .checks import AUDIT, all_reachable, network_state
 from .conftest import require
 from .guest import Guest
 from .image import NEWER, TOOLS, build, debian
@@ -55,7 +55,7 @@ def socket_mode(guest: Guest) -> str:
 
 
 def test_upgrade_keeps_connections_and_rolls_back_open_change(guest: VirtualMachine) -> None:
-    guest.wait_for(lambda: reachable(guest), 120, "all addresses")
+    guest.wait_for(lambda: all_reachable(guest), 120, "all addresses")
     assert socket_mode(guest).endswith(" 666")
     assert ask(guest, request="hello", version=2) == {"verdict": "ok", "version": 2}
     held = [guest.lab.hold_connection(nic.addresses[-1], timeout=10) for nic in guest.lab.nics]
@@ -67,14 +67,14 @@ def test_upgrade_keeps_connections_and_rolls_back_open_change(guest: VirtualMach
     guest.run("tee", f"{TOOLS}/ask.py", stdin=ASK)
     command = ["python3", f"{TOOLS}/ask.py", frame, "600"]
     guest.run("systemd-run", "--unit=open-change", "--uid=cloud-network", "--gid=cloud-network", *command)
-    guest.wait_for(lambda: unused in ours(guest), message="the open change")
+    guest.wait_for(lambda: unused in network_state(guest), message="the open change")
     log = guest.run("cat", AUDIT)
 
     guest.run("dpkg", "--install", f"{TOOLS}/newer.deb", timeout=240)
     guest.wait_for(lambda: "ok:" in guest.run("cnctl", "status", check=False), 120, "a healthy status")
-    assert unused not in ours(guest)
+    assert unused not in network_state(guest)
     assert all(each.alive(10) for each in held)
-    assert reachable(guest)
+    assert all_reachable(guest)
     assert socket_mode(guest) == "cloud-network 660"
     assert ask(guest, request="hello", version=2) == {"verdict": "refused", "version": protocol.VERSION}
 
@@ -87,7 +87,7 @@ def test_upgrade_keeps_connections_and_rolls_back_open_change(guest: VirtualMach
 
 def test_a_flush_after_it_leaves_nothing_of_ours(guest: VirtualMachine) -> None:
     guest.run("cnctl", "flush")
-    assert "proto 209" not in ours(guest)
+    assert "proto 209" not in network_state(guest)
     addresses = guest.run("ip", "-oneline", "-4", "address")
     secondary = [address for nic in guest.lab.nics[1:] for address in nic.addresses]
     assert not [each for each in secondary if f" {each}/" in addresses]

@@ -21,9 +21,9 @@ from .image import NEWER, TOOLS
 SANDBOX_PROBE = Path(__file__).with_name("sandbox_probe.py").read_text()
 GATEWAY_PROBE = Path(__file__).with_name("gateway_probe.py").read_text()
 NET_ADMIN = f"{1 << 12:016x}"
-NONE = f"{0:016x}"
-EXPOSURE = {"netagent": 0.6, "fetcher": 1.0, "api": 1.0}
-OWN = {
+NO_CAPABILITY = f"{0:016x}"
+MAX_EXPOSURE = {"netagent": 0.6, "fetcher": 1.0, "api": 1.0}
+WRITABLE = {
     "netagent": ["/run/cloud-network-netagent", "/var/log/cloud-network"],
     "fetcher": ["/run/cloud-network"],
     "api": ["/run/cloud-network-api"],
@@ -54,11 +54,11 @@ def netlink_of_netagent(guest: Guest) -> set[str]:
     return set(guest.run("python3", "-ISc", NETLINK_OF, str(guest.main_pid("netagent"))).split())
 
 
-def reachable(guest: Guest) -> bool:
+def all_reachable(guest: Guest) -> bool:
     return all(guest.lab.reachability().values())
 
 
-def ours(guest: Guest) -> str:
+def network_state(guest: Guest) -> str:
     """Return all addresses, routes and rules as text."""
     return guest.run("sh", "-c", "ip -br address; for f in -4 -6; do ip $f rule; ip $f route show table all; done")
 
@@ -67,7 +67,7 @@ class Checks:
     """Base class of the test classes; `guest` is their fixture."""
 
     def test_every_address_is_reachable_after_the_boot(self, guest: Guest) -> None:
-        guest.wait_for(lambda: reachable(guest), 120, "all addresses")
+        guest.wait_for(lambda: all_reachable(guest), 120, "all addresses")
         assert guest.lab.dropped() == 0, guest.lab.lost()
 
     def test_the_units_are_active(self, guest: Guest) -> None:
@@ -84,7 +84,7 @@ class Checks:
         output = guest.run("systemd-analyze", "security", "--no-pager", f"cloud-network-{service}.service")
         found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", output)
         assert found
-        assert float(found[1]) <= EXPOSURE[service], output
+        assert float(found[1]) <= MAX_EXPOSURE[service], output
 
     def test_verify_is_silent(self, guest: Guest) -> None:
         units = guest.run("sh", "-c", "cd /usr/lib/systemd/system && ls cloud-network*").split()
@@ -98,7 +98,7 @@ class Checks:
         guest.lab.reach.listen(guest.lab.neighbours[0], guest.lab.beyond[0])
         places = [METADATA, "80", neighbour, "7", "127.0.0.1", "7", beyond_address(0), "7", beyond_address6(0), "7"]
         found = guest.run_in_sandbox(service, SANDBOX_PROBE, *places)
-        assert set(found["write"]) - PRIVATE == set(OWN[service]), found
+        assert set(found["write"]) - PRIVATE == set(WRITABLE[service]), found
         assert found["sysctl"] != "yes"
         assert found["processes"] == []
         sockets = {name for name, verdict in found["sockets"].items() if verdict == "yes"}
@@ -130,7 +130,7 @@ class Checks:
             ),
             *("stdin", "stdout", "tty", "urandom", "zero"),
         }
-        assert set(found["capabilities"].values()) == {NET_ADMIN if service == "netagent" else NONE}, found
+        assert set(found["capabilities"].values()) == {NET_ADMIN if service == "netagent" else NO_CAPABILITY}, found
         assert (found["no new privileges"], found["seccomp"]) == ("1", "2")
 
     def test_sandbox_allows_gateway_probes(self, guest: Guest) -> None:
@@ -146,14 +146,14 @@ class Checks:
         gateways = (nic.gateway, guest.lab.convention.router6)
         four, six = nic.addresses[0], nic.ipv6[0]
 
-        def asked(*targets: str) -> tuple[list[str], set[str]]:
+        def probe_gateways(*targets: str) -> tuple[list[str], set[str]]:
             guest.run("sh", "-c", f"ip neigh flush dev {nic.name}; ip -6 neigh flush dev {nic.name}")
             output = guest.run_in_sandbox("fetcher", GATEWAY_PROBE, nic.name, four, targets[0], six, targets[1])
             lines = [line.split() for line in guest.run("ip", "neigh", "show", "dev", nic.name).splitlines()]
             return output, {words[0] for words in lines if "lladdr" in words} & set(gateways)
 
-        assert asked(*gateways) == (["Operation not permitted"] * 2, set())
-        assert asked(METADATA, METADATA6) == (["sent"] * 2, set(gateways))
+        assert probe_gateways(*gateways) == (["Operation not permitted"] * 2, set())
+        assert probe_gateways(METADATA, METADATA6) == (["sent"] * 2, set(gateways))
 
     @pytest.mark.parametrize("service", SERVICES)
     def test_killed_service_is_restarted(self, guest: Guest, service: str) -> None:
@@ -166,7 +166,7 @@ class Checks:
         guest.wait_for(lambda: guest.main_pid(service) not in (0, before), message=f"another {service}")
         guest.wait_for(lambda: guest.show(unit, "ActiveState") == "active", message=f"{service} to be ready")
         assert held.alive(10)
-        assert reachable(guest)
+        assert all_reachable(guest)
 
     def test_reload_keeps_the_process(self, guest: Guest) -> None:
         for service in ("fetcher", "netagent"):
@@ -221,7 +221,7 @@ class LastChecks:
 
     def test_an_upgrade_drops_no_connection(self, guest: Guest) -> None:
         held = [guest.lab.hold_connection(nic.addresses[-1], timeout=10) for nic in guest.lab.nics]
-        before, pid, log = ours(guest), guest.main_pid("fetcher"), guest.run("cat", AUDIT)
+        before, pid, log = network_state(guest), guest.main_pid("fetcher"), guest.run("cat", AUDIT)
         guest.run("dpkg", "--install", f"{TOOLS}/newer.deb", timeout=240)
         assert guest.run("dpkg-query", "-W", "-f", "${Version}", "cloud-network") == NEWER
         assert guest.run("cnctl", "--version") == f"cnctl {NEWER}\n"
@@ -234,23 +234,23 @@ class LastChecks:
         )
         guest.wait_for(lambda: "ok:" in guest.run("cnctl", "status", check=False), message="cnctl status: ok")
         assert all(each.alive(10) for each in held)
-        assert normalized(ours(guest)) == normalized(before)
+        assert normalized(network_state(guest)) == normalized(before)
         since = guest.run("cat", AUDIT).removeprefix(log).splitlines()
         changes = [op for line in since for op in json.loads(line).get("ops", ())]
         assert changes == [], "the upgrade changed the kernel"
 
     def test_stop_leaves_the_network(self, guest: Guest) -> None:
-        before = ours(guest)
+        before = network_state(guest)
         guest.run("systemctl", "stop", "cloud-network.target")
         for service in SERVICES:
             guest.run("systemctl", "stop", f"cloud-network-{service}.service")
             assert guest.main_pid(service) == 0
-        assert normalized(ours(guest)) == normalized(before)
-        assert reachable(guest)
+        assert normalized(network_state(guest)) == normalized(before)
+        assert all_reachable(guest)
 
     def test_remove_and_purge_leave_the_network_alone(self, guest: Guest) -> None:
-        guest.wait_for(lambda: reachable(guest), message="all addresses")
-        before = ours(guest)
+        guest.wait_for(lambda: all_reachable(guest), message="all addresses")
+        before = network_state(guest)
         held = guest.lab.hold_connection(guest.lab.nics[1].addresses[1], timeout=10)
         output = guest.run("dpkg", "--remove", "cloud-network")
         assert guest.run("test", "-e", AUDIT) == ""
@@ -258,9 +258,9 @@ class LastChecks:
         assert guest.run("find", "/etc/systemd", "-name", "cloud-network*") == ""
         output += guest.run("dpkg", "--purge", "cloud-network")
         assert "warning" not in output, output
-        assert normalized(ours(guest)) == normalized(before), ours(guest)
+        assert normalized(network_state(guest)) == normalized(before), network_state(guest)
         assert held.alive(10)
-        assert reachable(guest)
+        assert all_reachable(guest)
         left = guest.run(
             "sh",
             "-c",

@@ -10,10 +10,10 @@ from functools import partial
 from ipaddress import ip_address
 from typing import Any
 
-from tests.lab.filter import Lost
+from tests.lab.filter import LostPackets
 from tests.lab.nic import Interface, Nic
 
-from .checks import AUDIT, normalized, ours, reachable
+from .checks import AUDIT, all_reachable, network_state, normalized
 from .guest import Guest
 from .virtual_machine import VirtualMachine
 
@@ -67,17 +67,17 @@ class KernelChecks:
         assert "cloud: aws" in guest.journal()
 
     def test_an_interface_comes_and_goes_while_it_runs(self, guest: VirtualMachine) -> None:
-        before = normalized(ours(guest))
+        before = normalized(network_state(guest))
         with plugged(guest) as nic:
-            guest.wait_for(lambda: reachable(guest), message="the new interface's addresses")
+            guest.wait_for(lambda: all_reachable(guest), message="the new interface's addresses")
             assert misrouted(guest) == [], misrouted(guest)
             assert guest.run("cnctl", "status", "network").count(nic.addresses[-1]) == 1
-        guest.wait_for(lambda: normalized(ours(guest)) == before, message="the removal of its objects")
-        assert reachable(guest)
+        guest.wait_for(lambda: normalized(network_state(guest)) == before, message="the removal of its objects")
+        assert all_reachable(guest)
 
     def test_bare_metal_vlan_is_configured_if_its_kind_is_allowed(self, guest: VirtualMachine) -> None:
         """The metadata name the VLAN by its MAC, like any interface; the operator's image creates the link."""
-        before = normalized(ours(guest))
+        before = normalized(network_state(guest))
         with plugged(guest, card_mac=CARD_MAC) as nic:
             guest.run("sh", "-ec", CARD.format(link=link_of(guest, CARD_MAC)))
             try:
@@ -85,27 +85,28 @@ class KernelChecks:
                 guest.run(*made.split())
                 refused(guest, nic)
                 with guest.configured('[Netagent]\nAllowKinds = "vlan"\n'):
-                    guest.wait_for(lambda: reachable(guest), message="the VLAN's addresses")
+                    guest.wait_for(lambda: all_reachable(guest), message="the VLAN's addresses")
                     assert misrouted(guest) == [], misrouted(guest)
                     link = json.loads(guest.get(f"/api/v1/links/{VLAN_LINK}")[1])
-                    assert {each["address"] for each in link["addresses"]} == {*nic.everything}
+                    assert {each["address"] for each in link["addresses"]} == {*nic.all_addresses}
                     guest.run("ip", "link", "delete", VLAN_LINK)
                     guest.wait_for(
-                        lambda: f"lookup {link['table']}" not in ours(guest), message="the removal of its rules"
+                        lambda: f"lookup {link['table']}" not in network_state(guest),
+                        message="the removal of its rules",
                     )
             finally:
                 guest.run("ip", "netns", "delete", "card")
-        guest.wait_for(lambda: normalized(ours(guest)) == before, message="the original state")
+        guest.wait_for(lambda: normalized(network_state(guest)) == before, message="the original state")
 
     def test_a_vrf_is_left_to_its_operator(self, guest: Guest) -> None:
-        guest.wait_for(lambda: reachable(guest), message="all addresses")
+        guest.wait_for(lambda: all_reachable(guest), message="all addresses")
         with vrf(guest):
             foreign = of_vrf(guest)
             assert "from all lookup [l3mdev-table]" in foreign
             guest.run("ip", "rule", "delete", "priority", "31010")
             guest.wait_for(lambda: "31010:" in guest.run("ip", "rule"), message="the repair of our rule")
             guest.run("cnctl", "refresh")
-            assert reachable(guest)
+            assert all_reachable(guest)
             assert misrouted(guest) == [], misrouted(guest)
             assert of_vrf(guest) == foreign
             assert "dev pod" in guest.run("ip", "route", "get", "203.0.113.9", "vrf", VRF)
@@ -119,7 +120,7 @@ class KernelChecks:
             try:
                 guest.run("ip", "link", "set", nic.name, "master", VRF)
                 guest.run(*f"ip route replace default via {nic.gateway} dev {nic.name} table {VRF_TABLE}".split())
-                guest.wait_for(lambda: reachable(guest), message="all addresses, through the VRF")
+                guest.wait_for(lambda: all_reachable(guest), message="all addresses, through the VRF")
                 assert misrouted(guest) == [], misrouted(guest)
                 guest.wait_for(lambda: "ok:" in guest.run("cnctl", "status", check=False), message="cnctl status: ok")
                 table = guest.run("ip", "route", "show", "table", str(VRF_TABLE))
@@ -130,7 +131,7 @@ class KernelChecks:
             finally:
                 guest.run("ip", "link", "set", nic.name, "nomaster")
                 guest.run("sysctl", "-qw", "net.ipv4.tcp_l3mdev_accept=0")
-            guest.wait_for(lambda: reachable(guest), message="all addresses")
+            guest.wait_for(lambda: all_reachable(guest), message="all addresses")
 
     def test_delay_and_loss_remove_nothing(self, guest: Guest) -> None:
         """A fifth of the host's packets is lost, including ARP, neighbour discovery and metadata requests."""
@@ -148,11 +149,11 @@ class KernelChecks:
         guest.lab.remove_address(nic.mac, new)
         guest.lab.add_address(nic.mac, gone)
         guest.run("cnctl", "refresh")
-        guest.wait_for(lambda: reachable(guest), message="the original state")
+        guest.wait_for(lambda: all_reachable(guest), message="the original state")
 
     def test_a_jump_of_the_wall_clock_removes_nothing(self, guest: Guest) -> None:
         """The clock jumps by more than a year in both directions; the timer, additions and repairs still work."""
-        nic, log, before = guest.lab.nics[1], guest.run("cat", AUDIT), normalized(ours(guest))
+        nic, log, before = guest.lab.nics[1], guest.run("cat", AUDIT), normalized(network_state(guest))
         new = str(ip_address(nic.addresses[-1]) + 60)
         with guest.configured('[System]\nRefreshTimer = "1s"\n'):
             for step in ("+400 days", "-800 days", "+400 days"):
@@ -161,11 +162,11 @@ class KernelChecks:
                 guest.wait_for(partial(was_read_in, guest, year), message="the next read by the timer")
                 assert guest.run("cnctl", "status").startswith("ok:")
             assert changes(guest, log) == (set(), set())
-            assert normalized(ours(guest)) == before
+            assert normalized(network_state(guest)) == before
             guest.run("date", "-s", "-400 days")
             guest.lab.add_address(nic.mac, new)
             guest.run("ip", "address", "delete", f"{nic.addresses[1]}/32", "dev", nic.name)
-            guest.wait_for(lambda: reachable(guest), message="the new address, and the repair of another")
+            guest.wait_for(lambda: all_reachable(guest), message="the new address, and the repair of another")
             assert changes(guest, log) == ({new, nic.addresses[1]}, set())
             guest.run("date", "-s", "+400 days")
         guest.lab.remove_address(nic.mac, new)
@@ -173,19 +174,20 @@ class KernelChecks:
         # The repaired address is the last one of its link now.
         in_order = [sorted(line.split()) for line in before]
         guest.wait_for(
-            lambda: [sorted(line.split()) for line in normalized(ours(guest))] == in_order, message="the original state"
+            lambda: [sorted(line.split()) for line in normalized(network_state(guest))] == in_order,
+            message="the original state",
         )
 
     def test_unreachable_metadata_server_removes_nothing(self, guest: Guest) -> None:
-        log, before = guest.run("cat", AUDIT), normalized(ours(guest))
+        log, before = guest.run("cat", AUDIT), normalized(network_state(guest))
         with netem(guest, "loss 100%"):
             guest.run("cnctl", "refresh", check=False, timeout=120)
             assert "nothing is removed" in unwrapped(guest.run("cnctl", "status", check=False))
-            assert normalized(ours(guest)) == before
+            assert normalized(network_state(guest)) == before
         guest.wait_for(lambda: "ok:" in guest.run("cnctl", "status", check=False), message="cnctl status: ok")
         made = changes(guest, log)
         assert made == (set(), set()), made
-        assert normalized(ours(guest)) == before
+        assert normalized(network_state(guest)) == before
 
 
 def refused(guest: Guest, nic: Nic) -> None:
@@ -207,7 +209,7 @@ def unwrapped(text: str) -> str:
     return " ".join(text.split())
 
 
-def misrouted(guest: Guest) -> list[Lost]:
+def misrouted(guest: Guest) -> list[LostPackets]:
     """Return packets that left by a link that does not own their source. Multicast reports from 0.0.0.0, of links
     without an address, do not count.
     """

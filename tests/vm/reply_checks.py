@@ -10,7 +10,7 @@ from tests.lab.reach import PORT as LISTENER
 from tests.lab.spec import beyond_address
 from tests.system.forwarding import BRIDGE, CONTAINER, HOST, PORT, PROGRAM, RULES, answered
 
-from .checks import NETFILTER, ROUTE, netlink_of_netagent, ours, reachable
+from .checks import NETFILTER, ROUTE, all_reachable, netlink_of_netagent, network_state
 from .guest import Guest
 from .image import TOOLS
 
@@ -45,17 +45,17 @@ SECONDS = 10.0
 
 class ReplyChecks:
     def test_published_ports_answer_on_every_address_with_marks(self, guest: Guest) -> None:
-        guest.wait_for(lambda: reachable(guest), message="all addresses")
+        guest.wait_for(lambda: all_reachable(guest), message="all addresses")
         before = mark_rules(guest)
         with container(guest):
             # Without marks, over UDP: TCP would retransmit its unmarked replies during the test with marks.
             assert not all(answered(guest.lab, "udp", guest.lab.addresses, SECONDS).values())
             with guest.configured(MARK):
                 wait_for_marks(guest)
-                guest.lab.fabric.forget_lost()
+                guest.lab.fabric.clear_lost()
                 all_answer(guest)
                 assert guest.lab.dropped() == 0, guest.lab.lost()
-                assert reachable(guest)
+                assert all_reachable(guest)
                 guest.lab.reach.listen(guest.lab.beyond[0])
                 out = ["ip", "netns", "exec", "container", "python3", "-ISc", OUT, beyond_address(0), str(LISTENER)]
                 assert beyond_address(0) in guest.run(*out), "a connection of the container"
@@ -102,7 +102,7 @@ def table(guest: Guest) -> str:
 
 
 def mark_rules(guest: Guest) -> list[str]:
-    return [line for line in ours(guest).splitlines() if "fwmark" in line]
+    return [line for line in network_state(guest).splitlines() if "fwmark" in line]
 
 
 def wait_for_marks(guest: Guest) -> None:

@@ -208,10 +208,10 @@ class Monitor:
             self._events.append(answer)
 
     def wait_for(self, event: str, device: str) -> None:
-        def is_it(message: dict[str, Any]) -> bool:
+        def matches(message: dict[str, Any]) -> bool:
             return message.get("event") == event and message["data"].get("device") == device
 
-        while not any(map(is_it, self._events)):
+        while not any(map(matches, self._events)):
             self._events.append(self._next())
 
     def _next(self) -> dict[str, Any]:
@@ -225,7 +225,7 @@ def booted(
 ) -> Iterator[VirtualMachine]:
     """Boot one of these Debian trees as the instance of an EC2 lab (SPEC), whose primary interface uses DHCP."""
     with (
-        Lab(SPEC, vacant=True) as lab,
+        Lab(SPEC, taps=True) as lab,
         server(lab, lab.nics[0]),
         VirtualMachine(lab, tree, package, work, newer, udev_rules) as guest,
     ):

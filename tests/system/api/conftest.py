@@ -282,10 +282,11 @@ def free_port() -> int:
         return port
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 30, message: str = "") -> None:
+    """Wait until the condition is true. AssertionError with `message` after the time limit."""
     until = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < until, "timed out"
+        assert time.monotonic() < until, f"waited {seconds:g} s for {message or condition}"
         time.sleep(0.02)
 
 

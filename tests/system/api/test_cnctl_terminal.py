@@ -52,10 +52,10 @@ def watching(server: Server, state: StateDirectory, *arguments: str, terminal: b
 @pytest.mark.parametrize("command", [["status"], ["status", "network"]])
 def test_watch_updates_in_place_until_ctrl_c(server: Server, filled: StateDirectory, command: list[str]) -> None:
     with watching(server, filled, *command, "--watch", "--interval", "0.1") as seen:
-        wait_for(lambda: seen.frames(b"\x1b[H") >= 3)
+        wait_for(lambda: seen.frames(b"\x1b[H") >= 3, message="three frames")
         assert b"eth7" not in seen.received
         filled.write_status(status(link(2, "eth7", [])))
-        wait_for(lambda: seen.frames(b"eth7") >= 2)
+        wait_for(lambda: seen.frames(b"eth7") >= 2, message="two frames with the new link eth7")
         seen.process.send_signal(signal.SIGINT)
         assert seen.process.wait(30) == 130
         seen.frames(b"")
@@ -66,21 +66,21 @@ def test_watch_updates_in_place_until_ctrl_c(server: Server, filled: StateDirect
 
 def test_watch_before_the_command_is_not_its_argument(server: Server, filled: StateDirectory) -> None:
     with watching(server, filled, "status", "--watch", "network") as seen:
-        wait_for(lambda: seen.frames(b"Private IP") >= 2)
+        wait_for(lambda: seen.frames(b"Private IP") >= 2, message="two frames with the table")
 
 
 def test_watch_without_a_terminal_prints_frames(server: Server, filled: StateDirectory) -> None:
     with watching(server, filled, "status", "network", "--watch", "--interval", "0.1", terminal=False) as seen:
-        wait_for(lambda: seen.frames(b"Name: eth0\n") >= 2)
+        wait_for(lambda: seen.frames(b"Name: eth0\n") >= 2, message="two frames")
         assert b"\x1b" not in seen.received
 
 
 def test_watch_continues_without_a_state(server: Server, filled: StateDirectory) -> None:
     Path(filled.status_path).unlink()
     with watching(server, filled, "status", "--watch", "--interval", "0.1") as seen:
-        wait_for(lambda: seen.frames(b"cnctl: ") >= 2)
+        wait_for(lambda: seen.frames(b"cnctl: ") >= 2, message="two frames with the error")
         filled.write_status(status(link(2, "eth7", [])))
-        wait_for(lambda: seen.frames(b"eth7") >= 1)
+        wait_for(lambda: seen.frames(b"eth7") >= 1, message="a frame with eth7, once the state exists")
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "x", "nan", "1e9"])

@@ -248,8 +248,8 @@ def query(port: int, expression: str) -> list[Any]:
 @debian
 def test_a_real_prometheus_scrapes_it(prometheus: int, state: StateDirectory) -> None:
     state.write_status(two_links() | {"fetched_at": now()})
-    wait_for(lambda: bool(query(prometheus, 'up{job="cloud-network"} == 1')), 60)
-    wait_for(lambda: bool(query(prometheus, 'cloud_network_addresses{state="actual"}')), 60)
+    wait_for(lambda: bool(query(prometheus, 'up{job="cloud-network"} == 1')), 60, "Prometheus to scrape the api")
+    wait_for(lambda: bool(query(prometheus, 'cloud_network_addresses{state="actual"}')), 60, "the number of addresses")
     found = query(prometheus, 'cloud_network_addresses{link="eth0",state="actual"}')
     assert [sample["value"][1] for sample in found] == ["3"]
     missing = 'cloud_network_addresses{state="actual"} < ignoring(state) cloud_network_addresses{state="desired"}'
@@ -257,7 +257,15 @@ def test_a_real_prometheus_scrapes_it(prometheus: int, state: StateDirectory) ->
     changed = two_links()
     changed["links"]["2"]["addresses"][0]["present"] = False
     state.write_status(changed)
-    wait_for(lambda: bool(query(prometheus, missing)), 60)
-    wait_for(lambda: bool(query(prometheus, 'ALERTS{alertname="CloudNetworkAddressesMissing"}')), 60)
+    wait_for(lambda: bool(query(prometheus, missing)), 60, "the missing address in Prometheus")
+    wait_for(
+        lambda: bool(query(prometheus, 'ALERTS{alertname="CloudNetworkAddressesMissing"}')),
+        60,
+        "the alert CloudNetworkAddressesMissing",
+    )
     Path(state.status_path).unlink()
-    wait_for(lambda: bool(query(prometheus, 'cloud_network_state{state="unknown"} == 1')), 60)
+    wait_for(
+        lambda: bool(query(prometheus, 'cloud_network_state{state="unknown"} == 1')),
+        60,
+        "the state unknown after the fetcher stopped",
+    )

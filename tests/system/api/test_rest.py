@@ -93,7 +93,7 @@ def test_every_response_has_its_date_and_staleness(server: Server, filled: State
     filled.write_status(two_links() | {"fetched_at": at, "refresh_timer": 10.0})
     assert {dates(route) for route in ROUTES} == {(7, at, False)}
     etags = {route: server.ask(route).headers["ETag"] for route in ROUTES}
-    wait_for(lambda: dates("/api/v1/status") == (7, at, True))
+    wait_for(lambda: dates("/api/v1/status") == (7, at, True), message="the status to become stale")
     assert {dates(route) for route in ROUTES} == {(7, at, True)}
     for route, etag in etags.items():
         answer = server.ask(route, If_None_Match=etag)

@@ -46,7 +46,7 @@ def test_public_listen_address_gives_a_warning(filled: StateDirectory, home: Pat
     with log.open("wb") as output:
         command = [str(BIN / "cloud-network-api"), "--config", str(config), "--state", filled.path]
         process = subprocess.Popen(command, stderr=output, cwd="/", **unprivileged())
-    wait_for(lambda: "Booting worker" in log.read_text())
+    wait_for(lambda: "Booting worker" in log.read_text(), message="the worker to start")
     process.terminate()
     process.wait(30)
     warning = f'level=warning msg="{listen}:{port} is not loopback: every host that reaches it'

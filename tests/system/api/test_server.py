@@ -135,7 +135,7 @@ def test_busy_client_does_not_starve_others(server: Server) -> None:
             target=client.sendall, args=(b"GET /api/v1/health HTTP/1.1\r\nHost: localhost\r\n\r\n" * many,)
         )
         sender.start()
-        wait_for(lambda: answered > 10)
+        wait_for(lambda: answered > 10, message="more than ten answers to the busy client")
         assert server.ask("/api/v1/health").status == 200
         assert not ended.is_set(), f"answered only after all {many} requests"
         sender.join(60)
@@ -191,7 +191,7 @@ def test_server_listens_on_listen(filled: StateDirectory) -> None:
             finally:
                 connection.close()
 
-        wait_for(answers)
+        wait_for(answers, message="the server to answer")
         second = start("--config", str(config), "--state", filled.path, **unprivileged())
         _, logged = second.communicate(timeout=30)
         assert second.returncode == 1
@@ -224,7 +224,7 @@ def handed_over(home: Path, config: str, *addresses: str, **more: Any) -> Iterat
         command = [str(BIN / "cloud-network-api"), "--config", str(path), "--state", str(home / "run")]
         with log.open("wb") as output:
             process = activated(command, *listeners, stderr=output, cwd="/", **unprivileged(), **more)
-        wait_for(lambda: "Booting worker" in log.read_text())
+        wait_for(lambda: "Booting worker" in log.read_text(), message="the worker to start")
         assert answer("127.0.0.1", ports[0], "localhost") == 200  # then the worker handles SIGTERM
         try:
             yield ports, log

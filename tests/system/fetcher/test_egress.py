@@ -48,7 +48,7 @@ def lab() -> Iterator[Lab]:
 
 
 @contextmanager
-def with_(lab: Lab, *lines: str) -> Iterator[None]:
+def ip_commands(lab: Lab, *lines: str) -> Iterator[None]:
     """Run `ip` in the instance; each line is undone at the end of the block."""
     for line in lines:
         lab.run(["ip", *line.split()])
@@ -65,29 +65,29 @@ def python(lab: Lab, code: str, *arguments: str) -> str:
     return lab.run([sys.executable, "-c", code, *arguments], user="cloud-network").stdout.strip()
 
 
-def found(lab: Lab, address: str = SERVER) -> list[str]:
+def egress_interfaces(lab: Lab, address: str = SERVER) -> list[str]:
     found: list[str] = json.loads(python(lab, EGRESS, address))
     return found
 
 
 def test_routing_is_tried_before_other_cloud_links(lab: Lab) -> None:
-    assert found(lab) == ["eth1", "eth0"]
+    assert egress_interfaces(lab) == ["eth1", "eth0"]
     assert python(lab, ASK).split() == ["200", "eth1"] * 2
 
 
 def test_local_endpoint_is_not_bound_to_a_link(lab: Lab) -> None:
-    assert found(lab, "127.0.0.1") == found(lab, "::1") == [""]
+    assert egress_interfaces(lab, "127.0.0.1") == egress_interfaces(lab, "::1") == [""]
 
 
 def test_without_a_route_cloud_links_are_tried(lab: Lab) -> None:
-    assert sorted(found(lab, "fd00:ec2::254")) == ["eth0", "eth1"]
+    assert sorted(egress_interfaces(lab, "fd00:ec2::254")) == ["eth0", "eth1"]
 
 
 @pytest.mark.parametrize("kind", ["tun", "tap"])
 def test_tunnel_is_avoided(lab: Lab, kind: str) -> None:
     """A VPN with a default route: the routing would lead the request into it."""
-    with with_(lab, f"tuntap add tun0 mode {kind}", "link set tun0 up", f"route add {SERVER}/32 dev tun0"):
-        assert sorted(found(lab)) == ["eth0", "eth1"]
+    with ip_commands(lab, f"tuntap add tun0 mode {kind}", "link set tun0 up", f"route add {SERVER}/32 dev tun0"):
+        assert sorted(egress_interfaces(lab)) == ["eth0", "eth1"]
         before = sent(lab)
         assert python(lab, ASK).split() == ["200", "eth1"] * 2
         assert sent(lab) == before
@@ -101,7 +101,7 @@ def test_kept_connection_stays_out_of_a_new_tunnel(lab: Lab) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stdout.readline() == "200\n"
-        with with_(lab, "link set tun0 up", f"route add {SERVER}/32 dev tun0"):
+        with ip_commands(lab, "link set tun0 up", f"route add {SERVER}/32 dev tun0"):
             before = sent(lab), lab.metadata.connections()
             process.stdin.write("go on\n")
             process.stdin.flush()
@@ -116,18 +116,18 @@ def sent(lab: Lab) -> int:
 
 
 def test_dead_default_route_is_bypassed_and_remembered(lab: Lab) -> None:
-    with with_(lab, f"route add {SERVER}/32 dev eth0"):
-        assert found(lab) == ["eth0", "eth1"]
+    with ip_commands(lab, f"route add {SERVER}/32 dev eth0"):
+        assert egress_interfaces(lab) == ["eth0", "eth1"]
         lab.metadata.reset()
         assert python(lab, ASK).split() == ["200", "eth1"] * 2
         assert lab.metadata.connections() == 2
 
 
 def test_a_part_of_a_bridge_and_a_link_that_is_down_are_not_used(lab: Lab) -> None:
-    with with_(lab, "link add br0 type bridge", "link set eth0 master br0"):
-        assert found(lab) == ["eth1"]
+    with ip_commands(lab, "link add br0 type bridge", "link set eth0 master br0"):
+        assert egress_interfaces(lab) == ["eth1"]
     lab.batch(["link set eth0 nomaster", "link set eth0 down"])
-    assert found(lab) == ["eth1"]
+    assert egress_interfaces(lab) == ["eth1"]
     lab.batch(["link set eth0 up"])
 
 

@@ -8,12 +8,12 @@ import pytest
 
 from tests.lab import Interface, Lab, Spec
 from tests.lab.spec import beyond_address
-from tests.system.service import ip, present, refresh, running, status, wait_until_healthy
+from tests.system.service import ip, kernel_addresses, refresh, running_lab, status, wait_until_healthy
 
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    with running(Spec.aws(interfaces=3, addresses=3), "", "netagent", "fetcher") as made:
+    with running_lab(Spec.aws(interfaces=3, addresses=3), "", "netagent", "fetcher") as made:
         yield made
 
 
@@ -70,7 +70,7 @@ def test_address_only_on_a_bridge_is_reported_with_its_key(lab: Lab) -> None:
     message = status(lab)["last_error"]["message"]
     assert f"{address} of {nic.name}: br0 has {address}" in message
     assert f'ExcludeAddresses="{address}"' in message
-    assert set(lab.addresses) - {address} <= present(lab)
+    assert set(lab.addresses) - {address} <= kernel_addresses(lab)
     lab.batch(["link delete br0"])
     wait_until_healthy(lab)
     assert links_with(lab, address) == {nic.name}

@@ -8,12 +8,21 @@ from typing import Any
 import pytest
 
 from tests.lab import Interface, Lab, Spec
-from tests.system.service import Kernel, ip, kernel, refresh, running, send_command, wait_until_healthy, without_order
+from tests.system.service import (
+    Kernel,
+    ip,
+    kernel,
+    refresh,
+    running_lab,
+    send_command,
+    wait_until_healthy,
+    without_order,
+)
 
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    with running(Spec.aws(interfaces=3, addresses=3), "", "netagent", "fetcher") as made:
+    with running_lab(Spec.aws(interfaces=3, addresses=3), "", "netagent", "fetcher") as made:
         yield made
 
 

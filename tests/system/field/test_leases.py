@@ -9,7 +9,7 @@ import pytest
 
 from tests.lab import Lab, Spec
 from tests.lab.spec import beyond_address, neighbour_address
-from tests.system.service import cnctl, ip, ours, refresh, running
+from tests.system.service import cnctl, ip, own_objects, refresh, running_lab
 
 PROBES = "168.63.129.16"
 """Azure's load balancers and DHCP: learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16."""
@@ -36,14 +36,14 @@ def answered_from(lab: Lab, source: str) -> dict[str, bool]:
 
 @pytest.fixture
 def azure() -> Iterator[Lab]:
-    with running(Spec.cloud("azure", interfaces=3, addresses=2)) as made:
+    with running_lab(Spec.cloud("azure", interfaces=3, addresses=2)) as made:
         add_remote_address(made, PROBES)
         yield made
 
 
 @pytest.fixture
 def aws() -> Iterator[Lab]:
-    with running(Spec.aws(interfaces=3, addresses=2), "", "netagent", "fetcher") as made:
+    with running_lab(Spec.aws(interfaces=3, addresses=2), "", "netagent", "fetcher") as made:
         add_remote_address(made, SERVICE)
         yield made
 
@@ -51,8 +51,8 @@ def aws() -> Iterator[Lab]:
 def test_azure_probes_are_answered_through_the_link_of_arrival(azure: Lab) -> None:
     """The route comes from DHCP or from a dhclient script (protocol boot); each table has its own."""
     lab = azure
-    assert {route["table"] for route in ours(lab, "route-4") if route["dst"] == PROBES} == {
-        route["table"] for route in ours(lab, "route-4") if route["dst"] == "default"
+    assert {route["table"] for route in own_objects(lab, "route-4") if route["dst"] == PROBES} == {
+        route["table"] for route in own_objects(lab, "route-4") if route["dst"] == "default"
     }
     for protocol in ("dhcp", "boot"):
         line = f"{PROBES} via {lab.nics[0].gateway} dev {lab.nics[0].name} proto {protocol}"
@@ -96,7 +96,7 @@ def test_dhcp_route_applies_to_sources_of_its_link(aws: Lab) -> None:
         assert all(answered_from(lab, SERVICE).values())
         lab.batch([f"route del {line}"])
         lab.wait_for(
-            lambda: not [r for r in ours(lab, "route-4") if r["dst"].startswith("192.0.2.")],
+            lambda: not [r for r in own_objects(lab, "route-4") if r["dst"].startswith("192.0.2.")],
             10,
             "the removal of the routes",
         )

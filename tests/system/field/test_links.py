@@ -14,10 +14,10 @@ from tests.system.service import (
     cnctl,
     ip,
     is_healthy,
-    ours,
-    present,
+    kernel_addresses,
+    own_objects,
     refresh,
-    running,
+    running_lab,
     status,
     wait_until_healthy,
 )
@@ -25,7 +25,7 @@ from tests.system.service import (
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    with running(Spec.aws(interfaces=3, addresses=3)) as made:
+    with running_lab(Spec.aws(interfaces=3, addresses=3)) as made:
         yield made
 
 
@@ -46,7 +46,9 @@ def our_objects(lab: Lab, name: str) -> list[object]:
     [link] = [each for each in ip(lab, "address") if each["ifname"] == name]
     table = str(9999 + link["ifindex"])
     found: list[object] = [each for each in link["addr_info"] if each["family"] == "inet" and not each.get("dynamic")]
-    return found + [each for what in ("route-4", "rule-4") for each in ours(lab, what) if str(each["table"]) == table]
+    return found + [
+        each for what in ("route-4", "rule-4") for each in own_objects(lab, what) if str(each["table"]) == table
+    ]
 
 
 @pytest.mark.parametrize("how", ["pattern", "mac", "manage"])
@@ -66,17 +68,21 @@ def test_newly_excluded_link_loses_our_objects(lab: Lab, how: str) -> None:
     for each in excluded:
         lab.wait_for(lambda at=each: len(our_objects(lab, at.name)) <= (at is nic), 10, "the removal of our objects")  # type: ignore[misc]
     wanted = {**dict.fromkeys([each.name for each in managed], "ok"), **{each.name: "excluded" for each in excluded}}
-    lab.wait_for(lambda: {link["name"]: link["state"] for link in status(lab)["links"].values()} == wanted, 10)
+    lab.wait_for(
+        lambda: {link["name"]: link["state"] for link in status(lab)["links"].values()} == wanted,
+        10,
+        "the states of the links after the exclusion",
+    )
     lab.wait_for(lambda: status(lab)["state"] == "ok", 10, "state ok")
     assert "excluded" in cnctl(lab, "status").stdout
     assert all(lab.reachability([address for each in managed for address in each.addresses]).values())
     notices = [text for text in status(lab)["notices"] if "matches no link" in text]
     assert notices == (['[Network] Exclude="eni*" matches no link of this host'] if how == "pattern" else [])
     assert lab.log("fetcher").count('Exclude=\\"eni*\\" matches') == len(notices)
-    lab.wait_for(lambda: refresh(lab) == "ok" and held.alive())
+    lab.wait_for(lambda: refresh(lab) == "ok" and held.alive(), message="state ok, with the connection open")
     assert lab.log("fetcher").count('Exclude=\\"eni*\\" matches') == len(notices), "logged once"
     reload(lab, "")
-    lab.wait_for(lambda: is_healthy(lab) and set(lab.addresses) <= present(lab), 15, "the addresses")
+    lab.wait_for(lambda: is_healthy(lab) and set(lab.addresses) <= kernel_addresses(lab), 15, "the addresses")
     assert all(lab.reachability().values())
 
 
@@ -101,7 +107,7 @@ def test_link_waits_until_udev_has_finished_with_it() -> None:
             (data / f"n{ifindex(lab, nic.name)}").touch()
         lab.start("netagent")
         lab.start("fetcher")
-        lab.wait_for(lambda: set(lab.nics[0].addresses) <= present(lab), 10, "the primary")
+        lab.wait_for(lambda: set(lab.nics[0].addresses) <= kernel_addresses(lab), 10, "the primary")
         time.sleep(0.5)
         assert {link["ifname"] for link in ip(lab, "link") if "UP" in link["flags"]} == {"lo", lab.nics[0].name}
         assert f"udev has not finished with {late.name}" in str(status(lab)["notices"])
@@ -145,7 +151,7 @@ def test_link_in_another_namespace_is_a_notice_unless_excluded(lab: Lab) -> None
     assert all(lab.reachability([*lab.nics[0].addresses, *lab.nics[2].addresses]).values())
     assert held.alive()
     reload(lab, f'Exclude = "{nic.mac}"')
-    lab.wait_for(lambda: "configuration read again" in lab.log("fetcher"))
+    lab.wait_for(lambda: "configuration read again" in lab.log("fetcher"), message="the reload")
     assert refresh(lab) == "ok"
     assert nic.mac not in str(status(lab)["notices"])
     reload(lab, "")
@@ -156,10 +162,12 @@ def test_link_in_another_namespace_is_a_notice_unless_excluded(lab: Lab) -> None
 
 def test_port_of_a_bridge_with_another_mac_is_not_the_interface(lab: Lab) -> None:
     """A guest behind the bridge has an address of the interface: the host must not answer for it."""
-    nic = lab.attach_interface(Interface("10.0.9.0/24", 2), first="interface", between=lambda: enslave(lab))
+    nic = lab.attach_interface(
+        Interface("10.0.9.0/24", 2), first_update="interface", between_updates=lambda: enslave(lab)
+    )
     lab.wait_for(lambda: nic.mac in str(status(lab)["notices"]), 10, "the reason")
     assert refresh(lab) == "degraded"
-    assert set(nic.addresses).isdisjoint(present(lab))
+    assert set(nic.addresses).isdisjoint(kernel_addresses(lab))
     notices = str(status(lab)["notices"])
     assert f"{nic.name} has that MAC and is a port of br1" in notices
     ended = cnctl(lab, "doctor")
@@ -172,7 +180,7 @@ def test_port_of_a_bridge_with_another_mac_is_not_the_interface(lab: Lab) -> Non
     reload(lab, "")
     lab.batch([f"link set {nic.name} nomaster"])
     wait_until_healthy(lab)
-    assert set(nic.addresses) <= present(lab)
+    assert set(nic.addresses) <= kernel_addresses(lab)
 
 
 def test_interface_that_becomes_a_bridge_port_loses_our_objects(lab: Lab) -> None:

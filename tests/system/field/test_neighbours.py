@@ -8,14 +8,23 @@ from dataclasses import replace
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.system.service import CONFIG, ip, ours, present, refresh, running, status, wait_until_healthy
+from tests.system.service import (
+    CONFIG,
+    ip,
+    kernel_addresses,
+    own_objects,
+    refresh,
+    running_lab,
+    status,
+    wait_until_healthy,
+)
 
 IPV6 = 'AllowAddresses = "2001:db8::/32"\n'
 
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    with running(Spec.aws(interfaces=3, addresses=3), "", "netagent", "fetcher") as made:
+    with running_lab(Spec.aws(interfaces=3, addresses=3), "", "netagent", "fetcher") as made:
         yield made
 
 
@@ -28,7 +37,7 @@ def test_macvlan_child_is_left_alone(lab: Lab) -> None:
     assert refresh(lab) == "ok"
     [child] = [link for link in ip(lab, "address") if link["ifname"] == "child0"]
     assert [each["local"] for each in child["addr_info"] if each["family"] == "inet"] == ["10.0.2.200"]
-    selectors = {(each.get("src"), each.get("srclen")) for each in ours(lab, "rule-4")}
+    selectors = {(each.get("src"), each.get("srclen")) for each in own_objects(lab, "rule-4")}
     assert ("10.0.2.0", 24) not in selectors, "no rule covers the whole subnet"
     lab.add_address(nic.mac, "10.0.2.77")
     assert refresh(lab) == "ok"
@@ -46,7 +55,7 @@ def test_child_link_with_the_interfaces_mac_is_not_matched(lab: Lab) -> None:
     assert refresh(lab) == "ok"
     [child] = [link for link in ip(lab, "address") if link["ifname"] == "child0"]
     assert [each for each in child["addr_info"] if each["family"] == "inet"] == []
-    assert set(lab.addresses) <= present(lab)
+    assert set(lab.addresses) <= kernel_addresses(lab)
     assert {link["name"] for link in status(lab)["links"].values()} == {each.name for each in lab.nics}
 
 
@@ -55,7 +64,7 @@ def test_excluded_link_that_is_down_stays_down(lab: Lab) -> None:
     lab.write_config(f'[Network]\nExclude = "{nic.name}"\n{CONFIG}')
     lab.restart("netagent")
     lab.restart("fetcher")
-    lab.wait_for(lambda: not set(nic.addresses) & present(lab), 15, "the removal of our objects")
+    lab.wait_for(lambda: not set(nic.addresses) & kernel_addresses(lab), 15, "the removal of our objects")
     lab.batch([f"link set {nic.name} down"])
     lab.add_address(lab.nics[2].mac, "10.0.3.77")
     assert refresh(lab) == "ok"
@@ -68,22 +77,22 @@ def test_routes_stay_while_a_withdrawn_router_still_resolves() -> None:
     """A router lifetime of 0 removes the default route from main. A table without another route keeps its default
     route.
     """
-    with running(Spec.cloud("aws", interfaces=2, addresses=2, ipv6=2), IPV6, "netagent", "fetcher") as lab:
+    with running_lab(Spec.cloud("aws", interfaces=2, addresses=2, ipv6=2), IPV6, "netagent", "fetcher") as lab:
         lab.wait_for(lambda: all(lab.reachability().values()), 15, "every link's router")
         nic = lab.nics[1]
         held = lab.hold_connection(nic.ipv6[1])
-        before = sorted(map(str, ours(lab, "route-6")))
+        before = sorted(map(str, own_objects(lab, "route-6")))
         lab.fabric.advertise(nic.subnet, lifetime=0)
         learned = ["ip", "-6", "route", "show", "default", "proto", "ra", "dev", nic.name]
         lab.wait_for(lambda: lab.run(learned).stdout == "", 10, "the removal from main")
         assert refresh(lab) == "ok"
-        assert sorted(map(str, ours(lab, "route-6"))) == before
+        assert sorted(map(str, own_objects(lab, "route-6"))) == before
         assert held.alive()
         assert all(lab.reachability().values())
         lab.fabric.advertise(nic.subnet)
         lab.wait_for(lambda: lab.run(learned).stdout != "", 10, "the route in main")
         assert refresh(lab) == "ok"
-        assert sorted(map(str, ours(lab, "route-6"))) == before
+        assert sorted(map(str, own_objects(lab, "route-6"))) == before
 
 
 def test_instance_with_ipv6_only_is_configured() -> None:
@@ -95,10 +104,10 @@ def test_instance_with_ipv6_only_is_configured() -> None:
         lab.write_config(CONFIG + IPV6)
         lab.start("netagent")
         lab.start("fetcher")
-        lab.wait_for(lambda: set(lab.addresses6) <= present(lab), 20, "the IPv6 addresses")
+        lab.wait_for(lambda: set(lab.addresses6) <= kernel_addresses(lab), 20, "the IPv6 addresses")
         lab.wait_for(lambda: all(lab.reachability().values()), 20, "every address to answer")
         wait_until_healthy(lab)
-        assert ours(lab, "rule-4") == ours(lab, "route-4") == []
+        assert own_objects(lab, "rule-4") == own_objects(lab, "route-4") == []
         assert status(lab)["notices"] == []
 
 
@@ -116,8 +125,8 @@ def test_settings_for_kubernetes_nodes_leave_pod_addresses_alone() -> None:
         lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "state ok")
         lab.add_address(lab.nics[0].mac, "10.0.1.77")
         assert refresh(lab) == "ok"
-        assert {each for each in present(lab) if ":" not in each} == {lab.nics[0].addresses[0]}
-        assert [each for each in ours(lab, "rule-4") if each["src"] != "all"] == []
+        assert {each for each in kernel_addresses(lab) if ":" not in each} == {lab.nics[0].addresses[0]}
+        assert [each for each in own_objects(lab, "rule-4") if each["src"] != "all"] == []
         [link] = [each for each in ip(lab, "link") if each["ifname"] == lab.nics[1].name]
         assert "UP" not in link["flags"]
         assert all(lab.reachability([lab.nics[0].addresses[0]]).values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.lab import Spec
-from tests.system.service import audit, running, status, wait_until_healthy
+from tests.system.service import audit, running_lab, status, wait_until_healthy
 
 DENY = """
 table inet deny {
@@ -25,7 +25,7 @@ table inet deny {
 
 
 def test_routes_are_repaired_without_probing_their_gateway() -> None:
-    with running(Spec.aws(interfaces=2, addresses=2)) as lab:
+    with running_lab(Spec.aws(interfaces=2, addresses=2)) as lab:
         wait_until_healthy(lab)
         lab.run(["nft", "-f", "-"], stdin=DENY)
         [link] = [each for each in status(lab)["links"].values() if each["name"] == lab.nics[1].name]
@@ -40,7 +40,7 @@ def test_routes_are_repaired_without_probing_their_gateway() -> None:
 def test_router_known_only_by_its_neighbour_entry_is_used_again() -> None:
     """As in a VRF, where main does not have the advertised route."""
     lab_of = Spec.cloud("aws", interfaces=2, addresses=2, ipv6=1)
-    with running(lab_of, 'AllowAddresses = "2001:db8::/32"\n') as lab:
+    with running_lab(lab_of, 'AllowAddresses = "2001:db8::/32"\n') as lab:
         wait_until_healthy(lab)
         lab.wait_for(lambda: all(lab.reachability().values()), message="all addresses")
         name = lab.nics[1].name

@@ -5,21 +5,29 @@ from __future__ import annotations
 import time
 
 from tests.lab import Spec
-from tests.system.service import kernel, present, refresh, running, status, wait_until_healthy, without_order
+from tests.system.service import (
+    kernel,
+    kernel_addresses,
+    refresh,
+    running_lab,
+    status,
+    wait_until_healthy,
+    without_order,
+)
 
 
 def test_interfaces_missing_for_seconds_are_kept() -> None:
     """Azure answers 200 OK with one of three NICs. After a minute the others are removed; connections of the first
     survive.
     """
-    with running(Spec.cloud("azure", interfaces=3, addresses=3), "", "netagent", "fetcher") as lab:
+    with running_lab(Spec.cloud("azure", interfaces=3, addresses=3), "", "netagent", "fetcher") as lab:
         missing = lab.nics[1:]
         held = [lab.hold_connection(nic.addresses[1]) for nic in lab.nics]
         lab.metadata.load(lab.nics[:1])
         began = time.monotonic()
         for _ in range(10):
             assert refresh(lab) == "degraded"
-            assert set(lab.addresses) <= present(lab)
+            assert set(lab.addresses) <= kernel_addresses(lab)
             time.sleep(0.5)
         message = status(lab)["last_error"]["message"]
         assert all(nic.mac in message for nic in missing)
@@ -34,7 +42,7 @@ def test_interfaces_missing_for_seconds_are_kept() -> None:
         began = time.monotonic()
         assert refresh(lab) == "degraded"
         gone = {address for nic in missing for address in nic.addresses}
-        lab.wait_for(lambda: not gone & present(lab), 80, "the removal of the interfaces")
+        lab.wait_for(lambda: not gone & kernel_addresses(lab), 80, "the removal of the interfaces")
         assert time.monotonic() - began > 60
         assert held[0].alive()
         assert all(lab.reachability(lab.nics[0].addresses).values())
@@ -42,7 +50,7 @@ def test_interfaces_missing_for_seconds_are_kept() -> None:
 
 def test_restart_keeps_missing_interfaces_for_a_minute() -> None:
     """A new process knows only the kernel: objects of an earlier one are first kept, and then removed or adopted."""
-    with running(Spec.cloud("azure", interfaces=3, addresses=3), "", "netagent", "fetcher") as lab:
+    with running_lab(Spec.cloud("azure", interfaces=3, addresses=3), "", "netagent", "fetcher") as lab:
         missing = lab.nics[1:]
         held = [lab.hold_connection(nic.addresses[1]) for nic in lab.nics]
         before = without_order(kernel(lab))
@@ -54,7 +62,7 @@ def test_restart_keeps_missing_interfaces_for_a_minute() -> None:
         time.sleep(2)  # the socket of the killed fetcher still exists
         for _ in range(5):
             refresh(lab)
-            assert set(lab.addresses) <= present(lab)
+            assert set(lab.addresses) <= kernel_addresses(lab)
             assert all(lab.reachability().values())
             time.sleep(1)
         message = status(lab)["last_error"]["message"]
@@ -63,7 +71,7 @@ def test_restart_keeps_missing_interfaces_for_a_minute() -> None:
         lab.metadata.load(lab.nics[:2])
         refresh(lab)
         gone = set(lab.nics[2].addresses)
-        lab.wait_for(lambda: not gone & present(lab), 80, "the removal of the interface")
+        lab.wait_for(lambda: not gone & kernel_addresses(lab), 80, "the removal of the interface")
         assert time.monotonic() - began > 60
         lab.metadata.load(lab.nics)
         refresh(lab)

@@ -6,7 +6,7 @@ import signal
 from dataclasses import replace
 
 from tests.lab import Interface, Lab, Spec
-from tests.system.service import CONFIG, ip, ours, present, refresh, running, status
+from tests.system.service import CONFIG, ip, kernel_addresses, own_objects, refresh, running_lab, status
 
 RANGE, POD, BRIDGE = "10.4.0.0/24", "10.4.0.7", "10.4.0.1/24"
 SPEC = Spec((Interface("10.0.1.0/24", 1, prefixes=(RANGE,)), Interface("10.0.2.0/24", 1)), provider="gcp")
@@ -14,7 +14,7 @@ SPEC = Spec((Interface("10.0.1.0/24", 1, prefixes=(RANGE,)), Interface("10.0.2.0
 
 def local(lab: Lab) -> list[str]:
     """Return the destinations of our routes of type local."""
-    return [route["dst"] for route in ours(lab, "route-4") if route["table"] == "local"]
+    return [route["dst"] for route in own_objects(lab, "route-4") if route["table"] == "local"]
 
 
 def given_up(lab: Lab) -> bool:
@@ -45,7 +45,7 @@ def check(lab: Lab) -> None:
 
 
 def test_range_is_given_up_when_pods_start_later() -> None:
-    with running(SPEC, "", "netagent", "fetcher") as lab:
+    with running_lab(SPEC, "", "netagent", "fetcher") as lab:
         assert local(lab) == [RANGE]
         lab.batch(["link add cbr0 type bridge", f"address add {BRIDGE} dev cbr0", "link set cbr0 up"])
         check(lab)
@@ -57,5 +57,5 @@ def test_range_of_earlier_pods_is_left_alone() -> None:
         lab.write_config(CONFIG)
         lab.start("netagent")
         lab.start("fetcher")
-        lab.wait_for(lambda: set(lab.addresses) <= present(lab), 10, "the addresses")
+        lab.wait_for(lambda: set(lab.addresses) <= kernel_addresses(lab), 10, "the addresses")
         check(lab)

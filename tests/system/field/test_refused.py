@@ -9,7 +9,17 @@ import pytest
 from tests.lab import Interface, Lab, Spec
 from tests.lab.nic import Nic
 from tests.system.service import CONFIG as SERVICE_CONFIG
-from tests.system.service import audit, ip, is_healthy, ours, present, refresh, running, status, wait_until_healthy
+from tests.system.service import (
+    audit,
+    ip,
+    is_healthy,
+    kernel_addresses,
+    own_objects,
+    refresh,
+    running_lab,
+    status,
+    wait_until_healthy,
+)
 
 DUAL_STACK = tuple(Interface(f"10.0.{n}.0/24", 3, ipv6=(f"fd00:{n}::a", f"fd00:{n}::b")) for n in (1, 2, 3))
 CONFIG = '[Netagent]\nAllowKinds = "veth macvlan"\n'
@@ -34,7 +44,7 @@ def test_disabled_ipv6_does_not_block_ipv4() -> None:
     with Lab(Spec(DUAL_STACK)) as lab:
         sysctl(lab, "all", "disable_ipv6", 1)
         start(lab)
-        lab.wait_for(lambda: set(lab.addresses) <= present(lab), 10, "the IPv4 addresses")
+        lab.wait_for(lambda: set(lab.addresses) <= kernel_addresses(lab), 10, "the IPv4 addresses")
         assert refresh(lab) == "degraded"
         assert all(lab.reachability(lab.addresses).values())
         message = status(lab)["last_error"]["message"]
@@ -47,7 +57,7 @@ def test_disabled_ipv6_does_not_block_ipv4() -> None:
 
 
 def test_ipv6_disabled_on_one_link_does_not_block_others() -> None:
-    with running(Spec(DUAL_STACK), "", "netagent", "fetcher") as lab:
+    with running_lab(Spec(DUAL_STACK), "", "netagent", "fetcher") as lab:
         off, other = lab.nics[2], lab.nics[1]
         six = [each for nic in lab.nics for each in nic.ipv6]
         lab.wait_for(lambda: all(lab.reachability([*lab.addresses, *six]).values()), 20, "all addresses")
@@ -56,7 +66,7 @@ def test_ipv6_disabled_on_one_link_does_not_block_others() -> None:
         lab.add_address(other.mac, "10.0.2.77")
         lab.add_address(off.mac, "10.0.3.77")
         assert refresh(lab) == "degraded"
-        assert {"10.0.2.77", "10.0.3.77", *other.ipv6} <= present(lab)
+        assert {"10.0.2.77", "10.0.3.77", *other.ipv6} <= kernel_addresses(lab)
         lab.wait_for(lambda: all(lab.reachability([*lab.addresses, *other.ipv6]).values()), 10, "the other links")
         assert rolled_back(lab) == []
 
@@ -82,14 +92,16 @@ def macvlan_lab() -> Iterator[Lab]:
 def test_link_that_cannot_come_up_does_not_block_others(macvlan_lab: Lab) -> None:
     lab, nic = macvlan_lab, macvlan_lab.nics[1]
     others = [each for each in lab.nics if each is not nic]
-    lab.wait_for(lambda: {*others[0].addresses, *others[1].addresses} <= present(lab), 10, "the others' addresses")
+    lab.wait_for(
+        lambda: {*others[0].addresses, *others[1].addresses} <= kernel_addresses(lab), 10, "the others' addresses"
+    )
     lab.wait_for(lambda: status(lab).get("state") == "degraded", 10, "the report")
     message = str(status(lab)["last_error"]["message"])
     assert nic.name in message
     assert "the kernel refuses it" in message
     assert all(lab.reachability([address for each in others for address in each.addresses]).values())
     lab.batch(["link set lower0 up"])  # the upper link has no event; the fetcher retries
-    lab.wait_for(lambda: set(nic.addresses) <= present(lab), 30, "the link to come up")
+    lab.wait_for(lambda: set(nic.addresses) <= kernel_addresses(lab), 30, "the link to come up")
     assert refresh(lab) == "degraded"
     assert f"MTU {mtu_of(lab, others[0])} of {nic.name}: the kernel refuses it: Invalid argument" in str(
         status(lab)["last_error"]["message"]
@@ -108,14 +120,14 @@ def mtu_of(lab: Lab, nic: Nic) -> int:
 
 @pytest.fixture
 def ipv6_lab() -> Iterator[Lab]:
-    with running(Spec.cloud("aws", interfaces=3, addresses=2, ipv6=2), "", "netagent", "fetcher") as made:
+    with running_lab(Spec.cloud("aws", interfaces=3, addresses=2, ipv6=2), "", "netagent", "fetcher") as made:
         made.wait_for(lambda: all(made.reachability().values()), 15, "every link's router")
         yield made
 
 
 def defaults(lab: Lab) -> list[str]:
     return sorted(
-        f"{route['dev']} {route.get('gateway')}" for route in ours(lab, "route-6") if route["dst"] == "default"
+        f"{route['dev']} {route.get('gateway')}" for route in own_objects(lab, "route-6") if route["dst"] == "default"
     )
 
 
@@ -160,7 +172,7 @@ def test_start_with_forwarding_on_finds_the_router_by_neighbours() -> None:
         sysctl(lab, "all", "forwarding", 1)
         assert lab.run(learned).stdout == ""
         start(lab)
-        lab.wait_for(lambda: set(lab.addresses6) <= present(lab), 15, "the addresses")
+        lab.wait_for(lambda: set(lab.addresses6) <= kernel_addresses(lab), 15, "the addresses")
         lab.wait_for(lambda: all(lab.reachability().values()), 15, "every address to answer")
         assert refresh(lab) == "degraded"
         assert "accept_ra=2" in str(status(lab)["last_error"]["message"])
@@ -168,7 +180,7 @@ def test_start_with_forwarding_on_finds_the_router_by_neighbours() -> None:
 
 def test_refused_removal_does_not_block_other_changes() -> None:
     """A route of an operator has the removed address as its preferred source."""
-    with running(Spec.aws(interfaces=3, addresses=3), "", "netagent", "fetcher") as lab:
+    with running_lab(Spec.aws(interfaces=3, addresses=3), "", "netagent", "fetcher") as lab:
         nic, other = lab.nics[1], lab.nics[2]
         kept = nic.addresses[1]
         route = f"192.0.2.0/24 via {nic.gateway} dev {nic.name} src {kept} proto static"
@@ -177,10 +189,10 @@ def test_refused_removal_does_not_block_other_changes() -> None:
         lab.add_address(nic.mac, "10.0.2.77")
         lab.add_address(other.mac, "10.0.3.77")
         assert refresh(lab) == "degraded"
-        lab.wait_for(lambda: {"10.0.2.77", "10.0.3.77"} <= present(lab), 20, "the other changes")
-        assert kept in present(lab)
+        lab.wait_for(lambda: {"10.0.2.77", "10.0.3.77"} <= kernel_addresses(lab), 20, "the other changes")
+        assert kept in kernel_addresses(lab)
         message = status(lab)["last_error"]["message"]
         assert f"the route to 192.0.2.0/24 in table 254 depends on {kept}" in message
         lab.batch([f"route del {route}"])
-        lab.wait_for(lambda: kept not in present(lab), 90, "the removal after the route")
+        lab.wait_for(lambda: kept not in kernel_addresses(lab), 90, "the removal after the route")
         lab.wait_for(lambda: is_healthy(lab), 20, "state ok")

@@ -85,7 +85,7 @@ def test_foreign_ipv6_source_is_dropped_and_counted() -> None:
         lost = {(entry.mac, entry.source, entry.destination) for entry in lab.lost()}
         assert lost == {(first.mac, second.ipv6[0], "2001:db8:ffff::a")}
         assert lab.dropped() > 0
-        lab.fabric.forget_lost()
+        lab.fabric.clear_lost()
         assert lab.dropped() == 0
 
 
@@ -155,8 +155,8 @@ def test_a_range_belongs_to_its_interface() -> None:
     """A whole range: the first and the last address answer only once the kernel has it as local."""
     with Lab(Spec.cloud("aws", interfaces=2, addresses=1, ipv6=1, prefixes=2)) as lab:
         first, second = lab.nics
-        assert len(lab.samples) == 2 * 2 * 2 * 2
-        samples = list(first.samples)
+        assert len(lab.range_ends) == 2 * 2 * 2 * 2
+        samples = list(first.range_ends)
         assert not any(lab.reachability(samples, 0.5).values())
         lab.batch([f"route add local {prefix} dev {first.name}" for prefix in first.prefixes])
         answers = lab.reachability(samples)
@@ -165,7 +165,7 @@ def test_a_range_belongs_to_its_interface() -> None:
         four = [address for address in samples if ":" not in address]
         assert all(lab.outbound(addresses=four).values())
         assert lab.lost() == []
-        foreign = next(iter(second.samples))
+        foreign = next(iter(second.range_ends))
         lab.batch([f"route add local {second.prefixes[0]} dev lo"])
         assert lab.outbound(0.5, [foreign]) == {foreign: False}
         assert {entry.source for entry in lab.lost()} == {foreign}
@@ -176,10 +176,10 @@ def test_ranges_come_and_go() -> None:
         [nic] = lab.nics
         lab.batch(["route add local 203.0.113.64/30 dev lo"])
         lab.add_range(nic.mac, "203.0.113.64/30")
-        assert all(lab.reachability(lab.samples).values())
+        assert all(lab.reachability(lab.range_ends).values())
         lab.remove_range(nic.mac, "203.0.113.64/30")
         assert not any(lab.reachability(["203.0.113.64"], 0.5).values())
-        assert lab.samples == []
+        assert lab.range_ends == []
 
 
 def test_an_address_inside_a_range_may_be_ordered_too() -> None:

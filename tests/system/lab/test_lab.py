@@ -109,7 +109,7 @@ def test_source_of_another_interface_is_dropped_and_counted() -> None:
         assert lab.outbound() == {first.addresses[0]: True, second.addresses[0]: False}
         assert {(entry.mac, entry.source) for entry in lab.lost()} == {(first.mac, second.addresses[0])}
         assert lab.dropped() > 0
-        lab.fabric.forget_lost()
+        lab.fabric.clear_lost()
         assert lab.dropped() == 0
 
 
@@ -187,19 +187,19 @@ def test_an_interface_is_attached_and_detached_while_running(first: str, subnet:
     with Lab(Spec.aws(interfaces=1, addresses=1)) as lab:
         seen = []
 
-        def look() -> None:
+        def record_state() -> None:
             names = {str(link["ifname"]) for link in links(lab)}
             macs = lab.run(["curl", "-sf", "http://169.254.169.254/latest/meta-data/network/interfaces/macs/"]).stdout
             seen.append((len(macs.split()), len(names - {"lo"})))
 
         order = "metadata" if first == "metadata" else "interface"
-        nic = lab.attach_interface(Interface(subnet, 2), order, look)  # type: ignore[arg-type]
-        look()
+        nic = lab.attach_interface(Interface(subnet, 2), order, record_state)  # type: ignore[arg-type]
+        record_state()
         assert seen == [(2, 1) if first == "metadata" else (1, 2), (2, 2)]
         lab.batch(configuration(lab))
         assert all(lab.reachability().values())
-        lab.detach_interface(nic.mac, order, look)  # type: ignore[arg-type]
-        look()
+        lab.detach_interface(nic.mac, order, record_state)  # type: ignore[arg-type]
+        record_state()
         assert seen[2:] == [(1, 2) if first == "metadata" else (2, 1), (1, 1)]
         assert lab.addresses == ["10.0.1.10"]
 

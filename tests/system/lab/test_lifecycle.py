@@ -30,7 +30,7 @@ with Lab(Spec.aws(interfaces=2, addresses=1)) as lab:
 """
 
 
-def host() -> dict[str, str]:
+def host_state() -> dict[str, str]:
     """Return the host's state that a lab must not change."""
     commands = {"links": ["ip", "-br", "link"], "rules": ["ip", "rule"], "nft": ["nft", "list", "ruleset"]}
     state = {name: subprocess.run(argv, capture_output=True, text=True).stdout for name, argv in commands.items()}
@@ -38,7 +38,7 @@ def host() -> dict[str, str]:
     return state | {file: Path(file).read_text() for file in files if Path(file).exists()}
 
 
-def inhabitants(instance: int) -> set[int]:
+def processes_in_lab(instance: int) -> set[int]:
     """Return every process inside the same PID namespace, whatever its user or session."""
     inside = Path(f"/proc/{instance}/ns/pid").readlink()
     found = set()
@@ -51,7 +51,7 @@ def inhabitants(instance: int) -> set[int]:
     return found
 
 
-def gone(pids: set[int], timeout: float = 5) -> bool:
+def all_gone(pids: set[int], timeout: float = 5) -> bool:
     end = time.monotonic() + timeout
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         if time.monotonic() > end:
@@ -61,14 +61,14 @@ def gone(pids: set[int], timeout: float = 5) -> bool:
 
 
 def test_nothing_is_left_after_the_end() -> None:
-    before = host()
+    before = host_state()
     with Lab(SMALL) as lab:
-        assert host() == before
+        assert host_state() == before
         lab.reachability(timeout=0.1)
-        pids = inhabitants(lab.instance.pid)
+        pids = processes_in_lab(lab.instance.pid)
         assert len(pids) > 6
-    assert gone(pids, timeout=0)
-    assert host() == before
+    assert all_gone(pids, timeout=0)
+    assert host_state() == before
 
 
 def test_nothing_is_left_after_a_failure_inside() -> None:
@@ -76,28 +76,28 @@ def test_nothing_is_left_after_a_failure_inside() -> None:
 
     def fail() -> None:
         with Lab(SMALL) as lab:
-            pids.update(inhabitants(lab.instance.pid))
+            pids.update(processes_in_lab(lab.instance.pid))
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError) as failure:
         fail()
     assert pids
-    assert gone(pids, timeout=0)
+    assert all_gone(pids, timeout=0)
     assert "no lost packets" in "".join(failure.value.__notes__)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_nothing_is_left_when_the_labs_process_is_killed(number: signal.Signals) -> None:
-    before = host()
+    before = host_state()
     argv = [sys.executable, "-c", HOLD_A_LAB]
     with subprocess.Popen(argv, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
-        pids = inhabitants(int(process.stdout.readline()))
+        pids = processes_in_lab(int(process.stdout.readline()))
         assert len(pids) > 6
         process.send_signal(number)
         process.wait(5)
-    assert gone(pids)
-    assert host() == before
+    assert all_gone(pids)
+    assert host_state() == before
 
 
 def test_the_instance_has_its_own_files() -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from tests.lab import Lab, Nic
 from tests.lab.namespaces import OURS
 
-from .programs import Program, need
+from .programs import Program, require_program
 
 LEASES = OURS / "dnsmasq.leases"
 HOSTS = OURS / "dnsmasq.hosts"
@@ -45,10 +45,10 @@ class Server:
 def server(lab: Lab, nic: Nic) -> Iterator[Server]:
     """Serve the subnet of one interface, by default with the interface's first address."""
     bridge = lab.fabric.bridge(nic.subnet)
-    lab.fabric.admit_dhcp(nic)
+    lab.fabric.allow_dhcp(nic)
     _write(lab, nic, nic.addresses[0])
     argv = [
-        need("dnsmasq", "dnsmasq-base"),
+        require_program("dnsmasq", "dnsmasq-base"),
         *("--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--user=root", "--log-facility=-"),
         *("--pid-file=", "--no-ping", "--dhcp-authoritative", "--log-dhcp", f"--interface={bridge}"),
         f"--dhcp-range={nic.network.network_address},static,{nic.network.netmask},1h",
@@ -69,12 +69,12 @@ def _write(lab: Lab, nic: Nic, address: str) -> None:
 def dhclient(lab: Lab, nic: Nic) -> Program:
     """isc-dhcp-client with Debian's script, but without its hooks, which would write to /etc."""
     argv = [
-        need("dhclient", "isc-dhcp-client"),
+        require_program("dhclient", "isc-dhcp-client"),
         *("-4", "-d", "-v", "-cf", "/dev/null", "-lf", "/run/dhclient.leases", "-pf", "/run/dhclient.pid", nic.name),
     ]
     return Program(lab, argv)
 
 
 def dhcpcd(lab: Lab, nic: Nic) -> Program:
-    argv = [need("dhcpcd", "dhcpcd-base"), "-4", "-B", "-d", "--noarp", "-f", "/dev/null", nic.name]
+    argv = [require_program("dhcpcd", "dhcpcd-base"), "-4", "-B", "-d", "--noarp", "-f", "/dev/null", nic.name]
     return Program(lab, argv, private=["/var/lib/dhcpcd"])

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from tests.lab import Lab
 
-from .programs import Program, need
+from .programs import Program, require_program
 
 
 @contextmanager
@@ -18,13 +18,18 @@ def bus(lab: Lab) -> Iterator[Program]:
     <auth>EXTERNAL</auth><policy context="default"><allow user="*"/><allow own="*"/>
     <allow send_type="*"/><allow receive_type="*"/></policy></busconfig>"""
     lab.path("/run/dbus/lab.conf").write_text(config)
-    argv = [need("dbus-daemon", "dbus-daemon"), "--config-file=/run/dbus/lab.conf", "--nofork", "--nopidfile"]
+    argv = [
+        require_program("dbus-daemon", "dbus-daemon"),
+        "--config-file=/run/dbus/lab.conf",
+        "--nofork",
+        "--nopidfile",
+    ]
     with Program(lab, argv) as program:
         lab.wait_for(lambda: lab.path("/run/dbus/system_bus_socket").exists(), message="the bus")
         yield program
 
 
-def own(lab: Lab, directory: str) -> None:
+def make_private_directory(lab: Lab, directory: str) -> None:
     """Make a directory of /etc empty and private to the lab: by default it is a link to the host's."""
     path = lab.path(directory)
     if path.is_symlink():

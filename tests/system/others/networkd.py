@@ -8,8 +8,8 @@ from pathlib import Path
 from tests.lab import Lab, Nic
 from tests.lab.namespaces import Namespace
 
-from .host import own
-from .programs import Program, need
+from .host import make_private_directory
+from .programs import Program, require_program
 
 DROP_IN = Path(__file__).parents[3] / "systemd/networkd.conf.d/50-cloud-network.conf"
 
@@ -18,12 +18,12 @@ class Networkd(Program):
     """`networkctl` and the daemon. It manages the links for which it has a .network file."""
 
     def __init__(self, lab: Lab, nics: Sequence[Nic], section: str = "DHCP=ipv4") -> None:
-        argv = [need("systemd-networkd", "systemd")]
+        argv = [require_program("systemd-networkd", "systemd")]
         super().__init__(lab, argv, env={"SYSTEMD_LOG_LEVEL": "debug"})
         self._instance: Namespace = lab.instance
         self._nics = nics
-        own(lab, "/etc/systemd")
-        own(lab, "/etc/systemd/network")
+        make_private_directory(lab, "/etc/systemd")
+        make_private_directory(lab, "/etc/systemd/network")
         for nic in nics:
             text = f"[Match]\nMACAddress={nic.mac}\n[Network]\n{section}\n"
             lab.path(f"/etc/systemd/network/10-{nic.name}.network").write_text(text)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tests.lab import Lab, Nic
 
-from .host import own
-from .programs import Program, need
+from .host import make_private_directory
+from .programs import Program, require_program
 
 CONFIG = "[main]\nplugins=keyfile\ndhcp=internal\nauth-polkit=false\nno-auto-default=*\n[logging]\nlevel=INFO\n"
 
@@ -14,11 +14,11 @@ class NetworkManager(Program):
     """NetworkManager with one interface configured by DHCP."""
 
     def __init__(self, lab: Lab, nic: Nic) -> None:
-        argv = [need("NetworkManager", "network-manager"), "--no-daemon"]
+        argv = [require_program("NetworkManager", "network-manager"), "--no-daemon"]
         super().__init__(lab, argv, private=["/var/lib/NetworkManager"])
         self._nic = nic
-        own(lab, "/etc/NetworkManager")
-        own(lab, "/etc/NetworkManager/system-connections")
+        make_private_directory(lab, "/etc/NetworkManager")
+        make_private_directory(lab, "/etc/NetworkManager/system-connections")
         lab.path("/etc/NetworkManager/NetworkManager.conf").write_text(CONFIG)
         profile = lab.path("/etc/NetworkManager/system-connections/lease.nmconnection")
         profile.write_text(

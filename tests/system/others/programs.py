@@ -17,12 +17,12 @@ import pytest
 from tests.lab import Lab
 from tests.lab.namespaces import OURS, TIMEOUT_S, Namespace
 
-WAYS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/lib/systemd:/usr/lib/systemd"
+PROGRAM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/lib/systemd:/usr/lib/systemd"
 
 
-def need(program: str, package: str) -> str:
+def require_program(program: str, package: str) -> str:
     """Return the path of the program; skip the test if Debian packages it and it is not installed."""
-    found = shutil.which(program, path=WAYS)
+    found = shutil.which(program, path=PROGRAM_PATH)
     if found is None:
         pytest.skip(f"{program} is not here: apt-get install {package}")
     return found
@@ -75,7 +75,9 @@ class Program:
         """Return the pid of the program itself, below nsenter."""
         assert self._process is not None
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
-        return self._lab.wait_for(lambda: [int(pid) for pid in children.read_text().split()])[0]
+        return self._lab.wait_for(
+            lambda: [int(pid) for pid in children.read_text().split()], message="the program's process"
+        )[0]
 
     def send(self, number: signal.Signals) -> None:
         os.kill(self.pid(), number)

@@ -8,7 +8,15 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.system.service import kernel, ours, present, read_all_facts, running, wait_until_healthy, without_order
+from tests.system.service import (
+    kernel,
+    kernel_addresses,
+    own_objects,
+    read_all_facts,
+    running_lab,
+    wait_until_healthy,
+    without_order,
+)
 
 from . import dhcp
 from .host import bus
@@ -21,13 +29,13 @@ KEEP = "DHCP=ipv4\nKeepConfiguration=static"
 @pytest.fixture
 def lab() -> Iterator[Lab]:
     """A DHCP server, because networkd's own address depends on its lease."""
-    with running(Spec.aws(interfaces=2, addresses=3)) as made, dhcp.server(made, made.nics[0]), bus(made):
+    with running_lab(Spec.aws(interfaces=2, addresses=3)) as made, dhcp.server(made, made.nics[0]), bus(made):
         yield made
         assert "Traceback" not in made.log("fetcher") + made.log("netagent")
 
 
-def of_ours(lab: Lab) -> list[list[str]]:
-    return [sorted(map(str, ours(lab, what))) for what in ("rule-4", "route-4")]
+def own_rules_and_routes(lab: Lab) -> list[list[str]]:
+    return [sorted(map(str, own_objects(lab, what))) for what in ("rule-4", "route-4")]
 
 
 def removed(lab: Lab, action: str, networkd: Networkd) -> set[str]:
@@ -35,7 +43,7 @@ def removed(lab: Lab, action: str, networkd: Networkd) -> set[str]:
     path = "/run/lab/monitor"
     with lab.path(path).open("wb") as output:
         monitor = lab.instance.popen(["ip", "-o", "monitor", "address", "route", "rule"], stdout=output)
-        lab.wait_for(lambda: listens(lab), message="ip monitor")
+        lab.wait_for(lambda: monitor_listens(lab), message="ip monitor")
         before = networkd.log().count(CONFIGURED)
         getattr(networkd, action)()
         lab.wait_for(lambda: networkd.log().count(CONFIGURED) > before, 15, f"networkd's {action}")
@@ -48,7 +56,7 @@ def removed(lab: Lab, action: str, networkd: Networkd) -> set[str]:
     return {line for line in gone if "proto 209" in line or any(sibling in line for sibling in siblings)}
 
 
-def listens(lab: Lab) -> bool:
+def monitor_listens(lab: Lab) -> bool:
     """Return True if a process other than the fetcher listens to rules (RTNLGRP_IPV4_RULE is bit 7 of the groups)."""
     rows = [line.split() for line in lab.run(["cat", "/proc/net/netlink"]).stdout.splitlines()[1:]]
     return sum(row[1] == "0" and bool(int(row[3], 16) & 0x80) for row in rows) >= 3
@@ -58,7 +66,7 @@ def test_removed_objects_are_repaired_and_networkd_is_named(lab: Lab) -> None:
     """With its defaults networkd removes, on a reconfiguration, the rules of every link, and routes and addresses of
     that link.
     """
-    before, connection = of_ours(lab), lab.hold_connection(lab.nics[0].addresses[1])
+    before, connection = own_rules_and_routes(lab), lab.hold_connection(lab.nics[0].addresses[1])
     lab.stop("fetcher")
     with Networkd(lab, lab.nics[:1]) as networkd:
         lab.start("fetcher")
@@ -68,12 +76,20 @@ def test_removed_objects_are_repaired_and_networkd_is_named(lab: Lab) -> None:
         assert "level=warning" in output
         gone = removed(lab, "reconfigure", networkd)
         assert len([line for line in gone if "lookup" in line]) == len(before[0]), "networkd removed every rule"
-        lab.wait_for(lambda: of_ours(lab) == before and set(lab.addresses) <= present(lab), 10, "the repair")
+        lab.wait_for(
+            lambda: own_rules_and_routes(lab) == before and set(lab.addresses) <= kernel_addresses(lab),
+            10,
+            "the repair",
+        )
         wait_until_healthy(lab)
         assert connection.alive()
         assert all(lab.reachability().values())
         networkd.restart()
-        lab.wait_for(lambda: of_ours(lab) == before and set(lab.addresses) <= present(lab), 10, "the repair")
+        lab.wait_for(
+            lambda: own_rules_and_routes(lab) == before and set(lab.addresses) <= kernel_addresses(lab),
+            10,
+            "the repair",
+        )
         assert connection.alive()
     assert len([line for line in lab.log("fetcher").splitlines() if "systemd-networkd" in line]) == 1
 
@@ -81,26 +97,30 @@ def test_removed_objects_are_repaired_and_networkd_is_named(lab: Lab) -> None:
 @pytest.mark.parametrize("action", ["restart", "reconfigure"])
 def test_drop_in_and_kept_addresses_prevent_all_removals(lab: Lab, action: str) -> None:
     """KeepConfiguration= must be in the .network file: networkd.conf has no setting for addresses."""
-    before, connection = of_ours(lab), lab.hold_connection(lab.nics[0].addresses[1])
+    before, connection = own_rules_and_routes(lab), lab.hold_connection(lab.nics[0].addresses[1])
     networkd = Networkd(lab, lab.nics[:1], KEEP)
     networkd.install_drop_in()
     with networkd:
         lab.restart("fetcher")
         wait_until_healthy(lab)
         assert removed(lab, action, networkd) == set()
-        assert of_ours(lab) == before
+        assert own_rules_and_routes(lab) == before
         assert connection.alive()
         assert "systemd-networkd" not in lab.log("fetcher")
 
 
 def test_drop_in_keeps_rules_and_addresses_are_repaired(lab: Lab) -> None:
-    before, connection = of_ours(lab), lab.hold_connection(lab.nics[0].addresses[1])
+    before, connection = own_rules_and_routes(lab), lab.hold_connection(lab.nics[0].addresses[1])
     networkd = Networkd(lab, lab.nics[:1])
     networkd.install_drop_in()
     with networkd:
         gone = removed(lab, "reconfigure", networkd)
         assert not [line for line in gone if "lookup" in line or "proto 209" in line]
-        lab.wait_for(lambda: of_ours(lab) == before and set(lab.addresses) <= present(lab), 10, "the repair")
+        lab.wait_for(
+            lambda: own_rules_and_routes(lab) == before and set(lab.addresses) <= kernel_addresses(lab),
+            10,
+            "the repair",
+        )
         assert connection.alive()
 
 
@@ -111,14 +131,14 @@ def test_networkd_reconfigure_during_a_change_is_repaired(lab: Lab) -> None:
         read_all_facts(lab)  # otherwise it reads again after a second
         for number in range(3):
             wait_until_healthy(lab)
-            before = of_ours(lab)
+            before = own_rules_and_routes(lab)
             for subnet, nic in enumerate(list(lab.nics), 1):
                 lab.add_address(nic.mac, f"10.0.{subnet}.{70 + number}")
             lab.kill("fetcher", signal.SIGHUP)
             gone = removed(lab, "reconfigure", networkd)
             assert len([line for line in gone if "lookup" in line]) == len(before[0]), "networkd removed every rule"
-            lab.wait_for(lambda: set(lab.addresses) <= present(lab), 15, "the addresses")
-            lab.wait_for(lambda wanted=before: of_ours(lab) == wanted, 15, "routes and rules")  # type: ignore[misc]
+            lab.wait_for(lambda: set(lab.addresses) <= kernel_addresses(lab), 15, "the addresses")
+            lab.wait_for(lambda wanted=before: own_rules_and_routes(lab) == wanted, 15, "routes and rules")  # type: ignore[misc]
         assert all(lab.reachability().values())
         assert held.alive()
 

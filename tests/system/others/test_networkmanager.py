@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.system.service import ours, present, refresh, running
+from tests.system.service import kernel_addresses, own_objects, refresh, running_lab
 
 from . import dhcp
 from .host import bus
@@ -16,7 +16,7 @@ from .networkmanager import NetworkManager
 
 @pytest.fixture
 def cloud() -> Iterator[tuple[Lab, dhcp.Server]]:
-    with running(Spec.aws(interfaces=2, addresses=3)) as made, dhcp.server(made, made.nics[0]) as server, bus(made):
+    with running_lab(Spec.aws(interfaces=2, addresses=3)) as made, dhcp.server(made, made.nics[0]) as server, bus(made):
         yield made, server
         assert "Traceback" not in made.log("fetcher") + made.log("netagent")
 
@@ -26,10 +26,10 @@ def test_our_objects_outlive_reactivation(cloud: tuple[Lab, dhcp.Server]) -> Non
     lab, server = cloud
 
     def mine() -> list[list[str]]:
-        return [sorted(map(str, ours(lab, what))) for what in ("rule-4", "route-4")]
+        return [sorted(map(str, own_objects(lab, what))) for what in ("rule-4", "route-4")]
 
     def all_objects_exist() -> bool:
-        return mine() == before and set(lab.addresses) <= present(lab)
+        return mine() == before and set(lab.addresses) <= kernel_addresses(lab)
 
     before, nic = mine(), lab.nics[0]
     held = [lab.hold_connection(address) for address in (nic.addresses[1], lab.nics[1].addresses[0])]
@@ -45,7 +45,9 @@ def test_our_objects_outlive_reactivation(cloud: tuple[Lab, dhcp.Server]) -> Non
         theirs = lab.run(["ip", "route", "show", "proto", "dhcp"]).stdout
         assert f"default via {nic.gateway}" in theirs
         lab.restart("fetcher")
-        lab.wait_for(lambda: lab.path("/run/cloud-network/control.sock").exists())
+        lab.wait_for(
+            lambda: lab.path("/run/cloud-network/control.sock").exists(), message="the fetcher's control socket"
+        )
         assert refresh(lab) == "ok"
         assert lab.run(["ip", "route", "show", "proto", "dhcp"]).stdout == theirs
         assert all(lab.reachability().values())
