@@ -25,7 +25,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 logger = logging.getLogger(__name__)
 
 PROBLEM = "application/problem+json"
-NAMES = frozenset({"localhost", "ip6-localhost", "ip6-loopback"})
+LOCAL_NAMES = frozenset({"localhost", "ip6-localhost", "ip6-loopback"})
 HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
@@ -34,11 +34,11 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 """Headers of every response. There is no CORS header: no other origin may read anything."""
-NOTHING = "default-src 'none'; frame-ancestors 'none'"
+NO_CONTENT_POLICY = "default-src 'none'; frame-ancestors 'none'"
 """The Content-Security-Policy of every response except the page."""
 
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9A-Za-z.-]+))(?::[0-9]{1,5})?")
-_MAX_HOST = 255
+_MAX_HOST_LENGTH = 255
 
 
 def create_app(state: StateDirectory, listen: Sequence[Endpoint], log: Path = audit_log.PATH) -> Flask:
@@ -79,16 +79,16 @@ def check_host(host: str, listen: Sequence[Endpoint]) -> None:
     """Abort with 421 unless the Host header names this server."""
     if not _is_ours(host, listen):
         there = " or ".join(f"http://{endpoint}/" for endpoint in listen) or "127.0.0.1"
-        detail = f"This server does not answer for the host {host[:_MAX_HOST]!r}; ask for {there} or localhost."
+        detail = f"This server does not answer for the host {host[:_MAX_HOST_LENGTH]!r}; ask for {there} or localhost."
         abort(HTTPStatus.MISDIRECTED_REQUEST, detail)
 
 
 def _is_ours(host: str, listen: Sequence[Endpoint]) -> bool:
-    match = _HOST.fullmatch(host) if len(host) <= _MAX_HOST else None
+    match = _HOST.fullmatch(host) if len(host) <= _MAX_HOST_LENGTH else None
     if match is None:
         return False
     name = match[1] or match[2]
-    if name.lower() in NAMES:
+    if name.lower() in LOCAL_NAMES:
         return True
     try:
         address = ip_address(name)
@@ -101,7 +101,7 @@ def _is_ours(host: str, listen: Sequence[Endpoint]) -> bool:
 def _finish(response: Response) -> Response:
     """Add the headers, and an ETag to a body. Answer 304 if the client has that body."""
     response.headers.extend(HEADERS)
-    response.headers.setdefault("Content-Security-Policy", NOTHING)
+    response.headers.setdefault("Content-Security-Policy", NO_CONTENT_POLICY)
     if response.status_code == HTTPStatus.OK:
         response.add_etag()
         response.make_conditional(request)

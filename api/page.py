@@ -19,9 +19,9 @@ from cloud_network.fetcher.status import ConflictStatus, LinkStatus, Status
 from markupsafe import Markup
 
 CONTENT_TYPE = "text/html; charset=utf-8"
-CHANGES = 12
+MAX_CHANGES = 12
 """Number of audit log lines shown."""
-OPEN_ADDRESSES = 16
+MAX_OPEN_ADDRESSES = 16
 """Number of a link's addresses shown without a click."""
 STYLE = Markup((Path(__file__).parent / "templates/page.css").read_text())  # noqa: S704  # our own file
 _DIGEST = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
@@ -33,7 +33,7 @@ HEADERS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
 _HEALTHY = ("ok", "excluded")
-_MAX_GATEWAY = 26
+_MAX_GATEWAY_WIDTH = 26
 _ROW = 52
 """Height of a gateway's row in the drawing."""
 
@@ -80,7 +80,7 @@ def build(claim: Claim | None, unreadable: str | None, tail: Tail | None, now: f
         "desired": sum(link["desired"] for link in links),
         "changes": None if tail is None else [_change(entry) for entry in reversed(tail.entries)],
         "broken": tail.broken if tail else 0,
-        "open_addresses": OPEN_ADDRESSES,
+        "open_addresses": MAX_OPEN_ADDRESSES,
     }
 
 
@@ -147,7 +147,7 @@ def _notices(status: Status) -> Iterator[Finding]:
 
 def _egress(link: LinkStatus) -> list[Egress]:
     return [
-        Egress(gateway, _shortened(gateway, _MAX_GATEWAY), 8 + _ROW * number)
+        Egress(gateway, _shortened(gateway, _MAX_GATEWAY_WIDTH), 8 + _ROW * number)
         for number, gateway in enumerate(link["gateways"] or [""])
     ]
 

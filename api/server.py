@@ -35,7 +35,7 @@ from gunicorn.glogging import Logger
 
 USER = "cloud-network-api"
 SOCKET = Path("/run/cloud-network-api/api.sock")
-CONNECTIONS = 400
+MAX_CONNECTIONS = 400
 """Limit of open connections per listener: if TCP clients use all of theirs, cnctl's socket still answers.
 
 LimitNOFILE= is higher.
@@ -121,7 +121,7 @@ def gunicorn_settings(config: Config, listeners: Sequence[socket.socket], idle_e
         "group": os.getegid(),
         "workers": 1,
         "worker_class": "gevent",
-        "worker_connections": CONNECTIONS,
+        "worker_connections": MAX_CONNECTIONS,
         "preload_app": True,
         "keepalive": 5,
         "graceful_timeout": 5,

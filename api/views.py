@@ -17,7 +17,7 @@ from flask import Response, render_template, request
 FETCHER_RUNNING = "running"
 UNKNOWN = "unknown"
 """The state reported for a host whose fetcher is in doubt, as in /metrics."""
-RETRY = {"Retry-After": "5"}
+RETRY_HEADER = {"Retry-After": "5"}
 
 
 class Problem(Exception):
@@ -92,7 +92,7 @@ class Views:
     def status(self) -> Response:
         """Return the state of the fetcher."""
         claim = self._claim()
-        return json_response({**_status(claim), **_standing(claim)})
+        return json_response({**_status(claim), **_freshness(claim)})
 
     def links(self) -> Response:
         """Return every link's part of the status, by ifindex."""
@@ -154,7 +154,7 @@ class Views:
 
     def _tail(self) -> Tail | None:
         try:
-            return self._log.last(page.CHANGES)
+            return self._log.last(page.MAX_CHANGES)
         except OSError:
             return None
 
@@ -174,13 +174,13 @@ def _status(claim: Claim) -> Status:
     return claim.status
 
 
-def _standing(claim: Claim) -> dict[str, Any]:
+def _freshness(claim: Claim) -> dict[str, Any]:
     return {"stale": claim.stale(time.time()), "fetcher": str(claim.doubt or FETCHER_RUNNING)}
 
 
 def _dates(claim: Claim) -> dict[str, Any]:
     status = _status(claim)
-    return {"generation": status["generation"], "fetched_at": status["fetched_at"], **_standing(claim)}
+    return {"generation": status["generation"], "fetched_at": status["fetched_at"], **_freshness(claim)}
 
 
 def _dated(response: Response, claim: Claim) -> Response:
@@ -225,11 +225,11 @@ def _never_read(claim: Claim) -> Problem:
     if claim.status is not None and (error := claim.status["last_error"]):
         reasons.append(f"Last error, at {error['at']}: {error['message']}.")
     detail = " ".join([*reasons, "See: journalctl -u cloud-network-fetcher."])
-    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, RETRY)
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, RETRY_HEADER)
 
 
 def _unreadable(error: StateError) -> Problem:
-    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, f"The state cannot be read: {error}.", RETRY)
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, f"The state cannot be read: {error}.", RETRY_HEADER)
 
 
 def _no_log(reason: str) -> Problem:

@@ -46,7 +46,7 @@ from cloud_network.netagent.protocol import (
     Verdict,
 )
 
-_ANSWER_SECONDS = 30
+_ANSWER_TIMEOUT_S = 30
 _TIMEVAL = struct.Struct("@ll")  # struct timeval
 
 
@@ -83,7 +83,7 @@ class Netagent:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         # Timeouts of the kernel: a socket with Python's timeout would fail with EAGAIN while netagent's queue is full.
         for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
-            self._socket.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(_ANSWER_SECONDS, 0))
+            self._socket.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(_ANSWER_TIMEOUT_S, 0))
         try:
             self._socket.connect(path)
             if os.geteuid() == 0:
@@ -158,7 +158,9 @@ class Netagent:
             (size,) = protocol.HEADER.unpack(self._receive(protocol.HEADER.size))
             answer = protocol.decode(self._receive(min(size, MAX_FRAME)))
         except BlockingIOError:
-            text = f"netagent did not answer within {_ANSWER_SECONDS:g} s. See: systemctl status cloud-network-netagent"
+            text = (
+                f"netagent did not answer within {_ANSWER_TIMEOUT_S:g} s. See: systemctl status cloud-network-netagent"
+            )
             raise NetagentError(text) from None
         except (OSError, Malformed) as error:
             raise NetagentError(f"netagent does not answer: {error}") from None

@@ -180,7 +180,7 @@ class Key:
 
 _LINKS = "names of links, separated by spaces"
 _PATTERNS = 'names of links with *, ? and [...], and MACs, separated by spaces, such as "eni* ens[6-9]"'
-_SECONDS = 'at least 1s, such as "300s", "5m" or "1h30m"'
+_DURATION = 'at least 1s, such as "300s", "5m" or "1h30m"'
 _BELOW_MAIN = f"1 to {MAIN_PRIORITY - RULE_BAND}: all {RULE_BAND} priorities must be below main's {MAIN_PRIORITY}"
 _NETWORKS = 'addresses or prefixes, separated by spaces, such as "10.0.0.0/8 2001:db8::/32"'
 
@@ -193,8 +193,8 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
     "System": {
         "LogLevel": Key("log_level", _log_level, ", ".join(LogLevel) + " (any case)"),
         "LogFormat": _one_of("log_format", LogFormat, any_case=True),
-        "RefreshTimer": Key("refresh_timer", values.seconds_between(1, 9e9), _SECONDS),
-        "ReadyTimeout": Key("ready_timeout", values.seconds_between(1, 9e9), _SECONDS),
+        "RefreshTimer": Key("refresh_timer", values.seconds_between(1, 9e9), _DURATION),
+        "ReadyTimeout": Key("ready_timeout", values.seconds_between(1, 9e9), _DURATION),
     },
     "Network": {
         "Listen": Key("listen", values.endpoint, '"ip:port" or "[ipv6]:port", such as "127.0.0.1:5209"'),

@@ -24,11 +24,11 @@ SILENT_GATEWAY = Rejection(
 class Confirmation:
     """Decides whether a change is confirmed or rolled back. Created before the change."""
 
-    def __init__(self, provider: Provider, here: Comparison, ops: Plan, config: Config) -> None:
+    def __init__(self, provider: Provider, comparison: Comparison, ops: Plan, config: Config) -> None:
         self._provider, self._seconds = provider, config.confirm_timeout
         self._egress = provider.client.interface
-        self._names = {link.ifindex: link.name for link in here.snapshot.actual.links}
-        self._gateways = GatewayCheck(ops, here.wanted, here.snapshot.actual, config.route_table_base)
+        self._names = {link.ifindex: link.name for link in comparison.snapshot.actual.links}
+        self._gateways = GatewayCheck(ops, comparison.wanted, comparison.snapshot.actual, config.route_table_base)
         self.silent: set[GatewayUse] = set()  # new gateways that do not resolve
         self.reason: str | None = None
         self._server_lost = False
@@ -41,11 +41,11 @@ class Confirmation:
     @property
     def is_cause(self) -> bool:
         """Return True if the change broke connectivity. If the server is also silent after the rollback, it did not."""
-        return self.reason is not None and (not self._server_lost or self._provider.answers())
+        return self.reason is not None and (not self._server_lost or self._provider.is_reachable())
 
     def _metadata_lost(self) -> str | None:
         client = self._provider.client
-        if not self._provider.answers():
+        if not self._provider.is_reachable():
             self._server_lost = True
             return "the metadata server does not answer after the change"
         if client.interface != self._egress:

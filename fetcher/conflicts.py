@@ -24,10 +24,10 @@ from cloud_network.netagent.operations import (
     RuleRemove,
 )
 
-TOLERATED = 5
+TOLERATED_REPAIRS = 5
 """Number of times that a change is made before it counts as a conflict and waits."""
-_FIRST, _LONGEST = 1.0, 300.0
-_QUIET = 120.0  # seconds without a repair after which a change is forgotten
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 1.0, 300.0
+_FORGET_AFTER_S = 120.0  # seconds without a repair after which a change is forgotten
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class _Record:
     due: float = 0.0
     since: str = field(default_factory=rfc3339)
     by: str | None = None
-    backoff: Backoff = field(default_factory=lambda: Backoff(_FIRST, _LONGEST))
+    backoff: Backoff = field(default_factory=lambda: Backoff(_FIRST_DELAY_S, _LONGEST_DELAY_S))
 
 
 class ConflictTracker:
@@ -48,19 +48,19 @@ class ConflictTracker:
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
         self._records: dict[Operation, _Record] = {}
-        self._opposite: dict[Hashable, Operation] = {}  # the latest change to each object
+        self._latest: dict[Hashable, Operation] = {}  # the latest change to each object
 
-    def made(self, plan: Plan) -> None:
+    def count_confirmed(self, plan: Plan) -> None:
         """Count confirmed changes. A change that we revert ourselves is no conflict."""
         now = self._clock()
         for op in plan:
-            before = self._opposite.get(_place(op))
+            before = self._latest.get(_object_key(op))
             if before is not None and is_removal(before) != is_removal(op):
                 self._records.pop(before, None)
-            self._opposite[_place(op)] = op
+            self._latest[_object_key(op)] = op
             record = self._records.setdefault(op, _Record())
             record.times, record.made_at = record.times + 1, now
-            if record.times >= TOLERATED:
+            if record.times >= TOLERATED_REPAIRS:
                 record.due = now + record.backoff.next_delay()
 
     def observe(self, plan: Plan, actual: Actual) -> None:
@@ -68,15 +68,15 @@ class ConflictTracker:
         now, missing = self._clock(), set(plan)
         for op in [op for op, record in self._records.items() if self._has_lasted(record, now) and op not in missing]:
             del self._records[op]
-            self._opposite.pop(_place(op), None)
+            self._latest.pop(_object_key(op), None)
         for op in missing & self._records.keys():
             record = self._records[op]
             if record.times > 1:
-                record.by = _holder(op, actual) or record.by
+                record.by = _link_with_address(op, actual) or record.by
 
     @staticmethod
     def _has_lasted(record: _Record, now: float) -> bool:
-        return now > record.made_at + _QUIET and now > record.made_at + 2 * (record.due - record.made_at)
+        return now > record.made_at + _FORGET_AFTER_S and now > record.made_at + 2 * (record.due - record.made_at)
 
     @property
     def rejections(self) -> Rejections:
@@ -99,7 +99,7 @@ class ConflictTracker:
         links, now, missing = {link.ifindex: link for link in actual.links}, self._clock(), set(plan)
         statuses, open_now = list[ConflictStatus](), list[str]()
         for op, record in self._records.items():
-            if record.times < TOLERATED:
+            if record.times < TOLERATED_REPAIRS:
                 continue
             wait = record.due - now
             text = in_ip_syntax(op, links)
@@ -118,7 +118,7 @@ class ConflictTracker:
         return (op for op, record in self._records.items() if record.due > now)
 
 
-def _place(op: Operation) -> Hashable:
+def _object_key(op: Operation) -> Hashable:
     """Return a key that identifies the object of an operation, the same for its addition and removal."""
     match op:
         case LinkUp(link) | LinkMtu(link, _):
@@ -133,7 +133,7 @@ def _place(op: Operation) -> Hashable:
             return (op.NAME,)
 
 
-def _holder(op: Operation, actual: Actual) -> str | None:
+def _link_with_address(op: Operation, actual: Actual) -> str | None:
     """Return the name of another link that has the address."""
     if not isinstance(op, AddressAdd):
         return None

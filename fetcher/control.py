@@ -23,8 +23,8 @@ from cloud_network.netagent.protocol import Verdict
 logger = logging.getLogger(__name__)
 
 SOCKET = Path("/run/cloud-network/control.sock")
-MAX_REQUEST = 4096  # bytes
-REQUEST_SECONDS = 1.0
+MAX_REQUEST_BYTES = 4096
+REQUEST_TIMEOUT_S = 1.0
 MAX_CLIENTS = 16
 _LENGTH = struct.Struct(">I")
 _UCRED = struct.Struct("=iII")  # struct ucred of linux/socket.h: pid, uid, gid
@@ -54,7 +54,7 @@ class Control:
 
     async def serve(self) -> None:
         """Serve until cancelled."""
-        server = await asyncio.start_unix_server(self._serve_client, sock=self._socket, limit=MAX_REQUEST)
+        server = await asyncio.start_unix_server(self._serve_client, sock=self._socket, limit=MAX_REQUEST_BYTES)
         try:
             await asyncio.get_running_loop().create_future()
         finally:
@@ -70,7 +70,7 @@ class Control:
             with contextlib.suppress(OSError):
                 body = json.dumps(await self._answer(reader, writer)).encode()
                 writer.write(_LENGTH.pack(len(body)) + body)
-                async with asyncio.timeout(REQUEST_SECONDS):
+                async with asyncio.timeout(REQUEST_TIMEOUT_S):
                     await writer.drain()
         finally:
             self._clients -= 1
@@ -84,7 +84,7 @@ class Control:
         if self._clients > MAX_CLIENTS:
             return {"ok": False, "error": f"{MAX_CLIENTS} commands are running; try again later"}
         try:
-            async with asyncio.timeout(REQUEST_SECONDS):
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 command = await self._command(reader)
         except (OSError, EOFError, ValueError, KeyError, TypeError):
             return {"ok": False, "error": 'not a request; accepted: {"command": "' + '"|"'.join(self._commands) + '"}'}
@@ -98,7 +98,7 @@ class Control:
 
     async def _command(self, reader: asyncio.StreamReader) -> object:
         (size,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-        if size > MAX_REQUEST:
+        if size > MAX_REQUEST_BYTES:
             raise ValueError(f"a request of {size} bytes")
         return json.loads(await reader.readexactly(size))["command"]
 

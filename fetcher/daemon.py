@@ -31,21 +31,21 @@ from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.networkd import Networkd
 from cloud_network.fetcher.reconciler import Reconciler
 from cloud_network.fetcher.reporting import PassReport, PlanAnswer, Reporter
-from cloud_network.fetcher.schedule import PASS_DEADLINE, READ_DEADLINE, Backoff, ReadResult, Schedule
+from cloud_network.fetcher.schedule import PASS_DEADLINE_S, READ_DEADLINE_S, Backoff, ReadResult, Schedule
 from cloud_network.fetcher.service import Notifier
-from cloud_network.fetcher.status import RENEWAL
+from cloud_network.fetcher.status import RENEWAL_S
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-_LONGEST_WAIT = 3600.0  # seconds; a selector accepts no infinity
-_SLOW_READ = 2.0  # seconds of a read of the metadata after which drift is reported before the read has ended
-_SLOW_ANSWER = 1.0  # seconds for one answer after which the server is reported as slow; the usual is milliseconds
-_STOP_SECONDS = 5.0  # seconds for a running pass to end after SIGTERM; netagent rolls back what is not confirmed
-_EVENTS_RETRY = 1.0  # seconds before events are subscribed to again after a failure
-_WATCH_FIRST, _WATCH_LONGEST = 0.1, 300.0  # seconds between two waits for a change of the metadata
-_WATCH_BUSIEST = 5.0  # the same, while the metadata changes continuously
-_WATCH_CALM = 10.0  # seconds without a change that end this
+_LONGEST_WAIT_S = 3600.0  # seconds; a selector accepts no infinity
+_SLOW_READ_S = 2.0  # seconds of a read of the metadata after which drift is reported before the read has ended
+_SLOW_ANSWER_S = 1.0  # seconds for one answer after which the server is reported as slow; the usual is milliseconds
+_STOP_S = 5.0  # seconds for a running pass to end after SIGTERM; netagent rolls back what is not confirmed
+_EVENTS_RETRY_S = 1.0  # seconds before events are subscribed to again after a failure
+_WATCH_FIRST_S, _WATCH_LONGEST_S = 0.1, 300.0  # seconds between two waits for a change of the metadata
+_WATCH_BUSIEST_S = 5.0  # the same, while the metadata changes continuously
+_WATCH_CALM_S = 10.0  # seconds without a change that end this
 
 
 class PassHungError(Exception):
@@ -60,13 +60,13 @@ class Worker:
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     async def run(self, function: Callable[[], Result]) -> Result:
-        """Run `function` in the thread. Raises PassHungError if it does not end within PASS_DEADLINE."""
+        """Run `function` in the thread. Raises PassHungError if it does not end within PASS_DEADLINE_S."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._jobs.put((function, future))
         try:
-            return await asyncio.wait_for(asyncio.shield(future), PASS_DEADLINE)
+            return await asyncio.wait_for(asyncio.shield(future), PASS_DEADLINE_S)
         except TimeoutError:
-            raise PassHungError(f"a pass did not end within {PASS_DEADLINE:.0f} s") from None
+            raise PassHungError(f"a pass did not end within {PASS_DEADLINE_S:.0f} s") from None
 
     def _run(self) -> None:
         while True:
@@ -166,7 +166,7 @@ class Daemon:
             except Exception as error:  # noqa: BLE001  # whatever pyroute2 raises, the kernel is read again
                 logger.debug("kernel events: %s", error)
             self._on_kernel_event()
-            await asyncio.sleep(_EVENTS_RETRY)
+            await asyncio.sleep(_EVENTS_RETRY_S)
 
     def _on_kernel_event(self) -> None:
         self._kernel_changed = True
@@ -178,10 +178,10 @@ class Daemon:
         renewed_at = -math.inf
         while True:
             self._notifier.alive()
-            if time.monotonic() >= renewed_at + RENEWAL / 2:
+            if time.monotonic() >= renewed_at + RENEWAL_S / 2:
                 renewed_at = time.monotonic()
                 await _attempt(self._renew)
-            await asyncio.sleep(min(self._notifier.period, RENEWAL / 2))
+            await asyncio.sleep(min(self._notifier.period, RENEWAL_S / 2))
 
     async def _renew(self) -> None:
         listening = is_listening()
@@ -200,7 +200,7 @@ class Daemon:
             elif now >= self._schedule.compare_due:
                 await self._unless_stopped(self._compare)
             else:
-                wait = min(self._schedule.due - now, _LONGEST_WAIT)
+                wait = min(self._schedule.due - now, _LONGEST_WAIT_S)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), wait)
                 self._wake.clear()
@@ -213,7 +213,7 @@ class Daemon:
             await asyncio.wait({running, stop}, return_when=asyncio.FIRST_COMPLETED)
             stop.cancel()
             self._wake.clear()
-        await asyncio.wait({running}, timeout=_STOP_SECONDS)
+        await asyncio.wait({running}, timeout=_STOP_S)
         if running.done():
             running.result()
 
@@ -237,7 +237,7 @@ class Daemon:
             return report
 
     async def _read(self) -> Reading:
-        return await self._reads.run(partial(read_metadata, self._provider, READ_DEADLINE))
+        return await self._reads.run(partial(read_metadata, self._provider, READ_DEADLINE_S))
 
     async def _read_and_report_drift(self) -> Reading:
         """Read the metadata. Meanwhile, report a slow server, and changes in the kernel.
@@ -245,10 +245,10 @@ class Daemon:
         They are repaired after the read. No repair could be confirmed before: it needs an answer of the server.
         """
         began, reading = time.monotonic(), asyncio.ensure_future(self._read())
-        while not (await asyncio.wait({reading}, timeout=_SLOW_ANSWER))[0]:
-            if self._provider.client.slowest > _SLOW_ANSWER:
+        while not (await asyncio.wait({reading}, timeout=_SLOW_ANSWER_S))[0]:
+            if self._provider.client.slowest_answer > _SLOW_ANSWER_S:
                 self._reporter.record_slow_server()
-            if self._kernel_changed and time.monotonic() > began + _SLOW_READ:
+            if self._kernel_changed and time.monotonic() > began + _SLOW_READ_S:
                 compare = partial(self._reconciler.compare, kernel_changed=False, may_change=False)
                 self._reporter.record(await self._worker.run(compare))
         return reading.result()
@@ -302,7 +302,7 @@ class Daemon:
     async def _plan_command(self) -> PlanAnswer:
         async with self._pass_lock:
             reading = await self._read()
-            answer = await self._worker.run(partial(self._reconciler.look_ahead, reading))
+            answer = await self._worker.run(partial(self._reconciler.planned_changes, reading))
         if isinstance(self._provider, Waiting):
             self._on_metadata_change()  # the provider has seen the change in this read and no longer reports it
         return answer
@@ -312,7 +312,7 @@ class Daemon:
             return await self._reads.run(self._credentials)
 
     def _credentials(self) -> dict[str, Any]:
-        with self._provider.client.until(time.monotonic() + READ_DEADLINE):
+        with self._provider.client.until(time.monotonic() + READ_DEADLINE_S):
             return self._provider.credentials()
 
     async def _flush_command(self) -> FlushAnswer:
@@ -393,18 +393,18 @@ def _call(changed: Callable[[], object]) -> bool:
 
 def watch_metadata(provider: Waiting, changed: Callable[[], object]) -> None:
     """Wait for changes of the metadata in a separate thread, and report each."""
-    backoff = Backoff(_WATCH_FIRST, _WATCH_LONGEST)
+    backoff = Backoff(_WATCH_FIRST_S, _WATCH_LONGEST_S)
     while True:
         began, delay = time.monotonic(), 0.0
         try:
             if provider.wait_for_change() and not _call(changed):
                 return
-            if time.monotonic() > began + _WATCH_CALM:
+            if time.monotonic() > began + _WATCH_CALM_S:
                 backoff.reset()
-            delay = backoff.next_delay(_WATCH_BUSIEST)
+            delay = backoff.next_delay(_WATCH_BUSIEST_S)
         except MetadataError as error:
             logger.debug("waiting for a metadata change: %s; the refresh timer continues", error)
-            delay = max(backoff.next_delay(), min(error.retry_after, _WATCH_LONGEST))
+            delay = max(backoff.next_delay(), min(error.retry_after, _WATCH_LONGEST_S))
         except Exception:
             logger.exception("waiting for a metadata change: unexpected error; retrying later")
             delay = backoff.next_delay()

@@ -29,16 +29,16 @@ from cloud_network.netagent.operations import RouteReplace
 Sources = Mapping[tuple[int, int], list[Address]]
 """Addresses that may be the source of a probe, by link and IP version."""
 
-PROBE_SECONDS = 1.0
+PROBE_S = 1.0
 """Time for a new gateway to resolve, on a link that has been in use."""
 _ALLOWED_TARGET = {4: ip_address("169.254.169.254"), 6: ip_address("fd00:ec2::254")}
 """In the unit's IPAddressAllow=, on every cloud."""
-_DISCARD = 9  # port, RFC 863
-_RESEND = 0.5  # seconds; the kernel gives up on a neighbour after three attempts
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.0003, 0.005  # seconds between two reads of the neighbour entries
-_NEW_LINK = 3.0  # seconds for the gateway of a link without an address before: the link may just have come up
-_BEFORE = 0.5  # seconds for a gateway to resolve before a change ...
-_AFTER = 6.0  # ... and after it: a new MTU resets some network cards
+_DISCARD_PORT = 9  # port, RFC 863
+_RESEND_S = 0.5  # seconds; the kernel gives up on a neighbour after three attempts
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.0003, 0.005  # seconds between two reads of the neighbour entries
+_NEW_LINK_S = 3.0  # seconds for the gateway of a link without an address before: the link may just have come up
+_BEFORE_CHANGE_S = 0.5  # seconds for a gateway to resolve before a change ...
+_AFTER_CHANGE_S = 6.0  # ... and after it: a new MTU resets some network cards
 
 
 def new_gateways(plan: Plan, actual: Actual) -> set[GatewayUse]:
@@ -49,23 +49,23 @@ def new_gateways(plan: Plan, actual: Actual) -> set[GatewayUse]:
     return {GatewayUse(op.link, op.gateway) for op in defaults if op.gateway is not None} - known
 
 
-def unresolved(gateways: Iterable[GatewayUse], wanted: Iterable[Address], actual: Actual) -> set[GatewayUse]:
+def unresolved_gateways(gateways: Iterable[GatewayUse], wanted: Iterable[Address], actual: Actual) -> set[GatewayUse]:
     """Return the new gateways that do not resolve. A gateway that cannot be probed is left out.
 
     It cannot be probed if its link has no source address, or if IPAddressDeny= drops the datagram: one to the metadata
     server passes, but uses the gateway only once a route exists. The source is one of the `wanted` addresses, because
     the cloud drops packets from an address that it has reassigned.
     """
-    there = [each for each in wanted if (each.ifindex, each.address) in actual.addresses]
-    sources = _sources(there)
+    present = [each for each in wanted if (each.ifindex, each.address) in actual.addresses]
+    sources = _sources(present)
     up = {link.ifindex for link in actual.links if link.up}
-    asked = {each for each in gateways if each.ifindex in up and (each.ifindex, each.address.version) in sources}
+    probed = {each for each in gateways if each.ifindex in up and (each.ifindex, each.address.version) in sources}
     names = {link.ifindex: link.name for link in actual.links}
-    asked = {each for each in asked if _can_be_asked(each, names[each.ifindex], sources)}
-    return asked - resolving(asked, names, there, PROBE_SECONDS)
+    probed = {each for each in probed if _can_be_probed(each, names[each.ifindex], sources)}
+    return probed - resolved_gateways(probed, names, present, PROBE_S)
 
 
-def _can_be_asked(gateway: GatewayUse, link: str, sources: Sources) -> bool:
+def _can_be_probed(gateway: GatewayUse, link: str, sources: Sources) -> bool:
     """Return True if a datagram to the gateway itself can leave this process."""
     return _send(gateway, link, _source(gateway, sources), by_metadata=False)
 
@@ -89,24 +89,24 @@ class GatewayCheck:
         self._new = new_gateways(plan, actual)
         self._names = {link.ifindex: link.name for link in actual.links}
         self._addresses = [address for goal in goals for address in goal.addresses]
-        there = [each for each in self._addresses if (each.ifindex, each.address) in actual.addresses]
-        self._in_use = {each.ifindex for each in there}  # links with a source address before the change
-        self._before = resolving(used, self._names, there, _BEFORE)
+        present = [each for each in self._addresses if (each.ifindex, each.address) in actual.addresses]
+        self._in_use = {each.ifindex for each in present}  # links with a source address before the change
+        self._before = resolved_gateways(used, self._names, present, _BEFORE_CHANGE_S)
 
     def lost(self, seconds: float) -> set[GatewayUse]:
         """Return the gateways that resolved before the change but not after it. Raises KernelError."""
         kept = self._wanted & self._before
-        return kept - resolving(kept, self._names, self._addresses, min(_AFTER, seconds))
+        return kept - resolved_gateways(kept, self._names, self._addresses, min(_AFTER_CHANGE_S, seconds))
 
     def unresolved_new(self) -> set[GatewayUse]:
         """Return the gateways with a new first route that do not resolve after the change. Raises KernelError."""
         early = {each for each in self._new if each.ifindex in self._in_use}
         late = self._new - early
-        found = resolving(early, self._names, self._addresses, PROBE_SECONDS)
-        return self._new - found - resolving(late, self._names, self._addresses, _NEW_LINK)
+        found = resolved_gateways(early, self._names, self._addresses, PROBE_S)
+        return self._new - found - resolved_gateways(late, self._names, self._addresses, _NEW_LINK_S)
 
 
-def resolving(
+def resolved_gateways(
     gateways: Iterable[GatewayUse], names: Mapping[int, str], addresses: Iterable[Address], seconds: float
 ) -> frozenset[GatewayUse]:
     """Return the gateways that resolve within `seconds`. One to which nothing can be sent does not.
@@ -116,19 +116,19 @@ def resolving(
     """
     sources = _sources(addresses)
     waiting = {each for each in gateways if each.ifindex in names}
-    found, end, resend, pause = set[GatewayUse](), time.monotonic() + seconds, 0.0, _FIRST_PAUSE
+    found, end, resend, pause = set[GatewayUse](), time.monotonic() + seconds, 0.0, _FIRST_PAUSE_S
     while waiting:
         now = time.monotonic()
         if now >= resend:
-            resend = now + _RESEND
+            resend = now + _RESEND_S
             sent = {each for each in waiting if _send(each, names[each.ifindex], _source(each, sources))}
         found |= kernel.resolved(sent & waiting)
         waiting -= found
-        if now >= end or (not sent & waiting and seconds <= _BEFORE):
+        if now >= end or (not sent & waiting and seconds <= _BEFORE_CHANGE_S):
             break  # sending may become possible only some time after a change
         if waiting:
             time.sleep(pause)
-            pause = min(_LONGEST_PAUSE, 2 * pause)
+            pause = min(_LONGEST_PAUSE_S, 2 * pause)
     return frozenset(found)
 
 
@@ -193,4 +193,4 @@ def _socket(version: int, link: str) -> socket.socket:
 
 
 def _endpoint(address: IPAddress, scope: int = 0) -> tuple[str, int] | tuple[str, int, int, int]:
-    return (str(address), _DISCARD, 0, scope) if address.version == 6 else (str(address), _DISCARD)
+    return (str(address), _DISCARD_PORT, 0, scope) if address.version == 6 else (str(address), _DISCARD_PORT)

@@ -16,7 +16,7 @@ from cloud_network.fetcher.apply import LinkRole, Netagent, NetagentError, Outco
 from cloud_network.fetcher.config import Config, ForwardedReplies
 from cloud_network.fetcher.confirm import SILENT_GATEWAY, Confirmation, rejections_of_failure, rejections_of_refusals
 from cloud_network.fetcher.conflicts import ConflictTracker
-from cloud_network.fetcher.gateways import new_gateways, unresolved
+from cloud_network.fetcher.gateways import new_gateways, unresolved_gateways
 from cloud_network.fetcher.metadata.base import Provider
 from cloud_network.fetcher.metadata.model import Instance, MetadataError
 from cloud_network.fetcher.metadata.reading import Reading, RemovalProof
@@ -42,7 +42,7 @@ from cloud_network.fetcher.network.plan import (
 from cloud_network.fetcher.network.presence import Presence
 from cloud_network.fetcher.rejections import LinkHolds, PlanRetry, RejectionTable
 from cloud_network.fetcher.reporting import Attempt, Comparison, Condition, PassReport, PlanAnswer, Snapshot, first_of
-from cloud_network.fetcher.schedule import NETAGENT_RETRY
+from cloud_network.fetcher.schedule import NETAGENT_RETRY_S
 from cloud_network.netagent import protocol
 from cloud_network.netagent.operations import LinkMark
 from cloud_network.netagent.protocol import MAX_OPS, Refused, StatusAnswer, Verdict
@@ -75,7 +75,7 @@ class Memory:
 
 
 @dataclass(slots=True)
-class _Pass:
+class _PassResults:
     """Results of the current pass."""
 
     attempts: list[Attempt]
@@ -131,27 +131,31 @@ class Reconciler:
             return PassReport(reading=reading)
         instance = reading.instance.with_known(self._known)
         try:
-            here = self._compare(instance, proof=True, kernel_changed=kernel_changed)
+            comparison = self._compare(instance, proof=True, kernel_changed=kernel_changed)
         except kernel.KernelError as error:
             return PassReport(reading=reading, kernel_error=str(error))
-        removals = tuple(filter(is_removal, here.changes))
-        if not self._memory.proof.accept(here.snapshot.metadata, removes=bool(removals)):
+        removals = tuple(filter(is_removal, comparison.changes))
+        if not self._memory.proof.accept(comparison.snapshot.metadata, removes=bool(removals)):
             logger.info("metadata: confirming with a second read before removal: %s", summary(removals))
             return PassReport(reading=reading, unproven=True)
-        self._known = here.snapshot.metadata
-        return replace(self._converge(here, fresh=True), reading=reading)
+        self._known = comparison.snapshot.metadata
+        return replace(self._converge(comparison, fresh=True), reading=reading)
 
     def compare(self, *, kernel_changed: bool, may_change: bool = True) -> PassReport:
         """Make the kernel agree with the known metadata, or only report the differences."""
         if self._known is None:
             return PassReport()
         try:
-            here = self._compare(self._known, kernel_changed=kernel_changed)
+            comparison = self._compare(self._known, kernel_changed=kernel_changed)
         except kernel.KernelError as error:
             return PassReport(kernel_error=str(error))
-        return self._converge(here, fresh=False) if may_change else self._report(here, _Pass([]), read_first=True)
+        return (
+            self._converge(comparison, fresh=False)
+            if may_change
+            else self._report(comparison, _PassResults([]), read_first=True)
+        )
 
-    def look_ahead(self, reading: Reading) -> PlanAnswer:
+    def planned_changes(self, reading: Reading) -> PlanAnswer:
         """Return the changes that a refresh would make. Nothing is changed or remembered. Raises MetadataError."""
         problem = str(reading.error) if reading.error is not None else None
         instance = self._known
@@ -160,13 +164,13 @@ class Reconciler:
             problem = "; ".join(each.text for each in instance.problems) or None
         if instance is None:
             raise reading.error or MetadataError("unread", "the metadata has not been read yet")
-        here = self._compare(instance)
-        links = {link.ifindex: link for link in here.snapshot.actual.links}
+        comparison = self._compare(instance)
+        links = {link.ifindex: link for link in comparison.snapshot.actual.links}
         return {
             "metadata_error": problem,
-            "changes": [in_ip_syntax(op, links) for op in here.changes],
-            "withheld": [each.text for each in here.wanted.withheld],
-            "unknown_macs": list(here.wanted.unknown_macs),
+            "changes": [in_ip_syntax(op, links) for op in comparison.changes],
+            "withheld": [each.text for each in comparison.wanted.withheld],
+            "unknown_macs": list(comparison.wanted.unknown_macs),
             "flushed": self._flushed,
         }
 
@@ -205,9 +209,9 @@ class Reconciler:
         with Netagent(self._socket) as agent:
             return agent.status()
 
-    def _compare_again(self, here: Comparison, agent: Netagent | None = None) -> Comparison:
+    def _compare_again(self, comparison: Comparison, agent: Netagent | None = None) -> Comparison:
         """Compare after our own changes, which do not clear refusals. Raises KernelError."""
-        snapshot = self._snapshot(here.snapshot.metadata, self._read(here.snapshot.metadata, agent))
+        snapshot = self._snapshot(comparison.snapshot.metadata, self._read(comparison.snapshot.metadata, agent))
         self._memory.rejections.rebase(snapshot.actual)
         return self._plan(snapshot)
 
@@ -238,121 +242,121 @@ class Reconciler:
 
     # Changing
 
-    def _converge(self, here: Comparison, *, fresh: bool) -> PassReport:
-        memory, run = self._memory, _Pass([])
+    def _converge(self, comparison: Comparison, *, fresh: bool) -> PassReport:
+        memory, results = self._memory, _PassResults([])
         try:
-            memory.conflicts.observe(here.changes, here.snapshot.actual)
-            ops, _ = memory.holds.split(here.feasible, self._config.route_table_base)
+            memory.conflicts.observe(comparison.changes, comparison.snapshot.actual)
+            ops, _ = memory.holds.split(comparison.feasible, self._config.route_table_base)
             read_first = False
             if ops and not self._flushed and memory.retry.may_try(ops):
                 read_first = not self._can_confirm(fresh)
                 if not read_first:
-                    here = self._apply(here, ops, run)
+                    comparison = self._apply(comparison, ops, results)
         except kernel.KernelError as error:
-            return PassReport(kernel_error=str(error), attempts=tuple(run.attempts))
-        return self._report(here, run, read_first)
+            return PassReport(kernel_error=str(error), attempts=tuple(results.attempts))
+        return self._report(comparison, results, read_first)
 
     def _can_confirm(self, fresh: bool) -> bool:
         """Return False if the metadata server does not answer: every change would be rolled back."""
-        if fresh or (self._server_ok and self._provider.answers(BEFORE_CHANGE_S)):
+        if fresh or (self._server_ok and self._provider.is_reachable(BEFORE_CHANGE_S)):
             return True
         self._server_ok = False
         return False
 
-    def _apply(self, here: Comparison, ops: Plan, run: _Pass) -> Comparison:
+    def _apply(self, comparison: Comparison, ops: Plan, results: _PassResults) -> Comparison:
         """Let netagent apply the plan, planning again after each refusal. Returns the state afterwards."""
         self._status(f"applying {summary(ops)}")
         try:
             with Netagent(self._socket) as agent:
                 for _ in range(MAX_ROUNDS):
-                    here, checked = self._checked(agent, here, run)
+                    comparison, checked = self._accepted_plan(agent, comparison, results)
                     if checked:
                         logger.info("applying %s", summary(checked))
-                    again = bool(checked) and self._apply_links(agent, here, checked, run)
-                    here = self._compare_again(here, agent)
+                    again = bool(checked) and self._apply_links(agent, comparison, checked, results)
+                    comparison = self._compare_again(comparison, agent)
                     if not again:
                         break
         except NetagentError as error:
-            run.attempts.append(Attempt("unreachable", None, str(error), 0))
-            run.failure, run.unreachable = str(error), True
-            here = self._compare_again(here)
-        if run.failure is None and run.refused is None:
+            results.attempts.append(Attempt("unreachable", None, str(error), 0))
+            results.failure, results.unreachable = str(error), True
+            comparison = self._compare_again(comparison)
+        if results.failure is None and results.refused is None:
             self._memory.retry.clear()
         else:
-            left, _ = self._memory.holds.split(here.feasible, self._config.route_table_base)
-            self._memory.retry.failed(left, NETAGENT_RETRY if run.unreachable else math.inf)
-        return here
+            left, _ = self._memory.holds.split(comparison.feasible, self._config.route_table_base)
+            self._memory.retry.failed(left, NETAGENT_RETRY_S if results.unreachable else math.inf)
+        return comparison
 
-    def _checked(self, agent: Netagent, here: Comparison, run: _Pass) -> tuple[Comparison, Plan]:
+    def _accepted_plan(self, agent: Netagent, comparison: Comparison, results: _PassResults) -> tuple[Comparison, Plan]:
         """Return a plan of at most MAX_OPS operations that netagent accepts; refusals become rejections of the goal."""
         for _ in range(MAX_CHECK_ROUNDS):
-            ops = self._next_part(here)
-            found, refusals = self._silent_gateways(ops, here), tuple[Refused, ...]()
+            ops = self._next_part(comparison)
+            found, refusals = self._silent_gateways(ops, comparison), tuple[Refused, ...]()
             if not found and ops:
                 refusals = agent.check(ops).refusals
                 found = rejections_of_refusals(refusals, ops)
             if not found:
-                return here, _without_refused(ops, refusals, run)
+                return comparison, _without_refused(ops, refusals, results)
             self._memory.rejections.add(found)
-            here = self._plan(here.snapshot)
-        ops = self._next_part(here)
-        return here, _without_refused(ops, agent.check(ops).refusals if ops else (), run)
+            comparison = self._plan(comparison.snapshot)
+        ops = self._next_part(comparison)
+        return comparison, _without_refused(ops, agent.check(ops).refusals if ops else (), results)
 
-    def _next_part(self, here: Comparison) -> Plan:
+    def _next_part(self, comparison: Comparison) -> Plan:
         """Return the operations to apply next: whole links, as many as fit into one request."""
         base = self._config.route_table_base
-        ops, _ = self._memory.holds.split(here.feasible, base)
+        ops, _ = self._memory.holds.split(comparison.feasible, base)
         if len(ops) <= MAX_OPS:
             return ops
         taken: list[Plan] = []
-        for part in components(ops, base, partial(self._role, here)):
+        for part in components(ops, base, partial(self._role, comparison)):
             if taken and sum(map(len, taken)) + len(part) > MAX_OPS:
                 break
             taken.append(part)
         return tuple(op for part in taken for op in part)[:MAX_OPS]
 
-    def _silent_gateways(self, ops: Plan, here: Comparison) -> Rejections:
+    def _silent_gateways(self, ops: Plan, comparison: Comparison) -> Rejections:
         """Probe each gateway that gets its first route."""
-        actual = here.snapshot.actual
-        silent = unresolved(new_gateways(ops, actual), here.wanted.addresses, actual)
+        actual = comparison.snapshot.actual
+        silent = unresolved_gateways(new_gateways(ops, actual), comparison.wanted.addresses, actual)
         return dict.fromkeys(silent, SILENT_GATEWAY)
 
-    def _apply_links(self, agent: Netagent, here: Comparison, ops: Plan, run: _Pass) -> bool:
+    def _apply_links(self, agent: Netagent, comparison: Comparison, ops: Plan, results: _PassResults) -> bool:
         """Apply the plan link by link.
 
         Return True if the pass must plan again: an object was rejected, or there is more to do.
         """
         base = self._config.route_table_base
-        again = len(here.feasible) > MAX_OPS
-        for part in components(ops, base, partial(self._role, here)):
-            check = Confirmation(self._provider, here, part, self._config)
+        again = len(comparison.feasible) > MAX_OPS
+        for part in components(ops, base, partial(self._role, comparison)):
+            check = Confirmation(self._provider, comparison, part, self._config)
             outcome, done = transact(agent, part, self._config.confirm_timeout, check.failure)
-            run.attempts.append(Attempt.of(outcome))
-            self._count_confirmed(part[:done], run)
+            results.attempts.append(Attempt.of(outcome))
+            self._count_confirmed(part[:done], results)
             if outcome.verdict == Verdict.CONFIRMED:
                 continue
             found = rejections_of_failure(outcome, part[done:], check)
             if found:
                 self._memory.rejections.add(found)
             elif outcome.verdict == Verdict.ROLLED_BACK and check.is_cause:
-                self._hold(part, here.feasible, check.reason or "")
+                self._hold(part, comparison.feasible, check.reason or "")
             else:
-                run.failure = f"{outcome.verdict}: {outcome.reason}"
+                results.failure = f"{outcome.verdict}: {outcome.reason}"
                 return False  # the other links' changes could not be confirmed either
             again = True
             if any(link_of(op, base) == COMMON for op in part):
                 break  # the other links' rules need the rules that belong to no link: plan them with another part
         return again
 
-    def _count_confirmed(self, ops: Plan, run: _Pass) -> None:
+    def _count_confirmed(self, ops: Plan, results: _PassResults) -> None:
         if not ops:
             return
         logger.info("netagent: %s confirmed", count_changes(len(ops)))
-        self._memory.conflicts.made(ops)
+        self._memory.conflicts.count_confirmed(ops)
         for link in {link_of(op, self._config.route_table_base) for op in ops}:
             self._memory.holds.confirmed(link)
         if self._agreed == (self._known, self._config):
-            run.repaired += len(ops)
+            results.repaired += len(ops)
 
     def _hold(self, part: Plan, feasible: Plan, reason: str) -> None:
         """Put the links of a change that broke something on hold; rules of no link only if they were all of it.
@@ -364,55 +368,57 @@ class Reconciler:
         for link in links - {COMMON} or links:
             self._memory.holds.hold(link, tuple(op for op in feasible if link_of(op, base) == link), reason)
 
-    def _role(self, here: Comparison, links: Collection[int]) -> LinkRole:
+    def _role(self, comparison: Comparison, links: Collection[int]) -> LinkRole:
         """Return the role of links that are changed together. The link of the metadata connection is primary, too."""
-        snapshot, egress = here.snapshot, self._provider.client.interface
+        snapshot, egress = comparison.snapshot, self._provider.client.interface
         first = {link.ifindex for _, link in managed(snapshot.instance, snapshot.matches, snapshot.config)[:1]}
         first |= {link.ifindex for link in snapshot.actual.links if link.name == egress}
         if first & set(links):
             return LinkRole.PRIMARY
-        if not {goal.settings.ifindex for goal in here.wanted.links} & set(links):
+        if not {goal.settings.ifindex for goal in comparison.wanted.links} & set(links):
             return LinkRole.GIVEN_UP
         used = {ifindex for ifindex, address in snapshot.actual.addresses if not address.is_link_local}
         return LinkRole.SECONDARY if used >= set(links) else LinkRole.NEW
 
     # Reporting
 
-    def _report(self, here: Comparison, run: _Pass, read_first: bool) -> PassReport:
+    def _report(self, comparison: Comparison, results: _PassResults, read_first: bool) -> PassReport:
         memory, config = self._memory, self._config
-        ops, held = memory.holds.split(here.feasible, config.route_table_base)
+        ops, held = memory.holds.split(comparison.feasible, config.route_table_base)
         if not ops and not held and not self._flushed and self._known is not None:
             self._agreed = self._known, config
-        conflicts, open_conflicts = memory.conflicts.statuses(here.changes, here.snapshot.actual)
+        conflicts, open_conflicts = memory.conflicts.statuses(comparison.changes, comparison.snapshot.actual)
         retry_at = min(memory.conflicts.due, memory.rejections.due, memory.holds.due, memory.presence.due)
         if ops and not self._flushed and not read_first:
             retry_at = min(retry_at, memory.retry.due)
-        condition = self._netagent_condition(here, held, run)
+        condition = self._netagent_condition(comparison, held, results)
         return PassReport(
-            comparison=here,
-            attempts=tuple(run.attempts),
+            comparison=comparison,
+            attempts=tuple(results.attempts),
             netagent=condition,
             netagent_pending=condition is None and bool(ops),
             conflicts=tuple(conflicts),
             open_conflicts=tuple(open_conflicts),
             missing=memory.proof.missing,
-            repaired=run.repaired,
+            repaired=results.repaired,
             read_first=read_first,
             retry_at=retry_at,
         )
 
     def _netagent_condition(
-        self, here: Comparison, held: Mapping[int, tuple[str, float]], run: _Pass
+        self, comparison: Comparison, held: Mapping[int, tuple[str, float]], results: _PassResults
     ) -> Condition | None:
         """Return the reason why netagent has not made every change, if there is one."""
         if self._flushed:
             return Condition("netagent", FLUSHED)
-        if run.failure is not None:
-            return Condition("netagent", run.failure, serious=run.unreachable)
-        if run.refused is not None:
-            return Condition("netagent", f"refused: {run.refused}; other changes are applied")
+        if results.failure is not None:
+            return Condition("netagent", results.failure, serious=results.unreachable)
+        if results.refused is not None:
+            return Condition("netagent", f"refused: {results.refused}; other changes are applied")
         if held:
-            names = {COMMON: "rules of no link"} | {link.ifindex: link.name for link in here.snapshot.actual.links}
+            names = {COMMON: "rules of no link"} | {
+                link.ifindex: link.name for link in comparison.snapshot.actual.links
+            }
             texts = [
                 f"{names.get(link, link)}: {reason}; next try in {left:.0f} s" for link, (reason, left) in held.items()
             ]
@@ -425,11 +431,11 @@ class Reconciler:
         return None
 
 
-def _without_refused(ops: Plan, refusals: Iterable[Refused], run: _Pass) -> Plan:
+def _without_refused(ops: Plan, refusals: Iterable[Refused], results: _PassResults) -> Plan:
     """Return the operations that netagent accepts. A refused removal is no object of the goal; it is tried again."""
     positions = {each.position: each for each in refusals if each.position is not None}
     if positions:
-        run.refused = explain(positions[min(positions)])
+        results.refused = explain(positions[min(positions)])
     return tuple(op for at, op in enumerate(ops) if at not in positions)
 
 

@@ -19,10 +19,10 @@ from cloud_network.fetcher.network.plan import Plan, link_of
 from cloud_network.fetcher.schedule import Backoff, Clock
 from cloud_network.netagent.operations import Operation
 
-RELOAD_SECONDS = 5.0
+RELOAD_S = 5.0
 """Time after a start or reload in which netagent reads its configuration, too. Refusals are checked again after it."""
-_RETRY_FIRST, _RETRY_LONGEST = 1.0, 300.0
-_HOLD_FIRST, _HOLD_LONGEST = 300.0, 6 * 3600.0
+_RETRY_FIRST_S, _RETRY_LONGEST_S = 1.0, 300.0
+_HOLD_FIRST_S, _HOLD_LONGEST_S = 300.0, 6 * 3600.0
 _TIMED = frozenset({Cause.KERNEL, Cause.GATEWAY})
 """Causes that can disappear without a visible change."""
 
@@ -45,7 +45,7 @@ class RejectionTable:
         self._policy: dict[Object, Rejection] = {}
         self._timed: dict[Object, tuple[Rejection, float]] = {}
         self._backoffs: dict[Object, Backoff] = {}
-        self._recheck = Backoff(_RETRY_FIRST, _RETRY_LONGEST)
+        self._recheck = Backoff(_RETRY_FIRST_S, _RETRY_LONGEST_S)
         self._recheck_at = math.inf
 
     def update(self, instance: Instance, config: Config, actual: Actual, *, kernel_changed: bool) -> Rejections:
@@ -82,7 +82,7 @@ class RejectionTable:
             if rejection.cause not in _TIMED:
                 self._policy[rejected] = rejection
                 continue
-            delay = self._backoffs.setdefault(rejected, Backoff(_RETRY_FIRST, _RETRY_LONGEST)).next_delay()
+            delay = self._backoffs.setdefault(rejected, Backoff(_RETRY_FIRST_S, _RETRY_LONGEST_S)).next_delay()
             delays[rejection.cause] = max(delay, delays.get(rejection.cause, 0.0))
         for rejected, rejection in found.items():  # those of one cause are tried again together
             if rejection.cause in _TIMED:
@@ -101,9 +101,9 @@ class RejectionTable:
         self._recheck.reset()
 
     def reconfigured(self) -> None:
-        """Forget everything after a start or reload, once now and once after RELOAD_SECONDS."""
+        """Forget everything after a start or reload, once now and once after RELOAD_S."""
         self.clear()
-        self._recheck_at = self._clock() + RELOAD_SECONDS
+        self._recheck_at = self._clock() + RELOAD_S
 
     @property
     def due(self) -> float:
@@ -130,7 +130,7 @@ class LinkHolds:
 
     def hold(self, link: int, ops: Plan, reason: str) -> None:
         """Leave the link alone while it needs these operations."""
-        delay = self._backoffs.setdefault(link, Backoff(_HOLD_FIRST, _HOLD_LONGEST)).next_delay()
+        delay = self._backoffs.setdefault(link, Backoff(_HOLD_FIRST_S, _HOLD_LONGEST_S)).next_delay()
         self._holds[link] = _Hold(frozenset(ops), reason, self._clock() + delay)
 
     def split(self, plan: Plan, table_base: int) -> tuple[Plan, Mapping[int, tuple[str, float]]]:

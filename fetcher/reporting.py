@@ -20,7 +20,7 @@ from cloud_network.fetcher.network.matching import Matches
 from cloud_network.fetcher.network.objects import Actual, Desired
 from cloud_network.fetcher.network.plan import Plan, count_changes
 from cloud_network.fetcher.state import StateDirectory, StateError, boot_id
-from cloud_network.fetcher.status import RENEWAL, ConflictStatus, LastError, Status, new_status, rfc3339
+from cloud_network.fetcher.status import RENEWAL_S, ConflictStatus, LastError, Status, new_status, rfc3339
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +33,9 @@ _NOT_LISTENING = (
     "netagent is not running: nothing listens on its socket, and differences are not repaired. "
     "See: systemctl status cloud-network-netagent.socket cloud-network-netagent"
 )
-_SHOWN = 5  # of a list in one message
-_TIMES = ("at", "fetched_at", "attempted_at", "written_at", "since", "next_at", "metadata_seconds")
-_NO_NEWS = (*_TIMES, "renew_by", "compared_at", "run", "boot_id", "generation", "counters")
+_MAX_SHOWN = 5  # of a list in one message
+_TIME_KEYS = ("at", "fetched_at", "attempted_at", "written_at", "since", "next_at", "metadata_seconds")
+_VOLATILE_KEYS = (*_TIME_KEYS, "renew_by", "compared_at", "run", "boot_id", "generation", "counters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +171,7 @@ class Reporter:
         self._known = False
         self._unwritten = set[str]()  # the kinds of state files that could not be written
         before = _previous(state, self.status)
-        self._news = _without_times(before)
+        self._published = _without_times(before)
         self.status["generation"], self.status["counters"] = before["generation"], before["counters"]
         self.status["fetched_at"], self.status["links"] = before["fetched_at"], before["links"]
         self.status["unknown_macs"] = before["unknown_macs"]
@@ -219,7 +219,7 @@ class Reporter:
 
     def renew(self) -> None:
         """Write status.json with a new time of expiry."""
-        self.status["written_at"], self.status["renew_by"] = rfc3339(), rfc3339(RENEWAL)
+        self.status["written_at"], self.status["renew_by"] = rfc3339(), rfc3339(RENEWAL_S)
         self._try_to_write("status", partial(self._state.write_status, self.status))
 
     def summary(self, endpoint: str) -> str:
@@ -335,9 +335,9 @@ class Reporter:
             status["state"] = "starting"
         elif self._conditions.last and status["state"] == "ok":
             status["state"] = "degraded"
-        news = _without_times(status)
-        status["generation"] += news != self._news
-        self._news = news
+        published = _without_times(status)
+        status["generation"] += published != self._published
+        self._published = published
         self.renew()
 
     def _write_documents(self, snapshot: Snapshot) -> None:
@@ -392,8 +392,8 @@ def _conflict_condition(conflicts: Sequence[str]) -> Condition | None:
 
 def first_of(texts: Sequence[str]) -> str:
     """Return the first few texts, and the number of the others."""
-    more = len(texts) - _SHOWN
-    return "; ".join(texts[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+    more = len(texts) - _MAX_SHOWN
+    return "; ".join(texts[:_MAX_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _read_or_none(read: Callable[[], object]) -> object:
@@ -419,5 +419,5 @@ def _without_times(value: object) -> object:
     if isinstance(value, list):
         return [_without_times(each) for each in value]
     if isinstance(value, dict):
-        return {key: _without_times(each) for key, each in value.items() if key not in _NO_NEWS}
+        return {key: _without_times(each) for key, each in value.items() if key not in _VOLATILE_KEYS}
     return value

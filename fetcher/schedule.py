@@ -18,20 +18,20 @@ from cloud_network.netagent.claims import is_excluded
 
 Clock = Callable[[], float]
 
-PASS_DEADLINE = 900.0
+PASS_DEADLINE_S = 900.0
 """A pass that takes longer is hung: the daemon exits, and systemd starts it again."""
-READ_DEADLINE = 120.0
+READ_DEADLINE_S = 120.0
 """Time limit for one read of the whole metadata, for all requests together."""
-NETAGENT_RETRY = 5.0
+NETAGENT_RETRY_S = 5.0
 """Delay before netagent is contacted again after a failed connection. A restart of netagent takes less."""
-MARKS_CHECK = 10.0
+MARKS_CHECK_S = 10.0
 """Interval between two reads of netagent's nftables table: the fetcher can receive no events about it."""
-_FIRST_READ_RETRY, _LONGEST_READ_RETRY = 1.0, 60.0
-_PROOF_DELAY = 0.4  # before the second read that a removal needs
-_DEBOUNCE = 0.05  # a burst of kernel events has this time to end
-_MIN_INTERVAL = 0.5  # between two comparisons or two reads because of events
-_UNANSWERED_DELAY = 5.0  # after a read without any answer, before a kernel event may cause the next read
-_MISMATCH_FIRST, _MISMATCH_LONGEST = 1.0, 30.0  # see InterfaceMismatch
+_FIRST_READ_RETRY_S, _LONGEST_READ_RETRY_S = 1.0, 60.0
+_PROOF_DELAY_S = 0.4  # before the second read that a removal needs
+_DEBOUNCE_S = 0.05  # a burst of kernel events has this time to end
+_MIN_INTERVAL_S = 0.5  # between two comparisons or two reads because of events
+_UNANSWERED_DELAY_S = 5.0  # after a read without any answer, before a kernel event may cause the next read
+_MISMATCH_FIRST_S, _MISMATCH_LONGEST_S = 1.0, 30.0  # see InterfaceMismatch
 
 
 class Backoff:
@@ -75,7 +75,7 @@ class Schedule:
         self._config, self._clock = config, clock
         self._refresh_timer = self._compare_timer = math.inf
         self._refresh_reason, self._compare_reason = -math.inf, math.inf
-        self._read_retry = Backoff(_FIRST_READ_RETRY, _LONGEST_READ_RETRY)
+        self._read_retry = Backoff(_FIRST_READ_RETRY_S, _LONGEST_READ_RETRY_S)
         self._read_at = self._quiet_until = -math.inf
         self._read_delay = 0.0
         self._unanswered_at = math.inf
@@ -107,9 +107,9 @@ class Schedule:
 
     def on_kernel_event(self) -> None:
         """Compare soon: after the end of a burst of events, and at a limited rate."""
-        settled = self._clock() + _DEBOUNCE
-        self._compare_reason = min(self._compare_reason, max(settled, self._last_event_check + _MIN_INTERVAL))
-        self._refresh_reason = min(self._refresh_reason, max(settled, self._unanswered_at + _UNANSWERED_DELAY))
+        settled = self._clock() + _DEBOUNCE_S
+        self._compare_reason = min(self._compare_reason, max(settled, self._last_event_check + _MIN_INTERVAL_S))
+        self._refresh_reason = min(self._refresh_reason, max(settled, self._unanswered_at + _UNANSWERED_DELAY_S))
 
     def on_metadata_change(self) -> None:
         """Read the metadata now, unless that was just done or the server asked the client to wait."""
@@ -140,15 +140,15 @@ class Schedule:
         self._failed = result.failed
         self._unanswered_at = now if result.unanswered else math.inf
         if result.failed:
-            longest = max(_LONGEST_READ_RETRY, self._config.refresh_timer)
+            longest = max(_LONGEST_READ_RETRY_S, self._config.refresh_timer)
             self._quiet_until = now + min(result.retry_after, longest)
             # Counted from the end: comparisons run between reads that take long and fail.
             self._refresh_timer = max(now + self._read_delay, self._quiet_until)
         elif result.needs_proof:
-            self._refresh_timer = min(self._refresh_timer, self._read_at + _PROOF_DELAY)
+            self._refresh_timer = min(self._refresh_timer, self._read_at + _PROOF_DELAY_S)
         elif result.complete:
             self._read_retry.reset()
-            self._refresh_timer = now + (_FIRST_READ_RETRY if result.unread_facts else self._config.refresh_timer)
+            self._refresh_timer = now + (_FIRST_READ_RETRY_S if result.unread_facts else self._config.refresh_timer)
 
     def compare_begins(self, *, on_event: bool) -> None:
         """Schedule the next comparison in case this one does not end normally."""
@@ -156,13 +156,13 @@ class Schedule:
         if on_event:
             self._last_event_check = self._compared_at
         self._compare_reason = math.inf
-        self._compare_timer = self._compared_at + NETAGENT_RETRY
+        self._compare_timer = self._compared_at + NETAGENT_RETRY_S
 
     def compare_ended(self, retry_at: float) -> None:
         """Compare again at `retry_at` (infinity: only after an event), but not at once."""
         if self._config.forwarded_replies is ForwardedReplies.MARK:
-            retry_at = min(retry_at, self._clock() + MARKS_CHECK)
-        self._compare_timer = max(retry_at, self._compared_at + _MIN_INTERVAL)
+            retry_at = min(retry_at, self._clock() + MARKS_CHECK_S)
+        self._compare_timer = max(retry_at, self._compared_at + _MIN_INTERVAL_S)
 
     def read_for_links(self, instance: Instance, actual: Actual) -> None:
         """Read the metadata soon if this host has a link that they do not name, or lacks one that they name."""
@@ -181,7 +181,7 @@ class Schedule:
 
     def _read_at_the_earliest(self, time: float) -> None:
         """Read at `time`, but not right after the last read, and not while the server asks the client to wait."""
-        self._refresh_reason = min(self._refresh_reason, max(time, self._read_at + _MIN_INTERVAL, self._quiet_until))
+        self._refresh_reason = min(self._refresh_reason, max(time, self._read_at + _MIN_INTERVAL_S, self._quiet_until))
 
 
 class InterfaceMismatch:
@@ -209,6 +209,6 @@ class InterfaceMismatch:
         if new:
             self._since = now
             return now
-        if not mismatches or now >= self._since + _MISMATCH_LONGEST:
+        if not mismatches or now >= self._since + _MISMATCH_LONGEST_S:
             return math.inf
-        return now + max(_MISMATCH_FIRST, (now - self._since) / 2)
+        return now + max(_MISMATCH_FIRST_S, (now - self._since) / 2)

@@ -30,7 +30,7 @@ LEVELS = {
 JOURNAL = "/run/systemd/journal/socket"
 API_SOCKET_UNIT = "cloud-network-api.socket"
 
-_MAX_STATUS = 400
+_MAX_STATUS_LENGTH = 400
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))  # syslog(3)
 
@@ -164,7 +164,7 @@ class Notifier:
 
     def status(self, text: str) -> None:
         """Report the state of the service, if it has changed."""
-        line = text.replace("\n", " ")[:_MAX_STATUS]
+        line = text.replace("\n", " ")[:_MAX_STATUS_LENGTH]
         if line != self._status:
             self._status = line
             self._send(f"STATUS={line}")

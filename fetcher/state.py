@@ -33,15 +33,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from cloud_network.fetcher.status import RENEWAL_GRACE, LinkStatus, ShapeError, Status, age, parse_status
+from cloud_network.fetcher.status import RENEWAL_GRACE_S, LinkStatus, ShapeError, Status, age, parse_status
 
 PATH = Path("/run/cloud-network")
 IDENTITY_PARTS = ("document", "pkcs7", "signature", "rsa2048")
-MAX_STATUS = 4 << 20
-MAX_DOCUMENT = 4 << 20
-MAX_IDENTITY = 1 << 20
+MAX_STATUS_BYTES = 4 << 20
+MAX_DOCUMENT_BYTES = 4 << 20
+MAX_IDENTITY_BYTES = 1 << 20
 """Largest accepted size of each kind of file, in bytes; no larger status is written."""
-_SHORT = 16  # entries of each list in a status that would be too large
+_MAX_SHORTENED = 16  # entries of each list in a status that would be too large
 
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
 Document = dict[str, Json]
@@ -126,7 +126,7 @@ class RunLock:
         The lock is taken on a new file, which is then renamed into place: every user may open the file for reading and
         hold a read lock on it, and that must not keep a fetcher from starting.
         """
-        if state.running() is not None:
+        if state.running_id() is not None:
             raise AlreadyRunning(f"{state.lock_path} is locked: another fetcher is running")
         self.run = secrets.token_hex(RUN_LENGTH // 2)
         new = f"{state.path}/.fetcher.lock.{os.getpid()}.tmp"
@@ -212,9 +212,9 @@ class StateDirectory:
         Path(self.link_path(ifindex)).unlink(missing_ok=True)
 
     def write_status(self, status: Status) -> None:
-        """Write status.json; if it would exceed MAX_STATUS, with shortened lists."""
+        """Write status.json; if it would exceed MAX_STATUS_BYTES, with shortened lists."""
         content = _encode(status)
-        if len(content) > MAX_STATUS:
+        if len(content) > MAX_STATUS_BYTES:
             content = _encode(_shortened(status, len(content)))
         _write(self.status_path, content)
 
@@ -226,11 +226,11 @@ class StateDirectory:
 
     def read_system(self) -> Document | None:
         """Return the metadata of the instance."""
-        return self._read_object(("system",), MAX_DOCUMENT)
+        return self._read_object(("system",), MAX_DOCUMENT_BYTES)
 
     def read_link(self, ifindex: int) -> Document | None:
         """Return the metadata of one interface."""
-        return self._read_object(("links", str(ifindex)), MAX_DOCUMENT)
+        return self._read_object(("links", str(ifindex)), MAX_DOCUMENT_BYTES)
 
     def read_links(self) -> dict[int, Document]:
         """Return every link's document by ifindex, ascending."""
@@ -239,7 +239,7 @@ class StateDirectory:
 
     def read_status(self) -> Status | None:
         """Return status.json, from any fetcher and any time. Do not change it: another read may return it, too."""
-        content = self._read(("status.json",), MAX_STATUS)
+        content = self._read(("status.json",), MAX_STATUS_BYTES)
         return None if content is None else _decode_status(content, self.status_path)
 
     def read_identity(self, provider: str, name: str) -> bytes | None:
@@ -248,9 +248,9 @@ class StateDirectory:
             parts = ("provider", _component(provider), _component(name))
         except ValueError as error:
             raise StateError(f"{self.path}/provider: {error}") from error
-        return self._read(parts, MAX_IDENTITY)
+        return self._read(parts, MAX_IDENTITY_BYTES)
 
-    def running(self) -> str | None:
+    def running_id(self) -> str | None:
         """Return the id of the running fetcher; None if none is running."""
         try:
             with opened_below(self.path, ("fetcher.lock",)) as descriptor:
@@ -264,7 +264,7 @@ class StateDirectory:
 
     def read_claim(self, now: float | None = None) -> Claim:
         """Return status.json with the reason to doubt it, if there is one. `now` is Unix time."""
-        run = self.running()  # before the file, which the fetcher may write in between
+        run = self.running_id()  # before the file, which the fetcher may write in between
         status = self.read_status()
         if run is None:
             return Claim(status, Doubt.NOT_RUNNING)
@@ -274,7 +274,7 @@ class StateDirectory:
             return Claim(status, Doubt.EARLIER_BOOT)
         if status["run"] != run:
             return Claim(status, Doubt.EARLIER_RUN)
-        if age(status["renew_by"], time.time() if now is None else now) > RENEWAL_GRACE:
+        if age(status["renew_by"], time.time() if now is None else now) > RENEWAL_GRACE_S:
             return Claim(status, Doubt.NOT_RENEWED)
         if status["fetched_at"] is not None and status["compared_at"] is None:  # the links are of an earlier run
             return Claim(status, Doubt.EARLIER_RUN)
@@ -360,13 +360,14 @@ def _make_directory(path: Path) -> None:
 
 def _shortened(status: Status, size: int) -> Status:
     """Return the status with a few entries of each list whose length depends on the metadata or other programs."""
-    notice = f"status.json would have {size} bytes; the limit is {MAX_STATUS}: lists are cut to {_SHORT} entries"
+    limit = f"the limit is {MAX_STATUS_BYTES}: lists are cut to {_MAX_SHORTENED} entries"
+    notice = f"status.json would have {size} bytes; {limit}"
     shortened: Status = {
         **status,
         "links": {ifindex: _shortened_link(link) for ifindex, link in status["links"].items()},
-        "unknown_macs": status["unknown_macs"][:_SHORT],
-        "conflicts": status["conflicts"][:_SHORT],
-        "notices": [notice, *status["notices"][:_SHORT]],
+        "unknown_macs": status["unknown_macs"][:_MAX_SHORTENED],
+        "conflicts": status["conflicts"][:_MAX_SHORTENED],
+        "notices": [notice, *status["notices"][:_MAX_SHORTENED]],
     }
     return shortened
 
@@ -374,12 +375,12 @@ def _shortened(status: Status, size: int) -> Status:
 def _shortened_link(link: LinkStatus) -> LinkStatus:
     addresses = [*link["addresses"]]
     if addresses:
-        addresses[0] = {**addresses[0], "public": addresses[0]["public"][:_SHORT]}
+        addresses[0] = {**addresses[0], "public": addresses[0]["public"][:_MAX_SHORTENED]}
     return {
         **link,
         "addresses": addresses,
-        "subnets": link["subnets"][:_SHORT],
-        "drift": link["drift"][:_SHORT],
+        "subnets": link["subnets"][:_MAX_SHORTENED],
+        "drift": link["drift"][:_MAX_SHORTENED],
     }
 
 

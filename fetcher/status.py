@@ -12,9 +12,9 @@ from typing import Any, Literal, TypedDict, Union, cast, get_args, get_origin, g
 
 VERSION: Literal[3] = 3
 """Increases when the format of status.json changes."""
-RENEWAL = 5.0
+RENEWAL_S = 5.0
 """Longest time in seconds between two writes of status.json while the fetcher's main loop runs."""
-RENEWAL_GRACE = 5.0
+RENEWAL_GRACE_S = 5.0
 """Seconds after a missed renewal from which readers report the fetcher as hung."""
 
 
@@ -125,7 +125,7 @@ def new_status(provider: str, run: str, boot_id: str) -> Status:
         "version": VERSION,
         "run": run,
         "boot_id": boot_id,
-        "renew_by": rfc3339(RENEWAL),
+        "renew_by": rfc3339(RENEWAL_S),
         "generation": 0,
         "provider": provider,
         "state": "starting",

@@ -23,7 +23,7 @@ from cloud_network.api.cnctl.output import Exit, Failure, safe
 from cloud_network.api.cnctl.source import Source
 from cloud_network.fetcher.state import StateError, opened_below
 
-MAX_LINE = 8 << 20
+MAX_LINE_BYTES = 8 << 20
 MAX_ROTATED = 99
 
 
@@ -83,7 +83,7 @@ def _lines(log: Path) -> Iterator[Line]:
             with opened_below(str(path.parent), (path.name,)) as descriptor:
                 file = os.fdopen(os.dup(descriptor), "rb")
                 with file:
-                    yield from _numbered(path, iter(lambda file=file: file.readline(MAX_LINE), b""))  # type: ignore[misc]
+                    yield from _numbered(path, iter(lambda file=file: file.readline(MAX_LINE_BYTES), b""))  # type: ignore[misc]
     except FileNotFoundError:
         raise Failure(Exit.NO_STATE, f"{log} does not exist: netagent has had no request yet") from None
     except PermissionError:

@@ -33,9 +33,9 @@ https://cloud.google.com/load-balancing/docs/health-check-concepts (35.191.0.0/1
 MIN_MTU = {4: 576, 6: 1280}
 """Smallest MTU. IPv4: the datagram that every host must accept (RFC 791); IPv6: the minimum link MTU (RFC 8200)."""
 RESOLVED = {"REACHABLE", "STALE", "DELAY", "PROBE", "PERMANENT", "NOARP"}
-RESOLVE_TIMEOUT = 4.0
+RESOLVE_TIMEOUT_S = 4.0
 """Seconds to wait for a neighbour's answer. The kernel asks three times, one second apart."""
-DISCARD = 9
+DISCARD_PORT = 9
 
 
 class StepFailed(Exception):
@@ -203,7 +203,7 @@ def gateway(case: Case) -> str:
 def neighbour(case: Case) -> str:
     """Check that the gateway answers ARP or NDP. A datagram from the address to it makes the kernel ask."""
     look = f"ip -s neigh show to {case.gateways[0]} dev {case.dev}"
-    until = time.monotonic() + RESOLVE_TIMEOUT
+    until = time.monotonic() + RESOLVE_TIMEOUT_S
     state, asked = _neighbour(look), False
     while state is None or not state["state"] or not RESOLVED & set(state["state"]):
         if not asked:
@@ -225,7 +225,7 @@ def _neighbour(look: str) -> dict[str, Any] | None:
 def _send(case: Case) -> None:
     """Send an empty datagram to the gateway's discard port. A failure appears in the neighbour's state."""
     family = socket.AF_INET if case.version == 4 else socket.AF_INET6
-    gateway: tuple[Any, ...] = (case.gateways[0], DISCARD)
+    gateway: tuple[Any, ...] = (case.gateways[0], DISCARD_PORT)
     if case.version == 6:
         gateway = (*gateway, 0, case.link["ifindex"])
     with socket.socket(family, socket.SOCK_DGRAM) as sender:

@@ -16,9 +16,9 @@ from typing import Any
 from cloud_network.api.cnctl import output
 from cloud_network.api.cnctl.output import Exit, Failure, note, safe
 
-TIMEOUT = 60.0
+TIMEOUT_S = 60.0
 """Time limit in seconds: a refresh reads the metadata, applies and confirms before it answers."""
-MAX_ANSWER = 4 << 20
+MAX_ANSWER_BYTES = 4 << 20
 
 
 def plan(state: Path, as_json: bool) -> Exit:
@@ -84,7 +84,7 @@ def ask(state: Path, command: str, usage: str, why_root: str) -> dict[str, Any]:
     try:
         answer = _exchange(path, json.dumps({"command": command}).encode())
     except TimeoutError:
-        text = f"no answer within {TIMEOUT:g} s: the fetcher is busy, and will still run `{usage}`. See: cnctl status"
+        text = f"no answer within {TIMEOUT_S:g} s: the fetcher is busy, and will still run `{usage}`. See: cnctl status"
         raise Failure(Exit.FAILED, text) from None
     except (OSError, ValueError, RecursionError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
@@ -101,12 +101,12 @@ def ask(state: Path, command: str, usage: str, why_root: str) -> dict[str, Any]:
 
 def _exchange(path: Path, content: bytes) -> dict[str, Any]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(TIMEOUT)
+        connection.settimeout(TIMEOUT_S)
         connection.connect(str(path))
         connection.sendall(len(content).to_bytes(4, "big") + content)
         length = int.from_bytes(_receive(connection, 4), "big")
-        if length > MAX_ANSWER:
-            raise ValueError(f"the answer has {length} bytes; the limit is {MAX_ANSWER}")
+        if length > MAX_ANSWER_BYTES:
+            raise ValueError(f"the answer has {length} bytes; the limit is {MAX_ANSWER_BYTES}")
         answer = json.loads(_receive(connection, length))
     if not isinstance(answer, dict) or not isinstance(answer.get("ok"), bool):
         raise ValueError("the answer is not a JSON object of the control protocol")

@@ -9,7 +9,7 @@ from cloud_network.api.cnctl.system import fact_words, flat
 from cloud_network.fetcher.state import Document, Doubt
 from cloud_network.fetcher.status import AddressStatus, LinkStatus, Status
 
-WIDTH = 16
+TITLE_WIDTH = 16
 """Column of the colon, as in the original."""
 FACTS: tuple[tuple[str, ...], ...] = (
     ("Hostname", "local-hostname"),
@@ -32,16 +32,16 @@ def run(source: Source, as_json: bool, everything: bool) -> Exit:
     found = links(status)
     documents = source.links() if found else {}
     if as_json:
-        standing = {"stale": claim.is_stale(), "fetcher": str(claim.doubt or FETCHER_RUNNING)}
+        freshness = {"stale": claim.is_stale(), "fetcher": str(claim.doubt or FETCHER_RUNNING)}
         dates = {"generation": status["generation"], "fetched_at": status["fetched_at"]}
         metadata = {"metadata": documents} if everything else {}
-        output.show_json({**dates, **standing, "links": found, **metadata})
+        output.show_json({**dates, **freshness, "links": found, **metadata})
     else:
         if found:
             warn_if_stale(claim)
         limit = output.columns()
         tables = [_rows(link, documents.get(link["mac"], {}), everything) for link in found]
-        width = max((len(key) for table in tables for key, _ in table), default=0) if everything else WIDTH
+        width = max((len(key) for table in tables for key, _ in table), default=0) if everything else TITLE_WIDTH
         blocks = [output.rows(table, width, limit) for table in tables]
         print("\n\n".join(blocks) or output.wrapped("no links: ", never_read(status), 0))
     if not found or claim.doubt is Doubt.NOT_RUNNING:

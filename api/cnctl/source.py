@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from cloud_network.fetcher.config import Config
 
 SOCKET = Path("/run/cloud-network-api/api.sock")
-TIMEOUT = 2.0
+TIMEOUT_S = 2.0
 """Time limit in seconds for one answer of the api."""
-MAX_ANSWER = 16 << 20
+MAX_ANSWER_BYTES = 16 << 20
 UNIT = "cloud-network-fetcher"
 FETCHER_RUNNING = "running"
 """The api's value of `fetcher` for a current state."""
@@ -48,13 +48,13 @@ class UnixConnection(http.client.HTTPConnection):
     """HTTP over a Unix socket."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=TIMEOUT)
+        super().__init__("localhost", timeout=TIMEOUT_S)
         self._path = path
 
     def connect(self) -> None:
         """Connect to the socket."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(TIMEOUT)
+        self.sock.settimeout(TIMEOUT_S)
         self.sock.connect(str(self._path))
 
 
@@ -79,7 +79,7 @@ class Source:
                 raise Failure(Exit.FAILED, f"the api's answer: {safe(error)}") from error
             claim = Claim(status, _doubt(answer.get("fetcher")))
         if claim.status is None:
-            raise Failure(Exit.NO_STATE, nothing(claim))
+            raise Failure(Exit.NO_STATE, no_state_message(claim))
         return claim
 
     def find_claim(self) -> Claim:
@@ -108,7 +108,7 @@ class Source:
     def status_of(claim: Claim) -> Status:
         """Return the status of a claim. Raises Failure if it has none."""
         if claim.status is None:
-            raise Failure(Exit.NO_STATE, nothing(claim))
+            raise Failure(Exit.NO_STATE, no_state_message(claim))
         return claim.status
 
     def links(self) -> dict[str, Document]:
@@ -131,7 +131,7 @@ class Source:
         except StateError as error:
             raise Failure(Exit.FAILED, safe(error)) from error
         if document is None:
-            raise Failure(Exit.NO_STATE, nothing(self._read_claim()))
+            raise Failure(Exit.NO_STATE, no_state_message(self._read_claim()))
         return document
 
     def _read_claim(self) -> Claim:
@@ -158,7 +158,7 @@ class Source:
 
 def request(path: Path, route: str) -> tuple[int, dict[str, Any]]:
     """GET a route; return the status and the JSON object. Raises ApiDown."""
-    until = time.monotonic() + TIMEOUT
+    until = time.monotonic() + TIMEOUT_S
     connection = UnixConnection(path)
     try:
         connection.request("GET", route)
@@ -166,7 +166,7 @@ def request(path: Path, route: str) -> tuple[int, dict[str, Any]]:
         body = bytearray()
         while chunk := answer.read1(1 << 16):
             body += chunk
-            if len(body) > MAX_ANSWER or time.monotonic() > until:
+            if len(body) > MAX_ANSWER_BYTES or time.monotonic() > until:
                 raise ApiDown("its answer is too large or too slow")
         if answer.length:  # announced bytes that did not arrive
             raise ApiDown("its answer was cut off")
@@ -182,7 +182,7 @@ def request(path: Path, route: str) -> tuple[int, dict[str, Any]]:
     return answer.status, content
 
 
-def nothing(claim: Claim) -> str:
+def no_state_message(claim: Claim) -> str:
     """Return the message for a host without any state."""
     doubt = claim.explain_doubt(time.time())
     reason = f": {doubt}" if doubt else ""

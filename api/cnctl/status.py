@@ -16,11 +16,11 @@ from cloud_network.fetcher.status import ConflictStatus, LinkStatus, Status, age
 
 COLOURS = {"ok": GREEN, "excluded": GREEN, "starting": YELLOW, "degraded": YELLOW, "drift": YELLOW}
 HEALTHY = ("ok", "excluded")
-DRIFT_LINES = 5
+MAX_DRIFT_LINES = 5
 """Number of changes shown for a link; the rest are counted."""
-CONFLICTS = 3
+MAX_CONFLICTS = 3
 """Number of conflicts shown; the rest are counted."""
-WIDTH = 9
+TITLE_WIDTH = 9
 DOUBTS = {
     Doubt.NOT_RUNNING: "fetcher not running",
     Doubt.EARLIER_RUN: "fetcher starting",
@@ -39,12 +39,12 @@ def run(source: Source, as_json: bool) -> Exit:
         output.show_json({**status, "stale": stale, "fetcher": str(claim.doubt or FETCHER_RUNNING)})
     else:
         _show(claim, status, now)
-    if claim.doubt is Doubt.NOT_RUNNING or _knows_nothing(status):
+    if claim.doubt is Doubt.NOT_RUNNING or _has_no_state(status):
         return Exit.NO_STATE
     return Exit.OK if status["state"] == "ok" and not stale else Exit.FAILED
 
 
-def _knows_nothing(status: Status) -> bool:
+def _has_no_state(status: Status) -> bool:
     """Return True if the host has no known cloud, or its metadata has never been read."""
     return status["fetched_at"] is None and status["state"] in ("starting", "error")
 
@@ -55,13 +55,13 @@ def _show(claim: Claim, status: Status, now: float) -> None:
     verdict = output.rows([(_state(claim, status, now), known + _verdict(status))], 0, limit)
     healthy = claim.doubt is None and not claim.stale(now)
     print(output.coloured(verdict, COLOURS.get(status["state"], RED) if healthy else RED))
-    facts = output.rows([*_problems(claim, status, now), *_facts(status, now)], WIDTH, limit)
+    facts = output.rows([*_problems(claim, status, now), *_facts(status, now)], TITLE_WIDTH, limit)
     print(facts)
     if status["links"]:
         print()
         screen = output.height()
         rows_left = screen - len(verdict.splitlines()) - len(facts.splitlines()) - 4 if screen else None
-        print("\n".join(_fitting(links(status), limit, rows_left)))
+        print("\n".join(_lines_that_fit(links(status), limit, rows_left)))
 
 
 def _state(claim: Claim, status: Status, now: float) -> str:
@@ -90,10 +90,10 @@ def _problems(claim: Claim, status: Status, now: float) -> Iterator[Row]:
         yield "Fetcher", f"{doubt}. See: systemctl status cloud-network-fetcher"
         if failure := service_failure():
             yield "Service", failure
-    for conflict in conflicts[:CONFLICTS]:
+    for conflict in conflicts[:MAX_CONFLICTS]:
         yield "Conflict", conflict_words(conflict, status["state"], now)
-    if len(conflicts) > CONFLICTS:
-        yield "Conflicts", f"and {len(conflicts) - CONFLICTS} more: cnctl status --json"
+    if len(conflicts) > MAX_CONFLICTS:
+        yield "Conflicts", f"and {len(conflicts) - MAX_CONFLICTS} more: cnctl status --json"
     if conflicts:
         yield "See", "/usr/share/doc/cloud-network/coexistence.md"
     if status["unknown_macs"]:
@@ -155,7 +155,7 @@ def _since(at: str, now: float) -> str:
     return ago(age(at, now))
 
 
-def _fitting(found: list[LinkStatus], limit: int, rows_left: int | None) -> list[str]:
+def _lines_that_fit(found: list[LinkStatus], limit: int, rows_left: int | None) -> list[str]:
     """Return the lines of the table. If they exceed `rows_left`, healthy links are left out, starting with the last."""
     lines = list(_table(found, limit))
     if rows_left is None or len(lines) <= rows_left:
@@ -177,10 +177,10 @@ def _table(found: list[LinkStatus], limit: int) -> Iterator[str]:
     yield from _row(head, widths, None, limit)
     for row, link in zip(cells, found, strict=True):
         yield from _row(row, widths, COLOURS.get(link["state"], RED), limit)
-        for line in link["drift"][:DRIFT_LINES]:
+        for line in link["drift"][:MAX_DRIFT_LINES]:
             yield f"  {safe(line)}"
-        if len(link["drift"]) > DRIFT_LINES:
-            yield f"  ... and {len(link['drift']) - DRIFT_LINES} more: cnctl status --json"
+        if len(link["drift"]) > MAX_DRIFT_LINES:
+            yield f"  ... and {len(link['drift']) - MAX_DRIFT_LINES} more: cnctl status --json"
 
 
 def _row(row: tuple[str, ...], widths: list[int], colour: int | None, limit: int) -> Iterator[str]:

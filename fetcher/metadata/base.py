@@ -21,8 +21,8 @@ from cloud_network.fetcher.metadata.model import Instance, MetadataError, Proble
 
 logger = logging.getLogger(__name__)
 
-LOOK_S = 2.0  # seconds to wait for the next bytes when only testing whether the server answers
-ANSWERS_S = 10.0  # seconds for `Provider.answers` after a change, over all links and endpoints
+PROBE_TIMEOUT_S = 2.0  # seconds to wait for the next bytes when only testing whether the server answers
+REACHABLE_TIMEOUT_S = 10.0  # seconds for `Provider.is_reachable` after a change, over all links and endpoints
 BUSY = (429, 503)  # statuses of a reachable server that asks the client to wait
 
 
@@ -56,7 +56,7 @@ class Provider(ABC):
     def read(self) -> Instance:
         """Return the current metadata (called by `fetch`)."""
 
-    def answers(self, seconds: float = ANSWERS_S) -> bool:
+    def is_reachable(self, seconds: float = REACHABLE_TIMEOUT_S) -> bool:
         """Return True if the metadata server can be reached within this time: one cheap request, at most twice.
 
         Twice, because a kept connection may have a source address that is no longer on this host.
@@ -64,14 +64,14 @@ class Provider(ABC):
         with self.client.until(time.monotonic() + seconds):
             for _ in range(2):
                 try:
-                    return self.look()
+                    return self.send_probe()
                 except MetadataError:
                     continue
         return False
 
     @abstractmethod
-    def look(self) -> bool:
-        """Send one request and return True if the answer is from this cloud (called by `answers`)."""
+    def send_probe(self) -> bool:
+        """Send one request and return True if the answer is from this cloud (called by `is_reachable`)."""
 
     def credentials(self) -> dict[str, Any]:
         """Return the instance's secrets by path. For root only, never stored."""
@@ -98,7 +98,7 @@ class JsonProvider(Provider):
     """A Provider that reads JSON documents. Facts for display are read again when the network has changed."""
 
     headers: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    probe: ClassVar[str]  # the path of a document that always exists
+    probe_path: ClassVar[str]  # the path of a document that always exists
 
     def __init__(self, client: Client | None = None) -> None:
         super().__init__(client)
@@ -106,10 +106,10 @@ class JsonProvider(Provider):
         self._facts: dict[str, Node] = {}
         self._due: list[str] = []  # paths of facts to read
 
-    def look(self) -> bool:
+    def send_probe(self) -> bool:
         """See Provider."""
-        answer = self.request(self.probe, LOOK_S)
-        return answer.status in BUSY or (answer.status == 200 and bool(answer.text(self.probe).strip()))
+        answer = self.request(self.probe_path, PROBE_TIMEOUT_S)
+        return answer.status in BUSY or (answer.status == 200 and bool(answer.text(self.probe_path).strip()))
 
     def document(self, path: str) -> Node:
         """Return the JSON document at `path`."""

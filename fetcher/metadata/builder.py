@@ -27,10 +27,10 @@ from cloud_network.fetcher.metadata.model import (
     host,
     invalid,
     parse_network,
-    place,
+    with_prefix_length,
 )
 
-_MTU = (576, 65535)  # bytes; netagent accepts the same
+_MTU_RANGE = (576, 65535)  # bytes; netagent accepts the same
 _MAX_SUBNETS = 256  # of one interface
 _MAX_REPORTED = 8  # problems per interface
 
@@ -112,7 +112,7 @@ class InterfaceBuilder:
             subnets: tuple[IPNetwork, ...] = (self._subnet_of(node, address, length),)
         else:
             subnets = tuple(subnet for subnet in self.subnets if subnet.version == address.version) or (host(address),)
-        self.addresses.setdefault(address, place(node.path, address, subnets))
+        self.addresses.setdefault(address, with_prefix_length(node.path, address, subnets))
 
     def _subnet_of(self, node: Node, address: IPAddress, length: int) -> IPNetwork:
         """Return the subnet of an address with this prefix length; the address alone if the length is too short for a
@@ -166,7 +166,7 @@ class InterfaceBuilder:
     def set_mtu(self, node: Node | None) -> None:
         """Set the MTU, if the cloud gives one: 0 and an empty text mean none."""
         if node is not None and node.value not in (0, "0", ""):
-            self.mtu = node.number(*_MTU)
+            self.mtu = node.number(*_MTU_RANGE)
 
     def build(self) -> Interface | None:
         """Return the interface, or None if no part of it is usable. An address equal to its gateway is left out."""

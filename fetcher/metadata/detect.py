@@ -26,7 +26,7 @@ _FILES = {"hypervisor_uuid": "sys/hypervisor/uuid", "kernel_command_line": "proc
 # Files that the sandbox hides or that only root may read: the unit passes them by LoadCredential=.
 _CREDENTIALS = ("kernel_command_line", "product_uuid", "product_serial")
 _MARKS = {"/etc/vultr": "etc/vultr", "/run/scaleway": "run/scaleway"}
-_LONGEST_SHOWN = 60  # characters of a value in an error
+_MAX_SHOWN_LENGTH = 60  # characters of a value in an error
 
 Firmware = Mapping[str, str]
 """Maps the name of a field, file or mark to its text. Absent ones are left out."""
@@ -174,7 +174,7 @@ def detect(choice: Choice, firmware: Firmware) -> Provider:
         fitting = [name for name in asked if _is_recognised(name)]
     if len(fitting) == 1:
         return load(fitting[0])
-    fields = (f"{name}={value[:_LONGEST_SHOWN]!r}" for name, value in firmware.items() if name in _FIELDS)
+    fields = (f"{name}={value[:_MAX_SHOWN_LENGTH]!r}" for name, value in firmware.items() if name in _FIELDS)
     seen = ", ".join(fields) or f"the firmware (/{DMI} has none of its fields)"
     if asked:
         seen += f" and by asking the metadata servers of {', '.join(asked)}"

@@ -20,7 +20,7 @@ from cloud_network.fetcher.metadata.model import (
     parse_network,
 )
 
-_LONGEST = 1 << 16  # characters of one text
+_MAX_TEXT_LENGTH = 1 << 16  # characters of one text
 
 
 class Node:
@@ -77,7 +77,7 @@ class Node:
 
     def text(self) -> str:
         """Return a string that is not empty or white space."""
-        if not isinstance(self.value, str) or not self.value.strip() or len(self.value) > _LONGEST:
+        if not isinstance(self.value, str) or not self.value.strip() or len(self.value) > _MAX_TEXT_LENGTH:
             raise invalid(self.path, self.value, "text")
         return self.value.strip()
 

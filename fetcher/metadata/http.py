@@ -27,11 +27,11 @@ from cloud_network.fetcher.metadata.egress import egress_interfaces, obstacle
 from cloud_network.fetcher.metadata.model import MetadataError
 from requests.adapters import HTTPAdapter
 
-MAX_BODY = 1 << 20  # bytes; GCP's whole document for a large instance is a few hundred KiB
+MAX_BODY_BYTES = 1 << 20  # GCP's whole document for a large instance is a few hundred KiB
 READ_TIMEOUT_S = 5.0  # for the next bytes; a whole answer may take twice as long
 _CONNECT_TIMEOUT_S = 2.0
 _FURTHER_CONNECT_TIMEOUT_S = 1.0  # through another link than the usual one: there may be many
-_CHUNK = 1 << 16  # bytes
+_CHUNK_BYTES = 1 << 16
 _HEADERS = {"User-Agent": "cloud-network", "Accept": "*/*", "Accept-Encoding": "identity"}
 _HTML = (b"<!doctype html", b"<html")
 
@@ -147,13 +147,13 @@ class Client:
         self.requests = 0
         self.unbounded = ""  # path of an answer without a length, which may be incomplete
         self.interface = ""  # through which the server was reached last; "": not bound
-        self._slowest = 0.0  # seconds that an answer took since `until` began
+        self._slowest_answer = 0.0  # seconds that an answer took since `until` began
         self._sent_at: float | None = None  # time.monotonic() of the request without an answer
         self._until = math.inf  # time.monotonic() at which all requests end
         self._session: requests.Session | None = None
         self._adapter = _BoundAdapter("")
 
-    def another(self) -> Client:
+    def clone(self) -> Client:
         """Return a client for the same endpoints with its own connection, for another thread."""
         return Client(*self._endpoints)
 
@@ -165,17 +165,17 @@ class Client:
     @contextmanager
     def until(self, deadline: float) -> Iterator[None]:
         """End every request in the block at `deadline` (of time.monotonic), with an error of kind timeout."""
-        self._until, self._slowest = deadline, 0.0
+        self._until, self._slowest_answer = deadline, 0.0
         try:
             yield
         finally:
             self._until = math.inf
 
     @property
-    def slowest(self) -> float:
+    def slowest_answer(self) -> float:
         """Seconds that the slowest answer in the `until` block has taken, or takes already."""
         sent_at = self._sent_at
-        return max(self._slowest, 0.0 if sent_at is None else time.monotonic() - sent_at)
+        return max(self._slowest_answer, 0.0 if sent_at is None else time.monotonic() - sent_at)
 
     def request(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, seconds: float | None = None
@@ -266,7 +266,7 @@ class Client:
             made = MetadataError if connected else _NotConnectedError
             raise made(kind, f"{method} {url}: {text}") from None
         finally:
-            self._slowest, self._sent_at = self.slowest, None
+            self._slowest_answer, self._sent_at = self.slowest_answer, None
         return Response(answer.status_code, body, {name.lower(): value for name, value in answer.headers.items()})
 
     def _timeout_reason(self) -> str:
@@ -288,10 +288,10 @@ def _read_body(answer: requests.Response, url: str, expired: threading.Event) ->
     """Return the complete body as it was sent. Raises MetadataError of kind timeout, truncated or too large."""
     body = bytearray()
     try:
-        for piece in answer.raw.stream(_CHUNK, decode_content=False):
+        for piece in answer.raw.stream(_CHUNK_BYTES, decode_content=False):
             body += piece
-            if len(body) > MAX_BODY:
-                raise MetadataError("too large", f"{url}: the answer is longer than {MAX_BODY} bytes")
+            if len(body) > MAX_BODY_BYTES:
+                raise MetadataError("too large", f"{url}: the answer is longer than {MAX_BODY_BYTES} bytes")
     except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
         if expired.is_set() or isinstance(error, urllib3.exceptions.ReadTimeoutError):
             raise MetadataError("timeout", f"{url}: the answer was incomplete at the time limit") from None

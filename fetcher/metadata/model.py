@@ -31,7 +31,7 @@ MAX_ADDRESSES = 4096
 The excess is reported and left out.
 """
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
-_SHORTEST = {4: 8, 6: 32}  # no subnet or range of an instance is larger
+_MIN_PREFIX_LENGTH = {4: 8, 6: 32}  # no subnet or range of an instance is larger
 _THIS_NETWORK = IPv4Network("0.0.0.0/8")
 
 
@@ -161,12 +161,12 @@ def _in_order(now: Interface, before: Interface) -> Interface:
     return replace(
         now,
         addresses=tuple(sorted(now.addresses, key=lambda each: position.get(each.ip, len(position)))),
-        subnets=_first(before.subnets, now.subnets),
-        gateways=_first(before.gateways, now.gateways),
+        subnets=_known_first(before.subnets, now.subnets),
+        gateways=_known_first(before.gateways, now.gateways),
     )
 
 
-def _first(known: tuple[Part, ...], now: tuple[Part, ...]) -> tuple[Part, ...]:
+def _known_first(known: tuple[Part, ...], now: tuple[Part, ...]) -> tuple[Part, ...]:
     """Return `now` with the `known` parts first, in their previous order."""
     return tuple(dict.fromkeys((*(each for each in known if each in now), *now)))
 
@@ -247,12 +247,12 @@ def parse_network(path: str, text: str) -> IPNetwork:
     except ValueError:
         raise invalid(path, text, "a prefix such as 10.0.1.0/24") from None
     unusable = network.is_loopback or network.is_multicast or (network.version == 4 and network.is_reserved)
-    if network.prefixlen < _SHORTEST[network.version] or unusable:
+    if network.prefixlen < _MIN_PREFIX_LENGTH[network.version] or unusable:
         raise invalid(path, text, "a prefix that an interface can have")
     return network
 
 
-def place(path: str, address: IPAddress, subnets: tuple[IPNetwork, ...]) -> IPInterface:
+def with_prefix_length(path: str, address: IPAddress, subnets: tuple[IPNetwork, ...]) -> IPInterface:
     """Return the address with the prefix length of its subnet.
 
     Raises MetadataError if it is no host address in any of them.

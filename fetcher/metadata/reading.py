@@ -47,10 +47,10 @@ class RemovalProof:
 
     An address, or an interface whose link is gone too, is removed when two reads agree. Clouds sometimes omit
     interfaces for seconds: an interface whose link is present and up is kept until it has been missing for
-    PROOF_SECONDS. The same holds for a link that an earlier process configured, counted from the first read.
+    PROOF_S. The same holds for a link that an earlier process configured, counted from the first read.
     """
 
-    PROOF_SECONDS = 60.0
+    PROOF_S = 60.0
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -76,7 +76,7 @@ class RemovalProof:
         before = known.interfaces if known is not None and expected <= links.keys() else ()
         missing = [each for each in before if each.mac not in named and links.get(each.mac)]
         self._missing_since = {each.mac: self._missing_since.get(each.mac, now) for each in missing}
-        kept = tuple(each for each in missing if now < self._missing_since[each.mac] + self.PROOF_SECONDS)
+        kept = tuple(each for each in missing if now < self._missing_since[each.mac] + self.PROOF_S)
         return replace(instance, interfaces=instance.interfaces + kept) if kept else instance
 
     def keep_unlisted(self, instance: Instance, links: Mapping[str, bool], configured: Collection[str]) -> Instance:
@@ -99,7 +99,7 @@ class RemovalProof:
 
     def _left(self, since: Mapping[str, float]) -> dict[str, float]:
         now = self._clock()
-        left = {mac: begin + self.PROOF_SECONDS - now for mac, begin in since.items()}
+        left = {mac: begin + self.PROOF_S - now for mac, begin in since.items()}
         return {mac: seconds for mac, seconds in left.items() if seconds > 0}
 
     def accept(self, instance: Instance, *, removes: bool) -> bool:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from cloud_network.fetcher.metadata.base import BUSY, LOOK_S, Provider
+from cloud_network.fetcher.metadata.base import BUSY, PROBE_TIMEOUT_S, Provider
 from cloud_network.fetcher.metadata.builder import InstanceBuilder, InterfaceBuilder
 from cloud_network.fetcher.metadata.document import Node
 from cloud_network.fetcher.metadata.http import Client, Response
@@ -40,8 +40,8 @@ _KEYS = "public-keys/"
 _NAME = re.compile(r"[A-Za-z0-9._:=+@,-]+/?")  # a role's name may have +=,.@- (IAM)
 _FIXED_REQUESTS, _REQUESTS_EACH = 5, 12  # request budget of a refresh: fixed, and per interface
 _PASSING_S = 3600.0
-_MOST_FACTS = 4096  # facts kept, those of interfaces that are gone included: a partial answer must not lose them
-_MOST_SHOWN = 256  # leaves read from a directory for display only
+_MAX_FACTS = 4096  # facts kept, those of interfaces that are gone included: a partial answer must not lose them
+_MAX_SHOWN_LEAVES = 256  # leaves read from a directory for display only
 _TOKEN_AND_LOOKS = 4  # requests kept free of facts: a token, and a check after each group of changes
 
 
@@ -151,7 +151,7 @@ class TreeProvider(Provider):
         found = self._read_interfaces(names)
         found = replace(found, problems=found.problems + primary_problem)
         self._refuse_moving_address(found.interfaces)
-        if len(self._facts) > _MOST_FACTS:
+        if len(self._facts) > _MAX_FACTS:
             self._forget_facts()
         if found != self._last:
             self._last = found
@@ -194,7 +194,7 @@ class TreeProvider(Provider):
                 if not _concerns_one_part(error):
                     raise
                 failed = failed or error
-                instance.problems.append(Problem(_mac_or_nothing(name), str(error)))
+                instance.problems.append(Problem(_mac_or_empty(name), str(error)))
         if len(names) > MAX_INTERFACES:
             text = f"{MACS}: {len(names)} interfaces are listed; the first {MAX_INTERFACES} are configured"
             instance.problems.append(Problem("", text))
@@ -208,9 +208,9 @@ class TreeProvider(Provider):
         builder.problems += [str(error) for error in leaves.errors.values()]
         self.fill(builder, leaves)
 
-    def look(self) -> bool:
+    def send_probe(self) -> bool:
         """See Provider."""
-        answer = self.get(META, LOOK_S)
+        answer = self.get(META, PROBE_TIMEOUT_S)
         return answer.status in BUSY or (answer.status == 200 and "instance-id" in answer.text(META).split())
 
     def credentials(self) -> dict[str, Any]:
@@ -318,7 +318,7 @@ class TreeProvider(Provider):
 
     def _leaf_paths(self, directory: str) -> Iterator[str]:
         """Yield the paths of the leaves in a directory that has been read."""
-        for name in self._facts.get(directory, "").split()[:_MOST_SHOWN]:
+        for name in self._facts.get(directory, "").split()[:_MAX_SHOWN_LEAVES]:
             if _NAME.fullmatch(name) and not name.endswith("/"):
                 yield directory + name
 
@@ -335,7 +335,7 @@ class TreeProvider(Provider):
 
     def _with_facts(self, found: Instance) -> Instance:
         facts = self._facts
-        of = {_mac_or_nothing(name): name for name in self._listed}  # a MAC that is listed twice is read once
+        of = {_mac_or_empty(name): name for name in self._listed}  # a MAC that is listed twice is read once
         interfaces = []
         for interface in found.interfaces:
             name = of[interface.mac]
@@ -359,7 +359,7 @@ def _concerns_one_part(error: MetadataError) -> bool:
     return error.kind in ("invalid", "changed", "truncated", "too large", "status") and error.status not in BUSY
 
 
-def _mac_or_nothing(name: str) -> str:
+def _mac_or_empty(name: str) -> str:
     try:
         return parse_mac(MACS, name)
     except MetadataError:

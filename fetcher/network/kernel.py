@@ -52,7 +52,7 @@ _EVENTS = (
     | RTMGRP_IPV6_ROUTE
     | RTMGRP_IPV6_RULE
 )
-_EVENT_BUFFER = 1 << 20  # bytes
+_EVENT_BUFFER_BYTES = 1 << 20
 _FAMILIES: dict[int, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
 _IFF_UP = 1
 _IFA_F_NOPREFIXROUTE = 0x200
@@ -102,7 +102,7 @@ async def events() -> AsyncIterator[None]:
     """
     async with AsyncIPRoute() as kernel:
         await kernel.bind(_EVENTS)
-        kernel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _EVENT_BUFFER)
+        kernel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _EVENT_BUFFER_BYTES)
         yield
         while True:
             async for _ in kernel.get():

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from cloud_network.fetcher.network.objects import Actual
 
-UDEV_SECONDS = 5.0
+UDEV_S = 5.0
 """Time limit for udev per link: a hanging rule must not leave an instance without addresses."""
-DEPARTED_SECONDS = 30.0
+DEPARTED_S = 30.0
 """Time without its link after which an interface that the metadata still names counts as moved away, e.g. to a pod."""
-FORGOTTEN_SECONDS = 3600.0
+FORGOTTEN_S = 3600.0
 """Time after which an interface that the metadata no longer names is forgotten; partial answers omit it for seconds."""
-_POLL = 0.25  # seconds; udev sends no event when it finishes with a link that it does not rename
+_POLL_S = 0.25  # seconds; udev sends no event when it finishes with a link that it does not rename
 
 
 class Presence:
@@ -50,7 +50,7 @@ class Presence:
         self._first_seen = {index: self._first_seen.get(index, now) for index in here}
         seen_now = {link.mac: now for link in actual.links if link.mac in macs}
         named = self._last_named | dict.fromkeys(macs, now)
-        self._last_named = {mac: at for mac, at in named.items() if at > now - FORGOTTEN_SECONDS}
+        self._last_named = {mac: at for mac, at in named.items() if at > now - FORGOTTEN_S}
         seen = self._last_seen | seen_now
         self._last_seen = {mac: at for mac, at in seen.items() if mac in self._last_named}
         self._away = (self._last_seen.keys() & set(macs)) - seen_now.keys()
@@ -61,22 +61,22 @@ class Presence:
         return replace(actual, links=tuple(links))
 
     def _unfinished(self, actual: Actual, macs: Collection[str], finished: frozenset[str]) -> Iterator[int]:
-        since = self._clock() - UDEV_SECONDS
+        since = self._clock() - UDEV_S
         for link in actual.links:
             if link.mac in macs and f"n{link.ifindex}" not in finished and self._first_seen[link.ifindex] > since:
                 yield link.ifindex
 
     @property
     def departed(self) -> frozenset[str]:
-        """MACs in the metadata whose link was here and has been away for DEPARTED_SECONDS."""
+        """MACs in the metadata whose link was here and has been away for DEPARTED_S."""
         now = self._clock()
-        return frozenset(mac for mac in self._away if now >= self._last_seen[mac] + DEPARTED_SECONDS)
+        return frozenset(mac for mac in self._away if now >= self._last_seen[mac] + DEPARTED_S)
 
     @property
     def due(self) -> float:
         """Time of the next check; infinity if only an event can change anything."""
         now = self._clock()
         if self._pending:
-            return now + _POLL
-        ends = (self._last_seen[mac] + DEPARTED_SECONDS for mac in self._away)
+            return now + _POLL_S
+        ends = (self._last_seen[mac] + DEPARTED_S for mac in self._away)
         return min((at for at in ends if at > now), default=math.inf)

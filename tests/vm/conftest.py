@@ -14,7 +14,7 @@ import pytest
 
 from .image import NEWER, build, debian
 
-NEEDED = {
+REQUIRED_PROGRAMS = {
     "debootstrap": "debootstrap",
     "dpkg-buildpackage": "dpkg-dev",
     "dh": "debhelper",
@@ -22,14 +22,16 @@ NEEDED = {
     "mkfs.ext4": "e2fsprogs",
 }
 
-NOTHING: Mapping[str, str] = MappingProxyType({})
+NO_PROGRAMS: Mapping[str, str] = MappingProxyType({})
 
 
-def require(programs: Mapping[str, str] = NOTHING) -> None:
+def require(programs: Mapping[str, str] = NO_PROGRAMS) -> None:
     """Skip the test, naming the missing packages, unless all programs exist; {program: package}."""
     if os.geteuid() != 0:
         pytest.skip("a boot needs root")
-    if missing := {package for program, package in {**NEEDED, **programs}.items() if not shutil.which(program)}:
+    if missing := {
+        package for program, package in {**REQUIRED_PROGRAMS, **programs}.items() if not shutil.which(program)
+    }:
         pytest.skip(f"not here: apt-get install {' '.join(sorted(missing))}")
 
 

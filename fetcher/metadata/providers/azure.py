@@ -19,7 +19,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from cloud_network.fetcher.metadata.base import LOOK_S, Provider
+from cloud_network.fetcher.metadata.base import PROBE_TIMEOUT_S, Provider
 from cloud_network.fetcher.metadata.builder import InstanceBuilder, InterfaceBuilder
 from cloud_network.fetcher.metadata.document import Node, parse_json
 from cloud_network.fetcher.metadata.http import Client, Response
@@ -61,9 +61,9 @@ class Azure(Provider):
         self._attest()
         return replace(found, identity=self._identity)
 
-    def look(self) -> bool:
+    def send_probe(self) -> bool:
         """See Provider."""
-        answer = self._get(_INSTANCE, LOOK_S)
+        answer = self._get(_INSTANCE, PROBE_TIMEOUT_S)
         return answer.status in _BUSY or (answer.status == 200 and answer.text(_INSTANCE).lstrip().startswith("{"))
 
     def credentials(self) -> dict[str, Any]:

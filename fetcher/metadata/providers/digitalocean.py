@@ -30,7 +30,7 @@ class Digitalocean(JsonProvider):
 
     name = "digitalocean"
     endpoints = ("169.254.169.254",)
-    probe = _PATH
+    probe_path = _PATH
 
     def read(self) -> Instance:
         """See Provider."""

@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from cloud_network.fetcher.metadata.base import BUSY, LOOK_S, Provider
+from cloud_network.fetcher.metadata.base import BUSY, PROBE_TIMEOUT_S, Provider
 from cloud_network.fetcher.metadata.builder import InstanceBuilder, InterfaceBuilder
 from cloud_network.fetcher.metadata.document import Node, lines_of, parse_json
 from cloud_network.fetcher.metadata.http import Client, Response
@@ -55,7 +55,7 @@ class Gcp(Provider):
 
     def __init__(self, client: Client | None = None) -> None:
         super().__init__(client)
-        self._watcher = self.client.another()
+        self._watcher = self.client.clone()
         self._read_etag = ""  # of the last `read`
         self._seen_etag = ""  # of the last `wait_for_change`
 
@@ -79,15 +79,15 @@ class Gcp(Provider):
         self._seen_etag = etag
         return etag != self._read_etag
 
-    def look(self) -> bool:
+    def send_probe(self) -> bool:
         """See Provider."""
-        answer = self.client.request("GET", _ID, _HEADERS, LOOK_S)
+        answer = self.client.request("GET", _ID, _HEADERS, PROBE_TIMEOUT_S)
         return answer.status in BUSY or bool(_text(answer, _ID))
 
     def is_recognised(self) -> bool:
         """See Provider: the header of every answer of the metadata server."""
         try:
-            answer = self.client.request("GET", "/", _HEADERS, LOOK_S)
+            answer = self.client.request("GET", "/", _HEADERS, PROBE_TIMEOUT_S)
         except MetadataError:
             return False
         return answer.headers.get("metadata-flavor") == "Google"

@@ -62,7 +62,7 @@ class Hetzner(JsonProvider):
 
     name = "hetzner"
     endpoints = ("169.254.169.254", "[fe80::a9fe:a9fe]")
-    probe = _METADATA + "/instance-id"
+    probe_path = _METADATA + "/instance-id"
 
     def read(self) -> Instance:
         """See Provider."""

@@ -37,7 +37,7 @@ class Ibm(JsonProvider):
 
     name = "ibm"
     endpoints = ("169.254.169.254",)
-    probe = _VNIS
+    probe_path = _VNIS
 
     def __init__(self, client: Client | None = None) -> None:
         super().__init__(client)

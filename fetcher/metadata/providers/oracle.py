@@ -36,7 +36,7 @@ class Oracle(JsonProvider):
     name = "oracle"
     endpoints = ("169.254.169.254", "[fd00:c1::a9fe:a9fe]")
     headers = MappingProxyType({"Authorization": "Bearer Oracle"})  # documented, the same for everyone
-    probe = _VNICS
+    probe_path = _VNICS
 
     def read(self) -> Instance:
         """See Provider."""

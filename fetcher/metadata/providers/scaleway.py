@@ -36,7 +36,7 @@ class Scaleway(JsonProvider):
 
     name = "scaleway"
     endpoints = ("169.254.42.42", "[fd00:42::42]")
-    probe = _PATH
+    probe_path = _PATH
 
     def read(self) -> Instance:
         """See Provider."""

@@ -26,7 +26,7 @@ class Vultr(JsonProvider):
 
     name = "vultr"
     endpoints = ("169.254.169.254",)
-    probe = _PATH
+    probe_path = _PATH
 
     def read(self) -> Instance:
         """See Provider."""

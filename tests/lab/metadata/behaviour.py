@@ -16,7 +16,7 @@ from .frame import NO_HEADERS, Headers, Response, Tree
 
 Dmi = Mapping[str, tuple[str, int]]
 
-LONGEST = 21600
+MAX_LIFETIME_S = 21600
 """Lifetime in seconds: six hours, for a token of AWS, Alibaba and others."""
 
 
@@ -77,7 +77,7 @@ class Tokens:
 
 def lifetime(text: str | None) -> int | None:
     """Return the requested lifetime of a token in seconds; None if it is not allowed."""
-    valid = text is not None and text.isascii() and text.isdigit() and 1 <= int(text) <= LONGEST
+    valid = text is not None and text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_LIFETIME_S
     return int(text) if text is not None and valid else None
 
 

@@ -50,7 +50,7 @@ class Fault:
         if self.times is not None:
             self.times -= 1
 
-    def alter(self, true: Response) -> Response:
+    def alter(self, real_answer: Response) -> Response:
         """Return the answer to send instead of the true one. The server decides how it is sent."""
         match self.kind:
             case "status":
@@ -59,12 +59,17 @@ class Fault:
             case "html":
                 return Response(200, PAGE.format("Please log in").encode(), content_type="text/html")
             case "short":
-                return Response(true.status, true.body[: len(true.body) // 2], true.headers, true.content_type)
+                return Response(
+                    real_answer.status,
+                    real_answer.body[: len(real_answer.body) // 2],
+                    real_answer.headers,
+                    real_answer.content_type,
+                )
             case "empty":
-                return Response(200, b"", true.headers, true.content_type)
-            case "content" if true.status in (200, 404):
-                return Response(200, self._next_body(), true.headers)
-        return true
+                return Response(200, b"", real_answer.headers, real_answer.content_type)
+            case "content" if real_answer.status in (200, 404):
+                return Response(200, self._next_body(), real_answer.headers)
+        return real_answer
 
     def _next_body(self) -> bytes:
         """Return each body once, then the last one for ever: a tree that changes between two reads of one leaf."""

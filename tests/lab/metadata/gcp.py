@@ -26,7 +26,7 @@ from .frame import NO_HEADERS, Headers, Request, Response, Wait
 PROJECT = 123456789012
 ZONE = f"projects/{PROJECT}/zones/europe-west1-b"
 MTU = 1460
-FOREVER = 86400.0
+LONGEST_WAIT_S = 86400.0
 KEY = f"lab:ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEx{'A' * 42} lab-key"
 ACCOUNT = f"{PROJECT}-compute@developer.gserviceaccount.com"
 ALWAYS = {
@@ -99,7 +99,7 @@ class Gcp(Behaviour[Settings]):
         if wanted.get("wait_for_change", "").lower() == "true" and not request.waited:
             seen = wanted.get("last_etag", etag)
             if seen == etag:
-                seconds = float(wanted.get("timeout_sec", FOREVER))
+                seconds = float(wanted.get("timeout_sec", LONGEST_WAIT_S))
                 return Wait(seconds, replace(request, query=f"{request.query}&last_etag={etag}"))
         if wanted.get("alt", "json" if recursive else "text") == "json":
             return reply(json.dumps(value), {"ETag": etag}, kind="application/json")

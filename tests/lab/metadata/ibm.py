@@ -25,7 +25,7 @@ KEY = f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEx{'A' * 42} lab-key"
 INSTANCE = "02u7_0c10d0e7-ab1e-5209-ac10-d0e7ab1e5209"
 CRN = "crn:v1:bluemix:public:is:eu-de-1:a/0c10d0e7ab1e5209ac10d0e7ab1e5209::"
 CREATED = "2026-01-01T00:00:00Z"
-SHORTEST, USUAL, LONGEST = 5, 300, 3600
+MIN_LIFETIME_S, DEFAULT_LIFETIME_S, MAX_LIFETIME_S = 5, 300, 3600
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,15 @@ class Ibm(Behaviour[Settings]):
         if request.headers.get("metadata-flavor") != "ibm":
             return error(400, "missing_header", "The Metadata-Flavor header is required.")
         try:
-            seconds = json.loads(request.body or b"{}").get("expires_in", USUAL)
+            seconds = json.loads(request.body or b"{}").get("expires_in", DEFAULT_LIFETIME_S)
         except (ValueError, AttributeError):
             return error(400, "invalid_body", "The body is not a JSON object.")
-        if not isinstance(seconds, int) or not SHORTEST <= seconds <= LONGEST:
-            return error(400, "invalid_expires_in", f"expires_in is {SHORTEST} to {LONGEST}.")
+        if not isinstance(seconds, int) or not MIN_LIFETIME_S <= seconds <= MAX_LIFETIME_S:
+            return error(400, "invalid_expires_in", f"expires_in is {MIN_LIFETIME_S} to {MAX_LIFETIME_S}.")
         return answer(granted(self.tokens.grant(seconds), seconds))
 
     def _credentials(self) -> dict[str, Any]:
-        return granted("lab-SECRET-iam-token", LONGEST)
+        return granted("lab-SECRET-iam-token", MAX_LIFETIME_S)
 
     def _documents(self) -> dict[str, Any]:
         """Return the documents by path below /metadata/v1/."""

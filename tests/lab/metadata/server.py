@@ -26,12 +26,12 @@ from .client import Record
 from .faults import Fault
 from .frame import Provider, Request, Response, Wait
 
-IDLE = 60.0
-MAX_HEAD = 16384
-ATTEMPTS = 50  # to listen, 0.1 s apart
+IDLE_TIMEOUT_S = 60.0
+MAX_HEAD_BYTES = 16384
+LISTEN_ATTEMPTS = 50  # 0.1 s apart
 
 
-class Hangup(Exception):
+class ConnectionEnded(Exception):
     """The connection is over."""
 
 
@@ -59,13 +59,13 @@ class Server:
     # — HTTP
 
     async def listen(self) -> None:
-        for attempt in range(ATTEMPTS):
+        for attempt in range(LISTEN_ATTEMPTS):
             if self._listener is not None:
                 return
             try:
-                self._listener = await asyncio.start_server(self.client, self.addresses, 80, limit=MAX_HEAD)
+                self._listener = await asyncio.start_server(self.client, self.addresses, 80, limit=MAX_HEAD_BYTES)
             except OSError as error:  # an IPv6 address that was just added may be tentative
-                if error.errno != errno.EADDRNOTAVAIL or attempt == ATTEMPTS - 1:
+                if error.errno != errno.EADDRNOTAVAIL or attempt == LISTEN_ATTEMPTS - 1:
                     raise
                 await asyncio.sleep(0.1)
 
@@ -85,7 +85,7 @@ class Server:
             while True:
                 request, last = await self._read(reader)
                 await self._serve(request, writer, number, last)
-        except (Hangup, OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
+        except (ConnectionEnded, OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
             pass
         finally:
             self._open.discard(writer)
@@ -93,12 +93,12 @@ class Server:
 
     async def _read(self, reader: asyncio.StreamReader) -> tuple[Request, bool]:
         """Read a request; also return True if the client wants the connection closed after it."""
-        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), IDLE)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), IDLE_TIMEOUT_S)
         first, *lines = head.decode("latin-1").split("\r\n")
         try:
             method, target, version = first.split(" ")
         except ValueError:
-            raise Hangup from None
+            raise ConnectionEnded from None
         fields = (line.partition(":") for line in lines if line)
         headers = {name.strip().lower(): value.strip() for name, _, value in fields}
         body = await reader.readexactly(int(headers.get("content-length", "0")))
@@ -118,7 +118,7 @@ class Server:
         self.records.append(Record(time.time(), number, request.method, request.path, status, request.query))
         if kind == "timeout":
             await self._waiting.wait()
-            raise Hangup
+            raise ConnectionEnded
         if kind == "reset":
             self._reset(writer)
         if fault and kind == "late":
@@ -127,7 +127,7 @@ class Server:
         writer.write(self._head(response, last))
         await self._body(response.body if request.method != "HEAD" else b"", writer, fault)
         if last:
-            raise Hangup
+            raise ConnectionEnded
 
     async def _answer(self, request: Request) -> Response:
         """Return the provider's answer, once it has one."""
@@ -166,7 +166,7 @@ class Server:
             case "truncated":
                 writer.write(body[: len(body) // 2])
                 await writer.drain()
-                raise Hangup
+                raise ConnectionEnded
             case "drip":
                 assert fault is not None
                 for byte in body:
@@ -182,7 +182,7 @@ class Server:
         raw = writer.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
-        raise Hangup
+        raise ConnectionEnded
 
     # — control
 

@@ -16,7 +16,7 @@ from .behaviour import Behaviour, Dmi, answer, dmi, pick
 from .frame import Request, Response
 
 KEY = f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEx{'A' * 42} lab-key"
-NOBODY = {"my-address": "", "my-asn": "", "peer-address": "", "peer-asn": ""}
+NO_BGP = {"my-address": "", "my-asn": "", "peer-address": "", "peer-asn": ""}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Vultr(Behaviour[Settings]):
 
     def _document(self) -> dict[str, Any]:
         return {
-            "bgp": {"ipv4": NOBODY, "ipv6": NOBODY},
+            "bgp": {"ipv4": NO_BGP, "ipv6": NO_BGP},
             "hostname": "lab",
             "instance-v2-id": "29bea708-2e6e-480a-90ad-0e6b5d5ad62f",
             "instanceid": "42872224",

@@ -266,14 +266,14 @@ def serve(home: Path) -> Iterator[Callable[[], Server]]:
 
 
 @pytest.fixture(scope="session")
-def running(serve: Callable[[], Server]) -> Server:
+def session_server(serve: Callable[[], Server]) -> Server:
     return serve()
 
 
 @pytest.fixture
-def server(filled: StateDirectory, running: Server) -> Server:
+def server(filled: StateDirectory, session_server: Server) -> Server:
     """The server of the session, on a newly filled state directory."""
-    return running
+    return session_server
 
 
 def free_port() -> int:

@@ -533,8 +533,8 @@ def test_api_that_never_answers_is_given_up(filled: StateDirectory, cnctl: Cnctl
     assert (ended.code, "does not answer (timed out)" in ended.err) == (0, True)
 
 
-def test_missing_state_exits_3_with_a_hint(state: StateDirectory, running: Server, cnctl: Cnctl) -> None:
-    for server in (None, running):
+def test_missing_state_exits_3_with_a_hint(state: StateDirectory, session_server: Server, cnctl: Cnctl) -> None:
+    for server in (None, session_server):
         for command in (
             ["status"],
             ["status", "system"],

@@ -89,10 +89,12 @@ def test_never_read_metadata_has_the_time_0(server: Server, state: StateDirector
 
 
 @pytest.mark.parametrize("content", [None, "{half"])
-def test_metrics_without_a_state_say_unknown(running: Server, state: StateDirectory, content: str | None) -> None:
+def test_metrics_without_a_state_say_unknown(
+    session_server: Server, state: StateDirectory, content: str | None
+) -> None:
     if content:
         Path(state.status_path).write_text(content)
-    found = samples(running)
+    found = samples(session_server)
     assert found["cloud_network_state{state=unknown}"] == 1
     assert found["cloud_network_fetcher_up{}"] == 0
     assert found["cloud_network_last_success_timestamp_seconds{}"] == 0

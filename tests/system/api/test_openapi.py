@@ -61,14 +61,16 @@ def test_openapi_agrees_with_the_status_schema(described: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("filled_in", [True, False], ids=["state", "no state"])
-def test_schemathesis_finds_nothing(described: dict[str, Any], running: Server, path: str, filled_in: bool) -> None:
+def test_schemathesis_finds_nothing(
+    described: dict[str, Any], session_server: Server, path: str, filled_in: bool
+) -> None:
     """Every generated request, valid or not, gets a response that the description allows."""
-    state = StateDirectory(running.config.parent / "run")
+    state = StateDirectory(session_server.config.parent / "run")
     if not filled_in:
         Path(state.status_path).unlink()
         Path(state.system_path).unlink()
     schema = schemathesis.openapi.from_dict(described)
-    schema.config.update(base_url=f"http://127.0.0.1:{running.port}")
+    schema.config.update(base_url=f"http://127.0.0.1:{session_server.port}")
     operation = schema[path]["GET"]
     # A described 503 is correct without state; a 500 is never correct, because none is described.
     checks = [check for check in CHECKS.get_all() if filled_in or check.__name__ != "not_a_server_error"]

@@ -111,8 +111,8 @@ def test_page_changes_with_the_state_and_the_log(server: Server, filled: StateDi
     assert "other" in text(server.ask("/"))
 
 
-def test_without_state_it_is_a_page_that_says_why(state: StateDirectory, running: Server) -> None:
-    assert "systemctl status cloud-network-fetcher" in text(running.ask("/"), 503)
+def test_without_state_it_is_a_page_that_says_why(state: StateDirectory, session_server: Server) -> None:
+    assert "systemctl status cloud-network-fetcher" in text(session_server.ask("/"), 503)
 
 
 def test_a_large_instance_is_all_there_and_folded(server: Server, state: StateDirectory) -> None:

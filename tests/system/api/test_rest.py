@@ -263,8 +263,8 @@ def test_malformed_or_too_long_request_is_refused(server: Server, request_bytes:
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_without_state_every_route_names_the_reason(state: StateDirectory, running: Server, route: str) -> None:
-    answer = running.ask(route)
+def test_without_state_every_route_names_the_reason(state: StateDirectory, session_server: Server, route: str) -> None:
+    answer = session_server.ask(route)
     assert "The metadata has never been read." in problem(answer, 503)
     assert "journalctl -u cloud-network-fetcher" in problem(answer, 503)
     assert answer.headers["Retry-After"] == "5"

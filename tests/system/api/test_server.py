@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cloud_network.api.server import CONNECTIONS
+from cloud_network.api.server import MAX_CONNECTIONS
 from cloud_network.fetcher.state import StateDirectory
 
 from bench.rest import CLIENTS, load
@@ -50,7 +50,7 @@ def test_200_half_open_connections_do_not_delay_others(server: Server) -> None:
 
 
 def test_half_open_connections_on_tcp_leave_cnctl_its_socket(server: Server, cnctl: Callable[..., Ended]) -> None:
-    clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(CONNECTIONS + 10)]
+    clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(MAX_CONNECTIONS + 10)]
     for client in clients:
         client.sendall(b"GET ")
     ended = cnctl("status", server=server)

@@ -16,7 +16,7 @@ from cloud_network.fetcher.network.objects import ARPHRD_LOOPBACK, Actual, Desir
 from cloud_network.fetcher.network.plan import in_ip_syntax, plan
 
 from tests.lab import Interface, Lab, Spec
-from tests.unit.fetcher.values import goal_of, has, instance, interface
+from tests.unit.fetcher.values import goal_of, instance, interface, kernel_address
 
 READ = (
     "import sys, pickle; from cloud_network.fetcher.network import kernel; "
@@ -200,6 +200,6 @@ def test_links_addresses_and_learned_gateways_are_read(lab: Lab) -> None:
     assert links["eth0"].mac == lab.nic("eth0").mac
     assert found.gateways[links["eth0"].ifindex] == (lab.nics[0].network[1], ip_address("fe80::1"))  # from DHCP and RA
     index = links["br0"].ifindex
-    expected = has(index, "172.17.0.1/16") | has(index, "172.17.0.2/32", connected=False)
+    expected = kernel_address(index, "172.17.0.1/16") | kernel_address(index, "172.17.0.2/32", connected=False)
     assert {place: kernel for place, kernel in found.addresses.items() if place[0] == index} == expected
     lab.batch(["link delete br0"])

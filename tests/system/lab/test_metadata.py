@@ -15,7 +15,7 @@ TOKEN_PATH = "/latest/api/token"
 TTL = "X-aws-ec2-metadata-token-ttl-seconds"
 TOKEN = "X-aws-ec2-metadata-token"
 META = "/latest/meta-data"
-NOTHING: Mapping[str, str] = MappingProxyType({})
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 SPEC = Spec((
     Interface("10.0.1.0/24", 3, public=1),
     Interface("10.0.2.0/24", 2, ipv6=("2001:db8:1:2::10", "2001:db8:1:2::11"), prefixes=("10.0.2.64/28",)),
@@ -50,7 +50,7 @@ class Client:
         done = self.lab.run(["/usr/bin/python3", "-I", "-S", "-c", ASK % timeout], stdin=requests)
         return [(status, body, headers) for status, body, headers in json.loads(done.stdout)]
 
-    def get(self, path: str, headers: Mapping[str, str] = NOTHING, timeout: float = 5) -> tuple[int, str]:
+    def get(self, path: str, headers: Mapping[str, str] = NO_HEADERS, timeout: float = 5) -> tuple[int, str]:
         return self.ask(("GET", path, headers), timeout=timeout)[0][:2]
 
     def token(self, ttl: int = 60) -> str:

@@ -44,13 +44,13 @@ def alibaba(cloud: InProcess) -> Iterator[Alibaba]:
     client.close()
 
 
-def made(leaves: dict[str, str], primary: str = MAC.upper()) -> Instance:
+def parsed(leaves: dict[str, str], primary: str = MAC.upper()) -> Instance:
     macs = {MAC: {"mac": MAC} | leaves}
     return read("alibaba", {"meta-data": {"mac": primary, "network": {"interfaces": {"macs": macs}}}})
 
 
 def test_interface_is_read_whole_primary_address_first() -> None:
-    (found,) = made(LEAVES).interfaces
+    (found,) = parsed(LEAVES).interfaces
     assert [str(address) for address in found.addresses] == [
         "192.168.1.11/24",
         "192.168.1.10/24",
@@ -67,24 +67,24 @@ def test_interface_is_read_whole_primary_address_first() -> None:
 
 
 def test_netmask_serves_where_there_is_no_block() -> None:
-    (found,) = made({"private-ipv4s": "192.168.1.10", "netmask": "255.255.255.0"}, "00:16:3e:0f:00:09").interfaces
+    (found,) = parsed({"private-ipv4s": "192.168.1.10", "netmask": "255.255.255.0"}, "00:16:3e:0f:00:09").interfaces
     assert (found.subnets, found.device_number) == ((ip_network("192.168.1.0/24"),), None)
 
 
 def test_interface_without_address_leaf_has_its_primary_address() -> None:
     leaves = {key: LEAVES[key] for key in ("primary-ip-address", "vswitch-cidr-block", "gateway")}
-    found = made(leaves)
+    found = parsed(leaves)
     assert [str(address) for address in found.interfaces[0].addresses] == ["192.168.1.11/24"]
     assert (found.problems, found.unproven) == ((), {MAC})  # the listing may have been cut off
 
 
 def test_interface_without_any_address_is_no_proof() -> None:
-    found = made({"vpc-id": "vpc-1", "vswitch-cidr-block": "192.168.1.0/24"})
+    found = parsed({"vpc-id": "vpc-1", "vswitch-cidr-block": "192.168.1.0/24"})
     assert (found.problems, found.unproven) == ((), {MAC})
 
 
 def test_ipv6_without_its_prefix_stands_alone() -> None:
-    found = made({key: text for key, text in LEAVES.items() if key != "vswitch-ipv6-cidr-block"})
+    found = parsed({key: text for key, text in LEAVES.items() if key != "vswitch-ipv6-cidr-block"})
     assert "2408:4005:325:1::a/128" in map(str, found.interfaces[0].addresses)
     assert (found.problems, found.unproven) == ((), {MAC})
 
@@ -103,7 +103,7 @@ def test_ipv6_without_its_prefix_stands_alone() -> None:
     ],
 )
 def test_wrong_value_is_reported_by_its_path(key: str, text: str, message: str) -> None:
-    (problem,) = made(LEAVES | {key: text}).problems
+    (problem,) = parsed(LEAVES | {key: text}).problems
     assert message in problem.text
     assert f"macs/{MAC}/" in problem.text
 

@@ -21,15 +21,15 @@ from hypothesis import given
 
 from .values import (
     BASE,
-    carried_out,
+    after_changes,
     clouds,
     configs,
     goal_of,
-    has,
     host,
     hosts,
     instance,
     interface,
+    kernel_address,
     link,
     plan_of,
     wanted,
@@ -78,7 +78,7 @@ def test_parts_applied_one_by_one_lead_to_the_goal(cloud: Instance, config: Conf
     goal = goal_of(cloud, config, before)
     here = before
     for part in components(plan_of(goal, before), BASE):
-        here = carried_out(part, here)
+        here = after_changes(part, here)
     assert {each for each in here.rules if each.table not in goal.unmanaged_tables} == set(goal.rules)
     assert {(each.ifindex, each.address) for each in goal.addresses} <= here.addresses.keys()
 
@@ -93,7 +93,7 @@ def test_parts_are_in_the_order_of_their_links_roles() -> None:
 
 
 def test_address_that_moves_ties_its_links_together() -> None:
-    here = host(link(1), link(2), addresses=has(3, "10.0.1.10/32", owned=True))
+    here = host(link(1), link(2), addresses=kernel_address(3, "10.0.1.10/32", owned=True))
     parts = components(plan_of(wanted(instance(interface(1), interface(2)), here), here), BASE)
     assert [links_of(part) for part in parts] == [{2, 3}]
 
@@ -103,14 +103,14 @@ def test_links_whose_rules_depend_on_each_other_stay_together() -> None:
     one, both = interface(1, "10.0.1.10", subnets=same), ["10.0.1.20", "10.0.1.200"]
     two, more = (interface(2, *both[:count], subnets=same) for count in (1, 2))
     bare = host(link(1), link(2))
-    here = carried_out(plan_of(wanted(instance(one, two), bare), bare), bare)
+    here = after_changes(plan_of(wanted(instance(one, two), bare), bare), bare)
     changes = plan_of(wanted(instance(one, more), here), here)
     assert len(components(changes, BASE)) == 1
 
 
 def test_rules_of_no_link_are_removed_last() -> None:
     cloud, bare = instance(interface(1), interface(2)), host(link(1), link(2))
-    here = carried_out(plan_of(wanted(cloud, bare), bare), bare)
+    here = after_changes(plan_of(wanted(cloud, bare), bare), bare)
     parts = components(plan_of(wanted(instance(interface(1)), here, rules=Rules.ADDRESS), here), BASE)
     common = [op for part in parts[:-1] for op in part if link_of(op, BASE) == COMMON]
     assert common == []
@@ -124,7 +124,7 @@ def test_no_rule_comes_before_that_for_main(cloud: Instance, config: Config, bef
     here = before
     for part in components(plan_of(goal_of(cloud, config, before), before), BASE):
         for op in part:
-            here = carried_out((op,), here)
+            here = after_changes((op,), here)
             if isinstance(op, RuleAdd) and not op.suppress:
                 mains = [rule for rule in here.rules if rule == main_rule(op.selector.version, config)]
                 assert [rule.priority < op.priority for rule in mains] == [True]

@@ -37,7 +37,7 @@ def refused(aws: Aws, *parts: str) -> MetadataError:
     return caught.value
 
 
-def made(tree: dict[str, str]) -> Instance:
+def parsed(tree: dict[str, str]) -> Instance:
     """Return the instance whose only interface has these leaves."""
     whole = {"mac": MAC, "vpc-id": "vpc-1"} | tree
     return read("aws", {"meta-data": {"network": {"interfaces": {"macs": {MAC: whole}}}}})
@@ -59,7 +59,7 @@ TREE = {
 
 
 def test_every_part_of_an_interface_is_read() -> None:
-    (found,) = made(TREE).interfaces
+    (found,) = parsed(TREE).interfaces
     assert [str(address) for address in found.addresses] == ["10.0.1.10/24", "10.0.1.11/24", "fd00::a/64"]
     assert found.subnets == (ip_network("10.0.1.0/24"), ip_network("fd00::/64"))
     assert found.gateways == (ip_address("10.0.1.1"),)  # the IPv6 gateway comes from the router
@@ -68,7 +68,7 @@ def test_every_part_of_an_interface_is_read() -> None:
 
 
 def test_interface_may_have_no_ipv4_and_no_number() -> None:
-    (found,) = made({key: TREE[key] for key in ("ipv6s", "subnet-ipv6-cidr-blocks")}).interfaces
+    (found,) = parsed({key: TREE[key] for key in ("ipv6s", "subnet-ipv6-cidr-blocks")}).interfaces
     assert ([str(address) for address in found.addresses], found.device_number) == (["fd00::a/64"], None)
 
 
@@ -91,16 +91,16 @@ def test_interface_may_have_no_ipv4_and_no_number() -> None:
     ],
 )
 def test_wrong_part_is_reported_and_the_rest_used(key: str, text: str, shown: str) -> None:
-    found = made(TREE | {key: text})
+    found = parsed(TREE | {key: text})
     assert found.unproven == {MAC}
     assert any(shown in problem.text and f"macs/{MAC}/" in problem.text for problem in found.problems)
     assert len(found.interfaces[0].addresses) >= 1
 
 
 def test_subnet_with_host_bits_or_too_short_keeps_the_addresses() -> None:
-    whole = made(TREE | {"subnet-ipv4-cidr-block": "10.0.1.5/24"})
+    whole = parsed(TREE | {"subnet-ipv4-cidr-block": "10.0.1.5/24"})
     assert (whole.interfaces[0].subnets[0], whole.complete) == (ip_network("10.0.1.0/24"), True)
-    short = made(TREE | {"subnet-ipv6-cidr-blocks": "fd00::/24", "ipv6-prefix": ""})
+    short = parsed(TREE | {"subnet-ipv6-cidr-blocks": "fd00::/24", "ipv6-prefix": ""})
     assert "fd00::a/128" in map(str, short.interfaces[0].addresses)
     assert not short.complete
 
@@ -249,7 +249,7 @@ def test_refresh_stays_within_its_allowance(cloud: Cloud, aws: Aws, count: int) 
     while passes < 3 or aws.pending_facts:
         cloud.reset()
         aws.fetch()
-        assert aws.answers()
+        assert aws.is_reachable()
         assert len(cloud.requests()) <= 5 + 12 * count
         passes += 1
         cloud.expire_tokens()
@@ -436,9 +436,9 @@ def test_version_2_follows_when_version_1_is_off(cloud: Cloud, aws: Aws) -> None
 def test_busy_server_answers_and_a_portal_does_not(
     cloud: Cloud, aws: Aws, fault: str, status: int, expected: bool
 ) -> None:
-    assert aws.answers()
+    assert aws.is_reachable()
     cloud.fail(fault, "/latest/meta-data/", status=status)
-    assert aws.answers() == expected
+    assert aws.is_reachable() == expected
 
 
 def test_dead_connection_is_tried_once_more(cloud: Cloud, aws: Aws) -> None:
@@ -446,7 +446,7 @@ def test_dead_connection_is_tried_once_more(cloud: Cloud, aws: Aws) -> None:
     settled(aws)
     cloud.reset()
     cloud.fail("reset", "/latest/meta-data/", times=1)
-    assert aws.answers()
+    assert aws.is_reachable()
     assert cloud.connections() == 1  # a new one since the reset
 
 
@@ -488,7 +488,7 @@ def test_fact_that_is_no_longer_listed_is_not_shown(cloud: Cloud, aws: Aws) -> N
 
 def test_network_card_is_read(cloud: Cloud, aws: Aws) -> None:
     assert [each.network_card for each in aws.fetch().interfaces] == [0, 0]
-    assert made(TREE | {"network-card": "3"}).interfaces[0].network_card == 3
+    assert parsed(TREE | {"network-card": "3"}).interfaces[0].network_card == 3
 
 
 def test_roles_name_may_have_a_comma(cloud: Cloud, aws: Aws) -> None:

@@ -183,7 +183,7 @@ def test_busy_server_is_there_and_says_when_to_retry(server: Server, provider: A
     with pytest.raises(MetadataError, match=f"/metadata/instance: HTTP {status}") as caught:
         provider.fetch()
     assert (caught.value.kind, caught.value.retry_after) == ("status", 17.0)
-    assert provider.answers()
+    assert provider.is_reachable()
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_busy_server_is_there_and_says_when_to_retry(server: Server, provider: A
 )
 def test_answers_checks_the_content(server: Server, provider: Azure, answer: Answer, alive: bool) -> None:
     server.answer = lambda _: answer
-    assert provider.answers() is alive
+    assert provider.is_reachable() is alive
 
 
 @pytest.mark.parametrize(

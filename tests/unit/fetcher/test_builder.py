@@ -25,7 +25,7 @@ def fill(node: Node, builder: InterfaceBuilder, _position: int) -> None:
         builder.add_gateway(node.find("gateway"), 4)
 
 
-def made(*nodes: object) -> Instance:
+def parsed(*nodes: object) -> Instance:
     builder = InstanceBuilder("test")
     builder.read_interfaces(Node(list(nodes), "nics").items(), lambda node: node.at("mac").mac(), fill)
     return builder.build({})
@@ -38,8 +38,8 @@ def nic(number: int, **changes: object) -> dict[str, object]:
 
 
 def test_wrong_part_stops_no_other() -> None:
-    found = made(nic(1), nic(2, addresses=["10.0.2.10", "x", "10.0.2.12"], gateway="y"))
-    assert found.interfaces[0] == made(nic(1)).interfaces[0]
+    found = parsed(nic(1), nic(2, addresses=["10.0.2.10", "x", "10.0.2.12"], gateway="y"))
+    assert found.interfaces[0] == parsed(nic(1)).interfaces[0]
     assert [str(each) for each in found.interfaces[1].addresses] == ["10.0.2.10/24", "10.0.2.12/24"]
     assert [problem.text for problem in found.problems] == [
         "nics[1].addresses[1]: 'x' is not an IP address",
@@ -48,49 +48,49 @@ def test_wrong_part_stops_no_other() -> None:
 
 
 def test_entry_without_a_mac_stops_no_other() -> None:
-    found = made({}, nic(1), 7, nic(2, mac=None))
+    found = parsed({}, nic(1), 7, nic(2, mac=None))
     assert [each.mac for each in found.interfaces] == [mac(1)]
     assert [problem.mac for problem in found.problems] == ["", "", ""]
 
 
 def test_second_entry_of_a_mac_is_reported() -> None:
-    found = made(nic(1), nic(1, addresses=["10.0.1.99"]), nic(2))
+    found = parsed(nic(1), nic(1, addresses=["10.0.1.99"]), nic(2))
     assert [each.mac for each in found.interfaces] == [mac(1), mac(2)]
-    assert found.interfaces[0] == made(nic(1)).interfaces[0]
+    assert found.interfaces[0] == parsed(nic(1)).interfaces[0]
     assert "a second interface with the MAC" in found.problems[0].text
 
 
 def test_unsupported_interface_is_a_notice() -> None:
-    found = made(nic(1), nic(2, unsupported=True))
+    found = parsed(nic(1), nic(2, unsupported=True))
     assert (len(found.interfaces), found.notices, found.unproven) == (1, ("nics[1]: unsupported",), {mac(2)})
 
 
 def test_address_stands_alone_without_a_usable_subnet() -> None:
-    found = made(nic(1, subnet="10.0.0.0/2", gateway="192.0.2.1"))
+    found = parsed(nic(1, subnet="10.0.0.0/2", gateway="192.0.2.1"))
     assert [str(each) for each in found.interfaces[0].addresses] == ["10.0.1.10/32", "10.0.1.11/32"]
     assert found.interfaces[0].gateways == (ip_address("192.0.2.1"),)
 
 
 def test_address_outside_its_known_subnet_is_refused() -> None:
-    found = made(nic(1, addresses=["10.0.1.10", "8.8.8.8"]))
+    found = parsed(nic(1, addresses=["10.0.1.10", "8.8.8.8"]))
     assert [str(each) for each in found.interfaces[0].addresses] == ["10.0.1.10/24"]
     assert "'8.8.8.8' is not inside 10.0.1.0/24" in found.problems[0].text
 
 
 def test_address_of_the_gateway_is_left_out() -> None:
-    found = made(nic(1, addresses=["10.0.1.1", "10.0.1.10"]))
+    found = parsed(nic(1, addresses=["10.0.1.1", "10.0.1.10"]))
     assert [str(each) for each in found.interfaces[0].addresses] == ["10.0.1.10/24"]
     assert "10.0.1.1 is both an address of the interface and its gateway" in found.problems[0].text
 
 
 def test_too_many_interfaces_are_reported_once() -> None:
-    found = made(*(nic(number) for number in range(1, 100)))
+    found = parsed(*(nic(number) for number in range(1, 100)))
     assert len(found.interfaces) == MAX_INTERFACES
     assert [problem.mac for problem in found.problems] == [""]
 
 
 def test_problems_of_one_interface_are_bounded() -> None:
-    found = made(nic(1, addresses=["10.0.1.10", *["x"] * 5000]), *[7] * 5000)
+    found = parsed(nic(1, addresses=["10.0.1.10", *["x"] * 5000]), *[7] * 5000)
     assert len(found.problems) <= 20
     assert any("more" in problem.text for problem in found.problems)
 
@@ -107,4 +107,4 @@ def test_subnets_of_one_interface_are_bounded() -> None:
 @pytest.mark.parametrize("nodes", [[], [{}], [7]])
 def test_no_interface_at_all_is_an_error(nodes: list[object]) -> None:
     with pytest.raises(MetadataError):
-        made(*nodes)
+        parsed(*nodes)

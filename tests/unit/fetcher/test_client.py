@@ -11,7 +11,7 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
-from cloud_network.fetcher.metadata.http import MAX_BODY, Client, Response
+from cloud_network.fetcher.metadata.http import MAX_BODY_BYTES, Client, Response
 from cloud_network.fetcher.metadata.model import MetadataError
 from cloud_network.fetcher.metadata.providers.vultr import Vultr
 from hypothesis import given
@@ -205,12 +205,12 @@ def test_interim_answers_without_end_are_no_answer(serve: Serve) -> None:
 
 def test_an_answer_that_is_too_large_is_not_read_to_its_end(serve: Serve) -> None:
     head = f"HTTP/1.1 200 OK\r\nContent-Length: {1 << 30}\r\n\r\n".encode()
-    assert kind(serve(head, *([b"x" * (MAX_BODY // 8)] * 24))) == "too large"
+    assert kind(serve(head, *([b"x" * (MAX_BODY_BYTES // 8)] * 24))) == "too large"
 
 
 def test_the_largest_answer_passes(serve: Serve) -> None:
-    client = serve(f"HTTP/1.1 200 OK\r\nContent-Length: {MAX_BODY}\r\n\r\n".encode(), b"x" * MAX_BODY)
-    assert len(client.request("GET", "/x").body) == MAX_BODY
+    client = serve(f"HTTP/1.1 200 OK\r\nContent-Length: {MAX_BODY_BYTES}\r\n\r\n".encode(), b"x" * MAX_BODY_BYTES)
+    assert len(client.request("GET", "/x").body) == MAX_BODY_BYTES
 
 
 def test_headers_without_end_are_no_answer(serve: Serve) -> None:

@@ -6,12 +6,12 @@ import math
 
 import pytest
 from cloud_network.fetcher.config import Rules
-from cloud_network.fetcher.conflicts import TOLERATED, ConflictTracker
+from cloud_network.fetcher.conflicts import TOLERATED_REPAIRS, ConflictTracker
 from cloud_network.fetcher.network.plan import Plan, added_object, is_removal
 from cloud_network.netagent.operations import AddressAdd, AddressRemove, RuleAdd
 
 from .test_schedule import Clock
-from .values import carried_out, has, host, instance, interface, link, plan_of, wanted
+from .values import after_changes, host, instance, interface, kernel_address, link, plan_of, wanted
 
 HERE = host(link(1), link(2))
 CLOUD = instance(interface(1), interface(2, "10.0.2.10", "10.0.2.11"))
@@ -37,16 +37,16 @@ ADDRESS = address_of(PLAN, "10.0.2.11")
 
 
 def test_few_repairs_are_no_conflict(tracker: ConflictTracker) -> None:
-    for _ in range(TOLERATED - 1):
-        tracker.made((ADDRESS,))
+    for _ in range(TOLERATED_REPAIRS - 1):
+        tracker.count_confirmed((ADDRESS,))
     assert (tracker.rejections, tracker.due) == ({}, math.inf)
     assert tracker.statuses((ADDRESS,), HERE) == ([], [])
 
 
 def test_conflict_waits_and_waits_longer(tracker: ConflictTracker, clock: Clock) -> None:
     waits = []
-    for _ in range(TOLERATED + 2):
-        tracker.made((ADDRESS,))
+    for _ in range(TOLERATED_REPAIRS + 2):
+        tracker.count_confirmed((ADDRESS,))
         if tracker.due < math.inf:
             waits.append(tracker.due - clock.now)
             clock.now = tracker.due + 0.001
@@ -56,11 +56,11 @@ def test_conflict_waits_and_waits_longer(tracker: ConflictTracker, clock: Clock)
 
 
 def test_waiting_object_is_rejected_and_reported(tracker: ConflictTracker) -> None:
-    for _ in range(TOLERATED):
-        tracker.made((ADDRESS,))
+    for _ in range(TOLERATED_REPAIRS):
+        tracker.count_confirmed((ADDRESS,))
     assert set(tracker.rejections) == {added_object(ADDRESS)}
     [status], [text] = tracker.statuses((ADDRESS,), HERE)
-    assert status["times"] == TOLERATED
+    assert status["times"] == TOLERATED_REPAIRS
     assert status["next_at"]
     assert "ip address add 10.0.2.11/32" in text
     assert "next repair in" in text
@@ -68,21 +68,21 @@ def test_waiting_object_is_rejected_and_reported(tracker: ConflictTracker) -> No
 
 def test_waiting_removal_is_left_out_of_the_plan(tracker: ConflictTracker) -> None:
     removal = AddressRemove(3, ADDRESS.interface)
-    for _ in range(TOLERATED):
-        tracker.made((removal,))
+    for _ in range(TOLERATED_REPAIRS):
+        tracker.count_confirmed((removal,))
     assert tracker.without_waiting((removal, ADDRESS)) == (ADDRESS,)
 
 
 def test_our_own_removal_is_no_conflict(tracker: ConflictTracker) -> None:
-    for _ in range(3 * TOLERATED):
-        tracker.made((ADDRESS,))
-        tracker.made((AddressRemove(3, ADDRESS.interface),))
+    for _ in range(3 * TOLERATED_REPAIRS):
+        tracker.count_confirmed((ADDRESS,))
+        tracker.count_confirmed((AddressRemove(3, ADDRESS.interface),))
     assert tracker.due == math.inf
 
 
 def test_lasting_repair_is_forgotten(tracker: ConflictTracker, clock: Clock) -> None:
-    for _ in range(TOLERATED):
-        tracker.made((ADDRESS,))
+    for _ in range(TOLERATED_REPAIRS):
+        tracker.count_confirmed((ADDRESS,))
     clock.now += 121
     tracker.observe((ADDRESS,), HERE)
     assert tracker.statuses((), HERE)[0], "missing again"
@@ -91,9 +91,9 @@ def test_lasting_repair_is_forgotten(tracker: ConflictTracker, clock: Clock) -> 
 
 
 def test_holder_of_an_address_is_named(tracker: ConflictTracker) -> None:
-    elsewhere = host(link(1), link(2), addresses=has(2, "10.0.2.11/32"))
-    for _ in range(TOLERATED):
-        tracker.made((ADDRESS,))
+    elsewhere = host(link(1), link(2), addresses=kernel_address(2, "10.0.2.11/32"))
+    for _ in range(TOLERATED_REPAIRS):
+        tracker.count_confirmed((ADDRESS,))
     tracker.observe((ADDRESS,), elsewhere)
     assert tracker.statuses((ADDRESS,), elsewhere)[0][0]["by"] == "eth0 has it"
 
@@ -104,8 +104,8 @@ def test_rules_of_a_waiting_address_wait_with_it(form: Rules, siblings: int, tra
     own = ["10.0.2.10", "10.0.2.11"][: 1 + siblings]
     cloud = instance(interface(1), interface(2, *own))
     address = address_of(plan_of(wanted(cloud, HERE, rules=form), HERE), "10.0.2.10")
-    for _ in range(TOLERATED):
-        tracker.made((address,))
+    for _ in range(TOLERATED_REPAIRS):
+        tracker.count_confirmed((address,))
     left = plan_of(wanted(cloud, HERE, tracker.rejections, rules=form), HERE)
     rules = {str(op.selector) for op in left if isinstance(op, RuleAdd) and op.table == 9999 + 3}
     assert address not in left
@@ -114,9 +114,9 @@ def test_rules_of_a_waiting_address_wait_with_it(form: Rules, siblings: int, tra
 
 
 def test_present_object_stays_while_it_waits(tracker: ConflictTracker) -> None:
-    settled = carried_out(PLAN, HERE)
+    settled = after_changes(PLAN, HERE)
     for op in PLAN:
-        for _ in range(TOLERATED):
-            tracker.made((op,))
+        for _ in range(TOLERATED_REPAIRS):
+            tracker.count_confirmed((op,))
     left = plan_of(wanted(CLOUD, settled, tracker.rejections), settled)
     assert not any(map(is_removal, left))

@@ -25,7 +25,7 @@ from cloud_network.fetcher.network.objects import (
     Rule,
 )
 
-from tests.unit.fetcher.values import BASE, FIRST, has, host, instance, interface, link, mac, wanted
+from tests.unit.fetcher.values import BASE, FIRST, host, instance, interface, kernel_address, link, mac, wanted
 
 EVERYTHING, EVERYTHING6 = ip_network("0.0.0.0/0"), ip_network("::/0")
 
@@ -275,14 +275,14 @@ def test_shared_subnet_connected_route_is_the_primarys() -> None:
 
 @pytest.mark.parametrize(("ifindex", "theirs"), [(3, "10.0.1.13/24"), (9, "10.0.0.1/16"), (1, "10.0.1.99/32")])
 def test_connected_route_never_shadows_another_link(ifindex: int, theirs: str) -> None:
-    here = host(link(1), link(2), addresses=has(ifindex, theirs))
+    here = host(link(1), link(2), addresses=kernel_address(ifindex, theirs))
     assert carried(wanted(instance(interface(1), interface(2)), here), 2) == ["10.0.1.10/24"]
 
 
 @pytest.mark.parametrize("more", [["10.0.0.7/32"], ["10.0.0.7/24", "10.0.0.9/32"], ["10.0.9.7/16"]])
 def test_link_with_further_addresses_is_not_shadowed(more: list[str]) -> None:
     """The other network may be before, inside or around its part of the subnet."""
-    theirs = {place: value for text in [*more, "10.0.1.99/32"] for place, value in has(9, text).items()}
+    theirs = {place: value for text in [*more, "10.0.1.99/32"] for place, value in kernel_address(9, text).items()}
     here = host(link(1), link(8, "lan0"), addresses=theirs)
     assert carried(wanted(instance(interface(1)), here, allow_addresses=Config().allow_addresses), 2) == [
         "10.0.1.10/24"
@@ -290,12 +290,19 @@ def test_link_with_further_addresses_is_not_shadowed(more: list[str]) -> None:
 
 
 def test_own_addresses_do_not_hide_another_links() -> None:
-    here = host(link(1), link(8, "lan0"), addresses=has(2, "10.0.0.7/16") | has(9, "10.0.1.99/32"))
+    here = host(
+        link(1), link(8, "lan0"), addresses=kernel_address(2, "10.0.0.7/16") | kernel_address(9, "10.0.1.99/32")
+    )
     assert carried(wanted(instance(interface(1)), here), 2) == ["10.0.1.10/24"]
 
 
 def test_own_addresses_shadow_nothing() -> None:
-    here = host(link(1), addresses=has(2, "10.0.1.10/24") | has(2, "fe80::1/64") | has(1, "127.0.0.1/8"))
+    here = host(
+        link(1),
+        addresses=kernel_address(2, "10.0.1.10/24")
+        | kernel_address(2, "fe80::1/64")
+        | kernel_address(1, "127.0.0.1/8"),
+    )
     assert carried(wanted(instance(interface(1)), here), 2) == ["10.0.1.10/24+"]
 
 
@@ -449,7 +456,7 @@ def test_refused_address_is_left_out_with_its_rules() -> None:
 
 
 def test_refused_address_that_is_there_stays() -> None:
-    here = host(link(1), addresses=has(2, "10.0.1.10/24", owned=True))
+    here = host(link(1), addresses=kernel_address(2, "10.0.1.10/24", owned=True))
     found = wanted(instance(interface(1)), here, refused(address("10.0.1.10/24", connected=True)))
     assert carried(found, 2) == ["10.0.1.10/24+"]
     assert not found.withheld
@@ -512,7 +519,7 @@ def test_new_gateway_that_is_silent_leaves_the_present_one() -> None:
 
 
 def test_address_of_an_operators_link_is_left_to_it() -> None:
-    here = host(link(1), link(7), addresses=has(8, "10.0.1.10/32"))
+    here = host(link(1), link(7), addresses=kernel_address(8, "10.0.1.10/32"))
     found = wanted(instance(interface(1, "10.0.1.10", "10.0.1.11")), here)
     assert [each.split("/")[0] for each in carried(found, 2)] == ["10.0.1.11"]
     [report] = reports(found)
@@ -523,7 +530,7 @@ def test_address_of_an_operators_link_is_left_to_it() -> None:
 def test_address_on_lo_or_a_dummy_gets_its_rules() -> None:
     """A load balancer's address, such as kube-proxy's on kube-ipvs0."""
     for service in (Link(1, "lo", "", True, 65536, None, hardware=772), link(7, "kube-ipvs0", kind="dummy")):
-        here = host(link(1), link(2), service, addresses=has(service.ifindex, "10.0.1.10/32"))
+        here = host(link(1), link(2), service, addresses=kernel_address(service.ifindex, "10.0.1.10/32"))
         found = wanted(instance(interface(1, "10.0.1.10", "10.0.1.11"), interface(2)), here)
         assert carried(found, 2) == ["10.0.1.11/24"]
         assert rule(0, "10.0.1.10", BASE + 2) in found.rules
@@ -535,7 +542,7 @@ def test_duplicate_on_another_link_removes_nothing() -> None:
         link(1),
         link(2),
         link(7, "kube-ipvs0", kind="dummy"),
-        addresses=has(2, "10.0.1.10/24", owned=True) | has(8, "10.0.1.10/32"),
+        addresses=kernel_address(2, "10.0.1.10/24", owned=True) | kernel_address(8, "10.0.1.10/32"),
     )
     found = wanted(instance(interface(1), interface(2)), here)
     assert carried(found, 2) == ["10.0.1.10/24+"]
@@ -543,7 +550,7 @@ def test_duplicate_on_another_link_removes_nothing() -> None:
 
 
 def test_our_address_moves_to_its_new_link() -> None:
-    here = host(link(1), link(2), addresses=has(3, "10.0.1.10/32", owned=True))
+    here = host(link(1), link(2), addresses=kernel_address(3, "10.0.1.10/32", owned=True))
     found = wanted(instance(interface(1), interface(2)), here)
     assert "10.0.1.10" in carried(found, 2)[0]
 
@@ -610,7 +617,7 @@ def test_foreign_local_range_is_adopted() -> None:
 def test_range_in_which_another_link_has_an_address_is_given_up() -> None:
     """The other link belongs to a pod. This is checked on every pass, also if the range is configured already."""
     ours = Route(255, 2, ip_network("10.64.0.0/24"), None)
-    bridge = host(link(1), link(7, "cbr0", kind="bridge"), addresses=has(8, "10.64.0.1/24"))
+    bridge = host(link(1), link(7, "cbr0", kind="bridge"), addresses=kernel_address(8, "10.64.0.1/24"))
     for here in (bridge, replace(bridge, routes=frozenset({ours}))):
         found = forwarded("10.64.0.0/24", here=here)
         assert found.routes == ()
@@ -658,7 +665,7 @@ def test_two_network_cards_have_device_numbers_of_their_own() -> None:
 def test_missing_subnet_is_taken_from_dhcp() -> None:
     """IBM's metadata has addresses without prefix lengths."""
     ones = [interface(n, f"10.0.{n}.10", subnets=[f"10.0.{n}.10/32"], gateways=()) for n in (1, 2)]
-    leased = has(2, "10.0.1.10/24") | has(3, "10.0.2.10/24")
+    leased = kernel_address(2, "10.0.1.10/24") | kernel_address(3, "10.0.2.10/24")
     learned = {2: (ip_address("10.0.1.1"),), 3: (ip_address("10.0.2.1"),)}
     found = wanted(instance(*ones), host(link(1), link(2), addresses=leased, gateways=learned))
     assert routes(found, 2) == [

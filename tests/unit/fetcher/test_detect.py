@@ -18,7 +18,7 @@ from tests.lab.metadata.in_process import InProcess
 from tests.unit.fetcher.metadata import Answer, Server
 
 AZURE_TAG = "7783-7084-3265-9085-8269-3286-77"
-NOBODY = ("127.0.0.1:9",)
+NO_ENDPOINT = ("127.0.0.1:9",)
 EC2_UUID = "ec2e1916-9099-7caf-fd21-012345abcdef"
 
 
@@ -26,7 +26,7 @@ EC2_UUID = "ec2e1916-9099-7caf-fd21-012345abcdef"
 def no_metadata_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """Point the metadata clients to a closed port of loopback: a test must not depend on the cloud that it runs on."""
     for provider in (Aws, Gcp):
-        monkeypatch.setattr(provider, "endpoints", NOBODY)
+        monkeypatch.setattr(provider, "endpoints", NO_ENDPOINT)
 
 
 def is_here(cloud: str, **firmware: str) -> bool:

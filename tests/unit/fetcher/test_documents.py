@@ -17,7 +17,7 @@ from cloud_network.fetcher.network.objects import Link
 
 from tests.lab.metadata.in_process import InProcess
 from tests.unit.fetcher.emulated import CLOUDS, document, names, provider_class, read, settled
-from tests.unit.fetcher.values import NOTHING
+from tests.unit.fetcher.values import EMPTY_KERNEL
 
 KEYS = ("ssh-ed25519 AAAA", "ssh-rsa AAAA")
 REFRESH = {"alibaba": 6, "aws": 7, "hetzner": 2, "tencent": 7}  # requests of an unchanged refresh of `one`; else 1
@@ -163,9 +163,9 @@ def test_unreadable_facts_stop_nothing(cloud_name: str, cloud: InProcess, provid
 def test_answers_checks_the_content(
     cloud: InProcess, provider: Provider, fault: str, status: int, expected: bool
 ) -> None:
-    assert provider.answers()  # and gets a token, on clouds with tokens
+    assert provider.is_reachable()  # and gets a token, on clouds with tokens
     cloud.fail(fault, status=status)
-    assert provider.answers() == expected
+    assert provider.is_reachable() == expected
 
 
 @every
@@ -173,7 +173,7 @@ def test_unreachable_server_is_an_error(cloud_name: str) -> None:
     provider = provider_class(cloud_name)(Client("127.0.0.1:9"))
     with pytest.raises(MetadataError):
         provider.fetch()
-    assert not provider.answers()
+    assert not provider.is_reachable()
 
 
 @pytest.mark.parametrize("cloud_name", WITH_TOKEN)
@@ -205,7 +205,7 @@ def test_vlan_is_configured_where_its_link_exists_and_is_allowed(cloud_name: str
         config = Config(allow_kinds=kinds)
         matches = match_links(found, config, links)
         present = without_absent_vlans(found, matches)
-        goal = desired(present, matches, config, replace(NOTHING, links=tuple(links)))
+        goal = desired(present, matches, config, replace(EMPTY_KERNEL, links=tuple(links)))
         configured = {each.address for each in goal.addresses if each.ifindex == 90}
         assert configured == ({each.ip for each in vlan.addresses} if kinds else set())
         advice = f"ip link add link eth2 name eth2.{vlan.vlan.tag} address {vlan.mac} type vlan id {vlan.vlan.tag}"

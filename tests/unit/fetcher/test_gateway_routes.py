@@ -14,11 +14,11 @@ from cloud_network.netagent.operations import AddressAdd
 from tests.unit.fetcher.values import (
     BASE,
     FIRST,
-    carried_out,
-    has,
+    after_changes,
     host,
     instance,
     interface,
+    kernel_address,
     link,
     plan_of,
     wanted,
@@ -86,7 +86,7 @@ def test_refused_route_of_the_second_table_is_named() -> None:
 
 def test_second_table_of_a_link_that_is_left_alone_stays() -> None:
     here = host(link(1), link(2))
-    after = carried_out(plan_of(wanted(droplet(), here), here), here)
+    after = after_changes(plan_of(wanted(droplet(), here), here), here)
     found = wanted(instance(interface(2), interface(4)), after)
     assert not [op for op in plan_of(found, after) if is_removal(op) and link_of(op, BASE) == 2]
 
@@ -124,7 +124,11 @@ def test_unconfigured_parts_are_reported() -> None:
 
 def test_dhcp_only_addresses_get_rules_and_stay_dhcps() -> None:
     bare = replace(interface(2), addresses=(), subnets=(), gateways=())
-    leased = has(3, "10.7.0.9/22") | has(3, "fe80::9/64") | has(3, "10.9.9.9/24", owned=True)
+    leased = (
+        kernel_address(3, "10.7.0.9/22")
+        | kernel_address(3, "fe80::9/64")
+        | kernel_address(3, "10.9.9.9/24", owned=True)
+    )
     here = host(link(1), link(2), addresses=leased, gateways={3: (ip_address("10.7.0.1"),)})
     found = wanted(instance(interface(1), bare), here)
     assert table(found, 3) == ["10.7.0.0/22", "10.0.1.0/24 via 10.7.0.1", "0.0.0.0/0 via 10.7.0.1"]

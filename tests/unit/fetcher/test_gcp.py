@@ -55,7 +55,7 @@ def provider(server: Server) -> Gcp:
     return Gcp(server.client)
 
 
-def made(**changes: Any) -> Instance:
+def parsed(**changes: Any) -> Instance:
     """Return the instance of one.json with changes in its interface."""
     whole: Any = document("gcp", "one")
     whole["instance"]["networkInterfaces"][0] |= changes
@@ -63,7 +63,7 @@ def made(**changes: Any) -> Instance:
 
 
 def first(**changes: Any) -> Interface:
-    found = made(**changes)
+    found = parsed(**changes)
     assert not found.problems, found.problems
     return found.interfaces[0]
 
@@ -119,7 +119,7 @@ def test_aliases_and_forwarded_addresses_are_ranges() -> None:
     ],
 )
 def test_wrong_part_is_reported_and_the_rest_used(changes: dict[str, Any], message: str) -> None:
-    found = made(**{"ipv6s": ["fd20::1"]} | changes)
+    found = parsed(**{"ipv6s": ["fd20::1"]} | changes)
     [problem] = found.problems
     assert message in problem.text
     assert "fd20::1/128" in map(str, found.interfaces[0].addresses)
@@ -215,15 +215,15 @@ def test_answer_without_the_flavor_is_an_error(server: Server, provider: Gcp) ->
     server.answer = lambda _: Answer(200, ONE)
     with pytest.raises(MetadataError, match="Metadata-Flavor"):
         provider.fetch()
-    assert not provider.answers()
+    assert not provider.is_reachable()
     with pytest.raises(MetadataError, match="Metadata-Flavor"):
         provider.wait_for_change()
 
 
 def test_busy_server_is_there(server: Server, provider: Gcp) -> None:
-    assert provider.answers()
+    assert provider.is_reachable()
     server.answer = lambda _: Answer(503, "", {"Retry-After": "3"})
-    assert provider.answers()
+    assert provider.is_reachable()
     with pytest.raises(MetadataError, match="HTTP 503") as caught:
         provider.fetch()
     assert caught.value.retry_after == 3.0

@@ -11,14 +11,14 @@ from cloud_network.fetcher.metadata.providers.hetzner import parse_yaml
 from tests.unit.fetcher.emulated import document, read
 
 
-def made(name: str, old: str = "", new: str = "") -> Instance:
+def parsed(name: str, old: str = "", new: str = "") -> Instance:
     """Return the instance with `old` replaced in both documents."""
     whole = document("hetzner", name)
     return read("hetzner", {key: [line.replace(old, new) for line in whole[key]] for key in whole})
 
 
 def test_server_is_read_whole() -> None:
-    public, private, *_ = made("many").interfaces
+    public, private, *_ = parsed("many").interfaces
     assert (public.mac, private.mac) == ("96:00:00:08:19:da", "86:00:00:2a:7d:e0")
     assert [str(address) for address in public.addresses] == ["1.2.3.4/32", "2a01:4f8:beef:beef::1/64"]
     assert public.gateways == (ip_address("fe80::1"),)
@@ -29,7 +29,7 @@ def test_server_is_read_whole() -> None:
 
 
 def test_alias_entry_without_mac_belongs_to_its_interface() -> None:
-    found = made("alias")
+    found = parsed("alias")
     assert found.complete
     (public,) = found.interfaces
     assert [str(address) for address in public.addresses] == ["1.2.3.4/32", "2a01:4f8:beef:beef::1/64"]
@@ -37,7 +37,9 @@ def test_alias_entry_without_mac_belongs_to_its_interface() -> None:
 
 
 def test_gateway_with_a_zone_is_understood() -> None:
-    assert made("ipv6", "gateway: fe80::1", "gateway: fe80::1%eth0").interfaces[0].gateways == (ip_address("fe80::1"),)
+    assert parsed("ipv6", "gateway: fe80::1", "gateway: fe80::1%eth0").interfaces[0].gateways == (
+        ip_address("fe80::1"),
+    )
 
 
 def test_other_kinds_of_entries_are_ignored_or_a_notice() -> None:
@@ -50,15 +52,15 @@ def test_other_kinds_of_entries_are_ignored_or_a_notice() -> None:
 
 
 def test_subnet_of_an_unknown_type_is_a_notice() -> None:
-    found = made("ipv6", "type: dhcp", "type: hologram")
+    found = parsed("ipv6", "type: dhcp", "type: hologram")
     assert ["type: 'hologram' is not a known type" in notice for notice in found.notices] == [True]
-    assert (found.problems, found.interfaces) == ((), made("ipv6").interfaces)
+    assert (found.problems, found.interfaces) == ((), parsed("ipv6").interfaces)
     assert found.unproven == {found.interfaces[0].mac}
 
 
 def test_server_without_private_or_public_network() -> None:
-    assert [each.mac for each in made("one").interfaces] == ["96:00:00:08:19:da"]
-    assert [each.mac for each in made("sparse").interfaces] == ["86:00:00:2a:7d:e0"]
+    assert [each.mac for each in parsed("one").interfaces] == ["96:00:00:08:19:da"]
+    assert [each.mac for each in parsed("sparse").interfaces] == ["86:00:00:2a:7d:e0"]
     with pytest.raises(MetadataError, match="names no interface"):
         read("hetzner", {"metadata": ["hostname: x"], "private-networks": ["[]"]})
 
@@ -76,7 +78,7 @@ def test_server_without_private_or_public_network() -> None:
     ],
 )
 def test_wrong_value_is_reported_by_its_path(old: str, new: str, message: str) -> None:
-    found = made("ipv6", old, new)
+    found = parsed("ipv6", old, new)
     (problem,) = found.problems
     assert message in problem.text
     assert len(found.interfaces) == 2
@@ -90,14 +92,14 @@ def test_yaml_scalars_are_text_and_null_is_nothing() -> None:
 def test_yaml_that_the_network_does_not_need_is_read() -> None:
     text = "public-keys:\n- {type: ssh-rsa}\nvendor_data: |\n  #cloud-config\n  a: !custom [b]\nkey: !custom text\n"
     assert parse_yaml(text, "x").value["public-keys"] == [{"type": "ssh-rsa"}]
-    assert made("many", "hostname: my-server", "public-keys: !x {a: [b, !!binary c]}").complete
+    assert parsed("many", "hostname: my-server", "public-keys: !x {a: [b, !!binary c]}").complete
 
 
 def test_yaml_alias_is_not_followed_and_stops_nothing() -> None:
     bomb = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
     assert parse_yaml(bomb, "x").value["c"] == ["*b", "*b"]
-    assert made("many", "hostname: my-server", "public-keys: [&key a, *key]").complete
-    found = made("ipv6", "gateway: fe80::1", "gateway: *somewhere")
+    assert parsed("many", "hostname: my-server", "public-keys: [&key a, *key]").complete
+    found = parsed("ipv6", "gateway: fe80::1", "gateway: *somewhere")
     assert ["'*somewhere' is not an IP address" in problem.text for problem in found.problems] == [True]
     assert len(found.interfaces) == 2
 

@@ -29,7 +29,7 @@ def ibm(cloud: InProcess) -> Iterator[Ibm]:
     client.close()
 
 
-def made(**changes: object) -> Instance:
+def parsed(**changes: object) -> Instance:
     whole = document("ibm", "one")
     whole["virtual_network_interfaces"]["virtual_network_interfaces"][0] |= changes
     return read("ibm", whole)
@@ -45,7 +45,7 @@ def test_instance_is_read_whole() -> None:
 
 
 def test_floating_addresses_are_shown() -> None:
-    assert made(floating_ips=[{"address": "203.0.113.7"}]).interfaces[0].public == (ip_address("203.0.113.7"),)
+    assert parsed(floating_ips=[{"address": "203.0.113.7"}]).interfaces[0].public == (ip_address("203.0.113.7"),)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_floating_addresses_are_shown() -> None:
     ],
 )
 def test_wrong_value_is_reported_by_its_path(change: dict[str, object], message: str) -> None:
-    found = made(**change)
+    found = parsed(**change)
     assert message in found.problems[0].text
     assert found.interfaces[0].addresses
 

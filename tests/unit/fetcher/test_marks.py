@@ -21,7 +21,7 @@ from cloud_network.fetcher.network.objects import (
     Rule,
 )
 from cloud_network.fetcher.network.plan import COMMON, in_ip_syntax, link_of
-from cloud_network.fetcher.schedule import MARKS_CHECK, Schedule
+from cloud_network.fetcher.schedule import MARKS_CHECK_S, Schedule
 from cloud_network.netagent.operations import ForwardedReplies as Table
 from cloud_network.netagent.operations import LinkMark, RuleAdd, RuleRemove
 from hypothesis import given, settings
@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from .values import (
     BASE,
     FIRST,
-    carried_out,
+    after_changes,
     clouds,
     configs,
     goal_of,
@@ -126,19 +126,19 @@ def test_the_table_comes_before_the_rules_that_need_it() -> None:
     parts = components(ops, BASE)
     assert isinstance(parts[0][0], Table)
     assert [len([op for op in part if isinstance(op, Table)]) for part in parts] == [1, 0]
-    assert carried_out(tuple(op for part in parts for op in part), HERE).marks == marks((2, 2), (3, 3))
+    assert after_changes(tuple(op for part in parts for op in part), HERE).marks == marks((2, 2), (3, 3))
 
 
 def test_mark_is_removed_after_its_rules() -> None:
     """The metadata no longer names the second interface, but its link is still present."""
-    before = carried_out(plan_of(goal(), HERE), HERE)
+    before = after_changes(plan_of(goal(), HERE), HERE)
     less = wanted(instance(interface(1)), before, forwarded_replies=MARK, supplementary=("eth0",))
     ops = plan_of(less, before)
     kinds = [type(op) for op in ops if isinstance(op, Table | RuleRemove)]
     assert kinds == [RuleRemove] * (len(kinds) - 1) + [Table]
     parts = [part for part in components(ops, BASE) if any(link_of(op, BASE) != COMMON for op in part)]
     assert isinstance(parts[-1][-1], Table)
-    assert carried_out(ops, before).marks == marks((2, 2))
+    assert after_changes(ops, before).marks == marks((2, 2))
 
 
 @given(clouds(), configs, hosts())
@@ -147,7 +147,7 @@ def test_no_request_leaves_a_rule_without_its_mark(cloud: Instance, config: Conf
     """netagent refuses such a request. It does not check the rules of excluded links, which stay as they are."""
     config = replace(config, forwarded_replies=MARK, exclude=())
     for part in components(plan_of(goal_of(cloud, config, here), here), BASE):
-        here = carried_out(part, here)
+        here = after_changes(part, here)
         if any(isinstance(op, Table) for op in part):
             present = {each.ifindex for each in here.links}
             marked = {LinkMark(rule.table - BASE, rule.mark & 0x3F) for rule in here.rules if rule.mark}
@@ -155,12 +155,12 @@ def test_no_request_leaves_a_rule_without_its_mark(cloud: Instance, config: Conf
 
 
 def test_second_plan_is_empty_with_marks() -> None:
-    after = carried_out(plan_of(goal(), HERE), HERE)
+    after = after_changes(plan_of(goal(), HERE), HERE)
     assert plan_of(goal(after), after) == ()
 
 
 def test_incomplete_table_is_replaced() -> None:
-    after = replace(carried_out(plan_of(goal(), HERE), HERE), marks=())
+    after = replace(after_changes(plan_of(goal(), HERE), HERE), marks=())
     assert plan_of(goal(after), after) == (Table(marks((2, 2), (3, 3))),)
 
 
@@ -175,7 +175,7 @@ def test_a_kernel_without_nftables_gets_everything_else() -> None:
 
 
 def test_refused_link_does_not_block_other_marks() -> None:
-    after = carried_out(plan_of(goal(), HERE), HERE)
+    after = after_changes(plan_of(goal(), HERE), HERE)
     refused: Rejections = {LinkSettings(3, None): Rejection("eth1 is of kind bond, not an interface of the cloud")}
     found = wanted(CLOUD, after, refused, forwarded_replies=MARK)
     assert found.marks == marks((2, 2))
@@ -183,7 +183,7 @@ def test_refused_link_does_not_block_other_marks() -> None:
 
 
 def test_rules_stay_while_another_program_reverts_the_table() -> None:
-    after = carried_out(plan_of(goal(), HERE), HERE)
+    after = after_changes(plan_of(goal(), HERE), HERE)
     waiting: Rejections = {MarkTable(): Rejection("another program removes it", Cause.CONFLICT)}
     found = wanted(CLOUD, replace(after, marks=()), waiting, forwarded_replies=MARK)
     assert plan_of(found, replace(after, marks=())) == ()
@@ -201,7 +201,7 @@ def test_the_changes_are_shown_as_commands() -> None:
 
 def test_netagent_is_asked_every_ten_seconds() -> None:
     now = 100.0
-    for config, due in ((Config(), float("inf")), (CONFIG, now + MARKS_CHECK)):
+    for config, due in ((Config(), float("inf")), (CONFIG, now + MARKS_CHECK_S)):
         schedule = Schedule(config, lambda: now)
         schedule.read_begins()
         schedule.compare_begins(on_event=False)

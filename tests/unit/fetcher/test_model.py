@@ -67,20 +67,22 @@ def test_a_long_value_is_shown_shortened() -> None:
 
 def test_an_address_gets_the_length_of_the_subnet_it_lies_in() -> None:
     subnets = (ip_network("10.0.1.0/24"), ip_network("10.0.2.0/25"), ip_network("fd00::/64"))
-    assert str(model.place("p", ip_address("10.0.2.7"), subnets)) == "10.0.2.7/25"
-    assert str(model.place("p", ip_address("fd00::7"), subnets)) == "fd00::7/64"
+    assert str(model.with_prefix_length("p", ip_address("10.0.2.7"), subnets)) == "10.0.2.7/25"
+    assert str(model.with_prefix_length("p", ip_address("fd00::7"), subnets)) == "fd00::7/64"
 
 
 @pytest.mark.parametrize("text", ["8.8.8.8", "10.0.2.1", "fd01::1", "10.0.1.0", "10.0.1.255"])
 def test_address_outside_subnets_is_refused_with_the_subnets(text: str) -> None:
     with pytest.raises(MetadataError) as caught:
-        model.place("macs/x/local-ipv4s", ip_address(text), (ip_network("10.0.1.0/24"), ip_network("fd00::/64")))
+        model.with_prefix_length(
+            "macs/x/local-ipv4s", ip_address(text), (ip_network("10.0.1.0/24"), ip_network("fd00::/64"))
+        )
     assert refused(caught.value, "macs/x/local-ipv4s", text, "10.0.1.0/24")
 
 
 def test_a_point_to_point_subnet_has_no_broadcast_address() -> None:
-    assert str(model.place("p", ip_address("10.0.1.0"), (ip_network("10.0.1.0/31"),))) == "10.0.1.0/31"
-    assert str(model.place("p", ip_address("10.0.1.9"), (ip_network("10.0.1.9/32"),))) == "10.0.1.9/32"
+    assert str(model.with_prefix_length("p", ip_address("10.0.1.0"), (ip_network("10.0.1.0/31"),))) == "10.0.1.0/31"
+    assert str(model.with_prefix_length("p", ip_address("10.0.1.9"), (ip_network("10.0.1.9/32"),))) == "10.0.1.9/32"
 
 
 def test_host_bits_of_a_prefix_are_dropped() -> None:
@@ -169,8 +171,8 @@ def test_missing_part_keeps_known_parts_with_a_notice() -> None:
 
 def test_subnet_router_anycast_address_is_refused() -> None:
     with pytest.raises(MetadataError, match="anycast"):
-        model.place("p", ip_address("fd00::"), (ip_network("fd00::/64"),))
-    assert str(model.place("p", ip_address("fd00::"), (ip_network("fd00::/127"),))) == "fd00::/127"
+        model.with_prefix_length("p", ip_address("fd00::"), (ip_network("fd00::/64"),))
+    assert str(model.with_prefix_length("p", ip_address("fd00::"), (ip_network("fd00::/127"),))) == "fd00::/127"
 
 
 def test_merged_interface_does_not_become_proof() -> None:

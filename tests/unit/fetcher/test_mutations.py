@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from tests.lab.metadata.frame import Provider as Emulated
 from tests.lab.metadata.providers import PROVIDERS
 from tests.unit.fetcher.emulated import CLOUDS, Direct, document, names, provider_class, read
-from tests.unit.fetcher.values import NOTHING, carried_out, goal_of
+from tests.unit.fetcher.values import EMPTY_KERNEL, after_changes, goal_of
 
 Path = tuple[Any, ...]
 TREES = ("alibaba", "aws", "tencent")
@@ -179,8 +179,8 @@ def host(instance: Instance) -> Actual:
         Link(number + 2, f"eth{number}", interface.mac, True, interface.mtu or 1500, None)
         for number, interface in enumerate(instance.interfaces)
     ]
-    bare = Actual(tuple(links), {}, frozenset(), frozenset(), NOTHING.gateways)
-    return carried_out(plan(goal_of(instance, Config(), bare), bare, may_remove=True), bare)
+    bare = Actual(tuple(links), {}, frozenset(), frozenset(), EMPTY_KERNEL.gateways)
+    return after_changes(plan(goal_of(instance, Config(), bare), bare, may_remove=True), bare)
 
 
 def removals(before: Instance, here: Actual, after: Instance) -> Plan:

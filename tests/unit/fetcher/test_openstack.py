@@ -16,7 +16,7 @@ from tests.lab.metadata.in_process import InProcess
 from tests.unit.fetcher.emulated import document, read
 
 
-def made(name: str) -> Instance:
+def parsed(name: str) -> Instance:
     return read("openstack", name)
 
 
@@ -28,24 +28,24 @@ def changed(what: str, change: dict[str, Any], name: str = "one") -> Instance:
 
 
 def test_port_is_read_whole() -> None:
-    (one,) = made("one").interfaces
+    (one,) = parsed("one").interfaces
     assert ([str(address) for address in one.addresses], one.mtu) == (["10.192.35.66/22"], 1450)
     assert (one.subnets, one.gateways) == ((ip_network("10.192.32.0/22"),), (ip_address("10.192.35.254"),))
     assert one.document["networks"][0]["routes"][1]["network"] == "192.168.0.0"
-    assert [len(each.addresses) for each in made("many").interfaces] == [15] * 4
+    assert [len(each.addresses) for each in parsed("many").interfaces] == [15] * 4
 
 
 def test_port_with_dhcp_has_no_address() -> None:
-    first, second = made("dhcp").interfaces
+    first, second = parsed("dhcp").interfaces
     assert (first.addresses, first.mtu, second.addresses, first.dhcp) == ((), None, (), True)
-    assert made("dhcp").complete
-    (mixed,) = made("ipv6").interfaces
+    assert parsed("dhcp").complete
+    (mixed,) = parsed("ipv6").interfaces
     assert [str(address) for address in mixed.addresses] == ["2604:1380:9:19::520c/64"]
     assert mixed.gateways == (ip_address("2604:1380:9:19::1"),)
 
 
 def test_bonds_are_a_notice_and_their_members_left_alone() -> None:
-    found = made("bonds")
+    found = parsed("bonds")
     assert [each.mac for each in found.interfaces] == ["fa:16:3e:60:32:01"]
     assert [notice.partition(" is a ")[2] for notice in found.notices] == [
         "bond, which is not configured; its link is the operator's",
@@ -93,7 +93,7 @@ def test_empty_netmask_leaves_the_address_alone() -> None:
 
 
 def test_routes_by_other_gateways_are_read() -> None:
-    found = made("one").interfaces[0]
+    found = parsed("one").interfaces[0]
     assert [(str(network), str(gateway)) for network, gateway in found.routes] == [
         ("192.168.0.0/16", "10.192.35.1"),
     ]
@@ -154,10 +154,10 @@ def unreachable() -> Client:
 def test_drive_is_read_without_a_service_and_is_no_proof(drive: Path, unreachable: Client) -> None:
     provider = on(drive, unreachable)
     found = provider.fetch()
-    assert found.interfaces == made("one").interfaces
+    assert found.interfaces == parsed("one").interfaces
     assert (found.complete, found.problems) == (False, ())
     assert found.system["public-keys"]
-    assert provider.answers()
+    assert provider.is_reachable()
 
 
 def test_drive_is_not_asked_once_the_service_has_answered(drive: Path) -> None:
@@ -170,7 +170,7 @@ def test_drive_is_not_asked_once_the_service_has_answered(drive: Path) -> None:
     cloud.fail("status")
     with pytest.raises(MetadataError, match="HTTP 500"):
         provider.fetch()
-    assert not provider.answers()
+    assert not provider.is_reachable()
     client.close()
     cloud.close()
 

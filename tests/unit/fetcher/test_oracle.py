@@ -12,7 +12,7 @@ from tests.unit.fetcher.emulated import document, read, settled
 from tests.unit.fetcher.emulated import provider_of as provider
 
 
-def made(name: str, **changes: object) -> Instance:
+def parsed(name: str, **changes: object) -> Instance:
     """Return the instance with these values in the last VNIC."""
     whole = document("oracle", name)
     whole["vnics"][-1] |= changes
@@ -20,17 +20,17 @@ def made(name: str, **changes: object) -> Instance:
 
 
 def test_vnic_is_read_whole() -> None:
-    first = made("many").interfaces[0]
+    first = parsed("many").interfaces[0]
     assert first.mac == "02:00:17:00:00:01"
     assert [str(address) for address in first.addresses[:2]] == ["10.0.1.230/24", "2603:c020:400d:1::100/64"]
     assert len(first.addresses) == 15
     assert first.subnets == (ip_network("10.0.1.0/24"), ip_network("2603:c020:400d:1::/64"))
     assert first.gateways == (ip_address("10.0.1.1"), ip_address("fe80::200:17ff:fe40:8972"))
-    assert [each.device_number for each in made("many").interfaces] == [0, 1, 2, 3]
+    assert [each.device_number for each in parsed("many").interfaces] == [0, 1, 2, 3]
 
 
 def test_vnic_may_have_ipv6_only() -> None:
-    _, alone, prefix = made("ipv6").interfaces
+    _, alone, prefix = parsed("ipv6").interfaces
     assert [address.version for address in alone.addresses] == [6, 6]
     assert alone.gateways == (ip_address("fe80::200:17ff:fe40:8972"),)
     assert [address.version for address in prefix.addresses] == [4]
@@ -38,20 +38,20 @@ def test_vnic_may_have_ipv6_only() -> None:
 
 @pytest.mark.parametrize("name", ["metal", "metal_tags"])
 def test_second_vnic_of_a_physical_nic_is_a_vlan(name: str) -> None:
-    physical, vlan = made(name).interfaces
+    physical, vlan = parsed(name).interfaces
     assert physical.vlan is None
     assert vlan.vlan is not None
     assert vlan.vlan.parent == physical.mac
-    assert made(name).complete
+    assert parsed(name).complete
 
 
 def test_vnics_of_two_physical_nics_are_no_vlans() -> None:
-    assert [each.vlan for each in made("metal", nicIndex=1).interfaces] == [None, None]
-    assert made("metal").interfaces[1].vlan == Vlan(1, "90:e2:ba:d4:f1:68")
+    assert [each.vlan for each in parsed("metal", nicIndex=1).interfaces] == [None, None]
+    assert parsed("metal").interfaces[1].vlan == Vlan(1, "90:e2:ba:d4:f1:68")
 
 
 def test_vlan_tag_of_a_virtual_machine_is_ignored() -> None:
-    assert [each.vlan for each in made("one").interfaces] == [None]
+    assert [each.vlan for each in parsed("one").interfaces] == [None]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_wrong_value_is_reported_by_its_path(key: str, value: object, message: s
 
 
 def test_gateway_outside_the_subnet_is_used() -> None:
-    found = made("one", virtualRouterIp="10.0.9.1")
+    found = parsed("one", virtualRouterIp="10.0.9.1")
     assert (found.interfaces[0].gateways[0], found.complete) == (ip_address("10.0.9.1"), True)
 
 

@@ -27,15 +27,15 @@ from hypothesis import strategies as st
 from tests.unit.fetcher import values
 from tests.unit.fetcher.values import (
     BASE,
-    carried_out,
+    after_changes,
     clouds,
     configs,
     goal_of,
-    has,
     host,
     hosts,
     instance,
     interface,
+    kernel_address,
     link,
     rule_of,
     wanted,
@@ -51,19 +51,19 @@ def ours(here: Actual) -> tuple[object, ...]:
 @given(st.lists(clouds(), min_size=1, max_size=4), configs, st.booleans())
 def test_any_history_ends_like_a_fresh_start(history: list[Instance], config: Config, leased: bool) -> None:
     """Addresses, ranges, subnets and interfaces are added, removed and moved."""
-    lease = has(2, "10.0.1.10/24") if leased else {}
+    lease = kernel_address(2, "10.0.1.10/24") if leased else {}
     start = now = host(link(1), link(2), link(3), link(4), addresses=lease)
     for cloud in history:
-        now = carried_out(plan(goal_of(cloud, config, now), now, may_remove=True), now)
-    fresh = carried_out(plan(goal_of(history[-1], config, start), start, may_remove=True), start)
+        now = after_changes(plan(goal_of(cloud, config, now), now, may_remove=True), now)
+    fresh = after_changes(plan(goal_of(history[-1], config, start), start, may_remove=True), start)
     assert ours(now) == ours(fresh)
 
 
 @given(clouds(), configs, hosts())
 def test_applied_plan_reaches_the_goal(cloud: Instance, config: Config, before: Actual) -> None:
-    """`carried_out` makes the changes one by one and rejects those that the kernel would refuse at that point."""
+    """`after_changes` makes the changes one by one and rejects those that the kernel would refuse at that point."""
     goal = goal_of(cloud, config, before)
-    after = carried_out(plan(goal, before, may_remove=True), before)
+    after = after_changes(plan(goal, before, may_remove=True), before)
     owned = {place for place, kernel in after.addresses.items() if kernel.owned and place[0] not in goal.unmanaged}
     places = {(each.ifindex, each.address) for each in goal.addresses}
     settings = [each.settings for each in goal.links]
@@ -77,7 +77,7 @@ def test_applied_plan_reaches_the_goal(cloud: Instance, config: Config, before: 
 
 @given(clouds(), configs, hosts())
 def test_a_second_plan_is_empty(cloud: Instance, config: Config, before: Actual) -> None:
-    after = carried_out(plan(goal_of(cloud, config, before), before, may_remove=True), before)
+    after = after_changes(plan(goal_of(cloud, config, before), before, may_remove=True), before)
     assert plan(goal_of(cloud, config, after), after, may_remove=True) == ()
 
 
@@ -109,7 +109,7 @@ def test_links_come_up_first_and_rules_are_removed_last() -> None:
     here = host(
         link(1, up=False),
         link(2),
-        addresses=has(2, "10.0.1.99/24", owned=True),
+        addresses=kernel_address(2, "10.0.1.99/24", owned=True),
         routes=frozenset({Route(table, 2, ip_network("10.9.0.0/16"), None)}),
         rules=frozenset({Rule(31000, 4, ip_network("10.0.1.99"), table, suppress=True)}),
     )
@@ -139,12 +139,12 @@ def test_no_address_lacks_a_rule_during_replacement(
     cloud: Instance, config: Config, before: Actual, rules: Rules, data: st.DataObject
 ) -> None:
     """Rules= changes, or addresses change and with them prefixes: checked after each single operation."""
-    start = carried_out(plan(goal_of(cloud, config, before), before, may_remove=True), before)
+    start = after_changes(plan(goal_of(cloud, config, before), before, may_remove=True), before)
     final = cloud.interfaces[-1]
     fewer = replace(final, addresses=final.addresses[: data.draw(st.integers(0, len(final.addresses)))])
     after = replace(cloud, interfaces=(*cloud.interfaces[:-1], fewer))
     for one, other in ((cloud, after), (after, cloud)):
-        here = carried_out(plan(goal_of(one, config, start), start, may_remove=True), start)
+        here = after_changes(plan(goal_of(one, config, start), start, may_remove=True), start)
         goal = goal_of(other, replace(config, rules=rules), here)
         order = sorted(here.rules, key=str)
         settled = order + [each for each in goal.rules if each not in order]
@@ -163,7 +163,7 @@ def test_no_address_lacks_a_rule_during_replacement(
 
 def test_foreign_address_of_any_length_is_adopted() -> None:
     for there in ("10.0.1.10/24", "10.0.1.10/32", "10.0.1.10/16"):
-        assert changes_of(instance(interface(1)), host(link(1), addresses=has(2, there))) == []
+        assert changes_of(instance(interface(1)), host(link(1), addresses=kernel_address(2, there))) == []
 
 
 @pytest.mark.parametrize(
@@ -176,24 +176,24 @@ def test_foreign_address_of_any_length_is_adopted() -> None:
 )
 def test_our_address_gets_the_form_of_a_fresh_start(there: str, expected: list[str]) -> None:
     """The kernel has the address throughout, temporarily as /32."""
-    here = host(link(1), addresses=has(2, there, owned=True, connected=not there.endswith("/32")))
+    here = host(link(1), addresses=kernel_address(2, there, owned=True, connected=not there.endswith("/32")))
     ops = plan(wanted(instance(interface(1)), here), here, may_remove=True)
     assert [f"{'-' if is_removal(op) else '+'}{op.interface}" for op in ops] == expected  # type: ignore[union-attr]
 
 
 def test_our_address_keeps_its_form_while_nothing_may_be_removed() -> None:
-    here = host(link(1), addresses=has(2, "10.0.1.10/32", owned=True))
+    here = host(link(1), addresses=kernel_address(2, "10.0.1.10/32", owned=True))
     assert plan(wanted(instance(interface(1)), here), here, may_remove=False) == ()
 
 
 def test_the_same_address_on_another_link_does_not_satisfy() -> None:
-    here = host(link(1), link(2), addresses=has(3, "10.0.1.10/24", owned=True))
+    here = host(link(1), link(2), addresses=kernel_address(3, "10.0.1.10/24", owned=True))
     assert "AddressAdd" in changes_of(instance(interface(1)), here)
 
 
 def test_a_route_whose_gateway_changes_is_replaced_in_place() -> None:
     cloud, here = instance(interface(1), interface(2)), host(link(1), link(2))
-    settled = carried_out(plan(wanted(cloud, here), here, may_remove=True), here)
+    settled = after_changes(plan(wanted(cloud, here), here, may_remove=True), here)
     default = next(each for each in settled.routes if each.table == BASE + 2 and each.destination.prefixlen == 0)
     other = replace(default, gateway=interface(1, "10.0.1.77").addresses[0].ip)
     moved = replace(settled, routes=settled.routes - {default} | {other})
@@ -204,7 +204,7 @@ def test_a_route_whose_gateway_changes_is_replaced_in_place() -> None:
 
 def test_detach_removes_rules_and_the_remaining_table() -> None:
     cloud, here = instance(interface(1), interface(2)), host(link(1), link(2))
-    both = carried_out(plan(wanted(cloud, here), here, may_remove=True), here)
+    both = after_changes(plan(wanted(cloud, here), here, may_remove=True), here)
     gone = replace(
         both,
         links=both.links[:1],
@@ -212,26 +212,26 @@ def test_detach_removes_rules_and_the_remaining_table() -> None:
         routes=frozenset(each for each in both.routes if each.ifindex == 2),
     )
     alone = instance(interface(1))
-    after = carried_out(plan(wanted(alone, gone), gone, may_remove=True), gone)
+    after = after_changes(plan(wanted(alone, gone), gone, may_remove=True), gone)
     assert (after.routes, after.rules) == (frozenset(), frozenset())
     assert [str(address) for _, address in after.addresses] == ["10.0.1.10"]
 
 
 def test_mtu_and_link_state_are_separate_changes() -> None:
-    here = host(link(1, up=False, mtu=1500), addresses=has(2, "10.0.1.10/24"))
+    here = host(link(1, up=False, mtu=1500), addresses=kernel_address(2, "10.0.1.10/24"))
     goal = wanted(instance(interface(1, mtu=9001)), here)
     found = plan(goal, here, may_remove=True)
     assert found == (LinkMtu(2, 9001), LinkUp(2))
-    assert changes_of(instance(interface(1, mtu=9001)), carried_out(found, here)) == []
+    assert changes_of(instance(interface(1, mtu=9001)), after_changes(found, here)) == []
 
 
 @given(clouds(shared=False), clouds(shared=False), configs)
 def test_changed_metadata_lead_to_the_objects_of_a_fresh_boot(one: Instance, other: Instance, config: Config) -> None:
     """All except the length of an existing address, and the connected route that depends on it."""
     bare = host(*(link(number, up=False) for number in range(1, 5)))
-    here = carried_out(plan(goal_of(one, config, bare), bare, may_remove=True), bare)
-    here = carried_out(plan(goal_of(other, config, here), here, may_remove=True), here)
-    fresh = carried_out(plan(goal_of(other, config, bare), bare, may_remove=True), bare)
+    here = after_changes(plan(goal_of(one, config, bare), bare, may_remove=True), bare)
+    here = after_changes(plan(goal_of(other, config, here), here, may_remove=True), here)
+    fresh = after_changes(plan(goal_of(other, config, bare), bare, may_remove=True), bare)
     assert (here.addresses.keys(), here.routes, here.rules) == (fresh.addresses.keys(), fresh.routes, fresh.rules)
 
 
@@ -239,7 +239,7 @@ def test_unproven_metadata_removes_nothing_after_a_restart() -> None:
     """A new fetcher has no earlier metadata, so only the fact that the interface is unproven protects its link."""
     whole = values.instance(values.interface(1), values.interface(2))
     bare = values.host(values.link(1), values.link(2))
-    here = values.carried_out(values.plan_of(values.wanted(whole, bare), bare), bare)
+    here = values.after_changes(values.plan_of(values.wanted(whole, bare), bare), bare)
     empty = replace(values.interface(2), addresses=(), subnets=(), gateways=())
     fresh = values.instance(values.interface(1), empty).with_known(None)
     assert fresh.may_remove

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from cloud_network.fetcher.network.objects import Actual
-from cloud_network.fetcher.network.presence import DEPARTED_SECONDS, FORGOTTEN_SECONDS, UDEV_SECONDS, Presence
+from cloud_network.fetcher.network.presence import DEPARTED_S, FORGOTTEN_S, UDEV_S, Presence
 
 from tests.unit.fetcher.values import host, link, mac
 
@@ -67,7 +67,7 @@ def test_a_hung_udev_is_waited_for_only_some_seconds(tmp_path: Path) -> None:
     clock = Clock()
     presence = Presence(clock, tmp_path)
     observe(presence, host(link(1)), mac(1))
-    clock.now += UDEV_SECONDS
+    clock.now += UDEV_S
     assert observe(presence, host(link(1)), mac(1)) == [True]
 
 
@@ -77,8 +77,8 @@ def test_a_link_that_was_here_has_left_after_a_while(tmp_path: Path) -> None:
     observe(presence, host(link(1), link(2)), mac(1), mac(2), mac(3))
     observe(presence, host(link(1)), mac(1), mac(2), mac(3))
     assert presence.departed == frozenset()
-    assert presence.due == clock.now + DEPARTED_SECONDS
-    clock.now += DEPARTED_SECONDS
+    assert presence.due == clock.now + DEPARTED_S
+    clock.now += DEPARTED_S
     observe(presence, host(link(1)), mac(1), mac(2), mac(3))
     assert presence.departed == {mac(2)}, "the third link was never present"
     observe(presence, host(link(1), link(2)), mac(1), mac(2))
@@ -89,11 +89,11 @@ def test_a_partial_answer_does_not_bring_a_departed_link_back(tmp_path: Path) ->
     clock = Clock()
     presence = Presence(clock, tmp_path)
     observe(presence, host(link(1), link(2)), mac(1), mac(2))
-    clock.now += 2 * DEPARTED_SECONDS
+    clock.now += 2 * DEPARTED_S
     observe(presence, host(link(1)), mac(1))
     observe(presence, host(link(1)), mac(1), mac(2))
     assert presence.departed == {mac(2)}
-    clock.now += 2 * FORGOTTEN_SECONDS
+    clock.now += 2 * FORGOTTEN_S
     observe(presence, host(link(1)), mac(1))
     observe(presence, host(link(1)), mac(1), mac(2))
     assert presence.departed == frozenset()

@@ -47,7 +47,7 @@ from cloud_network.netagent.protocol import (
 )
 
 from .test_schedule import Clock
-from .values import BASE, carried_out, has, host, instance, interface, link
+from .values import BASE, after_changes, host, instance, interface, kernel_address, link
 
 BOTH = instance(interface(1), interface(2))
 
@@ -91,7 +91,7 @@ class World:
         if any(errnos):
             position = next(at for at, each in enumerate(errnos) if each)
             return Failed(position, errnos, "Permission denied")
-        self.before, self.actual = self.actual, carried_out(ops, self.actual.with_owned(self.owned))
+        self.before, self.actual = self.actual, after_changes(ops, self.actual.with_owned(self.owned))
         return Done(Verdict.APPLIED, len(ops))
 
     def of(self, kind: type[Request]) -> list[Any]:
@@ -109,7 +109,7 @@ class Provider:
     def fetch(self) -> Instance:
         raise MetadataError("unreachable", "not here")
 
-    def answers(self, seconds: float = 0.0) -> bool:
+    def is_reachable(self, seconds: float = 0.0) -> bool:
         return self._world.server_answers(self._world.actual)
 
     def credentials(self) -> dict[str, Any]:
@@ -142,8 +142,8 @@ def clock() -> Clock:
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[World]:
     made = World(host(link(1), link(2)))
     monkeypatch.setattr(kernel, "read", lambda: made.actual)
-    monkeypatch.setattr(gateways, "resolving", lambda asked, *_: frozenset(asked) - made.silent)
-    monkeypatch.setattr(gateways, "_can_be_asked", lambda *_: True)  # the links of this test are not real
+    monkeypatch.setattr(gateways, "resolved_gateways", lambda asked, *_: frozenset(asked) - made.silent)
+    monkeypatch.setattr(gateways, "_can_be_probed", lambda *_: True)  # the links of this test are not real
     monkeypatch.setattr("os.geteuid", lambda: 1)  # root sends credentials first, which this test does not read
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(tmp_path / "netagent.sock"))
@@ -216,7 +216,9 @@ def test_kernel_that_marks_no_address_has_those_of_the_ledger(
 ) -> None:
     """Before Linux 5.18 netagent's ledger says which addresses are ours; others stay."""
     monkeypatch.setattr(protocol, "MARKS_ADDRESSES", False)
-    world.actual = host(link(1), link(2), addresses=has(2, "10.0.1.11/32") | has(2, "10.0.1.12/32"))
+    world.actual = host(
+        link(1), link(2), addresses=kernel_address(2, "10.0.1.11/32") | kernel_address(2, "10.0.1.12/32")
+    )
     world.owned = frozenset({(2, ip_address("10.0.1.11"))})
     refresh(reconciler)
     refresh(reconciler)  # a removal needs two reads
@@ -379,7 +381,9 @@ def test_server_that_is_down_anyway_holds_no_link(world: World, reconciler: Reco
 
 
 def test_silent_new_gateway_gets_no_route(world: World, reconciler: Reconciler) -> None:
-    world.actual = host(link(1), link(2), addresses=has(2, "10.0.1.10/24") | has(3, "10.0.2.10/24"))
+    world.actual = host(
+        link(1), link(2), addresses=kernel_address(2, "10.0.1.10/24") | kernel_address(3, "10.0.2.10/24")
+    )
     world.silent = {GatewayUse(3, interface(2).gateways[0])}
     report = refresh(reconciler)
     assert any("gateway 10.0.2.1 of eth1: it does not answer ARP" in text for text in texts(report))

@@ -33,7 +33,7 @@ from cloud_network.fetcher.status import LinkStatus
 from cloud_network.netagent.claims import SECOND_TABLE
 
 from .test_schedule import Clock
-from .values import BASE, carried_out, has, host, instance, interface, link, plan_of, wanted
+from .values import BASE, after_changes, host, instance, interface, kernel_address, link, plan_of, wanted
 
 SCHEMA = json.loads((Path(__file__).parents[3] / "docs/status.schema.json").read_text())
 CLOUD = instance(
@@ -41,7 +41,7 @@ CLOUD = instance(
     system={"ami-id": "x"}, identity={"document": b"{}", "pkcs7": b"M\nI"},
 )  # fmt: skip
 BARE = host(link(1), link(2))
-SETTLED = carried_out(plan_of(wanted(CLOUD, BARE), BARE), BARE)
+SETTLED = after_changes(plan_of(wanted(CLOUD, BARE), BARE), BARE)
 
 
 @pytest.fixture
@@ -308,7 +308,7 @@ def shown(cloud: Instance, here: Actual, **config: object) -> dict[str, LinkStat
 
 def test_link_status_lists_present_and_missing_objects() -> None:
     cloud = instance(interface(1, "10.0.1.10", "10.0.1.11", public=interface(9).gateways), interface(2))
-    before = host(link(1), link(2), addresses=has(2, "10.0.1.10/24"))
+    before = host(link(1), link(2), addresses=kernel_address(2, "10.0.1.10/24"))
     first = shown(cloud, before)["2"]
     assert (first["state"], first["desired"], first["actual"]) == ("drift", 2 + 3 + 2, 1)
     rule = "ip rule add pref 31000 from 10.0.1.0/24 iif lo lookup 10001 suppress_prefixlength 0 protocol 209"
@@ -325,7 +325,7 @@ def test_link_status_lists_present_and_missing_objects() -> None:
 def test_excluded_address_is_marked_and_needs_no_change() -> None:
     excluded = (ip_network("10.0.1.11/32"),)
     cloud, before = instance(interface(1, "10.0.1.10", "10.0.1.11"), interface(2)), host(link(1), link(2))
-    here = carried_out(plan_of(wanted(cloud, before, exclude_addresses=excluded), before), before)
+    here = after_changes(plan_of(wanted(cloud, before, exclude_addresses=excluded), before), before)
     first = shown(cloud, here, exclude_addresses=excluded)["2"]
     assert (first["state"], first["drift"]) == ("ok", [])
     assert [(each["present"], each["excluded"]) for each in first["addresses"]] == [(True, False), (False, True)]

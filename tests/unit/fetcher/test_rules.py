@@ -23,11 +23,11 @@ from tests.unit.fetcher.values import (
     clouds,
     configs,
     goal_of,
-    has,
     host,
     hosts,
     instance,
     interface,
+    kernel_address,
     link,
     wanted,
 )
@@ -70,14 +70,14 @@ def test_prefixes_are_minimal_in_all_6561_cases() -> None:
                 assert ours & ~together, f"{owners}: {fewer} prefixes suffice, got {len(found)}"
 
 
-def plainly(mine: Sequence[IPAddress], others: Sequence[IPNetwork], home: IPNetwork) -> list[IPNetwork]:
+def aggregate_by_search(mine: Sequence[IPAddress], others: Sequence[IPNetwork], home: IPNetwork) -> list[IPNetwork]:
     """Return the same prefixes by halving, which checks every address each time."""
     inside = [address for address in mine if address in home]
     if not inside:
         return []
     if home.num_addresses == 1 or not any(home.overlaps(other) for other in others):
         return [home]
-    return [found for half in home.subnets() for found in plainly(inside, others, half)]
+    return [found for half in home.subnets() for found in aggregate_by_search(inside, others, half)]
 
 
 def parts(home: IPNetwork, shortest: int) -> st.SearchStrategy[IPNetwork]:
@@ -94,7 +94,7 @@ def test_large_ones_are_as_by_halving(text: str) -> None:
     @given(st.lists(parts(home, 128 if home.version == 6 else 32), unique=True), st.lists(parts(home, 10)))
     def check(mine: list[IPNetwork], others: list[IPNetwork]) -> None:
         addresses = [each.network_address for each in mine]
-        assert sorted(aggregate(addresses, others, home)) == plainly(addresses, others, home)
+        assert sorted(aggregate(addresses, others, home)) == aggregate_by_search(addresses, others, home)
 
     check()
 
@@ -199,11 +199,11 @@ def test_aggregate_contains_no_foreign_address() -> None:
     bridge, other = link(7, "docker0", kind="bridge"), interface(3, "10.0.1.200", subnets=["10.0.1.0/24"])
     cases: list[tuple[Instance, Actual, dict[str, Any], list[str]]] = [
         (cloud, host(link(1), link(2)), {}, whole),
-        (cloud, host(link(1), link(2), addresses=has(3, "10.0.1.200/32")), {}, halved),
-        (cloud, host(link(1), link(2), bridge, addresses=has(8, "10.0.1.200/32")), {}, halved),
-        (cloud, host(link(1), link(2), addresses=has(1, "10.0.1.200/32")), {}, halved),
+        (cloud, host(link(1), link(2), addresses=kernel_address(3, "10.0.1.200/32")), {}, halved),
+        (cloud, host(link(1), link(2), bridge, addresses=kernel_address(8, "10.0.1.200/32")), {}, halved),
+        (cloud, host(link(1), link(2), addresses=kernel_address(1, "10.0.1.200/32")), {}, halved),
         (cloud, host(link(1), link(2), local={ip_network("10.0.1.192/26"): 3}), {}, halved),
-        (cloud, host(link(1), link(2), addresses=has(2, "10.0.1.200/32")), {}, whole),
+        (cloud, host(link(1), link(2), addresses=kernel_address(2, "10.0.1.200/32")), {}, whole),
         (instance(*cloud.interfaces, other), host(link(1), link(2)), {}, halved),
         (instance(*cloud.interfaces, other), host(link(1), link(2), link(3)), {}, halved),
         (cloud, host(link(1), link(2)), {"exclude_addresses": (IPv4Network("10.0.1.200/32"),)}, halved),
@@ -233,6 +233,6 @@ def test_ipv6_prefix_stays_inside_on_link_networks() -> None:
     found = wanted(instance(*six), host(link(1), link(2)))
     assert selectors(found.rules, 2) == ["2001:db8:1::/64 iif lo"]
     refused: Rejections = {Route(BASE + 2, 2, ip_network("2001:db8:1::/64"), None): Rejection("refused")}
-    there = has(2, "2001:db8:1::a/128") | has(2, "2001:db8:1::b/128")
+    there = kernel_address(2, "2001:db8:1::a/128") | kernel_address(2, "2001:db8:1::b/128")
     found = wanted(instance(*six), host(link(1), link(2), addresses=there), refused)
     assert selectors(found.rules, 2) == ["2001:db8:1::a/128", "2001:db8:1::b/128"]

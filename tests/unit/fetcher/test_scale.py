@@ -15,7 +15,7 @@ from cloud_network.fetcher.network.objects import Actual
 from cloud_network.fetcher.network.plan import Plan, added_object, in_ip_syntax
 from cloud_network.netagent.operations import AddressAdd, AddressRemove
 
-from .values import carried_out, goal_of, host, instance, interface, link, plan_of, wanted
+from .values import after_changes, goal_of, host, instance, interface, link, plan_of, wanted
 
 
 def cloud(interfaces: int, addresses: int) -> Instance:
@@ -35,7 +35,7 @@ def bare(interfaces: int) -> Actual:
 def large() -> tuple[Instance, Actual]:
     """Return the instance and a host that is completely configured."""
     found, here = cloud(60, 50), bare(60)
-    return found, carried_out(plan_of(wanted(found, here), here), here)
+    return found, after_changes(plan_of(wanted(found, here), here), here)
 
 
 def test_largest_instance_is_complete(large: tuple[Instance, Actual]) -> None:
@@ -98,7 +98,7 @@ def calls(work: Callable[[], object]) -> int:
 def test_cost_grows_linearly_with_addresses() -> None:
     def cost(addresses: int) -> int:
         found, here = cloud(8, addresses), bare(8)
-        there = carried_out(plan_of(wanted(found, here), here), here)
+        there = after_changes(plan_of(wanted(found, here), here), here)
 
         def work() -> None:
             for each in (here, there):

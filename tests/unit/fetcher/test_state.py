@@ -213,7 +213,7 @@ def test_strange_names_among_the_links_are_not_links(state: StateDirectory) -> N
 
 
 @pytest.fixture
-def running(state: StateDirectory) -> Iterator[RunLock]:
+def run_lock(state: StateDirectory) -> Iterator[RunLock]:
     lock = RunLock(state)
     yield lock
     lock.close()
@@ -230,18 +230,18 @@ def test_no_fetcher_means_not_running(state: StateDirectory) -> None:
     assert claimed(state, "0123456789abcdef") is Doubt.NOT_RUNNING
 
 
-def test_status_of_the_running_fetcher_is_not_doubted(state: StateDirectory, running: RunLock) -> None:
-    assert claimed(state, running.run) is None
+def test_status_of_the_running_fetcher_is_not_doubted(state: StateDirectory, run_lock: RunLock) -> None:
+    assert claimed(state, run_lock.run) is None
 
 
-def test_earlier_run_boot_and_missed_renewal_are_doubted(state: StateDirectory, running: RunLock) -> None:
+def test_earlier_run_boot_and_missed_renewal_are_doubted(state: StateDirectory, run_lock: RunLock) -> None:
     assert state.read_claim().doubt is Doubt.EARLIER_RUN
     assert claimed(state, "0123456789abcdef") is Doubt.EARLIER_RUN
-    assert claimed(state, running.run, boot_id="f" * 32) is Doubt.EARLIER_BOOT
-    assert claimed(state, running.run, renew_by=shapes.rfc3339(-6)) is Doubt.NOT_RENEWED
-    assert claimed(state, running.run, renew_by=shapes.rfc3339(-3)) is None
-    assert claimed(state, running.run, compared_at=None) is Doubt.EARLIER_RUN, "its links are those of an earlier run"
-    assert claimed(state, running.run, compared_at=None, fetched_at=None) is None
+    assert claimed(state, run_lock.run, boot_id="f" * 32) is Doubt.EARLIER_BOOT
+    assert claimed(state, run_lock.run, renew_by=shapes.rfc3339(-6)) is Doubt.NOT_RENEWED
+    assert claimed(state, run_lock.run, renew_by=shapes.rfc3339(-3)) is None
+    assert claimed(state, run_lock.run, compared_at=None) is Doubt.EARLIER_RUN, "its links are those of an earlier run"
+    assert claimed(state, run_lock.run, compared_at=None, fetched_at=None) is None
 
 
 def test_killed_fetcher_is_noticed_at_once(state: StateDirectory) -> None:
@@ -267,9 +267,9 @@ def test_readers_lock_neither_imitates_nor_stops_the_fetcher(state: StateDirecto
     with Path(state.lock_path).open("rb") as file:
         fcntl.lockf(file, fcntl.LOCK_SH)
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert state.running() is None
+        assert state.running_id() is None
         lock = RunLock(state)
-        assert state.running() == lock.run
+        assert state.running_id() == lock.run
         lock.close()
 
 

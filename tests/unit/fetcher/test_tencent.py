@@ -34,7 +34,7 @@ def tencent(cloud: InProcess) -> Iterator[Tencent]:
     client.close()
 
 
-def made(**changes: str) -> Instance:
+def parsed(**changes: str) -> Instance:
     """Return the instance with these leaves of the primary address, or of the interface."""
     ip = {"gateway": "10.104.1.1", "subnet-mask": "255.255.255.0", "local-ipv4": PRIMARY}
     ips = {"10.104.1.60": ip, PRIMARY: ip | {key: text for key, text in changes.items() if key in ip}}
@@ -44,7 +44,7 @@ def made(**changes: str) -> Instance:
 
 
 def test_interface_is_read_whole_primary_address_first() -> None:
-    (found,) = made().interfaces
+    (found,) = parsed().interfaces
     assert found.mac == MAC.lower()
     assert [str(address) for address in found.addresses] == ["10.104.1.59/24", "10.104.1.60/24"]
     assert (found.subnets, found.gateways) == ((ip_network("10.104.1.0/24"),), (ip_address("10.104.1.1"),))

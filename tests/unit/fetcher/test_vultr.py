@@ -11,7 +11,7 @@ from cloud_network.fetcher.metadata.model import Instance, MetadataError
 from tests.unit.fetcher.emulated import document, read
 
 
-def made(name: str, **changes: object) -> Instance:
+def parsed(name: str, **changes: object) -> Instance:
     """Return the instance with these values in the first interface."""
     whole = document("vultr", name)
     whole["interfaces"][0] |= changes
@@ -19,7 +19,7 @@ def made(name: str, **changes: object) -> Instance:
 
 
 def test_instance_is_read_whole() -> None:
-    public, private, *_ = made("many").interfaces
+    public, private, *_ = parsed("many").interfaces
     assert len(public.addresses) == 16
     assert [str(public.addresses[index]) for index in (0, 1, 15)] == [
         "108.61.89.242/24",
@@ -31,14 +31,14 @@ def test_instance_is_read_whole() -> None:
 
 
 def test_additional_ipv6_network_is_a_range() -> None:
-    public, unconfigured = made("ipv6").interfaces
+    public, unconfigured = parsed("ipv6").interfaces
     assert public.ranges == (ip_network("2002:19f0:5:28a7::/64"),)
     assert (unconfigured.addresses, unconfigured.subnets, unconfigured.dhcp) == ((), (), True)
 
 
 def test_additional_ipv6_address_beside_its_network_is_read() -> None:
     entry = {"address": "2002:19f0:5:28a7::9", "network": "2002:19f0:5:28a7::", "prefix": "64"}
-    found = made("one", ipv6={"additional": [entry]})
+    found = parsed("one", ipv6={"additional": [entry]})
     assert found.complete
     assert "2002:19f0:5:28a7::9/64" in map(str, found.interfaces[0].addresses)
     assert found.interfaces[0].ranges == (ip_network("2002:19f0:5:28a7::/64"),)
@@ -46,15 +46,15 @@ def test_additional_ipv6_address_beside_its_network_is_read() -> None:
 
 def test_mtu_and_routes_are_read() -> None:
     route = {"network": "10.9.0.0", "netmask": "255.255.0.0", "gateway": "108.61.89.7"}
-    found = made("one", mtu=1450, routes=[route]).interfaces[0]
+    found = parsed("one", mtu=1450, routes=[route]).interfaces[0]
     assert found.mtu == 1450
     assert found.routes == ((ip_network("10.9.0.0/16"), ip_address("108.61.89.7")),)
 
 
 def test_unknown_type_of_network_is_a_notice() -> None:
-    found = made("one", **{"network-type": "hologram"})
+    found = parsed("one", **{"network-type": "hologram"})
     assert ["network-type: 'hologram' is not a known type" in notice for notice in found.notices] == [True]
-    assert (found.problems, found.interfaces) == ((), made("one").interfaces)
+    assert (found.problems, found.interfaces) == ((), parsed("one").interfaces)
 
 
 def test_cloud_interfaces_are_read_where_interfaces_is_empty() -> None:

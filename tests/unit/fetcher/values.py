@@ -39,7 +39,7 @@ from cloud_network.netagent.operations import (
 from hypothesis import strategies as st
 
 Addresses = dict[tuple[int, IPAddress], KernelAddress]
-NOTHING = Actual((), {}, frozenset(), frozenset(), {})
+EMPTY_KERNEL = Actual((), {}, frozenset(), frozenset(), {})
 BASE = Config().route_table_base
 FIRST = Config().rule_priority
 
@@ -72,10 +72,10 @@ def link(number: int, name: str = "", **more: object) -> Link:
 
 
 def host(*links: Link, **more: object) -> Actual:
-    return replace(NOTHING, links=links, **more)  # type: ignore[arg-type]
+    return replace(EMPTY_KERNEL, links=links, **more)  # type: ignore[arg-type]
 
 
-def has(ifindex: int, text: str, *, owned: bool = False, connected: bool = True) -> Addresses:
+def kernel_address(ifindex: int, text: str, *, owned: bool = False, connected: bool = True) -> Addresses:
     """Return an address as in `Actual.addresses`."""
     found = ip_interface(text)
     value = Address(ifindex, found.ip, found.network.prefixlen, connected)
@@ -96,7 +96,7 @@ def plan_of(goal: Desired, here: Actual) -> Plan:
     return plan(goal, here, may_remove=True)
 
 
-def carried_out(changes: Plan, before: Actual) -> Actual:
+def after_changes(changes: Plan, before: Actual) -> Actual:
     """Return the state after the changes, made in order. A change that the kernel would refuse is an error."""
     links = {each.ifindex: each for each in before.links}
     addresses = [*before.addresses.values(), *before.further]
@@ -205,12 +205,12 @@ def hosts(draw: st.DrawFn) -> Actual:
     numbers = draw(st.sets(st.integers(1, 4), min_size=1))
     links = [link(number, up=draw(st.booleans()), mtu=draw(st.sampled_from([1500, 9001]))) for number in numbers]
     links.append(Link(40, "docker0", "02:42:00:00:00:01", True, 1500, "bridge"))
-    addresses: Addresses = dict(has(40, "172.17.0.1/16"))
+    addresses: Addresses = dict(kernel_address(40, "172.17.0.1/16"))
     routes, rules = set[Route](), set[Rule]()
     for each in links[:-1]:
         number = each.ifindex - 1
         for last in draw(st.sets(st.integers(10, 14))):
-            addresses |= has(each.ifindex, f"10.0.{number}.{last}/24", owned=draw(st.booleans()))
+            addresses |= kernel_address(each.ifindex, f"10.0.{number}.{last}/24", owned=draw(st.booleans()))
         table = BASE + each.ifindex
         if draw(st.booleans()):
             routes.add(Route(table, each.ifindex, ip_network(f"10.0.{draw(st.integers(1, 9))}.0/24"), None))

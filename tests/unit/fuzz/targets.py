@@ -49,7 +49,7 @@ NAMES: dict[int, str] = {link.index: link.name for link in KERNEL.links}
 SETTINGS = Settings(allow_kinds=frozenset({"veth"}), exclude=frozenset({"spare1"}))  # the far end of `spare`
 KNOWN = view.Known(resolvers=frozenset(map(ip_address, ("10.0.2.2", "fd00::53"))))
 NONE: frozenset[Any] = frozenset()
-NOTHING = Snapshot(dict.fromkeys(NAMES.values(), (True, 1500)), NONE, NONE, NONE, (), (), (), NONE, ())
+EMPTY_SNAPSHOT = Snapshot(dict.fromkeys(NAMES.values(), (True, 1500)), NONE, NONE, NONE, (), (), (), NONE, ())
 FOREIGN = {
     *((each.link, each.ip) for each in KERNEL.addresses if each.protocol != operations.PROTOCOL),
     *((each.table, each.destination) for each in KERNEL.routes if each.protocol != operations.PROTOCOL),
@@ -104,7 +104,7 @@ def fuzz_policy(data: bytes) -> None:
     assert not [op for op in ops if _target(op) in FOREIGN], ops
     wire = [op.to_wire() for op in ops]
     made = [main_rule(), *wire]  # KERNEL has this rule
-    assert violations(predict(NOTHING, made, NAMES), NAMES) == [], ops
+    assert violations(predict(EMPTY_SNAPSHOT, made, NAMES), NAMES) == [], ops
     SEEN["accepted"] += 1
 
 
