@@ -33,7 +33,7 @@ from bench.memory import ask_everything, memory_of, process_tree
 from tests.lab import Lab, LabError, Spec
 from tests.lab.namespaces import OURS
 from tests.system.absences import Absence, Watch
-from tests.system.chaos import TIMER, Chaos, chaos
+from tests.system.chaos import REFRESH_CONFIG, Chaos, chaos
 from tests.system.service import DAEMONS, running_lab
 
 MEASURE_INTERVAL_S, CHANGE_INTERVAL_S = 60.0, 2.0  # seconds
@@ -186,7 +186,7 @@ def growth(seconds: float, seed: int) -> None:
     series = [Series(f"{name}: {what}", unit, []) for name in DAEMONS for what, (unit, _) in QUANTITIES.items()]
     series += [Series(log, "MB", []) for log in LOGS]
     changes, next_measure = 0, 0.0
-    with installed(), running_lab(Spec.aws(interfaces=4, addresses=15), TIMER) as lab, Watch(lab) as watch:
+    with installed(), running_lab(Spec.aws(interfaces=4, addresses=15), REFRESH_CONFIG) as lab, Watch(lab) as watch:
         for now in ticks(seconds):
             if now >= next_measure:
                 measure(lab, series)

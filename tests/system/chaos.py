@@ -30,13 +30,13 @@ from tests.system.service import (
     wait_until_healthy,
 )
 
-TIMER = '[System]\nRefreshTimer = "2s"\n'
+REFRESH_CONFIG = '[System]\nRefreshTimer = "2s"\n'
 SUBNETS = tuple(f"10.0.{number}.0/24" for number in (2, 3, 21, 22))
 MOST_LINKS, MOST_ADDRESSES = 6, 12
 BASE = 9999
 SETTLE_S = 60.0  # longer than the backoff of a conflict in this test
 
-FOREIGN = (
+FOREIGN_OBJECTS = (
     "link add operator0 type bridge",
     "link set operator0 addrgenmode none",
     "address add 192.0.2.1/24 dev operator0",
@@ -52,16 +52,16 @@ FOREIGN = (
 """Objects of an operator, a VPN and a container network, which must not change."""
 
 # Faults that never prove a removal; and faults that two equal reads would prove, so they last for one read only.
-LASTING = ("timeout", "refuse", "reset", "html", "truncated", 401, 429, 500, 503)
-ONCE = ("short", "empty")
+PERSISTENT_FAULTS = ("timeout", "refuse", "reset", "html", "truncated", 401, 429, 500, 503)
+SINGLE_FAULTS = ("short", "empty")
 
 
 @contextmanager
 def chaos(seed: int) -> Iterator[Chaos]:
     """Yield a healthy lab with three interfaces and all daemons."""
     with Lab(Spec.cloud("aws", interfaces=3, addresses=5, ipv6=2)) as lab:
-        lab.write_config(TIMER + CONFIG)
-        lab.batch(FOREIGN)
+        lab.write_config(REFRESH_CONFIG + CONFIG)
+        lab.batch(FOREIGN_OBJECTS)
         for name in DAEMONS:
             lab.start(name)
         wait_until_healthy(lab)
@@ -87,16 +87,16 @@ class Chaos:
         self._firsts = {nic.mac: nic.addresses[0] for nic in lab.nics}
         self._audited, self._stayed = len(audit(lab)), set(lab.addresses)
         self.unlisted = set[str]()
-        self._host = HostEvents(lab, self._chance, TIMER + CONFIG, self._safe_links, self._expect_removal)
+        self._host = HostEvents(lab, self._chance, REFRESH_CONFIG + CONFIG, self._safe_links, self._expect_removal)
         self._actions: dict[Callable[[], str | None], int] = {
             self._add_address: 4,
             self._remove_address: 4,
             self._remove_first: 1,
             self._attach: 2,
             self._detach: 2,
-            self._lose_address: 3,
-            self._lose_rule: 3,
-            self._lose_routes: 3,
+            self._delete_kernel_address: 3,
+            self._delete_kernel_rule: 3,
+            self._flush_kernel_routes: 3,
             self._link_down: 1,
             self._mtu: 1,
             self._kill: 3,
@@ -250,9 +250,9 @@ class Chaos:
     # — events; each returns its description, or None if it was not possible
 
     def _nic(self, *, safe: bool = True) -> Nic | None:
-        return self._one([nic for nic in self.lab.nics if safe or nic.mac not in self._safe_links])
+        return self._choose([nic for nic in self.lab.nics if safe or nic.mac not in self._safe_links])
 
-    def _one(self, among: list[Nic]) -> Nic | None:
+    def _choose(self, among: list[Nic]) -> Nic | None:
         return self._chance.choice(among) if among else None
 
     def _free(self, subnet: str) -> str:
@@ -261,7 +261,7 @@ class Chaos:
         return self._chance.choice([host for host in hosts if host not in taken])
 
     def _add_address(self) -> str | None:
-        nic = self._one([nic for nic in self.lab.nics if len(nic.addresses) < MOST_ADDRESSES])
+        nic = self._choose([nic for nic in self.lab.nics if len(nic.addresses) < MOST_ADDRESSES])
         if nic is None:
             return None
         address = self._free(nic.subnet)
@@ -269,17 +269,19 @@ class Chaos:
         return f"cloud: {address} added to {nic.name}"
 
     def _remove_address(self) -> str | None:
-        nic = self._one([nic for nic in self.lab.nics if len(nic.addresses) > 3])
+        nic = self._choose([nic for nic in self.lab.nics if len(nic.addresses) > 3])
         if nic is None:
             return None
-        return self._take(nic, self._chance.choice([each for each in nic.addresses if each not in self._kept]))
+        return self._remove_one(nic, self._chance.choice([each for each in nic.addresses if each not in self._kept]))
 
     def _remove_first(self) -> str | None:
         """Remove the address with the subnet's length, and with it main's connected route."""
-        nic = self._one([nic for nic in self.lab.nics if len(nic.addresses) > 1 and nic.addresses[0] not in self._kept])
-        return None if nic is None else self._take(nic, nic.addresses[0])
+        nic = self._choose(
+            [nic for nic in self.lab.nics if len(nic.addresses) > 1 and nic.addresses[0] not in self._kept]
+        )
+        return None if nic is None else self._remove_one(nic, nic.addresses[0])
 
-    def _take(self, nic: Nic, address: str) -> str:
+    def _remove_one(self, nic: Nic, address: str) -> str:
         self.lab.remove_address(nic.mac, address)
         self._stayed.discard(address)
         return f"cloud: {address} removed from {nic.name}"
@@ -310,7 +312,7 @@ class Chaos:
         self._stayed -= set(nic.addresses)
         return f"cloud: {nic.name} detached, {first} first"
 
-    def _lose_address(self) -> str | None:
+    def _delete_kernel_address(self) -> str | None:
         nic = self._nic()
         lost = [each for each in nic.addresses if each not in self._kept] if nic else []
         if nic is None or not lost:
@@ -319,7 +321,7 @@ class Chaos:
         self._ip(f"address flush dev {nic.name} to {address}/32")
         return f"ip: {address} removed"
 
-    def _lose_rule(self) -> str | None:
+    def _delete_kernel_rule(self) -> str | None:
         rules = self._rules()
         if not rules:
             return None
@@ -328,7 +330,7 @@ class Chaos:
         self._ip(f"rule del pref {lost['priority']} from {source} lookup {lost['table']}")
         return f"ip: rule {lost['priority']} from {source} removed"
 
-    def _lose_routes(self) -> str | None:
+    def _flush_kernel_routes(self) -> str | None:
         nic = self._nic()
         if nic is None:
             return None
@@ -377,7 +379,7 @@ class Chaos:
         return self._chance.choice(("*", "*", "/latest/api/token", MACS, f"{MACS}{nic.mac}/", f"{MACS}{nic.mac}/*"))
 
     def _fault(self) -> str:
-        kind, path = self._chance.choice(LASTING), self._path()
+        kind, path = self._chance.choice(PERSISTENT_FAULTS), self._path()
         if isinstance(kind, int):
             self.lab.metadata.fail("status", path, status=kind, retry_after=1 if kind in (429, 503) else None)
         else:
@@ -385,7 +387,7 @@ class Chaos:
         return f"metadata: {kind} for {path}"
 
     def _fault_once(self) -> str:
-        kind, path = self._chance.choice(ONCE), self._path()
+        kind, path = self._chance.choice(SINGLE_FAULTS), self._path()
         self.lab.metadata.fail(kind, path, times=1)
         return f"metadata: {kind} for {path}, once"
 

@@ -31,7 +31,7 @@ PUBLIC = {"scaleway": "192.0.2.0/24"}
 """Clouds whose first interface has public addresses outside any subnet: AllowAddresses= names them."""
 
 
-def promised(lab: Lab) -> list[str]:
+def reachable_addresses(lab: Lab) -> list[str]:
     """Return the addresses that the metadata makes reachable."""
     first = lab.nics[0]
     if lab.spec.provider == "vultr":  # private networks without a router
@@ -39,9 +39,11 @@ def promised(lab: Lab) -> list[str]:
     return [*lab.addresses, *lab.addresses6]
 
 
-def lost(lab: Lab) -> list[str]:
+def unreachable_addresses(lab: Lab) -> list[str]:
     """Return the addresses that some host could not reach."""
-    return sorted({target for (_, target), answered in lab.reachability(promised(lab)).items() if not answered})
+    return sorted(
+        {target for (_, target), answered in lab.reachability(reachable_addresses(lab)).items() if not answered}
+    )
 
 
 USER_DATA = "#!SECRET"
@@ -57,7 +59,7 @@ REST = (
 )
 
 
-def rest(lab: Lab, path: str) -> str:
+def rest_answer(lab: Lab, path: str) -> str:
     """Return the body, whatever its status, and the status on a separate line."""
     url = f"http://127.0.0.1:5209{path}"
     return lab.run(["curl", "-s", "-w", "\\n%{http_code}", "--max-time", "10", url], user="daemon").stdout
@@ -66,7 +68,7 @@ def rest(lab: Lab, path: str) -> str:
 def all_outputs(lab: Lab) -> str:
     """Return the state files, the REST answers, and the logs."""
     files = [path.read_text() for path in lab.path("/run/cloud-network").rglob("*") if path.is_file()]
-    answers = [rest(lab, path) for path in (*REST, *(f"/api/v1/links/{nic.name}" for nic in lab.nics))]
+    answers = [rest_answer(lab, path) for path in (*REST, *(f"/api/v1/links/{nic.name}" for nic in lab.nics))]
     return "\n".join([*files, *answers, lab.log("fetcher"), lab.log("netagent"), lab.log("api")])
 
 
@@ -77,9 +79,9 @@ def test_every_address_of_every_interface_is_reachable(cloud: str) -> None:
         lab.write_config(f'[System]\nLogLevel = "trace"\n{CONFIG}AllowAddresses = "{IPV6} {PUBLIC.get(cloud, "")}"\n')
         for daemon in ("netagent", "fetcher", "api"):
             lab.start(daemon)
-        wanted = {*promised(lab), *lab.addresses}
+        wanted = {*reachable_addresses(lab), *lab.addresses}
         lab.wait_for(lambda: wanted <= local(lab), 20, f"{cloud}: the addresses")
-        lab.wait_for(lambda: not lost(lab), 30, f"{cloud}: every address to answer")
+        lab.wait_for(lambda: not unreachable_addresses(lab), 30, f"{cloud}: every address to answer")
         lab.wait_for(lambda: status(lab).get("state") == "ok", 20, f"{cloud}: the fetcher to be content")
         assert status(lab)["provider"] == cloud
         assert "refused" not in {line["verdict"] for line in audit(lab)}
@@ -93,7 +95,9 @@ def test_every_address_of_every_interface_is_reachable(cloud: str) -> None:
         assert lab.nics[-1].mac in json.dumps(status(lab)["links"])
         kinds = ("document", "pkcs7", "rsa2048", "signature")
         shown = {part for part in kinds if cnctl(lab, "show", part).returncode == 0}
-        served = {part for part in kinds if rest(lab, f"/api/cloud/dynamicinstanceidentity/{part}").endswith("\n200")}
+        served = {
+            part for part in kinds if rest_answer(lab, f"/api/cloud/dynamicinstanceidentity/{part}").endswith("\n200")
+        }
         assert shown == served == IDENTITY.get(cloud, set())
         assert cnctl(lab, "show", "ssh-keys").stdout.startswith("ssh-")
         assert len(cnctl(lab, "status", "system").stdout.splitlines()) >= 3
@@ -142,7 +146,7 @@ def test_gcp_tells_of_a_change_by_itself() -> None:
         lab.wait_for(lambda: "10.0.2.77" in local(lab), 10, "the new address")
         lab.remove_address(nic.mac, nic.addresses[2])
         lab.wait_for(lambda: nic.addresses[2] not in local(lab), 10, "the removal of the old address")
-        assert not lost(lab)
+        assert not unreachable_addresses(lab)
 
 
 @pytest.mark.parametrize("cloud", ["azure", "gcp"])

@@ -24,7 +24,7 @@ from tests.system.service import (
     without_order,
 )
 
-NEW = "10.0.2.77"
+NEW_ADDRESS = "10.0.2.77"
 META = "/latest/meta-data/"  # requested between apply and confirm, before the gateways are probed
 
 
@@ -60,8 +60,8 @@ def with_open_change(lab: Lab, nic: Nic, address: str) -> None:
 def test_lost_gateway_rolls_the_change_back(lab: Lab) -> None:
     nic, before, count = lab.nics[1], kernel(lab), len(audit(lab))
     refresh(lab)
-    with_open_change(lab, nic, NEW)
-    assert NEW in kernel_addresses(lab)
+    with_open_change(lab, nic, NEW_ADDRESS)
+    assert NEW_ADDRESS in kernel_addresses(lab)
     silence_gateway(lab, nic)
     lab.wait_for(lambda: verdicts(lab)[-1] != "applied", 20, "a verdict")
     assert verdicts(lab)[count:] == ["applied", "rolled back"]
@@ -75,14 +75,14 @@ def test_lost_gateway_rolls_the_change_back(lab: Lab) -> None:
     assert verdicts(lab)[count:] == ["applied", "rolled back"]
     assert send_command(lab, "retry")["ok"]
     wait_until_healthy(lab)
-    assert NEW in kernel_addresses(lab)
+    assert NEW_ADDRESS in kernel_addresses(lab)
     assert status(lab)["last_error"] is None
 
 
 def test_a_change_whose_gateways_answer_is_confirmed(lab: Lab) -> None:
     """The same without a disconnection: a slow server does not count as lost."""
     count = len(audit(lab))
-    with_open_change(lab, lab.nics[1], NEW)
+    with_open_change(lab, lab.nics[1], NEW_ADDRESS)
     lab.wait_for(lambda: verdicts(lab)[-1] != "applied", 20, "a verdict")
     assert verdicts(lab)[count:] == ["applied", "confirmed"]
 
@@ -90,14 +90,14 @@ def test_a_change_whose_gateways_answer_is_confirmed(lab: Lab) -> None:
 def test_gateway_that_was_silent_before_does_not_block_changes(lab: Lab) -> None:
     nic = lab.nics[1]
     silence_gateway(lab, nic)
-    lab.add_address(nic.mac, NEW)
+    lab.add_address(nic.mac, NEW_ADDRESS)
     assert refresh(lab) == "ok"
     assert verdicts(lab)[-2:] == ["applied", "confirmed"]
-    assert NEW in kernel_addresses(lab)
+    assert NEW_ADDRESS in kernel_addresses(lab)
 
 
 def test_gateway_of_another_link_does_not_roll_back(lab: Lab) -> None:
-    with_open_change(lab, lab.nics[1], NEW)
+    with_open_change(lab, lab.nics[1], NEW_ADDRESS)
     silence_gateway(lab, lab.nics[2])
     lab.wait_for(lambda: verdicts(lab)[-1] != "applied", 20, "a verdict")
     assert verdicts(lab)[-2:] == ["applied", "confirmed"]
@@ -106,7 +106,7 @@ def test_gateway_of_another_link_does_not_roll_back(lab: Lab) -> None:
 def test_lost_metadata_server_rolls_the_change_back(lab: Lab) -> None:
     """The server stops between the two; the fetcher cannot see whether its change caused that."""
     before = kernel(lab)
-    with_open_change(lab, lab.nics[1], NEW)
+    with_open_change(lab, lab.nics[1], NEW_ADDRESS)
     lab.metadata.fail("refuse")
     lab.wait_for(lambda: verdicts(lab)[-1] != "applied", 30, "a verdict")
     assert verdicts(lab)[-2:] == ["applied", "rolled back"]
@@ -115,7 +115,7 @@ def test_lost_metadata_server_rolls_the_change_back(lab: Lab) -> None:
     lab.wait_for(lambda: answered in str(status(lab)["netagent"]["reason"]), 10, "the reason in the status")
     lab.metadata.clear()
     wait_until_healthy(lab)
-    assert NEW in kernel_addresses(lab)
+    assert NEW_ADDRESS in kernel_addresses(lab)
 
 
 @pytest.mark.parametrize("route", [[], ["route add 169.254.169.254 via 10.0.1.1 dev eth1"]])

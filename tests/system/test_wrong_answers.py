@@ -73,7 +73,7 @@ def resolved() -> Iterator[Lab]:
     ],
 )
 def test_address_of_a_resolver_or_gateway_is_named(resolved: Lab, device: int, address: str, reason: str) -> None:
-    left_out(resolved, changed(device, addresses=(*resolved.nics[device].addresses, address)), address, reason)
+    check_left_out(resolved, changed(device, addresses=(*resolved.nics[device].addresses, address)), address, reason)
 
 
 @pytest.mark.parametrize(
@@ -81,10 +81,10 @@ def test_address_of_a_resolver_or_gateway_is_named(resolved: Lab, device: int, a
 )
 def test_range_around_a_resolver_or_gateway_is_named(resolved: Lab, prefix: str, reason: str) -> None:
     """The last one contains addresses of another link, and is in none of its own subnets."""
-    left_out(resolved, with_range(1, prefix), prefix, reason)
+    check_left_out(resolved, with_range(1, prefix), prefix, reason)
 
 
-def left_out(lab: Lab, change: Callable[[Lab], None], named: str, reason: str) -> None:
+def check_left_out(lab: Lab, change: Callable[[Lab], None], named: str, reason: str) -> None:
     """Check that a change of the metadata is left out and reported, and undo it."""
     before = kernel(lab)
     change(lab)
@@ -112,12 +112,12 @@ def test_refresh_with_standing_refusals_asks_netagent_nothing() -> None:
         start(lab)
         lab.wait_for(lambda: status(lab).get("state") == "degraded", 20, "the refusals")
 
-        def rests() -> bool:
+        def is_idle() -> bool:
             before = netagent_time(lab)
             time.sleep(6)  # events of our own changes cause one more read, after seconds
             return netagent_time(lab) == before
 
-        lab.wait_for(rests, 60, "netagent to rest")
+        lab.wait_for(is_idle, 60, "netagent to rest")
         before, lines = netagent_time(lab), audit(lab)
         for _ in range(3):
             assert refresh(lab) == "degraded"

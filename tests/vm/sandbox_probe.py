@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 
-def tried(what: Callable[[], object]) -> str:
+def result_of(what: Callable[[], object]) -> str:
     try:
         what()
     except OSError as error:
@@ -41,7 +41,7 @@ def writable() -> list[str]:
         depth = top.count("/") if top != "/" else 0
         below[:] = [] if depth > 2 else [name for name in below if f"{top}{name}" not in ("/proc", "/sys")]
         place = Path(top, ".probe")
-        if tried(place.touch) == "yes":
+        if result_of(place.touch) == "yes":
             place.unlink()
             found.append(top)
             below.clear()
@@ -60,20 +60,20 @@ def main(argv: list[str]) -> dict[str, object]:
     status = dict(line.rstrip("\n").split(":\t", 1) for line in open("/proc/self/status"))  # noqa: SIM115, PTH123
     return {
         "write": writable(),
-        "sysctl": tried(lambda: Path("/proc/sys/net/ipv4/ip_forward").write_text("1")),
+        "sysctl": result_of(lambda: Path("/proc/sys/net/ipv4/ip_forward").write_text("1")),
         "processes": sorted({p.name for p in Path("/proc").iterdir() if p.name.isdecimal()} - {str(os.getpid())}),
         "sockets": {
-            "inet": tried(lambda: socket.socket(socket.AF_INET)),
-            "inet6": tried(lambda: socket.socket(socket.AF_INET6)),
-            "raw": tried(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)),
-            "packet": tried(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)),
-            "rtnetlink": tried(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)),
-            "nfnetlink": tried(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)),
+            "inet": result_of(lambda: socket.socket(socket.AF_INET)),
+            "inet6": result_of(lambda: socket.socket(socket.AF_INET6)),
+            "raw": result_of(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)),
+            "packet": result_of(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)),
+            "rtnetlink": result_of(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)),
+            "nfnetlink": result_of(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)),
         },
-        "connect": {f"{host} {port}": tried(partial(connect, host, port)) for host, port in places},
-        "send": {f"{host} {port}": tried(partial(send, host, port)) for host, port in places},
+        "connect": {f"{host} {port}": result_of(partial(connect, host, port)) for host, port in places},
+        "send": {f"{host} {port}": result_of(partial(send, host, port)) for host, port in places},
         "links": links(),
-        "setuid": tried(lambda: os.setuid(0)),
+        "setuid": result_of(lambda: os.setuid(0)),
         "devices": sorted(p.name for p in Path("/dev").iterdir()),
         "capabilities": {key: status[key] for key in ("CapEff", "CapPrm", "CapBnd", "CapAmb")},
         "no new privileges": status["NoNewPrivs"],

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-needed = pytest.mark.skipif(
+needs_chromium = pytest.mark.skipif(
     not shutil.which("chromium"), reason="Debian's package chromium is not installed (apt-get install chromium)"
 )
 
 
-def dom(url: str, profile: Path, *options: str) -> tuple[str, str]:
+def load_page(url: str, profile: Path, *options: str) -> tuple[str, str]:
     """Return the page after loading and running its scripts, and the messages of the browser's console."""
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
     command += ["--disable-background-networking", "--enable-logging=stderr", f"--user-data-dir={profile}"]

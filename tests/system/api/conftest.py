@@ -219,12 +219,12 @@ class Server:
         return self.process.wait(30)
 
 
-def unprivileged() -> dict[str, Any]:
+def unprivileged_user() -> dict[str, Any]:
     """Return Popen arguments for an unprivileged process: user nobody if run as root, else the same user."""
     return {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
 
 
-def activated(command: list[str], *listeners: socket.socket, **more: Any) -> subprocess.Popen[bytes]:
+def start_activated(command: list[str], *listeners: socket.socket, **more: Any) -> subprocess.Popen[bytes]:
     """Start the command as systemd does: the sockets are descriptors from 3 on, and the environment names them."""
     moved = [fcntl.fcntl(listener, fcntl.F_DUPFD, 100) for listener in listeners]  # above the target descriptors
     script = "".join(f"exec {number}<&{given} && " for number, given in enumerate(moved, 3))
@@ -256,7 +256,7 @@ def serve(home: Path) -> Iterator[Callable[[], Server]]:
             command = [str(BIN / "cloud-network-api"), "--config", str(config), "--state", str(home / "run")]
             command += ["--log", str(home / "audit.log")]
             with log.open("wb") as output:
-                process = activated(command, listener, unix, stderr=output, cwd="/", **unprivileged())
+                process = start_activated(command, listener, unix, stderr=output, cwd="/", **unprivileged_user())
         started.append(Server(port, path, config, log, process))
         return started[-1]
 
@@ -291,23 +291,25 @@ def wait_for(condition: Callable[[], bool], seconds: float = 30, message: str = 
 
 
 @dataclass
-class Ended:
+class CommandResult:
     code: int
     out: str
     err: str
 
 
 @pytest.fixture
-def cnctl(state: StateDirectory, home: Path) -> Callable[..., Ended]:
+def cnctl(state: StateDirectory, home: Path) -> Callable[..., CommandResult]:
     """Run cnctl on `state`; without a server, on a socket that does not exist."""
 
-    def run(*arguments: str, server: Server | None = None, env: dict[str, str] | None = None, **more: Any) -> Ended:
+    def run(
+        *arguments: str, server: Server | None = None, env: dict[str, str] | None = None, **more: Any
+    ) -> CommandResult:
         path = server.socket if server else home / "missing.sock"
         command = [str(BIN / "cnctl"), "--socket", str(path), "--state", state.path, *arguments]
         environ = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "NO_COLOR")}
         ended = subprocess.run(
             command, capture_output=True, text=True, timeout=60, check=False, env=environ | (env or {}), cwd="/", **more
         )
-        return Ended(ended.returncode, ended.stdout, ended.stderr)
+        return CommandResult(ended.returncode, ended.stdout, ended.stderr)
 
     return run

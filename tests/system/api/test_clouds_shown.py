@@ -13,7 +13,7 @@ from cloud_network.fetcher.state import Document, StateDirectory
 
 from tests.unit.fetcher.emulated import document, provider_of, settled
 
-from .conftest import Ended, Server, status
+from .conftest import CommandResult, Server, status
 
 SHOWN = Path(__file__).with_name("shown")
 
@@ -25,7 +25,7 @@ def system(cloud: str) -> Document:
 
 @pytest.mark.parametrize("cloud", [cloud for cloud in FACTS if cloud != "aws"])
 def test_the_facts_of_a_cloud_fit_a_terminal(
-    cloud: str, state: StateDirectory, server: Server, cnctl: Callable[..., Ended]
+    cloud: str, state: StateDirectory, server: Server, cnctl: Callable[..., CommandResult]
 ) -> None:
     document = system(cloud)
     table = [("Cloud provider", cloud), *rows(cloud, document)]

@@ -16,9 +16,9 @@ from cloud_network.api.cnctl.main import cli
 from cloud_network.fetcher.state import StateDirectory
 from cloud_network.fetcher.status import ConflictStatus
 
-from .conftest import BIN, SYSTEM, Ended, Server, address, link, now, status, unprivileged
+from .conftest import BIN, SYSTEM, CommandResult, Server, address, link, now, status, unprivileged_user
 
-Cnctl = Callable[..., Ended]
+Cnctl = Callable[..., CommandResult]
 
 STATUS_SYSTEM = """\
     Cloud provider: aws
@@ -87,11 +87,11 @@ def on_terminal(*command: str, env: dict[str, str], columns: int = 60) -> tuple[
 
 
 def test_status_system_is_the_originals_layout(server: Server, cnctl: Cnctl) -> None:
-    assert cnctl("status", "system", server=server) == Ended(0, STATUS_SYSTEM, "")
+    assert cnctl("status", "system", server=server) == CommandResult(0, STATUS_SYSTEM, "")
 
 
 def test_status_network_extends_the_originals_layout(server: Server, cnctl: Cnctl) -> None:
-    assert cnctl("status", "network", server=server) == Ended(0, STATUS_NETWORK, "")
+    assert cnctl("status", "network", server=server) == CommandResult(0, STATUS_NETWORK, "")
 
 
 def test_a_value_that_the_metadata_lacks_is_empty(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
@@ -226,7 +226,9 @@ def test_show_gives_keys_and_the_exact_bytes_of_the_identity(
     assert cnctl("show", "ssh-keys", server=server).out == "ssh-ed25519 AAAAC3 me@host\n"
     for part in ("document", "pkcs7"):
         assert cnctl("show", part, server=server).out.encode() == filled.read_identity("aws", part)
-    assert cnctl("show", "rsa2048", server=server) == Ended(1, "", "cnctl: aws gives this instance no rsa2048\n")
+    assert cnctl("show", "rsa2048", server=server) == CommandResult(
+        1, "", "cnctl: aws gives this instance no rsa2048\n"
+    )
 
 
 # --- terminals ---
@@ -559,7 +561,7 @@ def test_status_of_another_version_is_reported(server: Server, state: StateDirec
     for command in ("status", "status network", "status system"):
         ended = cnctl(*command.split(), server=server)
         assert (ended.code, ended.out) == (3, "")
-        assert "version is 1 and not 2" in ended.err
+        assert "version is 1 and not 3" in ended.err
 
 
 def test_closed_pipe_is_accepted(server: Server, cnctl: Cnctl) -> None:
@@ -586,13 +588,13 @@ def test_unreadable_file_names_sudo(filled: StateDirectory, home: Path, cnctl: C
         (["audit", "--log", str(log)], 1),
         (["audit", "--verify", "--log", str(log)], 1),
     ):
-        ended = cnctl(*command, **unprivileged())
+        ended = cnctl(*command, **unprivileged_user())
         assert (ended.code, "Permission denied" in ended.err, "sudo" in ended.err) == (code, True, True)
-    ended = cnctl("status", "--config", str(config), **unprivileged())
+    ended = cnctl("status", "--config", str(config), **unprivileged_user())
     assert (ended.code, f"{config}: cannot be read: Permission denied" in ended.err) == (78, True)
     for name in ("api", "fetcher"):
         command = [str(BIN / f"cloud-network-{name}"), "--config", str(config)]
-        daemon = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **unprivileged())
+        daemon = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **unprivileged_user())
         assert (daemon.returncode, "Permission denied" in daemon.stderr) == (78, True)
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from cloud_network.fetcher.state import StateDirectory
 
-from .conftest import BIN, SYSTEM, Ended, Server, link, status, wait_for
+from .conftest import BIN, SYSTEM, CommandResult, Server, link, status, wait_for
 
-Cnctl = Callable[..., Ended]
+Cnctl = Callable[..., CommandResult]
 
 
 class Watching:
@@ -92,7 +92,7 @@ def test_watch_refuses_an_invalid_interval(cnctl: Cnctl, seconds: str) -> None:
 def test_show_project_is_googles(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
     state.write_status(status(provider="gcp"))
     state.write_system({"project": {"projectId": "my-project", "numericProjectId": 12}})
-    assert cnctl("show", "project", server=server) == Ended(0, "my-project\n", "")
+    assert cnctl("show", "project", server=server) == CommandResult(0, "my-project\n", "")
     assert json.loads(cnctl("show", "project", "--json", server=server).out)["numericProjectId"] == 12
     state.write_status(status())
     state.write_system(SYSTEM)

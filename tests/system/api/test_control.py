@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from cloud_network.fetcher.state import StateDirectory
 
-from .conftest import Ended, unprivileged
+from .conftest import CommandResult, unprivileged_user
 
-Cnctl = Callable[..., Ended]
+Cnctl = Callable[..., CommandResult]
 
 
 @contextmanager
@@ -55,7 +55,7 @@ class TestControl:
         with fetcher(state, b"") as asked:
             Path(f"{state.path}/control.sock").chmod(0o777)
             for command in (["show", "credentials"], ["refresh"]):
-                ended = cnctl(*command, **unprivileged())
+                ended = cnctl(*command, **unprivileged_user())
                 assert (ended.code, ended.out) == (1, "")
                 assert ended.err.startswith("cnctl: only root may do this: ")
                 assert ended.err.endswith(f"Use: sudo cnctl {' '.join(command)}\n")
@@ -85,7 +85,7 @@ class TestControl:
         with fetcher(state, frame({"ok": False, "error": "the metadata\x1b server does not answer"})):
             ended = cnctl("refresh")
         expected = "cnctl: refresh failed: the metadata\\x1b server does not answer\n"
-        assert ended == Ended(1, "", expected)
+        assert ended == CommandResult(1, "", expected)
 
     @pytest.mark.parametrize(
         "answer",

@@ -14,7 +14,7 @@ from tests.lab import Lab, Spec
 from tests.system.service import CONFIG, cnctl, status
 from tests.system.test_clouds import local
 
-SOON = 5.0
+REPORT_TIMEOUT_S = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_killed_netagent_is_reported_by_every_reader(lab: Lab) -> None:
     """No change of the network is needed meanwhile."""
     assert "cloud_network_netagent_up 1.0" in get(lab, "/metrics")[1]
     lab.kill("netagent")
-    lab.wait_for(lambda: get(lab, "/api/v1/health")[0] == 503, SOON, "netagent to be missed")
+    lab.wait_for(lambda: get(lab, "/api/v1/health")[0] == 503, REPORT_TIMEOUT_S, "netagent to be missed")
     detail = json.loads(get(lab, "/api/v1/health")[1])["detail"]
     assert "netagent is not running" in detail
     ended = cnctl(lab, "status")
@@ -85,7 +85,7 @@ def test_killed_netagent_is_reported_by_every_reader(lab: Lab) -> None:
 def test_restarted_netagent_repairs_the_network(lab: Lab) -> None:
     lab.kill("netagent")
     lab.run(["ip", "address", "del", f"{lab.nics[1].addresses[1]}/32", "dev", lab.nics[1].name])
-    until = time.monotonic() + SOON
+    until = time.monotonic() + REPORT_TIMEOUT_S
 
     def reported() -> bool:
         found: dict[str, Any] = json.loads(cnctl(lab, "status", "--json").stdout)
@@ -99,7 +99,7 @@ def test_restarted_netagent_repairs_the_network(lab: Lab) -> None:
 
 def test_killed_api_is_replaced_by_the_files(lab: Lab) -> None:
     lab.kill("api")
-    lab.wait_for(lambda: "does not answer" in cnctl(lab, "status").stderr, SOON, "the end of the api")
+    lab.wait_for(lambda: "does not answer" in cnctl(lab, "status").stderr, REPORT_TIMEOUT_S, "the end of the api")
     assert cnctl(lab, "status").returncode == 0
     assert [get(lab, path) for path in ("/api/v1/health", "/metrics", "/")] == [(0, "")] * 3
     restart(lab, "api")

@@ -12,12 +12,12 @@ import pytest
 from cloud_network.fetcher.state import StateDirectory
 
 from . import browser
-from .conftest import Answer, Ended, Server, address, audit_line, link, now, status
+from .conftest import Answer, CommandResult, Server, address, audit_line, link, now, status
 
 HOSTILE = "</style></title><script>document.title='owned'</script><img src=x onerror=document.title='owned'>\"'&{{7*7}}"
 
 
-class Seen(HTMLParser):
+class ParsedPage(HTMLParser):
     """The elements of a page with their attributes, and its text."""
 
     def __init__(self, page: str):
@@ -33,13 +33,13 @@ class Seen(HTMLParser):
         self.text += data
 
 
-def seen(answer: Answer, code: int = 200) -> Seen:
+def parse_page(answer: Answer, code: int = 200) -> ParsedPage:
     assert (answer.status, answer.headers["Content-Type"]) == (code, "text/html; charset=utf-8")
-    return Seen(answer.content.decode())
+    return ParsedPage(answer.content.decode())
 
 
 def text(answer: Answer, code: int = 200) -> str:
-    return " ".join(seen(answer, code).text.split())
+    return " ".join(parse_page(answer, code).text.split())
 
 
 def test_healthy_page_shows_every_link(server: Server, home: Path) -> None:
@@ -85,7 +85,9 @@ def test_problems_come_first(server: Server, state: StateDirectory) -> None:
     assert positions == sorted(positions)
 
 
-def test_excluded_address_is_not_missing(server: Server, state: StateDirectory, cnctl: Callable[..., Ended]) -> None:
+def test_excluded_address_is_not_missing(
+    server: Server, state: StateDirectory, cnctl: Callable[..., CommandResult]
+) -> None:
     excluded = address("10.0.0.5", present=False, excluded=True)
     state.write_status(status(link(2, "eth0", [address("10.0.0.4"), excluded])))
     shown = text(server.ask("/"))
@@ -118,13 +120,13 @@ def test_without_state_it_is_a_page_that_says_why(state: StateDirectory, session
 def test_a_large_instance_is_all_there_and_folded(server: Server, state: StateDirectory) -> None:
     links = [link(n, f"eth{n}", [address(f"10.{n}.0.{k}") for k in range(4, 54)]) for n in range(2, 17)]
     state.write_status(status(*links))
-    page = seen(server.ask("/"))
+    page = parse_page(server.ask("/"))
     assert page.text.count("/24") == 15 * 51  # including each link's subnet
     folded = [attributes for tag, attributes in page.elements if tag == "details"]
     assert folded == [frozenset()] * 15
 
 
-def everywhere(hostile: str) -> Any:
+def hostile_state(hostile: str) -> Any:
     """Return a status and a line of the audit log with the text at every possible place."""
     where: Any = address(hostile, hostile)
     changes: Any = {"mac": hostile, "gateways": [hostile], "subnets": [hostile], "drift": [hostile], "state": "drift"}
@@ -156,10 +158,10 @@ def everywhere(hostile: str) -> Any:
 def test_hostile_metadata_is_text(server: Server, state: StateDirectory, home: Path) -> None:
     pages = []
     for what in ("x" * len(HOSTILE), HOSTILE):  # of one length: long texts are set smaller
-        found, lines = everywhere(what)
+        found, lines = hostile_state(what)
         state.write_status(found)
         (home / "audit.log").write_text(lines)
-        pages.append(seen(server.ask("/")))
+        pages.append(parse_page(server.ask("/")))
     harmless, hostile = pages
     assert hostile.elements == harmless.elements
     assert {tag for tag, _ in hostile.elements} & {"script", "img", "iframe", "object", "link", "form"} == set()
@@ -183,15 +185,15 @@ def test_the_policy_allows_the_one_style_sheet_and_nothing_else(server: Server) 
     assert answer.headers.get_all("Content-Security-Policy") == [answer.headers["Content-Security-Policy"]]
 
 
-@browser.needed
+@browser.needs_chromium
 @pytest.mark.parametrize("what", ["harmless", HOSTILE])
 def test_browser_shows_the_page_without_errors(
     server: Server, state: StateDirectory, home: Path, tmp_path: Path, what: str
 ) -> None:
-    found, lines = everywhere(what)
+    found, lines = hostile_state(what)
     state.write_status(found)
     (home / "audit.log").write_text(lines)
-    shown, console = browser.dom(f"http://127.0.0.1:{server.port}/", tmp_path)
+    shown, console = browser.load_page(f"http://127.0.0.1:{server.port}/", tmp_path)
     assert "<title>Problems · cloud-network</title>" in shown
     assert shown.count("<svg") == 1
     assert console == ""

@@ -12,7 +12,7 @@ import pytest
 from cloud_network.fetcher.state import StateDirectory
 
 from . import browser
-from .conftest import BIN, Server, free_port, unprivileged, wait_for
+from .conftest import BIN, Server, free_port, unprivileged_user, wait_for
 
 SECRETS = ["credentials", "user-data", "custom-data", "attributes"]
 
@@ -45,7 +45,7 @@ def test_public_listen_address_gives_a_warning(filled: StateDirectory, home: Pat
     config.write_text(f'[Network]\nListen = "{listen}:{port}"\n')
     with log.open("wb") as output:
         command = [str(BIN / "cloud-network-api"), "--config", str(config), "--state", filled.path]
-        process = subprocess.Popen(command, stderr=output, cwd="/", **unprivileged())
+        process = subprocess.Popen(command, stderr=output, cwd="/", **unprivileged_user())
     wait_for(lambda: "Booting worker" in log.read_text(), message="the worker to start")
     process.terminate()
     process.wait(30)
@@ -101,7 +101,7 @@ class _Connection(socketserver.BaseRequestHandler):
 
 
 @pytest.fixture
-def evil(server: Server) -> Iterator[Rebinding]:
+def rebinding_server(server: Server) -> Iterator[Rebinding]:
     found = Rebinding(server.port, READER % b"")
     thread = threading.Thread(target=found.serve_forever)
     thread.start()
@@ -111,35 +111,35 @@ def evil(server: Server) -> Iterator[Rebinding]:
     thread.join()
 
 
-def visit(evil: Rebinding, name: str, profile: Path) -> str:
+def visit_page(rebinding_server: Rebinding, name: str, profile: Path) -> str:
     """Return what the page reads if the browser knows the server by this name."""
-    port = evil.server_address[1]
+    port = rebinding_server.server_address[1]
     rules = f"--host-resolver-rules=MAP {name} 127.0.0.2"
-    shown, _ = browser.dom(f"http://{name}:{port}/", profile, rules)
+    shown, _ = browser.load_page(f"http://{name}:{port}/", profile, rules)
     return shown
 
 
-@browser.needed
-def test_a_rebinding_page_reads_nothing(evil: Rebinding, tmp_path: Path) -> None:
-    shown = visit(evil, "evil.example", tmp_path)
-    assert evil.passed_on >= 1  # it did send the request to our server …
+@browser.needs_chromium
+def test_a_rebinding_page_reads_nothing(rebinding_server: Rebinding, tmp_path: Path) -> None:
+    shown = visit_page(rebinding_server, "evil.example", tmp_path)
+    assert rebinding_server.passed_on >= 1  # it did send the request to our server …
     assert "421 {" in shown  # … which answered that the host is wrong
     assert "generation" not in shown
 
 
-@browser.needed
-def test_that_page_could_read_under_a_name_that_is_answered(evil: Rebinding, tmp_path: Path) -> None:
+@browser.needs_chromium
+def test_that_page_could_read_under_a_name_that_is_answered(rebinding_server: Rebinding, tmp_path: Path) -> None:
     """Proof that the test above can fail: an address of loopback, which no page gets by rebinding, is accepted."""
-    shown, _ = browser.dom(f"http://127.0.0.2:{evil.server_address[1]}/", tmp_path)
+    shown, _ = browser.load_page(f"http://127.0.0.2:{rebinding_server.server_address[1]}/", tmp_path)
     assert "200 {" in shown
     assert "generation" in shown
 
 
-@browser.needed
-def test_a_page_of_another_origin_reads_nothing(evil: Rebinding, server: Server, tmp_path: Path) -> None:
+@browser.needs_chromium
+def test_a_page_of_another_origin_reads_nothing(rebinding_server: Rebinding, server: Server, tmp_path: Path) -> None:
     """Not even with the server's own address: no CORS header allows it."""
-    evil.reader = READER % f"http://127.0.0.1:{server.port}".encode()
-    shown = visit(evil, "evil.example", tmp_path)
+    rebinding_server.reader = READER % f"http://127.0.0.1:{server.port}".encode()
+    shown = visit_page(rebinding_server, "evil.example", tmp_path)
     assert "error NetworkError" in shown
     assert "generation" not in shown
 

@@ -19,7 +19,17 @@ from cloud_network.fetcher.state import StateDirectory
 
 from bench.rest import CLIENTS, load
 
-from .conftest import BIN, Ended, Server, activated, audit_line, free_port, two_links, unprivileged, wait_for
+from .conftest import (
+    BIN,
+    CommandResult,
+    Server,
+    audit_line,
+    free_port,
+    start_activated,
+    two_links,
+    unprivileged_user,
+    wait_for,
+)
 
 # --- misbehaving clients ---
 
@@ -49,7 +59,9 @@ def test_200_half_open_connections_do_not_delay_others(server: Server) -> None:
         client.close()
 
 
-def test_half_open_connections_on_tcp_leave_cnctl_its_socket(server: Server, cnctl: Callable[..., Ended]) -> None:
+def test_half_open_connections_on_tcp_leave_cnctl_its_socket(
+    server: Server, cnctl: Callable[..., CommandResult]
+) -> None:
     clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(MAX_CONNECTIONS + 10)]
     for client in clients:
         client.sendall(b"GET ")
@@ -178,7 +190,7 @@ def test_server_listens_on_listen(filled: StateDirectory) -> None:
     config = Path(filled.path).parent / "own.toml"
     port = free_port()
     config.write_text(f'[Network]\nListen = "[::1]:{port}"\n')
-    process = start("--config", str(config), "--state", filled.path, **unprivileged())
+    process = start("--config", str(config), "--state", filled.path, **unprivileged_user())
     try:
 
         def answers() -> bool:
@@ -192,7 +204,7 @@ def test_server_listens_on_listen(filled: StateDirectory) -> None:
                 connection.close()
 
         wait_for(answers, message="the server to answer")
-        second = start("--config", str(config), "--state", filled.path, **unprivileged())
+        second = start("--config", str(config), "--state", filled.path, **unprivileged_user())
         _, logged = second.communicate(timeout=30)
         assert second.returncode == 1
         assert (
@@ -210,7 +222,7 @@ IP_FREEBIND = 15
 
 
 @contextlib.contextmanager
-def handed_over(home: Path, config: str, *addresses: str, **more: Any) -> Iterator[tuple[list[int], Path]]:
+def server_with_sockets(home: Path, config: str, *addresses: str, **more: Any) -> Iterator[tuple[list[int], Path]]:
     """Start a server with sockets from systemd; yield their ports, and its log."""
     path, log = home / "handed.toml", home / "handed.log"
     with contextlib.ExitStack() as stack:
@@ -223,7 +235,7 @@ def handed_over(home: Path, config: str, *addresses: str, **more: Any) -> Iterat
         path.write_text(config.format(*ports))
         command = [str(BIN / "cloud-network-api"), "--config", str(path), "--state", str(home / "run")]
         with log.open("wb") as output:
-            process = activated(command, *listeners, stderr=output, cwd="/", **unprivileged(), **more)
+            process = start_activated(command, *listeners, stderr=output, cwd="/", **unprivileged_user(), **more)
         wait_for(lambda: "Booting worker" in log.read_text(), message="the worker to start")
         assert answer("127.0.0.1", ports[0], "localhost") == 200  # then the worker handles SIGTERM
         try:
@@ -243,7 +255,7 @@ def answer(address: str, port: int, host: str) -> int:
 def test_systemd_sockets_override_listen_with_a_warning(filled: StateDirectory, home: Path) -> None:
     """Two sockets, one of them not on loopback: the server logs a warning, and accepts its address as a Host header."""
     lan = "198.51.100.7"
-    with handed_over(home, '[Network]\nListen = "127.0.0.1:9"\n', "127.0.0.1", lan) as (ports, log):
+    with server_with_sockets(home, '[Network]\nListen = "127.0.0.1:9"\n', "127.0.0.1", lan) as (ports, log):
         first, second = ports
         logged = log.read_text()
         assert f"systemd listens on 127.0.0.1:{first}, {lan}:{second}; [Network] Listen = 127.0.0.1:9 is" in logged
@@ -253,7 +265,7 @@ def test_systemd_sockets_override_listen_with_a_warning(filled: StateDirectory, 
 
 
 def test_listen_equal_to_the_socket_unit_gives_no_notice(filled: StateDirectory, home: Path) -> None:
-    with handed_over(home, '[Network]\nListen = "127.0.0.1:{}"\n', "127.0.0.1") as (ports, log):
+    with server_with_sockets(home, '[Network]\nListen = "127.0.0.1:{}"\n', "127.0.0.1") as (ports, log):
         assert answer("127.0.0.1", ports[0], "198.51.100.7") == 421
         assert "level=warning" not in log.read_text()
 
@@ -261,7 +273,7 @@ def test_listen_equal_to_the_socket_unit_gives_no_notice(filled: StateDirectory,
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_every_line_of_its_log_has_the_form_that_is_configured(filled: StateDirectory, home: Path, form: str) -> None:
     config = f'[System]\nLogFormat = "{form}"\n[Network]\nListen = "127.0.0.1:9"\n'
-    with handed_over(home, config, "127.0.0.1") as (_, log):
+    with server_with_sockets(home, config, "127.0.0.1") as (_, log):
         pass
     lines = log.read_text().splitlines()
     assert len(lines) > 4, "gunicorn's first and last lines, and our warning"
@@ -277,7 +289,7 @@ def test_every_line_of_its_log_has_the_form_that_is_configured(filled: StateDire
 def test_the_environment_says_how_much_and_in_which_form(filled: StateDirectory, home: Path) -> None:
     environment = {**os.environ, "CLOUD_NETWORK_LOG_LEVEL": "DEBUG", "CLOUD_NETWORK_LOG_FORMAT": "json"}
     config = '[System]\nLogLevel = "error"\nLogFormat = "text"\n'
-    with handed_over(home, config, "127.0.0.1", env=environment) as (_, log):
+    with server_with_sockets(home, config, "127.0.0.1", env=environment) as (_, log):
         pass
     assert "debug" in {json.loads(line)["level"] for line in log.read_text().splitlines()}
 
@@ -319,7 +331,7 @@ def test_idle_server_exits_and_the_socket_stays(filled: StateDirectory) -> None:
         for _ in range(2):  # the second is started by a request that arrived while no server was running
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
             connection.request("GET", "/api/v1/status")
-            process = activated([*command, "--idle-exit", "0.5"], listener, cwd="/", **unprivileged())
+            process = start_activated([*command, "--idle-exit", "0.5"], listener, cwd="/", **unprivileged_user())
             assert connection.getresponse().status == 200
             connection.close()
             assert process.wait(30) == 0
@@ -329,7 +341,7 @@ def test_without_systemds_socket_it_stays(filled: StateDirectory, tmp_path: Path
     config = Path(filled.path).parent / "stays.toml"
     port = free_port()
     config.write_text(f'[Network]\nListen = "127.0.0.1:{port}"\n')
-    process = start("--config", str(config), "--state", filled.path, "--idle-exit", "0.1", **unprivileged())
+    process = start("--config", str(config), "--state", filled.path, "--idle-exit", "0.1", **unprivileged_user())
     try:
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(4)
@@ -352,7 +364,7 @@ def test_root_becomes_the_user_and_keeps_nothing(filled: StateDirectory, tmp_pat
             "sh",
             *api,
         ]  # the descriptors belong to the shell that unshare starts
-        process = activated(with_passwd(entries, tmp_path, inner), listener, extra_groups=[4, 27])
+        process = start_activated(with_passwd(entries, tmp_path, inner), listener, extra_groups=[4, 27])
     try:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         connection.request("GET", "/api/v1/status")

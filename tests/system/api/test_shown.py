@@ -45,7 +45,7 @@ COMMANDS = (
     "audit --verify",
     "flush",
 )
-VARIES = (
+VARYING_VALUES = (
     (r"\b\d+\s+s ago", "N s ago"),
     (r"generation \d+", "generation N"),
     (r"\b\d+ changes", "N changes"),
@@ -84,17 +84,21 @@ def on_terminal(lab: Lab, command: str, columns: int = 80) -> str:
 
 
 DOCS = Path(__file__).parents[3] / "docs"
-ONLY_SOMETIMES = {"error", "where", "reason", "metadata", "ops", "duration_us", "id", "ranges"}
+OPTIONAL_KEYS = {"error", "where", "reason", "metadata", "ops", "duration_us", "id", "ranges"}
 """Optional keys."""
 
 
 def documented() -> dict[str, set[str]]:
     """Return {command: the keys of its answer} from the table in docs/json.md."""
     rows = [line.split("|") for line in (DOCS / "json.md").read_text().splitlines() if line.startswith("| `")]
-    return {command: set(WORD.findall(row[2])) for row in rows for command in re.findall(r"`([a-z0-9 -]+)`", row[1])}
+    return {
+        command: set(DOCUMENTED_KEY.findall(row[2]))
+        for row in rows
+        for command in re.findall(r"`([a-z0-9 -]+)`", row[1])
+    }
 
 
-WORD = re.compile(r"`([A-Za-z_]+)`")
+DOCUMENTED_KEY = re.compile(r"`([A-Za-z_]+)`")
 
 
 def test_json_has_the_keys_that_are_documented() -> None:
@@ -116,9 +120,9 @@ def test_json_has_the_keys_that_are_documented() -> None:
         for command in ("status", "status network", "doctor", "show project", "plan", "refresh", "audit --verify"):
             found = answer(command)
             assert found.keys() <= known[command], command
-            assert known[command] - found.keys() <= ONLY_SOMETIMES, command
+            assert known[command] - found.keys() <= OPTIONAL_KEYS, command
         text = (DOCS / "json.md").read_text()
-        step, line = (set(WORD.findall(part.partition("\n\n")[0])) for part in text.split("\n\nA ")[1:])
+        step, line = (set(DOCUMENTED_KEY.findall(part.partition("\n\n")[0])) for part in text.split("\n\nA ")[1:])
         assert all(each.keys() == step - {"doctor"} for each in answer("doctor")["steps"])
         assert all(each.keys() <= line for each in answer("audit"))
         assert all(isinstance(key, str) for key in answer("show ssh-keys"))
@@ -141,8 +145,8 @@ def test_each_command_looks_as_it_did(cloud: str) -> None:
             lab.wait_for(lambda: on_terminal(lab, "status network").count("VPC ID") == 2, 20, "every fact to be read")
         address = lab.nics[-1].addresses[-1]
         shown = "".join(on_terminal(lab, command.format(address=address)) for command in COMMANDS)
-    for varying, stands in VARIES:
-        shown = re.sub(varying, stands, shown)
+    for varying, replacement in VARYING_VALUES:
+        shown = re.sub(varying, replacement, shown)
     path = SHOWN / f"{cloud}.txt"
     if os.environ.get("SHOWN") == "write":
         path.parent.mkdir(exist_ok=True)

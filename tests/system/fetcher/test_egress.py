@@ -88,9 +88,9 @@ def test_tunnel_is_avoided(lab: Lab, kind: str) -> None:
     """A VPN with a default route: the routing would lead the request into it."""
     with ip_commands(lab, f"tuntap add tun0 mode {kind}", "link set tun0 up", f"route add {SERVER}/32 dev tun0"):
         assert sorted(egress_interfaces(lab)) == ["eth0", "eth1"]
-        before = sent(lab)
+        before = packets_sent_to_tunnel(lab)
         assert python(lab, ASK).split() == ["200", "eth1"] * 2
-        assert sent(lab) == before
+        assert packets_sent_to_tunnel(lab) == before
 
 
 def test_kept_connection_stays_out_of_a_new_tunnel(lab: Lab) -> None:
@@ -102,15 +102,15 @@ def test_kept_connection_stays_out_of_a_new_tunnel(lab: Lab) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "200\n"
         with ip_commands(lab, "link set tun0 up", f"route add {SERVER}/32 dev tun0"):
-            before = sent(lab), lab.metadata.connections()
+            before = packets_sent_to_tunnel(lab), lab.metadata.connections()
             process.stdin.write("go on\n")
             process.stdin.flush()
             assert process.stdout.readline() == "200\n"
-            assert (sent(lab), lab.metadata.connections()) == before
+            assert (packets_sent_to_tunnel(lab), lab.metadata.connections()) == before
     lab.run(["ip", "tuntap", "del", "tun0", "mode", "tun"])
 
 
-def sent(lab: Lab) -> int:
+def packets_sent_to_tunnel(lab: Lab) -> int:
     [link] = json.loads(lab.run(["ip", "-j", "-s", "link", "show", "dev", "tun0"]).stdout)
     return int(link["stats64"]["tx"]["packets"])
 

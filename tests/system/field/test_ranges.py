@@ -17,14 +17,14 @@ def local(lab: Lab) -> list[str]:
     return [route["dst"] for route in own_objects(lab, "route-4") if route["table"] == "local"]
 
 
-def given_up(lab: Lab) -> bool:
+def is_range_removed(lab: Lab) -> bool:
     return local(lab) == [] and status(lab)["state"] == "degraded"
 
 
-def check(lab: Lab) -> None:
+def check_range_is_removed(lab: Lab) -> None:
     """Check that the state reports the range with both keys, and that either key makes it ok."""
     nic = lab.nics[0]
-    lab.wait_for(lambda: given_up(lab), 10, "the range to be given up")
+    lab.wait_for(lambda: is_range_removed(lab), 10, "the range to be given up")
     assert refresh(lab) == "degraded"
     message = status(lab)["last_error"]["message"]
     assert f"{RANGE} of {nic.name}: cbr0 has 10.4.0.1" in message
@@ -48,7 +48,7 @@ def test_range_is_given_up_when_pods_start_later() -> None:
     with running_lab(SPEC, "", "netagent", "fetcher") as lab:
         assert local(lab) == [RANGE]
         lab.batch(["link add cbr0 type bridge", f"address add {BRIDGE} dev cbr0", "link set cbr0 up"])
-        check(lab)
+        check_range_is_removed(lab)
 
 
 def test_range_of_earlier_pods_is_left_alone() -> None:
@@ -58,4 +58,4 @@ def test_range_of_earlier_pods_is_left_alone() -> None:
         lab.start("netagent")
         lab.start("fetcher")
         lab.wait_for(lambda: set(lab.addresses) <= kernel_addresses(lab), 10, "the addresses")
-        check(lab)
+        check_range_is_removed(lab)
