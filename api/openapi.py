@@ -28,7 +28,7 @@ SECRETS: Mapping[str, str] = {
     "attributes": "Attributes can hold secrets: they are not served over HTTP, where any local user can ask, and are "
     "not stored. As root, ask the metadata server.",
 }
-"""Names below /api/cloud that are never served, and the way for root to read them."""
+"""Names below /api/cloud that are never served, and the command for root to read them."""
 DATES = {
     "Cloud-Network-Generation": "Generation of the state.",
     "Cloud-Network-Fetched-At": "Time of the last complete answer of the metadata server, or never.",

@@ -95,7 +95,7 @@ def print_targets(measured: Collection[str]) -> None:
 
 
 def _interrupt(*_: object) -> None:
-    """End the running part, whatever the signal."""
+    """End the running part at any signal."""
     raise KeyboardInterrupt
 
 

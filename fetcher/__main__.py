@@ -58,10 +58,14 @@ def _parser() -> argparse.ArgumentParser:
         "--check-config prints every value in force as a TOML file, with defaults marked, and exits with 0. For an "
         f"invalid file it prints every error and exits with {EX_CONFIG}.",
     )
-    parser.add_argument("--config", type=Path, default=configuration.PATH, metavar="FILE", help="default: %(default)s")
+    parser.add_argument(
+        "--config", type=Path, default=configuration.PATH, metavar="FILE", help="configuration (default: %(default)s)"
+    )
     parser.add_argument("--check-config", action="store_true", help="check the configuration, print it and exit")
     parser.add_argument(
-        "--flush", action="store_true", help="as root, while no fetcher runs: remove all that cloud-network added"
+        "--flush",
+        action="store_true",
+        help="as root, while no fetcher runs: remove everything that cloud-network added",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('cloud-network')}")
     return parser
@@ -98,7 +102,7 @@ def _run(config: Config, path: Path) -> None:
         provider = detect(config.provider, read_firmware(credentials=service.credentials_directory()))
     except NoCloudError as error:
         _write_reason(state, lock.run, "detection", error)
-        Notifier().ready(str(error))  # for systemd, an exit before READY=1 is a failure, whatever the exit status
+        Notifier().ready(str(error))  # for systemd, an exit before READY=1 is a failure with any exit status
         raise _exit_without_restart(error, EX_NO_CLOUD) from None
     except DetectionError as error:
         _write_reason(state, lock.run, "detection", error)

@@ -98,7 +98,7 @@ class Netagent:
         if answer["verdict"] != Verdict.OK:
             self.close()
             raise NetagentError(
-                f"netagent speaks version {answer.get('version')} of the protocol, not {protocol.VERSION}; "
+                f"netagent uses version {answer.get('version')} of the protocol, this fetcher {protocol.VERSION}; "
                 "install one release, then: systemctl restart cloud-network-netagent cloud-network-fetcher"
             )
 
@@ -113,7 +113,7 @@ class Netagent:
         self._socket.close()
 
     def status(self) -> StatusAnswer:
-        """Return netagent's status, with the state of the kernel that only netagent knows."""
+        """Return netagent's status, with the kernel state that only netagent can read."""
         answer = self._ask(Status())
         try:
             return StatusAnswer.from_wire(answer)

@@ -116,7 +116,7 @@ class Purge(StrEnum):
 
 
 class AuditFailure(StrEnum):
-    """AuditFailure=: netagent refuses a change that it cannot write to the audit log, or makes it all the same."""
+    """AuditFailure=: netagent refuses a change that it cannot write to the audit log, or makes it unlogged."""
 
     REFUSE = "refuse"
     CONTINUE = "continue"

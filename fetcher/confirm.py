@@ -1,4 +1,4 @@
-"""Checks between apply and confirm: does the change break connectivity, and which objects does a failure concern?"""
+"""Checks between apply and confirm: find lost connectivity, and the objects that a failure concerns."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ class Daemon:
             try:
                 async for _ in kernel.events():
                     self._on_kernel_event()
-            except Exception as error:  # noqa: BLE001  # whatever pyroute2 raises, the kernel is read again
+            except Exception as error:  # noqa: BLE001  # after any error of pyroute2, the kernel is read again
                 logger.debug("kernel events: %s", error)
             self._on_kernel_event()
             await asyncio.sleep(_EVENTS_RETRY_S)

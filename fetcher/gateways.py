@@ -1,4 +1,4 @@
-"""Gateways before and after a change: does each still resolve?
+"""Checks that gateways resolve before and after a change.
 
 A datagram is sent to a gateway through its link, then its neighbour entry is read: clouds' gateways answer ARP and
 neighbour discovery, but seldom ping. A socket may be bound to a device without privilege since Linux 5.7

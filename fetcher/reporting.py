@@ -28,7 +28,7 @@ Kind = Literal["metadata", "netagent", "kernel", "config", "detection", "conflic
 MAX_CONFLICTS = 1000
 MAX_NOTICES = 256
 """Limit of the lists in status.json, to keep it below 4 MiB."""
-_SLOW_SERVER = "the metadata server takes seconds to answer; what was known before stays in force until the read ends"
+_SLOW_SERVER = "the metadata server takes seconds to answer; the last metadata stays in force until the read ends"
 _NOT_LISTENING = (
     "netagent is not running: nothing listens on its socket, and differences are not repaired. "
     "See: systemctl status cloud-network-netagent.socket cloud-network-netagent"
@@ -316,7 +316,7 @@ class Reporter:
             write()
         except OSError as error:
             if not self._unwritten:
-                text = "state files: %s cannot be written: %s; the network is configured all the same. See: df %s"
+                text = "state files: %s cannot be written: %s; the network is still configured. See: df %s"
                 logger.error(text, self._state.path, error.strerror, self._state.path)
             self._unwritten.add(what)
             return

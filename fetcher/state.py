@@ -7,7 +7,7 @@
     fetcher.lock               locked by the running fetcher; holds the id of its run
 
 A file is written under a temporary name and renamed into place, so a reader never sees a partial file. Files are 0644
-and directories 0755 whatever the umask. No secrets are written here.
+and directories 0755 with any umask. No secrets are written here.
 
 The fetcher reads from a hostile network, so readers of its files do not trust it: they follow no symbolic link, open
 only regular files, do not block, and read a bounded number of bytes.

@@ -28,7 +28,7 @@ class AddressStatus(TypedDict):
     present: bool  # the kernel has it on this link
     owned: bool  # added by cloud-network
     excluded: bool  # ExcludeAddresses= contains it: cloud-network neither adds nor removes it
-    table: int | None  # that its replies look in; None: main
+    table: int | None  # the table that routes its replies; None: main
 
 
 class LinkStatus(TypedDict):
@@ -69,7 +69,7 @@ class ConflictStatus(TypedDict):
     times: int  # number of times that it was made
     since: str
     next_at: str | None  # the next attempt; None while it is in place, or another program's object blocks it
-    by: str | None  # the program, if the kernel tells
+    by: str | None  # the program, if the kernel reports it
 
 
 class LastError(TypedDict):
@@ -161,7 +161,7 @@ def parse_status(document: dict[str, Any]) -> Status:
     version = document.get("version")
     if version != VERSION:
         raise ShapeError(
-            f"version is {version!r:.20} and not {VERSION}: the fetcher is of another release than its reader. "
+            f"version is {version!r:.20} and not {VERSION}: the fetcher and this program are of different releases. "
             "Install one release; then: systemctl restart cloud-network-fetcher cloud-network-api"
         )
     _check_status(document)

@@ -39,7 +39,7 @@ def _note_plan(answer: dict[str, Any]) -> None:
     if answer["flushed"]:
         note("the network was flushed; run `sudo cnctl refresh` to configure it again")
     for mac in answer["unknown_macs"]:
-        note(f"the metadata names the interface {mac}, and no link here has that MAC")
+        note(f"the metadata names the interface {mac}, but no link of this host has that MAC")
     for text in answer["withheld"]:
         note(f"left out: {text}")
 

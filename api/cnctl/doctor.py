@@ -230,8 +230,8 @@ def _listed(claim: Claim, status: Status, address: str) -> tuple[LinkStatus, str
     found = f"{status['provider']} does not give this instance {address}; read {_read(status)}{age_note}"
     look, do = "cnctl status network", "assign it to an interface in the cloud's console, then: sudo cnctl refresh"
     if status["unknown_macs"]:
-        found += f"; it names interfaces that are not here: {' '.join(status['unknown_macs'])}"
-        look, do = "cnctl status", f"if it is an address of theirs, see the notices of cnctl status; else {do}"
+        found += f"; it names interfaces that this host does not have: {' '.join(status['unknown_macs'])}"
+        look, do = "cnctl status", f"if one of these has the address, see the notices of cnctl status; else {do}"
     raise StepFailed(found, look, do)
 
 

@@ -24,7 +24,7 @@ _MAX_TEXT_LENGTH = 1 << 16  # characters of one text
 
 
 class Node:
-    """A value of a document and its path. Every method raises MetadataError if the value is not what it returns."""
+    """A value of a document and its path. A method raises MetadataError if the value cannot be read as its result."""
 
     __slots__ = ("path", "value")
 
@@ -32,7 +32,7 @@ class Node:
         self.value, self.path = value, path
 
     def at(self, key: str) -> Node:
-        """Return the value under `key`, which must be there."""
+        """Return the value under `key`. Raises MetadataError if it is missing."""
         found = self.find(key)
         if found is None:
             raise MetadataError("invalid", f"{self._below(key)}: missing")
@@ -57,7 +57,7 @@ class Node:
         return [self._below(key) for key in keys if value.get(key) in absent]
 
     def nulls(self, *keys: str) -> list[str]:
-        """Return the paths of those keys that are there with a null."""
+        """Return the paths of the keys whose value is null."""
         value = self.value if isinstance(self.value, dict) else {}
         return [self._below(key) for key in keys if value.get(key, "") is None]
 

@@ -36,7 +36,7 @@ def egress_interfaces(address: IPAddress, kinds: tuple[str, ...]) -> list[str]:
 
 
 def obstacle(address: IPAddress, interface: str) -> str:
-    """Return the reason why answers of `address` may be lost on this host; "" if there is none to be seen.
+    """Return the reason why answers of `address` may be lost on this host; "" if none is visible.
 
     A request that is bound to its interface passes a prohibit route (systemd-imdsd's). The reverse path filter looks
     the way back up by all routes, and drops the answer.

@@ -180,7 +180,7 @@ class Client:
     def request(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, seconds: float | None = None
     ) -> Response:
-        """Return the response, whatever its status. Raises MetadataError if no complete response arrives in time.
+        """Return the response with any status. Raises MetadataError if no complete response arrives in time.
 
         `seconds` is the time for the next bytes (READ_TIMEOUT_S if None); the whole answer may take twice as long.
         """

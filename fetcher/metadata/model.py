@@ -106,7 +106,7 @@ class Instance:
 
     @property
     def unproven(self) -> frozenset[str]:
-        """The MACs of interfaces that may have more parts than listed: nothing of theirs may be removed.
+        """The MACs of interfaces that may have more parts than listed: none of their objects may be removed.
 
         These are the interfaces with a problem, a notice or a missing part, and those without any address that are not
         left to DHCP: an unexpected empty list proves nothing.
@@ -149,7 +149,7 @@ class Instance:
         return replace(
             self,
             interfaces=(*merged, *kept),
-            notices=(*self.notices, *(f"{reason}; what was known before is kept" for reason in reasons)),
+            notices=(*self.notices, *(f"{reason}; the earlier values are kept" for reason in reasons)),
             # A merged interface no longer shows that it is unproven, and would otherwise count as proof of absence.
             left_alone=self.left_alone | self.unproven,
         )

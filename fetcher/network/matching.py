@@ -20,7 +20,7 @@ def match_links(instance: Instance, config: Config, links: Iterable[Link]) -> Ma
     """Match by MAC alone, and only links of a kind that a cloud attaches (a VLAN has its parent's MAC).
 
     A port of another link is not matched: Azure's accelerated networking has a VF below each synthetic interface with
-    the same MAC, virtio's failover a primary and a standby, and a bridge stands for its ports. A member of a VRF is
+    the same MAC, virtio's failover a primary and a standby, and a bridge represents its ports. A member of a VRF is
     matched. If two links remain (a VF that is not yet a port), neither is matched.
     """
     macs = {interface.mac for interface in instance.interfaces}
@@ -37,7 +37,7 @@ def explain_mismatch(mac: str, links: Iterable[Link], config: Config) -> str:
     by_index = {link.ifindex: link for link in links}
     candidates = [link for link in by_index.values() if link.mac == mac]
     if not candidates:
-        return f'no link here has that MAC; if another network namespace has it, set [Network] Exclude="{mac}"'
+        return f'no link of this host has that MAC; if another network namespace has it, set [Network] Exclude="{mac}"'
     for link in candidates:
         if not link.ready:
             return f"udev has not finished with {link.name}"
@@ -71,7 +71,7 @@ def idle_patterns(instance: Instance, config: Config, links: Iterable[Link]) -> 
 
 
 def without_absent_vlans(instance: Instance, matches: Matches) -> Instance:
-    """Return the instance without VLANs that have no link here. A notice for each has the command to create it."""
+    """Return the instance without VLANs that lack a link on this host. A notice for each has the command to add it."""
     absent = [each for each in instance.interfaces if each.vlan is not None and each.mac not in matches]
     if not absent:
         return instance

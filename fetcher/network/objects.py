@@ -213,7 +213,7 @@ class Desired:
 
     links: tuple[LinkGoal, ...]
     common: tuple[Rule, ...]  # rules that belong to no link
-    unknown_macs: Mapping[str, str]  # named by the metadata, without a link here, and the reason
+    unknown_macs: Mapping[str, str]  # named by the metadata, without a link on this host, and the reason
     unmanaged: frozenset[int] = frozenset()  # ifindexes of links that are not changed ...
     unmanaged_tables: frozenset[int] = frozenset()  # ... and their tables
     notices: tuple[str, ...] = ()  # unusual facts that need no action

@@ -35,7 +35,7 @@ class Presence:
         self._pending: set[int] = set()
 
     def finished(self) -> frozenset[str] | None:
-        """Return the names of the files in udev's database; None if udev does not run here.
+        """Return the names of the files in udev's database; None if udev does not run.
 
         Call it before the links are read: a name that is read earlier may precede the rename.
         """
@@ -68,7 +68,7 @@ class Presence:
 
     @property
     def departed(self) -> frozenset[str]:
-        """MACs in the metadata whose link was here and has been away for DEPARTED_S."""
+        """MACs in the metadata whose link was on this host and has been away for DEPARTED_S."""
         now = self._clock()
         return frozenset(mac for mac in self._away if now >= self._last_seen[mac] + DEPARTED_S)
 

@@ -131,7 +131,7 @@ def show_reachability(lab: Lab) -> None:
     silent = [f"{host} → {address}" for (host, address), answered in reached.items() if not answered]
     mute = [address for address, answered in outbound.items() if not answered]
     check_claim(not silent, f"no answer: {', '.join(silent[:5])} ({len(silent)} in all)")
-    check_claim(not mute, f"no way out: {', '.join(mute[:5])} ({len(mute)} in all)")
+    check_claim(not mute, f"no connection to the outside from {', '.join(mute[:5])} ({len(mute)} in all)")
 
 
 # --- the steps ---
@@ -183,7 +183,7 @@ def wait_until(lab: Lab, predicate: Callable[[], object], what: str, timeout: fl
     try:
         lab.wait_for(predicate, timeout, what)
     except AssertionError:
-        raise DemoFailure(f"waited {timeout:g} s in vain: {what}") from None  # the lab adds the logs
+        raise DemoFailure(f"not within {timeout:g} s: {what}") from None  # the lab adds the logs
 
 
 def seconds_until_answering(lab: Lab, addresses: Sequence[str]) -> float:

@@ -142,7 +142,7 @@ def test_unknown_mac_is_reported_and_unnamed_links_stay(lab: Lab) -> None:
     lab.metadata.load([lab.nics[0], replace(lab.nics[1], mac="02:00:00:00:00:99"), lab.nics[2]])
     [line] = logged_errors(lab, lambda: [refresh(lab), refresh(lab)])
     assert "02:00:00:00:00:99" in line
-    assert "no link here has that MAC" in line
+    assert "no link of this host has that MAC" in line
     assert status(lab)["unknown_macs"] == ["02:00:00:00:00:99"]
     assert status(lab)["state"] == "degraded"
     assert kernel(lab) == before
@@ -224,7 +224,7 @@ def test_key_that_is_always_there_and_missing_removes_nothing(hetzner: Lab, key:
     for _ in range(3):
         assert refresh(hetzner) == "ok"
     assert kernel(hetzner) == before
-    assert any(f"{key}: missing; what was known before is kept" in notice for notice in status(hetzner)["notices"])
+    assert any(f"{key}: missing; the earlier values are kept" in notice for notice in status(hetzner)["notices"])
     hetzner.metadata.clear()
     assert refresh(hetzner) == "ok"
     assert status(hetzner)["notices"] == []

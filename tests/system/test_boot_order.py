@@ -96,7 +96,9 @@ def test_wait_includes_ipv6_but_not_impossible_changes() -> None:
 
 def test_missing_netagent_is_reported_as_the_reason(lab: Lab) -> None:
     manager = start_fetcher(lab)
-    lab.wait_for(lambda: any("is cloud-network-netagent running?" in each for each in manager.statuses()), 15, "why")
+    lab.wait_for(
+        lambda: any("is cloud-network-netagent running?" in each for each in manager.statuses()), 15, "the reason"
+    )
     late = wait(lab, "--timeout", "0")
     assert (late.returncode, "is cloud-network-netagent running?" in late.stderr) == (1, True)
     lab.start("netagent")
@@ -124,7 +126,7 @@ def test_unknown_cloud_is_not_a_service_failure(lab: Lab) -> None:
     lab.metadata.fail("refuse")
     lab.run(["sh", "-c", "rm /sys/class/dmi/id/*"])
     manager = start_fetcher(lab)
-    lab.wait_for(lambda: not lab.daemons.running("fetcher"), 20, "the end")
+    lab.wait_for(lambda: not lab.daemons.running("fetcher"), 20, "the fetcher to exit")
     assert "fetcher (ended with 69)" in lab.daemons.report("fetcher")
     assert manager.is_ready()
     assert manager.statuses()[-1].startswith("no supported cloud detected by ")
@@ -165,7 +167,7 @@ def test_the_watchdog_is_fed_while_nothing_happens(lab: Lab) -> None:
     lab.wait_for(manager.is_ready, 20, "READY=1")
     wait_until_healthy(lab)
     manager.received.clear()
-    lab.wait_for(lambda: manager.listen().count("WATCHDOG=1") >= 5, 10, "signs of life")
+    lab.wait_for(lambda: manager.listen().count("WATCHDOG=1") >= 5, 10, "watchdog pings")
 
 
 def test_started_before_the_network_is_up(lab: Lab) -> None:

@@ -111,7 +111,11 @@ def test_an_interface_is_plugged_in_while_it_runs(lab: Lab, first: str) -> None:
             assert len(status(lab)["unknown_macs"]) == 1
         else:
             lab.metadata.reset()
-            lab.wait_for(lambda: len([path for path in lab.metadata.paths() if path == MACS]) >= 2, 10, "the chase")
+            lab.wait_for(
+                lambda: len([path for path in lab.metadata.paths() if path == MACS]) >= 2,
+                10,
+                "repeated reads of the metadata",
+            )
             assert without_order(kernel(lab))[1] == without_order(before)[1]  # no route, no rule
 
     nic = lab.attach_interface(Interface("10.0.9.0/24", 3), first_update=first, between_updates=check_half_updated)  # type: ignore[arg-type]
@@ -131,7 +135,7 @@ def test_an_interface_is_unplugged_while_it_runs(lab: Lab, first: str) -> None:
 
     def check_half_updated() -> None:
         if first == "interface":
-            lab.wait_for(lambda: status(lab)["unknown_macs"] == [nic.mac], 10, "the fetcher to miss the link")
+            lab.wait_for(lambda: status(lab)["unknown_macs"] == [nic.mac], 10, "the fetcher to report the missing link")
         else:
             refresh(lab)
 

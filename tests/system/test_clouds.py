@@ -82,7 +82,7 @@ def test_every_address_of_every_interface_is_reachable(cloud: str) -> None:
         wanted = {*reachable_addresses(lab), *lab.addresses}
         lab.wait_for(lambda: wanted <= local(lab), 20, f"{cloud}: the addresses")
         lab.wait_for(lambda: not unreachable_addresses(lab), 30, f"{cloud}: every address to answer")
-        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, f"{cloud}: the fetcher to be content")
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, f"{cloud}: state ok")
         assert status(lab)["provider"] == cloud
         assert "refused" not in {line["verdict"] for line in audit(lab)}
         before = len(audit(lab))
@@ -231,7 +231,7 @@ def test_bond_is_a_notice_and_blocks_nothing() -> None:
         lab.write_config(CONFIG)
         lab.start("netagent")
         lab.start("fetcher")
-        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be done")
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "state ok")
         assert "is a bond, which is not configured" in str(status(lab)["notices"])
         gone = lab.nics[1].addresses[2]
         assert gone in local(lab)
@@ -253,7 +253,7 @@ def test_vlan_is_a_notice_until_its_link_exists() -> None:
         lab.write_config('[Netagent]\nAllowKinds = "veth"\n')
         lab.start("netagent")
         lab.start("fetcher")
-        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "the fetcher to be done")
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 20, "state ok")
         [notice] = [text for text in status(lab)["notices"] if "has no link on this host" in text]
         assert not set(vlan.addresses) & local(lab)
         command = notice.partition("run: ")[2]

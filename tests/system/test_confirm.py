@@ -146,7 +146,7 @@ def test_unconfirmable_change_is_not_tried(lab: Lab) -> None:
     nic, lines = lab.nics[1], audit(lab)
     lab.metadata.fail("refuse")
     lab.batch([f"address del {nic.addresses[1]}/32 dev {nic.name}"])
-    lab.wait_for(lambda: status(lab)["state"] == "error", 10, "the fetcher to miss the metadata server")
+    lab.wait_for(lambda: status(lab)["state"] == "error", 10, "the unreachable metadata server to be reported")
     lab.batch([f"address del {nic.addresses[2]}/32 dev {nic.name}"])
     lab.wait_for(lambda: len(status(lab)["links"][str(index(lab, nic))]["drift"]) == 2, 10, "the drift to be reported")
     assert audit(lab) == lines

@@ -65,7 +65,7 @@ def test_conflict_backs_off_and_is_reported(lab: Lab, kind: str) -> None:
     [index] = [link["ifindex"] for link in ip(lab, "link") if link["ifname"] == nic.name]
     show, delete = (text.replace("eth0", nic.name).format(table=9999 + index) for text in CASES[kind])
     with adversary(lab, show, delete):
-        lab.wait_for(lambda: status(lab).get("conflicts"), 20, "the fight to be reported")
+        lab.wait_for(lambda: status(lab).get("conflicts"), 20, "the conflict to be reported")
         lab.wait_for(lambda: status(lab)["conflicts"][0]["next_at"], 10, "a pause")
         [fight] = status(lab)["conflicts"]
         assert delete.split()[2] in fight["object"]
@@ -146,7 +146,7 @@ def test_foreign_rule_at_our_priority_applies(lab: Lab) -> None:
 
 
 def test_address_moved_to_another_link_is_not_duplicated(lab: Lab) -> None:
-    """Whichever link has it: netagent would refuse a duplicate, and it is reported."""
+    """netagent would refuse a duplicate, so the address stays on the other link and is reported."""
     nic, other = lab.nics[1], lab.nics[0]
     lab.batch(
         [f"address del {nic.addresses[2]}/32 dev {nic.name}", f"address add {nic.addresses[2]}/32 dev {other.name}"]
@@ -158,7 +158,7 @@ def test_address_moved_to_another_link_is_not_duplicated(lab: Lab) -> None:
     )
     lab.add_address(other.mac, "10.0.1.77")
     refresh(lab)
-    lab.wait_for(lambda: "10.0.1.77" in kernel_addresses(lab), 20, "what is new elsewhere to come all the same")
+    lab.wait_for(lambda: "10.0.1.77" in kernel_addresses(lab), 20, "the new address of the other link")
 
 
 def test_refusal_blocks_nothing_else(lab: Lab) -> None:

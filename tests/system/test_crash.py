@@ -77,7 +77,7 @@ def test_killed_at_rest_and_started_again_nothing_changes(lab: Lab, name: str) -
     assert kernel(lab) == before
     started = time.time()
     start_until_it_runs(lab, name)
-    lab.wait_for(lambda: cnctl(lab, "status").returncode == 0, 10, "the three together")
+    lab.wait_for(lambda: cnctl(lab, "status").returncode == 0, 10, "all three daemons")
     assert refresh(lab) == "ok"
     if name == "fetcher":
         assert any(record.path == MACS and record.at > started for record in lab.metadata.requests())
@@ -162,7 +162,7 @@ def test_killed_while_it_starts_it_starts_again(fresh: Lab) -> None:
 def test_the_fetcher_may_be_there_before_netagent(fresh: Lab) -> None:
     fresh.start("fetcher")
     fresh.wait_for(fresh.metadata.requests, 10, "the fetcher to read the metadata")
-    fresh.wait_for(lambda: status(fresh).get("state") == "error", 10, "the fetcher to miss netagent")
+    fresh.wait_for(lambda: status(fresh).get("state") == "error", 10, "the absence of netagent to be reported")
     assert status(fresh)["netagent"]["listening"] is False
     assert "netagent is not running" in status(fresh)["last_error"]["message"]
     fresh.start("netagent")
@@ -177,7 +177,7 @@ def test_the_metadata_server_may_come_later(fresh: Lab, fault: str) -> None:
     fresh.metadata.fail(fault)
     fresh.start("netagent")
     fresh.start("fetcher")
-    fresh.wait_for(lambda: status(fresh).get("state") == "error", 15, "the fetcher to miss the metadata")
+    fresh.wait_for(lambda: status(fresh).get("state") == "error", 15, "the unreachable metadata server to be reported")
     assert "169.254.169.254" in status(fresh)["last_error"]["message"]
     assert status(fresh)["fetched_at"] is None
     assert kernel(fresh) == before
@@ -214,7 +214,7 @@ def test_rolled_back_change_is_retried_with_backoff(fresh: Lab) -> None:
     fresh.metadata.fail("reset", META)
     fresh.start("netagent")
     fresh.start("fetcher")
-    fresh.wait_for(lambda: len(audit(fresh)) >= 4, 15, "two tries")
+    fresh.wait_for(lambda: len(audit(fresh)) >= 4, 15, "two attempts")
     fresh.wait_for(lambda: status(fresh)["netagent"]["request"] == audit(fresh)[-1]["id"], 10, "the end of the pass")
     assert [line["verdict"] for line in audit(fresh)[:4]] == ["applied", "rolled back"] * 2
     at = [line["monotonic_us"] / 1e6 for line in audit(fresh) if line["verdict"] == "applied"]
@@ -234,7 +234,7 @@ def test_unwritable_state_file_is_logged_and_passes_continue(lab: Lab) -> None:
     (target / "in the way").touch()
     lab.batch([f"address del {lab.nics[1].addresses[3]}/32 dev {lab.nics[1].name}"])
     lab.wait_for(lambda: lab.nics[1].addresses[3] in kernel_addresses(lab), 10, "the repair")
-    lab.wait_for(lambda: "cannot be written: Is a directory" in str(errors(lab)), 10, "the log of it")
+    lab.wait_for(lambda: "cannot be written: Is a directory" in str(errors(lab)), 10, "the log line of the recovery")
     (target / "in the way").unlink()
     target.rmdir()
     wait_until_healthy(lab)

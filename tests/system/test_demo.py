@@ -133,6 +133,6 @@ def test_wrong_measurement_exits_1(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     assert demo.main() == 1
     output = capsys.readouterr().out
-    assert "This failed: waited 1 s in vain: every address answers" in output
+    assert "This failed: not within 1 s: every address answers" in output
     assert output.count("--- fetcher (running)") == 1  # its log, once
     assert "All checks passed" not in output

@@ -44,8 +44,8 @@ def test_full_run_costs_no_address_and_recovers(lab: Lab) -> None:
     nic = lab.nics[1]
     held = lab.hold_connection(nic.addresses[1])
     fillers = [fill(lab, STATE), fill(lab, LEDGER)]
-    lab.wait_for(lambda: FULL in lab.log("fetcher"), 20, "the fetcher's complaint")
-    lab.wait_for(lambda: cnctl(lab, "status").returncode != 0, 30, "cnctl to doubt the state")
+    lab.wait_for(lambda: FULL in lab.log("fetcher"), 20, "the fetcher's error message")
+    lab.wait_for(lambda: cnctl(lab, "status").returncode != 0, 30, "cnctl to report the old state")
     lab.add_address(nic.mac, "10.0.2.77")
     lab.remove_address(nic.mac, nic.addresses[2])
     for filler in fillers:

@@ -60,6 +60,8 @@ def test_remaining_original_objects_are_reported() -> None:
     with Lab(Spec.aws(interfaces=3, addresses=3)) as lab:
         create_originals_state(lab)
         start(lab)
-        lab.wait_for(lambda: status(lab).get("state") == "degraded", 20, "the fetcher to name what is in its way")
-        lab.wait_for(lambda: "is not ours" in str(status(lab)["last_error"]), 10, "the route in our place to be named")
+        lab.wait_for(
+            lambda: status(lab).get("state") == "degraded", 20, "state degraded, because of the original's objects"
+        )
+        lab.wait_for(lambda: "is not ours" in str(status(lab)["last_error"]), 10, "the original's route to be named")
         assert len([each for each in ip(lab, "rule") if each.get("protocol") is None and each["priority"]]) >= 18

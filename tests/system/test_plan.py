@@ -105,7 +105,7 @@ def run_plan_until_empty(lab: Lab) -> None:
         return run_plan(lab) == ""
 
     done: list[Callable[[], bool]] = [plan_is_empty, lambda: has_router_routes(lab), plan_is_empty]
-    lab.wait_for(lambda: all(each() for each in done), 20, "nothing to type any more")
+    lab.wait_for(lambda: all(each() for each in done), 20, "an empty plan")
 
 
 def has_router_routes(lab: Lab) -> bool:

@@ -141,7 +141,7 @@ def test_an_excluded_link_is_left_as_it_is() -> None:
         lab.write_config(f'[Network]\nExclude = "{left.name}"\n{CONFIG}')
         lab.start("netagent")
         lab.start("fetcher")
-        lab.wait_for(lambda: status(lab).get("state") == "ok", 10, "the rest to be done")
+        lab.wait_for(lambda: status(lab).get("state") == "ok", 10, "the other links")
         assert kernel_addresses(lab).isdisjoint(left.addresses)
         assert {*lab.nics[0].addresses, *lab.nics[2].addresses} <= kernel_addresses(lab)
         assert [link["state"] for link in status(lab)["links"].values() if link["mac"] == left.mac] == ["excluded"]
@@ -152,7 +152,7 @@ def test_reload_applies_valid_configurations_only() -> None:
         before = kernel(lab)
         lab.write_config(f'[Network]\nRules = "orginal"\n{CONFIG}')
         lab.daemons.kill("fetcher", 1)
-        lab.wait_for(lambda: errors(lab), 10, "the complaint")
+        lab.wait_for(lambda: errors(lab), 10, "the error message")
         [line] = errors(lab)
         assert "cloud-network.toml:2:" in line
         assert "orginal" in line
@@ -173,7 +173,7 @@ def test_invalid_configuration_prevents_the_start() -> None:
     with Lab(Spec.aws(interfaces=1, addresses=1)) as lab:
         lab.write_config("[Network]\nListen = here\n")
         lab.start("fetcher")
-        lab.wait_for(lambda: not lab.daemons.running("fetcher"), 10, "it to give up")
+        lab.wait_for(lambda: not lab.daemons.running("fetcher"), 10, "the fetcher to exit")
         assert "cloud-network.toml:2: " in lab.log("fetcher")
         assert "Traceback" not in lab.log("fetcher")
 

@@ -39,7 +39,7 @@ def test_slow_answers_delay_nothing_else(lab: Lab) -> None:
     lab.metadata.fail("late", interval=LATE)
     lab.start("netagent")
     manager = start_fetcher(lab, WATCHDOG_USEC="400000")
-    lab.wait_for(lambda: len(lab.metadata.requests()) >= 2, 20, "the read to be under way")
+    lab.wait_for(lambda: len(lab.metadata.requests()) >= 2, 20, "the read to start")
     with ThreadPoolExecutor() as pool:
         refresh = pool.submit(send_command, lab, "refresh")
         before, requests = pings(manager), len(lab.metadata.requests())
@@ -80,7 +80,7 @@ def test_drift_during_a_slow_read_is_reported_then_repaired(lab: Lab) -> None:
     requests = len(lab.metadata.requests())
     with ThreadPoolExecutor() as pool:
         refresh = pool.submit(send_command, lab, "refresh")
-        lab.wait_for(lambda: len(lab.metadata.requests()) > requests, 20, "the read to be under way")
+        lab.wait_for(lambda: len(lab.metadata.requests()) > requests, 20, "the read to start")
         lab.run(["ip", "address", "delete", f"{nic.addresses[1]}/32", "dev", nic.name])
         lab.wait_for(
             lambda: nic.addresses[1] in str([each["drift"] for each in status(lab)["links"].values()]),

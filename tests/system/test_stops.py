@@ -38,7 +38,7 @@ def test_daemons_restart_in_any_order_while_metadata_change(lab: Lab, order: tup
             change(lab)
             assert all(connection.alive() for connection in connections)
     wait_until_healthy(lab)
-    lab.wait_for(lambda: cnctl(lab, "status").returncode == 0, 20, "the three together")
+    lab.wait_for(lambda: cnctl(lab, "status").returncode == 0, 20, "all three daemons")
     assert {each for each in kernel_addresses(lab) if ":" not in each} == set(lab.addresses)
     assert all(connection.alive() for connection in connections)
 
@@ -55,9 +55,11 @@ def test_configuration_that_cannot_be_read_keeps_the_old_one(lab: Lab, how: str)
     for name in ("netagent", "fetcher"):
         lab.kill(name, signal.SIGHUP)
     lab.wait_for(
-        lambda: "continuing with the configuration in use" in lab.log("fetcher"), 20, "the fetcher's complaint"
+        lambda: "continuing with the configuration in use" in lab.log("fetcher"), 20, "the fetcher's error message"
     )
-    lab.wait_for(lambda: "continuing with the log and the settings in use" in lab.log("netagent"), 20, "netagent's")
+    lab.wait_for(
+        lambda: "continuing with the log and the settings in use" in lab.log("netagent"), 20, "netagent's error message"
+    )
     assert any(FILE in line for line in errors(lab))
     lab.add_address(nic.mac, EXTRA)  # AllowKinds= is still in force: without it netagent would refuse
     wait_until_healthy(lab)

@@ -77,7 +77,7 @@ def test_an_address_that_a_bridge_has_is_left_to_it() -> None:
         before = len(audit(lab))
         lab.batch([f"address del {taken}/32 dev {lab.nics[1].name}", "link add br0 type bridge"])
         lab.batch([f"address add {taken}/32 dev br0", "link set br0 up"])
-        lab.wait_for(lambda: status(lab)["state"] == "degraded", 10, "the fetcher to notice")
+        lab.wait_for(lambda: status(lab)["state"] == "degraded", 10, "the bridge's address to be reported")
         lab.wait_for(lambda: "br0 has" in str(status(lab)["last_error"]), 10, "the reason")
         assert "refused" not in {line["verdict"] for line in audit(lab)[before:]}
         lab.batch(["link delete br0"])

@@ -117,7 +117,7 @@ def test_refresh_with_standing_refusals_asks_netagent_nothing() -> None:
             time.sleep(6)  # events of our own changes cause one more read, after seconds
             return netagent_time(lab) == before
 
-        lab.wait_for(is_idle, 60, "netagent to rest")
+        lab.wait_for(is_idle, 60, "netagent to be idle")
         before, lines = netagent_time(lab), audit(lab)
         for _ in range(3):
             assert refresh(lab) == "degraded"

@@ -59,7 +59,7 @@ class Aws(TreeProvider):
     role_directories = ("iam/security-credentials/", "identity-credentials/ec2/security-credentials/")
 
     def leaves(self, directory: str, listed: frozenset[str]) -> Leaves:
-        """See TreeProvider. A listing without `mac` is not an interface's, whatever it is."""
+        """See TreeProvider. A listing without `mac` is not that of an interface."""
         if "mac" not in listed:
             raise MetadataError("invalid", f"{directory}: the listing is not an interface's: it has no 'mac'")
         return super().leaves(directory, listed)

@@ -67,7 +67,7 @@ class Azure(Provider):
         return answer.status in _BUSY or (answer.status == 200 and answer.text(_INSTANCE).lstrip().startswith("{"))
 
     def credentials(self) -> dict[str, Any]:
-        """Return a token of the VM's managed identity for Azure Resource Manager; nothing where it has none."""
+        """Return a token of the VM's managed identity for Azure Resource Manager; nothing if it has none."""
         answer = self.client.request("GET", _TOKEN, _HEADERS)
         if answer.status in (400, 404):
             return {}
@@ -103,7 +103,7 @@ class Azure(Provider):
 
 
 def _offered_version(answer: Response, refused: str) -> str | None:
-    """Return the newest version offered that is older than ours, else the oldest."""
+    """Return the newest version offered that is older than _VERSION, else the oldest."""
     try:
         document = parse_json(answer.text(_INSTANCE), _INSTANCE)
         offered = sorted(node.text() for node in document.items("newest-versions"))
@@ -196,7 +196,7 @@ def _fill_family(family: Node, builder: InterfaceBuilder, version: int) -> None:
 
 
 def _add_private(node: Node, builder: InterfaceBuilder, version: int) -> None:
-    """Add an address, or a block of them (Azure CNI). An IPv6 address outside the subnets stands alone."""
+    """Add an address, or a block of them (Azure CNI). An IPv6 address outside the subnets is added as /128."""
     if "/" in node.text():
         builder.add_range(node, node.network(version))
     elif version == 6 and not any(node.address(6) in subnet for subnet in builder.subnets):

@@ -51,7 +51,7 @@ class Ibm(JsonProvider):
         return instance(vnis, facts.get(_INSTANCE), facts.get(_KEYS))
 
     def request(self, path: str, seconds: float | None = None) -> Response:
-        """Send a GET request with a token, once more with a new one if the server no longer knows it."""
+        """Send a GET request with a token, once more with a new one if the server rejects the old one."""
         for _ in range(2):
             headers = {"Authorization": f"Bearer {self._current_token()}", "Accept": "application/json"}
             answer = self.client.request("GET", path, headers, seconds)

@@ -34,7 +34,7 @@ _NETWORK, _META = "openstack/latest/network_data.json", "openstack/latest/meta_d
 _FACTS = (
     "uuid", "name", "hostname", "availability_zone", "launch_index", "project_id", "devices", "dedicated_cpus",
 )  # fmt: skip
-# Of a plain interface: Nova's LEGACY_EXPOSED_VIF_TYPES and "phy", and those of clouds that cloud-init knows.
+# Of a plain interface: Nova's LEGACY_EXPOSED_VIF_TYPES and "phy", and those of clouds that cloud-init supports.
 _PLAIN = (
     "bgpovs", "bridge", "cascading", "dvs", "ethernet", "hw_veb", "hyperv", "None", "ovs", "phy", "tap", "vhostuser",
     "vif", "",

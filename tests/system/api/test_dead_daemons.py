@@ -57,7 +57,9 @@ def test_killed_fetcher_is_reported_by_every_reader(lab: Lab) -> None:
 
 def test_hanging_fetcher_is_reported(lab: Lab) -> None:
     lab.kill("fetcher", signal.SIGSTOP)
-    lab.wait_for(lambda: cnctl(lab, "status").stdout.startswith("fetcher hangs"), 15, "the fetcher to be missed")
+    lab.wait_for(
+        lambda: cnctl(lab, "status").stdout.startswith("fetcher hangs"), 15, "the hanging fetcher to be reported"
+    )
     assert get(lab, "/api/v1/health")[0] == 503
     lab.daemons.resume("fetcher")
     lab.wait_for(lambda: healthy(lab), 20, "a healthy host")
@@ -67,7 +69,9 @@ def test_killed_netagent_is_reported_by_every_reader(lab: Lab) -> None:
     """No change of the network is needed meanwhile."""
     assert "cloud_network_netagent_up 1.0" in get(lab, "/metrics")[1]
     lab.kill("netagent")
-    lab.wait_for(lambda: get(lab, "/api/v1/health")[0] == 503, REPORT_TIMEOUT_S, "netagent to be missed")
+    lab.wait_for(
+        lambda: get(lab, "/api/v1/health")[0] == 503, REPORT_TIMEOUT_S, "the absence of netagent to be reported"
+    )
     detail = json.loads(get(lab, "/api/v1/health")[1])["detail"]
     assert "netagent is not running" in detail
     ended = cnctl(lab, "status")
@@ -91,7 +95,7 @@ def test_restarted_netagent_repairs_the_network(lab: Lab) -> None:
         found: dict[str, Any] = json.loads(cnctl(lab, "status", "--json").stdout)
         return bool(found["state"] != "ok" and found["netagent"]["verdict"] == "unreachable")
 
-    lab.wait_for(reported, until - time.monotonic(), "netagent to be missed")
+    lab.wait_for(reported, until - time.monotonic(), "the absence of netagent to be reported")
     assert cnctl(lab, "status").returncode == 1
     restart(lab, "netagent")
     assert {*lab.addresses} <= local(lab)

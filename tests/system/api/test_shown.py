@@ -110,7 +110,7 @@ def test_json_has_the_keys_that_are_documented() -> None:
         lab.write_config(CONFIG)
         for name in ("netagent", "fetcher", "api"):
             lab.start(name)
-        lab.wait_for(lambda: {*lab.addresses} <= local(lab) and status(lab).get("state") == "ok", 20, "all in place")
+        lab.wait_for(lambda: {*lab.addresses} <= local(lab) and status(lab).get("state") == "ok", 20, "state ok")
 
         def answer(command: str) -> Any:
             line = commands[command].format(address=lab.nics[-1].addresses[-1]).split()
@@ -136,9 +136,7 @@ def test_each_command_looks_as_it_did(cloud: str) -> None:
         lab.write_config(f'{CONFIG}AllowAddresses = "192.0.2.0/24 203.0.113.0/24"\n')
         for name in ("netagent", "fetcher", "api"):
             lab.start(name)
-        lab.wait_for(
-            lambda: {*lab.addresses} <= local(lab) and status(lab).get("state") == "ok", 20, "all to be in place"
-        )
+        lab.wait_for(lambda: {*lab.addresses} <= local(lab) and status(lab).get("state") == "ok", 20, "state ok")
         assert refresh(lab) == "ok"
         lab.wait_for(lambda: "Listening at" in lab.log("api"), 20, "the api to listen")
         if cloud in ("alibaba", "aws"):  # the facts of their interfaces take several refreshes

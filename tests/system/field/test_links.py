@@ -1,4 +1,4 @@
-"""Which links are configured: Exclude=, Manage=, udev, network namespaces and bridge ports."""
+"""Selection of the links to configure: Exclude=, Manage=, udev, network namespaces and bridge ports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GCP alias ranges that pods use: given up as soon as another link has an address of the range."""
+"""GCP alias ranges that pods use: removed as soon as another link has an address of the range."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def is_range_removed(lab: Lab) -> bool:
 def check_range_is_removed(lab: Lab) -> None:
     """Check that the state reports the range with both keys, and that either key makes it ok."""
     nic = lab.nics[0]
-    lab.wait_for(lambda: is_range_removed(lab), 10, "the range to be given up")
+    lab.wait_for(lambda: is_range_removed(lab), 10, "the range to be removed")
     assert refresh(lab) == "degraded"
     message = status(lab)["last_error"]["message"]
     assert f"{RANGE} of {nic.name}: cbr0 has 10.4.0.1" in message

@@ -165,5 +165,5 @@ def test_a_daemon_is_started_killed_and_its_log_kept(monkeypatch: pytest.MonkeyP
             lab.start("fetcher")
         lab.wait_for(lambda: lab.log("fetcher").count("up as 0") == 2, message="the second start")
         assert lab.stop("fetcher") == -signal.SIGTERM
-        with pytest.raises(AssertionError, match=r"(?s)waited 0.1 s for the impossible.*fetcher \(ended.*up as 0"):
-            lab.wait_for(lambda: False, timeout=0.1, message="the impossible")
+        with pytest.raises(AssertionError, match=r"(?s)waited 0.1 s for a false condition.*fetcher \(ended.*up as 0"):
+            lab.wait_for(lambda: False, timeout=0.1, message="a false condition")

@@ -146,7 +146,7 @@ def test_missing_netagent_is_named_with_its_socket() -> None:
         (b"", "closed the connection"),
         (b"\0\0\0\5\xff", "closed the connection"),
         (protocol.encode({"no": "verdict"}), "has no verdict"),
-        (protocol.encode({"verdict": "refused", "version": 2}), "speaks version 2"),
+        (protocol.encode({"verdict": "refused", "version": 2}), "uses version 2"),
         (b"\0\0\0\1\xc1", "does not answer"),
     ],
 )

@@ -162,11 +162,11 @@ def test_missing_part_keeps_known_parts_with_a_notice() -> None:
     assert (less.complete, less.may_remove, less.unproven) == (False, True, {mac(1)})
     kept = less.with_known(before)
     assert set(kept.interfaces[0].addresses) == set(before.interfaces[0].addresses)
-    assert kept.notices == ("ipv6: missing; what was known before is kept",)
+    assert kept.notices == ("ipv6: missing; the earlier values are kept",)
     assert less.with_known(less).notices == ()
     partial = instance(interface(1), missing=(Problem("", "private: missing"),))
     assert (partial.may_remove, partial.with_known(before).interfaces[1]) == (False, interface(2))
-    assert partial.with_known(before).notices == ("private: missing; what was known before is kept",)
+    assert partial.with_known(before).notices == ("private: missing; the earlier values are kept",)
 
 
 def test_subnet_router_anycast_address_is_refused() -> None:

@@ -249,7 +249,7 @@ def test_unknown_interface_is_logged_once_for_each_reason(
         reporter.record(refreshed(here=here))
     messages = [record.getMessage() for record in caplog.records if "metadata: interface" in record.getMessage()]
     assert len(messages) == 2
-    assert "no link here has that MAC" in messages[0]
+    assert "no link of this host has that MAC" in messages[0]
     assert 'eth0.7 has that MAC and is of kind vlan, which needs [Netagent] AllowKinds="vlan"' in messages[1]
     assert published(state)["unknown_macs"] == [CLOUD.interfaces[1].mac]
 
