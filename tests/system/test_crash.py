@@ -162,8 +162,8 @@ def test_killed_while_it_starts_it_starts_again(fresh: Lab) -> None:
 def test_the_fetcher_may_be_there_before_netagent(fresh: Lab) -> None:
     fresh.start("fetcher")
     fresh.wait_for(fresh.metadata.requests, 10, "the fetcher to read the metadata")
-    fresh.wait_for(lambda: status(fresh).get("state") == "error", 10, "the fetcher to miss netagent")
-    assert status(fresh)["netagent"]["listening"] is False
+    fresh.wait_for(lambda: status(fresh)["netagent"]["listening"] is False, 10, "the fetcher to miss netagent")
+    assert status(fresh)["state"] == "error"
     assert "netagent is not running" in status(fresh)["last_error"]["message"]
     fresh.start("netagent")
     wait_until_healthy(fresh)
