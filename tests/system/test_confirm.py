@@ -72,6 +72,8 @@ def test_lost_gateway_rolls_the_change_back(lab: Lab) -> None:
     lab.metadata.clear()
     give_gateway_its_voice_back(lab)
     assert refresh(lab) == "degraded", "a plain refresh does not retry"
+    (held,) = send_command(lab, "plan")["result"]["held"]
+    assert held.startswith(f"{nic.name}: gateway {nic.gateway} on {nic.name} no longer resolves"), held
     assert verdicts(lab)[count:] == ["applied", "rolled back"]
     assert send_command(lab, "retry")["ok"]
     wait_until_healthy(lab)
