@@ -143,7 +143,9 @@ class Chaos:
         assert foreign == self._foreign, f"objects of other programs were\n{self._foreign}\nand are now\n{foreign}"
         self._check_removals()
         assert all(held.alive() for held in self._held), "a connection broke"
-        assert "Traceback" not in lab.log("fetcher") + lab.log("netagent")
+        for name in ("fetcher", "netagent"):
+            _, traceback, text = lab.log(name).partition("Traceback")
+            assert not traceback, f"{name}: {traceback}{text[:3000]}"
 
     def _is_calm(self) -> bool:
         if time.monotonic() >= self._advertised_at + ADVERTISEMENT_S:
