@@ -44,7 +44,7 @@ test: lint ## run lint and all tests
 	@$(BIN)/python -m pytest --hypothesis-profile=thorough $(PYTEST_ARGS)
 
 check: lint ## run lint and the quick unit tests (edit loop)
-	@$(BIN)/python -m pytest tests/unit -m 'not exhaustive' $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests/unit -m 'not exhaustive' $(PYTEST_ARGS) --dist=worksteal
 
 units: apt ## run the unit tests with another Python: make units PYTHON=python3.13
 	@$(PYTHON) -m venv --clear build/units

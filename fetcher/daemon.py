@@ -42,6 +42,7 @@ _LONGEST_WAIT_S = 3600.0  # seconds; a selector accepts no infinity
 _SLOW_READ_S = 2.0  # seconds of a read of the metadata after which drift is reported before the read has ended
 _SLOW_ANSWER_S = 1.0  # seconds for one answer after which the server is reported as slow; the usual is milliseconds
 _STOP_S = 5.0  # seconds for a running pass to end after SIGTERM; netagent rolls back what is not confirmed
+_NETAGENT_START = 2.0  # seconds for netagent to listen if it is started at the same time, without socket activation
 _EVENTS_RETRY_S = 1.0  # seconds before events are subscribed to again after a failure
 _WATCH_FIRST_S, _WATCH_LONGEST_S = 0.1, 300.0  # seconds between two waits for a change of the metadata
 _WATCH_BUSIEST_S = 5.0  # the same, while the metadata changes continuously
@@ -112,6 +113,7 @@ class Daemon:
         self._stopping = False
         self._kernel_changed = True  # since the last comparison
         self._networkd = Networkd()
+        self._netagent_due = time.monotonic() + _NETAGENT_START
 
     async def run(self) -> None:
         """Run until SIGTERM or SIGINT. The network stays as it is unless Purge= is set."""
@@ -187,7 +189,8 @@ class Daemon:
         listening = is_listening()
         if listening and self._reporter.status["netagent"]["listening"] is False:
             self._on_kernel_event()  # netagent is back: compare, and repair the differences
-        self._reporter.record_netagent(listening)
+        if listening or time.monotonic() >= self._netagent_due:
+            self._reporter.record_netagent(listening)
         self._reporter.renew()
 
     # Passes

@@ -94,9 +94,14 @@ class GatewayCheck:
         self._before = resolved_gateways(used, self._names, present, _BEFORE_CHANGE_S)
 
     def lost(self, seconds: float) -> set[GatewayUse]:
-        """Return the gateways that resolved before the change but not after it. Raises KernelError."""
+        """Return the gateways that resolved before the change but not after it. Raises KernelError.
+
+        Those of a link that is down now are left out: no change of ours sets a link down.
+        """
         kept = self._wanted & self._before
-        return kept - resolved_gateways(kept, self._names, self._addresses, min(_AFTER_CHANGE_S, seconds))
+        lost = kept - resolved_gateways(kept, self._names, self._addresses, min(_AFTER_CHANGE_S, seconds))
+        up = kernel.links_up() if lost else set()
+        return {each for each in lost if each.ifindex in up}
 
     def unresolved_new(self) -> set[GatewayUse]:
         """Return the gateways with a new first route that do not resolve after the change. Raises KernelError."""

@@ -166,10 +166,12 @@ class Reconciler:
             raise reading.error or MetadataError("unread", "the metadata has not been read yet")
         comparison = self._compare(instance)
         links = {link.ifindex: link for link in comparison.snapshot.actual.links}
+        _, held = self._memory.holds.split(comparison.feasible, self._config.route_table_base)
         return {
             "metadata_error": problem,
             "changes": [in_ip_syntax(op, links) for op in comparison.changes],
             "withheld": [each.text for each in comparison.wanted.withheld],
+            "held": _held_texts(comparison, held),
             "unknown_macs": list(comparison.wanted.unknown_macs),
             "flushed": self._flushed,
         }
@@ -416,19 +418,19 @@ class Reconciler:
         if results.refused is not None:
             return Condition("netagent", f"refused: {results.refused}; other changes are applied")
         if held:
-            names = {COMMON: "rules of no link"} | {
-                link.ifindex: link.name for link in comparison.snapshot.actual.links
-            }
-            texts = [
-                f"{names.get(link, link)}: {reason}; next try in {left:.0f} s" for link, (reason, left) in held.items()
-            ]
             hint = "to retry now, run `sudo cnctl refresh --retry`"
-            return Condition("netagent", f"change rolled back: {first_of(texts)}; {hint}")
+            return Condition("netagent", f"change rolled back: {first_of(_held_texts(comparison, held))}; {hint}")
         if self._marks_unknown is not None:
             return Condition(
                 "netagent", f"the state of the nftables table cloud_network is unknown: {self._marks_unknown}"
             )
         return None
+
+
+def _held_texts(comparison: Comparison, held: Mapping[int, tuple[str, float]]) -> list[str]:
+    """Return each link on hold with the reason and the time of the next try."""
+    names = {COMMON: "rules of no link"} | {link.ifindex: link.name for link in comparison.snapshot.actual.links}
+    return [f"{names.get(link, link)}: {reason}; next try in {left:.0f} s" for link, (reason, left) in held.items()]
 
 
 def _without_refused(ops: Plan, refusals: Iterable[Refused], results: _PassResults) -> Plan:

@@ -110,6 +110,7 @@ class PlanAnswer(TypedDict):
     metadata_error: str | None  # the plan then uses the previous metadata
     changes: list[str]  # in order, as `ip` commands
     withheld: list[str]
+    held: list[str]  # links whose changes were rolled back, with reason and time of the next try
     unknown_macs: list[str]
     flushed: bool  # nothing is changed until `sudo cnctl refresh`
 

@@ -42,6 +42,8 @@ def _note_plan(answer: dict[str, Any]) -> None:
         note(f"the metadata names the interface {mac}, but no link of this host has that MAC")
     for text in answer["withheld"]:
         note(f"left out: {text}")
+    for text in answer["held"]:
+        note(f"rolled back: {text}; to retry now: sudo cnctl refresh --retry")
 
 
 def refresh(state: Path, as_json: bool, *, retry: bool = False) -> Exit:

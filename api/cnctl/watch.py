@@ -27,7 +27,7 @@ def repeat(run: Callable[[], Exit], interval: float, as_json: bool) -> Exit:
                 _show(_frame(run))
             else:
                 _run(run)
-                sys.stdout.flush()
+                print("" if as_json else "\n", end="", flush=True)
             time.sleep(interval)
     finally:
         if in_place:

@@ -89,6 +89,11 @@ def is_prohibited(address: IPAddress) -> bool:
     return _run(lambda kernel: _is_prohibited(kernel, address))
 
 
+def links_up() -> set[int]:
+    """Return the ifindexes of the links that are up (IFF_UP). Raises KernelError."""
+    return {link.ifindex for link in _run(_links) if link.up}
+
+
 def resolved(gateways: Iterable[GatewayUse]) -> set[GatewayUse]:
     """Return the gateways that have a resolved neighbour entry: RTM_GETNEIGH. Raises KernelError."""
     asked = tuple(gateways)
@@ -127,7 +132,7 @@ def _run(question: Callable[[AsyncIPRoute], Awaitable[Result]]) -> Result:
 
 
 async def _read(kernel: AsyncIPRoute) -> Actual:
-    links = [link_from(each) async for each in await kernel.link("dump", ext_mask=_RTEXT_FILTER_SKIP_STATS)]
+    links = await _links(kernel)
     addresses = [address_from(each) async for each in await kernel.addr("dump")]
     ours: list[Route] = []
     rules: list[Rule] = []
@@ -230,8 +235,12 @@ async def _routers(kernel: AsyncIPRoute) -> dict[int, tuple[IPAddress, ...]]:
     return {ifindex: tuple(sorted(addresses)) for ifindex, addresses in found.items()}
 
 
+async def _links(kernel: AsyncIPRoute) -> list[Link]:
+    return [link_from(each) async for each in await kernel.link("dump", ext_mask=_RTEXT_FILTER_SKIP_STATS)]
+
+
 async def _links_and_egress(kernel: AsyncIPRoute, address: IPAddress) -> tuple[list[Link], Link | None]:
-    links = [link_from(each) async for each in await kernel.link("dump", ext_mask=_RTEXT_FILTER_SKIP_STATS)]
+    links = await _links(kernel)
     try:
         [answer, *_] = await kernel.route("get", dst=str(address), family=_FAMILIES[address.version])
     except NetlinkError:  # unreachable or prohibited

@@ -35,6 +35,7 @@ SUBNETS = tuple(f"10.0.{number}.0/24" for number in (2, 3, 21, 22))
 MOST_LINKS, MOST_ADDRESSES = 6, 12
 BASE = 9999
 SETTLE_S = 60.0  # longer than the backoff of a conflict in this test
+ADVERTISEMENT_S = 10.0  # between two router advertisements of the calm period; hosts lose them in various events
 
 FOREIGN_OBJECTS = (
     "link add operator0 type bridge",
@@ -76,6 +77,7 @@ class Chaos:
         self._chance = random.Random(seed)
         self._last = deque[str](maxlen=25)
         self._halved = False
+        self._advertised_at = 0.0
         primary, second = lab.nics[0], lab.nics[1]
         self._kept = {primary.addresses[0], second.addresses[2]}
         self._safe_links = {primary.mac, second.mac}
@@ -152,9 +154,15 @@ class Chaos:
         assert foreign == self._foreign, f"objects of other programs were\n{self._foreign}\nand are now\n{foreign}"
         self._check_removals()
         assert all(held.alive() for held in self._held), "a connection broke"
-        assert "Traceback" not in lab.log("fetcher") + lab.log("netagent")
+        for name in ("fetcher", "netagent"):
+            _, traceback, text = lab.log(name).partition("Traceback")
+            assert not traceback, f"{name}: {traceback}{text[:3000]}"
 
     def _is_calm(self) -> bool:
+        if time.monotonic() >= self._advertised_at + ADVERTISEMENT_S:
+            self._advertised_at = time.monotonic()
+            for subnet in self.lab.fabric.subnets:
+                self.lab.fabric.advertise(subnet)
         with suppress(OSError):  # the fetcher is starting or ending: no socket, or one without a listener
             return self._all_run() and refresh(self.lab) == "ok" and is_healthy(self.lab)
         return False
@@ -348,7 +356,7 @@ class Chaos:
 
     def _link_down(self) -> str | None:
         nic = self._nic(safe=False)
-        if nic is None or not self._has_its_first(nic):
+        if nic is None or not self._has_its_first(nic) or nic.mac in self.unlisted:
             return None
         self._ip(f"link set {nic.name} down")
         return f"ip: {nic.name} set down"
@@ -391,9 +399,11 @@ class Chaos:
         self.lab.metadata.fail(kind, path, times=1)
         return f"metadata: {kind} for {path}, once"
 
-    def _wrong_mac(self) -> str:
+    def _wrong_mac(self) -> str | None:
         macs = [nic.mac for nic in self.lab.nics]
         wrong = self._chance.randrange(len(macs))
+        if not self._is_up(self.lab.nics[wrong]):
+            return None
         macs[wrong] = macs[wrong][:-2] + "ff"
         self.unlisted.add(self.lab.nics[wrong].mac)
         self.lab.metadata.content(MACS, "".join(f"{mac}/\n" for mac in macs))
@@ -402,11 +412,15 @@ class Chaos:
     def _partial(self) -> str | None:
         """Leave an interface out of the metadata, for less time than its removal needs."""
         nic = self._nic(safe=False)
-        if nic is None:
+        if nic is None or not self._is_up(nic):
             return None
         self.unlisted.add(nic.mac)
         self.lab.metadata.content(MACS, "".join(f"{each.mac}/\n" for each in self.lab.nics if each != nic))
         return f"metadata: {nic.name} is missing"
+
+    def _is_up(self, nic: Nic) -> bool:
+        """Return False for a link that is down: if the metadata omit its interface, two reads prove its absence."""
+        return any(link["address"] == nic.mac and "UP" in link["flags"] for link in ip(self.lab, "link"))
 
     def _half_updated(self) -> str | None:
         """Leave addresses out of one read of one key. Only once: two equal reads would be a change of the cloud."""

@@ -72,11 +72,26 @@ def test_lost_gateway_rolls_the_change_back(lab: Lab) -> None:
     lab.metadata.clear()
     restore_gateway(lab)
     assert refresh(lab) == "degraded", "a plain refresh does not retry"
+    (held,) = send_command(lab, "plan")["result"]["held"]
+    assert held.startswith(f"{nic.name}: gateway {nic.gateway} on {nic.name} no longer resolves"), held
     assert verdicts(lab)[count:] == ["applied", "rolled back"]
     assert send_command(lab, "retry")["ok"]
     wait_until_healthy(lab)
     assert NEW_ADDRESS in kernel_addresses(lab)
     assert status(lab)["last_error"] is None
+
+
+def test_link_set_down_meanwhile_does_not_roll_the_change_back(lab: Lab) -> None:
+    """No change of ours sets a link down, so a rollback would only delay the repair."""
+    nic, count = lab.nics[1], len(audit(lab))
+    refresh(lab)
+    with_open_change(lab, nic, NEW_ADDRESS)
+    lab.batch([f"link set {nic.name} down"])
+    lab.wait_for(lambda: verdicts(lab)[-1] != "applied", 20, "a verdict")
+    assert verdicts(lab)[count : count + 2] == ["applied", "confirmed"]
+    lab.metadata.clear()
+    wait_until_healthy(lab)
+    assert NEW_ADDRESS in kernel_addresses(lab)
 
 
 def test_a_change_whose_gateways_answer_is_confirmed(lab: Lab) -> None:

@@ -162,8 +162,10 @@ def test_killed_while_it_starts_it_starts_again(fresh: Lab) -> None:
 def test_the_fetcher_may_be_there_before_netagent(fresh: Lab) -> None:
     fresh.start("fetcher")
     fresh.wait_for(fresh.metadata.requests, 10, "the fetcher to read the metadata")
-    fresh.wait_for(lambda: status(fresh).get("state") == "error", 10, "the absence of netagent to be reported")
-    assert status(fresh)["netagent"]["listening"] is False
+    fresh.wait_for(
+        lambda: status(fresh)["netagent"]["listening"] is False, 10, "the absence of netagent to be reported"
+    )
+    assert status(fresh)["state"] == "error"
     assert "netagent is not running" in status(fresh)["last_error"]["message"]
     fresh.start("netagent")
     wait_until_healthy(fresh)
@@ -234,7 +236,7 @@ def test_unwritable_state_file_is_logged_and_passes_continue(lab: Lab) -> None:
     (target / "in the way").touch()
     lab.batch([f"address del {lab.nics[1].addresses[3]}/32 dev {lab.nics[1].name}"])
     lab.wait_for(lambda: lab.nics[1].addresses[3] in kernel_addresses(lab), 10, "the repair")
-    lab.wait_for(lambda: "cannot be written: Is a directory" in str(errors(lab)), 10, "the log line of the recovery")
+    lab.wait_for(lambda: "cannot be written: Is a directory" in str(errors(lab)), 10, "the error message")
     (target / "in the way").unlink()
     target.rmdir()
     wait_until_healthy(lab)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.filter import LostPackets
 from tests.lab.spec import beyond_address, beyond_address6, neighbour_address
 
 from .guest import SERVICES, Guest
@@ -58,6 +59,18 @@ def all_reachable(guest: Guest) -> bool:
     return all(guest.lab.reachability().values())
 
 
+def misrouted(guest: Guest) -> list[LostPackets]:
+    """Return packets that left by a link that does not own their source, while all addresses are reachable.
+
+    Those of IPv6 count from now on: before the router of a link has advertised itself, main's routes lead the link's
+    packets. Multicast reports from 0.0.0.0, of links without an address, do not count.
+    """
+    before = [lost for lost in guest.lab.lost() if ":" not in lost.source]
+    guest.lab.fabric.clear_lost()
+    assert all_reachable(guest)
+    return [lost for lost in (*before, *guest.lab.lost()) if lost.source != "0.0.0.0"]
+
+
 def network_state(guest: Guest) -> str:
     """Return all addresses, routes and rules as text."""
     return guest.run("sh", "-c", "ip -br address; for f in -4 -6; do ip $f rule; ip $f route show table all; done")
@@ -68,7 +81,8 @@ class Checks:
 
     def test_every_address_is_reachable_after_the_boot(self, guest: Guest) -> None:
         guest.wait_for(lambda: all_reachable(guest), 120, "all addresses")
-        assert guest.lab.dropped() == 0, guest.lab.lost()
+        lost = misrouted(guest)
+        assert lost == [], lost
 
     def test_the_units_are_active(self, guest: Guest) -> None:
         fetcher = "cloud-network-fetcher.service"

@@ -73,6 +73,15 @@ def test_watch_without_a_terminal_prints_frames(server: Server, filled: StateDir
     with watching(server, filled, "status", "network", "--watch", "--interval", "0.1", terminal=False) as seen:
         wait_for(lambda: seen.frames(b"Name: eth0\n") >= 2, message="two frames")
         assert b"\x1b" not in seen.received
+        assert re.search(rb"\n\n +Name: eth0\n", seen.received), "an empty line before the second frame"
+
+
+def test_json_watch_prints_one_value_after_another(server: Server, filled: StateDirectory) -> None:
+    with watching(server, filled, "status", "--watch", "--interval", "0.1", "--json", terminal=False) as seen:
+        wait_for(lambda: seen.frames(b'"version"') >= 3)
+    text = seen.received.decode()
+    _, end = json.JSONDecoder().raw_decode(text)
+    assert text[end : end + 2] == "\n{"
 
 
 def test_watch_continues_without_a_state(server: Server, filled: StateDirectory) -> None:

@@ -240,7 +240,7 @@ def test_unreadable_fact_costs_nothing_but_itself(cloud: Cloud, aws: Aws, fault:
     assert settled(aws).system["ami-id"].startswith("ami-")
 
 
-@pytest.mark.parametrize("count", [1, 2, 4, 15])
+@pytest.mark.parametrize("count", [1, 2, 4, pytest.param(15, marks=pytest.mark.exhaustive)])
 def test_refresh_stays_within_its_allowance(cloud: Cloud, aws: Aws, count: int) -> None:
     """This includes the check whether the server still answers, and a session that expires in between."""
     full = [Interface(f"10.0.{n}.0/24", 15, 1, (f"fd00:{n}::a",), (f"10.0.{n}.128/28",)) for n in range(1, count + 1)]

@@ -201,6 +201,7 @@ def attempt(cloud: str, value: Any) -> Instance | None:
         return None
 
 
+@pytest.mark.exhaustive
 @every
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
@@ -398,6 +399,7 @@ ODD: list[Any] = [
 ]
 
 
+@pytest.mark.exhaustive
 @every
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
