@@ -142,7 +142,7 @@ class Views:
         return json_response({"log": str(self._log.path), **tail._asdict()})
 
     def page(self) -> Response:
-        """Return the page for a person."""
+        """Return the HTML page."""
         try:
             claim, reason = self._state.read_claim(), None
         except StateError as error:

@@ -103,7 +103,7 @@ def facts_pending(lab: Lab) -> bool:
 
 
 def measure_long_poll(rounds: int) -> list[Stages]:
-    """GCP."""
+    """Measure GCP with 8 interfaces and 752 alias ranges; the fetcher waits for the change with a long poll."""
     with running_lab(gcp(), "", "netagent", "fetcher") as lab:
         found = []
         for number in range(rounds):

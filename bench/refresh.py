@@ -43,7 +43,7 @@ def wait_until_quiet(lab: Lab) -> None:
     lab.wait_for(resting, 120, "the daemons to be idle")
 
 
-def cnctl_processor_time(lab: Lab) -> float:
+def ip_processor_time(lab: Lab) -> float:
     """Return the processor time, in milliseconds, of `ip` showing the same objects."""
 
     def spent() -> float:
@@ -90,7 +90,7 @@ def measure_size(interfaces: int, addresses: int, rounds: int, seconds: float) -
         monitored = Path(f"/proc/{monitor.pid}/task/{monitor.pid}/children").read_text()  # the other is nsenter
         os.kill(int(monitored), signal.SIGTERM)
         logged = len(monitor.communicate(timeout=10)[0].splitlines())
-        reference = [cnctl_processor_time(lab) for _ in range(rounds)]
+        reference = [ip_processor_time(lab) for _ in range(rounds)]
     most = TARGET_MS if (interfaces, addresses) == TARGET_SIZE else None
     mine = figure(f"{name}: the fetcher's processor time", spent["fetcher"], most=most)
     asleep = figure(f"{name}: netagent's processor time", spent["netagent"], most=0)

@@ -416,7 +416,7 @@ def _previous(state: StateDirectory, fresh: Status) -> Status:
 
 
 def _without_times(value: object) -> object:
-    """Return a JSON value without members whose changes are no news."""
+    """Return a JSON value without the members that do not raise the generation."""
     if isinstance(value, list):
         return [_without_times(each) for each in value]
     if isinstance(value, dict):

@@ -156,14 +156,14 @@ _CORRECTIONS = {
 
 
 def _correction(status: Status | None) -> str | None:
-    """Return what the operator must correct before a restart; None if a restart alone may help."""
+    """Return the correction that must precede a restart; None if a restart alone may help."""
     if status is None or status["fetched_at"] is not None or status["last_error"] is None:
         return None
     return _CORRECTIONS.get(status["last_error"]["kind"])
 
 
 def _restart(status: Status | None) -> str:
-    """Return what starts the fetcher, after the correction that it needs."""
+    """Return the command that starts the fetcher, after the correction that it needs."""
     restart = "sudo systemctl restart cloud-network-fetcher"
     correction = _correction(status)
     return f"{correction}; then: {restart}" if correction else restart

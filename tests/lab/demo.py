@@ -232,19 +232,22 @@ def status(lab: Lab) -> None:
 
 def terminal(lab: Lab, argv: Sequence[str]) -> str:
     """Return the output of a program on a terminal of WIDTH columns."""
-    ours, theirs = pty.openpty()
+    parent_end, child_end = pty.openpty()
     environment = {**ENVIRONMENT, "COLUMNS": str(WIDTH), "NO_COLOR": "1"}
     with subprocess.Popen(
         lab.instance.enter(*UNPRIVILEGED, *argv),
         env=environment,
         stdin=subprocess.DEVNULL,
-        stdout=theirs,
+        stdout=child_end,
         stderr=subprocess.PIPE,
         start_new_session=True,
     ) as process:
-        os.close(theirs)
+        os.close(child_end)
         shown = b""
-        with contextlib.suppress(OSError), os.fdopen(ours, "rb", buffering=0) as stream:  # EIO: the program has exited
+        with (
+            contextlib.suppress(OSError),
+            os.fdopen(parent_end, "rb", buffering=0) as stream,
+        ):  # EIO: the program has exited
             while chunk := stream.read(4096):
                 shown += chunk
         errors = process.stderr.read().decode() if process.stderr else ""
@@ -265,10 +268,10 @@ def rules(lab: Lab) -> None:
         say(first.expandtabs())
         if rest:
             say(f"        … and {len(rest)} more, one for each interface", DIM)
-    ours = Counter(re.findall(r"from ([0-9./]+) iif lo lookup 1", "\n".join(lines)))
-    wrong = [nic.subnet for nic in lab.nics if ours[nic.subnet] != 2]
+    counts = Counter(re.findall(r"from ([0-9./]+) iif lo lookup 1", "\n".join(lines)))
+    wrong = [nic.subnet for nic in lab.nics if counts[nic.subnet] != 2]
     check_claim(not wrong, f"not two rules: {', '.join(wrong[:5])}")
-    check_claim(len(ours) == len(lab.nics), "there are rules for unknown subnets")
+    check_claim(len(counts) == len(lab.nics), "there are rules for unknown subnets")
 
 
 def audit(lab: Lab) -> None:

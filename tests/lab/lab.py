@@ -167,7 +167,7 @@ class Lab:
             self.metadata.configure(**self.spec.settings)
         self.metadata.reset()
 
-    # — looking
+    # — reading the state
 
     @property
     def addresses(self) -> list[str]:

@@ -227,7 +227,7 @@ def test_many_kernel_events_do_not_stop_the_fetcher(lab: Lab) -> None:
 
 
 def overruns(lab: Lab) -> int:
-    """Return how often a message for an rtnetlink listener was dropped (proc(5), /proc/net/netlink)."""
+    """Return the number of dropped messages of rtnetlink listeners (proc(5), /proc/net/netlink)."""
     lines = [line.split() for line in lab.run(["cat", "/proc/net/netlink"]).stdout.splitlines()[1:]]
     return sum(int(line[8]) for line in lines if line[1] == "0" and int(line[3], 16))
 

@@ -13,7 +13,7 @@ from cloud_network.fetcher.metadata.builder import InterfaceBuilder
 from cloud_network.fetcher.metadata.model import MetadataError
 from cloud_network.fetcher.metadata.tree import Leaves, TokenRequest, TreeProvider
 
-# Every interface has these. The names are sorted: a listing that has been cut off has not the last ones.
+# Every interface has these. The names are sorted: a truncated listing lacks the last ones.
 _ALWAYS = ("gateway", "primary-ip-address", "private-ipv4s", "vpc-id", "vswitch-cidr-block", "vswitch-id")
 _INTERFACE_KEYS = {"network-interface-id", "mac", "vpc-id", "vswitch-id", "private-ipv4s", "ipv6s"}
 
@@ -71,7 +71,7 @@ class Alibaba(TreeProvider):
 
     def _fill_ipv4(self, builder: InterfaceBuilder, leaves: Leaves) -> None:
         if {"vswitch-cidr-block", "netmask"} & leaves.errors.keys():
-            return  # without their subnet the addresses would be set up wrongly; they are read again
+            return  # without their subnet the addresses would be misconfigured; they are read again
         for node in leaves.words(builder, "vswitch-cidr-block"):
             with builder.part():
                 builder.add_subnet(node.block(4))

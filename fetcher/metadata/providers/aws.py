@@ -84,7 +84,7 @@ class Aws(TreeProvider):
                 builder.problems.append(f"{builder.path}: lists {addresses} without {subnets}")
                 continue
             if subnets in leaves.errors:
-                continue  # without their subnet the addresses would be set up wrongly; they are read again
+                continue  # without their subnet the addresses would be misconfigured; they are read again
             for node in leaves.words(builder, subnets):
                 with builder.part():
                     builder.add_subnet(node.block(version))

@@ -51,7 +51,10 @@ class Gcp(Provider):
     """
 
     name = "gcp"
-    endpoints = ("169.254.169.254", "[fd20:ce::254]")  # not a name, which a resolver would decide; IPv6-only VMs
+    endpoints = (
+        "169.254.169.254",
+        "[fd20:ce::254]",
+    )  # no name, which a resolver could redirect; the second is for IPv6-only VMs
 
     def __init__(self, client: Client | None = None) -> None:
         super().__init__(client)

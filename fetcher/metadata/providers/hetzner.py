@@ -30,7 +30,7 @@ _FACTS = ("instance-id", "hostname", "availability-zone", "region", "public-ipv4
 
 
 class _Loader(yaml.BaseLoader):
-    """Reads every scalar as text, except null, and an alias as the text `*name`: what needs it is reported.
+    """Reads every scalar as text, except null, and an alias as the text `*name`: the part that uses it is reported.
 
     YAML's types would read the MAC 86:00:00:12:34:56 as a number of base 60. Nested aliases make a small document huge.
     """

@@ -85,7 +85,7 @@ class Openstack(JsonProvider):
 
 
 def mounted(mounts: Path) -> Path | None:
-    """Return where the config drive is mounted, by /proc/self/mounts (proc_pid_mounts(5))."""
+    """Return the mount point of the config drive, from /proc/self/mounts (proc_pid_mounts(5))."""
     try:
         lines = mounts.read_text(errors="replace").splitlines()
     except OSError:

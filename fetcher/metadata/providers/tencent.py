@@ -1,7 +1,7 @@
 """Tencent Cloud CVM: the instance metadata service.
 
 Source: "Querying Instance Metadata" (intl.cloud.tencent.com/document/product/213/4934), which names every item and the
-server, metadata.tencentyun.com; it is asked at that name's address, so that no resolver decides who answers.
+server, metadata.tencentyun.com; requests go to the address of that name, so that no resolver can redirect them.
 The page has no IPv6: those addresses come by DHCPv6. All addresses of an interface are in its one subnet ("Elastic
 Network Interface", .../product/576): mask and gateway are read of the primary address, for all.
 """
@@ -54,7 +54,7 @@ class Tencent(TreeProvider):
     def fill(self, builder: InterfaceBuilder, leaves: Leaves) -> None:
         """See TreeProvider."""
         if _PRIMARY not in leaves.texts or "subnet-mask" not in leaves.texts:
-            return  # without their subnet the addresses would be set up wrongly; they are read again
+            return  # without their subnet the addresses would be misconfigured; they are read again
         mask = Node(leaves.texts["subnet-mask"].strip(), f"{leaves.directory}{_IPS}/.../subnet-mask").mask()
         for node in (*leaves.words(builder, _PRIMARY), *leaves.words(builder, _IPS)):
             with builder.part():

@@ -68,18 +68,18 @@ SHOWN = r"a\x1b[2J\x1b]0;owned\x07\x0ab\x0d\x9b31m\u202e\u2028\ud800\x7f"
 
 def on_terminal(*command: str, env: dict[str, str], columns: int = 60) -> tuple[int, bytes]:
     """Run it with a terminal as standard output; return the exit code and the output."""
-    ours, theirs = pty.openpty()
+    parent_end, child_end = pty.openpty()
     environ = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")} | {"TERM": "xterm"} | env
     environ.setdefault("COLUMNS", str(columns))
-    process = subprocess.Popen(command, stdout=theirs, stderr=subprocess.DEVNULL, env=environ)
-    os.close(theirs)
+    process = subprocess.Popen(command, stdout=child_end, stderr=subprocess.DEVNULL, env=environ)
+    os.close(child_end)
     received = b""
     try:
-        while chunk := os.read(ours, 65536):
+        while chunk := os.read(parent_end, 65536):
             received += chunk
     except OSError:  # EIO: the program has exited
         pass
-    os.close(ours)
+    os.close(parent_end)
     return process.wait(60), received.replace(b"\r\n", b"\n")
 
 

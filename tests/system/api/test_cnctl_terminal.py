@@ -37,16 +37,16 @@ class Watching:
 
 @contextmanager
 def watching(server: Server, state: StateDirectory, *arguments: str, terminal: bool = True) -> Iterator[Watching]:
-    ours, theirs = pty.openpty() if terminal else os.pipe()
+    parent_end, child_end = pty.openpty() if terminal else os.pipe()
     command = [str(BIN / "cnctl"), "--socket", str(server.socket), "--state", state.path, *arguments]
-    process = subprocess.Popen(command, stdout=theirs, env={**os.environ, "TERM": "xterm"}, start_new_session=True)
-    os.close(theirs)
+    process = subprocess.Popen(command, stdout=child_end, env={**os.environ, "TERM": "xterm"}, start_new_session=True)
+    os.close(child_end)
     try:
-        yield Watching(process, ours)
+        yield Watching(process, parent_end)
     finally:
         process.kill()
         process.wait(30)
-        os.close(ours)
+        os.close(parent_end)
 
 
 @pytest.mark.parametrize("command", [["status"], ["status", "network"]])

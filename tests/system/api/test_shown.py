@@ -64,21 +64,21 @@ VARYING_VALUES = (
 
 def on_terminal(lab: Lab, command: str, columns: int = 80) -> str:
     """Return the output and the exit code of a command that root runs on a terminal in the instance."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    parent_end, child_end = pty.openpty()
+    fcntl.ioctl(child_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     argv = lab.instance.enter(str(BIN / "cnctl"), *command.split())
     environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
     process = subprocess.Popen(
-        argv, stdin=theirs, stdout=theirs, stderr=theirs, env={**environment, "TERM": "xterm", "NO_COLOR": "1"}
+        argv, stdin=child_end, stdout=child_end, stderr=child_end, env={**environment, "TERM": "xterm", "NO_COLOR": "1"}
     )
-    os.close(theirs)
+    os.close(child_end)
     received = b""
     try:
-        while chunk := os.read(ours, 65536):
+        while chunk := os.read(parent_end, 65536):
             received += chunk
     except OSError:  # EIO: the program has exited
         pass
-    os.close(ours)
+    os.close(parent_end)
     code = process.wait(60)
     return f"$ cnctl {command}\n{received.decode()}".replace("\r\n", "\n") + f"[{code}]\n\n"
 

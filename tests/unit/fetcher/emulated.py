@@ -20,7 +20,7 @@ DOCUMENTS = Path(__file__).parents[2] / "lab/metadata/documents"
 CLOUDS = tuple(PROVIDERS)
 
 
-class Direct(Client):
+class DirectClient(Client):
     """A client that calls an emulated cloud without a network, for tests that read thousands of documents."""
 
     def __init__(self, cloud: frame.Provider) -> None:
@@ -58,7 +58,7 @@ def provider_of(cloud: str, served: Any) -> Provider:
     """Return a provider whose metadata server serves this document."""
     emulated = PROVIDERS[cloud]()
     emulated.record(copy.deepcopy(served))
-    return provider_class(cloud)(Direct(emulated))
+    return provider_class(cloud)(DirectClient(emulated))
 
 
 def settled(provider: Provider) -> Instance:

@@ -30,7 +30,7 @@ from tests.unit.fetcher.values import BASE, FIRST, host, instance, interface, ke
 EVERYTHING, EVERYTHING6 = ip_network("0.0.0.0/0"), ip_network("::/0")
 
 
-def carried(found: Desired, ifindex: int) -> list[str]:
+def link_addresses(found: Desired, ifindex: int) -> list[str]:
     """Return the link's addresses; `+` if the kernel makes a connected route."""
     return [
         f"{each.address}/{each.prefix}{'+' if each.connected else ''}"
@@ -53,18 +53,18 @@ def rule(step: int, selector: str | None, table: int, *, to: bool = False, versi
 
 def test_first_address_carries_the_subnet() -> None:
     found = wanted(instance(interface(1, "10.0.1.10", "10.0.1.11", "10.0.1.12")), host(link(1)))
-    assert carried(found, 2) == ["10.0.1.10/24+", "10.0.1.11/32", "10.0.1.12/32"]
+    assert link_addresses(found, 2) == ["10.0.1.10/24+", "10.0.1.11/32", "10.0.1.12/32"]
 
 
 def test_each_subnet_of_an_interface_has_its_own_first_address() -> None:
     one = interface(1, "10.0.1.10", "10.0.9.10", "10.0.1.11", subnets=["10.0.1.0/24", "10.0.9.0/25"])
-    assert carried(wanted(instance(one), host(link(1))), 2) == ["10.0.1.10/24+", "10.0.9.10/25+", "10.0.1.11/32"]
+    assert link_addresses(wanted(instance(one), host(link(1))), 2) == ["10.0.1.10/24+", "10.0.9.10/25+", "10.0.1.11/32"]
 
 
 def test_links_are_matched_by_mac_only() -> None:
     here = host(link(2, "eth0"), link(1, "enp0s9"))
     found = wanted(instance(interface(1), interface(2)), here)
-    assert (carried(found, 2), carried(found, 3)) == (["10.0.1.10/24+"], ["10.0.2.10/24+"])
+    assert (link_addresses(found, 2), link_addresses(found, 3)) == (["10.0.1.10/24+"], ["10.0.2.10/24+"])
 
 
 @pytest.mark.parametrize("kind", ["vlan", "ipvlan", "macvlan"])
@@ -72,7 +72,7 @@ def test_child_of_an_interface_is_not_the_interface(kind: str) -> None:
     """It may have its MAC: always (ipvlan), or in passthru mode (macvlan)."""
     child = link(1, "child0", ifindex=9, kind=kind, master=None)
     found = wanted(instance(interface(1), interface(2)), host(child, link(1), link(2)))
-    assert (carried(found, 2), carried(found, 9)) == (["10.0.1.10/24+"], [])
+    assert (link_addresses(found, 2), link_addresses(found, 9)) == (["10.0.1.10/24+"], [])
     assert found.unknown_macs == {}
 
 
@@ -83,16 +83,16 @@ def test_bond_with_fail_over_mac_is_matched_by_its_mac() -> None:
     for active, passive in ((1, 2), (2, 1)):
         here = host(*ports, link(active, "bond0", ifindex=9, kind="bond"))
         found = wanted(cloud, here, allow_kinds=("bond",))
-        assert carried(found, 9) == [f"10.0.{active}.10/24+"]
-        assert carried(found, 2) == carried(found, 3) == []
+        assert link_addresses(found, 9) == [f"10.0.{active}.10/24+"]
+        assert link_addresses(found, 2) == link_addresses(found, 3) == []
         assert found.unknown_macs.keys() == {mac(passive)}
         assert f'is a port of bond0; if another program uses it, set [Network] Exclude="{mac(passive)}"' in str(
             found.unknown_macs
         )
         without = wanted(cloud, here)
-        assert carried(without, 9) == carried(without, 2) == carried(without, 3) == []
+        assert link_addresses(without, 9) == link_addresses(without, 2) == link_addresses(without, 3) == []
         assert 'AllowKinds="bond"' in without.unknown_macs[mac(active)]
-        assert carried(without, 4) == carried(found, 4) == ["10.0.3.10/24+"]
+        assert link_addresses(without, 4) == link_addresses(found, 4) == ["10.0.3.10/24+"]
 
 
 def test_a_vlan_on_an_interface_is_not_the_interface() -> None:
@@ -108,7 +108,7 @@ def test_a_vlan_on_an_interface_is_not_the_interface() -> None:
 def test_a_kind_that_the_operator_allows_is_an_interface() -> None:
     here = host(link(1, kind="veth"))
     assert wanted(instance(interface(1)), here).unknown_macs.keys() == {mac(1)}
-    assert carried(wanted(instance(interface(1)), here, allow_kinds=("veth",)), 2) == ["10.0.1.10/24+"]
+    assert link_addresses(wanted(instance(interface(1)), here, allow_kinds=("veth",)), 2) == ["10.0.1.10/24+"]
 
 
 def test_a_single_interface_needs_no_table() -> None:
@@ -167,7 +167,7 @@ def test_table_base_and_priorities_are_configurable() -> None:
 def test_excluded_link_loses_our_objects() -> None:
     here = host(link(1), link(2))
     found = wanted(instance(interface(1), interface(2)), here, exclude=("eth1",))
-    assert carried(found, 3) == routes(found, 3) == []
+    assert link_addresses(found, 3) == routes(found, 3) == []
     assert {each.table for each in found.rules} == {254, BASE + 2}
     assert (set(found.unmanaged), set(found.unmanaged_tables)) == (set(), set())
     assert not found.unknown_macs
@@ -191,8 +191,8 @@ def test_main_rule_of_a_refused_link_stays() -> None:
 def test_exclude_takes_patterns_and_macs(pattern: str) -> None:
     here = host(link(1, "ens5"), link(2))
     found = wanted(instance(interface(1), interface(2)), here, exclude=(pattern,))
-    assert carried(found, 3) == []
-    assert carried(found, 2) == ["10.0.1.10/24+"]
+    assert link_addresses(found, 3) == []
+    assert link_addresses(found, 2) == ["10.0.1.10/24+"]
     assert not found.notices
 
 
@@ -219,7 +219,7 @@ def test_an_interface_whose_link_left_is_a_notice() -> None:
 def test_a_link_that_udev_has_not_finished_with_waits() -> None:
     found = wanted(instance(interface(1), interface(2)), host(link(1), link(2, ready=False)))
     assert found.unknown_macs == {mac(2): "udev has not finished with eth1"}
-    assert carried(found, 3) == []
+    assert link_addresses(found, 3) == []
 
 
 def test_excluded_addresses_are_left_to_others() -> None:
@@ -230,7 +230,7 @@ def test_excluded_addresses_are_left_to_others() -> None:
         (Rules.AGGREGATE, {"10.0.1.12/30", "10.0.1.16/28"}),
     ):
         found = wanted(cloud, host(link(1), link(2)), exclude_addresses=others, rules=rules)
-        assert carried(found, 2) == ["10.0.1.12/24+", "10.0.1.20/32"]
+        assert link_addresses(found, 2) == ["10.0.1.12/24+", "10.0.1.20/32"]
         assert {str(each.selector) for each in found.rules if each.table == BASE + 2} == expected
 
 
@@ -254,7 +254,7 @@ def test_range_is_one_object_in_the_form_of_prefixes(
     assert [each.priority for each in found.rules if each.selector == block] == (
         [FIRST, FIRST + 20] if selected else []
     )
-    assert carried(found, 2) == ["10.0.1.10/24+"]
+    assert link_addresses(found, 2) == ["10.0.1.10/24+"]
 
 
 def test_a_local_range_needs_no_second_interface() -> None:
@@ -268,15 +268,15 @@ def test_shared_subnet_connected_route_is_the_primarys() -> None:
     same = ["10.0.1.0/24"]
     cloud = instance(interface(2, "10.0.1.20", subnets=same), interface(1, "10.0.1.10", subnets=same))
     found = wanted(cloud, host(link(1), link(2)))
-    assert carried(found, 2) == ["10.0.1.10/24+"]
-    assert carried(found, 3) == ["10.0.1.20/24"]
+    assert link_addresses(found, 2) == ["10.0.1.10/24+"]
+    assert link_addresses(found, 3) == ["10.0.1.20/24"]
     assert routes(found, 2) == routes(found, 3) == ["10.0.1.0/24", "0.0.0.0/0 via 10.0.1.1"]
 
 
 @pytest.mark.parametrize(("ifindex", "theirs"), [(3, "10.0.1.13/24"), (9, "10.0.0.1/16"), (1, "10.0.1.99/32")])
 def test_connected_route_never_shadows_another_link(ifindex: int, theirs: str) -> None:
     here = host(link(1), link(2), addresses=kernel_address(ifindex, theirs))
-    assert carried(wanted(instance(interface(1), interface(2)), here), 2) == ["10.0.1.10/24"]
+    assert link_addresses(wanted(instance(interface(1), interface(2)), here), 2) == ["10.0.1.10/24"]
 
 
 @pytest.mark.parametrize("more", [["10.0.0.7/32"], ["10.0.0.7/24", "10.0.0.9/32"], ["10.0.9.7/16"]])
@@ -284,7 +284,7 @@ def test_link_with_further_addresses_is_not_shadowed(more: list[str]) -> None:
     """The other network may be before, inside or around its part of the subnet."""
     theirs = {place: value for text in [*more, "10.0.1.99/32"] for place, value in kernel_address(9, text).items()}
     here = host(link(1), link(8, "lan0"), addresses=theirs)
-    assert carried(wanted(instance(interface(1)), here, allow_addresses=Config().allow_addresses), 2) == [
+    assert link_addresses(wanted(instance(interface(1)), here, allow_addresses=Config().allow_addresses), 2) == [
         "10.0.1.10/24"
     ]
 
@@ -293,7 +293,7 @@ def test_own_addresses_do_not_hide_another_links() -> None:
     here = host(
         link(1), link(8, "lan0"), addresses=kernel_address(2, "10.0.0.7/16") | kernel_address(9, "10.0.1.99/32")
     )
-    assert carried(wanted(instance(interface(1)), here), 2) == ["10.0.1.10/24"]
+    assert link_addresses(wanted(instance(interface(1)), here), 2) == ["10.0.1.10/24"]
 
 
 def test_own_addresses_shadow_nothing() -> None:
@@ -303,7 +303,7 @@ def test_own_addresses_shadow_nothing() -> None:
         | kernel_address(2, "fe80::1/64")
         | kernel_address(1, "127.0.0.1/8"),
     )
-    assert carried(wanted(instance(interface(1)), here), 2) == ["10.0.1.10/24+"]
+    assert link_addresses(wanted(instance(interface(1)), here), 2) == ["10.0.1.10/24+"]
 
 
 def test_an_address_that_two_interfaces_have_is_the_primarys() -> None:
@@ -311,14 +311,14 @@ def test_an_address_that_two_interfaces_have_is_the_primarys() -> None:
     same = ["10.0.1.0/24"]
     cloud = instance(interface(1, "10.0.1.10", subnets=same), interface(2, "10.0.1.10", "10.0.1.11", subnets=same))
     found = wanted(cloud, host(link(1), link(2)))
-    assert (carried(found, 2), carried(found, 3)) == (["10.0.1.10/24+"], ["10.0.1.11/24"])
+    assert (link_addresses(found, 2), link_addresses(found, 3)) == (["10.0.1.10/24+"], ["10.0.1.11/24"])
     assert [each.table for each in found.rules if each.selector == ip_network("10.0.1.10")] == [BASE + 2] * 2
 
 
 def test_without_device_numbers_macs_decide_who_is_first() -> None:
     same = ["10.0.1.0/24"]
     ones = [interface(n, f"10.0.1.{n}0", subnets=same, device_number=None) for n in (2, 1)]
-    assert carried(wanted(instance(*ones), host(link(1), link(2))), 2) == ["10.0.1.10/24+"]
+    assert link_addresses(wanted(instance(*ones), host(link(1), link(2))), 2) == ["10.0.1.10/24+"]
 
 
 def test_a_gateway_outside_the_subnets_is_reached_on_link_first() -> None:
@@ -345,7 +345,7 @@ def test_cloud_gateway_precedes_the_kernels() -> None:
 def test_ipv6_gateway_comes_from_router_advertisements() -> None:
     dual = [interface(n, f"10.0.{n}.10", f"fd00:{n}::a", subnets=[f"10.0.{n}.0/24", f"fd00:{n}::/64"]) for n in (1, 2)]
     found = wanted(instance(*dual), host(link(1), link(2), gateways={2: (ip_address("fe80::1"),)}))
-    assert carried(found, 2) == ["10.0.1.10/24+", "fd00:1::a/128"]
+    assert link_addresses(found, 2) == ["10.0.1.10/24+", "fd00:1::a/128"]
     assert [text for text in routes(found, 2) if "fd00" in text or "::" in text] == [
         "fd00:1::/64",
         "fd00:2::/64 via fe80::1",
@@ -388,15 +388,15 @@ def test_ports_with_the_same_mac_are_not_matched() -> None:
     synthetic, vf = link(1), link(1, "enP1s1", ifindex=9, master=2)
     for links in ((synthetic, vf), (vf, synthetic)):
         found = wanted(instance(interface(1)), host(*links))
-        assert carried(found, 2) == ["10.0.1.10/24+"]
-        assert carried(found, 9) == []
+        assert link_addresses(found, 2) == ["10.0.1.10/24+"]
+        assert link_addresses(found, 9) == []
         assert not found.unknown_macs
 
 
 def test_port_of_a_foreign_master_is_matched() -> None:
     """A VRF has a MAC of its own."""
     here = host(link(1, master=7), link(6, "vrf0", kind="vrf", mac="02:00:00:00:00:99"))
-    assert carried(wanted(instance(interface(1)), here), 2) == ["10.0.1.10/24+"]
+    assert link_addresses(wanted(instance(interface(1)), here), 2) == ["10.0.1.10/24+"]
 
 
 def test_two_links_with_one_mac_match_neither() -> None:
@@ -420,7 +420,7 @@ def test_routed_subnet_and_siblings_are_behind_the_gateway() -> None:
         "10.0.2.0/24 via 10.0.1.1",
         "0.0.0.0/0 via 10.0.1.1",
     ]
-    assert carried(found, 2) == ["10.0.1.10/32"]
+    assert link_addresses(found, 2) == ["10.0.1.10/32"]
 
 
 # Objects that were refused
@@ -442,7 +442,7 @@ def reports(found: Desired) -> list[str]:
 def test_refused_subnet_length_falls_back_to_single_address() -> None:
     rejections = refused(address("10.0.1.10/24", connected=True))
     found = wanted(instance(interface(1)), host(link(1)), rejections)
-    assert carried(found, 2) == ["10.0.1.10/32"]
+    assert link_addresses(found, 2) == ["10.0.1.10/32"]
     assert not found.withheld
 
 
@@ -450,7 +450,7 @@ def test_refused_address_is_left_out_with_its_rules() -> None:
     rejections = refused(address("10.0.1.11/32"))
     cloud = instance(interface(1, "10.0.1.10", "10.0.1.11"), interface(2))
     found = wanted(cloud, host(link(1), link(2)), rejections, rules=Rules.ADDRESS)
-    assert carried(found, 2) == ["10.0.1.10/24+"]
+    assert link_addresses(found, 2) == ["10.0.1.10/24+"]
     assert not [each for each in found.rules if each.selector == ip_network("10.0.1.11")]
     assert reports(found) == ["10.0.1.11 of eth0: refused; to allow it, set KEY"]
 
@@ -458,7 +458,7 @@ def test_refused_address_is_left_out_with_its_rules() -> None:
 def test_refused_address_that_is_there_stays() -> None:
     here = host(link(1), addresses=kernel_address(2, "10.0.1.10/24", owned=True))
     found = wanted(instance(interface(1)), here, refused(address("10.0.1.10/24", connected=True)))
-    assert carried(found, 2) == ["10.0.1.10/24+"]
+    assert link_addresses(found, 2) == ["10.0.1.10/24+"]
     assert not found.withheld
 
 
@@ -472,7 +472,7 @@ def test_waiting_address_is_transient() -> None:
 def test_conflicting_address_waits_in_every_form() -> None:
     rejections = refused(address("10.0.1.10/24", connected=True), cause=Cause.CONFLICT)
     found = wanted(instance(interface(1, "10.0.1.10", "10.0.1.11")), host(link(1)), rejections)
-    assert carried(found, 2) == ["10.0.1.11/24+"]
+    assert link_addresses(found, 2) == ["10.0.1.11/24+"]
     assert not found.withheld
 
 
@@ -487,7 +487,7 @@ def test_refused_on_link_route_takes_routes_by_its_gateway_along() -> None:
 def test_refused_link_is_left_alone() -> None:
     found = wanted(instance(interface(1), interface(2)), host(link(1), link(2)), refused(LinkSettings(3, None)))
     assert found.unmanaged == {3}
-    assert carried(found, 3) == []
+    assert link_addresses(found, 3) == []
     assert reports(found) == ["eth1: refused; to allow it, set KEY"]
 
 
@@ -495,14 +495,16 @@ def test_link_that_cannot_come_up_does_not_stop_the_other() -> None:
     rejections = refused(LinkSettings(3, None), cause=Cause.KERNEL)
     cloud = instance(interface(1), interface(2))
     found = wanted(cloud, host(link(1), link(2, up=False)), rejections)
-    assert (carried(found, 2), carried(found, 3)) == (["10.0.1.10/24+"], [])
-    assert carried(wanted(cloud, host(link(1), link(2)), rejections), 3) == ["10.0.2.10/24+"], "the link is up now"
+    assert (link_addresses(found, 2), link_addresses(found, 3)) == (["10.0.1.10/24+"], [])
+    assert link_addresses(wanted(cloud, host(link(1), link(2)), rejections), 3) == ["10.0.2.10/24+"], (
+        "the link is up now"
+    )
 
 
 def test_refused_mtu_is_reported_and_the_rest_configured() -> None:
     found = wanted(instance(interface(1, mtu=9001)), host(link(1)), refused(LinkSettings(2, 9001)))
     assert found.links[0].settings == LinkSettings(2, None)
-    assert carried(found, 2) == ["10.0.1.10/24+"]
+    assert link_addresses(found, 2) == ["10.0.1.10/24+"]
     assert reports(found) == ["MTU 9001 of eth0: refused; to allow it, set KEY"]
 
 
@@ -521,7 +523,7 @@ def test_new_gateway_that_is_silent_leaves_the_present_one() -> None:
 def test_address_of_an_operators_link_is_left_to_it() -> None:
     here = host(link(1), link(7), addresses=kernel_address(8, "10.0.1.10/32"))
     found = wanted(instance(interface(1, "10.0.1.10", "10.0.1.11")), here)
-    assert [each.split("/")[0] for each in carried(found, 2)] == ["10.0.1.11"]
+    assert [each.split("/")[0] for each in link_addresses(found, 2)] == ["10.0.1.11"]
     [report] = reports(found)
     assert report.startswith("10.0.1.10 of eth0: eth6 has 10.0.1.10; ")
     assert '[Network] ExcludeAddresses="10.0.1.10"' in report
@@ -532,7 +534,7 @@ def test_address_on_lo_or_a_dummy_gets_its_rules() -> None:
     for service in (Link(1, "lo", "", True, 65536, None, hardware=772), link(7, "kube-ipvs0", kind="dummy")):
         here = host(link(1), link(2), service, addresses=kernel_address(service.ifindex, "10.0.1.10/32"))
         found = wanted(instance(interface(1, "10.0.1.10", "10.0.1.11"), interface(2)), here)
-        assert carried(found, 2) == ["10.0.1.11/24"]
+        assert link_addresses(found, 2) == ["10.0.1.11/24"]
         assert rule(0, "10.0.1.10", BASE + 2) in found.rules
         assert service.name in found.notices[0]
 
@@ -545,20 +547,20 @@ def test_duplicate_on_another_link_removes_nothing() -> None:
         addresses=kernel_address(2, "10.0.1.10/24", owned=True) | kernel_address(8, "10.0.1.10/32"),
     )
     found = wanted(instance(interface(1), interface(2)), here)
-    assert carried(found, 2) == ["10.0.1.10/24+"]
+    assert link_addresses(found, 2) == ["10.0.1.10/24+"]
     assert rule(0, "10.0.1.10", BASE + 2) in found.rules
 
 
 def test_our_address_moves_to_its_new_link() -> None:
     here = host(link(1), link(2), addresses=kernel_address(3, "10.0.1.10/32", owned=True))
     found = wanted(instance(interface(1), interface(2)), here)
-    assert "10.0.1.10" in carried(found, 2)[0]
+    assert "10.0.1.10" in link_addresses(found, 2)[0]
 
 
 def test_disabled_ipv6_is_named_once_and_ipv4_configured() -> None:
     dual = interface(1, "10.0.1.10", "fd00::a", "fd00::b", subnets=["10.0.1.0/24", "fd00::/64"])
     found = wanted(instance(dual), host(link(1, ipv6=IPv6Settings(disabled=True))))
-    assert carried(found, 2) == ["10.0.1.10/24+"]
+    assert link_addresses(found, 2) == ["10.0.1.10/24+"]
     assert reports(found) == [
         "eth0: IPv6 is disabled on this link; to use its IPv6 addresses, set net.ipv6.conf.eth0.disable_ipv6=0"
     ]
@@ -587,14 +589,14 @@ def test_ipv6_gateway_outlives_its_purged_route() -> None:
 def test_port_of_a_bridge_is_not_the_interface() -> None:
     here = host(link(1), link(2, master=9), Link(9, "br1", "02:aa:bb:cc:dd:01", True, 1500, "bridge"))
     found = wanted(instance(interface(1), interface(2)), here)
-    assert carried(found, 3) == []
+    assert link_addresses(found, 3) == []
     cure = f'if another program uses it, set [Network] Exclude="{mac(2)}"'
     assert found.unknown_macs == {mac(2): f"eth1 has that MAC and is a port of br1; {cure}"}
 
 
 def test_manage_primary_configures_only_the_primary() -> None:
     found = wanted(instance(interface(1), interface(2)), host(link(1), link(2)), manage=Manage.PRIMARY)
-    assert (carried(found, 2), carried(found, 3)) == (["10.0.1.10/24+"], [])
+    assert (link_addresses(found, 2), link_addresses(found, 3)) == (["10.0.1.10/24+"], [])
     assert found.unmanaged == set()
 
 
@@ -659,7 +661,7 @@ def test_two_network_cards_have_device_numbers_of_their_own() -> None:
     same = ["10.0.1.0/24"]
     ones = [interface(n, f"10.0.1.{n}0", subnets=same, device_number=1, network_card=3 - n) for n in (1, 2)]
     found = wanted(instance(*ones), host(link(1), link(2)))
-    assert (carried(found, 2), carried(found, 3)) == (["10.0.1.10/24"], ["10.0.1.20/24+"])
+    assert (link_addresses(found, 2), link_addresses(found, 3)) == (["10.0.1.10/24"], ["10.0.1.20/24+"])
 
 
 def test_missing_subnet_is_taken_from_dhcp() -> None:

@@ -26,7 +26,7 @@ FEW = ("digitalocean", "hetzner", "scaleway", "vultr")  # not every interface ca
 NO_IPV6 = ("ibm", "tencent")  # no IPv6 in the metadata
 TREES = ("alibaba", "aws", "tencent")
 WHOLE = [(cloud, name) for cloud in CLOUDS for name in names(cloud) if name != "broken"]
-every = pytest.mark.parametrize("cloud_name", CLOUDS)
+with_each_document = pytest.mark.parametrize("cloud_name", CLOUDS)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_whole_document_is_understood_without_secrets(
     assert all(interface.document["mac"] == interface.mac for interface in found.interfaces)
 
 
-@every
+@with_each_document
 def test_documents_have_every_shape(cloud_name: str) -> None:
     assert {"one", "many", "sparse", "broken"} <= set(names(cloud_name))
     assert len(read(cloud_name, "one").interfaces) == 1
@@ -77,7 +77,7 @@ def test_documents_have_every_shape(cloud_name: str) -> None:
         assert any(address.version == 6 for each in read(cloud_name, "ipv6").interfaces for address in each.addresses)
 
 
-@every
+@with_each_document
 def test_broken_interface_is_named_and_stops_no_other(cloud_name: str) -> None:
     found = read(cloud_name, "broken")
     assert len({problem.mac for problem in found.problems}) == 1
@@ -85,7 +85,7 @@ def test_broken_interface_is_named_and_stops_no_other(cloud_name: str) -> None:
     assert all(len(problem.text) > 20 for problem in found.problems)
 
 
-@every
+@with_each_document
 def test_facts_and_ssh_keys_are_read(cloud_name: str, provider: Provider) -> None:
     system = settled(provider).system
     assert len(system) > 4 or cloud_name == "aws"
@@ -94,7 +94,7 @@ def test_facts_and_ssh_keys_are_read(cloud_name: str, provider: Provider) -> Non
         assert all(key.startswith(KEYS) for key in system["public-keys"])
 
 
-@every
+@with_each_document
 def test_unchanged_refresh_costs_few_requests(cloud_name: str, cloud: InProcess, provider: Provider) -> None:
     before = settled(provider)
     cloud.reset()
@@ -103,7 +103,7 @@ def test_unchanged_refresh_costs_few_requests(cloud_name: str, cloud: InProcess,
     assert len(cloud.requests()) == REFRESH.get(cloud_name, 1)
 
 
-@every
+@with_each_document
 def test_facts_are_read_again_after_a_change(cloud_name: str, cloud: InProcess, provider: Provider) -> None:
     settled(provider)
     asked = {record.path for record in cloud.requests() if record.method == "GET"}
@@ -115,7 +115,7 @@ def test_facts_are_read_again_after_a_change(cloud_name: str, cloud: InProcess, 
     assert not {path for path in missed if "/macs/" not in path}
 
 
-@every
+@with_each_document
 @pytest.mark.parametrize("fault", ["404", "500", "html", "empty", "short", "truncated"])
 def test_faulty_answer_removes_no_address(cloud_name: str, cloud: InProcess, provider: Provider, fault: str) -> None:
     """For every document that defines the network."""
@@ -140,7 +140,7 @@ def test_faulty_answer_removes_no_address(cloud_name: str, cloud: InProcess, pro
         assert {(mac, address.partition("/")[0]) for mac, address in addresses(before)} <= ips, path
 
 
-@every
+@with_each_document
 def test_unreadable_facts_stop_nothing(cloud_name: str, cloud: InProcess, provider: Provider) -> None:
     network = settled(provider)
     paths = {record.path for record in cloud.requests() if record.method == "GET"}
@@ -156,7 +156,7 @@ def test_unreadable_facts_stop_nothing(cloud_name: str, cloud: InProcess, provid
     again.client.close()
 
 
-@every
+@with_each_document
 @pytest.mark.parametrize(
     ("fault", "status", "expected"), [("status", 503, True), ("status", 404, False), ("html", 200, False)]
 )
@@ -168,7 +168,7 @@ def test_answers_checks_the_content(
     assert provider.is_reachable() == expected
 
 
-@every
+@with_each_document
 def test_unreachable_server_is_an_error(cloud_name: str) -> None:
     provider = provider_class(cloud_name)(Client("127.0.0.1:9"))
     with pytest.raises(MetadataError):
@@ -185,7 +185,7 @@ def test_void_token_is_replaced(cloud_name: str, cloud: InProcess, provider: Pro
     assert sum(record.method == "PUT" for record in cloud.requests()) == 1
 
 
-@every
+@with_each_document
 @pytest.mark.parametrize("name", ["one", "many"])
 def test_unknown_keys_are_ignored_everywhere(cloud_name: str, name: str) -> None:
     whole = document(cloud_name, name)
@@ -222,7 +222,7 @@ def with_unknown_keys(value: object) -> object:
     return {key: with_unknown_keys(below) for key, below in value.items()} | {"somethingNew": "x"}
 
 
-@every
+@with_each_document
 def test_deadline_ends_the_read(cloud_name: str, cloud: InProcess, provider: Provider) -> None:
     with pytest.raises(MetadataError) as caught:
         provider.fetch(deadline=0.0)

@@ -10,7 +10,7 @@ from cloud_network.fetcher.metadata import detect
 from tests.lab import Spec
 from tests.lab.metadata.providers import PROVIDERS
 from tests.lab.spec import Resolver, resolve
-from tests.unit.fetcher.emulated import CLOUDS, Direct, provider_class
+from tests.unit.fetcher.emulated import CLOUDS, DirectClient, provider_class
 
 BY_DHCP = {"scaleway": "names no address of a private interface"}
 
@@ -20,7 +20,7 @@ def test_everything_the_labs_cloud_has_is_read(cloud: str) -> None:
     emulated = PROVIDERS[cloud]()
     nics = resolve(Spec.cloud(cloud, 4, 15, 2), Resolver())
     emulated.load(nics)
-    found = provider_class(cloud)(Direct(emulated)).fetch()
+    found = provider_class(cloud)(DirectClient(emulated)).fetch()
     has = {nic.mac: {ip_address(text) for text in (*nic.addresses, *nic.ipv6)} for nic in nics}
     if cloud in BY_DHCP:
         has |= {nic.mac: set() for nic in nics[1:]}

@@ -27,13 +27,13 @@ from hypothesis import strategies as st
 
 from tests.lab.metadata.frame import Provider as Emulated
 from tests.lab.metadata.providers import PROVIDERS
-from tests.unit.fetcher.emulated import CLOUDS, Direct, document, names, provider_class, read
+from tests.unit.fetcher.emulated import CLOUDS, DirectClient, document, names, provider_class, read
 from tests.unit.fetcher.values import EMPTY_KERNEL, after_changes, goal_of
 
 Path = tuple[Any, ...]
 TREES = ("alibaba", "aws", "tencent")
 WHOLE = [(cloud, name) for cloud in CLOUDS for name in names(cloud) if name != "broken"]
-every = pytest.mark.parametrize(("cloud", "name"), WHOLE)
+with_each_document = pytest.mark.parametrize(("cloud", "name"), WHOLE)
 
 INTERFACES: dict[str, tuple[Path, ...]] = {
     "alibaba": (("meta-data", "network", "interfaces", "macs"),),
@@ -202,7 +202,7 @@ def attempt(cloud: str, value: Any) -> Instance | None:
 
 
 @pytest.mark.exhaustive
-@every
+@with_each_document
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_one_mutated_node_costs_no_other_interface(cloud: str, name: str, data: st.DataObject) -> None:
@@ -319,7 +319,7 @@ def test_only_reported_removals_are_made(cloud: str) -> None:
 LISTS = ("/macs/", "/local-ipv4s/", "/local-ipv4s", "/ipv6s", "/ipv4-prefix", "/ipv6-prefix")  # one entry per line
 
 
-class Cutting(Direct):
+class Cutting(DirectClient):
     """A client whose server cuts off the answer for one path, but reports it as complete."""
 
     path, length = "", 0
@@ -345,7 +345,7 @@ def is_shorter_list(body: bytes, length: int) -> bool:
 
 
 @pytest.mark.exhaustive
-@every
+@with_each_document
 def test_cut_answer_removes_nothing(cloud: str, name: str) -> None:
     """JSON that is cut off is invalid. Texts, listings and YAML are cut off everywhere."""
     emulated = PROVIDERS[cloud]()
@@ -370,7 +370,7 @@ def test_cut_answer_removes_nothing(cloud: str, name: str) -> None:
             assert removals(before, here, after) == (), (path, body[:length])
 
 
-class Recording(Direct):
+class Recording(DirectClient):
     """A client that stores the answers."""
 
     def __init__(self, cloud: Emulated) -> None:
@@ -400,7 +400,7 @@ ODD: list[Any] = [
 
 
 @pytest.mark.exhaustive
-@every
+@with_each_document
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_odd_values_are_read_or_refused(cloud: str, name: str, data: st.DataObject) -> None:

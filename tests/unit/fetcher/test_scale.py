@@ -78,7 +78,7 @@ def test_one_removed_object_is_repaired_alone(large: tuple[Instance, Actual]) ->
         assert added_object(change) == route
 
 
-def calls(work: Callable[[], object]) -> int:
+def count_calls(work: Callable[[], object]) -> int:
     """Return the number of function calls: a measure of the cost that does not depend on the machine's load."""
     count = 0
 
@@ -104,7 +104,7 @@ def test_cost_grows_linearly_with_addresses() -> None:
             for each in (here, there):
                 plan_of(goal_of(found, Config(), each), each)
 
-        return calls(work)
+        return count_calls(work)
 
     once, twice, four_times = cost(50), cost(100), cost(200)
     assert four_times - twice < 1.1 * 2 * (twice - once)
