@@ -65,7 +65,7 @@ class Chaos:
         self.lab, self.seed, self.events = lab, seed, 0
         self._chance = random.Random(seed)
         self._last = deque[str](maxlen=25)
-        self._halved = False
+        self._halved: str | None = None  # MAC of the interface that one read lacks an address of
         self._advertised_at = 0.0
         primary, second = lab.nics[0], lab.nics[1]
         self._kept = {primary.addresses[0], second.addresses[2]}
@@ -137,7 +137,7 @@ class Chaos:
         lab = self.lab
         self._clear()
         self._host.undo()
-        self._halved = False
+        self._halved = None
         lab.wait_for(lambda: self._is_calm() and not self.differences(), SETTLE_S, "a healthy network")
         foreign = self._foreign_objects()
         assert foreign == self._foreign, f"objects of other programs were\n{self._foreign}\nand are now\n{foreign}"
@@ -258,7 +258,8 @@ class Chaos:
         return self._chance.choice([host for host in hosts if host not in taken])
 
     def _add_address(self) -> str | None:
-        nic = self._one([nic for nic in self.lab.nics if len(nic.addresses) < MOST_ADDRESSES])
+        possible = [nic for nic in self.lab.nics if len(nic.addresses) < MOST_ADDRESSES and nic.mac != self._halved]
+        nic = self._one(possible)
         if nic is None:
             return None
         address = self._free(nic.subnet)
@@ -410,14 +411,15 @@ class Chaos:
         return any(link["address"] == nic.mac and "UP" in link["flags"] for link in ip(self.lab, "link"))
 
     def _half_updated(self) -> str | None:
-        """Leave addresses out of one read of one key. Only once: two equal reads would be a change of the cloud."""
+        """Leave an address out of one read of one key. Only once: two equal reads would be a change of the cloud."""
         nic = self._nic()
-        if nic is None or self._halved or len(nic.addresses) < 2:
+        known = [each for each in nic.addresses if each in self._stayed] if nic else []
+        if nic is None or self._halved or len(nic.addresses) < 2 or not known:
             return None
-        self._halved = True
-        left = [each for each in nic.addresses if each != self._chance.choice(nic.addresses)]
-        self.lab.metadata.content(f"{MACS}{nic.mac}/local-ipv4s", "\n".join(left), times=1)
-        return f"metadata: {len(nic.addresses) - len(left)} addresses of {nic.name} are missing, once"
+        self._halved, missing = nic.mac, self._chance.choice(known)
+        listed = [each for each in nic.addresses if each != missing]
+        self.lab.metadata.content(f"{MACS}{nic.mac}/local-ipv4s", "\n".join(listed), times=1)
+        return f"metadata: {missing} of {nic.name} is missing, once"
 
     def _clear(self) -> str:
         self.lab.metadata.clear()
