@@ -559,7 +559,7 @@ def test_status_of_another_version_is_reported(server: Server, state: StateDirec
     for command in ("status", "status network", "status system"):
         ended = cnctl(*command.split(), server=server)
         assert (ended.code, ended.out) == (3, "")
-        assert "version is 1 and not 2" in ended.err
+        assert "version is 1 and not 3" in ended.err
 
 
 def test_closed_pipe_is_accepted(server: Server, cnctl: Cnctl) -> None:
