@@ -19,7 +19,7 @@ from tests.lab import Held, Interface, Lab, LabError, Nic, Spec
 from tests.system.host_events import HostEvents
 from tests.system.service import CONFIG, DAEMONS, MACS, OURS, audit, ip, is_healthy, refresh, status, wait_until_healthy
 
-TIMER = '[System]\nRefreshTimer = "2s"\n'
+TIMER = '[System]\nRefreshTimer = "1s"\n'  # so that a wrong answer, which the next one corrects, lasts for a second
 SUBNETS = tuple(f"10.0.{number}.0/24" for number in (2, 3, 21, 22))
 MOST_LINKS, MOST_ADDRESSES = 6, 12
 BASE = 9999
