@@ -232,7 +232,8 @@ class Daemon:
             changed = reading.error is None and self._take_kernel_changed()
             if reading.error is None:
                 self._schedule.compare_begins(on_event=False)
-            report = await self._worker.run(partial(self._reconciler.refresh, reading, kernel_changed=changed))
+            pass_ = self._worker.run(partial(self._reconciler.refresh, reading, kernel_changed=changed))
+            report = await self._report_slow_server(pass_)
             self._schedule.read_ended(_read_result(reading, report))
             if changed and report.comparison is None:
                 self._on_kernel_event()  # nothing was compared, so the kernel's events are still pending
@@ -260,7 +261,16 @@ class Daemon:
         async with self._pass_lock:
             self._schedule.compare_begins(on_event=True)
             changed = self._take_kernel_changed()
-            self._record(await self._worker.run(partial(self._reconciler.compare, kernel_changed=changed)))
+            pass_ = self._worker.run(partial(self._reconciler.compare, kernel_changed=changed))
+            self._record(await self._report_slow_server(pass_))
+
+    async def _report_slow_server(self, pass_: Awaitable[PassReport]) -> PassReport:
+        """Await a pass, which may ask the metadata server. Meanwhile, report a server that is slow to answer."""
+        running = asyncio.ensure_future(pass_)
+        while not (await asyncio.wait({running}, timeout=_SLOW_ANSWER_S))[0]:
+            if self._provider.client.slowest_answer > _SLOW_ANSWER_S:
+                self._reporter.record_slow_server()
+        return running.result()
 
     def _take_kernel_changed(self) -> bool:
         changed, self._kernel_changed = self._kernel_changed, False

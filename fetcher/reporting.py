@@ -28,7 +28,6 @@ Kind = Literal["metadata", "netagent", "kernel", "config", "detection", "conflic
 MAX_CONFLICTS = 1000
 MAX_NOTICES = 256
 """Limit of the lists in status.json, to keep it below 4 MiB."""
-_SLOW_SERVER = "the metadata server takes seconds to answer; the last metadata stays in force until the read ends"
 _NOT_LISTENING = (
     "netagent is not running: nothing listens on its socket, and differences are not repaired. "
     "See: systemctl status cloud-network-netagent.socket cloud-network-netagent"
@@ -46,6 +45,13 @@ class Condition:
     message: str
     serious: bool = False
     transient: bool = False  # will most likely disappear without action
+
+
+_SLOW_SERVER = Condition(
+    "metadata",
+    "the metadata server takes seconds to answer; until it does, the last metadata stays in force",
+    transient=True,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +143,13 @@ class Conditions:
         if before is not None:
             logger.info("%s: recovered after %.0f s", kind, self._clock() - before[2])
 
-    def has(self, kind: Kind) -> bool:
+    def has_kind(self, kind: Kind) -> bool:
         """Return True if a condition of this kind is active."""
         return kind in self._active
+
+    def has(self, condition: Condition) -> bool:
+        """Return True if this condition is active."""
+        return condition.kind in self._active and self._active[condition.kind][0] == condition
 
     def set(self, kind: Kind, condition: Condition | None) -> None:
         """Start a condition, or clear it if None."""
@@ -189,6 +199,8 @@ class Reporter:
         """Record the result of a pass, and write it."""
         if report.reading is not None:
             self._record_reading(report.reading, report)
+        elif not report.read_first and self._conditions.has(_SLOW_SERVER):
+            self._conditions.clear("metadata")
         for attempt in report.attempts:
             self._record_attempt(attempt)
         self.status["counters"]["drift_repaired"] += report.repaired
@@ -201,8 +213,8 @@ class Reporter:
 
     def record_slow_server(self) -> None:
         """Report that the metadata server takes seconds to answer. If the read fails, that is logged as an error."""
-        if not self._conditions.has("metadata"):
-            self._conditions.begin(Condition("metadata", _SLOW_SERVER, transient=True), logging.INFO)
+        if not self._conditions.has_kind("metadata"):
+            self._conditions.begin(_SLOW_SERVER, logging.INFO)
             self._publish()
 
     def record_netagent(self, listening: bool) -> None:

@@ -113,7 +113,7 @@ def index_host(
 def usable_interfaces(
     pairs: Iterable[tuple[Interface, Link]], host: Host, notices: list[str], withheld: list[Withheld]
 ) -> list[UsableInterface]:
-    """Return the addresses and ranges that each link can have. If two interfaces have the same object, the first one gets it."""
+    """Return the addresses and ranges of each link. If two interfaces have the same object, the first one gets it."""
     found = []
     taken, given, networks = set[IPAddress](), set[IPNetwork](), list[Interval]()
     for interface, link in pairs:

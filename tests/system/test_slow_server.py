@@ -71,6 +71,22 @@ def test_slow_server_is_reported_during_the_read(lab: Lab) -> None:
     assert status(lab)["last_error"] is None
 
 
+def test_slow_server_is_reported_before_a_repair(lab: Lab) -> None:
+    """Before a change, the fetcher asks whether the server answers, and that takes seconds, too."""
+    lab.start("netagent")
+    lab.start("fetcher")
+    wait_until_healthy(lab)
+    [nic] = lab.nics
+    read = status(lab)["attempted_at"]
+    lab.metadata.fail("late", interval=LATE)
+    lab.run(["ip", "address", "delete", f"{nic.addresses[1]}/32", "dev", nic.name])
+    lab.wait_for(lambda: "takes seconds to answer" in str(status(lab)["last_error"]), 10, "the report")
+    assert status(lab)["attempted_at"] == read, "no read has begun"
+    lab.metadata.clear()
+    wait_until_healthy(lab)
+    assert nic.addresses[1] in kernel_addresses(lab)
+
+
 def test_drift_during_a_slow_read_is_reported_then_repaired(lab: Lab) -> None:
     lab.start("netagent")
     lab.start("fetcher")
