@@ -81,6 +81,8 @@ class Views:
             content = self._state.read_identity(provider, part)
         except StateError as error:
             raise _unreadable(error) from error
+        if content is None and _status(claim)["fetched_at"] is None:
+            raise _never_read(claim)
         if content is None:
             raise Problem(HTTPStatus.NOT_FOUND, f"{provider} gives this instance no {part}.")
         return _dated(_object_or_text(content), claim)

@@ -199,7 +199,7 @@ class Reporter:
         """Record the result of a pass, and write it."""
         if report.reading is not None:
             self._record_reading(report.reading, report)
-        elif not report.read_first and self._conditions.has(_SLOW_SERVER):
+        elif report.comparison is not None and not report.read_first and self._conditions.has(_SLOW_SERVER):
             self._conditions.clear("metadata")
         for attempt in report.attempts:
             self._record_attempt(attempt)

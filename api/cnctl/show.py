@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from cloud_network.api.cnctl import control, output
 from cloud_network.api.cnctl.output import Exit, Failure, safe
-from cloud_network.api.cnctl.source import Source
+from cloud_network.api.cnctl.source import Source, never_read
 from cloud_network.fetcher.state import Json, StateError
 
 KEY_TYPES = ("ssh-", "ecdsa-", "sk-")
@@ -68,11 +68,14 @@ def _texts(value: Json) -> Iterator[str]:
 
 
 def _identity(what: str, source: Source, as_json: bool) -> None:
-    provider = source.status()["provider"]
+    status = source.status()
+    provider = status["provider"]
     try:
         content = source.files.read_identity(provider, what) if provider else None
     except StateError as error:
         raise Failure(Exit.FAILED, safe(error)) from error
+    if content is None and status["fetched_at"] is None:
+        raise Failure(Exit.NO_STATE, never_read(status))
     if content is None:
         raise Failure(Exit.FAILED, f"{safe(provider) or 'an unknown cloud'} gives this instance no {what}")
     if as_json:

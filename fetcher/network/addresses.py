@@ -27,6 +27,9 @@ from cloud_network.netagent.protocol import TABLE_LOCAL
 
 _DEFAULT_PREFIXES = {"gcp": Prefixes.LOCAL}  # as Google's agent does; elsewhere as amazon-ec2-net-utils does
 
+MIN_MTU = 1280
+"""Smallest MTU of a link with IPv6: RFC 8200, section 5."""
+
 
 @dataclass(frozen=True, slots=True)
 class Host:
@@ -148,10 +151,7 @@ def _take_addresses(
             continue
         if address.version == 6 and link.ipv6.disabled and not host.has(link, address):
             if not reported:
-                key = f"net.ipv6.conf.{link.name}.disable_ipv6"
-                withheld.append(
-                    Withheld(f"{link.name}: IPv6 is disabled on this link; to use its IPv6 addresses, set {key}=0")
-                )
+                withheld.append(Withheld(f"{link.name}: {_why_without_ipv6(link)}"))
             reported = True
             continue
         if not host.has(link, address) and (holder := _other_holder(link, address, host)) is not None:
@@ -176,6 +176,17 @@ def _take_addresses(
             usable.sources.append(address)
         if carries and not (isinstance(form, Rejection) and form.cause is Cause.CONFLICT):
             carried.add(subnet)  # if its length is refused, no other address gets it either
+
+
+def _why_without_ipv6(link: Link) -> str:
+    """Return the reason why a link cannot have IPv6 addresses, and the cure."""
+    if not link.ipv6.absent:
+        cure = f"set net.ipv6.conf.{link.name}.disable_ipv6=0"
+        return f"IPv6 is disabled on this link; to use its IPv6 addresses, {cure}"
+    if link.mtu < MIN_MTU:
+        cure = f"ip link set {link.name} mtu 1500"
+        return f"its MTU of {link.mtu} is too small for IPv6, which needs {MIN_MTU}; to use its IPv6 addresses: {cure}"
+    return "IPv6 is disabled in the kernel; to use its IPv6 addresses, boot without ipv6.disable=1"
 
 
 def _is_carried_by_others(whole: IPInterface, link: Link, host: Host) -> bool:

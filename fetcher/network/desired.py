@@ -23,7 +23,7 @@ from ipaddress import ip_network
 
 from cloud_network.fetcher.config import Config, ForwardedReplies, Prefixes, Rules
 from cloud_network.fetcher.metadata.model import EVERYTHING, Instance, Interface, IPAddress, IPNetwork
-from cloud_network.fetcher.network.addresses import Host, UsableInterface, index_host, usable_interfaces
+from cloud_network.fetcher.network.addresses import MIN_MTU, Host, UsableInterface, index_host, usable_interfaces
 from cloud_network.fetcher.network.marks import assign_marks, mark_rules, marks_in_use, table_of
 from cloud_network.fetcher.network.matching import Matches, explain_mismatch, idle_patterns, managed, ports
 from cloud_network.fetcher.network.objects import (
@@ -49,8 +49,6 @@ from cloud_network.netagent.protocol import TABLE_LOCAL
 
 WIRE_SERVER = ip_network("168.63.129.16/32")
 """Source of Azure's health probes: learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16."""
-MIN_MTU = 1280
-"""Smallest MTU of a link with IPv6: RFC 8200, section 5."""
 
 
 def desired(

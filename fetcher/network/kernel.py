@@ -292,8 +292,8 @@ def _ipv6_settings(message: Message) -> IPv6Settings:
     families = message.get_attr("IFLA_AF_SPEC")
     family = families.get_attr("AF_INET6") if families is not None else None
     values = family.get_attr("IFLA_INET6_CONF") if family is not None else None
-    if values is None:  # no IPv6 on this link, or ipv6.disable=1
-        return IPv6Settings(disabled=True)
+    if values is None:
+        return IPv6Settings(disabled=True, absent=True)
     return IPv6Settings(bool(values["disable_ipv6"]), bool(values["forwarding"]), values["accept_ra"])
 
 

@@ -17,7 +17,8 @@ ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772
 class IPv6Settings:
     """The sysctls net.ipv6.conf.LINK that decide whether addresses and router advertisements work on a link."""
 
-    disabled: bool = False  # disable_ipv6
+    disabled: bool = False  # disable_ipv6, or there is no IPv6 on this link
+    absent: bool = False  # the link has no such sysctls: its MTU is below 1280, or the kernel runs with ipv6.disable=1
     forwarding: bool = False
     accept_ra: int = 1  # 0: never, 1: unless forwarding, 2: always
 

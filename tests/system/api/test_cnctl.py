@@ -462,6 +462,12 @@ def test_a_wrong_command_line_is_2_with_the_usage(cnctl: Cnctl, arguments: list[
     assert ended.err.startswith("Usage: cnctl")
 
 
+def test_signature_is_unknown_before_the_first_answer(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
+    state.write_status(status(state="starting", fetched_at=None))
+    ended = cnctl("show", "signature", server=server)
+    assert (ended.code, ended.err) == (3, "cnctl: the metadata has never been read\n")
+
+
 @pytest.mark.parametrize(
     ("changes", "summary", "network"),
     [

@@ -404,6 +404,11 @@ def test_deeply_nested_identity_is_passed_on_as_text(server: Server, filled: Sta
     assert server.ask("/api/cloud/dynamicinstanceidentity/document").json == content
 
 
+def test_signature_is_unknown_before_the_first_answer(server: Server, state: StateDirectory) -> None:
+    state.write_status(status(state="starting", fetched_at=None))
+    assert "has never been read" in problem(server.ask("/api/cloud/dynamicinstanceidentity/signature"), 503)
+
+
 def test_never_read_metadata_says_why(server: Server, filled: StateDirectory) -> None:
     Path(filled.system_path).unlink()
     error = {"at": now(), "kind": "config", "message": "no known cloud"}

@@ -566,6 +566,23 @@ def test_disabled_ipv6_is_named_once_and_ipv4_configured() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("mtu", "reason"),
+    [
+        (
+            1200,
+            "eth0: its MTU of 1200 is too small for IPv6, which needs 1280; to use its IPv6 addresses: ",
+        ),
+        (1500, "eth0: IPv6 is disabled in the kernel; to use its IPv6 addresses, boot without ipv6.disable=1"),
+    ],
+)
+def test_link_without_ipv6_is_reported_with_the_cause(mtu: int, reason: str) -> None:
+    dual = interface(1, "10.0.1.10", "fd00::a", subnets=["10.0.1.0/24", "fd00::/64"])
+    without = link(1, mtu=mtu, ipv6=IPv6Settings(disabled=True, absent=True))
+    [text] = reports(wanted(instance(dual), host(without)))
+    assert text.startswith(reason)
+
+
 def test_forwarding_without_accept_ra_2_is_named() -> None:
     six, forwards = interface(1, "fd00::a", subnets=["fd00::/64"]), IPv6Settings(forwarding=True)
     router = {2: (ip_address("fe80::1"),)}
