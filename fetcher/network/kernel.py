@@ -55,6 +55,7 @@ _EVENTS = (
 _EVENT_BUFFER_BYTES = 1 << 20
 _FAMILIES: dict[int, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
 _IFF_UP = 1
+_IFA_F_SECONDARY = 0x01
 _IFA_F_NOPREFIXROUTE = 0x200
 _RTN_LOCAL = 2
 _ROUTE_TYPES = (1, _RTN_LOCAL, 6, 7, 8)  # unicast, local, blackhole, unreachable, prohibit: linux/rtnetlink.h
@@ -304,7 +305,8 @@ def address_from(message: Message) -> KernelAddress:
     ip, length = ip_address(text), message["prefixlen"]
     connected = length < ip.max_prefixlen and not flags & _IFA_F_NOPREFIXROUTE
     address = Address(message["index"], ip, length, connected)
-    return KernelAddress(address, owned=message.get_attr("IFA_PROTO") == PROTOCOL)
+    owned = message.get_attr("IFA_PROTO") == PROTOCOL
+    return KernelAddress(address, owned, secondary=ip.version == 4 and bool(flags & _IFA_F_SECONDARY))
 
 
 def route_from(message: Message) -> Route:

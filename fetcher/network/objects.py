@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from ipaddress import ip_network
 
 from cloud_network.fetcher.metadata.model import IPAddress, IPNetwork
 from cloud_network.netagent.operations import LinkMark
@@ -53,6 +54,11 @@ class Address:
         """The address alone, as a /32 or /128."""
         return Address(self.ifindex, self.address, self.address.max_prefixlen, connected=False)
 
+    @property
+    def subnet(self) -> tuple[int, IPNetwork]:
+        """The link, and the network that the prefix length gives the address."""
+        return self.ifindex, ip_network((self.address, self.prefix), strict=False)
+
 
 @dataclass(frozen=True, slots=True)
 class KernelAddress:
@@ -60,6 +66,7 @@ class KernelAddress:
 
     address: Address
     owned: bool
+    secondary: bool = False  # IPv4: the kernel removes it with the first address of its network (IFA_F_SECONDARY)
 
     @property
     def place(self) -> tuple[int, IPAddress]:

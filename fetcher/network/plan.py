@@ -47,12 +47,14 @@ _TABLE_NAMES = {TABLE_MAIN: "main", TABLE_LOCAL: "local"}
 def plan(desired: Desired, actual: Actual, *, may_remove: bool) -> Plan:
     """Return the operations that change `actual` into `desired`."""
     links = {link.ifindex: link for link in actual.links}
-    ops: list[Operation] = list(_removals(desired, actual)) if may_remove else []
-    reforms = list(_reforms(desired, actual)) if may_remove else []
+    ops: list[Operation] = list(_route_removals(desired, actual)) if may_remove else []
+    leaving = list(_leaving(desired, actual)) if may_remove else []
+    reforms = list(_reforms(desired, actual, leaving)) if may_remove else []
     for goal in desired.links:
         ops += _link_changes(goal.settings, links[goal.settings.ifindex])
     for each in reforms:
         ops += each.release()
+    ops += map(remove_address, leaving)
     missing = (each for each in desired.addresses if (each.ifindex, each.address) not in actual.addresses)
     ops += [add_address(address) for address in missing]
     for each in reforms:
@@ -97,36 +99,44 @@ def sorted_marks(marks: Iterable[LinkMark]) -> tuple[LinkMark, ...]:
 class _Reform:
     """An address of ours that needs another prefix length or connected route, for example after a first start.
 
+    `again`: it has its form, but as the secondary of an address that leaves, with which the kernel would remove it.
+
     The kernel stores an address once per prefix length. The address stays on the host throughout, temporarily as /32.
     """
 
     wanted: Address
     have: frozenset[Address]
+    again: bool = False
 
     def release(self) -> Iterator[Operation]:
         """Yield the operations that remove the connected route from the address."""
-        outdated = self.have - {self.wanted, self.wanted.plain}
+        kept = {self.wanted.plain} if self.again else {self.wanted, self.wanted.plain}
+        outdated = self.have - kept
         if outdated and self.wanted.plain not in self.have:
             yield add_address(self.wanted.plain)
         yield from map(remove_address, sorted(outdated, key=lambda each: each.prefix))
 
     def complete(self) -> Iterator[Operation]:
         """Yield the operations that give the address its form, once no other address has the connected route."""
-        if self.wanted not in self.have | {self.wanted.plain}:
+        if self.again or self.wanted not in self.have | {self.wanted.plain}:
             yield add_address(self.wanted)
         if self.wanted != self.wanted.plain:
             yield remove_address(self.wanted.plain)
 
 
-def _reforms(desired: Desired, actual: Actual) -> Iterator[_Reform]:
-    """Yield our addresses that are not in their desired form."""
+def _reforms(desired: Desired, actual: Actual, leaving: Iterable[Address]) -> Iterator[_Reform]:
+    """Yield our addresses that are not in their desired form, or would go together with one that leaves."""
+    subnets = {each.subnet for each in leaving if each.address.version == 4}
     for wanted in desired.addresses:
         if wanted.address.version == 6 or wanted.ifindex in desired.unmanaged:
             continue
         entries = actual.entries((wanted.ifindex, wanted.address))
         have = frozenset(each.address for each in entries)
-        if entries and entries[0].owned and have != {wanted}:
-            yield _Reform(wanted, have)
+        if not entries or not entries[0].owned:
+            continue
+        again = any(each.secondary and each.address == wanted for each in entries) and wanted.subnet in subnets
+        if again or have != {wanted}:
+            yield _Reform(wanted, have, again)
 
 
 def _link_changes(settings: LinkSettings, link: Link) -> Iterator[Operation]:
@@ -136,17 +146,21 @@ def _link_changes(settings: LinkSettings, link: Link) -> Iterator[Operation]:
         yield LinkUp(settings.ifindex)
 
 
-def _removals(desired: Desired, actual: Actual) -> Iterator[Operation]:
-    """Yield removals of routes before those of addresses: the kernel removes a link's routes with its last address."""
+def _route_removals(desired: Desired, actual: Actual) -> Iterator[Operation]:
+    """Yield removals of routes, before those of addresses: the kernel removes a link's routes with its last address."""
     wanted_routes = set(desired.routes)
     places = {(route.table, route.destination) for route in wanted_routes}
     for route in sorted(actual.routes - wanted_routes, key=_route_order):
         if (route.table, route.destination) not in places and route.ifindex not in desired.unmanaged:
             yield remove_route(route)  # a changed route is replaced in place
+
+
+def _leaving(desired: Desired, actual: Actual) -> Iterator[Address]:
+    """Yield our addresses that are no longer wanted."""
     wanted = {(each.ifindex, each.address) for each in desired.addresses}
     for kernel in (*actual.addresses.values(), *actual.further):
         if kernel.owned and kernel.place not in wanted and kernel.place[0] not in desired.unmanaged:
-            yield remove_address(kernel.address)
+            yield kernel.address
 
 
 def _rule_removals(desired: Desired, actual: Actual) -> Iterator[Operation]:

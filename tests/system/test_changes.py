@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -25,6 +26,16 @@ from tests.system.service import (
     wait_until_healthy,
     without_order,
 )
+
+OWN_ADDRESSES = """
+import sys
+from pyroute2 import IPRoute
+with IPRoute() as kernel:
+    [link] = kernel.link_lookup(ifname=sys.argv[1])
+    for address in sys.argv[2:]:
+        kernel.addr("add", index=link, address=address, prefixlen=24, proto=209)
+"""
+"""Adds addresses to a link that count as ours; ip-address(8) of Debian 12 cannot."""
 
 
 @pytest.fixture
@@ -208,6 +219,23 @@ def test_removed_primary_address_keeps_siblings(lab: Lab) -> None:
     assert nic.addresses[0] not in kernel_addresses(lab)
     assert set(lab.addresses) <= kernel_addresses(lab)
     assert all(lab.reachability().values())
+    assert connection.alive()
+
+
+def test_first_address_leaves_although_the_next_is_its_secondary(lab: Lab) -> None:
+    """So it is if the removal was refused once, while the next address got the subnet's prefix length."""
+    nic = lab.nics[1]
+    first, extra = nic.addresses[0], "10.0.2.240"
+    connection = lab.hold_connection(nic.addresses[1])
+    lab.stop("fetcher")
+    lab.batch([f"address del {first}/24 dev {nic.name}"])
+    lab.run([sys.executable, "-c", OWN_ADDRESSES, nic.name, extra, first])
+    lab.start("fetcher")
+    wait_until_healthy(lab)
+    lab.wait_for(lambda: extra not in kernel_addresses(lab), 20, "the removal")
+    wait_until_healthy(lab)
+    assert set(nic.addresses) <= kernel_addresses(lab)
+    assert all(lab.reachability(nic.addresses).values())
     assert connection.alive()
 
 

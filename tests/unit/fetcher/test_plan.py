@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from operator import contains
 from typing import Any
 
@@ -116,9 +116,9 @@ def test_links_come_up_first_and_rules_are_removed_last() -> None:
     order = list(dict.fromkeys(changes_of(instance(interface(1, mtu=9001), interface(2)), here)))
     assert order == [
         "RouteRemove",
-        "AddressRemove",
         "LinkMtu",
         "LinkUp",
+        "AddressRemove",
         "AddressAdd",
         "RouteReplace",
         "RuleAdd",
@@ -178,6 +178,16 @@ def test_our_address_gets_the_form_of_a_fresh_start(there: str, expected: list[s
     """The kernel has the address throughout, temporarily as /32."""
     here = host(link(1), addresses=kernel_address(2, there, owned=True, connected=not there.endswith("/32")))
     ops = plan(wanted(instance(interface(1)), here), here, may_remove=True)
+    assert [f"{'-' if is_removal(op) else '+'}{op.interface}" for op in ops] == expected  # type: ignore[union-attr]
+
+
+def test_secondary_is_added_again_when_its_first_address_leaves() -> None:
+    """The kernel would remove it together with the first one, which therefore could not be removed at all."""
+    here = host(link(1), addresses=kernel_address(2, "10.0.1.99/24", owned=True))
+    second = kernel_address(2, "10.0.1.10/24", owned=True)[2, ip_address("10.0.1.10")]
+    here = replace(here, addresses={**here.addresses, second.place: replace(second, secondary=True)})
+    ops = plan(wanted(instance(interface(1)), here), here, may_remove=True)
+    expected = ["+10.0.1.10/32", "-10.0.1.10/24", "-10.0.1.99/24", "+10.0.1.10/24", "-10.0.1.10/32"]
     assert [f"{'-' if is_removal(op) else '+'}{op.interface}" for op in ops] == expected  # type: ignore[union-attr]
 
 

@@ -114,11 +114,14 @@ def after_changes(changes: Plan, before: Actual) -> Actual:
             there = [each.address.prefix for each in addresses if each.place == (op.link, op.interface.ip)]
             assert made.prefix not in there, f"{op} added twice"
             assert links[op.link].up
-            addresses.append(KernelAddress(made, owned=True))
+            second = made.address.version == 4 and any(each.address.subnet == made.subnet for each in addresses)
+            addresses.append(KernelAddress(made, owned=True, secondary=second))
         elif isinstance(op, AddressRemove):
             place, length = (op.link, op.interface.ip), op.interface.network.prefixlen
             [gone] = [each for each in addresses if each.place == place and each.address.prefix == length]
             assert gone.owned, f"{op}: the object is not ours"
+            taken = [each for each in addresses if each.secondary and each.address.subnet == gone.address.subnet]
+            assert gone.secondary or not taken, f"{op}: the kernel would remove {taken} with it"
             addresses.remove(gone)
         elif isinstance(op, RouteReplace):
             assert isinstance(made, Route)
