@@ -160,8 +160,11 @@ class Conditions:
 
     @property
     def last(self) -> LastError | None:
-        """The most recently reported condition; a serious one takes precedence."""
-        ordered = sorted(self._active.values(), key=lambda each: each[0].serious)  # stable: the latest is last
+        """The most recently reported condition. A serious one takes precedence, then one of the metadata, on which the
+        others are based.
+        """
+        conditions = self._active.values()
+        ordered = sorted(conditions, key=lambda each: (each[0].serious, each[0].kind == "metadata"))  # stable
         return ordered[-1][1] if ordered else None
 
     @property
