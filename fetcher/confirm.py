@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from cloud_network.fetcher.apply import Outcome, explain
 from cloud_network.fetcher.config import Config
@@ -100,7 +101,7 @@ def _refused_object(refused: Refused, ops: Plan) -> Object | None:
 def rejections_of_failure(outcome: Outcome, ops: Plan, check: Confirmation) -> dict[Object, Rejection]:
     """Return the objects that made a request fail, so that the rest can be applied without them."""
     if check.silent:
-        return dict.fromkeys(check.silent, SILENT_GATEWAY)
+        return dict.fromkeys(check.silent, replace(SILENT_GATEWAY, cause=Cause.ROLLED_BACK))
     if outcome.refused is not None:
         return rejections_of_refusals((outcome.refused,), ops)
     found: dict[Object, Rejection] = {}

@@ -10,21 +10,26 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.metadata.model import Instance
 from cloud_network.fetcher.network.objects import Actual, Cause, Object, Rejection, Rejections
 from cloud_network.fetcher.network.plan import Plan, link_of
 from cloud_network.fetcher.schedule import Backoff, Clock
+from cloud_network.fetcher.status import rfc3339
 from cloud_network.netagent.operations import Operation
 
 RELOAD_S = 5.0
 """Time after a start or reload in which netagent reads its configuration, too. Refusals are checked again after it."""
 _RETRY_FIRST_S, _RETRY_LONGEST_S = 1.0, 300.0
 _HOLD_FIRST_S, _HOLD_LONGEST_S = 300.0, 6 * 3600.0
-_TIMED = frozenset({Cause.KERNEL, Cause.GATEWAY})
-"""Causes that can disappear without a visible change."""
+_BACKOFFS_S = {
+    Cause.KERNEL: (_RETRY_FIRST_S, _RETRY_LONGEST_S),
+    Cause.GATEWAY: (_RETRY_FIRST_S, _RETRY_LONGEST_S),
+    Cause.ROLLED_BACK: (_RETRY_FIRST_S, _HOLD_LONGEST_S),  # soon at first: the cloud may need seconds for a new link
+}
+"""First and longest delay of the causes that can disappear without a visible change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +84,15 @@ class RejectionTable:
         now = self._clock()
         delays = dict[Cause, float]()
         for rejected, rejection in found.items():
-            if rejection.cause not in _TIMED:
+            if rejection.cause not in _BACKOFFS_S:
                 self._policy[rejected] = rejection
                 continue
-            delay = self._backoffs.setdefault(rejected, Backoff(_RETRY_FIRST_S, _RETRY_LONGEST_S)).next_delay()
+            delay = self._backoffs.setdefault(rejected, Backoff(*_BACKOFFS_S[rejection.cause])).next_delay()
             delays[rejection.cause] = max(delay, delays.get(rejection.cause, 0.0))
         for rejected, rejection in found.items():  # those of one cause are tried again together
-            if rejection.cause in _TIMED:
-                self._timed[rejected] = rejection, now + delays[rejection.cause]
+            if rejection.cause in _BACKOFFS_S:
+                delay = delays[rejection.cause]
+                self._timed[rejected] = _with_next_try(rejection, delay), now + delay
 
     def rebase(self, actual: Actual) -> None:
         """Compare with this state from now on: the pass has ended and has changed the kernel itself."""
@@ -109,6 +115,14 @@ class RejectionTable:
     def due(self) -> float:
         """Time of the next retry; infinity if only a change can lift a rejection."""
         return min([self._recheck_at, *(due for _, due in self._timed.values())])
+
+
+def _with_next_try(rejection: Rejection, delay: float) -> Rejection:
+    """Add the time of the next try to the reason of a change that was rolled back."""
+    if rejection.cause is not Cause.ROLLED_BACK:
+        return rejection
+    retry = "to retry now, run `sudo cnctl refresh --retry`"
+    return replace(rejection, reason=f"{rejection.reason}; next try at {rfc3339(delay)}; {retry}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -295,7 +295,9 @@ def _ipv6_settings(message: Message) -> IPv6Settings:
     values = family.get_attr("IFLA_INET6_CONF") if family is not None else None
     if values is None:
         return IPv6Settings(disabled=True, absent=True)
-    return IPv6Settings(bool(values["disable_ipv6"]), bool(values["forwarding"]), values["accept_ra"])
+    return IPv6Settings(
+        disabled=bool(values["disable_ipv6"]), forwarding=bool(values["forwarding"]), accept_ra=values["accept_ra"]
+    )
 
 
 def address_from(message: Message) -> KernelAddress:

@@ -159,6 +159,7 @@ class Cause(Enum):
     WAITING = "waiting"  # netagent refuses it until an IPv6 router advertisement arrives
     KERNEL = "kernel"  # the kernel refused it
     GATEWAY = "gateway"  # a new gateway does not resolve
+    ROLLED_BACK = "rolled back"  # a new gateway does not resolve, so its routes were removed again
     CONFLICT = "conflict"  # another program keeps reverting it
 
 

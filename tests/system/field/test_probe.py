@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from tests.lab import Spec
-from tests.system.service import audit, running_lab, status, wait_until_healthy
+from tests.lab import Lab, Spec
+from tests.system.service import (
+    CONFIG,
+    MACS,
+    audit,
+    kernel_addresses,
+    refresh,
+    running_lab,
+    status,
+    wait_until_healthy,
+)
 
 DENY = """
 table inet deny {
@@ -35,6 +44,31 @@ def test_routes_are_repaired_without_probing_their_gateway() -> None:
         wait_until_healthy(lab)
         assert status(lab)["last_error"] is None
         assert all(lab.reachability().values())
+
+
+def test_silent_gateway_of_a_new_link_is_tried_less_and_less() -> None:
+    """Each try adds the routes and is rolled back; the link's addresses are configured, and the status says when."""
+    with Lab(Spec.aws(interfaces=2, addresses=2)) as lab:
+        lab.write_config(CONFIG)
+        lab.run(["nft", "-f", "-"], stdin=DENY)
+        nic = lab.nics[1]
+        lab.metadata.content(f"{MACS}{nic.mac}/subnet-ipv4-cidr-block", "10.0.2.8/29")  # its gateway would be 10.0.2.9
+        lab.start("netagent")
+        lab.start("fetcher")
+        silent = f"gateway 10.0.2.9 of {nic.name}: it does not answer ARP or neighbour discovery and is not used"
+        lab.wait_for(lambda: silent in str(status(lab).get("last_error")), 20, "the report")
+        assert "; next try at 2" in status(lab)["last_error"]["message"]
+        tries = verdicts(lab).count("rolled back")
+        lab.wait_for(lambda: verdicts(lab).count("rolled back") > tries, 20, "another try")
+        lab.wait_for(lambda: set(nic.addresses) <= kernel_addresses(lab), 20, "the addresses")
+        lab.metadata.clear()
+        refresh(lab)
+        wait_until_healthy(lab)
+        assert all(lab.reachability().values())
+
+
+def verdicts(lab: Lab) -> list[str]:
+    return [line["verdict"] for line in audit(lab)]
 
 
 def test_router_known_only_by_its_neighbour_entry_is_used_again() -> None:

@@ -48,6 +48,22 @@ def test_policy_refusal_ends_with_a_change(table: RejectionTable, what: str) -> 
     assert table.update(cloud, config, here, kernel_changed=False) == {}
 
 
+@pytest.mark.parametrize(("cause", "longest"), [(Cause.GATEWAY, 300.0), (Cause.ROLLED_BACK, 6 * 3600.0)])
+def test_silent_gateway_is_tried_less_and_less(
+    table: RejectionTable, clock: Clock, cause: Cause, longest: float
+) -> None:
+    delays = []
+    for _ in range(20):
+        table.add({OBJECT: Rejection("it is silent", cause)})
+        [rejection] = table.current.values()
+        assert ("; next try at 2" in rejection.reason) == (cause is Cause.ROLLED_BACK)
+        delays.append(table.due - clock.now)
+        clock.now = table.due
+        assert table.update(CLOUD, CONFIG, HERE, kernel_changed=True) == {}
+    assert delays[0] == pytest.approx(1.0, rel=0.25)
+    assert delays[-1] == pytest.approx(longest, rel=0.25)
+
+
 def test_policy_refusal_is_checked_again_once_after_a_reload(table: RejectionTable, clock: Clock) -> None:
     """netagent may read the same file a moment later."""
     table.reconfigured()
