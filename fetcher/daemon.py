@@ -43,6 +43,8 @@ _SLOW_READ_S = 2.0  # seconds of a read of the metadata after which drift is rep
 _SLOW_ANSWER_S = 1.0  # seconds for one answer after which the server is reported as slow; the usual is milliseconds
 _STOP_S = 5.0  # seconds for a running pass to end after SIGTERM; netagent rolls back what is not confirmed
 _NETAGENT_START = 2.0  # seconds for netagent to listen if it is started at the same time, without socket activation
+_SLOW_CHANGE_S = 2.0  # seconds of a pass after which the change that it makes is reported before it has ended
+_POLL_S = 0.25  # seconds between two looks at a pass that is running
 _EVENTS_RETRY_S = 1.0  # seconds before events are subscribed to again after a failure
 _WATCH_FIRST_S, _WATCH_LONGEST_S = 0.1, 300.0  # seconds between two waits for a change of the metadata
 _WATCH_BUSIEST_S = 5.0  # the same, while the metadata changes continuously
@@ -233,7 +235,7 @@ class Daemon:
             if reading.error is None:
                 self._schedule.compare_begins(on_event=False)
             pass_ = self._worker.run(partial(self._reconciler.refresh, reading, kernel_changed=changed))
-            report = await self._report_slow_server(pass_)
+            report = await self._report_slow_pass(pass_)
             self._schedule.read_ended(_read_result(reading, report))
             if changed and report.comparison is None:
                 self._on_kernel_event()  # nothing was compared, so the kernel's events are still pending
@@ -248,11 +250,12 @@ class Daemon:
 
         They are repaired after the read. No repair could be confirmed before: it needs an answer of the server.
         """
-        began, reading = time.monotonic(), asyncio.ensure_future(self._read())
-        while not (await asyncio.wait({reading}, timeout=_SLOW_ANSWER_S))[0]:
+        reading, compare_at = asyncio.ensure_future(self._read()), time.monotonic() + _SLOW_READ_S
+        while not (await asyncio.wait({reading}, timeout=_POLL_S))[0]:
             if self._provider.client.slowest_answer > _SLOW_ANSWER_S:
                 self._reporter.record_slow_server()
-            if self._kernel_changed and time.monotonic() > began + _SLOW_READ_S:
+            if self._kernel_changed and time.monotonic() > compare_at:
+                compare_at = time.monotonic() + _SLOW_READ_S
                 compare = partial(self._reconciler.compare, kernel_changed=False, may_change=False)
                 self._reporter.record(await self._worker.run(compare))
         return reading.result()
@@ -262,14 +265,16 @@ class Daemon:
             self._schedule.compare_begins(on_event=True)
             changed = self._take_kernel_changed()
             pass_ = self._worker.run(partial(self._reconciler.compare, kernel_changed=changed))
-            self._record(await self._report_slow_server(pass_))
+            self._record(await self._report_slow_pass(pass_))
 
-    async def _report_slow_server(self, pass_: Awaitable[PassReport]) -> PassReport:
-        """Await a pass, which may ask the metadata server. Meanwhile, report a server that is slow to answer."""
-        running = asyncio.ensure_future(pass_)
-        while not (await asyncio.wait({running}, timeout=_SLOW_ANSWER_S))[0]:
+    async def _report_slow_pass(self, pass_: Awaitable[PassReport]) -> PassReport:
+        """Await a pass. Meanwhile, report a metadata server that is slow to answer, or a change that takes long."""
+        running, began = asyncio.ensure_future(pass_), time.monotonic()
+        while not (await asyncio.wait({running}, timeout=_POLL_S))[0]:
             if self._provider.client.slowest_answer > _SLOW_ANSWER_S:
                 self._reporter.record_slow_server()
+            if time.monotonic() > began + _SLOW_CHANGE_S:
+                self._reporter.record_slow_change()
         return running.result()
 
     def _take_kernel_changed(self) -> bool:

@@ -47,6 +47,9 @@ class Condition:
     transient: bool = False  # will most likely disappear without action
 
 
+_SLOW_CHANGE = Condition(
+    "netagent", "a change takes seconds, because its gateways are slow to answer; other changes wait", transient=True
+)
 _SLOW_SERVER = Condition(
     "metadata",
     "the metadata server takes seconds to answer; until it does, the last metadata stays in force",
@@ -204,6 +207,8 @@ class Reporter:
             self._record_reading(report.reading, report)
         elif report.comparison is not None and not report.read_first and self._conditions.has(_SLOW_SERVER):
             self._conditions.clear("metadata")
+        if self._conditions.has(_SLOW_CHANGE):
+            self._conditions.clear("netagent")
         for attempt in report.attempts:
             self._record_attempt(attempt)
         self.status["counters"]["drift_repaired"] += report.repaired
@@ -218,6 +223,12 @@ class Reporter:
         """Report that the metadata server takes seconds to answer. If the read fails, that is logged as an error."""
         if not self._conditions.has_kind("metadata"):
             self._conditions.begin(_SLOW_SERVER, logging.INFO)
+            self._publish()
+
+    def record_slow_change(self) -> None:
+        """Report that a change takes seconds. This ends with the pass."""
+        if not self._conditions.has_kind("netagent"):
+            self._conditions.begin(_SLOW_CHANGE, logging.INFO)
             self._publish()
 
     def record_netagent(self, listening: bool) -> None:

@@ -64,6 +64,7 @@ def test_lost_gateway_rolls_the_change_back(lab: Lab) -> None:
     assert NEW_ADDRESS in kernel_addresses(lab)
     silence_gateway(lab, nic)
     lab.wait_for(lambda: verdicts(lab)[-1] != "applied", 20, "a verdict")
+    assert "netagent: a change takes seconds" in lab.log("fetcher")
     assert verdicts(lab)[count:] == ["applied", "rolled back"]
     assert without_order(kernel(lab)) == without_order(before)
     lab.wait_for(lambda: status(lab)["netagent"]["verdict"] == "rolled back", 5, "the status")
