@@ -268,6 +268,7 @@ class Server:
         signal.signal(signal.SIGTERM, _stop)
         signal.signal(signal.SIGINT, _stop)
         signal.signal(signal.SIGHUP, self._reload)
+        signal.signal(signal.SIGALRM, _interrupt)
         for damage in (self._audit.damage, self._ledger.damage):
             if damage is not None:
                 sandbox.say(damage)
@@ -380,6 +381,10 @@ class Server:
             self._settle_netfilter()
         except (OSError, settings.SettingsError) as error:
             sandbox.say(f"reload failed: {error}; continuing with the log and the settings in use")
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """Do nothing: the signal has ended a wait in the kernel (connection.bounded_close)."""
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
