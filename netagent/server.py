@@ -46,6 +46,7 @@ from .transaction import Transaction, removals
 from .view import Known, Snapshot, View
 
 OPS_PER_TOKEN = 64  # a request costs one token of `requests`, and one more for so many operations
+BYTES_PER_TOKEN = 1 << 14  # or for so many bytes, if these are more: the largest frame costs as much as its operations
 AUDIT_FAILURE = '[Netagent] AuditFailure="continue"'
 
 
@@ -212,8 +213,11 @@ class Server:
 
     def _may_log(self, ops: int) -> bool:
         """Take the bytes of a change from the budget. Root is exempt: its flush must work at any time."""
-        is_root = self._peer is not None and self._peer.is_root
-        return self._budgets.change_bytes.take(cost(ops)) or is_root
+        return self._budgets.change_bytes.take(cost(ops)) or self._serves_root
+
+    @property
+    def _serves_root(self) -> bool:
+        return self._peer is not None and self._peer.is_root
 
     def _over_budget(self, request: Request) -> Answer:
         reason = "too many changes: the audit log would lose its history. 2 KiB of audit lines per second are accepted"
@@ -357,12 +361,18 @@ class Server:
                 return False
 
     def _decoded(self, body: bytes) -> Request:
-        """Decode a request and take it from the budget. Raises Malformed."""
+        """Decode a request. Its bytes and then its operations are taken from the budget. Raises Malformed."""
+        tokens = len(body) // BYTES_PER_TOKEN
+        self._take_requests(1 + tokens)
         request = protocol.request_from_wire(protocol.decode(body))
         ops = len(request.ops) if isinstance(request, Apply | Check) else 0
-        if not self._budgets.requests.take(1 + ops // OPS_PER_TOKEN):
-            raise Malformed(f"too many requests: 20 a second; {OPS_PER_TOKEN} operations count as one")
+        self._take_requests(max(0, ops // OPS_PER_TOKEN - tokens))
         return request
+
+    def _take_requests(self, tokens: int) -> None:
+        """Take tokens from the budget of requests. Root is exempt. Raises Malformed if there are fewer."""
+        if not self._budgets.requests.take(tokens) and not self._serves_root:
+            raise Malformed(f"too many requests: 20 a second; {OPS_PER_TOKEN} operations count as one")
 
     def _handle(self, request: Request) -> Answer:
         """Answer a request. If the log or ledger cannot be written or the kernel not be read, undo and refuse."""
