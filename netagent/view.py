@@ -96,7 +96,7 @@ class View:
         self.foreign_places: set[tuple[int, IPNetwork]] = set()
         self.foreign_routes = [route for route in snapshot.routes if route.protocol != PROTOCOL]
         self.main_links: dict[IPNetwork, set[int]] = defaultdict(set)  # of foreign routes in main, by destination
-        self.local_ranges: NetworkIndex[int] = NetworkIndex()  # routes of type local that the kernel did not derive
+        self.local_ranges = NetworksByLink()  # routes of type local that the kernel did not derive
         self.rules: dict[RuleKey, tuple[bool, bool]] = {}  # ours: suppress, local
         self._main_rules: dict[int, set[int]] = defaultdict(set)  # by version of IP, priorities of ours: see asks_main
         self._local_rules: dict[int, set[int]] = defaultdict(set)  # the same, of others: for table local
@@ -140,7 +140,7 @@ class View:
                 self.own_routes[route.table, route.destination] = OwnRoute(hop.link, hop.gateway)
                 self._count_route(route.table, route.destination, OwnRoute(hop.link, hop.gateway), 1)
                 if route.table == TABLE_LOCAL:
-                    self.local_ranges.add(route.destination, hop.link)
+                    self.local_ranges.add(hop.link, route.destination)
                 continue
             self._add_foreign(route, explained)
 
@@ -150,7 +150,7 @@ class View:
             self.main_links[route.destination].update(hop.link for hop in route.hops)
         if route.table == TABLE_LOCAL:
             if route.kind == rtnetlink.RTN_LOCAL and route.protocol != rtnetlink.RTPROT_KERNEL:
-                self.local_ranges.add(route.destination, route.hops[0].link)
+                self.local_ranges.add(route.hops[0].link, route.destination)
             return
         for hop in route.hops:
             if not route.destination.prefixlen:
@@ -422,9 +422,9 @@ class View:
         """Count a route that this request adds or replaces."""
         before = self.own_routes.get((table, destination))
         if table == TABLE_LOCAL and before is not None:
-            self.local_ranges.discard(destination, before.link)
+            self.local_ranges.discard(before.link, destination)
         if table == TABLE_LOCAL:
-            self.local_ranges.add(destination, route.link)
+            self.local_ranges.add(route.link, destination)
         if route.gateway is not None:
             self.gateways[route.gateway].add(route.link)
         if before is not None:
@@ -437,7 +437,7 @@ class View:
         route = self.own_routes.pop((table, destination))
         self._count_route(table, destination, route, -1)
         if table == TABLE_LOCAL:
-            self.local_ranges.discard(destination, route.link)
+            self.local_ranges.discard(route.link, destination)
 
     def _count_route(self, table: int, destination: IPNetwork, route: OwnRoute, change: int) -> None:
         """Count a route of ours in one of the link's tables, or with -1 forget it."""
