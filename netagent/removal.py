@@ -96,14 +96,14 @@ def is_derived(route: Route) -> bool:
     return route.protocol in _BY_ITSELF or (route.table == TABLE_LOCAL and route.protocol == rtnetlink.RTPROT_KERNEL)
 
 
-def foreign_state(link: int, addresses: Iterable[Address], routes: Iterable[Route]) -> str | None:
-    """Return an address or route of another program that setting the link down would remove, or None.
+def lost_with_link(link: int, addresses: Iterable[Address], routes: Iterable[Route]) -> str | None:
+    """Return an IPv6 address, or a route of another program, that setting the link down would remove, or None.
 
-    IPv4 addresses stay on a link that is down.
+    IPv4 addresses stay on a link that is down. Routers advertise theirs again.
     """
     for address in addresses:
-        theirs = address.protocol not in (PROTOCOL, IFAPROT_KERNEL_RA) and not is_link_local(single(address.ip))
-        if address.link == link and address.ip.version == 6 and theirs:
+        stays = address.protocol == IFAPROT_KERNEL_RA or is_link_local(single(address.ip))
+        if address.link == link and address.ip.version == 6 and not stays:
             return f"{address.ip}/{address.prefix}"
     for route in routes:
         if not is_derived(route) and any(hop.link == link for hop in route.hops):
