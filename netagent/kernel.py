@@ -160,17 +160,18 @@ class Kernel:
         return datagram
 
     def change(self, ops: Sequence[Undo], *, stop: bool = True) -> list[int | None]:
-        """Carry out `ops` in order. Returns an errno for each: 0 for done, None for not tried or not known.
+        """Carry out `ops` in order. Returns an errno for each that was sent: 0 for done, None for not known.
 
         With `stop`, sends nothing after the first batch in which an operation failed. Never raises: the caller rolls
-        back everything that is not known to have failed.
+        back everything that was sent and is not known to have failed.
         """
         results: list[int | None] = [None] * len(ops)
         for start, part in _batches(ops):
             with contextlib.suppress(OSError):  # what was not acknowledged stays None
                 self._change_batch(part, start, results)
-            if stop and any(errno != 0 for errno in results[start : start + len(part)]):
-                break
+            end = start + len(part)
+            if stop and any(errno != 0 for errno in results[start:end]):
+                return results[:end]
         return results
 
     def _change_batch(self, part: Sequence[Undo], start: int, results: list[int | None]) -> None:

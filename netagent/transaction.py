@@ -79,11 +79,12 @@ class Transaction:
         entry = self._ledger.entry
         table = entry.table or any(isinstance(op, ForwardedReplies) for op in ops)
         self._ledger.write(replace(entry, request=request, undo=tuple(reversed(undo)), table=table))
-        errnos = tuple(self._kernel.change(ops))
-        failed = next((at for at, errno in enumerate(errnos) if errno != 0), None)
+        sent = tuple(self._kernel.change(ops))
+        failed = next((at for at, errno in enumerate(sent) if errno != 0), None)
         if failed is None:
-            return Outcome(errnos)
-        done = [back for errno, back in zip(errnos, undo, strict=True) if errno in (0, None)]
+            return Outcome(sent)
+        done = [back for errno, back in zip(sent, undo[: len(sent)], strict=True) if errno in (0, None)]
+        errnos = (*sent, *(None for _ in ops[len(sent) :]))
         return Outcome(errnos, failed, self._undo(tuple(reversed(done))))
 
     def roll_back(self) -> tuple[Remaining, ...]:
