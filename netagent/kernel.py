@@ -66,7 +66,11 @@ class Kernel:
 
     def nexthop_links(self) -> frozenset[int]:
         """Return the links of all nexthop objects, which the kernel removes when a link is set down."""
-        return frozenset(each.hop.link for each in self._nexthop_objects())
+        return frozenset(hop.link for hop in self.nexthop_hops())
+
+    def nexthop_hops(self) -> list[NextHop]:
+        """Return the way out of every nexthop object, whether a route uses it or not."""
+        return [each.hop for each in self._nexthop_objects()]
 
     def _nexthop_objects(self) -> list[NextHopObject]:
         header = rtnetlink.NHMSG.pack(socket.AF_UNSPEC, 0, 0, 0)

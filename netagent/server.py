@@ -191,6 +191,7 @@ class Server:
             routers=kernel.routers(),
             static_neighbours=kernel.static_neighbours(),
             marks=kernel.marks() if self._settings.forwarded_replies else None,
+            nexthops=tuple(kernel.nexthop_hops()),
         )
         known = Known(settings.resolvers(), entry.owned, frozenset(entry.gateways))
         return View(snapshot, self._settings, known)

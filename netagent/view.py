@@ -38,6 +38,7 @@ class Snapshot:
     routers: frozenset[tuple[int, IPAddress]]  # IPv6 neighbours with NTF_ROUTER
     static_neighbours: frozenset[tuple[int, int]] = frozenset()  # links, versions of IP: see Kernel.static_neighbours
     marks: tuple[LinkMark, ...] | None = None  # of the table `cloud_network`; None without a socket to nfnetlink
+    nexthops: tuple[NextHop, ...] = ()  # of nexthop objects, also of those that no route uses yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,7 @@ class View:
         self._routers, self.static_neighbours = snapshot.routers, snapshot.static_neighbours
         self._own_count = 0
         self._add_addresses(snapshot.addresses)
+        self._add_gateways(snapshot.nexthops)
         self._add_routes(snapshot.routes)
         self._add_rules(snapshot.rules)
         self.host_routes = self._index_host_routes()
@@ -132,9 +134,7 @@ class View:
             (address.link, self.network_of(address)) for address in self.addresses.values() if self.owns(address)
         }
         for route in routes:
-            for hop in route.hops:
-                if hop.gateway is not None:
-                    self.gateways[hop.gateway].add(hop.link)
+            self._add_gateways(route.hops)
             if route.protocol == PROTOCOL:
                 hop = route.hops[0]
                 self.own_routes[route.table, route.destination] = OwnRoute(hop.link, hop.gateway)
@@ -143,6 +143,11 @@ class View:
                     self.local_ranges.add(hop.link, route.destination)
                 continue
             self._add_foreign(route, explained)
+
+    def _add_gateways(self, hops: Iterable[NextHop]) -> None:
+        for hop in hops:
+            if hop.gateway is not None:
+                self.gateways[hop.gateway].add(hop.link)
 
     def _add_foreign(self, route: Route, explained: set[tuple[int, IPNetwork | None]]) -> None:
         self.foreign_places.add((route.table, route.destination))

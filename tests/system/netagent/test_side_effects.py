@@ -298,6 +298,12 @@ def test_the_gateway_of_a_nexthop_object_is_protected(lab: Lab, wire: Wire, grou
     sh(lab, "ip route flush proto static; ip nexthop flush; sysctl -qw net.ipv4.nexthop_compat_mode=1")
 
 
+def test_the_gateway_of_an_unused_nexthop_object_is_protected(lab: Lab, wire: Wire) -> None:
+    sh(lab, "ip nexthop add id 5 via 10.0.1.77 dev eth1")
+    assert "10.0.1.77 is a gateway's address" in reason(wire, address(ifindex(lab, "eth0"), "10.0.1.77/32"))
+    sh(lab, "ip nexthop flush")
+
+
 def test_another_links_address_does_not_become_broadcast(lab: Lab, wire: Wire) -> None:
     """The broadcast route is older than the local one as soon as the address has gone and come again (VRRP)."""
     lab.batch(["address add 10.86.0.203/32 dev vpn"])
