@@ -373,7 +373,7 @@ class Server:
     def _take_requests(self, tokens: int) -> None:
         """Take tokens from the budget of requests. Root is exempt. Raises Malformed if there are fewer."""
         if not self._budgets.requests.take(tokens) and not self._serves_root:
-            raise Malformed(f"too many requests: 20 a second; {OPS_PER_TOKEN} operations count as one")
+            raise Malformed(f"too many requests: 20 a second; {OPS_PER_TOKEN} operations or 16 KiB count as one")
 
     def _handle(self, request: Request) -> Answer:
         """Answer a request. If the log or ledger cannot be written or the kernel not be read, undo and refuse."""
