@@ -301,8 +301,9 @@ class NetworksByLink:
         self._links: dict[int, NetworkIndex[None]] = {}
 
     def add(self, link: int, network: IPNetwork) -> None:
-        """Add a network of a link, which it does not have yet."""
-        self._links.setdefault(link, NetworkIndex()).add(network, None)
+        """Add a network of a link, if it does not have it yet."""
+        if not self.has(link, network):
+            self._links.setdefault(link, NetworkIndex()).add(network, None)
 
     def discard(self, link: int, network: IPNetwork) -> None:
         """Remove a network of a link, if it is there."""
@@ -328,6 +329,11 @@ class NetworksByLink:
         for other in self._links:
             if other != link:
                 yield from ((each, other) for each in self.overlapping(other, network))
+
+    def around(self, network: IPNetwork) -> Iterator[tuple[IPNetwork, int]]:
+        """Yield the networks of all links that are or contain `network`, with their links."""
+        for link in self._links:
+            yield from ((each, link) for each in self.containing(link, network))
 
     def links(self, network: IPNetwork) -> set[int]:
         """Return the links with a network that has an address in common with `network`."""

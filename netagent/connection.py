@@ -25,6 +25,8 @@ FRAME_SECONDS = 5.0
 ANSWER_SECONDS = 1.0
 LIFETIME_SECONDS = 900.0
 """Of a connection; longer than the longest ConfirmTimeout, 600 s."""
+CLOSE_SECONDS = 1.0
+"""Of the kernel, for closing files that a client passed along (SCM_RIGHTS): see bounded_close."""
 ROOT_SECONDS = 1.0
 """Root must send its credentials so long after connecting. Meanwhile other clients are served."""
 MAX_WAITING = 16  # connections of uid 0 without credentials yet
@@ -74,6 +76,27 @@ def signals_delivered() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
+@contextlib.contextmanager
+def bounded_close() -> Iterator[None]:
+    """Interrupt the kernel in this block every CLOSE_SECONDS.
+
+    A client may pass open files, which nobody asks for: with the data, or when the connection is closed, the kernel
+    closes them in this process. If it holds the last reference to a TCP socket with SO_LINGER, it waits for the peer
+    there, for as long as the client has set; only a signal ends that. The server has a handler for SIGALRM.
+    """
+    signal.setitimer(signal.ITIMER_REAL, CLOSE_SECONDS, CLOSE_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def close(sock: socket.socket) -> None:
+    """Close a connection, and with it what the client passed along and nobody has read."""
+    with bounded_close():
+        sock.close()
+
+
 def wait(files: Sequence[int], end: float) -> list[int]:
     """Return the descriptors that are readable (or closed by the peer) by `end`, a time of the monotonic clock."""
     poll = select.poll()
@@ -95,14 +118,17 @@ class Connection:
 
     def close(self) -> None:
         """Hang up."""
-        self._socket.close()
+        close(self._socket)
         os.close(self._ends)
 
     def readable(self, end: float) -> bool:
         """Wait for data; return False at `end`. Raises HungUp when the peer's process has ended.
 
-        A process may pass its socket to another one; that does not outlive it.
+        A process may pass its socket to another one; that does not outlive it. A connection that has expired has no
+        more data, even if the client has sent some.
         """
+        if monotonic() >= self.expires:
+            return False
         ready = wait([self._socket.fileno(), self._ends], min(end, self.expires))
         if self._ends in ready:
             raise HungUp
@@ -119,9 +145,10 @@ class Connection:
     def _exactly(self, size: int, end: float, readable: Callable[[float], bool]) -> bytes:
         data = b""
         while len(data) < size:
-            if not readable(end):
+            if monotonic() >= end or not readable(end):
                 raise Malformed("a frame did not arrive in time")
-            chunk = self._socket.recv(size - len(data))
+            with bounded_close():
+                chunk = self._socket.recv(size - len(data))
             if not chunk:
                 raise HungUp
             data += chunk
@@ -176,7 +203,7 @@ class Listener:
                 return None
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         except OSError:
-            sock.close()
+            close(sock)
             return None
         if len(self._waiting) >= MAX_WAITING:
             oldest = self._waiting.pop(0)
@@ -200,18 +227,19 @@ class Listener:
         try:
             return Connection(sock, peer, os.pidfd_open(peer.pid))
         except (OSError, ValueError):  # ESRCH: it has ended. EINVAL: pid 0, of another pid namespace
-            sock.close()
+            close(sock)
             return None
 
     def _reject(self, sock: socket.socket, peer: Peer, reason: str) -> None:
         self._refuse(peer, reason)
-        sock.close()
+        close(sock)
 
 
 def _sent_root_credentials(sock: socket.socket) -> bool:
     """Return True if the first byte came with the credentials of protocol.ROOT."""
     try:
-        _, ancillary, _, _ = sock.recvmsg(1, _CREDENTIALS_SPACE, socket.MSG_DONTWAIT)
+        with bounded_close():
+            _, ancillary, _, _ = sock.recvmsg(1, _CREDENTIALS_SPACE, socket.MSG_DONTWAIT)
     except OSError:
         return False
     return [data for _, _, data in ancillary] == [ROOT]

@@ -66,7 +66,11 @@ class Kernel:
 
     def nexthop_links(self) -> frozenset[int]:
         """Return the links of all nexthop objects, which the kernel removes when a link is set down."""
-        return frozenset(each.hop.link for each in self._nexthop_objects())
+        return frozenset(hop.link for hop in self.nexthop_hops())
+
+    def nexthop_hops(self) -> list[NextHop]:
+        """Return the way out of every nexthop object, whether a route uses it or not."""
+        return [each.hop for each in self._nexthop_objects()]
 
     def _nexthop_objects(self) -> list[NextHopObject]:
         header = rtnetlink.NHMSG.pack(socket.AF_UNSPEC, 0, 0, 0)
@@ -160,17 +164,18 @@ class Kernel:
         return datagram
 
     def change(self, ops: Sequence[Undo], *, stop: bool = True) -> list[int | None]:
-        """Carry out `ops` in order. Returns an errno for each: 0 for done, None for not tried or not known.
+        """Carry out `ops` in order. Returns an errno for each that was sent: 0 for done, None for not known.
 
         With `stop`, sends nothing after the first batch in which an operation failed. Never raises: the caller rolls
-        back everything that is not known to have failed.
+        back everything that was sent and is not known to have failed.
         """
         results: list[int | None] = [None] * len(ops)
         for start, part in _batches(ops):
             with contextlib.suppress(OSError):  # what was not acknowledged stays None
                 self._change_batch(part, start, results)
-            if stop and any(errno != 0 for errno in results[start : start + len(part)]):
-                break
+            end = start + len(part)
+            if stop and any(errno != 0 for errno in results[start:end]):
+                return results[:end]
         return results
 
     def _change_batch(self, part: Sequence[Undo], start: int, results: list[int | None]) -> None:

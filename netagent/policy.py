@@ -193,7 +193,7 @@ def check_edges(op: AddressAdd, view: View) -> None:
             raise Refusal(f"{edge}, an end of {network}, is {use}")
         if holders := view.holders(edge):
             raise Refusal(f"{edge}, an end of {network}, is an address of {view.name(holders[0])}")
-        ranges = (each for each, _ in view.local_ranges.containing(single(edge)))
+        ranges = (each for each, _ in view.local_ranges.around(single(edge)))
         if foreign := next((each for each in ranges if (TABLE_LOCAL, each) not in view.own_routes), None):
             raise Refusal(f"{edge}, an end of {network}, lies in the local range {foreign} of another program")
 
@@ -452,12 +452,11 @@ def may_select(rule: RuleAdd, link: int, view: View) -> bool:
         return is_source(network, link, view)
     if view.held_elsewhere(link, network) is not None:
         return False
-    given = [(each, other) for each, other in view.local_ranges.overlapping(network)]
     if not rule.local:  # packets that are forwarded, too: a range of the link
-        local = any(claims.contains(each, network) and other == link for each, other in given)
+        local = any(True for _ in view.local_ranges.containing(link, network))
         around = any(each != network and claims.contains(each, network) for each in view.on_link(link, network))
         return local or (around and claims.range_limit(network, view.on_link(link, network)) is None)
-    links = {other for _, other in given} | view.held.links(network)
+    links = view.local_ranges.links(network) | view.held.links(network)
     return links == {link} and view.is_on_link(link, network)
 
 
@@ -473,7 +472,7 @@ def is_source(network: IPNetwork, link: int, view: View) -> bool:
     if link in holders:
         return True
     if not holders:
-        given = [other for _, other in view.local_ranges.containing(network)]
+        given = [other for _, other in view.local_ranges.around(network)]
         return bool(given) and all(other == link for other in given)
     if any(view.is_cloud(holder) for holder in holders):
         return False

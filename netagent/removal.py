@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from . import rtnetlink
 from .claims import is_link_local, single
-from .operations import PROTOCOL, TABLE_LOCAL, TABLE_MAIN, IPAddress, IPNetwork
+from .operations import PROTOCOL, TABLE_LOCAL, IPAddress, IPNetwork
 from .rtnetlink import Address, Route
 
 IFAPROT_KERNEL_RA = 2  # IFA_PROTO of addresses from router advertisements
@@ -66,11 +66,12 @@ def losable(routes: Iterable[Route]) -> LosableRoutes:
 def is_prefix_route(route: Route) -> bool:
     """Return True for a route that the kernel could take for the connected route of an IPv6 address of ours.
 
-    With the last address of a prefix it removes the first route in main to that prefix which is on link, of any
-    program (addrconf_get_prefix_route). Connected routes have the metric IP6_RT_PRIO_ADDRCONF.
+    With the last address of a prefix it removes the first route to that prefix which is on link, of any program: in
+    main, or if the link is a member of a VRF, in the VRF's table (addrconf_get_prefix_route). netagent does not read
+    which table that is. Connected routes have the metric IP6_RT_PRIO_ADDRCONF.
     """
     derived = route.protocol == rtnetlink.RTPROT_KERNEL and not route.expires
-    first = route.table == TABLE_MAIN and route.metric <= IP6_RT_PRIO_ADDRCONF
+    first = route.table != TABLE_LOCAL and route.metric <= IP6_RT_PRIO_ADDRCONF
     return route.destination.version == 6 and first and not derived
 
 
@@ -96,14 +97,14 @@ def is_derived(route: Route) -> bool:
     return route.protocol in _BY_ITSELF or (route.table == TABLE_LOCAL and route.protocol == rtnetlink.RTPROT_KERNEL)
 
 
-def foreign_state(link: int, addresses: Iterable[Address], routes: Iterable[Route]) -> str | None:
-    """Return an address or route of another program that setting the link down would remove, or None.
+def lost_with_link(link: int, addresses: Iterable[Address], routes: Iterable[Route]) -> str | None:
+    """Return an IPv6 address, or a route of another program, that setting the link down would remove, or None.
 
-    IPv4 addresses stay on a link that is down.
+    IPv4 addresses stay on a link that is down. Routers advertise theirs again.
     """
     for address in addresses:
-        theirs = address.protocol not in (PROTOCOL, IFAPROT_KERNEL_RA) and not is_link_local(single(address.ip))
-        if address.link == link and address.ip.version == 6 and theirs:
+        stays = address.protocol == IFAPROT_KERNEL_RA or is_link_local(single(address.ip))
+        if address.link == link and address.ip.version == 6 and not stays:
             return f"{address.ip}/{address.prefix}"
     for route in routes:
         if not is_derived(route) and any(hop.link == link for hop in route.hops):

@@ -24,6 +24,7 @@ ALLOWED_CALLS: Mapping[str, str] = {
     "open(): is the file a terminal? O_NONBLOCK": "ioctl fcntl",
     "the loop": "poll ppoll select pselect6 clock_gettime clock_nanosleep restart_syscall",
     "the end of the client's process": "pidfd_open",
+    "a limit on closing what a client passes": "setitimer",
     "its sockets": "accept4 getsockopt setsockopt getsockname recvfrom recvmsg sendto sendmsg",
     "memory": "brk mmap munmap mremap madvise futex getrandom",
     "signals, and the end": "rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack getpid gettid exit exit_group",

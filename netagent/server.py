@@ -46,6 +46,7 @@ from .transaction import Transaction, removals
 from .view import Known, Snapshot, View
 
 OPS_PER_TOKEN = 64  # a request costs one token of `requests`, and one more for so many operations
+BYTES_PER_TOKEN = 1 << 14  # or for so many bytes, if these are more: the largest frame costs as much as its operations
 AUDIT_FAILURE = '[Netagent] AuditFailure="continue"'
 
 
@@ -190,6 +191,7 @@ class Server:
             routers=kernel.routers(),
             static_neighbours=kernel.static_neighbours(),
             marks=kernel.marks() if self._settings.forwarded_replies else None,
+            nexthops=tuple(kernel.nexthop_hops()),
         )
         known = Known(settings.resolvers(), entry.owned, frozenset(entry.gateways))
         return View(snapshot, self._settings, known)
@@ -212,8 +214,11 @@ class Server:
 
     def _may_log(self, ops: int) -> bool:
         """Take the bytes of a change from the budget. Root is exempt: its flush must work at any time."""
-        is_root = self._peer is not None and self._peer.is_root
-        return self._budgets.change_bytes.take(cost(ops)) or is_root
+        return self._budgets.change_bytes.take(cost(ops)) or self._serves_root
+
+    @property
+    def _serves_root(self) -> bool:
+        return self._peer is not None and self._peer.is_root
 
     def _over_budget(self, request: Request) -> Answer:
         reason = "too many changes: the audit log would lose its history. 2 KiB of audit lines per second are accepted"
@@ -268,6 +273,7 @@ class Server:
         signal.signal(signal.SIGTERM, _stop)
         signal.signal(signal.SIGINT, _stop)
         signal.signal(signal.SIGHUP, self._reload)
+        signal.signal(signal.SIGALRM, _interrupt)
         for damage in (self._audit.damage, self._ledger.damage):
             if damage is not None:
                 sandbox.say(damage)
@@ -356,12 +362,18 @@ class Server:
                 return False
 
     def _decoded(self, body: bytes) -> Request:
-        """Decode a request and take it from the budget. Raises Malformed."""
+        """Decode a request. Its bytes and then its operations are taken from the budget. Raises Malformed."""
+        tokens = len(body) // BYTES_PER_TOKEN
+        self._take_requests(1 + tokens)
         request = protocol.request_from_wire(protocol.decode(body))
         ops = len(request.ops) if isinstance(request, Apply | Check) else 0
-        if not self._budgets.requests.take(1 + ops // OPS_PER_TOKEN):
-            raise Malformed(f"too many requests: 20 a second; {OPS_PER_TOKEN} operations count as one")
+        self._take_requests(max(0, ops // OPS_PER_TOKEN - tokens))
         return request
+
+    def _take_requests(self, tokens: int) -> None:
+        """Take tokens from the budget of requests. Root is exempt. Raises Malformed if there are fewer."""
+        if not self._budgets.requests.take(tokens) and not self._serves_root:
+            raise Malformed(f"too many requests: 20 a second; {OPS_PER_TOKEN} operations or 16 KiB count as one")
 
     def _handle(self, request: Request) -> Answer:
         """Answer a request. If the log or ledger cannot be written or the kernel not be read, undo and refuse."""
@@ -380,6 +392,10 @@ class Server:
             self._settle_netfilter()
         except (OSError, settings.SettingsError) as error:
             sandbox.say(f"reload failed: {error}; continuing with the log and the settings in use")
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """Do nothing: the signal has ended a wait in the kernel (connection.bounded_close)."""
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:

@@ -35,7 +35,7 @@ from .operations import (
 )
 from .policy import IPV6_MIN_MTU, Refusal, check_one
 from .protocol import Remaining
-from .removal import AddressCounts, foreign_dependents, foreign_state, losable
+from .removal import AddressCounts, foreign_dependents, losable, lost_with_link
 from .rtnetlink import IFA_F_SECONDARY, RTPROT_KERNEL, Address, Route
 from .view import Owned, View, uses_ifa_proto
 
@@ -79,11 +79,12 @@ class Transaction:
         entry = self._ledger.entry
         table = entry.table or any(isinstance(op, ForwardedReplies) for op in ops)
         self._ledger.write(replace(entry, request=request, undo=tuple(reversed(undo)), table=table))
-        errnos = tuple(self._kernel.change(ops))
-        failed = next((at for at, errno in enumerate(errnos) if errno != 0), None)
+        sent = tuple(self._kernel.change(ops))
+        failed = next((at for at, errno in enumerate(sent) if errno != 0), None)
         if failed is None:
-            return Outcome(errnos)
-        done = [back for errno, back in zip(errnos, undo, strict=True) if errno in (0, None)]
+            return Outcome(sent)
+        done = [back for errno, back in zip(sent, undo[: len(sent)], strict=True) if errno in (0, None)]
+        errnos = (*sent, *(None for _ in ops[len(sent) :]))
         return Outcome(errnos, failed, self._undo(tuple(reversed(done))))
 
     def roll_back(self) -> tuple[Remaining, ...]:
@@ -233,10 +234,13 @@ class _Others:
         """Return why an operation must not be done, or None; then it counts as done."""
         match op:
             case AddressRemove():
-                return self._dependent(self._left.pop((op.link, op.interface)))
+                address = self._left[op.link, op.interface]
+                if dependent := self._dependent(address):
+                    return dependent
+                self._forget(address)
             case LinkDown():
-                if state := foreign_state(op.link, self._left.values(), self._foreign):
-                    return f"{state} depends on it and is not ours"
+                if state := lost_with_link(op.link, self._left.values(), self._foreign):
+                    return f"{state} depends on it"
                 if {(op.link, 4), (op.link, 6)} & self._static_neighbours:
                     return "static neighbour entries of the link depend on it"
                 if op.link in self._nexthop_links:
@@ -245,14 +249,16 @@ class _Others:
                 if any(interface.ip == op.interface.ip and link != op.link for link, interface in self._left):
                     self._taken.add(single(op.interface.ip))
                     return "another link has the address now"
+                ip, prefix = op.interface.ip, op.interface.network.prefixlen
+                self._left[op.link, op.interface] = Address(op.link, ip, prefix, 0, PROTOCOL)
             case RouteReplace() if (op.table, op.destination) in self._places:
                 return "another program has a route to it there now"
             case RuleAdd() if op.selector in self._taken:
                 return "another link has its address now"
             case LinkMtu() if op.mtu < IPV6_MIN_MTU:
                 routes = [route for route in self._foreign if route.destination.version == 6]
-                if state := foreign_state(op.link, self._left.values(), routes):
-                    return f"{state} depends on it and is not ours"
+                if state := lost_with_link(op.link, self._left.values(), routes):
+                    return f"{state} depends on it"
                 if (op.link, 6) in self._static_neighbours:
                     return "static neighbour entries of the link depend on it"
         return None
@@ -261,17 +267,20 @@ class _Others:
         """Return what of others would go with an address of ours, or None."""
         route = foreign_dependents(address, self._counts, self._losable)
         last = address.ip.version == 4 and self._counts.is_last(address)
-        self._counts.add(address, -1)
         if last and (address.link, 4) in self._static_neighbours:
             return "static neighbour entries of the link depend on it"
         if route is not None:
             return f"the route to {route.destination} in table {route.table} depends on it and is not ours"
         secondaries = self._secondaries[address.link, address.network]
-        if address.flags & IFA_F_SECONDARY:
-            secondaries.discard(address.ip)
-        elif secondaries and address.ip.version == 4:
+        if secondaries and address.ip.version == 4 and not address.flags & IFA_F_SECONDARY:
             return f"{min(secondaries)} is its secondary and may go with it"
         return None
+
+    def _forget(self, address: Address) -> None:
+        """Count an address of ours as removed."""
+        del self._left[address.link, address.interface]
+        self._counts.add(address, -1)
+        self._secondaries[address.link, address.network].discard(address.ip)
 
 
 def _failure(op: Undo, errno: int | None) -> Remaining:

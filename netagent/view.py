@@ -38,6 +38,7 @@ class Snapshot:
     routers: frozenset[tuple[int, IPAddress]]  # IPv6 neighbours with NTF_ROUTER
     static_neighbours: frozenset[tuple[int, int]] = frozenset()  # links, versions of IP: see Kernel.static_neighbours
     marks: tuple[LinkMark, ...] | None = None  # of the table `cloud_network`; None without a socket to nfnetlink
+    nexthops: tuple[NextHop, ...] = ()  # of nexthop objects, also of those that no route uses yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class View:
         self.foreign_places: set[tuple[int, IPNetwork]] = set()
         self.foreign_routes = [route for route in snapshot.routes if route.protocol != PROTOCOL]
         self.main_links: dict[IPNetwork, set[int]] = defaultdict(set)  # of foreign routes in main, by destination
-        self.local_ranges: NetworkIndex[int] = NetworkIndex()  # routes of type local that the kernel did not derive
+        self.local_ranges = NetworksByLink()  # routes of type local that the kernel did not derive
         self.rules: dict[RuleKey, tuple[bool, bool]] = {}  # ours: suppress, local
         self._main_rules: dict[int, set[int]] = defaultdict(set)  # by version of IP, priorities of ours: see asks_main
         self._local_rules: dict[int, set[int]] = defaultdict(set)  # the same, of others: for table local
@@ -113,6 +114,7 @@ class View:
         self._routers, self.static_neighbours = snapshot.routers, snapshot.static_neighbours
         self._own_count = 0
         self._add_addresses(snapshot.addresses)
+        self._add_gateways(snapshot.nexthops)
         self._add_routes(snapshot.routes)
         self._add_rules(snapshot.rules)
         self.host_routes = self._index_host_routes()
@@ -132,17 +134,20 @@ class View:
             (address.link, self.network_of(address)) for address in self.addresses.values() if self.owns(address)
         }
         for route in routes:
-            for hop in route.hops:
-                if hop.gateway is not None:
-                    self.gateways[hop.gateway].add(hop.link)
+            self._add_gateways(route.hops)
             if route.protocol == PROTOCOL:
                 hop = route.hops[0]
                 self.own_routes[route.table, route.destination] = OwnRoute(hop.link, hop.gateway)
                 self._count_route(route.table, route.destination, OwnRoute(hop.link, hop.gateway), 1)
                 if route.table == TABLE_LOCAL:
-                    self.local_ranges.add(route.destination, hop.link)
+                    self.local_ranges.add(hop.link, route.destination)
                 continue
             self._add_foreign(route, explained)
+
+    def _add_gateways(self, hops: Iterable[NextHop]) -> None:
+        for hop in hops:
+            if hop.gateway is not None:
+                self.gateways[hop.gateway].add(hop.link)
 
     def _add_foreign(self, route: Route, explained: set[tuple[int, IPNetwork | None]]) -> None:
         self.foreign_places.add((route.table, route.destination))
@@ -150,7 +155,7 @@ class View:
             self.main_links[route.destination].update(hop.link for hop in route.hops)
         if route.table == TABLE_LOCAL:
             if route.kind == rtnetlink.RTN_LOCAL and route.protocol != rtnetlink.RTPROT_KERNEL:
-                self.local_ranges.add(route.destination, route.hops[0].link)
+                self.local_ranges.add(route.hops[0].link, route.destination)
             return
         for hop in route.hops:
             if not route.destination.prefixlen:
@@ -422,9 +427,9 @@ class View:
         """Count a route that this request adds or replaces."""
         before = self.own_routes.get((table, destination))
         if table == TABLE_LOCAL and before is not None:
-            self.local_ranges.discard(destination, before.link)
+            self.local_ranges.discard(before.link, destination)
         if table == TABLE_LOCAL:
-            self.local_ranges.add(destination, route.link)
+            self.local_ranges.add(route.link, destination)
         if route.gateway is not None:
             self.gateways[route.gateway].add(route.link)
         if before is not None:
@@ -437,7 +442,7 @@ class View:
         route = self.own_routes.pop((table, destination))
         self._count_route(table, destination, route, -1)
         if table == TABLE_LOCAL:
-            self.local_ranges.discard(destination, route.link)
+            self.local_ranges.discard(route.link, destination)
 
     def _count_route(self, table: int, destination: IPNetwork, route: OwnRoute, change: int) -> None:
         """Count a route of ours in one of the link's tables, or with -1 forget it."""

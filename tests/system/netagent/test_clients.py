@@ -104,7 +104,7 @@ def test_silent_client_does_not_delay_others_for_long(shared_lab: Lab) -> None:
 def test_too_many_requests_are_refused_and_counted_in_the_log(lab: Lab) -> None:
     size = lab.path(AUDIT).stat().st_size
     refused = 0
-    with Wire(lab) as wire:
+    with UserWire(lab, USERS["cloud-network"]) as wire:
         for _ in range(5000):
             answer = wire.ask(request="confirm", id="none")
             if "too many requests" in answer["reason"]:
@@ -127,6 +127,25 @@ def test_too_many_requests_are_refused_and_counted_in_the_log(lab: Lab) -> None:
     assert written < refused / 2
     assert written + counted >= refused
     assert lab.path(AUDIT).stat().st_size - size < written * 500
+
+
+def test_too_many_requests_of_the_fetcher_do_not_refuse_roots(lab: Lab) -> None:
+    with UserWire(lab, USERS["cloud-network"]) as wire:
+        while wire.ask(request="status")["verdict"] == "ok":
+            pass
+    with Wire(lab) as root:
+        assert [root.ask(request="status")["verdict"] for _ in range(100)] == ["ok"] * 100
+        assert root.ask(request="flush", id="root")["verdict"] == "applied"
+
+
+def test_malformed_frames_are_requests(lab: Lab) -> None:
+    """Decoding one takes time, so its bytes are taken from the budget first."""
+    reasons = []
+    for _ in range(10):
+        with UserWire(lab, USERS["cloud-network"]) as wire:
+            reasons.append(wire.raw(b"\xc1" * protocol.MAX_FRAME)["reason"])
+    assert "not msgpack" in reasons[0]
+    assert "too many requests" in reasons[-1]
 
 
 def chain(lines: list[str]) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +21,7 @@ from cloud_network.netagent.settings import Settings
 
 from tests.lab import Lab
 from tests.system.netagent.conftest import answers, start
-from tests.system.netagent.identities import FETCHER, UserWire
+from tests.system.netagent.identities import FETCHER, UserWire, become
 from tests.system.netagent.wire import CONFIG, Wire, address, audit_lines, ifindex, route, rule
 
 Ops = list[dict[str, Any]]
@@ -221,6 +223,73 @@ def test_a_connection_has_a_lifetime(lab: Lab) -> None:
         lab.wait_for(lambda: not still_served(wire))
     assert "10.0.2.10" not in lab.run(["ip", "-o", "address"]).stdout
     assert connection.LIFETIME_SECONDS > protocol.MAX_CONFIRM
+
+
+def test_requests_sent_ahead_do_not_prolong_a_connection() -> None:
+    """While a long request is answered, the next one arrives: there is always data."""
+    ours, theirs = socket.socketpair()
+    theirs.sendall(b"another request")
+    served = connection.Connection(ours, connection.Peer.of(ours), os.pidfd_open(os.getpid()))
+    assert served.readable(time.monotonic() + 1)
+    served.expires = time.monotonic()
+    assert not served.readable(time.monotonic() + 1)
+    served.close()
+    theirs.close()
+
+
+LINGERING = f"""
+import array, socket, struct, sys
+
+def lingering():
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    ours = socket.create_connection(listener.getsockname())
+    ours.setblocking(False)
+    try:
+        while True:
+            ours.send(bytes(1 << 16))
+    except BlockingIOError:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+    return ours, listener.accept()
+
+def inside(passed):
+    outer, inner = socket.socketpair()
+    pass_along(inner, b"x", passed)
+    return outer
+
+def pass_along(sock, data, passed):
+    sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [passed.fileno()]))])
+
+netagent = socket.socket(socket.AF_UNIX)
+netagent.connect({protocol.SOCKET!r})
+peers = []
+for at, byte in enumerate({protocol.encode({"request": "status"})!r}[:12]):
+    ours, peer = lingering()
+    pass_along(netagent, bytes([byte]), inside(ours) if at % 2 else ours)
+    peers.append(peer)
+    del ours
+print("sent", flush=True)
+sys.stdin.read()
+"""
+"""A client that sends each byte of a frame with a TCP socket, or with one inside a Unix socket, and keeps no reference.
+Their peers do not read."""
+
+
+def test_passed_sockets_that_linger_do_not_stop_netagent(lab: Lab) -> None:
+    """The kernel closes them in netagent, and without a signal it waits for their peers there for an hour each."""
+    argv = [*become(FETCHER), "/usr/bin/python3", "-I", "-S", "-c", LINGERING]
+    with UserWire(lab):  # netagent waits for it meanwhile, so that the client's references go first
+        client = lab.instance.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert client.stdout
+        assert client.stdout.readline() == "sent\n"
+    began = time.monotonic()
+    with Wire(lab) as root:
+        assert root.ask(request="status")["verdict"] == "ok"
+    assert time.monotonic() < began + connection.FRAME_SECONDS + 3 * connection.CLOSE_SECONDS
+    assert audit_lines(lab)[-1]["reason"] == "a frame did not arrive in time"
+    client.communicate("", timeout=10)
 
 
 def test_a_confirmation_behind_half_a_frame_is_late(lab: Lab) -> None:

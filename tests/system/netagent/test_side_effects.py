@@ -233,6 +233,34 @@ def test_an_mtu_without_ipv6_takes_no_static_neighbours(lab: Lab, wire: Wire, wh
     assert shown in neighbours(lab)
 
 
+def test_a_link_stays_up_with_an_ipv6_address_of_ours_that_stays(lab: Lab, wire: Wire) -> None:
+    """Else the address, which is listed as still there, would go with it."""
+    spare = spare_link(lab)
+    lab.batch(["link set spare down"])
+    ops = [{"op": "link_up", "link": spare}, address(spare, "fd00:60::5/128")]
+    assert wire.apply(*ops, confirm_within=60, request="open")["verdict"] == "applied"
+    sh(lab, "ip -6 route add fd00:77::/48 dev vpn src fd00:60::5 proto static")
+    left = wire.ask(request="rollback", id="open")["not_undone"]
+    assert [each["op"] for each in left] == ["address_remove", "link_down"]
+    assert left[1]["reason"] == "fd00:60::5/128 depends on it"
+    assert "fd00:60::5/128" in kernel_state(lab)["addresses"]
+
+
+@pytest.mark.parametrize("how", ["stays", "comes back"])
+def test_a_link_stays_up_with_an_ipv6_address_of_ours_from_before(lab: Lab, wire: Wire, how: str) -> None:
+    spare = spare_link(lab)
+    lab.batch(["link set spare down"])
+    ours = address(spare, "fd00:61::5/128")
+    assert wire.apply(ours)["verdict"] == "applied"
+    ops: list[dict[str, Any]] = [{"op": "link_up", "link": spare}]
+    if how == "comes back":
+        ops.append(address(spare, "fd00:61::5/128", "address_remove"))
+    assert wire.apply(*ops, confirm_within=60, request="open")["verdict"] == "applied"
+    (left,) = wire.ask(request="rollback", id="open")["not_undone"]
+    assert (left["op"], left["reason"]) == ("link_down", "fd00:61::5/128 depends on it")
+    assert "fd00:61::5/128" in kernel_state(lab)["addresses"]
+
+
 def test_a_link_with_a_nexthop_object_stays_up(lab: Lab, wire: Wire) -> None:
     spare = spare_link(lab)
     lab.batch(["link set spare down"])
@@ -268,6 +296,12 @@ def test_the_gateway_of_a_nexthop_object_is_protected(lab: Lab, wire: Wire, grou
     assert "10.0.1.77 is a gateway's address" in reason(wire, address(ifindex(lab, "eth1"), "10.0.1.77/32"))
     assert "10.55.0.0/16" in reason(wire, address(ifindex(lab, "eth0"), "10.55.0.77/32"))
     sh(lab, "ip route flush proto static; ip nexthop flush; sysctl -qw net.ipv4.nexthop_compat_mode=1")
+
+
+def test_the_gateway_of_an_unused_nexthop_object_is_protected(lab: Lab, wire: Wire) -> None:
+    sh(lab, "ip nexthop add id 5 via 10.0.1.77 dev eth1")
+    assert "10.0.1.77 is a gateway's address" in reason(wire, address(ifindex(lab, "eth0"), "10.0.1.77/32"))
+    sh(lab, "ip nexthop flush")
 
 
 def test_another_links_address_does_not_become_broadcast(lab: Lab, wire: Wire) -> None:

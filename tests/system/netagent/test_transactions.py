@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import time
@@ -225,3 +226,17 @@ def test_a_rollback_restores_the_form_and_the_order_of_addresses(lab: Lab, wire:
         assert kernel_state(lab) != before
         assert wire.ask(request="rollback", id="open") == {"verdict": "rolled back"}
         assert kernel_state(lab) == before
+
+
+def test_what_was_not_sent_is_not_undone(lab: Lab) -> None:
+    """Once the removal of an address that the kernel had just refused was undone, and listed as not undone."""
+    lab.run(["sysctl", "-qw", "net.ipv6.conf.eth0.disable_ipv6=1"])
+    on = ifindex(lab, "eth0")
+    ops = [address(on, f"10.9.0.{host}/32") for host in range(1, 128)]
+    ops += [address(on, "fd00:9::5/128"), address(on, "fd00:9::5/128", "address_remove")]
+    before = kernel_state(lab)
+    with Wire(lab) as wire:
+        answer = wire.apply(*ops)
+    assert (answer["verdict"], answer["position"], answer["not_undone"]) == ("rolled back", 127, [])
+    assert answer["errnos"][-2:] == [errno.EACCES, None]
+    assert kernel_state(lab) == before

@@ -1,14 +1,19 @@
-"""The view of a kernel that changes while it is read: its dumps need not agree."""
+"""The view of a kernel that changes while it is read (its dumps need not agree), or that has much."""
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
+import time
+from ipaddress import IPv4Address, IPv4Network, IPv6Interface
 
-from cloud_network.netagent import request_policy
-from cloud_network.netagent.operations import RuleAdd
-from cloud_network.netagent.rtnetlink import Address, Link
+import pytest
+from cloud_network.netagent import request_policy, rtnetlink
+from cloud_network.netagent.operations import PROTOCOL, TABLE_LOCAL, AddressAdd, AddressRemove, RuleAdd
+from cloud_network.netagent.protocol import MAX_OPS
+from cloud_network.netagent.rtnetlink import Address, Link, NextHop, Route
 from cloud_network.netagent.settings import Settings
 from cloud_network.netagent.view import Known, Snapshot, View
+
+SUBNET6 = IPv6Interface("fd00:abc::5/64")
 
 
 def test_an_address_of_a_link_that_is_newer_than_the_links() -> None:
@@ -19,3 +24,32 @@ def test_an_address_of_a_link_that_is_newer_than_the_links() -> None:
     rule = RuleAdd(31000, IPv4Network("10.0.5.5/32"), False, 10001, True, False)
     (refused,) = request_policy.check_all([rule], view)
     assert refused.reason == "10.0.5.5/32 is no address or range of eth0"
+
+
+def test_many_ranges_do_not_delay_rules_for_the_network_around_them() -> None:
+    """A list of all ranges for each rule took 35 s."""
+    link = Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False)
+    address = Address(2, IPv4Address("10.88.0.1"), 16, 0, PROTOCOL)
+    hosts = range(int(IPv4Address("10.88.0.4")), int(IPv4Address("10.88.31.68")))
+    routes = [
+        Route(TABLE_LOCAL, IPv4Network(host), (NextHop(2, None),), rtnetlink.RTN_LOCAL, PROTOCOL, 0, None, False)
+        for host in hosts
+    ]
+    view = View(Snapshot((link,), (address,), tuple(routes), (), frozenset()), Settings(), Known())
+    rules = [RuleAdd(31000, IPv4Network("10.88.0.0/17"), False, 10001, True, local) for local in (True, False)]
+    began = time.process_time()
+    refused = request_policy.check_all(rules * (MAX_OPS // 2), view)
+    assert time.process_time() < began + 5
+    assert len(refused) == MAX_OPS - 1  # the first is accepted
+
+
+@pytest.mark.parametrize("op", [AddressAdd(2, SUBNET6, True), AddressRemove(2, SUBNET6)])
+def test_an_ipv6_prefix_route_in_the_table_of_a_vrf_stays(op: AddressAdd | AddressRemove) -> None:
+    """For a member of a VRF the kernel looks for the connected route there (l3mdev_fib_table)."""
+    link = Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False)
+    ours = Address(2, SUBNET6.ip, 64, 0, PROTOCOL)
+    prefix = Route(10, SUBNET6.network, (NextHop(2, None),), rtnetlink.RTN_UNICAST, 4, 256, None, False)
+    there = (ours,) if isinstance(op, AddressRemove) else ()
+    view = View(Snapshot((link,), there, (prefix,), (), frozenset()), Settings(), Known())
+    (refused,) = request_policy.check_all([op], view)
+    assert "fd00:abc::/64" in refused.reason
