@@ -20,7 +20,7 @@ from cloud_network.fetcher.network.matching import Matches
 from cloud_network.fetcher.network.objects import Actual, Desired
 from cloud_network.fetcher.network.plan import Plan, count_changes
 from cloud_network.fetcher.state import StateDirectory, StateError, boot_id
-from cloud_network.fetcher.status import RENEWAL_S, ConflictStatus, LastError, Status, new_status, rfc3339
+from cloud_network.fetcher.status import RENEWAL_S, ConflictStatus, LastError, Status, new_status, rfc3339, uptime
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ _NOT_LISTENING = (
 )
 _MAX_SHOWN = 5  # of a list in one message
 _TIME_KEYS = ("at", "fetched_at", "attempted_at", "written_at", "since", "next_at", "metadata_seconds")
-_VOLATILE_KEYS = (*_TIME_KEYS, "renew_by", "compared_at", "run", "boot_id", "generation", "counters")
+_VOLATILE_KEYS = (*_TIME_KEYS, "renew_by", "fetched_uptime", "compared_at", "run", "boot_id", "generation", "counters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +246,7 @@ class Reporter:
 
     def renew(self) -> None:
         """Write status.json with a new time of expiry."""
-        self.status["written_at"], self.status["renew_by"] = rfc3339(), rfc3339(RENEWAL_S)
+        self.status["written_at"], self.status["renew_by"] = rfc3339(), uptime() + RENEWAL_S
         self._try_to_write("status", partial(self._state.write_status, self.status))
 
     def summary(self, endpoint: str) -> str:
@@ -284,7 +284,7 @@ class Reporter:
         if report.unproven or reading.instance is None:
             return
         self._known = True
-        self.status["fetched_at"] = rfc3339()
+        self.status["fetched_at"], self.status["fetched_uptime"] = rfc3339(), uptime()
         self._conditions.set("metadata", _metadata_condition(reading.instance, report.missing))
 
     def _record_attempt(self, attempt: Attempt) -> None:

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from cloud_network.fetcher.status import RENEWAL_GRACE_S, LinkStatus, ShapeError, Status, age, parse_status
+from cloud_network.fetcher.status import RENEWAL_GRACE_S, LinkStatus, ShapeError, Status, age, parse_status, uptime
 
 PATH = Path("/run/cloud-network")
 IDENTITY_PARTS = ("document", "pkcs7", "signature", "rsa2048")
@@ -80,9 +80,12 @@ class Claim:
 
     def stale(self, now: float) -> bool:
         """Return True if there is a doubt, or two refreshes and 30 s passed without metadata (`now`: Unix time)."""
-        if self.status is None or self.doubt is not None or self.status["fetched_at"] is None:
+        status = self.status
+        if status is None or self.doubt is not None or status["fetched_at"] is None:
             return True
-        return age(self.status["fetched_at"], now) > 2 * self.status["refresh_timer"] + 30
+        fetched = status["fetched_uptime"]
+        elapsed = age(status["fetched_at"], now) if fetched is None else uptime() - fetched
+        return elapsed > 2 * status["refresh_timer"] + 30
 
     def is_stale(self) -> bool:
         """Return True if the state is out of date now."""
@@ -262,8 +265,8 @@ class StateDirectory:
         except OSError as error:
             raise _unreadable(self.lock_path, error) from error
 
-    def read_claim(self, now: float | None = None) -> Claim:
-        """Return status.json with the reason to doubt it, if there is one. `now` is Unix time."""
+    def read_claim(self) -> Claim:
+        """Return status.json with the reason to doubt it, if there is one."""
         run = self.running_id()  # before the file, which the fetcher may write in between
         status = self.read_status()
         if run is None:
@@ -274,7 +277,7 @@ class StateDirectory:
             return Claim(status, Doubt.EARLIER_BOOT)
         if status["run"] != run:
             return Claim(status, Doubt.EARLIER_RUN)
-        if age(status["renew_by"], time.time() if now is None else now) > RENEWAL_GRACE_S:
+        if uptime() > status["renew_by"] + RENEWAL_GRACE_S:
             return Claim(status, Doubt.NOT_RENEWED)
         if status["fetched_at"] is not None and status["compared_at"] is None:  # the links are of an earlier run
             return Claim(status, Doubt.EARLIER_RUN)

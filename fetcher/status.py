@@ -5,6 +5,7 @@ Times are RFC 3339 in UTC ("2026-01-02T03:04:05Z"). Addresses and prefixes are t
 
 from __future__ import annotations
 
+import time
 import types
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -95,11 +96,12 @@ class Status(TypedDict):
     version: Literal[3]
     run: str  # id of the fetcher process that wrote it; fetcher.lock has the running one's
     boot_id: str
-    renew_by: str  # a running fetcher writes the file again before this time
+    renew_by: float  # seconds since boot (CLOCK_BOOTTIME), at which a running fetcher has written the file again
     generation: int
     provider: str  # "" while the cloud is not known
     state: Literal["ok", "degraded", "error", "starting"]
     fetched_at: str | None  # the last complete answer of the metadata server
+    fetched_uptime: float | None  # the same in seconds since boot; None if it was before the fetcher started
     attempted_at: str | None
     compared_at: str | None  # the last comparison of the kernel with the metadata
     written_at: str
@@ -125,11 +127,12 @@ def new_status(provider: str, run: str, boot_id: str) -> Status:
         "version": VERSION,
         "run": run,
         "boot_id": boot_id,
-        "renew_by": rfc3339(RENEWAL_S),
+        "renew_by": uptime() + RENEWAL_S,
         "generation": 0,
         "provider": provider,
         "state": "starting",
         "fetched_at": None,
+        "fetched_uptime": None,
         "attempted_at": None,
         "compared_at": None,
         "written_at": rfc3339(),
@@ -144,6 +147,11 @@ def new_status(provider: str, run: str, boot_id: str) -> Status:
         "notices": [],
         "conflicts": [],
     }
+
+
+def uptime() -> float:
+    """Return the seconds since boot, also those in suspension. Unlike the wall clock, it cannot be set."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def rfc3339(seconds_from_now: float = 0.0) -> str:
@@ -165,7 +173,7 @@ def parse_status(document: dict[str, Any]) -> Status:
             "Install one release; then: systemctl restart cloud-network-fetcher cloud-network-api"
         )
     _check_status(document)
-    for name in ("renew_by", "written_at", "fetched_at", "attempted_at", "compared_at"):
+    for name in ("written_at", "fetched_at", "attempted_at", "compared_at"):
         _check_time(document[name], name)
     _check_time(document["netagent"]["at"], "netagent.at")
     if document["last_error"] is not None:

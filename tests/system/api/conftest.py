@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from cloud_network.fetcher.state import RunLock, StateDirectory, boot_id
-from cloud_network.fetcher.status import AddressStatus, LinkStatus, Status, rfc3339
+from cloud_network.fetcher.status import AddressStatus, LinkStatus, Status, uptime
 
 BIN = Path(sys.executable).parent
 SYSTEM: dict[str, Any] = {
@@ -93,11 +93,12 @@ def status(*links: LinkStatus, **changes: Any) -> Status:
         "version": 3,
         "run": RUN,
         "boot_id": boot_id(),
-        "renew_by": rfc3339(600),
+        "renew_by": uptime() + 600,
         "generation": 7,
         "provider": "aws",
         "state": "ok",
         "fetched_at": now(12),
+        "fetched_uptime": None,
         "attempted_at": now(12),
         "compared_at": now(3),
         "written_at": now(),

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from cloud_network.api.cnctl.main import cli
 from cloud_network.fetcher.state import StateDirectory
-from cloud_network.fetcher.status import ConflictStatus
+from cloud_network.fetcher.status import ConflictStatus, uptime
 
 from .conftest import BIN, SYSTEM, CommandResult, Server, address, link, now, status, unprivileged_user
 
@@ -363,7 +363,7 @@ def test_stopped_fetcher_exits_3_and_is_listed_first(
         ({"run": "fedcba9876543210"}, "fetcher starting"),
         ({"compared_at": None}, "fetcher starting"),
         ({"boot_id": "f" * 32}, "state of an earlier boot"),
-        ({"renew_by": now(10)}, "fetcher hangs"),
+        ({"renew_by": uptime() - 10}, "fetcher hangs"),
     ],
 )
 def test_old_or_unrenewed_state_is_1(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from cloud_network.fetcher.state import StateDirectory
+from cloud_network.fetcher.status import uptime
 
 from .conftest import SYSTEM, Server, audit_line, link, now, status, two_links, wait_for
 
@@ -377,7 +378,7 @@ def test_stopped_fetcher_is_reported_by_every_route(server: Server, filled: Stat
         ({"run": "fedcba9876543210"}, "earlier run"),
         ({"compared_at": None}, "earlier run"),
         ({"boot_id": "f" * 32}, "earlier boot"),
-        ({"renew_by": now(10)}, "not renewed"),
+        ({"renew_by": uptime() - 10}, "not renewed"),
     ],
 )
 def test_old_or_unrenewed_state_is_not_healthy(

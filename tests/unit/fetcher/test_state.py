@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast, get_type_hints
@@ -20,11 +21,12 @@ STATUS: shapes.Status = {
     "version": 3,
     "run": "0123456789abcdef",
     "boot_id": "0" * 32,
-    "renew_by": "2026-01-02T03:04:11Z",
+    "renew_by": 1234.5,
     "generation": 7,
     "provider": "aws",
     "state": "ok",
     "fetched_at": "2026-01-02T03:04:05Z",
+    "fetched_uptime": 1229.5,
     "attempted_at": "2026-01-02T03:04:05.123456Z",
     "compared_at": "2026-01-02T03:04:06Z",
     "written_at": "2026-01-02T03:04:06Z",
@@ -220,7 +222,7 @@ def run_lock(state: StateDirectory) -> Iterator[RunLock]:
 
 
 def claimed(state: StateDirectory, run: str, **changes: object) -> Doubt | None:
-    written = {**STATUS, "run": run, "boot_id": boot_id(), "renew_by": shapes.rfc3339(5), **changes}
+    written = {**STATUS, "run": run, "boot_id": boot_id(), "renew_by": shapes.uptime() + 5, **changes}
     state.write_status(cast(shapes.Status, written))
     return state.read_claim().doubt
 
@@ -238,10 +240,27 @@ def test_earlier_run_boot_and_missed_renewal_are_doubted(state: StateDirectory, 
     assert state.read_claim().doubt is Doubt.EARLIER_RUN
     assert claimed(state, "0123456789abcdef") is Doubt.EARLIER_RUN
     assert claimed(state, run_lock.run, boot_id="f" * 32) is Doubt.EARLIER_BOOT
-    assert claimed(state, run_lock.run, renew_by=shapes.rfc3339(-6)) is Doubt.NOT_RENEWED
-    assert claimed(state, run_lock.run, renew_by=shapes.rfc3339(-3)) is None
+    assert claimed(state, run_lock.run, renew_by=shapes.uptime() - 6) is Doubt.NOT_RENEWED
+    assert claimed(state, run_lock.run, renew_by=shapes.uptime() - 3) is None
     assert claimed(state, run_lock.run, compared_at=None) is Doubt.EARLIER_RUN, "its links are those of an earlier run"
     assert claimed(state, run_lock.run, compared_at=None, fetched_at=None) is None
+
+
+@pytest.mark.parametrize("days", [-1, 0, 1])
+def test_no_step_of_the_wall_clock_changes_the_judgement(
+    state: StateDirectory, run_lock: RunLock, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    """Neither is a fetcher that hangs taken for a running one, nor fresh metadata for old ones."""
+    stepped = time.time() + days * 86400
+    monkeypatch.setattr(time, "time", lambda: stepped)
+    fresh = {**STATUS, "run": run_lock.run, "boot_id": boot_id(), "fetched_at": shapes.rfc3339()}
+    fresh |= {"renew_by": shapes.uptime() + 5, "fetched_uptime": shapes.uptime() - 12}
+    state.write_status(cast(shapes.Status, fresh))
+    assert (state.read_claim().doubt, state.read_claim().is_stale()) == (None, False)
+    state.write_status(cast(shapes.Status, {**fresh, "fetched_uptime": shapes.uptime() - 5000}))
+    assert (state.read_claim().doubt, state.read_claim().is_stale()) == (None, True)
+    state.write_status(cast(shapes.Status, {**fresh, "renew_by": shapes.uptime() - 6}))
+    assert state.read_claim().doubt is Doubt.NOT_RENEWED
 
 
 def test_killed_fetcher_is_noticed_at_once(state: StateDirectory) -> None:
