@@ -17,7 +17,7 @@ from cloud_network.fetcher.config import EX_CONFIG, Config
 from cloud_network.fetcher.control import flush_directly
 from cloud_network.fetcher.daemon import Daemon, PassHungError, configure
 from cloud_network.fetcher.metadata.detect import DetectionError, NoCloudError, detect, read_firmware
-from cloud_network.fetcher.reconciler import Reconciler
+from cloud_network.fetcher.reconciler import Memory, Reconciler
 from cloud_network.fetcher.reporting import Reporter
 from cloud_network.fetcher.service import Notifier, api_listeners
 from cloud_network.fetcher.state import PATH, AlreadyRunning, RunLock, StateDirectory, StateError, boot_id
@@ -112,7 +112,8 @@ def _run(config: Config, path: Path) -> None:
     notifier = Notifier()
     reporter = Reporter(state, provider.name, lock.run, config)
     reporter.renew()  # from now on, status.json is from this run
-    reconciler = Reconciler(config, provider, status=notifier.status)
+    memory = Memory.new(departed=reporter.status["departed_macs"])
+    reconciler = Reconciler(config, provider, memory, status=notifier.status)
     try:
         asyncio.run(Daemon(config, provider, reconciler, reporter, notifier, path).run())
     except ExceptionGroup as group:

@@ -69,9 +69,10 @@ class Memory:
     presence: Presence = field(default_factory=Presence)
 
     @classmethod
-    def new(cls) -> Memory:
-        """Return an empty memory."""
-        return cls(ConflictTracker(), RejectionTable(), LinkHolds(), PlanRetry(), RemovalProof())
+    def new(cls, departed: Iterable[str] = ()) -> Memory:
+        """Return an empty memory, except for the MACs of links that have left this host."""
+        presence = Presence(departed=departed)
+        return cls(ConflictTracker(), RejectionTable(), LinkHolds(), PlanRetry(), RemovalProof(), presence)
 
 
 @dataclass(slots=True)

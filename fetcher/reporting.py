@@ -192,6 +192,8 @@ class Reporter:
         self.status["generation"], self.status["counters"] = before["generation"], before["counters"]
         self.status["fetched_at"], self.status["links"] = before["fetched_at"], before["links"]
         self.status["unknown_macs"] = before["unknown_macs"]
+        if before["boot_id"] == self.status["boot_id"]:
+            self.status["departed_macs"] = before["departed_macs"]
 
     def reconfigure(self, config: Config) -> None:
         """Continue with another configuration."""
@@ -314,6 +316,7 @@ class Reporter:
         )
         status["compared_at"] = rfc3339()
         status["unknown_macs"] = list(wanted.unknown_macs)
+        status["departed_macs"] = sorted(snapshot.departed)
         unknown = [f"{mac}: {reason}" for mac, reason in wanted.unknown_macs.items()]
         status["notices"] = [*unknown, *wanted.notices][:MAX_NOTICES]
         self._try_to_write("documents", partial(self._write_documents, snapshot))

@@ -369,6 +369,7 @@ def _shortened(status: Status, size: int) -> Status:
         **status,
         "links": {ifindex: _shortened_link(link) for ifindex, link in status["links"].items()},
         "unknown_macs": status["unknown_macs"][:_MAX_SHORTENED],
+        "departed_macs": status["departed_macs"][:_MAX_SHORTENED],
         "conflicts": status["conflicts"][:_MAX_SHORTENED],
         "notices": [notice, *status["notices"][:_MAX_SHORTENED]],
     }

@@ -113,6 +113,7 @@ class Status(TypedDict):
     netagent: NetagentStatus
     links: dict[str, LinkStatus]
     unknown_macs: list[str]
+    departed_macs: list[str]  # their links have left this network namespace, for another one or by a detach
     notices: list[str]  # unusual facts that need no action
     conflicts: list[ConflictStatus]
 
@@ -144,6 +145,7 @@ def new_status(provider: str, run: str, boot_id: str) -> Status:
         "netagent": {"listening": None, "verdict": "none", "request": None, "at": None, "reason": None, "ops": 0},
         "links": {},
         "unknown_macs": [],
+        "departed_macs": [],
         "notices": [],
         "conflicts": [],
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,11 +26,14 @@ _POLL_S = 0.25  # seconds; udev sends no event when it finishes with a link that
 class Presence:
     """Tracks which links are ready, and which have left. Used by one thread."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, root: Path = Path("/")) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, root: Path = Path("/"), departed: Iterable[str] = ()
+    ) -> None:
+        """`departed`: MACs whose links had left when the previous process of this boot ended."""
         self._clock, self._udev = clock, root / "run/udev"
         self._first_seen: dict[int, float] = {}
-        self._last_seen: dict[str, float] = {}  # by MAC
-        self._last_named: dict[str, float] = {}  # by MAC
+        self._last_seen = dict.fromkeys(departed, clock() - DEPARTED_S)  # by MAC
+        self._last_named = dict.fromkeys(departed, clock())  # by MAC
         self._away: set[str] = set()
         self._pending: set[int] = set()
 

@@ -122,6 +122,7 @@ def status(*links: LinkStatus, **changes: Any) -> Status:
         },
         "links": {str(link["ifindex"]): link for link in links},
         "unknown_macs": [],
+        "departed_macs": [],
         "notices": [],
         "conflicts": [],
     }

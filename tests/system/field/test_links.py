@@ -150,6 +150,10 @@ def test_link_in_another_namespace_is_a_notice_unless_excluded(lab: Lab) -> None
     assert cnctl(lab, "status").returncode == 0
     assert all(lab.reachability([*lab.nics[0].addresses, *lab.nics[2].addresses]).values())
     assert held.alive()
+    run = status(lab)["run"]
+    lab.restart("fetcher")
+    lab.wait_for(lambda: status(lab)["run"] != run and status(lab)["compared_at"], 20, "the first comparison")
+    assert (status(lab)["state"], status(lab)["departed_macs"]) == ("ok", [nic.mac]), "a new process knows it, too"
     reload(lab, f'Exclude = "{nic.mac}"')
     lab.wait_for(lambda: "configuration read again" in lab.log("fetcher"), message="the reload")
     assert refresh(lab) == "ok"

@@ -78,6 +78,7 @@ STATUS: shapes.Status = {
         }
     },
     "unknown_macs": [],
+    "departed_macs": [],
     "notices": [],
     "conflicts": [],
 }
