@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from tests.lab import Interface, Lab, Spec
+from tests.lab.spec import beyond_address
 from tests.system.connections import Connections, open_connections
 from tests.system.service import CONFIG, MACS, audit, refresh, status, wait_until_healthy
 
@@ -48,6 +49,11 @@ def with_range(device: int, prefix: str) -> Callable[[Lab], None]:
     return lambda lab: changed(device, prefixes=(*lab.nics[device].prefixes, prefix))(lab)
 
 
+def with_address(device: int, address: str) -> Callable[[Lab], None]:
+    """Return a change that adds an address in the metadata only."""
+    return lambda lab: changed(device, addresses=(*lab.nics[device].addresses, address))(lab)
+
+
 @dataclass(frozen=True)
 class WrongAnswer:
     """A wrong answer, and the text that an error or a notice must contain; "" if the answer is usable."""
@@ -70,6 +76,9 @@ CASES: Mapping[str, WrongAnswer] = {
     ),
     "gateway of a secondary that does not forward": WrongAnswer(
         "tencent", changed(1, router="10.0.2.250"), "10.0.2.250 is not known as a gateway on eth2"
+    ),
+    "address of the host beyond, a connection's peer": WrongAnswer(
+        "aws", with_address(0, beyond_address(0)), f"'{beyond_address(0)}' is not inside 10.0.1.0/24"
     ),
     "alias range 10.128.0.0/9": WrongAnswer("gcp", with_range(0, "10.128.0.0/9"), "left out: 10.128.0.0/9 of eth0"),
     "alias range 172.16.0.0/12": WrongAnswer("gcp", with_range(1, "172.16.0.0/12"), "left out: 172.16.0.0/12 of eth2"),
