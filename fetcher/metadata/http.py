@@ -271,7 +271,7 @@ class Client:
 
     def _timeout_reason(self) -> str:
         cause = obstacle(ip_address(self._host), self._adapter.interface)
-        return f"no answer in time; {cause}; see docs/coexistence.md" if cause else "no answer in time"
+        return f"no answer in time; {cause}; see /usr/share/doc/cloud-network/coexistence.md" if cause else "no answer in time"
 
     @property
     def _host(self) -> str:

@@ -100,6 +100,10 @@ class Checks:
         assert found
         assert float(found[1]) <= MAX_EXPOSURE[service], output
 
+    @pytest.mark.parametrize("name", ["coexistence.md", "policy.md", "alerts.yaml", "status.schema.json"])
+    def test_document_that_messages_name_is_installed(self, guest: Guest, name: str) -> None:
+        assert guest.run("cat", f"/usr/share/doc/cloud-network/{name}")
+
     def test_verify_is_silent(self, guest: Guest) -> None:
         units = guest.run("sh", "-c", "cd /usr/lib/systemd/system && ls cloud-network*").split()
         assert len(units) == 7
