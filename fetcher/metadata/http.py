@@ -271,7 +271,9 @@ class Client:
 
     def _timeout_reason(self) -> str:
         cause = obstacle(ip_address(self._host), self._adapter.interface)
-        return f"no answer in time; {cause}; see /usr/share/doc/cloud-network/coexistence.md" if cause else "no answer in time"
+        if not cause:
+            return "no answer in time"
+        return f"no answer in time; {cause}; see /usr/share/doc/cloud-network/coexistence.md"
 
     @property
     def _host(self) -> str:
