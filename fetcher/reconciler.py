@@ -18,7 +18,7 @@ from cloud_network.fetcher.confirm import SILENT_GATEWAY, Confirmation, rejectio
 from cloud_network.fetcher.conflicts import ConflictTracker
 from cloud_network.fetcher.gateways import new_gateways, unresolved_gateways
 from cloud_network.fetcher.metadata.base import Provider
-from cloud_network.fetcher.metadata.model import Instance, MetadataError
+from cloud_network.fetcher.metadata.model import Instance, Interface, MetadataError
 from cloud_network.fetcher.metadata.reading import Reading, RemovalProof
 from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.network.desired import desired
@@ -167,7 +167,7 @@ class Reconciler:
             raise reading.error or MetadataError("unread", "the metadata has not been read yet")
         comparison = self._compare(instance)
         links = {link.ifindex: link for link in comparison.snapshot.actual.links}
-        _, held = self._memory.holds.split(comparison.feasible, self._config.route_table_base)
+        _, held = self._without_held(comparison)
         return {
             "metadata_error": problem,
             "changes": [in_ip_syntax(op, links) for op in comparison.changes],
@@ -249,7 +249,7 @@ class Reconciler:
         memory, results = self._memory, _PassResults([])
         try:
             memory.conflicts.observe(comparison.changes, comparison.snapshot.actual)
-            ops, _ = memory.holds.split(comparison.feasible, self._config.route_table_base)
+            ops, _ = self._without_held(comparison)
             read_first = False
             if ops and not self._flushed and memory.retry.may_try(ops):
                 read_first = not self._can_confirm(fresh)
@@ -286,7 +286,7 @@ class Reconciler:
         if results.failure is None and results.refused is None:
             self._memory.retry.clear()
         else:
-            left, _ = self._memory.holds.split(comparison.feasible, self._config.route_table_base)
+            left, _ = self._without_held(comparison)
             self._memory.retry.failed(left, NETAGENT_RETRY_S if results.unreachable else math.inf)
         return comparison
 
@@ -308,7 +308,7 @@ class Reconciler:
     def _next_part(self, comparison: Comparison) -> Plan:
         """Return the operations to apply next: whole links, as many as fit into one request."""
         base = self._config.route_table_base
-        ops, _ = self._memory.holds.split(comparison.feasible, base)
+        ops, _ = self._without_held(comparison)
         if len(ops) <= MAX_OPS:
             return ops
         taken: list[Plan] = []
@@ -342,7 +342,7 @@ class Reconciler:
             if found:
                 self._memory.rejections.add(found)
             elif outcome.verdict == Verdict.ROLLED_BACK and check.is_cause:
-                self._hold(part, comparison.feasible, check.reason or "")
+                self._hold(part, comparison, check.reason or "")
             else:
                 results.failure = f"{outcome.verdict}: {outcome.reason}"
                 return False  # the other links' changes could not be confirmed either
@@ -357,19 +357,25 @@ class Reconciler:
         logger.info("netagent: %s confirmed", count_changes(len(ops)))
         self._memory.conflicts.count_confirmed(ops)
         for link in {link_of(op, self._config.route_table_base) for op in ops}:
-            self._memory.holds.confirmed(link)
+            self._memory.holds.confirmed(link, ops)
         if self._agreed == (self._known, self._config):
             results.repaired += len(ops)
 
-    def _hold(self, part: Plan, feasible: Plan, reason: str) -> None:
+    def _hold(self, part: Plan, comparison: Comparison, reason: str) -> None:
         """Put the links of a change that broke something on hold; rules of no link only if they were all of it.
 
-        The hold ends when the link needs other operations than now, including those that netagent refuses.
+        All that a link needs now is held back, also what netagent refuses.
         """
-        base = self._config.route_table_base
+        base, interfaces = self._config.route_table_base, _interfaces(comparison)
         links = {link_of(op, base) for op in part}
         for link in links - {COMMON} or links:
-            self._memory.holds.hold(link, tuple(op for op in feasible if link_of(op, base) == link), reason)
+            ops = tuple(op for op in comparison.feasible if link_of(op, base) == link)
+            self._memory.holds.hold(link, ops, interfaces.get(link), reason)
+
+    def _without_held(self, comparison: Comparison) -> tuple[Plan, Mapping[int, tuple[str, float]]]:
+        """Return the operations that are not on hold, and the links that are."""
+        interfaces = _interfaces(comparison)
+        return self._memory.holds.split(comparison.feasible, interfaces, self._config.route_table_base)
 
     def _role(self, comparison: Comparison, links: Collection[int]) -> LinkRole:
         """Return the role of links that are changed together. The link of the metadata connection is primary, too."""
@@ -387,7 +393,7 @@ class Reconciler:
 
     def _report(self, comparison: Comparison, results: _PassResults, read_first: bool) -> PassReport:
         memory, config = self._memory, self._config
-        ops, held = memory.holds.split(comparison.feasible, config.route_table_base)
+        ops, held = self._without_held(comparison)
         if not ops and not held and not self._flushed and self._known is not None:
             self._agreed = self._known, config
         conflicts, open_conflicts = memory.conflicts.statuses(comparison.changes, comparison.snapshot.actual)
@@ -426,6 +432,13 @@ class Reconciler:
                 "netagent", f"the state of the nftables table cloud_network is unknown: {self._marks_unknown}"
             )
         return None
+
+
+def _interfaces(comparison: Comparison) -> dict[int, Interface]:
+    """Return the metadata's interfaces by ifindex."""
+    snapshot = comparison.snapshot
+    interfaces = {each.mac: each for each in snapshot.metadata.interfaces}
+    return {link.ifindex: interfaces[mac] for mac, link in snapshot.matches.items() if mac in interfaces}
 
 
 def _held_texts(comparison: Comparison, held: Mapping[int, tuple[str, float]]) -> list[str]:

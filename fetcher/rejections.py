@@ -1,8 +1,8 @@
 """Memory of refusals by netagent, the kernel or a gateway, and their duration. `desired` gets them as an argument.
 
 A refusal by netagent's policy holds until the metadata, the configuration or the kernel change. Kernel refusals and
-gateways that did not resolve are also tried again with backoff. A link on which a change broke something is left alone
-for minutes to hours, unless it needs a different change.
+gateways that did not resolve are also tried again with backoff. A change that broke something is not repeated for
+minutes to hours, unless the metadata of its interface change, or the kernel so that it is no longer needed as a whole.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from cloud_network.fetcher.config import Config
-from cloud_network.fetcher.metadata.model import Instance
+from cloud_network.fetcher.metadata.model import Instance, Interface
 from cloud_network.fetcher.network.objects import Actual, Cause, Object, Rejection, Rejections
 from cloud_network.fetcher.network.plan import Plan, link_of
 from cloud_network.fetcher.schedule import Backoff, Clock
@@ -130,6 +130,7 @@ class _Hold:
     """A link on which a change broke something."""
 
     ops: frozenset[Operation]
+    interface: Interface | None  # the metadata that the operations are from
     reason: str
     due: float
 
@@ -142,13 +143,18 @@ class LinkHolds:
         self._holds: dict[int, _Hold] = {}
         self._backoffs: dict[int, Backoff] = {}
 
-    def hold(self, link: int, ops: Plan, reason: str) -> None:
-        """Leave the link alone while it needs these operations."""
+    def hold(self, link: int, ops: Plan, interface: Interface | None, reason: str) -> None:
+        """Hold back these operations while the link needs them all, and its interface's metadata stay the same."""
         delay = self._backoffs.setdefault(link, Backoff(_HOLD_FIRST_S, _HOLD_LONGEST_S)).next_delay()
-        self._holds[link] = _Hold(frozenset(ops), reason, self._clock() + delay)
+        self._holds[link] = _Hold(frozenset(ops), interface, reason, self._clock() + delay)
 
-    def split(self, plan: Plan, table_base: int) -> tuple[Plan, Mapping[int, tuple[str, float]]]:
-        """Return the plan without the links on hold, and their {ifindex: (reason, seconds left)}."""
+    def split(
+        self, plan: Plan, interfaces: Mapping[int, Interface], table_base: int
+    ) -> tuple[Plan, Mapping[int, tuple[str, float]]]:
+        """Return the plan without what is on hold, and the links on hold: {ifindex: (reason, seconds left)}.
+
+        `interfaces` are those of the metadata by ifindex.
+        """
         by_link: dict[int, set[Operation]] = {}
         for op in plan:
             by_link.setdefault(link_of(op, table_base), set()).add(op)
@@ -156,12 +162,16 @@ class LinkHolds:
         held = {
             link: (hold.reason, hold.due - now)
             for link, hold in self._holds.items()
-            if hold.due > now and frozenset(by_link.get(link, ())) == hold.ops
+            if hold.due > now and hold.ops <= by_link.get(link, set()) and hold.interface == interfaces.get(link)
         }
-        return tuple(op for op in plan if link_of(op, table_base) not in held), held
+        kept_back = {op for link in held for op in self._holds[link].ops}
+        return tuple(op for op in plan if op not in kept_back), held
 
-    def confirmed(self, link: int) -> None:
-        """Forget the link: a change on it was confirmed."""
+    def confirmed(self, link: int, ops: Plan) -> None:
+        """Forget the link after its change was confirmed. Another change, beside what is on hold, proves nothing."""
+        hold = self._holds.get(link)
+        if hold is not None and hold.due > self._clock() and not hold.ops <= set(ops):
+            return
         self._holds.pop(link, None)
         self._backoffs.pop(link, None)
 

@@ -76,6 +76,10 @@ def test_lost_gateway_rolls_the_change_back(lab: Lab) -> None:
     (held,) = send_command(lab, "plan")["result"]["held"]
     assert held.startswith(f"{nic.name}: gateway {nic.gateway} on {nic.name} no longer resolves"), held
     assert verdicts(lab)[count:] == ["applied", "rolled back"]
+    other = nic.addresses[1]
+    lab.batch([f"address del {other}/32 dev {nic.name}"])
+    lab.wait_for(lambda: other in kernel_addresses(lab), 15, "the repair of another address of the link")
+    assert NEW_ADDRESS not in kernel_addresses(lab), "what was rolled back is not repeated beside it"
     assert send_command(lab, "retry")["ok"]
     wait_until_healthy(lab)
     assert NEW_ADDRESS in kernel_addresses(lab)

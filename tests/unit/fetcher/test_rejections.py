@@ -18,6 +18,7 @@ from .values import BASE, host, instance, interface, link
 CLOUD, HERE, CONFIG = instance(interface(1)), host(link(1)), Config()
 OBJECT = LinkSettings(2, None)
 OTHER = LinkSettings(3, None)
+ETH0 = interface(1)
 
 
 @pytest.fixture
@@ -116,40 +117,48 @@ def test_earlier_of_two_retries_is_due(table: RejectionTable, clock: Clock) -> N
 
 def test_hold_lasts_while_the_same_change_is_needed(clock: Clock) -> None:
     holds, op, more = LinkHolds(clock), LinkUp(2), LinkUp(3)
-    holds.hold(2, (op,), "it broke something")
-    left, held = holds.split((op, more), BASE)
+    holds.hold(2, (op,), ETH0, "it broke something")
+    left, held = holds.split((op, more), {2: ETH0}, BASE)
     assert left == (more,)
     assert held[2][0] == "it broke something"
     assert 225 <= held[2][1] <= 375
     clock.now += 376
-    assert holds.split((op, more), BASE) == ((op, more), {})
+    assert holds.split((op, more), {2: ETH0}, BASE) == ((op, more), {})
 
 
 def test_hold_grows_to_six_hours(clock: Clock) -> None:
     holds, waits = LinkHolds(clock), []
     for _ in range(10):
-        holds.hold(2, (LinkUp(2),), "again")
+        holds.hold(2, (LinkUp(2),), ETH0, "again")
         waits.append(holds.due - clock.now)
         clock.now = holds.due + 1
     assert waits[0] <= 375
     assert 0.75 * 6 * 3600 <= waits[-1] <= 1.25 * 6 * 3600
 
 
-def test_another_change_of_the_link_is_news(clock: Clock) -> None:
-    holds = LinkHolds(clock)
-    holds.hold(2, (LinkUp(2),), "it broke something")
-    assert holds.split((LinkUp(2),), BASE)[0] == ()
-    changed = (LinkMtu(2, 9001), LinkUp(2))
-    assert holds.split(changed, BASE)[0] == changed
+def test_repair_beside_a_hold_is_made_alone(clock: Clock) -> None:
+    """Another program's change of the link is no reason to repeat the change that broke something."""
+    holds, up, mtu = LinkHolds(clock), LinkUp(2), LinkMtu(2, 9001)
+    holds.hold(2, (up,), ETH0, "it broke something")
+    assert holds.split((mtu, up), {2: ETH0}, BASE)[0] == (mtu,)
+    holds.confirmed(2, (mtu,))
+    assert holds.split((mtu, up), {2: ETH0}, BASE)[0] == (mtu,)
+
+
+def test_other_metadata_or_less_to_change_is_news(clock: Clock) -> None:
+    holds, up, mtu = LinkHolds(clock), LinkUp(2), LinkMtu(2, 9001)
+    holds.hold(2, (up, mtu), ETH0, "it broke something")
+    assert holds.split((up, mtu), {2: interface(1, "10.0.1.77")}, BASE)[0] == (up, mtu)
+    assert holds.split((up,), {2: ETH0}, BASE)[0] == (up,)
 
 
 def test_confirmed_or_requested_ends_the_hold(clock: Clock) -> None:
-    holds = LinkHolds(clock)
-    ends: tuple[Callable[[], None], ...] = (lambda: holds.confirmed(2), holds.clear)
+    holds, up = LinkHolds(clock), LinkUp(2)
+    ends: tuple[Callable[[], None], ...] = (lambda: holds.confirmed(2, (up,)), holds.clear)
     for end in ends:
-        holds.hold(2, (LinkUp(2),), "it broke something")
+        holds.hold(2, (up,), ETH0, "it broke something")
         end()
-        assert holds.split((LinkUp(2),), BASE)[0] == (LinkUp(2),)
+        assert holds.split((up,), {2: ETH0}, BASE)[0] == (up,)
 
 
 def test_failed_plan_waits_and_another_does_not(clock: Clock) -> None:
