@@ -3,18 +3,20 @@
 It runs without capabilities and trusts no answer. What cannot be validated changes nothing, and only a complete answer,
 confirmed by a second one, removes anything. An answer passes through these steps, one module each:
 
-1. `daemon` waits until a read of the metadata is due (`schedule`), and hands the work to its one worker thread. 2.
-`metadata.reading` reads within a deadline; `metadata.http` sends each request to a pinned address (requests). 3. The
-provider, in `metadata.providers`, converts the answers into a validated, frozen `metadata.model.Instance`. 4.
-`reconciler.refresh` takes it. `network.kernel` reads the kernel's state (pyroute2) as `network.objects.Actual`. 5.
-`network.matching` finds the link of each interface by MAC, and adds what only DHCP provides. 6. `network.desired`
-computes what the kernel must hold, without what was refused before (`rejections`, `conflicts`). `network.addresses`
-chooses the form of each address, and `network.rules` the source rules. 7. `network.plan` is the difference, as
-operations of netagent. If it removes something, the next read must agree (`metadata.reading.RemovalProof`). 8.
-`gateways` probes each gateway that is about to get its first route. 9. `apply` asks netagent to check the operations;
-refusals lead back to step 6. Then netagent applies them link by link, new links last. Each is confirmed, or rolled back
-if `confirm` finds that the metadata server or a gateway no longer answers. 10. `reporting` writes the results to
-status.json and the other state files, for the api and cnctl.
+1. `daemon` waits until a read of the metadata is due (`schedule`), and hands the work to its worker threads.
+2. `metadata.reading` reads within a deadline; `metadata.http` sends each request to a pinned address (requests).
+3. The provider, in `metadata.providers`, converts the answers into a validated, frozen `metadata.model.Instance`.
+4. `reconciler.refresh` takes it. `network.kernel` reads the kernel's state (pyroute2) as `network.objects.Actual`.
+5. `network.matching` finds the link of each interface by MAC, and adds what only DHCP provides.
+6. `network.desired` computes what the kernel must hold, without what was refused before (`rejections`, `conflicts`).
+   `network.addresses` chooses the form of each address, and `network.rules` the source rules.
+7. `network.plan` is the difference, as operations of netagent. If it removes something, the next read must agree
+   (`metadata.reading.RemovalProof`).
+8. `gateways` probes each gateway that is about to get its first route.
+9. `apply` asks netagent to check the operations; refusals lead back to step 6. Then netagent applies them link by link,
+   new links last. Each is confirmed, or rolled back if `confirm` finds that the metadata server or a gateway no longer
+   answers.
+10. `reporting` writes the results to status.json and the other state files, for the api and cnctl.
 
 `daemon` serves kernel events, the control socket (`control`), signals and the watchdog; these never wait for a pass.
 """
