@@ -76,6 +76,11 @@ def network_state(guest: Guest) -> str:
     return guest.run("sh", "-c", "ip -br address; for f in -4 -6; do ip $f rule; ip $f route show table all; done")
 
 
+def shown_status(guest: Guest) -> str:
+    """Return what `cnctl status` prints first; it fails if the host is not healthy."""
+    return guest.run("sh", "-c", "cnctl status || true")
+
+
 class Checks:
     """Base class of the test classes; `guest` is their fixture."""
 
@@ -185,6 +190,19 @@ class Checks:
         guest.wait_for(lambda: guest.show(unit, "ActiveState") == "active", message=f"{service} to be ready")
         assert held.alive(10)
         assert all_reachable(guest)
+
+    def test_hanging_or_stopped_fetcher_is_reported(self, guest: Guest) -> None:
+        unit = "cloud-network-fetcher.service"
+        guest.run("systemctl", "kill", "--signal=STOP", unit)
+        try:
+            guest.wait_for(lambda: "fetcher hangs" in shown_status(guest), 30, "the report of a fetcher that hangs")
+        finally:
+            guest.run("systemctl", "kill", "--signal=CONT", unit)
+        guest.wait_for(lambda: "fetcher" not in shown_status(guest).partition(":")[0], 30, "the end of the report")
+        guest.run("systemctl", "stop", unit)
+        assert "fetcher not running" in shown_status(guest)
+        guest.run("systemctl", "start", unit)
+        guest.wait_for(lambda: "fetcher" not in shown_status(guest).partition(":")[0], 60, "the fetcher")
 
     def test_reload_keeps_the_process(self, guest: Guest) -> None:
         for service in ("fetcher", "netagent"):
