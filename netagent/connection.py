@@ -77,6 +77,16 @@ def signals_delivered() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Block SIGTERM, SIGINT and SIGHUP in a handler: Python would run the next one inside it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
 def bounded_close() -> Iterator[None]:
     """Interrupt the kernel in this block every CLOSE_SECONDS.
 

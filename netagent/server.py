@@ -16,7 +16,7 @@ from typing import Any
 
 from . import protocol, request_policy, sandbox, settings
 from .audit import OPS_PER_LINE, Audit, cost
-from .connection import FRAME_SECONDS, SIGNALS, Connection, HungUp, Listener, Peer
+from .connection import FRAME_SECONDS, SIGNALS, Connection, HungUp, Listener, Peer, signals_blocked
 from .kernel import Kernel
 from .ledger import Ledger
 from .operations import ForwardedReplies, Malformed, Operation
@@ -386,12 +386,13 @@ class Server:
 
     def _reload(self, _number: int, _frame: FrameType | None) -> None:
         """SIGHUP: open the log again and read the settings; keep what was in use if that fails."""
-        try:
-            self._audit.reopen()
-            self._settings = settings.load(self._config)
-            self._settle_netfilter()
-        except (OSError, settings.SettingsError) as error:
-            sandbox.say(f"reload failed: {error}; continuing with the log and the settings in use")
+        with signals_blocked():  # else a second reload inside this one would be overwritten by its older settings
+            try:
+                self._audit.reopen()
+                self._settings = settings.load(self._config)
+                self._settle_netfilter()
+            except (OSError, settings.SettingsError) as error:
+                sandbox.say(f"reload failed: {error}; continuing with the log and the settings in use")
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
