@@ -68,12 +68,13 @@ class Peer:
 
 @contextlib.contextmanager
 def signals_delivered() -> Iterator[None]:
-    """Deliver SIGTERM, SIGINT and SIGHUP inside this block; everywhere else they are blocked."""
+    """Deliver SIGTERM, SIGINT and SIGHUP inside this block; the server blocks them everywhere else."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

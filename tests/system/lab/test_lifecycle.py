@@ -95,7 +95,10 @@ def test_nothing_is_left_when_the_labs_process_is_killed(number: signal.Signals)
         pids = processes_in_lab(int(process.stdout.readline()))
         assert len(pids) > 6
         process.send_signal(number)
-        process.wait(5)
+        try:
+            process.wait(5)
+        finally:
+            process.kill()  # else the end of the block waits for ever
     assert all_gone(pids)
     assert host_state() == before
 
