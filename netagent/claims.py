@@ -1,7 +1,6 @@
-"""Pure functions for the claims of a link. Imports no other module of this package; the fetcher uses it, too.
+"""Pure functions for the claims of a link (docs/policy.md). It imports no module of the package; the fetcher uses it.
 
-A claim is an address, a subnet, a range or a gateway for one link. A learned subnet is one that DHCP, a router or an
-operator gave to the link. docs/policy.md describes the limits.
+A claim is an address, subnet, range or gateway for one link. A learned subnet is from DHCP, a router or an operator.
 """
 
 from __future__ import annotations

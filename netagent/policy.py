@@ -1,8 +1,7 @@
 """The policy: one check function per operation, against the view of the kernel. docs/policy.md has it as a table.
 
-The checks use only the view and the settings, and trust no statement of a client about the host. Operations are checked
-in order, and each may depend on those before it. A check returns the operation that undoes the accepted one, or raises
-Refusal. No check changes the kernel.
+A check uses only the view and the settings, and trusts no statement of a client about the host. Each operation may
+depend on those before it. A check returns the inverse of the operation, or raises Refusal; it changes no kernel state.
 """
 
 from __future__ import annotations
@@ -464,10 +463,9 @@ def may_select(rule: RuleAdd, link: int, view: View) -> bool:
 def is_source(network: IPNetwork, link: int, view: View) -> bool:
     """Return True if an address belongs to the link.
 
-    It does if the link has it, even if another link has it, too: no request can make such a duplicate. It does if no
-    link has it and only local ranges of this link contain it. If only lo or virtual links have it (for a load balancer
-    or container), it must lie in a subnet of this link and of no other. The link must have learned that subnet; for a
-    private address on lo or a dummy, an owned subnet is enough.
+    It does if the link has it, even if another link has it, too (no request can make such a duplicate), or if no link
+    has it and only local ranges of this link contain it. If only lo or virtual links have it, it must lie in a subnet
+    of this link and of no other: a learned one, unless the address is private and only on lo or dummies.
     """
     ip = network.network_address
     holders = view.holders(ip)

@@ -1,7 +1,6 @@
 """Checks a whole request: each operation by `policy`, and then the owned rules that would exist after the request.
 
-Each of these rules must still have its justification: an address, an on-link or local route, the rule for main, or a
-mark. A rule without its justification is an orphan.
+No rule may lose its justification (be orphaned): an address, an on-link or local route, the rule for main or a mark.
 """
 
 from __future__ import annotations
@@ -108,7 +107,7 @@ def first_orphan(accepted: Sequence[Accepted], view: View) -> Refused | None:
 
 def first_orphan_of_main(accepted: Sequence[Accepted], view: View) -> Refused | None:
     """Return a refusal of the removal of a rule for main that another rule needs before it, or None."""
-    removed = dict[int, int]()  # by version of IP, the position
+    removed = dict[int, int]()  # by IP version, the position
     for each in accepted:
         if isinstance(each.op, RuleRemove) and asks_main(each.op):
             removed.setdefault(each.op.selector.version, each.position)

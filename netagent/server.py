@@ -45,8 +45,8 @@ from .rate_limit import TokenBucket
 from .transaction import Transaction, removals
 from .view import Known, Snapshot, View
 
-OPS_PER_TOKEN = 64  # a request costs one token of `requests`, plus one for each so many operations
-BYTES_PER_TOKEN = 1 << 14  # or, if that is more, for each so many bytes: MAX_FRAME costs as much as MAX_OPS
+OPS_PER_TOKEN = 64  # operations per token of `requests`; each request costs one token more
+BYTES_PER_TOKEN = 1 << 14  # bytes per token, if that is more: MAX_FRAME costs as much as MAX_OPS
 AUDIT_FAILURE = '[Netagent] AuditFailure="continue"'
 
 
@@ -60,7 +60,7 @@ class AuditError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """Budgets of all clients together. The log holds 144 MiB: at these rates, at least several hours."""
+    """Budgets of all clients together. At these rates, the log (144 MiB) holds at least several hours."""
 
     requests: TokenBucket
     refusal_lines: TokenBucket

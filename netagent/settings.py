@@ -32,7 +32,7 @@ _MASK = "a 32-bit mask of at least two adjacent bits, such as 0x7f"
 
 
 class SettingsError(Exception):
-    """The file cannot be used; the text names file, key, value and what is accepted."""
+    """The file cannot be used; the text names the file, key, value and accepted values."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ class Outcome:
     """The errno of every operation (0: done; None: not tried or not known), and the undo operations that failed."""
 
     errnos: tuple[int | None, ...]
-    failed: int | None = None  # position of the first failure; then all was rolled back, except
+    failed: int | None = None  # position of the first failure; all but `remaining` was rolled back
     remaining: tuple[Remaining, ...] = ()
 
     @property
@@ -96,7 +96,7 @@ class Transaction:
         entry = self._ledger.entry
         used = [op.gateway for op in entry.undo if isinstance(op, RouteRemove | RouteReplace)]
         gateways = tuple(dict.fromkeys((*entry.gateways, *(gateway for gateway in used if gateway is not None))))
-        remembered = gateways[:MAX_GATEWAYS]  # the earliest: a client cannot displace those of the boot
+        remembered = gateways[:MAX_GATEWAYS]  # the earliest: a client cannot displace those from boot
         self._ledger.write(Entry(owned=self._owned(entry), gateways=remembered, table=entry.table))
 
     def _owned(self, entry: Entry) -> Owned:
@@ -202,7 +202,7 @@ class _State:
     """The part of the kernel's state that a rollback must not damage."""
 
     addresses: Sequence[Address]
-    foreign: Sequence[Route]  # foreign routes
+    foreign: Sequence[Route]
     static_neighbours: frozenset[tuple[int, int]]  # links and IP versions
     nexthop_links: frozenset[int]  # links of nexthop objects
 

@@ -266,7 +266,7 @@ class View:
 
     def add_address(self, address: Address) -> None:
         """Count an address of the snapshot, or one that this request adds."""
-        if address.peer is None or (address.link, address.ip, address.prefix) not in self.addresses:  # owned: None
+        if address.peer is None or (address.link, address.ip, address.prefix) not in self.addresses:  # owned: no peer
             self.addresses[address.link, address.ip, address.prefix] = address
         entries = self._entries[address.link, address.ip]
         if not entries:
