@@ -1,8 +1,8 @@
-"""Start of netagent: arguments, sockets, its user, and then the server.
+"""Start of netagent: parses arguments, opens the sockets, drops privileges and runs the server.
 
-Under systemd the unit passes the sockets and has given up the privileges. Started by root without systemd, netagent
-opens its sockets itself and becomes its user in this process; the interpreter must be isolated (python3 -I), so that
-nothing of root's environment, PYTHONPATH or sitecustomize is used.
+Under systemd, the units pass the sockets and drop the privileges. If root starts netagent without systemd, netagent
+opens its sockets and changes to its own user itself. The interpreter must then be isolated (python3 -I), so that root's
+environment, PYTHONPATH and sitecustomize have no effect.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 NETLINK_NETFILTER = 12  # linux/netlink.h
 FIRST_PASSED = 3  # SD_LISTEN_FDS_START
 IDLE_SECONDS = 60.0
-"""Under systemd: without a client for so long, netagent ends; its socket unit starts it again for the next one."""
+"""Under systemd, netagent exits after this time without a client; the socket unit starts it for the next client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ def _account(name: str) -> Account:
 
 
 def passed_sockets() -> Sockets | None:
-    """Return the sockets that systemd passed (sd_listen_fds(3)), or None. Raises SandboxError if they are others."""
+    """Return the sockets that systemd passed (sd_listen_fds(3)), or None. Raises SandboxError for a wrong number."""
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return None
     number = os.environ.get("LISTEN_FDS")
@@ -137,7 +137,7 @@ def passed_sockets() -> Sockets | None:
 
 
 def make_directory(path: Path, account: Account) -> None:
-    """Make a directory that only netagent writes and all users read; an existing one becomes so."""
+    """Make a directory that only netagent writes and all users read, or set this owner and mode on an existing one."""
     path.mkdir(parents=True, exist_ok=True)
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     os.fchown(directory, account.uid, account.gid)
@@ -146,7 +146,7 @@ def make_directory(path: Path, account: Account) -> None:
 
 
 def open_sockets(path: Path, fetcher: Account) -> Sockets:
-    """Open what cloud-network-netagent.socket opens: ours, for the fetcher's group, rtnetlink and nfnetlink."""
+    """Open the same sockets as cloud-network-netagent.socket: for the fetcher's group, rtnetlink and nfnetlink."""
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -164,13 +164,13 @@ def open_sockets(path: Path, fetcher: Account) -> Sockets:
 
 
 def dashed(boot: str) -> str:
-    """Return a boot id in the form of random(4); systemd's %b has no dashes."""
+    """Return a boot id with dashes, as in random(4); systemd's %b has none."""
     digits = boot.replace("-", "")
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
 def notify_ready(manager: socket.socket) -> None:
-    """Tell systemd that netagent serves (sd_notify(3))."""
+    """Notify systemd that netagent is ready (sd_notify(3))."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address:
         manager.sendto(b"READY=1", "\0" + address[1:] if address.startswith("@") else address)

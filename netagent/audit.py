@@ -1,8 +1,8 @@
-"""The audit log: one JSON object per line for every request, refused ones too, each chained to the one before.
+"""The audit log: one JSON object per line for every request, also a refused one. The lines form a hash chain.
 
-A line is `{"seq": ..., ..., "prev": "...", "hash": "..."}`. `hash` is the SHA-256 of everything before `,"hash"` in
-the line, `prev` among it, so a line that was changed, removed or moved breaks the chain at that place. A request with
-many operations becomes several lines, numbered `part` of `parts`. The file is opened for appending and never
+A line is `{"seq": ..., ..., "prev": "...", "hash": "..."}`. `hash` is the SHA-256 of the line up to `,"hash"`, which
+includes `prev`, the hash of the line before. So a line that was changed, removed or moved breaks the chain there. A
+request with many operations gets several lines, numbered `part` of `parts`. The file is opened for appending and never
 rewritten; a rotation renames it, and the first line of the new file continues the chain. The journal gets every line.
 """
 
@@ -22,16 +22,16 @@ from typing import Any
 MAX_FILE = 16 << 20  # bytes; then the file is rotated
 KEPT = 8  # rotated files
 OPS_PER_LINE = 224  # at most 46 KB: the journal splits a line at its LineMax= of 48 KB
-REMAINING_PER_LINE = 128  # of what was not undone: an operation and a reason each
+REMAINING_PER_LINE = 128  # entries of `not_undone`: an operation and a reason each
 LINE_BYTES, OP_BYTES = 2048, 256
-"""Upper bounds of the bytes that a request and each of its operations add to the log."""
+"""Upper bounds, in bytes, of the audit lines of a request and of each of its operations."""
 _BLOCK = 1 << 16
 _FIRST = "0" * 64  # `prev` of the first line of a chain
 _LAST_LINE = re.compile(rb'\{"seq":([0-9]{1,18}),.*,"hash":"([0-9a-f]{64})"\}')
 
 
 def cost(ops: int) -> int:
-    """Return the most bytes that a request with so many operations adds to the log."""
+    """Return the upper bound, in bytes, of the audit lines of a request with `ops` operations."""
     return LINE_BYTES * (1 + ops // OPS_PER_LINE) + OP_BYTES * ops
 
 
@@ -41,7 +41,7 @@ def _address(packed: bytes) -> str:
 
 
 def _parts(values: Sequence[Mapping[str, Any]], most: int) -> list[Sequence[Mapping[str, Any]]]:
-    """Split `values` into parts of at most so many."""
+    """Split `values` into parts of at most `most` values."""
     return [values[start : start + most] for start in range(0, len(values), most)]
 
 
@@ -57,7 +57,7 @@ class Audit:
 
     def _open(self) -> int:
         file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        os.fchmod(file, 0o644)  # whatever the umask: all users may read it
+        os.fchmod(file, 0o644)  # all users may read it, regardless of the umask
         return file
 
     def _resume(self) -> None:
@@ -74,7 +74,7 @@ class Audit:
             return
 
     def _last_line(self, path: Path) -> bytes | None:
-        """Return the last whole line of a file of any size, or None; cut off an unfinished one (of a crash)."""
+        """Return the last complete line of a file, or None. Cut off an incomplete line that a crash left."""
         try:
             file = path.open("rb")
         except FileNotFoundError:
@@ -103,9 +103,9 @@ class Audit:
         return self._path.with_name(f"{self._path.name}.{number}")
 
     def write(self, entry: Mapping[str, Any], ops: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Append an entry, in as many lines as its operations and what was not undone (`not_undone`) need.
+        """Append an entry, in as many lines as its operations and `not_undone` need.
 
-        Raises OSError if not all of it was written.
+        Raises OSError if a line could not be written.
         """
         remaining = entry.get("not_undone", ())
         parts = [{"ops": part} for part in _parts(ops, OPS_PER_LINE)]
@@ -131,14 +131,14 @@ class Audit:
         os.write(2, line)  # standard error is the journal
 
     def _write_line(self, line: bytes) -> None:
-        """Write all of a line or nothing of it."""
+        """Write a complete line or nothing. Raises OSError."""
         written = os.write(self._file, line)
         if written != len(line):
             os.ftruncate(self._file, os.fstat(self._file).st_size - written)
-            raise OSError("No space left on device")  # the meaning of a short write to a file
+            raise OSError("No space left on device")  # the cause of a short write to a file
 
     def _rotate(self) -> None:
-        """Rename each file to the next number; the oldest goes."""
+        """Rename each file to the next number; the oldest is overwritten."""
         names = [self._path, *(self._rotated(number) for number in range(1, KEPT + 1))]
         free = next((at for at, name in enumerate(names) if not name.exists()), KEPT)
         for at in range(free, 0, -1):
@@ -146,6 +146,6 @@ class Audit:
         self.reopen()
 
     def reopen(self) -> None:
-        """Open the path again, after a rotation by us or by another program (SIGHUP)."""
-        before, self._file = self._file, self._open()  # if it cannot be opened, the old one stays
+        """Open the path again, after a rotation by netagent or by another program (SIGHUP)."""
+        before, self._file = self._file, self._open()  # if open() fails, the old file stays in use
         os.close(before)

@@ -1,6 +1,6 @@
-"""Pure functions: what a link may claim, given what the host says. Imports nothing of ours; the fetcher uses it too.
+"""Pure functions for the claims of a link (docs/policy.md). It imports no module of the package; the fetcher uses it.
 
-A claim is an address, a subnet, a range or a gateway for one link. docs/policy.md gives the reasons as a table.
+A claim is an address, subnet, range or gateway for one link. A learned subnet is from DHCP, a router or an operator.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _networks(text: str) -> tuple[IPNetwork, ...]:
 
 
 PRIVATE = _networks("10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 fc00::/7")
-"""Networks that a link may claim without having learned them: RFC 1918, RFC 6598 and RFC 4193."""
+"""Networks that a link may claim although it has not learned them: RFC 1918, RFC 6598 and RFC 4193."""
 LINK_LOCAL = _networks("169.254.0.0/16 fe80::/10")
 METADATA = _networks(
     "100.100.100.200 168.63.129.16 192.0.0.192"  # Alibaba; Azure's wire server; Oracle
@@ -31,7 +31,7 @@ METADATA = _networks(
 )
 """Metadata servers outside link-local networks."""
 RESERVED = _networks("0.0.0.0/8 127.0.0.0/8 224.0.0.0/3 ::/96 ::ffff:0:0/96 ff00::/8") + LINK_LOCAL + METADATA
-"""No link may claim any of these, whatever AllowAddresses= says."""
+"""No link may claim any of these, not even with AllowAddresses=."""
 WIDEST_SUBNET = {4: 16, 6: 44}
 """Shortest prefix of a subnet that the link has not learned. AWS has the widest IPv6 subnets, /44."""
 WIDEST_RANGE = {4: 20, 6: 64}
@@ -39,7 +39,7 @@ WIDEST_RANGE = {4: 20, 6: 64}
 RANGE_OF_SUBNET = 2
 """A range inside a subnet of its link is at most a quarter of it: 2 more bits."""
 _MAC = re.compile("[0-9a-f]{2}(:[0-9a-f]{2}){5}")
-_PATTERN = re.compile(r"\[[^]]+\]|[*?]")  # what stands for other letters in a pattern
+_PATTERN = re.compile(r"\[[^]]+\]|[*?]")  # wildcards
 CONVENTION_LENGTHS = {4: range(16, 31), 6: range(44, 65)}
 """Prefix lengths tried around a gateway by convention."""
 
@@ -52,12 +52,12 @@ SECOND_TABLE = 1 << 30
 
 
 def tables(link: int, base: int) -> tuple[int, int]:
-    """Return the link's table and its second one, for a subnet that has a gateway of its own."""
+    """Return the link's table, and its second table, for a subnet that has a separate gateway."""
     return base + link, base + link + SECOND_TABLE
 
 
 def link_of_table(table: int, base: int) -> int:
-    """Return the ifindex of the link whose table this would be."""
+    """Return the ifindex of the link that this table number belongs to. The link need not exist."""
     return (table - base) % SECOND_TABLE
 
 
@@ -65,12 +65,12 @@ def link_of_table(table: int, base: int) -> int:
 
 
 def arrival_bit(mask: int) -> int:
-    """Return the bit of MarkMask= that packets have which arrive by a link: its highest."""
+    """Return the highest bit of MarkMask=: set in the marks of packets that arrive on a link for a published port."""
     return 1 << (mask.bit_length() - 1)
 
 
 def mark_bits(mask: int) -> int:
-    """Return the bits of MarkMask= that number the links: all others."""
+    """Return the bits of MarkMask= that identify links: all except the highest."""
     return mask & ~arrival_bit(mask)
 
 
@@ -128,7 +128,7 @@ def is_link_local(network: IPNetwork) -> bool:
 def nested(network: IPNetwork, others: Iterable[IPNetwork]) -> IPNetwork | None:
     """Return the first of `others` that contains `network` or lies in it; equal networks are not nested.
 
-    Two interfaces may be in one subnet. A subnet that is a part of another link's, or has a part of it, takes over
+    Two links may be in one subnet. A subnet that contains another link's subnet, or lies in it, would divert traffic to
     neighbours of that link.
     """
     return next((each for each in others if each != network and overlap(each, network)), None)
@@ -153,7 +153,7 @@ def conventional_subnets(gateway: IPAddress) -> Iterator[IPNetwork]:
 
 
 def subnet_limit(subnet: IPNetwork, learned: Iterable[IPNetwork]) -> str | None:
-    """Return why a link may not claim a subnet of this size, or None. What it has learned may have any size."""
+    """Return the reason why a link may not claim a subnet of this size, or None. A learned subnet may have any size."""
     shortest = WIDEST_SUBNET[subnet.version]
     if subnet.prefixlen >= shortest or within(subnet, learned):
         return None
@@ -161,16 +161,16 @@ def subnet_limit(subnet: IPNetwork, learned: Iterable[IPNetwork]) -> str | None:
 
 
 def widened(network: IPNetwork, learned: Iterable[IPNetwork]) -> IPNetwork | None:
-    """Return a subnet that others gave to the link and that `network` would widen, or None.
+    """Return a learned subnet of the link that `network` is wider than, or None.
 
-    Hosts outside the learned subnet are behind the gateway. A wider network on link would hand what the host sends
-    them to any neighbour that answers for their addresses.
+    Hosts outside the learned subnet are behind the gateway. With a wider on-link network, any neighbour that answers
+    for their addresses would receive their packets.
     """
     return next((each for each in learned if not is_single(each) and each != network and contains(network, each)), None)
 
 
 def range_limit(network: IPNetwork, subnets: Iterable[IPNetwork]) -> str | None:
-    """Return why a link may not claim a range of this size, or None. `subnets`: those of the link."""
+    """Return the reason why a link may not claim a range of this size, or None. `subnets` are those of the link."""
     shortest = WIDEST_RANGE[network.version]
     if network.prefixlen < shortest:
         return f"{network} is wider than /{shortest}, the widest range that is accepted"
@@ -193,23 +193,23 @@ def is_edge(address: IPAddress, subnet: IPNetwork) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class HostRoute:
-    """A route (or one next hop of it) that another program made: what may be a rival of a claim."""
+    """A foreign route, or one next hop of it, that may conflict with a claim."""
 
     destination: IPNetwork
-    link: int  # 0 if it has none
+    link: int  # 0: none
     gateway: IPAddress | None
     discards: bool  # blackhole, unreachable or prohibit
-    by_cloud: bool  # leaves by a link of the cloud, on link or through a router of the cloud
+    by_cloud: bool  # through a link of the cloud: on link, or by a router of the cloud
     by_kernel: bool  # derived by the kernel from an address, or link-local
 
 
 def rival(network: IPNetwork, link: int, routes: Iterable[HostRoute], learned: Iterable[IPNetwork]) -> HostRoute | None:
-    """Return the first of `routes` that already leads `network`, or a part of it, elsewhere.
+    """Return the first of `routes` that already routes `network`, or a part of it, elsewhere.
 
-    `routes` overlap `network`; `learned` are the subnets that others gave to the link. Default routes and halves of
-    the address space (VPNs use /1) are nobody's rival. Neither are a wider route through a router of the cloud, an
-    on-link route of this link, the equal subnet of another one, and a route that is wider than a subnet which the link
-    has learned.
+    `routes` overlap `network`; `learned` are the learned subnets of the link. These routes do not conflict: default
+    routes and halves of the address space (VPNs use /1), a wider route through a router of the cloud, an on-link route
+    of this link, the equal subnet of another link, and a route that is wider than a learned subnet that contains
+    `network`.
     """
     own = [subnet for subnet in learned if contains(subnet, network)]
     for route in routes:
@@ -259,10 +259,10 @@ def _link_pattern(word: str) -> str:
 
 
 class NetworkIndex(Generic[Value]):
-    """Values by network; finds those whose network contains, lies in or overlaps a given one.
+    """Values by network. Finds the values of networks that contain, lie in or overlap a given network.
 
-    Inside, a network is its prefix length and its leading bits as a number: building `ipaddress` objects for every
-    question took most of the time of a check.
+    Networks are stored as prefix length and leading bits: with `ipaddress` objects, the lookups took most of the time
+    of a check.
     """
 
     def __init__(self) -> None:
@@ -277,31 +277,31 @@ class NetworkIndex(Generic[Value]):
         self._families[network.version].discard(network, value)
 
     def at(self, ip: IPAddress) -> Iterator[tuple[IPNetwork, Value]]:
-        """Yield what is at networks around an address."""
+        """Yield the values at networks that contain an address."""
         return self._families[ip.version].containing(int(ip), ip.max_prefixlen)
 
     def containing(self, network: IPNetwork) -> Iterator[tuple[IPNetwork, Value]]:
-        """Yield what is at `network` and at networks around it."""
+        """Yield the values at `network` and at networks that contain it."""
         return self._families[network.version].containing(int(network.network_address), network.prefixlen)
 
     def inside(self, network: IPNetwork) -> Iterator[tuple[IPNetwork, Value]]:
-        """Yield what is at networks inside `network`, itself not included."""
+        """Yield the values at networks inside `network`, but not at `network` itself."""
         return self._families[network.version].inside(network)
 
     def overlapping(self, network: IPNetwork) -> Iterator[tuple[IPNetwork, Value]]:
-        """Yield what has an address in common with `network`."""
+        """Yield the values at networks that overlap `network`."""
         yield from self.containing(network)
         yield from self.inside(network)
 
 
 class NetworksByLink:
-    """The networks of each link, each once. Answers for one link, however many networks the others have."""
+    """The networks of each link, without duplicates. A query about one link does not search those of other links."""
 
     def __init__(self) -> None:
         self._links: dict[int, NetworkIndex[None]] = {}
 
     def add(self, link: int, network: IPNetwork) -> None:
-        """Add a network of a link, if it does not have it yet."""
+        """Add a network to a link, unless the link has it already."""
         if not self.has(link, network):
             self._links.setdefault(link, NetworkIndex()).add(network, None)
 
@@ -320,12 +320,12 @@ class NetworksByLink:
             yield from (each for each, _ in self._links[link].containing(network))
 
     def overlapping(self, link: int, network: IPNetwork) -> Iterator[IPNetwork]:
-        """Yield the link's networks that have an address in common with `network`."""
+        """Yield the link's networks that overlap `network`."""
         if link in self._links:
             yield from (each for each, _ in self._links[link].overlapping(network))
 
     def elsewhere(self, link: int, network: IPNetwork) -> Iterator[tuple[IPNetwork, int]]:
-        """Yield the networks of all other links that have an address in common with `network`, with their links."""
+        """Yield the networks of all other links that overlap `network`, with their links."""
         for other in self._links:
             if other != link:
                 yield from ((each, other) for each in self.overlapping(other, network))
@@ -336,12 +336,12 @@ class NetworksByLink:
             yield from ((each, link) for each in self.containing(link, network))
 
     def links(self, network: IPNetwork) -> set[int]:
-        """Return the links with a network that has an address in common with `network`."""
+        """Return the links that have a network that overlaps `network`."""
         return {link for link in self._links if any(True for _ in self.overlapping(link, network))}
 
 
 class _Family(Generic[Value]):
-    """The part of a NetworkIndex for one version of IP, whose addresses have `bits`."""
+    """The part of a NetworkIndex for one IP version, whose addresses have `bits` bits."""
 
     def __init__(self, bits: int) -> None:
         self._bits = bits

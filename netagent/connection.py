@@ -1,6 +1,6 @@
-"""Clients: who may connect, and frames in and out with deadlines.
+"""Client connections: authentication, and frames with deadlines.
 
-Only the fetcher's uid and root of this host are served. Everything a client can make netagent wait for is bounded.
+Only the fetcher's uid and root of this host are served. Every wait that a client can cause is bounded.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from .protocol import HEADER, MAX_FRAME, ROOT, UCRED
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 FRAME_SECONDS = 5.0
-"""A frame must be whole so long after its first byte, and a client must ask something so often."""
+"""Limit for a frame from its first to its last byte, and for a client's silence between requests."""
 ANSWER_SECONDS = 1.0
 LIFETIME_SECONDS = 900.0
-"""Of a connection; longer than the longest ConfirmTimeout, 600 s."""
+"""Lifetime of a connection; longer than the longest ConfirmTimeout=, 600 s."""
 CLOSE_SECONDS = 1.0
-"""Of the kernel, for closing files that a client passed along (SCM_RIGHTS): see bounded_close."""
+"""Limit for closing files that a client passed (SCM_RIGHTS): see bounded_close."""
 ROOT_SECONDS = 1.0
-"""Root must send its credentials so long after connecting. Meanwhile other clients are served."""
+"""Limit for root to send its credentials after connecting. Meanwhile other clients are served."""
 MAX_WAITING = 16  # connections of uid 0 without credentials yet
-_CREDENTIALS_SPACE = socket.CMSG_LEN(UCRED.size)  # for SCM_CREDENTIALS, and for no file that is passed along
+_CREDENTIALS_SPACE = socket.CMSG_LEN(UCRED.size)  # for SCM_CREDENTIALS, but not for passed files
 
 
 class HungUp(Exception):
@@ -39,12 +39,12 @@ class HungUp(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The process that connected (SO_PEERCRED), as the audit log has it."""
+    """The process that connected (SO_PEERCRED), with the fields of the audit log."""
 
     pid: int
     uid: int
     gid: int
-    unit: str | None  # systemd's
+    unit: str | None  # systemd unit
 
     @classmethod
     def of(cls, sock: socket.socket) -> Peer:
@@ -79,7 +79,7 @@ def signals_delivered() -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Block SIGTERM, SIGINT and SIGHUP in a handler: Python would run the next one inside it."""
+    """Block SIGTERM, SIGINT and SIGHUP in a handler. Otherwise Python would run the next handler inside it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -89,11 +89,11 @@ def signals_blocked() -> Iterator[None]:
 
 @contextlib.contextmanager
 def bounded_close() -> Iterator[None]:
-    """Interrupt the kernel in this block every CLOSE_SECONDS.
+    """Interrupt system calls in this block every CLOSE_SECONDS.
 
-    A client may pass open files, which nobody asks for: with the data, or when the connection is closed, the kernel
-    closes them in this process. If it holds the last reference to a TCP socket with SO_LINGER, it waits for the peer
-    there, for as long as the client has set; only a signal ends that. The server has a handler for SIGALRM.
+    A client may pass open files although netagent accepts none. The kernel closes them in this process, when the data
+    is read or the connection is closed. To close the last reference to a TCP socket with SO_LINGER, it waits for the
+    socket's peer as long as the client has set; only a signal ends that wait. The server has a handler for SIGALRM.
     """
     signal.setitimer(signal.ITIMER_REAL, CLOSE_SECONDS, CLOSE_SECONDS)
     try:
@@ -103,7 +103,7 @@ def bounded_close() -> Iterator[None]:
 
 
 def close(sock: socket.socket) -> None:
-    """Close a connection, and with it what the client passed along and nobody has read."""
+    """Close a connection, and with it the passed files that were not read."""
     with bounded_close():
         sock.close()
 
@@ -128,15 +128,15 @@ class Connection:
         sock.settimeout(ANSWER_SECONDS)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         close(self._socket)
         os.close(self._ends)
 
     def readable(self, end: float) -> bool:
         """Wait for data; return False at `end`. Raises HungUp when the peer's process has ended.
 
-        A process may pass its socket to another one; that does not outlive it. A connection that has expired has no
-        more data, even if the client has sent some.
+        If a process passes its socket to another process, the connection still ends with the first one. Data that
+        arrives after the connection has expired is not read.
         """
         if monotonic() >= self.expires:
             return False
@@ -180,7 +180,7 @@ class Waiting:
 
 
 class Listener:
-    """Accepts connections; hands out those of the fetcher and of root of this host."""
+    """Accepts connections, and returns those of the fetcher and of root of this host."""
 
     def __init__(self, sock: socket.socket, fetcher_uid: int, refuse: Callable[[Peer, str], None]) -> None:
         self._socket, self._fetcher_uid, self._refuse = sock, fetcher_uid, refuse
@@ -188,7 +188,7 @@ class Listener:
         sock.setblocking(False)
 
     def next(self, idle_end: float) -> Connection | None:
-        """Return the next client to serve, or None when there was none by `idle_end`."""
+        """Return the next client to serve, or None if there is none by `idle_end`."""
         while True:
             end = min([idle_end, *(each.end for each in self._waiting)])
             ready = wait([self._socket.fileno(), *(each.sock.fileno() for each in self._waiting)], end)
@@ -204,7 +204,7 @@ class Listener:
         try:
             sock, _ = self._socket.accept()
         except OSError:
-            return None  # it has gone already
+            return None  # the client has disconnected already
         try:
             peer = Peer.of(sock)
             if peer.uid == self._fetcher_uid:

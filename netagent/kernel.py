@@ -18,7 +18,7 @@ from .rtnetlink import Address, Link, NextHop, NextHopObject, Packed, Received, 
 SOL_NETLINK, NETLINK_NO_ENOBUFS, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK = 270, 5, 10, 12
 _LARGEST = 1 << 16  # bytes of a datagram: the kernel makes dumps of 32 KiB
 _BATCH = 128  # messages per send(): their acknowledgements fit the default receive buffer (net.core.rmem_default)
-_DUMP_ATTEMPTS = 10  # of a dump that changes while it is read, or of which a datagram was lost
+_DUMP_ATTEMPTS = 10  # for a dump that changes while it is read, or that loses a datagram
 _ENOENT, _ENODEV = 2, 19
 
 Object = TypeVar("Object")
@@ -29,16 +29,16 @@ class DumpError(OSError):
 
 
 class Kernel:
-    """The sockets that netagent was started with: all that it has of the host's network namespace.
+    """The sockets that netagent was started with: its only access to the host's network namespace.
 
-    `netfilter` is there only with ForwardedReplies="mark"; `mark_mask` is the operator's MarkMask=.
+    `netfilter` is None unless ForwardedReplies="mark" is set; `mark_mask` is the operator's MarkMask=.
     """
 
     def __init__(self, sock: socket.socket, netfilter: Netfilter | None = None) -> None:
         self._socket, self._sequence = sock, 0
         self.netfilter, self.mark_mask = netfilter, 0
-        # The kernel has answered when send() returns. What is not there to be read then was lost, so a read never
-        # has to wait, and ENOBUFS adds nothing.
+        # The kernel has answered when send() returns. An answer that cannot be read then was lost, so a read never
+        # has to wait, and ENOBUFS gives no further information.
         self._socket.setblocking(False)
         for option in (NETLINK_NO_ENOBUFS, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK):
             self._socket.setsockopt(SOL_NETLINK, option, 1)
@@ -54,7 +54,7 @@ class Kernel:
         return self._dump(rtnetlink.RTM_GETADDR, header, rtnetlink.decode_address)
 
     def routes(self, protocol: int = 0) -> list[Route]:
-        """Return the routes of all tables, or of those the ones with this protocol number."""
+        """Return the routes of all tables, or only those with this protocol number."""
         found = []
         for family in (socket.AF_INET, socket.AF_INET6):
             header = rtnetlink.RTMSG.pack(family, 0, 0, 0, 0, protocol, 0, 0, 0)
@@ -69,7 +69,7 @@ class Kernel:
         return frozenset(hop.link for hop in self.nexthop_hops())
 
     def nexthop_hops(self) -> list[NextHop]:
-        """Return the way out of every nexthop object, whether a route uses it or not."""
+        """Return the next hop of every nexthop object, also of those that no route uses."""
         return [each.hop for each in self._nexthop_objects()]
 
     def _nexthop_objects(self) -> list[NextHopObject]:
@@ -82,7 +82,7 @@ class Kernel:
             raise
 
     def nexthops(self) -> dict[int, tuple[NextHop, ...]]:
-        """Return the ways out of each nexthop object, by its id."""
+        """Return the next hops of each nexthop object, by its id."""
         objects = self._nexthop_objects()
         single = {each.id: (each.hop,) for each in objects if not each.members}
         found = dict[int, tuple[NextHop, ...]](single)
@@ -92,7 +92,7 @@ class Kernel:
         return found
 
     def rules(self) -> list[Rule]:
-        """Return the rules of both families."""
+        """Return the rules of IPv4 and IPv6."""
         found = []
         for family in (socket.AF_INET, socket.AF_INET6):
             header = rtnetlink.FIB_RULE_HDR.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -100,13 +100,13 @@ class Kernel:
         return [rule for rule in found if rule is not None]
 
     def routers(self) -> frozenset[tuple[int, IPAddress]]:
-        """Return link and address of each IPv6 neighbour that the kernel flags as a router."""
+        """Return the link and address of each IPv6 neighbour that the kernel flags as a router."""
         header = rtnetlink.NDMSG.pack(socket.AF_INET6, 0, 0, 0, 0)
         found = self._dump(rtnetlink.RTM_GETNEIGH, header, rtnetlink.decode_router)
         return frozenset(each for each in found if each is not None)
 
     def static_neighbours(self) -> frozenset[tuple[int, int]]:
-        """Return the links and versions of IP with neighbour entries that another program made, proxy entries too."""
+        """Return the links and IP versions that have neighbour entries of another program, also proxy entries."""
         found = []
         for family in (socket.AF_INET, socket.AF_INET6):
             for flags in (0, rtnetlink.NTF_PROXY):
@@ -115,11 +115,11 @@ class Kernel:
         return frozenset(each for each in found if each is not None)
 
     def marks(self) -> tuple[LinkMark, ...] | None:
-        """Return the marks of the table `cloud_network`: nothing if it is not whole, None without the socket."""
+        """Return the marks of the table `cloud_network`: none if it is incomplete, None without the socket."""
         return None if self.netfilter is None else self.netfilter.marks(self.mark_mask)
 
     def _dump(self, kind: int, header: bytes, decode: Callable[[bytes], Object]) -> list[Object]:
-        """Return a whole dump; one that was interrupted (NLM_F_DUMP_INTR) or incomplete is started again."""
+        """Return a complete dump. Repeat a dump that was interrupted (NLM_F_DUMP_INTR) or is incomplete."""
         for _ in range(_DUMP_ATTEMPTS):
             bodies = self._read_dump(kind, header)
             if bodies is not None:
@@ -127,7 +127,7 @@ class Kernel:
         raise DumpError(f"rtnetlink dump {kind}: interrupted {_DUMP_ATTEMPTS} times by changes")
 
     def _read_dump(self, kind: int, header: bytes) -> list[bytes] | None:
-        """Return the bodies of one dump, or None if it is not consistent. Raises OSError for the kernel's refusal."""
+        """Return the bodies of one dump, or None if it is inconsistent. Raises OSError if the kernel refuses it."""
         self._drain()
         self._sequence += 1
         self._socket.send(rtnetlink.message(self._sequence, Packed(kind, rtnetlink.NLM_F_DUMP, header)))
@@ -146,14 +146,14 @@ class Kernel:
         return None
 
     def _answers(self, sequence: int) -> Iterator[Received]:
-        """Yield the messages that answer a request, for as long as the caller asks."""
+        """Yield the messages that answer a request. Raises BlockingIOError after the last."""
         while True:
             for each in rtnetlink.messages(self._receive()):
                 if each.sequence == sequence:
                     yield each
 
     def _drain(self) -> None:
-        """Discard answers to earlier requests: this process's, or those of one that was killed."""
+        """Discard answers to earlier requests of this process, or of a netagent that was killed."""
         while select.select([self._socket], [], [], 0)[0]:
             self._receive()
 
@@ -164,14 +164,14 @@ class Kernel:
         return datagram
 
     def change(self, ops: Sequence[Undo], *, stop: bool = True) -> list[int | None]:
-        """Carry out `ops` in order. Returns an errno for each that was sent: 0 for done, None for not known.
+        """Carry out `ops` in order. Returns an errno for each operation that was sent: 0: done, None: not known.
 
         With `stop`, sends nothing after the first batch in which an operation failed. Never raises: the caller rolls
-        back everything that was sent and is not known to have failed.
+        back every operation that was sent and is not known to have failed.
         """
         results: list[int | None] = [None] * len(ops)
         for start, part in _batches(ops):
-            with contextlib.suppress(OSError):  # what was not acknowledged stays None
+            with contextlib.suppress(OSError):  # the errno of an unacknowledged operation stays None
                 self._change_batch(part, start, results)
             end = start + len(part)
             if stop and any(errno != 0 for errno in results[start:end]):

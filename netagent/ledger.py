@@ -1,8 +1,8 @@
-"""The state that must survive a crash: the undo of the open transaction, and the list of our objects.
+"""The state that must survive a crash: the undo operations of the open transaction, and the owned objects.
 
-Routes, rules and (from Linux 5.18) addresses carry our protocol number, so the kernel itself remembers those. The file
-lies in the runtime directory, which goes at a reboot, exactly when the addresses go. It is one msgpack array; files
-of wire version 2 have no gateways, and those of wire version 3 do not say whether there is an nftables table of ours.
+Owned routes, rules and (from Linux 5.18) addresses have protocol number 209 in the kernel; the ledger lists only the
+owned addresses. The file is in the runtime directory, so a reboot removes it together with the addresses. It is one
+msgpack array. Files of wire version 2 have no gateways; those of wire version 3 have no `table`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .operations import IPAddress, Malformed, Undo, undo_from_wire
 from .view import Owned
 
 MAX_GATEWAYS = 256
-"""Gateways that are remembered; what is a gateway now is protected without that."""
+"""Number of former gateways in the ledger. Gateways of present routes are protected without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +28,14 @@ class Entry:
     """The content of the ledger."""
 
     request: str | None = None  # id of the open transaction
-    undo: tuple[Undo, ...] = ()  # in the order in which to do it
+    undo: tuple[Undo, ...] = ()  # in the order to carry them out
     owned: Owned = frozenset()
-    gateways: tuple[IPAddress, ...] = ()  # that our routes had since boot, the earliest first
-    table: bool = False  # the nftables table `cloud_network` was made since boot, and may be there
+    gateways: tuple[IPAddress, ...] = ()  # of owned routes since boot, the earliest first
+    table: bool = False  # True if the nftables table `cloud_network` was made since boot and may exist
 
 
 class Ledger:
-    """The file, and what it says."""
+    """The file and its content."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -51,7 +51,7 @@ class Ledger:
             self.damage = f"{path} is damaged ({error}); moved to {aside}. An open transaction in it stays applied"
 
     def write(self, entry: Entry) -> None:
-        """Replace the content; a crash leaves the one before or this one. Raises OSError, and then nothing changed."""
+        """Replace the content; a crash leaves the old or the new one. Raises OSError, and then nothing has changed."""
         new = self._path.with_name(f"{self._path.name}.new")
         new.write_bytes(_encode(entry))
         new.replace(self._path)
@@ -60,9 +60,9 @@ class Ledger:
     def shorten(self, entry: Entry) -> None:
         """Replace the content by a shorter one. Never raises: the kernel has been changed already.
 
-        The directory is on a file system that others can fill, the fetcher among them. Then the file is overwritten in
-        place, for which it has the blocks; a crash meanwhile damages it. If that fails, too, the next start undoes once
-        more what was open.
+        Other programs, also the fetcher, can fill the directory's file system. The file is then overwritten in place,
+        which needs no new blocks; a crash meanwhile damages it. If that also fails, the next start undoes the same
+        transaction again.
         """
         try:
             self.write(entry)

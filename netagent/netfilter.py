@@ -13,7 +13,7 @@ from .rtnetlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG
 
 SOL_NETLINK, NETLINK_CAP_ACK = 270, 10
 _LARGEST = 1 << 16  # bytes of a datagram: the kernel makes dumps of 32 KiB
-_ATTEMPTS = 10  # of a dump that changes while it is read
+_ATTEMPTS = 10  # for a dump that changes while it is read
 
 
 class NetfilterError(OSError):
@@ -29,16 +29,16 @@ class Netfilter:
         self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
 
     def close(self) -> None:
-        """Give up the socket."""
+        """Close the socket."""
         self._socket.close()
 
     def replace(self, marks: Sequence[LinkMark], mask: int) -> int | None:
-        """Replace the table, or remove it if there are no marks. Returns an errno: 0 for done, None for not known.
+        """Replace the table, or remove it if there are no marks. Returns an errno: 0: done, None: not known.
 
-        Never raises OSError: the caller rolls back what is not known to have failed.
+        Never raises OSError: the caller rolls back unless the operation is known to have failed.
         """
         if any(not each.mark & mark_bits(mask) or each.mark & ~mark_bits(mask) for each in marks):
-            return EINVAL  # of a transaction that was made with another MarkMask=
+            return EINVAL  # the transaction was made with another MarkMask=
         try:
             found = self._exchange(nftables.replacement(marks, mask))
         except OSError:
@@ -47,7 +47,7 @@ class Netfilter:
         return next((errno for errno in errnos if errno), 0) if errnos else None
 
     def marks(self, mask: int) -> tuple[LinkMark, ...]:
-        """Return the marks of the table; nothing if it is not there, or not whole. Raises NetfilterError."""
+        """Return the marks of the table; none if it is missing or incomplete. Raises NetfilterError."""
         get = nftables.GET_BASE_CHAIN
         chain = self._exchange([Packed(get.kind, NLM_F_ACK, get.body)])
         for each in chain:
@@ -59,7 +59,7 @@ class Netfilter:
         return nftables.marks_of([rule for rule in found if rule is not None], mask)
 
     def _dump(self, request: Packed) -> list[bytes]:
-        """Return the bodies of a whole dump; one that was interrupted is started again."""
+        """Return the bodies of a complete dump. Repeat a dump that was interrupted."""
         for _ in range(_ATTEMPTS):
             found = self._exchange([Packed(request.kind, NLM_F_DUMP, request.body)])
             interrupted = any(each.flags & NLM_F_DUMP_INTR for each in found)
@@ -69,7 +69,7 @@ class Netfilter:
 
     def _exchange(self, messages: Sequence[Packed]) -> list[Received]:
         """Send messages as one datagram, and return the answers. Raises OSError."""
-        self._receive(0)  # what an earlier netagent left
+        self._receive(0)  # discard answers to an earlier netagent
         first = self._sequence + 1
         self._sequence += len(messages)
         packed = (rtnetlink.message(first + at, each) for at, each in enumerate(messages))
@@ -77,7 +77,7 @@ class Netfilter:
         return self._receive(first)
 
     def _receive(self, first: int) -> list[Received]:
-        """Return everything that is there to be read with a sequence number from `first` on."""
+        """Return all messages that can be read now and have a sequence number from `first` on."""
         found = list[Received]()
         while True:
             try:

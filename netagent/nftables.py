@@ -1,4 +1,4 @@
-"""The nftables table of ForwardedReplies="mark": its nfnetlink messages, built whole and compared whole.
+"""The nftables table of ForwardedReplies="mark": the nfnetlink messages that replace and read it.
 
     table inet cloud_network {
         chain replies {
@@ -15,11 +15,11 @@
         }
     }
 
-Conntrack remembers the link that a connection came in by, and replies get its mark before they are routed, when they
-still have the container's address. What arrives for a published port has the mark with the highest bit of the mask: for
-the strict reverse path filter, which asks for the way back with the packet's mark (net.ipv4.conf.*.src_valid_mark=1).
-The priority is after NAT, so that it is known what is published, and after programs that restore a whole connection
-mark in their mangle chains.
+The connection mark stores the link on which a connection arrived. Replies get this mark before they are routed, while
+they still have the container's address. Packets that arrive for a published port also get the highest bit of the mask:
+the strict reverse path filter looks up the route back with the packet's mark (net.ipv4.conf.*.src_valid_mark=1). The
+chain's priority is after NAT, which sets `ct status dnat`, and after mangle chains, in which other programs restore
+whole connection marks.
 
 No name, number or expression of this table comes from a client, except the links and their marks. Names and layouts are
 those of linux/netfilter/nfnetlink.h and linux/netfilter/nf_tables.h; attributes are big-endian, register data is in the
@@ -85,7 +85,7 @@ class Attribute:
         return RTATTR.pack(RTATTR.size + len(data), self.kind) + data + bytes(-len(data) % 4)
 
     def is_in(self, data: bytes) -> bool:
-        """Return True if `data`, the kernel's value of this attribute, says the same (and maybe more)."""
+        """Return True if `data`, the kernel's value of this attribute, has the same content (or more attributes)."""
         if isinstance(self.value, bytes):
             return data == self.value
         found = parse_attributes(data)
@@ -143,7 +143,7 @@ def _goto(chain: bytes) -> Attribute:
 
 
 def _set_bits(kind: str, key: int, mask: int, bits: int) -> tuple[Attribute, ...]:
-    """Replace the bits of `mask` in a mark; all others stay."""
+    """Replace the bits of `mask` in a mark; keep all others."""
     return _load(kind, key), _bitwise(MAX_MARK & ~mask, bits), _store(kind, key)
 
 
@@ -227,8 +227,8 @@ def _batch(kind: int) -> Packed:
 def replacement(marks: Sequence[LinkMark], mask: int) -> list[Packed]:
     """Return one nfnetlink transaction that replaces the table, or removes it if there are no marks.
 
-    The table is made first, so that its removal cannot fail. The last message before the end asks for an
-    acknowledgement; errors are always answered.
+    It first creates the table, so that the removal cannot fail. The last message before the end requests an
+    acknowledgement; the kernel always reports errors.
     """
     name = (Attribute(NFTA_TABLE_NAME, TABLE),)
     new_table = _message(NFT_MSG_NEWTABLE, NLM_F_CREATE, name)
@@ -255,12 +255,12 @@ DUMP_RULES = _message(NFT_MSG_GETRULE, 0, (Attribute(NFTA_RULE_TABLE, TABLE),))
 
 
 def is_base_chain(body: bytes) -> bool:
-    """Return True if an answer to GET_BASE_CHAIN is our chain, with our hook and priority."""
+    """Return True if an answer to GET_BASE_CHAIN is BASE_CHAIN, with its hook and priority."""
     return Attribute(0, BASE_CHAIN).is_in(body[NFGENMSG.size :])
 
 
 def decode_rule(body: bytes) -> Rule | None:
-    """Return the rule of an NFT_MSG_NEWRULE message, its expressions as the kernel packs them; None for others'."""
+    """Return the rule of an NFT_MSG_NEWRULE message, with packed expressions; None for a rule of another table."""
     found = parse_attributes(body, NFGENMSG.size)
     if found.get(NFTA_RULE_TABLE) != TABLE or body[0] != NFPROTO_INET:
         return None
@@ -278,7 +278,7 @@ def _elements(data: bytes) -> Iterator[bytes]:
 
 
 def marks_of(found: Sequence[Rule], mask: int) -> tuple[LinkMark, ...]:
-    """Return the marks with which `rules` makes exactly what was found; nothing if there are none."""
+    """Return the marks for which `rules` returns exactly the rules in `found`; empty if there are none."""
     if not all(rule.chain in _ORDER for rule in found):
         return ()
     arrivals = [rule for rule in found if rule.chain == PREROUTING][1:-1]
@@ -291,7 +291,7 @@ def marks_of(found: Sequence[Rule], mask: int) -> tuple[LinkMark, ...]:
 
 
 def _mark_of(rule: Rule, mask: int) -> LinkMark | None:
-    """Return the link, of the second expression, and the mark, of the last but one, of what may be an arrival rule."""
+    """Return link and mark, from the second and the last but one expression, if this may be an arrival rule."""
     if len(rule.expressions) != len(_arrival_rule(LinkMark(1, 1), mask).expressions):
         return None
     link = _value(rule.expressions[1], NFTA_CMP_DATA)

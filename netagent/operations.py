@@ -19,10 +19,10 @@ Wire = dict[str, Any]
 """The msgpack map of one operation, before it is decoded or after it is encoded."""
 
 PROTOCOL = 209
-"""Protocol number of our routes, rules and addresses (RTA_PROTOCOL, FRA_PROTOCOL, IFA_PROTO)."""
+"""Protocol number of owned routes, rules and addresses (RTA_PROTOCOL, FRA_PROTOCOL, IFA_PROTO)."""
 TABLE_MAIN, TABLE_LOCAL = 254, 255
 BAND = 30
-"""Our rules have the priorities RulePriority to RulePriority + BAND - 1."""
+"""Owned rules have the priorities RulePriority to RulePriority + BAND - 1."""
 MIN_MTU, MAX_MTU = 576, 65535
 MAX_INDEX = 2**31 - 1
 MAX_PRIORITY = 32765
@@ -38,7 +38,7 @@ class Malformed(ValueError):
 class Fields:
     """Reads the keys of one received map, each with its type and limits. `where` starts every error text.
 
-    A value may be nested deeper than repr() can follow, so an error text has a shortened one.
+    Error texts have shortened values: repr() fails on deeply nested ones.
     """
 
     def __init__(self, where: str, value: object) -> None:
@@ -64,7 +64,7 @@ class Fields:
         return value
 
     def maps(self, key: str, most: int) -> list[Fields]:
-        """Return a list of at most so many maps."""
+        """Return a list of at most `most` maps."""
         values: list[object] = self.take(key, list)
         if len(values) > most:
             raise Malformed(f"{self._where}.{key}: {len(values)} maps are more than {most}")
@@ -162,7 +162,7 @@ class LinkDown:
 
 @dataclass(frozen=True, slots=True)
 class LinkMtu:
-    """Set IFLA_MTU: RTM_NEWLINK, struct ifinfomsg. The inverse needs the MTU of before, so `policy` makes it."""
+    """Set IFLA_MTU: RTM_NEWLINK, struct ifinfomsg. `policy` makes the inverse, which needs the earlier MTU."""
 
     NAME: ClassVar[str] = "link_mtu"
     link: int
@@ -225,7 +225,7 @@ class AddressRemove:
 
 @dataclass(frozen=True, slots=True)
 class RouteReplace:
-    """Add a route or replace ours to the same destination: RTM_NEWROUTE, struct rtmsg (linux/rtnetlink.h).
+    """Add a route, or replace the owned one to the same destination: RTM_NEWROUTE, struct rtmsg (linux/rtnetlink.h).
 
     In TABLE_LOCAL it is a route of type local: the host accepts packets for the whole destination.
     """
@@ -246,13 +246,13 @@ class RouteReplace:
         return _route(self)
 
     def inverse(self) -> RouteRemove:
-        """Return the operation that undoes this one, where it replaced nothing."""
+        """Return the operation that undoes this one, if it replaced nothing."""
         return RouteRemove(self.table, self.link, self.destination, self.gateway)
 
 
 @dataclass(frozen=True, slots=True)
 class RouteRemove:
-    """Remove a route of ours: RTM_DELROUTE, struct rtmsg."""
+    """Remove an owned route: RTM_DELROUTE, struct rtmsg."""
 
     NAME: ClassVar[str] = "route_remove"
     table: int
@@ -280,12 +280,12 @@ class RuleAdd:
 
     NAME: ClassVar[str] = "rule_add"
     priority: int
-    selector: IPNetwork  # what packets are from (or to); a prefix length of 0 selects everything
+    selector: IPNetwork  # source (or destination) of packets; a prefix length of 0 selects all
     to: bool  # the selector is the destination, not the source
     table: int
     suppress: bool  # suppress_prefixlength 0: ignore default routes of the table
-    local: bool  # iif lo: only what this host itself sends
-    mark: int = 0  # fwmark MARK/MASK; 0/0: whatever the mark
+    local: bool  # iif lo: only packets that this host sends
+    mark: int = 0  # fwmark MARK/MASK; 0/0: any mark
     mask: int = 0
 
     @classmethod
@@ -306,7 +306,7 @@ class RuleAdd:
 
 @dataclass(frozen=True, slots=True)
 class RuleRemove:
-    """Remove a rule of ours: RTM_DELRULE, struct fib_rule_hdr."""
+    """Remove an owned rule: RTM_DELRULE, struct fib_rule_hdr."""
 
     NAME: ClassVar[str] = "rule_remove"
     priority: int
@@ -336,7 +336,7 @@ class RuleRemove:
 
 @dataclass(frozen=True, slots=True)
 class LinkMark:
-    """The mark of connections that come in by a link, inside [Network] MarkMask=."""
+    """The mark of connections that arrive on a link, inside [Network] MarkMask=."""
 
     link: int
     mark: int
@@ -344,7 +344,7 @@ class LinkMark:
 
 @dataclass(frozen=True, slots=True)
 class ForwardedReplies:
-    """Replace the nftables table `cloud_network`, whole: see `nftables`. Without marks it is removed."""
+    """Replace the whole nftables table `cloud_network`, or remove it if there are no marks: see `nftables`."""
 
     NAME: ClassVar[str] = "forwarded_replies"
     marks: tuple[LinkMark, ...]
@@ -397,7 +397,7 @@ def undo_from_wire(value: object) -> Undo:
         return LinkDown.from_wire(fields)
     if isinstance(value, dict) and value.get("op") == LinkMtu.NAME:
         fields = Fields("undo", {key: each for key, each in value.items() if key != "op"})
-        return LinkMtu(fields.integer("link", 1, MAX_INDEX), fields.integer("mtu", 0, MAX_INDEX))  # any MTU of before
+        return LinkMtu(fields.integer("link", 1, MAX_INDEX), fields.integer("mtu", 0, MAX_INDEX))  # any earlier MTU
     if isinstance(value, dict) and value.get("op") == RuleRemove.NAME:
         value = {"local": False, **value}  # the ledger of wire version 1 has no `local`
     if isinstance(value, dict) and value.get("op") in (RuleAdd.NAME, RuleRemove.NAME):

@@ -1,7 +1,7 @@
 """The policy: one check function per operation, against the view of the kernel. docs/policy.md has it as a table.
 
-Nothing that a request says about the host is believed. Operations are checked in order and each may build on those
-before it. A check returns the operation that undoes the one it accepts, or raises Refusal; nothing is touched here.
+A check uses only the view and the settings, and trusts no statement of a client about the host. Each operation may
+depend on those before it. A check returns the inverse of the operation, or raises Refusal; it changes no kernel state.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from .removal import foreign_dependents
 from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_SECONDARY, Address
 from .view import OwnRoute, View, rule_key
 
-IPV6_MIN_MTU = 1280  # RFC 8200, section 5: below it the kernel takes IPv6 off the link
+IPV6_MIN_MTU = 1280  # RFC 8200, section 5: below it the kernel disables IPv6 on the link
 MAX_RULES = 8192
-"""Rules of ours. Without a route cache every packet walks all rules: 24,576 made sending 130 times slower."""
+"""Limit of owned rules. The kernel tries all rules for each packet: 24,576 rules made sending 130 times slower."""
 
 MAIN_RULE = "lookup main suppress_prefixlength 0"
 
@@ -48,7 +48,7 @@ Check = Callable[[Any, View], Undo]
 
 
 class Refusal(Exception):
-    """An operation may not be done: the reason, the key that would allow it, and how it may pass."""
+    """An operation is refused. The fields are those of protocol.Refused."""
 
     def __init__(
         self, reason: str, *, allow: str | None = None, link: int | None = None, code: Code = Code.REFUSED
@@ -62,7 +62,7 @@ class Refusal(Exception):
 
 
 def check_link(link: int, view: View, *, removes: bool = False) -> None:
-    """Raise Refusal if nothing may be done to this link. What is ours may be removed from an excluded one."""
+    """Raise Refusal if no operation is allowed on this link. Owned objects may be removed from an excluded link."""
     found = view.links.get(link)
     if found is None:
         raise Refusal(f"there is no link {link}", link=link)
@@ -86,19 +86,19 @@ def check_link_up(op: LinkUp, view: View) -> Undo:
 
 
 def check_link_mtu(op: LinkMtu, view: View) -> Undo:
-    """Accept an MTU that leaves IPv6 on the link."""
+    """Accept an MTU with which IPv6 stays enabled on the link."""
     if op.mtu < IPV6_MIN_MTU:
         raise Refusal(f"an MTU below {IPV6_MIN_MTU} takes IPv6 off the link (RFC 8200, section 5)")
     return LinkMtu(op.link, view.links[op.link].mtu)
 
 
 def allow_addresses(network: IPNetwork) -> str:
-    """Return the key that lets a link claim `network`."""
+    """Return the key that allows a link to claim `network`."""
     return f'[Netagent] AllowAddresses="{network}"'
 
 
 def check_claim(link: int, network: IPNetwork, shown: IPInterface | IPNetwork, view: View) -> None:
-    """Raise Refusal if the link may not claim `network`, an address or all of a subnet or range."""
+    """Raise Refusal if the link may not claim `network`: an address, or a whole subnet or range."""
     if claims.is_reserved(network):
         raise Refusal(f"{shown} is loopback, link-local, multicast, reserved or a metadata server's")
     if claims.within(network, view.settings.allow_addresses):
@@ -132,7 +132,7 @@ def check_nesting(link: int, network: IPNetwork, view: View) -> None:
 
 
 def check_width(link: int, network: IPNetwork, view: View) -> None:
-    """Raise Refusal if a network on link would take hosts from the gateway of a link that has learned its subnets."""
+    """Raise Refusal if an on-link network would divert hosts from the gateway of a link with learned subnets."""
     learned = [each for each in view.learned[link] if each.version == network.version and not is_single(each)]
     learned = [each for each in learned if not claims.is_link_local(each)]
     allowed = claims.within(network, view.settings.allow_addresses)
@@ -147,9 +147,9 @@ def check_width(link: int, network: IPNetwork, view: View) -> None:
 
 
 def check_connected(link: int, network: IPNetwork, view: View) -> None:
-    """Raise Refusal if the new connected route could lead a protected address, or another link's subnet, elsewhere.
+    """Raise Refusal if the new connected route could divert a protected address or another link's subnet.
 
-    Of two such routes with one metric the kernel takes the older one, which need not stay the older one.
+    Of two routes with the same metric the kernel uses the older one; which of them is older can change.
     """
     given = (*view.learned[link], *view.settings.allow_addresses)
     if not claims.within(network, given) and (taken := view.protected_elsewhere(network, link)):
@@ -160,10 +160,10 @@ def check_connected(link: int, network: IPNetwork, view: View) -> None:
 
 
 def check_prefix_route(link: int, network: IPNetwork, view: View) -> None:
-    """Raise Refusal if the kernel would later confuse the connected route of an IPv6 address with one of others.
+    """Raise Refusal if the kernel would later confuse the connected route of an IPv6 address with a foreign route.
 
-    It would remove another program's or a router's with our address; and with an address of others that has no
-    connected route of its own, it would keep ours.
+    With the owned address, it would remove a route of another program or a router. For a foreign address that has no
+    connected route, it would keep the owned address's route.
     """
     if network.version == 4:
         return
@@ -175,11 +175,11 @@ def check_prefix_route(link: int, network: IPNetwork, view: View) -> None:
 
 
 def check_edges(op: AddressAdd, view: View) -> None:
-    """Raise Refusal for a network or broadcast address, and if the kernel would broadcast what is for others.
+    """Raise Refusal for a network or broadcast address, and if the first or last address of the network is in use.
 
-    It does so with the last address of every IPv4 network that a link has an address in, with or without its route;
-    before Linux 5.14 with the first one, too. With IPv6 forwarding it takes the first one for this host's own (the
-    subnet-router anycast address, RFC 4291, section 2.6.1).
+    The kernel broadcasts packets to the last address of every IPv4 network that a link has an address in, with or
+    without its route; before Linux 5.14 also to the first. With IPv6 forwarding, it accepts packets for the first
+    address as for this host's own (the subnet-router anycast address, RFC 4291, section 2.6.1).
     """
     ip, network = op.interface.ip, op.interface.network
     near = [network, *(subnet for subnet, _ in view.subnets.at(ip))]
@@ -203,7 +203,7 @@ def check_address_add(op: AddressAdd, view: View) -> Undo:
     ip, network = op.interface.ip, op.interface.network
     check_claim(op.link, network, op.interface, view)
     if not is_single(network):
-        if ip.version == 6 and not op.connected_route:  # it would keep the connected route of another one of ours
+        if ip.version == 6 and not op.connected_route:  # the kernel would keep another one's connected route
             raise Refusal(f"{op.interface} without its connected route must be a /128")
         check_nesting(op.link, network, view)
         check_width(op.link, network, view)
@@ -221,16 +221,16 @@ def check_address_add(op: AddressAdd, view: View) -> Undo:
     check_room(view)
     address = Address(op.link, ip, network.prefixlen, 0 if op.connected_route else IFA_F_NOPREFIXROUTE, PROTOCOL)
     if ip.version == 4 and any(True for _ in view.same_subnet(address)):
-        address = replace(address, flags=address.flags | IFA_F_SECONDARY)  # the kernel removes it with the first one
+        address = replace(address, flags=address.flags | IFA_F_SECONDARY)  # the kernel removes it with the primary
     view.add_address(address)
     return op.inverse()
 
 
 def is_other_length(op: AddressAdd, view: View) -> bool:
-    """Return True if the link, and no other, has the address already, from us alone and with other prefix lengths.
+    """Return True if only this link has the address already, all owned, and only with other prefix lengths.
 
-    The kernel keeps an IPv4 address once for each length, so that its connected route can come or go without a moment
-    in which the host does not have the address.
+    The kernel stores an IPv4 address once for each prefix length. So its connected route can be added or removed while
+    the host keeps the address.
     """
     ip, prefix = op.interface.ip, op.interface.network.prefixlen
     there = view.entries(op.link, ip)
@@ -239,7 +239,7 @@ def is_other_length(op: AddressAdd, view: View) -> bool:
 
 
 def check_address_remove(op: AddressRemove, view: View) -> Undo:
-    """Accept an address of ours that nothing of others depends on."""
+    """Accept an owned address that no foreign object depends on."""
     ip, network = op.interface.ip, op.interface.network
     address = view.addresses.get((op.link, ip, network.prefixlen))
     if address is None:
@@ -267,7 +267,7 @@ def secondary_of(address: Address, view: View) -> IPAddress | None:
 
 
 def existing_route(op: RouteReplace | RouteRemove, view: View) -> OwnRoute | None:
-    """Return our route that the operation replaces or removes. Raises Refusal for a table or route that is not ours."""
+    """Return the owned route to replace or remove, or None. Raises Refusal for a foreign table or route."""
     own = view.own_tables(op.link)
     if op.table not in (*own, TABLE_LOCAL):
         raise Refusal(f"table {op.table} is not the link's own, {own[0]} or {own[1]}")
@@ -277,10 +277,10 @@ def existing_route(op: RouteReplace | RouteRemove, view: View) -> OwnRoute | Non
 
 
 def check_route_replace(op: RouteReplace, view: View) -> Undo:
-    """Accept a route in the link's table by a gateway of the cloud or on link, and a range in table local."""
+    """Accept a route in the link's tables, on link or through a gateway of the cloud, and a range in table local."""
     existing = existing_route(op, view)
     if existing is not None and existing.changed:
-        raise Refusal(f"the route to {op.destination} twice in one request")  # the undo of both would not be defined
+        raise Refusal(f"the route to {op.destination} twice in one request")  # the undo order would be ambiguous
     if op.table == TABLE_LOCAL:
         check_local_range(op, view)
     elif op.gateway is None:
@@ -297,7 +297,7 @@ def check_route_replace(op: RouteReplace, view: View) -> Undo:
 
 
 def check_local_range(op: RouteReplace, view: View) -> None:
-    """Raise Refusal for a route of type local that would accept packets for others."""
+    """Raise Refusal for a route of type local that would accept packets for other hosts or links."""
     network = op.destination
     if op.gateway is not None:
         raise Refusal("a local route has no gateway")
@@ -316,7 +316,7 @@ def check_local_range(op: RouteReplace, view: View) -> None:
 
 
 def check_on_link(op: RouteReplace, view: View) -> None:
-    """Raise Refusal for an on-link route to what is not on the link."""
+    """Raise Refusal for an on-link route to addresses that are not on the link."""
     network = op.destination
     if is_single(network) and view.is_router(op.link, network.network_address):
         return
@@ -348,7 +348,7 @@ def check_gateway(link: int, gateway: IPAddress, view: View) -> None:
 
 
 def check_destination(op: RouteReplace, view: View) -> None:
-    """Raise Refusal if a route by a gateway would take over what another program routes elsewhere."""
+    """Raise Refusal for a route through a gateway to a destination that another program routes elsewhere."""
     network = op.destination
     if not network.prefixlen or claims.within(network, view.settings.allow_addresses):
         return
@@ -365,7 +365,7 @@ def check_destination(op: RouteReplace, view: View) -> None:
 
 
 def check_route_remove(op: RouteRemove, view: View) -> Undo:
-    """Accept a route of ours that leaves by this link."""
+    """Accept an owned route through this link."""
     existing = existing_route(op, view)
     if existing is None or (existing.link, existing.gateway) != (op.link, op.gateway):
         raise Refusal(f"table {op.table} has no such route to {op.destination}")
@@ -376,7 +376,7 @@ def check_route_remove(op: RouteRemove, view: View) -> Undo:
 
 
 def check_rule_add(op: RuleAdd, view: View) -> Undo:
-    """Accept a rule that sends what a link owns into that link's table."""
+    """Accept a rule that looks up a link's table for addresses or the mark of that link, and the rule for main."""
     low = view.settings.priority
     if not low <= op.priority < low + BAND:
         raise Refusal(f"priority {op.priority} is not {low}..{low + BAND - 1}")
@@ -407,15 +407,15 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
 
 
 def needs_main(table: int, suppress: bool) -> bool:
-    """Return True for a rule that leads to the default route of a link's table.
+    """Return True for a rule that can use the default route of a link's table.
 
-    Main, with what it routes more specifically (a VPN, a CNI), must be asked first.
+    A rule for main must come first, for main's more specific routes (of a VPN or CNI).
     """
     return table != TABLE_MAIN and not suppress
 
 
 def check_mark_rule(op: RuleAdd, view: View) -> None:
-    """Raise Refusal for a rule for a mark that the table `cloud_network` does not set for its link."""
+    """Raise Refusal for a rule with a mark that the table `cloud_network` does not set for the rule's link."""
     link, mask = op.table - view.settings.table_base, view.settings.mark_mask
     check_link(link, view)
     if op.selector.prefixlen or op.to or op.local:
@@ -444,7 +444,7 @@ def check_forwarded_replies(op: ForwardedReplies, view: View) -> Undo:
 
 
 def may_select(rule: RuleAdd, link: int, view: View) -> bool:
-    """Return True if everything that the rule selects is the link's."""
+    """Return True if the rule selects only addresses that belong to the link."""
     network = rule.selector
     if rule.to:
         return is_single(network) and not rule.local and link in view.holders(network.network_address)
@@ -452,7 +452,7 @@ def may_select(rule: RuleAdd, link: int, view: View) -> bool:
         return is_source(network, link, view)
     if view.held_elsewhere(link, network) is not None:
         return False
-    if not rule.local:  # packets that are forwarded, too: a range of the link
+    if not rule.local:  # also selects forwarded packets: only for a range of the link
         local = any(True for _ in view.local_ranges.containing(link, network))
         around = any(each != network and claims.contains(each, network) for each in view.on_link(link, network))
         return local or (around and claims.range_limit(network, view.on_link(link, network)) is None)
@@ -461,11 +461,11 @@ def may_select(rule: RuleAdd, link: int, view: View) -> bool:
 
 
 def is_source(network: IPNetwork, link: int, view: View) -> bool:
-    """Return True if one address is the link's: held by it, in a local range of it, or held by a link of no cloud.
+    """Return True if an address belongs to the link.
 
-    Another link may have the address, too: nothing that a client requests makes such a duplicate. An address of the
-    cloud may sit only on lo or a virtual link (a load balancer's, a container's): it is the link's if it lies in a
-    subnet of this link and of no other. Others gave the link that subnet; for lo and a dummy it may be one of ours.
+    It does if the link has it, even if another link has it, too (no request can make such a duplicate), or if no link
+    has it and only local ranges of this link contain it. If only lo or virtual links have it, it must lie in a subnet
+    of this link and of no other: a learned one, unless the address is private and only on lo or dummies.
     """
     ip = network.network_address
     holders = view.holders(ip)
@@ -484,7 +484,7 @@ def is_source(network: IPNetwork, link: int, view: View) -> bool:
 
 
 def check_rule_remove(op: RuleRemove, view: View) -> Undo:
-    """Accept a rule of ours."""
+    """Accept an owned rule."""
     if view.rules.get(rule_key(op)) != (op.suppress, op.local):
         raise Refusal("there is no such rule of ours")
     view.remove_rule(op)

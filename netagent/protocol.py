@@ -1,7 +1,7 @@
 """The wire between a client and netagent: frames, msgpack limits, and every request and answer.
 
 A frame is a 4-byte big-endian length and one msgpack map of at most MAX_FRAME bytes. Addresses are packed bytes and
-links are interface indices: there are no names, and no string that anything interprets. The fetcher imports this.
+links are interface indices: no name is looked up, and no text is parsed. The fetcher imports this module.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ VERSION = 4
 SOCKET = "/run/cloud-network-netagent/netagent.sock"
 MAX_FRAME = 1 << 20  # bytes
 MARKS_ADDRESSES = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2]) >= (5, 18)
-"""True if this kernel stores the protocol number of an address (IFA_PROTO). Else the ledger says which are ours."""
+"""True if this kernel marks owned addresses with PROTOCOL (IFA_PROTO). Otherwise the ledger lists them."""
 MAX_OPS = 4096  # operations in one request; that many are well below MAX_FRAME
 MAX_CONFIRM = 600  # seconds
 MAX_REFUSALS = 256  # in the answer to `check`
@@ -47,8 +47,8 @@ ROOT = UCRED.pack(1, 0, 0)
 """Credentials that root sends (SCM_CREDENTIALS) with one byte before its first frame.
 
 SO_PEERCRED shows uid 0 for root of any user namespace that maps it. But the kernel lets only a process with
-CAP_SYS_ADMIN over this host's process numbers claim to be process 1 (net/core/scm.c), so these credentials tell root
-of this host from root of a container.
+CAP_SYS_ADMIN over this host's process numbers claim to be process 1 (net/core/scm.c), so these credentials
+distinguish root of this host from root of a container.
 """
 Message = dict[str, Any]
 """A map as msgpack decodes or encodes it."""
@@ -67,13 +67,13 @@ class Verdict(StrEnum):
 class Code(StrEnum):
     """Kinds of refusal that `check` reports."""
 
-    REFUSED = "refused"  # by policy; stays so until the host, the cloud or the configuration changes
+    REFUSED = "refused"  # by policy, until the host, the cloud or the configuration changes
     WAITING = "waiting"  # no router advertisement received on the link yet; may be accepted seconds later
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Ask whether the versions match."""
+    """Request a comparison of the wire versions."""
 
     version: int
 
@@ -84,7 +84,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Ask which of these operations `apply` would refuse. Changes nothing."""
+    """Request all refusals that `apply` would give for these operations. Changes nothing."""
 
     ops: tuple[Operation, ...]
 
@@ -95,7 +95,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """Apply all operations or none; roll back unless confirmed within so many seconds (0: no confirmation)."""
+    """Apply all operations or none; roll back unless confirmed within `confirm_within` seconds (0: not needed)."""
 
     id: str
     ops: tuple[Operation, ...]
@@ -131,7 +131,7 @@ class Rollback:
 
 @dataclass(frozen=True, slots=True)
 class Flush:
-    """Remove everything that is owned, as far as it may be removed."""
+    """Remove all owned objects that may be removed."""
 
     id: str
 
@@ -142,7 +142,7 @@ class Flush:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Ask for the open transaction and the head of the audit log."""
+    """Request the open transaction, the head of the audit log, and more: see StatusAnswer."""
 
     def to_wire(self) -> Message:
         """Return the map that is sent."""
@@ -194,7 +194,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class HelloAnswer:
-    """Answer to `hello`: netagent's version, and the verdict about the client's."""
+    """Answer to `hello`: netagent's version, and a verdict on the client's."""
 
     verdict: Verdict
     version: int
@@ -208,8 +208,8 @@ class HelloAnswer:
 class StatusAnswer:
     """The open transaction, the sequence number and hash of the last audit line, and the marks of the table.
 
-    `marks` is None if ForwardedReplies= is off, and empty if the table is not there or not whole. `owned` has our
-    addresses by link if the kernel does not mark them (MARKS_ADDRESSES); else it is empty.
+    `marks` is None if ForwardedReplies= is off, and empty if the table is missing or incomplete. `owned` has the owned
+    addresses, by link, if the kernel does not mark them (MARKS_ADDRESSES); otherwise it is empty.
     """
 
     open: str | None
@@ -255,7 +255,7 @@ class CheckAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Remaining:
-    """An operation that could not be done while rolling back or flushing: what it would change is still there."""
+    """An operation that a rollback or flush could not carry out."""
 
     op: Undo
     reason: str
@@ -267,7 +267,7 @@ class Remaining:
 
 
 def _not_undone(remaining: tuple[Remaining, ...]) -> Message:
-    """Return the first MAX_REMAINING, and the number of those that are left out; the audit log has all."""
+    """Return the first MAX_REMAINING operations, and the number of the others. The audit log has all."""
     message: Message = {"not_undone": [each.to_wire() for each in remaining[:MAX_REMAINING]]}
     if len(remaining) > MAX_REMAINING:
         message["not_undone_more"] = len(remaining) - MAX_REMAINING
@@ -353,7 +353,7 @@ REQUESTS: Mapping[str, Callable[[Fields], Request]] = {
 
 
 def request_from_wire(value: object) -> Request:
-    """Decode a request. Raises Malformed unless every key is there, has its form, and there is no other key."""
+    """Decode a request. Raises Malformed for a missing, invalid or unknown key."""
     fields = Fields("request", value)
     name = fields.take("request", str)
     if name not in REQUESTS:
@@ -370,7 +370,7 @@ def encode(message: Message) -> bytes:
 
 
 def decode(body: bytes) -> Any:
-    """Return what a frame's body holds. Every size is bounded before anything is built from it. Raises Malformed."""
+    """Decode a frame's body. Sizes are checked before values are built. Raises Malformed."""
     limit = _ContainerLimit()
     try:
         return msgpack.unpackb(

@@ -1,4 +1,4 @@
-"""Token bucket: bounds what a client can make netagent do, and write, per second."""
+"""Token bucket: bounds the requests of clients, and the bytes that they add to the audit log, per second."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class TokenBucket:
         self._tokens, self._at = size, clock()
 
     def take(self, tokens: float = 1) -> bool:
-        """Remove so many tokens and return True; return False and remove nothing if there are fewer."""
+        """Remove `tokens` and return True. If there are fewer, return False and remove none."""
         self._refill()
         if self._tokens < tokens:
             return False
@@ -23,7 +23,7 @@ class TokenBucket:
 
     @property
     def is_full(self) -> bool:
-        """True if nothing was taken that has not been gained again."""
+        """True if the bucket holds `size` tokens."""
         self._refill()
         return self._tokens >= self._size
 

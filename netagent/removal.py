@@ -1,4 +1,4 @@
-"""Objects of other programs that the kernel removes together with an address, or when a link is set down."""
+"""Foreign objects that the kernel removes together with an address, or when a link is set down."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BY_ITSELF = (rtnetlink.RTPROT_KERNEL, rtnetlink.RTPROT_RA, PROTOCOL)
 
 
 class AddressCounts:
-    """Counts addresses, to tell the last one of a link."""
+    """Counts the addresses of each link, to find the last one."""
 
     def __init__(self, addresses: Iterable[Address] = ()) -> None:
         self._links, self._ips = Counter[tuple[int, int]](), Counter[tuple[int, IPAddress]]()
@@ -25,7 +25,7 @@ class AddressCounts:
             self.add(address)
 
     def add(self, address: Address, change: int = 1) -> None:
-        """Count an address, or with -1 forget it."""
+        """Add an address to the count, or remove it with -1."""
         self._links[address.link, address.ip.version] += change
         self._ips[address.link, address.ip] += change
 
@@ -34,21 +34,21 @@ class AddressCounts:
         return self._links[address.link, address.ip.version] == 1
 
     def has_twice(self, address: Address) -> bool:
-        """Return True if the link has the same address with another prefix length, too."""
+        """Return True if the link has the same address also with another prefix length."""
         return self._ips[address.link, address.ip] > 1
 
 
 @dataclass(frozen=True, slots=True)
 class LosableRoutes:
-    """Routes of other programs that an address could take along: those that nobody makes again. One for each key."""
+    """Foreign routes that the kernel may remove with an address and does not restore. One for each key."""
 
-    by_source: Mapping[IPAddress, Route]  # by the source that they prefer
-    by_link: Mapping[int, Route]  # of IPv4, by their links
-    by_prefix: Mapping[tuple[int, IPNetwork], Route]  # by link and prefix, of IPv6: see is_prefix_route
+    by_source: Mapping[IPAddress, Route]  # by preferred source
+    by_link: Mapping[int, Route]  # IPv4 routes, by link
+    by_prefix: Mapping[tuple[int, IPNetwork], Route]  # IPv6 routes, by link and prefix: see is_prefix_route
 
 
 def losable(routes: Iterable[Route]) -> LosableRoutes:
-    """Return what could go with an address. `routes` are those of other programs."""
+    """Return those of the foreign `routes` that the kernel may remove with an address."""
     by_source, by_link = dict[IPAddress, Route](), dict[int, Route]()
     by_prefix = dict[tuple[int, IPNetwork], Route]()
     for route in routes:
@@ -64,11 +64,11 @@ def losable(routes: Iterable[Route]) -> LosableRoutes:
 
 
 def is_prefix_route(route: Route) -> bool:
-    """Return True for a route that the kernel could take for the connected route of an IPv6 address of ours.
+    """Return True for a route that the kernel could confuse with the connected route of an owned IPv6 address.
 
-    With the last address of a prefix it removes the first route to that prefix which is on link, of any program: in
-    main, or if the link is a member of a VRF, in the VRF's table (addrconf_get_prefix_route). netagent does not read
-    which table that is. Connected routes have the metric IP6_RT_PRIO_ADDRCONF.
+    With the last address of a prefix, it removes the first on-link route to that prefix, of any program: in main, or if
+    the link is a member of a VRF, in the VRF's table (addrconf_get_prefix_route). netagent does not read the number of
+    that table. Connected routes have the metric IP6_RT_PRIO_ADDRCONF.
     """
     derived = route.protocol == rtnetlink.RTPROT_KERNEL and not route.expires
     first = route.table != TABLE_LOCAL and route.metric <= IP6_RT_PRIO_ADDRCONF
@@ -76,11 +76,11 @@ def is_prefix_route(route: Route) -> bool:
 
 
 def foreign_dependents(address: Address, counts: AddressCounts, routes: LosableRoutes) -> Route | None:
-    """Return a route of another program that the kernel would remove or change with `address`, or None.
+    """Return a foreign route that the kernel would remove or change with `address`, or None.
 
-    With the last IPv4 address of a link all of the link's IPv4 routes go (fib_disable_ip). With any address the IPv4
-    routes of any link that prefer it as source go (fib_sync_down_addr), and IPv6 routes lose that preference
-    (rt6_remove_prefsrc). Routes that the kernel derived are no loss. `counts` still has the address.
+    With the last IPv4 address of a link, the kernel removes all IPv4 routes of the link (fib_disable_ip). With any
+    address, it removes the IPv4 routes of all links that prefer it as source (fib_sync_down_addr), and the preference
+    from IPv6 routes (rt6_remove_prefsrc). Routes that the kernel derived do not matter. `counts` includes the address.
     """
     if counts.has_twice(address):
         return None  # the address stays, with another prefix length
@@ -93,14 +93,14 @@ def foreign_dependents(address: Address, counts: AddressCounts, routes: LosableR
 
 
 def is_derived(route: Route) -> bool:
-    """Return True for a route that the kernel or a router made, or that is ours."""
+    """Return True for a route that the kernel or a router made, and for an owned route."""
     return route.protocol in _BY_ITSELF or (route.table == TABLE_LOCAL and route.protocol == rtnetlink.RTPROT_KERNEL)
 
 
 def lost_with_link(link: int, addresses: Iterable[Address], routes: Iterable[Route]) -> str | None:
-    """Return an IPv6 address, or a route of another program, that setting the link down would remove, or None.
+    """Return an IPv6 address or a foreign route that the kernel would remove when the link is set down, or None.
 
-    IPv4 addresses stay on a link that is down. Routers advertise theirs again.
+    IPv4 addresses stay on a link that is down. Router advertisements restore their addresses.
     """
     for address in addresses:
         stays = address.protocol == IFAPROT_KERNEL_RA or is_link_local(single(address.ip))

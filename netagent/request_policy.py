@@ -1,6 +1,6 @@
-"""Checks a whole request: each operation by `policy`, and then the rules that the request would leave.
+"""Checks a whole request: each operation by `policy`, and then the owned rules that would exist after the request.
 
-A rule must not stay without what justified it: an address, an on-link or local route, the rule for main, or a mark.
+No rule may lose its justification (be orphaned): an address, an on-link or local route, the rule for main or a mark.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Accepted:
 
 
 class Rejected(Exception):
-    """A request has an operation that may not be done."""
+    """A request contains an operation that is refused."""
 
     def __init__(self, refused: Refused) -> None:
         super().__init__(refused.reason)
@@ -48,7 +48,7 @@ class Rejected(Exception):
 
 
 def check(ops: Sequence[Operation], view: View) -> list[Undo]:
-    """Return the operation that undoes each of `ops`. Raises Rejected for the first that may not be done."""
+    """Return the operation that undoes each of `ops`. Raises Rejected for the first that is refused."""
     accepted = []
     for position, op in enumerate(ops):
         try:
@@ -61,7 +61,7 @@ def check(ops: Sequence[Operation], view: View) -> list[Undo]:
 
 
 def check_all(ops: Sequence[Operation], view: View) -> list[Refused]:
-    """Return every refusal, each operation judged as if the accepted ones before it were applied."""
+    """Return every refusal. Each operation is checked as if the accepted ones before it were applied."""
     accepted, refusals, positions = list[Accepted](), list[Refused](), list[int]()
     for position, op in enumerate(ops):
         try:
@@ -97,7 +97,7 @@ def builds_on(op: Operation, earlier: Operation, view: View) -> bool:
 
 
 def first_orphan(accepted: Sequence[Accepted], view: View) -> Refused | None:
-    """Return the operation after which a rule of ours would stand without what justifies it."""
+    """Return a refusal of the operation that would orphan a rule, or None."""
     return (
         first_orphan_of_marks(accepted, view)
         or first_orphan_of_addresses(accepted, view)
@@ -106,8 +106,8 @@ def first_orphan(accepted: Sequence[Accepted], view: View) -> Refused | None:
 
 
 def first_orphan_of_main(accepted: Sequence[Accepted], view: View) -> Refused | None:
-    """Return the removal of a rule for main after which a rule of ours leads past main."""
-    removed = dict[int, int]()  # by version of IP, the position
+    """Return a refusal of the removal of a rule for main that another rule needs before it, or None."""
+    removed = dict[int, int]()  # by IP version, the position
     for each in accepted:
         if isinstance(each.op, RuleRemove) and asks_main(each.op):
             removed.setdefault(each.op.selector.version, each.position)
@@ -120,7 +120,7 @@ def first_orphan_of_main(accepted: Sequence[Accepted], view: View) -> Refused | 
 
 
 def first_orphan_of_marks(accepted: Sequence[Accepted], view: View) -> Refused | None:
-    """Return the last change of the table if it leaves a rule for a mark that it no longer sets."""
+    """Return a refusal of the last change of the table if a rule needs a mark that it no longer sets, or None."""
     position = max((each.position for each in accepted if isinstance(each.op, ForwardedReplies)), default=None)
     if position is None or view.marks is None:
         return None
@@ -146,7 +146,7 @@ def is_managed(link: int, view: View) -> bool:
 
 
 def first_orphan_of_addresses(accepted: Sequence[Accepted], view: View) -> Refused | None:
-    """Return the operation after which a rule of ours would select what its link no longer owns."""
+    """Return a refusal of the operation after which a rule selects addresses that its link no longer has, or None."""
     lost = dict[tuple[int, IPNetwork], int]()  # by link and network, the position
     for each in accepted:
         if (what := lost_by(each)) is not None:
@@ -166,9 +166,9 @@ def first_orphan_of_addresses(accepted: Sequence[Accepted], view: View) -> Refus
 
 
 def lost_by(accepted: Accepted) -> tuple[int, IPNetwork] | None:
-    """Return the link and network that may have justified a rule and that the operation removes or replaces.
+    """Return the link and the network of an object that the operation removes or replaces and that may justify rules.
 
-    An address justifies rules for its whole subnet, and an on-link or local route those for its destination.
+    An address justifies rules for its whole subnet, an on-link or local route rules for its destination.
     """
     match accepted.op, accepted.undo:
         case AddressRemove() as op, _:
@@ -181,7 +181,7 @@ def lost_by(accepted: Accepted) -> tuple[int, IPNetwork] | None:
 
 
 def rules_by_table(view: View) -> dict[int, NetworkIndex[RuleAdd]]:
-    """Return our rules that have a selector: by table, then by selector."""
+    """Return the owned rules that have a selector, by table and by selector."""
     found: dict[int, NetworkIndex[RuleAdd]] = defaultdict(NetworkIndex)
     for key, (suppress, local) in view.rules.items():
         if key.selector.prefixlen:

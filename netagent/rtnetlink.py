@@ -1,6 +1,6 @@
-"""rtnetlink messages: encoded from operations, decoded from dumps, and sent in one batch per request.
+"""rtnetlink messages: encoded from operations, and decoded from dumps.
 
-Packed here because pyroute2 would bring asyncio and 60,000 lines into the privileged process; tests compare every
+netagent does not use pyroute2, which would add asyncio and 60,000 lines to the privileged process; tests compare every
 message with pyroute2's, byte for byte. Names and layouts are those of linux/netlink.h, linux/rtnetlink.h,
 linux/if_link.h, linux/if_addr.h, linux/neighbour.h and linux/fib_rules.h. Numbers are in the host's byte order.
 """
@@ -110,13 +110,13 @@ class Address:
 
     @property
     def network(self) -> IPNetwork:
-        """The network that the kernel counts the address to: its peer's, if it has one."""
+        """The network of the address as the kernel derives it: from the peer, if there is one."""
         return self.interface.network if self.peer is None else IPv4Network((self.peer, self.prefix), strict=False)
 
 
 @dataclass(frozen=True, slots=True)
 class NextHop:
-    """One way out of a route."""
+    """A next hop of a route."""
 
     link: int  # 0: none
     gateway: IPAddress | None
@@ -140,7 +140,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class NextHopObject:
-    """A nexthop object: one way out, or a group of others."""
+    """A nexthop object: one next hop, or a group of other nexthop objects."""
 
     id: int
     hop: NextHop
@@ -149,7 +149,7 @@ class NextHopObject:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A routing rule; of what no operation can express, only that there is something."""
+    """A routing rule. `narrowed` is True if it has a selector that no operation can express."""
 
     priority: int
     selector: IPNetwork
@@ -160,7 +160,7 @@ class Rule:
     protocol: int
     mark: int = 0
     mask: int = 0
-    narrowed: bool = False  # by a link, an owner, a port ...
+    narrowed: bool = False  # by interface, uid, port ...
 
     @property
     def is_for_all(self) -> bool:
@@ -453,7 +453,7 @@ def decode_rule(body: bytes) -> Rule | None:
 
 
 def decode_router(body: bytes) -> tuple[int, IPAddress] | None:
-    """Return link and address of a neighbour that the kernel flags as a router (NTF_ROUTER); None for others."""
+    """Return link and address of a neighbour that the kernel flags as a router (NTF_ROUTER), or None."""
     (_, index, _, flags, _), found = _unpack(NDMSG, body)
     if not flags & NTF_ROUTER or NDA_DST not in found:
         return None
@@ -461,9 +461,9 @@ def decode_router(body: bytes) -> tuple[int, IPAddress] | None:
 
 
 def decode_static_neighbour(body: bytes) -> tuple[int, int] | None:
-    """Return link and version of IP of a neighbour entry that another program made; None for others.
+    """Return the link and IP version of a neighbour entry that another program made, or None.
 
-    The kernel itself makes entries without ARP for multicast and broadcast.
+    The kernel itself makes NUD_NOARP entries for multicast and broadcast.
     """
     (family, index, state, flags, kind), _ = _unpack(NDMSG, body)
     by_hand = state & NUD_PERMANENT or (state & NUD_NOARP and kind == RTN_UNICAST)

@@ -1,8 +1,8 @@
 """Confinement before the first byte from a client is read: capabilities, limits, files and system calls.
 
-It goes on only if /proc says that CAP_NET_ADMIN is all it has. Sources: capabilities(7), prctl(2), landlock(7),
-linux/landlock.h, seccomp(2) and seccomp.h. python-prctl does not know the ambient set; libseccomp's Python bindings
-are unmaintained, and there are none for Landlock: these three are called through ctypes.
+netagent starts only if /proc shows that CAP_NET_ADMIN is its only capability. Sources: capabilities(7), prctl(2),
+landlock(7), linux/landlock.h, seccomp(2) and seccomp.h. Three interfaces are called through ctypes: the ambient set,
+which python-prctl does not support; libseccomp, whose Python bindings are unmaintained; and Landlock, which has none.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ALLOWED_CALLS: Mapping[str, str] = {
     "memory": "brk mmap munmap mremap madvise futex getrandom",
     "signals, and the end": "rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack getpid gettid exit exit_group",
 }
-"""Reason -> system calls. There is no new socket, no connect(), no process and no other user."""
+"""Reason -> system calls. netagent can open no socket, connect to nothing, start no process and not change its user."""
 LIMITS = {RLIMIT_AS: 256 << 20, RLIMIT_NOFILE: 64, RLIMIT_NPROC: 0, RLIMIT_CORE: 0}
 CAP_NET_ADMIN_BIT = 1 << 12
 
@@ -43,7 +43,7 @@ SCMP_ACT_ALLOW, SCMP_ACT_ERRNO_EPERM = 0x7FFF0000, 0x00050001
 
 
 class SandboxError(Exception):
-    """A privilege could not be given up, or there is more than netagent may have. It must not start."""
+    """A privilege could not be dropped, or netagent has one that it must not have. It must not start."""
 
 
 class LandlockRulesetAttr(ctypes.Structure):
@@ -61,7 +61,7 @@ class LandlockPathBeneathAttr(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """User and group of netagent."""
+    """Uid and gid of a system user."""
 
     uid: int
     gid: int
@@ -74,7 +74,7 @@ def say(text: str) -> None:
 
 
 def become(account: Account) -> None:
-    """Change from root to netagent's user and keep CAP_NET_ADMIN alone. Raises OSError."""
+    """Change from root to netagent's user and keep only CAP_NET_ADMIN. Raises OSError."""
     prctl.set_keepcaps(True)
     os.setgroups([])
     os.setresgid(account.gid, account.gid, account.gid)
@@ -91,7 +91,7 @@ def become(account: Account) -> None:
 
 
 def enter(account: Account, writable: Iterable[Path]) -> None:
-    """Give up what is left; afterwards only files below `writable` can be written. Raises SandboxError."""
+    """Drop all other privileges; afterwards only files below `writable` can be written. Raises SandboxError."""
     limit()
     verify(account, Path("/proc/thread-self/status").read_text())
     restrict_files(writable)
@@ -113,11 +113,11 @@ def limit() -> None:
 
 
 def verify(account: Account, status: str) -> None:
-    """Raise SandboxError unless /proc/PID/status (`status`) shows this user, this group and CAP_NET_ADMIN alone."""
+    """Raise SandboxError unless /proc/PID/status (`status`) shows only this user, this group and CAP_NET_ADMIN."""
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     only, none = f"{CAP_NET_ADMIN_BIT:016x}", f"{0:016x}"
     # systemd makes ambient capabilities inheritable and its filter forbids capset(2). Without an ambient set and with
-    # no_new_privs the inheritable set is worth nothing to a program that is executed (capabilities(7)).
+    # no_new_privs the inheritable set gives nothing to a program that is executed (capabilities(7)).
     accepted = {"CapPrm": {only}, "CapEff": {only}, "CapBnd": {only}, "CapAmb": {none}, "CapInh": {only, none}}
     accepted |= {"Uid": {str(account.uid)}, "Gid": {str(account.gid)}, "Groups": {str(account.gid)}}
     accepted |= {"NoNewPrivs": {"1"}}
@@ -131,7 +131,7 @@ def verify(account: Account, status: str) -> None:
 
 
 def restrict_files(writable: Iterable[Path]) -> None:
-    """Landlock: write and make files below `writable` only; execute nothing. Raises SandboxError."""
+    """Install the Landlock rules: write and make files only below `writable`; execute nothing. Raises SandboxError."""
     libc = ctypes.CDLL(None, use_errno=True)
     abi = _syscall(libc, SYS_LANDLOCK_CREATE_RULESET, None, 0, LANDLOCK_CREATE_RULESET_VERSION)
     if abi < 1:
@@ -154,8 +154,8 @@ def restrict_files(writable: Iterable[Path]) -> None:
 
 
 def _syscall(libc: ctypes.CDLL, number: int, *arguments: object) -> int:
-    """Call syscall(2) with each argument as a whole register."""
-    call = libc["syscall"]  # a function object of its own, so its types are this call's
+    """Call syscall(2) with each argument in a full register."""
+    call = libc["syscall"]  # a new function object: its types apply only to this call
     as_pointer = (ctypes.c_void_p if not isinstance(each, int) else ctypes.c_long for each in arguments)
     call.argtypes = (ctypes.c_long, *as_pointer)
     call.restype = ctypes.c_long
@@ -168,7 +168,7 @@ def _require(result: int, what: str) -> None:
 
 
 def restrict_calls() -> None:
-    """seccomp: a call that is not in ALLOWED_CALLS fails with EPERM; one of another architecture kills."""
+    """Install the seccomp filter: calls not in ALLOWED_CALLS fail with EPERM; those of another architecture kill."""
     library = _libseccomp()
     context = ctypes.c_void_p(library.seccomp_init(SCMP_ACT_ERRNO_EPERM))
     for name in " ".join(ALLOWED_CALLS.values()).split():

@@ -1,7 +1,7 @@
-"""The loop: one client at a time, one explicit table of requests, and the state that outlives a request.
+"""The server loop: one client at a time, one handler per request, and the state that is kept between requests.
 
-A connection is served until it ends, falls silent or expires; the next one waits. So an open transaction always
-belongs to the client that is connected. Requests, time, memory and audit lines are bounded.
+A connection is served until it ends, is silent for too long or expires; other connections wait. So an open transaction
+always belongs to the connected client. Requests, time, memory and audit lines are bounded.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ from .rate_limit import TokenBucket
 from .transaction import Transaction, removals
 from .view import Known, Snapshot, View
 
-OPS_PER_TOKEN = 64  # a request costs one token of `requests`, and one more for so many operations
-BYTES_PER_TOKEN = 1 << 14  # or for so many bytes, if these are more: the largest frame costs as much as its operations
+OPS_PER_TOKEN = 64  # operations per token of `requests`; each request costs one token more
+BYTES_PER_TOKEN = 1 << 14  # bytes per token, if that is more: MAX_FRAME costs as much as MAX_OPS
 AUDIT_FAILURE = '[Netagent] AuditFailure="continue"'
 
 
@@ -55,12 +55,12 @@ class Stop(Exception):
 
 
 class AuditError(OSError):
-    """A line that must be written to the audit log could not be."""
+    """A required audit line could not be written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """Budgets of all clients together. The log holds 144 MiB: at these rates its history lasts for hours at least."""
+    """Budgets of all clients together. At these rates, the log (144 MiB) holds at least several hours."""
 
     requests: TokenBucket
     refusal_lines: TokenBucket
@@ -79,7 +79,7 @@ class Budgets:
 
     @property
     def are_full(self) -> bool:
-        """True if a new process would not grant a client more than this one."""
+        """True if a restart would give clients no additional budget."""
         return all(each.is_full for each in (self.requests, self.refusal_lines, self.refusal_bytes, self.change_bytes))
 
 
@@ -100,8 +100,8 @@ class Server:
         self._transaction = Transaction(kernel, ledger)
         self._budgets = budgets or Budgets.default()
         self._peer: Peer | None = None
-        self._is_activated = False  # systemd starts it again for the next client
-        self._deadline = 0.0  # when the open transaction is rolled back unless it is confirmed
+        self._is_activated = False  # True if systemd starts netagent for the next client
+        self._deadline = 0.0  # time of the rollback of the open transaction, unless it is confirmed
         self._unlogged, self._checks = 0, 0  # counted in the next audit line
         self._handlers: Mapping[type[Request], Callable[[Any], Answer]] = {
             Hello: self._hello,
@@ -163,7 +163,7 @@ class Server:
         return Done(Verdict.ROLLED_BACK, remaining=self._roll_back("requested"))
 
     def _flush(self, request: Flush) -> Answer:
-        """Remove what is ours in parts, each with its audit line. There is no way back, so nothing is rolled back."""
+        """Remove the owned objects in parts, each with its audit line. A flush is not rolled back."""
         self._roll_back("a flush was requested")
         ops, remaining = removals(self._view())
         if not self._may_log(_bulk(ops) + 2 * len(remaining)):
@@ -197,7 +197,7 @@ class Server:
         return View(snapshot, self._settings, known)
 
     def _roll_back(self, reason: str) -> tuple[Remaining, ...]:
-        """Undo the open transaction, if there is one. Returns what could not be undone."""
+        """Undo the open transaction, if there is one. Returns the operations that could not be undone."""
         request = self._transaction.request
         if request is None:
             return ()
@@ -213,7 +213,7 @@ class Server:
     # The audit log.
 
     def _may_log(self, ops: int) -> bool:
-        """Take the bytes of a change from the budget. Root is exempt: its flush must work at any time."""
+        """Take the audit bytes of a change from the budget. Root is exempt: its flush must always work."""
         return self._budgets.change_bytes.take(cost(ops)) or self._serves_root
 
     @property
@@ -253,7 +253,7 @@ class Server:
         self._log({**_without_ops(request), **said, **duration, **(more or {})}, done)
 
     def _log(self, entry: Mapping[str, Any], ops: Sequence[Message] = (), *, must: bool = True) -> None:
-        """Write audit lines. Raises AuditError if that fails, it `must`, and AuditFailure= does not say `continue`."""
+        """Write audit lines. Raises AuditError if that fails, unless `must` is False or AuditFailure= is `continue`."""
         counts = {"refusals_not_logged": self._unlogged, "checks": self._checks}
         peer = None if self._peer is None else self._peer.to_log()
         try:
@@ -268,7 +268,7 @@ class Server:
     # The loop.
 
     def start(self) -> None:
-        """Roll back what a netagent before this one left open, and report damaged files. Raises OSError."""
+        """Roll back the transaction that an earlier netagent left open, and report damaged files. Raises OSError."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         signal.signal(signal.SIGTERM, _stop)
         signal.signal(signal.SIGINT, _stop)
@@ -282,7 +282,7 @@ class Server:
         self._settle_netfilter()
 
     def _settle_netfilter(self) -> None:
-        """Without ForwardedReplies="mark", remove the table if there may be one, and close the socket to nfnetlink."""
+        """Without ForwardedReplies="mark", remove the table if it may exist, and close the socket to nfnetlink."""
         kernel = self._kernel
         kernel.mark_mask = self._settings.mark_mask
         if self._settings.forwarded_replies:
@@ -303,7 +303,7 @@ class Server:
         kernel.netfilter = None
 
     def run(self, listener_socket: Any, fetcher_uid: int, idle: float) -> None:
-        """Serve until SIGTERM or SIGINT, or until no client came for `idle` seconds and all budgets are full again."""
+        """Serve until SIGTERM or SIGINT, or until no client has come for `idle` seconds and all budgets are full."""
         self._is_activated = idle < float("inf")
         listener = Listener(listener_socket, fetcher_uid, self._refuse_peer)
         try:
@@ -321,12 +321,12 @@ class Server:
         self._refuse("connect", Refused(reason))
 
     def _serve(self, connection: Connection) -> None:
-        """Serve a client to its end, and roll back what it leaves open."""
+        """Serve a client until its connection ends, and roll back its open transaction."""
         self._peer = connection.peer
         try:
             self._answer_requests(connection)
         except (HungUp, OSError):
-            pass  # it has gone, or does not take its answer
+            pass  # the client has disconnected, or does not read the answer
         finally:
             connection.close()
         self._roll_back("the client went away unconfirmed")
@@ -342,7 +342,7 @@ class Server:
             connection.send(protocol.encode(self._refuse("malformed", Refused(str(error))).to_wire()))
 
     def _has_request(self, connection: Connection) -> bool:
-        """Wait for a request: a short time, or as long as a transaction is open."""
+        """Wait for a request: up to FRAME_SECONDS, or as long as a transaction is open."""
         while True:
             is_open = self._transaction.request is not None
             if self._readable(connection, self._deadline if is_open else monotonic() + FRAME_SECONDS):
@@ -351,7 +351,7 @@ class Server:
                 return False
 
     def _readable(self, connection: Connection, end: float) -> bool:
-        """Wait for data until `end`; roll back in between when the open transaction is overdue."""
+        """Wait for data until `end`. Meanwhile, roll back the open transaction when it is overdue."""
         while True:
             is_open = self._transaction.request is not None
             found = connection.readable(min(end, self._deadline) if is_open else end)
@@ -362,7 +362,7 @@ class Server:
                 return False
 
     def _decoded(self, body: bytes) -> Request:
-        """Decode a request. Its bytes and then its operations are taken from the budget. Raises Malformed."""
+        """Decode a request, and take tokens for its bytes and then its operations. Raises Malformed."""
         tokens = len(body) // BYTES_PER_TOKEN
         self._take_requests(1 + tokens)
         request = protocol.request_from_wire(protocol.decode(body))
@@ -371,12 +371,12 @@ class Server:
         return request
 
     def _take_requests(self, tokens: int) -> None:
-        """Take tokens from the budget of requests. Root is exempt. Raises Malformed if there are fewer."""
+        """Take tokens from the budget of requests. Raises Malformed if there are too few. Root is exempt."""
         if not self._budgets.requests.take(tokens) and not self._serves_root:
             raise Malformed(f"too many requests: 20 a second; {OPS_PER_TOKEN} operations or 16 KiB count as one")
 
     def _handle(self, request: Request) -> Answer:
-        """Answer a request. If the log or ledger cannot be written or the kernel not be read, undo and refuse."""
+        """Answer a request. If the log or ledger cannot be written, or the kernel not read, roll back and refuse."""
         try:
             return self._handlers[type(request)](request)
         except OSError as error:
@@ -385,8 +385,8 @@ class Server:
             return self._refuse(request, Refused(str(error), allow=allow))
 
     def _reload(self, _number: int, _frame: FrameType | None) -> None:
-        """SIGHUP: open the log again and read the settings; keep what was in use if that fails."""
-        with signals_blocked():  # else a second reload inside this one would be overwritten by its older settings
+        """Handle SIGHUP: open the log again and read the settings. If that fails, keep those in use."""
+        with signals_blocked():  # otherwise older settings could replace those of a second reload inside this one
             try:
                 self._audit.reopen()
                 self._settings = settings.load(self._config)
@@ -396,7 +396,7 @@ class Server:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    """Do nothing: the signal has ended a wait in the kernel (connection.bounded_close)."""
+    """Do nothing: the signal itself ends a wait in the kernel (connection.bounded_close)."""
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
@@ -408,10 +408,10 @@ def _without_ops(request: Request) -> Message:
 
 
 def _to_wire(remaining: Sequence[Remaining]) -> list[Message]:
-    """Return all of what was not undone, for the audit log."""
+    """Return all operations that were not undone, for the audit log."""
     return [each.to_wire() for each in remaining]
 
 
 def _bulk(ops: Sequence[Operation]) -> int:
-    """Return the number of operations, marks counted as an eighth of one, for the bytes that they take in the log."""
+    """Return the number of operations for `cost`: eight marks count as one more, for their bytes in the log."""
     return len(ops) + sum(len(op.marks) // 8 for op in ops if isinstance(op, ForwardedReplies))

@@ -1,7 +1,7 @@
-"""The operator's keys for netagent, read from the operator's file and never from the fetcher.
+"""The operator's keys for netagent, read from the operator's file. The fetcher cannot set them.
 
-The file is cloud-network.toml(5), read with tomllib. Every key has the meaning that it has in the fetcher
-(`fetcher.config`); tests run both over the same files. Keys that do not concern netagent are the fetcher's to judge.
+The file is cloud-network.toml(5), read with tomllib. Every key has the same meaning as in the fetcher
+(`fetcher.config`); tests read the same files with both. netagent does not check the values of the fetcher's keys.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .operations import BAND, IPAddress, IPNetwork
 
 PATH = Path("/etc/cloud-network/cloud-network.toml")
 MAIN_PRIORITY = 32766
-"""Priority of the kernel's own rule `lookup main`; ours come before it."""
+"""Priority of the kernel's own rule `lookup main`; owned rules come before it."""
 RESOLVER_FILES = (
     Path("/etc/resolv.conf"),
     Path("/run/systemd/resolve/resolv.conf"),  # behind systemd-resolved's stub 127.0.0.53
@@ -32,7 +32,7 @@ _MASK = "a 32-bit mask of at least two adjacent bits, such as 0x7f"
 
 
 class SettingsError(Exception):
-    """The file cannot be used; the text names file, key, value and what is accepted."""
+    """The file cannot be used; the text names the file, key, value and accepted values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def _audit_failure(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key of the file: its field in Settings, and how its text is read (ValueError says what is accepted)."""
+    """One key of the file: its field in Settings, and its parser, whose ValueError names the accepted values."""
 
     field: str
     parse: Callable[[str], Any]
@@ -139,11 +139,11 @@ FETCHERS_KEYS: Mapping[str, tuple[str, ...]] = {
     ),
     "Netagent": (),
 }
-"""Keys that are the fetcher's alone. Any other key is an error here, too: it may be a misspelled Exclude=."""
+"""Keys that only the fetcher uses. Any other key is an error here, too: it may be a misspelled Exclude=."""
 ORIGINALS_KEYS = ("Address", "Port", "PrimaryAddress")
-"""Keys of the Go original in [Network] that have no effect; the fetcher has a notice for each."""
+"""Keys of the Go original in [Network] that have no effect; the fetcher logs a notice for each."""
 MAX_BYTES = 1 << 20
-"""Size of the largest file that is read, as in the fetcher."""
+"""Limit of the size of the file, as in the fetcher."""
 
 
 def load(path: Path = PATH) -> Settings:
@@ -189,7 +189,7 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 def _value(path: Path, section: str, name: str, value: object, key: Key) -> Any:
-    """Return the meaning of a value. An integer means the same as the text of its digits."""
+    """Return the parsed value. An integer is parsed as the text of its digits."""
     is_number = type(value) is int and abs(value) < 1 << 63
     where = f"{path}: [{section}] {name}"
     if not is_number and not isinstance(value, str):
@@ -201,7 +201,7 @@ def _value(path: Path, section: str, name: str, value: object, key: Key) -> Any:
 
 
 def resolvers(files: tuple[Path, ...] = RESOLVER_FILES) -> frozenset[IPAddress]:
-    """Return the addresses of the host's name servers. A file that cannot be read has none."""
+    """Return the addresses of the host's name servers. Ignores files that cannot be read."""
     return frozenset(address for file in files for address in _name_servers(file))
 
 
@@ -221,7 +221,7 @@ def _name_servers(path: Path) -> list[IPAddress]:
 
 
 def _name_server(text: str) -> IPAddress | None:
-    """Return an address in any form that resolver(3) reads; None for what it ignores."""
+    """Return an address in any form that resolver(3) reads; None for text that it ignores."""
     try:
         return IPv4Address(inet_aton(text))  # 10.1026 and 0x0a000402 are 10.0.4.2
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
-"""One request to the kernel, applied as a whole or not at all, and rolled back unless it is confirmed.
+"""One change of the kernel, applied completely or not at all, and rolled back unless it is confirmed.
 
-How to undo it is computed from the kernel's state before the change and written to the ledger before the kernel is
-touched. Undoing what was never done does no harm: routes and rules are removed by protocol number, addresses only if
-they are still ours. What another program came to depend on stays, and is reported.
+The undo operations are computed from the kernel's state and written to the ledger before the kernel is changed. Undoing
+an operation that was never carried out does no harm: routes and rules are removed by protocol number, addresses only if
+they are still owned. Objects that other programs depend on meanwhile stay, and are reported.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ _GUARDED = (AddressAdd, AddressRemove, LinkDown, LinkMtu, RouteReplace)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The errno of every operation (0: done; None: not tried or not known), and what a failure left behind."""
+    """The errno of every operation (0: done; None: not tried or not known), and the undo operations that failed."""
 
     errnos: tuple[int | None, ...]
-    failed: int | None = None  # position of the first that failed; then everything was rolled back, except
+    failed: int | None = None  # position of the first failure; all but `remaining` was rolled back
     remaining: tuple[Remaining, ...] = ()
 
     @property
@@ -61,7 +61,7 @@ class Outcome:
 
 
 class Transaction:
-    """The one transaction that may be open: applied and not confirmed."""
+    """The only transaction that can be open: applied and not confirmed."""
 
     def __init__(self, kernel: Kernel, ledger: Ledger) -> None:
         self._kernel, self._ledger = kernel, ledger
@@ -72,9 +72,9 @@ class Transaction:
         return self._ledger.entry.request
 
     def apply(self, request: str, ops: Sequence[Operation], undo: Sequence[Undo]) -> Outcome:
-        """Apply `ops`, each undone by the one at its place in `undo`. If one fails, undo all.
+        """Apply `ops`; `undo` has the inverse of each, in the same order. If one fails, undo all.
 
-        Raises OSError if the ledger cannot be written; then the kernel is not touched.
+        Raises OSError if the ledger cannot be written; then the kernel is not changed.
         """
         entry = self._ledger.entry
         table = entry.table or any(isinstance(op, ForwardedReplies) for op in ops)
@@ -88,22 +88,22 @@ class Transaction:
         return Outcome(errnos, failed, self._undo(tuple(reversed(done))))
 
     def roll_back(self) -> tuple[Remaining, ...]:
-        """Undo the open transaction. Returns what could not be undone; normally nothing."""
+        """Undo the open transaction. Returns the operations that could not be undone, normally none."""
         return self._undo(self._ledger.entry.undo)
 
     def commit(self) -> None:
-        """Keep the open transaction. Raises OSError if the ledger cannot be written or the kernel not be read."""
+        """Keep the open transaction. Raises OSError if the ledger cannot be written or the kernel cannot be read."""
         entry = self._ledger.entry
         used = [op.gateway for op in entry.undo if isinstance(op, RouteRemove | RouteReplace)]
         gateways = tuple(dict.fromkeys((*entry.gateways, *(gateway for gateway in used if gateway is not None))))
-        remembered = gateways[:MAX_GATEWAYS]  # the earliest: no client can push out those of the boot
+        remembered = gateways[:MAX_GATEWAYS]  # the earliest: a client cannot displace those from boot
         self._ledger.write(Entry(owned=self._owned(entry), gateways=remembered, table=entry.table))
 
     def _owned(self, entry: Entry) -> Owned:
-        """Return the addresses that are ours once the transaction is kept.
+        """Return the addresses that are owned after the commit.
 
-        An address that it added and removed again is not: another program may add it later. One of which it removed a
-        prefix length is, if the link still has it with another one.
+        An address that the request added and removed again is not owned: another program may add it later. If the
+        request removed one prefix length of an address and the link has it with another, it stays owned.
         """
         there = dict[tuple[int, IPInterface], bool]()
         for op in reversed(entry.undo):  # in the order of the request
@@ -117,14 +117,14 @@ class Transaction:
         return (entry.owned - removed) | added
 
     def remove_table(self) -> int | None:
-        """Remove the nftables table for good. Returns an errno: 0 for done, None for not known."""
+        """Remove the nftables table, without an undo. Returns an errno: 0: done, None: not known."""
         [errno] = self._kernel.change([ForwardedReplies(())])
         if errno == 0:
             self._ledger.shorten(replace(self._ledger.entry, table=False))
         return errno
 
     def _undo(self, ops: tuple[Undo, ...]) -> tuple[Remaining, ...]:
-        """Carry out `ops`, except what would take state of others along. What fails is tried again."""
+        """Carry out `ops`, except those that would remove foreign objects, too. Retry those that fail."""
         pending, remaining = self._split(ops)
         failed: list[tuple[Undo, int | None]] = [(op, None) for op in pending]
         for _ in range(UNDO_ATTEMPTS):
@@ -136,18 +136,18 @@ class Transaction:
         return left
 
     def _close(self, left: Sequence[Remaining]) -> None:
-        """Close the transaction. Addresses that could not be removed stay ours."""
+        """Close the transaction. Addresses that could not be removed stay owned."""
         entry = self._ledger.entry
         kept = {(each.op.link, each.op.interface.ip) for each in left if isinstance(each.op, AddressRemove)}
         lost = {(each.op.link, each.op.interface.ip) for each in left if isinstance(each.op, AddressAdd)}
         self._ledger.shorten(replace(entry, request=None, undo=(), owned=(entry.owned - lost) | kept))
 
     def _split(self, ops: tuple[Undo, ...]) -> tuple[list[Undo], list[Remaining]]:
-        """Return what to do, and what must not be done because of what others have made since."""
+        """Return the operations to carry out, and those that objects of other programs now prevent."""
         if not any(isinstance(op, _GUARDED) for op in ops):
             return list(ops), []
         state = self._read()
-        if state is None:  # without the kernel's answer nobody knows what depends on them
+        if state is None:  # without the kernel's answer their dependents are unknown
             guarded = [op for op in ops if isinstance(op, _GUARDED)]
             return [op for op in ops if op not in guarded], [_failure(op, None) for op in guarded]
         others = _Others(state)
@@ -163,7 +163,7 @@ class Transaction:
         return pending, remaining
 
     def _read(self) -> _State | None:
-        """Return what others have; None without an answer."""
+        """Return the state that a rollback must not damage; None if the kernel cannot be read."""
         for _ in range(UNDO_ATTEMPTS):
             with contextlib.suppress(OSError):
                 routes = self._kernel.routes()
@@ -173,7 +173,7 @@ class Transaction:
         return None
 
     def remove(self, ops: Sequence[Operation]) -> tuple[list[int | None], list[Remaining]]:
-        """Remove something of ours for good. Returns the errnos, and what could not be removed."""
+        """Carry out removals, without an undo. Returns the errnos, and the removals that failed."""
         errnos = self._kernel.change(ops, stop=False)
         gone = {(op.link, op.interface.ip) for op in ops if isinstance(op, AddressRemove)}
         entry = self._ledger.entry
@@ -186,7 +186,7 @@ class Transaction:
 def _without_detours(ops: Sequence[Undo]) -> list[Undo]:
     """Return `ops` without each addition of an address that a later one removes again, and without that removal.
 
-    An address that came and went in the request is not there, and need not come back for a moment.
+    The request added and removed such an address itself: it is gone, and need not be added for a rollback.
     """
     added, cancelled = dict[tuple[int, IPInterface], int](), set[int]()
     for at, op in enumerate(ops):
@@ -202,36 +202,36 @@ class _State:
     """The part of the kernel's state that a rollback must not damage."""
 
     addresses: Sequence[Address]
-    foreign: Sequence[Route]  # routes of others
-    static_neighbours: frozenset[tuple[int, int]]  # links, versions of IP
+    foreign: Sequence[Route]
+    static_neighbours: frozenset[tuple[int, int]]  # links and IP versions
     nexthop_links: frozenset[int]  # links of nexthop objects
 
 
 class _Others:
-    """Objects that other programs have added since the change. Queried in the order of the operations."""
+    """The state at a rollback, to find objects of other programs. Query it in the order of the operations."""
 
     def __init__(self, state: _State) -> None:
         addresses, foreign = state.addresses, state.foreign
         self._static_neighbours, self._nexthop_links = state.static_neighbours, state.nexthop_links
-        by_peer = sorted(addresses, key=lambda each: each.peer is None)  # ours have none, and must not be hidden
+        by_peer = sorted(addresses, key=lambda each: each.peer is None)  # owned ones have no peer, and must be kept
         self._left = {(each.link, each.interface): each for each in by_peer}
         self._tagged, self._counts = uses_ifa_proto(addresses), AddressCounts(addresses)
         self._foreign, self._losable = foreign, losable(foreign)
-        made = (route for route in foreign if route.protocol != RTPROT_KERNEL)  # those go with their addresses
+        made = (route for route in foreign if route.protocol != RTPROT_KERNEL)  # others go with addresses
         self._places = {(route.table, route.destination) for route in made}
         self._secondaries = defaultdict[tuple[int, IPNetwork], set[IPAddress]](set)
         for each in addresses:
             if each.ip.version == 4 and each.flags & IFA_F_SECONDARY:
                 self._secondaries[each.link, each.network].add(each.ip)
-        self._taken = set[IPNetwork]()  # addresses that do not come back, and so have no rules
+        self._taken = set[IPNetwork]()  # addresses that are not restored, and so neither are their rules
 
     def left_address(self, op: AddressRemove) -> bool:
-        """Return True if the address is still there and ours."""
+        """Return True if the address still exists and is owned."""
         address = self._left.get((op.link, op.interface))
         return address is not None and (not self._tagged or address.protocol == PROTOCOL)
 
     def obstacle(self, op: Undo) -> str | None:
-        """Return why an operation must not be done, or None; then it counts as done."""
+        """Return the reason why an operation must not be carried out; else count it as done and return None."""
         match op:
             case AddressRemove():
                 address = self._left[op.link, op.interface]
@@ -264,7 +264,7 @@ class _Others:
         return None
 
     def _dependent(self, address: Address) -> str | None:
-        """Return what of others would go with an address of ours, or None."""
+        """Return a description of an object that the kernel would remove with an owned address, or None."""
         route = foreign_dependents(address, self._counts, self._losable)
         last = address.ip.version == 4 and self._counts.is_last(address)
         if last and (address.link, 4) in self._static_neighbours:
@@ -277,7 +277,7 @@ class _Others:
         return None
 
     def _forget(self, address: Address) -> None:
-        """Count an address of ours as removed."""
+        """Count an owned address as removed."""
         del self._left[address.link, address.interface]
         self._counts.add(address, -1)
         self._secondaries[address.link, address.network].discard(address.ip)
@@ -288,7 +288,7 @@ def _failure(op: Undo, errno: int | None) -> Remaining:
 
 
 def removals(view: View) -> tuple[list[Operation], list[Remaining]]:
-    """Return the operations that remove everything of ours, the last added first, and what may not be removed."""
+    """Return the removals of all owned objects, the last added address first, and the refused removals."""
     ops, remaining = list[Operation](), list[Remaining]()
     for op in _owned(view):
         try:

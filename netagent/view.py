@@ -1,4 +1,4 @@
-"""The kernel's state, with the accepted operations of this request applied. Answers queries; decides nothing."""
+"""The kernel's state, with the accepted operations of this request applied. Answers queries; makes no decision."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .rtnetlink import IFA_F_NOPREFIXROUTE, Address, Link, NextHop, Route, Rule
 from .settings import Settings
 
 Owned = frozenset[tuple[int, IPAddress]]
-"""Link and address of what netagent added, as the ledger remembers it."""
+"""Link and address of each owned address, from the ledger."""
 _DISCARDS = (rtnetlink.RTN_BLACKHOLE, rtnetlink.RTN_UNREACHABLE, rtnetlink.RTN_PROHIBIT)
 
 
@@ -36,9 +36,9 @@ class Snapshot:
     routes: tuple[Route, ...]
     rules: tuple[Rule, ...]
     routers: frozenset[tuple[int, IPAddress]]  # IPv6 neighbours with NTF_ROUTER
-    static_neighbours: frozenset[tuple[int, int]] = frozenset()  # links, versions of IP: see Kernel.static_neighbours
+    static_neighbours: frozenset[tuple[int, int]] = frozenset()  # links and IP versions: see Kernel
     marks: tuple[LinkMark, ...] | None = None  # of the table `cloud_network`; None without a socket to nfnetlink
-    nexthops: tuple[NextHop, ...] = ()  # of nexthop objects, also of those that no route uses yet
+    nexthops: tuple[NextHop, ...] = ()  # of nexthop objects, also of unused ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class OwnRoute:
-    """A route of ours."""
+    """An owned route."""
 
     link: int
     gateway: IPAddress | None
@@ -61,10 +61,10 @@ class OwnRoute:
 
 @dataclass(frozen=True, slots=True)
 class RuleKey:
-    """The key by which the kernel's removal identifies a rule.
+    """The fields by which the kernel finds the rule to remove.
 
-    Told to remove a rule without `suppress` or `local`, the kernel may remove one that has it. So no two rules of ours
-    may differ in these alone.
+    A removal without `suppress` or `local` can also match a rule with it. So no two owned rules may differ only in
+    these two.
     """
 
     priority: int
@@ -81,34 +81,34 @@ def uses_ifa_proto(addresses: Iterable[Address]) -> bool:
 
 
 class View:
-    """Links, addresses, routes and rules, by what policy asks."""
+    """Links, addresses, routes and rules, indexed for the queries of `policy`."""
 
     def __init__(self, snapshot: Snapshot, settings: Settings, known: Known) -> None:
         self.settings, self.known = settings, known
         self.links = {link.index: link for link in snapshot.links}
         self.addresses: dict[tuple[int, IPAddress, int], Address] = {}  # by link, address and prefix length
-        self._entries: dict[tuple[int, IPAddress], list[Address]] = defaultdict(list)  # the same by link and address
+        self._entries: dict[tuple[int, IPAddress], list[Address]] = defaultdict(list)  # the same, by link and address
         self._holders: dict[IPAddress, list[int]] = defaultdict(list)  # links by address
         self.held = NetworksByLink()  # each address of a link, as /32 or /128
         self.subnets: NetworkIndex[int] = NetworkIndex()  # networks of addresses and of on-link routes in main, by link
-        self.learned: dict[int, set[IPNetwork]] = defaultdict(set)  # subnets that others gave to a link
-        self.near = NetworksByLink()  # the same: every network that is on link
+        self.learned: dict[int, set[IPNetwork]] = defaultdict(set)  # from DHCP, a router or an operator, by link
+        self.near = NetworksByLink()  # the same networks as `subnets`
         self.own_routes: dict[tuple[int, IPNetwork], OwnRoute] = {}
         self.foreign_places: set[tuple[int, IPNetwork]] = set()
         self.foreign_routes = [route for route in snapshot.routes if route.protocol != PROTOCOL]
         self.main_links: dict[IPNetwork, set[int]] = defaultdict(set)  # of foreign routes in main, by destination
         self.local_ranges = NetworksByLink()  # routes of type local that the kernel did not derive
-        self.rules: dict[RuleKey, tuple[bool, bool]] = {}  # ours: suppress, local
-        self._main_rules: dict[int, set[int]] = defaultdict(set)  # by version of IP, priorities of ours: see asks_main
-        self._local_rules: dict[int, set[int]] = defaultdict(set)  # the same, of others: for table local
+        self.rules: dict[RuleKey, tuple[bool, bool]] = {}  # owned ones: suppress, local
+        self._main_rules: dict[int, set[int]] = defaultdict(set)  # by IP version, priorities of owned: see asks_main
+        self._local_rules: dict[int, set[int]] = defaultdict(set)  # the same, of foreign for table local
         self.default_gateways: dict[int, set[IPAddress]] = defaultdict(set)
-        self.gateways: dict[IPAddress, set[int]] = defaultdict(set)  # protected: by the links that use them
+        self.gateways: dict[IPAddress, set[int]] = defaultdict(set)  # protected, with the links that use them
         self.counts, self.losable_routes = AddressCounts(), losable(self.foreign_routes)
-        self.unclaimed_prefixes: set[tuple[int, IPNetwork]] = set()  # IPv6, of routers: no address keeps their route
+        self.unclaimed_prefixes: set[tuple[int, IPNetwork]] = set()  # IPv6, from routers: no address keeps their route
         self._subnet_addresses: dict[tuple[int, IPNetwork], dict[IPAddress, Address]] = defaultdict(dict)
-        self._own_on_link = NetworksByLink()  # of our routes in the link's tables
-        self._own_copies = Counter[tuple[int, IPNetwork]]()  # the number of these tables that have each
-        self._own_gateways: dict[int, Counter[IPAddress]] = defaultdict(Counter)  # of our routes in the link's tables
+        self._own_on_link = NetworksByLink()  # destinations of owned routes in the link's tables
+        self._own_copies = Counter[tuple[int, IPNetwork]]()  # number of the link's tables that have each
+        self._own_gateways: dict[int, Counter[IPAddress]] = defaultdict(Counter)  # of owned routes in the link's tables
         self._tagged = uses_ifa_proto(snapshot.addresses)
         self.marks = snapshot.marks
         self._routers, self.static_neighbours = snapshot.routers, snapshot.static_neighbours
@@ -172,7 +172,7 @@ class View:
 
     @staticmethod
     def _is_on_link(route: Route, hop: NextHop) -> bool:
-        """Return True for a way out in main that puts the destination on a link."""
+        """Return True for a next hop in main that puts the destination on a link."""
         direct = hop.gateway is None and hop.link > 0 and not hop.encapsulates
         return direct and route.table == TABLE_MAIN and route.kind == rtnetlink.RTN_UNICAST
 
@@ -191,10 +191,10 @@ class View:
                 self._local_rules[rule.selector.version].add(rule.priority)
 
     def _index_host_routes(self) -> NetworkIndex[HostRoute]:
-        """Return the foreign routes that may be rivals of a claim, one entry per next hop.
+        """Return the foreign routes that may conflict with a claim, one entry per next hop.
 
-        In table local those are the ranges that another program made local (AnyIP), mostly on lo. What the kernel
-        derived from addresses on the cloud's links is left out: no rival, and a client can make thousands of them.
+        Of table local, these are the ranges that another program made local (AnyIP), mostly on lo. Routes that the
+        kernel derived from addresses of the cloud's links are left out: they do not conflict, and may be thousands.
         """
         index: NetworkIndex[HostRoute] = NetworkIndex()
         for route in self.foreign_routes:
@@ -220,7 +220,7 @@ class View:
         return near or claims.within(network, (*claims.PRIVATE, *claims.LINK_LOCAL, *claims.METADATA))
 
     def _host_route(self, route: Route, hop: NextHop) -> HostRoute:
-        """Return one way out of a route of another program. A tunnel (encap) is not the cloud's, whatever its link."""
+        """Return one next hop of a foreign route. A tunnel (encap) is not the cloud's, even on a link of the cloud."""
         link, gateway = hop.link, None if hop.encapsulates else hop.gateway
         on_cloud = self.is_cloud(link) and not hop.encapsulates
         by_lease = route.protocol in (rtnetlink.RTPROT_DHCP, rtnetlink.RTPROT_RA)
@@ -243,7 +243,7 @@ class View:
         return found.kind is None or found.kind in self.settings.allow_kinds
 
     def is_service_link(self, link: int) -> bool:
-        """Return True for links that carry addresses for this host alone: lo and dummies (kube-ipvs0 is one)."""
+        """Return True for a link whose addresses only this host uses: lo or a dummy (such as kube-ipvs0)."""
         found = self.links.get(link)  # None: the link is newer than the dump of the links
         return found is not None and (found.loopback or found.kind == "dummy")
 
@@ -252,21 +252,21 @@ class View:
         return self.links[link].name if link in self.links else f"link {link}"
 
     def owns(self, address: Address) -> bool:
-        """Return True if netagent added the address: by IFA_PROTO, or by the ledger where the kernel has none."""
+        """Return True if netagent added the address: by IFA_PROTO, or by the ledger if the kernel has no IFA_PROTO."""
         if self._tagged:
             return address.protocol == PROTOCOL
         return (address.link, address.ip) in self.known.owned
 
     @staticmethod
     def network_of(address: Address) -> IPNetwork | None:
-        """Return the network of an address, or None if it is a /32 or /128 alone."""
+        """Return the network of an address, or None for a /32 or /128."""
         if address.prefix == address.ip.max_prefixlen:
             return None
         return address.network
 
     def add_address(self, address: Address) -> None:
-        """Count an address that is there, or that this request adds."""
-        if address.peer is None or (address.link, address.ip, address.prefix) not in self.addresses:  # ours have none
+        """Count an address of the snapshot, or one that this request adds."""
+        if address.peer is None or (address.link, address.ip, address.prefix) not in self.addresses:  # owned: no peer
             self.addresses[address.link, address.ip, address.prefix] = address
         entries = self._entries[address.link, address.ip]
         if not entries:
@@ -314,7 +314,7 @@ class View:
             self.subnets.add(network, link)
 
     def entries(self, link: int, ip: IPAddress) -> list[Address]:
-        """Return an address as the link has it: more than once if with several prefix lengths."""
+        """Return all entries of an address on the link, which may have several prefix lengths."""
         return self._entries.get((link, ip), [])
 
     def holders(self, ip: IPAddress) -> list[int]:
@@ -328,11 +328,11 @@ class View:
     # Routes and gateways.
 
     def own_tables(self, link: int) -> tuple[int, int]:
-        """Return the numbers of the link's table and of its second one."""
+        """Return the numbers of the link's two tables."""
         return claims.tables(link, self.settings.table_base)
 
     def on_link(self, link: int, network: IPNetwork) -> Iterator[IPNetwork]:
-        """Yield what is on the link and overlaps `network`: of its addresses, of main and of its own tables."""
+        """Yield the on-link networks that overlap `network`: by the link's addresses, main and the link's tables."""
         yield from self.near.overlapping(link, network)
         yield from self._own_on_link.overlapping(link, network)
 
@@ -341,11 +341,11 @@ class View:
         return self.is_near(link, network) or any(True for _ in self._own_on_link.containing(link, network))
 
     def is_near(self, link: int, network: IPNetwork) -> bool:
-        """Return True if all of `network` is on the link by an address or main, whatever its own table says."""
+        """Return True if all of `network` is on the link by an address or main, without the link's tables."""
         return any(True for _ in self.near.containing(link, network))
 
     def is_router(self, link: int, gateway: IPAddress) -> bool:
-        """Return True if this is a gateway of the cloud on the link. docs/policy.md lists the five ways to be one."""
+        """Return True if this is a gateway of the cloud on the link. docs/policy.md lists the five cases."""
         if gateway in self.default_gateways[link]:
             return True
         if (link, gateway) in self._routers and is_link_local(single(gateway)):
@@ -357,12 +357,12 @@ class View:
         if any(gateway == subnet.network_address + 1 for subnet in learned):
             return True
         if is_link_local(single(gateway)):
-            return self._own_gateways[link][gateway] > 0  # kept although the router's advertisement has expired
+            return self._own_gateways[link][gateway] > 0  # stays a gateway after its advertisement has expired
         has_default = any(each.version == gateway.version for each in self.default_gateways[link])
         return not learned and not has_default and self._is_convention(link, gateway)
 
     def _is_convention(self, link: int, gateway: IPAddress) -> bool:
-        """Return True if clouds would put the gateway of one of the link's addresses there. One per link and family."""
+        """Return True for a gateway by convention of one of the link's addresses. One per link and family."""
         used = {each for each, times in self._own_gateways[link].items() if times and each.version == gateway.version}
         if used - {gateway} - set(self._allowed(used)):
             return False
@@ -381,7 +381,7 @@ class View:
         return (each for each in gateways if claims.within(single(each), self.settings.allow_gateways))
 
     def protects(self, ip: IPAddress) -> str | None:
-        """Return what this address is to others: a gateway or a resolver; None if it is neither."""
+        """Return a description of a protected address: a gateway or a resolver. None for any other address."""
         if ip in self.known.resolvers:
             return "a resolver"
         if ip in self.gateways or ip in self.known.former_gateways:
@@ -397,7 +397,7 @@ class View:
         return None if has_default or is_single(subnet) else subnet.network_address + 1
 
     def protected_inside(self, network: IPNetwork, link: int | None) -> IPAddress | None:
-        """Return a gateway or resolver inside `network`; gateways of `link` are left out."""
+        """Return a gateway or resolver inside `network`, except gateways of `link`."""
         for ip in (*self.gateways, *self.known.resolvers, *self.known.former_gateways):
             if contains(network, single(ip)) and (link is None or link not in self.gateways.get(ip, ())):
                 return ip
@@ -409,10 +409,10 @@ class View:
         return None
 
     def protected_elsewhere(self, network: IPNetwork, link: int) -> IPAddress | None:
-        """Return a resolver inside `network`, or a gateway there of links that are not in this very subnet."""
+        """Return a resolver inside `network`, or a gateway there of links that do not have this subnet."""
         sharing = {other for each, other in self.subnets.containing(network) if each == network} | {link}
         for ip, links in self.gateways.items():
-            # One that exchanges its address in this request has the subnet in its table meanwhile.
+            # A link whose address this request replaces has the subnet in its own table meanwhile.
             others = {other for other in links - sharing if not self._own_on_link.has(other, network)}
             if others and contains(network, single(ip)):
                 return ip
@@ -445,7 +445,7 @@ class View:
             self.local_ranges.discard(route.link, destination)
 
     def _count_route(self, table: int, destination: IPNetwork, route: OwnRoute, change: int) -> None:
-        """Count a route of ours in one of the link's tables, or with -1 forget it."""
+        """Count an owned route in one of the link's tables, or forget it with -1."""
         if table not in self.own_tables(route.link):
             return
         if route.gateway is not None:
@@ -461,7 +461,7 @@ class View:
     # Rules.
 
     def add_rule(self, rule: Rule | RuleAdd) -> None:
-        """Count a rule of ours that is there, or that this request adds."""
+        """Count an owned rule of the snapshot, or one that this request adds."""
         self.rules[rule_key(rule)] = (rule.suppress, rule.local)
         if asks_main(rule):
             self._main_rules[rule.selector.version].add(rule.priority)
@@ -473,16 +473,16 @@ class View:
             self._main_rules[rule.selector.version].discard(rule.priority)
 
     def main_comes_before(self, version: int, priority: int) -> bool:
-        """Return True if a rule of ours asks main, for every source of this family, before this priority."""
+        """Return True if an owned rule before this priority looks up main for every source of this family."""
         return min(self._main_rules[version], default=priority) < priority
 
     def local_comes_last(self, version: int) -> bool:
-        """Return True if table local is asked only after our rules, as an operator of VRFs may have moved its rule."""
+        """Return True if the rule for table local comes after the owned rules, as operators of VRFs may move it."""
         found = self._local_rules[version]
         return bool(found) and min(found) >= self.settings.priority
 
     def own_rules(self) -> list[RuleRemove]:
-        """Return the removal of every rule of ours; those that ask main go last, because others need them."""
+        """Return the removals of all owned rules. Rules for main are last, because the others need them."""
         found = sorted(self.rules.items(), key=lambda item: item[0].table == TABLE_MAIN)
         return [
             RuleRemove(key.priority, key.selector, key.to, key.table, *flags, key.mark, key.mask)
@@ -491,15 +491,15 @@ class View:
 
     @property
     def own_objects(self) -> int:
-        """Number of addresses, routes and rules that are ours."""
+        """Number of owned addresses, routes and rules."""
         return self._own_count + len(self.own_routes) + len(self.rules)
 
 
 def asks_main(rule: Rule | RuleAdd | RuleRemove) -> bool:
-    """Return True for a rule that asks table main whatever the source."""
+    """Return True for a rule that looks up table main for every source."""
     return rule.table == TABLE_MAIN and not rule.selector.prefixlen and not rule.mask and not rule.local
 
 
 def rule_key(rule: Rule | RuleAdd | RuleRemove) -> RuleKey:
-    """Return what identifies a rule of ours."""
+    """Return the key of a rule."""
     return RuleKey(rule.priority, rule.selector, rule.to, rule.table, rule.mark, rule.mask)

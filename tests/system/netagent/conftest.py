@@ -17,7 +17,7 @@ def start(lab: Lab) -> None:
 
 
 def answers(lab: Lab) -> bool:
-    """Return True if netagent answers and duplicate address detection has ended, so that nothing changes by itself."""
+    """Return True if netagent answers and duplicate address detection has ended, so that the state stays constant."""
     try:
         with Wire(lab) as wire:
             return (
@@ -44,7 +44,7 @@ def wire(lab: Lab) -> Iterator[Wire]:
 
 @pytest.fixture(scope="module")
 def shared_lab() -> Iterator[Lab]:
-    """For tests that leave the kernel unchanged."""
+    """The lab, for tests that leave the kernel unchanged."""
     with Lab(Spec.aws(interfaces=2, addresses=2)) as lab:
         lab.write_config(CONFIG)
         lab.batch(

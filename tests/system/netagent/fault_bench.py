@@ -41,8 +41,8 @@ class Phase:
     within: int  # confirm_within of the change, in seconds
     ask: Callable[[Bench, Wire, str], Answer]
     opened: bool  # True if the change is applied before strace is attached
-    new: str | None  # the verdict with which the state must be the new one
-    old: tuple[str, ...]  # the verdicts with which the state must be the old one
+    new: str | None  # the verdict after which the state must be the new one
+    old: tuple[str, ...]  # the verdicts after which the state must be the old one
 
     def __str__(self) -> str:
         return self.name
@@ -214,7 +214,7 @@ class Bench:
         return wrong
 
     def _died(self) -> bool:
-        """Return True if netagent has ended; then start it again."""
+        """If netagent has ended, start it again and return True."""
         try:
             with UserWire(self.lab) as wire:
                 wire.ask(request="status")
@@ -289,7 +289,7 @@ class Bench:
     def reset(self) -> None:
         """Restore the old state from any state."""
         if self.requests % 10 == 0 or not self._at_rest():
-            self.lab.kill("netagent")  # also resets its rate limit
+            self.lab.kill("netagent")  # also resets its rate limits
             self.start()
         state = self.state()
         if state == self.old:

@@ -44,7 +44,7 @@ SECONDS, SETTLED = 3.0, 0.15
 
 
 class PacketObservers:
-    """An observer in each namespace; `receivers` sends a datagram from the instance and returns who received it."""
+    """An observer in each namespace. `receivers` sends a datagram and returns the namespaces that received it."""
 
     def __init__(self, lab: Lab, namespaces: Iterable[Namespace], scratch: Path) -> None:
         self._lab, self._marks = lab, itertools.count(1)

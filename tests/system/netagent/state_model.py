@@ -29,7 +29,7 @@ FOREIGN = [
     "link add spare type veth peer name spare1",
     "address change 10.0.1.10/24 brd + dev eth1 valid_lft 86400 preferred_lft 86400",
     "address add 10.0.2.50/32 dev eth0",
-    "address add 10.0.3.50/32 dev spare",  # a link's last address takes its routes: test_regressions.py
+    "address add 10.0.3.50/32 dev spare",  # routes go with a link's last address: test_regressions.py
     "address add fd00:2::50/128 dev eth0 nodad",
     "route add 192.168.77.0/24 via 10.0.1.1",
     "route add default via 10.0.1.1 table 100",
@@ -78,7 +78,7 @@ class Rule(NamedTuple):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything that netagent could change: our objects as values, the others as text."""
+    """Everything that netagent could change: owned objects as values, foreign objects as text."""
 
     links: dict[str, tuple[bool, int]]  # up, MTU
     addresses: frozenset[LinkAddress]
@@ -102,7 +102,7 @@ def _text(each: dict[str, Any]) -> str:
 
 
 def snapshot(lab: Lab, ours: frozenset[LinkAddress] = frozenset()) -> Snapshot:
-    """Return a snapshot of the kernel. iproute2 does not show IFA_PROTO, so `ours` names our addresses."""
+    """Return a snapshot of the kernel. iproute2 does not show IFA_PROTO, so `ours` lists the owned addresses."""
     egress = [f"route get {probe}" for probe in PROBES]
     links, addresses4, routes4, rules4, *got = _ip(
         lab, "-4", "link", "address", "route show table all", "rule", *egress
@@ -158,7 +158,7 @@ NO_LINK = (False, 0)  # a refused operation may name an unknown link
 
 
 def predict(before: Snapshot, ops: Iterable[dict[str, Any]], names: dict[int, str]) -> Snapshot:
-    """Return the snapshot with our objects after `ops`, if all of them are applied."""
+    """Return the snapshot with the owned objects after `ops`, if all of them are applied."""
     links, addresses = dict(before.links), set(before.addresses)
     routes, rules = set(before.routes), set(before.rules)
     for op in ops:
@@ -223,7 +223,7 @@ def _conflicting_links(network: IPv4Network | IPv6Network) -> set[str]:
 
 
 def violations(state: Snapshot, names: dict[int, str]) -> list[str]:
-    """Return violations of the safety rules: objects that must never be in the kernel, whatever netagent was asked."""
+    """Return violations of the safety rules: objects that no request may add to the kernel."""
     found = []
     gateways = {route.gateway for route in state.routes if route.gateway}
     holders: dict[Address, set[str]] = {}

@@ -119,7 +119,7 @@ def operations(index: dict[str, int]) -> st.SearchStrategy[Op]:
 
 
 def attacks(index: dict[str, int]) -> list[list[Op]]:
-    """Return requests that attack objects of others: those of test_refusals, and those for this lab's objects."""
+    """Return requests that attack objects of other programs: those of test_refusals, and some for this lab."""
     on = Links(index[ETH1], index[ETH0], index[BRIDGE])
     one, other, table = index[ETH1], index[ETH0], 9999 + index[ETH1]
     foreign = [

@@ -1,8 +1,8 @@
 """strace(1) on the running netagent: it records the system calls that serve a request, or makes one of them fail.
 
 Root attaches strace from outside, after netagent has confined itself. A call that must fail is replaced by getpid(2).
-By default strace replaces it by call number -1, which netagent's seccomp filter would see after the tracer has set it
-(kernel/entry/common.c, syscall_trace_enter), and kill the process.
+By default strace replaces it by call number -1. netagent's seccomp filter would see that number, because it runs after
+the tracer (kernel/entry/common.c, syscall_trace_enter), and kill the process.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Point:
 
     @property
     def errors(self) -> tuple[str, ...]:
-        """Return the errors that this call can really have."""
+        """Return the errors that the kernel can return for this call."""
         if self.what in ("client", "dump", "batch"):
             return _ERRORS.get((self.what, self.call), ())
         return _OF_A_FILE.get(self.call, ("EIO",)) if self.call in _FILES else ()

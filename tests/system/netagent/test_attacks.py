@@ -111,7 +111,7 @@ def test_other_users_cannot_reach_the_process_or_its_files(lab: Lab, who: str) -
 
 
 def test_process_of_the_same_user_cannot_trace_it(lab: Lab) -> None:
-    """Even with the same user and capability: netagent is not dumpable (ptrace(2))."""
+    """Refused even for the same user and capability: netagent is not dumpable (ptrace(2))."""
     capability = ["--inh-caps=+net_admin", "--ambient-caps=+net_admin"]
     results = attack(lab, [*become(USERS["cloud-network-netagent"]), *capability], "inside")
     assert (results.pop("uid"), results.pop("connect") != "allowed") == (str(USERS["cloud-network-netagent"]), True)
@@ -149,7 +149,7 @@ ROOTS = {
 @pytest.mark.parametrize("nested", [[], NAMESPACE], ids=["", "nested"])
 @pytest.mark.parametrize("how", ROOTS)
 def test_root_of_another_user_namespace_is_not_root(lab: Lab, how: str, nested: list[str]) -> None:
-    """SO_PEERCRED reports uid 0, but it has no privilege over netagent's objects."""
+    """SO_PEERCRED reports uid 0, but this root has no privilege over netagent's objects."""
     lines = len(audit_lines(lab))
     results = attack_from_user_namespace(lab, [], ROOTS[how], *nested)
     assert results["connect"] != "allowed"
@@ -192,7 +192,7 @@ for _ in range(20):
 
 
 def test_passed_descriptors_do_not_exhaust_netagent(lab: Lab) -> None:
-    """Descriptors arrive with the credentials that are only read from root's first byte."""
+    """Passed files arrive with the first byte, of which netagent reads only the credentials."""
     files = Path(f"/proc/{lab.daemons.pid('netagent')}/fd")
     before = len(list(files.iterdir()))
     lab.run(["/usr/bin/python3", "-c", PASS_DESCRIPTORS])
@@ -255,7 +255,7 @@ def test_incomplete_frames_do_not_fill_the_memory(lab: Lab) -> None:
 
 
 def test_many_requests_at_once_do_not_fill_the_memory(lab: Lab) -> None:
-    """More requests than netagent can answer, because the client does not read the answers."""
+    """The client sends many requests and does not read the answers."""
     request = protocol.encode({"request": "status"})
     with UserWire(lab) as wire, pytest.raises(OSError, match=r"Broken pipe|reset"):
         wire.socket.sendall(request * 200_000)
@@ -266,7 +266,7 @@ def test_many_requests_at_once_do_not_fill_the_memory(lab: Lab) -> None:
 
 
 def test_many_refusals_do_not_exceed_the_rotated_log_size(lab: Lab) -> None:
-    """Eight files of 16 MiB exist before: a new one removes the oldest."""
+    """Eight files of 16 MiB exist before the test; a rotation removes the oldest."""
     log, uid = lab.path(AUDIT), USERS["cloud-network-netagent"]
     files = [log.with_name(f"audit.log.{number}") for number in range(1, FILES)]
     for file in files:
@@ -362,7 +362,7 @@ def test_the_fetcher_is_served_while_root_of_containers_waits(lab: Lab) -> None:
 
 
 def test_replayed_request_changes_nothing(lab: Lab) -> None:
-    """The same bytes on another connection of the fetcher, while the change is open, confirmed and removed."""
+    """Send the same bytes on another connection of the fetcher while the change is open, confirmed and removed."""
     link, before = ifindex(lab, "eth0"), kernel_state(lab)
     add = protocol.encode({"request": "apply", "id": "one", "ops": [address(link, "10.0.2.77")], "confirm_within": 60})
     confirm = protocol.encode({"request": "confirm", "id": "one"})
@@ -388,6 +388,6 @@ def test_replayed_request_changes_nothing(lab: Lab) -> None:
     with UserWire(lab) as first, UserWire(lab) as other:
         assert send(first, add) == ["applied"]
         other.socket.sendall(confirm + rollback)
-        first.close()  # which rolls the change back
+        first.close()  # rolls the change back
         assert [other.answer()["verdict"] for _ in range(2)] == ["refused"] * 2
     verify_audit_log(lab)

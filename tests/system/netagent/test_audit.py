@@ -63,7 +63,7 @@ def test_verify_names_the_first_line_that_rotation_left(tmp_path: Path, monkeypa
 
 
 def test_a_chain_goes_on_after_a_line_of_any_length(tmp_path: Path) -> None:
-    """An earlier version wrote a flush as one line, and could not read a last line of 2 MiB."""
+    """An earlier version wrote a flush as one line, and could then not read a last line of 2 MiB."""
     path = tmp_path / "audit.log"
     log = write(path, 1)
     log.write({"request": "flush", "verdict": "applied", "filler": "x" * (5 << 20)})

@@ -1,4 +1,4 @@
-"""Clients: who can connect, how a misbehaving one is treated, and what is logged."""
+"""Clients: permission to connect, misbehaviour, and the audit lines."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_only_the_fetcher_and_root_may_connect(lab: Lab) -> None:
 
 
 def test_a_member_of_the_group_is_refused_and_logged(lab: Lab) -> None:
-    """The socket's mode is not the only barrier."""
+    """The socket's mode admits the group; netagent also checks the uid."""
     lines = len(audit_lines(lab))
     member = ["setpriv", "--reuid=65534", f"--regid={USERS['cloud-network']}", "--clear-groups"]
     with Wire(lab, prefix=member) as wire, pytest.raises(OSError, match=r"closed the connection|Broken pipe|reset"):
@@ -139,7 +139,7 @@ def test_too_many_requests_of_the_fetcher_do_not_refuse_roots(lab: Lab) -> None:
 
 
 def test_malformed_frames_are_requests(lab: Lab) -> None:
-    """Decoding one takes time, so its bytes are taken from the budget first."""
+    """Decoding a frame takes time, so tokens for its bytes are taken first."""
     reasons = []
     for _ in range(10):
         with UserWire(lab, USERS["cloud-network"]) as wire:
@@ -149,7 +149,7 @@ def test_malformed_frames_are_requests(lab: Lab) -> None:
 
 
 def chain(lines: list[str]) -> None:
-    """Check that every line's hash is that of its text, and its `prev` the hash of the line before."""
+    """Check that each line's `hash` is the hash of its text, and its `prev` the hash of the line before."""
     previous = "0" * 64
     for number, line in enumerate(lines, 1):
         body, _, _ = line.rpartition(',"hash":"')

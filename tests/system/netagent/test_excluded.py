@@ -1,4 +1,4 @@
-"""Links of Exclude=: nothing is added there, and what is ours may be removed."""
+"""Links of Exclude=: nothing may be added, and owned objects may be removed."""
 
 from __future__ import annotations
 

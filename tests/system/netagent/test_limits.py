@@ -49,7 +49,7 @@ server = Server(kernel, Ledger(RUNTIME / "ledger"), Audit(LOGS / "audit.log", "0
 server.start()
 server.run(listener, fetcher, float("inf"))
 """
-"""netagent with room for so many changes in its log, and connections of that lifetime."""
+"""Runs netagent with a budget of `changes` operations in its log, and this lifetime of connections."""
 
 
 @contextmanager
@@ -90,7 +90,7 @@ def test_max_objects_bounds_addresses_routes_and_rules_together(lab: Lab) -> Non
 
 
 def test_many_subnets_on_a_link_do_not_delay_requests(lab: Lab) -> None:
-    """Meanwhile an open transaction expires, and root waits. A comparison of each pair would take three times this
+    """A delay keeps root waiting and an expired transaction open. Comparing each pair would take three times this
     timeout.
     """
     on = ifindex(lab, "eth0")
@@ -112,7 +112,7 @@ def test_many_subnets_on_a_link_do_not_delay_requests(lab: Lab) -> None:
 
 
 def test_a_flush_at_the_limits_removes_everything(lab: Lab) -> None:
-    """8,192 addresses and as many rules: with a cost of a second per million pairs it would not end in time."""
+    """8,192 addresses and as many rules: a second per million pairs would exceed the timeout."""
     on = ifindex(lab, "eth0")
     hosts = [f"10.77.{at >> 8}.{at & 255}" for at in range(policy.MAX_RULES)]
     with UserWire(lab) as wire:
@@ -226,7 +226,7 @@ def test_a_connection_has_a_lifetime(lab: Lab) -> None:
 
 
 def test_requests_sent_ahead_do_not_prolong_a_connection() -> None:
-    """While a long request is answered, the next one arrives: there is always data."""
+    """The next request arrives while a long one is answered: there is always data."""
     ours, theirs = socket.socketpair()
     theirs.sendall(b"another request")
     served = connection.Connection(ours, connection.Peer.of(ours), os.pidfd_open(os.getpid()))
@@ -273,14 +273,14 @@ for at, byte in enumerate({protocol.encode({"request": "status"})!r}[:12]):
 print("sent", flush=True)
 sys.stdin.read()
 """
-"""A client that sends each byte of a frame with a TCP socket, or with one inside a Unix socket, and keeps no reference.
-Their peers do not read."""
+"""A client that passes a TCP socket, or a Unix socket that holds one, with each byte of a frame. It keeps no reference,
+and the peers of the TCP sockets do not read."""
 
 
 def test_passed_sockets_that_linger_do_not_stop_netagent(lab: Lab) -> None:
-    """The kernel closes them in netagent, and without a signal it waits for their peers there for an hour each."""
+    """The kernel closes them in netagent. Without a signal, each close waits for the peer for an hour."""
     argv = [*become(FETCHER), "/usr/bin/python3", "-I", "-S", "-c", LINGERING]
-    with UserWire(lab):  # netagent waits for it meanwhile, so that the client's references go first
+    with UserWire(lab):  # netagent serves this one until the client's references are gone
         client = lab.instance.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert client.stdout
         assert client.stdout.readline() == "sent\n"

@@ -38,7 +38,7 @@ table inet other {
 }
 table ip cloud_network { chain prerouting { type filter hook prerouting priority 0; counter accept; }; }
 """
-"""Other programs': one has our table's name in another family."""
+"""Tables of other programs: one has the name `cloud_network`, in another family."""
 TEXT = """
 table inet cloud_network {{
   chain replies {{
@@ -301,7 +301,7 @@ def test_unconfirmed_change_is_rolled_back(lab: Lab, on: Links, end: str) -> Non
 
 
 def test_a_failure_in_the_kernel_undoes_the_table(lab: Lab, on: Links, wire: Wire) -> None:
-    """After the table was made, the kernel refuses a route on a link that is down."""
+    """After the table has been made, the kernel refuses a route on a link that is down."""
     before = state(lab)
     assert wire.apply(table((on.primary, 3)))["verdict"] == "applied"
     with_table = state(lab)
@@ -368,7 +368,7 @@ def test_tables_of_other_programs_are_the_same_in_json(lab: Lab, on: Links, wire
 
 
 def foreign(lab: Lab) -> list[Any]:
-    """Return all nftables objects outside our table, with handles and counters."""
+    """Return all nftables objects outside netagent's table, with handles and counters."""
     found = json.loads(lab.run(["nft", "--json", "list", "ruleset"]).stdout)["nftables"]
     return [each for each in found if not is_ours(each)]
 

@@ -76,7 +76,7 @@ def _add_vpn(lab: Lab) -> None:
 
 
 def _add_ipv6(lab: Lab) -> None:
-    """Add the primary's IPv6 as a router advertises it; for the secondary the kernel knows only the router."""
+    """Add the primary's IPv6 as a router advertises it; for the secondary, the kernel has only the router."""
     lab.cloud.batch([f"address add fe80::fe/64 dev sn{number} nodad" for number in (0, 1)])
     lab.batch(
         [
@@ -155,7 +155,7 @@ BY_NEIGHBOUR = [
     via(SECONDARY, "10.0.2.221/32", None),
     via(SECONDARY, "0.0.0.0/0", "10.0.2.221"),
 ]
-"""A default route by a neighbour that is accepted: the first host of 10.0.2.220/30, on a link without a subnet."""
+"""An accepted default route through a neighbour: the first host of 10.0.2.220/30, on a link without a subnet."""
 ATTACKS = {
     # 1: a neighbour as gateway
     "metadata by a neighbour": Attack([via(PRIMARY, f"{METADATA}/32", NEIGHBOUR0), *FROM], METADATA, MINE),
@@ -308,7 +308,7 @@ NEEDED = {
         FIRST6,
     ),
 }
-"""Clouds need this: packets from the secondary's addresses leave by its own gateway."""
+"""Requests that clouds need: packets from the secondary's addresses leave through its own gateway."""
 
 
 @pytest.mark.parametrize("name", NEEDED)
@@ -325,7 +325,7 @@ def test_requests_of_real_clouds_are_accepted(lab: Lab, seen: PacketObservers, n
 
 
 def test_no_prefix_outlives_its_addresses(lab: Lab, seen: PacketObservers) -> None:
-    """The kernel keeps a connected IPv6 route of an address that has been removed; it looked like a learned route."""
+    """The kernel can keep the connected route of a removed IPv6 address, which then looked like a learned route."""
     first, second = own(PRIMARY, "fd00:abc::11/64"), quiet(PRIMARY, "fd00:abc::12/64")
     gone = [address(ifindex(lab, PRIMARY), f"fd00:abc::{host}/64", "address_remove") for host in (11, 12)]
     with UserWire(lab) as wire:
@@ -342,7 +342,7 @@ def test_no_prefix_outlives_its_addresses(lab: Lab, seen: PacketObservers) -> No
 
 @pytest.mark.parametrize("destination", ["198.51.100.0/24", "128.0.0.0/1", "192.0.0.0/2"])
 def test_a_tunnel_for_everything_keeps_the_internet(lab: Lab, seen: PacketObservers, destination: str) -> None:
-    """A VPN routes two halves of the address space; the cloud's networks stay behind the gateway."""
+    """A VPN routes both halves of the address space; the cloud's networks stay behind the gateway."""
     halves = [f"{network} dev wg0" for network in ("0.0.0.0/1", "128.0.0.0/1")]
     lab.batch([f"route add {half}" for half in halves])
     try:
@@ -371,7 +371,7 @@ def test_main_stays_while_a_rule_needs_it(lab: Lab, seen: PacketObservers) -> No
 
 
 def test_a_secondary_in_the_resolvers_subnet_leaves_the_resolver(lab: Lab, seen: PacketObservers) -> None:
-    """As in the default VPC of AWS: the subnet is on link in the link's table, and has no connected route."""
+    """As in AWS's default VPC: the subnet is on link in the link's table, and has no connected route."""
     ops = [
         quiet(SECONDARY, "10.0.0.9/32"),
         via(SECONDARY, "10.0.0.0/24", None),

@@ -1,4 +1,4 @@
-"""Rules for prefixes that cover all addresses of a link in them: what is allowed, and the rules' effect."""
+"""Rules for prefixes that cover all addresses of a link in them: accepted and refused rules, and their effect."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEDGER = "/run/cloud-network-netagent/ledger"
 
 
 def rules(lab: Lab, family: str = "-4") -> list[str]:
-    """Return our rules."""
+    """Return netagent's rules."""
     lines = lab.run(["ip", family, "rule"]).stdout.splitlines()
     return [" ".join(line.split()).removesuffix(" proto 209") for line in lines if "proto 209" in line]
 
@@ -71,7 +71,7 @@ def test_ipv6_subnet_on_link_in_the_table_allows_later_rules(lab: Lab, wire: Wir
 
 
 def test_address_added_earlier_to_another_link_is_respected(lab: Lab, wire: Wire) -> None:
-    """Also within one request: each operation is checked after those before it."""
+    """This also holds within one request: each operation is checked after those before it."""
     one, other = ifindex(lab, "eth0"), ifindex(lab, "eth1")
     first, second = address(one, "10.0.2.10/24"), {**address(other, "10.0.2.200/32"), "route": False}
     whole, half = (rule(text, 9999 + one, local=True) for text in ("10.0.2.0/24", "10.0.2.0/25"))
@@ -106,7 +106,7 @@ def test_kernel_removes_the_first_of_rules_that_differ_in_a_flag(lab: Lab) -> No
 
 
 def test_open_change_of_an_earlier_version_is_rolled_back(lab: Lab) -> None:
-    """Its ledger has no `local`; an upgrade can happen while a transaction is open."""
+    """The earlier ledger has no `local`. An upgrade can happen while a transaction is open."""
     lab.stop("netagent")
     on = ifindex(lab, "eth0")
     lab.batch([f"rule add pref 31000 from 10.0.2.10 lookup {9999 + on} protocol 209"])

@@ -27,7 +27,7 @@ class Links:
 
 
 ATTACKS: dict[str, tuple[Callable[[Links], Ops], str]] = {
-    # addresses of others
+    # addresses of other programs or hosts
     "the gateway's address": (lambda on: [address(on.secondary, "10.0.1.1")], "is a gateway"),
     "a resolver's address": (lambda on: [address(on.secondary, "10.0.4.2")], "is a resolver"),
     "the metadata server": (lambda on: [address(on.secondary, "169.254.169.254")], "metadata server"),

@@ -1,5 +1,5 @@
 """Regression tests for errors found by the state machine and the fuzzer; in most, the kernel removes more than
-requested.
+netagent requested.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ known = pytest.mark.xfail(strict=True, reason="the kernel removes routes with th
 
 
 def test_flush_removes_two_addresses_of_one_subnet(lab: Lab, wire: Wire) -> None:
-    """Without promote_secondaries the kernel removes the second with the first; its own removal then fails with
-    EADDRNOTAVAIL.
+    """Without promote_secondaries the kernel removes the second address with the first; its own removal then fails
+    with EADDRNOTAVAIL.
     """
     before, on = kernel_state(lab), ifindex(lab, "eth0")
     assert wire.apply(address(on, "10.0.2.10/24"), address(on, "10.0.2.12/24"))["verdict"] == "applied"

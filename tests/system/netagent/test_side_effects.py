@@ -1,4 +1,4 @@
-"""Requests whose effect in the kernel reaches further than what they ask for: onto addresses and routes of others."""
+"""Requests with side effects in the kernel on foreign addresses and routes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def module_lab() -> Iterator[Lab]:
 
 @pytest.fixture
 def lab(module_lab: Lab) -> Iterator[Lab]:
-    """The lab with one address of ours on eth0, and afterwards with nothing of ours or of the test's on it."""
+    """The lab with one owned address on eth0. Afterwards remove all objects of netagent and of the test from it."""
     with Wire(module_lab) as wire:
         assert wire.apply(address(ifindex(module_lab, "eth0"), "10.0.2.10/24"))["verdict"] == "applied"
     yield module_lab
@@ -57,7 +57,7 @@ def sh(lab: Lab, commands: str) -> str:
 
 
 def get(lab: Lab, destination: str) -> str:
-    """Return how the kernel routes what the host sends to an address."""
+    """Return the kernel's route for packets from the host to an address."""
     return lab.run(["ip", "-o", "route", "get", destination]).stdout.partition(" uid")[0]
 
 
@@ -88,7 +88,7 @@ def test_a_rollback_keeps_a_secondary_of_another_program(lab: Lab) -> None:
 
 
 def test_a_secondary_of_the_same_request_is_known_as_one(lab: Lab, wire: Wire) -> None:
-    """Else the removal of the first address takes the second and then all routes of the link along."""
+    """Otherwise the kernel would remove the second address with the first, and then all routes of the link."""
     spare = spare_link(lab)
     lab.batch(["route add 10.77.0.0/16 dev spare proto static"])
     first, second = address(spare, "10.9.3.10/24"), address(spare, "10.9.3.11/24")
@@ -133,7 +133,7 @@ PREFIX_ROUTES = {
 
 @pytest.mark.parametrize("whose", PREFIX_ROUTES)
 def test_an_ipv6_prefix_route_of_others_stays(lab: Lab, wire: Wire, whose: str) -> None:
-    """The kernel would remove it with an address of ours; a router's would no longer count as learned meanwhile."""
+    """The kernel would remove it with an owned address; a router's would meanwhile not count as learned."""
     on = ifindex(lab, "eth0")
     sh(lab, f"ip -6 route add fd00:abc::/64 dev eth0 {PREFIX_ROUTES[whose]}")
     assert "another program routes fd00:abc::/64" in reason(wire, address(on, "fd00:abc::5/64"))
@@ -142,7 +142,7 @@ def test_an_ipv6_prefix_route_of_others_stays(lab: Lab, wire: Wire, whose: str) 
 
 
 def test_no_ipv6_prefix_route_of_ours_stays_behind(lab: Lab, wire: Wire) -> None:
-    """With another address that has no connected route of its own, the kernel keeps ours when our address goes."""
+    """For another address without a connected route, the kernel keeps the route of a removed address."""
     lab.batch(["address add fd00:ad::a/64 dev eth0 noprefixroute nodad"])
     assert "no connected route of its own" in reason(wire, address(ifindex(lab, "eth0"), "fd00:ad::5/64"))
     apply(wire, address(ifindex(lab, "eth0"), "fd00:ad::5/128"))
@@ -157,7 +157,7 @@ def test_an_ipv6_prefix_route_that_came_later_stays(lab: Lab, wire: Wire) -> Non
 
 
 def test_an_mtu_without_ipv6_does_not_come_back(lab: Lab, wire: Wire) -> None:
-    """Below 1280 the kernel removes the link's IPv6 addresses and routes, which an operator has made since."""
+    """Below 1280 the kernel would remove IPv6 addresses and routes that an operator has added since."""
     spare = spare_link(lab)
     lab.batch(["link set spare mtu 1000"])
     raised = wire.apply({"op": "link_mtu", "link": spare, "mtu": 1500}, confirm_within=60, request="open")
@@ -196,7 +196,7 @@ def neighbours(lab: Lab) -> str:
 @pytest.mark.parametrize("how", ["remove", "roll back"])
 @pytest.mark.parametrize("what", [what for what in NEIGHBOURS if "IPv6" not in what])
 def test_static_neighbours_stay(lab: Lab, wire: Wire, what: str, how: str) -> None:
-    """With the last IPv4 address of a link the kernel removes them, too: a neighbour could be the gateway then."""
+    """The kernel removes them with the last IPv4 address of a link; another host could then answer as the gateway."""
     spare = spare_link(lab)
     add = wire.apply(address(spare, "10.9.4.10/24"), confirm_within=60 if how == "roll back" else 0, request="open")
     assert add["verdict"] == "applied"
@@ -234,7 +234,7 @@ def test_an_mtu_without_ipv6_takes_no_static_neighbours(lab: Lab, wire: Wire, wh
 
 
 def test_a_link_stays_up_with_an_ipv6_address_of_ours_that_stays(lab: Lab, wire: Wire) -> None:
-    """Else the address, which is listed as still there, would go with it."""
+    """Otherwise the kernel would remove the address, although it is listed as not undone."""
     spare = spare_link(lab)
     lab.batch(["link set spare down"])
     ops = [{"op": "link_up", "link": spare}, address(spare, "fd00:60::5/128")]
@@ -272,7 +272,7 @@ def test_a_link_with_a_nexthop_object_stays_up(lab: Lab, wire: Wire) -> None:
 
 @pytest.mark.parametrize("how", ["remove", "roll back"])
 def test_a_secondary_by_its_peer_stays(lab: Lab, wire: Wire, how: str) -> None:
-    """The kernel counts a point-to-point address to the network of its peer."""
+    """For the kernel, the network of a point-to-point address is that of its peer."""
     on = ifindex(lab, "eth0")
     add = wire.apply(address(on, "10.9.9.5/24"), confirm_within=60 if how == "roll back" else 0, request="open")
     assert add["verdict"] == "applied"
@@ -284,7 +284,7 @@ def test_a_secondary_by_its_peer_stays(lab: Lab, wire: Wire, how: str) -> None:
     assert "10.1.1.1 peer 10.9.9.1/24" in kernel_state(lab)["addresses"]
 
 
-# — what the kernel makes local or broadcast
+# — local and broadcast addresses of the kernel
 
 
 @pytest.mark.parametrize("group", [False, True])
@@ -305,7 +305,7 @@ def test_the_gateway_of_an_unused_nexthop_object_is_protected(lab: Lab, wire: Wi
 
 
 def test_another_links_address_does_not_become_broadcast(lab: Lab, wire: Wire) -> None:
-    """The broadcast route is older than the local one as soon as the address has gone and come again (VRRP)."""
+    """When the address is removed and added again (VRRP), the broadcast route is older than the local one."""
     lab.batch(["address add 10.86.0.203/32 dev vpn"])
     assert "is an address of vpn" in reason(wire, address(ifindex(lab, "eth0"), "10.86.0.201/30"))
     lab.batch(["address delete 10.86.0.203/32 dev vpn", "address add 10.86.0.203/32 dev vpn"])
@@ -314,7 +314,7 @@ def test_another_links_address_does_not_become_broadcast(lab: Lab, wire: Wire) -
 
 
 def test_a_gateway_does_not_become_an_anycast_address(lab: Lab, wire: Wire) -> None:
-    """With forwarding the first address of an IPv6 subnet is the host's own, too: all traffic would end here."""
+    """With forwarding, the kernel accepts packets for the first address of an IPv6 subnet as its own."""
     lab.batch(["address add fd00:2::a/64 dev eth0 nodad", "route add default via fd00:2::100 dev eth0 proto static"])
     sh(lab, "sysctl -qw net.ipv6.conf.all.forwarding=1")
     assert "is a gateway" in reason(wire, address(ifindex(lab, "eth0"), "fd00:2::101/120"))
@@ -342,7 +342,7 @@ def test_an_address_in_a_local_range_does_not_become_broadcast(lab: Lab, wire: W
 
 @pytest.mark.parametrize("way", ["dev eth0", "via 10.0.2.1 dev eth0"])
 def test_a_tunnel_without_a_link_of_its_own_stays(lab: Lab, wire: Wire, way: str) -> None:
-    """`encap` in a route of the cloud's link: the packets go elsewhere than the link says."""
+    """A route on the cloud's link with `encap`: a tunnel carries the packets elsewhere."""
     on = ifindex(lab, "eth0")
     lab.batch([f"route add 10.55.0.0/16 encap ip id 5 dst 10.0.2.1 {way} proto static"])
     for op in (address(on, "10.55.0.7/24"), route(on, "10.55.0.0/16", "10.0.2.1", table(lab))):
@@ -360,7 +360,7 @@ def test_link_local_destinations_that_are_prohibited_stay_so(lab: Lab, wire: Wir
 
 @pytest.mark.parametrize("how", ["flush", "rollback"])
 def test_our_address_goes_although_another_has_a_peer(lab: Lab, wire: Wire, how: str) -> None:
-    """Both have the same address, link and length; ours was neither removed nor reported."""
+    """Both have the same address, link and length; netagent's was neither removed nor reported."""
     on = ifindex(lab, "eth0")
     assert wire.apply(address(on, "10.9.3.11/24"), confirm_within=60, request="open")["verdict"] == "applied"
     if how == "flush":
@@ -379,7 +379,7 @@ def test_a_host_route_of_another_link_stays(lab: Lab, wire: Wire) -> None:
     assert "dev eth1" in get(lab, "10.99.9.9")
 
 
-# — rules whose reason goes
+# — rules that lose their justification
 
 
 def table(lab: Lab) -> int:
@@ -406,7 +406,7 @@ def test_a_rule_inside_a_replaced_on_link_route_goes(lab: Lab, wire: Wire) -> No
 
 
 def test_no_rule_selects_a_link_local_address(lab: Lab, wire: Wire) -> None:
-    """It would lead traffic with neighbours to a router."""
+    """The rule would send traffic for neighbours to a router."""
     shown = json.loads(sh(lab, "ip -j -6 address show dev eth0 scope link"))
     (own,) = [each["local"] for each in shown[0]["addr_info"]]
     assert "link-local" in reason(wire, rule(f"{own}/128", table(lab)))
@@ -414,7 +414,7 @@ def test_no_rule_selects_a_link_local_address(lab: Lab, wire: Wire) -> None:
 
 @pytest.mark.parametrize("everything", ["0.0.0.0/0", "::/0"])
 def test_no_rule_comes_before_table_local(lab: Lab, wire: Wire, everything: str) -> None:
-    """For VRFs its rule is moved behind the kernel's for them. Main would then put our own addresses on the wire."""
+    """VRFs move the rule for table local. A rule for main before it would send packets for own addresses to a link."""
     ip = "ip -6" if ":" in everything else "ip"
     sh(
         lab,
@@ -441,7 +441,7 @@ def fresh(lab: Lab) -> Lab:
 
 
 def test_refused_removals_cost_no_search_for_orphans(fresh: Lab) -> None:
-    """With 4,000 rules of ours, 4,096 removals of what is not there once took 18 s, and 9 s for rules."""
+    """With 4,000 owned rules, 4,096 removals of objects that do not exist took 18 s, and 9 s for rules."""
     on, own = ifindex(fresh, "eth0"), table(fresh)
     rules = [rule(f"10.200.{each >> 8}.{each & 255}/32", own, 31020) for each in range(4000)]
     with Wire(fresh) as wire:
@@ -458,7 +458,7 @@ def test_refused_removals_cost_no_search_for_orphans(fresh: Lab) -> None:
 
 
 def test_thousands_of_subnets_do_not_slow_a_check(fresh: Lab) -> None:
-    """Each has connected routes. With 8,000 such subnets checks of these took 93 s and 73 s."""
+    """Each subnet has connected routes. With 8,000 such subnets, these checks took 93 s and 73 s."""
     on = ifindex(fresh, "eth0")
     subnets = [
         address(on, f"10.{100 + (each >> 14)}.{each >> 6 & 255}.{(each << 2 & 255) + 1}/30") for each in range(4000)
@@ -508,7 +508,7 @@ def test_a_full_run_directory_does_not_stop_a_flush(lab: Lab, full: Path) -> Non
 
 
 def test_what_was_rolled_back_in_a_full_directory_stays_so(lab: Lab, full: Path) -> None:
-    """Else the next start undoes it once more, after root has flushed."""
+    """Otherwise the next start would undo the transaction again, after root's flush."""
     on = ifindex(lab, "eth0")
     with Wire(lab) as wire:
         apply(wire, main_rule(), route(on, "0.0.0.0/0", "10.0.2.1"))

@@ -1,4 +1,4 @@
-"""Start of netagent: with the required privileges, with others, and with sockets from systemd."""
+"""Start of netagent: with the required privileges, with other privileges, and with sockets from systemd."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_a_configuration_elsewhere_is_read(lab: Lab) -> None:
 
 
 def test_existing_directories_get_its_mode_and_owner(tmp_path: Path) -> None:
-    """The log's directory may have been 1777, and root's umask 077."""
+    """The mode of the log's directory may be 1777, and root's umask 077."""
     code = (
         "import os, pathlib, sys\nfrom cloud_network.netagent.__main__ import make_directory\n"
         "from cloud_network.netagent.sandbox import Account\nos.umask(0o077)\n"

@@ -333,7 +333,7 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
 
         @rule(ops=formed, seconds=within)
         def disconnects_before_the_answer(self, ops: list[Any], seconds: int) -> None:
-            """The request is still applied, and stays if it asked for no confirmation."""
+            """The request is still applied, and kept if it needs no confirmation."""
             world.pace()
             self.wire.socket.sendall(protocol.encode(self.message(ops, seconds)))
             busy = self.open
@@ -342,7 +342,7 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
                 self.read_result(ops)
 
         def read_result(self, ops: list[Any]) -> None:
-            """Read from the kernel if all or nothing of the change was applied."""
+            """Read from the kernel whether the change was applied."""
             done = predict(self.expected, ops, world.names)
             if ours(snapshot(lab, done.addresses)) == ours(done):
                 self.expected = done
@@ -391,7 +391,7 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
 
         @rule(ops=formed, seconds=within)
         def is_killed_during_a_change(self, ops: list[Any], seconds: int) -> None:
-            """All or nothing is applied, and nothing stays without a confirmation; only the kernel shows which."""
+            """All or nothing is applied, and nothing is kept without a confirmation; only the kernel shows which."""
             if self.open:
                 return
             world.pace()

@@ -1,4 +1,4 @@
-"""Transactions are atomic, and rolled back unless confirmed, whatever ends the client, the time or netagent."""
+"""Transactions are atomic, and rolled back unless confirmed, if the client, the time limit or netagent ends."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_route_via_the_other_family_is_not_on_link(lab: Lab, wire: Wire) -> None
 
 
 def test_prefix_from_a_router_advertisement_belongs_to_the_link(lab: Lab, wire: Wire) -> None:
-    """The kernel adds it from an advertisement with protocol `kernel` and an expiry time."""
+    """The kernel adds the advertised prefix with protocol `kernel` and an expiry time."""
     on, other = ifindex(lab, "eth0"), ifindex(lab, "eth1")
     heard = {**address(on, "2001:db8:5::a/128"), "route": False}
     assert wire.apply(heard)["verdict"] == "refused"
@@ -183,7 +183,7 @@ def test_flush_removes_only_our_objects(lab: Lab) -> None:
 
 
 def test_rollback_keeps_a_foreign_address(lab: Lab, wire: Wire) -> None:
-    """Another program removed our address and added the same one: it is that program's now."""
+    """Another program removed netagent's address and added the same one, which netagent must not remove."""
     on = ifindex(lab, "eth0")
     assert wire.apply(address(on, "10.0.2.10/24"), confirm_within=60, request="open")["verdict"] == "applied"
     lab.batch(["address del 10.0.2.10/24 dev eth0", "address add 10.0.2.10/24 dev eth0"])
@@ -229,7 +229,7 @@ def test_a_rollback_restores_the_form_and_the_order_of_addresses(lab: Lab, wire:
 
 
 def test_what_was_not_sent_is_not_undone(lab: Lab) -> None:
-    """Once the removal of an address that the kernel had just refused was undone, and listed as not undone."""
+    """An earlier version undid the unsent removal of an address that the kernel had refused, and reported a failure."""
     lab.run(["sysctl", "-qw", "net.ipv6.conf.eth0.disable_ipv6=1"])
     on = ifindex(lab, "eth0")
     ops = [address(on, f"10.9.0.{host}/32") for host in range(1, 128)]

@@ -38,7 +38,7 @@ def lab() -> Iterator[Lab]:
 
 
 def start_before(lab: Lab) -> subprocess.Popen[str]:
-    """Start the netagent of that commit, in the way of that commit."""
+    """Start the netagent of that commit, as that commit starts it."""
     argv = ["git", "-C", str(CHECKOUT), "archive", "--format=tar", BEFORE, "netagent"]
     packed = subprocess.run(argv, capture_output=True, check=True).stdout
     package = lab.path(PLACE) / "cloud_network"

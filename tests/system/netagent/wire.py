@@ -119,14 +119,14 @@ def route(link: int, text: str, via: str | None = None, table: int | None = None
 
 
 def rule(text: str, table: int, priority: int = 31000, op: str = "rule_add", **more: int) -> dict[str, Any]:
-    """Return a rule of the first step (`suppress`); with a priority from 31010 on, a rule without it."""
+    """Return a rule with `suppress`, or, with a priority from 31010 on, without it."""
     host, _, length = text.partition("/")
     where = {"op": op, "address": packed(host), "prefix": int(length or 32), "table": table, "priority": priority}
     return {**where, "to": False, "suppress": priority < 31010, "local": False, "mark": 0, "mask": 0, **more}
 
 
 def main_rule(everything: str = "0.0.0.0/0", op: str = "rule_add") -> dict[str, Any]:
-    """Return the rule of the second step, which rules of the third step need."""
+    """Return the rule for main, which rules without `suppress` need before them."""
     return rule(everything, 254, 31010, op, suppress=True)
 
 

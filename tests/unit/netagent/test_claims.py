@@ -1,4 +1,4 @@
-"""Networks by link and gateways by convention, compared with their plain definitions."""
+"""Networks by link and gateways by convention, compared with simple implementations."""
 
 from __future__ import annotations
 

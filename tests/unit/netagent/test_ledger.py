@@ -1,4 +1,4 @@
-"""The ledger: on a file system that is full, and as the list of our addresses before Linux 5.18."""
+"""The ledger: on a full file system, and as the list of owned addresses before Linux 5.18."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HOST, SUBNET = IPv4Interface("10.0.2.50/32"), IPv4Interface("10.0.2.50/24")
 
 
 class DoingKernel(Kernel):
-    """Does whatever it is asked to, and has these addresses and routes."""
+    """A kernel in which every change succeeds, with these addresses and routes."""
 
     def __init__(self, addresses: Sequence[Address] = (), routes: Sequence[Route] = ()) -> None:
         """Open no socket."""
@@ -42,7 +42,7 @@ class DoingKernel(Kernel):
 
 
 def test_netagent_starts_although_the_ledger_cannot_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With ForwardedReplies="off" the table of before is removed at the start, whatever the fetcher wrote to /run."""
+    """With ForwardedReplies="off" the earlier table is removed at the start, even if the fetcher has filled /run."""
     ledger = Ledger(tmp_path / "ledger")
     ledger.write(Entry(table=True))
 
@@ -56,7 +56,7 @@ def test_netagent_starts_although_the_ledger_cannot_grow(tmp_path: Path, monkeyp
 
 
 def apply(ledger: Ledger, kernel: Kernel, *ops: AddressAdd | AddressRemove) -> Transaction:
-    """Apply a transaction; it stays open."""
+    """Apply a transaction and leave it open."""
     transaction, request = Transaction(kernel, ledger), list[Operation](ops)
     undo = [op.inverse() if isinstance(op, AddressAdd) else op.inverse(connected_route=True) for op in ops]
     assert transaction.apply("test", request, undo).failed is None
@@ -64,14 +64,14 @@ def apply(ledger: Ledger, kernel: Kernel, *ops: AddressAdd | AddressRemove) -> T
 
 
 def test_an_address_that_came_and_went_is_not_ours(tmp_path: Path) -> None:
-    """Else a fetcher could remove what DHCP adds later."""
+    """Otherwise a fetcher could remove the same address when DHCP adds it later."""
     ledger = Ledger(tmp_path / "ledger")
     apply(ledger, DoingKernel(), AddressAdd(2, HOST, True), AddressRemove(2, HOST)).commit()
     assert ledger.entry.owned == frozenset()
 
 
 def test_an_address_with_another_length_stays_ours(tmp_path: Path) -> None:
-    """Else its network would count as learned, and the first host in it as a gateway."""
+    """Otherwise its network would count as learned, and the first host in it as a gateway."""
     ledger = Ledger(tmp_path / "ledger")
     kernel = DoingKernel([Address(2, IP, 24, 0, None)])
     apply(ledger, kernel, AddressAdd(2, HOST, True), AddressAdd(2, SUBNET, True)).commit()

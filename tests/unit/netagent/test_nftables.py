@@ -121,7 +121,7 @@ def test_without_marks_the_table_is_removed() -> None:
 
 
 def as_dumped(marks: tuple[LinkMark, ...], mask: int) -> list[nftables.Rule]:
-    """Return the rules of the table as in a dump, in the kernel's order of chains."""
+    """Return the rules of the table as the kernel dumps them, in its order of chains."""
     bodies = [each.body for each in nftables.replacement(marks, mask) if each.kind == 0xA06]
     return [rule for body in bodies if (rule := nftables.decode_rule(body)) is not None]
 

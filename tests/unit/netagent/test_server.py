@@ -1,4 +1,4 @@
-"""netagent's server: what needs no kernel."""
+"""netagent's server: tests without a kernel."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def test_the_defaults_are_the_fetchers(tmp_path: Path) -> None:
 
 
 def test_name_servers_are_read_as_the_resolver_reads_them(tmp_path: Path) -> None:
-    """inet_aton(3) takes fewer numbers, and other bases; a mapped address is asked by IPv4."""
+    """inet_aton(3) accepts fewer numbers, and other bases; the resolver queries a mapped address over IPv4."""
     file = tmp_path / "resolv.conf"
     forms = ("10.1026", "0x0a000403", "::ffff:10.0.4.4", "fe80::1%eth0", "10.0.4.5#x", "[fd00::1]")
     file.write_text("".join(f"nameserver {form}\n" for form in forms))

@@ -1,4 +1,4 @@
-"""The view of a kernel that changes while it is read (its dumps need not agree), or that has much."""
+"""The view of a kernel that changes while it is read, so that its dumps disagree, or that has many objects."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SUBNET6 = IPv6Interface("fd00:abc::5/64")
 
 
 def test_an_address_of_a_link_that_is_newer_than_the_links() -> None:
-    """A rule for it is refused; once it ended netagent with a KeyError, and gave every budget back."""
+    """A rule for it is refused. It once ended netagent with a KeyError, and the restart refilled all budgets."""
     links = (Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False),)
     addresses = (Address(9, IPv4Address("10.0.5.5"), 24, 0, None),)
     view = View(Snapshot(links, addresses, (), (), frozenset()), Settings(), Known())
@@ -27,7 +27,7 @@ def test_an_address_of_a_link_that_is_newer_than_the_links() -> None:
 
 
 def test_many_ranges_do_not_delay_rules_for_the_network_around_them() -> None:
-    """A list of all ranges for each rule took 35 s."""
+    """With a list of all ranges for each rule, the check took 35 s."""
     link = Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False)
     address = Address(2, IPv4Address("10.88.0.1"), 16, 0, PROTOCOL)
     hosts = range(int(IPv4Address("10.88.0.4")), int(IPv4Address("10.88.31.68")))
@@ -45,7 +45,7 @@ def test_many_ranges_do_not_delay_rules_for_the_network_around_them() -> None:
 
 @pytest.mark.parametrize("op", [AddressAdd(2, SUBNET6, True), AddressRemove(2, SUBNET6)])
 def test_an_ipv6_prefix_route_in_the_table_of_a_vrf_stays(op: AddressAdd | AddressRemove) -> None:
-    """For a member of a VRF the kernel looks for the connected route there (l3mdev_fib_table)."""
+    """For a member of a VRF, the kernel searches the VRF's table for the connected route (l3mdev_fib_table)."""
     link = Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False)
     ours = Address(2, SUBNET6.ip, 64, 0, PROTOCOL)
     prefix = Route(10, SUBNET6.network, (NextHop(2, None),), rtnetlink.RTN_UNICAST, 4, 256, None, False)
