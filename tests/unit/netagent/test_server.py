@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +22,7 @@ def test_reload_during_a_reload_is_the_last_one(monkeypatch: pytest.MonkeyPatch)
         loaded.append(len(loaded))
         if len(loaded) > 1:
             return newer
-        os.kill(os.getpid(), signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
         return older
 
     monkeypatch.setattr(settings, "load", load)
@@ -32,7 +31,7 @@ def test_reload_during_a_reload_is_the_last_one(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Server, "_settle_netfilter", lambda _: None)
     previous = signal.signal(signal.SIGHUP, server._reload)
     try:
-        os.kill(os.getpid(), signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
         assert (len(loaded), server._settings) == (2, newer)
     finally:
         signal.signal(signal.SIGHUP, previous)
