@@ -114,7 +114,8 @@ def after_changes(changes: Plan, before: Actual) -> Actual:
             there = [each.address.prefix for each in addresses if each.place == (op.link, op.interface.ip)]
             assert made.prefix not in there, f"{op} added twice"
             assert links[op.link].up
-            second = made.address.version == 4 and any(each.address.subnet == made.subnet for each in addresses)
+            alike = (each.address for each in addresses if each.address.prefix == made.prefix < 32)
+            second = made.address.version == 4 and any(each.subnet == made.subnet for each in alike)
             addresses.append(KernelAddress(made, owned=True, secondary=second))
         elif isinstance(op, AddressRemove):
             place, length = (op.link, op.interface.ip), op.interface.network.prefixlen
