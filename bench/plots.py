@@ -21,7 +21,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 BLUE, ORANGE, GREEN, RED, GREY, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#999999", "#56b4e9"
 STYLE = {
     "font.size": 9,
-    "font.memory_of": "sans-serif",
+    "font.family": "sans-serif",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 10,
