@@ -169,11 +169,11 @@ class Client:
         try:
             yield
         finally:
-            self._until = math.inf
+            self._until, self._slowest_answer = math.inf, 0.0
 
     @property
     def slowest_answer(self) -> float:
-        """Seconds that the slowest answer in the `until` block has taken, or takes already."""
+        """Seconds that the slowest answer in the present `until` block has taken, or takes already; 0 outside."""
         sent_at = self._sent_at
         return max(self._slowest_answer, 0.0 if sent_at is None else time.monotonic() - sent_at)
 

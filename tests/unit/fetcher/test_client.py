@@ -93,6 +93,15 @@ def test_failures_have_kinds_and_do_not_affect_the_next(
     assert client.request("GET", META).status == 200
 
 
+def test_slow_answer_counts_only_in_its_block(cloud: Cloud, client: Client) -> None:
+    """A later pass that asks the server nothing must not report it as slow."""
+    cloud.fail("late", interval=0.3, times=1)
+    with client.until(time.monotonic() + 5):
+        client.request("GET", META)
+        assert client.slowest_answer >= 0.3
+    assert client.slowest_answer == 0
+
+
 @pytest.mark.parametrize("prohibited", [True, False])
 def test_timeout_names_the_route_that_prohibits_the_server(
     cloud: Cloud, client: Client, monkeypatch: pytest.MonkeyPatch, prohibited: bool
