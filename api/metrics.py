@@ -10,7 +10,7 @@ from datetime import datetime
 from importlib.metadata import version
 
 from cloud_network.fetcher.state import Claim, Doubt
-from cloud_network.fetcher.status import Status
+from cloud_network.fetcher.status import Status, configured_addresses
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -153,11 +153,7 @@ def _conflicts(status: Status) -> Iterator[Metric]:
 
 def _links(status: Status) -> Iterator[Metric]:
     links = status["links"].values()
-    managed = {
-        link["name"]: [each for each in link["addresses"] if not each["excluded"]]
-        for link in links
-        if link["state"] != "excluded"
-    }
+    managed = {link["name"]: configured_addresses(link) for link in links if link["state"] != "excluded"}
     yield _labelled(
         GaugeMetricFamily(
             "cloud_network_addresses",

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from cloud_network.api.audit_log import Tail
 from cloud_network.fetcher.state import Claim
-from cloud_network.fetcher.status import ConflictStatus, LinkStatus, Status
+from cloud_network.fetcher.status import ConflictStatus, LinkStatus, Status, configured_addresses
 from markupsafe import Markup
 
 CONTENT_TYPE = "text/html; charset=utf-8"
@@ -161,7 +161,7 @@ def _missing(link: LinkStatus) -> int:
     """Return the number of desired addresses that are not on the link."""
     if link["state"] == "excluded":
         return 0
-    return sum(not address["present"] and not address["excluded"] for address in link["addresses"])
+    return sum(not address["present"] for address in configured_addresses(link))
 
 
 def _change(entry: dict[str, Any]) -> Change:

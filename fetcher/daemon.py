@@ -13,7 +13,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ _LONGEST_WAIT_S = 3600.0  # seconds; a selector accepts no infinity
 _SLOW_READ_S = 2.0  # seconds of a read of the metadata after which drift is reported before the read has ended
 _SLOW_ANSWER_S = 1.0  # seconds for one answer after which the server is reported as slow; the usual is milliseconds
 _STOP_S = 5.0  # seconds for a running pass to end after SIGTERM; netagent rolls back what is not confirmed
-_NETAGENT_START = 2.0  # seconds for netagent to listen if it is started at the same time, without socket activation
+_NETAGENT_START_S = 2.0  # seconds for netagent to listen if it is started at the same time, without socket activation
 _SLOW_CHANGE_S = 2.0  # seconds of a pass after which the change that it makes is reported before it has ended
 _POLL_S = 0.25  # seconds between two looks at a pass that is running
 _EVENTS_RETRY_S = 1.0  # seconds before events are subscribed to again after a failure
@@ -115,7 +115,7 @@ class Daemon:
         self._stopping = False
         self._kernel_changed = True  # since the last comparison
         self._networkd = Networkd()
-        self._netagent_due = time.monotonic() + _NETAGENT_START
+        self._netagent_due = time.monotonic() + _NETAGENT_START_S
 
     async def run(self) -> None:
         """Run until SIGTERM or SIGINT. The network stays as it is unless Purge= is set."""
@@ -251,9 +251,7 @@ class Daemon:
         They are repaired after the read. No repair could be confirmed before: it needs an answer of the server.
         """
         reading, compare_at = asyncio.ensure_future(self._read()), time.monotonic() + _SLOW_READ_S
-        while not (await asyncio.wait({reading}, timeout=_POLL_S))[0]:
-            if self._provider.client.slowest_answer > _SLOW_ANSWER_S:
-                self._reporter.record_slow_server()
+        async for _ in self._while_running(reading):
             if self._kernel_changed and time.monotonic() > compare_at:
                 compare_at = time.monotonic() + _SLOW_READ_S
                 compare = partial(self._reconciler.compare, kernel_changed=False, may_change=False)
@@ -267,12 +265,17 @@ class Daemon:
             pass_ = self._worker.run(partial(self._reconciler.compare, kernel_changed=changed))
             self._record(await self._report_slow_pass(pass_))
 
-    async def _report_slow_pass(self, pass_: Awaitable[PassReport]) -> PassReport:
-        """Await a pass. Meanwhile, report a metadata server that is slow to answer, or a change that takes long."""
-        running, began = asyncio.ensure_future(pass_), time.monotonic()
+    async def _while_running(self, running: asyncio.Future[Any]) -> AsyncIterator[None]:
+        """Yield every _POLL_S until it has ended. Report a metadata server that is slow to answer."""
         while not (await asyncio.wait({running}, timeout=_POLL_S))[0]:
             if self._provider.client.slowest_answer > _SLOW_ANSWER_S:
                 self._reporter.record_slow_server()
+            yield
+
+    async def _report_slow_pass(self, pass_: Awaitable[PassReport]) -> PassReport:
+        """Await a pass. Meanwhile, report a change that takes long."""
+        running, began = asyncio.ensure_future(pass_), time.monotonic()
+        async for _ in self._while_running(running):
             if time.monotonic() > began + _SLOW_CHANGE_S:
                 self._reporter.record_slow_change()
         return running.result()

@@ -435,10 +435,10 @@ class Reconciler:
 
 
 def _interfaces(comparison: Comparison) -> dict[int, Interface]:
-    """Return the metadata's interfaces by ifindex."""
+    """Return the metadata's interfaces that are configured, by ifindex."""
     snapshot = comparison.snapshot
-    interfaces = {each.mac: each for each in snapshot.metadata.interfaces}
-    return {link.ifindex: interfaces[mac] for mac, link in snapshot.matches.items() if mac in interfaces}
+    pairs = managed(snapshot.metadata, snapshot.matches, snapshot.config)
+    return {link.ifindex: interface for interface, link in pairs}
 
 
 def _held_texts(comparison: Comparison, held: Mapping[int, tuple[str, float]]) -> list[str]:

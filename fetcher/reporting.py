@@ -223,14 +223,16 @@ class Reporter:
 
     def record_slow_server(self) -> None:
         """Report that the metadata server takes seconds to answer. If the read fails, that is logged as an error."""
-        if not self._conditions.has_kind("metadata"):
-            self._conditions.begin(_SLOW_SERVER, logging.INFO)
-            self._publish()
+        self._begin_temporarily(_SLOW_SERVER)
 
     def record_slow_change(self) -> None:
         """Report that a change takes seconds. This ends with the pass."""
-        if not self._conditions.has_kind("netagent"):
-            self._conditions.begin(_SLOW_CHANGE, logging.INFO)
+        self._begin_temporarily(_SLOW_CHANGE)
+
+    def _begin_temporarily(self, condition: Condition) -> None:
+        """Report a condition during a pass, unless another one of its kind is reported."""
+        if not self._conditions.has_kind(condition.kind):
+            self._conditions.begin(condition, logging.INFO)
             self._publish()
 
     def record_netagent(self, listening: bool) -> None:

@@ -151,6 +151,11 @@ def new_status(provider: str, run: str, boot_id: str) -> Status:
     }
 
 
+def configured_addresses(link: LinkStatus) -> list[AddressStatus]:
+    """Return the addresses of a link that ExcludeAddresses= does not contain."""
+    return [each for each in link["addresses"] if not each["excluded"]]
+
+
 def uptime() -> float:
     """Return the seconds since boot, also those in suspension. Unlike the wall clock, it cannot be set."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)

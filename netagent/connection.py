@@ -66,22 +66,22 @@ class Peer:
         return {"pid": self.pid, "uid": self.uid, "gid": self.gid, "unit": self.unit}
 
 
-@contextlib.contextmanager
-def signals_delivered() -> Iterator[None]:
+def signals_delivered() -> contextlib.AbstractContextManager[None]:
     """Deliver SIGTERM, SIGINT and SIGHUP inside this block; the server blocks them everywhere else."""
+    return _signal_mask(signal.SIG_UNBLOCK)
+
+
+def signals_blocked() -> contextlib.AbstractContextManager[None]:
+    """Block SIGTERM, SIGINT and SIGHUP in a handler. Otherwise Python would run the next handler inside it."""
+    return _signal_mask(signal.SIG_BLOCK)
+
+
+@contextlib.contextmanager
+def _signal_mask(how: int) -> Iterator[None]:
+    """Block or unblock SIGNALS inside this block. Even the call that unblocks them may run a handler that raises."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
-def signals_blocked() -> Iterator[None]:
-    """Block SIGTERM, SIGINT and SIGHUP in a handler. Otherwise Python would run the next handler inside it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
+        signal.pthread_sigmask(how, SIGNALS)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -21,7 +21,7 @@ from cloud_network.api.cnctl.output import GREEN, RED, Exit, Failure, ago, colou
 from cloud_network.api.cnctl.source import Source, never_read
 from cloud_network.api.cnctl.status import conflict_words
 from cloud_network.fetcher.state import Claim
-from cloud_network.fetcher.status import LinkStatus, NetagentStatus, Status, age
+from cloud_network.fetcher.status import LinkStatus, NetagentStatus, Status, age, configured_addresses
 
 STEPS = (
     ("interface", checks.interface),
@@ -183,7 +183,7 @@ def _link(link: LinkStatus, provider: str) -> Step:
     name = link["name"]
     if not link["addresses"]:
         return Step(name, link["state"] == "ok", "the metadata gives it no address")
-    addresses = [entry["address"] for entry in link["addresses"] if not entry["excluded"]]
+    addresses = [entry["address"] for entry in configured_addresses(link)]
     if not addresses:
         return Step(name, link["state"] == "ok", "ExcludeAddresses= contains all its addresses")
     case = Case(addresses[0], None, link, provider)

@@ -12,7 +12,7 @@ from cloud_network.api.cnctl.network import links
 from cloud_network.api.cnctl.output import GREEN, RED, YELLOW, Exit, Row, ago, count, duration, safe
 from cloud_network.api.cnctl.source import FETCHER_RUNNING, Source
 from cloud_network.fetcher.state import Claim, Doubt
-from cloud_network.fetcher.status import ConflictStatus, LinkStatus, Status, age
+from cloud_network.fetcher.status import ConflictStatus, LinkStatus, Status, age, configured_addresses
 
 COLOURS = {"ok": GREEN, "excluded": GREEN, "starting": YELLOW, "degraded": YELLOW, "drift": YELLOW}
 HEALTHY = ("ok", "excluded")
@@ -200,7 +200,7 @@ def _row(row: tuple[str, ...], widths: list[int], colour: int | None, limit: int
 
 
 def _cells(link: LinkStatus) -> tuple[str, ...]:
-    addresses = [address for address in link["addresses"] if not address["excluded"]]
+    addresses = configured_addresses(link)
     present = sum(address["present"] for address in addresses)
     return (
         link["name"],

@@ -102,16 +102,22 @@ def spare_link(lab: Lab) -> int:
     return ifindex(lab, "spare")
 
 
-@pytest.mark.parametrize("how", ["remove", "roll back"])
-def test_a_vpn_route_that_prefers_our_address_stays(lab: Lab, wire: Wire, how: str) -> None:
+def check_address_stays(lab: Lab, wire: Wire, how: str, added: str, foreign: str, named: str) -> None:
+    """Add an address, then an object of another program that depends on it: the address can then not be removed."""
     on = ifindex(lab, "eth0")
-    add = wire.apply(address(on, "10.0.2.11/32"), confirm_within=60 if how == "roll back" else 0, request="open")
+    add = wire.apply(address(on, added), confirm_within=60 if how == "roll back" else 0, request="open")
     assert add["verdict"] == "applied"
-    lab.batch(["route add 10.60.0.0/16 dev vpn src 10.0.2.11 proto static"])
+    lab.batch([foreign])
     if how == "remove":
-        assert "10.60.0.0/16" in reason(wire, address(on, "10.0.2.11/32", "address_remove"))
+        assert named in reason(wire, address(on, added, "address_remove"))
     else:
         assert len(wire.ask(request="rollback", id="open")["not_undone"]) == 1
+
+
+@pytest.mark.parametrize("how", ["remove", "roll back"])
+def test_a_vpn_route_that_prefers_our_address_stays(lab: Lab, wire: Wire, how: str) -> None:
+    foreign = "route add 10.60.0.0/16 dev vpn src 10.0.2.11 proto static"
+    check_address_stays(lab, wire, how, "10.0.2.11/32", foreign, "10.60.0.0/16")
     assert "dev vpn" in get(lab, "10.60.0.1")
 
 
@@ -273,14 +279,8 @@ def test_a_link_with_a_nexthop_object_stays_up(lab: Lab, wire: Wire) -> None:
 @pytest.mark.parametrize("how", ["remove", "roll back"])
 def test_a_secondary_by_its_peer_stays(lab: Lab, wire: Wire, how: str) -> None:
     """For the kernel, the network of a point-to-point address is that of its peer."""
-    on = ifindex(lab, "eth0")
-    add = wire.apply(address(on, "10.9.9.5/24"), confirm_within=60 if how == "roll back" else 0, request="open")
-    assert add["verdict"] == "applied"
-    lab.batch(["address add 10.1.1.1 peer 10.9.9.1/24 dev eth0"])
-    if how == "remove":
-        assert "10.1.1.1 may go with" in reason(wire, address(on, "10.9.9.5/24", "address_remove"))
-    else:
-        assert len(wire.ask(request="rollback", id="open")["not_undone"]) == 1
+    foreign = "address add 10.1.1.1 peer 10.9.9.1/24 dev eth0"
+    check_address_stays(lab, wire, how, "10.9.9.5/24", foreign, "10.1.1.1 may go with")
     assert "10.1.1.1 peer 10.9.9.1/24" in kernel_state(lab)["addresses"]
 
 
