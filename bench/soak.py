@@ -31,7 +31,7 @@ from bench.figures import Figure, as_root, figure, save
 from bench.installed import installed
 from bench.memory import ask_everything, memory_of, process_tree
 from tests.lab import Lab, LabError, Spec
-from tests.lab.namespaces import OURS
+from tests.lab.namespaces import LAB_RUN
 from tests.system.absences import Absence, Watch
 from tests.system.chaos import Chaos, chaos
 from tests.system.service import DAEMONS, running_lab
@@ -139,7 +139,7 @@ QUANTITIES: Mapping[str, tuple[str, Callable[[int], float]]] = {
 def log_size(lab: Lab, log: str) -> float:
     """Return the size of a log in MB; the audit log includes its rotated files."""
     if log == "fetcher log":
-        return lab.path(OURS / "log/fetcher").stat().st_size / 1e6
+        return lab.path(LAB_RUN / "log/fetcher").stat().st_size / 1e6
     return sum(each.stat().st_size for each in lab.path("/var/log/cloud-network").glob("audit.log*")) / 1e6
 
 

@@ -96,7 +96,7 @@ class GatewayCheck:
     def lost(self, seconds: float) -> set[GatewayUse]:
         """Return the gateways that resolved before the change but not after it. Raises KernelError.
 
-        Those of a link that is down now are left out: no change of ours sets a link down.
+        Those of a link that is down now are left out: no change of cloud-network sets a link down.
         """
         kept = self._wanted & self._before
         lost = kept - resolved_gateways(kept, self._names, self._addresses, min(_AFTER_CHANGE_S, seconds))

@@ -168,7 +168,9 @@ def check_prefix_route(link: int, network: IPNetwork, view: View) -> None:
     if network.version == 4:
         return
     if (link, network) in view.losable_routes.by_prefix or (link, network) in view.unclaimed_prefixes:
-        raise Refusal(f"another program routes {network} on link; the kernel would take its route for ours")
+        raise Refusal(
+            f"another program routes {network} on link; the kernel would confuse that route with the address's own"
+        )
     for each in view.addresses_in(link, network):
         if each.flags & IFA_F_NOPREFIXROUTE:
             raise Refusal(f"{each.ip} has no connected route of its own, and the kernel would keep that of {network}")
@@ -216,7 +218,7 @@ def check_address_add(op: AddressAdd, view: View) -> Undo:
     if holders and not is_other_length(op, view):
         raise Refusal(f"{view.name(holders[0])} has {ip} already")
     if (TABLE_LOCAL, single(ip)) in view.own_routes:
-        raise Refusal(f"table local has a route of ours to {ip}; remove it first")
+        raise Refusal(f"cloud-network has a route to {ip} in table local; remove it first")
     check_edges(op, view)
     check_room(view)
     address = Address(op.link, ip, network.prefixlen, 0 if op.connected_route else IFA_F_NOPREFIXROUTE, PROTOCOL)
@@ -245,13 +247,14 @@ def check_address_remove(op: AddressRemove, view: View) -> Undo:
     if address is None:
         raise Refusal(f"the link has no {op.interface}")
     if not view.owns(address):
-        raise Refusal(f"{op.interface} is not ours to remove")
+        raise Refusal(f"cloud-network did not add {op.interface}")
     secondary = secondary_of(address, view)
     if secondary is not None:
         raise Refusal(f"{secondary} may go with {ip}")
     if dependent := foreign_dependents(address, view.counts, view.losable_routes):
         raise Refusal(
-            f"the route to {dependent.destination} in table {dependent.table} depends on {ip}, and is not ours"
+            f"the route to {dependent.destination} in table {dependent.table} depends on {ip}; "
+            "cloud-network did not add it"
         )
     if ip.version == 4 and (op.link, 4) in view.static_neighbours and view.counts.is_last(address):
         raise Refusal(f"static neighbour entries depend on {ip}, the last IPv4 address of {view.name(op.link)}")
@@ -272,7 +275,7 @@ def existing_route(op: RouteReplace | RouteRemove, view: View) -> OwnRoute | Non
     if op.table not in (*own, TABLE_LOCAL):
         raise Refusal(f"table {op.table} is not the link's own, {own[0]} or {own[1]}")
     if (op.table, op.destination) in view.foreign_places:
-        raise Refusal(f"the route to {op.destination} in table {op.table} is not ours")
+        raise Refusal(f"cloud-network did not add the route to {op.destination} in table {op.table}")
     return view.own_routes.get((op.table, op.destination))
 
 
@@ -396,11 +399,11 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
     elif op.table != TABLE_MAIN or not op.suppress or op.to or op.local:
         raise Refusal("a rule without a source may only look up main with suppress_prefixlength 0")
     if needs_main(op.table, op.suppress) and not view.main_comes_before(op.selector.version, op.priority):
-        raise Refusal(f"no rule `{MAIN_RULE}` of ours comes before priority {op.priority}; add it first")
+        raise Refusal(f"cloud-network has no rule `{MAIN_RULE}` before priority {op.priority}; add it first")
     if rule_key(op) in view.rules:
         raise Refusal("there is such a rule already")
     if len(view.rules) >= MAX_RULES:
-        raise Refusal(f"there are {MAX_RULES} rules of ours already")
+        raise Refusal(f"cloud-network has {MAX_RULES} rules already")
     check_room(view)
     view.add_rule(op)
     return op.inverse()
@@ -486,7 +489,7 @@ def is_source(network: IPNetwork, link: int, view: View) -> bool:
 def check_rule_remove(op: RuleRemove, view: View) -> Undo:
     """Accept an owned rule."""
     if view.rules.get(rule_key(op)) != (op.suppress, op.local):
-        raise Refusal("there is no such rule of ours")
+        raise Refusal("cloud-network has no such rule")
     view.remove_rule(op)
     return op.inverse()
 
@@ -495,7 +498,7 @@ def check_room(view: View) -> None:
     """Raise Refusal at the limit of owned objects."""
     limit = view.settings.max_objects
     if view.own_objects >= limit:
-        raise Refusal(f"there are {limit} addresses, routes and rules of ours already", allow="[Netagent] MaxObjects=")
+        raise Refusal(f"cloud-network has {limit} addresses, routes and rules already", allow="[Netagent] MaxObjects=")
 
 
 CHECKS: Mapping[type[Operation], Check] = {

@@ -115,7 +115,9 @@ def first_orphan_of_main(accepted: Sequence[Accepted], view: View) -> Refused | 
         version = key.selector.version
         needs = version in removed and needs_main(key.table, suppress)
         if needs and not view.main_comes_before(version, key.priority):
-            return Refused(f"rule {key.priority} of ours must come after it; remove that rule, too", removed[version])
+            return Refused(
+                f"cloud-network's rule {key.priority} must come after it; remove that rule, too", removed[version]
+            )
     return None
 
 

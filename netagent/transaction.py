@@ -244,7 +244,7 @@ class _Others:
                 if {(op.link, 4), (op.link, 6)} & self._static_neighbours:
                     return "static neighbour entries of the link depend on it"
                 if op.link in self._nexthop_links:
-                    return "nexthop objects of the link depend on it and are not ours"
+                    return "nexthop objects that cloud-network did not add depend on it"
             case AddressAdd():
                 if any(interface.ip == op.interface.ip and link != op.link for link, interface in self._left):
                     self._taken.add(single(op.interface.ip))
@@ -270,7 +270,9 @@ class _Others:
         if last and (address.link, 4) in self._static_neighbours:
             return "static neighbour entries of the link depend on it"
         if route is not None:
-            return f"the route to {route.destination} in table {route.table} depends on it and is not ours"
+            return (
+                f"the route to {route.destination} in table {route.table} depends on it; cloud-network did not add it"
+            )
         secondaries = self._secondaries[address.link, address.network]
         if secondaries and address.ip.version == 4 and not address.flags & IFA_F_SECONDARY:
             return f"{min(secondaries)} is its secondary and may go with it"

@@ -83,7 +83,7 @@ class RemovalProof:
         """Return `instance`, marked as stale while a link is up that an earlier process configured and no read named.
 
         This process does not know the link's interface, so that nothing can be removed until then. `links` is that of
-        `keep_missing`; `configured` are the MACs of links with objects of ours.
+        `keep_missing`; `configured` are the MACs of links with owned objects.
         """
         if self._unlisted_since is None:
             self._unlisted_since = dict.fromkeys(configured, self._clock())

@@ -131,7 +131,7 @@ class Actual:
 
     @property
     def configured_macs(self) -> frozenset[str]:
-        """The MACs of links with addresses or routes of ours."""
+        """The MACs of links with owned addresses or routes."""
         configured = {ifindex for (ifindex, _), address in self.addresses.items() if address.owned}
         configured |= {route.ifindex for route in self.routes}
         return frozenset(link.mac for link in self.links if link.ifindex in configured)

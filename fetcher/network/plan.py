@@ -97,7 +97,7 @@ def sorted_marks(marks: Iterable[LinkMark]) -> tuple[LinkMark, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Reform:
-    """An address of ours that needs another prefix length or connected route, for example after a first start.
+    """An owned address that needs another prefix length or connected route, for example after a first start.
 
     `again`: it has its form, but as the secondary of an address that leaves, with which the kernel would remove it.
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from .lab import Lab
 from .metadata import PROVIDERS, Metadata
-from .namespaces import ENVIRONMENT, OURS, LabError, Namespace
+from .namespaces import ENVIRONMENT, LAB_RUN, LabError, Namespace
 from .privilege import become_root
 from .processes import SCRIPTS
 from .spec import Spec
@@ -115,7 +115,7 @@ def enter(options: argparse.Namespace) -> int:
 
 
 def metadata(options: argparse.Namespace) -> int:
-    server = Metadata(find_lab(options.lab)["cloud"].path(OURS / "metadata.sock"))
+    server = Metadata(find_lab(options.lab)["cloud"].path(LAB_RUN / "metadata.sock"))
     match options.what:
         case "requests":
             for record in server.requests():

@@ -33,7 +33,7 @@ MS_REC = 0x4000
 MS_PRIVATE = 1 << 18
 PR_SET_NAME = 15
 
-OURS = Path("/run/lab")
+LAB_RUN = Path("/run/lab")
 """Sockets, logs, and the covered parts of the host's tree. The same tmpfs in every namespace."""
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -68,7 +68,7 @@ def closed_ancestor(path: Path) -> Path | None:
     return next((p for p in reversed(path.parents) if not p.stat().st_mode & 0o001), None)
 
 
-def expose(paths: Sequence[Path], keep: Path = OURS / "exposed") -> None:
+def expose(paths: Sequence[Path], keep: Path = LAB_RUN / "exposed") -> None:
     """Let unprivileged users reach `paths` (checkout, interpreter), and nothing else in the same directories."""
     for path in paths:
         if path.stat().st_mode & 0o005 != 0o005:
@@ -98,7 +98,7 @@ def expose_here(path: Path) -> None:
 
 def replace_etc(users: Mapping[str, int], files: Mapping[str, str]) -> None:
     """Make a writable /etc of links into the host's, with accounts of the lab: the host does not change."""
-    etc, host = Path("/etc"), OURS / "etc"
+    etc, host = Path("/etc"), LAB_RUN / "etc"
     host.mkdir()
     bind(etc, host)
     accounts = {
@@ -130,7 +130,7 @@ def replace_sys(dmi: Mapping[str, Sequence[Any]]) -> None:
     """
     sys_class = Path("/sys/class")
     mount("sysfs", Path("/sys"), "sysfs")
-    kernel = OURS / "sys-class"
+    kernel = LAB_RUN / "sys-class"
     kernel.mkdir()
     bind(sys_class, kernel)
     tmpfs(sys_class)
@@ -178,8 +178,8 @@ def answer(reply: int, **what: object) -> None:
 def main(requests: Iterable[str], reply: int) -> None:
     os.umask(0o022)
     tmpfs(Path("/run"))
-    OURS.mkdir()
-    OURS.chmod(0o711)
+    LAB_RUN.mkdir()
+    LAB_RUN.chmod(0o711)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # process 1 must reap; the kernel does it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the lab; this process follows
     for line in requests:

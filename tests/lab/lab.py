@@ -27,7 +27,7 @@ from .boot import boot
 from .fabric import Fabric
 from .filter import LostPackets
 from .metadata import PROVIDERS, Metadata
-from .namespaces import OURS, LabError, Namespace, Namespaces
+from .namespaces import LAB_RUN, LabError, Namespace, Namespaces
 from .nic import Interface, Nic
 from .processes import USERS, Daemons
 from .reach import HeldConnection, Reach
@@ -126,7 +126,7 @@ class Lab:
             boot(self.instance, served, self.fabric)
         self.daemons = Daemons(self.instance)
         self.reach = Reach()
-        self.metadata = Metadata(self.cloud.path(OURS / "metadata.sock"))
+        self.metadata = Metadata(self.cloud.path(LAB_RUN / "metadata.sock"))
         self._load_metadata()
 
     def _open_instance(self) -> None:
@@ -146,7 +146,7 @@ class Lab:
         )
 
     def _start_metadata(self) -> None:
-        argv = [sys.executable, "-m", f"{__package__}.metadata", self.spec.provider, str(OURS / "metadata.sock")]
+        argv = [sys.executable, "-m", f"{__package__}.metadata", self.spec.provider, str(LAB_RUN / "metadata.sock")]
         self._metadata_process = self.cloud.popen(argv, stdout=None, env={"PYTHONPATH": str(CHECKOUT)})
 
     def _open_hosts(self, kind: str, first: int, count: int) -> list[Namespace]:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import IO
 
 HOLDER = Path(__file__).with_name("holder.py")
-OURS = Path("/run/lab")
+LAB_RUN = Path("/run/lab")
 
 ENVIRONMENT = MappingProxyType(
     {

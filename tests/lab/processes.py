@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from .namespaces import OURS, TIMEOUT_S, LabError, Namespace
+from .namespaces import LAB_RUN, TIMEOUT_S, LabError, Namespace
 
 USERS = MappingProxyType({"cloud-network-netagent": 52091, "cloud-network": 52092, "cloud-network-api": 52093})
 """Accounts of the instance, outside the ranges that Debian's policy (9.2.2) gives to packages, people or systemd."""
@@ -37,7 +37,7 @@ class Daemons:
     def __init__(self, instance: Namespace) -> None:
         self._instance = instance
         self._running: dict[str, subprocess.Popen[str]] = {}
-        self._logs = instance.path(OURS / "log")
+        self._logs = instance.path(LAB_RUN / "log")
         self._logs.mkdir(mode=0o700)
 
     def start(self, name: str, *argv: str, env: Mapping[str, str] = MappingProxyType({})) -> None:

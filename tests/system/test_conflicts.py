@@ -112,8 +112,8 @@ def test_foreign_route_in_our_place_blocks_nothing_else(lab: Lab) -> None:
     [index] = [link["ifindex"] for link in ip(lab, "link") if link["ifname"] == nic.name]
     table = 9999 + index
     lab.batch([f"route replace default via 10.0.2.5 dev {nic.name} table {table} proto static"])
-    lab.wait_for(lambda: "is not ours" in str(status(lab)["last_error"]), 10, "the error")
-    assert f"the route to 0.0.0.0/0 in table {table} is not ours" in status(lab)["last_error"]["message"]
+    lab.wait_for(lambda: "cloud-network did not add" in str(status(lab)["last_error"]), 10, "the error")
+    assert f"cloud-network did not add the route to 0.0.0.0/0 in table {table}" in status(lab)["last_error"]["message"]
     lines = len(audit(lab))
     assert refresh(lab) == "degraded"
     assert len(audit(lab)) == lines

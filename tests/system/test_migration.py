@@ -63,5 +63,9 @@ def test_remaining_original_objects_are_reported() -> None:
         lab.wait_for(
             lambda: status(lab).get("state") == "degraded", 20, "state degraded, because of the original's objects"
         )
-        lab.wait_for(lambda: "is not ours" in str(status(lab)["last_error"]), 10, "the original's route to be named")
+        lab.wait_for(
+            lambda: "cloud-network did not add" in str(status(lab)["last_error"]),
+            10,
+            "the original's route to be named",
+        )
         assert len([each for each in ip(lab, "rule") if each.get("protocol") is None and each["priority"]]) >= 18

@@ -16,7 +16,7 @@ from tests.lab import Lab
 from tests.system.netagent.wire import CONFIG, ifindex
 
 Address = IPv4Address | IPv6Address
-OURS, MAIN, LOCAL, BASE, PRIORITIES = 209, 254, 255, 9999, range(31000, 31030)
+PROTOCOL, MAIN, LOCAL, BASE, PRIORITIES = 209, 254, 255, 9999, range(31000, 31030)
 _TABLES = {"main": MAIN, "local": LOCAL, "default": 253}
 # Destinations of the host's own packets: gateways, hosts of a container and of an operator, and the internet.
 PROBES = ("10.0.1.1", "10.0.1.77", "172.17.0.9", "192.168.77.7", "8.8.8.8", "169.254.169.254", "10.66.0.1")
@@ -118,7 +118,7 @@ def snapshot(lab: Lab, ours: frozenset[LinkAddress] = frozenset()) -> Snapshot:
             held[made] = f"{link['ifname']} {_text(kept)}"
     kinds = ("unicast", "local", "broadcast", "anycast")
     routes = [each for each in routes4 + routes6 if each["type"] in kinds and not each["dst"].startswith("fe80:")]
-    mine = [each for each in routes if each["protocol"] == str(OURS)]
+    mine = [each for each in routes if each["protocol"] == str(PROTOCOL)]
     made_by_kernel = {_text(each) for each in routes if each["protocol"] == "kernel"}
     others = {_text(each) for each in routes if each not in mine} - made_by_kernel
     rules = [(each, "0.0.0.0/0") for each in rules4] + [(each, "::/0") for each in rules6]
@@ -126,10 +126,10 @@ def snapshot(lab: Lab, ours: frozenset[LinkAddress] = frozenset()) -> Snapshot:
         links={link["ifname"]: ("UP" in link["flags"], link["mtu"]) for link in links},
         addresses=frozenset(held.keys() & ours),
         routes=frozenset(map(_route, mine)),
-        rules=frozenset(_rule(each, all_) for each, all_ in rules if each["protocol"] == str(OURS)),
+        rules=frozenset(_rule(each, all_) for each, all_ in rules if each["protocol"] == str(PROTOCOL)),
         foreign_addresses=tuple(sorted(text for key, text in held.items() if key not in ours)),
         foreign_routes=tuple(sorted(others)),
-        foreign_rules=tuple(_text(each) + all_ for each, all_ in rules if each["protocol"] != str(OURS)),
+        foreign_rules=tuple(_text(each) + all_ for each, all_ in rules if each["protocol"] != str(PROTOCOL)),
         kernel_routes=frozenset(made_by_kernel),
         egress=tuple(_text(answer[0]) for answer in got),
     )

@@ -79,7 +79,9 @@ def test_large_requests_are_logged_whole_in_journal_sized_lines(
     path = tmp_path / "audit.log"
     network = IPv6Network("fd00:1111:2222:3333:4444:5555:6666::/112")
     op = RuleRemove(32765, network, False, 1_000_000_000, True, True, 2**32 - 1, 2**32 - 1)
-    left = Remaining(op, "the route to 255.255.255.128/25 in table 1000000000 depends on it and is not ours", None)
+    left = Remaining(
+        op, "the route to 255.255.255.128/25 in table 1000000000 depends on it; cloud-network did not add it", None
+    )
     entry = {"request": "rollback", "id": "x" * 64, "not_undone": [left.to_wire()] * remaining, "verdict": "v"}
     audit.Audit(path, "0" * 36).write(entry, [{**op.to_wire(), "errno": 0}] * ops)
     text = path.read_text().splitlines()

@@ -81,7 +81,7 @@ def test_max_objects_bounds_addresses_routes_and_rules_together(lab: Lab) -> Non
         for op in more:
             answer = wire.apply(op)
             assert (answer["reason"], answer["allow"]) == (
-                "there are 4 addresses, routes and rules of ours already",
+                "cloud-network has 4 addresses, routes and rules already",
                 "[Netagent] MaxObjects=",
             )
         gone = rule("10.0.2.10", 9999 + on, op="rule_remove")

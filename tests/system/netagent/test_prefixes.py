@@ -26,7 +26,7 @@ def test_a_rule_for_a_whole_subnet_is_made_and_removed(lab: Lab, wire: Wire) -> 
     assert wire.apply(*done)["verdict"] == "applied"
     shown = f"31000: from 10.0.2.0/24 iif lo lookup {9999 + on} suppress_prefixlength 0"
     assert rules(lab) == [shown]
-    assert wire.apply({**add, "op": "rule_remove", "local": False})["reason"] == "there is no such rule of ours"
+    assert wire.apply({**add, "op": "rule_remove", "local": False})["reason"] == "cloud-network has no such rule"
     assert wire.apply({**add, "op": "rule_remove"})["verdict"] == "applied"
     assert rules(lab) == []
     assert wire.ask(request="flush", id="flush")["verdict"] == "applied"

@@ -108,7 +108,10 @@ ATTACKS: dict[str, tuple[Callable[[Links], Ops], str]] = {
         lambda on: [route(on.primary, "10.9.0.0/24", "10.0.1.1", table=255)],
         "no gateway",
     ),
-    "the kernel's own local route": (lambda on: [route(on.primary, "10.0.1.10/32", table=255)], "not ours"),
+    "the kernel's own local route": (
+        lambda on: [route(on.primary, "10.0.1.10/32", table=255)],
+        "cloud-network did not add",
+    ),
     # rules
     "a rule without a source": (lambda on: [rule("0.0.0.0/0", 9999 + on.primary)], "without a source"),
     "a rule without a source to main": (lambda on: [rule("0.0.0.0/0", 254, suppress=False)], "without a source"),
@@ -179,7 +182,7 @@ ATTACKS: dict[str, tuple[Callable[[Links], Ops], str]] = {
     "a rule into table main": (lambda on: [rule("10.0.1.10", 254)], "is no link's|no link"),
     "a rule into the bridge's table": (lambda on: [rule("172.17.0.1", 9999 + on.bridge)], "of kind bridge"),
     # removals of foreign objects
-    "DHCP's address": (lambda on: [address(on.primary, "10.0.1.10/24", "address_remove")], "not ours"),
+    "DHCP's address": (lambda on: [address(on.primary, "10.0.1.10/24", "address_remove")], "cloud-network did not add"),
     "the bridge's": (lambda on: [address(on.bridge, "172.17.0.1/16", "address_remove")], "of kind bridge"),
     "an address that is not there": (lambda on: [address(on.primary, "10.0.1.99", "address_remove")], "has no"),
     "an operator's route": (
@@ -188,7 +191,7 @@ ATTACKS: dict[str, tuple[Callable[[Links], Ops], str]] = {
     ),
     "a local route of the kernel's": (
         lambda on: [route(on.primary, "10.0.1.10/32", table=255, op="route_remove")],
-        "not ours",
+        "cloud-network did not add",
     ),
     "an operator's rule": (lambda on: [rule("10.9.9.9", 254, priority=31005, op="rule_remove")], "no such rule"),
     # a request with one invalid operation is refused as a whole

@@ -32,7 +32,7 @@ from hypothesis.stateful import (
 )
 
 from tests.lab import Lab, Spec
-from tests.lab.namespaces import OURS
+from tests.lab.namespaces import LAB_RUN
 from tests.lab.processes import SCRIPTS
 from tests.system.netagent.conftest import start
 from tests.system.netagent.state_model import (
@@ -99,7 +99,7 @@ class World:
         self.names = {index: name for name, index in self.index.items()}
         self.pid = lab.daemons.pid("netagent")
         self.numbers = itertools.count()
-        self.audit, self.log = Log(lab.path(AUDIT)), Log(lab.path(OURS / "log" / "netagent"))
+        self.audit, self.log = Log(lab.path(AUDIT)), Log(lab.path(LAB_RUN / "log" / "netagent"))
         self.head = "0" * 64
         self.sequence = 0
         self.tally: dict[str, int] = {}

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.lab import Lab, Nic
-from tests.lab.namespaces import OURS
+from tests.lab.namespaces import LAB_RUN
 
 from .programs import Program, require_program
 
-LEASES = OURS / "dnsmasq.leases"
-HOSTS = OURS / "dnsmasq.hosts"
+LEASES = LAB_RUN / "dnsmasq.leases"
+HOSTS = LAB_RUN / "dnsmasq.hosts"
 T2 = 4
 """Seconds until a client renews; dnsmasq makes it renew one second earlier, so that no test waits for half an hour."""
 

@@ -15,7 +15,7 @@ from typing import Self
 import pytest
 
 from tests.lab import Lab
-from tests.lab.namespaces import OURS, TIMEOUT_S, Namespace
+from tests.lab.namespaces import LAB_RUN, TIMEOUT_S, Namespace
 
 PROGRAM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/lib/systemd:/usr/lib/systemd"
 
@@ -45,7 +45,7 @@ class Program:
     ) -> None:
         self._lab, self._namespace = lab, namespace or lab.instance
         self.name = Path(argv[0]).name
-        self._log = lab.path(OURS / "log" / self.name)
+        self._log = lab.path(LAB_RUN / "log" / self.name)
         steps = [f"mount -t tmpfs tmpfs {directory}" for directory in private]
         steps += ["mount -o remount,ro,bind /sys"] if namespace is None else []
         steps += [f"exec {shlex.join(argv)}"]
