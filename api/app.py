@@ -77,13 +77,13 @@ def _views(views: Views) -> Mapping[str, Callable[..., Response]]:
 
 def check_host(host: str, listen: Sequence[Endpoint]) -> None:
     """Abort with 421 unless the Host header names this server."""
-    if not _is_ours(host, listen):
+    if not _names_this_server(host, listen):
         there = " or ".join(f"http://{endpoint}/" for endpoint in listen) or "127.0.0.1"
         detail = f"This server does not answer for the host {host[:_MAX_HOST_LENGTH]!r}; ask for {there} or localhost."
         abort(HTTPStatus.MISDIRECTED_REQUEST, detail)
 
 
-def _is_ours(host: str, listen: Sequence[Endpoint]) -> bool:
+def _names_this_server(host: str, listen: Sequence[Endpoint]) -> bool:
     match = _HOST.fullmatch(host) if len(host) <= _MAX_HOST_LENGTH else None
     if match is None:
         return False

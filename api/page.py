@@ -23,7 +23,7 @@ MAX_CHANGES = 12
 """Number of audit log lines shown."""
 MAX_OPEN_ADDRESSES = 16
 """Number of a link's addresses shown without a click."""
-STYLE = Markup((Path(__file__).parent / "templates/page.css").read_text())  # noqa: S704  # our own file
+STYLE = Markup((Path(__file__).parent / "templates/page.css").read_text())  # noqa: S704  # a file of this package
 _DIGEST = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 HEADERS = {
     "Content-Security-Policy": (

@@ -36,7 +36,7 @@ from gunicorn.glogging import Logger
 USER = "cloud-network-api"
 SOCKET = Path("/run/cloud-network-api/api.sock")
 MAX_CONNECTIONS = 400
-"""Limit of open connections per listener: if TCP clients use all of theirs, cnctl's socket still answers.
+"""Limit of open connections per listener: if TCP clients use up theirs, cnctl's socket still answers.
 
 LimitNOFILE= is higher.
 """
@@ -44,18 +44,18 @@ BACKLOG = 512
 IDLE_CHECKS = 10
 """Number of checks for idleness within the idle time."""
 LEVELS = {LogLevel.TRACE: "debug", LogLevel.FATAL: "critical", LogLevel.PANIC: "critical"}
-"""gunicorn's names of log levels that differ from ours."""
+"""gunicorn's names of log levels that differ from cloud-network's."""
 
 logger = logging.getLogger(__name__)
 
 
 class Log(Logger):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's log in our format."""
+    """gunicorn's log in cloud-network's format."""
 
     form = LogFormat.TEXT
 
     def setup(self, cfg: Any) -> None:
-        """Apply gunicorn's settings, and replace its handler by ours."""
+        """Apply gunicorn's settings, and replace its handler by cloud-network's."""
         super().setup(cfg)
         self.error_log.handlers[:] = [service.log_handler(self.form)]
 
@@ -114,7 +114,7 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
 
 
 def gunicorn_settings(config: Config, listeners: Sequence[socket.socket], idle_exit: float) -> dict[str, Any]:
-    """Return gunicorn's settings. `listeners` are our own sockets; if empty, gunicorn takes systemd's."""
+    """Return gunicorn's settings. `listeners` are sockets of this process; if empty, gunicorn takes systemd's."""
     settings = {
         "bind": [f"fd://{listener.detach()}" for listener in listeners] or [str(config.listen)],
         "user": os.geteuid(),

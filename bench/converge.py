@@ -133,7 +133,7 @@ def measure_size(interfaces: int, addresses: int, rounds: int, python: str) -> l
         server = metadata_answer_times(lab, passes[-1].asked, rounds)
     print(f"{name}: {len(passes[-1].changes)} changes, {len(passes[-1].asked)} metadata requests", flush=True)
     bound = MAX_RATIO if (interfaces, addresses) in TARGET_SIZES else None
-    mine = figure(f"{name}: start to all in the kernel", [each.taken for each in passes])
+    whole = figure(f"{name}: start to all in the kernel", [each.taken for each in passes])
     parts = [figure(f"{name}: {part}", [each.parts[at] for each in passes]) for at, part in enumerate(PARTS)]
     reference = figure(f"{name}: ip -batch of the same", batch)
     both = [imports(python, FETCHER) + imports(python, NETAGENT) for _ in batch]
@@ -143,9 +143,9 @@ def measure_size(interfaces: int, addresses: int, rounds: int, python: str) -> l
     return [
         figure(f"{name}: changes", [len(each.changes) for each in passes], ""),
         figure(f"{name}: metadata requests", [len(each.asked) for each in passes], ""),
-        *(mine, *parts, reference, bare, answers, least),
+        *(whole, *parts, reference, bare, answers, least),
         figure(f"{name}: a shell that calls ip for each", shell),
-        ratio(f"{name}: over ip -batch and the two interpreters", mine, least, bound),
+        ratio(f"{name}: over ip -batch and the two interpreters", whole, least, bound),
         figure(f"{name}: the fetcher's PSS", memory, "MB"),
     ]
 

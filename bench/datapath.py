@@ -5,7 +5,7 @@
 In a separate namespace with a veth. Datagrams from an unconnected socket, so that each looks up its route, to a host
 beyond the gateway, as most replies, so that all three steps are evaluated, and from the address whose rules come last.
 The rules are those that `desired` computes for an instance with so many interfaces of fifteen or fifty addresses, with
-Rules=address and with Rules=aggregate. The reference are the same packets without our rules.
+Rules=address and with Rules=aggregate. The reference is the same packets without these rules.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     sudo .venv/bin/python -m bench.drift [--sizes 4x15,60x50] [--rounds 5] [--plugs 5]
 
-Drift: `ip` removes an address, a route or a rule of ours. The time is that from the kernel's notification of the
+Drift: `ip` removes an owned address, route or rule. The time is that from the kernel's notification of the
 removal to the one of the repair. The reference is the same fetcher without kernel events, so that only its timer starts
 a pass: with a RefreshTimer of 2 s the mean wait is 1 s; with the default of 5 min it is 150 s. Hot-plug: from
 the plugging to the last change in netagent's audit log, with metadata that names the interface before, and with

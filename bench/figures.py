@@ -64,10 +64,12 @@ def figure(name: str, values: Sequence[float], unit: str = "ms", most: float | N
     return found
 
 
-def ratio(name: str, ours: Figure, reference: Figure, most: float | None = None) -> Figure:
-    """Return our figure as a multiple of the reference's median in the same run."""
-    median, least, largest = (round(each / reference.median, 3) for each in (ours.median, ours.least, ours.most))
-    found = Figure(name, "×", median, least, largest, ours.rounds, most)
+def ratio(name: str, measured: Figure, reference: Figure, most: float | None = None) -> Figure:
+    """Return a figure as a multiple of the reference's median in the same run."""
+    median, least, largest = (
+        round(each / reference.median, 3) for each in (measured.median, measured.least, measured.most)
+    )
+    found = Figure(name, "×", median, least, largest, measured.rounds, most)
     print(found, flush=True)
     return found
 

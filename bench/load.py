@@ -3,7 +3,7 @@
     sudo .venv/bin/python -m bench.load [--links 1000] [--routes 100000] [--rules 5000] [--rate 1000] [--seconds 20]
 
 Four interfaces of 15 addresses, with in turn: many links of other programs; many of their routes and rules; and a
-routing daemon that changes routes continuously. In each, `ip` removes our addresses. A repair is the time from the
+routing daemon that changes routes continuously. In each, `ip` removes owned addresses. A repair is the time from the
 kernel's notification of the removal to that of the repair. Memory is the peak of the resident sets, and its target
 MemoryMax= of the unit; processor time is the sum of all three daemons.
 """
@@ -81,7 +81,7 @@ def daemons_processor_time(lab: Lab) -> float:
 
 
 def repairs(lab: Lab, count: int) -> list[float]:
-    """Remove `count` of our addresses; return the milliseconds until the repair of each."""
+    """Remove `count` owned addresses; return the milliseconds until the repair of each."""
     names = {nic.name for nic in lab.nics}
     removals = [
         ["ip", "address", "del", f"{each['local']}/32", "dev", str(link["ifname"])]

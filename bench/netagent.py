@@ -61,8 +61,8 @@ def measure_apply(lab: Lab, addresses: int, rounds: int) -> list[Figure]:
     """Measure the time from request to answer, and that of `ip -batch`."""
     ops, there, back = changes(lab, addresses)
     parts = [ops[at : at + 4096] for at in range(0, len(ops), 4096)]
-    ours: list[float] = []
-    theirs: list[float] = []
+    netagent_times: list[float] = []
+    batch_times: list[float] = []
     for _ in range(rounds):
         with Wire(lab) as wire:
 
@@ -71,14 +71,17 @@ def measure_apply(lab: Lab, addresses: int, rounds: int) -> list[Figure]:
                     answer = wire.apply(*part)
                     assert answer["verdict"] == "applied", answer
 
-            ours.append(milliseconds(apply))
+            netagent_times.append(milliseconds(apply))
             flushed = wire.ask(request="flush", id="flush")
             assert flushed["done"] == len(ops), flushed
-        theirs.append(milliseconds(lambda: lab.batch(there)))
+        batch_times.append(milliseconds(lambda: lab.batch(there)))
         lab.batch(back)
     print(f"{len(ops)} changes: {len(lab.nics) - 1} interfaces, {addresses} addresses each")
-    mine, reference = figure("netagent, request to answer", ours), figure("ip -batch of the same", theirs)
-    return [mine, reference, ratio("netagent's answer over ip -batch", mine, reference, MAX_APPLY_RATIO)]
+    answer_time, reference = (
+        figure("netagent, request to answer", netagent_times),
+        figure("ip -batch of the same", batch_times),
+    )
+    return [answer_time, reference, ratio("netagent's answer over ip -batch", answer_time, reference, MAX_APPLY_RATIO)]
 
 
 def main() -> None:

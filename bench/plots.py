@@ -181,7 +181,7 @@ def datapath(found: Found, pyplot: Any) -> Any:
     for each in found.values():
         if (parts := re.fullmatch(r"(\d+) addresses, ([^:]+)(: .*)?", each.name)) and each.unit == "ns":
             series[parts[2]][int(parts[1])] = each
-    bare = series.pop("no rule of ours", {})
+    bare = series.pop("no rules", {})
     for (label, values), colour in zip(series.items(), (ORANGE, BLUE, GREEN, RED), strict=False):
         middle = [each.median / 1e3 for each in values.values()]
         spans = [
@@ -190,7 +190,7 @@ def datapath(found: Found, pyplot: Any) -> Any:
         ]
         axes.errorbar(list(values), middle, spans, fmt="o-", color=colour, label=label, capsize=2, markersize=4)
     for each in bare.values():
-        axes.axhline(each.median / 1e3, color=GREY, linestyle="--", label="no rule of ours")
+        axes.axhline(each.median / 1e3, color=GREY, linestyle="--", label="no rules")
     axes.set(xlabel="addresses", ylabel="µs per packet", title="Cost of the rules per packet")
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", alpha=0.3)

@@ -92,10 +92,10 @@ def measure_size(interfaces: int, addresses: int, rounds: int, seconds: float) -
         logged = len(monitor.communicate(timeout=10)[0].splitlines())
         reference = [ip_processor_time(lab) for _ in range(rounds)]
     most = TARGET_MS if (interfaces, addresses) == TARGET_SIZE else None
-    mine = figure(f"{name}: the fetcher's processor time", spent["fetcher"], most=most)
+    busy = figure(f"{name}: the fetcher's processor time", spent["fetcher"], most=most)
     asleep = figure(f"{name}: netagent's processor time", spent["netagent"], most=0)
     showing = figure(f"{name}: ip showing the same", reference)
-    figures = [mine, asleep, showing, ratio(f"{name}: over ip showing the same", mine, showing)]
+    figures = [busy, asleep, showing, ratio(f"{name}: over ip showing the same", busy, showing)]
     figures.append(figure(f"{name}: metadata requests", requests, ""))
     figures.append(figure(f"{name}: writes to the kernel", [*writes, logged], "", most=0))
     days = []

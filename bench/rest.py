@@ -2,8 +2,8 @@
 
 200 clients on kept-alive connections; each sends its next request when it has its answer. The two servers take turns,
 so that other work on the machine affects both. Both have one gevent worker. Throughput is answers per second of the
-servers' processor time, which does not depend on other work. Then 10 s against our server alone, in which no request
-may fail, and `/api/v1/health` while 200 other connections are half-open.
+servers' processor time, which does not depend on other work. Then 10 s against the API server alone, in which no
+request may fail, and `/api/v1/health` while 200 other connections are half-open.
 """
 
 import contextlib
@@ -180,21 +180,25 @@ def main() -> None:
         directory = Path(name)
         directory.chmod(0o755)
         (directory / "hello.py").write_text(HELLO)
-        ours, theirs = free_port(), free_port()
-        (directory / "config.toml").write_text(f'[Network]\nListen = "127.0.0.1:{ours}"\n')
+        api_port, hello_port = free_port(), free_port()
+        (directory / "config.toml").write_text(f'[Network]\nListen = "127.0.0.1:{api_port}"\n')
         lock = state(directory / "run")
         user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.geteuid() == 0 else []
         api = [str(BIN / "cloud-network-api"), "--config", f"{directory}/config.toml", "--state", f"{directory}/run"]
         api += ["--socket", f"{directory}/api.sock"]
         bare = [str(BIN / "gunicorn"), "-w", "1", "-k", "gevent", "--preload", "--keep-alive", "5"]
-        pid = stack.enter_context(running_server([*user, *api], ours, directory))
+        pid = stack.enter_context(running_server([*user, *api], api_port, directory))
         other = stack.enter_context(
-            running_server([*bare, "-b", f"127.0.0.1:{theirs}", "hello:app"], theirs, directory)
+            running_server([*bare, "-b", f"127.0.0.1:{hello_port}", "hello:app"], hello_port, directory)
         )
         found: dict[str, list[Round]] = {}
         per_second: dict[str, list[float]] = {}
         for _ in range(ROUNDS):
-            for path, server, port in ((PATHS[0], pid, ours), (PATHS[1], pid, ours), ("hello", other, theirs)):
+            for path, server, port in (
+                (PATHS[0], pid, api_port),
+                (PATHS[1], pid, api_port),
+                ("hello", other, hello_port),
+            ):
                 turn, rate = measured(server, port, "/" if path == "hello" else path, seconds)
                 found.setdefault(path, []).append(turn)
                 per_second.setdefault(path, []).append(rate)
@@ -207,11 +211,11 @@ def main() -> None:
         for path in found:
             figures += [rates[path], waits[path]]
         figures += [ratio(f"hello's throughput over {path}'s", rates["hello"], rates[path], 1 / 0.7) for path in PATHS]
-        mine = figure("memory, master and worker", [sum(map(pss, process_tree(pid)))], "MB")
-        bare_one = figure("hello: memory, master and worker", [sum(map(pss, process_tree(other)))], "MB")
-        figures += [mine, bare_one, ratio("memory over hello's", mine, bare_one, 1.25)]
-        figures.append(figure("/api/v1/health with 200 half-open connections", with_half_open(ours), most=500))
-        long = load(ours, "/api/v1/status", 10)
+        memory = figure("memory, master and worker", [sum(map(pss, process_tree(pid)))], "MB")
+        hello_memory = figure("hello: memory, master and worker", [sum(map(pss, process_tree(other)))], "MB")
+        figures += [memory, hello_memory, ratio("memory over hello's", memory, hello_memory, 1.25)]
+        figures.append(figure("/api/v1/health with 200 half-open connections", with_half_open(api_port), most=500))
+        long = load(api_port, "/api/v1/status", 10)
         lock.close()
         print(f"10 s: {json.dumps(long._asdict())}")
         failed = long.failed + sum(each.failed for rounds in found.values() for each in rounds)

@@ -2,7 +2,7 @@
 
     sudo .venv/bin/python -m bench.steps [--sizes 15x50,60x50] [--rounds 7]
 
-In a lab's instance, with its real kernel and metadata: with none of our objects in the kernel, and with all. The
+In a lab's instance, with its real kernel and metadata: with none of the owned objects in the kernel, and with all. The
 fetcher's steps are reading the metadata, reading the kernel, planning (`desired` and `plan`, which are pure) and
 writing the request. netagent's steps, before any change, are reading the kernel and its checks.
 """

@@ -24,11 +24,11 @@ __all__ = ["Config", "ConfigError", "Endpoint", "Network", "load"]
 
 PATH = Path("/etc/cloud-network/cloud-network.toml")
 RULE_BAND = 30
-"""Number of rule priorities, from RulePriority= on, that belong to us."""
+"""Number of rule priorities, from RulePriority= on, that belong to cloud-network."""
 MAIN_PRIORITY = 32766
-"""Priority of the kernel's own rule `lookup main`; all our rules must come before it."""
+"""Priority of the kernel's own rule `lookup main`; all owned rules must come before it."""
 EX_CONFIG = 78
-"""Exit status of all our programs for an invalid configuration (sysexits.h)."""
+"""Exit status of all programs of cloud-network for an invalid configuration (sysexits.h)."""
 MAX_BYTES = 1 << 20
 """Largest accepted size of the file."""
 

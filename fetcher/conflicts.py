@@ -51,7 +51,7 @@ class ConflictTracker:
         self._latest: dict[Hashable, Operation] = {}  # the latest change to each object
 
     def count_confirmed(self, plan: Plan) -> None:
-        """Count confirmed changes. A change that we revert ourselves is no conflict."""
+        """Count confirmed changes. A change that the fetcher itself reverts is no conflict."""
         now = self._clock()
         for op in plan:
             before = self._latest.get(_object_key(op))

@@ -213,7 +213,7 @@ class Reconciler:
             return agent.status()
 
     def _compare_again(self, comparison: Comparison, agent: Netagent | None = None) -> Comparison:
-        """Compare after our own changes, which do not clear refusals. Raises KernelError."""
+        """Compare after the fetcher's own changes, which do not clear refusals. Raises KernelError."""
         snapshot = self._snapshot(comparison.snapshot.metadata, self._read(comparison.snapshot.metadata, agent))
         self._memory.rejections.rebase(snapshot.actual)
         return self._plan(snapshot)

@@ -65,7 +65,7 @@ class Case:
 
 
 def range_of(address: str, links: list[LinkStatus]) -> tuple[LinkStatus, str] | None:
-    """Return the link to which a range with this address is delegated, and the range. Reads our rules and routes."""
+    """Return the link that has a delegated range with this address, and the range. Reads the owned rules and routes."""
     wanted = ipaddress.ip_address(address)
     flag = f"-{wanted.version}"
     found = [(route["dst"], "dev", route.get("dev")) for route in ask_ip(f"ip {flag} route show table local proto 209")]

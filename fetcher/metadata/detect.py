@@ -93,8 +93,8 @@ def _hetzner(firmware: Firmware) -> bool:
 def _ibm(firmware: Firmware) -> bool:
     """Match the asset tag, the vendor or the chassis vendor of IBM Cloud's virtual servers."""
     vendors = (firmware.get("sys_vendor", ""), firmware.get("chassis_vendor", ""))
-    ours = any(vendor.startswith("IBM:Cloud Compute Server") for vendor in vendors)
-    return ours or firmware.get("chassis_asset_tag") == "ibmcloud"
+    has_vendor = any(vendor.startswith("IBM:Cloud Compute Server") for vendor in vendors)
+    return has_vendor or firmware.get("chassis_asset_tag") == "ibmcloud"
 
 
 def _openstack(firmware: Firmware) -> bool:

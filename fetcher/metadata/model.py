@@ -56,7 +56,7 @@ def invalid(path: str, value: object, accepted: str) -> MetadataError:
 
 @dataclass(frozen=True, slots=True)
 class Vlan:
-    """A VLAN that carries an interface. The image or the operator creates its link; we never do."""
+    """A VLAN that carries an interface. The image or the operator creates its link; the fetcher never does."""
 
     tag: int
     parent: str  # the MAC address of the parent interface; "" if the metadata does not name it

@@ -41,7 +41,7 @@ class Host:
     rejections: Rejections
     links: Mapping[int, Link]
     holders: Mapping[IPAddress, tuple[int, ...]]  # the links that have an address and keep it
-    networks: IntervalIndex  # of the addresses that links have and we do not manage
+    networks: IntervalIndex  # of the addresses that links have and cloud-network does not manage
     carriers: Mapping[Interval, frozenset[IPAddress]]  # by network with its link, the addresses that keep their length
 
     @property
@@ -192,8 +192,8 @@ def _why_without_ipv6(link: Link) -> str:
 def _is_carried_by_others(whole: IPInterface, link: Link, host: Host) -> bool:
     """Return True if the link keeps a different address with the subnet's length.
 
-    Another program gave it to the link (a DHCP lease), or it is ours and may not be removed now. The kernel would treat
-    a second one as its secondary and remove both together.
+    Another program gave it to the link (a DHCP lease), or it is owned and may not be removed now. The kernel would
+    treat a second one as its secondary and remove both together.
     """
     others = host.carriers.get(Interval.of_network(whole.network, link.ifindex), frozenset()) - {whole.ip}
     return bool(others) and all(each.owned for each in host.entries(link, whole.ip))

@@ -9,7 +9,7 @@ A subnet that has a gateway of its own (Interface.anchor) is the source of rules
 link, T + 2**30: the same routes by that gateway.
 
 A link without a gateway (Vultr's private networks, IPv6 before the first router advertisement) has only its own subnets
-in T. Other packets match nothing in steps 1 and 3 (see `rules`) and continue to main, as they would without us.
+in T. Other packets match nothing in steps 1 and 3 (see `rules`) and continue to main, as without cloud-network.
 
 Objects that netagent or the kernel refused before (`rejections`) are left out, with those that depend on them, and
 reported.
@@ -135,7 +135,7 @@ def _unnamed(config: Config, actual: Actual, matches: Matches) -> set[int]:
     """Return the links that the metadata does not name. While the metadata names a MAC that no link has, any of them
     may have it.
 
-    Excluded links lose our objects, and so do ports of other links, whose packets belong to their master.
+    Excluded links lose the owned objects, and so do ports of other links, whose packets belong to their master.
     """
     named = {link.ifindex for link in matches.values()}
     rest = (link for link in actual.links if link.ifindex not in named)
@@ -319,8 +319,8 @@ def _leased_routes(link: Link, version: int, gateway: IPAddress, host: Host) -> 
     load balancers probe every interface from WIRE_SERVER). An operator's routes in main are left out.
     """
     own = host.actual.leased.get(link.ifindex, {})
-    theirs = {each for other, found in host.actual.leased.items() if other != link.ifindex for each in found}
-    wanted = {each for each in theirs if not any(contains(each, network) for network in host.actual.static)}
+    of_others = {each for other, found in host.actual.leased.items() if other != link.ifindex for each in found}
+    wanted = {each for each in of_others if not any(contains(each, network) for network in host.actual.static)}
     if host.instance.provider == "azure":
         wanted.add(WIRE_SERVER)
     for destination in sorted((each for each in wanted if each.version == version), key=str):
@@ -331,9 +331,9 @@ def _further_routes(interface: Interface, host: Host) -> list[tuple[IPNetwork, I
     """Return the metadata's routes, except those whose gateway is this host itself."""
     if not interface.routes:
         return []
-    ours = {address for _, address in host.actual.addresses}
-    ours |= {each.ip for other in host.instance.interfaces for each in other.addresses}
-    return [each for each in interface.routes if each[1] not in ours]
+    host_addresses = {address for _, address in host.actual.addresses}
+    host_addresses |= {each.ip for other in host.instance.interfaces for each in other.addresses}
+    return [each for each in interface.routes if each[1] not in host_addresses]
 
 
 def _gateway(interface: Interface, link: Link, table: int, version: int, host: Host) -> IPAddress | None:

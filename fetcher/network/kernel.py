@@ -135,14 +135,14 @@ def _run(question: Callable[[AsyncIPRoute], Awaitable[Result]]) -> Result:
 async def _read(kernel: AsyncIPRoute) -> Actual:
     links = await _links(kernel)
     addresses = [address_from(each) async for each in await kernel.addr("dump")]
-    ours: list[Route] = []
+    routes: list[Route] = []
     rules: list[Rule] = []
     gateways: dict[int, tuple[IPAddress, ...]] = {}
     learned: dict[int, frozenset[IPNetwork]] = {}
     local: dict[IPNetwork, int] = {}
     leased = defaultdict[int, dict[IPNetwork, IPAddress]](dict)
     for version, family in _FAMILIES.items():
-        ours += [route for route, _ in await _routes(kernel, family, proto=PROTOCOL) if route.ifindex]
+        routes += [route for route, _ in await _routes(kernel, family, proto=PROTOCOL) if route.ifindex]
         rules += await _own_rules(kernel, version)
         for protocol in (RTPROT_KERNEL, RTPROT_RA, RTPROT_DHCP):
             for route, _ in await _routes(kernel, family, table=TABLE_MAIN, proto=protocol):
@@ -159,7 +159,7 @@ async def _read(kernel: AsyncIPRoute) -> Actual:
     return Actual(
         links=tuple(links),
         addresses=places,
-        routes=frozenset(ours),
+        routes=frozenset(routes),
         rules=frozenset(rules),
         gateways=gateways,
         learned=learned,

@@ -116,9 +116,9 @@ class Actual:
     """The relevant part of the kernel's state."""
 
     links: tuple[Link, ...]
-    addresses: Mapping[tuple[int, IPAddress], KernelAddress]  # an address of another program takes precedence over ours
-    routes: frozenset[Route]  # with our protocol number
-    rules: frozenset[Rule]  # with our protocol number
+    addresses: Mapping[tuple[int, IPAddress], KernelAddress]  # a foreign address takes precedence over an owned one
+    routes: frozenset[Route]  # with protocol 209
+    rules: frozenset[Rule]  # with protocol 209
     gateways: Mapping[int, tuple[IPAddress, ...]]  # of default routes from DHCP or a router, by ifindex
     learned: Mapping[int, frozenset[IPNetwork]] = field(default_factory=dict)  # on-link routes from DHCP or a router
     local: Mapping[IPNetwork, int] = field(default_factory=dict)  # others' ranges in table local, with their link
@@ -137,7 +137,7 @@ class Actual:
         return frozenset(link.mac for link in self.links if link.ifindex in configured)
 
     def with_owned(self, owned: Collection[tuple[int, IPAddress]]) -> Actual:
-        """Return this with the addresses at these places as ours: kernels before 5.18 do not mark them."""
+        """Return this with the addresses at these places as owned: kernels before 5.18 do not mark them."""
         if not owned:
             return self
         addresses = {place: replace(each, owned=each.owned or place in owned) for place, each in self.addresses.items()}
@@ -218,7 +218,7 @@ class Withheld:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """All our objects that the kernel must hold."""
+    """All objects that the kernel must hold."""
 
     links: tuple[LinkGoal, ...]
     common: tuple[Rule, ...]  # rules that belong to no link

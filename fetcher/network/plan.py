@@ -1,6 +1,6 @@
 """Computes the operations that change the actual state into the desired one, in an order that can be applied. Pure.
 
-Only our own objects are removed, and only if the caller states that the metadata proves them gone. An address that
+Only owned objects are removed, and only if the caller states that the metadata proves them gone. An address that
 another program added to its link satisfies the goal with any prefix length, and is not changed.
 """
 
@@ -125,7 +125,7 @@ class _Reform:
 
 
 def _reforms(desired: Desired, actual: Actual, leaving: Iterable[Address]) -> Iterator[_Reform]:
-    """Yield our addresses that are not in their desired form, or would go together with one that leaves."""
+    """Yield the owned addresses that are not in their desired form, or would go together with one that leaves."""
     subnets = {each.subnet for each in leaving if each.address.version == 4}
     for wanted in desired.addresses:
         if wanted.address.version == 6 or wanted.ifindex in desired.unmanaged:
@@ -156,7 +156,7 @@ def _route_removals(desired: Desired, actual: Actual) -> Iterator[Operation]:
 
 
 def _leaving(desired: Desired, actual: Actual) -> Iterator[Address]:
-    """Yield our addresses that are no longer wanted."""
+    """Yield the owned addresses that are no longer wanted."""
     wanted = {(each.ifindex, each.address) for each in desired.addresses}
     for kernel in (*actual.addresses.values(), *actual.further):
         if kernel.owned and kernel.place not in wanted and kernel.place[0] not in desired.unmanaged:
@@ -205,7 +205,7 @@ def remove_address(address: Address) -> AddressRemove:
 
 
 def replace_route(route: Route) -> RouteReplace:
-    """Return the operation that adds a route, or replaces our route to the same destination."""
+    """Return the operation that adds a route, or replaces the owned route to the same destination."""
     return RouteReplace(route.table, route.ifindex, route.destination, route.gateway)
 
 

@@ -10,8 +10,8 @@ address of another link. The kernel evaluates its rules in order on every lookup
 
 The number of prefixes is minimal. Addresses in order are the leaves of a binary tree from left to right, and a prefix
 is a branch. Of all foreign addresses, the nearest one on either side shares the most leading bits with an address of
-ours, so these two bound the largest branch around it that contains no foreign address. Two such branches are equal or
-disjoint. Every allowed prefix lies in one of them, and each contains an address that no other branch contains.
+the link, so these two bound the largest branch around it that contains no foreign address. Two such branches are equal
+or disjoint. Every allowed prefix lies in one of them, and each contains an address that no other branch contains.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def aggregate(
 
 
 def _largest_around(own: Iterable[int], others: Collection[Interval], home: IPNetwork) -> Iterator[IPNetwork]:
-    """Yield the largest prefixes of `home` around our addresses that contain no other address, each once."""
+    """Yield the largest prefixes of `home` around the link's addresses that contain no other address, each once."""
     firsts, lasts = sorted(each.first for each in others), sorted(each.last for each in others)
     size, found = home.max_prefixlen, dict[tuple[int, int], None]()
     for number in own:

@@ -37,11 +37,11 @@ def running_labs() -> dict[int, dict[str, Namespace]]:
     for process in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
         try:
             name = (process / "comm").read_text().strip()
-            mine = process.stat().st_uid == os.geteuid()
+            is_callers = process.stat().st_uid == os.geteuid()
             parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-        if mine and name.startswith("lab:"):
+        if is_callers and name.startswith("lab:"):
             labs[parent][name.removeprefix("lab:")] = Namespace(name.removeprefix("lab:"), int(process.name))
     return labs
 

@@ -87,7 +87,7 @@ class Namespace:
         )
 
     def batch(self, lines: Iterable[str]) -> None:
-        """Run many `ip` commands in one process, in the PID namespace of the lab: `netns PID` needs our pids."""
+        """Run many `ip` commands in one process, in the PID namespace of the lab: `netns PID` needs the lab's pids."""
         done = subprocess.run(
             ["nsenter", f"--target={self.pid}", "--net", "--", "ip", "-batch", "-"],
             env=ENVIRONMENT,

@@ -43,7 +43,7 @@ def monitor(lab: Lab) -> Iterator[Events]:
         try:
             lab.wait_for(lambda: _listeners(lab) > before, message="ip monitor")
             yield Events(lab)
-            # Kernel events arrive at once, but ip must print them: wait until it has printed one of our own.
+            # Kernel events arrive at once, but ip must print them: wait until it has printed one that the test caused.
             lab.batch(["rule add pref 1 from 192.0.2.200 lookup 200", "rule del pref 1"])
             lab.wait_for(lambda: any("192.0.2.200" in line for line in Events(lab).gone), message="the last line")
         finally:

@@ -140,7 +140,7 @@ def _is_made_by_kernel(route: dict[str, Any]) -> bool:
 
 
 def own_objects(lab: Lab, what: str) -> list[dict[str, Any]]:
-    """Return the routes or rules (`route-4`, `rule-6` …) with our protocol number."""
+    """Return the routes or rules (`route-4`, `rule-6` …) with protocol 209."""
     return [entry for entry in kernel(lab)[what] if str(entry.get("protocol")) == PROTOCOL]
 
 

@@ -118,7 +118,7 @@ def test_failure_is_logged_once_and_changes_nothing(lab: Lab, fault: str | int, 
     "address", ["8.8.8.8", "999.1.1.1", "127.0.0.1", "224.0.0.1", "10.0.2.1", "10.0.2.255", "::1", "x"]
 )
 @pytest.mark.parametrize("also", [True, False])
-def test_an_address_that_cannot_be_is_named_with_its_path(lab: Lab, address: str, also: bool) -> None:
+def test_invalid_address_is_reported_with_its_path(lab: Lab, address: str, also: bool) -> None:
     nic = lab.nics[1]
     before = kernel(lab), files(lab)
     lab.metadata.content(f"{MACS}{nic.mac}/local-ipv4s", "\n".join([*(nic.addresses if also else ()), address]))
@@ -129,7 +129,7 @@ def test_an_address_that_cannot_be_is_named_with_its_path(lab: Lab, address: str
     assert_unchanged(lab, before)
 
 
-def test_a_subnet_that_cannot_be_is_named_with_its_path(lab: Lab) -> None:
+def test_invalid_subnet_is_reported_with_its_path(lab: Lab) -> None:
     before = kernel(lab), files(lab)
     lab.metadata.content(f"{MACS}{lab.nics[1].mac}/subnet-ipv4-cidr-block", "0.0.0.0/0")
     [line] = logged_errors(lab, lambda: refresh(lab))
@@ -161,7 +161,7 @@ def test_two_reads_that_differ_remove_nothing(lab: Lab) -> None:
     assert "confirming with a second read before removal" in lab.log("fetcher")
 
 
-def test_a_server_that_fails_is_not_hammered(lab: Lab) -> None:
+def test_failing_server_is_asked_with_backoff(lab: Lab) -> None:
     lab.metadata.fail("status", MACS, status=503)
     refresh(lab)
     lab.metadata.reset()
@@ -215,7 +215,7 @@ def test_yaml_that_is_cut_off_removes_nothing(hetzner: Lab, fault: str, path: st
 
 
 @pytest.mark.parametrize("key", ["alias_ips", "gateway"])
-def test_key_that_is_always_there_and_missing_removes_nothing(hetzner: Lab, key: str) -> None:
+def test_missing_mandatory_key_removes_nothing(hetzner: Lab, key: str) -> None:
     before = kernel(hetzner)
     networks = [private_network(nic) for nic in hetzner.nics[1:]]
     for network in networks:

@@ -161,7 +161,7 @@ def test_reload_ends_after_the_new_configuration_applies(lab: Lab) -> None:
     assert status(lab)["refresh_timer"] == 77.0
 
 
-def test_the_watchdog_is_fed_while_nothing_happens(lab: Lab) -> None:
+def test_watchdog_is_notified_while_idle(lab: Lab) -> None:
     lab.start("netagent")
     manager = start_fetcher(lab, WATCHDOG_USEC="400000")
     lab.wait_for(manager.is_ready, 20, "READY=1")

@@ -27,7 +27,7 @@ from tests.system.service import (
     without_order,
 )
 
-OWN_ADDRESSES = """
+OWNED_ADDRESSES = """
 import sys
 from pyroute2 import IPRoute
 with IPRoute() as kernel:
@@ -35,7 +35,7 @@ with IPRoute() as kernel:
     for address in sys.argv[2:]:
         kernel.addr("add", index=link, address=address, prefixlen=24, proto=209)
 """
-"""Adds addresses to a link that count as ours; ip-address(8) of Debian 12 cannot."""
+"""Adds addresses to a link with IFA_PROTO 209, as owned; ip-address(8) of Debian 12 cannot."""
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ def test_first_address_leaves_although_the_next_is_its_secondary(lab: Lab) -> No
     connection = lab.hold_connection(nic.addresses[1])
     lab.stop("fetcher")
     lab.batch([f"address del {first}/24 dev {nic.name}"])
-    lab.run([sys.executable, "-c", OWN_ADDRESSES, nic.name, extra, first])
+    lab.run([sys.executable, "-c", OWNED_ADDRESSES, nic.name, extra, first])
     lab.start("fetcher")
     wait_until_healthy(lab)
     lab.wait_for(lambda: extra not in kernel_addresses(lab), 20, "the removal")
@@ -286,7 +286,7 @@ def test_link_set_down_is_restored_completely(lab: Lab) -> None:
     assert all(lab.reachability().values())
 
 
-def test_a_carrier_that_comes_back_finds_everything_in_place(lab: Lab) -> None:
+def test_returned_carrier_restores_everything(lab: Lab) -> None:
     before, nic = kernel(lab), lab.nics[1]
     lab.run(["ip", "link", "set", nic.port, "down"], "cloud")
     lab.wait_for(lambda: kernel(lab) != before, 10, "the carrier to be lost")

@@ -133,7 +133,7 @@ def test_ipv6_endpoint_is_used_without_ipv4(cloud: str) -> None:
         assert set(lab.addresses) - private <= local(lab)
 
 
-def test_gcp_tells_of_a_change_by_itself() -> None:
+def test_gcp_change_is_reported_without_the_timer() -> None:
     """RefreshTimer= is far away: only the answer to wait_for_change reports the change."""
     with Lab(Spec.cloud("gcp", 2, 3)) as lab:
         lab.write_config('[System]\nRefreshTimer = "24h"\n' + CONFIG)

@@ -71,7 +71,7 @@ def restart(lab: Lab) -> None:
 
 
 def foreign(lab: Lab) -> dict[str, list[Any]]:
-    """Return all foreign objects, except what the kernel derives from our addresses; carrier changes by itself."""
+    """Return all foreign objects, except what the kernel derives from owned addresses; carrier changes by itself."""
     found, mine = kernel(lab), set(lab.addresses)
     links = found.pop("address")
     kept: dict[str, list[Any]] = {
@@ -109,7 +109,7 @@ def test_strict_reverse_path_filtering_changes_nothing(lab: Lab) -> None:
 
 
 def test_vpn_with_a_lower_priority_number_takes_precedence(lab: Lab) -> None:
-    """As `wg-quick up` does, started after us: the kernel gives its rules the priorities before ours."""
+    """As `wg-quick up` does, started after cloud-network: the kernel gives its rules lower numbers than 31000."""
     held = lab.hold_connection(lab.nics[1].addresses[1], source=("neighbour", 1))
     lines = [
         "link add wg0 type bridge",
@@ -145,7 +145,7 @@ def test_vpn_over_the_metadata_server_removes_nothing(lab: Lab) -> None:
 
 
 def test_earlier_vpn_gets_packets_without_a_source(lab: Lab) -> None:
-    """With priorities after ours: replies from our addresses leave through their link, others use the VPN."""
+    """With priorities above 31020: replies from owned addresses leave through their link, others use the VPN."""
     lines = [
         "link add wg0 type bridge",
         "link set wg0 up",
@@ -160,7 +160,7 @@ def test_earlier_vpn_gets_packets_without_a_source(lab: Lab) -> None:
         assert all(lab.reachability().values())
 
 
-def test_static_route_overrides_our_default_routes(lab: Lab) -> None:
+def test_static_route_overrides_owned_default_routes(lab: Lab) -> None:
     """With any source address; the real connection uses the address whose link leads to that host."""
     primary, other = lab.nics[0], lab.nics[1]
     host = neighbour_address(primary.subnet)
@@ -201,7 +201,7 @@ def test_known_main_route_into_own_subnet_needs_a_rule(lab: Lab) -> None:
 
 
 def test_operators_policy_routing_applies_by_priority(lab: Lab) -> None:
-    """Before our band, in its gaps for operators, and after it."""
+    """Before the owned rules, in their gaps for operators, and after them."""
     nic = lab.nics[1]
     host, source = neighbour_address(nic.subnet), nic.addresses[1]
     table = f"route add default via {host} dev {nic.name} table 100"
@@ -212,8 +212,8 @@ def test_operators_policy_routing_applies_by_priority(lab: Lab) -> None:
             assert route_for(lab, ELSEWHERE, nic.addresses[2])["gateway"] == nic.gateway
 
 
-def test_a_foreign_route_in_our_table_stays_and_the_rest_is_done() -> None:
-    """Another program's default route in place of ours: it is kept and reported, and the rest is configured."""
+def test_foreign_route_in_owned_table_blocks_nothing_else() -> None:
+    """Another program's default route in an owned table: it is kept and reported, and the rest is configured."""
     with Lab(SPEC) as lab:
         nic = lab.nics[1]
         host = neighbour_address(nic.subnet)
@@ -260,10 +260,10 @@ def test_googles_agent_and_its_own_local_routes() -> None:
         assert all(lab.reachability([*lab.addresses, *lab.range_ends]).values())
         lab.batch(
             [f"route del local {forwarded} dev {nic.name} proto 66"]
-        )  # the agent's route is removed: ours replaces it
+        )  # the agent's route is removed: an owned one replaces it
         lab.wait_for(
             lambda: [r["dst"] for r in own_objects(lab, "route-4") if r["table"] == "local"] == [forwarded],
-            message="our local route for the forwarded address alone",
+            message="the owned local route for the forwarded address alone",
         )
         assert all(lab.reachability(lab.range_ends).values())
 

@@ -65,7 +65,7 @@ def processes(lab: Lab, name: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("name", DAEMONS)
-def test_each_daemon_is_its_own_user_with_no_more_than_it_needs(lab: Lab, name: str) -> None:
+def test_each_daemon_has_its_user_and_least_privilege(lab: Lab, name: str) -> None:
     expected = NET_ADMIN if name == "netagent" else 0
     for process in processes(lab, name):
         uid = USERS[USER[name]]
@@ -90,7 +90,7 @@ def test_state_files_are_world_readable_and_fetcher_writable(lab: Lab) -> None:
         assert path.stat().st_uid == USERS["cloud-network"], path
 
 
-def test_state_files_are_in_the_metadatas_own_words(lab: Lab) -> None:
+def test_state_files_have_the_keys_of_the_metadata(lab: Lab) -> None:
     root = lab.path("/run/cloud-network")
     system = json.loads((root / "system").read_text())
     assert system["instance-type"] == "m7i.4xlarge"
@@ -128,8 +128,8 @@ def test_generation_rises_with_changes_only(lab: Lab) -> None:
     refresh(lab)
 
 
-def not_ours(lab: Lab) -> Kernel:
-    """Return the objects of other programs, and all addresses, because ours cannot be distinguished."""
+def foreign_objects(lab: Lab) -> Kernel:
+    """Return the objects of other programs, and all addresses, because ip does not show who owns them."""
     return {
         what: [entry for entry in entries if str(entry.get("protocol")) != PROTOCOL]
         for what, entries in kernel(lab).items()
@@ -137,19 +137,19 @@ def not_ours(lab: Lab) -> Kernel:
 
 
 def test_foreign_objects_are_the_same_before_and_after(lab: Lab) -> None:
-    """Operators' routes, rules and addresses, also in our tables, in our band and on our links.
+    """Operators' routes, rules and addresses, also in owned tables, among owned rules and on managed links.
 
     An address in another interface's subnet makes that interface's rules smaller, so that they do not match it.
     """
     before = kernel(lab)
     for line in FOREIGN:
         lab.run(["ip", *line.split()])
-    theirs = not_ours(lab)
+    foreign = foreign_objects(lab)
     assert refresh(lab) == "ok"
     with_foreign, lines = kernel(lab), audit(lab)
     assert refresh(lab) == "ok"
     assert kernel(lab) == with_foreign
-    assert not_ours(lab) == theirs
+    assert foreign_objects(lab) == foreign
     nic = lab.nics[1]
     lab.add_address(nic.mac, "10.0.2.77")
     refresh(lab)
@@ -164,7 +164,7 @@ def test_foreign_objects_are_the_same_before_and_after(lab: Lab) -> None:
     assert without_order(kernel(lab)) == without_order(before)
 
 
-def test_an_address_of_dhcps_is_adopted_and_not_touched(lab: Lab) -> None:
+def test_dhcp_address_is_adopted_unchanged(lab: Lab) -> None:
     """It keeps its lifetime, its prefix length and its owner, and stays when the metadata drops it."""
     first = lab.nics[0].addresses[0]
     [entry] = [each for link in ip(lab, "-d", "address") for each in link["addr_info"] if each["local"] == first]
@@ -241,14 +241,14 @@ def test_silent_control_client_is_dropped(lab: Lab) -> None:
     assert refresh(lab) == "ok"
 
 
-def test_a_credential_that_cannot_be_had_is_an_answer_too(lab: Lab) -> None:
+def test_unavailable_credentials_are_reported(lab: Lab) -> None:
     lab.metadata.fail("status", "/latest/meta-data/iam/*", status=500)
     answer = send_command(lab, "credentials")
     lab.metadata.clear()
     assert answer == {"ok": False, "error": "iam/security-credentials/: HTTP 500"}
 
 
-def test_our_objects_have_protocol_209(lab: Lab) -> None:
+def test_owned_objects_have_protocol_209(lab: Lab) -> None:
     assert len(own_objects(lab, "route-4")) == 12
     assert len(own_objects(lab, "rule-4")) == 7
     reported = [

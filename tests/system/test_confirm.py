@@ -87,7 +87,7 @@ def test_lost_gateway_rolls_the_change_back(lab: Lab) -> None:
 
 
 def test_link_set_down_meanwhile_does_not_roll_the_change_back(lab: Lab) -> None:
-    """No change of ours sets a link down, so a rollback would only delay the repair."""
+    """No change of cloud-network sets a link down, so a rollback would only delay the repair."""
     nic, count = lab.nics[1], len(audit(lab))
     refresh(lab)
     with_open_change(lab, nic, NEW_ADDRESS)

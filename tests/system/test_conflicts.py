@@ -1,4 +1,4 @@
-"""A real process that keeps reverting our changes: it deletes an object whenever it appears."""
+"""A real process that keeps reverting cloud-network's changes: it deletes an object whenever it appears."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_few_reverts_are_not_a_conflict(lab: Lab) -> None:
     assert errors(lab) == []
 
 
-def test_foreign_route_in_our_place_blocks_nothing_else(lab: Lab) -> None:
+def test_foreign_route_with_same_key_blocks_nothing_else(lab: Lab) -> None:
     """netagent refuses to change it, and a refusal is of the whole request: the fetcher does not request it."""
     nic = lab.nics[1]
     [index] = [link["ifindex"] for link in ip(lab, "link") if link["ifname"] == nic.name]
@@ -129,8 +129,8 @@ def test_foreign_route_in_our_place_blocks_nothing_else(lab: Lab) -> None:
     assert all(lab.reachability().values())
 
 
-def test_foreign_rule_at_our_priority_applies(lab: Lab) -> None:
-    """The rule is between our first step and our last: it applies to this one source, and to nothing else."""
+def test_foreign_rule_at_an_owned_priority_applies(lab: Lab) -> None:
+    """The rule is between cloud-network's first step and its last. It applies to this one source only."""
     before = own_objects(lab, "rule-4")
     nic = lab.nics[1]
     theirs = f"rule add pref 31000 from {nic.addresses[1]} lookup main"

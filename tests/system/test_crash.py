@@ -44,7 +44,7 @@ def fresh() -> Iterator[Lab]:
 
 
 def held(lab: Lab) -> list[HeldConnection]:
-    """Hold connections through an address of DHCP, and through one of ours on another interface."""
+    """Hold connections through an address of DHCP, and through an owned address of another interface."""
     return [
         lab.hold_connection(lab.nics[0].addresses[0]),
         lab.hold_connection(lab.nics[1].addresses[2], ("neighbour", 0)),
@@ -71,7 +71,7 @@ def start_until_it_runs(lab: Lab, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DAEMONS)
-def test_killed_at_rest_and_started_again_nothing_changes(lab: Lab, name: str) -> None:
+def test_restart_after_kill_at_rest_changes_nothing(lab: Lab, name: str) -> None:
     before, lines, connections = kernel(lab), audit(lab), held(lab)
     lab.kill(name)
     assert kernel(lab) == before
@@ -131,7 +131,7 @@ def test_kill_before_later_confirm_keeps_the_rest(lab: Lab, name: str) -> None:
     assert all(lab.reachability([new]).values())
 
 
-def test_killed_at_random_moments_it_converges_to_the_same(lab: Lab) -> None:
+def test_kills_at_random_moments_end_in_the_same_state(lab: Lab) -> None:
     chance = random.Random(209)
     settled, connections = without_order(kernel(lab)), held(lab)
     for _ in range(8):
@@ -148,7 +148,7 @@ def test_killed_at_random_moments_it_converges_to_the_same(lab: Lab) -> None:
     assert all(lab.reachability().values())
 
 
-def test_killed_while_it_starts_it_starts_again(fresh: Lab) -> None:
+def test_daemon_killed_during_its_start_starts_again(fresh: Lab) -> None:
     fresh.start("netagent")
     for moment in (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4):
         fresh.start("fetcher")
@@ -159,7 +159,7 @@ def test_killed_while_it_starts_it_starts_again(fresh: Lab) -> None:
     assert all(fresh.reachability().values())
 
 
-def test_the_fetcher_may_be_there_before_netagent(fresh: Lab) -> None:
+def test_fetcher_can_start_before_netagent(fresh: Lab) -> None:
     fresh.start("fetcher")
     fresh.wait_for(fresh.metadata.requests, 10, "the fetcher to read the metadata")
     fresh.wait_for(
@@ -174,7 +174,7 @@ def test_the_fetcher_may_be_there_before_netagent(fresh: Lab) -> None:
 
 
 @pytest.mark.parametrize("fault", ["refuse", "timeout"])
-def test_the_metadata_server_may_come_later(fresh: Lab, fault: str) -> None:
+def test_metadata_server_can_start_later(fresh: Lab, fault: str) -> None:
     before = kernel(fresh)
     fresh.metadata.fail(fault)
     fresh.start("netagent")
@@ -187,7 +187,7 @@ def test_the_metadata_server_may_come_later(fresh: Lab, fault: str) -> None:
     wait_until_healthy(fresh)
 
 
-def test_ended_and_started_again_in_any_order_the_network_stays(lab: Lab) -> None:
+def test_restart_in_any_order_keeps_the_network(lab: Lab) -> None:
     before, connections = kernel(lab), held(lab)
     assert [lab.stop(name) for name in DAEMONS] == [0, 0, 0]
     assert kernel(lab) == before

@@ -190,7 +190,7 @@ def test_invalid_address_exits_2(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("cloud", ["aws", "azure", "gcp", "oracle"])
-def test_no_cloud_is_called_broken_while_it_works(cloud: str) -> None:
+def test_no_step_fails_on_a_working_cloud(cloud: str) -> None:
     """For both families; a missing IPv6 rule is reported as an IPv4 one is."""
     with Lab(Spec.cloud(cloud, interfaces=2, addresses=2, ipv6=1)) as lab:
         lab.write_config('[Netagent]\nAllowKinds = "veth"\nAllowAddresses = "2001:db8::/32"\n')

@@ -65,7 +65,7 @@ Steps = set[tuple[int, str, int, str | None, str, int | None]]
 
 
 def steps(lab: Lab) -> Steps:
-    """Return our rules: priority, source and its length, incoming link, table, suppress_prefixlength."""
+    """Return the owned rules: priority, source and its length, incoming link, table, suppress_prefixlength."""
     return {
         (rule["priority"], rule["src"], rule.get("srclen", 32), rule.get("iif"), rule["table"],
          rule.get("suppress_prefixlen"))
@@ -96,12 +96,12 @@ def test_every_address_reaches_the_outside(lab: Lab) -> None:
     assert lab.lost() == []
 
 
-def test_nothing_was_complained_of(lab: Lab) -> None:
+def test_start_logs_no_error_and_confirms_each_link(lab: Lab) -> None:
     assert errors(lab) == []
     assert [line["verdict"] for line in audit(lab)] == ["applied", "confirmed"] * 4, "link by link"
 
 
-def test_audit_lines_cut_off_the_end_are_missed(lab: Lab) -> None:
+def test_truncation_of_the_audit_log_is_reported(lab: Lab) -> None:
     """The file alone does not show it; the fetcher knows which changes were confirmed."""
     log = lab.path("/var/log/cloud-network/audit.log")
     whole = log.read_text()
@@ -153,7 +153,7 @@ def test_rules_for_each_address_do_the_same(rules: str) -> None:
 
 
 @pytest.mark.parametrize("interfaces", [1, 4])
-def test_the_first_refreshes_keep_the_allowance_too(interfaces: int) -> None:
+def test_first_refreshes_stay_within_the_request_limit(interfaces: int) -> None:
     """This includes the change and the check of the server. Refreshes are at least half a second apart."""
     with running_lab(Spec.aws(interfaces=interfaces, addresses=15, public=1)) as fresh:
         document = fresh.path("/run/cloud-network/links")
@@ -169,8 +169,8 @@ def test_the_first_refreshes_keep_the_allowance_too(interfaces: int) -> None:
         assert len(fresh.metadata.requests()) < 248  # requests of the Go original for each refresh
 
 
-def test_our_own_changes_cause_no_second_change_and_little_work(lab: Lab) -> None:
-    """The kernel reports our own changes, which cause exactly one more read."""
+def test_own_changes_cause_one_read_and_no_change(lab: Lab) -> None:
+    """The kernel reports cloud-network's own changes, which cause exactly one more read."""
     read_all_facts(lab)
     before = len(audit(lab))
     victim = lab.nics[1].addresses[7]

@@ -1,4 +1,4 @@
-"""`cnctl flush`, `cloud-network-fetcher --flush` and Purge=: our objects are removed, and nothing else changes."""
+"""`cnctl flush`, `cloud-network-fetcher --flush` and Purge=: owned objects are removed, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPEC = Spec.aws(interfaces=3, addresses=3)
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    """A lab with an operator's address, route and rule in addition to ours."""
+    """A lab with an operator's address, route and rule in addition to the owned objects."""
     with Lab(SPEC) as made:
         made.write_config('[Netagent]\nAllowKinds = "veth"\n')
         dev = made.nics[0].name
@@ -35,7 +35,7 @@ def lab() -> Iterator[Lab]:
 
 
 def foreign(lab: Lab) -> Kernel:
-    """Return all foreign objects. Links stay up as we set them, so their state and its consequences are left out."""
+    """Return all foreign objects. Links stay up after a flush: their state and its consequences are left out."""
     found = kernel(lab)
     names = {lab.nics[0].name, "lo"}
     addresses = [link for link in found.pop("address") if link["ifname"] in names]
@@ -56,18 +56,18 @@ def as_root(lab: Lab, script: str, *arguments: str) -> subprocess.CompletedProce
     return lab.run([str(SCRIPTS / script), *arguments], check=False)
 
 
-def nothing_is_ours(lab: Lab) -> bool:
+def nothing_is_owned(lab: Lab) -> bool:
     return not any(own_objects(lab, what) for what in ("route-4", "route-6", "rule-4", "rule-6")) and not (
         kernel_addresses(lab) & set(lab.addresses) - {lab.nics[0].addresses[0]}
     )
 
 
-def test_flush_removes_our_objects_until_a_refresh(lab: Lab) -> None:
+def test_flush_removes_owned_objects_until_a_refresh(lab: Lab) -> None:
     before = start(lab)
     ended = as_root(lab, "cnctl", "flush", "--json")
     assert ended.returncode == 0, ended.stderr
     answer = json.loads(ended.stdout)
-    assert nothing_is_ours(lab)
+    assert nothing_is_owned(lab)
     assert foreign(lab) == before
     [started, line] = [line for line in audit(lab) if line["request"] == "flush"]
     assert (started["verdict"], started["removals"]) == ("started", answer["removed"])
@@ -79,7 +79,7 @@ def test_flush_removes_our_objects_until_a_refresh(lab: Lab) -> None:
     lab.kill("fetcher", 1)  # SIGHUP: read the configuration and the metadata again
     lab.wait_for(lambda: any("local-ipv4s" in path for path in lab.metadata.paths()), 10, "a read of the metadata")
     lab.wait_for(lambda: any(link["drift"] for link in status(lab)["links"].values()), 10, "the drift to be reported")
-    assert nothing_is_ours(lab)
+    assert nothing_is_owned(lab)
     assert status(lab)["state"] == "degraded"
     assert "flushed on request" in status(lab)["last_error"]["message"]
     plan = as_root(lab, "cnctl", "plan")
@@ -115,7 +115,7 @@ def test_flush_without_a_fetcher_names_the_other_command(lab: Lab) -> None:
     assert (other_user.returncode, "only root may flush" in other_user.stderr) == (1, True)
     flushed = as_root(lab, "cloud-network-fetcher", "--flush")
     assert flushed.returncode == 0, flushed.stderr
-    assert nothing_is_ours(lab)
+    assert nothing_is_owned(lab)
     assert foreign(lab) == before
     lab.stop("netagent")
     assert "is cloud-network-netagent running?" in as_root(lab, "cloud-network-fetcher", "--flush").stderr
@@ -125,7 +125,7 @@ def test_purge_on_stop(lab: Lab) -> None:
     lab.write_config('[Network]\nPurge = "on-stop"\n[Netagent]\nAllowKinds = "veth"\n')
     before = start(lab)
     assert lab.stop("fetcher") == 0
-    assert nothing_is_ours(lab)
+    assert nothing_is_owned(lab)
     assert foreign(lab) == before
     assert "Purge: removed" in lab.log("fetcher")
     assert not lab.path("/run/cloud-network/control.sock").exists()
@@ -138,12 +138,12 @@ def test_without_purge_nothing_is_removed(lab: Lab) -> None:
     assert kernel(lab) == there
 
 
-def test_purge_without_netagent_ends_all_the_same(lab: Lab) -> None:
+def test_purge_without_netagent_ends(lab: Lab) -> None:
     lab.write_config('[Network]\nPurge = "on-stop"\n[Netagent]\nAllowKinds = "veth"\n')
     start(lab)
     lab.stop("netagent")
     assert lab.stop("fetcher") == 0
-    assert not nothing_is_ours(lab)
+    assert not nothing_is_owned(lab)
 
 
 def test_only_root_may_flush(lab: Lab) -> None:
@@ -153,4 +153,4 @@ def test_only_root_may_flush(lab: Lab) -> None:
         1,
         "cnctl: only root may do this: a flush changes the network. Use: sudo cnctl flush\n",
     )
-    assert not nothing_is_ours(lab)
+    assert not nothing_is_owned(lab)

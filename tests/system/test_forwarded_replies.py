@@ -145,7 +145,7 @@ def test_strict_reverse_path_filter_needs_src_valid_mark(lab: Lab) -> None:
     assert len(mark_rules(lab)) == 4 * len(lab.nics)
 
 
-def test_containers_leave_as_they_did(lab: Lab, container: Container) -> None:
+def test_connections_of_containers_still_use_main(lab: Lab, container: Container) -> None:
     """Containers' connections leave through main, with the primary's address."""
     lab.reach.listen(lab.beyond[0])
     talk = "exec 3<>/dev/tcp/198.51.100.10/7; head -n 1 <&3"
@@ -187,7 +187,7 @@ def test_flushed_ruleset_is_repaired_by_the_timer(lab: Lab) -> None:
     assert count(answered(lab, "tcp", lab.addresses)) == "25 of 25"
 
 
-def test_flush_removes_our_table_and_refresh_restores_it(lab: Lab) -> None:
+def test_flush_removes_the_table_and_refresh_restores_it(lab: Lab) -> None:
     before = ruleset(lab)
     assert send_command(lab, "flush")["ok"]
     assert (table(lab), mark_rules(lab)) == ("", [])

@@ -75,8 +75,8 @@ def lost_of_others(events: Events, nic: Nic) -> list[str]:
     An address whose prefix length changes exists with both lengths for a moment, and is not lost.
     """
     first = nic.addresses[0]
-    ours = [line for line in events.gone if "proto 209" in line or "inet " in line or "local" in line]
-    others = [line for line in ours if f" {first} " not in f"{line} ".replace("/", " ")]
+    lost = [line for line in events.gone if "proto 209" in line or "inet " in line or "local" in line]
+    others = [line for line in lost if f" {first} " not in f"{line} ".replace("/", " ")]
     return [line for line in others if not has_other_length(events.lines, line)]
 
 
@@ -91,7 +91,7 @@ def has_other_length(lines: list[str], deletion: str) -> bool:
 
 
 def test_removed_first_address_leaves_siblings_without_gap(lab: Lab) -> None:
-    """The address is ours, and carries the subnet's length; the kernel would remove its secondaries with it."""
+    """The address is owned, and has the subnet's length; the kernel would remove its secondaries with it."""
     nic = lab.nics[1]
     with ExitStack() as stack:
         events = stack.enter_context(monitor(lab))

@@ -45,7 +45,7 @@ def plan(lab: Lab) -> dict[str, Any]:
     return found
 
 
-def test_nothing_to_do_is_0(lab: Lab) -> None:
+def test_empty_plan_exits_0(lab: Lab) -> None:
     ended = cnctl_as_root(lab, "plan")
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "nothing to do\n", "")
 

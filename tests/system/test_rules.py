@@ -104,7 +104,7 @@ def test_forwarded_packets_of_a_neighbour_use_main(rules: str) -> None:
         assert {lost.source for lost in lab.lost()} == {neighbour}
 
 
-def test_of_ipv6_too() -> None:
+def test_forwarded_ipv6_packets_of_a_neighbour_use_main() -> None:
     both = [Interface(f"10.0.{n}.0/24", 1, ipv6=(f"fd00:{n}::a", f"fd00:{n}::b")) for n in (1, 2)]
     with running_lab(Spec(tuple(both)), "", "netagent", "fetcher") as lab:
         primary, nic = lab.nics

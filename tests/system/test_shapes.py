@@ -118,7 +118,7 @@ def test_ranges_and_ipv6_are_in_place() -> None:
         lab.wait_for(lambda: all(lab.reachability().values()), message="every address to answer")
 
 
-def test_names_and_order_decide_nothing() -> None:
+def test_links_that_swap_names_keep_their_addresses() -> None:
     """Links swap their names at run time: only the MAC counts."""
     with running_lab(Spec.aws(interfaces=3, addresses=2)) as lab:
         before = {

@@ -30,7 +30,7 @@ def change(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("order", list(permutations(DAEMONS)), ids="-".join)
-def test_daemons_restart_in_any_order_while_metadata_change(lab: Lab, order: tuple[str, ...]) -> None:
+def test_daemons_restart_in_any_order_while_metadata_changes(lab: Lab, order: tuple[str, ...]) -> None:
     connections = [lab.hold_connection(lab.nics[0].addresses[0]), lab.hold_connection(lab.nics[1].addresses[1])]
     for action in (lab.stop, lambda name: start_until_it_runs(lab, name)):
         for name in order:

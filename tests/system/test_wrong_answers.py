@@ -114,7 +114,7 @@ def test_refresh_with_standing_refusals_asks_netagent_nothing() -> None:
 
         def is_idle() -> bool:
             before = netagent_time(lab)
-            time.sleep(6)  # events of our own changes cause one more read, after seconds
+            time.sleep(6)  # events of cloud-network's own changes cause one more read, after seconds
             return netagent_time(lab) == before
 
         lab.wait_for(is_idle, 60, "netagent to be idle")

@@ -31,11 +31,11 @@ DOCKER6 = "-A DOCKER ! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destin
         ("10.0.3.10", 8443, []),
     ],
 )
-def test_dockers_rules(address: str, port: int, found: list[Target]) -> None:
+def test_dockers_iptables_rules_name_the_container(address: str, port: int, found: list[Target]) -> None:
     assert list(in_iptables(DOCKER, address, port)) == found
 
 
-def test_dockers_rules_of_ipv6() -> None:
+def test_dockers_ip6tables_rules_name_the_container() -> None:
     assert list(in_iptables(DOCKER6, "fd00:2::10", 8080)) == [Target("fd17::2", 80)]
 
 
@@ -62,6 +62,6 @@ TARGET = [Target("172.17.0.2", 80)]
         ([{"match": {"op": "==", "left": {"meta": {"key": "l4proto"}}, "right": "tcp"}}, {"xt": None}], []),
     ],
 )
-def test_rules_of_nftables(statements: list[object], found: list[Target]) -> None:
+def test_nftables_dnat_rules_name_the_container(statements: list[object], found: list[Target]) -> None:
     ruleset = {"nftables": [{"metainfo": {}}, {"table": {"name": "nat"}}, {"rule": {"expr": statements}}]}
     assert list(in_nftables(ruleset, "10.0.2.10", 8080)) == found

@@ -1,7 +1,7 @@
 """Debian 12 with Debian 11's kernel 5.10, the oldest supported one: `make boot` runs it, `make test` does not.
 
-This kernel has no IFA_PROTO (5.18), so only netagent's ledger identifies our addresses; it also has no Landlock (5.13)
-and no SO_PEERPIDFD (6.5).
+This kernel has no IFA_PROTO (5.18), so only netagent's ledger identifies owned addresses; it also has no Landlock
+(5.13) and no SO_PEERPIDFD (6.5).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def guest(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 class RemovalChecks:
     def test_an_address_that_the_cloud_removes_goes_and_returns(self, guest: VirtualMachine) -> None:
-        """The ledger alone says that it is ours; DHCP's address, which it does not have, stays."""
+        """Only the ledger says that it is owned. DHCP's address is not in the ledger and stays."""
         guest.wait_for(lambda: all_reachable(guest), 120, "all addresses")
         nic = guest.lab.nics[1]
         gone = nic.addresses[-1]

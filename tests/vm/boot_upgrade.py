@@ -85,7 +85,7 @@ def test_upgrade_keeps_connections_and_rolls_back_open_change(guest: VirtualMach
     assert guest.run("cnctl", "audit", "--verify").startswith("OK:")
 
 
-def test_a_flush_after_it_leaves_nothing_of_ours(guest: VirtualMachine) -> None:
+def test_flush_after_it_leaves_nothing_owned(guest: VirtualMachine) -> None:
     guest.run("cnctl", "flush")
     assert "proto 209" not in network_state(guest)
     addresses = guest.run("ip", "-oneline", "-4", "address")

@@ -99,7 +99,7 @@ class Checks:
         assert guest.show(fetcher, "StatusText")
 
     @pytest.mark.parametrize("service", SERVICES)
-    def test_exposure(self, guest: Guest, service: str) -> None:
+    def test_exposure_is_within_its_limit(self, guest: Guest, service: str) -> None:
         output = guest.run("systemd-analyze", "security", "--no-pager", f"cloud-network-{service}.service")
         found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", output)
         assert found
@@ -109,7 +109,7 @@ class Checks:
     def test_document_that_messages_name_is_installed(self, guest: Guest, name: str) -> None:
         assert guest.run("cat", f"/usr/share/doc/cloud-network/{name}")
 
-    def test_verify_is_silent(self, guest: Guest) -> None:
+    def test_systemd_analyze_verify_reports_nothing(self, guest: Guest) -> None:
         units = guest.run("sh", "-c", "cd /usr/lib/systemd/system && ls cloud-network*").split()
         assert len(units) == 7
         output = guest.run("systemd-analyze", "verify", "--man=no", *units)

@@ -75,7 +75,7 @@ class KernelChecks:
         assert all_reachable(guest)
 
     def test_bare_metal_vlan_is_configured_if_its_kind_is_allowed(self, guest: VirtualMachine) -> None:
-        """The metadata name the VLAN by its MAC, like any interface; the operator's image creates the link."""
+        """The metadata names the VLAN by its MAC, like any interface; the operator's image creates the link."""
         before = normalized(network_state(guest))
         with plugged(guest, card_mac=CARD_MAC) as nic:
             guest.run("sh", "-ec", CARD.format(link=link_of(guest, CARD_MAC)))
@@ -103,7 +103,7 @@ class KernelChecks:
             foreign = of_vrf(guest)
             assert "from all lookup [l3mdev-table]" in foreign
             guest.run("ip", "rule", "delete", "priority", "31010")
-            guest.wait_for(lambda: "31010:" in guest.run("ip", "rule"), message="the repair of our rule")
+            guest.wait_for(lambda: "31010:" in guest.run("ip", "rule"), message="the repair of the owned rule")
             guest.run("cnctl", "refresh")
             assert all_reachable(guest)
             assert misrouted(guest) == []

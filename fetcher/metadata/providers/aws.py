@@ -6,7 +6,7 @@ Amazon EC2 User Guide (docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-i
 "Subnet CIDR blocks" in the Amazon VPC User Guide (docs.aws.amazon.com/vpc/latest/userguide/subnet-sizing.html).
 
 Interfaces that a container network plugin manages are named in Exclude=: amazon-vpc-cni-k8s marks them by tags of the
-network interface (node.k8s.amazonaws.com/instance_id, .../no_manage), and the metadata have only the instance's own
+network interface (node.k8s.amazonaws.com/instance_id, .../no_manage), and the metadata has only the instance's own
 tags ("Instance metadata categories", tags/instance/).
 
 An EFA-only interface has no IP address ("Create and attach an Elastic Fabric Adapter"), and no link either; its

@@ -225,9 +225,14 @@ def _subnet(own: Node, mask: Node | None) -> IPNetwork:
 def _system(document: dict[str, Any]) -> dict[str, Any]:
     """Return facts; of the attributes, which may hold anything, only the ssh keys."""
     own, project = (Node(document).pick(key).get(key) for key in ("instance", "project"))
-    mine, shared = (Node(Node(part).pick("attributes").get("attributes")) for part in (own, project))
-    blocked = str(mine.pick("block-project-ssh-keys").get("block-project-ssh-keys")).lower() == "true"
-    texts = [mine.pick("sshKeys", "ssh-keys"), {} if blocked else shared.pick("sshKeys", "ssh-keys")]
+    own_attributes, project_attributes = (
+        Node(Node(part).pick("attributes").get("attributes")) for part in (own, project)
+    )
+    blocked = str(own_attributes.pick("block-project-ssh-keys").get("block-project-ssh-keys")).lower() == "true"
+    texts = [
+        own_attributes.pick("sshKeys", "ssh-keys"),
+        {} if blocked else project_attributes.pick("sshKeys", "ssh-keys"),
+    ]
     lines = [line for text in texts for value in text.values() for line in lines_of(value)]
     keys = [line.partition(":")[2].strip() if re.match(r"[^ :]+:", line) else line for line in lines]
     facts = Node(own).pick(*_FACTS)

@@ -268,7 +268,7 @@ def test_differing_kernel_prefix_is_shown(server: Server, state: StateDirectory,
 @pytest.mark.parametrize(
     ("env", "colour"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False), ({"NO_COLOR": ""}, True)]
 )
-def test_colour_is_for_terminals_that_want_it(
+def test_environment_decides_about_colour(
     server: Server, state: StateDirectory, env: dict[str, str], colour: bool
 ) -> None:
     code, shown = on_terminal(
@@ -280,7 +280,7 @@ def test_colour_is_for_terminals_that_want_it(
 
 
 @pytest.mark.parametrize("down", [False, True])
-def test_metadata_cannot_steer_the_terminal(server: Server, state: StateDirectory, down: bool) -> None:
+def test_control_characters_of_metadata_are_escaped(server: Server, state: StateDirectory, down: bool) -> None:
     def poison(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: poison(item) for key, item in value.items()}
@@ -375,7 +375,7 @@ def test_old_or_unrenewed_state_is_1(
         assert (ended.code, ended.out.startswith(f"{expected}: last known: 1 link")) == (1, True)
 
 
-def test_never_read_metadata_is_3_with_the_reason_first(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
+def test_never_read_metadata_exits_3_with_the_reason(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
     error = {"at": now(), "kind": "config", "message": "no known cloud: set Provider="}
     state.write_status(status(state="error", provider="", fetched_at=None, compared_at=None, last_error=error))
     for asked in (server, None):
@@ -456,7 +456,7 @@ def test_status_is_one_screen_however_many_links_there_are(server: Server, state
         ["audit", "--last", "-3"],
     ],
 )
-def test_a_wrong_command_line_is_2_with_the_usage(cnctl: Cnctl, arguments: list[str]) -> None:
+def test_wrong_command_line_exits_2_with_the_usage(cnctl: Cnctl, arguments: list[str]) -> None:
     ended = cnctl(*arguments)
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.startswith("Usage: cnctl")
@@ -481,7 +481,7 @@ def test_signature_is_unknown_before_the_first_answer(server: Server, state: Sta
         ({"links": {"2": link(2, "eth0", [], state="excluded")}}, 0, 0),
     ],
 )
-def test_exit_codes_tell_right_from_drift(
+def test_exit_code_is_1_with_drift(
     server: Server, state: StateDirectory, cnctl: Cnctl, changes: dict[str, Any], summary: int, network: int
 ) -> None:
     state.write_status(status(link(2, "eth0", [])) | changes)  # type: ignore[arg-type]
@@ -510,7 +510,7 @@ def test_files_are_read_with_a_note_if_the_api_is_down(filled: StateDirectory, c
         b"HTTP/1.1\r\n\r\n{}",
     ],
 )
-def test_something_else_on_the_socket_is_not_believed(
+def test_other_program_on_the_socket_is_not_believed(
     filled: StateDirectory, cnctl: Cnctl, expected: bytes, tmp_path: Path
 ) -> None:
     path = tmp_path / "other.sock"
@@ -532,7 +532,7 @@ def test_something_else_on_the_socket_is_not_believed(
     assert "does not answer" in ended.err
 
 
-def test_api_that_never_answers_is_given_up(filled: StateDirectory, cnctl: Cnctl, tmp_path: Path) -> None:
+def test_silent_api_ends_with_a_timeout(filled: StateDirectory, cnctl: Cnctl, tmp_path: Path) -> None:
     path = tmp_path / "mute.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -555,7 +555,7 @@ def test_missing_state_exits_3_with_a_hint(state: StateDirectory, session_server
             assert "journalctl -u cloud-network-fetcher" in ended.err
 
 
-def test_a_broken_file_is_1_and_named(state: StateDirectory, cnctl: Cnctl) -> None:
+def test_broken_file_exits_1_and_is_named(state: StateDirectory, cnctl: Cnctl) -> None:
     Path(state.status_path).write_text("{half")
     ended = cnctl("status")
     assert (ended.code, ended.out) == (1, "")
@@ -605,7 +605,7 @@ def test_unreadable_file_names_sudo(filled: StateDirectory, home: Path, cnctl: C
 
 
 @pytest.mark.parametrize("program", ["cloud-network-api", "cloud-network-fetcher", "cnctl"])
-def test_bad_configuration_is_78_of_every_program(program: str, home: Path) -> None:
+def test_every_program_exits_78_on_bad_configuration(program: str, home: Path) -> None:
     config = home / "bad.toml"
     config.write_text("[Network]\nListen = 'everywhere'\n")
     command = [str(BIN / program), "--config", str(config), *(["status"] if program == "cnctl" else [])]
@@ -617,7 +617,7 @@ def test_bad_configuration_is_78_of_every_program(program: str, home: Path) -> N
 @pytest.mark.parametrize(
     "command", [*sorted(set(cli.commands) - {"completion", "show", "status"}), "completion bash", "show document"]
 )
-def test_bad_configuration_is_78_of_every_command(command: str, cnctl: Cnctl, home: Path) -> None:
+def test_every_command_exits_78_on_bad_configuration(command: str, cnctl: Cnctl, home: Path) -> None:
     config = home / "bad.toml"
     config.write_text("[Network]\nListen = 'everywhere'\n")
     ended = cnctl(*command.split(), "--config", str(config))

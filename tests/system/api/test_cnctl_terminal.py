@@ -98,7 +98,7 @@ def test_watch_refuses_an_invalid_interval(cnctl: Cnctl, seconds: str) -> None:
     assert (ended.code, "Invalid value for '--interval'" in ended.err) == (2, True)
 
 
-def test_show_project_is_googles(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
+def test_show_project_needs_google_cloud(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
     state.write_status(status(provider="gcp"))
     state.write_system({"project": {"projectId": "my-project", "numericProjectId": 12}})
     assert cnctl("show", "project", server=server) == CommandResult(0, "my-project\n", "")
@@ -139,5 +139,5 @@ def test_script_of_each_shell_is_printed(cnctl: Cnctl, shell: str) -> None:
     assert (ended.code, ended.err, "_CNCTL_COMPLETE" in ended.out) == (0, "", True)
 
 
-def test_another_shell_is_2(cnctl: Cnctl) -> None:
+def test_unsupported_shell_exits_2(cnctl: Cnctl) -> None:
     assert cnctl("completion", "tcsh").code == 2

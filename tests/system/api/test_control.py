@@ -81,7 +81,7 @@ class TestControl:
         assert asked == [{"command": "retry"}]
         assert (ended.code, ended.out) == (0, "state: ok\n")
 
-    def test_a_refusal_is_1_with_the_reason(self, state: StateDirectory, cnctl: Cnctl) -> None:
+    def test_refused_request_exits_1_with_the_reason(self, state: StateDirectory, cnctl: Cnctl) -> None:
         with fetcher(state, frame({"ok": False, "error": "the metadata\x1b server does not answer"})):
             ended = cnctl("refresh")
         expected = "cnctl: refresh failed: the metadata\\x1b server does not answer\n"
@@ -91,17 +91,17 @@ class TestControl:
         "answer",
         [b"", b"\0", b"\0\0\0\x05{}", b"\x7f\xff\xff\xff", b"\0\0\0\x02[]", b"\0\0\0\x02{}", b"\0\0\0\x03\xff\xff\xff"],
     )
-    def test_an_answer_that_is_none_is_3(self, state: StateDirectory, cnctl: Cnctl, answer: bytes) -> None:
+    def test_invalid_answer_exits_3(self, state: StateDirectory, cnctl: Cnctl, answer: bytes) -> None:
         with fetcher(state, answer):
             ended = cnctl("refresh")
         assert (ended.code, ended.out) == (3, "")
         assert "systemctl status cloud-network-fetcher" in ended.err
         assert ("the limit is 4194304" in ended.err) == answer.startswith(b"\x7f")
 
-    def test_refresh_that_ends_in_an_error_is_1(self, state: StateDirectory, cnctl: Cnctl) -> None:
+    def test_failed_refresh_exits_1(self, state: StateDirectory, cnctl: Cnctl) -> None:
         with fetcher(state, frame({"ok": True, "result": {"state": "error", "error": "metadata: timed out"}})):
             ended = cnctl("refresh")
         assert (ended.code, ended.out) == (1, "state: error\nerror: metadata: timed out\n")
 
-    def test_no_fetcher_is_3(self, state: StateDirectory, cnctl: Cnctl) -> None:
+    def test_missing_fetcher_exits_3(self, state: StateDirectory, cnctl: Cnctl) -> None:
         assert cnctl("refresh").code == 3

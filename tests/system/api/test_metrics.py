@@ -34,7 +34,7 @@ def samples(server: Server) -> dict[str, float]:
     return found
 
 
-def test_the_numbers_are_the_statuss(server: Server, state: StateDirectory) -> None:
+def test_metrics_equal_the_status(server: Server, state: StateDirectory) -> None:
     eth0 = [address("10.0.0.4"), address("10.0.0.5", present=False)]
     state.write_status(
         status(
@@ -191,7 +191,7 @@ def unit_test(tmp_path: Path, values: dict[str, str], names: dict[str, bool]) ->
 
 
 @debian
-def test_the_rules_are_rules_and_all_of_them_are_tried() -> None:
+def test_alert_rules_are_valid_and_all_tested() -> None:
     checked = subprocess.run(["promtool", "check", "rules", str(ALERTS)], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
     assert f"{len(RULES)} rules found" in checked.stdout
@@ -200,13 +200,13 @@ def test_the_rules_are_rules_and_all_of_them_are_tried() -> None:
 
 @debian
 @pytest.mark.parametrize("name", RULES)
-def test_each_rule_speaks_when_it_should(tmp_path: Path, name: str) -> None:
+def test_each_alert_fires_in_its_case(tmp_path: Path, name: str) -> None:
     tried = unit_test(tmp_path, RULES[name], {name: True})
     assert tried.returncode == 0, tried.stdout + tried.stderr
 
 
 @debian
-def test_many_repairs_are_a_conflict_as_well(tmp_path: Path) -> None:
+def test_many_repairs_fire_the_conflict_alert(tmp_path: Path) -> None:
     tried = unit_test(tmp_path, {"cloud_network_drift_repaired_total": "0+2x60"}, {"CloudNetworkConflict": True})
     assert tried.returncode == 0, tried.stdout + tried.stderr
 
@@ -219,7 +219,7 @@ def test_no_alert_fires_on_a_healthy_host(tmp_path: Path) -> None:
 
 @pytest.fixture
 def prometheus(server: Server, tmp_path: Path) -> Iterator[int]:
-    """Run a Prometheus on loopback that scrapes the server every second, with our rules; yield its port."""
+    """Run a Prometheus on loopback that scrapes the server every second, with docs/alerts.yaml; yield its port."""
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(ALERTS)],

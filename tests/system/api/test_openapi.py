@@ -50,13 +50,13 @@ def test_openapi_agrees_with_the_status_schema(described: dict[str, Any]) -> Non
         "ConflictStatus": "conflict",
     }
     for name, where in {**pairs, "LastError": "error", "Counters": "counters", "DatedStatus": ""}.items():
-        theirs = PUBLISHED["$defs"][where] if where else PUBLISHED
-        assert schemas[name]["properties"].keys() - ADDED == theirs["properties"].keys()
-        assert set(schemas[name]["required"]) - ADDED == set(theirs["required"])
-        for key, ours in schemas[name]["properties"].items():
-            if "enum" in ours and key not in ADDED:
-                known = theirs["properties"][key]
-                assert set(ours["enum"]) == set(known.get("enum", [known.get("const")]))
+        published = PUBLISHED["$defs"][where] if where else PUBLISHED
+        assert schemas[name]["properties"].keys() - ADDED == published["properties"].keys()
+        assert set(schemas[name]["required"]) - ADDED == set(published["required"])
+        for key, described_value in schemas[name]["properties"].items():
+            if "enum" in described_value and key not in ADDED:
+                known = published["properties"][key]
+                assert set(described_value["enum"]) == set(known.get("enum", [known.get("const")]))
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -113,11 +113,11 @@ def test_page_changes_with_the_state_and_the_log(server: Server, filled: StateDi
     assert "other" in text(server.ask("/"))
 
 
-def test_without_state_it_is_a_page_that_says_why(state: StateDirectory, session_server: Server) -> None:
+def test_page_without_state_gives_the_reason(state: StateDirectory, session_server: Server) -> None:
     assert "systemctl status cloud-network-fetcher" in text(session_server.ask("/"), 503)
 
 
-def test_a_large_instance_is_all_there_and_folded(server: Server, state: StateDirectory) -> None:
+def test_large_instance_is_complete_and_folded(server: Server, state: StateDirectory) -> None:
     links = [link(n, f"eth{n}", [address(f"10.{n}.0.{k}") for k in range(4, 54)]) for n in range(2, 17)]
     state.write_status(status(*links))
     page = parse_page(server.ask("/"))
@@ -155,7 +155,7 @@ def hostile_state(hostile: str) -> Any:
     return found, line + audit_line(2, peer=hostile, ops=hostile, reason=[hostile]) + audit_line(3, ops=[hostile])
 
 
-def test_hostile_metadata_is_text(server: Server, state: StateDirectory, home: Path) -> None:
+def test_hostile_metadata_is_shown_as_text(server: Server, state: StateDirectory, home: Path) -> None:
     pages = []
     for what in ("x" * len(HOSTILE), HOSTILE):  # of one length: long texts are set smaller
         found, lines = hostile_state(what)
@@ -169,7 +169,7 @@ def test_hostile_metadata_is_text(server: Server, state: StateDirectory, home: P
     assert "{{7*7}}" in hostile.text
 
 
-def test_the_policy_allows_the_one_style_sheet_and_nothing_else(server: Server) -> None:
+def test_content_policy_allows_only_the_style_sheet(server: Server) -> None:
     answer = server.ask("/")
     style = re.search(r"<style>(.*)</style>", answer.content.decode(), re.DOTALL)
     assert style

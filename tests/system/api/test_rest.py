@@ -55,7 +55,7 @@ def test_the_originals_routes_answer_as_the_original(server: Server, filled: Sta
     assert server.ask(f"{identity}/pkcs7").json == filled.read_identity("aws", "pkcs7").decode()  # type: ignore[union-attr]
 
 
-def test_our_routes_answer_from_the_status(server: Server, filled: StateDirectory) -> None:
+def test_v1_routes_answer_from_the_status(server: Server, filled: StateDirectory) -> None:
     known = filled.read_status()
     assert known
     assert server.ask("/api/v1/status").json == {**known, "stale": False, "fetcher": "running"}
@@ -79,7 +79,7 @@ def test_our_routes_answer_from_the_status(server: Server, filled: StateDirector
 
 
 def test_every_response_has_its_date_and_staleness(server: Server, filled: StateDirectory) -> None:
-    """In the body if it is ours, in headers if it is the cloud's; and it becomes stale without a write."""
+    """In the body of /api/v1, in headers elsewhere. A response becomes stale without a write."""
 
     def dates(route: str) -> tuple[object, ...]:
         answer = server.ask(route)
@@ -146,7 +146,7 @@ def test_links_that_come_and_go_are_followed(server: Server, filled: StateDirect
     assert "aa" not in server.ask("/api/cloud/network").json
 
 
-def test_half_written_is_never_seen(server: Server, filled: StateDirectory) -> None:
+def test_partly_written_state_is_never_served(server: Server, filled: StateDirectory) -> None:
     done = threading.Event()
 
     def write() -> None:
@@ -295,7 +295,7 @@ def test_broken_status_is_a_503_with_the_reason(server: Server, filled: StateDir
         ),
     ],
 )
-def test_health_is_200_only_when_the_network_is_cared_for(
+def test_health_is_200_unless_the_state_is_error_or_old(
     server: Server, state: StateDirectory, changes: dict[str, Any], code: int, expected: str | None
 ) -> None:
     state.write_status(status(link(2, "eth0", []), **changes))
@@ -310,7 +310,7 @@ def test_health_is_200_only_when_the_network_is_cared_for(
 # --- the audit log ---
 
 
-def test_the_audit_logs_last_lines_are_given_the_newest_last(server: Server, home: Path) -> None:
+def test_audit_returns_the_last_lines_the_newest_last(server: Server, home: Path) -> None:
     log = home / "audit.log"
     log.write_text("".join(audit_line(number) for number in range(1, 201)))
     answer = server.ask("/api/v1/audit").json
@@ -324,7 +324,7 @@ def test_the_audit_logs_last_lines_are_given_the_newest_last(server: Server, hom
     assert server.ask("/api/v1/audit?limit=1").json["entries"][0]["seq"] == 201
 
 
-def test_long_lines_and_a_rotation_are_read_over(server: Server, home: Path) -> None:
+def test_audit_reads_long_lines_and_rotated_files(server: Server, home: Path) -> None:
     long = [audit_line(number, reason="x" * 30_000) for number in range(1, 11)]
     (home / "audit.log.1").write_text("".join(long[:8]))
     (home / "audit.log").write_text("".join(long[8:]))
@@ -344,7 +344,7 @@ def test_missing_audit_log_is_reported(server: Server) -> None:
     assert "audit.log does not exist: netagent has had no request yet" in problem(server.ask("/api/v1/audit"), 503)
 
 
-def test_a_limit_that_is_none_is_a_400(server: Server) -> None:
+def test_invalid_limit_is_a_400(server: Server) -> None:
     assert "limit='many' is not accepted; accepted: a number from 1 to 1000" in problem(
         server.ask("/api/v1/audit?limit=many"), 400
     )

@@ -18,7 +18,7 @@ SECRETS = ["credentials", "user-data", "custom-data", "attributes"]
 
 
 @pytest.mark.parametrize("secret", SECRETS)
-def test_refused_secrets_name_roots_command(server: Server, secret: str) -> None:
+def test_refused_secrets_name_the_command_for_root(server: Server, secret: str) -> None:
     answer = server.ask(f"/api/cloud/{secret}")
     assert (answer.status, answer.headers["Content-Type"]) == (403, "application/problem+json")
     assert "root" in answer.json["detail"] or "sudo cnctl show credentials" in answer.json["detail"]
@@ -64,9 +64,9 @@ catch (error) { found.textContent = "error " + error; }
 
 
 class Rebinding(socketserver.ThreadingTCPServer):
-    """A server for evil.example that sends its own page for /, and then forwards requests to our server.
+    """A server for evil.example that sends its own page for /, and then forwards requests to the API server.
 
-    Each byte is forwarded unchanged, so our server sees the same requests as after DNS rebinding.
+    Each byte is forwarded unchanged, so the API server sees the same requests as after DNS rebinding.
     """
 
     daemon_threads = True
@@ -122,13 +122,13 @@ def visit_page(rebinding_server: Rebinding, name: str, profile: Path) -> str:
 @browser.needs_chromium
 def test_a_rebinding_page_reads_nothing(rebinding_server: Rebinding, tmp_path: Path) -> None:
     shown = visit_page(rebinding_server, "evil.example", tmp_path)
-    assert rebinding_server.passed_on >= 1  # it did send the request to our server …
+    assert rebinding_server.passed_on >= 1  # it did send the request to the API server …
     assert "421 {" in shown  # … which answered that the host is wrong
     assert "generation" not in shown
 
 
 @browser.needs_chromium
-def test_that_page_could_read_under_a_name_that_is_answered(rebinding_server: Rebinding, tmp_path: Path) -> None:
+def test_rebinding_page_reads_under_an_accepted_name(rebinding_server: Rebinding, tmp_path: Path) -> None:
     """Proof that the test above can fail: an address of loopback, which no page gets by rebinding, is accepted."""
     shown, _ = browser.load_page(f"http://127.0.0.2:{rebinding_server.server_address[1]}/", tmp_path)
     assert "200 {" in shown
@@ -147,7 +147,7 @@ def test_a_page_of_another_origin_reads_nothing(rebinding_server: Rebinding, ser
 # --- limits ---
 
 
-def test_a_request_may_not_be_endless(server: Server) -> None:
+def test_endless_request_is_ended(server: Server) -> None:
     for request in (
         b"GET /" + b"x" * 100_000,
         b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 10_000,

@@ -271,12 +271,12 @@ def test_listen_equal_to_the_socket_unit_gives_no_notice(filled: StateDirectory,
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_every_line_of_its_log_has_the_form_that_is_configured(filled: StateDirectory, home: Path, form: str) -> None:
+def test_every_log_line_has_the_configured_format(filled: StateDirectory, home: Path, form: str) -> None:
     config = f'[System]\nLogFormat = "{form}"\n[Network]\nListen = "127.0.0.1:9"\n'
     with server_with_sockets(home, config, "127.0.0.1") as (_, log):
         pass
     lines = log.read_text().splitlines()
-    assert len(lines) > 4, "gunicorn's first and last lines, and our warning"
+    assert len(lines) > 4, "gunicorn's first and last lines, and cloud-network's warning"
     for line in lines:
         if form == "json":
             assert json.loads(line).keys() == {"time", "level", "msg"}
@@ -286,7 +286,7 @@ def test_every_line_of_its_log_has_the_form_that_is_configured(filled: StateDire
     assert "Booting worker" in log.read_text()
 
 
-def test_the_environment_says_how_much_and_in_which_form(filled: StateDirectory, home: Path) -> None:
+def test_environment_overrides_log_level_and_format(filled: StateDirectory, home: Path) -> None:
     environment = {**os.environ, "CLOUD_NETWORK_LOG_LEVEL": "DEBUG", "CLOUD_NETWORK_LOG_FORMAT": "json"}
     config = '[System]\nLogLevel = "error"\nLogFormat = "text"\n'
     with server_with_sockets(home, config, "127.0.0.1", env=environment) as (_, log):
@@ -352,7 +352,7 @@ def test_without_systemds_socket_it_stays(filled: StateDirectory, tmp_path: Path
 
 
 @as_root
-def test_root_becomes_the_user_and_keeps_nothing(filled: StateDirectory, tmp_path: Path) -> None:
+def test_root_becomes_the_user_without_privileges(filled: StateDirectory, tmp_path: Path) -> None:
     entries = "root:x:0:0::/root:/bin/sh\ncloud-network-api:x:61234:61235::/:/usr/sbin/nologin\n"
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -384,7 +384,7 @@ def test_root_becomes_the_user_and_keeps_nothing(filled: StateDirectory, tmp_pat
         process.wait(30)
 
 
-def test_a_normal_user_just_runs_it(filled: StateDirectory, serve: Callable[[], Server]) -> None:
+def test_unprivileged_user_can_run_the_server(filled: StateDirectory, serve: Callable[[], Server]) -> None:
     server = serve()
     assert server.ask("/api/v1/health").status == 200
     lines = Path(f"/proc/{server.process.pid}/status").read_text()

@@ -131,7 +131,7 @@ def test_json_has_the_keys_that_are_documented() -> None:
 
 
 @pytest.mark.parametrize("cloud", PROVIDERS)
-def test_each_command_looks_as_it_did(cloud: str) -> None:
+def test_output_of_each_command_is_unchanged(cloud: str) -> None:
     with Lab(replace(Spec.cloud(cloud, 2, 5, public=1), dhcp_all=cloud in BY_DHCP)) as lab:
         lab.write_config(f'{CONFIG}AllowAddresses = "192.0.2.0/24 203.0.113.0/24"\n')
         for name in ("netagent", "fetcher", "api"):

@@ -1,4 +1,4 @@
-"""The real kernel: how it is read, and whether it accepts our changes in `ip` syntax."""
+"""The real kernel: how it is read, and whether it accepts cloud-network's changes in `ip` syntax."""
 
 from __future__ import annotations
 
@@ -105,17 +105,17 @@ def test_printed_removals_run_with_ip(lab: Lab) -> None:
     assert plan(NOWHERE, read(lab), may_remove=True) == ()
 
 
-def test_only_our_protocol_number_is_read(lab: Lab) -> None:
-    ours = [
+def test_only_protocol_209_is_read(lab: Lab) -> None:
+    owned = [
         "route add 10.9.1.0/24 dev eth0 table 777 proto 209",
         "rule add pref 31000 from 10.9.1.1 lookup 777 protocol 209",
     ]
     others = ["route add 10.9.2.0/24 dev eth0 table 777", "rule add pref 31001 from 10.9.2.1 lookup 777"]
-    lab.batch(["link set eth0 up", *ours, *others])
+    lab.batch(["link set eth0 up", *owned, *others])
     found = read(lab)
     assert [(str(each.destination), each.table) for each in found.routes if each.table == 777] == [("10.9.1.0/24", 777)]
     assert [str(each.selector) for each in found.rules if each.table == 777] == ["10.9.1.1/32"]
-    lab.batch([line.replace(" add ", " del ") for line in (*ours, *others)])
+    lab.batch([line.replace(" add ", " del ") for line in (*owned, *others)])
 
 
 def test_every_kind_of_route_and_rule_comes_back_as_it_is(lab: Lab) -> None:

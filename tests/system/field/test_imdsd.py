@@ -20,7 +20,7 @@ def ask(lab: Lab) -> int:
     return lab.run(argv, user="daemon", check=False).returncode
 
 
-def test_metadata_are_read_although_a_route_prohibits_them() -> None:
+def test_metadata_is_read_despite_a_prohibit_route() -> None:
     """At the first start, for the confirmation of each change, and after a restart."""
     with Lab(replace(Spec.aws(interfaces=3, addresses=3), sysctl=UNFILTERED)) as lab:
         assert ask(lab) == 0

@@ -41,8 +41,8 @@ def ifindex(lab: Lab, name: str) -> int:
     return int(next(link["ifindex"] for link in ip(lab, "link") if link["ifname"] == name))
 
 
-def our_objects(lab: Lab, name: str) -> list[object]:
-    """Return our objects on a link: IPv4 addresses that DHCP did not set, routes of its table and rules for it."""
+def objects_on_link(lab: Lab, name: str) -> list[object]:
+    """Return a link's owned objects: IPv4 addresses that DHCP did not set, routes of its table and rules for it."""
     [link] = [each for each in ip(lab, "address") if each["ifname"] == name]
     table = str(9999 + link["ifindex"])
     found: list[object] = [each for each in link["addr_info"] if each["family"] == "inet" and not each.get("dynamic")]
@@ -52,7 +52,7 @@ def our_objects(lab: Lab, name: str) -> list[object]:
 
 
 @pytest.mark.parametrize("how", ["pattern", "mac", "manage"])
-def test_newly_excluded_link_loses_our_objects(lab: Lab, how: str) -> None:
+def test_newly_excluded_link_loses_owned_objects(lab: Lab, how: str) -> None:
     """The objects return with the next configuration. Addresses of the operator and of other programs stay."""
     nic = lab.nics[1]
     keys = {
@@ -66,7 +66,7 @@ def test_newly_excluded_link_loses_our_objects(lab: Lab, how: str) -> None:
     lab.batch([f"address add 192.0.2.9/32 dev {nic.name}"])
     reload(lab, keys[how])
     for each in excluded:
-        lab.wait_for(lambda at=each: len(our_objects(lab, at.name)) <= (at is nic), 10, "the removal of our objects")  # type: ignore[misc]
+        lab.wait_for(lambda at=each: len(objects_on_link(lab, at.name)) <= (at is nic), 10, "the removal of objects")  # type: ignore[misc]
     wanted = {**dict.fromkeys([each.name for each in managed], "ok"), **{each.name: "excluded" for each in excluded}}
     lab.wait_for(
         lambda: {link["name"]: link["state"] for link in status(lab)["links"].values()} == wanted,
@@ -118,7 +118,7 @@ def test_link_waits_until_udev_has_finished_with_it() -> None:
         lab.wait_for(lambda: status(lab)["state"] == "ok", 4, "the links")
         states = {link["name"]: link["state"] for link in status(lab)["links"].values()}
         assert states == {lab.nics[0].name: "ok", "ens7": "ok", "pod0": "excluded"}
-        assert our_objects(lab, "pod0") == []
+        assert objects_on_link(lab, "pod0") == []
         [pod] = [link for link in ip(lab, "link") if link["ifname"] == "pod0"]
         assert "UP" not in pod["flags"]
 
@@ -187,12 +187,12 @@ def test_port_of_a_bridge_with_another_mac_is_not_the_interface(lab: Lab) -> Non
     assert set(nic.addresses) <= kernel_addresses(lab)
 
 
-def test_interface_that_becomes_a_bridge_port_loses_our_objects(lab: Lab) -> None:
+def test_new_bridge_port_loses_owned_objects(lab: Lab) -> None:
     """Otherwise the host would answer for the guest behind the bridge, which has the address now."""
     nic, others = lab.nics[1], [address for each in (lab.nics[0], lab.nics[2]) for address in each.addresses]
     held = lab.hold_connection(lab.nics[2].addresses[1])
     lab.batch(["link add br1 type bridge", "link set br1 address 02:aa:bb:cc:dd:01", f"link set {nic.name} master br1"])
-    lab.wait_for(lambda: our_objects(lab, nic.name) == [], 10, "the removal of our objects")
+    lab.wait_for(lambda: objects_on_link(lab, nic.name) == [], 10, "the removal of the owned objects")
     assert refresh(lab) == "degraded"
     assert f"{nic.name} has that MAC and is a port of br1" in str(status(lab)["notices"])
     assert all(lab.reachability(others).values())

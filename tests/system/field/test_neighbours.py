@@ -64,7 +64,7 @@ def test_excluded_link_that_is_down_stays_down(lab: Lab) -> None:
     lab.write_config(f'[Network]\nExclude = "{nic.name}"\n{CONFIG}')
     lab.restart("netagent")
     lab.restart("fetcher")
-    lab.wait_for(lambda: not set(nic.addresses) & kernel_addresses(lab), 15, "the removal of our objects")
+    lab.wait_for(lambda: not set(nic.addresses) & kernel_addresses(lab), 15, "the removal of the owned objects")
     lab.batch([f"link set {nic.name} down"])
     lab.add_address(lab.nics[2].mac, "10.0.3.77")
     assert refresh(lab) == "ok"
@@ -96,7 +96,7 @@ def test_routes_stay_while_a_withdrawn_router_still_resolves() -> None:
 
 
 def test_instance_with_ipv6_only_is_configured() -> None:
-    """The metadata have no IPv4 address, the links have none, and the metadata server is reached over IPv6."""
+    """The metadata has no IPv4 address, the links have none, and the metadata server is reached over IPv6."""
     with Lab(Spec.cloud("aws", interfaces=2, addresses=1, ipv6=3)) as lab:
         for nic in lab.nics:
             lab.remove_address(nic.mac, nic.addresses[0])

@@ -46,7 +46,7 @@ def test_routes_are_repaired_without_probing_their_gateway() -> None:
         assert all(lab.reachability().values())
 
 
-def test_silent_gateway_of_a_new_link_is_tried_less_and_less() -> None:
+def test_silent_gateway_of_a_new_link_is_tried_with_backoff() -> None:
     """Each try adds the routes and is rolled back; the link's addresses are configured, and the status says when."""
     with Lab(Spec.aws(interfaces=2, addresses=2)) as lab:
         lab.write_config(CONFIG)

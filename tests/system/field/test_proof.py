@@ -1,4 +1,4 @@
-"""Interfaces that the metadata no longer list while their link is up are kept for a minute."""
+"""Interfaces that the metadata no longer lists while their link is up are kept for a minute."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ SPEC = Spec((Interface("10.0.1.0/24", 1, prefixes=(RANGE,)), Interface("10.0.2.0
 
 
 def local(lab: Lab) -> list[str]:
-    """Return the destinations of our routes of type local."""
+    """Return the destinations of the owned routes of type local."""
     return [route["dst"] for route in own_objects(lab, "route-4") if route["table"] == "local"]
 
 

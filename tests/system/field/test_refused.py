@@ -73,7 +73,7 @@ def test_ipv6_disabled_on_one_link_does_not_block_others() -> None:
 
 @pytest.fixture
 def macvlan_lab() -> Iterator[Lab]:
-    """Yield a GCP lab, whose metadata have MTUs. An interface is a macvlan on a link that is down: it can neither be
+    """Yield a GCP lab, whose metadata has MTUs. An interface is a macvlan on a link that is down: it can neither be
     set up nor get its MTU.
     """
     with Lab(Spec.cloud("gcp", interfaces=3, addresses=1)) as lab:

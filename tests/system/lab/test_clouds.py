@@ -10,7 +10,7 @@ from tests.lab.metadata import PROVIDERS
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
-def test_a_fresh_instance(name: str) -> None:
+def test_fresh_instance_answers_on_its_first_address(name: str) -> None:
     with Lab(Spec.cloud(name, interfaces=3, addresses=3, ipv6=2, prefixes=1)) as lab:
         first = lab.nics[0]
         served = lab.nics if lab.convention.all_links else [first]
@@ -31,7 +31,7 @@ def test_a_fresh_instance(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
-def test_lab_has_the_ordered_interfaces(name: str) -> None:
+def test_lab_has_the_specified_interfaces(name: str) -> None:
     convention = PROVIDERS[name].convention
     whole = Spec.cloud(name, interfaces=4, addresses=15, ipv6=3, prefixes=2)
     assert 1 <= len(whole.interfaces) <= min(4, convention.most_interfaces)

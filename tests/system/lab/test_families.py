@@ -182,7 +182,7 @@ def test_ranges_come_and_go() -> None:
         assert lab.range_ends == []
 
 
-def test_an_address_inside_a_range_may_be_ordered_too() -> None:
+def test_an_address_can_be_inside_a_range() -> None:
     with Lab(Spec((Interface("10.0.1.0/24", ("10.0.1.10", "10.0.1.70"), prefixes=("10.0.1.64/28",)),))) as lab:
         lab.batch(["address add 10.0.1.70/32 dev eth0"])
         assert all(lab.reachability().values())

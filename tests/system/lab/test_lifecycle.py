@@ -144,7 +144,7 @@ with Lab(Spec.aws(interfaces=1, addresses=1)) as lab:
     assert (closed / "secret").exists()
 
 
-def test_a_program_that_fails_is_an_error_with_its_words() -> None:
+def test_failed_program_is_an_error_with_its_output() -> None:
     with Lab(SMALL) as lab:
         with pytest.raises(LabError, match="ls: cannot access '/nowhere'"):
             lab.run(["ls", "/nowhere"])

@@ -146,7 +146,7 @@ def test_an_interface_has_only_the_keys_that_apply(client: Client) -> None:
     assert {"device-number", "local-ipv4s", "subnet-ipv4-cidr-block", "vpc-ipv4-cidr-blocks"} <= keys[0] & keys[1]
 
 
-def test_leaves_of_an_interface(client: Client) -> None:
+def test_leaves_have_the_values_of_the_interface(client: Client) -> None:
     second = f"{META}/network/interfaces/macs/{client.lab.nics[1].mac}"
     first = f"{META}/network/interfaces/macs/{client.lab.nics[0].mac}"
     expected = {
@@ -213,7 +213,7 @@ def test_tokens_can_be_refused(client: Client, status: int) -> None:
         ("empty", (200, "")),
     ],
 )
-def test_faults_until_cleared(client: Client, kind: str, expected: tuple[int, str]) -> None:
+def test_faults_last_until_cleared(client: Client, kind: str, expected: tuple[int, str]) -> None:
     client.lab.metadata.fail(kind)
     for _ in range(2):
         assert client.get(f"{META}/instance-type", timeout=0.3) == expected
@@ -244,7 +244,7 @@ def test_content_changes_between_two_reads(client: Client) -> None:
     assert client.lab.nics[0].mac in client.get(f"{META}/network/interfaces/macs/")[1]
 
 
-def test_wrong_content_does_not_excuse_a_missing_token(client: Client) -> None:
+def test_content_override_still_needs_a_token(client: Client) -> None:
     client.lab.metadata.configure(v1=False)
     client.lab.metadata.content(f"{META}/mac", "02:ff:ff:ff:ff:ff")
     assert client.get(f"{META}/mac")[0] == 401

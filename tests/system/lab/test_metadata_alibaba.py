@@ -29,7 +29,7 @@ def lab(shared: Lab) -> Iterator[Lab]:
     shared.metadata.configure(hardened=False, role="lab-role", user_data=None)
 
 
-def test_leaves_of_an_interface(lab: Lab) -> None:
+def test_leaves_have_the_values_of_the_interface(lab: Lab) -> None:
     first, second = lab.nics
     expected = {
         f"{first.mac}/private-ipv4s": '["10.0.1.10","10.0.1.11","10.0.1.12"]',
@@ -65,7 +65,7 @@ def test_inapplicable_keys_are_absent(lab: Lab) -> None:
         ((f"{TOKEN}-ttl-seconds: 60", "X-Forwarded-For: 10.0.0.1"), 403),
     ],
 )
-def test_tokens(lab: Lab, headers: tuple[str, ...], status: int) -> None:
+def test_token_needs_a_valid_lifetime(lab: Lab, headers: tuple[str, ...], status: int) -> None:
     assert ask(lab, "/latest/api/token", *headers, method="PUT").status == status
 
 

@@ -70,7 +70,9 @@ def test_the_whole_document_and_a_leaf_of_it(lab: Lab) -> None:
         (("Metadata: true",), VERSION, 200),
     ],
 )
-def test_refused_requests(lab: Lab, headers: tuple[str, ...], query: str, status: int) -> None:
+def test_request_needs_header_and_one_known_version(
+    lab: Lab, headers: tuple[str, ...], query: str, status: int
+) -> None:
     assert ask(lab, f"/metadata/instance?{query}", *headers).status == status
 
 

@@ -43,7 +43,7 @@ def test_public_and_private_interfaces(lab: Lab) -> None:
     assert ask(lab, f"{V1}.json").json["interfaces"]["private"][0]["ipv4"]["gateway"] == "0.0.0.0"
 
 
-def test_the_same_as_a_tree(lab: Lab) -> None:
+def test_the_tree_has_the_same_values(lab: Lab) -> None:
     lab.metadata.configure(reserved="203.0.113.9")
     assert ask(lab, f"{V1}/interfaces/public/0/anchor_ipv4/address").body == "10.17.0.5"
     assert ask(lab, f"{V1}/reserved_ip/ipv4/active").body == "true"

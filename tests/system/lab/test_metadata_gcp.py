@@ -49,7 +49,7 @@ def test_one_document_has_everything(lab: Lab) -> None:
     assert other["forwardedIpv6s"] == ["2001:db8:0:2:1::/96"]
 
 
-def test_forwarded_addresses_may_be_a_target_instances(lab: Lab) -> None:
+def test_forwarded_address_can_belong_to_a_target_instance(lab: Lab) -> None:
     lab.metadata.configure(target_instance=True)
     nic = get(lab, f"{NICS}1/?recursive=true").json
     assert (nic["forwardedIps"], nic["targetInstanceIps"]) == ([], ["203.0.113.200"])
@@ -122,7 +122,7 @@ def test_long_poll_answers_for_an_old_etag_and_at_its_timeout(lab: Lab) -> None:
     assert "timeout_sec=1" in record.query
 
 
-def test_a_fault_may_be_of_the_long_poll_alone(lab: Lab) -> None:
+def test_a_fault_can_apply_to_the_long_poll_only(lab: Lab) -> None:
     lab.metadata.fail("status", "*wait_for_change=true*", status=503)
     assert get(lab, f"{WATCH}0").status == 503
     assert get(lab, f"{ROOT}/?recursive=true").status == 200

@@ -29,7 +29,7 @@ def network_data(lab: Lab) -> Any:
     return ask(lab, f"{LATEST}/network_data.json").json
 
 
-def test_links_and_networks(lab: Lab) -> None:
+def test_networks_refer_to_links_and_have_routes(lab: Lab) -> None:
     document = network_data(lab)
     assert [link["ethernet_mac_address"] for link in document["links"]] == [nic.mac for nic in lab.nics]
     first = [network for network in document["networks"] if network["link"] == document["links"][0]["id"]]
@@ -53,7 +53,7 @@ def test_novas_own_lists_are_shorter_and_dhcp_has_no_addresses(lab: Lab) -> None
     assert "ip_address" not in networks[0]
 
 
-def test_vlans_and_bonds_are_named_as_such(lab: Lab) -> None:
+def test_vlans_and_bonds_have_their_link_type(lab: Lab) -> None:
     lab.metadata.configure(links="vlan")
     first, last = network_data(lab)["links"]
     assert (last["type"], last["vlan_link"], last["vlan_mac_address"]) == ("vlan", first["id"], lab.nics[1].mac)
@@ -62,7 +62,7 @@ def test_vlans_and_bonds_are_named_as_such(lab: Lab) -> None:
     assert (slave["type"], bond["type"], bond["bond_links"]) == ("phy", "bond", [slave["id"]])
 
 
-def test_files_and_versions(lab: Lab) -> None:
+def test_listing_has_versions_and_only_existing_files(lab: Lab) -> None:
     assert "2018-08-27" in ask(lab, "/openstack").body.split()
     files = ask(lab, f"{LATEST}/").body.split()
     assert {"meta_data.json", "network_data.json"} <= set(files)

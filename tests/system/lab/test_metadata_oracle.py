@@ -27,7 +27,7 @@ def lab(shared: Lab) -> Iterator[Lab]:
     shared.metadata.configure(v1=True, bare_metal=False, user_data=None)
 
 
-def test_the_vnics(lab: Lab) -> None:
+def test_vnics_have_their_address_and_subnet(lab: Lab) -> None:
     first, second = lab.nics
     one, other = get(lab, "vnics/").json
     assert one.pop("vnicId").startswith("ocid1.vnic.oc1.eu-frankfurt-1.")
@@ -47,12 +47,12 @@ def test_the_vnics(lab: Lab) -> None:
     assert get(lab, "vnics/2/").status == 404
 
 
-def test_on_bare_metal_secondary_vnics_have_a_vlan_tag(lab: Lab) -> None:
+def test_secondary_vnics_of_bare_metal_have_a_vlan_tag(lab: Lab) -> None:
     lab.metadata.configure(bare_metal=True)
     assert [(vnic["nicIndex"], vnic["vlanTag"]) for vnic in get(lab, "vnics/").json] == [(0, 0), (0, 1)]
 
 
-def test_the_instance(lab: Lab) -> None:
+def test_instance_has_keys_region_and_user_data(lab: Lab) -> None:
     lab.metadata.configure(user_data="#!/bin/sh")
     instance = get(lab, "instance/").json
     assert instance["metadata"]["ssh_authorized_keys"].startswith("ssh-ed25519 ")
@@ -68,6 +68,6 @@ def test_version_2_needs_its_header_and_version_1_can_be_off(lab: Lab) -> None:
     assert ask(lab, "/opc/v1/vnics/").status == 404
 
 
-def test_a_vnic_has_one_private_address_as_far_as_metadata_knows() -> None:
+def test_metadata_names_one_private_address_per_vnic() -> None:
     spec = Spec.cloud("oracle", interfaces=4, addresses=15, ipv6=15)
     assert [(interface.addresses, interface.ipv6) for interface in spec.interfaces] == [(1, 15)] * 4

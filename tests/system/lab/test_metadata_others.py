@@ -20,7 +20,7 @@ def hetzner() -> Iterator[Lab]:
         yield made
 
 
-def test_hetzner(hetzner: Lab) -> None:
+def test_hetzner_serves_yaml_and_private_networks(hetzner: Lab) -> None:
     _, second, third = hetzner.nics
     metadata = "/hetzner/v1/metadata"
     lines = ask(hetzner, metadata).body.split("\n")
@@ -69,7 +69,7 @@ def test_hetzners_gateway_is_outside_the_subnet(hetzner: Lab) -> None:
     assert hetzner.reachability(["10.3.1.10"])["neighbour2", "10.3.1.10"]
 
 
-def test_vultr() -> None:
+def test_vultr_serves_public_and_private_interfaces() -> None:
     with Lab(Spec.cloud("vultr", interfaces=2, addresses=3, ipv6=1)) as lab:
         first, second = lab.nics
         public, private = ask(lab, "/v1.json").json["interfaces"]
@@ -90,7 +90,7 @@ def test_vultr() -> None:
         assert ask(lab, "/v1/nothing").status == 404
 
 
-def test_scaleway() -> None:
+def test_scaleway_serves_public_ips_and_private_nics() -> None:
     with Lab(Spec.cloud("scaleway", interfaces=3, addresses=2, ipv6=1)) as lab:
         first, *private = lab.nics
         conf = ask(lab, "/conf?format=json").json
@@ -113,7 +113,7 @@ def ibm() -> Iterator[Lab]:
 TOKEN = "/instance_identity/v1/token?version=2025-04-22"
 
 
-def test_ibms_tokens(ibm: Lab) -> None:
+def test_ibm_tokens_are_required_and_expire(ibm: Lab) -> None:
     put = partial(ask, ibm, TOKEN, method="PUT")
     assert put("Metadata-Flavor: ibm").json["expires_in"] == 300
     assert put("Metadata-Flavor: ibm", data='{"expires_in": 3600}').json["expires_in"] == 3600
@@ -127,7 +127,7 @@ def test_ibms_tokens(ibm: Lab) -> None:
     assert ask(ibm, instance, bearer).status == 401
 
 
-def test_ibms_interfaces(ibm: Lab) -> None:
+def test_ibm_serves_attachments_and_virtual_interfaces(ibm: Lab) -> None:
     token = ask(ibm, TOKEN, "Metadata-Flavor: ibm", method="PUT").json["access_token"]
 
     def get(path: str) -> Any:
@@ -144,7 +144,7 @@ def test_ibms_interfaces(ibm: Lab) -> None:
     assert get(f"virtual_network_interfaces/{virtual[0]['id']}") == virtual[0]
 
 
-def test_tencent() -> None:
+def test_tencent_serves_interfaces_by_mac() -> None:
     with Lab(Spec.cloud("tencent", interfaces=2, addresses=2, public=1)) as lab:
         macs = "/latest/meta-data/network/interfaces/macs"
         first, second = lab.nics

@@ -38,7 +38,7 @@ def test_a_lease_is_taken_renewed_changed_and_released(lab: Lab, name: str) -> N
     nic = lab.nics[0]
     first, second = nic.addresses[0], "10.0.1.99"
     held = [lab.hold_connection(address) for address in (nic.addresses[1], nic.addresses[2], lab.nics[1].addresses[0])]
-    mine = [own_objects(lab, what) for what in ("rule-4", "route-4")]
+    owned = [own_objects(lab, what) for what in ("rule-4", "route-4")]
     with dhcp.server(lab, nic) as server, CLIENTS[name](lab, nic) as client:
         server.wait_for_grants(1)
         lab.wait_for(lambda: has_lease(lab, first) and set(lab.addresses) <= kernel_addresses(lab), message="the lease")
@@ -48,7 +48,7 @@ def test_a_lease_is_taken_renewed_changed_and_released(lab: Lab, name: str) -> N
         lab.wait_for(lambda: has_lease(lab, first), message="the renewal")
         assert refresh(lab) == "ok"
         assert without_order(kernel(lab)) == before
-        assert [own_objects(lab, what) for what in ("rule-4", "route-4")] == mine
+        assert [own_objects(lab, what) for what in ("rule-4", "route-4")] == owned
         assert all(connection.alive() for connection in held)
         # the cloud gives the interface another first address
         lab.add_address(nic.mac, second)
@@ -61,7 +61,7 @@ def test_a_lease_is_taken_renewed_changed_and_released(lab: Lab, name: str) -> N
         assert all(lab.reachability().values())
         release(lab, client, name, server)
         lab.wait_for(lambda: not has_lease(lab, second), message="the end of the lease")
-        lab.wait_for(lambda: set(lab.addresses) <= kernel_addresses(lab), message="the address, now ours")
+        lab.wait_for(lambda: set(lab.addresses) <= kernel_addresses(lab), message="the address, now owned")
         assert held[2].alive()
 
 

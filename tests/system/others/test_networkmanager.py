@@ -1,4 +1,4 @@
-"""The real NetworkManager: after each of its actions our objects are repaired, and its own stay."""
+"""The real NetworkManager: after each of its actions the owned objects are repaired, and its own stay."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ def cloud() -> Iterator[tuple[Lab, dhcp.Server]]:
         assert "Traceback" not in made.log("fetcher") + made.log("netagent")
 
 
-def test_our_objects_outlive_reactivation(cloud: tuple[Lab, dhcp.Server]) -> None:
+def test_owned_objects_survive_reactivation(cloud: tuple[Lab, dhcp.Server]) -> None:
     """NetworkManager starts, reapplies its profile with and without a new activation, and restarts."""
     lab, server = cloud
 
-    def mine() -> list[list[str]]:
+    def owned() -> list[list[str]]:
         return [sorted(map(str, own_objects(lab, what))) for what in ("rule-4", "route-4")]
 
     def all_objects_exist() -> bool:
-        return mine() == before and set(lab.addresses) <= kernel_addresses(lab)
+        return owned() == before and set(lab.addresses) <= kernel_addresses(lab)
 
-    before, nic = mine(), lab.nics[0]
+    before, nic = owned(), lab.nics[0]
     held = [lab.hold_connection(address) for address in (nic.addresses[1], lab.nics[1].addresses[0])]
     with NetworkManager(lab, nic) as manager:
-        lab.wait_for(all_objects_exist, message="our objects and NetworkManager's")
+        lab.wait_for(all_objects_exist, message="the objects of cloud-network and of NetworkManager")
         for step in (manager.reapply, manager.up, manager.restart):
             step()
             lab.wait_for(manager.connected, 20, f"NetworkManager after {step.__name__}")
-            lab.wait_for(all_objects_exist, message=f"ours after {step.__name__}")
+            lab.wait_for(all_objects_exist, message=f"the objects after {step.__name__}")
             assert all(connection.alive() for connection in held), step.__name__
         assert server.grants() >= 2, "NetworkManager has its own lease"
         lab.wait_for(lambda: refresh(lab) == "ok", 20, "state ok")
-        theirs = lab.run(["ip", "route", "show", "proto", "dhcp"]).stdout
-        assert f"default via {nic.gateway}" in theirs
+        dhcp_routes = lab.run(["ip", "route", "show", "proto", "dhcp"]).stdout
+        assert f"default via {nic.gateway}" in dhcp_routes
         lab.restart("fetcher")
         lab.wait_for(
             lambda: lab.path("/run/cloud-network/control.sock").exists(), message="the fetcher's control socket"
         )
         assert refresh(lab) == "ok"
-        assert lab.run(["ip", "route", "show", "proto", "dhcp"]).stdout == theirs
+        assert lab.run(["ip", "route", "show", "proto", "dhcp"]).stdout == dhcp_routes
         assert all(lab.reachability().values())

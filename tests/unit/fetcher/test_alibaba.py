@@ -147,7 +147,7 @@ def test_refused_token_is_an_error(cloud: InProcess, alibaba: Alibaba, status: i
         alibaba.fetch()
 
 
-def test_moving_address_is_believed_when_read_twice(cloud: InProcess, alibaba: Alibaba) -> None:
+def test_moved_address_needs_two_equal_reads(cloud: InProcess, alibaba: Alibaba) -> None:
     whole = document("alibaba", "many")
     macs = whole["meta-data"]["network"]["interfaces"]["macs"]
     macs["00:16:3e:0f:00:02"] = dict(macs[MAC])

@@ -141,7 +141,7 @@ def test_mac_listed_twice_is_read_once(cloud: Cloud, aws: Aws, upper_first: bool
     assert first.mac in {problem.mac for problem in found.problems}
 
 
-def test_empty_leaf_costs_nothing_but_itself(cloud: Cloud, aws: Aws) -> None:
+def test_empty_leaf_affects_no_other_value(cloud: Cloud, aws: Aws) -> None:
     cloud.load(Interface("10.0.1.0/24", 3, ipv6=1), Interface("10.0.2.0/24", 3))
     cloud.content(leaf(aws, "ipv6s"), "")
     found = aws.fetch()
@@ -229,7 +229,7 @@ def test_facts_stay_while_they_are_read_again(cloud: Cloud, aws: Aws) -> None:
 
 
 @pytest.mark.parametrize("fault", ["status", "html", "truncated", "reset"])
-def test_unreadable_fact_costs_nothing_but_itself(cloud: Cloud, aws: Aws, fault: str) -> None:
+def test_unreadable_fact_affects_no_other_fact(cloud: Cloud, aws: Aws, fault: str) -> None:
     cloud.fail(fault, "/latest/meta-data/ami-id")
     for _ in range(8):
         found = aws.fetch()
@@ -275,7 +275,7 @@ def test_error_status_everywhere_ends_the_read(cloud: Cloud, aws: Aws, status: i
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_busy_server_is_asked_no_further(cloud: Cloud, aws: Aws, status: int) -> None:
+def test_busy_server_gets_no_further_requests(cloud: Cloud, aws: Aws, status: int) -> None:
     path = leaf(aws, "local-ipv4s")
     cloud.fail("status", path, status=status, retry_after=7)
     cloud.reset()
@@ -335,7 +335,7 @@ def test_interface_gone_while_read_is_no_proof(cloud: Cloud, aws: Aws) -> None:
     assert problem.mac == "02:00:00:00:00:99"
 
 
-def test_moving_address_is_believed_when_read_twice(cloud: Cloud, aws: Aws) -> None:
+def test_moved_address_needs_two_equal_reads(cloud: Cloud, aws: Aws) -> None:
     nics = list(
         cloud.load(Interface("10.0.1.0/24", ("10.0.1.10", "10.0.1.11")), Interface("10.0.1.0/24", ("10.0.1.20",)))
     )
@@ -376,7 +376,7 @@ def test_no_other_answer_leads_to_version_1(cloud: Cloud, aws: Aws, status: int)
 
 
 @pytest.mark.parametrize("fault", ["html", "empty", "truncated", "reset"])
-def test_answer_that_is_no_token_is_an_error(cloud: Cloud, aws: Aws, fault: str) -> None:
+def test_invalid_token_is_an_error(cloud: Cloud, aws: Aws, fault: str) -> None:
     cloud.fail(fault, TOKEN)
     refused(aws, "/latest/api/token")
     assert {record.method for record in cloud.requests()} == {"PUT"}
@@ -441,7 +441,7 @@ def test_busy_server_answers_and_a_portal_does_not(
     assert aws.is_reachable() == expected
 
 
-def test_dead_connection_is_tried_once_more(cloud: Cloud, aws: Aws) -> None:
+def test_dead_connection_is_replaced_once(cloud: Cloud, aws: Aws) -> None:
     """Its source address may have been removed; a new connection has another one."""
     settled(aws)
     cloud.reset()
@@ -500,7 +500,7 @@ def test_roles_name_may_have_a_comma(cloud: Cloud, aws: Aws) -> None:
     ("document", "expected"),
     [('{"instanceId": "i-1", "accountId": "1"}', True), ('{"instanceId": "x"}', False), ("<html>", False), ("", False)],
 )
-def test_identity_document_is_the_sign_of_ec2(cloud: Cloud, aws: Aws, document: str, expected: bool) -> None:
+def test_ec2_is_recognised_by_its_identity_document(cloud: Cloud, aws: Aws, document: str, expected: bool) -> None:
     assert aws.is_recognised()
     cloud.content("/latest/dynamic/instance-identity/document", document)
     assert aws.is_recognised() == expected

@@ -243,7 +243,7 @@ def test_trailers_without_end_stop_at_the_deadline(serve: Serve) -> None:
     ],
     ids=["obs-fold", "bare LF", "equal lengths", "identity", "no length"],
 )
-def test_habits_of_real_servers_are_understood(serve: Serve, head: bytes) -> None:
+def test_deviations_of_real_servers_are_accepted(serve: Serve, head: bytes) -> None:
     assert serve(head, b"ok").request("GET", "/x").body == b"ok"
 
 

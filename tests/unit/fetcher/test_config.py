@@ -139,7 +139,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         ("2000000us", 2.0), ("1s1ns", 1.000000001), (".5m", 30.0), ("1.s", 1.0), ("1000000µs", 1.0),
     ],
 )  # fmt: skip
-def test_durations_are_gos(tmp_path: Path, text: str, seconds: float) -> None:
+def test_durations_have_the_format_of_go(tmp_path: Path, text: str, seconds: float) -> None:
     assert read(tmp_path, f'[System]\nRefreshTimer = "{text}"').refresh_timer == pytest.approx(seconds)
 
 
@@ -289,7 +289,7 @@ def test_any_file_is_read_or_is_a_config_error(tmp_path_factory: pytest.TempPath
         load(path, {})
 
 
-def test_check_config_prints_what_is_in_force(
+def test_check_config_prints_the_effective_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "cloud-network.toml"

@@ -43,7 +43,7 @@ def test_few_repairs_are_no_conflict(tracker: ConflictTracker) -> None:
     assert tracker.statuses((ADDRESS,), HERE) == ([], [])
 
 
-def test_conflict_waits_and_waits_longer(tracker: ConflictTracker, clock: Clock) -> None:
+def test_repairs_of_a_conflict_back_off(tracker: ConflictTracker, clock: Clock) -> None:
     waits = []
     for _ in range(TOLERATED_REPAIRS + 2):
         tracker.count_confirmed((ADDRESS,))
@@ -73,7 +73,7 @@ def test_waiting_removal_is_left_out_of_the_plan(tracker: ConflictTracker) -> No
     assert tracker.without_waiting((removal, ADDRESS)) == (ADDRESS,)
 
 
-def test_our_own_removal_is_no_conflict(tracker: ConflictTracker) -> None:
+def test_own_removal_is_no_conflict(tracker: ConflictTracker) -> None:
     for _ in range(3 * TOLERATED_REPAIRS):
         tracker.count_confirmed((ADDRESS,))
         tracker.count_confirmed((AddressRemove(3, ADDRESS.interface),))

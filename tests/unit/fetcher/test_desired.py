@@ -164,7 +164,7 @@ def test_table_base_and_priorities_are_configurable() -> None:
     assert {each.priority for each in found.rules} == {7, 17, 27}
 
 
-def test_excluded_link_loses_our_objects() -> None:
+def test_excluded_link_loses_owned_objects() -> None:
     here = host(link(1), link(2))
     found = wanted(instance(interface(1), interface(2)), here, exclude=("eth1",))
     assert link_addresses(found, 3) == routes(found, 3) == []
@@ -174,7 +174,7 @@ def test_excluded_link_loses_our_objects() -> None:
     assert "10.0.2.0/24 via 10.0.1.1" in routes(found, 2)  # the cloud still has it as a sibling
 
 
-def test_excluded_link_loses_ours_despite_missing_interface() -> None:
+def test_exclusion_applies_despite_a_missing_interface() -> None:
     here = host(link(1), link(2), link(3))
     found = wanted(instance(interface(1), interface(4)), here, exclude=("eth1",))
     assert found.unmanaged == {4}
@@ -476,7 +476,7 @@ def test_conflicting_address_waits_in_every_form() -> None:
     assert not found.withheld
 
 
-def test_refused_on_link_route_takes_routes_by_its_gateway_along() -> None:
+def test_refused_on_link_route_omits_routes_via_its_gateway() -> None:
     subnet, gateway = (ip_network(text) for text in ("10.0.1.0/24", "10.0.1.1/32"))
     rejections = refused(*(Route(BASE + 2, 2, network, None) for network in (subnet, gateway)))
     found = wanted(instance(interface(1), interface(2)), host(link(1), link(2)), rejections)
@@ -551,7 +551,7 @@ def test_duplicate_on_another_link_removes_nothing() -> None:
     assert rule(0, "10.0.1.10", BASE + 2) in found.rules
 
 
-def test_our_address_moves_to_its_new_link() -> None:
+def test_owned_address_moves_to_its_new_link() -> None:
     here = host(link(1), link(2), addresses=kernel_address(3, "10.0.1.10/32", owned=True))
     found = wanted(instance(interface(1), interface(2)), here)
     assert "10.0.1.10" in link_addresses(found, 2)[0]
@@ -594,8 +594,8 @@ def test_forwarding_without_accept_ra_2_is_named() -> None:
 
 def test_ipv6_gateway_outlives_its_purged_route() -> None:
     six = [interface(n, f"fd00:{n}::a", subnets=[f"fd00:{n}::/64"]) for n in (1, 2)]
-    ours = Route(BASE + 2, 2, EVERYTHING6, ip_address("fe80::1"))
-    kept = wanted(instance(*six), host(link(1), link(2), routes=frozenset({ours})))
+    owned = Route(BASE + 2, 2, EVERYTHING6, ip_address("fe80::1"))
+    kept = wanted(instance(*six), host(link(1), link(2), routes=frozenset({owned})))
     assert "::/0 via fe80::1" in routes(kept, 2)
     here = host(link(1), link(2), routers={2: (ip_address("fe80::2"),)})
     assert "::/0 via fe80::2" in routes(wanted(instance(*six), here), 2)
@@ -635,9 +635,9 @@ def test_foreign_local_range_is_adopted() -> None:
 
 def test_range_in_which_another_link_has_an_address_is_given_up() -> None:
     """The other link belongs to a pod. This is checked on every pass, also if the range is configured already."""
-    ours = Route(255, 2, ip_network("10.64.0.0/24"), None)
+    owned = Route(255, 2, ip_network("10.64.0.0/24"), None)
     bridge = host(link(1), link(7, "cbr0", kind="bridge"), addresses=kernel_address(8, "10.64.0.1/24"))
-    for here in (bridge, replace(bridge, routes=frozenset({ours}))):
+    for here in (bridge, replace(bridge, routes=frozenset({owned}))):
         found = forwarded("10.64.0.0/24", here=here)
         assert found.routes == ()
         [text] = reports(found)
@@ -694,5 +694,5 @@ def test_missing_subnet_is_taken_from_dhcp() -> None:
         "10.0.2.0/24 via 10.0.1.1",
         "0.0.0.0/0 via 10.0.1.1",
     ]
-    ours = {place: replace(kernel, owned=True) for place, kernel in leased.items()}
-    assert "10.0.1.0/24" not in routes(wanted(instance(*ones), host(link(1), link(2), addresses=ours)), 2)
+    owned = {place: replace(kernel, owned=True) for place, kernel in leased.items()}
+    assert "10.0.1.0/24" not in routes(wanted(instance(*ones), host(link(1), link(2), addresses=owned)), 2)

@@ -128,7 +128,7 @@ def test_similar_firmware_is_no_cloud(firmware: dict[str, str]) -> None:
         detect(Provider.AUTO, firmware)
 
 
-def test_xen_uuid_is_believed_when_the_server_is_ec2s(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_xen_uuid_needs_an_answer_of_ec2s_server(monkeypatch: pytest.MonkeyPatch) -> None:
     cloud = InProcess("aws")
     cloud.load(Interface("10.0.1.0/24"))
     monkeypatch.setattr(Aws, "endpoints", (cloud.endpoint,))
@@ -143,7 +143,9 @@ def test_two_fitting_clouds_are_an_error() -> None:
 
 
 @pytest.mark.parametrize(("header", "known"), [("Google", True), ("Other", False)])
-def test_servers_sign_decides_without_firmware(monkeypatch: pytest.MonkeyPatch, header: str, known: bool) -> None:
+def test_server_header_identifies_a_cloud_without_firmware(
+    monkeypatch: pytest.MonkeyPatch, header: str, known: bool
+) -> None:
     server = Server(lambda _: Answer(200, "", {"Metadata-Flavor": header}))
     monkeypatch.setattr(Gcp, "endpoints", (server.client.endpoint,))
     if known:

@@ -87,7 +87,7 @@ def test_an_empty_text_is_not_given_and_facts_are_picked() -> None:
     assert Node(["no object"]).pick("there") == {}
 
 
-def test_the_lines_of_lines_of() -> None:
+def test_lines_of_flattens_texts_and_lists() -> None:
     assert lines_of("a\n\n b \n") == ["a", "b"]
     assert lines_of(["a", 1, None, "b\nc", ["d"]]) == ["a", "b", "c"]
     assert lines_of(None) == lines_of({"a": "b"}) == []

@@ -84,7 +84,7 @@ def test_refused_route_of_the_second_table_is_named() -> None:
     assert [each.text for each in found.withheld] == ["route 0.0.0.0/0 via 10.17.0.1 of eth0: no"]
 
 
-def test_second_table_of_a_link_that_is_left_alone_stays() -> None:
+def test_second_table_of_a_refused_link_stays() -> None:
     here = host(link(1), link(2))
     after = after_changes(plan_of(wanted(droplet(), here), here), here)
     found = wanted(instance(interface(2), interface(4)), after)

@@ -74,7 +74,7 @@ def test_token_is_asked_for_with_the_flavor_and_reused(cloud: InProcess, ibm: Ib
 
 
 @pytest.mark.parametrize("body", ["", "[]", '{"access_token": ""}', '{"access_token": "a b"}', '{"access_token": 1}'])
-def test_answer_that_is_no_token_is_an_error(cloud: InProcess, ibm: Ibm, body: str) -> None:
+def test_invalid_token_is_an_error(cloud: InProcess, ibm: Ibm, body: str) -> None:
     cloud.content("/instance_identity/v1/token", body)
     with pytest.raises(MetadataError, match="/instance_identity/v1/token"):
         ibm.fetch()

@@ -42,8 +42,8 @@ from tests.unit.fetcher.values import (
 )
 
 
-def ours(here: Actual) -> tuple[object, ...]:
-    """Return all our objects, each address with its form."""
+def owned_objects(here: Actual) -> tuple[object, ...]:
+    """Return all owned objects, each address with its form."""
     entries = (*here.addresses.values(), *here.further)
     return {each.address for each in entries if each.owned}, here.routes, here.rules
 
@@ -56,7 +56,7 @@ def test_any_history_ends_like_a_fresh_start(history: list[Instance], config: Co
     for cloud in history:
         now = after_changes(plan(goal_of(cloud, config, now), now, may_remove=True), now)
     fresh = after_changes(plan(goal_of(history[-1], config, start), start, may_remove=True), start)
-    assert ours(now) == ours(fresh)
+    assert owned_objects(now) == owned_objects(fresh)
 
 
 @given(clouds(), configs, hosts())
@@ -82,7 +82,7 @@ def test_a_second_plan_is_empty(cloud: Instance, config: Config, before: Actual)
 
 
 @given(clouds(), configs, hosts())
-def test_only_our_objects_are_removed(cloud: Instance, config: Config, before: Actual) -> None:
+def test_only_owned_objects_are_removed(cloud: Instance, config: Config, before: Actual) -> None:
     goal = goal_of(cloud, config, before)
     for op in plan(goal, before, may_remove=True):
         if isinstance(op, AddressRemove):
@@ -174,7 +174,7 @@ def test_foreign_address_of_any_length_is_adopted() -> None:
         ("10.0.1.10/16", ["+10.0.1.10/32", "-10.0.1.10/16", "+10.0.1.10/24", "-10.0.1.10/32"]),
     ],
 )
-def test_our_address_gets_the_form_of_a_fresh_start(there: str, expected: list[str]) -> None:
+def test_owned_address_gets_the_form_of_a_fresh_start(there: str, expected: list[str]) -> None:
     """The kernel has the address throughout, temporarily as /32."""
     here = host(link(1), addresses=kernel_address(2, there, owned=True, connected=not there.endswith("/32")))
     ops = plan(wanted(instance(interface(1)), here), here, may_remove=True)
@@ -191,7 +191,7 @@ def test_secondary_is_added_again_when_its_first_address_leaves() -> None:
     assert [f"{'-' if is_removal(op) else '+'}{op.interface}" for op in ops] == expected  # type: ignore[union-attr]
 
 
-def test_our_address_keeps_its_form_while_nothing_may_be_removed() -> None:
+def test_owned_address_keeps_its_length_without_proof() -> None:
     here = host(link(1), addresses=kernel_address(2, "10.0.1.10/32", owned=True))
     assert plan(wanted(instance(interface(1)), here), here, may_remove=False) == ()
 
@@ -236,7 +236,7 @@ def test_mtu_and_link_state_are_separate_changes() -> None:
 
 
 @given(clouds(shared=False), clouds(shared=False), configs)
-def test_changed_metadata_lead_to_the_objects_of_a_fresh_boot(one: Instance, other: Instance, config: Config) -> None:
+def test_changed_metadata_ends_like_a_fresh_boot(one: Instance, other: Instance, config: Config) -> None:
     """All except the length of an existing address, and the connected route that depends on it."""
     bare = host(*(link(number, up=False) for number in range(1, 5)))
     here = after_changes(plan(goal_of(one, config, bare), bare, may_remove=True), bare)

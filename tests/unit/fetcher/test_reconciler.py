@@ -211,10 +211,10 @@ def test_refresh_without_a_change_reads_the_kernel_once(
     assert reads == 1
 
 
-def test_kernel_that_marks_no_address_has_those_of_the_ledger(
+def test_ledger_names_owned_addresses_before_linux_5_18(
     world: World, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before Linux 5.18 netagent's ledger says which addresses are ours; others stay."""
+    """Before Linux 5.18 netagent's ledger says which addresses are owned; others stay."""
     monkeypatch.setattr(protocol, "MARKS_ADDRESSES", False)
     world.actual = host(
         link(1), link(2), addresses=kernel_address(2, "10.0.1.11/32") | kernel_address(2, "10.0.1.12/32")

@@ -50,7 +50,7 @@ def test_policy_refusal_ends_with_a_change(table: RejectionTable, what: str) -> 
 
 
 @pytest.mark.parametrize(("cause", "longest"), [(Cause.GATEWAY, 300.0), (Cause.ROLLED_BACK, 6 * 3600.0)])
-def test_silent_gateway_is_tried_less_and_less(
+def test_silent_gateway_is_tried_with_backoff(
     table: RejectionTable, clock: Clock, cause: Cause, longest: float
 ) -> None:
     delays = []
@@ -76,7 +76,7 @@ def test_policy_refusal_is_checked_again_once_after_a_reload(table: RejectionTab
     assert table.due == math.inf
 
 
-def test_our_own_changes_are_no_reason(table: RejectionTable) -> None:
+def test_own_changes_do_not_end_a_rejection(table: RejectionTable) -> None:
     table.add({OBJECT: Rejection("no")})
     after = host(link(1), routes=frozenset({Route(BASE + 2, 2, CLOUD.interfaces[0].subnets[0], None)}))
     table.rebase(after)

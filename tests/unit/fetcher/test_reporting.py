@@ -230,7 +230,7 @@ def test_document_of_a_removed_link_is_removed(reporter: Reporter, state: StateD
 
 
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_text("{"), lambda path: path.write_text("[]")])
-def test_spoilt_documents_are_written_again(
+def test_damaged_documents_are_written_again(
     reporter: Reporter, state: StateDirectory, spoil: Callable[[Path], object]
 ) -> None:
     reporter.record(refreshed())

@@ -47,27 +47,27 @@ def branches(home: IPNetwork) -> list[IPNetwork]:
 
 
 def test_prefixes_are_minimal_in_all_6561_cases() -> None:
-    """Each of eight addresses is ours, another link's or unused; fewer allowed prefixes always miss one of ours."""
+    """Each of eight addresses is the link's, another link's or unused. Fewer prefixes would miss one of the link's."""
     bits = {net: sum(1 << int(each) - int(HOME[0]) for each in net) for net in branches(HOME)}
     for owners in product((MINE, OTHERS, FREE), repeat=8):
         mine = [address for address, owner in zip(HOME, owners, strict=True) if owner == MINE]
         others = [ip_network(address) for address, owner in zip(HOME, owners, strict=True) if owner == OTHERS]
         found = aggregate(mine, others, HOME)
-        ours = sum(bits[ip_network(each)] for each in mine)
-        theirs = sum(bits[each] for each in others)
+        own_bits = sum(bits[ip_network(each)] for each in mine)
+        other_bits = sum(bits[each] for each in others)
         covered = 0
         for each in found:
             assert not covered & bits[each], "one address, one prefix"
             covered |= bits[each]
-        assert ours & ~covered == 0
-        assert theirs & covered == 0
-        allowed = [each for each in bits.values() if not each & theirs]
+        assert own_bits & ~covered == 0
+        assert other_bits & covered == 0
+        allowed = [each for each in bits.values() if not each & other_bits]
         for fewer in range(len(found)):
             for choice in combinations(allowed, fewer):
                 together = 0
                 for bit in choice:
                     together |= bit
-                assert ours & ~together, f"{owners}: {fewer} prefixes suffice, got {len(found)}"
+                assert own_bits & ~together, f"{owners}: {fewer} prefixes suffice, got {len(found)}"
 
 
 def aggregate_by_search(mine: Sequence[IPAddress], others: Sequence[IPNetwork], home: IPNetwork) -> list[IPNetwork]:
@@ -88,7 +88,7 @@ def parts(home: IPNetwork, shortest: int) -> st.SearchStrategy[IPNetwork]:
 
 
 @pytest.mark.parametrize("text", ["10.0.0.0/16", "10.0.1.0/24", "fd00:1::/64", "fd00:1::/48"])
-def test_large_ones_are_as_by_halving(text: str) -> None:
+def test_large_prefixes_equal_those_of_halving(text: str) -> None:
     home = ip_network(text)
 
     @given(st.lists(parts(home, 128 if home.version == 6 else 32), unique=True), st.lists(parts(home, 10)))
@@ -123,8 +123,8 @@ def test_families_with_equal_numbers_are_separate() -> None:
 
 def test_address_that_another_link_has_too_stands_alone() -> None:
     mine = [ip_address("10.0.1.10")]
-    for theirs in ("10.0.1.10", "10.0.1.8/29", "10.0.0.0/16"):
-        assert aggregate(mine, [ip_network(theirs)], ip_network("10.0.1.0/24")) == [ip_network("10.0.1.10")]
+    for foreign in ("10.0.1.10", "10.0.1.8/29", "10.0.0.0/16"):
+        assert aggregate(mine, [ip_network(foreign)], ip_network("10.0.1.0/24")) == [ip_network("10.0.1.10")]
 
 
 # — within the desired state

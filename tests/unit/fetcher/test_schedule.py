@@ -90,7 +90,7 @@ def test_failed_read_that_took_long_is_followed_by_a_pause(schedule: Schedule, c
     assert about(schedule.refresh_due - clock.now, 1)
 
 
-def test_root_resets_the_failures(schedule: Schedule, clock: Clock) -> None:
+def test_request_of_root_resets_the_backoff(schedule: Schedule, clock: Clock) -> None:
     for _ in range(5):
         read(schedule, ReadResult(failed=True))
     schedule.on_request()
@@ -155,7 +155,7 @@ def test_pass_that_does_not_end_is_due_again(schedule: Schedule, clock: Clock) -
     assert schedule.compare_due == clock.now + 5
 
 
-def test_new_configuration_is_taken_up_at_once(schedule: Schedule, clock: Clock) -> None:
+def test_new_configuration_applies_at_once(schedule: Schedule, clock: Clock) -> None:
     read(schedule)
     schedule.on_configuration(Config(refresh_timer=7.0))
     assert schedule.refresh_due == clock.now

@@ -120,7 +120,7 @@ def after_changes(changes: Plan, before: Actual) -> Actual:
         elif isinstance(op, AddressRemove):
             place, length = (op.link, op.interface.ip), op.interface.network.prefixlen
             [gone] = [each for each in addresses if each.place == place and each.address.prefix == length]
-            assert gone.owned, f"{op}: the object is not ours"
+            assert gone.owned, f"{op}: the object is not owned"
             taken = [each for each in addresses if each.secondary and each.address.subnet == gone.address.subnet]
             assert gone.secondary or not taken, f"{op}: the kernel would remove {taken} with it"
             addresses.remove(gone)
@@ -205,7 +205,7 @@ def clouds(draw: st.DrawFn, shared: bool = True) -> Instance:
 
 @st.composite
 def hosts(draw: st.DrawFn) -> Actual:
-    """Generate a host that has most of the interfaces, with objects of DHCP, of an operator and of ours."""
+    """Generate a host with most of the interfaces, and with objects of DHCP, of an operator and of cloud-network."""
     numbers = draw(st.sets(st.integers(1, 4), min_size=1))
     links = [link(number, up=draw(st.booleans()), mtu=draw(st.sampled_from([1500, 9001]))) for number in numbers]
     links.append(Link(40, "docker0", "02:42:00:00:00:01", True, 1500, "bridge"))

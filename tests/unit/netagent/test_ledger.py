@@ -63,14 +63,14 @@ def apply(ledger: Ledger, kernel: Kernel, *ops: AddressAdd | AddressRemove) -> T
     return transaction
 
 
-def test_an_address_that_came_and_went_is_not_ours(tmp_path: Path) -> None:
+def test_address_added_and_removed_is_no_longer_owned(tmp_path: Path) -> None:
     """Otherwise a fetcher could remove the same address when DHCP adds it later."""
     ledger = Ledger(tmp_path / "ledger")
     apply(ledger, DoingKernel(), AddressAdd(2, HOST, True), AddressRemove(2, HOST)).commit()
     assert ledger.entry.owned == frozenset()
 
 
-def test_an_address_with_another_length_stays_ours(tmp_path: Path) -> None:
+def test_address_with_another_length_stays_owned(tmp_path: Path) -> None:
     """Otherwise its network would count as learned, and the first host in it as a gateway."""
     ledger = Ledger(tmp_path / "ledger")
     kernel = DoingKernel([Address(2, IP, 24, 0, None)])
@@ -81,7 +81,7 @@ def test_an_address_with_another_length_stays_ours(tmp_path: Path) -> None:
     assert ledger.entry.owned == frozenset()
 
 
-def test_an_address_that_a_rollback_leaves_stays_ours(tmp_path: Path) -> None:
+def test_address_that_a_rollback_leaves_stays_owned(tmp_path: Path) -> None:
     needs_it = Route(254, SUBNET.network, (NextHop(3, None),), 1, 4, 0, IP, False)
     kernel = DoingKernel([Address(2, IP, 32, 0, None)], [needs_it])
     ledger = Ledger(tmp_path / "ledger")

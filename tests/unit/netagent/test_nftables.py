@@ -75,7 +75,7 @@ def packed_rule(chain: str, *expressions: Any) -> bytes:
 
 @given(link=number, mark=st.integers(1, 63))
 @settings(deadline=None)
-def test_the_whole_transaction(link: int, mark: int) -> None:
+def test_transaction_equals_pyroute2s_encoding(link: int, mark: int) -> None:
     mask, other = 0x7F, 0xFFFFFF80
     packet = load("ct", 3), bitwise(mask, 0), compare(0, u32(mark)), load("meta", 3)
     marked = load("ct", 3), bitwise(mask, 0), compare(1, u32(0))

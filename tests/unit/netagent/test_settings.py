@@ -49,23 +49,35 @@ content = st.builds(lambda end, lines: end.join(lines), st.sampled_from(["\n", "
 def both(path: Path) -> tuple[settings.Settings | None, config.Config | None]:
     """Return the values for netagent and for the fetcher; None for a refused file."""
     try:
-        ours = settings.load(path)
+        own_settings = settings.load(path)
     except settings.SettingsError:
-        ours = None
+        own_settings = None
     try:
-        theirs = config.load(path, {})
+        fetcher_config = config.load(path, {})
     except config.ConfigError:
-        theirs = None
-    return ours, theirs
+        fetcher_config = None
+    return own_settings, fetcher_config
 
 
-def assert_same(ours: settings.Settings, theirs: config.Config) -> None:
-    assert (ours.table_base, ours.priority) == (theirs.route_table_base, theirs.rule_priority)
-    assert (ours.exclude, ours.allow_kinds) == (frozenset(theirs.exclude), frozenset(theirs.allow_kinds))
-    assert claims.PRIVATE + ours.allow_addresses == theirs.allow_addresses
-    assert (ours.allow_gateways, ours.max_objects) == (theirs.allow_gateways, theirs.max_objects)
-    assert (ours.mark_mask, ours.forwarded_replies) == (theirs.mark_mask, theirs.forwarded_replies == "mark")
-    assert ours.continue_unaudited == (theirs.audit_failure is config.AuditFailure.CONTINUE)
+def assert_same(own_settings: settings.Settings, fetcher_config: config.Config) -> None:
+    assert (own_settings.table_base, own_settings.priority) == (
+        fetcher_config.route_table_base,
+        fetcher_config.rule_priority,
+    )
+    assert (own_settings.exclude, own_settings.allow_kinds) == (
+        frozenset(fetcher_config.exclude),
+        frozenset(fetcher_config.allow_kinds),
+    )
+    assert claims.PRIVATE + own_settings.allow_addresses == fetcher_config.allow_addresses
+    assert (own_settings.allow_gateways, own_settings.max_objects) == (
+        fetcher_config.allow_gateways,
+        fetcher_config.max_objects,
+    )
+    assert (own_settings.mark_mask, own_settings.forwarded_replies) == (
+        fetcher_config.mark_mask,
+        fetcher_config.forwarded_replies == "mark",
+    )
+    assert own_settings.continue_unaudited == (fetcher_config.audit_failure is config.AuditFailure.CONTINUE)
 
 
 @given(content=content)
@@ -73,10 +85,10 @@ def assert_same(ours: settings.Settings, theirs: config.Config) -> None:
 def test_a_file_means_the_same_to_both(tmp_path: Path, content: str) -> None:
     path = tmp_path / "cloud-network.toml"
     path.write_bytes(content.encode())
-    ours, theirs = both(path)
-    if theirs is not None:
-        assert ours is not None, "netagent refuses a file that the fetcher accepts"
-        assert_same(ours, theirs)
+    own_settings, fetcher_config = both(path)
+    if fetcher_config is not None:
+        assert own_settings is not None, "netagent refuses a file that the fetcher accepts"
+        assert_same(own_settings, fetcher_config)
 
 
 @pytest.mark.parametrize(
@@ -135,10 +147,10 @@ def test_a_netmask_and_an_escaped_backslash_are_accepted(tmp_path: Path) -> None
 
 
 def test_the_defaults_are_the_fetchers(tmp_path: Path) -> None:
-    ours, theirs = both(tmp_path / "none")
-    assert ours is not None
-    assert theirs is not None
-    assert_same(ours, theirs)
+    own_settings, fetcher_config = both(tmp_path / "none")
+    assert own_settings is not None
+    assert fetcher_config is not None
+    assert_same(own_settings, fetcher_config)
 
 
 def test_name_servers_are_read_as_the_resolver_reads_them(tmp_path: Path) -> None:

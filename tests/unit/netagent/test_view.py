@@ -26,7 +26,7 @@ def test_an_address_of_a_link_that_is_newer_than_the_links() -> None:
     assert refused.reason == "10.0.5.5/32 is no address or range of eth0"
 
 
-def test_many_ranges_do_not_delay_rules_for_the_network_around_them() -> None:
+def test_many_ranges_do_not_delay_rules_around_them() -> None:
     """With a list of all ranges for each rule, the check took 35 s."""
     link = Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False)
     address = Address(2, IPv4Address("10.88.0.1"), 16, 0, PROTOCOL)
@@ -47,9 +47,9 @@ def test_many_ranges_do_not_delay_rules_for_the_network_around_them() -> None:
 def test_an_ipv6_prefix_route_in_the_table_of_a_vrf_stays(op: AddressAdd | AddressRemove) -> None:
     """For a member of a VRF, the kernel searches the VRF's table for the connected route (l3mdev_fib_table)."""
     link = Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False)
-    ours = Address(2, SUBNET6.ip, 64, 0, PROTOCOL)
+    owned = Address(2, SUBNET6.ip, 64, 0, PROTOCOL)
     prefix = Route(10, SUBNET6.network, (NextHop(2, None),), rtnetlink.RTN_UNICAST, 4, 256, None, False)
-    there = (ours,) if isinstance(op, AddressRemove) else ()
+    there = (owned,) if isinstance(op, AddressRemove) else ()
     view = View(Snapshot((link,), there, (prefix,), (), frozenset()), Settings(), Known())
     (refused,) = request_policy.check_all([op], view)
     assert "fd00:abc::/64" in refused.reason
