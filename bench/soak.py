@@ -8,7 +8,7 @@ of other programs must be unchanged, and connections must still work (tests/syst
 for addresses of the metadata that are missing for more than 5 s without a cause in status.json. A violation ends the
 lab, and a new lab continues with the next seed; the exit status is then 1. `--seed` repeats a run.
 
-*growth*: four interfaces of 15 addresses whose metadata change about every 2 s. Measured every minute: memory,
+*growth*: four interfaces of 15 addresses whose metadata changes about every 2 s. Measured every minute: memory,
 descriptors and threads of each daemon, and the size of the fetcher's log and of the audit log.
 
 RefreshTimer is 1 s in *events*, and 2 s in *growth*: 24 s of it have as many refreshes as an hour with the default.

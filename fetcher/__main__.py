@@ -67,7 +67,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="as root, while no fetcher runs: remove everything that cloud-network added",
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {version('cloud-network')}")
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"%(prog)s {version('cloud-network')}",
+        help="show the version and exit",
+    )
     return parser
 
 

@@ -102,7 +102,8 @@ def link_names(text: str) -> tuple[str, ...]:
     """Return the names of links in a list separated by spaces."""
     for name in text.split():
         if "," in name:
-            raise ValueError(f'{name!r} has a comma; separate names with spaces: "{text.replace(",", " ").strip()}"?')
+            names = " ".join(text.replace(",", " ").split())
+            raise ValueError(f'{name!r} has a comma; separate names with spaces: "{names}"')
         if any(letter in name for letter in "*?[]"):
             raise ValueError(f"{name!r} is a pattern; only whole names are supported")
         if len(name.encode()) > 15 or "/" in name or ":" in name or name in (".", ".."):

@@ -54,7 +54,7 @@ MAX_CHECK_ROUNDS = 3
 BEFORE_CHANGE_S = 3.0  # seconds for the metadata server to answer before a change; else it is read first
 MAX_ROUNDS = 12
 """Number of times that a pass plans again for any reason; the rest waits for the next pass."""
-FLUSHED = "flushed on request; nothing is changed until `sudo cnctl refresh` or a restart of the service"
+FLUSHED = "flushed on request; nothing is added until `sudo cnctl refresh`, or until the fetcher restarts"
 
 
 @dataclass(frozen=True, slots=True)

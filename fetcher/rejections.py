@@ -2,7 +2,7 @@
 
 A refusal by netagent's policy holds until the metadata, the configuration or the kernel change. Kernel refusals and
 gateways that did not resolve are also tried again with backoff. A change that broke something is not repeated for
-minutes to hours, unless the metadata of its interface change, or the kernel so that it is no longer needed as a whole.
+minutes to hours, unless the metadata of its interface changes, or the kernel changes so that only a part is needed.
 """
 
 from __future__ import annotations

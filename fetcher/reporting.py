@@ -121,7 +121,7 @@ class PlanAnswer(TypedDict):
     withheld: list[str]
     held: list[str]  # links whose changes were rolled back, with reason and time of the next try
     unknown_macs: list[str]
-    flushed: bool  # nothing is changed until `sudo cnctl refresh`
+    flushed: bool  # nothing is added until `sudo cnctl refresh`
 
 
 class Conditions:

@@ -165,7 +165,7 @@ class Schedule:
         self._compare_timer = max(retry_at, self._compared_at + _MIN_INTERVAL_S)
 
     def read_for_links(self, instance: Instance, actual: Actual) -> None:
-        """Read the metadata soon if this host has a link that they do not name, or lacks one that they name."""
+        """Read soon if this host has a link that the metadata does not name, or lacks one that it names."""
         due = self._mismatch.read_due(instance, self._config, actual, self._clock())
         if not self._failed:
             self._read_at_the_earliest(due)

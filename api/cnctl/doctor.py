@@ -33,6 +33,7 @@ STEPS = (
     ("rp_filter", checks.rp_filter),
     ("mtu", checks.mtu),
 )
+UNREPAIRED = "If the command does not help, run cnctl status: it shows what cloud-network leaves out, and why."
 OUTSIDE = "This host is OK. Check next: the cloud's firewall rules and routes, the client, the service."
 LOG = "journalctl -u cloud-network-fetcher"
 CONFIGURATION = "/etc/cloud-network/cloud-network.toml"
@@ -106,7 +107,8 @@ def _host(source: Source) -> Iterator[Step]:
         yield _netagent(status["netagent"])
         error = status["last_error"]
         if claim.doubt is None and error is not None and error["kind"] in ("config", "kernel"):
-            yield Step(error["kind"], False, error["message"], "cnctl status", LOG)
+            do = "correct the cause; then: sudo cnctl refresh --retry" if error["kind"] == "config" else LOG
+            yield Step(error["kind"], False, error["message"], "cnctl status", do)
     if api_error:
         look, do = "systemctl status cloud-network-api.socket", "sudo systemctl restart cloud-network-api.socket"
         yield Step("api", False, api_error, look, do)
@@ -254,6 +256,8 @@ def _show(subject: str, steps: list[Step], broken: str | None) -> None:
                 print(wrapped(" " * (indent + 12) + f"{label:<6}", text, 0))
     if broken:
         print(coloured(f"{subject}: the first failed step is {safe(broken)}", RED))
+        if any(checks.REPAIR in (step.do or "") for step in steps if step.ok is False):
+            print(wrapped("", UNREPAIRED, 0))
         return
     if subject == "host":
         print(coloured(f"host: {count(len(steps), 'check')} passed", GREEN))

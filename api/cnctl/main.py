@@ -80,7 +80,12 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of every command and pass them as `options`. An option of a group applies to its commands."""
 
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON value.")
-    @click.option("--config", type=FILE, metavar="FILE", help="Configuration to check first; exit with 78 if invalid.")
+    @click.option(
+        "--config",
+        type=FILE,
+        metavar="FILE",
+        help="Configuration to check first. If it is invalid, the exit code is 78.",
+    )
     @click.option("--state", type=FILE, metavar="DIRECTORY", help=f"State files of the fetcher. [{STATE}]")
     @click.option("--socket", "unix", type=FILE, metavar="FILE", help=f"Socket of the api. [{SOCKET}]")
     @functools.wraps(command)
@@ -169,7 +174,11 @@ def cli(options: Options) -> None:
 @common
 @watchable
 def status_command(options: Options) -> None:
-    """Show the health of the network, problems first; or one part of the state."""
+    """Show the health of the network, problems first; or one part of the state.
+
+    Exit code 0: the state is ok; 1: drift, an error or old metadata; 3: the fetcher is not running, or there is no
+    state.
+    """
     from cloud_network.api.cnctl import status
 
     if click.get_current_context().invoked_subcommand is None:
@@ -201,7 +210,10 @@ def network_command(options: Options, everything: bool) -> None:
 @click.argument("what", type=click.Choice(["ssh-keys", "credentials", "project", *IDENTITY_PARTS]))
 @common
 def show_command(options: Options, what: str) -> None:
-    """Print one item of the metadata, unchanged. Credentials: as root."""
+    """Print one item of the metadata, unchanged.
+
+    Only root may print the credentials. The identity documents exist only on AWS, Alibaba Cloud and Azure.
+    """
     from cloud_network.api.cnctl import show
 
     execute(options, lambda: show.run(what, options.source, options.json))
@@ -230,7 +242,10 @@ def doctor_command(options: Options, address: str | None, client: str | None) ->
 @click.option("--log", type=FILE, default=AUDIT_LOG, metavar="FILE", help=f"Audit log. [{AUDIT_LOG}]")
 @common
 def audit_command(options: Options, verify: bool, last: int, log: Path) -> None:
-    """Show the requests to netagent: sender, operations and verdict."""
+    """Show the requests to netagent: sender, operations and verdict.
+
+    --json also shows the operations of each request. --verify exits with 1 if the chain is broken.
+    """
     from cloud_network.api.cnctl import audit
 
     execute(
@@ -244,7 +259,8 @@ def audit_command(options: Options, verify: bool, last: int, log: Path) -> None:
 def plan_command(options: Options) -> None:
     """Print the missing changes as `ip` commands, without applying them. As root.
 
-    Reads the metadata first. Exit code 0: nothing to do; 1: changes are missing.
+    Reads the metadata first. Exit code 0: nothing to do; 1: changes are missing, or the metadata cannot be read
+    completely.
     """
     from cloud_network.api.cnctl import control
 
@@ -257,7 +273,8 @@ def plan_command(options: Options) -> None:
 def refresh_command(options: Options, retry: bool) -> None:
     """Read the metadata now, and repair differences. As root.
 
-    A change that was rolled back is retried only after 5 minutes to 6 hours; --retry retries it now.
+    A change that was rolled back is retried only after 5 minutes to 6 hours; --retry retries it now. Exit code 0: the
+    state is ok or degraded; 1: error. `cnctl status` shows the reason.
     """
     from cloud_network.api.cnctl import control
 

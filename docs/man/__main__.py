@@ -25,6 +25,9 @@ def main(directory: Path) -> None:
     """Write the pages."""
     directory.mkdir(parents=True, exist_ok=True)
     write_man_pages("cnctl", cli, version=version("cloud-network"), target_dir=str(directory), date=date())
+    for path in directory.glob("cnctl-*.1"):
+        text = path.read_text(encoding="utf-8").replace("cnctl status-", "cnctl-status-")  # click-man's references
+        path.write_text("\n".join([text.rstrip(), *see("cnctl(1)", "cloud-network(8)")]) + "\n", encoding="utf-8")
     with (directory / "cnctl.1").open("a", encoding="utf-8") as page:
         page.write("\n".join(more_of_cnctl()) + "\n")
     for name, lines in {"cloud-network.8": overview(), "cloud-network.toml.5": toml()}.items():
@@ -60,10 +63,14 @@ def overview() -> Lines:
     yield from section("DESCRIPTION")
     yield from text(words.OVERVIEW)
     yield from items(words.DAEMONS)
+    yield ".PP"
+    yield from text("With --help, each of them prints its options.")
     yield from section("REMOVAL")
     yield from text(words.REMOVAL)
     yield from section("LOG")
     yield from text(words.LOG)
+    yield from section("EXIT STATUS")
+    yield from items(words.DAEMON_EXIT)
     yield from section("ENVIRONMENT")
     yield from items({name: words.ENVIRONMENT[name] for name in ENVIRONMENT})
     yield from section("FILES")
@@ -90,6 +97,8 @@ def toml() -> Lines:
 def default(field: str) -> str:
     """Return a key's default in the syntax of the file."""
     value = getattr(Config(), field)
+    if field == "allow_addresses":
+        return "none"  # the key adds to the private prefixes
     if value is None:
         return "the cloud's own"
     if isinstance(value, tuple):

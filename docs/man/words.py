@@ -13,7 +13,8 @@ KEYS = {
     "Listen": "Address and port of the REST server. With an address other than loopback, other hosts can read this "
     "host's metadata. Under systemd, cloud-network-api.socket sets the address; set Listen= to the same value.",
     "Supplementary": "Links that get their own table and rules even if the instance has only one interface.",
-    "Provider": "The cloud of this instance; auto detects it from the firmware.",
+    "Provider": "The cloud of this instance; auto detects it from the firmware or, where that is not sufficient, from "
+    "the metadata server.",
     "RouteTableBase": "The number of a link's routing table is this number plus the link's ifindex. A second table, "
     "for DigitalOcean's anchor address, has 2^30 more.",
     "RulePriority": "First of the 30 rule priorities that belong to cloud-network.",
@@ -36,10 +37,12 @@ KEYS = {
     "Purge": "on-stop: remove everything that cloud-network added to the kernel when the fetcher stops or restarts; "
     "open connections that use it break. never: leave the network as it is.",
     "ConfirmTimeout": "Time after which netagent rolls back a change that has not been confirmed.",
-    "AllowKinds": "rtnetlink kinds of links that netagent may change, in addition to links without a kind (hardware).",
+    "AllowKinds": "rtnetlink kinds of links that netagent may change, in addition to links without a kind (hardware). "
+    "`ip -d link show` prints a link's kind.",
     "AllowAddresses": "Addresses that netagent may add to a link, in addition to RFC 1918, 100.64.0.0/10, fc00::/7 "
     "and the subnets that the kernel learned on that link.",
-    "AllowGateways": "Gateways that netagent accepts, in addition to those from the kernel and the cloud's convention.",
+    "AllowGateways": "Gateways that netagent accepts, in addition to those from DHCP, routers and the clouds' "
+    "conventions.",
     "MaxObjects": "Largest number of addresses, routes and rules that netagent adds.",
     "AuditFailure": "refuse: netagent makes no change that it cannot write to the audit log. continue: it makes the "
     "change.",
@@ -51,7 +54,8 @@ ENVIRONMENT = {
 FILES = {
     "/etc/cloud-network/cloud-network.toml": "The configuration; see cloud-network.toml(5). If it is missing, the "
     "defaults apply.",
-    "/run/cloud-network/status.json": "The state of the fetcher, in the format of status.schema.json.",
+    "/run/cloud-network/status.json": "The state of the fetcher, in the format of "
+    "/usr/share/doc/cloud-network/status.schema.json.",
     "/run/cloud-network/fetcher.lock": "Lock of the running fetcher, so that only one runs.",
     "/run/cloud-network-api/api.sock": "Unix socket of the REST server, for cnctl.",
     "/run/cloud-network/control.sock": "Unix socket of the fetcher, for commands of root through cnctl.",
@@ -65,6 +69,10 @@ EXIT = {
     "3": "A daemon does not answer, or there is no state: no known cloud, or no metadata yet.",
     "78": "The configuration is invalid.",
     "130": "Interrupted with Ctrl-C.",
+}
+DAEMON_EXIT = {
+    "69": "Fetcher: no supported cloud is detected. The unit counts it as success, and systemd does not restart it.",
+    "78": "The configuration is invalid. A restart does not help; the log names the line.",
 }
 JSON = """\
 With --json, the output is one JSON value in ASCII. Within a major version, keys are added but never renamed or
@@ -91,9 +99,9 @@ DAEMONS = {
     "report a difference.",
 }
 REMOVAL = """\
-Objects of other programs are never changed. Routes and rules of cloud-network have protocol number 209. An
-address is removed only when two complete answers of the metadata server no longer list it. Stopping the service
-leaves the network as it is, unless Purge= is on-stop. cnctl flush removes everything that cloud-network owns, and
+Objects of other programs are never changed. Routes and rules of cloud-network have protocol number 209. An address
+is removed only when two complete answers of the metadata server no longer list it. Stopping the service leaves the
+network as it is, unless Purge= is on-stop. As root, cnctl flush removes everything that cloud-network owns, and
 nothing is added again until cnctl refresh, or until the fetcher restarts. If the fetcher is not running, use
 cloud-network-fetcher --flush."""
 SYNTAX = """\

@@ -364,8 +364,11 @@ def _unreachable(interface: Interface, link: Link, table: Iterable[Route], host:
     has = {route.destination.version for route in table if route.destination.prefixlen == 0}
     off = {6} if link.ipv6.disabled else set()  # already reported
     for version in sorted({address.version for address in interface.addresses} - has - off):
-        reason = "no gateway known" if version == 4 else "no IPv6 router advertisement received"
-        yield f"{link.name}: {reason}; its IPv{version} addresses are reachable only from their own subnet"
+        reason, hint = "no gateway known", ""
+        if version == 6:
+            reason = "no IPv6 router advertisement received"
+            hint = f"; if this stays, check net.ipv6.conf.{link.name}.accept_ra"
+        yield f"{link.name}: {reason}; its IPv{version} addresses are reachable only from their own subnet{hint}"
 
 
 def _ignored_routers(interface: Interface, link: Link, host: Host) -> Iterator[Withheld]:

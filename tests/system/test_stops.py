@@ -1,4 +1,4 @@
-"""Daemons that stop and start in every order, and a configuration that cannot be read, while the metadata change."""
+"""Daemons that stop and start in every order, and a configuration that cannot be read, while the metadata changes."""
 
 from __future__ import annotations
 
