@@ -185,7 +185,10 @@ class Schedule:
 
 
 class InterfaceMismatch:
-    """Tracks interfaces that only the host or only the metadata has. Clouds update one a few seconds early."""
+    """Tracks interfaces that only the host or only the metadata has.
+
+    Clouds update one of them a few seconds before the other.
+    """
 
     def __init__(self) -> None:
         self._mismatches: set[int | str] = set()

@@ -71,7 +71,7 @@ class InterfaceBuilder:
     missing: list[str] = field(default_factory=list)
 
     def expect(self, node: Node, *keys: str) -> None:
-        """Record the missing or empty ones of keys that the cloud always gives: their absence proves nothing."""
+        """Record which of these keys, which the cloud always gives, are missing or empty: absence proves nothing."""
         self.missing += [f"{path}: missing" for path in node.lacks(*keys)]
 
     def expect_entries(self, node: Node, *keys: str) -> None:
@@ -219,7 +219,7 @@ class InstanceBuilder:
         self.missing: list[Problem] = []
 
     def expect(self, node: Node, *keys: str) -> None:
-        """Record the missing or empty ones of keys that the cloud always gives: then no interface is proven absent."""
+        """Record which of these keys, which the cloud always gives, are missing: then no interface is proven absent."""
         self.missing += [Problem("", f"{path}: missing") for path in node.lacks(*keys)]
 
     def expect_entries(self, node: Node, *keys: str) -> None:

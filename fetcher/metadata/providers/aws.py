@@ -116,7 +116,7 @@ class Aws(TreeProvider):
         return system
 
     def is_recognised(self) -> bool:
-        """See Provider. "Detect whether a host is an EC2 instance" has one verify the identity document."""
+        """See Provider. The identity document is checked, as "Detect whether a host is an EC2 instance" requires."""
         path = _IDENTITY + "document"
         try:
             document = parse_json(self.get(path, PROBE_TIMEOUT_S).text(path), path)

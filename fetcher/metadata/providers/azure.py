@@ -6,9 +6,9 @@ subnet's first address is the default gateway: "Azure Virtual Network FAQ", rese
 every VM: "How to identify Azure VMs" of cloud-init's Azure data source (docs.cloud-init.io). A NIC with an empty
 ipAddress list: cloud-init's tests/unittests/sources/test_azure.py.
 
-DHCP gives the primary address of each interface. With accelerated networking each interface is two links with one MAC,
-a VF below a synthetic one ("How Accelerated Networking works in Linux"); `match_links` takes the synthetic one.
-IPv6 addresses come without a subnet: each stands alone, as DHCPv6 gives it.
+DHCP sets the primary address of each interface. With accelerated networking each interface is two links with one MAC, a
+VF below a synthetic one ("How Accelerated Networking works in Linux"); `match_links` takes the synthetic one. IPv6
+addresses have no subnet: each is configured alone, as DHCPv6 sets it.
 """
 
 from __future__ import annotations
@@ -133,8 +133,9 @@ def _system(document: Node) -> dict[str, Any]:
 def ssh_keys(data: str) -> list[str]:
     """Return the keys of one keyData, each in OpenSSH's form on one line.
 
-    Azure folds a key that it has made, every 64 characters (cloud-init's pull request 759), takes RFC 4716 as well
-    ("Detailed steps: Create and manage SSH keys"), and may hold an X.509 certificate, which is returned as it is.
+    Azure breaks a key that it has created into lines of 64 characters (cloud-init's pull request 759). It also accepts
+    keys in the format of RFC 4716 ("Detailed steps: Create and manage SSH keys"). A keyData can be an X.509
+    certificate, which is returned unchanged.
     """
     lines = [line.strip() for line in data.splitlines() if line.strip()]
     if lines and lines[0] == _SSH2[0] and lines[-1] == _SSH2[1]:

@@ -8,8 +8,8 @@ anchor address; a reserved IPv6 address is routed to the Droplet untranslated an
 /128.
 
 The public address and the anchor address are on the same interface. "How to Send Outbound Traffic Over a Reserved IP"
-(.../how-to/outbound-traffic/): packets leave with the reserved address if they go by the anchor gateway. So the anchor
-gateway is the way out for the anchor address, and the public one for all others.
+(.../how-to/outbound-traffic/): packets through the anchor gateway leave with the reserved address. Therefore packets
+from the anchor address are routed through the anchor gateway, and all others through the public one.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ name; "Alias IP ranges overview" (VPC). `networkInterfaces[].forwardedIpv6s` and
 (GoogleCloudPlatform/guest-agent, google_guest_agent, and google-guest-agent, internal/metadata).
 
 A VM's interface is a /32: by default only the gateway answers ARP ("Create VMs with multiple network interfaces",
-troubleshooting), so everything but the gateway goes by the gateway, the own subnet too. Alias ranges, forwarded and
-target addresses are ranges, one object each.
+troubleshooting), so everything except the gateway is routed through the gateway, including the interface's own subnet.
+Alias ranges, forwarded and target addresses are ranges, one object each.
 """
 
 from __future__ import annotations

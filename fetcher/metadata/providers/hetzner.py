@@ -5,8 +5,8 @@ Sources: "Server Metadata" (docs.hetzner.cloud/reference/cloud#description/serve
 cloud-init's tests/unittests/sources/test_hetzner.py and DataSourceHetzner.py; "What are Hetzner Cloud Networks?"
 (docs.hetzner.com/cloud/networks/faq).
 
-A private network is layer 3: on the link is nothing but the gateway, and all of the network is behind it. The public
-IPv4 address is the first interface's own, by DHCP; IPv6 is as network-config has it.
+A private network is layer 3: only the gateway is on the link, and the rest of the network is behind it. DHCP sets the
+public IPv4 address of the first interface. IPv6 addresses are those of network-config.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ Sources: "VPC Metadata API" (cloud.ibm.com/apidocs/vpc-metadata: endpoints, `ver
 (cloud.ibm.com/apidocs/vpc-identity: PUT /instance_identity/v1/token), "Summary of data returned by the metadata
 service" (cloud.ibm.com/docs/vpc?topic=vpc-imd-metadata-summary) and the VirtualNetworkInterface schema of the VPC API.
 
-MAC addresses are the virtual network interfaces' (`mac_address`); an instance with the older network interfaces has
-none in its metadata. A subnet is named there by its id, without its prefix: every address stands alone (/32), and
-subnet and gateway are what DHCP has set on the link.
+MAC addresses are those of the virtual network interfaces (`mac_address`); an instance with the older network interfaces
+has none in its metadata. The metadata gives the id of a subnet, but not its prefix: every address is configured alone
+(/32), with the subnet and the gateway that DHCP has set on the link.
 """
 
 from __future__ import annotations

@@ -6,13 +6,13 @@ which writes it, and "Metadata service over IPv6" for the second endpoint (Neutr
 docs.openstack.org/neutron/latest/admin/config-ipv6.html). Older Nova writes a `type` of null for a physical NIC
 (cloud-init's tests/unittests/sources/helpers/test_openstack.py).
 
-A bond is a notice: its link stays the operator's, and its members are left alone. A VLAN is configured where its link
-exists. Nova names the first IPv4 and the first IPv6 address of a port, and none where Neutron serves DHCP: there the
-addresses come from DHCP and router advertisements, and the port is listed here without any.
+A bond is a notice: its link and its members are left to the operator. A VLAN is configured where its link exists. Nova
+names the first IPv4 and the first IPv6 address of a port. It names none where Neutron serves DHCP: there the addresses
+come from DHCP and router advertisements, and the port is listed without addresses.
 
-The config drive (iso9660 or vfat, with the label config-2) is read where it is mounted, and known by what is in it:
-this process may not mount, and its unit has no /dev to find a label in. It is as old as the boot, so it is asked only
-when the service has never answered, and what it does not list is not gone.
+The config drive (iso9660 or vfat, with the label config-2) is read where it is mounted, and identified by its content:
+this process may not mount it, and its unit has no /dev in which to find the label. The drive is written at boot. It is
+therefore read only if the service has never answered, and what it does not list is not removed.
 """
 
 from __future__ import annotations

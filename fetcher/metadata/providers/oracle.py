@@ -5,10 +5,10 @@ the IPv6 endpoint and a sample of two VNICs on nicIndex 0 with VLAN tags; "Virtu
 (.../Content/Network/Tasks/managingVNICs.htm) and "IPv6 Addresses"; what /opc/v2/vnics/ holds on a VM, a dual-stack VM
 and bare metal: cloud-init's tests/unittests/sources/test_oracle.py.
 
-Of IPv4 the metadata names a VNIC's primary address only: secondary private IPs are in Oracle's API and nowhere in
-/opc/v2/vnics/ ("Private IP Addresses", .../managingIPaddresses.htm, has the operator add them by hand); all IPv6
-addresses are there. On bare metal the first VNIC of each physical NIC (nicIndex) is the NIC itself, and a further one
-is a VLAN on it (vlanTag) with a MAC of its own: configured where that link exists.
+The metadata names all IPv6 addresses of a VNIC, but only its primary IPv4 address: secondary private IPs are in
+Oracle's API and nowhere in /opc/v2/vnics/ ("Private IP Addresses", .../managingIPaddresses.htm, tells the operator to
+add them by hand). On bare metal the first VNIC of each physical NIC (nicIndex) is the NIC itself. A further one is a
+VLAN on it (vlanTag) with its own MAC, and is configured where that link exists.
 """
 
 from __future__ import annotations

@@ -6,10 +6,10 @@ tests/unittests/sources/test_scaleway.py for the legacy `ipv6` and for ssh keys 
 with _ for a space); Scaleway's own reader of the document (scaleway-sdk-go, api/instance/v1/instance_metadata_sdk.go,
 type Metadata) for its fields.
 
-The document has the public interface's MAC (`mac_address`; without it the public interface is left as DHCP makes it)
-and its routed addresses: public_ips_v4 and public_ips_v6, or public_ips with a family. Of several, the first comes by
-DHCP and the others do not; being public they need AllowAddresses=. Of each private interface it has the MAC: their
-addresses are IPAM's and come by DHCP alone, so a private interface is listed here without any.
+The document has the public interface's MAC (`mac_address`; without it the public interface is left as DHCP configures
+it) and its routed addresses: public_ips_v4 and public_ips_v6, or public_ips with a family. DHCP sets the first of
+several addresses. The others are public and need AllowAddresses=. For a private interface the document has only the
+MAC: DHCP sets its addresses, which Scaleway's IPAM assigns.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Tencent Cloud CVM: the instance metadata service.
 
 Source: "Querying Instance Metadata" (intl.cloud.tencent.com/document/product/213/4934), which names every item and the
-server, metadata.tencentyun.com; requests go to the address of that name, so that no resolver can redirect them.
-The page has no IPv6: those addresses come by DHCPv6. All addresses of an interface are in its one subnet ("Elastic
-Network Interface", .../product/576): mask and gateway are read of the primary address, for all.
+server, metadata.tencentyun.com; requests go to the address of that name, so that no resolver can redirect them. The
+page has no IPv6: DHCPv6 sets those addresses. All addresses of an interface are in one subnet ("Elastic Network
+Interface", .../product/576), so the mask and the gateway of the primary address apply to all.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Sources: "Metadata" (www.vultr.com/metadata/) and whole documents of instances, with `interfaces` or with
 `cloud_interfaces` in their place: cloud-init's tests/unittests/sources/test_vultr.py; bare metal without firmware
 fields: cloud-init's sources/helpers/vultr.py. Public addresses are on the interface itself; an additional IPv6 network
-is delegated as a whole. IPv6 gateways come from router advertisements. `unconfigured` is a network that the user has
-told Vultr to leave alone.
+is delegated as a whole. IPv6 gateways come from router advertisements. `unconfigured` is a network that Vultr's own
+scripts leave to the user.
 """
 
 from __future__ import annotations
