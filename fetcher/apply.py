@@ -91,7 +91,8 @@ class Netagent:
             answer = self._ask(Hello(protocol.VERSION))
         except OSError as error:
             self.close()
-            raise NetagentError(f"{path}: {error.strerror or error}; is cloud-network-netagent running?") from None
+            reason = f"{error.strerror or error}. See: systemctl status cloud-network-netagent.socket"
+            raise NetagentError(f"{path}: {reason}") from None
         except NetagentError:
             self.close()
             raise

@@ -109,7 +109,7 @@ class ConflictTracker:
             )
             if op in missing or wait > 0:
                 by = f" ({record.by})" if record.by else ""
-                when = f"; next repair in {wait:.0f} s" if wait > 0 else ""
+                when = f"; next repair at {next_at}" if next_at else ""
                 open_now.append(f"{text}{by}, {record.times} times since {record.since}{when}")
         return statuses, open_now
 

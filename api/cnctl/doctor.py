@@ -146,7 +146,8 @@ def _missing_interfaces(status: Status) -> Iterator[Step]:
     """Report the interfaces of the metadata that have no link of this host."""
     for mac in status["unknown_macs"]:
         found = next((text for text in status["notices"] if text.startswith(mac)), f"{mac}: not on this host")
-        do = f'if the interface is not for this host, set [Network] Exclude="{mac}"'
+        key = "set that key; or, " if "[Netagent]" in found else ""
+        do = f'{key}if the interface is not for this host, set [Network] Exclude="{mac}"'
         yield Step("interface", False, found, "ip link", do)
 
 
@@ -256,7 +257,7 @@ def _show(subject: str, steps: list[Step], broken: str | None) -> None:
                 print(wrapped(" " * (indent + 12) + f"{label:<6}", text, 0))
     if broken:
         print(coloured(f"{subject}: the first failed step is {safe(broken)}", RED))
-        if any(checks.REPAIR in (step.do or "") for step in steps if step.ok is False):
+        if any(step.do == checks.REPAIR for step in steps if step.ok is False):
             print(wrapped("", UNREPAIRED, 0))
         return
     if subject == "host":

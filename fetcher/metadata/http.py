@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.message import Message
 from email.utils import parsedate_to_datetime
+from http.client import RemoteDisconnected
 from http.cookiejar import DefaultCookiePolicy
 from ipaddress import ip_address
 from typing import Any
@@ -311,6 +312,8 @@ def _reason(error: Exception) -> str:
     """Return the system's error text, or else the library's, shortened."""
     inner: BaseException | None = error
     while inner is not None:
+        if isinstance(inner, RemoteDisconnected):
+            return "the server closed the connection without an answer"
         if isinstance(inner, OSError) and inner.strerror:
             return inner.strerror
         inner = inner.__cause__ or inner.__context__

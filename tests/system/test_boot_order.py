@@ -97,10 +97,12 @@ def test_wait_includes_ipv6_but_not_impossible_changes() -> None:
 def test_missing_netagent_is_reported_as_the_reason(lab: Lab) -> None:
     manager = start_fetcher(lab)
     lab.wait_for(
-        lambda: any("is cloud-network-netagent running?" in each for each in manager.statuses()), 15, "the reason"
+        lambda: any("systemctl status cloud-network-netagent.socket" in each for each in manager.statuses()),
+        15,
+        "the reason",
     )
     late = wait(lab, "--timeout", "0")
-    assert (late.returncode, "is cloud-network-netagent running?" in late.stderr) == (1, True)
+    assert (late.returncode, "systemctl status cloud-network-netagent.socket" in late.stderr) == (1, True)
     lab.start("netagent")
     assert wait(lab, "--timeout", "30").returncode == 0
 

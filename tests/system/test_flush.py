@@ -118,7 +118,7 @@ def test_flush_without_a_fetcher_names_the_other_command(lab: Lab) -> None:
     assert nothing_is_owned(lab)
     assert foreign(lab) == before
     lab.stop("netagent")
-    assert "is cloud-network-netagent running?" in as_root(lab, "cloud-network-fetcher", "--flush").stderr
+    assert "systemctl status cloud-network-netagent.socket" in as_root(lab, "cloud-network-fetcher", "--flush").stderr
 
 
 def test_purge_on_stop(lab: Lab) -> None:

@@ -136,7 +136,7 @@ def test_refusal_is_explained_with_the_key() -> None:
 
 
 def test_missing_netagent_is_named_with_its_socket() -> None:
-    with pytest.raises(NetagentError, match=r"/nowhere/netagent.sock: No such file.*is cloud-network-netagent running"):
+    with pytest.raises(NetagentError, match=r"/nowhere/netagent.sock: No such file.*systemctl status cloud-network"):
         Netagent("/nowhere/netagent.sock")
 
 

@@ -63,7 +63,7 @@ def test_waiting_object_is_rejected_and_reported(tracker: ConflictTracker) -> No
     assert status["times"] == TOLERATED_REPAIRS
     assert status["next_at"]
     assert "ip address add 10.0.2.11/32" in text
-    assert "next repair in" in text
+    assert "next repair at" in text
 
 
 def test_waiting_removal_is_left_out_of_the_plan(tracker: ConflictTracker) -> None:
