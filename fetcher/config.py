@@ -388,13 +388,13 @@ def _excerpt(value: Any) -> str:
 def _unknown_key(section: str, key: str) -> str:
     """Return the reason for a key that its section does not have, with the correct spelling or section if known."""
     by_lower = {
-        name.lower(): (home, name) for known in (KEYS, OBSOLETE) for home, keys in known.items() for name in keys
+        name.lower(): (other, name) for known in (KEYS, OBSOLETE) for other, keys in known.items() for name in keys
     }
-    home, name = by_lower.get(key.lower(), ("", ""))
-    if home == section:
+    other, name = by_lower.get(key.lower(), ("", ""))
+    if other == section:
         return f"keys are case-sensitive; accepted: {name}"
-    if home:
-        return f"key of another section; accepted: [{home}] {name}"
+    if other:
+        return f"key of another section; accepted: [{other}] {name}"
     accepted = list(KEYS[section])
     return f"unknown key{values.did_you_mean(key, accepted)}; accepted: {', '.join(accepted)}"
 

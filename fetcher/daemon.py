@@ -24,7 +24,7 @@ from cloud_network.fetcher import service
 from cloud_network.fetcher.apply import is_listening
 from cloud_network.fetcher.config import Config, Purge
 from cloud_network.fetcher.control import Control, FlushAnswer, flush_answer
-from cloud_network.fetcher.metadata.base import Provider, Waiting
+from cloud_network.fetcher.metadata.base import Provider, WatchingProvider
 from cloud_network.fetcher.metadata.model import MetadataError
 from cloud_network.fetcher.metadata.reading import Reading, read_metadata
 from cloud_network.fetcher.network import kernel
@@ -132,7 +132,7 @@ class Daemon:
                 "credentials": self._credentials_command,
             }
         )
-        if isinstance(self._provider, Waiting):
+        if isinstance(self._provider, WatchingProvider):
             changed = partial(loop.call_soon_threadsafe, self._on_metadata_change)
             threading.Thread(target=watch_metadata, args=(self._provider, changed), name="watch", daemon=True).start()
         async with asyncio.TaskGroup() as tasks:
@@ -324,7 +324,7 @@ class Daemon:
         async with self._pass_lock:
             reading = await self._read()
             answer = await self._worker.run(partial(self._reconciler.planned_changes, reading))
-        if isinstance(self._provider, Waiting):
+        if isinstance(self._provider, WatchingProvider):
             self._on_metadata_change()  # the provider has seen the change in this read and no longer reports it
         return answer
 
@@ -412,7 +412,7 @@ def _call(changed: Callable[[], object]) -> bool:
     return True
 
 
-def watch_metadata(provider: Waiting, changed: Callable[[], object]) -> None:
+def watch_metadata(provider: WatchingProvider, changed: Callable[[], object]) -> None:
     """Wait for changes of the metadata in a separate thread, and report each."""
     backoff = Backoff(_WATCH_FIRST_S, _WATCH_LONGEST_S)
     while True:

@@ -83,7 +83,7 @@ class Provider(ABC):
 
 
 @runtime_checkable
-class Waiting(Protocol):
+class WatchingProvider(Protocol):
     """A provider whose cloud reports changes immediately."""
 
     def wait_for_change(self) -> bool:

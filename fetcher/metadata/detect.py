@@ -1,5 +1,6 @@
-"""Detection of the cloud by firmware fields and other marks of the host, or by the metadata server. Provider=
-overrides.
+"""Detection of the cloud by firmware fields and other files of the host, or by the metadata server.
+
+Provider= overrides it.
 
 Sources: /sys/class/dmi/id (drivers/firmware/dmi-id.c) and /sys/hypervisor/uuid (Xen). Unless a page is named below, the
 values of each cloud are from cloud-init's ds-identify. On most kernels only root can read product UUID and serial; they
@@ -25,11 +26,11 @@ _FIELDS = (
 _FILES = {"hypervisor_uuid": "sys/hypervisor/uuid", "kernel_command_line": "proc/cmdline"}
 # Files that the sandbox hides or that only root may read: the unit passes them by LoadCredential=.
 _CREDENTIALS = ("kernel_command_line", "product_uuid", "product_serial")
-_MARKS = {"/etc/vultr": "etc/vultr", "/run/scaleway": "run/scaleway"}
+_DIRECTORIES = {"/etc/vultr": "etc/vultr", "/run/scaleway": "run/scaleway"}
 _MAX_SHOWN_LENGTH = 60  # characters of a value in an error
 
 Firmware = Mapping[str, str]
-"""Maps the name of a field, file or mark to its text. Absent ones are left out."""
+"""Maps the name of a field, file or directory to its text. Absent ones are left out."""
 
 
 class DetectionError(Exception):
@@ -111,8 +112,8 @@ def _oracle(firmware: Firmware) -> bool:
 
 def _scaleway(firmware: Firmware) -> bool:
     """Match the vendor; without firmware fields, /run/scaleway or the kernel's command line."""
-    marked = "/run/scaleway" in firmware or "scaleway" in firmware.get("kernel_command_line", "").split()
-    return firmware.get("sys_vendor") == "Scaleway" or marked
+    is_prepared = "/run/scaleway" in firmware or "scaleway" in firmware.get("kernel_command_line", "").split()
+    return firmware.get("sys_vendor") == "Scaleway" or is_prepared
 
 
 def _tencent(firmware: Firmware) -> bool:
@@ -122,8 +123,8 @@ def _tencent(firmware: Firmware) -> bool:
 
 def _vultr(firmware: Firmware) -> bool:
     """Match the vendor; on bare metal, /etc/vultr or the kernel's command line."""
-    marked = "/etc/vultr" in firmware or "vultr" in firmware.get("kernel_command_line", "").split()
-    return firmware.get("sys_vendor") == "Vultr" or marked
+    is_prepared = "/etc/vultr" in firmware or "vultr" in firmware.get("kernel_command_line", "").split()
+    return firmware.get("sys_vendor") == "Vultr" or is_prepared
 
 
 CLOUDS: Mapping[str, Cloud] = MappingProxyType(
@@ -146,7 +147,7 @@ CLOUDS: Mapping[str, Cloud] = MappingProxyType(
 
 
 def read_firmware(root: Path = Path("/"), credentials: Path | None = None) -> Firmware:
-    """Return the firmware fields and marks of the host that this process can read.
+    """Return the firmware fields, files and directories of the host that this process can read.
 
     `credentials` is the directory of systemd's credentials ($CREDENTIALS_DIRECTORY of systemd.exec(5)). The unit passes
     the files that the fetcher itself cannot read, and "unknown" for those that the host does not have.
@@ -160,7 +161,7 @@ def read_firmware(root: Path = Path("/"), credentials: Path | None = None) -> Fi
             found[name] = path.read_text(errors="replace").strip()
         except OSError:
             continue
-    return found | {name: "" for name, path in _MARKS.items() if (root / path).is_dir()}
+    return found | {name: "" for name, path in _DIRECTORIES.items() if (root / path).is_dir()}
 
 
 def detect(choice: Choice, firmware: Firmware) -> Provider:

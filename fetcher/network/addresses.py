@@ -42,7 +42,9 @@ class Host:
     links: Mapping[int, Link]
     holders: Mapping[IPAddress, tuple[int, ...]]  # the links that have an address and keep it
     networks: IntervalIndex  # of the addresses that links have and cloud-network does not manage
-    carriers: Mapping[Interval, frozenset[IPAddress]]  # by network with its link, the addresses that keep their length
+    with_length: Mapping[
+        Interval, frozenset[IPAddress]
+    ]  # by network with its link, the addresses that keep this length
 
     @property
     def prefixes(self) -> Prefixes:
@@ -106,11 +108,11 @@ def index_host(
         if not kernel.owned or ifindex in unmanaged
     )
     links = {link.ifindex: link for link in actual.links}
-    carriers = defaultdict[Interval, frozenset[IPAddress]](frozenset)
+    with_length = defaultdict[Interval, frozenset[IPAddress]](frozenset)
     for (ifindex, address), kernel in actual.addresses.items():
         if not kernel.owned or not instance.may_remove:
-            carriers[Interval.around(address, kernel.address.prefix, ifindex)] |= {address}
-    return Host(instance, config, actual, rejections, links, holders, networks, carriers)
+            with_length[Interval.around(address, kernel.address.prefix, ifindex)] |= {address}
+    return Host(instance, config, actual, rejections, links, holders, networks, with_length)
 
 
 def usable_interfaces(
@@ -165,7 +167,7 @@ def _take_addresses(
             continue
         subnet = int(whole.network.network_address), whole.network.prefixlen
         carries = address.version == 4 and not usable.interface.routed and subnet not in carried
-        carries = carries and not _is_carried_by_others(whole, link, host)
+        carries = carries and not _others_keep_its_length(whole, link, host)
         form = _form(whole, link, carries, networks, host)
         if isinstance(form, Rejection):
             if not form.dependent and form.cause is not Cause.CONFLICT:
@@ -189,13 +191,13 @@ def _why_without_ipv6(link: Link) -> str:
     return "IPv6 is disabled in the kernel; to use its IPv6 addresses, boot without ipv6.disable=1"
 
 
-def _is_carried_by_others(whole: IPInterface, link: Link, host: Host) -> bool:
+def _others_keep_its_length(whole: IPInterface, link: Link, host: Host) -> bool:
     """Return True if the link keeps a different address with the subnet's length.
 
     Another program gave it to the link (a DHCP lease), or it is owned and may not be removed now. The kernel would
     treat a second one as its secondary and remove both together.
     """
-    others = host.carriers.get(Interval.of_network(whole.network, link.ifindex), frozenset()) - {whole.ip}
+    others = host.with_length.get(Interval.of_network(whole.network, link.ifindex), frozenset()) - {whole.ip}
     return bool(others) and all(each.owned for each in host.entries(link, whole.ip))
 
 
@@ -267,7 +269,7 @@ def _range_obstacle(network: IPNetwork, usable: UsableInterface, host: Host) -> 
         return Rejection(f"table local already has it for {host.name(actual.local[network])}")
     if host.prefixes is Prefixes.LOCAL:
         return host.rejection(Route(TABLE_LOCAL, link.ifindex, network, None))
-    homes = [subnet for subnet in usable.interface.subnets if not usable.interface.routed and subnet != network]
-    if is_single(network) or not within(network, homes):
+    subnets = [subnet for subnet in usable.interface.subnets if not usable.interface.routed and subnet != network]
+    if is_single(network) or not within(network, subnets):
         return Rejection('source rules need a range inside its subnet; set [Network] Prefixes="local"')
     return None

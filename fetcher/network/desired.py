@@ -226,13 +226,13 @@ def _table_with_rules(
     interface, link, config = usable.interface, usable.link, host.config
     number, second = host.tables(link)
     table = _table(interface, link, number, host)
-    homes = [route.destination for route in table if route.gateway is None]
+    on_link = [route.destination for route in table if route.gateway is None]
     if interface.anchor is None:
-        return table, source_rules(usable.sources, usable.ranges, homes, link.ifindex, number, config, sources)
+        return table, source_rules(usable.sources, usable.ranges, on_link, link.ifindex, number, config, sources)
     subnet, gateway = interface.anchor
     anchored = [each for each in usable.sources if each in subnet]
     others = [each for each in usable.sources if each not in subnet]
-    rules = source_rules(others, usable.ranges, homes, link.ifindex, number, config, sources)
+    rules = source_rules(others, usable.ranges, on_link, link.ifindex, number, config, sources)
     if anchored:
         by_anchor = replace(
             interface,

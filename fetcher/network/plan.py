@@ -99,18 +99,18 @@ def sorted_marks(marks: Iterable[LinkMark]) -> tuple[LinkMark, ...]:
 class _Reform:
     """An owned address that needs another prefix length or connected route, for example after a first start.
 
-    `again`: it has its form, but as the secondary of an address that leaves, with which the kernel would remove it.
+    `is_secondary`: it has its form, but as the secondary of an address that leaves. The kernel would remove both.
 
     The kernel stores an address once per prefix length. The address stays on the host throughout, temporarily as /32.
     """
 
     wanted: Address
     have: frozenset[Address]
-    again: bool = False
+    is_secondary: bool = False
 
     def release(self) -> Iterator[Operation]:
         """Yield the operations that remove the connected route from the address."""
-        kept = {self.wanted.plain} if self.again else {self.wanted, self.wanted.plain}
+        kept = {self.wanted.plain} if self.is_secondary else {self.wanted, self.wanted.plain}
         outdated = self.have - kept
         if outdated and self.wanted.plain not in self.have:
             yield add_address(self.wanted.plain)
@@ -118,7 +118,7 @@ class _Reform:
 
     def complete(self) -> Iterator[Operation]:
         """Yield the operations that give the address its form, once no other address has the connected route."""
-        if self.again or self.wanted not in self.have | {self.wanted.plain}:
+        if self.is_secondary or self.wanted not in self.have | {self.wanted.plain}:
             yield add_address(self.wanted)
         if self.wanted != self.wanted.plain:
             yield remove_address(self.wanted.plain)
@@ -134,9 +134,9 @@ def _reforms(desired: Desired, actual: Actual, leaving: Iterable[Address]) -> It
         have = frozenset(each.address for each in entries)
         if not entries or not entries[0].owned:
             continue
-        again = any(each.secondary and each.address == wanted for each in entries) and wanted.subnet in subnets
-        if again or have != {wanted}:
-            yield _Reform(wanted, have, again)
+        is_secondary = any(each.secondary and each.address == wanted for each in entries) and wanted.subnet in subnets
+        if is_secondary or have != {wanted}:
+            yield _Reform(wanted, have, is_secondary)
 
 
 def _link_changes(settings: LinkSettings, link: Link) -> Iterator[Operation]:

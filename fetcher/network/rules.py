@@ -82,7 +82,7 @@ class IntervalIndex:
 def source_rules(
     addresses: Sequence[IPAddress],
     ranges: Iterable[IPNetwork],
-    homes: Iterable[IPNetwork],
+    on_link: Iterable[IPNetwork],
     link: int,
     table: int,
     config: Config,
@@ -90,11 +90,11 @@ def source_rules(
 ) -> tuple[Rule, ...]:
     """Return the rules that lead to one table of a link.
 
-    `addresses` and `ranges` are the link's sources. `homes` are the networks that its table has on link: no prefix
+    `addresses` and `ranges` are the link's sources. `on_link` are the networks that its table has on link: no prefix
     exceeds them. `sources` are those of all links.
     """
     if config.rules is Rules.AGGREGATE:
-        selectors = aggregate(addresses, homes, link, sources)
+        selectors = aggregate(addresses, on_link, link, sources)
     else:
         selectors = [host(address) for address in addresses]
     local = dict.fromkeys(ranges, False)  # also for forwarded packets: containers may own addresses of a range
@@ -116,35 +116,35 @@ def main_rule(version: int, config: Config) -> Rule:
 
 
 def aggregate(
-    addresses: Sequence[IPAddress], homes: Iterable[IPNetwork], link: int, sources: IntervalIndex
+    addresses: Sequence[IPAddress], on_link: Iterable[IPNetwork], link: int, sources: IntervalIndex
 ) -> list[IPNetwork]:
     """Return the fewest prefixes that contain all `addresses` and no source of another link.
 
-    An address outside of all homes gets its own rule, and so does one that another link has, too.
+    An address outside all of `on_link` gets its own rule, and so does one that another link has, too.
     """
     left = {version: sorted({int(each) for each in addresses if each.version == version}) for version in (4, 6)}
     found: list[IPNetwork] = []
-    for home in sorted(homes, key=lambda home: home.prefixlen):
-        span, numbers = Interval.of_network(home), left[home.version]
+    for network in sorted(on_link, key=lambda network: network.prefixlen):
+        span, numbers = Interval.of_network(network), left[network.version]
         inside = slice(bisect_left(numbers, span.first), bisect_right(numbers, span.last))
         own, numbers[inside] = numbers[inside], []
         if own:
             others = [each for each in sources.overlapping(span) if each.link != link]
-            found += _largest_around(own, others, home)
+            found += _largest_around(own, others, network)
     alone = {version: set(numbers) for version, numbers in left.items()}
     return found + [host(each) for each in addresses if int(each) in alone[each.version]]
 
 
-def _largest_around(own: Iterable[int], others: Collection[Interval], home: IPNetwork) -> Iterator[IPNetwork]:
-    """Yield the largest prefixes of `home` around the link's addresses that contain no other address, each once."""
+def _largest_around(own: Iterable[int], others: Collection[Interval], network: IPNetwork) -> Iterator[IPNetwork]:
+    """Yield the largest prefixes of `network` around the link's addresses that contain no other address, each once."""
     firsts, lasts = sorted(each.first for each in others), sorted(each.last for each in others)
-    size, found = home.max_prefixlen, dict[tuple[int, int], None]()
+    size, found = network.max_prefixlen, dict[tuple[int, int], None]()
     for number in own:
         ended, begun = bisect_left(lasts, number), bisect_right(firsts, number)
-        bits = size - home.prefixlen
+        bits = size - network.prefixlen
         for neighbour in (*lasts[max(0, ended - 1) : ended], *firsts[begun : begun + 1]):
             bits = min(bits, (number ^ neighbour).bit_length() - 1)
         if begun > ended:  # inside another's interval
             bits = 0
         found[number >> bits << bits, size - bits] = None
-    return map(type(home), found)
+    return map(type(network), found)

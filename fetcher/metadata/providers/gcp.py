@@ -45,7 +45,7 @@ _ETAG = re.compile(r"[A-Za-z0-9._~-]{1,256}")
 
 
 class Gcp(Provider):
-    """A Provider, and Waiting: one request a refresh.
+    """A Provider, and WatchingProvider: one request a refresh.
 
     `wait_for_change` runs in another thread, with a client of its own; of the two ETags each thread writes one.
     """
@@ -70,7 +70,7 @@ class Gcp(Provider):
         return found
 
     def wait_for_change(self) -> bool:
-        """See Waiting."""
+        """See WatchingProvider."""
         last = self._seen_etag or self._read_etag or "0"
         self._watcher.kinds = self.client.kinds
         path = f"{_ALL}&wait_for_change=true&timeout_sec={_WAIT_S}&last_etag={last}"

@@ -179,7 +179,7 @@ def test_unreadable_fields_are_left_out(tmp_path: Path) -> None:
     assert read_firmware(tmp_path) == {"sys_vendor": "Amazon EC2", "product_name": "\ufffd"}
 
 
-def test_marks_and_files_of_the_host_are_read(tmp_path: Path) -> None:
+def test_directories_and_files_of_the_host_are_read(tmp_path: Path) -> None:
     for directory in ("sys/hypervisor", "proc", "etc/vultr", "run"):
         (tmp_path / directory).mkdir(parents=True)
     (tmp_path / "sys/hypervisor/uuid").write_text("ec2e1916\n")

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from cloud_network.fetcher.daemon import watch_metadata
-from cloud_network.fetcher.metadata.base import Waiting
+from cloud_network.fetcher.metadata.base import WatchingProvider
 from cloud_network.fetcher.metadata.model import Instance, Interface, MetadataError, Vlan
 from cloud_network.fetcher.metadata.providers.gcp import Gcp
 
@@ -270,7 +270,7 @@ def test_unusable_etag_is_an_error(server: Server, provider: Gcp, etag: str) -> 
         provider.wait_for_change()
 
 
-def watch(provider: Waiting) -> queue.Queue[None]:
+def watch(provider: WatchingProvider) -> queue.Queue[None]:
     """Return a queue of the reported changes."""
     changes: queue.Queue[None] = queue.Queue()
     threading.Thread(target=watch_metadata, args=(provider, lambda: changes.put(None)), daemon=True).start()
@@ -278,7 +278,7 @@ def watch(provider: Waiting) -> queue.Queue[None]:
 
 
 def test_change_is_reported_and_failure_tried_again(cloud: Changing, server: Server, provider: Gcp) -> None:
-    assert isinstance(provider, Waiting)
+    assert isinstance(provider, WatchingProvider)
     provider.fetch()
     reported = watch(provider)
     for etag in ("e2", "e3"):

@@ -33,26 +33,30 @@ from tests.unit.fetcher.values import (
 )
 
 MINE, OTHERS, FREE = 2, 3, None
-HOME = IPv4Network("10.0.1.8/29")
+NETWORK = IPv4Network("10.0.1.8/29")
 
 
-def aggregate(mine: Sequence[IPAddress], others: Iterable[IPNetwork], *homes: IPNetwork) -> list[IPNetwork]:
+def aggregate(mine: Sequence[IPAddress], others: Iterable[IPNetwork], *on_link: IPNetwork) -> list[IPNetwork]:
     sources = [Interval.of_network(network, OTHERS) for network in others]
     sources += [Interval.of_address(address, MINE) for address in mine]
-    return fewest.aggregate(mine, homes, MINE, IntervalIndex(sources))
+    return fewest.aggregate(mine, on_link, MINE, IntervalIndex(sources))
 
 
-def branches(home: IPNetwork) -> list[IPNetwork]:
-    return [net for length in range(home.prefixlen, home.max_prefixlen + 1) for net in home.subnets(new_prefix=length)]
+def branches(network: IPNetwork) -> list[IPNetwork]:
+    return [
+        net
+        for length in range(network.prefixlen, network.max_prefixlen + 1)
+        for net in network.subnets(new_prefix=length)
+    ]
 
 
 def test_prefixes_are_minimal_in_all_6561_cases() -> None:
     """Each of eight addresses is the link's, another link's or unused. Fewer prefixes would miss one of the link's."""
-    bits = {net: sum(1 << int(each) - int(HOME[0]) for each in net) for net in branches(HOME)}
+    bits = {net: sum(1 << int(each) - int(NETWORK[0]) for each in net) for net in branches(NETWORK)}
     for owners in product((MINE, OTHERS, FREE), repeat=8):
-        mine = [address for address, owner in zip(HOME, owners, strict=True) if owner == MINE]
-        others = [ip_network(address) for address, owner in zip(HOME, owners, strict=True) if owner == OTHERS]
-        found = aggregate(mine, others, HOME)
+        mine = [address for address, owner in zip(NETWORK, owners, strict=True) if owner == MINE]
+        others = [ip_network(address) for address, owner in zip(NETWORK, owners, strict=True) if owner == OTHERS]
+        found = aggregate(mine, others, NETWORK)
         own_bits = sum(bits[ip_network(each)] for each in mine)
         other_bits = sum(bits[each] for each in others)
         covered = 0
@@ -70,31 +74,31 @@ def test_prefixes_are_minimal_in_all_6561_cases() -> None:
                 assert own_bits & ~together, f"{owners}: {fewer} prefixes suffice, got {len(found)}"
 
 
-def aggregate_by_search(mine: Sequence[IPAddress], others: Sequence[IPNetwork], home: IPNetwork) -> list[IPNetwork]:
+def aggregate_by_search(mine: Sequence[IPAddress], others: Sequence[IPNetwork], network: IPNetwork) -> list[IPNetwork]:
     """Return the same prefixes by halving, which checks every address each time."""
-    inside = [address for address in mine if address in home]
+    inside = [address for address in mine if address in network]
     if not inside:
         return []
-    if home.num_addresses == 1 or not any(home.overlaps(other) for other in others):
-        return [home]
-    return [found for half in home.subnets() for found in aggregate_by_search(inside, others, half)]
+    if network.num_addresses == 1 or not any(network.overlaps(other) for other in others):
+        return [network]
+    return [found for half in network.subnets() for found in aggregate_by_search(inside, others, half)]
 
 
-def parts(home: IPNetwork, shortest: int) -> st.SearchStrategy[IPNetwork]:
-    lengths = st.one_of(st.just(home.max_prefixlen), st.integers(shortest, home.max_prefixlen))
-    first, last = int(home.network_address), int(home.broadcast_address)
+def parts(network: IPNetwork, shortest: int) -> st.SearchStrategy[IPNetwork]:
+    lengths = st.one_of(st.just(network.max_prefixlen), st.integers(shortest, network.max_prefixlen))
+    first, last = int(network.network_address), int(network.broadcast_address)
     numbers = st.one_of(st.integers(first, first + 20), st.integers(first, first + 255), st.integers(first, last))
-    return st.builds(lambda number, length: type(home)((number, length), strict=False), numbers, lengths)
+    return st.builds(lambda number, length: type(network)((number, length), strict=False), numbers, lengths)
 
 
 @pytest.mark.parametrize("text", ["10.0.0.0/16", "10.0.1.0/24", "fd00:1::/64", "fd00:1::/48"])
 def test_large_prefixes_equal_those_of_halving(text: str) -> None:
-    home = ip_network(text)
+    network = ip_network(text)
 
-    @given(st.lists(parts(home, 128 if home.version == 6 else 32), unique=True), st.lists(parts(home, 10)))
+    @given(st.lists(parts(network, 128 if network.version == 6 else 32), unique=True), st.lists(parts(network, 10)))
     def check(mine: list[IPNetwork], others: list[IPNetwork]) -> None:
         addresses = [each.network_address for each in mine]
-        assert sorted(aggregate(addresses, others, home)) == aggregate_by_search(addresses, others, home)
+        assert sorted(aggregate(addresses, others, network)) == aggregate_by_search(addresses, others, network)
 
     check()
 
@@ -107,8 +111,8 @@ def test_additional_address_keeps_an_exclusive_prefix() -> None:
 
 def test_no_prefix_reaches_beyond_a_network_that_is_on_link() -> None:
     one, two, far = map(ip_address, ("10.0.1.10", "10.0.2.10", "192.168.7.7"))
-    homes = [ip_network("10.0.2.0/25"), ip_network("10.0.1.0/24"), ip_network("10.0.2.0/24"), ip_network("fd00::/64")]
-    found = aggregate([one, two, far], [], *homes)
+    on_link = [ip_network("10.0.2.0/25"), ip_network("10.0.1.0/24"), ip_network("10.0.2.0/24"), ip_network("fd00::/64")]
+    found = aggregate([one, two, far], [], *on_link)
     assert [str(each) for each in found] == ["10.0.1.0/24", "10.0.2.0/24", "192.168.7.7/32"]
     assert aggregate([one], []) == [ip_network("10.0.1.10/32")]
 
