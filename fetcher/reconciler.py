@@ -41,7 +41,16 @@ from cloud_network.fetcher.network.plan import (
 )
 from cloud_network.fetcher.network.presence import Presence
 from cloud_network.fetcher.rejections import LinkHolds, PlanRetry, RejectionTable
-from cloud_network.fetcher.reporting import Attempt, Comparison, Condition, PassReport, PlanAnswer, Snapshot, first_of
+from cloud_network.fetcher.reporting import (
+    Attempt,
+    Comparison,
+    Condition,
+    PassReport,
+    PlanAnswer,
+    Snapshot,
+    first_of,
+    with_next_try,
+)
 from cloud_network.fetcher.schedule import NETAGENT_RETRY_S
 from cloud_network.netagent import protocol
 from cloud_network.netagent.operations import LinkMark
@@ -444,7 +453,7 @@ def _interfaces(comparison: Comparison) -> dict[int, Interface]:
 def _held_texts(comparison: Comparison, held: Mapping[int, tuple[str, float]]) -> list[str]:
     """Return each link on hold with the reason and the time of the next try."""
     names = {COMMON: "rules of no link"} | {link.ifindex: link.name for link in comparison.snapshot.actual.links}
-    return [f"{names.get(link, link)}: {reason}; next try in {left:.0f} s" for link, (reason, left) in held.items()]
+    return [with_next_try(f"{names.get(link, link)}: {reason}", left) for link, (reason, left) in held.items()]
 
 
 def _without_refused(ops: Plan, refusals: Iterable[Refused], results: _PassResults) -> Plan:

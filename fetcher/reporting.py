@@ -398,10 +398,8 @@ def _metadata_condition(instance: Instance, missing: Mapping[str, float]) -> Con
         return Condition("metadata", f"{texts}; that part is left out, and nothing is removed until it is understood")
     if missing:
         names = ", ".join(missing)
-        seconds = max(missing.values())
-        text = (
-            f"interface {names}: no longer listed, but its link is up; removed in {seconds:.0f} s unless listed again"
-        )
+        at = rfc3339(max(missing.values()))
+        text = f"interface {names}: no longer listed, but its link is up; removed at {at} unless listed again"
         return Condition("metadata", text, transient=True)
     return None
 
@@ -420,6 +418,11 @@ def _conflict_condition(conflicts: Sequence[str]) -> Condition | None:
         "conflict",
         f"reverted by another program: {first_of(conflicts)}. See /usr/share/doc/cloud-network/coexistence.md",
     )
+
+
+def with_next_try(reason: str, seconds: float) -> str:
+    """Return the reason with the time of the next try: a number of seconds would be logged again at each pass."""
+    return f"{reason}; next try at {rfc3339(seconds)}"
 
 
 def first_of(texts: Sequence[str]) -> str:

@@ -47,7 +47,7 @@ def obstacle(address: IPAddress, interface: str) -> str:
     except KernelError:
         return ""
     key = f"net.ipv4.conf.{interface or 'all'}.rp_filter"
-    return f"a route prohibits {address} on this host (systemd-imdsd?), and unless {key}=0 its answers are dropped"
+    return f"a route prohibits {address} on this host (systemd-imdsd adds one); set {key}=0, or its answers are dropped"
 
 
 def _is_tunnel(link: Link) -> bool:

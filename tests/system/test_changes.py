@@ -223,7 +223,7 @@ def test_removed_primary_address_keeps_siblings(lab: Lab) -> None:
 
 
 def test_first_address_leaves_although_the_next_is_its_secondary(lab: Lab) -> None:
-    """So it is if the removal was refused once, while the next address got the subnet's prefix length."""
+    """This happens if the removal was refused once while the next address got the subnet's prefix length."""
     nic = lab.nics[1]
     first, extra = nic.addresses[0], "10.0.2.240"
     connection = lab.hold_connection(nic.addresses[1])

@@ -134,7 +134,7 @@ def test_ipv6_endpoint_is_used_without_ipv4(cloud: str) -> None:
 
 
 def test_gcp_change_is_reported_without_the_timer() -> None:
-    """RefreshTimer= is far away: only the answer to wait_for_change reports the change."""
+    """The refresh timer does not expire: only the answer to wait_for_change reports the change."""
     with Lab(Spec.cloud("gcp", 2, 3)) as lab:
         lab.write_config('[System]\nRefreshTimer = "24h"\n' + CONFIG)
         lab.start("netagent")
@@ -185,7 +185,7 @@ FORWARDED = "203.0.113.77"
 
 
 def test_public_forwarded_address_needs_allow_addresses() -> None:
-    """A load balancer's: the metadata alone cannot make netagent add a public address of other Internet hosts."""
+    """The metadata alone cannot make netagent add a public address: it could belong to other Internet hosts."""
     spec = Spec.cloud("gcp", 2, 2)
     spec = replace(spec, interfaces=(replace(spec.interfaces[0], prefixes=(f"{FORWARDED}/32",)), *spec.interfaces[1:]))
     with Lab(spec) as lab:

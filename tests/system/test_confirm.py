@@ -68,7 +68,7 @@ def test_lost_gateway_rolls_the_change_back(lab: Lab) -> None:
     assert verdicts(lab)[count:] == ["applied", "rolled back"]
     assert without_order(kernel(lab)) == without_order(before)
     lab.wait_for(lambda: status(lab)["netagent"]["verdict"] == "rolled back", 5, "the status")
-    lab.wait_for(lambda: "next try in" in str(status(lab)["last_error"]), 5, "the reason")
+    lab.wait_for(lambda: "next try at" in str(status(lab)["last_error"]), 5, "the reason")
     assert f"gateway {nic.gateway} on {nic.name} no longer resolves" in status(lab)["last_error"]["message"]
     lab.metadata.clear()
     restore_gateway(lab)

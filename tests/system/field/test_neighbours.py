@@ -29,7 +29,7 @@ def lab() -> Iterator[Lab]:
 
 
 def test_macvlan_child_is_left_alone(lab: Lab) -> None:
-    """As of a container, in this or another namespace, with an address in the interface's subnet."""
+    """A container's macvlan, in this or another namespace, has an address in the interface's subnet."""
     nic = lab.nics[1]
     held = lab.hold_connection(nic.addresses[1])
     lab.batch([f"link add link {nic.name} name child0 type macvlan mode bridge", "link set child0 up"])

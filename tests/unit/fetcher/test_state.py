@@ -251,7 +251,7 @@ def test_earlier_run_boot_and_missed_renewal_are_doubted(state: StateDirectory, 
 def test_no_step_of_the_wall_clock_changes_the_judgement(
     state: StateDirectory, run_lock: RunLock, monkeypatch: pytest.MonkeyPatch, days: int
 ) -> None:
-    """Neither is a fetcher that hangs taken for a running one, nor fresh metadata for old ones."""
+    """A hung fetcher is not taken for a running one, and fresh metadata is not taken for old."""
     stepped = time.time() + days * 86400
     monkeypatch.setattr(time, "time", lambda: stepped)
     fresh = {**STATUS, "run": run_lock.run, "boot_id": boot_id(), "fetched_at": shapes.rfc3339()}
