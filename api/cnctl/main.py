@@ -200,7 +200,11 @@ def system_command(options: Options, everything: bool) -> None:
 @common
 @watchable
 def network_command(options: Options, everything: bool) -> None:
-    """Show the addresses of every link."""
+    """Show the addresses of every link.
+
+    Exit code 0: every link is healthy; 1: a link is not, or the state is out of date; 3: the fetcher is not running, or
+    there is no state.
+    """
     from cloud_network.api.cnctl import network
 
     execute(options, lambda: network.run(options.source, options.json, everything))
@@ -212,7 +216,8 @@ def network_command(options: Options, everything: bool) -> None:
 def show_command(options: Options, what: str) -> None:
     """Print one item of the metadata, unchanged.
 
-    Only root may print the credentials. The identity documents exist only on AWS, Alibaba Cloud and Azure.
+    Only root may print the credentials. The identity documents exist only on AWS, Alibaba Cloud and Azure, the project
+    only on Google Cloud. Exit code 1: the cloud does not give the item.
     """
     from cloud_network.api.cnctl import show
 
@@ -229,7 +234,7 @@ def doctor_command(options: Options, address: str | None, client: str | None) ->
     Checks every step that a packet needs, from the metadata to the MTU, and stops at the first that fails. Prints the
     command that shows the failure, and the command to run next. With --from, checks the route of replies to that
     client. ADDRESS:PORT (IPv6: [ADDRESS]:PORT), as root, also checks the replies of a container that publishes the
-    port.
+    port. Exit code 0: every step passed; 1: a step failed.
     """
     from cloud_network.api.cnctl import doctor
 

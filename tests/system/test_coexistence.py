@@ -145,7 +145,7 @@ def test_vpn_over_the_metadata_server_removes_nothing(lab: Lab) -> None:
 
 
 def test_earlier_vpn_gets_packets_without_a_source(lab: Lab) -> None:
-    """With priorities above 31020: replies from owned addresses leave through their link, others use the VPN."""
+    """With priorities above 31020: replies from the cloud's addresses leave through their link, others use the VPN."""
     lines = [
         "link add wg0 type bridge",
         "link set wg0 up",
