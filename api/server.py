@@ -36,7 +36,7 @@ from gunicorn.glogging import Logger
 USER = "cloud-network-api"
 SOCKET = Path("/run/cloud-network-api/api.sock")
 MAX_CONNECTIONS = 400
-"""Limit of open connections per listener: if TCP clients use up theirs, cnctl's socket still answers.
+"""Limit of open connections per listener: if TCP clients reach their listener's limit, cnctl's socket still answers.
 
 LimitNOFILE= is higher.
 """

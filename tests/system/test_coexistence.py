@@ -72,18 +72,18 @@ def restart(lab: Lab) -> None:
 
 def foreign(lab: Lab) -> dict[str, list[Any]]:
     """Return all foreign objects, except what the kernel derives from owned addresses; carrier changes by itself."""
-    found, mine = kernel(lab), set(lab.addresses)
+    found, cloud_addresses = kernel(lab), set(lab.addresses)
     links = found.pop("address")
     kept: dict[str, list[Any]] = {
         what: [
             {key: value for key, value in entry.items() if key != "flags"}
             for entry in entries
-            if str(entry.get("protocol")) != PROTOCOL and entry.get("prefsrc") not in mine
+            if str(entry.get("protocol")) != PROTOCOL and entry.get("prefsrc") not in cloud_addresses
         ]
         for what, entries in found.items()
     }
     for link in links:
-        others = [each for each in link["addr_info"] if each["local"] not in mine]
+        others = [each for each in link["addr_info"] if each["local"] not in cloud_addresses]
         kept[link["ifname"]] = [link["mtu"], "UP" in link["flags"], others]
     return kept
 

@@ -133,14 +133,14 @@ def test_foreign_rule_at_an_owned_priority_applies(lab: Lab) -> None:
     """The rule is between cloud-network's first step and its last. It applies to this one source only."""
     before = own_objects(lab, "rule-4")
     nic = lab.nics[1]
-    theirs = f"rule add pref 31000 from {nic.addresses[1]} lookup main"
-    lab.batch([theirs])
+    foreign_rule = f"rule add pref 31000 from {nic.addresses[1]} lookup main"
+    lab.batch([foreign_rule])
     refresh(lab)
     wait_until_healthy(lab)
     assert own_objects(lab, "rule-4") == before
     assert [rule["table"] for rule in ip(lab, "rule") if rule["src"] == nic.addresses[1]] == ["main"]
     assert {pair for pair, answered in lab.reachability().items() if not answered} == {("beyond0", nic.addresses[1])}
-    lab.batch([theirs.replace("add", "del") + " protocol 0"])
+    lab.batch([foreign_rule.replace("add", "del") + " protocol 0"])
     assert all(lab.reachability().values())
     assert own_objects(lab, "rule-4") == before
 

@@ -272,10 +272,10 @@ def aggregated_rules(lab: Lab) -> list[tuple[int, IPv4Network]]:
     """Return (step or table, network) of each expected rule and of the one for main, computed by halving."""
 
     def halves(network: IPv4Network, nic: Nic) -> list[IPv4Network]:
-        mine = [each for each in nic.addresses if ip_address(each) in network]
+        inside = [each for each in nic.addresses if ip_address(each) in network]
         others = {each for other in lab.nics if other != nic for each in other.addresses}
-        if not mine or not any(ip_address(each) in network for each in others):
-            return [network] if mine else []
+        if not inside or not any(ip_address(each) in network for each in others):
+            return [network] if inside else []
         return [found for half in network.subnets() for found in halves(half, nic)]
 
     found = [(31010, IPv4Network("0.0.0.0/0"))]

@@ -85,14 +85,14 @@ def test_first_of_two_in_one_subnet_can_return() -> None:
 def test_dhcp_addresses_of_all_interfaces_are_adopted() -> None:
     spec = Spec(tuple(Interface(f"10.0.{n}.0/24", 4) for n in (1, 2, 3)), dhcp_all=True)
     with Lab(spec) as lab:
-        theirs = {nic.addresses[0] for nic in lab.nics}
-        before = [each for link in kernel(lab)["address"] for each in link["addr_info"] if each["local"] in theirs]
+        by_dhcp = {nic.addresses[0] for nic in lab.nics}
+        before = [each for link in kernel(lab)["address"] for each in link["addr_info"] if each["local"] in by_dhcp]
         main = ip(lab, "route", "show", "proto", "dhcp")
         lab.write_config(CONFIG)
         for name in ("netagent", "fetcher"):
             lab.start(name)
         wait_until_healthy(lab)
-        after = [each for link in kernel(lab)["address"] for each in link["addr_info"] if each["local"] in theirs]
+        after = [each for link in kernel(lab)["address"] for each in link["addr_info"] if each["local"] in by_dhcp]
         assert (after, ip(lab, "route", "show", "proto", "dhcp")) == (before, main)
         assert all(lab.reachability().values())
         assert all(lab.outbound().values())

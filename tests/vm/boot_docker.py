@@ -113,7 +113,7 @@ def test_container_reaches_the_outside_and_is_reached_from_here(guest: Guest, co
 
 
 def test_docker_and_cloud_network_keep_their_objects(guest: Guest) -> None:
-    before, mine = foreign(guest), network_state(guest).count("proto 209")
+    before, owned_count = foreign(guest), network_state(guest).count("proto 209")
     guest.run("systemctl", "restart", "cloud-network-fetcher")
     guest.run("cnctl", "refresh")
     assert foreign(guest) == before
@@ -122,7 +122,7 @@ def test_docker_and_cloud_network_keep_their_objects(guest: Guest) -> None:
     guest.run("systemctl", "restart", "docker", timeout=240)
     start(guest, "web")
     guest.wait_for(lambda: "ok:" in guest.run("cnctl", "status", check=False), message="cnctl status: ok")
-    assert network_state(guest).count("proto 209") == mine
+    assert network_state(guest).count("proto 209") == owned_count
     assert all_reachable(guest)
 
 

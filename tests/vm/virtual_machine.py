@@ -147,12 +147,12 @@ class VirtualMachine(Guest):
 
     def command(self, argv: Sequence[str], stdin: str, timeout: float) -> tuple[int, str]:
         number = next(self._numbers)
-        mine = self._answers[number] = queue.Queue()
+        answer = self._answers[number] = queue.Queue()
         with self._lock:
             self._port.sendall(json.dumps({"id": number, "argv": argv, "stdin": stdin}).encode() + b"\n")
         timeout *= self.timeout_factor
         try:
-            return mine.get(timeout=timeout)
+            return answer.get(timeout=timeout)
         except queue.Empty:
             console = self._console.read_text(errors="replace")[-4000:]
             raise AssertionError(f"{' '.join(argv)} did not end within {timeout:g} s\n{console}") from None

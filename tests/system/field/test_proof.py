@@ -31,7 +31,7 @@ def test_interfaces_missing_for_seconds_are_kept() -> None:
             time.sleep(0.5)
         message = status(lab)["last_error"]["message"]
         assert all(nic.mac in message for nic in missing)
-        assert "no longer listed, but its link is up; removed in" in message
+        assert "no longer listed, but its link is up; removed at" in message
         assert all(lab.reachability().values())
         lab.metadata.load(lab.nics)
         refresh(lab)
@@ -67,7 +67,7 @@ def test_restart_keeps_missing_interfaces_for_a_minute() -> None:
             time.sleep(1)
         message = status(lab)["last_error"]["message"]
         assert all(nic.mac in message for nic in missing)
-        assert "no longer listed, but its link is up; removed in" in message
+        assert "no longer listed, but its link is up; removed at" in message
         lab.metadata.load(lab.nics[:2])
         refresh(lab)
         gone = set(lab.nics[2].addresses)

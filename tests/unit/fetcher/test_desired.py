@@ -273,17 +273,17 @@ def test_shared_subnet_connected_route_is_the_primarys() -> None:
     assert routes(found, 2) == routes(found, 3) == ["10.0.1.0/24", "0.0.0.0/0 via 10.0.1.1"]
 
 
-@pytest.mark.parametrize(("ifindex", "theirs"), [(3, "10.0.1.13/24"), (9, "10.0.0.1/16"), (1, "10.0.1.99/32")])
-def test_connected_route_never_shadows_another_link(ifindex: int, theirs: str) -> None:
-    here = host(link(1), link(2), addresses=kernel_address(ifindex, theirs))
+@pytest.mark.parametrize(("ifindex", "foreign"), [(3, "10.0.1.13/24"), (9, "10.0.0.1/16"), (1, "10.0.1.99/32")])
+def test_connected_route_never_shadows_another_link(ifindex: int, foreign: str) -> None:
+    here = host(link(1), link(2), addresses=kernel_address(ifindex, foreign))
     assert link_addresses(wanted(instance(interface(1), interface(2)), here), 2) == ["10.0.1.10/24"]
 
 
 @pytest.mark.parametrize("more", [["10.0.0.7/32"], ["10.0.0.7/24", "10.0.0.9/32"], ["10.0.9.7/16"]])
 def test_link_with_further_addresses_is_not_shadowed(more: list[str]) -> None:
     """The other network may be before, inside or around its part of the subnet."""
-    theirs = {place: value for text in [*more, "10.0.1.99/32"] for place, value in kernel_address(9, text).items()}
-    here = host(link(1), link(8, "lan0"), addresses=theirs)
+    foreign = {place: value for text in [*more, "10.0.1.99/32"] for place, value in kernel_address(9, text).items()}
+    here = host(link(1), link(8, "lan0"), addresses=foreign)
     assert link_addresses(wanted(instance(interface(1)), here, allow_addresses=Config().allow_addresses), 2) == [
         "10.0.1.10/24"
     ]

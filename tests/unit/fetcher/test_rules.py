@@ -32,14 +32,14 @@ from tests.unit.fetcher.values import (
     wanted,
 )
 
-MINE, OTHERS, FREE = 2, 3, None
+OWN, OTHERS, FREE = 2, 3, None
 NETWORK = IPv4Network("10.0.1.8/29")
 
 
-def aggregate(mine: Sequence[IPAddress], others: Iterable[IPNetwork], *on_link: IPNetwork) -> list[IPNetwork]:
+def aggregate(own: Sequence[IPAddress], others: Iterable[IPNetwork], *on_link: IPNetwork) -> list[IPNetwork]:
     sources = [Interval.of_network(network, OTHERS) for network in others]
-    sources += [Interval.of_address(address, MINE) for address in mine]
-    return fewest.aggregate(mine, on_link, MINE, IntervalIndex(sources))
+    sources += [Interval.of_address(address, OWN) for address in own]
+    return fewest.aggregate(own, on_link, OWN, IntervalIndex(sources))
 
 
 def branches(network: IPNetwork) -> list[IPNetwork]:
@@ -53,11 +53,11 @@ def branches(network: IPNetwork) -> list[IPNetwork]:
 def test_prefixes_are_minimal_in_all_6561_cases() -> None:
     """Each of eight addresses is the link's, another link's or unused. Fewer prefixes would miss one of the link's."""
     bits = {net: sum(1 << int(each) - int(NETWORK[0]) for each in net) for net in branches(NETWORK)}
-    for owners in product((MINE, OTHERS, FREE), repeat=8):
-        mine = [address for address, owner in zip(NETWORK, owners, strict=True) if owner == MINE]
+    for owners in product((OWN, OTHERS, FREE), repeat=8):
+        own = [address for address, owner in zip(NETWORK, owners, strict=True) if owner == OWN]
         others = [ip_network(address) for address, owner in zip(NETWORK, owners, strict=True) if owner == OTHERS]
-        found = aggregate(mine, others, NETWORK)
-        own_bits = sum(bits[ip_network(each)] for each in mine)
+        found = aggregate(own, others, NETWORK)
+        own_bits = sum(bits[ip_network(each)] for each in own)
         other_bits = sum(bits[each] for each in others)
         covered = 0
         for each in found:
@@ -74,9 +74,9 @@ def test_prefixes_are_minimal_in_all_6561_cases() -> None:
                 assert own_bits & ~together, f"{owners}: {fewer} prefixes suffice, got {len(found)}"
 
 
-def aggregate_by_search(mine: Sequence[IPAddress], others: Sequence[IPNetwork], network: IPNetwork) -> list[IPNetwork]:
+def aggregate_by_search(own: Sequence[IPAddress], others: Sequence[IPNetwork], network: IPNetwork) -> list[IPNetwork]:
     """Return the same prefixes by halving, which checks every address each time."""
-    inside = [address for address in mine if address in network]
+    inside = [address for address in own if address in network]
     if not inside:
         return []
     if network.num_addresses == 1 or not any(network.overlaps(other) for other in others):
@@ -96,8 +96,8 @@ def test_large_prefixes_equal_those_of_halving(text: str) -> None:
     network = ip_network(text)
 
     @given(st.lists(parts(network, 128 if network.version == 6 else 32), unique=True), st.lists(parts(network, 10)))
-    def check(mine: list[IPNetwork], others: list[IPNetwork]) -> None:
-        addresses = [each.network_address for each in mine]
+    def check(own: list[IPNetwork], others: list[IPNetwork]) -> None:
+        addresses = [each.network_address for each in own]
         assert sorted(aggregate(addresses, others, network)) == aggregate_by_search(addresses, others, network)
 
     check()
@@ -126,9 +126,9 @@ def test_families_with_equal_numbers_are_separate() -> None:
 
 
 def test_address_that_another_link_has_too_stands_alone() -> None:
-    mine = [ip_address("10.0.1.10")]
+    own = [ip_address("10.0.1.10")]
     for foreign in ("10.0.1.10", "10.0.1.8/29", "10.0.0.0/16"):
-        assert aggregate(mine, [ip_network(foreign)], ip_network("10.0.1.0/24")) == [ip_network("10.0.1.10")]
+        assert aggregate(own, [ip_network(foreign)], ip_network("10.0.1.0/24")) == [ip_network("10.0.1.10")]
 
 
 # — within the desired state
