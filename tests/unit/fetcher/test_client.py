@@ -111,7 +111,7 @@ def test_timeout_names_the_route_that_prohibits_the_server(
     with pytest.raises(MetadataError, match="no answer in time") as raised:
         client.request("GET", META, seconds=0.3)
     assert ("; a route prohibits 127.0.0.1 on this host" in str(raised.value)) == prohibited
-    assert ("unless net.ipv4.conf.all.rp_filter=0" in str(raised.value)) == prohibited
+    assert ("set net.ipv4.conf.all.rp_filter=0" in str(raised.value)) == prohibited
 
 
 def test_closed_port_is_unreachable() -> None:
