@@ -189,11 +189,24 @@ class Daemon:
 
     async def _renew(self) -> None:
         listening = is_listening()
-        if listening and self._reporter.status["netagent"]["listening"] is False:
+        was_listening = self._reporter.status["netagent"]["listening"]
+        if listening and was_listening is False:
+            self._check_file()
             self._on_kernel_event()  # netagent is back: compare, and repair the differences
         if listening or time.monotonic() >= self._netagent_due:
+            if not listening and was_listening is not False:
+                self._check_file()
             self._reporter.record_netagent(listening)
         self._reporter.renew()
+
+    def _check_file(self) -> None:
+        """Report whether the configuration file is valid: with an invalid one, netagent cannot start."""
+        try:
+            configuration.load(self._config_path)
+        except configuration.ConfigError as error:
+            self._reporter.record_configuration(str(error))
+        else:
+            self._reporter.record_configuration(None)
 
     # Passes
 
@@ -355,8 +368,9 @@ class Daemon:
         try:
             config = configuration.load(self._config_path)
         except configuration.ConfigError as error:
-            logger.error("%s; continuing with the configuration in use", error)
+            self._reporter.record_configuration(str(error))
         else:
+            self._reporter.record_configuration(None)
             service.set_up_logging(config.log_level, config.log_format)
             logger.info("configuration read again from %s", self._config_path)
             configure(config, self._provider)

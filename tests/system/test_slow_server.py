@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.system.service import CONFIG, kernel_addresses, send_command, status, wait_until_healthy
+from tests.system.service import CONFIG, cnctl, kernel_addresses, send_command, status, wait_until_healthy
 from tests.system.test_boot_order import Manager, start_fetcher
 
 LATE = 4.5  # seconds, below the time that one answer may take
@@ -119,6 +119,7 @@ def test_pass_that_hangs_ends_the_daemon(lab: Lab) -> None:
     output, _ = fetcher.communicate(timeout=60)
     assert "a pass did not end within 1 s; systemd starts it again" in output
     assert fetcher.returncode == 1
+    assert "a pass did not end within 1 s" in cnctl(lab, "status").stdout
     lab.metadata.clear()
     lab.start("fetcher")
     wait_until_healthy(lab)
