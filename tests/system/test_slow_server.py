@@ -15,8 +15,8 @@ from tests.system.test_boot_order import Manager, start_fetcher
 
 LATE = 4.5  # seconds, below the time that one answer may take
 WITH_SHORT_DEADLINE = """
-from cloud_network.fetcher import __main__, daemon
-daemon.PASS_DEADLINE_S = 1.0
+from cloud_network.fetcher import __main__, schedule
+schedule.PASS_DEADLINE_S = 1.0
 __main__.main()
 """
 """The fetcher's program, for which a pass of more than a second has hung."""
