@@ -297,7 +297,7 @@ class Reporter:
             return f"{count}, in agreement"
         reason = f"; {error['kind']}: {error['message']}" if error else ""
         if not reason and status["unknown_macs"]:
-            reason = "; not on this host: " + ", ".join(status["unknown_macs"])
+            reason = "; no link to configure for: " + ", ".join(status["unknown_macs"])
         return f"{count}, {count_changes(missing)} to make{reason}"
 
     # Parts of a report
