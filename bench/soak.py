@@ -68,7 +68,7 @@ def events(seconds: float, seed: int, count: int, rounds: int) -> None:
             chaos(seed) as storm,
             Watch(
                 storm.lab,
-                lambda at=storm: set(at.unlisted),  # type: ignore[misc]
+                storm.unmanaged,
                 events=storm.last_events,
             ) as watch,
         ):

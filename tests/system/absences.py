@@ -91,12 +91,12 @@ class Watch:
     def __init__(
         self,
         lab: Lab,
-        unlisted: Callable[[], Collection[str]] = tuple,
+        unmanaged: Callable[[], Collection[str]] = tuple,
         limit: float = LIMIT_S,
         events: Callable[[], Sequence[str]] = tuple,
     ) -> None:
-        """`unlisted` returns the MACs that the metadata does not list at the moment, `events` the last events."""
-        self._lab, self._unlisted, self._events = lab, unlisted, events
+        """`unmanaged` returns the MACs of interfaces that need no addresses now, `events` the last events."""
+        self._lab, self._unmanaged, self._events = lab, unmanaged, events
         self._absences = Absences(limit)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch")
@@ -131,7 +131,7 @@ class Watch:
         """Return the missing (address, link) pairs and status.json. While the fetcher does not run, nothing is missing:
         readers of status.json report that.
         """
-        nics, unlisted = self._lab.nics, self._unlisted()
+        nics, unmanaged = self._lab.nics, self._unmanaged()
         links = {link["address"]: link for link in ip(self._lab, "address")}
         report = status(self._lab)
         if not self._lab.daemons.running("fetcher") or report.get("state") in (None, "starting"):
@@ -139,6 +139,6 @@ class Watch:
         missing = []
         for nic in nics:
             has = {each["local"] for each in links[nic.mac]["addr_info"]} if nic.mac in links else set()
-            lacks = set(nic.all_addresses) - has if nic.mac not in unlisted else set()
+            lacks = set(nic.all_addresses) - has if nic.mac not in unmanaged else set()
             missing += [(each, nic.name) for each in lacks if not is_reported(report, nic, each)]
         return missing, report

@@ -136,6 +136,10 @@ class Chaos:
             error.add_note(f"seed {self.seed}, after {self.events} events; the last:\n  " + "\n  ".join(self._last))
             raise
 
+    def unmanaged(self) -> set[str]:
+        """Return the MACs of the interfaces that the metadata does not list or that the configuration excludes."""
+        return self.unlisted | self._host.excluded
+
     def last_events(self) -> list[str]:
         """Return the last events, with their times (UTC)."""
         return list(self._last)

@@ -35,6 +35,7 @@ class HostEvents:
         self._lab, self._chance, self._config = lab, chance, config
         self._safe, self._on_removal = safe, on_removal
         self._undo: dict[Event, Callable[[], None]] = {}
+        self.excluded = frozenset[str]()  # MACs in Exclude=
         self.events: dict[Event, int] = {
             self._disable_ipv6: 2,
             self._forward: 1,
@@ -129,8 +130,14 @@ class HostEvents:
         if nic is None or self._exclude in self._undo:
             return None
         self._on_removal(nic)
+        self.excluded = frozenset({nic.mac})
         self._configure(f'[Network]\nExclude = "{nic.mac}"\n{self._config}')
-        return self._begin(self._exclude, lambda: self._configure(self._config), f"{nic.name} is excluded")
+
+        def undo() -> None:
+            self._configure(self._config)
+            self.excluded = frozenset()
+
+        return self._begin(self._exclude, undo, f"{nic.name} is excluded")
 
     def _move_to_pod(self) -> str | None:
         """Move a link into another network namespace, as CNI plugins do, and later back."""
