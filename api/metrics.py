@@ -113,7 +113,7 @@ def _metadata(status: Status) -> Iterator[Metric]:
     )
     yield GaugeMetricFamily(
         "cloud_network_unknown_interfaces",
-        "Interfaces that the metadata names and this host does not have.",
+        "Interfaces of the metadata for which this host has no link to configure.",
         len(status["unknown_macs"]),
     )
 

@@ -127,7 +127,7 @@ def _link_problems(status: Status) -> Iterator[Finding]:
         for conflict in status["conflicts"]:
             yield Finding("Conflict", _conflict(conflict), conflict["since"])
     if status["unknown_macs"]:
-        yield Finding("Interfaces", f"named by the metadata, missing on this host: {', '.join(status['unknown_macs'])}")
+        yield Finding("Interfaces", f"no link to configure for: {', '.join(status['unknown_macs'])}")
 
 
 def _conflict(conflict: ConflictStatus) -> str:

@@ -64,7 +64,14 @@ def events(seconds: float, seed: int, count: int, rounds: int) -> None:
     while time.monotonic() < end:
         print(f"seed {seed}", flush=True)
         chance = random.Random(seed)
-        with chaos(seed) as storm, Watch(storm.lab, lambda at=storm: set(at.unlisted)) as watch:  # type: ignore[misc]
+        with (
+            chaos(seed) as storm,
+            Watch(
+                storm.lab,
+                storm.unmanaged,
+                events=storm.last_events,
+            ) as watch,
+        ):
             for number in range(rounds):
                 if not run_round(storm, count, number, chance.uniform(0, MAX_LINGER_S)):
                     tally.violations += 1

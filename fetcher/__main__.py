@@ -124,7 +124,9 @@ def _run(config: Config, path: Path) -> None:
     except ExceptionGroup as group:
         hung = group.subgroup(PassHungError)
         if hung is None:
+            reporter.record_end(f"unexpected error: {group.exceptions[0]!r:.500}")
             raise
+        reporter.record_end(str(hung.exceptions[0]))
         raise SystemExit(f"cloud-network-fetcher: {hung.exceptions[0]}; systemd starts it again") from None
 
 

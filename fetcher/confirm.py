@@ -41,8 +41,11 @@ class Confirmation:
 
     @property
     def is_cause(self) -> bool:
-        """Return True if the change broke connectivity. If the server is also silent after the rollback, it did not."""
-        return self.reason is not None and (not self._server_lost or self._provider.is_reachable())
+        """Return True if the change broke connectivity. If the rollback does not bring the server back, it did not."""
+        return self.reason is not None and (not self._server_lost or self._server_is_back())
+
+    def _server_is_back(self) -> bool:
+        return self._provider.is_reachable() and self._provider.client.interface == self._egress
 
     def _metadata_lost(self) -> str | None:
         client = self._provider.client
@@ -53,6 +56,7 @@ class Confirmation:
             before, after = _by(self._egress), _by(client.interface)
             client.close()
             client.interface = self._egress  # tried first after the rollback
+            self._server_lost = True
             return f"the metadata server answered on {before} before the change, and only on {after} after it"
         return None
 

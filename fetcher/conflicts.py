@@ -7,6 +7,7 @@ import time
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from cloud_network.fetcher import schedule
 from cloud_network.fetcher.network.objects import Actual, Cause, Rejection, Rejections
 from cloud_network.fetcher.network.plan import Plan, added_object, in_ip_syntax, is_removal
 from cloud_network.fetcher.schedule import Backoff, Clock
@@ -26,8 +27,6 @@ from cloud_network.netagent.operations import (
 
 TOLERATED_REPAIRS = 5
 """Number of times that a change is made before it counts as a conflict and waits."""
-_FIRST_DELAY_S, _LONGEST_DELAY_S = 1.0, 300.0
-_FORGET_AFTER_S = 120.0  # seconds without a repair after which a change is forgotten
 
 
 @dataclass(slots=True)
@@ -39,7 +38,7 @@ class _Record:
     due: float = 0.0
     since: str = field(default_factory=rfc3339)
     by: str | None = None
-    backoff: Backoff = field(default_factory=lambda: Backoff(_FIRST_DELAY_S, _LONGEST_DELAY_S))
+    backoff: Backoff = field(default_factory=lambda: Backoff(schedule.CONFLICT_FIRST_S, schedule.CONFLICT_LONGEST_S))
 
 
 class ConflictTracker:
@@ -76,7 +75,8 @@ class ConflictTracker:
 
     @staticmethod
     def _has_lasted(record: _Record, now: float) -> bool:
-        return now > record.made_at + _FORGET_AFTER_S and now > record.made_at + 2 * (record.due - record.made_at)
+        forgotten_after = max(schedule.CONFLICT_FORGOTTEN_S, 2 * (record.due - record.made_at))
+        return now > record.made_at + forgotten_after
 
     @property
     def rejections(self) -> Rejections:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cloud_network.fetcher import config as configuration
-from cloud_network.fetcher import service
+from cloud_network.fetcher import schedule, service
 from cloud_network.fetcher.apply import is_listening
 from cloud_network.fetcher.config import Config, Purge
 from cloud_network.fetcher.control import Control, FlushAnswer, flush_answer
@@ -31,24 +31,13 @@ from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.networkd import Networkd
 from cloud_network.fetcher.reconciler import Reconciler
 from cloud_network.fetcher.reporting import PassReport, PlanAnswer, Reporter
-from cloud_network.fetcher.schedule import PASS_DEADLINE_S, READ_DEADLINE_S, Backoff, ReadResult, Schedule
+from cloud_network.fetcher.schedule import Backoff, ReadResult, Schedule
 from cloud_network.fetcher.service import Notifier
 from cloud_network.fetcher.status import RENEWAL_S
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-_LONGEST_WAIT_S = 3600.0  # seconds; a selector accepts no infinity
-_SLOW_READ_S = 2.0  # seconds of a read of the metadata after which drift is reported before the read has ended
-_SLOW_ANSWER_S = 1.0  # seconds for one answer after which the server is reported as slow; most take milliseconds
-_STOP_S = 5.0  # seconds for a running pass to end after SIGTERM; netagent rolls back what is not confirmed
-_NETAGENT_START_S = 2.0  # seconds for netagent to listen if it is started at the same time, without socket activation
-_SLOW_CHANGE_S = 2.0  # seconds of a pass after which the change that it makes is reported before it has ended
-_POLL_S = 0.25  # seconds between two checks of a running pass
-_EVENTS_RETRY_S = 1.0  # seconds before events are subscribed to again after a failure
-_WATCH_FIRST_S, _WATCH_LONGEST_S = 0.1, 300.0  # seconds between two waits for a change of the metadata
-_WATCH_BUSIEST_S = 5.0  # the same, while the metadata changes continuously
-_WATCH_CALM_S = 10.0  # seconds without a change that end this
 
 
 class PassHungError(Exception):
@@ -67,9 +56,9 @@ class Worker:
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._jobs.put((function, future))
         try:
-            return await asyncio.wait_for(asyncio.shield(future), PASS_DEADLINE_S)
+            return await asyncio.wait_for(asyncio.shield(future), schedule.PASS_DEADLINE_S)
         except TimeoutError:
-            raise PassHungError(f"a pass did not end within {PASS_DEADLINE_S:.0f} s") from None
+            raise PassHungError(f"a pass did not end within {schedule.PASS_DEADLINE_S:.0f} s") from None
 
     def _run(self) -> None:
         while True:
@@ -115,7 +104,7 @@ class Daemon:
         self._stopping = False
         self._kernel_changed = True  # since the last comparison
         self._networkd = Networkd()
-        self._netagent_due = time.monotonic() + _NETAGENT_START_S
+        self._netagent_due = time.monotonic() + schedule.NETAGENT_START_S
 
     async def run(self) -> None:
         """Run until SIGTERM or SIGINT. The network stays as it is unless Purge= is set."""
@@ -170,7 +159,7 @@ class Daemon:
             except Exception as error:  # noqa: BLE001  # after any error of pyroute2, the kernel is read again
                 logger.debug("kernel events: %s", error)
             self._on_kernel_event()
-            await asyncio.sleep(_EVENTS_RETRY_S)
+            await asyncio.sleep(schedule.EVENTS_RETRY_S)
 
     def _on_kernel_event(self) -> None:
         self._kernel_changed = True
@@ -189,11 +178,24 @@ class Daemon:
 
     async def _renew(self) -> None:
         listening = is_listening()
-        if listening and self._reporter.status["netagent"]["listening"] is False:
+        was_listening = self._reporter.status["netagent"]["listening"]
+        if listening and was_listening is False:
+            self._check_file()
             self._on_kernel_event()  # netagent is back: compare, and repair the differences
         if listening or time.monotonic() >= self._netagent_due:
+            if not listening and was_listening is not False:
+                self._check_file()
             self._reporter.record_netagent(listening)
         self._reporter.renew()
+
+    def _check_file(self) -> None:
+        """Report whether the configuration file is valid: with an invalid one, netagent cannot start."""
+        try:
+            configuration.load(self._config_path)
+        except configuration.ConfigError as error:
+            self._reporter.record_configuration(str(error))
+        else:
+            self._reporter.record_configuration(None)
 
     # Passes
 
@@ -205,7 +207,7 @@ class Daemon:
             elif now >= self._schedule.compare_due:
                 await self._unless_stopped(self._compare)
             else:
-                wait = min(self._schedule.due - now, _LONGEST_WAIT_S)
+                wait = min(self._schedule.due - now, schedule.LONGEST_WAIT_S)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), wait)
                 self._wake.clear()
@@ -218,7 +220,7 @@ class Daemon:
             await asyncio.wait({running, stop}, return_when=asyncio.FIRST_COMPLETED)
             stop.cancel()
             self._wake.clear()
-        await asyncio.wait({running}, timeout=_STOP_S)
+        await asyncio.wait({running}, timeout=schedule.STOP_S)
         if running.done():
             running.result()
 
@@ -243,17 +245,17 @@ class Daemon:
             return report
 
     async def _read(self) -> Reading:
-        return await self._reads.run(partial(read_metadata, self._provider, READ_DEADLINE_S))
+        return await self._reads.run(partial(read_metadata, self._provider, schedule.READ_DEADLINE_S))
 
     async def _read_and_report_drift(self) -> Reading:
         """Read the metadata. Meanwhile, report a slow server, and changes in the kernel.
 
         They are repaired after the read. No repair could be confirmed before: it needs an answer of the server.
         """
-        reading, compare_at = asyncio.ensure_future(self._read()), time.monotonic() + _SLOW_READ_S
+        reading, compare_at = asyncio.ensure_future(self._read()), time.monotonic() + schedule.SLOW_READ_S
         async for _ in self._while_running(reading):
             if self._kernel_changed and time.monotonic() > compare_at:
-                compare_at = time.monotonic() + _SLOW_READ_S
+                compare_at = time.monotonic() + schedule.SLOW_READ_S
                 compare = partial(self._reconciler.compare, kernel_changed=False, may_change=False)
                 self._reporter.record(await self._worker.run(compare))
         return reading.result()
@@ -266,9 +268,9 @@ class Daemon:
             self._record(await self._report_slow_pass(pass_))
 
     async def _while_running(self, running: asyncio.Future[Any]) -> AsyncIterator[None]:
-        """Yield every _POLL_S until it has ended. Report a metadata server that is slow to answer."""
-        while not (await asyncio.wait({running}, timeout=_POLL_S))[0]:
-            if self._provider.client.slowest_answer > _SLOW_ANSWER_S:
+        """Yield every PASS_POLL_S until it has ended. Report a metadata server that is slow to answer."""
+        while not (await asyncio.wait({running}, timeout=schedule.PASS_POLL_S))[0]:
+            if self._provider.client.slowest_answer > schedule.SLOW_ANSWER_S:
                 self._reporter.record_slow_server()
             yield
 
@@ -276,7 +278,7 @@ class Daemon:
         """Await a pass. Meanwhile, report a change that takes long."""
         running, began = asyncio.ensure_future(pass_), time.monotonic()
         async for _ in self._while_running(running):
-            if time.monotonic() > began + _SLOW_CHANGE_S:
+            if time.monotonic() > began + schedule.SLOW_CHANGE_S:
                 self._reporter.record_slow_change()
         return running.result()
 
@@ -333,7 +335,7 @@ class Daemon:
             return await self._reads.run(self._credentials)
 
     def _credentials(self) -> dict[str, Any]:
-        with self._provider.client.until(time.monotonic() + READ_DEADLINE_S):
+        with self._provider.client.until(time.monotonic() + schedule.READ_DEADLINE_S):
             return self._provider.credentials()
 
     async def _flush_command(self) -> FlushAnswer:
@@ -355,8 +357,9 @@ class Daemon:
         try:
             config = configuration.load(self._config_path)
         except configuration.ConfigError as error:
-            logger.error("%s; continuing with the configuration in use", error)
+            self._reporter.record_configuration(str(error))
         else:
+            self._reporter.record_configuration(None)
             service.set_up_logging(config.log_level, config.log_format)
             logger.info("configuration read again from %s", self._config_path)
             configure(config, self._provider)
@@ -414,18 +417,18 @@ def _call(changed: Callable[[], object]) -> bool:
 
 def watch_metadata(provider: WatchingProvider, changed: Callable[[], object]) -> None:
     """Wait for changes of the metadata in a separate thread, and report each."""
-    backoff = Backoff(_WATCH_FIRST_S, _WATCH_LONGEST_S)
+    backoff = Backoff(schedule.WATCH_FIRST_S, schedule.WATCH_LONGEST_S)
     while True:
         began, delay = time.monotonic(), 0.0
         try:
             if provider.wait_for_change() and not _call(changed):
                 return
-            if time.monotonic() > began + _WATCH_CALM_S:
+            if time.monotonic() > began + schedule.WATCH_CALM_S:
                 backoff.reset()
-            delay = backoff.next_delay(_WATCH_BUSIEST_S)
+            delay = backoff.next_delay(schedule.WATCH_BUSIEST_S)
         except MetadataError as error:
             logger.debug("waiting for a metadata change: %s; the refresh timer continues", error)
-            delay = max(backoff.next_delay(), min(error.retry_after, _WATCH_LONGEST_S))
+            delay = max(backoff.next_delay(), min(error.retry_after, schedule.WATCH_LONGEST_S))
         except Exception:
             logger.exception("waiting for a metadata change: unexpected error; retrying later")
             delay = backoff.next_delay()

@@ -20,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address, ip_network
 
+from cloud_network.fetcher import schedule
 from cloud_network.fetcher.metadata.model import IPAddress
 from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.network.objects import Actual, Address, Desired, GatewayUse
@@ -29,16 +30,11 @@ from cloud_network.netagent.operations import RouteReplace
 Sources = Mapping[tuple[int, int], list[Address]]
 """Addresses that may be the source of a probe, by link and IP version."""
 
-PROBE_S = 1.0
-"""Time for a new gateway to resolve, on a link that has been in use."""
 _ALLOWED_TARGET = {4: ip_address("169.254.169.254"), 6: ip_address("fd00:ec2::254")}
 """In the unit's IPAddressAllow=, on every cloud."""
 _DISCARD_PORT = 9  # port, RFC 863
 _RESEND_S = 0.5  # seconds; the kernel gives up on a neighbour after three attempts
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.0003, 0.005  # seconds between two reads of the neighbour entries
-_NEW_LINK_S = 3.0  # seconds for the gateway of a link without an address before: the link may just have come up
-_BEFORE_CHANGE_S = 0.5  # seconds for a gateway to resolve before a change ...
-_AFTER_CHANGE_S = 6.0  # ... and after it: a new MTU resets some network cards
 
 
 def new_gateways(plan: Plan, actual: Actual) -> set[GatewayUse]:
@@ -62,7 +58,7 @@ def unresolved_gateways(gateways: Iterable[GatewayUse], wanted: Iterable[Address
     probed = {each for each in gateways if each.ifindex in up and (each.ifindex, each.address.version) in sources}
     names = {link.ifindex: link.name for link in actual.links}
     probed = {each for each in probed if _can_be_probed(each, names[each.ifindex], sources)}
-    return probed - resolved_gateways(probed, names, present, PROBE_S)
+    return probed - resolved_gateways(probed, names, present, schedule.GATEWAY_S)
 
 
 def _can_be_probed(gateway: GatewayUse, link: str, sources: Sources) -> bool:
@@ -91,7 +87,7 @@ class GatewayCheck:
         self._addresses = [address for goal in goals for address in goal.addresses]
         present = [each for each in self._addresses if (each.ifindex, each.address) in actual.addresses]
         self._in_use = {each.ifindex for each in present}  # links with a source address before the change
-        self._before = resolved_gateways(used, self._names, present, _BEFORE_CHANGE_S)
+        self._before = resolved_gateways(used, self._names, present, schedule.GATEWAY_BEFORE_CHANGE_S)
 
     def lost(self, seconds: float) -> set[GatewayUse]:
         """Return the gateways that resolved before the change but not after it. Raises KernelError.
@@ -99,7 +95,8 @@ class GatewayCheck:
         Those of a link that is down now are left out: no change of cloud-network sets a link down.
         """
         kept = self._wanted & self._before
-        lost = kept - resolved_gateways(kept, self._names, self._addresses, min(_AFTER_CHANGE_S, seconds))
+        seconds = min(schedule.GATEWAY_AFTER_CHANGE_S, seconds)
+        lost = kept - resolved_gateways(kept, self._names, self._addresses, seconds)
         up = kernel.links_up() if lost else set()
         return {each for each in lost if each.ifindex in up}
 
@@ -107,8 +104,8 @@ class GatewayCheck:
         """Return the gateways with a new first route that do not resolve after the change. Raises KernelError."""
         early = {each for each in self._new if each.ifindex in self._in_use}
         late = self._new - early
-        found = resolved_gateways(early, self._names, self._addresses, PROBE_S)
-        return self._new - found - resolved_gateways(late, self._names, self._addresses, _NEW_LINK_S)
+        found = resolved_gateways(early, self._names, self._addresses, schedule.GATEWAY_S)
+        return self._new - found - resolved_gateways(late, self._names, self._addresses, schedule.NEW_LINK_GATEWAY_S)
 
 
 def resolved_gateways(
@@ -129,7 +126,7 @@ def resolved_gateways(
             sent = {each for each in waiting if _send(each, names[each.ifindex], _source(each, sources))}
         found |= kernel.resolved(sent & waiting)
         waiting -= found
-        if now >= end or (not sent & waiting and seconds <= _BEFORE_CHANGE_S):
+        if now >= end or (not sent & waiting and seconds <= schedule.GATEWAY_BEFORE_CHANGE_S):
             break  # sending may become possible only some time after a change
         if waiting:
             time.sleep(pause)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from cloud_network.fetcher import schedule
 from cloud_network.fetcher.apply import LinkRole, Netagent, NetagentError, Outcome, components, explain, transact
 from cloud_network.fetcher.config import Config, ForwardedReplies
 from cloud_network.fetcher.confirm import SILENT_GATEWAY, Confirmation, rejections_of_failure, rejections_of_refusals
@@ -60,7 +61,6 @@ logger = logging.getLogger(__name__)
 
 MAX_CHECK_ROUNDS = 3
 """Number of times that a pass plans again because of refusals by `check`; then it leaves out those operations."""
-BEFORE_CHANGE_S = 3.0  # seconds for the metadata server to answer before a change; else it is read first
 MAX_ROUNDS = 12
 """Number of times that a pass plans again for any reason; the rest waits for the next pass."""
 FLUSHED = "flushed on request; nothing is added until `sudo cnctl refresh`, or until the fetcher restarts"
@@ -270,7 +270,7 @@ class Reconciler:
 
     def _can_confirm(self, fresh: bool) -> bool:
         """Return False if the metadata server does not answer: every change would be rolled back."""
-        if fresh or (self._server_ok and self._provider.is_reachable(BEFORE_CHANGE_S)):
+        if fresh or (self._server_ok and self._provider.is_reachable(schedule.SERVER_BEFORE_CHANGE_S)):
             return True
         self._server_ok = False
         return False

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from cloud_network.fetcher import schedule
 from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.metadata.model import Instance, Interface
 from cloud_network.fetcher.network.objects import Actual, Cause, Object, Rejection, Rejections
@@ -20,14 +21,11 @@ from cloud_network.fetcher.schedule import Backoff, Clock
 from cloud_network.fetcher.status import rfc3339
 from cloud_network.netagent.operations import Operation
 
-RELOAD_S = 5.0
-"""Time after a start or reload in which netagent reads its configuration, too. Refusals are checked again after it."""
-_RETRY_FIRST_S, _RETRY_LONGEST_S = 1.0, 300.0
-_HOLD_FIRST_S, _HOLD_LONGEST_S = 300.0, 6 * 3600.0
 _BACKOFFS_S = {
-    Cause.KERNEL: (_RETRY_FIRST_S, _RETRY_LONGEST_S),
-    Cause.GATEWAY: (_RETRY_FIRST_S, _RETRY_LONGEST_S),
-    Cause.ROLLED_BACK: (_RETRY_FIRST_S, _HOLD_LONGEST_S),  # soon at first: the cloud may need seconds for a new link
+    Cause.KERNEL: (schedule.REJECTION_FIRST_S, schedule.REJECTION_LONGEST_S),
+    Cause.GATEWAY: (schedule.REJECTION_FIRST_S, schedule.REJECTION_LONGEST_S),
+    # Soon at first: the cloud may need seconds for a new link.
+    Cause.ROLLED_BACK: (schedule.REJECTION_FIRST_S, schedule.HOLD_LONGEST_S),
 }
 """First and longest delay of the causes that can disappear without a visible change."""
 
@@ -50,7 +48,7 @@ class RejectionTable:
         self._policy: dict[Object, Rejection] = {}
         self._timed: dict[Object, tuple[Rejection, float]] = {}
         self._backoffs: dict[Object, Backoff] = {}
-        self._recheck = Backoff(_RETRY_FIRST_S, _RETRY_LONGEST_S)
+        self._recheck = Backoff(schedule.REJECTION_FIRST_S, schedule.REJECTION_LONGEST_S)
         self._recheck_at = math.inf
 
     def update(self, instance: Instance, config: Config, actual: Actual, *, kernel_changed: bool) -> Rejections:
@@ -107,9 +105,9 @@ class RejectionTable:
         self._recheck.reset()
 
     def reconfigured(self) -> None:
-        """Forget everything after a start or reload, once now and once after RELOAD_S."""
+        """Forget everything after a start or reload, once now and once after NETAGENT_RELOAD_S."""
         self.clear()
-        self._recheck_at = self._clock() + RELOAD_S
+        self._recheck_at = self._clock() + schedule.NETAGENT_RELOAD_S
 
     @property
     def due(self) -> float:
@@ -145,7 +143,7 @@ class LinkHolds:
 
     def hold(self, link: int, ops: Plan, interface: Interface | None, reason: str) -> None:
         """Hold back these operations while the link needs them all, and its interface's metadata stay the same."""
-        delay = self._backoffs.setdefault(link, Backoff(_HOLD_FIRST_S, _HOLD_LONGEST_S)).next_delay()
+        delay = self._backoffs.setdefault(link, Backoff(schedule.HOLD_FIRST_S, schedule.HOLD_LONGEST_S)).next_delay()
         self._holds[link] = _Hold(frozenset(ops), interface, reason, self._clock() + delay)
 
     def split(

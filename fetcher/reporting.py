@@ -24,7 +24,7 @@ from cloud_network.fetcher.status import RENEWAL_S, ConflictStatus, LastError, S
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["metadata", "netagent", "kernel", "config", "detection", "conflict"]
+Kind = Literal["metadata", "netagent", "kernel", "config", "detection", "conflict", "fetcher"]
 MAX_CONFLICTS = 1000
 MAX_NOTICES = 256
 """Limit of the lists in status.json, to keep it below 4 MiB."""
@@ -32,6 +32,7 @@ _NOT_LISTENING = (
     "netagent is not running: nothing listens on its socket, and differences are not repaired. "
     "See: systemctl status cloud-network-netagent.socket cloud-network-netagent"
 )
+_CORRECT_IT = "Correct it; then: sudo systemctl restart cloud-network-netagent.socket"
 _MAX_SHOWN = 5  # of a list in one message
 _TIME_KEYS = ("at", "fetched_at", "attempted_at", "written_at", "since", "next_at", "metadata_seconds")
 _VOLATILE_KEYS = (*_TIME_KEYS, "renew_by", "fetched_uptime", "compared_at", "run", "boot_id", "generation", "counters")
@@ -132,9 +133,9 @@ class Conditions:
         self._active: dict[Kind, tuple[Condition, LastError, float]] = {}
 
     def begin(self, condition: Condition, level: int | None = None) -> None:
-        """Start a condition, or continue it. `level`: of the log line, if it is not that of the condition."""
+        """Start a condition, or continue it. `level`: of the log line, also if the condition continues."""
         before = self._active.pop(condition.kind, None)
-        repeated = before is not None and before[0].message == condition.message
+        repeated = level is None and before is not None and before[0].message == condition.message
         level = level or (logging.WARNING if condition.transient else logging.ERROR)
         logger.log(logging.DEBUG if repeated else level, "%s: %s", condition.kind, condition.message)
         error: LastError = {"at": rfc3339(), "kind": condition.kind, "message": condition.message}
@@ -186,6 +187,7 @@ class Reporter:
         self._notices: tuple[str, ...] = ()
         self._unknown: Mapping[str, str] = {}
         self._known = False
+        self._file_error: str | None = None  # of the configuration file, which is then not in use
         self._unwritten = set[str]()  # the kinds of state files that could not be written
         before = _previous(state, self.status)
         self._published = _without_times(before)
@@ -245,8 +247,36 @@ class Reporter:
 
     @property
     def _not_listening(self) -> Condition | None:
-        gone = self.status["netagent"]["listening"] is False
-        return Condition("netagent", _NOT_LISTENING, serious=True) if gone else None
+        if self.status["netagent"]["listening"] is not False:
+            return None
+        if self._file_error is None:
+            return Condition("netagent", _NOT_LISTENING, serious=True)
+        return Condition("netagent", f"netagent cannot start: {self._file_error}. {_CORRECT_IT}", serious=True)
+
+    def record_configuration(self, error: str | None) -> None:
+        """Record the error of a configuration file that is not in use, until the file is valid (None)."""
+        if error is None and self._file_error is None:
+            return
+        self._file_error = error
+        condition = self._file_condition
+        if condition is None:
+            self._conditions.clear("config")
+        else:
+            self._conditions.begin(condition, logging.ERROR)  # also at each further reload
+        if self.status["netagent"]["listening"] is False:
+            self._conditions.set("netagent", self._not_listening)
+        self._publish()
+
+    @property
+    def _file_condition(self) -> Condition | None:
+        if self._file_error is None:
+            return None
+        return Condition("config", f"{self._file_error}; continuing with the configuration in use")
+
+    def record_end(self, reason: str) -> None:
+        """Record the error that ends the fetcher, for `cnctl status` and doctor."""
+        self._conditions.begin(Condition("fetcher", reason, serious=True))
+        self._publish()
 
     def renew(self) -> None:
         """Write status.json with a new time of expiry."""
@@ -267,7 +297,7 @@ class Reporter:
             return f"{count}, in agreement"
         reason = f"; {error['kind']}: {error['message']}" if error else ""
         if not reason and status["unknown_macs"]:
-            reason = "; not on this host: " + ", ".join(status["unknown_macs"])
+            reason = "; no link to configure for: " + ", ".join(status["unknown_macs"])
         return f"{count}, {count_changes(missing)} to make{reason}"
 
     # Parts of a report
@@ -307,7 +337,7 @@ class Reporter:
         snapshot, wanted = found.snapshot, found.wanted
         if report.netagent is not None or not report.netagent_pending:
             self._conditions.set("netagent", report.netagent or self._not_listening)
-        self._conditions.set("config", _withheld_condition(wanted))
+        self._conditions.set("config", self._file_condition or _withheld_condition(wanted))
         self._conditions.set("conflict", _conflict_condition(report.open_conflicts))
         self._log_notices(wanted)
         self._log_unknown(wanted)

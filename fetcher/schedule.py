@@ -1,6 +1,7 @@
 """All deadlines of the daemon: the next read of the metadata, the next comparison with the kernel, and backoffs.
 
-Times are seconds on an injected monotonic clock.
+Times are seconds on an injected monotonic clock. Three kinds of time limits are with the code that they bound: of one
+metadata request (`metadata.http`), of the absence of a link (`network.presence`), and of status.json (`status`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,38 @@ NETAGENT_RETRY_S = 5.0
 """Delay before netagent is contacted again after a failed connection. A restart of netagent takes less."""
 MARKS_CHECK_S = 10.0
 """Interval between two reads of netagent's nftables table: the fetcher can receive no events about it."""
+LONGEST_WAIT_S = 3600.0
+"""Longest wait for an event: a selector accepts no infinity."""
+SLOW_READ_S, SLOW_ANSWER_S, SLOW_CHANGE_S = 2.0, 1.0, 2.0
+"""A read of the metadata, one answer and a change that take longer are reported before they have ended."""
+STOP_S = 5.0
+"""Time for a running pass to end after SIGTERM. netagent rolls back what is not confirmed."""
+NETAGENT_START_S = 2.0
+"""Time for netagent to listen if it is started at the same time, without socket activation."""
+NETAGENT_RELOAD_S = 5.0
+"""Time after a start or reload in which netagent reads its configuration, too. Refusals are checked again after it."""
+PASS_POLL_S = 0.25
+"""Interval between two checks of a running pass."""
+EVENTS_RETRY_S = 1.0
+"""Delay before events are subscribed to again after a failure."""
+WATCH_FIRST_S, WATCH_LONGEST_S = 0.1, 300.0
+"""Backoff between two waits for a change of the metadata."""
+WATCH_BUSIEST_S, WATCH_CALM_S = 5.0, 10.0
+"""Delay between two such waits while the metadata changes continuously, and the time without a change that ends it."""
+REJECTION_FIRST_S, REJECTION_LONGEST_S = 1.0, 300.0
+"""Backoff of an operation that the kernel refuses, and of a gateway that does not resolve."""
+HOLD_FIRST_S, HOLD_LONGEST_S = 300.0, 6 * 3600.0
+"""Backoff of a change that was rolled back because it broke something."""
+CONFLICT_FIRST_S, CONFLICT_LONGEST_S = 1.0, 300.0
+"""Backoff of a change that another program keeps reverting."""
+CONFLICT_FORGOTTEN_S = 120.0
+"""Time without a repair after which such a change is forgotten."""
+GATEWAY_S, NEW_LINK_GATEWAY_S = 1.0, 3.0
+"""Time for a new gateway to resolve: on a link in use, and on one without an address, which may just have come up."""
+GATEWAY_BEFORE_CHANGE_S, GATEWAY_AFTER_CHANGE_S = 0.5, 6.0
+"""Time for a gateway in use to resolve before a change, and after it: a new MTU resets some network cards."""
+SERVER_BEFORE_CHANGE_S = 3.0
+"""Time for the metadata server to answer before a change. If it does not, the metadata is read first."""
 _FIRST_READ_RETRY_S, _LONGEST_READ_RETRY_S = 1.0, 60.0
 _PROOF_DELAY_S = 0.4  # before the second read that a removal needs
 _DEBOUNCE_S = 0.05  # a burst of kernel events has this time to end

@@ -107,7 +107,7 @@ def _host(source: Source) -> Iterator[Step]:
         yield _netagent(status["netagent"])
         error = status["last_error"]
         if claim.doubt is None and error is not None and error["kind"] in ("config", "kernel"):
-            do = "correct the cause; then: sudo cnctl refresh --retry" if error["kind"] == "config" else LOG
+            do = f"correct the cause; then: {published.RELOAD}" if error["kind"] == "config" else LOG
             yield Step(error["kind"], False, error["message"], "cnctl status", do)
     if api_error:
         look, do = "systemctl status cloud-network-api.socket", "sudo systemctl restart cloud-network-api.socket"
@@ -176,9 +176,11 @@ def _metadata(claim: Claim, status: Status) -> Step:
     if status["fetched_at"] is None:
         do = _restart(status) if _correction(status) else "check the route to the metadata server"
         return Step("metadata", False, never_read(status), LOG, do)
-    if claim.doubt is None and claim.is_stale():
-        reason = f": {error['message']}" if (error := status["last_error"]) else ""
-        return Step("metadata", False, f"out of date, read {_read(status)}{reason}", LOG, checks.REPAIR)
+    error = status["last_error"]
+    if claim.doubt is None and (claim.is_stale() or (error is not None and error["kind"] == "metadata")):
+        found = f"out of date, read {_read(status)}" if claim.is_stale() else f"read {_read(status)}"
+        reason = f": {error['message']}" if error else ""
+        return Step("metadata", False, f"{found}{reason}", LOG, checks.REPAIR)
     return Step("metadata", True, f"{status['provider']}, read {_read(status)}")
 
 
@@ -233,7 +235,7 @@ def _listed(claim: Claim, status: Status, address: str) -> tuple[LinkStatus, str
     found = f"{status['provider']} does not give this instance {address}; read {_read(status)}{age_note}"
     look, do = "cnctl status network", "assign it to an interface in the cloud's console, then: sudo cnctl refresh"
     if status["unknown_macs"]:
-        found += f"; it names interfaces that this host does not have: {' '.join(status['unknown_macs'])}"
+        found += f"; no link to configure for these interfaces: {' '.join(status['unknown_macs'])}"
         look, do = "cnctl status", f"if one of these has the address, see the notices of cnctl status; else {do}"
     raise StepFailed(found, look, do)
 

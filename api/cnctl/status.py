@@ -98,7 +98,7 @@ def _problems(claim: Claim, status: Status, now: float) -> Iterator[Row]:
         yield "See", "/usr/share/doc/cloud-network/coexistence.md"
     if status["unknown_macs"]:
         macs = " ".join(status["unknown_macs"])
-        yield "Missing", f"interfaces that the metadata names and this host does not have: {macs}"
+        yield "Missing", f"no link to configure for these interfaces of the metadata: {macs}"
 
 
 def _facts(status: Status, now: float) -> Iterator[Row]:

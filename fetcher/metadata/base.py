@@ -11,6 +11,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -59,14 +60,14 @@ class Provider(ABC):
     def is_reachable(self, seconds: float = REACHABLE_TIMEOUT_S) -> bool:
         """Return True if the metadata server can be reached within this time: one cheap request, at most twice.
 
-        Twice, because a kept connection may have a source address that is no longer on this host.
+        Twice, because a kept connection may have a source address that is no longer on this host, and because a server
+        may give one wrong answer.
         """
         with self.client.until(time.monotonic() + seconds):
             for _ in range(2):
-                try:
-                    return self.send_probe()
-                except MetadataError:
-                    continue
+                with suppress(MetadataError):
+                    if self.send_probe():
+                        return True
         return False
 
     @abstractmethod

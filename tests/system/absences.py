@@ -6,7 +6,8 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from subprocess import TimeoutExpired
 from types import TracebackType
@@ -28,10 +29,13 @@ class Absence:
     address: str
     link: str
     seconds: float
+    samples: int  # in which it was missing
     status: str  # status.json at that time
+    events: tuple[str, ...] = ()  # the last events before that time
 
     def __str__(self) -> str:
-        return f"{self.address} of {self.link} was missing for {self.seconds:.1f} s without a cause\n{self.status}"
+        missing = f"{self.address} of {self.link} was missing for {self.seconds:.1f} s in {self.samples} samples"
+        return "\n  ".join([f"{missing} without a cause. The last events:", *self.events, self.status])
 
 
 class Absences:
@@ -40,19 +44,23 @@ class Absences:
     def __init__(self, limit: float = LIMIT_S) -> None:
         self._limit = limit
         self._since: dict[tuple[str, str], float] = {}
+        self._samples = Counter[tuple[str, str]]()
         self._reported = set[tuple[str, str]]()
         self.longest = 0.0
 
-    def observe(self, now: float, missing: Collection[tuple[str, str]], report: str) -> list[Absence]:
+    def observe(
+        self, now: float, missing: Collection[tuple[str, str]], report: str, events: Sequence[str] = ()
+    ) -> list[Absence]:
         """Record the (address, link) pairs that are missing now. Return those that have just exceeded the limit."""
         self._since = {each: self._since.get(each, now) for each in missing}
+        self._samples = Counter({each: self._samples[each] + 1 for each in missing})
         self._reported &= set(missing)
         found = []
         for each, since in self._since.items():
             self.longest = max(self.longest, now - since)
             if now - since > self._limit and each not in self._reported:
                 self._reported.add(each)
-                found.append(Absence(*each, now - since, report))
+                found.append(Absence(*each, now - since, self._samples[each], report, tuple(events)))
         return found
 
 
@@ -80,9 +88,15 @@ def _contains_word(text: str, word: str) -> bool:
 class Watch:
     """Samples kernel and status.json several times a second, in a separate thread: `with Watch(lab) as watch:`."""
 
-    def __init__(self, lab: Lab, unlisted: Callable[[], Collection[str]] = tuple, limit: float = LIMIT_S) -> None:
-        """`unlisted` returns the MACs that the metadata does not list at the moment."""
-        self._lab, self._unlisted = lab, unlisted
+    def __init__(
+        self,
+        lab: Lab,
+        unmanaged: Callable[[], Collection[str]] = tuple,
+        limit: float = LIMIT_S,
+        events: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
+        """`unmanaged` returns the MACs of interfaces that need no addresses now, `events` the last events."""
+        self._lab, self._unmanaged, self._events = lab, unmanaged, events
         self._absences = Absences(limit)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch")
@@ -111,13 +125,13 @@ class Watch:
             except (LabError, OSError, ValueError, TimeoutExpired):  # the lab is changing or ending
                 continue
             self.samples += 1
-            self.found += self._absences.observe(time.monotonic(), missing, json.dumps(report))
+            self.found += self._absences.observe(time.monotonic(), missing, json.dumps(report), self._events())
 
     def _sample(self) -> tuple[list[tuple[str, str]], dict[str, Any]]:
         """Return the missing (address, link) pairs and status.json. While the fetcher does not run, nothing is missing:
         readers of status.json report that.
         """
-        nics, unlisted = self._lab.nics, self._unlisted()
+        nics, unmanaged = self._lab.nics, self._unmanaged()
         links = {link["address"]: link for link in ip(self._lab, "address")}
         report = status(self._lab)
         if not self._lab.daemons.running("fetcher") or report.get("state") in (None, "starting"):
@@ -125,6 +139,6 @@ class Watch:
         missing = []
         for nic in nics:
             has = {each["local"] for each in links[nic.mac]["addr_info"]} if nic.mac in links else set()
-            lacks = set(nic.all_addresses) - has if nic.mac not in unlisted else set()
+            lacks = set(nic.all_addresses) - has if nic.mac not in unmanaged else set()
             missing += [(each, nic.name) for each in lacks if not is_reported(report, nic, each)]
         return missing, report

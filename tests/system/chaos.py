@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -135,11 +136,19 @@ class Chaos:
             error.add_note(f"seed {self.seed}, after {self.events} events; the last:\n  " + "\n  ".join(self._last))
             raise
 
+    def unmanaged(self) -> set[str]:
+        """Return the MACs of the interfaces that the metadata does not list or that the configuration excludes."""
+        return self.unlisted | self._host.excluded
+
+    def last_events(self) -> list[str]:
+        """Return the last events, with their times (UTC)."""
+        return list(self._last)
+
     def event(self) -> None:
         action = self._chance.choices(list(self._actions), list(self._actions.values()))[0]
         if description := action():
             self.events += 1
-            self._last.append(description)
+            self._last.append(f"{datetime.now(UTC):%H:%M:%S.%f} {description}")
         time.sleep(self._chance.choice((0.0, 0.0, 0.02, 0.1, 0.4)))
 
     # — checks

@@ -138,6 +138,21 @@ def test_lost_metadata_server_rolls_the_change_back(lab: Lab) -> None:
     assert NEW_ADDRESS in kernel_addresses(lab)
 
 
+def test_server_lost_for_another_reason_does_not_hold_the_change(lab: Lab) -> None:
+    """The link that leads to the metadata server loses it during a change of another link, and does not get it back."""
+    [route] = ip(lab, "route", "get", "169.254.169.254")
+    egress = next(nic for nic in lab.nics if nic.name == route["dev"])
+    other = next(nic for nic in lab.nics if nic != egress)
+    with_open_change(lab, other, other.subnet.replace(".0/24", ".77"))
+    lab.run(["nft", "-f", "-"], "cloud", stdin=f"table bridge silence {{ chain c {{ type filter hook prerouting "
+            f"priority -350; iifname {egress.port} ip daddr 169.254.169.254 drop; }}; }}")  # fmt: skip
+    lab.metadata.clear()
+    lab.wait_for(lambda: verdicts(lab)[-1] != "applied", 30, "a verdict")
+    assert "rolled back" in verdicts(lab)
+    lab.wait_for(lambda: set(other.addresses) | {other.subnet.replace(".0/24", ".77")} <= kernel_addresses(lab), 60)
+    assert "next try in" not in lab.log("fetcher")
+
+
 @pytest.mark.parametrize("route", [[], ["route add 169.254.169.254 via 10.0.1.1 dev eth1"]])
 def test_silent_new_gateway_is_not_used(route: list[str]) -> None:
     """The metadata has a wrong subnet for the primary, and therefore a wrong gateway, which no host has."""

@@ -10,13 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.system.service import CONFIG, kernel_addresses, send_command, status, wait_until_healthy
+from tests.system.service import CONFIG, cnctl, kernel_addresses, send_command, status, wait_until_healthy
 from tests.system.test_boot_order import Manager, start_fetcher
 
 LATE = 4.5  # seconds, below the time that one answer may take
 WITH_SHORT_DEADLINE = """
-from cloud_network.fetcher import __main__, daemon
-daemon.PASS_DEADLINE_S = 1.0
+from cloud_network.fetcher import __main__, schedule
+schedule.PASS_DEADLINE_S = 1.0
 __main__.main()
 """
 """The fetcher's program, for which a pass of more than a second has hung."""
@@ -119,6 +119,7 @@ def test_pass_that_hangs_ends_the_daemon(lab: Lab) -> None:
     output, _ = fetcher.communicate(timeout=60)
     assert "a pass did not end within 1 s; systemd starts it again" in output
     assert fetcher.returncode == 1
+    assert "a pass did not end within 1 s" in cnctl(lab, "status").stdout
     lab.metadata.clear()
     lab.start("fetcher")
     wait_until_healthy(lab)

@@ -9,7 +9,16 @@ from itertools import permutations
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.system.service import CONFIG, DAEMONS, cnctl, errors, kernel_addresses, running_lab, wait_until_healthy
+from tests.system.service import (
+    CONFIG,
+    DAEMONS,
+    cnctl,
+    errors,
+    kernel_addresses,
+    running_lab,
+    status,
+    wait_until_healthy,
+)
 from tests.system.test_crash import start_until_it_runs
 
 TIMER = '[System]\nRefreshTimer = "1s"\n'
@@ -62,12 +71,29 @@ def test_configuration_that_cannot_be_read_keeps_the_old_one(lab: Lab, how: str)
     )
     assert any(FILE in line for line in errors(lab))
     lab.add_address(nic.mac, EXTRA)  # AllowKinds= is still in force: without it netagent would refuse
-    wait_until_healthy(lab)
-    assert EXTRA in kernel_addresses(lab)
+    lab.wait_for(lambda: EXTRA in kernel_addresses(lab), 20, "the address")
+    assert cnctl(lab, "status").returncode == 1
+    error = status(lab)["last_error"]
+    assert (error["kind"], FILE in error["message"]) == ("config", True), error
     file.chmod(0o644)
     file.write_text(f'[Network]\nExcludeAddresses = "{EXTRA}"\n{TIMER}{CONFIG}')
     for name in ("netagent", "fetcher"):
         lab.kill(name, signal.SIGHUP)
     lab.wait_for(lambda: EXTRA not in kernel_addresses(lab), 20, "the new configuration")
+    lab.wait_for(lambda: cnctl(lab, "status").returncode == 0, 20, "the end of the report")
     reason = "ExcludeAddresses= leaves it to another program"
     lab.wait_for(lambda: reason in " ".join(cnctl(lab, "doctor", EXTRA).stdout.split()), 10, "the reason in doctor")
+
+
+def test_status_says_why_netagent_cannot_start(lab: Lab) -> None:
+    """An edit of the configuration that was not reloaded: netagent ends with 78 when it is started again."""
+    file = lab.path(FILE)
+    good = file.read_text()
+    file.write_text(good + "Nonsense = 1\n")
+    lab.stop("netagent")
+    lab.wait_for(lambda: "netagent cannot start" in cnctl(lab, "status").stdout, 20, "the report")
+    line = good.count("\n") + 1
+    assert f"{FILE}:{line}: [System] Nonsense = 1: " in status(lab)["last_error"]["message"]
+    file.write_text(good)
+    start_until_it_runs(lab, "netagent")
+    lab.wait_for(lambda: cnctl(lab, "status").returncode == 0, 20, "the end of the report")

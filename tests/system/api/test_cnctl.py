@@ -164,7 +164,7 @@ def test_status_lists_problems(server: Server, state: StateDirectory, cnctl: Cnc
     assert "\n Netagent: refused, 3 changes: AllowKinds=\n" in ended.out
     assert "\n    Error: netagent, 2 h ago: refused: eth1 is a veth\n" in ended.out
     assert (
-        "\n  Missing: interfaces that the metadata names and this host does not have:\n           aa:bb:cc:dd:ee:ff\n"
+        "\n  Missing: no link to configure for these interfaces of the metadata:\n           aa:bb:cc:dd:ee:ff\n"
         in ended.out
     )
     assert "\neth1  drift  0/1        -      9001  10.0.1.1\n  ip address add 10.0.1.0/32 dev eth1\n" in ended.out
@@ -400,6 +400,15 @@ def test_doctor_checks_a_host_on_which_nothing_runs(state: StateDirectory, cnctl
     found = {line.split()[1]: line.split()[0] for line in ended.out.splitlines() if line[0] == "✗"}
     assert found == dict.fromkeys(("fetcher", "metadata", "api"), "✗")
     assert "host: the first failed step is fetcher" in ended.out
+
+
+def test_doctor_names_metadata_that_is_not_read_any_more(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
+    """The last read is recent, but a new one has failed: `cnctl status` ends with 1, and so does doctor."""
+    error = {"at": now(), "kind": "metadata", "message": "GET http://169.254.169.254/: no answer in time"}
+    state.write_status(status(link(2, "eth0", [address("10.0.0.4")]), state="error", last_error=error))
+    ended = cnctl("doctor", server=server)
+    assert ended.code == 1
+    assert re.search(r"✗ metadata +read \d+ s ago: GET http://169.254.169.254/:", ended.out), ended.out
 
 
 def test_a_narrow_terminal_gets_narrow_lines(server: Server, state: StateDirectory) -> None:

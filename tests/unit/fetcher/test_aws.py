@@ -441,6 +441,12 @@ def test_busy_server_answers_and_a_portal_does_not(
     assert aws.is_reachable() == expected
 
 
+@pytest.mark.parametrize("fault", ["empty", "html"])
+def test_one_wrong_answer_is_no_lost_server(cloud: Cloud, aws: Aws, fault: str) -> None:
+    cloud.fail(fault, "/latest/meta-data/", times=1)
+    assert aws.is_reachable()
+
+
 def test_dead_connection_is_replaced_once(cloud: Cloud, aws: Aws) -> None:
     """Its source address may have been removed; a new connection has another one."""
     settled(aws)
