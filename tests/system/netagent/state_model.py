@@ -101,8 +101,8 @@ def _text(each: dict[str, Any]) -> str:
     return json.dumps(each, sort_keys=True)
 
 
-def snapshot(lab: Lab, ours: frozenset[LinkAddress] = frozenset()) -> Snapshot:
-    """Return a snapshot of the kernel. iproute2 does not show IFA_PROTO, so `ours` lists the owned addresses."""
+def snapshot(lab: Lab, owned: frozenset[LinkAddress] = frozenset()) -> Snapshot:
+    """Return a snapshot of the kernel. iproute2 does not show IFA_PROTO, so `owned` lists the owned addresses."""
     egress = [f"route get {probe}" for probe in PROBES]
     links, addresses4, routes4, rules4, *got = _ip(
         lab, "-4", "link", "address", "route show table all", "rule", *egress
@@ -118,16 +118,16 @@ def snapshot(lab: Lab, ours: frozenset[LinkAddress] = frozenset()) -> Snapshot:
             held[made] = f"{link['ifname']} {_text(kept)}"
     kinds = ("unicast", "local", "broadcast", "anycast")
     routes = [each for each in routes4 + routes6 if each["type"] in kinds and not each["dst"].startswith("fe80:")]
-    mine = [each for each in routes if each["protocol"] == str(PROTOCOL)]
+    owned_routes = [each for each in routes if each["protocol"] == str(PROTOCOL)]
     made_by_kernel = {_text(each) for each in routes if each["protocol"] == "kernel"}
-    others = {_text(each) for each in routes if each not in mine} - made_by_kernel
+    others = {_text(each) for each in routes if each not in owned_routes} - made_by_kernel
     rules = [(each, "0.0.0.0/0") for each in rules4] + [(each, "::/0") for each in rules6]
     return Snapshot(
         links={link["ifname"]: ("UP" in link["flags"], link["mtu"]) for link in links},
-        addresses=frozenset(held.keys() & ours),
-        routes=frozenset(map(_route, mine)),
+        addresses=frozenset(held.keys() & owned),
+        routes=frozenset(map(_route, owned_routes)),
         rules=frozenset(_rule(each, all_) for each, all_ in rules if each["protocol"] == str(PROTOCOL)),
-        foreign_addresses=tuple(sorted(text for key, text in held.items() if key not in ours)),
+        foreign_addresses=tuple(sorted(text for key, text in held.items() if key not in owned)),
         foreign_routes=tuple(sorted(others)),
         foreign_rules=tuple(_text(each) + all_ for each, all_ in rules if each["protocol"] != str(PROTOCOL)),
         kernel_routes=frozenset(made_by_kernel),
@@ -187,7 +187,7 @@ def predict(before: Snapshot, ops: Iterable[dict[str, Any]], names: dict[int, st
     )
 
 
-def ours(state: Snapshot) -> tuple[object, ...]:
+def owned_state(state: Snapshot) -> tuple[object, ...]:
     return state.links, state.addresses, state.routes, state.rules
 
 

@@ -164,19 +164,19 @@ def resume(lab: Lab) -> None:
 def receive_buffer(pid: int, size: int) -> Iterator[None]:
     """Set the receive buffer of another process's netlink sockets to `size`, or to the minimum."""
     process = os.pidfd_open(pid)
-    ours = []
+    sockets = []
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         if entry.readlink().name.startswith("socket:"):
             found = socket.socket(fileno=LIBC.syscall(PIDFD_GETFD, process, int(entry.name), 0))
-            ours += [found] if found.family == socket.AF_NETLINK else []
+            sockets += [found] if found.family == socket.AF_NETLINK else []
     before = [
-        each.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2 for each in ours
+        each.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2 for each in sockets
     ]  # the kernel returns twice the value
-    assert ours
-    for each in ours:
+    assert sockets
+    for each in sockets:
         each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
     yield
-    for each, was in zip(ours, before, strict=True):
+    for each, was in zip(sockets, before, strict=True):
         each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, was)
         each.close()
     os.close(process)

@@ -227,14 +227,14 @@ def test_a_connection_has_a_lifetime(lab: Lab) -> None:
 
 def test_requests_sent_ahead_do_not_prolong_a_connection() -> None:
     """The next request arrives while a long one is answered: there is always data."""
-    ours, theirs = socket.socketpair()
-    theirs.sendall(b"another request")
-    served = connection.Connection(ours, connection.Peer.of(ours), os.pidfd_open(os.getpid()))
+    server_end, client_end = socket.socketpair()
+    client_end.sendall(b"another request")
+    served = connection.Connection(server_end, connection.Peer.of(server_end), os.pidfd_open(os.getpid()))
     assert served.readable(time.monotonic() + 1)
     served.expires = time.monotonic()
     assert not served.readable(time.monotonic() + 1)
     served.close()
-    theirs.close()
+    client_end.close()
 
 
 LINGERING = f"""
@@ -245,14 +245,14 @@ def lingering():
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
     listener.bind(("127.0.0.1", 0))
     listener.listen()
-    ours = socket.create_connection(listener.getsockname())
-    ours.setblocking(False)
+    client = socket.create_connection(listener.getsockname())
+    client.setblocking(False)
     try:
         while True:
-            ours.send(bytes(1 << 16))
+            client.send(bytes(1 << 16))
     except BlockingIOError:
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
-    return ours, listener.accept()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+    return client, listener.accept()
 
 def inside(passed):
     outer, inner = socket.socketpair()
@@ -266,10 +266,10 @@ netagent = socket.socket(socket.AF_UNIX)
 netagent.connect({protocol.SOCKET!r})
 peers = []
 for at, byte in enumerate({protocol.encode({"request": "status"})!r}[:12]):
-    ours, peer = lingering()
-    pass_along(netagent, bytes([byte]), inside(ours) if at % 2 else ours)
+    client, peer = lingering()
+    pass_along(netagent, bytes([byte]), inside(client) if at % 2 else client)
     peers.append(peer)
-    del ours
+    del client
 print("sent", flush=True)
 sys.stdin.read()
 """

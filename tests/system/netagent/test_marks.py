@@ -79,7 +79,7 @@ def state(lab: Lab) -> tuple[dict[str, str], str]:
     return kernel_state(lab), lab.run(["nft", "-s", "list", "ruleset"]).stdout
 
 
-def ours(lab: Lab) -> str:
+def owned_table(lab: Lab) -> str:
     return lab.run(["nft", "-s", "list", "table", "inet", "cloud_network"], check=False).stdout
 
 
@@ -121,7 +121,7 @@ def test_the_table_is_what_nft_makes_of_the_documented_text(lab: Lab, on: Links,
     marks = [{"link": on.primary, "mark": 1}, {"link": on.secondary, "mark": 2}]
     assert wire.ask(request="status")["marks"] == marks
     assert wire.apply(table())["verdict"] == "applied"
-    assert ours(lab) == ""
+    assert owned_table(lab) == ""
     assert wire.ask(request="status")["marks"] == []
     lab.run(["nft", "-f", "-"], stdin=TEXT.format(on.primary, on.secondary))
     assert without_handles(lab.run(show).stdout) == made
@@ -169,7 +169,7 @@ def test_rules_for_marks_are_made_and_removed(lab: Lab, on: Links, wire: Wire) -
     removals = [{**op, "op": "rule_remove"} for op in ops[1:]]
     assert wire.apply(*removals, table((on.primary, 1)))["verdict"] == "applied"
     assert "fwmark" not in lab.run(["ip", "rule"]).stdout
-    assert "eth2" not in ours(lab)
+    assert "eth2" not in owned_table(lab)
     (line,) = audit_lines(lab)[-1:]
     assert line["ops"][-1] == {**table((on.primary, 1)), "errno": 0}
 
@@ -334,12 +334,12 @@ def test_off_removes_the_table_that_was_made_and_no_other(lab: Lab, on: Links) -
         assert wire.apply(table((on.primary, 1)))["verdict"] == "applied"
     lab.write_config(CONFIG)
     lab.kill("netagent", signal.SIGHUP)
-    lab.wait_for(lambda: ours(lab) == "")
+    lab.wait_for(lambda: owned_table(lab) == "")
     assert audit_lines(lab)[-1]["reason"] == "ForwardedReplies= is off"
     lab.run(["nft", "add table inet cloud_network"])  # netagent's ledger does not have this table
     lab.stop("netagent")
     start(lab)
-    assert ours(lab) != ""
+    assert owned_table(lab) != ""
     lab.run(["nft", "delete table inet cloud_network"])
     lab.stop("netagent")
     lab.write_config(MARK)
@@ -353,7 +353,7 @@ def test_a_mask_of_the_operators(lab: Lab, on: Links) -> None:
     with Wire(lab) as wire:
         assert "not inside 0x700" in wire.apply(table((on.primary, 1)))["reason"]
         assert wire.apply(table((on.primary, 0x700)))["verdict"] == "applied"
-        assert "& 0x00000f00 == 0x00000700" in ours(lab)
+        assert "& 0x00000f00 == 0x00000700" in owned_table(lab)
         assert wire.ask(request="status")["marks"] == [{"link": on.primary, "mark": 0x700}]
     lab.stop("netagent")
     lab.write_config(MARK)
@@ -370,9 +370,9 @@ def test_tables_of_other_programs_are_the_same_in_json(lab: Lab, on: Links, wire
 def foreign(lab: Lab) -> list[Any]:
     """Return all nftables objects outside netagent's table, with handles and counters."""
     found = json.loads(lab.run(["nft", "--json", "list", "ruleset"]).stdout)["nftables"]
-    return [each for each in found if not is_ours(each)]
+    return [each for each in found if not is_in_owned_table(each)]
 
 
-def is_ours(entry: dict[str, Any]) -> bool:
+def is_in_owned_table(entry: dict[str, Any]) -> bool:
     [(kind, fields)] = entry.items()
     return (fields.get("family"), fields.get("name" if kind == "table" else "table")) == ("inet", "cloud_network")

@@ -39,7 +39,7 @@ from tests.system.netagent.state_model import (
     FOREIGN,
     Snapshot,
     add_foreign_objects,
-    ours,
+    owned_state,
     predict,
     snapshot,
     violations,
@@ -307,7 +307,9 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
 
         def is_rolled_back(self) -> bool:
             now = snapshot(lab, self.before.addresses)
-            return ours(now) == ours(self.before) and now.foreign_addresses == self.before.foreign_addresses
+            return (
+                owned_state(now) == owned_state(self.before) and now.foreign_addresses == self.before.foreign_addresses
+            )
 
         @rule()
         def flushes(self) -> None:
@@ -344,7 +346,7 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
         def read_result(self, ops: list[Any]) -> None:
             """Read from the kernel whether the change was applied."""
             done = predict(self.expected, ops, world.names)
-            if ours(snapshot(lab, done.addresses)) == ours(done):
+            if owned_state(snapshot(lab, done.addresses)) == owned_state(done):
                 self.expected = done
                 self.made += ops
 

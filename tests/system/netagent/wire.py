@@ -28,19 +28,19 @@ def packed(address: str) -> bytes:
 
 CONNECT = f"""
 import array, os, socket, sys
-ours = socket.socket(fileno=0)
+to_test = socket.socket(fileno=0)
 there = socket.socket(socket.AF_UNIX)
 there.settimeout(10)
 try:
     there.connect({protocol.SOCKET!r})
 except OSError as error:
-    ours.sendall(str(error.errno).encode())
+    to_test.sendall(str(error.errno).encode())
 else:
     if not os.getuid():
         there.sendmsg([b"0"], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, {protocol.ROOT!r})])
-    ours.sendmsg([b"0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [there.fileno()]))])
+    to_test.sendmsg([b"0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [there.fileno()]))])
     there.close()
-    ours.recv(1)  # netagent sees this peer until the connection ends
+    to_test.recv(1)  # netagent sees this peer until the connection ends
 """
 
 
@@ -48,12 +48,12 @@ class Wire:
     """A connection of a user of the instance: a process there connects, and passes the socket to the test."""
 
     def __init__(self, lab: Lab, user: str | None = None, prefix: Sequence[str] = ()) -> None:
-        self._ours, theirs = socket.socketpair()
+        self._from_connector, connector_end = socket.socketpair()
         argv = lab.instance.enter(*prefix, "/usr/bin/python3", "-I", "-S", "-c", CONNECT, user=user)
-        self._connector = subprocess.Popen(argv, stdin=theirs.fileno(), stdout=subprocess.DEVNULL)
-        theirs.close()
-        self._ours.settimeout(15)
-        data, files, _, _ = socket.recv_fds(self._ours, 16, 1)
+        self._connector = subprocess.Popen(argv, stdin=connector_end.fileno(), stdout=subprocess.DEVNULL)
+        connector_end.close()
+        self._from_connector.settimeout(15)
+        data, files, _, _ = socket.recv_fds(self._from_connector, 16, 1)
         if data != b"0":
             self.disconnect()
             raise ConnectionError(os.strerror(int(data or b"5")))
@@ -72,7 +72,7 @@ class Wire:
 
     def disconnect(self) -> None:
         """End the process that connected."""
-        self._ours.close()
+        self._from_connector.close()
         self._connector.wait(10)
 
     def raw(self, body: bytes) -> dict[str, Any]:
