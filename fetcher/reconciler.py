@@ -453,7 +453,10 @@ def _interfaces(comparison: Comparison) -> dict[int, Interface]:
 def _held_texts(comparison: Comparison, held: Mapping[int, tuple[str, float]]) -> list[str]:
     """Return each link on hold with the reason and the time of the next try."""
     names = {COMMON: "rules of no link"} | {link.ifindex: link.name for link in comparison.snapshot.actual.links}
-    return [with_next_try(f"{names.get(link, link)}: {reason}", left) for link, (reason, left) in held.items()]
+    return [
+        with_next_try(f"{names.get(link, f'link {link}, which is gone')}: {reason}", left)
+        for link, (reason, left) in held.items()
+    ]
 
 
 def _without_refused(ops: Plan, refusals: Iterable[Refused], results: _PassResults) -> Plan:

@@ -101,6 +101,7 @@ class KernelChecks:
     def test_a_bond_is_configured_if_its_kind_is_allowed(self, guest: VirtualMachine) -> None:
         """With fail_over_mac=active the bond has the MAC of its active port, which is not configured itself."""
         guest.run("modprobe", "bonding", "max_bonds=0")  # otherwise the module makes a bond0
+        guest.wait_for(lambda: all_reachable(guest), message="all addresses")
         before = normalized(network_state(guest))
         with plugged(guest) as nic:
             port = link_of(guest, nic.mac)
@@ -120,7 +121,10 @@ class KernelChecks:
             finally:
                 guest.run("ip", "link", "delete", BOND)
             guest.wait_for(lambda: all_reachable(guest), message="the addresses, on the link itself")
-        guest.wait_for(lambda: normalized(network_state(guest)) == before, message="the original state")
+        guest.wait_for(
+            lambda: normalized(network_state(guest)) == before,
+            message=f"the original state: {before}",
+        )
 
     def test_an_ipvlan_child_with_the_same_mac_is_left_alone(self, guest: Guest) -> None:
         nic = guest.lab.nics[1]
