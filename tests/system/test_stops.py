@@ -85,8 +85,8 @@ def test_configuration_that_cannot_be_read_keeps_the_old_one(lab: Lab, how: str)
     lab.wait_for(lambda: reason in " ".join(cnctl(lab, "doctor", EXTRA).stdout.split()), 10, "the reason in doctor")
 
 
-def test_status_says_why_netagent_cannot_start(lab: Lab) -> None:
-    """An edit of the configuration that was not reloaded: netagent ends with 78 when it is started again."""
+def test_status_names_the_error_that_stops_netagent(lab: Lab) -> None:
+    """The file became invalid without a reload: netagent ends with 78 when it is started again."""
     file = lab.path(FILE)
     good = file.read_text()
     file.write_text(good + "Nonsense = 1\n")

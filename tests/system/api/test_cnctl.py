@@ -402,8 +402,8 @@ def test_doctor_checks_a_host_on_which_nothing_runs(state: StateDirectory, cnctl
     assert "host: the first failed step is fetcher" in ended.out
 
 
-def test_doctor_names_metadata_that_is_not_read_any_more(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
-    """The last read is recent, but a new one has failed: `cnctl status` ends with 1, and so does doctor."""
+def test_doctor_fails_if_the_last_read_failed(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
+    """The last complete read is recent, but a newer one has failed. `cnctl status` and doctor both exit with 1."""
     error = {"at": now(), "kind": "metadata", "message": "GET http://169.254.169.254/: no answer in time"}
     state.write_status(status(link(2, "eth0", [address("10.0.0.4")]), state="error", last_error=error))
     ended = cnctl("doctor", server=server)

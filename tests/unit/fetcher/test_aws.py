@@ -442,7 +442,7 @@ def test_busy_server_answers_and_a_portal_does_not(
 
 
 @pytest.mark.parametrize("fault", ["empty", "html"])
-def test_one_wrong_answer_is_no_lost_server(cloud: Cloud, aws: Aws, fault: str) -> None:
+def test_one_wrong_answer_does_not_mean_a_lost_server(cloud: Cloud, aws: Aws, fault: str) -> None:
     cloud.fail(fault, "/latest/meta-data/", times=1)
     assert aws.is_reachable()
 
