@@ -428,7 +428,7 @@ class Reconciler:
     ) -> Condition | None:
         """Return the reason why netagent has not made every change, if there is one."""
         if self._flushed:
-            return Condition("netagent", FLUSHED)
+            return Condition("netagent", FLUSHED, leading=True)
         if results.failure is not None:
             return Condition("netagent", results.failure, serious=results.unreachable)
         if results.refused is not None:
