@@ -428,7 +428,7 @@ class Reconciler:
     ) -> Condition | None:
         """Return the reason why netagent has not made every change, if there is one."""
         if self._flushed:
-            return Condition("netagent", FLUSHED)
+            return Condition("netagent", FLUSHED, leading=True)
         if results.failure is not None:
             return Condition("netagent", results.failure, serious=results.unreachable)
         if results.refused is not None:
@@ -453,7 +453,10 @@ def _interfaces(comparison: Comparison) -> dict[int, Interface]:
 def _held_texts(comparison: Comparison, held: Mapping[int, tuple[str, float]]) -> list[str]:
     """Return each link on hold with the reason and the time of the next try."""
     names = {COMMON: "rules of no link"} | {link.ifindex: link.name for link in comparison.snapshot.actual.links}
-    return [with_next_try(f"{names.get(link, link)}: {reason}", left) for link, (reason, left) in held.items()]
+    return [
+        with_next_try(f"{names.get(link, f'link {link}, which is gone')}: {reason}", left)
+        for link, (reason, left) in held.items()
+    ]
 
 
 def _without_refused(ops: Plan, refusals: Iterable[Refused], results: _PassResults) -> Plan:

@@ -46,6 +46,7 @@ class Condition:
     message: str
     serious: bool = False
     transient: bool = False  # will most likely disappear without action
+    leading: bool = False  # explains the others
 
 
 _SLOW_CHANGE = Condition(
@@ -164,11 +165,13 @@ class Conditions:
 
     @property
     def last(self) -> LastError | None:
-        """The most recently reported condition. A serious one takes precedence, then one of the metadata, on which the
-        others are based.
+        """The most recently reported condition. A serious one takes precedence, then one that explains the others, as
+        one of the metadata does.
         """
         conditions = self._active.values()
-        ordered = sorted(conditions, key=lambda each: (each[0].serious, each[0].kind == "metadata"))  # stable
+        ordered = sorted(  # stable
+            conditions, key=lambda each: (each[0].serious, each[0].leading or each[0].kind == "metadata")
+        )
         return ordered[-1][1] if ordered else None
 
     @property

@@ -43,6 +43,7 @@ with Netagent() as netagent:
 print(answer.verdict, answer.reason, answer.refused)
 """
 
+BOND, CHILD = "bond9", "child0"
 VRF, VRF_TABLE = "blue", 77
 WITH_VRF = f"""
 ip link add {VRF} type vrf table {VRF_TABLE}
@@ -96,6 +97,49 @@ class KernelChecks:
             finally:
                 guest.run("ip", "netns", "delete", "card")
         guest.wait_for(lambda: normalized(network_state(guest)) == before, message="the original state")
+
+    def test_a_bond_is_configured_if_its_kind_is_allowed(self, guest: VirtualMachine) -> None:
+        """With fail_over_mac=active the bond has the MAC of its active port, which is not configured itself."""
+        guest.run("modprobe", "bonding", "max_bonds=0")  # otherwise the module makes a bond0
+        guest.wait_for(lambda: all_reachable(guest), message="all addresses")
+        before = normalized(network_state(guest))
+        with plugged(guest) as nic:
+            port = link_of(guest, nic.mac)
+            guest.run(*f"ip link add {BOND} type bond mode active-backup fail_over_mac active".split())
+            try:
+                guest.run(
+                    "sh", "-ec", f"ip link set {port} down; ip link set {port} master {BOND}; ip link set {BOND} up"
+                )
+                key = 'AllowKinds="bond"'
+                guest.wait_for(lambda: key in unwrapped(guest.run("cnctl", "status", check=False)), message="the key")
+                with guest.configured('[Netagent]\nAllowKinds = "bond"\n'):
+                    guest.wait_for(lambda: all_reachable(guest), message="the bond's addresses")
+                    assert misrouted(guest) == []
+                    link = json.loads(guest.get(f"/api/v1/links/{BOND}")[1])
+                    assert {each["address"] for each in link["addresses"]} == {*nic.all_addresses}
+                    assert guest.run("ip", "-4", "address", "show", "dev", port) == ""
+            finally:
+                guest.run("ip", "link", "delete", BOND)
+            guest.wait_for(lambda: all_reachable(guest), message="the addresses, on the link itself")
+        guest.wait_for(
+            lambda: normalized(network_state(guest)) == before,
+            message=f"the original state: {before}",
+        )
+
+    def test_an_ipvlan_child_with_the_same_mac_is_left_alone(self, guest: Guest) -> None:
+        nic = guest.lab.nics[1]
+        guest.wait_for(lambda: all_reachable(guest), message="all addresses")
+        guest.run(*f"ip link add link {nic.name} name {CHILD} type ipvlan mode l2".split())
+        try:
+            guest.run("ip", "link", "set", CHILD, "up")
+            guest.run("cnctl", "refresh")
+            assert all_reachable(guest)
+            assert nic.mac in guest.run("ip", "link", "show", "dev", CHILD)
+            assert guest.run("ip", "-4", "address", "show", "dev", CHILD) == ""
+            assert guest.run("cnctl", "status").startswith("ok: ")
+        finally:
+            guest.run("ip", "link", "delete", CHILD)
+        guest.wait_for(lambda: all_reachable(guest), message="all addresses")
 
     def test_a_vrf_is_left_to_its_operator(self, guest: Guest) -> None:
         guest.wait_for(lambda: all_reachable(guest), message="all addresses")

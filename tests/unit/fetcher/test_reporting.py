@@ -19,6 +19,7 @@ from cloud_network.fetcher.metadata.model import Instance, MetadataError, Proble
 from cloud_network.fetcher.metadata.reading import Reading
 from cloud_network.fetcher.network.matching import match_links
 from cloud_network.fetcher.network.objects import Actual
+from cloud_network.fetcher.reconciler import FLUSHED
 from cloud_network.fetcher.reporting import (
     Attempt,
     Comparison,
@@ -295,6 +296,14 @@ def test_serious_condition_is_shown_before_a_later_one() -> None:
     conditions.begin(Condition("config", "left out: a"))
     assert conditions.last is not None
     assert conditions.last["kind"] == "metadata"
+
+
+def test_flush_is_shown_before_a_later_condition() -> None:
+    conditions = Conditions()
+    conditions.begin(Condition("netagent", FLUSHED, leading=True))
+    conditions.begin(Condition("config", "left out: IPv6 is disabled"))
+    assert conditions.last is not None
+    assert conditions.last["message"] == FLUSHED
 
 
 def test_slow_server_is_reported_until_the_next_pass_or_read(state: StateDirectory, reporter: Reporter) -> None:
