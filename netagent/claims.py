@@ -125,6 +125,11 @@ def is_link_local(network: IPNetwork) -> bool:
     return within(network, LINK_LOCAL)
 
 
+def is_wide_link_local(destination: IPNetwork, network: IPNetwork) -> bool:
+    """Return True for a link-local route that contains `network` and more: several links may have 169.254.0.0/16."""
+    return is_link_local(destination) and destination.prefixlen < network.prefixlen
+
+
 def nested(network: IPNetwork, others: Iterable[IPNetwork]) -> IPNetwork | None:
     """Return the first of `others` that contains `network` or lies in it; equal networks are not nested.
 
@@ -213,7 +218,7 @@ def rival(network: IPNetwork, link: int, routes: Iterable[HostRoute], learned: I
     """
     own = [subnet for subnet in learned if contains(subnet, network)]
     for route in routes:
-        if route.destination.prefixlen <= 1 or is_link_local(route.destination):
+        if route.destination.prefixlen <= 1 or is_wide_link_local(route.destination, network):
             continue
         if any(route.destination.prefixlen < subnet.prefixlen for subnet in own):
             continue

@@ -172,6 +172,51 @@ def test_address_routed_by_another_program_is_not_claimed(lab: Lab, kind: str) -
         assert "another program routes" in refused(lab, *ops)
 
 
+@pytest.mark.parametrize(
+    ("subnet", "own", "gateway"),
+    [
+        ("10.50.0.0/24", "10.50.2.10/32", "10.50.0.1/32"),
+        ("fd00:50::/64", "fd00:50:0:1::10/128", "fd00:50::1/128"),
+    ],
+)
+def test_a_gateway_by_convention_stays_in_a_vpn(lab: Lab, subnet: str, own: str, gateway: str) -> None:
+    """The neighbour with this address on the interface could answer for it."""
+    on = ifindex(lab, "eth0")
+    lab.batch([*RIVALS["VPN"][:3], f"route add {subnet} dev wg0"])
+    ops = [address(on, own), route(on, gateway)]
+    assert "another program routes by wg0" in refused(lab, *ops)
+    lab.batch([f"route delete {subnet} dev wg0"])
+    assert verdict(lab, *ops) == "applied"
+
+
+@pytest.mark.parametrize("part", ["10.0.1.77/32", "10.0.1.64/26"])
+@pytest.mark.parametrize("way", ["dev wg0", "via 10.0.1.5"])
+def test_a_part_of_the_interfaces_subnet_stays_where_it_is_routed(lab: Lab, way: str, part: str) -> None:
+    on = ifindex(lab, "eth1")
+    lab.batch([*RIVALS["VPN"][:3], f"route add 10.0.1.77/32 {way}"])
+    assert "another program routes" in refused(lab, route(on, part))
+    assert verdict(lab, route(on, "10.0.1.0/24"), route(on, "10.0.1.128/26")) == "applied"
+
+
+METADATA = "169.254.169.254/32"
+
+
+def test_a_metadata_server_behind_a_proxy_stays_there(lab: Lab) -> None:
+    on = ifindex(lab, "eth1")
+    by_gateway = route(on, METADATA, "10.0.1.1")
+    lab.batch([*RIVALS["VPN"][:3], "route add 169.254.0.0/16 dev wg0 metric 1000"])  # as avahi-autoipd adds it
+    assert verdict(lab, by_gateway) == "applied"
+    lab.batch([f"route replace {METADATA} dev wg0"])
+    assert "another program routes by wg0" in refused(lab, by_gateway)
+
+
+def test_a_metadata_server_behind_the_gateway_is_not_on_link(lab: Lab) -> None:
+    on = ifindex(lab, "eth1")
+    lab.batch(["route add 169.254.0.0/16 dev eth1 metric 1000", f"route replace {METADATA} via 10.0.1.1 dev eth1"])
+    assert "another program routes by eth1 via 10.0.1.1" in refused(lab, route(on, METADATA))
+    assert verdict(lab, route(on, METADATA, "10.0.1.1")) == "applied"
+
+
 def test_a_summary_route_through_the_clouds_router_is_no_rival(lab: Lab) -> None:
     lab.batch(["route add 10.0.0.0/8 via 10.0.1.1 dev eth1"])
     on = ifindex(lab, "eth0")
