@@ -275,8 +275,8 @@ def secondary_of(address: Address, view: View) -> IPAddress | None:
     return next((each.ip for each in view.same_subnet(address) if each.flags & IFA_F_SECONDARY), None)
 
 
-def existing_route(op: RouteReplace | RouteRemove, view: View) -> OwnRoute | None:
-    """Return the owned route to replace or remove, or None. Raises Refusal for a foreign table or route."""
+def existing_route(op: RouteReplace, view: View) -> OwnRoute | None:
+    """Return the owned route to replace, or None. Raises Refusal for a foreign table or route."""
     own = view.own_tables(op.link)
     if op.table not in (*own, TABLE_LOCAL):
         raise Refusal(f"table {op.table} is not the link's own, {own[0]} or {own[1]}")

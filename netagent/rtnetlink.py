@@ -25,6 +25,7 @@ from .operations import (
     LinkDown,
     LinkMtu,
     LinkUp,
+    RouteAdd,
     RouteRemove,
     RouteReplace,
     RuleAdd,
@@ -247,6 +248,10 @@ def _route_replace(op: RouteReplace) -> Packed:
     return Packed(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, _route_body(op))
 
 
+def _route_add(op: RouteAdd) -> Packed:
+    return Packed(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, _route_body(op))
+
+
 def _route_remove(op: RouteRemove) -> Packed:
     return Packed(RTM_DELROUTE, 0, _route_body(op))  # the kernel compares the protocol, too
 
@@ -283,6 +288,7 @@ ENCODERS: Mapping[type[Undo], Callable[[Any], Packed]] = {
     AddressAdd: _address_add,
     AddressRemove: _address_remove,
     RouteReplace: _route_replace,
+    RouteAdd: _route_add,
     RouteRemove: _route_remove,
     RuleAdd: _rule_add,
     RuleRemove: _rule_remove,

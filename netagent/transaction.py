@@ -10,15 +10,16 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from errno import EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT, ESRCH
 
-from .claims import single
+from .claims import is_single, single
 from .kernel import Kernel
 from .ledger import MAX_GATEWAYS, Entry, Ledger
 from .operations import (
     PROTOCOL,
+    TABLE_LOCAL,
     AddressAdd,
     AddressRemove,
     ForwardedReplies,
@@ -28,6 +29,7 @@ from .operations import (
     LinkDown,
     LinkMtu,
     Operation,
+    RouteAdd,
     RouteRemove,
     RouteReplace,
     RuleAdd,
@@ -79,7 +81,8 @@ class Transaction:
         entry = self._ledger.entry
         table = entry.table or any(isinstance(op, ForwardedReplies) for op in ops)
         self._ledger.write(replace(entry, request=request, undo=tuple(reversed(undo)), table=table))
-        sent = tuple(self._kernel.change(ops))
+        is_new = (isinstance(back, RouteRemove) for back in undo)
+        sent = tuple(self._kernel.change([_adding(op) if new else op for op, new in zip(ops, is_new, strict=True)]))
         failed = next((at for at, errno in enumerate(sent) if errno != 0), None)
         if failed is None:
             return Outcome(sent)
@@ -157,7 +160,7 @@ class Transaction:
                 continue
             obstacle = others.obstacle(op)
             if obstacle is None:
-                pending.append(op)
+                pending.append(others.exact(op))
             else:
                 remaining.append(Remaining(op, obstacle))
         return pending, remaining
@@ -168,8 +171,9 @@ class Transaction:
             with contextlib.suppress(OSError):
                 routes = self._kernel.routes()
                 foreign = [route for route in routes if route.protocol != PROTOCOL]
+                own = {(route.table, route.destination) for route in routes if route.protocol == PROTOCOL}
                 neighbours, nexthops = self._kernel.static_neighbours(), self._kernel.nexthop_links()
-                return _State(self._kernel.addresses(), foreign, neighbours, nexthops)
+                return _State(self._kernel.addresses(), foreign, own, neighbours, nexthops)
         return None
 
     def remove(self, ops: Sequence[Operation]) -> tuple[list[int | None], list[Remaining]]:
@@ -181,6 +185,13 @@ class Transaction:
             self._ledger.shorten(replace(entry, owned=entry.owned - gone))
         failed = [(op, errno) for op, errno in zip(ops, errnos, strict=True) if errno not in ALREADY_UNDONE]
         return errnos, [_failure(op, errno) for op, errno in failed]
+
+
+def _adding(op: Operation | Undo) -> Undo:
+    """Return the operation that adds a new route; any other operation as it is."""
+    if not isinstance(op, RouteReplace):
+        return op
+    return RouteAdd(op.table, op.link, op.destination, op.gateway)
 
 
 def _without_detours(ops: Sequence[Undo]) -> list[Undo]:
@@ -203,6 +214,7 @@ class _State:
 
     addresses: Sequence[Address]
     foreign: Sequence[Route]
+    own_places: Set[tuple[int, IPNetwork]]  # tables and destinations of owned routes
     static_neighbours: frozenset[tuple[int, int]]  # links and IP versions
     nexthop_links: frozenset[int]  # links of nexthop objects
 
@@ -215,6 +227,10 @@ class _Others:
         self._static_neighbours, self._nexthop_links = state.static_neighbours, state.nexthop_links
         by_peer = sorted(addresses, key=lambda each: each.peer is None)  # owned ones have no peer, and must be kept
         self._left = {(each.link, each.interface): each for each in by_peer}
+        self._holders = defaultdict[IPAddress, set[tuple[int, int]]](set)  # links and prefix lengths, by address
+        for each in addresses:
+            self._holders[each.ip].add((each.link, each.prefix))
+        self._own_places = set(state.own_places)
         self._tagged, self._counts = uses_ifa_proto(addresses), AddressCounts(addresses)
         self._foreign, self._losable = foreign, losable(foreign)
         made = (route for route in foreign if route.protocol != RTPROT_KERNEL)  # others go with addresses
@@ -246,11 +262,14 @@ class _Others:
                 if op.link in self._nexthop_links:
                     return "nexthop objects that cloud-network did not add depend on it"
             case AddressAdd():
-                if any(interface.ip == op.interface.ip and link != op.link for link, interface in self._left):
+                if any(link != op.link for link, _ in self._holders[op.interface.ip]):
                     self._taken.add(single(op.interface.ip))
                     return "another link has the address now"
                 ip, prefix = op.interface.ip, op.interface.network.prefixlen
                 self._left[op.link, op.interface] = Address(op.link, ip, prefix, 0, PROTOCOL)
+                self._holders[ip].add((op.link, prefix))
+            case RouteReplace() if op.table == TABLE_LOCAL and self._is_address(op.destination):
+                return "a link has this address now"
             case RouteReplace() if (op.table, op.destination) in self._places:
                 return "another program has a route to it there now"
             case RuleAdd() if op.selector in self._taken:
@@ -262,6 +281,17 @@ class _Others:
                 if (op.link, 6) in self._static_neighbours:
                     return "static neighbour entries of the link depend on it"
         return None
+
+    def _is_address(self, network: IPNetwork) -> bool:
+        """Return True for the /32 or /128 of an address that a link has."""
+        return is_single(network) and bool(self._holders[network.network_address])
+
+    def exact(self, op: Undo) -> Undo:
+        """Return a restored route as an addition, unless it replaces an owned one; any other operation as it is."""
+        if isinstance(op, RouteRemove):
+            self._own_places.discard((op.table, op.destination))
+        is_new = isinstance(op, RouteReplace) and (op.table, op.destination) not in self._own_places
+        return _adding(op) if is_new else op
 
     def _dependent(self, address: Address) -> str | None:
         """Return a description of an object that the kernel would remove with an owned address, or None."""
@@ -281,6 +311,7 @@ class _Others:
     def _forget(self, address: Address) -> None:
         """Count an owned address as removed."""
         del self._left[address.link, address.interface]
+        self._holders[address.ip].discard((address.link, address.prefix))
         self._counts.add(address, -1)
         self._secondaries[address.link, address.network].discard(address.ip)
 
