@@ -389,9 +389,9 @@ def decode_link(body: bytes) -> Link:
 def decode_address(body: bytes) -> Address:
     """Return the address of an RTM_NEWADDR message."""
     (_, prefix, flags, _, index), found = _unpack(IFADDRMSG, body)
-    ip = _address(found.get(IFA_LOCAL) or found[IFA_ADDRESS])
+    other = _address(found.get(IFA_ADDRESS, bytes(4)))  # the kernel leaves out 0.0.0.0
+    ip = _address(found[IFA_LOCAL]) if IFA_LOCAL in found else other
     protocol = found[IFA_PROTO][0] if IFA_PROTO in found else None
-    other = _address(found[IFA_ADDRESS])
     peer = other if isinstance(other, IPv4Address) and other != ip else None
     return Address(index, ip, prefix, _u32(found, IFA_FLAGS, flags), protocol, peer)
 
