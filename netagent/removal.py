@@ -29,9 +29,13 @@ class AddressCounts:
         self._links[address.link, address.ip.version] += change
         self._ips[address.link, address.ip] += change
 
+    def of(self, link: int, version: int) -> int:
+        """Return the number of the link's addresses of a family."""
+        return self._links[link, version]
+
     def is_last(self, address: Address) -> bool:
         """Return True if the link has no other address of this family."""
-        return self._links[address.link, address.ip.version] == 1
+        return self.of(address.link, address.ip.version) == 1
 
     def has_twice(self, address: Address) -> bool:
         """Return True if the link has the same address also with another prefix length."""

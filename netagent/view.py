@@ -290,6 +290,8 @@ class View:
             self.held.discard(address.link, single(address.ip))
         self.counts.add(address, -1)
         self._own_count -= self.owns(address)
+        if not self.has_addresses(address.link, address.ip.version):
+            self._lose_routes(address.link, address.ip.version)
         network = self.network_of(address)
         if network is None:
             return
@@ -298,6 +300,18 @@ class View:
         if not same and network not in self.learned[address.link]:
             self.subnets.discard(network, address.link)
             self.near.discard(address.link, network)
+
+    def has_addresses(self, link: int, version: int) -> bool:
+        """Return True if the link has an address of this family."""
+        return self.counts.of(link, version) > 0
+
+    def _lose_routes(self, link: int, version: int) -> None:
+        """Forget the owned IPv4 routes of a link: the kernel removes them with its last IPv4 address."""
+        if version == 4:
+            found = [place for place, route in self.own_routes.items() if route.link == link]
+            for table, destination in found:
+                if destination.version == 4:
+                    self.remove_route(table, destination)
 
     def same_subnet(self, address: Address) -> Iterable[Address]:
         """Return the link's addresses with the same network, this one included."""
@@ -336,9 +350,14 @@ class View:
         yield from self.near.overlapping(link, network)
         yield from self._own_on_link.overlapping(link, network)
 
+    def around(self, link: int, network: IPNetwork) -> Iterator[IPNetwork]:
+        """Yield those on-link networks that are or contain `network`."""
+        yield from self.near.containing(link, network)
+        yield from self._own_on_link.containing(link, network)
+
     def is_on_link(self, link: int, network: IPNetwork) -> bool:
         """Return True if all of `network` is on the link."""
-        return self.is_near(link, network) or any(True for _ in self._own_on_link.containing(link, network))
+        return any(True for _ in self.around(link, network))
 
     def is_near(self, link: int, network: IPNetwork) -> bool:
         """Return True if all of `network` is on the link by an address or main, without the link's tables."""

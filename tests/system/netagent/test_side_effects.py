@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from errno import EINVAL
 from pathlib import Path
 from typing import Any
 
@@ -403,6 +404,30 @@ def test_a_rule_inside_a_replaced_on_link_route_goes(lab: Lab, wire: Wire) -> No
     on = ifindex(lab, "eth0")
     apply(wire, main_rule(), route(on, "10.96.0.0/22"), rule("10.96.1.0/24", table(lab), 31020))
     assert "depends on it" in reason(wire, route(on, "10.96.0.0/22", "10.0.2.1"))
+
+
+def test_rules_go_with_the_ranges_that_go_with_the_last_address(lab: Lab, wire: Wire) -> None:
+    """With the last IPv4 address of a link, the kernel removes all IPv4 routes of the link, also ranges."""
+    on, last = ifindex(lab, "eth0"), "10.0.2.10/24"
+    selects = rule("10.88.0.0/25", table(lab), 31020)
+    apply(wire, main_rule(), route(on, "10.88.0.0/24", table=255), selects)
+    gone = address(on, last, "address_remove")
+    assert "depends on it" in reason(wire, gone)
+    assert "depends on it" in reason(wire, gone, address(on, last))
+    apply(wire, address(on, "10.9.0.5/32"), gone)
+    apply(wire, {**selects, "op": "rule_remove"}, address(on, "10.9.0.5/32", "address_remove"))
+    assert "10.88.0.0" not in sh(lab, "ip route show table local; ip rule")
+
+
+def test_no_address_is_removed_if_another_could_not_be_added(lab: Lab, wire: Wire) -> None:
+    """The kernel would remove the VPN's route with the only 10.9.9.10. It refuses two scopes in one subnet."""
+    on, ours = ifindex(lab, "eth0"), "10.9.9.10/32"
+    lab.batch(["address add 10.9.9.20/26 dev eth0 scope link"])
+    apply(wire, address(on, ours))
+    lab.batch(["route add 10.60.0.0/16 dev vpn proto static src 10.9.9.10"])
+    answer = wire.apply(address(on, "10.9.9.10/26"), address(on, ours, "address_remove"))
+    assert (answer["verdict"], answer["errnos"]) == ("rolled back", [EINVAL, None])
+    assert "10.60.0.0/16" in sh(lab, "ip route")
 
 
 def test_no_rule_selects_a_link_local_address(lab: Lab, wire: Wire) -> None:
