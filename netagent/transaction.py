@@ -232,7 +232,7 @@ class _Others:
             self._holders[each.ip].add((each.link, each.prefix))
         self._own_places = set(state.own_places)
         self._tagged, self._counts = uses_ifa_proto(addresses), AddressCounts(addresses)
-        self._foreign, self._losable = foreign, losable(foreign)
+        self._foreign, self._losable = foreign, losable(foreign, addresses)
         made = (route for route in foreign if route.protocol != RTPROT_KERNEL)  # others go with addresses
         self._places = {(route.table, route.destination) for route in made}
         self._secondaries = defaultdict[tuple[int, IPNetwork], set[IPAddress]](set)

@@ -103,7 +103,7 @@ class View:
         self._local_rules: dict[int, set[int]] = defaultdict(set)  # the same, of foreign for table local
         self.default_gateways: dict[int, set[IPAddress]] = defaultdict(set)
         self.gateways: dict[IPAddress, set[int]] = defaultdict(set)  # protected, with the links that use them
-        self.counts, self.losable_routes = AddressCounts(), losable(self.foreign_routes)
+        self.counts, self.losable_routes = AddressCounts(), losable(self.foreign_routes, snapshot.addresses)
         self.unclaimed_prefixes: set[tuple[int, IPNetwork]] = set()  # IPv6, from routers: no address keeps their route
         self._subnet_addresses: dict[tuple[int, IPNetwork], dict[IPAddress, Address]] = defaultdict(dict)
         self._own_on_link = NetworksByLink()  # destinations of owned routes in the link's tables
@@ -230,8 +230,17 @@ class View:
             gateway=gateway,
             discards=route.kind in _DISCARDS,
             by_cloud=on_cloud and (gateway is None or by_lease or self.is_router(link, gateway)),
-            by_kernel=on_cloud and route.protocol == rtnetlink.RTPROT_KERNEL,
+            by_kernel=on_cloud and self._is_derived(route, hop),
         )
+
+    def _is_derived(self, route: Route, hop: NextHop) -> bool:
+        """Return True for the connected route of an address, and for an IPv6 prefix of a router.
+
+        Other programs, too, use the protocol `kernel`.
+        """
+        if route.protocol != rtnetlink.RTPROT_KERNEL or hop.gateway is not None:
+            return False
+        return route.destination.version == 6 or bool(self.addresses_in(hop.link, route.destination))
 
     # Links and addresses.
 

@@ -122,6 +122,23 @@ def test_a_vpn_route_that_prefers_our_address_stays(lab: Lab, wire: Wire, how: s
     assert "dev vpn" in get(lab, "10.60.0.1")
 
 
+KERNELS_PROTOCOL = {
+    "by a VPN": "10.60.0.0/16 dev vpn src 10.9.9.5 scope link",
+    "by a neighbour": "10.60.0.0/16 via 10.9.9.77",
+}
+
+
+@pytest.mark.parametrize("how", ["remove", "roll back"])
+@pytest.mark.parametrize("way", KERNELS_PROTOCOL)
+def test_a_route_with_the_kernels_protocol_stays(lab: Lab, wire: Wire, how: str, way: str) -> None:
+    """Cilium, for example, adds routes with the protocol `kernel`; the kernel does not restore them."""
+    apply(wire, address(ifindex(lab, "eth0"), "10.0.2.10/24", "address_remove"))
+    foreign = f"route add {KERNELS_PROTOCOL[way]} proto kernel"
+    check_address_stays(lab, wire, how, "10.9.9.5/24", foreign, "10.60.0.0/16")
+    assert "10.60.0.0/16" in sh(lab, "ip route")
+    sh(lab, "ip route delete 10.60.0.0/16")
+
+
 def test_an_ipv6_route_keeps_the_source_it_prefers(lab: Lab, wire: Wire) -> None:
     on = ifindex(lab, "eth0")
     apply(wire, address(on, "fd00:2::10/128"))
@@ -153,6 +170,25 @@ def test_no_ipv6_prefix_route_of_ours_stays_behind(lab: Lab, wire: Wire) -> None
     lab.batch(["address add fd00:ad::a/64 dev eth0 noprefixroute nodad"])
     assert "no connected route of its own" in reason(wire, address(ifindex(lab, "eth0"), "fd00:ad::5/64"))
     apply(wire, address(ifindex(lab, "eth0"), "fd00:ad::5/128"))
+
+
+@pytest.mark.parametrize("how", ["remove", "roll back"])
+def test_an_ipv6_prefix_route_instead_of_the_kernels_stays(lab: Lab, wire: Wire, how: str) -> None:
+    """The kernel removes the first route to the prefix, whatever its metric, if its own is missing."""
+    foreign = (
+        "route delete fd00:ae::/64 dev eth0",
+        "route add fd00:ae::/64 dev eth0 proto static metric 1024",
+    )
+    check_address_stays(lab, wire, how, "fd00:ae::5/64", "\n".join(foreign), "fd00:ae::/64")
+    assert "metric 1024" in sh(lab, "ip -6 route show fd00:ae::/64")
+
+
+def test_an_ipv6_prefix_route_beside_the_kernels_hinders_no_removal(lab: Lab, wire: Wire) -> None:
+    on = ifindex(lab, "eth0")
+    sh(lab, "ip -6 route add fd00:af::/64 dev eth0 proto static metric 1024")
+    apply(wire, address(on, "fd00:af::5/64"))
+    apply(wire, address(on, "fd00:af::5/64", "address_remove"))
+    assert "metric 1024" in sh(lab, "ip -6 route show fd00:af::/64")
 
 
 def test_an_ipv6_prefix_route_that_came_later_stays(lab: Lab, wire: Wire) -> None:
