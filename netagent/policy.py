@@ -161,7 +161,7 @@ def check_connected(link: int, network: IPNetwork, view: View) -> None:
     if not claims.within(network, given) and (taken := view.protected_elsewhere(network, link)):
         reason = f"the connected route {network} would take over {taken}, a gateway or resolver"
         raise Refusal(reason, allow=allow_addresses(network))
-    if any(other != link and view.is_cloud(other) for other in view.main_links.get(network, ())):
+    if view.is_connected_elsewhere(link, network):
         raise Refusal(f"the connected route {network} would take over {network} of another link")
 
 

@@ -105,6 +105,8 @@ class View:
         self.gateways: dict[IPAddress, set[int]] = defaultdict(set)  # protected, with the links that use them
         self.counts, self.losable_routes = AddressCounts(), losable(self.foreign_routes, snapshot.addresses)
         self.unclaimed_prefixes: set[tuple[int, IPNetwork]] = set()  # IPv6, from routers: no address keeps their route
+        self._static_networks: set[tuple[int, IPNetwork]] = set()  # on link in main by another program's own route
+        self._connected = Counter[tuple[int, IPNetwork]]()  # number of addresses with a connected route, also if down
         self._subnet_addresses: dict[tuple[int, IPNetwork], dict[IPAddress, Address]] = defaultdict(dict)
         self._own_on_link = NetworksByLink()  # destinations of owned routes in the link's tables
         self._own_copies = Counter[tuple[int, IPNetwork]]()  # number of the link's tables that have each
@@ -154,7 +156,7 @@ class View:
         if route.table == TABLE_MAIN:
             self.main_links[route.destination].update(hop.link for hop in route.hops)
         if route.table == TABLE_LOCAL:
-            if route.kind == rtnetlink.RTN_LOCAL and route.protocol != rtnetlink.RTPROT_KERNEL:
+            if self._is_local_range(route):
                 self.local_ranges.add(route.hops[0].link, route.destination)
             return
         for hop in route.hops:
@@ -163,12 +165,20 @@ class View:
                     self.default_gateways[hop.link].add(hop.gateway)
             elif self._is_on_link(route, hop):
                 self._add_subnet(hop.link, route.destination)
+                if not self._is_derived(route, hop):
+                    self._static_networks.add((hop.link, route.destination))
                 if self._is_learned(route, (hop.link, route.destination) in explained):
                     self.learned[hop.link].add(route.destination)
                 addresses = self.addresses_in(hop.link, route.destination)
                 kept = any(not each.flags & IFA_F_NOPREFIXROUTE for each in addresses)
                 if route.protocol == rtnetlink.RTPROT_KERNEL and not kept:
                     self.unclaimed_prefixes.add((hop.link, route.destination))
+
+    @staticmethod
+    def _is_local_range(route: Route) -> bool:
+        """Return True for addresses that are local without being a link's (AnyIP): as a range, or by a subnet on lo."""
+        by_hand = route.protocol != rtnetlink.RTPROT_KERNEL or not is_single(route.destination)
+        return route.kind == rtnetlink.RTN_LOCAL and by_hand
 
     @staticmethod
     def _is_on_link(route: Route, hop: NextHop) -> bool:
@@ -198,8 +208,7 @@ class View:
         """
         index: NetworkIndex[HostRoute] = NetworkIndex()
         for route in self.foreign_routes:
-            is_range = route.kind == rtnetlink.RTN_LOCAL and route.protocol != rtnetlink.RTPROT_KERNEL
-            if (route.table != TABLE_LOCAL or is_range) and route.destination.prefixlen > 1:
+            if (route.table != TABLE_LOCAL or self._is_local_range(route)) and route.destination.prefixlen > 1:
                 for each in (self._host_route(route, hop) for hop in route.hops):
                     if each.discards or not (each.by_cloud and each.by_kernel):
                         index.add(each.destination, each)
@@ -287,6 +296,7 @@ class View:
         network = self.network_of(address)
         if network is not None:
             self._subnet_addresses[address.link, network][address.ip] = address
+            self._connected[address.link, network] += not address.flags & IFA_F_NOPREFIXROUTE
             self._add_subnet(address.link, network)
 
     def remove_address(self, address: Address) -> None:
@@ -306,7 +316,9 @@ class View:
             return
         same = self._subnet_addresses[address.link, network]
         del same[address.ip]
-        if not same and network not in self.learned[address.link]:
+        self._connected[address.link, network] -= not address.flags & IFA_F_NOPREFIXROUTE
+        stays = network in self.learned[address.link] or (address.link, network) in self._static_networks
+        if not same and not stays:
             self.subnets.discard(network, address.link)
             self.near.discard(address.link, network)
 
@@ -330,6 +342,12 @@ class View:
     def addresses_in(self, link: int, network: IPNetwork) -> Iterable[Address]:
         """Return the link's addresses with exactly this network."""
         return self._subnet_addresses.get((link, network), {}).values()
+
+    def is_connected_elsewhere(self, link: int, network: IPNetwork) -> bool:
+        """Return True if main has this network on another link of the cloud, or will have it once the link is up."""
+        connected = {other for _, other in self.subnets.containing(network) if self._connected[other, network]}
+        others = connected | self.main_links.get(network, set())
+        return any(other != link and self.is_cloud(other) for other in others)
 
     def _add_subnet(self, link: int, network: IPNetwork) -> None:
         if not self.near.has(link, network):
