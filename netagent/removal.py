@@ -106,9 +106,11 @@ def foreign_dependents(address: Address, counts: AddressCounts, routes: LosableR
 def is_derived(route: Route) -> bool:
     """Return True for a route that the kernel or a router made, and for an owned route.
 
-    Other programs, too, use the protocol `kernel`; the kernel's own routes have no gateway.
+    Other programs, too, use the protocol `kernel`; the kernel's own routes have no gateway, and with IPv4 a source.
     """
-    by_kernel = route.protocol == rtnetlink.RTPROT_KERNEL and all(hop.gateway is None for hop in route.hops)
+    on_link = all(hop.gateway is None for hop in route.hops)
+    has_source = route.destination.version == 6 or route.source is not None
+    by_kernel = route.protocol == rtnetlink.RTPROT_KERNEL and on_link and has_source
     return by_kernel or route.protocol in (rtnetlink.RTPROT_RA, PROTOCOL)
 
 

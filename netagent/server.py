@@ -136,10 +136,11 @@ class Server:
         if not self._may_log(_bulk(request.ops)):
             return self._over_budget(request)
         try:
-            undo = request_policy.check(request.ops, self._view())
+            view = self._view()
+            undo = request_policy.check(request.ops, view)
         except request_policy.Rejected as rejected:
             return self._refuse(request, rejected.refused)
-        outcome = self._transaction.apply(request.id, request.ops, undo)
+        outcome = self._transaction.apply(request.id, request.ops, undo, view.lost_routes)
         answer: Answer = Done(Verdict.APPLIED, len(request.ops))
         if outcome.failed is not None:
             answer = Failed(outcome.failed, outcome.errnos, outcome.reason, outcome.remaining)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import defaultdict
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from errno import EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT, ESRCH
 
@@ -73,14 +73,17 @@ class Transaction:
         """Id of the open transaction."""
         return self._ledger.entry.request
 
-    def apply(self, request: str, ops: Sequence[Operation], undo: Sequence[Undo]) -> Outcome:
+    def apply(
+        self, request: str, ops: Sequence[Operation], undo: Sequence[Undo], lost: Sequence[RouteReplace] = ()
+    ) -> Outcome:
         """Apply `ops`; `undo` has the inverse of each, in the same order. If one fails, undo all.
 
+        `lost` are owned routes that the kernel removes with addresses; a rollback adds them again, after the addresses.
         Raises OSError if the ledger cannot be written; then the kernel is not changed.
         """
         entry = self._ledger.entry
         table = entry.table or any(isinstance(op, ForwardedReplies) for op in ops)
-        self._ledger.write(replace(entry, request=request, undo=tuple(reversed(undo)), table=table))
+        self._ledger.write(replace(entry, request=request, undo=(*reversed(undo), *lost), table=table))
         is_new = (isinstance(back, RouteRemove) for back in undo)
         sent = tuple(self._kernel.change([_adding(op) if new else op for op, new in zip(ops, is_new, strict=True)]))
         failed = next((at for at, errno in enumerate(sent) if errno != 0), None)
@@ -88,7 +91,7 @@ class Transaction:
             return Outcome(sent)
         done = [back for errno, back in zip(sent, undo[: len(sent)], strict=True) if errno in (0, None)]
         errnos = (*sent, *(None for _ in ops[len(sent) :]))
-        return Outcome(errnos, failed, self._undo(tuple(reversed(done))))
+        return Outcome(errnos, failed, self._undo((*reversed(done), *lost)))
 
     def roll_back(self) -> tuple[Remaining, ...]:
         """Undo the open transaction. Returns the operations that could not be undone, normally none."""
@@ -171,9 +174,10 @@ class Transaction:
             with contextlib.suppress(OSError):
                 routes = self._kernel.routes()
                 foreign = [route for route in routes if route.protocol != PROTOCOL]
-                own = {(route.table, route.destination) for route in routes if route.protocol == PROTOCOL}
+                own = [route for route in routes if route.protocol == PROTOCOL]
+                links = {(route.table, route.destination): route.hops[0].link for route in own}
                 neighbours, nexthops = self._kernel.static_neighbours(), self._kernel.nexthop_links()
-                return _State(self._kernel.addresses(), foreign, own, neighbours, nexthops)
+                return _State(self._kernel.addresses(), foreign, links, neighbours, nexthops)
         return None
 
     def remove(self, ops: Sequence[Operation]) -> tuple[list[int | None], list[Remaining]]:
@@ -214,7 +218,7 @@ class _State:
 
     addresses: Sequence[Address]
     foreign: Sequence[Route]
-    own_places: Set[tuple[int, IPNetwork]]  # tables and destinations of owned routes
+    own_routes: Mapping[tuple[int, IPNetwork], int]  # links by table and destination
     static_neighbours: frozenset[tuple[int, int]]  # links and IP versions
     nexthop_links: frozenset[int]  # links of nexthop objects
 
@@ -230,7 +234,7 @@ class _Others:
         self._holders = defaultdict[IPAddress, set[tuple[int, int]]](set)  # links and prefix lengths, by address
         for each in addresses:
             self._holders[each.ip].add((each.link, each.prefix))
-        self._own_places = set(state.own_places)
+        self._own_routes = dict(state.own_routes)
         self._tagged, self._counts = uses_ifa_proto(addresses), AddressCounts(addresses)
         self._foreign, self._losable = foreign, losable(foreign, addresses)
         made = (route for route in foreign if route.protocol != RTPROT_KERNEL)  # others go with addresses
@@ -289,8 +293,8 @@ class _Others:
     def exact(self, op: Undo) -> Undo:
         """Return a restored route as an addition, unless it replaces an owned one; any other operation as it is."""
         if isinstance(op, RouteRemove):
-            self._own_places.discard((op.table, op.destination))
-        is_new = isinstance(op, RouteReplace) and (op.table, op.destination) not in self._own_places
+            self._own_routes.pop((op.table, op.destination), None)
+        is_new = isinstance(op, RouteReplace) and (op.table, op.destination) not in self._own_routes
         return _adding(op) if is_new else op
 
     def _dependent(self, address: Address) -> str | None:
@@ -299,6 +303,8 @@ class _Others:
         last = address.ip.version == 4 and self._counts.is_last(address)
         if last and (address.link, 4) in self._static_neighbours:
             return "static neighbour entries of the link depend on it"
+        if last and (kept := self._own_route(address.link)):
+            return f"the route to {kept} depends on it and stays"
         if route is not None:
             return (
                 f"the route to {route.destination} in table {route.table} depends on it; cloud-network did not add it"
@@ -307,6 +313,11 @@ class _Others:
         if secondaries and address.ip.version == 4 and not address.flags & IFA_F_SECONDARY:
             return f"{min(secondaries)} is its secondary and may go with it"
         return None
+
+    def _own_route(self, link: int) -> IPNetwork | None:
+        """Return the destination of an owned IPv4 route of the link, which the request did not add."""
+        places = (place for place, on in self._own_routes.items() if on == link)
+        return next((destination for _, destination in places if destination.version == 4), None)
 
     def _forget(self, address: Address) -> None:
         """Count an owned address as removed."""

@@ -15,6 +15,7 @@ from .operations import (
     IPAddress,
     IPNetwork,
     LinkMark,
+    RouteReplace,
     RuleAdd,
     RuleRemove,
 )
@@ -94,6 +95,7 @@ class View:
         self.learned: dict[int, set[IPNetwork]] = defaultdict(set)  # from DHCP, a router or an operator, by link
         self.near = NetworksByLink()  # the same networks as `subnets`
         self.own_routes: dict[tuple[int, IPNetwork], OwnRoute] = {}
+        self.lost_routes: list[RouteReplace] = []  # owned ones that the kernel removes with addresses of the request
         self.foreign_places: set[tuple[int, IPNetwork]] = set()
         self.foreign_routes = [route for route in snapshot.routes if route.protocol != PROTOCOL]
         self.main_links: dict[IPNetwork, set[int]] = defaultdict(set)  # of foreign routes in main, by destination
@@ -309,8 +311,8 @@ class View:
             self.held.discard(address.link, single(address.ip))
         self.counts.add(address, -1)
         self._own_count -= self.owns(address)
-        if not self.has_addresses(address.link, address.ip.version):
-            self._lose_routes(address.link, address.ip.version)
+        if address.ip.version == 4 and not self.has_addresses(address.link, 4):
+            self._lose_routes(address.link)
         network = self.network_of(address)
         if network is None:
             return
@@ -326,13 +328,17 @@ class View:
         """Return True if the link has an address of this family."""
         return self.counts.of(link, version) > 0
 
-    def _lose_routes(self, link: int, version: int) -> None:
-        """Forget the owned IPv4 routes of a link: the kernel removes them with its last IPv4 address."""
-        if version == 4:
-            found = [place for place, route in self.own_routes.items() if route.link == link]
-            for table, destination in found:
-                if destination.version == 4:
-                    self.remove_route(table, destination)
+    def _lose_routes(self, link: int) -> None:
+        """Forget the owned IPv4 routes of a link: the kernel removes them with its last IPv4 address.
+
+        Those to gateways are last in `lost_routes`: their on-link routes must be restored first.
+        """
+        found = [(place, route) for place, route in self.own_routes.items() if route.link == link]
+        for (table, destination), route in sorted(found, key=lambda each: each[1].gateway is not None):
+            if destination.version == 4:
+                self.remove_route(table, destination)
+                if not route.changed:  # otherwise, the inverse of the operation that changed it restores the former one
+                    self.lost_routes.append(RouteReplace(table, link, destination, route.gateway))
 
     def same_subnet(self, address: Address) -> Iterable[Address]:
         """Return the link's addresses with the same network, this one included."""

@@ -125,6 +125,7 @@ def test_a_vpn_route_that_prefers_our_address_stays(lab: Lab, wire: Wire, how: s
 KERNELS_PROTOCOL = {
     "by a VPN": "10.60.0.0/16 dev vpn src 10.9.9.5 scope link",
     "by a neighbour": "10.60.0.0/16 via 10.9.9.77",
+    "on link": "10.60.0.0/16 dev eth0",
 }
 
 
@@ -455,6 +456,33 @@ def test_rules_go_with_the_ranges_that_go_with_the_last_address(lab: Lab, wire: 
     assert "10.88.0.0" not in sh(lab, "ip route show table local; ip rule")
 
 
+def test_a_rollback_keeps_the_last_address_with_a_range_from_before(lab: Lab, wire: Wire) -> None:
+    """The kernel would remove the range with the address, and its rule would stay."""
+    on, own, ranged = ifindex(lab, "eth0"), address(ifindex(lab, "eth0"), "10.0.2.10/24"), "10.88.0.0/24"
+    apply(wire, address(on, "10.0.2.10/24", "address_remove"))
+    apply(wire, main_rule(), route(on, ranged, table=255), rule("10.88.0.0/25", table(lab), 31020))
+    added = wire.apply(own, route(on, "10.9.0.0/16", "10.0.2.1"), confirm_within=60, request="open")
+    assert added["verdict"] == "applied"
+    (left,) = wire.ask(request="rollback", id="open")["not_undone"]
+    assert (left["op"], left["reason"]) == ("address_remove", f"the route to {ranged} depends on it and stays")
+    assert ranged in sh(lab, "ip route show table local")
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_rollback_restores_the_routes_that_went_with_the_last_address(lab: Lab, wire: Wire, replaced: bool) -> None:
+    on = ifindex(lab, "eth0")
+    selects = rule("10.88.0.0/25", table(lab), 31020)
+    apply(wire, main_rule(), route(on, "10.88.0.0/24", table=255), selects)
+    apply(wire, route(on, "10.0.2.0/24"), route(on, "0.0.0.0/0", "10.0.2.1"))
+    before = kernel_state(lab)
+    gone = [{**selects, "op": "rule_remove"}, address(on, "10.0.2.10/24", "address_remove")]
+    added = [address(on, "10.0.2.11/24"), route(on, "10.0.2.0/24"), route(on, "0.0.0.0/0", "10.0.2.1")]
+    assert wire.apply(*gone, *added[: 3 * replaced], confirm_within=60, request="open")["verdict"] == "applied"
+    assert "10.88.0.0" not in sh(lab, "ip route show table local; ip rule")
+    assert wire.ask(request="rollback", id="open") == {"verdict": "rolled back"}
+    assert kernel_state(lab) == before
+
+
 def test_no_address_is_removed_if_another_could_not_be_added(lab: Lab, wire: Wire) -> None:
     """The kernel would remove the VPN's route with the only 10.9.9.10. It refuses two scopes in one subnet."""
     on, ours = ifindex(lab, "eth0"), "10.9.9.10/32"
@@ -464,6 +492,7 @@ def test_no_address_is_removed_if_another_could_not_be_added(lab: Lab, wire: Wir
     answer = wire.apply(address(on, "10.9.9.10/26"), address(on, ours, "address_remove"))
     assert (answer["verdict"], answer["errnos"]) == ("rolled back", [EINVAL, None])
     assert "10.60.0.0/16" in sh(lab, "ip route")
+    lab.batch(["address delete 10.9.9.20/26 dev eth0"])
 
 
 def test_no_rule_selects_a_link_local_address(lab: Lab, wire: Wire) -> None:
