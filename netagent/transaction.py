@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from errno import EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT, ESRCH
+from ipaddress import ip_interface
 
 from .claims import is_single, single
 from .kernel import Kernel
@@ -67,6 +68,7 @@ class Transaction:
 
     def __init__(self, kernel: Kernel, ledger: Ledger) -> None:
         self._kernel, self._ledger = kernel, ledger
+        self._is_applied = False  # True if this process has carried out all operations of the open transaction
 
     @property
     def request(self) -> str | None:
@@ -84,10 +86,12 @@ class Transaction:
         entry = self._ledger.entry
         table = entry.table or any(isinstance(op, ForwardedReplies) for op in ops)
         self._ledger.write(replace(entry, request=request, undo=(*reversed(undo), *lost), table=table))
+        self._is_applied = False
         is_new = (isinstance(back, RouteRemove) for back in undo)
         sent = tuple(self._kernel.change([_adding(op) if new else op for op, new in zip(ops, is_new, strict=True)]))
         failed = next((at for at, errno in enumerate(sent) if errno != 0), None)
         if failed is None:
+            self._is_applied = True
             return Outcome(sent)
         done = [back for errno, back in zip(sent, undo[: len(sent)], strict=True) if errno in (0, None)]
         errnos = (*sent, *(None for _ in ops[len(sent) :]))
@@ -156,7 +160,7 @@ class Transaction:
         if state is None:  # without the kernel's answer their dependents are unknown
             guarded = [op for op in ops if isinstance(op, _GUARDED)]
             return [op for op in ops if op not in guarded], [_failure(op, None) for op in guarded]
-        others = _Others(state)
+        others = _Others(state, self._is_applied)
         pending, remaining = list[Undo](), list[Remaining]()
         for op in _without_detours(ops):
             if isinstance(op, AddressRemove) and not others.left_address(op):
@@ -226,7 +230,8 @@ class _State:
 class _Others:
     """The state at a rollback, to find objects of other programs. Query it in the order of the operations."""
 
-    def __init__(self, state: _State) -> None:
+    def __init__(self, state: _State, is_applied: bool) -> None:
+        self._is_applied = is_applied
         addresses, foreign = state.addresses, state.foreign
         self._static_neighbours, self._nexthop_links = state.static_neighbours, state.nexthop_links
         by_peer = sorted(addresses, key=lambda each: each.peer is None)  # owned ones have no peer, and must be kept
@@ -266,6 +271,8 @@ class _Others:
                 if op.link in self._nexthop_links:
                     return "nexthop objects that cloud-network did not add depend on it"
             case AddressAdd():
+                if (there := self._there(op)) is not None and not self._is_restored(there):
+                    return "another program has added the address"
                 if any(link != op.link for link, _ in self._holders[op.interface.ip]):
                     self._taken.add(single(op.interface.ip))
                     return "another link has the address now"
@@ -286,6 +293,20 @@ class _Others:
                     return "static neighbour entries of the link depend on it"
         return None
 
+    def _there(self, op: AddressAdd) -> Address | None:
+        """Return the link's address that prevents this addition: with IPv6, with any prefix length."""
+        ip, wanted = op.interface.ip, op.interface.network.prefixlen
+        lengths = [length for link, length in self._holders[ip] if link == op.link]
+        length = next((each for each in lengths if each == wanted or ip.version == 6), None)
+        return None if length is None else self._left[op.link, ip_interface((ip, length))]
+
+    def _is_restored(self, address: Address) -> bool:
+        """Return True if an address that must be restored is there already and owned: the request did not remove it.
+
+        Before Linux 5.18, such an address is another program's if all operations of the request were carried out.
+        """
+        return address.protocol == PROTOCOL if self._tagged else not self._is_applied
+
     def _is_address(self, network: IPNetwork) -> bool:
         """Return True for the /32 or /128 of an address that a link has."""
         return is_single(network) and bool(self._holders[network.network_address])
@@ -294,7 +315,10 @@ class _Others:
         """Return a restored route as an addition, unless it replaces an owned one; any other operation as it is."""
         if isinstance(op, RouteRemove):
             self._own_routes.pop((op.table, op.destination), None)
-        is_new = isinstance(op, RouteReplace) and (op.table, op.destination) not in self._own_routes
+        if not isinstance(op, RouteReplace):
+            return op
+        is_new = (op.table, op.destination) not in self._own_routes
+        self._own_routes[op.table, op.destination] = op.link
         return _adding(op) if is_new else op
 
     def _dependent(self, address: Address) -> str | None:

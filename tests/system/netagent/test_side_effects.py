@@ -456,6 +456,17 @@ def test_rules_go_with_the_ranges_that_go_with_the_last_address(lab: Lab, wire: 
     assert "10.88.0.0" not in sh(lab, "ip route show table local; ip rule")
 
 
+def test_a_rollback_keeps_the_last_address_with_a_range_that_comes_back(lab: Lab, wire: Wire) -> None:
+    on, ranged = ifindex(lab, "eth0"), route(ifindex(lab, "eth0"), "10.88.0.0/24", table=255)
+    apply(wire, address(on, "10.0.2.10/24", "address_remove"))
+    apply(wire, ranged)
+    ops = [address(on, "10.0.2.10/24"), {**ranged, "op": "route_remove"}]
+    assert wire.apply(*ops, confirm_within=60, request="open")["verdict"] == "applied"
+    (left,) = wire.ask(request="rollback", id="open")["not_undone"]
+    assert left["op"] == "address_remove"
+    assert "10.88.0.0/24" in sh(lab, "ip route show table local")
+
+
 def test_a_rollback_keeps_the_last_address_with_a_range_from_before(lab: Lab, wire: Wire) -> None:
     """The kernel would remove the range with the address, and its rule would stay."""
     on, own, ranged = ifindex(lab, "eth0"), address(ifindex(lab, "eth0"), "10.0.2.10/24"), "10.88.0.0/24"

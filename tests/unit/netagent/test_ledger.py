@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, ip_interface
 from pathlib import Path
 
 import pytest
@@ -68,6 +68,35 @@ def test_an_address_that_came_and_went_is_not_ours(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger")
     apply(ledger, DoingKernel(), AddressAdd(2, HOST, True), AddressRemove(2, HOST)).commit()
     assert ledger.entry.owned == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("10.0.2.50/32", "10.0.2.50/32"),
+        ("fd00:2::50/128", "fd00:2::50/128"),
+        ("fd00:2::50/128", "fd00:2::50/64"),
+    ],
+)
+def test_an_address_that_another_program_adds_before_a_rollback_is_not_ours(
+    tmp_path: Path, ours: str, theirs: str
+) -> None:
+    """Otherwise a fetcher could remove it later."""
+    own, foreign = ip_interface(ours), ip_interface(theirs)
+    ledger = Ledger(tmp_path / "ledger")
+    kernel = DoingKernel([Address(2, foreign.ip, foreign.network.prefixlen, 0, None)])
+    apply(ledger, kernel, AddressAdd(2, own, True)).commit()
+    (left,) = apply(ledger, kernel, AddressRemove(2, own)).roll_back()
+    assert left.reason == "another program has added the address"
+    assert ledger.entry.owned == frozenset()
+
+
+def test_an_address_that_was_not_removed_before_a_crash_stays_ours(tmp_path: Path) -> None:
+    ledger, kernel = Ledger(tmp_path / "ledger"), DoingKernel([Address(2, IP, 32, 0, None)])
+    apply(ledger, kernel, AddressAdd(2, HOST, True)).commit()
+    apply(ledger, kernel, AddressRemove(2, HOST))
+    assert Transaction(kernel, Ledger(tmp_path / "ledger")).roll_back() == ()
+    assert Ledger(tmp_path / "ledger").entry.owned == {(2, IP)}
 
 
 def test_an_address_with_another_length_stays_ours(tmp_path: Path) -> None:
