@@ -125,6 +125,11 @@ def is_link_local(network: IPNetwork) -> bool:
     return within(network, LINK_LOCAL)
 
 
+def is_wide_link_local(destination: IPNetwork, network: IPNetwork) -> bool:
+    """Return True for a link-local route that contains `network` and more: several links may have 169.254.0.0/16."""
+    return is_link_local(destination) and destination.prefixlen < network.prefixlen
+
+
 def nested(network: IPNetwork, others: Iterable[IPNetwork]) -> IPNetwork | None:
     """Return the first of `others` that contains `network` or lies in it; equal networks are not nested.
 
@@ -213,7 +218,7 @@ def rival(network: IPNetwork, link: int, routes: Iterable[HostRoute], learned: I
     """
     own = [subnet for subnet in learned if contains(subnet, network)]
     for route in routes:
-        if route.destination.prefixlen <= 1 or is_link_local(route.destination):
+        if route.destination.prefixlen <= 1 or is_wide_link_local(route.destination, network):
             continue
         if any(route.destination.prefixlen < subnet.prefixlen for subnet in own):
             continue
@@ -247,11 +252,11 @@ def _link_pattern(word: str) -> str:
     if _MAC.fullmatch(word.lower()):
         return word.lower()
     if "," in word:
-        raise ValueError(f'{word!r} has a comma; separate names with spaces: "{word.replace(",", " ").strip()}"?')
+        raise ValueError(f'{word!r} has a comma; separate names with spaces: "{word.replace(",", " ").strip()}"')
     if word.startswith("!"):
         raise ValueError(f"{word!r} negates; name the links to exclude, or see [Network] Manage=")
     if word.endswith("+"):
-        raise ValueError(f'{word!r} is a pattern of iptables; "{word[:-1]}*"?')
+        raise ValueError(f'{word!r} is a pattern of iptables; write "{word[:-1]}*"')
     bare = _PATTERN.sub("x", word)
     if len(bare.encode()) > 15 or "/" in word or ":" in word or word in (".", ".."):
         raise ValueError(f"{word!r} is not the name or MAC of a link")
@@ -275,6 +280,10 @@ class NetworkIndex(Generic[Value]):
     def discard(self, network: IPNetwork, value: Value) -> None:
         """Remove one value, if it is there."""
         self._families[network.version].discard(network, value)
+
+    def has(self, network: IPNetwork) -> bool:
+        """Return True if there is a value at exactly this network."""
+        return self._families[network.version].has(network)
 
     def at(self, ip: IPAddress) -> Iterator[tuple[IPNetwork, Value]]:
         """Yield the values at networks that contain an address."""
@@ -312,7 +321,7 @@ class NetworksByLink:
 
     def has(self, link: int, network: IPNetwork) -> bool:
         """Return True if the link has exactly this network."""
-        return any(each == network for each in self.containing(link, network))
+        return link in self._links and self._links[link].has(network)
 
     def containing(self, link: int, network: IPNetwork) -> Iterator[IPNetwork]:
         """Yield the link's networks that are or contain `network`."""
@@ -374,6 +383,10 @@ class _Family(Generic[Value]):
         if not networks:
             del self._lengths[length]
         del self._order[bisect_left(self._order, (first, length))]
+
+    def has(self, network: IPNetwork) -> bool:
+        leading = self._leading(int(network.network_address), network.prefixlen)
+        return leading in self._lengths.get(network.prefixlen, {})
 
     def containing(self, number: int, longest: int) -> Iterator[tuple[IPNetwork, Value]]:
         for length, networks in self._lengths.items():

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from . import rtnetlink
 from .netfilter import Netfilter
-from .operations import ForwardedReplies, IPAddress, LinkMark, Undo
+from .operations import AddressAdd, AddressRemove, ForwardedReplies, IPAddress, LinkMark, Undo
 from .rtnetlink import Address, Link, NextHop, NextHopObject, Packed, Received, Route, Rule
 
 SOL_NETLINK, NETLINK_NO_ENOBUFS, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK = 270, 5, 10, 12
@@ -201,9 +201,16 @@ class Kernel:
 
 
 def _batches(ops: Sequence[Undo]) -> Iterator[tuple[int, Sequence[Undo]]]:
-    """Yield parts of `ops` with their positions: at most _BATCH for rtnetlink, or one for nfnetlink."""
+    """Yield parts of `ops` with their positions: at most _BATCH for rtnetlink, or one for nfnetlink.
+
+    The kernel carries out a whole part, even if an operation fails. With an address that was not added, the removal of
+    another one could remove routes of other programs: so an addition before a removal is in an earlier part.
+    """
     start = 0
     for at, op in enumerate(ops):
+        if isinstance(op, AddressRemove) and any(isinstance(each, AddressAdd) for each in ops[start:at]):
+            yield start, ops[start:at]
+            start = at
         if isinstance(op, ForwardedReplies):
             if start < at:
                 yield start, ops[start:at]

@@ -251,6 +251,15 @@ class RouteReplace:
 
 
 @dataclass(frozen=True, slots=True)
+class RouteAdd(RouteReplace):
+    """A RouteReplace that fails if the table has a route to the destination, of any program: NLM_F_EXCL.
+
+    Another program may have added one since netagent read the routes. Only sent to the kernel; no client can request
+    it, and no file has it.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class RouteRemove:
     """Remove an owned route: RTM_DELROUTE, struct rtmsg."""
 

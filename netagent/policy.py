@@ -114,8 +114,14 @@ def check_claim(link: int, network: IPNetwork, shown: IPInterface | IPNetwork, v
         raise Refusal(limit, allow=allow_addresses(network))
     found = (route for _, route in view.host_routes.overlapping(network))
     if rival := claims.rival(network, link, found, learned):
-        where = f"{rival.destination}, which another program routes by {_way(rival, view)}"
-        raise Refusal(f"{shown} overlaps {where}", allow=allow_addresses(network))
+        raise _routed_elsewhere(shown, network, rival, view)
+
+
+def _routed_elsewhere(
+    shown: IPInterface | IPNetwork, network: IPNetwork, route: claims.HostRoute, view: View
+) -> Refusal:
+    where = f"{route.destination}, which another program routes by {_way(route, view)}"
+    return Refusal(f"{shown} overlaps {where}", allow=allow_addresses(network))
 
 
 def _way(route: claims.HostRoute, view: View) -> str:
@@ -155,7 +161,7 @@ def check_connected(link: int, network: IPNetwork, view: View) -> None:
     if not claims.within(network, given) and (taken := view.protected_elsewhere(network, link)):
         reason = f"the connected route {network} would take over {taken}, a gateway or resolver"
         raise Refusal(reason, allow=allow_addresses(network))
-    if any(other != link and view.is_cloud(other) for other in view.main_links.get(network, ())):
+    if view.is_connected_elsewhere(link, network):
         raise Refusal(f"the connected route {network} would take over {network} of another link")
 
 
@@ -269,8 +275,8 @@ def secondary_of(address: Address, view: View) -> IPAddress | None:
     return next((each.ip for each in view.same_subnet(address) if each.flags & IFA_F_SECONDARY), None)
 
 
-def existing_route(op: RouteReplace | RouteRemove, view: View) -> OwnRoute | None:
-    """Return the owned route to replace or remove, or None. Raises Refusal for a foreign table or route."""
+def existing_route(op: RouteReplace, view: View) -> OwnRoute | None:
+    """Return the owned route to replace, or None. Raises Refusal for a foreign table or route."""
     own = view.own_tables(op.link)
     if op.table not in (*own, TABLE_LOCAL):
         raise Refusal(f"table {op.table} is not the link's own, {own[0]} or {own[1]}")
@@ -321,9 +327,9 @@ def check_local_range(op: RouteReplace, view: View) -> None:
 def check_on_link(op: RouteReplace, view: View) -> None:
     """Raise Refusal for an on-link route to addresses that are not on the link."""
     network = op.destination
-    if is_single(network) and view.is_router(op.link, network.network_address):
-        return
-    if view.is_near(op.link, network):
+    is_gateway = is_single(network) and view.is_router(op.link, network.network_address)
+    if is_gateway or view.is_near(op.link, network):
+        check_diversion(op.link, network, is_gateway, view)
         if not is_single(network):
             check_nesting(op.link, network, view)
         return
@@ -335,6 +341,20 @@ def check_on_link(op: RouteReplace, view: View) -> None:
     taken = view.held_elsewhere(op.link, network) or view.protected_inside(network, op.link)
     if taken is not None:
         raise Refusal(f"{network} covers {taken}, which is a gateway's, a resolver's or another link's")
+
+
+def check_diversion(link: int, network: IPNetwork, is_gateway: bool, view: View) -> None:
+    """Raise Refusal for an on-link route to a gateway or a part of a subnet that another program routes elsewhere.
+
+    A whole subnet is accepted: every link's table needs it. So is a gateway that another link of the cloud has, too.
+    """
+    if view.near.has(link, network) or claims.within(network, view.settings.allow_addresses):
+        return
+    found = (route for _, route in view.host_routes.overlapping(network))
+    if is_gateway:
+        found = (route for route in found if route.discards or not route.by_cloud)
+    if rival := claims.rival(network, link, found, view.near.containing(link, network)):
+        raise _routed_elsewhere(network, network, rival, view)
 
 
 def check_gateway(link: int, gateway: IPAddress, view: View) -> None:
@@ -361,15 +381,14 @@ def check_destination(op: RouteReplace, view: View) -> None:
         raise Refusal(reason, allow=allow_addresses(network))
     for _, route in view.host_routes.overlapping(network):
         same = (route.link, route.gateway) == (op.link, op.gateway)
-        of_cloud = same or route.by_cloud or claims.is_link_local(route.destination)
+        of_cloud = same or route.by_cloud or claims.is_wide_link_local(route.destination, network)
         if route.discards or not of_cloud:
-            reason = f"{network} overlaps {route.destination}, which another program routes by {_way(route, view)}"
-            raise Refusal(reason, allow=allow_addresses(network))
+            raise _routed_elsewhere(network, network, route, view)
 
 
 def check_route_remove(op: RouteRemove, view: View) -> Undo:
     """Accept an owned route through this link."""
-    existing = existing_route(op, view)
+    existing = view.own_routes.get((op.table, op.destination))
     if existing is None or (existing.link, existing.gateway) != (op.link, op.gateway):
         raise Refusal(f"table {op.table} has no such route to {op.destination}")
     if existing.changed:
@@ -457,7 +476,7 @@ def may_select(rule: RuleAdd, link: int, view: View) -> bool:
         return False
     if not rule.local:  # also selects forwarded packets: only for a range of the link
         local = any(True for _ in view.local_ranges.containing(link, network))
-        around = any(each != network and claims.contains(each, network) for each in view.on_link(link, network))
+        around = any(each != network for each in view.around(link, network))
         return local or (around and claims.range_limit(network, view.on_link(link, network)) is None)
     links = view.local_ranges.links(network) | view.held.links(network)
     return links == {link} and view.is_on_link(link, network)

@@ -13,7 +13,6 @@ from .rtnetlink import Address, Route
 
 IFAPROT_KERNEL_RA = 2  # IFA_PROTO of addresses from router advertisements
 IP6_RT_PRIO_ADDRCONF = 256  # linux/ipv6_route.h
-_BY_ITSELF = (rtnetlink.RTPROT_KERNEL, rtnetlink.RTPROT_RA, PROTOCOL)
 
 
 class AddressCounts:
@@ -29,9 +28,13 @@ class AddressCounts:
         self._links[address.link, address.ip.version] += change
         self._ips[address.link, address.ip] += change
 
+    def of(self, link: int, version: int) -> int:
+        """Return the number of the link's addresses of a family."""
+        return self._links[link, version]
+
     def is_last(self, address: Address) -> bool:
         """Return True if the link has no other address of this family."""
-        return self._links[address.link, address.ip.version] == 1
+        return self.of(address.link, address.ip.version) == 1
 
     def has_twice(self, address: Address) -> bool:
         """Return True if the link has the same address also with another prefix length."""
@@ -45,22 +48,30 @@ class LosableRoutes:
     by_source: Mapping[IPAddress, Route]  # by preferred source
     by_link: Mapping[int, Route]  # IPv4 routes, by link
     by_prefix: Mapping[tuple[int, IPNetwork], Route]  # IPv6 routes, by link and prefix: see is_prefix_route
+    instead: Mapping[tuple[int, IPNetwork], Route]  # the same for any metric, if the kernel's own route is missing
 
 
-def losable(routes: Iterable[Route]) -> LosableRoutes:
+def losable(routes: Iterable[Route], addresses: Iterable[Address]) -> LosableRoutes:
     """Return those of the foreign `routes` that the kernel may remove with an address."""
     by_source, by_link = dict[IPAddress, Route](), dict[int, Route]()
-    by_prefix = dict[tuple[int, IPNetwork], Route]()
+    by_prefix, instead = dict[tuple[int, IPNetwork], Route](), dict[tuple[int, IPNetwork], Route]()
+    connected = set[tuple[int, IPNetwork]]()
+    held = {(address.link, address.ip) for address in addresses}
     for route in routes:
+        on_link = [(hop.link, route.destination) for hop in route.hops if hop.gateway is None]
         if is_prefix_route(route):
-            by_prefix.update({(hop.link, route.destination): route for hop in route.hops if hop.gateway is None})
-        if is_derived(route):
-            continue
-        if route.source is not None:
+            instead.update(dict.fromkeys(on_link, route))
+            if route.metric <= IP6_RT_PRIO_ADDRCONF:
+                by_prefix.update(dict.fromkeys(on_link, route))
+        elif route.table != TABLE_LOCAL:
+            connected.update(on_link)
+        derived = is_derived(route)
+        if route.source is not None and not (derived and (route.hops[0].link, route.source) in held):
             by_source[route.source] = route
-        if route.destination.version == 4:
+        if route.destination.version == 4 and not derived:
             by_link.update({hop.link: route for hop in route.hops})
-    return LosableRoutes(by_source, by_link, by_prefix)
+    instead = {place: route for place, route in instead.items() if place not in connected}
+    return LosableRoutes(by_source, by_link, by_prefix, instead)
 
 
 def is_prefix_route(route: Route) -> bool:
@@ -68,11 +79,10 @@ def is_prefix_route(route: Route) -> bool:
 
     With the last address of a prefix, it removes the first on-link route to that prefix, of any program: in main, or if
     the link is a member of a VRF, in the VRF's table (addrconf_get_prefix_route). netagent does not read the number of
-    that table. Connected routes have the metric IP6_RT_PRIO_ADDRCONF.
+    that table. Connected routes have the metric IP6_RT_PRIO_ADDRCONF, and come before those with a higher one.
     """
     derived = route.protocol == rtnetlink.RTPROT_KERNEL and not route.expires
-    first = route.table != TABLE_LOCAL and route.metric <= IP6_RT_PRIO_ADDRCONF
-    return route.destination.version == 6 and first and not derived
+    return route.destination.version == 6 and route.table != TABLE_LOCAL and not derived
 
 
 def foreign_dependents(address: Address, counts: AddressCounts, routes: LosableRoutes) -> Route | None:
@@ -88,13 +98,20 @@ def foreign_dependents(address: Address, counts: AddressCounts, routes: LosableR
     if found is None and address.ip.version == 4 and counts.is_last(address):
         found = routes.by_link.get(address.link)
     if found is None and address.ip.version == 6 and not address.flags & rtnetlink.IFA_F_NOPREFIXROUTE:
-        found = routes.by_prefix.get((address.link, address.network))
+        place = address.link, address.network
+        found = routes.by_prefix.get(place) or routes.instead.get(place)
     return found
 
 
 def is_derived(route: Route) -> bool:
-    """Return True for a route that the kernel or a router made, and for an owned route."""
-    return route.protocol in _BY_ITSELF or (route.table == TABLE_LOCAL and route.protocol == rtnetlink.RTPROT_KERNEL)
+    """Return True for a route that the kernel or a router made, and for an owned route.
+
+    Other programs, too, use the protocol `kernel`; the kernel's own routes have no gateway, and with IPv4 a source.
+    """
+    on_link = all(hop.gateway is None for hop in route.hops)
+    has_source = route.destination.version == 6 or route.source is not None
+    by_kernel = route.protocol == rtnetlink.RTPROT_KERNEL and on_link and has_source
+    return by_kernel or route.protocol in (rtnetlink.RTPROT_RA, PROTOCOL)
 
 
 def lost_with_link(link: int, addresses: Iterable[Address], routes: Iterable[Route]) -> str | None:

@@ -13,6 +13,7 @@ from itertools import chain
 from . import claims
 from .claims import NetworkIndex, single
 from .operations import (
+    EVERYTHING,
     AddressAdd,
     AddressRemove,
     ForwardedReplies,
@@ -37,6 +38,7 @@ class Accepted:
     position: int
     op: Operation
     undo: Undo
+    lost: tuple[int, IPNetwork] | None  # see lost_by
 
 
 class Rejected(Exception):
@@ -52,7 +54,7 @@ def check(ops: Sequence[Operation], view: View) -> list[Undo]:
     accepted = []
     for position, op in enumerate(ops):
         try:
-            accepted.append(Accepted(position, op, check_one(op, view)))
+            accepted.append(accept(position, op, view))
         except Refusal as refusal:
             raise Rejected(refusal.at(position)) from None
     if orphan := first_orphan(accepted, view):
@@ -65,7 +67,7 @@ def check_all(ops: Sequence[Operation], view: View) -> list[Refused]:
     accepted, refusals, positions = list[Accepted](), list[Refused](), list[int]()
     for position, op in enumerate(ops):
         try:
-            accepted.append(Accepted(position, op, check_one(op, view)))
+            accepted.append(accept(position, op, view))
         except Refusal as refusal:
             depends = None
             if len(refusals) < MAX_REFUSALS:  # later ones are only counted
@@ -75,6 +77,12 @@ def check_all(ops: Sequence[Operation], view: View) -> list[Refused]:
     if orphan := first_orphan(accepted, view):
         refusals.append(orphan)
     return refusals
+
+
+def accept(position: int, op: Operation, view: View) -> Accepted:
+    """Return the operation as accepted, and count it in the view. Raises Refusal."""
+    undo = check_one(op, view)
+    return Accepted(position, op, undo, lost_by(op, undo, view))
 
 
 def builds_on(op: Operation, earlier: Operation, view: View) -> bool:
@@ -151,8 +159,8 @@ def first_orphan_of_addresses(accepted: Sequence[Accepted], view: View) -> Refus
     """Return a refusal of the operation after which a rule selects addresses that its link no longer has, or None."""
     lost = dict[tuple[int, IPNetwork], int]()  # by link and network, the position
     for each in accepted:
-        if (what := lost_by(each)) is not None:
-            lost.setdefault(what, each.position)
+        if each.lost is not None:
+            lost.setdefault(each.lost, each.position)
     rules = rules_by_table(view) if lost else {}
     justified = set[RuleAdd]()
     for (link, network), position in lost.items():
@@ -167,15 +175,17 @@ def first_orphan_of_addresses(accepted: Sequence[Accepted], view: View) -> Refus
     return None
 
 
-def lost_by(accepted: Accepted) -> tuple[int, IPNetwork] | None:
-    """Return the link and the network of an object that the operation removes or replaces and that may justify rules.
+def lost_by(op: Operation, undo: Undo, view: View) -> tuple[int, IPNetwork] | None:
+    """Return the link and the network of an object that `op` removes or replaces and that may justify rules.
 
-    An address justifies rules for its whole subnet, an on-link or local route rules for its destination.
+    An address justifies rules for its whole subnet, an on-link or local route rules for its destination. With the last
+    IPv4 address of a link, the kernel removes all IPv4 routes of the link (fib_disable_ip).
     """
-    match accepted.op, accepted.undo:
-        case AddressRemove() as op, _:
-            return op.link, op.interface.network
-        case RouteRemove() as op, _:
+    match op, undo:
+        case AddressRemove(), _:
+            stays = op.interface.version == 6 or view.has_addresses(op.link, 4)
+            return op.link, op.interface.network if stays else EVERYTHING[4]
+        case RouteRemove(), _:
             return op.link, op.destination
         case RouteReplace(), RouteReplace(gateway=None) as before:
             return before.link, before.destination

@@ -25,6 +25,7 @@ from .operations import (
     LinkDown,
     LinkMtu,
     LinkUp,
+    RouteAdd,
     RouteRemove,
     RouteReplace,
     RuleAdd,
@@ -247,6 +248,10 @@ def _route_replace(op: RouteReplace) -> Packed:
     return Packed(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, _route_body(op))
 
 
+def _route_add(op: RouteAdd) -> Packed:
+    return Packed(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, _route_body(op))
+
+
 def _route_remove(op: RouteRemove) -> Packed:
     return Packed(RTM_DELROUTE, 0, _route_body(op))  # the kernel compares the protocol, too
 
@@ -283,6 +288,7 @@ ENCODERS: Mapping[type[Undo], Callable[[Any], Packed]] = {
     AddressAdd: _address_add,
     AddressRemove: _address_remove,
     RouteReplace: _route_replace,
+    RouteAdd: _route_add,
     RouteRemove: _route_remove,
     RuleAdd: _rule_add,
     RuleRemove: _rule_remove,
@@ -383,9 +389,9 @@ def decode_link(body: bytes) -> Link:
 def decode_address(body: bytes) -> Address:
     """Return the address of an RTM_NEWADDR message."""
     (_, prefix, flags, _, index), found = _unpack(IFADDRMSG, body)
-    ip = _address(found.get(IFA_LOCAL) or found[IFA_ADDRESS])
+    other = _address(found.get(IFA_ADDRESS, bytes(4)))  # the kernel leaves out 0.0.0.0
+    ip = _address(found[IFA_LOCAL]) if IFA_LOCAL in found else other
     protocol = found[IFA_PROTO][0] if IFA_PROTO in found else None
-    other = _address(found[IFA_ADDRESS])
     peer = other if isinstance(other, IPv4Address) and other != ip else None
     return Address(index, ip, prefix, _u32(found, IFA_FLAGS, flags), protocol, peer)
 

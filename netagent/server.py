@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 from types import FrameType
@@ -136,10 +136,11 @@ class Server:
         if not self._may_log(_bulk(request.ops)):
             return self._over_budget(request)
         try:
-            undo = request_policy.check(request.ops, self._view())
+            view = self._view()
+            undo = request_policy.check(request.ops, view)
         except request_policy.Rejected as rejected:
             return self._refuse(request, rejected.refused)
-        outcome = self._transaction.apply(request.id, request.ops, undo)
+        outcome = self._transaction.apply(request.id, request.ops, undo, view.lost_routes)
         answer: Answer = Done(Verdict.APPLIED, len(request.ops))
         if outcome.failed is not None:
             answer = Failed(outcome.failed, outcome.errnos, outcome.reason, outcome.remaining)
@@ -404,6 +405,8 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
 
 
 def _without_ops(request: Request) -> Message:
+    if isinstance(request, Apply | Check):
+        request = replace(request, ops=())
     return {key: value for key, value in request.to_wire().items() if key != "ops"}
 
 

@@ -10,15 +10,17 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from errno import EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT, ESRCH
+from ipaddress import ip_interface
 
-from .claims import single
+from .claims import is_single, single
 from .kernel import Kernel
 from .ledger import MAX_GATEWAYS, Entry, Ledger
 from .operations import (
     PROTOCOL,
+    TABLE_LOCAL,
     AddressAdd,
     AddressRemove,
     ForwardedReplies,
@@ -28,6 +30,7 @@ from .operations import (
     LinkDown,
     LinkMtu,
     Operation,
+    RouteAdd,
     RouteRemove,
     RouteReplace,
     RuleAdd,
@@ -65,27 +68,34 @@ class Transaction:
 
     def __init__(self, kernel: Kernel, ledger: Ledger) -> None:
         self._kernel, self._ledger = kernel, ledger
+        self._is_applied = False  # True if this process has carried out all operations of the open transaction
 
     @property
     def request(self) -> str | None:
         """Id of the open transaction."""
         return self._ledger.entry.request
 
-    def apply(self, request: str, ops: Sequence[Operation], undo: Sequence[Undo]) -> Outcome:
+    def apply(
+        self, request: str, ops: Sequence[Operation], undo: Sequence[Undo], lost: Sequence[RouteReplace] = ()
+    ) -> Outcome:
         """Apply `ops`; `undo` has the inverse of each, in the same order. If one fails, undo all.
 
+        `lost` are owned routes that the kernel removes with addresses; a rollback adds them again, after the addresses.
         Raises OSError if the ledger cannot be written; then the kernel is not changed.
         """
         entry = self._ledger.entry
         table = entry.table or any(isinstance(op, ForwardedReplies) for op in ops)
-        self._ledger.write(replace(entry, request=request, undo=tuple(reversed(undo)), table=table))
-        sent = tuple(self._kernel.change(ops))
+        self._ledger.write(replace(entry, request=request, undo=(*reversed(undo), *lost), table=table))
+        self._is_applied = False
+        is_new = (isinstance(back, RouteRemove) for back in undo)
+        sent = tuple(self._kernel.change([_adding(op) if new else op for op, new in zip(ops, is_new, strict=True)]))
         failed = next((at for at, errno in enumerate(sent) if errno != 0), None)
         if failed is None:
+            self._is_applied = True
             return Outcome(sent)
         done = [back for errno, back in zip(sent, undo[: len(sent)], strict=True) if errno in (0, None)]
         errnos = (*sent, *(None for _ in ops[len(sent) :]))
-        return Outcome(errnos, failed, self._undo(tuple(reversed(done))))
+        return Outcome(errnos, failed, self._undo((*reversed(done), *lost)))
 
     def roll_back(self) -> tuple[Remaining, ...]:
         """Undo the open transaction. Returns the operations that could not be undone, normally none."""
@@ -150,14 +160,14 @@ class Transaction:
         if state is None:  # without the kernel's answer their dependents are unknown
             guarded = [op for op in ops if isinstance(op, _GUARDED)]
             return [op for op in ops if op not in guarded], [_failure(op, None) for op in guarded]
-        others = _Others(state)
+        others = _Others(state, self._is_applied)
         pending, remaining = list[Undo](), list[Remaining]()
         for op in _without_detours(ops):
             if isinstance(op, AddressRemove) and not others.left_address(op):
                 continue
             obstacle = others.obstacle(op)
             if obstacle is None:
-                pending.append(op)
+                pending.append(others.exact(op))
             else:
                 remaining.append(Remaining(op, obstacle))
         return pending, remaining
@@ -168,8 +178,10 @@ class Transaction:
             with contextlib.suppress(OSError):
                 routes = self._kernel.routes()
                 foreign = [route for route in routes if route.protocol != PROTOCOL]
+                own = [route for route in routes if route.protocol == PROTOCOL]
+                links = {(route.table, route.destination): route.hops[0].link for route in own}
                 neighbours, nexthops = self._kernel.static_neighbours(), self._kernel.nexthop_links()
-                return _State(self._kernel.addresses(), foreign, neighbours, nexthops)
+                return _State(self._kernel.addresses(), foreign, links, neighbours, nexthops)
         return None
 
     def remove(self, ops: Sequence[Operation]) -> tuple[list[int | None], list[Remaining]]:
@@ -181,6 +193,13 @@ class Transaction:
             self._ledger.shorten(replace(entry, owned=entry.owned - gone))
         failed = [(op, errno) for op, errno in zip(ops, errnos, strict=True) if errno not in ALREADY_UNDONE]
         return errnos, [_failure(op, errno) for op, errno in failed]
+
+
+def _adding(op: Operation | Undo) -> Undo:
+    """Return the operation that adds a new route; any other operation as it is."""
+    if not isinstance(op, RouteReplace):
+        return op
+    return RouteAdd(op.table, op.link, op.destination, op.gateway)
 
 
 def _without_detours(ops: Sequence[Undo]) -> list[Undo]:
@@ -203,6 +222,7 @@ class _State:
 
     addresses: Sequence[Address]
     foreign: Sequence[Route]
+    own_routes: Mapping[tuple[int, IPNetwork], int]  # links by table and destination
     static_neighbours: frozenset[tuple[int, int]]  # links and IP versions
     nexthop_links: frozenset[int]  # links of nexthop objects
 
@@ -210,13 +230,18 @@ class _State:
 class _Others:
     """The state at a rollback, to find objects of other programs. Query it in the order of the operations."""
 
-    def __init__(self, state: _State) -> None:
+    def __init__(self, state: _State, is_applied: bool) -> None:
+        self._is_applied = is_applied
         addresses, foreign = state.addresses, state.foreign
         self._static_neighbours, self._nexthop_links = state.static_neighbours, state.nexthop_links
         by_peer = sorted(addresses, key=lambda each: each.peer is None)  # owned ones have no peer, and must be kept
         self._left = {(each.link, each.interface): each for each in by_peer}
+        self._holders = defaultdict[IPAddress, set[tuple[int, int]]](set)  # links and prefix lengths, by address
+        for each in addresses:
+            self._holders[each.ip].add((each.link, each.prefix))
+        self._own_routes = dict(state.own_routes)
         self._tagged, self._counts = uses_ifa_proto(addresses), AddressCounts(addresses)
-        self._foreign, self._losable = foreign, losable(foreign)
+        self._foreign, self._losable = foreign, losable(foreign, addresses)
         made = (route for route in foreign if route.protocol != RTPROT_KERNEL)  # others go with addresses
         self._places = {(route.table, route.destination) for route in made}
         self._secondaries = defaultdict[tuple[int, IPNetwork], set[IPAddress]](set)
@@ -246,11 +271,16 @@ class _Others:
                 if op.link in self._nexthop_links:
                     return "nexthop objects that cloud-network did not add depend on it"
             case AddressAdd():
-                if any(interface.ip == op.interface.ip and link != op.link for link, interface in self._left):
+                if (there := self._there(op)) is not None and not self._is_restored(there):
+                    return "another program has added the address"
+                if any(link != op.link for link, _ in self._holders[op.interface.ip]):
                     self._taken.add(single(op.interface.ip))
                     return "another link has the address now"
                 ip, prefix = op.interface.ip, op.interface.network.prefixlen
                 self._left[op.link, op.interface] = Address(op.link, ip, prefix, 0, PROTOCOL)
+                self._holders[ip].add((op.link, prefix))
+            case RouteReplace() if op.table == TABLE_LOCAL and self._is_address(op.destination):
+                return "a link has this address now"
             case RouteReplace() if (op.table, op.destination) in self._places:
                 return "another program has a route to it there now"
             case RuleAdd() if op.selector in self._taken:
@@ -263,12 +293,42 @@ class _Others:
                     return "static neighbour entries of the link depend on it"
         return None
 
+    def _there(self, op: AddressAdd) -> Address | None:
+        """Return the link's address that prevents this addition: with IPv6, with any prefix length."""
+        ip, wanted = op.interface.ip, op.interface.network.prefixlen
+        lengths = [length for link, length in self._holders[ip] if link == op.link]
+        length = next((each for each in lengths if each == wanted or ip.version == 6), None)
+        return None if length is None else self._left[op.link, ip_interface((ip, length))]
+
+    def _is_restored(self, address: Address) -> bool:
+        """Return True if an address that must be restored is there already and owned: the request did not remove it.
+
+        Before Linux 5.18, such an address is another program's if all operations of the request were carried out.
+        """
+        return address.protocol == PROTOCOL if self._tagged else not self._is_applied
+
+    def _is_address(self, network: IPNetwork) -> bool:
+        """Return True for the /32 or /128 of an address that a link has."""
+        return is_single(network) and bool(self._holders[network.network_address])
+
+    def exact(self, op: Undo) -> Undo:
+        """Return a restored route as an addition, unless it replaces an owned one; any other operation as it is."""
+        if isinstance(op, RouteRemove):
+            self._own_routes.pop((op.table, op.destination), None)
+        if not isinstance(op, RouteReplace):
+            return op
+        is_new = (op.table, op.destination) not in self._own_routes
+        self._own_routes[op.table, op.destination] = op.link
+        return _adding(op) if is_new else op
+
     def _dependent(self, address: Address) -> str | None:
         """Return a description of an object that the kernel would remove with an owned address, or None."""
         route = foreign_dependents(address, self._counts, self._losable)
         last = address.ip.version == 4 and self._counts.is_last(address)
         if last and (address.link, 4) in self._static_neighbours:
             return "static neighbour entries of the link depend on it"
+        if last and (kept := self._own_route(address.link)):
+            return f"the route to {kept} depends on it and stays"
         if route is not None:
             return (
                 f"the route to {route.destination} in table {route.table} depends on it; cloud-network did not add it"
@@ -278,9 +338,15 @@ class _Others:
             return f"{min(secondaries)} is its secondary and may go with it"
         return None
 
+    def _own_route(self, link: int) -> IPNetwork | None:
+        """Return the destination of an owned IPv4 route of the link, which the request did not add."""
+        places = (place for place, on in self._own_routes.items() if on == link)
+        return next((destination for _, destination in places if destination.version == 4), None)
+
     def _forget(self, address: Address) -> None:
         """Count an owned address as removed."""
         del self._left[address.link, address.interface]
+        self._holders[address.ip].discard((address.link, address.prefix))
         self._counts.add(address, -1)
         self._secondaries[address.link, address.network].discard(address.ip)
 

@@ -15,6 +15,7 @@ from .operations import (
     IPAddress,
     IPNetwork,
     LinkMark,
+    RouteReplace,
     RuleAdd,
     RuleRemove,
 )
@@ -94,6 +95,7 @@ class View:
         self.learned: dict[int, set[IPNetwork]] = defaultdict(set)  # from DHCP, a router or an operator, by link
         self.near = NetworksByLink()  # the same networks as `subnets`
         self.own_routes: dict[tuple[int, IPNetwork], OwnRoute] = {}
+        self.lost_routes: list[RouteReplace] = []  # owned ones that the kernel removes with addresses of the request
         self.foreign_places: set[tuple[int, IPNetwork]] = set()
         self.foreign_routes = [route for route in snapshot.routes if route.protocol != PROTOCOL]
         self.main_links: dict[IPNetwork, set[int]] = defaultdict(set)  # of foreign routes in main, by destination
@@ -103,8 +105,10 @@ class View:
         self._local_rules: dict[int, set[int]] = defaultdict(set)  # the same, of foreign for table local
         self.default_gateways: dict[int, set[IPAddress]] = defaultdict(set)
         self.gateways: dict[IPAddress, set[int]] = defaultdict(set)  # protected, with the links that use them
-        self.counts, self.losable_routes = AddressCounts(), losable(self.foreign_routes)
+        self.counts, self.losable_routes = AddressCounts(), losable(self.foreign_routes, snapshot.addresses)
         self.unclaimed_prefixes: set[tuple[int, IPNetwork]] = set()  # IPv6, from routers: no address keeps their route
+        self._static_networks: set[tuple[int, IPNetwork]] = set()  # on link in main by another program's own route
+        self._connected = Counter[tuple[int, IPNetwork]]()  # number of addresses with a connected route, also if down
         self._subnet_addresses: dict[tuple[int, IPNetwork], dict[IPAddress, Address]] = defaultdict(dict)
         self._own_on_link = NetworksByLink()  # destinations of owned routes in the link's tables
         self._own_copies = Counter[tuple[int, IPNetwork]]()  # number of the link's tables that have each
@@ -154,7 +158,7 @@ class View:
         if route.table == TABLE_MAIN:
             self.main_links[route.destination].update(hop.link for hop in route.hops)
         if route.table == TABLE_LOCAL:
-            if route.kind == rtnetlink.RTN_LOCAL and route.protocol != rtnetlink.RTPROT_KERNEL:
+            if self._is_local_range(route):
                 self.local_ranges.add(route.hops[0].link, route.destination)
             return
         for hop in route.hops:
@@ -163,12 +167,20 @@ class View:
                     self.default_gateways[hop.link].add(hop.gateway)
             elif self._is_on_link(route, hop):
                 self._add_subnet(hop.link, route.destination)
+                if not self._is_derived(route, hop):
+                    self._static_networks.add((hop.link, route.destination))
                 if self._is_learned(route, (hop.link, route.destination) in explained):
                     self.learned[hop.link].add(route.destination)
                 addresses = self.addresses_in(hop.link, route.destination)
                 kept = any(not each.flags & IFA_F_NOPREFIXROUTE for each in addresses)
                 if route.protocol == rtnetlink.RTPROT_KERNEL and not kept:
                     self.unclaimed_prefixes.add((hop.link, route.destination))
+
+    @staticmethod
+    def _is_local_range(route: Route) -> bool:
+        """Return True for addresses that are local without being a link's (AnyIP): as a range, or by a subnet on lo."""
+        by_hand = route.protocol != rtnetlink.RTPROT_KERNEL or not is_single(route.destination)
+        return route.kind == rtnetlink.RTN_LOCAL and by_hand
 
     @staticmethod
     def _is_on_link(route: Route, hop: NextHop) -> bool:
@@ -198,8 +210,7 @@ class View:
         """
         index: NetworkIndex[HostRoute] = NetworkIndex()
         for route in self.foreign_routes:
-            is_range = route.kind == rtnetlink.RTN_LOCAL and route.protocol != rtnetlink.RTPROT_KERNEL
-            if (route.table != TABLE_LOCAL or is_range) and route.destination.prefixlen > 1:
+            if (route.table != TABLE_LOCAL or self._is_local_range(route)) and route.destination.prefixlen > 1:
                 for each in (self._host_route(route, hop) for hop in route.hops):
                     if each.discards or not (each.by_cloud and each.by_kernel):
                         index.add(each.destination, each)
@@ -230,8 +241,17 @@ class View:
             gateway=gateway,
             discards=route.kind in _DISCARDS,
             by_cloud=on_cloud and (gateway is None or by_lease or self.is_router(link, gateway)),
-            by_kernel=on_cloud and route.protocol == rtnetlink.RTPROT_KERNEL,
+            by_kernel=on_cloud and self._is_derived(route, hop),
         )
+
+    def _is_derived(self, route: Route, hop: NextHop) -> bool:
+        """Return True for the connected route of an address, and for an IPv6 prefix of a router.
+
+        Other programs, too, use the protocol `kernel`.
+        """
+        if route.protocol != rtnetlink.RTPROT_KERNEL or hop.gateway is not None:
+            return False
+        return route.destination.version == 6 or bool(self.addresses_in(hop.link, route.destination))
 
     # Links and addresses.
 
@@ -278,6 +298,7 @@ class View:
         network = self.network_of(address)
         if network is not None:
             self._subnet_addresses[address.link, network][address.ip] = address
+            self._connected[address.link, network] += not address.flags & IFA_F_NOPREFIXROUTE
             self._add_subnet(address.link, network)
 
     def remove_address(self, address: Address) -> None:
@@ -290,14 +311,34 @@ class View:
             self.held.discard(address.link, single(address.ip))
         self.counts.add(address, -1)
         self._own_count -= self.owns(address)
+        if address.ip.version == 4 and not self.has_addresses(address.link, 4):
+            self._lose_routes(address.link)
         network = self.network_of(address)
         if network is None:
             return
         same = self._subnet_addresses[address.link, network]
         del same[address.ip]
-        if not same and network not in self.learned[address.link]:
+        self._connected[address.link, network] -= not address.flags & IFA_F_NOPREFIXROUTE
+        stays = network in self.learned[address.link] or (address.link, network) in self._static_networks
+        if not same and not stays:
             self.subnets.discard(network, address.link)
             self.near.discard(address.link, network)
+
+    def has_addresses(self, link: int, version: int) -> bool:
+        """Return True if the link has an address of this family."""
+        return self.counts.of(link, version) > 0
+
+    def _lose_routes(self, link: int) -> None:
+        """Forget the owned IPv4 routes of a link: the kernel removes them with its last IPv4 address.
+
+        Those to gateways are last in `lost_routes`: their on-link routes must be restored first.
+        """
+        found = [(place, route) for place, route in self.own_routes.items() if route.link == link]
+        for (table, destination), route in sorted(found, key=lambda each: each[1].gateway is not None):
+            if destination.version == 4:
+                self.remove_route(table, destination)
+                if not route.changed:  # otherwise, the inverse of the operation that changed it restores the former one
+                    self.lost_routes.append(RouteReplace(table, link, destination, route.gateway))
 
     def same_subnet(self, address: Address) -> Iterable[Address]:
         """Return the link's addresses with the same network, this one included."""
@@ -307,6 +348,12 @@ class View:
     def addresses_in(self, link: int, network: IPNetwork) -> Iterable[Address]:
         """Return the link's addresses with exactly this network."""
         return self._subnet_addresses.get((link, network), {}).values()
+
+    def is_connected_elsewhere(self, link: int, network: IPNetwork) -> bool:
+        """Return True if main has this network on another link of the cloud, or will have it once the link is up."""
+        connected = {other for _, other in self.subnets.containing(network) if self._connected[other, network]}
+        others = connected | self.main_links.get(network, set())
+        return any(other != link and self.is_cloud(other) for other in others)
 
     def _add_subnet(self, link: int, network: IPNetwork) -> None:
         if not self.near.has(link, network):
@@ -336,9 +383,14 @@ class View:
         yield from self.near.overlapping(link, network)
         yield from self._own_on_link.overlapping(link, network)
 
+    def around(self, link: int, network: IPNetwork) -> Iterator[IPNetwork]:
+        """Yield those on-link networks that are or contain `network`."""
+        yield from self.near.containing(link, network)
+        yield from self._own_on_link.containing(link, network)
+
     def is_on_link(self, link: int, network: IPNetwork) -> bool:
         """Return True if all of `network` is on the link."""
-        return self.is_near(link, network) or any(True for _ in self._own_on_link.containing(link, network))
+        return any(True for _ in self.around(link, network))
 
     def is_near(self, link: int, network: IPNetwork) -> bool:
         """Return True if all of `network` is on the link by an address or main, without the link's tables."""

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from errno import EINVAL
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,24 @@ def test_a_vpn_route_that_prefers_our_address_stays(lab: Lab, wire: Wire, how: s
     assert "dev vpn" in get(lab, "10.60.0.1")
 
 
+KERNELS_PROTOCOL = {
+    "by a VPN": "10.60.0.0/16 dev vpn src 10.9.9.5 scope link",
+    "by a neighbour": "10.60.0.0/16 via 10.9.9.77",
+    "on link": "10.60.0.0/16 dev eth0",
+}
+
+
+@pytest.mark.parametrize("how", ["remove", "roll back"])
+@pytest.mark.parametrize("way", KERNELS_PROTOCOL)
+def test_a_route_with_the_kernels_protocol_stays(lab: Lab, wire: Wire, how: str, way: str) -> None:
+    """Cilium, for example, adds routes with the protocol `kernel`; the kernel does not restore them."""
+    apply(wire, address(ifindex(lab, "eth0"), "10.0.2.10/24", "address_remove"))
+    foreign = f"route add {KERNELS_PROTOCOL[way]} proto kernel"
+    check_address_stays(lab, wire, how, "10.9.9.5/24", foreign, "10.60.0.0/16")
+    assert "10.60.0.0/16" in sh(lab, "ip route")
+    sh(lab, "ip route delete 10.60.0.0/16")
+
+
 def test_an_ipv6_route_keeps_the_source_it_prefers(lab: Lab, wire: Wire) -> None:
     on = ifindex(lab, "eth0")
     apply(wire, address(on, "fd00:2::10/128"))
@@ -152,6 +171,25 @@ def test_no_ipv6_prefix_route_of_ours_stays_behind(lab: Lab, wire: Wire) -> None
     lab.batch(["address add fd00:ad::a/64 dev eth0 noprefixroute nodad"])
     assert "no connected route of its own" in reason(wire, address(ifindex(lab, "eth0"), "fd00:ad::5/64"))
     apply(wire, address(ifindex(lab, "eth0"), "fd00:ad::5/128"))
+
+
+@pytest.mark.parametrize("how", ["remove", "roll back"])
+def test_an_ipv6_prefix_route_instead_of_the_kernels_stays(lab: Lab, wire: Wire, how: str) -> None:
+    """The kernel removes the first route to the prefix, whatever its metric, if its own is missing."""
+    foreign = (
+        "route delete fd00:ae::/64 dev eth0",
+        "route add fd00:ae::/64 dev eth0 proto static metric 1024",
+    )
+    check_address_stays(lab, wire, how, "fd00:ae::5/64", "\n".join(foreign), "fd00:ae::/64")
+    assert "metric 1024" in sh(lab, "ip -6 route show fd00:ae::/64")
+
+
+def test_an_ipv6_prefix_route_beside_the_kernels_hinders_no_removal(lab: Lab, wire: Wire) -> None:
+    on = ifindex(lab, "eth0")
+    sh(lab, "ip -6 route add fd00:af::/64 dev eth0 proto static metric 1024")
+    apply(wire, address(on, "fd00:af::5/64"))
+    apply(wire, address(on, "fd00:af::5/64", "address_remove"))
+    assert "metric 1024" in sh(lab, "ip -6 route show fd00:af::/64")
 
 
 def test_an_ipv6_prefix_route_that_came_later_stays(lab: Lab, wire: Wire) -> None:
@@ -403,6 +441,69 @@ def test_a_rule_inside_a_replaced_on_link_route_goes(lab: Lab, wire: Wire) -> No
     on = ifindex(lab, "eth0")
     apply(wire, main_rule(), route(on, "10.96.0.0/22"), rule("10.96.1.0/24", table(lab), 31020))
     assert "depends on it" in reason(wire, route(on, "10.96.0.0/22", "10.0.2.1"))
+
+
+def test_rules_go_with_the_ranges_that_go_with_the_last_address(lab: Lab, wire: Wire) -> None:
+    """With the last IPv4 address of a link, the kernel removes all IPv4 routes of the link, also ranges."""
+    on, last = ifindex(lab, "eth0"), "10.0.2.10/24"
+    selects = rule("10.88.0.0/25", table(lab), 31020)
+    apply(wire, main_rule(), route(on, "10.88.0.0/24", table=255), selects)
+    gone = address(on, last, "address_remove")
+    assert "depends on it" in reason(wire, gone)
+    assert "depends on it" in reason(wire, gone, address(on, last))
+    apply(wire, address(on, "10.9.0.5/32"), gone)
+    apply(wire, {**selects, "op": "rule_remove"}, address(on, "10.9.0.5/32", "address_remove"))
+    assert "10.88.0.0" not in sh(lab, "ip route show table local; ip rule")
+
+
+def test_a_rollback_keeps_the_last_address_with_a_range_that_comes_back(lab: Lab, wire: Wire) -> None:
+    on, ranged = ifindex(lab, "eth0"), route(ifindex(lab, "eth0"), "10.88.0.0/24", table=255)
+    apply(wire, address(on, "10.0.2.10/24", "address_remove"))
+    apply(wire, ranged)
+    ops = [address(on, "10.0.2.10/24"), {**ranged, "op": "route_remove"}]
+    assert wire.apply(*ops, confirm_within=60, request="open")["verdict"] == "applied"
+    (left,) = wire.ask(request="rollback", id="open")["not_undone"]
+    assert left["op"] == "address_remove"
+    assert "10.88.0.0/24" in sh(lab, "ip route show table local")
+
+
+def test_a_rollback_keeps_the_last_address_with_a_range_from_before(lab: Lab, wire: Wire) -> None:
+    """The kernel would remove the range with the address, and its rule would stay."""
+    on, own, ranged = ifindex(lab, "eth0"), address(ifindex(lab, "eth0"), "10.0.2.10/24"), "10.88.0.0/24"
+    apply(wire, address(on, "10.0.2.10/24", "address_remove"))
+    apply(wire, main_rule(), route(on, ranged, table=255), rule("10.88.0.0/25", table(lab), 31020))
+    added = wire.apply(own, route(on, "10.9.0.0/16", "10.0.2.1"), confirm_within=60, request="open")
+    assert added["verdict"] == "applied"
+    (left,) = wire.ask(request="rollback", id="open")["not_undone"]
+    assert (left["op"], left["reason"]) == ("address_remove", f"the route to {ranged} depends on it and stays")
+    assert ranged in sh(lab, "ip route show table local")
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_rollback_restores_the_routes_that_went_with_the_last_address(lab: Lab, wire: Wire, replaced: bool) -> None:
+    on = ifindex(lab, "eth0")
+    selects = rule("10.88.0.0/25", table(lab), 31020)
+    apply(wire, main_rule(), route(on, "10.88.0.0/24", table=255), selects)
+    apply(wire, route(on, "10.0.2.0/24"), route(on, "0.0.0.0/0", "10.0.2.1"))
+    before = kernel_state(lab)
+    gone = [{**selects, "op": "rule_remove"}, address(on, "10.0.2.10/24", "address_remove")]
+    added = [address(on, "10.0.2.11/24"), route(on, "10.0.2.0/24"), route(on, "0.0.0.0/0", "10.0.2.1")]
+    assert wire.apply(*gone, *added[: 3 * replaced], confirm_within=60, request="open")["verdict"] == "applied"
+    assert "10.88.0.0" not in sh(lab, "ip route show table local; ip rule")
+    assert wire.ask(request="rollback", id="open") == {"verdict": "rolled back"}
+    assert kernel_state(lab) == before
+
+
+def test_no_address_is_removed_if_another_could_not_be_added(lab: Lab, wire: Wire) -> None:
+    """The kernel would remove the VPN's route with the only 10.9.9.10. It refuses two scopes in one subnet."""
+    on, ours = ifindex(lab, "eth0"), "10.9.9.10/32"
+    lab.batch(["address add 10.9.9.20/26 dev eth0 scope link"])
+    apply(wire, address(on, ours))
+    lab.batch(["route add 10.60.0.0/16 dev vpn proto static src 10.9.9.10"])
+    answer = wire.apply(address(on, "10.9.9.10/26"), address(on, ours, "address_remove"))
+    assert (answer["verdict"], answer["errnos"]) == ("rolled back", [EINVAL, None])
+    assert "10.60.0.0/16" in sh(lab, "ip route")
+    lab.batch(["address delete 10.9.9.20/26 dev eth0"])
 
 
 def test_no_rule_selects_a_link_local_address(lab: Lab, wire: Wire) -> None:

@@ -108,6 +108,18 @@ def test_a_second_interface_gets_no_connected_route(lab: Lab) -> None:
     assert verdict(lab, {**address(on, "10.0.1.60/24"), "route": False}) == "applied"
 
 
+@pytest.mark.parametrize(("theirs", "ours"), [("10.0.5.10/24", "10.0.5.60/24"), ("fd00:5::10/64", "fd00:5::60/64")])
+def test_a_subnet_of_an_interface_that_is_down_is_left_to_it(lab: Lab, theirs: str, ours: str) -> None:
+    """Its connected route would come second, and not be used."""
+    on = ifindex(lab, "eth0")
+    lab.run(["sysctl", "-qw", "net.ipv6.conf.eth1.keep_addr_on_down=1"])
+    nodad = " nodad" if ":" in theirs else ""
+    lab.batch([f"address add {theirs} dev eth1{nodad}", "link set eth1 down"])
+    assert "would take over" in refused(lab, address(on, ours))
+    lab.batch([f"address delete {theirs} dev eth1"])
+    assert verdict(lab, address(on, ours)) == "applied"
+
+
 @pytest.mark.parametrize("text", ["10.0.1.255/32", "10.0.1.0/32"])
 def test_an_edge_of_another_links_subnet_is_no_address(lab: Lab, text: str) -> None:
     assert "broadcast address" in refused(lab, address(ifindex(lab, "eth0"), text))
@@ -172,6 +184,61 @@ def test_address_routed_by_another_program_is_not_claimed(lab: Lab, kind: str) -
         assert "another program routes" in refused(lab, *ops)
 
 
+@pytest.mark.parametrize(
+    ("subnet", "own", "gateway"),
+    [
+        ("10.50.0.0/24", "10.50.2.10/32", "10.50.0.1/32"),
+        ("fd00:50::/64", "fd00:50:0:1::10/128", "fd00:50::1/128"),
+    ],
+)
+def test_a_gateway_by_convention_stays_in_a_vpn(lab: Lab, subnet: str, own: str, gateway: str) -> None:
+    """The neighbour with this address on the interface could answer for it."""
+    on = ifindex(lab, "eth0")
+    lab.batch([*RIVALS["VPN"][:3], f"route add {subnet} dev wg0"])
+    ops = [address(on, own), route(on, gateway)]
+    assert "another program routes by wg0" in refused(lab, *ops)
+    lab.batch([f"route delete {subnet} dev wg0"])
+    assert verdict(lab, *ops) == "applied"
+
+
+@pytest.mark.parametrize("part", ["10.0.1.77/32", "10.0.1.64/26"])
+@pytest.mark.parametrize("way", ["dev wg0", "via 10.0.1.5"])
+def test_a_part_of_the_interfaces_subnet_stays_where_it_is_routed(lab: Lab, way: str, part: str) -> None:
+    on = ifindex(lab, "eth1")
+    lab.batch([*RIVALS["VPN"][:3], f"route add 10.0.1.77/32 {way}"])
+    assert "another program routes" in refused(lab, route(on, part))
+    assert verdict(lab, route(on, "10.0.1.0/24"), route(on, "10.0.1.128/26")) == "applied"
+
+
+METADATA = "169.254.169.254/32"
+
+
+def test_a_metadata_server_behind_a_proxy_stays_there(lab: Lab) -> None:
+    on = ifindex(lab, "eth1")
+    by_gateway = route(on, METADATA, "10.0.1.1")
+    lab.batch([*RIVALS["VPN"][:3], "route add 169.254.0.0/16 dev wg0 metric 1000"])  # as avahi-autoipd adds it
+    assert verdict(lab, by_gateway) == "applied"
+    lab.batch([f"route replace {METADATA} dev wg0"])
+    assert "another program routes by wg0" in refused(lab, by_gateway)
+
+
+def test_a_metadata_server_behind_the_gateway_is_not_on_link(lab: Lab) -> None:
+    on = ifindex(lab, "eth1")
+    lab.batch(["route add 169.254.0.0/16 dev eth1 metric 1000", f"route replace {METADATA} via 10.0.1.1 dev eth1"])
+    assert "another program routes by eth1 via 10.0.1.1" in refused(lab, route(on, METADATA))
+    assert verdict(lab, route(on, METADATA, "10.0.1.1")) == "applied"
+
+
+@pytest.mark.parametrize("way", ["via 10.0.1.1 dev eth1", "dev eth1"])
+def test_a_host_route_with_the_kernels_protocol_is_a_rival(lab: Lab, way: str) -> None:
+    """Cilium, for example, adds routes with the protocol `kernel`."""
+    on = ifindex(lab, "eth0")
+    lab.batch([f"route add 10.99.0.9/32 {way} proto kernel"])
+    for claim in (address(on, "10.99.0.9/32"), route(on, "10.99.0.9/32"), route(on, "10.99.0.0/28", table=255)):
+        assert "another program routes by eth1" in refused(lab, claim)
+    assert verdict(lab, address(on, "10.99.0.8/32")) == "applied"
+
+
 def test_a_summary_route_through_the_clouds_router_is_no_rival(lab: Lab) -> None:
     lab.batch(["route add 10.0.0.0/8 via 10.0.1.1 dev eth1"])
     on = ifindex(lab, "eth0")
@@ -187,6 +254,32 @@ def test_local_range_spares_the_gateway_of_a_later_lease(lab: Lab) -> None:
     on = ifindex(lab, "eth0")
     lab.batch(["address add 10.0.2.30/24 dev eth0"])  # as added by DHCP without a default route
     assert "covers 10.0.2.1" in refused(lab, route(on, "10.0.2.0/28", table=255))
+
+
+NESTED = [
+    ("10.9.0.0/16", "10.9.5.5/16", "10.9.7.7/24"),
+    ("fd00:9::/48", "fd00:9::5/48", "fd00:9:0:7::7/64"),
+]
+
+
+@pytest.mark.parametrize(("operators", "equal", "inside"), NESTED)
+def test_an_operators_on_link_route_outlives_an_equal_subnet(lab: Lab, operators: str, equal: str, inside: str) -> None:
+    """A request once removed an address with the route's network, and then took a part of it."""
+    on, other = ifindex(lab, "eth0"), ifindex(lab, "eth1")
+    lab.batch([f"route add {operators} dev eth0 proto static metric 1024", "address add 10.0.5.5/32 dev eth0"])
+    take = address(other, inside)
+    assert "would take over a part" in refused(lab, take)
+    with Wire(lab) as wire:
+        assert wire.apply(address(on, equal))["verdict"] == "applied"
+    assert "would take over a part" in refused(lab, address(on, equal, "address_remove"), take)
+
+
+def test_an_address_of_a_subnet_on_lo_is_not_claimed(lab: Lab) -> None:
+    """The kernel makes a whole subnet on lo local: the host uses all its addresses."""
+    on = ifindex(lab, "eth0")
+    lab.batch(["address add 10.5.5.1/24 dev lo"])
+    assert "another program routes by lo" in refused(lab, address(on, "10.5.5.77/32"))
+    assert verdict(lab, address(on, "10.5.6.77/32")) == "applied"
 
 
 # Invented subnets

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, ip_interface
 from pathlib import Path
 
 import pytest
@@ -68,6 +68,33 @@ def test_address_added_and_removed_is_no_longer_owned(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger")
     apply(ledger, DoingKernel(), AddressAdd(2, HOST, True), AddressRemove(2, HOST)).commit()
     assert ledger.entry.owned == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("own", "foreign"),
+    [
+        ("10.0.2.50/32", "10.0.2.50/32"),
+        ("fd00:2::50/128", "fd00:2::50/128"),
+        ("fd00:2::50/128", "fd00:2::50/64"),
+    ],
+)
+def test_address_added_by_others_before_a_rollback_is_foreign(tmp_path: Path, own: str, foreign: str) -> None:
+    """Otherwise a fetcher could remove it later."""
+    address, other = ip_interface(own), ip_interface(foreign)
+    ledger = Ledger(tmp_path / "ledger")
+    kernel = DoingKernel([Address(2, other.ip, other.network.prefixlen, 0, None)])
+    apply(ledger, kernel, AddressAdd(2, address, True)).commit()
+    (left,) = apply(ledger, kernel, AddressRemove(2, address)).roll_back()
+    assert left.reason == "another program has added the address"
+    assert ledger.entry.owned == frozenset()
+
+
+def test_address_not_removed_before_a_crash_stays_owned(tmp_path: Path) -> None:
+    ledger, kernel = Ledger(tmp_path / "ledger"), DoingKernel([Address(2, IP, 32, 0, None)])
+    apply(ledger, kernel, AddressAdd(2, HOST, True)).commit()
+    apply(ledger, kernel, AddressRemove(2, HOST))
+    assert Transaction(kernel, Ledger(tmp_path / "ledger")).roll_back() == ()
+    assert Ledger(tmp_path / "ledger").entry.owned == {(2, IP)}
 
 
 def test_address_with_another_length_stays_owned(tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
 from typing import Any
 
+import pytest
 from cloud_network.netagent import rtnetlink
 from cloud_network.netagent.operations import (
     AddressAdd,
@@ -12,6 +13,7 @@ from cloud_network.netagent.operations import (
     LinkDown,
     LinkMtu,
     LinkUp,
+    RouteAdd,
     RouteRemove,
     RouteReplace,
     RuleAdd,
@@ -101,6 +103,20 @@ def test_rule(interface: Interface, table: int, priority: int, flags: tuple[bool
     assert rtnetlink.encode(op) == (Packed(32, 0x600, body) if add else Packed(33, 0, body))
     expected = Rule(priority, network, to and network.prefixlen > 0, table, suppress, local, 209, mark, mask)
     assert rtnetlink.decode_rule(body) == expected
+
+
+def test_a_new_route_replaces_none() -> None:
+    to, via = ip_network("10.9.0.0/16"), ip_address("10.0.2.1")
+    replace, add = rtnetlink.encode(RouteReplace(10001, 2, to, via)), rtnetlink.encode(RouteAdd(10001, 2, to, via))
+    assert add == Packed(24, 0x600, replace.body)
+
+
+@pytest.mark.parametrize("local", ["10.55.0.1", None])
+def test_decodes_an_address_without_a_peer_or_without_any(local: str | None) -> None:
+    """The kernel leaves out 0.0.0.0, as of `ip address add 10.55.0.1 peer 0.0.0.0`."""
+    attributes = [] if local is None else [("IFA_LOCAL", local)]
+    body = encoded(ifaddrmsg(), {"family": 2, "prefixlen": 32, "index": 3}, attributes)
+    assert str(rtnetlink.decode_address(body).ip) == (local or "0.0.0.0")
 
 
 def test_decodes_every_next_hop_of_a_multipath_route() -> None:
