@@ -36,6 +36,7 @@ REFRESH_CONFIG = '[System]\nRefreshTimer = "1s"\n'
 SUBNETS = tuple(f"10.0.{number}.0/24" for number in (2, 3, 21, 22))
 MOST_LINKS, MOST_ADDRESSES = 6, 12
 BASE = 9999
+LOG_LINES = 150  # of the fetcher's log, after a violation
 SETTLE_S = 60.0  # longer than the backoff of a conflict in this test
 ADVERTISEMENT_S = 10.0  # between two router advertisements of the calm period; hosts lose them in various events
 
@@ -133,6 +134,8 @@ class Chaos:
                 drift = [line for link in state["links"].values() for line in link["drift"]]
                 keys = ("state", "last_error", "netagent", "conflicts", "unknown_macs")
                 error.add_note("\n".join([*drift, *(f"{key}: {state[key]}" for key in keys)]))
+                log = [line for line in self.lab.log("fetcher").splitlines() if "requests refresh" not in line]
+                error.add_note("\n".join(log[-LOG_LINES:]))
             error.add_note(f"seed {self.seed}, after {self.events} events; the last:\n  " + "\n  ".join(self._last))
             raise
 

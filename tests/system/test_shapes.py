@@ -158,7 +158,8 @@ def test_reload_applies_valid_configurations_only() -> None:
         assert "orginal" in line
         assert "original" in line
         assert "continuing with the configuration in use" in line
-        assert refresh(lab) == "ok"
+        assert refresh(lab) == "degraded", "until the file is valid"
+        assert "orginal" in status(lab)["last_error"]["message"]
         assert kernel(lab) == before
         lab.write_config(f'[Network]\nRules = "original"\n{CONFIG}')
         lab.daemons.kill("fetcher", 1)
