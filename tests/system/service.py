@@ -37,14 +37,17 @@ def running_lab(spec: Spec, config: str = "", *daemons: str) -> Iterator[Lab]:
 
 
 def send_command(lab: Lab, command: str) -> dict[str, Any]:
-    """Send a command over the control socket, as root."""
+    """Send a command over the control socket, as root. Raises OSError if no fetcher answers."""
     body = json.dumps({"command": command}).encode()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(60)
         client.connect(str(lab.path("/run/cloud-network/control.sock")))
         client.sendall(struct.pack(">I", len(body)) + body)
         with client.makefile("rb") as stream:
-            (size,) = struct.unpack(">I", stream.read(4))
+            header = stream.read(4)
+            if len(header) < 4:
+                raise ConnectionResetError("the fetcher ended before it answered")
+            (size,) = struct.unpack(">I", header)
             answer: dict[str, Any] = json.loads(stream.read(size))
     return answer
 
