@@ -92,7 +92,7 @@ def test_commas_in_exclude_are_refused_with_the_right_spelling(lab: Lab) -> None
     lab.wait_for(lambda: '\\"eth0 eth1\\"?' in lab.log("fetcher"), 10, "the fetcher's error message")
     lab.stop("netagent")
     lab.start("netagent")
-    lab.wait_for(lambda: '"eth0 eth1"?' in lab.log("netagent"), 10, "netagent's error message")
+    lab.wait_for(lambda: '"eth0 eth1"' in lab.log("netagent"), 10, "netagent's error message")
 
 
 def test_link_waits_until_udev_has_finished_with_it() -> None:
