@@ -294,8 +294,8 @@ def test_a_link_stays_up_with_an_ipv6_address_of_ours_that_stays(lab: Lab, wire:
 def test_a_link_stays_up_with_an_ipv6_address_of_ours_from_before(lab: Lab, wire: Wire, how: str) -> None:
     spare = spare_link(lab)
     lab.batch(["link set spare down"])
-    ours = address(spare, "fd00:61::5/128")
-    assert wire.apply(ours)["verdict"] == "applied"
+    owned = address(spare, "fd00:61::5/128")
+    assert wire.apply(owned)["verdict"] == "applied"
     ops: list[dict[str, Any]] = [{"op": "link_up", "link": spare}]
     if how == "comes back":
         ops.append(address(spare, "fd00:61::5/128", "address_remove"))
@@ -496,11 +496,11 @@ def test_a_rollback_restores_the_routes_that_went_with_the_last_address(lab: Lab
 
 def test_no_address_is_removed_if_another_could_not_be_added(lab: Lab, wire: Wire) -> None:
     """The kernel would remove the VPN's route with the only 10.9.9.10. It refuses two scopes in one subnet."""
-    on, ours = ifindex(lab, "eth0"), "10.9.9.10/32"
+    on, owned = ifindex(lab, "eth0"), "10.9.9.10/32"
     lab.batch(["address add 10.9.9.20/26 dev eth0 scope link"])
-    apply(wire, address(on, ours))
+    apply(wire, address(on, owned))
     lab.batch(["route add 10.60.0.0/16 dev vpn proto static src 10.9.9.10"])
-    answer = wire.apply(address(on, "10.9.9.10/26"), address(on, ours, "address_remove"))
+    answer = wire.apply(address(on, "10.9.9.10/26"), address(on, owned, "address_remove"))
     assert (answer["verdict"], answer["errnos"]) == ("rolled back", [EINVAL, None])
     assert "10.60.0.0/16" in sh(lab, "ip route")
     lab.batch(["address delete 10.9.9.20/26 dev eth0"])

@@ -108,16 +108,16 @@ def test_a_second_interface_gets_no_connected_route(lab: Lab) -> None:
     assert verdict(lab, {**address(on, "10.0.1.60/24"), "route": False}) == "applied"
 
 
-@pytest.mark.parametrize(("theirs", "ours"), [("10.0.5.10/24", "10.0.5.60/24"), ("fd00:5::10/64", "fd00:5::60/64")])
-def test_a_subnet_of_an_interface_that_is_down_is_left_to_it(lab: Lab, theirs: str, ours: str) -> None:
+@pytest.mark.parametrize(("foreign", "owned"), [("10.0.5.10/24", "10.0.5.60/24"), ("fd00:5::10/64", "fd00:5::60/64")])
+def test_a_subnet_of_an_interface_that_is_down_is_left_to_it(lab: Lab, foreign: str, owned: str) -> None:
     """Its connected route would come second, and not be used."""
     on = ifindex(lab, "eth0")
     lab.run(["sysctl", "-qw", "net.ipv6.conf.eth1.keep_addr_on_down=1"])
-    nodad = " nodad" if ":" in theirs else ""
-    lab.batch([f"address add {theirs} dev eth1{nodad}", "link set eth1 down"])
-    assert "would take over" in refused(lab, address(on, ours))
-    lab.batch([f"address delete {theirs} dev eth1"])
-    assert verdict(lab, address(on, ours)) == "applied"
+    nodad = " nodad" if ":" in foreign else ""
+    lab.batch([f"address add {foreign} dev eth1{nodad}", "link set eth1 down"])
+    assert "would take over" in refused(lab, address(on, owned))
+    lab.batch([f"address delete {foreign} dev eth1"])
+    assert verdict(lab, address(on, owned)) == "applied"
 
 
 @pytest.mark.parametrize("text", ["10.0.1.255/32", "10.0.1.0/32"])
@@ -390,10 +390,10 @@ def test_rollback_skips_an_address_that_another_link_has_now(lab: Lab) -> None:
 
 def test_rollback_replaces_no_route_of_another_program(lab: Lab) -> None:
     on = ifindex(lab, "eth1")
-    ours = route(on, "10.9.0.0/16", "10.0.1.1")
+    owned = route(on, "10.9.0.0/16", "10.0.1.1")
     with Wire(lab) as wire:
-        assert wire.apply(ours)["verdict"] == "applied"
-        gone = {**ours, "op": "route_remove"}
+        assert wire.apply(owned)["verdict"] == "applied"
+        gone = {**owned, "op": "route_remove"}
         assert wire.apply(gone, confirm_within=60, request="open")["verdict"] == "applied"
         lab.batch([f"route add 10.9.0.0/16 via 10.0.1.77 table {9999 + on} proto static"])
         answer = wire.ask(request="rollback", id="open")
