@@ -240,6 +240,7 @@ def test_unreadable_fact_affects_no_other_fact(cloud: Cloud, aws: Aws, fault: st
     assert settled(aws).system["ami-id"].startswith("ami-")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("count", [1, 2, 4, pytest.param(15, marks=pytest.mark.exhaustive)])
 def test_refresh_stays_within_its_allowance(cloud: Cloud, aws: Aws, count: int) -> None:
     """This includes the check whether the server still answers, and a session that expires in between."""

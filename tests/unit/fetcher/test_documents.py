@@ -115,6 +115,7 @@ def test_facts_are_read_again_after_a_change(cloud_name: str, cloud: InProcess, 
     assert not {path for path in missed if "/macs/" not in path}
 
 
+@pytest.mark.exhaustive
 @with_each_document
 @pytest.mark.parametrize("fault", ["404", "500", "html", "empty", "short", "truncated"])
 def test_faulty_answer_removes_no_address(cloud_name: str, cloud: InProcess, provider: Provider, fault: str) -> None:
@@ -140,6 +141,7 @@ def test_faulty_answer_removes_no_address(cloud_name: str, cloud: InProcess, pro
         assert {(mac, address.partition("/")[0]) for mac, address in addresses(before)} <= ips, path
 
 
+@pytest.mark.exhaustive
 @with_each_document
 def test_unreadable_facts_stop_nothing(cloud_name: str, cloud: InProcess, provider: Provider) -> None:
     network = settled(provider)

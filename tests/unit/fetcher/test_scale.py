@@ -38,6 +38,7 @@ def large() -> tuple[Instance, Actual]:
     return found, after_changes(plan_of(wanted(found, here), here), here)
 
 
+@pytest.mark.exhaustive
 def test_largest_instance_is_complete(large: tuple[Instance, Actual]) -> None:
     found, here = large
     assert len(here.addresses) == 3000
