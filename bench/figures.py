@@ -122,7 +122,7 @@ def processor_time(pid: int) -> float:
 
 
 def load_results() -> dict[str, Any]:
-    """Return the content of results.json; empty if there is none."""
+    """Return the content of results.json; empty if the file does not exist."""
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     return found
 

@@ -35,7 +35,7 @@ class Confirmation:
         self._server_lost = False
 
     def failure(self) -> str | None:
-        """Return the reason to roll the change back; None if there is none. Raises KernelError."""
+        """Return the reason to roll the change back, or None. Raises KernelError."""
         self.reason = self._metadata_lost() or self._gateway_lost()
         return self.reason
 

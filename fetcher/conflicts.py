@@ -91,7 +91,7 @@ class ConflictTracker:
 
     @property
     def due(self) -> float:
-        """The end of the next wait; infinity if there is none."""
+        """The end of the next wait; infinity if nothing waits."""
         return min((self._records[op].due for op in self._waiting()), default=math.inf)
 
     def statuses(self, plan: Plan, actual: Actual) -> tuple[list[ConflictStatus], list[str]]:

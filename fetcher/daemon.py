@@ -180,22 +180,23 @@ class Daemon:
         listening = is_listening()
         was_listening = self._reporter.status["netagent"]["listening"]
         if listening and was_listening is False:
-            self._check_file()
+            self._load_configuration()
             self._on_kernel_event()  # netagent is back: compare, and repair the differences
         if listening or time.monotonic() >= self._netagent_due:
             if not listening and was_listening is not False:
-                self._check_file()
+                self._load_configuration()
             self._reporter.record_netagent(listening)
         self._reporter.renew()
 
-    def _check_file(self) -> None:
-        """Report whether the configuration file is valid: with an invalid one, netagent cannot start."""
+    def _load_configuration(self) -> Config | None:
+        """Return the configuration of the file; None if it is invalid, which is reported: netagent cannot start."""
         try:
-            configuration.load(self._config_path)
+            config = configuration.load(self._config_path)
         except configuration.ConfigError as error:
             self._reporter.record_configuration(str(error))
-        else:
-            self._reporter.record_configuration(None)
+            return None
+        self._reporter.record_configuration(None)
+        return config
 
     # Passes
 
@@ -354,12 +355,8 @@ class Daemon:
     async def _read_configuration(self) -> None:
         """Read the configuration again. The reload ends when it has been applied or rejected."""
         reloading = self._notifier.reloading()
-        try:
-            config = configuration.load(self._config_path)
-        except configuration.ConfigError as error:
-            self._reporter.record_configuration(str(error))
-        else:
-            self._reporter.record_configuration(None)
+        config = self._load_configuration()
+        if config is not None:
             service.set_up_logging(config.log_level, config.log_format)
             logger.info("configuration read again from %s", self._config_path)
             configure(config, self._provider)

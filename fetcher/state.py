@@ -92,7 +92,7 @@ class Claim:
         return self.stale(time.time())
 
     def explain_doubt(self, now: float) -> str | None:
-        """Return the doubt as text; None if there is none."""
+        """Return the doubt as text, or None."""
         if self.doubt is None:
             return None
         written = f"; last state written {age(self.status['written_at'], now):.0f} s ago" if self.status else ""

@@ -188,7 +188,7 @@ class Listener:
         sock.setblocking(False)
 
     def next(self, idle_end: float) -> Connection | None:
-        """Return the next client to serve, or None if there is none by `idle_end`."""
+        """Return the next client to serve, or None if no client comes by `idle_end`."""
         while True:
             end = min([idle_end, *(each.end for each in self._waiting)])
             ready = wait([self._socket.fileno(), *(each.sock.fileno() for each in self._waiting)], end)

@@ -278,7 +278,7 @@ def _elements(data: bytes) -> Iterator[bytes]:
 
 
 def marks_of(found: Sequence[Rule], mask: int) -> tuple[LinkMark, ...]:
-    """Return the marks for which `rules` returns exactly the rules in `found`; empty if there are none."""
+    """Return the marks for which `rules` returns exactly the rules in `found`; empty if no marks do."""
     if not all(rule.chain in _ORDER for rule in found):
         return ()
     arrivals = [rule for rule in found if rule.chain == PREROUTING][1:-1]

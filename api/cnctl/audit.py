@@ -109,7 +109,7 @@ def _summary(entry: dict[str, Any]) -> str:
 
 
 def _last_confirmed(source: Source) -> str | None:
-    """Return the id of the last change that the fetcher saw confirmed; None if there is none."""
+    """Return the id of the last change that the fetcher saw confirmed, or None."""
     try:
         status = source.files.read_status()
     except StateError:

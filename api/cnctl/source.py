@@ -83,7 +83,7 @@ class Source:
         return claim
 
     def find_claim(self) -> Claim:
-        """Return the status, or a claim without a status if there is none."""
+        """Return the status, or a claim without a status if it does not exist."""
         try:
             return self.claim()
         except Failure as failure:
@@ -112,7 +112,7 @@ class Source:
         return claim.status
 
     def links(self) -> dict[str, Document]:
-        """Return the metadata of each link by MAC address; empty if there is none."""
+        """Return the metadata of each link by MAC address; empty before it is read."""
         answer = self._ask("/api/cloud/network")
         if answer is not None:
             return {mac: document for mac, document in answer.items() if isinstance(document, dict)}

@@ -140,6 +140,6 @@ def _may_be_of_cloud(link: Link, config: Config) -> bool:
 
 
 def _is_port(link: Link, links: Mapping[int, Link]) -> bool:
-    """Return True for a port. A VRF's members are none, unless it has their MAC: then it is matched like a bond."""
+    """Return True for a port. A member of a VRF is not one, unless the VRF has its MAC and is matched like a bond."""
     master = links.get(link.master or 0)
     return master is not None and (master.kind != "vrf" or master.mac == link.mac)

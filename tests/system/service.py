@@ -65,7 +65,7 @@ def refresh(lab: Lab) -> str:
 
 
 def status(lab: Lab) -> dict[str, Any]:
-    """Return status.json; {} if there is none."""
+    """Return status.json; {} if it does not exist."""
     path = lab.path("/run/cloud-network/status.json")
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return found

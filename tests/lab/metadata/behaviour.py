@@ -97,7 +97,7 @@ def answer(value: object, headers: Headers = NO_HEADERS, status: int = 200) -> R
 
 
 def pick(value: object, names: Sequence[str]) -> object:
-    """Return the part of a document that a path names, indices included; LookupError if there is none."""
+    """Return the part of a document that a path names, indices included; LookupError if it does not exist."""
     for name in names:
         if isinstance(value, list) and name.isascii() and name.isdigit():
             value = value[int(name)]

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.lab import Lab, Spec
-from tests.system.netagent.conftest import start
+from tests.lab import Lab
 from tests.system.netagent.strace import Trace
 from tests.system.netagent.test_faults import resume
-from tests.system.netagent.wire import CONFIG, Wire, address, ifindex, route
+from tests.system.netagent.wire import Wire, address, ifindex, route
 
 FAMILIES = pytest.mark.parametrize(("text", "length"), [("10.77.0.5/32", 24), ("fd00:77::5/128", 64)])
 
 
 @pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab(Spec.aws(interfaces=2, addresses=2)) as lab:
-        lab.write_config(CONFIG)
-        lab.batch(["link set eth0 up"])
-        start(lab)
-        with Wire(lab) as wire:
-            assert wire.apply(address(ifindex(lab, "eth0"), "10.0.2.10/24"))["verdict"] == "applied"
-        yield lab
+def lab(lab: Lab) -> Lab:
+    """The lab, with an owned address on eth0."""
+    with Wire(lab) as wire:
+        assert wire.apply(address(ifindex(lab, "eth0"), "10.0.2.10/24"))["verdict"] == "applied"
+    return lab
 
 
 def add(lab: Lab, text: str, length: int) -> None:

@@ -6,26 +6,16 @@ The lab's primary is eth1 (10.0.1.10/24, gateway 10.0.1.1, all by DHCP); eth0 is
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from cloud_network.netagent import ledger, policy
 
-from tests.lab import Lab, Spec
+from tests.lab import Lab
 from tests.system.netagent.conftest import start
 from tests.system.netagent.wire import CONFIG, Wire, address, audit_lines, ifindex, kernel_state, route, rule
 
 Ops = list[dict[str, Any]]
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab(Spec.aws(interfaces=2, addresses=2)) as lab:
-        lab.write_config(CONFIG)
-        lab.batch(["link set eth0 up"])
-        start(lab)
-        yield lab
 
 
 def verdict(lab: Lab, *ops: dict[str, Any]) -> str:
