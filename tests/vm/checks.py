@@ -67,7 +67,7 @@ def misrouted(guest: Guest) -> list[LostPackets]:
     """
     before = [lost for lost in guest.lab.lost() if ":" not in lost.source]
     guest.lab.fabric.clear_lost()
-    assert all_reachable(guest)
+    guest.wait_for(lambda: all_reachable(guest), message="all addresses")
     return [lost for lost in (*before, *guest.lab.lost()) if lost.source != "0.0.0.0"]
 
 
