@@ -68,17 +68,17 @@ _MISMATCH_FIRST_S, _MISMATCH_LONGEST_S = 1.0, 30.0  # see InterfaceMismatch
 
 
 class Backoff:
-    """Exponential backoff with jitter, in seconds: a thousand instances must not retry in step."""
+    """Exponential backoff in seconds, changed by up to the share `jitter`: a thousand instances must not retry in step."""
 
-    def __init__(self, first: float, longest: float) -> None:
-        self._first, self._longest = first, longest
+    def __init__(self, first: float, longest: float, jitter: float = 0.25) -> None:
+        self._first, self._longest, self._jitter = first, longest, jitter
         self._next = first
 
     def next_delay(self, limit: float = math.inf) -> float:
         """Return the delay before the next attempt, at most about `limit`, and double the one after it."""
         delay = min(self._next, self._longest, limit)
         self._next = min(2 * self._next, self._longest)
-        return delay * random.uniform(0.75, 1.25)  # noqa: S311  # jitter, not a secret
+        return delay * random.uniform(1 - self._jitter, 1 + self._jitter)  # noqa: S311  # jitter, not a secret
 
     def reset(self) -> None:
         """Start again from the initial delay after a success."""

@@ -96,7 +96,7 @@ class KernelChecks:
             try:
                 made = f"ip link add link {TRUNK} name {VLAN_LINK} address {nic.mac} type vlan id {VLAN}"
                 guest.run(*made.split())
-                guest.run("cnctl", "refresh", check=False)  # no link of kind vlan is a reason to read the metadata again
+                guest.run("cnctl", "refresh", check=False)  # no VLAN is a reason to read the metadata again
                 refused(guest, nic)
                 with guest.configured('[Netagent]\nAllowKinds = "vlan"\n'):
                     guest.wait_for(lambda: all_reachable(guest), message="the VLAN's addresses")
