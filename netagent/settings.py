@@ -1,7 +1,8 @@
 """The operator's keys for netagent, read from the operator's file. The fetcher cannot set them.
 
 The file is cloud-network.toml(5), read with tomllib. Every key has the same meaning as in the fetcher
-(`fetcher.config`); tests read the same files with both. netagent does not check the values of the fetcher's keys.
+(`fetcher.config`); tests read the same files with both. The values of keys that only the fetcher uses are checked, too:
+a mistake in the file is an error of every process.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from socket import inet_aton
 from typing import Any
@@ -86,10 +87,18 @@ def _networks(text: str) -> tuple[IPNetwork, ...]:
     return tuple(found)
 
 
+def _one_of(*accepted: str, any_case: bool = False) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        value = text.lower() if any_case else text
+        if value not in accepted:
+            raise ValueError(f"accepted: {', '.join(accepted)}")
+        return value
+
+    return parse
+
+
 def _forwarded_replies(text: str) -> bool:
-    if text not in ("off", "mark"):
-        raise ValueError("accepted: off, mark")
-    return text == "mark"
+    return _one_of("off", "mark")(text) == "mark"
 
 
 def _mark_mask(text: str) -> int:
@@ -105,41 +114,94 @@ def _mark_mask(text: str) -> int:
 
 
 def _audit_failure(text: str) -> bool:
-    if text not in ("refuse", "continue"):
-        raise ValueError("accepted: refuse, continue")
-    return text == "continue"
+    return _one_of("refuse", "continue")(text) == "continue"
+
+
+_UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION_PART = r"([0-9]{1,12}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})(ns|us|µs|μs|ms|s|m|h)"
+
+
+def _seconds(low: float, high: float, accepted: str) -> Callable[[str], float]:
+    """Return a parser of durations in Go's syntax, such as "1h30m"."""
+
+    def parse(text: str) -> float:
+        parts = re.findall(_DURATION_PART, text)
+        seconds = sum(float(number) * _UNITS_S[unit] for number, unit in parts)
+        if not re.fullmatch(f"(?:{_DURATION_PART})+", text) or not low <= seconds <= high:
+            raise ValueError(f"accepted: {accepted}")
+        return seconds
+
+    return parse
+
+
+def _endpoint(text: str) -> tuple[IPAddress, int]:
+    found = re.fullmatch(r"(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\]):([0-9]{1,5})", text)
+    try:
+        if found and 1 <= int(found[3]) <= 65535:
+            return ip_address(found[1] or found[2]), int(found[3])
+    except ValueError:
+        pass
+    raise ValueError('accepted: "ip:port" or "[ipv6]:port", such as "127.0.0.1:5209"')
+
+
+def _link_names(text: str) -> tuple[str, ...]:
+    for name in text.split():
+        if len(name.encode()) > 15 or set(name) & set(",*?[]/:") or name in (".", ".."):
+            raise ValueError(f"{name!r} is not the name of a link; accepted: names of links, separated by spaces")
+    return tuple(text.split())
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
     """One key of the file: its field in Settings, and its parser, whose ValueError names the accepted values."""
 
-    field: str
+    field: str | None  # None: only the fetcher uses it
     parse: Callable[[str], Any]
 
 
-KEYS: Mapping[tuple[str, str], Key] = {
-    ("Network", "RouteTableBase"): Key("table_base", _integer(256, 10**9)),
-    ("Network", "RulePriority"): Key("priority", _integer(1, MAIN_PRIORITY - BAND)),
-    ("Network", "Exclude"): Key("exclude", _links),
-    ("Network", "ForwardedReplies"): Key("forwarded_replies", _forwarded_replies),
-    ("Network", "MarkMask"): Key("mark_mask", _mark_mask),
-    ("Netagent", "AllowKinds"): Key("allow_kinds", _kinds),
-    ("Netagent", "AllowAddresses"): Key("allow_addresses", _networks),
-    ("Netagent", "AllowGateways"): Key("allow_gateways", _networks),
-    ("Netagent", "MaxObjects"): Key("max_objects", _integer(1, 65536)),
-    ("Netagent", "AuditFailure"): Key("continue_unaudited", _audit_failure),
-}
+_DURATION = 'at least 1s, such as "300s", "5m" or "1h30m"'
 
-FETCHERS_KEYS: Mapping[str, tuple[str, ...]] = {
-    "System": ("LogLevel", "LogFormat", "RefreshTimer", "ReadyTimeout"),
-    "Network": (
-        *("Listen", "Supplementary", "Provider", "Rules", "Manage", "ExcludeAddresses", "Prefixes"),
-        *("Purge", "ConfirmTimeout"),
-    ),
-    "Netagent": (),
+KEYS: Mapping[str, Mapping[str, Key]] = {
+    "System": {
+        "LogLevel": Key(
+            None,
+            _one_of("trace", "debug", "info", "warn", "warning", "error", "fatal", "panic", any_case=True),
+        ),
+        "LogFormat": Key(None, _one_of("text", "json", any_case=True)),
+        "RefreshTimer": Key(None, _seconds(1, 9e9, _DURATION)),
+        "ReadyTimeout": Key(None, _seconds(1, 9e9, _DURATION)),
+    },
+    "Network": {
+        "Listen": Key(None, _endpoint),
+        "Supplementary": Key(None, _link_names),
+        "Provider": Key(
+            None,
+            _one_of(
+                *("auto", "aws", "azure", "gcp", "oracle", "alibaba", "digitalocean", "openstack", "hetzner"),
+                *("vultr", "scaleway", "ibm", "tencent"),
+            ),
+        ),
+        "RouteTableBase": Key("table_base", _integer(256, 10**9)),
+        "RulePriority": Key("priority", _integer(1, MAIN_PRIORITY - BAND)),
+        "Rules": Key(None, _one_of("aggregate", "address", "original")),
+        "Manage": Key(None, _one_of("all", "primary")),
+        "Exclude": Key("exclude", _links),
+        "ExcludeAddresses": Key(None, _networks),
+        "Prefixes": Key(None, _one_of("local", "route", "ignore")),
+        "ForwardedReplies": Key("forwarded_replies", _forwarded_replies),
+        "MarkMask": Key("mark_mask", _mark_mask),
+        "Purge": Key(None, _one_of("never", "on-stop")),
+        "ConfirmTimeout": Key(None, _seconds(1, 600, '1s to 10m, such as "30s"')),
+    },
+    "Netagent": {
+        "AllowKinds": Key("allow_kinds", _kinds),
+        "AllowAddresses": Key("allow_addresses", _networks),
+        "AllowGateways": Key("allow_gateways", _networks),
+        "MaxObjects": Key("max_objects", _integer(1, 65536)),
+        "AuditFailure": Key("continue_unaudited", _audit_failure),
+    },
 }
-"""Keys that only the fetcher uses. Any other key is an error here, too: it may be a misspelled Exclude=."""
+"""All keys. Any other key is an error: it may be a misspelled Exclude=."""
 ORIGINALS_KEYS = ("Address", "Port", "PrimaryAddress")
 """Keys of the Go original in [Network] that have no effect; the fetcher logs a notice for each."""
 MAX_BYTES = 1 << 20
@@ -151,22 +213,22 @@ def load(path: Path = PATH) -> Settings:
     content = _document(path)
     values = {}
     for section, table in content.items():
-        if section not in FETCHERS_KEYS or not isinstance(table, dict):
-            sections = ", ".join(f"[{name}]" for name in FETCHERS_KEYS)
+        if section not in KEYS or not isinstance(table, dict):
+            sections = ", ".join(f"[{name}]" for name in KEYS)
             raise SettingsError(f"{path}: {section!r:.80} is not a section; accepted: {sections}")
         for name, value in table.items():
-            key = KEYS.get((section, name))
+            key = KEYS[section].get(name)
             if key is not None:
-                values[key.field] = _value(path, section, name, value, key)
-            elif name not in FETCHERS_KEYS[section] and not (section == "Network" and name in ORIGINALS_KEYS):
+                parsed = _value(path, section, name, value, key)
+                if key.field is not None:
+                    values[key.field] = parsed
+            elif not (section == "Network" and name in ORIGINALS_KEYS):
                 raise SettingsError(f"{path}: [{section}] {name!r:.80}: {_unknown_key(section, name)}")
     return Settings(**values)
 
 
 def _unknown_key(section: str, name: str) -> str:
-    known = [key for home, key in KEYS if home == section] + list(FETCHERS_KEYS[section])
-    known += ORIGINALS_KEYS if section == "Network" else ()
-    for key in known:
+    for key in (*KEYS[section], *(ORIGINALS_KEYS if section == "Network" else ())):
         if key.lower() == name.lower():
             return f"keys are case-sensitive; accepted: {key}"
     return "unknown key; see cloud-network.toml(5)"

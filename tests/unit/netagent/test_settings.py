@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -17,14 +18,26 @@ quoted = st.one_of(plain.map(lambda text: f'"{text}"'), plain.map(lambda text: f
 number = st.one_of(
     st.integers(0, 10**10).map(str), st.sampled_from(["0x1f", "1_000", "007", "-3", "+1", "1.0", "true"])
 )
-words = st.sampled_from(
-    [
-        *('"veth"', "'veth bridge'", '"10.9.0.0/16 fd01::/48"', '"refuse"', "'continue'", "12000", '"12000"', '""'),
-        *('"mark"', '"off"', "0x7f", '"0xff00"', '"0x101"', '"1"', '"0x4"'),
-        *('"203.0.113.0/255.255.255.0"', '"10.0.0.1/8"', '"eth1,eth2"', '"a\\\\b"', '"""eth1"""', '"eth1\\u0020eth2"'),
-        *('"eni* ens[6-9]"', '"02:0A:00:00:00:01"', '"!eth0"', '"eth1+"', '"02:00:00"', '"[!e]*"'),
-    ]
-)
+VALUES = [
+    *('"veth"', "'veth bridge'", '"10.9.0.0/16 fd01::/48"', '"refuse"', "'continue'", "12000", '"12000"', '""'),
+    *('"mark"', '"off"', "0x7f", '"0xff00"', '"0x101"', '"1"', '"0x4"'),
+    *('"203.0.113.0/255.255.255.0"', '"10.0.0.1/8"', '"eth1,eth2"', '"a\\\\b"', '"""eth1"""', '"eth1\\u0020eth2"'),
+    *(
+        '"1h30m"',
+        '"0.5s"',
+        '"10m"',
+        '"601s"',
+        '"µs"',
+        '"[::1]:5209"',
+        '"10.0.0.1:70000"',
+        '"1.2.3:80"',
+        '"aws"',
+        '"all"',
+    ),
+    *('"never"', '"on-stop"', '"local"', '"original"', '"TEXT"', '"Warn"', '"eth0/1"', '"interface-too-long"'),
+    *('"eni* ens[6-9]"', '"02:0A:00:00:00:01"', '"!eth0"', '"eth1+"', '"02:00:00"', '"[!e]*"'),
+]
+words = st.sampled_from(VALUES)
 comment = st.sampled_from(["", " # yes", "#", '\t# "', " x"])
 names = [
     *("AllowKinds", "AllowAddresses", "AllowGateways", "AuditFailure"),
@@ -32,8 +45,9 @@ names = [
     "RulePriority",
     "Exclude",
     *("ForwardedReplies", "MarkMask"),
+    *(key for keys_of_section in config.KEYS.values() for key in keys_of_section),
 ]
-keys = st.sampled_from([*names, '"Exclude"', "Network.Exclude", "Listen", "Other", "exclude"])
+keys = st.sampled_from([*names, '"Exclude"', "Network.Exclude", "Other", "exclude"])
 assignment = st.builds(
     lambda key, gap, value, rest: f"{key}{gap}{value}{rest}",
     keys,
@@ -86,9 +100,29 @@ def test_a_file_means_the_same_to_both(tmp_path: Path, content: str) -> None:
     path = tmp_path / "cloud-network.toml"
     path.write_bytes(content.encode())
     own_settings, fetcher_config = both(path)
-    if fetcher_config is not None:
-        assert own_settings is not None, "netagent refuses a file that the fetcher accepts"
+    assert (own_settings is None) == (fetcher_config is None), "one of them refuses a file that the other accepts"
+    if own_settings is not None and fetcher_config is not None:
         assert_same(own_settings, fetcher_config)
+
+
+ALL_KEYS = [(section, key) for section, keys in config.KEYS.items() for key in keys]
+CHOICES = {
+    f'"{word}"'
+    for keys in config.KEYS.values()
+    for key in keys.values()
+    for word in re.findall("[a-z-]+", key.accepted)
+}
+LIMITS = ["0", "1", "255", "256", "1000000000", "1000000001", "32736", "32737", "65536", "65537"]
+LIMITS += ['"999ms"', '"1s"', '"10m"', '"10m1ns"', '"2500000h"', '"2500001h"', '"[::1]:65535"', '"[::1]:65536"']
+
+
+@pytest.mark.parametrize(("section", "key"), ALL_KEYS)
+def test_both_accept_the_same_values_of_every_key(tmp_path: Path, section: str, key: str) -> None:
+    path = tmp_path / "cloud-network.toml"
+    for value in {*VALUES, *CHOICES, *LIMITS}:
+        path.write_text(f"[{section}]\n{key} = {value}\n")
+        own_settings, fetcher_config = both(path)
+        assert (own_settings is None) == (fetcher_config is None), value
 
 
 @pytest.mark.parametrize(
