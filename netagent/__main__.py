@@ -30,6 +30,8 @@ RUNTIME, LOGS = Path(SOCKET).parent, Path("/var/log/cloud-network")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 NETLINK_NETFILTER = 12  # linux/netlink.h
 FIRST_PASSED = 3  # SD_LISTEN_FDS_START
+EX_CONFIG = 78
+"""Exit status for an invalid configuration, as of every program of cloud-network (sysexits.h)."""
 IDLE_SECONDS = 60.0
 """Under systemd, netagent exits after this time without a client; the socket unit starts it for the next client."""
 
@@ -51,7 +53,10 @@ def main() -> None:
         return
     try:
         run(arguments.config, arguments.idle)
-    except (SandboxError, settings.SettingsError, OSError) as error:
+    except settings.SettingsError as error:
+        print(f"{NAME}: {error}", file=sys.stderr)
+        sys.exit(EX_CONFIG)
+    except (SandboxError, OSError) as error:
         sys.exit(f"{NAME}: {error}")
 
 
@@ -61,6 +66,7 @@ def parse_arguments() -> argparse.Namespace:
         prog=NAME,
         description="The only process of cloud-network that may change the network. It serves the fetcher and root on "
         f"{SOCKET}. See /usr/share/doc/cloud-network/policy.md.",
+        epilog=f"Exit status {EX_CONFIG}: the configuration is invalid.",
     )
     parser.add_argument("--config", type=Path, default=settings.PATH, metavar="FILE", help="default: %(default)s")
     parser.add_argument(
@@ -85,6 +91,7 @@ def _version() -> str:
 
 def run(config: Path, idle: float) -> None:
     """Open or take over the sockets, give up privileges, and serve. Raises SandboxError, SettingsError or OSError."""
+    settings.load(config)  # a mistake in the file is reported before anything is opened
     account, fetcher = _account(NAME), _account(FETCHER)
     boot = os.environ.get("BOOT_ID") or BOOT_ID.read_text().strip()  # ProcSubset=pid hides the file
     passed = passed_sockets()

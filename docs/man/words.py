@@ -72,7 +72,7 @@ EXIT = {
 }
 DAEMON_EXIT = {
     "69": "Fetcher: no supported cloud is detected. The unit counts it as success, and systemd does not restart it.",
-    "78": "The configuration is invalid. A restart does not help; the log names the line.",
+    "78": "The configuration is invalid. A restart does not help; the log names the key.",
 }
 JSON = """\
 With --json, the output is one JSON value in ASCII. Within a major version, keys are added but never renamed or
