@@ -41,16 +41,16 @@ demo: env ## make the addresses of an instance in the lab reachable (10 seconds)
 
 test: APT += $(PROGRAMS) $(BOOT) $(TOOLS)
 test: lint ## run lint and all tests
-	@$(BIN)/python -m pytest --hypothesis-profile=thorough $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m '' --hypothesis-profile=thorough $(PYTEST_ARGS)
 
 check: lint ## run lint and the quick unit tests (edit loop)
-	@$(BIN)/python -m pytest tests/unit -m 'not exhaustive' $(PYTEST_ARGS) --dist=worksteal
+	@$(BIN)/python -m pytest tests/unit -p no:schemathesis $(PYTEST_ARGS) --dist=worksteal
 
 units: apt ## run the unit tests with another Python: make units PYTHON=python3.13
 	@$(PYTHON) -m venv --clear build/units
 	@$(call quietly,build/units/bin/python -m pip install --no-deps --require-hashes -r requirements-dev.txt)
 	@$(call quietly,build/units/bin/python -m pip install --no-deps --no-build-isolation --config-settings editable_mode=strict --editable .)
-	@build/units/bin/python -m pytest tests/unit $(PYTEST_ARGS)
+	@build/units/bin/python -m pytest tests/unit -m '' $(PYTEST_ARGS)
 
 test-others: APT += $(PROGRAMS) network-manager systemd
 test-others: env ## run the tests with systemd-networkd, NetworkManager and DHCP clients

@@ -17,6 +17,8 @@ from cloud_network.netagent.operations import AddressAdd, AddressRemove
 
 from .values import after_changes, goal_of, host, instance, interface, link, plan_of, wanted
 
+pytestmark = pytest.mark.exhaustive
+
 
 def cloud(interfaces: int, addresses: int) -> Instance:
     return instance(
@@ -38,7 +40,6 @@ def large() -> tuple[Instance, Actual]:
     return found, after_changes(plan_of(wanted(found, here), here), here)
 
 
-@pytest.mark.exhaustive
 def test_largest_instance_is_complete(large: tuple[Instance, Actual]) -> None:
     found, here = large
     assert len(here.addresses) == 3000
@@ -95,7 +96,6 @@ def count_calls(work: Callable[[], object]) -> int:
     return count
 
 
-@pytest.mark.exhaustive
 def test_cost_grows_linearly_with_addresses() -> None:
     def cost(addresses: int) -> int:
         found, here = cloud(8, addresses), bare(8)
