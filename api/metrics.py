@@ -55,6 +55,12 @@ class _StateCollector(Collector):
         yield GaugeMetricFamily(
             "cloud_network_fetcher_up", "1 if the fetcher is running and renews its state.", int(is_up)
         )
+        error = status["last_error"] if status is not None else None
+        yield GaugeMetricFamily(
+            "cloud_network_no_cloud",
+            "1 if the fetcher ended because this machine is in no supported cloud.",
+            int(not is_up and error is not None and error["kind"] == "no-cloud"),
+        )
         yield GaugeMetricFamily(
             "cloud_network_last_success_timestamp_seconds",
             "Time of the last complete and valid answer of the metadata server; 0 before the first.",

@@ -106,7 +106,7 @@ def _run(config: Config, path: Path) -> None:
     try:
         provider = detect(config.provider, read_firmware(credentials=service.credentials_directory()))
     except NoCloudError as error:
-        _write_reason(state, lock.run, "detection", error)
+        _write_reason(state, lock.run, "no-cloud", error)
         Notifier().ready(str(error))  # for systemd, an exit before READY=1 is a failure with any exit status
         raise _exit_without_restart(error, EX_NO_CLOUD) from None
     except DetectionError as error:
@@ -139,7 +139,9 @@ def _report_bad_configuration(error: Exception) -> None:
         _write_reason(state, RunLock(state).run, "config", error)
 
 
-def _write_reason(state: StateDirectory, run: str, kind: Literal["config", "detection"], error: Exception) -> None:
+def _write_reason(
+    state: StateDirectory, run: str, kind: Literal["config", "detection", "no-cloud"], error: Exception
+) -> None:
     failed = new_status("", run, boot_id())
     failed["state"] = "error"
     failed["last_error"] = {"at": rfc3339(), "kind": kind, "message": str(error)}

@@ -24,7 +24,7 @@ from cloud_network.fetcher.status import RENEWAL_S, ConflictStatus, LastError, S
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["metadata", "netagent", "kernel", "config", "detection", "conflict", "fetcher"]
+Kind = Literal["metadata", "netagent", "kernel", "config", "detection", "no-cloud", "conflict", "fetcher"]
 MAX_CONFLICTS = 1000
 MAX_NOTICES = 256
 """Limit of the lists in status.json, to keep it below 4 MiB."""

@@ -68,7 +68,7 @@ _MISMATCH_FIRST_S, _MISMATCH_LONGEST_S = 1.0, 30.0  # see InterfaceMismatch
 
 
 class Backoff:
-    """Exponential backoff in seconds, changed by up to the share `jitter`: a thousand instances must not retry in step."""
+    """Exponential backoff in seconds. Each delay varies by up to `jitter` of it: instances must not retry in step."""
 
     def __init__(self, first: float, longest: float, jitter: float = 0.25) -> None:
         self._first, self._longest, self._jitter = first, longest, jitter

@@ -77,7 +77,7 @@ class LastError(TypedDict):
     """The last error; it may have been resolved."""
 
     at: str
-    kind: Literal["metadata", "netagent", "kernel", "config", "detection", "conflict", "fetcher"]
+    kind: Literal["metadata", "netagent", "kernel", "config", "detection", "no-cloud", "conflict", "fetcher"]
     message: str
 
 

@@ -153,7 +153,8 @@ def _missing_interfaces(status: Status) -> Iterator[Step]:
 
 _CORRECTIONS = {
     "config": f"correct {CONFIGURATION}",
-    "detection": f"if this machine is in a supported cloud, set [Network] Provider= in {CONFIGURATION}",
+    "detection": f"set [Network] Provider= in {CONFIGURATION}",
+    "no-cloud": f"if this machine is in a supported cloud, set [Network] Provider= in {CONFIGURATION}",
 }
 """Corrections that are needed before a restart of a fetcher that ended with an error, by the error's kind."""
 

@@ -39,7 +39,7 @@ def run(timeout_s: float | None, config: Path | None, state: Path) -> Exit:
                 degraded_until = min(degraded_until, time.monotonic() + DEGRADED_S)
             if state_now == "ok" or (state_now == "degraded" and time.monotonic() >= degraded_until):
                 return Exit.OK
-            if _has_no_cloud(claim.status):
+            if _is_cloud_unknown(claim.status):
                 raise Failure(Exit.NO_STATE, reason)
         if time.monotonic() >= end:
             raise Failure(
@@ -56,12 +56,11 @@ def _compared_state(claim: Claim) -> str | None:
     return status["state"]
 
 
-def _has_no_cloud(status: Status) -> bool:
-    """Return True if the fetcher of this boot ended because no cloud was detected."""
+def _is_cloud_unknown(status: Status) -> bool:
+    """Return True if the fetcher of this boot ended because it detected no cloud, or more than one."""
     error = status["last_error"]
-    return (
-        status["boot_id"] == boot_id() and not status["provider"] and error is not None and error["kind"] == "detection"
-    )
+    kind = error["kind"] if error is not None else None
+    return status["boot_id"] == boot_id() and not status["provider"] and kind in ("detection", "no-cloud")
 
 
 def _reason(claim: Claim) -> str:

@@ -135,6 +135,7 @@ def test_unknown_cloud_is_not_a_service_failure(lab: Lab) -> None:
     assert "Set [Network] Provider= to override" in manager.statuses()[-1]
     ended = wait(lab)
     assert (ended.returncode, ended.stderr.startswith("cnctl: no supported cloud detected")) == (3, True)
+    assert status(lab)["last_error"]["kind"] == "no-cloud"
     shown = lab.run([str(SCRIPTS / "cnctl"), "status"], check=False)
     assert (shown.returncode, "no supported cloud detected" in shown.stdout) == (3, True)
     doctor = json.loads(lab.run([str(SCRIPTS / "cnctl"), "doctor", "--json"], check=False).stdout)

@@ -108,6 +108,15 @@ def test_state_of_a_stopped_fetcher_is_unknown(server: Server, state: StateDirec
     assert found["cloud_network_fetcher_up{}"] == 0
 
 
+@pytest.mark.parametrize(("kind", "value"), [("no-cloud", 1), ("detection", 0)])
+def test_a_machine_without_a_cloud_is_told_apart(server: Server, state: StateDirectory, kind: str, value: int) -> None:
+    assert samples(server)["cloud_network_no_cloud{}"] == 0
+    error = {"at": "2026-01-02T03:04:05Z", "kind": kind, "message": "no supported cloud detected"}
+    state.write_status(status(state="error", last_error=error))
+    Path(state.lock_path).unlink()
+    assert samples(server)["cloud_network_no_cloud{}"] == value
+
+
 def test_a_hostile_name_stays_one_label(server: Server, state: StateDirectory) -> None:
     name = 'e"} 7\n\\evil 1\n'
     state.write_status(status(link(2, name, [])))
@@ -150,6 +159,7 @@ RULES = {
 """Values that make each rule fire, in promtool's notation of one value per minute."""
 QUIET = {
     'up{job="cloud-network"}': "1x60",
+    "cloud_network_no_cloud": "0x60",
     "cloud_network_fetcher_up": "1x60",
     "cloud_network_netagent_up": "1x60",
     'cloud_network_state{state="ok"}': "1x60",
@@ -209,6 +219,22 @@ def test_each_alert_fires_in_its_case(tmp_path: Path, name: str) -> None:
 def test_many_repairs_fire_the_conflict_alert(tmp_path: Path) -> None:
     tried = unit_test(tmp_path, {"cloud_network_drift_repaired_total": "0+2x60"}, {"CloudNetworkConflict": True})
     assert tried.returncode == 0, tried.stdout + tried.stderr
+
+
+@debian
+def test_no_alert_fires_on_a_machine_without_a_cloud(tmp_path: Path) -> None:
+    """The package may be in the image of every machine."""
+    ended = {
+        'up{job="cloud-network"}': "1x60",
+        "cloud_network_fetcher_up": "0x60",
+        'cloud_network_state{state="unknown"}': "1x60",
+        "cloud_network_last_success_timestamp_seconds": "0x60",
+    }
+    for no_cloud, fires in (("1x60", False), ("0x60", True)):
+        alerts = {"CloudNetworkFetcherDown": fires, "CloudNetworkNeverRead": fires}
+        others = dict.fromkeys(RULES.keys() - alerts.keys(), False)
+        tried = unit_test(tmp_path, {**ended, "cloud_network_no_cloud": no_cloud}, {**alerts, **others})
+        assert tried.returncode == 0, tried.stdout + tried.stderr
 
 
 @debian
