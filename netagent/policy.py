@@ -6,7 +6,7 @@ depend on those before it. A check returns the inverse of the operation, or rais
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -79,9 +79,11 @@ def check_link(link: int, view: View, *, removes: bool = False) -> None:
 
 
 def check_link_up(op: LinkUp, view: View) -> Undo:
-    """Accept a link that is down."""
+    """Accept a link that is down, unless the connected routes that it gets would divert another program's traffic."""
     if view.links[op.link].up:
         raise Refusal("the link is already up")
+    for network in view.connected_networks(op.link):
+        check_rivals(op.link, network, network, (), view)  # while it is down, the link uses none of them
     return op.inverse()
 
 
@@ -112,6 +114,15 @@ def check_claim(link: int, network: IPNetwork, shown: IPInterface | IPNetwork, v
         raise Refusal(reason, allow=allow_addresses(network))
     if limit := claims.subnet_limit(network, learned):
         raise Refusal(limit, allow=allow_addresses(network))
+    check_rivals(link, network, shown, learned, view)
+
+
+def check_rivals(
+    link: int, network: IPNetwork, shown: IPInterface | IPNetwork, learned: Iterable[IPNetwork], view: View
+) -> None:
+    """Raise Refusal if another program routes a part of `network` elsewhere; `learned`: see claims.rival."""
+    if claims.within(network, view.settings.allow_addresses):
+        return
     found = (route for _, route in view.host_routes.overlapping(network))
     if rival := claims.rival(network, link, found, learned):
         raise _routed_elsewhere(shown, network, rival, view)

@@ -348,6 +348,10 @@ class View:
         network = self.network_of(address)
         return () if network is None else self.addresses_in(address.link, network)
 
+    def connected_networks(self, link: int) -> list[IPNetwork]:
+        """Return the networks to which the link has, or would have if it were up, a connected route."""
+        return [network for (each, network), number in self._connected.items() if each == link and number]
+
     def addresses_in(self, link: int, network: IPNetwork) -> Iterable[Address]:
         """Return the link's addresses with exactly this network."""
         return self._subnet_addresses.get((link, network), {}).values()

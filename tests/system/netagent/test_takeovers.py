@@ -175,6 +175,29 @@ def test_address_routed_by_another_program_is_not_claimed(lab: Lab, kind: str) -
 
 
 @pytest.mark.parametrize(
+    ("own", "vpn", "host"),
+    [("10.50.0.1/25", "10.50.0.0/24", "10.50.0.77"), ("fd00:50::1/64", "fd00:50::/48", "fd00:50::77")],
+)
+@pytest.mark.parametrize("owner", ["operator", "cloud-network"])
+def test_a_link_that_comes_up_takes_nothing_from_a_vpn(lab: Lab, owner: str, own: str, vpn: str, host: str) -> None:
+    """The kernel adds the connected routes of a link's addresses when the link comes up."""
+    lab.batch(["link add spare type veth peer name spare1", "link set spare1 up", *RIVALS["VPN"][:3]])
+    on = ifindex(lab, "spare")
+    if owner == "operator":
+        lab.batch([f"address add {own} dev spare"])
+    else:
+        with Wire(lab) as wire:
+            assert wire.apply(address(on, own))["verdict"] == "applied"
+    lab.batch([f"route add {vpn} dev wg0"])
+    reason = refused(lab, {"op": "link_up", "link": on})
+    assert f"overlaps {vpn}, which another program routes by wg0" in reason
+    assert " dev wg0 " in lab.run(["ip", "-o", "route", "get", host]).stdout
+    lab.batch([f"route delete {vpn} dev wg0"])
+    with Wire(lab) as wire:
+        assert wire.apply({"op": "link_up", "link": on})["verdict"] == "applied"
+
+
+@pytest.mark.parametrize(
     ("subnet", "own", "gateway"),
     [
         ("10.50.0.0/24", "10.50.2.10/32", "10.50.0.1/32"),
