@@ -279,6 +279,8 @@ class Server:
             if damage is not None:
                 sandbox.say(damage)
                 self._log({"request": "start", "verdict": "damaged", "reason": damage}, must=False)
+        for warning in settings.unreadable_resolver_files():
+            sandbox.say(warning)
         self._roll_back("netagent ended before the change was confirmed")
         self._settle_netfilter()
 

@@ -7,7 +7,9 @@ a mistake in the file is an error of every process.
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -267,14 +269,36 @@ def resolvers(files: tuple[Path, ...] = RESOLVER_FILES) -> frozenset[IPAddress]:
     return frozenset(address for file in files for address in _name_servers(file))
 
 
+def unreadable_resolver_files(files: tuple[Path, ...] = RESOLVER_FILES) -> list[str]:
+    """Return a warning for each file that exists and cannot be read."""
+    found = []
+    for path in files:
+        try:
+            _lines(path)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            advice = "the name servers in it are not protected; make it readable for all users"
+            found.append(f"{path}: cannot be read ({error.strerror}); {advice}")
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a regular file. Raises OSError."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), errors="replace") as file:  # no FIFO blocks
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(0, "not a regular file")
+        return file.read(MAX_BYTES).splitlines()
+
+
 def _name_servers(path: Path) -> list[IPAddress]:
     try:
-        lines = path.read_text(errors="replace").splitlines()
+        lines = _lines(path)
     except OSError:
         return []
     found = []
     for line in lines:
-        words = line.split()
+        words = line.partition("\0")[0].split()
         if len(words) > 1 and words[0] == "nameserver":
             address = _name_server(words[1].partition("%")[0])
             if address is not None:

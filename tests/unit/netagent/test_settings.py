@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from ipaddress import ip_address
 from pathlib import Path
@@ -202,3 +203,13 @@ def test_resolvers_are_read_from_every_file(tmp_path: Path) -> None:
     real.write_text("nameserver 10.0.0.2\n")
     found = settings.resolvers((stub, real, tmp_path / "none"))
     assert found == {ip_address(text) for text in ("127.0.0.53", "fe80::1", "fd00::53", "10.0.0.2")}
+
+
+def test_a_resolver_file_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
+    fifo, directory, readable = tmp_path / "fifo", tmp_path / "directory", tmp_path / "resolv.conf"
+    os.mkfifo(fifo)
+    directory.mkdir()
+    readable.write_text("nameserver 10.0.4.2\0 x\n")
+    files = (fifo, directory, tmp_path / "none", readable)
+    assert settings.resolvers(files) == {ip_address("10.0.4.2")}
+    assert [each.partition(":")[0] for each in settings.unreadable_resolver_files(files)] == [str(fifo), str(directory)]
