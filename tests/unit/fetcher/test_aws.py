@@ -228,6 +228,7 @@ def test_facts_stay_while_they_are_read_again(cloud: Cloud, aws: Aws) -> None:
     assert settled(aws).system["public-ipv4"] == next(iter(nics[0].public.values()))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("fault", ["status", "html", "truncated", "reset"])
 def test_unreadable_fact_affects_no_other_fact(cloud: Cloud, aws: Aws, fault: str) -> None:
     cloud.fail(fault, "/latest/meta-data/ami-id")
