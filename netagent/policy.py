@@ -413,11 +413,9 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
     low = view.settings.priority
     if not low <= op.priority < low + BAND:
         raise Refusal(f"priority {op.priority} is not {low}..{low + BAND - 1}")
-    if not view.local_comes_first(op.selector.version):
-        family = "" if op.selector.version == 4 else "-6 "
+    if view.local_comes_last(op.selector.version):
         raise Refusal(
-            f"no rule before {low} looks up table local for every packet; "
-            f"add one: ip {family}rule add pref {low - 1} lookup local"
+            f"the rule for table local comes after {low}; add one before it: ip rule add pref {low - 1} lookup local"
         )
     if op.mark or op.mask:
         check_mark_rule(op, view)

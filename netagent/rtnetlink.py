@@ -68,13 +68,9 @@ NDA_DST, NTF_PROXY, NTF_EXT_LEARNED, NTF_ROUTER, NUD_NOARP, NUD_PERMANENT = 1, 0
 RTN_UNICAST, RTN_LOCAL, RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT = 1, 2, 6, 7, 8
 RTPROT_KERNEL, RTPROT_DHCP, RTPROT_RA = 2, 16, 9
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST = 0, 253, 254
-FR_ACT_TO_TBL, FIB_RULE_INVERT, FRA_GOTO, FRA_SUPPRESS_IFGROUP = 1, 2, 4, 13
+FR_ACT_TO_TBL, FIB_RULE_INVERT = 1, 2
 FRA_TUN_ID, FRA_OIFNAME, FRA_UID_RANGE, FRA_IP_PROTO, FRA_SPORT_RANGE, FRA_DPORT_RANGE = 12, 17, 20, 22, 23, 24
-_FRA_NARROWING = {
-    *(FRA_TUN_ID, FRA_OIFNAME, FRA_UID_RANGE, FRA_IP_PROTO, FRA_SPORT_RANGE, FRA_DPORT_RANGE),
-    FRA_SUPPRESS_IFGROUP,
-}
-_SUPPRESSES_NOTHING, _SUPPRESSES_DEFAULT = b"\xff" * 4, bytes(4)  # of FRA_SUPPRESS_PREFIXLEN
+_FRA_NARROWING = {FRA_TUN_ID, FRA_OIFNAME, FRA_UID_RANGE, FRA_IP_PROTO, FRA_SPORT_RANGE, FRA_DPORT_RANGE}
 _NLA_TYPE_MASK = 0x3FFF
 _FAMILY = {4: AF_INET, 6: AF_INET6}
 _ANYWHERE: Mapping[int, IPNetwork] = {AF_INET: IPv4Network("0.0.0.0/0"), AF_INET6: IPv6Network("::/0")}
@@ -154,7 +150,7 @@ class NextHopObject:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A routing rule. `narrowed` is True if it has a selector, action or limit that no operation can express."""
+    """A routing rule. `narrowed` is True if it has a selector that no operation can express."""
 
     priority: int
     selector: IPNetwork
@@ -166,7 +162,6 @@ class Rule:
     mark: int = 0
     mask: int = 0
     narrowed: bool = False  # by interface, uid, port ...
-    target: int | None = None  # of a `goto`: the priority that it continues with
 
     @property
     def is_for_all(self) -> bool:
@@ -445,26 +440,21 @@ def _multipath(data: bytes) -> Iterator[NextHop]:
 
 def decode_rule(body: bytes) -> Rule | None:
     """Return the rule of an RTM_NEWRULE message; None for a family that is not IP (multicast routing)."""
-    (family, to, source, tos, table, _, _, action, flags), found = _unpack(FIB_RULE_HDR, body)
+    (family, to, source, tos, table, _, _, _, flags), found = _unpack(FIB_RULE_HDR, body)
     if family not in _ANYWHERE:
         return None
-    iif, suppress = found.get(FRA_IIFNAME), found.get(FRA_SUPPRESS_PREFIXLEN, _SUPPRESSES_NOTHING)
-    narrowed = (
-        *(tos, flags & FIB_RULE_INVERT, _FRA_NARROWING & found.keys(), iif not in (None, b"lo\0")),
-        *(action != FR_ACT_TO_TBL, suppress not in (_SUPPRESSES_NOTHING, _SUPPRESSES_DEFAULT)),
-    )
+    iif = found.get(FRA_IIFNAME)
     return Rule(
         priority=_u32(found, FRA_PRIORITY),
         selector=_network(family, found.get(FRA_SRC) or found.get(FRA_DST), source or to),
         to=to > 0,
         table=_u32(found, FRA_TABLE, table),
-        suppress=suppress == _SUPPRESSES_DEFAULT,
+        suppress=found.get(FRA_SUPPRESS_PREFIXLEN) == bytes(4),
         local=iif == b"lo\0",
         protocol=found.get(FRA_PROTOCOL, b"\0")[0],
         mark=_u32(found, FRA_FWMARK),
         mask=_u32(found, FRA_FWMASK),
-        narrowed=any(narrowed),
-        target=_u32(found, FRA_GOTO) if FRA_GOTO in found else None,
+        narrowed=bool(tos or flags & FIB_RULE_INVERT or _FRA_NARROWING & found.keys() or iif not in (None, b"lo\0")),
     )
 
 

@@ -103,7 +103,6 @@ class View:
         self.rules: dict[RuleKey, tuple[bool, bool]] = {}  # owned ones: suppress, local
         self._main_rules: dict[int, set[int]] = defaultdict(set)  # by IP version, priorities of owned: see asks_main
         self._local_rules: dict[int, set[int]] = defaultdict(set)  # the same, of foreign for table local
-        self._jumps: dict[int, set[tuple[int, int]]] = defaultdict(set)  # of foreign `goto`s: priority and target
         self.default_gateways: dict[int, set[IPAddress]] = defaultdict(set)
         self.gateways: dict[IPAddress, set[int]] = defaultdict(set)  # protected, with the links that use them
         self.counts, self.losable_routes = AddressCounts(), losable(self.foreign_routes, snapshot.addresses)
@@ -200,8 +199,6 @@ class View:
         for rule in rules:
             if rule.protocol == PROTOCOL:
                 self.add_rule(rule)
-            elif rule.target is not None:
-                self._jumps[rule.selector.version].add((rule.priority, rule.target))
             elif rule.table == TABLE_LOCAL and rule.is_for_all:
                 self._local_rules[rule.selector.version].add(rule.priority)
 
@@ -535,15 +532,10 @@ class View:
         """Return True if an owned rule before this priority looks up main for every source of this family."""
         return min(self._main_rules[version], default=priority) < priority
 
-    def local_comes_first(self, version: int) -> bool:
-        """Return True if every packet is looked up in table local before the owned rules.
-
-        Operators of VRFs move the rule for it, and a `goto` of another program may skip it.
-        """
-        return any(
-            rule < self.settings.priority and not any(jump <= rule < target for jump, target in self._jumps[version])
-            for rule in self._local_rules[version]
-        )
+    def local_comes_last(self, version: int) -> bool:
+        """Return True if the rule for table local comes after the owned rules, as operators of VRFs may move it."""
+        found = self._local_rules[version]
+        return bool(found) and min(found) >= self.settings.priority
 
     def own_rules(self) -> list[RuleRemove]:
         """Return the removals of all owned rules. Rules for main are last, because the others need them."""
