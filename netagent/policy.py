@@ -381,7 +381,7 @@ def check_destination(op: RouteReplace, view: View) -> None:
         raise Refusal(reason, allow=allow_addresses(network))
     for _, route in view.host_routes.overlapping(network):
         same = (route.link, route.gateway) == (op.link, op.gateway)
-        of_cloud = same or route.by_cloud or claims.is_wide_link_local(route.destination, network)
+        of_cloud = same or route.by_cloud or route.by_kernel or claims.is_wide_link_local(route.destination, network)
         if route.discards or not of_cloud:
             raise _routed_elsewhere(network, network, route, view)
 
@@ -402,10 +402,9 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
     low = view.settings.priority
     if not low <= op.priority < low + BAND:
         raise Refusal(f"priority {op.priority} is not {low}..{low + BAND - 1}")
-    if view.local_comes_last(op.selector.version):
-        raise Refusal(
-            f"the rule for table local comes after {low}; add one before it: ip rule add pref {low - 1} lookup local"
-        )
+    if not view.local_comes_first(op.selector.version):
+        add = f"ip -{op.selector.version} rule add pref {low - 1} lookup local"
+        raise Refusal(f"table local is not looked up for every packet before {low}; add a rule for it: {add}")
     if op.mark or op.mask:
         check_mark_rule(op, view)
     elif op.selector.prefixlen:

@@ -521,13 +521,57 @@ def test_no_rule_comes_before_table_local(lab: Lab, wire: Wire, everything: str)
         lab,
         f"{ip} rule add pref 32765 lookup local; {ip} rule delete pref 0; {ip} rule add pref 9 iif vpn lookup local",
     )
-    assert "the rule for table local comes after 31000" in reason(wire, main_rule(everything))
+    assert "table local is not looked up for every packet before 31000" in reason(wire, main_rule(everything))
     assert " dev lo " in get(lab, "10.0.2.10")
     sh(lab, f"{ip} rule add pref 30999 lookup local")
     apply(wire, main_rule(everything))
     assert " dev lo " in get(lab, "10.0.2.10")
     sh(lab, f"{ip} rule add pref 0 lookup local; {ip} rule delete pref 30999; {ip} rule delete pref 32765")
     sh(lab, f"{ip} rule delete pref 9")
+
+
+LOCAL_BY_HALF = {
+    "skipped": ["pref 0 goto 30000", "pref 10 lookup local", "pref 30000 nop"],
+    "suppressed": ["pref 0 lookup local suppress_prefixlength {bits}"],
+    "suppressed for addresses": ["pref 0 lookup local suppress_prefixlength {bits_less}"],
+    "suppressed by group": ["pref 0 lookup local suppress_ifgroup 0"],
+    "inverted": ["pref 0 not from all lookup local"],
+    "for one protocol": ["pref 0 ipproto tcp lookup local"],
+    "for VRFs": ["pref 0 l3mdev"],
+}
+
+
+@pytest.mark.parametrize("how", LOCAL_BY_HALF)
+@pytest.mark.parametrize("version", [4, 6])
+def test_no_rule_comes_before_table_local_for_some_packets(lab: Lab, wire: Wire, version: int, how: str) -> None:
+    own, everything, bits = {4: ("10.0.2.10", "0.0.0.0/0", 32), 6: ("fd00:abc::5", "::/0", 128)}[version]
+    on, ip = ifindex(lab, "eth0"), f"ip -{version}"
+    if version == 6:
+        apply(wire, address(on, f"{own}/64"))
+    rules = [each.format(bits=bits, bits_less=bits - 1) for each in LOCAL_BY_HALF[how]]
+    sh(lab, "; ".join([f"{ip} rule add pref 32000 lookup local", f"{ip} rule delete pref 0"]))
+    sh(lab, "; ".join(f"{ip} rule add {each}" for each in rules))
+    try:
+        assert "table local is not looked up" in reason(wire, main_rule(everything))
+        assert " dev lo " in get(lab, own)
+        sh(lab, f"{ip} rule add pref 30999 lookup local")
+        apply(wire, main_rule(everything))
+        assert " dev lo " in get(lab, own)
+    finally:
+        sh(lab, f"{ip} rule add pref 1 lookup local; " + "; ".join(f"{ip} rule delete {each}" for each in rules))
+        sh(lab, f"{ip} rule add pref 0 lookup local; {ip} rule delete pref 1; {ip} rule delete pref 30999")
+        sh(lab, f"{ip} rule delete pref 32000")
+
+
+def test_a_rule_for_main_that_a_goto_skips_does_not_count(lab: Lab, wire: Wire) -> None:
+    """Otherwise packets from the address to the VPN would use the default route of the link's table."""
+    sh(lab, "ip rule add pref 31015 nop; ip rule add pref 100 goto 31015")
+    default = route(ifindex(lab, "eth0"), "0.0.0.0/0", "10.0.2.1")
+    try:
+        assert "add it first" in reason(wire, default, main_rule(), rule("10.0.2.10", table(lab), 31020))
+        apply(wire, default, {**main_rule(), "priority": 31016}, rule("10.0.2.10", table(lab), 31020))
+    finally:
+        sh(lab, "ip rule delete pref 100; ip rule delete pref 31015")
 
 
 # — time, and a full /run
