@@ -169,7 +169,8 @@ def check_prefix_route(link: int, network: IPNetwork, view: View) -> None:
     """Raise Refusal if the kernel would later confuse the connected route of an IPv6 address with a foreign route.
 
     With the owned address, it would remove a route of another program or a router. For a foreign address that has no
-    connected route, it would keep the owned address's route.
+    connected route, it would keep the owned address's route. Such an address has the flag, is from a router whose
+    prefix is not on link (RFC 4861, 4.6.2), or another program has removed the route or given it another metric.
     """
     if network.version == 4:
         return
@@ -178,7 +179,8 @@ def check_prefix_route(link: int, network: IPNetwork, view: View) -> None:
             f"another program routes {network} on link; the kernel would confuse that route with the address's own"
         )
     for each in view.addresses_in(link, network):
-        if each.flags & IFA_F_NOPREFIXROUTE:
+        has_route = view.owns(each) or (link, network) in view.connected_routes
+        if each.flags & IFA_F_NOPREFIXROUTE or not has_route:
             raise Refusal(f"{each.ip} has no connected route of its own, and the kernel would keep that of {network}")
 
 

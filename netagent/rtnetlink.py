@@ -153,7 +153,7 @@ class NextHopObject:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A routing rule. `narrowed` is True if it has a selector, a suppressor or an action that no operation can express."""
+    """A routing rule. `narrowed` is True if it has a selector, suppressor or action that no operation can express."""
 
     priority: int
     selector: IPNetwork

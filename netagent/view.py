@@ -19,7 +19,7 @@ from .operations import (
     RuleAdd,
     RuleRemove,
 )
-from .removal import AddressCounts, losable
+from .removal import IP6_RT_PRIO_ADDRCONF, AddressCounts, losable
 from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_PERMANENT, Address, Link, NextHop, Route, Rule
 from .settings import Settings
 
@@ -110,6 +110,7 @@ class View:
         self.default_gateways: dict[int, set[IPAddress]] = defaultdict(set)
         self.gateways: dict[IPAddress, set[int]] = defaultdict(set)  # protected, with the links that use them
         self.counts, self.losable_routes = AddressCounts(), losable(self.foreign_routes, snapshot.addresses)
+        self.connected_routes: set[tuple[int, IPNetwork]] = set()  # IPv6, with the kernel's protocol and metric
         self.unclaimed_prefixes: set[tuple[int, IPNetwork]] = set()  # IPv6, from routers: no address keeps their route
         self._static_networks: set[tuple[int, IPNetwork]] = set()  # on link in main by another program's own route
         self._connected = Counter[tuple[int, IPNetwork]]()  # number of addresses with a connected route, also if down
@@ -167,6 +168,8 @@ class View:
             if self._is_local_range(route):
                 self.local_ranges.add(route.hops[0].link, route.destination)
             return
+        if route.protocol == rtnetlink.RTPROT_KERNEL and route.metric == IP6_RT_PRIO_ADDRCONF:
+            self.connected_routes.update((hop.link, route.destination) for hop in route.hops if hop.gateway is None)
         for hop in route.hops:
             if not route.destination.prefixlen:
                 if hop.gateway is not None and route.table not in self.own_tables(hop.link):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from errno import EINVAL
@@ -171,6 +172,54 @@ def test_no_ipv6_prefix_route_of_ours_stays_behind(lab: Lab, wire: Wire) -> None
     lab.batch(["address add fd00:ad::a/64 dev eth0 noprefixroute nodad"])
     assert "no connected route of its own" in reason(wire, address(ifindex(lab, "eth0"), "fd00:ad::5/64"))
     apply(wire, address(ifindex(lab, "eth0"), "fd00:ad::5/128"))
+
+
+WITHOUT_ROUTE = {
+    "removed": "address add fd00:ad::a/64 dev eth0 nodad\nroute delete fd00:ad::/64 dev eth0",
+    "with another metric": "address add fd00:ad::a/64 dev eth0 metric 1024 nodad",
+    "in another table": "address add fd00:ad::a/64 dev eth0 nodad\nroute delete fd00:ad::/64 dev eth0\n"
+    "route add fd00:ad::/64 dev eth0 table 100",
+}
+
+
+@pytest.mark.parametrize("how", WITHOUT_ROUTE)
+def test_an_ipv6_address_whose_route_is_gone_gets_none(lab: Lab, wire: Wire, how: str) -> None:
+    """The kernel would keep the route of our address after its removal, also after a flush."""
+    lab.batch(WITHOUT_ROUTE[how].splitlines())
+    before = sh(lab, "ip -6 route show table all fd00:ad::/64")
+    assert "no connected route of its own" in reason(wire, address(ifindex(lab, "eth0"), "fd00:ad::5/64"))
+    assert sh(lab, "ip -6 route show table all fd00:ad::/64") == before
+    sh(lab, "ip -6 address delete fd00:ad::a/64 dev eth0; ip -6 route flush table 100")
+
+
+ADVERTISE = """
+import socket, struct, sys
+interface, prefix, flags = sys.argv[1:]
+with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sock:
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+    advertisement = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0)
+    option = struct.pack("!BBBBIII", 3, 4, 64, int(flags), 3600, 3600, 0) + socket.inet_pton(socket.AF_INET6, prefix)
+    sock.sendto(advertisement + option, ("ff02::1", 0, 0, socket.if_nametoindex(interface)))
+"""
+AUTONOMOUS = 0x40  # without 0x80, on link (RFC 4861, 4.6.2)
+
+
+def test_a_prefix_that_is_not_on_link_stays_behind_the_router(lab: Lab, wire: Wire) -> None:
+    """The kernel takes the router's address for a user of our connected route, and keeps that route for it."""
+    on = ifindex(lab, "eth0")
+    sh(lab, "sysctl -qw net.ipv6.conf.eth0.accept_ra=2")
+    lab.cloud.run(["sysctl", "-qw", "net.ipv6.conf.sn1.disable_ipv6=0"])
+    lab.cloud.batch(["address add fe80::a1/64 dev sn1 nodad"])
+    try:
+        lab.cloud.run([sys.executable, "-I", "-S", "-c", ADVERTISE, "sn1", "fd00:aaaa::", str(AUTONOMOUS)])
+        lab.wait_for(lambda: "fd00:aaaa::" in sh(lab, "ip -6 address show dev eth0 -tentative"))
+        assert "via fe80::a1" in get(lab, "fd00:aaaa::7")
+        assert "no connected route of its own" in reason(wire, address(on, "fd00:aaaa::5/64"))
+        apply(wire, address(on, "fd00:aaaa::5/128"))
+        assert "via fe80::a1" in get(lab, "fd00:aaaa::7")
+    finally:
+        lab.cloud.batch(["address delete fe80::a1/64 dev sn1"])
+        sh(lab, "sysctl -qw net.ipv6.conf.eth0.accept_ra=0; ip -6 route delete default dev eth0 proto ra")
 
 
 @pytest.mark.parametrize("how", ["remove", "roll back"])
