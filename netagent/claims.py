@@ -205,7 +205,7 @@ class HostRoute:
     gateway: IPAddress | None
     discards: bool  # blackhole, unreachable or prohibit
     by_cloud: bool  # through a link of the cloud: on link, or by a router of the cloud
-    by_kernel: bool  # derived by the kernel from an address, or link-local
+    by_kernel: bool  # derived by the kernel from an address of a link of the cloud, also of an excluded one
 
 
 def rival(network: IPNetwork, link: int, routes: Iterable[HostRoute], learned: Iterable[IPNetwork]) -> HostRoute | None:

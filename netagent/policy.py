@@ -180,7 +180,8 @@ def check_prefix_route(link: int, network: IPNetwork, view: View) -> None:
     """Raise Refusal if the kernel would later confuse the connected route of an IPv6 address with a foreign route.
 
     With the owned address, it would remove a route of another program or a router. For a foreign address that has no
-    connected route, it would keep the owned address's route.
+    connected route, it would keep the owned address's route. Such an address has the flag, is from a router whose
+    prefix is not on link (RFC 4861, 4.6.2), or another program has removed the route or given it another metric.
     """
     if network.version == 4:
         return
@@ -189,7 +190,8 @@ def check_prefix_route(link: int, network: IPNetwork, view: View) -> None:
             f"another program routes {network} on link; the kernel would confuse that route with the address's own"
         )
     for each in view.addresses_in(link, network):
-        if each.flags & IFA_F_NOPREFIXROUTE:
+        has_route = view.owns(each) or (link, network) in view.connected_routes
+        if each.flags & IFA_F_NOPREFIXROUTE or not has_route:
             raise Refusal(f"{each.ip} has no connected route of its own, and the kernel would keep that of {network}")
 
 
@@ -392,7 +394,7 @@ def check_destination(op: RouteReplace, view: View) -> None:
         raise Refusal(reason, allow=allow_addresses(network))
     for _, route in view.host_routes.overlapping(network):
         same = (route.link, route.gateway) == (op.link, op.gateway)
-        of_cloud = same or route.by_cloud or claims.is_wide_link_local(route.destination, network)
+        of_cloud = same or route.by_cloud or route.by_kernel or claims.is_wide_link_local(route.destination, network)
         if route.discards or not of_cloud:
             raise _routed_elsewhere(network, network, route, view)
 
@@ -413,10 +415,9 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
     low = view.settings.priority
     if not low <= op.priority < low + BAND:
         raise Refusal(f"priority {op.priority} is not {low}..{low + BAND - 1}")
-    if view.local_comes_last(op.selector.version):
-        raise Refusal(
-            f"the rule for table local comes after {low}; add one before it: ip rule add pref {low - 1} lookup local"
-        )
+    if not view.local_comes_first(op.selector.version):
+        add = f"ip -{op.selector.version} rule add pref {low - 1} lookup local"
+        raise Refusal(f"table local is not looked up for every packet before {low}; add a rule for it: {add}")
     if op.mark or op.mask:
         check_mark_rule(op, view)
     elif op.selector.prefixlen:

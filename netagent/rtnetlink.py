@@ -56,21 +56,24 @@ RTM_GETNEXTHOP = 106
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR = 0x01, 0x04, 0x10
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_DUMP = 0x100, 0x200, 0x400, 0x300
 IFF_UP, IFF_LOOPBACK = 0x1, 0x8
-IFA_F_SECONDARY, IFA_F_NODAD, IFA_F_NOPREFIXROUTE = 0x01, 0x02, 0x200
+IFA_F_SECONDARY, IFA_F_NODAD, IFA_F_PERMANENT, IFA_F_NOPREFIXROUTE = 0x01, 0x02, 0x80, 0x200
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_INFO_KIND = 1, 3, 4, 18, 1
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_PROTO = 1, 2, 8, 11
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 4, 5, 6, 7
 RTA_MULTIPATH, RTA_CACHEINFO, RTA_TABLE, RTA_VIA, RTA_ENCAP_TYPE, RTA_NH_ID = 9, 12, 15, 18, 21, 30
 NHA_ID, NHA_GROUP, NHA_OIF, NHA_GATEWAY, NHA_ENCAP_TYPE = 1, 2, 5, 6, 7
-FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_PRIORITY, FRA_FWMARK = 1, 2, 3, 6, 10
+FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_GOTO, FRA_PRIORITY, FRA_FWMARK = 1, 2, 3, 4, 6, 10
 FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, FRA_FWMASK, FRA_PROTOCOL = 14, 15, 16, 21
 NDA_DST, NTF_PROXY, NTF_EXT_LEARNED, NTF_ROUTER, NUD_NOARP, NUD_PERMANENT = 1, 0x08, 0x10, 0x80, 0x40, 0x80
 RTN_UNICAST, RTN_LOCAL, RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT = 1, 2, 6, 7, 8
 RTPROT_KERNEL, RTPROT_DHCP, RTPROT_RA = 2, 16, 9
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST = 0, 253, 254
-FR_ACT_TO_TBL, FIB_RULE_INVERT = 1, 2
+FR_ACT_TO_TBL, FR_ACT_GOTO, FIB_RULE_INVERT = 1, 2, 2
 FRA_TUN_ID, FRA_OIFNAME, FRA_UID_RANGE, FRA_IP_PROTO, FRA_SPORT_RANGE, FRA_DPORT_RANGE = 12, 17, 20, 22, 23, 24
+FRA_SUPPRESS_IFGROUP, FRA_L3MDEV, FRA_DSCP, FRA_FLOWLABEL = 13, 19, 26, 27
 _FRA_NARROWING = {FRA_TUN_ID, FRA_OIFNAME, FRA_UID_RANGE, FRA_IP_PROTO, FRA_SPORT_RANGE, FRA_DPORT_RANGE}
+_FRA_NARROWING |= {FRA_SUPPRESS_IFGROUP, FRA_L3MDEV, FRA_DSCP, FRA_FLOWLABEL}
+_FRA_SUPPRESS_NONE = b"\xff" * 4
 _NLA_TYPE_MASK = 0x3FFF
 _FAMILY = {4: AF_INET, 6: AF_INET6}
 _ANYWHERE: Mapping[int, IPNetwork] = {AF_INET: IPv4Network("0.0.0.0/0"), AF_INET6: IPv6Network("::/0")}
@@ -150,7 +153,7 @@ class NextHopObject:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A routing rule. `narrowed` is True if it has a selector that no operation can express."""
+    """A routing rule. `narrowed` is True if it has a selector, suppressor or action that no operation can express."""
 
     priority: int
     selector: IPNetwork
@@ -162,11 +165,12 @@ class Rule:
     mark: int = 0
     mask: int = 0
     narrowed: bool = False  # by interface, uid, port ...
+    goto: int | None = None  # priority of the rule that is tried next (FR_ACT_GOTO)
 
     @property
     def is_for_all(self) -> bool:
-        """True if it selects every packet."""
-        return not (self.selector.prefixlen or self.mask or self.local or self.narrowed)
+        """True if it selects every packet and uses every route of its table."""
+        return not (self.selector.prefixlen or self.mask or self.local or self.suppress or self.narrowed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,21 +444,23 @@ def _multipath(data: bytes) -> Iterator[NextHop]:
 
 def decode_rule(body: bytes) -> Rule | None:
     """Return the rule of an RTM_NEWRULE message; None for a family that is not IP (multicast routing)."""
-    (family, to, source, tos, table, _, _, _, flags), found = _unpack(FIB_RULE_HDR, body)
+    (family, to, source, tos, table, _, _, action, flags), found = _unpack(FIB_RULE_HDR, body)
     if family not in _ANYWHERE:
         return None
-    iif = found.get(FRA_IIFNAME)
+    iif, suppressed = found.get(FRA_IIFNAME), found.get(FRA_SUPPRESS_PREFIXLEN, _FRA_SUPPRESS_NONE)
+    narrowed = tos or flags & FIB_RULE_INVERT or _FRA_NARROWING & found.keys() or iif not in (None, b"lo\0")
     return Rule(
         priority=_u32(found, FRA_PRIORITY),
         selector=_network(family, found.get(FRA_SRC) or found.get(FRA_DST), source or to),
         to=to > 0,
         table=_u32(found, FRA_TABLE, table),
-        suppress=found.get(FRA_SUPPRESS_PREFIXLEN) == bytes(4),
+        suppress=suppressed == bytes(4),
         local=iif == b"lo\0",
         protocol=found.get(FRA_PROTOCOL, b"\0")[0],
         mark=_u32(found, FRA_FWMARK),
         mask=_u32(found, FRA_FWMASK),
-        narrowed=bool(tos or flags & FIB_RULE_INVERT or _FRA_NARROWING & found.keys() or iif not in (None, b"lo\0")),
+        narrowed=bool(narrowed or action != FR_ACT_TO_TBL or suppressed not in (bytes(4), _FRA_SUPPRESS_NONE)),
+        goto=_u32(found, FRA_GOTO) if action == FR_ACT_GOTO else None,
     )
 
 

@@ -19,8 +19,8 @@ from .operations import (
     RuleAdd,
     RuleRemove,
 )
-from .removal import AddressCounts, losable
-from .rtnetlink import IFA_F_NOPREFIXROUTE, Address, Link, NextHop, Route, Rule
+from .removal import IP6_RT_PRIO_ADDRCONF, AddressCounts, losable
+from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_PERMANENT, Address, Link, NextHop, Route, Rule
 from .settings import Settings
 
 Owned = frozenset[tuple[int, IPAddress]]
@@ -87,6 +87,9 @@ class View:
     def __init__(self, snapshot: Snapshot, settings: Settings, known: Known) -> None:
         self.settings, self.known = settings, known
         self.links = {link.index: link for link in snapshot.links}
+        self._excluded = {
+            each.index for each in snapshot.links if claims.is_excluded(settings.exclude, each.name, each.mac)
+        }
         self.addresses: dict[tuple[int, IPAddress, int], Address] = {}  # by link, address and prefix length
         self._entries: dict[tuple[int, IPAddress], list[Address]] = defaultdict(list)  # the same, by link and address
         self._holders: dict[IPAddress, list[int]] = defaultdict(list)  # links by address
@@ -103,9 +106,11 @@ class View:
         self.rules: dict[RuleKey, tuple[bool, bool]] = {}  # owned ones: suppress, local
         self._main_rules: dict[int, set[int]] = defaultdict(set)  # by IP version, priorities of owned: see asks_main
         self._local_rules: dict[int, set[int]] = defaultdict(set)  # the same, of foreign for table local
+        self._jumps: dict[int, list[tuple[int, int]]] = defaultdict(list)  # of goto rules: priority and target
         self.default_gateways: dict[int, set[IPAddress]] = defaultdict(set)
         self.gateways: dict[IPAddress, set[int]] = defaultdict(set)  # protected, with the links that use them
         self.counts, self.losable_routes = AddressCounts(), losable(self.foreign_routes, snapshot.addresses)
+        self.connected_routes: set[tuple[int, IPNetwork]] = set()  # IPv6, with the kernel's protocol and metric
         self.unclaimed_prefixes: set[tuple[int, IPNetwork]] = set()  # IPv6, from routers: no address keeps their route
         self._static_networks: set[tuple[int, IPNetwork]] = set()  # on link in main by another program's own route
         self._connected = Counter[tuple[int, IPNetwork]]()  # number of addresses with a connected route, also if down
@@ -121,6 +126,8 @@ class View:
         self._add_gateways(snapshot.nexthops)
         self._add_routes(snapshot.routes)
         self._add_rules(snapshot.rules)
+        managed = (link for link in self.learned if self.is_cloud(link) and link not in self._excluded)
+        self._learned_by_cloud = {network for link in managed for network in self.learned[link]}
         self.host_routes = self._index_host_routes()
         self.halves = [each for each in self._half_routes() if each.discards or not each.by_cloud]
 
@@ -161,6 +168,8 @@ class View:
             if self._is_local_range(route):
                 self.local_ranges.add(route.hops[0].link, route.destination)
             return
+        if route.protocol == rtnetlink.RTPROT_KERNEL and route.metric == IP6_RT_PRIO_ADDRCONF:
+            self.connected_routes.update((hop.link, route.destination) for hop in route.hops if hop.gateway is None)
         for hop in route.hops:
             if not route.destination.prefixlen:
                 if hop.gateway is not None and route.table not in self.own_tables(hop.link):
@@ -197,6 +206,8 @@ class View:
 
     def _add_rules(self, rules: Iterable[Rule]) -> None:
         for rule in rules:
+            if rule.goto is not None:
+                self._jumps[rule.selector.version].append((rule.priority, rule.goto))
             if rule.protocol == PROTOCOL:
                 self.add_rule(rule)
             elif rule.table == TABLE_LOCAL and rule.is_for_all:
@@ -235,14 +246,22 @@ class View:
         link, gateway = hop.link, None if hop.encapsulates else hop.gateway
         on_cloud = self.is_cloud(link) and not hop.encapsulates
         by_lease = route.protocol in (rtnetlink.RTPROT_DHCP, rtnetlink.RTPROT_RA)
+        by_router = gateway is None or by_lease or self.is_router(link, gateway)
+        if link in self._excluded:  # the operator's own link: other routes there are the operator's, not the cloud's
+            by_router = by_lease or (gateway is None and self._is_subnet_of_cloud(route, hop))
         return HostRoute(
             destination=route.destination,
             link=link,
             gateway=gateway,
             discards=route.kind in _DISCARDS,
-            by_cloud=on_cloud and (gateway is None or by_lease or self.is_router(link, gateway)),
+            by_cloud=on_cloud and by_router,
             by_kernel=on_cloud and self._is_derived(route, hop),
         )
+
+    def _is_subnet_of_cloud(self, route: Route, hop: NextHop) -> bool:
+        """Return True for a subnet of an excluded link that DHCP or a router gave to it, or to a link of the cloud."""
+        leased = any(not each.flags & IFA_F_PERMANENT for each in self.addresses_in(hop.link, route.destination))
+        return route.expires or leased or route.destination in self._learned_by_cloud
 
     def _is_derived(self, route: Route, hop: NextHop) -> bool:
         """Return True for the connected route of an address, and for an IPv6 prefix of a router.
@@ -530,12 +549,21 @@ class View:
 
     def main_comes_before(self, version: int, priority: int) -> bool:
         """Return True if an owned rule before this priority looks up main for every source of this family."""
-        return min(self._main_rules[version], default=priority) < priority
+        return self._is_effective(self._main_rules[version], version, priority)
 
-    def local_comes_last(self, version: int) -> bool:
-        """Return True if the rule for table local comes after the owned rules, as operators of VRFs may move it."""
-        found = self._local_rules[version]
-        return bool(found) and min(found) >= self.settings.priority
+    def local_comes_first(self, version: int) -> bool:
+        """Return True if table local is looked up before the owned rules. Operators of VRFs may move its rule."""
+        return self._is_effective(self._local_rules[version], version, self.settings.priority)
+
+    def _is_effective(self, rules: Iterable[int], version: int, priority: int) -> bool:
+        """Return True if the kernel tries one of these rules for every packet that reaches `priority`.
+
+        A goto rule may skip a rule between its own priority and its target.
+        """
+        return any(
+            rule < priority and not any(jump <= rule < target for jump, target in self._jumps[version])
+            for rule in rules
+        )
 
     def own_rules(self) -> list[RuleRemove]:
         """Return the removals of all owned rules. Rules for main are last, because the others need them."""

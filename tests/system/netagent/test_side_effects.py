@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from errno import EINVAL
@@ -171,6 +172,54 @@ def test_no_ipv6_prefix_route_of_ours_stays_behind(lab: Lab, wire: Wire) -> None
     lab.batch(["address add fd00:ad::a/64 dev eth0 noprefixroute nodad"])
     assert "no connected route of its own" in reason(wire, address(ifindex(lab, "eth0"), "fd00:ad::5/64"))
     apply(wire, address(ifindex(lab, "eth0"), "fd00:ad::5/128"))
+
+
+WITHOUT_ROUTE = {
+    "removed": "address add fd00:ad::a/64 dev eth0 nodad\nroute delete fd00:ad::/64 dev eth0",
+    "with another metric": "address add fd00:ad::a/64 dev eth0 metric 1024 nodad",
+    "in another table": "address add fd00:ad::a/64 dev eth0 nodad\nroute delete fd00:ad::/64 dev eth0\n"
+    "route add fd00:ad::/64 dev eth0 table 100",
+}
+
+
+@pytest.mark.parametrize("how", WITHOUT_ROUTE)
+def test_an_ipv6_address_whose_route_is_gone_gets_none(lab: Lab, wire: Wire, how: str) -> None:
+    """The kernel would keep the route of our address after its removal, also after a flush."""
+    lab.batch(WITHOUT_ROUTE[how].splitlines())
+    before = sh(lab, "ip -6 route show table all fd00:ad::/64")
+    assert "no connected route of its own" in reason(wire, address(ifindex(lab, "eth0"), "fd00:ad::5/64"))
+    assert sh(lab, "ip -6 route show table all fd00:ad::/64") == before
+    sh(lab, "ip -6 address delete fd00:ad::a/64 dev eth0; ip -6 route flush table 100")
+
+
+ADVERTISE = """
+import socket, struct, sys
+interface, prefix, flags = sys.argv[1:]
+with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sock:
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+    advertisement = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0)
+    option = struct.pack("!BBBBIII", 3, 4, 64, int(flags), 3600, 3600, 0) + socket.inet_pton(socket.AF_INET6, prefix)
+    sock.sendto(advertisement + option, ("ff02::1", 0, 0, socket.if_nametoindex(interface)))
+"""
+AUTONOMOUS = 0x40  # without 0x80, on link (RFC 4861, 4.6.2)
+
+
+def test_a_prefix_that_is_not_on_link_stays_behind_the_router(lab: Lab, wire: Wire) -> None:
+    """The kernel takes the router's address for a user of our connected route, and keeps that route for it."""
+    on = ifindex(lab, "eth0")
+    sh(lab, "sysctl -qw net.ipv6.conf.eth0.accept_ra=2")
+    lab.cloud.run(["sysctl", "-qw", "net.ipv6.conf.sn1.disable_ipv6=0"])
+    lab.cloud.batch(["address add fe80::a1/64 dev sn1 nodad"])
+    try:
+        lab.cloud.run([sys.executable, "-I", "-S", "-c", ADVERTISE, "sn1", "fd00:aaaa::", str(AUTONOMOUS)])
+        lab.wait_for(lambda: "fd00:aaaa::" in sh(lab, "ip -6 address show dev eth0 -tentative"))
+        assert "via fe80::a1" in get(lab, "fd00:aaaa::7")
+        assert "no connected route of its own" in reason(wire, address(on, "fd00:aaaa::5/64"))
+        apply(wire, address(on, "fd00:aaaa::5/128"))
+        assert "via fe80::a1" in get(lab, "fd00:aaaa::7")
+    finally:
+        lab.cloud.batch(["address delete fe80::a1/64 dev sn1"])
+        sh(lab, "sysctl -qw net.ipv6.conf.eth0.accept_ra=0; ip -6 route delete default dev eth0 proto ra")
 
 
 @pytest.mark.parametrize("how", ["remove", "roll back"])
@@ -521,13 +570,57 @@ def test_no_rule_comes_before_table_local(lab: Lab, wire: Wire, everything: str)
         lab,
         f"{ip} rule add pref 32765 lookup local; {ip} rule delete pref 0; {ip} rule add pref 9 iif vpn lookup local",
     )
-    assert "the rule for table local comes after 31000" in reason(wire, main_rule(everything))
+    assert "table local is not looked up for every packet before 31000" in reason(wire, main_rule(everything))
     assert " dev lo " in get(lab, "10.0.2.10")
     sh(lab, f"{ip} rule add pref 30999 lookup local")
     apply(wire, main_rule(everything))
     assert " dev lo " in get(lab, "10.0.2.10")
     sh(lab, f"{ip} rule add pref 0 lookup local; {ip} rule delete pref 30999; {ip} rule delete pref 32765")
     sh(lab, f"{ip} rule delete pref 9")
+
+
+LOCAL_BY_HALF = {
+    "skipped": ["pref 0 goto 30000", "pref 10 lookup local", "pref 30000 nop"],
+    "suppressed": ["pref 0 lookup local suppress_prefixlength {bits}"],
+    "suppressed for addresses": ["pref 0 lookup local suppress_prefixlength {bits_less}"],
+    "suppressed by group": ["pref 0 lookup local suppress_ifgroup 0"],
+    "inverted": ["pref 0 not from all lookup local"],
+    "for one protocol": ["pref 0 ipproto tcp lookup local"],
+    "for VRFs": ["pref 0 l3mdev"],
+}
+
+
+@pytest.mark.parametrize("how", LOCAL_BY_HALF)
+@pytest.mark.parametrize("version", [4, 6])
+def test_no_rule_comes_before_table_local_for_some_packets(lab: Lab, wire: Wire, version: int, how: str) -> None:
+    own, everything, bits = {4: ("10.0.2.10", "0.0.0.0/0", 32), 6: ("fd00:abc::5", "::/0", 128)}[version]
+    on, ip = ifindex(lab, "eth0"), f"ip -{version}"
+    if version == 6:
+        apply(wire, address(on, f"{own}/64"))
+    rules = [each.format(bits=bits, bits_less=bits - 1) for each in LOCAL_BY_HALF[how]]
+    sh(lab, "; ".join([f"{ip} rule add pref 32000 lookup local", f"{ip} rule delete pref 0"]))
+    sh(lab, "; ".join(f"{ip} rule add {each}" for each in rules))
+    try:
+        assert "table local is not looked up" in reason(wire, main_rule(everything))
+        assert " dev lo " in get(lab, own)
+        sh(lab, f"{ip} rule add pref 30999 lookup local")
+        apply(wire, main_rule(everything))
+        assert " dev lo " in get(lab, own)
+    finally:
+        sh(lab, f"{ip} rule add pref 1 lookup local; " + "; ".join(f"{ip} rule delete {each}" for each in rules))
+        sh(lab, f"{ip} rule add pref 0 lookup local; {ip} rule delete pref 1; {ip} rule delete pref 30999")
+        sh(lab, f"{ip} rule delete pref 32000")
+
+
+def test_a_rule_for_main_that_a_goto_skips_does_not_count(lab: Lab, wire: Wire) -> None:
+    """Otherwise packets from the address to the VPN would use the default route of the link's table."""
+    sh(lab, "ip rule add pref 31015 nop; ip rule add pref 100 goto 31015")
+    default = route(ifindex(lab, "eth0"), "0.0.0.0/0", "10.0.2.1")
+    try:
+        assert "add it first" in reason(wire, default, main_rule(), rule("10.0.2.10", table(lab), 31020))
+        apply(wire, default, {**main_rule(), "priority": 31016}, rule("10.0.2.10", table(lab), 31020))
+    finally:
+        sh(lab, "ip rule delete pref 100; ip rule delete pref 31015")
 
 
 # — time, and a full /run

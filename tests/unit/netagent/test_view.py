@@ -9,10 +9,11 @@ import pytest
 from cloud_network.netagent import request_policy, rtnetlink, transaction
 from cloud_network.netagent.operations import PROTOCOL, TABLE_LOCAL, AddressAdd, AddressRemove, RuleAdd
 from cloud_network.netagent.protocol import MAX_OPS
-from cloud_network.netagent.rtnetlink import Address, Link, NextHop, Route
+from cloud_network.netagent.rtnetlink import Address, Link, NextHop, Route, Rule
 from cloud_network.netagent.settings import Settings
 from cloud_network.netagent.view import Known, Snapshot, View
 
+LOCAL = (Rule(0, IPv4Network("0.0.0.0/0"), False, TABLE_LOCAL, False, False, rtnetlink.RTPROT_KERNEL),)
 SUBNET6 = IPv6Interface("fd00:abc::5/64")
 
 
@@ -20,7 +21,7 @@ def test_an_address_of_a_link_that_is_newer_than_the_links() -> None:
     """A rule for it is refused. It once ended netagent with a KeyError, and the restart refilled all budgets."""
     links = (Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False),)
     addresses = (Address(9, IPv4Address("10.0.5.5"), 24, 0, None),)
-    view = View(Snapshot(links, addresses, (), (), frozenset()), Settings(), Known())
+    view = View(Snapshot(links, addresses, (), LOCAL, frozenset()), Settings(), Known())
     rule = RuleAdd(31000, IPv4Network("10.0.5.5/32"), False, 10001, True, False)
     (refused,) = request_policy.check_all([rule], view)
     assert refused.reason == "10.0.5.5/32 is no address or range of eth0"
@@ -35,7 +36,7 @@ def test_many_ranges_do_not_delay_rules_around_them() -> None:
         Route(TABLE_LOCAL, IPv4Network(host), (NextHop(2, None),), rtnetlink.RTN_LOCAL, PROTOCOL, 0, None, False)
         for host in hosts
     ]
-    view = View(Snapshot((link,), (address,), tuple(routes), (), frozenset()), Settings(), Known())
+    view = View(Snapshot((link,), (address,), tuple(routes), LOCAL, frozenset()), Settings(), Known())
     rules = [RuleAdd(31000, IPv4Network("10.88.0.0/17"), False, 10001, True, local) for local in (True, False)]
     began = time.process_time()
     refused = request_policy.check_all(rules * (MAX_OPS // 2), view)
@@ -48,7 +49,7 @@ def test_many_subnets_do_not_delay_rules_for_the_network_around_them() -> None:
     link = Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False)
     first = int(IPv4Address("10.0.0.0"))
     addresses = tuple(Address(2, IPv4Address(first + 8 * at + 1), 30, 0, PROTOCOL) for at in range(8000))
-    view = View(Snapshot((link,), addresses, (), (), frozenset()), Settings(), Known())
+    view = View(Snapshot((link,), addresses, (), LOCAL, frozenset()), Settings(), Known())
     rules = [RuleAdd(31000, IPv4Network(("10.0.0.0", length)), False, 10001, True, False) for length in range(8, 12)]
     began = time.process_time()
     refused = request_policy.check_all(rules * (MAX_OPS // 4), view)
