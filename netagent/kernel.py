@@ -15,10 +15,13 @@ from .netfilter import Netfilter
 from .operations import AddressAdd, AddressRemove, ForwardedReplies, IPAddress, LinkMark, Undo
 from .rtnetlink import Address, Link, NextHop, NextHopObject, Packed, Received, Route, Rule
 
-SOL_NETLINK, NETLINK_NO_ENOBUFS, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK = 270, 5, 10, 12
+SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NETLINK_DROP_MEMBERSHIP = 270, 1, 2
+NETLINK_NO_ENOBUFS, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK = 5, 10, 12
+RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE = 7, 11
 _LARGEST = 1 << 16  # bytes of a datagram: the kernel makes dumps of 32 KiB
 _BATCH = 128  # messages per send(): their acknowledgements fit the default receive buffer (net.core.rmem_default)
 _DUMP_ATTEMPTS = 10  # for a dump that changes while it is read, or that loses a datagram
+_ROUTE_DUMPS = 4  # of a family, if routes change during each: see Kernel._route_bodies
 _ENOENT, _ENODEV = 2, 19
 
 Object = TypeVar("Object")
@@ -36,12 +39,15 @@ class Kernel:
 
     def __init__(self, sock: socket.socket, netfilter: Netfilter | None = None) -> None:
         self._socket, self._sequence = sock, 0
+        self._group, self._is_changed = 0, False  # the multicast group, and True after its first notification
         self.netfilter, self.mark_mask = netfilter, 0
         # The kernel has answered when send() returns. An answer that cannot be read then was lost, so a read never
         # has to wait, and ENOBUFS gives no further information.
         self._socket.setblocking(False)
         for option in (NETLINK_NO_ENOBUFS, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK):
             self._socket.setsockopt(SOL_NETLINK, option, 1)
+        for group in (RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE):  # a netagent that was killed may have joined them
+            self._socket.setsockopt(SOL_NETLINK, NETLINK_DROP_MEMBERSHIP, group)
 
     def links(self) -> list[Link]:
         """Return every link of the namespace."""
@@ -56,9 +62,9 @@ class Kernel:
     def routes(self, protocol: int = 0) -> list[Route]:
         """Return the routes of all tables, or only those with this protocol number."""
         found = []
-        for family in (socket.AF_INET, socket.AF_INET6):
+        for family, group in ((socket.AF_INET, RTNLGRP_IPV4_ROUTE), (socket.AF_INET6, RTNLGRP_IPV6_ROUTE)):
             header = rtnetlink.RTMSG.pack(family, 0, 0, 0, 0, protocol, 0, 0, 0)
-            found += self._dump(rtnetlink.RTM_GETROUTE, header, rtnetlink.decode_route)
+            found += [rtnetlink.decode_route(body) for body in self._route_bodies(header, group)]
         if all(route.hops[0].link or not route.nexthop for route in found):
             return found
         objects = self.nexthops()
@@ -118,12 +124,48 @@ class Kernel:
         """Return the marks of the table `cloud_network`: none if it is incomplete, None without the socket."""
         return None if self.netfilter is None else self.netfilter.marks(self.mark_mask)
 
+    def _route_bodies(self, header: bytes, group: int) -> list[bytes]:
+        """Return the bodies of a dump of routes. If routes change meanwhile, repeat it and return those of all dumps.
+
+        A dump of routes can miss one that existed all the time, without NLM_F_DUMP_INTR: after an addition, the kernel
+        starts again and skips as many routes as it has sent, although some of these were removed (fib6_dump_table;
+        with IPv4 only among routes to the same first address, fn_trie_dump_leaf).
+        """
+        found = list[bytes]()
+        for _ in range(_ROUTE_DUMPS):
+            self._join(group)
+            try:
+                bodies = self._bodies(rtnetlink.RTM_GETROUTE, header)
+            finally:
+                self._leave()
+            found = list(dict.fromkeys(found + bodies)) if found else bodies
+            if not self._is_changed:
+                break
+        self._drain()
+        return found
+
+    def _join(self, group: int) -> None:
+        """Join a multicast group, to notice changes."""
+        self._drain()
+        self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+        self._group, self._is_changed = group, False
+
+    def _leave(self) -> None:
+        """Leave the multicast group, unless the first notification did that."""
+        if self._group:
+            self._socket.setsockopt(SOL_NETLINK, NETLINK_DROP_MEMBERSHIP, self._group)
+            self._group = 0
+
     def _dump(self, kind: int, header: bytes, decode: Callable[[bytes], Object]) -> list[Object]:
-        """Return a complete dump. Repeat a dump that was interrupted (NLM_F_DUMP_INTR) or is incomplete."""
+        """Return a complete dump."""
+        return [decode(body) for body in self._bodies(kind, header)]
+
+    def _bodies(self, kind: int, header: bytes) -> list[bytes]:
+        """Return the bodies of a dump. Repeat a dump that was interrupted (NLM_F_DUMP_INTR) or is incomplete."""
         for _ in range(_DUMP_ATTEMPTS):
             bodies = self._read_dump(kind, header)
             if bodies is not None:
-                return [decode(body) for body in bodies]
+                return bodies
         raise DumpError(f"rtnetlink dump {kind}: interrupted {_DUMP_ATTEMPTS} times by changes")
 
     def _read_dump(self, kind: int, header: bytes) -> list[bytes] | None:
@@ -158,7 +200,11 @@ class Kernel:
             self._receive()
 
     def _receive(self) -> bytes:
-        datagram, _, flags, _ = self._socket.recvmsg(_LARGEST)
+        datagram, _, flags, (_, groups) = self._socket.recvmsg(_LARGEST)
+        if groups:  # a notification: further ones would only fill the buffer
+            self._leave()
+            self._is_changed = True
+            return b""
         if flags & socket.MSG_TRUNC:
             raise DumpError(f"a netlink datagram of more than {_LARGEST} bytes")
         return datagram

@@ -224,13 +224,14 @@ def check_address_add(op: AddressAdd, view: View) -> Undo:
     ip, network = op.interface.ip, op.interface.network
     check_claim(op.link, network, op.interface, view)
     if not is_single(network):
-        if ip.version == 6 and not op.connected_route:  # the kernel would keep another one's connected route
-            raise Refusal(f"{op.interface} without its connected route must be a /128")
+        if not op.connected_route:
+            # An IPv6 address would keep another one's connected route after its removal. With an IPv4 address, later
+            # ones of other programs in the subnet would be its secondaries, and so get no connected route.
+            raise Refusal(f"{op.interface} without its connected route must be a /{network.max_prefixlen}")
         check_nesting(op.link, network, view)
         check_width(op.link, network, view)
-        if op.connected_route:
-            check_connected(op.link, network, view)
-            check_prefix_route(op.link, network, view)
+        check_connected(op.link, network, view)
+        check_prefix_route(op.link, network, view)
     if use := view.protects(ip):
         raise Refusal(f"{ip} is {use}'s address" if use.startswith("a ") else f"{ip} is {use}")
     holders = view.holders(ip)

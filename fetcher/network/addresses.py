@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from cloud_network.fetcher.config import Config, Prefixes
 from cloud_network.fetcher.metadata.model import Instance, Interface, IPAddress, IPInterface, IPNetwork
@@ -143,7 +143,8 @@ def _take_addresses(
 ) -> None:
     """Choose the form of each address.
 
-    The first IPv4 address of a subnet carries its prefix length. The others are /32, so that they survive its removal.
+    The first IPv4 address of a subnet carries its prefix length, unless another link has a part of the subnet. The
+    others are /32, so that they survive its removal.
     """
     link, excluded = usable.link, host.config.exclude_addresses
     carried, reported = set[tuple[int, int]](), False
@@ -207,10 +208,10 @@ def _form(
     """Return the address as the kernel must have it, or the reason why it cannot."""
     entries = host.entries(link, whole.ip)
     form = plain = Address(link.ifindex, whole.ip, whole.max_prefixlen, connected=False)
-    if carries:
-        connected = Address(link.ifindex, whole.ip, whole.network.prefixlen, connected=True)
-        has_route = any(each.address == connected for each in entries)
-        form = replace(connected, connected=not _is_shared(link, whole.network, networks, host, has_route=has_route))
+    connected = Address(link.ifindex, whole.ip, whole.network.prefixlen, connected=True)
+    has_route = any(each.address == connected for each in entries)
+    if carries and not _is_shared(link, whole.network, networks, host, has_route=has_route):
+        form = connected
     there = any(not each.owned or each.address == form for each in entries)
     rejection = None if there else host.rejections.get(form)
     if rejection is None:

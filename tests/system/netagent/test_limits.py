@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from cloud_network.netagent import audit, connection, policy, protocol
 from cloud_network.netagent.rate_limit import TokenBucket
 from cloud_network.netagent.server import Budgets
@@ -94,10 +95,7 @@ def test_many_subnets_on_a_link_do_not_delay_requests(lab: Lab) -> None:
     timeout.
     """
     on = ifindex(lab, "eth0")
-    subnets = [
-        {**address(on, f"10.{64 + (at >> 14)}.{at >> 6 & 255}.{at % 64 * 4 + 1}/30"), "route": False}
-        for at in range(8000)
-    ]
+    subnets = [address(on, f"10.{64 + (at >> 14)}.{at >> 6 & 255}.{at % 64 * 4 + 1}/30") for at in range(8000)]
     hosts = [f"10.{96 + (at >> 8)}.{at & 255}.0/24" for at in range(protocol.MAX_OPS)]
     with UserWire(lab) as wire:
         wire.socket.settimeout(25)
@@ -339,6 +337,42 @@ def test_a_dump_that_changes_underneath_is_read_again(lab: Lab) -> None:
     lab.batch([f"address add 10.98.{at >> 8}.{at & 255}/32 dev eth0" for at in range(2000)])
     done = lab.run([sys.executable, "-I", "-c", DUMPS], timeout=120)
     assert done.stdout == "True []\n"
+
+
+MISSED = """
+import socket, subprocess
+from cloud_network.netagent import kernel
+reader = kernel.Kernel(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE))
+receive, received = reader._receive, 0
+def interrupt():
+    global received
+    datagram = receive()
+    received += len(datagram)
+    if received > 100_000 and not interrupt.done:
+        interrupt.done = True
+        subprocess.run(["ip", "-6", "-batch", "-"], input=CHANGES, text=True, check=True)
+    return datagram
+interrupt.done = False
+reader._receive = interrupt
+found = {str(route.destination) for route in reader.routes()}
+wanted = {f"fd00:99:{at:x}::/64" for at in range(COUNT + 1, 2001)}
+print(interrupt.done, len(wanted - found))
+"""
+
+
+@pytest.mark.parametrize("count", [1, 500])
+def test_no_ipv6_route_is_missed_while_others_come_and_go(lab: Lab, count: int) -> None:
+    """After an addition, the kernel walks again from the root and skips as many routes as it has sent, unreported.
+
+    Those that were removed are in this number.
+    """
+    lab.batch(["link set eth0 up"])
+    lab.batch([f"route add fd00:99:{at:x}::/64 dev eth0" for at in range(1, 2001)])
+    changes = [f"route del fd00:99:{at:x}::/64 dev eth0" for at in range(1, count + 1)]
+    changes.append("route add fd00:aa::/64 dev eth0")
+    code = MISSED.replace("CHANGES", repr("\n".join(changes))).replace("COUNT", str(count))
+    done = lab.run([sys.executable, "-I", "-c", code], timeout=60)
+    assert done.stdout == "True 0\n"
 
 
 # Removal

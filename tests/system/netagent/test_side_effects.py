@@ -98,6 +98,25 @@ def test_a_secondary_of_the_same_request_is_known_as_one(lab: Lab, wire: Wire) -
     assert "10.77.0.0/16" in kernel_state(lab)["routes"]
 
 
+@pytest.mark.parametrize("text", ["10.8.2.66/24", "fd00:8::66/64"])
+def test_a_later_address_of_another_program_gets_its_connected_route(lab: Lab, wire: Wire, text: str) -> None:
+    """Beside an IPv4 address of ours without that route it would be a secondary, for which the kernel adds none."""
+    on, host = ifindex(lab, "eth0"), text.partition("/")[0]
+    quiet = {**address(on, text), "route": False}
+    theirs, near = (text.replace("66", each) for each in ("10", "77"))
+    assert "without its connected route must be a /" in reason(wire, quiet)
+    apply(wire, {**address(on, host + ("/128" if ":" in host else "/32")), "route": False})
+    sh(lab, f"sysctl -qw net.ipv4.conf.eth0.promote_secondaries=1; ip address add {theirs} dev eth0 nodad")
+    for _ in range(2):  # the second time, it is renewed
+        assert f"{near.partition('/')[0]} " in get(lab, near.partition("/")[0])
+        assert "dev eth0 " in get(lab, near.partition("/")[0])
+        assert " via " not in get(lab, near.partition("/")[0])
+        sh(lab, f"ip address delete {theirs} dev eth0; ip address add {theirs} dev eth0 nodad")
+    assert wire.ask(request="flush", id="flush").get("not_undone") is None
+    assert " via " not in get(lab, near.partition("/")[0])
+    sh(lab, f"sysctl -qw net.ipv4.conf.eth0.promote_secondaries=0; ip address delete {theirs} dev eth0")
+
+
 def spare_link(lab: Lab) -> int:
     sh(lab, "ip link delete spare; ip link add spare type veth peer name spare1; ip link set spare1 up")
     lab.batch(["link set spare up"])

@@ -6,6 +6,7 @@ The lab's primary is eth1 (10.0.1.10/24, gateway 10.0.1.1, all by DHCP); eth0 is
 from __future__ import annotations
 
 import json
+from ipaddress import ip_interface
 from typing import Any
 
 import pytest
@@ -81,21 +82,25 @@ def test_router_neighbour_is_a_gateway_by_link_local_address(lab: Lab) -> None:
 
 def test_two_interfaces_in_one_subnet_are_accepted(lab: Lab) -> None:
     on = ifindex(lab, "eth0")
-    second = {**address(on, "10.0.1.60/24"), "route": False}
+    second = {**address(on, "10.0.1.60/32"), "route": False}
     table = [route(on, "10.0.1.0/24"), route(on, "0.0.0.0/0", "10.0.1.1")]
     assert verdict(lab, second, *table, rule("10.0.1.60", 9999 + on)) == "applied"
 
 
 @pytest.mark.parametrize("text", ["10.0.1.60/23", "10.0.1.60/25"])
 def test_a_second_interface_claims_the_subnet_as_it_is(lab: Lab, text: str) -> None:
-    assert "take over" in refused(lab, {**address(ifindex(lab, "eth0"), text), "route": False})
+    on = ifindex(lab, "eth0")
+    own = {**address(on, "10.0.1.60/32"), "route": False}
+    network = str(ip_interface(text).network)
+    assert "take over" in refused(lab, address(on, text))
+    assert "take over" in refused(lab, own, route(on, network))
 
 
 def test_a_second_interface_gets_no_connected_route(lab: Lab) -> None:
     """Of two routes with one metric the older is used: the second interface's, once the first is configured again."""
     on = ifindex(lab, "eth0")
     assert "would take over 10.0.1.0/24" in refused(lab, address(on, "10.0.1.60/24"))
-    assert verdict(lab, {**address(on, "10.0.1.60/24"), "route": False}) == "applied"
+    assert verdict(lab, {**address(on, "10.0.1.60/32"), "route": False}) == "applied"
 
 
 @pytest.mark.parametrize(("foreign", "owned"), [("10.0.5.10/24", "10.0.5.60/24"), ("fd00:5::10/64", "fd00:5::60/64")])

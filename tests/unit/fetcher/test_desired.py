@@ -269,14 +269,14 @@ def test_shared_subnet_connected_route_is_the_primarys() -> None:
     cloud = instance(interface(2, "10.0.1.20", subnets=same), interface(1, "10.0.1.10", subnets=same))
     found = wanted(cloud, host(link(1), link(2)))
     assert link_addresses(found, 2) == ["10.0.1.10/24+"]
-    assert link_addresses(found, 3) == ["10.0.1.20/24"]
+    assert link_addresses(found, 3) == ["10.0.1.20/32"]
     assert routes(found, 2) == routes(found, 3) == ["10.0.1.0/24", "0.0.0.0/0 via 10.0.1.1"]
 
 
 @pytest.mark.parametrize(("ifindex", "foreign"), [(3, "10.0.1.13/24"), (9, "10.0.0.1/16"), (1, "10.0.1.99/32")])
 def test_connected_route_never_shadows_another_link(ifindex: int, foreign: str) -> None:
     here = host(link(1), link(2), addresses=kernel_address(ifindex, foreign))
-    assert link_addresses(wanted(instance(interface(1), interface(2)), here), 2) == ["10.0.1.10/24"]
+    assert link_addresses(wanted(instance(interface(1), interface(2)), here), 2) == ["10.0.1.10/32"]
 
 
 @pytest.mark.parametrize("more", [["10.0.0.7/32"], ["10.0.0.7/24", "10.0.0.9/32"], ["10.0.9.7/16"]])
@@ -285,7 +285,7 @@ def test_link_with_further_addresses_is_not_shadowed(more: list[str]) -> None:
     foreign = {place: value for text in [*more, "10.0.1.99/32"] for place, value in kernel_address(9, text).items()}
     here = host(link(1), link(8, "lan0"), addresses=foreign)
     assert link_addresses(wanted(instance(interface(1)), here, allow_addresses=Config().allow_addresses), 2) == [
-        "10.0.1.10/24"
+        "10.0.1.10/32"
     ]
 
 
@@ -293,7 +293,7 @@ def test_own_addresses_do_not_hide_another_links() -> None:
     here = host(
         link(1), link(8, "lan0"), addresses=kernel_address(2, "10.0.0.7/16") | kernel_address(9, "10.0.1.99/32")
     )
-    assert link_addresses(wanted(instance(interface(1)), here), 2) == ["10.0.1.10/24"]
+    assert link_addresses(wanted(instance(interface(1)), here), 2) == ["10.0.1.10/32"]
 
 
 def test_own_addresses_shadow_nothing() -> None:
@@ -311,7 +311,7 @@ def test_an_address_that_two_interfaces_have_is_the_primarys() -> None:
     same = ["10.0.1.0/24"]
     cloud = instance(interface(1, "10.0.1.10", subnets=same), interface(2, "10.0.1.10", "10.0.1.11", subnets=same))
     found = wanted(cloud, host(link(1), link(2)))
-    assert (link_addresses(found, 2), link_addresses(found, 3)) == (["10.0.1.10/24+"], ["10.0.1.11/24"])
+    assert (link_addresses(found, 2), link_addresses(found, 3)) == (["10.0.1.10/24+"], ["10.0.1.11/32"])
     assert [each.table for each in found.rules if each.selector == ip_network("10.0.1.10")] == [BASE + 2] * 2
 
 
@@ -534,7 +534,7 @@ def test_address_on_lo_or_a_dummy_gets_its_rules() -> None:
     for service in (Link(1, "lo", "", True, 65536, None, hardware=772), link(7, "kube-ipvs0", kind="dummy")):
         here = host(link(1), link(2), service, addresses=kernel_address(service.ifindex, "10.0.1.10/32"))
         found = wanted(instance(interface(1, "10.0.1.10", "10.0.1.11"), interface(2)), here)
-        assert link_addresses(found, 2) == ["10.0.1.11/24"]
+        assert link_addresses(found, 2) == ["10.0.1.11/32"]
         assert rule(0, "10.0.1.10", BASE + 2) in found.rules
         assert service.name in found.notices[0]
 
@@ -678,7 +678,7 @@ def test_two_network_cards_have_device_numbers_of_their_own() -> None:
     same = ["10.0.1.0/24"]
     ones = [interface(n, f"10.0.1.{n}0", subnets=same, device_number=1, network_card=3 - n) for n in (1, 2)]
     found = wanted(instance(*ones), host(link(1), link(2)))
-    assert (link_addresses(found, 2), link_addresses(found, 3)) == (["10.0.1.10/24"], ["10.0.1.20/24+"])
+    assert (link_addresses(found, 2), link_addresses(found, 3)) == (["10.0.1.10/32"], ["10.0.1.20/24+"])
 
 
 def test_missing_subnet_is_taken_from_dhcp() -> None:

@@ -181,6 +181,18 @@ def test_owned_address_gets_the_form_of_a_fresh_start(there: str, expected: list
     assert [f"{'-' if is_removal(op) else '+'}{op.interface}" for op in ops] == expected  # type: ignore[union-attr]
 
 
+def test_address_of_a_shared_subnet_becomes_a_single_one() -> None:
+    """Earlier versions gave it the length of the subnet, without the connected route."""
+    same = ["10.0.1.0/24"]
+    cloud = instance(interface(2, "10.0.1.20", subnets=same), interface(1, "10.0.1.10", subnets=same))
+    bare = host(link(1), link(2))
+    here = after_changes(plan(wanted(cloud, bare), bare, may_remove=True), bare)
+    there = kernel_address(3, "10.0.1.20/24", owned=True, connected=False)
+    here = replace(here, addresses=here.addresses | there)
+    ops = plan(wanted(cloud, here), here, may_remove=True)
+    assert [f"{'-' if is_removal(op) else '+'}{op.interface}" for op in ops] == ["+10.0.1.20/32", "-10.0.1.20/24"]  # type: ignore[union-attr]
+
+
 def test_secondary_is_added_again_when_its_first_address_leaves() -> None:
     """The kernel would remove it together with the first one, which therefore could not be removed at all."""
     here = host(link(1), addresses=kernel_address(2, "10.0.1.99/24", owned=True))
