@@ -141,6 +141,11 @@ class Route:
     expires: bool  # IPv6: of a router advertisement with a limited lifetime
     nexthop: int = 0  # id of a nexthop object; its hops are missing with net.ipv4.nexthop_compat_mode=0
 
+    @property
+    def is_owned(self) -> bool:
+        """True if only cloud-network made it. To an owned IPv6 route, another program may add its own next hops."""
+        return self.protocol == PROTOCOL and len(self.hops) == 1
+
 
 @dataclass(frozen=True, slots=True)
 class NextHopObject:

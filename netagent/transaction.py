@@ -177,8 +177,8 @@ class Transaction:
         for _ in range(UNDO_ATTEMPTS):
             with contextlib.suppress(OSError):
                 routes = self._kernel.routes()
-                foreign = [route for route in routes if route.protocol != PROTOCOL]
-                own = [route for route in routes if route.protocol == PROTOCOL]
+                foreign = [route for route in routes if not route.is_owned]
+                own = [route for route in routes if route.is_owned]
                 links = {(route.table, route.destination): route.hops[0].link for route in own}
                 neighbours, nexthops = self._kernel.static_neighbours(), self._kernel.nexthop_links()
                 return _State(self._kernel.addresses(), foreign, links, neighbours, nexthops)

@@ -100,7 +100,7 @@ class View:
         self.own_routes: dict[tuple[int, IPNetwork], OwnRoute] = {}
         self.lost_routes: list[RouteReplace] = []  # owned ones that the kernel removes with addresses of the request
         self.foreign_places: set[tuple[int, IPNetwork]] = set()
-        self.foreign_routes = [route for route in snapshot.routes if route.protocol != PROTOCOL]
+        self.foreign_routes = [route for route in snapshot.routes if not route.is_owned]
         self.main_links: dict[IPNetwork, set[int]] = defaultdict(set)  # of foreign routes in main, by destination
         self.local_ranges = NetworksByLink()  # routes of type local that the kernel did not derive
         self.rules: dict[RuleKey, tuple[bool, bool]] = {}  # owned ones: suppress, local
@@ -146,7 +146,7 @@ class View:
         }
         for route in routes:
             self._add_gateways(route.hops)
-            if route.protocol == PROTOCOL:
+            if route.is_owned:
                 hop = route.hops[0]
                 self.own_routes[route.table, route.destination] = OwnRoute(hop.link, hop.gateway)
                 self._count_route(route.table, route.destination, OwnRoute(hop.link, hop.gateway), 1)

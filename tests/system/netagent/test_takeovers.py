@@ -406,6 +406,30 @@ def test_rollback_skips_an_address_that_another_link_has_now(lab: Lab) -> None:
     assert "10.0.2.10" not in lab.run(["ip", "rule"]).stdout
 
 
+@pytest.mark.parametrize("change", ["replace", "rollback", "remove", "flush"])
+def test_a_next_hop_that_an_operator_appends_stays(lab: Lab, change: str) -> None:
+    """The kernel joins IPv6 routes of equal destination and metric, and shows the protocol of the first."""
+    on, table, network = ifindex(lab, "eth1"), 9999 + ifindex(lab, "eth1"), "fd00:9::/48"
+    for gateway in ("fe80::98", "fe80::99"):
+        lab.run(["ip", "neighbour", "replace", gateway, "lladdr", "02:00:00:00:00:98", "dev", "eth1", "router"])
+    first, second = route(on, network, "fe80::98"), route(on, network, "fe80::99")
+    with Wire(lab) as wire:
+        assert wire.apply(first)["verdict"] == "applied"
+        if change == "rollback":
+            assert wire.apply(second, confirm_within=60, request="open")["verdict"] == "applied"
+        lab.batch([f"route append {network} via fe80::77 dev eth1 table {table} proto static"])
+        if change == "replace":
+            assert "did not add the route" in wire.apply(second)["reason"]
+        elif change == "rollback":
+            (left,) = wire.ask(request="rollback", id="open")["not_undone"]
+            assert left["reason"] == "another program has a route to it there now"
+        elif change == "remove":
+            wire.apply({**first, "op": "route_remove"})
+        else:
+            wire.ask(request="flush", id="after")
+    assert "via fe80::77" in lab.run(["ip", "-6", "route", "show", "table", str(table)]).stdout
+
+
 def test_rollback_replaces_no_route_of_another_program(lab: Lab) -> None:
     on = ifindex(lab, "eth1")
     owned = route(on, "10.9.0.0/16", "10.0.1.1")
