@@ -30,7 +30,7 @@ ALLOWED_CALLS: Mapping[str, str] = {
     "signals, and the end": "rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack getpid gettid exit exit_group",
 }
 """Reason -> system calls. netagent can open no socket, connect to nothing, start no process and not change its user."""
-LIMITS = {RLIMIT_AS: 256 << 20, RLIMIT_NOFILE: 64, RLIMIT_NPROC: 0, RLIMIT_CORE: 0}
+LIMITS = {RLIMIT_AS: 512 << 20, RLIMIT_NOFILE: 64, RLIMIT_NPROC: 0, RLIMIT_CORE: 0}
 CAP_NET_ADMIN_BIT = 1 << 12
 
 PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
