@@ -188,7 +188,7 @@ def test_address_of_a_shared_subnet_becomes_a_single_one() -> None:
     bare = host(link(1), link(2))
     here = after_changes(plan(wanted(cloud, bare), bare, may_remove=True), bare)
     there = kernel_address(3, "10.0.1.20/24", owned=True, connected=False)
-    here = replace(here, addresses=here.addresses | there)
+    here = replace(here, addresses={**here.addresses, **there})
     ops = plan(wanted(cloud, here), here, may_remove=True)
     assert [f"{'-' if is_removal(op) else '+'}{op.interface}" for op in ops] == ["+10.0.1.20/32", "-10.0.1.20/24"]  # type: ignore[union-attr]
 
