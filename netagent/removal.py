@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from . import rtnetlink
 from .claims import is_link_local, single
-from .operations import PROTOCOL, TABLE_LOCAL, IPAddress, IPNetwork
+from .operations import TABLE_LOCAL, IPAddress, IPNetwork
 from .rtnetlink import Address, Route
 
 IFAPROT_KERNEL_RA = 2  # IFA_PROTO of addresses from router advertisements
@@ -111,7 +111,7 @@ def is_derived(route: Route) -> bool:
     on_link = all(hop.gateway is None for hop in route.hops)
     has_source = route.destination.version == 6 or route.source is not None
     by_kernel = route.protocol == rtnetlink.RTPROT_KERNEL and on_link and has_source
-    return by_kernel or route.protocol in (rtnetlink.RTPROT_RA, PROTOCOL)
+    return by_kernel or route.protocol == rtnetlink.RTPROT_RA or route.is_owned
 
 
 def lost_with_link(link: int, addresses: Iterable[Address], routes: Iterable[Route]) -> str | None:

@@ -176,7 +176,7 @@ class View:
                     self.default_gateways[hop.link].add(hop.gateway)
             elif self._is_on_link(route, hop):
                 self._add_subnet(hop.link, route.destination)
-                if not self._is_derived(route, hop):
+                if not self._is_connected(route, hop):
                     self._static_networks.add((hop.link, route.destination))
                 if self._is_learned(route, (hop.link, route.destination) in explained):
                     self.learned[hop.link].add(route.destination)
@@ -255,7 +255,7 @@ class View:
             gateway=gateway,
             discards=route.kind in _DISCARDS,
             by_cloud=on_cloud and by_router,
-            by_kernel=on_cloud and self._is_derived(route, hop),
+            by_kernel=on_cloud and self._is_connected(route, hop),
         )
 
     def _is_subnet_of_cloud(self, route: Route, hop: NextHop) -> bool:
@@ -263,7 +263,7 @@ class View:
         leased = any(not each.flags & IFA_F_PERMANENT for each in self.addresses_in(hop.link, route.destination))
         return route.expires or leased or route.destination in self._learned_by_cloud
 
-    def _is_derived(self, route: Route, hop: NextHop) -> bool:
+    def _is_connected(self, route: Route, hop: NextHop) -> bool:
         """Return True for the connected route of an address, and for an IPv6 prefix of a router.
 
         Other programs, too, use the protocol `kernel`.
