@@ -220,7 +220,7 @@ def test_a_rollback_restores_the_form_and_the_order_of_addresses(lab: Lab, wire:
     before = kernel_state(lab)
     for steps in (
         [gone_second, gone_first, second, first],
-        [gone_second, gone_first, {**first, "route": False}, second],
+        [gone_second, gone_first, {**address(on, "10.60.0.5/32"), "route": False}, second],
     ):
         assert wire.apply(*steps, confirm_within=60, request="open")["verdict"] == "applied"
         assert kernel_state(lab) != before
