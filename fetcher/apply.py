@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from ipaddress import ip_address
 from typing import Any
 
 from cloud_network.fetcher.network.plan import COMMON, Plan, is_removal, link_of
@@ -47,6 +48,7 @@ from cloud_network.netagent.protocol import (
 )
 
 _ANSWER_TIMEOUT_S = 30
+_MAX_SHOWN = 3  # of the operations that could not be undone, in the reason of a rollback
 _TIMEVAL = struct.Struct("@ll")  # struct timeval
 
 
@@ -74,6 +76,7 @@ class Outcome:
     reason: str | None = None
     refused: Refused | None = None
     errnos: tuple[int | None, ...] = ()  # of each operation, if the kernel refused one
+    not_undone: tuple[str, ...] = ()  # what a rollback or flush could not do, each with the reason
 
 
 class Netagent:
@@ -135,7 +138,7 @@ class Netagent:
         answer = self._ask(Apply(request, ops, max(1, round(confirm_within))))
         refused = Refused.from_wire(answer) if answer["verdict"] == Verdict.REFUSED else None
         errnos = tuple(answer.get("errnos", ()))
-        return Outcome(answer["verdict"], request, len(ops), _reason(answer), refused, errnos)
+        return Outcome(answer["verdict"], request, len(ops), _reason(answer), refused, errnos, _not_undone(answer))
 
     def confirm(self, applied: Outcome) -> Outcome:
         """Keep the applied change."""
@@ -144,14 +147,17 @@ class Netagent:
 
     def roll_back(self, applied: Outcome, reason: str) -> Outcome:
         """Undo the applied change."""
-        self._ask(Rollback(applied.request))
-        return Outcome(Verdict.ROLLED_BACK.value, applied.request, applied.ops, reason)
+        left = _not_undone(self._ask(Rollback(applied.request)))
+        if left:
+            reason = f"{reason}; not undone: {'; '.join(left[:_MAX_SHOWN])} (all: cnctl audit)"
+        return Outcome(Verdict.ROLLED_BACK.value, applied.request, applied.ops, reason, not_undone=left)
 
     def flush(self) -> Outcome:
         """Remove everything that is owned. A flush is neither confirmed nor rolled back."""
         request = os.urandom(8).hex()
         answer = self._ask(Flush(request))
-        return Outcome(answer["verdict"], request, answer.get("done") or 0, _reason(answer))
+        done = answer.get("done") or 0
+        return Outcome(answer["verdict"], request, done, _reason(answer), not_undone=_not_undone(answer))
 
     def _ask(self, request: Request) -> Message:
         try:
@@ -185,6 +191,32 @@ def _reason(answer: dict[str, Any]) -> str | None:
         return None
     allow = f"; to allow it, set {answer['allow']}" if answer.get("allow") else ""
     return f"{answer['reason']}{allow}"
+
+
+def _not_undone(answer: Message) -> tuple[str, ...]:
+    """Return a text for each operation that a rollback or flush could not carry out."""
+    left = [f"{_described(each)}: {each['reason']}" for each in answer.get("not_undone", ())]
+    more = answer.get("not_undone_more")
+    return (*left, f"and {more} more") if more else tuple(left)
+
+
+def _described(op: Message) -> str:
+    """Return the operation of an answer, such as `address_remove 10.0.1.5/32 on eth1`."""
+    words = [str(op["op"])]
+    if "address" in op:
+        words.append(f"{ip_address(op['address'])}/{op['prefix']}")
+    if "table" in op:
+        words.append(f"in table {op['table']}")
+    if "link" in op:
+        words.append(f"on {_link_name(op['link'])}")
+    return " ".join(words)
+
+
+def _link_name(ifindex: int) -> str:
+    try:
+        return socket.if_indextoname(ifindex)
+    except OSError:
+        return f"link {ifindex}, which is gone"
 
 
 def explain(refused: Refused) -> str:

@@ -37,6 +37,7 @@ class FlushAnswer(TypedDict):
 
     removed: int
     request: str  # the request id in the audit log
+    not_removed: list[str]  # what could not be removed, each with the reason
 
 
 class Control:
@@ -107,7 +108,7 @@ def flush_answer(outcome: Outcome) -> FlushAnswer:
     """Return the answer to `flush`. Raises NetagentError if netagent refused it."""
     if outcome.verdict != Verdict.APPLIED:
         raise NetagentError(f"netagent: {outcome.verdict}: {outcome.reason}; nothing was removed")
-    return {"removed": outcome.ops, "request": outcome.request}
+    return {"removed": outcome.ops, "request": outcome.request, "not_removed": list(outcome.not_undone)}
 
 
 def flush_directly() -> None:
@@ -118,10 +119,12 @@ def flush_directly() -> None:
         raise SystemExit("cloud-network-fetcher: a fetcher is running and would repair it. Use: sudo cnctl flush")
     try:
         with Netagent() as agent:
-            removed = flush_answer(agent.flush())["removed"]
+            answer = flush_answer(agent.flush())
     except NetagentError as error:
         raise SystemExit(f"cloud-network-fetcher: {error}") from None
-    print(f"removed {removed} addresses, routes and rules")
+    print(f"removed {answer['removed']} addresses, routes and rules")
+    if answer["not_removed"]:
+        raise SystemExit("\n".join(["cloud-network-fetcher: not removed:", *answer["not_removed"]]))
 
 
 def is_running() -> bool:

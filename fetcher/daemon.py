@@ -180,7 +180,9 @@ class Daemon:
         listening = is_listening()
         was_listening = self._reporter.status["netagent"]["listening"]
         if listening and was_listening is False:
-            self._load_configuration()
+            config = self._load_configuration()
+            if config is not None and config != self._config:
+                self._on_reload()  # netagent has started with the new file
             self._on_kernel_event()  # netagent is back: compare, and repair the differences
         if listening or time.monotonic() >= self._netagent_due:
             if not listening and was_listening is not False:
@@ -239,7 +241,7 @@ class Daemon:
                 self._schedule.compare_begins(on_event=False)
             pass_ = self._worker.run(partial(self._reconciler.refresh, reading, kernel_changed=changed))
             report = await self._report_slow_pass(pass_)
-            self._schedule.read_ended(_read_result(reading, report))
+            self._schedule.read_ended(read_result(reading, report))
             if changed and report.comparison is None:
                 self._on_kernel_event()  # nothing was compared, so the kernel's events are still pending
             self._record(report)
@@ -341,8 +343,11 @@ class Daemon:
 
     async def _flush_command(self) -> FlushAnswer:
         async with self._pass_lock:
-            outcome, report = await self._worker.run(self._reconciler.flush)
-            self._record(report)
+            return await self._flush()
+
+    async def _flush(self) -> FlushAnswer:
+        outcome, report = await self._worker.run(self._reconciler.flush)
+        self._record(report)
         return flush_answer(outcome)
 
     async def _reloads(self) -> None:
@@ -370,7 +375,7 @@ class Daemon:
 
     async def _purge(self) -> None:
         if self._config.purge is Purge.ON_STOP:
-            answer = await _attempt(self._flush_command)
+            answer = await _attempt(self._flush)  # without the lock: a read that goes on could outlast the stop
             if answer is not None:
                 logger.info("Purge: removed %d addresses, routes and rules (%s)", answer["removed"], answer["request"])
 
@@ -393,13 +398,15 @@ async def _attempt(step: Callable[[], Awaitable[Result]]) -> Result | None:
         return None
 
 
-def _read_result(reading: Reading, report: PassReport) -> ReadResult:
+def read_result(reading: Reading, report: PassReport) -> ReadResult:
+    """Return what a read and its pass mean for the time of the next read."""
     error = reading.error
     if error is not None:
         return ReadResult(
             failed=True, unanswered=error.kind in ("unreachable", "timeout"), retry_after=error.retry_after
         )
-    complete = reading.instance is not None and not reading.instance.problems
+    is_understood = reading.instance is not None and not reading.instance.problems
+    complete = is_understood and report.kernel_error is None  # else the answer was not used: read again soon
     return ReadResult(complete=complete, unread_facts=reading.unread_facts, needs_proof=report.unproven)
 
 

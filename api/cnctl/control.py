@@ -60,7 +60,7 @@ def refresh(state: Path, as_json: bool, *, retry: bool = False) -> Exit:
 
 
 def flush(state: Path, as_json: bool) -> Exit:
-    """Make netagent remove everything that cloud-network added; print the number of objects."""
+    """Make netagent remove everything that cloud-network added; print the number of objects, and what is left."""
     try:
         result = ask(state, "flush", "flush", "a flush changes the network")
     except Failure as failure:
@@ -75,7 +75,9 @@ def flush(state: Path, as_json: bool) -> Exit:
         removed, request = (safe(result[key]) for key in ("removed", "request"))
         print(f"removed {removed} addresses, routes and rules (audit log: {request})")
         print("Nothing is added again until `sudo cnctl refresh`, or until the fetcher restarts.")
-    return Exit.OK
+        for text in result["not_removed"]:
+            note(f"not removed: {text}")
+    return Exit.FAILED if result["not_removed"] else Exit.OK
 
 
 def ask(state: Path, command: str, usage: str, why_root: str) -> dict[str, Any]:

@@ -291,9 +291,10 @@ def refresh_command(options: Options, retry: bool) -> None:
 def flush_command(options: Options) -> None:
     """Remove every address, route and rule that cloud-network added. As root.
 
-    Objects of other programs stay, and links keep their state and MTU. Nothing is added again until `cnctl refresh`,
-    or until the fetcher restarts. To stop it for good: sudo systemctl disable --now cloud-network-fetcher. If the
-    fetcher is not running: sudo cloud-network-fetcher --flush.
+    Objects of other programs stay, and links keep their state and MTU. Objects that other programs need stay, too; they
+    are named, and the exit code is 1. Nothing is added again until `cnctl refresh`, or until the fetcher restarts. To
+    stop it for good: sudo systemctl disable --now cloud-network-fetcher. If the fetcher is not running: sudo
+    cloud-network-fetcher --flush.
     """
     from cloud_network.api.cnctl import control
 

@@ -102,6 +102,24 @@ def test_a_second_flush_finds_nothing(lab: Lab) -> None:
     ), again.stderr
 
 
+def test_flush_names_what_it_cannot_remove(lab: Lab) -> None:
+    """The kernel would remove an operator's route together with the address that it prefers."""
+    start(lab)
+    nic = lab.nics[1]
+    needed = nic.addresses[1]
+    lab.batch([f"route add 198.51.100.0/24 dev {nic.name} src {needed}"])
+    ended = as_root(lab, "cnctl", "flush")
+    named = f"not removed: address_remove {needed}/32 on {nic.name}: the route to 198.51.100.0/24"
+    assert (ended.returncode, named in ended.stderr) == (1, True), ended.stderr
+    assert {address for address in kernel_addresses(lab) if address in lab.addresses[3:]} == {needed}
+    assert len(json.loads(as_root(lab, "cnctl", "flush", "--json").stdout)["not_removed"]) == 1
+    lab.stop("fetcher")
+    directly = as_root(lab, "cloud-network-fetcher", "--flush")
+    assert (directly.returncode, f"address_remove {needed}/32 on {nic.name}" in directly.stderr) == (1, True)
+    lab.batch([f"route delete 198.51.100.0/24 dev {nic.name} src {needed}"])
+    assert as_root(lab, "cloud-network-fetcher", "--flush").returncode == 0
+
+
 def test_flush_without_a_fetcher_names_the_other_command(lab: Lab) -> None:
     before = start(lab)
     refused = as_root(lab, "cloud-network-fetcher", "--flush")
@@ -129,6 +147,17 @@ def test_purge_on_stop(lab: Lab) -> None:
     assert foreign(lab) == before
     assert "Purge: removed" in lab.log("fetcher")
     assert not lab.path("/run/cloud-network/control.sock").exists()
+
+
+def test_purge_does_not_wait_for_a_read(lab: Lab) -> None:
+    config = '[System]\nRefreshTimer = "1s"\n[Network]\nPurge = "on-stop"\n[Netagent]\nAllowKinds = "veth"\n'
+    lab.write_config(config)
+    start(lab)
+    lab.metadata.reset()
+    lab.metadata.fail("late", interval=3)
+    lab.wait_for(lambda: lab.metadata.requests(), 10, "a read of the metadata")
+    assert lab.stop("fetcher") == 0
+    assert nothing_is_owned(lab)
 
 
 def test_without_purge_nothing_is_removed(lab: Lab) -> None:

@@ -6,7 +6,10 @@ import math
 
 import pytest
 from cloud_network.fetcher.config import Config
+from cloud_network.fetcher.daemon import read_result
+from cloud_network.fetcher.metadata.reading import Reading
 from cloud_network.fetcher.network.objects import Link
+from cloud_network.fetcher.reporting import PassReport
 from cloud_network.fetcher.schedule import Backoff, InterfaceMismatch, ReadResult, Schedule
 
 from .values import host, instance, interface, link
@@ -227,3 +230,15 @@ def test_metadata_change_during_a_read_is_for_the_next_one(schedule: Schedule, c
     schedule.on_metadata_change()
     schedule.read_ended(DONE)
     assert schedule.refresh_due == clock.now + 0.5
+
+
+def test_metadata_that_a_failed_look_at_the_kernel_left_unused_is_read_again(schedule: Schedule, clock: Clock) -> None:
+    reading = Reading(KNOWN, None, 1, 0.1)
+    for report, most in (
+        (PassReport(kernel_error="rtnetlink: interrupted 10 times by changes"), 2.0),
+        (PassReport(), 300),
+    ):
+        schedule.read_begins()
+        schedule.read_ended(read_result(reading, report))
+        assert schedule.refresh_due <= clock.now + most
+    assert schedule.refresh_due == clock.now + 300
