@@ -166,7 +166,7 @@ class Reconciler:
         )
 
     def planned_changes(self, reading: Reading) -> PlanAnswer:
-        """Return the changes that a refresh would make. Nothing is changed or remembered. Raises MetadataError."""
+        """Return the changes that a refresh would make, and make none. Raises MetadataError or KernelError."""
         problem = str(reading.error) if reading.error is not None else None
         instance = self._known
         if reading.instance is not None:

@@ -97,3 +97,15 @@ def test_status_names_the_error_that_stops_netagent(lab: Lab) -> None:
     file.write_text(good)
     start_until_it_runs(lab, "netagent")
     lab.wait_for(lambda: cnctl(lab, "status").returncode == 0, 20, "the end of the report")
+
+
+def test_fetcher_uses_the_file_with_which_netagent_starts_again(lab: Lab) -> None:
+    """After a restart of netagent alone, both have the same configuration."""
+    lab.add_address(lab.nics[1].mac, EXTRA)
+    lab.wait_for(lambda: EXTRA in kernel_addresses(lab), 20, "the address")
+    file = lab.path(FILE)
+    lab.stop("netagent")
+    lab.wait_for(lambda: status(lab)["netagent"]["listening"] is False, 20, "the report")
+    file.write_text(f'[Network]\nExcludeAddresses = "{EXTRA}"\n{TIMER}{CONFIG}')
+    start_until_it_runs(lab, "netagent")
+    lab.wait_for(lambda: EXTRA not in kernel_addresses(lab), 20, "the new configuration")
