@@ -44,6 +44,8 @@ def excluded_lab() -> Iterator[Lab]:
             namespace.batch(["address add fd00:2::fa/64 dev eth0 nodad"])
             theirs = ("10.201.0.5/32", "10.201.5.7/32", "10.201.0.7/32", "fd00:201::7/128", "fd00:201:0:5::7/128")
             namespace.batch([f"address add {each} dev eth0" for each in theirs])
+        lab.cloud.run(["sysctl", "-qw", "net.ipv6.conf.sn1.disable_ipv6=0"])
+        lab.cloud.batch(["address add fd00:2::1/64 dev sn1 nodad"])
         lab.batch(
             [
                 "link set eth0 up",
@@ -52,6 +54,8 @@ def excluded_lab() -> Iterator[Lab]:
                 "address add fd00:1::10/64 dev eth1 nodad",
                 "route add 10.201.0.0/16 via 10.0.2.250",
                 "route add fd00:201::/48 via fd00:2::fa",
+                "route add 10.202.0.0/16 via 10.0.2.1",
+                "route add fd00:202::/48 via fd00:2::1",
             ]
         )
         start(lab)
@@ -66,25 +70,30 @@ def seen(excluded_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.mark.parametrize(
-    ("text", "destination"),
+    ("text", "destination", "receiver"),
     [
-        ("10.201.5.5/24", "10.201.5.7"),
-        ("10.201.0.7/32", "10.201.0.7"),
-        ("10.0.2.250/32", "10.0.2.250"),
-        ("fd00:201:0:5::5/64", "fd00:201:0:5::7"),
-        ("fd00:201::7/128", "fd00:201::7"),
-        ("fd00:2::fa/128", "fd00:2::fa"),
+        ("10.201.5.5/24", "10.201.5.7", "neighbour1"),
+        ("10.201.0.7/32", "10.201.0.7", "neighbour1"),
+        ("10.0.2.250/32", "10.0.2.250", "neighbour1"),
+        ("fd00:201:0:5::5/64", "fd00:201:0:5::7", "neighbour1"),
+        ("fd00:201::7/128", "fd00:201::7", "neighbour1"),
+        ("fd00:2::fa/128", "fd00:2::fa", "neighbour1"),
+        # Through the first host of the subnet, which is a router on the cloud's links.
+        ("10.202.5.5/24", "10.202.5.7", "cloud"),
+        ("10.202.0.7/32", "10.202.0.7", "cloud"),
+        ("fd00:202:0:5::5/64", "fd00:202:0:5::7", "cloud"),
+        ("fd00:202::7/128", "fd00:202::7", "cloud"),
     ],
 )
 def test_no_link_takes_what_an_excluded_link_routes(
-    excluded_lab: Lab, seen: PacketObservers, text: str, destination: str
+    excluded_lab: Lab, seen: PacketObservers, text: str, destination: str, receiver: str
 ) -> None:
     before = seen.receivers(destination)
     with UserWire(excluded_lab) as wire:
         answer = wire.apply(address(ifindex(excluded_lab, "eth1"), text))
         after = seen.receivers(destination)
         wire.ask(request="flush", id="after")
-    assert before == {"neighbour1"}
+    assert before == {receiver}
     assert (answer["verdict"], after) == ("refused", before)
 
 
