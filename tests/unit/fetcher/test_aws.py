@@ -298,6 +298,7 @@ def test_wrong_list_of_interfaces_ends_the_read(cloud: Cloud, aws: Aws, fault: s
     refused(aws, "network/interfaces/macs/", message)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("fault", "key", "message"),
     [

@@ -102,6 +102,7 @@ def test_slow_answer_counts_only_in_its_block(cloud: Cloud, client: Client) -> N
     assert client.slowest_answer == 0
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("prohibited", [True, False])
 def test_timeout_names_the_route_that_prohibits_the_server(
     cloud: Cloud, client: Client, monkeypatch: pytest.MonkeyPatch, prohibited: bool
@@ -202,12 +203,14 @@ def test_invalid_http_is_an_error(serve: Serve, noise: bytes) -> None:
     assert kind(serve(noise)) == "unreachable"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("where", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n", b"HTT"])
 def test_slow_bytes_do_not_extend_the_time_limit(serve: Serve, where: bytes) -> None:
     """Each pause is within its limit; the total limit applies in the head, in the body and in the status line."""
     assert kind(serve(where, *([b"a"] * 60), pause=0.05)) == "timeout"
 
 
+@pytest.mark.exhaustive
 def test_interim_answers_without_end_are_no_answer(serve: Serve) -> None:
     assert kind(serve(*([b"HTTP/1.1 100 Continue\r\n\r\n"] * 60), pause=0.05)) == "timeout"
 
@@ -227,6 +230,7 @@ def test_headers_without_end_are_no_answer(serve: Serve) -> None:
     assert kind(serve(head, *([b"x: y\r\n" * 30000] * 24), b"\r\n")) == "unreachable"
 
 
+@pytest.mark.exhaustive
 def test_trailers_without_end_stop_at_the_deadline(serve: Serve) -> None:
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
     assert kind(serve(head, *([b"x: y\r\n"] * 60), pause=0.05)) == "timeout"
@@ -265,6 +269,7 @@ def test_text_is_read_in_the_charset_of_the_answer() -> None:
         Response(200, b"caf\xe9", {"content-type": "text/plain"}).text("p")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("more", [b"", b"HTTP/1.1 500 Not asked for\r\nContent-Length: 0\r\n\r\n"])
 def test_unusable_kept_connection_is_replaced(serve: Serve, more: bytes) -> None:
     client = serve(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", more, pause=0.1, times=2)

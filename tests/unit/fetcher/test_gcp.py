@@ -277,6 +277,7 @@ def watch(provider: WatchingProvider) -> queue.Queue[None]:
     return changes
 
 
+@pytest.mark.exhaustive
 def test_change_is_reported_and_failure_tried_again(cloud: Changing, server: Server, provider: Gcp) -> None:
     assert isinstance(provider, WatchingProvider)
     provider.fetch()

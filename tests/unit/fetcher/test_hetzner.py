@@ -104,6 +104,7 @@ def test_yaml_alias_is_not_followed_and_stops_nothing() -> None:
     assert len(found.interfaces) == 2
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("text", ["a: [b", "\ta: b", "[" * 5000, "a: \x00"])
 def test_yaml_with_errors_is_refused(text: str) -> None:
     with pytest.raises(MetadataError, match="private-networks: not YAML") as caught:

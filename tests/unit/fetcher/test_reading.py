@@ -54,6 +54,7 @@ def test_unexpected_exception_is_an_error_of_the_read(client: Client) -> None:
     assert "KeyError" in str(found.error)
 
 
+@pytest.mark.exhaustive
 def test_slow_server_does_not_outlast_the_deadline(cloud: Cloud, client: Client) -> None:
     """Each answer is within its limit, but all together exceed the deadline."""
     cloud.fail("drip", "*", interval=0.02)

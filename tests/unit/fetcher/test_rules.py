@@ -50,6 +50,7 @@ def branches(network: IPNetwork) -> list[IPNetwork]:
     ]
 
 
+@pytest.mark.exhaustive
 def test_prefixes_are_minimal_in_all_6561_cases() -> None:
     """Each of eight addresses is the link's, another link's or unused. Fewer prefixes would miss one of the link's."""
     bits = {net: sum(1 << int(each) - int(NETWORK[0]) for each in net) for net in branches(NETWORK)}

@@ -106,6 +106,7 @@ needs_journald = pytest.mark.skipif(
 )
 
 
+@pytest.mark.exhaustive
 @needs_journald
 def test_in_the_journal_an_entry_has_fields() -> None:
     info, warning, error, *pieces = journal("info", "text")
@@ -121,6 +122,7 @@ def test_in_the_journal_an_entry_has_fields() -> None:
     assert sum(piece["MESSAGE"].count("x") for piece in pieces) == 300_000
 
 
+@pytest.mark.exhaustive
 @needs_journald
 def test_journal_keeps_the_json_format() -> None:
     info, *_ = journal("info", "json")

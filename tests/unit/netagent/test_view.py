@@ -27,6 +27,7 @@ def test_an_address_of_a_link_that_is_newer_than_the_links() -> None:
     assert refused.reason == "10.0.5.5/32 is no address or range of eth0"
 
 
+@pytest.mark.exhaustive
 def test_many_ranges_do_not_delay_rules_around_them() -> None:
     """With a list of all ranges for each rule, the check took 35 s."""
     link = Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False)
@@ -44,6 +45,7 @@ def test_many_ranges_do_not_delay_rules_around_them() -> None:
     assert len(refused) == MAX_OPS - 1  # the first is accepted
 
 
+@pytest.mark.exhaustive
 def test_many_subnets_do_not_delay_rules_for_the_network_around_them() -> None:
     """With a search of all subnets for each rule, the check took 56 s."""
     link = Link(index=2, name="eth0", mtu=1500, kind=None, up=True, loopback=False)
@@ -57,6 +59,7 @@ def test_many_subnets_do_not_delay_rules_for_the_network_around_them() -> None:
     assert len(refused) == MAX_OPS
 
 
+@pytest.mark.exhaustive
 def test_many_addresses_do_not_delay_a_rollback_that_restores_some() -> None:
     """With a search of all addresses for each, the rollback took 28 s."""
     first = int(IPv4Address("10.0.0.0"))
