@@ -76,7 +76,7 @@ class Outcome:
     reason: str | None = None
     refused: Refused | None = None
     errnos: tuple[int | None, ...] = ()  # of each operation, if the kernel refused one
-    not_undone: tuple[str, ...] = ()  # what a rollback or flush could not do, each with the reason
+    not_removed: tuple[str, ...] = ()  # what a flush could not remove, each with the reason
 
 
 class Netagent:
@@ -138,7 +138,7 @@ class Netagent:
         answer = self._ask(Apply(request, ops, max(1, round(confirm_within))))
         refused = Refused.from_wire(answer) if answer["verdict"] == Verdict.REFUSED else None
         errnos = tuple(answer.get("errnos", ()))
-        return Outcome(answer["verdict"], request, len(ops), _reason(answer), refused, errnos, _not_undone(answer))
+        return Outcome(answer["verdict"], request, len(ops), _reason(answer), refused, errnos)
 
     def confirm(self, applied: Outcome) -> Outcome:
         """Keep the applied change."""
@@ -150,14 +150,14 @@ class Netagent:
         left = _not_undone(self._ask(Rollback(applied.request)))
         if left:
             reason = f"{reason}; not undone: {'; '.join(left[:_MAX_SHOWN])} (all: cnctl audit)"
-        return Outcome(Verdict.ROLLED_BACK.value, applied.request, applied.ops, reason, not_undone=left)
+        return Outcome(Verdict.ROLLED_BACK.value, applied.request, applied.ops, reason)
 
     def flush(self) -> Outcome:
         """Remove everything that is owned. A flush is neither confirmed nor rolled back."""
         request = os.urandom(8).hex()
         answer = self._ask(Flush(request))
         done = answer.get("done") or 0
-        return Outcome(answer["verdict"], request, done, _reason(answer), not_undone=_not_undone(answer))
+        return Outcome(answer["verdict"], request, done, _reason(answer), not_removed=_not_undone(answer))
 
     def _ask(self, request: Request) -> Message:
         try:
@@ -189,8 +189,7 @@ def _reason(answer: dict[str, Any]) -> str | None:
     """Return the reason in an answer, with the configuration key that would allow the operation."""
     if answer.get("reason") is None:
         return None
-    allow = f"; to allow it, set {answer['allow']}" if answer.get("allow") else ""
-    return f"{answer['reason']}{allow}"
+    return _with_key(answer["reason"], answer.get("allow"))
 
 
 def _not_undone(answer: Message) -> tuple[str, ...]:
@@ -221,7 +220,11 @@ def _link_name(ifindex: int) -> str:
 
 def explain(refused: Refused) -> str:
     """Return the text of a refusal: the reason, and the configuration key that would allow the operation."""
-    return f"{refused.reason}; to allow it, set {refused.allow}" if refused.allow else refused.reason
+    return _with_key(refused.reason, refused.allow)
+
+
+def _with_key(reason: str, allow: str | None) -> str:
+    return f"{reason}; to allow it, set {allow}" if allow else reason
 
 
 def transact(

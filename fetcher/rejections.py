@@ -143,8 +143,9 @@ class LinkHolds:
 
     def hold(self, link: int, ops: Plan, interface: Interface | None, reason: str) -> None:
         """Hold back these operations while the link needs them all, and its interface's metadata stay the same."""
-        unused = Backoff(schedule.HOLD_FIRST_S, schedule.HOLD_LONGEST_S, jitter=0)  # no load on a server: no jitter
-        delay = self._backoffs.setdefault(link, unused).next_delay()
+        if link not in self._backoffs:  # a retry is no load on a server: no jitter
+            self._backoffs[link] = Backoff(schedule.HOLD_FIRST_S, schedule.HOLD_LONGEST_S, jitter=0)
+        delay = self._backoffs[link].next_delay()
         self._holds[link] = _Hold(frozenset(ops), interface, reason, self._clock() + delay)
 
     def split(

@@ -83,7 +83,8 @@ def check_link_up(op: LinkUp, view: View) -> Undo:
     if view.links[op.link].up:
         raise Refusal("the link is already up")
     for network in view.connected_networks(op.link):
-        check_rivals(op.link, network, network, (), view)  # while it is down, the link uses none of them
+        if not claims.within(network, view.settings.allow_addresses):
+            check_rivals(op.link, network, network, (), view)  # while it is down, the link uses none of them
     return op.inverse()
 
 
@@ -121,8 +122,6 @@ def check_rivals(
     link: int, network: IPNetwork, shown: IPInterface | IPNetwork, learned: Iterable[IPNetwork], view: View
 ) -> None:
     """Raise Refusal if another program routes a part of `network` elsewhere; `learned`: see claims.rival."""
-    if claims.within(network, view.settings.allow_addresses):
-        return
     found = (route for _, route in view.host_routes.overlapping(network))
     if rival := claims.rival(network, link, found, learned):
         raise _routed_elsewhere(shown, network, rival, view)

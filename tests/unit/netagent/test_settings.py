@@ -40,15 +40,8 @@ VALUES = [
 ]
 words = st.sampled_from(VALUES)
 comment = st.sampled_from(["", " # yes", "#", '\t# "', " x"])
-names = [
-    *("AllowKinds", "AllowAddresses", "AllowGateways", "AuditFailure"),
-    "RouteTableBase",
-    "RulePriority",
-    "Exclude",
-    *("ForwardedReplies", "MarkMask"),
-    *(key for keys_of_section in config.KEYS.values() for key in keys_of_section),
-]
-keys = st.sampled_from([*names, '"Exclude"', "Network.Exclude", "Other", "exclude"])
+ALL_KEYS = [(section, key) for section, keys in config.KEYS.items() for key in keys]
+keys = st.sampled_from([*(key for _, key in ALL_KEYS), '"Exclude"', "Network.Exclude", "Other", "exclude"])
 assignment = st.builds(
     lambda key, gap, value, rest: f"{key}{gap}{value}{rest}",
     keys,
@@ -106,7 +99,6 @@ def test_a_file_means_the_same_to_both(tmp_path: Path, content: str) -> None:
         assert_same(own_settings, fetcher_config)
 
 
-ALL_KEYS = [(section, key) for section, keys in config.KEYS.items() for key in keys]
 CHOICES = {
     f'"{word}"'
     for keys in config.KEYS.values()
