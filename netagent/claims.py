@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
@@ -285,6 +285,10 @@ class NetworkIndex(Generic[Value]):
         """Return True if there is a value at exactly this network."""
         return self._families[network.version].has(network)
 
+    def exactly(self, network: IPNetwork) -> Sequence[Value]:
+        """Return the values at exactly this network."""
+        return self._families[network.version].exactly(network)
+
     def at(self, ip: IPAddress) -> Iterator[tuple[IPNetwork, Value]]:
         """Yield the values at networks that contain an address."""
         return self._families[ip.version].containing(int(ip), ip.max_prefixlen)
@@ -387,6 +391,10 @@ class _Family(Generic[Value]):
     def has(self, network: IPNetwork) -> bool:
         leading = self._leading(int(network.network_address), network.prefixlen)
         return leading in self._lengths.get(network.prefixlen, {})
+
+    def exactly(self, network: IPNetwork) -> Sequence[Value]:
+        found = self._lengths.get(network.prefixlen, {})
+        return found.get(self._leading(int(network.network_address), network.prefixlen), (network, []))[1]
 
     def containing(self, number: int, longest: int) -> Iterator[tuple[IPNetwork, Value]]:
         for length, networks in self._lengths.items():

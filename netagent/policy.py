@@ -122,8 +122,7 @@ def check_rivals(
     link: int, network: IPNetwork, shown: IPInterface | IPNetwork, learned: Iterable[IPNetwork], view: View
 ) -> None:
     """Raise Refusal if another program routes a part of `network` elsewhere; `learned`: see claims.rival."""
-    found = (route for _, route in view.host_routes.overlapping(network))
-    if rival := claims.rival(network, link, found, learned):
+    if rival := claims.rival(network, link, view.host_routes(network), learned):
         raise _routed_elsewhere(shown, network, rival, view)
 
 
@@ -293,7 +292,7 @@ def existing_route(op: RouteReplace, view: View) -> OwnRoute | None:
     own = view.own_tables(op.link)
     if op.table not in (*own, TABLE_LOCAL):
         raise Refusal(f"table {op.table} is not the link's own, {own[0]} or {own[1]}")
-    if (op.table, op.destination) in view.foreign_places:
+    if view.has_foreign_route(op.table, op.destination):
         raise Refusal(f"cloud-network did not add the route to {op.destination} in table {op.table}")
     return view.own_routes.get((op.table, op.destination))
 
@@ -328,10 +327,8 @@ def check_local_range(op: RouteReplace, view: View) -> None:
         raise Refusal(limit)
     if is_single(network) and (holders := view.holders(network.network_address)):
         raise Refusal(f"{view.name(holders[0])} has {network.network_address} already")
-    if not is_single(network):
-        others = (other for _, other in view.near.elsewhere(op.link, network))
-        if (other := next(others, None)) is not None:
-            raise Refusal(f"{network} overlaps a subnet of {view.name(other)}")
+    if not is_single(network) and (other := next(view.subnets_elsewhere(op.link, network), None)) is not None:
+        raise Refusal(f"{network} overlaps a subnet of {view.name(other)}")
     taken = view.held_elsewhere(op.link, network) or view.protected_inside(network, None)
     if taken is not None:
         raise Refusal(f"{network} covers {taken}, which is a gateway's, a resolver's or another link's")
@@ -363,7 +360,7 @@ def check_diversion(link: int, network: IPNetwork, is_gateway: bool, view: View)
     """
     if view.near.has(link, network) or claims.within(network, view.settings.allow_addresses):
         return
-    found = (route for _, route in view.host_routes.overlapping(network))
+    found: Iterable[claims.HostRoute] = view.host_routes(network)
     if is_gateway:
         found = (route for route in found if route.discards or not route.by_cloud)
     if rival := claims.rival(network, link, found, view.near.containing(link, network)):
@@ -392,7 +389,7 @@ def check_destination(op: RouteReplace, view: View) -> None:
     if halves and not view.may_leave_tunnel(network):
         reason = f"{network} lies in {halves[0].destination}, which another program routes by {_way(halves[0], view)}"
         raise Refusal(reason, allow=allow_addresses(network))
-    for _, route in view.host_routes.overlapping(network):
+    for route in view.host_routes(network):
         same = (route.link, route.gateway) == (op.link, op.gateway)
         of_cloud = same or route.by_cloud or route.by_kernel or claims.is_wide_link_local(route.destination, network)
         if route.discards or not of_cloud:

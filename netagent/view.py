@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from . import claims, rtnetlink
 from .claims import HostRoute, NetworkIndex, NetworksByLink, contains, is_link_local, is_single, single
@@ -19,7 +20,7 @@ from .operations import (
     RuleAdd,
     RuleRemove,
 )
-from .removal import IP6_RT_PRIO_ADDRCONF, AddressCounts, losable
+from .removal import IP6_RT_PRIO_ADDRCONF, AddressCounts, LosableRoutes, losable
 from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_PERMANENT, Address, Link, NextHop, Route, Rule
 from .settings import Settings
 
@@ -81,12 +82,17 @@ def uses_ifa_proto(addresses: Iterable[Address]) -> bool:
     return any(address.protocol is not None for address in addresses)
 
 
+def _is_cloud(link: Link, settings: Settings) -> bool:
+    return not link.loopback and (link.kind is None or link.kind in settings.allow_kinds)
+
+
 class View:
     """Links, addresses, routes and rules, indexed for the queries of `policy`."""
 
     def __init__(self, snapshot: Snapshot, settings: Settings, known: Known) -> None:
-        self.settings, self.known = settings, known
+        self.settings, self.known, self._snapshot = settings, known, snapshot
         self.links = {link.index: link for link in snapshot.links}
+        self._cloud = {link.index for link in snapshot.links if _is_cloud(link, settings)}
         self._excluded = {
             each.index for each in snapshot.links if claims.is_excluded(settings.exclude, each.name, each.mac)
         }
@@ -99,9 +105,7 @@ class View:
         self.near = NetworksByLink()  # the same networks as `subnets`
         self.own_routes: dict[tuple[int, IPNetwork], OwnRoute] = {}
         self.lost_routes: list[RouteReplace] = []  # owned ones that the kernel removes with addresses of the request
-        self.foreign_places: set[tuple[int, IPNetwork]] = set()
-        self.foreign_routes = [route for route in snapshot.routes if not route.is_owned]
-        self.main_links: dict[IPNetwork, set[int]] = defaultdict(set)  # of foreign routes in main, by destination
+        self._foreign: NetworkIndex[Route] = NetworkIndex()  # routes of other programs, and those of the kernel
         self.local_ranges = NetworksByLink()  # routes of type local that the kernel did not derive
         self.rules: dict[RuleKey, tuple[bool, bool]] = {}  # owned ones: suppress, local
         self._main_rules: dict[int, set[int]] = defaultdict(set)  # by IP version, priorities of owned: see asks_main
@@ -109,7 +113,7 @@ class View:
         self._jumps: dict[int, list[tuple[int, int]]] = defaultdict(list)  # of goto rules: priority and target
         self.default_gateways: dict[int, set[IPAddress]] = defaultdict(set)
         self.gateways: dict[IPAddress, set[int]] = defaultdict(set)  # protected, with the links that use them
-        self.counts, self.losable_routes = AddressCounts(), losable(self.foreign_routes, snapshot.addresses)
+        self.counts = AddressCounts()
         self.connected_routes: set[tuple[int, IPNetwork]] = set()  # IPv6, with the kernel's protocol and metric
         self.unclaimed_prefixes: set[tuple[int, IPNetwork]] = set()  # IPv6, from routers: no address keeps their route
         self._static_networks: set[tuple[int, IPNetwork]] = set()  # on link in main by another program's own route
@@ -128,7 +132,6 @@ class View:
         self._add_rules(snapshot.rules)
         managed = (link for link in self.learned if self.is_cloud(link) and link not in self._excluded)
         self._learned_by_cloud = {network for link in managed for network in self.learned[link]}
-        self.host_routes = self._index_host_routes()
         self.halves = [each for each in self._half_routes() if each.discards or not each.by_cloud]
 
     # Reading the snapshot.
@@ -141,9 +144,6 @@ class View:
                 self.learned[address.link].add(network)
 
     def _add_routes(self, routes: Iterable[Route]) -> None:
-        explained = {
-            (address.link, self.network_of(address)) for address in self.addresses.values() if self.owns(address)
-        }
         for route in routes:
             self._add_gateways(route.hops)
             if route.is_owned:
@@ -152,18 +152,16 @@ class View:
                 self._count_route(route.table, route.destination, OwnRoute(hop.link, hop.gateway), 1)
                 if route.table == TABLE_LOCAL:
                     self.local_ranges.add(hop.link, route.destination)
-                continue
-            self._add_foreign(route, explained)
+            else:
+                self._foreign.add(route.destination, route)
+                self._add_foreign(route)
 
     def _add_gateways(self, hops: Iterable[NextHop]) -> None:
         for hop in hops:
             if hop.gateway is not None:
                 self.gateways[hop.gateway].add(hop.link)
 
-    def _add_foreign(self, route: Route, explained: set[tuple[int, IPNetwork | None]]) -> None:
-        self.foreign_places.add((route.table, route.destination))
-        if route.table == TABLE_MAIN:
-            self.main_links[route.destination].update(hop.link for hop in route.hops)
+    def _add_foreign(self, route: Route) -> None:
         if route.table == TABLE_LOCAL:
             if self._is_local_range(route):
                 self.local_ranges.add(route.hops[0].link, route.destination)
@@ -175,15 +173,21 @@ class View:
                 if hop.gateway is not None and route.table not in self.own_tables(hop.link):
                     self.default_gateways[hop.link].add(hop.gateway)
             elif self._is_on_link(route, hop):
-                self._add_subnet(hop.link, route.destination)
-                if not self._is_connected(route, hop):
-                    self._static_networks.add((hop.link, route.destination))
-                if self._is_learned(route, (hop.link, route.destination) in explained):
-                    self.learned[hop.link].add(route.destination)
-                addresses = self.addresses_in(hop.link, route.destination)
-                kept = any(not each.flags & IFA_F_NOPREFIXROUTE for each in addresses)
-                if route.protocol == rtnetlink.RTPROT_KERNEL and not kept:
-                    self.unclaimed_prefixes.add((hop.link, route.destination))
+                self._add_on_link(route, hop)
+
+    def _add_on_link(self, route: Route, hop: NextHop) -> None:
+        """Add an on-link route in main. There may be thousands that do not belong to the cloud's links (of a CNI)."""
+        learned = self._is_learned(route, hop)
+        if learned:
+            self.learned[hop.link].add(route.destination)
+        if learned or self.is_cloud(hop.link):
+            self._add_subnet(hop.link, route.destination)
+            if not self._is_connected(route, hop):
+                self._static_networks.add((hop.link, route.destination))
+        if route.protocol == rtnetlink.RTPROT_KERNEL:
+            addresses = self.addresses_in(hop.link, route.destination)
+            if all(each.flags & IFA_F_NOPREFIXROUTE for each in addresses):
+                self.unclaimed_prefixes.add((hop.link, route.destination))
 
     @staticmethod
     def _is_local_range(route: Route) -> bool:
@@ -197,12 +201,13 @@ class View:
         direct = hop.gateway is None and hop.link > 0 and not hop.encapsulates
         return direct and route.table == TABLE_MAIN and route.kind == rtnetlink.RTN_UNICAST
 
-    def _is_learned(self, route: Route, explained: bool) -> bool:
+    def _is_learned(self, route: Route, hop: NextHop) -> bool:
         """Return True for a subnet from DHCP or a router; IPv6 prefixes of routers have the protocol `kernel`."""
         if route.protocol in (rtnetlink.RTPROT_DHCP, rtnetlink.RTPROT_RA):
             return True
-        derived = route.protocol == rtnetlink.RTPROT_KERNEL and route.destination.version == 6
-        return derived and (route.expires or not explained) and not is_single(route.destination)
+        if route.protocol != rtnetlink.RTPROT_KERNEL or route.destination.version == 4 or is_single(route.destination):
+            return False
+        return route.expires or not any(map(self.owns, self.addresses_in(hop.link, route.destination)))
 
     def _add_rules(self, rules: Iterable[Rule]) -> None:
         for rule in rules:
@@ -213,24 +218,31 @@ class View:
             elif rule.table == TABLE_LOCAL and rule.is_for_all:
                 self._local_rules[rule.selector.version].add(rule.priority)
 
-    def _index_host_routes(self) -> NetworkIndex[HostRoute]:
-        """Return the foreign routes that may conflict with a claim, one entry per next hop.
+    @cached_property
+    def losable_routes(self) -> LosableRoutes:
+        """The foreign routes that the kernel may remove with an address."""
+        return losable((route for route in self._snapshot.routes if not route.is_owned), self._snapshot.addresses)
+
+    def has_foreign_route(self, table: int, destination: IPNetwork) -> bool:
+        """Return True if a table has a route to exactly this destination that netagent did not add."""
+        return any(route.table == table for route in self._foreign.exactly(destination))
+
+    def host_routes(self, network: IPNetwork) -> Iterator[HostRoute]:
+        """Yield the foreign routes that overlap a claim and may conflict with it, one entry per next hop.
 
         Of table local, these are the ranges that another program made local (AnyIP), mostly on lo. Routes that the
-        kernel derived from addresses of the cloud's links are left out: they do not conflict, and may be thousands.
+        kernel derived from addresses of the cloud's links are left out: they do not conflict.
         """
-        index: NetworkIndex[HostRoute] = NetworkIndex()
-        for route in self.foreign_routes:
+        for _, route in self._foreign.overlapping(network):
             if (route.table != TABLE_LOCAL or self._is_local_range(route)) and route.destination.prefixlen > 1:
                 for each in (self._host_route(route, hop) for hop in route.hops):
                     if each.discards or not (each.by_cloud and each.by_kernel):
-                        index.add(each.destination, each)
-        return index
+                        yield each
 
     def _half_routes(self) -> Iterator[HostRoute]:
         """Yield the foreign routes to halves of the address space (a VPN for everything), one entry per next hop."""
-        for route in self.foreign_routes:
-            if route.destination.prefixlen == 1 and route.table != TABLE_LOCAL:
+        for route in self._snapshot.routes:
+            if route.destination.prefixlen == 1 and route.table != TABLE_LOCAL and not route.is_owned:
                 yield from (self._host_route(route, hop) for hop in route.hops)
 
     def may_leave_tunnel(self, network: IPNetwork) -> bool:
@@ -276,10 +288,7 @@ class View:
 
     def is_cloud(self, link: int) -> bool:
         """Return True for an interface of the cloud: no loopback, and no rtnetlink kind that AllowKinds= lacks."""
-        found = self.links.get(link)
-        if found is None or found.loopback:
-            return False
-        return found.kind is None or found.kind in self.settings.allow_kinds
+        return link in self._cloud
 
     def is_service_link(self, link: int) -> bool:
         """Return True for a link whose addresses only this host uses: lo or a dummy (such as kube-ipvs0)."""
@@ -374,9 +383,17 @@ class View:
 
     def is_connected_elsewhere(self, link: int, network: IPNetwork) -> bool:
         """Return True if main has this network on another link of the cloud, or will have it once the link is up."""
-        connected = {other for _, other in self.subnets.containing(network) if self._connected[other, network]}
-        others = connected | self.main_links.get(network, set())
+        others = {other for _, other in self.subnets.containing(network) if self._connected[other, network]}
+        in_main = (route for route in self._foreign.exactly(network) if route.table == TABLE_MAIN)
+        others |= {hop.link for route in in_main for hop in route.hops}
         return any(other != link and self.is_cloud(other) for other in others)
+
+    def subnets_elsewhere(self, link: int, network: IPNetwork) -> Iterator[int]:
+        """Yield the other links that have an on-link network that overlaps `network`, also links of other programs."""
+        yield from (other for _, other in self.near.elsewhere(link, network))
+        for _, route in self._foreign.overlapping(network):
+            if route.destination.prefixlen:
+                yield from (hop.link for hop in route.hops if hop.link != link and self._is_on_link(route, hop))
 
     def _add_subnet(self, link: int, network: IPNetwork) -> None:
         if not self.near.has(link, network):
