@@ -28,6 +28,7 @@ from cloud_network.fetcher.metadata.base import Provider, WatchingProvider
 from cloud_network.fetcher.metadata.model import MetadataError
 from cloud_network.fetcher.metadata.reading import Reading, read_metadata
 from cloud_network.fetcher.network import kernel
+from cloud_network.fetcher.network.objects import Actual
 from cloud_network.fetcher.networkd import Networkd
 from cloud_network.fetcher.reconciler import Reconciler
 from cloud_network.fetcher.reporting import PassReport, PlanAnswer, Reporter
@@ -103,6 +104,7 @@ class Daemon:
         self._wake, self._reload = asyncio.Event(), asyncio.Event()
         self._stopping = False
         self._kernel_changed = True  # since the last comparison
+        self._events = 0  # number of the kernel's events
         self._networkd = Networkd()
         self._netagent_due = time.monotonic() + schedule.NETAGENT_START_S
 
@@ -163,6 +165,7 @@ class Daemon:
 
     def _on_kernel_event(self) -> None:
         self._kernel_changed = True
+        self._events += 1
         self._schedule.on_kernel_event()
         self._wake.set()
 
@@ -235,11 +238,15 @@ class Daemon:
             self._reporter.read_begins()
             if self._schedule.is_first_read:
                 self._notifier.status(f"reading the metadata at {self._provider.client.endpoint}")
+            events, seen_at = self._events, time.monotonic()
+            seen = await self._worker.run(look)
             reading = await self._read_and_report_drift()
+            if self._events > events or time.monotonic() > seen_at + schedule.LOOK_VALID_S:
+                seen = None
             changed = reading.error is None and self._take_kernel_changed()
             if reading.error is None:
                 self._schedule.compare_begins(on_event=False)
-            pass_ = self._worker.run(partial(self._reconciler.refresh, reading, kernel_changed=changed))
+            pass_ = self._worker.run(partial(self._reconciler.refresh, reading, kernel_changed=changed, seen=seen))
             report = await self._report_slow_pass(pass_)
             self._schedule.read_ended(read_result(reading, report))
             if changed and report.comparison is None:
@@ -378,6 +385,13 @@ class Daemon:
             answer = await _attempt(self._flush)  # without the lock: a read that goes on could outlast the stop
             if answer is not None:
                 logger.info("Purge: removed %d addresses, routes and rules (%s)", answer["removed"], answer["request"])
+
+
+def look() -> Actual | None:
+    """Read the kernel before the metadata, so that little is left to do after the answer. None after an error."""
+    with suppress(kernel.KernelError):
+        return kernel.read()
+    return None
 
 
 def configure(config: Config, provider: Provider) -> None:

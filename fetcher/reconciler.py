@@ -134,14 +134,14 @@ class Reconciler:
         """Change the network again after a flush."""
         self._flushed = False
 
-    def refresh(self, reading: Reading, *, kernel_changed: bool) -> PassReport:
-        """Act on a read of the metadata."""
+    def refresh(self, reading: Reading, *, kernel_changed: bool, seen: Actual | None = None) -> PassReport:
+        """Act on a read of the metadata. `seen`: the kernel's state, if it was read before and has not changed."""
         self._server_ok = reading.error is None
         if reading.instance is None:
             return PassReport(reading=reading)
         instance = reading.instance.with_known(self._known)
         try:
-            comparison = self._compare(instance, proof=True, kernel_changed=kernel_changed)
+            comparison = self._compare(instance, proof=True, kernel_changed=kernel_changed, seen=seen)
         except kernel.KernelError as error:
             return PassReport(reading=reading, kernel_error=str(error))
         removals = tuple(filter(is_removal, comparison.changes))
@@ -198,11 +198,11 @@ class Reconciler:
 
     # Comparing
 
-    def _read(self, metadata: Instance, agent: Netagent | None = None) -> Actual:
-        """Read the kernel, and ask netagent for the state that only it can read. Raises KernelError."""
+    def _read(self, metadata: Instance, agent: Netagent | None = None, seen: Actual | None = None) -> Actual:
+        """Read the kernel, unless it is `seen`, and ask netagent for what only it can read. Raises KernelError."""
         presence, macs = self._memory.presence, {each.mac for each in metadata.interfaces}
         finished = presence.finished()
-        actual = presence.observe(kernel.read(), macs, finished)
+        actual = presence.observe(seen or kernel.read(), macs, finished)
         with_marks = self._config.forwarded_replies is not ForwardedReplies.OFF
         if protocol.MARKS_ADDRESSES and not with_marks:
             return actual
@@ -227,9 +227,11 @@ class Reconciler:
         self._memory.rejections.rebase(snapshot.actual)
         return self._plan(snapshot)
 
-    def _compare(self, metadata: Instance, *, proof: bool = False, kernel_changed: bool = False) -> Comparison:
-        """Read the kernel and compare. Raises KernelError."""
-        actual = self._read(metadata)
+    def _compare(
+        self, metadata: Instance, *, proof: bool = False, kernel_changed: bool = False, seen: Actual | None = None
+    ) -> Comparison:
+        """Read the kernel, unless it is `seen`, and compare. Raises KernelError."""
+        actual = self._read(metadata, seen=seen)
         if proof:
             links = {link.mac: False for link in actual.links} | {link.mac: True for link in actual.links if link.up}
             elsewhere = self._memory.presence.departed | set(self._config.exclude)

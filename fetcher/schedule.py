@@ -31,6 +31,8 @@ LONGEST_WAIT_S = 3600.0
 """Longest wait for an event: a selector accepts no infinity."""
 SLOW_READ_S, SLOW_ANSWER_S, SLOW_CHANGE_S = 2.0, 1.0, 2.0
 """A read of the metadata, one answer and a change that take longer are reported before they have ended."""
+LOOK_VALID_S = 10.0
+"""Time after which the kernel is read again although it reports no change: sysctls and neighbours send no event."""
 STOP_S = 5.0
 """Time for a running pass to end after SIGTERM. netagent rolls back what is not confirmed."""
 NETAGENT_START_S = 2.0
