@@ -6,7 +6,8 @@ confirmed by a second one, removes anything. An answer passes through these step
 1. `daemon` waits until a read of the metadata is due (`schedule`), and hands the work to its worker threads.
 2. `metadata.reading` reads within a deadline; `metadata.http` sends each request to a pinned address (requests).
 3. The provider, in `metadata.providers`, converts the answers into a validated, frozen `metadata.model.Instance`.
-4. `reconciler.refresh` takes it. `network.kernel` reads the kernel's state (pyroute2) as `network.objects.Actual`.
+4. `reconciler.refresh` takes it, and the kernel's state (`network.objects.Actual`), which `network.kernel` read with
+   pyroute2 before the metadata, and reads again if the kernel has reported a change since.
 5. `network.matching` finds the link of each interface by MAC, and adds what only DHCP provides.
 6. `network.desired` computes what the kernel must hold, without what was refused before (`rejections`, `conflicts`).
    `network.addresses` chooses the form of each address, and `network.rules` the source rules.

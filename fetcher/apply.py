@@ -14,8 +14,9 @@ import struct
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from ipaddress import ip_address
-from typing import Any
+from typing import TypeVar
 
 from cloud_network.fetcher.network.plan import COMMON, Plan, is_removal, link_of
 from cloud_network.fetcher.network.rules import Interval, IntervalIndex
@@ -30,7 +31,6 @@ from cloud_network.netagent.operations import (
 )
 from cloud_network.netagent.protocol import (
     MAX_FRAME,
-    MAX_OPS,
     Apply,
     Check,
     CheckAnswer,
@@ -46,6 +46,8 @@ from cloud_network.netagent.protocol import (
     StatusAnswer,
     Verdict,
 )
+
+Answer = TypeVar("Answer")
 
 _ANSWER_TIMEOUT_S = 30
 _MAX_SHOWN = 3  # of the operations that could not be undone, in the reason of a rollback
@@ -76,7 +78,7 @@ class Outcome:
     reason: str | None = None
     refused: Refused | None = None
     errnos: tuple[int | None, ...] = ()  # of each operation, if the kernel refused one
-    not_removed: tuple[str, ...] = ()  # what a flush could not remove, each with the reason
+    remaining: tuple[str, ...] = ()  # what could not be undone or removed, each with the reason
 
 
 class Netagent:
@@ -91,7 +93,7 @@ class Netagent:
             self._socket.connect(path)
             if os.geteuid() == 0:
                 self._socket.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, protocol.ROOT)])
-            answer = self._ask(Hello(protocol.VERSION))
+            version, is_same = self._ask(Hello(protocol.VERSION), _version)
         except OSError as error:
             self.close()
             reason = f"{error.strerror or error}. See: systemctl status cloud-network-netagent.socket"
@@ -99,10 +101,10 @@ class Netagent:
         except NetagentError:
             self.close()
             raise
-        if answer["verdict"] != Verdict.OK:
+        if not is_same:
             self.close()
             raise NetagentError(
-                f"netagent uses version {answer.get('version')} of the protocol, this fetcher {protocol.VERSION}; "
+                f"netagent uses version {version} of the protocol, this fetcher {protocol.VERSION}; "
                 "install one release, then: systemctl restart cloud-network-netagent cloud-network-fetcher"
             )
 
@@ -118,36 +120,25 @@ class Netagent:
 
     def status(self) -> StatusAnswer:
         """Return netagent's status, with the kernel state that only netagent can read."""
-        answer = self._ask(Status())
-        try:
-            return StatusAnswer.from_wire(answer)
-        except (KeyError, TypeError, ValueError, Malformed) as error:
-            raise NetagentError(f"netagent's answer has no status: {error}") from None
+        return self._ask(Status(), StatusAnswer.from_wire)
 
     def check(self, ops: Plan) -> CheckAnswer:
         """Return the operations that `apply` would refuse, of at most MAX_OPS."""
-        answer = self._ask(Check(ops))
-        if answer["verdict"] != Verdict.OK:
-            refused = Refused.from_wire(answer)
-            return CheckAnswer(1, (refused,))
-        return CheckAnswer.from_wire(answer)
+        return self._ask(Check(ops), _checked)
 
     def apply(self, ops: Plan, confirm_within: float) -> Outcome:
         """Apply at most MAX_OPS operations. They are rolled back unless `confirm` follows within the time."""
         request = os.urandom(8).hex()
-        answer = self._ask(Apply(request, ops, max(1, round(confirm_within))))
-        refused = Refused.from_wire(answer) if answer["verdict"] == Verdict.REFUSED else None
-        errnos = tuple(answer.get("errnos", ()))
-        return Outcome(answer["verdict"], request, len(ops), _reason(answer), refused, errnos)
+        wanted = Apply(request, ops, max(1, round(confirm_within)))
+        return self._ask(wanted, partial(_outcome, request=request, ops=len(ops)))
 
     def confirm(self, applied: Outcome) -> Outcome:
         """Keep the applied change."""
-        answer = self._ask(Confirm(applied.request))
-        return Outcome(answer["verdict"], applied.request, applied.ops, _reason(answer))
+        return self._ask(Confirm(applied.request), partial(_outcome, request=applied.request, ops=applied.ops))
 
     def roll_back(self, applied: Outcome, reason: str) -> Outcome:
         """Undo the applied change."""
-        left = _not_undone(self._ask(Rollback(applied.request)))
+        left = self._ask(Rollback(applied.request), _not_undone)
         if left:
             reason = f"{reason}; not undone: {'; '.join(left[:_MAX_SHOWN])} (all: cnctl audit)"
         return Outcome(Verdict.ROLLED_BACK.value, applied.request, applied.ops, reason)
@@ -155,11 +146,10 @@ class Netagent:
     def flush(self) -> Outcome:
         """Remove everything that is owned. A flush is neither confirmed nor rolled back."""
         request = os.urandom(8).hex()
-        answer = self._ask(Flush(request))
-        done = answer.get("done") or 0
-        return Outcome(answer["verdict"], request, done, _reason(answer), not_removed=_not_undone(answer))
+        return self._ask(Flush(request), partial(_outcome, request=request))
 
-    def _ask(self, request: Request) -> Message:
+    def _ask(self, request: Request, read: Callable[[Message], Answer]) -> Answer:
+        """Send a request and return what `read` makes of the answer. Raises NetagentError."""
         try:
             self._socket.sendall(protocol.encode(request.to_wire()))
             (size,) = protocol.HEADER.unpack(self._receive(protocol.HEADER.size))
@@ -173,7 +163,10 @@ class Netagent:
             raise NetagentError(f"netagent does not answer: {error}") from None
         if not isinstance(answer, dict) or not isinstance(answer.get("verdict"), str):
             raise NetagentError("netagent's answer has no verdict")
-        return answer
+        try:
+            return read(answer)
+        except (KeyError, TypeError, ValueError, Malformed) as error:
+            raise NetagentError(f"netagent's answer cannot be read: {error!r}") from None
 
     def _receive(self, size: int) -> bytes:
         data = bytearray()
@@ -185,7 +178,31 @@ class Netagent:
         return bytes(data)
 
 
-def _reason(answer: dict[str, Any]) -> str | None:
+def _version(answer: Message) -> tuple[int | None, bool]:
+    """Return netagent's version of the protocol, and True if it is the fetcher's."""
+    return answer.get("version"), answer["verdict"] == Verdict.OK
+
+
+def _checked(answer: Message) -> CheckAnswer:
+    if answer["verdict"] != Verdict.OK:  # the request itself is refused
+        return CheckAnswer(1, (Refused.from_wire(answer),))
+    return CheckAnswer.from_wire(answer)
+
+
+def _outcome(answer: Message, request: str, ops: int | None = None) -> Outcome:
+    """Return an answer to `apply`, `confirm` or `flush`. `ops`: number of operations, if it is not in the answer."""
+    return Outcome(
+        verdict=answer["verdict"],
+        request=request,
+        ops=int(answer.get("done") or 0) if ops is None else ops,
+        reason=_reason(answer),
+        refused=Refused.from_wire(answer) if answer["verdict"] == Verdict.REFUSED else None,
+        errnos=tuple(answer.get("errnos", ())),
+        remaining=_not_undone(answer),
+    )
+
+
+def _reason(answer: Message) -> str | None:
     """Return the reason in an answer, with the configuration key that would allow the operation."""
     if answer.get("reason") is None:
         return None
@@ -227,26 +244,13 @@ def _with_key(reason: str, allow: str | None) -> str:
     return f"{reason}; to allow it, set {allow}" if allow else reason
 
 
-def transact(
-    agent: Netagent, ops: Plan, confirm_within: float, failure: Callable[[], str | None]
-) -> tuple[Outcome, int]:
-    """Apply `ops` and confirm them, or roll them back if `failure` returns a reason.
-
-    More than MAX_OPS are applied and confirmed in parts. Returns the last outcome, and the number of confirmed
-    operations.
-    """
-    done, outcome = 0, Outcome(Verdict.CONFIRMED.value)
-    for start in range(0, len(ops), MAX_OPS):
-        part = ops[start : start + MAX_OPS]
-        outcome = agent.apply(part, confirm_within)
-        if outcome.verdict != Verdict.APPLIED:
-            return outcome, done
-        reason = failure()
-        outcome = agent.confirm(outcome) if reason is None else agent.roll_back(outcome, reason)
-        if outcome.verdict != Verdict.CONFIRMED:
-            return outcome, done
-        done += len(part)
-    return outcome, done
+def transact(agent: Netagent, ops: Plan, confirm_within: float, failure: Callable[[], str | None]) -> Outcome:
+    """Apply at most MAX_OPS operations and confirm them, or roll them back if `failure` returns a reason."""
+    outcome = agent.apply(ops, confirm_within)
+    if outcome.verdict != Verdict.APPLIED:
+        return outcome
+    reason = failure()
+    return agent.confirm(outcome) if reason is None else agent.roll_back(outcome, reason)
 
 
 # Links

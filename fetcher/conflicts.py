@@ -54,7 +54,7 @@ class ConflictTracker:
         now = self._clock()
         for op in plan:
             before = self._latest.get(_object_key(op))
-            if before is not None and is_removal(before) != is_removal(op):
+            if before is not None and before != op:
                 self._records.pop(before, None)
             self._latest[_object_key(op)] = op
             record = self._records.setdefault(op, _Record())

@@ -108,7 +108,7 @@ def flush_answer(outcome: Outcome) -> FlushAnswer:
     """Return the answer to `flush`. Raises NetagentError if netagent refused it."""
     if outcome.verdict != Verdict.APPLIED:
         raise NetagentError(f"netagent: {outcome.verdict}: {outcome.reason}; nothing was removed")
-    return {"removed": outcome.ops, "request": outcome.request, "not_removed": list(outcome.not_removed)}
+    return {"removed": outcome.ops, "request": outcome.request, "not_removed": list(outcome.remaining)}
 
 
 def flush_directly() -> None:

@@ -344,12 +344,12 @@ class Reconciler:
         again = len(comparison.feasible) > MAX_OPS
         for part in components(ops, base, partial(self._role, comparison)):
             check = Confirmation(self._provider, comparison, part, self._config)
-            outcome, done = transact(agent, part, self._config.confirm_timeout, check.failure)
+            outcome = transact(agent, part, self._config.confirm_timeout, check.failure)
             results.attempts.append(Attempt.of(outcome))
-            self._count_confirmed(part[:done], results)
             if outcome.verdict == Verdict.CONFIRMED:
+                self._count_confirmed(part, results)
                 continue
-            found = rejections_of_failure(outcome, part[done:], check)
+            found = rejections_of_failure(outcome, part, check)
             if found:
                 self._memory.rejections.add(found)
             elif outcome.verdict == Verdict.ROLLED_BACK and check.is_cause:
@@ -363,8 +363,6 @@ class Reconciler:
         return again
 
     def _count_confirmed(self, ops: Plan, results: _PassResults) -> None:
-        if not ops:
-            return
         logger.info("netagent: %s confirmed", count_changes(len(ops)))
         self._memory.conflicts.count_confirmed(ops)
         for link in {link_of(op, self._config.route_table_base) for op in ops}:

@@ -430,10 +430,11 @@ def _metadata_condition(instance: Instance, missing: Mapping[str, float]) -> Con
         texts = first_of([problem.text for problem in instance.problems])
         return Condition("metadata", f"{texts}; that part is left out, and nothing is removed until it is understood")
     if missing:
-        names = ", ".join(missing)
-        at = rfc3339(max(missing.values()))
-        text = f"interface {names}: no longer listed, but its link is up; removed at {at} unless listed again"
-        return Condition("metadata", text, transient=True)
+        leaving = [
+            f"interface {mac}: no longer listed, but its link is up; removed at {rfc3339(seconds)} unless listed again"
+            for mac, seconds in missing.items()
+        ]
+        return Condition("metadata", first_of(leaving), transient=True)
     return None
 
 

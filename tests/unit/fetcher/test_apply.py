@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -140,6 +142,33 @@ def test_missing_netagent_is_named_with_its_socket() -> None:
         Netagent("/nowhere/netagent.sock")
 
 
+@contextmanager
+def answering(path: str, *answers: bytes) -> Iterator[None]:
+    """Answer the requests of one client, in turn."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(path)
+        listener.listen(1)
+
+        def serve() -> None:
+            client, _ = listener.accept()
+            with client, client.makefile("rb") as stream:
+                for answer in answers:
+                    (size,) = protocol.HEADER.unpack(stream.read(protocol.HEADER.size))
+                    stream.read(size)
+                    client.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        thread.join()
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)  # only root sends credentials, and only to a real netagent
+    return str(tmp_path / "socket")
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -150,22 +179,26 @@ def test_missing_netagent_is_named_with_its_socket() -> None:
         (b"\0\0\0\1\xc1", "does not answer"),
     ],
 )
-def test_odd_answer_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes, reason: str) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 65534)  # only root sends credentials, and only to a real netagent
-    path = str(tmp_path / "socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(path)
-        listener.listen(1)
+def test_odd_answer_is_an_error(path: str, answer: bytes, reason: str) -> None:
+    with answering(path, answer), pytest.raises(NetagentError, match=reason):
+        Netagent(path)
 
-        def serve() -> None:
-            client, _ = listener.accept()
-            with client, client.makefile("rb") as stream:
-                (size,) = protocol.HEADER.unpack(stream.read(protocol.HEADER.size))
-                stream.read(size)
-                client.sendall(answer)
 
-        thread = threading.Thread(target=serve)
-        thread.start()
-        with pytest.raises(NetagentError, match=reason):
-            Netagent(path)
-        thread.join()
+@pytest.mark.parametrize(
+    ("ask", "answer"),
+    [
+        (Netagent.status, {"verdict": "ok"}),
+        (lambda agent: agent.check(()), {"verdict": "ok", "refused": 1}),
+        (lambda agent: agent.check(()), {"verdict": "ok", "refused": 1, "refusals": [{"reason": "", "code": "?"}]}),
+        (lambda agent: agent.check(()), {"verdict": "refused"}),
+        (lambda agent: agent.apply((), 30), {"verdict": "refused"}),
+        (lambda agent: agent.apply((), 30), {"verdict": "failed", "errnos": 1}),
+        (Netagent.flush, {"verdict": "applied", "done": "all"}),
+        (Netagent.flush, {"verdict": "applied", "not_undone": [{"op": "address_remove", "address": b"12345"}]}),
+    ],
+)
+def test_incomplete_answer_is_an_error(path: str, ask: Callable[[Netagent], object], answer: dict[str, object]) -> None:
+    hello = protocol.encode({"verdict": "ok", "version": protocol.VERSION})
+    served = answering(path, hello, protocol.encode(answer))
+    with served, Netagent(path) as agent, pytest.raises(NetagentError, match="cannot be read"):
+        ask(agent)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from ipaddress import ip_address, ip_network
 
 import pytest
 from cloud_network.fetcher.config import Rules
 from cloud_network.fetcher.conflicts import TOLERATED_REPAIRS, ConflictTracker
 from cloud_network.fetcher.network.plan import Plan, added_object, is_removal
-from cloud_network.netagent.operations import AddressAdd, AddressRemove, RuleAdd
+from cloud_network.netagent.operations import AddressAdd, AddressRemove, LinkMtu, RouteReplace, RuleAdd
 
 from .test_schedule import Clock
 from .values import after_changes, host, instance, interface, kernel_address, link, plan_of, wanted
@@ -120,3 +121,13 @@ def test_present_object_stays_while_it_waits(tracker: ConflictTracker) -> None:
             tracker.count_confirmed((op,))
     left = plan_of(wanted(CLOUD, settled, tracker.rejections), settled)
     assert not any(map(is_removal, left))
+
+
+def test_own_change_of_an_object_is_no_conflict(tracker: ConflictTracker) -> None:
+    """The metadata alternate between two gateways, or two MTUs."""
+    for _ in range(3 * TOLERATED_REPAIRS):
+        for gateway in ("10.0.2.1", "10.0.2.254"):
+            tracker.count_confirmed((RouteReplace(10002, 2, ip_network("0.0.0.0/0"), ip_address(gateway)),))
+        tracker.count_confirmed((LinkMtu(2, 1500),))
+        tracker.count_confirmed((LinkMtu(2, 9001),))
+    assert tracker.due == math.inf
