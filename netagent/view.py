@@ -105,7 +105,7 @@ class View:
         self.near = NetworksByLink()  # the same networks as `subnets`
         self.own_routes: dict[tuple[int, IPNetwork], OwnRoute] = {}
         self.lost_routes: list[RouteReplace] = []  # owned ones that the kernel removes with addresses of the request
-        self._foreign: NetworkIndex[Route] = NetworkIndex()  # routes of other programs, and those of the kernel
+        self._foreign: NetworkIndex[Route] = NetworkIndex()  # of other programs and the kernel: see also _route_to_be
         self.local_ranges = NetworksByLink()  # routes of type local that the kernel did not derive
         self.rules: dict[RuleKey, tuple[bool, bool]] = {}  # owned ones: suppress, local
         self._main_rules: dict[int, set[int]] = defaultdict(set)  # by IP version, priorities of owned: see asks_main
@@ -142,6 +142,16 @@ class View:
             network = self.network_of(address)
             if network is not None and not self.owns(address):
                 self.learned[address.link].add(network)
+            if not self.owns(address) and (route := self._route_to_be(address)) is not None:
+                self._foreign.add(route.destination, route)
+
+    def _route_to_be(self, address: Address) -> Route | None:
+        """Return the connected route that an address gets in main when its link is set up; None if the link is up."""
+        link, network = self.links.get(address.link), address.network
+        if link is None or link.up or address.flags & IFA_F_NOPREFIXROUTE or network == single(address.ip):
+            return None
+        hops, kernel = (NextHop(address.link, None),), rtnetlink.RTPROT_KERNEL
+        return Route(TABLE_MAIN, network, hops, rtnetlink.RTN_UNICAST, kernel, 0, address.ip, expires=False)
 
     def _add_routes(self, routes: Iterable[Route]) -> None:
         for route in routes:

@@ -300,6 +300,26 @@ def test_an_address_of_a_subnet_on_lo_is_not_claimed(lab: Lab) -> None:
     assert verdict(lab, address(on, "10.5.6.77/32")) == "applied"
 
 
+DOWN = [
+    ("10.8.0.1/24", "10.8.0.5/24"),
+    ("10.8.0.1/24", "10.8.0.200/25"),
+    ("10.8.0.1/24", "10.8.3.5/16"),
+    ("10.8.0.1/24", "10.8.0.7/32"),
+    ("10.8.0.2 peer 10.8.0.1/32", "10.8.0.1/32"),
+    ("fd00:8::1/64", "fd00:8::7/64"),
+]
+
+
+@pytest.mark.parametrize(("foreign", "owned"), DOWN)
+def test_a_subnet_of_a_bridge_that_is_down_is_left_to_it(lab: Lab, foreign: str, owned: str) -> None:
+    """Once it is up, its connected route would come second, and not be used."""
+    on = ifindex(lab, "eth0")
+    lab.batch(["link add br8 type bridge", f"address add {foreign} dev br8"])
+    assert "another program routes by br8" in refused(lab, address(on, owned))
+    lab.batch(["link delete br8"])
+    assert verdict(lab, address(on, owned)) == "applied"
+
+
 # Invented subnets
 
 

@@ -105,6 +105,16 @@ def test_rule(interface: Interface, table: int, priority: int, flags: tuple[bool
     assert rtnetlink.decode_rule(body) == expected
 
 
+@pytest.mark.parametrize(("kind", "narrowed"), [(11, False), (25, True), (26, True), (30, True), (99, True)])
+def test_a_rule_with_an_unknown_attribute_is_not_for_all(kind: int, narrowed: bool) -> None:
+    """FRA_FLOW is no selector; FRA_DSCP, FRA_FLOWLABEL and FRA_DSCP_MASK are, and one of a later kernel may be."""
+    header = rtnetlink.FIB_RULE_HDR.pack(2, 0, 0, 0, 255, 0, 0, 1, 0)
+    attribute = rtnetlink.RTATTR.pack(8, kind) + bytes(4)
+    rule = rtnetlink.decode_rule(header + attribute)
+    assert rule is not None
+    assert rule.is_for_all is not narrowed
+
+
 def test_a_new_route_replaces_none() -> None:
     to, via = ip_network("10.9.0.0/16"), ip_address("10.0.2.1")
     replace, add = rtnetlink.encode(RouteReplace(10001, 2, to, via)), rtnetlink.encode(RouteAdd(10001, 2, to, via))
