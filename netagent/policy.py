@@ -83,8 +83,10 @@ def check_link_up(op: LinkUp, view: View) -> Undo:
     if view.links[op.link].up:
         raise Refusal("the link is already up")
     for network in view.connected_networks(op.link):
-        if not claims.within(network, view.settings.allow_addresses):
+        if not claims.within(network, (*view.settings.allow_addresses, *claims.LINK_LOCAL)):
             check_rivals(op.link, network, network, (), view)  # while it is down, the link uses none of them
+            check_nesting(op.link, network, view)
+            check_protected(op.link, network, view)
     return op.inverse()
 
 
@@ -166,12 +168,17 @@ def check_connected(link: int, network: IPNetwork, view: View) -> None:
 
     Of two routes with the same metric the kernel uses the older one; which of them is older can change.
     """
+    check_protected(link, network, view)
+    if view.is_connected_elsewhere(link, network):
+        raise Refusal(f"the connected route {network} would take over {network} of another link")
+
+
+def check_protected(link: int, network: IPNetwork, view: View) -> None:
+    """Raise Refusal if a connected route would take over a resolver, or a gateway of links without this subnet."""
     given = (*view.learned[link], *view.settings.allow_addresses)
     if not claims.within(network, given) and (taken := view.protected_elsewhere(network, link)):
         reason = f"the connected route {network} would take over {taken}, a gateway or resolver"
         raise Refusal(reason, allow=allow_addresses(network))
-    if view.is_connected_elsewhere(link, network):
-        raise Refusal(f"the connected route {network} would take over {network} of another link")
 
 
 def check_prefix_route(link: int, network: IPNetwork, view: View) -> None:

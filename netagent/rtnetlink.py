@@ -64,7 +64,8 @@ RTA_MULTIPATH, RTA_CACHEINFO, RTA_TABLE, RTA_VIA, RTA_ENCAP_TYPE, RTA_NH_ID = 9,
 NHA_ID, NHA_GROUP, NHA_OIF, NHA_GATEWAY, NHA_ENCAP_TYPE = 1, 2, 5, 6, 7
 FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_GOTO, FRA_PRIORITY, FRA_FWMARK, FRA_FLOW = 1, 2, 3, 4, 6, 10, 11
 FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, FRA_FWMASK, FRA_PROTOCOL = 14, 15, 16, 21
-NDA_DST, NTF_PROXY, NTF_EXT_LEARNED, NTF_ROUTER, NUD_NOARP, NUD_PERMANENT = 1, 0x08, 0x10, 0x80, 0x40, 0x80
+NDA_DST, NDA_FLAGS_EXT = 1, 15
+NTF_PROXY, NTF_EXT_LEARNED, NTF_ROUTER, NUD_NOARP, NUD_PERMANENT = 0x08, 0x10, 0x80, 0x40, 0x80
 RTN_UNICAST, RTN_LOCAL, RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT = 1, 2, 6, 7, 8
 RTPROT_KERNEL, RTPROT_DHCP, RTPROT_RA = 2, 16, 9
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST = 0, 253, 254
@@ -481,10 +482,11 @@ def decode_router(body: bytes) -> tuple[int, IPAddress] | None:
 def decode_static_neighbour(body: bytes) -> tuple[int, int] | None:
     """Return the link and IP version of a neighbour entry that another program made, or None.
 
-    The kernel itself makes NUD_NOARP entries for multicast and broadcast.
+    The kernel itself makes NUD_NOARP entries for multicast and broadcast. Only other programs set extended flags, such
+    as NTF_EXT_MANAGED (ip-neighbour(8), managed).
     """
-    (family, index, state, flags, kind), _ = _unpack(NDMSG, body)
+    (family, index, state, flags, kind), found = _unpack(NDMSG, body)
     by_hand = state & NUD_PERMANENT or (state & NUD_NOARP and kind == RTN_UNICAST)
-    if not by_hand and not flags & (NTF_PROXY | NTF_EXT_LEARNED):
+    if not by_hand and not flags & (NTF_PROXY | NTF_EXT_LEARNED) and not _u32(found, NDA_FLAGS_EXT):
         return None
     return int(index), 4 if family == AF_INET else 6

@@ -383,9 +383,11 @@ class View:
         network = self.network_of(address)
         return () if network is None else self.addresses_in(address.link, network)
 
-    def connected_networks(self, link: int) -> list[IPNetwork]:
-        """Return the networks to which the link has, or would have if it were up, a connected route."""
-        return [network for (each, network), number in self._connected.items() if each == link and number]
+    def connected_networks(self, link: int) -> set[IPNetwork]:
+        """Return the networks to which the link has, or would have if it were up, a connected route, also of peers."""
+        entries = (each for (other, _), found in self._entries.items() if other == link for each in found)
+        connected = [each for each in entries if not each.flags & IFA_F_NOPREFIXROUTE]
+        return {each.network for each in connected if each.network != single(each.ip)}
 
     def addresses_in(self, link: int, network: IPNetwork) -> Iterable[Address]:
         """Return the link's addresses with exactly this network."""

@@ -294,6 +294,7 @@ NEIGHBOURS = {
     "static": ("10.9.4.1 lladdr 02:00:00:00:00:99 nud permanent", "PERMANENT"),
     "without ARP": ("10.9.4.1 lladdr 02:00:00:00:00:99 nud noarp", "02:00:00:00:00:99 NOARP"),
     "learned from another program": ("10.9.4.1 lladdr 02:00:00:00:00:99 nud reachable extern_learn", "extern_learn"),
+    "resolved for another program": ("10.9.4.1 managed", "managed"),
     "proxy": ("proxy 10.9.4.7", "10.9.4.7"),
     "static, IPv6": ("fe80::1 lladdr 02:00:00:00:00:99 nud permanent", "PERMANENT"),
     "proxy, IPv6": ("proxy fd00::77", "fd00::77"),

@@ -180,10 +180,15 @@ def test_address_routed_by_another_program_is_not_claimed(lab: Lab, kind: str) -
 
 
 @pytest.mark.parametrize(
-    ("own", "vpn", "host"),
-    [("10.50.0.1/25", "10.50.0.0/24", "10.50.0.77"), ("fd00:50::1/64", "fd00:50::/48", "fd00:50::77")],
+    ("owner", "own", "vpn", "host"),
+    [
+        ("operator", "10.50.0.1/25", "10.50.0.0/24", "10.50.0.77"),
+        ("operator", "fd00:50::1/64", "fd00:50::/48", "fd00:50::77"),
+        ("operator", "10.70.0.1 peer 10.50.0.77", "10.50.0.0/24", "10.50.0.77"),
+        ("cloud-network", "10.50.0.1/25", "10.50.0.0/24", "10.50.0.77"),
+        ("cloud-network", "fd00:50::1/64", "fd00:50::/48", "fd00:50::77"),
+    ],
 )
-@pytest.mark.parametrize("owner", ["operator", "cloud-network"])
 def test_a_link_that_comes_up_takes_nothing_from_a_vpn(lab: Lab, owner: str, own: str, vpn: str, host: str) -> None:
     """The kernel adds the connected routes of a link's addresses when the link comes up."""
     lab.batch(["link add spare type veth peer name spare1", "link set spare1 up", *RIVALS["VPN"][:3]])
@@ -198,6 +203,18 @@ def test_a_link_that_comes_up_takes_nothing_from_a_vpn(lab: Lab, owner: str, own
     assert f"overlaps {vpn}, which another program routes by wg0" in reason
     assert " dev wg0 " in lab.run(["ip", "-o", "route", "get", host]).stdout
     lab.batch([f"route delete {vpn} dev wg0"])
+    with Wire(lab) as wire:
+        assert wire.apply({"op": "link_up", "link": on})["verdict"] == "applied"
+
+
+@pytest.mark.parametrize("own", ["10.0.1.20/25", "10.70.0.1 peer 10.0.1.1", "10.70.0.1 peer 10.44.0.1"])
+def test_a_link_that_comes_up_takes_nothing_from_another_link(lab: Lab, own: str) -> None:
+    """A part of another link's subnet, its gateway, or the gateway of another route there."""
+    lab.batch(["link add spare type veth peer name spare1", "link set spare1 up", f"address add {own} dev spare"])
+    lab.batch(["route add 10.44.0.0/24 dev eth0", "route add 10.3.0.0/24 via 10.44.0.1"])
+    on = ifindex(lab, "spare")
+    assert "would take over" in refused(lab, {"op": "link_up", "link": on})
+    lab.batch(["route delete 10.3.0.0/24", "route delete 10.44.0.0/24", f"address delete {own} dev spare"])
     with Wire(lab) as wire:
         assert wire.apply({"op": "link_up", "link": on})["verdict"] == "applied"
 
