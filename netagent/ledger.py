@@ -2,14 +2,14 @@
 
 Owned routes, rules and (from Linux 5.18) addresses have protocol number 209 in the kernel; the ledger lists only the
 owned addresses. The file is in the runtime directory, so a reboot removes it together with the addresses. It is one
-msgpack array. Files of wire version 2 have no gateways; those of wire version 3 have no `table`.
+msgpack array. Older files end after `owned`, `gateways` or `table`.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ class Entry:
     owned: Owned = frozenset()
     gateways: tuple[IPAddress, ...] = ()  # of owned routes since boot, the earliest first
     table: bool = False  # True if the nftables table `cloud_network` was made since boot and may exist
+    links: Mapping[int, str] = field(default_factory=dict)  # identity of the links of `undo`, by ifindex
 
 
 class Ledger:
@@ -77,13 +78,14 @@ def _encode(entry: Entry) -> bytes:
     owned = [(link, ip.packed) for link, ip in sorted(entry.owned, key=lambda each: (each[0], each[1].packed))]
     undo = [op.to_wire() for op in entry.undo]
     gateways = [ip.packed for ip in entry.gateways]
-    packed: bytes = msgpack.packb((entry.request, undo, owned, gateways, entry.table))
+    packed: bytes = msgpack.packb((entry.request, undo, owned, gateways, entry.table, [*entry.links.items()]))
     return packed
 
 
 def _decode(content: bytes) -> Entry:
     request, undo, owned, *rest = msgpack.unpackb(content)
     gateways: Sequence[Any] = rest[0] if rest else ()
+    links: Sequence[Any] = rest[2] if len(rest) > 2 else ()
     if request is not None and not isinstance(request, str):
         raise Malformed("the request id is not a string")
     return Entry(
@@ -92,4 +94,5 @@ def _decode(content: bytes) -> Entry:
         owned=frozenset((int(link), ip_address(packed)) for link, packed in owned),
         gateways=tuple(map(ip_address, gateways)),
         table=len(rest) > 1 and rest[1] is True,
+        links={int(link): str(identity) for link, identity in links},
     )

@@ -554,3 +554,8 @@ def check_one(op: Operation, view: View) -> Undo:
     if not isinstance(op, RuleAdd | RuleRemove | ForwardedReplies):
         check_link(op.link, view, removes=isinstance(op, AddressRemove | RouteRemove))
     return CHECKS[type(op)](op, view)
+
+
+def check_flush(op: Operation, view: View) -> None:
+    """Accept the removal of an owned object by a flush, also from a link that is no longer the cloud's."""
+    CHECKS[type(op)](op, view)

@@ -95,6 +95,11 @@ class Link:
     loopback: bool
     mac: str = ""
 
+    @property
+    def identity(self) -> str:
+        """Kind and MAC: they differ if another link has got the ifindex."""
+        return f"{self.kind or 'no kind'} {self.mac}"
+
 
 @dataclass(frozen=True, slots=True)
 class Address:

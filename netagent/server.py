@@ -140,7 +140,7 @@ class Server:
             undo = request_policy.check(request.ops, view)
         except request_policy.Rejected as rejected:
             return self._refuse(request, rejected.refused)
-        outcome = self._transaction.apply(request.id, request.ops, undo, view.lost_routes)
+        outcome = self._transaction.apply(request.id, request.ops, undo, view.lost_routes, view.links.values())
         answer: Answer = Done(Verdict.APPLIED, len(request.ops))
         if outcome.failed is not None:
             answer = Failed(outcome.failed, outcome.errnos, outcome.reason, outcome.remaining)

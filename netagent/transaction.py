@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from errno import EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT, ESRCH
 from ipaddress import ip_interface
@@ -34,16 +34,18 @@ from .operations import (
     RouteRemove,
     RouteReplace,
     RuleAdd,
+    RuleRemove,
     Undo,
 )
-from .policy import IPV6_MIN_MTU, Refusal, check_one
+from .policy import IPV6_MIN_MTU, Refusal, check_flush
 from .protocol import Remaining
 from .removal import AddressCounts, foreign_dependents, losable, lost_with_link
-from .rtnetlink import IFA_F_SECONDARY, RTPROT_KERNEL, Address, Route
+from .rtnetlink import IFA_F_SECONDARY, RTPROT_KERNEL, Address, Link, Route
 from .view import Owned, View, uses_ifa_proto
 
 ALREADY_UNDONE = (0, ENOENT, ESRCH, EADDRNOTAVAIL, EEXIST, ENODEV)
 UNDO_ATTEMPTS = 3
+_ANOTHER_LINK = "another link has its number now"
 _GUARDED = (AddressAdd, AddressRemove, LinkDown, LinkMtu, RouteReplace)
 """Operations that are undone only after a check for objects that other programs have added since."""
 
@@ -76,24 +78,33 @@ class Transaction:
         return self._ledger.entry.request
 
     def apply(
-        self, request: str, ops: Sequence[Operation], undo: Sequence[Undo], lost: Sequence[RouteReplace] = ()
+        self,
+        request: str,
+        ops: Sequence[Operation],
+        undo: Sequence[Undo],
+        lost: Sequence[RouteReplace] = (),
+        links: Iterable[Link] = (),
     ) -> Outcome:
         """Apply `ops`; `undo` has the inverse of each, in the same order. If one fails, undo all.
 
         `lost` are owned routes that the kernel removes with addresses; a rollback adds them again, after the addresses.
-        Raises OSError if the ledger cannot be written; then the kernel is not changed.
+        `links` are the host's: a rollback changes no other link that gets the ifindex of one. Raises OSError if the
+        ledger cannot be written; then the kernel is not changed.
         """
         entry = self._ledger.entry
         table = entry.table or any(isinstance(op, ForwardedReplies) for op in ops)
-        self._ledger.write(replace(entry, request=request, undo=(*reversed(undo), *lost), table=table))
+        back = (*reversed(undo), *lost)
+        used = {op.link for op in back if not isinstance(op, RuleAdd | RuleRemove | ForwardedReplies)}
+        identities = {link.index: link.identity for link in links if link.index in used}
+        self._ledger.write(replace(entry, request=request, undo=back, table=table, links=identities))
         self._is_applied = False
-        is_new = (isinstance(back, RouteRemove) for back in undo)
+        is_new = (isinstance(each, RouteRemove) for each in undo)
         sent = tuple(self._kernel.change([_adding(op) if new else op for op, new in zip(ops, is_new, strict=True)]))
         failed = next((at for at, errno in enumerate(sent) if errno != 0), None)
         if failed is None:
             self._is_applied = True
             return Outcome(sent)
-        done = [back for errno, back in zip(sent, undo[: len(sent)], strict=True) if errno in (0, None)]
+        done = [each for errno, each in zip(sent, undo[: len(sent)], strict=True) if errno in (0, None)]
         errnos = (*sent, *(None for _ in ops[len(sent) :]))
         return Outcome(errnos, failed, self._undo((*reversed(done), *lost)))
 
@@ -150,7 +161,7 @@ class Transaction:
         entry = self._ledger.entry
         kept = {(each.op.link, each.op.interface.ip) for each in left if isinstance(each.op, AddressRemove)}
         lost = {(each.op.link, each.op.interface.ip) for each in left if isinstance(each.op, AddressAdd)}
-        self._ledger.shorten(replace(entry, request=None, undo=(), owned=(entry.owned - lost) | kept))
+        self._ledger.shorten(replace(entry, request=None, undo=(), links={}, owned=(entry.owned - lost) | kept))
 
     def _split(self, ops: tuple[Undo, ...]) -> tuple[list[Undo], list[Remaining]]:
         """Return the operations to carry out, and those that objects of other programs now prevent."""
@@ -160,7 +171,7 @@ class Transaction:
         if state is None:  # without the kernel's answer their dependents are unknown
             guarded = [op for op in ops if isinstance(op, _GUARDED)]
             return [op for op in ops if op not in guarded], [_failure(op, None) for op in guarded]
-        others = _Others(state, self._is_applied)
+        others = _Others(state, self._is_applied, self._ledger.entry.links)
         pending, remaining = list[Undo](), list[Remaining]()
         for op in _without_detours(ops):
             if isinstance(op, AddressRemove) and not others.left_address(op):
@@ -181,7 +192,8 @@ class Transaction:
                 own = [route for route in routes if route.is_owned]
                 links = {(route.table, route.destination): route.hops[0].link for route in own}
                 neighbours, nexthops = self._kernel.static_neighbours(), self._kernel.nexthop_links()
-                return _State(self._kernel.addresses(), foreign, links, neighbours, nexthops)
+                identities = {link.index: link.identity for link in self._kernel.links()}
+                return _State(self._kernel.addresses(), foreign, links, neighbours, nexthops, identities)
         return None
 
     def remove(self, ops: Sequence[Operation]) -> tuple[list[int | None], list[Remaining]]:
@@ -225,13 +237,15 @@ class _State:
     own_routes: Mapping[tuple[int, IPNetwork], int]  # links by table and destination
     static_neighbours: frozenset[tuple[int, int]]  # links and IP versions
     nexthop_links: frozenset[int]  # links of nexthop objects
+    identities: Mapping[int, str]  # of links, by ifindex
 
 
 class _Others:
     """The state at a rollback, to find objects of other programs. Query it in the order of the operations."""
 
-    def __init__(self, state: _State, is_applied: bool) -> None:
+    def __init__(self, state: _State, is_applied: bool, links: Mapping[int, str]) -> None:
         self._is_applied = is_applied
+        self._replaced = {link for link, now in state.identities.items() if links.get(link, now) != now}
         addresses, foreign = state.addresses, state.foreign
         self._static_neighbours, self._nexthop_links = state.static_neighbours, state.nexthop_links
         by_peer = sorted(addresses, key=lambda each: each.peer is None)  # owned ones have no peer, and must be kept
@@ -263,6 +277,11 @@ class _Others:
                 if dependent := self._dependent(address):
                     return dependent
                 self._forget(address)
+            case AddressAdd() if op.link in self._replaced:
+                self._taken.add(single(op.interface.ip))
+                return _ANOTHER_LINK
+            case LinkDown() | LinkMtu() | RouteReplace() if op.link in self._replaced:
+                return _ANOTHER_LINK
             case LinkDown():
                 if state := lost_with_link(op.link, self._left.values(), self._foreign):
                     return f"{state} depends on it"
@@ -284,7 +303,7 @@ class _Others:
             case RouteReplace() if (op.table, op.destination) in self._places:
                 return "another program has a route to it there now"
             case RuleAdd() if op.selector in self._taken:
-                return "another link has its address now"
+                return "its address is not restored"
             case LinkMtu() if op.mtu < IPV6_MIN_MTU:
                 routes = [route for route in self._foreign if route.destination.version == 6]
                 if state := lost_with_link(op.link, self._left.values(), routes):
@@ -294,11 +313,13 @@ class _Others:
         return None
 
     def _there(self, op: AddressAdd) -> Address | None:
-        """Return the link's address that prevents this addition: with IPv6, with any prefix length."""
+        """Return the link's address that prevents this addition: with IPv4, an owned one may have another length."""
         ip, wanted = op.interface.ip, op.interface.network.prefixlen
         lengths = [length for link, length in self._holders[ip] if link == op.link]
-        length = next((each for each in lengths if each == wanted or ip.version == 6), None)
-        return None if length is None else self._left[op.link, ip_interface((ip, length))]
+        found = [self._left[op.link, ip_interface((ip, length))] for length in lengths]
+        equal = [each for each in found if each.prefix == wanted or ip.version == 6]
+        foreign = [each for each in found if self._tagged and each.protocol != PROTOCOL]
+        return next(iter((*equal, *foreign)), None)
 
     def _is_restored(self, address: Address) -> bool:
         """Return True if an address that must be restored is there already and owned: the request did not remove it.
@@ -360,7 +381,7 @@ def removals(view: View) -> tuple[list[Operation], list[Remaining]]:
     ops, remaining = list[Operation](), list[Remaining]()
     for op in _owned(view):
         try:
-            check_one(op, view)
+            check_flush(op, view)
         except Refusal as refusal:
             remaining.append(Remaining(op, refusal.reason))
         else:

@@ -14,7 +14,17 @@ from cloud_network.netagent import ledger, policy
 
 from tests.lab import Lab
 from tests.system.netagent.conftest import start
-from tests.system.netagent.wire import CONFIG, Wire, address, audit_lines, ifindex, kernel_state, route, rule
+from tests.system.netagent.wire import (
+    CONFIG,
+    Wire,
+    address,
+    audit_lines,
+    ifindex,
+    kernel_state,
+    main_rule,
+    route,
+    rule,
+)
 
 Ops = list[dict[str, Any]]
 
@@ -441,6 +451,63 @@ def test_rollback_skips_an_address_that_another_link_has_now(lab: Lab) -> None:
     assert [each["op"] for each in answer["not_undone"]] == ["address_add", "rule_add"]
     assert "eth0" not in lab.run(["ip", "address", "show", "to", "10.0.2.10"]).stdout
     assert "10.0.2.10" not in lab.run(["ip", "rule"]).stdout
+
+
+def test_rollback_restores_no_address_that_an_operator_has_added_with_another_length(lab: Lab) -> None:
+    on = ifindex(lab, "eth0")
+    with Wire(lab) as wire:
+        assert wire.apply(address(on, "10.0.2.10/24"))["verdict"] == "applied"
+        removal = address(on, "10.0.2.10/24", "address_remove")
+        assert wire.apply(removal, confirm_within=60, request="open")["verdict"] == "applied"
+        lab.batch(["address add 10.0.2.10/32 dev eth0"])
+        answer = wire.ask(request="rollback", id="open")
+    assert [each["reason"] for each in answer["not_undone"]] == ["another program has added the address"]
+    assert "10.0.2.10/24" not in lab.run(["ip", "address", "show", "dev", "eth0"]).stdout
+
+
+@pytest.mark.parametrize("how", ["requested", "after a restart"])
+def test_rollback_changes_no_link_that_got_the_number_of_another(lab: Lab, how: str) -> None:
+    lab.batch(["link add spare type veth peer name spare1", "link set spare up", "link set spare1 up"])
+    on = ifindex(lab, "spare")
+    first, subnet, local = address(on, "10.9.3.10/24"), route(on, "10.9.3.0/24"), route(on, "10.9.4.0/28", table=255)
+    made = [first, subnet, local, main_rule(), rule("10.9.3.10", 9999 + on)]
+    gone = [
+        {**made[4], "op": "rule_remove"},
+        {**local, "op": "route_remove"},
+        {**subnet, "op": "route_remove"},
+        address(on, "10.9.3.10/24", "address_remove"),
+        {"op": "link_mtu", "link": on, "mtu": 1400},
+    ]
+    with Wire(lab) as wire:
+        assert wire.apply(*made)["verdict"] == "applied"
+        assert wire.apply(*gone, confirm_within=60, request="open")["verdict"] == "applied"
+        lab.batch(["link delete spare", f"link add br8 index {on} type bridge", "link set br8 up mtu 1300"])
+        if how == "requested":
+            wire.ask(request="rollback", id="open")
+        else:
+            lab.kill("netagent")
+    if how != "requested":
+        start(lab)
+    [rolled_back] = [line for line in audit_lines(lab) if line["request"] == "rollback"]
+    left = {each["op"] for each in rolled_back["not_undone"] if each["reason"] == "another link has its number now"}
+    assert left == {"address_add", "route_replace", "link_mtu"}
+    lab.batch(["link set br8 down", "link set br8 up"])
+    state = lab.run(["sh", "-c", "ip address show dev br8; ip route show table all dev br8; ip rule"]).stdout
+    assert "mtu 1300" in state
+    assert "10.9." not in state
+
+
+def test_a_flush_removes_objects_from_a_link_that_is_no_longer_the_clouds(lab: Lab) -> None:
+    on = ifindex(lab, "eth0")
+    with Wire(lab) as wire:
+        assert wire.apply(address(on, "10.0.2.10/24"), route(on, "10.0.2.0/24"))["verdict"] == "applied"
+    lab.stop("netagent")
+    lab.write_config(CONFIG.replace("veth", "vlan"))
+    start(lab)
+    with Wire(lab) as wire:
+        assert "is of kind veth" in wire.apply(address(on, "10.0.2.10/24", "address_remove"))["reason"]
+        answer = wire.ask(request="flush", id="flush")
+    assert (answer["done"], answer.get("not_undone")) == (2, None)
 
 
 @pytest.mark.parametrize("change", ["replace", "rollback", "remove", "flush"])

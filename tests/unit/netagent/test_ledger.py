@@ -11,7 +11,7 @@ import pytest
 from cloud_network.netagent.kernel import Kernel
 from cloud_network.netagent.ledger import Entry, Ledger
 from cloud_network.netagent.operations import AddressAdd, AddressRemove, Operation, Undo
-from cloud_network.netagent.rtnetlink import Address, NextHop, Route
+from cloud_network.netagent.rtnetlink import Address, Link, NextHop, Route
 from cloud_network.netagent.transaction import Transaction
 
 IP = IPv4Address("10.0.2.50")
@@ -30,6 +30,9 @@ class DoingKernel(Kernel):
 
     def routes(self, protocol: int = 0) -> list[Route]:
         return [each for each in self._routes if protocol in (0, each.protocol)]
+
+    def links(self) -> list[Link]:
+        return []
 
     def static_neighbours(self) -> frozenset[tuple[int, int]]:
         return frozenset()
