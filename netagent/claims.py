@@ -30,7 +30,9 @@ METADATA = _networks(
     " fd00:ec2::/32 fd20:ce::254 fd00:42::42 fd00:c1::a9fe:a9fe"  # AWS, GCP, Scaleway, Oracle
 )
 """Metadata servers outside link-local networks."""
-RESERVED = _networks("0.0.0.0/8 127.0.0.0/8 224.0.0.0/3 ::/96 ::ffff:0:0/96 ff00::/8") + LINK_LOCAL + METADATA
+UNROUTABLE = _networks("0.0.0.0/8 127.0.0.0/8 224.0.0.0/3 ::/96 ::ffff:0:0/96 ff00::/8")
+"""No gateway forwards packets to these: unspecified, loopback, multicast, broadcast, reserved, IPv4 in IPv6."""
+RESERVED = UNROUTABLE + LINK_LOCAL + METADATA
 """No link may claim any of these, not even with AllowAddresses=."""
 WIDEST_SUBNET = {4: 16, 6: 44}
 """Shortest prefix of a subnet that the link has not learned. AWS has the widest IPv6 subnets, /44."""

@@ -70,12 +70,11 @@ class Kernel:
         objects = self.nexthops()
         return [replace(each, hops=objects.get(each.nexthop, each.hops)) for each in found]
 
-    def nexthop_links(self) -> frozenset[int]:
-        """Return the links of all nexthop objects, which the kernel removes when a link is set down."""
-        return frozenset(hop.link for hop in self.nexthop_hops())
-
     def nexthop_hops(self) -> list[NextHop]:
-        """Return the next hop of every nexthop object, also of those that no route uses."""
+        """Return the next hop of every nexthop object, also of those that no route uses.
+
+        The kernel removes a nexthop object when its link is set down.
+        """
         return [each.hop for each in self._nexthop_objects()]
 
     def _nexthop_objects(self) -> list[NextHopObject]:

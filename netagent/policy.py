@@ -224,6 +224,21 @@ def check_edges(op: AddressAdd, view: View) -> None:
             raise Refusal(f"{edge}, an end of {network}, lies in the local range {foreign} of another program")
 
 
+def check_first(op: AddressAdd, view: View) -> None:
+    """Raise Refusal for the first IPv4 address of a link with state of other programs that it would take when removed.
+
+    Without this, neither a rollback nor a flush could remove it: see removal.foreign_dependents.
+    """
+    network = op.interface.network
+    if network.version == 6 or view.has_addresses(op.link, 4) or claims.within(network, view.settings.allow_addresses):
+        return
+    route = view.losable_routes.by_link.get(op.link)
+    if route is not None or (op.link, 4) in view.static_neighbours:
+        what = "neighbour entries" if route is None else f"a route to {route.destination}"
+        reason = f"{view.name(op.link)} has no IPv4 address, but {what} of another program"
+        raise Refusal(f"{reason}, which the kernel would remove with the address", allow=allow_addresses(network))
+
+
 def check_address_add(op: AddressAdd, view: View) -> Undo:
     """Accept an address of the cloud that no link, gateway, resolver or other program has."""
     ip, network = op.interface.ip, op.interface.network
@@ -245,6 +260,7 @@ def check_address_add(op: AddressAdd, view: View) -> Undo:
     if (TABLE_LOCAL, single(ip)) in view.own_routes:
         raise Refusal(f"cloud-network has a route to {ip} in table local; remove it first")
     check_edges(op, view)
+    check_first(op, view)
     check_room(view)
     address = Address(op.link, ip, network.prefixlen, 0 if op.connected_route else IFA_F_NOPREFIXROUTE, PROTOCOL)
     if ip.version == 4 and any(True for _ in view.same_subnet(address)):
@@ -390,6 +406,8 @@ def check_gateway(link: int, gateway: IPAddress, view: View) -> None:
 def check_destination(op: RouteReplace, view: View) -> None:
     """Raise Refusal for a route through a gateway to a destination that another program routes elsewhere."""
     network = op.destination
+    if claims.within(network, claims.UNROUTABLE):
+        raise Refusal(f"{network} is loopback, multicast, broadcast or reserved")
     if not network.prefixlen or claims.within(network, view.settings.allow_addresses):
         return
     halves = [route for route in view.halves if claims.overlap(network, route.destination)]
@@ -485,7 +503,8 @@ def may_select(rule: RuleAdd, link: int, view: View) -> bool:
     """Return True if the rule selects only addresses that belong to the link."""
     network = rule.selector
     if rule.to:
-        return is_single(network) and not rule.local and link in view.holders(network.network_address)
+        held = any(each.is_local for each in view.entries(link, network.network_address))
+        return is_single(network) and not rule.local and held
     if is_single(network):
         return is_source(network, link, view)
     if view.held_elsewhere(link, network) is not None:

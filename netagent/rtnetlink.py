@@ -56,7 +56,8 @@ RTM_GETNEXTHOP = 106
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR = 0x01, 0x04, 0x10
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_DUMP = 0x100, 0x200, 0x400, 0x300
 IFF_UP, IFF_LOOPBACK = 0x1, 0x8
-IFA_F_SECONDARY, IFA_F_NODAD, IFA_F_PERMANENT, IFA_F_NOPREFIXROUTE = 0x01, 0x02, 0x80, 0x200
+IFA_F_SECONDARY, IFA_F_NODAD, IFA_F_OPTIMISTIC, IFA_F_DADFAILED = 0x01, 0x02, 0x04, 0x08
+IFA_F_TENTATIVE, IFA_F_PERMANENT, IFA_F_NOPREFIXROUTE = 0x40, 0x80, 0x200
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_INFO_KIND = 1, 3, 4, 18, 1
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_PROTO = 1, 2, 8, 11
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 4, 5, 6, 7
@@ -113,6 +114,12 @@ class Address:
     peer: IPv4Address | None = None  # of a point-to-point address
 
     @property
+    def is_local(self) -> bool:
+        """False for an IPv6 address that another host has, or may have (duplicate address detection)."""
+        waiting = self.flags & IFA_F_TENTATIVE and not self.flags & IFA_F_OPTIMISTIC
+        return not waiting and not self.flags & IFA_F_DADFAILED
+
+    @property
     def interface(self) -> IPInterface:
         """The address with its prefix length."""
         if isinstance(self.ip, IPv4Address):
@@ -152,6 +159,11 @@ class Route:
     def is_owned(self) -> bool:
         """True if only cloud-network made it. To an owned IPv6 route, another program may add its own next hops."""
         return self.protocol == PROTOCOL and len(self.hops) == 1
+
+    @property
+    def is_shared(self) -> bool:
+        """True for an IPv6 route that cloud-network made, and to which other programs have added next hops."""
+        return self.protocol == PROTOCOL and len(self.hops) > 1 and self.destination.version == 6
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from .audit import OPS_PER_LINE, Audit, cost
 from .connection import FRAME_SECONDS, SIGNALS, Connection, HungUp, Listener, Peer, signals_blocked
 from .kernel import Kernel
 from .ledger import Ledger
-from .operations import ForwardedReplies, Malformed, Operation
+from .operations import ForwardedReplies, IPAddress, Malformed, Operation
 from .protocol import (
     MAX_REFUSALS,
     Answer,
@@ -97,12 +97,13 @@ class Server:
         self._kernel, self._ledger, self._audit, self._config = kernel, ledger, audit, config
         self._settings = settings.load(config)
         self._kernel.mark_mask = self._settings.mark_mask
-        self._transaction = Transaction(kernel, ledger)
+        self._transaction = Transaction(kernel, ledger, self._view)
         self._budgets = budgets or Budgets.default()
         self._peer: Peer | None = None
         self._is_activated = False  # True if systemd starts netagent for the next client
         self._deadline = 0.0  # time of the rollback of the open transaction, unless it is confirmed
         self._unlogged, self._checks = 0, 0  # counted in the next audit line
+        self._warnings: tuple[str, ...] = ()  # about resolver files
         self._handlers: Mapping[type[Request], Callable[[Any], Answer]] = {
             Hello: self._hello,
             Check: self._check,
@@ -176,10 +177,10 @@ class Server:
         for number, part in enumerate(parts, 1):
             began = monotonic()
             errnos, failed = self._transaction.remove(part)
-            done += len(part) - len(failed)
+            done += errnos.count(0)
             remaining += failed
             numbered = {"part": number, "parts": len(parts)} if len(parts) > 1 else {}
-            self._log_change(request, Done(Verdict.APPLIED, len(part) - len(failed)), part, errnos, began, numbered)
+            self._log_change(request, Done(Verdict.APPLIED, errnos.count(0)), part, errnos, began, numbered)
         return Done(Verdict.APPLIED, done, tuple(remaining))
 
     def _view(self) -> View:
@@ -194,8 +195,17 @@ class Server:
             marks=kernel.marks() if self._settings.forwarded_replies else None,
             nexthops=tuple(kernel.nexthop_hops()),
         )
-        known = Known(settings.resolvers(), entry.owned, frozenset(entry.gateways))
+        known = Known(self._resolvers(), entry.owned, frozenset(entry.gateways))
         return View(snapshot, self._settings, known)
+
+    def _resolvers(self) -> frozenset[IPAddress]:
+        """Return the host's name servers. Report files that cannot be read, once."""
+        found, warnings = settings.resolvers()
+        for warning in warnings:
+            if warning not in self._warnings:
+                sandbox.say(warning)
+        self._warnings = warnings
+        return found
 
     def _roll_back(self, reason: str) -> tuple[Remaining, ...]:
         """Undo the open transaction, if there is one. Returns the operations that could not be undone."""
@@ -279,8 +289,7 @@ class Server:
             if damage is not None:
                 sandbox.say(damage)
                 self._log({"request": "start", "verdict": "damaged", "reason": damage}, must=False)
-        for warning in settings.unreadable_resolver_files():
-            sandbox.say(warning)
+        self._resolvers()
         self._roll_back("netagent ended before the change was confirmed")
         self._settle_netfilter()
 
@@ -318,6 +327,9 @@ class Server:
                     return
         except Stop:
             self._roll_back("netagent was stopped")
+        if self._unlogged or self._checks:  # the next line would be of another process
+            self._peer = None
+            self._log({"request": "stop", "verdict": "stopped"}, must=False)
 
     def _refuse_peer(self, peer: Peer, reason: str) -> None:
         self._peer = peer

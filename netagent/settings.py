@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
@@ -264,23 +264,18 @@ def _value(path: Path, section: str, name: str, value: object, key: Key) -> Any:
         raise SettingsError(f"{where} = {value!r:.80}: {error}") from None
 
 
-def resolvers(files: tuple[Path, ...] = RESOLVER_FILES) -> frozenset[IPAddress]:
-    """Return the addresses of the host's name servers. Ignores files that cannot be read."""
-    return frozenset(address for file in files for address in _name_servers(file))
-
-
-def unreadable_resolver_files(files: tuple[Path, ...] = RESOLVER_FILES) -> list[str]:
-    """Return a warning for each file that exists and cannot be read."""
-    found = []
+def resolvers(files: tuple[Path, ...] = RESOLVER_FILES) -> tuple[frozenset[IPAddress], tuple[str, ...]]:
+    """Return the addresses of the host's name servers, and a warning for each file that exists and cannot be read."""
+    found, warnings = set[IPAddress](), []
     for path in files:
         try:
-            _lines(path)
+            found |= _name_servers(_lines(path))
         except FileNotFoundError:
             continue
         except OSError as error:
             advice = "the name servers in it are not protected; make it readable for all users"
-            found.append(f"{path}: cannot be read ({error.strerror}); {advice}")
-    return found
+            warnings.append(f"{path}: cannot be read ({error.strerror}); {advice}")
+    return frozenset(found), tuple(warnings)
 
 
 def _lines(path: Path) -> list[str]:
@@ -288,21 +283,20 @@ def _lines(path: Path) -> list[str]:
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), errors="replace") as file:  # no FIFO blocks
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(0, "not a regular file")
-        return file.read(MAX_BYTES).splitlines()
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise OSError(0, f"larger than {MAX_BYTES} bytes")
+    return content.splitlines()
 
 
-def _name_servers(path: Path) -> list[IPAddress]:
-    try:
-        lines = _lines(path)
-    except OSError:
-        return []
-    found = []
+def _name_servers(lines: Iterable[str]) -> set[IPAddress]:
+    found = set()
     for line in lines:
         words = line.partition("\0")[0].split()
         if len(words) > 1 and words[0] == "nameserver":
             address = _name_server(words[1].partition("%")[0])
             if address is not None:
-                found.append(address)
+                found.add(address)
     return found
 
 

@@ -2,7 +2,8 @@
 
 The undo operations are computed from the kernel's state and written to the ledger before the kernel is changed. Undoing
 an operation that was never carried out does no harm: routes and rules are removed by protocol number, addresses only if
-they are still owned. Objects that other programs depend on meanwhile stay, and are reported.
+they are still owned. Objects that other programs depend on meanwhile stay, and are reported. So is what must not be
+added again: the host or the configuration may have changed since.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from errno import EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT, ESRCH
 from ipaddress import ip_interface
 
-from .claims import is_single, single
+from .claims import is_single
 from .kernel import Kernel
 from .ledger import MAX_GATEWAYS, Entry, Ledger
 from .operations import (
@@ -37,15 +38,14 @@ from .operations import (
     RuleRemove,
     Undo,
 )
-from .policy import IPV6_MIN_MTU, Refusal, check_flush
+from .policy import IPV6_MIN_MTU, Refusal, check_flush, check_link, check_one
 from .protocol import Remaining
 from .removal import AddressCounts, foreign_dependents, losable, lost_with_link
-from .rtnetlink import IFA_F_SECONDARY, RTPROT_KERNEL, Address, Link, Route
-from .view import Owned, View, uses_ifa_proto
+from .rtnetlink import IFA_F_SECONDARY, RTPROT_KERNEL, Address, Link
+from .view import Owned, View, rule_key, uses_ifa_proto
 
 ALREADY_UNDONE = (0, ENOENT, ESRCH, EADDRNOTAVAIL, EEXIST, ENODEV)
 UNDO_ATTEMPTS = 3
-_ANOTHER_LINK = "another link has its number now"
 _GUARDED = (AddressAdd, AddressRemove, LinkDown, LinkMtu, RouteReplace)
 """Operations that are undone only after a check for objects that other programs have added since."""
 
@@ -68,8 +68,9 @@ class Outcome:
 class Transaction:
     """The only transaction that can be open: applied and not confirmed."""
 
-    def __init__(self, kernel: Kernel, ledger: Ledger) -> None:
-        self._kernel, self._ledger = kernel, ledger
+    def __init__(self, kernel: Kernel, ledger: Ledger, look: Callable[[], View]) -> None:
+        """`look` returns the kernel's state, and raises OSError if it cannot be read."""
+        self._kernel, self._ledger, self._look = kernel, ledger, look
         self._is_applied = False  # True if this process has carried out all operations of the open transaction
 
     @property
@@ -145,16 +146,41 @@ class Transaction:
         return errno
 
     def _undo(self, ops: tuple[Undo, ...]) -> tuple[Remaining, ...]:
-        """Carry out `ops`, except those that would remove foreign objects, too. Retry those that fail."""
-        pending, remaining = self._split(ops)
-        failed: list[tuple[Undo, int | None]] = [(op, None) for op in pending]
+        """Carry out `ops`, except those that must not be. Rules are added last, when their addresses are back."""
+        rules = [op for op in ops if isinstance(op, RuleAdd)]
+        pending, remaining = self._split([op for op in ops if not isinstance(op, RuleAdd)])
+        remaining += self._carry_out(pending)
+        if rules:
+            pending, refused = self._acceptable(rules)
+            remaining += [*refused, *self._carry_out(pending)]
+        self._close(remaining)
+        return tuple(remaining)
+
+    def _carry_out(self, ops: Sequence[Undo]) -> list[Remaining]:
+        """Carry out `ops`, and retry those that fail. Returns those that still do."""
+        failed: list[tuple[Undo, int | None]] = [(op, None) for op in ops]
         for _ in range(UNDO_ATTEMPTS):
             errnos = self._kernel.change([op for op, _ in failed], stop=False)
             tried = [(op, errno) for (op, _), errno in zip(failed, errnos, strict=True)]
             failed = [(op, errno) for op, errno in tried if errno not in ALREADY_UNDONE]
-        left = (*remaining, *(_failure(op, errno) for op, errno in failed))
-        self._close(left)
-        return left
+        return [_failure(op, errno) for op, errno in failed]
+
+    def _acceptable(self, rules: Sequence[RuleAdd]) -> tuple[list[Undo], list[Remaining]]:
+        """Return the rules that a request could add now, and the others with the reasons."""
+        view = self._read()
+        if view is None:
+            return [], [_failure(op, None) for op in rules]
+        pending, remaining = list[Undo](), list[Remaining]()
+        for op in rules:
+            if rule_key(op) in view.rules:
+                continue
+            try:
+                check_one(op, view)
+            except Refusal as refusal:
+                remaining.append(Remaining(op, refusal.reason))
+            else:
+                pending.append(op)
+        return pending, remaining
 
     def _close(self, left: Sequence[Remaining]) -> None:
         """Close the transaction. Addresses that could not be removed stay owned."""
@@ -163,15 +189,15 @@ class Transaction:
         lost = {(each.op.link, each.op.interface.ip) for each in left if isinstance(each.op, AddressAdd)}
         self._ledger.shorten(replace(entry, request=None, undo=(), links={}, owned=(entry.owned - lost) | kept))
 
-    def _split(self, ops: tuple[Undo, ...]) -> tuple[list[Undo], list[Remaining]]:
+    def _split(self, ops: Sequence[Undo]) -> tuple[list[Undo], list[Remaining]]:
         """Return the operations to carry out, and those that objects of other programs now prevent."""
         if not any(isinstance(op, _GUARDED) for op in ops):
             return list(ops), []
-        state = self._read()
-        if state is None:  # without the kernel's answer their dependents are unknown
+        view = self._read()
+        if view is None:  # without the kernel's answer their dependents are unknown
             guarded = [op for op in ops if isinstance(op, _GUARDED)]
             return [op for op in ops if op not in guarded], [_failure(op, None) for op in guarded]
-        others = _Others(state, self._is_applied, self._ledger.entry.links)
+        others = _Others(view, self._is_applied, self._ledger.entry.links)
         pending, remaining = list[Undo](), list[Remaining]()
         for op in _without_detours(ops):
             if isinstance(op, AddressRemove) and not others.left_address(op):
@@ -183,17 +209,11 @@ class Transaction:
                 remaining.append(Remaining(op, obstacle))
         return pending, remaining
 
-    def _read(self) -> _State | None:
-        """Return the state that a rollback must not damage; None if the kernel cannot be read."""
+    def _read(self) -> View | None:
+        """Return the kernel's state; None if it cannot be read."""
         for _ in range(UNDO_ATTEMPTS):
             with contextlib.suppress(OSError):
-                routes = self._kernel.routes()
-                foreign = [route for route in routes if not route.is_owned]
-                own = [route for route in routes if route.is_owned]
-                links = {(route.table, route.destination): route.hops[0].link for route in own}
-                neighbours, nexthops = self._kernel.static_neighbours(), self._kernel.nexthop_links()
-                identities = {link.index: link.identity for link in self._kernel.links()}
-                return _State(self._kernel.addresses(), foreign, links, neighbours, nexthops, identities)
+                return self._look()
         return None
 
     def remove(self, ops: Sequence[Operation]) -> tuple[list[int | None], list[Remaining]]:
@@ -228,32 +248,23 @@ def _without_detours(ops: Sequence[Undo]) -> list[Undo]:
     return [op for at, op in enumerate(ops) if at not in cancelled]
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
-    """The part of the kernel's state that a rollback must not damage."""
-
-    addresses: Sequence[Address]
-    foreign: Sequence[Route]
-    own_routes: Mapping[tuple[int, IPNetwork], int]  # links by table and destination
-    static_neighbours: frozenset[tuple[int, int]]  # links and IP versions
-    nexthop_links: frozenset[int]  # links of nexthop objects
-    identities: Mapping[int, str]  # of links, by ifindex
-
-
 class _Others:
     """The state at a rollback, to find objects of other programs. Query it in the order of the operations."""
 
-    def __init__(self, state: _State, is_applied: bool, links: Mapping[int, str]) -> None:
-        self._is_applied = is_applied
-        self._replaced = {link for link, now in state.identities.items() if links.get(link, now) != now}
-        addresses, foreign = state.addresses, state.foreign
-        self._static_neighbours, self._nexthop_links = state.static_neighbours, state.nexthop_links
+    def __init__(self, view: View, is_applied: bool, links: Mapping[int, str]) -> None:
+        self._view, self._is_applied = view, is_applied
+        there = {index: link.identity for index, link in view.links.items()}
+        self._replaced = {link for link, identity in links.items() if there.get(link, identity) != identity}
+        addresses, routes = view.snapshot.addresses, view.snapshot.routes
+        foreign = [route for route in routes if not route.is_owned]
+        self._static_neighbours = view.static_neighbours
+        self._nexthop_links = {hop.link for hop in view.snapshot.nexthops}
         by_peer = sorted(addresses, key=lambda each: each.peer is None)  # owned ones have no peer, and must be kept
         self._left = {(each.link, each.interface): each for each in by_peer}
         self._holders = defaultdict[IPAddress, set[tuple[int, int]]](set)  # links and prefix lengths, by address
         for each in addresses:
             self._holders[each.ip].add((each.link, each.prefix))
-        self._own_routes = dict(state.own_routes)
+        self._own_routes = {place: route.link for place, route in view.own_routes.items()}
         self._tagged, self._counts = uses_ifa_proto(addresses), AddressCounts(addresses)
         self._foreign, self._losable = foreign, losable(foreign, addresses)
         made = (route for route in foreign if route.protocol != RTPROT_KERNEL)  # others go with addresses
@@ -262,7 +273,6 @@ class _Others:
         for each in addresses:
             if each.ip.version == 4 and each.flags & IFA_F_SECONDARY:
                 self._secondaries[each.link, each.network].add(each.ip)
-        self._taken = set[IPNetwork]()  # addresses that are not restored, and so neither are their rules
 
     def left_address(self, op: AddressRemove) -> bool:
         """Return True if the address still exists and is owned."""
@@ -271,17 +281,14 @@ class _Others:
 
     def obstacle(self, op: Undo) -> str | None:
         """Return the reason why an operation must not be carried out; else count it as done and return None."""
+        if isinstance(op, AddressAdd | RouteReplace | LinkDown | LinkMtu) and (reason := self._not_changed(op.link)):
+            return reason
         match op:
             case AddressRemove():
                 address = self._left[op.link, op.interface]
                 if dependent := self._dependent(address):
                     return dependent
                 self._forget(address)
-            case AddressAdd() if op.link in self._replaced:
-                self._taken.add(single(op.interface.ip))
-                return _ANOTHER_LINK
-            case LinkDown() | LinkMtu() | RouteReplace() if op.link in self._replaced:
-                return _ANOTHER_LINK
             case LinkDown():
                 if state := lost_with_link(op.link, self._left.values(), self._foreign):
                     return f"{state} depends on it"
@@ -293,7 +300,6 @@ class _Others:
                 if (there := self._there(op)) is not None and not self._is_restored(there):
                     return "another program has added the address"
                 if any(link != op.link for link, _ in self._holders[op.interface.ip]):
-                    self._taken.add(single(op.interface.ip))
                     return "another link has the address now"
                 ip, prefix = op.interface.ip, op.interface.network.prefixlen
                 self._left[op.link, op.interface] = Address(op.link, ip, prefix, 0, PROTOCOL)
@@ -302,14 +308,23 @@ class _Others:
                 return "a link has this address now"
             case RouteReplace() if (op.table, op.destination) in self._places:
                 return "another program has a route to it there now"
-            case RuleAdd() if op.selector in self._taken:
-                return "its address is not restored"
             case LinkMtu() if op.mtu < IPV6_MIN_MTU:
                 routes = [route for route in self._foreign if route.destination.version == 6]
                 if state := lost_with_link(op.link, self._left.values(), routes):
                     return f"{state} depends on it"
                 if (op.link, 6) in self._static_neighbours:
                     return "static neighbour entries of the link depend on it"
+        return None
+
+    def _not_changed(self, link: int) -> str | None:
+        """Return the reason why a rollback must not change the link, except for removals."""
+        if link in self._replaced:
+            return "another link has its number now"
+        try:
+            if link in self._view.links:  # otherwise nothing is left to undo
+                check_link(link, self._view)
+        except Refusal as refusal:
+            return refusal.reason
         return None
 
     def _there(self, op: AddressAdd) -> Address | None:
@@ -377,7 +392,11 @@ def _failure(op: Undo, errno: int | None) -> Remaining:
 
 
 def removals(view: View) -> tuple[list[Operation], list[Remaining]]:
-    """Return the removals of all owned objects, the last added address first, and the refused removals."""
+    """Return the removals of all owned objects, the last added address first, and the refused removals.
+
+    Of an IPv6 route with next hops of other programs, too, the removal of every next hop is tried: the kernel compares
+    the protocol of each.
+    """
     ops, remaining = list[Operation](), list[Remaining]()
     for op in _owned(view):
         try:
@@ -386,6 +405,8 @@ def removals(view: View) -> tuple[list[Operation], list[Remaining]]:
             remaining.append(Remaining(op, refusal.reason))
         else:
             ops.append(op)
+    shared = [route for route in view.snapshot.routes if route.is_shared]
+    ops += [RouteRemove(each.table, hop.link, each.destination, hop.gateway) for each in shared for hop in each.hops]
     return ops, remaining
 
 

@@ -90,7 +90,7 @@ class View:
     """Links, addresses, routes and rules, indexed for the queries of `policy`."""
 
     def __init__(self, snapshot: Snapshot, settings: Settings, known: Known) -> None:
-        self.settings, self.known, self._snapshot = settings, known, snapshot
+        self.settings, self.known, self.snapshot = settings, known, snapshot
         self.links = {link.index: link for link in snapshot.links}
         self._cloud = {link.index for link in snapshot.links if _is_cloud(link, settings)}
         self._excluded = {
@@ -202,8 +202,12 @@ class View:
     @staticmethod
     def _is_local_range(route: Route) -> bool:
         """Return True for addresses that are local without being a link's (AnyIP): as a range, or by a subnet on lo."""
-        by_hand = route.protocol != rtnetlink.RTPROT_KERNEL or not is_single(route.destination)
-        return route.kind == rtnetlink.RTN_LOCAL and by_hand
+        return route.kind == rtnetlink.RTN_LOCAL and View._is_by_hand(route)
+
+    @staticmethod
+    def _is_by_hand(route: Route) -> bool:
+        """Return True for a route in table local that the kernel did not derive from an address."""
+        return route.protocol != rtnetlink.RTPROT_KERNEL or not is_single(route.destination)
 
     @staticmethod
     def _is_on_link(route: Route, hop: NextHop) -> bool:
@@ -231,7 +235,7 @@ class View:
     @cached_property
     def losable_routes(self) -> LosableRoutes:
         """The foreign routes that the kernel may remove with an address."""
-        return losable((route for route in self._snapshot.routes if not route.is_owned), self._snapshot.addresses)
+        return losable((route for route in self.snapshot.routes if not route.is_owned), self.snapshot.addresses)
 
     def has_foreign_route(self, table: int, destination: IPNetwork) -> bool:
         """Return True if a table has a route to exactly this destination that netagent did not add."""
@@ -240,18 +244,18 @@ class View:
     def host_routes(self, network: IPNetwork) -> Iterator[HostRoute]:
         """Yield the foreign routes that overlap a claim and may conflict with it, one entry per next hop.
 
-        Of table local, these are the ranges that another program made local (AnyIP), mostly on lo. Routes that the
-        kernel derived from addresses of the cloud's links are left out: they do not conflict.
+        Of table local, these are the routes that another program made: ranges (AnyIP), mostly on lo, and anycast.
+        Routes that the kernel derived from addresses of the cloud's links are left out: they do not conflict.
         """
         for _, route in self._foreign.overlapping(network):
-            if (route.table != TABLE_LOCAL or self._is_local_range(route)) and route.destination.prefixlen > 1:
+            if (route.table != TABLE_LOCAL or self._is_by_hand(route)) and route.destination.prefixlen > 1:
                 for each in (self._host_route(route, hop) for hop in route.hops):
                     if each.discards or not (each.by_cloud and each.by_kernel):
                         yield each
 
     def _half_routes(self) -> Iterator[HostRoute]:
         """Yield the foreign routes to halves of the address space (a VPN for everything), one entry per next hop."""
-        for route in self._snapshot.routes:
+        for route in self.snapshot.routes:
             if route.destination.prefixlen == 1 and route.table != TABLE_LOCAL and not route.is_owned:
                 yield from (self._host_route(route, hop) for hop in route.hops)
 

@@ -40,7 +40,7 @@ def measure(rounds: int) -> dict[str, list[float]]:
     provider = detect(config.provider, read_firmware())
     provider.client.kinds = config.allow_kinds
     opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
-    operator, known, netlink = settings.load(), Known(settings.resolvers()), Kernel(opened)
+    operator, known, netlink = settings.load(), Known(settings.resolvers()[0]), Kernel(opened)
     found = defaultdict[str, list[float]](list)
 
     @contextmanager

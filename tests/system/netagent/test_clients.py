@@ -129,6 +129,15 @@ def test_too_many_requests_are_refused_and_counted_in_the_log(lab: Lab) -> None:
     assert lab.path(AUDIT).stat().st_size - size < written * 500
 
 
+def test_a_stop_keeps_the_number_of_checks(lab: Lab) -> None:
+    with Wire(lab) as wire:
+        for _ in range(3):
+            wire.ask(request="check", ops=[{"op": "link_up", "link": 1}])
+    lab.stop("netagent")
+    last = audit_lines(lab)[-1]
+    assert (last["request"], last["verdict"], last["checks"]) == ("stop", "stopped", 3)
+
+
 def test_too_many_requests_of_the_fetcher_do_not_refuse_roots(lab: Lab) -> None:
     with UserWire(lab, USERS["cloud-network"]) as wire:
         while wire.ask(request="status")["verdict"] == "ok":

@@ -147,6 +147,25 @@ def test_allow_gateways_names_a_neighbour(lab: Lab) -> None:
     assert verdict(lab, route(ifindex(lab, "eth1"), "10.9.0.0/16", "10.0.1.77")) == "applied"
 
 
+def test_a_resolver_file_that_becomes_unreadable_is_reported(lab: Lab) -> None:
+    on, file = ifindex(lab, "eth0"), lab.path("/etc/resolv.conf")
+    file.write_text("nameserver 10.0.2.53\n")
+    assert "is a resolver" in refused(lab, address(on, "10.0.2.53/32"))
+    assert "cannot be read" not in lab.log("netagent")
+    file.chmod(0o600)
+    for _ in range(2):
+        assert verdict(lab, address(on, "10.0.2.53/32")) == "applied"
+    assert lab.log("netagent").count("/etc/resolv.conf: cannot be read (Permission denied)") == 1
+
+
+@pytest.mark.parametrize("text", ["239.1.1.1/32", "224.0.0.0/4", "255.255.255.255/32", "127.0.0.5/32", "ff05::1/128"])
+def test_no_gateway_gets_multicast_or_broadcast(lab: Lab, text: str) -> None:
+    """With a gateway, the kernel sends multicast packets to the gateway's MAC, so that members do not receive them."""
+    on, gateway = ifindex(lab, "eth1"), "fe80::98" if ":" in text else "10.0.1.1"
+    lab.run(["ip", "neighbour", "replace", "fe80::98", "lladdr", "02:00:00:00:00:98", "dev", "eth1", "router"])
+    assert "multicast, broadcast or reserved" in refused(lab, route(on, text, gateway))
+
+
 def test_a_rule_to_a_resolvers_prefix_is_refused(lab: Lab) -> None:
     on = ifindex(lab, "eth1")
     assert "no address or range" in refused(lab, rule("10.0.1.2/31", 9999 + on, to=True))
@@ -319,6 +338,30 @@ def test_an_operators_on_link_route_outlives_an_equal_subnet(lab: Lab, operators
     assert "would take over a part" in refused(lab, address(on, equal, "address_remove"), take)
 
 
+def test_a_destination_of_an_anycast_route_is_not_claimed(lab: Lab) -> None:
+    """ip-route(8) adds such a route to table local; packets leave by it as by any other."""
+    on = ifindex(lab, "eth0")
+    lab.batch([*RIVALS["VPN"][:3], "route add anycast 10.50.0.0/24 dev wg0"])
+    assert "another program routes by wg0" in refused(lab, address(on, "10.50.0.77/32"))
+    lab.batch(["route delete anycast 10.50.0.0/24 dev wg0"])
+    assert verdict(lab, address(on, "10.50.0.77/32")) == "applied"
+
+
+def test_a_rule_to_an_address_that_a_neighbour_has_is_refused(lab: Lab) -> None:
+    """An IPv6 address that fails duplicate address detection is not local: packets to it leave the host."""
+    lab.batch(["link add pair0 type veth peer name pair1", "link set pair0 up", "link set pair1 up"])
+    on, own = ifindex(lab, "pair0"), "fd00:2::60/64"
+    lab.wait_for(lambda: "tentative" not in lab.run(["ip", "address"]).stdout, 10, "the link-local addresses")
+    lab.batch([f"address add {own} dev pair1 nodad", f"address add {own} dev pair0"])
+    lab.wait_for(lambda: "dadfailed" in lab.run(["ip", "address", "show", "dev", "pair0"]).stdout, 10, "the failure")
+    to_own = rule("fd00:2::60/128", 9999 + on, to=True)
+    assert "is no address or range of pair0" in refused(lab, to_own)
+    lab.batch(
+        [f"address delete {own} dev pair1", f"address delete {own} dev pair0", f"address add {own} dev pair0 nodad"]
+    )
+    assert verdict(lab, to_own) == "applied"
+
+
 def test_an_address_of_a_subnet_on_lo_is_not_claimed(lab: Lab) -> None:
     """The kernel makes a whole subnet on lo local: the host uses all its addresses."""
     on = ifindex(lab, "eth0")
@@ -427,6 +470,23 @@ def test_the_last_address_stays_while_foreign_routes_need_it(lab: Lab) -> None:
     assert "192.168.88.0/24" in lab.run(["ip", "route"]).stdout
 
 
+@pytest.mark.parametrize(
+    ("add", "remove"),
+    [
+        ("route add 10.77.0.0/16 via inet6 fe80::1 dev eth0", "route delete 10.77.0.0/16"),
+        ("route add 10.77.0.0/16 dev eth0 table 77", "route delete 10.77.0.0/16 table 77"),
+        ("neighbour add 10.0.2.77 lladdr 02:00:00:00:00:77 dev eth0", "neighbour delete 10.0.2.77 dev eth0"),
+    ],
+)
+def test_an_address_that_could_not_be_removed_is_not_added(lab: Lab, add: str, remove: str) -> None:
+    """Once the kernel removes a link's last IPv4 address, it removes the link's IPv4 routes of all programs, too."""
+    on = ifindex(lab, "eth0")
+    lab.batch([add])
+    assert "which the kernel would remove with the address" in refused(lab, address(on, "10.0.2.10/24"))
+    lab.batch([remove])
+    assert verdict(lab, address(on, "10.0.2.10/24")) == "applied"
+
+
 def test_a_link_with_foreign_state_is_not_set_down(lab: Lab) -> None:
     on = ifindex(lab, "eth0")
     lab.batch(["link set eth0 down"])
@@ -497,6 +557,43 @@ def test_rollback_changes_no_link_that_got_the_number_of_another(lab: Lab, how: 
     assert "10.9." not in state
 
 
+CHANGES = {
+    "the rule for main is gone": ("rule delete pref 31010", "add it first"),
+    "table local comes later": ("rule add pref 32000 lookup local\nrule delete pref 0", "table local is not looked up"),
+    "the address is gone": ("address delete 10.0.2.10/24 dev eth0", "is no address or range"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_rollback_adds_no_rule_that_a_request_could_not_add(lab: Lab, what: str) -> None:
+    """The host's own packets would leave by the rule: those to a VPN, or to its own addresses."""
+    on = ifindex(lab, "eth0")
+    own, from_own = address(on, "10.0.2.10/24"), rule("10.0.2.10", 9999 + on, 31020)
+    with Wire(lab) as wire:
+        assert wire.apply(own, main_rule(), from_own)["verdict"] == "applied"
+        gone = {**from_own, "op": "rule_remove"}
+        assert wire.apply(gone, confirm_within=60, request="open")["verdict"] == "applied"
+        lines, reason = CHANGES[what]
+        lab.batch(lines.splitlines())
+        [left] = wire.ask(request="rollback", id="open")["not_undone"]
+    assert reason in left["reason"]
+    assert "from 10.0.2.10" not in lab.run(["ip", "rule"]).stdout
+
+
+def test_rollback_at_a_start_adds_nothing_to_a_link_that_is_excluded_now(lab: Lab) -> None:
+    on = ifindex(lab, "eth0")
+    with Wire(lab) as wire:
+        assert wire.apply(address(on, "10.0.2.10/24"))["verdict"] == "applied"
+        removal = address(on, "10.0.2.10/24", "address_remove")
+        assert wire.apply(removal, confirm_within=60, request="open")["verdict"] == "applied"
+        lab.kill("netagent")
+    lab.write_config(f'[Network]\nExclude = "eth0"\n{CONFIG}')
+    start(lab)
+    [rolled_back] = [line for line in audit_lines(lab) if line["request"] == "rollback"]
+    assert [each["reason"] for each in rolled_back["not_undone"]] == ["eth0 is excluded"]
+    assert "10.0.2.10" not in lab.run(["ip", "address"]).stdout
+
+
 def test_a_flush_removes_objects_from_a_link_that_is_no_longer_the_clouds(lab: Lab) -> None:
     on = ifindex(lab, "eth0")
     with Wire(lab) as wire:
@@ -530,8 +627,10 @@ def test_a_next_hop_that_an_operator_appends_stays(lab: Lab, change: str) -> Non
         elif change == "remove":
             wire.apply({**first, "op": "route_remove"})
         else:
-            wire.ask(request="flush", id="after")
-    assert "via fe80::77" in lab.run(["ip", "-6", "route", "show", "table", str(table)]).stdout
+            assert wire.ask(request="flush", id="after")["done"] == 1
+    left = lab.run(["ip", "-6", "route", "show", "table", str(table)]).stdout
+    assert "via fe80::77" in left
+    assert change != "flush" or "via fe80::98" not in left
 
 
 def test_rollback_replaces_no_route_of_another_program(lab: Lab) -> None:

@@ -19,7 +19,17 @@ from tests.lab import Lab, Spec
 from tests.system.netagent.conftest import answers, start
 from tests.system.netagent.fault_bench import State, comparable, verify_audit_log
 from tests.system.netagent.identities import UserWire
-from tests.system.netagent.wire import CONFIG, Wire, address, audit_lines, ifindex, kernel_state, route, rule
+from tests.system.netagent.wire import (
+    CONFIG,
+    Wire,
+    address,
+    audit_lines,
+    ifindex,
+    kernel_state,
+    main_rule,
+    route,
+    rule,
+)
 
 CHECKOUT = Path(__file__).parents[3]
 BEFORE = "7faa7dbc7b115969097a8668540d2176cce63f69"
@@ -69,6 +79,7 @@ def kept(on: int) -> list[dict[str, Any]]:
         address(on, "10.0.2.10/24"),
         {**address(on, "10.0.2.11/32"), "route": False},
         route(on, "0.0.0.0/0", "10.0.2.1"),
+        main_rule(),
         rule("10.0.2.10", 9999 + on, suppress=True),
         rule("10.0.2.10", 9999 + on, 31020),
         rule("10.0.2.0/24", 9999 + on, 31021, local=True),

@@ -12,7 +12,9 @@ from cloud_network.netagent.kernel import Kernel
 from cloud_network.netagent.ledger import Entry, Ledger
 from cloud_network.netagent.operations import AddressAdd, AddressRemove, Operation, Undo
 from cloud_network.netagent.rtnetlink import Address, Link, NextHop, Route
+from cloud_network.netagent.settings import Settings
 from cloud_network.netagent.transaction import Transaction
+from cloud_network.netagent.view import Known, Snapshot, View
 
 IP = IPv4Address("10.0.2.50")
 HOST, SUBNET = IPv4Interface("10.0.2.50/32"), IPv4Interface("10.0.2.50/24")
@@ -31,14 +33,11 @@ class DoingKernel(Kernel):
     def routes(self, protocol: int = 0) -> list[Route]:
         return [each for each in self._routes if protocol in (0, each.protocol)]
 
-    def links(self) -> list[Link]:
-        return []
-
-    def static_neighbours(self) -> frozenset[tuple[int, int]]:
-        return frozenset()
-
-    def nexthop_links(self) -> frozenset[int]:
-        return frozenset()
+    def view(self) -> View:
+        """Return the state with the links eth0 and eth1."""
+        links = tuple(Link(index, f"eth{index - 2}", 1500, None, True, False) for index in (2, 3))
+        snapshot = Snapshot(links, tuple(self._addresses), tuple(self._routes), (), frozenset())
+        return View(snapshot, Settings(), Known())
 
     def change(self, ops: Sequence[Undo], *, stop: bool = True) -> list[int | None]:
         return [0] * len(ops)
@@ -53,14 +52,15 @@ def test_netagent_starts_although_the_ledger_cannot_grow(tmp_path: Path, monkeyp
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Ledger, "write", full)
-    assert Transaction(DoingKernel(), ledger).remove_table() == 0
+    kernel = DoingKernel()
+    assert Transaction(kernel, ledger, kernel.view).remove_table() == 0
     assert not ledger.entry.table
     assert not Ledger(tmp_path / "ledger").entry.table
 
 
-def apply(ledger: Ledger, kernel: Kernel, *ops: AddressAdd | AddressRemove) -> Transaction:
+def apply(ledger: Ledger, kernel: DoingKernel, *ops: AddressAdd | AddressRemove) -> Transaction:
     """Apply a transaction and leave it open."""
-    transaction, request = Transaction(kernel, ledger), list[Operation](ops)
+    transaction, request = Transaction(kernel, ledger, kernel.view), list[Operation](ops)
     undo = [op.inverse() if isinstance(op, AddressAdd) else op.inverse(connected_route=True) for op in ops]
     assert transaction.apply("test", request, undo).failed is None
     return transaction
@@ -96,7 +96,7 @@ def test_address_not_removed_before_a_crash_stays_owned(tmp_path: Path) -> None:
     ledger, kernel = Ledger(tmp_path / "ledger"), DoingKernel([Address(2, IP, 32, 0, None)])
     apply(ledger, kernel, AddressAdd(2, HOST, True)).commit()
     apply(ledger, kernel, AddressRemove(2, HOST))
-    assert Transaction(kernel, Ledger(tmp_path / "ledger")).roll_back() == ()
+    assert Transaction(kernel, Ledger(tmp_path / "ledger"), kernel.view).roll_back() == ()
     assert Ledger(tmp_path / "ledger").entry.owned == {(2, IP)}
 
 

@@ -185,7 +185,8 @@ def test_name_servers_are_read_as_the_resolver_reads_them(tmp_path: Path) -> Non
     file = tmp_path / "resolv.conf"
     forms = ("10.1026", "0x0a000403", "::ffff:10.0.4.4", "fe80::1%eth0", "10.0.4.5#x", "[fd00::1]")
     file.write_text("".join(f"nameserver {form}\n" for form in forms))
-    assert sorted(map(str, settings.resolvers((file,)))) == ["10.0.4.2", "10.0.4.3", "10.0.4.4", "fe80::1"]
+    found, _ = settings.resolvers((file,))
+    assert sorted(map(str, found)) == ["10.0.4.2", "10.0.4.3", "10.0.4.4", "fe80::1"]
 
 
 def test_resolvers_are_read_from_every_file(tmp_path: Path) -> None:
@@ -193,15 +194,17 @@ def test_resolvers_are_read_from_every_file(tmp_path: Path) -> None:
     servers = ["127.0.0.53", "none", "", "fe80::1%eth0", "fd00::53 # x"]
     stub.write_text("search example\n" + "".join(f"nameserver {server}\n" for server in servers))
     real.write_text("nameserver 10.0.0.2\n")
-    found = settings.resolvers((stub, real, tmp_path / "none"))
-    assert found == {ip_address(text) for text in ("127.0.0.53", "fe80::1", "fd00::53", "10.0.0.2")}
+    expected = {ip_address(text) for text in ("127.0.0.53", "fe80::1", "fd00::53", "10.0.0.2")}
+    assert settings.resolvers((stub, real, tmp_path / "none")) == (expected, ())
 
 
 def test_a_resolver_file_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
-    fifo, directory, readable = tmp_path / "fifo", tmp_path / "directory", tmp_path / "resolv.conf"
+    fifo, directory, large = tmp_path / "fifo", tmp_path / "directory", tmp_path / "large"
+    readable = tmp_path / "resolv.conf"
     os.mkfifo(fifo)
     directory.mkdir()
+    large.write_text("#\n" * settings.MAX_BYTES)
     readable.write_text("nameserver 10.0.4.2\0 x\n")
-    files = (fifo, directory, tmp_path / "none", readable)
-    assert settings.resolvers(files) == {ip_address("10.0.4.2")}
-    assert [each.partition(":")[0] for each in settings.unreadable_resolver_files(files)] == [str(fifo), str(directory)]
+    found, warnings = settings.resolvers((fifo, directory, large, tmp_path / "none", readable))
+    assert found == {ip_address("10.0.4.2")}
+    assert [each.partition(":")[0] for each in warnings] == [str(fifo), str(directory), str(large)]
