@@ -451,6 +451,9 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
             raise Refusal(f"{op.selector} is link-local; its traffic stays on its link")
     elif op.table != TABLE_MAIN or not op.suppress or op.to or op.local:
         raise Refusal("a rule without a source may only look up main with suppress_prefixlength 0")
+    elif view.main_discards(op.selector.version):
+        move = "move that route to a table of its own, with a rule after those of cloud-network"
+        raise Refusal(f"main's default route discards packets, and no rule after this one would be used; {move}")
     if needs_main(op.table, op.suppress) and not view.main_comes_before(op.selector.version, op.priority):
         raise Refusal(f"cloud-network has no rule `{MAIN_RULE}` before priority {op.priority}; add it first")
     if rule_key(op) in view.rules:

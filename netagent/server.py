@@ -172,7 +172,7 @@ class Server:
             return self._over_budget(request)
         started = {"verdict": "started", "removals": len(ops), "not_undone": _to_wire(remaining)}
         self._log({**request.to_wire(), **started})
-        parts = [ops[start : start + OPS_PER_LINE] for start in range(0, len(ops), OPS_PER_LINE)]
+        parts = [ops[start : start + OPS_PER_LINE] for start in range(0, len(ops), OPS_PER_LINE)] or [[]]
         done = 0
         for number, part in enumerate(parts, 1):
             began = monotonic()

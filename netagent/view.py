@@ -112,6 +112,7 @@ class View:
         self._local_rules: dict[int, set[int]] = defaultdict(set)  # the same, of foreign for table local
         self._jumps: dict[int, list[tuple[int, int]]] = defaultdict(list)  # of goto rules: priority and target
         self.default_gateways: dict[int, set[IPAddress]] = defaultdict(set)
+        self._main_defaults: dict[int, list[tuple[int, bool]]] = defaultdict(list)  # by IP version: metric, discards
         self.gateways: dict[IPAddress, set[int]] = defaultdict(set)  # protected, with the links that use them
         self.counts = AddressCounts()
         self.connected_routes: set[tuple[int, IPNetwork]] = set()  # IPv6, with the kernel's protocol and metric
@@ -176,6 +177,8 @@ class View:
             if self._is_local_range(route):
                 self.local_ranges.add(route.hops[0].link, route.destination)
             return
+        if route.table == TABLE_MAIN and not route.destination.prefixlen:
+            self._main_defaults[route.destination.version].append((route.metric, route.kind in _DISCARDS))
         if route.protocol == rtnetlink.RTPROT_KERNEL and route.metric == IP6_RT_PRIO_ADDRCONF:
             self.connected_routes.update((hop.link, route.destination) for hop in route.hops if hop.gateway is None)
         for hop in route.hops:
@@ -227,7 +230,7 @@ class View:
         for rule in rules:
             if rule.goto is not None:
                 self._jumps[rule.selector.version].append((rule.priority, rule.goto))
-            if rule.protocol == PROTOCOL:
+            if rule.protocol == PROTOCOL and not rule.narrowed:
                 self.add_rule(rule)
             elif rule.table == TABLE_LOCAL and rule.is_for_all:
                 self._local_rules[rule.selector.version].add(rule.priority)
@@ -583,6 +586,13 @@ class View:
     def main_comes_before(self, version: int, priority: int) -> bool:
         """Return True if an owned rule before this priority looks up main for every source of this family."""
         return self._is_effective(self._main_rules[version], version, priority)
+
+    def main_discards(self, version: int) -> bool:
+        """Return True if main's default route of this family is of type unreachable, blackhole or prohibit.
+
+        A suppressor has no effect on it: the kernel suppresses only routes that a lookup has found.
+        """
+        return min(self._main_defaults[version], default=(0, False))[1]
 
     def local_comes_first(self, version: int) -> bool:
         """Return True if table local is looked up before the owned rules. Operators of VRFs may move its rule."""

@@ -390,6 +390,19 @@ def test_a_subnet_of_a_bridge_that_is_down_is_left_to_it(lab: Lab, foreign: str,
     assert verdict(lab, address(on, owned)) == "applied"
 
 
+@pytest.mark.parametrize("kind", ["unreachable", "blackhole", "prohibit"])
+@pytest.mark.parametrize("network", ["0.0.0.0/0", "::/0"])
+def test_a_kill_switch_in_main_is_not_looked_up_before_other_rules(lab: Lab, kind: str, network: str) -> None:
+    """suppress_prefixlength does not suppress a default route that discards: no rule after it would be used."""
+    family = "-6" if ":" in network else "-4"
+    main = main_rule(network)
+    lab.run(["sh", "-c", f"ip {family} route flush default; ip {family} route add {kind} default metric 4278198272"])
+    assert "main's default route discards packets" in refused(lab, main)
+    gateway, device = ("fe80::1", "eth1") if ":" in network else ("10.0.1.1", "eth1")
+    lab.run(["ip", family, "route", "add", "default", "via", gateway, "dev", device, "metric", "100"])
+    assert verdict(lab, main) == "applied", "another default comes before it, and is suppressed"
+
+
 # Invented subnets
 
 
@@ -442,6 +455,13 @@ def test_a_damaged_log_is_moved_aside(lab: Lab) -> None:
 
 
 # Removal, and protected addresses
+
+
+def test_a_flush_of_nothing_is_logged_with_its_end(lab: Lab) -> None:
+    with Wire(lab) as wire:
+        assert wire.ask(request="flush", id="flush")["done"] == 0
+    verdicts = [line["verdict"] for line in audit_lines(lab) if line["request"] == "flush"]
+    assert verdicts == ["started", "applied"]
 
 
 def test_a_flush_removes_what_it_may_and_names_the_rest(lab: Lab) -> None:
