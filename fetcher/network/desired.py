@@ -81,7 +81,8 @@ def desired(
     unmanaged_tables = frozenset(each for ifindex in unmanaged for each in tables(ifindex, config.route_table_base))
     versions = {rule.version for goal in goals for rule in goal.rules}
     versions |= {rule.version for rule in actual.rules if rule.table in unmanaged_tables}
-    main_rules = (main_rule(version, config) for version in sorted(versions))
+    main_rules = [main_rule(version, config) for version in sorted(versions)]
+    withheld[:0] = _without_main(main_rules, host)
     return Desired(
         links=tuple(goals),
         common=tuple(rule for rule in main_rules if host.rejection(rule) is None),
@@ -93,6 +94,14 @@ def desired(
         marks=None if marks is None or MarkTable() in rejections else table_of(marks.items()),
         marks_in_use=table_of(_in_use(host)),
     )
+
+
+def _without_main(main_rules: Iterable[Rule], host: Host) -> Iterator[Withheld]:
+    """Yield a report for each rejected rule for main, before those of the rules that need it."""
+    for rule in main_rules:
+        rejection = host.rejection(rule)
+        if rejection is not None and rejection.cause is not Cause.CONFLICT:
+            yield Withheld(f"rule {rule.priority} for the table main (IPv{rule.version}): {rejection.reason}")
 
 
 def _in_use(host: Host) -> Iterator[tuple[int, int]]:

@@ -24,6 +24,7 @@ from cloud_network.fetcher.network.objects import (
     Route,
     Rule,
 )
+from cloud_network.fetcher.network.rules import main_rule
 
 from tests.unit.fetcher.values import BASE, FIRST, host, instance, interface, kernel_address, link, mac, wanted
 
@@ -460,6 +461,14 @@ def test_refused_address_that_is_there_stays() -> None:
     found = wanted(instance(interface(1)), here, refused(address("10.0.1.10/24", connected=True)))
     assert link_addresses(found, 2) == ["10.0.1.10/24+"]
     assert not found.withheld
+
+
+def test_refused_rule_for_main_is_reported_before_the_rules_that_need_it() -> None:
+    cloud = instance(interface(1), interface(2))
+    needs_it = next(each for each in wanted(cloud, host(link(1), link(2))).rules if each.priority == 31020)
+    found = wanted(cloud, host(link(1), link(2)), refused(main_rule(4, Config()), needs_it))
+    assert reports(found)[0] == "rule 31010 for the table main (IPv4): refused; to allow it, set KEY"
+    assert reports(found)[1].startswith("rule 31020 from ")
 
 
 def test_waiting_address_is_transient() -> None:
