@@ -111,6 +111,7 @@ class Reconciler:
         self._memory.rejections.reconfigured()
         self._known: Instance | None = None
         self._agreed: tuple[Instance, Config] | None = None  # the state that the kernel last agreed with
+        self._accepted_all = False  # nothing of it had been refused
         self._flushed = False
         self._server_ok = False  # the last read of the metadata succeeded
         self._marks: tuple[LinkMark, ...] | None = None  # of netagent's nftables table, at the last query
@@ -282,8 +283,9 @@ class Reconciler:
         self._status(f"applying {summary(ops)}")
         try:
             with Netagent(self._socket) as agent:
-                for _ in range(MAX_ROUNDS):
-                    comparison, checked = self._accepted_plan(agent, comparison, results)
+                for number in range(MAX_ROUNDS):
+                    check_first = number > 0 or not self._is_repair(ops)
+                    comparison, checked = self._accepted_plan(agent, comparison, results, check_first=check_first)
                     if checked:
                         logger.info("applying %s", summary(checked))
                     again = bool(checked) and self._apply_links(agent, comparison, checked, results)
@@ -301,12 +303,22 @@ class Reconciler:
             self._memory.retry.failed(left, NETAGENT_RETRY_S if results.unreachable else math.inf)
         return comparison
 
-    def _accepted_plan(self, agent: Netagent, comparison: Comparison, results: _PassResults) -> tuple[Comparison, Plan]:
-        """Return a plan of at most MAX_OPS operations that netagent accepts; refusals become rejections of the goal."""
+    def _is_repair(self, ops: Plan) -> bool:
+        """Return True if the operations only restore what netagent has accepted before."""
+        agreed = self._agreed == (self._known, self._config) and self._accepted_all
+        return agreed and not any(map(is_removal, ops))
+
+    def _accepted_plan(
+        self, agent: Netagent, comparison: Comparison, results: _PassResults, *, check_first: bool
+    ) -> tuple[Comparison, Plan]:
+        """Return a plan of at most MAX_OPS operations that netagent accepts; refusals become rejections of the goal.
+
+        Without `check_first`, only gateways are probed: `apply` checks the plan, too.
+        """
         for _ in range(MAX_CHECK_ROUNDS):
             ops = self._next_part(comparison)
             found, refusals = self._silent_gateways(ops, comparison), tuple[Refused, ...]()
-            if not found and ops:
+            if not found and ops and check_first:
                 refusals = agent.check(ops).refusals
                 found = rejections_of_refusals(refusals, ops)
             if not found:
@@ -405,6 +417,7 @@ class Reconciler:
         ops, held = self._without_held(comparison)
         if not ops and not held and not self._flushed and self._known is not None:
             self._agreed = self._known, config
+            self._accepted_all = not memory.rejections.current
         conflicts, open_conflicts = memory.conflicts.statuses(comparison.changes, comparison.snapshot.actual)
         retry_at = min(memory.conflicts.due, memory.rejections.due, memory.holds.due, memory.presence.due)
         if ops and not self._flushed and not read_first:

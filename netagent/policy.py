@@ -227,12 +227,13 @@ def check_edges(op: AddressAdd, view: View) -> None:
 def check_first(op: AddressAdd, view: View) -> None:
     """Raise Refusal for the first IPv4 address of a link with state of other programs that it would take when removed.
 
-    Without this, neither a rollback nor a flush could remove it: see removal.foreign_dependents.
+    Without this, neither a rollback nor a flush could remove it: see removal.foreign_dependents. A route that another
+    program added to one of the link's own tables does not prevent it.
     """
     network = op.interface.network
     if network.version == 6 or view.has_addresses(op.link, 4) or claims.within(network, view.settings.allow_addresses):
         return
-    route = view.losable_routes.by_link.get(op.link)
+    route = view.bound_routes.get(op.link)
     if route is not None or (op.link, 4) in view.static_neighbours:
         what = "neighbour entries" if route is None else f"a route to {route.destination}"
         reason = f"{view.name(op.link)} has no IPv4 address, but {what} of another program"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,7 +20,7 @@ from .operations import (
     RuleAdd,
     RuleRemove,
 )
-from .removal import IP6_RT_PRIO_ADDRCONF, AddressCounts, LosableRoutes, losable
+from .removal import IP6_RT_PRIO_ADDRCONF, AddressCounts, LosableRoutes, is_derived, losable
 from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_PERMANENT, Address, Link, NextHop, Route, Rule
 from .settings import Settings
 
@@ -239,6 +239,14 @@ class View:
     def losable_routes(self) -> LosableRoutes:
         """The foreign routes that the kernel may remove with an address."""
         return losable((route for route in self.snapshot.routes if not route.is_owned), self.snapshot.addresses)
+
+    @cached_property
+    def bound_routes(self) -> Mapping[int, Route]:
+        """By link, a foreign IPv4 route outside of the link's own tables that goes with the link's last IPv4 address."""
+        routes = [route for route in self.snapshot.routes if route.destination.version == 4 and not is_derived(route)]
+        return {
+            hop.link: route for route in routes for hop in route.hops if route.table not in self.own_tables(hop.link)
+        }
 
     def has_foreign_route(self, table: int, destination: IPNetwork) -> bool:
         """Return True if a table has a route to exactly this destination that netagent did not add."""
