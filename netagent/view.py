@@ -242,7 +242,7 @@ class View:
 
     @cached_property
     def bound_routes(self) -> Mapping[int, Route]:
-        """By link, a foreign IPv4 route outside of the link's own tables that goes with the link's last IPv4 address."""
+        """By link, a foreign IPv4 route outside of its own tables that goes with the last IPv4 address of the link."""
         routes = [route for route in self.snapshot.routes if route.destination.version == 4 and not is_derived(route)]
         return {
             hop.link: route for route in routes for hop in route.hops if route.table not in self.own_tables(hop.link)
