@@ -1,4 +1,7 @@
-"""The fetcher requests nothing that netagent would refuse: the rest is configured, and the key is reported."""
+"""What netagent refuses is left out and reported with the key, and the rest is configured.
+
+The fetcher asks with `check` first, except for a repair of what netagent has accepted before.
+"""
 
 from __future__ import annotations
 
@@ -82,3 +85,30 @@ def test_an_address_that_a_bridge_has_is_left_to_it() -> None:
         assert "refused" not in {line["verdict"] for line in audit(lab)[before:]}
         lab.batch(["link delete br0"])
         wait_until_healthy(lab)
+
+
+def test_a_repair_is_not_checked_first() -> None:
+    """netagent has accepted it before; `apply` checks it, too."""
+    with running_lab(Spec.aws(interfaces=2, addresses=3)) as lab:
+        nic, before = lab.nics[1], len(audit(lab))
+        lab.batch([f"address del {nic.addresses[1]}/32 dev {nic.name}"])
+        lab.wait_for(lambda: len(audit(lab)) >= before + 2, 10, "the repair")
+        assert [line.get("checks") for line in audit(lab)[before:]] == [None, None]
+        assert nic.addresses[1] in kernel_addresses(lab)
+
+
+def test_a_repair_that_is_refused_is_reported_and_blocks_nothing() -> None:
+    with running_lab(Spec.aws(interfaces=2, addresses=3)) as lab:
+        nic = lab.nics[1]
+        _, taken, other = nic.addresses
+        lab.batch(["link add wg0 type bridge", "link set wg0 up"])
+        lab.batch(
+            [f"address del {each}/32 dev {nic.name}" for each in (taken, other)] + [f"route add {taken}/32 dev wg0"]
+        )
+        lab.wait_for(lambda: "another program routes by wg0" in str(status(lab)["last_error"]), 10, "the refusal")
+        assert status(lab)["state"] == "degraded"
+        assert other in kernel_addresses(lab)
+        assert taken not in kernel_addresses(lab)
+        lab.batch([f"route del {taken}/32 dev wg0"])
+        wait_until_healthy(lab)
+        assert taken in kernel_addresses(lab)
