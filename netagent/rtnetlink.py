@@ -111,7 +111,7 @@ class Address:
     prefix: int
     flags: int  # IFA_F_*
     protocol: int | None  # IFA_PROTO; None if it has none, or before Linux 5.18
-    peer: IPv4Address | None = None  # of a point-to-point address
+    peer: IPAddress | None = None  # of a point-to-point address
 
     @property
     def is_local(self) -> bool:
@@ -128,8 +128,24 @@ class Address:
 
     @property
     def network(self) -> IPNetwork:
-        """The network of the address as the kernel derives it: from the peer, if there is one."""
-        return self.interface.network if self.peer is None else IPv4Network((self.peer, self.prefix), strict=False)
+        """The network of the address as the kernel derives it: with IPv4 from the peer, if there is one."""
+        if isinstance(self.peer, IPv4Address):
+            return IPv4Network((self.peer, self.prefix), strict=False)
+        return self.interface.network
+
+    @property
+    def connected_networks(self) -> tuple[IPNetwork, ...]:
+        """The networks to which the kernel adds a connected route while the link is up.
+
+        To the peer of an IPv6 address it adds one even with noprefixroute.
+        """
+        found: list[IPNetwork] = []
+        has_network = self.prefix < self.ip.max_prefixlen or isinstance(self.peer, IPv4Address)
+        if has_network and not self.flags & IFA_F_NOPREFIXROUTE:
+            found.append(self.network)
+        if isinstance(self.peer, IPv6Address):
+            found.append(IPv6Network(self.peer))
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,8 +436,7 @@ def decode_address(body: bytes) -> Address:
     other = _address(found.get(IFA_ADDRESS, bytes(4)))  # the kernel leaves out 0.0.0.0
     ip = _address(found[IFA_LOCAL]) if IFA_LOCAL in found else other
     protocol = found[IFA_PROTO][0] if IFA_PROTO in found else None
-    peer = other if isinstance(other, IPv4Address) and other != ip else None
-    return Address(index, ip, prefix, _u32(found, IFA_FLAGS, flags), protocol, peer)
+    return Address(index, ip, prefix, _u32(found, IFA_FLAGS, flags), protocol, other if other != ip else None)
 
 
 def decode_route(body: bytes) -> Route:

@@ -105,7 +105,7 @@ class View:
         self.near = NetworksByLink()  # the same networks as `subnets`
         self.own_routes: dict[tuple[int, IPNetwork], OwnRoute] = {}
         self.lost_routes: list[RouteReplace] = []  # owned ones that the kernel removes with addresses of the request
-        self._foreign: NetworkIndex[Route] = NetworkIndex()  # of other programs and the kernel: see also _route_to_be
+        self._foreign: NetworkIndex[Route] = NetworkIndex()  # of other programs and the kernel: see also _routes_to_be
         self.local_ranges = NetworksByLink()  # routes of type local that the kernel did not derive
         self.rules: dict[RuleKey, tuple[bool, bool]] = {}  # owned ones: suppress, local
         self._main_rules: dict[int, set[int]] = defaultdict(set)  # by IP version, priorities of owned: see asks_main
@@ -143,16 +143,17 @@ class View:
             network = self.network_of(address)
             if network is not None and not self.owns(address):
                 self.learned[address.link].add(network)
-            if not self.owns(address) and (route := self._route_to_be(address)) is not None:
-                self._foreign.add(route.destination, route)
+            if not self.owns(address):
+                for route in self._routes_to_be(address):
+                    self._foreign.add(route.destination, route)
 
-    def _route_to_be(self, address: Address) -> Route | None:
-        """Return the connected route that an address gets in main when its link is set up; None if the link is up."""
-        link, network = self.links.get(address.link), address.network
-        if link is None or link.up or address.flags & IFA_F_NOPREFIXROUTE or network == single(address.ip):
-            return None
-        hops, kernel = (NextHop(address.link, None),), rtnetlink.RTPROT_KERNEL
-        return Route(TABLE_MAIN, network, hops, rtnetlink.RTN_UNICAST, kernel, 0, address.ip, expires=False)
+    def _routes_to_be(self, address: Address) -> Iterator[Route]:
+        """Yield the connected routes that an address gets in main when its link is set up; none if the link is up."""
+        link, hops = self.links.get(address.link), (NextHop(address.link, None),)
+        if link is not None and not link.up:
+            for network in address.connected_networks:
+                kind, protocol = rtnetlink.RTN_UNICAST, rtnetlink.RTPROT_KERNEL
+                yield Route(TABLE_MAIN, network, hops, kind, protocol, 0, address.ip, expires=False)
 
     def _add_routes(self, routes: Iterable[Route]) -> None:
         for route in routes:
@@ -401,8 +402,7 @@ class View:
     def connected_networks(self, link: int) -> set[IPNetwork]:
         """Return the networks to which the link has, or would have if it were up, a connected route, also of peers."""
         entries = (each for (other, _), found in self._entries.items() if other == link for each in found)
-        connected = [each for each in entries if not each.flags & IFA_F_NOPREFIXROUTE]
-        return {each.network for each in connected if each.network != single(each.ip)}
+        return {network for each in entries for network in each.connected_networks}
 
     def addresses_in(self, link: int, network: IPNetwork) -> Iterable[Address]:
         """Return the link's addresses with exactly this network."""
