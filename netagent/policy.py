@@ -86,7 +86,8 @@ def check_link_up(op: LinkUp, view: View) -> Undo:
         if not claims.within(network, (*view.settings.allow_addresses, *claims.LINK_LOCAL)):
             check_rivals(op.link, network, network, (), view)  # while it is down, the link uses none of them
             check_nesting(op.link, network, view)
-            check_protected(op.link, network, view)
+            if network not in view.learned[op.link]:  # not of another program's address on this link
+                check_connected(op.link, network, view)
     return op.inverse()
 
 

@@ -170,6 +170,7 @@ class Route:
     source: IPAddress | None  # RTA_PREFSRC
     expires: bool  # IPv6: of a router advertisement with a limited lifetime
     nexthop: int = 0  # id of a nexthop object; its hops are missing with net.ipv4.nexthop_compat_mode=0
+    restricted: bool = False  # only for packets with a TOS, or from a source
 
     @property
     def is_owned(self) -> bool:
@@ -441,7 +442,7 @@ def decode_address(body: bytes) -> Address:
 
 def decode_route(body: bytes) -> Route:
     """Return the route of an RTM_NEWROUTE message."""
-    (family, length, _, _, table, protocol, _, kind, _), found = _unpack(RTMSG, body)
+    (family, length, source_length, tos, table, protocol, _, kind, _), found = _unpack(RTMSG, body)
     hops = tuple(_multipath(found[RTA_MULTIPATH])) if RTA_MULTIPATH in found else (_hop(_u32(found, RTA_OIF), found),)
     cache = found.get(RTA_CACHEINFO, b"")
     return Route(
@@ -454,6 +455,7 @@ def decode_route(body: bytes) -> Route:
         source=_address(found[RTA_PREFSRC]) if RTA_PREFSRC in found else None,
         expires=len(cache) >= RTA_CACHEINFO_FORMAT.size and RTA_CACHEINFO_FORMAT.unpack_from(cache)[2] > 0,
         nexthop=_u32(found, RTA_NH_ID),
+        restricted=bool(source_length or tos),
     )
 
 

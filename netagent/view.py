@@ -178,7 +178,7 @@ class View:
             if self._is_local_range(route):
                 self.local_ranges.add(route.hops[0].link, route.destination)
             return
-        if route.table == TABLE_MAIN and not route.destination.prefixlen:
+        if route.table == TABLE_MAIN and not route.destination.prefixlen and not route.restricted:
             self._main_defaults[route.destination.version].append((route.metric, route.kind in _DISCARDS))
         if route.protocol == rtnetlink.RTPROT_KERNEL and route.metric == IP6_RT_PRIO_ADDRCONF:
             self.connected_routes.update((hop.link, route.destination) for hop in route.hops if hop.gateway is None)
@@ -600,7 +600,9 @@ class View:
 
         A suppressor has no effect on it: the kernel suppresses only routes that a lookup has found.
         """
-        return min(self._main_defaults[version], default=(0, False))[1]
+        defaults = self._main_defaults[version]
+        first = min((metric for metric, _ in defaults), default=0)
+        return (first, True) in defaults
 
     def local_comes_first(self, version: int) -> bool:
         """Return True if table local is looked up before the owned rules. Operators of VRFs may move its rule."""

@@ -237,6 +237,19 @@ def test_a_link_that_comes_up_takes_nothing_from_a_vpn(lab: Lab, owner: str, own
         assert wire.apply({"op": "link_up", "link": on})["verdict"] == "applied"
 
 
+def test_a_link_that_comes_up_does_not_take_a_subnet_that_another_one_has_learned(lab: Lab) -> None:
+    """The connected route of cloud-network's address has a lower metric than that of a DHCP client."""
+    lab.batch(["link add spare type veth peer name spare1", "link set spare1 up"])
+    on, up = ifindex(lab, "spare"), {"op": "link_up", "link": ifindex(lab, "spare")}
+    with Wire(lab) as wire:
+        assert wire.apply(address(on, "10.60.0.5/24"))["verdict"] == "applied"
+    lab.batch(["address add 10.60.0.9/24 dev eth1 metric 100"])
+    assert "would take over 10.60.0.0/24 of another link" in refused(lab, up)
+    lab.batch(["address delete 10.60.0.9/24 dev eth1"])
+    with Wire(lab) as wire:
+        assert wire.apply(up)["verdict"] == "applied"
+
+
 @pytest.mark.parametrize("own", ["10.0.1.20/25", "10.70.0.1 peer 10.0.1.1", "10.70.0.1 peer 10.44.0.1"])
 def test_a_link_that_comes_up_takes_nothing_from_another_link(lab: Lab, own: str) -> None:
     """A part of another link's subnet, its gateway, or the gateway of another route there."""
@@ -400,8 +413,11 @@ def test_a_kill_switch_in_main_is_not_looked_up_before_other_rules(lab: Lab, kin
     main = main_rule(network)
     lab.run(["sh", "-c", f"ip {family} route flush default; ip {family} route add {kind} default metric 4278198272"])
     assert "main's default route discards packets" in refused(lab, main)
-    gateway, device = ("fe80::1", "eth1") if ":" in network else ("10.0.1.1", "eth1")
-    lab.run(["ip", family, "route", "add", "default", "via", gateway, "dev", device, "metric", "100"])
+    gateway = "fe80::1" if ":" in network else "10.0.1.1"
+    some = "from fd00:7::/64" if ":" in network else "tos 0x10"
+    lab.run(["sh", "-c", f"ip {family} route add default {some} via {gateway} dev eth1 metric 10"])
+    assert "main's default route discards packets" in refused(lab, main), "the other one is only for some packets"
+    lab.run(["sh", "-c", f"ip {family} route add default via {gateway} dev eth1 metric 100"])
     assert verdict(lab, main) == "applied", "another default comes before it, and is suppressed"
 
 
