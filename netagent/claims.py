@@ -192,10 +192,13 @@ def range_limit(network: IPNetwork, subnets: Iterable[IPNetwork]) -> str | None:
 
 
 def is_edge(address: IPAddress, subnet: IPNetwork) -> bool:
-    """Return True for the network and the broadcast address of an IPv4 subnet that has them."""
-    if subnet.version == 6 or subnet.prefixlen >= 31:
+    """Return True for the network or broadcast address of a subnet that has them.
+
+    The network address of an IPv6 subnet is that of its routers (subnet-router anycast, RFC 4291, section 2.6.1).
+    """
+    if subnet.max_prefixlen - subnet.prefixlen < 2:
         return False
-    return int(address) in span(subnet)
+    return address == subnet.network_address if subnet.version == 6 else int(address) in span(subnet)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +211,7 @@ class HostRoute:
     discards: bool  # blackhole, unreachable or prohibit
     by_cloud: bool  # through a link of the cloud: on link, or by a router of the cloud
     by_kernel: bool  # derived by the kernel from an address of a link of the cloud, also of an excluded one
+    is_local: bool = False  # in table local: packets stay on this host, or on its link (anycast)
 
 
 def rival(network: IPNetwork, link: int, routes: Iterable[HostRoute], learned: Iterable[IPNetwork]) -> HostRoute | None:
@@ -230,7 +234,7 @@ def rival(network: IPNetwork, link: int, routes: Iterable[HostRoute], learned: I
 
 
 def _leads_elsewhere(route: HostRoute, network: IPNetwork, link: int) -> bool:
-    if route.discards or not route.by_cloud:
+    if route.discards or not route.by_cloud or (route.is_local and route.link != link):
         return True
     if route.by_kernel:
         return False

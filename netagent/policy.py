@@ -225,22 +225,6 @@ def check_edges(op: AddressAdd, view: View) -> None:
             raise Refusal(f"{edge}, an end of {network}, lies in the local range {foreign} of another program")
 
 
-def check_first(op: AddressAdd, view: View) -> None:
-    """Raise Refusal for the first IPv4 address of a link with state of other programs that it would take when removed.
-
-    Without this, neither a rollback nor a flush could remove it: see removal.foreign_dependents. A route that another
-    program added to one of the link's own tables does not prevent it.
-    """
-    network = op.interface.network
-    if network.version == 6 or view.has_addresses(op.link, 4) or claims.within(network, view.settings.allow_addresses):
-        return
-    route = view.bound_routes.get(op.link)
-    if route is not None or (op.link, 4) in view.static_neighbours:
-        what = "neighbour entries" if route is None else f"a route to {route.destination}"
-        reason = f"{view.name(op.link)} has no IPv4 address, but {what} of another program"
-        raise Refusal(f"{reason}, which the kernel would remove with the address", allow=allow_addresses(network))
-
-
 def check_address_add(op: AddressAdd, view: View) -> Undo:
     """Accept an address of the cloud that no link, gateway, resolver or other program has."""
     ip, network = op.interface.ip, op.interface.network
@@ -262,7 +246,6 @@ def check_address_add(op: AddressAdd, view: View) -> Undo:
     if (TABLE_LOCAL, single(ip)) in view.own_routes:
         raise Refusal(f"cloud-network has a route to {ip} in table local; remove it first")
     check_edges(op, view)
-    check_first(op, view)
     check_room(view)
     address = Address(op.link, ip, network.prefixlen, 0 if op.connected_route else IFA_F_NOPREFIXROUTE, PROTOCOL)
     if ip.version == 4 and any(True for _ in view.same_subnet(address)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,7 +20,7 @@ from .operations import (
     RuleAdd,
     RuleRemove,
 )
-from .removal import IP6_RT_PRIO_ADDRCONF, AddressCounts, LosableRoutes, is_derived, losable
+from .removal import IP6_RT_PRIO_ADDRCONF, AddressCounts, LosableRoutes, losable
 from .rtnetlink import IFA_F_NOPREFIXROUTE, IFA_F_PERMANENT, Address, Link, NextHop, Route, Rule
 from .settings import Settings
 
@@ -191,6 +191,8 @@ class View:
 
     def _add_on_link(self, route: Route, hop: NextHop) -> None:
         """Add an on-link route in main. There may be thousands that do not belong to the cloud's links (of a CNI)."""
+        if is_single(route.destination) and hop.link in self.holders(route.destination.network_address):
+            return  # of an IPv6 address: it is no subnet of the link
         learned = self._is_learned(route, hop)
         if learned:
             self.learned[hop.link].add(route.destination)
@@ -241,14 +243,6 @@ class View:
         """The foreign routes that the kernel may remove with an address."""
         return losable((route for route in self.snapshot.routes if not route.is_owned), self.snapshot.addresses)
 
-    @cached_property
-    def bound_routes(self) -> Mapping[int, Route]:
-        """By link, a foreign IPv4 route outside of its own tables that goes with the last IPv4 address of the link."""
-        routes = [route for route in self.snapshot.routes if route.destination.version == 4 and not is_derived(route)]
-        return {
-            hop.link: route for route in routes for hop in route.hops if route.table not in self.own_tables(hop.link)
-        }
-
     def has_foreign_route(self, table: int, destination: IPNetwork) -> bool:
         """Return True if a table has a route to exactly this destination that netagent did not add."""
         return any(route.table == table for route in self._foreign.exactly(destination))
@@ -294,6 +288,7 @@ class View:
             discards=route.kind in _DISCARDS,
             by_cloud=on_cloud and by_router,
             by_kernel=on_cloud and self._is_connected(route, hop),
+            is_local=route.table == TABLE_LOCAL,
         )
 
     def _is_subnet_of_cloud(self, route: Route, hop: NextHop) -> bool:

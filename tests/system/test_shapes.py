@@ -72,6 +72,15 @@ def test_two_interfaces_in_one_subnet(dhcp_all: bool) -> None:
             assert connected == [lab.nics[0].name]  # the second's would shadow the first's
 
 
+@pytest.mark.parametrize("dhcp_all", [False, True])
+def test_two_interfaces_in_one_subnet_with_leases_of_ipv6(dhcp_all: bool) -> None:
+    """The kernel has a route in main to each lease, a /128 of the subnet that both have learned."""
+    same = Interface("10.0.1.0/24", 2, ipv6=2)
+    with running_lab(Spec((same, same), dhcp_all=dhcp_all)) as lab:
+        lab.wait_for(lambda: all(lab.reachability().values()), 10, "every address to answer")
+        assert status(lab)["last_error"] is None
+
+
 def test_first_of_two_in_one_subnet_can_return() -> None:
     """While the second exists, the first must not get a connected route: it works without."""
     with running_lab(Spec((Interface("10.0.1.0/24", 2), Interface("10.0.1.0/24", 2)))) as lab:

@@ -36,10 +36,10 @@ def test_rollback_restores_the_secondary_address_of_a_subnet(lab: Lab, wire: Wir
 
 def test_rollback_of_the_only_address_keeps_an_operators_route(lab: Lab, wire: Wire) -> None:
     """The kernel removes a link's IPv4 routes with its last IPv4 address (fib_disable_ip, fib_frontend.c)."""
+    lab.batch(["route add 192.168.9.0/24 dev eth0"])
     on = ifindex(lab, "eth0")
     added = wire.apply(address(on, "10.0.2.10/24"), confirm_within=60, request="open")
     assert added["verdict"] == "applied"
-    lab.batch(["route add 192.168.9.0/24 dev eth0"])
     assert wire.ask(request="rollback", id="open")["verdict"] == "rolled back"
     assert "192.168.9.0/24" in kernel_state(lab)["routes"]
 

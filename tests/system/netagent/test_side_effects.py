@@ -92,8 +92,10 @@ def test_a_rollback_keeps_a_secondary_of_another_program(lab: Lab) -> None:
 def test_a_secondary_of_the_same_request_is_known_as_one(lab: Lab, wire: Wire) -> None:
     """Otherwise the kernel would remove the second address with the first, and then all routes of the link."""
     spare = spare_link(lab)
+    lab.batch(["route add 10.77.0.0/16 dev spare proto static"])
     first, second = address(spare, "10.9.3.10/24"), address(spare, "10.9.3.11/24")
     assert "may go with" in reason(wire, first, second, address(spare, "10.9.3.10/24", "address_remove"))
+    assert "10.77.0.0/16" in kernel_state(lab)["routes"]
 
 
 @pytest.mark.parametrize("text", ["10.8.2.66/24", "fd00:8::66/64"])

@@ -125,8 +125,9 @@ def test_a_subnet_of_an_interface_that_is_down_is_left_to_it(lab: Lab, foreign: 
     assert verdict(lab, address(on, owned)) == "applied"
 
 
-@pytest.mark.parametrize("text", ["10.0.1.255/32", "10.0.1.0/32"])
+@pytest.mark.parametrize("text", ["10.0.1.255/32", "10.0.1.0/32", "fd00:3::/128"])
 def test_an_edge_of_another_links_subnet_is_no_address(lab: Lab, text: str) -> None:
+    lab.batch(["address add fd00:3::5/64 dev eth1 nodad"])
     assert "broadcast address" in refused(lab, address(ifindex(lab, "eth0"), text))
 
 
@@ -352,12 +353,14 @@ def test_an_operators_on_link_route_outlives_an_equal_subnet(lab: Lab, operators
     assert "would take over a part" in refused(lab, address(on, equal, "address_remove"), take)
 
 
-def test_a_destination_of_an_anycast_route_is_not_claimed(lab: Lab) -> None:
-    """ip-route(8) adds such a route to table local; packets leave by it as by any other."""
+@pytest.mark.parametrize("device", ["wg0", "eth1"])
+@pytest.mark.parametrize("kind", ["anycast", "local"])
+def test_a_destination_in_table_local_is_not_claimed(lab: Lab, kind: str, device: str) -> None:
+    """ip-route(8) adds routes of these types to table local. Ranges are used for AnyIP."""
     on = ifindex(lab, "eth0")
-    lab.batch([*RIVALS["VPN"][:3], "route add anycast 10.50.0.0/24 dev wg0"])
-    assert "another program routes by wg0" in refused(lab, address(on, "10.50.0.77/32"))
-    lab.batch(["route delete anycast 10.50.0.0/24 dev wg0"])
+    lab.batch([*RIVALS["VPN"][:3], f"route add {kind} 10.50.0.0/24 dev {device}"])
+    assert f"another program routes by {device}" in refused(lab, address(on, "10.50.0.77/32"))
+    lab.batch([f"route delete {kind} 10.50.0.0/24 dev {device}"])
     assert verdict(lab, address(on, "10.50.0.77/32")) == "applied"
 
 
@@ -506,23 +509,6 @@ def test_the_last_address_stays_while_foreign_routes_need_it(lab: Lab) -> None:
         answer = wire.ask(request="rollback", id="open")
         assert [each["op"] for each in answer["not_undone"]] == ["address_remove"]
     assert "192.168.88.0/24" in lab.run(["ip", "route"]).stdout
-
-
-@pytest.mark.parametrize(
-    ("add", "remove"),
-    [
-        ("route add 10.77.0.0/16 via inet6 fe80::1 dev eth0", "route delete 10.77.0.0/16"),
-        ("route add 10.77.0.0/16 dev eth0 table 77", "route delete 10.77.0.0/16 table 77"),
-        ("neighbour add 10.0.2.77 lladdr 02:00:00:00:00:77 dev eth0", "neighbour delete 10.0.2.77 dev eth0"),
-    ],
-)
-def test_an_address_that_could_not_be_removed_is_not_added(lab: Lab, add: str, remove: str) -> None:
-    """Once the kernel removes a link's last IPv4 address, it removes the link's IPv4 routes of all programs, too."""
-    on = ifindex(lab, "eth0")
-    lab.batch([add])
-    assert "which the kernel would remove with the address" in refused(lab, address(on, "10.0.2.10/24"))
-    lab.batch([remove])
-    assert verdict(lab, address(on, "10.0.2.10/24")) == "applied"
 
 
 def test_a_link_with_foreign_state_is_not_set_down(lab: Lab) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 
 import pytest
 from cloud_network.netagent import request_policy, rtnetlink, transaction
-from cloud_network.netagent.operations import PROTOCOL, TABLE_LOCAL, AddressAdd, AddressRemove, RuleAdd
+from cloud_network.netagent.operations import PROTOCOL, TABLE_LOCAL, AddressAdd, AddressRemove, RouteReplace, RuleAdd
 from cloud_network.netagent.protocol import MAX_OPS
 from cloud_network.netagent.rtnetlink import Address, Link, NextHop, Route, Rule
 from cloud_network.netagent.settings import Settings
@@ -83,3 +83,16 @@ def test_an_ipv6_prefix_route_in_the_table_of_a_vrf_stays(op: AddressAdd | Addre
     view = View(Snapshot((link,), there, (prefix,), (), frozenset()), Settings(), Known())
     (refused,) = request_policy.check_all([op], view)
     assert "fd00:abc::/64" in refused.reason
+
+
+def test_an_address_from_dhcpv6_is_no_subnet() -> None:
+    """Two interfaces in one subnet: the kernel has a route to the /128 of the first one's lease."""
+    links = tuple(Link(index, f"eth{index - 2}", 1500, None, True, False) for index in (2, 3))
+    lease = IPv6Interface("2001:db8::a/128")
+    subnet = IPv6Network("2001:db8::/64")
+    unicast, kernel = rtnetlink.RTN_UNICAST, rtnetlink.RTPROT_KERNEL
+    routes = [Route(254, subnet, (NextHop(index, None),), unicast, kernel, 256, None, True) for index in (2, 3)]
+    routes.append(Route(254, lease.network, (NextHop(2, None),), unicast, kernel, 256, None, False))
+    addresses = (Address(2, lease.ip, 128, 0, None),)
+    view = View(Snapshot(links, addresses, tuple(routes), LOCAL, frozenset()), Settings(), Known())
+    assert request_policy.check_all([RouteReplace(10002, 3, subnet, None)], view) == []
