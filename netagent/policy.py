@@ -83,9 +83,10 @@ def check_link_up(op: LinkUp, view: View) -> Undo:
     if view.links[op.link].up:
         raise Refusal("the link is already up")
     for network in view.connected_networks(op.link):
-        if not claims.within(network, (*view.settings.allow_addresses, *claims.LINK_LOCAL)):
+        if not claims.within(network, view.settings.allow_addresses):
             check_rivals(op.link, network, network, (), view)  # while it is down, the link uses none of them
-            check_nesting(op.link, network, view)
+            if not claims.is_link_local(network):
+                check_nesting(op.link, network, view)
             if network not in view.learned[op.link]:  # not of another program's address on this link
                 check_connected(op.link, network, view)
     return op.inverse()

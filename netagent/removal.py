@@ -11,7 +11,7 @@ from .claims import is_link_local, single
 from .operations import TABLE_LOCAL, IPAddress, IPNetwork
 from .rtnetlink import Address, Route
 
-IFAPROT_KERNEL_RA = 2  # IFA_PROTO of addresses from router advertisements
+IFAPROT_KERNEL_RA, IFAPROT_KERNEL_LL = 2, 3  # IFA_PROTO of router advertisements, and of automatic link-local addresses
 IP6_RT_PRIO_ADDRCONF = 256  # linux/ipv6_route.h
 
 
@@ -117,11 +117,15 @@ def is_derived(route: Route) -> bool:
 def lost_with_link(link: int, addresses: Iterable[Address], routes: Iterable[Route]) -> str | None:
     """Return an IPv6 address or a foreign route that the kernel would remove when the link is set down, or None.
 
-    IPv4 addresses stay on a link that is down. Router advertisements restore their addresses.
+    IPv4 addresses stay on a link that is down. The kernel adds automatic addresses again. Before Linux 5.18, every
+    link-local address counts as automatic.
     """
-    for address in addresses:
-        stays = address.protocol == IFAPROT_KERNEL_RA or is_link_local(single(address.ip))
-        if address.link == link and address.ip.version == 6 and not stays:
+    there = list(addresses)
+    link_local = (IFAPROT_KERNEL_LL,) if any(each.protocol is not None for each in there) else (None,)
+    for address in there:
+        automatic = is_link_local(single(address.ip)) and address.protocol in link_local
+        returns = address.protocol == IFAPROT_KERNEL_RA or automatic
+        if address.link == link and address.ip.version == 6 and not returns:
             return f"{address.ip}/{address.prefix}"
     for route in routes:
         if not is_derived(route) and any(hop.link == link for hop in route.hops):

@@ -251,6 +251,16 @@ def test_a_link_that_comes_up_does_not_take_a_subnet_that_another_one_has_learne
         assert wire.apply(up)["verdict"] == "applied"
 
 
+@pytest.mark.parametrize("own", ["169.254.3.3 peer 169.254.20.10", "169.254.3.3 peer 169.254.169.254"])
+def test_a_link_that_comes_up_takes_no_link_local_service(lab: Lab, own: str) -> None:
+    """The cache of a cluster's name servers, and the metadata server."""
+    lab.path("/etc/resolv.conf").write_text("nameserver 169.254.20.10\n")
+    lab.batch(["link add spare type veth peer name spare1", "link set spare1 up", f"address add {own} dev spare"])
+    lab.batch(["route add 169.254.169.254 via 10.0.1.1 dev eth1"])
+    reason = refused(lab, {"op": "link_up", "link": ifindex(lab, "spare")})
+    assert "would take over" in reason or "another program routes" in reason
+
+
 @pytest.mark.parametrize("own", ["10.0.1.20/25", "10.70.0.1 peer 10.0.1.1", "10.70.0.1 peer 10.44.0.1"])
 def test_a_link_that_comes_up_takes_nothing_from_another_link(lab: Lab, own: str) -> None:
     """A part of another link's subnet, its gateway, or the gateway of another route there."""
@@ -511,13 +521,14 @@ def test_the_last_address_stays_while_foreign_routes_need_it(lab: Lab) -> None:
     assert "192.168.88.0/24" in lab.run(["ip", "route"]).stdout
 
 
-def test_a_link_with_foreign_state_is_not_set_down(lab: Lab) -> None:
+@pytest.mark.parametrize("text", ["fd00:2::60/128", "fe80::53/64"])
+def test_a_link_with_foreign_state_is_not_set_down(lab: Lab, text: str) -> None:
     on = ifindex(lab, "eth0")
     lab.batch(["link set eth0 down"])
     with Wire(lab) as wire:
         up = {"op": "link_up", "link": on}
         assert wire.apply(up, confirm_within=60, request="open")["verdict"] == "applied"
-        lab.run(["ip", "-6", "address", "add", "fd00:2::60/128", "dev", "eth0"])
+        lab.run(["ip", "-6", "address", "add", text, "dev", "eth0"])
         assert wire.ask(request="rollback", id="open")["not_undone"][0]["op"] == "link_down"
     assert json.loads(lab.run(["ip", "-j", "link", "show", "eth0"]).stdout)[0]["flags"].count("UP") == 1
 
