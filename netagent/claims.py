@@ -136,9 +136,9 @@ def nested(network: IPNetwork, others: Iterable[IPNetwork]) -> IPNetwork | None:
     """Return the first of `others` that contains `network` or lies in it; equal networks are not nested.
 
     Two links may be in one subnet. A subnet that contains another link's subnet, or lies in it, would divert traffic to
-    neighbours of that link.
+    neighbours of that link. Routes to single addresses (DHCP clients add one to the gateway) are no subnets.
     """
-    return next((each for each in others if each != network and overlap(each, network)), None)
+    return next((each for each in others if each != network and not is_single(each) and overlap(each, network)), None)
 
 
 def is_conventional_gateway(offset: int, size: int, version: int) -> bool:
@@ -210,7 +210,7 @@ class HostRoute:
     gateway: IPAddress | None
     discards: bool  # blackhole, unreachable or prohibit
     by_cloud: bool  # through a link of the cloud: on link, or by a router of the cloud
-    by_kernel: bool  # derived by the kernel from an address of a link of the cloud, also of an excluded one
+    by_kernel: bool  # on a link of the cloud, also an excluded one: of an address, or to the gateway of a lease
     is_local: bool = False  # in table local: packets stay on this host, or on its link (anycast)
 
 

@@ -281,13 +281,14 @@ class View:
         by_router = gateway is None or by_lease or self.is_router(link, gateway)
         if link in self._excluded:  # the operator's own link: other routes there are the operator's, not the cloud's
             by_router = by_lease or (gateway is None and self._is_subnet_of_cloud(route, hop))
+        to_gateway = by_lease and gateway is None and is_single(route.destination)  # systemd-networkd adds it
         return HostRoute(
             destination=route.destination,
             link=link,
             gateway=gateway,
             discards=route.kind in _DISCARDS,
             by_cloud=on_cloud and by_router,
-            by_kernel=on_cloud and self._is_connected(route, hop),
+            by_kernel=on_cloud and (to_gateway or self._is_connected(route, hop)),
             is_local=route.table == TABLE_LOCAL,
         )
 

@@ -167,7 +167,8 @@ def _take_addresses(
                 withheld.append(Withheld(text))
             continue
         subnet = int(whole.network.network_address), whole.network.prefixlen
-        carries = address.version == 4 and not usable.interface.routed and subnet not in carried
+        carries = address.version == 4 and not is_single(whole.network) and not usable.interface.routed
+        carries = carries and subnet not in carried
         carries = carries and not _others_keep_its_length(whole, link, host)
         form = _form(whole, link, carries, networks, host)
         if isinstance(form, Rejection):

@@ -81,6 +81,25 @@ def test_two_interfaces_in_one_subnet_with_leases_of_ipv6(dhcp_all: bool) -> Non
         assert status(lab)["last_error"] is None
 
 
+@pytest.mark.parametrize("dhcp_all", [False, True])
+def test_two_interfaces_in_one_subnet_with_routes_to_their_gateway(dhcp_all: bool) -> None:
+    """systemd-networkd adds a route to the gateway with each lease."""
+    same = Interface("10.0.1.0/24", 3)
+    with Lab(Spec((same, same), dhcp_all=dhcp_all)) as lab:
+        leased = lab.nics if dhcp_all else lab.nics[:1]
+        for metric, nic in enumerate(leased, 100):
+            lab.batch([f"route add {nic.gateway} dev {nic.name} proto dhcp scope link metric {metric}"])
+        lab.write_config(CONFIG)
+        lab.start("netagent")
+        lab.start("fetcher")
+        wait_until_healthy(lab)
+        assert all(lab.reachability().values())
+        second = lab.nics[1]
+        lab.batch([f"link set {second.name} down"])
+        lab.wait_for(lambda: all(lab.reachability().values()), 15, "the second interface to be set up")
+        assert lab.lost() == []
+
+
 def test_first_of_two_in_one_subnet_can_return() -> None:
     """While the second exists, the first must not get a connected route: it works without."""
     with running_lab(Spec((Interface("10.0.1.0/24", 2), Interface("10.0.1.0/24", 2)))) as lab:
