@@ -170,17 +170,9 @@ class Transaction:
         view = self._read()
         if view is None:
             return [], [_failure(op, None) for op in rules]
-        pending, remaining = list[Undo](), list[Remaining]()
-        for op in rules:
-            if rule_key(op) in view.rules:
-                continue
-            try:
-                check_one(op, view)
-            except Refusal as refusal:
-                remaining.append(Remaining(op, refusal.reason))
-            else:
-                pending.append(op)
-        return pending, remaining
+        missing = [op for op in dict.fromkeys(rules) if rule_key(op) not in view.rules]
+        pending, refused = _judged(missing, check_one, view)
+        return [*pending], refused
 
     def _close(self, left: Sequence[Remaining]) -> None:
         """Close the transaction. Addresses that could not be removed stay owned."""
@@ -391,20 +383,28 @@ def _failure(op: Undo, errno: int | None) -> Remaining:
     return Remaining(op, os.strerror(errno) if errno else "the kernel could not be asked", errno)
 
 
+def _judged(
+    ops: Iterable[Operation], check: Callable[[Operation, View], object], view: View
+) -> tuple[list[Operation], list[Remaining]]:
+    """Return the operations that `check` accepts, and the refused ones with the reasons."""
+    accepted, refused = list[Operation](), list[Remaining]()
+    for op in ops:
+        try:
+            check(op, view)
+        except Refusal as refusal:
+            refused.append(Remaining(op, refusal.reason))
+        else:
+            accepted.append(op)
+    return accepted, refused
+
+
 def removals(view: View) -> tuple[list[Operation], list[Remaining]]:
     """Return the removals of all owned objects, the last added address first, and the refused removals.
 
     Of an IPv6 route with next hops of other programs, too, the removal of every next hop is tried: the kernel compares
     the protocol of each.
     """
-    ops, remaining = list[Operation](), list[Remaining]()
-    for op in _owned(view):
-        try:
-            check_flush(op, view)
-        except Refusal as refusal:
-            remaining.append(Remaining(op, refusal.reason))
-        else:
-            ops.append(op)
+    ops, remaining = _judged(_owned(view), check_flush, view)
     shared = [route for route in view.snapshot.routes if route.is_shared]
     ops += [RouteRemove(each.table, hop.link, each.destination, hop.gateway) for each in shared for hop in each.hops]
     return ops, remaining

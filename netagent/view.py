@@ -140,12 +140,12 @@ class View:
     def _add_addresses(self, addresses: Iterable[Address]) -> None:
         for address in addresses:
             self.add_address(address)
-            network = self.network_of(address)
-            if network is not None and not self.owns(address):
+            if self.owns(address):
+                continue
+            if (network := self.network_of(address)) is not None:
                 self.learned[address.link].add(network)
-            if not self.owns(address):
-                for route in self._routes_to_be(address):
-                    self._foreign.add(route.destination, route)
+            for route in self._routes_to_be(address):
+                self._foreign.add(route.destination, route)
 
     def _routes_to_be(self, address: Address) -> Iterator[Route]:
         """Yield the connected routes that an address gets in main when its link is set up; none if the link is up."""
