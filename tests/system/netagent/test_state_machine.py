@@ -303,7 +303,11 @@ def machine(world: World) -> type[RuleBasedStateMachine]:
                 self.expired += 1
                 self.rolled_back()
                 lab.wait_for(self.is_rolled_back)
+                lab.wait_for(self.is_closed)  # a change without effect looks as if it were rolled back at once
                 assert world.asked(self.wire, request="confirm", id="late")["verdict"] == "refused"
+
+        def is_closed(self) -> bool:
+            return world.asked(self.wire, request="status")["open"] is None
 
         def is_rolled_back(self) -> bool:
             now = snapshot(lab, self.before.addresses)
