@@ -85,7 +85,11 @@ class Leaves:
 
 
 class TreeProvider(Provider):
-    """A Provider that reads such a tree. Facts for display are read last, a few with each fetch."""
+    """A Provider that reads such a tree.
+
+    Facts for display are read a few with each fetch; if the network has changed, only by the next fetch, so that the
+    change is applied first.
+    """
 
     headers: ClassVar[Mapping[str, str]] = MappingProxyType({})
     token_request: ClassVar[TokenRequest | None] = None
@@ -153,6 +157,7 @@ class TreeProvider(Provider):
         self._refuse_moving_address(found.interfaces)
         if len(self._facts) > _MAX_FACTS:
             self._forget_facts()
+        network_first = found != self._last and not self.pending_facts
         if found != self._last:
             self._last = found
             keys = (*self.system_keys, _KEYS) if self.lists_keys else self.system_keys
@@ -161,7 +166,10 @@ class TreeProvider(Provider):
         elif self.passing_keys and self._clock() >= self._passing_at:
             self._due += [META + key for key in self.passing_keys if META + key not in self._due]
             self._passing_at = self._clock() + _PASSING_S
-        self._read_facts(began + _FIXED_REQUESTS + _REQUESTS_EACH * len(names) - _TOKEN_AND_LOOKS)
+        if network_first:
+            self.pending_facts = True
+        else:
+            self._read_facts(began + _FIXED_REQUESTS + _REQUESTS_EACH * len(names) - _TOKEN_AND_LOOKS)
         return self._with_facts(found)
 
     def _read_primary(self) -> tuple[Problem, ...]:

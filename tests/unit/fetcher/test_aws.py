@@ -173,6 +173,20 @@ def test_instance_is_what_the_cloud_has(cloud: Cloud, aws: Aws) -> None:
         assert one.device_number == nic.device
 
 
+def test_facts_wait_until_a_change_of_the_network_is_applied(cloud: Cloud, aws: Aws) -> None:
+    aws.fetch()
+    assert not any("ami-id" in record.path for record in cloud.requests())
+    assert aws.pending_facts
+    assert settled(aws).system["ami-id"].startswith("ami-")
+
+
+def test_facts_are_read_although_the_network_changes_with_each_read(cloud: Cloud, aws: Aws) -> None:
+    for count in range(2, 12):
+        cloud.load(Interface("10.0.1.0/24", count))
+        found = aws.fetch()
+    assert found.system["ami-id"].startswith("ami-")
+
+
 def test_facts_are_read_over_several_refreshes(cloud: Cloud, aws: Aws) -> None:
     system = settled(aws).system
     assert system["instance-id"].startswith("i-")
