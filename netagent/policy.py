@@ -468,6 +468,16 @@ def check_mark_rule(op: RuleAdd, view: View) -> None:
     known = op.mask == mask and not op.mark & ~mask
     if not known or LinkMark(link, op.mark & claims.mark_bits(mask)) not in (view.marks or ()):
         raise Refusal(f"mark {op.mark:#x}/{op.mask:#x} is not that of {view.name(link)} in the table cloud_network")
+    check_other_use(op.mark, view)
+
+
+def check_other_use(mark: int, view: View) -> None:
+    """Raise Refusal for a mark that packets of another program may have, by its rules: they would change the link."""
+    mask = view.settings.mark_mask
+    if other := view.other_use(mark, mask):
+        reason = f"mark {mark:#x}/{mask:#x} may be another program's: its rule {other.priority} has fwmark"
+        allow = "[Network] MarkMask= to bits that no other program uses"
+        raise Refusal(f"{reason} {other.mark:#x}/{other.mask:#x}", allow=allow)
 
 
 def check_forwarded_replies(op: ForwardedReplies, view: View) -> Undo:
@@ -482,6 +492,7 @@ def check_forwarded_replies(op: ForwardedReplies, view: View) -> Undo:
         check_link(each.link, view)
         if each.mark & ~usable:
             raise Refusal(f"mark {each.mark:#x} is not inside {usable:#x}, the bits of MarkMask= without the highest")
+        check_other_use(each.mark, view)
     if len({each.link for each in op.marks}) < len(op.marks) or len({each.mark for each in op.marks}) < len(op.marks):
         raise Refusal("a link or a mark twice")
     before, view.marks = view.marks, op.marks

@@ -111,6 +111,7 @@ class View:
         self._main_rules: dict[int, set[int]] = defaultdict(set)  # by IP version, priorities of owned: see asks_main
         self._local_rules: dict[int, set[int]] = defaultdict(set)  # the same, of foreign for table local
         self._jumps: dict[int, list[tuple[int, int]]] = defaultdict(list)  # of goto rules: priority and target
+        self._marks_of_others: list[Rule] = []  # foreign rules that select by mark
         self.default_gateways: dict[int, set[IPAddress]] = defaultdict(set)
         self._main_defaults: dict[int, list[tuple[int, bool]]] = defaultdict(list)  # by IP version: metric, discards
         self.gateways: dict[IPAddress, set[int]] = defaultdict(set)  # protected, with the links that use them
@@ -235,7 +236,10 @@ class View:
                 self._jumps[rule.selector.version].append((rule.priority, rule.goto))
             if rule.protocol == PROTOCOL and not rule.narrowed:
                 self.add_rule(rule)
-            elif rule.table == TABLE_LOCAL and rule.is_for_all:
+                continue
+            if rule.mask:
+                self._marks_of_others.append(rule)
+            if rule.table == TABLE_LOCAL and rule.is_for_all:
                 self._local_rules[rule.selector.version].add(rule.priority)
 
     @cached_property
@@ -613,6 +617,14 @@ class View:
             rule < priority and not any(jump <= rule < target for jump, target in self._jumps[version])
             for rule in rules
         )
+
+    def other_use(self, mark: int, mask: int) -> Rule | None:
+        """Return another program's rule for packets whose mark may be `mark` under `mask`, also an inverted rule."""
+        for rule in self._marks_of_others:
+            common = rule.mask & mask
+            if rule.mark & common and rule.mark & common == mark & common:
+                return rule
+        return None
 
     def own_rules(self) -> list[RuleRemove]:
         """Return the removals of all owned rules. Rules for main are last, because the others need them."""

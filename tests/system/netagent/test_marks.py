@@ -274,6 +274,39 @@ def test_refuses_before_anything_is_touched(lab: Lab, on: Links, attack: str) ->
     assert state(lab) == before
 
 
+@pytest.mark.parametrize(
+    ("others", "mark", "refused"),
+    [
+        ("not fwmark 51820 lookup 51820", ARRIVAL | 0x2C, True),  # wg-quick; 51820 is 0xca6c
+        ("not fwmark 51820 lookup 51820", 0x2C, False),
+        ("fwmark 5 lookup 100", 5, True),
+        ("fwmark 0x4/0x4 lookup 100", 5, True),
+        ("fwmark 0x4/0x4 lookup 100", 1, False),
+        ("fwmark 0x4000/0x4000 lookup 100", 5, False),  # kube-proxy
+        ("fwmark 0x80000/0xff0000 lookup 52", 5, False),  # Tailscale
+    ],
+)
+@pytest.mark.parametrize("family", ["-4", "-6"])
+def test_packets_that_another_program_marks_keep_their_route(
+    lab: Lab, on: Links, family: str, others: str, mark: int, refused: bool
+) -> None:
+    everything = "0.0.0.0/0" if family == "-4" else "::/0"
+    ops = [
+        table((on.primary, mark & ~ARRIVAL)),
+        main_rule(everything),
+        rule(everything, 9999 + on.primary, priority=31011, mark=mark, mask=MASK),
+    ]
+    lab.run(["ip", family, "rule", "add", "pref", "32000", *others.split()])
+    try:
+        with Wire(lab) as wire:
+            answer = wire.apply(*ops)
+            assert answer["verdict"] == ("refused" if refused else "applied"), answer
+            assert not refused or "its rule 32000 has fwmark" in answer["reason"]
+            assert not refused or answer["allow"].startswith("[Network] MarkMask=")
+    finally:
+        lab.run(["ip", family, "rule", "del", "pref", "32000"])
+
+
 def test_a_rule_cannot_be_left_behind_by_a_later_request(lab: Lab, on: Links, wire: Wire) -> None:
     assert wire.apply(table((on.primary, 1)), mark_rule(on.primary, 1))["verdict"] == "applied"
     assert "depends on it" in wire.apply(table())["reason"]
