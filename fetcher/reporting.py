@@ -187,7 +187,7 @@ class Reporter:
         self._state, self._config, self._conditions = state, config, Conditions()
         self.status = new_status(provider, run, boot_id())
         self._failed_reads = 0
-        self._notices: tuple[str, ...] = ()
+        self._notices = frozenset[str]()
         self._unknown: Mapping[str, str] = {}
         self._known = False
         self._file_error: str | None = None  # of the configuration file, which is then not in use
@@ -364,7 +364,7 @@ class Reporter:
         for notice in wanted.notices:
             if notice not in self._notices:
                 logger.info("notice: %s", notice)
-        self._notices = wanted.notices
+        self._notices = frozenset(wanted.notices)
 
     def _log_unknown(self, wanted: Desired) -> None:
         text = "metadata: interface %s: %s; until then, links that the metadata does not name stay as they are"

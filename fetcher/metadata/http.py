@@ -70,6 +70,14 @@ class _NotConnectedError(MetadataError):
     """No connection was established; nothing was sent."""
 
 
+class _Session(requests.Session):
+    """A session that finds no redirect: even if it must not follow one, requests would read its body without bounds."""
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        """See requests."""
+        return None
+
+
 class _BoundAdapter(HTTPAdapter):
     """An HTTPAdapter whose connections leave through one interface and report their socket.
 
@@ -228,7 +236,7 @@ class Client:
         raise first or _NotConnectedError("unreachable", f"{method} {url}: {reason}")
 
     def _open(self, interface: str) -> None:
-        self._session, self._adapter = requests.Session(), _BoundAdapter(interface)
+        self._session, self._adapter = _Session(), _BoundAdapter(interface)
         self._session.trust_env = False
         self._session.headers.clear()
         self._session.headers.update(_HEADERS)
@@ -251,11 +259,10 @@ class Client:
                     method, url, headers=dict(headers), timeout=(min(connect_timeout, left), min(seconds, left)),
                     stream=True, allow_redirects=False,
                 )  # fmt: skip
+                if not answer.raw.chunked and answer.raw.length_remaining is None:
+                    self.unbounded = path
                 with answer:
                     body = _read_body(answer, url, expired)
-                chunked = "chunked" in answer.headers.get("transfer-encoding", "")
-                if not chunked and "content-length" not in answer.headers:
-                    self.unbounded = path
         except MetadataError:
             self.close()
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import (
     IPv4Address,
@@ -21,15 +21,20 @@ IPAddress = IPv4Address | IPv6Address
 IPInterface = IPv4Interface | IPv6Interface
 IPNetwork = IPv4Network | IPv6Network
 Part = TypeVar("Part")
+Other = TypeVar("Other")
 
 EVERYTHING: dict[int, IPNetwork] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
 """The default route's destination, by IP version."""
 MAX_INTERFACES = 64
 MAX_ADDRESSES = 4096
-"""Limits of one instance, for the addresses and ranges of all interfaces together.
+MAX_NETWORKS = 512
+"""Limits of one instance: addresses and ranges, and subnets and routes, of all interfaces together.
 
 The excess is reported and left out.
 """
+MAX_REPORTS = 256
+MAX_REPORT_LENGTH = 300
+"""Limits of each kind of report (problem, notice), and of its text in characters."""
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _MIN_PREFIX_LENGTH = {4: 8, 6: 32}  # no subnet or range of an instance is larger
 _THIS_NETWORK = IPv4Network("0.0.0.0/8")
@@ -194,21 +199,48 @@ def _merged(now: Interface, before: Interface, taken: set[IPAddress]) -> Interfa
 
 
 def bounded(instance: Instance) -> Instance:
-    """Return the instance within MAX_INTERFACES and MAX_ADDRESSES. Each interface that loses a part gets a Problem."""
+    """Return the instance within the limits above. Each interface that loses a part gets a Problem."""
     problems = list(instance.problems)
     if len(instance.interfaces) > MAX_INTERFACES:
         text = f"{len(instance.interfaces)} interfaces are listed; the first {MAX_INTERFACES} are configured"
         problems.append(Problem("", text))
-    interfaces, remaining = list[Interface](), MAX_ADDRESSES
+    interfaces, addresses_left, networks_left = list[Interface](), MAX_ADDRESSES, MAX_NETWORKS
     for each in instance.interfaces[:MAX_INTERFACES]:
-        addresses = each.addresses[:remaining]
-        ranges = each.ranges[: remaining - len(addresses)]
-        left_out = len(each.addresses) + len(each.ranges) - len(addresses) - len(ranges)
-        if left_out:
+        addresses, ranges = _first(addresses_left, each.addresses, each.ranges)
+        subnets, routes = _first(networks_left, each.subnets, each.routes)
+        addresses_left -= len(addresses) + len(ranges)
+        networks_left -= len(subnets) + len(routes)
+        part = replace(each, addresses=addresses, ranges=ranges, subnets=subnets, routes=routes)
+        if left_out := len(each.addresses) + len(each.ranges) - len(addresses) - len(ranges):
             problems.append(Problem(each.mac, f"{each.mac}: {left_out} addresses exceed the limit of {MAX_ADDRESSES}"))
-        remaining -= len(addresses) + len(ranges)
-        interfaces.append(replace(each, addresses=addresses, ranges=ranges) if left_out else each)
-    return replace(instance, interfaces=tuple(interfaces), problems=tuple(problems))
+        if left_out := len(each.subnets) + len(each.routes) - len(subnets) - len(routes):
+            text = f"{each.mac}: {left_out} subnets and routes exceed the limit of {MAX_NETWORKS}"
+            problems.append(Problem(each.mac, text))
+        interfaces.append(part)
+    return replace(
+        instance,
+        interfaces=tuple(interfaces),
+        problems=_bounded_problems(problems),
+        missing=_bounded_problems(instance.missing),
+        notices=tuple(each.text for each in _bounded_problems([Problem("", each) for each in instance.notices])),
+    )
+
+
+def _first(limit: int, one: tuple[Part, ...], other: tuple[Other, ...]) -> tuple[tuple[Part, ...], tuple[Other, ...]]:
+    """Return the first `limit` parts of two lists together."""
+    return one[:limit], other[: max(0, limit - len(one))]
+
+
+def _bounded_problems(problems: Sequence[Problem]) -> tuple[Problem, ...]:
+    """Return problems within MAX_REPORTS, each within MAX_REPORT_LENGTH. The last one counts those left out."""
+    found = [Problem(each.mac, _shortened(each.text)) for each in problems[:MAX_REPORTS]]
+    if len(problems) > MAX_REPORTS:
+        found.append(Problem("", f"and {len(problems) - MAX_REPORTS} more"))
+    return tuple(found)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_REPORT_LENGTH else f"{text[: MAX_REPORT_LENGTH - 3]}..."
 
 
 def host(address: IPAddress) -> IPNetwork:

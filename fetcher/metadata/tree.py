@@ -41,6 +41,7 @@ _NAME = re.compile(r"[A-Za-z0-9._:=+@,-]+/?")  # a role's name may have +=,.@- (
 _FIXED_REQUESTS, _REQUESTS_EACH = 5, 12  # request budget of a refresh: fixed, and per interface
 _PASSING_S = 3600.0
 _MAX_FACTS = 4096  # facts kept, those of interfaces that are gone included: a partial answer must not lose them
+_MAX_FACT_CHARACTERS = 1 << 19  # of all facts together; longer ones are not shown
 _MAX_SHOWN_LEAVES = 256  # leaves read from a directory for display only
 _TOKEN_AND_LOOKS = 4  # requests kept free of facts: a token, and a check after each group of changes
 
@@ -314,7 +315,9 @@ class TreeProvider(Provider):
                 answer = self.get(path)
                 if answer.status not in (200, 404):
                     raise answer.error(path)
-                self._facts[path] = answer.text(path) if answer.status == 200 else ""
+                text = answer.text(path) if answer.status == 200 else ""
+                total = sum(len(fact) for other, fact in self._facts.items() if other != path)
+                self._facts[path] = text if total + len(text) <= _MAX_FACT_CHARACTERS else ""
             except MetadataError as error:
                 self._due.append(path)
                 logger.debug("metadata: %s; for display only, retrying at the next refresh", error)

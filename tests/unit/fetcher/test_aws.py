@@ -210,6 +210,14 @@ def test_facts_of_the_go_original_are_read(cloud: Cloud, aws: Aws) -> None:
     assert document["ipv4-associations"] == {public: private for private, public in nic.public.items()}
 
 
+def test_facts_are_bounded_together(cloud: Cloud, aws: Aws) -> None:
+    for key in ("ami-id", "instance-type", "hostname"):
+        cloud.content(f"/latest/meta-data/{key}", "x" * 300_000)
+    system = settled(aws).system
+    assert sum(len(str(text)) for text in system.values()) < 1 << 19
+    assert system["instance-id"].startswith("i-")
+
+
 def test_events_are_read_again(cloud: Cloud, client: Client) -> None:
     now = 0.0
     aws = Aws(client, clock=lambda: now)

@@ -142,6 +142,28 @@ def test_more_than_the_bounds_is_reported_and_left_out() -> None:
     assert model.bounded(instance(interface(1))) == instance(interface(1))
 
 
+def test_subnets_and_routes_of_all_interfaces_are_bounded() -> None:
+    subnets = tuple(ip_network(f"10.{number}.0.0/24") for number in range(100))
+    routes = tuple((ip_network(f"172.16.{number}.0/24"), ip_address("10.0.0.1")) for number in range(100))
+    each = replace(interface(1), subnets=subnets, routes=routes)
+    found = model.bounded(instance(*(replace(each, mac=mac(number)) for number in range(1, 5))))
+    assert sum(len(each.subnets) + len(each.routes) for each in found.interfaces) == model.MAX_NETWORKS
+    assert [problem.mac for problem in found.problems] == [mac(3), mac(4)]
+    assert "88 subnets and routes exceed" in found.problems[0].text
+
+
+def test_reports_are_bounded_in_number_and_length() -> None:
+    reports = tuple(Problem(mac(1), f"{number} {'x' * 900000 * (number == 0)}") for number in range(30000))
+    texts = tuple(each.text for each in reports)
+    found = model.bounded(instance(interface(1), problems=reports, missing=reports, notices=texts))
+    for each in (found.problems, found.missing, tuple(Problem("", text) for text in found.notices)):
+        assert len(each) == model.MAX_REPORTS + 1
+        assert max(len(problem.text) for problem in each) == model.MAX_REPORT_LENGTH
+        assert each[-1] == Problem("", "and 29744 more")
+    before = instance(interface(1), interface(2))
+    assert {each.mac for each in found.with_known(before).interfaces} == {mac(1), mac(2)}
+
+
 def test_documents_for_display_do_not_make_two_instances_differ() -> None:
     assert instance(interface(1, document={"a": "b"}), system={"ami-id": "x"}) == instance(interface(1))
     assert instance(interface(1, public=(ip_address("8.8.8.8"),))) != instance(interface(1))
