@@ -349,8 +349,8 @@ class Daemon:
             return self._provider.credentials()
 
     async def _flush_command(self) -> FlushAnswer:
-        async with self._pass_lock:
-            return await self._flush()
+        """Flush without the lock: a slow read must not delay it. Passes wait, and add nothing afterwards."""
+        return await self._flush()
 
     async def _flush(self) -> FlushAnswer:
         outcome, report = await self._worker.run(self._reconciler.flush)

@@ -5,6 +5,7 @@ Times are RFC 3339 in UTC ("2026-01-02T03:04:05Z"). Addresses and prefixes are t
 
 from __future__ import annotations
 
+import re
 import time
 import types
 from collections.abc import Callable
@@ -191,12 +192,18 @@ def parse_status(document: dict[str, Any]) -> Status:
     return cast(Status, document)
 
 
+MAX_NUMBER = 2.0**63
+"""Upper bound of numbers in status.json, which is written by an unprivileged process."""
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})")
+
+
 def _check_time(text: str | None, name: str) -> None:
     try:
-        if text is not None and datetime.fromisoformat(text).tzinfo is None:
-            raise ShapeError(f"{name} is not an RFC 3339 time")
+        valid = text is None or (_TIME.fullmatch(text) and datetime.fromisoformat(text).tzinfo is not None)
     except ValueError:
-        raise ShapeError(f"{name} is not an RFC 3339 time") from None
+        valid = False
+    if not valid:
+        raise ShapeError(f"{name} is not an RFC 3339 time")
 
 
 Check = Callable[[Any], None]
@@ -274,6 +281,8 @@ def _type_checker(kinds: tuple[type, ...]) -> Check:
     def check(value: Any) -> None:
         if type(value) not in kinds:
             raise ShapeError(f"is not of type {kinds[-1].__name__}")
+        if isinstance(value, int | float) and not abs(value) < MAX_NUMBER:
+            raise ShapeError(f"is not below {MAX_NUMBER:.0e}")
 
     return check
 

@@ -1,8 +1,9 @@
 """`cnctl doctor [ADDRESS[:PORT]]`: check the steps that a packet needs, up to the first that fails.
 
 The sources are the fetcher's state and the output of `ip -json`, so every user may run it, and every step is a command
-that can be repeated. Steps after the first failure are not checked: most would fail as its consequence. Without an
-address, the daemons, the metadata and the first address of every link are checked.
+that can be repeated. Steps after the first failure are not checked: most would fail as its consequence. The exception
+is a fetcher that does not run: the address may be complete in spite of it. Without an address, the daemons, the
+metadata and the first address of every link are checked.
 """
 
 from __future__ import annotations
@@ -95,10 +96,7 @@ def _host(source: Source) -> Iterator[Step]:
     """Check the daemons, the metadata, and the first address of every managed link."""
     now, api_error = time.time(), source.find_api_error()
     claim = source.find_claim()
-    if doubt := claim.explain_doubt(now):
-        yield Step("fetcher", False, doubt, LOG, _restart(claim.status))
-    else:
-        yield Step("fetcher", True, "running")
+    yield _fetcher(claim, now)
     status = claim.status
     if status is None:
         yield Step("metadata", False, "never read", LOG)
@@ -120,6 +118,12 @@ def _host(source: Source) -> Iterator[Step]:
         for link in links(status):
             if link["state"] != "excluded":
                 yield _link(link, status["provider"])
+
+
+def _fetcher(claim: Claim, now: float) -> Step:
+    if doubt := claim.explain_doubt(now):
+        return Step("fetcher", False, doubt, LOG, _restart(claim.status))
+    return Step("fetcher", True, "running")
 
 
 def _netagent(netagent: NetagentStatus) -> Step:
@@ -204,8 +208,8 @@ def _link(link: LinkStatus, provider: str) -> Step:
 
 
 def _steps(claim: Claim, status: Status, address: str, client: str | None, port: int | None) -> list[Step]:
-    names = ["metadata", *(name for name, _ in STEPS), *(["published"] if port is not None else [])]
-    steps: list[Step] = []
+    names = ["fetcher", "metadata", *(name for name, _ in STEPS), *(["published"] if port is not None else [])]
+    steps = [_fetcher(claim, time.time())]
     try:
         link, delegated = _listed(claim, status, address)
         part = f", in {delegated}," if delegated else ""
@@ -232,8 +236,7 @@ def _listed(claim: Claim, status: Status, address: str) -> tuple[LinkStatus, str
             return link, None
     if known := checks.range_of(address, links(status)):
         return known
-    age_note = f"; {doubt}" if (doubt := claim.explain_doubt(time.time())) else ""
-    found = f"{status['provider']} does not give this instance {address}; read {_read(status)}{age_note}"
+    found = f"{status['provider']} does not give this instance {address}; read {_read(status)}"
     look, do = "cnctl status network", "assign it to an interface in the cloud's console, then: sudo cnctl refresh"
     if status["unknown_macs"]:
         found += f"; no link to configure for these interfaces: {' '.join(status['unknown_macs'])}"

@@ -110,20 +110,27 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+class Seconds(click.FloatRange):
+    """A number of seconds in a range. FloatRange itself accepts NaN."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See click."""
+        found = super().convert(value, param, ctx)
+        return self.fail("not a number", param, ctx) if math.isnan(found) else found
+
+
 def watchable(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --watch and --interval."""
 
     @click.option("--watch", "watching", is_flag=True, help="Repeat the command until Ctrl-C.")
     @click.option(
         "--interval",
-        type=click.FloatRange(0.1, 86400),
+        type=Seconds(0.1, 86400),
         metavar="SECONDS",
         help="Time between two repetitions of --watch. [1]",
     )
     @functools.wraps(command)
     def run(options: Options, watching: bool, interval: float | None, **arguments: Any) -> Any:
-        if interval is not None and math.isnan(interval):
-            raise click.BadParameter("not a number", param_hint="'--interval'")
         context = click.get_current_context()
         context.obj = replace(
             options, watch=options.watch or watching, interval=options.interval if interval is None else interval
@@ -304,7 +311,7 @@ def flush_command(options: Options) -> None:
 @cli.command("wait", short_help="Wait until the network is configured.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, 1e6),
+    type=Seconds(0, 1e6),
     metavar="SECONDS",
     help="Longest time to wait. [ReadyTimeout= of the configuration]",
 )

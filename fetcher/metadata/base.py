@@ -22,7 +22,7 @@ from cloud_network.fetcher.metadata.model import Instance, MetadataError, Proble
 
 logger = logging.getLogger(__name__)
 
-PROBE_TIMEOUT_S = 2.0  # seconds to wait for the next bytes when only testing whether the server answers
+PROBE_TIMEOUT_S = 5.0  # seconds to wait for the next bytes when only testing whether the server answers
 REACHABLE_TIMEOUT_S = 10.0  # seconds for `Provider.is_reachable` after a change, over all links and endpoints
 BUSY = (429, 503)  # statuses of a reachable server that asks the client to wait
 
