@@ -49,7 +49,7 @@ class Control:
         new.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._socket.bind(str(new))
-        new.chmod(0o666)  # every user may connect, to receive the reason for a refusal
+        new.chmod(0o660)  # other users could fill the queue of connections
         self._socket.listen(MAX_CLIENTS)
         new.rename(path)
 
