@@ -27,6 +27,7 @@ LINE_BYTES, OP_BYTES = 2048, 256
 """Upper bounds, in bytes, of the audit lines of a request and of each of its operations."""
 _BLOCK = 1 << 16
 _FIRST = "0" * 64  # `prev` of the first line of a chain
+_BEGIN = b'{"seq":'
 _LAST_LINE = re.compile(rb'\{"seq":([0-9]{1,18}),.*,"hash":"([0-9a-f]{64})"\}')
 
 
@@ -74,20 +75,25 @@ class Audit:
             return
 
     def _last_line(self, path: Path) -> bytes | None:
-        """Return the last complete line of a file, or None. Cut off an incomplete line that a crash left."""
+        """Return the last complete line of a file; None if there is none; b"" if the end of the file is damaged.
+
+        Cut off an incomplete line that a crash left.
+        """
         try:
             file = path.open("rb")
         except FileNotFoundError:
             return None
         with file:
-            size = start = file.seek(0, os.SEEK_END)
-            tail = b""
-            while start and tail.count(b"\n") < 2:
-                length = min(_BLOCK, start)
-                start -= length
-                file.seek(start)
-                tail = file.read(length) + tail
+            size, tail = file.seek(0, os.SEEK_END), b""
+            while len(tail) < size and tail.count(b"\n") < 2:
+                if len(tail) > 2 * MAX_FILE:
+                    return b""  # no line is that long
+                length = min(size, 4 * len(tail) or _BLOCK)
+                file.seek(size - length)
+                tail = file.read(length)
         whole, newline, rest = tail.rpartition(b"\n")
+        if not rest.startswith(_BEGIN[: len(rest)]) or _BEGIN in rest[1:]:
+            return b""
         if rest and path == self._path:
             os.ftruncate(self._file, size - len(rest))
         return whole.rpartition(b"\n")[2] if newline else None
@@ -97,7 +103,7 @@ class Audit:
         path.replace(aside)
         if path == self._path:
             self.reopen()
-        self.damage = f"the last line of {path} is damaged; moved to {aside}, and a new chain starts"
+        self.damage = f"the end of {path} is damaged; moved to {aside}, and a new chain starts"
 
     def _rotated(self, number: int) -> Path:
         return self._path.with_name(f"{self._path.name}.{number}")

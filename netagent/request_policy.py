@@ -6,7 +6,7 @@ No rule may lose its justification (be orphaned): an address, an on-link or loca
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -29,6 +29,9 @@ from .operations import (
 from .policy import Refusal, check_one, may_select, needs_main
 from .protocol import MAX_REFUSALS, Refused
 from .view import View, asks_main
+
+MAX_ROUNDS = 8
+"""Number of times that `check_all` checks a request again. A client could otherwise keep netagent busy for minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +60,34 @@ def check(ops: Sequence[Operation], view: View) -> list[Undo]:
             accepted.append(accept(position, op, view))
         except Refusal as refusal:
             raise Rejected(refusal.at(position)) from None
-    if orphan := first_orphan(accepted, view):
+    if orphan := next(orphans(accepted, view), None):
         raise Rejected(orphan)
     return [each.undo for each in accepted]
 
 
 def check_all(ops: Sequence[Operation], view: View) -> list[Refused]:
-    """Return every refusal. Each operation is checked as if the accepted ones before it were applied."""
+    """Return every refusal. Each operation is checked as if the accepted ones before it were applied.
+
+    Operations that would orphan a rule are found only at the end. The others are then checked again without them.
+    """
+    orphaning = dict[int, Refused]()
+    for _ in range(MAX_ROUNDS):
+        accepted, refusals = judged(ops, view, orphaning)
+        found = {each.position: each for each in orphans(accepted, view) if each.position is not None}
+        orphaning |= found
+        if not found:
+            break
+        view = View(view.snapshot, view.settings, view.known)
+    return sorted([*refusals, *orphaning.values()], key=lambda each: each.position or 0)
+
+
+def judged(ops: Sequence[Operation], view: View, left_out: Collection[int]) -> tuple[list[Accepted], list[Refused]]:
+    """Check each operation, except those at the positions `left_out`, which have been refused already."""
     accepted, refusals, positions = list[Accepted](), list[Refused](), list[int]()
     for position, op in enumerate(ops):
+        if position in left_out:
+            positions.append(position)
+            continue
         try:
             accepted.append(accept(position, op, view))
         except Refusal as refusal:
@@ -74,9 +96,7 @@ def check_all(ops: Sequence[Operation], view: View) -> list[Refused]:
                 depends = next((each for each in positions if builds_on(op, ops[each], view)), None)
             refusals.append(refusal.at(position, depends))
             positions.append(position)
-    if orphan := first_orphan(accepted, view):
-        refusals.append(orphan)
-    return refusals
+    return accepted, refusals
 
 
 def accept(position: int, op: Operation, view: View) -> Accepted:
@@ -104,17 +124,15 @@ def builds_on(op: Operation, earlier: Operation, view: View) -> bool:
     return False
 
 
-def first_orphan(accepted: Sequence[Accepted], view: View) -> Refused | None:
-    """Return a refusal of the operation that would orphan a rule, or None."""
-    return (
-        first_orphan_of_marks(accepted, view)
-        or first_orphan_of_addresses(accepted, view)
-        or first_orphan_of_main(accepted, view)
-    )
+def orphans(accepted: Sequence[Accepted], view: View) -> Iterator[Refused]:
+    """Yield a refusal of each operation that would orphan a rule."""
+    yield from orphans_of_marks(accepted, view)
+    yield from orphans_of_addresses(accepted, view)
+    yield from orphans_of_main(accepted, view)
 
 
-def first_orphan_of_main(accepted: Sequence[Accepted], view: View) -> Refused | None:
-    """Return a refusal of the removal of a rule for main that another rule needs before it, or None."""
+def orphans_of_main(accepted: Sequence[Accepted], view: View) -> Iterator[Refused]:
+    """Yield a refusal of each removal of a rule for main that another rule needs before it."""
     removed = dict[int, int]()  # by IP version, the position
     for each in accepted:
         if isinstance(each.op, RuleRemove) and asks_main(each.op):
@@ -123,17 +141,15 @@ def first_orphan_of_main(accepted: Sequence[Accepted], view: View) -> Refused | 
         version = key.selector.version
         needs = version in removed and needs_main(key.table, suppress)
         if needs and not view.main_comes_before(version, key.priority):
-            return Refused(
-                f"cloud-network's rule {key.priority} must come after it; remove that rule, too", removed[version]
-            )
-    return None
+            position = removed.pop(version)
+            yield Refused(f"cloud-network's rule {key.priority} must come after it; remove that rule, too", position)
 
 
-def first_orphan_of_marks(accepted: Sequence[Accepted], view: View) -> Refused | None:
-    """Return a refusal of the last change of the table if a rule needs a mark that it no longer sets, or None."""
+def orphans_of_marks(accepted: Sequence[Accepted], view: View) -> Iterator[Refused]:
+    """Yield a refusal of the last change of the table if a rule needs a mark that it no longer sets."""
     position = max((each.position for each in accepted if isinstance(each.op, ForwardedReplies)), default=None)
     if position is None or view.marks is None:
-        return None
+        return
     mask = view.settings.mark_mask
     marks = set(view.marks)
     for key in view.rules:
@@ -144,8 +160,8 @@ def first_orphan_of_marks(accepted: Sequence[Accepted], view: View) -> Refused |
             and LinkMark(link, key.mark & claims.mark_bits(mask)) not in marks
         ):
             reason = f"rule {key.priority} fwmark {key.mark:#x}/{key.mask:#x} depends on it; remove the rule, too"
-            return Refused(reason, position)
-    return None
+            yield Refused(reason, position)
+            return
 
 
 def is_managed(link: int, view: View) -> bool:
@@ -155,8 +171,8 @@ def is_managed(link: int, view: View) -> bool:
     return view.is_cloud(link) and not excluded
 
 
-def first_orphan_of_addresses(accepted: Sequence[Accepted], view: View) -> Refused | None:
-    """Return a refusal of the operation after which a rule selects addresses that its link no longer has, or None."""
+def orphans_of_addresses(accepted: Sequence[Accepted], view: View) -> Iterator[Refused]:
+    """Yield a refusal of each operation after which a rule selects addresses that its link no longer has."""
     lost = dict[tuple[int, IPNetwork], int]()  # by link and network, the position
     for each in accepted:
         if each.lost is not None:
@@ -168,11 +184,11 @@ def first_orphan_of_addresses(accepted: Sequence[Accepted], view: View) -> Refus
         for _, rule in chain.from_iterable(found):
             if rule in justified:
                 continue
-            justified.add(rule)
             if not may_select(rule, link, view):
                 where = f"rule {rule.priority} from {rule.selector}"
-                return Refused(f"{where} depends on it; remove the rule in the same request", position)
-    return None
+                yield Refused(f"{where} depends on it; remove the rule in the same request", position)
+                break
+            justified.add(rule)
 
 
 def lost_by(op: Operation, undo: Undo, view: View) -> tuple[int, IPNetwork] | None:

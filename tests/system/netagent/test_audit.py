@@ -72,6 +72,34 @@ def test_a_chain_goes_on_after_a_line_of_any_length(tmp_path: Path) -> None:
     assert cnctl(path, "--verify").stdout.startswith("OK: 3 lines")
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        lambda log: log + b"x" * 200_000,
+        lambda log: log.replace(b"\n", b""),
+        lambda log: log[:-1] + log.splitlines()[0][:50],
+    ],
+    ids=["garbage at the end", "no line ends", "two lines in one"],
+)
+def test_a_damaged_end_is_moved_aside_whole(tmp_path: Path, damaged: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / "audit.log"
+    write(path, 3)
+    content = damaged(path.read_bytes())
+    path.write_bytes(content)
+    log = audit.Audit(path, "0" * 36)
+    assert log.damage is not None
+    assert (log.sequence, path.read_bytes()) == (0, b"")
+    [aside] = tmp_path.glob("audit.log.damaged-*")
+    assert aside.read_bytes() == content
+
+
+def test_a_large_file_without_lines_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    with path.open("wb") as file:
+        file.truncate(100 << 20)
+    assert audit.Audit(path, "0" * 36).damage is not None
+
+
 @pytest.mark.parametrize(("ops", "remaining", "lines"), [(224, 0, 1), (112, 64, 1), (225, 0, 2), (4096, 4096, 51)])
 def test_large_requests_are_logged_whole_in_journal_sized_lines(
     tmp_path: Path, ops: int, remaining: int, lines: int

@@ -50,13 +50,29 @@ def refused(lab: Lab, *ops: dict[str, Any]) -> str:
     return str(answer["reason"])
 
 
+def test_check_finds_every_removal_that_would_orphan_a_rule(lab: Lab) -> None:
+    """A refused removal counts as not applied: the address stays, and another link cannot get it."""
+    on, other = ifindex(lab, "eth1"), ifindex(lab, "eth0")
+    hosts = [f"10.77.0.{number}" for number in (1, 2, 3)]
+    removals = [address(on, host, "address_remove") for host in hosts]
+    with Wire(lab) as wire:
+        rules = [rule(host, 9999 + on) for host in hosts[1:]]
+        assert wire.apply(*(address(on, host) for host in hosts), *rules)["verdict"] == "applied"
+        checked = wire.ask(request="check", ops=[*removals, *(address(other, host) for host in hosts)])
+        assert [each["position"] for each in checked["refusals"]] == [1, 2, 4, 5]
+        assert "depends on it" in checked["refusals"][1]["reason"]
+        assert "eth1 has 10.77.0.3 already" in checked["refusals"][3]["reason"]
+        wire.ask(request="flush", id="after")
+
+
 # Gateways
 
 
+@pytest.mark.parametrize("neighbour", ["10.0.1.77", "10.0.1.9"])  # .9: the first host of 10.0.1.8/29
 @pytest.mark.parametrize("destination", ["169.254.169.254/32", "0.0.0.0/0", "10.9.0.0/16"])
-def test_a_neighbour_is_no_gateway(lab: Lab, destination: str) -> None:
+def test_a_neighbour_is_no_gateway(lab: Lab, destination: str, neighbour: str) -> None:
     on = ifindex(lab, "eth1")
-    ops = [route(on, destination, "10.0.1.77"), rule("10.0.1.10", 9999 + on)]
+    ops = [route(on, destination, neighbour), rule("10.0.1.10", 9999 + on)]
     assert "is not known as a gateway" in refused(lab, *ops)
     assert verdict(lab, route(on, destination, "10.0.1.1"), ops[1]) == "applied"
 
@@ -68,6 +84,13 @@ def test_a_gateway_by_convention_and_no_second_one(lab: Lab) -> None:
     first = [own, route(on, "0.0.0.0/0", "10.0.2.1")]
     assert verdict(lab, *first) == "applied"
     assert "not known as a gateway" in refused(lab, *first, route(on, "10.9.0.0/16", "10.0.2.9"))
+
+
+def test_a_neighbour_of_another_link_is_no_gateway_by_convention(lab: Lab) -> None:
+    on = ifindex(lab, "eth0")
+    own = {**address(on, "10.0.1.62/32"), "route": False}
+    ops = [own, route(on, "10.0.1.61/32")]  # the third-last host of 10.0.1.0/26
+    assert "would take over a part of 10.0.1.0/24" in refused(lab, *ops)
 
 
 def test_an_ipv6_neighbour_is_a_gateway_only_as_a_router(lab: Lab) -> None:
