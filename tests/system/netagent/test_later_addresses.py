@@ -65,7 +65,7 @@ def test_the_range_goes_and_the_address_stays(lab: Lab, text: str, length: int, 
     with Wire(lab, user="root") as wire:
         assert wire.apply(ranged)["verdict"] == "applied"
         add(lab, text, length)
-        assert sorted(local_routes(lab, text)) == ["eth0", "eth1"]
+        lab.wait_for(lambda: sorted(local_routes(lab, text)) == ["eth0", "eth1"])  # IPv6: the kernel adds it later
         gone = {**ranged, "op": "route_remove"}
         answer = wire.apply(gone) if how == "removal" else wire.ask(request="flush", id="flush")
     assert (answer["verdict"], answer.get("not_undone", [])) == ("applied", [])
