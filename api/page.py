@@ -132,7 +132,8 @@ def _link_problems(status: Status) -> Iterator[Finding]:
 
 def _conflict(conflict: ConflictStatus) -> str:
     by = f" ({conflict['by']})" if conflict["by"] else ""
-    what = f"reverted {conflict['times']} times by another program" if conflict["times"] else "not made"
+    times = "once" if conflict["times"] == 1 else f"{conflict['times']} times"
+    what = f"reverted {times} by another program" if conflict["times"] else "not made"
     return f"{conflict['object']}: {what}{by}, since"
 
 

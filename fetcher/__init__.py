@@ -7,7 +7,8 @@ confirmed by a second one, removes anything. An answer passes through these step
 2. `metadata.reading` reads within a deadline; `metadata.http` sends each request to a pinned address (requests).
 3. The provider, in `metadata.providers`, converts the answers into a validated, frozen `metadata.model.Instance`.
 4. `reconciler.refresh` takes it, and the kernel's state (`network.objects.Actual`), which `network.kernel` read with
-   pyroute2 before the metadata, and reads again if the kernel has reported a change since.
+   pyroute2 before the metadata, and reads again if the kernel has reported a change since, or after 10 s. Known parts
+   stay if the answer does not prove their absence (`Instance.with_known`, `metadata.reading.RemovalProof`).
 5. `network.matching` finds the link of each interface by MAC, and adds what only DHCP provides.
 6. `network.desired` computes what the kernel must hold, without what was refused before (`rejections`, `conflicts`).
    `network.addresses` chooses the form of each address, and `network.rules` the source rules.
@@ -19,5 +20,6 @@ confirmed by a second one, removes anything. An answer passes through these step
    `confirm` finds that the metadata server or a gateway no longer answers.
 10. `reporting` writes the results to status.json and the other state files, for the api and cnctl.
 
-`daemon` serves kernel events, the control socket (`control`), signals and the watchdog; these never wait for a pass.
+`daemon` serves kernel events, the control socket (`control`), signals and the watchdog. None of them waits for a pass,
+except the commands that need its result or the metadata server.
 """

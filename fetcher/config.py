@@ -361,7 +361,9 @@ def _document(path: Path, content: str) -> dict[str, Any]:
 def _line_of(content: str, section: str, key: str) -> int:
     """Return the line of a key, or of a section for key "", in the usual layout; 0 if it cannot be found."""
     current = ""
-    for number, line in enumerate(content.splitlines(), 1):
+    if '"""' in content or "'''" in content:
+        return 0  # a line inside a string of several lines may look like a key
+    for number, line in enumerate(content.split("\n"), 1):
         if header := re.match(r"\s*\[\s*['\"]?([^\]'\"]*?)['\"]?\s*\]", line):
             current = header[1]
             if not key and current == section:

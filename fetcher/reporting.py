@@ -291,7 +291,8 @@ class Reporter:
         status, error = self.status, self.status["last_error"]
         links = status["links"].values()
         addresses, missing = sum(len(link["addresses"]) for link in links), sum(len(link["drift"]) for link in links)
-        count = f"{len(links)} interface{'' if len(links) == 1 else 's'}, {addresses} addresses"
+        count = f"{len(links)} interface{'' if len(links) == 1 else 's'}, "
+        count += f"{addresses} address{'' if addresses == 1 else 'es'}"
         if self._failed_reads and error is not None:
             attempt = f"{error['message']} (attempt {self._failed_reads})"
             waiting = f"waiting for metadata at {endpoint}"

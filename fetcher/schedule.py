@@ -1,7 +1,9 @@
 """All deadlines of the daemon: the next read of the metadata, the next comparison with the kernel, and backoffs.
 
-Times are seconds on an injected monotonic clock. Three kinds of time limits are with the code that they bound: of one
-metadata request (`metadata.http`), of the absence of a link (`network.presence`), and of status.json (`status`).
+Times are seconds on an injected monotonic clock. Time limits of one exchange or one object are with the code that they
+bound: of a metadata request (`metadata.http`, `metadata.base`), of an answer of netagent (`apply`) or to a command
+(`control`), of a probe (`gateways`), of a missing interface (`metadata.reading`) or link (`network.presence`), of a
+refusal (`rejections`), and of status.json (`status`).
 """
 
 from __future__ import annotations

@@ -254,6 +254,18 @@ def test_all_mistakes_come_at_once_in_order(tmp_path: Path) -> None:
     assert found[4].startswith("environment: CLOUD_NETWORK_LOG_LEVEL = x\\x1b: unknown value; accepted: trace,")
 
 
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("# \u2028 \u0085\n[Network]\nManage = 7\n", "3:"),
+        ('[Network]\nExclude = """\nManage = 7\n"""\nManage = 7\n', ""),
+    ],
+    ids=["line separators in a comment", "a string of several lines"],
+)
+def test_line_of_a_mistake_is_right_or_left_out(tmp_path: Path, content: str, line: str) -> None:
+    assert any(each.startswith(f"{line} [Network] Manage = 7: ") for each in mistakes(tmp_path, content))
+
+
 def test_key_given_twice_is_an_error_with_its_line(tmp_path: Path) -> None:
     (found,) = mistakes(tmp_path, '[Network]\nExclude = "a"\nExclude = "b"\n')
     assert found.startswith("3: not TOML: ")
