@@ -23,6 +23,7 @@ import contextlib
 import fcntl
 import functools
 import json
+import math
 import os
 import secrets
 import stat
@@ -311,7 +312,7 @@ def _decode_status(content: bytes, path: str) -> Status:
 
 def _decode(content: bytes, path: str) -> Document:
     try:
-        document = json.loads(content, parse_constant=_not_json)
+        document = json.loads(content, parse_constant=_not_json, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise StateError(f"{path}: not JSON ({error}); `sudo cnctl refresh` writes it again") from error
     if not isinstance(document, dict):
@@ -321,6 +322,13 @@ def _decode(content: bytes, path: str) -> Document:
 
 def _not_json(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):  # it would be written as Infinity, which is not JSON
+        raise ValueError(f"{text:.20} is too large")
+    return number
 
 
 @contextlib.contextmanager

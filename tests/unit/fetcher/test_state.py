@@ -326,6 +326,9 @@ def test_endless_and_nested_files_are_refused(state: StateDirectory) -> None:
         file.truncate(1 << 40)
     with pytest.raises(StateError, match="larger than"):
         state.read_status()
+    Path(state.system_path).write_text('{"a": -1e999}')
+    with pytest.raises(StateError, match="-1e999 is too large"):
+        state.read_system()
     Path(state.system_path).write_text('{"a":' * 100_000)
     with pytest.raises(StateError, match="not JSON"):
         state.read_system()
@@ -338,7 +341,10 @@ def test_endless_and_nested_files_are_refused(state: StateDirectory) -> None:
         ({"links": []}, "links: is not an object"),
         ({"links": {"3": {}}}, "links: has no name"),
         ({"fetched_at": "soon"}, "fetched_at is not an RFC 3339 time"),
+        ({"fetched_at": "2026-01-02\n03:04:05Z"}, "fetched_at is not an RFC 3339 time"),
         ({"generation": True}, "generation: is not of type int"),
+        ({"generation": 10**400}, "generation: is not below 9e"),
+        ({"refresh_timer": -1e300}, "refresh_timer: is not below 9e"),
         ({"state": "fine"}, "state: is not one of ok, degraded"),
         ({"last_error": {"at": None}}, "last_error: at: is not of type str"),
     ],
