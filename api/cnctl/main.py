@@ -152,9 +152,6 @@ def execute(options: Options, run: Run) -> None:
     except Failure as failure:
         note(str(failure))
         code = failure.code
-    except BrokenPipeError:  # `cnctl ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = Exit.OK
     except KeyboardInterrupt:
         code = Exit.INTERRUPTED
     raise click.exceptions.Exit(code)
@@ -352,6 +349,26 @@ def _print_completion(shell: str) -> Exit:
 
 def main(argv: list[str] | None = None) -> int:
     """Run cnctl; return the exit code."""
+    output = sys.stdout
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `cnctl ... | head`
+        _discard_output()
+        return Exit.OK
+    except SystemExit:
+        if sys.stdout is output:
+            raise
+        _discard_output()  # after a broken pipe, click replaces sys.stdout and ends with 1
+        return Exit.OK
+    except OSError as error:
+        _discard_output()
+        note(f"the output cannot be written: {error}")
+        return Exit.FAILED
+    return code
+
+
+def _run(argv: list[str] | None) -> int:
     try:
         result = cli.main(argv, prog_name="cnctl", standalone_mode=False)
     except click.ClickException as error:
@@ -360,6 +377,11 @@ def main(argv: list[str] | None = None) -> int:
     except click.Abort:
         return Exit.INTERRUPTED
     return result if isinstance(result, int) else Exit.OK
+
+
+def _discard_output() -> None:
+    """Let Python's flush at the exit succeed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

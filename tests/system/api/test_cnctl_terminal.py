@@ -141,3 +141,26 @@ def test_script_of_each_shell_is_printed(cnctl: Cnctl, shell: str) -> None:
 
 def test_unsupported_shell_exits_2(cnctl: Cnctl) -> None:
     assert cnctl("completion", "tcsh").code == 2
+
+
+@pytest.mark.parametrize("command", ["--version", "--help", "status --help", "status"])
+def test_a_broken_pipe_is_no_error(server: Server, filled: StateDirectory, command: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(_argv(server, filled, command), stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("command", ["--version", "--help", "status"])
+def test_a_full_disk_is_an_error_without_a_traceback(server: Server, filled: StateDirectory, command: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(_argv(server, filled, command), stdout=full, stderr=subprocess.PIPE, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr == b"cnctl: the output cannot be written: [Errno 28] No space left on device\n"
+
+
+def _argv(server: Server, state: StateDirectory, command: str) -> list[str]:
+    name, *more = command.split()
+    where = ["--socket", str(server.socket), "--state", state.path]
+    return [str(BIN / "cnctl"), *([] if name.startswith("--") else where), name, *more]
