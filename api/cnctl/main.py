@@ -33,7 +33,7 @@ Examples:
   cnctl status --watch                 the same, repeated every second
   cnctl status network                 the addresses of every link
   cnctl status system                  the metadata of this instance
-  cnctl status --json | jq .links      for programs; --json works with every command
+  cnctl status --json | jq .links      for programs; --json works with all that show something
   cnctl doctor                         check the host: daemons, metadata, every link
   cnctl doctor 10.0.1.11               why an address does not answer
   sudo cnctl doctor 10.0.1.11:8080     the same for a port that a container publishes
