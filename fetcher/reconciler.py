@@ -145,7 +145,8 @@ class Reconciler:
             comparison = self._compare(instance, proof=True, kernel_changed=kernel_changed, seen=seen)
         except kernel.KernelError as error:
             return PassReport(reading=reading, kernel_error=str(error))
-        removals = tuple(filter(is_removal, comparison.changes))
+        is_refused = self._memory.retry.is_refused(self._without_held(comparison)[0])
+        removals = () if is_refused else tuple(filter(is_removal, comparison.changes))
         if not self._memory.proof.accept(comparison.snapshot.metadata, removes=bool(removals)):
             logger.info("metadata: confirming with a second read before removal: %s", summary(removals))
             return PassReport(reading=reading, unproven=True)
@@ -240,6 +241,8 @@ class Reconciler:
             metadata = self._memory.proof.keep_unlisted(metadata, links, actual.configured_macs)
         snapshot = self._snapshot(metadata, actual)
         self._memory.rejections.update(snapshot.instance, self._config, actual, kernel_changed=kernel_changed)
+        if kernel_changed:
+            self._memory.retry.kernel_changed()
         return self._plan(snapshot)
 
     def _snapshot(self, metadata: Instance, actual: Actual) -> Snapshot:
@@ -300,7 +303,9 @@ class Reconciler:
             self._memory.retry.clear()
         else:
             left, _ = self._without_held(comparison)
-            self._memory.retry.failed(left, NETAGENT_RETRY_S if results.unreachable else math.inf)
+            longest = NETAGENT_RETRY_S if results.unreachable else math.inf
+            refused = results.failure is None and all(map(is_removal, left))
+            self._memory.retry.failed(left, longest, refused=refused)
         return comparison
 
     def _is_repair(self, ops: Plan) -> bool:

@@ -198,21 +198,35 @@ class PlanRetry:
         self._backoff = Backoff(self._FIRST, self._LONGEST)
         self._tried: Plan = ()
         self._tried_at = -math.inf
-        self.due = -math.inf
+        self._due = -math.inf
+        self._refused = False  # and the kernel has not changed since
+
+    @property
+    def due(self) -> float:
+        """The time of the next attempt; infinity if it waits for a change in the kernel."""
+        return math.inf if self._refused else self._due
 
     def may_try(self, ops: Plan) -> bool:
-        """Return False for a plan that failed recently."""
+        """Return False for a plan that failed recently, or was refused and nothing has changed since."""
         return ops != self._tried or self._clock() >= self.due
 
-    def failed(self, ops: Plan, longest: float = math.inf) -> None:
-        """Delay the next attempt of `ops`, by at most `longest` seconds."""
+    def is_refused(self, ops: Plan) -> bool:
+        """Return True for a plan that waits for a change in the kernel."""
+        return self._refused and ops == self._tried
+
+    def failed(self, ops: Plan, longest: float = math.inf, *, refused: bool = False) -> None:
+        """Delay the next attempt of `ops`, by at most `longest` seconds; if refused, also until the kernel changes."""
         now = self._clock()
         if ops != self._tried or now > self._tried_at + self._FORGET:
             self._backoff.reset()
-        self._tried, self._tried_at = ops, now
-        self.due = now + self._backoff.next_delay(longest)
+        self._tried, self._tried_at, self._refused = ops, now, refused
+        self._due = now + self._backoff.next_delay(longest)
+
+    def kernel_changed(self) -> None:
+        """Let a refused plan be tried again after its delay."""
+        self._refused = False
 
     def clear(self) -> None:
         """Forget the failure."""
         self._backoff.reset()
-        self._tried, self.due = (), -math.inf
+        self._tried, self._due, self._refused = (), -math.inf, False

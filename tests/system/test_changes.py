@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -67,6 +68,32 @@ def test_address_is_added_and_removed(lab: Lab) -> None:
     assert without_order(kernel(lab)) == without_order(before)
     assert connection.alive()
     assert errors(lab) == []
+
+
+def test_refused_removal_waits_for_a_change_in_the_kernel(lab: Lab) -> None:
+    """Meanwhile a refresh sends no request to netagent, and reads the metadata once."""
+    nic, netagent = lab.nics[1], lab.daemons.pid("netagent")
+    gone = nic.addresses[2]
+    lab.run(["ip", "route", "add", "192.0.2.0/24", "dev", nic.name, "src", gone])
+    lab.remove_address(nic.mac, gone)
+    assert refresh(lab) == "degraded"
+    assert "depends on 10.0.2.12" in status(lab)["last_error"]["message"]
+    lab.wait_for(lambda: netagent_is_idle(lab, netagent), message="the end of the requests to netagent")
+    reads = lab.log("fetcher").count("confirming with a second read")
+    assert refresh(lab) == "degraded"
+    assert lab.log("fetcher").count("confirming with a second read") == reads
+    lab.run(["ip", "route", "del", "192.0.2.0/24"])
+    lab.wait_for(lambda: gone not in kernel_addresses(lab), 10, "the removal")
+    wait_until_healthy(lab)
+
+
+def netagent_is_idle(lab: Lab, pid: int) -> bool:
+    """Return True if netagent has used no processor time during three refreshes."""
+    times = Path(f"/proc/{pid}/schedstat")
+    before = times.read_text().split()[0]
+    for _ in range(3):
+        refresh(lab)
+    return times.read_text().split()[0] == before
 
 
 def test_timer_alone_finds_additions_and_proves_removals(lab: Lab) -> None:

@@ -167,3 +167,14 @@ def test_failed_plan_waits_and_another_does_not(clock: Clock) -> None:
     assert retry.may_try((LinkUp(3),))
     clock.now = retry.due
     assert retry.may_try((LinkUp(2),))
+
+
+def test_refused_plan_waits_for_a_change_in_the_kernel(clock: Clock) -> None:
+    retry = PlanRetry(clock)
+    retry.failed((LinkUp(2),), refused=True)
+    clock.now += 1e6
+    assert retry.is_refused((LinkUp(2),))
+    assert not retry.may_try((LinkUp(2),))
+    assert retry.may_try((LinkUp(3),))
+    retry.kernel_changed()
+    assert retry.may_try((LinkUp(2),))
