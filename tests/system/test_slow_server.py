@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.system.service import CONFIG, cnctl, kernel_addresses, send_command, status, wait_until_healthy
+from tests.system.service import CONFIG, cnctl, is_healthy, kernel_addresses, send_command, status, wait_until_healthy
 from tests.system.test_boot_order import Manager, start_fetcher
 
 LATE = 4.5  # seconds, below the time that one answer may take
@@ -51,6 +51,17 @@ def test_slow_answers_delay_nothing_else(lab: Lab) -> None:
         lab.metadata.clear()
         assert refresh.result(60)["ok"]
     wait_until_healthy(lab)
+
+
+def test_a_server_with_slow_answers_configures_the_network() -> None:
+    """It also has to answer before and after each change."""
+    with Lab(Spec.cloud("gcp", interfaces=2, addresses=2)) as lab:
+        lab.write_config(CONFIG)
+        lab.metadata.fail("late", interval=LATE)
+        lab.start("netagent")
+        lab.start("fetcher")
+        lab.wait_for(lambda: is_healthy(lab), 60, "a healthy network")
+        assert "rolled back" not in lab.log("fetcher")
 
 
 def test_slow_server_is_reported_during_the_read(lab: Lab) -> None:
