@@ -230,7 +230,7 @@ def test_doctor_follows_the_replies_of_a_published_port(lab: Lab) -> None:
     lab.stop("fetcher")
     lab.run(["nft", "delete", "table", "inet", "cloud_network"])
     found = doctor(lab, f"{address}:{PUBLISHED}")
-    assert (found["broken"], "is missing" in found["steps"][-1]["found"]) == ("published", True)
+    assert (found["steps"][-1]["ok"], "is missing" in found["steps"][-1]["found"]) == (False, True)
     lab.run(["sysctl", "-q", "-w", f"net.ipv4.conf.{lab.nics[1].name}.rp_filter=1"])
     lab.start("fetcher")
     lab.wait_for(lambda: state_of(lab) == "degraded", message="state degraded")
