@@ -82,6 +82,21 @@ def test_slow_server_is_reported_during_the_read(lab: Lab) -> None:
     assert status(lab)["last_error"] is None
 
 
+def test_a_flush_does_not_wait_for_a_slow_read(lab: Lab) -> None:
+    lab.start("netagent")
+    lab.start("fetcher")
+    wait_until_healthy(lab)
+    lab.metadata.fail("late", interval=LATE)
+    with ThreadPoolExecutor() as pool:
+        refresh = pool.submit(send_command, lab, "refresh")
+        lab.wait_for(lambda: status(lab)["state"] == "degraded", 10, "the report of the slow read")
+        assert send_command(lab, "flush")["ok"]
+        assert not refresh.done()
+        lab.metadata.clear()
+        refresh.result(60)
+    assert "flushed on request" in status(lab)["last_error"]["message"]
+
+
 def test_slow_server_is_reported_before_a_repair(lab: Lab) -> None:
     """Before a change, the fetcher asks whether the server answers, and that takes seconds, too."""
     lab.start("netagent")

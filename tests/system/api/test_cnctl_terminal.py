@@ -143,6 +143,11 @@ def test_unsupported_shell_exits_2(cnctl: Cnctl) -> None:
     assert cnctl("completion", "tcsh").code == 2
 
 
+def test_wait_refuses_a_timeout_that_is_no_number(cnctl: Cnctl) -> None:
+    ended = cnctl("wait", "--timeout", "nan")
+    assert (ended.code, "Invalid value for '--timeout'" in ended.err) == (2, True)
+
+
 @pytest.mark.parametrize("command", ["--version", "--help", "status --help", "status"])
 def test_a_broken_pipe_is_no_error(server: Server, filled: StateDirectory, command: str) -> None:
     reader, writer = os.pipe()
