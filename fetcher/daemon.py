@@ -119,7 +119,7 @@ class Daemon:
                 "refresh": self._refresh_command,
                 "retry": self._retry_command,
                 "plan": self._plan_command,
-                "flush": self._flush_command,
+                "flush": self._flush,
                 "credentials": self._credentials_command,
             }
         )
@@ -348,11 +348,8 @@ class Daemon:
         with self._provider.client.until(time.monotonic() + schedule.READ_DEADLINE_S):
             return self._provider.credentials()
 
-    async def _flush_command(self) -> FlushAnswer:
-        """Flush without the lock: a slow read must not delay it. Passes wait, and add nothing afterwards."""
-        return await self._flush()
-
     async def _flush(self) -> FlushAnswer:
+        """Flush without the lock: a slow read must not delay it. Passes wait, and add nothing afterwards."""
         outcome, report = await self._worker.run(self._reconciler.flush)
         self._record(report)
         return flush_answer(outcome)
@@ -382,7 +379,7 @@ class Daemon:
 
     async def _purge(self) -> None:
         if self._config.purge is Purge.ON_STOP:
-            answer = await _attempt(self._flush)  # without the lock: a read that goes on could outlast the stop
+            answer = await _attempt(self._flush)
             if answer is not None:
                 logger.info("Purge: removed %d addresses, routes and rules (%s)", answer["removed"], answer["request"])
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from cloud_network.fetcher import schedule
 from cloud_network.fetcher.apply import LinkRole, Netagent, NetagentError, Outcome, components, explain, transact
 from cloud_network.fetcher.config import Config, ForwardedReplies
 from cloud_network.fetcher.confirm import SILENT_GATEWAY, Confirmation, rejections_of_failure, rejections_of_refusals
@@ -276,7 +275,7 @@ class Reconciler:
 
     def _can_confirm(self, fresh: bool) -> bool:
         """Return False if the metadata server does not answer: every change would be rolled back."""
-        if fresh or (self._server_ok and self._provider.is_reachable(schedule.SERVER_BEFORE_CHANGE_S)):
+        if fresh or (self._server_ok and self._provider.is_reachable()):
             return True
         self._server_ok = False
         return False

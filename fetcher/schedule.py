@@ -61,8 +61,6 @@ GATEWAY_S, NEW_LINK_GATEWAY_S = 1.0, 3.0
 """Time for a new gateway to resolve: on a link in use, and on one without an address, which may just have come up."""
 GATEWAY_BEFORE_CHANGE_S, GATEWAY_AFTER_CHANGE_S = 0.5, 6.0
 """Time for a gateway in use to resolve before a change, and after it: a new MTU resets some network cards."""
-SERVER_BEFORE_CHANGE_S = 10.0
-"""Time for the metadata server to answer before a change. If it does not, the metadata is read first."""
 _FIRST_READ_RETRY_S, _LONGEST_READ_RETRY_S = 1.0, 60.0
 _PROOF_DELAY_S = 0.4  # before the second read that a removal needs
 _DEBOUNCE_S = 0.05  # a burst of kernel events has this time to end

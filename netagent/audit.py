@@ -75,7 +75,7 @@ class Audit:
             return
 
     def _last_line(self, path: Path) -> bytes | None:
-        """Return the last complete line of a file; None if there is none; b"" if the end of the file is damaged.
+        """Return the last complete line of a file; None without a complete line; b"" if the end of the file is damaged.
 
         Cut off an incomplete line that a crash left.
         """

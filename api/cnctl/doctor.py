@@ -211,7 +211,7 @@ def _steps(claim: Claim, status: Status, address: str, client: str | None, port:
     names = ["fetcher", "metadata", *(name for name, _ in STEPS), *(["published"] if port is not None else [])]
     steps = [_fetcher(claim, time.time())]
     try:
-        link, delegated = _listed(claim, status, address)
+        link, delegated = _listed(status, address)
         part = f", in {delegated}," if delegated else ""
         found = f"{status['provider']} gives it{part} to {link['name']} ({link['mac']}); read {_read(status)}"
         steps.append(Step("metadata", True, found))
@@ -227,7 +227,7 @@ def _steps(claim: Claim, status: Status, address: str, client: str | None, port:
     return steps + [Step(name, None, "") for name in names[len(steps) :]]
 
 
-def _listed(claim: Claim, status: Status, address: str) -> tuple[LinkStatus, str | None]:
+def _listed(status: Status, address: str) -> tuple[LinkStatus, str | None]:
     """Return the link to which the metadata assigns the address, and the delegated range that contains it."""
     if status["fetched_at"] is None:
         raise StepFailed(never_read(status), "cnctl status", LOG)

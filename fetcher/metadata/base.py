@@ -22,8 +22,7 @@ from cloud_network.fetcher.metadata.model import Instance, MetadataError, Proble
 
 logger = logging.getLogger(__name__)
 
-PROBE_TIMEOUT_S = 5.0  # seconds to wait for the next bytes when only testing whether the server answers
-REACHABLE_TIMEOUT_S = 10.0  # seconds for `Provider.is_reachable` after a change, over all links and endpoints
+REACHABLE_TIMEOUT_S = 10.0  # seconds, for `Provider.is_reachable` over all links and endpoints
 BUSY = (429, 503)  # statuses of a reachable server that asks the client to wait
 
 
@@ -57,13 +56,13 @@ class Provider(ABC):
     def read(self) -> Instance:
         """Return the current metadata (called by `fetch`)."""
 
-    def is_reachable(self, seconds: float = REACHABLE_TIMEOUT_S) -> bool:
-        """Return True if the metadata server can be reached within this time: one cheap request, at most twice.
+    def is_reachable(self) -> bool:
+        """Return True if the server can be reached within REACHABLE_TIMEOUT_S: one cheap request, at most twice.
 
         Twice, because a kept connection may have a source address that is no longer on this host, and because a server
         may give one wrong answer.
         """
-        with self.client.until(time.monotonic() + seconds):
+        with self.client.until(time.monotonic() + REACHABLE_TIMEOUT_S):
             for _ in range(2):
                 with suppress(MetadataError):
                     if self.send_probe():
@@ -109,7 +108,7 @@ class JsonProvider(Provider):
 
     def send_probe(self) -> bool:
         """See Provider."""
-        answer = self.request(self.probe_path, PROBE_TIMEOUT_S)
+        answer = self.request(self.probe_path)
         return answer.status in BUSY or (answer.status == 200 and bool(answer.text(self.probe_path).strip()))
 
     def document(self, path: str) -> Node:
@@ -135,6 +134,6 @@ class JsonProvider(Provider):
                 logger.debug("metadata: %s; for display only, retrying at the next refresh", error)
         return self._facts
 
-    def request(self, path: str, seconds: float | None = None) -> Response:
+    def request(self, path: str) -> Response:
         """Send a GET request with the cloud's headers."""
-        return self.client.request("GET", path, self.headers, seconds)
+        return self.client.request("GET", path, self.headers)

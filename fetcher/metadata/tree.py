@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from cloud_network.fetcher.metadata.base import BUSY, PROBE_TIMEOUT_S, Provider
+from cloud_network.fetcher.metadata.base import BUSY, Provider
 from cloud_network.fetcher.metadata.builder import InstanceBuilder, InterfaceBuilder
 from cloud_network.fetcher.metadata.document import Node
 from cloud_network.fetcher.metadata.http import Client, Response
@@ -110,7 +110,7 @@ class TreeProvider(Provider):
         self._token: str | None = None
         self._token_expires = 0.0
         self._primary = ""  # MAC of the primary interface, which never changes
-        self._facts: dict[str, str] = {}  # path -> text; "" where there is none
+        self._facts: dict[str, str] = {}  # path -> text; "" for an absent one
         self._due: list[str] = []  # paths of facts to read
         self._passing_at = math.inf  # the clock's time at which `passing_keys` are read again
         self._listed: dict[str, frozenset[str]] = {}  # interface's name in the tree -> names in its directory
@@ -219,7 +219,7 @@ class TreeProvider(Provider):
 
     def send_probe(self) -> bool:
         """See Provider."""
-        answer = self.get(META, PROBE_TIMEOUT_S)
+        answer = self.get(META)
         return answer.status in BUSY or (answer.status == 200 and "instance-id" in answer.text(META).split())
 
     def credentials(self) -> dict[str, Any]:
@@ -250,13 +250,13 @@ class TreeProvider(Provider):
                 raise invalid(path, line, "a name in a directory listing")
         return [line for line in lines if line]
 
-    def get(self, path: str, seconds: float | None = None) -> Response:
+    def get(self, path: str) -> Response:
         """Send a GET request with a session token; repeat it with a new token if the server rejects the old one."""
         for _ in range(2):
             headers = dict(self.headers)
             if self.token_request and (token := self._current_token(self.token_request)):
                 headers[self.token_request.header] = token
-            answer = self.client.request("GET", path, headers, seconds)
+            answer = self.client.request("GET", path, headers)
             if answer.status != 401:
                 break
             self._token, self._token_expires = None, 0.0

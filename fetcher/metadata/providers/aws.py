@@ -18,7 +18,6 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Any
 
-from cloud_network.fetcher.metadata.base import PROBE_TIMEOUT_S
 from cloud_network.fetcher.metadata.builder import InterfaceBuilder, UnsupportedError
 from cloud_network.fetcher.metadata.document import Node, parse_json
 from cloud_network.fetcher.metadata.model import Interface, MetadataError
@@ -119,7 +118,7 @@ class Aws(TreeProvider):
         """See Provider. The identity document is checked, as "Detect whether a host is an EC2 instance" requires."""
         path = _IDENTITY + "document"
         try:
-            document = parse_json(self.get(path, PROBE_TIMEOUT_S).text(path), path)
+            document = parse_json(self.get(path).text(path), path)
             return document.at("instanceId").text().startswith("i-") and bool(document.at("accountId").text())
         except MetadataError:
             return False

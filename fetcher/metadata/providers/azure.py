@@ -19,7 +19,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from cloud_network.fetcher.metadata.base import PROBE_TIMEOUT_S, Provider
+from cloud_network.fetcher.metadata.base import Provider
 from cloud_network.fetcher.metadata.builder import InstanceBuilder, InterfaceBuilder
 from cloud_network.fetcher.metadata.document import Node, parse_json
 from cloud_network.fetcher.metadata.http import Client, Response
@@ -63,7 +63,7 @@ class Azure(Provider):
 
     def send_probe(self) -> bool:
         """See Provider."""
-        answer = self._get(_INSTANCE, PROBE_TIMEOUT_S)
+        answer = self._get(_INSTANCE)
         return answer.status in _BUSY or (answer.status == 200 and answer.text(_INSTANCE).lstrip().startswith("{"))
 
     def credentials(self) -> dict[str, Any]:
@@ -75,8 +75,8 @@ class Azure(Provider):
             raise answer.error("/metadata/identity/oauth2/token")
         return {"identity/oauth2/token": parse_json(answer.text(_TOKEN), "/metadata/identity/oauth2/token").value}
 
-    def _get(self, path: str, seconds: float | None = None) -> Response:
-        return self.client.request("GET", f"{path}?api-version={self._version}", _HEADERS, seconds)
+    def _get(self, path: str) -> Response:
+        return self.client.request("GET", f"{path}?api-version={self._version}", _HEADERS)
 
     def _text(self, path: str) -> str:
         answer = self._get(path)

@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from cloud_network.fetcher.metadata.base import BUSY, PROBE_TIMEOUT_S, Provider
+from cloud_network.fetcher.metadata.base import BUSY, Provider
 from cloud_network.fetcher.metadata.builder import InstanceBuilder, InterfaceBuilder
 from cloud_network.fetcher.metadata.document import Node, lines_of, parse_json
 from cloud_network.fetcher.metadata.http import Client, Response
@@ -84,13 +84,13 @@ class Gcp(Provider):
 
     def send_probe(self) -> bool:
         """See Provider."""
-        answer = self.client.request("GET", _ID, _HEADERS, PROBE_TIMEOUT_S)
+        answer = self.client.request("GET", _ID, _HEADERS)
         return answer.status in BUSY or bool(_text(answer, _ID))
 
     def is_recognised(self) -> bool:
         """See Provider: the header of every answer of the metadata server."""
         try:
-            answer = self.client.request("GET", "/", _HEADERS, PROBE_TIMEOUT_S)
+            answer = self.client.request("GET", "/", _HEADERS)
         except MetadataError:
             return False
         return answer.headers.get("metadata-flavor") == "Google"

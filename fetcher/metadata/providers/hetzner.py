@@ -24,7 +24,7 @@ from cloud_network.fetcher.metadata.model import Instance, IPNetwork, MetadataEr
 _METADATA = "/hetzner/v1/metadata"
 _PRIVATE = _METADATA + "/private-networks"
 _MAX_YAML = 1 << 17  # characters: PyYAML reads 100,000 in about a second
-_ALWAYS = ("public-ipv4",)  # with an empty text if there is none
+_ALWAYS = ("public-ipv4",)  # empty without a public address
 _LAST = ("public-keys", "region", "vendor_data")  # the keys are sorted: these come after all that the network needs
 _FACTS = ("instance-id", "hostname", "availability-zone", "region", "public-ipv4", "local-ipv4")
 

@@ -50,11 +50,11 @@ class Ibm(JsonProvider):
         facts = self.facts(vnis, _INSTANCE, _KEYS)
         return instance(vnis, facts.get(_INSTANCE), facts.get(_KEYS))
 
-    def request(self, path: str, seconds: float | None = None) -> Response:
+    def request(self, path: str) -> Response:
         """Send a GET request with a token, once more with a new one if the server rejects the old one."""
         for _ in range(2):
             headers = {"Authorization": f"Bearer {self._current_token()}", "Accept": "application/json"}
-            answer = self.client.request("GET", path, headers, seconds)
+            answer = self.client.request("GET", path, headers)
             if answer.status != 401:
                 break
             self._token_expires = 0.0
@@ -95,7 +95,7 @@ def instance(vnis: Node, facts: Node | None = None, keys: Node | None = None) ->
 
 def _fill(node: Node, builder: InterfaceBuilder) -> None:
     builder.expect(node, "primary_ip")
-    builder.expect_entries(node, "ips")  # primary_ip is among them; there are none while the state is pending
+    builder.expect_entries(node, "ips")  # primary_ip is among them; the list is empty while the state is pending
     with builder.part():
         if primary := node.find("primary_ip"):
             _add(primary, builder)

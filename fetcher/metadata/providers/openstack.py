@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from cloud_network.fetcher.metadata import network_config
-from cloud_network.fetcher.metadata.base import REACHABLE_TIMEOUT_S, JsonProvider
+from cloud_network.fetcher.metadata.base import JsonProvider
 from cloud_network.fetcher.metadata.builder import InstanceBuilder, InterfaceBuilder
 from cloud_network.fetcher.metadata.document import Node, lines_of, parse_json
 from cloud_network.fetcher.metadata.http import Client
@@ -68,9 +68,9 @@ class Openstack(JsonProvider):
         self._answered, self._drive = True, None
         return instance(network, self.facts(network, "/" + _META).get("/" + _META))
 
-    def is_reachable(self, seconds: float = REACHABLE_TIMEOUT_S) -> bool:
+    def is_reachable(self) -> bool:
         """See Provider. A drive needs no network: it is there as long as it is mounted."""
-        return (self._drive / _NETWORK).is_file() if self._drive else super().is_reachable(seconds)
+        return (self._drive / _NETWORK).is_file() if self._drive else super().is_reachable()
 
     def _from_drive(self, error: MetadataError) -> Instance:
         drive = mounted(self._mounts)

@@ -86,7 +86,7 @@ def _expect_public(document: Node, builder: InterfaceBuilder) -> None:
     elif "ipv6" not in document.value or "private_ip" not in document.value:
         builder.expect(document, "public_ips")  # the legacy shape has these, if only with null
     if "private_ip" not in document.value:
-        builder.missing.append("private_ip: missing")  # null if there is none
+        builder.missing.append("private_ip: missing")  # null without a private address
     if not document.lacks("public_ip") and document.lacks("private_ip"):
         listed = [key for key in _PUBLIC if not document.lacks(key, or_empty=True)]
         if not listed:

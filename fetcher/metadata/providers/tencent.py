@@ -46,7 +46,7 @@ class Tencent(TreeProvider):
         for key in ("gateway", "subnet-mask"):
             if primary:
                 self.read_leaf(found, key, f"{_IPS}/{primary}/{key}")
-        with suppress(NotFoundError):  # only shown; whether it is listed where there is none is not documented
+        with suppress(NotFoundError):  # only shown; the documentation does not say whether it is listed if it is absent
             public = self.leaf(directory + "public-ipv4s") if "public-ipv4s" in listed else ""
             found.texts |= {"public-ipv4s": public} if public.strip() else {}
         return found

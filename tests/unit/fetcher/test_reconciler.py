@@ -109,7 +109,7 @@ class Provider:
     def fetch(self) -> Instance:
         raise MetadataError("unreachable", "not here")
 
-    def is_reachable(self, seconds: float = 0.0) -> bool:
+    def is_reachable(self) -> bool:
         return self._world.server_answers(self._world.actual)
 
     def credentials(self) -> dict[str, Any]:
