@@ -9,7 +9,6 @@ import sys
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 from cloud_network.fetcher import config as configuration
 from cloud_network.fetcher import service
@@ -18,10 +17,9 @@ from cloud_network.fetcher.control import flush_directly
 from cloud_network.fetcher.daemon import Daemon, PassHungError, configure
 from cloud_network.fetcher.metadata.detect import DetectionError, NoCloudError, detect, read_firmware
 from cloud_network.fetcher.reconciler import Memory, Reconciler
-from cloud_network.fetcher.reporting import Reporter
+from cloud_network.fetcher.reporting import Reporter, record_failed_start
 from cloud_network.fetcher.service import Notifier, api_listeners
-from cloud_network.fetcher.state import PATH, AlreadyRunning, RunLock, StateDirectory, StateError, boot_id
-from cloud_network.fetcher.status import new_status, rfc3339
+from cloud_network.fetcher.state import PATH, AlreadyRunning, RunLock, StateDirectory, StateError
 
 logger = logging.getLogger(__name__)
 
@@ -106,11 +104,11 @@ def _run(config: Config, path: Path) -> None:
     try:
         provider = detect(config.provider, read_firmware(credentials=service.credentials_directory()))
     except NoCloudError as error:
-        _write_reason(state, lock.run, "no-cloud", error)
+        record_failed_start(state, lock.run, "no-cloud", error)
         Notifier().ready(str(error))  # for systemd, an exit before READY=1 is a failure with any exit status
         raise _exit_without_restart(error, EX_NO_CLOUD) from None
     except DetectionError as error:
-        _write_reason(state, lock.run, "detection", error)
+        record_failed_start(state, lock.run, "detection", error)
         raise _exit_without_restart(error) from None
     configure(config, provider)
     logger.info("cloud: %s, metadata at %s", provider.name, provider.client.endpoint)
@@ -136,16 +134,7 @@ def _report_bad_configuration(error: Exception) -> None:
         service.drop_privileges(USER, (PATH,))
         state = StateDirectory()
         state.prepare()
-        _write_reason(state, RunLock(state).run, "config", error)
-
-
-def _write_reason(
-    state: StateDirectory, run: str, kind: Literal["config", "detection", "no-cloud"], error: Exception
-) -> None:
-    failed = new_status("", run, boot_id())
-    failed["state"] = "error"
-    failed["last_error"] = {"at": rfc3339(), "kind": kind, "message": str(error)}
-    state.write_status(failed)
+        record_failed_start(state, RunLock(state).run, "config", error)
 
 
 def _exit_without_restart(error: Exception, status: int = EX_CONFIG) -> SystemExit:

@@ -474,14 +474,29 @@ def _read_or_none(read: Callable[[], object]) -> object:
         return None
 
 
+def record_failed_start(state: StateDirectory, run: str, kind: Kind, error: Exception) -> None:
+    """Write why a fetcher ends before its first pass; what an earlier one of this boot found remains, as last known."""
+    status = new_status("", run, boot_id())
+    before = _read_status(state)
+    if before is not None and before["boot_id"] == status["boot_id"]:
+        status = {**before, "run": run, "renew_by": status["renew_by"], "written_at": status["written_at"]}
+    status["state"] = "error"
+    status["last_error"] = {"at": rfc3339(), "kind": kind, "message": str(error)}
+    state.write_status(status)
+
+
 def _previous(state: StateDirectory, fresh: Status) -> Status:
     """Return the status that an earlier fetcher of this cloud wrote, or the fresh one."""
+    before = _read_status(state)
+    return before if before is not None and before["provider"] == fresh["provider"] else fresh
+
+
+def _read_status(state: StateDirectory) -> Status | None:
     try:
-        before = state.read_status()
+        return deepcopy(state.read_status())
     except StateError as error:
         logger.warning("%s", error)
-        before = None
-    return deepcopy(before) if before is not None and before["provider"] == fresh["provider"] else fresh
+        return None
 
 
 def _without_times(value: object) -> object:

@@ -22,7 +22,7 @@ from cloud_network.api.cnctl.output import GREEN, RED, Exit, Failure, ago, colou
 from cloud_network.api.cnctl.source import Source, never_read
 from cloud_network.api.cnctl.status import conflict_words
 from cloud_network.fetcher.state import Claim
-from cloud_network.fetcher.status import LinkStatus, NetagentStatus, Status, age, configured_addresses
+from cloud_network.fetcher.status import LinkStatus, Status, age, configured_addresses
 
 STEPS = (
     ("interface", checks.interface),
@@ -102,7 +102,7 @@ def _host(source: Source) -> Iterator[Step]:
         yield Step("metadata", False, "never read", LOG)
     else:
         yield _metadata(claim, status)
-        yield _netagent(status["netagent"])
+        yield _netagent(status)
         error = status["last_error"]
         if claim.doubt is None and error is not None and error["kind"] in ("config", "kernel"):
             do = f"correct the cause; then: {published.RELOAD}" if error["kind"] == "config" else LOG
@@ -122,14 +122,20 @@ def _host(source: Source) -> Iterator[Step]:
 
 def _fetcher(claim: Claim, now: float) -> Step:
     if doubt := claim.explain_doubt(now):
-        return Step("fetcher", False, doubt, LOG, _restart(claim.status))
+        error = claim.status["last_error"] if claim.status and _correction(claim.status) else None
+        found = f"{doubt}: {error['message']}" if error else doubt
+        return Step("fetcher", False, found, LOG, _restart(claim.status))
     return Step("fetcher", True, "running")
 
 
-def _netagent(netagent: NetagentStatus) -> Step:
+def _netagent(status: Status) -> Step:
+    netagent, error = status["netagent"], status["last_error"]
+    reason = error["message"] if error is not None and error["kind"] == "netagent" else None
     if netagent["listening"] is False:
         do = "sudo systemctl restart cloud-network-netagent.socket"
-        return Step("netagent", False, "not running: nothing listens on its socket", NETAGENT_LOG, do)
+        return Step("netagent", False, reason or "not running: nothing listens on its socket", NETAGENT_LOG, do)
+    if reason:
+        return Step("netagent", False, reason, "cnctl audit", "sudo cnctl plan")
     if netagent["verdict"] in ("refused", "rolled back", "unreachable"):
         found = f"{netagent['verdict']}: {netagent['reason']}"
         return Step("netagent", False, found, "cnctl audit", "sudo cnctl plan")
@@ -165,7 +171,7 @@ _CORRECTIONS = {
 
 def _correction(status: Status | None) -> str | None:
     """Return the correction that must precede a restart; None if a restart alone may help."""
-    if status is None or status["fetched_at"] is not None or status["last_error"] is None:
+    if status is None or status["last_error"] is None:
         return None
     return _CORRECTIONS.get(status["last_error"]["kind"])
 
@@ -249,6 +255,17 @@ def _read(status: Status) -> str:
     return "never" if at is None else ago(age(at, time.time()))
 
 
+def _next_lines(step: Step) -> Iterator[tuple[str, str]]:
+    """Yield the commands to run next, each with its label."""
+    if step.look:
+        yield "look:", step.look
+    if step.do:
+        first, *others = re.split(r"[;,] then: ", step.do)
+        yield "do:", first
+        for each in others:
+            yield "then:", each
+
+
 def _show(subject: str, steps: list[Step], broken: str | None) -> None:
     utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     marks = {True: "✓", False: "✗", None: "·"} if utf8 else {True: "ok", False: "NO", None: "--"}
@@ -258,9 +275,10 @@ def _show(subject: str, steps: list[Step], broken: str | None) -> None:
         if step.ok is not None:
             mark = coloured(mark, GREEN if step.ok else RED)
         print(f"{mark} " + wrapped(f"{safe(step.step):<10}  ", step.found or "not checked", indent))
-        for label, text in (("look:", step.look), ("do:", step.do)):
-            if text:
-                print(wrapped(" " * (indent + 12) + f"{label:<6}", text, 0))
+        for label, text in _next_lines(step):
+            head = " " * (indent + 12) + f"{label:<6}"
+            is_command = label == "look:" or text.startswith("sudo ")
+            print(head + safe(text) if is_command else wrapped(head, text, 0))  # no line break in a command: copy it
     if broken:
         print(coloured(f"{subject}: the first failed step is {safe(broken)}", RED))
         if any(step.do == checks.REPAIR for step in steps if step.ok is False):

@@ -28,6 +28,7 @@ DOUBTS = {
     Doubt.NOT_RENEWED: "fetcher hangs",
 }
 FETCHER_UNIT = "cloud-network-fetcher.service"
+NETAGENT_UNIT = "cloud-network-netagent.service"
 
 
 def run(source: Source, as_json: bool) -> Exit:
@@ -88,8 +89,12 @@ def _problems(claim: Claim, status: Status, now: float) -> Iterator[Row]:
         yield "Error", f"{error['kind']}, {_since(error['at'], now)}: {error['message']}"
     if doubt := claim.explain_doubt(now):
         yield "Fetcher", f"{doubt}. See: systemctl status cloud-network-fetcher"
-        if failure := service_failure():
+        if failure := service_failure(FETCHER_UNIT):
             yield "Service", failure
+    if (status["netagent"]["listening"] is False or (error and error["kind"] == "netagent")) and (
+        failure := service_failure(NETAGENT_UNIT)
+    ):
+        yield "Service", failure
     for conflict in conflicts[:MAX_CONFLICTS]:
         yield "Conflict", conflict_words(conflict, status["state"], now)
     if len(conflicts) > MAX_CONFLICTS:
@@ -123,11 +128,11 @@ def _facts(status: Status, now: float) -> Iterator[Row]:
         yield "Notice", notice
 
 
-def service_failure() -> str | None:
-    """Return systemd's result of the fetcher; None if it is running, did not fail, or systemd is absent."""
+def service_failure(unit: str) -> str | None:
+    """Return systemd's result of a service; None if it is running, did not fail, or systemd is absent."""
     if not Path("/run/systemd/system").is_dir():  # sd_booted(3)
         return None
-    command = ["systemctl", "show", "--property=ActiveState,Result,ExecMainStatus", FETCHER_UNIT]
+    command = ["systemctl", "show", "--property=ActiveState,Result,ExecMainStatus", unit]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
@@ -135,7 +140,7 @@ def service_failure() -> str | None:
     found = dict(line.partition("=")[::2] for line in answer.stdout.splitlines())
     if found.get("ActiveState") == "active" or found.get("Result") in (None, "", "success"):
         return None
-    return f"{found.get('ActiveState')}, result {found['Result']}, exit status {found.get('ExecMainStatus')}"
+    return f"{unit}: {found.get('ActiveState')}, result {found['Result']}, exit status {found.get('ExecMainStatus')}"
 
 
 def conflict_words(conflict: ConflictStatus, state: str, now: float) -> str:

@@ -94,9 +94,34 @@ def test_status_names_the_error_that_stops_netagent(lab: Lab) -> None:
     lab.wait_for(lambda: "netagent cannot start" in cnctl(lab, "status").stdout, 20, "the report")
     line = good.count("\n") + 1
     assert f"{FILE}:{line}: [System] Nonsense = 1: " in status(lab)["last_error"]["message"]
+    named = f"netagent cannot start: {FILE}:{line}: [System] Nonsense = 1: "
+    assert named in " ".join(cnctl(lab, "doctor").stdout.split())
     file.write_text(good)
     start_until_it_runs(lab, "netagent")
     lab.wait_for(lambda: cnctl(lab, "status").returncode == 0, 20, "the end of the report")
+
+
+def test_failed_start_of_the_fetcher_keeps_what_is_last_known(lab: Lab) -> None:
+    """It ends with 78. Its reason comes first, and metadata that were read earlier are not reported as never read."""
+    before = status(lab)
+    file = lab.path(FILE)
+    good = file.read_text()
+    file.write_text(good + "Nonsense = 1\n")
+    lab.stop("fetcher")
+    lab.start("fetcher")
+    lab.wait_for(lambda: not lab.daemons.running("fetcher"), 20, "the exit")
+    shown, doctor = cnctl(lab, "status"), cnctl(lab, "doctor")
+    first, error = shown.stdout.splitlines()[0], shown.stdout.partition("Fetcher: ")[0]
+    assert (shown.returncode, first.startswith("fetcher not running: last known: 2 links, ")) == (3, True), shown
+    assert ("Error: config, " in error, "Nonsense = 1: unknown key" in error) == (True, True), shown
+    assert "[System] Nonsense = 1: " in " ".join(doctor.stdout.partition("metadata")[0].split()), doctor
+    after = status(lab)
+    kept = ("provider", "fetched_at", "compared_at", "generation", "counters", "links")
+    assert {key: after[key] for key in kept} == {key: before[key] for key in kept}
+    file.write_text(good)
+    start_until_it_runs(lab, "fetcher")
+    lab.wait_for(lambda: cnctl(lab, "status").returncode == 0, 20, "the end of the report")
+    assert status(lab)["counters"]["metadata_requests"] > before["counters"]["metadata_requests"]
 
 
 def test_fetcher_uses_the_file_with_which_netagent_starts_again(lab: Lab) -> None:
