@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from cloud_network.api.audit_log import Tail
 from cloud_network.fetcher.state import Claim
-from cloud_network.fetcher.status import ConflictStatus, LinkStatus, Status, configured_addresses
+from cloud_network.fetcher.status import ConflictStatus, LinkStatus, Status, absent_addresses
 from markupsafe import Markup
 
 CONTENT_TYPE = "text/html; charset=utf-8"
@@ -122,12 +122,19 @@ def _link_problems(status: Status) -> Iterator[Finding]:
         if link["state"] == "missing":
             yield Finding(link["name"], "named by the metadata, missing on this host")
         elif link["state"] == "drift":
-            yield Finding(link["name"], f"{link['actual']} of {link['desired']} addresses, routes and rules in place")
+            yield Finding(link["name"], _drift(link))
     if status["state"] != "ok":
         for conflict in status["conflicts"]:
             yield Finding("Conflict", _conflict(conflict), conflict["since"])
     if status["unknown_macs"]:
         yield Finding("Interfaces", f"no link to configure for: {', '.join(status['unknown_macs'])}")
+
+
+def _drift(link: LinkStatus) -> str:
+    if link["drift"]:
+        return f"{link['actual']} of {link['desired']} addresses, routes and rules in place"
+    absent = ", ".join(address["address"] for address in absent_addresses(link))
+    return f"not configured: {absent}"  # left out: the reason is an error or a notice
 
 
 def _conflict(conflict: ConflictStatus) -> str:
@@ -162,7 +169,7 @@ def _missing(link: LinkStatus) -> int:
     """Return the number of desired addresses that are not on the link."""
     if link["state"] == "excluded":
         return 0
-    return sum(not address["present"] for address in configured_addresses(link))
+    return len(absent_addresses(link))
 
 
 def _change(entry: dict[str, Any]) -> Change:

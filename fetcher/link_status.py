@@ -58,18 +58,20 @@ def _status(
     table = _table(tables(link.ifindex, config.route_table_base)[0], goal)
     present = sum((link.ifindex, each.address) in actual.addresses for each in goal.addresses)
     present += sum(each in actual.routes for each in goal.routes) + sum(each in actual.rules for each in goal.rules)
+    addresses = _address_statuses(interface, link, config, actual, goal)
+    left_out = any(not each["present"] and not each["excluded"] for each in addresses)  # with a reason in the status
     defaults = [str(each.gateway) for each in goal.routes if each.gateway and each.destination.prefixlen == 0]
     return {
         "name": link.name,
         "mac": link.mac,
         "ifindex": link.ifindex,
         "device_number": interface.device_number,
-        "state": "drift" if drift else "ok",
+        "state": "drift" if drift or left_out else "ok",
         "mtu": link.mtu,
         "table": table,
         "gateways": list(dict.fromkeys(defaults)),
         "subnets": [str(subnet) for subnet in interface.subnets],
-        "addresses": _address_statuses(interface, link, config, actual, goal),
+        "addresses": addresses,
         "ranges": [str(network) for network in interface.ranges],
         "desired": len(goal.addresses) + len(goal.routes) + len(goal.rules),
         "actual": present,

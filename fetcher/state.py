@@ -237,9 +237,16 @@ class StateDirectory:
         return self._read_object(("links", str(ifindex)), MAX_DOCUMENT_BYTES)
 
     def read_links(self) -> dict[int, Document]:
-        """Return every link's document by ifindex, ascending."""
-        found = ((ifindex, self.read_link(ifindex)) for ifindex in self.link_indexes())
-        return {ifindex: document for ifindex, document in found if document is not None}
+        """Return every link's document by ifindex, ascending. Together they are at most MAX_DOCUMENT_BYTES."""
+        documents, left = dict[int, Document](), MAX_DOCUMENT_BYTES
+        for ifindex in self.link_indexes():
+            content = self._read(("links", str(ifindex)), MAX_DOCUMENT_BYTES)
+            if content is not None:
+                left -= len(content)
+                if left < 0:
+                    raise StateError(f"{self.links_path}: larger than {MAX_DOCUMENT_BYTES} bytes in total")
+                documents[ifindex] = _decode(content, self.link_path(ifindex))
+        return documents
 
     def read_status(self) -> Status | None:
         """Return status.json, from any fetcher and any time. Do not change it: another read may return it, too."""

@@ -157,6 +157,11 @@ def configured_addresses(link: LinkStatus) -> list[AddressStatus]:
     return [each for each in link["addresses"] if not each["excluded"]]
 
 
+def absent_addresses(link: LinkStatus) -> list[AddressStatus]:
+    """Return the addresses of a link that cloud-network should configure and the kernel does not have."""
+    return [each for each in configured_addresses(link) if not each["present"]]
+
+
 def uptime() -> float:
     """Return the seconds since boot, also those in suspension. Unlike the wall clock, it cannot be set."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)

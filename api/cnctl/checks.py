@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cloud_network.api.cnctl.output import Exit, Failure
+from cloud_network.api.cnctl.output import Exit, Failure, safe
 from cloud_network.fetcher.status import LinkStatus
 
 REPAIR = "sudo cnctl refresh"
@@ -280,7 +280,9 @@ def ask_ip(command: str, missing: str | None = None, do: str = REPAIR) -> list[d
     except FileNotFoundError:
         raise Failure(Exit.FAILED, "the command `ip` is missing: install iproute2") from None
     except subprocess.TimeoutExpired:
-        raise Failure(Exit.FAILED, f"`{command}` did not end in time") from None
+        raise Failure(Exit.FAILED, f"`{safe(command)}` did not end in time") from None
+    except ValueError:  # a null character or a surrogate in a name: an unprivileged process writes the state
+        raise Failure(Exit.FAILED, f"`{safe(command)}` is no command that can be run") from None
     if ended.returncode:
         if missing:
             raise StepFailed(missing, command, do)

@@ -10,21 +10,37 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from cloud_network.api.cnctl import output
 from cloud_network.api.cnctl.output import Exit, Failure, note, safe
 
 TIMEOUT_S = 60.0
-"""Time limit in seconds: a refresh reads the metadata, applies and confirms before it answers."""
+"""Time limit in seconds for a whole answer: a refresh reads the metadata, applies and confirms before it answers."""
 MAX_ANSWER_BYTES = 4 << 20
+
+Members = Mapping[str, type | UnionType]
+"""Types of the members of an answer that are used."""
+PLAN: Members = {
+    "metadata_error": str | None,
+    "changes": list,
+    "withheld": list,
+    "held": list,
+    "unknown_macs": list,
+    "flushed": bool,
+}
+REFRESH: Members = {"state": str}
+FLUSH: Members = {"removed": int, "request": str, "not_removed": list}
 
 
 def plan(state: Path, as_json: bool) -> Exit:
     """Print the missing changes on standard output, and everything else on standard error."""
     why = "a plan starts with a new read of the metadata, and clouds limit reads. `cnctl status` needs no root"
-    answer = ask(state, "plan", "plan", why)
+    answer = ask(state, "plan", "plan", why, PLAN)
     if as_json:
         output.show_json(answer)
     else:
@@ -49,20 +65,20 @@ def _note_plan(answer: dict[str, Any]) -> None:
 def refresh(state: Path, as_json: bool, *, retry: bool = False) -> Exit:
     """Make the fetcher read the metadata and repair the network; print the result."""
     command = "retry" if retry else "refresh"
-    result = ask(state, command, "refresh", "a refresh can change the network")
+    result = ask(state, command, "refresh", "a refresh can change the network", REFRESH)
     if as_json:
         output.show_json(result)
     else:
         width = max(len(str(key)) for key in result)
         table = [(safe(key), safe(value)) for key, value in result.items()]
         print(output.rows(table, width, output.columns()))
-    return Exit.FAILED if result.get("state") == "error" else Exit.OK
+    return Exit.FAILED if result["state"] == "error" else Exit.OK
 
 
 def flush(state: Path, as_json: bool) -> Exit:
     """Make netagent remove everything that cloud-network added; print the number of objects, and what is left."""
     try:
-        result = ask(state, "flush", "flush", "a flush changes the network")
+        result = ask(state, "flush", "flush", "a flush changes the network", FLUSH)
     except Failure as failure:
         if failure.code != Exit.NO_STATE:
             raise
@@ -80,8 +96,11 @@ def flush(state: Path, as_json: bool) -> Exit:
     return Exit.FAILED if result["not_removed"] else Exit.OK
 
 
-def ask(state: Path, command: str, usage: str, why_root: str) -> dict[str, Any]:
-    """Return the result of a command. Raises Failure with the fetcher's reason, or the reason why it did not answer."""
+def ask(state: Path, command: str, usage: str, why_root: str, members: Members) -> dict[str, Any]:
+    """Return the result of a command, which has these members at least.
+
+    Raises Failure with the fetcher's reason, or the reason why it did not answer.
+    """
     if os.geteuid() != 0:
         raise Failure(Exit.FAILED, f"only root may do this: {why_root}. Use: sudo cnctl {usage}")
     path = state / "control.sock"
@@ -100,26 +119,37 @@ def ask(state: Path, command: str, usage: str, why_root: str) -> dict[str, Any]:
     if not answer["ok"]:
         raise Failure(Exit.FAILED, f"{usage} failed: {safe(answer.get('error'))}")
     result = answer.get("result")
-    return result if isinstance(result, dict) else {}
+    if not isinstance(result, dict):
+        result = {}
+    for name, kind in members.items():
+        if not isinstance(result.get(name), kind):
+            reason = f"its answer to `{usage}` has no valid {name!r}: it is of another release than cnctl"
+            raise Failure(Exit.FAILED, f"{reason}. Restart it: sudo systemctl restart cloud-network-fetcher")
+    return result
 
 
 def _exchange(path: Path, content: bytes) -> dict[str, Any]:
+    end = time.monotonic() + TIMEOUT_S
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(TIMEOUT_S)
         connection.connect(str(path))
         connection.sendall(len(content).to_bytes(4, "big") + content)
-        length = int.from_bytes(_receive(connection, 4), "big")
+        length = int.from_bytes(_receive(connection, 4, end), "big")
         if length > MAX_ANSWER_BYTES:
             raise ValueError(f"the answer has {length} bytes; the limit is {MAX_ANSWER_BYTES}")
-        answer = json.loads(_receive(connection, length))
+        answer = json.loads(_receive(connection, length, end))
     if not isinstance(answer, dict) or not isinstance(answer.get("ok"), bool):
         raise ValueError("the answer is not a JSON object of the control protocol")
     return answer
 
 
-def _receive(connection: socket.socket, length: int) -> bytes:
+def _receive(connection: socket.socket, length: int, end: float) -> bytes:
     received = b""
     while len(received) < length:
+        left = end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        connection.settimeout(left)
         chunk = connection.recv(length - len(received))
         if not chunk:
             raise ValueError("the connection was closed in the middle of the answer")

@@ -22,7 +22,7 @@ from cloud_network.api.cnctl.output import GREEN, RED, Exit, Failure, ago, colou
 from cloud_network.api.cnctl.source import Source, never_read
 from cloud_network.api.cnctl.status import conflict_words
 from cloud_network.fetcher.state import Claim
-from cloud_network.fetcher.status import LinkStatus, Status, age, configured_addresses
+from cloud_network.fetcher.status import LinkStatus, Status, absent_addresses, age, configured_addresses
 
 STEPS = (
     ("interface", checks.interface),
@@ -37,6 +37,7 @@ STEPS = (
 UNREPAIRED = "If the command does not help, run cnctl status: it shows what cloud-network leaves out, and why."
 OUTSIDE = "This host is OK. Check next: the cloud's firewall rules and routes, the client, the service."
 LOG = "journalctl -u cloud-network-fetcher"
+RESTART = "sudo systemctl restart cloud-network-fetcher"
 CONFIGURATION = "/etc/cloud-network/cloud-network.toml"
 NETAGENT_LOG = "journalctl -u cloud-network-netagent"
 
@@ -95,9 +96,9 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 def _host(source: Source) -> Iterator[Step]:
     """Check the daemons, the metadata, and the first address of every managed link."""
     now, api_error = time.time(), source.find_api_error()
-    claim = source.find_claim()
-    yield _fetcher(claim, now)
+    claim, unreadable = source.find_claim()
     status = claim.status
+    yield Step("fetcher", False, unreadable, LOG, RESTART) if unreadable else _fetcher(claim, now)
     if status is None:
         yield Step("metadata", False, "never read", LOG)
     else:
@@ -178,9 +179,8 @@ def _correction(status: Status | None) -> str | None:
 
 def _restart(status: Status | None) -> str:
     """Return the command that starts the fetcher, after the correction that it needs."""
-    restart = "sudo systemctl restart cloud-network-fetcher"
     correction = _correction(status)
-    return f"{correction}; then: {restart}" if correction else restart
+    return f"{correction}; then: {RESTART}" if correction else RESTART
 
 
 def _metadata(claim: Claim, status: Status) -> Step:
@@ -210,6 +210,9 @@ def _link(link: LinkStatus, provider: str) -> Step:
         return Step(name, False, failed.found, failed.look, failed.do)
     if link["drift"]:
         return Step(name, False, f"{count(len(link['drift']), 'change')} missing", "cnctl status", checks.REPAIR)
+    if absent := absent_addresses(link):
+        found = f"{count(len(absent), 'address')} left out, the first is {absent[0]['address']}"
+        return Step(name, False, found, "cnctl status", f"cnctl doctor {absent[0]['address']}")
     return Step(name, True, f"{case.address} and its route: OK; {count(len(addresses), 'address')}")
 
 

@@ -23,6 +23,8 @@ from cloud_network.fetcher.state import IDENTITY_PARTS
 from cloud_network.fetcher.state import PATH as STATE
 
 AUDIT_LOG = Path("/var/log/cloud-network/audit.log")
+WATCH_S = 1.0
+"""Time between two repetitions of --watch, in seconds."""
 FILE = click.Path(path_type=Path, readable=False)  # the reader of the file reports errors
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -65,7 +67,7 @@ class Options:
     state: Path = STATE
     socket: Path = SOCKET
     watch: bool = False
-    interval: float = 1.0
+    interval: float | None = None
 
     @property
     def source(self) -> Source:
@@ -142,12 +144,14 @@ def watchable(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def execute(options: Options, run: Run) -> None:
     """Run a command, repeatedly with --watch, and exit with its code."""
+    if options.interval is not None and not options.watch:
+        raise click.UsageError("--interval needs --watch")
     try:
         if options.config is not None:
             read_configuration(options.config)
         # Names can be in any script. A terminal that cannot show a character gets \\u... instead of an error.
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        code = watch.repeat(run, options.interval, options.json) if options.watch else run()
+        code = watch.repeat(run, options.interval or WATCH_S, options.json) if options.watch else run()
         sys.stdout.flush()
     except Failure as failure:
         note(str(failure))
@@ -349,6 +353,9 @@ def _print_completion(shell: str) -> Exit:
 
 def main(argv: list[str] | None = None) -> int:
     """Run cnctl; return the exit code."""
+    if sys.stdout is None:  # `cnctl >&-`
+        note("standard output is closed")
+        return Exit.FAILED
     output = sys.stdout
     try:
         code = _run(argv)
@@ -382,7 +389,3 @@ def _run(argv: list[str] | None) -> int:
 def _discard_output() -> None:
     """Let Python's flush at the exit succeed."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network, IPv6Network, ip_network
+
 from cloud_network.api.cnctl import output
 from cloud_network.api.cnctl.output import Exit, Row
 from cloud_network.api.cnctl.source import FETCHER_RUNNING, Source, never_read, warn_if_stale
@@ -61,7 +63,7 @@ def _rows(link: LinkStatus, document: Document, everything: bool) -> list[Row]:
         ("Name", link["name"]),
         ("MAC Address", link["mac"]),
         ("Public IP", list(dict.fromkeys(public))),
-        ("Private IP", [_private(entry) for entry in link["addresses"]]),
+        ("Private IP", _private(link)),
     ]
     if link["ranges"]:
         rows.append(("Ranges", link["ranges"]))
@@ -79,14 +81,32 @@ def _rows(link: LinkStatus, document: Document, everything: bool) -> list[Row]:
     return rows + [(title, found) for title, *paths in FACTS if (found := fact_words(document, list(paths)))]
 
 
-def _private(entry: AddressStatus) -> str:
-    """Return an address with its subnet's prefix length, and the difference from the kernel."""
-    text = f"{entry['address']}/{entry['prefix_length']}"
-    if entry["excluded"]:
-        return f"{text} (excluded)"
-    kernel, whole = entry["kernel_prefix_length"], 128 if ":" in entry["address"] else 32
-    if kernel is None:
-        return f"{text} (missing)"
-    if kernel not in (entry["prefix_length"], whole):
-        return f"{text} (kernel: /{kernel})"
-    return text
+def _private(link: LinkStatus) -> list[str]:
+    """Return the addresses with their subnets' prefix length, and where the kernel's differs, that too.
+
+    After the first address of a subnet, its siblings have /32 in the kernel. IPv6 addresses have /128.
+    """
+    texts, seen = list[str](), set[IPv4Network | IPv6Network | None]()
+    for entry in link["addresses"]:
+        text, kernel, subnet = (
+            f"{entry['address']}/{entry['prefix_length']}",
+            entry["kernel_prefix_length"],
+            _subnet(entry),
+        )
+        as_intended = kernel in (entry["prefix_length"], 128) or (kernel == 32 and subnet in seen)
+        if entry["excluded"]:
+            text += " (excluded)"
+        elif kernel is None:
+            text += " (missing)"
+        elif not as_intended:
+            text += f" (kernel: /{kernel})"
+        texts.append(text)
+        seen.add(subnet)
+    return texts
+
+
+def _subnet(entry: AddressStatus) -> IPv4Network | IPv6Network | None:
+    try:
+        return ip_network(f"{entry['address']}/{entry['prefix_length']}", strict=False)
+    except ValueError:  # an unprivileged process writes the state
+        return None

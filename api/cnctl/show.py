@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from cloud_network.api.cnctl import control, output
 from cloud_network.api.cnctl.output import Exit, Failure, safe
-from cloud_network.api.cnctl.source import Source, never_read
+from cloud_network.api.cnctl.source import Source, never_read, warn_if_stale
 from cloud_network.fetcher.state import Json, StateError
 
 KEY_TYPES = ("ssh-", "ecdsa-", "sk-")
@@ -26,12 +26,14 @@ def run(what: str, source: Source, as_json: bool) -> Exit:
         commands[what](source, as_json)
     else:
         _identity(what, source, as_json)
+    if what != "credentials":
+        warn_if_stale(source.claim())
     return Exit.OK
 
 
 def _credentials(source: Source, _as_json: bool) -> None:
     why = "credentials of the instance's role are read from the metadata server on request, and never stored"
-    found = control.ask(source.directory, "credentials", "show credentials", why)
+    found = control.ask(source.directory, "credentials", "show credentials", why, {})
     if not found:
         raise Failure(Exit.FAILED, "the cloud gives this instance no credentials")
     output.show_json({path: _nested(value) for path, value in found.items()})

@@ -76,20 +76,21 @@ class Source:
             try:
                 status = parse_status({key: value for key, value in answer.items() if key not in CLAIM_MEMBERS})
             except ShapeError as error:
-                raise Failure(Exit.FAILED, f"the api's answer: {safe(error)}") from error
+                raise Failure(Exit.NO_STATE, f"the api's answer: {safe(error)}") from error
             claim = Claim(status, _doubt(answer.get("fetcher")))
         if claim.status is None:
             raise Failure(Exit.NO_STATE, no_state_message(claim))
         return claim
 
-    def find_claim(self) -> Claim:
-        """Return the status, or a claim without a status if it does not exist."""
+    def find_claim(self) -> tuple[Claim, str | None]:
+        """Return the status; a claim without a status if it does not exist, or cannot be read, and then the reason."""
         try:
-            return self.claim()
+            return self.claim(), None
         except Failure as failure:
-            if failure.code != Exit.NO_STATE:
-                raise
-            return self._read_claim()
+            try:
+                return self.files.read_claim(), None
+            except StateError:
+                return Claim(None, None), str(failure)
 
     def find_api_error(self) -> str | None:
         """Return the reason why the api does not answer; None if it does. Without the api, the state files are read."""
@@ -119,7 +120,7 @@ class Source:
         try:
             return {str(document.get("mac")): document for document in self.files.read_links().values()}
         except StateError as error:
-            raise Failure(Exit.FAILED, safe(error)) from error
+            raise Failure(Exit.NO_STATE, safe(error)) from error
 
     def system(self) -> Document:
         """Return the metadata of the instance."""
@@ -129,7 +130,7 @@ class Source:
         try:
             document = self.files.read_system()
         except StateError as error:
-            raise Failure(Exit.FAILED, safe(error)) from error
+            raise Failure(Exit.NO_STATE, safe(error)) from error
         if document is None:
             raise Failure(Exit.NO_STATE, no_state_message(self._read_claim()))
         return document
@@ -138,7 +139,7 @@ class Source:
         try:
             return self.files.read_claim()
         except StateError as error:
-            raise Failure(Exit.FAILED, safe(error)) from error
+            raise Failure(Exit.NO_STATE, safe(error)) from error
 
     def _ask(self, route: str) -> dict[str, Any] | None:
         """Return the api's answer. If the api is down, print a note once and return None."""

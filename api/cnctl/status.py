@@ -118,7 +118,7 @@ def _facts(status: Status, now: float) -> Iterator[Row]:
     yield "Kernel", f"compared {_since(compared, now)}" if compared else "never compared"
     text = "no request yet"
     if netagent["verdict"] != "none":
-        text = f"{netagent['verdict']}, {count(netagent['ops'], 'change')}"
+        text = netagent["verdict"] + (f", {count(netagent['ops'], 'change')}" if netagent["ops"] else "")
     if netagent["at"]:
         text += f", {_since(netagent['at'], now)}"
     if netagent["listening"] is False:

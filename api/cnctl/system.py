@@ -22,13 +22,12 @@ Column = tuple[str, str | Callable[[Document], str]]
 
 def run(source: Source, as_json: bool, everything: bool) -> Exit:
     """Print the facts."""
-    document = source.system()
+    document, claim = source.system(), source.claim()
+    warn_if_stale(claim)
     if as_json:
         output.show_json(document)
         return Exit.OK
-    claim = source.claim()
     provider = source.status_of(claim)["provider"]
-    warn_if_stale(claim)
     found = flat(document) if everything else rows(provider, document)
     table: list[Row] = [("Cloud provider", provider), *found]
     print(output.rows(table, max(len(key) for key, _ in table), output.columns()))

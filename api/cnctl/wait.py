@@ -60,7 +60,7 @@ def _is_cloud_unknown(status: Status) -> bool:
     """Return True if the fetcher of this boot ended because it detected no cloud, or more than one."""
     error = status["last_error"]
     kind = error["kind"] if error is not None else None
-    return status["boot_id"] == boot_id() and not status["provider"] and kind in ("detection", "no-cloud")
+    return status["boot_id"] == boot_id() and kind in ("detection", "no-cloud")
 
 
 def _reason(claim: Claim) -> str:

@@ -12,6 +12,7 @@ from tests.lab import Interface, Lab, Spec
 from tests.system.service import (
     CONFIG,
     audit,
+    cnctl,
     errors,
     kernel_addresses,
     refresh,
@@ -42,6 +43,11 @@ def test_disallowed_addresses_wait_and_block_nothing() -> None:
             assert f"{address} of {lab.nics[1].name}" in error["message"]
             assert f'[Netagent] AllowAddresses="{address}/32"' in error["message"]
         assert not kernel_addresses(lab) & set(lab.nics[1].addresses)
+        assert {link["name"]: link["state"] for link in status(lab)["links"].values()} == {
+            nic.name: "drift" if nic == lab.nics[1] else "ok" for nic in lab.nics
+        }
+        assert cnctl(lab, "status", "network").stdout.count(" (missing)") == 3
+        assert cnctl(lab, "doctor").returncode == 1
         assert all(answer for (_, target), answer in lab.reachability(private(lab)).items()), lab.report()
         refresh(lab)
         assert len(errors(lab)) == 1

@@ -6,6 +6,7 @@ import pty
 import re
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -263,6 +264,10 @@ def test_differing_kernel_prefix_is_shown(server: Server, state: StateDirectory,
     out = cnctl("status", "network", server=server).out
     assert "      Private IP: 10.0.0.4/24 10.0.0.5/24 10.0.0.6/24 (kernel: /25)\n" in out
     assert "                  10.0.0.7/24 (missing)\n" in out
+    addresses[0]["kernel_prefix_length"] = 32
+    state.write_status(status(link(2, "eth0", addresses)))
+    out = cnctl("status", "network", server=server).out
+    assert "      Private IP: 10.0.0.4/24 (kernel: /32) 10.0.0.5/24\n" in out
 
 
 @pytest.mark.parametrize(
@@ -334,9 +339,10 @@ def test_stale_metadata_has_a_note(server: Server, state: StateDirectory, cnctl:
     state.write_status(status(link(2, "eth0", []), fetched_at=at))
     asked = None if down else server
     remark = f"cnctl: out of date: the metadata was last read {at}. See: cnctl status\n"
-    for part, code in (("system", 0), ("network", 1)):
-        ended = cnctl("status", part, server=asked)
+    for part, code in (("system", 0), ("system --json", 0), ("network", 1)):
+        ended = cnctl("status", *part.split(), server=asked)
         assert (ended.code, ended.err.endswith(remark)) == (code, True)
+    assert cnctl("show", "ssh-keys", server=asked).err.endswith(remark)
     ended = cnctl("status", server=asked)
     assert (ended.code, ended.out.startswith("ok, out of date: 1 link, 31 of 31 addresses")) == (1, True)
     assert json.loads(cnctl("status", "network", "--json", server=asked).out)["stale"] is True
@@ -463,6 +469,8 @@ def test_status_is_one_screen_however_many_links_there_are(server: Server, state
         ["refresh", "x"],
         ["audit", "--last", "0"],
         ["audit", "--last", "-3"],
+        ["status", "--interval", "5"],
+        ["status", "--interval", "5", "network"],
     ],
 )
 def test_wrong_command_line_exits_2_with_the_usage(cnctl: Cnctl, arguments: list[str]) -> None:
@@ -564,11 +572,34 @@ def test_missing_state_exits_3_with_a_hint(state: StateDirectory, session_server
             assert "journalctl -u cloud-network-fetcher" in ended.err
 
 
-def test_broken_file_exits_1_and_is_named(state: StateDirectory, cnctl: Cnctl) -> None:
+@pytest.mark.parametrize("down", [False, True])
+def test_broken_file_exits_3_and_is_named(server: Server, state: StateDirectory, cnctl: Cnctl, down: bool) -> None:
     Path(state.status_path).write_text("{half")
-    ended = cnctl("status")
-    assert (ended.code, ended.out) == (1, "")
+    given = {} if down else {"server": server}
+    ended = cnctl("status", **given)
+    assert (ended.code, ended.out) == (3, "")
     assert f"{state.status_path}: not JSON" in ended.err
+
+
+@pytest.mark.parametrize("down", [False, True])
+@pytest.mark.parametrize("kind", ["fifo", "link", "missing"])
+def test_doctor_names_a_status_that_cannot_be_read(
+    server: Server, filled: StateDirectory, cnctl: Cnctl, kind: str, down: bool
+) -> None:
+    """It goes on with the steps that do not need it."""
+    path = Path(filled.status_path)
+    path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to("/dev/zero")
+    given = {} if down else {"server": server}
+    ended = cnctl("doctor", "--json", **given)
+    steps = {step["step"]: step for step in json.loads(ended.out)["steps"]}
+    assert (ended.code, steps["fetcher"]["ok"]) == (1, False)
+    assert steps["api"]["ok"] is not down
+    if kind != "missing":
+        assert f"{path}: cannot be read" in steps["fetcher"]["found"]
 
 
 def test_status_of_another_version_is_reported(server: Server, state: StateDirectory, cnctl: Cnctl) -> None:
@@ -577,6 +608,43 @@ def test_status_of_another_version_is_reported(server: Server, state: StateDirec
         ended = cnctl(*command.split(), server=server)
         assert (ended.code, ended.out) == (3, "")
         assert "version is 1 and not 3" in ended.err
+
+
+@pytest.mark.parametrize("name", ["eth\ud800", "eth\0"])
+def test_name_that_is_no_argument_is_an_error(state: StateDirectory, cnctl: Cnctl, name: str) -> None:
+    state.write_status(status(link(2, name, [address("10.0.0.4")])))
+    ended = cnctl("doctor", "10.0.0.4")
+    assert (ended.code, ended.err.endswith("is no command that can be run\n")) == (1, True), ended
+
+
+def test_closed_output_is_an_error(filled: StateDirectory) -> None:
+    command = 'exec "$0" --state "$1" status network >&-'
+    ended = subprocess.run(
+        ["sh", "-c", command, str(BIN / "cnctl"), filled.path],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (1, "cnctl: standard output is closed\n")
+
+
+def test_interrupt_while_modules_are_imported_is_130() -> None:
+    """Ctrl-C in the first moment of cnctl."""
+    code = """
+import sys
+from cloud_network.api.cnctl.__main__ import main
+
+class Interrupt:
+    def find_spec(self, name, path, target=None):
+        if name == "click":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+sys.exit(main())
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "")
 
 
 def test_version_and_help(cnctl: Cnctl) -> None:
@@ -593,7 +661,7 @@ def test_unreadable_file_names_sudo(filled: StateDirectory, home: Path, cnctl: C
         file.touch()
         file.chmod(0o600)
     for command, code in (
-        (["status"], 1),
+        (["status"], 3),
         (["audit", "--log", str(log)], 1),
         (["audit", "--verify", "--log", str(log)], 1),
     ):

@@ -70,10 +70,10 @@ class TestControl:
         assert "\x1b" not in ended.out
 
     def test_refresh_prints_the_result(self, state: StateDirectory, cnctl: Cnctl) -> None:
-        with fetcher(state, frame({"ok": True, "result": {"generation": 8, "verdict": "confirmed\x1b"}})) as asked:
+        with fetcher(state, frame({"ok": True, "result": {"state": "ok", "verdict": "confirmed\x1b"}})) as asked:
             ended = cnctl("refresh")
         assert asked == [{"command": "refresh"}]
-        assert (ended.code, ended.out) == (0, "generation: 8\n   verdict: confirmed\\x1b\n")
+        assert (ended.code, ended.out) == (0, "  state: ok\nverdict: confirmed\\x1b\n")
 
     def test_refresh_can_retry_what_was_refused(self, state: StateDirectory, cnctl: Cnctl) -> None:
         with fetcher(state, frame({"ok": True, "result": {"state": "ok"}})) as asked:
@@ -105,3 +105,13 @@ class TestControl:
 
     def test_missing_fetcher_exits_3(self, state: StateDirectory, cnctl: Cnctl) -> None:
         assert cnctl("refresh").code == 3
+
+    @pytest.mark.parametrize("result", [None, [], {}, {"changes": "ip address add", "state": 3, "removed": "1"}])
+    @pytest.mark.parametrize("command", ["plan", "refresh", "flush"])
+    def test_answer_of_another_release_is_reported(
+        self, state: StateDirectory, cnctl: Cnctl, command: str, result: Any
+    ) -> None:
+        with fetcher(state, frame({"ok": True, "result": result})):
+            ended = cnctl(command)
+        assert (ended.code, ended.out) == (1, "")
+        assert "it is of another release than cnctl. Restart it: sudo systemctl restart" in " ".join(ended.err.split())

@@ -332,7 +332,7 @@ def _inverse(op: dict[str, Any]) -> dict[str, Any]:
 
 def verify_audit_log(lab: Lab) -> None:
     """Check the hash chain with `cnctl audit --verify`."""
-    cnctl = [sys.executable, "-m", "cloud_network.api.cnctl.main", "audit", "--log", str(lab.path(AUDIT)), "--verify"]
+    cnctl = [sys.executable, "-m", "cloud_network.api.cnctl", "audit", "--log", str(lab.path(AUDIT)), "--verify"]
     done = subprocess.run(cnctl, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert done.stdout.startswith("OK: ")

@@ -338,7 +338,7 @@ def test_no_text_of_a_client_forges_a_line_or_reaches_a_terminal(lab: Lab, where
     for line in journal.splitlines():
         assert line.startswith("cloud-network-netagent: ") or json.loads(line)["verdict"] == "refused"
     verify_audit_log(lab)
-    cnctl = [sys.executable, "-m", "cloud_network.api.cnctl.main", "audit", "--log", str(lab.path(AUDIT))]
+    cnctl = [sys.executable, "-m", "cloud_network.api.cnctl", "audit", "--log", str(lab.path(AUDIT))]
     shown = subprocess.run(cnctl, capture_output=True, check=True).stdout
     assert len(shown.splitlines()) == len(audit_lines(lab)[-len(shown.splitlines()) :])
     assert all(character.isprintable() for character in shown.decode() if character != "\n")

@@ -15,7 +15,7 @@ from cloud_network.netagent.operations import RuleRemove
 from cloud_network.netagent.protocol import MAX_FRAME, MAX_OPS, MAX_REMAINING, Done, Failed, Remaining, Verdict, encode
 
 Lines = list[str]
-CNCTL = [sys.executable, "-m", "cloud_network.api.cnctl.main", "audit"]
+CNCTL = [sys.executable, "-m", "cloud_network.api.cnctl", "audit"]
 
 
 def write(path: Path, count: int) -> audit.Audit:
@@ -163,3 +163,13 @@ def test_answer_fits_a_frame_even_if_much_was_not_undone() -> None:
         message = answer.to_wire()
         assert len(encode(message)) < MAX_FRAME
         assert (len(message["not_undone"]), message["not_undone_more"]) == (MAX_REMAINING, MAX_OPS - MAX_REMAINING)
+
+
+@pytest.mark.parametrize(
+    "line", ['{"peer":"x","seq":[1],"time":{},"ops":3}', '{"peer":{"unit":7},"reason":[]}', "[]", ""]
+)
+def test_odd_lines_are_shown(tmp_path: Path, line: str) -> None:
+    log = tmp_path / "audit.log"
+    log.write_text(line + "\n")
+    ended = subprocess.run([*CNCTL, "--log", str(log)], capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stderr, len(ended.stdout.splitlines())) == (0, "", 1)

@@ -321,6 +321,14 @@ def test_symbolic_links_are_not_followed(state: StateDirectory, path: str, tmp_p
         readers[path]()
 
 
+def test_links_are_bounded_in_total(state: StateDirectory) -> None:
+    for ifindex in range(2, 7):
+        state.write_link(ifindex, {"mac": "a" * (1 << 20)})
+    assert len(state.read_link(2) or {}) == 1
+    with pytest.raises(StateError, match="links: larger than 4194304 bytes in total"):
+        state.read_links()
+
+
 def test_endless_and_nested_files_are_refused(state: StateDirectory) -> None:
     with Path(state.status_path).open("wb") as file:
         file.truncate(1 << 40)
