@@ -24,6 +24,7 @@ TIMEOUT_S = 2.0
 """Time limit in seconds for one answer of the api."""
 MAX_ANSWER_BYTES = 16 << 20
 UNIT = "cloud-network-fetcher"
+API_UNIT = "cloud-network-api"
 FETCHER_RUNNING = "running"
 """The api's value of `fetcher` for a current state."""
 CLAIM_MEMBERS = frozenset({"stale", "fetcher"})
@@ -150,6 +151,8 @@ class Source:
         except ApiDown as error:
             self._down = True
             note(f"the api at {self._socket} does not answer ({error}); reading {self.files.path} instead")
+            if failure := service_failure(API_UNIT):
+                note(failure)
             return None
         if status == http.HTTPStatus.OK:
             return answer
@@ -181,6 +184,25 @@ def request(path: Path, route: str) -> tuple[int, dict[str, Any]]:
     if not isinstance(content, dict):
         raise ApiDown("not an answer of cloud-network-api")
     return answer.status, content
+
+
+def service_failure(unit: str) -> str | None:
+    """Return systemd's result of a service; None if it is running, did not fail, or systemd is absent."""
+    if not Path("/run/systemd/system").is_dir():  # sd_booted(3)
+        return None
+    import subprocess
+
+    command = ["systemctl", "show", "--property=ActiveState,Result,ExecMainStatus", unit]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = dict(line.partition("=")[::2] for line in answer.stdout.splitlines())
+    if found.get("ActiveState") == "active" or found.get("Result") in (None, "", "success"):
+        return None
+    code = found.get("ExecMainStatus")
+    hint = "; see: cloud-network-fetcher --check-config" if code == str(int(Exit.CONFIG)) else ""
+    return f"{unit}: {found.get('ActiveState')}, result {found['Result']}, exit status {code}{hint}"
 
 
 def no_state_message(claim: Claim) -> str:

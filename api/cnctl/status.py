@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from cloud_network.api.cnctl import output
 from cloud_network.api.cnctl.network import links
 from cloud_network.api.cnctl.output import GREEN, RED, YELLOW, Exit, Row, ago, count, duration, safe
-from cloud_network.api.cnctl.source import FETCHER_RUNNING, Source
+from cloud_network.api.cnctl.source import FETCHER_RUNNING, UNIT, Source, service_failure
 from cloud_network.fetcher.state import Claim, Doubt
 from cloud_network.fetcher.status import ConflictStatus, LinkStatus, Status, age, configured_addresses
 
@@ -27,8 +25,7 @@ DOUBTS = {
     Doubt.EARLIER_BOOT: "state of an earlier boot",
     Doubt.NOT_RENEWED: "fetcher hangs",
 }
-FETCHER_UNIT = "cloud-network-fetcher.service"
-NETAGENT_UNIT = "cloud-network-netagent.service"
+NETAGENT_UNIT = "cloud-network-netagent"
 
 
 def run(source: Source, as_json: bool) -> Exit:
@@ -89,7 +86,7 @@ def _problems(claim: Claim, status: Status, now: float) -> Iterator[Row]:
         yield "Error", f"{error['kind']}, {_since(error['at'], now)}: {error['message']}"
     if doubt := claim.explain_doubt(now):
         yield "Fetcher", f"{doubt}. See: systemctl status cloud-network-fetcher"
-        if failure := service_failure(FETCHER_UNIT):
+        if failure := service_failure(UNIT):
             yield "Service", failure
     if (status["netagent"]["listening"] is False or (error and error["kind"] == "netagent")) and (
         failure := service_failure(NETAGENT_UNIT)
@@ -126,21 +123,6 @@ def _facts(status: Status, now: float) -> Iterator[Row]:
     yield "Netagent", text + (f": {netagent['reason']}" if netagent["reason"] else "")
     for notice in status["notices"]:
         yield "Notice", notice
-
-
-def service_failure(unit: str) -> str | None:
-    """Return systemd's result of a service; None if it is running, did not fail, or systemd is absent."""
-    if not Path("/run/systemd/system").is_dir():  # sd_booted(3)
-        return None
-    command = ["systemctl", "show", "--property=ActiveState,Result,ExecMainStatus", unit]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    found = dict(line.partition("=")[::2] for line in answer.stdout.splitlines())
-    if found.get("ActiveState") == "active" or found.get("Result") in (None, "", "success"):
-        return None
-    return f"{unit}: {found.get('ActiveState')}, result {found['Result']}, exit status {found.get('ExecMainStatus')}"
 
 
 def conflict_words(conflict: ConflictStatus, state: str, now: float) -> str:

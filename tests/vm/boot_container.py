@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -89,3 +90,26 @@ class TestReversePath:
             guest.lab.run(["sysctl", "-qw", "net.ipv4.conf.all.src_valid_mark=1"])
             guest.run("cnctl", "refresh")
             assert named not in guest.run("cnctl", "--json", "status")
+
+
+class TestInvalidConfiguration:
+    """Each daemon ends with 78. cnctl names the file's mistake first, and what systemd says of each service."""
+
+    def test_the_reason_is_shown_first(self, guest: Guest) -> None:
+        guest.wait_for(lambda: guest.get("/api/v1/health")[0] == 200, message="health")
+        with guest.configured(CONFIG + "Nonsense = 1\n"):
+            for service in SERVICES:
+                guest.run("systemctl", "restart", f"cloud-network-{service}.service", check=False)
+                unit = f"cloud-network-{service}.service"
+                guest.wait_for(lambda unit=unit: guest.show(unit, "ExecMainStatus") == "78", message=f"78 of {unit}")  # type: ignore[misc]
+            shown, doctor = (guest.run("cnctl", command, check=False) for command in ("status", "doctor"))
+            words = " ".join(shown.split())
+            for service in ("fetcher", "api"):
+                assert re.search(rf"cloud-network-{service}: \w+, result exit-code, exit status 78", words)
+            assert "Error: config, " in shown.partition("Fetcher: ")[0]
+            assert "Nonsense = 1: unknown key" in words
+            assert "Nonsense = 1: unknown key" in " ".join(doctor.partition("metadata")[0].split())
+        for service in SERVICES:
+            guest.run("systemctl", "reset-failed", f"cloud-network-{service}.service", check=False)
+        guest.run("systemctl", "restart", "cloud-network-netagent.socket", "cloud-network-fetcher.service")
+        guest.wait_for(lambda: all_reachable(guest), message="all addresses")
