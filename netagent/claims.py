@@ -128,8 +128,9 @@ def is_link_local(network: IPNetwork) -> bool:
 
 
 def is_wide_link_local(destination: IPNetwork, network: IPNetwork) -> bool:
-    """Return True for a link-local route that contains `network` and more: several links may have 169.254.0.0/16."""
-    return is_link_local(destination) and destination.prefixlen < network.prefixlen
+    """Return True for 169.254.0.0/16 or an IPv6 link-local network around `network`: several links may have them."""
+    may_be_shared = destination.version == 6 or destination.prefixlen == LINK_LOCAL[0].prefixlen
+    return is_link_local(destination) and may_be_shared and destination.prefixlen < network.prefixlen
 
 
 def nested(network: IPNetwork, others: Iterable[IPNetwork]) -> IPNetwork | None:

@@ -89,6 +89,9 @@ def check_link_up(op: LinkUp, view: View) -> Undo:
                 check_nesting(op.link, network, view)
             if network not in view.learned[op.link]:  # not of another program's address on this link
                 check_connected(op.link, network, view)
+    for network in view.local_to_be(op.link):
+        if not claims.within(network, view.settings.allow_addresses):
+            check_rivals(op.link, network, network, (), view)
     return op.inverse()
 
 
@@ -241,6 +244,8 @@ def check_address_add(op: AddressAdd, view: View) -> Undo:
         check_prefix_route(op.link, network, view)
     if use := view.protects(ip):
         raise Refusal(f"{ip} is {use}'s address" if use.startswith("a ") else f"{ip} is {use}")
+    if view.has_peer(ip):  # with the address, the kernel would remove an IPv6 route to the peer
+        raise Refusal(f"{ip} is the peer of an address of this host")
     holders = view.holders(ip)
     if holders and not is_other_length(op, view):
         raise Refusal(f"{view.name(holders[0])} has {ip} already")
@@ -347,6 +352,8 @@ def check_on_link(op: RouteReplace, view: View) -> None:
     """Raise Refusal for an on-link route to addresses that are not on the link."""
     network = op.destination
     is_gateway = is_single(network) and view.is_router(op.link, network.network_address)
+    if not is_gateway:
+        check_link_local(op.link, network, view)
     if is_gateway or view.is_near(op.link, network):
         check_diversion(op.link, network, is_gateway, view)
         if not is_single(network):
@@ -362,15 +369,30 @@ def check_on_link(op: RouteReplace, view: View) -> None:
         raise Refusal(f"{network} covers {taken}, which is a gateway's, a resolver's or another link's")
 
 
-def check_diversion(link: int, network: IPNetwork, is_gateway: bool, view: View) -> None:
-    """Raise Refusal for an on-link route to a gateway or a part of a subnet that another program routes elsewhere.
+def check_link_local(link: int, network: IPNetwork, view: View) -> None:
+    """Raise Refusal for an on-link route to a metadata server, or in 169.254.0.0/16, if main routes it elsewhere."""
+    special = claims.METADATA if network.version == 6 else (*claims.LINK_LOCAL, *claims.METADATA)
+    if claims.within(network, special) and not view.is_on_link_in_main(link, network):
+        reason = "is link-local or a metadata server's, and main does not route it on"
+        raise Refusal(f"{network} {reason} {view.name(link)}")
 
-    A whole subnet is accepted: every link's table needs it. So is a gateway that another link of the cloud has, too.
+
+def check_diversion(link: int, network: IPNetwork, is_gateway: bool, view: View) -> None:
+    """Raise Refusal for an on-link route to a gateway or network that another program routes elsewhere.
+
+    The subnet of an address of the link is accepted, because the link's table needs it, unless another program alone
+    routes all of it. So is a gateway that another link of the cloud has, too.
     """
-    if view.near.has(link, network) or claims.within(network, view.settings.allow_addresses):
+    if claims.within(network, view.settings.allow_addresses):
         return
     found: Iterable[claims.HostRoute] = view.host_routes(network)
-    if is_gateway:
+    if view.is_subnet(link, network):
+        if view.has_connected_route(link, network):
+            return
+        found = [route for route in found if route.destination == network]
+        if any(route.link == link and route.gateway is None for route in found):
+            return
+    elif is_gateway:
         found = (route for route in found if route.discards or not route.by_cloud)
     if rival := claims.rival(network, link, found, view.near.containing(link, network)):
         raise _routed_elsewhere(network, network, rival, view)

@@ -99,6 +99,7 @@ class View:
         self.addresses: dict[tuple[int, IPAddress, int], Address] = {}  # by link, address and prefix length
         self._entries: dict[tuple[int, IPAddress], list[Address]] = defaultdict(list)  # the same, by link and address
         self._holders: dict[IPAddress, list[int]] = defaultdict(list)  # links by address
+        self._peers = {address.peer for address in snapshot.addresses if address.peer is not None}
         self.held = NetworksByLink()  # each address of a link, as /32 or /128
         self.subnets: NetworkIndex[int] = NetworkIndex()  # networks of addresses and of on-link routes in main, by link
         self.learned: dict[int, set[IPNetwork]] = defaultdict(set)  # from DHCP, a router or an operator, by link
@@ -112,7 +113,8 @@ class View:
         self._local_rules: dict[int, set[int]] = defaultdict(set)  # the same, of foreign for table local
         self._jumps: dict[int, list[tuple[int, int]]] = defaultdict(list)  # of goto rules: priority and target
         self._marks_of_others: list[Rule] = []  # foreign rules that select by mark
-        self.default_gateways: dict[int, set[IPAddress]] = defaultdict(set)
+        self.default_gateways: dict[int, set[IPAddress]] = defaultdict(set)  # of any table, by link
+        self._main_gateways: dict[int, set[IPAddress]] = defaultdict(set)  # the same, of main only
         self._main_defaults: dict[int, list[tuple[int, bool]]] = defaultdict(list)  # by IP version: metric, discards
         self.gateways: dict[IPAddress, set[int]] = defaultdict(set)  # protected, with the links that use them
         self.counts = AddressCounts()
@@ -187,6 +189,8 @@ class View:
             if not route.destination.prefixlen:
                 if hop.gateway is not None and route.table not in self.own_tables(hop.link):
                     self.default_gateways[hop.link].add(hop.gateway)
+                    if route.table == TABLE_MAIN:
+                        self._main_gateways[hop.link].add(hop.gateway)
             elif self._is_on_link(route, hop):
                 self._add_on_link(route, hop)
 
@@ -282,7 +286,7 @@ class View:
         link, gateway = hop.link, None if hop.encapsulates else hop.gateway
         on_cloud = self.is_cloud(link) and not hop.encapsulates
         by_lease = route.protocol in (rtnetlink.RTPROT_DHCP, rtnetlink.RTPROT_RA)
-        by_router = gateway is None or by_lease or self.is_router(link, gateway)
+        by_router = gateway is None or by_lease or self._is_router_of_main(link, gateway)
         if link in self._excluded:  # the operator's own link: other routes there are the operator's, not the cloud's
             by_router = by_lease or (gateway is None and self._is_subnet_of_cloud(route, hop))
         to_gateway = by_lease and gateway is None and is_single(route.destination)  # systemd-networkd adds it
@@ -304,11 +308,13 @@ class View:
     def _is_connected(self, route: Route, hop: NextHop) -> bool:
         """Return True for the connected route of an address, and for an IPv6 prefix of a router.
 
-        Other programs, too, use the protocol `kernel`.
+        Other programs, too, use the protocol `kernel`, and a peer has such a route as well.
         """
         if route.protocol != rtnetlink.RTPROT_KERNEL or hop.gateway is not None:
             return False
-        return route.destination.version == 6 or bool(self.addresses_in(hop.link, route.destination))
+        if route.destination.version == 6:
+            return not (is_single(route.destination) and self.has_peer(route.destination.network_address))
+        return bool(self.addresses_in(hop.link, route.destination))
 
     # Links and addresses.
 
@@ -408,6 +414,41 @@ class View:
         """Return the link's addresses with exactly this network."""
         return self._subnet_addresses.get((link, network), {}).values()
 
+    def is_subnet(self, link: int, network: IPNetwork) -> bool:
+        """Return True for the subnet of an address of the link, also of one that has a /32 or /128 in a learned subnet.
+
+        169.254.0.0/16 is none: a host adds it by itself.
+        """
+        if network.version == 4 and is_link_local(network):
+            return False
+        if self.addresses_in(link, network):
+            return True
+        return network in self.learned[link] and any(True for _ in self.held.overlapping(link, network))
+
+    def has_connected_route(self, link: int, network: IPNetwork) -> bool:
+        """Return True if an address of the link has a connected route to this network, or will have it once up."""
+        return self._connected[link, network] > 0
+
+    def local_to_be(self, link: int) -> Iterator[IPNetwork]:
+        """Yield the IPv6 addresses without a connected route of a link that is down: local once it is up.
+
+        IPv4 addresses are local also while their link is down.
+        """
+        networks = self.connected_networks(link)
+        for other, ip in self._entries:
+            if other == link and ip.version == 6 and not claims.within(single(ip), networks):
+                yield single(ip)
+
+    def is_on_link_in_main(self, link: int, network: IPNetwork) -> bool:
+        """Return True if the best route in main that contains `network` is on this link, without a gateway."""
+        routes = [
+            route
+            for _, route in self._foreign.containing(network)
+            if route.table == TABLE_MAIN and not route.restricted
+        ]
+        best = max(routes, key=lambda route: (route.destination.prefixlen, -route.metric), default=None)
+        return best is not None and all(hop.link == link and self._is_on_link(best, hop) for hop in best.hops)
+
     def is_connected_elsewhere(self, link: int, network: IPNetwork) -> bool:
         """Return True if main has this network on another link of the cloud, or will have it once the link is up."""
         others = {other for _, other in self.subnets.containing(network) if self._connected[other, network]}
@@ -434,6 +475,10 @@ class View:
     def holders(self, ip: IPAddress) -> list[int]:
         """Return the links that have this address."""
         return self._holders.get(ip, [])
+
+    def has_peer(self, ip: IPAddress) -> bool:
+        """Return True if this is the peer of an address, on any link."""
+        return ip in self._peers
 
     def held_elsewhere(self, link: int, network: IPNetwork) -> IPAddress | None:
         """Return an address in `network` that another link has."""
@@ -465,20 +510,28 @@ class View:
 
     def is_router(self, link: int, gateway: IPAddress) -> bool:
         """Return True if this is a gateway of the cloud on the link. docs/policy.md lists the five cases."""
-        if gateway in self.default_gateways[link]:
+        if gateway in self.default_gateways[link] or self._is_router_of_main(link, gateway):
             return True
-        if (link, gateway) in self._routers and is_link_local(single(gateway)):
-            return True
-        if claims.within(single(gateway), self.settings.allow_gateways):
+        if not is_link_local(single(gateway)):
+            return False
+        # An own gateway stays one after its advertisement has expired.
+        return (link, gateway) in self._routers or self._own_gateways[link][gateway] > 0
+
+    def _is_router_of_main(self, link: int, gateway: IPAddress) -> bool:
+        """Return True if routes in main through this gateway are the cloud's, and do not conflict with its subnets.
+
+        Every host that forwards has the flag of a router, also a node of a CNI, and another table may send some sources
+        through an appliance. So neither is enough.
+        """
+        if gateway in self._main_gateways[link] or claims.within(single(gateway), self.settings.allow_gateways):
             return True
         learned = [subnet for subnet in self.learned[link] if subnet.version == gateway.version]
         learned = [subnet for subnet in learned if not is_single(subnet) and not is_link_local(subnet)]
         if any(gateway == subnet.network_address + 1 for subnet in learned):
             return True
-        if is_link_local(single(gateway)):
-            return self._own_gateways[link][gateway] > 0  # stays a gateway after its advertisement has expired
         has_default = any(each.version == gateway.version for each in self.default_gateways[link])
-        return not learned and not has_default and self._is_convention(link, gateway)
+        may_be_convention = not learned and not has_default and not is_link_local(single(gateway))
+        return may_be_convention and self._is_convention(link, gateway)
 
     def _is_convention(self, link: int, gateway: IPAddress) -> bool:
         """Return True for a gateway by convention of one of the link's addresses. One per link and family."""

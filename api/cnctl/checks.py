@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from cloud_network.api.cnctl.output import Exit, Failure, safe
-from cloud_network.fetcher.status import LinkStatus
+from cloud_network.fetcher.status import LinkStatus, absent_addresses
 
 REPAIR = "sudo cnctl refresh"
+LEFT_OUT = "read in cnctl status why cloud-network leaves it out"
 EXAMPLE_CLIENT = {4: "192.0.2.1", 6: "2001:db8::1"}
 """Default client: an address from the documentation prefixes (RFC 5737, RFC 3849)."""
 CLOUD_CLIENTS = {
@@ -109,7 +110,8 @@ def address(case: Case) -> str:
         found = f"no link has {case.address}: ExcludeAddresses= leaves it to another program"
         raise StepFailed(found, look, "to let cloud-network configure it, remove it from [Network] ExcludeAddresses=")
     if not owners:
-        raise StepFailed(f"no link has {case.address}", look)
+        left_out = not case.link["drift"] and case.address in [each["address"] for each in absent_addresses(case.link)]
+        raise StepFailed(f"no link has {case.address}", look, LEFT_OUT if left_out else REPAIR)
     if case.dev not in owners:
         other = next(iter(owners))
         raise StepFailed(

@@ -185,6 +185,8 @@ def _restart(status: Status | None) -> str:
 
 def _metadata(claim: Claim, status: Status) -> Step:
     if status["fetched_at"] is None:
+        if claim.doubt is not None and _correction(status):  # the fetcher's step has the reason
+            return Step("metadata", False, "never read")
         do = _restart(status) if _correction(status) else "check the route to the metadata server"
         return Step("metadata", False, never_read(status), LOG, do)
     error = status["last_error"]
@@ -202,6 +204,10 @@ def _link(link: LinkStatus, provider: str) -> Step:
     addresses = [entry["address"] for entry in configured_addresses(link)]
     if not addresses:
         return Step(name, link["state"] == "ok", "ExcludeAddresses= contains all its addresses")
+    absent = absent_addresses(link)
+    if absent and not link["drift"]:
+        found = f"{count(len(absent), 'address')} left out, the first is {absent[0]['address']}"
+        return Step(name, False, found, "cnctl status", checks.LEFT_OUT)
     case = Case(addresses[0], None, link, provider)
     try:
         for _, check in STEPS:
@@ -210,9 +216,6 @@ def _link(link: LinkStatus, provider: str) -> Step:
         return Step(name, False, failed.found, failed.look, failed.do)
     if link["drift"]:
         return Step(name, False, f"{count(len(link['drift']), 'change')} missing", "cnctl status", checks.REPAIR)
-    if absent := absent_addresses(link):
-        found = f"{count(len(absent), 'address')} left out, the first is {absent[0]['address']}"
-        return Step(name, False, found, "cnctl status", f"cnctl doctor {absent[0]['address']}")
     return Step(name, True, f"{case.address} and its route: OK; {count(len(addresses), 'address')}")
 
 

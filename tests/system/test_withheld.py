@@ -47,7 +47,8 @@ def test_disallowed_addresses_wait_and_block_nothing() -> None:
             nic.name: "drift" if nic == lab.nics[1] else "ok" for nic in lab.nics
         }
         assert cnctl(lab, "status", "network").stdout.count(" (missing)") == 3
-        assert cnctl(lab, "doctor").returncode == 1
+        assert "3 addresses left out, the first is 198.18.7.10" in cnctl(lab, "doctor").stdout
+        assert "read in cnctl status why" in cnctl(lab, "doctor", lab.nics[1].addresses[0]).stdout
         assert all(answer for (_, target), answer in lab.reachability(private(lab)).items()), lab.report()
         refresh(lab)
         assert len(errors(lab)) == 1

@@ -1,0 +1,167 @@
+"""Requests with the fetcher's uid that use what a host does by itself: zeroconf routes, wide on-link routes, flags of
+neighbours, and addresses that are kept while a link is down.
+
+eth1 is the primary (10.0.1.10/24, by DHCP), with neighbour0 in its subnet; eth0 is the secondary, with neighbour1.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab import Lab
+from tests.system.netagent.packets import packet_observers
+from tests.system.netagent.test_takeovers import refused
+from tests.system.netagent.wire import Wire, address, ifindex, main_rule, route, rule
+
+METADATA = "169.254.169.254"
+MINE = "10.0.1.10"
+NODE, NODE_SUBNET, POD = "fe80::33", "fd44:3::/64", "fd44:3::7"
+VPN = "10.60.0.0/24"
+
+
+def on_link(link: int, destination: str) -> dict[str, Any]:
+    return dict(route(link, destination, None, table=9999 + link))
+
+
+def diverting(link: int, destination: str, source: str) -> list[dict[str, Any]]:
+    return [on_link(link, destination), main_rule(), rule(source, 9999 + link)]
+
+
+def add_vpn(lab: Lab, *routes: str) -> None:
+    lab.batch(["link add wg0 type bridge", "link set wg0 up", *(f"route add {each}" for each in routes)])
+
+
+def neighbours_answer_for(lab: Lab, *addresses: str) -> None:
+    """Let all neighbours take these addresses; a cloud that drops their answers would hide gaps in the policy."""
+    lab.run(["nft", "flush", "table", "bridge", "cloud"], "cloud")
+    for namespace in lab.neighbours:
+        namespace.batch([f"address add {each} dev eth0" for each in addresses])
+
+
+@pytest.mark.parametrize("destination", ["169.254.0.0/16", "169.254.169.0/24", f"{METADATA}/32"])
+def test_metadata_server_stays_behind_its_gateway_beside_a_zeroconf_route(
+    lab: Lab, tmp_path: Path, destination: str
+) -> None:
+    """RHEL's ifup adds 169.254.0.0/16 to each interface; DHCP (option 121) gives the route to the server."""
+    primary, secondary = ifindex(lab, "eth1"), ifindex(lab, "eth0")
+    neighbours_answer_for(lab, f"{METADATA}/32")
+    lab.run(["sysctl", "-qw", "net.ipv4.conf.all.arp_ignore=1"], "cloud")  # the server is behind the router
+    lab.batch(
+        [
+            "address add 10.0.2.10/24 dev eth0",
+            "address add 169.254.7.7/16 dev eth0 noprefixroute",
+            "route add 169.254.0.0/16 dev eth1 scope link metric 1002",
+            "route add 169.254.0.0/16 dev eth0 scope link metric 1003",
+            f"route add {METADATA} via 10.0.1.1 dev eth1 proto dhcp",
+        ]
+    )
+    with packet_observers(lab, [lab.cloud, *lab.neighbours], tmp_path) as seen:
+        assert seen.receivers(METADATA, MINE) == {"cloud"}
+        for link, source in ((primary, MINE), (secondary, "10.0.2.10")):
+            reason = refused(lab, *diverting(link, destination, source))
+            assert METADATA in reason or "main does not route it on" in reason
+        assert seen.receivers(METADATA, MINE) == {"cloud"}
+        assert seen.receivers(METADATA, "10.0.2.10") == {"cloud"}
+
+
+def test_a_second_link_does_not_get_the_metadata_server_of_the_first(lab: Lab, tmp_path: Path) -> None:
+    """Without a route to the server, main has it on the link whose zeroconf route has the lower metric."""
+    secondary = ifindex(lab, "eth0")
+    neighbours_answer_for(lab, f"{METADATA}/32")
+    lab.batch(
+        [
+            "address add 10.0.2.10/24 dev eth0",
+            "route add 169.254.0.0/16 dev eth1 scope link metric 1002",
+            "route add 169.254.0.0/16 dev eth0 scope link metric 1003",
+        ]
+    )
+    with packet_observers(lab, lab.neighbours, tmp_path) as seen:
+        for destination in ("169.254.0.0/16", f"{METADATA}/32"):
+            assert "main does not route it on eth0" in refused(lab, *diverting(secondary, destination, "10.0.2.10"))
+        assert "neighbour1" not in seen.receivers(METADATA, "10.0.2.10")
+    with Wire(lab) as wire:
+        accepted = wire.apply(*diverting(ifindex(lab, "eth1"), f"{METADATA}/32", MINE))
+        assert accepted["verdict"] == "applied", "main has it on this link"
+
+
+@pytest.mark.parametrize("wide", ["10.0.0.0/8", "0.0.0.0/1"])
+def test_wide_on_link_route_is_no_subnet_of_the_link(lab: Lab, wide: str) -> None:
+    """Another program's wide route beside a VPN: on link in the link's table, it would come before the VPN's."""
+    add_vpn(lab, f"{VPN} dev wg0", f"{wide} dev eth1 scope link metric 2000")
+    assert VPN in refused(lab, *diverting(ifindex(lab, "eth1"), wide, MINE))
+
+
+def test_subnet_that_a_vpn_alone_routes_is_not_claimed(lab: Lab) -> None:
+    add_vpn(lab, "10.70.0.0/16 dev wg0")
+    lab.batch(["address add 10.70.0.5/16 dev eth1 noprefixroute"])
+    ops = diverting(ifindex(lab, "eth1"), "10.70.0.0/16", "10.70.0.5")
+    assert "another program routes by wg0" in refused(lab, *ops)
+    lab.batch(["route add 10.70.0.0/16 dev eth1 metric 9"])
+    with Wire(lab) as wire:
+        assert wire.apply(*ops)["verdict"] == "applied", "main has it on this link, too"
+
+
+def test_node_with_the_flag_of_a_router_keeps_its_pods(lab: Lab, tmp_path: Path) -> None:
+    """A CNI routes through a link-local next hop. Every host that forwards sends the flag in its advertisements."""
+    node = lab.neighbours[0]
+    lab.run(["nft", "flush", "table", "bridge", "cloud"], "cloud")
+    node.run(["sysctl", "-qw", "net.ipv6.conf.all.forwarding=1"])
+    node.batch([f"address add {NODE}/64 dev eth0 nodad", f"address add {POD}/128 dev lo"])
+    lab.neighbours[1].batch([f"address add {POD}/128 dev eth0 nodad"])
+    lab.batch(["address add fd00:1::10/64 dev eth1 nodad", f"route add {NODE_SUBNET} via {NODE} dev eth1 proto bird"])
+    secondary = ifindex(lab, "eth0")
+    with packet_observers(lab, lab.neighbours, tmp_path) as seen:
+        assert seen.receivers(POD) == {"neighbour0"}
+        assert "router" in lab.run(["ip", "-6", "neighbour", "show", NODE]).stdout
+        for claim in (address(secondary, "fd44:3::9/65"), address(secondary, "fd44:3::9/128")):
+            assert NODE_SUBNET in refused(lab, claim)
+        assert seen.receivers(POD) == {"neighbour0"}
+    lab.batch([f"route add {VPN} via inet6 {NODE} dev eth1"])
+    assert VPN in refused(lab, address(secondary, "10.60.0.7/25"))
+
+
+def test_gateway_of_another_table_is_no_router_of_main(lab: Lab) -> None:
+    """Some sources leave through an appliance, by a default route in a table of its own."""
+    lab.batch(["route add default via 10.0.1.44 dev eth1 table 100", f"route add {VPN} via 10.0.1.44 dev eth1"])
+    secondary = ifindex(lab, "eth0")
+    for claim in (address(secondary, "10.60.0.7/25"), address(secondary, "10.60.0.7/32")):
+        assert VPN in refused(lab, claim)
+
+
+@pytest.mark.parametrize("peer", ["fd37::2/128", "10.82.0.2/32"])
+def test_peer_of_an_address_is_not_claimed(lab: Lab, peer: str) -> None:
+    """On its own link, a flush of the address would remove an operator's route to the peer."""
+    own = "fd37::1" if ":" in peer else "10.82.0.1"
+    lab.batch([f"address add {own} peer {peer} dev eth1"])
+    lab.wait_for(lambda: "tentative" not in lab.run(["ip", "address"]).stdout)
+    here, other = ifindex(lab, "eth1"), ifindex(lab, "eth0")
+    assert "is the peer of an address" in refused(lab, address(here, peer))
+    for op in (address(other, peer), on_link(other, peer), route(other, peer, table=255)):
+        assert "another program routes by eth1" in refused(lab, op)
+
+
+def test_part_of_a_tunnels_link_local_network_stays_with_it(lab: Lab) -> None:
+    """Tunnels of a cloud's VPN have such addresses. The route of the whole 169.254.0.0/16 may be any link's."""
+    add_vpn(lab, "169.254.10.0/24 dev wg0", "169.254.0.0/16 dev wg0")
+    primary = ifindex(lab, "eth1")
+    through = route(primary, "169.254.10.2/32", "10.0.1.1", table=9999 + primary)
+    assert "169.254.10.0/24, which another program routes by wg0" in refused(lab, through)
+    with Wire(lab) as wire:
+        elsewhere = route(primary, f"{METADATA}/32", "10.0.1.1", table=9999 + primary)
+        assert wire.apply(elsewhere)["verdict"] == "applied"
+
+
+@pytest.mark.parametrize("text", ["fd50::7/128", "fd50::7/64"])
+def test_address_kept_on_a_link_that_is_down_stays_with_the_vpn(lab: Lab, text: str) -> None:
+    """Once the link is up, the address is local, and the VPN's route to it has no effect."""
+    for name in ("all", "eth0"):
+        lab.run(["sysctl", "-qw", f"net.ipv6.conf.{name}.keep_addr_on_down=1"])
+    lab.batch([f"address add {text} dev eth0 nodad noprefixroute", "link set eth0 down"])
+    add_vpn(lab, "fd50::7/128 dev wg0")
+    assert "another program routes by wg0" in refused(lab, {"op": "link_up", "link": ifindex(lab, "eth0")})
+    lab.batch(["route del fd50::7/128 dev wg0"])
+    with Wire(lab) as wire:
+        assert wire.apply({"op": "link_up", "link": ifindex(lab, "eth0")})["verdict"] == "applied"
