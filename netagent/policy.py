@@ -533,8 +533,8 @@ def may_select(rule: RuleAdd, link: int, view: View) -> bool:
         return False
     if not rule.local:  # also selects forwarded packets: only for a range of the link
         local = any(True for _ in view.local_ranges.containing(link, network))
-        around = any(each != network for each in view.around(link, network))
-        return local or (around and claims.range_limit(network, view.on_link(link, network)) is None)
+        in_subnet = view.is_in_subnet(link, network)
+        return local or (in_subnet and claims.range_limit(network, view.on_link(link, network)) is None)
     links = view.local_ranges.links(network) | view.held.links(network)
     return links == {link} and view.is_on_link(link, network)
 

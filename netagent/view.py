@@ -122,6 +122,7 @@ class View:
         self.unclaimed_prefixes: set[tuple[int, IPNetwork]] = set()  # IPv6, from routers: no address keeps their route
         self._static_networks: set[tuple[int, IPNetwork]] = set()  # on link in main by another program's own route
         self._connected = Counter[tuple[int, IPNetwork]]()  # number of addresses with a connected route, also if down
+        self._subnets_before = {(each.link, each.network) for each in snapshot.addresses}  # also of a replaced address
         self._subnet_addresses: dict[tuple[int, IPNetwork], dict[IPAddress, Address]] = defaultdict(dict)
         self._own_on_link = NetworksByLink()  # destinations of owned routes in the link's tables
         self._own_copies = Counter[tuple[int, IPNetwork]]()  # number of the link's tables that have each
@@ -189,7 +190,7 @@ class View:
             if not route.destination.prefixlen:
                 if hop.gateway is not None and route.table not in self.own_tables(hop.link):
                     self.default_gateways[hop.link].add(hop.gateway)
-                    if route.table == TABLE_MAIN:
+                    if route.table == TABLE_MAIN and not route.restricted:
                         self._main_gateways[hop.link].add(hop.gateway)
             elif self._is_on_link(route, hop):
                 self._add_on_link(route, hop)
@@ -504,6 +505,14 @@ class View:
         """Return True if all of `network` is on the link."""
         return any(True for _ in self.around(link, network))
 
+    def is_in_subnet(self, link: int, network: IPNetwork) -> bool:
+        """Return True if `network` is a part of a subnet of the link, or of a learned one of a link in the same subnet.
+
+        An on-link route of cloud-network alone is no evidence: a client can make it for any private network.
+        """
+        shared = (each for each in self._own_on_link.containing(link, network) if each in self._learned_by_cloud)
+        return any(each != network for each in (*self.near.containing(link, network), *shared))
+
     def is_near(self, link: int, network: IPNetwork) -> bool:
         """Return True if all of `network` is on the link by an address or main, without the link's tables."""
         return any(True for _ in self.near.containing(link, network))
@@ -584,8 +593,7 @@ class View:
         """Return a resolver inside `network`, or a gateway there of links that do not have this subnet."""
         sharing = {other for each, other in self.subnets.containing(network) if each == network} | {link}
         for ip, links in self.gateways.items():
-            # A link whose address this request replaces has the subnet in its own table meanwhile.
-            others = {other for other in links - sharing if not self._own_on_link.has(other, network)}
+            others = {other for other in links - sharing if (other, network) not in self._subnets_before}
             if others and contains(network, single(ip)):
                 return ip
         return next((ip for ip in self.known.resolvers if contains(network, single(ip))), None)

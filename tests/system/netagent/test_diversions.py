@@ -165,3 +165,34 @@ def test_address_kept_on_a_link_that_is_down_stays_with_the_vpn(lab: Lab, text: 
     lab.batch(["route del fd50::7/128 dev wg0"])
     with Wire(lab) as wire:
         assert wire.apply({"op": "link_up", "link": ifindex(lab, "eth0")})["verdict"] == "applied"
+
+
+def test_own_on_link_route_does_not_free_the_gateway_of_another_link(lab: Lab) -> None:
+    """The gateway of a /32 lies in no subnet (Hetzner, Scaleway). First its network on link, then as another link's."""
+    gateway, subnet = "172.31.1.1", "172.31.1.0/24"
+    primary, secondary = ifindex(lab, "eth1"), ifindex(lab, "eth0")
+    lab.batch([f"route replace default via {gateway} dev eth1 onlink proto dhcp"])
+    with Wire(lab) as wire:
+        wire.apply(on_link(primary, subnet))
+    assert f"would take over {gateway}" in refused(lab, address(secondary, "172.31.1.9/24"))
+
+
+def test_packets_that_the_host_forwards_for_other_networks_keep_their_route(lab: Lab) -> None:
+    """A router's clients are behind its default route. No client has an address of the range that the rule selects."""
+    secondary = ifindex(lab, "eth0")
+    lab.run(["sysctl", "-qw", "net.ipv4.ip_forward=1"])
+    table = 9999 + secondary
+    ops = (
+        address(secondary, "10.88.0.2/32"),
+        on_link(secondary, "10.88.0.0/20"),
+        route(secondary, "0.0.0.0/0", "10.88.0.1", table=table),
+        main_rule(),
+        rule("10.88.1.0/24", table, 31020),
+    )
+    assert "10.88.1.0/24 is no address or range of eth0" in refused(lab, *ops)
+    path = lab.run(["ip", "route", "get", "198.51.100.10", "from", "10.88.1.7", "iif", "eth1"]).stdout
+    assert "via 10.0.1.1 dev eth1" in path
+    shared = (address(secondary, "10.0.1.99/32"), on_link(secondary, "10.0.1.0/24"), main_rule())
+    with Wire(lab) as wire:
+        of_subnet = wire.apply(*shared, rule("10.0.1.128/26", table, 31020))
+        assert of_subnet["verdict"] == "applied", of_subnet

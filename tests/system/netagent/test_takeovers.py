@@ -337,7 +337,7 @@ def test_a_metadata_server_behind_a_proxy_stays_there(lab: Lab) -> None:
 def test_a_metadata_server_behind_the_gateway_is_not_on_link(lab: Lab) -> None:
     on = ifindex(lab, "eth1")
     lab.batch(["route add 169.254.0.0/16 dev eth1 metric 1000", f"route replace {METADATA} via 10.0.1.1 dev eth1"])
-    assert "another program routes by eth1 via 10.0.1.1" in refused(lab, route(on, METADATA))
+    assert "main does not route it on eth1" in refused(lab, route(on, METADATA))
     assert verdict(lab, route(on, METADATA, "10.0.1.1")) == "applied"
 
 
