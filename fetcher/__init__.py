@@ -20,6 +20,7 @@ confirmed by a second one, removes anything. An answer passes through these step
    `confirm` finds that the metadata server or a gateway no longer answers.
 10. `reporting` writes the results to status.json and the other state files, for the api and cnctl.
 
-`daemon` serves kernel events, the control socket (`control`), signals and the watchdog. None of them waits for a pass,
-except the commands that need its result or the metadata server.
+`daemon` serves kernel events, the control socket (`control`), signals and the watchdog. None of them waits for a read
+of the metadata in a pass, except the command `refresh`, which needs its result. The commands `plan` and `flush` wait
+for a change in progress. Each command is answered within a time limit.
 """

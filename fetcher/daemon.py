@@ -1,7 +1,8 @@
 """The event loop: timers, kernel events, the control socket, signals, the watchdog. It never waits for anything else.
 
 Passes run one after the other. The metadata is read in one thread, and the rest of a pass runs in another, so a slow
-metadata server or netagent delays nothing here.
+metadata server or netagent delays nothing here. The commands `plan` and `credentials` ask the metadata server over
+connections and in threads of their own, so they wait for no other read.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -100,6 +101,7 @@ class Daemon:
         self._reconciler, self._reporter, self._notifier = reconciler, reporter, notifier
         self._schedule = Schedule(config)
         self._reads, self._worker = Worker("metadata"), Worker("pass")
+        self._plan_reads, self._credential_reads = Worker("plan"), Worker("credentials")
         self._pass_lock = asyncio.Lock()
         self._wake, self._reload = asyncio.Event(), asyncio.Event()
         self._stopping = False
@@ -333,20 +335,12 @@ class Daemon:
         return await self._refresh_command()
 
     async def _plan_command(self) -> PlanAnswer:
-        async with self._pass_lock:
-            reading = await self._read()
-            answer = await self._worker.run(partial(self._reconciler.planned_changes, reading))
-        if isinstance(self._provider, WatchingProvider):
-            self._on_metadata_change()  # the provider has seen the change in this read and no longer reports it
-        return answer
+        """Return the changes that a refresh would make. Waits for no other read, only for a change in progress."""
+        reading = await self._plan_reads.run(partial(read_for_plan, self._provider.clone()))
+        return await self._worker.run(partial(self._reconciler.planned_changes, reading))
 
     async def _credentials_command(self) -> dict[str, Any]:
-        async with self._pass_lock:  # the provider is used by one thread at a time
-            return await self._reads.run(self._credentials)
-
-    def _credentials(self) -> dict[str, Any]:
-        with self._provider.client.until(time.monotonic() + schedule.READ_DEADLINE_S):
-            return self._provider.credentials()
+        return await self._credential_reads.run(partial(read_credentials, self._provider.clone()))
 
     async def _flush(self) -> FlushAnswer:
         """Flush without the lock: a slow read must not delay it. Passes wait, and add nothing afterwards."""
@@ -389,6 +383,22 @@ def look() -> Actual | None:
     with suppress(kernel.KernelError):
         return kernel.read()
     return None
+
+
+def read_for_plan(provider: Provider) -> Reading:
+    """Read the metadata for `plan`. It is read twice if it changed during the read."""
+    deadline = time.monotonic() + schedule.COMMAND_READ_S
+    with closing(provider.client):
+        reading = read_metadata(provider, schedule.COMMAND_READ_S)
+        if reading.error is not None and reading.error.kind == "changed":
+            reading = read_metadata(provider, deadline - time.monotonic())
+    return reading
+
+
+def read_credentials(provider: Provider) -> dict[str, Any]:
+    """Read the credentials of the instance. Raises MetadataError."""
+    with closing(provider.client), provider.client.until(time.monotonic() + schedule.COMMAND_READ_S):
+        return provider.credentials()
 
 
 def configure(config: Config, provider: Provider) -> None:

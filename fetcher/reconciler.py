@@ -175,7 +175,7 @@ class Reconciler:
             problem = "; ".join(each.text for each in instance.problems) or None
         if instance is None:
             raise reading.error or MetadataError("unread", "the metadata has not been read yet")
-        comparison = self._compare(instance)
+        comparison = self._plan(self._snapshot(instance, self._read(instance)))  # the refusals in force stay
         links = {link.ifindex: link for link in comparison.snapshot.actual.links}
         _, held = self._without_held(comparison)
         return {

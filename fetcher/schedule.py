@@ -25,6 +25,8 @@ PASS_DEADLINE_S = 900.0
 """A pass that takes longer is hung: the daemon exits, and systemd starts it again."""
 READ_DEADLINE_S = 120.0
 """Time limit for one read of the whole metadata, for all requests together."""
+COMMAND_READ_S = 20.0
+"""Time limit for the read of the metadata by the commands `plan` and `credentials`."""
 NETAGENT_RETRY_S = 5.0
 """Delay before netagent is contacted again after a failed connection. A restart of netagent takes less."""
 MARKS_CHECK_S = 10.0

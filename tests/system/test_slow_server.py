@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 
@@ -20,6 +21,12 @@ schedule.PASS_DEADLINE_S = 1.0
 __main__.main()
 """
 """The fetcher's program, for which a pass of more than a second has hung."""
+WITH_SHORT_COMMANDS = """
+from cloud_network.fetcher import __main__, schedule
+schedule.COMMAND_READ_S = 1.0
+__main__.main()
+"""
+"""The fetcher's program, in which the read of a command ends after a second."""
 
 
 @pytest.fixture
@@ -95,6 +102,29 @@ def test_a_flush_does_not_wait_for_a_slow_read(lab: Lab) -> None:
         lab.metadata.clear()
         refresh.result(60)
     assert "flushed on request" in status(lab)["last_error"]["message"]
+
+
+def test_plan_and_credentials_do_not_wait_for_a_slow_read(lab: Lab) -> None:
+    """Each has a read of its own with a time limit. The plan then covers the metadata of the last refresh."""
+    lab.start("netagent")
+    fetcher = lab.instance.popen([sys.executable, "-c", WITH_SHORT_COMMANDS], stderr=subprocess.DEVNULL)
+    with ThreadPoolExecutor() as pool, ExitStack() as cleanup:
+        cleanup.enter_context(fetcher)
+        cleanup.callback(fetcher.terminate)
+        wait_until_healthy(lab)
+        [nic] = lab.nics
+        lab.metadata.fail("late", interval=LATE)
+        refresh = pool.submit(send_command, lab, "refresh")
+        lab.wait_for(lambda: status(lab)["state"] == "degraded", 10, "the report of the slow read")
+        lab.run(["ip", "address", "delete", f"{nic.addresses[1]}/32", "dev", nic.name])
+        plan, credentials = send_command(lab, "plan")["result"], send_command(lab, "credentials")
+        assert not refresh.done()
+        assert plan["changes"] == [f"ip address add {nic.addresses[1]}/32 dev {nic.name} noprefixroute"]
+        assert plan["metadata_error"].endswith("no answer in time")
+        assert (credentials["ok"], credentials["error"].endswith("no answer in time")) == (False, True)
+        lab.metadata.clear()
+        assert refresh.result(60)["ok"]
+        assert send_command(lab, "credentials")["ok"]
 
 
 def test_slow_server_is_reported_before_a_repair(lab: Lab) -> None:

@@ -246,6 +246,18 @@ def test_refused_operation_is_left_out_and_not_asked_again(world: World, reconci
     assert is_settled(refresh(reconciler))
 
 
+def test_plan_for_other_metadata_keeps_refusals(world: World, reconciler: Reconciler) -> None:
+    world.refuse = lambda op: "not private" if is_address(op, "10.0.2.10") else None
+    refresh(reconciler)
+    world.requests.clear()
+    other = instance(interface(1, "10.0.1.10", "10.0.1.11"), interface(2))
+    answer = reconciler.planned_changes(Reading(other, None, 1, 0.1))
+    assert answer["changes"] == ["ip address add 10.0.1.11/32 dev eth0 noprefixroute"]
+    assert answer["withheld"] == ["10.0.2.10 of eth1: not private"]
+    refresh(reconciler)
+    assert world.requests == []
+
+
 def test_many_refusals_end_within_a_few_rounds(world: World, reconciler: Reconciler) -> None:
     world.refuse = lambda op: "no" if isinstance(op, RuleAdd) else None
     refresh(reconciler)
