@@ -51,7 +51,7 @@ from cloud_network.fetcher.reporting import (
     first_of,
     with_next_try,
 )
-from cloud_network.fetcher.schedule import NETAGENT_RETRY_S
+from cloud_network.fetcher.schedule import CHANGE_DEADLINE_S, NETAGENT_RETRY_S, Deadline, change_deadline
 from cloud_network.netagent import protocol
 from cloud_network.netagent.operations import LinkMark
 from cloud_network.netagent.protocol import MAX_OPS, Refused, StatusAnswer, Verdict
@@ -87,11 +87,18 @@ class Memory:
 class _PassResults:
     """Results of the current pass."""
 
-    attempts: list[Attempt]
+    deadline: Deadline
+    attempts: list[Attempt] = field(default_factory=list)
     repaired: int = 0
     failure: str | None = None  # of netagent, or of a change that was rolled back
     unreachable: bool = False
     refused: str | None = None  # the reason why netagent does not remove something
+    out_of_time: bool = False  # the next pass continues
+
+    def must_stop(self) -> bool:
+        """Return True if the deadline has passed. Ask after a check or a link, so that each pass progresses."""
+        self.out_of_time = self.deadline.has_passed
+        return self.out_of_time
 
 
 class Reconciler:
@@ -104,8 +111,9 @@ class Reconciler:
         memory: Memory | None = None,
         status: Callable[[str], None] = lambda _: None,
         socket: str = protocol.SOCKET,
+        deadline: Callable[[], Deadline] = change_deadline,
     ) -> None:
-        self._socket = socket
+        self._socket, self._deadline = socket, deadline
         self._config, self._provider, self._memory, self._status = config, provider, memory or Memory.new(), status
         self._memory.rejections.reconfigured()
         self._known: Instance | None = None
@@ -139,7 +147,7 @@ class Reconciler:
         self._server_ok = reading.error is None
         if reading.instance is None:
             return PassReport(reading=reading)
-        instance = reading.instance.with_known(self._known)
+        instance, deadline = reading.instance.with_known(self._known), self._deadline()
         try:
             comparison = self._compare(instance, proof=True, kernel_changed=kernel_changed, seen=seen)
         except kernel.KernelError as error:
@@ -150,21 +158,20 @@ class Reconciler:
             logger.info("metadata: confirming with a second read before removal: %s", summary(removals))
             return PassReport(reading=reading, unproven=True)
         self._known = comparison.snapshot.metadata
-        return replace(self._converge(comparison, fresh=True), reading=reading)
+        return replace(self._converge(comparison, deadline, fresh=True), reading=reading)
 
     def compare(self, *, kernel_changed: bool, may_change: bool = True) -> PassReport:
         """Make the kernel agree with the known metadata, or only report the differences."""
         if self._known is None:
             return PassReport()
+        deadline = self._deadline()
         try:
             comparison = self._compare(self._known, kernel_changed=kernel_changed)
         except kernel.KernelError as error:
             return PassReport(kernel_error=str(error))
-        return (
-            self._converge(comparison, fresh=False)
-            if may_change
-            else self._report(comparison, _PassResults([]), read_first=True)
-        )
+        if may_change:
+            return self._converge(comparison, deadline, fresh=False)
+        return self._report(comparison, _PassResults(deadline), read_first=True)
 
     def planned_changes(self, reading: Reading) -> PlanAnswer:
         """Return the changes that a refresh would make, and make none. Raises MetadataError or KernelError."""
@@ -259,8 +266,8 @@ class Reconciler:
 
     # Changing
 
-    def _converge(self, comparison: Comparison, *, fresh: bool) -> PassReport:
-        memory, results = self._memory, _PassResults([])
+    def _converge(self, comparison: Comparison, deadline: Deadline, *, fresh: bool) -> PassReport:
+        memory, results = self._memory, _PassResults(deadline)
         try:
             memory.conflicts.observe(comparison.changes, comparison.snapshot.actual)
             ops, _ = self._without_held(comparison)
@@ -292,13 +299,13 @@ class Reconciler:
                         logger.info("applying %s", summary(checked))
                     again = bool(checked) and self._apply_links(agent, comparison, checked, results)
                     comparison = self._compare_again(comparison, agent)
-                    if not again:
+                    if not again or results.must_stop():
                         break
         except NetagentError as error:
             results.attempts.append(Attempt("unreachable", None, str(error), 0))
             results.failure, results.unreachable = str(error), True
             comparison = self._compare_again(comparison)
-        if results.failure is None and results.refused is None:
+        if results.out_of_time or (results.failure is None and results.refused is None):
             self._memory.retry.clear()
         else:
             left, _ = self._without_held(comparison)
@@ -329,6 +336,8 @@ class Reconciler:
                 return comparison, _without_refused(ops, refusals, results)
             self._memory.rejections.add(found)
             comparison = self._plan(comparison.snapshot)
+            if results.must_stop():
+                return comparison, ()
         ops = self._next_part(comparison)
         return comparison, _without_refused(ops, agent.check(ops).refusals if ops else (), results)
 
@@ -354,11 +363,14 @@ class Reconciler:
     def _apply_links(self, agent: Netagent, comparison: Comparison, ops: Plan, results: _PassResults) -> bool:
         """Apply the plan link by link.
 
-        Return True if the pass must plan again: an object was rejected, or there is more to do.
+        Return True if the pass must plan again: an object was rejected, or there is more to do. Stops between two links
+        if the time of the pass has passed.
         """
         base = self._config.route_table_base
         again = len(comparison.feasible) > MAX_OPS
-        for part in components(ops, base, partial(self._role, comparison)):
+        for number, part in enumerate(components(ops, base, partial(self._role, comparison))):
+            if number and results.must_stop():
+                return True
             check = Confirmation(self._provider, comparison, part, self._config)
             outcome = transact(agent, part, self._config.confirm_timeout, check.failure)
             results.attempts.append(Attempt.of(outcome))
@@ -424,6 +436,8 @@ class Reconciler:
             self._accepted_all = not memory.rejections.current
         conflicts, open_conflicts = memory.conflicts.statuses(comparison.changes, comparison.snapshot.actual)
         retry_at = min(memory.conflicts.due, memory.rejections.due, memory.holds.due, memory.presence.due)
+        if results.out_of_time:
+            retry_at = -math.inf
         if ops and not self._flushed and not read_first:
             retry_at = min(retry_at, memory.retry.due)
         condition = self._netagent_condition(comparison, held, results)
@@ -448,6 +462,9 @@ class Reconciler:
             return Condition("netagent", FLUSHED, leading=True)
         if results.failure is not None:
             return Condition("netagent", results.failure, serious=results.unreachable)
+        if results.out_of_time and (left := self._without_held(comparison)[0]):
+            reason = f"the time limit of a pass ({CHANGE_DEADLINE_S:g} s) has passed"
+            return Condition("netagent", f"{reason}; the next pass continues with {summary(left)}", transient=True)
         if results.refused is not None:
             return Condition("netagent", f"refused: {results.refused}; other changes are applied")
         if held:

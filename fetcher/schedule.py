@@ -21,10 +21,12 @@ from cloud_network.netagent.claims import is_excluded
 
 Clock = Callable[[], float]
 
-PASS_DEADLINE_S = 900.0
-"""A pass that takes longer is hung: the daemon exits, and systemd starts it again."""
 READ_DEADLINE_S = 120.0
 """Time limit for one read of the whole metadata, for all requests together."""
+CHANGE_DEADLINE_S = 30.0
+"""Time limit for the rest of a pass. It then ends after the link in progress, and the next pass continues."""
+PASS_DEADLINE_S = 900.0
+"""A read, or the rest of a pass, that has not ended by then is hung: the daemon exits, and systemd starts it again."""
 COMMAND_READ_S = 20.0
 """Time limit for the read of the metadata by the commands `plan` and `credentials`."""
 NETAGENT_RETRY_S = 5.0
@@ -87,6 +89,23 @@ class Backoff:
     def reset(self) -> None:
         """Start again from the initial delay after a success."""
         self._next = self._first
+
+
+class Deadline:
+    """The end of the time for one pass."""
+
+    def __init__(self, seconds: float, clock: Clock = time.monotonic) -> None:
+        self._clock, self._end = clock, clock() + seconds
+
+    @property
+    def has_passed(self) -> bool:
+        """True from the deadline on."""
+        return self._clock() >= self._end
+
+
+def change_deadline() -> Deadline:
+    """Return the deadline for the part of a pass after the read, which begins now."""
+    return Deadline(CHANGE_DEADLINE_S)
 
 
 @dataclass(frozen=True, slots=True)
