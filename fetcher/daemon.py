@@ -29,7 +29,6 @@ from cloud_network.fetcher.metadata.base import Provider, WatchingProvider
 from cloud_network.fetcher.metadata.model import MetadataError
 from cloud_network.fetcher.metadata.reading import Reading, read_metadata
 from cloud_network.fetcher.network import kernel
-from cloud_network.fetcher.network.objects import Actual
 from cloud_network.fetcher.networkd import Networkd
 from cloud_network.fetcher.reconciler import Reconciler
 from cloud_network.fetcher.reporting import PassReport, PlanAnswer, Reporter
@@ -241,7 +240,7 @@ class Daemon:
             if self._schedule.is_first_read:
                 self._notifier.status(f"reading the metadata at {self._provider.client.endpoint}")
             events, seen_at = self._events, time.monotonic()
-            seen = await self._worker.run(look)
+            seen = await self._worker.run(self._reconciler.look)
             reading = await self._read_and_report_drift()
             if self._events > events or time.monotonic() > seen_at + schedule.LOOK_VALID_S:
                 seen = None
@@ -376,13 +375,6 @@ class Daemon:
             answer = await _attempt(self._flush)
             if answer is not None:
                 logger.info("Purge: removed %d addresses, routes and rules (%s)", answer["removed"], answer["request"])
-
-
-def look() -> Actual | None:
-    """Read the kernel before the metadata, so that little is left to do after the answer. None after an error."""
-    with suppress(kernel.KernelError):
-        return kernel.read()
-    return None
 
 
 def read_for_plan(provider: Provider) -> Reading:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -39,7 +40,7 @@ from cloud_network.fetcher.network.plan import (
     plan,
     summary,
 )
-from cloud_network.fetcher.network.presence import Presence
+from cloud_network.fetcher.network.presence import Look, Presence
 from cloud_network.fetcher.rejections import LinkHolds, PlanRetry, RejectionTable
 from cloud_network.fetcher.reporting import (
     Attempt,
@@ -142,7 +143,13 @@ class Reconciler:
         """Change the network again after a flush."""
         self._flushed = False
 
-    def refresh(self, reading: Reading, *, kernel_changed: bool, seen: Actual | None = None) -> PassReport:
+    def look(self) -> Look | None:
+        """Read the kernel before the metadata, so that little is left to do after the answer. None after an error."""
+        with suppress(kernel.KernelError):
+            return self._look()
+        return None
+
+    def refresh(self, reading: Reading, *, kernel_changed: bool, seen: Look | None = None) -> PassReport:
         """Act on a read of the metadata. `seen`: the kernel's state, if it was read before and has not changed."""
         self._server_ok = reading.error is None
         if reading.instance is None:
@@ -206,11 +213,14 @@ class Reconciler:
 
     # Comparing
 
-    def _read(self, metadata: Instance, agent: Netagent | None = None, seen: Actual | None = None) -> Actual:
+    def _look(self) -> Look:
+        finished = self._memory.presence.finished()  # before the links are read, see there
+        return Look(kernel.read(), finished)
+
+    def _read(self, metadata: Instance, agent: Netagent | None = None, seen: Look | None = None) -> Actual:
         """Read the kernel, unless it is `seen`, and ask netagent for what only it can read. Raises KernelError."""
-        presence, macs = self._memory.presence, {each.mac for each in metadata.interfaces}
-        finished = presence.finished()
-        actual = presence.observe(seen or kernel.read(), macs, finished)
+        look, macs = seen or self._look(), {each.mac for each in metadata.interfaces}
+        actual = self._memory.presence.observe(look.actual, macs, look.finished)
         with_marks = self._config.forwarded_replies is not ForwardedReplies.OFF
         if protocol.MARKS_ADDRESSES and not with_marks:
             return actual
@@ -236,7 +246,7 @@ class Reconciler:
         return self._plan(snapshot)
 
     def _compare(
-        self, metadata: Instance, *, proof: bool = False, kernel_changed: bool = False, seen: Actual | None = None
+        self, metadata: Instance, *, proof: bool = False, kernel_changed: bool = False, seen: Look | None = None
     ) -> Comparison:
         """Read the kernel, unless it is `seen`, and compare. Raises KernelError."""
         actual = self._read(metadata, seen=seen)

@@ -22,6 +22,7 @@ from cloud_network.fetcher.metadata.reading import Reading, RemovalProof
 from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.network.objects import Actual, GatewayUse
 from cloud_network.fetcher.network.plan import COMMON, link_of
+from cloud_network.fetcher.network.presence import Presence
 from cloud_network.fetcher.network.rules import main_rule
 from cloud_network.fetcher.reconciler import Memory, Reconciler
 from cloud_network.fetcher.rejections import LinkHolds, PlanRetry, RejectionTable
@@ -222,6 +223,22 @@ def test_refresh_without_a_change_reads_the_kernel_once(
     monkeypatch.setattr(kernel, "read", read)
     assert is_settled(refresh(reconciler))
     assert reads == 1
+
+
+def test_link_renamed_after_an_early_read_is_not_ready(world: World, clock: Clock, tmp_path: Path) -> None:
+    """The early read of the kernel may have the name from before udev's rename, which Exclude= must not see."""
+    data = tmp_path / "run/udev/data"
+    data.mkdir(parents=True)
+    (data.parent / "control").touch()
+    memory = replace(Memory.new(), presence=Presence(clock, tmp_path))
+    early = Reconciler(Config(), cast(BaseProvider, Provider(world)), memory, socket=str(tmp_path / "netagent.sock"))
+    (data / "n2").touch()
+    seen = early.look()
+    (data / "n3").touch()
+    early.refresh(Reading(BOTH, None, 1, 0.1), kernel_changed=False, seen=seen)
+    assert addresses(world) == {"10.0.1.10"}
+    early.refresh(Reading(BOTH, None, 1, 0.1), kernel_changed=False, seen=early.look())
+    assert addresses(world) == {"10.0.1.10", "10.0.2.10"}
 
 
 def test_ledger_names_owned_addresses_before_linux_5_18(
