@@ -19,7 +19,7 @@ from cloud_network.fetcher.confirm import SILENT_GATEWAY, Confirmation, rejectio
 from cloud_network.fetcher.conflicts import ConflictTracker
 from cloud_network.fetcher.gateways import new_gateways, unresolved_gateways
 from cloud_network.fetcher.metadata.base import Provider
-from cloud_network.fetcher.metadata.model import Instance, Interface, MetadataError
+from cloud_network.fetcher.metadata.model import Instance, Interface, IPAddress, MetadataError
 from cloud_network.fetcher.metadata.reading import Reading, RemovalProof
 from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.network.desired import desired
@@ -102,6 +102,21 @@ class _PassResults:
         return self.out_of_time
 
 
+@dataclass(frozen=True, slots=True)
+class _Owned:
+    """Netagent's answer: the owned addresses. Before Linux 5.18 the kernel does not mark them.
+
+    It holds until the kernel reports a change, or has other addresses.
+    """
+
+    places: frozenset[tuple[int, IPAddress]]
+    actual: Actual  # at the time of the query
+
+    def holds_for(self, actual: Actual) -> bool:
+        """Return True if the kernel has the same addresses as at the time of the query."""
+        return (self.actual.addresses, self.actual.further) == (actual.addresses, actual.further)
+
+
 class Reconciler:
     """Runs passes. Used by one thread."""
 
@@ -122,6 +137,7 @@ class Reconciler:
         self._accepted_all = False  # nothing of it had been refused
         self._flushed = False
         self._server_ok = False  # the last read of the metadata succeeded
+        self._owned: _Owned | None = None  # before Linux 5.18
         self._marks: tuple[LinkMark, ...] | None = None  # of netagent's nftables table, at the last query
         self._marks_unknown: str | None = None  # the error of that query
 
@@ -224,9 +240,12 @@ class Reconciler:
         with_marks = self._config.forwarded_replies is not ForwardedReplies.OFF
         if protocol.MARKS_ADDRESSES and not with_marks:
             return actual
+        if agent is None and not with_marks and self._owned is not None and self._owned.holds_for(actual):
+            return actual.with_owned(self._owned.places)
         self._marks_unknown = None
         try:
             answer = self._ask_status() if agent is None else agent.status()
+            self._owned = _Owned(answer.owned, actual)
             actual, self._marks = actual.with_owned(answer.owned), answer.marks
         except NetagentError as error:
             self._marks_unknown = str(error) if with_marks else None
@@ -249,6 +268,8 @@ class Reconciler:
         self, metadata: Instance, *, proof: bool = False, kernel_changed: bool = False, seen: Look | None = None
     ) -> Comparison:
         """Read the kernel, unless it is `seen`, and compare. Raises KernelError."""
+        if kernel_changed:
+            self._owned = None  # netagent may have removed an address for root, and another program added it again
         actual = self._read(metadata, seen=seen)
         if proof:
             links = {link.mac: False for link in actual.links} | {link.mac: True for link in actual.links if link.up}

@@ -255,6 +255,28 @@ def test_ledger_names_owned_addresses_before_linux_5_18(
     assert addresses(world) == {"10.0.1.10", "10.0.1.12", "10.0.2.10"}
 
 
+def test_ledger_is_asked_only_after_a_change_in_the_kernel(
+    world: World, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with a standing refusal. Before Linux 5.18, only netagent knows which addresses are owned."""
+    monkeypatch.setattr(protocol, "MARKS_ADDRESSES", False)
+    world.refuse = lambda op: "not private" if is_address(op, "10.0.2.10") else None
+    refresh(reconciler)
+    world.requests.clear()
+    for _ in range(2):
+        refresh(reconciler)
+        reconciler.compare(kernel_changed=False)
+    assert world.requests == []
+    reconciler.compare(kernel_changed=True)
+    assert [type(request) for request in world.requests] == [Status]
+    added = kernel_address(2, "10.0.1.12/32")
+    world.actual = replace(world.actual, addresses={**world.actual.addresses, **host(addresses=added).addresses})
+    world.owned = frozenset({(2, ip_address("10.0.1.12"))})
+    for _ in range(2):  # a removal needs two reads
+        refresh(reconciler)
+    assert addresses(world) == {"10.0.1.10"}
+
+
 def test_second_pass_sends_no_request(world: World, reconciler: Reconciler) -> None:
     refresh(reconciler)
     world.requests.clear()
