@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -175,7 +175,7 @@ class Reconciler:
             comparison = self._compare(instance, proof=True, kernel_changed=kernel_changed, seen=seen)
         except kernel.KernelError as error:
             return PassReport(reading=reading, kernel_error=str(error))
-        is_refused = self._memory.retry.is_refused(self._without_held(comparison)[0])
+        is_refused = self._memory.retry.is_refused(comparison.ops)
         removals = () if is_refused else tuple(filter(is_removal, comparison.changes))
         if not self._memory.proof.accept(comparison.snapshot.metadata, removes=bool(removals)):
             logger.info("metadata: confirming with a second read before removal: %s", summary(removals))
@@ -207,12 +207,11 @@ class Reconciler:
             raise reading.error or MetadataError("unread", "the metadata has not been read yet")
         comparison = self._plan(self._snapshot(instance, self._read(instance)))  # the refusals in force stay
         links = {link.ifindex: link for link in comparison.snapshot.actual.links}
-        _, held = self._without_held(comparison)
         return {
             "metadata_error": problem,
             "changes": [in_ip_syntax(op, links) for op in comparison.changes],
             "withheld": [each.text for each in comparison.wanted.withheld],
-            "held": _held_texts(comparison, held),
+            "held": _held_texts(comparison),
             "unknown_macs": list(comparison.wanted.unknown_macs),
             "flushed": self._flushed,
         }
@@ -292,8 +291,10 @@ class Reconciler:
         """Plan with the current rejections."""
         rejections, waiting = self._memory.rejections.current, self._memory.conflicts.rejections
         wanted, changes = _difference(snapshot, rejections)
-        feasible = _difference(snapshot, {**rejections, **waiting})[1] if waiting else changes
-        return Comparison(snapshot, wanted, changes, self._memory.conflicts.without_waiting(feasible))
+        possible = _difference(snapshot, {**rejections, **waiting})[1] if waiting else changes
+        feasible = self._memory.conflicts.without_waiting(possible)
+        ops, held = self._memory.holds.split(feasible, _interfaces(snapshot), self._config.route_table_base)
+        return Comparison(snapshot, wanted, changes, feasible, ops, held)
 
     # Changing
 
@@ -301,12 +302,11 @@ class Reconciler:
         memory, results = self._memory, _PassResults(deadline)
         try:
             memory.conflicts.observe(comparison.changes, comparison.snapshot.actual)
-            ops, _ = self._without_held(comparison)
             read_first = False
-            if ops and not self._flushed and memory.retry.may_try(ops):
+            if comparison.ops and not self._flushed and memory.retry.may_try(comparison.ops):
                 read_first = not self._can_confirm(fresh)
                 if not read_first:
-                    comparison = self._apply(comparison, ops, results)
+                    comparison = self._apply(comparison, results)
         except kernel.KernelError as error:
             return PassReport(kernel_error=str(error), attempts=tuple(results.attempts))
         return self._report(comparison, results, read_first)
@@ -318,13 +318,13 @@ class Reconciler:
         self._server_ok = False
         return False
 
-    def _apply(self, comparison: Comparison, ops: Plan, results: _PassResults) -> Comparison:
+    def _apply(self, comparison: Comparison, results: _PassResults) -> Comparison:
         """Let netagent apply the plan, planning again after each refusal. Returns the state afterwards."""
-        self._status(f"applying {summary(ops)}")
+        self._status(f"applying {summary(comparison.ops)}")
         try:
             with Netagent(self._socket) as agent:
                 for number in range(MAX_ROUNDS):
-                    check_first = number > 0 or not self._is_repair(ops)
+                    check_first = number > 0 or not self._is_repair(comparison.ops)
                     comparison, checked = self._accepted_plan(agent, comparison, results, check_first=check_first)
                     if checked:
                         logger.info("applying %s", summary(checked))
@@ -339,7 +339,7 @@ class Reconciler:
         if results.out_of_time or (results.failure is None and results.refused is None):
             self._memory.retry.clear()
         else:
-            left, _ = self._without_held(comparison)
+            left = comparison.ops
             longest = NETAGENT_RETRY_S if results.unreachable else math.inf
             refused = results.failure is None and all(map(is_removal, left))
             self._memory.retry.failed(left, longest, refused=refused)
@@ -374,8 +374,7 @@ class Reconciler:
 
     def _next_part(self, comparison: Comparison) -> Plan:
         """Return the operations to apply next: whole links, as many as fit into one request."""
-        base = self._config.route_table_base
-        ops, _ = self._without_held(comparison)
+        base, ops = self._config.route_table_base, comparison.ops
         if len(ops) <= MAX_OPS:
             return ops
         taken: list[Plan] = []
@@ -434,16 +433,11 @@ class Reconciler:
 
         All that a link needs now is held back, also what netagent refuses.
         """
-        base, interfaces = self._config.route_table_base, _interfaces(comparison)
+        base, interfaces = self._config.route_table_base, _interfaces(comparison.snapshot)
         links = {link_of(op, base) for op in part}
         for link in links - {COMMON} or links:
             ops = tuple(op for op in comparison.feasible if link_of(op, base) == link)
             self._memory.holds.hold(link, ops, interfaces.get(link), reason)
-
-    def _without_held(self, comparison: Comparison) -> tuple[Plan, Mapping[int, tuple[str, float]]]:
-        """Return the operations that are not on hold, and the links that are."""
-        interfaces = _interfaces(comparison)
-        return self._memory.holds.split(comparison.feasible, interfaces, self._config.route_table_base)
 
     def _role(self, comparison: Comparison, links: Collection[int]) -> LinkRole:
         """Return the role of links that are changed together. The link of the metadata connection is primary, too."""
@@ -460,9 +454,8 @@ class Reconciler:
     # Reporting
 
     def _report(self, comparison: Comparison, results: _PassResults, read_first: bool) -> PassReport:
-        memory, config = self._memory, self._config
-        ops, held = self._without_held(comparison)
-        if not ops and not held and not self._flushed and self._known is not None:
+        memory, config, ops = self._memory, self._config, comparison.ops
+        if not ops and not comparison.held and not self._flushed and self._known is not None:
             self._agreed = self._known, config
             self._accepted_all = not memory.rejections.current
         conflicts, open_conflicts = memory.conflicts.statuses(comparison.changes, comparison.snapshot.actual)
@@ -471,7 +464,7 @@ class Reconciler:
             retry_at = -math.inf
         if ops and not self._flushed and not read_first:
             retry_at = min(retry_at, memory.retry.due)
-        condition = self._netagent_condition(comparison, held, results)
+        condition = self._netagent_condition(comparison, results)
         return PassReport(
             comparison=comparison,
             attempts=tuple(results.attempts),
@@ -485,22 +478,22 @@ class Reconciler:
             retry_at=retry_at,
         )
 
-    def _netagent_condition(
-        self, comparison: Comparison, held: Mapping[int, tuple[str, float]], results: _PassResults
-    ) -> Condition | None:
+    def _netagent_condition(self, comparison: Comparison, results: _PassResults) -> Condition | None:
         """Return the reason why netagent has not made every change, if there is one."""
         if self._flushed:
             return Condition("netagent", FLUSHED, leading=True)
         if results.failure is not None:
             return Condition("netagent", results.failure, serious=results.unreachable)
-        if results.out_of_time and (left := self._without_held(comparison)[0]):
+        if results.out_of_time and comparison.ops:
             reason = f"the time limit of a pass ({CHANGE_DEADLINE_S:g} s) has passed"
-            return Condition("netagent", f"{reason}; the next pass continues with {summary(left)}", transient=True)
+            return Condition(
+                "netagent", f"{reason}; the next pass continues with {summary(comparison.ops)}", transient=True
+            )
         if results.refused is not None:
             return Condition("netagent", f"refused: {results.refused}; other changes are applied")
-        if held:
+        if comparison.held:
             hint = "to retry now, run `sudo cnctl refresh --retry`"
-            return Condition("netagent", f"change rolled back: {first_of(_held_texts(comparison, held))}; {hint}")
+            return Condition("netagent", f"change rolled back: {first_of(_held_texts(comparison))}; {hint}")
         if self._marks_unknown is not None:
             return Condition(
                 "netagent", f"the state of the nftables table cloud_network is unknown: {self._marks_unknown}"
@@ -508,19 +501,18 @@ class Reconciler:
         return None
 
 
-def _interfaces(comparison: Comparison) -> dict[int, Interface]:
+def _interfaces(snapshot: Snapshot) -> dict[int, Interface]:
     """Return the metadata's interfaces that are configured, by ifindex."""
-    snapshot = comparison.snapshot
     pairs = managed(snapshot.metadata, snapshot.matches, snapshot.config)
     return {link.ifindex: interface for interface, link in pairs}
 
 
-def _held_texts(comparison: Comparison, held: Mapping[int, tuple[str, float]]) -> list[str]:
+def _held_texts(comparison: Comparison) -> list[str]:
     """Return each link on hold with the reason and the time of the next try."""
     names = {COMMON: "rules of no link"} | {link.ifindex: link.name for link in comparison.snapshot.actual.links}
     return [
         with_next_try(f"{names.get(link, f'link {link}, which is gone')}: {reason}", left)
-        for link, (reason, left) in held.items()
+        for link, (reason, left) in comparison.held.items()
     ]
 
 

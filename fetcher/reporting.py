@@ -94,6 +94,8 @@ class Comparison:
     wanted: Desired
     changes: Plan  # everything that is missing
     feasible: Plan  # without changes that wait because of a conflict
+    ops: Plan  # of these, what is not on hold: the operations to apply
+    held: Mapping[int, tuple[str, float]]  # the links on hold after a rollback: (reason, seconds left) by ifindex
 
 
 @dataclass(frozen=True, slots=True)
