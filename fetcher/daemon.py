@@ -307,8 +307,8 @@ class Daemon:
         if report.comparison is not None:
             snapshot = report.comparison.snapshot
             self._schedule.read_for_links(snapshot.metadata, snapshot.actual)
-        if report.missing:
-            self._schedule.read_within(min(report.missing.values()))
+        if report.awaiting_removal:
+            self._schedule.read_within(min(report.awaiting_removal.values()))
         self._notifier.status(self._reporter.summary(self._provider.client.endpoint))
         self._wake.set()  # a command or a reload may have changed the deadlines
 
@@ -322,7 +322,7 @@ class Daemon:
         self._schedule.on_request()
         await self._worker.run(self._reconciler.resume)
         report = await self._refresh()
-        if report.unproven:
+        if report.needs_second_read:
             await self._refresh()
         status = self._reporter.status
         error = status["last_error"]
@@ -420,7 +420,7 @@ def read_result(reading: Reading, report: PassReport) -> ReadResult:
         )
     is_understood = reading.instance is not None and not reading.instance.problems
     complete = is_understood and report.kernel_error is None  # else the answer was not used: read again soon
-    return ReadResult(complete=complete, unread_facts=reading.unread_facts, needs_proof=report.unproven)
+    return ReadResult(complete=complete, unread_facts=reading.unread_facts, needs_second_read=report.needs_second_read)
 
 
 def _call(changed: Callable[[], object]) -> bool:

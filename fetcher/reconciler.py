@@ -179,7 +179,7 @@ class Reconciler:
         removals = () if is_refused else tuple(filter(is_removal, comparison.changes))
         if not self._memory.proof.accept(comparison.snapshot.metadata, removes=bool(removals)):
             logger.info("metadata: confirming with a second read before removal: %s", summary(removals))
-            return PassReport(reading=reading, unproven=True)
+            return PassReport(reading=reading, needs_second_read=True)
         self._known = comparison.snapshot.metadata
         return replace(self._converge(comparison, deadline, fresh=True), reading=reading)
 
@@ -472,7 +472,7 @@ class Reconciler:
             netagent_pending=condition is None and bool(ops),
             conflicts=tuple(conflicts),
             open_conflicts=tuple(open_conflicts),
-            missing=memory.proof.missing,
+            awaiting_removal=memory.proof.awaiting_removal,
             repaired=results.repaired,
             read_first=read_first,
             retry_at=retry_at,

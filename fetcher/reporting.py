@@ -103,7 +103,7 @@ class PassReport:
     """The findings and actions of one pass."""
 
     reading: Reading | None = None
-    unproven: bool = False  # the metadata lists less than before; the next read decides
+    needs_second_read: bool = False  # the metadata lists less than before; the next read decides
     kernel_error: str | None = None
     comparison: Comparison | None = None  # after the changes
     attempts: tuple[Attempt, ...] = ()
@@ -111,7 +111,7 @@ class PassReport:
     netagent_pending: bool = False  # something is left to apply, without a failure
     conflicts: tuple[ConflictStatus, ...] = ()
     open_conflicts: tuple[str, ...] = ()
-    missing: Mapping[str, float] = field(default_factory=dict)  # kept interfaces, with seconds until removal
+    awaiting_removal: Mapping[str, float] = field(default_factory=dict)  # kept interfaces, with the seconds left
     repaired: int = 0
     read_first: bool = False  # a change waits for the metadata server
     retry_at: float = math.inf
@@ -292,7 +292,7 @@ class Reporter:
         """Return one line for systemd's STATUS=."""
         status, error = self.status, self.status["last_error"]
         links = status["links"].values()
-        addresses, missing = sum(len(link["addresses"]) for link in links), sum(len(link["drift"]) for link in links)
+        addresses, changes = sum(len(link["addresses"]) for link in links), sum(len(link["drift"]) for link in links)
         count = f"{len(links)} interface{'' if len(links) == 1 else 's'}, "
         count += f"{addresses} address{'' if addresses == 1 else 'es'}"
         if self._failed_reads and error is not None:
@@ -304,7 +304,7 @@ class Reporter:
         reason = f"; {error['kind']}: {error['message']}" if error else ""
         if not reason and status["unknown_macs"]:
             reason = "; no link to configure for: " + ", ".join(status["unknown_macs"])
-        return f"{count}, {count_changes(missing)} to make{reason}"
+        return f"{count}, {count_changes(changes)} to make{reason}"
 
     # Parts of a report
 
@@ -321,11 +321,11 @@ class Reporter:
             self._failed_reads += 1
             return
         self._failed_reads = 0
-        if report.unproven or reading.instance is None:
+        if report.needs_second_read or reading.instance is None:
             return
         self._known = True
         self.status["fetched_at"], self.status["fetched_uptime"] = rfc3339(), uptime()
-        self._conditions.set("metadata", _metadata_condition(reading.instance, report.missing))
+        self._conditions.set("metadata", _metadata_condition(reading.instance, report.awaiting_removal))
 
     def _record_attempt(self, attempt: Attempt) -> None:
         self.status["netagent"] = {
@@ -428,14 +428,14 @@ class Reporter:
                 state.write_identity(instance.provider, name, content)
 
 
-def _metadata_condition(instance: Instance, missing: Mapping[str, float]) -> Condition | None:
+def _metadata_condition(instance: Instance, awaiting_removal: Mapping[str, float]) -> Condition | None:
     if instance.problems:
         texts = first_of([problem.text for problem in instance.problems])
         return Condition("metadata", f"{texts}; that part is left out, and nothing is removed until it is understood")
-    if missing:
+    if awaiting_removal:
         leaving = [
             f"interface {mac}: no longer listed, but its link is up; removed at {rfc3339(seconds)} unless listed again"
-            for mac, seconds in missing.items()
+            for mac, seconds in awaiting_removal.items()
         ]
         return Condition("metadata", first_of(leaving), transient=True)
     return None

@@ -117,7 +117,7 @@ class ReadResult:
     unanswered: bool = False  # no server answered: the network may not be up yet
     retry_after: float = 0.0  # seconds that the server asks the client to wait
     unread_facts: bool = False  # facts for display are still to be read
-    needs_proof: bool = False  # the metadata lists less than before, for the first time
+    needs_second_read: bool = False  # the metadata lists less than before, for the first time
 
 
 class Schedule:
@@ -200,7 +200,7 @@ class Schedule:
             self._quiet_until = now + min(result.retry_after, longest)
             # Counted from the end: comparisons run between reads that take long and fail.
             self._refresh_timer = max(now + self._read_delay, self._quiet_until)
-        elif result.needs_proof:
+        elif result.needs_second_read:
             self._refresh_timer = min(self._refresh_timer, self._read_at + _PROOF_DELAY_S)
         elif result.complete:
             self._read_retry.reset()

@@ -525,7 +525,7 @@ def test_removal_waits_for_a_second_read(world: World, reconciler: Reconciler) -
     cloud = instance(interface(1, "10.0.1.10", "10.0.1.11"), interface(2))
     refresh(reconciler, cloud)
     report = refresh(reconciler)
-    assert report.unproven
+    assert report.needs_second_read
     assert "10.0.1.11" in addresses(world)
     refresh(reconciler)
     assert "10.0.1.11" not in addresses(world)
