@@ -511,8 +511,8 @@ def _held_texts(comparison: Comparison) -> list[str]:
     """Return each link on hold with the reason and the time of the next try."""
     names = {COMMON: "rules of no link"} | {link.ifindex: link.name for link in comparison.snapshot.actual.links}
     return [
-        with_next_try(f"{names.get(link, f'link {link}, which is gone')}: {reason}", left)
-        for link, (reason, left) in comparison.held.items()
+        with_next_try(f"{names.get(link, f'link {link}, which is gone')}: {held.reason}", held.seconds_left)
+        for link, held in comparison.held.items()
     ]
 
 
