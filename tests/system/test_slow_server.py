@@ -7,11 +7,12 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.system.service import CONFIG, cnctl, kernel_addresses, send_command, status, wait_until_healthy
+from tests.system.service import CONFIG, audit, cnctl, kernel_addresses, send_command, status, wait_until_healthy
 from tests.system.test_boot_order import Manager, start_fetcher
 
 LATE = 4.5  # seconds, below the time that one answer may take
@@ -27,6 +28,12 @@ schedule.COMMAND_READ_S = 1.0
 __main__.main()
 """
 """The fetcher's program, in which the read of a command ends after a second."""
+WITHOUT_TIME_FOR_CHANGES = """
+from cloud_network.fetcher import __main__, schedule
+schedule.CHANGE_DEADLINE_S = 0.0
+__main__.main()
+"""
+"""The fetcher's program, in which each pass ends after its first change."""
 
 
 @pytest.fixture
@@ -165,6 +172,19 @@ def test_drift_during_a_slow_read_is_reported_then_repaired(lab: Lab) -> None:
         assert refresh.result(60)["ok"]
     wait_until_healthy(lab)
     assert nic.addresses[1] in kernel_addresses(lab)
+
+
+def test_passes_out_of_time_configure_the_network_link_by_link(tmp_path: Path) -> None:
+    with Lab(Spec.aws(interfaces=4, addresses=2)) as lab, (tmp_path / "log").open("wb") as log, ExitStack() as cleanup:
+        lab.write_config(CONFIG)
+        lab.start("netagent")
+        fetcher = lab.instance.popen([sys.executable, "-c", WITHOUT_TIME_FOR_CHANGES], stderr=log)
+        cleanup.enter_context(fetcher)
+        cleanup.callback(fetcher.terminate)
+        wait_until_healthy(lab)
+        assert all(lab.reachability().values())
+        assert len([line for line in audit(lab) if line["verdict"] == "confirmed"]) >= 4
+        assert (tmp_path / "log").read_text().count("has passed; the next pass continues with") >= 3
 
 
 def test_pass_that_hangs_ends_the_daemon(lab: Lab) -> None:
