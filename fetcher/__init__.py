@@ -17,9 +17,11 @@ confirmed by a second one, removes anything. An answer passes through these step
 8. `gateways` probes each gateway that is about to get its first route.
 9. `apply` asks netagent to check the operations, unless they only repair what it has accepted before; refusals lead
    back to step 6. Then netagent applies them link by link, new links last. Each is confirmed, or rolled back if
-   `confirm` finds that the metadata server or a gateway no longer answers.
+   `confirm` finds that the metadata server or a gateway no longer answers. After the time limit for this part of a pass
+   (`schedule`), it ends between two links, and the next pass continues.
 10. `reporting` writes the results to status.json and the other state files, for the api and cnctl.
 
-`daemon` serves kernel events, the control socket (`control`), signals and the watchdog. None of them waits for a pass,
-except the commands that need its result or the metadata server.
+`daemon` serves kernel events, the control socket (`control`), signals and the watchdog. None of them waits for a read
+of the metadata in a pass, except the command `refresh`, which needs its result. The commands `plan` and `flush` wait
+for a change in progress. Each command is answered within a time limit.
 """

@@ -64,11 +64,11 @@ class ConflictTracker:
 
     def observe(self, plan: Plan, actual: Actual) -> None:
         """Record which program reverted the changes of `plan`, and forget the changes that have lasted."""
-        now, missing = self._clock(), set(plan)
-        for op in [op for op, record in self._records.items() if self._has_lasted(record, now) and op not in missing]:
+        now, planned = self._clock(), set(plan)
+        for op in [op for op, record in self._records.items() if self._has_lasted(record, now) and op not in planned]:
             del self._records[op]
             self._latest.pop(_object_key(op), None)
-        for op in missing & self._records.keys():
+        for op in planned & self._records.keys():
             record = self._records[op]
             if record.times > 1:
                 record.by = _link_with_address(op, actual) or record.by
@@ -96,7 +96,7 @@ class ConflictTracker:
 
     def statuses(self, plan: Plan, actual: Actual) -> tuple[list[ConflictStatus], list[str]]:
         """Return all conflicts for status.json, and as text those that are not repaired now."""
-        links, now, missing = {link.ifindex: link for link in actual.links}, self._clock(), set(plan)
+        links, now, planned = {link.ifindex: link for link in actual.links}, self._clock(), set(plan)
         statuses, open_now = list[ConflictStatus](), list[str]()
         for op, record in self._records.items():
             if record.times < TOLERATED_REPAIRS:
@@ -107,7 +107,7 @@ class ConflictTracker:
             statuses.append(
                 {"object": text, "times": record.times, "since": record.since, "next_at": next_at, "by": record.by}
             )
-            if op in missing or wait > 0:
+            if op in planned or wait > 0:
                 by = f" ({record.by})" if record.by else ""
                 when = f"; next repair at {next_at}" if next_at else ""
                 open_now.append(f"{text}{by}, {record.times} times since {record.since}{when}")

@@ -13,7 +13,8 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -25,11 +26,13 @@ logger = logging.getLogger(__name__)
 SOCKET = Path("/run/cloud-network/control.sock")
 MAX_REQUEST_BYTES = 4096
 REQUEST_TIMEOUT_S = 1.0
+COMMAND_TIMEOUT_S = 55.0
+"""Time limit for the answer to a command, below that of cnctl. The command itself continues."""
 MAX_CLIENTS = 16
 _LENGTH = struct.Struct(">I")
 _UCRED = struct.Struct("=iII")  # struct ucred of linux/socket.h: pid, uid, gid
 
-Commands = Mapping[str, Callable[[], Awaitable[Any]]]
+Commands = Mapping[str, Callable[[], Coroutine[Any, Any, Any]]]
 
 
 class FlushAnswer(TypedDict):
@@ -45,6 +48,7 @@ class Control:
 
     def __init__(self, commands: Commands, path: Path = SOCKET) -> None:
         self._commands, self._path, self._clients = commands, path, 0
+        self._running = set[asyncio.Task[Any]]()  # the commands, also those whose client was answered already
         new = path.with_name(f"{path.name}.new")  # renamed once it listens, so that no client is refused
         new.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -82,7 +86,7 @@ class Control:
         _, uid, _ = _UCRED.unpack(credentials)
         if uid != 0:
             return {"ok": False, "error": f"only root may use the control socket, not uid {uid}; use sudo"}
-        if self._clients > MAX_CLIENTS:
+        if max(self._clients - 1, len(self._running)) >= MAX_CLIENTS:
             return {"ok": False, "error": f"{MAX_CLIENTS} commands are running; try again later"}
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
@@ -92,8 +96,19 @@ class Control:
         if not isinstance(command, str) or command not in self._commands:
             return {"ok": False, "error": f"{command!r:.40} is not a command; accepted: {', '.join(self._commands)}"}
         logger.info("control: uid %d requests %s", uid, command)
+        return await self._run(command)
+
+    async def _run(self, command: str) -> dict[str, Any]:
+        running = asyncio.create_task(self._commands[command]())
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
+        await asyncio.wait({running}, timeout=COMMAND_TIMEOUT_S)
+        if not running.done():
+            running.add_done_callback(partial(_log_end, command))
+            reason = f"it has not ended within {COMMAND_TIMEOUT_S:g} s, and continues; the fetcher is busy"
+            return {"ok": False, "error": f"{reason}. See: cnctl status"}
         try:
-            return {"ok": True, "result": await self._commands[command]()}
+            return {"ok": True, "result": running.result()}
         except Exception as error:  # noqa: BLE001  # root gets the reason, and the daemon continues
             return {"ok": False, "error": str(error)}
 
@@ -102,6 +117,12 @@ class Control:
         if size > MAX_REQUEST_BYTES:
             raise ValueError(f"a request of {size} bytes")
         return json.loads(await reader.readexactly(size))["command"]
+
+
+def _log_end(command: str, ended: asyncio.Task[Any]) -> None:
+    """Log the end of a command whose client was told that it continues."""
+    error = "cancelled" if ended.cancelled() else ended.exception()
+    logger.info("control: %s has ended%s", command, f": {error}" if error else "")
 
 
 def flush_answer(outcome: Outcome) -> FlushAnswer:

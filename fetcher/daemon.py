@@ -1,7 +1,8 @@
 """The event loop: timers, kernel events, the control socket, signals, the watchdog. It never waits for anything else.
 
 Passes run one after the other. The metadata is read in one thread, and the rest of a pass runs in another, so a slow
-metadata server or netagent delays nothing here.
+metadata server or netagent delays nothing here. The commands `plan` and `credentials` ask the metadata server over
+connections and in threads of their own, so they wait for no other read.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +29,6 @@ from cloud_network.fetcher.metadata.base import Provider, WatchingProvider
 from cloud_network.fetcher.metadata.model import MetadataError
 from cloud_network.fetcher.metadata.reading import Reading, read_metadata
 from cloud_network.fetcher.network import kernel
-from cloud_network.fetcher.network.objects import Actual
 from cloud_network.fetcher.networkd import Networkd
 from cloud_network.fetcher.reconciler import Reconciler
 from cloud_network.fetcher.reporting import PassReport, PlanAnswer, Reporter
@@ -100,6 +100,7 @@ class Daemon:
         self._reconciler, self._reporter, self._notifier = reconciler, reporter, notifier
         self._schedule = Schedule(config)
         self._reads, self._worker = Worker("metadata"), Worker("pass")
+        self._plan_reads, self._credential_reads = Worker("plan"), Worker("credentials")
         self._pass_lock = asyncio.Lock()
         self._wake, self._reload = asyncio.Event(), asyncio.Event()
         self._stopping = False
@@ -239,7 +240,7 @@ class Daemon:
             if self._schedule.is_first_read:
                 self._notifier.status(f"reading the metadata at {self._provider.client.endpoint}")
             events, seen_at = self._events, time.monotonic()
-            seen = await self._worker.run(look)
+            seen = await self._worker.run(self._reconciler.look)
             reading = await self._read_and_report_drift()
             if self._events > events or time.monotonic() > seen_at + schedule.LOOK_VALID_S:
                 seen = None
@@ -306,8 +307,8 @@ class Daemon:
         if report.comparison is not None:
             snapshot = report.comparison.snapshot
             self._schedule.read_for_links(snapshot.metadata, snapshot.actual)
-        if report.missing:
-            self._schedule.read_within(min(report.missing.values()))
+        if report.awaiting_removal:
+            self._schedule.read_within(min(report.awaiting_removal.values()))
         self._notifier.status(self._reporter.summary(self._provider.client.endpoint))
         self._wake.set()  # a command or a reload may have changed the deadlines
 
@@ -321,7 +322,7 @@ class Daemon:
         self._schedule.on_request()
         await self._worker.run(self._reconciler.resume)
         report = await self._refresh()
-        if report.unproven:
+        if report.needs_second_read:
             await self._refresh()
         status = self._reporter.status
         error = status["last_error"]
@@ -333,20 +334,12 @@ class Daemon:
         return await self._refresh_command()
 
     async def _plan_command(self) -> PlanAnswer:
-        async with self._pass_lock:
-            reading = await self._read()
-            answer = await self._worker.run(partial(self._reconciler.planned_changes, reading))
-        if isinstance(self._provider, WatchingProvider):
-            self._on_metadata_change()  # the provider has seen the change in this read and no longer reports it
-        return answer
+        """Return the changes that a refresh would make. Waits for no other read, only for a change in progress."""
+        reading = await self._plan_reads.run(partial(read_for_plan, self._provider.clone()))
+        return await self._worker.run(partial(self._reconciler.planned_changes, reading))
 
     async def _credentials_command(self) -> dict[str, Any]:
-        async with self._pass_lock:  # the provider is used by one thread at a time
-            return await self._reads.run(self._credentials)
-
-    def _credentials(self) -> dict[str, Any]:
-        with self._provider.client.until(time.monotonic() + schedule.READ_DEADLINE_S):
-            return self._provider.credentials()
+        return await self._credential_reads.run(partial(read_credentials, self._provider.clone()))
 
     async def _flush(self) -> FlushAnswer:
         """Flush without the lock: a slow read must not delay it. Passes wait, and add nothing afterwards."""
@@ -384,11 +377,20 @@ class Daemon:
                 logger.info("Purge: removed %d addresses, routes and rules (%s)", answer["removed"], answer["request"])
 
 
-def look() -> Actual | None:
-    """Read the kernel before the metadata, so that little is left to do after the answer. None after an error."""
-    with suppress(kernel.KernelError):
-        return kernel.read()
-    return None
+def read_for_plan(provider: Provider) -> Reading:
+    """Read the metadata for `plan`. It is read twice if it changed during the read."""
+    deadline = time.monotonic() + schedule.COMMAND_READ_S
+    with closing(provider.client):
+        reading = read_metadata(provider, schedule.COMMAND_READ_S)
+        if reading.error is not None and reading.error.kind == "changed":
+            reading = read_metadata(provider, deadline - time.monotonic())
+    return reading
+
+
+def read_credentials(provider: Provider) -> dict[str, Any]:
+    """Read the credentials of the instance. Raises MetadataError."""
+    with closing(provider.client), provider.client.until(time.monotonic() + schedule.COMMAND_READ_S):
+        return provider.credentials()
 
 
 def configure(config: Config, provider: Provider) -> None:
@@ -418,7 +420,7 @@ def read_result(reading: Reading, report: PassReport) -> ReadResult:
         )
     is_understood = reading.instance is not None and not reading.instance.problems
     complete = is_understood and report.kernel_error is None  # else the answer was not used: read again soon
-    return ReadResult(complete=complete, unread_facts=reading.unread_facts, needs_proof=report.unproven)
+    return ReadResult(complete=complete, unread_facts=reading.unread_facts, needs_second_read=report.needs_second_read)
 
 
 def _call(changed: Callable[[], object]) -> bool:

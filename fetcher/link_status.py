@@ -18,11 +18,11 @@ MAX_DRIFT = 256
 
 
 def link_statuses(
-    instance: Instance, matches: Matches, config: Config, actual: Actual, desired: Desired, missing: Plan
+    instance: Instance, matches: Matches, config: Config, actual: Actual, desired: Desired, changes: Plan
 ) -> dict[str, LinkStatus]:
     """Return {ifindex: status} for every link that the metadata names and this host has."""
     goals = {goal.settings.ifindex: goal for goal in desired.links}
-    drift = _drift(missing, actual, config)
+    drift = _drift(changes, actual, config)
     statuses = {}
     configured = {link.ifindex for _, link in managed(instance, matches, config)}
     for interface in instance.interfaces:
@@ -36,11 +36,11 @@ def link_statuses(
     return statuses
 
 
-def _drift(missing: Plan, actual: Actual, config: Config) -> Mapping[int, list[str]]:
+def _drift(changes: Plan, actual: Actual, config: Config) -> Mapping[int, list[str]]:
     """Return the operations that each link lacks, in `ip` syntax. Rules of no link are listed for every link."""
     links = {link.ifindex: link for link in actual.links}
     drift = defaultdict[int, list[str]](list)
-    for op in missing:
+    for op in changes:
         link, text = link_of(op, config.route_table_base), in_ip_syntax(op, links)
         for ifindex in links if link == COMMON else (link,):
             drift[ifindex].append(text)

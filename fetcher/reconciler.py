@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -18,7 +19,7 @@ from cloud_network.fetcher.confirm import SILENT_GATEWAY, Confirmation, rejectio
 from cloud_network.fetcher.conflicts import ConflictTracker
 from cloud_network.fetcher.gateways import new_gateways, unresolved_gateways
 from cloud_network.fetcher.metadata.base import Provider
-from cloud_network.fetcher.metadata.model import Instance, Interface, MetadataError
+from cloud_network.fetcher.metadata.model import Instance, Interface, IPAddress, MetadataError
 from cloud_network.fetcher.metadata.reading import Reading, RemovalProof
 from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.network.desired import desired
@@ -39,7 +40,7 @@ from cloud_network.fetcher.network.plan import (
     plan,
     summary,
 )
-from cloud_network.fetcher.network.presence import Presence
+from cloud_network.fetcher.network.presence import Look, Presence
 from cloud_network.fetcher.rejections import LinkHolds, PlanRetry, RejectionTable
 from cloud_network.fetcher.reporting import (
     Attempt,
@@ -51,7 +52,7 @@ from cloud_network.fetcher.reporting import (
     first_of,
     with_next_try,
 )
-from cloud_network.fetcher.schedule import NETAGENT_RETRY_S
+from cloud_network.fetcher.schedule import CHANGE_DEADLINE_S, NETAGENT_RETRY_S, Deadline, change_deadline
 from cloud_network.netagent import protocol
 from cloud_network.netagent.operations import LinkMark
 from cloud_network.netagent.protocol import MAX_OPS, Refused, StatusAnswer, Verdict
@@ -87,11 +88,33 @@ class Memory:
 class _PassResults:
     """Results of the current pass."""
 
-    attempts: list[Attempt]
+    deadline: Deadline
+    attempts: list[Attempt] = field(default_factory=list)
     repaired: int = 0
     failure: str | None = None  # of netagent, or of a change that was rolled back
     unreachable: bool = False
     refused: str | None = None  # the reason why netagent does not remove something
+    out_of_time: bool = False  # the next pass continues
+
+    def must_stop(self) -> bool:
+        """Return True if the deadline has passed. Ask after a check or a link, so that each pass progresses."""
+        self.out_of_time = self.deadline.has_passed
+        return self.out_of_time
+
+
+@dataclass(frozen=True, slots=True)
+class _Owned:
+    """Netagent's answer: the owned addresses. Before Linux 5.18 the kernel does not mark them.
+
+    It holds until the kernel reports a change, or has other addresses.
+    """
+
+    places: frozenset[tuple[int, IPAddress]]
+    actual: Actual  # at the time of the query
+
+    def holds_for(self, actual: Actual) -> bool:
+        """Return True if the kernel has the same addresses as at the time of the query."""
+        return (self.actual.addresses, self.actual.further) == (actual.addresses, actual.further)
 
 
 class Reconciler:
@@ -104,8 +127,9 @@ class Reconciler:
         memory: Memory | None = None,
         status: Callable[[str], None] = lambda _: None,
         socket: str = protocol.SOCKET,
+        deadline: Callable[[], Deadline] = change_deadline,
     ) -> None:
-        self._socket = socket
+        self._socket, self._deadline = socket, deadline
         self._config, self._provider, self._memory, self._status = config, provider, memory or Memory.new(), status
         self._memory.rejections.reconfigured()
         self._known: Instance | None = None
@@ -113,6 +137,7 @@ class Reconciler:
         self._accepted_all = False  # nothing of it had been refused
         self._flushed = False
         self._server_ok = False  # the last read of the metadata succeeded
+        self._owned: _Owned | None = None  # before Linux 5.18
         self._marks: tuple[LinkMark, ...] | None = None  # of netagent's nftables table, at the last query
         self._marks_unknown: str | None = None  # the error of that query
 
@@ -134,37 +159,42 @@ class Reconciler:
         """Change the network again after a flush."""
         self._flushed = False
 
-    def refresh(self, reading: Reading, *, kernel_changed: bool, seen: Actual | None = None) -> PassReport:
+    def look(self) -> Look | None:
+        """Read the kernel before the metadata, so that little is left to do after the answer. None after an error."""
+        with suppress(kernel.KernelError):
+            return self._look()
+        return None
+
+    def refresh(self, reading: Reading, *, kernel_changed: bool, seen: Look | None = None) -> PassReport:
         """Act on a read of the metadata. `seen`: the kernel's state, if it was read before and has not changed."""
         self._server_ok = reading.error is None
         if reading.instance is None:
             return PassReport(reading=reading)
-        instance = reading.instance.with_known(self._known)
+        instance, deadline = reading.instance.with_known(self._known), self._deadline()
         try:
             comparison = self._compare(instance, proof=True, kernel_changed=kernel_changed, seen=seen)
         except kernel.KernelError as error:
             return PassReport(reading=reading, kernel_error=str(error))
-        is_refused = self._memory.retry.is_refused(self._without_held(comparison)[0])
+        is_refused = self._memory.retry.is_refused(comparison.ops)
         removals = () if is_refused else tuple(filter(is_removal, comparison.changes))
         if not self._memory.proof.accept(comparison.snapshot.metadata, removes=bool(removals)):
             logger.info("metadata: confirming with a second read before removal: %s", summary(removals))
-            return PassReport(reading=reading, unproven=True)
+            return PassReport(reading=reading, needs_second_read=True)
         self._known = comparison.snapshot.metadata
-        return replace(self._converge(comparison, fresh=True), reading=reading)
+        return replace(self._converge(comparison, deadline, fresh=True), reading=reading)
 
     def compare(self, *, kernel_changed: bool, may_change: bool = True) -> PassReport:
         """Make the kernel agree with the known metadata, or only report the differences."""
         if self._known is None:
             return PassReport()
+        deadline = self._deadline()
         try:
             comparison = self._compare(self._known, kernel_changed=kernel_changed)
         except kernel.KernelError as error:
             return PassReport(kernel_error=str(error))
-        return (
-            self._converge(comparison, fresh=False)
-            if may_change
-            else self._report(comparison, _PassResults([]), read_first=True)
-        )
+        if may_change:
+            return self._converge(comparison, deadline, fresh=False)
+        return self._report(comparison, _PassResults(deadline), read_first=True)
 
     def planned_changes(self, reading: Reading) -> PlanAnswer:
         """Return the changes that a refresh would make, and make none. Raises MetadataError or KernelError."""
@@ -175,14 +205,13 @@ class Reconciler:
             problem = "; ".join(each.text for each in instance.problems) or None
         if instance is None:
             raise reading.error or MetadataError("unread", "the metadata has not been read yet")
-        comparison = self._compare(instance)
+        comparison = self._plan(self._snapshot(instance, self._read(instance)))  # the refusals in force stay
         links = {link.ifindex: link for link in comparison.snapshot.actual.links}
-        _, held = self._without_held(comparison)
         return {
             "metadata_error": problem,
             "changes": [in_ip_syntax(op, links) for op in comparison.changes],
             "withheld": [each.text for each in comparison.wanted.withheld],
-            "held": _held_texts(comparison, held),
+            "held": _held_texts(comparison),
             "unknown_macs": list(comparison.wanted.unknown_macs),
             "flushed": self._flushed,
         }
@@ -199,17 +228,23 @@ class Reconciler:
 
     # Comparing
 
-    def _read(self, metadata: Instance, agent: Netagent | None = None, seen: Actual | None = None) -> Actual:
+    def _look(self) -> Look:
+        finished = self._memory.presence.finished()  # before the links are read, see there
+        return Look(kernel.read(), finished)
+
+    def _read(self, metadata: Instance, agent: Netagent | None = None, seen: Look | None = None) -> Actual:
         """Read the kernel, unless it is `seen`, and ask netagent for what only it can read. Raises KernelError."""
-        presence, macs = self._memory.presence, {each.mac for each in metadata.interfaces}
-        finished = presence.finished()
-        actual = presence.observe(seen or kernel.read(), macs, finished)
+        look, macs = seen or self._look(), {each.mac for each in metadata.interfaces}
+        actual = self._memory.presence.observe(look.actual, macs, look.finished)
         with_marks = self._config.forwarded_replies is not ForwardedReplies.OFF
         if protocol.MARKS_ADDRESSES and not with_marks:
             return actual
+        if agent is None and not with_marks and self._owned is not None and self._owned.holds_for(actual):
+            return actual.with_owned(self._owned.places)
         self._marks_unknown = None
         try:
             answer = self._ask_status() if agent is None else agent.status()
+            self._owned = _Owned(answer.owned, actual)
             actual, self._marks = actual.with_owned(answer.owned), answer.marks
         except NetagentError as error:
             self._marks_unknown = str(error) if with_marks else None
@@ -229,9 +264,11 @@ class Reconciler:
         return self._plan(snapshot)
 
     def _compare(
-        self, metadata: Instance, *, proof: bool = False, kernel_changed: bool = False, seen: Actual | None = None
+        self, metadata: Instance, *, proof: bool = False, kernel_changed: bool = False, seen: Look | None = None
     ) -> Comparison:
         """Read the kernel, unless it is `seen`, and compare. Raises KernelError."""
+        if kernel_changed:
+            self._owned = None  # netagent may have removed an address for root, and another program added it again
         actual = self._read(metadata, seen=seen)
         if proof:
             links = {link.mac: False for link in actual.links} | {link.mac: True for link in actual.links if link.up}
@@ -254,21 +291,22 @@ class Reconciler:
         """Plan with the current rejections."""
         rejections, waiting = self._memory.rejections.current, self._memory.conflicts.rejections
         wanted, changes = _difference(snapshot, rejections)
-        feasible = _difference(snapshot, {**rejections, **waiting})[1] if waiting else changes
-        return Comparison(snapshot, wanted, changes, self._memory.conflicts.without_waiting(feasible))
+        possible = _difference(snapshot, {**rejections, **waiting})[1] if waiting else changes
+        feasible = self._memory.conflicts.without_waiting(possible)
+        ops, held = self._memory.holds.split(feasible, _interfaces(snapshot), self._config.route_table_base)
+        return Comparison(snapshot, wanted, changes, feasible, ops, held)
 
     # Changing
 
-    def _converge(self, comparison: Comparison, *, fresh: bool) -> PassReport:
-        memory, results = self._memory, _PassResults([])
+    def _converge(self, comparison: Comparison, deadline: Deadline, *, fresh: bool) -> PassReport:
+        memory, results = self._memory, _PassResults(deadline)
         try:
             memory.conflicts.observe(comparison.changes, comparison.snapshot.actual)
-            ops, _ = self._without_held(comparison)
             read_first = False
-            if ops and not self._flushed and memory.retry.may_try(ops):
+            if comparison.ops and not self._flushed and memory.retry.may_try(comparison.ops):
                 read_first = not self._can_confirm(fresh)
                 if not read_first:
-                    comparison = self._apply(comparison, ops, results)
+                    comparison = self._apply(comparison, results)
         except kernel.KernelError as error:
             return PassReport(kernel_error=str(error), attempts=tuple(results.attempts))
         return self._report(comparison, results, read_first)
@@ -280,28 +318,28 @@ class Reconciler:
         self._server_ok = False
         return False
 
-    def _apply(self, comparison: Comparison, ops: Plan, results: _PassResults) -> Comparison:
+    def _apply(self, comparison: Comparison, results: _PassResults) -> Comparison:
         """Let netagent apply the plan, planning again after each refusal. Returns the state afterwards."""
-        self._status(f"applying {summary(ops)}")
+        self._status(f"applying {summary(comparison.ops)}")
         try:
             with Netagent(self._socket) as agent:
                 for number in range(MAX_ROUNDS):
-                    check_first = number > 0 or not self._is_repair(ops)
+                    check_first = number > 0 or not self._is_repair(comparison.ops)
                     comparison, checked = self._accepted_plan(agent, comparison, results, check_first=check_first)
                     if checked:
                         logger.info("applying %s", summary(checked))
                     again = bool(checked) and self._apply_links(agent, comparison, checked, results)
                     comparison = self._compare_again(comparison, agent)
-                    if not again:
+                    if not again or results.must_stop():
                         break
         except NetagentError as error:
             results.attempts.append(Attempt("unreachable", None, str(error), 0))
             results.failure, results.unreachable = str(error), True
             comparison = self._compare_again(comparison)
-        if results.failure is None and results.refused is None:
+        if results.out_of_time or (results.failure is None and results.refused is None):
             self._memory.retry.clear()
         else:
-            left, _ = self._without_held(comparison)
+            left = comparison.ops
             longest = NETAGENT_RETRY_S if results.unreachable else math.inf
             refused = results.failure is None and all(map(is_removal, left))
             self._memory.retry.failed(left, longest, refused=refused)
@@ -329,13 +367,14 @@ class Reconciler:
                 return comparison, _without_refused(ops, refusals, results)
             self._memory.rejections.add(found)
             comparison = self._plan(comparison.snapshot)
+            if results.must_stop():
+                return comparison, ()
         ops = self._next_part(comparison)
         return comparison, _without_refused(ops, agent.check(ops).refusals if ops else (), results)
 
     def _next_part(self, comparison: Comparison) -> Plan:
         """Return the operations to apply next: whole links, as many as fit into one request."""
-        base = self._config.route_table_base
-        ops, _ = self._without_held(comparison)
+        base, ops = self._config.route_table_base, comparison.ops
         if len(ops) <= MAX_OPS:
             return ops
         taken: list[Plan] = []
@@ -354,11 +393,14 @@ class Reconciler:
     def _apply_links(self, agent: Netagent, comparison: Comparison, ops: Plan, results: _PassResults) -> bool:
         """Apply the plan link by link.
 
-        Return True if the pass must plan again: an object was rejected, or there is more to do.
+        Return True if the pass must plan again: an object was rejected, or there is more to do. Stops between two links
+        if the time of the pass has passed.
         """
         base = self._config.route_table_base
         again = len(comparison.feasible) > MAX_OPS
-        for part in components(ops, base, partial(self._role, comparison)):
+        for number, part in enumerate(components(ops, base, partial(self._role, comparison))):
+            if number and results.must_stop():
+                return True
             check = Confirmation(self._provider, comparison, part, self._config)
             outcome = transact(agent, part, self._config.confirm_timeout, check.failure)
             results.attempts.append(Attempt.of(outcome))
@@ -391,16 +433,11 @@ class Reconciler:
 
         All that a link needs now is held back, also what netagent refuses.
         """
-        base, interfaces = self._config.route_table_base, _interfaces(comparison)
+        base, interfaces = self._config.route_table_base, _interfaces(comparison.snapshot)
         links = {link_of(op, base) for op in part}
         for link in links - {COMMON} or links:
             ops = tuple(op for op in comparison.feasible if link_of(op, base) == link)
             self._memory.holds.hold(link, ops, interfaces.get(link), reason)
-
-    def _without_held(self, comparison: Comparison) -> tuple[Plan, Mapping[int, tuple[str, float]]]:
-        """Return the operations that are not on hold, and the links that are."""
-        interfaces = _interfaces(comparison)
-        return self._memory.holds.split(comparison.feasible, interfaces, self._config.route_table_base)
 
     def _role(self, comparison: Comparison, links: Collection[int]) -> LinkRole:
         """Return the role of links that are changed together. The link of the metadata connection is primary, too."""
@@ -417,16 +454,17 @@ class Reconciler:
     # Reporting
 
     def _report(self, comparison: Comparison, results: _PassResults, read_first: bool) -> PassReport:
-        memory, config = self._memory, self._config
-        ops, held = self._without_held(comparison)
-        if not ops and not held and not self._flushed and self._known is not None:
+        memory, config, ops = self._memory, self._config, comparison.ops
+        if not ops and not comparison.held and not self._flushed and self._known is not None:
             self._agreed = self._known, config
             self._accepted_all = not memory.rejections.current
         conflicts, open_conflicts = memory.conflicts.statuses(comparison.changes, comparison.snapshot.actual)
         retry_at = min(memory.conflicts.due, memory.rejections.due, memory.holds.due, memory.presence.due)
+        if results.out_of_time:
+            retry_at = -math.inf
         if ops and not self._flushed and not read_first:
             retry_at = min(retry_at, memory.retry.due)
-        condition = self._netagent_condition(comparison, held, results)
+        condition = self._netagent_condition(comparison, results)
         return PassReport(
             comparison=comparison,
             attempts=tuple(results.attempts),
@@ -434,25 +472,28 @@ class Reconciler:
             netagent_pending=condition is None and bool(ops),
             conflicts=tuple(conflicts),
             open_conflicts=tuple(open_conflicts),
-            missing=memory.proof.missing,
+            awaiting_removal=memory.proof.awaiting_removal,
             repaired=results.repaired,
             read_first=read_first,
             retry_at=retry_at,
         )
 
-    def _netagent_condition(
-        self, comparison: Comparison, held: Mapping[int, tuple[str, float]], results: _PassResults
-    ) -> Condition | None:
+    def _netagent_condition(self, comparison: Comparison, results: _PassResults) -> Condition | None:
         """Return the reason why netagent has not made every change, if there is one."""
         if self._flushed:
             return Condition("netagent", FLUSHED, leading=True)
         if results.failure is not None:
             return Condition("netagent", results.failure, serious=results.unreachable)
+        if results.out_of_time and comparison.ops:
+            reason = f"the time limit of a pass ({CHANGE_DEADLINE_S:g} s) has passed"
+            return Condition(
+                "netagent", f"{reason}; the next pass continues with {summary(comparison.ops)}", transient=True
+            )
         if results.refused is not None:
             return Condition("netagent", f"refused: {results.refused}; other changes are applied")
-        if held:
+        if comparison.held:
             hint = "to retry now, run `sudo cnctl refresh --retry`"
-            return Condition("netagent", f"change rolled back: {first_of(_held_texts(comparison, held))}; {hint}")
+            return Condition("netagent", f"change rolled back: {first_of(_held_texts(comparison))}; {hint}")
         if self._marks_unknown is not None:
             return Condition(
                 "netagent", f"the state of the nftables table cloud_network is unknown: {self._marks_unknown}"
@@ -460,19 +501,18 @@ class Reconciler:
         return None
 
 
-def _interfaces(comparison: Comparison) -> dict[int, Interface]:
+def _interfaces(snapshot: Snapshot) -> dict[int, Interface]:
     """Return the metadata's interfaces that are configured, by ifindex."""
-    snapshot = comparison.snapshot
     pairs = managed(snapshot.metadata, snapshot.matches, snapshot.config)
     return {link.ifindex: interface for interface, link in pairs}
 
 
-def _held_texts(comparison: Comparison, held: Mapping[int, tuple[str, float]]) -> list[str]:
+def _held_texts(comparison: Comparison) -> list[str]:
     """Return each link on hold with the reason and the time of the next try."""
     names = {COMMON: "rules of no link"} | {link.ifindex: link.name for link in comparison.snapshot.actual.links}
     return [
-        with_next_try(f"{names.get(link, f'link {link}, which is gone')}: {reason}", left)
-        for link, (reason, left) in held.items()
+        with_next_try(f"{names.get(link, f'link {link}, which is gone')}: {held.reason}", held.seconds_left)
+        for link, held in comparison.held.items()
     ]
 
 

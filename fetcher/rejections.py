@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from cloud_network.fetcher import schedule
 from cloud_network.fetcher.config import Config
 from cloud_network.fetcher.metadata.model import Instance, Interface
-from cloud_network.fetcher.network.objects import Actual, Cause, Object, Rejection, Rejections
+from cloud_network.fetcher.network.objects import Actual, Cause, HeldLink, Object, Rejection, Rejections
 from cloud_network.fetcher.network.plan import Plan, link_of
 from cloud_network.fetcher.schedule import Backoff, Clock
 from cloud_network.fetcher.status import rfc3339
@@ -150,8 +150,8 @@ class LinkHolds:
 
     def split(
         self, plan: Plan, interfaces: Mapping[int, Interface], table_base: int
-    ) -> tuple[Plan, Mapping[int, tuple[str, float]]]:
-        """Return the plan without what is on hold, and the links on hold: {ifindex: (reason, seconds left)}.
+    ) -> tuple[Plan, Mapping[int, HeldLink]]:
+        """Return the plan without what is on hold, and the links on hold by ifindex.
 
         `interfaces` are those of the metadata by ifindex.
         """
@@ -160,7 +160,7 @@ class LinkHolds:
             by_link.setdefault(link_of(op, table_base), set()).add(op)
         now = self._clock()
         held = {
-            link: (hold.reason, hold.due - now)
+            link: HeldLink(hold.reason, hold.due - now)
             for link, hold in self._holds.items()
             if hold.due > now and hold.ops <= by_link.get(link, set()) and hold.interface == interfaces.get(link)
         }

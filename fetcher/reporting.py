@@ -17,7 +17,7 @@ from cloud_network.fetcher.link_status import link_statuses
 from cloud_network.fetcher.metadata.model import Instance
 from cloud_network.fetcher.metadata.reading import Reading
 from cloud_network.fetcher.network.matching import Matches
-from cloud_network.fetcher.network.objects import Actual, Desired
+from cloud_network.fetcher.network.objects import Actual, Desired, HeldLink
 from cloud_network.fetcher.network.plan import Plan, count_changes
 from cloud_network.fetcher.state import StateDirectory, StateError, boot_id
 from cloud_network.fetcher.status import RENEWAL_S, ConflictStatus, LastError, Status, new_status, rfc3339, uptime
@@ -94,6 +94,8 @@ class Comparison:
     wanted: Desired
     changes: Plan  # everything that is missing
     feasible: Plan  # without changes that wait because of a conflict
+    ops: Plan  # of these, what is not on hold: the operations to apply
+    held: Mapping[int, HeldLink]  # the links on hold after a rollback, by ifindex
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ class PassReport:
     """The findings and actions of one pass."""
 
     reading: Reading | None = None
-    unproven: bool = False  # the metadata lists less than before; the next read decides
+    needs_second_read: bool = False  # the metadata lists less than before; the next read decides
     kernel_error: str | None = None
     comparison: Comparison | None = None  # after the changes
     attempts: tuple[Attempt, ...] = ()
@@ -109,7 +111,7 @@ class PassReport:
     netagent_pending: bool = False  # something is left to apply, without a failure
     conflicts: tuple[ConflictStatus, ...] = ()
     open_conflicts: tuple[str, ...] = ()
-    missing: Mapping[str, float] = field(default_factory=dict)  # kept interfaces, with seconds until removal
+    awaiting_removal: Mapping[str, float] = field(default_factory=dict)  # kept interfaces, with the seconds left
     repaired: int = 0
     read_first: bool = False  # a change waits for the metadata server
     retry_at: float = math.inf
@@ -126,27 +128,36 @@ class PlanAnswer(TypedDict):
     flushed: bool  # nothing is added until `sudo cnctl refresh`
 
 
+@dataclass(frozen=True, slots=True)
+class _Active:
+    """An active condition."""
+
+    condition: Condition
+    error: LastError  # as it is published
+    since: float  # time of the clock
+
+
 class Conditions:
     """Active conditions, one of each kind. Logs each when it starts, changes and clears."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._active: dict[Kind, tuple[Condition, LastError, float]] = {}
+        self._active: dict[Kind, _Active] = {}  # the most recently reported one is the last
 
     def begin(self, condition: Condition, level: int | None = None) -> None:
         """Start a condition, or continue it. `level`: of the log line, also if the condition continues."""
         before = self._active.pop(condition.kind, None)
-        repeated = level is None and before is not None and before[0].message == condition.message
+        repeated = level is None and before is not None and before.condition.message == condition.message
         level = level or (logging.WARNING if condition.transient else logging.ERROR)
         logger.log(logging.DEBUG if repeated else level, "%s: %s", condition.kind, condition.message)
         error: LastError = {"at": rfc3339(), "kind": condition.kind, "message": condition.message}
-        self._active[condition.kind] = condition, error, before[2] if before else self._clock()
+        self._active[condition.kind] = _Active(condition, error, before.since if before else self._clock())
 
     def clear(self, kind: Kind) -> None:
         """End a condition, if it is active."""
         before = self._active.pop(kind, None)
         if before is not None:
-            logger.info("%s: recovered after %.0f s", kind, self._clock() - before[2])
+            logger.info("%s: recovered after %.0f s", kind, self._clock() - before.since)
 
     def has_kind(self, kind: Kind) -> bool:
         """Return True if a condition of this kind is active."""
@@ -154,7 +165,8 @@ class Conditions:
 
     def has(self, condition: Condition) -> bool:
         """Return True if this condition is active."""
-        return condition.kind in self._active and self._active[condition.kind][0] == condition
+        active = self._active.get(condition.kind)
+        return active is not None and active.condition == condition
 
     def set(self, kind: Kind, condition: Condition | None) -> None:
         """Start a condition, or clear it if None."""
@@ -168,16 +180,18 @@ class Conditions:
         """The most recently reported condition. A serious one takes precedence, then one that explains the others, as
         one of the metadata does.
         """
-        conditions = self._active.values()
-        ordered = sorted(  # stable
-            conditions, key=lambda each: (each[0].serious, each[0].leading or each[0].kind == "metadata")
-        )
-        return ordered[-1][1] if ordered else None
+        ordered = sorted(self._active.values(), key=_precedence)  # stable
+        return ordered[-1].error if ordered else None
 
     @property
     def serious(self) -> bool:
         """True if any condition keeps the fetcher from working."""
-        return any(condition.serious for condition, _, _ in self._active.values())
+        return any(each.condition.serious for each in self._active.values())
+
+
+def _precedence(active: _Active) -> tuple[bool, bool]:
+    condition = active.condition
+    return condition.serious, condition.leading or condition.kind == "metadata"
 
 
 class Reporter:
@@ -290,7 +304,7 @@ class Reporter:
         """Return one line for systemd's STATUS=."""
         status, error = self.status, self.status["last_error"]
         links = status["links"].values()
-        addresses, missing = sum(len(link["addresses"]) for link in links), sum(len(link["drift"]) for link in links)
+        addresses, changes = sum(len(link["addresses"]) for link in links), sum(len(link["drift"]) for link in links)
         count = f"{len(links)} interface{'' if len(links) == 1 else 's'}, "
         count += f"{addresses} address{'' if addresses == 1 else 'es'}"
         if self._failed_reads and error is not None:
@@ -302,7 +316,7 @@ class Reporter:
         reason = f"; {error['kind']}: {error['message']}" if error else ""
         if not reason and status["unknown_macs"]:
             reason = "; no link to configure for: " + ", ".join(status["unknown_macs"])
-        return f"{count}, {count_changes(missing)} to make{reason}"
+        return f"{count}, {count_changes(changes)} to make{reason}"
 
     # Parts of a report
 
@@ -319,11 +333,11 @@ class Reporter:
             self._failed_reads += 1
             return
         self._failed_reads = 0
-        if report.unproven or reading.instance is None:
+        if report.needs_second_read or reading.instance is None:
             return
         self._known = True
         self.status["fetched_at"], self.status["fetched_uptime"] = rfc3339(), uptime()
-        self._conditions.set("metadata", _metadata_condition(reading.instance, report.missing))
+        self._conditions.set("metadata", _metadata_condition(reading.instance, report.awaiting_removal))
 
     def _record_attempt(self, attempt: Attempt) -> None:
         self.status["netagent"] = {
@@ -426,14 +440,14 @@ class Reporter:
                 state.write_identity(instance.provider, name, content)
 
 
-def _metadata_condition(instance: Instance, missing: Mapping[str, float]) -> Condition | None:
+def _metadata_condition(instance: Instance, awaiting_removal: Mapping[str, float]) -> Condition | None:
     if instance.problems:
         texts = first_of([problem.text for problem in instance.problems])
         return Condition("metadata", f"{texts}; that part is left out, and nothing is removed until it is understood")
-    if missing:
+    if awaiting_removal:
         leaving = [
             f"interface {mac}: no longer listed, but its link is up; removed at {rfc3339(seconds)} unless listed again"
-            for mac, seconds in missing.items()
+            for mac, seconds in awaiting_removal.items()
         ]
         return Condition("metadata", first_of(leaving), transient=True)
     return None

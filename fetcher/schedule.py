@@ -21,10 +21,14 @@ from cloud_network.netagent.claims import is_excluded
 
 Clock = Callable[[], float]
 
-PASS_DEADLINE_S = 900.0
-"""A pass that takes longer is hung: the daemon exits, and systemd starts it again."""
 READ_DEADLINE_S = 120.0
 """Time limit for one read of the whole metadata, for all requests together."""
+CHANGE_DEADLINE_S = 30.0
+"""Time limit for the rest of a pass. It then ends after the link in progress, and the next pass continues."""
+PASS_DEADLINE_S = 900.0
+"""A read, or the rest of a pass, that has not ended by then is hung: the daemon exits, and systemd starts it again."""
+COMMAND_READ_S = 20.0
+"""Time limit for the read of the metadata by the commands `plan` and `credentials`."""
 NETAGENT_RETRY_S = 5.0
 """Delay before netagent is contacted again after a failed connection. A restart of netagent takes less."""
 MARKS_CHECK_S = 10.0
@@ -87,6 +91,23 @@ class Backoff:
         self._next = self._first
 
 
+class Deadline:
+    """The end of the time for one pass."""
+
+    def __init__(self, seconds: float, clock: Clock = time.monotonic) -> None:
+        self._clock, self._end = clock, clock() + seconds
+
+    @property
+    def has_passed(self) -> bool:
+        """True from the deadline on."""
+        return self._clock() >= self._end
+
+
+def change_deadline() -> Deadline:
+    """Return the deadline for the part of a pass after the read, which begins now."""
+    return Deadline(CHANGE_DEADLINE_S)
+
+
 @dataclass(frozen=True, slots=True)
 class ReadResult:
     """The result of a read of the metadata, as far as it affects the next read."""
@@ -96,7 +117,7 @@ class ReadResult:
     unanswered: bool = False  # no server answered: the network may not be up yet
     retry_after: float = 0.0  # seconds that the server asks the client to wait
     unread_facts: bool = False  # facts for display are still to be read
-    needs_proof: bool = False  # the metadata lists less than before, for the first time
+    needs_second_read: bool = False  # the metadata lists less than before, for the first time
 
 
 class Schedule:
@@ -179,7 +200,7 @@ class Schedule:
             self._quiet_until = now + min(result.retry_after, longest)
             # Counted from the end: comparisons run between reads that take long and fail.
             self._refresh_timer = max(now + self._read_delay, self._quiet_until)
-        elif result.needs_proof:
+        elif result.needs_second_read:
             self._refresh_timer = min(self._refresh_timer, self._read_at + _PROOF_DELAY_S)
         elif result.complete:
             self._read_retry.reset()

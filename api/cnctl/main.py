@@ -272,8 +272,8 @@ def audit_command(options: Options, verify: bool, last: int, log: Path) -> None:
 def plan_command(options: Options) -> None:
     """Print the missing changes as `ip` commands, without applying them. As root.
 
-    Reads the metadata first. Exit code 0: nothing to do; 1: changes are missing, or the metadata cannot be read
-    completely.
+    Reads the metadata first, for at most 20 s; if that fails, the plan covers the metadata of the last refresh. Exit
+    code 0: nothing to do; 1: changes are missing, or the metadata cannot be read completely.
     """
     from cloud_network.api.cnctl import control
 

@@ -1,7 +1,7 @@
 """Base classes of the providers: Provider, and one for clouds with JSON documents (`tree` has one for trees of texts).
 
-A provider is used by one thread at a time, except `wait_for_change`, which has its own connection and runs in another
-thread, in parallel with reads.
+A provider is used by one thread at a time; another thread uses a `clone`. Only `wait_for_change` runs in parallel with
+reads: it has its own connection.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from cloud_network.fetcher.metadata.document import Node, parse_json
 from cloud_network.fetcher.metadata.http import Client, Response
@@ -37,6 +37,10 @@ class Provider(ABC):
     def __init__(self, client: Client | None = None) -> None:
         self.client = client or Client(*self.endpoints)
         self.pending_facts = False  # facts for display are still to be read by the next fetches
+
+    def clone(self) -> Self:
+        """Return a provider of the same cloud with its own connection, for another thread."""
+        return type(self)(self.client.clone())
 
     def fetch(self, deadline: float = math.inf) -> Instance:
         """Read the metadata once, until `deadline` (of time.monotonic) at the latest.

@@ -164,7 +164,9 @@ class Client:
 
     def clone(self) -> Client:
         """Return a client for the same endpoints with its own connection, for another thread."""
-        return Client(*self._endpoints)
+        other = Client(*self._endpoints)
+        other.kinds, other.interface = self.kinds, self.interface
+        return other
 
     @property
     def endpoint(self) -> str:
@@ -251,7 +253,7 @@ class Client:
         assert self._session is not None, "_open comes first"
         left = self._until - time.monotonic()
         if left <= 0:
-            raise MetadataError("timeout", f"{method} {url}: not sent: the time limit of this refresh has passed")
+            raise MetadataError("timeout", f"{method} {url}: not sent: the time limit of the whole read has passed")
         self._sent_at = time.monotonic()
         try:
             with self._adapter.deadline(min(2 * seconds, left)) as expired:

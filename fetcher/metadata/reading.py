@@ -56,7 +56,7 @@ class RemovalProof:
         self._clock = clock
         self._missing_since: dict[str, float] = {}
         self._unlisted_since: dict[str, float] | None = None  # None before the first read
-        self._unproven: Instance | None = None
+        self._to_confirm: Instance | None = None  # the next read must equal it
 
     def keep_missing(
         self,
@@ -93,7 +93,7 @@ class RemovalProof:
         return replace(instance, stale=True) if self._left(self._unlisted_since) else instance
 
     @property
-    def missing(self) -> dict[str, float]:
+    def awaiting_removal(self) -> dict[str, float]:
         """MACs of missing interfaces and unlisted links that are kept, with the seconds until they are removed."""
         return self._left(self._missing_since) | self._left(self._unlisted_since or {})
 
@@ -104,8 +104,8 @@ class RemovalProof:
 
     def accept(self, instance: Instance, *, removes: bool) -> bool:
         """Return True if `instance` may be acted on: it removes nothing, or the previous read agrees."""
-        if removes and instance != self._unproven:
-            self._unproven = instance
+        if removes and instance != self._to_confirm:
+            self._to_confirm = instance
             return False
-        self._unproven = None
+        self._to_confirm = None
         return True

@@ -152,6 +152,14 @@ class Actual:
         return [first, *(each for each in self.further if each.place == place)]
 
 
+@dataclass(frozen=True, slots=True)
+class HeldLink:
+    """A link on hold, because a change of it broke something."""
+
+    reason: str
+    seconds_left: float
+
+
 class Cause(Enum):
     """The reason why an object is left out."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cloud_network.fetcher.network.objects import Actual
@@ -21,6 +21,14 @@ DEPARTED_S = 30.0
 FORGOTTEN_S = 3600.0
 """Time after which an interface that the metadata no longer names is forgotten; partial answers omit it for seconds."""
 _POLL_S = 0.25  # seconds; udev sends no event when it finishes with a link that it does not rename
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The kernel's state, with the names of the files in udev's database from before it was read."""
+
+    actual: Actual
+    finished: frozenset[str] | None  # see Presence.finished
 
 
 class Presence:

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from tests.lab import Lab, Spec
-from tests.system.service import CONFIG, cnctl, kernel_addresses, send_command, status, wait_until_healthy
+from tests.system.service import CONFIG, audit, cnctl, kernel_addresses, send_command, status, wait_until_healthy
 from tests.system.test_boot_order import Manager, start_fetcher
 
 LATE = 4.5  # seconds, below the time that one answer may take
@@ -20,6 +22,18 @@ schedule.PASS_DEADLINE_S = 1.0
 __main__.main()
 """
 """The fetcher's program, for which a pass of more than a second has hung."""
+WITH_SHORT_COMMANDS = """
+from cloud_network.fetcher import __main__, schedule
+schedule.COMMAND_READ_S = 1.0
+__main__.main()
+"""
+"""The fetcher's program, in which the read of a command ends after a second."""
+WITHOUT_TIME_FOR_CHANGES = """
+from cloud_network.fetcher import __main__, schedule
+schedule.CHANGE_DEADLINE_S = 0.0
+__main__.main()
+"""
+"""The fetcher's program, in which each pass ends after its first change."""
 
 
 @pytest.fixture
@@ -97,6 +111,29 @@ def test_a_flush_does_not_wait_for_a_slow_read(lab: Lab) -> None:
     assert "flushed on request" in status(lab)["last_error"]["message"]
 
 
+def test_plan_and_credentials_do_not_wait_for_a_slow_read(lab: Lab) -> None:
+    """Each has a read of its own with a time limit. The plan then covers the metadata of the last refresh."""
+    lab.start("netagent")
+    fetcher = lab.instance.popen([sys.executable, "-c", WITH_SHORT_COMMANDS], stderr=subprocess.DEVNULL)
+    with ThreadPoolExecutor() as pool, ExitStack() as cleanup:
+        cleanup.enter_context(fetcher)
+        cleanup.callback(fetcher.terminate)
+        wait_until_healthy(lab)
+        [nic] = lab.nics
+        lab.metadata.fail("late", interval=LATE)
+        refresh = pool.submit(send_command, lab, "refresh")
+        lab.wait_for(lambda: status(lab)["state"] == "degraded", 10, "the report of the slow read")
+        lab.run(["ip", "address", "delete", f"{nic.addresses[1]}/32", "dev", nic.name])
+        plan, credentials = send_command(lab, "plan")["result"], send_command(lab, "credentials")
+        assert not refresh.done()
+        assert plan["changes"] == [f"ip address add {nic.addresses[1]}/32 dev {nic.name} noprefixroute"]
+        assert plan["metadata_error"].endswith("no answer in time")
+        assert (credentials["ok"], credentials["error"].endswith("no answer in time")) == (False, True)
+        lab.metadata.clear()
+        assert refresh.result(60)["ok"]
+        assert send_command(lab, "credentials")["ok"]
+
+
 def test_slow_server_is_reported_before_a_repair(lab: Lab) -> None:
     """Before a change, the fetcher asks whether the server answers, and that takes seconds, too."""
     lab.start("netagent")
@@ -135,6 +172,19 @@ def test_drift_during_a_slow_read_is_reported_then_repaired(lab: Lab) -> None:
         assert refresh.result(60)["ok"]
     wait_until_healthy(lab)
     assert nic.addresses[1] in kernel_addresses(lab)
+
+
+def test_passes_out_of_time_configure_the_network_link_by_link(tmp_path: Path) -> None:
+    with Lab(Spec.aws(interfaces=4, addresses=2)) as lab, (tmp_path / "log").open("wb") as log, ExitStack() as cleanup:
+        lab.write_config(CONFIG)
+        lab.start("netagent")
+        fetcher = lab.instance.popen([sys.executable, "-c", WITHOUT_TIME_FOR_CHANGES], stderr=log)
+        cleanup.enter_context(fetcher)
+        cleanup.callback(fetcher.terminate)
+        wait_until_healthy(lab)
+        assert all(lab.reachability().values())
+        assert len([line for line in audit(lab) if line["verdict"] == "confirmed"]) >= 4
+        assert (tmp_path / "log").read_text().count("has passed; the next pass continues with") >= 3
 
 
 def test_pass_that_hangs_ends_the_daemon(lab: Lab) -> None:

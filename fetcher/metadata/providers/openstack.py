@@ -21,7 +21,7 @@ import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from cloud_network.fetcher.metadata import network_config
 from cloud_network.fetcher.metadata.base import JsonProvider
@@ -56,6 +56,12 @@ class Openstack(JsonProvider):
         self._mounts = mounts
         self._answered = False
         self._drive: Path | None = None  # where it is mounted, while it is the source
+
+    def clone(self) -> Self:
+        """See Provider. The clone, too, does not use the drive once the server has answered."""
+        other = super().clone()
+        other._mounts, other._answered = self._mounts, self._answered
+        return other
 
     def read(self) -> Instance:
         """See Provider."""

@@ -93,6 +93,19 @@ def test_failures_have_kinds_and_do_not_affect_the_next(
     assert client.request("GET", META).status == 200
 
 
+def test_clone_has_its_own_connection(cloud: Cloud, client: Client) -> None:
+    client.kinds = ("vlan",)
+    client.request("GET", META)
+    other = client.clone()
+    assert (other.endpoint, other.kinds, other.interface) == (client.endpoint, ("vlan",), client.interface)
+    before = cloud.connections()
+    other.request("GET", META)
+    other.close()
+    assert cloud.connections() == before + 1
+    client.request("GET", META)
+    assert cloud.connections() == before + 1
+
+
 def test_slow_answer_counts_only_in_its_block(cloud: Cloud, client: Client) -> None:
     """A later pass that asks the server nothing must not report it as slow."""
     cloud.fail("late", interval=0.3, times=1)

@@ -168,8 +168,9 @@ def test_drive_is_not_asked_once_the_service_has_answered(drive: Path) -> None:
     assert len(provider.fetch().interfaces) == 4
     assert provider.fetch().complete
     cloud.fail("status")
-    with pytest.raises(MetadataError, match="HTTP 500"):
-        provider.fetch()
+    for each in (provider, provider.clone()):
+        with pytest.raises(MetadataError, match="HTTP 500"):
+            each.fetch()
     assert not provider.is_reachable()
     client.close()
     cloud.close()

@@ -83,10 +83,10 @@ def test_missing_interface_with_its_link_up_is_kept_a_minute(proof: RemovalProof
     for _ in range(10):
         assert proof.keep_missing(ONE, BOTH, PLUGGED).interfaces == BOTH.interfaces
         clock.now += 5.9
-    assert set(proof.missing) == {mac(2)}
+    assert set(proof.awaiting_removal) == {mac(2)}
     clock.now += 1.1
     assert proof.keep_missing(ONE, BOTH, PLUGGED) == ONE
-    assert proof.missing == {}
+    assert proof.awaiting_removal == {}
 
 
 def test_interface_that_is_listed_again_starts_anew(proof: RemovalProof, clock: Clock) -> None:
@@ -124,10 +124,10 @@ def test_nothing_is_kept_while_another_mac_is_unknown(proof: RemovalProof) -> No
 def test_unlisted_link_of_an_earlier_process_is_kept_a_minute(proof: RemovalProof, clock: Clock) -> None:
     for _ in range(30):
         assert not proof.keep_unlisted(ONE, PLUGGED, {mac(1), mac(2)}).may_remove
-        assert proof.missing.keys() == {mac(2)}
+        assert proof.awaiting_removal.keys() == {mac(2)}
         clock.now += 2
     assert proof.keep_unlisted(ONE, PLUGGED, {mac(1), mac(2)}).may_remove
-    assert not proof.missing
+    assert not proof.awaiting_removal
 
 
 def test_link_that_was_named_once_is_not_unlisted(proof: RemovalProof) -> None:

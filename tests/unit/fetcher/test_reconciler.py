@@ -22,10 +22,12 @@ from cloud_network.fetcher.metadata.reading import Reading, RemovalProof
 from cloud_network.fetcher.network import kernel
 from cloud_network.fetcher.network.objects import Actual, GatewayUse
 from cloud_network.fetcher.network.plan import COMMON, link_of
+from cloud_network.fetcher.network.presence import Presence
 from cloud_network.fetcher.network.rules import main_rule
 from cloud_network.fetcher.reconciler import Memory, Reconciler
 from cloud_network.fetcher.rejections import LinkHolds, PlanRetry, RejectionTable
 from cloud_network.fetcher.reporting import PassReport
+from cloud_network.fetcher.schedule import CHANGE_DEADLINE_S, Deadline
 from cloud_network.netagent import protocol
 from cloud_network.netagent.operations import AddressAdd, AddressRemove, Operation, RuleAdd
 from cloud_network.netagent.protocol import (
@@ -64,11 +66,13 @@ class World:
     requests: list[Request] = field(default_factory=list)
     before: Actual | None = None
     owned: frozenset[tuple[int, IPAddress]] = frozenset()  # netagent's ledger
+    before_answer: Callable[[Request], None] = lambda _: None
 
     def answer(self, request: Request) -> Answer:
         if isinstance(request, Hello):
             return HelloAnswer(Verdict.OK, protocol.VERSION)
         self.requests.append(request)
+        self.before_answer(request)
         if isinstance(request, Status):
             return StatusAnswer(None, 1, "", None, self.owned)
         if isinstance(request, Check):
@@ -158,7 +162,13 @@ def reconciler(world: World, clock: Clock, tmp_path: Path) -> Reconciler:
     memory = Memory(
         ConflictTracker(clock), RejectionTable(clock), LinkHolds(clock), PlanRetry(clock), RemovalProof(clock)
     )
-    return Reconciler(Config(), cast(BaseProvider, Provider(world)), memory, socket=str(tmp_path / "netagent.sock"))
+    return Reconciler(
+        Config(),
+        cast(BaseProvider, Provider(world)),
+        memory,
+        socket=str(tmp_path / "netagent.sock"),
+        deadline=lambda: Deadline(CHANGE_DEADLINE_S, clock),
+    )
 
 
 def refresh(reconciler: Reconciler, cloud: Instance = BOTH) -> PassReport:
@@ -181,6 +191,10 @@ def texts(report: PassReport) -> list[str]:
 
 def is_address(op: Operation, text: str) -> bool:
     return isinstance(op, AddressAdd) and str(op.interface.ip) == text
+
+
+def is_removal_of(op: Operation, text: str) -> bool:
+    return isinstance(op, AddressRemove) and str(op.interface.ip) == text
 
 
 def changed_links(world: World) -> list[set[int]]:
@@ -211,6 +225,22 @@ def test_refresh_without_a_change_reads_the_kernel_once(
     assert reads == 1
 
 
+def test_link_renamed_after_an_early_read_is_not_ready(world: World, clock: Clock, tmp_path: Path) -> None:
+    """The early read of the kernel may have the name from before udev's rename, which Exclude= must not see."""
+    data = tmp_path / "run/udev/data"
+    data.mkdir(parents=True)
+    (data.parent / "control").touch()
+    memory = replace(Memory.new(), presence=Presence(clock, tmp_path))
+    early = Reconciler(Config(), cast(BaseProvider, Provider(world)), memory, socket=str(tmp_path / "netagent.sock"))
+    (data / "n2").touch()
+    seen = early.look()
+    (data / "n3").touch()
+    early.refresh(Reading(BOTH, None, 1, 0.1), kernel_changed=False, seen=seen)
+    assert addresses(world) == {"10.0.1.10"}
+    early.refresh(Reading(BOTH, None, 1, 0.1), kernel_changed=False, seen=early.look())
+    assert addresses(world) == {"10.0.1.10", "10.0.2.10"}
+
+
 def test_ledger_names_owned_addresses_before_linux_5_18(
     world: World, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +253,28 @@ def test_ledger_names_owned_addresses_before_linux_5_18(
     refresh(reconciler)
     refresh(reconciler)  # a removal needs two reads
     assert addresses(world) == {"10.0.1.10", "10.0.1.12", "10.0.2.10"}
+
+
+def test_ledger_is_asked_only_after_a_change_in_the_kernel(
+    world: World, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with a standing refusal. Before Linux 5.18, only netagent knows which addresses are owned."""
+    monkeypatch.setattr(protocol, "MARKS_ADDRESSES", False)
+    world.refuse = lambda op: "not private" if is_address(op, "10.0.2.10") else None
+    refresh(reconciler)
+    world.requests.clear()
+    for _ in range(2):
+        refresh(reconciler)
+        reconciler.compare(kernel_changed=False)
+    assert world.requests == []
+    reconciler.compare(kernel_changed=True)
+    assert [type(request) for request in world.requests] == [Status]
+    added = kernel_address(2, "10.0.1.12/32")
+    world.actual = replace(world.actual, addresses={**world.actual.addresses, **host(addresses=added).addresses})
+    world.owned = frozenset({(2, ip_address("10.0.1.12"))})
+    for _ in range(2):  # a removal needs two reads
+        refresh(reconciler)
+    assert addresses(world) == {"10.0.1.10"}
 
 
 def test_second_pass_sends_no_request(world: World, reconciler: Reconciler) -> None:
@@ -244,6 +296,18 @@ def test_refused_operation_is_left_out_and_not_asked_again(world: World, reconci
     reconciler.retry()
     world.refuse = lambda _: None
     assert is_settled(refresh(reconciler))
+
+
+def test_plan_for_other_metadata_keeps_refusals(world: World, reconciler: Reconciler) -> None:
+    world.refuse = lambda op: "not private" if is_address(op, "10.0.2.10") else None
+    refresh(reconciler)
+    world.requests.clear()
+    other = instance(interface(1, "10.0.1.10", "10.0.1.11"), interface(2))
+    answer = reconciler.planned_changes(Reading(other, None, 1, 0.1))
+    assert answer["changes"] == ["ip address add 10.0.1.11/32 dev eth0 noprefixroute"]
+    assert answer["withheld"] == ["10.0.2.10 of eth1: not private"]
+    refresh(reconciler)
+    assert world.requests == []
 
 
 def test_many_refusals_end_within_a_few_rounds(world: World, reconciler: Reconciler) -> None:
@@ -311,6 +375,63 @@ def test_links_that_are_given_up_are_changed_first(world: World, reconciler: Rec
         refresh(reconciler, instance(*(interface(number) for number in range(1, 4))))
         clock.now += 100
     assert changed_links(world) == [{5}, {3}, {4}, {2}]
+
+
+def test_pass_out_of_time_stops_between_links(world: World, reconciler: Reconciler, clock: Clock) -> None:
+    """No open change is interrupted, and the next pass continues with what is left."""
+    world.actual = host(link(1), link(2), link(3))
+    world.before_answer = lambda request: clock.advance(20) if isinstance(request, Apply) else None
+    report = refresh(reconciler, instance(interface(1), interface(2), interface(3)))
+    assert [attempt.verdict for attempt in report.attempts] == ["confirmed", "confirmed"]
+    assert addresses(world) == {"10.0.1.10", "10.0.2.10"}
+    assert report.netagent is not None
+    assert report.netagent.message.startswith(
+        "the time limit of a pass (30 s) has passed; the next pass continues with 7 changes ("
+    )
+    assert report.retry_at < clock.now
+    report = reconciler.compare(kernel_changed=True)
+    assert is_settled(report)
+    assert report.netagent is None
+    assert [type(request) for request in world.requests if not isinstance(request, Check)] == [Apply, Confirm] * 3
+
+
+def test_each_pass_out_of_time_changes_at_least_a_link(world: World, reconciler: Reconciler, clock: Clock) -> None:
+    """Also if the check alone takes longer than a pass may."""
+    world.actual = host(link(1), link(2), link(3))
+    world.before_answer = lambda request: clock.advance(40)
+    refresh(reconciler, instance(interface(1), interface(2), interface(3)))
+    assert changed_links(world) == [{2}]
+    for _ in range(2):
+        reconciler.compare(kernel_changed=True)
+    assert changed_links(world) == [{2}, {3}, {4}]
+
+
+def test_pass_out_of_time_stops_between_checks(world: World, reconciler: Reconciler, clock: Clock) -> None:
+    """The next pass knows what was refused, first with the prefix length of the subnet, then as /32."""
+    clock.advance(10)  # refusals right after the start are checked again
+    world.refuse = lambda op: "not private" if is_address(op, "10.0.2.10") else None
+    world.before_answer = lambda request: clock.advance(40)
+    report = refresh(reconciler)
+    assert [type(request) for request in world.requests] == [Check]
+    assert report.netagent is not None
+    assert "time limit" in report.netagent.message
+    for _ in range(2):
+        reconciler.compare(kernel_changed=False)
+    assert [type(request) for request in world.requests] == [Check, Check, Check, Apply, Confirm]
+
+
+def test_refused_removal_does_not_stop_what_is_left(world: World, reconciler: Reconciler, clock: Clock) -> None:
+    """Only a plan that was refused as a whole waits for a change in the kernel."""
+    world.actual = host(link(1), link(2), link(3))
+    two = [interface(number, f"10.0.{number}.10", f"10.0.{number}.11") for number in range(1, 4)]
+    refresh(reconciler, instance(*two))
+    world.refuse = lambda op: "a route depends on it" if is_removal_of(op, "10.0.1.11") else None
+    world.before_answer = lambda request: clock.advance(40)
+    for _ in range(2):
+        refresh(reconciler, instance(interface(1), interface(2), interface(3)))
+    assert len(addresses(world)) == 5
+    reconciler.compare(kernel_changed=False)
+    assert addresses(world) == {"10.0.1.10", "10.0.1.11", "10.0.2.10", "10.0.3.10"}
 
 
 def test_rules_of_no_link_outlive_the_first_links_rollback(world: World, reconciler: Reconciler) -> None:
@@ -404,7 +525,7 @@ def test_removal_waits_for_a_second_read(world: World, reconciler: Reconciler) -
     cloud = instance(interface(1, "10.0.1.10", "10.0.1.11"), interface(2))
     refresh(reconciler, cloud)
     report = refresh(reconciler)
-    assert report.unproven
+    assert report.needs_second_read
     assert "10.0.1.11" in addresses(world)
     refresh(reconciler)
     assert "10.0.1.11" not in addresses(world)

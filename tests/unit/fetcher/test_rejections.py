@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 from cloud_network.fetcher.config import Config
-from cloud_network.fetcher.network.objects import Cause, LinkSettings, Rejection, Route
+from cloud_network.fetcher.network.objects import Cause, HeldLink, LinkSettings, Rejection, Route
 from cloud_network.fetcher.rejections import LinkHolds, PlanRetry, RejectionTable
 from cloud_network.netagent.operations import LinkMtu, LinkUp
 
@@ -120,8 +120,7 @@ def test_hold_lasts_while_the_same_change_is_needed(clock: Clock) -> None:
     holds.hold(2, (op,), ETH0, "it broke something")
     left, held = holds.split((op, more), {2: ETH0}, BASE)
     assert left == (more,)
-    assert held[2][0] == "it broke something"
-    assert held[2][1] == 300
+    assert held == {2: HeldLink("it broke something", 300)}
     clock.now += 300
     assert holds.split((op, more), {2: ETH0}, BASE) == ((op, more), {})
 

@@ -68,7 +68,7 @@ def comparison(cloud: Instance, here: Actual, **config: Any) -> Comparison:
     goal = wanted(cloud, here, **config)
     changes = plan_of(goal, here)
     snapshot = Snapshot(cloud, cloud, match_links(cloud, settings, here.links), settings, here)
-    return Comparison(snapshot, goal, changes, changes)
+    return Comparison(snapshot, goal, changes, changes, changes, {})
 
 
 def refreshed(cloud: Instance = CLOUD, here: Actual = SETTLED, **more: Any) -> PassReport:

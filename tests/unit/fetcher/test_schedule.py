@@ -28,6 +28,9 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
 
 @pytest.fixture
 def clock() -> Clock:
@@ -110,7 +113,7 @@ def test_retry_after_is_obeyed_within_reason(schedule: Schedule, clock: Clock, a
 
 
 def test_removal_is_confirmed_soon(schedule: Schedule, clock: Clock) -> None:
-    read(schedule, ReadResult(complete=True, needs_proof=True))
+    read(schedule, ReadResult(complete=True, needs_second_read=True))
     assert schedule.refresh_due == pytest.approx(clock.now + 0.4)
 
 
