@@ -78,7 +78,9 @@ def test_refused_removal_waits_for_a_change_in_the_kernel(lab: Lab) -> None:
     lab.remove_address(nic.mac, gone)
     assert refresh(lab) == "degraded"
     assert "depends on 10.0.2.12" in status(lab)["last_error"]["message"]
-    lab.wait_for(lambda: refreshes_change_nothing(lab, netagent), message="refreshes without a request or a second read")
+    lab.wait_for(
+        lambda: refreshes_change_nothing(lab, netagent), message="refreshes without a request or a second read"
+    )
     lab.run(["ip", "route", "del", "192.0.2.0/24"])
     lab.wait_for(lambda: gone not in kernel_addresses(lab), 10, "the removal")
     wait_until_healthy(lab)
