@@ -102,7 +102,7 @@ def fuzz_policy(data: bytes) -> None:
         assert operations.undo_from_wire(op.to_wire()) == op
         assert isinstance(op, LinkDown) or operations.operation_from_wire(op.to_wire()) == op
     assert not [op for op in ops if _target(op) in FOREIGN], ops
-    wire = [op.to_wire() for op in ops]
+    wire = [dict(op.to_wire()) for op in ops]
     made = [main_rule(), *wire]  # KERNEL has this rule
     assert violations(predict(EMPTY_SNAPSHOT, made, NAMES), NAMES) == [], ops
     SEEN["accepted"] += 1
