@@ -25,7 +25,7 @@ METADATA, RESOLVER, ELSEWHERE = "169.254.169.254", "10.0.0.2", "10.0.77.7"
 RESOLVER2, BEHIND_STUB = "10.0.4.3", "10.0.4.4"
 SERVERS = ("100.100.100.200", "fd00:ec2::254", "fd20:ce::254", "fd00:42::42", "fd00:c1::a9fe:a9fe")
 """Metadata servers of other clouds in private networks, which a link may claim otherwise."""
-HOPS = tuple(f"10.0.1.{host}" for host in (230, 231, 232, 233))
+HOPS = tuple(f"10.0.1.{host}" for host in (101, 102, 103, 104))
 """Gateways of an operator's routes: both of a multipath route, of another table, and of a nexthop object."""
 NEIGHBOUR0, NEIGHBOUR1 = "10.0.1.250", "10.0.2.250"  # neighbour0, neighbour1
 BESIDE0_6, BESIDE1_6 = "fe80::ace0", "fe80::ace1"
@@ -262,7 +262,9 @@ ATTACKS = {
     "the resolver's subnet on the secondary": Attack([own(SECONDARY, "10.0.0.9/24")], RESOLVER),
     "two addresses with the resolver's": Attack([own(SECONDARY, "10.0.0.3/31")], RESOLVER),
     "the resolver as a broadcast address": Attack([quiet(SECONDARY, "10.0.4.1/30")], RESOLVER2),
-    "half of the primary's subnet as a range": Attack([local(PRIMARY, "10.0.1.128/25")], "10.0.1.222"),
+    "half of the secondary's subnet as a range": Attack(
+        [own(SECONDARY, "10.0.2.10/24"), local(SECONDARY, "10.0.2.128/25")], "10.0.2.221"
+    ),
     # 6: addresses of gateways, resolvers and metadata servers: the host would answer itself
     **{f"the gateway {hop}": Attack([own(SECONDARY, f"{hop}/32")], hop) for hop in HOPS},
     "a range with a gateway of a multipath route": Attack([local(PRIMARY, f"{HOPS[1]}/32")], HOPS[1]),
