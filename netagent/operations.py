@@ -163,7 +163,7 @@ class LinkDown:
 
 @dataclass(frozen=True, slots=True)
 class LinkMtu:
-    """Set IFLA_MTU: RTM_NEWLINK, struct ifinfomsg. `policy` makes the inverse, which needs the earlier MTU."""
+    """Set IFLA_MTU: RTM_NEWLINK, struct ifinfomsg."""
 
     NAME: ClassVar[str] = "link_mtu"
     link: int
@@ -177,6 +177,10 @@ class LinkMtu:
     def to_wire(self) -> Message:
         """Return the map that is sent and logged."""
         return {"op": self.NAME, "link": self.link, "mtu": self.mtu}
+
+    def inverse(self, earlier: int) -> LinkMtu:
+        """Return the operation that undoes this one, for a link that had the MTU `earlier`."""
+        return LinkMtu(self.link, earlier)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,9 +250,9 @@ class RouteReplace:
         """Return the map that is sent and logged."""
         return _route(self)
 
-    def inverse(self) -> RouteRemove:
-        """Return the operation that undoes this one, if it replaced nothing."""
-        return RouteRemove(self.table, self.link, self.destination, self.gateway)
+    def inverse(self, earlier: RouteReplace | None) -> RouteRemove | RouteReplace:
+        """Return the operation that undoes this one. `earlier` is the route that it replaces, if any."""
+        return earlier or RouteRemove(self.table, self.link, self.destination, self.gateway)
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,6 +371,10 @@ class ForwardedReplies:
     def to_wire(self) -> Message:
         """Return the map that is sent and logged."""
         return {"op": self.NAME, "marks": marks_to_wire(self.marks)}
+
+    def inverse(self, earlier: tuple[LinkMark, ...]) -> ForwardedReplies:
+        """Return the operation that undoes this one, for a table that had the marks `earlier`."""
+        return ForwardedReplies(earlier)
 
 
 Operation = (

@@ -96,7 +96,7 @@ def check_link_mtu(op: LinkMtu, view: View) -> Undo:
     """Accept an MTU with which IPv6 stays enabled on the link."""
     if op.mtu < IPV6_MIN_MTU:
         raise Refusal(f"an MTU below {IPV6_MIN_MTU} takes IPv6 off the link (RFC 8200, section 5)")
-    return LinkMtu(op.link, view.links[op.link].mtu)
+    return op.inverse(view.links[op.link].mtu)
 
 
 def allow_addresses(network: IPNetwork) -> str:
@@ -210,7 +210,7 @@ def check_edges(op: AddressAdd, view: View) -> None:
     address as for this host's own (the subnet-router anycast address, RFC 4291, section 2.6.1).
     """
     ip, network = op.interface.ip, op.interface.network
-    near = [network, *(subnet for subnet, _ in view.subnets.at(ip))]
+    near = [network, *(subnet for subnet, _ in view.subnets.around(single(ip)))]
     if any(claims.is_edge(ip, each) for each in near):
         raise Refusal(f"{op.interface} is the network's or broadcast address of its subnet")
     if network.prefixlen >= network.max_prefixlen - 1:
@@ -322,8 +322,8 @@ def check_route_replace(op: RouteReplace, view: View) -> Undo:
         check_room(view)
     view.add_route(op.table, op.destination, OwnRoute(op.link, op.gateway, changed=True))
     if existing is None:
-        return op.inverse()
-    return RouteReplace(op.table, existing.link, op.destination, existing.gateway)
+        return op.inverse(None)
+    return op.inverse(RouteReplace(op.table, existing.link, op.destination, existing.gateway))
 
 
 def check_local_range(op: RouteReplace, view: View) -> None:
@@ -332,7 +332,7 @@ def check_local_range(op: RouteReplace, view: View) -> None:
     if op.gateway is not None:
         raise Refusal("a local route has no gateway")
     check_claim(op.link, network, network, view)
-    if limit := claims.range_limit(network, view.near.overlapping(op.link, network)):
+    if limit := claims.range_limit(network, view.subnets.overlapping(op.link, network)):
         raise Refusal(limit)
     if is_single(network) and (holders := view.holders(network.network_address)):
         raise Refusal(f"{view.name(holders[0])} has {network.network_address} already")
@@ -367,12 +367,12 @@ def check_diversion(link: int, network: IPNetwork, is_gateway: bool, view: View)
 
     A whole subnet is accepted: every link's table needs it. So is a gateway that another link of the cloud has, too.
     """
-    if view.near.has(link, network) or claims.within(network, view.settings.allow_addresses):
+    if view.subnets.has(link, network) or claims.within(network, view.settings.allow_addresses):
         return
     found: Iterable[claims.HostRoute] = view.host_routes(network)
     if is_gateway:
         found = (route for route in found if route.discards or not route.by_cloud)
-    if rival := claims.rival(network, link, found, view.near.containing(link, network)):
+    if rival := claims.rival(network, link, found, view.subnets.containing(link, network)):
         raise _routed_elsewhere(network, network, rival, view)
 
 
@@ -496,7 +496,7 @@ def check_forwarded_replies(op: ForwardedReplies, view: View) -> Undo:
     if len({each.link for each in op.marks}) < len(op.marks) or len({each.mark for each in op.marks}) < len(op.marks):
         raise Refusal("a link or a mark twice")
     before, view.marks = view.marks, op.marks
-    return ForwardedReplies(before)
+    return op.inverse(before)
 
 
 def may_select(rule: RuleAdd, link: int, view: View) -> bool:
@@ -533,7 +533,7 @@ def is_source(network: IPNetwork, link: int, view: View) -> bool:
         return bool(given) and all(other == link for other in given)
     if any(view.is_cloud(holder) for holder in holders):
         return False
-    around = {other for subnet, other in view.subnets.containing(network) if view.is_cloud(other)}
+    around = {other for subnet, other in view.subnets.around(network) if view.is_cloud(other)}
     for_itself = all(view.is_service_link(holder) for holder in holders) and claims.within(network, claims.PRIVATE)
     if around != {link}:
         return False

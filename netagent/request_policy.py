@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from itertools import chain
 
 from . import claims
-from .claims import NetworkIndex, single
+from .claims import single
+from .network_index import NetworkIndex
 from .operations import (
     EVERYTHING,
     AddressAdd,
