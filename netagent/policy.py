@@ -420,7 +420,7 @@ def check_route_remove(op: RouteRemove, view: View) -> Undo:
 
 def check_rule_add(op: RuleAdd, view: View) -> Undo:
     """Accept a rule that looks up a link's table for addresses or the mark of that link, and the rule for main."""
-    low = view.settings.priority
+    low = view.settings.rule_priority
     if not low <= op.priority < low + BAND:
         raise Refusal(f"priority {op.priority} is not {low}..{low + BAND - 1}")
     if not view.local_comes_first(op.selector.version):
@@ -429,7 +429,7 @@ def check_rule_add(op: RuleAdd, view: View) -> Undo:
     if op.mark or op.mask:
         check_mark_rule(op, view)
     elif op.selector.prefixlen:
-        link = claims.link_of_table(op.table, view.settings.table_base)
+        link = claims.link_of_table(op.table, view.settings.route_table_base)
         check_link(link, view)
         if not may_select(op, link, view):
             raise Refusal(f"{op.selector} is no address or range of {view.name(link)}")
@@ -461,7 +461,7 @@ def needs_main(table: int, suppress: bool) -> bool:
 
 def check_mark_rule(op: RuleAdd, view: View) -> None:
     """Raise Refusal for a rule with a mark that the table `cloud_network` does not set for the rule's link."""
-    link, mask = op.table - view.settings.table_base, view.settings.mark_mask
+    link, mask = op.table - view.settings.route_table_base, view.settings.mark_mask
     check_link(link, view)
     if op.selector.prefixlen or op.to or op.local:
         raise Refusal("a rule for a mark has no source, no destination and no iif")
@@ -482,7 +482,7 @@ def check_other_use(mark: int, view: View) -> None:
 
 def check_forwarded_replies(op: ForwardedReplies, view: View) -> Undo:
     """Accept marks of links of the cloud, each inside MarkMask= and each once."""
-    if not view.settings.forwarded_replies:
+    if not view.settings.sets_marks:
         raise Refusal("ForwardedReplies= is off", allow='[Network] ForwardedReplies="mark"')
     if view.marks is None:
         restart = "systemctl restart cloud-network-netagent"

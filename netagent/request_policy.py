@@ -154,7 +154,7 @@ def orphans_of_marks(accepted: Sequence[Accepted], view: View) -> Iterator[Refus
     mask = view.settings.mark_mask
     marks = set(view.marks)
     for key in view.rules:
-        link = key.table - view.settings.table_base
+        link = key.table - view.settings.route_table_base
         if (
             key.mask == mask
             and is_managed(link, view)

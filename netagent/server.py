@@ -19,6 +19,7 @@ from . import protocol, request_policy, sandbox, settings
 from .audit import OPS_PER_LINE, Audit, cost
 from .connection import FRAME_SECONDS, SIGNALS, Connection, HungUp, Listener, Peer, signals_blocked
 from .kernel import Kernel
+from .keys import AuditFailure
 from .ledger import Ledger
 from .operations import ForwardedReplies, IPAddress, Malformed, Operation
 from .protocol import (
@@ -122,7 +123,7 @@ class Server:
         return HelloAnswer(Verdict.OK if same else Verdict.REFUSED, protocol.VERSION)
 
     def _status(self, _: Status) -> Answer:
-        marks = self._kernel.marks() if self._settings.forwarded_replies else None
+        marks = self._kernel.marks() if self._settings.sets_marks else None
         owned = frozenset() if protocol.MARKS_ADDRESSES else self._ledger.entry.owned
         return StatusAnswer(self._transaction.request, self._audit.sequence, self._audit.head, marks, owned)
 
@@ -193,7 +194,7 @@ class Server:
             rules=tuple(kernel.rules()),
             routers=kernel.routers(),
             static_neighbours=kernel.static_neighbours(),
-            marks=kernel.marks() if self._settings.forwarded_replies else None,
+            marks=kernel.marks() if self._settings.sets_marks else None,
             nexthops=tuple(kernel.nexthop_hops()),
         )
         known = Known(self._resolvers(), entry.owned, frozenset(entry.gateways))
@@ -283,7 +284,7 @@ class Server:
         except OSError as error:
             reason = f"the audit log cannot be written: {error}"
             sandbox.say(reason)
-            if must and not self._settings.continue_unaudited:
+            if must and self._settings.audit_failure is AuditFailure.REFUSE:
                 raise AuditError(reason) from None
 
     # The loop.
@@ -307,7 +308,7 @@ class Server:
         """Without ForwardedReplies="mark", remove the table if it may exist, and close the socket to nfnetlink."""
         kernel = self._kernel
         kernel.mark_mask = self._settings.mark_mask
-        if self._settings.forwarded_replies:
+        if self._settings.sets_marks:
             if kernel.netfilter is None and self._is_activated:
                 sandbox.say('ForwardedReplies="mark": ending, to be started again with a socket to nfnetlink')
                 raise Stop

@@ -416,6 +416,6 @@ def _owned(view: View) -> list[Operation]:
     ]
     addresses = [address for address in view.addresses.values() if view.owns(address)]
     found += [AddressRemove(address.link, address.interface) for address in reversed(addresses)]
-    if view.settings.forwarded_replies and view.marks is not None:
+    if view.settings.sets_marks and view.marks is not None:
         found.append(ForwardedReplies(()))
     return found

@@ -437,7 +437,7 @@ class View:
 
     def own_tables(self, link: int) -> tuple[int, int]:
         """Return the numbers of the link's two tables."""
-        return claims.tables(link, self.settings.table_base)
+        return claims.tables(link, self.settings.route_table_base)
 
     def on_link(self, link: int, network: IPNetwork) -> Iterator[IPNetwork]:
         """Yield the on-link networks that overlap `network`: by the link's addresses, main and the link's tables."""
@@ -600,7 +600,7 @@ class View:
 
     def local_comes_first(self, version: int) -> bool:
         """Return True if table local is looked up before the owned rules. Operators of VRFs may move its rule."""
-        return self._is_effective(self._local_rules[version], version, self.settings.priority)
+        return self._is_effective(self._local_rules[version], version, self.settings.rule_priority)
 
     def _is_effective(self, rules: Iterable[int], version: int, priority: int) -> bool:
         """Return True if the kernel tries one of these rules for every packet that reaches `priority`.

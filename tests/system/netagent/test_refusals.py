@@ -252,7 +252,7 @@ def test_the_named_key_does_allow_it(lab: Lab) -> None:
     [
         ("AllowKinds = [veth]", "not TOML"),
         ('AuditFailure = "sometimes"', "accepted: refuse, continue"),
-        ('AllowAddresses = "10.0.0.0/64"', "'10.0.0.0/64' does not appear to be"),
+        ('AllowAddresses = "10.0.0.0/64"', "'10.0.0.0/64' is not an address or prefix"),
         ('AllowKinds = "veth"\nAllowKinds = "bridge"', "not TOML"),
     ],
 )
