@@ -42,7 +42,7 @@ from .policy import IPV6_MIN_MTU, Refusal, check_flush, check_link, check_one
 from .protocol import Remaining
 from .removal import AddressCounts, foreign_dependents, lost_with_link
 from .rtnetlink import IFA_F_SECONDARY, RTPROT_KERNEL, Address, Link
-from .view import Owned, View, rule_key, uses_ifa_proto
+from .view import Owned, OwnRoute, View, rule_key, uses_ifa_proto
 
 ALREADY_UNDONE = (0, ENOENT, ESRCH, EADDRNOTAVAIL, EEXIST, ENODEV)
 UNDO_ATTEMPTS = 3
@@ -255,7 +255,6 @@ class _Others:
         self._holders = defaultdict[IPAddress, set[tuple[int, int]]](set)  # links and prefix lengths, by address
         for each in addresses:
             self._holders[each.ip].add((each.link, each.prefix))
-        self._own_routes = {place: route.link for place, route in view.own_routes.items()}
         self._tagged, self._counts = uses_ifa_proto(addresses), AddressCounts(addresses)
         made = (route for route in self._foreign if route.protocol != RTPROT_KERNEL)  # others go with addresses
         self._places = {(route.table, route.destination) for route in made}
@@ -339,12 +338,13 @@ class _Others:
 
     def exact(self, op: Undo) -> Undo:
         """Return a restored route as an addition, unless it replaces an owned one; any other operation as it is."""
-        if isinstance(op, RouteRemove):
-            self._own_routes.pop((op.table, op.destination), None)
+        own = self._view.own_routes
+        if isinstance(op, RouteRemove) and (op.table, op.destination) in own:
+            self._view.remove_route(op.table, op.destination)
         if not isinstance(op, RouteReplace):
             return op
-        is_new = (op.table, op.destination) not in self._own_routes
-        self._own_routes[op.table, op.destination] = op.link
+        is_new = (op.table, op.destination) not in own
+        self._view.add_route(op.table, op.destination, OwnRoute(op.link, op.gateway))
         return _adding(op) if is_new else op
 
     def _dependent(self, address: Address) -> str | None:
@@ -366,8 +366,9 @@ class _Others:
 
     def _own_route(self, link: int) -> IPNetwork | None:
         """Return the destination of an owned IPv4 route of the link, which the request did not add."""
-        places = (place for place, on in self._own_routes.items() if on == link)
-        return next((destination for _, destination in places if destination.version == 4), None)
+        routes = self._view.own_routes.items()
+        found = (network for (_, network), route in routes if route.link == link and network.version == 4)
+        return next(found, None)
 
     def _forget(self, address: Address) -> None:
         """Count an owned address as removed."""
